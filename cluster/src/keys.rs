@@ -1,0 +1,110 @@
+//! The etcd key layout, in one place: `<prefix>/<cluster>/…`.
+
+use crate::node::NodeId;
+use crate::term::Term;
+
+/// Builds the keys of one cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    root: String,
+}
+
+impl Keys {
+    /// Keys below `<prefix>/<cluster>/`. A trailing slash of `prefix` does not matter.
+    pub fn new(prefix: &str, cluster: &str) -> Self {
+        Self { root: format!("{}/{cluster}", prefix.trim_end_matches('/')) }
+    }
+
+    /// Everything of this cluster.
+    pub fn root(&self) -> String {
+        format!("{}/", self.root)
+    }
+
+    /// The term record: who is or becomes primary. Every change compares its `mod_revision`.
+    pub fn term(&self) -> String {
+        format!("{}/term", self.root)
+    }
+
+    /// Who creates the cluster (compare `create_revision = 0`); kept, so that a cluster is created once.
+    pub fn init(&self) -> String {
+        format!("{}/init", self.root)
+    }
+
+    /// The leading manager, under its lease.
+    pub fn manager(&self) -> String {
+        format!("{}/manager", self.root)
+    }
+
+    /// The primary, under its agent's lease.
+    pub fn primary(&self) -> String {
+        format!("{}/primary", self.root)
+    }
+
+    /// Voters, k and mode in force.
+    pub fn policy(&self) -> String {
+        format!("{}/policy", self.root)
+    }
+
+    /// All nodes' addresses.
+    pub fn members(&self) -> String {
+        format!("{}/members/", self.root)
+    }
+
+    /// One node's addresses and identity.
+    pub fn member(&self, node: &NodeId) -> String {
+        format!("{}/members/{node}", self.root)
+    }
+
+    /// All operator fences.
+    pub fn fences(&self) -> String {
+        format!("{}/fences/", self.root)
+    }
+
+    /// One node's operator fence.
+    pub fn fence(&self, node: &NodeId) -> String {
+        format!("{}/fences/{node}", self.root)
+    }
+
+    /// All journals.
+    pub fn journals(&self) -> String {
+        format!("{}/journal/", self.root)
+    }
+
+    /// The journal of how a term began. Zero-padded so that keys sort by term.
+    pub fn journal(&self, term: Term) -> String {
+        format!("{}/journal/{:020}", self.root, term.0)
+    }
+
+    /// All reports of lost WAL.
+    pub fn reports(&self) -> String {
+        format!("{}/report/", self.root)
+    }
+
+    /// The lost-WAL report of the change to `term`, as read from `node`'s old WAL.
+    pub fn report(&self, term: Term, node: &NodeId) -> String {
+        format!("{}/report/{:020}/{node}", self.root, term.0)
+    }
+
+    /// All proxies' states.
+    pub fn proxies(&self) -> String {
+        format!("{}/proxies/", self.root)
+    }
+
+    /// One proxy's state, under its lease.
+    pub fn proxy(&self, id: &str) -> String {
+        format!("{}/proxies/{id}", self.root)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_a_cluster_share_its_root() {
+        let k = Keys::new("/pgtenure/", "demo");
+        assert_eq!(k.term(), "/pgtenure/demo/term");
+        assert!(k.journal(Term(12)).ends_with("/00000000000000000012"));
+        assert!(k.member(&"n1".parse().unwrap()).starts_with(&k.members()));
+    }
+}

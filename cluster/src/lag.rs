@@ -1,0 +1,174 @@
+//! What lagmon knows about each node, as the proxy, the metrics and the operators read it.
+//!
+//! Times are differences on one host's clock: no two hosts' clocks are ever compared (the LSN clock, see lagmon's
+//! `model`). A standby's staleness at a moment is its replay lag when sampled plus the sample's age.
+
+use crate::clock::Instant;
+use crate::lsn::Lsn;
+use crate::node::NodeId;
+use crate::term::Term;
+use crate::timeline::TimelineId;
+use std::time::Duration;
+
+/// One round of samples, published whole.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LagSnapshot {
+    /// The term whose primary was sampled.
+    pub term: Term,
+    /// The primary's newest sample; `None` while no primary answers.
+    pub primary: Option<PrimarySample>,
+    /// One entry per standby known to the topology, ordered by name.
+    pub standbys: Vec<StandbyLag>,
+}
+
+/// Where the primary's WAL ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrimarySample {
+    /// The primary.
+    pub node: NodeId,
+    /// The timeline it writes.
+    pub timeline: TimelineId,
+    /// `pg_current_wal_insert_lsn()`, normalised: at or past the end of every commit acknowledged before `sent_at`.
+    pub insert_lsn: Lsn,
+    /// `pg_current_wal_flush_lsn()`.
+    pub flush_lsn: Lsn,
+    /// When the query was sent: anything acknowledged before this instant is at or below `insert_lsn`.
+    pub sent_at: Instant,
+}
+
+/// One standby's position and lag.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StandbyLag {
+    /// The standby.
+    pub node: NodeId,
+    /// The newest sample that was answered, with positions; `None` when none ever was in this term.
+    pub sample: Option<StandbySample>,
+    /// Replay lag when sampled, or why it cannot be told.
+    pub replay_lag: Result<Duration, LagUnknown>,
+}
+
+/// Positions of a standby at one instant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StandbySample {
+    /// Received and flushed to disk: `pg_last_wal_receive_lsn()`, or the replay position when greater.
+    pub receive_lsn: Lsn,
+    /// `pg_last_wal_replay_lsn()`.
+    pub replay_lsn: Lsn,
+    /// The timeline its WAL receiver is on, while it streams.
+    pub received_timeline: Option<TimelineId>,
+    /// Bytes between the primary's flush position known then and `replay_lsn`.
+    pub replay_lag_bytes: Option<u64>,
+    /// When the query was sent.
+    pub sent_at: Instant,
+}
+
+/// Why a standby's lag is not known. A standby with any of these is never fresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LagUnknown {
+    /// No sample yet in this term.
+    NeverSampled,
+    /// The last probe failed or was not answered in time.
+    Unreachable,
+    /// Its WAL receiver does not stream, or streams a timeline that is not the primary's.
+    StreamBroken,
+    /// Replay is paused.
+    ReplayPaused,
+    /// No sample of the primary old or new enough to date the standby's position.
+    NoPrimarySample,
+    /// The node is not in recovery although the topology calls it a standby.
+    NotInRecovery,
+}
+
+impl LagUnknown {
+    /// The reason as one snake_case word, for logs, metrics and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NeverSampled => "never_sampled",
+            Self::Unreachable => "unreachable",
+            Self::StreamBroken => "stream_broken",
+            Self::ReplayPaused => "replay_paused",
+            Self::NoPrimarySample => "no_primary_sample",
+            Self::NotInRecovery => "not_in_recovery",
+        }
+    }
+}
+
+/// The verdict on a standby against a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Staleness within the budget.
+    Fresh {
+        /// Replay lag plus sample age.
+        staleness: Duration,
+    },
+    /// Staleness known and beyond the budget.
+    Lagging {
+        /// Replay lag plus sample age.
+        staleness: Duration,
+    },
+    /// Not known: treated as beyond every budget.
+    Unknown {
+        /// Why.
+        why: LagUnknown,
+    },
+}
+
+impl StandbyLag {
+    /// Replay lag plus the sample's age at `now`.
+    ///
+    /// # Errors
+    /// Why the lag is unknown.
+    pub fn staleness_at(&self, now: Instant) -> Result<Duration, LagUnknown> {
+        let lag = self.replay_lag?;
+        let sample = self.sample.as_ref().ok_or(LagUnknown::NeverSampled)?;
+        Ok(lag + now.since(sample.sent_at))
+    }
+
+    /// The verdict at `now` against `budget`.
+    pub fn freshness_at(&self, now: Instant, budget: Duration) -> Freshness {
+        match self.staleness_at(now) {
+            Ok(staleness) if staleness <= budget => Freshness::Fresh { staleness },
+            Ok(staleness) => Freshness::Lagging { staleness },
+            Err(why) => Freshness::Unknown { why },
+        }
+    }
+}
+
+impl LagSnapshot {
+    /// The entry of `node`.
+    pub fn standby(&self, node: &NodeId) -> Option<&StandbyLag> {
+        self.standbys.iter().find(|s| &s.node == node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lag(replay_lag: Result<Duration, LagUnknown>) -> StandbyLag {
+        let sample = StandbySample {
+            receive_lsn: Lsn(10),
+            replay_lsn: Lsn(10),
+            received_timeline: Some(TimelineId(1)),
+            replay_lag_bytes: Some(0),
+            sent_at: Instant::from_millis(1000),
+        };
+        StandbyLag { node: "n2".parse().unwrap(), sample: Some(sample), replay_lag }
+    }
+
+    #[test]
+    fn staleness_is_replay_lag_plus_the_age_of_the_sample() {
+        let s = lag(Ok(Duration::from_millis(300)));
+        let (now, budget) = (Instant::from_millis(1200), Duration::from_millis(500));
+        assert_eq!(s.freshness_at(now, budget), Freshness::Fresh { staleness: budget });
+        let later = Instant::from_millis(1201);
+        assert_eq!(s.freshness_at(later, budget), Freshness::Lagging { staleness: Duration::from_millis(501) });
+    }
+
+    #[test]
+    fn an_unknown_lag_is_within_no_budget() {
+        let s = lag(Err(LagUnknown::StreamBroken));
+        let verdict = s.freshness_at(Instant::from_millis(1000), Duration::MAX);
+        assert_eq!(verdict, Freshness::Unknown { why: LagUnknown::StreamBroken });
+    }
+}

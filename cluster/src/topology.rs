@@ -1,0 +1,170 @@
+//! The cluster as a proxy may act on it: who accepts writes, under which term, and until when that is known.
+//!
+//! Ordered by term and then by revision, so that an older view arriving late never replaces a newer one (INV-2).
+
+use crate::clock::Instant;
+use crate::node::{Endpoint, NodeId};
+use crate::term::Term;
+use crate::timeline::Fork;
+
+/// A consistent view of the cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Topology {
+    /// The newest term known.
+    pub term: Term,
+    /// etcd's revision of the view, to order views of the same term.
+    pub revision: u64,
+    /// May writes be sent to the primary?
+    pub gate: Gate,
+    /// The primary of `term`; while the gate is closed, the node that was or will be, if known.
+    pub primary: Option<Member>,
+    /// Every other node, ordered by name.
+    pub standbys: Vec<Member>,
+    /// Writes (and relaying their acknowledgements) must stop at this instant unless the view is renewed. `None` when
+    /// safety does not hang on time: in `strict` mode the quorum fences.
+    pub valid_until: Option<Instant>,
+    /// Where this term's timeline left the previous one; `None` in the first term.
+    pub fork: Option<Fork>,
+}
+
+/// A node and how to reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its name.
+    pub node: NodeId,
+    /// Where its PostgreSQL listens.
+    pub postgres: Endpoint,
+    /// Taken out of routing by an operator.
+    pub fenced: bool,
+}
+
+/// May the primary be written to?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Gate {
+    /// Yes.
+    Open,
+    /// Transactions that run may finish; new ones are held: a switchover is about to stop the primary.
+    Draining,
+    /// No, and why.
+    Closed(Closed),
+}
+
+/// Why nothing may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Closed {
+    /// Nothing was learnt yet.
+    Unknown,
+    /// No term has a primary (a cluster being created, or one that was stopped).
+    Vacant,
+    /// A new term is recruiting standbys.
+    Recruiting,
+    /// The new primary is being promoted.
+    Promoting,
+    /// The new primary waits until a record of its term is on a quorum.
+    Opening,
+    /// The view is older than its validity and etcd does not answer.
+    Stale,
+    /// An operator stopped writes by fencing the primary.
+    Fenced,
+}
+
+impl Closed {
+    /// The reason as one snake_case word, for logs, metrics and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Vacant => "vacant",
+            Self::Recruiting => "recruiting",
+            Self::Promoting => "promoting",
+            Self::Opening => "opening",
+            Self::Stale => "stale",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
+impl Gate {
+    /// The gate as one snake_case word, for logs, metrics and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Draining => "draining",
+            Self::Closed(why) => why.as_str(),
+        }
+    }
+}
+
+impl Topology {
+    /// Nothing known yet.
+    pub fn unknown() -> Self {
+        Self {
+            term: Term(0),
+            revision: 0,
+            gate: Gate::Closed(Closed::Unknown),
+            primary: None,
+            standbys: Vec::new(),
+            valid_until: None,
+            fork: None,
+        }
+    }
+
+    /// The gate at `now`: an open or draining one is closed as stale once the view's validity has run out.
+    pub fn gate_at(&self, now: Instant) -> Gate {
+        match (self.gate, self.valid_until) {
+            (Gate::Open | Gate::Draining, Some(end)) if now >= end => Gate::Closed(Closed::Stale),
+            (gate, _) => gate,
+        }
+    }
+
+    /// Replace by `newer` unless that is older. True when something changed.
+    pub fn merge(&mut self, newer: Self) -> bool {
+        if (newer.term, newer.revision) < (self.term, self.revision) || newer == *self {
+            return false;
+        }
+        *self = newer;
+        true
+    }
+
+    /// The member of that name, primary or standby.
+    pub fn member(&self, node: &NodeId) -> Option<&Member> {
+        self.primary.iter().chain(&self.standbys).find(|m| &m.node == node)
+    }
+}
+
+/// What a proxy tells the manager, so that a switchover can wait for its transactions to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyState {
+    /// The newest term this proxy acts on, on all its workers.
+    pub term: Term,
+    /// The gate all its workers have applied.
+    pub gate: Gate,
+    /// Sessions inside a transaction on the primary or with a statement in flight there.
+    pub busy: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(term: u64, revision: u64) -> Topology {
+        Topology { term: Term(term), revision, gate: Gate::Open, ..Topology::unknown() }
+    }
+
+    #[test]
+    fn an_older_term_never_replaces_a_newer_one() {
+        let mut t = view(7, 100);
+        assert!(!t.merge(view(6, 200)));
+        assert!(!t.merge(view(7, 99)));
+        assert!(!t.merge(view(7, 100)));
+        assert!(t.merge(view(7, 101)) && t.merge(view(8, 1)));
+        assert_eq!(t.term, Term(8));
+    }
+
+    #[test]
+    fn an_open_gate_closes_when_the_view_is_too_old() {
+        let t = Topology { valid_until: Some(Instant::from_millis(10)), ..view(7, 1) };
+        assert_eq!(t.gate_at(Instant::from_millis(9)), Gate::Open);
+        assert_eq!(t.gate_at(Instant::from_millis(10)), Gate::Closed(Closed::Stale));
+        assert_eq!(view(7, 1).gate_at(Instant::from_millis(u64::MAX / 2_000_000)), Gate::Open);
+    }
+}
