@@ -1,1 +1,6 @@
-//! failover
+//! Failover: agents beside each PostgreSQL, managers that hold an etcd lease, and the view of the cluster for proxies.
+//!
+//! Decisions are in `fsm`, `record` and `api` (PURE); `manager`, `agent`, `store` and `view` do the IO around them.
+
+pub mod api;
+pub mod record;

@@ -1,0 +1,317 @@
+//! The records kept in etcd, as JSON: what the cluster has agreed on. PURE.
+//!
+//! Every change of a record is a compare-and-put on the `mod_revision` it was read at (T1 to T6 in ARCHITECTURE.md).
+//! Wall-clock times in records are for people only; no decision reads them.
+
+use cluster::timeline::Fork;
+use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
+use serde::{Deserialize, Serialize};
+
+/// A wall-clock time, milliseconds since 1970 UTC. For display only.
+pub type WallMillis = u64;
+
+/// `term`: who is, or is becoming, primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TermRecord {
+    /// The term; only ever grows (INV-1).
+    pub term: Term,
+    /// How far this term has come.
+    pub phase: Phase,
+    /// The manager that began it, or the agent that created the cluster.
+    pub coordinator: String,
+    /// The node chosen (from `Promoting` on); the primary once `Active`.
+    pub node: Option<NodeId>,
+    /// Why the term was begun.
+    pub cause: Cause,
+    /// The last term that was opened to clients, whose commits this term must contain. `None` in the first term.
+    pub prev: Option<Tenure>,
+    /// Where the chosen node's received WAL ended, so where this term's timeline starts. Set by T2.
+    pub fork: Option<Fork>,
+    /// The first transaction id that can only belong to this term. An xid at or past it seen in the old term is lost.
+    pub xid_bound: Option<u64>,
+    /// End of this term's record in `pgtenure.term`; the term opens when it is on a quorum.
+    pub record_lsn: Option<Lsn>,
+    /// The policy this term's arithmetic used.
+    pub policy_epoch: u64,
+}
+
+/// How far a term has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// T1 done: standbys are being frozen.
+    Recruiting,
+    /// T2 done: the chosen node is being promoted.
+    Promoting,
+    /// Promoted; waits until the term's record is on a quorum.
+    Opening,
+    /// T3 done: open to clients.
+    Active,
+    /// Open for running transactions only: a switchover is under way.
+    Draining,
+}
+
+/// Why a term began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The cluster was created.
+    Bootstrap,
+    /// The primary was found dead or unreachable.
+    Failover,
+    /// An operator asked for a failover.
+    OperatorFailover,
+    /// An operator asked for a switchover.
+    Switchover,
+    /// Every node had been stopped.
+    Restart,
+}
+
+/// A term that was opened to clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenure {
+    /// Its term.
+    pub term: Term,
+    /// Its primary.
+    pub node: NodeId,
+    /// Its timeline, equal to the term.
+    pub timeline: TimelineId,
+}
+
+/// `primary`: exists while the primary's agent keeps its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrimaryRecord {
+    /// The term.
+    pub term: Term,
+    /// The primary.
+    pub node: NodeId,
+    /// The agent process that holds the lease (a random id per start).
+    pub holder: String,
+}
+
+/// The durability a commit has been promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// A commit is acknowledged when `k` standbys have flushed it.
+    Strict,
+    /// A commit is acknowledged by the primary alone; what a failover may lose is measured and reported.
+    Async,
+}
+
+/// `policy`: who votes, how many copies, what may be lowered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRecord {
+    /// Grows with every change.
+    pub epoch: u64,
+    /// Nodes that count.
+    pub voters: Vec<NodeId>,
+    /// Standbys that must have flushed a commit (`ANY k`). 0 in async mode.
+    pub k: u32,
+    /// The mode chosen by the operator.
+    pub mode: Mode,
+    /// Set while commits are not protected although the mode is strict; cleared when re-armed.
+    pub suspended: Option<Suspension>,
+}
+
+/// Since when and why commits are not protected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspension {
+    /// The term in which protection was lowered.
+    pub term: Term,
+    /// Commits up to here are still covered by the mode.
+    pub since: Lsn,
+    /// When, for display.
+    pub since_wall: WallMillis,
+    /// Who or what lowered it.
+    pub why: String,
+}
+
+impl PolicyRecord {
+    /// m, the number of voters.
+    pub fn m(&self) -> usize {
+        self.voters.len()
+    }
+
+    /// How many voters other than the old primary must be frozen: m − k. With k = 0 nothing short of the old primary
+    /// itself is complete.
+    pub fn recruits_needed(&self) -> usize {
+        self.m().saturating_sub(self.k as usize)
+    }
+
+    /// Do commits wait for standbys now?
+    pub fn protects(&self) -> bool {
+        self.mode == Mode::Strict && self.k > 0 && self.suspended.is_none()
+    }
+}
+
+/// `init`: which node creates the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitRecord {
+    /// The node that won the right to run initdb.
+    pub node: NodeId,
+    /// PostgreSQL's system identifier, once initdb has run.
+    pub system_id: Option<String>,
+}
+
+/// `members/<node>`: written by the node's agent when it starts and when something changes; not under a lease, so
+/// that addresses stay known while a node is down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// The node.
+    pub node: NodeId,
+    /// Where its PostgreSQL listens.
+    pub postgres: Endpoint,
+    /// Where its agent's HTTP listens.
+    pub agent: Endpoint,
+    /// `server_version_num` of its PostgreSQL binaries, e.g. 150018.
+    pub pg_version: u32,
+    /// System identifier of its data directory, if it has one.
+    pub system_id: Option<String>,
+    /// Host identity (boot id), to tell which processes share a host.
+    pub host: String,
+}
+
+/// `fences/<node>`: an operator took the node out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceRecord {
+    /// Who asked, as `user@host`.
+    pub by: String,
+    /// When, for display.
+    pub at: WallMillis,
+    /// The primary was fenced knowingly: the cluster accepts no writes until unfenced or failed over.
+    pub stop_writes: bool,
+}
+
+/// `manager`: the leading manager, under its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderRecord {
+    /// The manager's id (a random id per start).
+    pub id: String,
+    /// Host identity (boot id).
+    pub host: String,
+    /// Where its admin HTTP listens, for the CLI.
+    pub admin: String,
+}
+
+/// `proxies/<id>`: what a proxy has applied, under its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyRecord {
+    /// The newest term all its workers act on.
+    pub term: Term,
+    /// The gate all its workers have applied, as in `Gate::as_str`.
+    pub gate: String,
+    /// Sessions busy on the primary.
+    pub busy: u64,
+}
+
+/// `journal/<term>`: how a term came about. Rewritten as it proceeds, final when `finished` is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JournalRecord {
+    /// The term.
+    pub term: Term,
+    /// Why it began.
+    pub cause: Cause,
+    /// What was observed, as shown to an operator.
+    pub observed: Vec<String>,
+    /// The previous primary.
+    pub from: Option<NodeId>,
+    /// The new primary, once chosen.
+    pub to: Option<NodeId>,
+    /// When it began, for display.
+    pub started: WallMillis,
+    /// Milliseconds from the start, per phase finished, in order: detected, recruiting, frozen, chosen, promoted,
+    /// followed, recorded, open.
+    pub phases: Vec<PhaseTime>,
+    /// Frozen nodes and where their WAL ended.
+    pub recruits: Vec<Recruit>,
+    /// m and k in force.
+    pub m: usize,
+    /// Copies beyond the primary's.
+    pub k: u32,
+    /// Where the timelines part.
+    pub fork: Option<Fork>,
+    /// First xid of the new term.
+    pub xid_bound: Option<u64>,
+    /// What was known at the time of the writes that may be lost.
+    pub window: Option<Window>,
+    /// The outcome: `active`, `superseded by term N`, or why it was given up.
+    pub finished: Option<String>,
+    /// Data loss was allowed by an operator.
+    pub data_loss_allowed: bool,
+}
+
+/// A phase and when it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// The phase's name.
+    pub phase: String,
+    /// Milliseconds since the term began (detection: since the first evidence).
+    pub ms: u64,
+}
+
+/// A frozen node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recruit {
+    /// The node.
+    pub node: NodeId,
+    /// The timeline of its last WAL.
+    pub timeline: TimelineId,
+    /// Where its WAL ends.
+    pub lsn: Lsn,
+}
+
+/// The provisional unreplicated-write window: from the fork to the last position known of the old primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Where the new timeline starts.
+    pub fork_lsn: Lsn,
+    /// The old primary's last known insert position.
+    pub last_known_lsn: Lsn,
+    /// Bytes between.
+    pub bytes: u64,
+    /// Milliseconds between the moments at which the old primary passed the two, by the manager's LSN clock.
+    pub ms: Option<u64>,
+}
+
+/// `report/<term>/<node>`: what the old primary's own WAL held past the fork, read before any rewind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossReport {
+    /// The term that began at the fork.
+    pub term: Term,
+    /// The node whose WAL was read.
+    pub node: NodeId,
+    /// Its timeline past the fork.
+    pub timeline: TimelineId,
+    /// The fork.
+    pub fork_lsn: Lsn,
+    /// End of valid WAL on that node.
+    pub end_lsn: Lsn,
+    /// Bytes between.
+    pub bytes: u64,
+    /// Transactions committed in that window.
+    pub commits: u64,
+    /// Transactions aborted in it.
+    pub aborts: u64,
+    /// The first of the lost commits, at most 1000 of them.
+    pub transactions: Vec<LostTransaction>,
+    /// From the first to the last lost commit by the node's own clock, milliseconds.
+    pub span_ms: Option<u64>,
+    /// Commits of the window made while the cluster's mode was suspended (acknowledged without a standby).
+    pub commits_while_suspended: u64,
+    /// Where the WAL tail was kept on that node.
+    pub kept_in: Option<String>,
+    /// When it was read, for display.
+    pub examined: WallMillis,
+}
+
+/// A transaction that is in the old primary's WAL and not in the new timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostTransaction {
+    /// Its 32-bit transaction id as WAL has it.
+    pub xid: u32,
+    /// Start of its commit record.
+    pub lsn: Lsn,
+    /// Commit time by the old primary's clock, as pg_waldump prints it.
+    pub committed_at: String,
+}
