@@ -4,3 +4,4 @@
 
 pub mod api;
 pub mod record;
+pub mod store;
