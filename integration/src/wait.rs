@@ -1,0 +1,31 @@
+//! Waiting for a condition, with a deadline, saying what was awaited.
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+/// Pause between two looks at a condition. Conditions are looked at, never slept for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Look at `condition` until it is `Ok`; its value. The last `Err` says how far it was when time ran out.
+///
+/// # Panics
+/// When `within` has passed, naming `what` and the last refusal.
+pub fn wait_for<T, E: Debug>(what: &str, within: Duration, mut condition: impl FnMut() -> Result<T, E>) -> T {
+    let start = Instant::now();
+    loop {
+        let last = match condition() {
+            Ok(value) => return value,
+            Err(e) => e,
+        };
+        assert!(start.elapsed() < within, "waited {within:?} for {what}; last seen: {last:?}");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// [`wait_for`] for a plain yes or no.
+///
+/// # Panics
+/// When `within` has passed, naming `what`.
+pub fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> bool) {
+    wait_for(what, within, || if condition() { Ok(()) } else { Err("not yet") });
+}
