@@ -113,12 +113,7 @@ pub struct BootstrapRaw {
 
 impl Default for BootstrapRaw {
     fn default() -> Self {
-        Self {
-            userlist: PathBuf::new(),
-            databases: BTreeMap::new(),
-            locale: "C.UTF-8".into(),
-            data_checksums: true,
-        }
+        Self { userlist: PathBuf::new(), databases: BTreeMap::new(), locale: "C.UTF-8".into(), data_checksums: true }
     }
 }
 
@@ -366,7 +361,8 @@ mod tests {
     }
 
     fn problems(raw: &AgentRaw) -> Vec<String> {
-        check(raw, &BootstrapRaw::default()).map_or_else(|bad| bad.iter().map(ToString::to_string).collect(), |_| vec![])
+        check(raw, &BootstrapRaw::default())
+            .map_or_else(|bad| bad.iter().map(ToString::to_string).collect(), |_| vec![])
     }
 
     #[test]
