@@ -9,6 +9,7 @@
 //! 3. A change hint may come late, twice or (while etcd is unreachable) not at all. Read again now and then anyway.
 //! 4. A lease counts from the instant *before* the call that renewed it, on [`cluster::Clock`].
 
+pub mod etcd;
 pub mod memory;
 
 use std::fmt;

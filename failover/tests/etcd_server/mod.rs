@@ -1,0 +1,121 @@
+//! Real etcd for tests: members on free loopback ports in a directory of their own, killed when dropped.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// An etcd cluster.
+pub(crate) struct Etcd {
+    members: Vec<Member>,
+    cluster: String,
+    dir: tempfile::TempDir,
+}
+
+struct Member {
+    name: String,
+    client: String,
+    peer: String,
+    process: Option<Child>,
+}
+
+impl Etcd {
+    /// Start `count` members and wait until they answer.
+    pub(crate) fn start(count: usize) -> Self {
+        // All ports are taken at once, then released together, so that they differ.
+        let ports: Vec<TcpListener> =
+            (0..count * 2).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+        let url = |i: usize| format!("http://{}", ports[i].local_addr().expect("bound"));
+        let members: Vec<Member> = (0..count)
+            .map(|i| Member { name: format!("e{i}"), client: url(2 * i), peer: url(2 * i + 1), process: None })
+            .collect();
+        drop(ports);
+        let cluster: Vec<String> = members.iter().map(|m| format!("{}={}", m.name, m.peer)).collect();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut etcd = Self { members, cluster: cluster.join(","), dir };
+        (0..count).for_each(|i| etcd.spawn(i));
+        etcd.await_healthy();
+        etcd
+    }
+
+    /// Start member `i` (again).
+    pub(crate) fn spawn(&mut self, i: usize) {
+        let dir = self.dir.path();
+        let member = &mut self.members[i];
+        let log = std::fs::File::create(dir.join(format!("{}.log", member.name))).expect("a log file");
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "etcd", "--name", &member.name])
+            .arg("--data-dir")
+            .arg(dir.join(&member.name))
+            .args(["--listen-client-urls", &member.client, "--advertise-client-urls", &member.client])
+            .args(["--listen-peer-urls", &member.peer, "--initial-advertise-peer-urls", &member.peer])
+            .args(["--initial-cluster", &self.cluster, "--heartbeat-interval", "50", "--election-timeout", "500"])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("etcd is installed");
+        member.process = Some(child);
+    }
+
+    /// The members' client URLs.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.members.iter().map(|m| m.client.clone()).collect()
+    }
+
+    /// Wait until every member serves a linearizable read.
+    pub(crate) fn await_healthy(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        for member in &self.members {
+            while !etcdctl(&[&member.client], &["get", "health", "--command-timeout=1s"]).0 {
+                assert!(Instant::now() < deadline, "etcd member {} did not become healthy", member.name);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    /// The member that leads, waiting for an election to end.
+    pub(crate) fn leader(&self) -> usize {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            for (i, member) in self.members.iter().enumerate() {
+                let (_, out) = etcdctl(&[&member.client], &["endpoint", "status", "--command-timeout=1s"]);
+                if out.split(", ").nth(4) == Some("true") {
+                    return i;
+                }
+            }
+            assert!(Instant::now() < deadline, "no etcd member leads");
+        }
+    }
+
+    /// Send `signal` to member `i`.
+    pub(crate) fn signal(&self, i: usize, signal: Signal) {
+        let child = self.members[i].process.as_ref().expect("started");
+        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("it runs");
+    }
+
+    /// Kill member `i` with -9 and wait for its end.
+    pub(crate) fn kill(&mut self, i: usize) {
+        if let Some(mut child) = self.members[i].process.take() {
+            child.kill().expect("it is our child");
+            child.wait().expect("it is our child");
+        }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        (0..self.members.len()).for_each(|i| self.kill(i));
+    }
+}
+
+/// Run etcdctl; did it succeed, and what did it print?
+pub(crate) fn etcdctl(endpoints: &[&str], args: &[&str]) -> (bool, String) {
+    let out = Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .arg(format!("--endpoints={}", endpoints.join(",")))
+        .args(args)
+        .output()
+        .expect("etcdctl is installed");
+    (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
+}

@@ -1,0 +1,207 @@
+//! The store against real etcd: one member, three members, and members that are frozen, killed or absent.
+
+mod etcd_server;
+
+use etcd_server::{Etcd, etcdctl};
+use failover::config::etcd::{Config, Login, Raw, check};
+use failover::store::etcd::EtcdStore;
+use failover::store::{Compare, LeaseId, Range, Store, StoreError, Txn};
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+
+fn config(endpoints: Vec<String>) -> Config {
+    check(Raw { endpoints, ..Raw::default() }, None).expect("a valid configuration")
+}
+
+fn store(etcd: &Etcd) -> EtcdStore {
+    EtcdStore::new(&config(etcd.urls())).expect("a store")
+}
+
+async fn hinted(hints: &mut failover::store::Hints, what: &str) {
+    tokio::time::timeout(Duration::from_secs(10), hints.changed())
+        .await
+        .unwrap_or_else(|_| panic!("no hint within 10 s after {what}"));
+}
+
+#[tokio::test]
+async fn transactions_compare_and_reads_see_one_revision() {
+    let etcd = Etcd::start(1);
+    let s = store(&etcd);
+    let first = s.txn(Txn::new().when(Compare::Absent("/t/a".into())).put("/t/a", "1").put("/t/b", "2")).await.unwrap();
+    assert!(first.succeeded);
+    for stale in [
+        Compare::Absent("/t/a".into()),
+        Compare::ModRevision("/t/a".into(), first.revision + 1),
+        Compare::CreateRevision("/t/b".into(), first.revision - 1),
+        Compare::ModRevision("/t/none".into(), 1),
+    ] {
+        assert!(!s.txn(Txn::new().when(stale.clone()).put("/t/a", "x")).await.unwrap().succeeded, "{stale:?}");
+    }
+    let second = Compare::ModRevision("/t/a".into(), first.revision);
+    let second = s.txn(Txn::new().when(second).put("/t/a", "3").delete("/t/b")).await.unwrap();
+    assert!(second.succeeded);
+    let got = s.read(vec![Range::Key("/t/a".into()), Range::Prefix("/t/".into())]).await.unwrap();
+    assert_eq!((got.revision, got.found.len()), (second.revision, 1));
+    let a = got.get("/t/a").unwrap();
+    assert_eq!((a.value.as_slice(), a.create_revision, a.mod_revision), (&b"3"[..], first.revision, second.revision));
+    assert_eq!(s.get("/t/b").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_takes_its_keys_along_and_its_end_is_hinted() {
+    let etcd = Etcd::start(1);
+    let s = store(&etcd);
+    let granted = s.grant(Duration::from_millis(900)).await.unwrap();
+    assert!(granted.ttl >= Duration::from_secs(1), "{granted:?}");
+    s.txn(Txn::new().put_leased("/p", "me", granted.lease)).await.unwrap();
+    assert_eq!(s.get("/p").await.unwrap().unwrap().lease, Some(granted.lease));
+    let until = Instant::now() + granted.ttl * 2;
+    while Instant::now() < until {
+        assert_eq!(s.keep_alive(granted.lease).await.unwrap(), granted.ttl);
+        tokio::time::sleep(granted.ttl / 6).await;
+    }
+    let mut hints = s.watch("/p");
+    hinted(&mut hints, "setting the watch up").await;
+    hinted(&mut hints, "the lease ended").await;
+    assert_eq!(s.get("/p").await.unwrap(), None);
+    let lost = StoreError::LeaseLost { lease: granted.lease };
+    assert_eq!(s.keep_alive(granted.lease).await, Err(lost.clone()));
+    assert_eq!(s.txn(Txn::new().put_leased("/p", "me", granted.lease)).await, Err(lost));
+    s.revoke(granted.lease).await.expect("revoking what is gone is no error");
+    let other = s.grant(Duration::from_secs(60)).await.unwrap();
+    s.txn(Txn::new().put_leased("/q", "me", other.lease)).await.unwrap();
+    s.revoke(other.lease).await.unwrap();
+    assert_eq!(s.get("/q").await.unwrap(), None);
+    assert_eq!(s.keep_alive(LeaseId(77)).await, Err(StoreError::LeaseLost { lease: LeaseId(77) }));
+}
+
+#[tokio::test]
+async fn a_restarted_member_is_found_again_and_the_gap_is_hinted() {
+    let mut etcd = Etcd::start(1);
+    let s = store(&etcd);
+    s.txn(Txn::new().put("/a", "1")).await.unwrap();
+    let mut hints = s.watch("/");
+    hinted(&mut hints, "setting the watch up").await;
+    etcd.kill(0);
+    let down = s.txn(Txn::new().put("/a", "2")).await;
+    assert!(matches!(down, Err(StoreError::Unavailable { .. } | StoreError::Indeterminate { .. })), "{down:?}");
+    // With the dead connection noticed, nothing is sent and so nothing is unknown.
+    let down = s.txn(Txn::new().put("/a", "2")).await;
+    assert!(matches!(down, Err(StoreError::Unavailable { .. })), "{down:?}");
+    etcd.spawn(0);
+    etcd.await_healthy();
+    hinted(&mut hints, "the member came back").await;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while let Err(error) = s.txn(Txn::new().put("/a", "3")).await {
+        assert!(Instant::now() < deadline, "{error}");
+    }
+    hinted(&mut hints, "a put").await;
+}
+
+#[tokio::test]
+async fn a_write_sent_to_a_member_that_freezes_is_indeterminate() {
+    let etcd = Etcd::start(1);
+    let s = store(&etcd);
+    s.txn(Txn::new().put("/a", "1")).await.unwrap();
+    etcd.signal(0, Signal::SIGSTOP);
+    let frozen = s.txn(Txn::new().put("/a", "2")).await;
+    assert!(matches!(frozen, Err(StoreError::Indeterminate { .. })), "{frozen:?}");
+    let started = Instant::now();
+    let read = s.get("/a").await;
+    assert!(matches!(read, Err(StoreError::Unavailable { .. })), "{read:?}");
+    assert!(started.elapsed() < Duration::from_secs(2), "the deadline is 1 s");
+    etcd.signal(0, Signal::SIGCONT);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let value = loop {
+        match s.get("/a").await {
+            Ok(found) => break found.unwrap().value,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    };
+    assert!(value == b"1" || value == b"2", "{value:?}");
+}
+
+#[tokio::test]
+async fn a_frozen_leader_of_three_costs_no_lease_and_reads_overtake_it() {
+    let etcd = Etcd::start(3);
+    let s = store(&etcd);
+    let granted = s.grant(Duration::from_secs(3)).await.unwrap();
+    s.txn(Txn::new().put_leased("/primary", "me", granted.lease)).await.unwrap();
+    let mut hints = s.watch("/t/");
+    hinted(&mut hints, "setting the watch up").await;
+    let leader = etcd.leader();
+    etcd.signal(leader, Signal::SIGSTOP);
+    let frozen_at = Instant::now();
+    let (mut renewed_at, mut longest) = (frozen_at, Duration::ZERO);
+    let mut written_at = None;
+    while frozen_at.elapsed() < Duration::from_secs(6) {
+        match s.keep_alive(granted.lease).await {
+            Ok(_) => {
+                longest = longest.max(renewed_at.elapsed());
+                renewed_at = Instant::now();
+            }
+            Err(StoreError::Unavailable { .. }) => (),
+            Err(other) => panic!("the lease must not be lost: {other}"),
+        }
+        if written_at.is_none() && s.txn(Txn::new().put("/t/x", "1")).await.is_ok() {
+            written_at = Some(frozen_at.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(longest < granted.ttl, "no renewal for {longest:?}");
+    assert!(written_at.is_some_and(|t| t < Duration::from_secs(5)), "first write after {written_at:?}");
+    assert!(s.get("/primary").await.unwrap().is_some());
+    hinted(&mut hints, "a write, from whichever member still lives").await;
+    // With a new leader, the frozen member delays a read by no more than the hedge.
+    let started = Instant::now();
+    s.get("/primary").await.unwrap();
+    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+    println!("longest gap between renewals {longest:?}, first write after {written_at:?}");
+}
+
+#[tokio::test]
+async fn a_killed_follower_of_three_and_an_endpoint_where_nothing_listens_are_skipped() {
+    let mut etcd = Etcd::start(3);
+    let mut urls = vec!["http://127.0.0.1:1".to_owned()];
+    urls.extend(etcd.urls());
+    let s = EtcdStore::new(&config(urls)).unwrap();
+    let follower = (etcd.leader() + 1) % 3;
+    etcd.kill(follower);
+    for n in 0..20 {
+        let started = Instant::now();
+        s.txn(Txn::new().put("/a", n.to_string())).await.unwrap();
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+    assert_eq!(s.check_versions().await.len(), 2);
+}
+
+#[tokio::test]
+async fn where_nothing_listens_a_write_is_certainly_not_done() {
+    let s = EtcdStore::new(&config(vec!["http://127.0.0.1:1".into(), "http://127.0.0.1:2".into()])).unwrap();
+    for result in [s.txn(Txn::new().put("/a", "1")).await.err(), s.get("/a").await.err()] {
+        let Some(StoreError::Unavailable { why, .. }) = result else { panic!("{result:?}") };
+        assert!(why.contains("tcp connect error"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_logs_in_with_a_password_and_a_wrong_one_is_refused() {
+    let etcd = Etcd::start(1);
+    let urls = etcd.urls();
+    for args in [&["user", "add", "root:top"][..], &["user", "grant-role", "root", "root"], &["auth", "enable"]] {
+        assert!(etcdctl(&[&urls[0]], args).0, "etcdctl {args:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let with = |password: &str| {
+        let file = dir.path().join(password);
+        std::fs::write(&file, format!("{password}\n")).unwrap();
+        let login = Login { username: "root".into(), password: None, password_file: Some(file) };
+        EtcdStore::new(&Config { login: Some(login), ..config(urls.clone()) }).unwrap()
+    };
+    let s = with("top");
+    s.txn(Txn::new().put("/a", "1")).await.expect("logged in");
+    assert_eq!(s.get("/a").await.unwrap().unwrap().value, b"1");
+    for refused in [with("wrong").get("/a").await.err(), store(&etcd).get("/a").await.err()] {
+        assert!(matches!(refused, Some(StoreError::Refused { .. })), "{refused:?}");
+    }
+}
