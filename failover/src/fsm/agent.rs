@@ -1,0 +1,339 @@
+//! What an agent does by itself, without a manager's command. PURE.
+//!
+//! Whoever was a primary is never started as one again, and never started at all before its line of descent was
+//! compared with the new primary's; the exception is the node that creates the cluster, until the first term exists.
+//! Commands (freeze, promote, …) are not decided here: they come from a manager and carry their term.
+
+use crate::record::{FenceRecord, InitRecord, Phase, TermRecord};
+use cluster::{NodeId, Term, TimelineId};
+use std::time::Duration;
+
+/// PostgreSQL as far as the decision needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// No data directory.
+    Absent,
+    /// Not running.
+    Stopped {
+        /// It was a primary when it stopped.
+        was_primary: bool,
+    },
+    /// Started, not yet answering.
+    Starting,
+    /// In recovery.
+    Standby {
+        /// Timeline of its WAL receiver, while that streams.
+        streaming: Option<TimelineId>,
+    },
+    /// Accepting writes.
+    Primary {
+        /// The timeline it writes.
+        timeline: TimelineId,
+    },
+    /// Not answering.
+    Hung,
+}
+
+/// What is known when the decision is made.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// This node.
+    pub node: &'a NodeId,
+    /// Its PostgreSQL.
+    pub server: Server,
+    /// Highest term promised.
+    pub promise: Term,
+    /// The term record; `None` when there is none. Nothing is decided before etcd was read once.
+    pub record: Option<&'a TermRecord>,
+    /// The init record.
+    pub init: Option<&'a InitRecord>,
+    /// System identifier of the data directory.
+    pub system_id: Option<&'a str>,
+    /// An operator's fence on this node.
+    pub fence: Option<&'a FenceRecord>,
+    /// The primary whose address the WAL receiver was given, and its term.
+    pub upstream: Option<(&'a NodeId, Term)>,
+    /// For how long the WAL receiver has not streamed although it was given an address.
+    pub not_streaming_for: Duration,
+    /// A rewind was begun and not finished.
+    pub rewind_interrupted: bool,
+    /// Is this node a voter of the configuration (only such a node may create the cluster)?
+    pub voter: bool,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Nothing now.
+    Wait(Because),
+    /// Try to become the node that creates the cluster.
+    Create,
+    /// Go on creating the cluster: this node has won the right to.
+    ResumeCreation,
+    /// Copy the primary's data.
+    Clone,
+    /// Start as a standby without upstream: only then its line of descent and its end are known.
+    StartDetached,
+    /// Compare lines of descent with the primary of the record; then follow, rewind or clone.
+    Rejoin,
+    /// Stop: an operator fenced the node. On a primary acknowledgements stop first.
+    StopFenced,
+    /// Stop at once: another term has begun, this node must not accept writes any more.
+    StopSuperseded,
+}
+
+/// Why nothing is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// All is as it should be.
+    Fine,
+    /// PostgreSQL is starting.
+    Starting,
+    /// PostgreSQL does not answer; managers decide what follows.
+    Hung,
+    /// Frozen for a term that is not decided yet.
+    Frozen,
+    /// It was the primary of the current term: managers decide what follows.
+    AwaitsManager,
+    /// No primary to follow yet.
+    NoPrimary,
+    /// An operator fenced the node.
+    Fenced,
+    /// Another node creates the cluster.
+    BeingCreated,
+    /// The data directory belongs to another cluster.
+    ForeignData,
+    /// There is a data directory, and etcd knows no cluster.
+    UnknownCluster,
+    /// Neither a cluster in etcd nor the right to create one.
+    NotAVoter,
+}
+
+impl Because {
+    /// What an operator must be told; `None` when nothing is wrong.
+    pub const fn trouble(self) -> Option<&'static str> {
+        match self {
+            Self::ForeignData => Some("the data directory belongs to another cluster (its system identifier differs)"),
+            Self::UnknownCluster => Some("etcd knows no cluster, but there is a data directory: was etcd lost?"),
+            Self::NotAVoter => Some("etcd knows no cluster, and this node is none of cluster.voters"),
+            _ => None,
+        }
+    }
+}
+
+/// How long a WAL receiver that was given an address may fail before histories are compared again.
+pub const STREAMING_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Decide.
+pub fn decide(facts: &Facts<'_>) -> Act {
+    if let Some(fence) = facts.fence {
+        return fenced(facts, fence);
+    }
+    let Some(record) = facts.record else { return unborn(facts) };
+    if let (Some(id), Some(want)) = (facts.system_id, facts.init.and_then(|i| i.system_id.as_deref()))
+        && id != want
+    {
+        return Act::Wait(Because::ForeignData);
+    }
+    match facts.server {
+        Server::Starting => Act::Wait(Because::Starting),
+        Server::Primary { timeline } => primary(facts, record, timeline),
+        Server::Hung if record.node.as_ref() != Some(facts.node) && has_primary(record) => Act::StopSuperseded,
+        Server::Hung => Act::Wait(Because::Hung),
+        Server::Absent => with_primary(facts, record, Act::Clone),
+        Server::Stopped { .. } if facts.rewind_interrupted => with_primary(facts, record, Act::Rejoin),
+        Server::Stopped { was_primary: true } => with_primary(facts, record, Act::Rejoin),
+        Server::Stopped { was_primary: false } => Act::StartDetached,
+        Server::Standby { streaming } => standby(facts, record, streaming),
+    }
+}
+
+fn fenced(facts: &Facts<'_>, fence: &FenceRecord) -> Act {
+    match facts.server {
+        Server::Absent | Server::Stopped { .. } => Act::Wait(Because::Fenced),
+        Server::Primary { .. } if !fence.stop_writes && !superseded(facts) => Act::Wait(Because::Fine),
+        Server::Primary { .. } | Server::Standby { .. } | Server::Starting | Server::Hung => Act::StopFenced,
+    }
+}
+
+fn superseded(facts: &Facts<'_>) -> bool {
+    matches!((facts.record, facts.server), (Some(r), Server::Primary { timeline })
+        if primary(facts, r, timeline) == Act::StopSuperseded)
+}
+
+/// No term exists yet.
+fn unborn(facts: &Facts<'_>) -> Act {
+    match (facts.init, facts.server) {
+        (Some(init), _) if init.node == *facts.node => Act::ResumeCreation,
+        (Some(_), Server::Absent) => Act::Wait(Because::BeingCreated),
+        (None, Server::Absent) if facts.voter => Act::Create,
+        (None, Server::Absent) => Act::Wait(Because::NotAVoter),
+        (Some(_) | None, _) => Act::Wait(Because::UnknownCluster),
+    }
+}
+
+/// A primary writes on the timeline of its term, so its timeline tells which term it serves.
+fn primary(facts: &Facts<'_>, record: &TermRecord, timeline: TimelineId) -> Act {
+    let mine = record.node.as_ref() == Some(facts.node);
+    match record.term.timeline() {
+        Some(t) if t > timeline => Act::StopSuperseded,
+        Some(t) if t == timeline && !mine && record.node.is_some() => Act::StopSuperseded,
+        _ => Act::Wait(Because::Fine),
+    }
+}
+
+fn standby(facts: &Facts<'_>, record: &TermRecord, streaming: Option<TimelineId>) -> Act {
+    let follows = facts.upstream.is_some_and(|(node, term)| record.node.as_ref() == Some(node) && term == record.term);
+    let current = streaming.is_some() && streaming == record.term.timeline();
+    match (follows, current) {
+        (true, true) => Act::Wait(Because::Fine),
+        (true, false) if facts.not_streaming_for < STREAMING_PATIENCE => Act::Wait(Because::Fine),
+        _ => with_primary(facts, record, Act::Rejoin),
+    }
+}
+
+fn has_primary(record: &TermRecord) -> bool {
+    matches!(record.phase, Phase::Opening | Phase::Active | Phase::Draining)
+}
+
+/// `act`, if there is a primary other than this node that it may follow.
+fn with_primary(facts: &Facts<'_>, record: &TermRecord, act: Act) -> Act {
+    if !has_primary(record) {
+        return Act::Wait(Because::NoPrimary);
+    }
+    if record.node.as_ref() == Some(facts.node) {
+        return Act::Wait(Because::AwaitsManager);
+    }
+    if facts.promise > record.term {
+        return Act::Wait(Because::Frozen);
+    }
+    act
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Cause;
+
+    fn record(term: u64, phase: Phase, node: Option<&str>) -> TermRecord {
+        TermRecord {
+            term: Term(term),
+            phase,
+            coordinator: "m".into(),
+            node: node.map(|n| n.parse().unwrap()),
+            cause: Cause::Failover,
+            prev: None,
+            fork: None,
+            xid_bound: None,
+            record_lsn: None,
+            policy_epoch: 1,
+        }
+    }
+
+    fn n(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    /// Node n1 with this server under this record; promised the record's term.
+    fn check(server: Server, record: Option<&TermRecord>, expected: Act) {
+        let node = n("n1");
+        let facts = facts(&node, server, record);
+        assert_eq!(decide(&facts), expected, "{server:?} under {record:?}");
+    }
+
+    fn facts<'a>(node: &'a NodeId, server: Server, record: Option<&'a TermRecord>) -> Facts<'a> {
+        Facts {
+            node,
+            server,
+            promise: record.map_or(Term(0), |r| r.term),
+            record,
+            init: None,
+            system_id: None,
+            fence: None,
+            upstream: None,
+            not_streaming_for: Duration::ZERO,
+            rewind_interrupted: false,
+            voter: true,
+        }
+    }
+
+    const STANDBY: Server = Server::Standby { streaming: None };
+
+    #[test]
+    fn a_stopped_primary_never_starts_by_itself() {
+        let stopped = Server::Stopped { was_primary: true };
+        check(stopped, Some(&record(3, Phase::Active, Some("n1"))), Act::Wait(Because::AwaitsManager));
+        check(stopped, Some(&record(4, Phase::Recruiting, None)), Act::Wait(Because::NoPrimary));
+        check(stopped, Some(&record(4, Phase::Promoting, Some("n2"))), Act::Wait(Because::NoPrimary));
+        check(stopped, Some(&record(4, Phase::Opening, Some("n2"))), Act::Rejoin);
+    }
+
+    #[test]
+    fn a_primary_of_an_older_term_stops_at_once() {
+        let primary = Server::Primary { timeline: TimelineId(3) };
+        check(primary, Some(&record(3, Phase::Active, Some("n1"))), Act::Wait(Because::Fine));
+        check(primary, Some(&record(3, Phase::Draining, Some("n1"))), Act::Wait(Because::Fine));
+        check(primary, Some(&record(4, Phase::Recruiting, None)), Act::StopSuperseded);
+        check(primary, Some(&record(4, Phase::Active, Some("n2"))), Act::StopSuperseded);
+        check(Server::Hung, Some(&record(4, Phase::Active, Some("n2"))), Act::StopSuperseded);
+        check(Server::Hung, Some(&record(4, Phase::Active, Some("n1"))), Act::Wait(Because::Hung));
+    }
+
+    #[test]
+    fn a_standby_without_stream_compares_histories() {
+        let active = record(4, Phase::Active, Some("n2"));
+        check(STANDBY, Some(&active), Act::Rejoin);
+        check(Server::Stopped { was_primary: false }, Some(&active), Act::StartDetached);
+        let (node, upstream) = (n("n1"), n("n2"));
+        let follows = Facts { upstream: Some((&upstream, Term(4))), ..facts(&node, STANDBY, Some(&active)) };
+        assert_eq!(decide(&follows), Act::Wait(Because::Fine));
+        let late = Facts { not_streaming_for: STREAMING_PATIENCE, ..follows.clone() };
+        assert_eq!(decide(&late), Act::Rejoin);
+        let stale = Server::Standby { streaming: Some(TimelineId(3)) };
+        assert_eq!(decide(&Facts { server: stale, ..late }), Act::Rejoin);
+        let fine = Facts { server: Server::Standby { streaming: Some(TimelineId(4)) }, ..follows };
+        assert_eq!(decide(&fine), Act::Wait(Because::Fine));
+    }
+
+    #[test]
+    fn a_node_frozen_for_a_later_term_does_not_follow_the_earlier_one() {
+        let (node, active) = (n("n1"), record(4, Phase::Active, Some("n2")));
+        let frozen = Facts { promise: Term(5), ..facts(&node, STANDBY, Some(&active)) };
+        assert_eq!(decide(&frozen), Act::Wait(Because::Frozen));
+    }
+
+    #[test]
+    fn one_node_creates_the_cluster_and_the_others_wait_to_clone() {
+        let node = n("n1");
+        let unborn = facts(&node, Server::Absent, None);
+        assert_eq!(decide(&unborn), Act::Create);
+        let init = |name: &str| InitRecord { node: n(name), system_id: None };
+        let (mine, other) = (init("n1"), init("n2"));
+        assert_eq!(decide(&Facts { init: Some(&mine), ..unborn.clone() }), Act::ResumeCreation);
+        assert_eq!(decide(&Facts { init: Some(&other), ..unborn.clone() }), Act::Wait(Because::BeingCreated));
+        check(Server::Absent, Some(&record(1, Phase::Opening, Some("n2"))), Act::Clone);
+        check(STANDBY, None, Act::Wait(Because::UnknownCluster));
+    }
+
+    #[test]
+    fn data_of_another_cluster_is_left_alone() {
+        let (node, active) = (n("n1"), record(4, Phase::Active, Some("n2")));
+        let init = InitRecord { node: n("n2"), system_id: Some("7".into()) };
+        let base = facts(&node, Server::Stopped { was_primary: true }, Some(&active));
+        let foreign = Facts { init: Some(&init), system_id: Some("8"), ..base };
+        assert_eq!(decide(&foreign), Act::Wait(Because::ForeignData));
+    }
+
+    #[test]
+    fn a_fence_stops_a_standby_and_a_primary_only_when_writes_may_stop() {
+        let (node, active) = (n("n1"), record(4, Phase::Active, Some("n1")));
+        let fence = |stop_writes| FenceRecord { by: "me".into(), at: 0, stop_writes };
+        let (soft, hard) = (fence(false), fence(true));
+        let primary = facts(&node, Server::Primary { timeline: TimelineId(4) }, Some(&active));
+        assert_eq!(decide(&Facts { fence: Some(&soft), ..primary.clone() }), Act::Wait(Because::Fine));
+        assert_eq!(decide(&Facts { fence: Some(&hard), ..primary.clone() }), Act::StopFenced);
+        assert_eq!(decide(&Facts { server: STANDBY, fence: Some(&soft), ..primary.clone() }), Act::StopFenced);
+        let stopped = Server::Stopped { was_primary: false };
+        assert_eq!(decide(&Facts { server: stopped, fence: Some(&soft), ..primary }), Act::Wait(Because::Fenced));
+    }
+}

@@ -1,0 +1,246 @@
+//! How a node comes back under a new primary: follow, rewind or clone. PURE.
+//!
+//! A node's WAL is described by its line of descent (ancestors and where each ended) and the end of its last WAL. It
+//! may simply follow when that end lies on the primary's line of descent. Otherwise it holds WAL that the cluster has
+//! not: that tail is examined and reported before anything overwrites it (INV-5).
+
+use crate::api::Position;
+use cluster::timeline::{Fork, History};
+use cluster::{Lsn, TimelineId};
+
+/// What is known when the decision is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts<'a> {
+    /// End of this node's WAL.
+    pub own_end: Position,
+    /// This node's line of descent; `None` when the history file of its timeline is missing.
+    pub own: Option<&'a History>,
+    /// The new primary's line of descent.
+    pub upstream: &'a History,
+    /// A rewind was begun and not finished: the data directory must not be started.
+    pub rewind_interrupted: bool,
+    /// The tail from this fork on was examined and reported.
+    pub examined: Option<Fork>,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Stream from the primary.
+    Follow,
+    /// Examine, save and report the WAL past this point first, then ask again.
+    Examine(Fork),
+    /// Rewind to where the two lines of descent part.
+    Rewind(Fork),
+    /// Replace the data by a fresh copy.
+    Reclone(Why),
+}
+
+/// Why a rewind cannot help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A rewind was interrupted.
+    RewindInterrupted,
+    /// Both call the same timeline by the same number, but it began at different places: pg_rewind would see no
+    /// difference.
+    Twins(TimelineId),
+    /// This node's own history file is missing.
+    HistoryUnknown,
+    /// Not even the first timelines agree: another cluster's data would have been noticed before by its identifier,
+    /// so this is a history file that was damaged.
+    NothingInCommon,
+}
+
+impl Why {
+    /// The reason as an operator reads it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RewindInterrupted => "a rewind was interrupted",
+            Self::Twins(_) => "the same timeline was begun twice",
+            Self::HistoryUnknown => "the node's own history file is missing",
+            Self::NothingInCommon => "the histories have nothing in common",
+        }
+    }
+}
+
+/// Decide.
+pub fn plan(facts: &Facts<'_>) -> Plan {
+    let (parted, why_not_rewind) = match facts.own {
+        Some(own) if facts.upstream.contains_line(own, facts.own_end.lsn) => {
+            // An interrupted rewind may well look like a fit, because the control file is written first or last.
+            return if facts.rewind_interrupted { Plan::Reclone(Why::RewindInterrupted) } else { Plan::Follow };
+        }
+        Some(own) => match divergence(own, facts.own_end.lsn, facts.upstream) {
+            Some(fork) if is_twin(own, facts.upstream) => (fork, Some(Why::Twins(own.timeline))),
+            Some(fork) => (fork, None),
+            None => (start_of(own), Some(Why::NothingInCommon)),
+        },
+        None => (oldest_possible(facts), Some(Why::HistoryUnknown)),
+    };
+    match (facts.rewind_interrupted, facts.examined, why_not_rewind) {
+        // The mark is only ever set after the examination.
+        (true, _, _) => Plan::Reclone(Why::RewindInterrupted),
+        (false, None, _) => Plan::Examine(parted),
+        (false, Some(done), _) if done != parted => Plan::Examine(parted),
+        (false, Some(_), Some(why)) => Plan::Reclone(why),
+        (false, Some(_), None) => Plan::Rewind(parted),
+    }
+}
+
+/// Where `own` (ending at `end`) and `upstream` part: the last timeline they share and the first byte of it that they
+/// may not share. `None` when they share no timeline.
+pub fn divergence(own: &History, end: Lsn, upstream: &History) -> Option<Fork> {
+    let mine = segments(own, end);
+    let theirs = segments(upstream, Lsn(u64::MAX));
+    let mut last = None;
+    for (a, b) in mine.iter().zip(&theirs) {
+        if a.timeline != b.timeline {
+            break;
+        }
+        last = Some(Fork { timeline: a.timeline, lsn: a.lsn.min(b.lsn) });
+        if a.lsn != b.lsn {
+            break;
+        }
+    }
+    last
+}
+
+/// The parts of `own`'s line past `parted`: timeline, from, to. Oldest first.
+pub fn tail(own: &History, end: Lsn, parted: Fork) -> Vec<(TimelineId, Lsn, Lsn)> {
+    let mut from = parted.lsn;
+    let mut parts = Vec::new();
+    for segment in segments(own, end).into_iter().skip_while(|s| s.timeline < parted.timeline) {
+        if segment.lsn > from || segment.timeline == own.timeline {
+            parts.push((segment.timeline, from, segment.lsn.max(from)));
+        }
+        from = from.max(segment.lsn);
+    }
+    parts
+}
+
+/// Each timeline of a line of descent with its end.
+fn segments(history: &History, end: Lsn) -> Vec<Fork> {
+    let mut all = history.forks.clone();
+    all.push(Fork { timeline: history.timeline, lsn: end });
+    all
+}
+
+fn start_of(history: &History) -> Fork {
+    segments(history, Lsn::INVALID).first().copied().unwrap_or(Fork { timeline: history.timeline, lsn: Lsn::INVALID })
+}
+
+/// Without an own history the tail can only be read on the own timeline, from where the primary's line last left it or
+/// a lower one.
+fn oldest_possible(facts: &Facts<'_>) -> Fork {
+    let timeline = facts.own_end.timeline;
+    let lower = facts.upstream.forks.iter().rev().find(|f| f.timeline <= timeline);
+    Fork { timeline, lsn: lower.map_or(facts.own_end.lsn, |f| f.lsn) }
+}
+
+fn is_twin(own: &History, upstream: &History) -> bool {
+    let begins = |h: &History, timeline: TimelineId| -> Option<Option<Fork>> {
+        let all = segments(h, Lsn::INVALID);
+        let i = all.iter().position(|s| s.timeline == timeline)?;
+        Some(i.checked_sub(1).map(|before| all[before]))
+    };
+    match (begins(own, own.timeline), begins(upstream, own.timeline)) {
+        (Some(a), Some(b)) => a != b,
+        _ => false,
+    }
+}
+
+/// Comparing whole lines of descent.
+trait ContainsLine {
+    /// Is `own`, ending at `end`, wholly on this line?
+    fn contains_line(&self, own: &History, end: Lsn) -> bool;
+}
+
+impl ContainsLine for History {
+    fn contains_line(&self, own: &History, end: Lsn) -> bool {
+        self.contains(own.timeline, end) && !is_twin(own, self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `1@10,2@20 3` reads: timeline 3, whose ancestor 1 ended at 10 and 2 at 20.
+    fn history(text: &str) -> History {
+        let (forks, timeline) = text.split_once(' ').unwrap_or(("", text));
+        let forks = forks.split(',').filter(|f| !f.is_empty()).map(|f| {
+            let (t, l) = f.split_once('@').unwrap();
+            Fork { timeline: TimelineId(t.parse().unwrap()), lsn: Lsn(l.parse().unwrap()) }
+        });
+        History { timeline: TimelineId(timeline.parse().unwrap()), forks: forks.collect() }
+    }
+
+    fn check(own: &str, end: u64, upstream: &str, examined: Option<(u32, u64)>, expected: Plan) {
+        let own = history(own);
+        let facts = Facts {
+            own_end: Position { timeline: own.timeline, lsn: Lsn(end) },
+            own: Some(&own),
+            upstream: &history(upstream),
+            rewind_interrupted: false,
+            examined: examined.map(|(t, l)| Fork { timeline: TimelineId(t), lsn: Lsn(l) }),
+        };
+        assert_eq!(plan(&facts), expected, "{own:?} {end} under {upstream}");
+    }
+
+    fn at(timeline: u32, lsn: u64) -> Fork {
+        Fork { timeline: TimelineId(timeline), lsn: Lsn(lsn) }
+    }
+
+    #[test]
+    fn a_node_whose_wal_ends_on_the_primarys_line_follows() {
+        check("1", 90, "1@100 2", None, Plan::Follow);
+        check("1", 100, "1@100 2", None, Plan::Follow);
+        check("1@100 2", 130, "1@100 2", None, Plan::Follow);
+        check("1@100 2", 150, "1@100,2@150 5", None, Plan::Follow);
+    }
+
+    #[test]
+    fn a_tail_is_examined_before_it_is_rewound() {
+        check("1", 101, "1@100 2", None, Plan::Examine(at(1, 100)));
+        check("1", 101, "1@100 2", Some((1, 100)), Plan::Rewind(at(1, 100)));
+        check("1", 101, "1@90,2@95 3", Some((1, 100)), Plan::Examine(at(1, 90)));
+    }
+
+    #[test]
+    fn a_timeline_that_was_never_opened_is_rewound_to_its_parent() {
+        // Promoted under term 2, died before it was opened; term 3 began from another node that had less.
+        check("1@100 2", 120, "1@95 3", Some((1, 95)), Plan::Rewind(at(1, 95)));
+        check("1@100 2", 120, "1@110 3", Some((1, 100)), Plan::Rewind(at(1, 100)));
+    }
+
+    #[test]
+    fn twins_are_never_rewound() {
+        check("1@100 2", 120, "1@90 2", None, Plan::Examine(at(1, 90)));
+        check("1@100 2", 120, "1@90 2", Some((1, 90)), Plan::Reclone(Why::Twins(TimelineId(2))));
+    }
+
+    #[test]
+    fn an_interrupted_rewind_is_replaced_even_if_it_looks_fit() {
+        let own = history("1@100 2");
+        let facts = Facts {
+            own_end: Position { timeline: TimelineId(2), lsn: Lsn(130) },
+            own: Some(&own),
+            upstream: &own,
+            rewind_interrupted: true,
+            examined: Some(at(1, 100)),
+        };
+        assert_eq!(plan(&facts), Plan::Reclone(Why::RewindInterrupted));
+        let gone = Facts { own: None, rewind_interrupted: false, examined: None, ..facts };
+        assert_eq!(plan(&gone), Plan::Examine(at(2, 100)));
+    }
+
+    #[test]
+    fn the_tail_spans_every_own_timeline_past_the_parting() {
+        let own = history("1@100,2@150 3");
+        let parts = tail(&own, Lsn(170), at(1, 90));
+        let part = |t, a, b| (TimelineId(t), Lsn(a), Lsn(b));
+        assert_eq!(parts, [part(1, 90, 100), part(2, 100, 150), part(3, 150, 170)]);
+        assert_eq!(tail(&own, Lsn(170), at(2, 150)), [part(3, 150, 170)]);
+        assert_eq!(tail(&history("1"), Lsn(170), at(1, 100)), [part(1, 100, 170)]);
+    }
+}
