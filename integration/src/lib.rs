@@ -15,5 +15,6 @@ pub mod postgres;
 pub mod process;
 pub mod prometheus;
 pub mod scratch;
+pub mod source;
 pub mod wait;
 pub mod workload;

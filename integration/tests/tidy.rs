@@ -1,0 +1,334 @@
+//! Checks of the source itself: what PURE modules may import, which crate may depend on which, which words are used,
+//! that every alert and every operator verb has its page.
+
+use integration::source::{code_only, find_word, paths};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Files and directories whose modules are PURE: they decide, they never touch a clock, a socket or a file.
+const PURE: [&str; 16] = [
+    "cluster/src",
+    "failover/src/api.rs",
+    "failover/src/fsm",
+    "failover/src/record.rs",
+    "failover/src/store/etcd/classify.rs",
+    "lagmon/src/model",
+    "proxy/src/auth/scram.rs",
+    "proxy/src/ledger",
+    "proxy/src/route",
+    "proxy/src/session/outcome.rs",
+    "proxy/src/session/relay.rs",
+    "proxy/src/session/state.rs",
+    "proxy/src/sql",
+    "proxy/src/wire",
+    "failover/src/view/topology.rs",
+    "failover/src/agent/parse.rs",
+];
+
+/// In PURE directories, the files that read the world so that others need not.
+const NOT_PURE: [&str; 1] = ["cluster/src/clock.rs"];
+
+/// Paths that no PURE module may name.
+const BANNED_PATHS: [&str; 14] = [
+    "std::net",
+    "std::fs",
+    "std::process",
+    "std::thread",
+    "std::env",
+    "std::io::stdin",
+    "std::io::stdout",
+    "std::time::Instant",
+    "std::time::SystemTime",
+    "std::os",
+    "Instant::now",
+    "SystemTime::now",
+    "Clock::system",
+    "rand",
+];
+
+/// External crates that PURE modules may use.
+const ALLOWED_CRATES: [&str; 4] = ["bytes", "cluster", "serde", "thiserror"];
+
+/// Further crates that single PURE files may use, with the reason.
+const ALLOWED_IN: [(&str, &[&str]); 2] = [
+    // The exchange is arithmetic over hashes; pgwire's state machine does no IO.
+    ("proxy/src/auth/scram.rs", &["base64", "pgwire", "ring"]),
+    // The records are JSON by definition.
+    ("failover/src/record.rs", &["serde_json"]),
+];
+
+/// Who may depend on whom.
+const DIRECTIONS: [(&str, &[&str]); 6] = [
+    ("cluster", &[]),
+    ("proxy", &["cluster"]),
+    ("lagmon", &["cluster"]),
+    ("failover", &["cluster"]),
+    ("pgtenure", &["cluster", "proxy", "lagmon", "failover"]),
+    ("integration", &["cluster", "proxy", "lagmon", "failover", "pgtenure"]),
+];
+
+/// Words that are not ours, and the word to use.
+const BANNED_WORDS: [(&str, &str); 6] = [
+    ("master", "primary"),
+    ("slave", "standby"),
+    ("slaves", "standbys"),
+    ("whitelist", "allow list"),
+    ("blacklist", "deny list"),
+    ("xlog_location", "Lsn"),
+];
+
+/// The verbs of an operator; each has a page in runbooks/.
+const VERBS: [&str; 8] = ["status", "lag", "switchover", "failover", "fence", "unfence", "report", "history"];
+
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().expect("the package lies in the workspace").to_owned()
+}
+
+/// Every file of the project, as paths relative to its root, build products left out.
+fn files() -> Vec<String> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).expect("the source can be read").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = entry.path();
+            if name == "target" || name == ".git" || name == "__pycache__" {
+                continue;
+            }
+            // Followed links could lead out of the project.
+            let kind = entry.file_type().expect("a file has a type");
+            if kind.is_dir() {
+                walk(&path, found);
+            } else if kind.is_file() {
+                found.push(path);
+            }
+        }
+    }
+    let (root, mut found) = (root(), Vec::new());
+    walk(&root, &mut found);
+    let relative = |p: PathBuf| p.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
+    let mut names: Vec<String> = found.into_iter().map(relative).collect();
+    names.sort();
+    names
+}
+
+fn read(name: &str) -> String {
+    String::from_utf8_lossy(&std::fs::read(root().join(name)).expect("a file just listed")).into_owned()
+}
+
+fn is_pure(file: &str) -> bool {
+    let below = |p: &str| file == p || file.strip_prefix(p).is_some_and(|rest| rest.starts_with('/'));
+    file.ends_with(".rs") && PURE.iter().any(|p| below(p)) && !NOT_PURE.contains(&file)
+}
+
+/// What `cargo metadata` says of this workspace: package name to (dependency, is it only for tests or builds).
+fn dependencies() -> BTreeMap<String, Vec<(String, bool)>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(root());
+    let output = command.output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let packages = json["packages"].as_array().expect("a workspace has packages");
+    let name = |v: &serde_json::Value| v["name"].as_str().expect("it has a name").to_owned();
+    let of = |p: &serde_json::Value| {
+        let all = p["dependencies"].as_array().expect("a list");
+        all.iter().map(|d| (name(d), !d["kind"].is_null())).collect()
+    };
+    packages.iter().map(|p| (name(p), of(p))).collect()
+}
+
+fn assert_none(what: &str, wrong: &[String]) {
+    assert!(wrong.is_empty(), "{what}:\n  {}", wrong.join("\n  "));
+}
+
+#[test]
+fn crates_depend_only_in_the_allowed_directions() {
+    let dependencies = dependencies();
+    let ours: BTreeSet<&str> = DIRECTIONS.iter().map(|(name, _)| *name).collect();
+    let found: BTreeSet<&str> = dependencies.keys().map(String::as_str).collect();
+    assert_eq!(ours, found, "a new package needs its line in DIRECTIONS");
+    let mut wrong = Vec::new();
+    for (package, allowed) in DIRECTIONS {
+        let used = dependencies[package].iter().map(|(d, _)| d.as_str()).filter(|d| ours.contains(d));
+        wrong.extend(used.filter(|d| !allowed.contains(d)).map(|d| format!("{package} must not depend on {d}")));
+    }
+    assert_none("dependency directions", &wrong);
+}
+
+#[test]
+fn the_shared_vocabulary_pulls_in_no_runtime() {
+    let io = ["tokio", "hyper", "hyper-util", "tracing", "tokio-postgres", "etcd-client", "rand"];
+    let wrong: Vec<String> =
+        dependencies()["cluster"].iter().map(|(d, _)| d.clone()).filter(|d| io.contains(&d.as_str())).collect();
+    assert_none("cluster depends on", &wrong);
+}
+
+#[test]
+fn pure_modules_import_no_clock_socket_file_or_runtime() {
+    let external: BTreeSet<String> = dependencies().values().flatten().map(|(d, _)| d.replace('-', "_")).collect();
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for file in files().iter().filter(|f| is_pure(f)) {
+        seen += 1;
+        let allowed_here = ALLOWED_IN.iter().find(|(f, _)| f == file).map_or(&[][..], |(_, crates)| crates);
+        for path in paths(&code_only(&read(file))) {
+            let first = path.split("::").next().unwrap_or_default();
+            let starts = |b: &&&str| path == ***b || path.starts_with(&format!("{b}::"));
+            let foreign =
+                external.contains(first) && !ALLOWED_CRATES.contains(&first) && !allowed_here.contains(&first);
+            if foreign || BANNED_PATHS.iter().any(|b| starts(&b)) {
+                wrong.push(format!("{file}: {path}"));
+            }
+        }
+    }
+    assert!(seen > 10, "the list of PURE modules no longer fits the tree: only {seen} files");
+    assert_none("PURE modules may not use", &wrong);
+}
+
+#[test]
+fn pure_modules_use_only_pure_modules_of_their_crate() {
+    let all: BTreeSet<String> = files().into_iter().collect();
+    let mut wrong = Vec::new();
+    for file in all.iter().filter(|f| is_pure(f) && !f.starts_with("cluster/")) {
+        for path in paths(&code_only(&read(file))) {
+            let Some(target) = resolve(file, &path, &all) else { continue };
+            if !is_pure(&target) {
+                wrong.push(format!("{file}: {path} is in {target}, which is not PURE"));
+            }
+        }
+    }
+    assert_none("PURE modules may not use", &wrong);
+}
+
+/// The file in which a path of our own crate (`crate::`, `super::`, `self::`) lies, if it is not the crate's root.
+fn resolve(file: &str, path: &str, all: &BTreeSet<String>) -> Option<String> {
+    let (crate_dir, inside) = file.split_once("/src/")?;
+    let mut module: Vec<&str> = inside.trim_end_matches(".rs").split('/').collect();
+    if module.last() == Some(&"mod") {
+        module.pop();
+    }
+    let mut rest: Vec<&str> = path.split("::").collect();
+    match rest.first().copied() {
+        Some("crate") => module.clear(),
+        Some("super" | "self") => {}
+        _ => return None,
+    }
+    while let Some(step @ ("crate" | "super" | "self")) = rest.first().copied() {
+        if step == "super" {
+            module.pop();
+        }
+        rest.remove(0);
+    }
+    module.extend(rest);
+    while !module.is_empty() {
+        let at = format!("{crate_dir}/src/{}", module.join("/"));
+        for candidate in [format!("{at}.rs"), format!("{at}/mod.rs")] {
+            if all.contains(&candidate) {
+                return Some(candidate);
+            }
+        }
+        module.pop();
+    }
+    None
+}
+
+#[test]
+fn pure_modules_never_iterate_over_a_hash_map() {
+    let mut wrong = Vec::new();
+    for file in files().iter().filter(|f| is_pure(f)) {
+        let code = code_only(&read(file));
+        for name in hashed_names(&code) {
+            let walks = [".iter", ".keys()", ".values", ".drain(", ".retain(", ".into_iter("];
+            let named = walks.iter().map(|w| format!("{name}{w}")).find(|w| {
+                code.match_indices(w.as_str()).any(|(at, _)| find_word(&code[at.saturating_sub(1)..], &name).is_some())
+            });
+            let looped = ["&", "&self.", "&mut self.", "self.", ""].iter().map(|p| format!(" in {p}{name} {{"));
+            if let Some(how) = named.or_else(|| looped.into_iter().find(|l| code.contains(l.as_str()))) {
+                wrong.push(format!("{file}: {how}"));
+            }
+        }
+    }
+    assert_none("the order of a hash map is random, so a decision would be too", &wrong);
+}
+
+/// Names declared with a hash map or set as their type or value.
+fn hashed_names(code: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for (at, _) in code.match_indices("HashMap").chain(code.match_indices("HashSet")) {
+        let before =
+            code[..at].trim_end_matches(|c: char| c.is_alphanumeric() || c == ':' && !code[..at].ends_with(": "));
+        let before = before.trim_end().trim_end_matches(['&', '=', ':']).trim_end();
+        let start = before.rfind(|c: char| !c.is_alphanumeric() && c != '_').map_or(0, |i| i + 1);
+        if start < before.len() && before[start..].starts_with(|c: char| c.is_ascii_lowercase()) {
+            names.insert(before[start..].to_owned());
+        }
+    }
+    names.retain(|n| !["use", "pub", "mut", "std", "collections"].contains(&n.as_str()));
+    names
+}
+
+#[test]
+fn a_file_that_calls_itself_pure_is_checked_as_such() {
+    let mut wrong = Vec::new();
+    for file in files().iter().filter(|f| f.ends_with(".rs") && f.contains("/src/") && !f.starts_with("integration/")) {
+        let text = read(file);
+        let header: String = text.lines().take_while(|l| l.starts_with("//!")).collect();
+        if (header.contains("PURE.") || header.contains("PURE:")) && !is_pure(file) {
+            wrong.push(file.clone());
+        }
+    }
+    assert_none("missing from the list of PURE modules", &wrong);
+}
+
+#[test]
+fn words_that_are_not_ours_do_not_appear() {
+    let skipped = ["integration/tests/tidy.rs", "Cargo.lock", "LICENSE"];
+    let mut wrong = Vec::new();
+    for file in files().iter().filter(|f| !skipped.contains(&f.as_str())) {
+        for (number, line) in read(file).lines().enumerate() {
+            let lower = line.to_lowercase();
+            for (word, ours) in BANNED_WORDS {
+                if find_word(&lower, word).is_some() {
+                    wrong.push(format!("{file}:{}: {word}, say {ours}", number + 1));
+                }
+            }
+        }
+    }
+    assert_none("the vocabulary is PostgreSQL's", &wrong);
+}
+
+#[test]
+fn every_alert_and_every_verb_has_a_page_and_every_page_belongs_to_one() {
+    let rules = read("configs/prometheus/alerts.yml");
+    let alerts = integration::prometheus::alert_expressions(&rules);
+    assert!(!alerts.is_empty(), "no alerts found in configs/prometheus/alerts.yml");
+    let alerts = alerts.into_iter().map(|(name, _)| name);
+    let wanted: BTreeSet<String> = alerts.chain(VERBS.map(str::to_owned)).collect();
+    let page = |f: &String| f.strip_prefix("runbooks/")?.strip_suffix(".md").map(str::to_owned);
+    let mut found: BTreeSet<String> = files().iter().filter_map(page).collect();
+    found.remove("README");
+    assert_eq!(found, wanted, "left: pages in runbooks/, right: alerts and verbs");
+}
+
+#[test]
+fn every_alert_names_its_page() {
+    let rules = read("configs/prometheus/alerts.yml");
+    for (alert, _) in integration::prometheus::alert_expressions(&rules) {
+        assert!(rules.contains(&format!("runbooks/{alert}.md")), "{alert} does not name runbooks/{alert}.md");
+    }
+}
+
+#[test]
+fn no_file_of_configs_is_forgotten() {
+    let all = files();
+    let texts: Vec<(&String, String)> = all.iter().filter(|f| !f.ends_with(".lock")).map(|f| (f, read(f))).collect();
+    let mut wrong = Vec::new();
+    for file in all.iter().filter(|f| f.starts_with("configs/")) {
+        let name = file.rsplit('/').next().expect("a path has a last part");
+        if !texts.iter().any(|(other, text)| *other != file && text.contains(name)) {
+            wrong.push(file.clone());
+        }
+    }
+    assert_none("nothing mentions", &wrong);
+}
