@@ -66,6 +66,8 @@ pub enum Closed {
     Stale,
     /// An operator stopped writes by fencing the primary.
     Fenced,
+    /// The primary's lease is gone, and safety hangs on it (async mode, or commits are not protected now).
+    Unleased,
 }
 
 impl Closed {
@@ -79,6 +81,7 @@ impl Closed {
             Self::Opening => "opening",
             Self::Stale => "stale",
             Self::Fenced => "fenced",
+            Self::Unleased => "unleased",
         }
     }
 }
