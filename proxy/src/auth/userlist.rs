@@ -1,0 +1,225 @@
+//! The userlist: users and their SCRAM verifiers, in the form PgBouncer reads.
+//!
+//! One user a line, both parts in double quotes, a quote inside doubled: `"alice" "SCRAM-SHA-256$4096:…$…:…"`. Lines
+//! that start with `;` or `#` and blank lines are skipped; what follows the two parts is ignored, as PgBouncer does.
+//! Passwords in plain text and MD5 hashes are refused: with them the proxy could not log in to servers as the user.
+
+use super::scram::{BadVerifier, Verifier};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Largest file read, bytes.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Users and their verifiers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Userlist {
+    users: BTreeMap<String, Verifier>,
+}
+
+/// A line of a userlist that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {problem}")]
+pub struct BadLine {
+    /// Its number, from 1.
+    pub line: usize,
+    /// What is wrong with it. Never the secret itself.
+    pub problem: BadEntry,
+}
+
+/// What is wrong with a line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadEntry {
+    /// Not two quoted strings.
+    #[error("expected \"user\" \"verifier\", both in double quotes")]
+    Form,
+    /// The user is empty.
+    #[error("the user is empty")]
+    NoUser,
+    /// The user stands on an earlier line already.
+    #[error("user {0:?} stands on an earlier line already")]
+    Twice(String),
+    /// An MD5 hash.
+    #[error("user {0:?} has an MD5 hash: only SCRAM-SHA-256 verifiers are used; copy rolpassword from pg_authid")]
+    Md5(String),
+    /// Neither a verifier nor an MD5 hash: taken for a password.
+    #[error("user {0:?} has a password in plain text: only SCRAM-SHA-256 verifiers are used")]
+    Plain(String),
+    /// A broken verifier.
+    #[error("user {user:?}: {source}")]
+    Verifier {
+        /// The user.
+        user: String,
+        /// What is wrong with it.
+        source: BadVerifier,
+    },
+}
+
+/// A userlist that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadUserlistError {
+    /// The file.
+    #[error("could not read userlist {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Its content.
+    #[error("userlist {path}, {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The first bad line.
+        source: BadLine,
+    },
+}
+
+impl Userlist {
+    /// Read a file. Blocks; called once at start.
+    ///
+    /// # Errors
+    /// The file cannot be read or holds a line that cannot be used.
+    pub fn load(path: &Path) -> Result<Self, LoadUserlistError> {
+        let failed = |source| LoadUserlistError::Read { path: path.to_owned(), source };
+        let length = std::fs::metadata(path).map_err(failed)?.len();
+        if length > MAX_FILE {
+            return Err(failed(io::Error::other(format!("{length} bytes, {MAX_FILE} are the limit"))));
+        }
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        Self::parse(&text).map_err(|source| LoadUserlistError::Parse { path: path.to_owned(), source })
+    }
+
+    /// Parse a file's text.
+    ///
+    /// # Errors
+    /// The first line that cannot be used.
+    pub fn parse(text: &str) -> Result<Self, BadLine> {
+        let mut users = BTreeMap::new();
+        for (i, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with([';', '#']) {
+                continue;
+            }
+            let bad = |problem| BadLine { line: i + 1, problem };
+            let (user, verifier) = entry(line).map_err(bad)?;
+            if users.insert(user.clone(), verifier).is_some() {
+                return Err(bad(BadEntry::Twice(user)));
+            }
+        }
+        Ok(Self { users })
+    }
+
+    /// The verifier of `user`; `None` when there is no such user.
+    pub fn verifier(&self, user: &str) -> Option<&Verifier> {
+        self.users.get(user)
+    }
+
+    /// How many users there are.
+    pub fn len(&self) -> usize {
+        self.users.len()
+    }
+
+    /// Is there no user?
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+}
+
+/// A line for `user`, ready for a file.
+pub fn line(user: &str, verifier: &Verifier) -> String {
+    format!("\"{}\" \"{verifier}\"", user.replace('"', "\"\""))
+}
+
+fn entry(line: &str) -> Result<(String, Verifier), BadEntry> {
+    let (user, rest) = quoted(line).ok_or(BadEntry::Form)?;
+    let (secret, _) = quoted(rest.trim_start()).ok_or(BadEntry::Form)?;
+    if user.is_empty() {
+        return Err(BadEntry::NoUser);
+    }
+    let is_md5 = secret.len() == 35 && secret.starts_with("md5") && secret[3..].bytes().all(|b| b.is_ascii_hexdigit());
+    if is_md5 {
+        return Err(BadEntry::Md5(user));
+    }
+    if !secret.starts_with("SCRAM-SHA-256$") {
+        return Err(BadEntry::Plain(user));
+    }
+    match secret.parse() {
+        Ok(verifier) => Ok((user, verifier)),
+        Err(source) => Err(BadEntry::Verifier { user, source }),
+    }
+}
+
+/// A string in double quotes at the start of `text`, and what follows it.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut rest = text.strip_prefix('"')?;
+    let mut value = String::new();
+    loop {
+        let (part, tail) = rest.split_once('"')?;
+        value.push_str(part);
+        match tail.strip_prefix('"') {
+            Some(more) => {
+                value.push('"');
+                rest = more;
+            }
+            None => return Some((value, tail)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verifier() -> Verifier {
+        Verifier::from_password("secret", [7; 16], 4096)
+    }
+
+    #[test]
+    fn a_line_written_is_read_back() {
+        let odd = "we\"ird user";
+        let text = format!("; comment\n# too\n\n{}\n  {}  \n", line("alice", &verifier()), line(odd, &verifier()));
+        let list = Userlist::parse(&text).unwrap();
+        assert_eq!(list.len(), 2);
+        assert_eq!(list.verifier("alice"), Some(&verifier()));
+        assert_eq!(list.verifier(odd), Some(&verifier()));
+        assert_eq!(list.verifier("Alice"), None);
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_used_is_named_without_its_secret() {
+        let v = verifier();
+        for (text, want) in [
+            ("alice x", "line 1: expected \"user\" \"verifier\", both in double quotes".to_owned()),
+            ("\n\"alice\" \"x", "line 2: expected \"user\" \"verifier\", both in double quotes".to_owned()),
+            ("\"\" \"x\"", "line 1: the user is empty".to_owned()),
+            (
+                "\"bob\" \"hunter2\"",
+                "line 1: user \"bob\" has a password in plain text: only SCRAM-SHA-256 verifiers are used".to_owned(),
+            ),
+            (
+                "\"bob\" \"md50123456789abcdef0123456789abcdef\"",
+                "line 1: user \"bob\" has an MD5 hash: only SCRAM-SHA-256 verifiers are used; copy rolpassword from pg_authid".to_owned(),
+            ),
+            (
+                "\"bob\" \"SCRAM-SHA-256$4096:AAAA$x:y\"",
+                "line 1: user \"bob\": not a SCRAM-SHA-256 verifier: the StoredKey is not 32 bytes in base64".to_owned(),
+            ),
+            (
+                &format!("\"a\" \"{v}\"\n\"a\" \"{v}\""),
+                "line 2: user \"a\" stands on an earlier line already".to_owned(),
+            ),
+        ] {
+            assert_eq!(Userlist::parse(text).unwrap_err().to_string(), want);
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Userlist::load(Path::new("/nonexistent/userlist.txt")).unwrap_err();
+        assert_eq!(error.to_string(), "could not read userlist /nonexistent/userlist.txt");
+    }
+}

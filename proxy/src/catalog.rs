@@ -1,0 +1,304 @@
+//! Reads from the servers what their functions and relations mean for routing, per database in use.
+//!
+//! A task per database connects as the monitoring user to the primary, or to any standby when the primary does not
+//! answer, reads `pg_proc` and a few more, and publishes an immutable table. It never keeps a connection. Until the
+//! first table is there, and whenever one is out of date, errors are on the safe side: unknown functions are writes,
+//! and a standby refuses what turns out to write.
+
+use crate::config::{Config, PasswordFrom};
+use crate::sql::{FunctionRow, FunctionTable, Volatility};
+use cluster::node::Endpoint;
+use cluster::secret::Secret;
+use cluster::topology::Topology;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+/// Databases whose catalog is read at the same time. The sessions of a database beyond that read on the primary.
+const MAX_DATABASES: usize = 256;
+/// How long reading a catalog may take; one with 100,000 functions takes a second.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// The first pause after a failed attempt; doubled at each, up to the refresh interval.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+/// A definition longer than this is not examined: its relation is read on the primary.
+const MAX_DEFINITION: usize = 100_000;
+
+/// How to read catalogs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The monitoring user.
+    pub user: String,
+    /// Its password; `None` where none is asked.
+    pub password: Option<Secret>,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How often a catalog is read again.
+    pub refresh: Duration,
+    /// Names that reads may call whatever their volatility.
+    pub allow: Vec<String>,
+    /// Names that reads may not call.
+    pub deny: Vec<String>,
+}
+
+/// A password that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadPasswordError {
+    /// From a file.
+    #[error("could not read proxy.monitor_password_file {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// From the environment.
+    #[error("proxy.monitor_password_env names {name}, which is not set")]
+    Env {
+        /// The variable.
+        name: String,
+    },
+}
+
+impl Settings {
+    /// From the configuration. Reads the password; blocks.
+    ///
+    /// # Errors
+    /// The password's file or variable cannot be read.
+    pub fn from_config(config: &Config) -> Result<Self, ReadPasswordError> {
+        Ok(Self {
+            user: config.monitor_user.clone(),
+            password: read_password(&config.monitor_password)?,
+            connect_timeout: config.connect_timeout,
+            refresh: config.catalog_refresh,
+            allow: config.allow_functions.clone(),
+            deny: config.deny_functions.clone(),
+        })
+    }
+}
+
+fn read_password(from: &PasswordFrom) -> Result<Option<Secret>, ReadPasswordError> {
+    match from {
+        PasswordFrom::Nowhere => Ok(None),
+        PasswordFrom::File(path) => {
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|source| ReadPasswordError::File { path: path.clone(), source })?;
+            Ok(Some(Secret::new(text.lines().next().unwrap_or(""))))
+        }
+        PasswordFrom::Env(name) => match std::env::var(name) {
+            Ok(password) => Ok(Some(Secret::new(password))),
+            Err(_) => Err(ReadPasswordError::Env { name: name.clone() }),
+        },
+    }
+}
+
+/// The catalogs of all databases in use. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Catalogs {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    topology: watch::Receiver<Topology>,
+    runtime: Handle,
+    databases: Mutex<HashMap<String, watch::Sender<Arc<FunctionTable>>>>,
+}
+
+impl Catalogs {
+    /// Catalogs read by tasks on `runtime` from the nodes of `topology`.
+    pub fn new(settings: Settings, topology: watch::Receiver<Topology>, runtime: Handle) -> Self {
+        let databases = Mutex::new(HashMap::new());
+        Self { shared: Arc::new(Shared { settings, topology, runtime, databases }) }
+    }
+
+    /// The table of `database`, now and as it changes. The first call starts its task, which ends when all receivers
+    /// are gone. Takes a lock: call it at the start of a session, after authentication.
+    pub fn table(&self, database: &str) -> watch::Receiver<Arc<FunctionTable>> {
+        let mut databases = self.shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = databases.get(database) {
+            return sender.subscribe();
+        }
+        let (sender, receiver) = watch::channel(Arc::new(FunctionTable::unloaded()));
+        if databases.len() >= MAX_DATABASES {
+            tracing::warn!(limit = MAX_DATABASES, "too many databases in use, reads of this one stay on the primary");
+            return receiver;
+        }
+        databases.insert(database.to_owned(), sender.clone());
+        self.shared.runtime.spawn(keep(self.shared.clone(), database.to_owned(), sender));
+        receiver
+    }
+}
+
+/// Read one database's catalog again and again while someone listens.
+async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<FunctionTable>>) {
+    let mut topology = shared.topology.clone();
+    let refresh = shared.settings.refresh;
+    let mut retry = RETRY_MIN;
+    let mut complained = false;
+    loop {
+        let view = topology.borrow_and_update().clone();
+        let pause = match read_any(&shared.settings, &view, &database).await {
+            Ok(table) => {
+                tracing::debug!(database = database.as_str(), names = table.len(), "catalog read");
+                sender.send_replace(Arc::new(table));
+                (retry, complained) = (RETRY_MIN, false);
+                refresh
+            }
+            Err(error) => {
+                if !complained {
+                    let error = with_sources(&error);
+                    tracing::warn!(database = database.as_str(), error, "could not read the catalog, retrying");
+                    complained = true;
+                }
+                retry = (retry * 2).min(refresh);
+                retry
+            }
+        };
+        let moved = async {
+            // A node that comes or goes is a reason to try sooner, not one to read again what was just read.
+            while topology.changed().await.is_ok() && !complained {}
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = moved => tokio::time::sleep(RETRY_MIN.min(refresh)).await,
+        }
+        // The lock keeps a new session from subscribing between the count and the removal.
+        let mut databases = shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        if sender.receiver_count() == 0 {
+            databases.remove(&database);
+            return;
+        }
+    }
+}
+
+/// A catalog that could not be read.
+#[derive(Debug, thiserror::Error)]
+enum ReadCatalogError {
+    #[error("no node is known")]
+    NoNode,
+    #[error("connecting to {0} took too long")]
+    ConnectTimeout(Endpoint),
+    #[error("could not connect to {endpoint}")]
+    Connect { endpoint: Endpoint, source: tokio_postgres::Error },
+    #[error("reading the catalog of {0} took too long")]
+    ReadTimeout(Endpoint),
+    #[error("could not read the catalog of {endpoint}")]
+    Read { endpoint: Endpoint, source: tokio_postgres::Error },
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
+
+/// From the primary, else from the first standby that answers.
+async fn read_any(settings: &Settings, view: &Topology, database: &str) -> Result<FunctionTable, ReadCatalogError> {
+    let mut last = ReadCatalogError::NoNode;
+    for member in view.primary.iter().chain(&view.standbys).filter(|m| !m.fenced) {
+        match read_from(settings, &member.postgres, database).await {
+            Ok(table) => return Ok(table),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn read_from(
+    settings: &Settings,
+    endpoint: &Endpoint,
+    database: &str,
+) -> Result<FunctionTable, ReadCatalogError> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&endpoint.host)
+        .port(endpoint.port)
+        .user(&settings.user)
+        .dbname(database)
+        .application_name("pgtenure_catalog")
+        .connect_timeout(settings.connect_timeout)
+        .options("-c search_path=pg_catalog -c statement_timeout=30s -c default_transaction_read_only=on");
+    if let Some(password) = &settings.password {
+        config.password(password.expose());
+    }
+    let connect = tokio::time::timeout(settings.connect_timeout * 2, config.connect(NoTls)).await;
+    let connect = connect.map_err(|_| ReadCatalogError::ConnectTimeout(endpoint.clone()))?;
+    let (client, connection) =
+        connect.map_err(|source| ReadCatalogError::Connect { endpoint: endpoint.clone(), source })?;
+    let read = async {
+        tokio::select! {
+            read = read_all(settings, &client) => read,
+            // The connection ends before the queries do only when it fails; they then tell why.
+            Err(error) = connection => Err(error),
+        }
+    };
+    match tokio::time::timeout(READ_TIMEOUT, read).await {
+        Ok(read) => read.map_err(|source| ReadCatalogError::Read { endpoint: endpoint.clone(), source }),
+        Err(_) => Err(ReadCatalogError::ReadTimeout(endpoint.clone())),
+    }
+}
+
+/// Functions, with the place of their volatility in `isv`. An aggregate is always labelled immutable, whatever its
+/// parts are.
+const FUNCTIONS: &str = "\
+    SELECT DISTINCT p.proname, \
+           greatest(strpos('isv', p.provolatile::text), strpos('isv', t.provolatile::text), \
+                    strpos('isv', f.provolatile::text)), \
+           p.pronamespace = 'pg_catalog'::regnamespace \
+    FROM pg_proc p LEFT JOIN pg_aggregate a ON a.aggfnoid = p.oid \
+         LEFT JOIN pg_proc t ON t.oid = a.aggtransfn LEFT JOIN pg_proc f ON f.oid = a.aggfinalfn";
+
+/// Relations that a standby cannot read, or reads differently.
+const LOCAL_RELATIONS: &str = "\
+    SELECT relname FROM pg_class \
+    WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 'p' OR relkind = 'S'";
+
+/// Views and row security policies, as text to classify.
+const DEFINITIONS: &str = "\
+    SELECT relname, pg_get_viewdef(oid) FROM pg_class \
+    WHERE relkind = 'v' AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) \
+    UNION ALL \
+    SELECT c.relname, 'SELECT ' || pg_get_expr(p.polqual, p.polrelid) \
+    FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE p.polqual IS NOT NULL";
+
+async fn read_all(
+    settings: &Settings,
+    client: &tokio_postgres::Client,
+) -> Result<FunctionTable, tokio_postgres::Error> {
+    let functions = client.simple_query(FUNCTIONS).await?;
+    let relations = client.simple_query(LOCAL_RELATIONS).await?;
+    let definitions = client.simple_query(DEFINITIONS).await?;
+    let rows = rows(&functions).map(|row| FunctionRow {
+        name: row.get(0).unwrap_or(""),
+        volatility: match row.get(1) {
+            Some("1") => Volatility::Immutable,
+            Some("2") => Volatility::Stable,
+            _ => Volatility::Volatile,
+        },
+        system: row.get(2) == Some("t"),
+    });
+    let table = FunctionTable::new(rows, &settings.allow, &settings.deny);
+    let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
+    let definitions: Vec<(&str, &str)> = self::rows(&definitions)
+        .filter_map(|row| Some((row.get(0)?, row.get(1).filter(|text| text.len() <= MAX_DEFINITION).unwrap_or("?"))))
+        .collect();
+    Ok(table.with_definitions(&definitions))
+}
+
+fn rows(messages: &[SimpleQueryMessage]) -> impl Iterator<Item = &tokio_postgres::SimpleQueryRow> {
+    messages.iter().filter_map(|m| match m {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })
+}

@@ -1,0 +1,325 @@
+//! The `[proxy]` section: as typed, and checked.
+
+use cluster::config::{BadSetting, Size, Span};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `[proxy]` as typed. No key reloads: a change needs a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    /// Address and port for clients. Default `127.0.0.1:6432`: not 5432, so that a PostgreSQL on the same host is
+    /// not in the way, and loopback, so that nothing is offered to a network unasked.
+    pub listen: SocketAddr,
+    /// Worker threads, each with its own runtime and sessions. Default 0: one per core, because a session never
+    /// changes its worker and more threads than cores only take turns.
+    pub workers: usize,
+    /// Server connections that the pools of this process may hold together. Default 100: PostgreSQL's own default
+    /// of `max_connections`, spread over three nodes.
+    pub pool_size: usize,
+    /// Client connections this process accepts; the next is refused with 53300. Default 10000.
+    pub max_client_connections: usize,
+    /// How long a statement waits for a server connection before ERROR 53300. Default 30s.
+    pub query_wait_timeout: Span,
+    /// How long a statement that was not sent is held while no primary accepts writes, before ERROR 57P03. Default
+    /// 30s: many times what a failover takes, and less than what applications usually wait.
+    pub hold_timeout: Span,
+    /// Memory for statements that are held, in all sessions together. What exceeds it gets ERROR 57P03 at once.
+    /// Default 64MiB.
+    pub hold_bytes: Size,
+    /// How stale a standby may be to serve reads: its replay lag plus the age of the sample that told it. Default 1s.
+    pub max_replay_lag: Span,
+    /// A server connection unused for so long is closed. Default 10min.
+    pub server_idle_timeout: Span,
+    /// A server connection older than this is closed when it is next free, so that memory PostgreSQL's process has
+    /// gathered returns. Default 1h.
+    pub server_lifetime: Span,
+    /// How long a TCP connection to a server may take to establish. Default 2s.
+    pub connect_timeout: Span,
+    /// How long startup and login may take, of a client here and of us at a server. Default 10s.
+    pub login_timeout: Span,
+    /// TCP_USER_TIMEOUT on server connections: sent data unacknowledged for so long means the server is gone.
+    /// Default 5s.
+    pub tcp_user_timeout: Span,
+    /// How many bytes a session relays at a time in each direction; a longer message streams through. Default 16KiB:
+    /// larger ones made nothing faster here and every active session has two.
+    pub relay_buffer: Size,
+    /// Longest message accepted from a client. Default 1GiB, PostgreSQL's own limit.
+    pub max_message_size: Size,
+    /// Memory for the protocol-level prepared statements of one client connection. Default 16MiB.
+    pub prepared_statement_bytes: Size,
+    /// File of users and their SCRAM verifiers, in PgBouncer's form. Default `/etc/pgtenure/userlist.txt`.
+    pub userlist: PathBuf,
+    /// Volatile functions that reads on a standby may call all the same. Lower case as in `pg_proc`, no schema.
+    /// Default none: nothing but the server's own catalog says what a function does.
+    pub allow_functions: Vec<String>,
+    /// Functions that must run on the primary whatever their volatility, as those that are labelled stable and yet
+    /// write or depend on the node. Default none.
+    pub deny_functions: Vec<String>,
+    /// How often the volatility of functions is read again, per database in use. Default 60s: a function that
+    /// became volatile meanwhile is still refused by the standby itself.
+    pub catalog_refresh: Span,
+    /// The user that reads the catalog. Default `pgtenure_monitor`.
+    pub monitor_user: String,
+    /// File holding that user's password. Default none: one of the two keys must be set where a password is asked.
+    pub monitor_password_file: Option<PathBuf>,
+    /// Environment variable holding that user's password. Default none.
+    pub monitor_password_env: Option<String>,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 6432)),
+            workers: 0,
+            pool_size: 100,
+            max_client_connections: 10_000,
+            query_wait_timeout: Span::secs(30),
+            hold_timeout: Span::secs(30),
+            hold_bytes: Size(64 << 20),
+            max_replay_lag: Span::secs(1),
+            server_idle_timeout: Span::secs(600),
+            server_lifetime: Span::secs(3600),
+            connect_timeout: Span::secs(2),
+            login_timeout: Span::secs(10),
+            tcp_user_timeout: Span::secs(5),
+            relay_buffer: Size(16 << 10),
+            max_message_size: Size(1 << 30),
+            prepared_statement_bytes: Size(16 << 20),
+            userlist: PathBuf::from("/etc/pgtenure/userlist.txt"),
+            allow_functions: Vec::new(),
+            deny_functions: Vec::new(),
+            catalog_refresh: Span::secs(60),
+            monitor_user: "pgtenure_monitor".to_owned(),
+            monitor_password_file: None,
+            monitor_password_env: None,
+        }
+    }
+}
+
+/// `[proxy]` checked. Each field means what its key in [`Raw`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `listen`
+    pub listen: SocketAddr,
+    /// `workers`; `None` means one per core.
+    pub workers: Option<usize>,
+    /// `pool_size`
+    pub pool_size: usize,
+    /// `max_client_connections`
+    pub max_client_connections: usize,
+    /// `query_wait_timeout`
+    pub query_wait_timeout: Duration,
+    /// `hold_timeout`
+    pub hold_timeout: Duration,
+    /// `hold_bytes`
+    pub hold_bytes: u64,
+    /// `max_replay_lag`
+    pub max_replay_lag: Duration,
+    /// `server_idle_timeout`
+    pub server_idle_timeout: Duration,
+    /// `server_lifetime`
+    pub server_lifetime: Duration,
+    /// `connect_timeout`
+    pub connect_timeout: Duration,
+    /// `login_timeout`
+    pub login_timeout: Duration,
+    /// `tcp_user_timeout`
+    pub tcp_user_timeout: Duration,
+    /// `relay_buffer`, bytes
+    pub relay_buffer: usize,
+    /// `max_message_size`, bytes: fits the protocol's signed 32-bit length.
+    pub max_message_size: u32,
+    /// `prepared_statement_bytes`
+    pub prepared_statement_bytes: u64,
+    /// `userlist`
+    pub userlist: PathBuf,
+    /// `allow_functions`
+    pub allow_functions: Vec<String>,
+    /// `deny_functions`
+    pub deny_functions: Vec<String>,
+    /// `catalog_refresh`
+    pub catalog_refresh: Duration,
+    /// `monitor_user`
+    pub monitor_user: String,
+    /// `monitor_password_file` or `monitor_password_env`
+    pub monitor_password: PasswordFrom,
+}
+
+/// Where a password comes from. The password itself is never part of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PasswordFrom {
+    /// None is needed.
+    Nowhere,
+    /// The first line of a file.
+    File(PathBuf),
+    /// An environment variable.
+    Env(String),
+}
+
+/// Check ranges and relations; all problems at once.
+///
+/// # Errors
+/// Every setting that is out of range or contradicts another.
+pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
+    let mut bad = check_ranges(&raw);
+    bad.extend(check_relations(&raw));
+    if !bad.is_empty() {
+        return Err(bad);
+    }
+    Ok(Config {
+        listen: raw.listen,
+        workers: (raw.workers > 0).then_some(raw.workers),
+        pool_size: raw.pool_size,
+        max_client_connections: raw.max_client_connections,
+        query_wait_timeout: raw.query_wait_timeout.0,
+        hold_timeout: raw.hold_timeout.0,
+        hold_bytes: raw.hold_bytes.0,
+        max_replay_lag: raw.max_replay_lag.0,
+        server_idle_timeout: raw.server_idle_timeout.0,
+        server_lifetime: raw.server_lifetime.0,
+        connect_timeout: raw.connect_timeout.0,
+        login_timeout: raw.login_timeout.0,
+        tcp_user_timeout: raw.tcp_user_timeout.0,
+        relay_buffer: usize::try_from(raw.relay_buffer.0).expect("checked to be at most 1 MiB"),
+        max_message_size: u32::try_from(raw.max_message_size.0).expect("checked to be at most 1 GiB"),
+        prepared_statement_bytes: raw.prepared_statement_bytes.0,
+        userlist: raw.userlist,
+        allow_functions: raw.allow_functions,
+        deny_functions: raw.deny_functions,
+        catalog_refresh: raw.catalog_refresh.0,
+        monitor_user: raw.monitor_user,
+        monitor_password: match (raw.monitor_password_file, raw.monitor_password_env) {
+            (Some(path), _) => PasswordFrom::File(path),
+            (None, Some(name)) => PasswordFrom::Env(name),
+            (None, None) => PasswordFrom::Nowhere,
+        },
+    })
+}
+
+fn check_ranges(raw: &Raw) -> Vec<BadSetting> {
+    let mut bad = Vec::new();
+    let day = 24 * 3600;
+    let spans = [
+        ("query_wait_timeout", raw.query_wait_timeout, Span::millis(1), Span::secs(day)),
+        ("hold_timeout", raw.hold_timeout, Span::millis(1), Span::secs(day)),
+        ("max_replay_lag", raw.max_replay_lag, Span::millis(0), Span::secs(day)),
+        ("server_idle_timeout", raw.server_idle_timeout, Span::secs(1), Span::secs(30 * day)),
+        ("server_lifetime", raw.server_lifetime, Span::secs(1), Span::secs(30 * day)),
+        ("connect_timeout", raw.connect_timeout, Span::millis(10), Span::secs(60)),
+        ("login_timeout", raw.login_timeout, Span::millis(100), Span::secs(600)),
+        ("tcp_user_timeout", raw.tcp_user_timeout, Span::millis(100), Span::secs(600)),
+        ("catalog_refresh", raw.catalog_refresh, Span::secs(1), Span::secs(day)),
+    ];
+    for (key, value, least, most) in spans {
+        if value < least || value > most {
+            bad.push(BadSetting::new(&key_of(key), value, format!("must be between {least} and {most}")));
+        }
+    }
+    let sizes = [
+        ("hold_bytes", raw.hold_bytes, Size(64 << 10), Size(64 << 30)),
+        ("relay_buffer", raw.relay_buffer, Size(4 << 10), Size(1 << 20)),
+        ("max_message_size", raw.max_message_size, Size(64 << 10), Size(1 << 30)),
+        ("prepared_statement_bytes", raw.prepared_statement_bytes, Size(64 << 10), Size(4 << 30)),
+    ];
+    for (key, value, least, most) in sizes {
+        if value < least || value > most {
+            bad.push(BadSetting::new(&key_of(key), value, format!("must be between {least} and {most}")));
+        }
+    }
+    let counts = [
+        ("workers", raw.workers, 0, 1024),
+        ("pool_size", raw.pool_size, 1, 100_000),
+        ("max_client_connections", raw.max_client_connections, 1, 1_000_000),
+    ];
+    for (key, value, least, most) in counts {
+        if value < least || value > most {
+            bad.push(BadSetting::new(&key_of(key), value, format!("must be between {least} and {most}")));
+        }
+    }
+    bad
+}
+
+fn check_relations(raw: &Raw) -> Vec<BadSetting> {
+    let mut bad = Vec::new();
+    if raw.connect_timeout > raw.login_timeout {
+        let problem = format!("must not exceed proxy.login_timeout ({})", raw.login_timeout);
+        bad.push(BadSetting::new("proxy.connect_timeout", raw.connect_timeout, problem));
+    }
+    if raw.server_idle_timeout > raw.server_lifetime {
+        let problem = format!("must not exceed proxy.server_lifetime ({})", raw.server_lifetime);
+        bad.push(BadSetting::new("proxy.server_idle_timeout", raw.server_idle_timeout, problem));
+    }
+    if raw.monitor_user.is_empty() {
+        bad.push(BadSetting::new("proxy.monitor_user", "\"\"", "must name a user"));
+    }
+    if let (Some(path), Some(_)) = (&raw.monitor_password_file, &raw.monitor_password_env) {
+        let problem = "proxy.monitor_password_env is set as well: give one of them";
+        bad.push(BadSetting::new("proxy.monitor_password_file", path.display(), problem));
+    }
+    for (key, names) in [("allow_functions", &raw.allow_functions), ("deny_functions", &raw.deny_functions)] {
+        for name in names.iter().filter(|n| n.is_empty() || n.contains(['.', '(', '"'])) {
+            let problem = "must be a function's bare name, without schema, quotes or arguments";
+            bad.push(BadSetting::new(&key_of(key), format!("{name:?}"), problem));
+        }
+    }
+    for name in raw.allow_functions.iter().filter(|n| raw.deny_functions.contains(n)) {
+        let problem = "is in proxy.deny_functions as well";
+        bad.push(BadSetting::new("proxy.allow_functions", format!("{name:?}"), problem));
+    }
+    bad
+}
+
+fn key_of(key: &str) -> String {
+    format!("proxy.{key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(raw: Raw) -> Vec<String> {
+        check(raw).err().unwrap_or_default().iter().map(BadSetting::to_string).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        let config = check(Raw::default()).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:6432");
+        assert_eq!(config.workers, None);
+        assert_eq!(config.monitor_password, PasswordFrom::Nowhere);
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once_and_name_both_keys() {
+        let raw = Raw {
+            pool_size: 0,
+            connect_timeout: Span::secs(20),
+            server_idle_timeout: Span::secs(7200),
+            allow_functions: vec!["public.f".into(), "g".into()],
+            deny_functions: vec!["g".into()],
+            monitor_password_file: Some("/x".into()),
+            monitor_password_env: Some("X".into()),
+            ..Raw::default()
+        };
+        assert_eq!(
+            problems(raw),
+            [
+                "proxy.pool_size = 0: must be between 1 and 100000",
+                "proxy.connect_timeout = 20s: must not exceed proxy.login_timeout (10s)",
+                "proxy.server_idle_timeout = 2h: must not exceed proxy.server_lifetime (1h)",
+                "proxy.monitor_password_file = /x: proxy.monitor_password_env is set as well: give one of them",
+                "proxy.allow_functions = \"public.f\": must be a function's bare name, without schema, quotes or arguments",
+                "proxy.allow_functions = \"g\": is in proxy.deny_functions as well",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_size_out_of_range_is_refused() {
+        let raw = Raw { relay_buffer: Size(100), ..Raw::default() };
+        assert_eq!(problems(raw), ["proxy.relay_buffer = 100B: must be between 4KiB and 1MiB"]);
+    }
+}

@@ -1,0 +1,172 @@
+//! Is a standby fit to serve a read now?
+
+use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, StandbyLag};
+use cluster::topology::{Gate, Member, Topology};
+use cluster::{Instant, Lsn, Term};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What an operator allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Greatest staleness of a standby that serves reads.
+    pub max_replay_lag: Duration,
+}
+
+/// The newest lag snapshot, and the newest sample of any primary: kept while none answers.
+#[derive(Clone, Debug, Default)]
+pub struct Lag {
+    snapshot: Arc<LagSnapshot>,
+    last_primary: Option<PrimarySample>,
+}
+
+impl Lag {
+    /// Take over a newer snapshot.
+    pub fn update(&mut self, snapshot: Arc<LagSnapshot>) {
+        if let Some(sample) = &snapshot.primary {
+            self.last_primary = Some(sample.clone());
+        }
+        self.snapshot = snapshot;
+    }
+
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> &LagSnapshot {
+        &self.snapshot
+    }
+
+    /// The position of `topology`'s primary, when it was sampled in that very term.
+    pub(super) fn primary_of(&self, topology: &Topology) -> Option<&PrimarySample> {
+        let primary = topology.primary.as_ref()?;
+        let sample = self.snapshot.primary.as_ref()?;
+        (self.snapshot.term == topology.term && sample.node == primary.node).then_some(sample)
+    }
+}
+
+/// What a standby that is fit offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// Replay lag plus sample age, or the age of the last primary's sample.
+    pub staleness: Duration,
+    /// Its replay position when sampled.
+    pub replay_lsn: Lsn,
+}
+
+/// Why a standby is not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// It has not replayed what the session needs.
+    ReplayBehind {
+        /// What the session needs.
+        need: Lsn,
+        /// What it had replayed when sampled.
+        have: Lsn,
+    },
+    /// Its staleness exceeds `max_replay_lag`.
+    Lagging {
+        /// Its staleness now.
+        staleness: Duration,
+        /// The limit.
+        budget: Duration,
+    },
+    /// Its lag is not known.
+    Unknown(LagUnknown),
+    /// The lag was sampled in another term.
+    OtherTerm {
+        /// The term in which it was sampled.
+        sampled: Term,
+        /// The term in force.
+        current: Term,
+    },
+    /// This very statement failed on it just now.
+    Avoided,
+    /// An operator has fenced it.
+    Fenced,
+}
+
+impl Unfit {
+    /// The reason as one snake_case word, for logs and metrics.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::ReplayBehind { .. } => "replay_behind",
+            Self::Lagging { .. } => "lagging",
+            Self::Unknown(why) => why.as_str(),
+            Self::OtherTerm { .. } => "other_term",
+            Self::Avoided => "avoided",
+            Self::Fenced => "fenced",
+        }
+    }
+
+    /// How far from serving, to name the closest of several.
+    pub(super) const fn distance(&self) -> u8 {
+        match self {
+            Self::ReplayBehind { .. } => 0,
+            Self::Lagging { .. } => 1,
+            Self::Unknown(_) => 2,
+            Self::OtherTerm { .. } => 3,
+            Self::Avoided => 4,
+            Self::Fenced => 5,
+        }
+    }
+}
+
+impl Policy {
+    /// Is `member` fit to serve a read that needs `need`?
+    ///
+    /// # Errors
+    /// Why not, with the numbers.
+    pub fn fit(
+        &self,
+        member: &Member,
+        topology: &Topology,
+        lag: &Lag,
+        need: Option<Lsn>,
+        now: Instant,
+    ) -> Result<Fit, Unfit> {
+        if member.fenced {
+            return Err(Unfit::Fenced);
+        }
+        let sampled = lag.snapshot.term;
+        let gate = topology.gate_at(now);
+        // While a new term begins nothing newer can have been acknowledged; once it is open, figures of the old one
+        // may come from a standby that went another way.
+        let same_history = sampled == topology.term || (sampled < topology.term && matches!(gate, Gate::Closed(_)));
+        if !same_history {
+            return Err(Unfit::OtherTerm { sampled, current: topology.term });
+        }
+        let standby = lag.snapshot.standby(&member.node).ok_or(Unfit::Unknown(LagUnknown::NeverSampled))?;
+        let sample = standby.sample.as_ref().ok_or(Unfit::Unknown(unknown_of(standby)))?;
+        let replay_lsn = sample.replay_lsn;
+        let since_view = topology.valid_until.map_or(Duration::ZERO, |end| now.since(end));
+        let staleness = self.staleness(standby, replay_lsn, lag, now)?.max(since_view);
+        if staleness > self.max_replay_lag {
+            return Err(Unfit::Lagging { staleness, budget: self.max_replay_lag });
+        }
+        match need {
+            Some(need) if replay_lsn < need => Err(Unfit::ReplayBehind { need, have: replay_lsn }),
+            _ => Ok(Fit { staleness, replay_lsn }),
+        }
+    }
+
+    /// By the LSN clock; while no primary answers, by the last primary's sample (rule 4).
+    fn staleness(&self, standby: &StandbyLag, replay_lsn: Lsn, lag: &Lag, now: Instant) -> Result<Duration, Unfit> {
+        match standby.freshness_at(now, self.max_replay_lag) {
+            Freshness::Fresh { staleness } | Freshness::Lagging { staleness } => Ok(staleness),
+            Freshness::Unknown { why: why @ (LagUnknown::StreamBroken | LagUnknown::NoPrimarySample) } => {
+                let last = lag.last_primary.as_ref().filter(|_| lag.snapshot.primary.is_none());
+                let covered = last.filter(|primary| primary.insert_lsn <= replay_lsn);
+                covered.map(|primary| now.since(primary.sent_at)).ok_or(Unfit::Unknown(why))
+            }
+            Freshness::Unknown {
+                why:
+                    why @ (LagUnknown::NeverSampled
+                    | LagUnknown::Unreachable
+                    | LagUnknown::ReplayPaused
+                    | LagUnknown::NotInRecovery),
+            } => Err(Unfit::Unknown(why)),
+        }
+    }
+}
+
+fn unknown_of(standby: &StandbyLag) -> LagUnknown {
+    standby.replay_lag.err().unwrap_or(LagUnknown::NeverSampled)
+}

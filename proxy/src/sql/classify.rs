@@ -1,0 +1,409 @@
+//! One pass over a text: the access it needs and its effects.
+//!
+//! A text is a read only when every token is understood, its first word is one of the few that can read, no word in
+//! it can write, and every function it calls is known not to be volatile. Everything else is a write.
+
+use super::effects::{Head, Stop};
+use super::functions::{FunctionTable, Volatility};
+use super::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
+use super::lexer::{Lexer, Token};
+use super::{Access, Control, LexRules, PinReason, Statement};
+
+/// NAMEDATALEN - 1: PostgreSQL cuts longer names, so they are not looked up.
+const MAX_NAME: usize = 63;
+/// Deepest nesting followed: one bit each.
+const MAX_DEPTH: u32 = 63;
+
+/// What a text does, as far as the text tells. No allocation.
+pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Statement {
+    let standard = lex.standard_conforming_strings && lex.ascii_safe_encoding;
+    if !standard && sql.iter().any(|b| !b.is_ascii() || *b == b'\\') {
+        return assume_the_worst(sql, functions);
+    }
+    let mut lexer = Lexer::new(sql);
+    let mut all = Sum::default();
+    loop {
+        let (part, end) = Part::scan(&mut lexer, functions);
+        match end {
+            End::Odd => return assume_the_worst(sql, functions),
+            End::Semicolon => all.add(&part),
+            End::Text => {
+                all.add(&part);
+                break;
+            }
+        }
+    }
+    let access = if standard { all.access } else { Access::Write };
+    Statement { access, control: all.control(), may_commit: all.may_commit, pin: all.pin }
+}
+
+/// What the statements of a text add up to.
+struct Sum {
+    count: u32,
+    access: Access,
+    control: Control,
+    may_commit: bool,
+    begins: bool,
+    pin: Option<PinReason>,
+}
+
+impl Default for Sum {
+    fn default() -> Self {
+        Self { count: 0, access: Access::Read, control: Control::Empty, may_commit: false, begins: false, pin: None }
+    }
+}
+
+impl Sum {
+    fn add(&mut self, part: &Part<'_>) {
+        if part.is_empty() {
+            return;
+        }
+        self.count += 1;
+        self.access = self.access.max(part.access());
+        self.control = part.head.control();
+        self.may_commit |= part.head.may_commit();
+        self.begins |= part.head.begins();
+        self.pin = self.pin.or(part.head.pin());
+    }
+
+    fn control(&self) -> Control {
+        if self.count > 1 { Control::Multi { begins: self.begins } } else { self.control }
+    }
+}
+
+/// Why the scan of a statement ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Semicolon,
+    Text,
+    Odd,
+}
+
+/// The token before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Start,
+    Word(K),
+    Quoted,
+    Dot,
+    Open,
+    Comma,
+    Other,
+}
+
+/// How a name in front of `(` was written.
+#[derive(Clone, Copy)]
+struct Named {
+    quoted: bool,
+    before: Last,
+}
+
+/// One statement while it is scanned.
+struct Part<'t> {
+    functions: &'t FunctionTable,
+    head: Head,
+    /// The first word.
+    verb: K,
+    last: Last,
+    /// The last two words as keywords, nearest last.
+    words: [K; 2],
+    depth: u32,
+    /// Depths at which a WITH list is open, as bits.
+    with: u64,
+    writes: bool,
+    /// EXPLAIN: in its options, and has the statement explained begun?
+    explain_options: bool,
+    explained: bool,
+    /// COPY … TO STDOUT was met.
+    to_stdout: bool,
+    /// The last word or quoted identifier, in the case that counts.
+    name: [u8; MAX_NAME],
+    /// Its length; 0 when it is too long or not plain.
+    name_len: usize,
+    named: Option<Named>,
+}
+
+impl<'t> Part<'t> {
+    /// Scan up to the end of one statement.
+    fn scan(lexer: &mut Lexer<'_>, functions: &'t FunctionTable) -> (Self, End) {
+        let mut part = Part {
+            functions,
+            head: Head::new(),
+            verb: K::None,
+            last: Last::Start,
+            words: [K::None; 2],
+            depth: 0,
+            with: 0,
+            writes: false,
+            explain_options: false,
+            explained: false,
+            to_stdout: false,
+            name: [0; MAX_NAME],
+            name_len: 0,
+            named: None,
+        };
+        while let Some(token) = lexer.next() {
+            match token {
+                Token::Odd => return (part, End::Odd),
+                Token::Semicolon => return (part, End::Semicolon),
+                token => part.take(token),
+            }
+        }
+        (part, End::Text)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.last == Last::Start
+    }
+
+    fn access(&self) -> Access {
+        let proven = match self.verb {
+            K::Select | K::Values | K::Table | K::With | K::Show => true,
+            K::Explain => self.explained && !self.explain_options,
+            K::Copy => self.to_stdout,
+            // Whatever else begins a statement is not known to read only.
+            _ => false,
+        };
+        if proven && !self.writes && self.depth == 0 { Access::Read } else { Access::Write }
+    }
+
+    fn take(&mut self, token: Token<'_>) {
+        self.last = match token {
+            Token::Word(word) => self.word(word),
+            Token::Quoted(name) => self.quoted(name),
+            Token::Open => self.open(),
+            Token::Close => self.close(),
+            Token::Dot => self.other(Last::Dot, Stop::NamePart),
+            Token::Comma => self.other(Last::Comma, Stop::Other),
+            Token::Literal => self.other(Last::Other, Stop::Literal),
+            Token::Operator => self.other(Last::Other, Stop::NamePart),
+            // The caller keeps these two to itself.
+            Token::Semicolon | Token::Odd => Last::Other,
+        };
+    }
+
+    fn other(&mut self, last: Last, stop: Stop) -> Last {
+        self.head.stop(stop);
+        self.named = None;
+        self.words = [self.words[1], K::None];
+        last
+    }
+
+    fn word(&mut self, word: &[u8]) -> Last {
+        self.remember(word, true);
+        // Behind a dot any word is a name.
+        let word = if self.last == Last::Dot { K::None } else { keyword(&self.name[..self.name_len]) };
+        self.named = Some(Named { quoted: false, before: self.last });
+        self.head.word(word);
+        self.head.pair(self.words, word);
+        if word == K::None {
+            self.name_seen();
+        }
+        self.steer(word);
+        self.words = [self.words[1], word];
+        Last::Word(word)
+    }
+
+    fn quoted(&mut self, name: &[u8]) -> Last {
+        self.head.stop(Stop::Other);
+        self.remember(name, false);
+        self.named = Some(Named { quoted: true, before: self.last });
+        self.name_seen();
+        self.words = [self.words[1], K::None];
+        Last::Quoted
+    }
+
+    /// Keep a name for the next token, folded as the server folds it; a name that cannot be looked up has length 0.
+    fn remember(&mut self, name: &[u8], fold: bool) {
+        let plain = name.len() <= MAX_NAME && name.iter().all(|b| b.is_ascii() && *b != b'"');
+        self.name_len = if plain { name.len() } else { 0 };
+        if plain {
+            let kept = &mut self.name[..name.len()];
+            kept.copy_from_slice(name);
+            if fold {
+                kept.make_ascii_lowercase();
+            }
+        }
+    }
+
+    /// A name: of a relation that only the primary has, or of a volatile function in attribute notation?
+    fn name_seen(&mut self) {
+        let name = &self.name[..self.name_len];
+        if name.starts_with(b"pg_") {
+            self.head.pg_temp |= name.starts_with(b"pg_temp");
+            self.writes |= is_about_this_server(name);
+        } else if self.verb == K::Show {
+            self.writes |= name == b"transaction_read_only" || name == b"in_hot_standby";
+        }
+        if self.writes {
+            return;
+        }
+        let meaning = self.functions.meaning(name);
+        let attribute = self.last == Last::Dot && meaning.volatility == Some(Volatility::Volatile);
+        self.writes |= name.is_empty() || meaning.local_relation || attribute;
+    }
+
+    /// What a keyword changes.
+    fn steer(&mut self, word: K) {
+        if self.verb == K::None {
+            if matches!(self.last, Last::Start | Last::Open) {
+                self.verb = word;
+                self.explained = false;
+                // A word that begins nothing we know still is the verb: it must not be looked for further on.
+                self.writes |= word == K::None;
+            }
+        } else if self.verb == K::Explain && !self.explained && !self.explain_options {
+            match word {
+                K::Analyze | K::Verbose => {}
+                K::Select | K::Values | K::Table | K::With => self.explained = true,
+                _ => self.writes = true,
+            }
+            if word == K::With {
+                self.with |= 1 << self.depth;
+            }
+        }
+        match word {
+            K::Insert | K::Update | K::Delete | K::Merge | K::Into => self.writes = true,
+            K::Share if matches!(self.words[1], K::For | K::Key) => self.writes = true,
+            K::With if matches!(self.last, Last::Start | Last::Open) => self.with |= 1 << self.depth,
+            K::Select | K::Values | K::Table => self.with &= !(1 << self.depth),
+            K::From if self.verb == K::Copy && self.depth == 0 => self.writes = true,
+            K::Stdout if self.verb == K::Copy && self.depth == 0 => self.to_stdout |= self.words[1] == K::To,
+            K::All if self.verb == K::Show => self.writes = true,
+            _ => {}
+        }
+    }
+
+    fn open(&mut self) -> Last {
+        self.head.stop(Stop::Other);
+        if self.depth == 0 && self.last == Last::Word(K::Explain) && self.verb == K::Explain {
+            self.explain_options = true;
+        }
+        if let Some(named) = self.named.take() {
+            self.call(named);
+        }
+        if self.depth == MAX_DEPTH {
+            self.writes = true;
+        } else {
+            self.depth += 1;
+            self.with &= !(1 << self.depth);
+        }
+        self.words = [self.words[1], K::None];
+        Last::Open
+    }
+
+    fn close(&mut self) -> Last {
+        self.head.stop(Stop::Other);
+        self.named = None;
+        match self.depth.checked_sub(1) {
+            Some(depth) => self.depth = depth,
+            None => self.writes = true,
+        }
+        if self.depth == 0 {
+            self.explain_options = false;
+        }
+        self.words = [self.words[1], K::None];
+        Last::Other
+    }
+
+    /// A name stands before `(`.
+    fn call(&mut self, named: Named) {
+        let name = &self.name[..self.name_len];
+        self.head.call(name);
+        if self.writes || !self.may_be_call(named) {
+            return;
+        }
+        let volatility = self.functions.volatility(name);
+        let keyword = !named.quoted && named.before != Last::Dot && may_stand_before_parenthesis(name);
+        let reads = match volatility {
+            Some(Volatility::Immutable | Volatility::Stable) => true,
+            Some(Volatility::Volatile) => false,
+            None => keyword && self.functions.is_loaded(),
+        };
+        self.writes |= !reads;
+    }
+
+    /// Can what stands before `(` be a function call?
+    fn may_be_call(&self, named: Named) -> bool {
+        let in_with = self.with & (1 << self.depth) != 0;
+        match named.before {
+            Last::Dot => return true,
+            // `AS alias (columns)`, `CAST(x AS type(3))`, a sampling method.
+            Last::Word(K::As | K::Tablesample) => return false,
+            Last::Word(K::With | K::Recursive) | Last::Comma if in_with => return false,
+            _ => {}
+        }
+        if self.verb == K::Copy && (self.to_stdout || self.depth == 0) {
+            return !matches!(named.before, Last::Word(_)) && !self.to_stdout;
+        }
+        named.quoted || !is_reserved_before_parenthesis(&self.name[..self.name_len])
+    }
+}
+
+/// Relations and functions that tell about the server they run on rather than about data.
+fn is_about_this_server(name: &[u8]) -> bool {
+    name.starts_with(b"pg_stat_")
+        || name.starts_with(b"pg_statio_")
+        || name.starts_with(b"pg_temp")
+        || matches!(
+            name,
+            b"pg_locks"
+                | b"pg_cursors"
+                | b"pg_prepared_statements"
+                | b"pg_prepared_xacts"
+                | b"pg_replication_slots"
+                | b"pg_replication_origin_status"
+                | b"pg_settings"
+                | b"pg_file_settings"
+                | b"pg_hba_file_rules"
+        )
+}
+
+/// A text that cannot be read with certainty: a write, and whatever else any of its words could mean.
+fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
+    let (mut commits, mut begins, mut pin) = (false, false, None);
+    let mut before = K::None;
+    let mut lower = [0_u8; MAX_NAME];
+    for word in sql.split(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..))) {
+        if word.is_empty() || word.len() > MAX_NAME {
+            continue;
+        }
+        let lower = &mut lower[..word.len()];
+        lower.copy_from_slice(word);
+        lower.make_ascii_lowercase();
+        let mut head = Head::new();
+        head.call(lower);
+        pin = pin.or(head.call);
+        let word = keyword(lower);
+        commits |= matches!(word, K::Commit | K::End | K::Prepare);
+        begins |= matches!(word, K::Begin | K::Start);
+        pin = pin.or(match (before, word) {
+            (_, K::Temp) => Some(PinReason::Temp),
+            (K::With, K::Hold) => Some(PinReason::HeldCursor),
+            _ => None,
+        });
+        before = word;
+    }
+    // The first words of a text come before anything odd in it, or it begins with the odd thing and fails.
+    let (first, _) = Part::scan(&mut Lexer::new(sql), functions);
+    let several = sql.contains(&b';');
+    let control = if several { Control::Multi { begins } } else { first.head.control() };
+    let pin = pin.or(first.head.pin()).or(if several { loose_pin(sql) } else { None });
+    Statement { access: Access::Write, control, may_commit: commits, pin }
+}
+
+/// In a string of several statements that cannot be read: does any word begin a statement that pins?
+fn loose_pin(sql: &[u8]) -> Option<PinReason> {
+    sql.split(|b| *b == b';').find_map(|piece| {
+        let mut head = Head::new();
+        for word in piece.split(|b| !b.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).take(6) {
+            let mut lower = [0_u8; MAX_NAME];
+            let known = word.len() <= MAX_NAME;
+            let len = if known { word.len() } else { 0 };
+            lower[..len].copy_from_slice(&word[..len]);
+            lower[..len].make_ascii_lowercase();
+            head.word(keyword(&lower[..len]));
+        }
+        head.pin()
+    })
+}

@@ -1,0 +1,180 @@
+//! What a statement does beyond reading and writing: to the transaction block, and to the session.
+
+use super::keyword::Keyword as K;
+use super::{Control, PinReason};
+
+/// How many leading words are kept: `CREATE OR REPLACE LOCAL TEMP` is the longest run that matters.
+const HEAD: usize = 6;
+
+/// What stopped the run of leading words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The end of the statement, or the run is full.
+    End,
+    /// A literal.
+    Literal,
+    /// A dot or an operator: the word before it is a name.
+    NamePart,
+    /// Anything else.
+    Other,
+}
+
+/// The leading words of a statement, and the word pairs met anywhere in it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    words: [K; HEAD],
+    len: usize,
+    stop: Option<Stop>,
+    /// `READ ONLY` or `READ WRITE` came by.
+    pub(super) read_only: Option<bool>,
+    /// `AND CHAIN` came by.
+    pub(super) chain: bool,
+    /// `WITH HOLD` came by.
+    pub(super) with_hold: bool,
+    /// `INTO TEMP` came by, not as the target of an INSERT.
+    pub(super) into_temp: bool,
+    /// A name in the session's temporary schema came by.
+    pub(super) pg_temp: bool,
+    /// A function that leaves something in the session is called.
+    pub(super) call: Option<PinReason>,
+}
+
+impl Head {
+    pub(super) fn new() -> Self {
+        Self {
+            words: [K::None; HEAD],
+            len: 0,
+            stop: None,
+            read_only: None,
+            chain: false,
+            with_hold: false,
+            into_temp: false,
+            pg_temp: false,
+            call: None,
+        }
+    }
+
+    /// A word of the statement.
+    pub(super) fn word(&mut self, word: K) {
+        if self.stop.is_none() {
+            if self.len < HEAD {
+                self.words[self.len] = word;
+                self.len += 1;
+            } else {
+                self.stop = Some(Stop::End);
+            }
+        }
+    }
+
+    /// Something that is not a word.
+    pub(super) fn stop(&mut self, stop: Stop) {
+        self.stop.get_or_insert(stop);
+    }
+
+    /// A word and the two before it.
+    pub(super) fn pair(&mut self, before: [K; 2], word: K) {
+        match (before[1], word) {
+            (K::Read, K::Only) => self.read_only = Some(true),
+            (K::Read, K::Write) => self.read_only = Some(false),
+            (K::And, K::Chain) => self.chain = true,
+            (K::With, K::Hold) => self.with_hold = true,
+            (K::Into, K::Temp) => self.into_temp |= !matches!(before[0], K::Insert | K::Merge),
+            (K::Local | K::Global, K::Temp) => self.into_temp |= before[0] == K::Into,
+            _ => {}
+        }
+    }
+
+    /// A function call: does it leave something in the session?
+    pub(super) fn call(&mut self, name: &[u8]) {
+        let reason = match name {
+            b"set_config" => PinReason::Set,
+            b"setseed" => PinReason::Seed,
+            b"pg_advisory_lock" | b"pg_advisory_lock_shared" => PinReason::AdvisoryLock,
+            b"pg_try_advisory_lock" | b"pg_try_advisory_lock_shared" => PinReason::AdvisoryLock,
+            b"dblink_connect" | b"dblink_connect_u" => PinReason::Dblink,
+            _ => return,
+        };
+        self.call.get_or_insert(reason);
+    }
+
+    fn second(&self) -> K {
+        self.words[1]
+    }
+
+    fn words(&self) -> &[K] {
+        &self.words[..self.len]
+    }
+
+    /// Does it contain what could commit? COMMIT PREPARED is counted too: harmless, and simpler to trust.
+    pub(super) fn may_commit(&self) -> bool {
+        match self.words[0] {
+            K::Commit | K::End => true,
+            K::Prepare => self.second() == K::Transaction,
+            _ => false,
+        }
+    }
+
+    /// Is it BEGIN or START TRANSACTION?
+    pub(super) fn begins(&self) -> bool {
+        matches!(self.words[0], K::Begin | K::Start)
+    }
+
+    /// What it does to the transaction block.
+    pub(super) fn control(&self) -> Control {
+        match self.words[0] {
+            K::Begin | K::Start => Control::Begin { read_only: self.read_only },
+            K::Commit | K::Rollback | K::End | K::Abort if self.second() == K::Prepared => Control::FinishPrepared,
+            K::Commit | K::End => Control::Commit { chain: self.chain },
+            K::Rollback | K::Abort if self.words().contains(&K::To) => Control::RollbackTo,
+            K::Rollback | K::Abort => Control::Rollback { chain: self.chain },
+            K::Savepoint => Control::Savepoint,
+            K::Release => Control::Release,
+            K::Prepare if self.is_prepare_transaction() => Control::PrepareTransaction,
+            K::Deallocate if self.words().get(1..3).is_some_and(|w| w == [K::Prepare, K::All]) => {
+                Control::DeallocateAll
+            }
+            K::Deallocate if self.second() == K::All => Control::DeallocateAll,
+            K::Deallocate => Control::Deallocate,
+            K::Discard if self.second() == K::All => Control::DiscardAll,
+            K::Discard => Control::Discard,
+            _ => Control::None,
+        }
+    }
+
+    /// What it leaves in the session.
+    pub(super) fn pin(&self) -> Option<PinReason> {
+        let own = match self.words[0] {
+            K::Set => (!self.is_set_of_transaction()).then_some(PinReason::Set),
+            K::Listen => Some(PinReason::Listen),
+            K::Load => Some(PinReason::Load),
+            K::Prepare => (!self.is_prepare_transaction()).then_some(PinReason::Prepare),
+            K::Declare => self.with_hold.then_some(PinReason::HeldCursor),
+            K::Create => (self.is_create_temp() || self.pg_temp).then_some(PinReason::Temp),
+            _ => None,
+        };
+        own.or((self.into_temp || self.pg_temp).then_some(PinReason::Temp)).or(self.call)
+    }
+
+    /// `SET LOCAL`, `SET TRANSACTION`, `SET CONSTRAINTS`; not a setting that is named like one of them.
+    fn is_set_of_transaction(&self) -> bool {
+        let named_so = self.len == 2 && self.stop == Some(Stop::NamePart) || self.words.get(2) == Some(&K::To);
+        matches!(self.second(), K::Local | K::Transaction | K::Constraints) && !named_so
+    }
+
+    /// `PREPARE TRANSACTION 'gid'`; a statement may be named `transaction`.
+    fn is_prepare_transaction(&self) -> bool {
+        self.len == 2 && self.second() == K::Transaction && self.stop == Some(Stop::Literal)
+    }
+
+    /// `CREATE [OR REPLACE] [GLOBAL | LOCAL] { TEMP | TEMPORARY } …`
+    fn is_create_temp(&self) -> bool {
+        let mut rest = &self.words()[1..];
+        if let [K::Or, K::Replace, tail @ ..] = rest {
+            rest = tail;
+        }
+        if let [K::Global | K::Local, tail @ ..] = rest {
+            rest = tail;
+        }
+        matches!(rest, [K::Temp, ..])
+    }
+}

@@ -1,0 +1,233 @@
+//! What a database's names mean for routing: functions by their volatility, relations a standby should not read.
+//!
+//! A name means the worst of all objects that bear it in all schemas, because which of them a statement means depends
+//! on search_path and argument types. An immutable snapshot, shared by the sessions of a database.
+
+use super::{Access, LexRules, classify};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// Volatility as in `pg_proc.provolatile`, worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Volatility {
+    /// `i`
+    Immutable,
+    /// `s`
+    Stable,
+    /// `v`
+    Volatile,
+}
+
+/// A row of `pg_proc`.
+#[derive(Clone, Copy, Debug)]
+pub struct FunctionRow<'a> {
+    /// `proname`
+    pub name: &'a str,
+    /// `provolatile`
+    pub volatility: Volatility,
+    /// It is in `pg_catalog`, where only superusers create functions.
+    pub system: bool,
+}
+
+/// System functions that are volatile, write nothing and mean no particular node: reads may call them.
+const HARMLESS: [&str; 10] = [
+    "random",
+    "random_normal",
+    "gen_random_uuid",
+    "uuidv4",
+    "uuidv7",
+    "clock_timestamp",
+    "timeofday",
+    "pg_sleep",
+    "pg_sleep_for",
+    "pg_sleep_until",
+];
+
+/// Functions that are not volatile, yet mean the session's own server process or transaction.
+const PRIMARY_ONLY: [&str; 8] = [
+    "pg_backend_pid",
+    "pg_current_xact_id_if_assigned",
+    "txid_current_if_assigned",
+    "pg_my_temp_schema",
+    "pg_is_other_temp_schema",
+    "pg_listening_channels",
+    "pg_blocking_pids",
+    "pg_safe_snapshot_blocking_pids",
+];
+
+/// What is known of a database's names.
+#[derive(Clone, Debug, Default)]
+pub struct FunctionTable {
+    names: HashMap<Box<[u8]>, Meaning, BuildHasherDefault<NameHasher>>,
+    loaded: bool,
+}
+
+/// What a name may mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Meaning {
+    /// The worst volatility of the functions of that name; `None` when there is none.
+    pub(super) volatility: Option<Volatility>,
+    /// A relation of that name must be read on the primary.
+    pub(super) local_relation: bool,
+}
+
+impl FunctionTable {
+    /// Nothing known yet: every function call is a write.
+    pub fn unloaded() -> Self {
+        Self::default()
+    }
+
+    /// From the rows of `pg_proc`. `allow` adds names that reads may call whatever their volatility, `deny` names
+    /// they may not; where both name one, it is denied.
+    pub fn new<'a>(rows: impl IntoIterator<Item = FunctionRow<'a>>, allow: &[String], deny: &[String]) -> Self {
+        let mut table = Self { loaded: true, ..Self::default() };
+        for row in rows {
+            let harmless = row.system && HARMLESS.contains(&row.name);
+            let volatility = if harmless { Volatility::Stable } else { row.volatility };
+            let worst = &mut table.entry(row.name).volatility;
+            *worst = (*worst).max(Some(volatility));
+        }
+        for name in allow {
+            table.entry(name).volatility = Some(Volatility::Stable);
+        }
+        for name in PRIMARY_ONLY.into_iter().chain(deny.iter().map(String::as_str)) {
+            table.entry(name).volatility = Some(Volatility::Volatile);
+        }
+        table
+    }
+
+    /// The same with relations that must be read on the primary: unlogged and temporary tables, which a standby
+    /// refuses to read; sequences, whose state in the WAL runs ahead of the values handed out; views and tables
+    /// behind which volatile functions hide.
+    #[must_use]
+    pub fn with_local_relations<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        names.into_iter().for_each(|name| self.entry(name).local_relation = true);
+        self
+    }
+
+    /// The same with every view or policy whose definition, as SQL text, is not a read: its relation must be read on
+    /// the primary. Views upon such views are found in further rounds.
+    #[must_use]
+    pub fn with_definitions(mut self, definitions: &[(&str, &str)]) -> Self {
+        let mut left: Vec<_> = definitions.to_vec();
+        loop {
+            let (reads, writes): (Vec<_>, Vec<_>) = left.into_iter().partition(|(_, definition)| {
+                classify(definition.as_bytes(), &self, LexRules::STANDARD).access == Access::Read
+            });
+            if writes.is_empty() {
+                return self;
+            }
+            self = self.with_local_relations(writes.iter().map(|(name, _)| *name));
+            left = reads;
+        }
+    }
+
+    /// Were rows ever loaded?
+    pub fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
+    /// How many names are known.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Is no name known?
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// The worst volatility under that exact name; `None` when it names no function.
+    pub fn volatility(&self, name: &[u8]) -> Option<Volatility> {
+        self.meaning(name).volatility
+    }
+
+    /// All that the exact name may mean.
+    pub(super) fn meaning(&self, name: &[u8]) -> Meaning {
+        self.names.get(name).copied().unwrap_or_default()
+    }
+
+    fn entry(&mut self, name: &str) -> &mut Meaning {
+        self.names.entry(name.as_bytes().into()).or_default()
+    }
+}
+
+/// FNV-1a: a few nanoseconds for a name, where the standard hasher takes 20. Its collisions can be constructed, but
+/// only by someone who may create objects in the database, and would slow down nothing but that database.
+#[derive(Clone, Copy, Debug)]
+struct NameHasher(u64);
+
+impl Default for NameHasher {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for NameHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = (self.0 ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn write_usize(&mut self, length: usize) {
+        self.0 ^= length as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 29)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Volatility::{Immutable, Stable, Volatile};
+
+    fn row(name: &str, volatility: Volatility, system: bool) -> FunctionRow<'_> {
+        FunctionRow { name, volatility, system }
+    }
+
+    #[test]
+    fn a_name_is_as_volatile_as_its_worst_overload() {
+        let rows =
+            [row("f", Immutable, true), row("f", Volatile, false), row("f", Stable, true), row("g", Stable, true)];
+        let t = FunctionTable::new(rows, &[], &[]);
+        assert_eq!(t.volatility(b"f"), Some(Volatile));
+        assert_eq!(t.volatility(b"g"), Some(Stable));
+        assert_eq!(t.volatility(b"h"), None);
+        assert_eq!(t.volatility(b"F"), None);
+    }
+
+    #[test]
+    fn the_lists_win_over_the_catalog_and_denial_over_permission() {
+        let rows = [row("mine", Volatile, false), row("other", Immutable, false), row("both", Immutable, false)];
+        let t = FunctionTable::new(rows, &["mine".into(), "both".into()], &["other".into(), "both".into()]);
+        assert_eq!(t.volatility(b"mine"), Some(Stable));
+        assert_eq!(t.volatility(b"other"), Some(Volatile));
+        assert_eq!(t.volatility(b"both"), Some(Volatile));
+        assert_eq!(t.volatility(b"pg_backend_pid"), Some(Volatile));
+    }
+
+    #[test]
+    fn a_volatile_function_is_seen_through_views_upon_views() {
+        let t = FunctionTable::new([row("f", Volatile, false), row("g", Stable, false)], &[], &[]);
+        let t = t.with_definitions(&[
+            ("top", "SELECT * FROM middle;"),
+            ("middle", "SELECT x FROM bottom;"),
+            ("bottom", "SELECT f() AS x;"),
+            ("plain", "SELECT g() AS x FROM t;"),
+        ]);
+        for (name, local) in [("top", true), ("middle", true), ("bottom", true), ("plain", false), ("t", false)] {
+            assert_eq!(t.meaning(name.as_bytes()).local_relation, local, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_harmless_name_is_harmless_only_as_a_system_function() {
+        let t = FunctionTable::new([row("random", Volatile, true)], &[], &[]);
+        assert_eq!(t.volatility(b"random"), Some(Stable));
+        let t = FunctionTable::new([row("random", Volatile, true), row("random", Volatile, false)], &[], &[]);
+        assert_eq!(t.volatility(b"random"), Some(Volatile));
+    }
+}

@@ -1,0 +1,176 @@
+//! What a statement does, as far as its text tells: may a standby run it, does it begin or end a transaction, does it
+//! leave something behind in the session.
+//!
+//! Purely lexical, with the server's own function volatility: one pass, no grammar, no regular expressions. Whatever
+//! is not recognised is a write, so an error here costs a read its standby and never sends a write to one. What only
+//! the server can know (a volatile function behind a view, an operator or a cast) is caught by the standby's own
+//! refusal, SQLSTATE 25006.
+
+mod classify;
+mod effects;
+mod functions;
+mod keyword;
+mod lexer;
+
+pub use classify::classify;
+pub use functions::{FunctionRow, FunctionTable, Volatility};
+
+/// A statement, or a string of several, as the proxy sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// May a standby run it?
+    pub access: Access,
+    /// What it does to the transaction block, by its text. Only ReadyForQuery tells what it really did.
+    pub control: Control,
+    /// It contains COMMIT, END or PREPARE TRANSACTION, or cannot be read well enough to exclude them.
+    pub may_commit: bool,
+    /// It leaves something in the session that only this server has.
+    pub pin: Option<PinReason>,
+}
+
+/// May a standby run it?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Access {
+    /// Proven to write nothing.
+    Read,
+    /// Not proven read-only.
+    Write,
+}
+
+/// What a statement does to the transaction block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Control {
+    /// Nothing.
+    None,
+    /// No statement at all: blanks and comments. The server answers EmptyQueryResponse.
+    Empty,
+    /// BEGIN or START TRANSACTION.
+    Begin {
+        /// `READ ONLY` or `READ WRITE`, when written.
+        read_only: Option<bool>,
+    },
+    /// COMMIT or END.
+    Commit {
+        /// `AND CHAIN`.
+        chain: bool,
+    },
+    /// ROLLBACK or ABORT of the whole block.
+    Rollback {
+        /// `AND CHAIN`.
+        chain: bool,
+    },
+    /// SAVEPOINT.
+    Savepoint,
+    /// ROLLBACK TO SAVEPOINT.
+    RollbackTo,
+    /// RELEASE SAVEPOINT.
+    Release,
+    /// PREPARE TRANSACTION.
+    PrepareTransaction,
+    /// COMMIT PREPARED or ROLLBACK PREPARED: never inside a block.
+    FinishPrepared,
+    /// DEALLOCATE of one SQL-level statement.
+    Deallocate,
+    /// DEALLOCATE ALL: protocol-level statements go too.
+    DeallocateAll,
+    /// DISCARD ALL: the session is as new.
+    DiscardAll,
+    /// DISCARD PLANS, SEQUENCES or TEMP.
+    Discard,
+    /// Several statements in one string.
+    Multi {
+        /// One of them is BEGIN or START TRANSACTION, or the string cannot be read well enough to exclude it.
+        begins: bool,
+    },
+}
+
+/// What a session keeps on its server, so that it cannot move to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PinReason {
+    /// SET of a session's setting, or `set_config`.
+    Set,
+    /// Temporary tables, views, sequences or functions.
+    Temp,
+    /// LISTEN.
+    Listen,
+    /// A session-level advisory lock.
+    AdvisoryLock,
+    /// A cursor WITH HOLD.
+    HeldCursor,
+    /// SQL PREPARE.
+    Prepare,
+    /// LOAD of a library.
+    Load,
+    /// `setseed`.
+    Seed,
+    /// A named dblink connection.
+    Dblink,
+}
+
+impl PinReason {
+    /// What is kept, in words for the client.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Set => "session settings (SET)",
+            Self::Temp => "temporary objects",
+            Self::Listen => "notifications (LISTEN)",
+            Self::AdvisoryLock => "session-level advisory locks",
+            Self::HeldCursor => "cursors WITH HOLD",
+            Self::Prepare => "statements of SQL PREPARE",
+            Self::Load => "loaded libraries (LOAD)",
+            Self::Seed => "the seed of random()",
+            Self::Dblink => "dblink connections",
+        }
+    }
+}
+
+/// What the server reported that changes how its lexer reads a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LexRules {
+    /// `standard_conforming_strings = on`: a backslash in a plain literal is just a backslash.
+    pub standard_conforming_strings: bool,
+    /// No byte below 0x80 is ever part of a longer character, as in UTF8 and LATIN1; false for SJIS, BIG5, GBK, UHC,
+    /// GB18030, JOHAB and SHIFT_JIS_2004.
+    pub ascii_safe_encoding: bool,
+}
+
+impl LexRules {
+    /// What every server starts with unless it says otherwise.
+    pub const STANDARD: Self = Self { standard_conforming_strings: true, ascii_safe_encoding: true };
+
+    /// Is a `client_encoding`, as the server reports it, safe to scan as ASCII? Unknown names are not.
+    /// Source: PostgreSQL documentation, "Character Set Support": those not allowed as server encodings.
+    pub fn encoding_is_ascii_safe(client_encoding: &str) -> bool {
+        // Their Windows names are aliases; servers report the canonical ones, but nothing is lost by naming both.
+        const UNSAFE: [&str; 11] = [
+            "SJIS",
+            "SHIFT_JIS_2004",
+            "BIG5",
+            "GBK",
+            "UHC",
+            "GB18030",
+            "JOHAB",
+            "WIN932",
+            "WIN936",
+            "WIN949",
+            "WIN950",
+        ];
+        const SAFE_PREFIXES: [&str; 8] = ["UTF8", "SQL_ASCII", "LATIN", "WIN", "ISO_8859", "KOI8", "EUC", "MULE"];
+        !UNSAFE.contains(&client_encoding) && SAFE_PREFIXES.iter().any(|p| client_encoding.starts_with(p))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encodings_with_ascii_second_bytes_are_unsafe() {
+        for bad in ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004", "", "KLINGON"] {
+            assert!(!LexRules::encoding_is_ascii_safe(bad), "{bad}");
+        }
+        for good in ["UTF8", "LATIN1", "LATIN10", "WIN1252", "SQL_ASCII", "EUC_JIS_2004", "ISO_8859_5", "KOI8R"] {
+            assert!(LexRules::encoding_is_ascii_safe(good), "{good}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Views of the messages a server sends, and those we send to clients ourselves.
+//!
+//! Source: PostgreSQL documentation, "Message Formats" and "Error and Notice Message Fields".
+
+use crate::wire::codec::{HEAD, cstring, message, split_cstring};
+
+/// The status byte of ReadyForQuery: the only truth about a server's transaction state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TxStatus {
+    /// `I`: outside a transaction block.
+    #[default]
+    Idle,
+    /// `T`: inside a block.
+    Block,
+    /// `E`: inside a block that has failed.
+    Failed,
+}
+
+impl TxStatus {
+    /// From the byte on the wire.
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            b'I' => Some(Self::Idle),
+            b'T' => Some(Self::Block),
+            b'E' => Some(Self::Failed),
+            _ => None,
+        }
+    }
+
+    /// The byte on the wire.
+    pub const fn byte(self) -> u8 {
+        match self {
+            Self::Idle => b'I',
+            Self::Block => b'T',
+            Self::Failed => b'E',
+        }
+    }
+}
+
+/// The fields of an ErrorResponse or NoticeResponse that the proxy acts on. Missing ones are empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fields<'a> {
+    /// `V`, the severity never localised; `S` when there is no `V`.
+    pub severity: &'a [u8],
+    /// `C`, the SQLSTATE.
+    pub code: &'a [u8],
+    /// `M`, the message, in the server's language.
+    pub message: &'a [u8],
+    /// `R`, the C function that reported it; never localised.
+    pub routine: &'a [u8],
+}
+
+impl Fields<'_> {
+    /// Does the server close the connection behind this?
+    pub fn is_fatal(&self) -> bool {
+        matches!(self.severity, b"FATAL" | b"PANIC")
+    }
+}
+
+/// Read a whole ErrorResponse or NoticeResponse frame.
+pub fn fields(frame: &[u8]) -> Fields<'_> {
+    let mut rest = frame.get(HEAD..).unwrap_or_default();
+    let mut f = Fields::default();
+    while let Some((&kind, after)) = rest.split_first() {
+        let Some((value, after)) = split_cstring(after) else { break };
+        match kind {
+            b'V' => f.severity = value,
+            b'S' if f.severity.is_empty() => f.severity = value,
+            b'C' => f.code = value,
+            b'M' => f.message = value,
+            b'R' => f.routine = value,
+            _ => {}
+        }
+        rest = after;
+    }
+    f
+}
+
+/// Name and value of a whole ParameterStatus frame.
+pub fn parameter_status(frame: &[u8]) -> Option<(&str, &str)> {
+    let (name, rest) = split_cstring(frame.get(HEAD..)?)?;
+    let (value, _) = split_cstring(rest)?;
+    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
+}
+
+/// Process number and secret of a whole BackendKeyData frame of protocol 3.0.
+pub fn backend_key(frame: &[u8]) -> Option<(u32, u32)> {
+    let (pid, rest) = frame.get(HEAD..)?.split_first_chunk::<4>()?;
+    let secret = rest.first_chunk::<4>().filter(|_| rest.len() == 4)?;
+    Some((u32::from_be_bytes(*pid), u32::from_be_bytes(*secret)))
+}
+
+/// The status of a whole ReadyForQuery frame.
+pub fn ready_status(frame: &[u8]) -> Option<TxStatus> {
+    frame.get(HEAD).filter(|_| frame.len() == HEAD + 1).and_then(|&b| TxStatus::from_byte(b))
+}
+
+/// An authentication request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authentication<'a> {
+    /// Logged in.
+    Ok,
+    /// SASL with these mechanisms.
+    Sasl {
+        /// SCRAM-SHA-256 is among them.
+        scram_sha_256: bool,
+    },
+    /// The server's first SASL message.
+    SaslContinue(&'a [u8]),
+    /// The server's last SASL message.
+    SaslFinal(&'a [u8]),
+    /// A method we do not speak, by its number.
+    Other(u32),
+}
+
+/// Read a whole Authentication frame.
+pub fn authentication(frame: &[u8]) -> Option<Authentication<'_>> {
+    let (code, rest) = frame.get(HEAD..)?.split_first_chunk::<4>()?;
+    Some(match u32::from_be_bytes(*code) {
+        0 => Authentication::Ok,
+        10 => Authentication::Sasl { scram_sha_256: rest.split(|&b| b == 0).any(|m| m == b"SCRAM-SHA-256") },
+        11 => Authentication::SaslContinue(rest),
+        12 => Authentication::SaslFinal(rest),
+        other => Authentication::Other(other),
+    })
+}
+
+/// Append AuthenticationOk.
+pub fn write_authentication_ok(out: &mut Vec<u8>) {
+    message(out, b'R', |b| b.extend_from_slice(&[0; 4]));
+}
+
+/// Append AuthenticationSASL offering SCRAM-SHA-256. Without TLS there is no channel to bind to, so no -PLUS.
+pub fn write_authentication_sasl(out: &mut Vec<u8>) {
+    message(out, b'R', |b| {
+        b.extend_from_slice(&10u32.to_be_bytes());
+        b.extend_from_slice(b"SCRAM-SHA-256\0\0");
+    });
+}
+
+/// Append AuthenticationSASLContinue.
+pub fn write_sasl_continue(out: &mut Vec<u8>, data: &[u8]) {
+    message(out, b'R', |b| {
+        b.extend_from_slice(&11u32.to_be_bytes());
+        b.extend_from_slice(data);
+    });
+}
+
+/// Append AuthenticationSASLFinal.
+pub fn write_sasl_final(out: &mut Vec<u8>, data: &[u8]) {
+    message(out, b'R', |b| {
+        b.extend_from_slice(&12u32.to_be_bytes());
+        b.extend_from_slice(data);
+    });
+}
+
+/// Append NegotiateProtocolVersion: we speak 3.0 and none of `extensions`.
+pub fn write_negotiate_version(out: &mut Vec<u8>, extensions: &[String]) {
+    message(out, b'v', |b| {
+        b.extend_from_slice(&(3u32 << 16).to_be_bytes());
+        b.extend_from_slice(&u32::try_from(extensions.len()).expect("startup packets are bounded").to_be_bytes());
+        for name in extensions {
+            cstring(b, name.as_bytes());
+        }
+    });
+}
+
+/// Append ParameterStatus.
+pub fn write_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
+    message(out, b'S', |b| {
+        cstring(b, name.as_bytes());
+        cstring(b, value.as_bytes());
+    });
+}
+
+/// Append BackendKeyData of protocol 3.0.
+pub fn write_backend_key(out: &mut Vec<u8>, pid: u32, secret: u32) {
+    message(out, b'K', |b| {
+        b.extend_from_slice(&pid.to_be_bytes());
+        b.extend_from_slice(&secret.to_be_bytes());
+    });
+}
+
+/// Append ReadyForQuery.
+pub fn write_ready(out: &mut Vec<u8>, status: TxStatus) {
+    message(out, b'Z', |b| b.push(status.byte()));
+}
+
+/// Append CommandComplete.
+pub fn write_command_complete(out: &mut Vec<u8>, tag: &str) {
+    message(out, b'C', |b| cstring(b, tag.as_bytes()));
+}
+
+/// Append a message that consists of its type only: ParseComplete `1`, BindComplete `2`, CloseComplete `3`, NoData
+/// `n`, EmptyQueryResponse `I`.
+pub fn write_bare(out: &mut Vec<u8>, kind: u8) {
+    message(out, kind, |_| {});
+}
+
+/// Append a ParameterDescription of no parameters.
+pub fn write_no_parameters(out: &mut Vec<u8>) {
+    message(out, b't', |b| b.extend_from_slice(&[0, 0]));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fields_of_a_notice_are_found() {
+        let mut frame = Vec::new();
+        message(&mut frame, b'N', |b| {
+            b.extend_from_slice(b"SWARNUNG\0VWARNING\0C01000\0Mtext\0Fsyncrep.c\0L1\0RSyncRepWaitForLSN\0\0");
+        });
+        let f = fields(&frame);
+        assert_eq!((f.severity, f.code, f.routine), (&b"WARNING"[..], &b"01000"[..], &b"SyncRepWaitForLSN"[..]));
+        assert!(!f.is_fatal());
+        assert!(fields(b"E\0\0\0\x0cSFATAL\0\0").is_fatal());
+        assert_eq!(fields(b"E\0\0"), Fields::default());
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let mut out = Vec::new();
+        write_backend_key(&mut out, 1, 2);
+        assert_eq!(backend_key(&out), Some((1, 2)));
+        out.clear();
+        write_parameter_status(&mut out, "TimeZone", "UTC");
+        assert_eq!(parameter_status(&out), Some(("TimeZone", "UTC")));
+        for status in [TxStatus::Idle, TxStatus::Block, TxStatus::Failed] {
+            out.clear();
+            write_ready(&mut out, status);
+            assert_eq!(ready_status(&out), Some(status));
+        }
+        out.clear();
+        write_authentication_sasl(&mut out);
+        assert_eq!(authentication(&out), Some(Authentication::Sasl { scram_sha_256: true }));
+    }
+}

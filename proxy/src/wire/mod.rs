@@ -1,0 +1,8 @@
+//! Bytes and messages of the PostgreSQL protocol, version 3.0.
+
+pub mod backend;
+pub mod codec;
+pub mod error_response;
+pub mod frontend;
+pub mod sqlstate;
+pub mod startup;

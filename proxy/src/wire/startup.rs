@@ -1,0 +1,210 @@
+//! The packets that come before the first typed message: startup, SSL and GSS requests, cancel.
+//!
+//! Source: PostgreSQL documentation, "Message Formats" (StartupMessage, SSLRequest, GSSENCRequest, CancelRequest);
+//! src/include/libpq/pqcomm.h.
+
+use crate::wire::codec::split_cstring;
+
+/// Longest startup packet, bytes (MAX_STARTUP_PACKET_LENGTH).
+pub const MAX_PACKET: usize = 10_000;
+
+const CANCEL: u32 = 80_877_102;
+const SSL: u32 = 80_877_103;
+const GSSENC: u32 = 80_877_104;
+
+/// What a client asks for with its first packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Packet {
+    /// May we talk TLS?
+    Ssl,
+    /// May we talk GSSAPI encryption?
+    GssEnc,
+    /// Cancel what the session of this key does.
+    Cancel {
+        /// Process number as we gave it out.
+        pid: u32,
+        /// Secret as we gave it out.
+        secret: u32,
+    },
+    /// Start a session.
+    Startup(Startup),
+    /// A protocol version we do not speak.
+    UnknownVersion {
+        /// Major version.
+        major: u16,
+        /// Minor version.
+        minor: u16,
+    },
+}
+
+/// A StartupMessage of protocol 3.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Startup {
+    /// Minor version asked for; we speak 0 and say so when asked for more.
+    pub minor: u16,
+    /// `user`; empty when missing.
+    pub user: String,
+    /// `database`; the user's name when missing.
+    pub database: String,
+    /// `replication`, when given and not off.
+    pub replication: bool,
+    /// `application_name`.
+    pub application_name: Option<String>,
+    /// Every other parameter in order of name, to be sent to the servers as they are. The last of duplicates wins.
+    pub parameters: Vec<(String, String)>,
+    /// `_pq_.` options, none of which we know.
+    pub extensions: Vec<String>,
+}
+
+/// A first packet that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPacket {
+    /// The length field is out of range.
+    #[error("invalid length of startup packet")]
+    Length,
+    /// No terminator, a name without value, bytes behind the end, or text that is not UTF-8.
+    #[error("invalid startup packet layout")]
+    Layout,
+}
+
+/// Bytes of the packet at the start of `buf`, its length field included; `None` while that field is incomplete.
+///
+/// # Errors
+/// A length below 8 or above [`MAX_PACKET`].
+pub fn packet_len(buf: &[u8]) -> Result<Option<usize>, BadPacket> {
+    let Some((length, _)) = buf.split_first_chunk::<4>() else { return Ok(None) };
+    match usize::try_from(i32::from_be_bytes(*length)) {
+        Ok(n) if (8..=MAX_PACKET).contains(&n) => Ok(Some(n)),
+        _ => Err(BadPacket::Length),
+    }
+}
+
+/// Read a whole packet, its length field included.
+///
+/// # Errors
+/// See [`BadPacket`].
+pub fn parse(packet: &[u8]) -> Result<Packet, BadPacket> {
+    let word = |at: usize| -> Option<u32> { Some(u32::from_be_bytes(packet.get(at..at + 4)?.try_into().ok()?)) };
+    let code = word(4).ok_or(BadPacket::Length)?;
+    match code {
+        SSL | GSSENC if packet.len() != 8 => Err(BadPacket::Length),
+        SSL => Ok(Packet::Ssl),
+        GSSENC => Ok(Packet::GssEnc),
+        CANCEL if packet.len() != 16 => Err(BadPacket::Length),
+        CANCEL => {
+            let (pid, secret) = (word(8).ok_or(BadPacket::Length)?, word(12).ok_or(BadPacket::Length)?);
+            Ok(Packet::Cancel { pid, secret })
+        }
+        _ if code >> 16 != 3 => Ok(Packet::UnknownVersion { major: (code >> 16) as u16, minor: code as u16 }),
+        _ => startup(code as u16, &packet[8..]).map(Packet::Startup),
+    }
+}
+
+fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, BadPacket> {
+    let mut s = Startup { minor, ..Startup::default() };
+    let mut database = None;
+    loop {
+        let (name, after) = split_cstring(rest).ok_or(BadPacket::Layout)?;
+        if name.is_empty() {
+            break if after.is_empty() { Ok(()) } else { Err(BadPacket::Layout) };
+        }
+        let (value, after) = split_cstring(after).ok_or(BadPacket::Layout)?;
+        rest = after;
+        let text = |b: &[u8]| std::str::from_utf8(b).map(str::to_owned).map_err(|_| BadPacket::Layout);
+        let (name, value) = (text(name)?, text(value)?);
+        match name.as_str() {
+            "user" => s.user = value,
+            "database" => database = Some(value),
+            "application_name" => s.application_name = Some(value),
+            "replication" => s.replication = !matches!(value.as_str(), "false" | "off" | "no" | "0" | "f" | "n"),
+            _ if name.starts_with("_pq_.") => s.extensions.push(name),
+            _ if name.starts_with("pgtenure.") => {}
+            _ => {
+                s.parameters.retain(|(n, _)| *n != name);
+                s.parameters.push((name, value));
+            }
+        }
+    }?;
+    s.parameters.sort();
+    s.database = database.filter(|d| !d.is_empty()).unwrap_or_else(|| s.user.clone());
+    Ok(s)
+}
+
+/// Append a StartupMessage of protocol 3.0.
+pub fn write_startup<'a>(out: &mut Vec<u8>, parameters: impl Iterator<Item = (&'a str, &'a str)>) {
+    let at = out.len();
+    out.extend_from_slice(&[0, 0, 0, 0, 0, 3, 0, 0]);
+    for (name, value) in parameters {
+        for text in [name, value] {
+            out.extend_from_slice(text.as_bytes());
+            out.push(0);
+        }
+    }
+    out.push(0);
+    let length = u32::try_from(out.len() - at).expect("startup packets are bounded");
+    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// A CancelRequest.
+pub fn cancel_request(pid: u32, secret: u32) -> [u8; 16] {
+    let mut packet = [0; 16];
+    for (i, word) in [16, CANCEL, pid, secret].into_iter().enumerate() {
+        packet[i * 4..i * 4 + 4].copy_from_slice(&u32::to_be_bytes(word));
+    }
+    packet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(parameters: &[(&str, &str)]) -> Vec<u8> {
+        let mut out = Vec::new();
+        write_startup(&mut out, parameters.iter().copied());
+        out
+    }
+
+    #[test]
+    fn the_database_defaults_to_the_user_and_the_last_duplicate_wins() {
+        let p = packet(&[("user", "ann"), ("search_path", "a"), ("DateStyle", "ISO"), ("search_path", "b")]);
+        assert_eq!(packet_len(&p), Ok(Some(p.len())));
+        let Ok(Packet::Startup(s)) = parse(&p) else { panic!("{:?}", parse(&p)) };
+        assert_eq!((s.user.as_str(), s.database.as_str()), ("ann", "ann"));
+        let want = [("DateStyle", "ISO"), ("search_path", "b")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(s.parameters, want);
+    }
+
+    #[test]
+    fn special_parameters_are_taken_out() {
+        let p = packet(&[
+            ("user", "u"),
+            ("database", "d"),
+            ("replication", "database"),
+            ("_pq_.x", "1"),
+            ("application_name", "psql"),
+            ("pgtenure.hint", "1"),
+        ]);
+        let Ok(Packet::Startup(s)) = parse(&p) else { panic!("{:?}", parse(&p)) };
+        assert!(s.replication && s.parameters.is_empty());
+        assert_eq!(
+            (s.extensions.as_slice(), s.application_name.as_deref()),
+            (&["_pq_.x".to_owned()][..], Some("psql"))
+        );
+    }
+
+    #[test]
+    fn requests_and_nonsense_are_told_apart() {
+        assert_eq!(parse(&[0, 0, 0, 8, 4, 210, 22, 47]), Ok(Packet::Ssl));
+        assert_eq!(parse(&[0, 0, 0, 8, 4, 210, 22, 48]), Ok(Packet::GssEnc));
+        assert_eq!(parse(&cancel_request(7, 9)), Ok(Packet::Cancel { pid: 7, secret: 9 }));
+        assert_eq!(parse(&[0, 0, 0, 9, 0, 2, 0, 0, 0]), Ok(Packet::UnknownVersion { major: 2, minor: 0 }));
+        assert_eq!(packet_len(&[0, 0, 0, 7]), Err(BadPacket::Length));
+        assert_eq!(packet_len(b"GET "), Err(BadPacket::Length));
+        assert_eq!(packet_len(&[0, 0]), Ok(None));
+        for body in [&b"user\0x"[..], b"user\0x\0", b"user\0x\0\0more", b"user\0\xff\0\0"] {
+            let mut p = vec![0, 0, 0, 0, 0, 3, 0, 0];
+            p.extend_from_slice(body);
+            assert_eq!(parse(&p), Err(BadPacket::Layout), "{body:?}");
+        }
+    }
+}
