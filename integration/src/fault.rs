@@ -46,12 +46,12 @@ struct Shared {
 }
 
 impl FaultProxy {
-    /// Listen on `port` of 127.0.0.1 and pass everything on to `target`.
+    /// Listen at `at` and pass everything on to `target`.
     ///
     /// # Errors
-    /// When the port is taken.
-    pub fn start(port: u16, target: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", port))?;
+    /// When the address is taken.
+    pub fn start(at: SocketAddr, target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(at)?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared { target, cut: AtomicBool::new(false), replication: Mutex::default() });
         let for_thread = shared.clone();

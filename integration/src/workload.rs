@@ -109,6 +109,69 @@ impl Workload {
     }
 }
 
+/// Connections that read, over and over, and note who answered.
+#[derive(Debug)]
+pub struct Readers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<ReadLog>>,
+}
+
+/// What readers saw.
+#[derive(Clone, Debug, Default)]
+pub struct ReadLog {
+    /// Answers by node.
+    pub served_by: BTreeMap<String, usize>,
+    /// Everything that was not an answer.
+    pub errors: Vec<String>,
+}
+
+impl Readers {
+    /// Start `connections` readers with `pause` between two reads.
+    ///
+    /// # Panics
+    /// When a connection cannot log in: readers start on a healthy cluster.
+    pub fn start(target: &Target, connections: usize, pause: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = (0..connections)
+            .map(|_| {
+                let mut client = Client::connect(target).expect("readers start on a healthy cluster");
+                let stop = stop.clone();
+                std::thread::spawn(move || {
+                    let mut log = ReadLog::default();
+                    while !stop.load(Ordering::Relaxed) {
+                        match client.query("select current_setting('cluster_name')") {
+                            Ok(answer) => *log.served_by.entry(answer.value().to_owned()).or_insert(0) += 1,
+                            Err(e) => log.errors.push(e.to_string()),
+                        }
+                        if log.errors.len() > 100 {
+                            break;
+                        }
+                        std::thread::sleep(pause);
+                    }
+                    log
+                })
+            })
+            .collect();
+        Self { stop, threads }
+    }
+
+    /// Stop them all.
+    ///
+    /// # Panics
+    /// When a reader thread panicked.
+    pub fn finish(self) -> ReadLog {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = ReadLog::default();
+        for log in self.threads.into_iter().map(|t| t.join().expect("a reader does not panic")) {
+            for (node, count) in log.served_by {
+                *all.served_by.entry(node).or_insert(0) += count;
+            }
+            all.errors.extend(log.errors);
+        }
+        all
+    }
+}
+
 /// How often each id is in the table, for ids at or past `first_block`'s.
 ///
 /// # Errors

@@ -1,0 +1,194 @@
+//! The primary dies under load, in each way that a primary can die; so do standbys, agents and managers.
+
+use integration::cluster::{Active, Cluster, Frozen, LONG, one_at_a_time};
+use integration::history::{FAILOVER_REFUSALS, History};
+use integration::workload::{Readers, Style, Workload};
+use std::time::{Duration, Instant};
+
+const STYLES: [Style; 3] = [Style::Autocommit, Style::Block, Style::Prepared];
+const CONNECTIONS: usize = 6;
+const PAUSE: Duration = Duration::from_millis(5);
+/// Far above what is expected of an idle machine (below 4 s): tests share two cores with each other's PostgreSQLs.
+const WORST_OUTAGE: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Death {
+    /// kill -9 of the postmaster.
+    Postmaster,
+    /// kill -9 of postmaster and agent at once; the agent is started again later.
+    PostmasterAndAgent,
+    /// SIGSTOP of the agent and every PostgreSQL process; SIGCONT later.
+    Freeze,
+    /// kill -9 of the postmaster and of the leading manager at once; the manager is started again later.
+    PostmasterAndLeader,
+}
+
+#[test]
+fn a_dead_primary_is_replaced_and_comes_back_whatever_killed_it() {
+    let _turn = one_at_a_time();
+    let mut cluster = Cluster::healthy();
+    Workload::create_table(&cluster.target()).expect("a table");
+    let deaths = [Death::Postmaster, Death::PostmasterAndAgent, Death::Freeze, Death::PostmasterAndLeader];
+    for (block, death) in deaths.into_iter().enumerate() {
+        play(&mut cluster, death, 1 + 100 * block as i64);
+    }
+}
+
+fn play(cluster: &mut Cluster, death: Death, block: i64) {
+    let before = cluster.active();
+    let load = Workload::start(&cluster.target(), CONNECTIONS, &STYLES, block, PAUSE);
+    load.wait_for_more(200, LONG);
+    let died = Instant::now();
+    let undo = kill(cluster, death, &before);
+    let after = cluster.active_after(before.term);
+    assert_ne!(after.primary, before.primary, "{death:?}: the dead node cannot be primary again at once");
+    let open = Instant::now();
+    load.wait_for_more(200, LONG);
+    undo.apply(cluster, &before.primary);
+    cluster.streams(&before.primary);
+    cluster.all_stream();
+    let history = load.finish();
+    judge(&history, open, death);
+    cluster.verify(&history, block);
+    cluster.timelines_are(after.term);
+    report_is_there(cluster, after.term, &before.primary);
+    let gaps = history.longest_gaps();
+    let median = gaps[gaps.len() / 2];
+    eprintln!(
+        "{death:?}: term {} opened after {:?}; outage median {median:?}, worst {:?}; answers {:?}",
+        after.term,
+        open - died,
+        gaps[gaps.len() - 1],
+        history.refusals()
+    );
+    assert!(gaps[gaps.len() - 1] < WORST_OUTAGE, "{death:?}: {gaps:?}");
+}
+
+/// What brings a node back.
+enum Undo {
+    Nothing,
+    StartAgent,
+    Thaw(Frozen),
+    StartManager(String),
+}
+
+fn kill(cluster: &mut Cluster, death: Death, now: &Active) -> Undo {
+    let node = &now.primary;
+    match death {
+        Death::Postmaster => {
+            cluster.kill_postmaster(node);
+            Undo::Nothing
+        }
+        Death::PostmasterAndAgent => {
+            cluster.role(node).signal(nix::sys::signal::Signal::SIGKILL);
+            cluster.kill_postmaster(node);
+            cluster.kill_role(node);
+            Undo::StartAgent
+        }
+        Death::Freeze => Undo::Thaw(cluster.freeze_node(node)),
+        Death::PostmasterAndLeader => {
+            let leader = cluster.leader();
+            cluster.kill_postmaster(node);
+            cluster.kill_role(&leader);
+            Undo::StartManager(leader)
+        }
+    }
+}
+
+impl Undo {
+    fn apply(self, cluster: &mut Cluster, node: &str) {
+        match self {
+            Self::Nothing => {}
+            Self::StartAgent => cluster.start_role(node),
+            Self::Thaw(frozen) => frozen.thaw(),
+            Self::StartManager(name) => cluster.start_role(&name),
+        }
+    }
+}
+
+/// No connection was closed, every one went on writing, and nothing but a failover's answers was given.
+fn judge(history: &History, open: Instant, death: Death) {
+    for answer in history.refusals().keys() {
+        assert!(answer == "08007" || FAILOVER_REFUSALS.contains(&answer.as_str()), "{death:?}: a client saw {answer}");
+    }
+    let since = history.acknowledged_since(open);
+    assert_eq!(since.len(), CONNECTIONS);
+    assert!(since.values().all(|n| *n > 0), "{death:?}: rows acknowledged since, by connection: {since:?}");
+}
+
+/// `report` tells of this term, with the old primary's WAL read: in strict mode no acknowledged commit is in it.
+fn report_is_there(cluster: &Cluster, term: u64, old: &str) {
+    let term = term.to_string();
+    integration::wait::wait_for("the report of the term", LONG, || {
+        let verb = cluster.verb(&["report", &term, "--json"]);
+        let text = format!("{verb:?}");
+        if verb.code != 0 {
+            return Err(text);
+        }
+        let json = verb.json();
+        let named = json["term"].to_string() == term && verb.stdout.contains(old);
+        let read = verb.stdout.contains("end_lsn");
+        if named && read { Ok(()) } else { Err(text) }
+    });
+}
+
+#[test]
+fn the_death_of_a_standby_an_agent_or_a_manager_disturbs_no_client() {
+    let _turn = one_at_a_time();
+    let mut cluster = Cluster::healthy();
+    Workload::create_table(&cluster.target()).expect("a table");
+    let before = cluster.active();
+    let load = Workload::start(&cluster.target(), CONNECTIONS, &STYLES, 1, PAUSE);
+    let readers = Readers::start(&cluster.target(), 3, PAUSE);
+    load.wait_for_more(100, LONG);
+    for standby in cluster.standbys() {
+        cluster.kill_postmaster(standby);
+        load.wait_for_more(200, LONG);
+        integration::wait::wait_until("the standby's PostgreSQL to be up again", LONG, || {
+            cluster.postmaster(standby).is_some()
+        });
+        cluster.streams(standby);
+    }
+    // The primary's agent dies alone: its PostgreSQL serves on, and the agent finds it again.
+    cluster.kill_role(&before.primary);
+    load.wait_for_more(400, LONG);
+    cluster.start_role(&before.primary);
+    let leader = cluster.leader();
+    cluster.kill_role(&leader);
+    load.wait_for_more(400, LONG);
+    cluster.start_role(&leader);
+    cluster.all_stream();
+    load.wait_for_more(100, LONG);
+    let (history, reads) = (load.finish(), readers.finish());
+    assert_eq!(cluster.active(), before, "nobody took over");
+    assert!(history.refusals().is_empty(), "writers saw {:?}", history.refusals());
+    assert!(reads.errors.is_empty(), "readers saw {:?}", reads.errors);
+    cluster.verify(&history, 1);
+}
+
+#[test]
+fn a_held_statement_is_refused_with_57p03_when_no_primary_comes_in_time() {
+    let _turn = one_at_a_time();
+    let options = integration::config_file::Options { proxy: "hold_timeout = \"2s\"\n", ..Default::default() };
+    let mut cluster = Cluster::start(&options);
+    Workload::create_table(&cluster.target()).expect("a table");
+    let mut client = cluster.connect();
+    client.query("insert into rows(id) values (1)").expect("a healthy cluster takes a row");
+    for node in integration::config_file::NODES {
+        cluster.kill_role(node);
+        cluster.kill_postgres(node);
+    }
+    // The first statement may have been sent before the deaths were noticed; the second one cannot.
+    let first = client.query("insert into rows(id) values (2)").expect_err("there is no PostgreSQL");
+    assert!(matches!(first.sqlstate(), Some("08007" | "57P03")), "{first}");
+    let asked = Instant::now();
+    let second = client.query("insert into rows(id) values (3)").expect_err("there is no PostgreSQL");
+    assert_eq!(second.sqlstate(), Some("57P03"), "{second}");
+    assert!(asked.elapsed() >= Duration::from_millis(1900), "held for only {:?}", asked.elapsed());
+    for node in integration::config_file::NODES {
+        cluster.start_role(node);
+    }
+    integration::wait::wait_for("the same connection to write again", LONG, || {
+        client.query("insert into rows(id) values (4)")
+    });
+}
