@@ -7,3 +7,4 @@ pub mod config;
 pub mod fsm;
 pub mod record;
 pub mod store;
+pub mod view;

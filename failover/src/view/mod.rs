@@ -1,0 +1,250 @@
+//! The cluster as this process sees it: etcd's records read again and again, published as a [`Topology`].
+//!
+//! A change hint makes the next read happen at once; without hints a read happens every third of the view's validity,
+//! so that two may fail. What the records mean is decided in [`topology`] (PURE); [`register`] tells the managers what
+//! a proxy has applied.
+//!
+//! Duties of a user:
+//! 1. Ask [`Topology::gate_at`] with the present instant each time, never keep a gate.
+//! 2. A proxy calls [`View::register`] once: until then its view is valid for no time where safety hangs on time,
+//!    because no manager would wait for it.
+
+pub mod metrics;
+mod read;
+pub mod register;
+pub mod topology;
+
+use crate::config::etcd::Config;
+use crate::store::{Hints, Store};
+use cluster::keys::Keys;
+use cluster::topology::{ProxyState, Topology};
+use cluster::{Clock, Instant};
+use metrics::Metrics;
+use prometheus::Registry;
+use register::{Registered, Registration};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use topology::{Records, Validity, same_but_revision, steps_back};
+use tracing::{info, warn};
+
+/// Least pause between two reads, however many hints come.
+const MIN_GAP: Duration = Duration::from_millis(10);
+/// Pause after a read that failed; the read itself has already waited.
+const FAILED_PAUSE: Duration = Duration::from_millis(100);
+
+/// The times a view hangs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// T_p, see `etcd.view_validity`.
+    pub validity: Duration,
+    /// Asked for when registering, see `etcd.lease_ttl`.
+    pub lease_ttl: Duration,
+}
+
+impl From<&Config> for Times {
+    fn from(config: &Config) -> Self {
+        Self { validity: config.view_validity, lease_ttl: config.lease_ttl }
+    }
+}
+
+/// What the view is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To look at: monitoring, the command line.
+    Observe,
+    /// To send writes by. It is valid only while this process is registered (see the module's header).
+    Proxy,
+}
+
+/// How reading goes, for status pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// When the last read that succeeded was sent.
+    pub read_at: Option<Instant>,
+    /// Why the last read failed, if it did.
+    pub error: Option<String>,
+}
+
+/// A running view. Reading stops when it is dropped; receivers keep the last value.
+pub struct View {
+    topology: watch::Receiver<Topology>,
+    records: watch::Receiver<Arc<Records>>,
+    health: watch::Receiver<Health>,
+    store: Arc<dyn Store>,
+    keys: Keys,
+    times: Times,
+    registered: Arc<Registered>,
+    reader: AbortHandle,
+}
+
+/// Start reading. Needs a tokio runtime.
+///
+/// # Errors
+/// When `registry` already has a view's metrics.
+pub fn start(
+    store: Arc<dyn Store>,
+    keys: Keys,
+    times: Times,
+    purpose: Purpose,
+    registry: &Registry,
+) -> Result<View, prometheus::Error> {
+    let (topology_out, topology) = watch::channel(Topology::unknown());
+    let (records_out, records) = watch::channel(Arc::new(Records::default()));
+    let (health_out, health) = watch::channel(Health::default());
+    let registered = Arc::new(Registered::default());
+    let metrics = Metrics::new(registry, topology.clone(), health.clone())?;
+    let reader = Reader {
+        store: Arc::clone(&store),
+        keys: keys.clone(),
+        times,
+        registered: (purpose == Purpose::Proxy).then(|| Arc::clone(&registered)),
+        out: Out { topology: topology_out, records: records_out, health: health_out, stepped_back: false, metrics },
+    };
+    let reader = tokio::spawn(reader.run()).abort_handle();
+    Ok(View { topology, records, health, store, keys, times, registered, reader })
+}
+
+impl View {
+    /// The cluster as it may be acted on.
+    pub fn topology(&self) -> watch::Receiver<Topology> {
+        self.topology.clone()
+    }
+
+    /// The records it was made from.
+    pub fn records(&self) -> watch::Receiver<Arc<Records>> {
+        self.records.clone()
+    }
+
+    /// How reading goes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    /// Tell the managers, as `proxies/<id>` under a lease, what this proxy has applied. At most once per view.
+    pub fn register(&self, id: &str, state: watch::Receiver<ProxyState>) -> Registration {
+        let key = self.keys.proxy(id);
+        register::start(Arc::clone(&self.store), key, self.times.lease_ttl, state, Arc::clone(&self.registered))
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+struct Reader {
+    store: Arc<dyn Store>,
+    keys: Keys,
+    times: Times,
+    /// Set for a proxy: the registration its view's validity depends on.
+    registered: Option<Arc<Registered>>,
+    out: Out,
+}
+
+struct Out {
+    topology: watch::Sender<Topology>,
+    records: watch::Sender<Arc<Records>>,
+    health: watch::Sender<Health>,
+    stepped_back: bool,
+    metrics: Metrics,
+}
+
+impl Reader {
+    async fn run(mut self) {
+        let clock = Clock;
+        let mut hints = read::watches(&self.keys).map(|prefix| self.store.watch(&prefix));
+        let never = Notify::new();
+        let registered = self.registered.clone();
+        let newly_registered = registered.as_ref().map_or(&never, |r| r.newly());
+        loop {
+            let sent_at = clock.now();
+            let until = self.registered.as_ref().map(|r| r.until().unwrap_or(sent_at));
+            let validity = Validity { sent_at, lasts: self.times.validity, registered_until: until };
+            let pause = match read::records(self.store.as_ref(), &self.keys).await {
+                Ok(records) => {
+                    self.out.publish(records, validity);
+                    tokio::time::sleep(MIN_GAP).await;
+                    self.times.validity / 3
+                }
+                Err(error) => {
+                    self.out.failed(error.to_string());
+                    tokio::time::sleep(FAILED_PAUSE).await;
+                    Duration::ZERO
+                }
+            };
+            tokio::select! {
+                () = any_hint(&mut hints) => (),
+                () = newly_registered.notified() => (),
+                () = tokio::time::sleep(pause) => (),
+            }
+        }
+    }
+}
+
+/// The first hint of any watch.
+async fn any_hint(hints: &mut [Hints; 5]) {
+    let [term, primary, policy, members, fences] = hints;
+    tokio::select! {
+        () = term.changed() => (),
+        () = primary.changed() => (),
+        () = policy.changed() => (),
+        () = members.changed() => (),
+        () = fences.changed() => (),
+    }
+}
+
+impl Out {
+    fn publish(&mut self, records: Records, validity: Validity) {
+        let next = topology::topology(&records, validity);
+        self.metrics.read_ok();
+        let was = self.health.send_replace(Health { read_at: Some(validity.sent_at), error: None });
+        if was.error.is_some() {
+            info!("etcd answers again");
+        }
+        if let Some((current, read)) = steps_back(&self.topology.borrow(), &next) {
+            if !std::mem::replace(&mut self.stepped_back, true) {
+                warn!(term = current.0, read = read.0, "etcd went back to an older term, its records are ignored");
+            }
+            return;
+        }
+        self.stepped_back = false;
+        self.records.send_if_modified(|current| {
+            let news = Records { revision: 0, ..records.clone() } != Records { revision: 0, ..(**current).clone() };
+            if news {
+                *current = Arc::new(records);
+            }
+            news
+        });
+        self.topology.send_if_modified(|current| {
+            if same_but_revision(current, &next) {
+                return false;
+            }
+            if (current.term, current.gate) != (next.term, next.gate) || node(current) != node(&next) {
+                info!(
+                    term = next.term.0,
+                    gate = next.gate.as_str(),
+                    from = current.gate.as_str(),
+                    node = node(&next).unwrap_or("none"),
+                    "the view of the cluster changed"
+                );
+            }
+            current.merge(next)
+        });
+    }
+
+    fn failed(&mut self, error: String) {
+        self.metrics.read_failed();
+        let first = self.health.borrow().error.is_none();
+        if first {
+            warn!(error, "etcd cannot be read, acting on the last view while it is valid");
+        }
+        self.health.send_modify(|h| h.error = Some(error));
+    }
+}
+
+fn node(topology: &Topology) -> Option<&str> {
+    topology.primary.as_ref().map(|m| m.node.as_str())
+}

@@ -1,0 +1,250 @@
+//! A proxy's registration: `proxies/<id>`, under a lease, says which term and gate all its workers have applied.
+//!
+//! A manager that changes the term waits for what is written here, or for the key to be gone. So the key must never be
+//! gone while the proxy still acts on an old view: [`Registered::until`] bounds the view's validity.
+
+use super::topology::CLOCK_DRIFT_PER_MILLE;
+use crate::record::ProxyRecord;
+use crate::store::{LeaseId, Store, StoreError, Txn};
+use cluster::lease::Lease;
+use cluster::topology::{Gate, ProxyState};
+use cluster::{Clock, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+use tracing::{info, warn};
+
+/// Least pause between two writes of the record.
+const MIN_GAP: Duration = Duration::from_millis(20);
+/// While the gate is open nobody waits for `busy`: it is written this seldom, for status pages.
+const IDLE_GAP: Duration = Duration::from_secs(5);
+/// Pause after a failed attempt to get a lease or write the record.
+const FAILED_PAUSE: Duration = Duration::from_millis(200);
+
+/// Until when a manager is sure to wait for this proxy.
+#[derive(Debug, Default)]
+pub(super) struct Registered {
+    until: Mutex<Option<Instant>>,
+    newly: Notify,
+}
+
+impl Registered {
+    /// The deadline of the registration's lease; `None` while not registered.
+    pub(super) fn until(&self) -> Option<Instant> {
+        *self.until.lock().expect("no code panics while it holds this lock")
+    }
+
+    /// Notified when the registration comes into being.
+    pub(super) fn newly(&self) -> &Notify {
+        &self.newly
+    }
+
+    fn set(&self, until: Option<Instant>) {
+        let before = {
+            let mut held = self.until.lock().expect("no code panics while it holds this lock");
+            std::mem::replace(&mut *held, until)
+        };
+        if before.is_none() && until.is_some() {
+            self.newly.notify_one();
+        }
+    }
+}
+
+/// A running registration. Dropped, it leaves the key to expire with its lease.
+#[derive(Debug)]
+pub struct Registration {
+    end: Option<oneshot::Sender<()>>,
+    task: Option<JoinHandle<()>>,
+    abort: AbortHandle,
+}
+
+impl Registration {
+    /// Remove the key: this proxy acts on no view any more. Bounded by the store's deadlines.
+    pub async fn end(mut self) {
+        drop(self.end.take());
+        if let Some(task) = self.task.take() {
+            // It cannot fail: it is aborted by nobody but our own Drop.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.abort.abort();
+    }
+}
+
+pub(super) fn start(
+    store: Arc<dyn Store>,
+    key: String,
+    ttl: Duration,
+    state: watch::Receiver<ProxyState>,
+    registered: Arc<Registered>,
+) -> Registration {
+    let (end, ended) = oneshot::channel();
+    let registrar = Registrar { store, key, ttl, state, registered };
+    let task = tokio::spawn(registrar.run(ended));
+    Registration { abort: task.abort_handle(), end: Some(end), task: Some(task) }
+}
+
+struct Registrar {
+    store: Arc<dyn Store>,
+    key: String,
+    ttl: Duration,
+    state: watch::Receiver<ProxyState>,
+    registered: Arc<Registered>,
+}
+
+/// Why a lease is no longer kept.
+enum Over {
+    Lost(StoreError),
+    Ended,
+}
+
+impl Registrar {
+    async fn run(mut self, mut ended: oneshot::Receiver<()>) {
+        let mut failing = false;
+        loop {
+            let lease = tokio::select! {
+                lease = self.acquire() => lease,
+                _ = &mut ended => return,
+            };
+            let (id, over) = match lease {
+                Ok((id, lease, written)) => {
+                    info!(key = self.key, lease = %id, "registered with the managers");
+                    failing = false;
+                    (id, self.keep(id, lease, written, &mut ended).await)
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(key = self.key, %error, "cannot register with the managers");
+                    }
+                    tokio::time::sleep(FAILED_PAUSE).await;
+                    continue;
+                }
+            };
+            self.registered.set(None);
+            match over {
+                Over::Lost(error) => warn!(key = self.key, %error, "registration lost, registering again"),
+                Over::Ended => {
+                    if let Err(error) = self.store.revoke(id).await {
+                        info!(key = self.key, %error, "registration is left to expire");
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A new lease with the record bound to it.
+    async fn acquire(&mut self) -> Result<(LeaseId, Lease, ProxyState), StoreError> {
+        let sent_at = Clock.now();
+        let granted = self.store.grant(self.ttl).await?;
+        let state = *self.state.borrow_and_update();
+        self.write(granted.lease, state).await?;
+        let lease = Lease { term: state.term, sent_at, ttl: granted.ttl };
+        self.registered.set(Some(deadline(&lease)));
+        Ok((granted.lease, lease, state))
+    }
+
+    /// Renew the lease and write the state's changes until one of them is impossible.
+    async fn keep(
+        &mut self,
+        id: LeaseId,
+        mut lease: Lease,
+        mut written: ProxyState,
+        ended: &mut oneshot::Receiver<()>,
+    ) -> Over {
+        let period = lease.ttl / 6;
+        let mut renew_at = lease.sent_at + period;
+        let mut written_at = Clock.now();
+        loop {
+            let now = Clock.now();
+            let state = *self.state.borrow_and_update();
+            let write_in = write_in(&written, now.since(written_at), &state);
+            let wait = write_in.unwrap_or(period).min(renew_at.since(now));
+            if !wait.is_zero() {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => (),
+                    // A proxy that is gone changes no more; its Registration ends or is dropped.
+                    Ok(()) = self.state.changed() => (),
+                    _ = &mut *ended => return Over::Ended,
+                }
+                continue;
+            }
+            if renew_at <= now {
+                renew_at = now + period;
+                match self.store.keep_alive(id).await {
+                    Ok(ttl) => {
+                        lease = Lease { sent_at: now, ttl, ..lease };
+                        self.registered.set(Some(deadline(&lease)));
+                    }
+                    Err(error @ (StoreError::LeaseLost { .. } | StoreError::Refused { .. })) => {
+                        return Over::Lost(error);
+                    }
+                    Err(error @ (StoreError::Unavailable { .. } | StoreError::Indeterminate { .. })) => {
+                        if Clock.now() >= deadline(&lease) {
+                            return Over::Lost(error);
+                        }
+                    }
+                }
+            } else {
+                written_at = now;
+                match self.write(id, state).await {
+                    Ok(()) => written = state,
+                    Err(error @ (StoreError::LeaseLost { .. } | StoreError::Refused { .. })) => {
+                        return Over::Lost(error);
+                    }
+                    // Written again after the least pause.
+                    Err(StoreError::Unavailable { .. } | StoreError::Indeterminate { .. }) => (),
+                }
+            }
+        }
+    }
+
+    async fn write(&self, lease: LeaseId, state: ProxyState) -> Result<(), StoreError> {
+        let record = ProxyRecord { term: state.term, gate: state.gate.as_str().to_owned(), busy: state.busy };
+        let value = serde_json::to_vec(&record).expect("a record of numbers and text is JSON");
+        self.store.txn(Txn::new().put_leased(self.key.as_str(), value, lease)).await.map(|_| ())
+    }
+}
+
+/// Until when the key is sure to exist: early by what our clock may be slow.
+fn deadline(lease: &Lease) -> Instant {
+    lease.deadline(lease.ttl * CLOCK_DRIFT_PER_MILLE / 1000)
+}
+
+/// In how long `state` is to be written, given what was written and how long ago. `None`: nothing to write.
+fn write_in(written: &ProxyState, ago: Duration, state: &ProxyState) -> Option<Duration> {
+    if written == state {
+        return None;
+    }
+    let only_busy = (written.term, written.gate) == (state.term, state.gate);
+    let gap = if only_busy && state.gate == Gate::Open { IDLE_GAP } else { MIN_GAP };
+    Some(gap.saturating_sub(ago))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster::Term;
+
+    #[test]
+    fn only_what_a_manager_waits_for_is_written_promptly() {
+        let s = |term, gate, busy| ProxyState { term: Term(term), gate, busy };
+        let open = s(3, Gate::Open, 9);
+        let ms = Duration::from_millis;
+        for (written, ago, state, want) in [
+            (open, 60_000, open, None),
+            (open, 1000, s(3, Gate::Open, 8), Some(ms(4000))),
+            (open, 6000, s(3, Gate::Open, 8), Some(ms(0))),
+            (open, 1000, s(3, Gate::Draining, 9), Some(ms(0))),
+            (open, 5, s(4, Gate::Open, 9), Some(ms(15))),
+            (s(3, Gate::Draining, 9), 30, s(3, Gate::Draining, 0), Some(ms(0))),
+        ] {
+            assert_eq!(write_in(&written, ms(ago), &state), want, "{written:?} -> {state:?}");
+        }
+    }
+}

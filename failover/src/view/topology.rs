@@ -1,0 +1,268 @@
+//! From the records in etcd to what a proxy may do: PURE.
+//!
+//! Where commits are protected (strict mode, not suspended) an old view does no harm: a write it lets through to a
+//! fenced primary is acknowledged by no quorum. Everywhere else the view must end before a new term opens (INV-1).
+//! Protection is only ever lowered together with the opening of a new term, so a view that says "protected" of its
+//! term stays true for that term.
+
+use crate::record::{FenceRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use cluster::topology::{Closed, Gate, Member, Topology};
+use cluster::{Instant, NodeId, Term};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The clocks of two hosts may differ in rate by a thousandth (1000 ppm; NTP slews by at most half of that).
+pub const CLOCK_DRIFT_PER_MILLE: u32 = 1;
+
+/// The records of one linearizable read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Records {
+    /// etcd's revision when they were read.
+    pub revision: u64,
+    /// `term`; `None` before the cluster is created.
+    pub term: Option<TermRecord>,
+    /// `primary`; `None` once its lease is gone.
+    pub primary: Option<PrimaryRecord>,
+    /// `policy`.
+    pub policy: Option<PolicyRecord>,
+    /// `members/*` by name.
+    pub members: BTreeMap<NodeId, MemberRecord>,
+    /// `fences/*` by name.
+    pub fences: BTreeMap<NodeId, FenceRecord>,
+}
+
+/// When a view was learnt, and how long it may be used where safety hangs on time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// When the read was sent.
+    pub sent_at: Instant,
+    /// T_p, see `etcd.view_validity`.
+    pub lasts: Duration,
+    /// Where this process must be registered for a manager to wait for it: the deadline of its registration's lease
+    /// as known when the read was sent; `sent_at` or earlier when it was not registered.
+    pub registered_until: Option<Instant>,
+}
+
+impl Validity {
+    /// The instant from which the view must not be acted on, early by what our clock may be slow.
+    pub fn end(&self) -> Instant {
+        let drift = self.lasts * CLOCK_DRIFT_PER_MILLE / 1000;
+        let end = self.sent_at + self.lasts.saturating_sub(drift);
+        self.registered_until.map_or(end, |registered| registered.min(end))
+    }
+}
+
+/// The topology that `records` describe.
+pub fn topology(records: &Records, validity: Validity) -> Topology {
+    let Some(term) = &records.term else {
+        let nobody = Topology { gate: Gate::Closed(Closed::Vacant), revision: records.revision, ..Topology::unknown() };
+        return Topology { standbys: members(records, None), ..nobody };
+    };
+    let node = term.node.as_ref().or(term.prev.as_ref().map(|t| &t.node));
+    let primary = node.and_then(|n| records.members.get(n)).map(|m| member(records, m));
+    let protected = records.policy.as_ref().is_some_and(PolicyRecord::protects);
+    let gate = match primary {
+        Some(_) => gate(records, term, protected),
+        // Its agent has never written an address: nothing can be sent there.
+        None => Gate::Closed(closed_by(term.phase).unwrap_or(Closed::Unknown)),
+    };
+    Topology {
+        term: term.term,
+        revision: records.revision,
+        gate,
+        standbys: members(records, node),
+        primary,
+        valid_until: (!protected).then(|| validity.end()),
+        fork: term.fork,
+    }
+}
+
+/// Why the phase alone keeps the gate closed.
+fn closed_by(phase: Phase) -> Option<Closed> {
+    match phase {
+        Phase::Recruiting => Some(Closed::Recruiting),
+        Phase::Promoting => Some(Closed::Promoting),
+        Phase::Opening => Some(Closed::Opening),
+        Phase::Active | Phase::Draining => None,
+    }
+}
+
+fn gate(records: &Records, term: &TermRecord, protected: bool) -> Gate {
+    if let Some(why) = closed_by(term.phase) {
+        return Gate::Closed(why);
+    }
+    // A fence from the time when the node was a standby does not stop writes: its agent ignores it too.
+    let fence = term.node.as_ref().and_then(|n| records.fences.get(n));
+    if fence.is_some_and(|f| f.stop_writes) {
+        return Gate::Closed(Closed::Fenced);
+    }
+    let leased = records.primary.as_ref().is_some_and(|p| p.term == term.term && Some(&p.node) == term.node.as_ref());
+    if !protected && !leased {
+        return Gate::Closed(Closed::Unleased);
+    }
+    if term.phase == Phase::Draining { Gate::Draining } else { Gate::Open }
+}
+
+fn member(records: &Records, m: &MemberRecord) -> Member {
+    let fenced = records.fences.contains_key(&m.node);
+    Member { node: m.node.clone(), postgres: m.postgres.clone(), fenced }
+}
+
+fn members(records: &Records, except: Option<&NodeId>) -> Vec<Member> {
+    records.members.values().filter(|m| Some(&m.node) != except).map(|m| member(records, m)).collect()
+}
+
+/// Do the two views tell a proxy the same, though read at different revisions?
+pub fn same_but_revision(a: &Topology, b: &Topology) -> bool {
+    let blank = |t: &Topology| Topology { revision: 0, ..t.clone() };
+    blank(a) == blank(b)
+}
+
+/// Would `next` be a step back (etcd was restored from an older copy)? Terms only grow (INV-1).
+pub fn steps_back(current: &Topology, next: &Topology) -> Option<(Term, Term)> {
+    (next.term < current.term).then_some((current.term, next.term))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Cause, Mode, Suspension, Tenure};
+    use cluster::{Endpoint, Lsn, TimelineId};
+
+    const SENT: Instant = Instant::from_millis(10_000);
+    const VALIDITY: Validity = Validity { sent_at: SENT, lasts: Duration::from_secs(2), registered_until: None };
+
+    fn n(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    fn records(phase: Phase, mode: Mode) -> Records {
+        let member = |name: &str| MemberRecord {
+            node: n(name),
+            postgres: Endpoint { host: name.to_owned(), port: 5432 },
+            agent: Endpoint { host: name.to_owned(), port: 8008 },
+            pg_version: 150_018,
+            system_id: None,
+            host: name.to_owned(),
+        };
+        let chosen = phase != Phase::Recruiting;
+        Records {
+            revision: 70,
+            term: Some(TermRecord {
+                term: Term(7),
+                phase,
+                coordinator: "m".to_owned(),
+                node: chosen.then(|| n("n2")),
+                cause: Cause::Failover,
+                prev: Some(Tenure { term: Term(5), node: n("n1"), timeline: TimelineId(5) }),
+                fork: None,
+                xid_bound: None,
+                record_lsn: None,
+                policy_epoch: 1,
+            }),
+            primary: Some(PrimaryRecord { term: Term(7), node: n("n2"), holder: "a".to_owned() }),
+            policy: Some(PolicyRecord {
+                epoch: 1,
+                voters: vec![n("n1"), n("n2"), n("n3")],
+                k: u32::from(mode == Mode::Strict),
+                mode,
+                suspended: None,
+            }),
+            members: ["n1", "n2", "n3"].into_iter().map(|name| (n(name), member(name))).collect(),
+            fences: BTreeMap::new(),
+        }
+    }
+
+    fn names(members: &[Member]) -> Vec<&str> {
+        members.iter().map(|m| m.node.as_str()).collect()
+    }
+
+    #[test]
+    fn each_phase_has_its_gate() {
+        for (phase, gate, primary) in [
+            (Phase::Recruiting, Gate::Closed(Closed::Recruiting), "n1"),
+            (Phase::Promoting, Gate::Closed(Closed::Promoting), "n2"),
+            (Phase::Opening, Gate::Closed(Closed::Opening), "n2"),
+            (Phase::Active, Gate::Open, "n2"),
+            (Phase::Draining, Gate::Draining, "n2"),
+        ] {
+            for mode in [Mode::Strict, Mode::Async] {
+                let t = topology(&records(phase, mode), VALIDITY);
+                assert_eq!((t.gate, t.term, t.revision), (gate, Term(7), 70), "{phase:?}");
+                assert_eq!(t.primary.unwrap().node, n(primary), "{phase:?}");
+                assert_eq!(names(&t.standbys), if primary == "n1" { ["n2", "n3"] } else { ["n1", "n3"] });
+            }
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_was_never_created_is_vacant() {
+        let t = topology(&Records { term: None, ..records(Phase::Active, Mode::Strict) }, VALIDITY);
+        assert_eq!((t.gate, t.term, t.primary), (Gate::Closed(Closed::Vacant), Term(0), None));
+        assert_eq!(names(&t.standbys), ["n1", "n2", "n3"]);
+    }
+
+    #[test]
+    fn only_a_protected_view_is_valid_without_end() {
+        let mut r = records(Phase::Active, Mode::Strict);
+        assert_eq!(topology(&r, VALIDITY).valid_until, None);
+        let since = Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why: "operator".to_owned() };
+        r.policy.as_mut().unwrap().suspended = Some(since);
+        let end = Some(Instant::from_millis(11_998));
+        assert_eq!(topology(&r, VALIDITY).valid_until, end);
+        assert_eq!(topology(&records(Phase::Active, Mode::Async), VALIDITY).valid_until, end);
+        r.policy = None;
+        assert_eq!(topology(&r, VALIDITY).valid_until, end, "an unknown policy protects nothing");
+    }
+
+    #[test]
+    fn a_view_ends_with_the_registration_that_a_manager_waits_for() {
+        let until = |ms| Validity { registered_until: Some(Instant::from_millis(ms)), ..VALIDITY }.end();
+        assert_eq!(until(10_500), Instant::from_millis(10_500));
+        assert_eq!(until(20_000), Instant::from_millis(11_998));
+    }
+
+    #[test]
+    fn without_its_lease_a_primary_is_written_to_only_where_commits_are_protected() {
+        let gone = |mode| Records { primary: None, ..records(Phase::Active, mode) };
+        assert_eq!(topology(&gone(Mode::Async), VALIDITY).gate, Gate::Closed(Closed::Unleased));
+        assert_eq!(topology(&gone(Mode::Strict), VALIDITY).gate, Gate::Open);
+        let mut old = records(Phase::Active, Mode::Async);
+        old.primary = Some(PrimaryRecord { term: Term(5), node: n("n1"), holder: "b".to_owned() });
+        assert_eq!(topology(&old, VALIDITY).gate, Gate::Closed(Closed::Unleased), "a lease of another term");
+    }
+
+    #[test]
+    fn a_fence_closes_the_gate_only_when_it_was_meant_to_stop_writes() {
+        let fenced = |name: &str, stop_writes| {
+            let mut r = records(Phase::Active, Mode::Strict);
+            r.fences.insert(n(name), FenceRecord { by: "ops@host".to_owned(), at: 0, stop_writes });
+            topology(&r, VALIDITY)
+        };
+        assert_eq!(fenced("n2", true).gate, Gate::Closed(Closed::Fenced));
+        assert_eq!(fenced("n2", false).gate, Gate::Open);
+        let t = fenced("n3", false);
+        assert_eq!(t.gate, Gate::Open);
+        assert_eq!(t.standbys.iter().map(|m| m.fenced).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn a_primary_without_an_address_is_not_written_to() {
+        let mut r = records(Phase::Active, Mode::Strict);
+        r.members.remove(&n("n2"));
+        let t = topology(&r, VALIDITY);
+        assert_eq!((t.gate, t.primary), (Gate::Closed(Closed::Unknown), None));
+        assert_eq!(names(&t.standbys), ["n1", "n3"]);
+    }
+
+    #[test]
+    fn a_view_that_differs_in_nothing_but_its_revision_is_no_news() {
+        let a = topology(&records(Phase::Active, Mode::Strict), VALIDITY);
+        let b = Topology { revision: 71, ..a.clone() };
+        assert!(same_but_revision(&a, &b));
+        assert!(!same_but_revision(&a, &Topology { gate: Gate::Draining, ..b.clone() }));
+        let back = Topology { term: Term(6), ..b };
+        assert_eq!(steps_back(&a, &back), Some((Term(7), Term(6))));
+        assert_eq!(steps_back(&back, &a), None);
+    }
+}

@@ -1,0 +1,202 @@
+//! The view of the cluster, on a store in memory whose connection and leases fail on demand.
+
+use cluster::keys::Keys;
+use cluster::topology::{Closed, Gate, ProxyState, Topology};
+use cluster::{Clock, Endpoint, Term};
+use failover::record::{Cause, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord};
+use failover::store::memory::MemoryStore;
+use failover::store::{Store, Txn};
+use failover::view::{Purpose, Times, View, start};
+use prometheus::Registry;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+const TIMES: Times = Times { validity: Duration::from_millis(600), lease_ttl: Duration::from_secs(3) };
+
+fn keys() -> Keys {
+    Keys::new("/pgtenure", "test")
+}
+
+fn view(store: &MemoryStore, purpose: Purpose) -> (View, Registry) {
+    let registry = Registry::new();
+    let view = start(Arc::new(store.client()), keys(), TIMES, purpose, &registry).expect("an empty registry");
+    (view, registry)
+}
+
+fn json(record: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("records are JSON")
+}
+
+fn term(term: u64, phase: Phase) -> TermRecord {
+    TermRecord {
+        term: Term(term),
+        phase,
+        coordinator: "m".to_owned(),
+        node: Some("n1".parse().unwrap()),
+        cause: Cause::Failover,
+        prev: None,
+        fork: None,
+        xid_bound: None,
+        record_lsn: None,
+        policy_epoch: 1,
+    }
+}
+
+async fn put(store: &MemoryStore, key: String, value: Vec<u8>) {
+    assert!(store.txn(Txn::new().put(key, value)).await.unwrap().succeeded);
+}
+
+async fn cluster(mode: Mode) -> MemoryStore {
+    let store = MemoryStore::new();
+    let endpoint = |port| Endpoint { host: "127.0.0.1".to_owned(), port };
+    for (name, port) in [("n1", 1), ("n2", 2)] {
+        let node: cluster::NodeId = name.parse().unwrap();
+        let member = MemberRecord {
+            node: node.clone(),
+            postgres: endpoint(port),
+            agent: endpoint(port + 10),
+            pg_version: 150_018,
+            system_id: None,
+            host: "h".to_owned(),
+        };
+        put(&store, keys().member(&node), json(&member)).await;
+    }
+    let (k, voters) = (u32::from(mode == Mode::Strict), vec!["n1".parse().unwrap(), "n2".parse().unwrap()]);
+    put(&store, keys().policy(), json(&PolicyRecord { epoch: 1, voters, k, mode, suspended: None })).await;
+    let primary = PrimaryRecord { term: Term(3), node: "n1".parse().unwrap(), holder: "a".to_owned() };
+    put(&store, keys().primary(), json(&primary)).await;
+    put(&store, keys().term(), json(&term(3, Phase::Active))).await;
+    store
+}
+
+/// Wait until the topology, looked at now, is as `wanted` says.
+async fn until(what: &str, topology: &mut watch::Receiver<Topology>, wanted: impl Fn(&Topology) -> bool) -> Topology {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let now = topology.borrow_and_update().clone();
+        if wanted(&now) {
+            return now;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "waited 10 s for {what}, last seen {now:?}");
+        // A gate also closes by the mere passing of time.
+        let _ = tokio::time::timeout(Duration::from_millis(20), topology.changed()).await;
+    }
+}
+
+async fn proxy_record(store: &MemoryStore, what: &str, wanted: impl Fn(Option<&ProxyRecord>) -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let found = store.get(&keys().proxy("p1")).await.unwrap();
+        let record = found.map(|v| serde_json::from_slice::<ProxyRecord>(&v.value).unwrap());
+        if wanted(record.as_ref()) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "waited 10 s for {what}, last seen {record:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn gate_now(topology: &Topology) -> Gate {
+    topology.gate_at(Clock.now())
+}
+
+#[tokio::test]
+async fn a_change_in_etcd_is_seen_at_once_by_its_hint_and_soon_without() {
+    let store = cluster(Mode::Strict).await;
+    let (view, registry) = view(&store, Purpose::Observe);
+    let mut topology = view.topology();
+    let seen = until("term 3 to be open", &mut topology, |t| t.gate == Gate::Open).await;
+    assert_eq!((seen.term, seen.valid_until, seen.standbys.len()), (Term(3), None, 1));
+    put(&store, keys().term(), json(&term(3, Phase::Draining))).await;
+    until("draining", &mut topology, |t| t.gate == Gate::Draining).await;
+    store.hold_hints(true);
+    put(&store, keys().term(), json(&term(4, Phase::Recruiting))).await;
+    let closed = until("term 4", &mut topology, |t| t.term == Term(4)).await;
+    assert_eq!(closed.gate, Gate::Closed(Closed::Recruiting));
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+    for want in [
+        "pgtenure_failover_view_term 4",
+        "pgtenure_failover_view_gate{gate=\"recruiting\"} 1",
+        "pgtenure_failover_view_primary{node=\"n1\"} 1",
+        "pgtenure_failover_view_reads_total{outcome=\"ok\"}",
+        "pgtenure_failover_view_age_seconds",
+    ] {
+        assert!(text.contains(want), "{want} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn cut_off_from_etcd_a_strict_view_lasts_and_an_async_one_ends() {
+    for (mode, gate) in [(Mode::Strict, Gate::Open), (Mode::Async, Gate::Closed(Closed::Stale))] {
+        let store = cluster(mode).await;
+        let link = store.client();
+        let view = start(Arc::new(link.clone()), keys(), TIMES, Purpose::Observe, &Registry::new()).unwrap();
+        let mut topology = view.topology();
+        until("open", &mut topology, |t| gate_now(t) == Gate::Open).await;
+        link.set_down(true);
+        let cut_at = Clock.now();
+        until("the view's end", &mut topology, |t| gate_now(t) == gate && Clock.now().since(cut_at) > TIMES.validity)
+            .await;
+        assert!(view.health().borrow().error.is_some());
+        link.set_down(false);
+        until("open again", &mut topology, |t| gate_now(t) == Gate::Open).await;
+    }
+}
+
+#[tokio::test]
+async fn an_older_term_read_back_from_a_restored_etcd_is_ignored() {
+    let store = cluster(Mode::Strict).await;
+    let (view, _) = view(&store, Purpose::Observe);
+    let mut topology = view.topology();
+    until("term 3", &mut topology, |t| t.term == Term(3)).await;
+    put(&store, keys().term(), json(&term(2, Phase::Active))).await;
+    put(&store, keys().fence(&"n2".parse().unwrap()), br#"{"by":"x","at":0,"stop_writes":false}"#.to_vec()).await;
+    let reads = view.health();
+    let before = reads.borrow().read_at;
+    until("two more reads", &mut topology, |_| reads.borrow().read_at > before.map(|b| b + TIMES.validity)).await;
+    assert_eq!(topology.borrow().term, Term(3));
+    put(&store, keys().term(), json(&term(4, Phase::Active))).await;
+    let next = until("term 4", &mut topology, |t| t.term == Term(4)).await;
+    assert!(next.standbys[0].fenced);
+}
+
+#[tokio::test]
+async fn an_unreadable_record_leaves_the_last_view_and_says_so() {
+    let store = cluster(Mode::Strict).await;
+    let (view, _) = view(&store, Purpose::Observe);
+    let mut topology = view.topology();
+    until("open", &mut topology, |t| t.gate == Gate::Open).await;
+    put(&store, keys().policy(), b"{not json".to_vec()).await;
+    let mut health = view.health();
+    let told = health.wait_for(|h| h.error.as_ref().is_some_and(|e| e.contains("/pgtenure/test/policy is unreadable")));
+    tokio::time::timeout(Duration::from_secs(10), told).await.expect("an error within 10 s").unwrap();
+    assert_eq!(topology.borrow().gate, Gate::Open);
+}
+
+#[tokio::test]
+async fn a_proxy_writes_in_async_mode_only_while_it_is_registered() {
+    let store = cluster(Mode::Async).await;
+    let link = store.client();
+    let view = start(Arc::new(link.clone()), keys(), TIMES, Purpose::Proxy, &Registry::new()).unwrap();
+    let mut topology = view.topology();
+    let stale = Gate::Closed(Closed::Stale);
+    until("a first view, not valid", &mut topology, |t| t.term == Term(3) && gate_now(t) == stale).await;
+    let (state, states) = watch::channel(ProxyState { term: Term(3), gate: stale, busy: 0 });
+    let registration = view.register("p1", states);
+    until("open", &mut topology, |t| gate_now(t) == Gate::Open).await;
+    proxy_record(&store, "the key", |r| r.is_some_and(|r| r.gate == "stale")).await;
+    state.send_replace(ProxyState { term: Term(3), gate: Gate::Draining, busy: 2 });
+    proxy_record(&store, "draining", |r| r.is_some_and(|r| (r.gate.as_str(), r.busy) == ("draining", 2))).await;
+    state.send_replace(ProxyState { term: Term(3), gate: Gate::Draining, busy: 0 });
+    proxy_record(&store, "no more busy sessions", |r| r.is_some_and(|r| r.busy == 0)).await;
+    // The lease is lost without the proxy's fault: it registers anew by itself.
+    let before = store.get(&keys().proxy("p1")).await.unwrap().unwrap().lease;
+    assert!(store.expire_holder(&keys().proxy("p1")));
+    proxy_record(&store, "a new registration", |r| r.is_some()).await;
+    assert_ne!(store.get(&keys().proxy("p1")).await.unwrap().unwrap().lease, before);
+    until("open again", &mut topology, |t| gate_now(t) == Gate::Open).await;
+    registration.end().await;
+    assert_eq!(store.get(&keys().proxy("p1")).await.unwrap(), None);
+    until("no valid view after the registration's end", &mut topology, |t| gate_now(t) == stale).await;
+}
