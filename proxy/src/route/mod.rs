@@ -131,3 +131,6 @@ pub fn decide(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

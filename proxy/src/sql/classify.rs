@@ -184,6 +184,7 @@ impl<'t> Part<'t> {
 
     fn other(&mut self, last: Last, stop: Stop) -> Last {
         self.head.stop(stop);
+        self.needs_verb();
         self.named = None;
         self.words = [self.words[1], K::None];
         last
@@ -206,6 +207,7 @@ impl<'t> Part<'t> {
 
     fn quoted(&mut self, name: &[u8]) -> Last {
         self.head.stop(Stop::Other);
+        self.needs_verb();
         self.remember(name, false);
         self.named = Some(Named { quoted: true, before: self.last });
         self.name_seen();
@@ -213,15 +215,24 @@ impl<'t> Part<'t> {
         Last::Quoted
     }
 
-    /// Keep a name for the next token, folded as the server folds it; a name that cannot be looked up has length 0.
+    /// Only parentheses may stand before the first word.
+    fn needs_verb(&mut self) {
+        self.writes |= self.verb == K::None;
+    }
+
+    /// Keep a name for the next token, folded as the server folds it; a name too long to look up gets length 0.
     fn remember(&mut self, name: &[u8], fold: bool) {
-        let plain = name.len() <= MAX_NAME && name.iter().all(|b| b.is_ascii() && *b != b'"');
-        self.name_len = if plain { name.len() } else { 0 };
-        if plain {
-            let kept = &mut self.name[..name.len()];
-            kept.copy_from_slice(name);
-            if fold {
-                kept.make_ascii_lowercase();
+        self.name_len = 0;
+        if name.len() > MAX_NAME {
+            return;
+        }
+        let mut after_quote = false;
+        for b in name {
+            // A quote in a quoted name is doubled.
+            after_quote = *b == b'"' && !after_quote;
+            if !after_quote {
+                self.name[self.name_len] = if fold { b.to_ascii_lowercase() } else { *b };
+                self.name_len += 1;
             }
         }
     }
@@ -278,9 +289,12 @@ impl<'t> Part<'t> {
         self.head.stop(Stop::Other);
         if self.depth == 0 && self.last == Last::Word(K::Explain) && self.verb == K::Explain {
             self.explain_options = true;
-        }
-        if let Some(named) = self.named.take() {
+        } else if let Some(named) = self.named.take() {
             self.call(named);
+        }
+        // In a WITH list only names and AS stand before a parenthesis; any other one begins the query behind it.
+        if !matches!(self.last, Last::Word(_) | Last::Quoted) {
+            self.with &= !(1 << self.depth);
         }
         if self.depth == MAX_DEPTH {
             self.writes = true;
@@ -316,6 +330,8 @@ impl<'t> Part<'t> {
         let volatility = self.functions.volatility(name);
         let keyword = !named.quoted && named.before != Last::Dot && may_stand_before_parenthesis(name);
         let reads = match volatility {
+            // Outside ASCII the client's bytes need not be those of the catalog.
+            _ if !name.is_ascii() => false,
             Some(Volatility::Immutable | Volatility::Stable) => true,
             Some(Volatility::Volatile) => false,
             None => keyword && self.functions.is_loaded(),
@@ -325,6 +341,10 @@ impl<'t> Part<'t> {
 
     /// Can what stands before `(` be a function call?
     fn may_be_call(&self, named: Named) -> bool {
+        // The table's columns before TO STDOUT, options behind it.
+        if self.verb == K::Copy && (self.to_stdout || self.depth == 0) {
+            return false;
+        }
         let in_with = self.with & (1 << self.depth) != 0;
         match named.before {
             Last::Dot => return true,
@@ -332,9 +352,6 @@ impl<'t> Part<'t> {
             Last::Word(K::As | K::Tablesample) => return false,
             Last::Word(K::With | K::Recursive) | Last::Comma if in_with => return false,
             _ => {}
-        }
-        if self.verb == K::Copy && (self.to_stdout || self.depth == 0) {
-            return !matches!(named.before, Last::Word(_)) && !self.to_stdout;
         }
         named.quoted || !is_reserved_before_parenthesis(&self.name[..self.name_len])
     }
@@ -407,3 +424,6 @@ fn loose_pin(sql: &[u8]) -> Option<PinReason> {
         head.pin()
     })
 }
+
+#[cfg(test)]
+mod tests;

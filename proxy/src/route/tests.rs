@@ -1,0 +1,338 @@
+use super::*;
+use cluster::lag::{LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
+use cluster::node::Endpoint;
+use cluster::topology::{Closed, Gate};
+use cluster::{Term, TimelineId};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const BUDGET: Duration = Duration::from_secs(1);
+
+fn at(ms: u64) -> Instant {
+    Instant::from_millis(ms)
+}
+
+fn node(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+fn member(name: &str) -> Member {
+    Member { node: node(name), postgres: Endpoint { host: name.to_owned(), port: 5432 }, fenced: false }
+}
+
+/// Busyness by name.
+struct Busy(BTreeMap<&'static str, u32>);
+
+impl Loads for Busy {
+    fn outstanding(&self, node: &NodeId) -> u32 {
+        self.0.get(node.as_str()).copied().unwrap_or(0)
+    }
+}
+
+/// A cluster of n1 (primary), n2 and n3 in term 7, sampled at 1000 ms with everything replayed up to 100.
+struct World {
+    topology: Topology,
+    snapshot: LagSnapshot,
+    lag: Lag,
+    causality: Causality,
+    busy: Busy,
+    avoid: Vec<NodeId>,
+}
+
+fn standby(name: &str, replay: u64, sent_at: u64) -> StandbyLag {
+    let sample = StandbySample {
+        receive_lsn: Lsn(replay),
+        replay_lsn: Lsn(replay),
+        received_timeline: Some(TimelineId(7)),
+        replay_lag_bytes: Some(0),
+        sent_at: at(sent_at),
+    };
+    StandbyLag { node: node(name), sample: Some(sample), replay_lag: Ok(Duration::ZERO) }
+}
+
+fn sample(name: &str, insert: u64, sent_at: u64) -> PrimarySample {
+    let (insert_lsn, flush_lsn) = (Lsn(insert), Lsn(insert));
+    PrimarySample { node: node(name), timeline: TimelineId(7), insert_lsn, flush_lsn, sent_at: at(sent_at) }
+}
+
+impl World {
+    fn new() -> Self {
+        let topology = Topology {
+            term: Term(7),
+            gate: Gate::Open,
+            primary: Some(member("n1")),
+            standbys: vec![member("n2"), member("n3")],
+            ..Topology::unknown()
+        };
+        let snapshot = LagSnapshot {
+            term: Term(7),
+            primary: Some(sample("n1", 100, 1000)),
+            standbys: vec![standby("n2", 100, 1000), standby("n3", 100, 1000)],
+        };
+        let mut world = Self {
+            topology,
+            snapshot,
+            lag: Lag::default(),
+            causality: Causality::default(),
+            busy: Busy(BTreeMap::new()),
+            avoid: Vec::new(),
+        };
+        world.publish();
+        world
+    }
+
+    fn publish(&mut self) {
+        self.lag.update(Arc::new(self.snapshot.clone()));
+    }
+
+    fn decide(&mut self, access: Access, now: u64, seed: u64) -> Decision {
+        let request = Request { access, avoid: &self.avoid };
+        let policy = Policy { max_replay_lag: BUDGET };
+        let Self { topology, lag, causality, busy, .. } = self;
+        super::decide(&request, causality, topology, lag, &policy, busy, at(now), seed)
+    }
+
+    /// A read at `now`, as `n2 fresh` or `primary lagging`.
+    fn read(&mut self, now: u64) -> String {
+        let Decision { target, reason } = self.decide(Access::Read, now, now);
+        match target {
+            Target::Primary => format!("primary {}", reason.as_str()),
+            Target::Standby(node) => format!("{node} {}", reason.as_str()),
+        }
+    }
+
+    /// Only n2 is left, so that answers do not depend on the seed.
+    fn only_n2(mut self) -> Self {
+        self.topology.standbys.truncate(1);
+        self
+    }
+}
+
+#[test]
+fn a_write_goes_to_the_primary() {
+    let d = World::new().decide(Access::Write, 1000, 1);
+    assert_eq!(d, Decision { target: Target::Primary, reason: Reason::Write });
+}
+
+#[test]
+fn a_read_goes_to_a_fresh_standby_with_its_numbers() {
+    let d = World::new().only_n2().decide(Access::Read, 1050, 1);
+    let reason = Reason::Fresh { staleness: Duration::from_millis(50), replay_lsn: Lsn(100), need: None };
+    assert_eq!(d, Decision { target: Target::Standby(node("n2")), reason });
+}
+
+#[test]
+fn a_sample_too_old_makes_a_standby_stale() {
+    let mut w = World::new().only_n2();
+    assert_eq!(w.read(2000), "n2 fresh");
+    let d = w.decide(Access::Read, 2001, 1);
+    let unfit = Unfit::Lagging { staleness: Duration::from_millis(1001), budget: BUDGET };
+    assert_eq!(d.reason, Reason::NoStandby { closest: Some((node("n2"), unfit)) });
+}
+
+#[test]
+fn a_lag_that_is_not_known_is_never_fresh_while_the_primary_answers() {
+    for (why, want) in [
+        (LagUnknown::NeverSampled, "primary never_sampled"),
+        (LagUnknown::Unreachable, "primary unreachable"),
+        (LagUnknown::StreamBroken, "primary stream_broken"),
+        (LagUnknown::ReplayPaused, "primary replay_paused"),
+        (LagUnknown::NoPrimarySample, "primary no_primary_sample"),
+        (LagUnknown::NotInRecovery, "primary not_in_recovery"),
+    ] {
+        let mut w = World::new().only_n2();
+        w.snapshot.standbys[0].replay_lag = Err(why);
+        w.publish();
+        assert_eq!(w.read(1001), want);
+    }
+}
+
+#[test]
+fn fenced_avoided_and_absent_standbys_do_not_serve() {
+    let mut w = World::new().only_n2();
+    w.topology.standbys[0].fenced = true;
+    assert_eq!(w.read(1001), "primary fenced");
+    let mut w = World::new().only_n2();
+    w.avoid = vec![node("n2")];
+    assert_eq!(w.read(1001), "primary avoided");
+    let mut w = World::new();
+    w.topology.standbys.clear();
+    assert_eq!(w.read(1001), "primary no_standby");
+    let mut w = World::new().only_n2();
+    w.snapshot.standbys.clear();
+    w.publish();
+    assert_eq!(w.read(1001), "primary never_sampled");
+}
+
+#[test]
+fn after_a_write_reads_stay_on_the_primary_until_a_sample_covers_it() {
+    let mut w = World::new().only_n2();
+    w.causality.wrote(at(1010));
+    assert_eq!(w.read(1020), "primary awaiting_sample");
+    // Sent before the acknowledgement: its position may lie before the commit.
+    w.snapshot.primary = Some(sample("n1", 150, 1009));
+    w.snapshot.standbys = vec![standby("n2", 200, 1009)];
+    w.publish();
+    assert_eq!(w.read(1030), "primary awaiting_sample");
+    w.snapshot.primary = Some(sample("n1", 180, 1010));
+    w.snapshot.standbys = vec![standby("n2", 179, 1010)];
+    w.publish();
+    let d = w.decide(Access::Read, 1040, 1);
+    let unfit = Unfit::ReplayBehind { need: Lsn(180), have: Lsn(179) };
+    assert_eq!(d.reason, Reason::NoStandby { closest: Some((node("n2"), unfit)) });
+    w.snapshot.standbys = vec![standby("n2", 180, 1100)];
+    // The bound is kept: later positions of the primary do not raise it.
+    w.snapshot.primary = Some(sample("n1", 999, 1100));
+    w.publish();
+    assert_eq!(w.read(1110), "n2 fresh");
+    // Another write starts over.
+    w.causality.wrote(at(1120));
+    assert_eq!(w.read(1130), "primary awaiting_sample");
+}
+
+#[test]
+fn a_bound_of_an_older_term_is_resolved_again_in_the_newer_one() {
+    let mut w = World::new();
+    w.causality.wrote(at(1000));
+    assert_eq!(w.read(1010).split(' ').nth(1), Some("fresh"));
+    w.topology.term = Term(8);
+    w.topology.primary = Some(member("n2"));
+    w.topology.standbys = vec![member("n3")];
+    assert_eq!(w.read(1020), "primary awaiting_sample");
+    // A sample of the new term, but of the old primary.
+    w.snapshot.term = Term(8);
+    w.publish();
+    assert_eq!(w.read(1030), "primary awaiting_sample");
+    w.snapshot.primary = Some(sample("n2", 90, 1040));
+    w.snapshot.standbys = vec![standby("n3", 90, 1040)];
+    w.publish();
+    assert_eq!(w.read(1050), "n3 fresh");
+}
+
+#[test]
+fn a_session_does_not_go_back_to_a_standby_sampled_behind_what_it_has_read() {
+    let mut w = World::new();
+    w.snapshot.standbys = vec![standby("n2", 200, 1000), standby("n3", 190, 1000)];
+    w.publish();
+    w.avoid = vec![node("n3")];
+    assert_eq!(w.read(1010), "n2 fresh");
+    w.avoid = vec![node("n2")];
+    let d = w.decide(Access::Read, 1020, 1);
+    let unfit = Unfit::ReplayBehind { need: Lsn(200), have: Lsn(190) };
+    assert_eq!(d.reason, Reason::NoStandby { closest: Some((node("n3"), unfit)) });
+    // In another term positions mean something else.
+    w.topology.term = Term(8);
+    w.snapshot.term = Term(8);
+    w.publish();
+    assert_eq!(w.read(1030), "n3 fresh");
+}
+
+#[test]
+fn figures_of_another_term_do_not_count_once_the_new_one_is_open() {
+    let mut w = World::new().only_n2();
+    w.topology.term = Term(8);
+    assert_eq!(w.read(1010), "primary other_term");
+    w.topology.gate = Gate::Draining;
+    assert_eq!(w.read(1010), "primary other_term");
+    w.topology.gate = Gate::Closed(Closed::Recruiting);
+    assert_eq!(w.read(1010), "n2 fresh");
+    w.topology.term = Term(6);
+    assert_eq!(w.read(1010), "primary other_term");
+}
+
+/// Rule 4: the primary is dead, so every stream is broken.
+#[test]
+fn while_no_primary_answers_staleness_is_the_age_of_its_last_sample() {
+    for gate in [Gate::Open, Gate::Closed(Closed::Recruiting)] {
+        let mut w = World::new();
+        w.topology.gate = gate;
+        w.snapshot.primary = None;
+        w.snapshot.standbys = vec![standby("n2", 100, 1500), standby("n3", 99, 1500)];
+        for s in &mut w.snapshot.standbys {
+            s.replay_lag = Err(LagUnknown::StreamBroken);
+        }
+        w.publish();
+        // n3 has not replayed all that the primary had at 1000 ms, n2 has.
+        for now in [1500, 1750, 2000] {
+            assert_eq!(w.read(now), "n2 fresh");
+        }
+        assert_eq!(w.read(2001), "primary lagging");
+        w.snapshot.standbys[0].replay_lag = Err(LagUnknown::ReplayPaused);
+        w.publish();
+        assert_eq!(w.read(1500), "primary replay_paused");
+    }
+}
+
+#[test]
+fn a_view_that_has_run_out_is_as_stale_as_the_time_since() {
+    let mut w = World::new().only_n2();
+    w.topology.valid_until = Some(at(1000));
+    w.snapshot.standbys = vec![standby("n2", 100, 2500)];
+    w.snapshot.primary = Some(sample("n1", 100, 2500));
+    w.publish();
+    assert_eq!(w.topology.gate_at(at(2000)), Gate::Closed(Closed::Stale));
+    assert_eq!(w.read(2000), "n2 fresh");
+    assert_eq!(w.read(2001), "primary lagging");
+}
+
+#[test]
+fn reads_are_spread_and_lean_to_the_less_busy() {
+    let count = |w: &mut World| {
+        let picks: Vec<_> = (0..1000).map(|seed| w.decide(Access::Read, 1001, seed).target).collect();
+        picks.iter().filter(|t| **t == Target::Standby(node("n2"))).count()
+    };
+    let mut w = World::new();
+    let even = count(&mut w);
+    assert!((400..=600).contains(&even), "{even}");
+    w.busy = Busy(BTreeMap::from([("n2", 1)]));
+    assert_eq!(count(&mut w), 0);
+    w.busy = Busy(BTreeMap::from([("n2", 1), ("n3", 2)]));
+    assert_eq!(count(&mut w), 1000);
+}
+
+#[test]
+fn every_one_of_many_standbys_gets_its_share() {
+    let names = ["n2", "n3", "n4", "n5", "n6"];
+    let mut w = World::new();
+    w.topology.standbys = names.iter().map(|n| member(n)).collect();
+    w.snapshot.standbys = names.iter().map(|n| standby(n, 100, 1000)).collect();
+    w.publish();
+    let mut share = BTreeMap::new();
+    for seed in 0..5000 {
+        *share.entry(format!("{:?}", w.decide(Access::Read, 1001, seed).target)).or_insert(0) += 1;
+    }
+    assert!(share.len() == 5 && share.values().all(|n| (800..=1200).contains(n)), "{share:?}");
+}
+
+proptest! {
+    /// Whatever the state, a read never goes to a standby that is fenced, too stale by its own figures, or behind
+    /// the session's covered write; and a write never leaves the primary.
+    #[test]
+    fn no_state_sends_a_read_where_it_must_not_go(
+        replay in prop::collection::vec(0u64..300, 2), fenced in prop::collection::vec(any::<bool>(), 2),
+        sent in prop::collection::vec(0u64..3000, 2), lag_ms in prop::collection::vec(0u64..2000, 2),
+        wrote in prop::option::of(0u64..3000), insert in 0u64..300, sampled in 0u64..3000,
+        now in 0u64..4000, seed: u64, newer: bool,
+    ) {
+        let mut w = World::new();
+        w.topology.term = Term(if newer { 8 } else { 7 });
+        w.snapshot.primary = Some(sample("n1", insert, sampled));
+        w.snapshot.standbys = vec![standby("n2", replay[0], sent[0]), standby("n3", replay[1], sent[1])];
+        for i in 0..2 {
+            w.topology.standbys[i].fenced = fenced[i];
+            w.snapshot.standbys[i].replay_lag = Ok(Duration::from_millis(lag_ms[i]));
+        }
+        w.publish();
+        if let Some(t) = wrote {
+            w.causality.wrote(at(t));
+        }
+        prop_assert_eq!(w.decide(Access::Write, now, seed).target, Target::Primary);
+        if let Target::Standby(n) = w.decide(Access::Read, now, seed).target {
+            let i = usize::from(n == node("n3"));
+            prop_assert!(!newer && !fenced[i]);
+            prop_assert!(lag_ms[i] + now.saturating_sub(sent[i]) <= 1000);
+            prop_assert!(wrote.is_none_or(|t| sampled >= t && replay[i] >= insert));
+        }
+    }
+}

@@ -1,0 +1,311 @@
+use super::*;
+use crate::sql::FunctionRow;
+use proptest::prelude::*;
+
+/// The functions that tests/corpus refers to, as the catalog of a server with its schema.sql tells them.
+fn table() -> FunctionTable {
+    let row = |(name, volatility, system)| FunctionRow { name, volatility, system };
+    let immutable = "lower upper length count sum max percentile_cont date_trunc substring overlay left right \
+                     generate_series unnest jsonb_to_recordset to_char md5 array_agg row_number format \
+                     overlaps like ilike";
+    let stable = "now current_setting version current_schema current_database format_type pg_table_is_visible";
+    let volatile = "nextval currval lastval setval random clock_timestamp gen_random_uuid pg_sleep set_config \
+                    pg_advisory_lock pg_try_advisory_xact_lock pg_notify txid_current pg_current_xact_id \
+                    pg_is_in_recovery pg_current_wal_lsn pg_cancel_backend pg_terminate_backend lo_create lo_get \
+                    pg_logical_emit_message pg_switch_wal pg_reload_conf query_to_xml setseed bernoulli";
+    let system = |names: &'static str, v| names.split_whitespace().map(move |n| (n, v, true));
+    let own = [
+        ("stable_fn", Volatility::Stable),
+        ("Odd Name", Volatility::Immutable),
+        ("writing_fn", Volatility::Volatile),
+        ("overloaded", Volatility::Immutable),
+        ("overloaded", Volatility::Volatile),
+        ("writing_step", Volatility::Volatile),
+        ("writing_agg", Volatility::Volatile),
+        ("writing_attr", Volatility::Volatile),
+    ];
+    let rows = system(immutable, Volatility::Immutable)
+        .chain(system(stable, Volatility::Stable))
+        .chain(system(volatile, Volatility::Volatile))
+        .chain(own.into_iter().map(|(n, v)| (n, v, false)));
+    FunctionTable::new(rows.map(row), &[], &[])
+        .with_local_relations(["s", "scratch"])
+        .with_definitions(&[("volatile_view", "SELECT nextval('s') AS n"), ("plain_view", "SELECT lower(v) FROM t")])
+}
+
+fn corpus(text: &str) -> impl Iterator<Item = String> + '_ {
+    text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).map(|l| l.replace("\\n", "\n"))
+}
+
+const READS: &str = include_str!("../../../tests/corpus/reads.txt");
+const WRITES: &str = include_str!("../../../tests/corpus/writes.txt");
+
+fn access(sql: &str) -> Access {
+    classify(sql.as_bytes(), &table(), LexRules::STANDARD).access
+}
+
+#[test]
+fn what_only_reads_is_a_read() {
+    let wrong: Vec<_> = corpus(READS).filter(|sql| access(sql) != Access::Read).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn what_may_write_is_a_write() {
+    let wrong: Vec<_> = corpus(WRITES).filter(|sql| access(sql) != Access::Write).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn without_a_catalog_every_function_call_is_a_write() {
+    let bare = |sql: &str| classify(sql.as_bytes(), &FunctionTable::unloaded(), LexRules::STANDARD).access;
+    assert_eq!(bare("select id from t where id in (1)"), Access::Read);
+    for sql in ["select lower('X')", "select now()", "select a over (b)", "select random()"] {
+        assert_eq!(bare(sql), Access::Write, "{sql}");
+    }
+}
+
+#[test]
+fn nothing_is_a_read_when_the_server_lexes_differently() {
+    for rules in [
+        LexRules { standard_conforming_strings: false, ascii_safe_encoding: true },
+        LexRules { standard_conforming_strings: true, ascii_safe_encoding: false },
+    ] {
+        for sql in corpus(READS) {
+            assert_eq!(classify(sql.as_bytes(), &table(), rules).access, Access::Write, "{sql}");
+        }
+    }
+    let rules = LexRules { standard_conforming_strings: false, ascii_safe_encoding: true };
+    let hidden = classify(br"select 'a\'; select '; commit; --'", &table(), rules);
+    assert_eq!((hidden.control, hidden.may_commit), (Control::Multi { begins: false }, true));
+    let plain = classify(b"COMMIT", &table(), rules);
+    assert_eq!((plain.control, plain.may_commit), (Control::Commit { chain: false }, true));
+}
+
+#[test]
+fn transaction_statements_are_told_apart() {
+    use Control as C;
+    let begin = |read_only| C::Begin { read_only };
+    let several = |begins| C::Multi { begins };
+    for (sql, want, may_commit) in [
+        ("", C::Empty, false),
+        (" ; -- x\n ; /* y */", C::Empty, false),
+        ("select 1", C::None, false),
+        ("begin", begin(None), false),
+        ("BEGIN WORK", begin(None), false),
+        ("begin isolation level serializable, read only, deferrable", begin(Some(true)), false),
+        ("start transaction read write", begin(Some(false)), false),
+        ("commit", C::Commit { chain: false }, true),
+        ("/* x */ END transaction;", C::Commit { chain: false }, true),
+        ("commit and chain", C::Commit { chain: true }, true),
+        ("commit and no chain", C::Commit { chain: false }, true),
+        ("commit prepared 'x'", C::FinishPrepared, true),
+        ("rollback", C::Rollback { chain: false }, false),
+        ("abort work and chain", C::Rollback { chain: true }, false),
+        ("rollback to a", C::RollbackTo, false),
+        ("rollback work to savepoint \"a\"", C::RollbackTo, false),
+        ("rollback prepared 'x'", C::FinishPrepared, false),
+        ("savepoint a", C::Savepoint, false),
+        ("release savepoint a", C::Release, false),
+        ("prepare transaction 'x'", C::PrepareTransaction, true),
+        ("prepare transaction as select 1", C::None, true),
+        ("prepare p (int) as select $1", C::None, false),
+        ("deallocate p", C::Deallocate, false),
+        ("deallocate all", C::DeallocateAll, false),
+        ("deallocate prepare all", C::DeallocateAll, false),
+        ("discard all", C::DiscardAll, false),
+        ("discard temp", C::Discard, false),
+        ("select 1; select 2", several(false), false),
+        ("begin; select 1", several(true), false),
+        ("select 1; commit; begin", several(true), true),
+        ("select 1; end", several(false), true),
+        ("select 'commit'; select \"end\"", several(false), false),
+        ("select case when true then 1 end", C::None, false),
+        ("insert into t values (u&'x')", C::None, false),
+        ("insert into t values (u&'x'); commit", several(false), true),
+        ("select 1a; begin; x", several(true), false),
+    ] {
+        let s = classify(sql.as_bytes(), &table(), LexRules::STANDARD);
+        assert_eq!((s.control, s.may_commit), (want, may_commit), "{sql}");
+    }
+}
+
+#[test]
+fn what_stays_in_the_session_pins() {
+    use PinReason as P;
+    for (sql, want) in [
+        ("set x = 1", Some(P::Set)),
+        ("SET search_path TO a, b", Some(P::Set)),
+        ("set session x = 1", Some(P::Set)),
+        ("set role a", Some(P::Set)),
+        ("set session authorization a", Some(P::Set)),
+        ("set time zone 'utc'", Some(P::Set)),
+        ("set session characteristics as transaction read only", Some(P::Set)),
+        ("set local x = 1", None),
+        ("set local \"x\" = 1", None),
+        ("set local x to 1", None),
+        ("set local.x = 1", Some(P::Set)),
+        ("set transaction read only", None),
+        ("set transaction isolation level serializable", None),
+        ("set constraints all deferred", None),
+        ("reset x", None),
+        ("select set_config('a', 'b', false)", Some(P::Set)),
+        ("insert into t select pg_catalog.set_config('a', 'b', false)", Some(P::Set)),
+        ("listen a", Some(P::Listen)),
+        ("unlisten a", None),
+        ("notify a", None),
+        ("load 'x'", Some(P::Load)),
+        ("prepare p as select 1", Some(P::Prepare)),
+        ("prepare transaction as select 1", Some(P::Prepare)),
+        ("prepare transaction 'x'", None),
+        ("execute p", None),
+        ("declare c cursor with hold for select 1", Some(P::HeldCursor)),
+        ("declare c cursor for select 1", None),
+        ("create temp table x (id int)", Some(P::Temp)),
+        ("create temporary view x as select 1", Some(P::Temp)),
+        ("create or replace temp view x as select 1", Some(P::Temp)),
+        ("create local temp table x (id int)", Some(P::Temp)),
+        ("create table pg_temp.x (id int)", Some(P::Temp)),
+        ("create function pg_temp.f() returns int language sql as 'select 1'", Some(P::Temp)),
+        ("create table temp (id int)", None),
+        ("create unlogged table x (id int)", None),
+        ("select 1 as a into temp x", Some(P::Temp)),
+        ("select 1 as a into local temporary table x", Some(P::Temp)),
+        ("insert into temp (id) values (1)", None),
+        ("insert into t (temp) values (1)", None),
+        ("select pg_advisory_lock(1)", Some(P::AdvisoryLock)),
+        ("select pg_try_advisory_lock_shared(1, 2)", Some(P::AdvisoryLock)),
+        ("select pg_advisory_xact_lock(1)", None),
+        ("select pg_advisory_unlock(1)", None),
+        ("select setseed(0.1)", Some(P::Seed)),
+        ("select dblink_connect('a', 'b')", Some(P::Dblink)),
+        ("select 'set x = 1'", None),
+        ("update t set v = 1", None),
+        ("select 1; set x = 1", Some(P::Set)),
+        ("select 1; select 2; listen a", Some(P::Listen)),
+        ("set x = u&'a'", Some(P::Set)),
+        ("select u&'a'; set x = 1", Some(P::Set)),
+        ("select u&'a', set_config('a', 'b', false)", Some(P::Set)),
+        ("create temp table x as select u&'a'", Some(P::Temp)),
+    ] {
+        let s = classify(sql.as_bytes(), &table(), LexRules::STANDARD);
+        assert_eq!(s.pin, want, "{sql}");
+    }
+}
+
+/// What a server would do: it always understands these, and they always write.
+const WRITING: [&str; 11] = [
+    "DELETE FROM t",
+    "insert into t values (1)",
+    "select nextval('s')",
+    "SELECT \"nextval\"('s')",
+    "select pg_catalog . nextval('s')",
+    "select 1 from writing_fn (2)",
+    "with d as (update t set v = 1 returning 1) select 1",
+    "select * from t for update",
+    "select * from t for key share",
+    "select 1 into x",
+    "merge into t using u on true when matched then delete",
+];
+
+/// What writes only as a statement of its own.
+const WRITING_ALONE: [&str; 6] =
+    ["copy t from stdin", "truncate t", "create table x ()", "call p()", "do $$ ; $$", "execute p"];
+
+/// Things that hide nothing: whole tokens, so that what follows them is code again.
+fn harmless() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "select 1",
+        "1",
+        "'a''b'",
+        "E'a\\'b'",
+        "e'\\\\'",
+        "$$ ; $$",
+        "$q$ $$ ' $q$",
+        "\"a\"\"b;\"",
+        "-- ; '\n",
+        "/* ' /* ; */ */",
+        "(",
+        ")",
+        ",",
+        ".",
+        "+",
+        "id",
+        "from t",
+        "where",
+        "as x",
+        "in (1)",
+        "lower('X')",
+        "with",
+        "x'ff'",
+        "$1",
+        "case when",
+        "end",
+        "::int",
+        "a$b$",
+        "é",
+        "*",
+        "/",
+        "||",
+        "limit 1",
+        "union",
+        "values (1)",
+        "explain",
+        "\t",
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
+
+    /// A statement that writes, with anything at all before it as a statement of its own.
+    #[test]
+    fn a_second_statement_that_writes_makes_the_string_a_write(
+        before in prop::collection::vec(harmless(), 0..8),
+        write in prop::sample::select([&WRITING[..], &WRITING_ALONE[..]].concat()),
+        after in prop::collection::vec(harmless(), 0..4),
+    ) {
+        let sql = format!("{} ; {write} ; {}", before.join(" "), after.join(" "));
+        prop_assert_eq!(access(&sql), Access::Write, "{}", sql);
+    }
+
+    /// A writing statement in the place of a subquery or a common table expression, or at the end.
+    #[test]
+    fn a_write_hidden_among_tokens_makes_it_a_write(
+        before in prop::collection::vec(harmless(), 0..8),
+        write in prop::sample::select(&WRITING[..]),
+        after in prop::collection::vec(harmless(), 0..8),
+    ) {
+        let sql = format!("select {} ( {write} ) {}", before.join(" "), after.join(" "));
+        prop_assert_eq!(access(&sql), Access::Write, "{}", sql);
+    }
+
+    /// The same for commits.
+    #[test]
+    fn a_commit_hidden_among_statements_is_seen(
+        before in prop::collection::vec(harmless(), 0..8),
+        commit in prop::sample::select(vec!["commit", "END", "Prepare/**/Transaction 'x'", "commit and chain"]),
+        after in prop::collection::vec(harmless(), 0..4),
+    ) {
+        let sql = format!("{} ; {commit} ; {}", before.join(" "), after.join(" "));
+        prop_assert!(classify(sql.as_bytes(), &table(), LexRules::STANDARD).may_commit, "{}", sql);
+    }
+
+    /// Blanks, comments and case change nothing.
+    #[test]
+    fn comments_between_tokens_change_nothing(index in 0..WRITING.len(), comment in "[ \t\n]{1,3}|/\\*[^*/]{0,5}\\*/") {
+        let sql = WRITING[index].replace(' ', &comment).to_uppercase().replace("\"NEXTVAL\"", "\"nextval\"");
+        prop_assert_eq!(access(&sql), Access::Write, "{}", sql);
+    }
+
+    #[test]
+    fn any_bytes_at_all_are_classified_without_a_panic(bytes: Vec<u8>, standard: bool, safe: bool) {
+        let rules = LexRules { standard_conforming_strings: standard, ascii_safe_encoding: safe };
+        classify(&bytes, &table(), rules);
+    }
+
+    #[test]
+    fn any_text_of_sql_characters_is_classified_without_a_panic(sql in "[a-z'\"$();,.\\\\E/*\\- \n]{0,60}") {
+        classify(sql.as_bytes(), &table(), LexRules::STANDARD);
+    }
+}
