@@ -30,12 +30,10 @@ pub struct Target {
 impl Target {
     /// The same as a libpq connection string.
     pub fn conninfo(&self) -> String {
+        let quote = |s: &str| format!("'{}'", s.replace('\\', "\\\\").replace('\'', "\\'"));
         let Self { addr, user, password, database, .. } = self;
-        format!(
-            "host={} port={} user={user} password={password} dbname={database} sslmode=disable",
-            addr.ip(),
-            addr.port()
-        )
+        let (user, password, database) = (quote(user), quote(password), quote(database));
+        format!("host={} port={} user={user} password={password} dbname={database}", addr.ip(), addr.port())
     }
 }
 

@@ -73,7 +73,6 @@ impl Verb {
     ///
     /// # Panics
     /// When it ended otherwise.
-    #[must_use]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, code, "exit code of {self:#?}");
         self

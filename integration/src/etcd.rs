@@ -5,7 +5,7 @@ use crate::ports::free_port;
 use crate::process::{Process, unprivileged};
 use crate::scratch::Scratch;
 use crate::wait::wait_for;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A running etcd.
@@ -61,7 +61,7 @@ impl Etcd {
     }
 }
 
-fn spawn(client_port: u16, peer_port: u16, dir: &PathBuf, log: &PathBuf) -> Process {
+fn spawn(client_port: u16, peer_port: u16, dir: &Path, log: &Path) -> Process {
     let (client, peer) = (format!("http://127.0.0.1:{client_port}"), format!("http://127.0.0.1:{peer_port}"));
     let mut command = unprivileged("etcd");
     // An election timeout of 500 ms lets leases be as short as a second.

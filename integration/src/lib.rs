@@ -16,5 +16,6 @@ pub mod process;
 pub mod prometheus;
 pub mod scratch;
 pub mod source;
+pub mod tap;
 pub mod wait;
 pub mod workload;

@@ -1,5 +1,6 @@
 //! The primary dies under load, in each way that a primary can die; so do standbys, agents and managers.
 
+use integration::client::Client;
 use integration::cluster::{Active, Cluster, Frozen, LONG, one_at_a_time};
 use integration::history::{FAILOVER_REFUSALS, History};
 use integration::workload::{Readers, Style, Workload};
@@ -38,11 +39,13 @@ fn play(cluster: &mut Cluster, death: Death, block: i64) {
     let before = cluster.active();
     let load = Workload::start(&cluster.target(), CONNECTIONS, &STYLES, block, PAUSE);
     load.wait_for_more(200, LONG);
+    let sessions = Sessions::open(cluster);
     let died = Instant::now();
     let undo = kill(cluster, death, &before);
     let after = cluster.active_after(before.term);
     assert_ne!(after.primary, before.primary, "{death:?}: the dead node cannot be primary again at once");
     let open = Instant::now();
+    sessions.check(death);
     load.wait_for_more(200, LONG);
     undo.apply(cluster, &before.primary);
     cluster.streams(&before.primary);
@@ -62,6 +65,54 @@ fn play(cluster: &mut Cluster, death: Death, block: i64) {
         history.refusals()
     );
     assert!(gaps[gaps.len() - 1] < WORST_OUTAGE, "{death:?}: {gaps:?}");
+}
+
+/// Connections in each state that a failover must treat differently.
+struct Sessions {
+    idle: Client,
+    in_block: Client,
+    pinned: Client,
+    prepared: Client,
+}
+
+impl Sessions {
+    fn open(cluster: &Cluster) -> Self {
+        let (mut in_block, mut pinned, mut prepared) = (cluster.connect(), cluster.connect(), cluster.connect());
+        in_block
+            .query("begin")
+            .and_then(|_| in_block.query("create temp table gone(x int) on commit drop"))
+            .expect("begun");
+        pinned.query("set work_mem = '1MB'").expect("set");
+        pinned.query("listen news").expect("listening");
+        prepared.extended("twice", Some("select 2 * $1::int"), &["4"]).expect("prepared");
+        Self { idle: cluster.connect(), in_block, pinned, prepared }
+    }
+
+    /// Errors answer statements: 40001 in a block until it is rolled back, 08006 once where session state was lost,
+    /// and nothing at all where nothing was lost.
+    fn check(mut self, death: Death) {
+        assert!(self.idle.query("create temp table if not exists idle_was_told_nothing()").is_ok(), "{death:?}");
+        assert!(self.idle.notices.is_empty(), "{death:?}: {:?}", self.idle.notices);
+
+        let lost = self.in_block.query("select 1").expect_err("the block died with its server");
+        assert_eq!((lost.sqlstate(), self.in_block.status), (Some("40001"), b'E'), "{death:?}: {lost}");
+        let still = self.in_block.query("select 1").expect_err("the block has failed");
+        assert_eq!(still.sqlstate(), Some("25P02"), "{death:?}: {still}");
+        let ended = self.in_block.query("rollback").expect("a failed block can be rolled back");
+        assert_eq!(
+            (ended.tags.as_slice(), self.in_block.status),
+            (["ROLLBACK".to_owned()].as_slice(), b'I'),
+            "{death:?}"
+        );
+        self.in_block.query("select 1").expect("the connection goes on");
+
+        let told = self.pinned.query("select 1").expect_err("the session state is lost");
+        assert_eq!(told.sqlstate(), Some("08006"), "{death:?}: {told}");
+        self.pinned.query("select 1").expect("it is told once");
+
+        let answer = self.prepared.extended("twice", None, &["21"]).expect("a prepared statement survives");
+        assert_eq!(answer.value(), "42", "{death:?}");
+    }
 }
 
 /// What brings a node back.
@@ -118,15 +169,15 @@ fn judge(history: &History, open: Instant, death: Death) {
 
 /// `report` tells of this term, with the old primary's WAL read: in strict mode no acknowledged commit is in it.
 fn report_is_there(cluster: &Cluster, term: u64, old: &str) {
-    let term = term.to_string();
+    let asked = term.to_string();
     integration::wait::wait_for("the report of the term", LONG, || {
-        let verb = cluster.verb(&["report", &term, "--json"]);
+        let verb = cluster.verb(&["report", &asked, "--json"]);
         let text = format!("{verb:?}");
         if verb.code != 0 {
             return Err(text);
         }
         let json = verb.json();
-        let named = json["term"].to_string() == term && verb.stdout.contains(old);
+        let named = json["term"] == term && verb.stdout.contains(old);
         let read = verb.stdout.contains("end_lsn");
         if named && read { Ok(()) } else { Err(text) }
     });

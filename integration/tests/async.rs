@@ -1,0 +1,103 @@
+//! Async mode: what a failover loses is exactly what the report says.
+
+use integration::client::Client;
+use integration::cluster::{Cluster, LONG, one_at_a_time};
+use integration::config_file::Options;
+use integration::wait::wait_for;
+use integration::workload::{Workload, rows_found};
+
+/// More than this may not be lost without an operator's word.
+const OPTIONS: Options =
+    Options { mode: "async", parameters: "", manager: "max_loss = \"1KiB\"\n", proxy: "", fault_proxies: true };
+
+#[test]
+fn the_reported_window_is_the_rows_that_are_missing() {
+    let _turn = one_at_a_time();
+    let cluster = Cluster::start(&OPTIONS);
+    Workload::create_table(&cluster.target()).expect("a table");
+    let before = cluster.active();
+    let mut client = cluster.connect();
+    for id in 1..=50 {
+        client.query(&format!("insert into rows(id) values ({id})")).expect("a healthy cluster takes rows");
+    }
+    for standby in cluster.standbys() {
+        wait_for("the standby to have the rows", LONG, || has_rows(&cluster, standby, 50));
+    }
+
+    cluster.fault_proxy(&before.primary).cut_replication();
+    for id in 1001..=1040 {
+        client.query(&format!("insert into rows(id) values ({id})")).expect("async mode waits for nobody");
+    }
+    wait_for("the manager to know that more than it may lose is not replicated", LONG, || {
+        let verb = cluster.verb(&["lag", "--json"]);
+        let status = cluster.status()?;
+        let behind = status["nodes"].as_array().cloned().unwrap_or_default();
+        let most = behind.iter().filter_map(|n| n["lag_bytes"].as_u64()).max().unwrap_or(0);
+        if most > 1024 { Ok(()) } else { Err(format!("{most} bytes; {}", verb.stdout)) }
+    });
+    cluster.kill_postmaster(&before.primary);
+
+    wait_for("an operator's failover to be accepted", LONG, || {
+        let verb = cluster.verb(&["failover", "--allow-data-loss"]);
+        if verb.code == 0 { Ok(()) } else { Err(verb) }
+    });
+    let after = cluster.active_after(before.term);
+    assert_ne!(after.primary, before.primary);
+    cluster.fault_proxy(&before.primary).heal();
+    cluster.streams(&before.primary);
+
+    let found = rows_found(&mut cluster.connect(), 0).expect("the rows can be read");
+    let kept = (1..=50).filter(|id| found.contains_key(id)).count();
+    let missing = (1001..=1040).filter(|id| !found.contains_key(id)).count() as u64;
+    assert_eq!((kept, missing), (50, 40), "what was replicated is there, what was cut off is not");
+
+    let loss = wait_for("the report of the old primary's WAL", LONG, || {
+        let verb = cluster.verb(&["report", &after.term.to_string(), "--json"]);
+        if verb.code != 0 {
+            return Err(format!("{verb:?}"));
+        }
+        find_loss(&verb.json(), &before.primary).ok_or(verb.stdout)
+    });
+    assert_eq!(loss["commits"].as_u64(), Some(missing), "{loss}");
+    assert_eq!(loss["transactions"].as_array().map(Vec::len), Some(missing as usize), "{loss}");
+    assert!(loss["bytes"].as_u64() > Some(0), "{loss}");
+    assert!(loss["span_ms"].as_u64().is_some(), "{loss}");
+    let table = cluster.verb(&["report", &after.term.to_string()]).exits(0).stdout;
+    assert!(table.contains("40"), "a person is told how many: {table}");
+
+    a_replicated_primary_is_replaced_by_itself(&cluster);
+}
+
+/// With nothing unreplicated, async mode fails over without an operator.
+fn a_replicated_primary_is_replaced_by_itself(cluster: &Cluster) {
+    cluster.all_stream();
+    let before = cluster.active();
+    let mut client = cluster.connect();
+    client.query("insert into rows(id) values (2001)").expect("a healthy cluster takes a row");
+    for standby in cluster.standbys() {
+        wait_for("the standby to have the row", LONG, || has_rows(cluster, standby, 51));
+    }
+    cluster.kill_postmaster(&before.primary);
+    cluster.active_after(before.term);
+    client.query("insert into rows(id) values (2002)").expect("the same connection goes on");
+    cluster.streams(&before.primary);
+}
+
+fn has_rows(cluster: &Cluster, node: &str, rows: usize) -> Result<(), String> {
+    let mut client = Client::connect(&cluster.node_target(node)).map_err(|e| e.to_string())?;
+    let count = client.query("select count(*) from rows").map_err(|e| e.to_string())?;
+    if count.value() == rows.to_string() { Ok(()) } else { Err(count.value().to_owned()) }
+}
+
+/// The loss report of `node`, wherever the answer keeps it.
+fn find_loss(json: &serde_json::Value, node: &str) -> Option<serde_json::Value> {
+    if json["node"] == node && json["end_lsn"].is_string() {
+        return Some(json.clone());
+    }
+    let inside: Vec<&serde_json::Value> = match json {
+        serde_json::Value::Array(list) => list.iter().collect(),
+        serde_json::Value::Object(map) => map.values().collect(),
+        _ => Vec::new(),
+    };
+    inside.into_iter().find_map(|v| find_loss(v, node))
+}

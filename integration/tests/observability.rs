@@ -1,0 +1,124 @@
+//! Every process answers on its admin port, and Debian's Prometheus finds what the dashboards and alerts ask for.
+
+use integration::cluster::{Cluster, LONG, one_at_a_time};
+use integration::http;
+use integration::postgres::describe;
+use integration::prometheus::{Prometheus, alert_expressions, dashboard_expressions, operands};
+use integration::wait::wait_for;
+use integration::workload::{Readers, Style, Workload};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+fn configs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join("configs")
+}
+
+fn read(name: &str) -> String {
+    let path = configs().join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn promtool_accepts_the_configuration_and_every_alert_fires_and_does_not() {
+    let dir = configs().join("prometheus");
+    for arguments in
+        [["check", "config", "prometheus.yml"], ["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]]
+    {
+        let output = Command::new("promtool").args(arguments).current_dir(&dir).output();
+        let output = output.expect("promtool is installed (Debian package prometheus)");
+        assert!(output.status.success(), "promtool {arguments:?}: {}", describe(&output));
+    }
+    // A test that shows an alert firing names it with labels expected; one that does not, with none.
+    let tests = read("prometheus/alerts_test.yml");
+    for (alert, _) in alert_expressions(&read("prometheus/alerts.yml")) {
+        let named = tests.matches(&format!("alertname: {alert}\n")).count();
+        assert!(named >= 2, "{alert} is named {named} times in alerts_test.yml: firing and not firing are two");
+    }
+}
+
+#[test]
+fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
+    let _turn = one_at_a_time();
+    let cluster = Cluster::healthy();
+    Workload::create_table(&cluster.target()).expect("a table");
+    every_process_answers(&cluster);
+    let load = Workload::start(&cluster.target(), 2, &[Style::Autocommit, Style::Block], 1, Duration::from_millis(10));
+    let readers = Readers::start(&cluster.target(), 2, Duration::from_millis(10));
+    // A failover belongs to the picture: annotations and in-doubt answers have something to show.
+    let before = cluster.active();
+    cluster.kill_postmaster(&before.primary);
+    cluster.active_after(before.term);
+    cluster.all_stream();
+
+    let config = scrape_config(&cluster);
+    let prometheus = Prometheus::start(cluster.scratch(), &config);
+    let targets = admin_ports(&cluster).len();
+    wait_for("every process to be scraped", LONG, || match prometheus.query("sum(up)") {
+        Ok(result) if result.first().is_some_and(|r| r["value"][1] == targets.to_string()) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let mut wanted = dashboard_expressions(&read("grafana/lag.json")).expect("a dashboard");
+    assert!(wanted.len() >= 7, "replay lag in time and bytes, age, share, term, roles, annotations: {wanted:?}");
+    for (alert, expression) in alert_expressions(&read("prometheus/alerts.yml")) {
+        wanted.extend(operands(&expression).into_iter().map(|o| (format!("alert {alert}"), o)));
+    }
+    for (place, expression) in &wanted {
+        wait_for(&format!("data for {place}: {expression}"), LONG, || match prometheus.query(expression) {
+            Ok(result) if !result.is_empty() => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+    drop((load.finish(), readers.finish()));
+}
+
+fn admin_ports(cluster: &Cluster) -> Vec<SocketAddr> {
+    let layout = cluster.layout();
+    let nodes = layout.nodes.iter().map(|n| n.admin);
+    nodes.chain(layout.managers.iter().copied()).chain([layout.proxy_admin]).collect()
+}
+
+fn every_process_answers(cluster: &Cluster) {
+    for admin in admin_ports(cluster) {
+        for path in ["/livez", "/readyz"] {
+            wait_for(&format!("200 from {admin}{path}"), LONG, || {
+                match http::get(admin, path, Duration::from_secs(2)) {
+                    Ok((200, _)) => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            });
+        }
+        let (code, metrics) = http::get(admin, "/metrics", Duration::from_secs(2)).expect("metrics");
+        assert_eq!(code, 200, "{admin}");
+        names_are_as_agreed(&metrics);
+        let status = http::get_json(admin, "/status", Duration::from_secs(2)).expect("a status");
+        assert!(status.is_object(), "{admin}: {status}");
+        let (code, _) = http::get(admin, "/nonsense", Duration::from_secs(2)).expect("an answer");
+        assert_eq!(code, 404, "{admin}");
+    }
+}
+
+/// `pgtenure_<crate>_<thing>_<unit>[_total]`, and every series has help and type.
+fn names_are_as_agreed(metrics: &str) {
+    let names: Vec<&str> = metrics.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(!names.is_empty(), "no metrics");
+    for name in names {
+        let ours =
+            ["pgtenure_proxy_", "pgtenure_lagmon_", "pgtenure_failover_", "pgtenure_process_", "pgtenure_build_"];
+        assert!(ours.iter().any(|p| name.starts_with(p)), "{name}");
+    }
+}
+
+/// The shipped scrape configuration with this cluster's ports, scraped often.
+fn scrape_config(cluster: &Cluster) -> PathBuf {
+    let targets: Vec<String> = admin_ports(cluster).iter().map(|a| format!("'{a}'")).collect();
+    let shipped = read("prometheus/prometheus.yml");
+    let job = shipped.lines().find_map(|l| l.trim().strip_prefix("- job_name:")).expect("a job").trim().to_owned();
+    let text = format!(
+        "global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\nscrape_configs:\n- job_name: {job}\n  \
+         static_configs:\n  - targets: [{}]\n",
+        targets.join(", ")
+    );
+    cluster.scratch().file("prometheus.yml", &text)
+}

@@ -1,0 +1,164 @@
+//! Where reads go: to standbys, never to one that lacks the session's own writes, never to one that is too far behind.
+
+use integration::client::Client;
+use integration::cluster::{Cluster, LONG, one_at_a_time};
+use integration::workload::{Readers, Style, Workload};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// `proxy.max_replay_lag`, its default.
+const MAX_REPLAY_LAG: Duration = Duration::from_secs(1);
+
+#[test]
+fn reads_are_served_by_fresh_standbys_and_never_miss_the_sessions_own_writes() {
+    let _turn = one_at_a_time();
+    let cluster = Cluster::healthy();
+    Workload::create_table(&cluster.target()).expect("a table");
+    let primary = cluster.active().primary;
+    reads_go_to_every_standby(&cluster, &primary);
+    a_session_reads_its_own_writes(&cluster);
+    staleness_is_bounded(&cluster);
+    what_may_write_goes_to_the_primary(&cluster, &primary);
+    a_paused_standby_serves_nothing(&cluster, &primary);
+}
+
+fn reads_go_to_every_standby(cluster: &Cluster, primary: &str) {
+    let readers = Readers::start(&cluster.target(), 4, Duration::from_millis(1));
+    let mut seen = Vec::new();
+    let mut probe = cluster.connect();
+    integration::wait::wait_for("both standbys to serve reads", LONG, || {
+        let node = probe.query("select current_setting('cluster_name')").map_err(|e| e.to_string())?.value().to_owned();
+        if node != primary && !seen.contains(&node) {
+            seen.push(node);
+        }
+        if seen.len() == 2 { Ok(()) } else { Err(format!("{seen:?}")) }
+    });
+    let log = readers.finish();
+    assert!(log.errors.is_empty(), "{:?}", log.errors);
+    let total: usize = log.served_by.values().sum();
+    let by_primary = log.served_by.get(primary).copied().unwrap_or(0);
+    assert!(by_primary * 2 < total, "standbys serve most reads of sessions that write nothing: {:?}", log.served_by);
+}
+
+/// Write, then read in autocommit, over and over, while others write: the row is always there.
+fn a_session_reads_its_own_writes(cluster: &Cluster) {
+    let load = Workload::start(&cluster.target(), 4, &[Style::Autocommit], 500, Duration::from_millis(1));
+    let threads: Vec<_> = (0..4)
+        .map(|t| {
+            let target = cluster.target();
+            std::thread::spawn(move || {
+                let mut client = Client::connect(&target).expect("the endpoint accepts the application");
+                for i in 0..200 {
+                    let id = 600_000_000 + t * 1_000_000 + i;
+                    client.query(&format!("insert into rows(id) values ({id})")).expect("a row");
+                    let count = client.query(&format!("select count(*) from rows where id = {id}")).expect("a read");
+                    assert_eq!(count.value(), "1", "row {id} was acknowledged to this session");
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().expect("no session misses its own write");
+    }
+    drop(load.finish());
+}
+
+/// What another session had acknowledged longer ago than `max_replay_lag` is seen by every read, whoever serves it.
+fn staleness_is_bounded(cluster: &Cluster) {
+    let acknowledged = Arc::new(Mutex::new(Vec::new()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let (log, stopped, target) = (acknowledged.clone(), stop.clone(), cluster.target());
+    let writer = std::thread::spawn(move || {
+        let mut client = Client::connect(&target).expect("the endpoint accepts the application");
+        for id in 700_000_000u64.. {
+            if stopped.load(Ordering::Relaxed) {
+                break;
+            }
+            client.query(&format!("insert into rows(id) values ({id})")).expect("a row");
+            log.lock().expect("no panic under the lock").push(Instant::now());
+        }
+    });
+    let mut client = cluster.connect();
+    let start = Instant::now();
+    let mut compared = 0;
+    while start.elapsed() < Duration::from_secs(4) {
+        let asked = Instant::now();
+        let sql = "select count(*) from rows where id between 700000000 and 799999999";
+        let seen: usize = client.query(sql).expect("a read").value().parse().expect("a number");
+        let old_enough = |t: &&Instant| asked.duration_since(**t) > MAX_REPLAY_LAG;
+        let owed = acknowledged.lock().expect("no panic under the lock").iter().filter(old_enough).count();
+        assert!(
+            seen >= owed,
+            "a read saw {seen} rows, {owed} were acknowledged more than {MAX_REPLAY_LAG:?} before it"
+        );
+        compared += usize::from(owed > 0);
+    }
+    stop.store(true, Ordering::Relaxed);
+    writer.join().expect("the writer does not panic");
+    assert!(compared > 100, "only {compared} reads were late enough to compare");
+}
+
+fn what_may_write_goes_to_the_primary(cluster: &Cluster, primary: &str) {
+    let mut client = cluster.connect();
+    client
+        .query("create or replace function noisy() returns text language plpgsql as $$begin insert into rows values (-1); return current_setting('cluster_name'); end$$")
+        .expect("a function");
+    for sql in [
+        "select noisy()",
+        "select current_setting('cluster_name') from (select 1) x for update of x",
+        "with w as (insert into rows values (-2) returning 1) select current_setting('cluster_name') from w",
+        "begin; select current_setting('cluster_name'); commit",
+        "select current_setting('cluster_name'), nextval('numbers')",
+    ] {
+        if sql.contains("numbers") {
+            client.query("create sequence if not exists numbers").expect("a sequence");
+        }
+        let answer = client.query(sql);
+        // FOR UPDATE of a subquery without a table is an error of the statement itself; what matters is that no
+        // standby refused it.
+        match answer {
+            Ok(answer) => assert_eq!(answer.value(), primary, "{sql}"),
+            Err(e) => assert_ne!(e.sqlstate(), Some("25006"), "{sql}: {e}"),
+        }
+    }
+}
+
+/// Replay paused on one standby: within a moment only the other one answers; both paused: the primary does.
+fn a_paused_standby_serves_nothing(cluster: &Cluster, primary: &str) {
+    let standbys = cluster.standbys();
+    let load = Workload::start(&cluster.target(), 2, &[Style::Autocommit], 800, Duration::from_millis(2));
+    for standby in &standbys {
+        superuser(cluster, standby, "select pg_wal_replay_pause()");
+        let paused: Vec<&str> = standbys.iter().take_while(|s| *s != standby).chain([standby]).copied().collect();
+        let mut client = cluster.connect();
+        let mut in_a_row = 0;
+        integration::wait::wait_for("reads to leave the paused standbys", LONG, || {
+            let node =
+                client.query("select current_setting('cluster_name')").map_err(|e| e.to_string())?.value().to_owned();
+            in_a_row = if paused.contains(&node.as_str()) { 0 } else { in_a_row + 1 };
+            if in_a_row > 50 { Ok(()) } else { Err(node) }
+        });
+        // From now on not one read more: the standby's staleness only grows.
+        for _ in 0..200 {
+            let answer = client.query("select current_setting('cluster_name')").expect("a read");
+            assert!(!paused.contains(&answer.value()), "{} answered although its replay is paused", answer.value());
+        }
+    }
+    let answer = cluster.connect().query("select current_setting('cluster_name')").expect("a read");
+    assert_eq!(answer.value(), primary, "with both standbys paused the primary reads");
+    for standby in &standbys {
+        superuser(cluster, standby, "select pg_wal_replay_resume()");
+    }
+    drop(load.finish());
+}
+
+/// Over the node's Unix socket, as only its own user may.
+fn superuser(cluster: &Cluster, node: &str, sql: &str) {
+    let mut command = integration::process::unprivileged(integration::postgres::bin_dir().join("psql"));
+    command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-c", sql]);
+    command.arg("-h").arg(cluster.scratch().path().join(node).join("sock"));
+    command.arg("-p").arg(cluster.ports(node).postgres.port().to_string()).current_dir("/");
+    let output = command.output().expect("psql is installed");
+    assert!(output.status.success(), "{}", integration::postgres::describe(&output));
+}

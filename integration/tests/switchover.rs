@@ -1,0 +1,106 @@
+//! Planned changes of the primary.
+
+use integration::cluster::{Cluster, LONG, one_at_a_time};
+use integration::config_file::{NODES, Options};
+use integration::fault::thaw;
+use integration::process::{signal_all, tree};
+use integration::wait::wait_for;
+use integration::workload::{Readers, Style, Workload};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::time::Duration;
+
+const STYLES: [Style; 3] = [Style::Autocommit, Style::Block, Style::Prepared];
+const PAUSE: Duration = Duration::from_millis(5);
+
+#[test]
+fn no_client_sees_an_error_in_a_switchover_and_the_old_primary_is_a_standby_at_once() {
+    let _turn = one_at_a_time();
+    let cluster = Cluster::healthy();
+    Workload::create_table(&cluster.target()).expect("a table");
+    let first = cluster.active();
+    let load = Workload::start(&cluster.target(), 6, &STYLES, 1, PAUSE);
+    let readers = Readers::start(&cluster.target(), 3, PAUSE);
+    load.wait_for_more(200, LONG);
+
+    cluster.verb(&["switchover", "--json"]).exits(0).json();
+    let second = cluster.active_after(first.term);
+    assert_ne!(second.primary, first.primary);
+    load.wait_for_more(200, LONG);
+    cluster.all_stream();
+
+    let back =
+        cluster.verb(&["switchover", "--to", &first.primary, "--expect-term", &second.term.to_string()]).exits(0);
+    assert!(back.stdout.contains(&first.primary), "a person is told who is primary: {}", back.stdout);
+    let third = cluster.active_after(second.term);
+    assert_eq!(third.primary, first.primary);
+    load.wait_for_more(200, LONG);
+    cluster.all_stream();
+    cluster.timelines_are(third.term);
+
+    let (history, reads) = (load.finish(), readers.finish());
+    eprintln!("longest gaps over two switchovers: {:?}", history.longest_gaps());
+    assert!(history.refusals().is_empty(), "writers saw {:?}", history.refusals());
+    assert!(reads.errors.is_empty(), "readers saw {:?}", reads.errors);
+    cluster.verify(&history, 1);
+}
+
+#[test]
+fn a_switchover_that_makes_no_sense_is_refused_and_changes_nothing() {
+    let _turn = one_at_a_time();
+    let mut cluster = Cluster::healthy();
+    let before = cluster.active();
+    cluster.verb(&["switchover", "--to", &before.primary]).exits(2);
+    cluster.verb(&["switchover", "--to", "n9"]).exits(2);
+    let wrong_term = cluster.verb(&["switchover", "--expect-term", "999"]).exits(2);
+    let told = format!("{}{}", wrong_term.stdout, wrong_term.stderr);
+    assert!(told.contains("999") && told.contains(&before.term.to_string()), "both terms are named: {told}");
+
+    let down = cluster.standbys()[0];
+    cluster.kill_role(down);
+    cluster.kill_postgres(down);
+    wait_for("the manager to see the standby gone", LONG, || {
+        let verb = cluster.verb(&["switchover", "--to", down]);
+        if verb.code == 2 { Ok(()) } else { Err(verb) }
+    });
+    assert_eq!(cluster.active(), before);
+}
+
+#[test]
+fn a_switchover_whose_shutdown_exceeds_its_bound_leaves_the_cluster_writable() {
+    let _turn = one_at_a_time();
+    let cluster =
+        Cluster::start(&Options { manager: "drain_timeout = \"1s\"\nstop_timeout = \"1s\"\n", ..Options::default() });
+    Workload::create_table(&cluster.target()).expect("a table");
+    let before = cluster.active();
+    let standbys = cluster.standbys();
+    let (target, other) = (standbys[0], standbys[1]);
+    let load = Workload::start(&cluster.target(), 4, &STYLES, 1, PAUSE);
+    load.wait_for_more(100, LONG);
+
+    // A fast shutdown ships all WAL to every connected standby first. A receiver that is stopped keeps it waiting for
+    // longer than the bound, until wal_sender_timeout.
+    let receiver = wal_receiver(&cluster, other);
+    signal_all(&[receiver], Signal::SIGSTOP);
+    let verb = cluster.verb(&["switchover", "--to", target, "--json"]).exits(1);
+    thaw(&[receiver]);
+    let after = cluster.active_after(before.term);
+    assert_eq!(after.primary, before.primary, "the old primary was started again: {verb:?}");
+    load.wait_for_more(100, LONG);
+    cluster.all_stream();
+    let history = load.finish();
+    for answer in history.refusals().keys() {
+        assert!(["08007", "40001"].contains(&answer.as_str()), "a client saw {answer}");
+    }
+    cluster.verify(&history, 1);
+    assert_eq!(NODES.len() - 1, cluster.standbys().len());
+}
+
+/// The process on `node` that receives WAL, by the title PostgreSQL gives it.
+fn wal_receiver(cluster: &Cluster, node: &str) -> Pid {
+    let postmaster = cluster.postmaster(node).expect("a standby runs");
+    let is_receiver = |p: &Pid| {
+        std::fs::read(format!("/proc/{p}/cmdline")).is_ok_and(|c| String::from_utf8_lossy(&c).contains("walreceiver"))
+    };
+    tree(postmaster).into_iter().find(is_receiver).expect("a standby receives WAL")
+}
