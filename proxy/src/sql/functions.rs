@@ -43,16 +43,31 @@ const HARMLESS: [&str; 10] = [
     "pg_sleep_until",
 ];
 
-/// Functions that are not volatile, yet mean the session's own server process or transaction.
-const PRIMARY_ONLY: [&str; 8] = [
-    "pg_backend_pid",
-    "pg_current_xact_id_if_assigned",
+/// Functions that are not labelled volatile, yet assign a transaction id, or mean the session's own server process, or
+/// work on a primary only.
+const PRIMARY_ONLY: [&str; 22] = [
+    "txid_current",
     "txid_current_if_assigned",
+    "pg_current_xact_id",
+    "pg_current_xact_id_if_assigned",
+    "pg_backend_pid",
+    "pg_blocking_pids",
+    "pg_safe_snapshot_blocking_pids",
     "pg_my_temp_schema",
     "pg_is_other_temp_schema",
     "pg_listening_channels",
-    "pg_blocking_pids",
-    "pg_safe_snapshot_blocking_pids",
+    "pg_cursor",
+    "pg_prepared_statement",
+    "pg_prepared_xact",
+    "pg_lock_status",
+    "pg_get_replication_slots",
+    "pg_show_all_settings",
+    "pg_show_replication_origin_status",
+    "pg_postmaster_start_time",
+    "pg_conf_load_time",
+    "pg_walfile_name",
+    "pg_walfile_name_offset",
+    "pg_split_walfile_name",
 ];
 
 /// What is known of a database's names.

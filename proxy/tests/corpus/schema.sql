@@ -3,8 +3,8 @@ CREATE TABLE t (id int PRIMARY KEY, v text, share int DEFAULT 1, at timestamptz 
 INSERT INTO t SELECT i, 'v' || i, i, now(), jsonb_build_object('k', i), ARRAY[i, i + 1] FROM generate_series(1, 20) i;
 CREATE TABLE "Weird Table" ("select" int, "a""b" int);
 CREATE VIEW plain_view AS SELECT id, lower(v) AS v FROM t;
-CREATE VIEW volatile_view AS SELECT nextval('s') AS n;
 CREATE SEQUENCE s;
+CREATE VIEW volatile_view AS SELECT nextval('s') AS n;
 CREATE UNLOGGED TABLE scratch (id int);
 CREATE FUNCTION stable_fn(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1 + 1';
 CREATE FUNCTION "Odd Name"(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1';

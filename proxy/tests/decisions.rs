@@ -1,0 +1,349 @@
+//! The proxy's decisions against real servers: what is classified as a read runs on a hot standby, and SCRAM works in
+//! both directions.
+
+mod postgres;
+
+use cluster::node::Endpoint;
+use cluster::secret::Secret;
+use cluster::topology::{Gate, Member, Topology};
+use postgres::Postgres;
+use proxy::auth::scram::{ClientSide, LoginKeys, MECHANISM, NONCE_LEN, ServerSide, Verifier};
+use proxy::catalog::{Catalogs, Settings};
+use proxy::sql::{Access, FunctionTable, LexRules, classify};
+use proxy::wire::error_response::ClientError;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const SCHEMA: &str = include_str!("corpus/schema.sql");
+const READS: &str = include_str!("corpus/reads.txt");
+const WRITES: &str = include_str!("corpus/writes.txt");
+
+fn corpus(text: &str) -> impl Iterator<Item = String> + '_ {
+    text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).map(|l| l.replace("\\n", "\n"))
+}
+
+fn member(name: &str, port: u16) -> Member {
+    let postgres = Endpoint { host: "127.0.0.1".into(), port };
+    Member { node: name.parse().expect("a node name"), postgres, fenced: false }
+}
+
+/// Read the catalog of database postgres through the servers at these ports, the primary's first.
+fn load(primary: u16, standby: u16) -> Arc<FunctionTable> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let topology = Topology {
+        gate: Gate::Open,
+        primary: Some(member("n1", primary)),
+        standbys: vec![member("n2", standby)],
+        ..Topology::unknown()
+    };
+    let settings = Settings {
+        user: "monitor".into(),
+        password: Some(Secret::new("watching")),
+        connect_timeout: Duration::from_secs(2),
+        refresh: Duration::from_secs(60),
+        allow: Vec::new(),
+        deny: Vec::new(),
+    };
+    let (_sender, receiver) = watch::channel(topology);
+    let catalogs = Catalogs::new(settings, receiver, runtime.handle().clone());
+    runtime.block_on(async {
+        let mut table = catalogs.table("postgres");
+        let loaded = tokio::time::timeout(DEADLINE, table.wait_for(|t| t.is_loaded())).await;
+        loaded.expect("the catalog is read in time").expect("its task lives").clone()
+    })
+}
+
+#[test]
+fn what_is_classified_as_a_read_runs_on_a_standby() {
+    let primary = Postgres::primary();
+    primary.sql(SCHEMA);
+    primary.sql("CREATE ROLE monitor LOGIN PASSWORD 'watching'; GRANT pg_monitor TO monitor");
+    let standby = primary.standby("n2");
+    let end = primary.sql("select pg_current_wal_flush_lsn()");
+    standby.await_sql(&format!("select pg_last_wal_replay_lsn() >= '{end}'"), "t");
+
+    let table = load(primary.port, standby.port);
+    let access = |sql: &str| classify(sql.as_bytes(), &table, LexRules::STANDARD).access;
+    let mut wrong: Vec<String> = corpus(WRITES).filter(|sql| access(sql) != Access::Write).collect();
+    for sql in corpus(READS) {
+        let ran = standby.psql(&["-c", &sql]);
+        if access(&sql) != Access::Read || !ran.status.success() {
+            wrong.push(format!("{sql}: {}", String::from_utf8_lossy(&ran.stderr)));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    every_function_called_a_read_is_not_volatile(&primary, &table);
+    every_function_without_arguments_called_a_read_runs(&standby, &table);
+    no_random_text_called_a_read_takes_a_transaction_id(&primary, &table);
+
+    // A primary that does not answer: the standby's catalog says the same.
+    drop(primary);
+    let again = load(1, standby.port);
+    assert_eq!(again.len(), table.len());
+}
+
+/// Against the server's own words: no function that it calls volatile may be called by a read, but for the few that
+/// are known to be harmless.
+fn every_function_called_a_read_is_not_volatile(primary: &Postgres, table: &FunctionTable) {
+    let names =
+        primary.sql("select distinct proname from pg_proc where provolatile = 'v' and proname ~ '^[a-z_0-9]+$'");
+    let reads: Vec<_> = names
+        .lines()
+        .filter(|name| {
+            let sql = format!("select pg_catalog.{name}()");
+            classify(sql.as_bytes(), table, LexRules::STANDARD).access == Access::Read
+        })
+        .collect();
+    let mut reads: Vec<_> = reads;
+    reads.sort_unstable();
+    let harmless =
+        ["clock_timestamp", "gen_random_uuid", "pg_sleep", "pg_sleep_for", "pg_sleep_until", "random", "timeofday"];
+    assert_eq!(reads, harmless);
+}
+
+/// Of the functions that can be called without arguments, those taken for reads do not ask for a primary.
+fn every_function_without_arguments_called_a_read_runs(standby: &Postgres, table: &FunctionTable) {
+    let names = standby.sql(
+        "select proname from pg_proc where pronargs = 0 and prokind = 'f' and pronamespace = 'pg_catalog'::regnamespace
+         and prorettype not in ('trigger'::regtype, 'event_trigger'::regtype)",
+    );
+    let mut tried = 0;
+    for name in names.lines() {
+        let sql = format!("select pg_catalog.\"{name}\"()");
+        if classify(sql.as_bytes(), table, LexRules::STANDARD).access == Access::Read {
+            tried += 1;
+            let ran = standby.psql(&["-v", "VERBOSITY=sqlstate", "-c", &sql]);
+            let stderr = String::from_utf8_lossy(&ran.stderr);
+            let asks_for_primary = ["25006", "55000", "0A000"].iter().any(|code| stderr.contains(code));
+            assert!(!asks_for_primary, "{sql}: {stderr}");
+        }
+    }
+    assert!(tried > 20, "only {tried} functions were tried");
+}
+
+/// The server itself as the judge: texts put together at random, of pieces that quote, comment and write, are run when
+/// they are taken for reads. None may have the server take a transaction id.
+fn no_random_text_called_a_read_takes_a_transaction_id(primary: &Postgres, table: &FunctionTable) {
+    const PIECES: [&str; 40] = [
+        "delete from t",
+        "insert into t (id) values (-1)",
+        "select nextval('s')",
+        "update t set v = v",
+        "'",
+        "'",
+        "''",
+        "\"",
+        "$$",
+        "$a$",
+        "$",
+        "E'",
+        "e'",
+        "\\",
+        "\\'",
+        "U&'",
+        "x'",
+        "--",
+        "\n",
+        "/*",
+        "*/",
+        ";",
+        ";",
+        "select 1",
+        "select",
+        "(",
+        ")",
+        ",",
+        "1",
+        "a",
+        "with x as (",
+        "from t",
+        "for update",
+        "into y",
+        "writing_fn(-2)",
+        "as f",
+        "table t",
+        "E'a'\n'b\\'",
+        " ",
+        "explain analyze",
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let seed: u64 = rand::random();
+    let mut state = seed | 1;
+    let mut next = move |n: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % n
+    };
+    runtime.block_on(async {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(primary.socket_dir()).port(primary.port).user("postgres").dbname("postgres");
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("the primary answers");
+        tokio::spawn(connection);
+        let next_xid = async || {
+            let row = client.query_one("select pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await;
+            row.expect("the primary answers").get::<_, String>(0)
+        };
+        // Autovacuum takes transaction ids of its own.
+        client.batch_execute("alter system set autovacuum = off").await.expect("a superuser may");
+        client.batch_execute("select pg_reload_conf()").await.expect("a superuser may");
+        let (mut reads, mut ran) = (0, 0);
+        let mut before = next_xid().await;
+        for _ in 0..60_000 {
+            let mut sql = String::from(if next(3) == 0 { "" } else { "select " });
+            for _ in 0..=next(7) {
+                sql.push_str(PIECES[next(PIECES.len())]);
+                sql.push_str(["", " "][next(2)]);
+            }
+            if classify(sql.as_bytes(), table, LexRules::STANDARD).access == Access::Read {
+                reads += 1;
+                ran += u32::from(client.simple_query(&sql).await.is_ok());
+                let after = next_xid().await;
+                assert_eq!(after, before, "seed {seed}: {sql:?} took a transaction id");
+                before = after;
+            }
+        }
+        assert!(
+            reads > 500 && ran > 100,
+            "seed {seed}: only {reads} taken for reads and {ran} understood by the server"
+        );
+    });
+}
+
+/// The keys that a login with a password leaves, without any server.
+fn keys_of_login(user: &str, password: &str, verifier: &Verifier) -> LoginKeys {
+    let mut server = ServerSide::new(verifier.clone(), [1; NONCE_LEN]);
+    let mut client = ClientSide::with_password(user, password, [2; NONCE_LEN]);
+    let first = server.first(&client.first()).expect("the first message is right");
+    let last = client.respond(&first).expect("the server's is too");
+    server.finish(&last).expect("the password is right").keys
+}
+
+#[test]
+fn keys_taken_from_a_clients_proof_log_in_to_postgresql() {
+    let primary = Postgres::primary();
+    primary.sql("CREATE ROLE alice LOGIN PASSWORD 'sécret'");
+    let verifier: Verifier = primary.sql("select rolpassword from pg_authid where rolname = 'alice'").parse().unwrap();
+    let keys = keys_of_login("alice", "sécret", &verifier);
+    let mut exchange = ClientSide::with_keys("alice", keys.clone(), [3; NONCE_LEN]);
+    assert_eq!(log_in(primary.port, "alice", &mut exchange).unwrap(), "logged in");
+    let mut exchange = ClientSide::with_password("alice", "sécret", [4; NONCE_LEN]);
+    assert_eq!(log_in(primary.port, "alice", &mut exchange).unwrap(), "logged in");
+    let mut exchange = ClientSide::with_password("alice", "wrong", [5; NONCE_LEN]);
+    assert_eq!(log_in(primary.port, "alice", &mut exchange).unwrap(), "28P01");
+
+    primary.sql("ALTER ROLE alice PASSWORD 'sécret'");
+    let mut exchange = ClientSide::with_keys("alice", keys, [6; NONCE_LEN]);
+    let error = log_in(primary.port, "alice", &mut exchange).unwrap_err().to_string();
+    assert_eq!(error, "the userlist's verifier for user \"alice\" differs from the server's: the salt");
+    let made = Verifier::from_password("sécret", [9; 16], 4096);
+    primary.sql(&format!("ALTER ROLE alice PASSWORD '{made}'"));
+    let mut exchange = ClientSide::with_keys("alice", keys_of_login("alice", "sécret", &made), [7; NONCE_LEN]);
+    assert_eq!(log_in(primary.port, "alice", &mut exchange).unwrap(), "logged in");
+}
+
+/// Log in over TCP; `logged in`, or the SQLSTATE of the refusal.
+fn log_in(port: u16, user: &str, exchange: &mut ClientSide) -> io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let body = format!("user\0{user}\0database\0postgres\0\0");
+    let length = u32::try_from(body.len() + 8).unwrap().to_be_bytes();
+    stream.write_all(&[&length[..], &[0, 3, 0, 0], body.as_bytes()].concat())?;
+    loop {
+        let (kind, body) = read_message(&mut stream)?;
+        let code = body.get(..4).map_or(0, |c| u32::from_be_bytes(c.try_into().unwrap()));
+        match (kind, code) {
+            (b'R', 10) => {
+                let first = exchange.first();
+                let length = u32::try_from(first.len()).unwrap().to_be_bytes();
+                let body = [MECHANISM.as_bytes(), b"\0", &length, &first].concat();
+                write_message(&mut stream, b'p', &body)?;
+            }
+            (b'R', 11) => {
+                let reply = exchange.respond(&body[4..]).map_err(io::Error::other)?;
+                write_message(&mut stream, b'p', &reply)?;
+            }
+            (b'R', 12) => exchange.finish(&body[4..]).map_err(io::Error::other)?,
+            (b'R', 0) => return Ok("logged in".into()),
+            (b'E', _) => {
+                let field = body.split(|b| *b == 0).find(|f| f.first() == Some(&b'C'));
+                return Ok(String::from_utf8_lossy(&field.expect("every error has a code")[1..]).into_owned());
+            }
+            (kind, code) => panic!("unexpected message {:?} {code}", char::from(kind)),
+        }
+    }
+}
+
+fn read_message(stream: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> {
+    let mut head = [0; 5];
+    stream.read_exact(&mut head)?;
+    let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize;
+    let mut body = vec![0; length - 4];
+    stream.read_exact(&mut body)?;
+    Ok((head[0], body))
+}
+
+fn write_message(stream: &mut TcpStream, kind: u8, body: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+    stream.write_all(&[&[kind], &length[..], body].concat())
+}
+
+/// A server that lets one client log in and answers one query.
+fn serve_one(listener: &TcpListener, verifier: &Verifier) -> io::Result<()> {
+    let (mut stream, _) = listener.accept()?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    stream.read_exact(&mut vec![0; u32::from_be_bytes(length) as usize - 4])?;
+    write_message(&mut stream, b'R', &[&10u32.to_be_bytes()[..], MECHANISM.as_bytes(), b"\0\0"].concat())?;
+    let mut exchange = ServerSide::new(verifier.clone(), [8; NONCE_LEN]);
+    let (_, initial) = read_message(&mut stream)?;
+    let first = exchange.first(&initial[MECHANISM.len() + 5..]).expect("libpq speaks SCRAM");
+    write_message(&mut stream, b'R', &[&11u32.to_be_bytes()[..], &first].concat())?;
+    let (_, last) = read_message(&mut stream)?;
+    let Ok(accepted) = exchange.finish(&last) else {
+        let mut out = Vec::new();
+        ClientError::BadPassword { user: "alice".into() }.encode(&mut out);
+        return stream.write_all(&out);
+    };
+    write_message(&mut stream, b'R', &[&12u32.to_be_bytes()[..], &accepted.server_final].concat())?;
+    write_message(&mut stream, b'R', &0u32.to_be_bytes())?;
+    write_message(&mut stream, b'Z', b"I")?;
+    let (kind, _) = read_message(&mut stream)?;
+    assert_eq!(kind, b'Q');
+    let mut out = Vec::new();
+    ClientError::Unsupported { feature: "everything" }.encode(&mut out);
+    stream.write_all(&out)?;
+    write_message(&mut stream, b'Z', b"I")?;
+    // psql says goodbye before it closes.
+    read_message(&mut stream).map(|_| ())
+}
+
+#[test]
+fn psql_logs_in_to_us_and_understands_our_errors() {
+    let verifier = Verifier::from_password("sécret", [9; 16], 4096);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let psql = |password: &str| -> Output {
+        std::thread::scope(|scope| {
+            let server = scope.spawn(|| serve_one(&listener, &verifier));
+            let mut psql = Command::new("psql");
+            psql.args(["-X", "-h", "127.0.0.1", "-p", &port, "-U", "alice", "-d", "x", "-c", "select 1"]);
+            psql.envs([("PGPASSWORD", password), ("PGSSLMODE", "disable"), ("PGGSSENCMODE", "disable")]);
+            psql.envs([("PGCONNECT_TIMEOUT", "30"), ("LC_ALL", "C.UTF-8")]);
+            let output = psql.output().expect("psql starts");
+            server.join().expect("the server does not panic").expect("the conversation ends well");
+            output
+        })
+    };
+    let right = psql("sécret");
+    assert_eq!(String::from_utf8_lossy(&right.stderr).trim(), "ERROR:  everything is not supported by this proxy");
+    let wrong = psql("secret");
+    let stderr = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(stderr.contains("FATAL:  password authentication failed for user \"alice\""), "{stderr}");
+}
