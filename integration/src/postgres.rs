@@ -1,8 +1,15 @@
-//! PostgreSQL's programs, and a PostgreSQL's processes as found from its data directory.
+//! PostgreSQL's programs, a PostgreSQL's processes as found from its data directory, and a single PostgreSQL of our
+//! own for tests that need no cluster.
 
+use crate::client::{Client, Target};
+use crate::ports::free_port;
+use crate::process::{Process, unprivileged};
+use crate::scratch::Scratch;
+use crate::wait::wait_for;
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 /// The directory of PostgreSQL's server programs: `PGTENURE_TEST_PG_BIN`, or the newest major under
 /// /usr/lib/postgresql.
@@ -43,4 +50,53 @@ pub fn postmaster(data_dir: &Path) -> Option<Pid> {
 pub fn describe(output: &Output) -> String {
     let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
     format!("{}\nstdout: {}\nstderr: {}", output.status, text(&output.stdout), text(&output.stderr))
+}
+
+/// A PostgreSQL outside any cluster.
+#[derive(Debug)]
+pub struct Postgres {
+    target: Target,
+    process: Process,
+}
+
+impl Postgres {
+    /// Make and start one in `scratch`, its superuser `app` logging in by SCRAM.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start(scratch: &Scratch) -> Self {
+        let (data, log) = (scratch.path().join("single"), scratch.dir("log").join("single.log"));
+        let password = scratch.file("single.password", "a password\n");
+        let mut initdb = unprivileged(bin_dir().join("initdb"));
+        initdb.args(["-U", "app", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "-N", "-D"]).arg(&data);
+        initdb.arg("--pwfile").arg(password).current_dir(scratch.path());
+        let output = initdb.output().expect("initdb starts");
+        assert!(output.status.success(), "initdb: {}", describe(&output));
+        let port = free_port();
+        let mut postgres = unprivileged(bin_dir().join("postgres"));
+        postgres.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "fsync=off"]);
+        postgres.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]);
+        let process = Process::spawn("single PostgreSQL", postgres, scratch.path(), &log).expect("postgres starts");
+        let target = Target {
+            addr: ([127, 0, 0, 1], port).into(),
+            user: "app".to_owned(),
+            password: "a password".to_owned(),
+            database: "postgres".to_owned(),
+            patience: Duration::from_secs(20),
+        };
+        wait_for("the single PostgreSQL to accept a login", Duration::from_secs(30), || {
+            Client::connect(&target).map(|_| ()).map_err(|e| e.to_string())
+        });
+        Self { target, process }
+    }
+
+    /// How to log in.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Its postmaster.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
+    }
 }

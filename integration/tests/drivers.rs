@@ -126,9 +126,12 @@ fn python_works(cluster: &Cluster) {
 fn tokio_postgres_works(cluster: &Cluster) {
     let conninfo = cluster.target().conninfo();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let checks = tokio::time::timeout(LONG, tokio_postgres_checks(&conninfo));
-    // `timeout` needs the runtime's timer, so it is made inside.
-    runtime.block_on(async { checks.await }).expect("tokio-postgres gets its answers in time");
+    runtime.block_on(in_time(tokio_postgres_checks(&conninfo)));
+}
+
+/// `timeout` needs the runtime's timer, so it is made inside of it.
+async fn in_time(checks: impl Future<Output = ()>) {
+    tokio::time::timeout(LONG, checks).await.expect("tokio-postgres gets its answers in time");
 }
 
 async fn tokio_postgres_checks(conninfo: &str) {

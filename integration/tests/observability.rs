@@ -54,9 +54,9 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
 
     let config = scrape_config(&cluster);
     let prometheus = Prometheus::start(cluster.scratch(), &config);
-    let targets = admin_ports(&cluster).len();
+    let targets = admin_ports(&cluster).len().to_string();
     wait_for("every process to be scraped", LONG, || match prometheus.query("sum(up)") {
-        Ok(result) if result.first().is_some_and(|r| r["value"][1] == targets.to_string()) => Ok(()),
+        Ok(result) if result.first().is_some_and(|r| r["value"][1].as_str() == Some(&targets)) => Ok(()),
         other => Err(format!("{other:?}")),
     });
     let mut wanted = dashboard_expressions(&read("grafana/lag.json")).expect("a dashboard");
