@@ -1,0 +1,402 @@
+//! Why the planner does not act: typed, with the numbers that decided. PURE.
+
+use crate::api::Position;
+use cluster::{Lsn, NodeId, Term, TimelineId};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What the planner is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    /// This manager does not lead.
+    Following,
+    /// A primary is open and lives.
+    Steady,
+    /// A change of primary is under way.
+    Acting {
+        /// The term being made.
+        term: Term,
+        /// What it waits for now.
+        step: String,
+    },
+    /// Something should happen and may not.
+    Hold {
+        /// Every reason.
+        blockers: Vec<Blocker>,
+    },
+}
+
+/// A node that does not count, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The node.
+    pub node: NodeId,
+    /// Why it does not count.
+    #[serde(flatten)]
+    pub unfit: Unfit,
+}
+
+/// Why a node does not count as a recruit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub enum Unfit {
+    /// Its agent does not answer.
+    Unreachable {
+        /// Since when nothing was heard.
+        silent_ms: u64,
+    },
+    /// Taken out by an operator.
+    Fenced,
+    /// It has not replayed past the point at which its data was rewound or copied.
+    Quarantined {
+        /// It counts again from here.
+        floor: Position,
+    },
+    /// No data directory, or one that is being made.
+    NoData,
+    /// Stopped; the end of its WAL is known only once it has been recovered.
+    NotRecovered,
+    /// Has not answered the request to freeze.
+    NotFrozen,
+}
+
+/// A reason not to act, or to refuse an operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "blocker", rename_all = "snake_case")]
+pub enum Blocker {
+    /// This manager does not lead.
+    NotLeading,
+    /// etcd has not been read yet, or not since a change whose outcome is unknown.
+    RecordsUnread,
+    /// No term: the cluster has not been created yet.
+    NoCluster,
+    /// Fewer nodes can be frozen than the proof needs.
+    TooFewRecruits {
+        /// Voters.
+        m: usize,
+        /// Standbys that hold each acknowledged commit.
+        k: u32,
+        /// Recruits needed besides the old primary.
+        needed: usize,
+        /// Recruits there are.
+        have: Vec<NodeId>,
+        /// Who is missing.
+        missing: Vec<Missing>,
+    },
+    /// Too few agents have lost the primary.
+    TooFewObservers {
+        /// The primary.
+        node: NodeId,
+        /// Those that lost it.
+        lost: usize,
+        /// Those needed.
+        needed: usize,
+        /// The rest, and why they have no opinion.
+        abstained: Vec<String>,
+    },
+    /// The primary's agent is silent but somebody still reaches the node.
+    PrimaryStillAnswers {
+        /// The primary.
+        node: NodeId,
+        /// Who sees what.
+        observers: Vec<String>,
+    },
+    /// The primary's PostgreSQL does not answer, not long enough yet.
+    PrimaryHung {
+        /// The primary.
+        node: NodeId,
+        /// So far.
+        for_ms: u64,
+        /// Counts as dead from here.
+        limit_ms: u64,
+    },
+    /// The primary writes a timeline that is not its term's.
+    PrimaryOnOtherTimeline {
+        /// The primary.
+        node: NodeId,
+        /// Its term.
+        term: Term,
+        /// What it writes.
+        timeline: TimelineId,
+    },
+    /// An operator stopped writes.
+    PrimaryFenced {
+        /// The primary.
+        node: NodeId,
+        /// Who.
+        by: String,
+    },
+    /// Too many automatic failovers lately.
+    BudgetSpent {
+        /// Failovers in the window.
+        failovers: usize,
+        /// The window.
+        window_ms: u64,
+        /// Until one more is allowed.
+        next_in_ms: u64,
+    },
+    /// Commits are not protected by a quorum: the old primary's lease must be gone first.
+    LeaseHeld {
+        /// Who holds it.
+        node: NodeId,
+        /// Its term.
+        term: Term,
+    },
+    /// Some proxies may still send writes to the old primary.
+    ProxiesBehind {
+        /// The proxies and the term each acts on.
+        proxies: Vec<String>,
+        /// Until they cannot any more.
+        left_ms: u64,
+    },
+    /// An automatic failover would lose too much.
+    LossTooLarge {
+        /// Bytes between the most advanced standby and the primary's last known position.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Commits were acknowledged without a standby, so only the old primary has them all.
+    Suspended {
+        /// Since this position.
+        since: Lsn,
+        /// Since this term.
+        term: Term,
+    },
+    /// Too few standbys have the new term's record.
+    TooFewFollowers {
+        /// Needed.
+        needed: u32,
+        /// There are.
+        have: Vec<NodeId>,
+        /// What they must have received.
+        record_lsn: Lsn,
+    },
+    /// A change of primary is under way.
+    Busy {
+        /// What.
+        what: String,
+    },
+    /// The operator's expectation does not hold.
+    OtherTerm {
+        /// Expected.
+        expected: Term,
+        /// Found.
+        current: Term,
+    },
+    /// No such node.
+    UnknownNode {
+        /// The name.
+        node: NodeId,
+    },
+    /// The node is the primary already.
+    AlreadyPrimary {
+        /// The node.
+        node: NodeId,
+    },
+    /// The primary does not live, so it cannot help with a switchover.
+    PrimaryNotWell {
+        /// The primary.
+        node: Option<NodeId>,
+    },
+    /// The node cannot become primary.
+    TargetUnfit {
+        /// The node and why.
+        #[serde(flatten)]
+        target: Missing,
+    },
+    /// The node does not stream the current timeline from the primary.
+    TargetNotStreaming {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node is too far behind.
+    TargetBehind {
+        /// The node.
+        node: NodeId,
+        /// By so many bytes of replay.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The target's WAL ends before what the old primary acknowledged.
+    TargetShort {
+        /// The node.
+        node: NodeId,
+        /// Where it ends.
+        have: Position,
+        /// Where it must end.
+        need: Position,
+    },
+    /// Fencing the node would stop writes.
+    WouldStopWrites {
+        /// The node.
+        node: NodeId,
+        /// Standbys that would be left.
+        left: usize,
+        /// Standbys needed.
+        k: u32,
+        /// It is the primary.
+        primary: bool,
+    },
+    /// It is fenced already.
+    AlreadyFenced {
+        /// The node.
+        node: NodeId,
+    },
+    /// It is not fenced.
+    NotFenced {
+        /// The node.
+        node: NodeId,
+    },
+    /// The new primary was stopped or lost before it was opened.
+    CandidateLost {
+        /// The node.
+        node: NodeId,
+    },
+    /// The last step failed and is tried again.
+    Failing {
+        /// What failed and why.
+        what: String,
+    },
+}
+
+impl Blocker {
+    /// The kind as one snake_case word, for metrics: the serialised tag.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::NotLeading => "not_leading",
+            Self::RecordsUnread => "records_unread",
+            Self::NoCluster => "no_cluster",
+            Self::TooFewRecruits { .. } => "too_few_recruits",
+            Self::TooFewObservers { .. } => "too_few_observers",
+            Self::PrimaryStillAnswers { .. } => "primary_still_answers",
+            Self::PrimaryHung { .. } => "primary_hung",
+            Self::PrimaryOnOtherTimeline { .. } => "primary_on_other_timeline",
+            Self::PrimaryFenced { .. } => "primary_fenced",
+            Self::BudgetSpent { .. } => "budget_spent",
+            Self::LeaseHeld { .. } => "lease_held",
+            Self::ProxiesBehind { .. } => "proxies_behind",
+            Self::LossTooLarge { .. } => "loss_too_large",
+            Self::Suspended { .. } => "suspended",
+            Self::TooFewFollowers { .. } => "too_few_followers",
+            Self::Busy { .. } => "busy",
+            Self::OtherTerm { .. } => "other_term",
+            Self::UnknownNode { .. } => "unknown_node",
+            Self::AlreadyPrimary { .. } => "already_primary",
+            Self::PrimaryNotWell { .. } => "primary_not_well",
+            Self::TargetUnfit { .. } => "target_unfit",
+            Self::TargetNotStreaming { .. } => "target_not_streaming",
+            Self::TargetBehind { .. } => "target_behind",
+            Self::TargetShort { .. } => "target_short",
+            Self::WouldStopWrites { .. } => "would_stop_writes",
+            Self::AlreadyFenced { .. } => "already_fenced",
+            Self::NotFenced { .. } => "not_fenced",
+            Self::CandidateLost { .. } => "candidate_lost",
+            Self::Failing { .. } => "failing",
+        }
+    }
+}
+
+/// Names joined by commas, or `none`.
+pub fn list<T: fmt::Display>(items: &[T]) -> String {
+    if items.is_empty() {
+        return "none".into();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.node)?;
+        match &self.unfit {
+            Unfit::Unreachable { silent_ms } => write!(f, "unreachable for {silent_ms} ms"),
+            Unfit::Fenced => f.write_str("fenced"),
+            Unfit::Quarantined { floor } => {
+                write!(f, "quarantined until it has replayed {} on timeline {}", floor.lsn, floor.timeline)
+            }
+            Unfit::NoData => f.write_str("without data"),
+            Unfit::NotRecovered => f.write_str("stopped and not recovered"),
+            Unfit::NotFrozen => f.write_str("not frozen yet"),
+        }
+    }
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotLeading => f.write_str("this manager does not lead"),
+            Self::RecordsUnread => f.write_str("the records in etcd have not been read"),
+            Self::NoCluster => f.write_str("the cluster has not been created yet"),
+            Self::TooFewRecruits { m, k, needed, have, missing } => write!(
+                f,
+                "too few standbys: m={m}, k={k}, {needed} needed, {} there ({}); missing: {}",
+                have.len(),
+                list(have),
+                list(missing)
+            ),
+            Self::TooFewObservers { node, lost, needed, abstained } => write!(
+                f,
+                "{node} is silent to this manager, but only {lost} of {needed} observers needed have lost it; {}",
+                list(abstained)
+            ),
+            Self::PrimaryStillAnswers { node, observers } => {
+                write!(f, "{node} is silent to this manager but still answers others: {}", list(observers))
+            }
+            Self::PrimaryHung { node, for_ms, limit_ms } => {
+                write!(f, "PostgreSQL of {node} has not answered for {for_ms} ms of {limit_ms} ms")
+            }
+            Self::PrimaryOnOtherTimeline { node, term, timeline } => {
+                write!(f, "{node} writes timeline {timeline} in term {term}")
+            }
+            Self::PrimaryFenced { node, by } => write!(f, "writes are stopped: {node} was fenced by {by}"),
+            Self::BudgetSpent { failovers, window_ms, next_in_ms } => write!(
+                f,
+                "{failovers} automatic failovers within {window_ms} ms; the next is allowed in {next_in_ms} ms"
+            ),
+            Self::LeaseHeld { node, term } => {
+                write!(f, "{node} may still hold the primary's lease of term {term}")
+            }
+            Self::ProxiesBehind { proxies, left_ms } => {
+                write!(f, "proxies that may act on an older term: {}; at most {left_ms} ms more", list(proxies))
+            }
+            Self::LossTooLarge { bytes, limit } => {
+                write!(f, "a failover now would lose {bytes} bytes of WAL, the limit is {limit}")
+            }
+            Self::Suspended { since, term } => {
+                write!(f, "commits past {since} (term {term}) were acknowledged without a standby")
+            }
+            Self::TooFewFollowers { needed, have, record_lsn } => write!(
+                f,
+                "{needed} standbys must have received {record_lsn} to open, {} have ({})",
+                have.len(),
+                list(have)
+            ),
+            Self::Busy { what } => write!(f, "busy: {what}"),
+            Self::OtherTerm { expected, current } => write!(f, "the term is {current}, not {expected}"),
+            Self::UnknownNode { node } => write!(f, "there is no node {node}"),
+            Self::AlreadyPrimary { node } => write!(f, "{node} is the primary already"),
+            Self::PrimaryNotWell { node: Some(node) } => write!(f, "the primary {node} is not well"),
+            Self::PrimaryNotWell { node: None } => f.write_str("there is no open primary"),
+            Self::TargetUnfit { target } => write!(f, "{target}"),
+            Self::TargetNotStreaming { node } => write!(f, "{node} does not stream from the primary"),
+            Self::TargetBehind { node, bytes, limit } => {
+                write!(f, "{node} is {bytes} bytes behind, the limit is {limit}")
+            }
+            Self::TargetShort { node, have, need } => {
+                write!(f, "{node} ends at {}, the old primary at {}", have.lsn, need.lsn)
+            }
+            Self::WouldStopWrites { node, primary: true, .. } => {
+                write!(f, "{node} is the primary: fencing it stops writes")
+            }
+            Self::WouldStopWrites { node, left, k, primary: false } => {
+                write!(f, "without {node} {left} standbys stream and commits wait for {k}: fencing it stops writes")
+            }
+            Self::AlreadyFenced { node } => write!(f, "{node} is fenced already"),
+            Self::NotFenced { node } => write!(f, "{node} is not fenced"),
+            Self::CandidateLost { node } => write!(f, "the new primary {node} was lost before it was opened"),
+            Self::Failing { what } => write!(f, "{what}"),
+        }
+    }
+}

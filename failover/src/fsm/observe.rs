@@ -1,0 +1,308 @@
+//! What the planner knows: the records in etcd, each agent's last report, and whether the primary lives. PURE.
+//!
+//! Nothing here trusts one witness: a primary whose agent is silent is dead only when enough of the other agents
+//! have lost both its agent and its PostgreSQL, and alive as soon as one of them still gets an answer.
+
+use crate::api::{AgentState, PostgresState, Sighting, Standby};
+use crate::fsm::blocker::Blocker;
+use crate::fsm::timers::Settings;
+use crate::record::{
+    FenceRecord, JournalRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord,
+};
+use cluster::{Instant, NodeId, Term};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A record and the `mod_revision` that a change of it compares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct At<T> {
+    /// The record.
+    pub value: T,
+    /// Its `mod_revision`.
+    pub revision: i64,
+}
+
+/// The cluster's records, read at one revision.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Records {
+    /// etcd's revision of the read.
+    pub revision: i64,
+    /// `term`.
+    pub term: Option<At<TermRecord>>,
+    /// `policy`.
+    pub policy: Option<At<PolicyRecord>>,
+    /// `primary`, while its lease lives.
+    pub primary: Option<PrimaryRecord>,
+    /// `members/*`.
+    pub members: BTreeMap<NodeId, MemberRecord>,
+    /// `fences/*`.
+    pub fences: BTreeMap<NodeId, FenceRecord>,
+    /// `proxies/*`.
+    pub proxies: BTreeMap<String, ProxyRecord>,
+    /// The journal of the newest term, if it was read.
+    pub journal: Option<JournalRecord>,
+}
+
+/// One agent as this manager hears it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Agent {
+    /// Its last report.
+    pub state: Option<AgentState>,
+    /// When that arrived.
+    pub heard_at: Option<Instant>,
+    /// Since when this manager has been listening.
+    pub since: Instant,
+    /// Since when nothing listens at its address.
+    pub refused_since: Option<Instant>,
+    /// Since when its sighting of the primary says "refused".
+    pub sighting_refused_since: Option<Instant>,
+}
+
+/// Records and reports together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// The newest records.
+    pub records: Records,
+    /// When the read that gave them was sent.
+    pub read_at: Option<Instant>,
+    /// Every agent known.
+    pub agents: BTreeMap<NodeId, Agent>,
+}
+
+/// Is the primary of the current term alive?
+#[derive(Clone, Debug, PartialEq)]
+pub enum Health {
+    /// Yes, or nothing speaks against it yet.
+    Well,
+    /// No: since when, and the evidence as shown to an operator.
+    Dead {
+        /// The last moment at which it may have lived.
+        since: Instant,
+        /// What was seen.
+        evidence: Vec<String>,
+        /// This manager never saw it as primary: all nodes had been stopped, rather than this one died.
+        restarted: bool,
+    },
+    /// Signs of death that do not suffice.
+    Unsure(Vec<Blocker>),
+}
+
+fn plus_age(ms_ago: u64, age: Duration) -> Duration {
+    Duration::from_millis(ms_ago).saturating_add(age)
+}
+
+impl Observed {
+    /// Take a report. Returns false when it changes nothing but ages.
+    pub fn hear(&mut self, now: Instant, state: AgentState) {
+        let agent = self.agents.entry(state.node.clone()).or_insert_with(|| Agent::unheard(now));
+        let refused = state.sees_primary.as_ref().is_some_and(|s| s.refused);
+        agent.sighting_refused_since = if refused { agent.sighting_refused_since.or(Some(now)) } else { None };
+        agent.refused_since = None;
+        agent.heard_at = Some(now);
+        agent.state = Some(state);
+    }
+
+    /// An exchange with an agent failed.
+    pub fn silence(&mut self, now: Instant, node: &NodeId, refused: bool) {
+        let agent = self.agents.entry(node.clone()).or_insert_with(|| Agent::unheard(now));
+        agent.refused_since = if refused { agent.refused_since.or(Some(now)) } else { None };
+    }
+
+    /// Take newly read records; older ones than known are ignored.
+    pub fn read(&mut self, now: Instant, sent_at: Instant, records: Records) {
+        if records.revision < self.records.revision {
+            return;
+        }
+        for node in records.members.keys() {
+            self.agents.entry(node.clone()).or_insert_with(|| Agent::unheard(now));
+        }
+        self.records = records;
+        self.read_at = Some(sent_at);
+    }
+
+    /// Forget what was heard: a new leader listens afresh.
+    pub fn start_listening(&mut self, now: Instant) {
+        for agent in self.agents.values_mut() {
+            *agent = Agent::unheard(now);
+        }
+    }
+
+    /// The report of an agent that is reachable now.
+    pub fn reachable(&self, node: &NodeId, now: Instant, settings: &Settings) -> Option<&AgentState> {
+        let agent = self.agents.get(node)?;
+        let fresh = now.since(agent.heard_at?) < settings.detect_timeout && agent.refused_since.is_none();
+        agent.state.as_ref().filter(|_| fresh)
+    }
+
+    /// For how long nothing was heard of an agent.
+    pub fn silent_for(&self, node: &NodeId, now: Instant) -> Duration {
+        self.agents.get(node).map_or(Duration::MAX, |a| now.since(a.heard_at.unwrap_or(a.since)))
+    }
+
+    /// The current term's record.
+    pub fn term(&self) -> Option<&TermRecord> {
+        self.records.term.as_ref().map(|t| &t.value)
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Option<&PolicyRecord> {
+        self.records.policy.as_ref().map(|p| &p.value)
+    }
+
+    /// The node that is open to clients, if the term has got so far.
+    pub fn open_primary(&self) -> Option<&NodeId> {
+        let term = self.term()?;
+        if matches!(term.phase, Phase::Active | Phase::Draining) { term.node.as_ref() } else { None }
+    }
+
+    /// Taken out by an operator, by the key or as the agent says.
+    pub fn fenced(&self, node: &NodeId) -> bool {
+        self.records.fences.contains_key(node)
+            || self.agents.get(node).and_then(|a| a.state.as_ref()).is_some_and(|s| s.fenced)
+    }
+
+    /// The node as a standby that streams the current term's timeline from its primary.
+    pub fn streaming(&self, node: &NodeId, now: Instant, settings: &Settings) -> Option<&Standby> {
+        let term = self.term()?;
+        let standby = self.on_timeline(node, term.term, now, settings)?;
+        (standby.streams_from.is_some() && standby.streams_from == term.node).then_some(standby)
+    }
+
+    /// The node as a standby that has WAL of `term`'s timeline.
+    pub fn on_timeline(&self, node: &NodeId, term: Term, now: Instant, settings: &Settings) -> Option<&Standby> {
+        match &self.reachable(node, now, settings)?.postgres {
+            PostgresState::Standby(s) if Some(s.timeline) == term.timeline() => Some(s),
+            _ => None, // any other state holds no WAL of that timeline that a commit may count on
+        }
+    }
+
+    /// Does the primary of the current term live?
+    pub fn health(&self, now: Instant, settings: &Settings) -> Health {
+        let Some((term, node)) = self.term().and_then(|t| Some((t.term, self.open_primary()?))) else {
+            return Health::Well;
+        };
+        match self.reachable(node, now, settings) {
+            Some(state) => self.health_as_reported(now, term, state, settings),
+            None => self.health_as_observed(now, term, node, settings),
+        }
+    }
+
+    fn health_as_reported(&self, now: Instant, term: Term, state: &AgentState, settings: &Settings) -> Health {
+        let heard = self.agents.get(&state.node).and_then(|a| a.heard_at).unwrap_or(now);
+        let dead = |what: String, restarted| Health::Dead {
+            since: heard,
+            evidence: vec![format!("agent of {} reports PostgreSQL {what}", state.node)],
+            restarted,
+        };
+        match &state.postgres {
+            PostgresState::Primary(p) if Some(p.timeline) == term.timeline() => Health::Well,
+            PostgresState::Primary(p) => {
+                let (node, have) = (state.node.clone(), p.timeline);
+                Health::Unsure(vec![Blocker::PrimaryOnOtherTimeline { node, term, timeline: have }])
+            }
+            PostgresState::Hung { for_ms } if Duration::from_millis(*for_ms) >= settings.hung_timeout => {
+                dead(format!("without an answer for {for_ms} ms"), false)
+            }
+            PostgresState::Hung { for_ms } => {
+                let limit_ms = millis(settings.hung_timeout);
+                Health::Unsure(vec![Blocker::PrimaryHung { node: state.node.clone(), for_ms: *for_ms, limit_ms }])
+            }
+            PostgresState::Absent => dead("without a data directory".into(), false),
+            PostgresState::Stopped { clean, .. } => {
+                dead(format!("stopped {}", if *clean { "cleanly" } else { "without a shutdown checkpoint" }), false)
+            }
+            // A primary is only ever started again as a standby.
+            PostgresState::Starting => dead("starting again".into(), true),
+            PostgresState::Standby(s) => dead(format!("restarted as a standby at {}", s.replay_lsn), true),
+        }
+    }
+
+    fn health_as_observed(&self, now: Instant, term: Term, node: &NodeId, settings: &Settings) -> Health {
+        let Some(agent) = self.agents.get(node) else { return Health::Well };
+        let since = agent.heard_at.unwrap_or(agent.since);
+        let refused = agent.refused_since.is_some_and(|at| now.since(at) >= settings.refused_confirm);
+        if now.since(since) < settings.detect_timeout && !refused {
+            return Health::Well;
+        }
+        let mut votes = Votes::default();
+        let Some(policy) = self.policy() else { return Health::Well };
+        for voter in policy.voters.iter().filter(|v| *v != node) {
+            votes.others += 1;
+            match self.vote(voter, node, term, now, settings) {
+                Vote::Lost(how) => votes.lost.push(how),
+                Vote::Sees(what) => votes.sees.push(format!("{voter}: {what}")),
+                Vote::Abstains(why) => votes.abstained.push(format!("{voter}: {why}")),
+            }
+        }
+        // Without a quorum to fence, the lease is the second witness: it runs out only when the primary's agent has
+        // lost etcd as well.
+        let needed = if policy.protects() { votes.others / 2 + 1 } else { 1 };
+        if !votes.sees.is_empty() {
+            return Health::Unsure(vec![Blocker::PrimaryStillAnswers { node: node.clone(), observers: votes.sees }]);
+        }
+        if votes.lost.len() < needed {
+            let (lost, abstained) = (votes.lost.len(), votes.abstained);
+            return Health::Unsure(vec![Blocker::TooFewObservers { node: node.clone(), lost, needed, abstained }]);
+        }
+        let how = if refused { "refuses connections" } else { "is silent" };
+        let mut evidence = vec![format!("agent of {node} {how}, last heard {} ms ago", millis(now.since(since)))];
+        evidence.extend(votes.lost);
+        Health::Dead { since, evidence, restarted: false }
+    }
+
+    fn vote(&self, voter: &NodeId, primary: &NodeId, term: Term, now: Instant, settings: &Settings) -> Vote {
+        let Some(state) = self.reachable(voter, now, settings) else {
+            return Vote::Abstains("its agent is unreachable".into());
+        };
+        let agent = self.agents.get(voter).expect("reachable() found it");
+        let age = agent.heard_at.map_or(Duration::ZERO, |at| now.since(at));
+        match &state.sees_primary {
+            None => Vote::Abstains("it has not looked yet".into()),
+            Some(s) if s.node != *primary || s.term != term => {
+                Vote::Abstains(format!("it still looks at {} of term {}", s.node, s.term))
+            }
+            Some(s) => judge(voter, s, age, agent.sighting_refused_since.map(|at| now.since(at)), settings),
+        }
+    }
+}
+
+impl Agent {
+    fn unheard(now: Instant) -> Self {
+        Self { state: None, heard_at: None, since: now, refused_since: None, sighting_refused_since: None }
+    }
+}
+
+#[derive(Default)]
+struct Votes {
+    others: usize,
+    lost: Vec<String>,
+    sees: Vec<String>,
+    abstained: Vec<String>,
+}
+
+enum Vote {
+    Lost(String),
+    Sees(String),
+    Abstains(String),
+}
+
+fn judge(voter: &NodeId, s: &Sighting, age: Duration, refused_for: Option<Duration>, settings: &Settings) -> Vote {
+    if refused_for.is_some_and(|d| d >= settings.refused_confirm) {
+        return Vote::Lost(format!("{voter} is refused by its agent and its PostgreSQL"));
+    }
+    let (agent, sql) = (plus_age(s.agent_ms_ago, age), plus_age(s.sql_ms_ago, age));
+    let limit = settings.detect_timeout;
+    if sql < limit {
+        Vote::Sees(format!("its PostgreSQL answered {} ms ago", millis(sql)))
+    } else if agent < limit {
+        Vote::Sees(format!("its agent answered {} ms ago", millis(agent)))
+    } else {
+        let ago = |d: Duration| format!("{} ms", millis(d));
+        Vote::Lost(format!("{voter} has not heard its agent for {}, its PostgreSQL for {}", ago(agent), ago(sql)))
+    }
+}
+
+/// Whole milliseconds of a duration, for evidence and blockers.
+pub fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}

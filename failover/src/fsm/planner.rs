@@ -1,0 +1,529 @@
+//! The manager's planner: `step(now, input)` gives the actions to perform. PURE.
+//!
+//! This file takes inputs in and says which part decides next; the parts are `round` (a term from T1 to T3),
+//! `switchover` (what precedes T1 when the old primary helps), `rearm` and `operate` (operators' requests).
+//!
+//! Duties of the caller:
+//! 1. Call `step` with every input, in order, and with a `Tick` at least every 50 ms; `now` never goes back.
+//! 2. Perform every action. Each `Send` and each `Change` is answered by exactly one input, also when it fails.
+//! 3. Say `NotLeading` before the managers' lease can have run out.
+//!
+//! Safety does not rest on these duties: every change of a record names the revisions it was decided on, and every
+//! command names its term.
+
+use crate::api::PostgresState;
+use crate::fsm::action::{
+    Action, Answer, Change, ChangeKind, ChangeOutcome, Guard, Input, Operation, RecordKey, RecordPut,
+};
+use crate::fsm::blocker::{Blocker, Verdict};
+use crate::fsm::observe::{At, Health, Observed, Records};
+use crate::fsm::operate::FenceOp;
+use crate::fsm::rearm::Rearm;
+use crate::fsm::report::LsnClock;
+use crate::fsm::round::{Begin, Round};
+use crate::fsm::switchover::Prelude;
+use crate::fsm::timers::Settings;
+use crate::record::{Cause, JournalRecord, Phase, Tenure, WallMillis};
+use cluster::{Instant, NodeId, Term};
+use std::collections::VecDeque;
+
+/// The planner of one manager.
+#[derive(Debug)]
+pub struct Planner {
+    pub(super) id: String,
+    pub(super) settings: Settings,
+    pub(super) leading: Option<i64>,
+    pub(super) seen: Observed,
+    pub(super) stage: Stage,
+    pub(super) pending: Option<Pending>,
+    pub(super) rearm: Option<Rearm>,
+    pub(super) rearm_not_before: Instant,
+    pub(super) fence_ops: Vec<FenceOp>,
+    pub(super) clock: LsnClock,
+    /// Highest term that any agent says it promised.
+    pub(super) promised: Term,
+    /// The term whose primary this manager has seen at work.
+    pub(super) saw_primary: Term,
+    /// When automatic failovers began, newest last.
+    pub(super) spent: VecDeque<Instant>,
+    pub(super) wall: WallMillis,
+    pub(super) verdict: Verdict,
+    pub(super) last: Option<JournalRecord>,
+    leading_since: Instant,
+    change_ids: u64,
+}
+
+/// What this manager is in the middle of.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// Nothing.
+    Idle,
+    /// A switchover or forced failover, before its T1.
+    Prelude(Box<Prelude>),
+    /// A term is to begin as soon as it may.
+    Intent(Box<Begin>),
+    /// T1 was sent.
+    Beginning(Box<Begin>),
+    /// A term is being made.
+    Round(Box<Round>),
+}
+
+/// The one change of a record that is under way.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) change: Change,
+    state: PendingState,
+    failures: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PendingState {
+    Sent,
+    /// Not made; sent again at this instant.
+    RetryAt(Instant),
+    /// A guard failed: decide when the records have been read after this instant.
+    LostUntilRead(Instant),
+    /// Outcome unknown: decide when the records have been read after this instant.
+    UnknownUntilRead(Instant),
+}
+
+/// Has a step of a stage left something for another step to do at once?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flow {
+    Wait,
+    Again,
+}
+
+impl Planner {
+    /// A planner that does not lead. `id` is this manager's.
+    pub fn new(id: impl Into<String>, settings: Settings) -> Self {
+        Self {
+            id: id.into(),
+            settings,
+            leading: None,
+            seen: Observed::default(),
+            stage: Stage::Idle,
+            pending: None,
+            rearm: None,
+            rearm_not_before: Instant::default(),
+            fence_ops: Vec::new(),
+            clock: LsnClock::default(),
+            promised: Term(0),
+            saw_primary: Term(0),
+            spent: VecDeque::new(),
+            wall: 0,
+            verdict: Verdict::Following,
+            last: None,
+            leading_since: Instant::default(),
+            change_ids: 0,
+        }
+    }
+
+    /// What it is doing, or why not.
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// Everything it knows.
+    pub fn seen(&self) -> &Observed {
+        &self.seen
+    }
+
+    /// Does it lead?
+    pub fn leads(&self) -> bool {
+        self.leading.is_some()
+    }
+
+    /// Is a change of primary under way, so that agents should be asked often?
+    pub fn hurries(&self) -> bool {
+        !matches!(self.stage, Stage::Idle) || self.rearm.is_some() || !self.fence_ops.is_empty()
+    }
+
+    /// Take an input and say what to do.
+    pub fn step(&mut self, now: Instant, input: Input) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.take(now, input, &mut out);
+        // Each pass either waits or moves a stage on; the bound only guards against a mistake in a stage.
+        for _ in 0..16 {
+            if self.advance(now, &mut out) == Flow::Wait {
+                break;
+            }
+        }
+        out
+    }
+
+    fn take(&mut self, now: Instant, input: Input, out: &mut Vec<Action>) {
+        match input {
+            Input::Tick { wall } => self.wall = wall,
+            Input::Leading { revision } => self.lead(now, revision, out),
+            Input::NotLeading => self.follow(out),
+            Input::Records { sent_at, records } => self.take_records(now, sent_at, *records, out),
+            Input::Report(state) => self.take_report(now, *state),
+            Input::Silent { node, refused } => self.seen.silence(now, &node, refused),
+            Input::Answered { node, term, kind, result } => self.take_answer(now, &node, term, kind, *result, out),
+            Input::Changed { id, outcome } => self.take_outcome(now, id, outcome, out),
+            Input::Operator { id, operation } => self.take_operation(now, id, operation, out),
+        }
+    }
+
+    fn lead(&mut self, now: Instant, revision: i64, out: &mut Vec<Action>) {
+        if self.leading == Some(revision) {
+            return;
+        }
+        self.follow(out);
+        self.leading = Some(revision);
+        self.leading_since = now;
+        self.seen.start_listening(now);
+        self.seen.read_at = None;
+        out.push(Action::Read);
+    }
+
+    fn follow(&mut self, out: &mut Vec<Action>) {
+        self.leading = None;
+        self.pending = None;
+        self.rearm = None;
+        self.verdict = Verdict::Following;
+        let failed = |why: &str| Answer::Failed { why: why.to_owned(), journal: None };
+        let why = "this manager lost its leadership; the next leader decides how it goes on";
+        for op in std::mem::take(&mut self.fence_ops) {
+            out.push(Action::Answer { id: op.id, answer: Box::new(failed(why)) });
+        }
+        if let Some(id) = self.take_stage_operation() {
+            out.push(Action::Answer { id, answer: Box::new(failed(why)) });
+        }
+        self.stage = Stage::Idle;
+    }
+
+    fn take_stage_operation(&mut self) -> Option<u64> {
+        match &mut self.stage {
+            Stage::Idle => None,
+            Stage::Prelude(p) => Some(p.op.id),
+            Stage::Intent(b) | Stage::Beginning(b) => b.op.take().map(|o| o.id),
+            Stage::Round(r) => r.begin.op.take().map(|o| o.id),
+        }
+    }
+
+    fn take_report(&mut self, now: Instant, state: crate::api::AgentState) {
+        self.promised = self.promised.max(state.promise);
+        if let (PostgresState::Primary(p), Some(term)) = (&state.postgres, self.seen.term())
+            && term.node.as_ref() == Some(&state.node)
+            && Some(p.timeline) == term.term.timeline()
+        {
+            self.saw_primary = term.term;
+            self.clock.sample(term.term, now, p.insert_lsn);
+        }
+        self.seen.hear(now, state);
+    }
+
+    fn take_records(&mut self, now: Instant, sent_at: Instant, records: Records, out: &mut Vec<Action>) {
+        if records.revision < self.seen.records.revision {
+            out.push(Action::Read);
+            return;
+        }
+        if let Some(journal) = &records.journal {
+            self.last = Some(journal.clone());
+        }
+        self.seen.read(now, sent_at, records);
+        self.settle_pending(now, sent_at, out);
+        if self.pending.is_none() {
+            self.notice_superseded(now, out);
+        }
+    }
+
+    fn take_outcome(&mut self, now: Instant, id: u64, outcome: ChangeOutcome, out: &mut Vec<Action>) {
+        let Some(pending) = self.pending.as_mut().filter(|p| p.change.id == id) else {
+            return; // a journal, or a change of an earlier leadership
+        };
+        match outcome {
+            ChangeOutcome::Done(revision) => {
+                let change = self.pending.take().expect("just seen").change;
+                self.changed(now, &change, revision, out);
+            }
+            ChangeOutcome::NotMade(_) => {
+                pending.state = PendingState::RetryAt(now + self.settings.backoff(pending.failures));
+                pending.failures += 1;
+            }
+            ChangeOutcome::Lost => {
+                pending.state = PendingState::LostUntilRead(now);
+                out.push(Action::Read);
+            }
+            ChangeOutcome::Unknown(_) => {
+                pending.state = PendingState::UnknownUntilRead(now);
+                out.push(Action::Read);
+            }
+        }
+    }
+
+    /// A read has arrived: decide on a change whose outcome was not known, or that lost.
+    fn settle_pending(&mut self, now: Instant, sent_at: Instant, out: &mut Vec<Action>) {
+        let Some(pending) = &mut self.pending else { return };
+        match pending.state {
+            PendingState::UnknownUntilRead(since) if sent_at >= since => {
+                if let Some(revision) = made(&pending.change, &self.seen.records) {
+                    let change = self.pending.take().expect("just seen").change;
+                    self.changed(now, &change, revision, out);
+                } else {
+                    // It may happen yet; sent again, at most one of the two can pass its guards.
+                    pending.state = PendingState::RetryAt(now);
+                }
+            }
+            PendingState::LostUntilRead(since) if sent_at >= since => {
+                let change = self.pending.take().expect("just seen").change;
+                // A retry after an unknown outcome loses against its own first try.
+                match made(&change, &self.seen.records) {
+                    Some(revision) => self.changed(now, &change, revision, out),
+                    None => self.lost(now, &change, out),
+                }
+            }
+            _ => {} // sent or waiting for its retry: a read decides nothing
+        }
+    }
+
+    fn changed(&mut self, now: Instant, change: &Change, revision: i64, out: &mut Vec<Action>) {
+        self.adopt(change, revision);
+        match change.kind {
+            ChangeKind::Begin => self.begun(now, revision, out),
+            ChangeKind::Choose => self.chosen(now, revision, out),
+            ChangeKind::Record => self.recorded(now, revision, out),
+            ChangeKind::Drain => self.drained_gate(now),
+            ChangeKind::Rearm => self.rearmed(),
+            ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
+        }
+    }
+
+    fn lost(&mut self, now: Instant, change: &Change, out: &mut Vec<Action>) {
+        match change.kind {
+            ChangeKind::Begin => self.begin_lost(now, out),
+            ChangeKind::Choose => self.choose_lost(now, out),
+            ChangeKind::Record => self.record_lost(now, out),
+            ChangeKind::Drain => self.drain_lost(out),
+            ChangeKind::Rearm => self.rearm = None,
+            ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
+        }
+    }
+
+    /// What we wrote is what the records are now; older reads are ignored from here on.
+    fn adopt(&mut self, change: &Change, revision: i64) {
+        let records = &mut self.seen.records;
+        records.revision = records.revision.max(revision);
+        for put in &change.puts {
+            match put.clone() {
+                RecordPut::Term(value) => records.term = Some(At { value, revision }),
+                RecordPut::Policy(value) => records.policy = Some(At { value, revision }),
+                RecordPut::Fence(node, fence) => drop(records.fences.insert(node, fence)),
+                RecordPut::Journal(journal) => self.last = Some(*journal),
+            }
+        }
+        for key in &change.deletes {
+            match key {
+                RecordKey::Primary => records.primary = None,
+                RecordKey::Fence(node) => drop(records.fences.remove(node)),
+            }
+        }
+    }
+
+    /// Send a change; no other may be pending.
+    pub(super) fn send(
+        &mut self,
+        kind: ChangeKind,
+        mut guards: Vec<Guard>,
+        puts: Vec<RecordPut>,
+        deletes: Vec<RecordKey>,
+        out: &mut Vec<Action>,
+    ) {
+        debug_assert!(self.pending.is_none(), "one change at a time");
+        guards.extend(self.leading.map(Guard::Leader));
+        self.change_ids += 1;
+        let change = Change { id: self.change_ids, kind, guards, puts, deletes };
+        out.push(Action::Change(Box::new(change.clone())));
+        self.pending = Some(Pending { change, state: PendingState::Sent, failures: 0 });
+    }
+
+    /// Write a journal; nobody waits for it.
+    pub(super) fn write_journal(&mut self, journal: &JournalRecord, out: &mut Vec<Action>) {
+        self.last = Some(journal.clone());
+        let guards = self.leading.map(Guard::Leader).into_iter().collect();
+        let puts = vec![RecordPut::Journal(Box::new(journal.clone()))];
+        out.push(Action::Change(Box::new(Change {
+            id: 0,
+            kind: ChangeKind::Journal,
+            guards,
+            puts,
+            deletes: Vec::new(),
+        })));
+    }
+
+    fn advance(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
+        if self.leading.is_none() {
+            return Flow::Wait;
+        }
+        if self.seen.read_at.is_none() {
+            self.verdict = Verdict::Hold { blockers: vec![Blocker::RecordsUnread] };
+            return Flow::Wait;
+        }
+        self.advance_fences(now, out);
+        if let Some(pending) = &mut self.pending {
+            if matches!(pending.state, PendingState::RetryAt(at) if now >= at) {
+                pending.state = PendingState::Sent;
+                out.push(Action::Change(Box::new(pending.change.clone())));
+            }
+            self.expire_operation(now, out);
+            return Flow::Wait;
+        }
+        self.expire_operation(now, out);
+        match self.stage {
+            Stage::Idle => self.advance_idle(now, out),
+            Stage::Prelude(_) => self.advance_prelude(now, out),
+            Stage::Intent(_) => self.advance_intent(now, out),
+            Stage::Beginning(_) => Flow::Wait,
+            Stage::Round(_) => self.advance_round(now, out),
+        }
+    }
+
+    fn advance_idle(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
+        let Some(term) = self.seen.term().cloned() else {
+            self.verdict = Verdict::Hold { blockers: vec![Blocker::NoCluster] };
+            return Flow::Wait;
+        };
+        match term.phase {
+            Phase::Active | Phase::Draining => self.advance_open(now, term.phase, out),
+            // Another manager's round, or one of ours whose end we lost: only an opened door can be walked through.
+            Phase::Opening => self.advance_found_opening(now, &term, out),
+            Phase::Recruiting | Phase::Promoting => self.take_over(now, &term, out),
+        }
+    }
+
+    fn advance_open(&mut self, now: Instant, phase: Phase, out: &mut Vec<Action>) -> Flow {
+        let health = self.seen.health(now, &self.settings);
+        match health {
+            Health::Well if phase == Phase::Draining => {
+                self.undrain(out);
+                Flow::Wait
+            }
+            Health::Well => {
+                self.verdict = Verdict::Steady;
+                self.advance_rearm(now, out);
+                Flow::Wait
+            }
+            Health::Unsure(blockers) => {
+                self.verdict = Verdict::Hold { blockers };
+                Flow::Wait
+            }
+            Health::Dead { since, evidence, restarted } => {
+                if now.since(self.leading_since) < self.settings.settle {
+                    return Flow::Wait;
+                }
+                self.rearm = None;
+                self.begin_by_evidence(now, since, evidence, restarted, out)
+            }
+        }
+    }
+
+    /// Give an operator whose time is up an answer; the work itself goes on.
+    fn expire_operation(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let (op, journal) = match &mut self.stage {
+            Stage::Idle | Stage::Prelude(_) => return, // a prelude is bounded step by step
+            Stage::Intent(b) | Stage::Beginning(b) => (&mut b.op, None),
+            Stage::Round(r) => (&mut r.begin.op, Some(Box::new(r.journal.clone()))),
+        };
+        if op.as_ref().is_some_and(|o| now >= o.deadline) {
+            let op = op.take().expect("just seen");
+            let standing = match &self.verdict {
+                Verdict::Hold { blockers } => format!("held by: {}", crate::fsm::blocker::list(blockers)),
+                Verdict::Acting { term, step } => format!("term {term}: {step}"),
+                Verdict::Following | Verdict::Steady => "nothing is under way".into(),
+            };
+            let why = format!("not finished in time and still going on; {standing}");
+            out.push(Action::Answer { id: op.id, answer: Box::new(Answer::Failed { why, journal }) });
+        }
+    }
+
+    /// The last tenure whose commits a new term must contain.
+    pub(super) fn last_tenure(&self) -> Option<Tenure> {
+        let term = self.seen.term()?;
+        match (term.phase, &term.node, term.term.timeline()) {
+            (Phase::Active | Phase::Draining, Some(node), Some(timeline)) => {
+                Some(Tenure { term: term.term, node: node.clone(), timeline })
+            }
+            _ => term.prev.clone(), // never opened: nothing was acknowledged in it
+        }
+    }
+
+    /// The next term's number: above the record's and above every promise.
+    pub(super) fn next_term(&self) -> Term {
+        let current = self.seen.term().map_or(Term(0), |t| t.term);
+        current.max(self.promised).next()
+    }
+
+    fn take_operation(&mut self, now: Instant, id: u64, operation: Operation, out: &mut Vec<Action>) {
+        let refusal = if self.leading.is_none() {
+            Some(Blocker::NotLeading)
+        } else if self.seen.read_at.is_none() {
+            Some(Blocker::RecordsUnread)
+        } else {
+            None
+        };
+        match refusal {
+            Some(blocker) => {
+                out.push(Action::Answer { id, answer: Box::new(Answer::Refused(vec![blocker])) });
+            }
+            None => self.operate(now, id, operation, out),
+        }
+    }
+
+    /// May automatic failovers go on? Otherwise the blocker.
+    pub(super) fn budget(&mut self, now: Instant) -> Option<Blocker> {
+        let window = self.settings.failover_window;
+        while self.spent.front().is_some_and(|at| now.since(*at) >= window) {
+            self.spent.pop_front();
+        }
+        let oldest = self.spent.front().filter(|_| self.spent.len() >= self.settings.failover_budget)?;
+        let next = window.saturating_sub(now.since(*oldest));
+        let ms = crate::fsm::observe::millis;
+        Some(Blocker::BudgetSpent { failovers: self.spent.len(), window_ms: ms(window), next_in_ms: ms(next) })
+    }
+
+    /// A begin for reasons seen rather than asked for.
+    pub(super) fn automatic(cause: Cause, began: Instant, evidence: Vec<String>) -> Begin {
+        Begin {
+            cause,
+            began,
+            evidence,
+            prefer: None,
+            avoid: None,
+            home: None,
+            end: None,
+            allow_loss: false,
+            not_before: Instant::default(),
+            failures: 0,
+            op: None,
+        }
+    }
+
+    /// The node's name if it is the node of the current term.
+    pub(super) fn is_term_node(&self, node: &NodeId) -> bool {
+        self.seen.term().and_then(|t| t.node.as_ref()) == Some(node)
+    }
+}
+
+/// The revision at which the change was made, when the records show that it was.
+fn made(change: &Change, records: &Records) -> Option<i64> {
+    let mut revision = None;
+    for put in &change.puts {
+        let shown = match put {
+            RecordPut::Term(want) => records.term.as_ref().filter(|t| t.value == *want).map(|t| t.revision),
+            RecordPut::Policy(want) => records.policy.as_ref().filter(|p| p.value == *want).map(|p| p.revision),
+            RecordPut::Fence(node, want) => (records.fences.get(node) == Some(want)).then_some(records.revision),
+            RecordPut::Journal(_) => continue,
+        };
+        revision = Some(shown?);
+    }
+    for key in &change.deletes {
+        match key {
+            RecordKey::Primary => {} // goes with the term record
+            RecordKey::Fence(node) if records.fences.contains_key(node) => return None,
+            RecordKey::Fence(_) => revision = revision.or(Some(records.revision)),
+        }
+    }
+    revision
+}

@@ -1,0 +1,94 @@
+//! Protecting commits again after a suspension: setting first, then proof, then the record. PURE.
+//!
+//! In this order an interruption at any point leaves commits at least as protected as the record says.
+
+use crate::api::Arm;
+use crate::fsm::action::{Action, ChangeKind, Command, CommandError, Guard, RecordPut, Reply};
+use crate::fsm::planner::Planner;
+use crate::fsm::sync_set;
+use crate::record::{Mode, PolicyRecord};
+use cluster::{Instant, Lsn, NodeId, Term};
+use std::time::Duration;
+
+/// How far it has come.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Rearm {
+    /// The primary was ordered to wait for standbys, and to prove it.
+    Arming { term: Term },
+    /// Commits past `lsn` wait; k voters must have that position.
+    Confirming { term: Term, lsn: Lsn },
+    /// The policy is being written.
+    Writing,
+}
+
+/// A probe commit and the settings' own delays; the agent has its own, shorter bound.
+const ARM_WITHIN: Duration = Duration::from_secs(15);
+
+impl Planner {
+    /// Called while the primary is open and well.
+    pub(super) fn advance_rearm(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let (Some(term), Some(policy)) = (self.seen.term().cloned(), self.seen.policy().cloned()) else { return };
+        let Some(primary) = term.node.clone() else { return };
+        if policy.mode != Mode::Strict || policy.suspended.is_none() {
+            self.rearm = None;
+            return;
+        }
+        match &self.rearm {
+            None => {
+                if now < self.rearm_not_before || self.caught_up(now, &policy, &primary, Lsn::INVALID) < policy.k {
+                    return;
+                }
+                let sync_names = sync_set::armed_names(&policy, &primary).to_string();
+                let command = Box::new(Command::Arm(Arm { term: term.term, sync_names }));
+                out.push(Action::Send { node: primary, command, within: ARM_WITHIN });
+                self.rearm = Some(Rearm::Arming { term: term.term });
+            }
+            Some(Rearm::Arming { term: armed } | Rearm::Confirming { term: armed, .. }) if *armed != term.term => {
+                self.rearm = None;
+            }
+            Some(Rearm::Arming { .. } | Rearm::Writing) => {}
+            Some(Rearm::Confirming { lsn, .. }) => {
+                if self.caught_up(now, &policy, &primary, *lsn) >= policy.k {
+                    self.rearm = Some(Rearm::Writing);
+                    self.send_rearmed(policy, out);
+                }
+            }
+        }
+    }
+
+    /// Voters that stream from the primary and have received `lsn`.
+    fn caught_up(&self, now: Instant, policy: &PolicyRecord, primary: &NodeId, lsn: Lsn) -> u32 {
+        let has = |n: &&NodeId| {
+            *n != primary
+                && !self.seen.fenced(n)
+                && self.seen.streaming(n, now, &self.settings).is_some_and(|s| s.receive_lsn >= lsn)
+        };
+        u32::try_from(policy.voters.iter().filter(has).count()).unwrap_or(u32::MAX)
+    }
+
+    fn send_rearmed(&mut self, policy: PolicyRecord, out: &mut Vec<Action>) {
+        let (Some(term), Some(old)) = (self.seen.records.term.clone(), self.seen.records.policy.clone()) else {
+            return;
+        };
+        let policy = PolicyRecord { epoch: policy.epoch + 1, suspended: None, ..policy };
+        let guards = vec![Guard::Term(term.revision), Guard::Policy(old.revision)];
+        self.send(ChangeKind::Rearm, guards, vec![RecordPut::Policy(policy)], Vec::new(), out);
+    }
+
+    pub(super) fn rearmed(&mut self) {
+        self.rearm = None;
+    }
+
+    pub(super) fn arm_answer(&mut self, now: Instant, term: Term, result: Result<Reply, CommandError>) {
+        if self.rearm != Some(Rearm::Arming { term }) {
+            return;
+        }
+        self.rearm = match result {
+            Ok(Reply::Armed(armed)) => Some(Rearm::Confirming { term, lsn: armed.lsn }),
+            Ok(_) | Err(_) => {
+                self.rearm_not_before = now + self.settings.retry_longest;
+                None
+            }
+        };
+    }
+}

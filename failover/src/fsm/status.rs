@@ -1,0 +1,269 @@
+//! What an operator sees: the cluster as the leading manager knows it, and whether losing the primary would be safe.
+//! PURE.
+
+use crate::api::{AgentState, PostgresState};
+use crate::fsm::blocker::{Blocker, Verdict, list};
+use crate::fsm::observe::millis;
+use crate::fsm::planner::Planner;
+use crate::fsm::sync_set;
+use crate::record::{JournalRecord, Mode, Phase, PolicyRecord, Suspension};
+use cluster::{Endpoint, Instant, Lsn, NodeId, Role, Term, TimelineId};
+use serde::{Deserialize, Serialize};
+
+/// `/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The newest term; `None` before the cluster exists.
+    pub term: Option<Term>,
+    /// Its phase.
+    pub phase: Option<Phase>,
+    /// The node of the term.
+    pub primary: Option<NodeId>,
+    /// Mode of the policy in force.
+    pub mode: Option<Mode>,
+    /// The policy in force.
+    pub policy: Option<PolicyRecord>,
+    /// Since when commits are not protected although the mode is strict.
+    pub suspended: Option<Suspension>,
+    /// Does the manager that answers lead?
+    pub leading: bool,
+    /// The leading manager, if known.
+    pub leader: Option<Leader>,
+    /// Every member, ordered by name.
+    pub nodes: Vec<NodeStatus>,
+    /// Proxies known to etcd.
+    pub proxies: Vec<ProxyStatus>,
+    /// Would losing the primary now be safe?
+    pub safe_to_lose_primary: Safety,
+    /// What the planner does or waits for.
+    pub verdict: Verdict,
+    /// `verdict` in words.
+    pub verdict_text: Vec<String>,
+    /// The last change of primary known to this manager.
+    pub last_failover: Option<JournalRecord>,
+    /// Age of what was read from etcd, ms.
+    pub records_ms_ago: Option<u64>,
+}
+
+/// The leading manager.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    /// Its id.
+    pub id: String,
+    /// Its admin address.
+    pub admin: String,
+}
+
+/// A proxy as it registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// Its id.
+    pub id: String,
+    /// The term it acts on.
+    pub term: Term,
+    /// Its gate.
+    pub gate: String,
+    /// Sessions busy on the primary.
+    pub busy: u64,
+}
+
+/// Would losing the primary now be safe?
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Safety {
+    /// Enough nodes could be frozen and enough would follow, so the cluster would open again without loss.
+    pub safe: bool,
+    /// Why not; in async mode, what would be lost.
+    pub why: Vec<String>,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub node: NodeId,
+    /// Where its PostgreSQL listens.
+    pub postgres: Endpoint,
+    /// By what its PostgreSQL is; `None` when that is not known or it is stopped.
+    pub role: Option<Role>,
+    /// `primary`, `streaming`, `standby`, `frozen`, `starting`, `stopped`, `absent`, `hung`, `unreachable`, `fenced`.
+    pub state: String,
+    /// It votes.
+    pub voter: bool,
+    /// Its agent answered lately.
+    pub agent_reachable: bool,
+    /// Since when nothing was heard of its agent, ms.
+    pub silent_ms: u64,
+    /// Its timeline.
+    pub timeline: Option<TimelineId>,
+    /// Received (standby) or written (primary) up to here.
+    pub receive_lsn: Option<Lsn>,
+    /// Replayed up to here.
+    pub replay_lsn: Option<Lsn>,
+    /// Bytes of the primary's last known WAL not replayed here.
+    pub replay_lag_bytes: Option<u64>,
+    /// How long ago the primary passed the position replayed here, ms.
+    pub replay_lag_ms: Option<u64>,
+    /// The node it streams from.
+    pub streams_from: Option<NodeId>,
+    /// Fenced by an operator.
+    pub fenced: bool,
+    /// Neither counted nor chosen before it has replayed past here.
+    pub quarantine: Option<crate::api::Position>,
+    /// Rejoin under way.
+    pub rejoin: Option<String>,
+    /// Highest term promised.
+    pub promise: Option<Term>,
+    /// What is wrong there.
+    pub trouble: Option<String>,
+    /// What its last report said, whole.
+    pub agent: Option<AgentState>,
+}
+
+impl Planner {
+    /// The status at `now`. `leader` is the manager known to lead.
+    pub fn status(&self, now: Instant, cluster: &str, leader: Option<Leader>) -> Status {
+        let term = self.seen.term();
+        let policy = self.seen.policy().cloned();
+        Status {
+            cluster: cluster.to_owned(),
+            term: term.map(|t| t.term),
+            phase: term.map(|t| t.phase),
+            primary: term.and_then(|t| t.node.clone()),
+            mode: policy.as_ref().map(|p| p.mode),
+            suspended: policy.as_ref().and_then(|p| p.suspended.clone()),
+            policy,
+            leading: self.leads(),
+            leader,
+            nodes: self.seen.records.members.keys().map(|n| self.node_status(now, n)).collect(),
+            proxies: self.proxy_status(),
+            safe_to_lose_primary: self.safety(now),
+            verdict: self.verdict.clone(),
+            verdict_text: words(&self.verdict),
+            last_failover: self.last.clone(),
+            records_ms_ago: self.seen.read_at.map(|at| millis(now.since(at))),
+        }
+    }
+
+    fn proxy_status(&self) -> Vec<ProxyStatus> {
+        let proxies = self.seen.records.proxies.iter();
+        proxies
+            .map(|(id, p)| ProxyStatus { id: id.clone(), term: p.term, gate: p.gate.clone(), busy: p.busy })
+            .collect()
+    }
+
+    fn node_status(&self, now: Instant, node: &NodeId) -> NodeStatus {
+        let reachable = self.seen.reachable(node, now, &self.settings);
+        let known = self.seen.agents.get(node).and_then(|a| a.state.as_ref());
+        let postgres = reachable.map(|s| &s.postgres);
+        let (timeline, receive_lsn, replay_lsn) = match postgres {
+            Some(PostgresState::Standby(s)) => (Some(s.timeline), Some(s.receive_lsn), Some(s.replay_lsn)),
+            Some(PostgresState::Primary(p)) => (Some(p.timeline), Some(p.insert_lsn), None),
+            Some(PostgresState::Stopped { timeline, .. }) => (Some(*timeline), None, None),
+            Some(PostgresState::Absent | PostgresState::Starting | PostgresState::Hung { .. }) | None => {
+                (None, None, None)
+            }
+        };
+        let term = self.seen.term().map_or(Term(0), |t| t.term);
+        let head = self.clock.last(term);
+        NodeStatus {
+            node: node.clone(),
+            postgres: self
+                .seen
+                .records
+                .members
+                .get(node)
+                .map_or_else(|| Endpoint { host: String::new(), port: 0 }, |m| m.postgres.clone()),
+            role: match postgres {
+                Some(PostgresState::Primary(_)) => Some(Role::Primary),
+                Some(PostgresState::Standby(_)) => Some(Role::Standby),
+                _ => None, // unknown or not running
+            },
+            state: self.node_word(node, reachable),
+            voter: self.seen.policy().is_some_and(|p| p.voters.contains(node)),
+            agent_reachable: reachable.is_some(),
+            silent_ms: millis(self.seen.silent_for(node, now)),
+            timeline,
+            receive_lsn,
+            replay_lsn,
+            replay_lag_bytes: head.zip(replay_lsn).map(|(h, r)| h.bytes_since(r)),
+            replay_lag_ms: replay_lsn.and_then(|r| self.clock.lag_ms(term, r, now)),
+            streams_from: self.seen.streaming(node, now, &self.settings).and_then(|s| s.streams_from.clone()),
+            fenced: self.seen.fenced(node),
+            quarantine: known.and_then(|s| s.quarantine),
+            rejoin: reachable.and_then(|s| s.rejoin.clone()),
+            promise: known.map(|s| s.promise),
+            trouble: known.and_then(|s| s.trouble.clone()),
+            agent: known.cloned(),
+        }
+    }
+
+    fn node_word(&self, node: &NodeId, reachable: Option<&AgentState>) -> String {
+        let Some(state) = reachable else { return "unreachable".into() };
+        if self.seen.fenced(node) {
+            return "fenced".into();
+        }
+        match &state.postgres {
+            PostgresState::Absent => "absent",
+            PostgresState::Stopped { .. } => "stopped",
+            PostgresState::Starting => "starting",
+            PostgresState::Hung { .. } => "hung",
+            PostgresState::Primary(_) => "primary",
+            PostgresState::Standby(s) if s.streams_from.is_some() => "streaming",
+            PostgresState::Standby(_) if state.frozen_for.is_some() => "frozen",
+            PostgresState::Standby(_) => "standby",
+        }
+        .into()
+    }
+
+    /// Would a failover now find enough recruits, and then enough followers to open?
+    pub fn safety(&self, now: Instant) -> Safety {
+        let not = |why: Vec<String>| Safety { safe: false, why };
+        if !self.leads() {
+            return not(vec!["this manager does not lead".into()]);
+        }
+        let (Some(term), Some(policy)) = (self.seen.term(), self.seen.policy()) else {
+            return not(vec![Blocker::NoCluster.to_string()]);
+        };
+        let Some(primary) = self.seen.open_primary() else {
+            return not(vec![format!("term {} is not open", term.term)]);
+        };
+        let mut why: Vec<String> = Vec::new();
+        why.extend(self.too_few(now, policy, Some(primary)).iter().map(ToString::to_string));
+        let others = |n: &&NodeId| *n != primary && policy.voters.contains(n) && self.unfit(n, now).is_none();
+        let there = self.seen.agents.keys().filter(others).count();
+        let needed = sync_set::open_quorum(policy) as usize;
+        if there < needed + 1 {
+            why.push(format!("{there} standbys are there; a candidate and {needed} followers are needed to open"));
+        }
+        if let Verdict::Hold { blockers } = &self.verdict {
+            why.extend(blockers.iter().map(ToString::to_string));
+        }
+        let spent = self.spent.iter().filter(|at| now.since(**at) < self.settings.failover_window).count();
+        if spent >= self.settings.failover_budget {
+            why.push(format!("the budget of {spent} automatic failovers is spent"));
+        }
+        if policy.mode == Mode::Async {
+            why.push("async mode: what no standby has received would be lost".into());
+        }
+        why.dedup();
+        Safety { safe: why.is_empty(), why }
+    }
+
+    /// Recruits needed and there, for the metrics.
+    pub fn recruits(&self, now: Instant) -> Option<(usize, usize)> {
+        let (policy, prev) = (self.seen.policy()?, self.last_tenure()?);
+        let there = sync_set::others(policy, &prev, &self.prospects(now)).len();
+        Some((sync_set::rule(policy).needed(policy), there))
+    }
+}
+
+fn words(verdict: &Verdict) -> Vec<String> {
+    match verdict {
+        Verdict::Following => vec!["another manager leads".into()],
+        Verdict::Steady => vec!["nothing to do".into()],
+        Verdict::Acting { term, step } => vec![format!("term {term}: {step}")],
+        Verdict::Hold { blockers } => vec![list(blockers)],
+    }
+}

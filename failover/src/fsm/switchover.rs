@@ -1,0 +1,230 @@
+//! What precedes T1 when the old primary can help: checkpoint, drain, clean stop. PURE.
+//!
+//! Up to the order to stop, everything can be undone in the same term, because the primary was never fenced. Once it
+//! may have been stopped, the only way on is a new term: for the target, or for the old primary again.
+
+use crate::api::{Checkpoint, Stop};
+use crate::fsm::action::{Action, Answer, ChangeKind, Command, CommandError, Guard, RecordPut, Reply};
+use crate::fsm::blocker::{Verdict, list};
+use crate::fsm::observe::{Health, millis};
+use crate::fsm::planner::{Flow, Planner, Stage};
+use crate::fsm::round::{Begin, Op};
+use crate::record::{Cause, Phase, TermRecord};
+use cluster::{Instant, NodeId, Term};
+use std::time::Duration;
+
+/// The steps before T1.
+#[derive(Debug)]
+pub(super) struct Prelude {
+    pub(super) op: Op,
+    pub(super) term: Term,
+    pub(super) primary: NodeId,
+    pub(super) began: Instant,
+    /// The target of a switchover; of a forced failover only if one was named.
+    pub(super) target: Option<NodeId>,
+    /// A forced failover stops the old primary hard, without a drain, and does not return to it.
+    pub(super) forced: Option<Forced>,
+    pub(super) step: PreludeStep,
+    pub(super) evidence: Vec<String>,
+}
+
+/// What a forced failover allows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Forced {
+    pub(super) allow_loss: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum PreludeStep {
+    /// CHECKPOINT was ordered.
+    Checkpointing,
+    /// The gate is to be closed for new transactions.
+    ClosingGate,
+    /// Running transactions end.
+    Draining { since: Instant },
+    /// The primary is to be stopped.
+    ToStop,
+    /// The order to stop was sent.
+    Stopping,
+}
+
+impl Planner {
+    /// Move the prelude on. A primary that dies meanwhile is replaced all the same.
+    pub(super) fn advance_prelude(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
+        let Stage::Prelude(prelude) = &self.stage else { return Flow::Wait };
+        let term = prelude.term;
+        self.verdict = Verdict::Acting { term, step: prelude_word(prelude) };
+        let stopping = matches!(prelude.step, PreludeStep::ToStop | PreludeStep::Stopping);
+        if !stopping && let Health::Dead { since, evidence, .. } = self.seen.health(now, &self.settings) {
+            return self.prelude_overtaken(since, evidence);
+        }
+        let Stage::Prelude(prelude) = &mut self.stage else { return Flow::Wait };
+        match prelude.step {
+            PreludeStep::Checkpointing | PreludeStep::ClosingGate | PreludeStep::Stopping => Flow::Wait,
+            PreludeStep::Draining { since } => {
+                let waited = now.since(since);
+                let busy = busy_proxies(term, &self.seen.records.proxies);
+                if busy.is_empty() || waited >= self.settings.drain_timeout {
+                    let note = format!("after {} ms not drained: {}", millis(waited), list(&busy));
+                    prelude.evidence.extend((!busy.is_empty()).then_some(note));
+                    prelude.step = PreludeStep::ToStop;
+                    return Flow::Again;
+                }
+                self.verdict = Verdict::Acting { term, step: format!("draining: {}", list(&busy)) };
+                Flow::Wait
+            }
+            PreludeStep::ToStop => {
+                let bound = if prelude.forced.is_some() { Duration::ZERO } else { self.settings.stop_timeout };
+                prelude.step = PreludeStep::Stopping;
+                let command = Box::new(Command::Stop(Stop { term, deadline_ms: millis(bound) }));
+                let node = prelude.primary.clone();
+                // A hard stop follows a clean one that takes too long, and needs its own time.
+                let within = bound + self.settings.stop_timeout;
+                out.push(Action::Send { node, command, within });
+                Flow::Wait
+            }
+        }
+    }
+
+    /// Begin the steps of a switchover.
+    pub(super) fn begin_prelude(&mut self, prelude: Prelude, out: &mut Vec<Action>) {
+        if prelude.step == PreludeStep::Checkpointing {
+            let command = Box::new(Command::Checkpoint(Checkpoint { term: prelude.term }));
+            // A checkpoint may write everything in shared buffers, so the operator's bound is the only sensible one.
+            let within = self.settings.operation_timeout / 2;
+            out.push(Action::Send { node: prelude.primary.clone(), command, within });
+        }
+        self.stage = Stage::Prelude(Box::new(prelude));
+    }
+
+    /// A checkpoint or stop was answered.
+    pub(super) fn prelude_answer(
+        &mut self,
+        now: Instant,
+        term: Term,
+        result: Result<Reply, CommandError>,
+        out: &mut Vec<Action>,
+    ) {
+        let Stage::Prelude(prelude) = &mut self.stage else { return };
+        if prelude.term != term {
+            return;
+        }
+        match (&prelude.step, result) {
+            (PreludeStep::Checkpointing, Ok(_)) => {
+                prelude.step = PreludeStep::ClosingGate;
+                self.send_gate(ChangeKind::Drain, Phase::Draining, out);
+            }
+            (PreludeStep::Checkpointing, Err(error)) => {
+                let why = format!("the checkpoint before the switchover failed: {error}; nothing was changed");
+                self.prelude_failed(why, out);
+            }
+            (PreludeStep::Stopping, Ok(Reply::Stopped(stopped))) => self.old_primary_stopped(now, &stopped),
+            (PreludeStep::Stopping, Err(error)) => {
+                // It may be stopped or not: from here its health decides, and the gate opens again if it lives.
+                let why = format!("the order to stop the primary failed: {error}");
+                self.prelude_failed(why, out);
+            }
+            (PreludeStep::Stopping, Ok(_))
+            | (PreludeStep::ClosingGate | PreludeStep::Draining { .. } | PreludeStep::ToStop, _) => {}
+        }
+    }
+
+    fn old_primary_stopped(&mut self, now: Instant, stopped: &crate::api::Stopped) {
+        let Stage::Prelude(prelude) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
+        let mut begin = begin_of(*prelude, Cause::Switchover);
+        let old = begin.avoid.take().expect("begin_of names the old primary");
+        match (begin.cause, stopped.end.filter(|_| stopped.clean)) {
+            (Cause::Switchover, Some(end)) => begin.end = Some((old, end)),
+            (Cause::Switchover, None) => {
+                let bound = millis(self.settings.stop_timeout);
+                begin.evidence.push(format!("{old} was not stopped cleanly within {bound} ms"));
+                begin.prefer = Some(old.clone());
+                begin.home = Some(old);
+            }
+            _ => begin.avoid = Some(old), // an operator's failover leaves it
+        }
+        begin.not_before = now;
+        self.stage = Stage::Intent(Box::new(begin));
+    }
+
+    /// The primary died during the prelude: the same change goes on as a failover.
+    fn prelude_overtaken(&mut self, since: Instant, evidence: Vec<String>) -> Flow {
+        let Stage::Prelude(prelude) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
+        let mut begin = begin_of(*prelude, Cause::OperatorFailover);
+        begin.began = since;
+        begin.evidence.extend(evidence);
+        begin.avoid = None;
+        self.stage = Stage::Intent(Box::new(begin));
+        Flow::Again
+    }
+
+    fn prelude_failed(&mut self, why: String, out: &mut Vec<Action>) {
+        let Stage::Prelude(prelude) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
+        let answer = Box::new(Answer::Failed { why, journal: None });
+        out.push(Action::Answer { id: prelude.op.id, answer });
+    }
+
+    pub(super) fn drained_gate(&mut self, now: Instant) {
+        if let Stage::Prelude(prelude) = &mut self.stage {
+            prelude.step = PreludeStep::Draining { since: now };
+        }
+    }
+
+    pub(super) fn drain_lost(&mut self, out: &mut Vec<Action>) {
+        self.prelude_failed("the term changed before the drain; nothing was stopped".into(), out);
+    }
+
+    /// Another term has begun while a prelude was under way.
+    pub(super) fn prelude_superseded(&mut self, current: &TermRecord, out: &mut Vec<Action>) {
+        if matches!(&self.stage, Stage::Prelude(p) if p.term != current.term) {
+            let why = format!("superseded by term {} of {}", current.term, current.coordinator);
+            self.prelude_failed(why, out);
+        }
+    }
+
+    /// The switchover that closed the gate is over without a stop: open it again.
+    pub(super) fn undrain(&mut self, out: &mut Vec<Action>) {
+        if let Some(term) = self.seen.term().map(|t| t.term) {
+            self.verdict = Verdict::Acting { term, step: "opening the gate again after a drain".into() };
+        }
+        self.send_gate(ChangeKind::Undrain, Phase::Active, out);
+    }
+
+    fn send_gate(&mut self, kind: ChangeKind, phase: Phase, out: &mut Vec<Action>) {
+        let Some(term) = self.seen.records.term.clone() else { return };
+        let puts = vec![RecordPut::Term(TermRecord { phase, ..term.value })];
+        self.send(kind, vec![Guard::Term(term.revision)], puts, Vec::new(), out);
+    }
+}
+
+fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
+    let forced = prelude.forced;
+    Begin {
+        cause: if forced.is_some() { Cause::OperatorFailover } else { cause },
+        began: prelude.began,
+        evidence: prelude.evidence,
+        prefer: prelude.target,
+        avoid: Some(prelude.primary),
+        home: None,
+        end: None,
+        allow_loss: forced.is_some_and(|f| f.allow_loss),
+        not_before: Instant::default(),
+        failures: 0,
+        op: Some(prelude.op),
+    }
+}
+
+fn busy_proxies(term: Term, proxies: &std::collections::BTreeMap<String, crate::record::ProxyRecord>) -> Vec<String> {
+    let busy =
+        proxies.iter().filter(|(_, p)| p.term < term || (p.term == term && (p.gate != "draining" || p.busy > 0)));
+    busy.map(|(id, p)| format!("{id} (term {}, gate {}, {} busy)", p.term, p.gate, p.busy)).collect()
+}
+
+fn prelude_word(prelude: &Prelude) -> String {
+    match prelude.step {
+        PreludeStep::Checkpointing => format!("checkpoint on {}", prelude.primary),
+        PreludeStep::ClosingGate => "closing the gate for new transactions".into(),
+        PreludeStep::Draining { .. } => "draining".into(),
+        PreludeStep::ToStop | PreludeStep::Stopping => format!("stopping {}", prelude.primary),
+    }
+}
