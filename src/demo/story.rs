@@ -1,0 +1,183 @@
+//! The story the exercise plays: write, kill the primary, go on writing, get the old primary back, switch back.
+//! Every sentence of it is checked; what it prints is what was seen.
+
+use super::cluster::Cluster;
+use super::load::{self, Load, Outage, Verified};
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Connections that write.
+const WRITERS: usize = 8;
+/// Rows acknowledged before the kill, so that the load is steady.
+const WARM_ROWS: u64 = 200;
+/// The whole story must end within this.
+pub const BOUND: Duration = Duration::from_secs(120);
+
+/// How the primary dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Death {
+    /// `kill -9` of the postmaster.
+    Postmaster,
+    /// `kill -9` of the postmaster and of the agent beside it.
+    PostmasterAndAgent,
+    /// SIGSTOP of the agent and of every PostgreSQL process of the node: as if its host were gone.
+    Freeze,
+}
+
+/// What was seen. `--json` prints it.
+#[derive(Debug, Serialize)]
+pub struct Seen {
+    /// How the primary died.
+    pub death: Death,
+    /// The primary that was killed.
+    pub old_primary: String,
+    /// The primary afterwards.
+    pub new_primary: String,
+    /// The new term.
+    pub term: u64,
+    /// The outage as the writers saw it.
+    pub outage: Outage,
+    /// The failover's phases: milliseconds since it began.
+    pub phases: BTreeMap<String, u64>,
+    /// The unreplicated-write window as the manager reports it.
+    pub report: Value,
+    /// Reads by the node that served them.
+    pub reads_by_node: BTreeMap<String, u64>,
+    /// Milliseconds until the old primary streamed again.
+    pub rejoined_ms: u64,
+    /// Rows against answers, the failover.
+    pub failover_rows: Verified,
+    /// The switchover back: the pause as the writers saw it.
+    pub switchover_pause: Outage,
+    /// Rows against answers, the switchover.
+    pub switchover_rows: Verified,
+    /// All took so long.
+    pub seconds: f64,
+}
+
+/// Play it. Progress goes to `say`.
+pub async fn play(cluster: &Cluster, death: Death, say: &dyn Fn(&str)) -> Result<Seen> {
+    let start = Instant::now();
+    let dsn = cluster.dsn();
+    let client = load::connect(&dsn).await?;
+    client.batch_execute("create table demo_rows (id bigint not null, writer int not null)").await?;
+    let before = cluster.active(None).await?;
+    say(&format!("term {}: primary {}; {WRITERS} connections write", before.term, before.primary));
+
+    let load = Load::start(&dsn, "demo_rows", WRITERS, 0).await?;
+    load.wait_for(WARM_ROWS, Duration::from_secs(20)).await.context("the writers before the kill")?;
+    let reads_by_node = reads(&dsn, &before.primary).await?;
+    say(&format!("reads are served by {reads_by_node:?}"));
+
+    let killed = Instant::now();
+    let end_of_freeze = cluster.kill_node(&before.primary, death).await?;
+    say(&format!("{death:?} of {}: the same connections keep writing", before.primary));
+    let after = cluster.active(Some(before.term)).await?;
+    load.wait_for(WARM_ROWS, Duration::from_secs(30)).await.context("the writers after the kill")?;
+    let phases = cluster.phases(after.term).await?;
+    say(&format!("term {}: primary {}; phases {phases:?}", after.term, after.primary));
+    if let Some(thaw) = end_of_freeze {
+        thaw.go();
+    }
+
+    cluster.streams(&before.primary, Duration::from_secs(45)).await?;
+    let rejoined_ms = millis(killed.elapsed());
+    say(&format!("{} streams again as a standby after {rejoined_ms} ms", before.primary));
+    let outcome = load.stop().await?;
+    let outage = outcome.outage();
+    let failover_rows = outcome.verify(&dsn, "demo_rows").await?;
+    say(&format!("outage: median {:.0} ms, worst {:.0} ms", outage.median_ms, outage.worst_ms));
+    let report = cluster.report(after.term).await?;
+
+    let load = Load::start(&dsn, "demo_rows", WRITERS, 1_000_000_000_000).await?;
+    load.wait_for(WARM_ROWS, Duration::from_secs(20)).await.context("the writers before the switchover")?;
+    cluster.switchover(&before.primary).await?;
+    load.wait_for(WARM_ROWS, Duration::from_secs(30)).await.context("the writers after the switchover")?;
+    let back = cluster.active(Some(after.term)).await?;
+    let outcome = load.stop().await?;
+    let switchover_pause = outcome.outage();
+    let switchover_rows = outcome.verify(&dsn, "demo_rows").await?;
+    say(&format!("switchover back to {}: pause {:.0} ms", back.primary, switchover_pause.worst_ms));
+    ensure!(back.primary == before.primary, "the switchover went to {}, not {}", back.primary, before.primary);
+
+    let seconds = start.elapsed().as_secs_f64();
+    let (old_primary, new_primary, term) = (before.primary, after.primary, after.term);
+    let seen = Seen {
+        death,
+        old_primary,
+        new_primary,
+        term,
+        outage,
+        phases,
+        report,
+        reads_by_node,
+        rejoined_ms,
+        failover_rows,
+        switchover_pause,
+        switchover_rows,
+        seconds,
+    };
+    Ok(seen)
+}
+
+/// Autocommit reads: which nodes serve them?
+async fn reads(dsn: &str, primary: &str) -> Result<BTreeMap<String, u64>> {
+    let client = load::connect(dsn).await?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut by_node: BTreeMap<String, u64> = BTreeMap::new();
+    while Instant::now() < deadline {
+        let row = client.query_one("select current_setting('cluster_name')", &[]).await?;
+        *by_node.entry(row.get(0)).or_default() += 1;
+        let by_standbys: u64 = by_node.iter().filter(|(node, _)| *node != primary).map(|(_, n)| n).sum();
+        if by_standbys >= 100 {
+            return Ok(by_node);
+        }
+    }
+    bail!("reads were not served by standbys within 10 s: {by_node:?}")
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Seen {
+    /// Everything promised holds.
+    pub fn holds(&self) -> bool {
+        self.failover_rows.holds() && self.switchover_rows.holds() && self.old_primary != self.new_primary
+    }
+
+    /// The same for people.
+    pub fn text(&self) -> String {
+        let rows = |v: &Verified| {
+            format!(
+                "{} acknowledged, {} missing, {} duplicated; {} answered 08007 ({} of them there); errors {:?}; {} connections lost",
+                v.acknowledged, v.missing, v.duplicated, v.in_doubt, v.in_doubt_present, v.errors, v.connections_lost
+            )
+        };
+        let phases: Vec<String> = self.phases.iter().map(|(p, ms)| format!("{p} {ms}")).collect();
+        let window =
+            |key: &str| self.report.pointer(&format!("/window/{key}")).map_or_else(|| "?".into(), Value::to_string);
+        [
+            format!("death             {:?} of {}", self.death, self.old_primary),
+            format!("new primary       {} at term {}", self.new_primary, self.term),
+            format!("outage            median {:.0} ms, worst {:.0} ms", self.outage.median_ms, self.outage.worst_ms),
+            format!("phases (ms)       {}", phases.join(", ")),
+            format!("unreplicated      {} bytes, {} transactions", window("bytes"), window("commits")),
+            format!("old primary       streams again after {} ms", self.rejoined_ms),
+            format!("reads             {:?}", self.reads_by_node),
+            format!("rows, failover    {}", rows(&self.failover_rows)),
+            format!(
+                "switchover        pause median {:.0} ms, worst {:.0} ms",
+                self.switchover_pause.median_ms, self.switchover_pause.worst_ms
+            ),
+            format!("rows, switchover  {}", rows(&self.switchover_rows)),
+            format!("{}", if self.holds() { "every promise held" } else { "A PROMISE WAS BROKEN" }),
+        ]
+        .join("\n")
+    }
+}
