@@ -1,0 +1,225 @@
+//! What the admin listener answers, made of what each role shows.
+
+use super::metrics;
+use cluster::secret::Secret;
+use prometheus::Registry;
+use serde_json::{Map, Value, json};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// A running role as the admin listener sees it: two questions, answered from snapshots, never waiting.
+pub trait Part: Send + Sync {
+    /// The role's name.
+    fn name(&self) -> &'static str;
+    /// Ready to do its work?
+    ///
+    /// # Errors
+    /// What is missing, as a sentence for people.
+    fn ready(&self) -> Result<(), String>;
+    /// Its present state.
+    fn status(&self) -> Value;
+}
+
+/// Routes that a role answers itself. `None`: not one of its routes.
+pub trait Routes: Send + Sync {
+    /// Answer a request with an HTTP status and JSON.
+    fn handle<'a>(
+        &'a self,
+        method: &'a str,
+        path: &'a str,
+        query: &'a str,
+        body: &'a [u8],
+    ) -> Pin<Box<dyn Future<Output = Option<(u16, Value)>> + Send + 'a>>;
+}
+
+/// Everything the admin listener can answer from.
+pub struct Pages {
+    /// One entry per role.
+    pub parts: Vec<Box<dyn Part>>,
+    /// The managers' routes, when this process is one.
+    pub routes: Option<Arc<dyn Routes>>,
+    /// All metrics of the process.
+    pub registry: Registry,
+    /// The shared secret; without one no order is taken.
+    pub secret: Option<Secret>,
+}
+
+/// An HTTP answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// Content type.
+    pub kind: &'static str,
+    /// The body.
+    pub body: String,
+}
+
+impl Reply {
+    fn text(status: u16, body: impl Into<String>) -> Self {
+        Self { status, kind: "text/plain; charset=utf-8", body: body.into() }
+    }
+
+    fn json(status: u16, value: &Value) -> Self {
+        Self { status, kind: "application/json", body: format!("{value:#}\n") }
+    }
+
+    pub(super) fn error(status: u16, why: &str) -> Self {
+        Self::json(status, &json!({ "error": why }))
+    }
+}
+
+impl Pages {
+    /// Does this `Authorization` header carry the shared secret?
+    pub(super) fn may_order(&self, header: Option<&[u8]>) -> bool {
+        let (Some(secret), Some(header)) = (&self.secret, header) else { return false };
+        header.strip_prefix(b"Bearer ").is_some_and(|given| same(given, secret.expose().as_bytes()))
+    }
+
+    /// Answer a request that may be answered.
+    pub(super) async fn reply(&self, method: &str, path: &str, query: &str, body: &[u8]) -> Reply {
+        match (method, path) {
+            ("GET", "/") => {
+                Reply::text(200, "pgtenure: /livez /readyz /metrics /status /lag, on managers /report /history\n")
+            }
+            ("GET", "/livez") => Reply::text(200, "ok\n"),
+            ("GET", "/readyz") => self.readiness(),
+            ("GET", "/metrics") => metrics::page(&self.registry, &self.parts),
+            ("GET", "/status") => self.status(query).await,
+            ("GET", "/lag") if self.part("lagmon").is_some() => {
+                Reply::json(200, &self.part("lagmon").map_or(Value::Null, Part::status))
+            }
+            _ => match self.route(method, path, query, body).await {
+                Some((status, value)) => Reply::json(status, &value),
+                None => Reply::error(404, &format!("no {method} {path} here; it may be a manager's")),
+            },
+        }
+    }
+
+    fn part(&self, name: &str) -> Option<&dyn Part> {
+        self.parts.iter().find(|p| p.name() == name).map(|p| &**p)
+    }
+
+    async fn route(&self, method: &str, path: &str, query: &str, body: &[u8]) -> Option<(u16, Value)> {
+        match &self.routes {
+            Some(routes) => routes.handle(method, path, query, body).await,
+            None => None,
+        }
+    }
+
+    fn readiness(&self) -> Reply {
+        let missing: Vec<String> =
+            self.parts.iter().filter_map(|p| p.ready().err().map(|why| format!("{}: {why}\n", p.name()))).collect();
+        if missing.is_empty() { Reply::text(200, "ok\n") } else { Reply::text(503, missing.concat()) }
+    }
+
+    /// On a manager the cluster's status, with this process's own beside it; elsewhere the latter alone.
+    async fn status(&self, query: &str) -> Reply {
+        let (code, cluster) = self.route("GET", "/status", query, &[]).await.unwrap_or((200, json!({})));
+        let mut all = match cluster {
+            Value::Object(map) => map,
+            other => Map::from_iter([("cluster".to_owned(), other)]),
+        };
+        let roles = self.parts.iter().map(|p| (p.name().to_owned(), self.shown(&**p)));
+        let process = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "roles": Map::from_iter(roles),
+        });
+        all.insert("process".to_owned(), process);
+        Reply::json(code, &Value::Object(all))
+    }
+
+    fn shown(&self, part: &dyn Part) -> Value {
+        // The manager's own state is the rest of the page.
+        let state = if part.name() == "manager" { Value::Null } else { part.status() };
+        json!({ "ready": part.ready().is_ok(), "waits_for": part.ready().err(), "state": state })
+    }
+}
+
+/// Compare without telling by the time it takes where the difference is.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Half(bool);
+    impl Part for Half {
+        fn name(&self) -> &'static str {
+            "proxy"
+        }
+        fn ready(&self) -> Result<(), String> {
+            self.0.then_some(()).ok_or_else(|| "no topology yet".to_owned())
+        }
+        fn status(&self) -> Value {
+            json!({ "sessions": 3 })
+        }
+    }
+
+    struct Leader;
+    impl Routes for Leader {
+        fn handle<'a>(
+            &'a self,
+            method: &'a str,
+            path: &'a str,
+            _: &'a str,
+            _: &'a [u8],
+        ) -> Pin<Box<dyn Future<Output = Option<(u16, Value)>> + Send + 'a>> {
+            let known = matches!((method, path), ("GET", "/status") | ("POST", "/ops/switchover"));
+            Box::pin(async move { known.then(|| (200, json!({ "term": 7 }))) })
+        }
+    }
+
+    fn pages(ready: bool) -> Pages {
+        Pages {
+            parts: vec![Box::new(Half(ready))],
+            routes: Some(Arc::new(Leader)),
+            registry: Registry::new(),
+            secret: Some(Secret::new("0123456789abcdef")),
+        }
+    }
+
+    async fn get(pages: &Pages, path: &str) -> (u16, String) {
+        let reply = pages.reply("GET", path, "", &[]).await;
+        (reply.status, reply.body)
+    }
+
+    #[tokio::test]
+    async fn a_process_is_ready_when_all_its_roles_are() {
+        assert_eq!(get(&pages(true), "/readyz").await, (200, "ok\n".into()));
+        assert_eq!(get(&pages(false), "/readyz").await, (503, "proxy: no topology yet\n".into()));
+        assert_eq!(get(&pages(false), "/livez").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn the_status_is_the_managers_with_the_process_beside_it() {
+        let status: Value = serde_json::from_str(&get(&pages(true), "/status").await.1).unwrap();
+        assert_eq!(status["term"], 7);
+        assert_eq!(status["process"]["roles"]["proxy"]["state"]["sessions"], 3);
+        assert_eq!(get(&pages(true), "/nothing").await.0, 404);
+        assert_eq!(pages(true).reply("POST", "/ops/switchover", "", b"{}").await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn readiness_is_a_metric_too() {
+        let (status, text) = get(&pages(false), "/metrics").await;
+        assert_eq!(status, 200);
+        assert!(text.contains("pgtenure_admin_ready{role=\"proxy\"} 0"), "{text}");
+    }
+
+    #[test]
+    fn orders_need_the_whole_secret() {
+        let p = pages(true);
+        assert!(p.may_order(Some(b"Bearer 0123456789abcdef")));
+        for bad in [&b"Bearer 0123456789abcde"[..], b"Bearer 0123456789abcdeX", b"0123456789abcdef", b"Bearer "] {
+            assert!(!p.may_order(Some(bad)), "{bad:?}");
+        }
+        assert!(!p.may_order(None));
+        let without = Pages { secret: None, ..pages(true) };
+        assert!(!without.may_order(Some(b"Bearer ")));
+    }
+}

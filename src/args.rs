@@ -1,0 +1,185 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A drop-in PostgreSQL endpoint that survives its primary.
+#[derive(Debug, Parser)]
+#[command(name = "pgtenure", version, about, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 refused, with the reasons and their numbers; 64 wrong usage.";
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the roles that a configuration file asks for, until SIGTERM or SIGINT.
+    Run(RunArgs),
+    /// Check a configuration file.
+    Config(ConfigArgs),
+    /// Make userlist entries.
+    Userlist(UserlistArgs),
+    /// Run a whole cluster on loopback, in a scratch directory.
+    Demo(crate::demo::Args),
+    /// Show the cluster, and whether losing the primary now would be safe.
+    Status(StatusArgs),
+    /// Show the replication lag of every standby.
+    Lag(TargetArgs),
+    /// Make another node primary, with the primary's help and without loss.
+    Switchover(SwitchoverArgs),
+    /// Make another node primary without the old one's help.
+    Failover(FailoverArgs),
+    /// Stop a node and take it out of routing and candidates.
+    Fence(FenceArgs),
+    /// Let a fenced node take part again.
+    Unfence(UnfenceArgs),
+    /// What a failover lost: bytes, time and transactions.
+    Report(ReportArgs),
+    /// How each term came about.
+    History(TargetArgs),
+}
+
+/// `pgtenure run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// `pgtenure config …`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+/// Verbs on configuration files.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// List everything wrong with FILE.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// `pgtenure userlist …`.
+#[derive(Debug, Args)]
+pub struct UserlistArgs {
+    /// What to make.
+    #[command(subcommand)]
+    pub command: UserlistCommand,
+}
+
+/// Verbs on userlists.
+#[derive(Debug, Subcommand)]
+pub enum UserlistCommand {
+    /// Read a password from standard input and print USER's line with its SCRAM verifier.
+    Entry {
+        /// The PostgreSQL user.
+        user: String,
+    },
+}
+
+/// Which cluster a verb is for, and how the answer is printed.
+#[derive(Clone, Debug, Args)]
+pub struct TargetArgs {
+    /// Find the leading manager through the etcd of this configuration file, whose secret is used too.
+    #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG", required_unless_present = "admin")]
+    pub config: Option<PathBuf>,
+    /// Admin address of any manager, as in http://db1:7000; the leader is found from there.
+    #[arg(long, value_name = "URL", env = "PGTENURE_ADMIN")]
+    pub admin: Option<String>,
+    /// File with the shared secret, needed by verbs that change something (not needed with --config).
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pgtenure status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// `pgtenure switchover`.
+#[derive(Debug, Args)]
+pub struct SwitchoverArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The node to become primary; without it the most advanced standby.
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<String>,
+    /// Refuse unless the cluster is in this term.
+    #[arg(long, value_name = "TERM")]
+    pub expect_term: Option<u64>,
+}
+
+/// `pgtenure failover`.
+#[derive(Debug, Args)]
+pub struct FailoverArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The node to become primary, if it lacks nothing that another has.
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<String>,
+    /// Go on with the standbys there are, and open even when commits are then unprotected.
+    #[arg(long)]
+    pub allow_data_loss: bool,
+}
+
+/// `pgtenure fence`.
+#[derive(Debug, Args)]
+pub struct FenceArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The node.
+    pub node: String,
+    /// Fence it even if it is the primary: the cluster then accepts no writes.
+    #[arg(long)]
+    pub stop_writes: bool,
+}
+
+/// `pgtenure unfence`.
+#[derive(Debug, Args)]
+pub struct UnfenceArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The node.
+    pub node: String,
+}
+
+/// `pgtenure report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The term that the failover began; without it the newest.
+    pub term: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,98 @@
+//! Relations between settings of different sections; those within a section are checked by its own crate.
+
+use super::{RawConfig, Role};
+use cluster::config::{BadSetting, Span};
+use std::collections::BTreeSet;
+
+/// Everything that contradicts something in another section, for the roles that this process plays.
+pub(super) fn check(raw: &RawConfig, roles: &BTreeSet<Role>) -> Vec<BadSetting> {
+    let mut bad = Vec::new();
+    let plays = |role| roles.contains(&role);
+    if plays(Role::Agent) {
+        agent(raw, &mut bad);
+    }
+    if plays(Role::Lagmon) {
+        lagmon(raw, plays(Role::Proxy), &mut bad);
+    }
+    if plays(Role::Proxy) {
+        proxy(raw, &mut bad);
+    }
+    if plays(Role::Manager) {
+        manager(raw, &mut bad);
+    }
+    ports(raw, roles, &mut bad);
+    bad
+}
+
+fn below(bad: &mut Vec<BadSetting>, key: &str, value: Span, limit: Span, what: &str) {
+    if value >= limit {
+        bad.push(BadSetting::new(key, value, format!("must be below {what}")));
+    }
+}
+
+fn agent(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
+    if !raw.agent.node.is_empty() && !raw.cluster.voters.contains(&raw.agent.node) {
+        let voters = raw.cluster.voters.join(", ");
+        bad.push(BadSetting::new("agent.node", &raw.agent.node, format!("is not among cluster.voters ({voters})")));
+    }
+    let (drain, stop) = (raw.process.drain_timeout, raw.agent.stop_timeout);
+    if drain <= stop {
+        let problem =
+            format!("must be above agent.stop_timeout ({stop}), or PostgreSQL is left to itself while it stops");
+        bad.push(BadSetting::new("process.drain_timeout", drain, problem));
+    }
+    let (ttl, view) = (raw.agent.lease_ttl, raw.etcd.view_validity);
+    if view > ttl {
+        let problem = format!("must be at most agent.lease_ttl ({ttl}): a proxy must not outlive the primary's lease");
+        bad.push(BadSetting::new("etcd.view_validity", view, problem));
+    }
+}
+
+fn lagmon(raw: &RawConfig, with_proxy: bool, bad: &mut Vec<BadSetting>) {
+    let (probe, ttl) = (raw.lagmon.probe_interval, raw.etcd.lease_ttl);
+    let third = Span(ttl.0 / 3);
+    below(bad, "lagmon.probe_interval", probe, third, &format!("etcd.lease_ttl ({ttl}) / 3"));
+    if with_proxy {
+        let budget = raw.proxy.max_replay_lag;
+        let half = Span(budget.0 / 2);
+        let what = format!("proxy.max_replay_lag ({budget}) / 2, or no standby is ever fresh");
+        below(bad, "lagmon.probe_interval", probe, half, &what);
+    }
+}
+
+fn proxy(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
+    let (hold, detect, ttl) = (raw.proxy.hold_timeout, raw.manager.detect_timeout, raw.etcd.lease_ttl);
+    if hold.0 <= detect.0 + ttl.0 {
+        let problem = format!(
+            "must be above manager.detect_timeout ({detect}) + etcd.lease_ttl ({ttl}), or statements give up before a \
+             failover can end"
+        );
+        bad.push(BadSetting::new("proxy.hold_timeout", hold, problem));
+    }
+}
+
+fn manager(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
+    let (read, view) = (raw.manager.read_interval, raw.etcd.view_validity);
+    below(bad, "manager.read_interval", read, view, &format!("etcd.view_validity ({view})"));
+    let (ttl, request) = (raw.manager.lease_ttl, raw.etcd.request_timeout);
+    if ttl.0 < request.0 * 2 {
+        let problem = format!("must be at least twice etcd.request_timeout ({request})");
+        bad.push(BadSetting::new("manager.lease_ttl", ttl, problem));
+    }
+}
+
+/// Two listeners of one process on one address.
+fn ports(raw: &RawConfig, roles: &BTreeSet<Role>, bad: &mut Vec<BadSetting>) {
+    let mut listeners = vec![("admin.listen", raw.admin.listen.clone())];
+    if roles.contains(&Role::Proxy) {
+        listeners.push(("proxy.listen", raw.proxy.listen.to_string()));
+    }
+    if roles.contains(&Role::Agent) {
+        listeners.push(("agent.listen", raw.agent.listen.clone()));
+    }
+    for (i, (key, at)) in listeners.iter().enumerate() {
+        if let Some((other, _)) = listeners[..i].iter().find(|(_, taken)| taken == at) {
+            bad.push(BadSetting::new(key, format!("{at:?}"), format!("is also {other}")));
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The operator's commands: each is one question or order to the leading manager.
+//!
+//! Exit codes: 0 done; 2 refused, nothing was done, and every reason with its numbers was printed; 1 tried and failed,
+//! or no manager could be asked, and where things stand was printed as far as it is known.
+
+pub mod client;
+pub mod render;
+mod table;
+
+use crate::args::{Command, TargetArgs};
+use crate::config;
+use crate::{EXIT_FAILED, EXIT_REFUSED};
+use anyhow::{Context, Result, bail};
+use client::{Admin, CallError};
+use cluster::keys::Keys;
+use failover::record::LeaderRecord;
+use failover::store::etcd::EtcdStore;
+use failover::store::{Range, Store};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// What a verb asks for, and how the answer is shown.
+struct Request {
+    method: Method,
+    path: String,
+    show: fn(&Value) -> String,
+}
+
+enum Method {
+    Get,
+    Post(Value),
+}
+
+/// Carry out an operator's command. Commands that are none of these are a mistake of the caller's.
+pub fn run(command: Command) -> ExitCode {
+    let Some((target, request)) = request(command) else {
+        eprintln!("pgtenure: not an operator's command");
+        return ExitCode::from(EXIT_FAILED);
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return failed(&anyhow::Error::new(e).context("cannot start the runtime")),
+    };
+    runtime.block_on(async {
+        match admin(&target).await {
+            Ok(admin) => finish(&target, &request, send(&admin, &request).await),
+            Err(e) => failed(&e),
+        }
+    })
+}
+
+fn request(command: Command) -> Option<(TargetArgs, Request)> {
+    let get = |path: String, show| Request { method: Method::Get, path, show };
+    let post = |verb: &str, body: Value| Request {
+        method: Method::Post(body),
+        path: format!("/ops/{verb}"),
+        show: render::done,
+    };
+    Some(match command {
+        Command::Status(a) => (a.target, get("/status".into(), render::status)),
+        Command::Lag(a) => (a, get("/lag".into(), render::lag)),
+        Command::History(a) => (a, get("/history".into(), render::history)),
+        Command::Report(a) => {
+            let path = a.term.map_or_else(|| "/report".to_owned(), |t| format!("/report?term={t}"));
+            (a.target, get(path, render::report))
+        }
+        Command::Switchover(a) => {
+            let body = json!({ "to": a.to, "expect_term": a.expect_term, "by": operator() });
+            (a.target, post("switchover", body))
+        }
+        Command::Failover(a) => {
+            let body = json!({ "to": a.to, "allow_data_loss": a.allow_data_loss, "by": operator() });
+            (a.target, post("failover", body))
+        }
+        Command::Fence(a) => {
+            let body = json!({ "node": a.node, "stop_writes": a.stop_writes, "by": operator() });
+            (a.target, post("fence", body))
+        }
+        Command::Unfence(a) => (a.target, post("unfence", json!({ "node": a.node, "by": operator() }))),
+        Command::Run(_) | Command::Config(_) | Command::Userlist(_) | Command::Demo(_) => return None,
+    })
+}
+
+/// `user@host`, for the journal. Taken from the environment, so a note and no proof.
+fn operator() -> String {
+    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".to_owned());
+    let host = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "unknown".into());
+    format!("{user}@{host}")
+}
+
+async fn send(admin: &Admin, request: &Request) -> Result<Value, CallError> {
+    match &request.method {
+        Method::Get => admin.get(&request.path).await,
+        Method::Post(body) => admin.post(&request.path, body).await,
+    }
+}
+
+/// Print the outcome; answers on standard output, complaints on standard error.
+fn finish(target: &TargetArgs, request: &Request, outcome: Result<Value, CallError>) -> ExitCode {
+    let (code, answer) = match &outcome {
+        Ok(answer) => (0, Some(answer)),
+        Err(CallError::Refused(answer)) => (EXIT_REFUSED, Some(answer)),
+        Err(CallError::Failed { answer, .. }) => (EXIT_FAILED, Some(answer)),
+        Err(_) => (EXIT_FAILED, None),
+    };
+    match (&outcome, answer) {
+        (_, Some(answer)) if target.json => println!("{answer:#}"),
+        (Ok(answer), _) => print!("{}", (request.show)(answer)),
+        (Err(CallError::Refused(answer)), _) => eprint!("{}", render::refused(answer)),
+        (Err(CallError::Failed { answer, .. }), _) => eprint!("{}", render::failed(answer)),
+        (Err(error), _) if target.json => println!("{:#}", json!({ "error": error.to_string() })),
+        (Err(error), _) => eprintln!("{error}"),
+    }
+    ExitCode::from(code)
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("{error:#}");
+    ExitCode::from(EXIT_FAILED)
+}
+
+/// Where the managers are: as given, or found in etcd.
+async fn admin(target: &TargetArgs) -> Result<Admin> {
+    let secret = |file: &Path| -> Result<String> {
+        let secret =
+            config::read_secret(file).with_context(|| format!("cannot read the shared secret {}", file.display()))?;
+        Ok(secret.expose().to_owned())
+    };
+    let given = target.secret_file.as_deref().map(secret).transpose()?;
+    if let Some(url) = &target.admin {
+        return Ok(Admin::new(vec![url.clone()], given));
+    }
+    let Some(file) = &target.config else { bail!("give --config FILE or --admin URL") };
+    let config = config::load(file)?;
+    let store = EtcdStore::new(&config.etcd).context("cannot reach etcd")?;
+    let key = Keys::new(&config.etcd.prefix, &config.name).manager();
+    let found = store.read(vec![Range::Key(key.clone())]).await.context("cannot ask etcd for the leading manager")?;
+    let Some(entry) = found.get(&key) else {
+        bail!("no manager leads cluster {} just now (etcd has no {key}): is one running?", config.name)
+    };
+    let leader: LeaderRecord =
+        serde_json::from_slice(&entry.value).with_context(|| format!("cannot understand {key}"))?;
+    // Reading needs no secret, so one that cannot be read only matters when an order is refused for lack of it.
+    let secret = given.or_else(|| config.secret_file.as_deref().and_then(|f| secret(f).ok()));
+    Ok(Admin::new(vec![leader.admin], secret))
+}
