@@ -2,6 +2,7 @@
 
 use integration::client::{Client, ClientError, Target, bind, execute, message, parse, parse_error, with_length};
 use integration::cluster::{Cluster, one_at_a_time};
+use integration::config_file::NODES;
 use integration::wait::wait_until;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ fn the_endpoint_speaks_the_protocol_as_postgresql_does() {
     several_statements_in_one_query_are_one_transaction(&target);
     names_of_prepared_statements_behave(&target);
     copy_in_can_fail_and_the_connection_goes_on(&target);
-    a_cancel_request_needs_the_right_key(&target);
+    a_cancel_request_needs_the_right_key(&cluster, &target);
     session_state_pins(&target);
     a_client_that_vanishes_leaves_no_open_transaction(&cluster, &target);
     garbage_ends_only_its_own_connection(&target);
@@ -184,7 +185,7 @@ fn copy_in_can_fail_and_the_connection_goes_on(target: &Target) {
     assert_eq!(rows.value(), "2");
 }
 
-fn a_cancel_request_needs_the_right_key(target: &Target) {
+fn a_cancel_request_needs_the_right_key(cluster: &Cluster, target: &Target) {
     let mut client = connect(target);
     let cancel = |key: &[u8]| {
         let mut other = Client::raw(target).expect("it listens");
@@ -196,25 +197,11 @@ fn a_cancel_request_needs_the_right_key(target: &Target) {
     client.send(&message(b'Q', b"select pg_sleep(1.5)\0")).expect("sent");
     cancel(&wrong);
     client.until_ready().expect("a wrong key cancels nothing");
-    let key = client.key.clone();
     client.send(&message(b'Q', b"select pg_sleep(60)\0")).expect("sent");
+    waits_for(cluster, "PgSleep");
     let start = Instant::now();
-    let sender = std::thread::scope(|s| {
-        // Again until it works: the query may not have reached its server when the first request does.
-        let asking = s.spawn(|| {
-            while start.elapsed() < SOON {
-                cancel(&key);
-                std::thread::sleep(Duration::from_millis(200));
-                if start.elapsed() > Duration::from_secs(2) {
-                    break;
-                }
-            }
-        });
-        let answer = client.until_ready();
-        asking.join().expect("no panic");
-        answer
-    });
-    assert_eq!(sender.expect_err("cancelled").sqlstate(), Some("57014"));
+    cancel(&client.key.clone());
+    assert_eq!(client.until_ready().expect_err("cancelled").sqlstate(), Some("57014"));
     assert!(start.elapsed() < SOON);
     client.query("select 1").expect("the connection goes on");
 }
@@ -243,6 +230,16 @@ fn session_state_pins(target: &Target) {
     // What it pinned is gone with it.
     wait_until("the advisory lock to be released", SOON, || {
         others[0].query("begin; select pg_try_advisory_xact_lock(99); commit").is_ok_and(|a| a.value() == "t")
+    });
+}
+
+/// Wait until a backend of the application on some node waits for that event.
+fn waits_for(cluster: &Cluster, event: &str) {
+    let sql = format!("select count(*) from pg_stat_activity where usename = 'app' and wait_event = '{event}'");
+    let mut monitors: Vec<Client> =
+        NODES.iter().map(|n| Client::connect(&cluster.monitor_target(n)).expect("a login")).collect();
+    wait_until(&format!("a backend to wait for {event}"), SOON, || {
+        monitors.iter_mut().any(|m| m.query(&sql).is_ok_and(|a| a.value() != "0"))
     });
 }
 
@@ -297,9 +294,8 @@ fn a_huge_row_streams_in_bounded_memory(cluster: &mut Cluster, target: &Target) 
     client.query("select 1").expect("warm");
     let before = resident(pid);
     client.send(&message(b'Q', format!("begin; select repeat('x', {ROW}); commit\0").as_bytes())).expect("sent");
-    // Not reading for a moment: whatever the proxy is willing to buffer, it buffers now.
-    wait_until("the server to be at work", SOON, || client.message().is_ok_and(|m| m.tag == b'T'));
-    std::thread::sleep(Duration::from_secs(1));
+    // Nothing is read until the server itself has to wait: whatever the proxy is willing to buffer, it has now.
+    waits_for(cluster, "ClientWrite");
     let during = resident(pid);
     let answer = client.until_ready().expect("the row");
     let after = resident(pid);
