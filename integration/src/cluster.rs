@@ -251,7 +251,7 @@ impl Cluster {
         let mut instead = Vec::new();
         for admin in &self.layout.managers {
             match http::get_json(*admin, "/status", Duration::from_secs(2)) {
-                Ok(status) if status["phase"].is_string() => return Ok(status),
+                Ok(status) if status["leading"] == true => return Ok(status),
                 Ok(other) => instead.push(other.to_string()),
                 Err(e) => instead.push(format!("{e:#}")),
             }
