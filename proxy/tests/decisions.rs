@@ -129,32 +129,42 @@ fn every_function_without_arguments_called_a_read_runs(standby: &Postgres, table
 /// The server itself as the judge: texts put together at random, of pieces that quote, comment and write, are run when
 /// they are taken for reads. None may have the server take a transaction id.
 fn no_random_text_called_a_read_takes_a_transaction_id(primary: &Postgres, table: &FunctionTable) {
-    const PIECES: [&str; 40] = [
-        "delete from t",
-        "insert into t (id) values (-1)",
-        "select nextval('s')",
-        "update t set v = v",
+    const WRITES: [&str; 3] =
+        ["; insert into scratch values (1) ;", ", txid_current() ", "; select txid_current() ; --"];
+    const QUOTING: [&str; 18] = [
         "'",
         "'",
         "''",
         "\"",
+        "\"\"",
         "$$",
         "$a$",
-        "$",
         "E'",
-        "e'",
-        "\\",
+        "E'a'\n'b\\'",
+        "e'\\'",
         "\\'",
-        "U&'",
+        "U&'x'",
         "x'",
         "--",
         "\n",
         "/*",
         "*/",
-        ";",
+        " 1",
+    ];
+    const PIECES: [&str; 26] = [
+        "delete from t",
+        "insert into scratch values (1)",
+        "nextval('s')",
+        "txid_current()",
+        "'",
+        "\"",
+        "$$",
+        "--",
+        "\n",
+        "/*",
+        "*/",
         ";",
         "select 1",
-        "select",
         "(",
         ")",
         ",",
@@ -167,8 +177,6 @@ fn no_random_text_called_a_read_takes_a_transaction_id(primary: &Postgres, table
         "writing_fn(-2)",
         "as f",
         "table t",
-        "E'a'\n'b\\'",
-        " ",
         "explain analyze",
     ];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -194,12 +202,16 @@ fn no_random_text_called_a_read_takes_a_transaction_id(primary: &Postgres, table
         client.batch_execute("select pg_reload_conf()").await.expect("a superuser may");
         let (mut reads, mut ran) = (0, 0);
         let mut before = next_xid().await;
-        for _ in 0..60_000 {
-            let mut sql = String::from(if next(3) == 0 { "" } else { "select " });
-            for _ in 0..=next(7) {
-                sql.push_str(PIECES[next(PIECES.len())]);
-                sql.push_str(["", " "][next(2)]);
-            }
+        for turn in 0..60_000 {
+            // Either anything at all, or a write between pieces that quote: what one reader takes for the inside of a
+            // literal and the other does not.
+            let (pieces, hidden) =
+                if next(2) == 0 { (&PIECES[..], "") } else { (&QUOTING[..], WRITES[next(WRITES.len())]) };
+            let mut soup = |length: usize| -> String {
+                (0..length).map(|_| pieces[next(pieces.len())].to_owned() + ["", " "][next(2)]).collect()
+            };
+            let (before_it, after_it) = (soup(1 + turn % 5), soup(turn / 5 % 4));
+            let sql = format!("select {before_it}{hidden}{after_it}");
             if classify(sql.as_bytes(), table, LexRules::STANDARD).access == Access::Read {
                 reads += 1;
                 ran += u32::from(client.simple_query(&sql).await.is_ok());

@@ -191,7 +191,7 @@ impl<'t> Part<'t> {
     }
 
     fn word(&mut self, word: &[u8]) -> Last {
-        self.remember(word, true);
+        self.remember_word(word);
         // Behind a dot any word is a name.
         let word = if self.last == Last::Dot { K::None } else { keyword(&self.name[..self.name_len]) };
         self.named = Some(Named { quoted: false, before: self.last });
@@ -208,7 +208,7 @@ impl<'t> Part<'t> {
     fn quoted(&mut self, name: &[u8]) -> Last {
         self.head.stop(Stop::Other);
         self.needs_verb();
-        self.remember(name, false);
+        self.remember_quoted(name);
         self.named = Some(Named { quoted: true, before: self.last });
         self.name_seen();
         self.words = [self.words[1], K::None];
@@ -220,18 +220,25 @@ impl<'t> Part<'t> {
         self.writes |= self.verb == K::None;
     }
 
-    /// Keep a name for the next token, folded as the server folds it; a name too long to look up gets length 0.
-    fn remember(&mut self, name: &[u8], fold: bool) {
+    /// Keep a word for the next token, folded as the server folds it; one too long to look up gets length 0.
+    fn remember_word(&mut self, word: &[u8]) {
+        self.name_len = if word.len() > MAX_NAME { 0 } else { word.len() };
+        for (kept, b) in self.name.iter_mut().zip(&word[..self.name_len]) {
+            *kept = b.to_ascii_lowercase();
+        }
+    }
+
+    /// The same for a quoted name, in which only quotes are doubled.
+    fn remember_quoted(&mut self, name: &[u8]) {
         self.name_len = 0;
         if name.len() > MAX_NAME {
             return;
         }
         let mut after_quote = false;
         for b in name {
-            // A quote in a quoted name is doubled.
             after_quote = *b == b'"' && !after_quote;
             if !after_quote {
-                self.name[self.name_len] = if fold { b.to_ascii_lowercase() } else { *b };
+                self.name[self.name_len] = *b;
                 self.name_len += 1;
             }
         }
@@ -249,9 +256,8 @@ impl<'t> Part<'t> {
         if self.writes {
             return;
         }
-        let meaning = self.functions.meaning(name);
-        let attribute = self.last == Last::Dot && meaning.volatility == Some(Volatility::Volatile);
-        self.writes |= name.is_empty() || meaning.local_relation || attribute;
+        let attribute = self.last == Last::Dot && self.functions.volatility(name) == Some(Volatility::Volatile);
+        self.writes |= name.is_empty() || attribute || self.functions.is_local_relation(name);
     }
 
     /// What a keyword changes.

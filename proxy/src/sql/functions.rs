@@ -74,16 +74,40 @@ const PRIMARY_ONLY: [&str; 22] = [
 #[derive(Clone, Debug, Default)]
 pub struct FunctionTable {
     names: HashMap<Box<[u8]>, Meaning, BuildHasherDefault<NameHasher>>,
+    local_relations: Sieve,
     loaded: bool,
+}
+
+/// Says of most names at once that they are not in a small set, without hashing them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sieve([u64; 4]);
+
+impl Sieve {
+    fn place(name: &[u8]) -> (usize, u64) {
+        let byte = |i: usize| u32::from(name.get(i).copied().unwrap_or(0));
+        let ends = byte(0).wrapping_mul(0x9e37) ^ byte(name.len().wrapping_sub(1)).wrapping_mul(0x85eb);
+        let mixed = (ends ^ byte(name.len() / 2).wrapping_mul(0xc2b3)).wrapping_add(name.len() as u32 * 0x27d5);
+        ((mixed >> 10) as usize % 4, 1 << (mixed >> 4 & 63))
+    }
+
+    fn add(&mut self, name: &[u8]) {
+        let (word, bit) = Self::place(name);
+        self.0[word] |= bit;
+    }
+
+    fn may_hold(&self, name: &[u8]) -> bool {
+        let (word, bit) = Self::place(name);
+        self.0[word] & bit != 0
+    }
 }
 
 /// What a name may mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Meaning {
+struct Meaning {
     /// The worst volatility of the functions of that name; `None` when there is none.
-    pub(super) volatility: Option<Volatility>,
+    volatility: Option<Volatility>,
     /// A relation of that name must be read on the primary.
-    pub(super) local_relation: bool,
+    local_relation: bool,
 }
 
 impl FunctionTable {
@@ -116,7 +140,10 @@ impl FunctionTable {
     /// behind which volatile functions hide.
     #[must_use]
     pub fn with_local_relations<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
-        names.into_iter().for_each(|name| self.entry(name).local_relation = true);
+        for name in names {
+            self.entry(name).local_relation = true;
+            self.local_relations.add(name.as_bytes());
+        }
         self
     }
 
@@ -157,9 +184,13 @@ impl FunctionTable {
         self.meaning(name).volatility
     }
 
-    /// All that the exact name may mean.
-    pub(super) fn meaning(&self, name: &[u8]) -> Meaning {
+    fn meaning(&self, name: &[u8]) -> Meaning {
         self.names.get(name).copied().unwrap_or_default()
+    }
+
+    /// Must a relation of that name be read on the primary?
+    pub(super) fn is_local_relation(&self, name: &[u8]) -> bool {
+        self.local_relations.may_hold(name) && self.meaning(name).local_relation
     }
 
     fn entry(&mut self, name: &str) -> &mut Meaning {
@@ -234,7 +265,7 @@ mod tests {
             ("plain", "SELECT g() AS x FROM t;"),
         ]);
         for (name, local) in [("top", true), ("middle", true), ("bottom", true), ("plain", false), ("t", false)] {
-            assert_eq!(t.meaning(name.as_bytes()).local_relation, local, "{name}");
+            assert_eq!(t.is_local_relation(name.as_bytes()), local, "{name}");
         }
     }
 

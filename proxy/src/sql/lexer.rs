@@ -145,11 +145,10 @@ impl<'a> Lexer<'a> {
 
     /// An identifier, or the prefix of a literal.
     fn word(&mut self, first: u8) -> Token<'a> {
-        let start = self.at;
-        while is(self.text.get(self.at), IDENT) {
-            self.at += 1;
-        }
-        let word = &self.text[start..self.at];
+        let rest = &self.text[self.at..];
+        let end = rest.iter().position(|b| CLASS[usize::from(*b)] & IDENT == 0).unwrap_or(rest.len());
+        let word = &rest[..end];
+        self.at += end;
         let single = word.len() == 1;
         match (self.text.get(self.at), first.to_ascii_lowercase()) {
             (Some(b'\''), b'e') if single => self.escape_string(),
