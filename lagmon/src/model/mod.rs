@@ -1,0 +1,147 @@
+//! The model of a cluster's lag: PURE. Fed with topologies and probe outcomes, read as one snapshot.
+//!
+//! Only samples of the primary of the term in force count, on that term's timeline (INV-4): an old primary that still
+//! answers dates nobody.
+
+pub mod estimate;
+pub mod freshness;
+pub mod sample;
+pub mod window;
+
+use cluster::lag::{LagSnapshot, PrimarySample};
+use cluster::topology::Topology;
+use cluster::{Instant, NodeId, Term};
+use estimate::{Estimate, Reference};
+use sample::{Answer, Facts, Outcome, PrimaryFacts};
+use std::collections::BTreeMap;
+use window::Window;
+
+/// Samples of the primary kept. Thinned where old, they reach back for hours.
+const WINDOW: usize = 4096;
+
+/// What is known of one node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Track {
+    answer: Option<Answer>,
+    reachable: bool,
+    complete_until: Option<Instant>,
+}
+
+impl Track {
+    const NEW: Self = Self { answer: None, reachable: true, complete_until: None };
+}
+
+/// The lag of all standbys of one cluster.
+#[derive(Clone, Debug)]
+pub struct Model {
+    term: Term,
+    primary: Option<NodeId>,
+    nodes: BTreeMap<NodeId, Track>,
+    window: Window,
+    /// The newest answer of the primary; `None` while it does not answer as this term's primary.
+    sampled: Option<(Instant, PrimaryFacts)>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Model {
+    /// A model without nodes.
+    pub fn new() -> Self {
+        Self { term: Term(0), primary: None, nodes: BTreeMap::new(), window: Window::new(WINDOW), sampled: None }
+    }
+
+    /// The term whose samples are taken.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Follow a change of the cluster. A new term or primary makes all samples old.
+    pub fn follow(&mut self, topology: &Topology) {
+        let primary = topology.primary.as_ref().map(|m| m.node.clone());
+        if (self.term, &self.primary) != (topology.term, &primary) {
+            self.term = topology.term;
+            self.primary = primary;
+            self.window.clear();
+            self.sampled = None;
+            for track in self.nodes.values_mut() {
+                *track = Track { complete_until: track.complete_until, ..Track::NEW };
+            }
+        }
+        let members = || topology.primary.iter().chain(&topology.standbys).map(|m| &m.node);
+        self.nodes.retain(|node, _| members().any(|m| m == node));
+        for node in members() {
+            self.nodes.entry(node.clone()).or_insert(Track::NEW);
+        }
+    }
+
+    /// Take the outcome of a probe that was sent in `term`.
+    pub fn record(&mut self, term: Term, node: &NodeId, outcome: Outcome) {
+        let is_primary = self.primary.as_ref() == Some(node);
+        let Some(track) = self.nodes.get_mut(node).filter(|_| term == self.term) else { return };
+        track.reachable = matches!(outcome, Outcome::Answered(_));
+        match outcome {
+            Outcome::Failed if is_primary => self.sampled = None,
+            Outcome::Failed => (),
+            Outcome::Answered(answer) => {
+                track.answer = Some(answer.clone());
+                if is_primary {
+                    self.record_primary(answer);
+                }
+            }
+        }
+        self.date();
+    }
+
+    fn record_primary(&mut self, answer: Answer) {
+        self.sampled = match answer.facts {
+            Facts::Primary(facts) if Some(facts.timeline) == self.term.timeline() => {
+                self.window.add(answer.sent_at, facts.flush_lsn);
+                Some((answer.sent_at, facts))
+            }
+            Facts::Primary(_) | Facts::Standby(_) => None,
+        };
+    }
+
+    /// Remember up to when each standby is complete, for the time when that can no longer be told.
+    fn date(&mut self) {
+        let dated: Vec<_> = self.estimates().into_iter().map(|e| (e.lag.node, e.complete_until)).collect();
+        for (node, until) in dated {
+            if let Some(track) = self.nodes.get_mut(&node) {
+                track.complete_until = until;
+            }
+        }
+    }
+
+    /// Every standby's estimate, ordered by name.
+    pub fn estimates(&self) -> Vec<Estimate> {
+        let facts = self.sampled.as_ref().map(|(_, facts)| facts);
+        let reference = Reference { facts, window: &self.window };
+        let standbys = self.nodes.iter().filter(|(node, _)| Some(*node) != self.primary.as_ref());
+        standbys.map(|(node, track)| estimate::estimate(node, track, reference)).collect()
+    }
+
+    /// The primary's newest sample.
+    pub fn primary(&self) -> Option<PrimarySample> {
+        let (sent_at, facts) = self.sampled.as_ref()?;
+        Some(PrimarySample {
+            node: self.primary.clone()?,
+            timeline: facts.timeline,
+            insert_lsn: facts.insert_lsn,
+            flush_lsn: facts.flush_lsn,
+            sent_at: *sent_at,
+        })
+    }
+
+    /// The snapshot that is published, made of `estimates`.
+    pub fn snapshot(&self, estimates: &[Estimate]) -> LagSnapshot {
+        let standbys = estimates.iter().map(|e| e.lag.clone()).collect();
+        LagSnapshot { term: self.term, primary: self.primary(), standbys }
+    }
+}
+
+#[cfg(test)]
+mod tests;

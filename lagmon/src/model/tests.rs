@@ -1,0 +1,238 @@
+//! The model as a whole: tables for what must not be believed, and a simulated cluster for what is.
+
+use super::sample::StandbyFacts;
+use super::*;
+use cluster::lag::{Freshness, LagUnknown, StandbyLag};
+use cluster::topology::{Gate, Member};
+use cluster::{Endpoint, Lsn, TimelineId};
+use proptest::prelude::*;
+use std::time::Duration;
+
+const TERM: Term = Term(7);
+
+fn n(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+fn at(ms: u64) -> Instant {
+    Instant::from_millis(ms)
+}
+
+fn topology(term: Term, primary: &str) -> Topology {
+    let member =
+        |name: &&str| Member { node: n(name), postgres: Endpoint { host: "h".to_owned(), port: 5432 }, fenced: false };
+    let standbys = ["n1", "n2", "n3"].iter().filter(|name| **name != primary).map(member).collect();
+    Topology { term, gate: Gate::Open, primary: Some(member(&primary)), standbys, ..Topology::unknown() }
+}
+
+fn wrote(ms: u64, timeline: u32, lsn: u64) -> Outcome {
+    let facts = PrimaryFacts { timeline: TimelineId(timeline), insert_lsn: Lsn(lsn), flush_lsn: Lsn(lsn) };
+    Outcome::Answered(Answer { sent_at: at(ms), facts: Facts::Primary(facts) })
+}
+
+fn replayed(ms: u64, lsn: u64) -> Outcome {
+    let facts = StandbyFacts {
+        replay_lsn: Some(Lsn(lsn)),
+        receive_lsn: Some(Lsn(lsn + 5)),
+        streams: Some(TimelineId(7)),
+        ..StandbyFacts::default()
+    };
+    Outcome::Answered(Answer { sent_at: at(ms), facts: Facts::Standby(facts) })
+}
+
+fn model(samples: Vec<(&str, Outcome)>) -> Model {
+    let mut m = Model::new();
+    m.follow(&topology(TERM, "n1"));
+    samples.into_iter().for_each(|(node, outcome)| m.record(TERM, &n(node), outcome));
+    m
+}
+
+fn lag(m: &Model, node: &str) -> StandbyLag {
+    m.snapshot(&m.estimates()).standby(&n(node)).unwrap().clone()
+}
+
+fn staleness(m: &Model, node: &str, now_ms: u64) -> Result<u64, LagUnknown> {
+    lag(m, node).staleness_at(at(now_ms)).map(|d| u64::try_from(d.as_millis()).unwrap())
+}
+
+#[test]
+fn a_standby_that_has_all_the_primary_had_flushed_lags_by_exactly_zero() {
+    for samples in [
+        vec![("n1", wrote(100, 7, 50)), ("n2", replayed(110, 50))],
+        vec![("n2", replayed(110, 50)), ("n1", wrote(120, 7, 50))],
+        vec![("n1", wrote(100, 7, 40)), ("n1", wrote(200, 7, 50)), ("n2", replayed(150, 50))],
+    ] {
+        assert_eq!(lag(&model(samples), "n2").replay_lag, Ok(Duration::ZERO));
+    }
+}
+
+#[test]
+fn lag_is_the_time_since_the_primary_passed_the_replayed_position() {
+    let m = model(vec![
+        ("n1", wrote(100, 7, 10)),
+        ("n1", wrote(200, 7, 20)),
+        ("n1", wrote(300, 7, 30)),
+        ("n2", replayed(300, 15)),
+    ]);
+    assert_eq!(lag(&m, "n2").replay_lag, Ok(Duration::from_millis(200)));
+    assert_eq!(staleness(&m, "n2", 350), Ok(250));
+    let estimate = m.estimates().into_iter().next().unwrap();
+    assert_eq!(estimate.replay.unwrap().bytes, 15);
+    assert_eq!(estimate.flush.unwrap().time, Duration::from_millis(100), "received up to 20");
+    assert_eq!(estimate.lag.sample.unwrap().replay_lag_bytes, Some(15));
+}
+
+#[test]
+fn what_is_older_than_the_window_is_not_dated() {
+    let m = model(vec![("n1", wrote(100, 7, 10)), ("n2", replayed(110, 9))]);
+    assert_eq!(lag(&m, "n2").replay_lag, Err(LagUnknown::NoPrimarySample));
+}
+
+#[test]
+fn while_the_primary_does_not_answer_lag_is_unknown_and_positions_stay() {
+    let mut m = model(vec![("n1", wrote(100, 7, 10)), ("n2", replayed(110, 10))]);
+    m.record(TERM, &n("n1"), Outcome::Failed);
+    let snapshot = m.snapshot(&m.estimates());
+    assert_eq!(snapshot.primary, None);
+    let standby = snapshot.standby(&n("n2")).unwrap();
+    assert_eq!(standby.replay_lag, Err(LagUnknown::NoPrimarySample));
+    assert_eq!(standby.sample.as_ref().unwrap().replay_lsn, Lsn(10));
+    m.record(TERM, &n("n1"), wrote(300, 7, 10));
+    assert_eq!(staleness(&m, "n2", 300), Ok(190), "its own sample is of 110");
+}
+
+#[test]
+fn an_unreachable_standby_is_not_fresh_though_its_last_sample_was() {
+    let mut m = model(vec![("n1", wrote(100, 7, 10)), ("n2", replayed(110, 10))]);
+    m.record(TERM, &n("n2"), Outcome::Failed);
+    let verdict = lag(&m, "n2").freshness_at(at(120), Duration::MAX);
+    assert_eq!(verdict, Freshness::Unknown { why: LagUnknown::Unreachable });
+    m.record(TERM, &n("n2"), replayed(200, 10));
+    assert!(lag(&m, "n2").replay_lag.is_ok());
+}
+
+#[test]
+fn when_the_stream_breaks_the_data_grow_older_from_when_they_were_last_complete() {
+    let mut m = model(vec![("n1", wrote(100, 7, 10)), ("n2", replayed(110, 10))]);
+    let broken = |ms, lsn| {
+        let facts = StandbyFacts { replay_lsn: Some(Lsn(lsn)), ..StandbyFacts::default() };
+        Outcome::Answered(Answer { sent_at: at(ms), facts: Facts::Standby(facts) })
+    };
+    m.record(TERM, &n("n2"), broken(200, 10));
+    m.record(TERM, &n("n1"), wrote(5000, 7, 90));
+    let estimate = m.estimates().into_iter().next().unwrap();
+    assert_eq!(estimate.lag.replay_lag, Err(LagUnknown::StreamBroken));
+    assert_eq!(estimate.complete_until, Some(at(100)));
+    assert_eq!(estimate.lag.sample.unwrap().replay_lag_bytes, Some(80));
+}
+
+#[test]
+fn a_primary_of_another_timeline_or_in_recovery_dates_nobody() {
+    for answer in [wrote(200, 5, 90), replayed(200, 90)] {
+        let m = model(vec![("n1", wrote(100, 7, 10)), ("n1", answer), ("n2", replayed(210, 10))]);
+        assert_eq!(m.primary(), None);
+        assert_eq!(lag(&m, "n2").replay_lag, Err(LagUnknown::NoPrimarySample));
+    }
+}
+
+#[test]
+fn a_new_term_makes_all_samples_old_and_answers_to_older_questions_are_dropped() {
+    let mut m = model(vec![("n1", wrote(100, 7, 10)), ("n2", replayed(110, 10)), ("n3", replayed(110, 10))]);
+    m.follow(&topology(Term(8), "n2"));
+    assert_eq!(lag(&m, "n3").replay_lag, Err(LagUnknown::NeverSampled));
+    m.record(TERM, &n("n3"), replayed(120, 10));
+    assert_eq!(lag(&m, "n3").sample, None);
+    m.record(Term(8), &n("n2"), wrote(200, 8, 30));
+    m.record(Term(8), &n("n3"), replayed(210, 30));
+    assert_eq!(lag(&m, "n3").replay_lag, Err(LagUnknown::StreamBroken), "it still streams timeline 7");
+    assert_eq!(m.estimates()[1].complete_until, Some(at(100)), "what was known before is not forgotten");
+}
+
+#[test]
+fn nodes_come_and_go_with_the_topology() {
+    let mut m = model(vec![]);
+    let mut smaller = topology(TERM, "n1");
+    smaller.standbys.pop();
+    m.follow(&smaller);
+    assert_eq!(m.estimates().len(), 1);
+    m.follow(&topology(TERM, "n1"));
+    assert_eq!(m.estimates().len(), 2);
+}
+
+/// A primary that writes and a standby that follows it, each probed at its own times with its own delays.
+#[derive(Clone, Debug)]
+struct Run {
+    /// Per millisecond: bytes flushed by the primary.
+    writes: Vec<u64>,
+    /// Replay is so many milliseconds behind, changing over time.
+    delays: Vec<u64>,
+    /// (sent at, answered after) of probes of the primary and the standby.
+    primary: Vec<(usize, usize)>,
+    standby: Vec<(usize, usize)>,
+}
+
+const SPAN: usize = 400;
+
+fn runs() -> impl Strategy<Value = Run> {
+    let probes = || prop::collection::vec((0..SPAN, 0usize..30), 1..40);
+    let writes = prop::collection::vec(prop_oneof![3 => Just(0u64), 1 => 1u64..1000], SPAN);
+    let delays = prop::collection::vec(prop_oneof![2 => Just(0u64), 1 => 0u64..80], SPAN);
+    (writes, delays, probes(), probes()).prop_map(|(writes, delays, primary, standby)| Run {
+        writes,
+        delays,
+        primary,
+        standby,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn a_standby_is_never_said_to_be_fresher_than_it_is(run in runs()) {
+        let mut end = 1000u64;
+        let flushed: Vec<u64> = run.writes.iter().map(|bytes| { end += bytes; end }).collect();
+        // Replay never goes back, whatever the delay does.
+        let mut replay = 0;
+        let replay: Vec<u64> = (0..SPAN)
+            .map(|t| {
+                replay = replay.max(flushed[t.saturating_sub(usize::try_from(run.delays[t]).unwrap())]);
+                replay
+            })
+            .collect();
+        let clip = |t: usize| t.min(SPAN - 1);
+        let mut events: Vec<(usize, bool, usize)> = Vec::new();
+        for (probes, is_primary) in [(&run.primary, true), (&run.standby, false)] {
+            // One probe of a node at a time.
+            let mut free_at = 0;
+            let mut sorted = probes.clone();
+            sorted.sort_unstable();
+            for (sent, took) in sorted {
+                if sent >= free_at {
+                    free_at = sent + took;
+                    events.push((clip(sent + took), is_primary, sent));
+                }
+            }
+        }
+        events.sort_unstable();
+        let mut m = model(vec![]);
+        for (answered, is_primary, sent) in events {
+            // The server reads its position at some time between; here in the middle.
+            let read = clip((sent + answered) / 2);
+            let (sent_ms, now) = (sent as u64, answered as u64);
+            if is_primary {
+                m.record(TERM, &n("n1"), wrote(sent_ms, 7, flushed[read]));
+            } else {
+                m.record(TERM, &n("n2"), replayed(sent_ms, replay[read]));
+            }
+            let Ok(told) = staleness(&m, "n2", now) else { continue };
+            // True staleness of what the last answered probe saw: since the first flush that it lacks.
+            let has = m.nodes[&n("n2")].answer.clone().map(|a| match a.facts {
+                Facts::Standby(s) => s.replayed().0,
+                Facts::Primary(_) => unreachable!("n2 answers as a standby"),
+            }).unwrap();
+            let lacks = (0..=answered).find(|t| flushed[*t] > has);
+            let truth = lacks.map_or(0, |t| (answered - t) as u64);
+            prop_assert!(told >= truth, "told {told} ms, true {truth} ms at {now}");
+        }
+    }
+}
