@@ -162,7 +162,13 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
         };
         let moved = async {
             // A node that comes or goes is a reason to try sooner, not one to read again what was just read.
-            while topology.changed().await.is_ok() && !complained {}
+            while topology.changed().await.is_ok() {
+                if complained {
+                    return;
+                }
+            }
+            // Nobody tells of nodes any more: the process is stopping.
+            std::future::pending().await
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

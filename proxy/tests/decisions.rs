@@ -9,7 +9,7 @@ use cluster::topology::{Gate, Member, Topology};
 use postgres::Postgres;
 use proxy::auth::scram::{ClientSide, LoginKeys, MECHANISM, NONCE_LEN, ServerSide, Verifier};
 use proxy::catalog::{Catalogs, Settings};
-use proxy::sql::{Access, FunctionTable, LexRules, classify};
+use proxy::sql::{Access, FunctionTable, LexRules, Volatility, classify};
 use proxy::wire::error_response::ClientError;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -32,6 +32,17 @@ fn member(name: &str, port: u16) -> Member {
     Member { node: name.parse().expect("a node name"), postgres, fenced: false }
 }
 
+fn settings() -> Settings {
+    Settings {
+        user: "monitor".into(),
+        password: Some(Secret::new("watching")),
+        connect_timeout: Duration::from_secs(2),
+        refresh: Duration::from_secs(60),
+        allow: Vec::new(),
+        deny: Vec::new(),
+    }
+}
+
 /// Read the catalog of database postgres through the servers at these ports, the primary's first.
 fn load(primary: u16, standby: u16) -> Arc<FunctionTable> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -41,21 +52,51 @@ fn load(primary: u16, standby: u16) -> Arc<FunctionTable> {
         standbys: vec![member("n2", standby)],
         ..Topology::unknown()
     };
-    let settings = Settings {
-        user: "monitor".into(),
-        password: Some(Secret::new("watching")),
-        connect_timeout: Duration::from_secs(2),
-        refresh: Duration::from_secs(60),
-        allow: Vec::new(),
-        deny: Vec::new(),
-    };
     let (_sender, receiver) = watch::channel(topology);
-    let catalogs = Catalogs::new(settings, receiver, runtime.handle().clone());
+    let catalogs = Catalogs::new(settings(), receiver, runtime.handle().clone());
     runtime.block_on(async {
         let mut table = catalogs.table("postgres");
         let loaded = tokio::time::timeout(DEADLINE, table.wait_for(|t| t.is_loaded())).await;
         loaded.expect("the catalog is read in time").expect("its task lives").clone()
     })
+}
+
+#[test]
+fn a_catalog_is_read_again_and_an_unknown_database_stays_unloaded() {
+    let primary = Postgres::primary();
+    primary.sql("CREATE ROLE monitor LOGIN PASSWORD 'watching'");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    // At first only a node that does not answer is known.
+    let dead = Topology { primary: Some(member("n1", 1)), ..Topology::unknown() };
+    let (topology, receiver) = watch::channel(dead.clone());
+    let settings = Settings { refresh: Duration::from_millis(200), ..settings() };
+    let catalogs = Catalogs::new(settings, receiver, runtime.handle().clone());
+    runtime.block_on(async {
+        let mut table = catalogs.table("postgres");
+        let unknown = catalogs.table("nonexistent");
+        let until = async |table: &mut watch::Receiver<Arc<FunctionTable>>, want: fn(&FunctionTable) -> bool| {
+            let seen = tokio::time::timeout(DEADLINE, table.wait_for(|t| want(t))).await;
+            seen.expect("the catalog is read in time").expect("its task lives");
+        };
+        assert!(!table.borrow().is_loaded());
+        topology.send_replace(Topology { primary: Some(member("n1", primary.port)), ..dead.clone() });
+        until(&mut table, FunctionTable::is_loaded).await;
+        assert_eq!(table.borrow().volatility(b"later"), None);
+        primary.sql("CREATE FUNCTION later() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1'");
+        until(&mut table, |t| t.volatility(b"later") == Some(Volatility::Volatile)).await;
+        // A server that goes away takes nothing back.
+        topology.send_replace(dead);
+        drop(primary);
+        assert!(table.borrow().is_loaded() && !unknown.borrow().is_loaded());
+        // The task ends with its last listener; who comes later starts anew.
+        drop(table);
+        let gone = async {
+            while catalogs.table("postgres").borrow().is_loaded() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, gone).await.expect("the task ends");
+    });
 }
 
 #[test]

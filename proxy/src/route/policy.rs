@@ -153,7 +153,9 @@ impl Policy {
             Freshness::Fresh { staleness } | Freshness::Lagging { staleness } => Ok(staleness),
             Freshness::Unknown { why: why @ (LagUnknown::StreamBroken | LagUnknown::NoPrimarySample) } => {
                 let last = lag.last_primary.as_ref().filter(|_| lag.snapshot.primary.is_none());
-                let covered = last.filter(|primary| primary.insert_lsn <= replay_lsn);
+                // As lagmon's clock does it: what the primary had not flushed reaches no standby, so nothing that was
+                // acknowledged can wait for it (but with synchronous_commit = off).
+                let covered = last.filter(|primary| primary.flush_lsn <= replay_lsn);
                 covered.map(|primary| now.since(primary.sent_at)).ok_or(Unfit::Unknown(why))
             }
             Freshness::Unknown {

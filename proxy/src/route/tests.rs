@@ -241,12 +241,33 @@ fn figures_of_another_term_do_not_count_once_the_new_one_is_open() {
     assert_eq!(w.read(1010), "primary other_term");
 }
 
+/// What lagmon shows when a new term begins: first nothing of the standbys, then positions without a stream.
+#[test]
+fn reads_go_on_when_a_new_term_recruits_as_soon_as_a_standby_was_sampled_again() {
+    let mut w = World::new().only_n2();
+    w.topology.term = Term(8);
+    w.topology.gate = Gate::Closed(Closed::Recruiting);
+    let blank = StandbyLag { sample: None, replay_lag: Err(LagUnknown::NeverSampled), ..standby("n2", 0, 0) };
+    w.snapshot = LagSnapshot { term: Term(8), primary: None, standbys: vec![blank] };
+    w.publish();
+    assert_eq!(w.read(1300), "primary never_sampled");
+    w.snapshot.standbys = vec![StandbyLag { replay_lag: Err(LagUnknown::StreamBroken), ..standby("n2", 100, 1310) }];
+    w.publish();
+    assert_eq!(w.read(1320), "n2 fresh");
+    assert_eq!(w.read(2001), "primary lagging");
+    w.topology.gate = Gate::Open;
+    assert_eq!(w.read(1320), "n2 fresh");
+}
+
 /// Rule 4: the primary is dead, so every stream is broken.
 #[test]
 fn while_no_primary_answers_staleness_is_the_age_of_its_last_sample() {
     for gate in [Gate::Open, Gate::Closed(Closed::Recruiting)] {
         let mut w = World::new();
         w.topology.gate = gate;
+        // What it had inserted beyond is in memory that died with it.
+        w.snapshot.primary = Some(PrimarySample { insert_lsn: Lsn(120), ..sample("n1", 100, 1000) });
+        w.publish();
         w.snapshot.primary = None;
         w.snapshot.standbys = vec![standby("n2", 100, 1500), standby("n3", 99, 1500)];
         for s in &mut w.snapshot.standbys {
