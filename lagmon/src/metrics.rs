@@ -1,0 +1,174 @@
+//! lagmon's metrics. Lags, ages and positions are taken from the published state when scraped, so that ages are of
+//! that moment and what is not known is absent.
+//!
+//! Per standby (`node`): `pgtenure_lagmon_{write,flush,replay}_lag_seconds`, `pgtenure_lagmon_{write,flush,replay}_lag_bytes`
+//! (replay bytes also while replay is paused or the stream is broken), `pgtenure_lagmon_lag_unknown{reason}` (1 for
+//! the reason that holds, else 0), `pgtenure_lagmon_data_age_seconds` (since its data were last known to be complete;
+//! grows while the lag is unknown). Per node: `pgtenure_lagmon_sample_age_seconds`, `pgtenure_lagmon_node_role{role}`,
+//! `pgtenure_lagmon_probes_total{outcome}`, `pgtenure_lagmon_probe_seconds`. Of the cluster: `pgtenure_lagmon_term`,
+//! `pgtenure_lagmon_primary_flush_position_bytes`.
+
+use crate::model::estimate::{Behind, Estimate};
+use crate::publish::Published;
+use cluster::lag::LagUnknown;
+use cluster::{Clock, Instant, NodeId, Role};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Upper bounds of the probe histogram, seconds: from a local round trip to the longest timeout in use.
+const PROBE_BUCKETS: [f64; 11] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+const REASONS: [LagUnknown; 6] = [
+    LagUnknown::NeverSampled,
+    LagUnknown::Unreachable,
+    LagUnknown::StreamBroken,
+    LagUnknown::ReplayPaused,
+    LagUnknown::NoPrimarySample,
+    LagUnknown::NotInRecovery,
+];
+
+/// Counts probes.
+#[derive(Clone, Debug)]
+pub(crate) struct Probes {
+    total: IntCounterVec,
+    seconds: HistogramVec,
+}
+
+impl Probes {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let total = Opts::new("pgtenure_lagmon_probes_total", "Probes of a node, by outcome");
+        let total = IntCounterVec::new(total, &["node", "outcome"])?;
+        let seconds = HistogramOpts::new("pgtenure_lagmon_probe_seconds", "Time a probe took, connecting included");
+        let seconds = HistogramVec::new(seconds.buckets(PROBE_BUCKETS.to_vec()), &["node"])?;
+        registry.register(Box::new(total.clone()))?;
+        registry.register(Box::new(seconds.clone()))?;
+        Ok(Self { total, seconds })
+    }
+
+    pub(crate) fn observe(&self, node: &NodeId, answered: bool, took: Duration) {
+        let outcome = if answered { "answered" } else { "failed" };
+        self.total.with_label_values(&[node.as_str(), outcome]).inc();
+        self.seconds.with_label_values(&[node.as_str()]).observe(took.as_secs_f64());
+    }
+}
+
+/// Collects everything else from what was published.
+pub(crate) struct Lags {
+    published: watch::Receiver<Arc<Published>>,
+    term: IntGauge,
+    primary_flush: Gauge,
+    seconds: [GaugeVec; 3],
+    bytes: [GaugeVec; 3],
+    data_age: GaugeVec,
+    sample_age: GaugeVec,
+    unknown: GaugeVec,
+    role: GaugeVec,
+    /// Two scrapes at once would empty each other's vectors.
+    filling: Mutex<()>,
+}
+
+impl Lags {
+    pub(crate) fn register(
+        registry: &Registry,
+        published: watch::Receiver<Arc<Published>>,
+    ) -> Result<(), prometheus::Error> {
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            GaugeVec::new(Opts::new(format!("pgtenure_lagmon_{name}"), help), labels)
+        };
+        let behind = |unit: &str, what: &str| {
+            Ok::<_, prometheus::Error>([
+                gauges(&format!("write_lag_{unit}"), &format!("{what} that a standby has not written"), &["node"])?,
+                gauges(&format!("flush_lag_{unit}"), &format!("{what} that a standby has not flushed"), &["node"])?,
+                gauges(&format!("replay_lag_{unit}"), &format!("{what} that a standby has not replayed"), &["node"])?,
+            ])
+        };
+        let age = "Since a standby's data were last known to be complete";
+        let position = "WAL position that the primary has flushed";
+        let lags = Self {
+            published,
+            term: IntGauge::new("pgtenure_lagmon_term", "The term whose primary is sampled")?,
+            primary_flush: Gauge::new("pgtenure_lagmon_primary_flush_position_bytes", position)?,
+            seconds: behind("seconds", "Age of the oldest WAL")?,
+            bytes: behind("bytes", "WAL")?,
+            data_age: gauges("data_age_seconds", age, &["node"])?,
+            sample_age: gauges("sample_age_seconds", "Since the newest probe that was answered was sent", &["node"])?,
+            unknown: gauges("lag_unknown", "1 for the reason why a standby's lag is not known", &["node", "reason"])?,
+            role: gauges("node_role", "1 for what the node is in the term in force", &["node", "role"])?,
+            filling: Mutex::new(()),
+        };
+        registry.register(Box::new(lags))
+    }
+
+    fn vectors(&self) -> impl Iterator<Item = &GaugeVec> {
+        let rest = [&self.data_age, &self.sample_age, &self.unknown, &self.role];
+        self.seconds.iter().chain(&self.bytes).chain(rest)
+    }
+
+    fn fill(&self, published: &Published, now: Instant) {
+        self.vectors().for_each(GaugeVec::reset);
+        self.term.set(i64::try_from(published.snapshot.term.0).unwrap_or(i64::MAX));
+        if let Some(primary) = &published.snapshot.primary {
+            self.primary_flush.set(primary.flush_lsn.0 as f64);
+            let node = primary.node.as_str();
+            self.sample_age.with_label_values(&[node]).set(now.since(primary.sent_at).as_secs_f64());
+            self.role.with_label_values(&[node, role(Role::Primary)]).set(1.0);
+        }
+        published.estimates.iter().for_each(|e| self.fill_standby(e, now));
+    }
+
+    fn fill_standby(&self, estimate: &Estimate, now: Instant) {
+        let node = estimate.lag.node.as_str();
+        let parts: [Option<Behind>; 3] = [estimate.write, estimate.flush, estimate.replay];
+        for (i, behind) in parts.iter().enumerate() {
+            if let Some(behind) = behind {
+                self.seconds[i].with_label_values(&[node]).set(behind.time.as_secs_f64());
+                self.bytes[i].with_label_values(&[node]).set(behind.bytes as f64);
+            }
+        }
+        let replay_bytes = estimate.lag.sample.as_ref().and_then(|s| s.replay_lag_bytes);
+        if let Some(bytes) = replay_bytes {
+            self.bytes[2].with_label_values(&[node]).set(bytes as f64);
+        }
+        let ages = [(&self.data_age, estimate.complete_until), (&self.sample_age, estimate.sampled_at)];
+        for (gauge, since) in ages {
+            if let Some(since) = since {
+                gauge.with_label_values(&[node]).set(now.since(since).as_secs_f64());
+            }
+        }
+        for reason in REASONS {
+            let holds = estimate.lag.replay_lag == Err(reason);
+            self.unknown.with_label_values(&[node, reason.as_str()]).set(f64::from(u8::from(holds)));
+        }
+        self.role.with_label_values(&[node, role(Role::Standby)]).set(1.0);
+    }
+}
+
+const fn role(role: Role) -> &'static str {
+    match role {
+        Role::Primary => "primary",
+        Role::Standby => "standby",
+    }
+}
+
+impl Collector for Lags {
+    fn desc(&self) -> Vec<&Desc> {
+        let scalars = [self.term.desc(), self.primary_flush.desc()];
+        scalars.into_iter().flatten().chain(self.vectors().flat_map(Collector::desc)).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let published = Arc::clone(&self.published.borrow());
+        let _alone = self.filling.lock().expect("no code panics while it holds this lock");
+        self.fill(&published, Clock.now());
+        let mut families = self.term.collect();
+        if published.snapshot.primary.is_some() {
+            families.extend(self.primary_flush.collect());
+        }
+        families.extend(self.vectors().flat_map(Collector::collect));
+        families
+    }
+}

@@ -1,0 +1,136 @@
+//! A real primary and its standbys for tests, on free loopback ports, stopped when dropped. PostgreSQL refuses to run
+//! as root, so root runs it as the user postgres.
+
+use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A primary (node 0) and standbys.
+pub(crate) struct Cluster {
+    dir: tempfile::TempDir,
+    pub(crate) ports: Vec<u16>,
+    servers: Vec<Option<Child>>,
+}
+
+fn bin() -> PathBuf {
+    // The newest major installed the Debian way, else whatever is on the path.
+    let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = installed.filter_map(|d| Some((d.file_name().to_str()?.parse::<u32>().ok()?, d.path()))).max();
+    newest.map_or_else(PathBuf::new, |(_, path)| path.join("bin"))
+}
+
+fn command(program: &str) -> Command {
+    let program = bin().join(program);
+    if !nix::unistd::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL"]).arg(program);
+    command.current_dir("/");
+    command
+}
+
+fn run(mut command: Command) -> Output {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+impl Cluster {
+    /// Start a primary with the role pgtenure_monitor, and `standbys` standbys that stream from it.
+    pub(crate) fn start(standbys: usize) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        if nix::unistd::geteuid().is_root() {
+            let postgres = nix::unistd::User::from_name("postgres").expect("a user database").expect("a user postgres");
+            chown(dir.path(), Some(postgres.uid.as_raw()), Some(postgres.gid.as_raw())).expect("we are root");
+        }
+        let listeners: Vec<_> =
+            (0..=standbys).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+        let ports = listeners.iter().map(|l| l.local_addr().expect("bound").port()).collect();
+        drop(listeners);
+        let mut cluster = Self { dir, ports, servers: (0..=standbys).map(|_| None).collect() };
+        let mut initdb = command("initdb");
+        initdb.args(["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C", "-D"]).arg(cluster.data(0));
+        run(initdb);
+        cluster.spawn(0);
+        cluster.sql(0, "CREATE ROLE pgtenure_monitor LOGIN IN ROLE pg_monitor; CREATE TABLE t(v int)");
+        for i in 1..=standbys {
+            let mut backup = command("pg_basebackup");
+            let source = format!("host=127.0.0.1 user=postgres application_name=n{} port={}", i + 1, cluster.ports[0]);
+            backup.args(["-d", &source, "-R", "-X", "stream", "-c", "fast", "-D"]).arg(cluster.data(i));
+            run(backup);
+            cluster.spawn(i);
+        }
+        cluster
+    }
+
+    fn data(&self, i: usize) -> PathBuf {
+        self.dir.path().join(format!("d{i}"))
+    }
+
+    /// Start node `i` and wait until it answers queries.
+    pub(crate) fn spawn(&mut self, i: usize) {
+        let data = self.data(i);
+        let log = std::fs::File::create(self.dir.path().join(format!("{i}.log"))).expect("a log file");
+        let mut server = command("postgres");
+        server.arg("-D").arg(&data).args(["-p", &self.ports[i].to_string(), "-h", "127.0.0.1", "-k"]).arg(&data);
+        for setting in [
+            "fsync=off",
+            "shared_buffers=16MB",
+            "max_connections=20",
+            "wal_level=replica",
+            "wal_retrieve_retry_interval=100ms",
+            "autovacuum=off",
+        ] {
+            server.args(["-c", setting]);
+        }
+        let child = server.stdout(Stdio::null()).stderr(log).spawn().expect("postgres is installed");
+        self.servers[i] = Some(child);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.psql(i, "SELECT 1").status.success() {
+            assert!(Instant::now() < deadline, "node {i} did not answer: {}", log_of(self.dir.path(), i));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn psql(&self, i: usize, sql: &str) -> Output {
+        let mut psql = command("psql");
+        psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-p"]);
+        psql.arg(self.ports[i].to_string()).args(["-c", sql, "postgres"]);
+        psql.output().expect("psql is installed")
+    }
+
+    /// Run SQL on node `i` and give what it printed.
+    pub(crate) fn sql(&self, i: usize, sql: &str) -> String {
+        let output = self.psql(i, sql);
+        assert!(output.status.success(), "node {i}: {sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Stop node `i` at once, as by kill -9 of the whole node, and wait for its end.
+    pub(crate) fn stop(&mut self, i: usize) {
+        let Some(mut server) = self.servers[i].take() else { return };
+        let mut stop = command("pg_ctl");
+        stop.args(["stop", "-m", "immediate", "-W", "-D"]).arg(self.data(i));
+        let _ = stop.output();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while server.try_wait().expect("our child").is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Only now by force: a postmaster that is killed leaves its children behind.
+        let _ = server.kill();
+        let _ = server.wait();
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        (0..self.servers.len()).rev().for_each(|i| self.stop(i));
+    }
+}
+
+fn log_of(dir: &Path, i: usize) -> String {
+    std::fs::read_to_string(dir.join(format!("{i}.log"))).unwrap_or_default()
+}
