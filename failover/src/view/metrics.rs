@@ -10,6 +10,7 @@ use cluster::topology::Topology;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use std::sync::Mutex;
 use tokio::sync::watch;
 
 /// Counts reads; everything else is collected from what was published.
@@ -49,6 +50,8 @@ struct Published {
     gate: GaugeVec,
     primary: GaugeVec,
     age: Gauge,
+    /// Two scrapes at once would empty each other's vectors.
+    filling: Mutex<()>,
 }
 
 impl Published {
@@ -61,6 +64,7 @@ impl Published {
             gate: gauges("pgtenure_failover_view_gate", "1 for the gate that holds now", "gate")?,
             primary: gauges("pgtenure_failover_view_primary", "1 for the primary of the term", "node")?,
             age: Gauge::new("pgtenure_failover_view_age_seconds", "Since the last read of etcd that succeeded")?,
+            filling: Mutex::new(()),
         })
     }
 }
@@ -72,6 +76,7 @@ impl Collector for Published {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let now = Clock.now();
+        let _alone = self.filling.lock().expect("no code panics while it holds this lock");
         let mut families = Vec::new();
         {
             let topology = self.topology.borrow();
