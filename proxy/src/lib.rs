@@ -4,6 +4,14 @@
 pub mod auth;
 pub mod catalog;
 pub mod config;
+pub mod http;
+mod listener;
+pub mod metrics;
+pub mod pool;
 pub mod route;
+pub mod session;
 pub mod sql;
 pub mod wire;
+pub mod worker;
+
+pub use listener::{Handle, Inputs, StartError, start};

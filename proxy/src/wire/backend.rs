@@ -76,6 +76,22 @@ pub fn fields(frame: &[u8]) -> Fields<'_> {
     f
 }
 
+/// An ErrorResponse with the severity ERROR: what ended a connection to a server ends only a statement here.
+pub fn as_error(frame: &[u8]) -> Vec<u8> {
+    let mut rest = frame.get(HEAD..).unwrap_or_default();
+    let mut out = Vec::with_capacity(frame.len());
+    message(&mut out, b'E', |body| {
+        while let Some((&kind, after)) = rest.split_first() {
+            let Some((value, after)) = split_cstring(after) else { break };
+            rest = after;
+            body.push(kind);
+            cstring(body, if matches!(kind, b'S' | b'V') { b"ERROR" } else { value });
+        }
+        body.push(0);
+    });
+    out
+}
+
 /// Name and value of a whole ParameterStatus frame.
 pub fn parameter_status(frame: &[u8]) -> Option<(&str, &str)> {
     let (name, rest) = split_cstring(frame.get(HEAD..)?)?;
@@ -217,6 +233,15 @@ mod tests {
         assert!(!f.is_fatal());
         assert!(fields(b"E\0\0\0\x0cSFATAL\0\0").is_fatal());
         assert_eq!(fields(b"E\0\0"), Fields::default());
+    }
+
+    #[test]
+    fn a_fatal_error_of_a_server_becomes_an_error() {
+        let mut frame = Vec::new();
+        message(&mut frame, b'E', |b| b.extend_from_slice(b"SFATAL\0VFATAL\0C3D000\0Mno such database\0\0"));
+        let error = as_error(&frame);
+        let f = fields(&error);
+        assert_eq!((f.severity, f.code, f.message), (&b"ERROR"[..], &b"3D000"[..], &b"no such database"[..]));
     }
 
     #[test]

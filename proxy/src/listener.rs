@@ -1,0 +1,286 @@
+//! Accepting clients, and starting and stopping the workers.
+//!
+//! One thread accepts and hands each socket to the worker with the fewest sessions; it also sums up what the workers
+//! do. Work is done on the workers' threads only.
+
+use crate::auth::userlist::{LoadUserlistError, Userlist};
+use crate::catalog::{self, Catalogs, ReadPasswordError};
+use crate::config::Config;
+use crate::http::{Status, WorkerStatus};
+use crate::metrics::{Metrics, Totals};
+use crate::pool::{Limits, PoolKey};
+use crate::worker::{self, Board, Inbound, Shared, ToWorker, Worker};
+use cluster::lag::LagSnapshot;
+use cluster::topology::{ProxyState, Topology};
+use cluster::{Clock, Term};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc, watch};
+
+/// Messages on their way to one worker; more is lost, which closes a client or a connection.
+const QUEUE: usize = 4096;
+/// Connections that wait in the kernel to be accepted.
+const BACKLOG: i32 = 1024;
+/// How often sums are shown.
+const TICK: Duration = Duration::from_millis(100);
+/// The pause after a failed accept: out of descriptors, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the proxy acts on.
+pub struct Inputs {
+    /// Who accepts writes.
+    pub topology: watch::Receiver<Topology>,
+    /// How far the standbys are.
+    pub lag: watch::Receiver<Arc<LagSnapshot>>,
+}
+
+/// Why the proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {addr} (proxy.listen)")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The userlist cannot be used.
+    #[error("cannot read the userlist (proxy.userlist)")]
+    Userlist(#[from] LoadUserlistError),
+    /// The monitoring user's password cannot be read.
+    #[error("cannot read the monitoring user's password")]
+    Password(#[from] ReadPasswordError),
+    /// A metric is registered twice.
+    #[error("cannot register the proxy's metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// A thread or its runtime cannot be made.
+    #[error("cannot start a worker")]
+    Thread(#[source] std::io::Error),
+}
+
+/// A running proxy. Dropping it stops accepting and ends all sessions.
+pub struct Handle {
+    /// What all workers act on, for the manager.
+    pub state: watch::Receiver<ProxyState>,
+    /// Where clients connect.
+    pub addr: SocketAddr,
+    shared: Arc<Shared>,
+    topology: watch::Receiver<Topology>,
+    accepting: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Start the proxy: as many worker threads as configured, and one that accepts.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) -> Result<Handle, StartError> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let count = config.workers.unwrap_or(cores);
+    let listen = |source| StartError::Listen { addr: config.listen, source };
+    let socket = bind(config.listen).map_err(listen)?;
+    let addr = socket.local_addr().map_err(listen)?;
+    let userlist = Userlist::load(&config.userlist)?;
+    let metrics = Metrics::register(registry)?;
+    let reading = catalog::Settings::from_config(&config)?;
+    let acceptor = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    let catalogs = Catalogs::new(reading, inputs.topology.clone(), acceptor.handle().clone());
+    let (peers, messages): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
+    let peers = Arc::new(peers);
+    let (stop, stopped) = watch::channel(false);
+    let (accepting, accepts) = watch::channel(true);
+    let shared = Arc::new(Shared {
+        userlist,
+        mock_secret: rand::random(),
+        catalogs,
+        limits: Arc::new(limits(config.pool_size, &peers)),
+        peers,
+        boards: (0..count).map(|_| Board::default()).collect(),
+        clients: AtomicUsize::new(0),
+        held_bytes: AtomicU64::new(0),
+        stopping: AtomicBool::new(false),
+        applied: Notify::new(),
+        metrics,
+        config,
+    });
+    let mut threads = Vec::with_capacity(count + 1);
+    for (index, messages) in messages.into_iter().enumerate() {
+        let (topology, lag) = (inputs.topology.clone(), inputs.lag.clone());
+        let inbound = Inbound { messages, topology, lag, stop: stopped.clone() };
+        threads.push(spawn_worker(index, shared.clone(), inbound)?);
+    }
+    let (publish, state) = watch::channel(state_of(&shared));
+    let (all, lag, topology) = (shared.clone(), inputs.lag, inputs.topology.clone());
+    let thread = std::thread::Builder::new().name("proxy-accept".to_owned()).spawn(move || {
+        acceptor.block_on(async {
+            let Ok(listener) = TcpListener::from_std(socket) else { return };
+            tokio::join!(accept(listener, &all, accepts), publish_state(&all, publish, lag, stopped));
+        });
+    });
+    threads.push(thread.map_err(StartError::Thread)?);
+    tracing::info!(%addr, workers = count, "proxy listens");
+    Ok(Handle { state, addr, shared, topology, accepting, stop, threads })
+}
+
+fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn limits(size: usize, peers: &Arc<Vec<mpsc::Sender<ToWorker>>>) -> Limits {
+    let ways = peers.clone();
+    let wake = Arc::new(move |worker: usize, key: &PoolKey| {
+        // A full queue means a busy worker: its own releases serve its waiters.
+        let _ = ways[worker].try_send(ToWorker::Room(key.clone()));
+    });
+    Limits::new(size, peers.len(), wake)
+}
+
+fn spawn_worker(index: usize, shared: Arc<Shared>, inbound: Inbound) -> Result<JoinHandle<()>, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    let work = move || {
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async move {
+            let worker = Worker::new(index, shared);
+            worker::run(worker, inbound).await;
+        });
+    };
+    std::thread::Builder::new().name(format!("proxy-{index}")).spawn(work).map_err(StartError::Thread)
+}
+
+async fn accept(listener: TcpListener, shared: &Shared, mut accepts: watch::Receiver<bool>) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = accepts.wait_for(|accepting| !*accepting) => return,
+        };
+        let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a client");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let sessions = |i: &usize| shared.boards[*i].sessions.load(Ordering::SeqCst);
+        let worker = (0..shared.boards.len()).min_by_key(sessions).expect("there is at least one worker");
+        // Twice the limit of clients may be connected while the surplus is being told so.
+        let surplus = shared.clients.load(Ordering::SeqCst) >= shared.config.max_client_connections.saturating_mul(2);
+        if surplus {
+            continue;
+        }
+        shared.clients.fetch_add(1, Ordering::SeqCst);
+        shared.boards[worker].sessions.fetch_add(1, Ordering::SeqCst);
+        if shared.peers[worker].try_send(ToWorker::Client(stream)).is_err() {
+            shared.clients.fetch_sub(1, Ordering::SeqCst);
+            shared.boards[worker].sessions.fetch_sub(1, Ordering::SeqCst);
+            tracing::warn!(worker, "worker takes no more clients, one was refused");
+        }
+    }
+}
+
+fn state_of(shared: &Shared) -> ProxyState {
+    // The oldest view of any worker is what the whole process can be relied on to act on.
+    let oldest = shared.boards.iter().map(Board::applied).min_by_key(|a| (a.term, a.revision)).unwrap_or_default();
+    ProxyState { term: oldest.term, gate: oldest.gate, busy: shared.boards.iter().map(Board::busy).sum() }
+}
+
+async fn publish_state(
+    shared: &Shared,
+    publish: watch::Sender<ProxyState>,
+    lag: watch::Receiver<Arc<LagSnapshot>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shared.applied.notified() => {}
+            _ = tick.tick() => {
+                shared.metrics.show(&totals(shared));
+                let snapshot = lag.borrow().clone();
+                let now = Clock.now();
+                let known = snapshot.standbys.iter().filter_map(|s| Some((s, s.staleness_at(now).ok()?)));
+                shared.metrics.show_staleness(known.map(|(s, staleness)| (s.node.as_str(), staleness.as_secs_f64())));
+            }
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        let state = state_of(shared);
+        publish.send_if_modified(|old| std::mem::replace(old, state) != state);
+    }
+}
+
+fn totals(shared: &Shared) -> Totals {
+    let mut sum = Totals::default();
+    shared.boards.iter().for_each(|board| sum += board.totals());
+    sum
+}
+
+impl Handle {
+    /// What `/status` shows.
+    pub fn status(&self) -> Status {
+        let topology = self.topology.borrow();
+        let gate = topology.gate_at(Clock.now());
+        let workers = self.shared.boards.iter().map(|board| {
+            let applied = board.applied();
+            WorkerStatus { term: applied.term, gate: applied.gate.as_str(), totals: board.totals() }
+        });
+        Status {
+            listen: self.addr,
+            term: topology.term,
+            gate: gate.as_str(),
+            primary: topology.primary.as_ref().map(|p| p.node.clone()),
+            clients: self.shared.clients.load(Ordering::Relaxed),
+            held_bytes: self.shared.held_bytes.load(Ordering::Relaxed),
+            totals: totals(&self.shared),
+            workers: workers.collect(),
+        }
+    }
+
+    /// Stop accepting, refuse new transactions, wait up to `bound` for the running ones, then end all sessions.
+    pub async fn drain(self, bound: Duration) {
+        self.accepting.send_replace(false);
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        let quiet = async {
+            let mut state = self.state.clone();
+            // The publisher is gone only when the process is on its way down already.
+            let _ = state.wait_for(|s| s.busy == 0).await;
+        };
+        if tokio::time::timeout(bound, quiet).await.is_err() {
+            let busy = self.state.borrow().busy;
+            tracing::warn!(busy, waited = ?bound, "transactions still run, their sessions are ended");
+        }
+        self.stop.send_replace(true);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.accepting.send_replace(false);
+        self.stop.send_replace(true);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+/// The term in force, for logs.
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let term: Term = self.state.borrow().term;
+        f.debug_struct("Handle").field("addr", &self.addr).field("term", &term).finish_non_exhaustive()
+    }
+}

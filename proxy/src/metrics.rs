@@ -1,0 +1,247 @@
+//! What the proxy counts. Each worker counts for itself and hands its sums over ten times a second, so that no
+//! statement touches memory that another worker writes.
+
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    local::LocalHistogram,
+};
+use std::cell::{Cell, RefCell};
+
+/// The process's metrics.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    queries: IntCounterVec,
+    checkout_wait: Histogram,
+    errors: IntCounterVec,
+    in_doubt: IntCounter,
+    retries: IntCounter,
+    server_losses: IntCounter,
+    connects: IntCounterVec,
+    logins: IntCounterVec,
+    sessions: IntGauge,
+    held: IntGauge,
+    servers: IntGaugeVec,
+    standby_staleness: GaugeVec,
+}
+
+impl Metrics {
+    /// Create and register.
+    ///
+    /// # Errors
+    /// A metric of that name is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counters = |name, help, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let gauges = |name, help, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
+        let buckets = prometheus::exponential_buckets(0.000_1, 4.0, 10)?;
+        let wait = HistogramOpts::new("pgtenure_proxy_checkout_wait_seconds", "Wait for a server connection");
+        let metrics = Self {
+            queries: counters(
+                "pgtenure_proxy_queries_total",
+                "Units of statements sent, by target and by why they went there",
+                &["target", "reason"],
+            )?,
+            checkout_wait: Histogram::with_opts(wait.buckets(buckets))?,
+            errors: counters(
+                "pgtenure_proxy_errors_total",
+                "Errors told to clients, by SQLSTATE class and by who reported them",
+                &["class", "source"],
+            )?,
+            in_doubt: IntCounter::new("pgtenure_proxy_in_doubt_total", "Statements answered 08007")?,
+            retries: IntCounter::new("pgtenure_proxy_retries_total", "Reads that were run again elsewhere")?,
+            server_losses: IntCounter::new(
+                "pgtenure_proxy_server_losses_total",
+                "Server connections lost while a session held them",
+            )?,
+            connects: counters(
+                "pgtenure_proxy_server_connects_total",
+                "Attempts to connect to a server, by result",
+                &["result"],
+            )?,
+            logins: counters("pgtenure_proxy_logins_total", "Client logins, by result", &["result"])?,
+            sessions: IntGauge::new("pgtenure_proxy_sessions", "Client sessions")?,
+            held: IntGauge::new("pgtenure_proxy_held_statements", "Statements held or waiting for a server")?,
+            servers: gauges("pgtenure_proxy_servers", "Server connections, by role and state", &["role", "state"])?,
+            standby_staleness: GaugeVec::new(
+                Opts::new(
+                    "pgtenure_proxy_standby_staleness_seconds",
+                    "Replay lag plus age of the sample, as routing sees it",
+                ),
+                &["node"],
+            )?,
+        };
+        for collector in metrics.collectors() {
+            registry.register(collector)?;
+        }
+        Ok(metrics)
+    }
+
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        vec![
+            Box::new(self.queries.clone()),
+            Box::new(self.checkout_wait.clone()),
+            Box::new(self.errors.clone()),
+            Box::new(self.in_doubt.clone()),
+            Box::new(self.retries.clone()),
+            Box::new(self.server_losses.clone()),
+            Box::new(self.connects.clone()),
+            Box::new(self.logins.clone()),
+            Box::new(self.sessions.clone()),
+            Box::new(self.held.clone()),
+            Box::new(self.servers.clone()),
+            Box::new(self.standby_staleness.clone()),
+        ]
+    }
+
+    /// Show the sums over all workers.
+    pub fn show(&self, totals: &Totals) {
+        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.sessions.set(int(totals.sessions));
+        self.held.set(int(totals.held));
+        for (role, state, n) in [
+            ("primary", "idle", totals.primary_idle),
+            ("primary", "in_use", totals.primary_in_use),
+            ("standby", "idle", totals.standby_idle),
+            ("standby", "in_use", totals.standby_in_use),
+        ] {
+            self.servers.with_label_values(&[role, state]).set(int(n));
+        }
+    }
+
+    /// Show the staleness of every standby whose lag is known; the others are absent.
+    pub fn show_staleness<'a>(&self, known: impl Iterator<Item = (&'a str, f64)>) {
+        self.standby_staleness.reset();
+        for (node, seconds) in known {
+            self.standby_staleness.with_label_values(&[node]).set(seconds);
+        }
+    }
+}
+
+/// Gauges of one worker, or of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Totals {
+    /// Client sessions.
+    pub sessions: u64,
+    /// Statements held or waiting for a server.
+    pub held: u64,
+    /// Sessions in a transaction on the primary or with a statement in flight there.
+    pub busy: u64,
+    /// Idle connections to the primary.
+    pub primary_idle: u64,
+    /// Connections to the primary that serve a session.
+    pub primary_in_use: u64,
+    /// Idle connections to standbys.
+    pub standby_idle: u64,
+    /// Connections to standbys that serve a session.
+    pub standby_in_use: u64,
+}
+
+impl std::ops::AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.sessions += other.sessions;
+        self.held += other.held;
+        self.busy += other.busy;
+        self.primary_idle += other.primary_idle;
+        self.primary_in_use += other.primary_in_use;
+        self.standby_idle += other.standby_idle;
+        self.standby_in_use += other.standby_in_use;
+    }
+}
+
+/// Who reported an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A server; it was passed on.
+    Server,
+    /// The proxy.
+    Proxy,
+}
+
+/// What one worker counts.
+#[derive(Debug)]
+pub struct Counts {
+    shared: Metrics,
+    wait: RefCell<LocalHistogram>,
+    queries: RefCell<Vec<(&'static str, &'static str, u64)>>,
+    errors: RefCell<Vec<([u8; 2], Source, u64)>>,
+    /// Statements answered 08007.
+    pub in_doubt: Cell<u64>,
+    /// Reads run again elsewhere.
+    pub retries: Cell<u64>,
+    /// Server connections lost while a session held them.
+    pub server_losses: Cell<u64>,
+}
+
+impl Counts {
+    /// Counters of one worker, to be added to `shared`.
+    pub fn new(shared: &Metrics) -> Self {
+        Self {
+            wait: RefCell::new(shared.checkout_wait.local()),
+            shared: shared.clone(),
+            queries: RefCell::default(),
+            errors: RefCell::default(),
+            in_doubt: Cell::default(),
+            retries: Cell::default(),
+            server_losses: Cell::default(),
+        }
+    }
+
+    /// A unit was sent to `target` because of `reason`.
+    pub fn query(&self, target: &'static str, reason: &'static str) {
+        let mut queries = self.queries.borrow_mut();
+        match queries.iter_mut().find(|(t, r, _)| std::ptr::eq(*t, target) && std::ptr::eq(*r, reason)) {
+            Some((_, _, n)) => *n += 1,
+            None => queries.push((target, reason, 1)),
+        }
+    }
+
+    /// A server connection was got after so long.
+    pub fn waited(&self, wait: std::time::Duration) {
+        self.wait.borrow_mut().observe(wait.as_secs_f64());
+    }
+
+    /// A client was told an error of this SQLSTATE class.
+    pub fn error(&self, class: [u8; 2], source: Source) {
+        let mut errors = self.errors.borrow_mut();
+        // Servers can invent classes; there is room for all of PostgreSQL's.
+        let room = errors.len() < 200;
+        match errors.iter_mut().find(|(c, s, _)| *c == class && *s == source) {
+            Some((_, _, n)) => *n += 1,
+            None if room => errors.push((class, source, 1)),
+            None => {}
+        }
+    }
+
+    /// An attempt to connect to a server ended.
+    pub fn connect(&self, ok: bool) {
+        self.shared.connects.with_label_values(&[if ok { "ok" } else { "failed" }]).inc();
+    }
+
+    /// A client's login ended.
+    pub fn login(&self, result: &'static str) {
+        self.shared.logins.with_label_values(&[result]).inc();
+    }
+
+    /// Hand the sums over.
+    pub fn flush(&self) {
+        self.wait.borrow_mut().flush();
+        for (target, reason, n) in self.queries.borrow_mut().iter_mut().filter(|(_, _, n)| *n > 0) {
+            self.shared.queries.with_label_values(&[*target, *reason]).inc_by(std::mem::take(n));
+        }
+        for (class, source, n) in self.errors.borrow_mut().iter_mut().filter(|(_, _, n)| *n > 0) {
+            let source = match source {
+                Source::Server => "server",
+                Source::Proxy => "proxy",
+            };
+            let class = String::from_utf8_lossy(&class[..]);
+            self.shared.errors.with_label_values(&[class.as_ref(), source]).inc_by(std::mem::take(n));
+        }
+        self.shared.in_doubt.inc_by(self.in_doubt.take());
+        self.shared.retries.inc_by(self.retries.take());
+        self.shared.server_losses.inc_by(self.server_losses.take());
+    }
+}
+
+/// Add one to a cell.
+pub fn bump(cell: &Cell<u64>) {
+    cell.set(cell.get() + 1);
+}

@@ -1,0 +1,282 @@
+//! Taking a server connection and giving it back.
+
+use crate::pool::{Identity, Limit, Limits, Permit, PoolKey};
+use crate::session::server::Server;
+use cluster::topology::Topology;
+use cluster::{Instant, NodeId, Role};
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// A waiter of another worker is served first when it has waited this much longer: moving a connection costs more
+/// than a short wait.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// What a checkout yields.
+pub enum Checkout {
+    /// An idle connection.
+    Ready(Server),
+    /// A place for a new one.
+    Open(Permit),
+    /// Neither: wait in the queue.
+    Full,
+}
+
+/// What a waiter gets.
+pub enum Offer {
+    /// A connection.
+    Server(Server),
+    /// There may be a place for a new connection: check out again, and wait at the head of the queue if not.
+    TryAgain,
+}
+
+struct Waiter {
+    since: Instant,
+    give: oneshot::Sender<Offer>,
+}
+
+/// One worker's part of a pool.
+pub struct Pool {
+    /// Whose connections these are.
+    pub key: PoolKey,
+    /// The limit shared with the other workers.
+    pub limit: Arc<Limit>,
+    worker: usize,
+    idle: RefCell<Vec<Server>>,
+    waiters: RefCell<VecDeque<Waiter>>,
+    /// Hand a connection over to another worker.
+    hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
+    /// Ask another worker for one.
+    ask: Rc<dyn Fn(usize, PoolKey)>,
+}
+
+impl Pool {
+    /// Take a connection, or a place for one.
+    pub fn checkout(&self) -> Checkout {
+        while let Some(server) = self.take_idle() {
+            if still_silent(&server) {
+                return Checkout::Ready(server);
+            }
+        }
+        self.limit.permit().map_or(Checkout::Full, Checkout::Open)
+    }
+
+    fn take_idle(&self) -> Option<Server> {
+        let mut idle = self.idle.borrow_mut();
+        let server = idle.pop()?;
+        self.limit.show_idle(self.worker, idle.len());
+        Some(server)
+    }
+
+    /// Queue for a connection since `since`; those that began earlier are served earlier.
+    pub fn wait(self: &Rc<Self>, since: Instant) -> Wait {
+        let (give, take) = oneshot::channel();
+        {
+            let mut waiters = self.waiters.borrow_mut();
+            let at = waiters.iter().rposition(|w| w.since <= since).map_or(0, |i| i + 1);
+            waiters.insert(at, Waiter { since, give });
+        }
+        self.limit.count_waiter(true);
+        self.show_oldest();
+        // Announced first, looked second: who gives back at this moment sees us, or we see it.
+        if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
+            (self.ask)(worker, self.key.clone());
+        }
+        Wait { pool: self.clone(), take }
+    }
+
+    /// Give a connection back, or one that came from another worker.
+    pub fn give(&self, server: Server) {
+        let Some(server) = self.serve_waiter(server) else { return };
+        {
+            let mut idle = self.idle.borrow_mut();
+            idle.push(server);
+            self.limit.show_idle(self.worker, idle.len());
+        }
+        if self.limit.waited_for()
+            && let Some(server) = self.take_idle()
+            && let Some(server) = self.serve_waiter(server)
+        {
+            let mut idle = self.idle.borrow_mut();
+            idle.push(server);
+            self.limit.show_idle(self.worker, idle.len());
+        }
+    }
+
+    fn serve_waiter(&self, mut server: Server) -> Option<Server> {
+        if !self.limit.waited_for() {
+            return Some(server);
+        }
+        let mine = self.waiters.borrow().front().map(|w| w.since);
+        if let Some((worker, since)) = self.limit.oldest_elsewhere(self.worker)
+            && mine.is_none_or(|mine| Instant::from_nanos(since) + PATIENCE < mine)
+        {
+            (self.hand_over)(worker, self.key.clone(), server);
+            return None;
+        }
+        loop {
+            let Some(waiter) = self.waiters.borrow_mut().pop_front() else { return Some(server) };
+            self.show_oldest();
+            match waiter.give.send(Offer::Server(server)) {
+                Ok(()) => return None,
+                Err(Offer::Server(back)) => server = back,
+                Err(Offer::TryAgain) => unreachable!("a server was offered"),
+            }
+        }
+    }
+
+    /// Another worker asks: let one idle connection go.
+    pub fn asked_by(&self, worker: usize) {
+        if let Some(server) = self.take_idle() {
+            (self.hand_over)(worker, self.key.clone(), server);
+        }
+    }
+
+    /// A place has become free: let the first waiter try.
+    pub fn room(&self) {
+        loop {
+            let Some(waiter) = self.waiters.borrow_mut().pop_front() else { return };
+            self.show_oldest();
+            if waiter.give.send(Offer::TryAgain).is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn show_oldest(&self) {
+        let oldest = self.waiters.borrow().front().map(|w| w.since.as_nanos());
+        self.limit.show_oldest(self.worker, oldest);
+    }
+
+    /// Close idle connections that `keep` does not want.
+    pub fn retain_idle(&self, keep: impl FnMut(&mut Server) -> bool) {
+        let mut gone = Vec::new();
+        {
+            let (mut idle, mut keep) = (self.idle.borrow_mut(), keep);
+            let mut i = 0;
+            while i < idle.len() {
+                if keep(&mut idle[i]) {
+                    i += 1;
+                } else {
+                    gone.push(idle.remove(i));
+                }
+            }
+            self.limit.show_idle(self.worker, idle.len());
+        }
+        // Dropped here: freeing a place may wake a waiter of this very pool.
+        drop(gone);
+    }
+
+    /// Idle connections here.
+    pub fn idle(&self) -> usize {
+        self.idle.borrow().len()
+    }
+
+    /// Waiters here.
+    pub fn waiting(&self) -> usize {
+        self.waiters.borrow().len()
+    }
+}
+
+/// A place in the queue; dropping it leaves the queue.
+pub struct Wait {
+    pool: Rc<Pool>,
+    take: oneshot::Receiver<Offer>,
+}
+
+impl Wait {
+    /// Wait. Cancel-safe: a connection that was given and not taken is closed with the `Wait`.
+    pub async fn offer(&mut self) -> Offer {
+        (&mut self.take).await.unwrap_or(Offer::TryAgain)
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        self.take.close();
+        self.pool.limit.count_waiter(false);
+        // What was given at the last moment goes to the next.
+        match self.take.try_recv() {
+            Ok(Offer::Server(server)) => self.pool.give(server),
+            Ok(Offer::TryAgain) => self.pool.room(),
+            Err(_) => self.pool.waiters.borrow_mut().retain(|w| !w.give.is_closed()),
+        }
+        self.pool.show_oldest();
+    }
+}
+
+/// An idle server has nothing to say; what it says is the end of the connection, or a change of its settings. Costs a
+/// system call only when something has come.
+pub(super) fn still_silent(server: &Server) -> bool {
+    let mut byte = [0];
+    matches!(server.stream.try_read(&mut byte), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+/// May a connection of that node, made when it had `role` in `term`, serve under `topology`?
+pub fn still_valid(node: &NodeId, role: Role, term: cluster::Term, topology: &Topology) -> bool {
+    match role {
+        Role::Primary => topology.primary.as_ref().is_some_and(|p| &p.node == node) && topology.term == term,
+        Role::Standby => topology.standbys.iter().any(|s| &s.node == node && !s.fenced),
+    }
+}
+
+/// All pools of one worker.
+pub struct Pools {
+    worker: usize,
+    limits: Arc<Limits>,
+    pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
+    hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
+    ask: Rc<dyn Fn(usize, PoolKey)>,
+}
+
+impl Pools {
+    /// `hand_over` and `ask` reach the other workers.
+    pub fn new(
+        worker: usize,
+        limits: Arc<Limits>,
+        hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
+        ask: Rc<dyn Fn(usize, PoolKey)>,
+    ) -> Self {
+        Self { worker, limits, pools: RefCell::default(), hand_over, ask }
+    }
+
+    /// The pool of that key.
+    pub fn of(&self, node: &NodeId, identity: &Arc<Identity>) -> Rc<Pool> {
+        let key = PoolKey { node: node.clone(), identity: identity.clone() };
+        let new = |key: &PoolKey| {
+            Rc::new(Pool {
+                key: key.clone(),
+                limit: self.limits.of(key),
+                worker: self.worker,
+                idle: RefCell::default(),
+                waiters: RefCell::default(),
+                hand_over: self.hand_over.clone(),
+                ask: self.ask.clone(),
+            })
+        };
+        let mut pools = self.pools.borrow_mut();
+        if let Some(pool) = pools.get(&key) {
+            return pool.clone();
+        }
+        let pool = new(&key);
+        pools.insert(key, pool.clone());
+        pool
+    }
+
+    /// Every pool. A copy of the list, so that pools may change while it is walked.
+    pub fn all(&self) -> Vec<Rc<Pool>> {
+        let mut all: Vec<_> = self.pools.borrow().values().cloned().collect();
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        all
+    }
+
+    /// Forget pools that nothing is left of.
+    pub fn sweep(&self) {
+        let unused = |p: &Rc<Pool>| Rc::strong_count(p) == 1 && p.idle() == 0 && p.waiting() == 0;
+        self.pools.borrow_mut().retain(|_, p| !unused(p));
+        self.limits.sweep();
+    }
+}

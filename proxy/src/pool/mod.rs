@@ -1,0 +1,36 @@
+//! Server connections, per worker; their number, per process.
+//!
+//! A pool is keyed by node, database, user and startup parameters. Its connections belong to the worker that made
+//! them; the limit is shared through a few atomics that are touched when a connection is opened, closed, given back
+//! or waited for. While the limit is reached, a connection that is given back where nobody waits moves to the worker
+//! where somebody does.
+
+pub mod checkout;
+pub mod health;
+pub mod limit;
+
+pub use checkout::{Checkout, Offer, Pool, Pools};
+pub use limit::{Limit, Limits, Permit};
+
+use cluster::NodeId;
+use std::sync::Arc;
+
+/// Who logs in, where to, with which settings: what a server connection cannot change for another client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    /// Database.
+    pub database: String,
+    /// User.
+    pub user: String,
+    /// Startup parameters, by name.
+    pub parameters: Vec<(String, String)>,
+}
+
+/// A pool's key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolKey {
+    /// The node.
+    pub node: NodeId,
+    /// Who and where to.
+    pub identity: Arc<Identity>,
+}

@@ -1,0 +1,292 @@
+//! The client's bytes cut into units: a Query, a FunctionCall, or extended messages up to their Sync.
+//!
+//! A unit is what is routed, held and answered for as a whole. It is scanned before a server is chosen, so nothing is
+//! changed here; [`super::translate`] writes it for the server that was chosen.
+
+use crate::session::outcome::Record;
+use crate::session::state::Pins;
+use crate::session::statements::ClientStatements;
+use crate::sql::{Access, Control, Statement};
+use crate::wire::codec::{Head, head};
+use crate::wire::error_response::ClientError;
+use crate::wire::frontend::{self, Subject};
+
+/// What nothing is known about: it may do anything.
+const OPAQUE: Statement = Statement { access: Access::Write, control: Control::None, may_commit: true, pin: None };
+
+/// Limits on what is buffered.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A unit is sent in parts to the primary when it grows beyond this, bytes.
+    pub unit: usize,
+    /// A Query or Parse is read whole, to be classified, up to this, bytes.
+    pub text: usize,
+}
+
+/// What scanning needs to know of the session.
+pub struct Context<'a> {
+    /// The client's statements.
+    pub statements: &'a ClientStatements,
+    /// The classifier, with the functions and lexical rules in force.
+    pub classify: &'a dyn Fn(&[u8]) -> Statement,
+    /// What the open unit did so far.
+    pub open: Option<Record>,
+    /// A portal bound earlier in this transaction may commit when it is executed.
+    pub portal_may_commit: bool,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// A unit, or the part of one that has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unit {
+    /// Bytes of input that belong to it.
+    pub len: usize,
+    /// It ends with what owes a ReadyForQuery.
+    pub complete: bool,
+    /// It ends with a Flush: answers are wanted before its Sync.
+    pub flush: bool,
+    /// Bytes of its last message that have not come yet.
+    pub tail_left: usize,
+    /// What it does, the open part before it included.
+    pub record: Record,
+    /// Proven reads only, so a standby may serve it.
+    pub read: bool,
+    /// It binds the session to its server.
+    pub pins: Pins,
+    /// It drops all prepared statements.
+    pub forgets: bool,
+    /// It binds a portal that may commit.
+    pub binds_commit: bool,
+    /// Statements it executes, saturating.
+    pub statements: u32,
+}
+
+/// What the input starts with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// A unit, or as much of one as may be sent.
+    Unit(Unit),
+    /// Not enough to tell.
+    More,
+    /// Copy messages outside a COPY: this many bytes are to be thrown away, which may not all have come.
+    Ignore(usize),
+    /// Terminate.
+    Terminate,
+    /// The client broke the protocol; the connection ends.
+    Violation(ClientError),
+}
+
+struct Scanner<'a> {
+    cx: &'a Context<'a>,
+    input: &'a [u8],
+    unit: Unit,
+    /// Statements parsed in this unit: name and what they do.
+    parsed: Vec<(&'a [u8], Statement)>,
+    /// Portals bound in this unit.
+    bound: Vec<(&'a [u8], Statement)>,
+}
+
+enum Step {
+    Next,
+    End,
+    Refuse(ClientError),
+}
+
+/// Cut the next unit from `input`. What its Parse messages do is appended to `classes`, in order.
+pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Scan {
+    let unit = Unit { record: cx.open.unwrap_or_default(), read: cx.open.is_none(), ..Unit::default() };
+    let mut s = Scanner { cx, input, unit, parsed: Vec::new(), bound: Vec::new() };
+    loop {
+        let at = s.unit.len;
+        let head = match frame_head(&input[at..]) {
+            Ok(Some(head)) => head,
+            Ok(None) => return s.incomplete(at),
+            Err(error) => return Scan::Violation(error),
+        };
+        match head.kind {
+            b'X' if at == 0 => return Scan::Terminate,
+            b'd' | b'c' | b'f' if at == 0 => return Scan::Ignore(head.total),
+            b'X' => return Scan::Unit(s.unit),
+            _ => {}
+        }
+        let step = match input.get(at..at + head.total) {
+            Some(frame) => s.whole(head, frame, classes),
+            None if s.must_wait(head, at) => return s.incomplete(at),
+            None => s.part(head, &input[at..], classes),
+        };
+        match step {
+            Step::Next => {}
+            Step::End => return Scan::Unit(s.unit),
+            Step::Refuse(error) => return Scan::Violation(error),
+        }
+    }
+}
+
+/// The head of the client's next frame, checked against what clients may send.
+///
+/// # Errors
+/// The protocol violation to report.
+pub fn frame_head(input: &[u8]) -> Result<Option<Head>, ClientError> {
+    if let Some(&kind) = input.first() {
+        let Some(limit) = frontend::limit(kind) else {
+            return Err(ClientError::ProtocolViolation { what: format!("invalid frontend message type {kind}") });
+        };
+        return match head(input) {
+            Ok(Some(h)) if h.total > limit + 1 => {
+                Err(ClientError::MessageTooLong { length: h.total as u64, limit: limit as u64 })
+            }
+            Ok(h) => Ok(h),
+            Err(bad) => Err(ClientError::ProtocolViolation { what: format!("invalid message length {}", bad.length) }),
+        };
+    }
+    Ok(None)
+}
+
+impl<'a> Scanner<'a> {
+    fn incomplete(self, at: usize) -> Scan {
+        // A unit that is being sent goes on as it comes; one that grows too long starts.
+        let begun = self.cx.open.is_some();
+        if at > 0 && (begun || at >= self.cx.limits.unit) {
+            return Scan::Unit(Unit { read: false, ..self.unit });
+        }
+        Scan::More
+    }
+
+    fn must_wait(&self, head: Head, at: usize) -> bool {
+        let here = self.input.len() - at;
+        match head.kind {
+            b'Q' | b'P' => head.total <= self.cx.limits.text || here < self.cx.limits.unit,
+            b'B' => here < self.cx.limits.unit,
+            b'F' => here < self.cx.limits.unit,
+            // A CopyData that nobody reads, or a short message.
+            _ => true,
+        }
+    }
+
+    fn whole(&mut self, head: Head, frame: &'a [u8], classes: &mut Vec<Statement>) -> Step {
+        self.unit.len += head.total;
+        match head.kind {
+            b'Q' => {
+                let Some(sql) = frontend::query(frame) else { return malformed("Query") };
+                let class = (self.cx.classify)(sql);
+                classes.push(class);
+                self.execute(class);
+                self.end()
+            }
+            b'P' => {
+                let Some(p) = frontend::parse(frame) else { return malformed("Parse") };
+                let class = (self.cx.classify)(p.sql);
+                classes.push(class);
+                self.parsed.push((p.name, class));
+                self.unit.read &= class.access == Access::Read;
+                Step::Next
+            }
+            b'B' => self.bind(frame),
+            b'D' | b'C' => {
+                let Some(subject) = frontend::subject(frame) else { return malformed("Describe or Close") };
+                if let (b'D', Subject::Statement(name)) = (head.kind, subject) {
+                    let class = self.class(name);
+                    self.unit.read &= class.access == Access::Read;
+                }
+                Step::Next
+            }
+            b'E' => {
+                let Some((portal, _)) = crate::wire::codec::split_cstring(&frame[5..]) else {
+                    return malformed("Execute");
+                };
+                let class = match self.bound.iter().rev().find(|(name, _)| *name == portal) {
+                    Some((_, class)) => *class,
+                    None => Statement { may_commit: self.cx.portal_may_commit, ..OPAQUE },
+                };
+                self.execute(class);
+                Step::Next
+            }
+            b'F' => {
+                self.execute(Statement { may_commit: false, ..OPAQUE });
+                self.end()
+            }
+            b'S' => self.end(),
+            b'H' => {
+                self.unit.flush = true;
+                Step::End
+            }
+            // Copy messages inside a unit: thrown away by translate, as the server would.
+            _ => Step::Next,
+        }
+    }
+
+    /// A message that is too long to be read whole: what is there goes out, the rest follows as it comes.
+    fn part(&mut self, head: Head, here: &'a [u8], classes: &mut Vec<Statement>) -> Step {
+        self.unit.len += here.len();
+        self.unit.tail_left = head.total - here.len();
+        self.unit.read = false;
+        match head.kind {
+            b'Q' => {
+                let class = Statement { pin: (self.cx.classify)(&here[5..]).pin, ..OPAQUE };
+                classes.push(class);
+                self.execute(class);
+                self.unit.complete = true;
+            }
+            b'P' => {
+                let Some((name, _)) = crate::wire::codec::split_cstring(&here[5..]) else { return malformed("Parse") };
+                if !name.is_empty() {
+                    let (length, limit) = (head.total as u64, self.cx.limits.text as u64);
+                    return Step::Refuse(ClientError::MessageTooLong { length, limit });
+                }
+                classes.push(OPAQUE);
+                self.parsed.push((name, OPAQUE));
+            }
+            b'B' => {
+                if let refused @ Step::Refuse(_) = self.bind(here) {
+                    return refused;
+                }
+            }
+            b'F' => {
+                self.execute(Statement { may_commit: false, ..OPAQUE });
+                self.unit.complete = true;
+            }
+            _ => return malformed("message"),
+        }
+        Step::End
+    }
+
+    fn bind(&mut self, frame: &'a [u8]) -> Step {
+        let Some(b) = frontend::bind(frame) else { return malformed("Bind") };
+        let class = self.class(b.statement);
+        self.unit.binds_commit |= class.may_commit;
+        self.bound.push((b.portal, class));
+        Step::Next
+    }
+
+    fn class(&self, name: &[u8]) -> Statement {
+        let here = self.parsed.iter().rev().find(|(n, _)| *n == name).map(|(_, class)| *class);
+        // An unknown name is an error that the server will report.
+        here.or_else(|| self.cx.statements.class(name)).unwrap_or(Statement { may_commit: false, ..OPAQUE })
+    }
+
+    fn execute(&mut self, class: Statement) {
+        self.unit.record.execute(&class);
+        self.unit.statements = self.unit.statements.saturating_add(1);
+        self.unit.read &= class.access == Access::Read
+            && matches!(class.control, Control::None | Control::Empty)
+            && class.pin.is_none();
+        self.unit.forgets |= matches!(class.control, Control::DeallocateAll | Control::DiscardAll);
+        if let Some(reason) = class.pin {
+            self.unit.pins.add(reason);
+        }
+    }
+
+    fn end(&mut self) -> Step {
+        self.unit.complete = true;
+        Step::End
+    }
+}
+
+fn malformed(what: &str) -> Step {
+    Step::Refuse(ClientError::ProtocolViolation { what: format!("malformed {what} message") })
+}
+
+#[cfg(test)]
+#[path = "batch_tests.rs"]
+mod tests;

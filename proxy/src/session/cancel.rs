@@ -1,0 +1,97 @@
+//! Cancel requests: our own keys, and when a request goes on to a server.
+//!
+//! A key's process number says which worker and which place there; its secret is random. A request reaches the server
+//! only while that client has a statement in flight on it, and the server serves nobody else until the request is
+//! done, for it would hit the next client's statement.
+
+use crate::wire::startup::cancel_request;
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+/// Bits of a process number that hold the worker's index.
+const WORKER_BITS: u32 = 10;
+/// Places a worker has for sessions.
+pub const MAX_PLACES: usize = 1 << (31 - WORKER_BITS);
+
+/// The process number for a place of a worker. Never 0, and positive for clients that read it as signed.
+pub fn pid_of(worker: usize, place: usize) -> u32 {
+    debug_assert!(worker < 1 << WORKER_BITS && place < MAX_PLACES - 1, "both are bounded where they are made");
+    ((place as u32 + 1) << WORKER_BITS) | worker as u32
+}
+
+/// The worker and the place of a process number.
+pub fn place_of(pid: u32) -> Option<(usize, usize)> {
+    let place = (pid >> WORKER_BITS).checked_sub(1)?;
+    Some(((pid & ((1 << WORKER_BITS) - 1)) as usize, place as usize))
+}
+
+/// Equal? Takes the same time whatever differs.
+pub fn same_secret(a: u32, b: u32) -> bool {
+    std::hint::black_box(a ^ b) == 0
+}
+
+/// Cancel requests on their way to one server connection.
+#[derive(Debug, Default)]
+pub struct Cancels {
+    running: Cell<u32>,
+    ended: Notify,
+}
+
+impl Cancels {
+    /// Is any on its way?
+    pub fn running(&self) -> bool {
+        self.running.get() > 0
+    }
+
+    /// Count one more; it ends when [`forward`] does.
+    pub fn begin(self: &Rc<Self>) -> Rc<Self> {
+        self.running.set(self.running.get() + 1);
+        self.clone()
+    }
+
+    /// Wait until none is. Each is bounded, so this is.
+    pub async fn ended(&self) {
+        while self.running() {
+            self.ended.notified().await;
+        }
+    }
+}
+
+/// Send a request to a server and wait until it has been acted on: the server closes the connection then. `cancels`
+/// has counted it already ([`Cancels::begin`]).
+pub async fn forward(peer: SocketAddr, key: (u32, u32), limit: Duration, cancels: Rc<Cancels>) {
+    let talk = async {
+        let mut stream = TcpStream::connect(peer).await?;
+        stream.write_all(&cancel_request(key.0, key.1)).await?;
+        let mut byte = [0];
+        stream.read(&mut byte).await.map(|_| ())
+    };
+    match tokio::time::timeout(limit, talk).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "cancel request failed"),
+        Err(_) => tracing::debug!(%peer, ?limit, "cancel request was not answered in time"),
+    }
+    cancels.running.set(cancels.running.get() - 1);
+    cancels.ended.notify_one();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_number_leads_back_to_its_place() {
+        for (worker, place) in [(0, 0), (1, 0), (1023, MAX_PLACES - 2), (5, 77)] {
+            let pid = pid_of(worker, place);
+            assert_eq!(place_of(pid), Some((worker, place)));
+            assert!(pid > 0 && i32::try_from(pid).is_ok());
+        }
+        assert_eq!(place_of(0), None);
+        assert!(same_secret(7, 7) && !same_secret(7, 8));
+    }
+}

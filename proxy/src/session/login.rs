@@ -1,0 +1,333 @@
+//! From the first byte of a connection to its first ReadyForQuery.
+
+use crate::auth::scram::{Accepted, LoginKeys, ServerSide, Verifier};
+use crate::pool::Identity;
+use crate::route::Causality;
+use crate::session::acquire::{self, NotFound, Want};
+use crate::session::cancel::{pid_of, place_of};
+use crate::session::client::Session;
+use crate::sql::Access;
+use crate::wire::backend::{self, TxStatus};
+use crate::wire::codec::head;
+use crate::wire::error_response::ClientError;
+use crate::wire::startup::{self, Packet, Startup};
+use crate::wire::{frontend, sqlstate::SqlState};
+use crate::worker::{Presence, Settings, ToWorker, Worker};
+use cluster::topology::Gate;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Longest message of a login, bytes: SCRAM messages are far shorter.
+const MAX_MESSAGE: usize = 4096;
+
+/// Why a connection ends before its session begins.
+enum Farewell {
+    /// Nothing is said: the peer is gone, or it only wanted to cancel.
+    Silent,
+    /// FATAL.
+    Error(ClientError),
+    /// The server's own words.
+    Refused(Vec<u8>),
+}
+
+impl From<ClientError> for Farewell {
+    fn from(error: ClientError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<std::io::Error> for Farewell {
+    fn from(_: std::io::Error) -> Self {
+        Self::Silent
+    }
+}
+
+/// Greet a client. `None` when there will be no session; it has been told why.
+pub async fn welcome(w: &Rc<Worker>, stream: TcpStream) -> Option<Session> {
+    let mut greeter = Greeter { w, stream, buf: Vec::new() };
+    if greeter.stream.set_nodelay(true).is_err() {
+        return None;
+    }
+    let limit = w.shared.config.login_timeout;
+    let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
+        Ok(Ok(admitted)) => greeter.admit(admitted).await,
+        Ok(Err(farewell)) => Err(farewell),
+        Err(_) => Err(ClientError::LoginTimeout.into()),
+    };
+    let farewell = match outcome {
+        Ok(session) => {
+            w.counts.login("ok");
+            return session.enter(greeter.stream, greeter.buf);
+        }
+        Err(farewell) => farewell,
+    };
+    let mut out = Vec::new();
+    match farewell {
+        Farewell::Silent => return None,
+        Farewell::Error(error) => {
+            let report = error.report();
+            let result = if report.sqlstate == SqlState::INVALID_PASSWORD { "bad_password" } else { "refused" };
+            w.counts.login(result);
+            tracing::info!(sqlstate = report.sqlstate.as_str(), reason = report.message.as_str(), "login refused");
+            fatal(&error, &mut out);
+        }
+        Farewell::Refused(frame) => {
+            w.counts.login("refused");
+            out = frame;
+        }
+    }
+    // Best effort: the client may have gone.
+    let _ = tokio::time::timeout(limit, greeter.stream.write_all(&out)).await;
+    None
+}
+
+/// An error that ends the connection is FATAL whatever it is for a statement.
+fn fatal(error: &ClientError, out: &mut Vec<u8>) {
+    let mut report = error.report();
+    report.severity = crate::wire::error_response::Severity::Fatal;
+    report.encode(out);
+}
+
+struct Admitted {
+    startup: Startup,
+    keys: LoginKeys,
+}
+
+/// A session that lacks only its socket.
+pub struct Prepared {
+    w: Rc<Worker>,
+    identity: Arc<Identity>,
+    keys: LoginKeys,
+    causality: Rc<RefCell<Causality>>,
+    settings: Arc<Settings>,
+    hello: Vec<u8>,
+}
+
+impl Prepared {
+    fn enter(self, stream: TcpStream, rest: Vec<u8>) -> Option<Session> {
+        let presence = Rc::new(Presence::new(rand::random()));
+        let Some(place) = self.w.places.borrow_mut().enter(presence.clone()) else {
+            tracing::warn!(worker = self.w.index, "no place for another session");
+            return None;
+        };
+        let mut hello = self.hello;
+        backend::write_backend_key(&mut hello, pid_of(self.w.index, place), presence.secret);
+        backend::write_ready(&mut hello, TxStatus::Idle);
+        let functions = self.w.shared.catalogs.table(&self.identity.database);
+        let mut session = Session::new(
+            self.w,
+            (presence, place),
+            stream,
+            (self.identity, self.keys),
+            self.causality,
+            &self.settings,
+            functions,
+        );
+        session.greet(hello, rest);
+        Some(session)
+    }
+}
+
+struct Greeter<'a> {
+    w: &'a Rc<Worker>,
+    stream: TcpStream,
+    buf: Vec<u8>,
+}
+
+impl Greeter<'_> {
+    async fn authenticate(&mut self) -> Result<Admitted, Farewell> {
+        let startup = self.startup().await?;
+        if self.w.shared.stopping.load(Ordering::Relaxed) {
+            return Err(ClientError::ShuttingDown.into());
+        }
+        if startup.user.is_empty() {
+            return Err(ClientError::NoUser.into());
+        }
+        if startup.replication {
+            return Err(ClientError::UnsupportedStartup { feature: "replication connections" }.into());
+        }
+        let clients = self.w.shared.clients.load(Ordering::Relaxed);
+        let limit = self.w.shared.config.max_client_connections;
+        if clients > limit {
+            return Err(ClientError::TooManyClients { limit }.into());
+        }
+        if startup.minor > 0 || !startup.extensions.is_empty() {
+            let mut out = Vec::new();
+            backend::write_negotiate_version(&mut out, &startup.extensions);
+            self.stream.write_all(&out).await?;
+        }
+        let keys = self.scram(&startup.user).await?;
+        Ok(Admitted { startup, keys })
+    }
+
+    /// Read packets up to the StartupMessage. Encryption may be asked for once of each kind.
+    async fn startup(&mut self) -> Result<Startup, Farewell> {
+        let (mut ssl, mut gss) = (false, false);
+        loop {
+            let packet = self.packet().await?;
+            let violation = |what: &str| ClientError::ProtocolViolation { what: what.to_owned() };
+            let parsed = startup::parse(&packet).map_err(|bad| violation(&bad.to_string()))?;
+            match parsed {
+                Packet::Ssl | Packet::GssEnc => {
+                    let asked = if parsed == Packet::Ssl { &mut ssl } else { &mut gss };
+                    if std::mem::replace(asked, true) {
+                        return Err(violation("repeated request for encryption").into());
+                    }
+                    if !self.buf.is_empty() {
+                        return Err(violation("received unencrypted data after a request for encryption").into());
+                    }
+                    self.stream.write_all(b"N").await?;
+                }
+                Packet::Cancel { pid, secret } => {
+                    if let Some((worker, place)) = place_of(pid)
+                        && let Some(peer) = self.w.shared.peers.get(worker)
+                    {
+                        // A full queue loses the request, as a lost packet would.
+                        let _ = peer.try_send(ToWorker::Cancel { place, secret });
+                    }
+                    return Err(Farewell::Silent);
+                }
+                Packet::UnknownVersion { major, minor } => {
+                    return Err(ClientError::UnsupportedProtocol { major, minor }.into());
+                }
+                Packet::Startup(startup) => return Ok(startup),
+            }
+        }
+    }
+
+    async fn packet(&mut self) -> Result<Vec<u8>, Farewell> {
+        loop {
+            let len = startup::packet_len(&self.buf)
+                .map_err(|bad| ClientError::ProtocolViolation { what: bad.to_string() })?;
+            if let Some(len) = len.filter(|&len| self.buf.len() >= len) {
+                return Ok(self.buf.drain(..len).collect());
+            }
+            self.more().await?;
+        }
+    }
+
+    async fn scram(&mut self, user: &str) -> Result<LoginKeys, Farewell> {
+        let shared = &self.w.shared;
+        let known = shared.userlist.verifier(user).cloned();
+        let verifier = known.unwrap_or_else(|| Verifier::mock(user, &shared.mock_secret));
+        let mut exchange = ServerSide::new(verifier, rand::random());
+        let mut out = Vec::new();
+        backend::write_authentication_sasl(&mut out);
+        self.stream.write_all(&out).await?;
+        let violation = |what: String| ClientError::ProtocolViolation { what };
+        let first = self.message().await?;
+        let (mechanism, data) =
+            frontend::sasl_initial(&first).ok_or_else(|| violation("malformed SASLInitialResponse message".into()))?;
+        if mechanism != b"SCRAM-SHA-256" {
+            return Err(violation("client selected an invalid SASL authentication mechanism".into()).into());
+        }
+        let refused = |error: crate::auth::scram::ScramError| match error {
+            crate::auth::scram::ScramError::WrongPassword => ClientError::BadPassword { user: user.to_owned() },
+            other => ClientError::ProtocolViolation { what: other.to_string() },
+        };
+        let answer = exchange.first(data).map_err(refused)?;
+        out.clear();
+        backend::write_sasl_continue(&mut out, &answer);
+        self.stream.write_all(&out).await?;
+        let proof = self.message().await?;
+        let Accepted { server_final, keys } = exchange.finish(&proof[5..]).map_err(refused)?;
+        out.clear();
+        backend::write_sasl_final(&mut out, &server_final);
+        backend::write_authentication_ok(&mut out);
+        self.stream.write_all(&out).await?;
+        Ok(keys)
+    }
+
+    /// The next password message.
+    async fn message(&mut self) -> Result<Vec<u8>, Farewell> {
+        loop {
+            let violation = |what: &str| ClientError::ProtocolViolation { what: what.to_owned() };
+            match head(&self.buf) {
+                Err(_) => return Err(violation("invalid message length").into()),
+                Ok(Some(h)) if h.kind != b'p' => return Err(violation("expected SASL response").into()),
+                Ok(Some(h)) if h.total > MAX_MESSAGE => return Err(violation("SASL response too long").into()),
+                Ok(Some(h)) if self.buf.len() >= h.total => return Ok(self.buf.drain(..h.total).collect()),
+                Ok(_) => self.more().await?,
+            }
+        }
+    }
+
+    async fn more(&mut self) -> Result<(), Farewell> {
+        if self.stream.read_buf(&mut self.buf).await? == 0 {
+            return Err(Farewell::Silent);
+        }
+        Ok(())
+    }
+
+    /// Find out what a server reports to this user, which also proves that the database exists.
+    async fn admit(&mut self, admitted: Admitted) -> Result<Prepared, Farewell> {
+        let Admitted { startup, keys } = admitted;
+        let identity = Identity { database: startup.database, user: startup.user, parameters: startup.parameters };
+        let causality = Rc::new(RefCell::new(Causality::default()));
+        let want = Want {
+            identity: Arc::new(identity),
+            keys,
+            causality,
+            access: Access::Write,
+            avoid: Vec::new(),
+            since: self.w.now(),
+        };
+        let known = self.w.welcomes.borrow().get_key_value(&want.identity).map(|(i, s)| (i.clone(), s.clone()));
+        let (identity, settings) = match known {
+            Some(known) => known,
+            None => {
+                let settings = tokio::select! {
+                    settings = ask(self.w, &want) => settings?,
+                    farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
+                };
+                (want.identity.clone(), settings)
+            }
+        };
+        let mut hello = Vec::with_capacity(1024);
+        for (name, value) in settings.iter() {
+            let value = match name.as_str() {
+                "application_name" => startup.application_name.as_deref().unwrap_or(""),
+                "in_hot_standby" => "off",
+                _ => value,
+            };
+            backend::write_parameter_status(&mut hello, name, value);
+        }
+        let Want { keys, causality, .. } = want;
+        Ok(Prepared { w: self.w.clone(), identity, keys, causality, settings, hello })
+    }
+}
+
+async fn ask(w: &Rc<Worker>, want: &Want) -> Result<Arc<Settings>, Farewell> {
+    if w.gate(w.now()) != Gate::Open
+        && let Some(server) = acquire::any_standby(w, want).await
+    {
+        let settings = server.meta.settings.clone();
+        let pool = w.pools.of(&server.meta.node, &want.identity);
+        pool.give(server);
+        return Ok(settings);
+    }
+    match acquire::find(w, want.clone(), 0).await {
+        Ok(found) => {
+            let settings = found.server.meta.settings.clone();
+            found.pool.give(found.server);
+            Ok(settings)
+        }
+        Err(NotFound::Error(error)) => Err(error.into()),
+        Err(NotFound::Refused(frame)) => Err(Farewell::Refused(frame)),
+    }
+}
+
+/// Returns when the client has gone while it waits. What it sends early is kept, up to a little.
+async fn gone(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Farewell {
+    while buf.len() < MAX_MESSAGE {
+        match stream.read_buf(buf).await {
+            Ok(0) | Err(_) => return Farewell::Silent,
+            Ok(_) => {}
+        }
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,340 @@
+//! A server is gone: the session is told what that means, and goes on.
+//!
+//! [`outcome`](super::outcome) decides; here its answers become messages, one for each unit that was sent. What is
+//! left of a transaction block lives on in the session until the client ends it.
+
+use crate::metrics::bump;
+use crate::session::batch;
+use crate::session::client::{Failure, Loss, Session, Step};
+use crate::session::outcome::{Answer, answers};
+use crate::session::relay::{Entry, Kind, Undo};
+use crate::session::state::{LostBlock, Pins};
+use crate::sql::{Control, LexRules, Statement, classify};
+use crate::wire::backend::{self, TxStatus};
+use crate::wire::error_response::{ClientError, Doubt};
+use crate::wire::frontend::{self, Subject};
+use cluster::{NodeId, Term};
+
+/// Explain a loss to the client. False when the connection cannot go on: the server died within a message that was
+/// too long to be held back, and nothing can be said in the middle of it.
+pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
+    let Some((node, term)) = s.drop_server() else { return true };
+    note(s, &node, term, loss);
+    let (status, delivered, broken) = (s.relay.status, s.relay.delivered(), s.relay.mid_frame());
+    let sent = s.relay.sent();
+    let entries = s.relay.abandon();
+    for undo in std::mem::take(&mut s.relay.undone) {
+        s.undo(undo);
+    }
+    s.to_server.clear();
+    s.server_in = Vec::new();
+    s.rescan = true;
+    s.set_busy(false);
+    if broken {
+        return false;
+    }
+    if let Loss::Refused(_) = loss {
+        s.avoid.push(node.clone());
+        bump(&s.w.counts.retries);
+    }
+    let wrote = std::mem::take(&mut s.wrote);
+    let pins = std::mem::take(&mut s.pins);
+    if !pins.is_empty() {
+        s.lost_pins = Some((node.clone(), pins));
+    }
+    s.relay.status = TxStatus::Idle;
+    let verdicts = answers(status, &sent, delivered);
+    let facts = Facts { node, term, doubt: if loss == Loss::ViewStale { Doubt::ViewStale } else { Doubt::ServerLost } };
+    if verdicts.contains(&Answer::Unknown) || wrote {
+        s.causality.borrow_mut().wrote(s.w.now());
+    }
+    match (sent.is_empty(), status) {
+        (true, TxStatus::Block) => s.lost_block = LostBlock::Untold(Box::new(facts.block())),
+        (true, TxStatus::Failed) => s.lost_block = LostBlock::Told,
+        (true, TxStatus::Idle) | (false, _) => {}
+    }
+    if loss == Loss::HoldTimeout {
+        hold_timeout(s);
+    }
+    let mut entries = entries.into_iter();
+    let mut kept = 0;
+    for (i, verdict) in verdicts.iter().enumerate() {
+        let unit: Vec<Entry> = take_unit(&mut entries);
+        let len = s.retained_lens.get(i).copied().unwrap_or(0);
+        if *verdict == Answer::Repeat && len > 0 && s.lost_pins.is_none() {
+            repeat(s, kept);
+            break;
+        }
+        kept += len;
+        answer(s, *verdict, &unit, &facts);
+    }
+    s.retained.clear();
+    s.retained_lens.clear();
+    true
+}
+
+struct Facts {
+    node: NodeId,
+    term: Term,
+    doubt: Doubt,
+}
+
+impl Facts {
+    fn block(&self) -> ClientError {
+        ClientError::BlockAborted { node: self.node.clone(), term: self.term }
+    }
+}
+
+fn note(s: &Session, node: &NodeId, term: Term, loss: Loss) {
+    let reason = match loss {
+        Loss::Gone => "connection ended",
+        Loss::Fatal(_) => "closed by the server",
+        Loss::Deposed => "no longer of this role",
+        Loss::ViewStale => "view of the cluster ran out",
+        Loss::Refused(_) => "read refused by standby",
+        Loss::Violation(what) => what,
+        Loss::HoldTimeout => "held too long",
+    };
+    if !matches!(loss, Loss::Refused(_)) {
+        bump(&s.w.counts.server_losses);
+    }
+    let sqlstate = match loss {
+        Loss::Fatal(code) | Loss::Refused(code) => String::from_utf8_lossy(&code).into_owned(),
+        Loss::Gone | Loss::Deposed | Loss::ViewStale | Loss::Violation(_) | Loss::HoldTimeout => String::new(),
+    };
+    let owed = s.relay.owed();
+    tracing::debug!(%node, term = term.0, reason, sqlstate, owed, "server connection lost in a session");
+}
+
+/// A unit of a session that kept its server waited for the gate until its time was over.
+fn hold_timeout(s: &mut Session) {
+    let now = s.w.now();
+    let since = now - s.w.shared.config.hold_timeout;
+    s.fail = Some(Failure::Error(super::acquire::hold_timeout(&s.w, since, now)));
+    if s.lost_block.exists() {
+        s.lost_block = LostBlock::Told;
+    }
+}
+
+/// The entries of the next unit, up to what owes its ReadyForQuery.
+fn take_unit(entries: &mut impl Iterator<Item = Entry>) -> Vec<Entry> {
+    let mut unit = Vec::new();
+    for entry in entries {
+        let ends = entry.kind.owes_ready();
+        unit.push(entry);
+        if ends {
+            break;
+        }
+    }
+    unit
+}
+
+/// All units from here on are sent again: they go back to the head of the inbox.
+fn repeat(s: &mut Session, from: usize) {
+    let mut again = s.retained.split_off(from);
+    again.append(&mut s.inbox);
+    s.inbox = again;
+    s.rescan = true;
+}
+
+fn answer(s: &mut Session, verdict: Answer, unit: &[Entry], facts: &Facts) {
+    let complete = unit.last().is_some_and(|e| e.kind.owes_ready());
+    let status = verdict.status().unwrap_or(TxStatus::Idle);
+    let node = || facts.node.clone();
+    let error = match verdict {
+        Answer::RollbackDone => {
+            succeed(s, unit, "ROLLBACK");
+            None
+        }
+        Answer::Repeat if s.lost_pins.is_some() => Some(session_lost(s)),
+        Answer::Repeat | Answer::ReadLost => Some(ClientError::ReadLost { node: node() }),
+        Answer::BlockAborted(_) => Some(facts.block()),
+        Answer::InFailedBlock => Some(ClientError::InFailedTransaction),
+        Answer::Unknown => Some(ClientError::CommitUnknown { node: node(), term: facts.term, doubt: facts.doubt }),
+    };
+    if let Some(error) = error {
+        s.error(&error);
+    }
+    s.lost_block = if status == TxStatus::Failed { LostBlock::Told } else { LostBlock::None };
+    if complete {
+        s.ready(status);
+    } else {
+        // The rest of the unit is on its way; its Sync gets the ReadyForQuery.
+        s.skip = true;
+    }
+}
+
+/// Answer the messages of a unit as if all had gone well.
+fn succeed(s: &mut Session, unit: &[Entry], tag: &str) {
+    s.to_client.append(|out| {
+        for entry in unit.iter().filter(|e| !e.hidden) {
+            match entry.kind {
+                Kind::Parse | Kind::LocalParse => backend::write_bare(out, b'1'),
+                Kind::Bind => backend::write_bare(out, b'2'),
+                Kind::Close | Kind::LocalClose => backend::write_bare(out, b'3'),
+                Kind::DescribePortal => backend::write_bare(out, b'n'),
+                Kind::DescribeStatement => {
+                    backend::write_no_parameters(out);
+                    backend::write_bare(out, b'n');
+                }
+                Kind::Execute | Kind::Query => backend::write_command_complete(out, tag),
+                Kind::Sync | Kind::Function => {}
+            }
+        }
+    });
+}
+
+fn session_lost(s: &mut Session) -> ClientError {
+    let (node, pins) = s.lost_pins.take().expect("the caller has seen it");
+    ClientError::SessionLost { node, lost: Pins::list(pins) }
+}
+
+/// A message of a client whose block, or whose session's state, is gone with its server.
+pub(super) fn step(s: &mut Session, input: &[u8]) -> Step {
+    let head = match batch::frame_head(input) {
+        Ok(Some(head)) => head,
+        Ok(None) => return Step::More,
+        Err(error) => return s.violation(&error),
+    };
+    let Some(frame) = input.get(..head.total) else {
+        if matches!(head.kind, b'P' | b'Q' | b'B') && head.total <= 64 * 1024 {
+            return Step::More;
+        }
+        // Too long to be the end of a block.
+        return fail(s, head.kind, head.total, input);
+    };
+    match head.kind {
+        b'X' => Step::Turn(0, super::client::Turn::Close),
+        b'd' | b'c' | b'f' | b'H' => Step::Used(head.total),
+        b'S' => {
+            let status = s.status();
+            s.ready(status);
+            Step::Used(head.total)
+        }
+        _ if !s.lost_block.exists() => fail(s, head.kind, head.total, input),
+        b'Q' => {
+            let control = frontend::query(frame).map(control_of);
+            query(s, control, head.total, input)
+        }
+        _ => extended(s, head.kind, frame, input),
+    }
+}
+
+fn control_of(sql: &[u8]) -> Control {
+    classify(sql, &crate::sql::FunctionTable::unloaded(), LexRules::STANDARD).control
+}
+
+/// The statement gets the error that is due; in the extended protocol the rest of its unit is thrown away.
+fn fail(s: &mut Session, kind: u8, total: usize, input: &[u8]) -> Step {
+    let error = if s.lost_block.exists() { s.lost_block.tell() } else { session_lost(s) };
+    s.error(&error);
+    let status = s.status();
+    if matches!(kind, b'Q' | b'F') {
+        s.ready(status);
+    } else {
+        s.skip = true;
+    }
+    s.discard(total, input)
+}
+
+fn query(s: &mut Session, control: Option<Control>, total: usize, input: &[u8]) -> Step {
+    match control {
+        Some(Control::Rollback { chain: false }) => end_block(s, total),
+        Some(Control::Commit { chain: false }) if s.lost_block == LostBlock::Told => end_block(s, total),
+        Some(Control::Commit { chain: false }) => {
+            // A COMMIT ends its block also when it fails, as PostgreSQL's does: no ROLLBACK will come.
+            let error = s.lost_block.tell();
+            s.error(&error);
+            s.lost_block = LostBlock::None;
+            s.ready(TxStatus::Idle);
+            Step::Used(total)
+        }
+        Some(Control::Empty) => {
+            s.to_client.append(|out| backend::write_bare(out, b'I'));
+            let status = s.status();
+            s.ready(status);
+            Step::Used(total)
+        }
+        _ => fail(s, b'Q', total, input),
+    }
+}
+
+fn end_block(s: &mut Session, total: usize) -> Step {
+    s.to_client.append(|out| backend::write_command_complete(out, "ROLLBACK"));
+    s.lost_block = LostBlock::None;
+    s.ready(TxStatus::Idle);
+    Step::Used(total)
+}
+
+/// An extended message in a lost block: only what leads to its end succeeds.
+fn extended(s: &mut Session, kind: u8, frame: &[u8], input: &[u8]) -> Step {
+    let ends = |s: &Session, class: Option<Statement>| match class.map(|c| c.control) {
+        Some(Control::Rollback { chain: false }) => true,
+        Some(Control::Commit { chain: false }) => s.lost_block == LostBlock::Told,
+        _ => false,
+    };
+    let answer: &[u8] = match kind {
+        b'P' => {
+            let Some(p) = frontend::parse(frame) else { return malformed(s) };
+            let class = classify(p.sql, &crate::sql::FunctionTable::unloaded(), LexRules::STANDARD);
+            if !p.name.is_empty() || !ends(s, Some(class)) {
+                return fail_extended(s, class.control, frame.len(), input);
+            }
+            let serial = s.w.texts.borrow_mut().fresh_id();
+            let tail = Some(p.tail.to_vec());
+            s.statements.unnamed = Some(crate::session::statements::Unnamed { serial, tail, class });
+            b"1"
+        }
+        b'B' => {
+            let Some(b) = frontend::bind(frame) else { return malformed(s) };
+            let class = s.statements.class(b.statement);
+            if !ends(s, class) {
+                let control = class.map_or(Control::None, |c| c.control);
+                return fail_extended(s, control, frame.len(), input);
+            }
+            b"2"
+        }
+        b'D' => match frontend::subject(frame) {
+            Some(Subject::Portal(_)) => b"n",
+            Some(Subject::Statement(name)) if ends(s, s.statements.class(name)) => b"tn",
+            Some(Subject::Statement(_)) => return fail(s, kind, frame.len(), input),
+            None => return malformed(s),
+        },
+        b'E' => {
+            // Only a Bind of what ends the block can have come this far.
+            s.to_client.append(|out| backend::write_command_complete(out, "ROLLBACK"));
+            s.lost_block = LostBlock::None;
+            // What follows in the same unit would begin a transaction that its client believes to be another's.
+            s.skip = true;
+            return Step::Used(frame.len());
+        }
+        b'C' => match frontend::subject(frame) {
+            Some(Subject::Statement(name)) => {
+                s.undo(Undo::Registered(name.into()));
+                b"3"
+            }
+            Some(Subject::Portal(_)) => b"3",
+            None => return malformed(s),
+        },
+        _ => return fail(s, kind, frame.len(), input),
+    };
+    s.to_client.append(|out| {
+        for &kind in answer {
+            if kind == b't' { backend::write_no_parameters(out) } else { backend::write_bare(out, kind) }
+        }
+    });
+    Step::Used(frame.len())
+}
+
+fn fail_extended(s: &mut Session, control: Control, total: usize, input: &[u8]) -> Step {
+    let step = fail(s, b'P', total, input);
+    if matches!(control, Control::Commit { chain: false }) {
+        // As for a simple COMMIT: it was told, and the block is over.
+        s.lost_block = LostBlock::None;
+    }
+    step
+}
+
+fn malformed(s: &mut Session) -> Step {
+    s.violation(&ClientError::ProtocolViolation { what: "malformed message".to_owned() })
+}

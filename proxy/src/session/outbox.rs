@@ -1,0 +1,85 @@
+//! Bytes that a socket has not taken yet. Empty nearly always: what is sent goes straight to the socket.
+
+use std::io;
+use std::task::{Context, Poll};
+use tokio::net::TcpStream;
+
+/// What waits for a socket to take it.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Outbox {
+    /// Nothing waits?
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Append without sending: the next flush does.
+    pub fn queue(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Append what `write` writes.
+    pub fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.bytes);
+    }
+
+    /// Send `bytes` behind what waits. What the socket does not take now waits.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn send(&mut self, stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+        let mut sent = 0;
+        while self.bytes.is_empty() && sent < bytes.len() {
+            match stream.try_write(&bytes[sent..]) {
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.bytes.extend_from_slice(&bytes[sent..]);
+        Ok(())
+    }
+
+    /// Send what waits, and be woken when the socket takes more. True when something was sent.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn flush(&mut self, stream: &TcpStream, cx: &mut Context<'_>) -> io::Result<bool> {
+        let mut moved = false;
+        while !self.bytes.is_empty() {
+            match stream.try_write(&self.bytes[self.at..]) {
+                Ok(n) => {
+                    moved = true;
+                    self.at += n;
+                    if self.at == self.bytes.len() {
+                        self.clear();
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => match stream.poll_write_ready(cx) {
+                    Poll::Ready(ready) => ready?,
+                    Poll::Pending => break,
+                },
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Send what can be sent before the connection is closed.
+    pub fn try_flush(&mut self, stream: &TcpStream) {
+        if let Ok(n) = stream.try_write(&self.bytes[self.at..]) {
+            self.at += n;
+        }
+    }
+
+    /// Throw away what waits. An idle session keeps no buffer.
+    pub fn clear(&mut self) {
+        (self.bytes, self.at) = (Vec::new(), 0);
+    }
+}

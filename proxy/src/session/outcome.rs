@@ -1,0 +1,399 @@
+//! What a lost server means for what was sent to it.
+//!
+//! Two facts decide: the status of the last ReadyForQuery, and what was forwarded since. Each unit that owes a
+//! ReadyForQuery (a Query, a FunctionCall, or extended messages up to their Sync) is kept as a [`Record`]: what it
+//! does from each of the three states a transaction can be in. A part of a unit counts as the whole of it: bytes
+//! handed to a socket may have been acted on.
+
+use crate::sql::{Access, Control, Statement};
+use crate::wire::backend::TxStatus;
+
+/// What a unit does when it starts in one given state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Course {
+    /// The state it starts in, and later the one it has reached.
+    at: TxStatus,
+    /// It may have made something durable already.
+    commits: bool,
+    /// It wrote outside a block: the end of the unit commits that.
+    pending: bool,
+}
+
+/// One unit, as far as its outcome goes. Twelve bytes, so that long pipelines stay small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    courses: [Course; 3],
+    /// Nothing in it is more than a proven read.
+    reads_only: bool,
+    /// It contains an explicit COMMIT or PREPARE TRANSACTION.
+    pub commits_explicitly: bool,
+    /// It executes statements, one of which is more than a proven read or block control.
+    pub writes: bool,
+    statements: Statements,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Statements {
+    None,
+    /// Exactly one, BEGIN.
+    Begin,
+    /// Exactly one, ROLLBACK without AND CHAIN.
+    Rollback,
+    /// Exactly one, COMMIT without AND CHAIN.
+    Commit,
+    Other,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        let course = |at| Course { at, commits: false, pending: false };
+        Self {
+            courses: [course(TxStatus::Idle), course(TxStatus::Block), course(TxStatus::Failed)],
+            reads_only: true,
+            commits_explicitly: false,
+            writes: false,
+            statements: Statements::None,
+        }
+    }
+}
+
+impl Record {
+    /// Add a statement that is executed.
+    pub fn execute(&mut self, s: &Statement) {
+        let known = match s.control {
+            Control::Begin { .. } => Statements::Begin,
+            Control::Rollback { chain: false } => Statements::Rollback,
+            Control::Commit { chain: false } => Statements::Commit,
+            Control::Empty => return,
+            _ => Statements::Other,
+        };
+        self.statements = if self.statements == Statements::None { known } else { Statements::Other };
+        self.reads_only &= s.access == Access::Read && matches!(s.control, Control::None);
+        self.commits_explicitly |= matches!(s.control, Control::Commit { .. } | Control::PrepareTransaction);
+        self.writes |= s.access == Access::Write && !is_block_control(s.control);
+        for course in &mut self.courses {
+            course.step(s);
+        }
+    }
+
+    /// Add what the other holds: a unit whose ReadyForQuery was swallowed by an error before it.
+    pub fn absorb(&mut self, other: &Self) {
+        self.reads_only &= other.reads_only;
+        self.commits_explicitly |= other.commits_explicitly;
+        self.writes |= other.writes;
+        if other.statements != Statements::None {
+            self.statements = Statements::Other;
+        }
+        for (mine, theirs) in self.courses.iter_mut().zip(&other.courses) {
+            mine.commits |= theirs.commits;
+            mine.pending |= theirs.pending;
+        }
+    }
+
+    /// Could sending this, from `status`, make something durable?
+    pub fn may_commit(&self, status: TxStatus) -> bool {
+        let course = self.course(status);
+        course.commits || (course.pending && course.at == TxStatus::Idle)
+    }
+
+    /// The state it leads to from `status` when nothing fails.
+    pub fn leads_to(&self, status: TxStatus) -> TxStatus {
+        self.course(status).at
+    }
+
+    /// May it be sent again, when nothing of its answer has reached the client?
+    pub fn repeatable(&self, status: TxStatus) -> bool {
+        status == TxStatus::Idle && (self.reads_only || self.statements == Statements::Begin)
+    }
+
+    fn course(&self, status: TxStatus) -> &Course {
+        &self.courses[match status {
+            TxStatus::Idle => 0,
+            TxStatus::Block => 1,
+            TxStatus::Failed => 2,
+        }]
+    }
+}
+
+fn is_block_control(c: Control) -> bool {
+    match c {
+        Control::Begin { .. }
+        | Control::Commit { .. }
+        | Control::Rollback { .. }
+        | Control::Savepoint
+        | Control::RollbackTo
+        | Control::Release
+        | Control::Empty => true,
+        Control::None
+        | Control::PrepareTransaction
+        | Control::FinishPrepared
+        | Control::Deallocate
+        | Control::DeallocateAll
+        | Control::DiscardAll
+        | Control::Discard
+        | Control::Multi { .. } => false,
+    }
+}
+
+impl Course {
+    fn step(&mut self, s: &Statement) {
+        match s.control {
+            Control::Begin { .. } => {
+                if self.at == TxStatus::Idle {
+                    // BEGIN adopts what the implicit transaction did so far.
+                    (self.at, self.pending) = (TxStatus::Block, false);
+                }
+            }
+            Control::Commit { chain } => {
+                self.commits |= self.at != TxStatus::Failed;
+                self.end(chain);
+            }
+            Control::Rollback { chain } => self.end(chain),
+            Control::RollbackTo => {
+                if self.at == TxStatus::Failed {
+                    self.at = TxStatus::Block;
+                }
+            }
+            Control::PrepareTransaction => {
+                self.commits |= self.at != TxStatus::Failed;
+                self.end(false);
+            }
+            Control::Multi { begins } => {
+                // The order inside the string is not known: assume the worst of it.
+                let wrote = s.access == Access::Write;
+                self.commits |= s.may_commit || (wrote && self.at == TxStatus::Idle && !begins);
+                if begins && self.at == TxStatus::Idle {
+                    self.at = TxStatus::Block;
+                }
+            }
+            Control::None
+            | Control::Empty
+            | Control::Savepoint
+            | Control::Release
+            | Control::FinishPrepared
+            | Control::Deallocate
+            | Control::DeallocateAll
+            | Control::DiscardAll
+            | Control::Discard => {
+                if self.at != TxStatus::Failed {
+                    self.commits |= s.may_commit;
+                    self.pending |= s.access == Access::Write && self.at == TxStatus::Idle;
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, chain: bool) {
+        self.at = if chain && self.at != TxStatus::Idle { TxStatus::Block } else { TxStatus::Idle };
+        self.pending = false;
+    }
+}
+
+/// What the client is told about one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing: it is sent again, to another server or once there is one.
+    Repeat,
+    /// ERROR 40001, status `I`: a read that was cut off.
+    ReadLost,
+    /// ERROR 40001, and the status behind it: `E`, or `I` when the unit itself ended the block.
+    BlockAborted(TxStatus),
+    /// ERROR 25P02, status `E`: inside the block that was reported lost by an earlier unit.
+    InFailedBlock,
+    /// Success, tag ROLLBACK, status `I`.
+    RollbackDone,
+    /// ERROR 08007, status `I`.
+    Unknown,
+}
+
+impl Answer {
+    /// The status that the client reads behind this answer; `None` when it gets none yet.
+    pub const fn status(self) -> Option<TxStatus> {
+        match self {
+            Self::Repeat => None,
+            Self::ReadLost | Self::RollbackDone | Self::Unknown => Some(TxStatus::Idle),
+            Self::BlockAborted(status) => Some(status),
+            Self::InFailedBlock => Some(TxStatus::Failed),
+        }
+    }
+}
+
+/// One answer per unit that was sent and not answered, oldest first.
+///
+/// `status` is that of the last ReadyForQuery; `delivered` says whether part of the first unit's answer has reached
+/// the client already.
+pub fn answers(status: TxStatus, sent: &[Record], delivered: bool) -> Vec<Answer> {
+    let first = usize::from(delivered);
+    if status == TxStatus::Idle && sent.iter().all(|r| r.reads_only)
+        || matches!(sent, [only] if only.repeatable(status) && !delivered)
+    {
+        let mut out = vec![Answer::Repeat; sent.len()];
+        out.iter_mut().take(first).for_each(|a| *a = Answer::ReadLost);
+        return out;
+    }
+    let mut out = Vec::with_capacity(sent.len());
+    // What the server may have been through, and what the client has been told.
+    let (mut at, mut told) = (status, None);
+    for (i, record) in sent.iter().enumerate() {
+        let answer = match told {
+            Some(TxStatus::Failed) if commits_before_idle(at, &sent[i..]) => Answer::Unknown,
+            Some(TxStatus::Failed) => in_failed_block(record),
+            Some(TxStatus::Idle | TxStatus::Block) | None => one(at, record, &sent[i..]),
+        };
+        at = record.leads_to(at);
+        told = answer.status();
+        out.push(answer);
+    }
+    out
+}
+
+fn one(at: TxStatus, record: &Record, rest: &[Record]) -> Answer {
+    if commits_before_idle(at, rest) {
+        return Answer::Unknown;
+    }
+    match (at, record.statements) {
+        (TxStatus::Block | TxStatus::Failed, Statements::Rollback) => Answer::RollbackDone,
+        (TxStatus::Failed, Statements::Commit) => Answer::RollbackDone,
+        (TxStatus::Idle, _) if record.leads_to(at) == TxStatus::Idle => Answer::ReadLost,
+        (TxStatus::Failed, _) if record.leads_to(at) == TxStatus::Failed => Answer::InFailedBlock,
+        _ => Answer::BlockAborted(match record.leads_to(at) {
+            TxStatus::Idle => TxStatus::Idle,
+            TxStatus::Block | TxStatus::Failed => TxStatus::Failed,
+        }),
+    }
+}
+
+fn in_failed_block(record: &Record) -> Answer {
+    match record.statements {
+        Statements::Rollback | Statements::Commit => Answer::RollbackDone,
+        Statements::None | Statements::Begin | Statements::Other => Answer::InFailedBlock,
+    }
+}
+
+/// May the transaction that is open at the start of `rest` be made durable by it?
+fn commits_before_idle(mut at: TxStatus, rest: &[Record]) -> bool {
+    for record in rest {
+        if record.may_commit(at) {
+            return true;
+        }
+        at = record.leads_to(at);
+        if at == TxStatus::Idle {
+            return false;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Statement = Statement { access: Access::Write, control: Control::None, may_commit: false, pin: None };
+
+    /// The statements of the tables below, by one word each.
+    fn statement(word: &str) -> Statement {
+        let with = |control| Statement { control, ..PLAIN };
+        match word {
+            "read" => Statement { access: Access::Read, ..PLAIN },
+            "write" => PLAIN,
+            "begin" => with(Control::Begin { read_only: None }),
+            "commit" => Statement { may_commit: true, ..with(Control::Commit { chain: false }) },
+            "rollback" => with(Control::Rollback { chain: false }),
+            "rollback-and-chain" => with(Control::Rollback { chain: true }),
+            "rollback-to" => with(Control::RollbackTo),
+            "savepoint" => with(Control::Savepoint),
+            "prepare-transaction" => Statement { may_commit: true, ..with(Control::PrepareTransaction) },
+            "do" => Statement { may_commit: true, ..PLAIN },
+            "writes" => with(Control::Multi { begins: false }),
+            "writes+commit" => Statement { may_commit: true, ..with(Control::Multi { begins: false }) },
+            "empty" => Statement { access: Access::Read, ..with(Control::Empty) },
+            other => panic!("no statement {other}"),
+        }
+    }
+
+    /// `sent`: units separated by `|`, statements by blanks.
+    fn check(status: char, sent: &str, delivered: bool) -> String {
+        let status = TxStatus::from_byte(status as u8).unwrap();
+        let units = sent.split('|').filter(|u| !u.is_empty());
+        let records: Vec<Record> = units
+            .map(|unit| {
+                let mut r = Record::default();
+                unit.split_whitespace().for_each(|w| r.execute(&statement(w)));
+                r
+            })
+            .collect();
+        let words = answers(status, &records, delivered).into_iter().map(|a| match a {
+            Answer::Repeat => "repeat",
+            Answer::ReadLost => "40001 I",
+            Answer::BlockAborted(TxStatus::Failed) => "40001 E",
+            Answer::BlockAborted(_) => "40001 I",
+            Answer::InFailedBlock => "25P02 E",
+            Answer::RollbackDone => "rollback I",
+            Answer::Unknown => "08007 I",
+        });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn a_lost_server_is_explained_by_the_last_status_and_what_was_sent() {
+        for (status, sent, want) in [
+            // A proven read of which nothing reached the client runs again elsewhere.
+            ('I', "read", "repeat"),
+            ('I', "read|read", "repeat, repeat"),
+            ('I', "begin", "repeat"),
+            ('I', "", ""),
+            ('I', "empty", "repeat"),
+            // Every autocommit write is in doubt, however many statements it has.
+            ('I', "write", "08007 I"),
+            ('I', "read write", "08007 I"),
+            ('I', "writes", "08007 I"),
+            ('I', "do", "08007 I"),
+            ('I', "commit", "08007 I"),
+            ('I', "read|write", "40001 I, 08007 I"),
+            ('I', "write|read", "08007 I, 40001 I"),
+            // A block with nothing sent that could commit it.
+            ('T', "write", "40001 E"),
+            ('T', "read", "40001 E"),
+            ('T', "writes", "40001 E"),
+            ('T', "savepoint", "40001 E"),
+            ('T', "rollback-to", "40001 E"),
+            ('T', "write|read", "40001 E, 25P02 E"),
+            ('T', "rollback-and-chain", "40001 E"),
+            ('I', "begin write", "40001 E"),
+            ('I', "write begin", "40001 E"),
+            ('I', "begin|write", "40001 E, 25P02 E"),
+            // A ROLLBACK in flight is done.
+            ('T', "rollback", "rollback I"),
+            ('E', "rollback", "rollback I"),
+            ('T', "write|rollback", "40001 E, rollback I"),
+            ('T', "write rollback", "40001 I"),
+            // A COMMIT of a failed block is a ROLLBACK.
+            ('E', "commit", "rollback I"),
+            ('E', "write", "25P02 E"),
+            // Anything that may commit is in doubt, and with it what comes before in the same transaction.
+            ('T', "commit", "08007 I"),
+            ('T', "prepare-transaction", "08007 I"),
+            ('T', "do", "08007 I"),
+            ('T', "writes+commit", "08007 I"),
+            ('T', "write|commit", "08007 I, 08007 I"),
+            ('I', "begin write commit", "08007 I"),
+            ('I', "begin|write|commit", "08007 I, 08007 I, 08007 I"),
+            ('T', "rollback write", "08007 I"),
+            ('T', "rollback|write", "rollback I, 08007 I"),
+            ('E', "rollback-to commit", "08007 I"),
+            ('E', "rollback-to|commit", "08007 I, 08007 I"),
+            ('E', "rollback|write", "rollback I, 08007 I"),
+        ] {
+            assert_eq!(check(status, sent, false), want, "{status} {sent}");
+        }
+    }
+
+    #[test]
+    fn what_reached_the_client_is_not_run_again() {
+        assert_eq!(check('I', "read", true), "40001 I");
+        assert_eq!(check('I', "read|read", true), "40001 I, repeat");
+        assert_eq!(check('I', "write", true), "08007 I");
+        assert_eq!(check('T', "read", true), "40001 E");
+        assert_eq!(check('I', "begin", true), "40001 E");
+    }
+}

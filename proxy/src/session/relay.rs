@@ -1,0 +1,591 @@
+//! The answers a server owes, and what of its bytes goes to the client.
+//!
+//! Every message forwarded leaves an [`Entry`]; every answer takes one away. So injected answers are taken out and
+//! answers of our own put in at their place, an error in the extended protocol skips to its Sync as the server does,
+//! and at any moment it is known which ReadyForQuery is owed for what. Data is not decoded: runs of frames pass as
+//! they are, and a frame that is larger than what was read passes in pieces.
+
+use crate::session::outcome::Record;
+use crate::session::statements::{Named, Text};
+use crate::wire::backend::{self, TxStatus, fields};
+use crate::wire::codec::{BadLength, Sink, head};
+use crate::wire::error_response::ClientError;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// A data frame above this size passes before it is complete, bytes.
+const STREAM_ABOVE: usize = 32 * 1024;
+/// Longest frame that must be read whole (errors, notices, tags), bytes.
+const MAX_WHOLE: usize = 1 << 20;
+
+/// What was forwarded, or answered in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Parse.
+    Parse,
+    /// Bind.
+    Bind,
+    /// Describe of a statement.
+    DescribeStatement,
+    /// Describe of a portal.
+    DescribePortal,
+    /// Execute.
+    Execute,
+    /// Close.
+    Close,
+    /// Sync.
+    Sync,
+    /// Query.
+    Query,
+    /// FunctionCall.
+    Function,
+    /// A Parse that needs no server: ParseComplete is ours.
+    LocalParse,
+    /// A Close that needs no server: CloseComplete is ours.
+    LocalClose,
+}
+
+impl Kind {
+    /// Does it owe a ReadyForQuery?
+    pub const fn owes_ready(self) -> bool {
+        matches!(self, Self::Sync | Self::Query | Self::Function)
+    }
+}
+
+/// What to take back when a message fails or is skipped.
+#[derive(Clone, Debug, Default)]
+pub enum Undo {
+    /// Nothing.
+    #[default]
+    None,
+    /// The unnamed statement is gone.
+    Unnamed,
+    /// A client's statement was registered under this name.
+    Registered(Box<[u8]>),
+    /// A client's statement was removed.
+    Removed(Box<[u8]>, Named),
+    /// A text was to be prepared on the server; for a named Parse also the client's name.
+    Prepared(Rc<Text>, Option<Box<[u8]>>),
+}
+
+/// A message whose answer is owed.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// What it is.
+    pub kind: Kind,
+    /// Injected by us: its answer is not for the client.
+    pub hidden: bool,
+    /// For what owes a ReadyForQuery: what its unit does.
+    pub record: Option<Record>,
+    /// What to take back when it fails.
+    pub undo: Undo,
+    /// It is bound to fail, and this is the error to report in place of the server's.
+    pub refusal: Option<Box<ClientError>>,
+}
+
+impl Entry {
+    /// A message of the client without more to it.
+    pub const fn plain(kind: Kind) -> Self {
+        Self { kind, hidden: false, record: None, undo: Undo::None, refusal: None }
+    }
+}
+
+/// Why [`Relay::server_bytes`] stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A ReadyForQuery passed, and no answer is owed.
+    Idle,
+    /// A standby refused or broke off a read of which nothing has reached the client.
+    Retry {
+        /// The server's SQLSTATE.
+        code: [u8; 5],
+    },
+    /// The server says FATAL or PANIC: it closes the connection.
+    Fatal {
+        /// The server's SQLSTATE.
+        code: [u8; 5],
+    },
+    /// The server said something that is not an answer to anything.
+    Violation(&'static str),
+}
+
+/// How much of the server's bytes was used.
+#[derive(Debug)]
+pub struct Progress {
+    /// Bytes dealt with; the rest is the start of an incomplete frame, or what comes behind the event.
+    pub consumed: usize,
+    /// Why it stopped, unless at the end.
+    pub event: Option<Event>,
+}
+
+/// A setting the server reported.
+pub type Reported = (String, String);
+
+/// The state of the conversation with the server that the session holds.
+#[derive(Debug, Default)]
+pub struct Relay {
+    queue: VecDeque<Entry>,
+    /// Units that owe a ReadyForQuery.
+    owed: usize,
+    /// The status of the last ReadyForQuery.
+    pub status: TxStatus,
+    /// The unit that is being sent and has no Sync yet, when there is one.
+    pub open: Option<Record>,
+    /// The server discards everything until a Sync that has not been sent yet.
+    skipping: bool,
+    copy_in: bool,
+    /// Bytes of a server's frame still to pass.
+    body_left: usize,
+    /// Part of the answer to the oldest unit has reached the client.
+    delivered: bool,
+    /// Success must not be reported before the next ReadyForQuery.
+    doubt: Option<Box<ClientError>>,
+    /// The doubt was reported: the rest of this unit's answers is withheld.
+    withhold: bool,
+    /// Retry a read's errors elsewhere: the server is a standby.
+    pub on_standby: bool,
+    /// What has to be taken back, in this order.
+    pub undone: Vec<Undo>,
+    /// Settings the server reported.
+    pub reported: Vec<Reported>,
+    /// What the server has prepared is no longer what we know of it, or a plan of it has become unusable.
+    pub stale_plan: bool,
+    /// ReadyForQuery messages that passed.
+    pub answered: usize,
+    /// What the current unit has registered and was answered already.
+    done: Vec<Undo>,
+    /// Errors that passed, by the first two bytes of their SQLSTATE.
+    pub errors: Vec<[u8; 2]>,
+}
+
+impl Relay {
+    /// Note a message that was forwarded or answered in place.
+    pub fn push(&mut self, entry: Entry) {
+        if self.skipping {
+            // The server throws it away, unless it is the Sync.
+            if entry.kind != Kind::Sync {
+                self.open.get_or_insert_default().absorb(&entry.record.unwrap_or_default());
+                self.stale_plan |= entry.hidden && entry.kind == Kind::Close;
+                self.undone.push(entry.undo);
+                return;
+            }
+            self.skipping = false;
+        }
+        self.owed += usize::from(entry.kind.owes_ready());
+        self.queue.push_back(entry);
+    }
+
+    /// Answers owed.
+    pub fn pending(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Is anything owed, or a unit open?
+    pub fn busy(&self) -> bool {
+        !self.queue.is_empty() || self.open.is_some()
+    }
+
+    /// Units that were sent whole and owe a ReadyForQuery.
+    pub fn owed(&self) -> usize {
+        self.owed
+    }
+
+    /// The server reads CopyData.
+    pub fn copy_in(&self) -> bool {
+        self.copy_in
+    }
+
+    /// Is a frame of the server half passed?
+    pub fn mid_frame(&self) -> bool {
+        self.body_left > 0
+    }
+
+    /// Does the server discard what is sent to it?
+    pub fn skipping(&self) -> bool {
+        self.skipping
+    }
+
+    /// The client ended the COPY: CopyDone or CopyFail was forwarded.
+    pub fn end_copy_in(&mut self) {
+        self.copy_in = false;
+    }
+
+    /// The records of all that was sent and not answered, oldest first, the open unit last.
+    pub fn sent(&self) -> Vec<Record> {
+        self.queue.iter().filter_map(|e| e.record).chain(self.open).collect()
+    }
+
+    /// Is any of what was sent and not answered able to make something durable?
+    pub fn may_commit(&self) -> bool {
+        let mut at = self.status;
+        self.queue.iter().filter_map(|e| e.record).chain(self.open).any(|r| {
+            let commits = r.may_commit(at);
+            at = r.leads_to(at);
+            commits
+        })
+    }
+
+    /// Is an explicit COMMIT or PREPARE TRANSACTION among what was sent and not answered?
+    pub fn commit_in_flight(&self) -> bool {
+        self.queue.iter().filter_map(|e| e.record).chain(self.open).any(|r| r.commits_explicitly)
+    }
+
+    /// Has part of the answer to the oldest unit reached the client?
+    pub fn delivered(&self) -> bool {
+        self.delivered || self.body_left > 0
+    }
+
+    /// From now to the next ReadyForQuery success is not reported: `error` is.
+    pub fn doubt(&mut self, error: ClientError) {
+        self.doubt.get_or_insert_with(|| Box::new(error));
+    }
+
+    /// Give up the server: the entries of what it never answered, oldest first. What they registered is in `undone`.
+    pub fn abandon(&mut self) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = self.queue.drain(..).collect();
+        for entry in entries.iter_mut().rev() {
+            self.undone.push(std::mem::take(&mut entry.undo));
+        }
+        let done = std::mem::take(&mut self.done);
+        if !self.delivered {
+            self.undone.extend(done.into_iter().rev());
+        }
+        (self.owed, self.open, self.skipping, self.copy_in) = (0, None, false, false);
+        (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
+        entries
+    }
+
+    /// Deal with bytes of the server. `not_replicated` is the error to report for a success that no standby has.
+    pub fn server_bytes(
+        &mut self,
+        input: &[u8],
+        sink: &mut Sink,
+        not_replicated: &dyn Fn() -> ClientError,
+    ) -> Progress {
+        let (mut at, mut mark, mut visible) = (0, 0, false);
+        let event = loop {
+            if self.body_left > 0 {
+                let n = self.body_left.min(input.len() - at);
+                sink.pass(input, at..at + n);
+                (at, self.body_left) = (at + n, self.body_left - n);
+                if self.body_left > 0 {
+                    break None;
+                }
+            }
+            let head = match head(&input[at..]) {
+                Ok(Some(head)) => head,
+                Ok(None) => break None,
+                Err(BadLength { .. }) => break Some(Event::Violation("a message with an impossible length")),
+            };
+            let end = at + head.total;
+            if end > input.len() {
+                let data = matches!(head.kind, b'D' | b'd' | b'T' | b't' | b'V' | b'A');
+                if data && head.total > STREAM_ABOVE && self.shows(head.kind) {
+                    self.local_answers(input, sink);
+                    if head.kind == b'T' {
+                        self.pop_described();
+                    }
+                    visible = true;
+                    self.body_left = end - input.len();
+                    sink.pass(input, at..input.len());
+                    at = input.len();
+                } else if head.total > MAX_WHOLE {
+                    break Some(Event::Violation("a message longer than expected"));
+                }
+                break None;
+            }
+            let frame = &input[at..end];
+            match self.frame(head.kind, frame, input, at..end, sink, not_replicated) {
+                Step::Pass { shown } => visible |= shown,
+                Step::Ready => {
+                    visible = false;
+                    self.delivered = false;
+                    mark = sink.len();
+                    if self.queue.is_empty() && self.open.is_none() {
+                        at = end;
+                        break Some(Event::Idle);
+                    }
+                }
+                Step::Stop(event) => {
+                    at = end;
+                    if matches!(event, Event::Retry { .. } | Event::Fatal { .. }) && !self.delivered {
+                        sink.truncate(mark);
+                        visible = false;
+                    }
+                    break Some(event);
+                }
+            }
+            at = end;
+        };
+        self.delivered |= visible;
+        Progress { consumed: at, event }
+    }
+
+    fn shows(&self, kind: u8) -> bool {
+        // What is withheld must be read whole to be thrown away; only data can be that long.
+        !self.withhold || kind == b'A'
+    }
+
+    fn frame(
+        &mut self,
+        kind: u8,
+        frame: &[u8],
+        input: &[u8],
+        span: std::ops::Range<usize>,
+        sink: &mut Sink,
+        not_replicated: &dyn Fn() -> ClientError,
+    ) -> Step {
+        match kind {
+            // The bulk of all traffic first.
+            b'D' | b'd' | b'c' => {
+                self.local_answers(input, sink);
+                self.pass(input, span, sink)
+            }
+            b'Z' => {
+                let Some(status) = backend::ready_status(frame) else {
+                    return Step::Stop(Event::Violation("a malformed ReadyForQuery"));
+                };
+                self.local_answers(input, sink);
+                match self.queue.pop_front() {
+                    Some(entry) if entry.kind.owes_ready() => self.owed -= 1,
+                    _ => return Step::Stop(Event::Violation("a ReadyForQuery that nobody waits for")),
+                }
+                if let Some(error) = self.doubt.take() {
+                    error.encode(sink.insert(input));
+                }
+                (self.withhold, self.copy_in, self.status) = (false, false, status);
+                self.answered += 1;
+                self.done.clear();
+                sink.pass(input, span);
+                self.local_answers(input, sink);
+                Step::Ready
+            }
+            b'C' | b'I' | b's' | b'V' => {
+                self.local_answers(input, sink);
+                if self.head_is(Kind::Execute) {
+                    self.queue.pop_front();
+                }
+                self.copy_in = false;
+                if let Some(error) = self.doubt.take() {
+                    error.encode(sink.insert(input));
+                    self.withhold = true;
+                    return Step::Pass { shown: true };
+                }
+                self.pass(input, span, sink)
+            }
+            b'1' => self.answer(&[Kind::Parse], input, span, sink),
+            b'2' => self.answer(&[Kind::Bind], input, span, sink),
+            b'3' => self.answer(&[Kind::Close], input, span, sink),
+            b't' => {
+                self.local_answers(input, sink);
+                self.pass(input, span, sink)
+            }
+            b'T' | b'n' => {
+                self.local_answers(input, sink);
+                self.pop_described();
+                self.pass(input, span, sink)
+            }
+            b'G' => {
+                self.local_answers(input, sink);
+                self.copy_in = true;
+                if self.head_is(Kind::Execute) {
+                    // In copy mode the server ignores the Syncs that were sent behind the Execute already.
+                    let before = self.queue.len();
+                    let lost = self.queue.iter().skip(1).filter(|e| e.kind == Kind::Sync).filter_map(|e| e.record);
+                    let open = lost.fold(self.open.unwrap_or_default(), |mut open, r| {
+                        open.absorb(&r);
+                        open
+                    });
+                    self.open = Some(open);
+                    self.queue.retain(|e| e.kind != Kind::Sync);
+                    self.owed -= before - self.queue.len();
+                }
+                self.pass(input, span, sink)
+            }
+            b'H' => {
+                self.local_answers(input, sink);
+                self.pass(input, span, sink)
+            }
+            b'E' => self.error(frame, input, span, sink),
+            b'N' => {
+                let f = fields(frame);
+                if f.routine == b"SyncRepWaitForLSN" {
+                    self.doubt(not_replicated());
+                }
+                if !f.code.starts_with(b"57P") {
+                    sink.pass(input, span);
+                }
+                Step::Pass { shown: false }
+            }
+            b'S' => {
+                if let Some((name, value)) = backend::parameter_status(frame) {
+                    self.reported.push((name.to_owned(), value.to_owned()));
+                }
+                sink.pass(input, span);
+                Step::Pass { shown: false }
+            }
+            b'A' => {
+                sink.pass(input, span);
+                Step::Pass { shown: false }
+            }
+            b'W' => Step::Stop(Event::Violation("a COPY in both directions")),
+            _ => Step::Stop(Event::Violation("an unknown message type")),
+        }
+    }
+
+    /// Hand a frame on, unless the unit's answers are withheld.
+    fn pass(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
+        if !self.withhold {
+            sink.pass(input, span);
+        }
+        Step::Pass { shown: true }
+    }
+
+    fn answer(&mut self, kinds: &[Kind], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
+        self.local_answers(input, sink);
+        match self.queue.front() {
+            Some(entry) if kinds.contains(&entry.kind) => {
+                let hidden = entry.hidden;
+                if let Some(entry) = self.queue.pop_front() {
+                    self.remember(entry.undo);
+                }
+                if hidden {
+                    return Step::Pass { shown: false };
+                }
+                self.pass(input, span, sink)
+            }
+            _ => Step::Stop(Event::Violation("an answer to something that was not asked")),
+        }
+    }
+
+    /// Until its unit is over, what was registered may have to be taken back: the unit is sent again elsewhere.
+    fn remember(&mut self, undo: Undo) {
+        match undo {
+            Undo::None | Undo::Unnamed => {}
+            Undo::Registered(_) | Undo::Removed(..) | Undo::Prepared(..) => self.done.push(undo),
+        }
+    }
+
+    fn head_is(&self, kind: Kind) -> bool {
+        self.queue.front().is_some_and(|e| e.kind == kind)
+    }
+
+    fn pop_described(&mut self) {
+        if self.head_is(Kind::DescribeStatement) || self.head_is(Kind::DescribePortal) {
+            self.queue.pop_front();
+        }
+    }
+
+    /// Put in the answers that are ours, as far as they are next.
+    fn local_answers(&mut self, input: &[u8], sink: &mut Sink) {
+        while let Some(entry) = self.queue.front() {
+            let kind = match entry.kind {
+                Kind::LocalParse => b'1',
+                Kind::LocalClose => b'3',
+                _ => return,
+            };
+            if let Some(entry) = self.queue.pop_front() {
+                self.remember(entry.undo);
+            }
+            if !self.withhold {
+                backend::write_bare(sink.insert(input), kind);
+            }
+        }
+    }
+
+    /// Answers that are ours and that a Flush asks for: the server has nothing to say that would bring them along.
+    pub fn flush_local(&mut self, sink: &mut Sink) {
+        self.local_answers(&[], sink);
+        self.delivered |= !sink.is_empty();
+    }
+
+    fn error(&mut self, frame: &[u8], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
+        let f = fields(frame);
+        let mut code = [b'0'; 5];
+        if f.code.len() == 5 {
+            code.copy_from_slice(f.code);
+        }
+        if f.is_fatal() {
+            return Step::Stop(Event::Fatal { code });
+        }
+        if self.on_standby
+            && !self.delivered
+            && self.queue.len() + usize::from(self.open.is_some()) > 0
+            && elsewhere(&code)
+        {
+            return Step::Stop(Event::Retry { code });
+        }
+        self.local_answers(input, sink);
+        self.copy_in = false;
+        self.stale_plan |= f.routine == b"RevalidateCachedQuery";
+        if self.errors.len() < 16 {
+            self.errors.push([code[0], code[1]]);
+        }
+        let refusal = match self.queue.front_mut() {
+            None => None,
+            // The ReadyForQuery comes by itself, or is the next Sync's.
+            Some(e) if e.kind.owes_ready() => None,
+            Some(e) => {
+                let refusal = e.refusal.take();
+                self.skip_to_sync();
+                refusal
+            }
+        };
+        self.doubt = None;
+        match refusal {
+            Some(error) => error.encode(sink.insert(input)),
+            None if self.withhold => {}
+            None => sink.pass(input, span),
+        }
+        Step::Pass { shown: true }
+    }
+
+    /// Throw away what the server throws away after an error in the extended protocol.
+    fn skip_to_sync(&mut self) {
+        let mut swallowed = Record::default();
+        let mut undone = Vec::new();
+        loop {
+            match self.queue.front_mut() {
+                Some(entry) if entry.kind == Kind::Sync => {
+                    if let Some(record) = &mut entry.record {
+                        record.absorb(&swallowed);
+                    }
+                    break;
+                }
+                Some(_) => {
+                    let entry = self.queue.pop_front().expect("front_mut was Some");
+                    self.owed -= usize::from(entry.kind.owes_ready());
+                    // The server keeps what we thought closed: its names no longer match what we know.
+                    self.stale_plan |= entry.hidden && entry.kind == Kind::Close;
+                    swallowed.absorb(&entry.record.unwrap_or_default());
+                    undone.push(entry.undo);
+                }
+                None => {
+                    self.skipping = true;
+                    self.open.get_or_insert_default().absorb(&swallowed);
+                    break;
+                }
+            }
+        }
+        self.undone.extend(undone.into_iter().rev());
+    }
+}
+
+enum Step {
+    Pass { shown: bool },
+    Ready,
+    Stop(Event),
+}
+
+/// Errors of a standby that the primary, or another standby, would not give: its being in recovery, conflicts with
+/// recovery, deadlocks with the startup process, shutdown and crash, its own disk.
+fn elsewhere(code: &[u8; 5]) -> bool {
+    matches!(code, b"25006" | b"40001" | b"40P01" | b"55000" | b"0A000" | b"57P01" | b"57P02" | b"57P03" | b"57P04")
+        || code.starts_with(b"58")
+        || code.starts_with(b"XX")
+        || code.starts_with(b"53")
+}
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;

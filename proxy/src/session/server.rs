@@ -1,0 +1,352 @@
+//! A connection to a PostgreSQL server: how it is made, and what is known of it.
+
+use crate::auth::scram::{ClientSide, LoginKeys, ScramError};
+use crate::pool::{Identity, Permit};
+use crate::session::cancel::Cancels;
+use crate::session::statements::ServerStatements;
+use crate::wire::backend::{self, Authentication, TxStatus};
+use crate::wire::codec::head;
+use crate::wire::{frontend, startup};
+use cluster::topology::Member;
+use cluster::{Instant, NodeId, Role, Term};
+use socket2::{SockRef, TcpKeepalive};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Longest message of a login, bytes: error texts and parameter values.
+const MAX_LOGIN_MESSAGE: usize = 64 * 1024;
+/// Rounds of messages a login may take before ReadyForQuery.
+const MAX_LOGIN_MESSAGES: usize = 1000;
+/// Settings whose change makes a server unusable for other clients are all that it reports; names compare exactly.
+type Settings = Vec<(String, String)>;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The TCP connection failed or broke.
+    #[error("connection to {node} failed")]
+    Io {
+        /// The server.
+        node: NodeId,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It took too long.
+    #[error("{node} did not complete {stage} in {limit:?}")]
+    Timeout {
+        /// The server.
+        node: NodeId,
+        /// What was waited for.
+        stage: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The server said no.
+    #[error("{node} refused the connection: {message} ({code})")]
+    Refused {
+        /// The server.
+        node: NodeId,
+        /// Its SQLSTATE.
+        code: String,
+        /// Its message.
+        message: String,
+        /// Its whole ErrorResponse.
+        frame: Vec<u8>,
+    },
+    /// The exchange of proofs failed.
+    #[error("login to {node} failed: {source}")]
+    Scram {
+        /// The server.
+        node: NodeId,
+        /// Why.
+        #[source]
+        source: ScramError,
+    },
+    /// The server is not what the topology says.
+    #[error("{node} is not a {}", match expected { Role::Primary => "primary", Role::Standby => "standby" })]
+    WrongRole {
+        /// The server.
+        node: NodeId,
+        /// What it should be.
+        expected: Role,
+    },
+    /// The server said something that does not belong to a login.
+    #[error("{node} broke the protocol: {what}")]
+    Protocol {
+        /// The server.
+        node: NodeId,
+        /// How.
+        what: &'static str,
+    },
+}
+
+impl ConnectError {
+    /// Is it about this user and database, so that trying again or elsewhere is of no use?
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => code.starts_with("28") || code.starts_with("3D") || code.starts_with("22"),
+            Self::Scram { .. } => true,
+            Self::Io { .. } | Self::Timeout { .. } | Self::WrongRole { .. } | Self::Protocol { .. } => false,
+        }
+    }
+}
+
+/// A connection that is logged in.
+#[derive(Debug)]
+pub struct Server {
+    /// The socket.
+    pub stream: TcpStream,
+    /// What the pool and the session know of it.
+    pub meta: Meta,
+    /// Cancel requests on their way to it.
+    pub cancels: Rc<Cancels>,
+}
+
+/// All that moves with a connection from one worker to another.
+#[derive(Debug)]
+pub struct Meta {
+    /// The node it leads to.
+    pub node: NodeId,
+    /// What the node was when the connection was made, verified.
+    pub role: Role,
+    /// The term in which it was made.
+    pub term: Term,
+    /// Where it leads, for cancel requests.
+    pub peer: SocketAddr,
+    /// The server's own key for cancel requests.
+    pub key: (u32, u32),
+    /// What it has prepared.
+    pub statements: ServerStatements,
+    /// What it reported at login.
+    pub settings: Arc<Settings>,
+    /// Settings that differ from that now.
+    pub changed: Settings,
+    /// It must not serve another client.
+    pub spoilt: bool,
+    /// When it was made.
+    pub born: Instant,
+    /// When it was last given back.
+    pub idle_since: Instant,
+    /// Its place in the pool's limit.
+    pub permit: Permit,
+}
+
+impl Meta {
+    /// The server reported a setting.
+    pub fn report(&mut self, name: &str, value: &str) {
+        self.changed.retain(|(n, _)| n != name);
+        if !self.settings.iter().any(|(n, v)| n == name && v == value) {
+            self.changed.push((name.to_owned(), value.to_owned()));
+        }
+    }
+}
+
+/// What a login needs.
+pub struct Login<'a> {
+    /// The node and its address.
+    pub member: &'a Member,
+    /// What it must be.
+    pub role: Role,
+    /// The term in force.
+    pub term: Term,
+    /// Who logs in, where to, with which settings.
+    pub identity: &'a Identity,
+    /// The client's keys.
+    pub keys: LoginKeys,
+    /// `proxy.connect_timeout`.
+    pub connect_timeout: Duration,
+    /// `proxy.login_timeout`.
+    pub login_timeout: Duration,
+    /// `proxy.tcp_user_timeout`.
+    pub tcp_user_timeout: Duration,
+}
+
+/// Connect, log in and verify the role.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<Server, ConnectError> {
+    let node = login.member.node.clone();
+    let io = |source| ConnectError::Io { node: node.clone(), source };
+    let endpoint = &login.member.postgres;
+    let dial = TcpStream::connect((endpoint.host.as_str(), endpoint.port));
+    let stream = tokio::time::timeout(login.connect_timeout, dial).await.map_err(|_| ConnectError::Timeout {
+        node: node.clone(),
+        stage: "the TCP connection",
+        limit: login.connect_timeout,
+    })?;
+    let stream = stream.map_err(io)?;
+    tune(&stream, login.tcp_user_timeout).map_err(io)?;
+    let peer = stream.peer_addr().map_err(io)?;
+    let mut wire = LoginWire { stream, node: node.clone(), buf: Vec::new(), at: 0 };
+    let welcome = tokio::time::timeout(login.login_timeout, log_in(&mut wire, &login)).await;
+    let welcome = welcome.map_err(|_| ConnectError::Timeout {
+        node: node.clone(),
+        stage: "the login",
+        limit: login.login_timeout,
+    })??;
+    let meta = Meta {
+        node,
+        role: login.role,
+        term: login.term,
+        peer,
+        key: welcome.key,
+        statements: ServerStatements::default(),
+        settings: Arc::new(welcome.settings),
+        changed: Vec::new(),
+        spoilt: false,
+        born: now,
+        idle_since: now,
+        permit,
+    };
+    Ok(Server { stream: wire.stream, meta, cancels: Rc::default() })
+}
+
+/// A server that vanishes without a word must be noticed: data unacknowledged for `user_timeout`, or three silent
+/// keepalive probes a second apart.
+fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(user_timeout))?;
+    let probe = Duration::from_secs(1);
+    let idle = user_timeout.max(probe);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(probe).with_retries(3))
+}
+
+struct Welcome {
+    settings: Settings,
+    key: (u32, u32),
+}
+
+async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, ConnectError> {
+    let identity = login.identity;
+    let mut out = Vec::with_capacity(256);
+    let fixed = [("user", identity.user.as_str()), ("database", identity.database.as_str())];
+    let own = identity.parameters.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+    startup::write_startup(&mut out, fixed.into_iter().chain([("application_name", "pgtenure")]).chain(own));
+    wire.send(&out).await?;
+    let node = wire.node.clone();
+    let protocol = |what| ConnectError::Protocol { node: node.clone(), what };
+    let scram = |source| ConnectError::Scram { node: node.clone(), source };
+    let mut exchange = ClientSide::with_keys(&identity.user, login.keys.clone(), rand::random());
+    let mut welcome = Welcome { settings: Vec::new(), key: (0, 0) };
+    for _ in 0..MAX_LOGIN_MESSAGES {
+        let (kind, frame) = wire.next().await?;
+        match kind {
+            b'R' => match backend::authentication(&frame).ok_or_else(|| protocol("a malformed Authentication"))? {
+                Authentication::Ok => {}
+                Authentication::Sasl { scram_sha_256: true } => {
+                    out.clear();
+                    frontend::write_sasl_initial(&mut out, &exchange.first());
+                    wire.send(&out).await?;
+                }
+                Authentication::SaslContinue(data) => {
+                    out.clear();
+                    frontend::write_sasl_response(&mut out, &exchange.respond(data).map_err(scram)?);
+                    wire.send(&out).await?;
+                }
+                Authentication::SaslFinal(data) => exchange.finish(data).map_err(scram)?,
+                Authentication::Sasl { scram_sha_256: false } | Authentication::Other(_) => {
+                    return Err(protocol("it asks for an authentication method other than scram-sha-256"));
+                }
+            },
+            b'S' => {
+                let (name, value) =
+                    backend::parameter_status(&frame).ok_or_else(|| protocol("a malformed ParameterStatus"))?;
+                welcome.settings.push((name.to_owned(), value.to_owned()));
+            }
+            b'K' => {
+                welcome.key = backend::backend_key(&frame).ok_or_else(|| protocol("a malformed BackendKeyData"))?;
+            }
+            b'Z' => {
+                verify_role(wire, login.role, &mut welcome.settings).await?;
+                return Ok(welcome);
+            }
+            b'E' => return Err(refusal(node, frame)),
+            b'N' => {}
+            _ => return Err(protocol("an unexpected message during login")),
+        }
+    }
+    Err(protocol("a login without end"))
+}
+
+fn refusal(node: NodeId, frame: Vec<u8>) -> ConnectError {
+    let f = backend::fields(&frame);
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    ConnectError::Refused { node, code: text(f.code), message: text(f.message), frame: frame.clone() }
+}
+
+/// A node that was demoted or promoted behind the topology's back must not be taken for what it was. PostgreSQL 14
+/// and later report `in_hot_standby`; 13 is asked.
+async fn verify_role(wire: &mut LoginWire, role: Role, settings: &mut Settings) -> Result<(), ConnectError> {
+    let reported = settings.iter().find(|(name, _)| name == "in_hot_standby").map(|(_, value)| value == "on");
+    let in_recovery = match reported {
+        Some(answer) => answer,
+        None => ask_recovery(wire).await?,
+    };
+    if in_recovery == (role == Role::Standby) {
+        Ok(())
+    } else {
+        Err(ConnectError::WrongRole { node: wire.node.clone(), expected: role })
+    }
+}
+
+async fn ask_recovery(wire: &mut LoginWire) -> Result<bool, ConnectError> {
+    let mut out = Vec::new();
+    frontend::write_query(&mut out, "select pg_catalog.pg_is_in_recovery()");
+    wire.send(&out).await?;
+    let mut answer = None;
+    for _ in 0..MAX_LOGIN_MESSAGES {
+        let (kind, frame) = wire.next().await?;
+        match kind {
+            b'D' => answer = frame.last().map(|&b| b == b't'),
+            b'E' => return Err(refusal(wire.node.clone(), frame)),
+            b'Z' if backend::ready_status(&frame) == Some(TxStatus::Idle) => break,
+            _ => {}
+        }
+    }
+    answer.ok_or(ConnectError::Protocol { node: wire.node.clone(), what: "no answer to pg_is_in_recovery()" })
+}
+
+/// Whole messages, while a connection is being made.
+struct LoginWire {
+    stream: TcpStream,
+    node: NodeId,
+    buf: Vec<u8>,
+    at: usize,
+}
+
+impl LoginWire {
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectError> {
+        self.stream.write_all(bytes).await.map_err(|source| ConnectError::Io { node: self.node.clone(), source })
+    }
+
+    async fn next(&mut self) -> Result<(u8, Vec<u8>), ConnectError> {
+        loop {
+            let protocol = |what| ConnectError::Protocol { node: self.node.clone(), what };
+            match head(&self.buf[self.at..]) {
+                Err(_) => return Err(protocol("a message with an impossible length")),
+                Ok(Some(h)) if h.total > MAX_LOGIN_MESSAGE => return Err(protocol("a message longer than expected")),
+                Ok(Some(h)) if self.buf.len() - self.at >= h.total => {
+                    let frame = self.buf[self.at..self.at + h.total].to_vec();
+                    self.at += h.total;
+                    return Ok((h.kind, frame));
+                }
+                Ok(_) => {}
+            }
+            self.buf.drain(..self.at);
+            self.at = 0;
+            let n = self.stream.read_buf(&mut self.buf).await;
+            let io = |source| ConnectError::Io { node: self.node.clone(), source };
+            if n.map_err(io)? == 0 {
+                return Err(io(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! One single-threaded runtime per core. A session lives and dies on its worker, with its pools and its view of the
+//! cluster; what workers share is a few atomics and the messages of [`ToWorker`].
+
+use crate::auth::userlist::Userlist;
+use crate::catalog::Catalogs;
+use crate::config::Config;
+use crate::metrics::{Counts, Metrics, Totals};
+use crate::pool::checkout::still_valid;
+use crate::pool::{Identity, Limits, PoolKey, Pools, health};
+use crate::route::{self, Causality, Decision, Lag, Loads, Policy, Request};
+use crate::session::cancel::{MAX_PLACES, same_secret};
+use crate::session::server::{Meta, Server};
+use crate::session::statements::Texts;
+use crate::session::{client, login};
+use cluster::lag::LagSnapshot;
+use cluster::topology::{Gate, Topology};
+use cluster::{Clock, Instant, NodeId, Role, Term};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+
+/// Connections to servers that one worker makes at the same time: a new primary is not run over by those who waited.
+const CONNECTS_IN_FLIGHT: usize = 8;
+/// How often counters are handed over and idle connections looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// Buffers kept for the next session that needs one.
+const MAX_SPARES: usize = 64;
+/// A buffer above this is not kept, bytes.
+const MAX_SPARE: usize = 256 * 1024;
+/// Settings kept for the next client of the same identity.
+const MAX_WELCOMES: usize = 4096;
+
+/// What a server reports at login.
+pub type Settings = Vec<(String, String)>;
+
+/// What all workers share.
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// Users.
+    pub userlist: Userlist,
+    /// For users that do not exist.
+    pub mock_secret: [u8; 32],
+    /// Functions, per database.
+    pub catalogs: Catalogs,
+    /// The pools' limits.
+    pub limits: Arc<Limits>,
+    /// The ways to the workers.
+    pub peers: Arc<Vec<mpsc::Sender<ToWorker>>>,
+    /// What each worker does.
+    pub boards: Vec<Board>,
+    /// Clients connected, those that are logging in included.
+    pub clients: AtomicUsize,
+    /// Bytes held in all sessions together.
+    pub held_bytes: AtomicU64,
+    /// The process stops: new transactions are refused.
+    pub stopping: AtomicBool,
+    /// A worker has applied a view, or a count that is waited for has changed.
+    pub applied: Notify,
+    /// The metrics.
+    pub metrics: Metrics,
+}
+
+/// What one worker shows the rest of the process.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Board {
+    applied: Mutex<Applied>,
+    busy: AtomicU64,
+    /// Sessions, to choose the worker with the fewest.
+    pub sessions: AtomicUsize,
+    totals: Mutex<Totals>,
+}
+
+/// A view that a worker acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Its term.
+    pub term: Term,
+    /// Its revision.
+    pub revision: u64,
+    /// Its gate.
+    pub gate: Gate,
+}
+
+impl Default for Applied {
+    fn default() -> Self {
+        let view = Topology::unknown();
+        Self { term: view.term, revision: view.revision, gate: view.gate }
+    }
+}
+
+impl Board {
+    /// The view the worker acts on.
+    pub fn applied(&self) -> Applied {
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sessions in a transaction on the primary or with a statement in flight there.
+    pub fn busy(&self) -> u64 {
+        self.busy.load(Ordering::SeqCst)
+    }
+
+    /// The worker's gauges as of its last tick.
+    pub fn totals(&self) -> Totals {
+        *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What reaches a worker from outside.
+pub enum ToWorker {
+    /// A client has connected.
+    Client(std::net::TcpStream),
+    /// A client of another connection asks to cancel what the session of that place does.
+    Cancel {
+        /// The place.
+        place: usize,
+        /// The secret given.
+        secret: u32,
+    },
+    /// A server connection moves here.
+    Server(Box<Parcel>),
+    /// That worker waits for a connection of that pool.
+    Ask {
+        /// The worker.
+        from: usize,
+        /// The pool.
+        key: PoolKey,
+    },
+    /// A place in that pool has become free.
+    Room(PoolKey),
+}
+
+/// A server connection on its way between workers.
+pub struct Parcel {
+    key: PoolKey,
+    stream: std::net::TcpStream,
+    meta: Meta,
+}
+
+/// What can be told a session from outside of its own sockets.
+pub struct Presence {
+    /// Its secret for cancel requests.
+    pub secret: u32,
+    waker: RefCell<Option<Waker>>,
+    /// A cancel request has come.
+    pub cancel: Cell<bool>,
+}
+
+impl Presence {
+    /// A session with this secret.
+    pub fn new(secret: u32) -> Self {
+        Self { secret, waker: RefCell::default(), cancel: Cell::new(false) }
+    }
+
+    /// Wake this task when something is to be told.
+    pub fn park(&self, waker: &Waker) {
+        let mut slot = self.waker.borrow_mut();
+        match &*slot {
+            Some(old) if old.will_wake(waker) => {}
+            _ => *slot = Some(waker.clone()),
+        }
+    }
+
+    /// Something is to be told.
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// The sessions of a worker, each at its place.
+#[derive(Default)]
+pub struct Places {
+    at: Vec<Option<Rc<Presence>>>,
+    free: Vec<usize>,
+}
+
+impl Places {
+    /// Take a place; `None` when all are taken.
+    pub fn enter(&mut self, presence: Rc<Presence>) -> Option<usize> {
+        if let Some(place) = self.free.pop() {
+            self.at[place] = Some(presence);
+            return Some(place);
+        }
+        if self.at.len() >= MAX_PLACES - 1 {
+            return None;
+        }
+        self.at.push(Some(presence));
+        Some(self.at.len() - 1)
+    }
+
+    /// Leave a place.
+    pub fn leave(&mut self, place: usize) {
+        self.at[place] = None;
+        self.free.push(place);
+    }
+}
+
+/// The cluster as this worker acts on it.
+pub struct View {
+    /// Who accepts writes.
+    pub topology: Topology,
+    /// How far the standbys are.
+    pub lag: Lag,
+}
+
+/// A worker.
+pub struct Worker {
+    /// Its index.
+    pub index: usize,
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// The cluster.
+    pub view: RefCell<View>,
+    /// Grows with each change of the topology.
+    pub generation: Cell<u64>,
+    /// Told at each change of topology or lag.
+    pub changed: Notify,
+    /// Server connections.
+    pub pools: Pools,
+    /// Sessions.
+    pub places: RefCell<Places>,
+    /// Prepared texts.
+    pub texts: RefCell<Texts>,
+    /// Counters.
+    pub counts: Counts,
+    /// Bounds the connections being made.
+    pub connects: Semaphore,
+    /// What servers reported at login, by identity: for clients that come later.
+    pub welcomes: RefCell<HashMap<Arc<Identity>, Arc<Settings>>>,
+    outstanding: RefCell<Vec<(NodeId, u32)>>,
+    scratch: Cell<Vec<u8>>,
+    spares: RefCell<Vec<Vec<u8>>>,
+    policy: Policy,
+    seed: Cell<u64>,
+    busy: Cell<u64>,
+    held: Cell<u64>,
+    in_use: [Cell<u64>; 2],
+}
+
+impl Loads for Worker {
+    fn outstanding(&self, node: &NodeId) -> u32 {
+        self.outstanding.borrow().iter().find(|(n, _)| n == node).map_or(0, |(_, count)| *count)
+    }
+}
+
+impl Worker {
+    /// A worker that has seen nothing yet.
+    pub fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let (to_give, to_ask) = (shared.peers.clone(), shared.peers.clone());
+        let hand_over = Rc::new(move |to: usize, key: PoolKey, server: Server| {
+            // A connection that cannot move is closed, and its place goes to who waits.
+            let Server { stream, meta, .. } = server;
+            if let Ok(stream) = stream.into_std() {
+                let _ = to_give[to].try_send(ToWorker::Server(Box::new(Parcel { key, stream, meta })));
+            }
+        });
+        let ask = Rc::new(move |of: usize, key: PoolKey| {
+            let _ = to_ask[of].try_send(ToWorker::Ask { from: index, key });
+        });
+        let pools = Pools::new(index, shared.limits.clone(), hand_over, ask);
+        let counts = Counts::new(&shared.metrics);
+        let policy = Policy { max_replay_lag: shared.config.max_replay_lag };
+        Rc::new(Self {
+            index,
+            pools,
+            counts,
+            policy,
+            view: RefCell::new(View { topology: Topology::unknown(), lag: Lag::default() }),
+            generation: Cell::new(0),
+            changed: Notify::new(),
+            places: RefCell::default(),
+            texts: RefCell::new(Texts::new((index as u64) << 48)),
+            connects: Semaphore::new(CONNECTS_IN_FLIGHT),
+            welcomes: RefCell::default(),
+            outstanding: RefCell::default(),
+            scratch: Cell::default(),
+            spares: RefCell::default(),
+            seed: Cell::new(index as u64),
+            busy: Cell::new(0),
+            held: Cell::new(0),
+            in_use: Default::default(),
+            shared,
+        })
+    }
+
+    /// Now.
+    pub fn now(&self) -> Instant {
+        Clock.now()
+    }
+
+    /// May the primary be written to?
+    pub fn gate(&self, now: Instant) -> Gate {
+        self.view.borrow().topology.gate_at(now)
+    }
+
+    /// Where a unit goes.
+    pub fn decide(&self, request: &Request<'_>, causality: &mut Causality, now: Instant) -> Decision {
+        let seed = self.seed.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.seed.set(seed);
+        let view = self.view.borrow();
+        route::decide(request, causality, &view.topology, &view.lag, &self.policy, self, now, seed)
+    }
+
+    /// May this connection go on serving?
+    pub fn still_valid(&self, meta: &Meta) -> bool {
+        still_valid(&meta.node, meta.role, meta.term, &self.view.borrow().topology)
+    }
+
+    /// Give a connection back to its pool, or close it.
+    pub fn release(self: &Rc<Self>, pool: &Rc<crate::pool::Pool>, mut server: Server) {
+        self.count_in_use(&server.meta, false);
+        let now = self.now();
+        let old = now.since(server.meta.born) >= self.shared.config.server_lifetime;
+        if server.meta.spoilt || !server.meta.changed.is_empty() || old || !self.still_valid(&server.meta) {
+            return;
+        }
+        server.meta.idle_since = now;
+        if !server.cancels.running() {
+            return pool.give(server);
+        }
+        // A cancel request is on its way: it must not hit the next client.
+        let (worker, pool) = (self.clone(), pool.clone());
+        tokio::task::spawn_local(async move {
+            server.cancels.ended().await;
+            if worker.still_valid(&server.meta) {
+                pool.give(server);
+            }
+        });
+    }
+
+    /// A connection begins or ends to serve a session.
+    pub fn count_in_use(&self, meta: &Meta, begins: bool) {
+        let slot = &self.in_use[usize::from(meta.role == Role::Standby)];
+        slot.set(if begins { slot.get() + 1 } else { slot.get() - 1 });
+        let mut outstanding = self.outstanding.borrow_mut();
+        match outstanding.iter_mut().find(|(n, _)| *n == meta.node) {
+            Some((_, count)) => *count = if begins { *count + 1 } else { count.saturating_sub(1) },
+            None => outstanding.push((meta.node.clone(), u32::from(begins))),
+        }
+    }
+
+    /// A session becomes busy on the primary, or ceases to be.
+    pub fn count_busy(&self, begins: bool) {
+        self.busy.set(if begins { self.busy.get() + 1 } else { self.busy.get() - 1 });
+        self.shared.boards[self.index].busy.store(self.busy.get(), Ordering::SeqCst);
+        if !begins && self.view.borrow().topology.gate != Gate::Open {
+            self.shared.applied.notify_one();
+        }
+    }
+
+    /// A statement begins or ends to wait.
+    pub fn count_held(&self, begins: bool) {
+        self.held.set(if begins { self.held.get() + 1 } else { self.held.get() - 1 });
+    }
+
+    /// The buffer that all sessions of this worker read into, one at a time.
+    pub fn take_scratch(&self) -> Vec<u8> {
+        self.scratch.take()
+    }
+
+    /// Give it back.
+    pub fn put_scratch(&self, scratch: Vec<u8>) {
+        if scratch.capacity() <= 4 * MAX_SPARE {
+            self.scratch.set(scratch);
+        }
+    }
+
+    /// An empty buffer.
+    pub fn take_spare(&self) -> Vec<u8> {
+        self.spares.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Give a buffer back.
+    pub fn put_spare(&self, mut spare: Vec<u8>) {
+        let mut spares = self.spares.borrow_mut();
+        if spare.capacity() > 0 && spare.capacity() <= MAX_SPARE && spares.len() < MAX_SPARES {
+            spare.clear();
+            spares.push(spare);
+        }
+    }
+
+    /// Keep what a primary reported for clients that come later.
+    pub fn keep_welcome(&self, identity: &Arc<Identity>, settings: &Arc<Settings>) {
+        let mut welcomes = self.welcomes.borrow_mut();
+        if welcomes.len() < MAX_WELCOMES || welcomes.contains_key(identity) {
+            welcomes.insert(identity.clone(), settings.clone());
+        }
+    }
+
+    /// Run `tell` for every session's presence.
+    fn each_session(&self, tell: impl Fn(&Presence)) {
+        self.places.borrow().at.iter().flatten().for_each(|p| tell(p));
+    }
+
+    fn apply_topology(&self, topology: Topology) {
+        let applied = Applied { term: topology.term, revision: topology.revision, gate: topology.gate };
+        {
+            let mut view = self.view.borrow_mut();
+            if !view.topology.merge(topology) {
+                return;
+            }
+        }
+        self.generation.set(self.generation.get() + 1);
+        health::apply_topology(&self.pools, &self.view.borrow().topology);
+        // From here on nothing is sent under the older view: every sender looks at this one first.
+        let board = &self.shared.boards[self.index];
+        *board.applied.lock().unwrap_or_else(PoisonError::into_inner) = applied;
+        self.shared.applied.notify_one();
+        self.each_session(Presence::wake);
+        self.changed.notify_waiters();
+    }
+
+    fn apply_lag(&self, lag: Arc<LagSnapshot>) {
+        self.view.borrow_mut().lag.update(lag);
+        self.changed.notify_waiters();
+    }
+
+    fn cancel(&self, place: usize, secret: u32) {
+        let presence = self.places.borrow().at.get(place).cloned().flatten();
+        if let Some(presence) = presence.filter(|p| same_secret(p.secret, secret)) {
+            presence.cancel.set(true);
+            presence.wake();
+        }
+    }
+
+    fn tick(&self) {
+        self.counts.flush();
+        let mut totals = Totals {
+            sessions: self.shared.boards[self.index].sessions.load(Ordering::Relaxed) as u64,
+            held: self.held.get(),
+            busy: self.busy.get(),
+            primary_in_use: self.in_use[0].get(),
+            standby_in_use: self.in_use[1].get(),
+            ..Totals::default()
+        };
+        let view = self.view.borrow();
+        for pool in self.pools.all() {
+            let primary = view.topology.primary.as_ref().is_some_and(|p| p.node == pool.key.node);
+            *(if primary { &mut totals.primary_idle } else { &mut totals.standby_idle }) += pool.idle() as u64;
+        }
+        *self.shared.boards[self.index].totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+    }
+}
+
+/// What a worker listens to.
+pub struct Inbound {
+    /// Messages.
+    pub messages: mpsc::Receiver<ToWorker>,
+    /// The topology.
+    pub topology: watch::Receiver<Topology>,
+    /// The lag.
+    pub lag: watch::Receiver<Arc<LagSnapshot>>,
+    /// Ends the worker.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Run a worker until it is told to stop.
+pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
+    let topology = inbound.topology.borrow_and_update().clone();
+    worker.apply_topology(topology);
+    let lag = inbound.lag.borrow_and_update().clone();
+    worker.apply_lag(lag);
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut topology_lives, mut lag_lives) = (true, true);
+    loop {
+        tokio::select! {
+            // The cluster first: nothing may be sent under a view that is known to be old.
+            biased;
+            changed = inbound.topology.changed(), if topology_lives => {
+                topology_lives = changed.is_ok();
+                let topology = inbound.topology.borrow_and_update().clone();
+                worker.apply_topology(topology);
+            }
+            _ = inbound.stop.wait_for(|stop| *stop) => return,
+            changed = inbound.lag.changed(), if lag_lives => {
+                lag_lives = changed.is_ok();
+                let lag = inbound.lag.borrow_and_update().clone();
+                worker.apply_lag(lag);
+            }
+            message = inbound.messages.recv() => match message {
+                Some(message) => receive(&worker, message),
+                None => return,
+            },
+            _ = tick.tick() => {
+                let config = &worker.shared.config;
+                worker.tick();
+                health::sweep(&worker.pools, config.server_idle_timeout, config.server_lifetime, worker.now());
+            }
+        }
+    }
+}
+
+fn receive(worker: &Rc<Worker>, message: ToWorker) {
+    match message {
+        ToWorker::Client(stream) => {
+            let worker = worker.clone();
+            tokio::task::spawn_local(async move {
+                let seat = Seat::new(&worker);
+                match tokio::net::TcpStream::from_std(stream) {
+                    Ok(stream) => {
+                        if let Some(session) = login::welcome(&worker, stream).await {
+                            client::run(session).await;
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "client socket could not be registered"),
+                }
+                drop(seat);
+            });
+        }
+        ToWorker::Cancel { place, secret } => worker.cancel(place, secret),
+        ToWorker::Server(parcel) => {
+            let Parcel { key, stream, meta } = *parcel;
+            if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+                let server = Server { stream, meta, cancels: Rc::default() };
+                if worker.still_valid(&server.meta) {
+                    worker.pools.of(&key.node, &key.identity).give(server);
+                }
+            }
+        }
+        ToWorker::Ask { from, key } => worker.pools.of(&key.node, &key.identity).asked_by(from),
+        ToWorker::Room(key) => worker.pools.of(&key.node, &key.identity).room(),
+    }
+}
+
+/// A client's place in the counts, for as long as it is connected.
+struct Seat(Rc<Worker>);
+
+impl Seat {
+    fn new(worker: &Rc<Worker>) -> Self {
+        Self(worker.clone())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // Counted up by the acceptor.
+        self.0.shared.boards[self.0.index].sessions.fetch_sub(1, Ordering::SeqCst);
+        self.0.shared.clients.fetch_sub(1, Ordering::SeqCst);
+        self.0.shared.applied.notify_one();
+    }
+}
