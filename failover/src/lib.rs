@@ -5,6 +5,9 @@
 pub mod api;
 pub mod config;
 pub mod fsm;
+pub mod http;
+pub mod manager;
+pub mod metrics;
 pub mod record;
 pub mod store;
 pub mod view;

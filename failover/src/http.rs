@@ -1,0 +1,262 @@
+//! The manager's routes, for the process's admin HTTP to mount. Knows nothing of HTTP but methods, paths and statuses.
+//!
+//! | method and path | body or query | answer |
+//! |---|---|---|
+//! | `GET /status` | | [`Status`]; on a manager that does not lead, 307 unless `local=1` |
+//! | `GET /lag` | | replay lag per standby by the agents' reports |
+//! | `GET /history` | | `{"history": [journal…]}`, oldest first |
+//! | `GET /report` | `term=N`, default the newest | `{"journal": …, "reports": [loss report…]}` |
+//! | `POST /ops/switchover` | `{to?, expect_term?}` | done, refused or failed |
+//! | `POST /ops/failover` | `{to?, expect_term?, allow_data_loss?}` | done, refused or failed |
+//! | `POST /ops/fence` | `{node, stop_writes?, by?}` | done, refused or failed |
+//! | `POST /ops/unfence` | `{node}` | done, refused or failed |
+//!
+//! Done is 200 `{"done", "term", "node", "journal"}`; refused 409 `{"error", "blockers"}`; failed 503 `{"error",
+//! "journal"}`; not leading 307 `{"error", "leader"}`; a request that cannot be understood 400 `{"error"}`. The caller
+//! checks the shared secret of a POST.
+
+use crate::fsm::action::{Answer, Operation};
+use crate::fsm::blocker::list;
+use crate::fsm::status::Status;
+use crate::manager::Request;
+use crate::record::{JournalRecord, LossReport};
+use crate::store::{Range, Snapshot, Store};
+use cluster::keys::Keys;
+use cluster::{NodeId, Term};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::fmt;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// The routes of one manager. Clones are the same.
+#[derive(Clone)]
+pub struct ManagerRoutes {
+    requests: mpsc::Sender<Request>,
+    status: watch::Receiver<Arc<Status>>,
+    store: Arc<dyn Store>,
+    keys: Keys,
+}
+
+impl fmt::Debug for ManagerRoutes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManagerRoutes").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SwitchoverBody {
+    to: Option<NodeId>,
+    expect_term: Option<Term>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FailoverBody {
+    to: Option<NodeId>,
+    expect_term: Option<Term>,
+    allow_data_loss: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FenceBody {
+    node: NodeId,
+    #[serde(default)]
+    stop_writes: bool,
+    #[serde(default)]
+    by: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnfenceBody {
+    node: NodeId,
+}
+
+type Reply = (u16, Value);
+
+impl ManagerRoutes {
+    pub(crate) fn new(
+        requests: mpsc::Sender<Request>,
+        status: watch::Receiver<Arc<Status>>,
+        store: Arc<dyn Store>,
+        keys: Keys,
+    ) -> Self {
+        Self { requests, status, store, keys }
+    }
+
+    /// Answer a request with an HTTP status and JSON; `None` when the route is not the manager's. An order is answered
+    /// when it is done, refused or failed, at the latest after `manager.operation_timeout` and what is left of the
+    /// step under way.
+    pub async fn handle(&self, method: &str, path: &str, query: &str, body: &[u8]) -> Option<Reply> {
+        Some(match (method, path) {
+            ("GET", "/status") => self.status(query),
+            ("GET", "/lag") => self.lag(),
+            ("GET", "/history") => self.history().await,
+            ("GET", "/report") => self.report(query).await,
+            ("POST", "/ops/switchover") => {
+                self.order(
+                    optional::<SwitchoverBody>(body)
+                        .map(|b| Operation::Switchover { to: b.to, expect_term: b.expect_term }),
+                )
+                .await
+            }
+            ("POST", "/ops/failover") => {
+                self.order(optional::<FailoverBody>(body).map(|b| Operation::Failover {
+                    to: b.to,
+                    expect_term: b.expect_term,
+                    allow_data_loss: b.allow_data_loss,
+                }))
+                .await
+            }
+            ("POST", "/ops/fence") => {
+                self.order(required::<FenceBody>(body).map(|b| {
+                    let by = if b.by.is_empty() { "an operator".to_owned() } else { b.by.chars().take(200).collect() };
+                    Operation::Fence { node: b.node, stop_writes: b.stop_writes, by }
+                }))
+                .await
+            }
+            ("POST", "/ops/unfence") => {
+                self.order(required::<UnfenceBody>(body).map(|b| Operation::Unfence { node: b.node })).await
+            }
+            _ => return None, // another part's route, or nobody's
+        })
+    }
+
+    fn status(&self, query: &str) -> Reply {
+        let status = self.status.borrow().clone();
+        if !status.leading && parameter(query, "local") != Some("1") {
+            return not_leading(&status);
+        }
+        (200, value(&*status))
+    }
+
+    fn lag(&self) -> Reply {
+        let status = self.status.borrow().clone();
+        if !status.leading {
+            return not_leading(&status);
+        }
+        let primary = status.nodes.iter().find(|n| status.primary.as_ref() == Some(&n.node));
+        let standbys = status.nodes.iter().filter(|n| status.primary.as_ref() != Some(&n.node)).map(|n| {
+            let unknown = (n.replay_lag_ms.is_none() || n.streams_from.is_none()).then(|| n.state.clone());
+            json!({
+                "node": n.node, "replay_lsn": n.replay_lsn, "receive_lsn": n.receive_lsn,
+                "replay_lag_bytes": n.replay_lag_bytes, "replay_lag_ms": n.replay_lag_ms,
+                "sample_age_ms": n.silent_ms, "unknown": unknown,
+            })
+        });
+        let standbys: Vec<Value> = standbys.collect();
+        let primary = primary.map(|p| json!({ "node": p.node, "insert_lsn": p.receive_lsn }));
+        (200, json!({ "term": status.term, "primary": primary, "standbys": standbys }))
+    }
+
+    async fn history(&self) -> Reply {
+        match self.store.read(vec![Range::Prefix(self.keys.journals())]).await {
+            Ok(found) => {
+                let journals: Vec<JournalRecord> = understood(&found, &self.keys.journals());
+                (200, json!({ "history": journals }))
+            }
+            Err(error) => (503, json!({ "error": error.to_string() })),
+        }
+    }
+
+    async fn report(&self, query: &str) -> Reply {
+        let term = match parameter(query, "term").map(str::parse) {
+            None => None,
+            Some(Ok(term)) => Some(Term(term)),
+            Some(Err(_)) => return (400, json!({ "error": "term is not a number" })),
+        };
+        let ranges = vec![Range::Prefix(self.keys.journals()), Range::Prefix(self.keys.reports())];
+        let found = match self.store.read(ranges).await {
+            Ok(found) => found,
+            Err(error) => return (503, json!({ "error": error.to_string() })),
+        };
+        let journals: Vec<JournalRecord> = understood(&found, &self.keys.journals());
+        let journal = match term {
+            Some(term) => journals.into_iter().find(|j| j.term == term),
+            None => journals.into_iter().next_back(),
+        };
+        let Some(journal) = journal else {
+            let which =
+                term.map_or_else(|| "no change of primary yet".to_owned(), |t| format!("no journal of term {t}"));
+            return (404, json!({ "error": which }));
+        };
+        let reports: Vec<LossReport> = understood(&found, &self.keys.reports());
+        let reports: Vec<LossReport> = reports.into_iter().filter(|r| r.term == journal.term).collect();
+        (200, json!({ "journal": journal, "reports": reports }))
+    }
+
+    async fn order(&self, operation: Result<Operation, String>) -> Reply {
+        let operation = match operation {
+            Ok(operation) => operation,
+            Err(why) => return (400, json!({ "error": why })),
+        };
+        let status = self.status.borrow().clone();
+        if !status.leading {
+            return not_leading(&status);
+        }
+        let (answer, answered) = oneshot::channel();
+        if self.requests.try_send(Request { operation, answer }).is_err() {
+            return (503, json!({ "error": "too many requests wait for the manager" }));
+        }
+        match answered.await {
+            Ok(Answer::Done { term, node, note, journal }) => {
+                (200, json!({ "done": note, "term": term, "node": node, "journal": journal }))
+            }
+            Ok(Answer::Refused(blockers)) => (409, json!({ "error": list(&blockers), "blockers": blockers })),
+            Ok(Answer::Failed { why, journal }) => (503, json!({ "error": why, "journal": journal })),
+            Err(_) => (503, json!({ "error": "the manager is being stopped" })),
+        }
+    }
+}
+
+fn not_leading(status: &Status) -> Reply {
+    let error = match &status.leader {
+        Some(leader) => format!("manager {} at {} leads", leader.id, leader.admin),
+        None => "no manager leads just now".to_owned(),
+    };
+    (307, json!({ "error": error, "leader": status.leader }))
+}
+
+fn value<T: serde::Serialize>(of: &T) -> Value {
+    serde_json::to_value(of).expect("plain structs serialise")
+}
+
+fn optional<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, String> {
+    if body.iter().all(u8::is_ascii_whitespace) { Ok(T::default()) } else { required(body) }
+}
+
+fn required<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|e| format!("the request cannot be understood: {e}"))
+}
+
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.split('&').filter_map(|p| p.split_once('=')).find(|(k, _)| *k == name).map(|(_, v)| v)
+}
+
+/// The records below `prefix` that can be understood, ordered by key.
+fn understood<T: DeserializeOwned>(found: &Snapshot, prefix: &str) -> Vec<T> {
+    found.under(prefix).filter_map(|v| serde_json::from_slice(&v.value).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_found_by_name() {
+        assert_eq!(parameter("a=1&term=7", "term"), Some("7"));
+        assert_eq!(parameter("terms=7", "term"), None);
+    }
+
+    #[test]
+    fn bodies_are_strict_and_may_be_empty_where_nothing_is_required() {
+        assert!(optional::<SwitchoverBody>(b" \n").is_ok());
+        assert!(optional::<FailoverBody>(br#"{"allow_data_los": true}"#).is_err());
+        assert!(required::<UnfenceBody>(b"").is_err());
+        assert!(required::<FenceBody>(br#"{"node": "n1"}"#).is_ok_and(|b| !b.stop_writes));
+    }
+}

@@ -1,0 +1,136 @@
+//! Performs the planner's actions: commands to agents, transactions on the records. Each gives back exactly one input.
+
+use crate::fsm::action::{
+    Change, ChangeKind, ChangeOutcome, Command, CommandError, Guard, Input, RecordKey, RecordPut, Reply,
+};
+use crate::manager::client;
+use crate::metrics::Metrics;
+use crate::store::{Compare, Store, StoreError, Txn};
+use cluster::keys::Keys;
+use cluster::secret::Secret;
+use cluster::{Endpoint, NodeId};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+/// What actions are performed with.
+#[derive(Clone, Debug)]
+pub(super) struct Performer {
+    pub(super) keys: Keys,
+    pub(super) secret: Secret,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) metrics: Metrics,
+    /// Time for the network and the agent's own work around a command.
+    pub(super) agent_timeout: Duration,
+    /// This manager's id.
+    pub(super) id: Arc<str>,
+}
+
+impl Performer {
+    /// Order a command of the agent at `endpoint` and tell the planner its answer.
+    pub(super) async fn order(self, node: NodeId, endpoint: Option<Endpoint>, command: Command, within: Duration) {
+        let (kind, term) = (command.kind(), command.term());
+        debug!(%node, term = term.0, command = kind.as_str(), "ordering");
+        let result = match endpoint {
+            Some(endpoint) => client::order(endpoint, self.secret, &command, within + self.agent_timeout).await,
+            None => Err(CommandError::Unreachable("its address is not known".into())),
+        };
+        log_answer(&node, term.0, &command, &result);
+        let input = Input::Answered { node, term, kind, result: Box::new(result) };
+        // Only a manager that is being stopped does not listen any more.
+        let _ = self.inputs.send(input).await;
+    }
+
+    /// Try a transaction and tell the planner its outcome.
+    pub(super) async fn change(self, store: Arc<dyn Store>, change: Change) {
+        let outcome = match store.txn(self.txn(&change)).await {
+            Ok(done) if done.succeeded => ChangeOutcome::Done(done.revision),
+            Ok(_) => ChangeOutcome::Lost,
+            Err(error) => {
+                self.metrics.store_error(&error);
+                match error {
+                    StoreError::Indeterminate { .. } => ChangeOutcome::Unknown(error.to_string()),
+                    StoreError::Unavailable { .. } | StoreError::LeaseLost { .. } | StoreError::Refused { .. } => {
+                        ChangeOutcome::NotMade(error.to_string())
+                    }
+                }
+            }
+        };
+        log_outcome(&change, &outcome);
+        let _ = self.inputs.send(Input::Changed { id: change.id, outcome }).await;
+    }
+
+    fn txn(&self, change: &Change) -> Txn {
+        let keys = &self.keys;
+        let mut txn = Txn::new();
+        for guard in &change.guards {
+            txn = txn.when(match guard {
+                Guard::Term(revision) => Compare::ModRevision(keys.term(), *revision),
+                Guard::Policy(revision) => Compare::ModRevision(keys.policy(), *revision),
+                Guard::Leader(revision) => Compare::ModRevision(keys.manager(), *revision),
+                Guard::NoPrimary => Compare::Absent(keys.primary()),
+            });
+        }
+        for put in &change.puts {
+            txn = match put {
+                RecordPut::Term(r) => txn.put(keys.term(), json(r)),
+                RecordPut::Policy(r) => txn.put(keys.policy(), json(r)),
+                RecordPut::Journal(r) => txn.put(keys.journal(r.term), json(r)),
+                RecordPut::Fence(node, r) => txn.put(keys.fence(node), json(r)),
+            };
+        }
+        for key in &change.deletes {
+            txn = txn.delete(match key {
+                RecordKey::Primary => keys.primary(),
+                RecordKey::Fence(node) => keys.fence(node),
+            });
+        }
+        txn
+    }
+}
+
+pub(super) fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("records are plain structs")
+}
+
+fn log_answer(node: &NodeId, term: u64, command: &Command, result: &Result<Reply, CommandError>) {
+    let word = command.kind().as_str();
+    match result {
+        Ok(Reply::Frozen(f)) => {
+            let (timeline, lsn) = f.position.map_or((None, None), |p| (Some(p.timeline.0), Some(p.lsn.to_string())));
+            info!(%node, term, timeline, lsn, was_primary = f.was_primary, "node frozen");
+        }
+        Ok(Reply::Promoted(p)) => {
+            info!(%node, term, lsn = %p.fork.lsn, from_timeline = p.fork.timeline.0, record_lsn = %p.record_lsn, "standby promoted");
+        }
+        Ok(Reply::Opened(_)) => info!(%node, term, "primary opened"),
+        Ok(Reply::Stopped(s)) => {
+            let lsn = s.end.map(|e| e.lsn.to_string());
+            info!(%node, term, clean = s.clean, lsn, "old primary stopped");
+        }
+        Ok(Reply::Armed(a)) => info!(%node, term, lsn = %a.lsn, "commits wait for standbys again"),
+        Ok(Reply::Done) => debug!(%node, term, command = word, "order obeyed"),
+        Err(error @ (CommandError::Unreachable(_) | CommandError::NoAnswer(_))) => {
+            debug!(%node, term, command = word, %error, "order not answered");
+        }
+        Err(error) => warn!(%node, term, command = word, %error, "order not carried out"),
+    }
+}
+
+fn log_outcome(change: &Change, outcome: &ChangeOutcome) {
+    let (word, journal) = (change.kind.as_str(), change.kind == ChangeKind::Journal);
+    let term = change.puts.iter().find_map(|p| match p {
+        RecordPut::Term(t) => Some(t.term.0),
+        RecordPut::Journal(j) => Some(j.term.0),
+        RecordPut::Policy(_) | RecordPut::Fence(..) => None,
+    });
+    match outcome {
+        ChangeOutcome::Done(_) if journal => debug!(term, "journal written"),
+        ChangeOutcome::Done(revision) => info!(change = word, term, revision, "record changed"),
+        ChangeOutcome::Lost => warn!(change = word, term, "record not changed, something else had changed first"),
+        ChangeOutcome::NotMade(error) => warn!(change = word, term, error, "record not changed"),
+        ChangeOutcome::Unknown(error) => warn!(change = word, term, error, "outcome of a change is unknown"),
+    }
+}

@@ -1,0 +1,146 @@
+//! Reads the records: at every hint, when the planner asks, and now and then anyway.
+
+use crate::fsm::action::Input;
+use crate::fsm::observe::{At, Records};
+use crate::metrics::Metrics;
+use crate::record::LeaderRecord;
+use crate::store::{Range, Snapshot, Store, StoreError, Versioned};
+use cluster::keys::Keys;
+use cluster::{Clock, Term};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::warn;
+
+/// Pause after a read that failed.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// The `manager` key as last read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct LeaderSeen {
+    /// Who leads.
+    pub(super) leader: Option<LeaderRecord>,
+    /// The key's `mod_revision`.
+    pub(super) revision: i64,
+    /// The primary runs on this host and other members do not.
+    pub(super) beside_primary: bool,
+    /// It was read at least once.
+    pub(super) read: bool,
+}
+
+pub(super) struct Reader {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) keys: Keys,
+    pub(super) host: Arc<str>,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) asked: Arc<Notify>,
+    pub(super) leader: watch::Sender<LeaderSeen>,
+    pub(super) interval: Duration,
+    pub(super) metrics: Metrics,
+}
+
+impl Reader {
+    /// Read until the planner is gone.
+    pub(super) async fn run(self) {
+        let mut hints = self.store.watch(&self.keys.root());
+        let mut newest = Term(0);
+        let mut failing = false;
+        loop {
+            let sent_at = Clock.now();
+            let pause = match self.store.read(self.ranges(newest)).await {
+                Ok(snapshot) => {
+                    failing = false;
+                    let records = parse(&self.keys, &snapshot);
+                    newest = records.term.as_ref().map_or(newest, |t| t.value.term);
+                    self.show_leader(&snapshot, &records);
+                    self.metrics.records_read(sent_at);
+                    let input = Input::Records { sent_at, records: Box::new(records) };
+                    if self.inputs.send(input).await.is_err() {
+                        return;
+                    }
+                    self.interval
+                }
+                Err(error) => {
+                    self.note(&error, &mut failing);
+                    RETRY
+                }
+            };
+            tokio::select! {
+                () = hints.changed() => {}
+                () = self.asked.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn note(&self, error: &StoreError, failing: &mut bool) {
+        self.metrics.store_error(error);
+        if !*failing {
+            warn!(%error, "records cannot be read");
+        }
+        *failing = true;
+    }
+
+    fn ranges(&self, newest: Term) -> Vec<Range> {
+        let k = &self.keys;
+        let keys = [k.term(), k.policy(), k.primary(), k.manager(), k.journal(newest)];
+        let prefixes = [k.members(), k.fences(), k.proxies()];
+        keys.into_iter().map(Range::Key).chain(prefixes.into_iter().map(Range::Prefix)).collect()
+    }
+
+    fn show_leader(&self, snapshot: &Snapshot, records: &Records) {
+        let found = snapshot.get(&self.keys.manager());
+        let primary = records.term.as_ref().and_then(|t| t.value.node.clone());
+        let host_of_primary = primary.and_then(|n| records.members.get(&n)).map(|m| m.host.clone());
+        let elsewhere = records.members.values().any(|m| m.host != *self.host);
+        let seen = LeaderSeen {
+            leader: found.and_then(|v| one(v)),
+            revision: found.map_or(0, |v| v.mod_revision),
+            beside_primary: elsewhere && host_of_primary.as_deref() == Some(&*self.host),
+            read: true,
+        };
+        self.leader.send_if_modified(|old| {
+            let changed = *old != seen;
+            *old = seen;
+            changed
+        });
+    }
+}
+
+/// The records of a read. A value that cannot be understood counts as absent and is named in the log.
+pub(super) fn parse(keys: &Keys, snapshot: &Snapshot) -> Records {
+    let journal = snapshot.under(&keys.journals()).last().and_then(one);
+    Records {
+        revision: snapshot.revision,
+        term: snapshot.get(&keys.term()).and_then(at),
+        policy: snapshot.get(&keys.policy()).and_then(at),
+        primary: snapshot.get(&keys.primary()).and_then(one),
+        members: below(snapshot, &keys.members()),
+        fences: below(snapshot, &keys.fences()),
+        proxies: below(snapshot, &keys.proxies()),
+        journal,
+    }
+}
+
+/// A record, if it can be understood.
+pub(super) fn one<T: DeserializeOwned>(found: &Versioned) -> Option<T> {
+    match serde_json::from_slice(&found.value) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            warn!(key = found.key, %error, "a record cannot be understood");
+            None
+        }
+    }
+}
+
+fn at<T: DeserializeOwned>(found: &Versioned) -> Option<At<T>> {
+    one(found).map(|value| At { value, revision: found.mod_revision })
+}
+
+fn below<K: FromStr + Ord, T: DeserializeOwned>(snapshot: &Snapshot, prefix: &str) -> BTreeMap<K, T> {
+    let named = |v: &Versioned| Some((v.key.strip_prefix(prefix)?.parse().ok()?, one(v)?));
+    snapshot.under(prefix).filter_map(named).collect()
+}

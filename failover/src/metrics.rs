@@ -1,0 +1,248 @@
+//! The manager's metrics. Labels are enums of our own or names of configured nodes.
+//!
+//! Every manager exports all of these; those marked (leader) are only meaningful on the one that leads, where
+//! `pgtenure_failover_leading` is 1, and are removed (absent) elsewhere, never 0.
+//!
+//! | metric | type | meaning |
+//! |---|---|---|
+//! | `pgtenure_failover_leading` | gauge | 1 on the leading manager, 0 on the others |
+//! | `pgtenure_failover_term` | gauge | newest term read from etcd |
+//! | `pgtenure_failover_phase{phase}` | gauge | 1 for the term's phase (`recruiting`, `promoting`, `opening`, `active`, `draining`), 0 for the others; all absent before a term exists |
+//! | `pgtenure_failover_node_primary{node}` | gauge | 1 for the node of the newest term, 0 for the other members |
+//! | `pgtenure_failover_recruits_needed` | gauge (leader) | standbys a failover would have to freeze (m - k; 1 in async mode) |
+//! | `pgtenure_failover_recruits_available` | gauge (leader) | standbys that could be frozen now |
+//! | `pgtenure_failover_safe_to_lose_primary` | gauge (leader) | 1: losing the primary now would lead to an open primary again |
+//! | `pgtenure_failover_suspended` | gauge | 1 while commits are not protected although the mode is strict |
+//! | `pgtenure_failover_blocked{blocker}` | gauge (leader) | 1 per kind of blocker that holds the planner back now |
+//! | `pgtenure_failover_agent_reachable{node}` | gauge (leader) | 1: the node's agent answered within detect_timeout |
+//! | `pgtenure_failover_node_quarantined{node}` | gauge (leader) | 1: not a candidate before it replayed past a floor |
+//! | `pgtenure_failover_node_fenced{node}` | gauge | 1: fenced by an operator |
+//! | `pgtenure_failover_standby_streaming{node}` | gauge (leader) | 1: streams the current timeline from the primary; absent for the primary |
+//! | `pgtenure_failover_standby_lag_bytes{node}` | gauge (leader) | bytes of WAL of the primary not yet replayed, by the agents' reports |
+//! | `pgtenure_failover_failovers_total{cause,outcome}` | counter | terms begun by this manager; cause as in the journal (`failover`, `operator_failover`, `switchover`, `restart`), outcome `active` or `superseded` |
+//! | `pgtenure_failover_last_failover_seconds` | gauge | from the first evidence to open, of the last term this manager opened |
+//! | `pgtenure_failover_lost_bytes` | gauge | provisional unreplicated-write window of that term, bytes |
+//! | `pgtenure_failover_lost_commits{term}` | gauge | commits found past the fork in the old primary's WAL (final report of the newest term that has one) |
+//! | `pgtenure_failover_store_errors_total{kind}` | counter | etcd calls that failed; kind `unavailable`, `indeterminate`, `refused` |
+//! | `pgtenure_failover_records_age_seconds` | gauge | age of the last successful read of etcd by this manager |
+
+use crate::fsm::blocker::Verdict;
+use crate::fsm::status::Status;
+use crate::record::{Cause, JournalRecord, LossReport, Mode, Phase};
+use crate::store::StoreError;
+use cluster::{Clock, Instant, Role};
+use prometheus::{Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use std::sync::{Arc, Mutex};
+
+/// The manager's metrics. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    leading: IntGauge,
+    term: IntGauge,
+    phase: IntGaugeVec,
+    node_primary: IntGaugeVec,
+    recruits_needed: IntGaugeVec,
+    recruits_available: IntGaugeVec,
+    safe: IntGaugeVec,
+    suspended: IntGauge,
+    blocked: IntGaugeVec,
+    agent_reachable: IntGaugeVec,
+    quarantined: IntGaugeVec,
+    fenced: IntGaugeVec,
+    streaming: IntGaugeVec,
+    lag_bytes: IntGaugeVec,
+    failovers: IntCounterVec,
+    last_seconds: GaugeVec,
+    lost_bytes: IntGaugeVec,
+    lost_commits: IntGaugeVec,
+    store_errors: IntCounterVec,
+    records_age: Gauge,
+    read_at: Arc<Mutex<Option<Instant>>>,
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    let g = IntGauge::new(format!("pgtenure_failover_{name}"), help)?;
+    registry.register(Box::new(g.clone()))?;
+    Ok(g)
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    let g = IntGaugeVec::new(Opts::new(format!("pgtenure_failover_{name}"), help), labels)?;
+    registry.register(Box::new(g.clone()))?;
+    Ok(g)
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    let c = IntCounterVec::new(Opts::new(format!("pgtenure_failover_{name}"), help), labels)?;
+    registry.register(Box::new(c.clone()))?;
+    Ok(c)
+}
+
+impl Metrics {
+    /// Register all of them.
+    ///
+    /// # Errors
+    /// A name is taken: two managers share a registry.
+    pub fn register(r: &Registry) -> prometheus::Result<Self> {
+        let last_seconds = GaugeVec::new(
+            Opts::new(
+                "pgtenure_failover_last_failover_seconds",
+                "from the first evidence to open, last term opened here",
+            ),
+            &[],
+        )?;
+        r.register(Box::new(last_seconds.clone()))?;
+        let records_age = Gauge::new("pgtenure_failover_records_age_seconds", "age of the last read of etcd")?;
+        r.register(Box::new(records_age.clone()))?;
+        Ok(Self {
+            leading: gauge(r, "leading", "1 on the leading manager")?,
+            term: gauge(r, "term", "newest term read from etcd")?,
+            phase: gauges(r, "phase", "1 for the phase of the newest term", &["phase"])?,
+            node_primary: gauges(r, "node_primary", "1 for the node of the newest term", &["node"])?,
+            recruits_needed: gauges(r, "recruits_needed", "standbys a failover would have to freeze", &[])?,
+            recruits_available: gauges(r, "recruits_available", "standbys that could be frozen now", &[])?,
+            safe: gauges(r, "safe_to_lose_primary", "1: losing the primary now would be safe", &[])?,
+            suspended: gauge(r, "suspended", "1 while commits are not protected although the mode is strict")?,
+            blocked: gauges(r, "blocked", "1 per kind of blocker that holds the planner back", &["blocker"])?,
+            agent_reachable: gauges(r, "agent_reachable", "1: the agent answered lately", &["node"])?,
+            quarantined: gauges(
+                r,
+                "node_quarantined",
+                "1: not a candidate before it replayed past a floor",
+                &["node"],
+            )?,
+            fenced: gauges(r, "node_fenced", "1: fenced by an operator", &["node"])?,
+            streaming: gauges(r, "standby_streaming", "1: streams the current timeline from the primary", &["node"])?,
+            lag_bytes: gauges(r, "standby_lag_bytes", "bytes of the primary's WAL not yet replayed", &["node"])?,
+            failovers: counters(r, "failovers_total", "terms begun by this manager", &["cause", "outcome"])?,
+            last_seconds,
+            lost_bytes: gauges(r, "lost_bytes", "provisional unreplicated-write window of the last term", &[])?,
+            lost_commits: gauges(r, "lost_commits", "commits found past the fork in the old primary's WAL", &["term"])?,
+            store_errors: counters(r, "store_errors_total", "etcd calls that failed", &["kind"])?,
+            records_age,
+            read_at: Arc::default(),
+        })
+    }
+
+    /// A call of etcd failed.
+    pub(crate) fn store_error(&self, error: &StoreError) {
+        let kind = match error {
+            StoreError::Unavailable { .. } => "unavailable",
+            StoreError::Indeterminate { .. } => "indeterminate",
+            StoreError::LeaseLost { .. } => "lease_lost",
+            StoreError::Refused { .. } => "refused",
+        };
+        self.store_errors.with_label_values(&[kind]).inc();
+    }
+
+    /// The records were read.
+    pub(crate) fn records_read(&self, at: Instant) {
+        *self.read_at.lock().expect("no holder panics") = Some(at);
+    }
+
+    /// A term that this manager began is open, or was given up.
+    pub(crate) fn ended(&self, cause: Cause, active: bool, journal: &JournalRecord) {
+        let outcome = if active { "active" } else { "superseded" };
+        self.failovers.with_label_values(&[cause_word(cause), outcome]).inc();
+        if !active {
+            return;
+        }
+        if let Some(last) = journal.phases.last() {
+            let seconds = std::time::Duration::from_millis(last.ms).as_secs_f64();
+            self.last_seconds.with_label_values::<&str>(&[]).set(seconds);
+        }
+        if let Some(window) = journal.window {
+            let bytes = i64::try_from(window.bytes).unwrap_or(i64::MAX);
+            self.lost_bytes.with_label_values::<&str>(&[]).set(bytes);
+        }
+    }
+
+    /// A final report of lost WAL.
+    pub(crate) fn loss(&self, report: &LossReport) {
+        self.lost_commits.reset();
+        let commits = i64::try_from(report.commits).unwrap_or(i64::MAX);
+        self.lost_commits.with_label_values(&[&report.term.to_string()]).set(commits);
+    }
+
+    /// Show a status.
+    pub(crate) fn show(&self, status: &Status, recruits: Option<(usize, usize)>) {
+        self.leading.set(i64::from(status.leading));
+        self.term.set(status.term.map_or(0, |t| i64::try_from(t.0).unwrap_or(i64::MAX)));
+        if let Some(phase) = status.phase {
+            for p in [Phase::Recruiting, Phase::Promoting, Phase::Opening, Phase::Active, Phase::Draining] {
+                self.phase.with_label_values(&[phase_word(p)]).set(i64::from(p == phase));
+            }
+        }
+        let suspended = status.mode == Some(Mode::Strict) && status.suspended.is_some();
+        self.suspended.set(i64::from(suspended));
+        if let Some(at) = *self.read_at.lock().expect("no holder panics") {
+            self.records_age.set(Clock.now().since(at).as_secs_f64());
+        }
+        for only_of_the_leader in [
+            &self.recruits_needed,
+            &self.recruits_available,
+            &self.safe,
+            &self.blocked,
+            &self.agent_reachable,
+            &self.quarantined,
+            &self.streaming,
+            &self.lag_bytes,
+        ] {
+            only_of_the_leader.reset();
+        }
+        for node in &status.nodes {
+            let name = node.node.as_str();
+            self.node_primary.with_label_values(&[name]).set(i64::from(status.primary.as_ref() == Some(&node.node)));
+            self.fenced.with_label_values(&[name]).set(i64::from(node.fenced));
+        }
+        if status.leading {
+            self.show_as_leader(status, recruits);
+        }
+    }
+
+    fn show_as_leader(&self, status: &Status, recruits: Option<(usize, usize)>) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        if let Some((needed, available)) = recruits {
+            self.recruits_needed.with_label_values::<&str>(&[]).set(count(needed));
+            self.recruits_available.with_label_values::<&str>(&[]).set(count(available));
+        }
+        self.safe.with_label_values::<&str>(&[]).set(i64::from(status.safe_to_lose_primary.safe));
+        if let Verdict::Hold { blockers } = &status.verdict {
+            for blocker in blockers {
+                self.blocked.with_label_values(&[blocker.kind()]).set(1);
+            }
+        }
+        for node in &status.nodes {
+            let name = node.node.as_str();
+            self.agent_reachable.with_label_values(&[name]).set(i64::from(node.agent_reachable));
+            self.quarantined.with_label_values(&[name]).set(i64::from(node.quarantine.is_some()));
+            if status.primary.as_ref() == Some(&node.node) {
+                continue;
+            }
+            self.streaming.with_label_values(&[name]).set(i64::from(node.streams_from.is_some()));
+            if let (Some(bytes), Some(Role::Standby)) = (node.replay_lag_bytes, node.role) {
+                self.lag_bytes.with_label_values(&[name]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            }
+        }
+    }
+}
+
+const fn cause_word(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Bootstrap => "bootstrap",
+        Cause::Failover => "failover",
+        Cause::OperatorFailover => "operator_failover",
+        Cause::Switchover => "switchover",
+        Cause::Restart => "restart",
+    }
+}
+
+const fn phase_word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Recruiting => "recruiting",
+        Phase::Promoting => "promoting",
+        Phase::Opening => "opening",
+        Phase::Active => "active",
+        Phase::Draining => "draining",
+    }
+}
