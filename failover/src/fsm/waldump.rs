@@ -113,6 +113,19 @@ impl Tail {
         }
     }
 
+    /// Add a later part of the same tail.
+    pub fn append(&mut self, later: Self) {
+        self.first = self.first.or(later.first);
+        self.end = later.end.or(self.end);
+        self.commits += later.commits;
+        self.aborts += later.aborts;
+        self.unprotected += later.unprotected;
+        self.listed.extend(later.listed);
+        self.listed.truncate(MAX_LISTED);
+        self.first_commit = self.first_commit.or(later.first_commit);
+        self.last_commit = later.last_commit.or(self.last_commit);
+    }
+
     /// From the first to the last commit, milliseconds.
     pub fn span_ms(&self) -> Option<u64> {
         let (first, last) = (self.first_commit?, self.last_commit?);

@@ -1,0 +1,268 @@
+//! Creating a cluster: one node wins a key in etcd, runs initdb, fills in what the others and the proxies need, and
+//! puts the first term. Every step can be repeated after an interruption.
+
+use super::Agent;
+use super::control::Control;
+use super::env::{MONITOR_USER, REPLICATION_USER, identifier, literal};
+use super::layout::fsync_dir;
+use super::postgres::{As, ServerError};
+use super::rewind::remove_tree;
+use super::sql::{Sql, SqlError};
+use super::tool::{self, ToolError};
+use crate::record::{Cause, InitRecord, Mode, Phase, PolicyRecord, TermRecord};
+use crate::store::{Compare, StoreError, Txn};
+use cluster::sync_names::SyncNames;
+use cluster::{Lsn, Term};
+use std::io;
+use std::time::Duration;
+
+/// Bound on one statement.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// A creation that did not get on; tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootstrapError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    #[error("{what}")]
+    File {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("line {line} of {file}: expected \"name\" \"SCRAM-SHA-256$…\"")]
+    Userlist { file: String, line: usize },
+    #[error("a record could not be written")]
+    Record(#[from] serde_json::Error),
+}
+
+impl Agent {
+    /// Try to become the node that creates the cluster.
+    pub(super) async fn claim_creation(&self) -> Result<(), BootstrapError> {
+        let key = self.env.keys.init();
+        let record = InitRecord { node: self.env.config.node.clone(), system_id: None };
+        let txn = Txn::new()
+            .when(Compare::Absent(key.clone()))
+            .when(Compare::Absent(self.env.keys.term()))
+            .put(key, serde_json::to_vec(&record)?);
+        let won = self.store.txn(txn).await?.succeeded;
+        tracing::info!(node = %self.env.config.node, won, "asked to create the cluster");
+        self.read_records().await?;
+        Ok(())
+    }
+
+    /// Create it: this node has won.
+    pub(super) async fn create_cluster(&self) -> Result<(), BootstrapError> {
+        let layout = &self.env.layout;
+        let users = self.users()?;
+        if !layout.has_data() {
+            self.initdb().await?;
+        }
+        // Commits made while the cluster is filled have nobody to wait for.
+        self.set_names(&SyncNames::Off).await.map_err(|source| BootstrapError::File { what: "settings", source })?;
+        let sql = self.start_as(As::Creator, Term(u64::MAX)).await?;
+        self.fill(&sql, &users).await?;
+        let record_lsn = self.first_record(&sql).await?;
+        let names = SyncNames::for_primary(&self.env.config.node, &self.env.cluster.voters, self.env.cluster.k);
+        self.set_names(&names).await.map_err(|source| BootstrapError::File { what: "settings", source })?;
+        let shown = "SHOW synchronous_standby_names";
+        let deadline = tokio::time::Instant::now() + BOUND;
+        while sql.value::<String>("reading the names", shown, BOUND).await.unwrap_or_default() != names.to_string() {
+            if tokio::time::Instant::now() >= deadline {
+                return Err(SqlError::TimedOut { what: "waiting for the names", after: BOUND }.into());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.put_first_term(record_lsn).await?;
+        self.look_again(Duration::from_secs(1)).await;
+        Ok(())
+    }
+
+    async fn initdb(&self) -> Result<(), BootstrapError> {
+        let layout = &self.env.layout;
+        let file = |what| move |source| BootstrapError::File { what, source };
+        remove_tree(&layout.data_new()).map_err(file("an unfinished data directory could not be removed"))?;
+        tracing::info!(node = %self.env.config.node, "running initdb");
+        let bootstrap = &self.env.config.bootstrap;
+        let mut command = self.env.program("initdb");
+        command.arg("-D").arg(layout.data_new()).args(["-U", "postgres", "-E", "UTF8"]);
+        command.arg(format!("--locale={}", bootstrap.locale));
+        command.args(["--auth-local=peer", "--auth-host=scram-sha-256", "--no-instructions"]);
+        if bootstrap.data_checksums {
+            command.arg("--data-checksums");
+        }
+        tool::run(command, Duration::from_secs(300)).await?;
+        std::fs::rename(layout.data_new(), layout.data()).map_err(file("the new data could not be moved"))?;
+        fsync_dir(&layout.root).map_err(file("the new data could not be moved"))
+    }
+
+    /// Users, grants, databases, and the table of terms.
+    async fn fill(&self, sql: &Sql, users: &[(String, String)]) -> Result<(), BootstrapError> {
+        let what = "creating users";
+        let role = |name: &str, rest: &str| {
+            format!(
+                "DO $pgtenure$ BEGIN CREATE ROLE {} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $pgtenure$; \
+                 ALTER ROLE {} {rest};",
+                identifier(name),
+                identifier(name)
+            )
+        };
+        let repl = format!("REPLICATION PASSWORD {}", literal(self.env.replication_password.expose()));
+        let monitor = format!("PASSWORD {}", literal(self.env.monitor_password.expose()));
+        // Statements with passwords must not end up in PostgreSQL's log, whatever the user has it log.
+        sql.batch(
+            what,
+            "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'",
+            BOUND,
+        )
+        .await?;
+        sql.batch(what, &role(REPLICATION_USER, &repl), BOUND).await?;
+        sql.batch(what, &role(MONITOR_USER, &monitor), BOUND).await?;
+        // What pg_rewind calls on its source (see its manual), and the monitor's statistics.
+        let grants = format!(
+            "GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text, boolean, boolean) TO {REPLICATION_USER}; \
+             GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO {REPLICATION_USER}; \
+             GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO {REPLICATION_USER}; \
+             GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) TO {REPLICATION_USER}; \
+             GRANT pg_monitor TO {MONITOR_USER}"
+        );
+        sql.batch(what, &grants, BOUND).await?;
+        for (name, verifier) in users {
+            sql.batch(what, &role(name, &format!("PASSWORD {}", literal(verifier))), BOUND).await?;
+        }
+        for (database, owner) in &self.env.config.bootstrap.databases {
+            let exists = format!("SELECT count(*) FROM pg_database WHERE datname = {}", literal(database));
+            if sql.value::<u32>("creating databases", &exists, BOUND).await? == 0 {
+                let create = format!("CREATE DATABASE {} OWNER {}", identifier(database), identifier(owner));
+                sql.batch("creating databases", &create, BOUND).await?;
+            }
+        }
+        let table = "CREATE SCHEMA IF NOT EXISTS pgtenure; \
+            CREATE TABLE IF NOT EXISTS pgtenure.term (term bigint PRIMARY KEY, node text NOT NULL, prev bigint, \
+             fork_timeline bigint, fork_lsn pg_lsn, xid_bound numeric, policy_epoch bigint NOT NULL, \
+             record_lsn pg_lsn NOT NULL, at timestamptz NOT NULL DEFAULT now()); \
+            GRANT USAGE ON SCHEMA pgtenure TO pgtenure_monitor; GRANT SELECT ON pgtenure.term TO pgtenure_monitor";
+        sql.batch("creating the table of terms", table, BOUND).await?;
+        Ok(())
+    }
+
+    /// The first term's record; gives the end of its commit, or a later position.
+    async fn first_record(&self, sql: &Sql) -> Result<Lsn, BootstrapError> {
+        let insert = format!(
+            "INSERT INTO pgtenure.term (term, node, policy_epoch, record_lsn) \
+             VALUES (1, {}, 1, pg_current_wal_insert_lsn()) ON CONFLICT DO NOTHING",
+            literal(self.env.config.node.as_str())
+        );
+        sql.batch("recording the first term", &insert, BOUND).await?;
+        let end: Lsn = sql.value("recording the first term", "SELECT pg_current_wal_insert_lsn()", BOUND).await?;
+        // Standbys can only be seen to have what is flushed.
+        sql.batch("recording the first term", "SELECT pg_switch_wal()", BOUND).await?;
+        Ok(end.normalised_insert())
+    }
+
+    async fn put_first_term(&self, record_lsn: Lsn) -> Result<(), BootstrapError> {
+        let (keys, cluster) = (&self.env.keys, &self.env.cluster);
+        let system_id = Control::read(&self.env).await?.system_id;
+        let node = self.env.config.node.clone();
+        let policy = PolicyRecord {
+            epoch: 1,
+            voters: cluster.voters.clone(),
+            k: if cluster.mode == Mode::Strict { cluster.k } else { 0 },
+            mode: cluster.mode,
+            suspended: None,
+        };
+        let term = TermRecord {
+            term: Term(1),
+            phase: Phase::Opening,
+            coordinator: self.env.holder.clone(),
+            node: Some(node.clone()),
+            cause: Cause::Bootstrap,
+            prev: None,
+            fork: None,
+            xid_bound: None,
+            record_lsn: Some(record_lsn),
+            policy_epoch: 1,
+        };
+        let init = self.records.borrow().init.as_ref().map_or(0, |i| i.revision);
+        let txn = Txn::new()
+            .when(Compare::Absent(keys.term()))
+            .when(Compare::ModRevision(keys.init(), init))
+            .put(keys.init(), serde_json::to_vec(&InitRecord { node, system_id: Some(system_id) })?)
+            .put(keys.policy(), serde_json::to_vec(&policy)?)
+            .put(keys.term(), serde_json::to_vec(&term)?);
+        let created = self.store.txn(txn).await?.succeeded;
+        tracing::info!(node = %self.env.config.node, term = 1, lsn = %record_lsn, created, "cluster created");
+        self.read_records().await?;
+        Ok(())
+    }
+
+    /// Users of the userlist with their verifiers: lines of `"name" "SCRAM-SHA-256$…"`, comments with `;` or `#`.
+    fn users(&self) -> Result<Vec<(String, String)>, BootstrapError> {
+        let path = &self.env.config.bootstrap.userlist;
+        if path.as_os_str().is_empty() {
+            return Ok(Vec::new());
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| BootstrapError::File { what: "bootstrap.userlist could not be read", source })?;
+        parse_users(&text).map_err(|line| BootstrapError::Userlist { file: path.display().to_string(), line })
+    }
+}
+
+/// The number of the first bad line as error.
+fn parse_users(text: &str) -> Result<Vec<(String, String)>, usize> {
+    let mut users = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with([';', '#']) {
+            continue;
+        }
+        let parsed = quoted_word(line).and_then(|(name, rest)| Some((name, quoted_word(rest)?.0)));
+        match parsed {
+            Some((name, verifier)) if !name.is_empty() && verifier.starts_with("SCRAM-SHA-256$") => {
+                users.push((name, verifier));
+            }
+            _ => return Err(i + 1),
+        }
+    }
+    Ok(users)
+}
+
+/// A word in double quotes, where two of them mean one, and what follows it.
+fn quoted_word(text: &str) -> Option<(String, &str)> {
+    let mut rest = text.trim_start().strip_prefix('"')?;
+    let mut word = String::new();
+    loop {
+        let end = rest.find('"')?;
+        word.push_str(&rest[..end]);
+        rest = &rest[end + 1..];
+        match rest.strip_prefix('"') {
+            Some(after) => {
+                word.push('"');
+                rest = after;
+            }
+            None => return Some((word, rest)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_userlist_is_read_and_a_plain_password_refused_with_its_line() {
+        let good =
+            "; users\n\"app\" \"SCRAM-SHA-256$4096:c2FsdA==$a:b\"\n\"we\"\"ird\" \"SCRAM-SHA-256$1:a$b:c\" \"\"\n";
+        let users = parse_users(good).unwrap();
+        assert_eq!(users[1].0, "we\"ird");
+        assert_eq!(users.len(), 2);
+        assert_eq!(parse_users("\n\"app\" \"secret\"\n"), Err(2));
+        assert_eq!(parse_users("app SCRAM-SHA-256$1"), Err(1));
+    }
+}

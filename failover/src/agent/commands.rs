@@ -1,0 +1,164 @@
+//! Managers' commands other than freeze, promote, open and arm, and what all commands have in common.
+
+use super::Agent;
+use super::control::Control;
+use super::postgres::{self, As, Stop};
+use super::sql::Sql;
+use crate::api::{
+    Checkpoint, Failed, Follow, Frozen, Position, PostgresState, Recover, Refused, Stop as StopOrder, Stopped,
+};
+use std::time::Duration;
+
+/// A command that was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// Not obeyed; nothing was done.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// Tried.
+    #[error(transparent)]
+    Failed(#[from] Failed),
+}
+
+impl Agent {
+    /// The node is not in the state that a command needs.
+    pub(super) fn wrong_state(&self, needs: &str) -> CommandError {
+        let state = match self.state.get().postgres {
+            PostgresState::Absent => "without data".to_owned(),
+            PostgresState::Stopped { was_primary, .. } if was_primary => "a stopped primary".into(),
+            PostgresState::Stopped { .. } => "stopped".into(),
+            PostgresState::Starting => "starting".into(),
+            PostgresState::Standby(_) => "a standby".into(),
+            PostgresState::Primary(p) => format!("a primary on timeline {}", p.timeline),
+            PostgresState::Hung { for_ms } => format!("not answering for {for_ms} ms"),
+        };
+        Refused::WrongState { node: self.env.config.node.clone(), state, needs: needs.to_owned() }.into()
+    }
+
+    /// `/agent/recover`.
+    pub(super) async fn recover(&self, order: &Recover) -> Result<Frozen, CommandError> {
+        self.promise(order.term)?;
+        let node = self.env.config.node.clone();
+        if self.state.look(|o| o.fenced) {
+            return Err(Refused::Fenced { node }.into());
+        }
+        self.state.change(|o| o.frozen_for = Some(order.term));
+        self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
+        {
+            let held = tokio::time::timeout(Duration::from_secs(20), self.actuator.lock()).await;
+            let Ok(_held) = held else { return Err(self.wrong_state("idle: its data is being replaced")) };
+            if self.memory().rewinding {
+                return Err(self.wrong_state("whole: its rewind was interrupted"));
+            }
+            if !self.env.layout.has_data() {
+                return Err(self.wrong_state("with data"));
+            }
+            self.start_detached(order.term).await.map_err(|e| self.failed("starting PostgreSQL", &e))?;
+        }
+        self.look_again(Duration::from_secs(1)).await;
+        self.freeze(order.term).await
+    }
+
+    /// Start as a standby without upstream, if it does not run, and wait until it answers. The caller holds `actuator`.
+    pub(super) async fn start_detached(&self, at_term: cluster::Term) -> Result<(), postgres::ServerError> {
+        self.cut_off().await.map_err(|source| postgres::ServerError::Start { what: "writing settings", source })?;
+        self.start_as(As::Standby, at_term).await.map(drop)
+    }
+
+    /// Start and wait. Gives up when a term above `at_term` is promised.
+    pub(super) async fn start_as(&self, how: As, at_term: cluster::Term) -> Result<Sql, postgres::ServerError> {
+        use std::sync::atomic::Ordering::Release;
+        self.reset_foreign_settings();
+        self.spawning.store(true, Release);
+        let started = async {
+            let pid = postgres::start(&self.env, how).await?;
+            self.state.change(|o| {
+                o.postgres = PostgresState::Starting;
+                o.at = self.env.clock.now();
+            });
+            postgres::wait_ready(&self.env, pid, || self.memory().promise > at_term).await
+        }
+        .await;
+        self.spawning.store(false, Release);
+        self.look_now.notify_one();
+        if started.is_ok() {
+            tracing::info!(node = %self.env.config.node, ?how, "postgres started");
+        }
+        started
+    }
+
+    /// Somebody's ALTER SYSTEM must not win over what failover depends on.
+    fn reset_foreign_settings(&self) {
+        let path = self.env.layout.data().join("postgresql.auto.conf");
+        let Ok(text) = std::fs::read_to_string(&path) else { return };
+        let foreign = super::recovery_conf::foreign_settings(&text);
+        if foreign.is_empty() {
+            return;
+        }
+        tracing::error!(node = %self.env.config.node, settings = ?foreign, "settings of ours in postgresql.auto.conf were reset");
+        let cleaned = super::recovery_conf::without(&text, &foreign);
+        if let Err(error) = super::layout::write_durably(&path, cleaned.as_bytes()) {
+            tracing::error!(node = %self.env.config.node, %error, "postgresql.auto.conf could not be written");
+        }
+    }
+
+    /// `/agent/follow`: the agent's own machine compares histories and follows, rewinds or clones.
+    pub(super) fn follow(&self, order: Follow) -> Result<(), CommandError> {
+        self.promise(order.term)?;
+        if order.primary == self.env.config.node {
+            return Err(self.wrong_state("another node than the primary"));
+        }
+        *self.follow.lock().expect("no holder of this lock panics") = Some(order);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// `/agent/checkpoint`.
+    pub(super) async fn checkpoint(&self, order: &Checkpoint) -> Result<(), CommandError> {
+        self.promise(order.term)?;
+        self.must_be_primary(order.term)?;
+        let failed = |e: super::sql::SqlError| self.failed("CHECKPOINT", &e);
+        let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await.map_err(failed)?;
+        sql.rows("CHECKPOINT", "CHECKPOINT", Duration::from_secs(60)).await.map_err(failed)?;
+        Ok(())
+    }
+
+    /// Refuse unless PostgreSQL is primary on the timeline of `term`.
+    pub(super) fn must_be_primary(&self, term: cluster::Term) -> Result<(), CommandError> {
+        let timeline = self.state.look(|o| match &o.postgres {
+            PostgresState::Primary(p) => Some(p.timeline),
+            _ => None,
+        });
+        if timeline.is_some() && timeline == term.timeline() {
+            Ok(())
+        } else {
+            Err(self.wrong_state(&format!("primary on timeline {term}")))
+        }
+    }
+
+    /// `/agent/stop`.
+    pub(super) async fn stop(&self, order: &StopOrder) -> Result<Stopped, CommandError> {
+        self.promise(order.term)?;
+        let _held = self.actuator.lock().await;
+        let failed = |e: &dyn std::error::Error| self.failed("stopping", e);
+        if postgres::postmaster(&self.env).is_some() {
+            self.look_again(self.env.config.probe_timeout).await;
+            self.must_be_primary(order.term)?;
+            let bound = Duration::from_millis(order.deadline_ms);
+            postgres::stop(&self.env, Stop::Fast(bound)).await.map_err(|e| failed(&e))?;
+        }
+        if !self.env.layout.has_data() {
+            return Err(self.wrong_state("with data"));
+        }
+        let control = Control::read(&self.env).await.map_err(|e| failed(&e))?;
+        self.look_again(Duration::from_secs(1)).await;
+        let clean = control.state == "shut down";
+        let end = match clean {
+            // The shutdown checkpoint is the last record: its end is the end of WAL.
+            true => Some(self.end_of_record(&control).await.map_err(|e| failed(&e))?),
+            false => None,
+        };
+        tracing::info!(node = %self.env.config.node, term = order.term.0, clean, "primary stopped by a manager");
+        Ok(Stopped { clean, end: end.map(|lsn| Position { timeline: control.timeline, lsn }) })
+    }
+}

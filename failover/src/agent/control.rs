@@ -1,0 +1,77 @@
+//! What `pg_controldata` says of a data directory that is not running.
+
+use super::Env;
+use super::tool;
+use crate::api::PostgresState;
+use cluster::{Lsn, TimelineId};
+use std::time::Duration;
+
+/// The fields of pg_control that are used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Control {
+    pub(crate) system_id: String,
+    pub(crate) state: String,
+    pub(crate) checkpoint: Lsn,
+    pub(crate) timeline: TimelineId,
+    pub(crate) segment_size: u64,
+}
+
+impl Control {
+    /// Read it. Works while PostgreSQL runs too.
+    pub(crate) async fn read(env: &Env) -> Result<Self, tool::ToolError> {
+        let mut command = env.program("pg_controldata");
+        command.arg("-D").arg(env.layout.data());
+        let out = tool::run(command, Duration::from_secs(10)).await?;
+        parse(&out.stdout).ok_or_else(|| tool::ToolError::Output { program: "pg_controldata".into() })
+    }
+
+    /// It was a primary when it last ran (or ran as one for a moment).
+    pub(crate) fn was_primary(&self) -> bool {
+        matches!(self.state.as_str(), "in production" | "shut down" | "shutting down" | "in crash recovery")
+    }
+
+    /// Shut down cleanly.
+    pub(crate) fn clean(&self) -> bool {
+        matches!(self.state.as_str(), "shut down" | "shut down in recovery")
+    }
+
+    pub(crate) fn stopped(&self) -> PostgresState {
+        PostgresState::Stopped {
+            clean: self.clean(),
+            timeline: self.timeline,
+            was_primary: self.was_primary(),
+            checkpoint_lsn: self.checkpoint,
+        }
+    }
+}
+
+fn parse(text: &str) -> Option<Control> {
+    let field = |name: &str| text.lines().find_map(|l| Some(l.strip_prefix(name)?.strip_prefix(':')?.trim()));
+    Some(Control {
+        system_id: field("Database system identifier")?.to_owned(),
+        state: field("Database cluster state")?.to_owned(),
+        checkpoint: field("Latest checkpoint location")?.parse().ok()?,
+        timeline: TimelineId(field("Latest checkpoint's TimeLineID")?.parse().ok()?),
+        segment_size: field("Bytes per WAL segment")?.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_file_is_understood() {
+        let text = "pg_control version number:            1300\n\
+            Database system identifier:           7381234567890123456\n\
+            Database cluster state:               in production\n\
+            Latest checkpoint location:           0/3000060\n\
+            Latest checkpoint's REDO location:    0/3000028\n\
+            Latest checkpoint's TimeLineID:       4\n\
+            Bytes per WAL segment:                16777216\n";
+        let c = parse(text).unwrap();
+        assert_eq!((c.timeline, c.checkpoint, c.segment_size), (TimelineId(4), Lsn(0x0300_0060), 16 << 20));
+        assert!(c.was_primary() && !c.clean());
+        assert_eq!(parse("nothing"), None);
+    }
+}

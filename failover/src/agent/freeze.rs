@@ -1,0 +1,216 @@
+//! Freeze: stop receiving from primaries of lower terms, for good, and say where the WAL ends.
+//!
+//! The promise is on disk before anything else. Clearing `primary_conninfo` stops the WAL receiver within milliseconds
+//! unless replay is paused or blocked by a conflict; then the receiver would go on acknowledging, so it is ended by
+//! SIGTERM (SQL cannot do that). Either way it is seen to be gone before the answer.
+
+use super::commands::CommandError;
+use super::control::Control;
+use super::sql::{Sql, identify};
+use super::{Agent, postgres, process};
+use crate::api::{Frozen, Position, PostgresState, Refused};
+use cluster::timeline::History;
+use cluster::{Lsn, Term, TimelineId};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long a freeze waits for replay to reach the end of local WAL, and for whoever starts PostgreSQL.
+const END_BOUND: Duration = Duration::from_secs(20);
+/// A receiver that was not seen is looked for again after this: one may have been starting.
+const SECOND_LOOK: Duration = Duration::from_millis(30);
+/// How long the receiver may take to end by itself.
+const GRACE: Duration = Duration::from_millis(60);
+
+/// Where replay stands.
+struct Replay {
+    receive: Option<Lsn>,
+    replay: Lsn,
+    receiver: Option<(i32, Option<TimelineId>)>,
+    /// The startup process waits for more WAL than there is locally.
+    at_end: bool,
+    paused: bool,
+}
+
+const REPLAY: &str = "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), w.pid, w.received_tli, \
+ (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), pg_is_wal_replay_paused() \
+ FROM (SELECT 1) one LEFT JOIN pg_stat_wal_receiver w ON true";
+
+impl Agent {
+    /// Promise `term`: lower ones are refused from now on, also after a restart.
+    pub(super) fn promise(&self, term: Term) -> Result<(), CommandError> {
+        let promised = self.memory().promise;
+        if term < promised {
+            let node = self.env.config.node.clone();
+            return Err(Refused::LowerTerm { node, term, promised }.into());
+        }
+        if term > promised {
+            self.remember(|m| m.promise = term).map_err(|e| self.failed("writing the promise", &e))?;
+            tracing::info!(node = %self.env.config.node, term = term.0, "promised");
+        }
+        Ok(())
+    }
+
+    /// `/agent/freeze`.
+    pub(super) async fn freeze(&self, term: Term) -> Result<Frozen, CommandError> {
+        self.promise(term)?;
+        self.state.change(|o| o.frozen_for = Some(term));
+        self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
+        if self.replacing.load(Ordering::Acquire) {
+            return Ok(self.without_position(term, false));
+        }
+        // Whoever promotes sees the new promise and gives up; whoever starts PostgreSQL is waited for.
+        let held = tokio::time::timeout(END_BOUND, self.actuator.lock()).await;
+        let Ok(_held) = held else { return Ok(self.without_position(term, false)) };
+        if postgres::postmaster(&self.env).is_none() {
+            let was_primary =
+                self.env.layout.has_data() && Control::read(&self.env).await.is_ok_and(|c| c.was_primary());
+            return Ok(self.without_position(term, was_primary));
+        }
+        let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await;
+        let in_recovery = match &sql {
+            Ok(sql) => sql.value::<String>("asking for recovery", "SELECT pg_is_in_recovery()", END_BOUND).await,
+            Err(_) => Ok("unknown".into()),
+        };
+        match (sql, in_recovery.as_deref()) {
+            (Ok(sql), Ok("t")) => self.freeze_standby(term, &sql).await,
+            // Starting as a standby without upstream: not hurt, but its end is not known yet.
+            (Err(_), _) if self.state.look(|o| o.postgres == PostgresState::Starting) => {
+                Ok(self.without_position(term, false))
+            }
+            // A primary, or one that does not answer and may be one.
+            _ => {
+                tracing::warn!(node = %self.env.config.node, term = term.0, "stopping the old primary");
+                let stopped = postgres::stop(&self.env, postgres::Stop::Immediate).await;
+                stopped.map_err(|e| self.failed("stopping the old primary", &e))?;
+                self.look_again(Duration::from_millis(500)).await;
+                Ok(self.without_position(term, true))
+            }
+        }
+    }
+
+    fn without_position(&self, term: Term, was_primary: bool) -> Frozen {
+        Frozen {
+            node: self.env.config.node.clone(),
+            term,
+            position: None,
+            replay_lsn: None,
+            history: None,
+            quarantine: self.memory().quarantine,
+            was_primary,
+        }
+    }
+
+    /// No upstream from now on. PostgreSQL is told; whether it obeyed is seen by [`Agent::receiver_gone`].
+    pub(super) async fn cut_off(&self) -> std::io::Result<()> {
+        let mut conf = self.conf.lock().await;
+        conf.upstream = None;
+        conf.write(&self.env)?;
+        postgres::reload(&self.env);
+        Ok(())
+    }
+
+    async fn freeze_standby(&self, term: Term, sql: &Sql) -> Result<Frozen, CommandError> {
+        let failed = |e: &dyn std::error::Error| self.failed("freezing", e);
+        let seen = self.receiver_gone(sql).await.map_err(|e| failed(&e))?;
+        let (position, replay_lsn) = self.local_end(sql, seen).await.map_err(|e| failed(&e))?;
+        let history = self.own_history(position.timeline);
+        self.state.change(|o| o.last_timeline = Some(position.timeline));
+        tracing::info!(
+            node = %self.env.config.node, term = term.0, timeline = position.timeline.0, lsn = %position.lsn, "frozen"
+        );
+        Ok(Frozen {
+            node: self.env.config.node.clone(),
+            term,
+            position: Some(position),
+            replay_lsn: Some(replay_lsn),
+            history,
+            quarantine: self.memory().quarantine,
+            was_primary: false,
+        })
+    }
+
+    /// Wait until no WAL receiver is left, ending it when it does not end by itself. Gives the timeline that it was
+    /// receiving.
+    pub(super) async fn receiver_gone(&self, sql: &Sql) -> Result<Option<TimelineId>, super::sql::SqlError> {
+        let what = "waiting for the WAL receiver to end";
+        let begun = tokio::time::Instant::now();
+        let (mut timeline, mut clear) = (None, 0);
+        let mut seen = false;
+        while begun.elapsed() < END_BOUND {
+            let now = self.replay(sql).await?;
+            let Some((pid, receiving)) = now.receiver else {
+                // One that was seen and has ended by itself proves that the new setting was read; otherwise one may
+                // just have been starting with the old setting.
+                clear += 1;
+                if seen || clear >= 2 || now.at_end && now.receive.is_none() {
+                    return Ok(timeline);
+                }
+                tokio::time::sleep(SECOND_LOOK).await;
+                continue;
+            };
+            (seen, clear) = (true, 0);
+            timeline = timeline.max(receiving);
+            if begun.elapsed() >= GRACE {
+                process::send(Pid::from_raw(pid), Signal::SIGTERM);
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        Err(super::sql::SqlError::TimedOut { what, after: END_BOUND })
+    }
+
+    /// End of valid WAL and of replay, with no receiver running. `received` is the timeline seen while receiving.
+    ///
+    /// After a restart PostgreSQL does not know what it once received, so replay must come to the end of local WAL
+    /// first. Before one, the receive position is known at once, however far replay is.
+    pub(super) async fn local_end(
+        &self,
+        sql: &Sql,
+        received: Option<TimelineId>,
+    ) -> Result<(Position, Lsn), super::sql::SqlError> {
+        let what = "waiting for replay to reach the end of local WAL";
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < END_BOUND {
+            let now = self.replay(sql).await?;
+            let known = now.receive.is_some() && (now.paused || begun.elapsed() > Duration::from_millis(300));
+            if now.at_end || known {
+                let (timeline, _) = identify(&self.env, self.env.config.probe_timeout).await?;
+                // Received on a newer timeline than replayed: only possible while replay is behind.
+                let timeline = if now.at_end { timeline } else { received.max(Some(timeline)).unwrap_or(timeline) };
+                let lsn = now.receive.unwrap_or_default().max(now.replay);
+                return Ok((Position { timeline, lsn }, now.replay));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Err(super::sql::SqlError::TimedOut { what, after: END_BOUND })
+    }
+
+    async fn replay(&self, sql: &Sql) -> Result<Replay, super::sql::SqlError> {
+        let rows =
+            sql.rows("asking for replay", REPLAY, self.env.config.probe_timeout.max(Duration::from_secs(2))).await?;
+        let row = rows.into_iter().next().unwrap_or_default();
+        let text = |i: usize| row.get(i).and_then(Option::as_deref);
+        Ok(Replay {
+            receive: text(0).and_then(|t| t.parse().ok()),
+            replay: text(1).and_then(|t| t.parse().ok()).unwrap_or_default(),
+            receiver: text(2)
+                .and_then(|p| p.parse().ok())
+                .map(|pid| (pid, text(3).and_then(|t| t.parse().ok()).map(TimelineId))),
+            at_end: matches!(text(4), Some("RecoveryRetrieveRetryInterval" | "RecoveryWalStream")),
+            paused: text(5) == Some("t"),
+        })
+    }
+
+    /// The line of descent of a timeline of ours, from its file. `None` when the file is missing or damaged.
+    pub(super) fn own_history(&self, timeline: TimelineId) -> Option<History> {
+        if timeline.0 <= 1 {
+            return Some(History::root(timeline));
+        }
+        let path = self.env.layout.data().join("pg_wal").join(timeline.history_file());
+        let text = std::fs::read_to_string(&path).ok()?;
+        let history = History::parse(timeline, &text).ok()?;
+        // An empty file is a stub that only keeps the number from being used.
+        if history.forks.is_empty() { None } else { Some(history) }
+    }
+}

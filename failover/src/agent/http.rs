@@ -1,0 +1,183 @@
+//! The agent's HTTP server: managers' commands, and `/livez` for other agents.
+//!
+//! Everything is bounded: connections, header time, body, and the commands by their own deadlines. A command goes on
+//! when its client gives up: half a promotion would be worse, and repeating it gives the same answer.
+
+use super::Agent;
+use super::commands::CommandError;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// Most connections at once; managers and agents keep a few each.
+const MAX_CONNECTIONS: usize = 128;
+/// Largest body of a command.
+const MAX_BODY: usize = 64 * 1024;
+/// A request's head must come within.
+const HEAD_BOUND: Duration = Duration::from_secs(30);
+/// A request's body must come within.
+const BODY_BOUND: Duration = Duration::from_secs(5);
+/// Longest long poll.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+/// An observation older than this is renewed before it is told.
+const FRESH: Duration = Duration::from_millis(20);
+
+type Answer = Response<Full<Bytes>>;
+
+/// Serve until the task is dropped.
+pub(super) async fn serve(agent: Arc<Agent>, listener: TcpListener) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Connections end with this task.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "connection not accepted");
+                // Out of descriptors, most likely: accepting again at once would spin.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        while connections.try_join_next().is_some() {}
+        let _ = stream.set_nodelay(true);
+        let agent = Arc::clone(&agent);
+        connections.spawn(async move {
+            let service = service_fn(move |request| {
+                let agent = Arc::clone(&agent);
+                async move { Ok::<_, Infallible>(agent.answer(request).await) }
+            });
+            let mut server = http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEAD_BOUND).max_buf_size(64 * 1024);
+            // A broken connection is its client's business.
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            drop(slot);
+        });
+    }
+}
+
+impl Agent {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path();
+        if head.method == Method::GET && path == "/livez" {
+            return json(StatusCode::OK, &"alive");
+        }
+        let shown = head.headers.get(AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
+        if !shown.is_some_and(|s| same(s, self.env.secret.expose().as_bytes())) {
+            return json(StatusCode::UNAUTHORIZED, &"wrong secret");
+        }
+        if head.method == Method::GET && path == "/agent/state" {
+            return self.tell_state(head.uri.query().unwrap_or("")).await;
+        }
+        if head.method != Method::POST {
+            return json(StatusCode::METHOD_NOT_ALLOWED, &"POST expected");
+        }
+        let body = tokio::time::timeout(BODY_BOUND, Limited::new(body, MAX_BODY).collect()).await;
+        let Ok(Ok(body)) = body else { return json(StatusCode::BAD_REQUEST, &"body too long, too slow or broken") };
+        let body = body.to_bytes();
+        match path {
+            "/agent/freeze" => self.obey(&body, |a, o: crate::api::Freeze| async move { a.freeze(o.term).await }).await,
+            "/agent/recover" => self.obey(&body, |a, o| async move { a.recover(&o).await }).await,
+            "/agent/promote" => self.obey(&body, |a, o| async move { a.promote(&o).await }).await,
+            "/agent/follow" => self.obey(&body, |a, o| async move { a.follow(o).map(|()| Empty {}) }).await,
+            "/agent/open" => self.obey(&body, |a, o| async move { a.open(&o).await }).await,
+            "/agent/checkpoint" => {
+                self.obey(&body, |a, o| async move { a.checkpoint(&o).await.map(|()| Empty {}) }).await
+            }
+            "/agent/stop" => self.obey(&body, |a, o| async move { a.stop(&o).await }).await,
+            "/agent/arm" => self.obey(&body, |a, o| async move { a.arm(&o).await }).await,
+            _ => json(StatusCode::NOT_FOUND, &"no such command"),
+        }
+    }
+
+    /// Carry out a command in a task of its own and tell what became of it.
+    async fn obey<O, R, F>(self: Arc<Self>, body: &[u8], act: impl FnOnce(Arc<Self>, O) -> F) -> Answer
+    where
+        O: DeserializeOwned,
+        R: Serialize + Send + 'static,
+        F: Future<Output = Result<R, CommandError>> + Send + 'static,
+    {
+        let order = match serde_json::from_slice(body) {
+            Ok(order) => order,
+            Err(error) => return json(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+        match tokio::spawn(act(Arc::clone(&self), order)).await {
+            Ok(Ok(done)) => json(StatusCode::OK, &done),
+            Ok(Err(CommandError::Refused(refused))) => {
+                tracing::info!(node = %self.env.config.node, reason = %refused, "command refused");
+                json(StatusCode::CONFLICT, &refused)
+            }
+            Ok(Err(CommandError::Failed(failed))) => {
+                tracing::warn!(node = %self.env.config.node, error = %failed, "command failed");
+                json(StatusCode::SERVICE_UNAVAILABLE, &failed)
+            }
+            Err(error) => json(StatusCode::SERVICE_UNAVAILABLE, &self.failed("carrying out a command", &error)),
+        }
+    }
+
+    /// `GET /agent/state?after=SEQ&wait_ms=N`.
+    async fn tell_state(&self, query: &str) -> Answer {
+        let number = |name: &str| {
+            let pairs = query.split('&').filter_map(|p| p.split_once('='));
+            pairs.filter(|(k, _)| *k == name).find_map(|(_, v)| v.parse::<u64>().ok())
+        };
+        let after = number("after");
+        let wait = Duration::from_millis(number("wait_ms").unwrap_or(0)).min(MAX_WAIT);
+        let mut state = self.state.subscribe();
+        if let Some(after) = after.filter(|_| !wait.is_zero()) {
+            // A timeout is an answer too: nothing has changed.
+            let _ = tokio::time::timeout(wait, state.wait_for(|o| o.seq > after)).await;
+        }
+        let now = self.env.clock.now();
+        if self.state.look(|o| now.since(o.at)) > FRESH {
+            self.look_again(Duration::from_millis(100)).await;
+        }
+        json(StatusCode::OK, &self.state.get().told(&self.env, self.env.clock.now()))
+    }
+}
+
+#[derive(Serialize)]
+struct Empty {}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+    let body = serde_json::to_vec(value).unwrap_or_else(|_| b"null".to_vec());
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    answer
+}
+
+/// Equal, in a time that depends on the length shown only.
+fn same(shown: &[u8], secret: &[u8]) -> bool {
+    let length = u8::from(shown.len() != secret.len());
+    let differs = shown.iter().enumerate().fold(length, |d, (i, b)| d | (b ^ secret.get(i).copied().unwrap_or(0)));
+    std::hint::black_box(differs) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_equal_only_to_itself() {
+        assert!(same(b"0123456789abcdef", b"0123456789abcdef"));
+        for other in [&b""[..], b"0123456789abcde", b"0123456789abcdeF", b"0123456789abcdef0"] {
+            assert!(!same(other, b"0123456789abcdef"));
+        }
+    }
+}

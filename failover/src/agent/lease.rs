@@ -1,0 +1,342 @@
+//! The primary's lease in etcd: taken when its term opens (T3), renewed (T4), given back when PostgreSQL is stopped.
+//!
+//! While commits wait for a quorum (strict mode) the quorum fences and an expired lease stops nothing. Otherwise the
+//! lease is the fence: before its end acknowledgements stop (a list of standbys that nobody satisfies), at its end
+//! PostgreSQL is stopped. Renewals count from the instant they were sent, on the boot-time clock.
+
+use super::commands::CommandError;
+use super::postgres::{self, Stop};
+use super::records::Records;
+use super::{Agent, wall_millis};
+use crate::api::{Failed, Open, Opened, PostgresState};
+use crate::record::{Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use crate::store::{Compare, LeaseId, StoreError, Txn};
+use cluster::lease::{Lease, LeaseState};
+use cluster::sync_names::SyncNames;
+use cluster::{Instant, Term};
+use std::time::Duration;
+
+/// A lease that this agent holds as the primary's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    id: LeaseId,
+    lease: Lease,
+}
+
+/// What an unprotected primary must do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fence {
+    /// Go on.
+    Free,
+    /// Acknowledge nothing.
+    Soft,
+    /// Stop.
+    Hard,
+}
+
+/// Decide from the lease alone; without one, from when it was first missing. PURE.
+fn fence_at(lease: Option<&Lease>, missing_since: Option<Instant>, margin: Duration, now: Instant) -> Fence {
+    // The last third of the margin is for stopping PostgreSQL.
+    let hard_margin = margin / 3;
+    match (lease, missing_since) {
+        (Some(l), _) => match (l.state_at(now, margin), l.state_at(now, hard_margin)) {
+            (LeaseState::Held { .. }, _) => Fence::Free,
+            (_, LeaseState::Held { .. }) => Fence::Soft,
+            _ => Fence::Hard,
+        },
+        (None, Some(since)) if now.since(since) >= margin => Fence::Hard,
+        (None, _) => Fence::Soft,
+    }
+}
+
+impl Agent {
+    /// `/agent/open`.
+    pub(super) async fn open(&self, order: &Open) -> Result<Opened, CommandError> {
+        self.promise(order.term)?;
+        self.look_again(self.env.config.probe_timeout).await;
+        self.must_be_primary(order.term)?;
+        if order.suspend.is_some() {
+            self.set_names(&SyncNames::Off).await.map_err(|e| self.failed("opening", &e))?;
+        }
+        let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
+        self.read_records().await.map_err(|e| failed(&e))?;
+        let records = self.records.borrow().clone();
+        let Some(term) = records.term.clone() else { return Err(self.wrong_state("in a cluster with a term")) };
+        let mine = term.value.term == order.term && term.value.node.as_ref() == Some(&self.env.config.node);
+        if mine && matches!(term.value.phase, Phase::Active | Phase::Draining) {
+            // Repeated, or its answer was lost.
+            self.wake.notify_one();
+            return Ok(Opened { revision: term.revision });
+        }
+        if !mine || term.revision != order.term_revision {
+            return Err(self.wrong_state("the chosen node of an unchanged term record"));
+        }
+        let sent = self.env.clock.now();
+        let granted = self.store.grant(self.env.config.lease_ttl).await.map_err(|e| failed(&e))?;
+        let txn = self.opening(order, &term.value, &records, granted.lease)?;
+        // Held from before the term is seen to be active; its deadline counts from before the grant.
+        let lease = Lease { term: order.term, sent_at: sent, ttl: granted.ttl };
+        self.hold(Some(Held { id: granted.lease, lease }));
+        match self.store.txn(txn).await {
+            Ok(done) if done.succeeded => {
+                tracing::info!(node = %self.env.config.node, term = order.term.0, "term opened");
+                self.wake.notify_one();
+                Ok(Opened { revision: done.revision })
+            }
+            Ok(_) => {
+                self.hold(None);
+                // It expires by itself when this fails.
+                let _ = self.store.revoke(granted.lease).await;
+                Err(self.wrong_state("the chosen node of an unchanged term record"))
+            }
+            Err(error) => {
+                // It may have happened: the lease's task reads what is, a repeated command finds the term active.
+                self.wake.notify_one();
+                Err(failed(&error))
+            }
+        }
+    }
+
+    fn opening(&self, order: &Open, term: &TermRecord, records: &Records, lease: LeaseId) -> Result<Txn, Failed> {
+        let keys = &self.env.keys;
+        let active = TermRecord { phase: Phase::Active, ..term.clone() };
+        let mut txn = Txn::new()
+            .when(Compare::ModRevision(keys.term(), order.term_revision))
+            .when(Compare::Absent(keys.primary()))
+            .put(keys.term(), self.json(&active)?)
+            .put_leased(keys.primary(), self.primary_record(order.term)?, lease);
+        if let Some(suspend) = &order.suspend {
+            let no_policy = std::io::Error::other("there is no policy record");
+            let policy = records.policy.as_ref().ok_or_else(|| self.failed("opening", &no_policy))?;
+            let next = PolicyRecord {
+                epoch: policy.value.epoch + 1,
+                suspended: Some(suspend.clone()),
+                ..policy.value.clone()
+            };
+            txn = txn
+                .when(Compare::ModRevision(keys.policy(), order.policy_revision))
+                .put(keys.policy(), self.json(&next)?);
+        }
+        Ok(txn)
+    }
+
+    fn primary_record(&self, term: Term) -> Result<Vec<u8>, Failed> {
+        let node = self.env.config.node.clone();
+        self.json(&PrimaryRecord { term, node, holder: self.env.holder.clone() })
+    }
+
+    pub(super) fn json<T: serde::Serialize>(&self, value: &T) -> Result<Vec<u8>, Failed> {
+        serde_json::to_vec(value).map_err(|e| self.failed("writing a record", &e))
+    }
+
+    fn hold(&self, held: Option<Held>) {
+        *self.held.lock().expect("no holder of this lock panics") = held;
+        let until = held.map(|h| h.lease.deadline(self.env.config.lease_margin));
+        self.state.change(|o| o.lease_until = until);
+    }
+
+    fn held(&self) -> Option<Held> {
+        *self.held.lock().expect("no holder of this lock panics")
+    }
+
+    /// Keep, take or give back the lease, and fence when it is the only fence. Ends never.
+    pub(super) async fn keep_lease(&self) {
+        let mut missing_since = None;
+        let mut fenced_from = None;
+        let mut renewed_at = self.env.clock.now();
+        let mut records = self.records.subscribe();
+        let mut state = self.state.subscribe();
+        // Shorter than the margin's last third, so that no deadline is passed unseen.
+        let tick = (self.env.config.lease_margin / 10).min(self.env.config.lease_renew);
+        loop {
+            let (primary, stopped) = (self.serves(), self.is_stopped());
+            match primary {
+                Some(term) => {
+                    self.enforce(&mut missing_since, &mut fenced_from).await;
+                    if self.held().is_none() || self.env.clock.now().since(renewed_at) >= self.env.config.lease_renew {
+                        renewed_at = self.env.clock.now();
+                        // Fencing must not wait for etcd: the renewal ends at its own bound, which is shorter.
+                        let bound = self.env.config.lease_margin / 4;
+                        let _ = tokio::time::timeout(bound.max(Duration::from_millis(300)), self.renew(term)).await;
+                    }
+                }
+                None => {
+                    (missing_since, fenced_from) = (None, None);
+                    if stopped {
+                        self.give_back_lease().await;
+                    }
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(if primary.is_some() { tick } else { self.env.config.lease_renew }) => {}
+                _ = records.changed() => {}
+                _ = state.changed() => {}
+            }
+        }
+    }
+
+    /// The term that this node serves as its open primary.
+    fn serves(&self) -> Option<Term> {
+        let timeline = self.state.look(|o| match &o.postgres {
+            PostgresState::Primary(p) => Some(p.timeline),
+            // A primary that hangs still holds its lease; its managers decide what follows.
+            PostgresState::Hung { .. } => o.last_timeline,
+            _ => None,
+        })?;
+        let records = self.records.borrow();
+        let term = &records.term.as_ref()?.value;
+        let mine = term.node.as_ref() == Some(&self.env.config.node) && term.term.timeline() == Some(timeline);
+        (mine && matches!(term.phase, Phase::Active | Phase::Draining)).then_some(term.term)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.state.look(|o| matches!(o.postgres, PostgresState::Stopped { .. } | PostgresState::Absent))
+            && postgres::postmaster(&self.env).is_none()
+    }
+
+    /// Fence by the lease, if the policy makes it the fence. `fenced_from`: what commits waited for before.
+    async fn enforce(&self, missing_since: &mut Option<Instant>, fenced_from: &mut Option<SyncNames>) {
+        let now = self.env.clock.now();
+        let held = self.held();
+        *missing_since = if held.is_some() { None } else { missing_since.or(Some(now)) };
+        if self.records.borrow().protects() {
+            return;
+        }
+        let fence = fence_at(held.as_ref().map(|h| &h.lease), *missing_since, self.env.config.lease_margin, now);
+        let done = match fence {
+            Fence::Free => match fenced_from.take() {
+                Some(before) => self.set_names(&before).await.map_err(|e| e.to_string()),
+                None => Ok(()),
+            },
+            Fence::Soft => {
+                if fenced_from.is_none() {
+                    tracing::warn!(node = %self.env.config.node, "lease about to end: commits wait");
+                    *fenced_from = Some(self.conf.lock().await.sync_names.clone());
+                }
+                self.set_names(&SyncNames::Fenced).await.map_err(|e| e.to_string())
+            }
+            Fence::Hard => {
+                tracing::error!(node = %self.env.config.node, "lease ended: stopping postgres");
+                let stopped = postgres::stop(&self.env, Stop::Immediate).await;
+                self.look_again(Duration::from_millis(500)).await;
+                stopped.map(drop).map_err(|e| e.to_string())
+            }
+        };
+        if let Err(why) = done {
+            self.trouble(&format!("fencing failed: {why}"));
+        }
+    }
+
+    /// T4: a renewal alone proves nothing, the term is read as well.
+    async fn renew(&self, term: Term) {
+        let sent = self.env.clock.now();
+        let result = match self.held().filter(|h| h.lease.term == term) {
+            Some(held) => self.extend(held, sent).await,
+            None => self.take(term, sent).await,
+        };
+        match result {
+            Ok(()) => {}
+            Err(StoreError::LeaseLost { lease }) => {
+                tracing::warn!(node = %self.env.config.node, term = term.0, %lease, "lease lost");
+                // Until it is taken again the old deadline counts, which only comes closer.
+                if let Err(error) = self.take(term, sent).await {
+                    tracing::warn!(node = %self.env.config.node, term = term.0, %error, "lease not taken again");
+                }
+            }
+            Err(error) => {
+                self.metrics.store_errors.inc();
+                tracing::debug!(node = %self.env.config.node, term = term.0, %error, "lease not renewed");
+            }
+        }
+    }
+
+    async fn extend(&self, held: Held, sent: Instant) -> Result<(), StoreError> {
+        let ttl = self.store.keep_alive(held.id).await?;
+        self.read_records().await?;
+        if self.serves() == Some(held.lease.term) {
+            self.hold(Some(Held { lease: Lease { sent_at: sent, ttl, ..held.lease }, ..held }));
+        }
+        Ok(())
+    }
+
+    /// Take the lease of a term that is ours and active: after a restart of the agent, or after etcd lost it.
+    async fn take(&self, term: Term, sent: Instant) -> Result<(), StoreError> {
+        let revision = {
+            let records = self.records.borrow();
+            records.term.as_ref().filter(|t| t.value.term == term).map(|t| t.revision)
+        };
+        let (Some(revision), Ok(value)) = (revision, self.primary_record(term)) else { return Ok(()) };
+        let granted = self.store.grant(self.env.config.lease_ttl).await?;
+        let txn = Txn::new().when(Compare::ModRevision(self.env.keys.term(), revision)).put_leased(
+            self.env.keys.primary(),
+            value,
+            granted.lease,
+        );
+        if self.store.txn(txn).await?.succeeded {
+            tracing::info!(node = %self.env.config.node, term = term.0, "lease taken");
+            self.hold(Some(Held { id: granted.lease, lease: Lease { term, sent_at: sent, ttl: granted.ttl } }));
+        } else {
+            let _ = self.store.revoke(granted.lease).await;
+            self.read_records().await?;
+        }
+        Ok(())
+    }
+
+    /// PostgreSQL is stopped, so nothing needs to wait for the lease's end any more.
+    pub(super) async fn give_back_lease(&self) {
+        let record = self.records.borrow().primary.clone();
+        let Some(record) = record.filter(|r| r.value.node == self.env.config.node) else {
+            self.hold(None);
+            return;
+        };
+        let key = self.env.keys.primary();
+        let txn = Txn::new().when(Compare::ModRevision(key.clone(), record.revision)).delete(key);
+        match self.store.txn(txn).await {
+            Ok(done) => {
+                tracing::info!(
+                    node = %self.env.config.node, term = record.value.term.0, given_back = done.succeeded, at = wall_millis(),
+                    "postgres is stopped, lease given back"
+                );
+                self.hold(None);
+                let _ = self.read_records().await;
+            }
+            Err(error) => tracing::debug!(node = %self.env.config.node, %error, "lease not given back"),
+        }
+    }
+
+    /// What commits wait for if this node is the primary, by the policy in force.
+    pub(super) fn names_by_policy(&self) -> SyncNames {
+        let records = self.records.borrow();
+        match records.policy.as_ref().map(|p| &p.value) {
+            Some(policy) if policy.protects() => {
+                SyncNames::for_primary(&self.env.config.node, &policy.voters, policy.k)
+            }
+            Some(_) => SyncNames::Off,
+            None => super::presumed_names(&self.env),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acknowledgements_stop_before_the_lease_ends_and_postgres_at_its_end() {
+        let lease = Lease { term: Term(3), sent_at: Instant::from_millis(1000), ttl: Duration::from_secs(3) };
+        let margin = Duration::from_millis(600);
+        let at = |ms| fence_at(Some(&lease), None, margin, Instant::from_millis(ms));
+        assert_eq!([at(1000), at(3399), at(3400), at(3799), at(3800), at(9000)], {
+            use Fence::{Free, Hard, Soft};
+            [Free, Free, Soft, Soft, Hard, Hard]
+        });
+    }
+
+    #[test]
+    fn without_a_lease_nothing_is_acknowledged_and_soon_nothing_runs() {
+        let margin = Duration::from_millis(600);
+        let at = |ms| fence_at(None, Some(Instant::from_millis(1000)), margin, Instant::from_millis(ms));
+        assert_eq!((at(1000), at(1599), at(1600)), (Fence::Soft, Fence::Soft, Fence::Hard));
+        assert_eq!(fence_at(None, None, margin, Instant::from_millis(5)), Fence::Soft);
+    }
+}

@@ -1,0 +1,108 @@
+//! What an agent must not forget: the highest term promised, and marks about its data directory.
+//!
+//! One small file, replaced and fsynced before anything is answered or begun that relies on it.
+
+use super::layout::{Layout, write_durably};
+use crate::api::Position;
+use crate::record::Suspension;
+use cluster::Term;
+use cluster::timeline::Fork;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::PathBuf;
+
+/// The content of `agent.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Memory {
+    /// Highest term promised: commands of lower terms are refused for ever.
+    pub(crate) promise: Term,
+    /// Neither counted nor chosen before replay has passed this point: a rewind or clone took WAL back that the node
+    /// may have acknowledged.
+    pub(crate) quarantine: Option<Position>,
+    /// pg_rewind was begun. Until it is cleared, the data directory must not be started.
+    pub(crate) rewinding: bool,
+    /// The WAL past this fork was examined, saved and reported.
+    pub(crate) examined: Option<Fork>,
+    /// The last suspension seen while this node was primary: what it committed past it was unprotected.
+    pub(crate) suspended: Option<Suspension>,
+}
+
+/// [`Memory`] with its file.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    path: PathBuf,
+    memory: Memory,
+}
+
+/// The file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// It exists and is not readable.
+    #[error("could not read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is damaged. Starting without it could break a promise.
+    #[error("{path} is damaged")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Keeper {
+    /// Read the file; a missing one is an agent's first start.
+    pub(crate) fn open(layout: &Layout) -> Result<Self, MemoryError> {
+        let path = layout.memory();
+        let memory = match std::fs::read(&path) {
+            Ok(text) => {
+                serde_json::from_slice(&text).map_err(|source| MemoryError::Damaged { path: path.clone(), source })?
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Memory::default(),
+            Err(source) => return Err(MemoryError::Read { path, source }),
+        };
+        Ok(Self { path, memory })
+    }
+
+    pub(crate) fn get(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Change and make durable. When the disk refuses, nothing has changed.
+    pub(crate) fn update(&mut self, change: impl FnOnce(&mut Memory)) -> io::Result<()> {
+        let mut next = self.memory.clone();
+        change(&mut next);
+        if next != self.memory {
+            let text = serde_json::to_vec_pretty(&next).map_err(io::Error::other)?;
+            write_durably(&self.path, &text)?;
+            self.memory = next;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_survives_a_restart_and_a_damaged_file_stops_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        layout.create().unwrap();
+        let mut keeper = Keeper::open(&layout).unwrap();
+        assert_eq!(keeper.get().promise, Term(0));
+        keeper.update(|m| m.promise = Term(7)).unwrap();
+        assert_eq!(Keeper::open(&layout).unwrap().get().promise, Term(7));
+        std::fs::write(layout.memory(), b"{\"promise\":").unwrap();
+        assert!(matches!(Keeper::open(&layout), Err(MemoryError::Damaged { .. })));
+    }
+}

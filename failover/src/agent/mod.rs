@@ -1,0 +1,384 @@
+//! The agent: drives the one PostgreSQL of its node, obeys managers' commands, and follows the cluster's records.
+//!
+//! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), one keeps the primary's
+//! lease, one observes the primary, one serves managers over HTTP. Whoever starts, stops, promotes or replaces
+//! PostgreSQL holds `actuator`; whoever changes where the WAL receiver connects or what commits wait for holds `conf`.
+//! A freeze needs only the latter, so that nothing that takes long can delay it.
+
+mod arm;
+mod bootstrap;
+mod commands;
+mod control;
+mod env;
+mod freeze;
+mod http;
+mod layout;
+mod lease;
+mod memory;
+mod metrics;
+mod observer;
+mod postgres;
+mod probe;
+mod process;
+mod promote;
+mod reconcile;
+mod records;
+mod recovery_conf;
+mod rejoin;
+mod rewind;
+mod sql;
+mod state;
+mod tool;
+mod wal_tail;
+
+pub use memory::MemoryError;
+pub use tool::ToolError;
+
+use crate::api::{AgentState, Failed, Follow, PostgresState};
+use crate::config::agent::AgentConfig;
+use crate::config::cluster::ClusterConfig;
+use crate::store::Store;
+use cluster::keys::Keys;
+use cluster::sync_names::SyncNames;
+use env::Env;
+use memory::{Keeper, Memory};
+use metrics::Metrics;
+use records::Records;
+use recovery_conf::Dynamic;
+use state::State;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+/// An agent that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// PostgreSQL refuses to run as root.
+    #[error("the agent must not run as root, because PostgreSQL refuses to; set process.user")]
+    Root,
+    /// The agent's directory cannot be used.
+    #[error("could not use {path}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A secret's file cannot be read.
+    #[error("could not read the secret in {path}")]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A secret is too short to be one.
+    #[error("the first line of {path} has less than {at_least} bytes")]
+    ShortSecret {
+        /// The file.
+        path: PathBuf,
+        /// Fewest bytes.
+        at_least: usize,
+    },
+    /// PostgreSQL's programs do not run.
+    #[error("PostgreSQL's programs cannot be used; see agent.bin_dir")]
+    Postgres(#[source] ToolError),
+    /// PostgreSQL is too old or did not tell its version.
+    #[error("PostgreSQL 13 or later is needed, found {text:?}")]
+    Version {
+        /// What it printed.
+        text: String,
+    },
+    /// The promise cannot be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The address is taken or not ours.
+    #[error("could not listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Metrics of an agent are registered already.
+    #[error("could not register the agent's metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// Another agent works on the directory.
+    #[error("another agent runs on {path}")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The kernel refused something the agent cannot do without.
+    #[error("{what}")]
+    System {
+        /// What was refused.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The agent, shared by its tasks.
+pub(crate) struct Agent {
+    pub(crate) env: Arc<Env>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) metrics: Metrics,
+    pub(crate) listen: SocketAddr,
+    keeper: Mutex<Keeper>,
+    /// The settings that change; whoever changes them holds it until they are on disk and the server was told.
+    conf: tokio::sync::Mutex<Dynamic>,
+    /// Held by whoever starts, stops, promotes or replaces PostgreSQL.
+    actuator: tokio::sync::Mutex<()>,
+    /// The holder of `actuator` replaces data (rewind, clone): a freeze needs not wait, nothing is running.
+    replacing: AtomicBool,
+    /// A postmaster was just started and may not have its pid file yet.
+    spawning: AtomicBool,
+    state: State,
+    records: watch::Sender<Records>,
+    /// A manager's order to follow, which may be faster than etcd's hint.
+    follow: Mutex<Option<Follow>>,
+    held: Mutex<Option<lease::Held>>,
+    wake: Notify,
+    look_now: Notify,
+    looked: watch::Sender<u64>,
+    _lock: std::fs::File,
+}
+
+/// A running agent.
+pub struct AgentHandle {
+    agent: Arc<Agent>,
+    tasks: JoinSet<()>,
+}
+
+/// Start an agent. Its tasks run until [`AgentHandle::stop`] or until the handle is dropped; PostgreSQL outlives a
+/// dropped handle.
+///
+/// # Errors
+/// See [`StartError`]; nothing runs then.
+pub async fn run(
+    config: AgentConfig,
+    cluster: ClusterConfig,
+    keys: Keys,
+    store: Arc<dyn Store>,
+    registry: &prometheus::Registry,
+) -> Result<AgentHandle, StartError> {
+    let env = Env::prepare(config, cluster, keys).await?;
+    let lock = lock(&env)?;
+    process::adopt_orphans().map_err(|source| StartError::System { what: "could not adopt orphans", source })?;
+    let keeper = Keeper::open(&env.layout)?;
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
+    let user = user.map_or_else(|| nix::unistd::geteuid().to_string(), |u| u.name);
+    let no_directory = |source| StartError::Directory { path: env.layout.root.clone(), source };
+    recovery_conf::write_fixed(&env, &user).map_err(no_directory)?;
+    let address = env.config.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let listen = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
+    let conf = Dynamic { upstream: None, sync_names: presumed_names(&env) };
+    if postgres::postmaster(&env).is_none() {
+        conf.write(&env).map_err(no_directory)?;
+    }
+    let state = State::new(env.clock.now());
+    let memory = keeper.get().clone();
+    state.change(|o| (o.promise, o.quarantine) = (memory.promise, memory.quarantine));
+    let agent = Arc::new(Agent {
+        metrics: Metrics::register(registry)?,
+        env: Arc::new(env),
+        store,
+        listen,
+        keeper: Mutex::new(keeper),
+        conf: tokio::sync::Mutex::new(conf),
+        actuator: tokio::sync::Mutex::new(()),
+        replacing: AtomicBool::new(false),
+        spawning: AtomicBool::new(false),
+        state,
+        records: watch::channel(Records::default()).0,
+        follow: Mutex::new(None),
+        held: Mutex::new(None),
+        wake: Notify::new(),
+        look_now: Notify::new(),
+        looked: watch::channel(0).0,
+        _lock: lock,
+    });
+    tracing::info!(node = %agent.env.config.node, term = memory.promise.0, address = %listen, "agent started");
+    // First look before the first decision: a running PostgreSQL is adopted, not started.
+    agent.look_once(&mut None).await;
+    agent.adopt().await;
+    let mut tasks = JoinSet::new();
+    let spawn = |a: &Arc<Agent>| Arc::clone(a);
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.observe().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.follow_records().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.register().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.reconcile().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.keep_lease().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.observe_primary_agent().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.observe_primary_sql().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.beat().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.probe_disk().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.refresh_metrics().await });
+    tasks.spawn(http::serve(Arc::clone(&agent), listener));
+    Ok(AgentHandle { agent, tasks })
+}
+
+/// One agent per directory: two would start two postmasters in turn.
+fn lock(env: &Env) -> Result<std::fs::File, StartError> {
+    let path = env.layout.root.join("agent.lock");
+    let file = std::fs::File::create(&path)
+        .map_err(|source| StartError::Directory { path: env.layout.root.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(_) => Err(StartError::Locked { path: env.layout.root.clone() }),
+    }
+}
+
+/// What a promoted node would have to wait for, as long as no policy was read.
+fn presumed_names(env: &Env) -> SyncNames {
+    SyncNames::for_primary(&env.config.node, &env.cluster.voters, env.cluster.k)
+}
+
+impl AgentHandle {
+    /// The state, as served to managers.
+    pub fn state(&self) -> AgentState {
+        self.agent.state.get().told(&self.agent.env, self.agent.env.clock.now())
+    }
+
+    /// Ready: PostgreSQL answers.
+    pub fn is_ready(&self) -> bool {
+        self.agent.state.look(|o| matches!(o.postgres, PostgresState::Standby(_) | PostgresState::Primary(_)))
+    }
+
+    /// Where the agent's HTTP listens: the configured address, with the port that was chosen when 0 was configured.
+    pub fn address(&self) -> SocketAddr {
+        self.agent.listen
+    }
+
+    /// Ends when a task of the agent has ended, which none does by itself: something is wrong beyond repair.
+    pub async fn failed(&mut self) {
+        if self.tasks.join_next().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// End the agent, and PostgreSQL with it when `agent.stop_postgres_on_exit` says so (bounded by
+    /// `agent.stop_timeout` and some seconds). A primary gives back its lease once it is stopped.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+        if !self.agent.env.config.stop_postgres_on_exit {
+            return;
+        }
+        let bound = self.agent.env.config.stop_timeout;
+        match postgres::stop(&self.agent.env, postgres::Stop::Fast(bound)).await {
+            Ok(clean) => {
+                tracing::info!(node = %self.agent.env.config.node, clean, "postgres stopped with its agent");
+                self.agent.give_back_lease().await;
+            }
+            Err(error) => tracing::error!(node = %self.agent.env.config.node, %error, "postgres could not be stopped"),
+        }
+    }
+}
+
+impl Agent {
+    /// A running PostgreSQL goes on with what its commits wait for now, whatever the configuration says.
+    async fn adopt(&self) {
+        let names = self.state.look(|o| match &o.postgres {
+            PostgresState::Primary(p) => p.sync_names.parse().ok(),
+            PostgresState::Standby(s) => s.sync_names.parse().ok(),
+            _ => None,
+        });
+        if let Some(names) = names {
+            tracing::info!(node = %self.env.config.node, sync_names = %names, "adopted a running postgres");
+            self.conf.lock().await.sync_names = names;
+        }
+    }
+
+    /// Change what must not be forgotten, durably, and show it.
+    fn remember(&self, change: impl FnOnce(&mut Memory)) -> io::Result<()> {
+        let mut keeper = self.keeper.lock().expect("no holder of this lock panics");
+        keeper.update(change).inspect_err(|error| {
+            tracing::error!(node = %self.env.config.node, %error, "the agent's memory could not be written");
+        })?;
+        let memory = keeper.get().clone();
+        self.state.change(|o| (o.promise, o.quarantine) = (memory.promise, memory.quarantine));
+        Ok(())
+    }
+
+    fn memory(&self) -> Memory {
+        self.keeper.lock().expect("no holder of this lock panics").get().clone()
+    }
+
+    /// Something is wrong and an operator should know; shown until [`Agent::untroubled`].
+    fn trouble(&self, what: &str) {
+        self.state.change(|o| {
+            if o.trouble.as_deref() != Some(what) {
+                tracing::warn!(node = %self.env.config.node, reason = what, "trouble");
+                o.trouble = Some(what.to_owned());
+            }
+        });
+    }
+
+    fn untroubled(&self) {
+        self.state.change(|o| o.trouble = None);
+    }
+
+    /// Show what the rejoin is doing.
+    fn rejoining(&self, what: impl Into<Option<&'static str>>) {
+        let what = what.into().map(str::to_owned);
+        self.state.change(|o| o.rejoin = what);
+    }
+
+    fn failed(&self, what: &str, why: &dyn std::error::Error) -> Failed {
+        let mut text = why.to_string();
+        let mut cause = why.source();
+        while let Some(c) = cause {
+            // Levels that repeat their source's words are not told twice.
+            let c_text = c.to_string();
+            if !text.contains(&c_text) {
+                text = format!("{text}: {c_text}");
+            }
+            cause = c.source();
+        }
+        Failed { node: self.env.config.node.clone(), what: what.to_owned(), why: text, at: wall_millis() }
+    }
+
+    /// Wait for a look at PostgreSQL that began after this call, at most `bound`.
+    async fn look_again(&self, bound: Duration) {
+        let mut looked = self.looked.subscribe();
+        let start = *looked.borrow_and_update();
+        self.look_now.notify_one();
+        // The look under way may have asked before this call; the one after it has not.
+        let _ = tokio::time::timeout(bound, async {
+            while *looked.borrow_and_update() < start + 2 {
+                self.look_now.notify_one();
+                if looked.changed().await.is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// For display only.
+pub(crate) fn wall_millis() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis().try_into().unwrap_or(u64::MAX))
+}

@@ -1,0 +1,237 @@
+//! Starting and stopping the node's PostgreSQL.
+//!
+//! The postmaster is started in a session of its own, so that it outlives the agent; a running one is adopted. It is
+//! started as a standby, always, except while a cluster is being created. A stop is only done when no process of the
+//! data directory is left.
+
+use super::Env;
+use super::control::Control;
+use super::process::{self, Death};
+use super::sql::{Sql, SqlError};
+use super::tool::ToolError;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+/// An immediate shutdown that takes longer is finished by SIGKILL.
+const IMMEDIATE_BOUND: Duration = Duration::from_secs(1);
+/// SIGKILL works at once unless a process hangs in the kernel.
+const KILL_BOUND: Duration = Duration::from_secs(10);
+
+/// PostgreSQL that does not start or stop.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServerError {
+    /// A file could not be prepared or the program not started.
+    #[error("could not start PostgreSQL: {what}")]
+    Start {
+        /// The step.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended instead of getting ready.
+    #[error("PostgreSQL ended while starting: {log}")]
+    Ended {
+        /// The end of its log.
+        log: String,
+    },
+    /// It is not ready in time.
+    #[error("PostgreSQL was not ready after {after:?}: {last}")]
+    NotReady {
+        /// The bound.
+        after: Duration,
+        /// Its last answer.
+        last: String,
+    },
+    /// Processes are left that SIGKILL does not end.
+    #[error("processes of PostgreSQL are left after SIGKILL")]
+    Unkillable,
+    /// A newer term made the wait pointless.
+    #[error("given up, because a newer term has begun")]
+    Superseded,
+    /// One of its programs failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// It did not answer.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+}
+
+/// How to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Disconnect clients, write a checkpoint; immediate after the bound.
+    Fast(Duration),
+    /// At once; recovery at the next start.
+    Immediate,
+}
+
+/// The postmaster's pid, if it lives.
+pub(crate) fn postmaster(env: &Env) -> Option<Pid> {
+    let data = env.layout.data();
+    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let pid = Pid::from_raw(text.lines().next()?.trim().parse().ok()?);
+    process::is_ours(pid, &data).then_some(pid)
+}
+
+/// How to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum As {
+    /// With `standby.signal`.
+    Standby,
+    /// Only for a cluster that is being created.
+    Creator,
+}
+
+/// Start the postmaster. A running one is left alone. Does not wait until it answers.
+pub(crate) async fn start(env: &Env, how: As) -> Result<Pid, ServerError> {
+    if let Some(pid) = postmaster(env) {
+        return Ok(pid);
+    }
+    // Backends that a killed postmaster left behind hold its shared memory and could still write.
+    if !process::kill_all(&env.layout.data(), KILL_BOUND).await {
+        return Err(ServerError::Unkillable);
+    }
+    prepare(env, how).map_err(|source| ServerError::Start { what: "preparing the data directory", source })?;
+    let failed = |source| ServerError::Start { what: "running postgres", source };
+    let log = File::create(env.layout.start_log()).map_err(failed)?;
+    let mut command = std::process::Command::new(env.config.bin_dir.join("postgres"));
+    command
+        .arg("-D")
+        .arg(env.layout.data())
+        .arg("-c")
+        .arg(format!("config_file={}", env.layout.config_file().display()));
+    command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
+    command.env("LC_ALL", "C").current_dir("/");
+    // SAFETY: setsid is async-signal-safe and touches no memory of ours.
+    unsafe {
+        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
+    }
+    let child = command.spawn().map_err(failed)?;
+    let pid = i32::try_from(child.id()).map_err(|e| failed(io::Error::other(e)))?;
+    Ok(Pid::from_raw(pid))
+}
+
+fn prepare(env: &Env, how: As) -> io::Result<()> {
+    let data = env.layout.data();
+    // Another program may have got the pid by now, and PostgreSQL would then refuse to start.
+    let lock = env.layout.socket_dir().join(format!(".s.PGSQL.{}.lock", env.config.postgres_port));
+    for stale in [data.join("postmaster.pid"), lock] {
+        remove(&stale)?;
+    }
+    let signal = data.join("standby.signal");
+    match how {
+        As::Standby => {
+            remove(&data.join("recovery.signal"))?;
+            File::create(signal)?.sync_all()
+        }
+        As::Creator => remove(&signal),
+    }
+}
+
+/// Remove a file that may be missing.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Wait until it answers. `given_up` is asked now and then.
+pub(crate) async fn wait_ready(env: &Env, pid: Pid, given_up: impl Fn() -> bool) -> Result<Sql, ServerError> {
+    let after = env.config.start_timeout;
+    let deadline = tokio::time::Instant::now() + after;
+    loop {
+        let last = match Sql::local(env, "postgres", env.config.probe_timeout).await {
+            Ok(sql) => return Ok(sql),
+            Err(error) => error.to_string(),
+        };
+        process::reap();
+        if !alive(pid) {
+            return Err(ServerError::Ended { log: log_tail(env) });
+        }
+        if given_up() {
+            return Err(ServerError::Superseded);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(ServerError::NotReady { after, last });
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A zombie has no working directory.
+fn alive(pid: Pid) -> bool {
+    fs::read_link(format!("/proc/{pid}/cwd")).is_ok()
+}
+
+/// Stop it and everything it left. True: it was a clean shutdown (as pg_control says).
+pub(crate) async fn stop(env: &Env, how: Stop) -> Result<bool, ServerError> {
+    if let Some(pid) = postmaster(env) {
+        let (signal, bound) = match how {
+            Stop::Fast(bound) => (Signal::SIGINT, bound),
+            Stop::Immediate => (Signal::SIGQUIT, IMMEDIATE_BOUND),
+        };
+        process::send(pid, signal);
+        if !ended(pid, bound).await && how != Stop::Immediate {
+            process::send(pid, Signal::SIGQUIT);
+            ended(pid, IMMEDIATE_BOUND).await;
+        }
+    }
+    if !process::kill_all(&env.layout.data(), KILL_BOUND).await {
+        return Err(ServerError::Unkillable);
+    }
+    if !env.layout.has_data() {
+        return Ok(true);
+    }
+    Ok(Control::read(env).await?.clean())
+}
+
+/// Wait for a process to end. False: it did not within the bound.
+async fn ended(pid: Pid, bound: Duration) -> bool {
+    match Death::of(pid) {
+        Ok(None) => true,
+        Ok(Some(death)) => {
+            let ended = tokio::time::timeout(bound, death.wait()).await.is_ok();
+            process::reap();
+            ended
+        }
+        Err(_) => false,
+    }
+}
+
+/// The configuration files are read again, by all processes, soon after.
+pub(crate) fn reload(env: &Env) {
+    if let Some(pid) = postmaster(env) {
+        process::send(pid, Signal::SIGHUP);
+    }
+}
+
+/// The last lines of what PostgreSQL logged, for an operator.
+pub(crate) fn log_tail(env: &Env) -> String {
+    let mut newest: Option<(std::time::SystemTime, std::path::PathBuf)> = None;
+    for entry in fs::read_dir(env.layout.log_dir()).into_iter().flatten().flatten() {
+        let Ok(meta) = entry.metadata() else { continue };
+        let Ok(at) = meta.modified() else { continue };
+        if meta.len() > 0 && newest.as_ref().is_none_or(|(t, _)| at >= *t) {
+            newest = Some((at, entry.path()));
+        }
+    }
+    let Some((_, path)) = newest else { return "nothing logged".into() };
+    let text = File::open(path).and_then(|mut f| {
+        let length = f.metadata()?.len();
+        f.seek(SeekFrom::Start(length.saturating_sub(2000)))?;
+        let mut bytes = Vec::new();
+        f.take(2000).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    });
+    let text = text.unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(4).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+}

@@ -1,0 +1,261 @@
+//! Looking at our own PostgreSQL: by its pid for death, by one query for everything else.
+
+use super::control::Control;
+use super::process::{self, Death};
+use super::sql::{Row, Sql, SqlError};
+use super::state::Receiver;
+use super::{Agent, Env, postgres};
+use crate::api::{Follower, PostgresState, Primary, Standby};
+use cluster::{Lsn, TimelineId};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::time::Duration;
+
+/// While something is about to happen, look so often.
+const EAGER: Duration = Duration::from_millis(20);
+
+/// Functions that only work in or out of recovery are guarded by CASE, which evaluates in order.
+const QUERY: &str = "\
+SELECT r, current_setting('synchronous_standby_names'), \
+ CASE WHEN NOT r THEN pg_current_wal_insert_lsn() END, CASE WHEN NOT r THEN pg_current_wal_flush_lsn() END, \
+ CASE WHEN NOT r THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END, \
+ pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), CASE WHEN r THEN pg_is_wal_replay_paused() END, \
+ w.pid, w.status, w.received_tli, w.sender_host, w.sender_port, \
+ (SELECT system_identifier FROM pg_control_system()), \
+ (SELECT greatest(c.timeline_id, v.min_recovery_end_timeline) FROM pg_control_checkpoint() c, pg_control_recovery() v) \
+FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) s LEFT JOIN pg_stat_wal_receiver w ON true; \
+SELECT application_name, state, flush_lsn, replay_lsn, sync_state, usename FROM pg_stat_replication LIMIT 100";
+
+/// What one look gave.
+pub(crate) struct Look {
+    pub(crate) state: PostgresState,
+    pub(crate) receiver: Option<Receiver>,
+    pub(crate) timeline: Option<TimelineId>,
+    pub(crate) system_id: Option<String>,
+}
+
+/// Ask a running PostgreSQL.
+pub(crate) async fn look(env: &Env, sql: &Sql) -> Result<Look, SqlError> {
+    let what = "asking for the state";
+    let answers = sql.batch(what, QUERY, env.config.probe_timeout).await?;
+    let bad = || SqlError::Answer { what, answer: format!("{answers:?}").chars().take(300).collect() };
+    let row = answers.first().and_then(|rows| rows.first()).ok_or_else(bad)?;
+    understand(row, answers.get(1).map_or(&[][..], Vec::as_slice), env).ok_or_else(bad)
+}
+
+fn understand(row: &Row, walsenders: &[Row], env: &Env) -> Option<Look> {
+    let text = |i: usize| row.get(i).and_then(Option::as_deref);
+    let lsn = |i: usize| text(i).and_then(|t| t.parse::<Lsn>().ok());
+    let receiver = text(8).map(|pid| Receiver {
+        pid: pid.parse().unwrap_or(0),
+        streaming: text(9) == Some("streaming"),
+        timeline: text(10).and_then(|t| t.parse().ok()).map(TimelineId),
+        host: text(11).unwrap_or("").to_owned(),
+        port: text(12).and_then(|t| t.parse().ok()).unwrap_or(0),
+    });
+    let control_timeline = text(14).and_then(|t| t.parse().ok()).map(TimelineId);
+    let sync_names = text(1)?.to_owned();
+    let (state, timeline) = if text(0)? == "t" {
+        let replay_lsn = lsn(6).unwrap_or_default();
+        let standby = Standby {
+            timeline: TimelineId::default(),
+            receive_lsn: lsn(5).unwrap_or_default().max(replay_lsn),
+            replay_lsn,
+            streams_from: None,
+            replay_paused: text(7) == Some("t"),
+            sync_names,
+        };
+        let timeline = receiver.as_ref().and_then(|r| r.timeline).max(control_timeline);
+        (PostgresState::Standby(standby), timeline)
+    } else {
+        let timeline = TimelineId(u32::from_str_radix(text(4)?, 16).ok()?);
+        let (followers, impostors) = followers(walsenders, env);
+        let primary = Primary {
+            timeline,
+            insert_lsn: lsn(2)?.normalised_insert(),
+            flush_lsn: lsn(3)?,
+            sync_names,
+            followers,
+            impostors,
+        };
+        (PostgresState::Primary(primary), Some(timeline))
+    };
+    Some(Look { state, receiver, timeline, system_id: text(13).map(str::to_owned) })
+}
+
+/// Walsenders of nodes, and those that use a node's name without being it: the wrong user, or one name twice.
+fn followers(rows: &[Row], env: &Env) -> (Vec<Follower>, Vec<String>) {
+    let (mut followers, mut impostors) = (Vec::<Follower>::new(), Vec::new());
+    for row in rows {
+        let text = |i: usize| row.get(i).and_then(Option::as_deref);
+        let Some(node) = text(0).and_then(|n| n.parse().ok()) else { continue };
+        let user = text(5).unwrap_or("");
+        if user != super::env::REPLICATION_USER {
+            impostors.push(format!("{node} is used by user {user}"));
+            continue;
+        }
+        if env.cluster.voters.contains(&node) && followers.iter().any(|f| f.node == node) {
+            impostors.push(format!("{node} is connected twice"));
+        }
+        followers.push(Follower {
+            node,
+            state: text(1).unwrap_or("").to_owned(),
+            flush_lsn: text(2).and_then(|t| t.parse().ok()),
+            replay_lsn: text(3).and_then(|t| t.parse().ok()),
+            sync_state: text(4).unwrap_or("").to_owned(),
+        });
+    }
+    followers.sort_by(|a, b| a.node.cmp(&b.node));
+    (followers, impostors)
+}
+
+impl Agent {
+    /// Look for ever: at once when the postmaster ends or somebody asks, else every `probe_interval`.
+    pub(crate) async fn observe(&self) {
+        let mut sql: Option<Sql> = None;
+        let mut watched: Option<(Pid, Death)> = None;
+        loop {
+            self.look_once(&mut sql).await;
+            let pid = postgres::postmaster(&self.env);
+            if watched.as_ref().map(|(p, _)| *p) != pid {
+                watched = pid.and_then(|p| Some((p, Death::of(p).ok()??)));
+            }
+            let pause = if self.is_eager() { EAGER } else { self.env.config.probe_interval };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.look_now.notified() => {}
+                () = async { match &watched { Some((_, d)) => d.wait().await, None => std::future::pending().await } } => {
+                    watched = None;
+                }
+            }
+        }
+    }
+
+    fn is_eager(&self) -> bool {
+        self.state.look(|o| match &o.postgres {
+            PostgresState::Starting => true,
+            PostgresState::Standby(s) => {
+                s.streams_from.is_none()
+                    && o.not_streaming_since.is_some_and(|t| self.env.clock.now().since(t) < Duration::from_secs(5))
+            }
+            _ => false,
+        })
+    }
+
+    /// Look once and publish what was seen.
+    pub(crate) async fn look_once(&self, sql: &mut Option<Sql>) {
+        let now = self.env.clock.now();
+        process::reap();
+        let Some(_) = postgres::postmaster(&self.env) else {
+            *sql = None;
+            if !self.spawning.load(std::sync::atomic::Ordering::Acquire) {
+                self.saw_stopped().await;
+            }
+            self.looked.send_modify(|n| *n += 1);
+            return;
+        };
+        match self.ask(sql).await {
+            Ok(look) => self.saw(now, look),
+            Err(error) => {
+                *sql = None;
+                let answers = error.code() == Some("57P03");
+                self.state.change(|o| {
+                    let since = self.env.clock.now().since(o.at);
+                    let was_up = matches!(
+                        o.postgres,
+                        PostgresState::Standby(_) | PostgresState::Primary(_) | PostgresState::Hung { .. }
+                    );
+                    if answers || !was_up {
+                        o.postgres = PostgresState::Starting;
+                        o.at = now;
+                    } else if since >= self.env.config.probe_timeout {
+                        o.postgres = PostgresState::Hung { for_ms: since.as_millis().try_into().unwrap_or(u64::MAX) };
+                    }
+                });
+            }
+        }
+        self.looked.send_modify(|n| *n += 1);
+    }
+
+    async fn ask(&self, sql: &mut Option<Sql>) -> Result<Look, SqlError> {
+        if sql.as_ref().is_none_or(Sql::is_closed) {
+            *sql = Some(Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?);
+        }
+        look(&self.env, sql.as_ref().expect("opened just above")).await
+    }
+
+    /// Nothing may be left of a postmaster that died: its backends could still acknowledge commits.
+    async fn saw_stopped(&self) {
+        let was_stopped =
+            self.state.look(|o| matches!(o.postgres, PostgresState::Stopped { .. } | PostgresState::Absent));
+        if was_stopped && self.state.look(|o| self.env.clock.now().since(o.at)) < Duration::from_secs(2) {
+            return;
+        }
+        if !self.env.layout.has_data() {
+            let now = self.env.clock.now();
+            self.state.change(|o| (o.postgres, o.system_id, o.at) = (PostgresState::Absent, None, now));
+            return;
+        }
+        if !was_stopped && !process::kill_all(&self.env.layout.data(), Duration::from_secs(5)).await {
+            self.trouble("processes of a dead PostgreSQL are left after SIGKILL");
+            return;
+        }
+        match Control::read(&self.env).await {
+            Ok(control) => {
+                let now = self.env.clock.now();
+                if !was_stopped {
+                    tracing::info!(node = %self.env.config.node, state = %control.state, "postgres is not running");
+                }
+                self.state.change(|o| {
+                    o.postgres = control.stopped();
+                    o.at = now;
+                    o.receiver = None;
+                    o.not_streaming_since = None;
+                    o.last_timeline = None;
+                    o.system_id = Some(control.system_id);
+                });
+                self.wake.notify_one();
+            }
+            Err(error) => self.trouble(&error.to_string()),
+        }
+    }
+
+    fn saw(&self, now: cluster::Instant, look: Look) {
+        let streams_from = look.receiver.as_ref().filter(|r| r.streaming).and_then(|r| self.node_at(&r.host, r.port));
+        let mut frozen_receiver = None;
+        let mut out_of_quarantine = false;
+        self.state.change(|o| {
+            let streaming = look.receiver.as_ref().is_some_and(|r| r.streaming);
+            o.not_streaming_since = if streaming { None } else { o.not_streaming_since.or(Some(now)) };
+            o.last_timeline = o.last_timeline.max(look.timeline);
+            o.postgres = match look.state {
+                PostgresState::Standby(mut s) => {
+                    s.streams_from = streams_from;
+                    s.timeline = o.last_timeline.unwrap_or_default();
+                    out_of_quarantine = o.quarantine.is_some_and(|q| s.replay_lsn >= q.lsn && s.timeline >= q.timeline);
+                    if o.frozen_for.is_some() {
+                        frozen_receiver = look.receiver.as_ref().map(|r| r.pid);
+                    }
+                    PostgresState::Standby(s)
+                }
+                other => other,
+            };
+            o.receiver = look.receiver;
+            o.system_id = look.system_id;
+            o.at = now;
+        });
+        if out_of_quarantine && self.remember(|m| m.quarantine = None).is_ok() {
+            tracing::info!(node = %self.env.config.node, "replay has passed the quarantine");
+        }
+        // A receiver that started in the moment of the freeze must not live on; see `freeze`.
+        if let Some(pid) = frozen_receiver.filter(|p| *p > 0) {
+            process::send(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+    }
+
+    fn node_at(&self, host: &str, port: u16) -> Option<cluster::NodeId> {
+        let records = self.records.borrow();
+        let mut at = records.members.values().filter(|m| m.postgres.host == host && m.postgres.port == port);
+        at.next().map(|m| m.node.clone())
+    }
+}

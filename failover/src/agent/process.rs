@@ -1,0 +1,120 @@
+//! Processes of PostgreSQL: which belong to our data directory, whether they live, and how they end.
+//!
+//! A process is ours when it is called `postgres` and its working directory is our data directory: every PostgreSQL
+//! process changes there, also the backends that a killed postmaster leaves behind, which belong to no process group
+//! or parent of ours any more. A zombie has no working directory, so it never counts as alive.
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use std::fs;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+
+/// Become the one to whom orphans below us are given, so that they can be reaped and none stays a zombie.
+pub(crate) fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: prctl with PR_SET_CHILD_SUBREAPER takes integers only and touches no memory of ours.
+    let done = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Every live `postgres` process whose working directory is `data`.
+pub(crate) fn of_directory(data: &Path) -> Vec<Pid> {
+    let Ok(data) = data.canonicalize() else { return Vec::new() };
+    pids().filter(|pid| is_postgres(*pid) && works_in(*pid, &data)).collect()
+}
+
+/// Is this pid a live `postgres` process in `data`?
+pub(crate) fn is_ours(pid: Pid, data: &Path) -> bool {
+    data.canonicalize().is_ok_and(|data| is_postgres(pid) && works_in(pid, &data))
+}
+
+fn pids() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid::from_raw))
+}
+
+fn is_postgres(pid: Pid) -> bool {
+    // `postmaster` is the name under which old packages start it.
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| matches!(c.trim_end(), "postgres" | "postmaster"))
+}
+
+fn works_in(pid: Pid, data: &Path) -> bool {
+    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)
+}
+
+/// Send a signal; a process that is gone is no error.
+pub(crate) fn send(pid: Pid, signal: Signal) {
+    match kill(pid, signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(error) => tracing::warn!(pid = pid.as_raw(), %error, "could not signal a postgres process"),
+    }
+}
+
+/// SIGKILL everything of `data` until nothing is left, at most `bound`. False: something is still there.
+pub(crate) async fn kill_all(data: &Path, bound: Duration) -> bool {
+    let deadline = tokio::time::Instant::now() + bound;
+    loop {
+        let left = of_directory(data);
+        if left.is_empty() {
+            reap();
+            return true;
+        }
+        for pid in &left {
+            send(*pid, Signal::SIGKILL);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        reap();
+    }
+}
+
+/// Collect dead `postgres` processes that are our children, by birth or by adoption. Other children belong to whoever
+/// started them.
+pub(crate) fn reap() {
+    let me = std::process::id();
+    for pid in pids() {
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let Some((name, rest)) = stat.split_once('(').and_then(|(_, r)| r.rsplit_once(')')) else { continue };
+        let mut fields = rest.split_whitespace();
+        let (state, parent) = (fields.next(), fields.next().and_then(|p| p.parse::<u32>().ok()));
+        if state == Some("Z") && parent == Some(me) && matches!(name, "postgres" | "postmaster") {
+            // Another agent in this process may have been faster; both is well.
+            let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+        }
+    }
+}
+
+/// Tells when a process has ended, within milliseconds and also when it is not our child.
+pub(crate) struct Death(AsyncFd<OwnedFd>);
+
+impl Death {
+    /// Watch `pid`. `None` when it does not exist.
+    pub(crate) fn of(pid: Pid) -> io::Result<Option<Self>> {
+        // SAFETY: pidfd_open takes integers only; the descriptor it returns is ours alone.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::ESRCH) { Ok(None) } else { Err(error) };
+        }
+        let fd = i32::try_from(fd).map_err(io::Error::other)?;
+        // SAFETY: just opened, owned by nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: an OwnedFd stays the same open descriptor for as long as AsyncFd owns it.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
+        Ok(Some(Self(fd.map_err(io::Error::from)?)))
+    }
+
+    /// Wait until it has ended. Cancel-safe.
+    pub(crate) async fn wait(&self) {
+        // The descriptor becomes readable when the process ends; an error of the reactor means shutdown.
+        if self.0.readable().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

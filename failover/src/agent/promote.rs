@@ -1,0 +1,285 @@
+//! Promotion: a frozen standby becomes the primary of a term, on the timeline of the term's number.
+//!
+//! `pg_promote` that does not finish in time may still finish later, so whoever gives up stops PostgreSQL first; the
+//! node then comes back as a standby. A newer promise is a reason to give up.
+
+use super::Agent;
+use super::commands::CommandError;
+use super::env::literal;
+use super::layout::fsync_dir;
+use super::postgres::{self, Stop, remove};
+use super::sql::{Sql, SqlError};
+use crate::api::{Position, PostgresState, Promote, Promoted, Refused};
+use cluster::sync_names::SyncNames;
+use cluster::timeline::{Fork, History};
+use cluster::{Lsn, TimelineId};
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Most timelines that may lie between the old and the new one: each is an empty file.
+const MAX_GAP: u32 = 100_000;
+
+#[derive(Debug, thiserror::Error)]
+enum PromoteError {
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    #[error(transparent)]
+    Proof(#[from] super::arm::ProofError),
+    #[error("could not write {what}")]
+    File {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{what} took longer than {after_ms} ms")]
+    TimedOut { what: &'static str, after_ms: u64 },
+    #[error("a newer term was promised")]
+    Superseded,
+    #[error("promoted to timeline {got} instead of {want}")]
+    Timeline { got: TimelineId, want: TimelineId },
+    #[error("{0}")]
+    Other(&'static str),
+}
+
+impl Agent {
+    /// `/agent/promote`.
+    pub(super) async fn promote(&self, order: &Promote) -> Result<Promoted, CommandError> {
+        self.promise(order.term)?;
+        let node = self.env.config.node.clone();
+        if self.state.look(|o| o.fenced) {
+            return Err(Refused::Fenced { node }.into());
+        }
+        let Some(timeline) = order.term.timeline() else { return Err(self.wrong_state("below term 2^32")) };
+        let Ok(names) = order.sync_names.parse::<SyncNames>() else {
+            return Err(self.wrong_state("given names that pgtenure wrote"));
+        };
+        let _held = self.actuator.lock().await;
+        let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await;
+        let sql = sql.map_err(|_| self.wrong_state("a frozen standby"))?;
+        let recovering: String = sql
+            .value("asking for recovery", "SELECT pg_is_in_recovery()", Duration::from_secs(5))
+            .await
+            .map_err(|e| self.failed("promoting", &e))?;
+        if recovering == "f" {
+            return self.promoted_before(order, timeline, &sql).await;
+        }
+        if self.state.look(|o| o.frozen_for) != Some(order.term) {
+            return Err(self.wrong_state("frozen for this term"));
+        }
+        let (have, _) = self.local_end(&sql, None).await.map_err(|e| self.failed("promoting", &e))?;
+        if have != order.base {
+            return Err(Refused::OtherPosition { node, have: Some(have), want: order.base }.into());
+        }
+        match self.try_promote(order, timeline, names, &sql).await {
+            Ok(promoted) => Ok(promoted),
+            Err(error) => {
+                tracing::error!(%node, term = order.term.0, %error, "promotion given up, stopping postgres");
+                // It may still become a primary: it must not run when another candidate is tried.
+                if let Err(error) = postgres::stop(&self.env, Stop::Immediate).await {
+                    tracing::error!(%node, %error, "postgres could not be stopped");
+                }
+                self.remove_stubs(order.base.timeline, timeline);
+                self.look_again(Duration::from_secs(1)).await;
+                Err(self.failed("promoting", &error).into())
+            }
+        }
+    }
+
+    /// The command is repeated because its answer was lost.
+    async fn promoted_before(
+        &self,
+        order: &Promote,
+        timeline: TimelineId,
+        sql: &Sql,
+    ) -> Result<Promoted, CommandError> {
+        self.look_again(self.env.config.probe_timeout).await;
+        self.must_be_primary(order.term)?;
+        let query =
+            format!("SELECT xid_bound, pg_current_wal_insert_lsn() FROM pgtenure.term WHERE term = {}", order.term);
+        let rows = sql.rows("reading the term's record", &query, Duration::from_secs(5)).await;
+        let rows = rows.map_err(|e| self.failed("promoting", &e))?;
+        let mut row = rows.into_iter().next().unwrap_or_default().into_iter().flatten();
+        let bound = row.next().and_then(|t| t.parse().ok());
+        // At or past the end of the record.
+        let lsn = row.next().and_then(|t| t.parse::<Lsn>().ok()).map(Lsn::normalised_insert);
+        let fork = self.own_history(timeline).and_then(|h| h.forks.last().copied());
+        match (bound, lsn, fork) {
+            (Some(xid_bound), Some(record_lsn), Some(fork)) => Ok(Promoted { fork, xid_bound, record_lsn }),
+            _ => Err(self.wrong_state("promoted under this term with its record")),
+        }
+    }
+
+    async fn try_promote(
+        &self,
+        order: &Promote,
+        timeline: TimelineId,
+        names: SyncNames,
+        sql: &Sql,
+    ) -> Result<Promoted, PromoteError> {
+        let deadline = Instant::now() + Duration::from_millis(order.deadline_ms);
+        let left = |what| match deadline.checked_duration_since(Instant::now()) {
+            _ if self.memory().promise > order.term => Err(PromoteError::Superseded),
+            Some(left) if !left.is_zero() => Ok(left),
+            _ => Err(PromoteError::TimedOut { what, after_ms: order.deadline_ms }),
+        };
+        let names_changed = self.preset_names(&names).await?;
+        let what = "replaying what was received";
+        // Conflicts with readers block replay and promotion; setting the delay to 0 does not help those that wait.
+        let clear = "SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume()::text END; \
+            SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+             WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> 'pgtenure_agent'";
+        sql.batch("ending readers", clear, left(what)?).await?;
+        self.replayed(sql, order.base, &left).await?;
+        let bound = "SELECT pg_snapshot_xmax(pg_current_snapshot())";
+        let xid_bound: u64 = sql.value("asking for the next xid", bound, left(what)?).await?;
+        self.write_stubs(order.base.timeline, timeline)
+            .map_err(|source| PromoteError::File { what: "stub histories", source })?;
+        let what = "promotion";
+        sql.rows("pg_promote", "SELECT pg_promote(false)", left(what)?).await?;
+        while sql.value::<String>(what, "SELECT pg_is_in_recovery()", left(what)?).await? != "f" {
+            tokio::time::sleep(Duration::from_millis(5).min(left(what)?)).await;
+        }
+        let fork = self.fork_of_new(sql, timeline, left(what)?).await?;
+        if names_changed && names != SyncNames::Off {
+            // The list may have been empty a moment ago: prove that it is in force.
+            self.prove_waiting(&names, left("proving the names")?).await?;
+        }
+        let record_lsn = self.record_term(sql, order, fork, xid_bound, left("recording the term")?).await?;
+        tracing::info!(
+            node = %self.env.config.node, term = order.term.0, timeline = timeline.0, lsn = %fork.lsn, "promoted"
+        );
+        self.state.change(|o| {
+            o.frozen_for = None;
+            o.last_timeline = Some(timeline);
+        });
+        self.checkpoint_later(order.term);
+        self.look_again(Duration::from_millis(200)).await;
+        Ok(Promoted { fork, xid_bound, record_lsn })
+    }
+
+    /// The names to hold before and after; true when they had to be changed.
+    async fn preset_names(&self, names: &SyncNames) -> Result<bool, PromoteError> {
+        let mut conf = self.conf.lock().await;
+        let effective = self.state.look(|o| match &o.postgres {
+            PostgresState::Standby(s) => Some(s.sync_names.clone()),
+            _ => None,
+        });
+        if conf.sync_names == *names && effective.as_deref() == Some(&names.to_string()) {
+            return Ok(false);
+        }
+        conf.sync_names = names.clone();
+        conf.write(&self.env).map_err(|source| PromoteError::File { what: "settings", source })?;
+        postgres::reload(&self.env);
+        Ok(true)
+    }
+
+    /// Wait until everything up to `base` that is a whole record is replayed.
+    async fn replayed(
+        &self,
+        sql: &Sql,
+        base: Position,
+        left: &impl Fn(&'static str) -> Result<Duration, PromoteError>,
+    ) -> Result<(), PromoteError> {
+        let what = "replaying what was received";
+        let query = "SELECT pg_last_wal_replay_lsn(), \
+            (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')";
+        loop {
+            let row = sql.rows(what, query, left(what)?).await?.into_iter().next().unwrap_or_default();
+            let text = |i: usize| row.get(i).and_then(Option::as_deref);
+            let lsn = text(0).and_then(|t| t.parse::<Lsn>().ok()).unwrap_or_default();
+            // The last bytes received may be the beginning of a record that never came.
+            let at_end = matches!(text(1), Some("RecoveryRetrieveRetryInterval" | "RecoveryWalStream"));
+            if lsn >= base.lsn || at_end {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(5).min(left(what)?)).await;
+        }
+    }
+
+    /// Empty histories for the numbers between, so that PostgreSQL chooses the term's number for its timeline.
+    fn write_stubs(&self, from: TimelineId, to: TimelineId) -> io::Result<()> {
+        if to.0 <= from.0 || to.0 - from.0 > MAX_GAP {
+            return Err(io::Error::other(format!("from timeline {from} to {to}")));
+        }
+        let wal = self.env.layout.data().join("pg_wal");
+        for number in from.0 + 1..to.0 {
+            let path = wal.join(TimelineId(number).history_file());
+            if !path.exists() {
+                File::create(path)?.sync_all()?;
+            }
+        }
+        fsync_dir(&wal)
+    }
+
+    /// Remove what [`Agent::write_stubs`] wrote; a real history is never empty.
+    fn remove_stubs(&self, from: TimelineId, to: TimelineId) {
+        let wal = self.env.layout.data().join("pg_wal");
+        for number in from.0 + 1..to.0 {
+            let path = wal.join(TimelineId(number).history_file());
+            if path.metadata().is_ok_and(|m| m.len() == 0)
+                && let Err(error) = remove(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "stub history not removed");
+            }
+        }
+    }
+
+    /// Check the new timeline's number and read where it left its parent.
+    async fn fork_of_new(&self, sql: &Sql, want: TimelineId, left: Duration) -> Result<Fork, PromoteError> {
+        let what = "reading the new history";
+        let query = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)";
+        let text: String = sql.value(what, query, left).await?;
+        let got = TimelineId(u32::from_str_radix(&text, 16).unwrap_or(0));
+        if got != want {
+            return Err(PromoteError::Timeline { got, want });
+        }
+        let path = self.env.layout.data().join("pg_wal").join(want.history_file());
+        let text = std::fs::read_to_string(path).map_err(|source| PromoteError::File { what, source })?;
+        let history = History::parse(want, &text).ok();
+        history.and_then(|h| h.forks.last().copied()).ok_or(PromoteError::Other("the new history file has no parent"))
+    }
+
+    /// Insert the term's record without waiting for standbys: managers verify that it reaches them.
+    async fn record_term(
+        &self,
+        sql: &Sql,
+        order: &Promote,
+        fork: Fork,
+        xid_bound: u64,
+        left: Duration,
+    ) -> Result<Lsn, PromoteError> {
+        let prev = order.prev_term.map_or_else(|| "NULL".into(), |t| t.to_string());
+        let insert = format!(
+            "SET synchronous_commit = local; \
+             INSERT INTO pgtenure.term (term, node, prev, fork_timeline, fork_lsn, xid_bound, policy_epoch, record_lsn) \
+             VALUES ({}, {}, {prev}, {}, '{}', {xid_bound}, {}, pg_current_wal_insert_lsn()); \
+             SELECT pg_current_wal_insert_lsn()",
+            order.term,
+            literal(self.env.config.node.as_str()),
+            fork.timeline,
+            fork.lsn,
+            order.policy_epoch,
+        );
+        // Three statements of one message run in one transaction, so the position is asked for after it.
+        sql.batch("recording the term", &insert, left).await?;
+        let end: Lsn = sql.value("recording the term", "SELECT pg_current_wal_insert_lsn()", left).await?;
+        Ok(end.normalised_insert())
+    }
+
+    /// pg_rewind before PostgreSQL 16 looks for the new timeline in the source's last checkpoint. In the background:
+    /// nothing of the promotion waits for it.
+    fn checkpoint_later(&self, term: cluster::Term) {
+        let env = std::sync::Arc::clone(&self.env);
+        tokio::spawn(async move {
+            let done = async {
+                let sql = Sql::local(&env, "postgres", Duration::from_secs(5)).await?;
+                sql.rows("CHECKPOINT", "CHECKPOINT", Duration::from_secs(600)).await
+            };
+            if let Err(error) = done.await {
+                tracing::warn!(node = %env.config.node, term = term.0, %error, "checkpoint after promotion failed");
+            }
+        });
+    }
+}

@@ -1,0 +1,209 @@
+//! The agent's own loop: facts in, one act out, done, and again.
+
+use super::postgres::{self, ServerError, Stop};
+use super::{Agent, bootstrap::BootstrapError, rejoin::RejoinError};
+use crate::api::PostgresState;
+use crate::fsm::agent::{Act, Because, Facts, Server, decide};
+use crate::record::{Phase, TermRecord};
+use crate::store::StoreError;
+use cluster::sync_names::SyncNames;
+use cluster::{NodeId, Term};
+use std::time::Duration;
+
+/// Between two decisions when nothing wakes the loop.
+const IDLE: Duration = Duration::from_millis(500);
+/// After an act that failed: doubled up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// Longest pause after failures.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// An act that failed; tried again after a pause.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ActError {
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    #[error(transparent)]
+    Rejoin(#[from] RejoinError),
+    #[error("settings could not be written")]
+    Settings(#[source] std::io::Error),
+}
+
+impl Agent {
+    /// Decide and act for ever.
+    pub(super) async fn reconcile(&self) {
+        let mut records = self.records.subscribe();
+        let mut backoff = BACKOFF_MIN;
+        let mut troubled = false;
+        loop {
+            let known = self.records.borrow().read_at.is_some();
+            let act = if known { self.act_once().await } else { Ok(Act::Wait(Because::NoPrimary)) };
+            let pause = match act {
+                Ok(act) => {
+                    backoff = BACKOFF_MIN;
+                    let trouble = if let Act::Wait(because) = act { because.trouble() } else { None };
+                    match trouble {
+                        Some(text) => self.trouble(text),
+                        None if troubled => self.untroubled(),
+                        None => {}
+                    }
+                    troubled = trouble.is_some();
+                    // Act again at once after having acted: the facts are others now.
+                    if matches!(act, Act::Wait(_)) { IDLE } else { Duration::from_millis(5) }
+                }
+                Err(error) => {
+                    let told = self.failed("acting", &error).why;
+                    self.trouble(&told);
+                    troubled = true;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                    backoff
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.wake.notified() => {}
+                _ = records.changed() => {}
+            }
+        }
+    }
+
+    async fn act_once(&self) -> Result<Act, ActError> {
+        self.preset_by_policy().await.map_err(ActError::Settings)?;
+        if matches!(self.decide_now(), Act::Wait(_)) {
+            return Ok(self.decide_now());
+        }
+        let _held = self.actuator.lock().await;
+        // Facts may have changed while another held it.
+        self.look_again(self.env.config.probe_timeout).await;
+        let act = self.decide_now();
+        if !matches!(act, Act::Wait(_)) {
+            tracing::info!(node = %self.env.config.node, ?act, "acting by itself");
+        }
+        match act {
+            Act::Wait(_) => {}
+            Act::Create => self.claim_creation().await?,
+            Act::ResumeCreation => self.create_cluster().await?,
+            Act::Clone => self.clone_primary().await?,
+            Act::StartDetached => {
+                self.rejoining("starting");
+                let started = self.start_detached(self.memory().promise).await;
+                self.rejoining(None);
+                self.look_again(self.env.config.probe_timeout).await;
+                started?;
+            }
+            Act::Rejoin => {
+                let done = self.rejoin().await;
+                self.rejoining(None);
+                done?;
+            }
+            Act::StopFenced => self.stop_fenced().await?,
+            Act::StopSuperseded => {
+                tracing::warn!(node = %self.env.config.node, "another term has begun: stopping postgres");
+                postgres::stop(&self.env, Stop::Immediate).await?;
+                self.look_again(self.env.config.probe_timeout).await;
+            }
+        }
+        Ok(act)
+    }
+
+    fn decide_now(&self) -> Act {
+        let seen = self.state.get();
+        let records = self.records.borrow().clone();
+        let memory = self.memory();
+        let ordered = self.ordered_record(records.term.as_ref().map(|t| &t.value));
+        let record = ordered.as_ref().or(records.term.as_ref().map(|t| &t.value));
+        let conf = self.conf.try_lock().map(|c| c.upstream.clone());
+        // Somebody is changing it right now; the next round sees the result.
+        let Ok(upstream) = conf else { return Act::Wait(Because::Fine) };
+        let server = match &seen.postgres {
+            PostgresState::Absent => Server::Absent,
+            PostgresState::Stopped { was_primary, .. } => Server::Stopped { was_primary: *was_primary },
+            PostgresState::Starting => Server::Starting,
+            PostgresState::Standby(_) => {
+                Server::Standby { streaming: seen.receiver.as_ref().filter(|r| r.streaming).and_then(|r| r.timeline) }
+            }
+            PostgresState::Primary(p) => Server::Primary { timeline: p.timeline },
+            PostgresState::Hung { .. } => Server::Hung,
+        };
+        decide(&Facts {
+            node: &self.env.config.node,
+            server,
+            promise: memory.promise,
+            record,
+            init: records.init.as_ref().map(|i| &i.value),
+            system_id: seen.system_id.as_deref(),
+            fence: records.fences.get(&self.env.config.node),
+            upstream: upstream.as_ref().map(|u| (&u.node, u.term)),
+            not_streaming_for: seen.not_streaming_since.map_or(Duration::ZERO, |t| self.env.clock.now().since(t)),
+            rewind_interrupted: memory.rewinding,
+            voter: self.env.is_voter(),
+        })
+    }
+
+    /// A manager's order to follow says what etcd's hint will say a moment later.
+    fn ordered_record(&self, read: Option<&TermRecord>) -> Option<TermRecord> {
+        let order = self.follow.lock().expect("no holder of this lock panics").clone()?;
+        let read = read?;
+        let newer = order.term > read.term;
+        let promoting = order.term == read.term && matches!(read.phase, Phase::Recruiting | Phase::Promoting);
+        if !newer && !promoting {
+            return None;
+        }
+        Some(TermRecord { term: order.term, phase: Phase::Opening, node: Some(order.primary), ..read.clone() })
+    }
+
+    /// The primary to follow now, and how to reach it.
+    pub(super) fn target(&self) -> Option<(NodeId, Term, cluster::Endpoint)> {
+        let records = self.records.borrow();
+        let read = records.term.as_ref().map(|t| &t.value);
+        if self.ordered_record(read).is_some() {
+            let order = self.follow.lock().expect("no holder of this lock panics").clone()?;
+            return Some((order.primary, order.term, order.endpoint));
+        }
+        let (node, term) = records.primary_node()?;
+        Some((node.clone(), term, records.postgres_of(node)?.clone()))
+    }
+
+    /// Every node holds what commits would wait for if it were promoted. On a primary only towards more waiting; the
+    /// other way is a manager's or the lease's decision.
+    async fn preset_by_policy(&self) -> std::io::Result<()> {
+        if self.records.borrow().policy.is_none() {
+            return Ok(());
+        }
+        let names = self.names_by_policy();
+        let serving = self.state.look(|o| match &o.postgres {
+            PostgresState::Primary(_) | PostgresState::Hung { .. } => Some(true),
+            PostgresState::Standby(_) => Some(false),
+            _ => None,
+        });
+        let wanted = match serving {
+            // Frozen: the manager chooses the names with the promotion.
+            Some(false) => self.state.look(|o| o.frozen_for.is_none()),
+            Some(true) => names != SyncNames::Off && self.conf.lock().await.sync_names == SyncNames::Off,
+            None => false,
+        };
+        if let (true, Some(suspended)) = (serving == Some(true), self.suspension())
+            && let Err(error) = self.remember(|m| m.suspended = Some(suspended))
+        {
+            tracing::debug!(%error, "suspension not remembered");
+        }
+        if wanted { self.set_names(&names).await } else { Ok(()) }
+    }
+
+    fn suspension(&self) -> Option<crate::record::Suspension> {
+        self.records.borrow().policy.as_ref()?.value.suspended.clone()
+    }
+
+    async fn stop_fenced(&self) -> Result<(), ActError> {
+        if self.state.look(|o| matches!(o.postgres, PostgresState::Primary(_))) {
+            self.set_names(&SyncNames::Fenced).await.map_err(ActError::Settings)?;
+        }
+        let clean = postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
+        tracing::info!(node = %self.env.config.node, clean, "stopped, because an operator fenced the node");
+        self.look_again(self.env.config.probe_timeout).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! The cluster's records in etcd as this agent last read them.
+
+use super::Agent;
+use crate::record::{FenceRecord, InitRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use crate::store::{Range, Snapshot, StoreError, Versioned};
+use cluster::keys::Keys;
+use cluster::{Endpoint, Instant, NodeId, Term};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A record and the revision at which it was last changed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct At<T> {
+    pub(crate) value: T,
+    pub(crate) revision: i64,
+}
+
+/// What was read, all at one revision.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Records {
+    /// When the read was sent; `None` before the first.
+    pub(crate) read_at: Option<Instant>,
+    pub(crate) term: Option<At<TermRecord>>,
+    pub(crate) policy: Option<At<PolicyRecord>>,
+    pub(crate) init: Option<At<InitRecord>>,
+    pub(crate) primary: Option<At<PrimaryRecord>>,
+    pub(crate) members: BTreeMap<NodeId, MemberRecord>,
+    pub(crate) fences: BTreeMap<NodeId, FenceRecord>,
+}
+
+impl Records {
+    /// The primary of the newest term, once it is promoted.
+    pub(crate) fn primary_node(&self) -> Option<(&NodeId, Term)> {
+        let t = &self.term.as_ref()?.value;
+        matches!(t.phase, Phase::Opening | Phase::Active | Phase::Draining).then_some(())?;
+        Some((t.node.as_ref()?, t.term))
+    }
+
+    /// Where a node's PostgreSQL listens.
+    pub(crate) fn postgres_of(&self, node: &NodeId) -> Option<&Endpoint> {
+        self.members.get(node).map(|m| &m.postgres)
+    }
+
+    /// Do commits wait for standbys by the policy in force? Without a policy: no.
+    pub(crate) fn protects(&self) -> bool {
+        self.policy.as_ref().is_some_and(|p| p.value.protects())
+    }
+}
+
+/// A record that cannot be read is treated as absent and told: acting on a guess would be worse.
+fn decode<T: DeserializeOwned>(found: &Versioned) -> Option<At<T>> {
+    match serde_json::from_slice(&found.value) {
+        Ok(value) => Some(At { value, revision: found.mod_revision }),
+        Err(error) => {
+            tracing::error!(key = %found.key, %error, "a record in etcd cannot be read");
+            None
+        }
+    }
+}
+
+fn named<T: DeserializeOwned>(snapshot: &Snapshot, prefix: &str) -> BTreeMap<NodeId, T> {
+    let one = |v: &Versioned| Some((v.key.strip_prefix(prefix)?.parse().ok()?, decode::<T>(v)?.value));
+    snapshot.under(prefix).filter_map(one).collect()
+}
+
+/// What an agent reads.
+fn ranges(keys: &Keys) -> Vec<Range> {
+    vec![
+        Range::Key(keys.term()),
+        Range::Key(keys.policy()),
+        Range::Key(keys.init()),
+        Range::Key(keys.primary()),
+        Range::Prefix(keys.members()),
+        Range::Prefix(keys.fences()),
+    ]
+}
+
+impl Agent {
+    /// Read all records, publish them.
+    pub(crate) async fn read_records(&self) -> Result<(), StoreError> {
+        let keys = &self.env.keys;
+        let sent = self.env.clock.now();
+        let snapshot = self.store.read(ranges(keys)).await?;
+        let records = Records {
+            read_at: Some(sent),
+            term: snapshot.get(&keys.term()).and_then(decode),
+            policy: snapshot.get(&keys.policy()).and_then(decode),
+            init: snapshot.get(&keys.init()).and_then(decode),
+            primary: snapshot.get(&keys.primary()).and_then(decode),
+            members: named(&snapshot, &keys.members()),
+            fences: named(&snapshot, &keys.fences()),
+        };
+        let fenced = records.fences.contains_key(&self.env.config.node);
+        self.state.change(|o| o.fenced = fenced);
+        self.records.send_if_modified(|old| {
+            // An answer that overtook a newer one must not bring the older view back.
+            if old.term.as_ref().map(|t| t.value.term) > records.term.as_ref().map(|t| t.value.term) {
+                return false;
+            }
+            let same = Records { read_at: None, ..old.clone() } == Records { read_at: None, ..records.clone() };
+            *old = records;
+            !same
+        });
+        Ok(())
+    }
+
+    /// Read at every hint and every second; while etcd does not answer, keep what was read.
+    pub(crate) async fn follow_records(&self) {
+        let mut hints = self.store.watch(&self.env.keys.root());
+        let mut reachable = true;
+        loop {
+            match self.read_records().await {
+                Ok(()) => reachable = true,
+                Err(error) => {
+                    self.metrics.store_errors.inc();
+                    if reachable {
+                        tracing::warn!(node = %self.env.config.node, %error, "etcd does not answer");
+                    }
+                    reachable = false;
+                }
+            }
+            let pause = Duration::from_millis(if reachable { 1000 } else { 200 });
+            tokio::select! {
+                () = hints.changed(), if reachable => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Keep `members/<node>` right: addresses stay known while the node is down.
+    pub(crate) async fn register(&self) {
+        let mut state = self.state.subscribe();
+        let mut written: Option<MemberRecord> = None;
+        loop {
+            let system_id = state.borrow_and_update().system_id.clone();
+            let c = &self.env.config;
+            let member = MemberRecord {
+                node: c.node.clone(),
+                postgres: c.postgres_endpoint(),
+                agent: Endpoint { host: c.advertise_host.clone(), port: self.listen.port() },
+                pg_version: self.env.version,
+                system_id,
+                host: self.env.host.clone(),
+            };
+            if written.as_ref() != Some(&member) {
+                let value = serde_json::to_vec(&member).expect("a record of texts and numbers can be written");
+                let put = crate::store::Txn::new().put(self.env.keys.member(&c.node), value);
+                match self.store.txn(put).await {
+                    Ok(_) => written = Some(member),
+                    Err(error) => {
+                        tracing::debug!(%error, "member record not written");
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                        continue;
+                    }
+                }
+            }
+            if state.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}

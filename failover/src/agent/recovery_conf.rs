@@ -1,0 +1,180 @@
+//! PostgreSQL's configuration files: what is fixed for the agent's life, and the few settings that change.
+//!
+//! All of it is outside PGDATA (`-c config_file`), so that pg_rewind and pg_basebackup cannot bring another node's. An
+//! entry in `postgresql.auto.conf` would silently win over ours: [`foreign_settings`] finds those.
+
+use super::env::{Env, REPLICATION_USER, quoted};
+use super::layout::write_atomically;
+use crate::config::agent::OWNED_PARAMETERS;
+use cluster::sync_names::SyncNames;
+use cluster::{Endpoint, NodeId, Term};
+use std::fmt::Write as _;
+use std::io;
+
+/// The database user that is a superuser; only over the agent's own socket.
+const SUPERUSER: &str = "postgres";
+
+/// Where the WAL receiver connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Upstream {
+    pub(crate) node: NodeId,
+    pub(crate) endpoint: Endpoint,
+    /// The term whose primary it is.
+    pub(crate) term: Term,
+}
+
+/// The settings that change while PostgreSQL runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Dynamic {
+    pub(crate) upstream: Option<Upstream>,
+    /// `synchronous_standby_names`: preset on standbys for the case of promotion.
+    pub(crate) sync_names: SyncNames,
+}
+
+impl Dynamic {
+    /// Replace the file. It takes effect at the next start or SIGHUP.
+    pub(crate) fn write(&self, env: &Env) -> io::Result<()> {
+        let conninfo = self.upstream.as_ref().map_or_else(String::new, |u| conninfo(env, &u.endpoint));
+        let text = format!(
+            "# Written by pgtenure, replaced at each change.\n\
+             primary_conninfo = {}\nrestore_command = ''\nsynchronous_standby_names = {}\n",
+            quoted(&conninfo),
+            quoted(&self.sync_names.to_string()),
+        );
+        write_atomically(&env.layout.dynamic_conf(), text.as_bytes())
+    }
+}
+
+/// libpq's connection string to another node's PostgreSQL as `pgtenure_repl`.
+pub(crate) fn conninfo(env: &Env, to: &Endpoint) -> String {
+    format!(
+        "host={} port={} user={REPLICATION_USER} dbname=postgres application_name={} passfile={} connect_timeout=3 \
+         keepalives_idle=5 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000",
+        to.host,
+        to.port,
+        env.config.node,
+        env.layout.passfile().display(),
+    )
+}
+
+/// Write everything that is fixed. `user`: the operating system's user that runs agent and PostgreSQL.
+pub(crate) fn write_fixed(env: &Env, user: &str) -> io::Result<()> {
+    write_atomically(&env.layout.config_file(), postgresql_conf(env).as_bytes())?;
+    write_atomically(&env.layout.hba_file(), hba(&env.config.pg_hba).as_bytes())?;
+    write_atomically(&env.layout.ident_file(), format!("pgtenure {user} {SUPERUSER}\n").as_bytes())?;
+    let password = env.replication_password.expose().replace('\\', "\\\\").replace(':', "\\:");
+    write_atomically(&env.layout.passfile(), format!("*:*:*:{REPLICATION_USER}:{password}\n").as_bytes())
+}
+
+/// Users of ours over TCP only for their purpose, the superuser never; then the configured lines.
+fn hba(lines: &[String]) -> String {
+    let mut text = "# Written by pgtenure at each start.\n\
+        local all postgres peer map=pgtenure\n\
+        local replication postgres peer map=pgtenure\n\
+        local all all reject\n\
+        host all postgres all reject\n\
+        host replication postgres all reject\n\
+        host replication pgtenure_repl all scram-sha-256\n\
+        host postgres pgtenure_repl all scram-sha-256\n\
+        host all pgtenure_repl all reject\n\
+        host all pgtenure_monitor all scram-sha-256\n\
+        host replication all all reject\n"
+        .to_owned();
+    for line in lines {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+fn postgresql_conf(env: &Env) -> String {
+    let c = &env.config;
+    let mut text = "# Written by pgtenure at each start; see agent.parameters.\n".to_owned();
+    let mut set = |name: &str, value: &str| {
+        writeln!(text, "{name} = {}", quoted(value)).expect("writing to a string cannot fail");
+    };
+    // Defaults that a user may override.
+    for (name, value) in [
+        ("wal_level", "replica"),
+        ("max_wal_senders", "16"),
+        ("max_replication_slots", "16"),
+        ("hot_standby_feedback", "off"),
+        ("max_standby_streaming_delay", "5s"),
+        ("log_line_prefix", "%m [%p] "),
+        ("shared_buffers", "128MB"),
+    ] {
+        set(name, value);
+    }
+    for (name, value) in &c.parameters {
+        set(name, value);
+    }
+    let path = |p: std::path::PathBuf| p.to_string_lossy().into_owned();
+    for (name, value) in [
+        ("cluster_name", c.node.as_str().to_owned()),
+        ("listen_addresses", c.postgres_listen.clone()),
+        ("port", c.postgres_port.to_string()),
+        ("unix_socket_directories", path(env.layout.socket_dir())),
+        ("unix_socket_permissions", "0700".into()),
+        ("hba_file", path(env.layout.hba_file())),
+        ("ident_file", path(env.layout.ident_file())),
+        ("hot_standby", "on".into()),
+        ("fsync", "on".into()),
+        ("full_page_writes", "on".into()),
+        ("wal_log_hints", "on".into()),
+        ("data_sync_retry", "off".into()),
+        ("restart_after_crash", "off".into()),
+        ("password_encryption", "scram-sha-256".into()),
+        ("recovery_target_timeline", "latest".into()),
+        ("recovery_min_apply_delay", "0".into()),
+        ("wal_receiver_timeout", "5s".into()),
+        ("wal_sender_timeout", "5s".into()),
+        ("wal_receiver_status_interval", "1s".into()),
+        ("wal_retrieve_retry_interval", "200ms".into()),
+        ("wal_keep_size", format!("{}MB", c.wal_keep.0 >> 20)),
+        ("logging_collector", "on".into()),
+        ("log_directory", path(env.layout.log_dir())),
+        // One file per hour of the day, each overwritten a day later.
+        ("log_filename", "postgresql-%H.log".into()),
+        ("log_rotation_age", "60min".into()),
+        ("log_truncate_on_rotation", "on".into()),
+    ] {
+        set(name, &value);
+    }
+    writeln!(text, "include = {}", quoted(&path(env.layout.dynamic_conf()))).expect("writing to a string cannot fail");
+    text
+}
+
+/// Settings of ours that `postgresql.auto.conf` overrides (somebody ran ALTER SYSTEM), given the file's text.
+pub(crate) fn foreign_settings(auto_conf: &str) -> Vec<String> {
+    let names = auto_conf.lines().filter_map(|l| l.split(['=', ' ']).next()).map(|n| n.trim().to_ascii_lowercase());
+    names.filter(|n| OWNED_PARAMETERS.iter().any(|(owned, _)| owned == n)).collect()
+}
+
+/// Remove those settings from the file's text.
+pub(crate) fn without(auto_conf: &str, names: &[String]) -> String {
+    let ours = |l: &&str| {
+        let name = l.split(['=', ' ']).next().unwrap_or("").trim().to_ascii_lowercase();
+        !names.contains(&name)
+    };
+    auto_conf.lines().filter(ours).map(|l| format!("{l}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_of_ours_in_auto_conf_is_found_and_removed() {
+        let text = "# Do not edit\nwork_mem = '8MB'\nPrimary_Conninfo = 'host=x'\nsynchronous_standby_names=''\n";
+        let found = foreign_settings(text);
+        assert_eq!(found, ["primary_conninfo", "synchronous_standby_names"]);
+        assert_eq!(without(text, &found), "# Do not edit\nwork_mem = '8MB'\n");
+    }
+
+    #[test]
+    fn the_superuser_is_rejected_over_tcp_before_any_line_of_the_user() {
+        let text = hba(&["host all all all trust".into()]);
+        let reject = text.find("host all postgres all reject").unwrap();
+        assert!(reject < text.find("host all all all trust").unwrap());
+    }
+}

@@ -1,0 +1,238 @@
+//! Coming back under a primary: facts from both sides, then what [`crate::fsm::rejoin`] decides.
+
+use super::Agent;
+use super::control::Control;
+use super::env::literal;
+use super::postgres::{self, ServerError, Stop};
+use super::recovery_conf::Upstream;
+use super::sql::{Sql, SqlError};
+use super::tool::ToolError;
+use super::wal_tail::ExamineError;
+use crate::api::{Position, PostgresState};
+use crate::fsm::rejoin::{Facts, Plan, divergence, plan};
+use cluster::timeline::{Fork, History};
+use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
+use std::time::Duration;
+
+/// Bound on one question to the primary.
+const ASK_BOUND: Duration = Duration::from_secs(3);
+
+/// A rejoin that did not get on; tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RejoinError {
+    #[error("there is no primary to follow")]
+    NoPrimary,
+    #[error("the primary {node} could not be asked")]
+    Ask {
+        node: NodeId,
+        #[source]
+        source: SqlError,
+    },
+    #[error("{node} is not the primary of term {term} yet")]
+    NotPrimary { node: NodeId, term: Term },
+    #[error("{node} belongs to another cluster: system identifier {theirs}, ours is {ours}")]
+    OtherCluster { node: NodeId, theirs: String, ours: String },
+    #[error("the history of {node} is not understood")]
+    History {
+        node: NodeId,
+        #[source]
+        source: cluster::timeline::ParseHistoryError,
+    },
+    #[error("term {promised} was promised meanwhile")]
+    Superseded { promised: Term },
+    #[error(transparent)]
+    Own(#[from] SqlError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    #[error(transparent)]
+    Examine(#[from] ExamineError),
+    #[error("{what}")]
+    File {
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A primary and its line of descent.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    pub(super) node: NodeId,
+    pub(super) term: Term,
+    pub(super) endpoint: Endpoint,
+    pub(super) history: History,
+}
+
+impl Agent {
+    /// Compare and do the next step. The caller holds `actuator`.
+    pub(super) async fn rejoin(&self) -> Result<(), RejoinError> {
+        let source = self.source().await?;
+        match self.state.get().postgres {
+            PostgresState::Standby(_) => self.rejoin_standby(&source).await,
+            PostgresState::Stopped { .. } => self.rejoin_stopped(&source).await,
+            // Seen differently a moment ago: the next round decides anew.
+            _ => Ok(()),
+        }
+    }
+
+    /// A node in recovery: cut it off, see where it ends, then follow, or stop and repair.
+    async fn rejoin_standby(&self, source: &Source) -> Result<(), RejoinError> {
+        self.cut_off().await.map_err(|e| RejoinError::File { what: "settings could not be written", source: e })?;
+        let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?;
+        let received = self.receiver_gone(&sql).await?;
+        let (end, replay) = self.local_end(&sql, received).await?;
+        let own = self.own_history(end.timeline);
+        // What was received past the end of replay is the beginning of a record, which PostgreSQL drops.
+        let end = Position { lsn: replay, ..end };
+        let memory = self.memory();
+        let facts = Facts {
+            own_end: end,
+            own: own.as_ref(),
+            upstream: &source.history,
+            rewind_interrupted: memory.rewinding,
+            examined: memory.examined,
+        };
+        let next = plan(&facts);
+        tracing::info!(
+            node = %self.env.config.node, term = source.term.0, timeline = end.timeline.0, lsn = %end.lsn,
+            primary = %source.node, ?next, "compared histories"
+        );
+        if next == Plan::Follow {
+            self.follow_source(source).await?;
+            return Ok(());
+        }
+        drop(sql);
+        postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
+        self.look_again(self.env.config.probe_timeout).await;
+        self.repair(source, own.as_ref(), end).await
+    }
+
+    /// A node that was a primary (or whose rewind was interrupted): its end is read from its WAL, it is not started.
+    async fn rejoin_stopped(&self, source: &Source) -> Result<(), RejoinError> {
+        let memory = self.memory();
+        let control = Control::read(&self.env).await?;
+        let timeline = self.newest_timeline(control.timeline);
+        let own = self.own_history(timeline);
+        if memory.rewinding {
+            return self.repair(source, own.as_ref(), Position { timeline, lsn: control.checkpoint }).await;
+        }
+        let parted = own.as_ref().and_then(|h| divergence(h, Lsn(u64::MAX), &source.history));
+        // Without a common point the end is looked for from the last checkpoint on.
+        let from = parted.unwrap_or(Fork { timeline, lsn: control.checkpoint });
+        let end = match &own {
+            Some(h) => self.end_of_wal(h, from, &control).await?,
+            None => control.checkpoint,
+        };
+        let end = Position { timeline, lsn: end };
+        let facts = Facts {
+            own_end: end,
+            own: own.as_ref(),
+            upstream: &source.history,
+            rewind_interrupted: false,
+            examined: memory.examined,
+        };
+        let next = plan(&facts);
+        tracing::info!(
+            node = %self.env.config.node, term = source.term.0, timeline = timeline.0, lsn = %end.lsn,
+            primary = %source.node, ?next, "compared histories"
+        );
+        if next == Plan::Follow {
+            self.rejoining("starting");
+            self.start_detached(self.memory().promise).await?;
+            self.look_again(self.env.config.probe_timeout).await;
+            return Ok(());
+        }
+        self.repair(source, own.as_ref(), end).await
+    }
+
+    /// Examine, then rewind or clone. PostgreSQL is stopped.
+    async fn repair(&self, source: &Source, own: Option<&History>, end: Position) -> Result<(), RejoinError> {
+        // Examining once suffices for the decision that follows it; a third round would mean that nothing changes.
+        for _ in 0..3 {
+            let memory = self.memory();
+            let facts = Facts {
+                own_end: end,
+                own,
+                upstream: &source.history,
+                rewind_interrupted: memory.rewinding,
+                examined: memory.examined,
+            };
+            match plan(&facts) {
+                Plan::Follow => return Ok(()),
+                Plan::Examine(parted) => {
+                    self.rejoining("examining wal");
+                    self.examine(source, own, end, parted).await?;
+                }
+                Plan::Rewind(parted) => return self.rewind(source, parted).await,
+                Plan::Reclone(why) => {
+                    tracing::warn!(node = %self.env.config.node, reason = why.as_str(), "a rewind cannot help, cloning");
+                    return self.clone_from(source).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stream from the source: its line of descent was compared with ours.
+    pub(super) async fn follow_source(&self, source: &Source) -> Result<(), RejoinError> {
+        {
+            let mut conf = self.conf.lock().await;
+            // Under the lock that a freeze needs: either it comes first and is seen here, or it cuts off after us.
+            let promised = self.memory().promise;
+            if promised > source.term {
+                return Err(RejoinError::Superseded { promised });
+            }
+            conf.upstream =
+                Some(Upstream { node: source.node.clone(), endpoint: source.endpoint.clone(), term: source.term });
+            let now = self.env.clock.now();
+            self.state.change(|o| {
+                o.frozen_for = None;
+                o.not_streaming_since = Some(now);
+            });
+            conf.write(&self.env)
+                .map_err(|e| RejoinError::File { what: "settings could not be written", source: e })?;
+            postgres::reload(&self.env);
+        }
+        tracing::info!(
+            node = %self.env.config.node, term = source.term.0, primary = %source.node, "following the primary"
+        );
+        self.look_now.notify_one();
+        Ok(())
+    }
+
+    /// The primary, verified to be one of its term, and its line of descent.
+    pub(super) async fn source(&self) -> Result<Source, RejoinError> {
+        let (node, term, endpoint) = self.target().ok_or(RejoinError::NoPrimary)?;
+        let promised = self.memory().promise;
+        if promised > term {
+            return Err(RejoinError::Superseded { promised });
+        }
+        let ask = |source| RejoinError::Ask { node: node.clone(), source };
+        let sql = Sql::of_primary(&self.env, &endpoint, ASK_BOUND).await.map_err(ask)?;
+        let query = "SELECT (SELECT system_identifier FROM pg_control_system()), \
+            CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END";
+        let row = sql.rows("asking the primary", query, ASK_BOUND).await.map_err(ask)?;
+        let mut row = row.into_iter().next().unwrap_or_default().into_iter();
+        let theirs = row.next().flatten().unwrap_or_default();
+        let timeline = row.next().flatten().and_then(|t| u32::from_str_radix(&t, 16).ok()).map(TimelineId);
+        if let Some(ours) = self.state.look(|o| o.system_id.clone()).filter(|ours| *ours != theirs) {
+            return Err(RejoinError::OtherCluster { node, theirs, ours });
+        }
+        let Some(timeline) = timeline.filter(|t| Some(*t) == term.timeline()) else {
+            return Err(RejoinError::NotPrimary { node, term });
+        };
+        let history = if timeline.0 == 1 {
+            History::root(timeline)
+        } else {
+            let file = format!("pg_wal/{}", timeline.history_file());
+            // Written by the primary before it is one, so it is there; 1 MiB is thousands of failovers.
+            let query =
+                format!("SELECT convert_from(pg_read_binary_file({}, 0, 1048576, false), 'UTF8')", literal(&file));
+            let text: String = sql.value("reading the primary's history", &query, ASK_BOUND).await.map_err(ask)?;
+            History::parse(timeline, &text).map_err(|source| RejoinError::History { node: node.clone(), source })?
+        };
+        Ok(Source { node, term, endpoint, history })
+    }
+}

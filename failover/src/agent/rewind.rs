@@ -1,0 +1,214 @@
+//! Repairing the data directory: pg_rewind, or a fresh copy by pg_basebackup.
+//!
+//! Both are marked so that an interruption is noticed: a rewind by a mark in the agent's memory (such a directory is
+//! never started, only replaced), a copy by being made beside and renamed when it is whole.
+
+use super::Agent;
+use super::env::REPLICATION_USER;
+use super::layout::fsync_dir;
+use super::postgres::{self, ServerError};
+use super::recovery_conf::conninfo;
+use super::rejoin::{RejoinError, Source};
+use super::sql::{Sql, SqlError};
+use super::tool::{self, ToolError};
+use crate::api::Position;
+use cluster::timeline::Fork;
+use cluster::{Lsn, TimelineId};
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Bound on a rewind.
+const REWIND_BOUND: Duration = Duration::from_secs(6 * 3600);
+/// Bound on a copy.
+const CLONE_BOUND: Duration = Duration::from_secs(24 * 3600);
+/// Bound on the source's checkpoint after its promotion, which its agent asks for.
+const CHECKPOINT_BOUND: Duration = Duration::from_secs(120);
+/// What pg_rewind prints before it changes the first file.
+const CHANGES_BEGIN: &str = "rewinding from last common checkpoint";
+
+/// Clears the flag that tells a freeze not to wait.
+struct Replacing<'a>(&'a Agent);
+
+impl<'a> Replacing<'a> {
+    fn begin(agent: &'a Agent) -> Self {
+        agent.replacing.store(true, Ordering::Release);
+        Self(agent)
+    }
+}
+
+impl Drop for Replacing<'_> {
+    fn drop(&mut self) {
+        self.0.replacing.store(false, Ordering::Release);
+    }
+}
+
+impl Agent {
+    /// Rewind to `parted` and start under the source. PostgreSQL is stopped, its tail was examined.
+    pub(super) async fn rewind(&self, source: &Source, parted: Fork) -> Result<(), RejoinError> {
+        let replacing = Replacing::begin(self);
+        self.rejoining("rewinding");
+        self.source_has_checkpointed(source).await?;
+        let file = |what| move |source| RejoinError::File { what, source };
+        // Single-user recovery, which pg_rewind runs when needed, refuses to run as a standby.
+        for signal in ["standby.signal", "recovery.signal"] {
+            postgres::remove(&self.env.layout.data().join(signal))
+                .map_err(file("standby.signal could not be removed"))?;
+        }
+        self.remember(|m| m.rewinding = true).map_err(file("the mark could not be written"))?;
+        tracing::info!(
+            node = %self.env.config.node, term = source.term.0, timeline = parted.timeline.0, lsn = %parted.lsn, "rewinding"
+        );
+        let changed = AtomicBool::new(false);
+        let look = |line: &str| {
+            changed.fetch_or(line.contains(CHANGES_BEGIN), Ordering::Relaxed);
+        };
+        let mut command = self.env.program("pg_rewind");
+        command.arg("--target-pgdata").arg(self.env.layout.data());
+        command.arg("--source-server").arg(conninfo(&self.env, &source.endpoint));
+        if self.env.version >= 150_000 {
+            command.arg("--config-file").arg(self.env.layout.config_file());
+        }
+        if let Err(error) = tool::run_lines(command, REWIND_BOUND, look, look).await {
+            // Before the first change the directory is as it was (recovered at most), so the rewind may be repeated.
+            if !changed.load(Ordering::Relaxed) {
+                self.remember(|m| m.rewinding = false).map_err(file("the mark could not be cleared"))?;
+            }
+            return Err(error.into());
+        }
+        let floor = self.floor(source).await?;
+        self.remember(|m| {
+            m.quarantine = Some(floor);
+            m.rewinding = false;
+            m.examined = None;
+        })
+        .map_err(file("the mark could not be cleared"))?;
+        drop(replacing);
+        tracing::info!(node = %self.env.config.node, term = source.term.0, lsn = %floor.lsn, "rewound");
+        self.start_under(source).await
+    }
+
+    /// Before PostgreSQL 16 pg_rewind takes the source's timeline from its last checkpoint and sees nothing to do when
+    /// that is still the old one.
+    async fn source_has_checkpointed(&self, source: &Source) -> Result<(), RejoinError> {
+        let ask = |e| RejoinError::Ask { node: source.node.clone(), source: e };
+        let bound = Duration::from_secs(5);
+        let sql = Sql::of_primary(&self.env, &source.endpoint, bound).await.map_err(ask)?;
+        let deadline = tokio::time::Instant::now() + CHECKPOINT_BOUND;
+        let what = "waiting for the source's checkpoint";
+        loop {
+            let query = "SELECT timeline_id FROM pg_control_checkpoint()";
+            let timeline: u32 = sql.value(what, query, bound).await.map_err(ask)?;
+            if TimelineId(timeline) == source.history.timeline {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(ask(SqlError::TimedOut { what, after: CHECKPOINT_BOUND }));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The node may have acknowledged everything up to here and has lost part of it.
+    async fn floor(&self, source: &Source) -> Result<Position, RejoinError> {
+        let ask = |e| RejoinError::Ask { node: source.node.clone(), source: e };
+        let bound = Duration::from_secs(5);
+        let sql = Sql::of_primary(&self.env, &source.endpoint, bound).await.map_err(ask)?;
+        let lsn: Lsn = sql.value("asking the source", "SELECT pg_current_wal_flush_lsn()", bound).await.map_err(ask)?;
+        Ok(Position { timeline: source.history.timeline, lsn })
+    }
+
+    /// Start as a standby of the source: a rewound node is not consistent before it has received WAL from it.
+    async fn start_under(&self, source: &Source) -> Result<(), RejoinError> {
+        self.rejoining("catching up");
+        // The file is read at the start.
+        self.follow_source(source).await?;
+        match self.start_as(postgres::As::Standby, source.term).await {
+            Ok(_) => {}
+            Err(error @ (ServerError::Superseded | ServerError::NotReady { .. } | ServerError::Ended { .. })) => {
+                // It cannot become consistent without that source, and what it was rewound to may not be the new
+                // primary's: replace it.
+                postgres::stop(&self.env, postgres::Stop::Immediate).await?;
+                self.remember(|m| m.rewinding = true)
+                    .map_err(|source| RejoinError::File { what: "the mark could not be written", source })?;
+                return Err(error.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.look_again(self.env.config.probe_timeout).await;
+        Ok(())
+    }
+
+    /// Copy the primary: this node has no data.
+    pub(super) async fn clone_primary(&self) -> Result<(), RejoinError> {
+        let source = self.source().await?;
+        let done = self.clone_from(&source).await;
+        self.rejoining(None);
+        done
+    }
+
+    /// Replace whatever is here by a copy of the source. Data that is here has been examined.
+    pub(super) async fn clone_from(&self, source: &Source) -> Result<(), RejoinError> {
+        let _replacing = Replacing::begin(self);
+        let layout = &self.env.layout;
+        let file = |what| move |source| RejoinError::File { what, source };
+        remove_tree(&layout.data_new()).map_err(file("an unfinished copy could not be removed"))?;
+        self.rejoining("cloning");
+        tracing::info!(node = %self.env.config.node, term = source.term.0, primary = %source.node, "cloning the primary");
+        let mut command = self.env.program("pg_basebackup");
+        command.arg("--pgdata").arg(layout.data_new());
+        command.arg("--dbname").arg(conninfo(&self.env, &source.endpoint)).args(["--username", REPLICATION_USER]);
+        command.args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"]);
+        let progress = |line: &str| {
+            if let Some(percent) = percent(line) {
+                self.state.change(|o| o.rejoin = Some(format!("cloning {percent} %")));
+            }
+        };
+        tool::run_lines(command, CLONE_BOUND, |_| {}, progress).await?;
+        let floor = self.floor(source).await?;
+        // In this order: a crash in between leaves either the old data or none, and a quarantine more than needed.
+        self.remember(|m| m.quarantine = Some(floor)).map_err(file("the mark could not be written"))?;
+        if layout.data().exists() {
+            remove_tree(&layout.data_old()).map_err(file("old data could not be removed"))?;
+            fs::rename(layout.data(), layout.data_old()).map_err(file("old data could not be moved"))?;
+        }
+        fs::rename(layout.data_new(), layout.data()).map_err(file("the copy could not be moved"))?;
+        fsync_dir(&layout.root).map_err(file("the copy could not be moved"))?;
+        self.remember(|m| (m.rewinding, m.examined) = (false, None)).map_err(file("the mark could not be cleared"))?;
+        remove_tree(&layout.data_old()).map_err(file("old data could not be removed"))?;
+        tracing::info!(node = %self.env.config.node, term = source.term.0, lsn = %floor.lsn, "cloned");
+        self.look_again(self.env.config.probe_timeout).await;
+        Ok(())
+    }
+}
+
+/// Remove a directory that may be missing.
+pub(super) fn remove_tree(path: &std::path::Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// `23456/45678 kB (51%), 0/1 tablespace` gives 51.
+fn percent(line: &str) -> Option<u32> {
+    let (_, rest) = line.split_once("kB (")?;
+    rest.split_once('%')?.0.trim().parse().ok()
+}
+
+impl From<ToolError> for super::reconcile::ActError {
+    fn from(error: ToolError) -> Self {
+        Self::Server(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_from_pg_basebackup() {
+        assert_eq!(percent("    23456/45678 kB (51%), 0/1 tablespace"), Some(51));
+        assert_eq!(percent("waiting for checkpoint"), None);
+    }
+}

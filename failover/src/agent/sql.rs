@@ -1,0 +1,265 @@
+//! Asking PostgreSQL, always with a deadline: our own over its Unix socket, another node's over TCP.
+//!
+//! Answers are texts (the simple protocol): few columns, no types to keep in step with the server's version.
+
+use super::env::{Env, MONITOR_USER, REPLICATION_USER};
+use cluster::secret::Secret;
+use cluster::{Endpoint, Lsn, TimelineId};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+
+/// A row of texts.
+pub(crate) type Row = Vec<Option<String>>;
+
+/// A question that was not answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SqlError {
+    /// PostgreSQL said no, or the connection broke.
+    #[error("{what}: {}", reason(source))]
+    Postgres {
+        /// The question.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// No answer in time.
+    #[error("{what}: no answer within {after:?}")]
+    TimedOut {
+        /// The question.
+        what: &'static str,
+        /// The bound.
+        after: Duration,
+    },
+    /// The answer has another form than expected.
+    #[error("{what}: unexpected answer {answer}")]
+    Answer {
+        /// The question.
+        what: &'static str,
+        /// The answer's beginning.
+        answer: String,
+    },
+    /// The replication connection over the Unix socket failed.
+    #[error("{what}")]
+    Socket {
+        /// The question.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn reason(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), |e| format!("{} ({})", e.message(), e.code().code()))
+}
+
+impl SqlError {
+    /// The server's SQLSTATE, if it answered.
+    pub(crate) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Postgres { source, .. } => source.code().map(tokio_postgres::error::SqlState::code),
+            _ => None,
+        }
+    }
+
+    /// Nothing listens there.
+    pub(crate) fn is_refused(&self) -> bool {
+        let Self::Postgres { source, .. } = self else { return false };
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source);
+        while let Some(error) = cause {
+            if let Some(io) = error.downcast_ref::<std::io::Error>() {
+                return io.kind() == std::io::ErrorKind::ConnectionRefused;
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
+/// A connection. Dropping it closes it.
+pub(crate) struct Sql {
+    client: Client,
+}
+
+impl Sql {
+    /// Our own PostgreSQL, as superuser over the Unix socket.
+    pub(crate) async fn local(env: &Env, database: &str, bound: Duration) -> Result<Self, SqlError> {
+        let mut config = Config::new();
+        config.host_path(env.layout.socket_dir()).port(env.config.postgres_port).user("postgres").dbname(database);
+        // The agent's own statements never wait for standbys.
+        config.application_name("pgtenure_agent").options("-c synchronous_commit=local -c statement_timeout=0");
+        Self::connect(config, bound).await
+    }
+
+    /// Another node's, as the replication user.
+    pub(crate) async fn of_primary(env: &Env, to: &Endpoint, bound: Duration) -> Result<Self, SqlError> {
+        Self::remote(to, REPLICATION_USER, &env.replication_password, bound).await
+    }
+
+    /// Another node's, as the monitoring user.
+    pub(crate) async fn observer(env: &Env, to: &Endpoint, bound: Duration) -> Result<Self, SqlError> {
+        Self::remote(to, MONITOR_USER, &env.monitor_password, bound).await
+    }
+
+    async fn remote(to: &Endpoint, user: &str, password: &Secret, bound: Duration) -> Result<Self, SqlError> {
+        let mut config = Config::new();
+        config.host(&to.host).port(to.port).user(user).password(password.expose()).dbname("postgres");
+        config.application_name("pgtenure_agent").connect_timeout(bound);
+        Self::connect(config, bound).await
+    }
+
+    async fn connect(config: Config, bound: Duration) -> Result<Self, SqlError> {
+        let what = "connecting";
+        let opened = tokio::time::timeout(bound, config.connect(NoTls)).await;
+        let (client, connection) = opened
+            .map_err(|_| SqlError::TimedOut { what, after: bound })?
+            .map_err(|source| SqlError::Postgres { what, source })?;
+        // Ends when the client is dropped or the server closes; the client then answers with an error.
+        tokio::spawn(connection);
+        Ok(Self { client })
+    }
+
+    /// The connection is known to be broken.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Run statements; the rows of each.
+    pub(crate) async fn batch(
+        &self,
+        what: &'static str,
+        sql: &str,
+        bound: Duration,
+    ) -> Result<Vec<Vec<Row>>, SqlError> {
+        let answer = tokio::time::timeout(bound, self.client.simple_query(sql)).await;
+        let messages = answer
+            .map_err(|_| SqlError::TimedOut { what, after: bound })?
+            .map_err(|source| SqlError::Postgres { what, source })?;
+        let mut all = vec![Vec::new()];
+        for message in messages {
+            match message {
+                SimpleQueryMessage::Row(row) => {
+                    let texts = (0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect();
+                    all.last_mut().expect("it starts with one and only grows").push(texts);
+                }
+                SimpleQueryMessage::CommandComplete(_) => all.push(Vec::new()),
+                // RowDescription and whatever a later version of the library adds carry no values.
+                _ => {}
+            }
+        }
+        all.pop();
+        Ok(all)
+    }
+
+    /// Run one statement; its rows.
+    pub(crate) async fn rows(&self, what: &'static str, sql: &str, bound: Duration) -> Result<Vec<Row>, SqlError> {
+        Ok(self.batch(what, sql, bound).await?.into_iter().next().unwrap_or_default())
+    }
+
+    /// Run one statement that gives one value, and parse it.
+    pub(crate) async fn value<T: std::str::FromStr>(
+        &self,
+        what: &'static str,
+        sql: &str,
+        bound: Duration,
+    ) -> Result<T, SqlError> {
+        let rows = self.rows(what, sql, bound).await?;
+        let text = rows.first().and_then(|r| r.first()).and_then(Option::as_deref);
+        let parsed = text.and_then(|t| t.parse().ok());
+        parsed.ok_or_else(|| SqlError::Answer { what, answer: format!("{text:?}").chars().take(200).collect() })
+    }
+}
+
+/// The timeline that our PostgreSQL replays (or writes) and the end of its WAL on it, from `IDENTIFY_SYSTEM` on a
+/// replication connection: the only place where PostgreSQL tells the replay timeline exactly.
+///
+/// See walsender.c, `GetStandbyFlushRecPtr`. The message flow is PostgreSQL's documented frontend/backend protocol;
+/// over this socket the server authenticates us by our user id.
+pub(crate) async fn identify(env: &Env, bound: Duration) -> Result<(TimelineId, Lsn), SqlError> {
+    let what = "IDENTIFY_SYSTEM";
+    tokio::time::timeout(bound, exchange(env)).await.map_err(|_| SqlError::TimedOut { what, after: bound })?
+}
+
+async fn exchange(env: &Env) -> Result<(TimelineId, Lsn), SqlError> {
+    let what = "IDENTIFY_SYSTEM";
+    let io = |source| SqlError::Socket { what, source };
+    let path = env.layout.socket_dir().join(format!(".s.PGSQL.{}", env.config.postgres_port));
+    let mut socket = UnixStream::connect(path).await.map_err(io)?;
+    let mut hello = 196_608u32.to_be_bytes().to_vec();
+    for word in ["user", "postgres", "replication", "true", "application_name", "pgtenure_agent"] {
+        hello.extend_from_slice(word.as_bytes());
+        hello.push(0);
+    }
+    hello.push(0);
+    socket.write_all(&framed(None, &hello)).await.map_err(io)?;
+    let mut asked = false;
+    let mut found = None;
+    loop {
+        let kind = socket.read_u8().await.map_err(io)?;
+        let length = socket.read_u32().await.map_err(io)?;
+        let length = length.checked_sub(4).filter(|l| *l <= 64 * 1024);
+        let mut body = vec![0; length.ok_or_else(|| answer(what, b"a message of absurd length"))? as usize];
+        socket.read_exact(&mut body).await.map_err(io)?;
+        match kind {
+            b'E' => return Err(answer(what, &body)),
+            b'R' if body.get(..4) != Some(&[0; 4]) => return Err(answer(what, b"a request for a password")),
+            b'D' => found = identity(&body),
+            b'Z' if asked => {
+                // Terminate; nothing is lost when the server does not read it.
+                let _ = socket.write_all(&framed(Some(b'X'), b"")).await;
+                return found.ok_or_else(|| answer(what, b"no row"));
+            }
+            b'Z' => {
+                asked = true;
+                socket.write_all(&framed(Some(b'Q'), b"IDENTIFY_SYSTEM\0")).await.map_err(io)?;
+            }
+            // Parameter status, key data, row description, notices: not needed here.
+            _ => {}
+        }
+    }
+}
+
+fn framed(kind: Option<u8>, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).expect("our own messages are short");
+    kind.into_iter().chain(length.to_be_bytes()).chain(body.iter().copied()).collect()
+}
+
+fn answer(what: &'static str, body: &[u8]) -> SqlError {
+    let text: String =
+        String::from_utf8_lossy(body).chars().map(|c| if c == '\0' { ' ' } else { c }).take(300).collect();
+    SqlError::Answer { what, answer: text }
+}
+
+/// Columns of IDENTIFY_SYSTEM: systemid, timeline, xlogpos, dbname.
+fn identity(row: &[u8]) -> Option<(TimelineId, Lsn)> {
+    let mut rest = row.get(2..)?;
+    let mut columns = Vec::new();
+    while let Some((length, tail)) = rest.split_first_chunk::<4>() {
+        let length = i32::from_be_bytes(*length);
+        let length = usize::try_from(length).unwrap_or(0);
+        columns.push(std::str::from_utf8(tail.get(..length)?).ok()?);
+        rest = &tail[length..];
+    }
+    Some((TimelineId(columns.get(1)?.parse().ok()?), columns.get(2)?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_row_is_read_and_a_cut_one_refused() {
+        let mut row = 4u16.to_be_bytes().to_vec();
+        for text in ["738", "5", "0/3000148"] {
+            row.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
+            row.extend(text.as_bytes());
+        }
+        row.extend((-1i32).to_be_bytes());
+        assert_eq!(identity(&row), Some((TimelineId(5), Lsn(0x0300_0148))));
+        assert_eq!(identity(&row[..12]), None);
+        assert_eq!(identity(&[]), None);
+    }
+}

@@ -1,0 +1,183 @@
+//! What the agent knows of its node, in one place; what changes wakes long polls.
+
+use super::Env;
+use crate::api::{AgentState, Position, PostgresState, Sighting};
+use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The WAL receiver as `pg_stat_wal_receiver` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Receiver {
+    pub(crate) pid: i32,
+    pub(crate) streaming: bool,
+    pub(crate) timeline: Option<TimelineId>,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+/// The primary as this node reaches it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sight {
+    pub(crate) node: NodeId,
+    pub(crate) term: Term,
+    pub(crate) agent_at: Instant,
+    pub(crate) sql_at: Instant,
+    pub(crate) agent_refused: bool,
+    pub(crate) sql_refused: bool,
+}
+
+/// Everything known.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    pub(crate) seq: u64,
+    pub(crate) promise: Term,
+    pub(crate) quarantine: Option<Position>,
+    pub(crate) postgres: PostgresState,
+    /// When PostgreSQL last answered (or was seen to be stopped).
+    pub(crate) at: Instant,
+    pub(crate) receiver: Option<Receiver>,
+    /// Since when the WAL receiver has not streamed.
+    pub(crate) not_streaming_since: Option<Instant>,
+    /// The timeline of the last WAL received or replayed, as known exactly at some time.
+    pub(crate) last_timeline: Option<TimelineId>,
+    pub(crate) system_id: Option<String>,
+    pub(crate) frozen_for: Option<Term>,
+    pub(crate) rejoin: Option<String>,
+    pub(crate) fenced: bool,
+    pub(crate) sees: Option<Sight>,
+    pub(crate) lease_until: Option<Instant>,
+    pub(crate) fsync_ms: Option<u64>,
+    pub(crate) fsync_since: Option<Instant>,
+    pub(crate) trouble: Option<String>,
+}
+
+/// The holder of [`Observed`].
+#[derive(Debug)]
+pub(crate) struct State(watch::Sender<Observed>);
+
+impl State {
+    pub(crate) fn new(now: Instant) -> Self {
+        let first = Observed {
+            seq: 1,
+            promise: Term(0),
+            quarantine: None,
+            postgres: PostgresState::Absent,
+            at: now,
+            receiver: None,
+            not_streaming_since: None,
+            last_timeline: None,
+            system_id: None,
+            frozen_for: None,
+            rejoin: None,
+            fenced: false,
+            sees: None,
+            lease_until: None,
+            fsync_ms: None,
+            fsync_since: None,
+            trouble: None,
+        };
+        Self(watch::channel(first).0)
+    }
+
+    /// Change it. Long polls are answered when more than ages and positions changed.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Observed)) {
+        self.0.send_if_modified(|o| {
+            let before = shape(o);
+            change(o);
+            let changed = shape(o) != before;
+            o.seq += u64::from(changed);
+            changed
+        });
+    }
+
+    pub(crate) fn get(&self) -> Observed {
+        self.0.borrow().clone()
+    }
+
+    /// Look without a copy.
+    pub(crate) fn look<T>(&self, f: impl FnOnce(&Observed) -> T) -> T {
+        f(&self.0.borrow())
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Observed> {
+        self.0.subscribe()
+    }
+}
+
+/// What makes a change worth telling: all but ages and positions.
+fn shape(o: &Observed) -> impl PartialEq + use<> {
+    let mut postgres = o.postgres.clone();
+    match &mut postgres {
+        PostgresState::Standby(s) => {
+            s.receive_lsn = Lsn::INVALID;
+            s.replay_lsn = Lsn::INVALID;
+        }
+        PostgresState::Primary(p) => {
+            p.insert_lsn = Lsn::INVALID;
+            p.flush_lsn = Lsn::INVALID;
+            for f in &mut p.followers {
+                f.flush_lsn = None;
+                f.replay_lsn = None;
+            }
+        }
+        PostgresState::Hung { for_ms } => *for_ms = 0,
+        PostgresState::Absent | PostgresState::Stopped { .. } | PostgresState::Starting => {}
+    }
+    let sees = o.sees.as_ref().map(|s| (s.node.clone(), s.term, s.agent_refused && s.sql_refused));
+    (
+        (postgres, o.promise, o.quarantine, o.system_id.clone(), o.frozen_for, o.rejoin.clone()),
+        (o.fenced, sees, o.lease_until.is_some(), o.trouble.clone()),
+    )
+}
+
+impl Observed {
+    /// As told to managers at `now`.
+    pub(crate) fn told(&self, env: &Env, now: Instant) -> AgentState {
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        AgentState {
+            seq: self.seq,
+            node: env.config.node.clone(),
+            holder: env.holder.clone(),
+            host: env.host.clone(),
+            promise: self.promise,
+            postgres: self.postgres.clone(),
+            observed_ms_ago: ms(now.since(self.at)),
+            system_id: self.system_id.clone(),
+            frozen_for: self.frozen_for,
+            quarantine: self.quarantine,
+            rejoin: self.rejoin.clone(),
+            fenced: self.fenced,
+            sees_primary: self.sees.as_ref().map(|s| Sighting {
+                node: s.node.clone(),
+                term: s.term,
+                agent_ms_ago: ms(now.since(s.agent_at)),
+                sql_ms_ago: ms(now.since(s.sql_at)),
+                refused: s.agent_refused && s.sql_refused,
+            }),
+            lease_left_ms: self.lease_until.and_then(|end| end.checked_since(now)).map(ms),
+            // A write that hangs counts for as long as it hangs.
+            fsync_probe_ms: self.fsync_since.map(|s| ms(now.since(s))).max(self.fsync_ms),
+            trouble: self.trouble.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_and_ages_do_not_wake_a_long_poll_and_everything_else_does() {
+        let state = State::new(Instant::from_millis(0));
+        state.change(|o| o.postgres = PostgresState::Hung { for_ms: 5 });
+        let seq = state.get().seq;
+        state.change(|o| {
+            o.postgres = PostgresState::Hung { for_ms: 500 };
+            o.at = Instant::from_millis(9);
+        });
+        assert_eq!(state.get().seq, seq);
+        state.change(|o| o.trouble = Some("disk full".into()));
+        assert_eq!(state.get().seq, seq + 1);
+    }
+}

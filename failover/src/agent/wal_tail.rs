@@ -1,0 +1,277 @@
+//! WAL that the cluster has not: where it ends, what it holds, and keeping it before it is overwritten (INV-5).
+
+use super::control::Control;
+use super::layout::{fsync_dir, write_durably};
+use super::rejoin::{RejoinError, Source};
+use super::tool::{self, ToolError};
+use super::{Agent, wall_millis};
+use crate::api::Position;
+use crate::fsm::rejoin::tail;
+use crate::fsm::waldump::{Tail, parse, record_end};
+use crate::record::{LossReport, Suspension};
+use crate::store::{StoreError, Txn};
+use cluster::timeline::{Fork, History};
+use cluster::{Lsn, Term, TimelineId};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::process::Command;
+
+/// Reading a long tail takes its time, but not for ever.
+const READ_BOUND: Duration = Duration::from_secs(3600);
+
+/// A tail that could not be examined. Nothing may overwrite it then.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExamineError {
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    #[error("the lost WAL could not be kept")]
+    Keep(#[source] io::Error),
+    #[error("the report could not be put into etcd")]
+    Report(#[source] StoreError),
+    #[error("the WAL from {lsn} on timeline {timeline} is not there any more")]
+    Missing { timeline: TimelineId, lsn: Lsn },
+    #[error("the report could not be written")]
+    Write(#[source] serde_json::Error),
+}
+
+impl Agent {
+    /// The timeline of the newest WAL here: a primary that died soon after its promotion has not put it into
+    /// pg_control yet.
+    pub(super) fn newest_timeline(&self, control: TimelineId) -> TimelineId {
+        wal_files(&self.env.layout.data().join("pg_wal"))
+            .iter()
+            .map(|f| f.timeline)
+            .max()
+            .unwrap_or(control)
+            .max(control)
+    }
+
+    /// End of the last whole record on `own`'s own timeline, reading from `from` or from where that timeline begins.
+    pub(super) async fn end_of_wal(&self, own: &History, from: Fork, control: &Control) -> Result<Lsn, RejoinError> {
+        let begin = own.forks.last().map_or(from.lsn, |f| f.lsn.max(from.lsn));
+        let read = self.read_tail(own, own.timeline, begin, None, control.segment_size, None).await;
+        match read {
+            Ok(found) => Ok(found.end.unwrap_or(begin)),
+            // The segment was never begun: nothing was written past this point.
+            Err(ExamineError::Missing { .. }) => Ok(begin),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// End of the record at the latest checkpoint.
+    pub(super) async fn end_of_record(&self, control: &Control) -> Result<Lsn, ToolError> {
+        let mut command = self.waldump(control.timeline, control.checkpoint);
+        command.arg("-n").arg("1");
+        let out = tool::run(command, Duration::from_secs(30)).await?;
+        let record = out.stdout.lines().find_map(parse);
+        let record = record.filter(|r| r.lsn == control.checkpoint);
+        let record = record.ok_or_else(|| ToolError::Output { program: "pg_waldump".into() })?;
+        Ok(record_end(record.lsn, record.total, control.segment_size))
+    }
+
+    fn waldump(&self, timeline: TimelineId, from: Lsn) -> Command {
+        let mut command = self.env.program("pg_waldump");
+        command.arg("-p").arg(self.env.layout.data().join("pg_wal"));
+        command.arg("-t").arg(timeline.to_string()).arg("-s").arg(from.to_string());
+        command
+    }
+
+    /// Read records of `timeline` from `from` to `to` (or to the end of valid WAL).
+    async fn read_tail(
+        &self,
+        own: &History,
+        timeline: TimelineId,
+        from: Lsn,
+        to: Option<Lsn>,
+        segment: u64,
+        unprotected_from: Option<Lsn>,
+    ) -> Result<Tail, ExamineError> {
+        let files = wal_files(&self.env.layout.data().join("pg_wal"));
+        // A promotion renames the old timeline's last segment; the new one's begins with a copy of it.
+        let lineage = own.forks.iter().map(|f| f.timeline).chain([own.timeline]).filter(|t| *t >= timeline);
+        let here = lineage.clone().find(|t| files.iter().any(|f| f.timeline == *t && f.number == from.0 / segment));
+        let here = here.ok_or(ExamineError::Missing { timeline, lsn: from })?;
+        let mut command = self.waldump(here, from);
+        if let Some(to) = to {
+            command.arg("-e").arg(to.to_string());
+        }
+        let mut found = Tail::default();
+        let done =
+            tool::run_lines(command, READ_BOUND, |line| found.take(line, segment, unprotected_from), |_| {}).await;
+        match done {
+            // Ending with an error is how it tells that the next record is not valid: the end of WAL.
+            Ok(()) | Err(ToolError::Failed { .. }) => Ok(found),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Read the tail past `parted`, keep it, report it, and remember that this was done.
+    pub(super) async fn examine(
+        &self,
+        source: &Source,
+        own: Option<&History>,
+        end: Position,
+        parted: Fork,
+    ) -> Result<(), RejoinError> {
+        let control = Control::read(&self.env).await?;
+        let alone = History::root(end.timeline);
+        let own = own.unwrap_or(&alone);
+        let suspended = self.memory().suspended;
+        let mut total = Tail::default();
+        for (timeline, from, to) in tail(own, end.lsn, parted) {
+            let last = timeline == own.timeline;
+            let unprotected = unprotected_from(suspended.as_ref(), timeline, from);
+            let part =
+                self.read_tail(own, timeline, from, (!last).then_some(to), control.segment_size, unprotected).await;
+            match part {
+                Ok(part) => total.append(part),
+                Err(ExamineError::Missing { .. }) if from == to => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let term = began_at(&source.history, parted);
+        let kept = self.keep_tail(term, own, parted, control.segment_size).map_err(ExamineError::Keep)?;
+        let end_lsn = total.end.unwrap_or(parted.lsn).max(parted.lsn);
+        let report = LossReport {
+            term,
+            node: self.env.config.node.clone(),
+            timeline: end.timeline,
+            fork_lsn: parted.lsn,
+            end_lsn,
+            bytes: end_lsn.bytes_since(parted.lsn),
+            commits: total.commits,
+            aborts: total.aborts,
+            span_ms: total.span_ms(),
+            commits_while_suspended: total.unprotected,
+            transactions: total.listed,
+            kept_in: Some(kept.display().to_string()),
+            examined: wall_millis(),
+        };
+        let json = serde_json::to_vec_pretty(&report).map_err(ExamineError::Write)?;
+        write_durably(&kept.join("report.json"), &json).map_err(ExamineError::Keep)?;
+        let key = self.env.keys.report(term, &self.env.config.node);
+        self.store.txn(Txn::new().put(key, json)).await.map_err(ExamineError::Report)?;
+        tracing::warn!(
+            node = %self.env.config.node, term = term.0, timeline = end.timeline.0, lsn = %parted.lsn,
+            bytes = report.bytes, commits = report.commits, kept_in = %kept.display(), "examined lost wal"
+        );
+        self.metrics.lost_commits.inc_by(report.commits);
+        self.remember(|m| m.examined = Some(parted))
+            .map_err(|source| RejoinError::File { what: "the mark could not be written", source })
+    }
+
+    /// Copy the segments of the tail, the newest `lost_wal_keep` tails only, and of each at most `lost_wal_max` bytes.
+    fn keep_tail(&self, term: Term, own: &History, parted: Fork, segment: u64) -> io::Result<PathBuf> {
+        let lost = self.env.layout.lost();
+        let kept = lost.join(format!("{:010}-timeline-{}", term.0, own.timeline));
+        fs::create_dir_all(&kept)?;
+        let wal = self.env.layout.data().join("pg_wal");
+        let mut left = self.env.config.lost_wal_max;
+        let lineage: Vec<TimelineId> = own.forks.iter().map(|f| f.timeline).chain([own.timeline]).collect();
+        let mut files = wal_files(&wal);
+        files.retain(|f| {
+            f.number >= parted.lsn.0 / segment && f.timeline >= parted.timeline && lineage.contains(&f.timeline)
+        });
+        files.sort_by_key(|f| (f.number, f.timeline));
+        for file in files {
+            let size = wal.join(&file.name).metadata()?.len();
+            if size > left {
+                tracing::warn!(node = %self.env.config.node, file = %file.name, "lost wal past agent.lost_wal_max not kept");
+                break;
+            }
+            left -= size;
+            fs::copy(wal.join(&file.name), kept.join(&file.name))?;
+            fs::File::open(kept.join(&file.name))?.sync_all()?;
+        }
+        let history = own.timeline.history_file();
+        if wal.join(&history).exists() {
+            fs::copy(wal.join(&history), kept.join(&history))?;
+        }
+        fsync_dir(&kept)?;
+        forget_oldest(&lost, self.env.config.lost_wal_keep)?;
+        Ok(kept)
+    }
+}
+
+/// From where on commits of `timeline` were unprotected, given the last suspension that this node saw as primary.
+fn unprotected_from(suspended: Option<&Suspension>, timeline: TimelineId, from: Lsn) -> Option<Lsn> {
+    let suspended = suspended?;
+    match suspended.term.timeline()? {
+        t if t == timeline => Some(suspended.since),
+        t if t < timeline => Some(from),
+        _ => None,
+    }
+}
+
+/// The term whose timeline left `parted.timeline` there.
+fn began_at(upstream: &History, parted: Fork) -> Term {
+    let all = upstream.forks.iter().map(|f| f.timeline).chain([upstream.timeline]);
+    let next = all.into_iter().find(|t| *t > parted.timeline).unwrap_or(upstream.timeline);
+    Term(u64::from(next.0))
+}
+
+struct WalFile {
+    name: String,
+    timeline: TimelineId,
+    /// Position divided by the segment size.
+    number: u64,
+}
+
+/// Segments in `dir`, whole ones only. For 16 MiB segments and others alike: the name's last two parts are the
+/// position's high half and the segment within 4 GiB.
+fn wal_files(dir: &Path) -> Vec<WalFile> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names =
+        entries.filter_map(|e| e.file_name().into_string().ok().map(|n| (n, e.metadata().map_or(0, |m| m.len()))));
+    names
+        .filter_map(|(name, size)| {
+            if name.len() != 24 || size == 0 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return None;
+            }
+            let part = |i: usize| u64::from_str_radix(&name[i..i + 8], 16).ok();
+            let timeline = TimelineId(u32::try_from(part(0)?).ok()?);
+            let number = part(8)? * ((1u64 << 32) / size) + part(16)?;
+            Some(WalFile { name, timeline, number })
+        })
+        .collect()
+}
+
+/// Keep the newest `keep` directories; their names sort by term.
+fn forget_oldest(lost: &Path, keep: usize) -> io::Result<()> {
+    let mut tails: Vec<PathBuf> = fs::read_dir(lost)?.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    tails.sort();
+    let surplus = tails.len().saturating_sub(keep);
+    tails.into_iter().take(surplus).try_for_each(fs::remove_dir_all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_term_that_left_a_tail_behind_is_read_from_the_new_history() {
+        let history = History::parse(TimelineId(7), "1\t0/100\tx\n4\t0/200\tx\n").unwrap();
+        let at = |t, l| Fork { timeline: TimelineId(t), lsn: Lsn(l) };
+        assert_eq!(began_at(&history, at(1, 0x100)), Term(4));
+        assert_eq!(began_at(&history, at(4, 0x200)), Term(7));
+    }
+
+    #[test]
+    fn segments_are_numbered_by_position_and_only_the_newest_tails_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str| fs::File::create(dir.path().join(name)).unwrap().set_len(16 << 20).unwrap();
+        write("000000040000000100000002");
+        write("00000004000000010000000A.partial");
+        write("00000004.history");
+        let files = wal_files(dir.path());
+        assert_eq!((files.len(), files[0].timeline, files[0].number), (1, TimelineId(4), 256 + 2));
+        for term in ["0000000002-timeline-1", "0000000003-timeline-2", "0000000010-timeline-3"] {
+            fs::create_dir(dir.path().join(term)).unwrap();
+        }
+        forget_oldest(dir.path(), 2).unwrap();
+        assert!(!dir.path().join("0000000002-timeline-1").exists());
+        assert!(dir.path().join("0000000010-timeline-3").exists());
+    }
+}
