@@ -9,7 +9,6 @@ use crate::sql::PinReason;
 use crate::wire::sqlstate::SqlState;
 use cluster::topology::Gate;
 use cluster::{NodeId, Term};
-use std::fmt::Write as _;
 use std::time::Duration;
 
 /// ERROR or FATAL.
@@ -196,7 +195,6 @@ pub struct Report {
 }
 
 const RETRY: &str = "Retry the transaction.";
-const CHECK: &str = "Check whether its effects are there before doing it again.";
 
 impl ClientError {
     /// ERROR or FATAL.
@@ -217,180 +215,152 @@ impl ClientError {
     /// Severity, code and words.
     pub fn report(&self) -> Report {
         match self {
-            Self::HoldTimeout { .. }
-            | Self::HoldFull { .. }
-            | Self::PoolExhausted { .. }
-            | Self::ServerLogin { .. } => self.no_server(),
-            Self::BlockAborted { .. }
-            | Self::ReadLost { .. }
-            | Self::CommitUnknown { .. }
-            | Self::SessionLost { .. }
-            | Self::InFailedTransaction
-            | Self::Cancelled => self.lost_work(),
-            Self::DuplicateStatement { .. }
-            | Self::UnknownStatement { .. }
-            | Self::StatementBytes { .. }
-            | Self::Unsupported { .. }
-            | Self::Internal { .. } => self.refused_statement(),
-            Self::UnsupportedStartup { .. }
-            | Self::UnsupportedProtocol { .. }
-            | Self::ProtocolViolation { .. }
-            | Self::MessageTooLong { .. }
-            | Self::NoUser
-            | Self::BadPassword { .. }
-            | Self::LoginTimeout
-            | Self::TooManyClients { .. }
-            | Self::ShuttingDown => self.refused_connection(),
-        }
-    }
-
-    fn no_server(&self) -> Report {
-        match self {
-            Self::HoldTimeout { waited, gate, term, node } => {
-                let mut r = error(SqlState::CANNOT_CONNECT_NOW, "no primary accepts writes at present");
-                let node = node.as_ref().map_or_else(|| "unknown".to_owned(), NodeId::to_string);
-                let held = millis(*waited);
-                let gate = gate.as_str();
-                r.detail = Some(format!("Held for {held}; writes are {gate}, term {term}, primary {node}."));
-                r.hint = Some(RETRY);
-                r
-            }
-            Self::HoldFull { bytes, limit, gate, term } => {
-                let mut r = error(SqlState::CANNOT_CONNECT_NOW, "no primary accepts writes at present");
-                let gate = gate.as_str();
-                r.detail = Some(format!("{bytes} bytes to hold, {limit} allowed; writes are {gate}, term {term}."));
-                r.hint = Some(RETRY);
-                r
-            }
-            Self::PoolExhausted { waited, limit } => {
-                let mut r = error(SqlState::TOO_MANY_CONNECTIONS, "no server connection became free in time");
-                let waited = millis(*waited);
-                r.detail = Some(format!("Waited {waited}; the pools of this process hold {limit} connections."));
-                r.hint = Some("Raise proxy.pool_size or shorten transactions.");
-                r
-            }
-            Self::ServerLogin { node, why } => {
-                let mut r = error(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "could not log in to the server");
-                r.detail = Some(format!("Server {node}: {why}."));
-                r.hint = Some("Compare the proxy's userlist with pg_authid.");
-                r
-            }
-            _ => unreachable!("report() sends only the four variants above here"),
-        }
-    }
-
-    fn lost_work(&self) -> Report {
-        match self {
-            Self::BlockAborted { node, term } => {
-                let mut r = error(SqlState::SERIALIZATION_FAILURE, "transaction aborted because its server was lost");
-                r.detail = Some(format!("Server {node} was primary in term {term}; nothing was committed."));
-                r.hint = Some(RETRY);
-                r
-            }
-            Self::ReadLost { node } => {
-                let mut r = error(SqlState::SERIALIZATION_FAILURE, "query interrupted because its server was lost");
-                r.detail = Some(format!("Server {node} was lost after part of the result had been sent."));
-                r.hint = Some("Run the query again.");
-                r
-            }
-            Self::CommitUnknown { node, term, doubt } => {
-                let text = "it is unknown whether the statement was committed";
-                let mut r = error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, text);
-                let why = match doubt {
-                    Doubt::ServerLost => "was lost before it answered",
-                    Doubt::NotReplicated => "committed it without waiting for a standby",
-                    Doubt::ViewStale => "answered when it may no longer have been primary",
-                };
-                r.detail = Some(format!("Server {node}, primary in term {term}, {why}."));
-                r.hint = Some(CHECK);
-                r
-            }
-            Self::SessionLost { node, lost } => {
-                let mut r = error(SqlState::CONNECTION_FAILURE, "session state was lost with its server");
-                let mut what = String::new();
-                for (i, reason) in lost.iter().enumerate() {
-                    what.push_str(if i == 0 { "" } else { ", " });
-                    what.push_str(reason.as_str());
-                }
-                r.detail = Some(format!("Server {node} was lost. Gone: {what}."));
-                r.hint = Some("Set up the session again; the connection itself goes on.");
-                r
-            }
+            Self::HoldTimeout { waited, gate, term, node } => hold_timeout(*waited, *gate, *term, node.as_ref()),
+            Self::HoldFull { bytes, limit, gate, term } => hold_full(*bytes, *limit, *gate, *term),
+            Self::PoolExhausted { waited, limit } => pool_exhausted(*waited, *limit),
+            Self::ServerLogin { node, why } => server_login(node, why),
+            Self::BlockAborted { node, term } => block_aborted(node, *term),
+            Self::ReadLost { node } => read_lost(node),
+            Self::CommitUnknown { node, term, doubt } => commit_unknown(node, *term, *doubt),
+            Self::SessionLost { node, lost } => session_lost(node, lost),
             Self::InFailedTransaction => error(
                 SqlState::IN_FAILED_SQL_TRANSACTION,
                 "current transaction is aborted, commands ignored until end of transaction block",
             ),
             Self::Cancelled => error(SqlState::QUERY_CANCELED, "canceling statement due to user request"),
-            _ => unreachable!("report() sends only the six variants above here"),
-        }
-    }
-
-    fn refused_statement(&self) -> Report {
-        match self {
-            Self::DuplicateStatement { name } => {
-                error(SqlState::DUPLICATE_PREPARED_STATEMENT, format!("prepared statement \"{name}\" already exists"))
-            }
-            Self::UnknownStatement { name } if name.is_empty() => {
-                error(SqlState::INVALID_SQL_STATEMENT_NAME, "unnamed prepared statement does not exist")
-            }
-            Self::UnknownStatement { name } => {
-                error(SqlState::INVALID_SQL_STATEMENT_NAME, format!("prepared statement \"{name}\" does not exist"))
-            }
-            Self::StatementBytes { limit } => {
-                let mut r = error(SqlState::PROGRAM_LIMIT_EXCEEDED, "too many prepared statements");
-                r.detail = Some(format!("The statements of one connection may take {limit} bytes."));
-                r.hint = Some("Close statements that are no longer used, or raise proxy.prepared_statement_bytes.");
-                r
-            }
+            Self::DuplicateStatement { name } => duplicate_statement(name),
+            Self::UnknownStatement { name } => unknown_statement(name),
+            Self::StatementBytes { limit } => statement_bytes(*limit),
             Self::Unsupported { feature } => {
                 error(SqlState::FEATURE_NOT_SUPPORTED, format!("{feature} is not supported by this proxy"))
             }
-            Self::Internal { what } => {
-                let mut r = error(SqlState::INTERNAL_ERROR, "internal error of the proxy");
-                r.detail = Some(format!("{what}."));
-                r
-            }
-            _ => unreachable!("report() sends only the five variants above here"),
-        }
-    }
-
-    fn refused_connection(&self) -> Report {
-        match self {
             Self::UnsupportedStartup { feature } => {
                 fatal(SqlState::FEATURE_NOT_SUPPORTED, format!("{feature} are not supported by this proxy"))
             }
-            Self::UnsupportedProtocol { major, minor } => {
-                let text = format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.0");
-                fatal(SqlState::FEATURE_NOT_SUPPORTED, text)
-            }
+            Self::UnsupportedProtocol { major, minor } => unsupported_protocol(*major, *minor),
             Self::ProtocolViolation { what } => fatal(SqlState::PROTOCOL_VIOLATION, what.clone()),
-            Self::MessageTooLong { length, limit } => {
-                let mut r = fatal(SqlState::PROTOCOL_VIOLATION, "invalid message length");
-                r.detail = Some(format!("{length} bytes announced, {limit} allowed."));
-                r
-            }
+            Self::MessageTooLong { length, limit } => message_too_long(*length, *limit),
             Self::NoUser => fatal(
                 SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
                 "no PostgreSQL user name specified in startup packet",
             ),
-            Self::BadPassword { user } => {
-                fatal(SqlState::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
-            }
+            Self::BadPassword { user } => bad_password(user),
             Self::LoginTimeout => fatal(SqlState::QUERY_CANCELED, "canceling authentication due to timeout"),
-            Self::TooManyClients { limit } => {
-                let mut r = fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
-                r.detail = Some(format!("This proxy takes {limit} connections."));
-                r
-            }
+            Self::TooManyClients { limit } => too_many_clients(*limit),
             Self::ShuttingDown => {
                 fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
             }
-            _ => unreachable!("report() sends only the nine variants above here"),
+            Self::Internal { what } => {
+                error(SqlState::INTERNAL_ERROR, "internal error of the proxy").detail(format!("{what}."))
+            }
         }
     }
 }
 
+fn hold_timeout(waited: Duration, gate: Gate, term: Term, node: Option<&NodeId>) -> Report {
+    let (held, gate) = (millis(waited), gate.as_str());
+    let node = node.map_or("unknown", NodeId::as_str);
+    error(SqlState::CANNOT_CONNECT_NOW, "no primary accepts writes at present")
+        .detail(format!("Held for {held}; writes are {gate}, term {term}, primary {node}."))
+        .hint(RETRY)
+}
+
+fn hold_full(bytes: u64, limit: u64, gate: Gate, term: Term) -> Report {
+    let gate = gate.as_str();
+    error(SqlState::CANNOT_CONNECT_NOW, "no primary accepts writes at present")
+        .detail(format!("{bytes} bytes to hold, {limit} allowed; writes are {gate}, term {term}."))
+        .hint(RETRY)
+}
+
+fn pool_exhausted(waited: Duration, limit: usize) -> Report {
+    let waited = millis(waited);
+    error(SqlState::TOO_MANY_CONNECTIONS, "no server connection became free in time")
+        .detail(format!("Waited {waited}; the pools of this process hold {limit} connections."))
+        .hint("Raise proxy.pool_size or shorten transactions.")
+}
+
+fn server_login(node: &NodeId, why: &str) -> Report {
+    error(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "could not log in to the server")
+        .detail(format!("Server {node}: {why}."))
+        .hint("Compare the proxy's userlist with pg_authid.")
+}
+
+fn block_aborted(node: &NodeId, term: Term) -> Report {
+    error(SqlState::SERIALIZATION_FAILURE, "transaction aborted because its server was lost")
+        .detail(format!("Server {node} was primary in term {term}; nothing was committed."))
+        .hint(RETRY)
+}
+
+fn read_lost(node: &NodeId) -> Report {
+    error(SqlState::SERIALIZATION_FAILURE, "query interrupted because its server was lost")
+        .detail(format!("Server {node} was lost after part of the result had been sent."))
+        .hint("Run the query again.")
+}
+
+fn commit_unknown(node: &NodeId, term: Term, doubt: Doubt) -> Report {
+    let why = match doubt {
+        Doubt::ServerLost => "was lost before it answered",
+        Doubt::NotReplicated => "committed it without waiting for a standby",
+        Doubt::ViewStale => "answered when it may no longer have been primary",
+    };
+    error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "it is unknown whether the statement was committed")
+        .detail(format!("Server {node}, primary in term {term}, {why}."))
+        .hint("Check whether its effects are there before doing it again.")
+}
+
+fn session_lost(node: &NodeId, lost: &[PinReason]) -> Report {
+    let what: Vec<&str> = lost.iter().map(|reason| reason.as_str()).collect();
+    error(SqlState::CONNECTION_FAILURE, "session state was lost with its server")
+        .detail(format!("Server {node} was lost. Gone: {}.", what.join(", ")))
+        .hint("Set up the session again; the connection itself goes on.")
+}
+
+fn duplicate_statement(name: &str) -> Report {
+    error(SqlState::DUPLICATE_PREPARED_STATEMENT, format!("prepared statement \"{name}\" already exists"))
+}
+
+fn unknown_statement(name: &str) -> Report {
+    let message = match name {
+        "" => "unnamed prepared statement does not exist".to_owned(),
+        name => format!("prepared statement \"{name}\" does not exist"),
+    };
+    error(SqlState::INVALID_SQL_STATEMENT_NAME, message)
+}
+
+fn statement_bytes(limit: u64) -> Report {
+    error(SqlState::PROGRAM_LIMIT_EXCEEDED, "too many prepared statements")
+        .detail(format!("The statements of one connection may take {limit} bytes."))
+        .hint("Close statements that are no longer used, or raise proxy.prepared_statement_bytes.")
+}
+
+fn unsupported_protocol(major: u16, minor: u16) -> Report {
+    let text = format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.0");
+    fatal(SqlState::FEATURE_NOT_SUPPORTED, text)
+}
+
+fn message_too_long(length: u64, limit: u64) -> Report {
+    fatal(SqlState::PROTOCOL_VIOLATION, "invalid message length")
+        .detail(format!("{length} bytes announced, {limit} allowed."))
+}
+
+fn bad_password(user: &str) -> Report {
+    fatal(SqlState::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
+}
+
+fn too_many_clients(limit: usize) -> Report {
+    fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
+        .detail(format!("This proxy takes {limit} connections."))
+}
+
 impl Report {
+    fn detail(self, detail: String) -> Self {
+        Self { detail: Some(detail), ..self }
+    }
+
+    fn hint(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+
     /// Append an ErrorResponse message. A NUL inside a text would end its field early and shift the rest, so it is
     /// left out.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -426,9 +396,7 @@ fn fatal(sqlstate: SqlState, message: impl Into<String>) -> Report {
 }
 
 fn millis(d: Duration) -> String {
-    let mut s = String::new();
-    write!(s, "{} ms", d.as_millis()).expect("writing to a String does not fail");
-    s
+    format!("{} ms", d.as_millis())
 }
 
 #[cfg(test)]
