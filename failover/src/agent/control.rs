@@ -14,6 +14,8 @@ pub(crate) struct Control {
     pub(crate) checkpoint: Lsn,
     pub(crate) timeline: TimelineId,
     pub(crate) segment_size: u64,
+    /// The directory is a base backup or was rewound, and not started since.
+    pub(crate) copied: bool,
 }
 
 impl Control {
@@ -22,12 +24,14 @@ impl Control {
         let mut command = env.program("pg_controldata");
         command.arg("-D").arg(env.layout.data());
         let out = tool::run(command, Duration::from_secs(10)).await?;
-        parse(&out.stdout).ok_or_else(|| tool::ToolError::Output { program: "pg_controldata".into() })
+        let copied = env.layout.data().join("backup_label").exists();
+        parse(&out.stdout, copied).ok_or_else(|| tool::ToolError::Output { program: "pg_controldata".into() })
     }
 
-    /// It was a primary when it last ran (or ran as one for a moment).
+    /// It was a primary when it last ran (or ran as one for a moment). A copy of a primary was not.
     pub(crate) fn was_primary(&self) -> bool {
-        matches!(self.state.as_str(), "in production" | "shut down" | "shutting down" | "in crash recovery")
+        !self.copied
+            && matches!(self.state.as_str(), "in production" | "shut down" | "shutting down" | "in crash recovery")
     }
 
     /// Shut down cleanly.
@@ -45,7 +49,7 @@ impl Control {
     }
 }
 
-fn parse(text: &str) -> Option<Control> {
+fn parse(text: &str, copied: bool) -> Option<Control> {
     let field = |name: &str| text.lines().find_map(|l| Some(l.strip_prefix(name)?.strip_prefix(':')?.trim()));
     Some(Control {
         system_id: field("Database system identifier")?.to_owned(),
@@ -53,6 +57,7 @@ fn parse(text: &str) -> Option<Control> {
         checkpoint: field("Latest checkpoint location")?.parse().ok()?,
         timeline: TimelineId(field("Latest checkpoint's TimeLineID")?.parse().ok()?),
         segment_size: field("Bytes per WAL segment")?.parse().ok()?,
+        copied,
     })
 }
 
@@ -69,9 +74,10 @@ mod tests {
             Latest checkpoint's REDO location:    0/3000028\n\
             Latest checkpoint's TimeLineID:       4\n\
             Bytes per WAL segment:                16777216\n";
-        let c = parse(text).unwrap();
+        let c = parse(text, false).unwrap();
         assert_eq!((c.timeline, c.checkpoint, c.segment_size), (TimelineId(4), Lsn(0x0300_0060), 16 << 20));
         assert!(c.was_primary() && !c.clean());
-        assert_eq!(parse("nothing"), None);
+        assert!(!parse(text, true).unwrap().was_primary());
+        assert_eq!(parse("nothing", false), None);
     }
 }

@@ -186,14 +186,14 @@ impl Agent {
 
     /// Nothing may be left of a postmaster that died: its backends could still acknowledge commits.
     async fn saw_stopped(&self) {
-        let was_stopped =
-            self.state.look(|o| matches!(o.postgres, PostgresState::Stopped { .. } | PostgresState::Absent));
-        if was_stopped && self.state.look(|o| self.env.clock.now().since(o.at)) < Duration::from_secs(2) {
-            return;
-        }
         if !self.env.layout.has_data() {
             let now = self.env.clock.now();
             self.state.change(|o| (o.postgres, o.system_id, o.at) = (PostgresState::Absent, None, now));
+            return;
+        }
+        let was_stopped = self.state.look(|o| matches!(o.postgres, PostgresState::Stopped { .. }));
+        // While it stays stopped pg_control is read now and then only, or when somebody asks.
+        if was_stopped && self.state.look(|o| self.env.clock.now().since(o.at)) < Duration::from_millis(100) {
             return;
         }
         if !was_stopped && !process::kill_all(&self.env.layout.data(), Duration::from_secs(5)).await {

@@ -119,8 +119,8 @@ impl Agent {
             return self.repair(source, own.as_ref(), Position { timeline, lsn: control.checkpoint }).await;
         }
         let parted = own.as_ref().and_then(|h| divergence(h, Lsn(u64::MAX), &source.history));
-        // Without a common point the end is looked for from the last checkpoint on.
-        let from = parted.unwrap_or(Fork { timeline, lsn: control.checkpoint });
+        // Where the lines do not part, or not in what is known, the end is looked for from the last checkpoint on.
+        let from = parted.filter(|p| p.lsn != Lsn(u64::MAX)).unwrap_or(Fork { timeline, lsn: control.checkpoint });
         let end = match &own {
             Some(h) => self.end_of_wal(h, from, &control).await?,
             None => control.checkpoint,

@@ -1,0 +1,231 @@
+//! Agents with real PostgreSQL: promises, freezing, promotion, deaths, and every way of coming back.
+
+mod agents;
+
+use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivileged, until};
+use cluster::{Term, TimelineId};
+use failover::api::*;
+use failover::record::*;
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_cluster_is_created_and_a_killed_primary_comes_back_as_a_standby() {
+    unprivileged("a_cluster_is_created_and_a_killed_primary_comes_back_as_a_standby", async {
+        let mut c = Cluster::new(22100, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
+        c.sql(p)
+            .await
+            .batch_execute("CREATE TABLE t (i int); INSERT INTO t SELECT generate_series(1, 100)")
+            .await
+            .unwrap();
+        assert_eq!(c.value(p, "SHOW synchronous_standby_names").await, {
+            let names: Vec<&str> = others.iter().map(|i| c.nodes[*i].id.as_str()).collect();
+            format!("ANY 1 ({})", names.join(", "))
+        });
+        let begun = Instant::now();
+        signal(postmaster(&c.nodes[p].config), Signal::SIGKILL);
+        c.until_state(p, "the death", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+        assert!(begun.elapsed() < Duration::from_millis(1500), "seen after {:?}", begun.elapsed());
+        assert_eq!(postgres_of(&c.nodes[p].config.data_dir.join("data")), Vec::<i32>::new());
+        let (term, promoted) = c.failover(others[0], &others).await;
+        eprintln!("outage as the manager's steps made it: {:?}", begun.elapsed());
+        assert_eq!((term, promoted.fork.timeline), (Term(2), TimelineId(1)));
+        c.sql(others[0]).await.batch_execute("INSERT INTO t SELECT generate_series(101, 200)").await.unwrap();
+        c.until_streaming(p, others[0], term).await;
+        until("the rows at the old primary", async || {
+            (c.value(p, "SELECT count(*) FROM t").await == "200").then_some(())
+        })
+        .await;
+        // It was not rewound for nothing, and the mark of the quarantine is gone.
+        c.until_state(p, "the quarantine's end", |s| s.quarantine.is_none().then_some(())).await;
+        assert_eq!(c.state(p).await.trouble, None);
+    });
+}
+
+#[test]
+fn a_promise_survives_a_restart_and_lower_terms_are_refused_for_ever() {
+    unprivileged("a_promise_survives_a_restart_and_lower_terms_are_refused_for_ever", async {
+        let mut c = Cluster::new(22110, 1, Mode::Async, 0);
+        c.start(0).await;
+        let (status, _) = c.request(0, "POST", "/agent/freeze", "{}".into(), "not the secret").await;
+        assert_eq!(status, 401);
+        c.freeze(0, Term(7)).await.unwrap();
+        c.crash_agent(0).await;
+        c.start(0).await;
+        assert_eq!(c.state(0).await.promise, Term(7));
+        let refused = c.freeze(0, Term(6)).await.unwrap_err();
+        assert!(refused.starts_with("409") && refused.contains("lower_term"), "{refused}");
+        c.freeze(0, Term(7)).await.unwrap();
+        let (status, _) = c.request(0, "POST", "/agent/freeze", "x".repeat(100_000), SECRET).await;
+        assert_eq!(status, 400);
+    });
+}
+
+#[test]
+fn a_freeze_ends_receiving_although_replay_is_paused() {
+    unprivileged("a_freeze_ends_receiving_although_replay_is_paused", async {
+        let mut c = Cluster::new(22120, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        c.sql(s).await.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+        until("the pause", async || {
+            (c.value(s, "SELECT pg_get_wal_replay_pause_state()").await == "paused").then_some(())
+        })
+        .await;
+        c.sql(p).await.batch_execute("INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
+        let written = c.value(p, "SELECT pg_current_wal_flush_lsn()").await;
+        until("the WAL at the standby", async || {
+            let q = format!("SELECT pg_last_wal_receive_lsn() >= '{written}'");
+            (c.value(s, &q).await == "t").then_some(())
+        })
+        .await;
+        let (record, revision) = c.begin().await;
+        let frozen = c.freeze(s, record.term).await.unwrap();
+        let position = frozen.position.unwrap();
+        assert!(position.lsn >= written.parse().unwrap() && frozen.replay_lsn.unwrap() < position.lsn);
+        assert_eq!(position.timeline, TimelineId(1));
+        assert_eq!(c.value(s, "SELECT count(*) FROM pg_stat_wal_receiver").await, "0");
+        // Frozen means frozen: nothing the primary of the lower term writes arrives any more.
+        assert_eq!(c.state(s).await.frozen_for, Some(record.term));
+        let (term, _) = c.failover_begun(record, revision, s, &[s]).await;
+        assert_eq!(c.value(s, "SELECT count(*) FROM t").await, "1000");
+        // The old primary was not asked to stop: it sees the record and stops by itself, then comes back.
+        c.until_streaming(p, s, term).await;
+    });
+}
+
+#[test]
+fn a_timeline_is_its_term_across_a_gap_and_a_repeated_promotion_gives_the_same_answer() {
+    unprivileged("a_timeline_is_its_term_across_a_gap_and_a_repeated_promotion_gives_the_same_answer", async {
+        let mut c = Cluster::new(22130, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
+        kill_all(&c.nodes[p].config.data_dir.join("data"));
+        // Three terms that came to nothing.
+        c.begin().await;
+        c.begin().await;
+        c.begin().await;
+        let (term, promoted) = c.failover(others[1], &others).await;
+        assert_eq!(term, Term(5));
+        let state = c.state(others[1]).await;
+        assert!(matches!(&state.postgres, PostgresState::Primary(x) if x.timeline == TimelineId(5)), "{state:#?}");
+        let base = Position { timeline: TimelineId(1), lsn: promoted.fork.lsn };
+        let again: Promoted = c.post(others[1], "promote", &c.promotion(others[1], term, base)).await.unwrap();
+        assert_eq!((again.fork, again.xid_bound), (promoted.fork, promoted.xid_bound));
+        assert_eq!(c.value(others[1], "SELECT max(term) FROM pgtenure.term").await, "5");
+        c.until_streaming(p, others[1], term).await;
+        // What a frozen standby reported is what is promoted, nothing else.
+        let frozen = c.freeze(others[0], Term(6)).await.unwrap().position.unwrap();
+        let wrong = Position { lsn: cluster::Lsn(frozen.lsn.0 + 8), ..frozen };
+        let refused = c.post::<Promoted>(others[0], "promote", &c.promotion(others[0], Term(6), wrong)).await;
+        assert!(refused.unwrap_err().contains("other_position"));
+    });
+}
+
+#[test]
+fn lost_transactions_are_reported_before_the_rewind() {
+    unprivileged("lost_transactions_are_reported_before_the_rewind", async {
+        let mut c = Cluster::new(22140, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int PRIMARY KEY); INSERT INTO t VALUES (0)").await.unwrap();
+        until("the table at the standby", async || {
+            (c.value(
+                s,
+                "SELECT to_regclass('t') IS NOT NULL AND (SELECT count(*) = 1 FROM pg_class WHERE relname = 't')",
+            )
+            .await
+                == "t")
+                .then_some(())
+        })
+        .await;
+        // The term begins and the standby is frozen while the primary goes on: its agent does not hear of it.
+        let lost = 25;
+        c.nodes[p].store.set_down(true);
+        let (record, revision) = c.begin().await;
+        c.freeze(s, record.term).await.unwrap();
+        let sql = c.sql(p).await;
+        for i in 1..=lost {
+            sql.batch_execute(&format!("INSERT INTO t VALUES ({i})")).await.unwrap();
+        }
+        sql.batch_execute("BEGIN; INSERT INTO t VALUES (1000); ROLLBACK").await.unwrap();
+        sql.batch_execute("CHECKPOINT").await.unwrap();
+        drop(sql);
+        kill_all(&c.nodes[p].config.data_dir.join("data"));
+        let (term, promoted) = c.failover_begun(record, revision, s, &[s]).await;
+        let rows: i32 = c.value(s, "SELECT count(*) FROM t").await.parse().unwrap();
+        c.nodes[p].store.set_down(false);
+        c.until_streaming(p, s, term).await;
+        let key = c.keys.report(term, &c.nodes[p].id);
+        let (report, _) = c.record::<LossReport>(key).await.expect("a report");
+        let total = lost + 1;
+        assert_eq!(i32::try_from(report.commits).unwrap(), total - rows, "{report:#?}");
+        assert_eq!((report.commits, report.aborts), (lost as u64, 1));
+        assert_eq!(report.fork_lsn, promoted.fork.lsn);
+        assert_eq!(report.bytes, report.end_lsn.bytes_since(report.fork_lsn));
+        assert_eq!(report.transactions.len(), lost as usize);
+        let kept = report.kept_in.unwrap();
+        assert!(std::fs::read_dir(&kept).unwrap().count() >= 2, "segments and the report in {kept}");
+        assert_eq!(c.value(p, "SELECT count(*) FROM t").await, rows.to_string());
+        // It was rewound, not cloned: a file that only this directory has is still there.
+        assert_eq!(c.state(p).await.trouble, None);
+    });
+}
+
+#[test]
+fn an_interrupted_rewind_is_never_started_but_replaced() {
+    unprivileged("an_interrupted_rewind_is_never_started_but_replaced", async {
+        let mut c = Cluster::new(22150, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        let (data, memory) = {
+            let dir = &c.nodes[p].config.data_dir;
+            (dir.join("data"), dir.join("agent.json"))
+        };
+        c.crash_agent(p).await;
+        kill_all(&data);
+        std::fs::write(data.join("marker"), "an old directory").unwrap();
+        assert!(c.store.expire_holder(&c.keys.primary()));
+        let (term, _) = c.failover(s, &[s]).await;
+        let text = std::fs::read_to_string(&memory).unwrap();
+        let mut mark: serde_json::Value = serde_json::from_str(&text).unwrap();
+        mark["rewinding"] = true.into();
+        std::fs::write(&memory, mark.to_string()).unwrap();
+        c.start(p).await;
+        c.until_streaming(p, s, term).await;
+        assert!(!data.join("marker").exists(), "the directory was replaced");
+        let text = std::fs::read_to_string(&memory).unwrap();
+        assert!(text.contains("\"rewinding\": false"), "{text}");
+    });
+}
+
+#[test]
+fn a_running_postgres_is_adopted_by_a_new_agent_and_keeps_its_lease() {
+    unprivileged("a_running_postgres_is_adopted_by_a_new_agent_and_keeps_its_lease", async {
+        let mut c = Cluster::new(22160, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let pids: Vec<i32> = c.nodes.iter().map(|n| postmaster(&n.config)).collect();
+        let holder = c.record::<PrimaryRecord>(c.keys.primary()).await.unwrap().0.holder;
+        c.crash_agent(0).await;
+        c.crash_agent(1).await;
+        c.start(0).await;
+        c.start(1).await;
+        c.until_streaming(1 - p, p, Term(1)).await;
+        let again: Vec<i32> = c.nodes.iter().map(|n| postmaster(&n.config)).collect();
+        assert_eq!(pids, again, "nothing was restarted");
+        until("the new agent's lease", async || {
+            let (record, _) = c.record::<PrimaryRecord>(c.keys.primary()).await?;
+            (record.holder != holder && c.state(p).await.lease_left_ms.is_some()).then_some(())
+        })
+        .await;
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        // Told to stop, agents stop what they run, and the primary's key goes with it.
+        let handle = c.nodes[p].handle.take().unwrap();
+        handle.stop().await;
+        assert_eq!(postgres_of(&c.nodes[p].config.data_dir.join("data")), Vec::<i32>::new());
+        assert_eq!(c.record::<PrimaryRecord>(c.keys.primary()).await, None);
+    });
+}
