@@ -44,7 +44,7 @@ impl Monitor {
     /// Wait until a snapshot is as `wanted` says; 20 s at most.
     async fn until(&self, what: &str, wanted: impl Fn(&LagSnapshot) -> bool) {
         let mut lag = self.handle.lag();
-        let waited = tokio::time::timeout(Duration::from_secs(20), lag.wait_for(|s| wanted(s))).await.map(|r| drop(r));
+        let waited = tokio::time::timeout(Duration::from_secs(20), lag.wait_for(|s| wanted(s))).await.map(drop);
         assert!(waited.is_ok(), "waited 20 s for {what}: {:#}", self.handle.status());
     }
 
