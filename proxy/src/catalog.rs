@@ -234,7 +234,8 @@ async fn read_from(
         .dbname(database)
         .application_name("pgtenure_catalog")
         .connect_timeout(settings.connect_timeout)
-        .options("-c search_path=pg_catalog -c statement_timeout=30s -c default_transaction_read_only=on");
+        // pg_get_viewdef locks what a view stands on: rather fail and try again than queue behind somebody's DDL.
+        .options("-c search_path=pg_catalog -c lock_timeout=1s -c statement_timeout=30s");
     if let Some(password) = &settings.password {
         config.password(password.expose());
     }

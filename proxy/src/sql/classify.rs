@@ -3,7 +3,7 @@
 //! A text is a read only when every token is understood, its first word is one of the few that can read, no word in
 //! it can write, and every function it calls is known not to be volatile. Everything else is a write.
 
-use super::effects::{Head, Stop};
+use super::effects::{Head, SetConfig, Stop};
 use super::functions::{FunctionTable, Volatility};
 use super::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
 use super::lexer::{Lexer, Token};
@@ -121,6 +121,7 @@ struct Part<'t> {
     /// Its length; 0 when it is too long or not plain.
     name_len: usize,
     named: Option<Named>,
+    set_config: Option<SetConfig>,
 }
 
 impl<'t> Part<'t> {
@@ -141,6 +142,7 @@ impl<'t> Part<'t> {
             name: [0; MAX_NAME],
             name_len: 0,
             named: None,
+            set_config: None,
         };
         while let Some(token) = lexer.next() {
             match token {
@@ -168,6 +170,13 @@ impl<'t> Part<'t> {
     }
 
     fn take(&mut self, token: Token<'_>) {
+        if let Some(call) = &mut self.set_config {
+            match token {
+                Token::Comma => call.comma(self.depth),
+                Token::Close => {}
+                token => call.token(matches!(token, Token::Word(w) if w.eq_ignore_ascii_case(b"true"))),
+            }
+        }
         self.last = match token {
             Token::Word(word) => self.word(word),
             Token::Quoted(name) => self.quoted(name),
@@ -319,6 +328,15 @@ impl<'t> Part<'t> {
             Some(depth) => self.depth = depth,
             None => self.writes = true,
         }
+        match self.set_config.as_mut().map(|call| call.close(self.depth)) {
+            Some(Some(for_transaction)) => {
+                self.set_config = None;
+                if !for_transaction {
+                    self.head.sets();
+                }
+            }
+            Some(None) | None => {}
+        }
         if self.depth == 0 {
             self.explain_options = false;
         }
@@ -330,6 +348,12 @@ impl<'t> Part<'t> {
     fn call(&mut self, named: Named) {
         let name = &self.name[..self.name_len];
         self.head.call(name);
+        if name == b"set_config" {
+            // One within the arguments of another is not followed.
+            if self.set_config.replace(SetConfig::new(self.depth + 1)).is_some() {
+                self.head.sets();
+            }
+        }
         if self.writes || !self.may_be_call(named) {
             return;
         }
@@ -396,6 +420,9 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
         lower.make_ascii_lowercase();
         let mut head = Head::new();
         head.call(lower);
+        if lower == b"set_config" {
+            head.sets();
+        }
         pin = pin.or(head.call);
         let word = keyword(lower);
         commits |= matches!(word, K::Commit | K::End | K::Prepare);

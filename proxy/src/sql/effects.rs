@@ -87,7 +87,6 @@ impl Head {
     /// A function call: does it leave something in the session?
     pub(super) fn call(&mut self, name: &[u8]) {
         let reason = match name {
-            b"set_config" => PinReason::Set,
             b"setseed" => PinReason::Seed,
             b"pg_advisory_lock" | b"pg_advisory_lock_shared" => PinReason::AdvisoryLock,
             b"pg_try_advisory_lock" | b"pg_try_advisory_lock_shared" => PinReason::AdvisoryLock,
@@ -95,6 +94,11 @@ impl Head {
             _ => return,
         };
         self.call.get_or_insert(reason);
+    }
+
+    /// `set_config` is called and not for the transaction only.
+    pub(super) fn sets(&mut self) {
+        self.call.get_or_insert(PinReason::Set);
     }
 
     fn second(&self) -> K {
@@ -176,5 +180,50 @@ impl Head {
             rest = tail;
         }
         matches!(rest, [K::Temp, ..])
+    }
+}
+
+/// A call of `set_config` whose arguments are being read: with a plain `true` as the third it lasts for the
+/// transaction only, as SET LOCAL.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SetConfig {
+    /// Depth of its arguments.
+    depth: u32,
+    commas: u32,
+    third: Third,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Third {
+    Nothing,
+    True,
+    Other,
+}
+
+impl SetConfig {
+    /// A call whose arguments begin at `depth`.
+    pub(super) fn new(depth: u32) -> Self {
+        Self { depth, commas: 0, third: Third::Nothing }
+    }
+
+    /// A comma at `depth`.
+    pub(super) fn comma(&mut self, depth: u32) {
+        self.commas += u32::from(depth == self.depth);
+    }
+
+    /// Anything else among its arguments.
+    pub(super) fn token(&mut self, is_true: bool) {
+        if self.commas == 2 {
+            self.third = if is_true && self.third == Third::Nothing { Third::True } else { Third::Other };
+        }
+    }
+
+    /// A parenthesis closed, back to `depth`. `Some` when that ended the call: is it for the transaction only?
+    pub(super) fn close(&mut self, depth: u32) -> Option<bool> {
+        if depth >= self.depth {
+            self.token(false);
+            return None;
+        }
+        Some(self.commas == 2 && self.third == Third::True)
     }
 }
