@@ -328,14 +328,11 @@ impl<'t> Part<'t> {
             Some(depth) => self.depth = depth,
             None => self.writes = true,
         }
-        match self.set_config.as_mut().map(|call| call.close(self.depth)) {
-            Some(Some(for_transaction)) => {
-                self.set_config = None;
-                if !for_transaction {
-                    self.head.sets();
-                }
+        if let Some(for_transaction) = self.set_config.as_mut().and_then(|call| call.close(self.depth)) {
+            self.set_config = None;
+            if !for_transaction {
+                self.head.sets();
             }
-            Some(None) | None => {}
         }
         if self.depth == 0 {
             self.explain_options = false;
