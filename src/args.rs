@@ -93,7 +93,7 @@ pub struct TargetArgs {
     /// Find the leading manager through the etcd of this configuration file, whose secret is used too.
     #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG", required_unless_present = "admin")]
     pub config: Option<PathBuf>,
-    /// Admin address of any manager, as in http://db1:7000; the leader is found from there.
+    /// Admin address of any manager, as in http://db1:7400, or several with commas; the leader is found from there.
     #[arg(long, value_name = "URL", env = "PGTENURE_ADMIN")]
     pub admin: Option<String>,
     /// File with the shared secret, needed by verbs that change something (not needed with --config).
@@ -135,6 +135,9 @@ pub struct FailoverArgs {
     /// The node to become primary, if it lacks nothing that another has.
     #[arg(long, value_name = "NODE")]
     pub to: Option<String>,
+    /// Refuse unless the cluster is in this term.
+    #[arg(long, value_name = "TERM")]
+    pub expect_term: Option<u64>,
     /// Go on with the standbys there are, and open even when commits are then unprotected.
     #[arg(long)]
     pub allow_data_loss: bool,

@@ -66,23 +66,23 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
             (a.target, get(path, render::report))
         }
         Command::Switchover(a) => {
-            let body = json!({ "to": a.to, "expect_term": a.expect_term, "by": operator() });
+            let body = json!({ "to": a.to, "expect_term": a.expect_term });
             (a.target, post("switchover", body))
         }
         Command::Failover(a) => {
-            let body = json!({ "to": a.to, "allow_data_loss": a.allow_data_loss, "by": operator() });
+            let body = json!({ "to": a.to, "expect_term": a.expect_term, "allow_data_loss": a.allow_data_loss });
             (a.target, post("failover", body))
         }
         Command::Fence(a) => {
             let body = json!({ "node": a.node, "stop_writes": a.stop_writes, "by": operator() });
             (a.target, post("fence", body))
         }
-        Command::Unfence(a) => (a.target, post("unfence", json!({ "node": a.node, "by": operator() }))),
+        Command::Unfence(a) => (a.target, post("unfence", json!({ "node": a.node }))),
         Command::Run(_) | Command::Config(_) | Command::Userlist(_) | Command::Demo(_) => return None,
     })
 }
 
-/// `user@host`, for the journal. Taken from the environment, so a note and no proof.
+/// `user@host`, for the fence's record. Taken from the environment, so a note and no proof.
 fn operator() -> String {
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".to_owned());
     let host = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "unknown".into());
@@ -129,7 +129,7 @@ async fn admin(target: &TargetArgs) -> Result<Admin> {
     };
     let given = target.secret_file.as_deref().map(secret).transpose()?;
     if let Some(url) = &target.admin {
-        return Ok(Admin::new(vec![url.clone()], given));
+        return Ok(Admin::new(url.split(',').map(str::to_owned).collect(), given));
     }
     let Some(file) = &target.config else { bail!("give --config FILE or --admin URL") };
     let config = config::load(file)?;

@@ -1,9 +1,11 @@
 //! Answers of managers as text for people. The same answers are what `--json` prints.
 
 use super::table::Table;
-use failover::fsm::blocker::Blocker;
+use failover::fsm::blocker::{Blocker, Verdict};
+use failover::fsm::status::{NodeStatus, Status};
+use failover::record::{JournalRecord, LossReport, WallMillis};
 use serde_json::Value;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 /// A value as one word; `-` when there is none.
 fn word(value: Option<&Value>) -> String {
@@ -16,10 +18,6 @@ fn word(value: Option<&Value>) -> String {
 
 fn field(of: &Value, key: &str) -> String {
     word(of.get(key))
-}
-
-fn is(of: &Value, key: &str) -> bool {
-    of.get(key).and_then(Value::as_bool).unwrap_or(false)
 }
 
 fn list<'a>(of: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
@@ -48,9 +46,12 @@ fn ms_of(of: &Value, key: &str) -> String {
     }
 }
 
-/// A wall-clock time, milliseconds since 1970, to the second in UTC.
-fn time(of: &Value, key: &str) -> String {
-    let Some(ms) = of.get(key).and_then(Value::as_u64) else { return "-".to_owned() };
+fn or_dash(value: Option<impl fmt::Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), |v| v.to_string())
+}
+
+/// A wall-clock time to the second.
+fn utc(ms: WallMillis) -> String {
     let at = std::time::UNIX_EPOCH + std::time::Duration::from_secs(ms / 1000);
     humantime::format_rfc3339_seconds(at).to_string()
 }
@@ -63,251 +64,239 @@ fn sentence(blocker: &Value) -> String {
     }
 }
 
-/// `pgtenure status`.
-pub fn status(s: &Value) -> String {
+/// `pgtenure status`. An answer that is no status (another version's) is shown as it is.
+pub fn status(answer: &Value) -> String {
+    let Ok(s) = serde_json::from_value::<Status>(answer.clone()) else { return format!("{answer:#}\n") };
     let mut out = format!(
-        "cluster {}  term {} {}  primary {}  mode {}  leader {}\n",
-        field(s, "cluster"),
-        field(s, "term"),
-        field(s, "phase"),
-        field(s, "primary"),
-        field(s, "mode"),
-        s.pointer("/leader/admin").or_else(|| s.get("leader")).map_or_else(|| "-".to_owned(), |l| word(Some(l))),
+        "cluster {}  term {}  phase {}  primary {}  mode {}  leading manager {}\n",
+        s.cluster,
+        or_dash(s.term),
+        field(answer, "phase"),
+        or_dash(s.primary.as_ref()),
+        field(answer, "mode"),
+        or_dash(s.leader.as_ref().map(|l| &l.admin)),
     );
-    out.push_str(&safety(s));
-    out.push_str(&protection(s));
-    let verdict = s.get("verdict").map(|v| v.get("verdict").unwrap_or(v));
-    if verdict.and_then(Value::as_str).is_some_and(|v| v != "steady") {
-        let _ = writeln!(out, "managers: {}{}", word(verdict), step(s));
+    let safe = match (s.safe_to_lose_primary.safe, s.safe_to_lose_primary.why.join("; ")) {
+        (true, _) => "safe".to_owned(),
+        (false, why) => format!("NOT SAFE: {why}"),
+    };
+    let _ = writeln!(out, "losing the primary now: {safe}");
+    if let Some(since) = &s.suspended {
+        let _ = writeln!(
+            out,
+            "UNPROTECTED since {} (term {}, {}): {}; armed again by itself when enough standbys stream",
+            since.since,
+            since.term,
+            utc(since.since_wall),
+            since.why,
+        );
     }
-    for blocker in s.pointer("/verdict/blockers").and_then(Value::as_array).into_iter().flatten() {
-        let _ = writeln!(out, "  held back: {}", sentence(blocker));
+    match &s.verdict {
+        Verdict::Steady | Verdict::Following => {}
+        Verdict::Acting { .. } => _ = writeln!(out, "under way: {}", s.verdict_text.join("; ")),
+        Verdict::Hold { blockers } => {
+            blockers.iter().for_each(|b| _ = writeln!(out, "held back: {b}"));
+        }
     }
     out.push('\n');
-    out.push_str(&nodes(s));
-    out.push_str(&last_failover(s));
+    out.push_str(&nodes(&s.nodes));
+    for p in &s.proxies {
+        let _ = writeln!(out, "proxy {}  term {}  gate {}  busy {}", p.id, p.term, p.gate, p.busy);
+    }
+    if let Some(journal) = &s.last_failover {
+        let _ = writeln!(out, "last change of primary: {}", change(journal));
+    }
     out
 }
 
-fn step(s: &Value) -> String {
-    s.pointer("/verdict/step").and_then(Value::as_str).map_or(String::new(), |step| format!(", {step}"))
-}
-
-/// One line: would losing the primary now be safe, and if not, why.
-fn safety(s: &Value) -> String {
-    let Some(safe) = s.get("safe_to_lose_primary") else { return String::new() };
-    let yes = safe.get("safe").or_else(|| safe.get("yes")).unwrap_or(safe);
-    let why: Vec<String> = list(safe, "why").map(sentence).collect();
-    let yes = yes.as_bool().unwrap_or_else(|| yes.as_str() == Some("yes"));
-    match yes {
-        true => "losing the primary now: safe, a failover would open a new one without loss\n".to_owned(),
-        false if why.is_empty() => "losing the primary now: NOT SAFE\n".to_owned(),
-        false => format!("losing the primary now: NOT SAFE: {}\n", why.join("; ")),
-    }
-}
-
-/// Commits that are not protected although the mode says so.
-fn protection(s: &Value) -> String {
-    let suspended = s.get("suspended").or_else(|| s.pointer("/policy/suspended"));
-    match suspended {
-        Some(what) if what.is_object() => format!(
-            "UNPROTECTED since {} (term {}, {}): {}; until re-armed, which happens by itself\n",
-            field(what, "since"),
-            field(what, "term"),
-            time(what, "since_wall"),
-            field(what, "why"),
-        ),
-        _ => String::new(),
-    }
-}
-
-fn nodes(s: &Value) -> String {
-    let header = ["NODE", "ROLE", "STATE", "TL", "RECEIVED", "REPLAYED", "BEHIND", "STREAMS FROM", "NOTES"];
-    let mut table = Table::new(&header);
-    for n in list(s, "nodes") {
+fn nodes(nodes: &[NodeStatus]) -> String {
+    let mut table = Table::new(&["NODE", "STATE", "TL", "RECEIVED", "REPLAYED", "BEHIND", "LAG", "NOTES"]);
+    for n in nodes {
         table.row([
-            field(n, "node"),
-            field(n, "role"),
-            field(n, "state"),
-            field(n, "timeline"),
-            word(["receive_lsn", "flush_lsn", "insert_lsn"].iter().find_map(|k| n.get(k).filter(|v| !v.is_null()))),
-            word(n.get("replay_lsn").filter(|v| !v.is_null())),
-            ["lag_bytes", "replay_lag_bytes"].iter().map(|k| bytes_of(n, k)).find(|b| b != "-").unwrap_or("-".into()),
-            field(n, "streams_from"),
+            n.node.to_string(),
+            n.state.clone(),
+            or_dash(n.timeline),
+            or_dash(n.receive_lsn),
+            or_dash(n.replay_lsn),
+            n.replay_lag_bytes.map_or_else(|| "-".to_owned(), bytes),
+            n.replay_lag_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
             notes(n),
         ]);
     }
     if table.is_empty() { "no nodes known yet\n".to_owned() } else { table.text() }
 }
 
-fn notes(n: &Value) -> String {
+fn notes(n: &NodeStatus) -> String {
     let mut notes = Vec::new();
-    if n.get("reachable").or_else(|| n.get("agent_reachable")).and_then(Value::as_bool) == Some(false) {
-        notes.push("agent unreachable".to_owned());
+    if !n.agent_reachable {
+        notes.push(format!("agent silent for {} ms", n.silent_ms));
     }
-    if is(n, "fenced") || n.get("fenced").is_some_and(Value::is_object) {
+    if n.fenced {
         notes.push("fenced".to_owned());
     }
-    if let Some(floor) = n.get("quarantine").filter(|q| !q.is_null()) {
-        notes.push(format!(
-            "quarantined until {}",
-            floor.get("lsn").map_or_else(|| word(Some(floor)), |l| word(Some(l)))
-        ));
+    if let Some(from) = &n.streams_from {
+        notes.push(format!("from {from}"));
     }
-    for key in ["rejoin", "trouble"] {
-        if let Some(text) = n.get(key).and_then(Value::as_str) {
-            notes.push(text.to_owned());
-        }
+    if let Some(floor) = &n.quarantine {
+        notes.push(format!("quarantined until it has replayed {} on timeline {}", floor.lsn, floor.timeline));
+    }
+    notes.extend(n.rejoin.iter().chain(&n.trouble).cloned());
+    if !n.voter {
+        notes.push("does not vote".to_owned());
     }
     notes.join("; ")
 }
 
-fn last_failover(s: &Value) -> String {
-    let last = ["last_failover", "last_change", "last"].iter().find_map(|k| s.get(k).filter(|v| v.is_object()));
-    last.map_or(String::new(), |j| format!("\nlast change of primary: {}\n", change(j)))
+/// A journal in JSON on one line.
+fn change_of(journal: &Value) -> String {
+    serde_json::from_value::<JournalRecord>(journal.clone()).map_or_else(|_| journal.to_string(), |j| change(&j))
 }
 
-/// One journal entry on one line.
-fn change(j: &Value) -> String {
-    let total = list(j, "phases").last().and_then(|p| p.get("ms")?.as_u64());
-    let took = total.map_or(String::new(), |ms| format!(" in {ms} ms"));
+/// One change of primary on one line.
+fn change(j: &JournalRecord) -> String {
+    let took = j.phases.last().map_or(String::new(), |p| format!(" in {} ms", p.ms));
     format!(
         "term {} by {}, {} -> {}{took}, {}, {}",
-        field(j, "term"),
-        field(j, "cause"),
-        field(j, "from"),
-        field(j, "to"),
-        field(j, "finished"),
-        time(j, "started"),
+        j.term,
+        word(serde_json::to_value(j.cause).ok().as_ref()),
+        or_dash(j.from.as_ref()),
+        or_dash(j.to.as_ref()),
+        j.finished.as_deref().unwrap_or("not finished"),
+        utc(j.started),
     )
 }
 
-/// `pgtenure lag`.
-pub fn lag(l: &Value) -> String {
-    let mut out = String::new();
-    if let Some(primary) = l.get("primary").filter(|p| !p.is_null()) {
-        let node = primary.get("node").map_or_else(|| word(Some(primary)), |n| word(Some(n)));
-        let at = ["insert_lsn", "lsn"].iter().find_map(|k| primary.get(k));
-        let _ = writeln!(out, "term {}  primary {node}  at {}\n", field(l, "term"), word(at));
-    }
+/// `pgtenure lag`, of a manager or of a lagmon.
+pub fn lag(answer: &Value) -> String {
+    let primary = answer.get("primary").filter(|p| p.is_object());
+    let place = |key| primary.map_or_else(|| "-".to_owned(), |p| field(p, key));
+    let mut out = format!("term {}  primary {}  at {}\n\n", field(answer, "term"), place("node"), place("insert_lsn"));
     let mut table = Table::new(&["STANDBY", "REPLAY LAG", "BEHIND", "REPLAYED", "SAMPLE AGE", "NOTES"]);
-    let entries = if l.get("standbys").is_some() { "standbys" } else { "nodes" };
-    for n in list(l, entries) {
-        let behind = ["replay_lag_bytes", "lag_bytes"].iter().map(|k| bytes_of(n, k)).find(|b| b != "-");
-        let age = ["sample_age_ms", "age_ms"].iter().map(|k| ms_of(n, k)).find(|a| a != "-");
-        let lag = ["replay_lag_ms", "lag_ms"].iter().map(|k| ms_of(n, k)).find(|a| a != "-");
+    for n in list(answer, "standbys") {
+        let unknown = n.get("unknown").and_then(Value::as_str);
         table.row([
             field(n, "node"),
-            lag.unwrap_or_else(|| "unknown".into()),
-            behind.unwrap_or_else(|| "-".into()),
+            if unknown.is_some() { "unknown".to_owned() } else { ms_of(n, "replay_lag_ms") },
+            bytes_of(n, "replay_lag_bytes"),
             field(n, "replay_lsn"),
-            age.unwrap_or_else(|| "-".into()),
-            ["unknown", "why", "reason"].iter().find_map(|k| n.get(k)?.as_str()).unwrap_or_default().to_owned(),
+            ms_of(n, "sample_age_ms"),
+            unknown.unwrap_or_default().to_owned(),
         ]);
     }
-    out + &if table.is_empty() { "no standbys known\n".to_owned() } else { table.text() }
+    out.push_str(&if table.is_empty() { "no standbys known\n".to_owned() } else { table.text() });
+    out
 }
 
 /// `pgtenure history`.
-pub fn history(h: &Value) -> String {
-    let entries = h.as_array().or_else(|| h.get("history")?.as_array());
+pub fn history(answer: &Value) -> String {
+    let entries = answer.as_array().or_else(|| answer.get("history")?.as_array());
     let mut table = Table::new(&["TERM", "STARTED", "CAUSE", "FROM", "TO", "MS", "LOST AT MOST", "OUTCOME"]);
-    for j in entries.into_iter().flatten() {
-        let total = list(j, "phases").last().map_or_else(|| "-".to_owned(), |p| field(p, "ms"));
-        let window = j.get("window").map_or_else(|| "-".to_owned(), |w| bytes_of(w, "bytes"));
+    for entry in entries.into_iter().flatten() {
+        let Ok(j) = serde_json::from_value::<JournalRecord>(entry.clone()) else {
+            table.row([entry.to_string()]);
+            continue;
+        };
         table.row([
-            field(j, "term"),
-            time(j, "started"),
-            field(j, "cause"),
-            field(j, "from"),
-            field(j, "to"),
-            total,
-            window,
-            field(j, "finished"),
+            j.term.to_string(),
+            utc(j.started),
+            field(entry, "cause"),
+            or_dash(j.from),
+            or_dash(j.to),
+            or_dash(j.phases.last().map(|p| p.ms)),
+            j.window.map_or_else(|| "-".to_owned(), |w| bytes(w.bytes)),
+            j.finished.unwrap_or_else(|| "not finished".to_owned()),
         ]);
     }
     if table.is_empty() { "no change of primary yet\n".to_owned() } else { table.text() }
 }
 
-/// `pgtenure report`.
-pub fn report(r: &Value) -> String {
-    let journal = r.get("journal").filter(|j| j.is_object()).unwrap_or(r);
-    let mut out = format!("{}\n", change(journal));
-    for line in list(journal, "observed") {
-        let _ = writeln!(out, "  seen: {}", word(Some(line)));
+/// `pgtenure report`: `{"journal": …, "reports": […]}`.
+pub fn report(answer: &Value) -> String {
+    let mut out = match serde_json::from_value::<JournalRecord>(answer.get("journal").cloned().unwrap_or_default()) {
+        Ok(journal) => journal_text(&journal),
+        Err(_) => "how this term came about is not recorded\n".to_owned(),
+    };
+    let reports = list(answer, "reports").filter_map(|r| serde_json::from_value::<LossReport>(r.clone()).ok());
+    let losses: Vec<String> = reports.map(|r| loss_text(&r)).collect();
+    if losses.is_empty() {
+        out.push_str("the old primary's WAL has not been read yet: what it lost is known when it rejoins\n");
     }
-    let phases: Vec<String> =
-        list(journal, "phases").map(|p| format!("{} {}", field(p, "phase"), field(p, "ms"))).collect();
+    out + &losses.concat()
+}
+
+fn journal_text(j: &JournalRecord) -> String {
+    let mut out = format!("{}\n", change(j));
+    for line in &j.observed {
+        let _ = writeln!(out, "  seen: {line}");
+    }
+    let phases: Vec<String> = j.phases.iter().map(|p| format!("{} {}", p.phase, p.ms)).collect();
     if !phases.is_empty() {
         let _ = writeln!(out, "  milliseconds since the first evidence: {}", phases.join(", "));
     }
-    for n in list(journal, "recruits") {
-        let _ =
-            writeln!(out, "  frozen: {} at {} on timeline {}", field(n, "node"), field(n, "lsn"), field(n, "timeline"));
+    for n in &j.recruits {
+        let _ = writeln!(out, "  frozen: {} at {} on timeline {}", n.node, n.lsn, n.timeline);
     }
-    if let Some(w) = journal.get("window").filter(|w| w.is_object()) {
+    if let Some(w) = j.window {
         let _ = writeln!(
             out,
-            "unreplicated-write window, provisional: {} ({}) from {} to {}",
-            bytes_of(w, "bytes"),
-            ms_of(w, "ms"),
-            field(w, "fork_lsn"),
-            field(w, "last_known_lsn"),
+            "unreplicated-write window, provisional: {}{} from {} to {}",
+            bytes(w.bytes),
+            w.ms.map_or(String::new(), |ms| format!(" in {ms} ms")),
+            w.fork_lsn,
+            w.last_known_lsn,
         );
-    }
-    let mut found = false;
-    for loss in list(r, "reports").chain(list(r, "losses")) {
-        found = true;
-        out.push_str(&loss_report(loss));
-    }
-    if !found {
-        out.push_str("the old primary's WAL has not been read yet: what it lost is known when it rejoins\n");
     }
     out
 }
 
-fn loss_report(l: &Value) -> String {
-    let commits = l.get("commits").and_then(Value::as_u64).unwrap_or(0);
+/// Transactions shown; `--json` has more.
+const SHOWN: usize = 20;
+
+fn loss_text(l: &LossReport) -> String {
     let mut out = format!(
-        "final, from the WAL of {}: {} between the fork {} and its end {}: {commits} commits lost, {} aborts{}, \
-         {} of the commits made below the cluster's mode\n",
-        field(l, "node"),
-        bytes_of(l, "bytes"),
-        field(l, "fork_lsn"),
-        field(l, "end_lsn"),
-        field(l, "aborts"),
-        l.get("span_ms").filter(|m| m.is_number()).map_or(String::new(), |m| format!(", within {m} ms")),
-        field(l, "commits_while_suspended"),
+        "final, from the WAL of {}: {} between the fork {} and its end {}: {} commits lost, {} aborts{}, {} of the \
+         commits made below the cluster's mode\n",
+        l.node,
+        bytes(l.bytes),
+        l.fork_lsn,
+        l.end_lsn,
+        l.commits,
+        l.aborts,
+        l.span_ms.map_or(String::new(), |ms| format!(", within {ms} ms")),
+        l.commits_while_suspended,
     );
-    for t in list(l, "transactions").take(20) {
-        let _ = writeln!(out, "  xid {} at {}, {}", field(t, "xid"), field(t, "lsn"), field(t, "committed_at"));
+    for t in l.transactions.iter().take(SHOWN) {
+        let _ = writeln!(out, "  xid {} at {}, {}", t.xid, t.lsn, t.committed_at);
     }
-    if commits > 20 {
-        let _ = writeln!(out, "  … {} more, see --json", commits - 20);
+    if l.commits > SHOWN as u64 {
+        let _ = writeln!(out, "  … {} more, see --json", l.commits - SHOWN as u64);
     }
-    if let Some(place) = l.get("kept_in").and_then(Value::as_str) {
+    if let Some(place) = &l.kept_in {
         let _ = writeln!(out, "  that WAL is kept in {place}");
     }
     out
 }
 
+/// The journal of an answer to an order, if it made a term.
+fn journal_in(answer: &Value) -> Option<String> {
+    answer.get("journal").filter(|j| j.is_object()).map(change_of)
+}
+
 /// An order that was carried out.
 pub fn done(answer: &Value) -> String {
-    let journal = answer.get("journal").filter(|j| j.is_object()).or_else(|| answer.get("phases").map(|_| answer));
-    match (journal, answer.get("done").or_else(|| answer.get("message")).and_then(Value::as_str)) {
-        (Some(journal), _) => format!("done: {}\n", change(journal)),
-        (None, Some(text)) => format!("done: {text}\n"),
-        (None, None) => "done\n".to_owned(),
+    let mut out = format!("done: {}\n", field(answer, "done"));
+    if let Some(journal) = journal_in(answer) {
+        let _ = writeln!(out, "{journal}");
     }
+    out
 }
 
 /// An order that was refused: every reason with its numbers.
 pub fn refused(answer: &Value) -> String {
-    let reasons: Vec<String> = match answer.get("blockers").or_else(|| answer.get("refused")) {
-        Some(Value::Array(all)) => all.iter().map(sentence).collect(),
-        Some(one) => vec![sentence(one)],
-        None => vec![answer.get("error").map_or_else(|| answer.to_string(), |e| word(Some(e)))],
-    };
+    let mut reasons: Vec<String> = list(answer, "blockers").map(sentence).collect();
+    if reasons.is_empty() {
+        reasons.push(answer.get("error").map_or_else(|| answer.to_string(), |e| word(Some(e))));
+    }
     let mut out = "refused, nothing was done:\n".to_owned();
     for reason in reasons {
         let _ = writeln!(out, "  {reason}");
@@ -317,13 +306,10 @@ pub fn refused(answer: &Value) -> String {
 
 /// An order that was tried and failed.
 pub fn failed(answer: &Value) -> String {
-    let why = ["failed", "error", "message"].iter().find_map(|k| answer.get(k)?.as_str()).map(str::to_owned);
-    let mut out = format!("failed: {}\n", why.unwrap_or_else(|| answer.to_string()));
-    for blocker in list(answer, "blockers") {
-        let _ = writeln!(out, "  {}", sentence(blocker));
-    }
-    if let Some(journal) = answer.get("journal").filter(|j| j.is_object()) {
-        let _ = writeln!(out, "where it stands: {}", change(journal));
+    let why = answer.get("error").map_or_else(|| answer.to_string(), |e| word(Some(e)));
+    let mut out = format!("failed: {why}\n");
+    if let Some(journal) = journal_in(answer) {
+        let _ = writeln!(out, "where it stands: {journal}");
     }
     out
 }
@@ -366,12 +352,29 @@ mod tests {
     #[test]
     fn an_unprotected_cluster_says_since_when() {
         let text = status(&json!({
-            "cluster": "demo", "term": 7, "phase": "active", "primary": "n3", "mode": "strict",
+            "cluster": "demo", "term": 7, "phase": "active", "primary": "n3", "mode": "strict", "policy": null,
+            "suspended": { "term": 7, "since": "0/5000", "since_wall": 0, "why": "data loss was allowed" },
+            "leading": true, "leader": { "id": "a", "admin": "db1:7400" }, "proxies": [],
+            "nodes": [{
+                "node": "n3", "postgres": { "host": "db3", "port": 5432 }, "role": "primary", "state": "primary",
+                "voter": true, "agent_reachable": false, "silent_ms": 1200, "timeline": 7, "receive_lsn": "0/6000",
+                "replay_lsn": null, "replay_lag_bytes": null, "replay_lag_ms": null, "streams_from": null,
+                "fenced": false, "quarantine": null, "rejoin": null, "promise": 7, "trouble": null, "agent": null,
+            }],
             "safe_to_lose_primary": { "safe": false, "why": ["commits past 0/5000 are not protected"] },
-            "suspended": { "term": 7, "since": "0/5000", "since_wall": 0, "why": "failover with data loss allowed" },
-            "nodes": [{ "node": "n3", "role": "primary", "state": "running", "timeline": 7 }],
+            "verdict": { "verdict": "steady" }, "verdict_text": [], "last_failover": null, "records_ms_ago": 3,
         }));
-        assert!(text.contains("NOT SAFE: commits past 0/5000 are not protected"), "{text}");
-        assert!(text.contains("UNPROTECTED since 0/5000 (term 7, 1970-01-01T00:00:00Z)"), "{text}");
+        let expected = "cluster demo  term 7  phase active  primary n3  mode strict  leading manager db1:7400\n\
+            losing the primary now: NOT SAFE: commits past 0/5000 are not protected\n\
+            UNPROTECTED since 0/5000 (term 7, 1970-01-01T00:00:00Z): data loss was allowed; armed again by itself \
+            when enough standbys stream\n\n\
+            NODE  STATE    TL  RECEIVED  REPLAYED  BEHIND  LAG  NOTES\n\
+            n3    primary  7   0/6000    -         -       -    agent silent for 1200 ms\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_answer_that_is_no_status_is_shown_whole() {
+        assert_eq!(status(&json!({ "term": 3 })), "{\n  \"term\": 3\n}\n");
     }
 }

@@ -272,7 +272,7 @@ impl Cluster {
 
     /// Ask for a switchover and wait until it is done.
     pub async fn switchover(&self, to: &str) -> Result<()> {
-        let answer = self.admin().post("/ops/switchover", &json!({ "to": to, "by": "demo" })).await;
+        let answer = self.admin().post("/ops/switchover", &json!({ "to": to })).await;
         answer.map(drop).map_err(|e| anyhow!("switchover to {to}: {e}"))
     }
 

@@ -1,15 +1,21 @@
 //! The roles themselves: starts each, keeps what it shows, and stops them in an order in which none misses another.
 
 use crate::admin::{Part, Routes};
-use crate::config::{Config, Role};
-use anyhow::{Context, Result, bail};
+use crate::config::{self, Config, Role};
+use anyhow::{Context, Result};
 use cluster::keys::Keys;
+use cluster::topology::{Closed, Gate, Topology};
+use failover::agent::{self, AgentHandle};
+use failover::http::ManagerRoutes;
+use failover::manager::{self, ManagerConfig, ManagerHandle};
 use failover::store::Store;
 use failover::store::etcd::EtcdStore;
+use failover::view::register::Registration;
 use failover::view::{self, Purpose, Times, View};
 use prometheus::Registry;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -64,26 +70,197 @@ pub(super) struct Running {
     stops: BTreeMap<Role, oneshot::Sender<Duration>>,
     pages: BTreeMap<Role, watch::Receiver<Shown>>,
     routes: Option<Arc<dyn Routes>>,
-    /// Kept for as long as anything follows it.
-    _view: Option<View>,
+    /// Reads etcd for as long as it is here.
+    view: Option<View>,
 }
 
 /// Start every role asked for.
 pub(super) async fn start(config: &Config, registry: &Registry) -> Result<Running> {
-    let mut running = Running::default();
     let etcd = EtcdStore::new(&config.etcd).context("cannot use etcd")?;
     let versions = etcd.clone();
     tokio::spawn(async move { versions.check_versions().await });
     let store: Arc<dyn Store> = Arc::new(etcd);
-    let keys = Keys::new(&config.etcd.prefix, &config.name);
-    for role in &config.roles {
-        bail!("the role {role} is not part of this build");
+    let mut starting = Starting { config, registry, store, running: Running::default() };
+    // Whoever can fail by itself, and is cheap to undo, comes first; PostgreSQL comes last.
+    starting.manager()?;
+    starting.lagmon_and_proxy()?;
+    starting.agent().await?;
+    Ok(starting.running)
+}
+
+/// What starting a role needs.
+struct Starting<'a> {
+    config: &'a Config,
+    registry: &'a Registry,
+    store: Arc<dyn Store>,
+    running: Running,
+}
+
+impl Starting<'_> {
+    fn keys(&self) -> Keys {
+        Keys::new(&self.config.etcd.prefix, &self.config.name)
     }
-    if config.roles.contains(&Role::Proxy) || config.roles.contains(&Role::Lagmon) {
-        let purpose = if config.roles.contains(&Role::Proxy) { Purpose::Proxy } else { Purpose::Observe };
-        running._view = Some(view::start(store, keys, Times::from(&config.etcd), purpose, registry)?);
+
+    fn manager(&mut self) -> Result<()> {
+        let Some(section) = self.config.manager.clone() else { return Ok(()) };
+        let file = self.config.secret_file.as_deref().context("cluster.secret_file is not set")?;
+        let secret = config::read_secret(file);
+        let config = ManagerConfig {
+            cluster: self.config.name.clone(),
+            keys: self.keys(),
+            section,
+            secret: secret.with_context(|| format!("cannot read cluster.secret_file {}", file.display()))?,
+            admin: self.config.admin.advertise.clone(),
+            view_validity: self.config.etcd.view_validity,
+        };
+        let manager = manager::start(config, Arc::clone(&self.store), self.registry).context("role manager")?;
+        self.running.routes = Some(Arc::new(Mounted(manager.routes())));
+        self.running.add(Role::Manager, |show, stop| play_manager(manager, show, stop));
+        Ok(())
     }
-    Ok(running)
+
+    /// The view feeds lagmon and the proxy, lagmon feeds the proxy, the proxy's state goes back to etcd.
+    fn lagmon_and_proxy(&mut self) -> Result<()> {
+        let config = self.config;
+        if config.lagmon.is_none() && config.proxy.is_none() {
+            return Ok(());
+        }
+        let purpose = if config.proxy.is_some() { Purpose::Proxy } else { Purpose::Observe };
+        let times = Times::from(&config.etcd);
+        let view = view::start(Arc::clone(&self.store), self.keys(), times, purpose, self.registry)
+            .context("cannot register the view's metrics")?;
+        // Without lagmon no standby is known to be fresh, so every statement goes to the primary.
+        let mut lag = watch::channel(Arc::default()).1;
+        if let Some(section) = config.lagmon.clone() {
+            let lagmon = lagmon::start(section, view.topology(), self.registry).context("role lagmon")?;
+            lag = lagmon.lag();
+            let topology = view.topology();
+            self.running.add(Role::Lagmon, |show, stop| play_lagmon(lagmon, topology, show, stop));
+        }
+        if let Some(section) = config.proxy.clone() {
+            let inputs = proxy::Inputs { topology: view.topology(), lag };
+            let proxy = proxy::start(section, inputs, self.registry).context("role proxy")?;
+            let registration = view.register(&proxy_id(), proxy.state.clone());
+            let topology = view.topology();
+            self.running.add(Role::Proxy, |show, stop| play_proxy(proxy, registration, topology, show, stop));
+        }
+        self.running.view = Some(view);
+        Ok(())
+    }
+
+    async fn agent(&mut self) -> Result<()> {
+        let (Some(agent), Some(cluster)) = (self.config.agent.clone(), self.config.cluster.clone()) else {
+            return Ok(());
+        };
+        let agent = agent::run(agent, cluster, self.keys(), Arc::clone(&self.store), self.registry);
+        let agent = agent.await.context("role agent")?;
+        self.running.add(Role::Agent, |show, stop| play_agent(agent, show, stop));
+        Ok(())
+    }
+}
+
+/// Names this proxy in etcd: the host for people, and a number that no other process has.
+fn proxy_id() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
+    let plain: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
+    format!("{plain}-{:08x}", rand::random::<u32>())
+}
+
+/// The managers' routes, as the admin listener mounts them.
+struct Mounted(ManagerRoutes);
+
+impl Routes for Mounted {
+    fn handle<'a>(
+        &'a self,
+        method: &'a str,
+        path: &'a str,
+        query: &'a str,
+        body: &'a [u8],
+    ) -> Pin<Box<dyn Future<Output = Option<(u16, Value)>> + Send + 'a>> {
+        Box::pin(self.0.handle(method, path, query, body))
+    }
+}
+
+type Stopping = oneshot::Receiver<Duration>;
+
+async fn play_manager(mut manager: ManagerHandle, show: watch::Sender<Shown>, mut stop: Stopping) -> Option<String> {
+    let mut tick = tokio::time::interval(SHOW_EVERY);
+    loop {
+        tokio::select! {
+            _ = &mut stop => break,
+            why = manager.failed() => return Some(why),
+            _ = tick.tick() => {
+                let leading = manager.status().borrow().leading;
+                show.send_replace(Shown { ready: manager.ready(), state: json!({ "leading": leading }) });
+            }
+        }
+    }
+    manager.stop().await;
+    None
+}
+
+async fn play_lagmon(
+    lagmon: lagmon::Handle,
+    topology: watch::Receiver<Topology>,
+    show: watch::Sender<Shown>,
+    mut stop: Stopping,
+) -> Option<String> {
+    let mut tick = tokio::time::interval(SHOW_EVERY);
+    loop {
+        tokio::select! {
+            _ = &mut stop => return None,
+            _ = tick.tick() => {
+                show.send_replace(Shown { ready: known(&topology), state: lagmon.status() });
+            }
+        }
+    }
+}
+
+async fn play_proxy(
+    proxy: proxy::Handle,
+    registration: Registration,
+    topology: watch::Receiver<Topology>,
+    show: watch::Sender<Shown>,
+    mut stop: Stopping,
+) -> Option<String> {
+    let mut tick = tokio::time::interval(SHOW_EVERY);
+    let bound = loop {
+        tokio::select! {
+            bound = &mut stop => break bound.unwrap_or_default(),
+            _ = tick.tick() => {
+                let state = serde_json::to_value(proxy.status()).unwrap_or_default();
+                show.send_replace(Shown { ready: known(&topology), state });
+            }
+        }
+    };
+    show.send_modify(|s| s.ready = Err("stopping".to_owned()));
+    proxy.drain(bound * 3 / 4).await;
+    // Only now: as long as sessions run, managers must wait for this proxy.
+    registration.end().await;
+    None
+}
+
+/// Ready: etcd has told what the cluster is, whether or not it accepts writes just now.
+fn known(topology: &watch::Receiver<Topology>) -> Result<(), String> {
+    let found = topology.borrow().gate != Gate::Closed(Closed::Unknown);
+    found.then_some(()).ok_or_else(|| "nothing is known about the cluster yet: etcd has not answered".to_owned())
+}
+
+async fn play_agent(mut agent: AgentHandle, show: watch::Sender<Shown>, mut stop: Stopping) -> Option<String> {
+    let mut tick = tokio::time::interval(SHOW_EVERY);
+    loop {
+        tokio::select! {
+            _ = &mut stop => break,
+            () = agent.failed() => return Some("a task of the agent ended".to_owned()),
+            _ = tick.tick() => {
+                let ready = agent.is_ready().then_some(()).ok_or_else(|| "PostgreSQL does not answer".to_owned());
+                show.send_replace(Shown { ready, state: serde_json::to_value(agent.state()).unwrap_or_default() });
+            }
+        }
+    }
+    show.send_modify(|s| s.ready = Err("stopping".to_owned()));
+    agent.stop().await;
+    None
 }
 
 impl Running {
@@ -137,5 +314,6 @@ impl Running {
                 }
             }
         }
+        self.view = None;
     }
 }
