@@ -118,6 +118,7 @@ async fn a_change_in_etcd_is_seen_at_once_by_its_hint_and_soon_without() {
     for want in [
         "pgtenure_failover_view_term 4",
         "pgtenure_failover_view_gate{gate=\"recruiting\"} 1",
+        "pgtenure_failover_view_gate{gate=\"open\"} 0",
         "pgtenure_failover_view_primary{node=\"n1\"} 1",
         "pgtenure_failover_view_reads_total{outcome=\"ok\"}",
         "pgtenure_failover_view_age_seconds",

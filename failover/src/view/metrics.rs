@@ -1,17 +1,30 @@
 //! A view's metrics. The age is computed when scraped: a reader that hangs must not export a young age.
 //!
-//! `pgtenure_failover_view_term`, `pgtenure_failover_view_gate{gate}` (1 for the gate that holds now),
+//! `pgtenure_failover_view_term`, `pgtenure_failover_view_gate{gate}` (1 for the gate that holds now, else 0),
 //! `pgtenure_failover_view_age_seconds` (absent before the first read), `pgtenure_failover_view_primary{node}`,
 //! `pgtenure_failover_view_reads_total{outcome}`.
 
 use super::Health;
 use cluster::Clock;
-use cluster::topology::Topology;
+use cluster::topology::{Closed, Gate, Topology};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use std::sync::Mutex;
 use tokio::sync::watch;
+
+const GATES: [Gate; 10] = [
+    Gate::Open,
+    Gate::Draining,
+    Gate::Closed(Closed::Unknown),
+    Gate::Closed(Closed::Vacant),
+    Gate::Closed(Closed::Recruiting),
+    Gate::Closed(Closed::Promoting),
+    Gate::Closed(Closed::Opening),
+    Gate::Closed(Closed::Stale),
+    Gate::Closed(Closed::Fenced),
+    Gate::Closed(Closed::Unleased),
+];
 
 /// Counts reads; everything else is collected from what was published.
 #[derive(Debug)]
@@ -81,8 +94,10 @@ impl Collector for Published {
         {
             let topology = self.topology.borrow();
             self.term.set(i64::try_from(topology.term.0).unwrap_or(i64::MAX));
-            self.gate.reset();
-            self.gate.with_label_values(&[topology.gate_at(now).as_str()]).set(1.0);
+            let holds = topology.gate_at(now);
+            for gate in GATES {
+                self.gate.with_label_values(&[gate.as_str()]).set(f64::from(u8::from(gate == holds)));
+            }
             self.primary.reset();
             if let Some(primary) = &topology.primary {
                 self.primary.with_label_values(&[primary.node.as_str()]).set(1.0);
