@@ -149,7 +149,10 @@ pub(crate) struct Agent {
     /// A manager's order to follow, which may be faster than etcd's hint.
     follow: Mutex<Option<Follow>>,
     held: Mutex<Option<lease::Held>>,
+    /// Something may have to be done by ourselves.
     wake: Notify,
+    /// PostgreSQL was seen to have ended.
+    died: Notify,
     look_now: Notify,
     looked: watch::Sender<u64>,
     _lock: std::fs::File,
@@ -206,6 +209,7 @@ pub async fn run(
         follow: Mutex::new(None),
         held: Mutex::new(None),
         wake: Notify::new(),
+        died: Notify::new(),
         look_now: Notify::new(),
         looked: watch::channel(0).0,
         _lock: lock,

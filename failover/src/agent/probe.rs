@@ -214,7 +214,7 @@ impl Agent {
                     o.last_timeline = None;
                     o.system_id = Some(control.system_id);
                 });
-                self.wake.notify_one();
+                self.died.notify_one();
             }
             Err(error) => self.trouble(&error.to_string()),
         }

@@ -15,7 +15,7 @@ const IDLE: Duration = Duration::from_millis(500);
 /// After an act that failed: doubled up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest pause after failures.
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
 /// An act that failed; tried again after a pause.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +41,7 @@ impl Agent {
         loop {
             let known = self.records.borrow().read_at.is_some();
             let act = if known { self.act_once().await } else { Ok(Act::Wait(Because::NoPrimary)) };
+            let failed = act.is_err();
             let pause = match act {
                 Ok(act) => {
                     backoff = BACKOFF_MIN;
@@ -65,6 +66,8 @@ impl Agent {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.wake.notified() => {}
+                // An act that failed may have ended with PostgreSQL's end: that is no reason to try again sooner.
+                () = self.died.notified(), if !failed => {}
                 _ = records.changed() => {}
             }
         }

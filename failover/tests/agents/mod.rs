@@ -58,7 +58,7 @@ pub(crate) struct Node {
 }
 
 pub(crate) struct Cluster {
-    pub(crate) dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     pub(crate) store: MemoryStore,
     pub(crate) keys: Keys,
     pub(crate) shared: ClusterConfig,
@@ -69,8 +69,14 @@ pub(crate) struct Cluster {
 impl Drop for Cluster {
     /// Whatever a test did, none of its servers stays.
     fn drop(&mut self) {
-        for node in &self.nodes {
-            kill_all(&node.config.data_dir.join("data"));
+        self.nodes.iter_mut().for_each(|n| drop(n.handle.take()));
+        // A task that is just starting a server ends at its next wait only, so look until nothing comes any more.
+        let mut quiet = 0;
+        while quiet < 5 {
+            let data = || self.nodes.iter().map(|n| n.config.data_dir.join("data"));
+            quiet = if data().all(|d| postgres_of(&d).is_empty()) { quiet + 1 } else { 0 };
+            data().for_each(|d| kill_all(&d));
+            std::thread::sleep(Duration::from_millis(20));
         }
         if std::thread::panicking() {
             for node in &self.nodes {
@@ -137,7 +143,7 @@ impl Cluster {
             let config = check(&raw, &BootstrapRaw::default()).unwrap();
             Node { id, config, handle: None, store: store.client(), agent_port: 0 }
         });
-        Self { nodes: nodes.collect(), dir, store, keys: Keys::new("/t", "t"), shared, k }
+        Self { nodes: nodes.collect(), _dir: dir, store, keys: Keys::new("/t", "t"), shared, k }
     }
 
     pub(crate) async fn start(&mut self, i: usize) {
