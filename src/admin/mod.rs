@@ -15,7 +15,7 @@
 mod metrics;
 mod pages;
 
-pub use pages::{Pages, Part, Reply, Routes};
+pub use pages::{Pages, Part, Reply, RouteFuture, Routes};
 
 use anyhow::{Context, Result};
 use http_body_util::{BodyExt, Full, Limited};

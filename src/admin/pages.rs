@@ -21,16 +21,13 @@ pub trait Part: Send + Sync {
     fn status(&self) -> Value;
 }
 
+/// An HTTP status and JSON, when they are there; `None` when the route is another's.
+pub type RouteFuture<'a> = Pin<Box<dyn Future<Output = Option<(u16, Value)>> + Send + 'a>>;
+
 /// Routes that a role answers itself. `None`: not one of its routes.
 pub trait Routes: Send + Sync {
     /// Answer a request with an HTTP status and JSON.
-    fn handle<'a>(
-        &'a self,
-        method: &'a str,
-        path: &'a str,
-        query: &'a str,
-        body: &'a [u8],
-    ) -> Pin<Box<dyn Future<Output = Option<(u16, Value)>> + Send + 'a>>;
+    fn handle<'a>(&'a self, method: &'a str, path: &'a str, query: &'a str, body: &'a [u8]) -> RouteFuture<'a>;
 }
 
 /// Everything the admin listener can answer from.
@@ -162,13 +159,7 @@ mod tests {
 
     struct Leader;
     impl Routes for Leader {
-        fn handle<'a>(
-            &'a self,
-            method: &'a str,
-            path: &'a str,
-            _: &'a str,
-            _: &'a [u8],
-        ) -> Pin<Box<dyn Future<Output = Option<(u16, Value)>> + Send + 'a>> {
+        fn handle<'a>(&'a self, method: &'a str, path: &'a str, _: &'a str, _: &'a [u8]) -> RouteFuture<'a> {
             let known = matches!((method, path), ("GET", "/status") | ("POST", "/ops/switchover"));
             Box::pin(async move { known.then(|| (200, json!({ "term": 7 }))) })
         }

@@ -3,7 +3,7 @@
 use super::table::Table;
 use failover::fsm::blocker::{Blocker, Verdict};
 use failover::fsm::status::{NodeStatus, Status};
-use failover::record::{JournalRecord, LossReport, WallMillis};
+use failover::record::{Cause, JournalRecord, LossReport, WallMillis};
 use serde_json::Value;
 use std::fmt::{self, Write};
 
@@ -110,6 +110,7 @@ pub fn status(answer: &Value) -> String {
 }
 
 fn nodes(nodes: &[NodeStatus]) -> String {
+    let voters = nodes.iter().any(|n| n.voter);
     let mut table = Table::new(&["NODE", "STATE", "TL", "RECEIVED", "REPLAYED", "BEHIND", "LAG", "NOTES"]);
     for n in nodes {
         table.row([
@@ -120,13 +121,14 @@ fn nodes(nodes: &[NodeStatus]) -> String {
             or_dash(n.replay_lsn),
             n.replay_lag_bytes.map_or_else(|| "-".to_owned(), bytes),
             n.replay_lag_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
-            notes(n),
+            notes(n, voters),
         ]);
     }
     if table.is_empty() { "no nodes known yet\n".to_owned() } else { table.text() }
 }
 
-fn notes(n: &NodeStatus) -> String {
+/// `voters`: it is known who votes.
+fn notes(n: &NodeStatus, voters: bool) -> String {
     let mut notes = Vec::new();
     if !n.agent_reachable {
         notes.push(format!("agent silent for {} ms", n.silent_ms));
@@ -141,7 +143,7 @@ fn notes(n: &NodeStatus) -> String {
         notes.push(format!("quarantined until it has replayed {} on timeline {}", floor.lsn, floor.timeline));
     }
     notes.extend(n.rejoin.iter().chain(&n.trouble).cloned());
-    if !n.voter {
+    if voters && !n.voter {
         notes.push("does not vote".to_owned());
     }
     notes.join("; ")
@@ -212,16 +214,21 @@ pub fn history(answer: &Value) -> String {
 
 /// `pgtenure report`: `{"journal": …, "reports": […]}`.
 pub fn report(answer: &Value) -> String {
-    let mut out = match serde_json::from_value::<JournalRecord>(answer.get("journal").cloned().unwrap_or_default()) {
-        Ok(journal) => journal_text(&journal),
-        Err(_) => "how this term came about is not recorded\n".to_owned(),
-    };
+    let journal = answer.get("journal").cloned().unwrap_or_default();
+    let Ok(journal) = serde_json::from_value::<JournalRecord>(journal) else { return format!("{answer:#}\n") };
     let reports = list(answer, "reports").filter_map(|r| serde_json::from_value::<LossReport>(r.clone()).ok());
-    let losses: Vec<String> = reports.map(|r| loss_text(&r)).collect();
-    if losses.is_empty() {
-        out.push_str("the old primary's WAL has not been read yet: what it lost is known when it rejoins\n");
+    let losses: String = reports.map(|r| loss_text(&r)).collect();
+    let mut out = journal_text(&journal);
+    match (losses.is_empty(), journal.cause) {
+        (false, _) => out.push_str(&losses),
+        (true, Cause::Bootstrap) => {}
+        (true, Cause::Switchover) => out.push_str("nothing lost: the old primary was stopped cleanly\n"),
+        (true, Cause::Failover | Cause::OperatorFailover | Cause::Restart) => out.push_str(
+            "final: not known, or nothing was lost: a report is made when the old primary rejoins and its WAL goes \
+             past the fork\n",
+        ),
     }
-    out + &losses.concat()
+    out
 }
 
 fn journal_text(j: &JournalRecord) -> String {

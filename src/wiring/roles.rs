@@ -1,6 +1,6 @@
 //! The roles themselves: starts each, keeps what it shows, and stops them in an order in which none misses another.
 
-use crate::admin::{Part, Routes};
+use crate::admin::{Part, RouteFuture, Routes};
 use crate::config::{self, Config, Role};
 use anyhow::{Context, Result};
 use cluster::keys::Keys;
@@ -15,7 +15,6 @@ use failover::view::{self, Purpose, Times, View};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -170,13 +169,7 @@ fn proxy_id() -> String {
 struct Mounted(ManagerRoutes);
 
 impl Routes for Mounted {
-    fn handle<'a>(
-        &'a self,
-        method: &'a str,
-        path: &'a str,
-        query: &'a str,
-        body: &'a [u8],
-    ) -> Pin<Box<dyn Future<Output = Option<(u16, Value)>> + Send + 'a>> {
+    fn handle<'a>(&'a self, method: &'a str, path: &'a str, query: &'a str, body: &'a [u8]) -> RouteFuture<'a> {
         Box::pin(self.0.handle(method, path, query, body))
     }
 }
