@@ -43,6 +43,9 @@ pub struct ManagerRaw {
     pub failover_budget: u32,
     /// See `failover_budget`. Default `10min`.
     pub failover_window: Span,
+    /// Async mode: a primary that the leading manager has never heard is waited for so long before a standby replaces
+    /// it, because after a stop of everything it alone has every acknowledged row. Default `30s`.
+    pub restart_grace: Span,
     /// Time to live of the leading manager's lease; etcd may raise it. Default `2s`: half a failover's budget when a
     /// manager dies together with the primary.
     pub lease_ttl: Span,
@@ -68,6 +71,7 @@ impl Default for ManagerRaw {
             operation_timeout: Span::secs(60),
             failover_budget: 6,
             failover_window: Span::secs(600),
+            restart_grace: Span::secs(30),
             lease_ttl: Span::secs(2),
             read_interval: Span::secs(1),
         }
@@ -148,6 +152,7 @@ pub fn check(raw: &ManagerRaw) -> Result<ManagerSection, Vec<BadSetting>> {
         operation_timeout: raw.operation_timeout.0,
         failover_budget: raw.failover_budget as usize,
         failover_window: raw.failover_window.0,
+        restart_grace: raw.restart_grace.0,
         ..Settings::default()
     };
     Ok(ManagerSection {

@@ -102,6 +102,13 @@ pub enum Blocker {
         /// Who sees what.
         observers: Vec<String>,
     },
+    /// This manager has never heard the primary, which alone has every acknowledged commit: it may yet be started.
+    PrimaryAwaited {
+        /// The primary.
+        node: NodeId,
+        /// Until it counts as lost.
+        left_ms: u64,
+    },
     /// The primary's PostgreSQL does not answer, not long enough yet.
     PrimaryHung {
         /// The primary.
@@ -272,6 +279,7 @@ impl Blocker {
             Self::TooFewRecruits { .. } => "too_few_recruits",
             Self::TooFewObservers { .. } => "too_few_observers",
             Self::PrimaryStillAnswers { .. } => "primary_still_answers",
+            Self::PrimaryAwaited { .. } => "primary_awaited",
             Self::PrimaryHung { .. } => "primary_hung",
             Self::PrimaryOnOtherTimeline { .. } => "primary_on_other_timeline",
             Self::PrimaryFenced { .. } => "primary_fenced",
@@ -344,6 +352,11 @@ impl fmt::Display for Blocker {
             Self::PrimaryStillAnswers { node, observers } => {
                 write!(f, "{node} is silent to this manager but still answers others: {}", list(observers))
             }
+            Self::PrimaryAwaited { node, left_ms } => write!(
+                f,
+                "only {node} has every acknowledged commit and it has not been heard since this manager leads; it is \
+                 waited for, {left_ms} ms more"
+            ),
             Self::PrimaryHung { node, for_ms, limit_ms } => {
                 write!(f, "PostgreSQL of {node} has not answered for {for_ms} ms of {limit_ms} ms")
             }

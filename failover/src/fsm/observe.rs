@@ -226,6 +226,11 @@ impl Observed {
         }
         let mut votes = Votes::default();
         let Some(policy) = self.policy() else { return Health::Well };
+        let left = settings.restart_grace.saturating_sub(now.since(agent.since));
+        if !policy.protects() && agent.heard_at.is_none() && !left.is_zero() {
+            let left_ms = millis(left);
+            return Health::Unsure(vec![Blocker::PrimaryAwaited { node: node.clone(), left_ms }]);
+        }
         for voter in policy.voters.iter().filter(|v| *v != node) {
             votes.others += 1;
             match self.vote(voter, node, term, now, settings) {

@@ -488,6 +488,7 @@ impl Planner {
         Begin {
             cause,
             began,
+            detected: None,
             evidence,
             prefer: None,
             avoid: None,

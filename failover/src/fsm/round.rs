@@ -25,6 +25,8 @@ pub(super) struct Begin {
     pub(super) cause: Cause,
     /// The first evidence; the journal counts from here.
     pub(super) began: Instant,
+    /// When it was first decided.
+    pub(super) detected: Option<Instant>,
     pub(super) evidence: Vec<String>,
     /// The operator's target.
     pub(super) prefer: Option<NodeId>,
@@ -154,7 +156,7 @@ impl Planner {
     fn begin_or_hold(&mut self, now: Instant, begin: Begin, out: &mut Vec<Action>) -> Flow {
         let blockers = self.obstacles(now, &begin);
         if blockers.is_empty() {
-            self.send_begin(begin, out);
+            self.send_begin(now, begin, out);
         } else {
             self.verdict = Verdict::Hold { blockers };
         }
@@ -166,7 +168,7 @@ impl Planner {
         let Stage::Intent(begin) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
         let blockers = self.obstacles(now, &begin);
         if blockers.is_empty() && now >= begin.not_before {
-            self.send_begin(*begin, out);
+            self.send_begin(now, *begin, out);
         } else {
             if !blockers.is_empty() {
                 self.verdict = Verdict::Hold { blockers };
@@ -247,7 +249,7 @@ impl Planner {
     }
 
     /// T1.
-    fn send_begin(&mut self, begin: Begin, out: &mut Vec<Action>) {
+    fn send_begin(&mut self, now: Instant, mut begin: Begin, out: &mut Vec<Action>) {
         let (Some(old), Some(policy)) = (self.seen.records.term.clone(), self.seen.records.policy.clone()) else {
             return;
         };
@@ -269,6 +271,7 @@ impl Planner {
         if !policy.value.protects() {
             guards.push(Guard::NoPrimary);
         }
+        begin.detected = begin.detected.or(Some(now));
         let journal = self.new_journal(term, &begin, prev.as_ref(), &policy.value);
         let puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(journal))];
         self.verdict = Verdict::Acting { term, step: "beginning the term".into() };
@@ -326,6 +329,7 @@ impl Planner {
             self.spent.push_back(now);
         }
         let mut journal = self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value);
+        phase(&mut journal, begin.began, begin.detected.unwrap_or(now), "detected");
         phase(&mut journal, begin.began, now, "recruiting");
         let round = Round {
             begin: *begin,
@@ -535,6 +539,7 @@ impl Planner {
         };
         let guards = vec![Guard::Term(round.revision), Guard::Policy(round.policy_revision)];
         let puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(round.journal.clone()))];
+        self.verdict = Verdict::Acting { term: round.term, step: format!("choosing {}", choice.node) };
         round.step = Step::Choosing(choice);
         self.send(ChangeKind::Choose, guards, puts, Vec::new(), out);
     }

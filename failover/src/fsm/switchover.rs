@@ -202,6 +202,7 @@ fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
     Begin {
         cause: if forced.is_some() { Cause::OperatorFailover } else { cause },
         began: prelude.began,
+        detected: None,
         evidence: prelude.evidence,
         prefer: prelude.target,
         avoid: Some(prelude.primary),

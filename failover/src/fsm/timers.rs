@@ -40,6 +40,9 @@ pub struct Settings {
     pub retry_longest: Duration,
     /// How long a proxy may act on an old view once its lease has run out: T_p (1 + ρ), with rounding up.
     pub proxy_lease: Duration,
+    /// Where commits are not protected, a primary that was never heard may be one that is being started with all
+    /// others: how long a fresh leader waits for it.
+    pub restart_grace: Duration,
     /// A fresh leader acts on silence only after having listened for so long.
     pub settle: Duration,
 }
@@ -64,6 +67,7 @@ impl Default for Settings {
             retry: Duration::from_millis(200),
             retry_longest: Duration::from_secs(5),
             proxy_lease: Duration::from_millis(2100),
+            restart_grace: Duration::from_secs(30),
             settle: Duration::from_millis(500),
         }
     }

@@ -3,10 +3,10 @@
 use crate::fsm::action::Input;
 use crate::fsm::observe::{At, Records};
 use crate::metrics::Metrics;
-use crate::record::LeaderRecord;
+use crate::record::{LeaderRecord, LossReport};
 use crate::store::{Range, Snapshot, Store, StoreError, Versioned};
 use cluster::keys::Keys;
-use cluster::{Clock, Term};
+use cluster::{Clock, Instant, Term};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -17,6 +17,8 @@ use tracing::warn;
 
 /// Pause after a read that failed.
 const RETRY: Duration = Duration::from_millis(200);
+/// Reports of lost WAL are large and change rarely.
+const REPORTS_EVERY: Duration = Duration::from_secs(5);
 
 /// The `manager` key as last read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,8 +50,13 @@ impl Reader {
         let mut hints = self.store.watch(&self.keys.root());
         let mut newest = Term(0);
         let mut failing = false;
+        let mut reports_at = Instant::default();
         loop {
             let sent_at = Clock.now();
+            if newest != Term(0) && sent_at.since(reports_at) >= REPORTS_EVERY {
+                reports_at = sent_at;
+                self.read_reports(newest).await;
+            }
             let pause = match self.store.read(self.ranges(newest)).await {
                 Ok(snapshot) => {
                     failing = false;
@@ -73,6 +80,15 @@ impl Reader {
                 () = self.asked.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    /// What the newest term's old primary turned out to have lost, for the metrics.
+    async fn read_reports(&self, newest: Term) {
+        let prefix = format!("{}{:020}/", self.keys.reports(), newest.0);
+        if let Ok(found) = self.store.get_prefix(&prefix).await {
+            let reports: Vec<LossReport> = found.found.iter().filter_map(one).collect();
+            reports.iter().for_each(|r| self.metrics.loss(r));
         }
     }
 

@@ -1,0 +1,456 @@
+//! The world of a scenario: etcd's records, agents' reports and time, as its commands make them.
+
+mod parse;
+mod show;
+
+use cluster::timeline::Fork;
+use cluster::{Endpoint, Instant, Lsn, NodeId, Term, TimelineId};
+use failover::api::{AgentState, Frozen, Opened, Promoted, Refused, Sighting, Stopped};
+use failover::fsm::action::{
+    Action, Change, ChangeKind, ChangeOutcome, CommandError, CommandKind, Input, Operation, RecordKey, RecordPut, Reply,
+};
+use failover::fsm::observe::{At, Records};
+use failover::fsm::planner::Planner;
+use failover::fsm::timers::Settings;
+use failover::record::{
+    Cause, FenceRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Suspension, Tenure,
+    TermRecord,
+};
+use parse::Words;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Everything a scenario can change.
+pub(crate) struct World {
+    planner: Planner,
+    now: Instant,
+    records: Records,
+    sent: Vec<Change>,
+    orders: BTreeMap<(NodeId, CommandKind), Term>,
+    reports: BTreeMap<NodeId, Heard>,
+    seen: Vec<String>,
+}
+
+struct Heard {
+    state: AgentState,
+    /// Both sightings grow from this instant.
+    lost_since: Option<Instant>,
+}
+
+type Done = Result<(), String>;
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            planner: Planner::new("m1", Settings::default()),
+            now: Instant::from_millis(1_000_000),
+            records: Records { revision: 100, ..Records::default() },
+            sent: Vec::new(),
+            orders: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            seen: Vec::new(),
+        }
+    }
+}
+
+impl World {
+    /// What the planner did since the last call, and its verdict.
+    pub(crate) fn take_seen(&mut self) -> Vec<String> {
+        let mut seen = std::mem::take(&mut self.seen);
+        seen.push(show::verdict(self.planner.verdict()));
+        seen
+    }
+
+    /// Perform one line.
+    pub(crate) fn command(&mut self, line: &str) -> Done {
+        let mut words = Words::new(line);
+        match words.next()? {
+            "cluster" => self.cluster(&mut words)?,
+            "lead" => self.step(Input::Leading { revision: 50 }),
+            "unlead" => self.step(Input::NotLeading),
+            "report" => self.report(&mut words)?,
+            "silent" => {
+                let node = words.parse()?;
+                let refused = words.flag("refused");
+                self.step(Input::Silent { node, refused });
+            }
+            "run" => self.run(&mut words)?,
+            "done" | "lost" | "unmade" | "unknown" => return self.outcome(line),
+            "read" => self.read(),
+            "record" => self.record(&mut words)?,
+            "proxy" => self.proxy(&mut words)?,
+            "fence" => {
+                let node: NodeId = words.parse()?;
+                let fence = FenceRecord { by: "someone".into(), at: 0, stop_writes: words.flag("stop_writes") };
+                self.records.fences.insert(node, fence);
+                self.bump();
+                self.read();
+            }
+            "lease" => {
+                words.expect("gone")?;
+                self.records.primary = None;
+                self.bump();
+                self.read();
+            }
+            "frozen" | "recovered" => return self.frozen(line),
+            "promoted" => self.promoted(&mut words)?,
+            "opened" => self.opened(&mut words)?,
+            "stopped" => self.stopped(&mut words)?,
+            "obeyed" => {
+                let (node, kind) = (words.parse()?, parse::kind(words.next()?)?);
+                self.answer(&node, kind, Ok(Reply::Done))?;
+            }
+            "armed" => {
+                let (node, lsn) = (words.parse()?, words.parse()?);
+                self.answer(&node, CommandKind::Arm, Ok(Reply::Armed(failover::api::Armed { lsn })))?;
+            }
+            "failed" => self.failed(&mut words)?,
+            "op" => self.operator(&mut words)?,
+            other => return Err(format!("unknown command {other}")),
+        }
+        words.end()
+    }
+
+    fn step(&mut self, input: Input) {
+        for action in self.planner.step(self.now, input) {
+            self.seen.push(show::action(&action));
+            match action {
+                Action::Change(change) if change.kind != ChangeKind::Journal => self.sent.push(*change),
+                Action::Send { node, command, .. } => {
+                    self.orders.insert((node, command.kind()), command.term());
+                }
+                Action::Change(_) | Action::Read | Action::Answer { .. } | Action::Ended { .. } => {}
+            }
+        }
+    }
+
+    fn bump(&mut self) {
+        self.records.revision += 1;
+    }
+
+    fn read(&mut self) {
+        let records = Box::new(self.records.clone());
+        self.step(Input::Records { sent_at: self.now, records });
+    }
+
+    /// `cluster primary=n1 term=7 [voters=n1,n2,n3] [mode=async] [k=1] [phase=active] [suspended=LSN]`: records, a
+    /// leading manager, and every node well.
+    fn cluster(&mut self, words: &mut Words<'_>) -> Done {
+        let primary: NodeId = words.value("primary")?;
+        let term = Term(words.value("term")?);
+        let voters: Vec<NodeId> = words.optional("voters")?.map_or_else(
+            || ["n1", "n2", "n3"].map(|n| n.parse().unwrap()).to_vec(),
+            |l: String| l.split(',').map(|n| n.parse().unwrap()).collect(),
+        );
+        let mode =
+            if words.optional::<String>("mode")?.as_deref() == Some("async") { Mode::Async } else { Mode::Strict };
+        let k = if mode == Mode::Async { 0 } else { words.optional("k")?.unwrap_or(1) };
+        let phase = words.optional::<String>("phase")?.map_or(Ok(Phase::Active), |p| parse::phase(&p))?;
+        let since: Option<Lsn> = words.optional("suspended")?;
+        let why = "an operator allowed data loss".to_owned();
+        let suspended = since.map(|since| Suspension { term, since, since_wall: 0, why });
+        for (i, node) in voters.iter().enumerate() {
+            let port = |base: u16| Endpoint { host: "127.0.0.1".into(), port: base + u16::try_from(i).unwrap() };
+            let member = MemberRecord {
+                node: node.clone(),
+                postgres: port(22000),
+                agent: port(22010),
+                pg_version: 150_000,
+                system_id: None,
+                host: "h".into(),
+            };
+            self.records.members.insert(node.clone(), member);
+        }
+        let record = TermRecord {
+            term,
+            phase,
+            coordinator: "m0".into(),
+            node: Some(primary.clone()),
+            cause: Cause::Bootstrap,
+            prev: None,
+            fork: None,
+            xid_bound: None,
+            record_lsn: Some(Lsn(0x100)),
+            policy_epoch: 1,
+        };
+        self.records.term = Some(At { value: record, revision: 90 });
+        let policy = PolicyRecord { epoch: 1, voters: voters.clone(), k, mode, suspended };
+        self.records.policy = Some(At { value: policy, revision: 91 });
+        self.records.primary = Some(PrimaryRecord { term, node: primary.clone(), holder: "h".into() });
+        self.step(Input::Leading { revision: 50 });
+        self.read();
+        if words.flag("unheard") {
+            return Ok(());
+        }
+        for node in &voters {
+            let role = if *node == primary { "primary" } else { "standby" };
+            self.report(&mut Words::new(&format!("{node} {role}")))?;
+        }
+        self.seen.clear();
+        Ok(())
+    }
+
+    /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|refused|ok]
+    /// [sql=ok] [hung=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]`; what is not said is as in a healthy cluster.
+    fn report(&mut self, words: &mut Words<'_>) -> Done {
+        let node: NodeId = words.parse()?;
+        let term = self.records.term.as_ref().map_or(Term(1), |t| t.value.term);
+        let primary = self.records.term.as_ref().and_then(|t| t.value.node.clone());
+        let is = words.next()?.to_owned();
+        let timeline = TimelineId(words.optional("tl")?.unwrap_or(u32::try_from(term.0).unwrap()));
+        let at: Lsn = words.optional("at")?.unwrap_or(Lsn(0x5000));
+        let postgres = parse::postgres(&is, timeline, at, primary.clone(), words)?;
+        let sees = words.optional::<String>("sees")?;
+        let lost = matches!(sees.as_deref(), Some("lost"));
+        let kept = self.reports.get(&node).and_then(|h| h.lost_since).unwrap_or(self.now);
+        let sql_fresh = words.flag("sql_answers");
+        let looks = primary.filter(|p| *p != node && sees.as_deref() != Some("nothing"));
+        let state = AgentState {
+            seq: 1,
+            node: node.clone(),
+            holder: format!("a-{node}"),
+            host: "h".into(),
+            promise: Term(words.optional("promise")?.unwrap_or(0)),
+            postgres,
+            observed_ms_ago: 0,
+            system_id: None,
+            frozen_for: None,
+            quarantine: words.optional::<String>("quarantine")?.map(|q| parse::position(&q)).transpose()?,
+            rejoin: None,
+            fenced: words.flag("fenced"),
+            sees_primary: looks.map(|p| Sighting {
+                node: p,
+                term,
+                agent_ms_ago: 0,
+                sql_ms_ago: if sql_fresh { 1 } else { 0 },
+                refused: sees.as_deref() == Some("refused"),
+            }),
+            lease_left_ms: None,
+            fsync_probe_ms: None,
+            trouble: None,
+        };
+        self.reports.insert(node.clone(), Heard { state, lost_since: lost.then_some(kept) });
+        self.hear(&node);
+        Ok(())
+    }
+
+    /// Send the node's report again, with its sightings as old as they are now.
+    fn hear(&mut self, node: &NodeId) {
+        let Some(heard) = self.reports.get(node) else { return };
+        let mut state = heard.state.clone();
+        if let (Some(since), Some(s)) = (heard.lost_since, &mut state.sees_primary) {
+            let ms = u64::try_from(self.now.since(since).as_millis()).unwrap();
+            s.agent_ms_ago = ms;
+            s.sql_ms_ago = if s.sql_ms_ago == 1 { 1 } else { ms };
+        }
+        self.step(Input::Report(Box::new(state)));
+    }
+
+    /// `run 1200ms [heard=n2,n3]`: time passes in steps of 50 ms; those heard report as before.
+    fn run(&mut self, words: &mut Words<'_>) -> Done {
+        let span: cluster::config::Span = words.parse()?;
+        let heard: Vec<NodeId> = words
+            .optional::<String>("heard")?
+            .map_or_else(|| self.reports.keys().cloned().collect(), |l| parse::nodes(&l));
+        let mut left = span.0;
+        while !left.is_zero() {
+            let by = left.min(Duration::from_millis(50));
+            left -= by;
+            self.now = self.now + by;
+            for node in &heard {
+                self.hear(node);
+            }
+            self.step(Input::Tick { wall: 1000 });
+        }
+        Ok(())
+    }
+
+    /// `done KIND` makes the change; `lost KIND`, `unmade KIND`; `unknown KIND [made]`.
+    fn outcome(&mut self, line: &str) -> Done {
+        let mut words = Words::new(line);
+        let how = words.next()?.to_owned();
+        let kind = words.next()?.to_owned();
+        let made = how == "done" || words.flag("made");
+        let index = self.sent.iter().rposition(|c| c.kind.as_str() == kind).ok_or("no such change was sent")?;
+        let change = self.sent.remove(index);
+        if made {
+            self.bump();
+            let revision = self.records.revision;
+            for put in change.puts.clone() {
+                match put {
+                    RecordPut::Term(value) => self.records.term = Some(At { value, revision }),
+                    RecordPut::Policy(value) => self.records.policy = Some(At { value, revision }),
+                    RecordPut::Fence(node, fence) => drop(self.records.fences.insert(node, fence)),
+                    RecordPut::Journal(journal) => self.records.journal = Some(*journal),
+                }
+            }
+            for key in &change.deletes {
+                match key {
+                    RecordKey::Primary => self.records.primary = None,
+                    RecordKey::Fence(node) => drop(self.records.fences.remove(node)),
+                }
+            }
+        }
+        let outcome = match how.as_str() {
+            "done" => ChangeOutcome::Done(self.records.revision),
+            "lost" => ChangeOutcome::Lost,
+            "unmade" => ChangeOutcome::NotMade("etcd is away".into()),
+            _ => ChangeOutcome::Unknown("answer lost".into()),
+        };
+        self.step(Input::Changed { id: change.id, outcome });
+        Ok(())
+    }
+
+    /// `record term=9 phase=recruiting by=m9 [node=n2] [prev=7:n1]`: somebody else changed the term.
+    fn record(&mut self, words: &mut Words<'_>) -> Done {
+        self.bump();
+        let old = self.records.term.clone().ok_or("no term yet")?.value;
+        let prev = words.optional::<String>("prev")?.map(|p| -> Result<Tenure, String> {
+            let (t, n) = p.split_once(':').ok_or("prev=TERM:NODE")?;
+            let t: u32 = t.parse().map_err(|_| "prev=TERM:NODE")?;
+            let node = n.parse().map_err(|_| "a node's name")?;
+            Ok(Tenure { term: Term(t.into()), node, timeline: TimelineId(t) })
+        });
+        let value = TermRecord {
+            term: Term(words.optional("term")?.unwrap_or(old.term.0)),
+            phase: words.optional::<String>("phase")?.map_or(Ok(old.phase), |p| parse::phase(&p))?,
+            coordinator: words.optional("by")?.unwrap_or_else(|| old.coordinator.clone()),
+            node: words.optional("node")?.or(old.node),
+            prev: prev.transpose()?.or(old.prev),
+            record_lsn: words.optional("record")?.or(old.record_lsn),
+            ..old
+        };
+        self.records.term = Some(At { value, revision: self.records.revision });
+        self.read();
+        Ok(())
+    }
+
+    fn proxy(&mut self, words: &mut Words<'_>) -> Done {
+        let id = words.next()?.to_owned();
+        if words.flag("gone") {
+            self.records.proxies.remove(&id);
+        } else {
+            let (term, gate) = (Term(words.value("term")?), words.value("gate")?);
+            let busy = words.optional("busy")?.unwrap_or(0);
+            self.records.proxies.insert(id, ProxyRecord { term, gate, busy });
+        }
+        self.bump();
+        self.read();
+        Ok(())
+    }
+
+    fn answer(&mut self, node: &NodeId, kind: CommandKind, result: Result<Reply, CommandError>) -> Done {
+        let order = self.orders.remove(&(node.clone(), kind));
+        let term = order.ok_or_else(|| format!("{node} was not ordered to {}", kind.as_str()))?;
+        self.step(Input::Answered { node: node.clone(), term, kind, result: Box::new(result) });
+        Ok(())
+    }
+
+    /// `frozen NODE TL:LSN|none [replay=] [quarantine=TL:LSN] [was_primary]`, `recovered …` likewise.
+    fn frozen(&mut self, line: &str) -> Done {
+        let mut words = Words::new(line);
+        let kind = if words.next()? == "frozen" { CommandKind::Freeze } else { CommandKind::Recover };
+        let node: NodeId = words.parse()?;
+        let position = match words.next()? {
+            "none" => None,
+            p => Some(parse::position(p)?),
+        };
+        let term = self.orders.get(&(node.clone(), kind)).copied().unwrap_or_default();
+        let frozen = Frozen {
+            node: node.clone(),
+            term,
+            position,
+            replay_lsn: words.optional("replay")?.or(position.map(|p| p.lsn)),
+            history: None,
+            quarantine: words.optional::<String>("quarantine")?.map(|q| parse::position(&q)).transpose()?,
+            was_primary: words.flag("was_primary"),
+        };
+        words.end()?;
+        self.answer(&node, kind, Ok(Reply::Frozen(frozen)))
+    }
+
+    fn promoted(&mut self, words: &mut Words<'_>) -> Done {
+        let node: NodeId = words.parse()?;
+        let base = parse::position(&words.value::<String>("fork")?)?;
+        let record_lsn = words.value("record")?;
+        let fork = Fork { timeline: base.timeline, lsn: base.lsn };
+        self.answer(&node, CommandKind::Promote, Ok(Reply::Promoted(Promoted { fork, xid_bound: 700, record_lsn })))
+    }
+
+    /// `opened NODE [silently]`: its agent makes T3; silently: the answer is lost and only a read shows it.
+    fn opened(&mut self, words: &mut Words<'_>) -> Done {
+        let node: NodeId = words.parse()?;
+        self.bump();
+        let revision = self.records.revision;
+        let term = self.records.term.as_mut().ok_or("no term")?;
+        (term.value.phase, term.revision) = (Phase::Active, revision);
+        let record = PrimaryRecord { term: term.value.term, node: node.clone(), holder: "h".into() };
+        self.records.primary = Some(record);
+        if words.flag("silently") {
+            return Ok(());
+        }
+        if let Some(s) = words.optional::<Lsn>("suspended")? {
+            let term = self.records.term.as_ref().map_or(Term(0), |t| t.value.term);
+            let policy = self.records.policy.as_mut().ok_or("no policy")?;
+            policy.value.suspended = Some(Suspension { term, since: s, since_wall: 0, why: "lossy".into() });
+            policy.value.epoch += 1;
+            policy.revision = revision;
+        }
+        self.answer(&node, CommandKind::Open, Ok(Reply::Opened(Opened { revision })))?;
+        self.read();
+        Ok(())
+    }
+
+    /// `stopped NODE TL:LSN` cleanly, `stopped NODE hard`.
+    fn stopped(&mut self, words: &mut Words<'_>) -> Done {
+        let node: NodeId = words.parse()?;
+        let stopped = match words.next()? {
+            "hard" => Stopped { clean: false, end: None },
+            p => Stopped { clean: true, end: Some(parse::position(p)?) },
+        };
+        self.answer(&node, CommandKind::Stop, Ok(Reply::Stopped(stopped)))
+    }
+
+    /// `failed NODE KIND no_answer|unreachable|failed|promised=N`
+    fn failed(&mut self, words: &mut Words<'_>) -> Done {
+        let (node, kind): (NodeId, _) = (words.parse()?, parse::kind(words.next()?)?);
+        let term = self.orders.get(&(node.clone(), kind)).copied().unwrap_or_default();
+        let error = if let Some(promised) = words.optional("promised")? {
+            CommandError::Refused(Refused::LowerTerm { node: node.clone(), term, promised: Term(promised) })
+        } else {
+            match words.next()? {
+                "no_answer" => CommandError::NoAnswer("nothing within the bound".into()),
+                "unreachable" => CommandError::Unreachable("connection refused".into()),
+                "failed" => {
+                    let (what, why) = (kind.as_str().to_owned(), "it did not work".to_owned());
+                    CommandError::Failed(failover::api::Failed { node: node.clone(), what, why, at: 0 })
+                }
+                other => return Err(format!("unknown failure {other}")),
+            }
+        };
+        self.answer(&node, kind, Err(error))
+    }
+
+    /// `op ID switchover|failover [to=] [expect=] [lossy]`, `op ID fence NODE [stop_writes]`, `op ID unfence NODE`
+    fn operator(&mut self, words: &mut Words<'_>) -> Done {
+        let id = words.parse()?;
+        let operation = match words.next()? {
+            "switchover" => {
+                Operation::Switchover { to: words.optional("to")?, expect_term: words.optional("expect")?.map(Term) }
+            }
+            "failover" => Operation::Failover {
+                to: words.optional("to")?,
+                expect_term: words.optional("expect")?.map(Term),
+                allow_data_loss: words.flag("lossy"),
+            },
+            "fence" => {
+                let node = words.parse()?;
+                Operation::Fence { node, stop_writes: words.flag("stop_writes"), by: "me".into() }
+            }
+            "unfence" => Operation::Unfence { node: words.parse()? },
+            other => return Err(format!("unknown operation {other}")),
+        };
+        self.step(Input::Operator { id, operation });
+        Ok(())
+    }
+}

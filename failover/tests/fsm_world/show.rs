@@ -1,0 +1,91 @@
+//! What the planner does, one line each.
+
+use failover::fsm::action::{Action, Answer, ChangeKind, Command, Guard, RecordKey, RecordPut};
+use failover::fsm::blocker::{Verdict, list};
+use failover::record::{JournalRecord, TermRecord};
+
+pub(super) fn verdict(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Following => "verdict: following".into(),
+        Verdict::Steady => "verdict: steady".into(),
+        Verdict::Acting { term, step } => format!("verdict: term {term}, {step}"),
+        Verdict::Hold { blockers } => format!("verdict: hold: {}", list(blockers)),
+    }
+}
+
+pub(super) fn action(action: &Action) -> String {
+    match action {
+        Action::Send { node, command, .. } => format!("send {node}: {}", order(command)),
+        Action::Change(change) if change.kind == ChangeKind::Journal => "write journal".into(),
+        Action::Change(change) => {
+            let puts: Vec<String> = change.puts.iter().map(put).collect();
+            let deletes = change.deletes.iter().map(|d| match d {
+                RecordKey::Primary => "delete primary".to_owned(),
+                RecordKey::Fence(node) => format!("delete fence {node}"),
+            });
+            let all: Vec<String> = puts.into_iter().chain(deletes).filter(|p| !p.is_empty()).collect();
+            let guards: Vec<&str> = change.guards.iter().map(guard).collect();
+            format!("change {}: {} if {}", change.kind.as_str(), all.join(", "), guards.join(", "))
+        }
+        Action::Read => "read".into(),
+        Action::Answer { id, answer } => format!("answer {id}: {}", reply(answer)),
+        Action::Ended { cause, active, journal } => {
+            format!("ended {cause:?} active={active}; {}", ended(journal))
+        }
+    }
+}
+
+fn order(command: &Command) -> String {
+    let term = command.term();
+    match command {
+        Command::Promote(p) => {
+            format!("promote term={term} base={}:{} names=\"{}\"", p.base.timeline, p.base.lsn, p.sync_names)
+        }
+        Command::Follow(f) => format!("follow term={term} {}", f.primary),
+        Command::Open(o) => match &o.suspend {
+            Some(s) => format!("open term={term} suspended since {}: {}", s.since, s.why),
+            None => format!("open term={term}"),
+        },
+        Command::Stop(s) => format!("stop term={term} within {} ms", s.deadline_ms),
+        Command::Arm(a) => format!("arm term={term} names=\"{}\"", a.sync_names),
+        Command::Freeze(_) | Command::Recover(_) | Command::Checkpoint(_) => {
+            format!("{} term={term}", command.kind().as_str())
+        }
+    }
+}
+
+fn put(put: &RecordPut) -> String {
+    match put {
+        RecordPut::Term(TermRecord { term, phase, node, prev, .. }) => {
+            let node = node.as_ref().map_or_else(String::new, |n| format!(" {n}"));
+            let prev = prev.as_ref().map_or_else(String::new, |p| format!(" after {} of {}", p.term, p.node));
+            format!("term {term} {phase:?}{node}{prev}")
+        }
+        RecordPut::Policy(p) => format!("policy epoch={} suspended={}", p.epoch, p.suspended.is_some()),
+        RecordPut::Journal(_) => String::new(),
+        RecordPut::Fence(node, f) => format!("fence {node} by {} stop_writes={}", f.by, f.stop_writes),
+    }
+}
+
+const fn guard(guard: &Guard) -> &'static str {
+    match guard {
+        Guard::Term(_) => "term",
+        Guard::Policy(_) => "policy",
+        Guard::Leader(_) => "leader",
+        Guard::NoPrimary => "no primary",
+    }
+}
+
+fn reply(answer: &Answer) -> String {
+    match answer {
+        Answer::Done { note, .. } => format!("done: {note}"),
+        Answer::Refused(blockers) => format!("refused: {}", list(blockers)),
+        Answer::Failed { why, .. } => format!("failed: {why}"),
+    }
+}
+
+fn ended(journal: &JournalRecord) -> String {
+    let phases: Vec<String> = journal.phases.iter().map(|p| format!("{} {}", p.phase, p.ms)).collect();
+    let window = journal.window.map_or_else(String::new, |w| format!("; window {} bytes, {:?} ms", w.bytes, w.ms));
+    format!("{}; {}{window}", journal.finished.as_deref().unwrap_or("unfinished"), phases.join(", "))
+}
