@@ -229,3 +229,163 @@ fn a_running_postgres_is_adopted_by_a_new_agent_and_keeps_its_lease() {
         assert_eq!(c.record::<PrimaryRecord>(c.keys.primary()).await, None);
     });
 }
+
+#[test]
+fn an_async_primary_cut_off_from_etcd_stops_acknowledging_and_then_stops() {
+    unprivileged("an_async_primary_cut_off_from_etcd_stops_acknowledging_and_then_stops", async {
+        let mut c = Cluster::new(22170, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let sql = c.sql(p).await;
+        sql.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        let begun = Instant::now();
+        c.nodes[p].store.set_down(true);
+        let mut acknowledged = Instant::now();
+        while sql.batch_execute("SET synchronous_commit = on; INSERT INTO t VALUES (1)").await.is_ok() {
+            acknowledged = Instant::now();
+        }
+        let (ttl, margin) = (c.nodes[p].config.lease_ttl, c.nodes[p].config.lease_margin);
+        let last = acknowledged - begun;
+        assert!(last < ttl - margin / 2, "acknowledged {last:?} after etcd was cut off, with a lease of {ttl:?}");
+        assert!(last > Duration::from_millis(500), "stopped after {last:?} already");
+        c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+        // Nothing was begun meanwhile, so it is the managers' turn; once etcd answers, the key is given back.
+        c.nodes[p].store.set_down(false);
+        until("the primary's key to go", async || {
+            c.record::<PrimaryRecord>(c.keys.primary()).await.is_none().then_some(())
+        })
+        .await;
+    });
+}
+
+#[test]
+fn arming_proves_that_commits_wait() {
+    unprivileged("arming_proves_that_commits_wait", async {
+        let mut c = Cluster::new(22180, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let (policy, revision) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
+        let since = "0/1".parse().unwrap();
+        let suspension = Suspension { term: Term(1), since, since_wall: 0, why: "test".into() };
+        let put = |record: &PolicyRecord, revision| {
+            failover::store::Txn::new()
+                .when(failover::store::Compare::ModRevision(c.keys.policy(), revision))
+                .put(c.keys.policy(), serde_json::to_vec(record).unwrap())
+        };
+        use failover::store::Store;
+        let suspended = PolicyRecord { suspended: Some(suspension), ..policy.clone() };
+        assert!(c.store.txn(put(&suspended, revision)).await.unwrap().succeeded);
+        let names = format!("ANY 1 ({})", c.nodes[1 - p].id);
+        let order = Arm { term: Term(1), sync_names: names.clone() };
+        let armed: Armed = c.post(p, "arm", &order).await.unwrap();
+        assert_eq!(c.value(p, "SHOW synchronous_standby_names").await, names);
+        let q = format!("SELECT pg_current_wal_insert_lsn() >= '{}'", armed.lsn);
+        assert_eq!(c.value(p, &q).await, "t");
+        // Without the standby nothing is released, and arming fails as it should, back to what was.
+        kill_all(&c.nodes[1 - p].config.data_dir.join("data"));
+        c.crash_agent(1 - p).await;
+        kill_all(&c.nodes[1 - p].config.data_dir.join("data"));
+        let failed = c.post::<Armed>(p, "arm", &order).await.unwrap_err();
+        assert!(failed.starts_with("503") && failed.contains("did not release"), "{failed}");
+    });
+}
+
+#[test]
+fn a_fenced_standby_stops_and_comes_back_and_a_primary_only_stops_when_told() {
+    unprivileged("a_fenced_standby_stops_and_comes_back_and_a_primary_only_stops_when_told", async {
+        use failover::store::{Store, Txn};
+        let mut c = Cluster::new(22190, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        let fence = |stop_writes| serde_json::to_vec(&FenceRecord { by: "test".into(), at: 0, stop_writes }).unwrap();
+        let (standby, primary) = (c.keys.fence(&c.nodes[s].id), c.keys.fence(&c.nodes[p].id));
+        c.store.txn(Txn::new().put(standby.clone(), fence(false)).put(primary.clone(), fence(false))).await.unwrap();
+        c.until_state(s, "the fence", |s| {
+            (s.fenced && matches!(s.postgres, PostgresState::Stopped { clean: true, .. })).then_some(())
+        })
+        .await;
+        assert!(matches!(c.state(p).await.postgres, PostgresState::Primary(_)));
+        let refused = c.post::<Frozen>(s, "recover", &Recover { term: Term(1) }).await.unwrap_err();
+        assert!(refused.contains("fenced"), "{refused}");
+        c.store.txn(Txn::new().delete(standby)).await.unwrap();
+        c.until_streaming(s, p, Term(1)).await;
+        c.store.txn(Txn::new().put(primary.clone(), fence(true))).await.unwrap();
+        c.until_state(p, "the fence", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+    });
+}
+
+#[test]
+fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
+    unprivileged("a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind", async {
+        let mut c = Cluster::new(22125, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+        c.post::<serde_json::Value>(p, "checkpoint", &Checkpoint { term: Term(1) }).await.unwrap();
+        let stop = Stop { term: Term(1), deadline_ms: 10_000 };
+        let stopped: Stopped = c.post(p, "stop", &stop).await.unwrap();
+        let end = stopped.end.expect("a clean end");
+        let again: Stopped = c.post(p, "stop", &stop).await.unwrap();
+        assert_eq!(again, stopped, "the command may be repeated");
+        let (record, revision) = c.begin().await;
+        let frozen = c.freeze(p, record.term).await.unwrap();
+        assert!(frozen.was_primary && frozen.position.is_none());
+        let recovered: Frozen = c.post(p, "recover", &Recover { term: record.term }).await.unwrap();
+        assert_eq!(recovered.position, Some(end));
+        let at = c.freeze(others[0], record.term).await.unwrap().position;
+        assert_eq!(at, Some(end), "the standby has all of it");
+        let (term, promoted) = c.failover_begun(record, revision, others[0], &others).await;
+        assert_eq!(promoted.fork.lsn, end.lsn);
+        c.until_streaming(p, others[0], term).await;
+        assert!(std::fs::read_dir(c.nodes[p].config.data_dir.join("lost")).unwrap().next().is_none());
+        assert_eq!(c.value(p, "SELECT count(*) FROM t").await, "1");
+    });
+}
+
+#[test]
+fn a_standby_that_was_away_for_too_long_is_cloned_anew() {
+    unprivileged("a_standby_that_was_away_for_too_long_is_cloned_anew", async {
+        let mut c = Cluster::new(22135, 2, Mode::Async, 0);
+        for node in &mut c.nodes {
+            node.config.wal_keep = cluster::config::Size(16 << 20);
+        }
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        let data = c.nodes[s].config.data_dir.join("data");
+        c.crash_agent(s).await;
+        kill_all(&data);
+        std::fs::write(data.join("marker"), "").unwrap();
+        let sql = c.sql(p).await;
+        sql.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        for _ in 0..6 {
+            sql.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+            sql.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+            sql.batch_execute("CHECKPOINT").await.unwrap();
+        }
+        c.start(s).await;
+        c.until_streaming(s, p, Term(1)).await;
+        assert!(!data.join("marker").exists(), "it was cloned");
+        until("the rows", async || (c.value(s, "SELECT count(*) FROM t").await == "6").then_some(())).await;
+    });
+}
+
+#[test]
+fn a_primary_that_was_paused_with_its_agent_is_stopped_when_it_wakes() {
+    unprivileged("a_primary_that_was_paused_with_its_agent_is_stopped_when_it_wakes", async {
+        let mut c = Cluster::new(22145, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        // The agent is cut off by ending it; every process of PostgreSQL is stopped in its tracks.
+        c.crash_agent(p).await;
+        let data = c.nodes[p].config.data_dir.join("data");
+        postgres_of(&data).into_iter().for_each(|pid| signal(pid, Signal::SIGSTOP));
+        assert!(c.store.expire_holder(&c.keys.primary()));
+        let begun = Instant::now();
+        let (term, _) = c.failover(others[0], &others).await;
+        eprintln!("opened after {:?}", begun.elapsed());
+        c.sql(others[0]).await.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+        postgres_of(&data).into_iter().for_each(|pid| signal(pid, Signal::SIGCONT));
+        c.start(p).await;
+        c.until_streaming(p, others[0], term).await;
+        until("the row", async || (c.value(p, "SELECT count(*) FROM t").await == "1").then_some(())).await;
+    });
+}

@@ -160,10 +160,7 @@ impl Agent {
             literal(self.env.config.node.as_str())
         );
         sql.batch("recording the first term", &insert, BOUND).await?;
-        let end: Lsn = sql.value("recording the first term", "SELECT pg_current_wal_insert_lsn()", BOUND).await?;
-        // Standbys can only be seen to have what is flushed.
-        sql.batch("recording the first term", "SELECT pg_switch_wal()", BOUND).await?;
-        Ok(end.normalised_insert())
+        Ok(sql.value("recording the first term", "SELECT pg_current_wal_flush_lsn()", BOUND).await?)
     }
 
     async fn put_first_term(&self, record_lsn: Lsn) -> Result<(), BootstrapError> {

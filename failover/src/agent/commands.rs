@@ -35,6 +35,12 @@ impl Agent {
         Refused::WrongState { node: self.env.config.node.clone(), state, needs: needs.to_owned() }.into()
     }
 
+    /// Become the one who starts, stops, promotes or replaces PostgreSQL; bounded.
+    pub(super) async fn act_alone(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, CommandError> {
+        let held = tokio::time::timeout(Duration::from_secs(20), self.actuator.lock()).await;
+        held.map_err(|_| self.wrong_state("idle: it is being started, rewound or replaced"))
+    }
+
     /// `/agent/recover`.
     pub(super) async fn recover(&self, order: &Recover) -> Result<Frozen, CommandError> {
         self.promise(order.term)?;
@@ -45,8 +51,7 @@ impl Agent {
         self.state.change(|o| o.frozen_for = Some(order.term));
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         {
-            let held = tokio::time::timeout(Duration::from_secs(20), self.actuator.lock()).await;
-            let Ok(_held) = held else { return Err(self.wrong_state("idle: its data is being replaced")) };
+            let _held = self.act_alone().await?;
             if self.memory().rewinding {
                 return Err(self.wrong_state("whole: its rewind was interrupted"));
             }
@@ -139,7 +144,7 @@ impl Agent {
     /// `/agent/stop`.
     pub(super) async fn stop(&self, order: &StopOrder) -> Result<Stopped, CommandError> {
         self.promise(order.term)?;
-        let _held = self.actuator.lock().await;
+        let _held = self.act_alone().await?;
         let failed = |e: &dyn std::error::Error| self.failed("stopping", e);
         if postgres::postmaster(&self.env).is_some() {
             self.look_again(self.env.config.probe_timeout).await;

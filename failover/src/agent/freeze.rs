@@ -79,7 +79,10 @@ impl Agent {
             (Err(_), _) if self.state.look(|o| o.postgres == PostgresState::Starting) => {
                 Ok(self.without_position(term, false))
             }
-            // A primary, or one that does not answer and may be one.
+            (Err(error), _) if !self.state.look(|o| o.was_primary) => {
+                Err(self.failed("freezing a standby that does not answer", &error).into())
+            }
+            // A primary, or one that does not answer and was one.
             _ => {
                 tracing::warn!(node = %self.env.config.node, term = term.0, "stopping the old primary");
                 let stopped = postgres::stop(&self.env, postgres::Stop::Immediate).await;

@@ -176,7 +176,7 @@ impl Agent {
     }
 
     /// The term that this node serves as its open primary.
-    fn serves(&self) -> Option<Term> {
+    pub(super) fn serves(&self) -> Option<Term> {
         let timeline = self.state.look(|o| match &o.postgres {
             PostgresState::Primary(p) => Some(p.timeline),
             // A primary that hangs still holds its lease; its managers decide what follows.

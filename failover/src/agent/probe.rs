@@ -240,6 +240,9 @@ impl Agent {
                 }
                 other => other,
             };
+            o.was_primary = matches!(o.postgres, PostgresState::Primary(_));
+            // A primary has replayed all there is.
+            out_of_quarantine |= o.was_primary && o.quarantine.is_some();
             o.receiver = look.receiver;
             o.system_id = look.system_id;
             o.at = now;

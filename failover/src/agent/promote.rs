@@ -55,7 +55,7 @@ impl Agent {
         let Ok(names) = order.sync_names.parse::<SyncNames>() else {
             return Err(self.wrong_state("given names that pgtenure wrote"));
         };
-        let _held = self.actuator.lock().await;
+        let _held = self.act_alone().await?;
         let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await;
         let sql = sql.map_err(|_| self.wrong_state("a frozen standby"))?;
         let recovering: String = sql
@@ -68,7 +68,8 @@ impl Agent {
         if self.state.look(|o| o.frozen_for) != Some(order.term) {
             return Err(self.wrong_state("frozen for this term"));
         }
-        let (have, _) = self.local_end(&sql, None).await.map_err(|e| self.failed("promoting", &e))?;
+        let received = self.state.look(|o| o.last_timeline);
+        let (have, _) = self.local_end(&sql, received).await.map_err(|e| self.failed("promoting", &e))?;
         if have != order.base {
             return Err(Refused::OtherPosition { node, have: Some(have), want: order.base }.into());
         }
@@ -97,13 +98,13 @@ impl Agent {
         self.look_again(self.env.config.probe_timeout).await;
         self.must_be_primary(order.term)?;
         let query =
-            format!("SELECT xid_bound, pg_current_wal_insert_lsn() FROM pgtenure.term WHERE term = {}", order.term);
+            format!("SELECT xid_bound, pg_current_wal_flush_lsn() FROM pgtenure.term WHERE term = {}", order.term);
         let rows = sql.rows("reading the term's record", &query, Duration::from_secs(5)).await;
         let rows = rows.map_err(|e| self.failed("promoting", &e))?;
         let mut row = rows.into_iter().next().unwrap_or_default().into_iter().flatten();
         let bound = row.next().and_then(|t| t.parse().ok());
         // At or past the end of the record.
-        let lsn = row.next().and_then(|t| t.parse::<Lsn>().ok()).map(Lsn::normalised_insert);
+        let lsn = row.next().and_then(|t| t.parse::<Lsn>().ok());
         let fork = self.own_history(timeline).and_then(|h| h.forks.last().copied());
         match (bound, lsn, fork) {
             (Some(xid_bound), Some(record_lsn), Some(fork)) => Ok(Promoted { fork, xid_bound, record_lsn }),
@@ -254,18 +255,16 @@ impl Agent {
         let insert = format!(
             "SET synchronous_commit = local; \
              INSERT INTO pgtenure.term (term, node, prev, fork_timeline, fork_lsn, xid_bound, policy_epoch, record_lsn) \
-             VALUES ({}, {}, {prev}, {}, '{}', {xid_bound}, {}, pg_current_wal_insert_lsn()); \
-             SELECT pg_current_wal_insert_lsn()",
+             VALUES ({}, {}, {prev}, {}, '{}', {xid_bound}, {}, pg_current_wal_insert_lsn())",
             order.term,
             literal(self.env.config.node.as_str()),
             fork.timeline,
             fork.lsn,
             order.policy_epoch,
         );
-        // Three statements of one message run in one transaction, so the position is asked for after it.
         sql.batch("recording the term", &insert, left).await?;
-        let end: Lsn = sql.value("recording the term", "SELECT pg_current_wal_insert_lsn()", left).await?;
-        Ok(end.normalised_insert())
+        // The commit is flushed; what was inserted behind it may not be for a while, and standbys only get what is.
+        sql.value("recording the term", "SELECT pg_current_wal_flush_lsn()", left).await.map_err(Into::into)
     }
 
     /// pg_rewind before PostgreSQL 16 looks for the new timeline in the source's last checkpoint. In the background:

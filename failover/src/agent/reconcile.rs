@@ -129,7 +129,7 @@ impl Agent {
                 Server::Standby { streaming: seen.receiver.as_ref().filter(|r| r.streaming).and_then(|r| r.timeline) }
             }
             PostgresState::Primary(p) => Server::Primary { timeline: p.timeline },
-            PostgresState::Hung { .. } => Server::Hung,
+            PostgresState::Hung { .. } => Server::Hung { was_primary: seen.was_primary },
         };
         decide(&Facts {
             node: &self.env.config.node,
@@ -185,7 +185,12 @@ impl Agent {
         let wanted = match serving {
             // Frozen: the manager chooses the names with the promotion.
             Some(false) => self.state.look(|o| o.frozen_for.is_none()),
-            Some(true) => names != SyncNames::Off && self.conf.lock().await.sync_names == SyncNames::Off,
+            // Before the term is open the manager's orders hold.
+            Some(true) => {
+                self.serves().is_some()
+                    && names != SyncNames::Off
+                    && self.conf.lock().await.sync_names == SyncNames::Off
+            }
             None => false,
         };
         if let (true, Some(suspended)) = (serving == Some(true), self.suspension())

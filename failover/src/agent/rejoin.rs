@@ -68,7 +68,8 @@ pub(super) struct Source {
 impl Agent {
     /// Compare and do the next step. The caller holds `actuator`.
     pub(super) async fn rejoin(&self) -> Result<(), RejoinError> {
-        let source = self.source().await?;
+        let (_, term, _) = self.target().ok_or(RejoinError::NoPrimary)?;
+        let source = self.unless_superseded(term, self.source()).await?;
         match self.state.get().postgres {
             PostgresState::Standby(_) => self.rejoin_standby(&source).await,
             PostgresState::Stopped { .. } => self.rejoin_stopped(&source).await,
@@ -77,15 +78,36 @@ impl Agent {
         }
     }
 
-    /// A node in recovery: cut it off, see where it ends, then follow, or stop and repair.
-    async fn rejoin_standby(&self, source: &Source) -> Result<(), RejoinError> {
+    /// Do `work`, but give it up as soon as a term above `term` is promised: a freeze must not wait for it.
+    async fn unless_superseded<T>(
+        &self,
+        term: Term,
+        work: impl Future<Output = Result<T, RejoinError>>,
+    ) -> Result<T, RejoinError> {
+        let mut state = self.state.subscribe();
+        tokio::select! {
+            done = work => done,
+            newer = state.wait_for(|o| o.promise > term) => {
+                let promised = newer.map_or(term, |o| o.promise);
+                Err(RejoinError::Superseded { promised })
+            }
+        }
+    }
+
+    /// End of the WAL of a node in recovery, cut off first.
+    async fn detached_end(&self) -> Result<Position, RejoinError> {
         self.cut_off().await.map_err(|e| RejoinError::File { what: "settings could not be written", source: e })?;
         let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?;
         let received = self.receiver_gone(&sql).await?;
         let (end, replay) = self.local_end(&sql, received).await?;
-        let own = self.own_history(end.timeline);
         // What was received past the end of replay is the beginning of a record, which PostgreSQL drops.
-        let end = Position { lsn: replay, ..end };
+        Ok(Position { lsn: replay, ..end })
+    }
+
+    /// A node in recovery: cut it off, see where it ends, then follow, or stop and repair.
+    async fn rejoin_standby(&self, source: &Source) -> Result<(), RejoinError> {
+        let end = self.unless_superseded(source.term, self.detached_end()).await?;
+        let own = self.own_history(end.timeline);
         let memory = self.memory();
         let facts = Facts {
             own_end: end,
@@ -100,10 +122,21 @@ impl Agent {
             primary = %source.node, ?next, "compared histories"
         );
         if next == Plan::Follow {
-            self.follow_source(source).await?;
-            return Ok(());
+            if self.unless_superseded(source.term, self.is_wal_kept(source, end.lsn)).await? {
+                if memory.examined.is_some() {
+                    self.remember(|m| m.examined = None)
+                        .map_err(|source| RejoinError::File { what: "the mark could not be cleared", source })?;
+                }
+                return self.follow_source(source).await;
+            }
+            // Nothing here is lost by that: all of it is on the primary's line.
+            tracing::warn!(
+                node = %self.env.config.node, term = source.term.0, lsn = %end.lsn,
+                reason = "the primary does not keep the WAL that follows", "cloning"
+            );
+            postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
+            return self.clone_from(source).await;
         }
-        drop(sql);
         postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
         self.look_again(self.env.config.probe_timeout).await;
         self.repair(source, own.as_ref(), end).await
@@ -163,7 +196,12 @@ impl Agent {
                 Plan::Follow => return Ok(()),
                 Plan::Examine(parted) => {
                     self.rejoining("examining wal");
-                    self.examine(source, own, end, parted).await?;
+                    match self.examine(source, own, end, parted).await {
+                        Err(RejoinError::Examine(error @ ExamineError::Missing { .. })) => {
+                            return self.set_aside(source, &error);
+                        }
+                        done => done?,
+                    }
                 }
                 Plan::Rewind(parted) => return self.rewind(source, parted).await,
                 Plan::Reclone(why) => {
@@ -172,6 +210,39 @@ impl Agent {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Does the source still have the WAL that follows `lsn`? Whoever was away for longer than `agent.wal_keep` lasts
+    /// would wait for it for ever.
+    async fn is_wal_kept(&self, source: &Source, lsn: Lsn) -> Result<bool, RejoinError> {
+        let ask = |e| RejoinError::Ask { node: source.node.clone(), source: e };
+        let sql = Sql::of_primary(&self.env, &source.endpoint, ASK_BOUND).await.map_err(ask)?;
+        let next = Lsn(lsn.0 + 1);
+        // Streaming begins with the segment of the next byte, on whichever timeline its file is.
+        let query = format!(
+            "SELECT pg_current_wal_flush_lsn() < '{next}' OR EXISTS (SELECT FROM pg_ls_dir('pg_wal', true, false) f \
+             WHERE length(f) = 24 AND substr(f, 9) = substr(pg_walfile_name('{next}'), 9))"
+        );
+        let kept: String = sql.value("asking for the primary's WAL", &query, ASK_BOUND).await.map_err(ask)?;
+        Ok(kept == "t")
+    }
+
+    /// A tail that cannot be read any more must not be destroyed either: its directory is moved out of the way, once.
+    fn set_aside(&self, source: &Source, why: &ExamineError) -> Result<(), RejoinError> {
+        let file = |source| RejoinError::File { what: "unexamined data could not be set aside", source };
+        let root = &self.env.layout.root;
+        let earlier = std::fs::read_dir(root).map_err(file)?.flatten().map(|e| e.file_name());
+        if let Some(name) = earlier.into_iter().find(|n| n.to_string_lossy().starts_with("data.unexamined")) {
+            let why = format!("{why}; {} is still there, remove it first", name.to_string_lossy());
+            return Err(file(std::io::Error::other(why)));
+        }
+        let to = root.join(format!("data.unexamined-{}", source.term));
+        std::fs::rename(self.env.layout.data(), &to).map_err(file)?;
+        tracing::error!(
+            node = %self.env.config.node, term = source.term.0, error = %why, kept_in = %to.display(),
+            "lost wal could not be examined, its data is set aside"
+        );
         Ok(())
     }
 

@@ -70,8 +70,11 @@ impl Agent {
             command.arg("--config-file").arg(self.env.layout.config_file());
         }
         if let Err(error) = tool::run_lines(command, REWIND_BOUND, look, look).await {
-            // Before the first change the directory is as it was (recovered at most), so the rewind may be repeated.
-            if !changed.load(Ordering::Relaxed) {
+            // Before the first change the directory is as it was (recovered at most), so the rewind may be repeated if
+            // only the source was not there. Otherwise the mark stays, and a copy comes next.
+            let unreachable =
+                matches!(&error, ToolError::Failed { stderr, .. } if stderr.contains("connection to server"));
+            if !changed.load(Ordering::Relaxed) && (unreachable || matches!(error, ToolError::Start { .. })) {
                 self.remember(|m| m.rewinding = false).map_err(file("the mark could not be cleared"))?;
             }
             return Err(error.into());

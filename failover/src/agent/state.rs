@@ -36,6 +36,8 @@ pub(crate) struct Observed {
     pub(crate) postgres: PostgresState,
     /// When PostgreSQL last answered (or was seen to be stopped).
     pub(crate) at: Instant,
+    /// It was a primary when it last answered.
+    pub(crate) was_primary: bool,
     pub(crate) receiver: Option<Receiver>,
     /// Since when the WAL receiver has not streamed.
     pub(crate) not_streaming_since: Option<Instant>,
@@ -64,6 +66,7 @@ impl State {
             quarantine: None,
             postgres: PostgresState::Absent,
             at: now,
+            was_primary: false,
             receiver: None,
             not_streaming_since: None,
             last_timeline: None,

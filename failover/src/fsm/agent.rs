@@ -31,7 +31,10 @@ pub enum Server {
         timeline: TimelineId,
     },
     /// Not answering.
-    Hung,
+    Hung {
+        /// It was a primary when it last answered.
+        was_primary: bool,
+    },
 }
 
 /// What is known when the decision is made.
@@ -138,8 +141,10 @@ pub fn decide(facts: &Facts<'_>) -> Act {
     match facts.server {
         Server::Starting => Act::Wait(Because::Starting),
         Server::Primary { timeline } => primary(facts, record, timeline),
-        Server::Hung if record.node.as_ref() != Some(facts.node) && has_primary(record) => Act::StopSuperseded,
-        Server::Hung => Act::Wait(Because::Hung),
+        Server::Hung { was_primary: true } if record.node.as_ref() != Some(facts.node) && has_primary(record) => {
+            Act::StopSuperseded
+        }
+        Server::Hung { .. } => Act::Wait(Because::Hung),
         Server::Absent => with_primary(facts, record, Act::Clone),
         Server::Stopped { .. } if facts.rewind_interrupted => with_primary(facts, record, Act::Rejoin),
         Server::Stopped { was_primary: true } => with_primary(facts, record, Act::Rejoin),
@@ -152,7 +157,7 @@ fn fenced(facts: &Facts<'_>, fence: &FenceRecord) -> Act {
     match facts.server {
         Server::Absent | Server::Stopped { .. } => Act::Wait(Because::Fenced),
         Server::Primary { .. } if !fence.stop_writes && !superseded(facts) => Act::Wait(Because::Fine),
-        Server::Primary { .. } | Server::Standby { .. } | Server::Starting | Server::Hung => Act::StopFenced,
+        Server::Primary { .. } | Server::Standby { .. } | Server::Starting | Server::Hung { .. } => Act::StopFenced,
     }
 }
 
@@ -275,8 +280,11 @@ mod tests {
         check(primary, Some(&record(3, Phase::Draining, Some("n1"))), Act::Wait(Because::Fine));
         check(primary, Some(&record(4, Phase::Recruiting, None)), Act::StopSuperseded);
         check(primary, Some(&record(4, Phase::Active, Some("n2"))), Act::StopSuperseded);
-        check(Server::Hung, Some(&record(4, Phase::Active, Some("n2"))), Act::StopSuperseded);
-        check(Server::Hung, Some(&record(4, Phase::Active, Some("n1"))), Act::Wait(Because::Hung));
+        let hung = |was_primary| Server::Hung { was_primary };
+        check(hung(true), Some(&record(4, Phase::Active, Some("n2"))), Act::StopSuperseded);
+        // A standby that is only slow is left alone.
+        check(hung(false), Some(&record(4, Phase::Active, Some("n2"))), Act::Wait(Because::Hung));
+        check(hung(true), Some(&record(4, Phase::Active, Some("n1"))), Act::Wait(Because::Hung));
     }
 
     #[test]
