@@ -1,0 +1,190 @@
+//! The program as a process: exit codes, complaints on one line, signals, the admin listener. Neither PostgreSQL nor
+//! etcd is needed; the cluster itself is tested by the package `integration`.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const BOUND: Duration = Duration::from_secs(20);
+
+fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenure"));
+    command.args(args).env_remove("PGTENURE_CONFIG").env_remove("PGTENURE_ADMIN").stdin(Stdio::null());
+    command
+}
+
+fn output(args: &[&str]) -> Output {
+    program(args).output().expect("the program was built")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// A file of a proxy whose etcd does not answer.
+fn proxy_file(dir: &Path, admin: u16, proxy: u16) -> String {
+    std::fs::write(dir.join("userlist.txt"), "").unwrap();
+    let nobody = free_port();
+    let text = format!(
+        "roles = [\"proxy\", \"lagmon\"]\n[process]\ndrain_timeout = \"5s\"\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\
+         [cluster]\nname = \"t\"\n[etcd]\nendpoints = [\"http://127.0.0.1:{nobody}\"]\n\
+         [proxy]\nlisten = \"127.0.0.1:{proxy}\"\nworkers = 1\nuserlist = \"{}/userlist.txt\"\n",
+        dir.display()
+    );
+    let file = dir.join("proxy.toml");
+    std::fs::write(&file, text).unwrap();
+    file.to_str().expect("a scratch directory's name is text").to_owned()
+}
+
+/// Kills the process when the test ends early.
+struct Running(Child);
+
+impl Running {
+    fn start(file: &str) -> Self {
+        let mut command = program(&["run", "--config", file]);
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program was built"))
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().expect("our own child") {
+                return status.code();
+            }
+            assert!(start.elapsed() < BOUND, "waited {BOUND:?} for the process to end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn ask(port: u16, request: &str) -> Option<String> {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+    stream.set_read_timeout(Some(BOUND)).ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+fn get(port: u16, path: &str) -> Option<String> {
+    ask(port, &format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"))
+}
+
+fn wait_for(port: u16, path: &str, status: &str) -> String {
+    let start = Instant::now();
+    loop {
+        let answer = get(port, path).unwrap_or_default();
+        if answer.starts_with(&format!("HTTP/1.1 {status}")) {
+            return answer;
+        }
+        assert!(start.elapsed() < BOUND, "waited {BOUND:?} for {path} to answer {status}; last: {answer}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn wrong_usage_is_64_and_help_is_0() {
+    assert_eq!(output(&["frobnicate"]).status.code(), Some(64));
+    assert_eq!(output(&["status"]).status.code(), Some(64));
+    assert_eq!(output(&["--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_check_lists_every_problem_with_its_line_and_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bad.toml");
+    std::fs::write(
+        &file,
+        "roles = [\"proxy\"]\n[cluster]\nname = \"t\"\n[proxy]\nhold_timout = \"3s\"\npool_size = 0\n",
+    )
+    .unwrap();
+    let file = file.to_str().unwrap();
+    let out = output(&["config", "check", file]);
+    assert_eq!(out.status.code(), Some(1));
+    let text = stderr(&out);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].starts_with(&format!("{file}:5: proxy.hold_timout: unknown key")), "{text}");
+    assert!(lines[0].ends_with("the nearest known key is proxy.hold_timeout"), "{text}");
+    assert!(lines[1].starts_with(&format!("{file}:6: proxy.pool_size = 0: ")), "{text}");
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/example.toml");
+    assert_eq!(output(&["config", "check", example]).status.code(), Some(0));
+}
+
+#[test]
+fn a_taken_port_is_one_line_and_exit_code_1() {
+    let dir = tempfile::tempdir().unwrap();
+    for taken_by_admin in [true, false] {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let (admin, proxy) = if taken_by_admin { (port, free_port()) } else { (free_port(), port) };
+        let out = output(&["run", "--config", &proxy_file(dir.path(), admin, proxy)]);
+        assert_eq!(out.status.code(), Some(1));
+        let complaint = stderr(&out).lines().last().unwrap_or_default().to_owned();
+        assert!(complaint.contains(&port.to_string()) && complaint.contains("in use"), "{complaint}");
+    }
+}
+
+#[test]
+fn a_missing_secret_is_named_and_ends_a_manager() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("m.toml");
+    let text = format!(
+        "roles = [\"manager\"]\n[admin]\nlisten = \"127.0.0.1:{}\"\n[cluster]\nname = \"t\"\nvoters = [\"n1\", \"n2\"]\n\
+         secret_file = \"{}/none\"\n",
+        free_port(),
+        dir.path().display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let out = output(&["run", "--config", file.to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(1));
+    let text = stderr(&out);
+    assert!(text.lines().last().is_some_and(|l| l.contains("cluster.secret_file") && l.contains("/none")), "{text}");
+}
+
+#[test]
+fn a_process_without_etcd_lives_is_not_ready_and_ends_by_sigterm() {
+    let dir = tempfile::tempdir().unwrap();
+    let (admin, proxy) = (free_port(), free_port());
+    let mut running = Running::start(&proxy_file(dir.path(), admin, proxy));
+    wait_for(admin, "/livez", "200");
+    let ready = wait_for(admin, "/readyz", "503");
+    assert!(ready.contains("proxy: ") && ready.contains("lagmon: "), "{ready}");
+    let metrics = wait_for(admin, "/metrics", "200");
+    assert!(metrics.contains("pgtenure_admin_ready{role=\"proxy\"} 0"), "{metrics}");
+    assert!(wait_for(admin, "/status", "200").contains("\"roles\""));
+    wait_for(admin, "/lag", "200");
+    wait_for(admin, "/history", "404");
+    let order = "POST /ops/switchover HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\n\r\n{}";
+    let refused = ask(admin, order).unwrap_or_default();
+    assert!(refused.starts_with("HTTP/1.1 401"), "an order needs the secret: {refused}");
+    let pid = nix::unistd::Pid::from_raw(running.0.id().try_into().expect("a pid is positive"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(running.exit_code(), Some(0));
+}
+
+#[test]
+fn an_operator_without_a_manager_is_told_so() {
+    let nobody = free_port();
+    let out = output(&["status", "--admin", &format!("127.0.0.1:{nobody}")]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(stderr(&out).starts_with("no manager answers: "), "{}", stderr(&out));
+    let out = output(&["status", "--json", "--admin", &format!("127.0.0.1:{nobody}")]);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON also for failures");
+    assert!(json["error"].is_string());
+}
