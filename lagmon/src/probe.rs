@@ -100,7 +100,10 @@ impl Prober {
             .application_name("pgtenure_lagmon")
             .connect_timeout(self.config.probe_timeout)
             .tcp_user_timeout(self.config.tcp_user_timeout)
-            .keepalives_idle(self.config.tcp_user_timeout);
+            .keepalives(true)
+            .keepalives_idle(self.config.tcp_user_timeout)
+            .keepalives_interval(self.config.probe_timeout)
+            .keepalives_retries(3);
         if let Some(password) = &self.password {
             connect.password(password.expose());
         }
