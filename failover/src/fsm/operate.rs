@@ -194,7 +194,8 @@ impl Planner {
         }
         let short = self.too_few(now, &policy, at_work.as_ref());
         let somebody = self.prospects(now).iter().any(|n| Some(n) != at_work.as_ref());
-        if !short.is_empty() && !(allow_loss && somebody) {
+        let knowingly = allow_loss && somebody;
+        if !(short.is_empty() || knowingly) {
             return Err(short);
         }
         let mut evidence = vec!["an operator asked for a failover".to_owned()];

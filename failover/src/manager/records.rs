@@ -113,7 +113,7 @@ impl Reader {
         let host_of_primary = primary.and_then(|n| records.members.get(&n)).map(|m| m.host.clone());
         let elsewhere = records.members.values().any(|m| m.host != *self.host);
         let seen = LeaderSeen {
-            leader: found.and_then(|v| one(v)),
+            leader: found.and_then(one),
             revision: found.map_or(0, |v| v.mod_revision),
             beside_primary: elsewhere && host_of_primary.as_deref() == Some(&*self.host),
             read: true,

@@ -1,0 +1,193 @@
+//! Managers and agents together, with real PostgreSQL over a store in memory: creation, deaths, switchover, operators'
+//! verbs and a restart of everything.
+
+#[allow(dead_code)] // another test's harness, of which this one needs the half
+mod agents;
+
+use agents::{Cluster, SECRET, postgres_of, postmaster, signal, unprivileged, until};
+use cluster::Term;
+use cluster::secret::Secret;
+use failover::config::manager::{ManagerRaw, check};
+use failover::fsm::status::Status;
+use failover::manager::{ManagerConfig, ManagerHandle, start};
+use failover::record::{JournalRecord, Mode, Phase};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+fn manager(c: &Cluster, admin: &str) -> ManagerHandle {
+    let config = ManagerConfig {
+        cluster: "t".into(),
+        keys: c.keys.clone(),
+        section: check(&ManagerRaw::default()).unwrap(),
+        secret: Secret::new(SECRET),
+        admin: admin.into(),
+        view_validity: Duration::from_secs(1),
+    };
+    start(config, Arc::new(c.store.client()), &prometheus::Registry::new()).unwrap()
+}
+
+/// Wait until the manager's status satisfies `test`.
+async fn status_is(m: &ManagerHandle, what: &str, test: impl Fn(&Status) -> bool) -> Arc<Status> {
+    let mut status = m.status();
+    let found = tokio::time::timeout(Duration::from_secs(45), status.wait_for(|s| test(s))).await;
+    match found {
+        Ok(found) => Arc::clone(&found.unwrap()),
+        Err(_) => panic!("waited for {what}; the manager says {:#?}", m.status().borrow()),
+    }
+}
+
+fn is_open(s: &Status, term: u64) -> bool {
+    s.term == Some(Term(term)) && s.phase == Some(Phase::Active)
+}
+
+fn all_stream(s: &Status, standbys: usize) -> bool {
+    s.nodes.iter().filter(|n| n.streams_from.is_some() && n.quarantine.is_none()).count() == standbys
+}
+
+async fn order(m: &ManagerHandle, verb: &str, body: Value) -> (u16, Value) {
+    let routes = m.routes();
+    routes.handle("POST", &format!("/ops/{verb}"), "", body.to_string().as_bytes()).await.unwrap()
+}
+
+async fn started(c: &mut Cluster) -> ManagerHandle {
+    for i in 0..c.nodes.len() {
+        c.start(i).await;
+    }
+    manager(c, "127.0.0.1:1")
+}
+
+fn primary_of(c: &Cluster, s: &Status) -> usize {
+    c.number(s.primary.as_ref().expect("a primary"))
+}
+
+#[test]
+fn a_killed_primary_is_replaced_and_comes_back_and_a_switchover_returns_to_it() {
+    unprivileged("a_killed_primary_is_replaced_and_comes_back_and_a_switchover_returns_to_it", async {
+        let mut c = Cluster::new(22020, 3, Mode::Strict, 1);
+        let m = started(&mut c).await;
+        let follower = manager(&c, "127.0.0.1:2");
+        let s = status_is(&m, "the first term", |s| is_open(s, 1) && all_stream(s, 2)).await;
+        let old = primary_of(&c, &s);
+        c.sql(old).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+        let begun = Instant::now();
+        signal(postmaster(&c.nodes[old].config), Signal::SIGKILL);
+        let s = status_is(&m, "the second term", |s| is_open(s, 2)).await;
+        eprintln!("outage: {:?}", begun.elapsed());
+        let journal = s.last_failover.clone().unwrap();
+        eprintln!("{:?}", journal.phases);
+        let new = primary_of(&c, &s);
+        assert_ne!(new, old);
+        c.sql(new).await.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+        let s = status_is(&m, "the old primary as a standby", |s| all_stream(s, 2)).await;
+        assert!(s.safe_to_lose_primary.safe, "{:?}", s.safe_to_lose_primary);
+
+        // The other manager does not lead and says who does.
+        let (code, answer) = follower.routes().handle("POST", "/ops/switchover", "", b"").await.unwrap();
+        assert_eq!((code, answer.pointer("/leader/admin")), (307, Some(&json!("127.0.0.1:1"))), "{answer}");
+
+        let begun = Instant::now();
+        let (code, answer) = order(&m, "switchover", json!({"to": c.nodes[old].id, "expect_term": 2})).await;
+        assert_eq!(code, 200, "{answer:#}");
+        eprintln!("switchover: {:?}, {}", begun.elapsed(), answer.pointer("/journal/phases").unwrap());
+        let s = status_is(&m, "the third term", |s| is_open(s, 3) && all_stream(s, 2)).await;
+        assert_eq!(primary_of(&c, &s), old);
+        assert_eq!(c.value(old, "SELECT string_agg(i::text, ',' ORDER BY i) FROM t").await, "1,2");
+        let (code, history) = m.routes().handle("GET", "/history", "", b"").await.unwrap();
+        let terms: Vec<JournalRecord> = serde_json::from_value(history["history"].clone()).unwrap();
+        assert_eq!((code, terms.iter().map(|j| j.term.0).collect::<Vec<_>>()), (200, vec![1, 2, 3]));
+        assert!(terms.iter().all(|j| j.finished.as_deref() == Some("active")), "{terms:#?}");
+        let (code, report) = m.routes().handle("GET", "/report", "term=2", b"").await.unwrap();
+        assert_eq!((code, &report["journal"]["term"]), (200, &json!(2)));
+        m.stop().await;
+        status_is(&follower, "the other manager to lead", |s| s.leading).await;
+        follower.stop().await;
+    });
+}
+
+#[test]
+fn a_failover_with_too_few_standbys_is_refused_unless_data_loss_is_allowed() {
+    unprivileged("a_failover_with_too_few_standbys_is_refused_unless_data_loss_is_allowed", async {
+        let mut c = Cluster::new(22030, 3, Mode::Strict, 1);
+        let m = started(&mut c).await;
+        let s = status_is(&m, "the first term", |s| is_open(s, 1) && all_stream(s, 2)).await;
+        let old = primary_of(&c, &s);
+        let standbys: Vec<usize> = (0..3).filter(|i| *i != old).collect();
+        let (gone, left) = (standbys[0], standbys[1]);
+        let gone_id = c.nodes[gone].id.clone();
+        c.crash_agent(gone).await;
+        agents::kill_all(&c.nodes[gone].config.data_dir.join("data"));
+        let s = status_is(&m, "the loss of a standby", |s| !all_stream(s, 2) && !s.safe_to_lose_primary.safe).await;
+        assert!(s.safe_to_lose_primary.why[0].contains("2 needed, 1 there"), "{:?}", s.safe_to_lose_primary);
+        let (code, answer) = order(&m, "failover", json!({})).await;
+        assert_eq!(
+            (code, answer.pointer("/blockers/0/blocker")),
+            (409, Some(&json!("too_few_recruits"))),
+            "{answer:#}"
+        );
+        assert_eq!(answer.pointer("/blockers/0/missing/0/node"), Some(&json!(gone_id)));
+        assert_eq!(answer.pointer("/blockers/0/needed"), Some(&json!(2)));
+
+        // The old primary dies for good as well.
+        c.crash_agent(old).await;
+        agents::kill_all(&c.nodes[old].config.data_dir.join("data"));
+        let (code, answer) = order(&m, "failover", json!({"allow_data_loss": true})).await;
+        assert_eq!((code, &answer["node"]), (200, &json!(c.nodes[left].id)), "{answer:#}");
+        let s = status_is(&m, "the suspension", |s| s.suspended.is_some()).await;
+        assert!(!s.safe_to_lose_primary.safe);
+        c.sql(left).await.batch_execute("CREATE TABLE unprotected (i int)").await.unwrap();
+
+        // A standby returns: commits are protected again.
+        c.start(gone).await;
+        status_is(&m, "the re-arming", |s| s.suspended.is_none() && s.policy.as_ref().is_some_and(|p| p.protects()))
+            .await;
+        assert!(c.value(left, "SHOW synchronous_standby_names").await.starts_with("ANY 1"));
+        c.start(old).await;
+        status_is(&m, "everybody", |s| all_stream(s, 2)).await;
+
+        // Fences: a standby may be taken out and put back, the primary only knowingly.
+        let (code, answer) = order(&m, "fence", json!({"node": c.nodes[left].id})).await;
+        assert_eq!(
+            (code, answer.pointer("/blockers/0/blocker")),
+            (409, Some(&json!("would_stop_writes"))),
+            "{answer:#}"
+        );
+        let (code, answer) = order(&m, "fence", json!({"node": gone_id, "by": "test"})).await;
+        assert_eq!(code, 200, "{answer:#}");
+        until("the fenced standby to stop", async || {
+            postgres_of(&c.nodes[gone].config.data_dir.join("data")).is_empty().then_some(())
+        })
+        .await;
+        let (code, answer) = order(&m, "unfence", json!({"node": gone_id})).await;
+        assert_eq!(code, 200, "{answer:#}");
+        status_is(&m, "everybody again", |s| all_stream(s, 2)).await;
+        m.stop().await;
+    });
+}
+
+#[test]
+fn after_a_stop_of_everything_the_cluster_opens_again_with_every_row() {
+    unprivileged("after_a_stop_of_everything_the_cluster_opens_again_with_every_row", async {
+        let mut c = Cluster::new(22040, 3, Mode::Strict, 1);
+        let m = started(&mut c).await;
+        let s = status_is(&m, "the first term", |s| is_open(s, 1) && all_stream(s, 2)).await;
+        let old = primary_of(&c, &s);
+        c.sql(old).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1), (2)").await.unwrap();
+        m.stop().await;
+        for i in 0..3 {
+            c.crash_agent(i).await;
+            agents::kill_all(&c.nodes[i].config.data_dir.join("data"));
+        }
+        let m = manager(&c, "127.0.0.1:1");
+        for i in [2, 0, 1] {
+            c.start(i).await;
+        }
+        let s = status_is(&m, "a new term", |s| s.term > Some(Term(1)) && s.phase == Some(Phase::Active)).await;
+        let new = primary_of(&c, &s);
+        assert_eq!(c.value(new, "SELECT count(*) FROM t").await, "2");
+        c.sql(new).await.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+        status_is(&m, "everybody", |s| all_stream(s, 2)).await;
+        m.stop().await;
+    });
+}
