@@ -176,7 +176,7 @@ impl Seen {
                 self.switchover_pause.median_ms, self.switchover_pause.worst_ms
             ),
             format!("rows, switchover  {}", rows(&self.switchover_rows)),
-            format!("{}", if self.holds() { "every promise held" } else { "A PROMISE WAS BROKEN" }),
+            if self.holds() { "every promise held" } else { "A PROMISE WAS BROKEN" }.to_owned(),
         ]
         .join("\n")
     }
