@@ -178,19 +178,15 @@ impl<'a> Scanner<'a> {
                 let Some(p) = frontend::parse(frame) else { return malformed("Parse") };
                 let class = (self.cx.classify)(p.sql);
                 classes.push(class);
+                // Parsing writes nothing, so it does not need the primary: only what is executed counts.
                 self.parsed.push((p.name, class));
-                self.unit.read &= class.access == Access::Read;
                 Step::Next
             }
             b'B' => self.bind(frame),
-            b'D' | b'C' => {
-                let Some(subject) = frontend::subject(frame) else { return malformed("Describe or Close") };
-                if let (b'D', Subject::Statement(name)) = (head.kind, subject) {
-                    let class = self.class(name);
-                    self.unit.read &= class.access == Access::Read;
-                }
-                Step::Next
-            }
+            b'D' | b'C' => match frontend::subject(frame) {
+                Some(Subject::Statement(_) | Subject::Portal(_)) => Step::Next,
+                None => malformed("Describe or Close"),
+            },
             b'E' => {
                 let Some((portal, _)) = crate::wire::codec::split_cstring(&frame[5..]) else {
                     return malformed("Execute");

@@ -717,6 +717,7 @@ impl Session {
             self.tail = if refused { Tail::Discard(unit.tail_left) } else { Tail::Forward(unit.tail_left) };
         }
         let primary = server.meta.role == Role::Primary;
+        self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);
         if begins {
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);
             self.reason = "same_server";

@@ -144,6 +144,8 @@ pub struct Relay {
     withhold: bool,
     /// Retry a read's errors elsewhere: the server is a standby.
     pub on_standby: bool,
+    /// Nothing is executed there, only parsed: whatever a standby says against that, the primary may know better.
+    pub parse_only: bool,
     /// What has to be taken back, in this order.
     pub undone: Vec<Undo>,
     /// Settings the server reported.
@@ -511,7 +513,7 @@ impl Relay {
         if self.on_standby
             && !self.delivered
             && self.queue.len() + usize::from(self.open.is_some()) > 0
-            && elsewhere(&code)
+            && (self.parse_only || elsewhere(&code))
         {
             return Step::Stop(Event::Retry { code });
         }

@@ -1,0 +1,397 @@
+//! Real PostgreSQL servers, a proxy in this process, and a topology made by hand.
+//!
+//! Each test file uses its own part of this.
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part")]
+
+pub mod raw;
+
+use cluster::lag::{LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
+use cluster::node::Endpoint;
+use cluster::topology::{Gate, Member, Topology};
+use cluster::{Clock, Lsn, NodeId, Term, TimelineId};
+use proxy::auth::scram::Verifier;
+use proxy::auth::userlist;
+use proxy::config::{self, Config};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Longest wait for any condition.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const PASSWORD: &str = "correct horse";
+
+/// Wait until `condition` gives something, or fail saying what was awaited.
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(started.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn bin(name: &str) -> PathBuf {
+    let majors = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let numbered = majors.filter_map(|d| Some((d.file_name().to_str()?.parse::<u32>().ok()?, d.path().join("bin"))));
+    let newest = numbered.filter(|(_, bin)| bin.join("postgres").exists()).max();
+    newest.expect("PostgreSQL's server is installed under /usr/lib/postgresql").1.join(name)
+}
+
+/// PostgreSQL refuses to run as root.
+fn unprivileged(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    if nix::unistd::Uid::effective().is_root() {
+        let user = nix::unistd::User::from_name("postgres").ok().flatten().expect("the user postgres exists");
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    command.current_dir("/").env_remove("PGOPTIONS");
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().expect("the program can be started");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+/// One PostgreSQL.
+pub struct Node {
+    pub name: NodeId,
+    pub port: u16,
+    pub data: PathBuf,
+    child: Option<Child>,
+}
+
+impl Node {
+    fn spawn(&mut self) {
+        let mut command = unprivileged(&bin("postgres"));
+        command.arg("-D").arg(&self.data).stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(command.spawn().expect("postgres can be started"));
+        wait_for("PostgreSQL to accept connections", || self.try_psql("select 1").ok());
+    }
+
+    /// Run SQL as the superuser; rows as psql prints them.
+    pub fn psql(&self, sql: &str) -> String {
+        self.try_psql(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    pub fn try_psql(&self, sql: &str) -> Result<String, String> {
+        let mut command = Command::new(bin("psql"));
+        command.args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-d",
+            "app",
+        ]);
+        if sql == "select 1" || sql.starts_with("create role") || sql.starts_with("create database") {
+            command.args(["-d", "postgres"]);
+        }
+        command.args(["-p", &self.port.to_string(), "-c", sql]);
+        let output = command.output().map_err(|e| e.to_string())?;
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// `kill -9` of the postmaster and of every process of it, as when the host dies.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let parent = child.id();
+            let children = children_of(parent);
+            let _ = child.kill();
+            let _ = child.wait();
+            for pid in children {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+    }
+
+    /// Start again after a kill.
+    pub fn start(&mut self) {
+        let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
+        self.spawn();
+    }
+
+    pub fn promote(&self) {
+        self.psql("select pg_promote(false)");
+        wait_for("the promotion", || (self.psql("select pg_is_in_recovery()") == "f").then_some(()));
+    }
+
+    pub fn member(&self) -> Member {
+        let postgres = Endpoint { host: "127.0.0.1".to_owned(), port: self.port };
+        Member { node: self.name.clone(), postgres, fenced: false }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn children_of(parent: u32) -> Vec<i32> {
+    let of = |entry: std::fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let after = stat.rsplit_once(')')?.1;
+        (after.split_whitespace().nth(1)?.parse::<u32>().ok()? == parent).then_some(pid)
+    };
+    std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(of).collect()
+}
+
+/// A primary, its standbys, and a proxy before them.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    pub topology: watch::Sender<Topology>,
+    pub registry: prometheus::Registry,
+    pub handle: Option<proxy::Handle>,
+    pub port: u16,
+    stop_lag: watch::Sender<bool>,
+    lag_thread: Option<std::thread::JoinHandle<()>>,
+    scratch: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// `standbys` of them, with the proxy's settings changed by `set`.
+    pub fn start(standbys: usize, set: impl FnOnce(&mut config::Raw)) -> Self {
+        let scratch = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").expect("a scratch directory");
+        if nix::unistd::Uid::effective().is_root() {
+            run(Command::new("chown").arg("postgres").arg(scratch.path()));
+        }
+        let mut nodes = vec![create_primary(scratch.path())];
+        for i in 0..standbys {
+            let standby = create_standby(scratch.path(), &nodes[0], i + 2);
+            nodes.push(standby);
+        }
+        let verifier = nodes[0].psql("select rolpassword from pg_authid where rolname = 'app'");
+        let verifier: Verifier = verifier.parse().expect("PostgreSQL keeps a SCRAM verifier");
+        let users = scratch.path().join("userlist.txt");
+        std::fs::write(&users, userlist::line("app", &verifier) + "\n").expect("scratch is writable");
+        let mut raw = config::Raw {
+            listen: ([127, 0, 0, 1], 0).into(),
+            workers: 2,
+            userlist: users,
+            monitor_user: "postgres".to_owned(),
+            ..config::Raw::default()
+        };
+        set(&mut raw);
+        let config: Config = config::check(raw).expect("the test's settings are valid");
+        let (topology, topology_seen) = watch::channel(open(1, &nodes[0], &nodes[1..]));
+        let (lag, lag_seen) = watch::channel(Arc::new(LagSnapshot::default()));
+        let (stop_lag, stopped) = watch::channel(false);
+        let seen = topology.subscribe();
+        let lag_thread = Some(std::thread::spawn(move || sample_lag(&seen, &lag, stopped)));
+        let registry = prometheus::Registry::new();
+        let inputs = proxy::Inputs { topology: topology_seen, lag: lag_seen };
+        let handle = proxy::start(config, inputs, &registry).expect("the proxy starts");
+        let port = handle.addr.port();
+        Self { nodes, topology, registry, handle: Some(handle), port, stop_lag, lag_thread, scratch }
+    }
+
+    /// A connection string to the endpoint.
+    pub fn dsn(&self) -> String {
+        format!("host=127.0.0.1 port={} user=app password='{PASSWORD}' dbname=app sslmode=disable", self.port)
+    }
+
+    /// A client program (psql, pgbench) before the endpoint.
+    pub fn client(&self, program: &str) -> Command {
+        let mut command = Command::new(bin(program));
+        command.env("PGHOST", "127.0.0.1").env("PGPORT", self.port.to_string()).env("PGUSER", "app");
+        command.env("PGPASSWORD", PASSWORD).env("PGDATABASE", "app").env_remove("PGOPTIONS").current_dir("/");
+        command
+    }
+
+    /// SQL through psql and the endpoint; what it prints, or its error.
+    pub fn psql(&self, sql: &str) -> Result<String, String> {
+        let output = self.client("psql").args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]).output();
+        let output = output.expect("psql can be started");
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// Publish a view; `revision` grows by itself.
+    pub fn publish(&self, change: impl FnOnce(&mut Topology)) {
+        self.topology.send_modify(|t| {
+            change(t);
+            t.revision += 1;
+        });
+        let (term, gate) = (self.topology.borrow().term, self.topology.borrow().gate);
+        let state = self.handle.as_ref().expect("the proxy runs").state.clone();
+        wait_for("all workers to act on the view", || {
+            let s = *state.borrow();
+            (s.term == term && s.gate == gate).then_some(())
+        });
+    }
+
+    /// Close the gate, promote `node`, and open the next term.
+    pub fn fail_over_to(&self, node: usize) {
+        self.publish(|t| t.gate = Gate::Closed(cluster::topology::Closed::Promoting));
+        self.nodes[node].promote();
+        let primary = self.nodes[node].member();
+        self.publish(|t| {
+            t.term = t.term.next();
+            t.gate = Gate::Open;
+            t.standbys.retain(|s| s.node != primary.node);
+            t.primary = Some(primary);
+        });
+    }
+
+    pub fn counter(&self, name: &str) -> f64 {
+        let families = self.registry.gather();
+        let family = families.iter().filter(|f| f.name() == name);
+        family.flat_map(|f| f.get_metric()).map(|m| m.get_counter().get_value() + m.get_gauge().get_value()).sum()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop_lag.send_replace(true);
+        drop(self.handle.take());
+        if let Some(thread) = self.lag_thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
+    Topology {
+        term: Term(term),
+        revision: 1,
+        gate: Gate::Open,
+        primary: Some(primary.member()),
+        standbys: standbys.iter().map(Node::member).collect(),
+        valid_until: None,
+        fork: None,
+    }
+}
+
+fn create_primary(scratch: &Path) -> Node {
+    let mut node = Node { name: "n1".parse().unwrap(), port: free_port(), data: scratch.join("n1"), child: None };
+    let mut initdb = unprivileged(&bin("initdb"));
+    initdb.arg("-D").arg(&node.data).args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]);
+    run(&mut initdb);
+    let settings = "fsync = off\nwal_level = replica\nmax_connections = 60\nshared_buffers = 32MB\n\
+                    password_encryption = 'scram-sha-256'\nlisten_addresses = '127.0.0.1'\nhot_standby = on\n\
+                    unix_socket_directories = ''\nwal_retrieve_retry_interval = 100ms\nmax_wal_senders = 5\n\
+                    max_prepared_transactions = 5\n";
+    append(&node.data.join("postgresql.conf"), settings);
+    append(&node.data.join("postgresql.conf"), &format!("port = {}\ncluster_name = 'n1'\n", node.port));
+    let hba = "host all app 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n\
+               host replication all 127.0.0.1/32 trust\n";
+    std::fs::write(node.data.join("pg_hba.conf"), hba).expect("the data directory is writable");
+    node.spawn();
+    node.psql(&format!("create role app login password '{PASSWORD}'"));
+    node.psql("create database app owner app");
+    node
+}
+
+fn create_standby(scratch: &Path, primary: &Node, number: usize) -> Node {
+    let name = format!("n{number}");
+    let mut node = Node { name: name.parse().unwrap(), port: free_port(), data: scratch.join(&name), child: None };
+    let mut backup = unprivileged(&bin("pg_basebackup"));
+    backup.arg("-D").arg(&node.data).args(["-h", "127.0.0.1", "-U", "postgres", "-c", "fast", "-R", "--no-sync"]);
+    run(backup.args(["-p", &primary.port.to_string()]));
+    let own = format!("port = {}\ncluster_name = '{name}'\n", node.port);
+    append(&node.data.join("postgresql.conf"), &own);
+    node.spawn();
+    node
+}
+
+fn append(path: &Path, text: &str) {
+    let old = std::fs::read_to_string(path).expect("PostgreSQL made this file");
+    std::fs::write(path, old + text).expect("the data directory is writable");
+}
+
+/// A lag monitor of a few lines: every node sampled in turn, lag taken from positions alone.
+fn sample_lag(
+    topology: &watch::Receiver<Topology>,
+    lag: &watch::Sender<Arc<LagSnapshot>>,
+    stop: watch::Receiver<bool>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    while !*stop.borrow() {
+        let view = topology.borrow().clone();
+        let snapshot = runtime.block_on(async {
+            let mut snapshot = LagSnapshot { term: view.term, ..LagSnapshot::default() };
+            if let Some(primary) = &view.primary {
+                let sent_at = Clock.now();
+                if let Some(lsn) = position(primary, "pg_current_wal_insert_lsn()").await {
+                    let (node, timeline) = (primary.node.clone(), TimelineId(1));
+                    let insert_lsn = lsn.normalised_insert();
+                    snapshot.primary =
+                        Some(PrimarySample { node, timeline, insert_lsn, flush_lsn: insert_lsn, sent_at });
+                }
+            }
+            for member in &view.standbys {
+                snapshot.standbys.push(sample_standby(member, snapshot.primary.as_ref()).await);
+            }
+            snapshot
+        });
+        lag.send_replace(Arc::new(snapshot));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> StandbyLag {
+    let sent_at = Clock.now();
+    let node = member.node.clone();
+    let Some(replay_lsn) = position(member, "pg_last_wal_replay_lsn()").await else {
+        return StandbyLag { node, sample: None, replay_lag: Err(LagUnknown::Unreachable) };
+    };
+    let behind = primary.map(|p| p.insert_lsn.bytes_since(replay_lsn));
+    let replay_lag = match behind {
+        Some(0) => Ok(Duration::ZERO),
+        Some(_) => Ok(Duration::from_millis(100)),
+        None => Err(LagUnknown::NoPrimarySample),
+    };
+    let sample = StandbySample {
+        receive_lsn: replay_lsn,
+        replay_lsn,
+        received_timeline: None,
+        replay_lag_bytes: behind,
+        sent_at,
+    };
+    StandbyLag { node, sample: Some(sample), replay_lag }
+}
+
+async fn position(member: &Member, function: &str) -> Option<Lsn> {
+    let config =
+        format!("host=127.0.0.1 port={} user=postgres dbname=postgres connect_timeout=1", member.postgres.port);
+    let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.ok()?;
+    let connection = tokio::spawn(connection);
+    let row = client.query_one(&format!("select {function}::text"), &[]).await.ok()?;
+    drop(client);
+    let _ = connection.await;
+    row.try_get::<_, String>(0).ok()?.parse().ok()
+}
+
+/// A socket to the endpoint.
+pub fn dial(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).expect("the endpoint accepts");
+    stream.set_nodelay(true).expect("a TCP socket");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a TCP socket");
+    stream
+}

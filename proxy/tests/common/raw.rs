@@ -1,0 +1,186 @@
+//! A client that speaks in bytes: what drivers never send can be sent, and what is answered is seen as it is.
+
+use super::{PASSWORD, dial};
+use proxy::auth::scram::ClientSide;
+use proxy::wire::backend::{self, Authentication};
+use proxy::wire::codec::{cstring, head, message};
+use proxy::wire::frontend::{write_parse, write_query, write_sasl_initial, write_sasl_response, write_subject};
+use proxy::wire::startup::write_startup;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+pub struct Raw {
+    pub stream: TcpStream,
+    buf: Vec<u8>,
+    /// The key for cancel requests.
+    pub key: (u32, u32),
+    /// What was reported at login.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A message as a test wants to see it: the type, and the few words that matter.
+pub type Seen = String;
+
+impl Raw {
+    /// Log in with further startup parameters.
+    pub fn login(port: u16, parameters: &[(&str, &str)]) -> Self {
+        let mut raw = Self { stream: dial(port), buf: Vec::new(), key: (0, 0), settings: Vec::new() };
+        let mut out = Vec::new();
+        let all = [("user", "app"), ("database", "app")].into_iter().chain(parameters.iter().copied());
+        write_startup(&mut out, all);
+        raw.send(&out);
+        let mut exchange = ClientSide::with_password("app", PASSWORD, [7; 18]);
+        loop {
+            let (kind, frame) = raw.frame().expect("the login goes on");
+            let mut out = Vec::new();
+            match kind {
+                b'R' => match backend::authentication(&frame).expect("an authentication request") {
+                    Authentication::Ok => {}
+                    Authentication::Sasl { .. } => write_sasl_initial(&mut out, &exchange.first()),
+                    Authentication::SaslContinue(data) => {
+                        write_sasl_response(&mut out, &exchange.respond(data).expect("a good challenge"));
+                    }
+                    Authentication::SaslFinal(data) => exchange.finish(data).expect("a good signature"),
+                    Authentication::Other(other) => panic!("authentication method {other}"),
+                },
+                b'S' => {
+                    let (name, value) = backend::parameter_status(&frame).expect("a setting");
+                    raw.settings.push((name.to_owned(), value.to_owned()));
+                }
+                b'K' => raw.key = backend::backend_key(&frame).expect("a key"),
+                b'Z' => return raw,
+                b'v' => {}
+                b'E' => panic!("login refused: {}", seen(kind, &frame)),
+                other => panic!("unexpected message {}", other as char),
+            }
+            raw.send(&out);
+        }
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the endpoint reads");
+    }
+
+    /// Build and send messages.
+    pub fn write(&mut self, build: impl FnOnce(&mut Vec<u8>)) {
+        let mut out = Vec::new();
+        build(&mut out);
+        self.send(&out);
+    }
+
+    pub fn query(&mut self, sql: &str) -> Vec<Seen> {
+        self.write(|out| write_query(out, sql));
+        self.until_ready()
+    }
+
+    /// The next frame; `None` at the end of the connection.
+    pub fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        loop {
+            if let Some(h) = head(&self.buf).expect("good lengths")
+                && self.buf.len() >= h.total
+            {
+                return Some((h.kind, self.buf.drain(..h.total).collect()));
+            }
+            let mut chunk = [0; 65536];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return None,
+                Ok(n) => self.buf.extend_from_slice(&chunk[..n]),
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(e) => panic!("no answer from the endpoint: {e}"),
+            }
+        }
+    }
+
+    pub fn next(&mut self) -> Seen {
+        self.frame().map_or_else(|| "EOF".to_owned(), |(kind, frame)| seen(kind, &frame))
+    }
+
+    /// All messages up to ReadyForQuery or the end.
+    pub fn until_ready(&mut self) -> Vec<Seen> {
+        let mut all = Vec::new();
+        loop {
+            let next = self.next();
+            let end = next.starts_with('Z') || next == "EOF";
+            all.push(next);
+            if end {
+                return all;
+            }
+        }
+    }
+}
+
+/// A message in words.
+pub fn seen(kind: u8, frame: &[u8]) -> Seen {
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    match kind {
+        b'Z' => format!("Z {}", frame[5] as char),
+        b'E' => format!("E {}", text(backend::fields(frame).code)),
+        b'N' => format!("N {}", text(backend::fields(frame).code)),
+        b'C' => format!("C {}", text(&frame[5..frame.len() - 1])),
+        b'D' => {
+            let (mut out, mut at) = ("D".to_owned(), 7);
+            while at + 4 <= frame.len() {
+                let len = i32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+                at += 4;
+                let len = usize::try_from(len).unwrap_or(0);
+                out.push(' ');
+                out.push_str(&text(&frame[at..at + len.min(40)]));
+                at += len;
+            }
+            out
+        }
+        b'S' => backend::parameter_status(frame).map_or_else(String::new, |(n, v)| format!("S {n}={v}")),
+        other => (other as char).to_string(),
+    }
+}
+
+pub fn parse(out: &mut Vec<u8>, name: &str, sql: &str) {
+    let mut tail = Vec::new();
+    cstring(&mut tail, sql.as_bytes());
+    tail.extend_from_slice(&[0, 0]);
+    write_parse(out, name.as_bytes(), &tail);
+}
+
+pub fn bind(out: &mut Vec<u8>, portal: &str, statement: &str, parameters: &[&str]) {
+    message(out, b'B', |b| {
+        cstring(b, portal.as_bytes());
+        cstring(b, statement.as_bytes());
+        b.extend_from_slice(&[0, 0]);
+        b.extend_from_slice(&(parameters.len() as u16).to_be_bytes());
+        for p in parameters {
+            b.extend_from_slice(&(p.len() as u32).to_be_bytes());
+            b.extend_from_slice(p.as_bytes());
+        }
+        b.extend_from_slice(&[0, 0]);
+    });
+}
+
+pub fn execute(out: &mut Vec<u8>, portal: &str) {
+    message(out, b'E', |b| {
+        cstring(b, portal.as_bytes());
+        b.extend_from_slice(&[0; 4]);
+    });
+}
+
+pub fn describe(out: &mut Vec<u8>, statement: &str) {
+    write_subject(out, b'D', statement.as_bytes());
+}
+
+pub fn close(out: &mut Vec<u8>, statement: &str) {
+    write_subject(out, b'C', statement.as_bytes());
+}
+
+pub fn sync(out: &mut Vec<u8>) {
+    message(out, b'S', |_| {});
+}
+
+pub fn flush(out: &mut Vec<u8>) {
+    message(out, b'H', |_| {});
+}
+
+/// Parse, bind and execute the unnamed statement.
+pub fn run(out: &mut Vec<u8>, sql: &str) {
+    parse(out, "", sql);
+    bind(out, "", "", &[]);
+    execute(out, "");
+}
