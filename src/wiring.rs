@@ -35,6 +35,9 @@ pub fn run(file: &Path) -> Result<()> {
     process::start_log(config.process.log_format, &config.process.log_level)
         .map_err(|e| anyhow!("cannot start logging: {e}"))?;
     let roles = config.roles.iter().map(|r| r.as_str()).collect::<Vec<_>>().join(",");
+    if nix::unistd::Uid::effective().is_root() {
+        warn!("running as root, which no role needs: set process.user");
+    }
     info!(roles, cluster = config.name, version = env!("CARGO_PKG_VERSION"), open_files, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)

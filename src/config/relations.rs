@@ -9,7 +9,7 @@ pub(super) fn check(raw: &RawConfig, roles: &BTreeSet<Role>) -> Vec<BadSetting> 
     let mut bad = Vec::new();
     let plays = |role| roles.contains(&role);
     if plays(Role::Agent) {
-        agent(raw, &mut bad);
+        agent(raw, plays(Role::Proxy), &mut bad);
     }
     if plays(Role::Lagmon) {
         lagmon(raw, plays(Role::Proxy), &mut bad);
@@ -30,15 +30,17 @@ fn below(bad: &mut Vec<BadSetting>, key: &str, value: Span, limit: Span, what: &
     }
 }
 
-fn agent(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
+fn agent(raw: &RawConfig, with_proxy: bool, bad: &mut Vec<BadSetting>) {
     if !raw.agent.node.is_empty() && !raw.cluster.voters.contains(&raw.agent.node) {
         let voters = raw.cluster.voters.join(", ");
         bad.push(BadSetting::new("agent.node", &raw.agent.node, format!("is not among cluster.voters ({voters})")));
     }
     let (drain, stop) = (raw.process.drain_timeout, raw.agent.stop_timeout);
-    if drain <= stop {
-        let problem =
-            format!("must be above agent.stop_timeout ({stop}), or PostgreSQL is left to itself while it stops");
+    // A proxy in the same process drains first, for half of the time.
+    let (times, needed) =
+        if with_proxy { ("twice agent.stop_timeout", stop.0 * 2) } else { ("agent.stop_timeout", stop.0) };
+    if drain.0 <= needed {
+        let problem = format!("must be above {times} ({stop}), or PostgreSQL is left to itself while it stops");
         bad.push(BadSetting::new("process.drain_timeout", drain, problem));
     }
     let (ttl, view) = (raw.agent.lease_ttl, raw.etcd.view_validity);

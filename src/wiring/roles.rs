@@ -227,7 +227,8 @@ async fn play_proxy(
         }
     };
     show.send_modify(|s| s.ready = Err("stopping".to_owned()));
-    proxy.drain(bound * 3 / 4).await;
+    // The other half is for the roles that stop after this one.
+    proxy.drain(bound / 2).await;
     // Only now: as long as sessions run, managers must wait for this proxy.
     registration.end().await;
     None
