@@ -43,6 +43,7 @@ use cluster::sync_names::SyncNames;
 use env::Env;
 use memory::{Keeper, Memory};
 use metrics::Metrics;
+use nix::fcntl::{Flock, FlockArg};
 use records::Records;
 use recovery_conf::Dynamic;
 use state::State;
@@ -155,7 +156,7 @@ pub(crate) struct Agent {
     died: Notify,
     look_now: Notify,
     looked: watch::Sender<u64>,
-    _lock: std::fs::File,
+    _lock: Flock<std::fs::File>,
 }
 
 /// A running agent.
@@ -245,14 +246,11 @@ pub async fn run(
 }
 
 /// One agent per directory: two would start two postmasters in turn.
-fn lock(env: &Env) -> Result<std::fs::File, StartError> {
+fn lock(env: &Env) -> Result<Flock<std::fs::File>, StartError> {
     let path = env.layout.root.join("agent.lock");
     let file = std::fs::File::create(&path)
         .map_err(|source| StartError::Directory { path: env.layout.root.clone(), source })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(_) => Err(StartError::Locked { path: env.layout.root.clone() }),
-    }
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StartError::Locked { path: env.layout.root.clone() })
 }
 
 /// What a promoted node would have to wait for, as long as no policy was read.

@@ -163,7 +163,8 @@ impl Cluster {
         tokio::task::yield_now().await;
         let path = self.nodes[i].config.data_dir.join("agent.lock");
         until("the agent's lock to be free", async || {
-            std::fs::File::create(&path).unwrap().try_lock().is_ok().then_some(())
+            let file = std::fs::File::create(&path).unwrap();
+            nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok().then_some(())
         })
         .await;
     }
