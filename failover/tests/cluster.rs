@@ -11,6 +11,7 @@ use failover::config::manager::{ManagerRaw, check};
 use failover::fsm::status::Status;
 use failover::manager::{ManagerConfig, ManagerHandle, start};
 use failover::record::{JournalRecord, Mode, Phase};
+use failover::store::Store;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -187,6 +188,61 @@ fn after_a_stop_of_everything_the_cluster_opens_again_with_every_row() {
         let new = primary_of(&c, &s);
         assert_eq!(c.value(new, "SELECT count(*) FROM t").await, "2");
         c.sql(new).await.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+        status_is(&m, "everybody", |s| all_stream(s, 2)).await;
+        m.stop().await;
+    });
+}
+
+#[test]
+fn a_lost_host_is_noticed_by_the_others_and_replaced() {
+    unprivileged("a_lost_host_is_noticed_by_the_others_and_replaced", async {
+        let mut c = Cluster::new(22050, 3, Mode::Strict, 1);
+        let m = started(&mut c).await;
+        let s = status_is(&m, "the first term", |s| is_open(s, 1) && all_stream(s, 2)).await;
+        let old = primary_of(&c, &s);
+        c.sql(old).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+        let begun = Instant::now();
+        c.crash_agent(old).await;
+        agents::kill_all(&c.nodes[old].config.data_dir.join("data"));
+        let s = status_is(&m, "the second term", |s| is_open(s, 2)).await;
+        eprintln!("outage: {:?}; {:?}", begun.elapsed(), s.last_failover.as_ref().map(|j| &j.phases));
+        let journal = s.last_failover.as_ref().unwrap();
+        assert!(journal.observed.len() >= 3, "the observers' votes are missing: {:?}", journal.observed);
+        let new = primary_of(&c, &s);
+        assert_ne!(new, old);
+        c.sql(new).await.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+        c.start(old).await;
+        status_is(&m, "the old primary as a standby", |s| all_stream(s, 2)).await;
+        until("the rows at the old primary", async || {
+            (c.value(old, "SELECT count(*) FROM t").await == "2").then_some(())
+        })
+        .await;
+        m.stop().await;
+    });
+}
+
+#[test]
+fn in_async_mode_a_lost_host_is_replaced_only_when_its_lease_is_gone() {
+    unprivileged("in_async_mode_a_lost_host_is_replaced_only_when_its_lease_is_gone", async {
+        let mut c = Cluster::new(22060, 3, Mode::Async, 0);
+        let m = started(&mut c).await;
+        let s = status_is(&m, "the first term", |s| is_open(s, 1) && all_stream(s, 2)).await;
+        let old = primary_of(&c, &s);
+        let lease = c.store.get(&c.keys.primary()).await.unwrap().expect("the primary's key").lease.expect("its lease");
+        c.crash_agent(old).await;
+        agents::kill_all(&c.nodes[old].config.data_dir.join("data"));
+        let s = status_is(&m, "the lease as a blocker", |s| s.verdict_text.iter().any(|t| t.contains("lease"))).await;
+        assert!(is_open(&s, 1), "{s:#?}");
+        c.store.expire(lease);
+        let s = status_is(&m, "the second term", |s| is_open(s, 2)).await;
+        let new = primary_of(&c, &s);
+        assert_ne!(new, old);
+        c.sql(new).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        c.start(old).await;
+        status_is(&m, "the old primary as a standby", |s| all_stream(s, 2)).await;
+        // An operator's failover of a live primary stops it first.
+        let (code, answer) = order(&m, "failover", json!({"to": c.nodes[old].id})).await;
+        assert_eq!((code, &answer["node"]), (200, &json!(c.nodes[old].id)), "{answer:#}");
         status_is(&m, "everybody", |s| all_stream(s, 2)).await;
         m.stop().await;
     });

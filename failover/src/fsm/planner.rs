@@ -175,6 +175,8 @@ impl Planner {
         self.leading_since = now;
         self.seen.start_listening(now);
         self.seen.read_at = None;
+        // An etcd restored from a backup counts its revisions anew; it also costs the lease, so this is the place.
+        self.seen.records.revision = 0;
         out.push(Action::Read);
     }
 
