@@ -105,6 +105,7 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
         boards: (0..count).map(|_| Board::default()).collect(),
         clients: AtomicUsize::new(0),
         held_bytes: AtomicU64::new(0),
+        welcomes: std::sync::Mutex::default(),
         stopping: AtomicBool::new(false),
         applied: Notify::new(),
         metrics,

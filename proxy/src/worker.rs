@@ -58,6 +58,8 @@ pub struct Shared {
     pub clients: AtomicUsize,
     /// Bytes held in all sessions together.
     pub held_bytes: AtomicU64,
+    /// What primaries reported at login, by identity, for clients that come later. Locked at logins only.
+    pub welcomes: Mutex<HashMap<Arc<Identity>, Arc<Settings>>>,
     /// The process stops: new transactions are refused.
     pub stopping: AtomicBool,
     /// A worker has applied a view, or a count that is waited for has changed.
@@ -233,8 +235,6 @@ pub struct Worker {
     pub counts: Counts,
     /// Bounds the connections being made.
     pub connects: Semaphore,
-    /// What servers reported at login, by identity: for clients that come later.
-    pub welcomes: RefCell<HashMap<Arc<Identity>, Arc<Settings>>>,
     outstanding: RefCell<Vec<(NodeId, u32)>>,
     scratch: Cell<Vec<u8>>,
     spares: RefCell<Vec<Vec<u8>>>,
@@ -279,7 +279,6 @@ impl Worker {
             places: RefCell::default(),
             texts: RefCell::new(Texts::new((index as u64) << 48)),
             connects: Semaphore::new(CONNECTS_IN_FLIGHT),
-            welcomes: RefCell::default(),
             outstanding: RefCell::default(),
             scratch: Cell::default(),
             spares: RefCell::default(),
@@ -389,10 +388,16 @@ impl Worker {
 
     /// Keep what a primary reported for clients that come later.
     pub fn keep_welcome(&self, identity: &Arc<Identity>, settings: &Arc<Settings>) {
-        let mut welcomes = self.welcomes.borrow_mut();
+        let mut welcomes = self.shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
         if welcomes.len() < MAX_WELCOMES || welcomes.contains_key(identity) {
             welcomes.insert(identity.clone(), settings.clone());
         }
+    }
+
+    /// What a primary reported to this identity.
+    pub fn welcome(&self, identity: &Arc<Identity>) -> Option<(Arc<Identity>, Arc<Settings>)> {
+        let welcomes = self.shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        welcomes.get_key_value(identity).map(|(i, s)| (i.clone(), s.clone()))
     }
 
     /// Run `tell` for every session's presence.

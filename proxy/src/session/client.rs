@@ -309,7 +309,9 @@ impl Session {
         }
         moved |= self.read_server(cx)?;
         moved |= self.read_client(cx)?;
-        if self.eof && !moved && !self.relay.busy() && self.to_client.is_empty() {
+        // What was sent is answered as PostgreSQL does after a half-close; what waits for more of the client is over.
+        let owed = self.relay.pending() > 0 && !self.relay.copy_in();
+        if self.eof && !moved && !owed && self.to_client.is_empty() {
             return Err(Turn::Close);
         }
         Ok(moved)

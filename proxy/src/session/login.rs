@@ -276,7 +276,7 @@ impl Greeter<'_> {
             avoid: Vec::new(),
             since: self.w.now(),
         };
-        let known = self.w.welcomes.borrow().get_key_value(&want.identity).map(|(i, s)| (i.clone(), s.clone()));
+        let known = self.w.welcome(&want.identity);
         let (identity, settings) = match known {
             Some(known) => known,
             None => {

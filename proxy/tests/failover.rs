@@ -1,0 +1,259 @@
+//! What a client is told when its server is lost, and that it goes on: one case for each row of the outcome table,
+//! with real servers killed with -9.
+
+mod common;
+
+use cluster::topology::{Closed, Gate};
+use common::raw::{Raw, bind, execute, parse, run, sync};
+use common::{Cluster, wait_for};
+use proxy::wire::frontend::write_query;
+use std::time::{Duration, Instant};
+
+fn words(seen: &[String]) -> String {
+    seen.join(" | ")
+}
+
+/// The server of a sleeping statement is there.
+fn wait_until_running(c: &Cluster, node: usize, n: usize) {
+    wait_for("the statements to run", || {
+        let sql = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'";
+        (c.nodes[node].psql(sql) == n.to_string()).then_some(())
+    });
+}
+
+#[test]
+fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
+    let mut c = Cluster::start(2, |_| {});
+    c.psql("create table t(a int); create table u(a int)").unwrap();
+    let mut logins: Vec<Raw> = (0..11).map(|_| Raw::login(c.port, &[])).collect();
+    let [idle, autocommit, block, commit, rollback, failed, read, pinned, fresh, ext, quiet] = &mut logins[..] else {
+        panic!("eleven sessions")
+    };
+    // A lock that the statements in flight wait for, held by the superuser directly at the server.
+    let lock = format!("host=127.0.0.1 port={} user=postgres dbname=app", c.nodes[0].port);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (locker, connection) = runtime.block_on(tokio_postgres::connect(&lock, tokio_postgres::NoTls)).unwrap();
+    runtime.spawn(connection);
+    runtime.block_on(locker.batch_execute("begin; lock table t in access exclusive mode")).unwrap();
+    let sleep = "select pg_sleep(60)";
+    for s in [&mut *block, commit, rollback, quiet] {
+        assert_eq!(words(&s.query("begin")), "C BEGIN | Z T");
+        assert_eq!(words(&s.query("insert into u values (1)")), "C INSERT 0 1 | Z T");
+    }
+    failed.query("begin");
+    assert_eq!(words(&failed.query("select 1/0")), "E 22012 | Z E");
+    pinned.query("create temp table mine(a int)");
+    pinned.query("set work_mem = '1MB'");
+    autocommit.write(|out| write_query(out, "insert into t values (1)"));
+    block.write(|out| write_query(out, "insert into t values (2)"));
+    // A COMMIT that hangs: with another statement before it in the same string.
+    commit.write(|out| write_query(out, "insert into t values (3); commit"));
+    rollback.write(|out| {
+        write_query(out, sleep);
+        write_query(out, "rollback");
+    });
+    ext.write(|out| {
+        parse(out, "w", "insert into t values (4)");
+        bind(out, "", "w", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    wait_until_running(&c, 0, 5);
+    let killed = Instant::now();
+    c.nodes[0].kill();
+    assert_eq!(words(&autocommit.until_ready()), "E 08007 | Z I");
+    assert_eq!(words(&block.until_ready()), "E 40001 | Z E");
+    assert_eq!(words(&block.query("select 1")), "E 25P02 | Z E");
+    assert_eq!(words(&commit.until_ready()), "E 08007 | Z I");
+    let first = words(&rollback.until_ready());
+    assert!(first == "E 40001 | Z E" || first == "T | E 40001 | Z E", "{first}");
+    assert_eq!(words(&rollback.until_ready()), "C ROLLBACK | Z I");
+    assert_eq!(words(&ext.until_ready()), "E 08007 | Z I");
+    // A block that was lost while its client was silent: told by its next statement.
+    assert_eq!(words(&quiet.query("insert into u values (2)")), "E 40001 | Z E");
+    quiet.write(|out| {
+        run(out, "rollback");
+        sync(out);
+    });
+    assert_eq!(words(&quiet.until_ready()), "1 | 2 | C ROLLBACK | Z I");
+    assert_eq!(words(&failed.query("commit")), "C ROLLBACK | Z I");
+    assert_eq!(words(&pinned.query("select 1")), "E 08006 | Z I");
+    assert!(killed.elapsed() < Duration::from_secs(10), "nobody waited for the new primary to be told");
+    // Statements that were not sent are held, and reads go on meanwhile.
+    idle.write(|out| write_query(out, "insert into u values (10)"));
+    fresh.write(|out| {
+        run(out, "insert into u values (11)");
+        sync(out);
+    });
+    assert_eq!(words(&read.query("select count(*) from u")), "T | D 0 | C SELECT 1 | Z I");
+    wait_for("both statements to be held", || (c.handle.as_ref()?.status().totals.held >= 2).then_some(()));
+    c.fail_over_to(1);
+    assert_eq!(words(&idle.until_ready()), "C INSERT 0 1 | Z I");
+    assert_eq!(words(&fresh.until_ready()), "1 | 2 | C INSERT 0 1 | Z I");
+    assert_eq!(words(&block.query("rollback")), "C ROLLBACK | Z I");
+    for (i, s) in logins.iter_mut().enumerate() {
+        assert_eq!(words(&s.query(&format!("insert into u values ({})", 100 + i))), "C INSERT 0 1 | Z I", "{i}");
+    }
+    // A statement prepared before is there after.
+    logins[9].write(|out| {
+        bind(out, "", "w", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&logins[9].until_ready()), "2 | C INSERT 0 1 | Z I");
+    assert_eq!(c.nodes[1].psql("select count(*) from u"), "13");
+    let mut new = Raw::login(c.port, &[]);
+    assert_eq!(words(&new.query("select current_setting('cluster_name') from u limit 1 for update")), "T | D n2 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn a_dying_standby_disturbs_no_client() {
+    let mut c = Cluster::start(2, |_| {});
+    c.psql("create function slow() returns int language sql stable as 'select 1 from pg_sleep(3)'").unwrap();
+    let mut s = Raw::login(c.port, &[]);
+    let mut reads: Vec<Raw> = (0..6).map(|_| Raw::login(c.port, &[])).collect();
+    wait_for("reads at the standbys", || {
+        let text = words(&s.query("select current_setting('cluster_name')"));
+        (text.contains("D n2") || text.contains("D n3")).then_some(())
+    });
+    for r in &mut reads {
+        r.write(|out| write_query(out, "select count(*) from generate_series(1, 30000000)"));
+    }
+    wait_until_running(&c, 1, 1);
+    c.nodes[1].kill();
+    c.nodes[2].kill();
+    for r in &mut reads {
+        assert_eq!(words(&r.until_ready()), "T | D 30000000 | C SELECT 1 | Z I");
+    }
+    assert!(c.counter("pgtenure_proxy_server_losses_total") >= 1.0);
+}
+
+#[test]
+fn a_closed_gate_holds_and_its_time_is_bounded() {
+    let c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::millis(700));
+    let mut inside = Raw::login(c.port, &[]);
+    let mut outside = Raw::login(c.port, &[]);
+    outside.query("create table t(a int)");
+    inside.query("begin");
+    inside.query("insert into t values (1)");
+    // Draining: what runs goes on, what is new waits.
+    c.publish(|t| t.gate = Gate::Draining);
+    assert_eq!(c.handle.as_ref().unwrap().state.borrow().busy, 1);
+    outside.write(|out| write_query(out, "insert into t values (2)"));
+    assert_eq!(words(&inside.query("insert into t values (3)")), "C INSERT 0 1 | Z T");
+    assert_eq!(words(&inside.query("commit")), "C COMMIT | Z I");
+    wait_for("the busy count to fall", || (c.handle.as_ref()?.state.borrow().busy == 0).then_some(()));
+    let started = Instant::now();
+    assert_eq!(words(&outside.until_ready()), "E 57P03 | Z I");
+    assert!(started.elapsed() < Duration::from_secs(3));
+    // Closed and open again under the same term: nothing was lost, nothing is told.
+    c.publish(|t| t.gate = Gate::Open);
+    inside.query("begin");
+    inside.query("insert into t values (4)");
+    c.publish(|t| t.gate = Gate::Closed(Closed::Stale));
+    inside.write(|out| write_query(out, "commit"));
+    outside.write(|out| write_query(out, "insert into t values (5)"));
+    std::thread::sleep(Duration::from_millis(200));
+    c.publish(|t| t.gate = Gate::Open);
+    assert_eq!(words(&inside.until_ready()), "C COMMIT | Z I");
+    assert_eq!(words(&outside.until_ready()), "C INSERT 0 1 | Z I");
+    // Inside a block the time is bounded too.
+    inside.query("begin");
+    inside.query("insert into t values (6)");
+    c.publish(|t| t.gate = Gate::Closed(Closed::Fenced));
+    assert_eq!(words(&inside.query("insert into t values (7)")), "E 57P03 | Z E");
+    assert_eq!(words(&inside.query("rollback")), "C ROLLBACK | Z I");
+    c.publish(|t| t.gate = Gate::Open);
+    assert_eq!(words(&outside.query("select count(*) from t")), "T | D 4 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn a_view_that_ran_out_stops_writes_and_doubts_what_was_in_flight() {
+    let c = Cluster::start(0, |_| {});
+    let mut s = Raw::login(c.port, &[]);
+    let mut held = Raw::login(c.port, &[]);
+    s.query("create table t(a int)");
+    let soon = |ms| Some(cluster::Clock.now() + Duration::from_millis(ms));
+    c.publish(|t| t.valid_until = soon(700));
+    s.write(|out| write_query(out, "insert into t select 1 from pg_sleep(1.5)"));
+    std::thread::sleep(Duration::from_millis(800));
+    held.write(|out| write_query(out, "insert into t values (2)"));
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+    c.topology.send_modify(|t| {
+        t.valid_until = soon(60_000);
+        t.revision += 1;
+    });
+    assert_eq!(words(&held.until_ready()), "C INSERT 0 1 | Z I");
+}
+
+#[test]
+fn a_deposed_primary_that_still_answers_is_left_at_once() {
+    let c = Cluster::start(1, |_| {});
+    let mut inside = Raw::login(c.port, &[]);
+    let mut flying = Raw::login(c.port, &[]);
+    inside.query("create table t(a int)");
+    inside.query("begin");
+    inside.query("insert into t values (1)");
+    flying.write(|out| write_query(out, "insert into t select 2 from pg_sleep(20)"));
+    wait_until_running(&c, 0, 1);
+    let started = Instant::now();
+    c.fail_over_to(1);
+    assert_eq!(words(&flying.until_ready()), "E 08007 | Z I");
+    assert_eq!(words(&inside.query("commit")), "E 40001 | Z I");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    let name = "select current_setting('cluster_name'), pg_is_in_recovery() from pg_class limit 1 for share";
+    assert_eq!(words(&inside.query(name)), "T | D n2 f | C SELECT 1 | Z I");
+    assert_eq!(
+        c.nodes[0].psql("select count(*) from pg_stat_activity where usename = 'app' and state = 'idle'"),
+        "0",
+        "no idle connection to the old primary is kept"
+    );
+}
+
+#[test]
+fn a_login_while_there_is_no_primary_is_served_by_a_standby() {
+    let mut c = Cluster::start(1, |_| {});
+    c.nodes[0].kill();
+    c.publish(|t| t.gate = Gate::Closed(Closed::Recruiting));
+    let mut s = Raw::login(c.port, &[("DateStyle", "German")]);
+    let standby = s.settings.iter().find(|(n, _)| n == "in_hot_standby").map(|(_, v)| v.clone());
+    assert_eq!(standby.as_deref(), Some("off"));
+    s.write(|out| write_query(out, "create table t(a int)"));
+    c.fail_over_to(1);
+    assert_eq!(words(&s.until_ready()), "C CREATE TABLE | Z I");
+}
+
+#[test]
+fn a_cancelled_wait_for_a_standby_is_not_success() {
+    let c = Cluster::start(0, |_| {});
+    let mut simple = Raw::login(c.port, &[]);
+    let mut ext = Raw::login(c.port, &[]);
+    simple.query("create table t(a int)");
+    c.nodes[0].psql("alter system set synchronous_standby_names = 'nobody'");
+    c.nodes[0].psql("select pg_reload_conf()");
+    wait_for("the setting to be in force", || {
+        (c.nodes[0].psql("show synchronous_standby_names") == "nobody").then_some(())
+    });
+    simple.write(|out| write_query(out, "insert into t values (1)"));
+    ext.write(|out| {
+        run(out, "insert into t values (2)");
+        sync(out);
+    });
+    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    wait_for("both to wait for a standby", || (c.nodes[0].psql(waiting) == "2").then_some(()));
+    c.nodes[0].psql("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'");
+    assert_eq!(words(&simple.until_ready()), "N 01000 | E 08007 | Z I");
+    assert_eq!(words(&ext.until_ready()), "1 | 2 | C INSERT 0 1 | N 01000 | E 08007 | Z I");
+    // A cancel request of the client does not reach a COMMIT.
+    simple.query("begin");
+    simple.query("insert into t values (3)");
+    simple.write(|out| write_query(out, "commit"));
+    wait_for("the COMMIT to wait for a standby", || (c.nodes[0].psql(waiting) == "1").then_some(()));
+    let request = proxy::wire::startup::cancel_request(simple.key.0, simple.key.1);
+    std::io::Write::write_all(&mut common::dial(c.port), &request).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(c.nodes[0].psql(waiting), "1");
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(words(&simple.until_ready()), "C COMMIT | Z I");
+}

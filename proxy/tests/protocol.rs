@@ -1,0 +1,428 @@
+//! The protocol, byte by byte, against a real server: what drivers do, and what they never do.
+
+mod common;
+
+use common::raw::{Raw, bind, close, describe, execute, flush, parse, run, sync};
+use common::{Cluster, dial, wait_for};
+use proxy::wire::codec::message;
+use proxy::wire::frontend::write_query;
+use proxy::wire::startup::cancel_request;
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+fn words(seen: &[String]) -> String {
+    seen.join(" | ")
+}
+
+#[test]
+fn startup_is_answered_as_postgresql_does() {
+    let c = Cluster::start(0, |_| {});
+    // SSL, then GSS, each declined once; then a session.
+    let mut s = dial(c.port);
+    let mut byte = [0];
+    for code in [80_877_103u32, 80_877_104] {
+        s.write_all(&[&8u32.to_be_bytes()[..], &code.to_be_bytes()[..]].concat()).unwrap();
+        s.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"N");
+    }
+    // A second request for encryption, garbage, and an HTTP request end the connection with an error.
+    for bytes in [&[0, 0, 0, 8, 4, 210, 22, 47, 0, 0, 0, 8, 4, 210, 22, 47][..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64]] {
+        let mut s = dial(c.port);
+        s.write_all(bytes).unwrap();
+        let mut all = Vec::new();
+        let _ = s.read_to_end(&mut all);
+        let text = String::from_utf8_lossy(&all).into_owned();
+        assert!(text.contains("08P01"), "{bytes:?}: {text:?}");
+    }
+    let refused = c.client("psql").args(["-X", "-d", "replication=database dbname=app", "-c", "select 1"]).output();
+    let text = String::from_utf8_lossy(&refused.unwrap().stderr).into_owned();
+    assert!(text.contains("replication connections"), "{text}");
+    let raw = Raw::login(c.port, &[("application_name", "mine"), ("DateStyle", "SQL, DMY"), ("_pq_.x", "1")]);
+    let setting = |name: &str| raw.settings.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+    assert_eq!(setting("application_name"), Some("mine"));
+    assert_eq!(setting("DateStyle"), Some("SQL, DMY"));
+    assert_eq!(setting("in_hot_standby"), Some("off"));
+}
+
+#[test]
+fn broken_messages_end_only_their_own_connection() {
+    let c = Cluster::start(0, |_| {});
+    let mut good = Raw::login(c.port, &[]);
+    for bytes in [&b"Q\0\0\0\x03"[..], b"Q\xff\xff\xff\xff", b"\x01garbage", b"P\0\0\0\x06x\0", b"S\0\x10\0\0", b"y\0\0\0\x04"] {
+        let mut raw = Raw::login(c.port, &[]);
+        raw.send(bytes);
+        let seen = words(&raw.until_ready());
+        assert_eq!(seen, "E 08P01 | EOF", "{bytes:?}");
+    }
+    assert_eq!(words(&good.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn simple_queries_and_their_errors() {
+    let c = Cluster::start(0, |_| {});
+    let mut raw = Raw::login(c.port, &[]);
+    for (sql, want) in [
+        ("", "I | Z I"),
+        ("-- nothing", "I | Z I"),
+        ("select 1; select 2", "T | D 1 | C SELECT 1 | T | D 2 | C SELECT 1 | Z I"),
+        ("create table t(a int); insert into t values(1); select 1/0", "C CREATE TABLE | C INSERT 0 1 | E 22012 | Z I"),
+        ("select * from t", "E 42P01 | Z I"),
+        ("begin", "C BEGIN | Z T"),
+        ("select 1/0", "E 22012 | Z E"),
+        ("select 1", "E 25P02 | Z E"),
+        ("commit", "C ROLLBACK | Z I"),
+        ("rollback", "N 25P01 | C ROLLBACK | Z I"),
+    ] {
+        assert_eq!(words(&raw.query(sql)), want, "{sql}");
+    }
+}
+
+#[test]
+fn pipelines_are_answered_in_order() {
+    let c = Cluster::start(1, |_| {});
+    let mut raw = Raw::login(c.port, &[]);
+    raw.write(|out| {
+        write_query(out, "create table t(a int)");
+        for i in 0..300 {
+            run(out, &format!("insert into t values ({i})"));
+            sync(out);
+        }
+        write_query(out, "select count(*) from t");
+        run(out, "select 1/0");
+        run(out, "insert into t values (0)");
+        sync(out);
+        run(out, "select 7");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "C CREATE TABLE | Z I");
+    for _ in 0..300 {
+        assert_eq!(words(&raw.until_ready()), "1 | 2 | C INSERT 0 1 | Z I");
+    }
+    assert_eq!(words(&raw.until_ready()), "T | D 300 | C SELECT 1 | Z I");
+    assert_eq!(words(&raw.until_ready()), "1 | E 22012 | Z I");
+    assert_eq!(words(&raw.until_ready()), "1 | 2 | D 7 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn a_flush_brings_answers_before_the_sync_and_an_error_skips_to_it() {
+    let c = Cluster::start(0, |_| {});
+    let mut raw = Raw::login(c.port, &[]);
+    raw.write(|out| {
+        parse(out, "s", "select 1");
+        describe(out, "s");
+        flush(out);
+    });
+    assert_eq!([raw.next(), raw.next(), raw.next()], ["1", "t", "T"]);
+    raw.write(|out| {
+        bind(out, "", "s", &[]);
+        execute(out, "");
+        flush(out);
+    });
+    assert_eq!([raw.next(), raw.next(), raw.next()], ["2", "D 1", "C SELECT 1"]);
+    raw.write(|out| {
+        bind(out, "", "nowhere", &[]);
+        execute(out, "");
+    });
+    // PostgreSQL sends an error at once, and a Query before the Sync is thrown away with the rest.
+    assert_eq!(raw.next(), "E 26000");
+    raw.write(|out| {
+        write_query(out, "select 2");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "Z I");
+    // A Query may follow extended messages without a Sync.
+    raw.write(|out| {
+        run(out, "select 3");
+        write_query(out, "select 4");
+    });
+    assert_eq!(words(&raw.until_ready()), "1 | 2 | D 3 | C SELECT 1 | T | D 4 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn prepared_statements_follow_the_client_from_server_to_server() {
+    let c = Cluster::start(1, |_| {});
+    let mut a = Raw::login(c.port, &[]);
+    a.write(|out| {
+        parse(out, "s", "select current_setting('cluster_name'), $1::int");
+        describe(out, "s");
+        sync(out);
+    });
+    assert_eq!(words(&a.until_ready()), "1 | t | T | Z I");
+    let run_it = |a: &mut Raw| {
+        a.write(|out| {
+            bind(out, "", "s", &["5"]);
+            execute(out, "");
+            sync(out);
+        });
+        words(&a.until_ready())
+    };
+    for _ in 0..3 {
+        // A write makes the next reads go to the primary until the standby is known to have it.
+        a.query("select pg_current_xact_id()");
+        assert_eq!(run_it(&mut a), "2 | D n1 5 | C SELECT 1 | Z I");
+        wait_for("the statement to run on the standby", || {
+            (run_it(&mut a) == "2 | D n2 5 | C SELECT 1 | Z I").then_some(())
+        });
+    }
+    // Names behave as PostgreSQL's: taken, closed, free again, unknown.
+    a.write(|out| {
+        parse(out, "s", "select 2");
+        sync(out);
+        close(out, "s");
+        parse(out, "s", "select 3");
+        bind(out, "", "s", &[]);
+        execute(out, "");
+        sync(out);
+        close(out, "s");
+        describe(out, "s");
+        sync(out);
+    });
+    assert_eq!(words(&a.until_ready()), "E 42P05 | Z I");
+    assert_eq!(words(&a.until_ready()), "3 | 1 | 2 | D 3 | C SELECT 1 | Z I");
+    assert_eq!(words(&a.until_ready()), "3 | E 26000 | Z I");
+    // A Parse that fails leaves its name free; a Parse in an aborted unit does too.
+    a.write(|out| {
+        parse(out, "bad", "select from from");
+        sync(out);
+        parse(out, "bad", "select 4");
+        bind(out, "", "bad", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&a.until_ready()), "E 42601 | Z I");
+    assert_eq!(words(&a.until_ready()), "1 | 2 | D 4 | C SELECT 1 | Z I");
+    // The unnamed statement of an earlier unit is there, until a simple query destroys it.
+    a.write(|out| {
+        parse(out, "", "select 5");
+        sync(out);
+    });
+    assert_eq!(words(&a.until_ready()), "1 | Z I");
+    let mut other = Raw::login(c.port, &[]);
+    other.write(|out| {
+        run(out, "select 'not mine'");
+        sync(out);
+    });
+    assert_eq!(words(&other.until_ready()), "1 | 2 | D not mine | C SELECT 1 | Z I");
+    for want in ["2 | D 5 | C SELECT 1 | Z I", "E 26000 | Z I"] {
+        a.write(|out| {
+            bind(out, "", "", &[]);
+            execute(out, "");
+            sync(out);
+        });
+        assert_eq!(words(&a.until_ready()), want);
+        a.query("select 1");
+    }
+    a.write(|out| {
+        parse(out, "gone", "select 6");
+        sync(out);
+    });
+    a.until_ready();
+    assert_eq!(words(&a.query("deallocate all")), "C DEALLOCATE ALL | Z I");
+    a.write(|out| {
+        bind(out, "", "gone", &[]);
+        sync(out);
+    });
+    assert_eq!(words(&a.until_ready()), "E 26000 | Z I");
+}
+
+#[test]
+fn copy_works_in_both_directions_and_fails_cleanly() {
+    let c = Cluster::start(0, |_| {});
+    let mut raw = Raw::login(c.port, &[]);
+    raw.query("create table t(a int)");
+    let data = |out: &mut Vec<u8>, text: &str| message(out, b'd', |b| b.extend_from_slice(text.as_bytes()));
+    let done = |out: &mut Vec<u8>| message(out, b'c', |_| {});
+    raw.write(|out| write_query(out, "copy t from stdin"));
+    assert_eq!(raw.next(), "G");
+    raw.write(|out| {
+        data(out, "1\n2\n");
+        data(out, "3\n");
+        done(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "C COPY 3 | Z I");
+    raw.write(|out| write_query(out, "copy t from stdin"));
+    assert_eq!(raw.next(), "G");
+    raw.write(|out| message(out, b'f', |b| b.extend_from_slice(b"no more\0")));
+    assert_eq!(words(&raw.until_ready()), "E 57014 | Z I");
+    // After an error late data reaches nobody.
+    raw.write(|out| write_query(out, "copy t from stdin"));
+    assert_eq!(raw.next(), "G");
+    raw.write(|out| {
+        data(out, "x\n");
+        data(out, "4\n");
+        done(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "E 22P02 | Z I");
+    raw.write(|out| {
+        data(out, "late\n");
+        write_query(out, "copy t to stdout");
+    });
+    assert_eq!(words(&raw.until_ready()), "H | d | d | d | c | C COPY 3 | Z I");
+    // Extended, with the Sync sent before the data as libpq does, and one behind.
+    raw.write(|out| {
+        run(out, "copy t from stdin");
+        sync(out);
+    });
+    assert_eq!([raw.next(), raw.next(), raw.next()], ["1", "2", "G"]);
+    raw.write(|out| {
+        data(out, "5\n");
+        done(out);
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "C COPY 1 | Z I");
+    assert_eq!(words(&raw.query("select count(*) from t")), "T | D 4 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn two_hundred_megabytes_stream_through_in_little_memory() {
+    let c = Cluster::start(0, |_| {});
+    c.psql("create unlogged table big(a text)").unwrap();
+    let before = resident();
+    let mut psql = c.client("psql");
+    let mut psql = psql.args(["-X", "-q", "-c", "copy big from stdin"]).stdin(Stdio::piped()).spawn().unwrap();
+    let line = [b"x".repeat(999), b"\n".to_vec()].concat();
+    let chunk = line.repeat(1000);
+    let mut pipe = psql.stdin.take().unwrap();
+    (0..200).for_each(|_| pipe.write_all(&chunk).unwrap());
+    drop(pipe);
+    assert!(psql.wait().unwrap().success());
+    assert_eq!(c.psql("select count(*) from big").unwrap(), "200000");
+    let mut out = c.client("psql");
+    let mut out = out.args(["-X", "-q", "-c", "copy big to stdout"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut bytes = 0;
+    let mut buf = vec![0; 1 << 20];
+    let mut pipe = out.stdout.take().unwrap();
+    loop {
+        match pipe.read(&mut buf).unwrap() {
+            0 => break,
+            n => bytes += n,
+        }
+    }
+    assert_eq!(bytes, 200_000_000);
+    assert!(out.wait().unwrap().success());
+    // One row of 100 MB, one parameter of 50 MB.
+    let mut raw = Raw::login(c.port, &[]);
+    raw.write(|out| write_query(out, "select repeat('y', 100000000)"));
+    assert_eq!(raw.next(), "T");
+    let (kind, frame) = raw.frame().unwrap();
+    assert_eq!((kind, frame.len()), (b'D', 100_000_011));
+    drop(frame);
+    assert_eq!(words(&raw.until_ready()), "C SELECT 1 | Z I");
+    let parameter = "z".repeat(50_000_000);
+    raw.write(|out| {
+        parse(out, "", "select length($1::text)");
+        bind(out, "", "", &[&parameter]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "1 | 2 | D 50000000 | C SELECT 1 | Z I");
+    drop((raw, parameter));
+    let peak = peak();
+    // The test's own buffers for one row and one parameter are in this figure: at most 350 MB, against 900 MB moved.
+    assert!(peak < before + 450_000, "{before} KiB before, {peak} KiB at most");
+}
+
+/// KiB.
+fn resident() -> u64 {
+    proc_status("VmRSS:")
+}
+
+fn peak() -> u64 {
+    proc_status("VmHWM:")
+}
+
+fn proc_status(key: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    status.lines().find_map(|l| l.strip_prefix(key)).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_slow_client_holds_back_its_server_and_no_one_else() {
+    let c = Cluster::start(0, |_| {});
+    let mut slow = Raw::login(c.port, &[]);
+    slow.write(|out| write_query(out, "select repeat('x', 1000) from generate_series(1, 200000)"));
+    let mut quick = Raw::login(c.port, &[]);
+    assert_eq!(words(&quick.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    let before = resident();
+    wait_for("the server to wait for its client", || {
+        let sql = "select count(*) from pg_stat_activity where usename = 'app' and wait_event = 'ClientWrite'";
+        (c.nodes[0].psql(sql) == "1").then_some(())
+    });
+    assert!(resident() < before + 50_000, "the result is not buffered");
+    let seen = slow.until_ready();
+    assert_eq!(seen.len(), 200_003);
+}
+
+#[test]
+fn a_cancel_request_hits_its_own_statement_only() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    let mut raw = Raw::login(c.port, &[]);
+    raw.write(|out| write_query(out, "select pg_sleep(30)"));
+    wait_for("the statement to run", || {
+        let sql = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+        (c.nodes[0].psql(sql) == "1").then_some(())
+    });
+    // A wrong secret does nothing; another session waits for the only connection.
+    dial(c.port).write_all(&cancel_request(raw.key.0, raw.key.1 ^ 1)).unwrap();
+    let mut waiting = Raw::login(c.port, &[]);
+    waiting.write(|out| write_query(out, "select 1"));
+    wait_for("the other statement to wait", || (c.handle.as_ref()?.status().totals.held == 1).then_some(()));
+    // What waits can be cancelled too, and its session goes on.
+    dial(c.port).write_all(&cancel_request(waiting.key.0, waiting.key.1)).unwrap();
+    assert_eq!(words(&waiting.until_ready()), "E 57014 | Z I");
+    let started = Instant::now();
+    dial(c.port).write_all(&cancel_request(raw.key.0, raw.key.1)).unwrap();
+    assert_eq!(words(&raw.until_ready()), "T | E 57014 | Z I");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    for _ in 0..50 {
+        // Cancels of an idle session reach nobody.
+        dial(c.port).write_all(&cancel_request(raw.key.0, raw.key.1)).unwrap();
+        assert_eq!(words(&waiting.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    }
+}
+
+#[test]
+fn settings_pin_a_session_and_leak_to_nobody() {
+    let c = Cluster::start(0, |raw| {
+        raw.pool_size = 2;
+        raw.query_wait_timeout = cluster::config::Span::millis(300);
+    });
+    let mut a = Raw::login(c.port, &[]);
+    let mut b = Raw::login(c.port, &[]);
+    assert_eq!(words(&a.query("set datestyle = 'SQL'")), "C SET | S DateStyle=SQL, MDY | Z I");
+    for _ in 0..3 {
+        assert_eq!(words(&b.query("show datestyle")), "T | D ISO, MDY | C SHOW | Z I");
+        assert_eq!(words(&a.query("show datestyle")), "T | D SQL, MDY | C SHOW | Z I");
+    }
+    a.query("create temp table mine(a int)");
+    a.query("listen news");
+    assert_eq!(words(&b.query("notify news")), "C NOTIFY | Z I");
+    assert_eq!(a.next(), "A");
+    // One more pinned session than connections: the next statement waits its time out and the session lives.
+    b.query("set work_mem = '1MB'");
+    let mut third = Raw::login(c.port, &[]);
+    assert_eq!(words(&third.query("select 1")), "E 53300 | Z I");
+    drop(a);
+    wait_for("the pinned connection to be closed", || (words(&third.query("show datestyle")) == "T | D ISO, MDY | C SHOW | Z I").then_some(()));
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_nothing_behind() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    let mut a = Raw::login(c.port, &[]);
+    a.query("create table t(a int)");
+    a.query("begin");
+    a.query("insert into t values (1)");
+    drop(a);
+    let mut b = Raw::login(c.port, &[]);
+    assert_eq!(words(&b.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
+    b.write(|out| write_query(out, "copy t from stdin"));
+    assert_eq!(b.next(), "G");
+    drop(b);
+    let mut d = Raw::login(c.port, &[]);
+    d.write(|out| write_query(out, "select repeat('x', 1000) from generate_series(1, 100000)"));
+    assert_eq!(d.next(), "T");
+    drop(d);
+    assert_eq!(c.psql("select count(*) from t").unwrap(), "0");
+}
