@@ -87,6 +87,21 @@ fn hba(lines: &[String]) -> String {
     text
 }
 
+/// initdb makes the same choice, but writes it to a file that is not read here. POSIX shared memory needs `/dev/shm`,
+/// which a bare chroot or container may lack.
+fn shared_memory() -> &'static str {
+    if tempfile_in("/dev/shm") { "posix" } else { "sysv" }
+}
+
+/// Can this process create files there?
+fn tempfile_in(dir: &str) -> bool {
+    let path = format!("{dir}/pgtenure.{:016x}", rand::random::<u64>());
+    let made = std::fs::File::create_new(&path).is_ok();
+    // Gone already is as good.
+    let _ = std::fs::remove_file(&path);
+    made
+}
+
 fn postgresql_conf(env: &Env) -> String {
     let c = &env.config;
     let mut text = "# Written by pgtenure at each start; see agent.parameters.\n".to_owned();
@@ -102,6 +117,7 @@ fn postgresql_conf(env: &Env) -> String {
         ("max_standby_streaming_delay", "5s"),
         ("log_line_prefix", "%m [%p] "),
         ("shared_buffers", "128MB"),
+        ("dynamic_shared_memory_type", shared_memory()),
     ] {
         set(name, value);
     }
