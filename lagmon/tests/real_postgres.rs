@@ -9,6 +9,7 @@ use lagmon::config::{Raw, check};
 use lagmon::{Handle, start};
 use postgres::Cluster;
 use prometheus::Registry;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -80,16 +81,28 @@ async fn an_idle_cluster_has_a_lag_of_zero_and_a_new_term_is_followed() {
     let snapshot = m.handle.lag().borrow().clone();
     assert_eq!(snapshot.term, Term(1));
     assert_eq!(snapshot.standby(&n(1)).unwrap().sample.as_ref().unwrap().replay_lag_bytes, Some(0));
-    // It stays zero: nothing is written, so no probe may find anything else.
+    // It stays zero, for as long as nothing is written: PostgreSQL itself writes a record now and then.
     let until = Instant::now() + Duration::from_secs(2);
-    let mut lag_changes = m.handle.lag();
+    let mut changes = m.handle.lag();
+    let mut zeros = 0;
     while Instant::now() < until {
-        let _ = tokio::time::timeout(Duration::from_millis(200), lag_changes.changed()).await;
-        let now = lag_changes.borrow_and_update().clone();
-        assert!(is_zero(&now, 1) && is_zero(&now, 2), "{now:?}");
-        let fresh = now.standby(&n(1)).unwrap().freshness_at(Clock.now(), Duration::from_secs(1));
-        assert!(matches!(fresh, Freshness::Fresh { .. }), "{fresh:?}");
+        let _ = tokio::time::timeout(Duration::from_millis(200), changes.changed()).await;
+        let now = changes.borrow_and_update().clone();
+        let flushed = |s: &LagSnapshot| s.primary.as_ref().map(|p| p.flush_lsn);
+        if flushed(&now) != flushed(&snapshot) {
+            break;
+        }
+        for i in [1, 2] {
+            // A probe may time out on a busy machine; what is known must be zero.
+            let Some(Ok(known)) = lag(&now, i) else { continue };
+            assert_eq!(known, Duration::ZERO, "{now:?}");
+            zeros += 1;
+        }
     }
+    assert!(zeros > 0, "no snapshot with a known lag");
+    m.until("both standbys at zero again", |s| is_zero(s, 1) && is_zero(s, 2)).await;
+    let fresh = m.standby(1).freshness_at(Clock.now(), Duration::from_secs(5));
+    assert!(matches!(fresh, Freshness::Fresh { .. }), "{fresh:?}");
     let text = m.metrics();
     for want in [
         "pgtenure_lagmon_replay_lag_seconds{node=\"n2\"} 0\n",
@@ -111,7 +124,8 @@ async fn an_idle_cluster_has_a_lag_of_zero_and_a_new_term_is_followed() {
     m.topology.send_replace(topology(&c, 2, 1));
     m.until("the new primary", |s| s.primary.as_ref().is_some_and(|p| p.node == n(1))).await;
     m.until("the old primary to be no standby", |s| lag(s, 0) == Some(Err(LagUnknown::NotInRecovery))).await;
-    assert_eq!(m.standby(2).replay_lag, Err(LagUnknown::StreamBroken), "it streams timeline 1 from the old primary");
+    let elsewhere = Some(Err(LagUnknown::StreamBroken));
+    m.until("the other standby, on timeline 1, to count as broken", |s| lag(s, 2) == elsewhere).await;
 }
 
 #[tokio::test]
@@ -131,8 +145,9 @@ async fn a_paused_replay_and_a_broken_stream_are_never_fresh_and_their_data_grow
     while Instant::now() < until {
         let _ = tokio::time::timeout(Duration::from_millis(200), changes.changed()).await;
         let now = changes.borrow_and_update().clone();
-        assert_eq!((lag(&now, 1), lag(&now, 2)), (paused, broken));
+        assert!([1, 2].iter().all(|i| lag(&now, *i).is_some_and(|l| l.is_err())), "{now:?}");
     }
+    m.until("paused and broken still", |s| lag(s, 1) == paused && lag(s, 2) == broken && s.primary.is_some()).await;
     for i in [1, 2] {
         let shown = m.shown(i);
         assert!(shown["data_age_ms"].as_u64().unwrap() >= 1900, "{shown:#}");
@@ -162,28 +177,37 @@ async fn a_standby_that_applies_late_is_measured_and_never_too_young() {
     .await
     .unwrap();
     let driver = tokio::spawn(driver);
+    // When each number was acknowledged.
+    let acknowledged = Arc::new(Mutex::new(Vec::new()));
+    let acks = Arc::clone(&acknowledged);
     let writer = tokio::spawn(async move {
-        loop {
-            connection.batch_execute("INSERT INTO t VALUES (1)").await.expect("the primary takes rows");
+        for number in 1u64.. {
+            connection
+                .batch_execute(&format!("INSERT INTO t VALUES ({number})"))
+                .await
+                .expect("the primary takes rows");
+            acks.lock().unwrap().push((Clock.now(), number));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    m.until("a lag of two seconds", |s| matches!(lag(s, 1), Some(Ok(lag)) if lag >= DELAY)).await;
+    m.until("a lag of nearly two seconds", |s| matches!(lag(s, 1), Some(Ok(lag)) if lag > DELAY * 3 / 4)).await;
     let until = Instant::now() + Duration::from_secs(5);
-    let mut changes = m.handle.lag();
     let mut seen = 0;
     while Instant::now() < until {
-        let _ = tokio::time::timeout(Duration::from_millis(200), changes.changed()).await;
-        let now = changes.borrow_and_update().standby(&n(1)).unwrap().clone();
-        let Ok(staleness) = now.staleness_at(Clock.now()) else { continue };
-        // Each commit is applied two seconds after it was made, so the newest visible one is at least that old, give
-        // or take the pause between two commits.
-        assert!(staleness >= DELAY - Duration::from_millis(25), "{staleness:?}");
-        assert!(staleness < DELAY + Duration::from_secs(3), "{staleness:?}");
-        assert!(matches!(now.freshness_at(Clock.now(), Duration::from_secs(1)), Freshness::Lagging { .. }));
+        let (standby, now) = (m.standby(1), Clock.now());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let Ok(staleness) = standby.staleness_at(now) else { continue };
+        // What staleness means: everything acknowledged before is there.
+        let complete_until = now - staleness;
+        let must = acknowledged.lock().unwrap().iter().rev().find(|(at, _)| *at < complete_until).map_or(0, |a| a.1);
+        let has: u64 = c.sql(1, "SELECT coalesce(max(v), 0) FROM t").parse().unwrap();
+        assert!(has >= must, "stale by {staleness:?}, so {must} must be visible, the newest is {has}");
+        assert!(staleness < DELAY + Duration::from_secs(5), "{staleness:?}");
         seen += 1;
     }
-    assert!(seen > 10, "only {seen} snapshots with a known lag");
+    assert!(seen > 5, "only {seen} snapshots with a known lag");
+    let verdict = m.standby(1).freshness_at(Clock.now(), Duration::from_millis(500));
+    assert!(matches!(verdict, Freshness::Lagging { .. }), "{verdict:?}");
     writer.abort();
     driver.abort();
 }
