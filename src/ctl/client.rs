@@ -121,15 +121,14 @@ impl Admin {
         let mut at = host_port(url).to_owned();
         for _ in 0..=REDIRECTS {
             let sent = tokio::time::timeout(bound, self.exchange(&at, method, path, body)).await;
-            let answer = match sent {
-                Ok(Ok(answer)) => answer,
+            let answer = match sent.unwrap_or_else(|_| Err(Lost::Sent(format!("no answer within {bound:?}")))) {
+                Ok(answer) => answer,
                 // An order whose answer is lost may have been carried out: never give it twice.
-                Ok(Err(Lost::Sent(e))) if *method == Method::POST => {
+                Err(Lost::Sent(e)) if *method == Method::POST => {
                     let error = format!("{at}: the answer was lost ({e}); look at `pgtenure status`");
                     return Err(CallError::Failed { status: 0, answer: serde_json::json!({ "error": error }) });
                 }
-                Ok(Err(e)) => return Err(CallError::Unreachable(vec![format!("{at}: {e}")])),
-                Err(_) => return Err(CallError::Unreachable(vec![format!("{at}: no answer within {bound:?}")])),
+                Err(e) => return Err(CallError::Unreachable(vec![format!("{at}: {e}")])),
             };
             match answer.status {
                 StatusCode::TEMPORARY_REDIRECT => match leader_of(&answer.body) {

@@ -19,6 +19,12 @@ use failover::store::{Range, Store};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// How long to wait for a leading manager.
+const LEADER_BOUND: Duration = Duration::from_secs(5);
+/// Between two looks for one.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What a verb asks for, and how the answer is shown.
 struct Request {
@@ -42,12 +48,32 @@ pub fn run(command: Command) -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return failed(&anyhow::Error::new(e).context("cannot start the runtime")),
     };
-    runtime.block_on(async {
-        match admin(&target).await {
-            Ok(admin) => finish(&target, &request, send(&admin, &request).await),
-            Err(e) => failed(&e),
+    match runtime.block_on(ask(&target, &request)) {
+        Ok(outcome) => finish(&target, &request, outcome),
+        Err(e) => failed(&e),
+    }
+}
+
+/// Ask the leading manager, whichever it is by the time that one can be asked: after a manager's death its successor
+/// leads within its lease. Nothing was sent in the cases that are tried again.
+async fn ask(target: &TargetArgs, request: &Request) -> Result<Result<Value, CallError>> {
+    let start = Instant::now();
+    loop {
+        let outcome = match admin(target).await? {
+            Some(admin) => send(&admin, request).await,
+            None => Err(CallError::NoLeader("etcd names none".to_owned())),
+        };
+        let again = match &outcome {
+            Err(CallError::NoLeader(_)) => true,
+            // An address that was typed may simply be wrong; one from etcd may be that of a leader that just died.
+            Err(CallError::Unreachable(_)) => target.admin.is_none(),
+            Ok(_) | Err(CallError::Refused(_) | CallError::Failed { .. } | CallError::Secret { .. }) => false,
+        };
+        if !again || start.elapsed() > LEADER_BOUND {
+            return Ok(outcome);
         }
-    })
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 fn request(command: Command) -> Option<(TargetArgs, Request)> {
@@ -120,8 +146,8 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(EXIT_FAILED)
 }
 
-/// Where the managers are: as given, or found in etcd.
-async fn admin(target: &TargetArgs) -> Result<Admin> {
+/// Where the managers are: as given, or found in etcd; `None` when it names no leader.
+async fn admin(target: &TargetArgs) -> Result<Option<Admin>> {
     let secret = |file: &Path| -> Result<String> {
         let secret =
             config::read_secret(file).with_context(|| format!("cannot read the shared secret {}", file.display()))?;
@@ -129,19 +155,17 @@ async fn admin(target: &TargetArgs) -> Result<Admin> {
     };
     let given = target.secret_file.as_deref().map(secret).transpose()?;
     if let Some(url) = &target.admin {
-        return Ok(Admin::new(url.split(',').map(str::to_owned).collect(), given));
+        return Ok(Some(Admin::new(url.split(',').map(str::to_owned).collect(), given)));
     }
     let Some(file) = &target.config else { bail!("give --config FILE or --admin URL") };
     let config = config::load(file)?;
     let store = EtcdStore::new(&config.etcd).context("cannot reach etcd")?;
     let key = Keys::new(&config.etcd.prefix, &config.name).manager();
     let found = store.read(vec![Range::Key(key.clone())]).await.context("cannot ask etcd for the leading manager")?;
-    let Some(entry) = found.get(&key) else {
-        bail!("no manager leads cluster {} just now (etcd has no {key}): is one running?", config.name)
-    };
+    let Some(entry) = found.get(&key) else { return Ok(None) };
     let leader: LeaderRecord =
         serde_json::from_slice(&entry.value).with_context(|| format!("cannot understand {key}"))?;
     // Reading needs no secret, so one that cannot be read only matters when an order is refused for lack of it.
     let secret = given.or_else(|| config.secret_file.as_deref().and_then(|f| secret(f).ok()));
-    Ok(Admin::new(vec![leader.admin], secret))
+    Ok(Some(Admin::new(vec![leader.admin], secret)))
 }
