@@ -20,6 +20,7 @@ fn a_cluster_is_created_and_a_killed_primary_comes_back_as_a_standby() {
             .batch_execute("CREATE TABLE t (i int); INSERT INTO t SELECT generate_series(1, 100)")
             .await
             .unwrap();
+        c.until_replayed(p, &others).await;
         assert_eq!(c.value(p, "SHOW synchronous_standby_names").await, {
             let names: Vec<&str> = others.iter().map(|i| c.nodes[*i].id.as_str()).collect();
             format!("ANY 1 ({})", names.join(", "))
@@ -29,6 +30,7 @@ fn a_cluster_is_created_and_a_killed_primary_comes_back_as_a_standby() {
         c.until_state(p, "the death", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
         assert!(begun.elapsed() < Duration::from_millis(1500), "seen after {:?}", begun.elapsed());
         assert_eq!(postgres_of(&c.nodes[p].config.data_dir.join("data")), Vec::<i32>::new());
+        until("no zombie", async || zombies().is_empty().then_some(())).await;
         let (term, promoted) = c.failover(others[0], &others).await;
         eprintln!("outage as the manager's steps made it: {:?}", begun.elapsed());
         assert_eq!((term, promoted.fork.timeline), (Term(2), TimelineId(1)));
@@ -132,16 +134,7 @@ fn lost_transactions_are_reported_before_the_rewind() {
         let p = c.bootstrap().await;
         let s = 1 - p;
         c.sql(p).await.batch_execute("CREATE TABLE t (i int PRIMARY KEY); INSERT INTO t VALUES (0)").await.unwrap();
-        until("the table at the standby", async || {
-            (c.value(
-                s,
-                "SELECT to_regclass('t') IS NOT NULL AND (SELECT count(*) = 1 FROM pg_class WHERE relname = 't')",
-            )
-            .await
-                == "t")
-                .then_some(())
-        })
-        .await;
+        c.until_replayed(p, &[s]).await;
         // The term begins and the standby is frozen while the primary goes on: its agent does not hear of it.
         let lost = 25;
         c.nodes[p].store.set_down(true);
@@ -303,6 +296,10 @@ fn a_fenced_standby_stops_and_comes_back_and_a_primary_only_stops_when_told() {
         })
         .await;
         assert!(matches!(c.state(p).await.postgres, PostgresState::Primary(_)));
+        // Somebody's ALTER SYSTEM does not win over what failover depends on.
+        c.sql(p).await.simple_query("ALTER SYSTEM SET wal_receiver_timeout = '1h'").await.unwrap();
+        let auto = c.nodes[p].config.data_dir.join("data/postgresql.auto.conf");
+        until("the reset", async || (!std::fs::read_to_string(&auto).ok()?.contains("1h")).then_some(())).await;
         let refused = c.post::<Frozen>(s, "recover", &Recover { term: Term(1) }).await.unwrap_err();
         assert!(refused.contains("fenced"), "{refused}");
         c.store.txn(Txn::new().delete(standby)).await.unwrap();
@@ -374,6 +371,7 @@ fn a_primary_that_was_paused_with_its_agent_is_stopped_when_it_wakes() {
         let p = c.bootstrap().await;
         let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
         c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        c.until_replayed(p, &others).await;
         // The agent is cut off by ending it; every process of PostgreSQL is stopped in its tracks.
         c.crash_agent(p).await;
         let data = c.nodes[p].config.data_dir.join("data");
@@ -388,4 +386,12 @@ fn a_primary_that_was_paused_with_its_agent_is_stopped_when_it_wakes() {
         c.until_streaming(p, others[0], term).await;
         until("the row", async || (c.value(p, "SELECT count(*) FROM t").await == "1").then_some(())).await;
     });
+}
+
+/// Dead postgres processes that are our children and were not collected.
+fn zombies() -> Vec<String> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let stats = all.filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok());
+    let parent = format!(") Z {} ", std::process::id());
+    stats.filter(|s| s.contains("(postgres)") && s.contains(&parent)).collect()
 }

@@ -93,7 +93,7 @@ impl Agent {
     }
 
     /// Somebody's ALTER SYSTEM must not win over what failover depends on.
-    fn reset_foreign_settings(&self) {
+    pub(super) fn reset_foreign_settings(&self) {
         let path = self.env.layout.data().join("postgresql.auto.conf");
         let Ok(text) = std::fs::read_to_string(&path) else { return };
         let foreign = super::recovery_conf::foreign_settings(&text);
@@ -105,6 +105,7 @@ impl Agent {
         if let Err(error) = super::layout::write_durably(&path, cleaned.as_bytes()) {
             tracing::error!(node = %self.env.config.node, %error, "postgresql.auto.conf could not be written");
         }
+        postgres::reload(&self.env);
     }
 
     /// `/agent/follow`: the agent's own machine compares histories and follows, rewinds or clones.

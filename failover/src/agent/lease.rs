@@ -139,38 +139,54 @@ impl Agent {
         *self.held.lock().expect("no holder of this lock panics")
     }
 
-    /// Keep, take or give back the lease, and fence when it is the only fence. Ends never.
+    /// Fence by the lease where it is the only fence, and give it back once PostgreSQL is stopped. Ends never.
+    ///
+    /// Nothing here waits for etcd while this node serves, so that no deadline passes unseen.
     pub(super) async fn keep_lease(&self) {
-        let mut missing_since = None;
-        let mut fenced_from = None;
-        let mut renewed_at = self.env.clock.now();
+        let (mut missing_since, mut fenced_from) = (None, None);
         let mut records = self.records.subscribe();
         let mut state = self.state.subscribe();
-        // Shorter than the margin's last third, so that no deadline is passed unseen.
+        // Far below the margin's last third.
         let tick = (self.env.config.lease_margin / 10).min(self.env.config.lease_renew);
         loop {
-            let (primary, stopped) = (self.serves(), self.is_stopped());
-            match primary {
-                Some(term) => {
-                    self.enforce(&mut missing_since, &mut fenced_from).await;
-                    if self.held().is_none() || self.env.clock.now().since(renewed_at) >= self.env.config.lease_renew {
-                        renewed_at = self.env.clock.now();
-                        // Fencing must not wait for etcd: the renewal ends at its own bound, which is shorter.
-                        let bound = self.env.config.lease_margin / 4;
-                        let _ = tokio::time::timeout(bound.max(Duration::from_millis(300)), self.renew(term)).await;
-                    }
-                }
-                None => {
-                    (missing_since, fenced_from) = (None, None);
-                    if stopped {
-                        self.give_back_lease().await;
-                    }
+            let serves = self.serves().is_some();
+            if serves {
+                self.enforce(&mut missing_since, &mut fenced_from).await;
+            } else {
+                (missing_since, fenced_from) = (None, None);
+                if self.is_stopped() {
+                    self.give_back_lease().await;
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(if primary.is_some() { tick } else { self.env.config.lease_renew }) => {}
+                () = tokio::time::sleep(if serves { tick } else { self.env.config.lease_renew }) => {}
                 _ = records.changed() => {}
                 _ = state.changed() => {}
+            }
+        }
+    }
+
+    /// Take and renew the lease while this node serves. Ends never.
+    pub(super) async fn renew_lease(&self) {
+        let mut records = self.records.subscribe();
+        let mut state = self.state.subscribe();
+        loop {
+            let began = tokio::time::Instant::now();
+            let serves = self.serves();
+            if let Some(term) = serves {
+                // An attempt that etcd does not answer must not use up the time of the next ones.
+                let bound = self.env.config.lease_ttl / 3;
+                if tokio::time::timeout(bound, self.renew(term)).await.is_err() {
+                    self.metrics.store_errors.inc();
+                    tracing::debug!(node = %self.env.config.node, term = term.0, ?bound, "etcd was too slow to renew the lease");
+                }
+            }
+            let next = began + self.env.config.lease_renew;
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                // Only the beginning of a term is urgent.
+                _ = records.changed(), if serves.is_none() => {}
+                _ = state.changed(), if serves.is_none() => {}
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The agent: drives the one PostgreSQL of its node, obeys managers' commands, and follows the cluster's records.
 //!
-//! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), one keeps the primary's
-//! lease, one observes the primary, one serves managers over HTTP. Whoever starts, stops, promotes or replaces
+//! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), two keep the primary's
+//! lease and fence by it, two observe the primary, one serves managers over HTTP. Whoever starts, stops, promotes or replaces
 //! PostgreSQL holds `actuator`; whoever changes where the WAL receiver connects or what commits wait for holds `conf`.
 //! A freeze needs only the latter, so that nothing that takes long can delay it.
 
@@ -231,6 +231,8 @@ pub async fn run(
     tasks.spawn(async move { a.reconcile().await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.keep_lease().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.renew_lease().await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.observe_primary_agent().await });
     let a = spawn(&agent);

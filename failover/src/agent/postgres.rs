@@ -152,7 +152,7 @@ pub(crate) async fn wait_ready(env: &Env, pid: Pid, given_up: impl Fn() -> bool)
             Ok(sql) => return Ok(sql),
             Err(error) => error.to_string(),
         };
-        process::reap();
+        process::reap_one(pid);
         if !alive(pid) {
             return Err(ServerError::Ended { log: log_tail(env) });
         }
@@ -199,7 +199,7 @@ async fn ended(pid: Pid, bound: Duration) -> bool {
         Ok(None) => true,
         Ok(Some(death)) => {
             let ended = tokio::time::timeout(bound, death.wait()).await.is_ok();
-            process::reap();
+            process::reap_one(pid);
             ended
         }
         Err(_) => false,

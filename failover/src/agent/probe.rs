@@ -145,7 +145,6 @@ impl Agent {
     /// Look once and publish what was seen.
     pub(crate) async fn look_once(&self, sql: &mut Option<Sql>) {
         let now = self.env.clock.now();
-        process::reap();
         let Some(_) = postgres::postmaster(&self.env) else {
             *sql = None;
             if !self.spawning.load(std::sync::atomic::Ordering::Acquire) {
@@ -193,6 +192,8 @@ impl Agent {
         }
         let was_stopped = self.state.look(|o| matches!(o.postgres, PostgresState::Stopped { .. }));
         // While it stays stopped pg_control is read now and then only, or when somebody asks.
+        // Backends whose postmaster was killed come to us as orphans.
+        process::reap();
         if was_stopped && self.state.look(|o| self.env.clock.now().since(o.at)) < Duration::from_millis(100) {
             return;
         }

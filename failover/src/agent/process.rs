@@ -84,10 +84,15 @@ pub(crate) fn reap() {
         let mut fields = rest.split_whitespace();
         let (state, parent) = (fields.next(), fields.next().and_then(|p| p.parse::<u32>().ok()));
         if state == Some("Z") && parent == Some(me) && matches!(name, "postgres" | "postmaster") {
-            // Another agent in this process may have been faster; both is well.
-            let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+            reap_one(pid);
         }
     }
+}
+
+/// Collect this process if it is dead and our child.
+pub(crate) fn reap_one(pid: Pid) {
+    // Not our child, or somebody was faster: both is well.
+    let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
 }
 
 /// Tells when a process has ended, within milliseconds and also when it is not our child.

@@ -75,6 +75,7 @@ impl Agent {
 
     async fn act_once(&self) -> Result<Act, ActError> {
         self.preset_by_policy().await.map_err(ActError::Settings)?;
+        self.reset_foreign_settings();
         if matches!(self.decide_now(), Act::Wait(_)) {
             return Ok(self.decide_now());
         }

@@ -57,22 +57,38 @@ pub(crate) enum RejoinError {
 }
 
 /// A primary and its line of descent.
-#[derive(Clone, Debug)]
 pub(super) struct Source {
     pub(super) node: NodeId,
     pub(super) term: Term,
     pub(super) endpoint: Endpoint,
     pub(super) history: History,
+    /// A connection to it, for further questions.
+    sql: Sql,
 }
 
 impl Agent {
     /// Compare and do the next step. The caller holds `actuator`.
     pub(super) async fn rejoin(&self) -> Result<(), RejoinError> {
         let (_, term, _) = self.target().ok_or(RejoinError::NoPrimary)?;
-        let source = self.unless_superseded(term, self.source()).await?;
         match self.state.get().postgres {
-            PostgresState::Standby(_) => self.rejoin_standby(&source).await,
-            PostgresState::Stopped { .. } => self.rejoin_stopped(&source).await,
+            PostgresState::Standby(_) => {
+                let streaming = self.state.look(|o| o.receiver.as_ref().is_some_and(|r| r.streaming));
+                let both = async {
+                    if streaming {
+                        // A stream is only cut once its primary could be asked.
+                        let source = self.source().await?;
+                        return Ok((source, self.detached_end().await?));
+                    }
+                    // Both sides at once: a cluster waits for this while its new primary opens.
+                    tokio::try_join!(self.source(), self.detached_end())
+                };
+                let (source, end) = self.unless_superseded(term, both).await?;
+                self.rejoin_standby(&source, end).await
+            }
+            PostgresState::Stopped { .. } => {
+                let source = self.unless_superseded(term, self.source()).await?;
+                self.rejoin_stopped(&source).await
+            }
             // Seen differently a moment ago: the next round decides anew.
             _ => Ok(()),
         }
@@ -104,9 +120,8 @@ impl Agent {
         Ok(Position { lsn: replay, ..end })
     }
 
-    /// A node in recovery: cut it off, see where it ends, then follow, or stop and repair.
-    async fn rejoin_standby(&self, source: &Source) -> Result<(), RejoinError> {
-        let end = self.unless_superseded(source.term, self.detached_end()).await?;
+    /// A node in recovery that was cut off and ends there: follow, or stop and repair.
+    async fn rejoin_standby(&self, source: &Source, end: Position) -> Result<(), RejoinError> {
         let own = self.own_history(end.timeline);
         let memory = self.memory();
         let facts = Facts {
@@ -217,14 +232,13 @@ impl Agent {
     /// would wait for it for ever.
     async fn is_wal_kept(&self, source: &Source, lsn: Lsn) -> Result<bool, RejoinError> {
         let ask = |e| RejoinError::Ask { node: source.node.clone(), source: e };
-        let sql = Sql::of_primary(&self.env, &source.endpoint, ASK_BOUND).await.map_err(ask)?;
         let next = Lsn(lsn.0 + 1);
         // Streaming begins with the segment of the next byte, on whichever timeline its file is.
         let query = format!(
             "SELECT pg_current_wal_flush_lsn() < '{next}' OR EXISTS (SELECT FROM pg_ls_dir('pg_wal', true, false) f \
              WHERE length(f) = 24 AND substr(f, 9) = substr(pg_walfile_name('{next}'), 9))"
         );
-        let kept: String = sql.value("asking for the primary's WAL", &query, ASK_BOUND).await.map_err(ask)?;
+        let kept: String = source.sql.value("asking for the primary's WAL", &query, ASK_BOUND).await.map_err(ask)?;
         Ok(kept == "t")
     }
 
@@ -304,6 +318,6 @@ impl Agent {
             let text: String = sql.value("reading the primary's history", &query, ASK_BOUND).await.map_err(ask)?;
             History::parse(timeline, &text).map_err(|source| RejoinError::History { node: node.clone(), source })?
         };
-        Ok(Source { node, term, endpoint, history })
+        Ok(Source { node, term, endpoint, history, sql })
     }
 }

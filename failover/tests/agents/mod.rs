@@ -355,6 +355,18 @@ impl Cluster {
         client
     }
 
+    /// Wait until these nodes have replayed what the primary has now: a commit needs only one of them.
+    pub(crate) async fn until_replayed(&self, primary: usize, standbys: &[usize]) {
+        let written = self.value(primary, "SELECT pg_current_wal_flush_lsn()").await;
+        for &i in standbys {
+            until("replay", async || {
+                let query = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+                (self.value(i, &query).await == "t").then_some(())
+            })
+            .await;
+        }
+    }
+
     pub(crate) async fn value(&self, i: usize, query: &str) -> String {
         let sql = self.sql(i).await;
         for message in sql.simple_query(query).await.unwrap() {
