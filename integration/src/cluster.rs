@@ -306,6 +306,17 @@ impl Cluster {
         });
     }
 
+    /// The word by which the leading manager describes a node: `streaming`, `unreachable`, …
+    ///
+    /// # Errors
+    /// When no manager leads.
+    pub fn node_state(&self, node: &str) -> Result<String, String> {
+        let status = self.status()?;
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        let found = nodes.iter().find(|n| n["node"] == node);
+        Ok(found.map_or_else(|| "absent from the status".to_owned(), |n| n["state"].as_str().unwrap_or("").to_owned()))
+    }
+
     /// Wait until every node but the primary streams from it.
     pub fn all_stream(&self) {
         let primary = self.active().primary;
