@@ -458,7 +458,10 @@ impl Planner {
     /// Is it worth waiting for the old primary's own recovery?
     fn may_come_home(&self, now: Instant, round: &Round) -> bool {
         let home = round.begin.home.as_ref().filter(|h| self.unfit(h, now).is_none());
-        home.is_some() && now.since(round.started) < self.settings.freeze_timeout
+        // With a quorum it only saves a rewind; without one it saves rows.
+        let saves_a_rewind = round.policy.protects() && round.begin.cause == Cause::Restart;
+        let bound = if saves_a_rewind { self.settings.detect_timeout } else { self.settings.freeze_timeout };
+        home.is_some() && now.since(round.started) < bound
     }
 
     fn ask_to_freeze(&self, now: Instant, round: &mut Round, out: &mut Vec<Action>) {
