@@ -135,6 +135,20 @@ fn lost_transactions_are_reported_before_the_rewind() {
         let s = 1 - p;
         c.sql(p).await.batch_execute("CREATE TABLE t (i int PRIMARY KEY); INSERT INTO t VALUES (0)").await.unwrap();
         c.until_replayed(p, &[s]).await;
+        // What is committed from here on counts as unprotected by the cluster's own record.
+        let (policy, revision) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
+        let since = c.value(p, "SELECT pg_current_wal_flush_lsn()").await.parse().unwrap();
+        let suspension = Suspension { term: Term(1), since, since_wall: 0, why: "test".into() };
+        let suspended = PolicyRecord { suspended: Some(suspension), ..policy };
+        use failover::store::{Compare, Store, Txn};
+        let put = Txn::new().when(Compare::ModRevision(c.keys.policy(), revision));
+        let put = put.put(c.keys.policy(), serde_json::to_vec(&suspended).unwrap());
+        assert!(c.store.txn(put).await.unwrap().succeeded);
+        let memory = c.nodes[p].config.data_dir.join("agent.json");
+        until("the suspension at the primary", async || {
+            std::fs::read_to_string(&memory).ok()?.contains("\"why\"").then_some(())
+        })
+        .await;
         // The term begins and the standby is frozen while the primary goes on: its agent does not hear of it.
         let lost = 25;
         c.nodes[p].store.set_down(true);
@@ -157,6 +171,7 @@ fn lost_transactions_are_reported_before_the_rewind() {
         let total = lost + 1;
         assert_eq!(i32::try_from(report.commits).unwrap(), total - rows, "{report:#?}");
         assert_eq!((report.commits, report.aborts), (lost as u64, 1));
+        assert_eq!(report.commits_while_suspended, report.commits);
         assert_eq!(report.fork_lsn, promoted.fork.lsn);
         assert_eq!(report.bytes, report.end_lsn.bytes_since(report.fork_lsn));
         assert_eq!(report.transactions.len(), lost as usize);

@@ -9,7 +9,7 @@ use super::postgres::{self, Stop};
 use super::records::Records;
 use super::{Agent, wall_millis};
 use crate::api::{Failed, Open, Opened, PostgresState};
-use crate::record::{Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use crate::record::{Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
 use crate::store::{Compare, LeaseId, StoreError, Txn};
 use cluster::lease::{Lease, LeaseState};
 use cluster::sync_names::SyncNames;
@@ -35,7 +35,16 @@ enum Fence {
 }
 
 /// Decide from the lease alone; without one, from when it was first missing. PURE.
-fn fence_at(lease: Option<&Lease>, missing_since: Option<Instant>, margin: Duration, now: Instant) -> Fence {
+///
+/// Without one (the agent was restarted, or etcd lost the lease) nothing is acknowledged until it is taken again, and
+/// after a whole `ttl` PostgreSQL stops.
+fn fence_at(
+    lease: Option<&Lease>,
+    missing_since: Option<Instant>,
+    margin: Duration,
+    ttl: Duration,
+    now: Instant,
+) -> Fence {
     // The last third of the margin is for stopping PostgreSQL.
     let hard_margin = margin / 3;
     match (lease, missing_since) {
@@ -44,7 +53,7 @@ fn fence_at(lease: Option<&Lease>, missing_since: Option<Instant>, margin: Durat
             (_, LeaseState::Held { .. }) => Fence::Soft,
             _ => Fence::Hard,
         },
-        (None, Some(since)) if now.since(since) >= margin => Fence::Hard,
+        (None, Some(since)) if now.since(since) >= ttl => Fence::Hard,
         (None, _) => Fence::Soft,
     }
 }
@@ -149,7 +158,7 @@ impl Agent {
         // Far below the margin's last third.
         let tick = (self.env.config.lease_margin / 10).min(self.env.config.lease_renew);
         loop {
-            let serves = self.serves().is_some();
+            let serves = self.serves().is_some() || self.is_unguarded();
             if serves {
                 self.enforce(&mut missing_since, &mut fenced_from).await;
             } else {
@@ -191,6 +200,13 @@ impl Agent {
         }
     }
 
+    /// A primary adopted by an agent that has not reached etcd yet: in async mode it may have been replaced already.
+    fn is_unguarded(&self) -> bool {
+        self.env.cluster.mode == Mode::Async
+            && self.records.borrow().read_at.is_none()
+            && self.state.look(|o| matches!(o.postgres, PostgresState::Primary(_)))
+    }
+
     /// The term that this node serves as its open primary.
     pub(super) fn serves(&self) -> Option<Term> {
         let timeline = self.state.look(|o| match &o.postgres {
@@ -218,7 +234,8 @@ impl Agent {
         if self.records.borrow().protects() {
             return;
         }
-        let fence = fence_at(held.as_ref().map(|h| &h.lease), *missing_since, self.env.config.lease_margin, now);
+        let (margin, ttl) = (self.env.config.lease_margin, self.env.config.lease_ttl);
+        let fence = fence_at(held.as_ref().map(|h| &h.lease), *missing_since, margin, ttl, now);
         let done = match fence {
             Fence::Free => match fenced_from.take() {
                 Some(before) => self.set_names(&before).await.map_err(|e| e.to_string()),
@@ -341,7 +358,7 @@ mod tests {
     fn acknowledgements_stop_before_the_lease_ends_and_postgres_at_its_end() {
         let lease = Lease { term: Term(3), sent_at: Instant::from_millis(1000), ttl: Duration::from_secs(3) };
         let margin = Duration::from_millis(600);
-        let at = |ms| fence_at(Some(&lease), None, margin, Instant::from_millis(ms));
+        let at = |ms| fence_at(Some(&lease), None, margin, lease.ttl, Instant::from_millis(ms));
         assert_eq!([at(1000), at(3399), at(3400), at(3799), at(3800), at(9000)], {
             use Fence::{Free, Hard, Soft};
             [Free, Free, Soft, Soft, Hard, Hard]
@@ -351,8 +368,9 @@ mod tests {
     #[test]
     fn without_a_lease_nothing_is_acknowledged_and_soon_nothing_runs() {
         let margin = Duration::from_millis(600);
-        let at = |ms| fence_at(None, Some(Instant::from_millis(1000)), margin, Instant::from_millis(ms));
-        assert_eq!((at(1000), at(1599), at(1600)), (Fence::Soft, Fence::Soft, Fence::Hard));
-        assert_eq!(fence_at(None, None, margin, Instant::from_millis(5)), Fence::Soft);
+        let ttl = Duration::from_secs(3);
+        let at = |ms| fence_at(None, Some(Instant::from_millis(1000)), margin, ttl, Instant::from_millis(ms));
+        assert_eq!((at(1000), at(3999), at(4000)), (Fence::Soft, Fence::Soft, Fence::Hard));
+        assert_eq!(fence_at(None, None, margin, ttl, Instant::from_millis(5)), Fence::Soft);
     }
 }

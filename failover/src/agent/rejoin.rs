@@ -142,6 +142,7 @@ impl Agent {
                     self.remember(|m| m.examined = None)
                         .map_err(|source| RejoinError::File { what: "the mark could not be cleared", source })?;
                 }
+                self.report_nothing_lost(source, end).await;
                 return self.follow_source(source).await;
             }
             // Nothing here is lost by that: all of it is on the primary's line.

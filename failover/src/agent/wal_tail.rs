@@ -9,7 +9,7 @@ use crate::api::Position;
 use crate::fsm::rejoin::tail;
 use crate::fsm::waldump::{Tail, parse, record_end};
 use crate::record::{LossReport, Suspension};
-use crate::store::{StoreError, Txn};
+use crate::store::{Compare, StoreError, Txn};
 use cluster::timeline::{Fork, History};
 use cluster::{Lsn, Term, TimelineId};
 use std::fs;
@@ -160,6 +160,39 @@ impl Agent {
         self.metrics.lost_commits.inc_by(report.commits);
         self.remember(|m| m.examined = Some(parted))
             .map_err(|source| RejoinError::File { what: "the mark could not be written", source })
+    }
+
+    /// The last primary whose WAL ends on the new line says so, unless a report of its WAL is there already: "nothing
+    /// was lost" must be told apart from "nobody has looked yet". Rejoining does not wait for it.
+    pub(super) async fn report_nothing_lost(&self, source: &Source, end: Position) {
+        let prev = self.records.borrow().term.as_ref().and_then(|t| t.value.prev.clone());
+        let was_primary = prev.is_some_and(|p| p.node == self.env.config.node && p.timeline == end.timeline);
+        let Some(fork) = source.history.fork_of(end.timeline).filter(|_| was_primary) else { return };
+        let term = began_at(&source.history, Fork { timeline: end.timeline, lsn: fork });
+        let report = LossReport {
+            term,
+            node: self.env.config.node.clone(),
+            timeline: end.timeline,
+            fork_lsn: fork,
+            end_lsn: end.lsn,
+            bytes: 0,
+            commits: 0,
+            aborts: 0,
+            span_ms: None,
+            commits_while_suspended: 0,
+            transactions: Vec::new(),
+            kept_in: None,
+            examined: wall_millis(),
+        };
+        let key = self.env.keys.report(term, &self.env.config.node);
+        let put = match serde_json::to_vec_pretty(&report) {
+            Ok(json) => self.store.txn(Txn::new().when(Compare::Absent(key.clone())).put(key, json)).await,
+            Err(error) => return tracing::warn!(node = %report.node, term = term.0, %error, "report not written"),
+        };
+        match put {
+            Ok(_) => tracing::info!(node = %report.node, term = term.0, lsn = %fork, "nothing was lost"),
+            Err(error) => tracing::warn!(node = %report.node, term = term.0, %error, "report not written"),
+        }
     }
 
     /// Copy the segments of the tail, the newest `lost_wal_keep` tails only, and of each at most `lost_wal_max` bytes.
