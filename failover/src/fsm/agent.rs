@@ -117,7 +117,7 @@ impl Because {
     pub const fn trouble(self) -> Option<&'static str> {
         match self {
             Self::ForeignData => Some("the data directory belongs to another cluster (its system identifier differs)"),
-            Self::UnknownCluster => Some("etcd knows no cluster, but there is a data directory: was etcd lost?"),
+            Self::UnknownCluster => Some("etcd knows no term, but this cluster has had one: was etcd lost or restored?"),
             Self::NotAVoter => Some("etcd knows no cluster, and this node is none of cluster.voters"),
             _ => None,
         }
@@ -169,6 +169,10 @@ fn superseded(facts: &Facts<'_>) -> bool {
 /// No term exists yet.
 fn unborn(facts: &Facts<'_>) -> Act {
     match (facts.init, facts.server) {
+        // Created means that a term was put with the identifier: whatever took that record away (an etcd restored
+        // from an old copy), filling a live cluster in anew would lift what its commits wait for.
+        (Some(InitRecord { system_id: Some(_), .. }), _) => Act::Wait(Because::UnknownCluster),
+        (Some(_), _) if facts.promise > Term(0) => Act::Wait(Because::UnknownCluster),
         (Some(init), _) if init.node == *facts.node => Act::ResumeCreation,
         (Some(_), Server::Absent) => Act::Wait(Because::BeingCreated),
         (None, Server::Absent) if facts.voter => Act::Create,
@@ -319,6 +323,11 @@ mod tests {
         let (mine, other) = (init("n1"), init("n2"));
         assert_eq!(decide(&Facts { init: Some(&mine), ..unborn.clone() }), Act::ResumeCreation);
         assert_eq!(decide(&Facts { init: Some(&other), ..unborn.clone() }), Act::Wait(Because::BeingCreated));
+        // The term's record is gone although the cluster was created, or a manager has already commanded here.
+        let created = InitRecord { system_id: Some("7".into()), ..init("n1") };
+        assert_eq!(decide(&Facts { init: Some(&created), ..unborn.clone() }), Act::Wait(Because::UnknownCluster));
+        let commanded = Facts { init: Some(&mine), promise: Term(4), server: STANDBY, ..unborn.clone() };
+        assert_eq!(decide(&commanded), Act::Wait(Because::UnknownCluster));
         check(Server::Absent, Some(&record(1, Phase::Opening, Some("n2"))), Act::Clone);
         check(STANDBY, None, Act::Wait(Because::UnknownCluster));
     }
