@@ -223,10 +223,9 @@ pub fn report(answer: &Value) -> String {
         (false, _) => out.push_str(&losses),
         (true, Cause::Bootstrap) => {}
         (true, Cause::Switchover) => out.push_str("nothing lost: the old primary was stopped cleanly\n"),
-        (true, Cause::Failover | Cause::OperatorFailover | Cause::Restart) => out.push_str(
-            "final: not known, or nothing was lost: a report is made when the old primary rejoins and its WAL goes \
-             past the fork\n",
-        ),
+        (true, Cause::Failover | Cause::OperatorFailover | Cause::Restart) => {
+            out.push_str("final: not known yet, the old primary's WAL is read when it rejoins\n")
+        }
     }
     out
 }
@@ -260,6 +259,10 @@ fn journal_text(j: &JournalRecord) -> String {
 const SHOWN: usize = 20;
 
 fn loss_text(l: &LossReport) -> String {
+    if l.bytes == 0 {
+        let (node, end, fork) = (&l.node, l.end_lsn, l.fork_lsn);
+        return format!("final, from the WAL of {node}: nothing lost, it ends at {end} and the fork is at {fork}\n");
+    }
     let mut out = format!(
         "final, from the WAL of {}: {} between the fork {} and its end {}: {} commits lost, {} aborts{}, {} of the \
          commits made below the cluster's mode\n",

@@ -6,6 +6,7 @@ use super::story::Death;
 use super::supervise::{Pids, Spec, Supervisor};
 use crate::ctl::client::{Admin, CallError};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use failover::record::LossReport;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -23,6 +24,7 @@ pub struct Cluster {
     ports: Ports,
     password: String,
     secret: String,
+    mode: String,
     pids: Pids,
 }
 
@@ -63,6 +65,7 @@ pub fn start(ground: &Ground, ports: Ports, programs: &Programs, mode: &str) -> 
         ports,
         password: secrets.app,
         secret: secrets.shared,
+        mode: mode.to_owned(),
         pids: supervisor.pids(),
     };
     Ok((cluster, supervisor))
@@ -161,6 +164,11 @@ fn config_files(ground: &Ground, ports: Ports, programs: &Programs, mode: &str) 
 }
 
 impl Cluster {
+    /// The durability mode.
+    pub fn mode(&self) -> &str {
+        &self.mode
+    }
+
     /// How an application connects.
     pub fn dsn(&self) -> String {
         format!("host=127.0.0.1 port={} user={USER} password={} dbname={USER}", self.ports.proxy(), self.password)
@@ -265,9 +273,22 @@ impl Cluster {
         Ok(phases.iter().filter_map(pair).collect())
     }
 
-    /// The report of the change to `term`, final once the old primary's WAL was read.
-    pub async fn report(&self, term: u64) -> Result<Value> {
-        Ok(self.get(&format!("/report?term={term}")).await?)
+    /// What the old primary's own WAL held past the fork of `term`: there once it has rejoined.
+    ///
+    /// # Errors
+    /// No report of `node` within `bound`.
+    pub async fn final_report(&self, term: u64, node: &str, bound: Duration) -> Result<LossReport> {
+        let start = Instant::now();
+        loop {
+            let answer = self.get(&format!("/report?term={term}")).await?;
+            let reports = answer.get("reports").and_then(Value::as_array).cloned().unwrap_or_default();
+            let mut read = reports.into_iter().filter_map(|r| serde_json::from_value::<LossReport>(r).ok());
+            match read.find(|r| r.node.as_str() == node) {
+                Some(report) => return Ok(report),
+                None if start.elapsed() > bound => bail!("no report of {node} on term {term} within {bound:?}"),
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
     }
 
     /// Ask for a switchover and wait until it is done.

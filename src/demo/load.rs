@@ -49,7 +49,7 @@ pub struct Outage {
 pub struct Verified {
     /// Rows acknowledged.
     pub acknowledged: u64,
-    /// Acknowledged rows that are missing: must be 0.
+    /// Acknowledged rows that are missing: must be 0 in strict mode.
     pub missing: u64,
     /// Rows that are there more than once: must be 0.
     pub duplicated: u64,
@@ -66,10 +66,10 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// Does every promise hold?
-    pub fn holds(&self) -> bool {
+    /// Does every promise hold, when `reported` commits were reported as lost?
+    pub fn holds(&self, reported: u64) -> bool {
         self.acknowledged > 0
-            && self.missing == 0
+            && self.missing <= reported
             && self.duplicated == 0
             && self.refused_present == 0
             && self.connections_lost == 0
