@@ -27,7 +27,8 @@ fn startup_is_answered_as_postgresql_does() {
         assert_eq!(&byte, b"N");
     }
     // A second request for encryption, garbage, and an HTTP request end the connection with an error.
-    for bytes in [&[0, 0, 0, 8, 4, 210, 22, 47, 0, 0, 0, 8, 4, 210, 22, 47][..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64]] {
+    for bytes in [&[0, 0, 0, 8, 4, 210, 22, 47, 0, 0, 0, 8, 4, 210, 22, 47][..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64]]
+    {
         let mut s = dial(c.port);
         s.write_all(bytes).unwrap();
         let mut all = Vec::new();
@@ -49,7 +50,9 @@ fn startup_is_answered_as_postgresql_does() {
 fn broken_messages_end_only_their_own_connection() {
     let c = Cluster::start(0, |_| {});
     let mut good = Raw::login(c.port, &[]);
-    for bytes in [&b"Q\0\0\0\x03"[..], b"Q\xff\xff\xff\xff", b"\x01garbage", b"P\0\0\0\x06x\0", b"S\0\x10\0\0", b"y\0\0\0\x04"] {
+    for bytes in
+        [&b"Q\0\0\0\x03"[..], b"Q\xff\xff\xff\xff", b"\x01garbage", b"P\0\0\0\x06x\0", b"S\0\x10\0\0", b"y\0\0\0\x04"]
+    {
         let mut raw = Raw::login(c.port, &[]);
         raw.send(bytes);
         let seen = words(&raw.until_ready());
@@ -404,7 +407,9 @@ fn settings_pin_a_session_and_leak_to_nobody() {
     let mut third = Raw::login(c.port, &[]);
     assert_eq!(words(&third.query("select 1")), "E 53300 | Z I");
     drop(a);
-    wait_for("the pinned connection to be closed", || (words(&third.query("show datestyle")) == "T | D ISO, MDY | C SHOW | Z I").then_some(()));
+    wait_for("the pinned connection to be closed", || {
+        (words(&third.query("show datestyle")) == "T | D ISO, MDY | C SHOW | Z I").then_some(())
+    });
 }
 
 #[test]

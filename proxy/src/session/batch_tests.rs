@@ -1,1 +1,169 @@
+use super::*;
+use crate::sql::{FunctionTable, LexRules, classify};
+use crate::wire::backend::TxStatus;
+use crate::wire::codec::{cstring, message};
+use crate::wire::frontend::{write_parse, write_query, write_subject};
 
+const LIMITS: Limits = Limits { unit: 1000, text: 5000 };
+
+fn scan_with(input: &[u8], open: Option<Record>, portal_may_commit: bool) -> Scan {
+    let functions = FunctionTable::unloaded();
+    let statements = ClientStatements::default();
+    let cx = Context {
+        statements: &statements,
+        classify: &|sql| classify(sql, &functions, LexRules::STANDARD),
+        open,
+        portal_may_commit,
+        limits: LIMITS,
+    };
+    scan(input, &cx, &mut Vec::new())
+}
+
+fn unit(input: &[u8]) -> Unit {
+    match scan_with(input, None, false) {
+        Scan::Unit(unit) => unit,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn parse(out: &mut Vec<u8>, name: &str, sql: &str) {
+    write_parse(out, name.as_bytes(), &[sql.as_bytes(), &[0, 0, 0]].concat());
+}
+
+fn bind(out: &mut Vec<u8>, portal: &str, statement: &str) {
+    message(out, b'B', |b| {
+        cstring(b, portal.as_bytes());
+        cstring(b, statement.as_bytes());
+        b.extend_from_slice(&[0; 6]);
+    });
+}
+
+fn execute(out: &mut Vec<u8>, portal: &str) {
+    message(out, b'E', |b| {
+        cstring(b, portal.as_bytes());
+        b.extend_from_slice(&[0; 4]);
+    });
+}
+
+fn bare(out: &mut Vec<u8>, kind: u8) {
+    message(out, kind, |_| {});
+}
+
+/// Statements of one extended unit.
+fn extended(sqls: &[&str]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for sql in sqls {
+        parse(&mut out, "", sql);
+        bind(&mut out, "", "");
+        execute(&mut out, "");
+    }
+    bare(&mut out, b'S');
+    out
+}
+
+#[test]
+fn only_units_of_reads_may_go_to_a_standby() {
+    let simple = |sql: &str| {
+        let mut out = Vec::new();
+        write_query(&mut out, sql);
+        out
+    };
+    for (input, read) in [
+        (simple("select 1"), true),
+        (simple("select 1 for update"), false),
+        (simple("begin"), false),
+        (simple("set x = 1"), false),
+        (extended(&["select 1", "select 2"]), true),
+        (extended(&["select 1", "delete from t"]), false),
+        (extended(&["begin", "select 1"]), false),
+        (extended(&[]), true),
+    ] {
+        let unit = unit(&input);
+        assert!(unit.complete && unit.len == input.len());
+        assert_eq!(unit.read, read, "{}", String::from_utf8_lossy(&input));
+    }
+    // Parsing needs no primary, whatever is parsed.
+    let mut out = Vec::new();
+    parse(&mut out, "w", "delete from t");
+    write_subject(&mut out, b'D', b"w");
+    bare(&mut out, b'S');
+    assert!(unit(&out).read && unit(&out).statements == 0);
+}
+
+#[test]
+fn every_cut_of_a_unit_asks_for_more() {
+    let input = extended(&["select 1", "delete from t"]);
+    for cut in 0..input.len() {
+        assert_eq!(scan_with(&input[..cut], None, false), Scan::More, "{cut}");
+    }
+    let two = [&input[..], &input[..]].concat();
+    assert_eq!(unit(&two).len, input.len());
+}
+
+#[test]
+fn a_flush_ends_what_is_sent_and_the_rest_follows() {
+    let mut out = Vec::new();
+    parse(&mut out, "", "insert into t values (1)");
+    bind(&mut out, "p", "");
+    execute(&mut out, "p");
+    bare(&mut out, b'H');
+    let first = unit(&out);
+    assert!(first.flush && !first.complete && first.len == out.len());
+    assert!(first.record.may_commit(TxStatus::Idle));
+    let mut rest = Vec::new();
+    bare(&mut rest, b'S');
+    let Scan::Unit(second) = scan_with(&rest, Some(first.record), false) else { panic!("a Sync is a unit's end") };
+    assert!(second.complete && second.record.may_commit(TxStatus::Idle) && !second.read);
+}
+
+#[test]
+fn a_portal_that_was_bound_earlier_may_commit_only_if_something_bound_does() {
+    let mut out = Vec::new();
+    execute(&mut out, "earlier");
+    bare(&mut out, b'S');
+    for may_commit in [false, true] {
+        let Scan::Unit(unit) = scan_with(&out, None, may_commit) else { panic!("a unit") };
+        assert_eq!(unit.record.may_commit(TxStatus::Block), may_commit);
+    }
+    let mut out = Vec::new();
+    parse(&mut out, "c", "commit");
+    bind(&mut out, "earlier", "c");
+    bare(&mut out, b'S');
+    assert!(unit(&out).binds_commit);
+}
+
+#[test]
+fn long_messages_are_sent_in_parts() {
+    let long = "x".repeat(20_000);
+    let mut query = Vec::new();
+    write_query(&mut query, &format!("select '{long}'"));
+    assert_eq!(scan_with(&query[..900], None, false), Scan::More);
+    let part = unit(&query[..2000]);
+    assert_eq!((part.len, part.tail_left, part.complete, part.read), (2000, query.len() - 2000, true, false));
+    assert!(part.record.may_commit(TxStatus::Block), "what was not read may hold a COMMIT");
+    let mut named = Vec::new();
+    parse(&mut named, "n", &long);
+    assert!(matches!(scan_with(&named[..2000], None, false), Scan::Violation(ClientError::MessageTooLong { .. })));
+    let mut out = Vec::new();
+    parse(&mut out, "", "select $1");
+    message(&mut out, b'B', |b| {
+        b.extend_from_slice(&[0, 0, 0, 0, 0, 1]);
+        b.resize(30_000, 1);
+    });
+    let part = unit(&out[..4000]);
+    assert_eq!((part.len, part.tail_left, part.complete), (4000, out.len() - 4000, false));
+}
+
+#[test]
+fn what_is_no_unit_is_told_apart() {
+    let of = |kind: u8, len: usize| {
+        let mut out = Vec::new();
+        message(&mut out, kind, |b| b.resize(len, 0));
+        out
+    };
+    assert_eq!(scan_with(&of(b'X', 0), None, false), Scan::Terminate);
+    assert_eq!(scan_with(&of(b'd', 100), None, false), Scan::Ignore(105));
+    for bad in [of(b'Q', 0), of(b'P', 3), of(b'y', 0), of(b'S', 20_000), b"Q\0\0\0\x01".to_vec(), of(b'D', 1)] {
+        assert!(matches!(scan_with(&bad, None, false), Scan::Violation(_)), "{bad:?}");
+    }
+}

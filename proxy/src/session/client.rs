@@ -418,6 +418,8 @@ impl Session {
             }
         }
         self.wants_more |= at == input.len();
+        // It goes on once what is in the way has been sent.
+        self.rescan |= !self.to_server.is_empty() || !self.to_client.is_empty();
         (at, None)
     }
 
@@ -573,6 +575,8 @@ impl Session {
         }
         if self.functions.has_changed().unwrap_or(false) {
             self.table = self.functions.borrow_and_update().clone();
+            let (table, lex) = (&self.table, self.lex);
+            self.statements.reclassify(|sql| classify(sql, table, lex));
         }
         let mut classes = std::mem::take(&mut self.classes);
         classes.clear();

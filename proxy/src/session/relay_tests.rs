@@ -1,1 +1,222 @@
+use super::*;
+use crate::wire::backend::{write_bare, write_command_complete, write_ready};
+use crate::wire::codec::{cstring, message};
+use proptest::prelude::*;
 
+fn doubt() -> ClientError {
+    ClientError::InFailedTransaction
+}
+
+fn plain(kind: Kind) -> Entry {
+    let record = kind.owes_ready().then(Record::default);
+    Entry { record, ..Entry::plain(kind) }
+}
+
+fn hidden(kind: Kind) -> Entry {
+    Entry { hidden: true, ..plain(kind) }
+}
+
+fn error(out: &mut Vec<u8>, severity: &str, code: &str, routine: &str) {
+    message(out, if severity == "WARNING" { b'N' } else { b'E' }, |b| {
+        for (kind, text) in [(b'S', severity), (b'V', severity), (b'C', code), (b'M', "m"), (b'R', routine)] {
+            b.push(kind);
+            cstring(b, text.as_bytes());
+        }
+        b.push(0);
+    });
+}
+
+/// The messages in `bytes`: type, and for an error its code.
+fn shape(bytes: &[u8]) -> String {
+    let (mut at, mut out) = (0, String::new());
+    while let Some(h) = head(&bytes[at..]).unwrap() {
+        let frame = &bytes[at..at + h.total];
+        out.push(h.kind as char);
+        if h.kind == b'E' {
+            out.push_str(&format!("({})", String::from_utf8_lossy(fields(frame).code)));
+        }
+        at += h.total;
+    }
+    assert_eq!(at, bytes.len(), "whole messages only");
+    out
+}
+
+/// Feed `input` in pieces of the given sizes, as sockets do.
+fn feed(relay: &mut Relay, input: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Event>) {
+    let (mut out, mut events, mut left, mut fed) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let mut pieces = pieces.iter().copied().chain(std::iter::repeat(usize::MAX));
+    while fed < input.len() {
+        let n = pieces.next().unwrap().clamp(1, input.len() - fed);
+        left.extend_from_slice(&input[fed..fed + n]);
+        fed += n;
+        loop {
+            let mut sink = Sink::default();
+            let progress = relay.server_bytes(&left, &mut sink, &doubt);
+            out.extend_from_slice(sink.bytes(&left));
+            left.drain(..progress.consumed);
+            match progress.event {
+                Some(event) => events.push(event),
+                None => break,
+            }
+            if left.is_empty() {
+                break;
+            }
+        }
+    }
+    (out, events)
+}
+
+/// An extended unit whose Parse is hidden and whose Close is ours, then a simple query, then one that fails.
+fn conversation() -> (Relay, Vec<u8>, &'static str) {
+    let mut relay = Relay::default();
+    for entry in [
+        hidden(Kind::Parse),
+        plain(Kind::Bind),
+        plain(Kind::LocalClose),
+        plain(Kind::DescribePortal),
+        plain(Kind::Execute),
+        plain(Kind::LocalParse),
+        plain(Kind::Sync),
+        plain(Kind::Query),
+        plain(Kind::Bind),
+        plain(Kind::Execute),
+        plain(Kind::Query),
+        plain(Kind::Sync),
+    ] {
+        relay.push(entry);
+    }
+    let mut s = Vec::new();
+    write_bare(&mut s, b'1');
+    write_bare(&mut s, b'2');
+    message(&mut s, b'T', |b| b.extend_from_slice(&[0, 0]));
+    for row in [10, 70_000, 3] {
+        message(&mut s, b'D', |b| b.resize(row, b'x'));
+    }
+    write_command_complete(&mut s, "SELECT 3");
+    write_ready(&mut s, TxStatus::Idle);
+    message(&mut s, b'T', |b| b.extend_from_slice(&[0, 0]));
+    backend::write_parameter_status(&mut s, "TimeZone", "UTC");
+    write_command_complete(&mut s, "SELECT 0");
+    write_ready(&mut s, TxStatus::Block);
+    error(&mut s, "ERROR", "26000", "r");
+    write_ready(&mut s, TxStatus::Failed);
+    (relay, s, "23TDDDC1ZTSCZE(26000)Z")
+}
+
+proptest! {
+    #[test]
+    fn any_split_of_the_stream_gives_the_same_answer(pieces in prop::collection::vec(1usize..40_000, 0..30), tiny in prop::collection::vec(1usize..9, 0..60)) {
+        for pieces in [&pieces, &tiny] {
+            let (mut relay, input, want) = conversation();
+            let (out, events) = feed(&mut relay, &input, pieces);
+            prop_assert_eq!(shape(&out), want);
+            prop_assert_eq!(events, [Event::Idle]);
+            prop_assert_eq!((relay.status, relay.answered, relay.owed(), relay.pending()), (TxStatus::Failed, 3, 0, 0));
+        }
+    }
+
+    #[test]
+    fn garbage_of_a_server_is_an_event_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut relay = Relay::default();
+        relay.push(plain(Kind::Query));
+        let mut sink = Sink::default();
+        let progress = relay.server_bytes(&bytes, &mut sink, &doubt);
+        prop_assert!(progress.consumed <= bytes.len());
+    }
+}
+
+#[test]
+fn a_success_behind_the_notice_of_a_cancelled_wait_is_replaced() {
+    // Simple: the notice comes before the tag. Extended: the tag has gone out, the commit comes with the Sync.
+    let mut relay = Relay::default();
+    relay.push(plain(Kind::Query));
+    let mut s = Vec::new();
+    error(&mut s, "WARNING", "01000", "SyncRepWaitForLSN");
+    write_command_complete(&mut s, "INSERT 0 1");
+    write_ready(&mut s, TxStatus::Idle);
+    assert_eq!(shape(&feed(&mut relay, &s, &[]).0), "NE(25P02)Z");
+    relay.push(plain(Kind::Execute));
+    relay.push(plain(Kind::Sync));
+    let mut s = Vec::new();
+    write_command_complete(&mut s, "INSERT 0 1");
+    error(&mut s, "WARNING", "01000", "SyncRepWaitForLSN");
+    write_ready(&mut s, TxStatus::Idle);
+    assert_eq!(shape(&feed(&mut relay, &s, &[]).0), "CNE(25P02)Z");
+    relay.push(plain(Kind::Query));
+    let mut s = Vec::new();
+    write_command_complete(&mut s, "INSERT 0 1");
+    write_ready(&mut s, TxStatus::Idle);
+    assert_eq!(shape(&feed(&mut relay, &s, &[]).0), "CZ");
+}
+
+#[test]
+fn a_refused_read_of_a_standby_leaves_no_trace_unless_some_of_it_was_seen() {
+    let mut refusal = Vec::new();
+    write_bare(&mut refusal, b'1');
+    write_bare(&mut refusal, b'2');
+    let begun = refusal.len();
+    error(&mut refusal, "ERROR", "40001", "ProcessInterrupts");
+    for (pieces, delivered) in [(vec![], false), (vec![begun], true)] {
+        let mut relay = Relay { on_standby: true, ..Relay::default() };
+        for kind in [Kind::Parse, Kind::Bind, Kind::Execute, Kind::Sync] {
+            relay.push(plain(kind));
+        }
+        let (out, events) = feed(&mut relay, &refusal, &pieces);
+        assert_eq!(relay.delivered(), delivered);
+        if delivered {
+            assert_eq!((shape(&out).as_str(), events.len()), ("12E(40001)", 0));
+        } else {
+            assert_eq!((shape(&out).as_str(), &events[..]), ("", &[Event::Retry { code: *b"40001" }][..]));
+        }
+    }
+}
+
+#[test]
+fn a_fatal_error_is_an_event_and_does_not_reach_the_client() {
+    let mut relay = Relay::default();
+    relay.push(plain(Kind::Query));
+    let mut s = Vec::new();
+    error(&mut s, "WARNING", "57P02", "quickdie");
+    error(&mut s, "FATAL", "57P01", "ProcessInterrupts");
+    let (out, events) = feed(&mut relay, &s, &[]);
+    assert_eq!((out.len(), events), (0, vec![Event::Fatal { code: *b"57P01" }]));
+}
+
+#[test]
+fn an_error_before_its_sync_was_sent_skips_what_follows() {
+    let mut relay = Relay { open: Some(Record::default()), ..Relay::default() };
+    relay.push(plain(Kind::Parse));
+    let mut s = Vec::new();
+    error(&mut s, "ERROR", "42601", "r");
+    assert_eq!(shape(&feed(&mut relay, &s, &[]).0), "E(42601)");
+    assert!(relay.skipping());
+    for kind in [Kind::Bind, Kind::Query, Kind::Execute] {
+        relay.push(plain(kind));
+    }
+    relay.open = None;
+    relay.push(plain(Kind::Sync));
+    assert_eq!((relay.owed(), relay.pending()), (1, 1));
+    let mut s = Vec::new();
+    write_ready(&mut s, TxStatus::Idle);
+    assert_eq!(feed(&mut relay, &s, &[]).1, [Event::Idle]);
+}
+
+#[test]
+fn a_copy_of_the_extended_protocol_swallows_the_sync_sent_before_its_data() {
+    let mut relay = Relay::default();
+    for kind in [Kind::Bind, Kind::Execute, Kind::Sync] {
+        relay.push(plain(kind));
+    }
+    let mut s = Vec::new();
+    write_bare(&mut s, b'2');
+    message(&mut s, b'G', |b| b.extend_from_slice(&[0, 0, 0]));
+    feed(&mut relay, &s, &[]);
+    assert!(relay.copy_in() && relay.owed() == 0 && relay.busy());
+    relay.end_copy_in();
+    relay.open = None;
+    relay.push(plain(Kind::Sync));
+    let mut s = Vec::new();
+    write_command_complete(&mut s, "COPY 1");
+    write_ready(&mut s, TxStatus::Idle);
+    assert_eq!(feed(&mut relay, &s, &[]).1, [Event::Idle]);
+}

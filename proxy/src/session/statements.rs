@@ -5,6 +5,7 @@
 //! how the client's session reads it.
 
 use crate::sql::Statement;
+use crate::wire::codec::split_cstring;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::{Rc, Weak};
 
@@ -137,6 +138,18 @@ impl ClientStatements {
         let old = self.named.remove(name)?;
         self.bytes -= name.len() + old.text.tail.len();
         Some(old)
+    }
+
+    /// Look at every text again: what its functions do has become known, or has changed.
+    pub fn reclassify(&mut self, classify: impl Fn(&[u8]) -> Statement) {
+        let of = |tail: &[u8]| split_cstring(tail).map(|(sql, _)| classify(sql));
+        // The order does not matter: each verdict stands alone.
+        for named in self.named.values_mut() {
+            named.class = of(&named.text.tail).unwrap_or(named.class);
+        }
+        if let Some(unnamed) = &mut self.unnamed {
+            unnamed.class = unnamed.tail.as_deref().and_then(of).unwrap_or(unnamed.class);
+        }
     }
 
     /// Drop all, as DEALLOCATE ALL and DISCARD ALL do.

@@ -1,1 +1,136 @@
+use super::*;
+use crate::session::batch::{Context, Limits, Scan, scan};
+use crate::sql::{FunctionTable, LexRules, classify};
+use crate::wire::codec::cstring;
 
+struct World {
+    client: ClientStatements,
+    texts: Texts,
+}
+
+impl World {
+    /// Write the messages for a server; what reaches it, in words, and what is owed.
+    fn send(&mut self, server: &mut ServerStatements, input: &[u8]) -> (String, String) {
+        let functions = FunctionTable::unloaded();
+        let mut classes = Vec::new();
+        let cx = Context {
+            statements: &self.client,
+            classify: &|sql| classify(sql, &functions, LexRules::STANDARD),
+            open: None,
+            portal_may_commit: false,
+            limits: Limits { unit: 10_000, text: 10_000 },
+        };
+        let Scan::Unit(unit) = scan(input, &cx, &mut classes) else { panic!("a unit") };
+        let (mut relay, mut sink) = (Relay::default(), Sink::default());
+        let mut t = Translator {
+            client: &mut self.client,
+            server,
+            texts: &mut self.texts,
+            relay: &mut relay,
+            statement_bytes: 200,
+            unnamed_bytes: 1000,
+        };
+        assert!(!t.unit(input, &unit, &classes, &mut sink));
+        let entries = relay.abandon();
+        let owed = entries.iter().map(|e| format!("{:?}{}", e.kind, if e.hidden { "*" } else { "" }));
+        (words(sink.bytes(input)), owed.collect::<Vec<_>>().join(" "))
+    }
+}
+
+fn words(bytes: &[u8]) -> String {
+    let (mut at, mut out) = (0, Vec::new());
+    while let Some(h) = head(&bytes[at..]).unwrap() {
+        let frame = &bytes[at..at + h.total];
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        out.push(match h.kind {
+            b'P' => format!("P({})", text(frontend::parse(frame).unwrap().name)),
+            b'B' => format!("B({})", text(frontend::bind(frame).unwrap().statement)),
+            b'D' | b'C' => match frontend::subject(frame).unwrap() {
+                Subject::Statement(name) => format!("{}({})", h.kind as char, text(name)),
+                Subject::Portal(name) => format!("{}[{}]", h.kind as char, text(name)),
+            },
+            kind => (kind as char).to_string(),
+        });
+        at += h.total;
+    }
+    out.join(" ")
+}
+
+fn parse(out: &mut Vec<u8>, name: &str, sql: &str) {
+    write_parse(out, name.as_bytes(), &[sql.as_bytes(), &[0, 0, 0]].concat());
+}
+
+fn bind(out: &mut Vec<u8>, statement: &str) {
+    message(out, b'B', |b| {
+        cstring(b, b"");
+        cstring(b, statement.as_bytes());
+        b.extend_from_slice(&[0; 6]);
+    });
+}
+
+fn unit(build: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    build(&mut out);
+    message(&mut out, b'S', |_| {});
+    out
+}
+
+fn check(got: (String, String), sent: &str, owed: &str) {
+    assert_eq!((got.0.as_str(), got.1.as_str()), (sent, owed));
+}
+
+#[test]
+fn a_statement_is_prepared_once_on_each_server_that_needs_it() {
+    let mut w = World { client: ClientStatements::default(), texts: Texts::new(0) };
+    let (mut a, mut b) = (ServerStatements::default(), ServerStatements::default());
+    let prepare = unit(|out| parse(out, "s", "select 1"));
+    check(w.send(&mut a, &prepare), "P(pgtenure_1) S", "Parse Sync");
+    let mut other =
+        World { client: ClientStatements::default(), texts: std::mem::replace(&mut w.texts, Texts::new(0)) };
+    check(other.send(&mut a, &prepare), "S", "LocalParse Sync");
+    let run = unit(|out| {
+        bind(out, "s");
+        write_subject(out, b'D', b"s");
+    });
+    check(w.send(&mut a, &run), "B(pgtenure_1) D(pgtenure_1) S", "Bind DescribeStatement Sync");
+    check(w.send(&mut b, &run), "P(pgtenure_1) B(pgtenure_1) D(pgtenure_1) S", "Parse* Bind DescribeStatement Sync");
+    let end = unit(|out| {
+        write_subject(out, b'C', b"s");
+        write_subject(out, b'C', b"never was");
+        bind(out, "s");
+    });
+    check(w.send(&mut b, &end), "B(pgtenure_refused) S", "LocalClose LocalClose Bind Sync");
+}
+
+#[test]
+fn the_unnamed_statement_is_parsed_again_where_another_took_its_place() {
+    let mut w = World { client: ClientStatements::default(), texts: Texts::new(0) };
+    let mut other = World { client: ClientStatements::default(), texts: Texts::new(1000) };
+    let mut server = ServerStatements::default();
+    let prepare = unit(|out| parse(out, "", "select 1"));
+    let run = unit(|out| bind(out, ""));
+    check(w.send(&mut server, &prepare), "P() S", "Parse Sync");
+    check(w.send(&mut server, &run), "B() S", "Bind Sync");
+    other.send(&mut server, &prepare);
+    check(w.send(&mut server, &run), "P() B() S", "Parse* Bind Sync");
+    let mut query = Vec::new();
+    frontend::write_query(&mut query, "select 1");
+    check(w.send(&mut server, &query), "Q", "Query");
+    check(w.send(&mut server, &run), "B(pgtenure_refused) S", "Bind Sync");
+}
+
+#[test]
+fn names_in_use_and_too_many_bytes_are_refused_in_their_place() {
+    let mut w = World { client: ClientStatements::default(), texts: Texts::new(0) };
+    let mut server = ServerStatements::default();
+    w.send(&mut server, &unit(|out| parse(out, "s", "select 1")));
+    let again = unit(|out| parse(out, "s", "select 2"));
+    check(w.send(&mut server, &again), "B(pgtenure_refused) S", "Bind Sync");
+    let long = unit(|out| parse(out, "t", &format!("select '{}'", "x".repeat(200))));
+    check(w.send(&mut server, &long), "B(pgtenure_refused) S", "Bind Sync");
+    let mut forget = Vec::new();
+    frontend::write_query(&mut forget, "discard all");
+    w.send(&mut server, &forget);
+    check(w.send(&mut server, &again), "P(pgtenure_2) S", "Parse Sync");
+    assert!(server.has(2) && !server.has(1));
+}
