@@ -9,6 +9,7 @@ use super::control::Control;
 use super::process::{self, Death};
 use super::sql::{Sql, SqlError};
 use super::tool::ToolError;
+use cluster::TimelineId;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -128,11 +129,31 @@ fn prepare(env: &Env, how: As) -> io::Result<()> {
     let signal = data.join("standby.signal");
     match how {
         As::Standby => {
+            remove_stubs_at_the_end(&data.join("pg_wal"))?;
             remove(&data.join("recovery.signal"))?;
             File::create(signal)?.sync_all()
         }
         As::Creator => remove(&signal),
     }
+}
+
+/// Empty histories above every real one are what is left of a promotion, or of a follower's fetching, that was killed
+/// half-way. PostgreSQL would take the highest for its target, find that its own timeline is no ancestor of it, and
+/// refuse to start.
+fn remove_stubs_at_the_end(wal: &Path) -> io::Result<()> {
+    let mut histories: Vec<(TimelineId, bool)> = Vec::new();
+    for entry in fs::read_dir(wal)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|n| n.strip_suffix(".history"));
+        let Some(number) = number.and_then(|n| u32::from_str_radix(n, 16).ok()) else { continue };
+        histories.push((TimelineId(number), entry.metadata()?.len() == 0));
+    }
+    histories.sort_unstable();
+    for (timeline, _) in histories.into_iter().rev().take_while(|(_, empty)| *empty) {
+        remove(&wal.join(timeline.history_file()))?;
+    }
+    super::layout::fsync_dir(wal)
 }
 
 /// Remove a file that may be missing.
