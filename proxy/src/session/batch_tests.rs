@@ -148,7 +148,7 @@ fn long_messages_are_sent_in_parts() {
     parse(&mut out, "", "select $1");
     message(&mut out, b'B', |b| {
         b.extend_from_slice(&[0, 0, 0, 0, 0, 1]);
-        b.resize(30_000, 1);
+        b.extend(vec![1; 30_000]);
     });
     let part = unit(&out[..4000]);
     assert_eq!((part.len, part.tail_left, part.complete), (4000, out.len() - 4000, false));
@@ -158,7 +158,7 @@ fn long_messages_are_sent_in_parts() {
 fn what_is_no_unit_is_told_apart() {
     let of = |kind: u8, len: usize| {
         let mut out = Vec::new();
-        message(&mut out, kind, |b| b.resize(len, 0));
+        message(&mut out, kind, |b| b.extend(vec![0; len]));
         out
     };
     assert_eq!(scan_with(&of(b'X', 0), None, false), Scan::Terminate);

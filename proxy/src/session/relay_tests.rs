@@ -90,7 +90,7 @@ fn conversation() -> (Relay, Vec<u8>, &'static str) {
     write_bare(&mut s, b'2');
     message(&mut s, b'T', |b| b.extend_from_slice(&[0, 0]));
     for row in [10, 70_000, 3] {
-        message(&mut s, b'D', |b| b.resize(row, b'x'));
+        message(&mut s, b'D', |b| b.extend(vec![b'x'; row]));
     }
     write_command_complete(&mut s, "SELECT 3");
     write_ready(&mut s, TxStatus::Idle);
