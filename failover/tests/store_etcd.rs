@@ -102,7 +102,8 @@ async fn a_restarted_member_is_found_again_and_the_gap_is_hinted() {
 async fn a_write_sent_to_a_member_that_freezes_is_indeterminate() {
     let etcd = Etcd::start(1);
     let s = store(&etcd);
-    // On a busy machine the write before may be too long ago, and the member is asked first: nothing is sent then.
+    // On a busy machine the write before may be too long ago, and the member is asked first: nothing is sent then. Nor
+    // do all threads of a member stop at once: it may still answer.
     let mut outcomes = Vec::new();
     while !matches!(outcomes.last(), Some(Err(StoreError::Indeterminate { .. }))) {
         assert!(outcomes.len() < 10, "{outcomes:?}");
@@ -113,8 +114,6 @@ async fn a_write_sent_to_a_member_that_freezes_is_indeterminate() {
         }
         etcd.signal(0, Signal::SIGSTOP);
         outcomes.push(s.txn(Txn::new().put("/a", "2")).await);
-        let never = matches!(outcomes.last(), Some(Ok(_) | Err(StoreError::Refused { .. })));
-        assert!(!never, "a frozen member answered: {outcomes:?}");
     }
     let started = Instant::now();
     let read = s.get("/a").await;
