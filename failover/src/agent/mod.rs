@@ -1,9 +1,10 @@
 //! The agent: drives the one PostgreSQL of its node, obeys managers' commands, and follows the cluster's records.
 //!
 //! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), two keep the primary's
-//! lease and fence by it, two observe the primary, one serves managers over HTTP. Whoever starts, stops, promotes or replaces
-//! PostgreSQL holds `actuator`; whoever changes where the WAL receiver connects or what commits wait for holds `conf`.
-//! A freeze needs only the latter, so that nothing that takes long can delay it.
+//! lease and fence by it, two observe the primary, one serves managers over HTTP. Whoever starts, stops, promotes or
+//! replaces PostgreSQL holds `actuator`; whoever changes where the WAL receiver connects or what commits wait for holds
+//! `conf`. A freeze gives its promise and cuts the node off before it waits for `actuator`, and whoever holds that gives
+//! up on seeing a newer promise.
 
 mod arm;
 mod bootstrap;

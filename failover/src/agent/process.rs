@@ -74,16 +74,19 @@ pub(crate) async fn kill_all(data: &Path, bound: Duration) -> bool {
     }
 }
 
-/// Collect dead `postgres` processes that are our children, by birth or by adoption. Other children belong to whoever
-/// started them.
+/// Collect dead `postgres` processes that are our children, by birth or by adoption. Servers and their backends live
+/// in sessions of their own; children in ours (as `postgres --version`) belong to whoever started and awaits them.
 pub(crate) fn reap() {
     let me = std::process::id();
+    let session = nix::unistd::getsid(None).ok().map(|s| s.to_string());
     for pid in pids() {
         let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
         let Some((name, rest)) = stat.split_once('(').and_then(|(_, r)| r.rsplit_once(')')) else { continue };
         let mut fields = rest.split_whitespace();
         let (state, parent) = (fields.next(), fields.next().and_then(|p| p.parse::<u32>().ok()));
-        if state == Some("Z") && parent == Some(me) && matches!(name, "postgres" | "postmaster") {
+        let theirs = fields.nth(1).map(str::to_owned);
+        let served = matches!(name, "postgres" | "postmaster") && theirs.is_some() && theirs != session;
+        if state == Some("Z") && parent == Some(me) && served {
             reap_one(pid);
         }
     }
