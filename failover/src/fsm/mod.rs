@@ -2,12 +2,15 @@
 
 pub mod action;
 pub mod agent;
+mod begin;
 pub mod blocker;
 pub mod candidate;
 pub mod observe;
+mod opening;
 mod operate;
 pub mod planner;
 mod rearm;
+mod recruit;
 pub mod rejoin;
 pub mod report;
 mod round;

@@ -1,7 +1,8 @@
 //! The manager's planner: `step(now, input)` gives the actions to perform. PURE.
 //!
-//! This file takes inputs in and says which part decides next; the parts are `round` (a term from T1 to T3),
-//! `switchover` (what precedes T1 when the old primary helps), `rearm` and `operate` (operators' requests).
+//! This file takes inputs in and says which part decides next: `begin` (up to T1), `recruit` (to T2), `opening` (to T3),
+//! `switchover` (what precedes T1 when the old primary helps), `rearm` and `operate` (operators' requests). What they
+//! share of a term being made is in `round`.
 //!
 //! Duties of the caller:
 //! 1. Call `step` with every input, in order, and with a `Tick` at least every 50 ms; `now` never goes back.

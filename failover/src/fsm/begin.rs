@@ -1,0 +1,268 @@
+//! Before T1: why a term should begin, what forbids it, and T1 itself. PURE.
+//!
+//! Nothing has been touched yet, so every doubt is a reason to wait, and says so as a blocker with its numbers.
+
+use crate::api::PostgresState;
+use crate::fsm::action::{Action, Answer, ChangeKind, Guard, RecordKey, RecordPut};
+use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict};
+use crate::fsm::observe::millis;
+use crate::fsm::planner::{Flow, Planner, Stage};
+use crate::fsm::report::phase;
+use crate::fsm::round::{Begin, Round, Step, phase_word};
+use crate::fsm::sync_set::{self, Rule};
+use crate::record::{Cause, JournalRecord, Mode, Phase, PolicyRecord, Tenure, TermRecord};
+use cluster::{Instant, NodeId, Term};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Planner {
+    /// The primary was found dead: begin a term unless something forbids it.
+    pub(super) fn begin_by_evidence(
+        &mut self,
+        now: Instant,
+        since: Instant,
+        evidence: Vec<String>,
+        restarted: bool,
+        out: &mut Vec<Action>,
+    ) -> Flow {
+        let Some((term, node)) = self.seen.term().and_then(|t| Some((t.term, t.node.clone()?))) else {
+            return Flow::Wait;
+        };
+        let there = self.seen.reachable(&node, now, &self.settings).is_some();
+        let stopped_before_us = there && (restarted || self.saw_primary != term);
+        let mut begin = if stopped_before_us {
+            Self::automatic(Cause::Restart, since, evidence)
+        } else {
+            Self::automatic(Cause::Failover, since, evidence)
+        };
+        if stopped_before_us {
+            begin.home = Some(node);
+        }
+        self.begin_or_hold(now, begin, out)
+    }
+
+    /// A term that another manager left before its node was promoted: begin a higher one.
+    pub(super) fn take_over(&mut self, now: Instant, term: &TermRecord, out: &mut Vec<Action>) -> Flow {
+        let left = format!("term {} was left by {} while {}", term.term, term.coordinator, phase_word(term.phase));
+        let mut begin = Self::automatic(term.cause, now, vec![left]);
+        begin.avoid = term.node.clone();
+        self.begin_or_hold(now, begin, out)
+    }
+
+    pub(super) fn begin_or_hold(&mut self, now: Instant, begin: Begin, out: &mut Vec<Action>) -> Flow {
+        let blockers = self.obstacles(now, &begin);
+        if blockers.is_empty() {
+            self.send_begin(now, begin, out);
+        } else {
+            self.verdict = Verdict::Hold { blockers };
+        }
+        Flow::Wait
+    }
+
+    /// An intended term waits until nothing forbids it.
+    pub(super) fn advance_intent(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
+        let Stage::Intent(begin) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
+        let blockers = self.obstacles(now, &begin);
+        if blockers.is_empty() && now >= begin.not_before {
+            self.send_begin(now, *begin, out);
+        } else {
+            if !blockers.is_empty() {
+                self.verdict = Verdict::Hold { blockers };
+            }
+            self.stage = Stage::Intent(begin);
+        }
+        Flow::Wait
+    }
+
+    /// What forbids to begin now.
+    pub(super) fn obstacles(&mut self, now: Instant, begin: &Begin) -> Vec<Blocker> {
+        let (Some(term), Some(policy)) = (self.seen.term().cloned(), self.seen.policy().cloned()) else {
+            return vec![Blocker::NoCluster];
+        };
+        let mut blockers = Vec::new();
+        let was_open = matches!(term.phase, Phase::Active | Phase::Draining);
+        if was_open && matches!(begin.cause, Cause::Failover | Cause::Restart) {
+            let fence = term.node.as_ref().and_then(|n| Some((n, self.seen.records.fences.get(n)?)));
+            if let Some((node, fence)) = fence {
+                blockers.push(Blocker::PrimaryFenced { node: node.clone(), by: fence.by.clone() });
+            }
+            if begin.cause == Cause::Failover {
+                blockers.extend(self.budget(now));
+                blockers.extend(self.loss_too_large(now, &policy));
+            }
+        }
+        let proven = begin.end.is_some() || begin.allow_loss;
+        if !proven {
+            blockers.extend(self.too_few(now, &policy, None));
+        }
+        if let Some(primary) = self.seen.records.primary.as_ref().filter(|_| !policy.protects()) {
+            blockers.push(Blocker::LeaseHeld { node: primary.node.clone(), term: primary.term });
+        }
+        blockers
+    }
+
+    /// The blockers if the nodes that could be frozen now, without `leaving`, would not suffice.
+    pub(super) fn too_few(&self, now: Instant, policy: &PolicyRecord, leaving: Option<&NodeId>) -> Vec<Blocker> {
+        let prev = self.last_tenure();
+        let mut usable = self.prospects(now);
+        if let Some(leaving) = leaving {
+            usable.remove(leaving);
+        }
+        if sync_set::sufficient(policy, prev.as_ref(), &usable) {
+            return Vec::new();
+        }
+        let missing = |node: &NodeId| self.unfit(node, now).map(|unfit| Missing { node: node.clone(), unfit });
+        let missing = policy.voters.iter().filter(|n| Some(*n) != leaving).filter_map(missing).collect();
+        short(policy, prev.as_ref(), &usable, missing)
+    }
+
+    /// Nodes that could be frozen now.
+    pub(super) fn prospects(&self, now: Instant) -> BTreeSet<NodeId> {
+        self.seen.agents.keys().filter(|n| self.unfit(n, now).is_none()).cloned().collect()
+    }
+
+    /// Why the node would not count as a recruit.
+    pub(super) fn unfit(&self, node: &NodeId, now: Instant) -> Option<Unfit> {
+        if self.seen.fenced(node) {
+            return Some(Unfit::Fenced);
+        }
+        let Some(state) = self.seen.reachable(node, now, &self.settings) else {
+            return Some(Unfit::Unreachable { silent_ms: millis(self.seen.silent_for(node, now)) });
+        };
+        if let Some(floor) = state.quarantine {
+            return Some(Unfit::Quarantined { floor });
+        }
+        (state.postgres == PostgresState::Absent).then_some(Unfit::NoData)
+    }
+
+    pub(super) fn loss_too_large(&self, now: Instant, policy: &PolicyRecord) -> Option<Blocker> {
+        let term = self.seen.term()?.term;
+        let last = self.clock.last(term).filter(|_| policy.mode == Mode::Async)?;
+        let ends = policy.voters.iter().filter_map(|n| self.seen.on_timeline(n, term, now, &self.settings));
+        let best = ends.map(|s| s.receive_lsn).max()?;
+        let (bytes, limit) = (last.bytes_since(best), self.settings.max_loss);
+        (bytes > limit).then_some(Blocker::LossTooLarge { bytes, limit })
+    }
+
+    /// T1.
+    pub(super) fn send_begin(&mut self, now: Instant, mut begin: Begin, out: &mut Vec<Action>) {
+        let (Some(old), Some(policy)) = (self.seen.records.term.clone(), self.seen.records.policy.clone()) else {
+            return;
+        };
+        let term = self.next_term();
+        let prev = self.last_tenure();
+        let record = TermRecord {
+            term,
+            phase: Phase::Recruiting,
+            coordinator: self.id.clone(),
+            node: None,
+            cause: begin.cause,
+            prev: prev.clone(),
+            fork: None,
+            xid_bound: None,
+            record_lsn: None,
+            policy_epoch: policy.value.epoch,
+        };
+        let mut guards = vec![Guard::Term(old.revision), Guard::Policy(policy.revision)];
+        if !policy.value.protects() {
+            guards.push(Guard::NoPrimary);
+        }
+        begin.detected = begin.detected.or(Some(now));
+        let journal = self.new_journal(term, &begin, prev.as_ref(), &policy.value);
+        let puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(journal))];
+        self.verdict = Verdict::Acting { term, step: "beginning the term".into() };
+        self.stage = Stage::Beginning(Box::new(begin));
+        self.send(ChangeKind::Begin, guards, puts, vec![RecordKey::Primary], out);
+    }
+
+    pub(super) fn new_journal(
+        &self,
+        term: Term,
+        begin: &Begin,
+        prev: Option<&Tenure>,
+        policy: &PolicyRecord,
+    ) -> JournalRecord {
+        JournalRecord {
+            term,
+            cause: begin.cause,
+            observed: begin.evidence.clone(),
+            from: prev.map(|p| p.node.clone()),
+            to: None,
+            started: self.wall,
+            phases: Vec::new(),
+            recruits: Vec::new(),
+            m: policy.m(),
+            k: policy.k,
+            fork: None,
+            xid_bound: None,
+            window: None,
+            finished: None,
+            data_loss_allowed: begin.allow_loss,
+        }
+    }
+
+    /// T1 was not made because something had changed.
+    pub(super) fn begin_lost(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Stage::Beginning(begin) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
+        let ours = self.seen.term().is_some_and(|t| matches!(t.phase, Phase::Active | Phase::Draining));
+        if begin.op.is_none() {
+            return; // found again by evidence, if it still holds
+        }
+        if ours {
+            let mut begin = begin;
+            begin.not_before = now + self.settings.backoff(begin.failures);
+            begin.failures += 1;
+            self.stage = Stage::Intent(begin);
+        } else if let Some(op) = begin.op {
+            let why = self.seen.term().map_or_else(String::new, |t| {
+                format!("term {} was begun by {} at the same time", t.term, t.coordinator)
+            });
+            out.push(Action::Answer { id: op.id, answer: Box::new(Answer::Failed { why, journal: None }) });
+        }
+    }
+
+    /// T1 is made: freeze everybody.
+    pub(super) fn begun(&mut self, now: Instant, revision: i64, out: &mut Vec<Action>) {
+        let Stage::Beginning(begin) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
+        let (Some(term), Some(policy)) = (self.seen.term().cloned(), self.seen.records.policy.clone()) else {
+            return;
+        };
+        if begin.cause == Cause::Failover && begin.failures == 0 {
+            self.spent.push_back(now);
+        }
+        let mut journal = self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value);
+        phase(&mut journal, begin.began, begin.detected.unwrap_or(now), "detected");
+        phase(&mut journal, begin.began, now, "recruiting");
+        let round = Round {
+            begin: *begin,
+            term: term.term,
+            revision,
+            prev: term.prev,
+            policy: policy.value,
+            policy_revision: policy.revision,
+            started: now,
+            step: Step::Recruiting,
+            asks: BTreeMap::new(),
+            frozen: BTreeMap::new(),
+            enough_since: None,
+            journal,
+        };
+        self.stage = Stage::Round(Box::new(round));
+        let _ = self.advance_round(now, out);
+    }
+}
+
+pub(super) fn short(
+    policy: &PolicyRecord,
+    prev: Option<&Tenure>,
+    usable: &BTreeSet<NodeId>,
+    missing: Vec<Missing>,
+) -> Vec<Blocker> {
+    let rule = sync_set::rule(policy);
+    let have = prev.map_or_else(|| usable.iter().cloned().collect(), |p| sync_set::others(policy, p, usable));
+    let (m, k, needed) = (policy.m(), policy.k, rule.needed(policy));
+    let mut blockers = vec![Blocker::TooFewRecruits { m, k, needed, have, missing }];
+    if let (Rule::OldPrimary, Some(s)) = (rule, &policy.suspended) {
+        blockers.push(Blocker::Suspended { since: s.since, term: s.term });
+    }
+    blockers
+}

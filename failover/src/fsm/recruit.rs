@@ -1,0 +1,217 @@
+//! From T1 to T2: freeze everybody, wait until those frozen suffice, choose one of them. PURE.
+
+use crate::api::{Freeze, Frozen, Promote, Recover};
+use crate::fsm::action::{Action, ChangeKind, Command, Guard, RecordPut};
+use crate::fsm::begin::short;
+use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict, list};
+use crate::fsm::candidate::{Wishes, choose};
+use crate::fsm::observe::millis;
+use crate::fsm::planner::{Planner, Stage};
+use crate::fsm::report::{observed, phase};
+use crate::fsm::round::{Ask, Round, Step, send};
+use crate::fsm::sync_set::{self};
+use crate::record::{Cause, Phase, Recruit, TermRecord};
+use cluster::timeline::Fork;
+use cluster::{Instant, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Planner {
+    pub(super) fn recruit(&mut self, now: Instant, round: &mut Round, out: &mut Vec<Action>) {
+        self.ask_to_freeze(now, round, out);
+        let usable = self.usable(round);
+        let waited = now.since(round.started) >= self.settings.recruit_grace;
+        let reachable = |n: &&NodeId| self.seen.reachable(n, now, &self.settings).is_some();
+        let answered = self.seen.agents.keys().filter(reachable).all(|n| round.frozen.contains_key(n));
+        let names: BTreeSet<NodeId> = usable.keys().cloned().collect();
+        let enough = sync_set::sufficient(&round.policy, round.prev.as_ref(), &names);
+        round.enough_since = if enough { round.enough_since.or(Some(now)) } else { None };
+        self.heed_the_end(now, round, &usable);
+        let at_home = round.begin.home.as_ref().is_some_and(|h| names.contains(h) && !round.needs_recovery(h));
+        let going_home = round.begin.home.is_some() && !at_home && self.may_come_home(now, round);
+        let settled = answered || round.enough_since.is_some_and(|t| now.since(t) >= self.settings.recruit_grace);
+        if enough && (at_home || (settled && !going_home)) {
+            self.send_choice(now, round, &usable, out);
+            return;
+        }
+        if round.begin.allow_loss && (answered || waited) && names.iter().any(|n| Some(n) != round.begin.avoid.as_ref())
+        {
+            self.send_choice(now, round, &usable, out);
+            return;
+        }
+        let wanted = |n: &NodeId| (!enough && (answered || waited)) || round.begin.home.as_ref() == Some(n);
+        let stopped: Vec<NodeId> =
+            round.frozen.keys().filter(|n| round.needs_recovery(n) && wanted(n)).cloned().collect();
+        for node in stopped {
+            self.ask_to_recover(now, round, &node, out);
+        }
+        self.verdict = if enough || !(answered || waited) {
+            Verdict::Acting { term: round.term, step: format!("freezing; frozen: {}", list(&keys(&round.frozen))) }
+        } else {
+            Verdict::Hold { blockers: self.missing_recruits(now, round, &names) }
+        };
+    }
+
+    /// Frozen nodes that count. The old primary's clean end stands for its own report.
+    pub(super) fn usable(&self, round: &Round) -> BTreeMap<NodeId, Frozen> {
+        let mut usable = BTreeMap::new();
+        for (node, frozen) in &round.frozen {
+            let mut frozen = frozen.clone();
+            if let Some((_, end)) = round.begin.end.as_ref().filter(|(n, _)| n == node) {
+                frozen.position = frozen.position.or(Some(*end));
+            }
+            let counts = frozen.position.is_some() && frozen.quarantine.is_none() && !self.seen.fenced(node);
+            if counts {
+                usable.insert(node.clone(), frozen);
+            }
+        }
+        usable
+    }
+
+    /// A switchover's target that lacks what the old primary wrote last, or that is gone, is given up: the old
+    /// primary comes back.
+    pub(super) fn heed_the_end(&self, now: Instant, round: &mut Round, usable: &BTreeMap<NodeId, Frozen>) {
+        let (Some((old, end)), Some(target)) = (round.begin.end.clone(), round.begin.prefer.clone()) else { return };
+        if target == old {
+            return;
+        }
+        let have = usable.get(&target).and_then(|f| f.position);
+        let gone = now.since(round.started) >= self.settings.detect_timeout;
+        let why = match have {
+            Some(have) if have < end => Blocker::TargetShort { node: target, have, need: end }.to_string(),
+            None if gone => format!("{target} was not frozen within {} ms", millis(self.settings.detect_timeout)),
+            _ => return, // complete, or still expected
+        };
+        observed(&mut round.journal, why);
+        round.begin.prefer = Some(old.clone());
+        round.begin.home = Some(old);
+        round.begin.avoid = None;
+        round.begin.end = None;
+    }
+
+    /// Is it worth waiting for the old primary's own recovery?
+    pub(super) fn may_come_home(&self, now: Instant, round: &Round) -> bool {
+        let home = round.begin.home.as_ref().filter(|h| self.unfit(h, now).is_none());
+        // With a quorum it only saves a rewind; without one it saves rows.
+        let saves_a_rewind = round.policy.protects() && round.begin.cause == Cause::Restart;
+        let bound = if saves_a_rewind { self.settings.detect_timeout } else { self.settings.freeze_timeout };
+        home.is_some() && now.since(round.started) < bound
+    }
+
+    pub(super) fn ask_to_freeze(&self, now: Instant, round: &mut Round, out: &mut Vec<Action>) {
+        for node in self.seen.agents.keys() {
+            let ask = round.asks.entry(node.clone()).or_default();
+            if ask.recover || !ask.due(now) {
+                continue;
+            }
+            ask.in_flight = true;
+            let command = Command::Freeze(Freeze { term: round.term, coordinator: self.id.clone() });
+            send(out, node, command, self.settings.freeze_timeout);
+        }
+    }
+
+    pub(super) fn ask_to_recover(&self, now: Instant, round: &mut Round, node: &NodeId, out: &mut Vec<Action>) {
+        let ask = round.asks.entry(node.clone()).or_default();
+        if !ask.recover {
+            *ask = Ask { recover: true, ..Ask::default() };
+        }
+        if ask.due(now) {
+            ask.in_flight = true;
+            let command = Command::Recover(Recover { term: round.term });
+            send(out, node, command, self.settings.freeze_timeout);
+        }
+    }
+
+    pub(super) fn missing_recruits(&self, now: Instant, round: &Round, usable: &BTreeSet<NodeId>) -> Vec<Blocker> {
+        let missing = |node: &NodeId| {
+            if usable.contains(node) {
+                return None;
+            }
+            let unfit = self.unfit(node, now).unwrap_or(match round.frozen.get(node) {
+                Some(f) => f.quarantine.map_or(Unfit::NotRecovered, |floor| Unfit::Quarantined { floor }),
+                None => Unfit::NotFrozen,
+            });
+            Some(Missing { node: node.clone(), unfit })
+        };
+        let missing = round.policy.voters.iter().filter_map(missing).collect();
+        short(&round.policy, round.prev.as_ref(), usable, missing)
+    }
+
+    /// T2.
+    pub(super) fn send_choice(
+        &mut self,
+        now: Instant,
+        round: &mut Round,
+        usable: &BTreeMap<NodeId, Frozen>,
+        out: &mut Vec<Action>,
+    ) {
+        let wishes = Wishes {
+            policy: &round.policy,
+            prev: round.prev.as_ref(),
+            prefer: round.begin.prefer.as_ref().or(round.begin.home.as_ref()),
+            avoid: round.begin.avoid.as_ref(),
+            end: round.begin.end.as_ref().map(|(_, end)| *end),
+            allow_loss: round.begin.allow_loss,
+        };
+        let Some(choice) = choose(usable, &wishes) else { return };
+        // The old primary's clean end is known, but it must be running to be promoted.
+        if round.needs_recovery(&choice.node) {
+            round.begin.home = Some(choice.node.clone());
+            round.begin.end = None;
+            return;
+        }
+        phase(&mut round.journal, round.begin.began, now, "frozen");
+        let ends = usable.iter().filter_map(|(node, f)| f.position.map(|p| (node.clone(), p)));
+        round.journal.recruits = ends.map(|(node, p)| Recruit { node, timeline: p.timeline, lsn: p.lsn }).collect();
+        round.journal.to = Some(choice.node.clone());
+        let fork = Fork { timeline: choice.base.timeline, lsn: choice.base.lsn };
+        round.journal.fork = Some(fork);
+        let old = round.prev.as_ref().filter(|p| p.timeline == fork.timeline);
+        round.journal.window = old.and_then(|p| self.clock.window(p.term, fork.lsn));
+        let record = TermRecord {
+            phase: Phase::Promoting,
+            node: Some(choice.node.clone()),
+            fork: Some(fork),
+            ..self.round_record(round)
+        };
+        let guards = vec![Guard::Term(round.revision), Guard::Policy(round.policy_revision)];
+        let puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(round.journal.clone()))];
+        self.verdict = Verdict::Acting { term: round.term, step: format!("choosing {}", choice.node) };
+        round.step = Step::Choosing(choice);
+        self.send(ChangeKind::Choose, guards, puts, Vec::new(), out);
+    }
+
+    /// T2 was not made: the policy changed, or the term is another's.
+    pub(super) fn choose_lost(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let policy = self.seen.records.policy.clone();
+        if let (Stage::Round(round), Some(policy)) = (&mut self.stage, policy) {
+            round.policy = policy.value;
+            round.policy_revision = policy.revision;
+            round.step = Step::Recruiting;
+        }
+        self.notice_superseded(now, out);
+    }
+
+    /// T2 is made: promote.
+    pub(super) fn chosen(&mut self, now: Instant, revision: i64, out: &mut Vec<Action>) {
+        let Stage::Round(round) = &mut self.stage else { return };
+        let Step::Choosing(choice) = round.step.clone() else { return };
+        round.revision = revision;
+        phase(&mut round.journal, round.begin.began, now, "chosen");
+        let names = sync_set::names(&round.policy, &choice.node);
+        let within = self.settings.promote_timeout;
+        let command = Command::Promote(Promote {
+            term: round.term,
+            base: choice.base,
+            sync_names: names.to_string(),
+            policy_epoch: round.policy.epoch,
+            prev_term: round.prev.as_ref().map(|p| p.term),
+            deadline_ms: millis(within),
+        });
+        send(out, &choice.node, command, within);
+        round.step = Step::Promoting(choice);
+    }
+}
+
+fn keys(map: &BTreeMap<NodeId, Frozen>) -> Vec<NodeId> {
+    map.keys().cloned().collect()
+}
