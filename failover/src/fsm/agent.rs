@@ -117,7 +117,9 @@ impl Because {
     pub const fn trouble(self) -> Option<&'static str> {
         match self {
             Self::ForeignData => Some("the data directory belongs to another cluster (its system identifier differs)"),
-            Self::UnknownCluster => Some("etcd knows no term, but this cluster has had one: was etcd lost or restored?"),
+            Self::UnknownCluster => {
+                Some("etcd knows no term, but this cluster has had one: was etcd lost or restored?")
+            }
             Self::NotAVoter => Some("etcd knows no cluster, and this node is none of cluster.voters"),
             _ => None,
         }
