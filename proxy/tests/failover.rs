@@ -29,6 +29,11 @@ fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
     let [idle, autocommit, block, commit, rollback, failed, pinned, fresh, ext, quiet] = &mut logins[..] else {
         panic!("ten sessions")
     };
+    ext.write(|out| {
+        parse(out, "w", "insert into t values (4)");
+        sync(out);
+    });
+    assert_eq!(words(&ext.until_ready()), "1 | Z I");
     // A lock that the statements in flight wait for, held by the superuser directly at the server.
     let lock = format!("host=127.0.0.1 port={} user=postgres dbname=app", c.nodes[0].port);
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -52,11 +57,6 @@ fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
         write_query(out, sleep);
         write_query(out, "rollback");
     });
-    ext.write(|out| {
-        parse(out, "w", "insert into t values (4)");
-        sync(out);
-    });
-    assert_eq!(words(&ext.until_ready()), "1 | Z I");
     ext.write(|out| {
         bind(out, "", "w", &[]);
         execute(out, "");

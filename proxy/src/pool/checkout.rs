@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 /// than a short wait.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// What a checkout yields.
+/// What a checkout yields. Never kept, so its size does not matter; boxing would allocate for each unit sent.
+#[expect(clippy::large_enum_variant, reason = "moved once, from the pool to the session")]
 pub enum Checkout {
     /// An idle connection.
     Ready(Server),
@@ -26,6 +27,7 @@ pub enum Checkout {
 }
 
 /// What a waiter gets.
+#[expect(clippy::large_enum_variant, reason = "moved once, from the pool to the session")]
 pub enum Offer {
     /// A connection.
     Server(Server),

@@ -15,6 +15,9 @@ struct Lane {
     oldest: AtomicU64,
 }
 
+/// Tells a worker that a place in a pool has become free.
+pub type Wake = Arc<dyn Fn(usize, &PoolKey) + Send + Sync>;
+
 /// The shared state of one pool.
 pub struct Limit {
     key: PoolKey,
@@ -23,7 +26,7 @@ pub struct Limit {
     waiting: AtomicUsize,
     lanes: Box<[Lane]>,
     /// Called with a worker's index when a place has become free and somebody waits there.
-    wake: Arc<dyn Fn(usize, &PoolKey) + Send + Sync>,
+    wake: Wake,
 }
 
 impl std::fmt::Debug for Limit {
@@ -111,12 +114,12 @@ pub struct Limits {
     pools: Mutex<HashMap<PoolKey, Arc<Limit>>>,
     size: usize,
     workers: usize,
-    wake: Arc<dyn Fn(usize, &PoolKey) + Send + Sync>,
+    wake: Wake,
 }
 
 impl Limits {
     /// `wake` is called from any worker.
-    pub fn new(size: usize, workers: usize, wake: Arc<dyn Fn(usize, &PoolKey) + Send + Sync>) -> Self {
+    pub fn new(size: usize, workers: usize, wake: Wake) -> Self {
         Self { pools: Mutex::default(), size, workers, wake }
     }
 

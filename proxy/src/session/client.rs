@@ -261,7 +261,13 @@ pub async fn run(mut session: Session) {
             Turn::Close => break,
         }
     }
-    session.leave();
+}
+
+/// Also when the session's task ends in a panic: its place and its counts are free again.
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 impl Session {
@@ -611,6 +617,7 @@ impl Session {
         // What is sent to the primary may be followed by anything; a standby gets one unit at a time.
         server.meta.role == Role::Primary
             && self.relay.pending() < MAX_PENDING
+            && !self.relay.names_unconfirmed()
             && self.w.gate(self.w.now()) == Gate::Open
     }
 

@@ -68,6 +68,16 @@ pub enum Undo {
     Prepared(Rc<Text>, Option<Box<[u8]>>),
 }
 
+impl Undo {
+    /// Does it change which names the client's statements have?
+    const fn names(&self) -> bool {
+        match self {
+            Self::Registered(_) | Self::Removed(..) | Self::Prepared(_, Some(_)) => true,
+            Self::None | Self::Unnamed | Self::Prepared(_, None) => false,
+        }
+    }
+}
+
 /// A message whose answer is owed.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -154,6 +164,8 @@ pub struct Relay {
     pub stale_plan: bool,
     /// ReadyForQuery messages that passed.
     pub answered: usize,
+    /// A name that was registered or dropped is not confirmed yet.
+    unconfirmed: bool,
     /// What the current unit has registered and was answered already.
     done: Vec<Undo>,
     /// Errors that passed, by the first two bytes of their SQLSTATE.
@@ -174,6 +186,7 @@ impl Relay {
             self.skipping = false;
         }
         self.owed += usize::from(entry.kind.owes_ready());
+        self.unconfirmed |= entry.undo.names();
         self.queue.push_back(entry);
     }
 
@@ -190,6 +203,11 @@ impl Relay {
     /// Units that were sent whole and owe a ReadyForQuery.
     pub fn owed(&self) -> usize {
         self.owed
+    }
+
+    /// A name was registered or dropped by a unit that has not been answered: whether it is free is not known.
+    pub fn names_unconfirmed(&self) -> bool {
+        self.unconfirmed && !self.queue.is_empty()
     }
 
     /// The server reads CopyData.
@@ -357,6 +375,7 @@ impl Relay {
                 }
                 (self.withhold, self.copy_in, self.status) = (false, false, status);
                 self.answered += 1;
+                self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
                 self.done.clear();
                 sink.pass(input, span);
                 self.local_answers(input, sink);
