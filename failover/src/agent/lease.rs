@@ -153,6 +153,8 @@ impl Agent {
     /// Nothing here waits for etcd while this node serves, so that no deadline passes unseen.
     pub(super) async fn keep_lease(&self) {
         let (mut missing_since, mut fenced_from) = (None, None);
+        // A fence that an agent left when it was killed: lifted like one of ours, or commits would wait for ever.
+        let mut left_fenced = self.conf.lock().await.sync_names == SyncNames::Fenced;
         let mut records = self.records.subscribe();
         let mut state = self.state.subscribe();
         // Far below the margin's last third.
@@ -160,10 +162,16 @@ impl Agent {
         loop {
             let serves = self.serves().is_some() || self.is_unguarded();
             if serves {
+                if std::mem::take(&mut left_fenced) {
+                    fenced_from = Some(SyncNames::Fenced);
+                }
                 self.enforce(&mut missing_since, &mut fenced_from).await;
             } else {
-                (missing_since, fenced_from) = (None, None);
+                left_fenced |= fenced_from.take().is_some();
+                missing_since = None;
                 if self.is_stopped() {
+                    // Whoever starts or promotes it sets the names anew.
+                    left_fenced = false;
                     self.give_back_lease().await;
                 }
             }
@@ -232,15 +240,17 @@ impl Agent {
         let held = self.held();
         *missing_since = if held.is_some() { None } else { missing_since.or(Some(now)) };
         if self.records.borrow().protects() {
+            // Fenced before commits were protected again: the quorum fences from here on.
+            self.lift(fenced_from).await;
             return;
         }
         let (margin, ttl) = (self.env.config.lease_margin, self.env.config.lease_ttl);
         let fence = fence_at(held.as_ref().map(|h| &h.lease), *missing_since, margin, ttl, now);
         let done = match fence {
-            Fence::Free => match fenced_from.take() {
-                Some(before) => self.set_names(&before).await.map_err(|e| e.to_string()),
-                None => Ok(()),
-            },
+            Fence::Free => {
+                self.lift(fenced_from).await;
+                return;
+            }
             Fence::Soft => {
                 if fenced_from.is_none() {
                     tracing::warn!(node = %self.env.config.node, "lease about to end: commits wait");
@@ -257,6 +267,16 @@ impl Agent {
         };
         if let Err(why) = done {
             self.trouble(&format!("fencing failed: {why}"));
+        }
+    }
+
+    /// Acknowledge again, as before the fence; as the policy says when what was before is not known.
+    async fn lift(&self, fenced_from: &mut Option<SyncNames>) {
+        let Some(before) = fenced_from.clone() else { return };
+        let names = if before == SyncNames::Fenced { self.names_by_policy() } else { before };
+        match self.set_names(&names).await {
+            Ok(()) => *fenced_from = None,
+            Err(error) => self.trouble(&format!("the fence could not be lifted: {error}")),
         }
     }
 
