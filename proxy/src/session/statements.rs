@@ -6,7 +6,7 @@
 
 use crate::sql::Statement;
 use crate::wire::codec::split_cstring;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::{Rc, Weak};
 
 /// Statements that a server keeps for us at most; the oldest is closed when one more is needed.
@@ -93,7 +93,7 @@ pub struct Unnamed {
 /// The statements of one client.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    named: HashMap<Box<[u8]>, Named>,
+    named: BTreeMap<Box<[u8]>, Named>,
     bytes: usize,
     /// The unnamed statement, until a simple query or a failed Parse destroys it.
     pub unnamed: Option<Unnamed>,
@@ -143,7 +143,6 @@ impl ClientStatements {
     /// Look at every text again: what its functions do has become known, or has changed.
     pub fn reclassify(&mut self, classify: impl Fn(&[u8]) -> Statement) {
         let of = |tail: &[u8]| split_cstring(tail).map(|(sql, _)| classify(sql));
-        // The order does not matter: each verdict stands alone.
         for named in self.named.values_mut() {
             named.class = of(&named.text.tail).unwrap_or(named.class);
         }
