@@ -137,10 +137,27 @@ impl Cluster {
         for name in NODES.iter().chain(&MANAGERS).chain(&["proxy"]) {
             cluster.start_role(name);
         }
+        cluster.every_process_lives();
         cluster.active();
         cluster.all_stream();
         cluster.endpoint_writes();
         cluster
+    }
+
+    /// Wait until every process answers on its admin port; one that ended instead is a failure at once.
+    fn every_process_lives(&mut self) {
+        let nodes = NODES.iter().zip(self.layout.nodes.iter().map(|n| n.admin));
+        let managers = MANAGERS.iter().zip(self.layout.managers.iter().copied());
+        let all: Vec<_> = nodes.chain(managers).chain([(&"proxy", self.layout.proxy_admin)]).collect();
+        for (name, admin) in all {
+            let role = self.role(name);
+            wait_for(&format!("{name} to answer on its admin port"), LONG, || {
+                if let Some(status) = role.ended() {
+                    panic!("{name} ended with {status}: {}", role.log());
+                }
+                http::get(admin, "/livez", Duration::from_secs(2)).map_err(|e| format!("{e:#}"))
+            });
+        }
     }
 
     /// The directory with everything.

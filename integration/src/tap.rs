@@ -4,10 +4,14 @@
 use crate::client::{ServerError, parse_error};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Longest message kept for reading; longer ones are passed on unread.
 const MAX_READ: usize = 1 << 20;
+
+/// The message by which a client ends its connection.
+const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
 /// What was seen on all connections.
 #[derive(Clone, Debug, Default)]
@@ -72,11 +76,11 @@ fn pass(client: TcpStream, target: SocketAddr, seen: &Mutex<Seen>) {
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (Ok(from_client), Ok(to_server)) = (client.try_clone(), server.try_clone()) else { return };
+    let goodbye = Arc::new(AtomicBool::new(false));
+    let said = goodbye.clone();
     let up = std::thread::spawn(move || {
-        let (mut from, mut to) = (from_client, to_server);
-        let ended = io::copy(&mut from, &mut to).is_ok();
-        let _ = to.shutdown(Shutdown::Write);
-        ended
+        let _ = pass_up(&from_client, &to_server, &said);
+        let _ = to_server.shutdown(Shutdown::Write);
     });
     let _ = read_along(&server, &client, |count, errors| {
         note(&|s| {
@@ -84,12 +88,27 @@ fn pass(client: TcpStream, target: SocketAddr, seen: &Mutex<Seen>) {
             s.errors.extend_from_slice(errors);
         });
     });
-    // The server's side ended. A client that had said goodbye has closed its own side by now or does so at once.
-    let client_first = up.is_finished();
+    // The server's side ended: by itself, unless the client has said goodbye or closed its own side.
+    let client_first = goodbye.load(Ordering::SeqCst) || up.is_finished();
     let _ = client.shutdown(Shutdown::Both);
     let _ = up.join();
     if !client_first {
         note(&|s| s.closed_by_server += 1);
+    }
+}
+
+/// Pass the client's bytes on, noting a Terminate message before it is sent.
+fn pass_up(mut client: &TcpStream, mut server: &TcpStream, goodbye: &AtomicBool) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let n = client.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        if buffer[..n].ends_with(TERMINATE) {
+            goodbye.store(true, Ordering::SeqCst);
+        }
+        server.write_all(&buffer[..n])?;
     }
 }
 

@@ -98,6 +98,11 @@ impl Workload {
         });
     }
 
+    /// Have all connections died?
+    pub fn has_ended(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
     /// Stop all connections after their present row.
     ///
     /// # Panics

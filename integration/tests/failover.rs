@@ -51,7 +51,6 @@ fn play(cluster: &mut Cluster, death: Death, block: i64) {
     sessions.check(death);
     load.wait_for_more(200, LONG);
     undo.apply(cluster, &before.primary);
-    cluster.streams(&before.primary);
     cluster.all_stream();
     let history = load.finish();
     judge(&history, open, death);
@@ -219,7 +218,7 @@ fn the_death_of_a_standby_an_agent_or_a_manager_disturbs_no_client() {
 #[test]
 fn a_held_statement_is_refused_with_57p03_when_no_primary_comes_in_time() {
     let _turn = one_at_a_time();
-    let options = integration::config_file::Options { proxy: "hold_timeout = \"2s\"\n", ..Default::default() };
+    let options = integration::config_file::Options { proxy: "hold_timeout = \"5s\"\n", ..Default::default() };
     let mut cluster = Cluster::start(&options);
     Workload::create_table(&cluster.target()).expect("a table");
     let mut client = cluster.connect();
@@ -234,7 +233,7 @@ fn a_held_statement_is_refused_with_57p03_when_no_primary_comes_in_time() {
     let asked = Instant::now();
     let second = client.query("insert into rows(id) values (3)").expect_err("there is no PostgreSQL");
     assert_eq!(second.sqlstate(), Some("57P03"), "{second}");
-    assert!(asked.elapsed() >= Duration::from_millis(1900), "held for only {:?}", asked.elapsed());
+    assert!(asked.elapsed() >= Duration::from_millis(4900), "held for only {:?}", asked.elapsed());
     for node in integration::config_file::NODES {
         cluster.start_role(node);
     }

@@ -54,6 +54,7 @@ fn a_dead_server_is_told_from_a_refusal_and_the_tap_sees_both() {
     thaw(&frozen);
     load.wait_for_more(50, SOON);
     drop(postgres);
+    wait_until("both writers to lose their server", SOON, || load.has_ended());
     let history = load.finish();
     let ends = history.events.iter().filter(|e| matches!(e.outcome, Outcome::Disconnected(_))).count();
     assert_eq!(ends, 2, "both writers lost their server: {:?}", history.refusals());
