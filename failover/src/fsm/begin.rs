@@ -131,7 +131,16 @@ impl Planner {
         if let Some(floor) = state.quarantine {
             return Some(Unfit::Quarantined { floor });
         }
-        (state.postgres == PostgresState::Absent).then_some(Unfit::NoData)
+        match (&state.postgres, &state.rejoin) {
+            (PostgresState::Absent, None) => Some(Unfit::NoData),
+            (PostgresState::Absent | PostgresState::Stopped { .. }, Some(what)) => {
+                Some(Unfit::Rejoining { what: what.clone() })
+            }
+            (PostgresState::Hung { for_ms }, _) => Some(Unfit::Hung { for_ms: *for_ms }),
+            // A stopped one can be recovered, a starting one waited for.
+            (PostgresState::Stopped { .. }, None)
+            | (PostgresState::Starting | PostgresState::Standby(_) | PostgresState::Primary(_), _) => None,
+        }
     }
 
     pub(super) fn loss_too_large(&self, now: Instant, policy: &PolicyRecord) -> Option<Blocker> {
@@ -244,6 +253,7 @@ impl Planner {
             asks: BTreeMap::new(),
             frozen: BTreeMap::new(),
             enough_since: None,
+            suspend: None,
             journal,
         };
         self.stage = Stage::Round(Box::new(round));

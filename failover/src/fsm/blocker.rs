@@ -59,6 +59,16 @@ pub enum Unfit {
     NotRecovered,
     /// Has not answered the request to freeze.
     NotFrozen,
+    /// Its PostgreSQL answers nothing, so it could not be frozen.
+    Hung {
+        /// For how long, ms.
+        for_ms: u64,
+    },
+    /// Its data is being examined, rewound or copied.
+    Rejoining {
+        /// As the agent says.
+        what: String,
+    },
 }
 
 /// A reason not to act, or to refuse an operator.
@@ -327,6 +337,8 @@ impl fmt::Display for Missing {
             Unfit::NoData => f.write_str("without data"),
             Unfit::NotRecovered => f.write_str("stopped and not recovered"),
             Unfit::NotFrozen => f.write_str("not frozen yet"),
+            Unfit::Hung { for_ms } => write!(f, "without an answer from PostgreSQL for {for_ms} ms"),
+            Unfit::Rejoining { what } => write!(f, "{what}"),
         }
     }
 }

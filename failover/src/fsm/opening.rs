@@ -116,6 +116,7 @@ impl Planner {
             asks: BTreeMap::new(),
             frozen: BTreeMap::new(),
             enough_since: None,
+            suspend: None,
             journal,
         };
         self.stage = Stage::Round(Box::new(round));
@@ -183,7 +184,9 @@ impl Planner {
 
     /// Without a quorum that fences, a proxy could go on writing to the old primary until its view runs out.
     pub(super) fn proxies_behind(&self, now: Instant, round: &Round) -> Option<Blocker> {
-        if round.policy.protects() || round.prev.is_none() {
+        // Recruits that an operator made do with may leave the old primary enough standbys to be acknowledged by.
+        let fenced_by_quorum = round.policy.protects() && !round.begin.allow_loss;
+        if fenced_by_quorum || round.prev.is_none() {
             return None;
         }
         let left = self.settings.proxy_lease.saturating_sub(now.since(round.started));
@@ -220,6 +223,7 @@ impl Planner {
             observed(&mut round.journal, format!("commits past {} are not protected: {}", s.since, s.why));
         }
         open.in_flight = true;
+        round.suspend.clone_from(&suspend);
         let (term, term_revision, policy_revision) = (round.term, round.revision, round.policy_revision);
         let command = Command::Open(Open { term, term_revision, suspend, policy_revision });
         send(out, node, command, self.settings.detect_timeout * 5);

@@ -9,7 +9,7 @@ use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::candidate::Choice;
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
-use crate::record::{Cause, JournalRecord, Phase, PolicyRecord, Tenure, TermRecord};
+use crate::record::{Cause, JournalRecord, Phase, PolicyRecord, Suspension, Tenure, TermRecord};
 use cluster::{Instant, Lsn, NodeId, Term};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -62,6 +62,8 @@ pub(super) struct Round {
     pub(super) asks: BTreeMap<NodeId, Ask>,
     pub(super) frozen: BTreeMap<NodeId, Frozen>,
     pub(super) enough_since: Option<Instant>,
+    /// What T3 was last ordered to record.
+    pub(super) suspend: Option<Suspension>,
     pub(super) journal: JournalRecord,
 }
 
@@ -213,6 +215,11 @@ impl Planner {
             (CommandKind::Open, Ok(Reply::Opened(opened))) => {
                 if let Some(record) = &mut self.seen.records.term {
                     (record.value.phase, record.revision) = (Phase::Active, opened.revision);
+                }
+                // Until the records are read again nobody may be told that commits are protected.
+                if let (Some(suspended), Some(policy)) = (round.suspend.take(), &mut self.seen.records.policy) {
+                    policy.value.epoch += 1;
+                    (policy.value.suspended, policy.revision) = (Some(suspended), opened.revision);
                 }
                 self.seen.records.revision = self.seen.records.revision.max(opened.revision);
                 out.push(Action::Read);

@@ -87,7 +87,8 @@ pub struct NodeStatus {
     pub postgres: Endpoint,
     /// By what its PostgreSQL is; `None` when that is not known or it is stopped.
     pub role: Option<Role>,
-    /// `primary`, `streaming`, `standby`, `frozen`, `starting`, `stopped`, `absent`, `hung`, `unreachable`, `fenced`.
+    /// `primary`, `superseded` (it runs as the primary of an older term), `streaming` (from the primary, on its
+    /// timeline), `standby`, `frozen`, `starting`, `stopped`, `absent`, `hung`, `unreachable`, `fenced`.
     pub state: String,
     /// It votes.
     pub voter: bool,
@@ -180,7 +181,7 @@ impl Planner {
                 Some(PostgresState::Standby(_)) => Some(Role::Standby),
                 _ => None, // unknown or not running
             },
-            state: self.node_word(node, reachable),
+            state: self.node_word(now, node, reachable),
             voter: self.seen.policy().is_some_and(|p| p.voters.contains(node)),
             agent_reachable: reachable.is_some(),
             silent_ms: millis(self.seen.silent_for(node, now)),
@@ -199,7 +200,7 @@ impl Planner {
         }
     }
 
-    fn node_word(&self, node: &NodeId, reachable: Option<&AgentState>) -> String {
+    fn node_word(&self, now: Instant, node: &NodeId, reachable: Option<&AgentState>) -> String {
         let Some(state) = reachable else { return "unreachable".into() };
         if self.seen.fenced(node) {
             return "fenced".into();
@@ -209,12 +210,19 @@ impl Planner {
             PostgresState::Stopped { .. } => "stopped",
             PostgresState::Starting => "starting",
             PostgresState::Hung { .. } => "hung",
+            PostgresState::Primary(p) if !self.is_of_term(node, p.timeline) => "superseded",
             PostgresState::Primary(_) => "primary",
-            PostgresState::Standby(s) if s.streams_from.is_some() => "streaming",
+            // From a primary of an older term, or not past the fork yet, it only follows half-way.
+            PostgresState::Standby(_) if self.seen.streaming(node, now, &self.settings).is_some() => "streaming",
             PostgresState::Standby(_) if state.frozen_for.is_some() => "frozen",
             PostgresState::Standby(_) => "standby",
         }
         .into()
+    }
+
+    /// Is the node, writing `timeline`, the primary of the current term?
+    fn is_of_term(&self, node: &NodeId, timeline: TimelineId) -> bool {
+        self.is_term_node(node) && self.seen.term().is_some_and(|t| t.term.timeline() == Some(timeline))
     }
 
     /// Would a failover now find enough recruits, and then enough followers to open?
@@ -231,11 +239,14 @@ impl Planner {
         };
         let mut why: Vec<String> = Vec::new();
         why.extend(self.too_few(now, policy, Some(primary)).iter().map(ToString::to_string));
-        let others = |n: &&NodeId| *n != primary && policy.voters.contains(n) && self.unfit(n, now).is_none();
-        let there = self.seen.agents.keys().filter(others).count();
+        // One that could be frozen but does not stream is of no help before it has been repaired.
+        let follows = |n: &&NodeId| {
+            *n != primary && self.unfit(n, now).is_none() && self.seen.streaming(n, now, &self.settings).is_some()
+        };
+        let there = policy.voters.iter().filter(follows).count();
         let needed = sync_set::open_quorum(policy) as usize;
         if there < needed + 1 {
-            why.push(format!("{there} standbys are there; a candidate and {needed} followers are needed to open"));
+            why.push(format!("{there} standbys stream; a candidate and {needed} followers are needed to open"));
         }
         if let Verdict::Hold { blockers } = &self.verdict {
             why.extend(blockers.iter().map(ToString::to_string));

@@ -9,6 +9,7 @@ use failover::api::{AgentState, Frozen, Opened, Promoted, Refused, Sighting, Sto
 use failover::fsm::action::{
     Action, Change, ChangeKind, ChangeOutcome, CommandError, CommandKind, Input, Operation, RecordKey, RecordPut, Reply,
 };
+use failover::fsm::blocker::list;
 use failover::fsm::observe::{At, Records};
 use failover::fsm::planner::Planner;
 use failover::fsm::timers::Settings;
@@ -79,6 +80,10 @@ impl World {
             "read" => self.read(),
             "record" => self.record(&mut words)?,
             "proxy" => self.proxy(&mut words)?,
+            "safe" => {
+                let safety = self.planner.safety(self.now);
+                self.seen.push(format!("safe: {}; {}", safety.safe, list(&safety.why)));
+            }
             "fence" => {
                 let node: NodeId = words.parse()?;
                 let fence = FenceRecord { by: "someone".into(), at: 0, stop_writes: words.flag("stop_writes") };
@@ -216,7 +221,7 @@ impl World {
             system_id: None,
             frozen_for: None,
             quarantine: words.optional::<String>("quarantine")?.map(|q| parse::position(&q)).transpose()?,
-            rejoin: None,
+            rejoin: words.optional("rejoin")?,
             fenced: words.flag("fenced"),
             sees_primary: looks.map(|p| Sighting {
                 node: p,
