@@ -28,7 +28,11 @@ impl Planner {
         self.heed_the_end(now, round, &usable);
         let at_home = round.begin.home.as_ref().is_some_and(|h| names.contains(h) && !round.needs_recovery(h));
         let going_home = round.begin.home.is_some() && !at_home && self.may_come_home(now, round);
-        let settled = answered || round.enough_since.is_some_and(|t| now.since(t) >= self.settings.recruit_grace);
+        // A quorum's best holds every acknowledged commit, so others are only waited for to have a wish fulfilled or,
+        // where commits are not protected, to lose less.
+        let decisive = round.policy.protects() && round.begin.prefer.is_none();
+        let patience = if decisive { self.settings.recruit_grace / 10 } else { self.settings.recruit_grace };
+        let settled = answered || round.enough_since.is_some_and(|t| now.since(t) >= patience);
         if enough && (at_home || (settled && !going_home)) {
             self.send_choice(now, round, &usable, out);
             return;
