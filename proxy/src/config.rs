@@ -16,8 +16,9 @@ pub struct Raw {
     /// Worker threads, each with its own runtime and sessions. Default 0: one per core, because a session never
     /// changes its worker and more threads than cores only take turns.
     pub workers: usize,
-    /// Server connections that the pools of this process may hold together. Default 100: PostgreSQL's own default
-    /// of `max_connections`, spread over three nodes.
+    /// Server connections that each pool of this process may hold; a pool is one node, database, user and set of
+    /// startup parameters. Default 100. Keep it below PostgreSQL's `max_connections` (itself 100 by default, some of
+    /// them reserved): what exceeds that waits as if the server were not there.
     pub pool_size: usize,
     /// Client connections this process accepts; the next is refused with 53300. Default 10000.
     pub max_client_connections: usize,

@@ -255,11 +255,14 @@ impl Handle {
         self.shared.stopping.store(true, Ordering::SeqCst);
         let quiet = async {
             let mut state = self.state.clone();
-            // The publisher is gone only when the process is on its way down already.
-            let _ = state.wait_for(|s| s.busy == 0).await;
+            // The workers are asked themselves: what was published last may be older than the newest transaction.
+            while state_of(&self.shared).busy > 0 {
+                // A transaction may begin and end between two publications.
+                let _ = tokio::time::timeout(TICK, state.changed()).await;
+            }
         };
         if tokio::time::timeout(bound, quiet).await.is_err() {
-            let busy = self.state.borrow().busy;
+            let busy = state_of(&self.shared).busy;
             tracing::warn!(busy, waited = ?bound, "transactions still run, their sessions are ended");
         }
         self.stop.send_replace(true);

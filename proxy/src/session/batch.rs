@@ -107,7 +107,7 @@ pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Sca
         match head.kind {
             b'X' if at == 0 => return Scan::Terminate,
             b'd' | b'c' | b'f' if at == 0 => return Scan::Ignore(head.total),
-            b'X' => return Scan::Unit(s.unit),
+            b'X' => return Scan::Unit(Unit { read: false, ..s.unit }),
             _ => {}
         }
         let step = match input.get(at..at + head.total) {
@@ -205,6 +205,8 @@ impl<'a> Scanner<'a> {
             b'S' => self.end(),
             b'H' => {
                 self.unit.flush = true;
+                // What follows in the same transaction is not known: it may write.
+                self.unit.read = false;
                 Step::End
             }
             // Copy messages inside a unit: thrown away by translate, as the server would.

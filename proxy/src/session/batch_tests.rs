@@ -82,6 +82,13 @@ fn only_units_of_reads_may_go_to_a_standby() {
         assert!(unit.complete && unit.len == input.len());
         assert_eq!(unit.read, read, "{}", String::from_utf8_lossy(&input));
     }
+    // Behind a Flush the same transaction may go on to write.
+    let mut out = Vec::new();
+    parse(&mut out, "", "select 1");
+    bind(&mut out, "", "");
+    execute(&mut out, "");
+    bare(&mut out, b'H');
+    assert!(!unit(&out).read);
     // Parsing needs no primary, whatever is parsed.
     let mut out = Vec::new();
     parse(&mut out, "w", "delete from t");

@@ -342,8 +342,15 @@ impl Session {
         {
             self.hold = None;
             self.rescan = true;
-            if let Gate::Closed(_) = self.w.gate(self.w.now()) {
-                return Err(Turn::Lost(Loss::HoldTimeout));
+            let now = self.w.now();
+            match self.w.gate(now) {
+                Gate::Open => {}
+                // Outside a block there is nothing to lose: only the statement fails.
+                Gate::Draining => {
+                    let since = self.waiting_since.unwrap_or(now);
+                    self.fail = Some(Failure::Error(acquire::hold_timeout(&self.w, since, now)));
+                }
+                Gate::Closed(_) => return Err(Turn::Lost(Loss::HoldTimeout)),
             }
         }
         Ok(())
@@ -382,22 +389,19 @@ impl Session {
             return Ok(false);
         }
         let mut scratch = self.w.take_scratch();
-        let kept = self.inbox.len();
-        scratch.clear();
-        scratch.extend_from_slice(&self.inbox);
-        let result = read_more(&mut self.client, &mut scratch, limit, cx);
-        let outcome = match result {
+        let kept = fill(&mut scratch, &self.inbox, limit);
+        let outcome = match read_into(&mut self.client, &mut scratch[kept..kept + limit], cx) {
             Poll::Pending => Ok(false),
             Poll::Ready(Err(_)) => Err(Turn::Close),
             Poll::Ready(Ok(0)) => {
                 self.eof = true;
                 Ok(true)
             }
-            Poll::Ready(Ok(_)) => {
+            Poll::Ready(Ok(n)) => {
+                let input = &scratch[..kept + n];
                 self.inbox.clear();
-                let (used, turn) = self.advance(&scratch);
-                debug_assert!(used <= scratch.len() && kept <= scratch.len(), "only what was read is used");
-                self.inbox.extend_from_slice(&scratch[used..]);
+                let (used, turn) = self.advance(input);
+                self.inbox.extend_from_slice(&input[used..]);
                 if self.inbox.is_empty() {
                     self.inbox = Vec::new();
                 }
@@ -529,7 +533,7 @@ impl Session {
         self.rescan = true;
     }
 
-    /// The client broke the protocol: FATAL, and the end.
+    /// FATAL, and the end: the client broke the protocol, or the process stops.
     pub(super) fn violation(&mut self, error: &ClientError) -> Step {
         let mut report = error.report();
         report.severity = Severity::Fatal;
@@ -631,18 +635,17 @@ impl Session {
             if !fits {
                 self.give_back();
             } else if server.meta.role == Role::Standby {
-                return self.send_unit(input, unit, classes, now);
+                return self.send_unit(input, unit, classes);
             } else {
                 return match self.w.gate(now) {
-                    Gate::Open => self.send_unit(input, unit, classes, now),
-                    Gate::Draining if !starts => self.send_unit(input, unit, classes, now),
+                    Gate::Open => self.send_unit(input, unit, classes),
+                    Gate::Draining if !starts => self.send_unit(input, unit, classes),
                     Gate::Draining | Gate::Closed(_) => self.hold_here(),
                 };
             }
         }
         if self.w.shared.stopping.load(Ordering::Relaxed) {
-            self.fail = Some(Failure::Error(ClientError::ShuttingDown));
-            return Step::Used(0);
+            return self.violation(&ClientError::ShuttingDown);
         }
         let want = self.want(access, now);
         let w = self.w.clone();
@@ -651,7 +654,7 @@ impl Session {
             Some(found) => {
                 w.counts.waited(std::time::Duration::ZERO);
                 self.attach(found);
-                self.send_unit(input, unit, classes, now)
+                self.send_unit(input, unit, classes)
             }
             None => Step::Turn(0, Turn::Acquire { access, bytes: unit.len }),
         }
@@ -712,7 +715,7 @@ impl Session {
         }
     }
 
-    fn send_unit(&mut self, input: &[u8], unit: &Unit, classes: &[Statement], now: Instant) -> Step {
+    fn send_unit(&mut self, input: &[u8], unit: &Unit, classes: &[Statement]) -> Step {
         let Some(server) = &mut self.server else { return Step::Wait };
         let repeatable = self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle);
         let begins = self.relay.open.is_none();
@@ -745,7 +748,6 @@ impl Session {
         let turn = self.send(sink.bytes(input));
         self.w.put_spare(sink.into_spare());
         self.flush_local(unit);
-        let _ = now;
         turn.map_or(Step::Used(unit.len), |turn| Step::Turn(unit.len, turn))
     }
 
@@ -789,14 +791,13 @@ impl Session {
             return Ok(false);
         }
         let Some(server) = &mut self.server else { return Ok(false) };
+        let limit = self.w.shared.config.relay_buffer;
         let mut scratch = self.w.take_scratch();
-        scratch.clear();
-        scratch.extend_from_slice(&self.server_in);
-        let result = read_more(&mut server.stream, &mut scratch, self.w.shared.config.relay_buffer, cx);
-        let outcome = match result {
+        let kept = fill(&mut scratch, &self.server_in, limit);
+        let outcome = match read_into(&mut server.stream, &mut scratch[kept..kept + limit], cx) {
             Poll::Pending => Ok(false),
             Poll::Ready(Err(_) | Ok(0)) => Err(Turn::Lost(Loss::Gone)),
-            Poll::Ready(Ok(_)) => self.server_bytes(&scratch),
+            Poll::Ready(Ok(n)) => self.server_bytes(&scratch[..kept + n]),
         };
         self.w.put_scratch(scratch);
         outcome
@@ -964,13 +965,29 @@ pub(super) enum Step {
     Turn(usize, Turn),
 }
 
-/// Read up to `limit` bytes behind what `buf` holds.
+/// Read behind what `buf` holds, up to `limit` bytes.
 fn read_more(stream: &mut TcpStream, buf: &mut Vec<u8>, limit: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     let kept = buf.len();
     buf.resize(kept + limit, 0);
-    let mut read = ReadBuf::new(&mut buf[kept..]);
+    let result = read_into(stream, &mut buf[kept..], cx);
+    let n = if let Poll::Ready(Ok(n)) = result { n } else { 0 };
+    buf.truncate(kept + n);
+    result
+}
+
+fn read_into(stream: &mut TcpStream, buf: &mut [u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let mut read = ReadBuf::new(buf);
     let result = Pin::new(stream).poll_read(cx, &mut read);
     let n = read.filled().len();
-    buf.truncate(kept + n);
     result.map_ok(|()| n)
+}
+
+/// Put `kept` at the start of the shared buffer and make room for `limit` bytes behind it. The buffer keeps its
+/// length from use to use, so that it is zeroed once and not at every read.
+fn fill(scratch: &mut Vec<u8>, kept: &[u8], limit: usize) -> usize {
+    if scratch.len() < kept.len() + limit {
+        scratch.resize(kept.len() + limit, 0);
+    }
+    scratch[..kept.len()].copy_from_slice(kept);
+    kept.len()
 }

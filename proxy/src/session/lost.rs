@@ -9,6 +9,7 @@ use crate::session::client::{Failure, Loss, Session, Step};
 use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind, Undo};
 use crate::session::state::{LostBlock, Pins};
+use crate::session::statements::{Named, Unnamed};
 use crate::sql::{Control, LexRules, Statement, classify};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::{ClientError, Doubt};
@@ -277,12 +278,14 @@ fn extended(s: &mut Session, kind: u8, frame: &[u8], input: &[u8]) -> Step {
         b'P' => {
             let Some(p) = frontend::parse(frame) else { return malformed(s) };
             let class = classify(p.sql, &crate::sql::FunctionTable::unloaded(), LexRules::STANDARD);
-            if !p.name.is_empty() || !ends(s, Some(class)) {
+            if !ends(s, Some(class)) {
                 return fail_extended(s, class.control, frame.len(), input);
             }
-            let serial = s.w.texts.borrow_mut().fresh_id();
-            let tail = Some(p.tail.to_vec());
-            s.statements.unnamed = Some(crate::session::statements::Unnamed { serial, tail, class });
+            if let Err(error) = keep_statement(s, &p, class) {
+                s.error(&error);
+                s.skip = true;
+                return Step::Used(frame.len());
+            }
             b"1"
         }
         b'B' => {
@@ -324,6 +327,25 @@ fn extended(s: &mut Session, kind: u8, frame: &[u8], input: &[u8]) -> Step {
         }
     });
     Step::Used(frame.len())
+}
+
+/// Keep a statement that ends the block: drivers name it as any other, and use it again later.
+fn keep_statement(s: &mut Session, p: &frontend::Parse<'_>, class: Statement) -> Result<(), ClientError> {
+    if p.name.is_empty() {
+        let serial = s.w.texts.borrow_mut().fresh_id();
+        s.statements.unnamed = Some(Unnamed { serial, tail: Some(p.tail.to_vec()), class });
+        return Ok(());
+    }
+    if s.statements.named(p.name).is_some() {
+        return Err(ClientError::DuplicateStatement { name: String::from_utf8_lossy(p.name).into_owned() });
+    }
+    let limit = s.w.shared.config.prepared_statement_bytes;
+    if (s.statements.bytes() + p.name.len() + p.tail.len()) as u64 > limit {
+        return Err(ClientError::StatementBytes { limit });
+    }
+    let text = s.w.texts.borrow_mut().intern(p.tail);
+    s.statements.insert(p.name, Named { text, class });
+    Ok(())
 }
 
 fn fail_extended(s: &mut Session, control: Control, total: usize, input: &[u8]) -> Step {

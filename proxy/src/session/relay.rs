@@ -317,9 +317,9 @@ impl Relay {
             let frame = &input[at..end];
             match self.frame(head.kind, frame, input, at..end, sink, not_replicated) {
                 Step::Pass { shown } => visible |= shown,
-                Step::Ready => {
-                    visible = false;
-                    self.delivered = false;
+                Step::Ready { begun } => {
+                    visible = begun;
+                    self.delivered = begun;
                     mark = sink.len();
                     if self.queue.is_empty() && self.open.is_none() {
                         at = end;
@@ -378,8 +378,9 @@ impl Relay {
                 self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
                 self.done.clear();
                 sink.pass(input, span);
+                let before = sink.len();
                 self.local_answers(input, sink);
-                Step::Ready
+                Step::Ready { begun: sink.len() > before }
             }
             b'C' | b'I' | b's' | b'V' => {
                 self.local_answers(input, sink);
@@ -593,8 +594,14 @@ impl Relay {
 }
 
 enum Step {
-    Pass { shown: bool },
-    Ready,
+    Pass {
+        /// The client gets it.
+        shown: bool,
+    },
+    Ready {
+        /// Answers of ours to the next unit went out behind it.
+        begun: bool,
+    },
     Stop(Event),
 }
 

@@ -220,3 +220,26 @@ fn a_copy_of_the_extended_protocol_swallows_the_sync_sent_before_its_data() {
     write_ready(&mut s, TxStatus::Idle);
     assert_eq!(feed(&mut relay, &s, &[]).1, [Event::Idle]);
 }
+
+#[test]
+fn what_was_answered_to_the_next_unit_is_not_said_again() {
+    let mut relay = Relay::default();
+    for entry in [
+        plain(Kind::Query),
+        Entry { undo: Undo::Registered((*b"s").into()), ..plain(Kind::LocalParse) },
+        plain(Kind::Bind),
+        plain(Kind::Execute),
+        plain(Kind::Sync),
+    ] {
+        relay.push(entry);
+    }
+    let mut answer = Vec::new();
+    write_command_complete(&mut answer, "SELECT 0");
+    write_ready(&mut answer, TxStatus::Idle);
+    let (out, _) = feed(&mut relay, &answer, &[]);
+    assert_eq!(shape(&out), "CZ1");
+    // The server is lost: the name is known to the client, and its unit cannot be sent again as a whole.
+    assert!(relay.delivered());
+    relay.abandon();
+    assert!(relay.undone.iter().all(|undo| !undo.names()), "{:?}", relay.undone);
+}
