@@ -56,7 +56,7 @@ fn play(cluster: &mut Cluster, death: Death, block: i64) {
     judge(&history, open, death);
     cluster.verify(&history, block);
     cluster.timelines_are(after.term);
-    report_is_there(cluster, after.term, &before.primary);
+    report_is_there(cluster, after.term, &before.primary, after.primary == before.primary);
     let gaps = history.longest_gaps();
     let median = gaps[gaps.len() / 2];
     eprintln!(
@@ -166,8 +166,8 @@ fn judge(history: &History, open: Instant, death: Death) {
     assert!(since.values().all(|n| *n > 0), "{death:?}: rows acknowledged since, by connection: {since:?}");
 }
 
-/// `report` tells of this term and of the old primary.
-fn report_is_there(cluster: &Cluster, term: u64, old: &str) {
+/// `report` tells of this term and of the old primary, whose WAL was read to its end unless it is primary again.
+fn report_is_there(cluster: &Cluster, term: u64, old: &str, took_over_itself: bool) {
     let asked = term.to_string();
     integration::wait::wait_for("the report of the term", LONG, || {
         let verb = cluster.verb(&["report", &asked, "--json"]);
@@ -177,7 +177,9 @@ fn report_is_there(cluster: &Cluster, term: u64, old: &str) {
         }
         let json = verb.json();
         let named = json["journal"]["term"] == term && verb.stdout.contains(old);
-        if named { Ok(()) } else { Err(text) }
+        let reports = json["reports"].as_array().cloned().unwrap_or_default();
+        let read = took_over_itself || reports.iter().any(|r| r["node"] == old && r["end_lsn"].is_string());
+        if named && read { Ok(()) } else { Err(text) }
     });
 }
 
