@@ -52,7 +52,7 @@ impl Ground {
             bail!("{} is not empty and was not made by a demo: choose another --dir", dir.display());
         }
         let lock = lock(&ours).with_context(|| format!("cannot write in {}", dir.display()))?;
-        let lock = lock.with_context(|| format!("another demo is running in {}", dir.display()))?;
+        let Some(lock) = lock else { bail!("another demo is running in {}", dir.display()) };
         end_processes(&dir, Duration::from_secs(3));
         empty_out(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))
@@ -95,9 +95,14 @@ impl Ground {
     }
 }
 
-fn lock(stamp: &Path) -> std::io::Result<Result<Flock<File>>> {
+/// `None`: somebody else holds it.
+fn lock(stamp: &Path) -> std::io::Result<Option<Flock<File>>> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(stamp)?;
-    Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e.into()))
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, e)) => Err(e.into()),
+    }
 }
 
 /// Root's PostgreSQL would refuse to start: use `postgres`, which Debian's package creates, else `nobody`.
