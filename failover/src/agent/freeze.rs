@@ -6,7 +6,7 @@
 
 use super::commands::CommandError;
 use super::control::Control;
-use super::sql::{Sql, identify};
+use super::sql::{Replication, Sql};
 use super::{Agent, postgres, process};
 use crate::api::{Frozen, Position, PostgresState, Refused};
 use cluster::timeline::History;
@@ -33,9 +33,12 @@ struct Replay {
     paused: bool,
 }
 
-const REPLAY: &str = "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), w.pid, w.received_tli, \
- (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), pg_is_wal_replay_paused() \
- FROM (SELECT 1) one LEFT JOIN pg_stat_wal_receiver w ON true";
+/// pg_stat_wal_receiver shows a receiver only once it has connected, pg_stat_activity from its first moment: one that
+/// was still connecting to the old primary would otherwise come to life after the freeze.
+const REPLAY: &str = "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), coalesce(w.pid, a.pid), \
+ w.received_tli, (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), pg_is_wal_replay_paused() \
+ FROM (SELECT 1) one LEFT JOIN pg_stat_wal_receiver w ON true \
+ LEFT JOIN pg_stat_activity a ON a.backend_type = 'walreceiver'";
 
 impl Agent {
     /// Promise `term`: lower ones are refused from now on, also after a restart.
@@ -116,8 +119,14 @@ impl Agent {
 
     async fn freeze_standby(&self, term: Term, sql: &Sql) -> Result<Frozen, CommandError> {
         let failed = |e: &dyn std::error::Error| self.failed("freezing", e);
-        let seen = self.receiver_gone(sql).await.map_err(|e| failed(&e))?;
-        let (position, replay_lsn) = self.local_end(sql, seen).await.map_err(|e| failed(&e))?;
+        // Connecting takes as long as the second look for a receiver.
+        let bound = self.env.config.probe_timeout;
+        let (seen, opened) = tokio::join!(self.receiver_gone(sql), Replication::open(&self.env, bound));
+        let seen = seen.map_err(|e| failed(&e))?;
+        // Of a receiver that had ended already, what it received on is known from earlier looks.
+        let seen = seen.max(self.state.look(|o| o.last_timeline));
+        let (position, replay_lsn) = self.local_end(sql, seen, opened.ok()).await.map_err(|e| failed(&e))?;
+        self.cut_off_for.store(term.0, Ordering::Release);
         let history = self.own_history(position.timeline);
         self.state.change(|o| o.last_timeline = Some(position.timeline));
         tracing::info!(
@@ -171,6 +180,7 @@ impl Agent {
         &self,
         sql: &Sql,
         received: Option<TimelineId>,
+        mut opened: Option<Replication>,
     ) -> Result<(Position, Lsn), super::sql::SqlError> {
         let what = "waiting for replay to reach the end of local WAL";
         let begun = tokio::time::Instant::now();
@@ -178,7 +188,12 @@ impl Agent {
             let now = self.replay(sql).await?;
             let known = now.receive.is_some() && (now.paused || begun.elapsed() > Duration::from_millis(300));
             if now.at_end || known {
-                let (timeline, _) = identify(&self.env, self.env.config.probe_timeout).await?;
+                let bound = self.env.config.probe_timeout;
+                let replication = match opened.take() {
+                    Some(opened) => opened,
+                    None => Replication::open(&self.env, bound).await?,
+                };
+                let (timeline, _) = replication.identify(bound).await?;
                 // Received on a newer timeline than replayed: only possible while replay is behind.
                 let timeline = if now.at_end { timeline } else { received.max(Some(timeline)).unwrap_or(timeline) };
                 let lsn = now.receive.unwrap_or_default().max(now.replay);

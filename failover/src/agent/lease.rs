@@ -62,13 +62,14 @@ impl Agent {
     /// `/agent/open`.
     pub(super) async fn open(&self, order: &Open) -> Result<Opened, CommandError> {
         self.promise(order.term)?;
-        self.look_again(self.env.config.probe_timeout).await;
+        let look = self.look_again(self.env.config.probe_timeout);
+        let ((), read) = tokio::join!(look, self.read_records());
         self.must_be_primary(order.term)?;
         if order.suspend.is_some() {
             self.set_names(&SyncNames::Off).await.map_err(|e| self.failed("opening", &e))?;
         }
         let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
-        self.read_records().await.map_err(|e| failed(&e))?;
+        read.map_err(|e| failed(&e))?;
         let records = self.records.borrow().clone();
         let Some(term) = records.term.clone() else { return Err(self.wrong_state("in a cluster with a term")) };
         let mine = term.value.term == order.term && term.value.node.as_ref() == Some(&self.env.config.node);

@@ -51,7 +51,7 @@ use state::State;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
@@ -144,6 +144,9 @@ pub(crate) struct Agent {
     actuator: tokio::sync::Mutex<()>,
     /// The holder of `actuator` replaces data (rewind, clone): a freeze needs not wait, nothing is running.
     replacing: AtomicBool,
+    /// The term for which a freeze has seen that no WAL receiver is left, until one is given an address again; 0 for
+    /// none.
+    cut_off_for: AtomicU64,
     /// A postmaster was just started and may not have its pid file yet.
     spawning: AtomicBool,
     state: State,
@@ -205,6 +208,7 @@ pub async fn run(
         conf: tokio::sync::Mutex::new(conf),
         actuator: tokio::sync::Mutex::new(()),
         replacing: AtomicBool::new(false),
+        cut_off_for: AtomicU64::new(0),
         spawning: AtomicBool::new(false),
         state,
         records: watch::channel(Records::default()).0,

@@ -183,7 +183,8 @@ pub(crate) async fn wait_ready(env: &Env, pid: Pid, given_up: impl Fn() -> bool)
         if tokio::time::Instant::now() >= deadline {
             return Err(ServerError::NotReady { after, last });
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        // Each attempt costs a process, which a cluster that is failing over has better use for.
+        tokio::time::sleep(Duration::from_millis(25)).await;
     }
 }
 

@@ -69,7 +69,7 @@ impl Agent {
             return Err(self.wrong_state("frozen for this term"));
         }
         let received = self.state.look(|o| o.last_timeline);
-        let (have, _) = self.local_end(&sql, received).await.map_err(|e| self.failed("promoting", &e))?;
+        let (have, _) = self.local_end(&sql, received, None).await.map_err(|e| self.failed("promoting", &e))?;
         if have != order.base {
             return Err(Refused::OtherPosition { node, have: Some(have), want: order.base }.into());
         }
@@ -156,7 +156,7 @@ impl Agent {
             o.last_timeline = Some(timeline);
         });
         self.checkpoint_later(order.term);
-        self.look_again(Duration::from_millis(200)).await;
+        self.look_now.notify_one();
         Ok(Promoted { fork, xid_bound, record_lsn })
     }
 

@@ -5,13 +5,14 @@ use super::control::Control;
 use super::env::literal;
 use super::postgres::{self, ServerError, Stop};
 use super::recovery_conf::Upstream;
-use super::sql::{Sql, SqlError};
+use super::sql::{Replication, Sql, SqlError};
 use super::tool::ToolError;
 use super::wal_tail::ExamineError;
 use crate::api::{Position, PostgresState};
 use crate::fsm::rejoin::{Facts, Plan, divergence, plan};
 use cluster::timeline::{Fork, History};
 use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Bound on one question to the primary.
@@ -77,10 +78,10 @@ impl Agent {
                     if streaming {
                         // A stream is only cut once its primary could be asked.
                         let source = self.source().await?;
-                        return Ok((source, self.detached_end().await?));
+                        return Ok((source, self.detached_end(term).await?));
                     }
                     // Both sides at once: a cluster waits for this while its new primary opens.
-                    tokio::try_join!(self.source(), self.detached_end())
+                    tokio::try_join!(self.source(), self.detached_end(term))
                 };
                 let (source, end) = self.unless_superseded(term, both).await?;
                 self.rejoin_standby(&source, end).await
@@ -111,11 +112,17 @@ impl Agent {
     }
 
     /// End of the WAL of a node in recovery, cut off first.
-    async fn detached_end(&self) -> Result<Position, RejoinError> {
-        self.cut_off().await.map_err(|e| RejoinError::File { what: "settings could not be written", source: e })?;
-        let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?;
-        let received = self.receiver_gone(&sql).await?;
-        let (end, replay) = self.local_end(&sql, received).await?;
+    async fn detached_end(&self, term: Term) -> Result<Position, RejoinError> {
+        let bound = self.env.config.probe_timeout;
+        // A freeze for this very term has seen to it already.
+        let cut_off = self.cut_off_for.load(Ordering::Acquire) == term.0;
+        if !cut_off {
+            self.cut_off().await.map_err(|e| RejoinError::File { what: "settings could not be written", source: e })?;
+        }
+        let (sql, opened) = tokio::join!(Sql::local(&self.env, "postgres", bound), Replication::open(&self.env, bound));
+        let sql = sql?;
+        let received = if cut_off { None } else { self.receiver_gone(&sql).await? };
+        let (end, replay) = self.local_end(&sql, received, opened.ok()).await?;
         // What was received past the end of replay is the beginning of a record, which PostgreSQL drops.
         Ok(Position { lsn: replay, ..end })
     }
@@ -270,6 +277,7 @@ impl Agent {
             if promised > source.term {
                 return Err(RejoinError::Superseded { promised });
             }
+            self.cut_off_for.store(0, Ordering::Release);
             conf.upstream =
                 Some(Upstream { node: source.node.clone(), endpoint: source.endpoint.clone(), term: source.term });
             let now = self.env.clock.now();

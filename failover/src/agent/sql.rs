@@ -173,51 +173,70 @@ impl Sql {
     }
 }
 
-/// The timeline that our PostgreSQL replays (or writes) and the end of its WAL on it, from `IDENTIFY_SYSTEM` on a
-/// replication connection: the only place where PostgreSQL tells the replay timeline exactly.
+/// A replication connection to our own PostgreSQL: the only place where it tells the replay timeline exactly.
 ///
 /// See walsender.c, `GetStandbyFlushRecPtr`. The message flow is PostgreSQL's documented frontend/backend protocol;
 /// over this socket the server authenticates us by our user id.
-pub(crate) async fn identify(env: &Env, bound: Duration) -> Result<(TimelineId, Lsn), SqlError> {
-    let what = "IDENTIFY_SYSTEM";
-    tokio::time::timeout(bound, exchange(env)).await.map_err(|_| SqlError::TimedOut { what, after: bound })?
-}
+pub(crate) struct Replication(UnixStream);
 
-async fn exchange(env: &Env) -> Result<(TimelineId, Lsn), SqlError> {
-    let what = "IDENTIFY_SYSTEM";
-    let io = |source| SqlError::Socket { what, source };
-    let path = env.layout.socket_dir().join(format!(".s.PGSQL.{}", env.config.postgres_port));
-    let mut socket = UnixStream::connect(path).await.map_err(io)?;
-    let mut hello = 196_608u32.to_be_bytes().to_vec();
-    for word in ["user", "postgres", "replication", "true", "application_name", "pgtenure_agent"] {
-        hello.extend_from_slice(word.as_bytes());
-        hello.push(0);
+const IDENTIFY: &str = "IDENTIFY_SYSTEM";
+
+impl Replication {
+    /// Connect and log in, within `bound`.
+    pub(crate) async fn open(env: &Env, bound: Duration) -> Result<Self, SqlError> {
+        let opened = tokio::time::timeout(bound, Self::log_in(env)).await;
+        opened.map_err(|_| SqlError::TimedOut { what: "connecting for IDENTIFY_SYSTEM", after: bound })?
     }
-    hello.push(0);
-    socket.write_all(&framed(None, &hello)).await.map_err(io)?;
-    let mut asked = false;
-    let mut found = None;
-    loop {
-        let kind = socket.read_u8().await.map_err(io)?;
-        let length = socket.read_u32().await.map_err(io)?;
-        let length = length.checked_sub(4).filter(|l| *l <= 64 * 1024);
-        let mut body = vec![0; length.ok_or_else(|| answer(what, b"a message of absurd length"))? as usize];
-        socket.read_exact(&mut body).await.map_err(io)?;
-        match kind {
-            b'E' => return Err(answer(what, &body)),
-            b'R' if body.get(..4) != Some(&[0; 4]) => return Err(answer(what, b"a request for a password")),
-            b'D' => found = identity(&body),
-            b'Z' if asked => {
-                // Terminate; nothing is lost when the server does not read it.
-                let _ = socket.write_all(&framed(Some(b'X'), b"")).await;
-                return found.ok_or_else(|| answer(what, b"no row"));
+
+    async fn log_in(env: &Env) -> Result<Self, SqlError> {
+        let io = |source| SqlError::Socket { what: IDENTIFY, source };
+        let path = env.layout.socket_dir().join(format!(".s.PGSQL.{}", env.config.postgres_port));
+        let mut socket = UnixStream::connect(path).await.map_err(io)?;
+        let mut hello = 196_608u32.to_be_bytes().to_vec();
+        for word in ["user", "postgres", "replication", "true", "application_name", "pgtenure_agent"] {
+            hello.extend_from_slice(word.as_bytes());
+            hello.push(0);
+        }
+        hello.push(0);
+        socket.write_all(&framed(None, &hello)).await.map_err(io)?;
+        let mut opened = Self(socket);
+        opened.until_ready().await?;
+        Ok(opened)
+    }
+
+    /// The timeline that PostgreSQL replays (or writes) and the end of its WAL on it, from `IDENTIFY_SYSTEM`.
+    pub(crate) async fn identify(mut self, bound: Duration) -> Result<(TimelineId, Lsn), SqlError> {
+        let asked = async {
+            let query = framed(Some(b'Q'), b"IDENTIFY_SYSTEM\0");
+            let io = |source| SqlError::Socket { what: IDENTIFY, source };
+            self.0.write_all(&query).await.map_err(io)?;
+            let found = self.until_ready().await?;
+            // Terminate; nothing is lost when the server does not read it.
+            let _ = self.0.write_all(&framed(Some(b'X'), b"")).await;
+            found.ok_or_else(|| answer(IDENTIFY, b"no row"))
+        };
+        let answered = tokio::time::timeout(bound, asked).await;
+        answered.map_err(|_| SqlError::TimedOut { what: IDENTIFY, after: bound })?
+    }
+
+    /// Read until the server is ready; gives the identity if a row held one.
+    async fn until_ready(&mut self) -> Result<Option<(TimelineId, Lsn)>, SqlError> {
+        let io = |source| SqlError::Socket { what: IDENTIFY, source };
+        let mut found = None;
+        loop {
+            let kind = self.0.read_u8().await.map_err(io)?;
+            let length = self.0.read_u32().await.map_err(io)?;
+            let length = length.checked_sub(4).filter(|l| *l <= 64 * 1024);
+            let mut body = vec![0; length.ok_or_else(|| answer(IDENTIFY, b"a message of absurd length"))? as usize];
+            self.0.read_exact(&mut body).await.map_err(io)?;
+            match kind {
+                b'E' => return Err(answer(IDENTIFY, &body)),
+                b'R' if body.get(..4) != Some(&[0; 4]) => return Err(answer(IDENTIFY, b"a request for a password")),
+                b'D' => found = identity(&body),
+                b'Z' => return Ok(found),
+                // Parameter status, key data, row description, notices: not needed here.
+                _ => {}
             }
-            b'Z' => {
-                asked = true;
-                socket.write_all(&framed(Some(b'Q'), b"IDENTIFY_SYSTEM\0")).await.map_err(io)?;
-            }
-            // Parameter status, key data, row description, notices: not needed here.
-            _ => {}
         }
     }
 }
