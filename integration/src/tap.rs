@@ -89,7 +89,7 @@ fn pass(client: TcpStream, target: SocketAddr, seen: &Mutex<Seen>) {
         });
     });
     // The server's side ended: by itself, unless the client has said goodbye or closed its own side.
-    let client_first = goodbye.load(Ordering::SeqCst) || up.is_finished();
+    let client_first = goodbye.load(Ordering::SeqCst);
     let _ = client.shutdown(Shutdown::Both);
     let _ = up.join();
     if !client_first {
@@ -97,16 +97,16 @@ fn pass(client: TcpStream, target: SocketAddr, seen: &Mutex<Seen>) {
     }
 }
 
-/// Pass the client's bytes on, noting a Terminate message before it is sent.
+/// Pass the client's bytes on, noting its end or its Terminate message before that is passed on.
 fn pass_up(mut client: &TcpStream, mut server: &TcpStream, goodbye: &AtomicBool) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let n = client.read(&mut buffer)?;
+        let n = client.read(&mut buffer).unwrap_or(0);
+        if n == 0 || buffer[..n].ends_with(TERMINATE) {
+            goodbye.store(true, Ordering::SeqCst);
+        }
         if n == 0 {
             return Ok(());
-        }
-        if buffer[..n].ends_with(TERMINATE) {
-            goodbye.store(true, Ordering::SeqCst);
         }
         server.write_all(&buffer[..n])?;
     }
