@@ -143,6 +143,39 @@ pub struct ProxyState {
     pub gate: Gate,
     /// Sessions inside a transaction on the primary or with a statement in flight there.
     pub busy: u64,
+    /// Commits acknowledged with less durability than the cluster's mode.
+    pub below_mode: BelowMode,
+}
+
+/// How many commits were acknowledged below the cluster's mode, for the newest two terms that had any: the report of
+/// a failover is about the term before the present one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BelowMode {
+    counts: [(Term, u64); 2],
+}
+
+impl BelowMode {
+    /// Count `commits` more in `term`. Those of a term older than both kept are dropped.
+    pub fn add(&mut self, term: Term, commits: u64) {
+        if commits == 0 {
+            return;
+        }
+        let [newest, second] = self.counts;
+        if term == newest.0 {
+            self.counts[0].1 += commits;
+        } else if term > newest.0 {
+            self.counts = [(term, commits), newest];
+        } else if term == second.0 {
+            self.counts[1].1 += commits;
+        } else if term > second.0 {
+            self.counts[1] = (term, commits);
+        }
+    }
+
+    /// Terms and their counts, newest first.
+    pub fn iter(&self) -> impl Iterator<Item = (Term, u64)> {
+        self.counts.into_iter().filter(|(_, n)| *n > 0)
+    }
 }
 
 #[cfg(test)]
@@ -161,6 +194,18 @@ mod tests {
         assert!(!t.merge(view(7, 100)));
         assert!(t.merge(view(7, 101)) && t.merge(view(8, 1)));
         assert_eq!(t.term, Term(8));
+    }
+
+    #[test]
+    fn commits_below_the_mode_are_kept_for_two_terms() {
+        let mut b = BelowMode::default();
+        for (term, n) in [(3, 1), (3, 2), (5, 4), (3, 1), (4, 0)] {
+            b.add(Term(term), n);
+        }
+        assert_eq!(b.iter().collect::<Vec<_>>(), [(Term(5), 4), (Term(3), 4)]);
+        b.add(Term(7), 1);
+        b.add(Term(3), 9);
+        assert_eq!(b.iter().collect::<Vec<_>>(), [(Term(7), 1), (Term(5), 4)]);
     }
 
     #[test]

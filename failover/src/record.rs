@@ -203,6 +203,18 @@ pub struct ProxyRecord {
     pub gate: String,
     /// Sessions busy on the primary.
     pub busy: u64,
+    /// Commits acknowledged with less durability than the cluster's mode, for the last terms that had any.
+    #[serde(default)]
+    pub below_mode: Vec<TermCommits>,
+}
+
+/// So many commits in a term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TermCommits {
+    /// The term.
+    pub term: Term,
+    /// How many.
+    pub commits: u64,
 }
 
 /// `journal/<term>`: how a term came about. Rewritten as it proceeds, final when `finished` is set.
@@ -233,6 +245,10 @@ pub struct JournalRecord {
     pub fork: Option<Fork>,
     /// First xid of the new term.
     pub xid_bound: Option<u64>,
+    /// Commits of the previous term that proxies acknowledged with less durability than the cluster's mode, because the
+    /// session had lowered `synchronous_commit`: only these can be missing without being a fault.
+    #[serde(default)]
+    pub below_mode: u64,
     /// What was known at the time of the writes that may be lost.
     pub window: Option<Window>,
     /// The outcome: `active`, `superseded by term N`, or why it was given up.

@@ -1,7 +1,7 @@
 //! The view of the cluster, on a store in memory whose connection and leases fail on demand.
 
 use cluster::keys::Keys;
-use cluster::topology::{Closed, Gate, ProxyState, Topology};
+use cluster::topology::{BelowMode, Closed, Gate, ProxyState, Topology};
 use cluster::{Clock, Endpoint, Term};
 use failover::record::{Cause, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord};
 use failover::store::memory::MemoryStore;
@@ -183,13 +183,14 @@ async fn a_proxy_writes_in_async_mode_only_while_it_is_registered() {
     let mut topology = view.topology();
     let stale = Gate::Closed(Closed::Stale);
     until("a first view, not valid", &mut topology, |t| t.term == Term(3) && gate_now(t) == stale).await;
-    let (state, states) = watch::channel(ProxyState { term: Term(3), gate: stale, busy: 0 });
+    let (state, states) =
+        watch::channel(ProxyState { term: Term(3), gate: stale, busy: 0, below_mode: BelowMode::default() });
     let registration = view.register("p1", states);
     until("open", &mut topology, |t| gate_now(t) == Gate::Open).await;
     proxy_record(&store, "the key", |r| r.is_some_and(|r| r.gate == "stale")).await;
-    state.send_replace(ProxyState { term: Term(3), gate: Gate::Draining, busy: 2 });
+    state.send_replace(ProxyState { term: Term(3), gate: Gate::Draining, busy: 2, below_mode: BelowMode::default() });
     proxy_record(&store, "draining", |r| r.is_some_and(|r| (r.gate.as_str(), r.busy) == ("draining", 2))).await;
-    state.send_replace(ProxyState { term: Term(3), gate: Gate::Draining, busy: 0 });
+    state.send_replace(ProxyState { term: Term(3), gate: Gate::Draining, busy: 0, below_mode: BelowMode::default() });
     proxy_record(&store, "no more busy sessions", |r| r.is_some_and(|r| r.busy == 0)).await;
     // The lease is lost without the proxy's fault: it registers anew by itself.
     let before = store.get(&keys().proxy("p1")).await.unwrap().unwrap().lease;

@@ -11,7 +11,7 @@ use crate::metrics::{Metrics, Totals};
 use crate::pool::{Limits, PoolKey};
 use crate::worker::{self, Board, Inbound, Shared, ToWorker, Worker};
 use cluster::lag::LagSnapshot;
-use cluster::topology::{ProxyState, Topology};
+use cluster::topology::{BelowMode, ProxyState, Topology};
 use cluster::{Clock, Term};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -194,7 +194,12 @@ async fn accept(listener: TcpListener, shared: &Shared, mut accepts: watch::Rece
 fn state_of(shared: &Shared) -> ProxyState {
     // The oldest view of any worker is what the whole process can be relied on to act on.
     let oldest = shared.boards.iter().map(Board::applied).min_by_key(|a| (a.term, a.revision)).unwrap_or_default();
-    ProxyState { term: oldest.term, gate: oldest.gate, busy: shared.boards.iter().map(Board::busy).sum() }
+    let mut below_mode = BelowMode::default();
+    for (term, commits) in shared.boards.iter().flat_map(|b| b.below_mode().iter().collect::<Vec<_>>()) {
+        below_mode.add(term, commits);
+    }
+    let busy = shared.boards.iter().map(Board::busy).sum();
+    ProxyState { term: oldest.term, gate: oldest.gate, busy, below_mode }
 }
 
 async fn publish_state(

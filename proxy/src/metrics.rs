@@ -20,6 +20,7 @@ pub struct Metrics {
     logins: IntCounterVec,
     sessions: IntGauge,
     held: IntGauge,
+    pub(crate) below_mode: IntCounter,
     servers: IntGaugeVec,
     standby_staleness: GaugeVec,
 }
@@ -59,6 +60,10 @@ impl Metrics {
             )?,
             logins: counters("pgtenure_proxy_logins_total", "Client logins, by result", &["result"])?,
             sessions: IntGauge::new("pgtenure_proxy_sessions", "Client sessions")?,
+            below_mode: IntCounter::new(
+                "pgtenure_proxy_commits_below_mode_total",
+                "Commits acknowledged with less durability than the cluster's mode",
+            )?,
             held: IntGauge::new("pgtenure_proxy_held_statements", "Statements held or waiting for a server")?,
             servers: gauges("pgtenure_proxy_servers", "Server connections, by role and state", &["role", "state"])?,
             standby_staleness: GaugeVec::new(
@@ -87,6 +92,7 @@ impl Metrics {
             Box::new(self.logins.clone()),
             Box::new(self.sessions.clone()),
             Box::new(self.held.clone()),
+            Box::new(self.below_mode.clone()),
             Box::new(self.servers.clone()),
             Box::new(self.standby_staleness.clone()),
         ]

@@ -13,7 +13,7 @@ use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
 use crate::session::{client, login};
 use cluster::lag::LagSnapshot;
-use cluster::topology::{Gate, Topology};
+use cluster::topology::{BelowMode, Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -74,6 +74,7 @@ pub struct Shared {
 pub struct Board {
     applied: Mutex<Applied>,
     busy: AtomicU64,
+    below_mode: Mutex<BelowMode>,
     /// Sessions, to choose the worker with the fewest.
     pub sessions: AtomicUsize,
     totals: Mutex<Totals>,
@@ -106,6 +107,11 @@ impl Board {
     /// Sessions in a transaction on the primary or with a statement in flight there.
     pub fn busy(&self) -> u64 {
         self.busy.load(Ordering::SeqCst)
+    }
+
+    /// Commits acknowledged with less durability than the cluster's mode.
+    pub fn below_mode(&self) -> BelowMode {
+        *self.below_mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The worker's gauges as of its last tick.
@@ -353,6 +359,13 @@ impl Worker {
         if !begins && self.view.borrow().topology.gate != Gate::Open {
             self.shared.applied.notify_one();
         }
+    }
+
+    /// A commit of `term` was acknowledged with less durability than the cluster's mode. Rare: it was asked for.
+    pub fn count_below_mode(&self, term: Term) {
+        let board = &self.shared.boards[self.index];
+        board.below_mode.lock().unwrap_or_else(PoisonError::into_inner).add(term, 1);
+        self.shared.metrics.below_mode.inc();
     }
 
     /// A statement begins or ends to wait.

@@ -242,6 +242,14 @@ fn journal_text(j: &JournalRecord) -> String {
     for n in &j.recruits {
         let _ = writeln!(out, "  frozen: {} at {} on timeline {}", n.node, n.lsn, n.timeline);
     }
+    if j.below_mode > 0 {
+        let _ = writeln!(
+            out,
+            "commits acknowledged below the cluster's mode in the term that ended: {} (sessions with a lowered \
+             synchronous_commit)",
+            j.below_mode
+        );
+    }
     if let Some(w) = j.window {
         let _ = writeln!(
             out,
@@ -265,7 +273,7 @@ fn loss_text(l: &LossReport) -> String {
     }
     let mut out = format!(
         "final, from the WAL of {}: {} between the fork {} and its end {}: {} commits lost, {} aborts{}, {} of the \
-         commits made below the cluster's mode\n",
+         commits made while the mode was suspended\n",
         l.node,
         bytes(l.bytes),
         l.fork_lsn,

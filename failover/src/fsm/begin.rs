@@ -203,6 +203,7 @@ impl Planner {
             k: policy.k,
             fork: None,
             xid_bound: None,
+            below_mode: 0,
             window: None,
             finished: None,
             data_loss_allowed: begin.allow_loss,

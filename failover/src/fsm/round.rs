@@ -248,11 +248,20 @@ impl Planner {
         }
     }
 
+    /// Commits of the term that ended, acknowledged below the mode, as the proxies have written them by now.
+    fn below_mode(&self, journal: &JournalRecord) -> u64 {
+        // A timeline is its term's number (INV-4), and the fork names the one that ended.
+        let Some(ended) = journal.fork.map(|f| Term(u64::from(f.timeline.0))) else { return 0 };
+        let counts = self.seen.records.proxies.values().flat_map(|p| &p.below_mode);
+        counts.filter(|c| c.term == ended).map(|c| c.commits).sum()
+    }
+
     /// T3 is made.
     pub(super) fn finish(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Stage::Round(mut round) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
         phase(&mut round.journal, round.begin.began, now, "open");
         round.journal.finished = Some("active".into());
+        round.journal.below_mode = self.below_mode(&round.journal);
         self.write_journal(&round.journal, out);
         self.saw_primary = round.term;
         self.rearm_not_before = now + self.settings.retry;

@@ -4,7 +4,7 @@
 //! gone while the proxy still acts on an old view: [`Registered::until`] bounds the view's validity.
 
 use super::topology::CLOCK_DRIFT_PER_MILLE;
-use crate::record::ProxyRecord;
+use crate::record::{ProxyRecord, TermCommits};
 use crate::store::{LeaseId, Store, StoreError, Txn};
 use cluster::lease::Lease;
 use cluster::topology::{Gate, ProxyState};
@@ -205,7 +205,9 @@ impl Registrar {
     }
 
     async fn write(&self, lease: LeaseId, state: ProxyState) -> Result<(), StoreError> {
-        let record = ProxyRecord { term: state.term, gate: state.gate.as_str().to_owned(), busy: state.busy };
+        let below_mode = state.below_mode.iter().map(|(term, commits)| TermCommits { term, commits }).collect();
+        let gate = state.gate.as_str().to_owned();
+        let record = ProxyRecord { term: state.term, gate, busy: state.busy, below_mode };
         let value = serde_json::to_vec(&record).expect("a record of numbers and text is JSON");
         self.store.txn(Txn::new().put_leased(self.key.as_str(), value, lease)).await.map(|_| ())
     }
@@ -230,10 +232,11 @@ fn write_in(written: &ProxyState, ago: Duration, state: &ProxyState) -> Option<D
 mod tests {
     use super::*;
     use cluster::Term;
+    use cluster::topology::BelowMode;
 
     #[test]
     fn only_what_a_manager_waits_for_is_written_promptly() {
-        let s = |term, gate, busy| ProxyState { term: Term(term), gate, busy };
+        let s = |term, gate, busy| ProxyState { term: Term(term), gate, busy, below_mode: BelowMode::default() };
         let open = s(3, Gate::Open, 9);
         let ms = Duration::from_millis;
         for (written, ago, state, want) in [

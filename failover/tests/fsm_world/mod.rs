@@ -337,7 +337,7 @@ impl World {
         } else {
             let (term, gate) = (Term(words.value("term")?), words.value("gate")?);
             let busy = words.optional("busy")?.unwrap_or(0);
-            self.records.proxies.insert(id, ProxyRecord { term, gate, busy });
+            self.records.proxies.insert(id, ProxyRecord { term, gate, busy, below_mode: Vec::new() });
         }
         self.bump();
         self.read();

@@ -11,6 +11,7 @@ use crate::pool::{Identity, Pool};
 use crate::route::Causality;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::{self, Limits, Scan, Unit};
+use crate::session::durability::Durability;
 use crate::session::outbox::Outbox;
 use crate::session::relay::{Event, Relay, Undo};
 use crate::session::server::Server;
@@ -129,6 +130,7 @@ pub struct Session {
     /// The error for the unit at the head of the inbox.
     pub(super) fail: Option<Failure>,
     portal_may_commit: bool,
+    pub(super) durability: Durability,
     pub(super) wrote: bool,
     pub(super) busy: bool,
     /// A cancel request went to the server while something may commit there.
@@ -167,6 +169,7 @@ impl Session {
     ) -> Self {
         let table = functions.borrow_and_update().clone();
         let generation = w.generation.get();
+        let durability = Durability::of_startup(&identity.parameters);
         let mut session = Self {
             w,
             presence,
@@ -198,6 +201,7 @@ impl Session {
             skip: false,
             fail: None,
             portal_may_commit: false,
+            durability,
             wrote: false,
             busy: false,
             cancelled: false,
@@ -742,6 +746,9 @@ impl Session {
         self.pins.join(unit.pins);
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read;
+        if !unit.read {
+            self.durability.note(&input[..unit.len]);
+        }
         self.set_busy(primary || self.busy);
         self.waiting_since = None;
         self.hold = None;
@@ -860,8 +867,17 @@ impl Session {
             self.rescan = true;
             if self.wrote && self.relay.status == TxStatus::Idle {
                 self.causality.borrow_mut().wrote(self.w.now());
+                self.count_below_mode();
             }
         }
+    }
+
+    fn count_below_mode(&mut self) {
+        let strict = self.w.view.borrow().topology.valid_until.is_none();
+        if let Some(server) = self.server.as_ref().filter(|_| self.durability.is_below(strict)) {
+            self.w.count_below_mode(server.meta.term);
+        }
+        self.durability.end_transaction();
     }
 
     /// Nothing is owed.

@@ -6,6 +6,7 @@
 use crate::metrics::bump;
 use crate::session::batch;
 use crate::session::client::{Failure, Loss, Session, Step};
+use crate::session::durability::Durability;
 use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind, Undo};
 use crate::session::state::{LostBlock, Pins};
@@ -42,6 +43,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let pins = std::mem::take(&mut s.pins);
     if !pins.is_empty() {
         s.lost_pins = Some((node.clone(), pins));
+        s.durability = Durability::of_startup(&s.identity.parameters);
     }
     s.relay.status = TxStatus::Idle;
     let verdicts = answers(status, &sent, delivered);

@@ -7,6 +7,7 @@ pub mod acquire;
 pub mod batch;
 pub mod cancel;
 pub mod client;
+mod durability;
 pub mod login;
 mod lost;
 pub mod outbox;
