@@ -22,7 +22,7 @@ pub struct Seen {
     pub messages: u64,
     /// Connections made.
     pub connections: usize,
-    /// Connections that the server's side closed before the client did.
+    /// Connections that the server's side ended: by a fatal error, or closed before the client did.
     pub closed_by_server: usize,
 }
 
@@ -82,14 +82,17 @@ fn pass(client: TcpStream, target: SocketAddr, seen: &Mutex<Seen>) {
         let _ = pass_up(&from_client, &to_server, &said);
         let _ = to_server.shutdown(Shutdown::Write);
     });
+    let mut fatal = false;
     let _ = read_along(&server, &client, |count, errors| {
+        fatal |= errors.iter().any(|e| e.severity != "ERROR");
         note(&|s| {
             s.messages += count;
             s.errors.extend_from_slice(errors);
         });
     });
-    // The server's side ended: by itself, unless the client has said goodbye or closed its own side.
-    let client_first = goodbye.load(Ordering::SeqCst);
+    // The server's side ended: by itself, unless the client has said goodbye or closed its own side. A client may
+    // close as soon as it is told of a fatal error; the server ended it all the same.
+    let client_first = goodbye.load(Ordering::SeqCst) && !fatal;
     let _ = client.shutdown(Shutdown::Both);
     let _ = up.join();
     if !client_first {

@@ -46,6 +46,30 @@ fn no_client_sees_an_error_in_a_switchover_and_the_old_primary_is_a_standby_at_o
 }
 
 #[test]
+fn the_report_counts_commits_below_the_mode() {
+    let _turn = one_at_a_time();
+    let cluster = Cluster::healthy();
+    let before = cluster.active();
+    let mut lowered = cluster.connect();
+    lowered.query("create table if not exists relaxed (id int)").expect("a commit at the cluster's mode");
+    lowered.query("set synchronous_commit = off").expect("a session may ask for less");
+    for id in 0..3 {
+        lowered.query(&format!("insert into relaxed values ({id})")).expect("a commit below the mode");
+    }
+    lowered.query("set synchronous_commit = on").expect("and for the mode again");
+    lowered.query("insert into relaxed values (3)").expect("a commit at the cluster's mode");
+    lowered.terminate();
+    cluster.verb(&["switchover"]).exits(0);
+    let after = cluster.active_after(before.term);
+    let report = cluster.verb(&["report", &after.term.to_string(), "--json"]).exits(0).json();
+    // The SET to `on` ends the count, the commits before it were acknowledged below.
+    assert_eq!(report.pointer("/journal/below_mode").and_then(serde_json::Value::as_u64), Some(3), "{report:#}");
+    let text = cluster.verb(&["report", &after.term.to_string()]).exits(0).stdout;
+    assert!(text.contains("below the cluster's mode in the term that ended: 3"), "{text}");
+    cluster.all_stream();
+}
+
+#[test]
 fn a_switchover_that_makes_no_sense_is_refused_and_changes_nothing() {
     let _turn = one_at_a_time();
     let mut cluster = Cluster::healthy();
