@@ -53,3 +53,56 @@ fn a_fence_that_a_killed_agent_left_is_lifted_once_the_lease_is_held_again() {
         c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
     });
 }
+
+/// They work on files by name: a rewind that goes on would write into the copy that the next agent makes.
+#[test]
+fn programs_that_a_killed_agent_left_are_ended_before_anything_else() {
+    unprivileged("programs_that_a_killed_agent_left_are_ended_before_anything_else", async {
+        let mut c = Cluster::new(22420, 1, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        c.crash_agent(p).await;
+        let data = c.nodes[p].config.data_dir.join("data");
+        let run = |name: &str, file: std::path::PathBuf| {
+            let script = format!("exec -a {name} tail -f {}", file.display());
+            tokio::process::Command::new("bash").args(["-c", &script]).kill_on_drop(true).spawn().unwrap()
+        };
+        let mut rewind = run("/usr/lib/postgresql/15/bin/pg_rewind", data.join("PG_VERSION"));
+        let mut other = run("pg_rewind", "/etc/hostname".into());
+        let named = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"/usr"));
+        until("the program", async || named(rewind.id().unwrap()).then_some(())).await;
+        c.start(p).await;
+        assert!(!rewind.wait().await.unwrap().success());
+        assert!(other.try_wait().unwrap().is_none(), "what works elsewhere is left alone");
+        other.kill().await.unwrap();
+    });
+}
+
+/// Killed after the rewind or copy, before the server was consistent: it needs the primary's WAL to get there.
+#[test]
+fn data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it() {
+    unprivileged("data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it", async {
+        let mut c = Cluster::new(22430, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.crash_agent(s).await;
+        let (data, memory) = {
+            let dir = &c.nodes[s].config.data_dir;
+            (dir.join("data"), dir.join("agent.json"))
+        };
+        kill_all(&data);
+        std::fs::remove_dir_all(&data).unwrap();
+        let from = &c.nodes[p].config;
+        let mut copy = std::process::Command::new(format!("{}/pg_basebackup", agents::BIN));
+        copy.arg("-h").arg(from.data_dir.join("sock")).args(["-p", &from.postgres_port.to_string(), "-U", "postgres"]);
+        copy.args(["--wal-method=none", "--checkpoint=fast", "-D"]).arg(&data);
+        assert!(copy.status().unwrap().success());
+        let floor = c.value(p, "SELECT pg_current_wal_flush_lsn()").await;
+        let text = std::fs::read_to_string(&memory).unwrap();
+        let mut mark: serde_json::Value = serde_json::from_str(&text).unwrap();
+        mark["quarantine"] = serde_json::json!({ "timeline": 1, "lsn": floor });
+        std::fs::write(&memory, mark.to_string()).unwrap();
+        c.start(s).await;
+        c.until_streaming(s, p, Term(1)).await;
+        c.until_state(s, "the quarantine's end", |s| s.quarantine.is_none().then_some(())).await;
+    });
+}

@@ -58,6 +58,10 @@ impl Agent {
             if !self.env.layout.has_data() {
                 return Err(self.wrong_state("with data"));
             }
+            // It would not count, and may not even start without WAL from the primary it was copied from.
+            if self.memory().quarantine.is_some() && postgres::postmaster(&self.env).is_none() {
+                return Err(self.wrong_state("out of quarantine"));
+            }
             self.start_detached(order.term).await.map_err(|e| self.failed("starting PostgreSQL", &e))?;
         }
         self.look_again(Duration::from_secs(1)).await;

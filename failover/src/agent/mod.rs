@@ -58,6 +58,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+/// How long programs that an earlier agent left may take to die.
+const LEFTOVER_BOUND: Duration = Duration::from_secs(10);
+
 /// An agent that cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -183,6 +186,10 @@ pub async fn run(
 ) -> Result<AgentHandle, StartError> {
     let env = Env::prepare(config, cluster, keys).await?;
     let lock = lock(&env)?;
+    if !process::kill_tools(&env.layout.root, LEFTOVER_BOUND).await {
+        let source = io::Error::other("SIGKILL does not end them");
+        return Err(StartError::System { what: "programs that an earlier agent left are still at work", source });
+    }
     process::adopt_orphans().map_err(|source| StartError::System { what: "could not adopt orphans", source })?;
     let keeper = Keeper::open(&env.layout)?;
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();

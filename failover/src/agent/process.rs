@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
@@ -72,6 +73,41 @@ pub(crate) async fn kill_all(data: &Path, bound: Duration) -> bool {
         tokio::time::sleep(Duration::from_millis(5)).await;
         reap();
     }
+}
+
+/// SIGKILL every program that an agent which was killed has left at work below `root`, at most `bound`. False:
+/// something is still there.
+///
+/// They find their files by name: a rewind that goes on while the next agent puts a fresh copy in its place would write
+/// into that copy. Only for whoever holds the directory's lock.
+pub(crate) async fn kill_tools(root: &Path, bound: Duration) -> bool {
+    let Ok(root) = root.canonicalize() else { return true };
+    let deadline = tokio::time::Instant::now() + bound;
+    loop {
+        let left: Vec<Pid> = pids().filter(|pid| is_tool_below(*pid, &root)).collect();
+        if left.is_empty() {
+            return true;
+        }
+        for pid in &left {
+            tracing::warn!(pid = pid.as_raw(), "ending a program that an earlier agent left");
+            send(*pid, Signal::SIGKILL);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn is_tool_below(pid: Pid, root: &Path) -> bool {
+    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+    let program = words.first().and_then(|w| w.rsplit(|b| *b == b'/').next()).unwrap_or_default();
+    let tool = matches!(program, b"pg_rewind" | b"pg_basebackup" | b"pg_waldump" | b"initdb")
+        // What pg_rewind and initdb run.
+        || program == b"postgres" && words.iter().any(|w| matches!(*w, b"--single" | b"--boot"));
+    let below = |word: &&[u8]| Path::new(std::ffi::OsStr::from_bytes(word)).starts_with(root);
+    tool && words.iter().any(below)
 }
 
 /// Collect dead `postgres` processes that are our children, by birth or by adoption. Servers and their backends live

@@ -98,6 +98,11 @@ impl Agent {
                 self.look_again(self.env.config.probe_timeout).await;
                 started?;
             }
+            Act::StartUnder => {
+                let done = self.start_under_primary().await;
+                self.rejoining(None);
+                done?;
+            }
             Act::Rejoin => {
                 let done = self.rejoin().await;
                 self.rejoining(None);
@@ -143,6 +148,7 @@ impl Agent {
             upstream: upstream.as_ref().map(|u| (&u.node, u.term)),
             not_streaming_for: seen.not_streaming_since.map_or(Duration::ZERO, |t| self.env.clock.now().since(t)),
             rewind_interrupted: memory.rewinding,
+            quarantined: memory.quarantine.is_some(),
             voter: self.env.is_voter(),
         })
     }

@@ -128,9 +128,13 @@ impl Agent {
         self.follow_source(source).await?;
         match self.start_as(postgres::As::Standby, source.term).await {
             Ok(_) => {}
-            Err(error @ (ServerError::Superseded | ServerError::NotReady { .. } | ServerError::Ended { .. })) => {
-                // It cannot become consistent without that source, and what it was rewound to may not be the new
-                // primary's: replace it.
+            Err(error @ ServerError::Superseded) => {
+                // Whether the next primary can take it over is seen from the quarantine's floor.
+                postgres::stop(&self.env, postgres::Stop::Immediate).await?;
+                return Err(error.into());
+            }
+            Err(error @ (ServerError::NotReady { .. } | ServerError::Ended { .. })) => {
+                // It cannot become consistent without that source: replace it.
                 postgres::stop(&self.env, postgres::Stop::Immediate).await?;
                 self.remember(|m| m.rewinding = true)
                     .map_err(|source| RejoinError::File { what: "the mark could not be written", source })?;
@@ -140,6 +144,22 @@ impl Agent {
         }
         self.look_again(self.env.config.probe_timeout).await;
         Ok(())
+    }
+
+    /// Start what was rewound or copied before under the primary there is now.
+    pub(super) async fn start_under_primary(&self) -> Result<(), RejoinError> {
+        let source = self.source().await?;
+        // It needs WAL up to its floor; on another line of descent it can never become consistent.
+        if self.memory().quarantine.is_some_and(|floor| !source.history.contains(floor.timeline, floor.lsn)) {
+            tracing::warn!(
+                node = %self.env.config.node, term = source.term.0, primary = %source.node,
+                reason = "rewound or copied from a primary whose WAL the new one does not have", "to be cloned"
+            );
+            return self
+                .remember(|m| m.rewinding = true)
+                .map_err(|source| RejoinError::File { what: "the mark could not be written", source });
+        }
+        self.start_under(&source).await
     }
 
     /// Copy the primary: this node has no data.

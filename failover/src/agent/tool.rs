@@ -82,6 +82,15 @@ pub(crate) async fn run_lines(
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command.env("LC_ALL", "C").env("TZ", "UTC").env_remove("PGOPTIONS").env_remove("PGPASSWORD");
     let start = |source| ToolError::Start { program: program.clone(), source };
+    // A program that outlives its agent would work on files that the next agent replaces. The kernel counts the thread
+    // that starts it as its parent: a worker of the runtime, which lives as long as the runtime.
+    // SAFETY: prctl with PR_SET_PDEATHSIG takes integers only, touches no memory of ours and is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
     let mut child = command.spawn().map_err(start)?;
     let missing = || ToolError::Output { program: program.clone() };
     let stdout = child.stdout.take().ok_or_else(missing)?;

@@ -60,6 +60,8 @@ pub struct Facts<'a> {
     pub not_streaming_for: Duration,
     /// A rewind was begun and not finished.
     pub rewind_interrupted: bool,
+    /// It was rewound or copied and has not replayed past that yet.
+    pub quarantined: bool,
     /// Is this node a voter of the configuration (only such a node may create the cluster)?
     pub voter: bool,
 }
@@ -77,6 +79,8 @@ pub enum Act {
     Clone,
     /// Start as a standby without upstream: only then its line of descent and its end are known.
     StartDetached,
+    /// Start under the primary of the record: rewound or copied data may be consistent only with WAL from there.
+    StartUnder,
     /// Compare lines of descent with the primary of the record; then follow, rewind or clone.
     Rejoin,
     /// Stop: an operator fenced the node. On a primary acknowledgements stop first.
@@ -150,6 +154,7 @@ pub fn decide(facts: &Facts<'_>) -> Act {
         Server::Absent => with_primary(facts, record, Act::Clone),
         Server::Stopped { .. } if facts.rewind_interrupted => with_primary(facts, record, Act::Rejoin),
         Server::Stopped { was_primary: true } => with_primary(facts, record, Act::Rejoin),
+        Server::Stopped { was_primary: false } if facts.quarantined => with_primary(facts, record, Act::StartUnder),
         Server::Stopped { was_primary: false } => Act::StartDetached,
         Server::Standby { streaming } => standby(facts, record, streaming),
     }
@@ -264,6 +269,7 @@ mod tests {
             upstream: None,
             not_streaming_for: Duration::ZERO,
             rewind_interrupted: false,
+            quarantined: false,
             voter: true,
         }
     }
@@ -298,6 +304,12 @@ mod tests {
         let active = record(4, Phase::Active, Some("n2"));
         check(STANDBY, Some(&active), Act::Rejoin);
         check(Server::Stopped { was_primary: false }, Some(&active), Act::StartDetached);
+        // Without the primary's WAL it would wait for consistency for ever.
+        let (node, recruiting) = (n("n1"), record(5, Phase::Recruiting, None));
+        let rewound =
+            Facts { quarantined: true, ..facts(&node, Server::Stopped { was_primary: false }, Some(&active)) };
+        assert_eq!(decide(&rewound), Act::StartUnder);
+        assert_eq!(decide(&Facts { record: Some(&recruiting), ..rewound }), Act::Wait(Because::NoPrimary));
         let (node, upstream) = (n("n1"), n("n2"));
         let follows = Facts { upstream: Some((&upstream, Term(4))), ..facts(&node, STANDBY, Some(&active)) };
         assert_eq!(decide(&follows), Act::Wait(Because::Fine));
