@@ -108,6 +108,8 @@ pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Sca
             b'X' if at == 0 => return Scan::Terminate,
             b'd' | b'c' | b'f' if at == 0 => return Scan::Ignore(head.total),
             b'X' => return Scan::Unit(Unit { read: false, ..s.unit }),
+            // They may belong to what is executed before them: that is sent, and shows whether it copies.
+            b'd' | b'c' | b'f' if s.unit.statements > 0 => return Scan::Unit(Unit { read: false, ..s.unit }),
             _ => {}
         }
         let step = match input.get(at..at + head.total) {

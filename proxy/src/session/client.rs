@@ -23,6 +23,7 @@ use crate::sql::{Access, FunctionTable, LexRules, PinReason, Statement, classify
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt, Severity};
+use crate::wire::frontend;
 use crate::worker::{Presence, Settings, Worker};
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId, Role};
@@ -145,6 +146,8 @@ pub struct Session {
     classes: Vec<Statement>,
     /// The client will send no more.
     eof: bool,
+    /// What was sent last ended with a Flush: its answers come without a Sync.
+    flushed: bool,
     reason: &'static str,
 }
 
@@ -211,6 +214,7 @@ impl Session {
             generation,
             classes: Vec::new(),
             eof: false,
+            flushed: false,
             reason: "write",
         };
         settings.iter().for_each(|(name, value)| session.learn(name, value));
@@ -278,7 +282,8 @@ impl Session {
     fn leave(&mut self) {
         self.w.places.borrow_mut().leave(self.place);
         self.set_busy(false);
-        let clean = !self.relay.busy() && self.relay.status == TxStatus::Idle && self.pins.is_empty();
+        let between = self.server_in.is_empty() && !self.relay.mid_frame() && self.to_server.is_empty();
+        let clean = between && !self.relay.busy() && self.relay.status == TxStatus::Idle && self.pins.is_empty();
         if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
             if clean {
                 self.w.release(&pool, server);
@@ -320,7 +325,8 @@ impl Session {
         moved |= self.read_server(cx)?;
         moved |= self.read_client(cx)?;
         // What was sent is answered as PostgreSQL does after a half-close; what waits for more of the client is over.
-        let owed = self.relay.pending() > 0 && !self.relay.copy_in();
+        let answered = self.relay.owed() > 0 || (self.flushed && self.relay.pending() > 0);
+        let owed = answered && !self.relay.copy_in();
         if self.eof && !moved && !owed && self.to_client.is_empty() {
             return Err(Turn::Close);
         }
@@ -363,6 +369,10 @@ impl Session {
     /// A cancel request has come for this session, which holds a server or nothing that runs.
     fn cancel(&mut self) {
         let Some(server) = &self.server else { return };
+        if self.hold.is_some() && !self.relay.busy() && self.relay.status == TxStatus::Idle {
+            (self.fail, self.rescan) = (Some(Failure::Error(ClientError::Cancelled)), true);
+            return;
+        }
         // A COMMIT that waits for its standby must not be told to stop waiting.
         if !self.relay.busy() || self.relay.commit_in_flight() {
             return;
@@ -583,7 +593,21 @@ impl Session {
         self.send(&input[..run]).map_or(Step::Used(run), |turn| Step::Turn(run, turn))
     }
 
+    /// Copy messages that came before the server has said whether it copies: they belong to what is in flight.
+    fn early_copy(&mut self) -> Step {
+        if self.relay.owed() > 0 {
+            return Step::Wait;
+        }
+        // Without a Sync only a COPY is answered by itself: ask for the answer, that shows whether it is one.
+        let mut flush = Vec::new();
+        frontend::write_flush(&mut flush);
+        self.send(&flush).map_or(Step::Wait, |turn| Step::Turn(0, turn))
+    }
+
     fn step_unit(&mut self, input: &[u8]) -> Step {
+        if matches!(input.first(), Some(b'd' | b'c' | b'f')) && self.server.is_some() && self.relay.may_copy() {
+            return self.early_copy();
+        }
         if self.server.is_some() && !self.may_send_more() {
             return Step::Wait;
         }
@@ -749,6 +773,7 @@ impl Session {
         if !unit.read {
             self.durability.note(&input[..unit.len]);
         }
+        self.flushed = unit.flush;
         self.set_busy(primary || self.busy);
         self.waiting_since = None;
         self.hold = None;
@@ -832,6 +857,7 @@ impl Session {
             self.server_in = Vec::new();
         }
         self.account();
+        self.rescan |= matches!(self.inbox.first(), Some(b'd' | b'c' | b'f'));
         if sent.is_err() {
             return Err(Turn::Close);
         }

@@ -215,6 +215,11 @@ impl Relay {
         self.copy_in
     }
 
+    /// May something in flight turn out to be a COPY from the client?
+    pub fn may_copy(&self) -> bool {
+        !self.skipping && self.queue.iter().any(|e| matches!(e.kind, Kind::Query | Kind::Execute))
+    }
+
     /// Is a frame of the server half passed?
     pub fn mid_frame(&self) -> bool {
         self.body_left > 0

@@ -109,6 +109,11 @@ pub fn write_query(out: &mut Vec<u8>, sql: &str) {
     message(out, b'Q', |b| cstring(b, sql.as_bytes()));
 }
 
+/// Append a Flush.
+pub fn write_flush(out: &mut Vec<u8>) {
+    message(out, b'H', |_| {});
+}
+
 /// Append a SASLInitialResponse for SCRAM-SHA-256.
 pub fn write_sasl_initial(out: &mut Vec<u8>, data: &[u8]) {
     message(out, b'p', |b| {

@@ -1,0 +1,168 @@
+//! What drivers rarely do and PostgreSQL allows: it must not cost anybody a connection, a statement or an answer.
+
+mod common;
+
+use cluster::topology::{Closed, Gate};
+use common::raw::{Raw, bind, describe, execute, flush, parse, run, sync};
+use common::{Cluster, dial, wait_for};
+use proxy::wire::codec::message;
+use proxy::wire::frontend::write_query;
+use proxy::wire::startup::cancel_request;
+use std::io::Write;
+
+fn words(seen: &[String]) -> String {
+    seen.join(" | ")
+}
+
+fn copy_data(out: &mut Vec<u8>) {
+    for row in [&b"5\n"[..], b"6\n"] {
+        message(out, b'd', |b| b.extend_from_slice(row));
+    }
+    message(out, b'c', |_| {});
+}
+
+#[test]
+fn what_is_described_behind_a_flush_runs_on_the_primary() {
+    let c = Cluster::start(1, |_| {});
+    c.psql("create table t(a int)").unwrap();
+    let mut raw = Raw::login(c.port, &[]);
+    wait_for("reads to go to the standby", || {
+        words(&raw.query("select current_setting('cluster_name')")).contains("D n2").then_some(())
+    });
+    // As asyncpg prepares: it waits for the description before it sends the rest of the unit.
+    raw.write(|out| {
+        parse(out, "s", "insert into t values (1)");
+        describe(out, "s");
+        flush(out);
+    });
+    assert_eq!([raw.next(), raw.next(), raw.next()], ["1", "t", "n"]);
+    raw.write(|out| {
+        bind(out, "", "s", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "2 | C INSERT 0 1 | Z I");
+    // As a pipeline does that wants the first result early.
+    wait_for("reads to go to the standby again", || {
+        words(&raw.query("select current_setting('cluster_name')")).contains("D n2").then_some(())
+    });
+    raw.write(|out| {
+        run(out, "select 1");
+        flush(out);
+    });
+    assert_eq!([raw.next(), raw.next(), raw.next(), raw.next()], ["1", "2", "D 1", "C SELECT 1"]);
+    raw.write(|out| {
+        run(out, "insert into t values (2)");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "1 | 2 | C INSERT 0 1 | Z I");
+}
+
+#[test]
+fn copy_data_may_come_before_the_server_asks_for_it() {
+    let c = Cluster::start(0, |_| {});
+    c.psql("create table t(a int)").unwrap();
+    let mut raw = Raw::login(c.port, &[]);
+    raw.write(|out| {
+        write_query(out, "copy t from stdin");
+        copy_data(out);
+        write_query(out, "select count(*) from t");
+    });
+    assert_eq!(words(&raw.until_ready()), "G | C COPY 2 | Z I");
+    assert_eq!(words(&raw.until_ready()), "T | D 2 | C SELECT 1 | Z I");
+    for early_sync in [false, true] {
+        raw.write(|out| {
+            run(out, "copy t from stdin");
+            if early_sync {
+                sync(out);
+            }
+            copy_data(out);
+            sync(out);
+        });
+        assert_eq!(words(&raw.until_ready()), "1 | 2 | G | C COPY 2 | Z I");
+    }
+    // Where nothing copies it is thrown away.
+    raw.write(|out| {
+        run(out, "select 1");
+        copy_data(out);
+        sync(out);
+        write_query(out, "select count(*) from t");
+        copy_data(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "1 | 2 | D 1 | C SELECT 1 | Z I");
+    assert_eq!(words(&raw.until_ready()), "T | D 6 | C SELECT 1 | Z I");
+    raw.write(|out| {
+        write_query(out, "copy nowhere from stdin");
+        copy_data(out);
+        write_query(out, "select 7");
+    });
+    assert_eq!(words(&raw.until_ready()), "E 42P01 | Z I");
+    assert_eq!(words(&raw.until_ready()), "T | D 7 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn a_client_that_leaves_without_its_sync_gives_its_server_up() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    c.psql("create table t(a int)").unwrap();
+    let mut raw = Raw::login(c.port, &[]);
+    raw.write(|out| {
+        run(out, "insert into t values (1)");
+        flush(out);
+    });
+    assert_eq!([raw.next(), raw.next(), raw.next()], ["1", "2", "C INSERT 0 1"]);
+    raw.write(|out| run(out, "insert into t values (2)"));
+    drop(raw);
+    let mut other = Raw::login(c.port, &[]);
+    assert_eq!(words(&other.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn a_lost_block_is_ended_by_a_rollback_of_any_name() {
+    let mut c = Cluster::start(0, |_| {});
+    c.psql("create table t(a int)").unwrap();
+    let mut raw = Raw::login(c.port, &[]);
+    assert_eq!(words(&raw.query("begin")), "C BEGIN | Z T");
+    c.nodes[0].kill();
+    assert_eq!(words(&raw.query("insert into t values (1)")), "E 40001 | Z E");
+    // As JDBC sends it.
+    raw.write(|out| {
+        parse(out, "S_1", "ROLLBACK");
+        bind(out, "", "S_1", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "1 | 2 | C ROLLBACK | Z I");
+    c.nodes[0].start();
+    // The name is known from now on.
+    raw.write(|out| {
+        write_query(out, "begin");
+        bind(out, "", "S_1", &[]);
+        execute(out, "");
+        sync(out);
+        parse(out, "S_1", "ROLLBACK");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "C BEGIN | Z T");
+    assert_eq!(words(&raw.until_ready()), "2 | C ROLLBACK | Z I");
+    assert_eq!(words(&raw.until_ready()), "E 42P05 | Z I");
+}
+
+#[test]
+fn a_statement_held_for_a_pinned_session_can_be_cancelled() {
+    let c = Cluster::start(0, |_| {});
+    let mut raw = Raw::login(c.port, &[]);
+    assert_eq!(words(&raw.query("create temp table mine(a int)")), "C CREATE TABLE | Z I");
+    c.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
+    raw.write(|out| write_query(out, "insert into mine values (1)"));
+    // The request may come before the statement, and then has nothing to cancel.
+    raw.stream.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+    let mut first = [0];
+    wait_for("the statement to be cancelled", || {
+        dial(c.port).write_all(&cancel_request(raw.key.0, raw.key.1)).unwrap();
+        (raw.stream.peek(&mut first).ok()? == 1).then_some(())
+    });
+    raw.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    assert_eq!(words(&raw.until_ready()), "E 57014 | Z I");
+    c.publish(|t| t.gate = Gate::Open);
+    assert_eq!(words(&raw.query("select count(*) from mine")), "T | D 0 | C SELECT 1 | Z I");
+}
