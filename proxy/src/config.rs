@@ -17,8 +17,9 @@ pub struct Raw {
     /// changes its worker and more threads than cores only take turns.
     pub workers: usize,
     /// Server connections that each pool of this process may hold; a pool is one node, database, user and set of
-    /// startup parameters. Default 100. Keep it below PostgreSQL's `max_connections` (itself 100 by default, some of
-    /// them reserved): what exceeds that waits as if the server were not there.
+    /// startup parameters. Default 80: PostgreSQL's `max_connections` is 100 by default, and the rest is for agents,
+    /// lagmon, replication and people. A node whose slots are all taken cannot be rejoined to. All pools of a node
+    /// together, over all proxies, must stay below its `max_connections` by some 20.
     pub pool_size: usize,
     /// Client connections this process accepts; the next is refused with 53300. Default 10000.
     pub max_client_connections: usize,
@@ -75,7 +76,7 @@ impl Default for Raw {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 6432)),
             workers: 0,
-            pool_size: 100,
+            pool_size: 80,
             max_client_connections: 10_000,
             query_wait_timeout: Span::secs(30),
             hold_timeout: Span::secs(30),
