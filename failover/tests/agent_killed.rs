@@ -1,4 +1,4 @@
-//! Agents with real PostgreSQL: what an agent that was killed half-way leaves behind.
+//! Agents with real PostgreSQL: what an agent, or a primary, that was killed half-way leaves behind.
 
 #[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
 mod agents;
@@ -104,5 +104,35 @@ fn data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it() {
         c.start(s).await;
         c.until_streaming(s, p, Term(1)).await;
         c.until_state(s, "the quarantine's end", |s| s.quarantine.is_none().then_some(())).await;
+    });
+}
+
+/// A primary died after a follower had fetched its history, before the follower reached the fork. PostgreSQL then takes
+/// that history for its own line and would write it, with a fork that lies past the end, into the next one: an old
+/// primary would be rewound to the wrong place.
+#[test]
+fn a_history_whose_fork_was_never_reached_is_not_inherited() {
+    unprivileged("a_history_whose_fork_was_never_reached_is_not_inherited", async {
+        let mut c = Cluster::new(22440, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.begin().await;
+        let (record, revision) = c.begin().await;
+        let end = c.freeze(s, record.term).await.unwrap().position.unwrap();
+        let wal = c.nodes[s].config.data_dir.join("data/pg_wal");
+        let beyond = cluster::Lsn(end.lsn.0 + 4096);
+        std::fs::write(wal.join("00000002.history"), format!("1\t{beyond}\tno recovery target specified\n")).unwrap();
+        let log = c.nodes[s].config.data_dir.join("log");
+        until("PostgreSQL to find the history", async || {
+            let files = std::fs::read_dir(&log).unwrap().flatten();
+            let text: String = files.map(|f| std::fs::read_to_string(f.path()).unwrap_or_default()).collect();
+            text.contains("new target timeline is 2").then_some(())
+        })
+        .await;
+        let (term, promoted) = c.failover_begun(record, revision, s, &[s]).await;
+        assert_eq!((promoted.fork.timeline, promoted.fork.lsn), (TimelineId(1), end.lsn));
+        let history = std::fs::read_to_string(wal.join("00000003.history")).unwrap();
+        assert_eq!(history.lines().filter(|l| !l.is_empty()).count(), 1, "{history}");
+        c.until_streaming(p, s, term).await;
     });
 }

@@ -15,6 +15,7 @@ use cluster::timeline::{Fork, History};
 use cluster::{Lsn, TimelineId};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -73,6 +74,8 @@ impl Agent {
         if have != order.base {
             return Err(Refused::OtherPosition { node, have: Some(have), want: order.base }.into());
         }
+        let unreached = self.unreached_histories(order.base).map_err(|e| self.failed("reading histories", &e))?;
+        let sql = if unreached.is_empty() { sql } else { self.restart_without(&unreached, order.term).await? };
         match self.try_promote(order, timeline, names, &sql).await {
             Ok(promoted) => Ok(promoted),
             Err(error) => {
@@ -197,6 +200,38 @@ impl Agent {
             }
             tokio::time::sleep(Duration::from_millis(5).min(left(what)?)).await;
         }
+    }
+
+    /// Histories of timelines that left ours past the end of our WAL: fetched from a primary that was lost before we
+    /// got that far.
+    fn unreached_histories(&self, base: Position) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(self.env.layout.data().join("pg_wal"))? {
+            let path = entry?.path();
+            let number = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".history"));
+            let Some(number) = number.and_then(|n| u32::from_str_radix(n, 16).ok()).filter(|n| *n > base.timeline.0)
+            else {
+                continue;
+            };
+            let history = History::parse(TimelineId(number), &std::fs::read_to_string(&path)?);
+            let leaves = |f: &Fork| f.timeline == base.timeline && f.lsn > base.lsn;
+            if history.is_ok_and(|h| h.forks.iter().any(leaves)) {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// PostgreSQL has taken such a history for its own line and would put it into the new one, with a fork past the
+    /// end; whoever goes by that would be rewound to the wrong place. It only forgets it with a restart.
+    async fn restart_without(&self, unreached: &[PathBuf], term: cluster::Term) -> Result<Sql, CommandError> {
+        tracing::warn!(node = %self.env.config.node, term = term.0, files = ?unreached, "restarting without unreached histories");
+        postgres::stop(&self.env, Stop::Immediate).await.map_err(|e| self.failed("promoting", &e))?;
+        for path in unreached {
+            remove(path).map_err(|e| self.failed("removing a history", &e))?;
+        }
+        let started = self.start_as(postgres::As::Standby, term).await;
+        started.map_err(|e| self.failed("promoting", &e).into())
     }
 
     /// Empty histories for the numbers between, so that PostgreSQL chooses the term's number for its timeline.
