@@ -132,6 +132,8 @@ pub struct Session {
     pub(super) fail: Option<Failure>,
     portal_may_commit: bool,
     pub(super) durability: Durability,
+    /// More than a change of `synchronous_commit` was sent since the last commit.
+    commits: bool,
     pub(super) wrote: bool,
     pub(super) busy: bool,
     /// A cancel request went to the server while something may commit there.
@@ -205,6 +207,7 @@ impl Session {
             fail: None,
             portal_may_commit: false,
             durability,
+            commits: false,
             wrote: false,
             busy: false,
             cancelled: false,
@@ -771,7 +774,7 @@ impl Session {
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read;
         if !unit.read {
-            self.durability.note(&input[..unit.len]);
+            self.commits |= !self.durability.note(&input[..unit.len]);
         }
         self.flushed = unit.flush;
         self.set_busy(primary || self.busy);
@@ -900,7 +903,8 @@ impl Session {
 
     fn count_below_mode(&mut self) {
         let strict = self.w.view.borrow().topology.valid_until.is_none();
-        if let Some(server) = self.server.as_ref().filter(|_| self.durability.is_below(strict)) {
+        let below = std::mem::take(&mut self.commits) && self.durability.is_below(strict);
+        if let Some(server) = self.server.as_ref().filter(|_| below) {
             self.w.count_below_mode(server.meta.term);
         }
         self.durability.end_transaction();

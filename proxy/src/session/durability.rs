@@ -41,13 +41,16 @@ impl Durability {
         durability
     }
 
-    /// Note what a unit on its way to the server sets, if it sets anything.
-    pub(super) fn note(&mut self, unit: &[u8]) {
+    /// Note what a unit on its way to the server sets, if it sets anything. True when setting is all that it does, so
+    /// that it commits nothing.
+    pub(super) fn note(&mut self, unit: &[u8]) -> bool {
         let text = &unit[..unit.len().min(SEARCHED)];
         let mut from = 0;
+        let mut alone = false;
         while let Some(at) = find(&text[from..]) {
             let start = from + at;
             from = start + NAME.len();
+            alone = is_alone(&text[..start], &text[from..]);
             let level = level_of(&text[from..]);
             if is_local(&text[..start], &text[from..]) {
                 self.transaction = Some(level);
@@ -55,6 +58,7 @@ impl Durability {
                 (self.session, self.transaction) = (level, None);
             }
         }
+        alone
     }
 
     /// The transaction is over.
@@ -99,6 +103,15 @@ fn is_local(before: &[u8], behind: &[u8]) -> bool {
     last.eq_ignore_ascii_case(b"local") || call && third.eq_ignore_ascii_case(b"true")
 }
 
+/// Is there no other statement in a simple query's text around the one that sets? What follows a text in the extended
+/// protocol are messages, which cannot hold another statement's text before the next Parse.
+fn is_alone(before: &[u8], behind: &[u8]) -> bool {
+    let simple = before.first() == Some(&b'Q');
+    let earlier = before.contains(&b';');
+    let rest = &behind[statement_head(behind).len()..];
+    !earlier && (!simple || words(rest).next().is_none())
+}
+
 /// Up to the end of the statement that `text` begins in.
 fn statement_head(text: &[u8]) -> &[u8] {
     text.split(|b| matches!(b, b';' | 0)).next().unwrap_or_default()
@@ -120,7 +133,7 @@ mod tests {
     /// (below strict, below async) in the transaction that follows, and after its end.
     fn check(texts: &[&str], during: (bool, bool), after: (bool, bool)) {
         let mut d = Durability::default();
-        texts.iter().for_each(|t| d.note(t.as_bytes()));
+        texts.iter().for_each(|t| _ = d.note(t.as_bytes()));
         assert_eq!((d.is_below(true), d.is_below(false)), during, "{texts:?}");
         d.end_transaction();
         assert_eq!((d.is_below(true), d.is_below(false)), after, "{texts:?} after its transaction");
@@ -139,6 +152,16 @@ mod tests {
         check(&["select set_config('synchronous_commit', 'off', false)"], OFF, OFF);
         check(&["select pg_catalog.set_config('synchronous_commit','off',true)"], OFF, FULL);
         check(&["-c synchronous_commit=off -c work_mem=1MB"], OFF, OFF);
+    }
+
+    #[test]
+    fn a_unit_that_only_sets_commits_nothing() {
+        let alone = |unit: &[u8]| Durability::default().note(unit);
+        assert!(alone(b"Q\0\0\0\x1eset synchronous_commit = off;\0"));
+        assert!(alone(b"P\0\0\0\x1e\0set synchronous_commit = off\0\0\0B\0\0\0\x0c\0\0"));
+        assert!(!alone(b"Q\0\0\0\x30set synchronous_commit = off; insert into t values (1)\0"));
+        assert!(!alone(b"Q\0\0\0\x30begin; set local synchronous_commit = off\0"));
+        assert!(!alone(b"Q\0\0\0\x30insert into t values (1)\0"));
     }
 
     #[test]
