@@ -46,7 +46,7 @@ pub struct Raw {
     /// Default 5s.
     pub tcp_user_timeout: Span,
     /// How many bytes a session relays at a time in each direction; a longer message streams through. Default 16KiB:
-    /// larger ones made nothing faster here and every active session has two.
+    /// enough for whole results of short queries; an idle session has none.
     pub relay_buffer: Size,
     /// Longest message accepted from a client. Default 1GiB, PostgreSQL's own limit.
     pub max_message_size: Size,
