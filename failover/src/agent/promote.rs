@@ -10,6 +10,7 @@ use super::layout::fsync_dir;
 use super::postgres::{self, Stop, remove};
 use super::sql::{Sql, SqlError};
 use crate::api::{Position, PostgresState, Promote, Promoted, Refused};
+use crate::record::Phase;
 use cluster::sync_names::SyncNames;
 use cluster::timeline::{Fork, History};
 use cluster::{Lsn, TimelineId};
@@ -21,6 +22,8 @@ use tokio::time::Instant;
 
 /// Most timelines that may lie between the old and the new one: each is an empty file.
 const MAX_GAP: u32 = 100_000;
+/// How long the checkpoint after a promotion is put off at most.
+const OPEN_BOUND: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 enum PromoteError {
@@ -302,11 +305,18 @@ impl Agent {
         sql.value("recording the term", "SELECT pg_current_wal_flush_lsn()", left).await.map_err(Into::into)
     }
 
-    /// pg_rewind before PostgreSQL 16 looks for the new timeline in the source's last checkpoint. In the background:
-    /// nothing of the promotion waits for it.
+    /// pg_rewind before PostgreSQL 16 looks for the new timeline in the source's last checkpoint. In the background, and
+    /// not before the term is open (or [`OPEN_BOUND`]): clients wait for the standbys to follow, whose WAL needs the disk.
     fn checkpoint_later(&self, term: cluster::Term) {
         let env = std::sync::Arc::clone(&self.env);
+        let mut records = self.records.subscribe();
         tokio::spawn(async move {
+            let open = |r: &super::Records| {
+                let newest = r.term.as_ref().map(|t| &t.value);
+                newest.is_some_and(|t| t.term > term || t.term == term && t.phase == Phase::Active)
+            };
+            // Not opened in time, or the agent is ending: a standby may be waiting for the checkpoint all the same.
+            let _ = tokio::time::timeout(OPEN_BOUND, records.wait_for(open)).await;
             let done = async {
                 let sql = Sql::local(&env, "postgres", Duration::from_secs(5)).await?;
                 sql.rows("CHECKPOINT", "CHECKPOINT", Duration::from_secs(600)).await
