@@ -118,7 +118,7 @@ fn a_client_that_leaves_without_its_sync_gives_its_server_up() {
 
 #[test]
 fn a_lost_block_is_ended_by_a_rollback_of_any_name() {
-    let mut c = Cluster::start(0, |_| {});
+    let mut c = Cluster::start(1, |_| {});
     c.psql("create table t(a int)").unwrap();
     let mut raw = Raw::login(c.port, &[]);
     assert_eq!(words(&raw.query("begin")), "C BEGIN | Z T");
@@ -132,7 +132,7 @@ fn a_lost_block_is_ended_by_a_rollback_of_any_name() {
         sync(out);
     });
     assert_eq!(words(&raw.until_ready()), "1 | 2 | C ROLLBACK | Z I");
-    c.nodes[0].start();
+    c.fail_over_to(1);
     // The name is known from now on.
     raw.write(|out| {
         write_query(out, "begin");
