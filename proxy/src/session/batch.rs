@@ -21,6 +21,8 @@ pub struct Limits {
     pub unit: usize,
     /// A Query or Parse is read whole, to be classified, up to this, bytes.
     pub text: usize,
+    /// Longest message accepted, bytes.
+    pub message: usize,
 }
 
 /// What scanning needs to know of the session.
@@ -99,7 +101,7 @@ pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Sca
     let mut s = Scanner { cx, input, unit, parsed: Vec::new(), bound: Vec::new() };
     loop {
         let at = s.unit.len;
-        let head = match frame_head(&input[at..]) {
+        let head = match frame_head(&input[at..], s.cx.limits.message) {
             Ok(Some(head)) => head,
             Ok(None) => return s.incomplete(at),
             Err(error) => return Scan::Violation(error),
@@ -125,13 +127,14 @@ pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Sca
     }
 }
 
-/// The head of the client's next frame, checked against what clients may send.
+/// The head of the client's next frame, checked against what clients may send: `longest` bytes, and less where the
+/// protocol says so.
 ///
 /// # Errors
 /// The protocol violation to report.
-pub fn frame_head(input: &[u8]) -> Result<Option<Head>, ClientError> {
+pub fn frame_head(input: &[u8], longest: usize) -> Result<Option<Head>, ClientError> {
     if let Some(&kind) = input.first() {
-        let Some(limit) = frontend::limit(kind) else {
+        let Some(limit) = frontend::limit(kind).map(|l| l.min(longest)) else {
             return Err(ClientError::ProtocolViolation { what: format!("invalid frontend message type {kind}") });
         };
         return match head(input) {

@@ -4,7 +4,7 @@ use crate::wire::backend::TxStatus;
 use crate::wire::codec::{cstring, message};
 use crate::wire::frontend::{write_parse, write_query, write_subject};
 
-const LIMITS: Limits = Limits { unit: 1000, text: 5000 };
+const LIMITS: Limits = Limits { unit: 1000, text: 5000, message: 100_000 };
 
 fn scan_with(input: &[u8], open: Option<Record>, portal_may_commit: bool) -> Scan {
     let functions = FunctionTable::unloaded();
@@ -159,6 +159,14 @@ fn long_messages_are_sent_in_parts() {
     });
     let part = unit(&out[..4000]);
     assert_eq!((part.len, part.tail_left, part.complete), (4000, out.len() - 4000, false));
+}
+
+#[test]
+fn a_message_longer_than_configured_is_refused_by_its_head() {
+    let head = |length: u32| [b"Q".as_slice(), &length.to_be_bytes(), b"select 1"].concat();
+    let refused = Scan::Violation(ClientError::MessageTooLong { length: 100_002, limit: 100_000 });
+    assert_eq!(scan_with(&head(100_001), None, false), refused);
+    assert_eq!(scan_with(&head(100_000), None, false), Scan::More);
 }
 
 #[test]

@@ -494,7 +494,7 @@ impl Session {
 
     /// The head of the inbox gets an error, or has got one and runs to its Sync.
     fn step_failed(&mut self, input: &[u8]) -> Step {
-        let head = match batch::frame_head(input) {
+        let head = match batch::frame_head(input, self.longest_message()) {
             Ok(Some(head)) => head,
             Ok(None) => return Step::More,
             Err(error) => return self.violation(&error),
@@ -559,11 +559,15 @@ impl Session {
         Step::Turn(0, Turn::Close)
     }
 
+    pub(super) fn longest_message(&self) -> usize {
+        usize::try_from(self.w.shared.config.max_message_size).unwrap_or(usize::MAX)
+    }
+
     /// The server reads CopyData: runs of it go on as they are.
     fn step_copy(&mut self, input: &[u8]) -> Step {
         let mut run = 0;
         loop {
-            let head = match batch::frame_head(&input[run..]) {
+            let head = match batch::frame_head(&input[run..], self.longest_message()) {
                 Ok(Some(head)) => head,
                 Ok(None) if run > 0 => break,
                 Ok(None) => return Step::More,
@@ -628,7 +632,11 @@ impl Session {
                 classify: &|sql| classify(sql, table, lex),
                 open: self.relay.open,
                 portal_may_commit: self.portal_may_commit,
-                limits: Limits { unit: self.w.shared.config.relay_buffer, text: MAX_TEXT },
+                limits: Limits {
+                    unit: self.w.shared.config.relay_buffer,
+                    text: MAX_TEXT,
+                    message: self.longest_message(),
+                },
             };
             batch::scan(input, &cx, &mut classes)
         };

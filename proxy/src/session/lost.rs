@@ -194,7 +194,7 @@ fn session_lost(s: &mut Session) -> ClientError {
 
 /// A message of a client whose block, or whose session's state, is gone with its server.
 pub(super) fn step(s: &mut Session, input: &[u8]) -> Step {
-    let head = match batch::frame_head(input) {
+    let head = match batch::frame_head(input, s.longest_message()) {
         Ok(Some(head)) => head,
         Ok(None) => return Step::More,
         Err(error) => return s.violation(&error),

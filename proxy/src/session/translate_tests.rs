@@ -18,7 +18,7 @@ impl World {
             classify: &|sql| classify(sql, &functions, LexRules::STANDARD),
             open: None,
             portal_may_commit: false,
-            limits: Limits { unit: 10_000, text: 10_000 },
+            limits: Limits { unit: 10_000, text: 10_000, message: 1 << 30 },
         };
         let Scan::Unit(unit) = scan(input, &cx, &mut classes) else { panic!("a unit") };
         let (mut relay, mut sink) = (Relay::default(), Sink::default());
