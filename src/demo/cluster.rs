@@ -224,13 +224,15 @@ impl Cluster {
         .await
     }
 
-    /// Wait until `node` streams from the present primary.
+    /// Wait until `node` streams from the present primary and counts again: after a rewind or copy it must first have
+    /// replayed what it once held.
     pub async fn streams(&self, node: &str, bound: Duration) -> Result<()> {
         self.until(&format!("{node} to stream as a standby"), bound, |s| {
             let primary = s.get("primary")?.as_str()?;
             let nodes = s.get("nodes")?.as_array()?;
             let found = nodes.iter().find(|n| n.get("node").and_then(Value::as_str) == Some(node))?;
-            (found.get("streams_from")?.as_str()? == primary).then_some(())
+            let counts = found.get("quarantine").is_none_or(Value::is_null);
+            (found.get("streams_from")?.as_str()? == primary && counts).then_some(())
         })
         .await
     }
