@@ -413,10 +413,14 @@ impl fmt::Display for Blocker {
                 write!(f, "{node} ends at {}, the old primary at {}", have.lsn, need.lsn)
             }
             Self::WouldStopWrites { node, primary: true, .. } => {
-                write!(f, "{node} is the primary: fencing it stops writes")
+                write!(f, "{node} is the primary: fencing it stops writes; --stop-writes does it all the same")
             }
             Self::WouldStopWrites { node, left, k, primary: false } => {
-                write!(f, "without {node} {left} standbys stream and commits wait for {k}: fencing it stops writes")
+                write!(
+                    f,
+                    "without {node} {left} standbys stream and commits wait for {k}: fencing it stops writes; \
+                     --stop-writes does it all the same"
+                )
             }
             Self::AlreadyFenced { node } => write!(f, "{node} is fenced already"),
             Self::NotFenced { node } => write!(f, "{node} is not fenced"),
