@@ -228,6 +228,8 @@ impl Out {
                     gate = next.gate.as_str(),
                     from = current.gate.as_str(),
                     node = node(&next).unwrap_or("none"),
+                    // Where the term's timeline begins; absent until it is known, and in the first term.
+                    lsn = next.fork.map(|f| tracing::field::display(f.lsn)),
                     "the view of the cluster changed"
                 );
             }
