@@ -66,7 +66,7 @@ fn programs_that_a_killed_agent_left_are_ended_before_anything_else() {
             let script = format!("exec -a {name} tail -f {}", file.display());
             tokio::process::Command::new("bash").args(["-c", &script]).kill_on_drop(true).spawn().unwrap()
         };
-        let mut rewind = run("/usr/lib/postgresql/15/bin/pg_rewind", data.join("PG_VERSION"));
+        let mut rewind = run(&format!("{}/pg_rewind", agents::bin()), data.join("PG_VERSION"));
         let mut other = run("pg_rewind", "/etc/hostname".into());
         let named = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"/usr"));
         until("the program", async || named(rewind.id().unwrap()).then_some(())).await;
@@ -92,7 +92,7 @@ fn data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it() {
         kill_all(&data);
         std::fs::remove_dir_all(&data).unwrap();
         let from = &c.nodes[p].config;
-        let mut copy = std::process::Command::new(format!("{}/pg_basebackup", agents::BIN));
+        let mut copy = std::process::Command::new(format!("{}/pg_basebackup", agents::bin()));
         copy.arg("-h").arg(from.data_dir.join("sock")).args(["-p", &from.postgres_port.to_string(), "-U", "postgres"]);
         copy.args(["--wal-method=none", "--checkpoint=fast", "-D"]).arg(&data);
         assert!(copy.status().unwrap().success());

@@ -21,7 +21,14 @@ use std::time::Duration;
 use tokio_postgres::NoTls;
 
 pub(crate) const SECRET: &str = "a secret of the tests only";
-pub(crate) const BIN: &str = "/usr/lib/postgresql/15/bin";
+
+/// PostgreSQL's programs: the newest of Debian's versioned directories.
+pub(crate) fn bin() -> String {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed").flatten();
+    let majors = versions.filter(|e| e.path().join("bin/postgres").is_file());
+    let newest = majors.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()).max();
+    format!("/usr/lib/postgresql/{}/bin", newest.expect("PostgreSQL's server is installed"))
+}
 
 /// Run a test's body as an unprivileged user: PostgreSQL refuses to run as root, so as root the test runs itself again
 /// as user postgres.
@@ -134,7 +141,7 @@ impl Cluster {
                 data_dir: dir.path().join(id.as_str()),
                 listen: "127.0.0.1:0".into(),
                 postgres_port: port,
-                bin_dir: BIN.into(),
+                bin_dir: bin().into(),
                 replication_password_file: repl.clone(),
                 monitor_password_file: monitor.clone(),
                 parameters: [("shared_buffers".to_owned(), "16MB".to_owned())].into(),
