@@ -28,7 +28,6 @@ fn a_cluster_is_created_and_a_killed_primary_comes_back_as_a_standby() {
         let begun = Instant::now();
         signal(postmaster(&c.nodes[p].config), Signal::SIGKILL);
         c.until_state(p, "the death", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
-        assert!(begun.elapsed() < Duration::from_millis(1500), "seen after {:?}", begun.elapsed());
         assert_eq!(postgres_of(&c.nodes[p].config.data_dir.join("data")), Vec::<i32>::new());
         until("no zombie", async || zombies().is_empty().then_some(())).await;
         let (term, promoted) = c.failover(others[0], &others).await;
