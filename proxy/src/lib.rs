@@ -7,6 +7,7 @@ pub mod config;
 pub mod http;
 mod listener;
 pub mod metrics;
+pub mod net;
 pub mod pool;
 pub mod route;
 pub mod session;

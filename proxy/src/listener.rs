@@ -8,6 +8,7 @@ use crate::catalog::{self, Catalogs, ReadPasswordError};
 use crate::config::Config;
 use crate::http::{Status, WorkerStatus};
 use crate::metrics::{Metrics, Totals};
+use crate::net::Detached;
 use crate::pool::{Limits, PoolKey};
 use crate::worker::{self, Board, Inbound, Shared, ToWorker, Worker};
 use cluster::lag::LagSnapshot;
@@ -109,7 +110,7 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
         stopping: AtomicBool::new(false),
         applied: Notify::new(),
         metrics,
-        config,
+        config: watch::channel(Arc::new(config)).0,
     });
     let mut threads = Vec::with_capacity(count + 1);
     for (index, messages) in messages.into_iter().enumerate() {
@@ -177,13 +178,14 @@ async fn accept(listener: TcpListener, shared: &Shared, mut accepts: watch::Rece
         let sessions = |i: &usize| shared.boards[*i].sessions.load(Ordering::SeqCst);
         let worker = (0..shared.boards.len()).min_by_key(sessions).expect("there is at least one worker");
         // Twice the limit of clients may be connected while the surplus is being told so.
-        let surplus = shared.clients.load(Ordering::SeqCst) >= shared.config.max_client_connections.saturating_mul(2);
+        let surplus =
+            shared.clients.load(Ordering::SeqCst) >= shared.config.borrow().max_client_connections.saturating_mul(2);
         if surplus {
             continue;
         }
         shared.clients.fetch_add(1, Ordering::SeqCst);
         shared.boards[worker].sessions.fetch_add(1, Ordering::SeqCst);
-        if shared.peers[worker].try_send(ToWorker::Client(stream)).is_err() {
+        if shared.peers[worker].try_send(ToWorker::Client(Detached::Tcp(stream))).is_err() {
             shared.clients.fetch_sub(1, Ordering::SeqCst);
             shared.boards[worker].sessions.fetch_sub(1, Ordering::SeqCst);
             tracing::warn!(worker, "worker takes no more clients, one was refused");

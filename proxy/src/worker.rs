@@ -5,6 +5,7 @@ use crate::auth::userlist::Userlist;
 use crate::catalog::Catalogs;
 use crate::config::Config;
 use crate::metrics::{Counts, Metrics, Totals};
+use crate::net::Detached;
 use crate::pool::checkout::still_valid;
 use crate::pool::{Identity, Limits, PoolKey, Pools, health};
 use crate::route::{self, Causality, Decision, Lag, Loads, Policy, Request};
@@ -40,8 +41,8 @@ pub type Settings = Vec<(String, String)>;
 
 /// What all workers share.
 pub struct Shared {
-    /// The configuration.
-    pub config: Config,
+    /// The configuration in force. Workers act on their own copy ([`Worker::config`]).
+    pub config: watch::Sender<Arc<Config>>,
     /// Users.
     pub userlist: Userlist,
     /// For users that do not exist.
@@ -123,7 +124,7 @@ impl Board {
 /// What reaches a worker from outside.
 pub enum ToWorker {
     /// A client has connected.
-    Client(std::net::TcpStream),
+    Client(Detached),
     /// A client of another connection asks to cancel what the session of that place does.
     Cancel {
         /// The place.
@@ -147,7 +148,7 @@ pub enum ToWorker {
 /// A server connection on its way between workers.
 pub struct Parcel {
     key: PoolKey,
-    stream: std::net::TcpStream,
+    stream: Detached,
     meta: Meta,
 }
 
@@ -244,7 +245,8 @@ pub struct Worker {
     outstanding: RefCell<Vec<(NodeId, u32)>>,
     scratch: Cell<Vec<u8>>,
     spares: RefCell<Vec<Vec<u8>>>,
-    policy: Policy,
+    config: RefCell<Rc<Config>>,
+    policy: Cell<Policy>,
     seed: Cell<u64>,
     busy: Cell<u64>,
     held: Cell<u64>,
@@ -264,7 +266,7 @@ impl Worker {
         let hand_over = Rc::new(move |to: usize, key: PoolKey, server: Server| {
             // A connection that cannot move is closed, and its place goes to who waits.
             let Server { stream, meta, .. } = server;
-            if let Ok(stream) = stream.into_std() {
+            if let Ok(stream) = stream.detach() {
                 let _ = to_give[to].try_send(ToWorker::Server(Box::new(Parcel { key, stream, meta })));
             }
         });
@@ -273,11 +275,13 @@ impl Worker {
         });
         let pools = Pools::new(index, shared.limits.clone(), hand_over, ask);
         let counts = Counts::new(&shared.metrics);
-        let policy = Policy { max_replay_lag: shared.config.max_replay_lag };
+        let config = Rc::new(Config::clone(&shared.config.borrow()));
+        let policy = Cell::new(policy_of(&config));
         Rc::new(Self {
             index,
             pools,
             counts,
+            config: RefCell::new(config),
             policy,
             view: RefCell::new(View { topology: Topology::unknown(), lag: Lag::default() }),
             generation: Cell::new(0),
@@ -301,6 +305,17 @@ impl Worker {
         Clock.now()
     }
 
+    /// The configuration in force. Its own copy: the count of its owners is this worker's alone.
+    pub fn config(&self) -> Rc<Config> {
+        self.config.borrow().clone()
+    }
+
+    fn apply_config(&self, config: &Config) {
+        self.policy.set(policy_of(config));
+        *self.config.borrow_mut() = Rc::new(config.clone());
+        self.each_session(Presence::wake);
+    }
+
     /// May the primary be written to?
     pub fn gate(&self, now: Instant) -> Gate {
         self.view.borrow().topology.gate_at(now)
@@ -311,7 +326,7 @@ impl Worker {
         let seed = self.seed.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.seed.set(seed);
         let view = self.view.borrow();
-        route::decide(request, causality, &view.topology, &view.lag, &self.policy, self, now, seed)
+        route::decide(request, causality, &view.topology, &view.lag, &self.policy.get(), self, now, seed)
     }
 
     /// May this connection go on serving?
@@ -323,7 +338,7 @@ impl Worker {
     pub fn release(self: &Rc<Self>, pool: &Rc<crate::pool::Pool>, mut server: Server) {
         self.count_in_use(&server.meta, false);
         let now = self.now();
-        let old = now.since(server.meta.born) >= self.shared.config.server_lifetime;
+        let old = now.since(server.meta.born) >= self.config().server_lifetime;
         if server.meta.spoilt || !server.meta.changed.is_empty() || old || !self.still_valid(&server.meta) {
             return;
         }
@@ -468,6 +483,10 @@ impl Worker {
     }
 }
 
+fn policy_of(config: &Config) -> Policy {
+    Policy { max_replay_lag: config.max_replay_lag }
+}
+
 /// What a worker listens to.
 pub struct Inbound {
     /// Messages.
@@ -486,6 +505,7 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
     worker.apply_topology(topology);
     let lag = inbound.lag.borrow_and_update().clone();
     worker.apply_lag(lag);
+    let mut config = worker.shared.config.subscribe();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut topology_lives, mut lag_lives) = (true, true);
@@ -504,12 +524,17 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
                 let lag = inbound.lag.borrow_and_update().clone();
                 worker.apply_lag(lag);
             }
+            // Its sender lives in what all workers share.
+            Ok(()) = config.changed() => {
+                let config = config.borrow_and_update().clone();
+                worker.apply_config(&config);
+            }
             message = inbound.messages.recv() => match message {
                 Some(message) => receive(&worker, message),
                 None => return,
             },
             _ = tick.tick() => {
-                let config = &worker.shared.config;
+                let config = worker.config();
                 worker.tick();
                 health::sweep(&worker.pools, config.server_idle_timeout, config.server_lifetime, worker.now());
             }
@@ -523,7 +548,7 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
             let worker = worker.clone();
             tokio::task::spawn_local(async move {
                 let seat = Seat::new(&worker);
-                match tokio::net::TcpStream::from_std(stream) {
+                match stream.attach() {
                     Ok(stream) => {
                         if let Some(session) = login::welcome(&worker, stream).await {
                             client::run(session).await;
@@ -537,7 +562,7 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
         ToWorker::Cancel { place, secret } => worker.cancel(place, secret),
         ToWorker::Server(parcel) => {
             let Parcel { key, stream, meta } = *parcel;
-            if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+            if let Ok(stream) = stream.attach() {
                 let server = Server { stream, meta, cancels: Rc::default() };
                 if worker.still_valid(&server.meta) {
                     worker.pools.of(&key.node, &key.identity).give(server);

@@ -58,8 +58,8 @@ pub struct Pool {
 impl Pool {
     /// Take a connection, or a place for one.
     pub fn checkout(&self) -> Checkout {
-        while let Some(server) = self.take_idle() {
-            if still_silent(&server) {
+        while let Some(mut server) = self.take_idle() {
+            if still_silent(&mut server) {
                 return Checkout::Ready(server);
             }
         }
@@ -212,9 +212,8 @@ impl Drop for Wait {
 
 /// An idle server has nothing to say; what it says is the end of the connection, or a change of its settings. Costs a
 /// system call only when something has come.
-pub(super) fn still_silent(server: &Server) -> bool {
-    let mut byte = [0];
-    matches!(server.stream.try_read(&mut byte), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+pub(super) fn still_silent(server: &mut Server) -> bool {
+    server.stream.is_silent()
 }
 
 /// May a connection of that node, made when it had `role` in `term`, serve under `topology`?

@@ -93,7 +93,7 @@ impl<'a> Held<'a> {
         let held = Self { w, bytes };
         w.count_held(true);
         let total = w.shared.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let limit = w.shared.config.hold_bytes;
+        let limit = w.config().hold_bytes;
         if total > limit {
             let (gate, term) = (w.gate(w.now()), w.view.borrow().topology.term);
             return Err(ClientError::HoldFull { bytes: total, limit, gate, term });
@@ -123,7 +123,7 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
         let mut changed = std::pin::pin!(w.changed.notified());
         changed.as_mut().enable();
         let now = w.now();
-        let hold_left = w.shared.config.hold_timeout.saturating_sub(now.since(want.since));
+        let hold_left = w.config().hold_timeout.saturating_sub(now.since(want.since));
         if hold_left.is_zero() {
             return Err(NotFound::Error(hold_timeout(w, want.since, now)));
         }
@@ -145,7 +145,7 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
             Checkout::Open(permit) => permit,
             Checkout::Full => {
                 let since = *queued.get_or_insert(now);
-                let limit = w.shared.config.query_wait_timeout;
+                let limit = w.config().query_wait_timeout;
                 let left = limit.saturating_sub(now.since(since));
                 if left.is_zero() {
                     let (waited, limit) = (now.since(since), pool.limit.size());
@@ -221,7 +221,7 @@ async fn open(
     permit: Permit,
     left: Duration,
 ) -> Result<Server, Option<ConnectError>> {
-    let config = &w.shared.config;
+    let config = w.config();
     let (term, generation) = (w.view.borrow().topology.term, w.generation.get());
     let login = Login {
         member,
@@ -271,7 +271,7 @@ pub async fn any_standby(w: &Rc<Worker>, want: &Want) -> Option<Server> {
             Checkout::Ready(server) => return Some(server),
             Checkout::Full => {}
             Checkout::Open(permit) => {
-                let limit = w.shared.config.connect_timeout;
+                let limit = w.config().connect_timeout;
                 match open(w, want, member, Role::Standby, permit, limit).await {
                     Ok(server) => return Some(server),
                     Err(Some(error)) => {

@@ -1,6 +1,7 @@
 //! From the first byte of a connection to its first ReadyForQuery.
 
 use crate::auth::scram::{Accepted, LoginKeys, ServerSide, Verifier};
+use crate::net::Stream;
 use crate::pool::Identity;
 use crate::route::Causality;
 use crate::session::acquire::{self, NotFound, Want};
@@ -19,7 +20,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// Longest message of a login, bytes: SCRAM messages are far shorter.
 const MAX_MESSAGE: usize = 4096;
@@ -47,12 +47,12 @@ impl From<std::io::Error> for Farewell {
 }
 
 /// Greet a client. `None` when there will be no session; it has been told why.
-pub async fn welcome(w: &Rc<Worker>, stream: TcpStream) -> Option<Session> {
+pub async fn welcome(w: &Rc<Worker>, stream: Stream) -> Option<Session> {
     let mut greeter = Greeter { w, stream, buf: Vec::new() };
-    if greeter.stream.set_nodelay(true).is_err() {
+    if greeter.stream.set_nodelay().is_err() {
         return None;
     }
-    let limit = w.shared.config.login_timeout;
+    let limit = w.config().login_timeout;
     let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
         Ok(Ok(admitted)) => greeter.admit(admitted).await,
         Ok(Err(farewell)) => Err(farewell),
@@ -108,7 +108,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    fn enter(self, stream: TcpStream, rest: Vec<u8>) -> Option<Session> {
+    fn enter(self, stream: Stream, rest: Vec<u8>) -> Option<Session> {
         let presence = Rc::new(Presence::new(rand::random()));
         let Some(place) = self.w.places.borrow_mut().enter(presence.clone()) else {
             tracing::warn!(worker = self.w.index, "no place for another session");
@@ -134,7 +134,7 @@ impl Prepared {
 
 struct Greeter<'a> {
     w: &'a Rc<Worker>,
-    stream: TcpStream,
+    stream: Stream,
     buf: Vec<u8>,
 }
 
@@ -151,7 +151,7 @@ impl Greeter<'_> {
             return Err(ClientError::UnsupportedStartup { feature: "replication connections" }.into());
         }
         let clients = self.w.shared.clients.load(Ordering::Relaxed);
-        let limit = self.w.shared.config.max_client_connections;
+        let limit = self.w.config().max_client_connections;
         if clients > limit {
             return Err(ClientError::TooManyClients { limit }.into());
         }
@@ -322,7 +322,7 @@ async fn ask(w: &Rc<Worker>, want: &Want) -> Result<Arc<Settings>, Farewell> {
 }
 
 /// Returns when the client has gone while it waits. What it sends early is kept, up to a little.
-async fn gone(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Farewell {
+async fn gone(stream: &mut Stream, buf: &mut Vec<u8>) -> Farewell {
     while buf.len() < MAX_MESSAGE {
         match stream.read_buf(buf).await {
             Ok(0) | Err(_) => return Farewell::Silent,

@@ -5,8 +5,9 @@
 
 use crate::metrics::bump;
 use crate::session::batch;
-use crate::session::client::{Failure, Loss, Session, Step};
+use crate::session::client::{Failure, Loss, Session};
 use crate::session::durability::Durability;
+use crate::session::incoming::Step;
 use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind, Undo};
 use crate::session::state::{LostBlock, Pins};
@@ -112,7 +113,7 @@ fn note(s: &Session, node: &NodeId, term: Term, loss: Loss) {
 /// A unit of a session that kept its server waited for the gate until its time was over.
 fn hold_timeout(s: &mut Session) {
     let now = s.w.now();
-    let since = now - s.w.shared.config.hold_timeout;
+    let since = now - s.w.config().hold_timeout;
     s.fail = Some(Failure::Error(super::acquire::hold_timeout(&s.w, since, now)));
     if s.lost_block.exists() {
         s.lost_block = LostBlock::Told;
@@ -341,7 +342,7 @@ fn keep_statement(s: &mut Session, p: &frontend::Parse<'_>, class: Statement) ->
     if s.statements.named(p.name).is_some() {
         return Err(ClientError::DuplicateStatement { name: String::from_utf8_lossy(p.name).into_owned() });
     }
-    let limit = s.w.shared.config.prepared_statement_bytes;
+    let limit = s.w.config().prepared_statement_bytes;
     if (s.statements.bytes() + p.name.len() + p.tail.len()) as u64 > limit {
         return Err(ClientError::StatementBytes { limit });
     }

@@ -1,8 +1,8 @@
 //! Bytes that a socket has not taken yet. Empty nearly always: what is sent goes straight to the socket.
 
+use crate::net::Stream;
 use std::io;
 use std::task::{Context, Poll};
-use tokio::net::TcpStream;
 
 /// What waits for a socket to take it.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ impl Outbox {
     ///
     /// # Errors
     /// The socket failed.
-    pub fn send(&mut self, stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    pub fn send(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
         let mut sent = 0;
         while self.bytes.is_empty() && sent < bytes.len() {
             match stream.try_write(&bytes[sent..]) {
@@ -49,7 +49,7 @@ impl Outbox {
     ///
     /// # Errors
     /// The socket failed.
-    pub fn flush(&mut self, stream: &TcpStream, cx: &mut Context<'_>) -> io::Result<bool> {
+    pub fn flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
         let mut moved = false;
         while !self.bytes.is_empty() {
             match stream.try_write(&self.bytes[self.at..]) {
@@ -72,7 +72,7 @@ impl Outbox {
     }
 
     /// Send what can be sent before the connection is closed.
-    pub fn try_flush(&mut self, stream: &TcpStream) {
+    pub fn try_flush(&mut self, stream: &mut Stream) {
         if let Ok(n) = stream.try_write(&self.bytes[self.at..]) {
             self.at += n;
         }

@@ -1,6 +1,7 @@
 //! A connection to a PostgreSQL server: how it is made, and what is known of it.
 
 use crate::auth::scram::{ClientSide, LoginKeys, ScramError};
+use crate::net::Stream;
 use crate::pool::{Identity, Permit};
 use crate::session::cancel::Cancels;
 use crate::session::statements::ServerStatements;
@@ -101,7 +102,7 @@ impl ConnectError {
 #[derive(Debug)]
 pub struct Server {
     /// The socket.
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// What the pool and the session know of it.
     pub meta: Meta,
     /// Cancel requests on their way to it.
@@ -184,7 +185,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
     let stream = stream.map_err(io)?;
     tune(&stream, login.tcp_user_timeout).map_err(io)?;
     let peer = stream.peer_addr().map_err(io)?;
-    let mut wire = LoginWire { stream, node: node.clone(), buf: Vec::new(), at: 0 };
+    let mut wire = LoginWire { stream: Stream::Tcp(stream), node: node.clone(), buf: Vec::new(), at: 0 };
     let welcome = tokio::time::timeout(login.login_timeout, log_in(&mut wire, &login)).await;
     let welcome = welcome.map_err(|_| ConnectError::Timeout {
         node: node.clone(),
@@ -316,7 +317,7 @@ async fn ask_recovery(wire: &mut LoginWire) -> Result<bool, ConnectError> {
 
 /// Whole messages, while a connection is being made.
 struct LoginWire {
-    stream: TcpStream,
+    stream: Stream,
     node: NodeId,
     buf: Vec<u8>,
     at: usize,

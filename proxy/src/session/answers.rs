@@ -1,0 +1,144 @@
+//! The server's bytes on their way to the client, and what they tell about the session.
+
+use crate::metrics::Source;
+use crate::session::client::{Loss, Session, Tail, Turn, fill};
+use crate::session::relay::{Event, Undo};
+use crate::sql::PinReason;
+use crate::wire::backend::TxStatus;
+use crate::wire::codec::Sink;
+use crate::wire::error_response::{ClientError, Doubt};
+use cluster::Role;
+use std::task::{Context, Poll};
+
+impl Session {
+    pub(super) fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
+        if !self.to_client.is_empty() {
+            return Ok(false);
+        }
+        let Some(server) = &mut self.server else { return Ok(false) };
+        let limit = self.w.config().relay_buffer;
+        let mut scratch = self.w.take_scratch();
+        let kept = fill(&mut scratch, &self.server_in, limit);
+        let outcome = match server.stream.poll_fill(&mut scratch[kept..kept + limit], cx) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Err(_) | Ok(0)) => Err(Turn::Lost(Loss::Gone)),
+            Poll::Ready(Ok(n)) => self.server_bytes(&scratch[..kept + n]),
+        };
+        self.w.put_scratch(scratch);
+        outcome
+    }
+
+    pub(super) fn server_bytes(&mut self, input: &[u8]) -> Result<bool, Turn> {
+        let Some(server) = &self.server else { return Ok(false) };
+        let (node, term, primary) = (server.meta.node.clone(), server.meta.term, server.meta.role == Role::Primary);
+        if primary && self.view_ran_out() && self.relay.may_commit() {
+            return Err(Turn::Lost(Loss::ViewStale));
+        }
+        let not_replicated =
+            move || ClientError::CommitUnknown { node: node.clone(), term, doubt: Doubt::NotReplicated };
+        // A cancelled wait for a standby is told by a notice, unless the session has switched notices off.
+        if self.cancelled && self.pins.has(PinReason::Set) {
+            self.relay.doubt(not_replicated());
+        }
+        let mut sink = Sink::new(self.w.take_spare());
+        let progress = self.relay.server_bytes(input, &mut sink, &not_replicated);
+        let sent = self.to_client.send(&mut self.client, sink.bytes(input));
+        self.w.put_spare(sink.into_spare());
+        self.server_in.clear();
+        self.server_in.extend_from_slice(&input[progress.consumed..]);
+        if self.server_in.is_empty() {
+            self.server_in = Vec::new();
+        }
+        self.account();
+        self.rescan |= matches!(self.inbox.first(), Some(b'd' | b'c' | b'f'));
+        if sent.is_err() {
+            return Err(Turn::Close);
+        }
+        match progress.event {
+            None => Ok(true),
+            Some(Event::Idle) => {
+                self.idle();
+                Ok(true)
+            }
+            Some(Event::Retry { code }) => Err(Turn::Lost(Loss::Refused(code))),
+            Some(Event::Fatal { code }) => Err(Turn::Lost(Loss::Fatal(code))),
+            Some(Event::Violation(what)) => Err(Turn::Lost(Loss::Violation(what))),
+        }
+    }
+
+    /// What the relay found out on the way.
+    pub(super) fn account(&mut self) {
+        for undo in std::mem::take(&mut self.relay.undone) {
+            self.undo(undo);
+        }
+        for (name, value) in std::mem::take(&mut self.relay.reported) {
+            self.learn(&name, &value);
+            if let Some(server) = &mut self.server {
+                server.meta.report(&name, &value);
+            }
+        }
+        for class in self.relay.errors.drain(..) {
+            self.w.counts.error(class, Source::Server);
+        }
+        for _ in 0..std::mem::take(&mut self.relay.answered) {
+            let len = self.retained_lens.pop_front().unwrap_or(0);
+            self.retained.drain(..len);
+            self.rescan = true;
+            if self.wrote && self.relay.status == TxStatus::Idle {
+                self.causality.borrow_mut().wrote(self.w.now());
+                self.count_below_mode();
+            }
+        }
+    }
+
+    pub(super) fn count_below_mode(&mut self) {
+        let strict = self.w.view.borrow().topology.valid_until.is_none();
+        let below = std::mem::take(&mut self.commits) && self.durability.is_below(strict);
+        if let Some(server) = self.server.as_ref().filter(|_| below) {
+            self.w.count_below_mode(server.meta.term);
+        }
+        self.durability.end_transaction();
+    }
+
+    /// Nothing is owed.
+    pub(super) fn idle(&mut self) {
+        self.rescan |= !self.inbox.is_empty();
+        self.cancelled = false;
+        self.w.put_spare(std::mem::take(&mut self.retained));
+        self.retained_lens.clear();
+        self.avoid.clear();
+        if self.relay.status == TxStatus::Idle {
+            (self.wrote, self.portal_may_commit) = (false, false);
+            self.set_busy(false);
+            if self.pins.is_empty() && self.server_in.is_empty() && self.tail == Tail::None {
+                self.give_back();
+            }
+        }
+    }
+
+    pub(super) fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::None => {}
+            Undo::Unnamed => {
+                self.statements.unnamed = None;
+                if let Some(server) = &mut self.server {
+                    server.meta.statements.unnamed = None;
+                }
+            }
+            Undo::Registered(name) => drop(self.statements.remove(&name)),
+            Undo::Removed(name, statement) => self.statements.insert(&name, statement),
+            Undo::Prepared(text, name) => {
+                if let Some(server) = &mut self.server {
+                    server.meta.statements.remove(text.id);
+                }
+                if let Some(name) = name {
+                    self.statements.remove(&name);
+                }
+            }
+        }
+    }
+
+    pub(super) fn view_ran_out(&self) -> bool {
+        self.w.view.borrow().topology.valid_until.is_some_and(|end| self.w.now() >= end)
+    }
+}

@@ -1,0 +1,300 @@
+//! The client's bytes on their way in: messages are cut into units, thrown away, passed on or refused.
+
+use crate::metrics::{Source, bump};
+use crate::session::batch::{self, Limits, Scan};
+use crate::session::client::{Failure, MAX_PENDING, MAX_TEXT, Session, Tail, Turn, fill};
+use crate::session::lost;
+use crate::sql::classify;
+use crate::wire::backend::{self, TxStatus};
+use crate::wire::error_response::{ClientError, Severity};
+use crate::wire::frontend;
+use cluster::Role;
+use cluster::topology::Gate;
+use std::task::{Context, Poll};
+
+impl Session {
+    /// Keep what was not used of the client's bytes.
+    pub(super) fn keep(&mut self, mut bytes: Vec<u8>, (used, turn): (usize, Option<Turn>)) -> Result<(), Turn> {
+        bytes.drain(..used);
+        // What `lost` or `fail` put back comes first.
+        if self.inbox.is_empty() {
+            self.inbox = if bytes.is_empty() { Vec::new() } else { bytes };
+        } else {
+            self.inbox.extend_from_slice(&bytes);
+        }
+        turn.map_or(Ok(()), Err)
+    }
+
+    pub(super) fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
+        let limit = self.w.config().relay_buffer;
+        let room = self.inbox.len() < limit || self.wants_more;
+        if self.eof || !room || !self.to_server.is_empty() || !self.to_client.is_empty() {
+            return Ok(false);
+        }
+        let mut scratch = self.w.take_scratch();
+        let kept = fill(&mut scratch, &self.inbox, limit);
+        let outcome = match self.client.poll_fill(&mut scratch[kept..kept + limit], cx) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Err(_)) => Err(Turn::Close),
+            Poll::Ready(Ok(0)) => {
+                self.eof = true;
+                Ok(true)
+            }
+            Poll::Ready(Ok(n)) => {
+                let input = &scratch[..kept + n];
+                self.inbox.clear();
+                let (used, turn) = self.advance(input);
+                self.inbox.extend_from_slice(&input[used..]);
+                if self.inbox.is_empty() {
+                    self.inbox = Vec::new();
+                }
+                turn.map_or(Ok(true), Err)
+            }
+        };
+        self.w.put_scratch(scratch);
+        outcome
+    }
+
+    /// Deal with bytes of the client: how many were used, and what has to happen before more can be.
+    pub(super) fn advance(&mut self, input: &[u8]) -> (usize, Option<Turn>) {
+        let mut at = 0;
+        self.wants_more = input.is_empty();
+        while at < input.len() && self.to_server.is_empty() && self.to_client.is_empty() {
+            match self.step(&input[at..]) {
+                Step::Used(n) => at += n,
+                Step::Wait => break,
+                Step::More => {
+                    self.wants_more = true;
+                    break;
+                }
+                Step::Turn(n, turn) => return (at + n, Some(turn)),
+            }
+        }
+        self.wants_more |= at == input.len();
+        // It goes on once what is in the way has been sent.
+        self.rescan |= !self.to_server.is_empty() || !self.to_client.is_empty();
+        (at, None)
+    }
+
+    pub(super) fn step(&mut self, input: &[u8]) -> Step {
+        if let Some(step) = self.pass_tail(input) {
+            return step;
+        }
+        if self.skip || self.fail.is_some() {
+            return self.step_failed(input);
+        }
+        if self.relay.copy_in() && self.server.is_some() {
+            return self.step_copy(input);
+        }
+        if self.lost_block.exists() || self.lost_pins.is_some() {
+            return lost::step(self, input);
+        }
+        self.step_unit(input)
+    }
+
+    /// The rest of a message that did not come whole.
+    pub(super) fn pass_tail(&mut self, input: &[u8]) -> Option<Step> {
+        match self.tail {
+            Tail::None => None,
+            Tail::Forward(left) => {
+                let n = left.min(input.len());
+                self.tail = if left > n { Tail::Forward(left - n) } else { Tail::None };
+                Some(self.send(&input[..n]).map_or(Step::Used(n), |turn| Step::Turn(n, turn)))
+            }
+            Tail::Discard(left) => {
+                let n = left.min(input.len());
+                self.tail = if left > n { Tail::Discard(left - n) } else { Tail::None };
+                Some(Step::Used(n))
+            }
+        }
+    }
+
+    /// Throw a message away, also what has not come of it.
+    pub(super) fn discard(&mut self, total: usize, input: &[u8]) -> Step {
+        let n = total.min(input.len());
+        if total > n {
+            self.tail = Tail::Discard(total - n);
+        }
+        Step::Used(n)
+    }
+
+    /// The head of the inbox gets an error, or has got one and runs to its Sync.
+    pub(super) fn step_failed(&mut self, input: &[u8]) -> Step {
+        let head = match batch::frame_head(input, self.longest_message()) {
+            Ok(Some(head)) => head,
+            Ok(None) => return Step::More,
+            Err(error) => return self.violation(&error),
+        };
+        match (head.kind, self.fail.take()) {
+            (b'X', _) => return Step::Turn(0, Turn::Close),
+            (b'Q' | b'F', Some(failure)) => {
+                self.tell(failure);
+                self.ready(self.status());
+            }
+            (_, Some(failure)) => {
+                self.tell(failure);
+                self.skip = true;
+                return Step::Used(0);
+            }
+            (b'S', None) => {
+                self.skip = false;
+                self.ready(self.status());
+            }
+            (_, None) => {}
+        }
+        self.discard(head.total, input)
+    }
+
+    pub(super) fn tell(&mut self, failure: Failure) {
+        match failure {
+            Failure::Error(error) => self.error(&error),
+            Failure::Frame(frame) => {
+                let f = backend::fields(&frame);
+                let code = f.code.get(..2).map_or(*b"00", |c| [c[0], c[1]]);
+                self.w.counts.error(code, Source::Server);
+                self.to_client.queue(&backend::as_error(&frame));
+            }
+        }
+        (self.waiting_since, self.hold) = (None, None);
+        self.avoid.clear();
+    }
+
+    /// Tell the client an error of ours.
+    pub(super) fn error(&mut self, error: &ClientError) {
+        let report = error.report();
+        let code = report.sqlstate.as_str().as_bytes();
+        self.w.counts.error([code[0], code[1]], Source::Proxy);
+        if matches!(error, ClientError::CommitUnknown { .. }) {
+            bump(&self.w.counts.in_doubt);
+        }
+        self.to_client.append(|out| report.encode(out));
+    }
+
+    /// ReadyForQuery.
+    pub(super) fn ready(&mut self, status: TxStatus) {
+        self.to_client.append(|out| backend::write_ready(out, status));
+        self.rescan = true;
+    }
+
+    /// FATAL, and the end: the client broke the protocol, or the process stops.
+    pub(super) fn violation(&mut self, error: &ClientError) -> Step {
+        let mut report = error.report();
+        report.severity = Severity::Fatal;
+        self.to_client.append(|out| report.encode(out));
+        self.to_client.try_flush(&mut self.client);
+        Step::Turn(0, Turn::Close)
+    }
+
+    pub(super) fn longest_message(&self) -> usize {
+        usize::try_from(self.w.config().max_message_size).unwrap_or(usize::MAX)
+    }
+
+    /// The server reads CopyData: runs of it go on as they are.
+    pub(super) fn step_copy(&mut self, input: &[u8]) -> Step {
+        let mut run = 0;
+        loop {
+            let head = match batch::frame_head(&input[run..], self.longest_message()) {
+                Ok(Some(head)) => head,
+                Ok(None) if run > 0 => break,
+                Ok(None) => return Step::More,
+                Err(error) => return self.violation(&error),
+            };
+            let end = run + head.total;
+            match head.kind {
+                b'd' if end > input.len() => {
+                    self.tail = Tail::Forward(end - input.len());
+                    run = input.len();
+                    break;
+                }
+                b'd' => run = end,
+                // The server ignores these while it copies, and owes nothing for them.
+                b'H' | b'S' if run == 0 => return Step::Used(head.total.min(input.len())),
+                b'c' | b'f' if run == 0 && end > input.len() => return Step::More,
+                b'c' | b'f' if run == 0 => {
+                    self.relay.end_copy_in();
+                    run = end;
+                    break;
+                }
+                _ if run > 0 => break,
+                b'X' => return Step::Turn(0, Turn::Close),
+                kind => {
+                    let what = format!("unexpected message type {kind} during COPY from stdin");
+                    return self.violation(&ClientError::ProtocolViolation { what });
+                }
+            }
+        }
+        self.send(&input[..run]).map_or(Step::Used(run), |turn| Step::Turn(run, turn))
+    }
+
+    /// Copy messages that came before the server has said whether it copies: they belong to what is in flight.
+    pub(super) fn early_copy(&mut self) -> Step {
+        if self.relay.owed() > 0 {
+            return Step::Wait;
+        }
+        // Without a Sync only a COPY is answered by itself: ask for the answer, that shows whether it is one.
+        let mut flush = Vec::new();
+        frontend::write_flush(&mut flush);
+        self.send(&flush).map_or(Step::Wait, |turn| Step::Turn(0, turn))
+    }
+
+    pub(super) fn step_unit(&mut self, input: &[u8]) -> Step {
+        if matches!(input.first(), Some(b'd' | b'c' | b'f')) && self.server.is_some() && self.relay.may_copy() {
+            return self.early_copy();
+        }
+        if self.server.is_some() && !self.may_send_more() {
+            return Step::Wait;
+        }
+        if self.functions.has_changed().unwrap_or(false) {
+            self.table = self.functions.borrow_and_update().clone();
+            let (table, lex) = (&self.table, self.lex);
+            self.statements.reclassify(|sql| classify(sql, table, lex));
+        }
+        let mut classes = std::mem::take(&mut self.classes);
+        classes.clear();
+        let scan = {
+            let (table, lex) = (&self.table, self.lex);
+            let cx = batch::Context {
+                statements: &self.statements,
+                classify: &|sql| classify(sql, table, lex),
+                open: self.relay.open,
+                portal_may_commit: self.portal_may_commit,
+                limits: Limits { unit: self.w.config().relay_buffer, text: MAX_TEXT, message: self.longest_message() },
+            };
+            batch::scan(input, &cx, &mut classes)
+        };
+        let step = match scan {
+            Scan::More => Step::More,
+            Scan::Terminate => Step::Turn(0, Turn::Close),
+            Scan::Ignore(total) => self.discard(total, input),
+            Scan::Violation(error) => self.violation(&error),
+            Scan::Unit(unit) => self.route(input, &unit, &classes),
+        };
+        self.classes = classes;
+        step
+    }
+
+    /// Behind what was sent already, may more be sent before that is answered?
+    pub(super) fn may_send_more(&self) -> bool {
+        let Some(server) = &self.server else { return false };
+        if self.relay.open.is_some() || !self.relay.busy() {
+            return true;
+        }
+        // What is sent to the primary may be followed by anything; a standby gets one unit at a time.
+        server.meta.role == Role::Primary
+            && self.relay.pending() < MAX_PENDING
+            && !self.relay.names_unconfirmed()
+            && self.w.gate(self.w.now()) == Gate::Open
+    }
+}
+
+/// What one step of the client's bytes came to.
+pub(super) enum Step {
+    /// So many bytes are dealt with.
+    Used(usize),
+    /// Nothing can be done before something else happens.
+    Wait,
+    /// The message is not complete.
+    More,
+    /// So many bytes are dealt with, and then this.
+    Turn(usize, Turn),
+}

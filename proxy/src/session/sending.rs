@@ -1,0 +1,229 @@
+//! A unit on its way to a server: which one, whether now, and what is kept of it in case the server is lost.
+
+use crate::session::acquire::{self, Found, NotFound, Want};
+use crate::session::batch::Unit;
+use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
+use crate::session::incoming::Step;
+use crate::session::translate::Translator;
+use crate::sql::{Access, Statement};
+use crate::wire::backend::TxStatus;
+use crate::wire::codec::Sink;
+use crate::wire::error_response::ClientError;
+use cluster::topology::Gate;
+use cluster::{Instant, NodeId, Role};
+use std::future::poll_fn;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+impl Session {
+    /// Send a unit to the server that is held, or to one that is at hand, or ask for one.
+    pub(super) fn route(&mut self, input: &[u8], unit: &Unit, classes: &[Statement]) -> Step {
+        let now = self.w.now();
+        let access = if unit.read { Access::Read } else { Access::Write };
+        if let Some(server) = &self.server {
+            let starts = !self.relay.busy() && self.relay.status == TxStatus::Idle;
+            let fits = server.meta.role == Role::Primary || unit.read || !starts;
+            if !fits {
+                self.give_back();
+            } else if server.meta.role == Role::Standby {
+                return self.send_unit(input, unit, classes);
+            } else {
+                return match self.w.gate(now) {
+                    Gate::Open => self.send_unit(input, unit, classes),
+                    Gate::Draining if !starts => self.send_unit(input, unit, classes),
+                    Gate::Draining | Gate::Closed(_) => self.hold_here(),
+                };
+            }
+        }
+        if self.w.shared.stopping.load(Ordering::Relaxed) {
+            return self.violation(&ClientError::ShuttingDown);
+        }
+        let want = self.want(access, now);
+        let w = self.w.clone();
+        let found = acquire::at_hand(&w, &want, |node| self.pool_of(node), now);
+        match found {
+            Some(found) => {
+                w.counts.waited(std::time::Duration::ZERO);
+                self.attach(found);
+                self.send_unit(input, unit, classes)
+            }
+            None => Step::Turn(0, Turn::Acquire { access, bytes: unit.len }),
+        }
+    }
+
+    /// A session that keeps its server waits for the gate: the statement is neither sent nor refused yet.
+    pub(super) fn hold_here(&mut self) -> Step {
+        if self.hold.is_none() {
+            self.hold = Some(Box::pin(tokio::time::sleep(self.w.config().hold_timeout)));
+            self.waiting_since = Some(self.w.now());
+            // The next turn polls the timer.
+            self.presence.wake();
+        }
+        Step::Wait
+    }
+
+    pub(super) fn want(&mut self, access: Access, now: Instant) -> Want {
+        Want {
+            identity: self.identity.clone(),
+            keys: self.keys.clone(),
+            causality: self.causality.clone(),
+            access,
+            avoid: self.avoid.clone(),
+            since: self.waiting_since.unwrap_or(now),
+        }
+    }
+
+    pub(super) fn attach(&mut self, found: Found) {
+        let Found { server, pool, reason } = found;
+        self.w.count_in_use(&server.meta, true);
+        self.relay.on_standby = server.meta.role == Role::Standby;
+        self.reason = reason;
+        (self.server, self.pool) = (Some(server), Some(pool));
+        self.generation = self.w.generation.get();
+    }
+
+    /// The server is free of this session.
+    pub(super) fn give_back(&mut self) {
+        if let (Some(mut server), Some(pool)) = (self.server.take(), self.pool.take()) {
+            server.meta.spoilt |= std::mem::take(&mut self.relay.stale_plan);
+            self.w.release(&pool, server);
+        }
+    }
+
+    /// The server is closed.
+    pub(super) fn drop_server(&mut self) -> Option<(NodeId, cluster::Term)> {
+        let server = self.server.take()?;
+        self.pool = None;
+        self.relay.stale_plan = false;
+        self.w.count_in_use(&server.meta, false);
+        Some((server.meta.node.clone(), server.meta.term))
+    }
+
+    pub(super) fn set_busy(&mut self, busy: bool) {
+        if self.busy != busy {
+            self.busy = busy;
+            self.w.count_busy(busy);
+        }
+    }
+
+    pub(super) fn send_unit(&mut self, input: &[u8], unit: &Unit, classes: &[Statement]) -> Step {
+        let Some(server) = &mut self.server else { return Step::Wait };
+        let repeatable = self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle);
+        let begins = self.relay.open.is_none();
+        let mut sink = Sink::new(self.w.take_spare());
+        let refused = Translator {
+            client: &mut self.statements,
+            server: &mut server.meta.statements,
+            texts: &mut self.w.texts.borrow_mut(),
+            relay: &mut self.relay,
+            statement_bytes: usize::try_from(self.w.config().prepared_statement_bytes).unwrap_or(usize::MAX),
+            unnamed_bytes: MAX_TEXT,
+        }
+        .unit(input, unit, classes, &mut sink);
+        if unit.tail_left > 0 {
+            self.tail = if refused { Tail::Discard(unit.tail_left) } else { Tail::Forward(unit.tail_left) };
+        }
+        let primary = server.meta.role == Role::Primary;
+        self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);
+        if begins {
+            self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);
+            self.reason = "same_server";
+        }
+        self.retain(&input[..unit.len], unit, repeatable, begins);
+        self.pins.join(unit.pins);
+        self.portal_may_commit |= unit.binds_commit;
+        self.wrote |= primary && !unit.read;
+        if !unit.read {
+            self.commits |= !self.durability.note(&input[..unit.len]);
+        }
+        self.flushed = unit.flush;
+        self.set_busy(primary || self.busy);
+        self.waiting_since = None;
+        self.hold = None;
+        let turn = self.send(sink.bytes(input));
+        self.w.put_spare(sink.into_spare());
+        self.flush_local(unit);
+        turn.map_or(Step::Used(unit.len), |turn| Step::Turn(unit.len, turn))
+    }
+
+    /// Answers of ours that a Flush asks for and no answer of the server would bring along.
+    pub(super) fn flush_local(&mut self, unit: &Unit) {
+        if unit.flush {
+            let mut sink = Sink::default();
+            self.relay.flush_local(&mut sink);
+            self.to_client.queue(sink.bytes(&[]));
+        }
+    }
+
+    /// Keep a unit that may be sent again. A long one is not worth it.
+    pub(super) fn retain(&mut self, bytes: &[u8], unit: &Unit, repeatable: bool, begins: bool) {
+        if self.retained.capacity() == 0 {
+            self.retained = self.w.take_spare();
+        }
+        if begins {
+            self.retained_lens.push_back(0);
+        }
+        let Some(len) = self.retained_lens.back_mut() else { return };
+        let whole_so_far = begins || *len > 0;
+        if repeatable && whole_so_far && unit.tail_left == 0 && self.retained.len() + bytes.len() <= 2 * MAX_TEXT {
+            self.retained.extend_from_slice(bytes);
+            *len += bytes.len();
+        } else {
+            let kept = self.retained.len() - *len;
+            self.retained.truncate(kept);
+            *len = 0;
+        }
+    }
+
+    /// Send bytes to the server; what it does not take now waits.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Option<Turn> {
+        let server = self.server.as_mut()?;
+        self.to_server.send(&mut server.stream, bytes).err().map(|_| Turn::Lost(Loss::Gone))
+    }
+
+    /// Find a server for the unit at the head of the inbox, or an error for it.
+    pub(super) async fn acquire(&mut self, access: Access, bytes: usize) {
+        let now = self.w.now();
+        self.waiting_since.get_or_insert(now);
+        let want = self.want(access, now);
+        let w = self.w.clone();
+        let find = acquire::find(&w, want, bytes);
+        let outcome = tokio::select! {
+            outcome = find => outcome,
+            outcome = poll_fn(|cx| self.watch_client(cx)) => match outcome {
+                Some(error) => Err(NotFound::Error(error)),
+                // The next turn sees the end of the connection.
+                None => return,
+            },
+        };
+        self.rescan = true;
+        match outcome {
+            Ok(found) => {
+                self.pool_of(&found.pool.key.node.clone());
+                self.attach(found);
+            }
+            Err(NotFound::Error(error)) => self.fail = Some(Failure::Error(error)),
+            Err(NotFound::Refused(frame)) => self.fail = Some(Failure::Frame(frame)),
+        }
+    }
+
+    /// While a statement waits: has the client gone (`None`), or cancelled it?
+    pub(super) fn watch_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<ClientError>> {
+        self.presence.park(cx.waker());
+        if self.presence.cancel.take() {
+            return Poll::Ready(Some(ClientError::Cancelled));
+        }
+        while self.inbox.len() < 2 * self.w.config().relay_buffer && !self.eof {
+            let limit = self.w.config().relay_buffer;
+            match read_more(&mut self.client, &mut self.inbox, limit, cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    (self.eof, self.inbox) = (true, Vec::new());
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
+        Poll::Pending
+    }
+}
