@@ -1,7 +1,12 @@
 //! The `[proxy]` section: as typed, and checked.
 
+pub mod pools;
+
+pub use pools::PoolMode;
+
 use cluster::config::{BadSetting, Size, Span};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,6 +74,12 @@ pub struct Raw {
     pub monitor_password_file: Option<PathBuf>,
     /// Environment variable holding that user's password. Default none.
     pub monitor_password_env: Option<String>,
+    /// What holds for all pools.
+    pub pools: pools::Raw,
+    /// What holds for single databases, by the name clients ask for. Default none.
+    pub databases: BTreeMap<String, pools::Database>,
+    /// What holds for single users. Default none.
+    pub users: BTreeMap<String, pools::User>,
 }
 
 impl Default for Raw {
@@ -97,6 +108,9 @@ impl Default for Raw {
             monitor_user: "pgtenure_monitor".to_owned(),
             monitor_password_file: None,
             monitor_password_env: None,
+            pools: pools::Raw::default(),
+            databases: BTreeMap::new(),
+            users: BTreeMap::new(),
         }
     }
 }
@@ -148,6 +162,8 @@ pub struct Config {
     pub monitor_user: String,
     /// `monitor_password_file` or `monitor_password_env`
     pub monitor_password: PasswordFrom,
+    /// `[proxy.pools]`, `[proxy.databases]` and `[proxy.users]`
+    pub pools: pools::Pools,
 }
 
 /// Where a password comes from. The password itself is never part of a configuration.
@@ -168,6 +184,7 @@ pub enum PasswordFrom {
 pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     let mut bad = check_ranges(&raw);
     bad.extend(check_relations(&raw));
+    bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
     if !bad.is_empty() {
         return Err(bad);
     }
@@ -197,6 +214,13 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
             (Some(path), _) => PasswordFrom::File(path),
             (None, Some(name)) => PasswordFrom::Env(name),
             (None, None) => PasswordFrom::Nowhere,
+        },
+        pools: pools::Pools {
+            defaults: raw.pools,
+            pool_size: raw.pool_size,
+            query_wait_timeout: raw.query_wait_timeout.0,
+            databases: raw.databases,
+            users: raw.users,
         },
     })
 }

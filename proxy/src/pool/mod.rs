@@ -8,6 +8,7 @@
 pub mod checkout;
 pub mod health;
 pub mod limit;
+pub mod policy;
 
 pub use checkout::{Checkout, Offer, Pool, Pools};
 pub use limit::{Limit, Limits, Permit};

@@ -1,0 +1,222 @@
+//! `[proxy.pools]`, `[proxy.databases.NAME]` and `[proxy.users.NAME]`: who shares server connections, how many there
+//! are, and who may connect. Which of the three applies is decided in [`policy`](crate::pool::policy).
+
+use cluster::config::{BadSetting, Span};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// When a server connection goes back to its pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolMode {
+    /// At the end of each transaction.
+    #[default]
+    Transaction,
+    /// When the client disconnects: the session behaves exactly as the server behind it.
+    Session,
+}
+
+impl PoolMode {
+    /// As the configuration writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Transaction => "transaction",
+            Self::Session => "session",
+        }
+    }
+}
+
+/// `[proxy.pools]` as typed: what holds unless the database or the user says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    /// When a server connection goes back to its pool: `transaction` (at the end of each transaction) or `session`
+    /// (when the client disconnects). Default `transaction`: few servers serve many clients. Sessions that are
+    /// connected keep theirs.
+    pub pool_mode: PoolMode,
+    /// Server connections that a pool may have beyond its `pool_size` while somebody has waited longer than
+    /// `reserve_pool_timeout`; closed again when nobody waits. Default 0: the limit means what it says.
+    pub reserve_pool_size: usize,
+    /// How long a statement waits before its pool may use the reserve. Default 5s: longer than a usual burst.
+    pub reserve_pool_timeout: Span,
+    /// Server connections to the primary that a pool keeps open while it has clients, also when a new primary has
+    /// opened. Default 0: connections are made when they are needed.
+    pub min_pool_size: usize,
+    /// Server connections of this process to one database of one node, over all its pools. Default 0: no limit but
+    /// the pools' own.
+    pub max_db_connections: usize,
+    /// Clients of one database that this process accepts; the next is refused with 53300. Default 0: no limit but
+    /// `proxy.max_client_connections`.
+    pub max_db_client_connections: usize,
+    /// Clients of one user that this process accepts; the next is refused with 53300. Default 0: no limit but
+    /// `proxy.max_client_connections`.
+    pub max_user_client_connections: usize,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            pool_mode: PoolMode::Transaction,
+            reserve_pool_size: 0,
+            reserve_pool_timeout: Span::secs(5),
+            min_pool_size: 0,
+            max_db_connections: 0,
+            max_db_client_connections: 0,
+            max_user_client_connections: 0,
+        }
+    }
+}
+
+/// `[proxy.databases.NAME]`: NAME is what clients ask for. Every key is optional.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Database {
+    /// The database's name at the servers. Default NAME.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dbname: Option<String>,
+    /// As in `[proxy.pools]`. A user's own comes first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_mode: Option<PoolMode>,
+    /// As `proxy.pool_size`. A user's own comes first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_size: Option<usize>,
+    /// As in `[proxy.pools]`. A user's own comes first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve_pool_size: Option<usize>,
+    /// As in `[proxy.pools]`. A user's own comes first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_pool_size: Option<usize>,
+    /// As `proxy.query_wait_timeout`. A user's own comes first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_wait_timeout: Option<Span>,
+    /// As `proxy.pools.max_db_connections`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_db_connections: Option<usize>,
+    /// As `proxy.pools.max_db_client_connections`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_client_connections: Option<usize>,
+}
+
+/// `[proxy.users.NAME]`. Every key is optional.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct User {
+    /// As in `[proxy.pools]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_mode: Option<PoolMode>,
+    /// As `proxy.pool_size`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_size: Option<usize>,
+    /// As in `[proxy.pools]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve_pool_size: Option<usize>,
+    /// As in `[proxy.pools]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_pool_size: Option<usize>,
+    /// As `proxy.query_wait_timeout`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_wait_timeout: Option<Span>,
+    /// As `proxy.pools.max_user_client_connections`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_client_connections: Option<usize>,
+}
+
+/// The three tables checked, with the two keys of `[proxy]` that they override.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pools {
+    /// `[proxy.pools]`
+    pub defaults: Raw,
+    /// `proxy.pool_size`
+    pub pool_size: usize,
+    /// `proxy.query_wait_timeout`
+    pub query_wait_timeout: Duration,
+    /// `[proxy.databases]`, by the name clients ask for.
+    pub databases: BTreeMap<String, Database>,
+    /// `[proxy.users]`
+    pub users: BTreeMap<String, User>,
+}
+
+impl Pools {
+    /// Nothing but these two.
+    pub fn new(pool_size: usize, query_wait_timeout: Duration) -> Self {
+        let (defaults, databases, users) = (Raw::default(), BTreeMap::new(), BTreeMap::new());
+        Self { defaults, pool_size, query_wait_timeout, databases, users }
+    }
+}
+
+/// Most connections any count may name.
+const MOST: usize = 1_000_000;
+const DAY: Span = Span::secs(24 * 3600);
+
+/// Check ranges and relations, all at once.
+pub fn check(raw: &Raw, databases: &BTreeMap<String, Database>, users: &BTreeMap<String, User>) -> Vec<BadSetting> {
+    let mut bad = Vec::new();
+    let counts = [
+        ("reserve_pool_size", raw.reserve_pool_size),
+        ("min_pool_size", raw.min_pool_size),
+        ("max_db_connections", raw.max_db_connections),
+        ("max_db_client_connections", raw.max_db_client_connections),
+        ("max_user_client_connections", raw.max_user_client_connections),
+    ];
+    for (key, value) in counts {
+        count(&mut bad, &format!("proxy.pools.{key}"), Some(value), 0);
+    }
+    span(&mut bad, "proxy.pools.reserve_pool_timeout", Some(raw.reserve_pool_timeout));
+    for (name, d) in databases {
+        let key = |key: &str| format!("proxy.databases.{name}.{key}");
+        if d.dbname.as_ref().is_some_and(String::is_empty) {
+            bad.push(BadSetting::new(&key("dbname"), "\"\"", "must name a database"));
+        }
+        count(&mut bad, &key("pool_size"), d.pool_size, 1);
+        count(&mut bad, &key("reserve_pool_size"), d.reserve_pool_size, 0);
+        count(&mut bad, &key("min_pool_size"), d.min_pool_size, 0);
+        count(&mut bad, &key("max_db_connections"), d.max_db_connections, 0);
+        count(&mut bad, &key("max_client_connections"), d.max_client_connections, 0);
+        span(&mut bad, &key("query_wait_timeout"), d.query_wait_timeout);
+    }
+    for (name, u) in users {
+        let key = |key: &str| format!("proxy.users.{name}.{key}");
+        count(&mut bad, &key("pool_size"), u.pool_size, 1);
+        count(&mut bad, &key("reserve_pool_size"), u.reserve_pool_size, 0);
+        count(&mut bad, &key("min_pool_size"), u.min_pool_size, 0);
+        count(&mut bad, &key("max_client_connections"), u.max_client_connections, 0);
+        span(&mut bad, &key("query_wait_timeout"), u.query_wait_timeout);
+    }
+    bad
+}
+
+fn count(bad: &mut Vec<BadSetting>, key: &str, value: Option<usize>, least: usize) {
+    if let Some(value) = value.filter(|v| !(least..=MOST).contains(v)) {
+        bad.push(BadSetting::new(key, value, format!("must be between {least} and {MOST}")));
+    }
+}
+
+fn span(bad: &mut Vec<BadSetting>, key: &str, value: Option<Span>) {
+    let least = Span::millis(1);
+    if let Some(value) = value.filter(|v| !(least..=DAY).contains(v)) {
+        bad.push(BadSetting::new(key, value, format!("must be between {least} and {DAY}")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_or_a_wait_out_of_range_names_its_table() {
+        let raw = Raw { reserve_pool_timeout: Span::millis(0), ..Raw::default() };
+        let database = Database { pool_size: Some(0), dbname: Some(String::new()), ..Database::default() };
+        let user = User { query_wait_timeout: Some(Span::secs(100_000)), ..User::default() };
+        let bad = check(&raw, &[("app".to_owned(), database)].into(), &[("ann".to_owned(), user)].into());
+        assert_eq!(
+            bad.iter().map(BadSetting::to_string).collect::<Vec<_>>(),
+            [
+                "proxy.pools.reserve_pool_timeout = 0ms: must be between 1ms and 1d",
+                "proxy.databases.app.dbname = \"\": must name a database",
+                "proxy.databases.app.pool_size = 0: must be between 1 and 1000000",
+                "proxy.users.ann.query_wait_timeout = 100000s: must be between 1ms and 1d",
+            ]
+        );
+    }
+}
