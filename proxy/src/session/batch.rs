@@ -12,7 +12,8 @@ use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject};
 
 /// What nothing is known about: it may do anything.
-const OPAQUE: Statement = Statement { access: Access::Write, control: Control::None, may_commit: true, pin: None };
+const OPAQUE: Statement =
+    Statement { access: Access::Write, control: Control::None, may_commit: true, pins: Pins::NONE, unpins: true };
 
 /// Limits on what is buffered.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +55,10 @@ pub struct Unit {
     pub record: Record,
     /// Proven reads only, so a standby may serve it.
     pub read: bool,
-    /// It binds the session to its server.
+    /// What binds the session to its server.
     pub pins: Pins,
+    /// It may end what binds the session to its server.
+    pub unpins: bool,
     /// It drops all prepared statements.
     pub forgets: bool,
     /// It binds a portal that may commit.
@@ -226,7 +229,7 @@ impl<'a> Scanner<'a> {
         self.unit.read = false;
         match head.kind {
             b'Q' => {
-                let class = Statement { pin: (self.cx.classify)(&here[5..]).pin, ..OPAQUE };
+                let class = Statement { pins: (self.cx.classify)(&here[5..]).pins, ..OPAQUE };
                 classes.push(class);
                 self.execute(class);
                 self.unit.complete = true;
@@ -273,11 +276,10 @@ impl<'a> Scanner<'a> {
         self.unit.statements = self.unit.statements.saturating_add(1);
         self.unit.read &= class.access == Access::Read
             && matches!(class.control, Control::None | Control::Empty)
-            && class.pin.is_none();
+            && class.pins.is_empty();
         self.unit.forgets |= matches!(class.control, Control::DeallocateAll | Control::DiscardAll);
-        if let Some(reason) = class.pin {
-            self.unit.pins.add(reason);
-        }
+        self.unit.pins.join(class.pins);
+        self.unit.unpins |= class.unpins;
     }
 
     fn end(&mut self) -> Step {

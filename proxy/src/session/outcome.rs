@@ -287,8 +287,10 @@ fn commits_before_idle(mut at: TxStatus, rest: &[Record]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sql::Pins;
 
-    const PLAIN: Statement = Statement { access: Access::Write, control: Control::None, may_commit: false, pin: None };
+    const PLAIN: Statement =
+        Statement { access: Access::Write, control: Control::None, may_commit: false, pins: Pins::NONE, unpins: false };
 
     /// The statements of the tables below, by one word each.
     fn statement(word: &str) -> Statement {

@@ -1,51 +1,8 @@
 //! What a session is between units: what binds it to its server, and what it still has to be told.
 
-use crate::sql::PinReason;
+pub use crate::sql::Pins;
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
-
-const ALL: [PinReason; 9] = [
-    PinReason::Set,
-    PinReason::Temp,
-    PinReason::Listen,
-    PinReason::AdvisoryLock,
-    PinReason::HeldCursor,
-    PinReason::Prepare,
-    PinReason::Load,
-    PinReason::Seed,
-    PinReason::Dblink,
-];
-
-/// A set of reasons to stay on a server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pins(u16);
-
-impl Pins {
-    /// Add a reason.
-    pub fn add(&mut self, reason: PinReason) {
-        self.0 |= 1 << reason as u16;
-    }
-
-    /// Add all reasons of another set.
-    pub fn join(&mut self, other: Self) {
-        self.0 |= other.0;
-    }
-
-    /// Nothing binds?
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Is this one of the reasons?
-    pub const fn has(self, reason: PinReason) -> bool {
-        self.0 & (1 << reason as u16) != 0
-    }
-
-    /// The reasons, in a fixed order.
-    pub fn list(self) -> Vec<PinReason> {
-        ALL.into_iter().filter(|&r| self.has(r)).collect()
-    }
-}
 
 /// A transaction block that exists for the client only: its server is gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,17 +44,6 @@ impl LostBlock {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_reason_is_listed_once() {
-        let mut pins = Pins::default();
-        assert!(pins.is_empty() && pins.list().is_empty());
-        for reason in ALL.into_iter().rev().chain(ALL) {
-            pins.add(reason);
-            assert!(pins.has(reason));
-        }
-        assert_eq!(pins.list(), ALL);
-    }
 
     #[test]
     fn a_lost_block_is_told_once() {

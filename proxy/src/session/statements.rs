@@ -213,9 +213,10 @@ impl ServerStatements {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::{Access, Control};
+    use crate::sql::{Access, Control, Pins};
 
-    const CLASS: Statement = Statement { access: Access::Read, control: Control::None, may_commit: false, pin: None };
+    const CLASS: Statement =
+        Statement { access: Access::Read, control: Control::None, may_commit: false, pins: Pins::NONE, unpins: false };
 
     #[test]
     fn the_same_text_and_types_share_a_name_until_forgotten() {

@@ -7,7 +7,7 @@ use super::effects::{Head, SetConfig, Stop};
 use super::functions::{FunctionTable, Volatility};
 use super::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
 use super::lexer::{Lexer, Token};
-use super::{Access, Control, LexRules, PinReason, Statement};
+use super::{Access, Control, LexRules, PinReason, Pins, Statement};
 
 /// NAMEDATALEN - 1: PostgreSQL cuts longer names, so they are not looked up.
 const MAX_NAME: usize = 63;
@@ -21,7 +21,7 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
         return assume_the_worst(sql, functions);
     }
     let mut lexer = Lexer::new(sql);
-    let mut all = Sum::default();
+    let mut all = Sum::new(sql);
     loop {
         let (part, end) = Part::scan(&mut lexer, functions);
         match end {
@@ -34,26 +34,35 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
         }
     }
     let access = if standard { all.access } else { Access::Write };
-    Statement { access, control: all.control(), may_commit: all.may_commit, pin: all.pin }
+    Statement { access, control: all.control(), may_commit: all.may_commit, pins: all.pins, unpins: all.unpins }
 }
 
 /// What the statements of a text add up to.
-struct Sum {
+struct Sum<'a> {
+    sql: &'a [u8],
     count: u32,
     access: Access,
     control: Control,
     may_commit: bool,
     begins: bool,
-    pin: Option<PinReason>,
+    pins: Pins,
+    unpins: bool,
 }
 
-impl Default for Sum {
-    fn default() -> Self {
-        Self { count: 0, access: Access::Read, control: Control::Empty, may_commit: false, begins: false, pin: None }
+impl<'a> Sum<'a> {
+    fn new(sql: &'a [u8]) -> Self {
+        Self {
+            sql,
+            count: 0,
+            access: Access::Read,
+            control: Control::Empty,
+            may_commit: false,
+            begins: false,
+            pins: Pins::NONE,
+            unpins: false,
+        }
     }
-}
 
-impl Sum {
     fn add(&mut self, part: &Part<'_>) {
         if part.is_empty() {
             return;
@@ -63,7 +72,11 @@ impl Sum {
         self.control = part.head.control();
         self.may_commit |= part.head.may_commit();
         self.begins |= part.head.begins();
-        self.pin = self.pin.or(part.head.pin());
+        self.pins.join(part.head.pins());
+        if part.verb == K::Do {
+            self.pins.join(pins_anywhere(self.sql));
+        }
+        self.unpins |= part.head.unpins();
     }
 
     fn control(&self) -> Control {
@@ -405,8 +418,47 @@ fn is_about_this_server(name: &[u8]) -> bool {
 
 /// A text that cannot be read with certainty: a write, and whatever else any of its words could mean.
 fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
-    let (mut commits, mut begins, mut pin) = (false, false, None);
-    let mut before = K::None;
+    let (mut commits, mut begins) = (false, false);
+    each_word(sql, |word, _| {
+        commits |= matches!(word, K::Commit | K::End | K::Prepare);
+        begins |= matches!(word, K::Begin | K::Start);
+    });
+    // The first words of a text come before anything odd in it, or it begins with the odd thing and fails.
+    let (first, _) = Part::scan(&mut Lexer::new(sql), functions);
+    let several = sql.contains(&b';');
+    let control = if several { Control::Multi { begins } } else { first.head.control() };
+    let mut pins = first.head.pins();
+    pins.join(pins_anywhere(sql));
+    if several {
+        pins.join(loose_pins(sql));
+    }
+    Statement { access: Access::Write, control, may_commit: commits, pins, unpins: true }
+}
+
+/// What any word of a text could leave in the session, wherever it stands: also within literals, as the bodies of DO
+/// and of functions are.
+fn pins_anywhere(sql: &[u8]) -> Pins {
+    let (mut head, mut pins, mut before) = (Head::new(), Pins::NONE, K::None);
+    each_word(sql, |word, name| {
+        head.call(name);
+        if name == b"set_config" {
+            head.sets();
+        }
+        match (before, word) {
+            (_, K::Temp) => pins.add(PinReason::Temp),
+            (K::With, K::Hold) => pins.add(PinReason::HeldCursor),
+            (_, K::Listen) => pins.add(PinReason::Listen),
+            (_, K::Set | K::Reset) => pins.add(PinReason::Set),
+            _ => {}
+        }
+        before = word;
+    });
+    pins.join(head.calls);
+    pins
+}
+
+/// Every run of characters that could be a word, as a keyword and in lower case.
+fn each_word(sql: &[u8], mut look: impl FnMut(K, &[u8])) {
     let mut lower = [0_u8; MAX_NAME];
     for word in sql.split(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..))) {
         if word.is_empty() || word.len() > MAX_NAME {
@@ -415,33 +467,13 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
         let lower = &mut lower[..word.len()];
         lower.copy_from_slice(word);
         lower.make_ascii_lowercase();
-        let mut head = Head::new();
-        head.call(lower);
-        if lower == b"set_config" {
-            head.sets();
-        }
-        pin = pin.or(head.call);
-        let word = keyword(lower);
-        commits |= matches!(word, K::Commit | K::End | K::Prepare);
-        begins |= matches!(word, K::Begin | K::Start);
-        pin = pin.or(match (before, word) {
-            (_, K::Temp) => Some(PinReason::Temp),
-            (K::With, K::Hold) => Some(PinReason::HeldCursor),
-            _ => None,
-        });
-        before = word;
+        look(keyword(lower), lower);
     }
-    // The first words of a text come before anything odd in it, or it begins with the odd thing and fails.
-    let (first, _) = Part::scan(&mut Lexer::new(sql), functions);
-    let several = sql.contains(&b';');
-    let control = if several { Control::Multi { begins } } else { first.head.control() };
-    let pin = pin.or(first.head.pin()).or(if several { loose_pin(sql) } else { None });
-    Statement { access: Access::Write, control, may_commit: commits, pin }
 }
 
 /// In a string of several statements that cannot be read: does any word begin a statement that pins?
-fn loose_pin(sql: &[u8]) -> Option<PinReason> {
-    sql.split(|b| *b == b';').find_map(|piece| {
+fn loose_pins(sql: &[u8]) -> Pins {
+    sql.split(|b| *b == b';').fold(Pins::NONE, |mut pins, piece| {
         let mut head = Head::new();
         for word in piece.split(|b| !b.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).take(6) {
             let mut lower = [0_u8; MAX_NAME];
@@ -451,7 +483,8 @@ fn loose_pin(sql: &[u8]) -> Option<PinReason> {
             lower[..len].make_ascii_lowercase();
             head.word(keyword(&lower[..len]));
         }
-        head.pin()
+        pins.join(head.pins());
+        pins
     })
 }
 

@@ -1,7 +1,7 @@
 //! What a statement does beyond reading and writing: to the transaction block, and to the session.
 
 use super::keyword::Keyword as K;
-use super::{Control, PinReason};
+use super::{Control, PinReason, Pins};
 
 /// How many leading words are kept: `CREATE OR REPLACE LOCAL TEMP` is the longest run that matters.
 const HEAD: usize = 6;
@@ -35,8 +35,10 @@ pub(super) struct Head {
     pub(super) into_temp: bool,
     /// A name in the session's temporary schema came by.
     pub(super) pg_temp: bool,
-    /// A function that leaves something in the session is called.
-    pub(super) call: Option<PinReason>,
+    /// What the functions that are called leave in the session.
+    pub(super) calls: Pins,
+    /// A function that may end what binds the session is called.
+    pub(super) unlocks: bool,
 }
 
 impl Head {
@@ -50,7 +52,8 @@ impl Head {
             with_hold: false,
             into_temp: false,
             pg_temp: false,
-            call: None,
+            calls: Pins::NONE,
+            unlocks: false,
         }
     }
 
@@ -91,14 +94,18 @@ impl Head {
             b"pg_advisory_lock" | b"pg_advisory_lock_shared" => PinReason::AdvisoryLock,
             b"pg_try_advisory_lock" | b"pg_try_advisory_lock_shared" => PinReason::AdvisoryLock,
             b"dblink_connect" | b"dblink_connect_u" => PinReason::Dblink,
-            _ => return,
+            b"currval" | b"lastval" => PinReason::Sequence,
+            _ => {
+                self.unlocks |= name.starts_with(b"pg_advisory_unlock");
+                return;
+            }
         };
-        self.call.get_or_insert(reason);
+        self.calls.add(reason);
     }
 
     /// `set_config` is called and not for the transaction only.
     pub(super) fn sets(&mut self) {
-        self.call.get_or_insert(PinReason::Set);
+        self.calls.add(PinReason::Set);
     }
 
     fn second(&self) -> K {
@@ -146,9 +153,11 @@ impl Head {
     }
 
     /// What it leaves in the session.
-    pub(super) fn pin(&self) -> Option<PinReason> {
+    pub(super) fn pins(&self) -> Pins {
         let own = match self.words[0] {
             K::Set => (!self.is_set_of_transaction()).then_some(PinReason::Set),
+            K::Reset => Some(PinReason::Set),
+            K::Discard => (self.second() == K::All).then_some(PinReason::Set),
             K::Listen => Some(PinReason::Listen),
             K::Load => Some(PinReason::Load),
             K::Prepare => (!self.is_prepare_transaction()).then_some(PinReason::Prepare),
@@ -156,7 +165,17 @@ impl Head {
             K::Create => (self.is_create_temp() || self.pg_temp).then_some(PinReason::Temp),
             _ => None,
         };
-        own.or((self.into_temp || self.pg_temp).then_some(PinReason::Temp)).or(self.call)
+        let mut pins = self.calls;
+        for reason in own.into_iter().chain((self.into_temp || self.pg_temp).then_some(PinReason::Temp)) {
+            pins.add(reason);
+        }
+        pins
+    }
+
+    /// May it end what binds the session to its server? What ends with its transaction is not meant.
+    pub(super) fn unpins(&self) -> bool {
+        let verb = self.words[0];
+        self.unlocks || matches!(verb, K::Close | K::Deallocate | K::Discard | K::Drop | K::Unlisten | K::Do | K::Call)
     }
 
     /// `SET LOCAL`, `SET TRANSACTION`, `SET CONSTRAINTS`; not a setting that is named like one of them.

@@ -7,10 +7,10 @@
 #[rustfmt::skip]
 pub(super) enum Keyword {
     None,
-    Abort, All, Analyze, And, As, Begin, Chain, Characteristics, Commit, Constraints, Copy, Create, Deallocate,
-    Declare, Delete, Discard, End, Explain, For, From, Global, Hold, Insert, Into, Key, Listen, Load, Local, Merge,
-    No, Only, Or, Prepare, Prepared, Read, Recursive, Release, Replace, Rollback, Savepoint, Select, Session, Set,
-    Share, Show, Start, Stdout, Table, Tablesample, Temp, To, Transaction, Update, Values, Verbose, With, Work, Write,
+    Abort, All, Analyze, And, As, Begin, Call, Chain, Characteristics, Close, Commit, Constraints, Copy, Create,
+    Deallocate, Declare, Delete, Discard, Do, Drop, End, Explain, For, From, Global, Hold, Insert, Into, Key, Listen, Load, Local, Merge,
+    No, Only, Or, Prepare, Prepared, Read, Recursive, Release, Replace, Reset, Rollback, Savepoint, Select, Session, Set,
+    Share, Show, Start, Stdout, Table, Tablesample, Temp, To, Transaction, Unlisten, Update, Values, Verbose, With, Work, Write,
 }
 
 /// The keyword that a word in lower case is.
@@ -18,12 +18,12 @@ pub(super) enum Keyword {
 pub(super) fn keyword(lower: &[u8]) -> Keyword {
     use Keyword as K;
     match lower {
-        b"as" => K::As, b"no" => K::No, b"or" => K::Or, b"to" => K::To,
+        b"as" => K::As, b"do" => K::Do, b"no" => K::No, b"or" => K::Or, b"to" => K::To,
         b"all" => K::All, b"and" => K::And, b"end" => K::End, b"for" => K::For, b"key" => K::Key, b"set" => K::Set,
-        b"copy" => K::Copy, b"from" => K::From, b"hold" => K::Hold, b"into" => K::Into, b"load" => K::Load,
+        b"call" => K::Call, b"copy" => K::Copy, b"drop" => K::Drop, b"from" => K::From, b"hold" => K::Hold, b"into" => K::Into, b"load" => K::Load,
         b"only" => K::Only, b"read" => K::Read, b"show" => K::Show, b"temp" => K::Temp, b"with" => K::With,
         b"work" => K::Work,
-        b"abort" => K::Abort, b"begin" => K::Begin, b"chain" => K::Chain, b"local" => K::Local, b"merge" => K::Merge,
+        b"abort" => K::Abort, b"begin" => K::Begin, b"close" => K::Close, b"reset" => K::Reset, b"chain" => K::Chain, b"local" => K::Local, b"merge" => K::Merge,
         b"share" => K::Share, b"start" => K::Start, b"table" => K::Table, b"write" => K::Write,
         b"commit" => K::Commit, b"create" => K::Create, b"delete" => K::Delete, b"global" => K::Global,
         b"insert" => K::Insert, b"listen" => K::Listen, b"select" => K::Select, b"stdout" => K::Stdout,
@@ -31,7 +31,7 @@ pub(super) fn keyword(lower: &[u8]) -> Keyword {
         b"analyze" | b"analyse" => K::Analyze, b"declare" => K::Declare, b"discard" => K::Discard,
         b"explain" => K::Explain, b"prepare" => K::Prepare, b"release" => K::Release, b"replace" => K::Replace,
         b"session" => K::Session, b"verbose" => K::Verbose,
-        b"prepared" => K::Prepared, b"rollback" => K::Rollback,
+        b"prepared" => K::Prepared, b"rollback" => K::Rollback, b"unlisten" => K::Unlisten,
         b"recursive" => K::Recursive, b"savepoint" => K::Savepoint, b"temporary" => K::Temp,
         b"deallocate" => K::Deallocate,
         b"constraints" => K::Constraints, b"tablesample" => K::Tablesample, b"transaction" => K::Transaction,

@@ -11,9 +11,11 @@ mod effects;
 mod functions;
 mod keyword;
 mod lexer;
+mod pin;
 
 pub use classify::classify;
 pub use functions::{FunctionRow, FunctionTable, Volatility};
+pub use pin::{PinReason, Pins};
 
 /// A statement, or a string of several, as the proxy sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +26,11 @@ pub struct Statement {
     pub control: Control,
     /// It contains COMMIT, END or PREPARE TRANSACTION, or cannot be read well enough to exclude them.
     pub may_commit: bool,
-    /// It leaves something in the session that only this server has.
-    pub pin: Option<PinReason>,
+    /// What it leaves in the session that only this server has. [`PinReason::Set`] means that settings may have
+    /// changed, whatever the transaction comes to.
+    pub pins: Pins,
+    /// It may end what bound the session to its server.
+    pub unpins: bool,
 }
 
 /// May a standby run it?
@@ -82,46 +87,6 @@ pub enum Control {
         /// One of them is BEGIN or START TRANSACTION, or the string cannot be read well enough to exclude it.
         begins: bool,
     },
-}
-
-/// What a session keeps on its server, so that it cannot move to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PinReason {
-    /// SET of a session's setting, or `set_config`.
-    Set,
-    /// Temporary tables, views, sequences or functions.
-    Temp,
-    /// LISTEN.
-    Listen,
-    /// A session-level advisory lock.
-    AdvisoryLock,
-    /// A cursor WITH HOLD.
-    HeldCursor,
-    /// SQL PREPARE.
-    Prepare,
-    /// LOAD of a library.
-    Load,
-    /// `setseed`.
-    Seed,
-    /// A named dblink connection.
-    Dblink,
-}
-
-impl PinReason {
-    /// What is kept, in words for the client.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Set => "session settings (SET)",
-            Self::Temp => "temporary objects",
-            Self::Listen => "notifications (LISTEN)",
-            Self::AdvisoryLock => "session-level advisory locks",
-            Self::HeldCursor => "cursors WITH HOLD",
-            Self::Prepare => "statements of SQL PREPARE",
-            Self::Load => "loaded libraries (LOAD)",
-            Self::Seed => "the seed of random()",
-            Self::Dblink => "dblink connections",
-        }
-    }
 }
 
 /// What the server reported that changes how its lexer reads a text.

@@ -148,7 +148,10 @@ fn what_stays_in_the_session_pins() {
         ("set transaction read only", None),
         ("set transaction isolation level serializable", None),
         ("set constraints all deferred", None),
-        ("reset x", None),
+        ("reset x", Some(P::Set)),
+        ("discard all", Some(P::Set)),
+        ("discard temp", None),
+        ("select currval('s')", Some(P::Sequence)),
         ("select set_config('a', 'b', false)", Some(P::Set)),
         ("insert into t select pg_catalog.set_config('a', 'b', false)", Some(P::Set)),
         ("select set_config('a', 'b', true)", None),
@@ -200,7 +203,7 @@ fn what_stays_in_the_session_pins() {
         ("create temp table x as select u&'a'", Some(P::Temp)),
     ] {
         let s = classify(sql.as_bytes(), &table(), LexRules::STANDARD);
-        assert_eq!(s.pin, want, "{sql}");
+        assert_eq!(s.pins, want.map_or(Pins::NONE, Pins::of), "{sql}");
     }
 }
 
