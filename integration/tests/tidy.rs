@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Files and directories whose modules are PURE: they decide, they never touch a clock, a socket or a file.
-const PURE: [&str; 19] = [
+const PURE: &[&str] = &[
     "cluster/src",
     "failover/src/api.rs",
     "failover/src/fsm",
@@ -24,6 +24,7 @@ const PURE: [&str; 19] = [
     "proxy/src/session/state.rs",
     "proxy/src/session/statements.rs",
     "proxy/src/sql",
+    "proxy/src/tls/x509.rs",
     "proxy/src/wire",
     "failover/src/view/topology.rs",
     "failover/src/agent/parse.rs",

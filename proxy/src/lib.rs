@@ -12,6 +12,7 @@ pub mod pool;
 pub mod route;
 pub mod session;
 pub mod sql;
+pub mod tls;
 pub mod wire;
 pub mod worker;
 

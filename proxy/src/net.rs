@@ -2,6 +2,7 @@
 //!
 //! Reading and writing never wait by themselves: a call moves what can be moved now, or registers the task.
 
+use crate::tls::Peer;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,6 +17,28 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A Unix-domain socket.
     Unix(UnixStream),
+}
+
+/// Where a client comes from: for rules, the console and logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A network address: the client's own, also where a trusted proxy before us has told it.
+    Tcp(SocketAddr),
+    /// A process on this host, through the Unix-domain socket.
+    Local {
+        /// Its user, as the kernel knows it.
+        uid: u32,
+    },
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            // As PostgreSQL's log has it.
+            Self::Local { .. } => f.write_str("[local]"),
+        }
+    }
 }
 
 /// A connection that no runtime watches, on its way to another worker.
@@ -60,6 +83,24 @@ impl Stream {
         match self {
             Self::Tcp(socket) => socket.set_nodelay(true),
             Self::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Where the other end is.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    pub fn origin(&self) -> io::Result<Origin> {
+        match self {
+            Self::Tcp(socket) => socket.peer_addr().map(Origin::Tcp),
+            Self::Unix(socket) => Ok(Origin::Local { uid: socket.peer_cred()?.uid() }),
+        }
+    }
+
+    /// What TLS tells of the other end; `None` without TLS.
+    pub fn tls(&self) -> Option<&Peer> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => None,
         }
     }
 

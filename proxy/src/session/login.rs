@@ -1,7 +1,7 @@
 //! From the first byte of a connection to its first ReadyForQuery.
 
 use crate::auth::scram::{Accepted, LoginKeys, ServerSide, Verifier};
-use crate::net::Stream;
+use crate::net::{Origin, Stream};
 use crate::pool::Identity;
 use crate::route::Causality;
 use crate::session::acquire::{self, NotFound, Want};
@@ -48,7 +48,9 @@ impl From<std::io::Error> for Farewell {
 
 /// Greet a client. `None` when there will be no session; it has been told why.
 pub async fn welcome(w: &Rc<Worker>, stream: Stream) -> Option<Session> {
-    let mut greeter = Greeter { w, stream, buf: Vec::new() };
+    // A client that has gone already has no address.
+    let origin = stream.origin().ok()?;
+    let mut greeter = Greeter { w, stream, origin, buf: Vec::new() };
     if greeter.stream.set_nodelay().is_err() {
         return None;
     }
@@ -72,7 +74,8 @@ pub async fn welcome(w: &Rc<Worker>, stream: Stream) -> Option<Session> {
             let report = error.report();
             let result = if report.sqlstate == SqlState::INVALID_PASSWORD { "bad_password" } else { "refused" };
             w.counts.login(result);
-            tracing::info!(sqlstate = report.sqlstate.as_str(), reason = report.message.as_str(), "login refused");
+            let origin = greeter.origin;
+            tracing::info!(%origin, sqlstate = report.sqlstate.as_str(), reason = report.message.as_str(), "login refused");
             fatal(&error, &mut out);
         }
         Farewell::Refused(frame) => {
@@ -135,6 +138,7 @@ impl Prepared {
 struct Greeter<'a> {
     w: &'a Rc<Worker>,
     stream: Stream,
+    origin: Origin,
     buf: Vec<u8>,
 }
 
