@@ -6,10 +6,13 @@
 use crate::auth::userlist::{LoadUserlistError, Userlist};
 use crate::catalog::{self, Catalogs, ReadPasswordError};
 use crate::config::Config;
+use crate::config::pools::Pools;
 use crate::http::{Status, WorkerStatus};
 use crate::metrics::{Metrics, Totals};
 use crate::net::Detached;
-use crate::pool::{Limits, PoolKey};
+use crate::pool::admin::{self, OrderError};
+use crate::pool::view::View;
+use crate::pool::{Limits, Order, PoolKey, Scope};
 use crate::worker::{self, Board, Inbound, Shared, ToWorker, Worker};
 use cluster::lag::LagSnapshot;
 use cluster::topology::{BelowMode, ProxyState, Topology};
@@ -101,7 +104,9 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
         userlist,
         mock_secret: rand::random(),
         catalogs,
-        limits: Arc::new(limits(config.pool_size, &peers)),
+        limits: Arc::new(limits(config.pools.clone(), &peers)),
+        admissions: Arc::default(),
+        doors: std::sync::Mutex::default(),
         peers,
         boards: (0..count).map(|_| Board::default()).collect(),
         clients: AtomicUsize::new(0),
@@ -140,13 +145,13 @@ fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-fn limits(size: usize, peers: &Arc<Vec<mpsc::Sender<ToWorker>>>) -> Limits {
+fn limits(rules: Pools, peers: &Arc<Vec<mpsc::Sender<ToWorker>>>) -> Limits {
     let ways = peers.clone();
     let wake = Arc::new(move |worker: usize, key: &PoolKey| {
         // A full queue means a busy worker: its own releases serve its waiters.
         let _ = ways[worker].try_send(ToWorker::Room(key.clone()));
     });
-    Limits::new(size, peers.len(), wake)
+    Limits::new(rules, peers.len(), wake)
 }
 
 fn spawn_worker(index: usize, shared: Arc<Shared>, inbound: Inbound) -> Result<JoinHandle<()>, StartError> {
@@ -254,6 +259,22 @@ impl Handle {
             totals: totals(&self.shared),
             workers: workers.collect(),
         }
+    }
+
+    /// Carry out an operator's order; see [`admin::order`].
+    ///
+    /// # Errors
+    /// See [`OrderError`].
+    pub async fn order(&self, order: Order, scope: Scope, limit: Duration) -> Result<(), OrderError> {
+        admin::order(&self.shared, order, scope, limit).await
+    }
+
+    /// Everything the workers have at this moment; see [`admin::view`].
+    ///
+    /// # Errors
+    /// See [`OrderError`].
+    pub async fn view(&self, limit: Duration) -> Result<View, OrderError> {
+        admin::view(&self.shared, limit).await
     }
 
     /// Stop accepting, refuse new transactions, wait up to `bound` for the running ones, then end all sessions.

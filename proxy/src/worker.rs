@@ -6,10 +6,15 @@ use crate::catalog::Catalogs;
 use crate::config::Config;
 use crate::metrics::{Counts, Metrics, Totals};
 use crate::net::Detached;
-use crate::pool::checkout::still_valid;
-use crate::pool::{Identity, Limits, PoolKey, Pools, health};
+use crate::pool::backoff::Backoff;
+use crate::pool::checkout::{Doorway, still_valid};
+use crate::pool::clients::Clients;
+use crate::pool::policy::{Age, too_old};
+use crate::pool::view::View as Inventory;
+use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Pools, Scope, health, survey};
 use crate::route::{self, Causality, Decision, Lag, Loads, Policy, Request};
-use crate::session::cancel::{MAX_PLACES, same_secret};
+use crate::session::cancel::same_secret;
+use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
 use crate::session::{client, login};
@@ -17,13 +22,12 @@ use cluster::lag::LagSnapshot;
 use cluster::topology::{BelowMode, Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Waker;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 /// Connections to servers that one worker makes at the same time: a new primary is not run over by those who waited.
 const CONNECTS_IN_FLIGHT: usize = 8;
@@ -51,6 +55,10 @@ pub struct Shared {
     pub catalogs: Catalogs,
     /// The pools' limits.
     pub limits: Arc<Limits>,
+    /// Clients per database and per user.
+    pub admissions: Arc<Clients>,
+    /// What operators have said about databases. Workers act on their own copy.
+    pub doors: Mutex<Doors>,
     /// The ways to the workers.
     pub peers: Arc<Vec<mpsc::Sender<ToWorker>>>,
     /// What each worker does.
@@ -143,6 +151,29 @@ pub enum ToWorker {
     },
     /// A place in that pool has become free.
     Room(PoolKey),
+    /// That pool lacks a connection that another pool of its database may have.
+    Evict(PoolKey),
+    /// An operator has said something: [`Shared::doors`] has it.
+    Order {
+        /// What.
+        order: Order,
+        /// Of which databases.
+        scope: Scope,
+        /// Told when this worker acts on it.
+        done: oneshot::Sender<()>,
+    },
+    /// An operator ends the session of that place.
+    KillClient {
+        /// The place.
+        place: usize,
+        /// Told whether there was one.
+        done: oneshot::Sender<bool>,
+    },
+    /// An operator wants to know what there is.
+    Survey {
+        /// Where to say it.
+        reply: oneshot::Sender<Inventory>,
+    },
 }
 
 /// A server connection on its way between workers.
@@ -150,66 +181,6 @@ pub struct Parcel {
     key: PoolKey,
     stream: Detached,
     meta: Meta,
-}
-
-/// What can be told a session from outside of its own sockets.
-pub struct Presence {
-    /// Its secret for cancel requests.
-    pub secret: u32,
-    waker: RefCell<Option<Waker>>,
-    /// A cancel request has come.
-    pub cancel: Cell<bool>,
-}
-
-impl Presence {
-    /// A session with this secret.
-    pub fn new(secret: u32) -> Self {
-        Self { secret, waker: RefCell::default(), cancel: Cell::new(false) }
-    }
-
-    /// Wake this task when something is to be told.
-    pub fn park(&self, waker: &Waker) {
-        let mut slot = self.waker.borrow_mut();
-        match &*slot {
-            Some(old) if old.will_wake(waker) => {}
-            _ => *slot = Some(waker.clone()),
-        }
-    }
-
-    /// Something is to be told.
-    pub fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
-}
-
-/// The sessions of a worker, each at its place.
-#[derive(Default)]
-pub struct Places {
-    at: Vec<Option<Rc<Presence>>>,
-    free: Vec<usize>,
-}
-
-impl Places {
-    /// Take a place; `None` when all are taken.
-    pub fn enter(&mut self, presence: Rc<Presence>) -> Option<usize> {
-        if let Some(place) = self.free.pop() {
-            self.at[place] = Some(presence);
-            return Some(place);
-        }
-        if self.at.len() >= MAX_PLACES - 1 {
-            return None;
-        }
-        self.at.push(Some(presence));
-        Some(self.at.len() - 1)
-    }
-
-    /// Leave a place.
-    pub fn leave(&mut self, place: usize) {
-        self.at[place] = None;
-        self.free.push(place);
-    }
 }
 
 /// The cluster as this worker acts on it.
@@ -234,6 +205,8 @@ pub struct Worker {
     pub changed: Notify,
     /// Server connections.
     pub pools: Pools,
+    /// What operators have said.
+    pub doorway: Rc<Doorway>,
     /// Sessions.
     pub places: RefCell<Places>,
     /// Prepared texts.
@@ -242,6 +215,7 @@ pub struct Worker {
     pub counts: Counts,
     /// Bounds the connections being made.
     pub connects: Semaphore,
+    backoffs: RefCell<BTreeMap<NodeId, Backoff>>,
     outstanding: RefCell<Vec<(NodeId, u32)>>,
     scratch: Cell<Vec<u8>>,
     spares: RefCell<Vec<Vec<u8>>>,
@@ -273,13 +247,15 @@ impl Worker {
         let ask = Rc::new(move |of: usize, key: PoolKey| {
             let _ = to_ask[of].try_send(ToWorker::Ask { from: index, key });
         });
-        let pools = Pools::new(index, shared.limits.clone(), hand_over, ask);
+        let doorway = Rc::<Doorway>::default();
+        let pools = Pools::new(index, shared.limits.clone(), doorway.clone(), hand_over, ask);
         let counts = Counts::new(&shared.metrics);
         let config = Rc::new(Config::clone(&shared.config.borrow()));
         let policy = Cell::new(policy_of(&config));
         Rc::new(Self {
             index,
             pools,
+            doorway,
             counts,
             config: RefCell::new(config),
             policy,
@@ -289,6 +265,7 @@ impl Worker {
             places: RefCell::default(),
             texts: RefCell::new(Texts::new((index as u64) << 48)),
             connects: Semaphore::new(CONNECTS_IN_FLIGHT),
+            backoffs: RefCell::default(),
             outstanding: RefCell::default(),
             scratch: Cell::default(),
             spares: RefCell::default(),
@@ -313,6 +290,8 @@ impl Worker {
     fn apply_config(&self, config: &Config) {
         self.policy.set(policy_of(config));
         *self.config.borrow_mut() = Rc::new(config.clone());
+        self.shared.limits.obey(&config.pools);
+        self.pools.reconsider();
         self.each_session(Presence::wake);
     }
 
@@ -323,8 +302,7 @@ impl Worker {
 
     /// Where a unit goes.
     pub fn decide(&self, request: &Request<'_>, causality: &mut Causality, now: Instant) -> Decision {
-        let seed = self.seed.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
-        self.seed.set(seed);
+        let seed = self.next_seed();
         let view = self.view.borrow();
         route::decide(request, causality, &view.topology, &view.lag, &self.policy.get(), self, now, seed)
     }
@@ -334,11 +312,16 @@ impl Worker {
         still_valid(&meta.node, meta.role, meta.term, &self.view.borrow().topology)
     }
 
+    /// Connections that were idle since before that are checked before they serve again.
+    pub fn check_before(&self, now: Instant) -> Instant {
+        now - self.config().timeouts.server_check_delay
+    }
+
     /// Give a connection back to its pool, or close it.
     pub fn release(self: &Rc<Self>, pool: &Rc<crate::pool::Pool>, mut server: Server) {
         self.count_in_use(&server.meta, false);
         let now = self.now();
-        let old = now.since(server.meta.born) >= self.config().server_lifetime;
+        let old = too_old(Age { born: server.meta.born, lifetime: self.config().server_lifetime }, now);
         if server.meta.spoilt || !server.meta.changed.is_empty() || old || !self.still_valid(&server.meta) {
             return;
         }
@@ -356,15 +339,74 @@ impl Worker {
         });
     }
 
-    /// A connection begins or ends to serve a session.
-    pub fn count_in_use(&self, meta: &Meta, begins: bool) {
+    /// May that node be connected to now?
+    ///
+    /// # Errors
+    /// How long to wait: it could not be connected to before.
+    pub fn may_connect(&self, node: &NodeId, now: Instant) -> Result<(), Duration> {
+        match self.backoffs.borrow_mut().get_mut(node) {
+            Some(backoff) => backoff.attempt(now, self.next_seed()),
+            None => Ok(()),
+        }
+    }
+
+    /// A connection to that node was made, or was not.
+    pub fn connected(&self, node: &NodeId, ok: bool) {
+        let mut backoffs = self.backoffs.borrow_mut();
+        if !ok {
+            let seed = self.next_seed();
+            backoffs.entry(node.clone()).or_default().failed(self.now(), seed);
+        } else if backoffs.get_mut(node).is_some_and(Backoff::succeeded) {
+            // Those who were kept waiting go on at once.
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn next_seed(&self) -> u64 {
+        let seed = self.seed.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.seed.set(seed);
+        seed
+    }
+
+    fn obey(&self, order: Order, scope: &Scope) {
+        let doors = self.shared.doors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.doorway.obey(doors);
+        for pool in self.pools.all() {
+            let database = &pool.key.identity.database;
+            pool.retain_idle(|s| !self.doorway.must_close(database, s.meta.born));
+        }
+        if order == Order::Kill {
+            let places = self.places.borrow();
+            let meant = |p: &Presence| p.facts.get().is_some_and(|f| scope.covers(&f.identity.database));
+            places.all().filter(|(_, p)| meant(p)).for_each(|(_, p)| p.end(End::Killed));
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn kill_client(&self, place: usize) -> bool {
+        let places = self.places.borrow();
+        let presence = places.at(place);
+        presence.into_iter().for_each(|p| p.end(End::Killed));
+        presence.is_some()
+    }
+
+    /// The node of that index.
+    pub fn node_at(&self, index: usize) -> Option<NodeId> {
+        self.outstanding.borrow().get(index).map(|(node, _)| node.clone())
+    }
+
+    /// A connection begins or ends to serve a session. The index of its node here.
+    pub fn count_in_use(&self, meta: &Meta, begins: bool) -> usize {
         let slot = &self.in_use[usize::from(meta.role == Role::Standby)];
         slot.set(if begins { slot.get() + 1 } else { slot.get() - 1 });
         let mut outstanding = self.outstanding.borrow_mut();
-        match outstanding.iter_mut().find(|(n, _)| *n == meta.node) {
-            Some((_, count)) => *count = if begins { *count + 1 } else { count.saturating_sub(1) },
-            None => outstanding.push((meta.node.clone(), u32::from(begins))),
-        }
+        let index = outstanding.iter().position(|(n, _)| *n == meta.node).unwrap_or_else(|| {
+            outstanding.push((meta.node.clone(), 0));
+            outstanding.len() - 1
+        });
+        let count = &mut outstanding[index].1;
+        *count = if begins { *count + 1 } else { count.saturating_sub(1) };
+        index
     }
 
     /// A session becomes busy on the primary, or ceases to be.
@@ -430,7 +472,7 @@ impl Worker {
 
     /// Run `tell` for every session's presence.
     fn each_session(&self, tell: impl Fn(&Presence)) {
-        self.places.borrow().at.iter().flatten().for_each(|p| tell(p));
+        self.places.borrow().all().for_each(|(_, p)| tell(p));
     }
 
     fn apply_topology(&self, topology: Topology) {
@@ -442,6 +484,8 @@ impl Worker {
             }
         }
         self.generation.set(self.generation.get() + 1);
+        // What could not be reached may be now.
+        self.backoffs.borrow_mut().clear();
         health::apply_topology(&self.pools, &self.view.borrow().topology);
         // From here on nothing is sent under the older view: every sender looks at this one first.
         let board = &self.shared.boards[self.index];
@@ -457,7 +501,7 @@ impl Worker {
     }
 
     fn cancel(&self, place: usize, secret: u32) {
-        let presence = self.places.borrow().at.get(place).cloned().flatten();
+        let presence = self.places.borrow().at(place).cloned();
         if let Some(presence) = presence.filter(|p| same_secret(p.secret, secret)) {
             presence.cancel.set(true);
             presence.wake();
@@ -571,6 +615,18 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
         }
         ToWorker::Ask { from, key } => worker.pools.of(&key.node, &key.identity).asked_by(from),
         ToWorker::Room(key) => worker.pools.of(&key.node, &key.identity).room(),
+        ToWorker::Evict(key) => worker.pools.evict(&key),
+        ToWorker::Order { order, scope, done } => {
+            worker.obey(order, &scope);
+            // Who asked may have given up.
+            let _ = done.send(());
+        }
+        ToWorker::KillClient { place, done } => {
+            let _ = done.send(worker.kill_client(place));
+        }
+        ToWorker::Survey { reply } => {
+            let _ = reply.send(survey::of(worker));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `[proxy]` section: as typed, and checked.
 
 pub mod pools;
+pub mod timeouts;
 
 pub use pools::PoolMode;
 
@@ -74,6 +75,8 @@ pub struct Raw {
     pub monitor_password_file: Option<PathBuf>,
     /// Environment variable holding that user's password. Default none.
     pub monitor_password_env: Option<String>,
+    /// How long clients may take.
+    pub timeouts: timeouts::Raw,
     /// What holds for all pools.
     pub pools: pools::Raw,
     /// What holds for single databases, by the name clients ask for. Default none.
@@ -108,6 +111,7 @@ impl Default for Raw {
             monitor_user: "pgtenure_monitor".to_owned(),
             monitor_password_file: None,
             monitor_password_env: None,
+            timeouts: timeouts::Raw::default(),
             pools: pools::Raw::default(),
             databases: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -162,6 +166,8 @@ pub struct Config {
     pub monitor_user: String,
     /// `monitor_password_file` or `monitor_password_env`
     pub monitor_password: PasswordFrom,
+    /// `[proxy.timeouts]`
+    pub timeouts: timeouts::Timeouts,
     /// `[proxy.pools]`, `[proxy.databases]` and `[proxy.users]`
     pub pools: pools::Pools,
 }
@@ -184,6 +190,7 @@ pub enum PasswordFrom {
 pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     let mut bad = check_ranges(&raw);
     bad.extend(check_relations(&raw));
+    bad.extend(timeouts::check(&raw.timeouts));
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
     if !bad.is_empty() {
         return Err(bad);
@@ -215,6 +222,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
             (None, Some(name)) => PasswordFrom::Env(name),
             (None, None) => PasswordFrom::Nowhere,
         },
+        timeouts: raw.timeouts.checked(),
         pools: pools::Pools {
             defaults: raw.pools,
             pool_size: raw.pool_size,

@@ -1,10 +1,10 @@
 //! Taking a server connection and giving it back.
 
-use crate::pool::{Identity, Limit, Limits, Permit, PoolKey};
+use crate::pool::{Doors, Full, Identity, Limit, Limits, Permit, PoolKey, Share};
 use crate::session::server::Server;
 use cluster::topology::Topology;
 use cluster::{Instant, NodeId, Role};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,10 +20,12 @@ const PATIENCE: Duration = Duration::from_millis(20);
 pub enum Checkout {
     /// An idle connection.
     Ready(Server),
+    /// An idle connection that has been idle for so long that it is to be checked first.
+    Check(Server),
     /// A place for a new one.
     Open(Permit),
     /// Neither: wait in the queue.
-    Full,
+    Full(Full),
 }
 
 /// What a waiter gets.
@@ -33,6 +35,37 @@ pub enum Offer {
     Server(Server),
     /// There may be a place for a new connection: check out again, and wait at the head of the queue if not.
     TryAgain,
+}
+
+/// This worker's copy of what operators have said.
+#[derive(Default)]
+pub struct Doorway {
+    /// Something has been said.
+    gated: Cell<bool>,
+    doors: RefCell<Doors>,
+}
+
+impl Doorway {
+    /// Something else has been said.
+    pub fn obey(&self, doors: Doors) {
+        self.gated.set(!doors.all_open());
+        *self.doors.borrow_mut() = doors;
+    }
+
+    /// Do statements of this database wait?
+    pub fn paused(&self, database: &str) -> bool {
+        self.gated.get() && self.doors.borrow().paused(database)
+    }
+
+    /// Are its new clients refused?
+    pub fn disabled(&self, database: &str) -> bool {
+        self.gated.get() && self.doors.borrow().disabled(database)
+    }
+
+    /// Is a server connection that was made at `born` to be closed when it is free?
+    pub fn must_close(&self, database: &str, born: Instant) -> bool {
+        self.gated.get() && self.doors.borrow().must_close(database, born)
+    }
 }
 
 struct Waiter {
@@ -46,7 +79,10 @@ pub struct Pool {
     pub key: PoolKey,
     /// The limit shared with the other workers.
     pub limit: Arc<Limit>,
+    /// Connections being made.
+    pub opening: Cell<usize>,
     worker: usize,
+    doorway: Rc<Doorway>,
     idle: RefCell<Vec<Server>>,
     waiters: RefCell<VecDeque<Waiter>>,
     /// Hand a connection over to another worker.
@@ -56,14 +92,28 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Take a connection, or a place for one.
-    pub fn checkout(&self) -> Checkout {
+    /// Take a connection, or a place for one. One that has been idle since before `check_before` is to be checked.
+    pub fn checkout(&self, check_before: Instant, share: Share) -> Checkout {
         while let Some(mut server) = self.take_idle() {
             if still_silent(&mut server) {
-                return Checkout::Ready(server);
+                let fresh = server.meta.idle_since >= check_before;
+                return if fresh { Checkout::Ready(server) } else { Checkout::Check(server) };
             }
         }
-        self.limit.permit().map_or(Checkout::Full, Checkout::Open)
+        self.limit.permit(share).map_or_else(Checkout::Full, Checkout::Open)
+    }
+
+    /// Take an idle connection that needs no check.
+    pub fn at_hand(&self, check_before: Instant) -> Option<Server> {
+        loop {
+            if self.idle.borrow().last()?.meta.idle_since < check_before {
+                return None;
+            }
+            let mut server = self.take_idle()?;
+            if still_silent(&mut server) {
+                return Some(server);
+            }
+        }
     }
 
     fn take_idle(&self) -> Option<Server> {
@@ -83,8 +133,10 @@ impl Pool {
         }
         self.limit.count_waiter(true);
         self.show_oldest();
-        // Announced first, looked second: who gives back at this moment sees us, or we see it.
-        if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
+        // Announced first, looked second: who gives back or closes at this moment sees us, or we see it.
+        if self.limit.has_room() {
+            self.room();
+        } else if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
             (self.ask)(worker, self.key.clone());
         }
         Wait { pool: self.clone(), take }
@@ -92,7 +144,13 @@ impl Pool {
 
     /// Give a connection back, or one that came from another worker.
     pub fn give(&self, server: Server) {
+        if self.doorway.must_close(&self.key.identity.database, server.meta.born) {
+            return;
+        }
         let Some(server) = self.serve_waiter(server) else { return };
+        if self.limit.surplus() {
+            return;
+        }
         {
             let mut idle = self.idle.borrow_mut();
             idle.push(server);
@@ -172,6 +230,23 @@ impl Pool {
         drop(gone);
     }
 
+    /// Close the connection that has been idle longest.
+    pub fn close_oldest(&self) -> bool {
+        let server = {
+            let mut idle = self.idle.borrow_mut();
+            let server = (!idle.is_empty()).then(|| idle.remove(0));
+            self.limit.show_idle(self.worker, idle.len());
+            server
+        };
+        // Dropped here: freeing a place may wake a waiter of this very pool.
+        server.is_some()
+    }
+
+    /// Run `look` for each idle connection.
+    pub fn each_idle(&self, mut look: impl FnMut(&Server)) {
+        self.idle.borrow().iter().for_each(&mut look);
+    }
+
     /// Idle connections here.
     pub fn idle(&self) -> usize {
         self.idle.borrow().len()
@@ -228,6 +303,7 @@ pub fn still_valid(node: &NodeId, role: Role, term: cluster::Term, topology: &To
 pub struct Pools {
     worker: usize,
     limits: Arc<Limits>,
+    doorway: Rc<Doorway>,
     pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
     hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
     ask: Rc<dyn Fn(usize, PoolKey)>,
@@ -238,10 +314,11 @@ impl Pools {
     pub fn new(
         worker: usize,
         limits: Arc<Limits>,
+        doorway: Rc<Doorway>,
         hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
         ask: Rc<dyn Fn(usize, PoolKey)>,
     ) -> Self {
-        Self { worker, limits, pools: RefCell::default(), hand_over, ask }
+        Self { worker, limits, doorway, pools: RefCell::default(), hand_over, ask }
     }
 
     /// The pool of that key.
@@ -251,7 +328,9 @@ impl Pools {
             Rc::new(Pool {
                 key: key.clone(),
                 limit: self.limits.of(key),
+                opening: Cell::new(0),
                 worker: self.worker,
+                doorway: self.doorway.clone(),
                 idle: RefCell::default(),
                 waiters: RefCell::default(),
                 hand_over: self.hand_over.clone(),
@@ -272,6 +351,22 @@ impl Pools {
         let mut all: Vec<_> = self.pools.borrow().values().cloned().collect();
         all.sort_by(|a, b| a.key.cmp(&b.key));
         all
+    }
+
+    /// Another pool of the database lacks a connection: let go one that nobody waits for here.
+    pub fn evict(&self, for_whom: &PoolKey) {
+        let sibling = |p: &Rc<Pool>| {
+            let key = &p.key;
+            key.node == for_whom.node && key.identity.database == for_whom.identity.database && key != for_whom
+        };
+        let _ = self.all().iter().filter(|p| sibling(p) && p.waiting() == 0).any(|p| p.close_oldest());
+    }
+
+    /// The rules have changed: who waits looks again.
+    pub fn reconsider(&self) {
+        for pool in self.all() {
+            (0..pool.waiting()).for_each(|_| pool.room());
+        }
     }
 
     /// Forget pools that nothing is left of.

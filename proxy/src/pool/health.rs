@@ -2,6 +2,7 @@
 //! the cluster has changed.
 
 use crate::pool::checkout::{still_silent, still_valid};
+use crate::pool::policy::{Age, too_old};
 use crate::pool::{Pool, Pools};
 use cluster::Instant;
 use cluster::topology::Topology;
@@ -14,8 +15,8 @@ pub fn apply_topology(pools: &Pools, topology: &Topology) {
     }
 }
 
-/// Close idle connections whose server spoke or closed, that were unused for `idle_timeout`, or that are older than
-/// `lifetime`.
+/// Close idle connections whose server spoke or closed, that were unused for `idle_timeout` and are more than the pool
+/// is to keep, or that are older than `lifetime`.
 pub fn sweep(pools: &Pools, idle_timeout: Duration, lifetime: Duration, now: Instant) {
     for pool in pools.all() {
         sweep_pool(&pool, idle_timeout, lifetime, now);
@@ -24,7 +25,11 @@ pub fn sweep(pools: &Pools, idle_timeout: Duration, lifetime: Duration, now: Ins
 }
 
 fn sweep_pool(pool: &Pool, idle_timeout: Duration, lifetime: Duration, now: Instant) {
+    let mut spare = pool.limit.open().saturating_sub(pool.limit.min());
     pool.retain_idle(|s| {
-        still_silent(s) && now.since(s.meta.idle_since) < idle_timeout && now.since(s.meta.born) < lifetime
+        let unused = now.since(s.meta.idle_since) >= idle_timeout && spare > 0;
+        let keep = still_silent(s) && !unused && !too_old(Age { born: s.meta.born, lifetime }, now);
+        spare -= usize::from(!keep && spare > 0);
+        keep
     });
 }

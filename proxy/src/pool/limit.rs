@@ -1,9 +1,13 @@
 //! How many server connections one pool may have in all workers together, and who waits for one.
 
-use crate::pool::PoolKey;
+use crate::config::pools::Pools as Rules;
+use crate::pool::policy::{self, PoolPolicy};
+use crate::pool::{PoolKey, Scope};
+use cluster::NodeId;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::sync::Notify;
 
 /// What one worker shows the others of its pool. Apart in memory: each is written by its own worker only.
 #[derive(Debug, Default)]
@@ -18,15 +22,55 @@ struct Lane {
 /// Tells a worker that a place in a pool has become free.
 pub type Wake = Arc<dyn Fn(usize, &PoolKey) + Send + Sync>;
 
+/// Of what share of its pool a connection is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Of the pool's size.
+    Usual,
+    /// Of the reserve too.
+    Reserve,
+    /// Only while the pool has fewer than it is to keep open.
+    Minimum,
+}
+
+/// Why there is no place for one more connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// The pool has its size, or its reserve too.
+    Pool {
+        /// Connections allowed.
+        limit: usize,
+    },
+    /// `max_db_connections`.
+    Database {
+        /// Connections allowed.
+        limit: usize,
+    },
+}
+
 /// The shared state of one pool.
 pub struct Limit {
     key: PoolKey,
-    size: usize,
+    size: AtomicUsize,
+    reserve: AtomicUsize,
+    min: AtomicUsize,
     open: AtomicUsize,
     waiting: AtomicUsize,
     lanes: Box<[Lane]>,
+    database: Arc<DatabaseLimit>,
     /// Called with a worker's index when a place has become free and somebody waits there.
     wake: Wake,
+}
+
+/// All pools of one database of one node.
+struct DatabaseLimit {
+    max: AtomicUsize,
+    open: AtomicUsize,
+    /// A pool lacks a connection that another pool of the database has.
+    starved: AtomicBool,
+    pools: Mutex<Vec<Weak<Limit>>>,
+    /// Told when a connection is closed; shared by all databases.
+    closed: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Limit {
@@ -35,21 +79,85 @@ impl std::fmt::Debug for Limit {
     }
 }
 
+fn take(count: &AtomicUsize, most: usize) -> bool {
+    count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1)).is_ok()
+}
+
 impl Limit {
-    /// A place for one more connection, when there is one.
-    pub fn permit(self: &Arc<Self>) -> Option<Permit> {
-        let taken = self.open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < self.size).then_some(n + 1));
-        taken.is_ok().then(|| Permit(self.clone()))
+    /// A place for one more connection.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn permit(self: &Arc<Self>, share: Share) -> Result<Permit, Full> {
+        let max = self.database.max.load(Ordering::SeqCst);
+        if !take(&self.database.open, max) {
+            // Those who give back see this, and close instead.
+            self.database.starved.store(true, Ordering::SeqCst);
+            if !take(&self.database.open, max) {
+                return Err(Full::Database { limit: max });
+            }
+        }
+        let limit = self.most(share);
+        if take(&self.open, limit) {
+            return Ok(Permit(self.clone()));
+        }
+        self.database.close();
+        Err(Full::Pool { limit })
     }
 
-    /// Most connections allowed.
+    fn most(&self, share: Share) -> usize {
+        let size = self.size();
+        match share {
+            Share::Usual => size,
+            Share::Reserve => size + self.reserve.load(Ordering::SeqCst),
+            Share::Minimum => self.min().min(size),
+        }
+    }
+
+    fn obey(&self, policy: &PoolPolicy) {
+        self.size.store(policy.size, Ordering::SeqCst);
+        self.reserve.store(policy.reserve, Ordering::SeqCst);
+        self.min.store(policy.min, Ordering::SeqCst);
+        self.database.max.store(policy.max_db.unwrap_or(usize::MAX), Ordering::SeqCst);
+    }
+
+    /// Most connections allowed, without the reserve.
     pub fn size(&self) -> usize {
-        self.size
+        self.size.load(Ordering::SeqCst)
+    }
+
+    /// Connections to keep open.
+    pub fn min(&self) -> usize {
+        self.min.load(Ordering::SeqCst)
+    }
+
+    /// Is there a reserve?
+    pub fn has_reserve(&self) -> bool {
+        self.reserve.load(Ordering::SeqCst) > 0
     }
 
     /// Connections open or being opened, in all workers.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Is a connection that nobody waits for to be closed: because it is beyond the size, or lacks elsewhere?
+    pub fn surplus(&self) -> bool {
+        let database = &self.database;
+        self.open.load(Ordering::SeqCst) > self.size()
+            || database.open.load(Ordering::SeqCst) > database.max.load(Ordering::SeqCst)
+            || (database.starved.load(Ordering::SeqCst) && !self.waited_for())
+    }
+
+    /// Could one more be opened?
+    pub fn has_room(&self) -> bool {
+        self.open.load(Ordering::SeqCst) < self.size()
+            && self.database.open.load(Ordering::SeqCst) < self.database.max.load(Ordering::SeqCst)
+    }
+
+    /// How many wait, in all workers.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
     }
 
     /// Does anybody wait, in any worker?
@@ -90,12 +198,29 @@ impl Limit {
 
     fn close(&self) {
         self.open.fetch_sub(1, Ordering::SeqCst);
+        self.wake_oldest();
+        self.database.close();
+    }
+
+    fn wake_oldest(&self) {
         if self.waited_for() {
             let waits = self.lanes.iter().enumerate().map(|(i, lane)| (i, lane.oldest.load(Ordering::SeqCst)));
             if let Some((worker, _)) = waits.filter(|(_, since)| *since > 0).min_by_key(|(_, since)| *since) {
                 (self.wake)(worker, &self.key);
             }
         }
+    }
+}
+
+impl DatabaseLimit {
+    fn close(&self) {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        if self.starved.swap(false, Ordering::SeqCst) {
+            let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            // Who is woken in vain says again that it starves.
+            pools.iter().filter_map(Weak::upgrade).for_each(|limit| limit.wake_oldest());
+        }
+        self.closed.notify_waiters();
     }
 }
 
@@ -111,63 +236,194 @@ impl Drop for Permit {
 
 /// The limits of all pools of the process. Locked when a worker sees a pool for the first time, and to be shown.
 pub struct Limits {
-    pools: Mutex<HashMap<PoolKey, Arc<Limit>>>,
-    size: usize,
+    known: Mutex<Known>,
     workers: usize,
     wake: Wake,
+    /// Told when a server connection has been closed.
+    pub closed: Arc<Notify>,
+}
+
+struct Known {
+    rules: Rules,
+    pools: HashMap<PoolKey, Arc<Limit>>,
+    databases: HashMap<(NodeId, String), Arc<DatabaseLimit>>,
 }
 
 impl Limits {
     /// `wake` is called from any worker.
-    pub fn new(size: usize, workers: usize, wake: Wake) -> Self {
-        Self { pools: Mutex::default(), size, workers, wake }
+    pub fn new(rules: Rules, workers: usize, wake: Wake) -> Self {
+        let known = Known { rules, pools: HashMap::new(), databases: HashMap::new() };
+        Self { known: Mutex::new(known), workers, wake, closed: Arc::default() }
     }
 
     /// The limit of that pool.
     pub fn of(&self, key: &PoolKey) -> Arc<Limit> {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || {
-            Arc::new(Limit {
-                key: key.clone(),
-                size: self.size,
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(limit) = known.pools.get(key) {
+            return limit.clone();
+        }
+        let database = known.databases.entry((key.node.clone(), key.identity.database.clone())).or_insert_with(|| {
+            Arc::new(DatabaseLimit {
+                max: AtomicUsize::new(usize::MAX),
                 open: AtomicUsize::new(0),
-                waiting: AtomicUsize::new(0),
-                lanes: (0..self.workers).map(|_| Lane::default()).collect(),
-                wake: self.wake.clone(),
+                starved: AtomicBool::new(false),
+                pools: Mutex::default(),
+                closed: self.closed.clone(),
             })
-        };
-        pools.entry(key.clone()).or_insert_with(new).clone()
+        });
+        let database = database.clone();
+        let limit = Arc::new(Limit {
+            key: key.clone(),
+            size: AtomicUsize::new(0),
+            reserve: AtomicUsize::new(0),
+            min: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            lanes: (0..self.workers).map(|_| Lane::default()).collect(),
+            database,
+            wake: self.wake.clone(),
+        });
+        limit.obey(&policy::resolve(&known.rules, &key.identity.database, &key.identity.user));
+        let mut siblings = limit.database.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        siblings.retain(|pool| pool.strong_count() > 0);
+        siblings.push(Arc::downgrade(&limit));
+        drop(siblings);
+        known.pools.insert(key.clone(), limit.clone());
+        limit
+    }
+
+    /// The rules have changed.
+    pub fn obey(&self, rules: &Rules) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.rules == *rules {
+            return;
+        }
+        known.rules = rules.clone();
+        for limit in known.pools.values() {
+            limit.obey(&policy::resolve(rules, &limit.key.identity.database, &limit.key.identity.user));
+        }
+    }
+
+    /// Server connections open or being opened to the databases meant.
+    pub fn open(&self, scope: &Scope) -> usize {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.pools.values().filter(|l| scope.covers(&l.key.identity.database)).map(|l| l.open()).sum()
     }
 
     /// Forget pools that no worker has any more.
     pub fn sweep(&self) {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        pools.retain(|_, limit| Arc::strong_count(limit) > 1);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.pools.retain(|_, limit| Arc::strong_count(limit) > 1);
+        known.databases.retain(|_, database| Arc::strong_count(database) > 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::pools::Database;
     use crate::pool::Identity;
+    use std::time::Duration;
+
+    struct Setup {
+        limits: Limits,
+        woken: Arc<Mutex<Vec<(String, usize)>>>,
+    }
+
+    fn setup(change: impl FnOnce(&mut Rules)) -> Setup {
+        let woken = Arc::new(Mutex::new(Vec::new()));
+        let log = woken.clone();
+        let mut rules = Rules::new(1, Duration::from_secs(30));
+        change(&mut rules);
+        let wake = move |worker, key: &PoolKey| log.lock().unwrap().push((key.identity.user.clone(), worker));
+        Setup { limits: Limits::new(rules, 3, Arc::new(wake)), woken }
+    }
+
+    impl Setup {
+        fn of(&self, user: &str) -> Arc<Limit> {
+            let (database, dbname) = ("d".to_owned(), "d".to_owned());
+            let identity = Identity { database, dbname, user: user.into(), parameters: Vec::new() };
+            self.limits.of(&PoolKey { node: "n1".parse().unwrap(), identity: Arc::new(identity) })
+        }
+
+        fn woken(&self) -> String {
+            let woken = std::mem::take(&mut *self.woken.lock().unwrap());
+            woken.iter().map(|(user, worker)| format!("{user}@{worker}")).collect::<Vec<_>>().join(" ")
+        }
+    }
+
+    fn waits(limit: &Limit, worker: usize, since: u64) {
+        limit.count_waiter(true);
+        limit.show_oldest(worker, Some(since));
+    }
 
     #[test]
     fn a_freed_place_wakes_who_waits_longest() {
-        let woken = Arc::new(Mutex::new(Vec::new()));
-        let log = woken.clone();
-        let limits = Limits::new(1, 3, Arc::new(move |worker, _| log.lock().unwrap().push(worker)));
-        let identity = Identity { database: "d".into(), user: "u".into(), parameters: Vec::new() };
-        let key = PoolKey { node: "n1".parse().unwrap(), identity: Arc::new(identity) };
-        let limit = limits.of(&key);
-        let permit = limit.permit().unwrap();
-        assert!(limit.permit().is_none());
-        for (worker, since) in [(0, 30), (2, 20)] {
-            limit.count_waiter(true);
-            limit.show_oldest(worker, Some(since));
-        }
+        let s = setup(|_| {});
+        let limit = s.of("u");
+        let permit = limit.permit(Share::Usual).unwrap();
+        assert_eq!(limit.permit(Share::Usual).unwrap_err(), Full::Pool { limit: 1 });
+        assert!(!limit.has_room());
+        waits(&limit, 0, 30);
+        waits(&limit, 2, 20);
         assert_eq!(limit.oldest_elsewhere(2), Some((0, 30)));
         drop(permit);
-        assert_eq!(*woken.lock().unwrap(), [2]);
-        assert!(limits.of(&key).permit().is_some());
+        assert_eq!(s.woken(), "u@2");
+        assert!(s.of("u").permit(Share::Usual).is_ok());
+    }
+
+    #[test]
+    fn the_reserve_comes_after_the_size_and_the_minimum_before() {
+        let s = setup(|rules| {
+            rules.pool_size = 2;
+            rules.defaults.reserve_pool_size = 1;
+            rules.defaults.min_pool_size = 1;
+        });
+        let limit = s.of("u");
+        let _first = limit.permit(Share::Minimum).unwrap();
+        assert_eq!(limit.permit(Share::Minimum).unwrap_err(), Full::Pool { limit: 1 });
+        let _second = limit.permit(Share::Usual).unwrap();
+        assert_eq!(limit.permit(Share::Usual).unwrap_err(), Full::Pool { limit: 2 });
+        assert!(!limit.surplus());
+        let third = limit.permit(Share::Reserve).unwrap();
+        assert!(limit.surplus(), "what is of the reserve is closed when nobody waits");
+        assert_eq!(limit.permit(Share::Reserve).unwrap_err(), Full::Pool { limit: 3 });
+        drop(third);
+        assert_eq!((limit.open(), s.limits.open(&Scope::All)), (2, 2));
+        assert_eq!(s.limits.open(&Scope::Database("other".into())), 0);
+    }
+
+    #[test]
+    fn a_databases_limit_holds_over_its_pools_and_wakes_those_that_starve() {
+        let s = setup(|rules| {
+            rules.pool_size = 5;
+            let database = Database { max_db_connections: Some(2), ..Database::default() };
+            rules.databases.insert("d".into(), database);
+        });
+        let (a, b) = (s.of("a"), s.of("b"));
+        let first = a.permit(Share::Usual).unwrap();
+        let _second = a.permit(Share::Usual).unwrap();
+        assert!(!a.surplus());
+        waits(&b, 1, 10);
+        assert_eq!(b.permit(Share::Usual).unwrap_err(), Full::Database { limit: 2 });
+        assert!(a.surplus(), "another pool starves");
+        assert!(!b.surplus());
+        drop(first);
+        assert_eq!(s.woken(), "b@1");
+        assert!(!a.surplus());
+        assert!(b.permit(Share::Usual).is_ok());
+    }
+
+    #[test]
+    fn new_rules_hold_for_pools_that_exist() {
+        let s = setup(|_| {});
+        let limit = s.of("u");
+        let _permit = limit.permit(Share::Usual).unwrap();
+        s.limits.obey(&Rules::new(2, Duration::from_secs(30)));
+        let second = limit.permit(Share::Usual).unwrap();
+        s.limits.obey(&Rules::new(1, Duration::from_secs(30)));
+        assert!(limit.surplus());
+        drop(second);
+        assert!(!limit.surplus());
     }
 }

@@ -5,13 +5,20 @@
 //! or waited for. While the limit is reached, a connection that is given back where nobody waits moves to the worker
 //! where somebody does.
 
+pub mod admin;
+pub mod backoff;
 pub mod checkout;
+pub mod clients;
+pub mod doors;
 pub mod health;
 pub mod limit;
 pub mod policy;
+pub mod survey;
+pub mod view;
 
 pub use checkout::{Checkout, Offer, Pool, Pools};
-pub use limit::{Limit, Limits, Permit};
+pub use doors::{Doors, Order, Scope};
+pub use limit::{Full, Limit, Limits, Permit, Share};
 
 use cluster::NodeId;
 use std::sync::Arc;
@@ -19,8 +26,10 @@ use std::sync::Arc;
 /// Who logs in, where to, with which settings: what a server connection cannot change for another client.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
-    /// Database.
+    /// Database, by the name clients ask for: rules, limits and orders hold for that.
     pub database: String,
+    /// Its name at the servers.
+    pub dbname: String,
     /// User.
     pub user: String,
     /// Startup parameters, by name.

@@ -4,6 +4,8 @@
 //! how that user's clients behave, whichever database they ask for.
 
 use crate::config::pools::{Database, PoolMode, Pools, User};
+use crate::pool::backoff::mix;
+use cluster::Instant;
 use std::time::Duration;
 
 /// What holds for the pools of one database and user.
@@ -78,6 +80,23 @@ pub fn client_limits(pools: &Pools, database: &str, user: &str) -> Vec<ClientLim
     limits.into_iter().filter(|(n, _)| *n > 0).map(|(_, limit)| limit).collect()
 }
 
+/// A server connection's age and what it may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Age {
+    /// When it was made.
+    pub born: Instant,
+    /// `proxy.server_lifetime`.
+    pub lifetime: Duration,
+}
+
+/// Has it lived long enough? Each for between four fifths of the lifetime and the whole of it, so that connections
+/// that were made together, after a failover, are not all made anew together.
+pub fn too_old(age: Age, now: Instant) -> bool {
+    let fifth = u64::try_from((age.lifetime / 5).as_nanos()).unwrap_or(u64::MAX).max(1);
+    let less = Duration::from_nanos(mix(age.born.as_nanos()) % fifth);
+    now.since(age.born) >= age.lifetime - less
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,5 +156,15 @@ mod tests {
         let mut pools = pools();
         pools.databases.insert("open".into(), Database { max_client_connections: Some(0), ..Database::default() });
         assert_eq!(client_limits(&pools, "open", "ann"), []);
+    }
+
+    #[test]
+    fn connections_made_together_do_not_end_together() {
+        let lifetime = Duration::from_secs(1000);
+        let at_ms = Instant::from_millis;
+        let ended = |now| (0..1000).filter(|&ms| too_old(Age { born: at_ms(ms), lifetime }, at_ms(now))).count();
+        assert_eq!(ended(799_000), 0);
+        assert!((350..650).contains(&ended(900_000)), "{}", ended(900_000));
+        assert_eq!(ended(1_001_000), 1000);
     }
 }

@@ -2,12 +2,14 @@
 //! making one. Everything here waits with a deadline, and starts again when the cluster changes.
 
 use crate::auth::scram::LoginKeys;
-use crate::pool::{Checkout, Identity, Offer, Permit, Pool};
+use crate::pool::policy::resolve;
+use crate::pool::{Checkout, Full, Identity, Offer, Permit, Pool, Share};
 use crate::route::{Causality, Request, Target};
 use crate::session::server::{self, ConnectError, Login, Server};
 use crate::sql::Access;
 use crate::wire::error_response::ClientError;
-use crate::worker::Worker;
+use crate::wire::pool_error::PoolError;
+use crate::worker::{ToWorker, Worker};
 use cluster::topology::{Gate, Member};
 use cluster::{Instant, NodeId, Role};
 use std::cell::RefCell;
@@ -16,10 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// The first pause after a failed connection to the primary; doubled at each, up to the longest.
-const RETRY_MIN: Duration = Duration::from_millis(20);
-/// The longest.
-const RETRY_MAX: Duration = Duration::from_millis(500);
+/// How long nothing is looked at while the gate is shut.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What is looked for, and for whom.
 #[derive(Clone)]
@@ -66,13 +66,11 @@ pub fn at_hand(w: &Worker, want: &Want, pool_of: impl FnOnce(&NodeId) -> Rc<Pool
     };
     let pool = pool_of(&node);
     // Who waits already goes first.
-    if pool.waiting() > 0 {
+    if pool.waiting() > 0 || w.doorway.paused(&want.identity.database) {
         return None;
     }
-    match pool.checkout() {
-        Checkout::Ready(server) if w.still_valid(&server.meta) => Some(Found { server, pool, reason }),
-        Checkout::Ready(_) | Checkout::Open(_) | Checkout::Full => None,
-    }
+    let server = pool.at_hand(w.check_before(now))?;
+    w.still_valid(&server.meta).then_some(Found { server, pool, reason })
 }
 
 fn target(w: &Worker, want: &Want, now: Instant) -> (Target, &'static str) {
@@ -116,8 +114,7 @@ impl Drop for Held<'_> {
 /// What to tell the client when the time is over, or when the server refuses this user.
 pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found, NotFound> {
     let _held = Held::new(w, bytes).map_err(NotFound::Error)?;
-    let mut pause = RETRY_MIN;
-    let mut queued: Option<Instant> = None;
+    let mut queue = Queue::default();
     loop {
         // Listened for before it is looked at: a change in between is not missed.
         let mut changed = std::pin::pin!(w.changed.notified());
@@ -127,58 +124,139 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
         if hold_left.is_zero() {
             return Err(NotFound::Error(hold_timeout(w, want.since, now)));
         }
+        if let Some(left) = paused(w, &want, now).map_err(NotFound::Error)? {
+            let _ = tokio::time::timeout(left, changed).await;
+            continue;
+        }
         let (target, reason) = target(w, &want, now);
         let Some((member, role)) = member(w, &target, now) else {
             // The gate is shut: wait for a change, or until the view's validity or the time to hold is over.
-            let _ = tokio::time::timeout(hold_left.min(RETRY_MAX), changed).await;
+            let _ = tokio::time::timeout(hold_left.min(LOOK_AGAIN), changed).await;
             continue;
         };
         let pool = w.pools.of(&member.node, &want.identity);
-        let permit = match pool.checkout() {
-            Checkout::Ready(server) => {
-                if w.still_valid(&server.meta) {
-                    w.counts.waited(now.since(want.since));
-                    return Ok(Found { server, pool, reason });
+        let server = match pool.checkout(w.check_before(now), queue.share(w, &want, now)) {
+            Checkout::Ready(server) => Some(server),
+            Checkout::Check(server) => check(w, server, hold_left).await,
+            Checkout::Full(full) => queue.wait(w, &want, &pool, full, changed).await.map_err(NotFound::Error)?,
+            Checkout::Open(permit) => {
+                if let Err(pause) = w.may_connect(&member.node, now) {
+                    drop(permit);
+                    keep_off(&mut want, &member, role, hold_left.min(pause), changed).await;
+                    continue;
                 }
-                continue;
-            }
-            Checkout::Open(permit) => permit,
-            Checkout::Full => {
-                let since = *queued.get_or_insert(now);
-                let limit = w.config().query_wait_timeout;
-                let left = limit.saturating_sub(now.since(since));
-                if left.is_zero() {
-                    let (waited, limit) = (now.since(since), pool.limit.size());
-                    return Err(NotFound::Error(ClientError::PoolExhausted { waited, limit }));
+                match open(w, &want, &member, role, permit, hold_left).await {
+                    Ok(server) => Some(server),
+                    Err(None) => None,
+                    Err(Some(error)) if error.is_final() && role == Role::Primary => return Err(refused(error)),
+                    Err(Some(error)) => {
+                        tracing::debug!(node = %member.node, ?role, error = %describe(&error), "server not reached");
+                        if role == Role::Standby {
+                            want.avoid.push(member.node.clone());
+                        }
+                        None
+                    }
                 }
-                if let Some(server) = queue(&pool, since, left, changed).await
-                    && w.still_valid(&server.meta)
-                {
-                    w.counts.waited(w.now().since(want.since));
-                    return Ok(Found { server, pool, reason });
-                }
-                continue;
             }
         };
-        match open(w, &want, &member, role, permit, hold_left).await {
-            Ok(server) => {
-                w.counts.waited(w.now().since(want.since));
-                return Ok(Found { server, pool, reason });
-            }
-            Err(None) => {}
-            Err(Some(error)) => match role {
-                Role::Standby => {
-                    tracing::debug!(node = %member.node, error = %describe(&error), "standby not used for a read");
-                    want.avoid.push(member.node.clone());
-                }
-                Role::Primary if error.is_final() => return Err(refused(error)),
-                Role::Primary => {
-                    tracing::debug!(node = %member.node, error = %describe(&error), "primary not reached, held");
-                    let _ = tokio::time::timeout(hold_left.min(pause), changed).await;
-                    pause = (pause * 2).min(RETRY_MAX);
-                }
-            },
+        if let Some(server) = server.filter(|s| w.still_valid(&s.meta)) {
+            w.counts.waited(w.now().since(want.since));
+            return Ok(Found { server, pool, reason });
         }
+    }
+}
+
+/// A node could not be connected to lately: a read goes elsewhere, and what needs the primary waits.
+async fn keep_off(
+    want: &mut Want,
+    member: &Member,
+    role: Role,
+    pause: Duration,
+    changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
+) {
+    match role {
+        Role::Standby => want.avoid.push(member.node.clone()),
+        Role::Primary => drop(tokio::time::timeout(pause, changed).await),
+    }
+}
+
+/// How long a statement of a paused database may still wait; `None` when it is not paused.
+fn paused(w: &Worker, want: &Want, now: Instant) -> Result<Option<Duration>, ClientError> {
+    let Identity { database, user, .. } = &*want.identity;
+    if !w.doorway.paused(database) {
+        return Ok(None);
+    }
+    let waited = now.since(want.since);
+    let left = resolve(&w.config().pools, database, user).query_wait_timeout.saturating_sub(waited);
+    if left.is_zero() {
+        return Err(ClientError::Pool(PoolError::Paused { database: database.clone(), waited }));
+    }
+    Ok(Some(left))
+}
+
+/// Ask a connection that was idle for long whether it lives. What does not answer is closed.
+async fn check(w: &Rc<Worker>, mut server: Server, left: Duration) -> Option<Server> {
+    let limit = w.config().connect_timeout.min(left);
+    let lives = tokio::time::timeout(limit, server.answers()).await.unwrap_or(false);
+    if !lives {
+        tracing::info!(node = %server.meta.node, "idle server connection did not answer, it is closed");
+    }
+    lives.then_some(server)
+}
+
+/// A statement's time in the queue of its pool.
+#[derive(Default)]
+struct Queue {
+    since: Option<Instant>,
+}
+
+impl Queue {
+    fn share(&self, w: &Worker, want: &Want, now: Instant) -> Share {
+        let Some(since) = self.since else { return Share::Usual };
+        let after = resolve(&w.config().pools, &want.identity.database, &want.identity.user).reserve_after;
+        if now.since(since) >= after { Share::Reserve } else { Share::Usual }
+    }
+
+    /// Wait for a turn. `None` when something has changed and everything is to be looked at again.
+    async fn wait(
+        &mut self,
+        w: &Worker,
+        want: &Want,
+        pool: &Rc<Pool>,
+        full: Full,
+        changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
+    ) -> Result<Option<Server>, ClientError> {
+        let now = w.now();
+        let since = *self.since.get_or_insert(now);
+        let waited = now.since(since);
+        let rules = resolve(&w.config().pools, &want.identity.database, &want.identity.user);
+        let mut left = rules.query_wait_timeout.saturating_sub(waited);
+        if left.is_zero() {
+            let (limit, of_database) = match full {
+                Full::Pool { limit } => (limit, false),
+                Full::Database { limit } => (limit, true),
+            };
+            let waiting = pool.limit.waiting() + 1;
+            return Err(ClientError::Pool(PoolError::Exhausted { waited, limit, of_database, waiting }));
+        }
+        if pool.limit.has_reserve() && waited < rules.reserve_after {
+            left = left.min(rules.reserve_after - waited);
+        }
+        let mut wait = pool.wait(since);
+        if let Full::Database { .. } = full {
+            // Other pools of the database, on any worker, may have a connection that nobody uses.
+            let evict = |peer: &tokio::sync::mpsc::Sender<ToWorker>| peer.try_send(ToWorker::Evict(pool.key.clone()));
+            w.shared.peers.iter().for_each(|peer| drop(evict(peer)));
+        }
+        Ok(tokio::select! {
+            biased;
+            offer = wait.offer() => match offer {
+                Offer::Server(server) => Some(server),
+                Offer::TryAgain => None,
+            },
+            () = changed => None,
+            () = tokio::time::sleep(left) => None,
+        })
     }
 }
 
@@ -190,25 +268,6 @@ fn member(w: &Worker, target: &Target, now: Instant) -> Option<(Member, Role)> {
         }
         Target::Primary => None,
         Target::Standby(node) => view.topology.member(node).cloned().map(|m| (m, Role::Standby)),
-    }
-}
-
-/// Wait in the pool's queue. `None` when something has changed and everything is to be looked at again.
-async fn queue(
-    pool: &Rc<Pool>,
-    since: Instant,
-    left: Duration,
-    changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
-) -> Option<Server> {
-    let mut wait = pool.wait(since);
-    tokio::select! {
-        biased;
-        offer = wait.offer() => match offer {
-            Offer::Server(server) => Some(server),
-            Offer::TryAgain => None,
-        },
-        () = changed => None,
-        () = tokio::time::sleep(left) => None,
     }
 }
 
@@ -246,16 +305,36 @@ async fn open(
             }
         }
     };
+    let opening = Opening::new(w.pools.of(&member.node, &want.identity));
     let result = tokio::select! {
         result = connecting => result,
         () = moved => return Err(None),
     };
+    drop(opening);
     w.counts.connect(result.is_ok());
+    // A user or a database that the server does not know says nothing about the node.
+    w.connected(&member.node, result.as_ref().map_or_else(ConnectError::is_final, |_| true));
     let server = result.map_err(Some)?;
     if role == Role::Primary {
         w.keep_welcome(&want.identity, &server.meta.settings);
     }
     if w.still_valid(&server.meta) { Ok(server) } else { Err(None) }
+}
+
+/// Counts a connection that is being made.
+struct Opening(Rc<Pool>);
+
+impl Opening {
+    fn new(pool: Rc<Pool>) -> Self {
+        pool.opening.set(pool.opening.get() + 1);
+        Self(pool)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.opening.set(self.0.opening.get() - 1);
+    }
 }
 
 fn serves(w: &Worker, member: &Member, role: Role, term: cluster::Term) -> bool {
@@ -267,9 +346,9 @@ pub async fn any_standby(w: &Rc<Worker>, want: &Want) -> Option<Server> {
     let standbys = w.view.borrow().topology.standbys.clone();
     for member in standbys.iter().filter(|m| !m.fenced) {
         let pool = w.pools.of(&member.node, &want.identity);
-        match pool.checkout() {
+        match pool.checkout(w.check_before(w.now()), Share::Usual) {
             Checkout::Ready(server) => return Some(server),
-            Checkout::Full => {}
+            Checkout::Check(_) | Checkout::Full(_) => {}
             Checkout::Open(permit) => {
                 let limit = w.config().connect_timeout;
                 match open(w, want, member, Role::Standby, permit, limit).await {

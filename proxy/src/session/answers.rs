@@ -107,6 +107,7 @@ impl Session {
         self.w.put_spare(std::mem::take(&mut self.retained));
         self.retained_lens.clear();
         self.avoid.clear();
+        self.mark_rest();
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.portal_may_commit) = (false, false);
             self.set_busy(false);

@@ -12,6 +12,7 @@ use crate::route::Causality;
 use crate::session::acquire;
 use crate::session::durability::Durability;
 use crate::session::outbox::Outbox;
+use crate::session::presence::{Activity, End, Presence, Serving};
 use crate::session::relay::Relay;
 use crate::session::server::Server;
 use crate::session::state::{LostBlock, Pins};
@@ -20,7 +21,7 @@ use crate::session::{cancel, lost};
 use crate::sql::{Access, FunctionTable, LexRules, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
-use crate::worker::{Presence, Settings, Worker};
+use crate::worker::{Settings, Worker};
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId};
 use std::cell::RefCell;
@@ -343,6 +344,10 @@ impl Session {
         if self.presence.cancel.take() {
             self.cancel();
         }
+        if let Some(end) = self.presence.end.take() {
+            self.end(end);
+            return Err(Turn::Close);
+        }
         if let Some(hold) = &mut self.hold
             && hold.as_mut().poll(cx).is_ready()
         {
@@ -360,6 +365,42 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// What is running is cancelled, and the client told why its session ends.
+    fn end(&mut self, why: End) {
+        self.cancel();
+        let error = match why {
+            End::Killed => ClientError::ShuttingDown,
+        };
+        // Nothing can be said in the middle of a message.
+        if !self.relay.mid_frame() {
+            self.error(&error);
+            self.to_client.try_flush(&mut self.client);
+        }
+    }
+
+    /// What the session does from now on, for those who look at it.
+    pub(super) fn mark(&self, activity: Activity, now: Instant) {
+        self.presence.mark(activity, now);
+        self.presence.pins.set(self.pins);
+    }
+
+    /// Nothing is owed to the client any more.
+    pub(super) fn mark_rest(&self) {
+        let idle = self.status() == TxStatus::Idle;
+        self.mark(if idle { Activity::Idle } else { Activity::InTransaction }, self.w.now());
+    }
+
+    /// Who serves the session, for those who look at it.
+    pub(super) fn show_server(&self, node: Option<usize>) {
+        let serving = self.server.as_ref().zip(node).map(|(s, node)| Serving {
+            node,
+            pid: s.meta.key.0,
+            role: s.meta.role,
+            born: s.meta.born,
+        });
+        self.presence.serving.set(serving);
     }
 
     /// A cancel request has come for this session, which holds a server or nothing that runs.

@@ -174,6 +174,9 @@ impl Session {
     pub(super) fn ready(&mut self, status: TxStatus) {
         self.to_client.append(|out| backend::write_ready(out, status));
         self.rescan = true;
+        if !self.relay.busy() {
+            self.mark_rest();
+        }
     }
 
     /// FATAL, and the end: the client broke the protocol, or the process stops.

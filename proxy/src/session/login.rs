@@ -3,17 +3,21 @@
 use crate::auth::scram::{Accepted, LoginKeys, ServerSide, Verifier};
 use crate::net::{Origin, Stream};
 use crate::pool::Identity;
+use crate::pool::clients::Admission;
+use crate::pool::policy::{ClientLimit, dbname};
 use crate::route::Causality;
 use crate::session::acquire::{self, NotFound, Want};
 use crate::session::cancel::{pid_of, place_of};
 use crate::session::client::Session;
+use crate::session::presence::{Facts, Presence};
 use crate::sql::Access;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::error_response::ClientError;
+use crate::wire::pool_error::PoolError;
 use crate::wire::startup::{self, Packet, Startup};
 use crate::wire::{frontend, sqlstate::SqlState};
-use crate::worker::{Presence, Settings, ToWorker, Worker};
+use crate::worker::{Settings, ToWorker, Worker};
 use cluster::topology::Gate;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -108,11 +112,13 @@ pub struct Prepared {
     causality: Rc<RefCell<Causality>>,
     settings: Arc<Settings>,
     hello: Vec<u8>,
+    origin: Origin,
+    admission: Admission,
 }
 
 impl Prepared {
     fn enter(self, stream: Stream, rest: Vec<u8>) -> Option<Session> {
-        let presence = Rc::new(Presence::new(rand::random()));
+        let presence = Rc::new(Presence::new(rand::random(), self.w.now()));
         let Some(place) = self.w.places.borrow_mut().enter(presence.clone()) else {
             tracing::warn!(worker = self.w.index, "no place for another session");
             return None;
@@ -120,7 +126,10 @@ impl Prepared {
         let mut hello = self.hello;
         backend::write_backend_key(&mut hello, pid_of(self.w.index, place), presence.secret);
         backend::write_ready(&mut hello, TxStatus::Idle);
-        let functions = self.w.shared.catalogs.table(&self.identity.database);
+        let functions = self.w.shared.catalogs.table(&self.identity.dbname);
+        let (identity, connected) = (self.identity.clone(), self.w.now());
+        let facts = Facts { identity, origin: self.origin, connected, admission: self.admission };
+        let _ = presence.facts.set(facts);
         let mut session = Session::new(
             self.w,
             (presence, place),
@@ -267,10 +276,28 @@ impl Greeter<'_> {
         Ok(())
     }
 
+    /// Is there room for one more client of this database and user? Asked only of those who have proven who they are.
+    fn count(&self, startup: &Startup) -> Result<Admission, ClientError> {
+        let (database, user) = (&startup.database, &startup.user);
+        if self.w.doorway.disabled(database) {
+            return Err(ClientError::Pool(PoolError::Disabled { database: database.clone() }));
+        }
+        let admitted = self.w.shared.admissions.admit(&self.w.config().pools, database, user);
+        admitted.map_err(|limit| match limit {
+            ClientLimit::Database(limit) => {
+                ClientError::Pool(PoolError::ClientsOfDatabase { database: database.clone(), limit })
+            }
+            ClientLimit::User(limit) => ClientError::Pool(PoolError::ClientsOfUser { user: user.clone(), limit }),
+        })
+    }
+
     /// Find out what a server reports to this user, which also proves that the database exists.
     async fn admit(&mut self, admitted: Admitted) -> Result<Prepared, Farewell> {
         let Admitted { startup, keys } = admitted;
-        let identity = Identity { database: startup.database, user: startup.user, parameters: startup.parameters };
+        let admission = self.count(&startup)?;
+        let dbname = dbname(&self.w.config().pools, &startup.database).to_owned();
+        let identity =
+            Identity { database: startup.database, dbname, user: startup.user, parameters: startup.parameters };
         let causality = Rc::new(RefCell::new(Causality::default()));
         let want = Want {
             identity: Arc::new(identity),
@@ -301,7 +328,8 @@ impl Greeter<'_> {
             backend::write_parameter_status(&mut hello, name, value);
         }
         let Want { keys, causality, .. } = want;
-        Ok(Prepared { w: self.w.clone(), identity, keys, causality, settings, hello })
+        let (w, origin) = (self.w.clone(), self.origin);
+        Ok(Prepared { w, identity, keys, causality, settings, hello, origin, admission })
     }
 }
 

@@ -14,6 +14,7 @@ pub mod login;
 mod lost;
 pub mod outbox;
 pub mod outcome;
+pub mod presence;
 pub mod relay;
 mod sending;
 pub mod server;

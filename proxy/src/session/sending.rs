@@ -4,6 +4,7 @@ use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
 use crate::session::incoming::Step;
+use crate::session::presence::Activity;
 use crate::session::translate::Translator;
 use crate::sql::{Access, Statement};
 use crate::wire::backend::TxStatus;
@@ -26,11 +27,11 @@ impl Session {
             if !fits {
                 self.give_back();
             } else if server.meta.role == Role::Standby {
-                return self.send_unit(input, unit, classes);
+                return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
-                    Gate::Open => self.send_unit(input, unit, classes),
-                    Gate::Draining if !starts => self.send_unit(input, unit, classes),
+                    Gate::Open => self.send_unit(input, unit, classes, now),
+                    Gate::Draining if !starts => self.send_unit(input, unit, classes, now),
                     Gate::Draining | Gate::Closed(_) => self.hold_here(),
                 };
             }
@@ -45,7 +46,7 @@ impl Session {
             Some(found) => {
                 w.counts.waited(std::time::Duration::ZERO);
                 self.attach(found);
-                self.send_unit(input, unit, classes)
+                self.send_unit(input, unit, classes, now)
             }
             None => Step::Turn(0, Turn::Acquire { access, bytes: unit.len }),
         }
@@ -55,7 +56,9 @@ impl Session {
     pub(super) fn hold_here(&mut self) -> Step {
         if self.hold.is_none() {
             self.hold = Some(Box::pin(tokio::time::sleep(self.w.config().hold_timeout)));
-            self.waiting_since = Some(self.w.now());
+            let now = self.w.now();
+            self.waiting_since = Some(now);
+            self.mark(Activity::Waiting, now);
             // The next turn polls the timer.
             self.presence.wake();
         }
@@ -75,17 +78,19 @@ impl Session {
 
     pub(super) fn attach(&mut self, found: Found) {
         let Found { server, pool, reason } = found;
-        self.w.count_in_use(&server.meta, true);
+        let node = self.w.count_in_use(&server.meta, true);
         self.relay.on_standby = server.meta.role == Role::Standby;
         self.reason = reason;
         (self.server, self.pool) = (Some(server), Some(pool));
         self.generation = self.w.generation.get();
+        self.show_server(Some(node));
     }
 
     /// The server is free of this session.
     pub(super) fn give_back(&mut self) {
         if let (Some(mut server), Some(pool)) = (self.server.take(), self.pool.take()) {
             server.meta.spoilt |= std::mem::take(&mut self.relay.stale_plan);
+            self.show_server(None);
             self.w.release(&pool, server);
         }
     }
@@ -95,6 +100,7 @@ impl Session {
         let server = self.server.take()?;
         self.pool = None;
         self.relay.stale_plan = false;
+        self.show_server(None);
         self.w.count_in_use(&server.meta, false);
         Some((server.meta.node.clone(), server.meta.term))
     }
@@ -106,7 +112,10 @@ impl Session {
         }
     }
 
-    pub(super) fn send_unit(&mut self, input: &[u8], unit: &Unit, classes: &[Statement]) -> Step {
+    pub(super) fn send_unit(&mut self, input: &[u8], unit: &Unit, classes: &[Statement], now: Instant) -> Step {
+        if !self.relay.busy() {
+            self.mark(Activity::Active, now);
+        }
         let Some(server) = &mut self.server else { return Step::Wait };
         let repeatable = self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle);
         let begins = self.relay.open.is_none();
@@ -185,6 +194,7 @@ impl Session {
     pub(super) async fn acquire(&mut self, access: Access, bytes: usize) {
         let now = self.w.now();
         self.waiting_since.get_or_insert(now);
+        self.mark(Activity::Waiting, now);
         let want = self.want(access, now);
         let w = self.w.clone();
         let find = acquire::find(&w, want, bytes);
@@ -210,6 +220,9 @@ impl Session {
     /// While a statement waits: has the client gone (`None`), or cancelled it?
     pub(super) fn watch_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<ClientError>> {
         self.presence.park(cx.waker());
+        if self.presence.end.get().is_some() {
+            return Poll::Ready(None);
+        }
         if self.presence.cancel.take() {
             return Poll::Ready(Some(ClientError::Cancelled));
         }

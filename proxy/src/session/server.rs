@@ -21,6 +21,8 @@ use tokio::net::TcpStream;
 
 /// Longest message of a login, bytes: error texts and parameter values.
 const MAX_LOGIN_MESSAGE: usize = 64 * 1024;
+/// A Sync message: answered with ReadyForQuery, and nothing else happens.
+const SYNC: &[u8] = b"S\0\0\0\x04";
 /// Rounds of messages a login may take before ReadyForQuery.
 const MAX_LOGIN_MESSAGES: usize = 1000;
 /// Settings whose change makes a server unusable for other clients are all that it reports; names compare exactly.
@@ -107,6 +109,19 @@ pub struct Server {
     pub meta: Meta,
     /// Cancel requests on their way to it.
     pub cancels: Rc<Cancels>,
+}
+
+impl Server {
+    /// Does it answer an empty message as an idle server does, and say nothing else?
+    pub async fn answers(&mut self) -> bool {
+        if self.stream.write_all(SYNC).await.is_err() || self.stream.flush().await.is_err() {
+            return false;
+        }
+        let mut ready = Vec::new();
+        backend::write_ready(&mut ready, TxStatus::Idle);
+        let mut answer = vec![0; ready.len()];
+        self.stream.read_exact(&mut answer).await.is_ok() && answer == ready
+    }
 }
 
 /// All that moves with a connection from one worker to another.
@@ -228,7 +243,7 @@ struct Welcome {
 async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, ConnectError> {
     let identity = login.identity;
     let mut out = Vec::with_capacity(256);
-    let fixed = [("user", identity.user.as_str()), ("database", identity.database.as_str())];
+    let fixed = [("user", identity.user.as_str()), ("database", identity.dbname.as_str())];
     let own = identity.parameters.iter().map(|(n, v)| (n.as_str(), v.as_str()));
     startup::write_startup(&mut out, fixed.into_iter().chain([("application_name", "pgtenure")]).chain(own));
     wire.send(&out).await?;

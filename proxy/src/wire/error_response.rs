@@ -6,6 +6,7 @@
 //! Source: PostgreSQL documentation, "Error Message Style Guide" and "Error and Notice Message Fields".
 
 use crate::sql::PinReason;
+use crate::wire::pool_error::PoolError;
 use crate::wire::sqlstate::SqlState;
 use cluster::topology::Gate;
 use cluster::{NodeId, Term};
@@ -66,13 +67,8 @@ pub enum ClientError {
         /// The newest term known.
         term: Term,
     },
-    /// No server connection became free in `proxy.query_wait_timeout`.
-    PoolExhausted {
-        /// How long the statement waited.
-        waited: Duration,
-        /// `proxy.pool_size`.
-        limit: usize,
-    },
+    /// A limit, a timeout or an operator's order.
+    Pool(PoolError),
     /// A server refused the login made with the client's own keys.
     ServerLogin {
         /// The server.
@@ -217,7 +213,7 @@ impl ClientError {
         match self {
             Self::HoldTimeout { waited, gate, term, node } => hold_timeout(*waited, *gate, *term, node.as_ref()),
             Self::HoldFull { bytes, limit, gate, term } => hold_full(*bytes, *limit, *gate, *term),
-            Self::PoolExhausted { waited, limit } => pool_exhausted(*waited, *limit),
+            Self::Pool(error) => error.report(),
             Self::ServerLogin { node, why } => server_login(node, why),
             Self::BlockAborted { node, term } => block_aborted(node, *term),
             Self::ReadLost { node } => read_lost(node),
@@ -270,13 +266,6 @@ fn hold_full(bytes: u64, limit: u64, gate: Gate, term: Term) -> Report {
     error(SqlState::CANNOT_CONNECT_NOW, "no primary accepts writes at present")
         .detail(format!("{bytes} bytes to hold, {limit} allowed; writes are {gate}, term {term}."))
         .hint(RETRY)
-}
-
-fn pool_exhausted(waited: Duration, limit: usize) -> Report {
-    let waited = millis(waited);
-    error(SqlState::TOO_MANY_CONNECTIONS, "no server connection became free in time")
-        .detail(format!("Waited {waited}; the pools of this process hold {limit} connections."))
-        .hint("Raise proxy.pool_size or shorten transactions.")
 }
 
 fn server_login(node: &NodeId, why: &str) -> Report {
@@ -353,11 +342,11 @@ fn too_many_clients(limit: usize) -> Report {
 }
 
 impl Report {
-    fn detail(self, detail: String) -> Self {
+    pub(super) fn detail(self, detail: String) -> Self {
         Self { detail: Some(detail), ..self }
     }
 
-    fn hint(self, hint: &'static str) -> Self {
+    pub(super) fn hint(self, hint: &'static str) -> Self {
         Self { hint: Some(hint), ..self }
     }
 
@@ -387,15 +376,15 @@ impl Report {
     }
 }
 
-fn error(sqlstate: SqlState, message: impl Into<String>) -> Report {
+pub(super) fn error(sqlstate: SqlState, message: impl Into<String>) -> Report {
     Report { severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None }
 }
 
-fn fatal(sqlstate: SqlState, message: impl Into<String>) -> Report {
+pub(super) fn fatal(sqlstate: SqlState, message: impl Into<String>) -> Report {
     Report { severity: Severity::Fatal, ..error(sqlstate, message) }
 }
 
-fn millis(d: Duration) -> String {
+pub(super) fn millis(d: Duration) -> String {
     format!("{} ms", d.as_millis())
 }
 
@@ -421,10 +410,7 @@ mod tests {
                 E::HoldFull { bytes: 9, limit: 8, gate: Gate::Draining, term },
                 "ERROR 57P03 no primary accepts writes at present | 9 bytes to hold, 8 allowed; writes are draining, term 7. | Retry the transaction.",
             ),
-            (
-                E::PoolExhausted { waited: Duration::from_millis(1500), limit: 20 },
-                "ERROR 53300 no server connection became free in time | Waited 1500 ms; the pools of this process hold 20 connections. | Raise proxy.pool_size or shorten transactions.",
-            ),
+            (E::Pool(PoolError::Idle), "FATAL 57P05 terminating connection due to idle-session timeout |  | "),
             (
                 E::ServerLogin { node: node.clone(), why: "wrong proof".into() },
                 "ERROR 28000 could not log in to the server | Server n1: wrong proof. | Compare the proxy's userlist with pg_authid.",
@@ -502,7 +488,7 @@ mod tests {
         let index = |e: &E| match e {
             E::HoldTimeout { .. } => 0,
             E::HoldFull { .. } => 1,
-            E::PoolExhausted { .. } => 2,
+            E::Pool(_) => 2,
             E::ServerLogin { .. } => 3,
             E::BlockAborted { .. } => 4,
             E::ReadLost { .. } => 5,

@@ -4,5 +4,6 @@ pub mod backend;
 pub mod codec;
 pub mod error_response;
 pub mod frontend;
+pub mod pool_error;
 pub mod sqlstate;
 pub mod startup;

@@ -37,6 +37,10 @@ codes! {
     READ_ONLY_SQL_TRANSACTION = b"25006";
     /// in_failed_sql_transaction.
     IN_FAILED_SQL_TRANSACTION = b"25P02";
+    /// idle_in_transaction_session_timeout.
+    IDLE_IN_TRANSACTION_SESSION_TIMEOUT = b"25P03";
+    /// transaction_timeout.
+    TRANSACTION_TIMEOUT = b"25P04";
     /// invalid_sql_statement_name: no such prepared statement.
     INVALID_SQL_STATEMENT_NAME = b"26000";
     /// invalid_authorization_specification.
@@ -53,6 +57,8 @@ codes! {
     TOO_MANY_CONNECTIONS = b"53300";
     /// program_limit_exceeded.
     PROGRAM_LIMIT_EXCEEDED = b"54000";
+    /// object_not_in_prerequisite_state.
+    OBJECT_NOT_IN_PREREQUISITE_STATE = b"55000";
     /// query_canceled.
     QUERY_CANCELED = b"57014";
     /// admin_shutdown.
@@ -63,6 +69,8 @@ codes! {
     CANNOT_CONNECT_NOW = b"57P03";
     /// database_dropped.
     DATABASE_DROPPED = b"57P04";
+    /// idle_session_timeout.
+    IDLE_SESSION_TIMEOUT = b"57P05";
     /// internal_error.
     INTERNAL_ERROR = b"XX000";
 }

@@ -1,0 +1,138 @@
+//! Orders of an operator and questions about the pools, carried to all workers and waited for with a deadline.
+
+use crate::pool::doors::{Order, Refusal, Scope};
+use crate::pool::view::View;
+use crate::worker::{Shared, ToWorker};
+use std::sync::PoisonError;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+/// Why an order was not carried out, or a question not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// It makes no sense.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A worker did not answer in time.
+    #[error("worker {worker} did not answer in {limit:?}")]
+    NoAnswer {
+        /// The worker.
+        worker: usize,
+        /// The limit.
+        limit: Duration,
+    },
+    /// Server connections were still in use when the time was over. A pause was taken back; a kill holds.
+    #[error("{servers} server connections were still in use after {limit:?}")]
+    StillInUse {
+        /// How many.
+        servers: usize,
+        /// The limit.
+        limit: Duration,
+    },
+    /// No such session.
+    #[error("no such client")]
+    NoClient,
+}
+
+/// Carry out an order within `limit`. [`Order::Pause`] and [`Order::Kill`] return when no server connection of these
+/// databases is left.
+///
+/// # Errors
+/// See [`OrderError`].
+pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration) -> Result<(), OrderError> {
+    let until = Instant::now() + limit;
+    announce(shared, order, &scope, until, limit).await?;
+    if !matches!(order, Order::Pause | Order::Kill) {
+        return Ok(());
+    }
+    let gone = async {
+        loop {
+            // Listened for before it is looked at: what closes in between is not missed.
+            let mut closed = std::pin::pin!(shared.limits.closed.notified());
+            closed.as_mut().enable();
+            if shared.limits.open(&scope) == 0 {
+                return;
+            }
+            closed.await;
+        }
+    };
+    if timeout_at(until, gone).await.is_ok() {
+        tracing::info!(?order, ?scope, "operator's order carried out");
+        return Ok(());
+    }
+    let servers = shared.limits.open(&scope);
+    if order == Order::Pause {
+        let (until, limit) = (Instant::now() + TAKE_BACK, TAKE_BACK);
+        announce(shared, Order::Resume, &scope, until, limit).await?;
+    }
+    Err(OrderError::StillInUse { servers, limit })
+}
+
+/// How long the workers have to take a pause back.
+const TAKE_BACK: Duration = Duration::from_secs(5);
+
+async fn announce(
+    shared: &Shared,
+    order: Order,
+    scope: &Scope,
+    until: Instant,
+    limit: Duration,
+) -> Result<(), OrderError> {
+    let now = cluster::Clock.now();
+    shared.doors.lock().unwrap_or_else(PoisonError::into_inner).obey(order, scope, now)?;
+    each(shared, until, limit, |done| ToWorker::Order { order, scope: scope.clone(), done }).await?;
+    Ok(())
+}
+
+/// Ask every worker what it has.
+///
+/// # Errors
+/// [`OrderError::NoAnswer`].
+pub async fn view(shared: &Shared, limit: Duration) -> Result<View, OrderError> {
+    let until = Instant::now() + limit;
+    let mut all = View::default();
+    for view in each(shared, until, limit, |reply| ToWorker::Survey { reply }).await? {
+        all.join(view);
+    }
+    Ok(all)
+}
+
+/// End the session at that place of that worker.
+///
+/// # Errors
+/// [`OrderError::NoClient`], [`OrderError::NoAnswer`].
+pub async fn kill_client(shared: &Shared, worker: usize, place: usize, limit: Duration) -> Result<(), OrderError> {
+    let until = Instant::now() + limit;
+    let Some(peer) = shared.peers.get(worker) else { return Err(OrderError::NoClient) };
+    let found = ask(peer, until, |done| ToWorker::KillClient { place, done }).await;
+    match found {
+        Some(true) => Ok(()),
+        Some(false) => Err(OrderError::NoClient),
+        None => Err(OrderError::NoAnswer { worker, limit }),
+    }
+}
+
+async fn each<T>(
+    shared: &Shared,
+    until: Instant,
+    limit: Duration,
+    message: impl Fn(oneshot::Sender<T>) -> ToWorker,
+) -> Result<Vec<T>, OrderError> {
+    let mut answers = Vec::with_capacity(shared.peers.len());
+    for (worker, peer) in shared.peers.iter().enumerate() {
+        let answer = ask(peer, until, &message).await;
+        answers.push(answer.ok_or(OrderError::NoAnswer { worker, limit })?);
+    }
+    Ok(answers)
+}
+
+async fn ask<T>(
+    peer: &mpsc::Sender<ToWorker>,
+    until: Instant,
+    message: impl FnOnce(oneshot::Sender<T>) -> ToWorker,
+) -> Option<T> {
+    let (tell, answer) = oneshot::channel();
+    timeout_at(until, peer.send(message(tell))).await.ok()?.ok()?;
+    timeout_at(until, answer).await.ok()?.ok()
+}

@@ -1,0 +1,147 @@
+//! What a client is told about limits, timeouts and operators' orders.
+
+use super::error_response::{Report, error, fatal, millis};
+use super::sqlstate::SqlState;
+use std::time::Duration;
+
+/// A limit, a timeout or an order that ends a statement or a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolError {
+    /// No server connection became free in the query wait timeout.
+    Exhausted {
+        /// How long the statement waited.
+        waited: Duration,
+        /// Connections allowed: of the pool, or of its database.
+        limit: usize,
+        /// It is the database's limit that is reached.
+        of_database: bool,
+        /// Statements that wait for the same pool, this one included.
+        waiting: usize,
+    },
+    /// An operator has paused the database, for longer than the query wait timeout.
+    Paused {
+        /// The database.
+        database: String,
+        /// How long the statement waited.
+        waited: Duration,
+    },
+    /// An operator has closed the database to new clients.
+    Disabled {
+        /// The database.
+        database: String,
+    },
+    /// The database has as many clients as it may have.
+    ClientsOfDatabase {
+        /// The database.
+        database: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// The user has as many clients as it may have.
+    ClientsOfUser {
+        /// The user.
+        user: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// The client was idle for longer than `proxy.timeouts.client_idle_timeout`.
+    Idle,
+    /// It was idle in its transaction for longer than `proxy.timeouts.idle_in_transaction_timeout`.
+    IdleInTransaction,
+    /// Its transaction was open for longer than `proxy.timeouts.transaction_timeout`.
+    Transaction,
+}
+
+impl PoolError {
+    /// As the client reads it. The texts are PostgreSQL's where it has the same.
+    pub fn report(&self) -> Report {
+        match self {
+            Self::Exhausted { waited, limit, of_database, waiting } => {
+                exhausted(*waited, *limit, *of_database, *waiting)
+            }
+            Self::Paused { database, waited } => {
+                error(SqlState::CANNOT_CONNECT_NOW, format!("database \"{database}\" is paused"))
+                    .detail(format!("Waited {} for it to be resumed.", millis(*waited)))
+                    .hint("Retry the transaction.")
+            }
+            Self::Disabled { database } => fatal(
+                SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("database \"{database}\" is not currently accepting connections"),
+            ),
+            Self::ClientsOfDatabase { database, limit } => {
+                fatal(SqlState::TOO_MANY_CONNECTIONS, format!("too many connections for database \"{database}\""))
+                    .detail(format!("This proxy takes {limit} connections for it."))
+            }
+            Self::ClientsOfUser { user, limit } => {
+                fatal(SqlState::TOO_MANY_CONNECTIONS, format!("too many connections for role \"{user}\""))
+                    .detail(format!("This proxy takes {limit} connections of it."))
+            }
+            Self::Idle => fatal(SqlState::IDLE_SESSION_TIMEOUT, "terminating connection due to idle-session timeout"),
+            Self::IdleInTransaction => fatal(
+                SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+                "terminating connection due to idle-in-transaction timeout",
+            ),
+            Self::Transaction => {
+                fatal(SqlState::TRANSACTION_TIMEOUT, "terminating connection due to transaction timeout")
+            }
+        }
+    }
+}
+
+fn exhausted(waited: Duration, limit: usize, of_database: bool, waiting: usize) -> Report {
+    let (whose, hint) = if of_database {
+        ("database", "Raise max_db_connections or shorten transactions.")
+    } else {
+        ("pool", "Raise proxy.pool_size or shorten transactions.")
+    };
+    error(SqlState::TOO_MANY_CONNECTIONS, "no server connection became free in time")
+        .detail(format!(
+            "Waited {}; all {limit} connections of the {whose} are in use, {waiting} statements wait.",
+            millis(waited)
+        ))
+        .hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(error: &PoolError, want: &str) {
+        let r = error.report();
+        let (severity, detail, hint) = (r.severity.as_str(), r.detail.unwrap_or_default(), r.hint.unwrap_or(""));
+        assert_eq!(format!("{severity} {} {} | {detail} | {hint}", r.sqlstate, r.message), want);
+    }
+
+    #[test]
+    fn every_limit_has_its_words() {
+        use PoolError as E;
+        let (waited, database, user) = (Duration::from_millis(1500), "app".to_owned(), "ann".to_owned());
+        for of_database in [false, true] {
+            let want = if of_database {
+                "ERROR 53300 no server connection became free in time | Waited 1500 ms; all 20 connections of the database are in use, 3 statements wait. | Raise max_db_connections or shorten transactions."
+            } else {
+                "ERROR 53300 no server connection became free in time | Waited 1500 ms; all 20 connections of the pool are in use, 3 statements wait. | Raise proxy.pool_size or shorten transactions."
+            };
+            check(&E::Exhausted { waited, limit: 20, of_database, waiting: 3 }, want);
+        }
+        check(
+            &E::Paused { database: database.clone(), waited },
+            "ERROR 57P03 database \"app\" is paused | Waited 1500 ms for it to be resumed. | Retry the transaction.",
+        );
+        check(
+            &E::Disabled { database: database.clone() },
+            "FATAL 55000 database \"app\" is not currently accepting connections |  | ",
+        );
+        check(
+            &E::ClientsOfDatabase { database, limit: 7 },
+            "FATAL 53300 too many connections for database \"app\" | This proxy takes 7 connections for it. | ",
+        );
+        check(
+            &E::ClientsOfUser { user, limit: 7 },
+            "FATAL 53300 too many connections for role \"ann\" | This proxy takes 7 connections of it. | ",
+        );
+        check(&E::Idle, "FATAL 57P05 terminating connection due to idle-session timeout |  | ");
+        check(&E::IdleInTransaction, "FATAL 25P03 terminating connection due to idle-in-transaction timeout |  | ");
+        check(&E::Transaction, "FATAL 25P04 terminating connection due to transaction timeout |  | ");
+    }
+}
