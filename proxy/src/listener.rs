@@ -155,15 +155,28 @@ fn limits(rules: Pools, peers: &Arc<Vec<mpsc::Sender<ToWorker>>>) -> Limits {
 }
 
 fn spawn_worker(index: usize, shared: Arc<Shared>, inbound: Inbound) -> Result<JoinHandle<()>, StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    let (report, built) = std::sync::mpsc::sync_channel(1);
     let work = move || {
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, async move {
+        // A local runtime never leaves its thread. A LocalSet on top of an ordinary one would wake its own thread
+        // through an eventfd: one write more for every batch of events.
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = match builder.enable_all().build_local(tokio::runtime::LocalOptions::default()) {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(report.send(Err(error))),
+        };
+        // The starter waits for this, so it listens.
+        drop(report.send(Ok(())));
+        runtime.block_on(async move {
             let worker = Worker::new(index, shared);
             worker::run(worker, inbound).await;
         });
     };
-    std::thread::Builder::new().name(format!("proxy-{index}")).spawn(work).map_err(StartError::Thread)
+    let thread = std::thread::Builder::new().name(format!("proxy-{index}")).spawn(work).map_err(StartError::Thread)?;
+    match built.recv() {
+        Ok(built) => built.map_err(StartError::Thread)?,
+        Err(ended) => return Err(StartError::Thread(std::io::Error::other(ended))),
+    }
+    Ok(thread)
 }
 
 async fn accept(listener: TcpListener, shared: &Shared, mut accepts: watch::Receiver<bool>) {
