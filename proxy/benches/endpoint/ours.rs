@@ -1,0 +1,93 @@
+//! The proxy as a process of its own: a topology that never changes, routing on, lag sampled from both servers.
+
+use cluster::lag::{LagSnapshot, PrimarySample, StandbyLag, StandbySample};
+use cluster::node::Endpoint;
+use cluster::topology::{Gate, Member, Topology};
+use cluster::{Clock, Lsn, NodeId, Term, TimelineId};
+use proxy::config;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_postgres::NoTls;
+
+/// How often lag is sampled: as often as lagmon does by default, so that its cost is what it is in use.
+const SAMPLE: Duration = Duration::from_millis(200);
+
+/// Run until the standard input ends. Prints its port first.
+pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf) -> anyhow::Result<()> {
+    let raw = config::Raw {
+        listen: ([127, 0, 0, 1], 0).into(),
+        workers: 2,
+        pool_size: 20,
+        max_client_connections: 20_000,
+        userlist,
+        monitor_user: "postgres".to_owned(),
+        ..config::Raw::default()
+    };
+    let config = config::check(raw).map_err(|bad| anyhow::anyhow!("{bad:?}"))?;
+    let (primary, standby) = (member("n1", primary)?, member("n2", standby)?);
+    let topology = Topology {
+        term: Term(1),
+        revision: 1,
+        gate: Gate::Open,
+        primary: Some(primary.clone()),
+        standbys: vec![standby.clone()],
+        valid_until: None,
+        fork: None,
+    };
+    let (_publish, topology) = watch::channel(topology);
+    let (lag, lag_seen) = watch::channel(Arc::new(LagSnapshot::default()));
+    let inputs = proxy::Inputs { topology, lag: lag_seen };
+    let handle = proxy::start(config, inputs, &prometheus::Registry::new())?;
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(sample(&primary, &standby, &lag))
+    });
+    println!("{}", handle.addr.port());
+    let _ = std::io::stdin().read(&mut [0])?;
+    Ok(())
+}
+
+fn member(name: &str, port: u16) -> anyhow::Result<Member> {
+    let node: NodeId = name.parse()?;
+    Ok(Member { node, postgres: Endpoint { host: "127.0.0.1".to_owned(), port }, fenced: false })
+}
+
+async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagSnapshot>>) -> anyhow::Result<()> {
+    let (p, s) = (connect(primary).await?, connect(standby).await?);
+    let mut tick = tokio::time::interval(SAMPLE);
+    loop {
+        tick.tick().await;
+        let sent_at = Clock.now();
+        let insert_lsn = position(&p, "pg_current_wal_insert_lsn()").await?.normalised_insert();
+        let node = primary.node.clone();
+        let sampled = PrimarySample { node, timeline: TimelineId(1), insert_lsn, flush_lsn: insert_lsn, sent_at };
+        let sent_at = Clock.now();
+        let replay_lsn = position(&s, "pg_last_wal_replay_lsn()").await?;
+        let behind = insert_lsn.bytes_since(replay_lsn);
+        let replayed = StandbySample {
+            receive_lsn: replay_lsn,
+            replay_lsn,
+            received_timeline: None,
+            replay_lag_bytes: Some(behind),
+            sent_at,
+        };
+        let replay_lag = Ok(if behind == 0 { Duration::ZERO } else { SAMPLE });
+        let standbys = vec![StandbyLag { node: standby.node.clone(), sample: Some(replayed), replay_lag }];
+        lag.send_replace(Arc::new(LagSnapshot { term: Term(1), primary: Some(sampled), standbys }));
+    }
+}
+
+async fn connect(member: &Member) -> anyhow::Result<tokio_postgres::Client> {
+    let dsn = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", member.postgres.port);
+    let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+async fn position(client: &tokio_postgres::Client, function: &str) -> anyhow::Result<Lsn> {
+    let row = client.query_one(&format!("select {function}::text"), &[]).await?;
+    Ok(row.try_get::<_, String>(0)?.parse()?)
+}
