@@ -16,7 +16,6 @@ use tokio::sync::oneshot;
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// What a checkout yields. Never kept, so its size does not matter; boxing would allocate for each unit sent.
-#[expect(clippy::large_enum_variant, reason = "moved once, from the pool to the session")]
 pub enum Checkout {
     /// An idle connection.
     Ready(Server),
