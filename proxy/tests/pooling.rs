@@ -1,0 +1,357 @@
+//! Who gets a server connection, when, and what operators can do about it, against real PostgreSQL.
+
+mod common;
+
+use cluster::config::Span;
+use common::raw::Raw;
+use common::{Cluster, dial, wait_for};
+use proxy::config::pools::Database;
+use proxy::pool::admin::OrderError;
+use proxy::pool::view::{ServerState, View};
+use proxy::pool::{Order, Scope};
+use proxy::wire::frontend::write_query;
+use proxy::wire::startup::write_startup;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(10);
+/// Long enough for what cannot happen to happen.
+const SHORT: Duration = Duration::from_millis(300);
+
+fn words(seen: &[String]) -> String {
+    seen.join(" | ")
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn order(c: &Cluster, order: Order, scope: Scope, limit: Duration) -> Result<(), OrderError> {
+    block_on(c.handle.as_ref().unwrap().order(order, scope, limit))
+}
+
+fn view(c: &Cluster) -> View {
+    block_on(c.handle.as_ref().unwrap().view(LIMIT)).expect("the workers answer")
+}
+
+fn app() -> Scope {
+    Scope::Database("app".into())
+}
+
+/// Statements that are held or wait for a server.
+fn waiting(c: &Cluster) -> u64 {
+    c.handle.as_ref().unwrap().status().totals.held
+}
+
+fn wait_until_waiting(c: &Cluster, n: u64) {
+    wait_for("statements to wait", || (waiting(c) == n).then_some(()));
+}
+
+/// What the endpoint says to a startup packet it refuses, after the login.
+fn refused(c: &Cluster, database: &str) -> String {
+    let mut command = c.client("psql");
+    command.env("PGDATABASE", database).args(["-X", "-v", "VERBOSITY=verbose", "-c", "select 1"]);
+    let output = command.output().unwrap();
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn waiters_of_all_workers_are_served_in_the_order_they_came() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("create table served(at serial, who int)");
+    // More clients than workers, each worker has some.
+    let mut clients: Vec<Raw> = (0..9).map(|_| Raw::login(c.port, &[])).collect();
+    holder.query("begin");
+    for (i, client) in clients.iter_mut().enumerate() {
+        client.write(|out| write_query(out, &format!("insert into served(who) values ({i})")));
+        // Shown with the worker's sums, so each begins to wait well after the one before.
+        wait_until_waiting(&c, i as u64 + 1);
+    }
+    holder.query("commit");
+    for client in &mut clients {
+        assert_eq!(words(&client.until_ready()), "C INSERT 0 1 | Z I");
+    }
+    let order = c.nodes[0].psql("select string_agg(who::text, ' ' order by at) from served");
+    assert_eq!(order, "0 1 2 3 4 5 6 7 8");
+}
+
+#[test]
+fn no_worker_starves_while_another_is_busy() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    let port = c.port;
+    Raw::login(port, &[]).query("create table work(who int)");
+    // Eight clients want the only connection all the time; each must get it often.
+    let run = |who: usize| {
+        std::thread::spawn(move || {
+            let mut client = Raw::login(port, &[]);
+            for _ in 0..50 {
+                let seen = client.query(&format!("insert into work values ({who}); select pg_sleep(0.001)"));
+                assert_eq!(seen.last().unwrap(), "Z I", "{seen:?}");
+            }
+        })
+    };
+    let threads: Vec<_> = (0..8).map(run).collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    // When the first had done its 50, each other had done a fair part of its own.
+    let least = c.nodes[0].psql(
+        "with numbered as (select who, ctid, row_number() over (partition by who order by ctid) n from work),
+              first as (select min(ctid) at from numbered where n = 50)
+         select min(done) from (select who, count(*) filter (where ctid <= at) done
+                                from numbered, first group by who) counts",
+    );
+    assert!(least.parse::<u32>().unwrap() >= 10, "when the first was done another had done {least} of 50");
+}
+
+#[test]
+fn the_reserve_is_used_by_who_has_waited_long_and_closed_afterwards() {
+    let c = Cluster::start(0, |raw| {
+        raw.pool_size = 1;
+        raw.pools.reserve_pool_size = 1;
+        raw.pools.reserve_pool_timeout = Span::millis(200);
+        raw.query_wait_timeout = Span::millis(600);
+    });
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    let mut second = Raw::login(c.port, &[]);
+    assert_eq!(words(&second.query("begin")), "C BEGIN | Z T", "served by the reserve");
+    let mut third = Raw::login(c.port, &[]);
+    assert_eq!(words(&third.query("select 1")), "E 53300 | Z I");
+    second.query("commit");
+    holder.query("commit");
+    let open = || view(&c).servers.len();
+    assert!(open() <= 2);
+    wait_for("the reserve to be closed", || (open() == 1).then_some(()));
+}
+
+#[test]
+fn a_databases_limit_moves_connections_to_the_pool_that_lacks_one() {
+    let c = Cluster::start(0, |raw| raw.pools.max_db_connections = 2);
+    // Two pools: they differ in a startup parameter.
+    let mut a: Vec<Raw> = (0..2).map(|_| Raw::login(c.port, &[("work_mem", "1MB")])).collect();
+    for client in &mut a {
+        assert_eq!(words(&client.query("begin")), "C BEGIN | Z T");
+    }
+    for client in &mut a {
+        client.query("commit");
+    }
+    // Both connections are idle in the first pool, maybe on two workers.
+    let mut b: Vec<Raw> = (0..2).map(|_| Raw::login(c.port, &[("work_mem", "2MB")])).collect();
+    for client in &mut b {
+        assert_eq!(words(&client.query("begin")), "C BEGIN | Z T");
+    }
+    a[0].write(|out| write_query(out, "show work_mem"));
+    wait_until_waiting(&c, 1);
+    b[0].query("commit");
+    assert_eq!(words(&a[0].until_ready()), "T | D 1MB | C SHOW | Z I");
+    let backends = c.nodes[0].psql("select count(*) from pg_stat_activity where usename = 'app'");
+    assert!(backends.parse::<u32>().unwrap() <= 3, "one may be on its way out: {backends}");
+}
+
+#[test]
+fn an_alias_has_its_own_limits_and_leads_to_its_database() {
+    let c = Cluster::start(0, |raw| {
+        let alias = Database {
+            dbname: Some("app".into()),
+            pool_size: Some(1),
+            max_client_connections: Some(1),
+            query_wait_timeout: Some(Span::millis(100)),
+            ..Database::default()
+        };
+        raw.databases.insert("narrow".into(), alias);
+    });
+    let mut first = Raw::login(c.port, &[("database", "narrow")]);
+    assert_eq!(words(&first.query("select current_database()")), "T | D app | C SELECT 1 | Z I");
+    let error = refused(&c, "narrow");
+    assert!(error.contains("too many connections for database \"narrow\""), "{error}");
+    assert!(error.contains("This proxy takes 1 connections for it."), "{error}");
+    assert_eq!(words(&Raw::login(c.port, &[]).query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    drop(first);
+    wait_for("the client to be gone", || {
+        let gone = view(&c).clients.iter().all(|v| v.database != "narrow");
+        gone.then_some(())
+    });
+    Raw::login(c.port, &[("database", "narrow")]).query("select 1");
+}
+
+#[test]
+fn pause_waits_for_transactions_and_holds_what_comes() {
+    let c = Cluster::start(0, |_| {});
+    let mut busy = Raw::login(c.port, &[]);
+    let mut idle = Raw::login(c.port, &[]);
+    idle.query("create table t(a int)");
+    busy.query("begin");
+    busy.query("insert into t values (1)");
+    // A pause that does not come about is taken back.
+    let error = order(&c, Order::Pause, app(), SHORT).unwrap_err();
+    assert!(matches!(error, OrderError::StillInUse { servers: 1, .. }), "{error}");
+    assert_eq!(words(&idle.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
+    std::thread::scope(|scope| {
+        let paused = scope.spawn(|| order(&c, Order::Pause, app(), LIMIT));
+        wait_for("statements to be held", || {
+            idle.write(|out| write_query(out, "select count(*) from t"));
+            idle.stream.set_read_timeout(Some(SHORT)).unwrap();
+            let mut byte = [0];
+            match idle.stream.peek(&mut byte) {
+                Ok(_) => {
+                    idle.until_ready();
+                    None
+                }
+                Err(_) => Some(()),
+            }
+        });
+        assert!(!paused.is_finished(), "a transaction runs");
+        assert_eq!(words(&busy.query("commit")), "C COMMIT | Z I");
+        paused.join().unwrap().unwrap();
+    });
+    wait_for("all servers to be closed", || {
+        (c.nodes[0].psql("select count(*) from pg_stat_activity where usename = 'app'") == "0").then_some(())
+    });
+    assert_eq!(waiting(&c), 1);
+    order(&c, Order::Resume, app(), LIMIT).unwrap();
+    idle.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    assert_eq!(words(&idle.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+    assert!(matches!(order(&c, Order::Resume, app(), LIMIT).unwrap_err(), OrderError::Refused(_)));
+}
+
+#[test]
+fn a_pause_longer_than_the_wait_is_told_and_new_clients_wait_too() {
+    let c = Cluster::start(0, |raw| raw.query_wait_timeout = Span::millis(200));
+    let mut client = Raw::login(c.port, &[]);
+    order(&c, Order::Pause, Scope::All, LIMIT).unwrap();
+    assert_eq!(words(&client.query("select 1")), "E 57P03 | Z I");
+    order(&c, Order::Resume, Scope::All, LIMIT).unwrap();
+    assert_eq!(words(&client.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn reconnect_replaces_every_connection_unnoticed() {
+    let c = Cluster::start(0, |_| {});
+    let pid = |client: &mut Raw| words(&client.query("select pg_backend_pid()"));
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    b.query("begin");
+    let (old_b, old_a) = (pid(&mut b), pid(&mut a));
+    order(&c, Order::Reconnect, app(), LIMIT).unwrap();
+    assert_ne!(pid(&mut a), old_a);
+    assert_eq!(pid(&mut b).replace("Z T", ""), old_b.replace("Z T", ""), "its transaction goes on");
+    b.query("commit");
+    let pids: Vec<u32> = view(&c).servers.iter().map(|s| s.pid).collect();
+    assert!(pids.iter().all(|pid| !old_b.contains(&pid.to_string())), "{pids:?} {old_b}");
+}
+
+#[test]
+fn kill_ends_sessions_and_servers_and_disable_refuses_clients() {
+    let c = Cluster::start(0, |_| {});
+    let mut idle = Raw::login(c.port, &[]);
+    let mut running = Raw::login(c.port, &[]);
+    running.write(|out| write_query(out, "select pg_sleep(60)"));
+    wait_for("the statement to run", || {
+        (c.nodes[0].psql("select count(*) from pg_stat_activity where wait_event = 'PgSleep'") == "1").then_some(())
+    });
+    order(&c, Order::Kill, app(), LIMIT).unwrap();
+    assert_eq!((idle.next(), idle.next()), ("E 57P01".into(), "EOF".into()));
+    let seen = words(&running.until_ready());
+    assert!(seen.ends_with("E 57P01 | EOF"), "{seen}");
+    wait_for("the statement to be cancelled", || {
+        (c.nodes[0].psql("select count(*) from pg_stat_activity where wait_event = 'PgSleep'") == "0").then_some(())
+    });
+    order(&c, Order::Resume, app(), LIMIT).unwrap();
+    order(&c, Order::Disable, app(), LIMIT).unwrap();
+    let error = refused(&c, "app");
+    assert!(error.contains("database \"app\" is not currently accepting connections"), "{error}");
+    order(&c, Order::Enable, app(), LIMIT).unwrap();
+    assert_eq!(words(&Raw::login(c.port, &[]).query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn the_view_shows_who_does_what() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    let mut a = Raw::login(c.port, &[]);
+    let mut b = Raw::login(c.port, &[]);
+    a.query("begin");
+    b.write(|out| write_query(out, "select 1"));
+    wait_until_waiting(&c, 1);
+    let v = view(&c);
+    let pool = &v.pools(cluster::Clock.now(), |_, _| proxy::config::PoolMode::Transaction)[0];
+    assert_eq!((pool.cl_active, pool.cl_waiting, pool.sv_active, pool.sv_idle), (1, 1, 1, 0));
+    assert!(pool.maxwait > Duration::ZERO);
+    let served = v.clients.iter().find(|c| c.server.is_some()).unwrap();
+    assert_eq!(served.server.as_ref().unwrap().1, v.servers[0].pid);
+    a.query("commit");
+    b.until_ready();
+    let v = view(&c);
+    assert!(v.clients.iter().all(|c| c.server.is_none()));
+    assert_eq!(v.servers.iter().map(|s| s.state).collect::<Vec<_>>(), [ServerState::Idle]);
+}
+
+#[test]
+fn idle_servers_that_were_terminated_are_replaced_unnoticed() {
+    let c = Cluster::start(0, |_| {});
+    let mut clients: Vec<Raw> = (0..8).map(|_| Raw::login(c.port, &[])).collect();
+    clients[0].query("create table t(a int)");
+    for _ in 0..5 {
+        clients.iter_mut().for_each(|client| drop(client.query("begin")));
+        clients.iter_mut().for_each(|client| drop(client.query("commit")));
+        c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'");
+        wait_for("the servers to be gone", || {
+            (c.nodes[0].psql("select count(*) from pg_stat_activity where usename = 'app'") == "0").then_some(())
+        });
+        for client in &mut clients {
+            assert_eq!(words(&client.query("insert into t values (1)")), "C INSERT 0 1 | Z I");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_was_killed_while_idle_is_replaced_when_postgresql_is_back() {
+    let c = Cluster::start(0, |_| {});
+    let mut client = Raw::login(c.port, &[]);
+    client.query("create table t(a int)");
+    let pid: i32 = view(&c).servers[0].pid.try_into().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_for("PostgreSQL to have restarted", || {
+        (c.nodes[0].try_psql("select count(*) from pg_stat_activity where usename = 'app'").ok()? == "0").then_some(())
+    });
+    assert_eq!(words(&client.query("insert into t values (1)")), "C INSERT 0 1 | Z I");
+}
+
+#[test]
+fn an_idle_server_that_no_longer_answers_is_replaced_unnoticed() {
+    let c = Cluster::start(0, |raw| {
+        raw.timeouts.server_check_delay = Span::secs(0);
+        raw.connect_timeout = Span::millis(500);
+    });
+    let mut client = Raw::login(c.port, &[]);
+    client.query("create table t(a int)");
+    let pid: i32 = view(&c).servers[0].pid.try_into().unwrap();
+    let signal = |s| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), s).unwrap();
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    let seen = words(&client.query("insert into t values (1)"));
+    signal(nix::sys::signal::Signal::SIGCONT);
+    assert_eq!(seen, "C INSERT 0 1 | Z I");
+    assert_eq!(c.nodes[0].psql("select count(*) from t"), "1");
+}
+
+#[test]
+fn a_client_that_is_refused_for_its_database_does_not_count() {
+    let c = Cluster::start(0, |raw| raw.pools.max_user_client_connections = 1);
+    // No such database: the login fails at the server, and its place is free again.
+    for _ in 0..3 {
+        let error = refused(&c, "nowhere");
+        assert!(error.contains("database \"nowhere\" does not exist"), "{error}");
+    }
+    let _first = Raw::login(c.port, &[]);
+    let error = refused(&c, "app");
+    assert!(error.contains("too many connections for role \"app\""), "{error}");
+    // Who has not proven who it is takes nobody's place.
+    let mut stranger = dial(c.port);
+    let mut out = Vec::new();
+    write_startup(&mut out, [("user", "app"), ("database", "app")].into_iter());
+    stranger.write_all(&out).unwrap();
+    let mut first = [0];
+    stranger.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"R");
+}
