@@ -25,6 +25,8 @@ pub enum Command {
     Userlist(UserlistArgs),
     /// Run a whole cluster on loopback, in a scratch directory.
     Demo(crate::demo::Args),
+    /// Let a running process read its configuration file again.
+    Reload(ReloadArgs),
     /// Show the cluster, and whether losing the primary now would be safe.
     Status(StatusArgs),
     /// Show the replication lag of every standby.
@@ -67,6 +69,20 @@ pub enum ConfigCommand {
         /// The file.
         file: PathBuf,
     },
+}
+
+/// `pgtenure reload`.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    /// The configuration file of the process; tells its admin address and its secret.
+    #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG")]
+    pub config: PathBuf,
+    /// Its admin address, as in http://db1:7400, when it is not the file's.
+    #[arg(long, value_name = "URL", env = "PGTENURE_ADMIN")]
+    pub admin: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pgtenure userlist …`.

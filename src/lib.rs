@@ -35,6 +35,7 @@ pub fn run(command: Command) -> ExitCode {
             exit(userlist::entry(&user))
         }
         Command::Demo(args) => demo::run(&args),
+        Command::Reload(args) => ctl::reload::run(&args),
         Command::Status(_)
         | Command::Lag(_)
         | Command::Switchover(_)

@@ -5,18 +5,22 @@
 //! anything is started. A role that ends by itself ends the process: whoever supervises it starts it anew, and half a
 //! process would look well from outside.
 
+pub mod reload;
 mod roles;
 
 use crate::admin::{self, Pages};
-use crate::config::{self, Config, Role};
+use crate::config::{self, Config, RawConfig, Role};
 use crate::process;
 use anyhow::{Context, Result, anyhow};
 use prometheus::Registry;
+use proxy::{Control, ProcessOrder, Refused, Wait};
+use reload::{Ask, Reloader};
 use roles::Running;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 /// Threads of the runtime that agents, managers and lagmon share; the proxy's workers have their own.
@@ -29,7 +33,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// # Errors
 /// The configuration is wrong, a role cannot start, or one ended by itself.
 pub fn run(file: &Path) -> Result<()> {
-    let config = config::load(file)?;
+    let (raw, config) = config::load_raw(file)?;
     process::drop_privileges(config.process.user.as_deref(), config.roles.contains(&Role::Agent))?;
     let open_files = process::raise_open_files()?;
     process::start_log(config.process.log_format, &config.process.log_level)
@@ -45,14 +49,15 @@ pub fn run(file: &Path) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(play(config));
+    let result = runtime.block_on(play(file, &raw, config));
     runtime.shutdown_timeout(LAST_WAIT);
     result
 }
 
 /// Start everything, wait for a signal or a failure, finish everything.
-async fn play(config: Config) -> Result<()> {
+async fn play(file: &Path, raw: &RawConfig, config: Config) -> Result<()> {
     let mut stop = Stop::catch()?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot catch signals")?;
     let bound = config.process.drain_timeout;
     let listener = admin::bind(config.admin.listen).await?;
     let registry = Registry::new();
@@ -63,19 +68,13 @@ async fn play(config: Config) -> Result<()> {
             return Ok(());
         }
     };
-    let pages = pages(&config, &running, registry)?;
+    let mut reloader = Reloader::new(file.to_owned(), raw, running.proxy.clone(), &registry)?;
+    let (ask, mut asked) = reload::queue();
+    let pages = pages(&config, &running, registry, ask)?;
     let serving = tokio::spawn(admin::serve(listener, Arc::new(pages)));
     info!(address = %config.admin.listen, "admin pages are served");
-    let outcome = tokio::select! {
-        name = stop.asked() => {
-            info!(signal = name, "stopping");
-            Ok(())
-        }
-        why = running.ended() => {
-            error!(reason = why, "a role ended by itself");
-            Err(anyhow!(why))
-        }
-    };
+    let mut ways = Ways { stop: &mut stop, hangup: &mut hangup, asked: &mut asked, orders: running.orders.take() };
+    let outcome = run_until_asked(&config, &mut running, &mut reloader, &mut ways).await;
     tokio::select! {
         () = running.stop(bound) => info!("stopped"),
         () = tokio::time::sleep(bound) => warn!(?bound, "roles did not finish in time"),
@@ -85,16 +84,96 @@ async fn play(config: Config) -> Result<()> {
     outcome
 }
 
-/// What the admin listener shows. Orders are only taken by managers, so only they need the secret.
-fn pages(config: &Config, running: &Running, registry: Registry) -> Result<Pages> {
-    let secret = match (&config.secret_file, config.roles.contains(&Role::Manager)) {
-        (Some(file), true) => {
-            let secret = config::read_secret(file);
-            Some(secret.with_context(|| format!("cannot read cluster.secret_file {}", file.display()))?)
+/// Where orders come from while everything runs.
+struct Ways<'a> {
+    stop: &'a mut Stop,
+    hangup: &'a mut Signal,
+    asked: &'a mut mpsc::Receiver<reload::Request>,
+    orders: Option<mpsc::Receiver<ProcessOrder>>,
+}
+
+/// Obey orders that leave the process running; returns when it is to stop, with an error when it must.
+async fn run_until_asked(
+    config: &Config,
+    running: &mut Running,
+    reloader: &mut Reloader,
+    ways: &mut Ways<'_>,
+) -> Result<()> {
+    loop {
+        let order = tokio::select! {
+            name = ways.stop.asked() => {
+                info!(signal = name, "stopping");
+                return Ok(());
+            }
+            why = running.ended() => {
+                error!(reason = why, "a role ended by itself");
+                return Err(anyhow!(why));
+            }
+            _ = ways.hangup.recv() => {
+                // Its outcome is logged and counted; a signal has no answer.
+                let _ = reloader.reload("SIGHUP");
+                continue;
+            }
+            // Its sender lives in the pages.
+            Some(answer) = ways.asked.recv() => {
+                let _ = answer.send(reloader.reload("admin HTTP"));
+                continue;
+            }
+            order = next_order(&mut ways.orders) => order,
+        };
+        match order {
+            ProcessOrder::Reload(answer) => {
+                let _ = answer.send(reloader.reload("console"));
+            }
+            ProcessOrder::Shutdown { wait, answer } => {
+                if let Some(role) = config.roles.iter().find(|r| !matches!(r, Role::Proxy | Role::Lagmon)) {
+                    let why = format!("this process plays the role {role} as well: stop the service instead");
+                    let _ = answer.send(Err(Refused(vec![why])));
+                    continue;
+                }
+                let _ = answer.send(Ok(()));
+                info!(?wait, "stopping, the console asked for it");
+                emptied(running.proxy.as_ref(), wait, config.process.drain_timeout, ways.stop).await;
+                return Ok(());
+            }
         }
-        _ => None,
+    }
+}
+
+async fn next_order(orders: &mut Option<mpsc::Receiver<ProcessOrder>>) -> ProcessOrder {
+    match orders {
+        Some(orders) => match orders.recv().await {
+            Some(order) => order,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// `SHUTDOWN` of the console: accept no more clients, and wait for what it asks to wait for, as long as `bound`.
+async fn emptied(proxy: Option<&Control>, wait: Wait, bound: Duration, stop: &mut Stop) {
+    let (Some(proxy), Wait::Clients) = (proxy, wait) else { return };
+    proxy.stop_accepting();
+    tokio::select! {
+        () = proxy.left() => info!("all clients have left"),
+        () = tokio::time::sleep(bound) => warn!(?bound, clients = proxy.clients(), "clients did not leave in time"),
+        name = stop.asked() => warn!(signal = name, "not waiting for clients any longer"),
+    }
+}
+
+/// What the admin listener shows. Managers cannot do without the secret that orders need; others take no orders then.
+fn pages(config: &Config, running: &Running, registry: Registry, reload: Ask) -> Result<Pages> {
+    let read = |file: &std::path::PathBuf| {
+        config::read_secret(file).with_context(|| format!("cannot read cluster.secret_file {}", file.display()))
     };
-    Ok(Pages { parts: running.parts(), routes: running.routes(), registry, secret })
+    let secret = match config.secret_file.as_ref().map(read).transpose() {
+        Err(error) if !config.roles.contains(&Role::Manager) => {
+            warn!(error = format!("{error:#}"), "the admin HTTP takes no orders");
+            None
+        }
+        secret => secret?,
+    };
+    Ok(Pages { parts: running.parts(), routes: running.routes(), registry, secret, reload: Some(reload) })
 }
 
 /// SIGTERM and SIGINT.

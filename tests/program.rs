@@ -188,3 +188,60 @@ fn an_operator_without_a_manager_is_told_so() {
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON also for failures");
     assert!(json["error"].is_string());
 }
+
+fn signal(process: &Running, name: &str) {
+    let status = Command::new("kill").args([format!("-{name}"), process.0.id().to_string()]).status();
+    assert!(status.expect("kill is installed").success());
+}
+
+/// The value of a metric without labels.
+fn metric(port: u16, name: &str) -> Option<f64> {
+    let page = get(port, "/metrics")?;
+    page.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[test]
+fn a_good_file_is_reloaded_and_a_wrong_one_refused_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (admin, endpoint) = (free_port(), free_port());
+    let file = proxy_file(dir.path(), admin, endpoint);
+    std::fs::write(dir.path().join("secret"), "0123456789abcdef\n").unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text =
+        text.replace("name = \"t\"", &format!("name = \"t\"\nsecret_file = \"{}/secret\"", dir.path().display()));
+    std::fs::write(&file, &text).unwrap();
+    let running = Running::start(&file);
+    wait_for(admin, "/livez", "200");
+    let reload = || output(&["reload", "--config", &file]);
+    let unauthorised = ask(admin, "POST /reload HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    assert!(unauthorised.unwrap().starts_with("HTTP/1.1 401"));
+
+    let changed = text.replace("workers = 1", "workers = 2\nhold_timeout = \"7s\"");
+    std::fs::write(&file, &changed).unwrap();
+    let out = reload();
+    let told = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert_eq!((out.status.code(), stderr(&out)), (Some(0), String::new()));
+    assert_eq!(told, "reloaded\nin force: proxy.hold_timeout\nneeds a restart: proxy.workers\n");
+    // What is in force is no change any more; what is not stays named.
+    assert_eq!(String::from_utf8_lossy(&reload().stdout), "reloaded\nneeds a restart: proxy.workers\n");
+
+    // Wrong in the eyes of the process, asked directly: the command line's own check is passed by.
+    std::fs::write(&file, changed.replace("7s", "0s").replace("workers = 2", "wrokers = 2")).unwrap();
+    let request = "POST /reload HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer 0123456789abcdef\r\nContent-Length: 0\r\n\
+                   Connection: close\r\n\r\n";
+    let answer = ask(admin, request).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 409") && answer.contains("proxy.wrokers") && answer.contains("hold_timeout"));
+    assert_eq!(metric(admin, "pgtenure_config_last_reload_successful"), Some(0.0));
+    let out = reload();
+    assert_eq!(out.status.code(), Some(2));
+    assert_eq!(stderr(&out).lines().count(), 4, "{}", stderr(&out));
+
+    // A good file again, by signal.
+    std::fs::write(&file, &changed).unwrap();
+    signal(&running, "HUP");
+    let start = Instant::now();
+    while metric(admin, "pgtenure_config_last_reload_successful") != Some(1.0) {
+        assert!(start.elapsed() < BOUND, "waited {BOUND:?} for the reload by signal");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

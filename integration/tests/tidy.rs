@@ -88,7 +88,7 @@ const BANNED_WORDS: [(&str, &str); 6] = [
 ];
 
 /// The verbs of an operator; each has a page in runbooks/.
-const VERBS: [&str; 8] = ["status", "lag", "switchover", "failover", "fence", "unfence", "report", "history"];
+const VERBS: [&str; 9] = ["status", "lag", "switchover", "failover", "fence", "unfence", "report", "history", "reload"];
 
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -4,6 +4,7 @@
 pub mod auth;
 pub mod catalog;
 pub mod config;
+mod control;
 pub mod http;
 mod listener;
 pub mod metrics;
@@ -16,4 +17,5 @@ pub mod tls;
 pub mod wire;
 pub mod worker;
 
+pub use control::{Control, ProcessOrder, Refused, Reloaded, Wait};
 pub use listener::{Handle, Inputs, StartError, start};

@@ -7,6 +7,7 @@ use crate::auth::userlist::{LoadUserlistError, Userlist};
 use crate::catalog::{self, Catalogs, ReadPasswordError};
 use crate::config::Config;
 use crate::config::pools::Pools;
+use crate::control::{Control, ORDERS, ProcessOrder};
 use crate::http::{Status, WorkerStatus};
 use crate::metrics::{Metrics, Totals};
 use crate::net::Detached;
@@ -74,6 +75,8 @@ pub struct Handle {
     pub state: watch::Receiver<ProxyState>,
     /// Where clients connect.
     pub addr: SocketAddr,
+    /// What operators at the console ask of the process. Refused there when nobody listens here.
+    pub orders: Option<mpsc::Receiver<ProcessOrder>>,
     shared: Arc<Shared>,
     topology: watch::Receiver<Topology>,
     accepting: watch::Sender<bool>,
@@ -100,6 +103,7 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
     let peers = Arc::new(peers);
     let (stop, stopped) = watch::channel(false);
     let (accepting, accepts) = watch::channel(true);
+    let (ask, orders) = mpsc::channel(ORDERS);
     let shared = Arc::new(Shared {
         userlist,
         mock_secret: rand::random(),
@@ -114,6 +118,8 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
         welcomes: std::sync::Mutex::default(),
         stopping: AtomicBool::new(false),
         applied: Notify::new(),
+        left: Notify::new(),
+        orders: ask,
         metrics,
         config: watch::channel(Arc::new(config)).0,
     });
@@ -133,7 +139,7 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
     });
     threads.push(thread.map_err(StartError::Thread)?);
     tracing::info!(%addr, workers = count, "proxy listens");
-    Ok(Handle { state, addr, shared, topology, accepting, stop, threads })
+    Ok(Handle { state, addr, orders: Some(orders), shared, topology, accepting, stop, threads })
 }
 
 fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
@@ -254,6 +260,11 @@ fn totals(shared: &Shared) -> Totals {
 }
 
 impl Handle {
+    /// A hold on the proxy for who changes it while it runs.
+    pub fn control(&self) -> Control {
+        Control { shared: self.shared.clone(), accepting: self.accepting.clone() }
+    }
+
     /// What `/status` shows.
     pub fn status(&self) -> Status {
         let topology = self.topology.borrow();

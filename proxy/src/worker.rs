@@ -4,6 +4,7 @@
 use crate::auth::userlist::Userlist;
 use crate::catalog::Catalogs;
 use crate::config::Config;
+use crate::control::ProcessOrder;
 use crate::metrics::{Counts, Metrics, Totals};
 use crate::net::Detached;
 use crate::pool::backoff::Backoff;
@@ -73,6 +74,10 @@ pub struct Shared {
     pub stopping: AtomicBool,
     /// A worker has applied a view, or a count that is waited for has changed.
     pub applied: Notify,
+    /// A client has left.
+    pub left: Notify,
+    /// What the console asks of the process.
+    pub orders: mpsc::Sender<ProcessOrder>,
     /// The metrics.
     pub metrics: Metrics,
 }
@@ -645,5 +650,6 @@ impl Drop for Seat {
         self.0.shared.boards[self.0.index].sessions.fetch_sub(1, Ordering::SeqCst);
         self.0.shared.clients.fetch_sub(1, Ordering::SeqCst);
         self.0.shared.applied.notify_one();
+        self.0.shared.left.notify_waiters();
     }
 }

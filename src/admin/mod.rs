@@ -7,6 +7,7 @@
 //! | `GET /metrics` | Prometheus text of every role |
 //! | `GET /status` | JSON: the cluster (on a manager) and this process |
 //! | `GET /lag` | JSON: replay lag per standby |
+//! | `POST /reload` | JSON: the keys that changed; 409 with the reasons when the file is refused |
 //! | `GET /report`, `/history`, `POST /ops/…` | on a manager: see `failover::http` |
 //!
 //! Reading needs no secret, so the listener belongs on loopback or on a trusted network; every POST needs the shared

@@ -1,12 +1,14 @@
 //! What the admin listener answers, made of what each role shows.
 
 use super::metrics;
+use crate::wiring::reload::Ask;
 use cluster::secret::Secret;
 use prometheus::Registry;
 use serde_json::{Map, Value, json};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// A running role as the admin listener sees it: two questions, answered from snapshots, never waiting.
 pub trait Part: Send + Sync {
@@ -40,6 +42,8 @@ pub struct Pages {
     pub registry: Registry,
     /// The shared secret; without one no order is taken.
     pub secret: Option<Secret>,
+    /// Reads the configuration file again.
+    pub reload: Option<Ask>,
 }
 
 /// An HTTP answer.
@@ -77,9 +81,10 @@ impl Pages {
     /// Answer a request that may be answered.
     pub(super) async fn reply(&self, method: &str, path: &str, query: &str, body: &[u8]) -> Reply {
         match (method, path) {
-            ("GET", "/") => {
-                Reply::text(200, "pgtenure: /livez /readyz /metrics /status /lag, on managers /report /history\n")
-            }
+            ("GET", "/") => Reply::text(
+                200,
+                "pgtenure: /livez /readyz /metrics /status /lag, on managers /report /history; POST /reload\n",
+            ),
             ("GET", "/livez") => Reply::text(200, "ok\n"),
             ("GET", "/readyz") => self.readiness(),
             ("GET", "/metrics") => metrics::page(&self.registry, &self.parts),
@@ -87,10 +92,26 @@ impl Pages {
             ("GET", "/lag") if self.part("lagmon").is_some() => {
                 Reply::json(200, &self.part("lagmon").map_or(Value::Null, Part::status))
             }
+            ("POST", "/reload") => self.reload().await,
             _ => match self.route(method, path, query, body).await {
                 Some((status, value)) => Reply::json(status, &value),
                 None => Reply::error(404, &format!("no {method} {path} here; it may be a manager's")),
             },
+        }
+    }
+
+    /// 200 with the keys that changed, or 409 with the reasons why nothing was changed.
+    async fn reload(&self) -> Reply {
+        let (answer, outcome) = oneshot::channel();
+        let asked = match &self.reload {
+            Some(ask) => ask.try_send(answer).is_ok(),
+            None => false,
+        };
+        match outcome.await {
+            Ok(Ok(done)) => Reply::json(200, &json!(done)),
+            Ok(Err(refused)) => Reply::json(409, &json!({ "error": "nothing was changed", "reasons": refused.0 })),
+            Err(_) if asked => Reply::error(503, "the process is stopping"),
+            Err(_) => Reply::error(503, "too many reloads wait already"),
         }
     }
 
@@ -171,6 +192,7 @@ mod tests {
             routes: Some(Arc::new(Leader)),
             registry: Registry::new(),
             secret: Some(Secret::new("0123456789abcdef")),
+            reload: None,
         }
     }
 

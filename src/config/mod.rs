@@ -139,10 +139,18 @@ fn listed(file: &Path, problems: &[Problem]) -> String {
 /// # Errors
 /// It cannot be read, or everything that is wrong with it.
 pub fn load(file: &Path) -> Result<Config, ConfigError> {
+    load_raw(file).map(|(_, config)| config)
+}
+
+/// Read and check a file; what was typed is given too.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_raw(file: &Path) -> Result<(RawConfig, Config), ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { file: file.to_owned(), source };
     let text = std::fs::read_to_string(file).map_err(unreadable)?;
     let etcd_password = std::env::var(etcd::PASSWORD_VARIABLE).ok().map(Secret::new);
-    check(&text, etcd_password).map_err(|problems| ConfigError::Wrong { file: file.to_owned(), problems })
+    check_raw(&text, etcd_password).map_err(|problems| ConfigError::Wrong { file: file.to_owned(), problems })
 }
 
 /// Check the text of a file.
@@ -150,11 +158,15 @@ pub fn load(file: &Path) -> Result<Config, ConfigError> {
 /// # Errors
 /// Everything wrong with it, in the order of its lines.
 pub fn check(text: &str, etcd_password: Option<Secret>) -> Result<Config, Vec<Problem>> {
+    check_raw(text, etcd_password).map(|(_, config)| config)
+}
+
+fn check_raw(text: &str, etcd_password: Option<Secret>) -> Result<(RawConfig, Config), Vec<Problem>> {
     let mut parsed: Parsed<RawConfig> = parse::parse(text, &Shape::of::<RawConfig>());
     let unreadable = !parsed.problems.is_empty() && parsed.lines.is_empty();
     let config = if unreadable { None } else { sections(&mut parsed, etcd_password) };
     match config {
-        Some(config) if parsed.problems.is_empty() => Ok(config),
+        Some(config) if parsed.problems.is_empty() => Ok((parsed.raw, config)),
         _ => {
             parsed.problems.sort_by_key(|p| p.line.unwrap_or(usize::MAX));
             Err(parsed.problems)

@@ -2,6 +2,7 @@
 
 use super::shape::Shape;
 use super::*;
+use crate::wiring::reload::is_live;
 use std::collections::BTreeMap;
 
 const EXAMPLE: &str = include_str!("../../configs/example.toml");
@@ -72,7 +73,10 @@ fn every_key_is_in_the_example_with_its_meaning_and_default() {
             None => lacking.push(format!("{key} is not in configs/example.toml")),
             Some(c) if c.len() < 40 => lacking.push(format!("{key} has no explanation")),
             Some(c) if !c.contains("efault") => lacking.push(format!("{key} does not say its default")),
-            Some(c) if !["Restart to change.", "Reload to change.", "Used once."].iter().any(|w| c.contains(w)) => {
+            Some(c) if is_live(&key) != c.contains("Reload to change.") => {
+                lacking.push(format!("{key} does not say truly whether a reload changes it"));
+            }
+            Some(c) if !["Reload to change.", "Restart to change.", "Used once."].iter().any(|w| c.contains(w)) => {
                 lacking.push(format!("{key} does not say when a change takes effect"));
             }
             Some(_) => {}

@@ -4,6 +4,7 @@
 //! or no manager could be asked, and where things stand was printed as far as it is known.
 
 pub mod client;
+pub mod reload;
 pub mod render;
 mod table;
 
@@ -104,7 +105,9 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
             (a.target, post("fence", body))
         }
         Command::Unfence(a) => (a.target, post("unfence", json!({ "node": a.node }))),
-        Command::Run(_) | Command::Config(_) | Command::Userlist(_) | Command::Demo(_) => return None,
+        Command::Run(_) | Command::Config(_) | Command::Userlist(_) | Command::Demo(_) | Command::Reload(_) => {
+            return None;
+        }
     })
 }
 

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 /// How often a role's page is renewed.
@@ -69,6 +69,10 @@ pub(super) struct Running {
     stops: BTreeMap<Role, oneshot::Sender<Duration>>,
     pages: BTreeMap<Role, watch::Receiver<Shown>>,
     routes: Option<Arc<dyn Routes>>,
+    /// The proxy, to be changed while it runs.
+    pub(super) proxy: Option<proxy::Control>,
+    /// What operators at the proxy's console ask of the process.
+    pub(super) orders: Option<mpsc::Receiver<proxy::ProcessOrder>>,
     /// Reads etcd for as long as it is here.
     view: Option<View>,
 }
@@ -138,7 +142,9 @@ impl Starting<'_> {
         }
         if let Some(section) = config.proxy.clone() {
             let inputs = proxy::Inputs { topology: view.topology(), lag };
-            let proxy = proxy::start(section, inputs, self.registry).context("role proxy")?;
+            let mut proxy = proxy::start(section, inputs, self.registry).context("role proxy")?;
+            self.running.proxy = Some(proxy.control());
+            self.running.orders = proxy.orders.take();
             let registration = view.register(&proxy_id(), proxy.state.clone());
             let topology = view.topology();
             self.running.add(Role::Proxy, |show, stop| play_proxy(proxy, registration, topology, show, stop));

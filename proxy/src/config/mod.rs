@@ -1,6 +1,7 @@
 //! The `[proxy]` section: as typed, and checked.
 
 pub mod pools;
+pub mod reload;
 pub mod timeouts;
 
 pub use pools::PoolMode;
@@ -12,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// `[proxy]` as typed. No key reloads: a change needs a restart.
+/// `[proxy]` as typed. A reload changes every key but those that [`reload::needs_restart`] names.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
