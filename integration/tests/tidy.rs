@@ -26,6 +26,7 @@ const PURE: &[&str] = &[
     "proxy/src/session/relay.rs",
     "proxy/src/session/state.rs",
     "proxy/src/session/statements.rs",
+    "proxy/src/session/timers.rs",
     "proxy/src/sql",
     "proxy/src/tls/x509.rs",
     "proxy/src/wire",

@@ -18,7 +18,7 @@ use crate::session::cancel::same_secret;
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
-use crate::session::{client, login};
+use crate::session::{client, login, timers};
 use cluster::lag::LagSnapshot;
 use cluster::topology::{BelowMode, Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
@@ -34,6 +34,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 const CONNECTS_IN_FLIGHT: usize = 8;
 /// How often counters are handed over and idle connections looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// When to look again at sessions that were told that they are over a limit.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// Buffers kept for the next session that needs one.
 const MAX_SPARES: usize = 64;
 /// A buffer above this is not kept, bytes.
@@ -226,6 +228,12 @@ pub struct Worker {
     spares: RefCell<Vec<Vec<u8>>>,
     config: RefCell<Rc<Config>>,
     policy: Cell<Policy>,
+    /// The shortest limit on what sessions do.
+    shortest: Cell<Option<Duration>>,
+    /// When to look at the sessions.
+    look_at: Cell<Option<Instant>>,
+    /// `look_at` has become earlier.
+    look_earlier: Notify,
     seed: Cell<u64>,
     busy: Cell<u64>,
     held: Cell<u64>,
@@ -257,6 +265,7 @@ impl Worker {
         let counts = Counts::new(&shared.metrics);
         let config = Rc::new(Config::clone(&shared.config.borrow()));
         let policy = Cell::new(policy_of(&config));
+        let shortest = timers::shortest(&config.timeouts);
         Rc::new(Self {
             index,
             pools,
@@ -271,6 +280,9 @@ impl Worker {
             texts: RefCell::new(Texts::new((index as u64) << 48)),
             connects: Semaphore::new(CONNECTS_IN_FLIGHT),
             backoffs: RefCell::default(),
+            shortest: Cell::new(shortest),
+            look_at: Cell::new(None),
+            look_earlier: Notify::new(),
             outstanding: RefCell::default(),
             scratch: Cell::default(),
             spares: RefCell::default(),
@@ -294,10 +306,71 @@ impl Worker {
 
     fn apply_config(&self, config: &Config) {
         self.policy.set(policy_of(config));
+        self.shortest.set(timers::shortest(&config.timeouts));
+        self.look_no_later(self.now());
         *self.config.borrow_mut() = Rc::new(config.clone());
         self.shared.limits.obey(&config.pools);
         self.pools.reconsider();
         self.each_session(Presence::wake);
+    }
+
+    /// Has what sessions do any limit?
+    pub fn is_timed(&self) -> bool {
+        self.shortest.get().is_some()
+    }
+
+    /// A session does something else from now on.
+    pub fn look_at_sessions(&self, now: Instant) {
+        if let Some(shortest) = self.shortest.get() {
+            self.look_no_later(now + shortest);
+        }
+    }
+
+    /// A client does not take what is sent to it.
+    pub fn look_at_writes(&self, now: Instant) {
+        if let Some(limit) = self.config().timeouts.client_write {
+            self.look_no_later(now + limit);
+        }
+    }
+
+    fn look_no_later(&self, at: Instant) {
+        if self.look_at.get().is_none_or(|planned| at < planned) {
+            self.look_at.set(Some(at));
+            self.look_earlier.notify_one();
+        }
+    }
+
+    /// Tell each session that is over one of its limits, and plan the next look.
+    fn look(&self, now: Instant) {
+        self.look_at.set(None);
+        let config = self.config();
+        let places = self.places.borrow();
+        let mut next: Option<Instant> = None;
+        for (_, presence) in places.all() {
+            match timers::over(&presence.progress(), &config.timeouts, now) {
+                Ok(expiry) => {
+                    presence.expire(expiry, now);
+                    next = Some(next.map_or(now + SECOND_LOOK, |next| next.min(now + SECOND_LOOK)));
+                }
+                Err(at) => next = next.into_iter().chain(at).min(),
+            }
+        }
+        if let Some(next) = next {
+            self.look_no_later(next);
+        }
+    }
+
+    /// Returns when it is time to look at the sessions.
+    async fn time_to_look(&self) {
+        loop {
+            match self.look_at.get() {
+                None => self.look_earlier.notified().await,
+                Some(at) => tokio::select! {
+                    () = tokio::time::sleep(at.since(self.now())) => return,
+                    () = self.look_earlier.notified() => {}
+                },
+            }
+        }
     }
 
     /// May the primary be written to?
@@ -582,6 +655,7 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
                 Some(message) => receive(&worker, message),
                 None => return,
             },
+            () = worker.time_to_look() => worker.look(worker.now()),
             _ = tick.tick() => {
                 let config = worker.config();
                 worker.tick();

@@ -55,7 +55,7 @@ fn client(w: &Worker, place: usize, presence: &Presence, facts: &Facts, view: &m
             pid: serving.pid,
             state: ServerState::Active,
             born: serving.born,
-            since: doing.left_idle,
+            since: doing.began,
             client: Some(place),
         });
     }
@@ -68,7 +68,7 @@ fn client(w: &Worker, place: usize, presence: &Presence, facts: &Facts, view: &m
         connected: facts.connected,
         activity: doing.activity,
         since: doing.since,
-        transaction_since: (doing.activity != Activity::Idle).then_some(doing.left_idle),
+        transaction_since: (doing.activity != Activity::Idle).then_some(doing.began),
         pins: presence.pins.get().list(),
         server: serving.map(|(s, node)| (node, s.pid)),
     });

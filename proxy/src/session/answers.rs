@@ -2,6 +2,7 @@
 
 use crate::metrics::Source;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
+use crate::session::presence::Activity;
 use crate::session::relay::{Event, Undo};
 use crate::sql::PinReason;
 use crate::wire::backend::TxStatus;
@@ -79,6 +80,10 @@ impl Session {
         }
         for class in self.relay.errors.drain(..) {
             self.w.counts.error(class, Source::Server);
+        }
+        if self.relay.answered > 0 && self.relay.busy() && self.w.is_timed() {
+            // The next of a pipeline.
+            self.mark(Activity::Active, self.w.now(), self.relay.status == TxStatus::Idle);
         }
         for _ in 0..std::mem::take(&mut self.relay.answered) {
             let len = self.retained_lens.pop_front().unwrap_or(0);

@@ -17,10 +17,12 @@ use crate::session::relay::Relay;
 use crate::session::server::Server;
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::ClientStatements;
+use crate::session::timers::Expiry;
 use crate::session::{cancel, lost};
 use crate::sql::{Access, FunctionTable, LexRules, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
+use crate::wire::pool_error::PoolError;
 use crate::worker::{Settings, Worker};
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId};
@@ -73,6 +75,8 @@ pub(super) enum Loss {
     Violation(&'static str),
     /// A block was held for too long.
     HoldTimeout,
+    /// It does not end a statement that was cancelled.
+    Stuck,
 }
 
 /// The rest of a client's message that did not come whole.
@@ -309,6 +313,7 @@ impl Session {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
         self.look_outside(cx)?;
         let mut moved = self.to_client.flush(&mut self.client, cx).map_err(|_| Turn::Close)?;
+        self.watch_writes(moved);
         if let Some(server) = &mut self.server {
             moved |= self.to_server.flush(&mut server.stream, cx).map_err(|_| Turn::Lost(Loss::Gone))?;
         }
@@ -345,8 +350,13 @@ impl Session {
             self.cancel();
         }
         if let Some(end) = self.presence.end.take() {
-            self.end(end);
-            return Err(Turn::Close);
+            self.cancel();
+            return Err(self.farewell(match end {
+                End::Killed => &ClientError::ShuttingDown,
+            }));
+        }
+        if let Some(expiry) = self.presence.expired.take() {
+            self.expire(expiry)?;
         }
         if let Some(hold) = &mut self.hold
             && hold.as_mut().poll(cx).is_ready()
@@ -367,29 +377,79 @@ impl Session {
         Ok(())
     }
 
-    /// What is running is cancelled, and the client told why its session ends.
-    fn end(&mut self, why: End) {
-        self.cancel();
-        let error = match why {
-            End::Killed => ClientError::ShuttingDown,
-        };
+    /// The client is told why its session ends.
+    fn farewell(&mut self, error: &ClientError) -> Turn {
         // Nothing can be said in the middle of a message.
         if !self.relay.mid_frame() {
-            self.error(&error);
+            self.error(error);
             self.to_client.try_flush(&mut self.client);
+        }
+        Turn::Close
+    }
+
+    /// It has taken too long, unless it has gone on meanwhile.
+    fn expire(&mut self, expiry: Expiry) -> Result<(), Turn> {
+        let activity = self.presence.doing.get().activity;
+        let fatal = match (expiry, activity) {
+            (Expiry::Idle, Activity::Idle) => PoolError::Idle,
+            (Expiry::IdleInTransaction, Activity::InTransaction) => PoolError::IdleInTransaction,
+            (Expiry::Transaction, Activity::InTransaction) => PoolError::Transaction,
+            (Expiry::Query | Expiry::Transaction, Activity::Active) => {
+                if self.relay.pending() > 0 {
+                    self.cancel();
+                } else {
+                    // The server has answered all: it is the client that has not sent its Sync.
+                    self.mark(Activity::Active, self.w.now(), false);
+                }
+                return Ok(());
+            }
+            // A COMMIT is never given up: it ends, or its server does.
+            (Expiry::Stuck, Activity::Active) if self.relay.busy() && !self.relay.commit_in_flight() => {
+                return Err(Turn::Lost(Loss::Stuck));
+            }
+            (Expiry::Write, _) if self.presence.blocked.get().is_some() => {
+                tracing::info!(place = self.place, "client takes nothing of what is sent to it, disconnected");
+                self.cancel();
+                return Err(Turn::Close);
+            }
+            (
+                Expiry::Idle
+                | Expiry::IdleInTransaction
+                | Expiry::Query
+                | Expiry::Transaction
+                | Expiry::Stuck
+                | Expiry::Write,
+                _,
+            ) => return Ok(()),
+        };
+        Err(self.farewell(&ClientError::Pool(fatal)))
+    }
+
+    /// Does the client take what is sent to it?
+    fn watch_writes(&self, moved: bool) {
+        let blocked = &self.presence.blocked;
+        if self.to_client.is_empty() {
+            if blocked.get().is_some() {
+                blocked.set(None);
+            }
+        } else if moved || blocked.get().is_none() {
+            let now = self.w.now();
+            blocked.set(Some(now));
+            self.w.look_at_writes(now);
         }
     }
 
     /// What the session does from now on, for those who look at it.
-    pub(super) fn mark(&self, activity: Activity, now: Instant) {
-        self.presence.mark(activity, now);
+    pub(super) fn mark(&self, activity: Activity, now: Instant, begins: bool) {
+        self.presence.mark(activity, now, begins);
         self.presence.pins.set(self.pins);
+        self.w.look_at_sessions(now);
     }
 
     /// Nothing is owed to the client any more.
     pub(super) fn mark_rest(&self) {
         let idle = self.status() == TxStatus::Idle;
-        self.mark(if idle { Activity::Idle } else { Activity::InTransaction }, self.w.now());
+        self.mark(if idle { Activity::Idle } else { Activity::InTransaction }, self.w.now(), false);
     }
 
     /// Who serves the session, for those who look at it.

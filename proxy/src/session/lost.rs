@@ -98,13 +98,16 @@ fn note(s: &Session, node: &NodeId, term: Term, loss: Loss) {
         Loss::Refused(_) => "read refused by standby",
         Loss::Violation(what) => what,
         Loss::HoldTimeout => "held too long",
+        Loss::Stuck => "cancelled statement not ended",
     };
     if !matches!(loss, Loss::Refused(_)) {
         bump(&s.w.counts.server_losses);
     }
     let sqlstate = match loss {
         Loss::Fatal(code) | Loss::Refused(code) => String::from_utf8_lossy(&code).into_owned(),
-        Loss::Gone | Loss::Deposed | Loss::ViewStale | Loss::Violation(_) | Loss::HoldTimeout => String::new(),
+        Loss::Gone | Loss::Deposed | Loss::ViewStale | Loss::Violation(_) | Loss::HoldTimeout | Loss::Stuck => {
+            String::new()
+        }
     };
     let owed = s.relay.owed();
     tracing::debug!(%node, term = term.0, reason, sqlstate, owed, "server connection lost in a session");

@@ -20,4 +20,5 @@ mod sending;
 pub mod server;
 pub mod state;
 pub mod statements;
+pub mod timers;
 pub mod translate;

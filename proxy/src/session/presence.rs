@@ -5,6 +5,7 @@ use crate::pool::Identity;
 use crate::pool::clients::Admission;
 use crate::session::cancel::MAX_PLACES;
 use crate::session::state::Pins;
+use crate::session::timers::{Expiry, Progress};
 use cluster::{Instant, Role};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
@@ -32,8 +33,8 @@ pub struct Doing {
     pub activity: Activity,
     /// Since when.
     pub since: Instant,
-    /// When it was last idle: its transaction, or its only statement, has begun then.
-    pub left_idle: Instant,
+    /// When its transaction began, or its statement outside of one.
+    pub began: Instant,
 }
 
 /// The server that serves a session.
@@ -86,6 +87,11 @@ pub struct Presence {
     pub serving: Cell<Option<Serving>>,
     /// What binds it to its server.
     pub pins: Cell<Pins>,
+    /// Since when its client has taken nothing of what waits for it.
+    pub blocked: Cell<Option<Instant>>,
+    /// It has taken too long over something.
+    pub expired: Cell<Option<Expiry>>,
+    told: Cell<Option<Instant>>,
 }
 
 impl Presence {
@@ -97,17 +103,32 @@ impl Presence {
             cancel: Cell::new(false),
             end: Cell::new(None),
             facts: OnceCell::new(),
-            doing: Cell::new(Doing { activity: Activity::Idle, since: now, left_idle: now }),
+            doing: Cell::new(Doing { activity: Activity::Idle, since: now, began: now }),
             serving: Cell::new(None),
             pins: Cell::new(Pins::default()),
+            blocked: Cell::new(None),
+            expired: Cell::new(None),
+            told: Cell::new(None),
         }
     }
 
-    /// It does something else from now on, or the same anew.
-    pub fn mark(&self, activity: Activity, now: Instant) {
-        let was = self.doing.get();
-        let left_idle = if was.activity == Activity::Idle { now } else { was.left_idle };
-        self.doing.set(Doing { activity, since: now, left_idle });
+    /// It does something else from now on, or the same anew; `begins` says whether a transaction begins with it.
+    pub fn mark(&self, activity: Activity, now: Instant, begins: bool) {
+        let began = if begins { now } else { self.doing.get().began };
+        self.doing.set(Doing { activity, since: now, began });
+        self.told.set(None);
+    }
+
+    /// What its limits depend on.
+    pub fn progress(&self) -> Progress {
+        Progress { doing: self.doing.get(), told: self.told.get(), blocked: self.blocked.get() }
+    }
+
+    /// It has taken too long.
+    pub fn expire(&self, expiry: Expiry, now: Instant) {
+        self.expired.set(Some(expiry));
+        self.told.set(Some(now));
+        self.wake();
     }
 
     /// Wake this task when something is to be told.
@@ -168,27 +189,5 @@ impl Places {
     /// Everybody, with their places.
     pub fn all(&self) -> impl Iterator<Item = (usize, &Rc<Presence>)> {
         self.at.iter().enumerate().filter_map(|(place, presence)| Some((place, presence.as_ref()?)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_transaction_begins_when_idleness_ends() {
-        let at = Instant::from_millis;
-        let presence = Presence::new(1, at(1));
-        for (activity, now, since, left_idle) in [
-            (Activity::Waiting, 10, 10, 10),
-            (Activity::Active, 20, 20, 10),
-            (Activity::InTransaction, 30, 30, 10),
-            (Activity::Active, 40, 40, 10),
-            (Activity::Idle, 50, 50, 10),
-            (Activity::Active, 60, 60, 60),
-        ] {
-            presence.mark(activity, at(now));
-            assert_eq!(presence.doing.get(), Doing { activity, since: at(since), left_idle: at(left_idle) });
-        }
     }
 }

@@ -58,7 +58,7 @@ impl Session {
             self.hold = Some(Box::pin(tokio::time::sleep(self.w.config().hold_timeout)));
             let now = self.w.now();
             self.waiting_since = Some(now);
-            self.mark(Activity::Waiting, now);
+            self.mark(Activity::Waiting, now, self.status() == TxStatus::Idle);
             // The next turn polls the timer.
             self.presence.wake();
         }
@@ -114,7 +114,7 @@ impl Session {
 
     pub(super) fn send_unit(&mut self, input: &[u8], unit: &Unit, classes: &[Statement], now: Instant) -> Step {
         if !self.relay.busy() {
-            self.mark(Activity::Active, now);
+            self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
         let Some(server) = &mut self.server else { return Step::Wait };
         let repeatable = self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle);
@@ -194,7 +194,7 @@ impl Session {
     pub(super) async fn acquire(&mut self, access: Access, bytes: usize) {
         let now = self.w.now();
         self.waiting_since.get_or_insert(now);
-        self.mark(Activity::Waiting, now);
+        self.mark(Activity::Waiting, now, self.status() == TxStatus::Idle);
         let want = self.want(access, now);
         let w = self.w.clone();
         let find = acquire::find(&w, want, bytes);
@@ -220,7 +220,7 @@ impl Session {
     /// While a statement waits: has the client gone (`None`), or cancelled it?
     pub(super) fn watch_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<ClientError>> {
         self.presence.park(cx.waker());
-        if self.presence.end.get().is_some() {
+        if self.presence.end.get().is_some() || self.presence.expired.get().is_some() {
             return Poll::Ready(None);
         }
         if self.presence.cancel.take() {

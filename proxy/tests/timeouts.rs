@@ -1,0 +1,157 @@
+//! How long clients may take over what they do, against real PostgreSQL.
+
+mod common;
+
+use cluster::config::Span;
+use common::raw::Raw;
+use common::{Cluster, wait_for};
+use nix::sys::signal::{Signal, kill};
+use proxy::config::timeouts;
+use proxy::wire::frontend::write_query;
+
+fn words(seen: &[String]) -> String {
+    seen.join(" | ")
+}
+
+fn start(set: impl FnOnce(&mut timeouts::Raw)) -> Cluster {
+    Cluster::start(0, |raw| set(&mut raw.timeouts))
+}
+
+fn backends(c: &Cluster, condition: &str) -> String {
+    c.nodes[0].psql(&format!("select count(*) from pg_stat_activity where usename = 'app' and {condition}"))
+}
+
+#[test]
+fn an_idle_client_is_disconnected_and_a_waiting_or_working_one_is_not() {
+    let c = Cluster::start(0, |raw| {
+        raw.pool_size = 1;
+        raw.timeouts.client_idle_timeout = Span::millis(400);
+    });
+    let mut idle = Raw::login(c.port, &[]);
+    let mut busy = Raw::login(c.port, &[]);
+    let mut waits = Raw::login(c.port, &[]);
+    busy.query("begin");
+    waits.write(|out| write_query(out, "select 1"));
+    busy.query("select pg_sleep(1)");
+    assert_eq!((idle.next(), idle.next()), ("E 57P05".into(), "EOF".into()));
+    assert_eq!(words(&busy.query("commit")), "C COMMIT | Z I", "a transaction is not idleness");
+    assert_eq!(words(&waits.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+    assert_eq!((waits.next(), waits.next()), ("E 57P05".into(), "EOF".into()));
+}
+
+#[test]
+fn a_client_idle_in_its_transaction_loses_both() {
+    let c = start(|t| t.idle_in_transaction_timeout = Span::millis(300));
+    let mut a = Raw::login(c.port, &[]);
+    a.query("create table t(a int)");
+    a.query("begin");
+    a.query("insert into t values (1)");
+    a.query("lock table t");
+    assert_eq!(words(&a.query("select pg_sleep(1)")).split(" | ").last(), Some("Z T"), "it works");
+    assert_eq!((a.next(), a.next()), ("E 25P03".into(), "EOF".into()));
+    let mut b = Raw::login(c.port, &[]);
+    assert_eq!(words(&b.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn a_statement_that_takes_too_long_is_cancelled_and_the_session_goes_on() {
+    let c = Cluster::start(0, |raw| {
+        raw.pool_size = 1;
+        raw.timeouts.query_timeout = Span::millis(500);
+    });
+    let mut a = Raw::login(c.port, &[]);
+    assert_eq!(words(&a.query("select pg_sleep(60)")), "T | E 57014 | Z I");
+    assert_eq!(backends(&c, "wait_event = 'PgSleep'"), "0");
+    // Time in the queue does not count.
+    a.query("begin");
+    let mut b = Raw::login(c.port, &[]);
+    b.write(|out| write_query(out, "select pg_sleep(0.3), 'late'"));
+    for _ in 0..3 {
+        a.query("select pg_sleep(0.3)");
+    }
+    a.query("commit");
+    let seen = words(&b.until_ready());
+    assert!(seen.ends_with("C SELECT 1 | Z I"), "{seen}");
+    // Each statement of a pipeline has its own time.
+    a.write(|out| (0..4).for_each(|_| write_query(out, "select pg_sleep(0.3)")));
+    for _ in 0..4 {
+        let seen = words(&a.until_ready());
+        assert!(seen.ends_with("C SELECT 1 | Z I"), "{seen}");
+    }
+    // In a block the block fails, as PostgreSQL's does.
+    a.query("begin");
+    assert_eq!(words(&a.query("select pg_sleep(60)")), "T | E 57014 | Z E");
+    assert_eq!(words(&a.query("rollback")), "C ROLLBACK | Z I");
+}
+
+#[test]
+fn a_commit_is_never_cancelled() {
+    let c = start(|t| {
+        t.query_timeout = Span::millis(200);
+        t.transaction_timeout = Span::millis(200);
+    });
+    c.nodes[0].psql(
+        "create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1.5); return null; end'",
+    );
+    let mut a = Raw::login(c.port, &[]);
+    a.query("create table t(a int)");
+    a.query("create constraint trigger late after insert on t deferrable initially deferred for each row execute function slow()");
+    a.write(|out| {
+        write_query(out, "begin");
+        write_query(out, "insert into t values (1)");
+        write_query(out, "commit");
+    });
+    let seen: Vec<String> = (0..3).map(|_| words(&a.until_ready())).collect();
+    assert_eq!(seen, ["C BEGIN | Z T", "C INSERT 0 1 | Z T", "C COMMIT | Z I"]);
+}
+
+#[test]
+fn a_transaction_open_for_too_long_is_ended() {
+    let c = start(|t| t.transaction_timeout = Span::millis(500));
+    let mut a = Raw::login(c.port, &[]);
+    a.query("begin");
+    let seen = words(&a.query("select pg_sleep(60)"));
+    assert!(seen.starts_with("T | E 57014"), "{seen}");
+    wait_for("the session to be ended", || (a.next() == "EOF").then_some(()));
+    let mut b = Raw::login(c.port, &[]);
+    b.query("begin");
+    assert_eq!((b.next(), b.next()), ("E 25P04".into(), "EOF".into()));
+    let mut d = Raw::login(c.port, &[]);
+    assert_eq!(words(&d.query("select pg_sleep(60)")), "T | E 57014 | Z I", "a statement is a transaction too");
+    assert_eq!(words(&d.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn a_client_that_takes_nothing_frees_its_server() {
+    let c = Cluster::start(0, |raw| {
+        raw.pool_size = 1;
+        raw.timeouts.client_write_timeout = Span::millis(500);
+    });
+    let mut slow = Raw::login(c.port, &[]);
+    slow.write(|out| write_query(out, "select repeat('x', 1000) from generate_series(1, 100000)"));
+    let mut other = Raw::login(c.port, &[]);
+    assert_eq!(words(&other.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    wait_for("the slow client's statement to end", || {
+        (backends(&c, "query like '%generate_series%' and state = 'active'") == "0").then_some(())
+    });
+}
+
+#[test]
+fn a_server_that_does_not_end_a_cancelled_statement_is_given_up_and_a_write_is_in_doubt() {
+    let c = start(|t| t.query_timeout = Span::secs(2));
+    let mut a = Raw::login(c.port, &[]);
+    a.query("create table t(a int)");
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    holder.query("lock table t");
+    a.write(|out| write_query(out, "insert into t values (1)"));
+    let pid = wait_for("the insert to wait", || {
+        let sql = "select pid from pg_stat_activity where usename = 'app' and wait_event_type = 'Lock'";
+        c.nodes[0].psql(sql).parse::<i32>().ok()
+    });
+    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    let seen = words(&a.until_ready());
+    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+    assert!(seen == "E 08007 | Z I", "{seen}");
+    assert_eq!(words(&a.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
