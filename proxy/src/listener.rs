@@ -30,8 +30,10 @@ use tokio::sync::{Notify, mpsc, watch};
 const QUEUE: usize = 4096;
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: i32 = 1024;
-/// How often sums are shown.
+/// How often sums are shown at most.
 const TICK: Duration = Duration::from_millis(100);
+/// How often they are shown while the workers say nothing new.
+const QUIET_TICK: Duration = Duration::from_secs(1);
 /// The pause after a failed accept: out of descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -234,19 +236,20 @@ async fn publish_state(
     lag: watch::Receiver<Arc<LagSnapshot>>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut shown = None;
     loop {
         tokio::select! {
             () = shared.applied.notified() => {}
-            _ = tick.tick() => {
-                shared.metrics.show(&totals(shared));
-                let snapshot = lag.borrow().clone();
-                let now = Clock.now();
-                let known = snapshot.standbys.iter().filter_map(|s| Some((s, s.staleness_at(now).ok()?)));
-                shared.metrics.show_staleness(known.map(|(s, staleness)| (s.node.as_str(), staleness.as_secs_f64())));
-            }
+            () = tokio::time::sleep(QUIET_TICK) => shown = None,
             _ = stop.wait_for(|stop| *stop) => return,
+        }
+        let now = Clock.now();
+        if shown.is_none_or(|shown| now.since(shown) >= TICK) {
+            shown = Some(now);
+            shared.metrics.show(&totals(shared));
+            let snapshot = lag.borrow().clone();
+            let known = snapshot.standbys.iter().filter_map(|s| Some((s, s.staleness_at(now).ok()?)));
+            shared.metrics.show_staleness(known.map(|(s, staleness)| (s.node.as_str(), staleness.as_secs_f64())));
         }
         let state = state_of(shared);
         publish.send_if_modified(|old| std::mem::replace(old, state) != state);

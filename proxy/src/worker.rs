@@ -12,6 +12,7 @@ use crate::pool::checkout::{Doorway, still_valid};
 use crate::pool::clients::Clients;
 use crate::pool::policy::{Age, too_old};
 use crate::pool::view::View as Inventory;
+use crate::pool::warm::{self, Patrons};
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Pools, Scope, health, survey};
 use crate::route::{self, Causality, Decision, Lag, Loads, Policy, Request};
 use crate::session::cancel::same_secret;
@@ -32,8 +33,10 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 /// Connections to servers that one worker makes at the same time: a new primary is not run over by those who waited.
 const CONNECTS_IN_FLIGHT: usize = 8;
-/// How often counters are handed over and idle connections looked at.
+/// How often counters are handed over and idle connections looked at, while anything happens.
 const TICK: Duration = Duration::from_millis(100);
+/// How often while nothing does.
+const QUIET_TICK: Duration = Duration::from_secs(1);
 /// When to look again at sessions that were told that they are over a limit.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// Buffers kept for the next session that needs one.
@@ -214,6 +217,8 @@ pub struct Worker {
     pub pools: Pools,
     /// What operators have said.
     pub doorway: Rc<Doorway>,
+    /// Who is connected.
+    pub patrons: Patrons,
     /// Sessions.
     pub places: RefCell<Places>,
     /// Prepared texts.
@@ -227,6 +232,10 @@ pub struct Worker {
     scratch: Cell<Vec<u8>>,
     spares: RefCell<Vec<Vec<u8>>>,
     config: RefCell<Rc<Config>>,
+    /// Something has happened since the last tick.
+    stirred: Cell<bool>,
+    /// Told when `stirred` becomes true.
+    stir: Notify,
     policy: Cell<Policy>,
     /// The shortest limit on what sessions do.
     shortest: Cell<Option<Duration>>,
@@ -270,6 +279,9 @@ impl Worker {
             index,
             pools,
             doorway,
+            patrons: Patrons::default(),
+            stirred: Cell::new(false),
+            stir: Notify::new(),
             counts,
             config: RefCell::new(config),
             policy,
@@ -440,7 +452,8 @@ impl Worker {
         }
     }
 
-    fn next_seed(&self) -> u64 {
+    /// A number that differs each time.
+    pub fn next_seed(&self) -> u64 {
         let seed = self.seed.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.seed.set(seed);
         seed
@@ -475,6 +488,7 @@ impl Worker {
 
     /// A connection begins or ends to serve a session. The index of its node here.
     pub fn count_in_use(&self, meta: &Meta, begins: bool) -> usize {
+        self.stir();
         let slot = &self.in_use[usize::from(meta.role == Role::Standby)];
         slot.set(if begins { slot.get() + 1 } else { slot.get() - 1 });
         let mut outstanding = self.outstanding.borrow_mut();
@@ -485,6 +499,28 @@ impl Worker {
         let count = &mut outstanding[index].1;
         *count = if begins { *count + 1 } else { count.saturating_sub(1) };
         index
+    }
+
+    /// Something happens that the next tick is to see.
+    pub fn stir(&self) {
+        if !self.stirred.replace(true) {
+            self.stir.notify_one();
+        }
+    }
+
+    /// Returns when it is time for the tick after the one at `last`.
+    async fn time_to_tick(&self, last: Instant) {
+        let quiet = tokio::time::sleep(QUIET_TICK.saturating_sub(self.now().since(last)));
+        let stirred = async {
+            while !self.stirred.get() {
+                self.stir.notified().await;
+            }
+            tokio::time::sleep(TICK.saturating_sub(self.now().since(last))).await;
+        };
+        tokio::select! {
+            () = quiet => {}
+            () = stirred => {}
+        }
     }
 
     /// A session becomes busy on the primary, or ceases to be.
@@ -505,6 +541,7 @@ impl Worker {
 
     /// A statement begins or ends to wait.
     pub fn count_held(&self, begins: bool) {
+        self.stir();
         self.held.set(if begins { self.held.get() + 1 } else { self.held.get() - 1 });
     }
 
@@ -562,6 +599,7 @@ impl Worker {
             }
         }
         self.generation.set(self.generation.get() + 1);
+        self.stir();
         // What could not be reached may be now.
         self.backoffs.borrow_mut().clear();
         health::apply_topology(&self.pools, &self.view.borrow().topology);
@@ -587,6 +625,7 @@ impl Worker {
     }
 
     fn tick(&self) {
+        self.stirred.set(false);
         self.counts.flush();
         let mut totals = Totals {
             sessions: self.shared.boards[self.index].sessions.load(Ordering::Relaxed) as u64,
@@ -601,7 +640,12 @@ impl Worker {
             let primary = view.topology.primary.as_ref().is_some_and(|p| p.node == pool.key.node);
             *(if primary { &mut totals.primary_idle } else { &mut totals.standby_idle }) += pool.idle() as u64;
         }
-        *self.shared.boards[self.index].totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+        drop(view);
+        let board = &self.shared.boards[self.index];
+        let old = std::mem::replace(&mut *board.totals.lock().unwrap_or_else(PoisonError::into_inner), totals);
+        if old != totals {
+            self.shared.applied.notify_one();
+        }
     }
 }
 
@@ -628,8 +672,7 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
     let lag = inbound.lag.borrow_and_update().clone();
     worker.apply_lag(lag);
     let mut config = worker.shared.config.subscribe();
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticked = worker.now();
     let (mut topology_lives, mut lag_lives) = (true, true);
     loop {
         tokio::select! {
@@ -656,16 +699,21 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
                 None => return,
             },
             () = worker.time_to_look() => worker.look(worker.now()),
-            _ = tick.tick() => {
+            () = worker.time_to_tick(ticked) => {
+                ticked = worker.now();
                 let config = worker.config();
                 worker.tick();
-                health::sweep(&worker.pools, config.server_idle_timeout, config.server_lifetime, worker.now());
+                health::sweep(&worker.pools, config.server_idle_timeout, config.server_lifetime, ticked);
+                if warm::top_up(&worker) {
+                    worker.stir();
+                }
             }
         }
     }
 }
 
 fn receive(worker: &Rc<Worker>, message: ToWorker) {
+    worker.stir();
     match message {
         ToWorker::Client(stream) => {
             let worker = worker.clone();
@@ -720,6 +768,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        self.0.stir();
         // Counted up by the acceptor.
         self.0.shared.boards[self.0.index].sessions.fetch_sub(1, Ordering::SeqCst);
         self.0.shared.clients.fetch_sub(1, Ordering::SeqCst);

@@ -66,8 +66,9 @@ fn waiters_of_all_workers_are_served_in_the_order_they_came() {
     holder.query("begin");
     for (i, client) in clients.iter_mut().enumerate() {
         client.write(|out| write_query(out, &format!("insert into served(who) values ({i})")));
-        // Shown with the worker's sums, so each begins to wait well after the one before.
         wait_until_waiting(&c, i as u64 + 1);
+        // Between workers the order is kept for those who came at least 20 ms apart.
+        std::thread::sleep(Duration::from_millis(40));
     }
     holder.query("commit");
     for client in &mut clients {
@@ -354,4 +355,61 @@ fn a_client_that_is_refused_for_its_database_does_not_count() {
     let mut first = [0];
     stranger.read_exact(&mut first).unwrap();
     assert_eq!(&first, b"R");
+}
+
+#[test]
+fn a_pool_keeps_its_minimum_while_it_has_clients_also_at_a_new_primary() {
+    let c = Cluster::start(1, |raw| raw.pools.min_pool_size = 3);
+    let backends = |node: usize| {
+        c.nodes[node].psql("select count(*) from pg_stat_activity where usename = 'app' and state = 'idle'")
+    };
+    let client = Raw::login(c.port, &[]);
+    wait_for("the pool to be filled", || (backends(0) == "3").then_some(()));
+    c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'");
+    wait_for("the pool to be filled again", || (backends(0) == "3").then_some(()));
+    assert_eq!(view(&c).servers.len(), 3);
+    c.fail_over_to(1);
+    wait_for("the pool of the new primary to be filled", || (backends(1) == "3").then_some(()));
+    // Without clients nobody's keys are kept, and so no connections are made.
+    drop(client);
+    wait_for("the client to be gone", || view(&c).clients.is_empty().then_some(()));
+    c.nodes[1].psql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'");
+    wait_for("its connections to be closed", || view(&c).servers.is_empty().then_some(()));
+    std::thread::sleep(SHORT);
+    assert!(view(&c).servers.is_empty());
+}
+
+#[test]
+fn limits_and_timeouts_change_while_sessions_live() {
+    let mut settings = None;
+    let c = Cluster::start(0, |raw| {
+        raw.pool_size = 1;
+        settings = Some(raw.clone());
+    });
+    let mut changed = settings.unwrap();
+    let control = c.handle.as_ref().unwrap().control();
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    let mut waits = Raw::login(c.port, &[]);
+    waits.write(|out| write_query(out, "begin"));
+    wait_until_waiting(&c, 1);
+    // A larger pool serves who waits already.
+    changed.pool_size = 2;
+    control.reload(proxy::config::check(changed.clone()).unwrap()).unwrap();
+    assert_eq!(words(&waits.until_ready()), "C BEGIN | Z T");
+    // A limit holds for what sessions are at already.
+    changed.timeouts.idle_in_transaction_timeout = Span::millis(100);
+    changed.pool_size = 1;
+    control.reload(proxy::config::check(changed.clone()).unwrap()).unwrap();
+    assert_eq!(waits.next(), "E 25P03");
+    assert_eq!(holder.next(), "E 25P03");
+    changed.timeouts.idle_in_transaction_timeout = Span::secs(0);
+    control.reload(proxy::config::check(changed).unwrap()).unwrap();
+    let mut after = Raw::login(c.port, &[]);
+    after.query("begin");
+    let mut second = Raw::login(c.port, &[]);
+    second.write(|out| write_query(out, "select 1"));
+    wait_until_waiting(&c, 1);
+    after.query("commit");
+    assert_eq!(words(&second.until_ready()), "T | D 1 | C SELECT 1 | Z I");
 }

@@ -15,6 +15,7 @@ pub mod limit;
 pub mod policy;
 pub mod survey;
 pub mod view;
+pub mod warm;
 
 pub use checkout::{Checkout, Offer, Pool, Pools};
 pub use doors::{Doors, Order, Scope};

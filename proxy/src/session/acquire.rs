@@ -271,8 +271,11 @@ fn member(w: &Worker, target: &Target, now: Instant) -> Option<(Member, Role)> {
     }
 }
 
-/// Make a connection. `Err(None)` when the cluster changed meanwhile.
-async fn open(
+/// Make a connection.
+///
+/// # Errors
+/// Why it failed; `None` when the cluster changed meanwhile.
+pub async fn open(
     w: &Rc<Worker>,
     want: &Want,
     member: &Member,

@@ -219,6 +219,8 @@ impl Session {
             reason: "write",
         };
         settings.iter().for_each(|(name, value)| session.learn(name, value));
+        session.w.patrons.enter(&session.identity, &session.keys);
+        session.w.stir();
         session
     }
 
@@ -282,6 +284,7 @@ impl Drop for Session {
 impl Session {
     fn leave(&mut self) {
         self.w.places.borrow_mut().leave(self.place);
+        self.w.patrons.leave(&self.identity);
         self.set_busy(false);
         let between = self.server_in.is_empty() && !self.relay.mid_frame() && self.to_server.is_empty();
         let clean = between && !self.relay.busy() && self.relay.status == TxStatus::Idle && self.pins.is_empty();
