@@ -190,7 +190,7 @@ pub enum ToWorker {
 pub struct Parcel {
     key: PoolKey,
     stream: Detached,
-    meta: Meta,
+    meta: Box<Meta>,
 }
 
 /// The cluster as this worker acts on it.
@@ -596,6 +596,11 @@ impl Worker {
             let mut view = self.view.borrow_mut();
             if !view.topology.merge(topology) {
                 return;
+            }
+            // Names are cloned at every statement: their counts must not be shared with other workers.
+            let View { topology, .. } = &mut *view;
+            for member in topology.primary.iter_mut().chain(&mut topology.standbys) {
+                member.node = member.node.unshared();
             }
         }
         self.generation.set(self.generation.get() + 1);

@@ -28,7 +28,6 @@ pub enum Checkout {
 }
 
 /// What a waiter gets.
-#[expect(clippy::large_enum_variant, reason = "moved once, from the pool to the session")]
 pub enum Offer {
     /// A connection.
     Server(Server),

@@ -38,6 +38,13 @@ pub struct Want {
     pub since: Instant,
 }
 
+impl Want {
+    fn need(&self) -> Need<'_> {
+        let Self { identity, causality, access, avoid, .. } = self;
+        Need { database: &identity.database, causality, access: *access, avoid }
+    }
+}
+
 /// A connection for a unit.
 pub struct Found {
     /// The connection, checked out.
@@ -56,9 +63,22 @@ pub enum NotFound {
     Refused(Vec<u8>),
 }
 
+/// What a unit needs, borrowed from its session: a [`Want`] for those who need not wait.
+#[derive(Clone, Copy)]
+pub struct Need<'a> {
+    /// The database.
+    pub database: &'a str,
+    /// What the session has written and read.
+    pub causality: &'a RefCell<Causality>,
+    /// What the unit needs.
+    pub access: Access,
+    /// Standbys on which this very unit has failed.
+    pub avoid: &'a [NodeId],
+}
+
 /// A connection that is at hand: no waiting, no connecting.
-pub fn at_hand(w: &Worker, want: &Want, pool_of: impl FnOnce(&NodeId) -> Rc<Pool>, now: Instant) -> Option<Found> {
-    let (target, reason) = target(w, want, now);
+pub fn at_hand(w: &Worker, need: Need<'_>, pool_of: impl FnOnce(&NodeId) -> Rc<Pool>, now: Instant) -> Option<Found> {
+    let (target, reason) = target(w, need, now);
     let node = match target {
         Target::Primary if w.gate(now) == Gate::Open => w.view.borrow().topology.primary.as_ref()?.node.clone(),
         Target::Primary => return None,
@@ -66,16 +86,16 @@ pub fn at_hand(w: &Worker, want: &Want, pool_of: impl FnOnce(&NodeId) -> Rc<Pool
     };
     let pool = pool_of(&node);
     // Who waits already goes first.
-    if pool.waiting() > 0 || w.doorway.paused(&want.identity.database) {
+    if pool.waiting() > 0 || w.doorway.paused(need.database) {
         return None;
     }
     let server = pool.at_hand(w.check_before(now))?;
     w.still_valid(&server.meta).then_some(Found { server, pool, reason })
 }
 
-fn target(w: &Worker, want: &Want, now: Instant) -> (Target, &'static str) {
-    let request = Request { access: want.access, avoid: &want.avoid };
-    let decision = w.decide(&request, &mut want.causality.borrow_mut(), now);
+fn target(w: &Worker, need: Need<'_>, now: Instant) -> (Target, &'static str) {
+    let request = Request { access: need.access, avoid: need.avoid };
+    let decision = w.decide(&request, &mut need.causality.borrow_mut(), now);
     (decision.target, decision.reason.as_str())
 }
 
@@ -128,7 +148,7 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
             let _ = tokio::time::timeout(left, changed).await;
             continue;
         }
-        let (target, reason) = target(w, &want, now);
+        let (target, reason) = target(w, want.need(), now);
         let Some((member, role)) = member(w, &target, now) else {
             // The gate is shut: wait for a change, or until the view's validity or the time to hold is over.
             let _ = tokio::time::timeout(hold_left.min(LOOK_AGAIN), changed).await;

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 
 impl Session {
     pub(super) fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
-        if !self.to_client.is_empty() {
+        if self.server_dry || !self.to_client.is_empty() {
             return Ok(false);
         }
         let Some(server) = &mut self.server else { return Ok(false) };
@@ -21,7 +21,10 @@ impl Session {
         let mut scratch = self.w.take_scratch();
         let kept = fill(&mut scratch, &self.server_in, limit);
         let outcome = match server.stream.poll_fill(&mut scratch[kept..kept + limit], cx) {
-            Poll::Pending => Ok(false),
+            Poll::Pending => {
+                self.server_dry = true;
+                Ok(false)
+            }
             Poll::Ready(Err(_) | Ok(0)) => Err(Turn::Lost(Loss::Gone)),
             Poll::Ready(Ok(n)) => self.server_bytes(&scratch[..kept + n]),
         };
@@ -31,12 +34,12 @@ impl Session {
 
     pub(super) fn server_bytes(&mut self, input: &[u8]) -> Result<bool, Turn> {
         let Some(server) = &self.server else { return Ok(false) };
-        let (node, term, primary) = (server.meta.node.clone(), server.meta.term, server.meta.role == Role::Primary);
-        if primary && self.view_ran_out() && self.relay.may_commit() {
+        if server.meta.role == Role::Primary && self.view_ran_out() && self.relay.may_commit() {
             return Err(Turn::Lost(Loss::ViewStale));
         }
+        let meta = &server.meta;
         let not_replicated =
-            move || ClientError::CommitUnknown { node: node.clone(), term, doubt: Doubt::NotReplicated };
+            || ClientError::CommitUnknown { node: meta.node.clone(), term: meta.term, doubt: Doubt::NotReplicated };
         // A cancelled wait for a standby is told by a notice, unless the session has switched notices off.
         if self.cancelled && self.pins.has(PinReason::Set) {
             self.relay.doubt(not_replicated());

@@ -108,6 +108,10 @@ pub struct Session {
     /// The inbox ends within a unit.
     pub(super) wants_more: bool,
     pub(super) tail: Tail,
+    /// Nothing to read from the client, and its socket wakes the task: true within one poll only.
+    pub(super) client_dry: bool,
+    /// The same of the server.
+    pub(super) server_dry: bool,
     pub(super) to_client: Outbox,
     pub(super) to_server: Outbox,
     pub(super) server: Option<Server>,
@@ -190,6 +194,8 @@ impl Session {
             rescan: false,
             wants_more: false,
             tail: Tail::None,
+            client_dry: false,
+            server_dry: false,
             to_client: Outbox::default(),
             to_server: Outbox::default(),
             server: None,
@@ -240,17 +246,17 @@ impl Session {
         }
     }
 
-    pub(super) fn pool_of(&mut self, node: &NodeId) -> Rc<Pool> {
-        if let Some(pool) = self.pools.iter().find(|p| &p.key.node == node) {
-            return pool.clone();
+    /// Find this pool without its whole key the next time.
+    pub(super) fn remember(&mut self, pool: &Rc<Pool>) {
+        if self.pools.iter().any(|p| Rc::ptr_eq(p, pool)) {
+            return;
         }
-        let pool = self.w.pools.of(node, &self.identity);
+        self.pools.retain(|p| p.key.node != pool.key.node);
         // Nodes come and go; a few are remembered.
         if self.pools.len() >= 8 {
             self.pools.clear();
         }
         self.pools.push(pool.clone());
-        pool
     }
 
     /// The status the client believes in.
@@ -301,6 +307,7 @@ impl Session {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         self.presence.park(cx.waker());
+        (self.client_dry, self.server_dry) = (false, false);
         for _ in 0..MAX_TURNS {
             match self.turn(cx) {
                 Ok(true) => {}

@@ -28,13 +28,16 @@ impl Session {
     pub(super) fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
         let limit = self.w.config().relay_buffer;
         let room = self.inbox.len() < limit || self.wants_more;
-        if self.eof || !room || !self.to_server.is_empty() || !self.to_client.is_empty() {
+        if self.eof || self.client_dry || !room || !self.to_server.is_empty() || !self.to_client.is_empty() {
             return Ok(false);
         }
         let mut scratch = self.w.take_scratch();
         let kept = fill(&mut scratch, &self.inbox, limit);
         let outcome = match self.client.poll_fill(&mut scratch[kept..kept + limit], cx) {
-            Poll::Pending => Ok(false),
+            Poll::Pending => {
+                self.client_dry = true;
+                Ok(false)
+            }
             Poll::Ready(Err(_)) => Err(Turn::Close),
             Poll::Ready(Ok(0)) => {
                 self.eof = true;

@@ -39,12 +39,14 @@ impl Session {
         if self.w.shared.stopping.load(Ordering::Relaxed) {
             return self.violation(&ClientError::ShuttingDown);
         }
-        let want = self.want(access, now);
-        let w = self.w.clone();
-        let found = acquire::at_hand(&w, &want, |node| self.pool_of(node), now);
-        match found {
+        let need =
+            acquire::Need { database: &self.identity.database, causality: &self.causality, access, avoid: &self.avoid };
+        let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
+        let pool_of = |node: &NodeId| known(node).unwrap_or_else(|| self.w.pools.of(node, &self.identity));
+        match acquire::at_hand(&self.w, need, pool_of, now) {
             Some(found) => {
-                w.counts.waited(std::time::Duration::ZERO);
+                self.w.counts.waited(std::time::Duration::ZERO);
+                self.remember(&found.pool);
                 self.attach(found);
                 self.send_unit(input, unit, classes, now)
             }
@@ -82,6 +84,7 @@ impl Session {
         self.relay.on_standby = server.meta.role == Role::Standby;
         self.reason = reason;
         (self.server, self.pool) = (Some(server), Some(pool));
+        self.server_dry = false;
         self.generation = self.w.generation.get();
         self.show_server(Some(node));
     }
@@ -209,7 +212,7 @@ impl Session {
         self.rescan = true;
         match outcome {
             Ok(found) => {
-                self.pool_of(&found.pool.key.node.clone());
+                self.remember(&found.pool);
                 self.attach(found);
             }
             Err(NotFound::Error(error)) => self.fail = Some(Failure::Error(error)),

@@ -105,8 +105,8 @@ impl ConnectError {
 pub struct Server {
     /// The socket.
     pub stream: Stream,
-    /// What the pool and the session know of it.
-    pub meta: Meta,
+    /// What the pool and the session know of it. Apart, so that checking a connection out and giving it back moves little.
+    pub meta: Box<Meta>,
     /// Cancel requests on their way to it.
     pub cancels: Rc<Cancels>,
 }
@@ -207,7 +207,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         stage: "the login",
         limit: login.login_timeout,
     })??;
-    let meta = Meta {
+    let meta = Box::new(Meta {
         node,
         role: login.role,
         term: login.term,
@@ -220,7 +220,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         born: now,
         idle_since: now,
         permit,
-    };
+    });
     Ok(Server { stream: wire.stream, meta, cancels: Rc::default() })
 }
 
