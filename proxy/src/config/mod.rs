@@ -59,6 +59,16 @@ pub struct Raw {
     pub max_message_size: Size,
     /// Memory for the protocol-level prepared statements of one client connection. Default 16MiB.
     pub prepared_statement_bytes: Size,
+    /// Memory for the prepared statements that a server connection keeps for its clients, counted as their texts and
+    /// 1KiB each, which is less than PostgreSQL takes; the least recently used are closed. Default 4MiB: thousands of
+    /// statements, and far below `work_mem` for most.
+    pub server_statement_bytes: Size,
+    /// Bytes that a server may still send for a client that has gone, before its connection is closed instead of used
+    /// again. Default 1MiB: more than most results, and less costly than a new connection.
+    pub drain_bytes: Size,
+    /// How long a server may take to finish what a client that has gone had asked for, before its connection is closed.
+    /// Default 5s.
+    pub drain_timeout: Span,
     /// File of users and their SCRAM verifiers, in PgBouncer's form. Default `/etc/pgtenure/userlist.txt`.
     pub userlist: PathBuf,
     /// Volatile functions that reads on a standby may call all the same. Lower case as in `pg_proc`, no schema.
@@ -105,6 +115,9 @@ impl Default for Raw {
             relay_buffer: Size(16 << 10),
             max_message_size: Size(1 << 30),
             prepared_statement_bytes: Size(16 << 20),
+            server_statement_bytes: Size(4 << 20),
+            drain_bytes: Size(1 << 20),
+            drain_timeout: Span::secs(5),
             userlist: PathBuf::from("/etc/pgtenure/userlist.txt"),
             allow_functions: Vec::new(),
             deny_functions: Vec::new(),
@@ -155,6 +168,12 @@ pub struct Config {
     pub max_message_size: u32,
     /// `prepared_statement_bytes`
     pub prepared_statement_bytes: u64,
+    /// `server_statement_bytes`
+    pub server_statement_bytes: u64,
+    /// `drain_bytes`
+    pub drain_bytes: u64,
+    /// `drain_timeout`
+    pub drain_timeout: Duration,
     /// `userlist`
     pub userlist: PathBuf,
     /// `allow_functions`
@@ -213,6 +232,9 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         relay_buffer: usize::try_from(raw.relay_buffer.0).expect("checked to be at most 1 MiB"),
         max_message_size: u32::try_from(raw.max_message_size.0).expect("checked to be at most 1 GiB"),
         prepared_statement_bytes: raw.prepared_statement_bytes.0,
+        server_statement_bytes: raw.server_statement_bytes.0,
+        drain_bytes: raw.drain_bytes.0,
+        drain_timeout: raw.drain_timeout.0,
         userlist: raw.userlist,
         allow_functions: raw.allow_functions,
         deny_functions: raw.deny_functions,
@@ -246,6 +268,7 @@ fn check_ranges(raw: &Raw) -> Vec<BadSetting> {
         ("connect_timeout", raw.connect_timeout, Span::millis(10), Span::secs(60)),
         ("login_timeout", raw.login_timeout, Span::millis(100), Span::secs(600)),
         ("tcp_user_timeout", raw.tcp_user_timeout, Span::millis(100), Span::secs(600)),
+        ("drain_timeout", raw.drain_timeout, Span::millis(1), Span::secs(day)),
         ("catalog_refresh", raw.catalog_refresh, Span::secs(1), Span::secs(day)),
     ];
     for (key, value, least, most) in spans {
@@ -258,6 +281,8 @@ fn check_ranges(raw: &Raw) -> Vec<BadSetting> {
         ("relay_buffer", raw.relay_buffer, Size(4 << 10), Size(1 << 20)),
         ("max_message_size", raw.max_message_size, Size(64 << 10), Size(1 << 30)),
         ("prepared_statement_bytes", raw.prepared_statement_bytes, Size(64 << 10), Size(4 << 30)),
+        ("server_statement_bytes", raw.server_statement_bytes, Size(64 << 10), Size(4 << 30)),
+        ("drain_bytes", raw.drain_bytes, Size(0), Size(4 << 30)),
     ];
     for (key, value, least, most) in sizes {
         if value < least || value > most {

@@ -1,5 +1,6 @@
 //! The server's bytes on their way to the client, and what they tell about the session.
 
+use crate::config::PoolMode;
 use crate::metrics::Source;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::presence::Activity;
@@ -44,6 +45,7 @@ impl Session {
         if self.cancelled && self.pins.has(PinReason::Set) {
             self.relay.doubt(not_replicated());
         }
+        self.relay.head_kept = self.retained_lens.front().is_some_and(|&len| len > 0);
         let mut sink = Sink::new(self.w.take_spare());
         let progress = self.relay.server_bytes(input, &mut sink, &not_replicated);
         let sent = self.to_client.send(&mut self.client, sink.bytes(input));
@@ -64,6 +66,10 @@ impl Session {
                 self.idle();
                 Ok(true)
             }
+            Some(Event::Again) => {
+                self.again();
+                Ok(true)
+            }
             Some(Event::Retry { code }) => Err(Turn::Lost(Loss::Refused(code))),
             Some(Event::Fatal { code }) => Err(Turn::Lost(Loss::Fatal(code))),
             Some(Event::Violation(what)) => Err(Turn::Lost(Loss::Violation(what))),
@@ -72,8 +78,17 @@ impl Session {
 
     /// What the relay found out on the way.
     pub(super) fn account(&mut self) {
+        if let Some(survivors) = self.relay.forgotten.take() {
+            self.statements.clear(&survivors.names);
+            if let Some(server) = &mut self.server {
+                server.meta.statements.clear(&survivors.ids);
+            }
+        }
         for undo in std::mem::take(&mut self.relay.undone) {
             self.undo(undo);
+        }
+        for text in std::mem::take(&mut self.relay.retired) {
+            self.w.texts.borrow_mut().retire(&text);
         }
         for (name, value) in std::mem::take(&mut self.relay.reported) {
             self.learn(&name, &value);
@@ -99,6 +114,15 @@ impl Session {
         }
     }
 
+    /// The unit that was answered goes back to the head of the inbox: its server is idle and its client knows nothing.
+    fn again(&mut self) {
+        let mut units = std::mem::take(&mut self.retained);
+        units.append(&mut self.inbox);
+        self.inbox = units;
+        self.retained_lens.clear();
+        self.rescan = true;
+    }
+
     pub(super) fn count_below_mode(&mut self) {
         let strict = self.w.view.borrow().topology.valid_until.is_none();
         let below = std::mem::take(&mut self.commits) && self.durability.is_below(strict);
@@ -119,7 +143,8 @@ impl Session {
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.portal_may_commit) = (false, false);
             self.set_busy(false);
-            if self.pins.is_empty() && self.server_in.is_empty() && self.tail == Tail::None {
+            let free = self.pins.is_empty() && self.mode == PoolMode::Transaction;
+            if free && self.server_in.is_empty() && self.tail == Tail::None {
                 self.give_back();
             }
         }
@@ -128,11 +153,24 @@ impl Session {
     pub(super) fn undo(&mut self, undo: Undo) {
         match undo {
             Undo::None => {}
-            Undo::Unnamed => {
-                self.statements.unnamed = None;
-                if let Some(server) = &mut self.server {
-                    server.meta.statements.unnamed = None;
+            Undo::Unnamed { client, server } => {
+                if let Some(before) = client {
+                    self.statements.unnamed = before;
                 }
+                if let (Some(before), Some(server)) = (server, &mut self.server) {
+                    server.meta.statements.unnamed = before;
+                }
+            }
+            Undo::Closed(id, name) => {
+                if let Some(server) = &mut self.server {
+                    server.meta.statements.restore(id, name);
+                }
+            }
+            Undo::RemovedOwn(name, statement) => {
+                if let Some(server) = &mut self.server {
+                    server.meta.statements.restore(statement.text.id, name.clone());
+                }
+                self.statements.insert(&name, statement);
             }
             Undo::Registered(name) => drop(self.statements.remove(&name)),
             Undo::Removed(name, statement) => self.statements.insert(&name, statement),

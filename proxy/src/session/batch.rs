@@ -36,6 +36,8 @@ pub struct Context<'a> {
     pub open: Option<Record>,
     /// A portal bound earlier in this transaction may commit when it is executed.
     pub portal_may_commit: bool,
+    /// The client has sent no more for a while: what has come is sent although its Sync has not.
+    pub impatient: bool,
     /// Limits.
     pub limits: Limits,
 }
@@ -63,6 +65,8 @@ pub struct Unit {
     pub forgets: bool,
     /// It binds a portal that may commit.
     pub binds_commit: bool,
+    /// It names a statement that was prepared under a name.
+    pub binds_named: bool,
     /// Statements it executes, saturating.
     pub statements: u32,
 }
@@ -154,7 +158,7 @@ pub fn frame_head(input: &[u8], longest: usize) -> Result<Option<Head>, ClientEr
 impl<'a> Scanner<'a> {
     fn incomplete(self, at: usize) -> Scan {
         // A unit that is being sent goes on as it comes; one that grows too long starts.
-        let begun = self.cx.open.is_some();
+        let begun = self.cx.open.is_some() || self.cx.impatient;
         if at > 0 && (begun || at >= self.cx.limits.unit) {
             return Scan::Unit(Unit { read: false, ..self.unit });
         }
@@ -192,7 +196,11 @@ impl<'a> Scanner<'a> {
             }
             b'B' => self.bind(frame),
             b'D' | b'C' => match frontend::subject(frame) {
-                Some(Subject::Statement(_) | Subject::Portal(_)) => Step::Next,
+                Some(Subject::Statement(name)) => {
+                    self.unit.binds_named |= !name.is_empty();
+                    Step::Next
+                }
+                Some(Subject::Portal(_)) => Step::Next,
                 None => malformed("Describe or Close"),
             },
             b'E' => {
@@ -261,6 +269,7 @@ impl<'a> Scanner<'a> {
         let Some(b) = frontend::bind(frame) else { return malformed("Bind") };
         let class = self.class(b.statement);
         self.unit.binds_commit |= class.may_commit;
+        self.unit.binds_named |= !b.statement.is_empty();
         self.bound.push((b.portal, class));
         Step::Next
     }

@@ -11,6 +11,7 @@ fn scan_with(input: &[u8], open: Option<Record>, portal_may_commit: bool) -> Sca
     let statements = ClientStatements::default();
     let cx = Context {
         statements: &statements,
+        impatient: false,
         classify: &|sql| classify(sql, &functions, LexRules::STANDARD),
         open,
         portal_may_commit,

@@ -6,6 +6,7 @@
 //! turn. Reading stops while the other side does not take what was read, so memory stays bounded both ways.
 
 use crate::auth::scram::LoginKeys;
+use crate::config::PoolMode;
 use crate::net::Stream;
 use crate::pool::{Identity, Pool};
 use crate::route::Causality;
@@ -34,6 +35,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// A Query or Parse is read whole up to this, so that it can be classified, bytes.
@@ -42,6 +44,10 @@ pub(super) const MAX_TEXT: usize = 1 << 20;
 pub(super) const MAX_PENDING: usize = 4096;
 /// Turns of one poll before other sessions get theirs.
 const MAX_TURNS: usize = 16;
+
+/// How long the rest of an extended unit is waited for. A unit comes in one piece nearly always, and what is known whole
+/// can be sent to a standby; but its client may wait for an error before it sends the Sync.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// How a connection goes on after a turn.
 pub(super) enum Turn {
@@ -146,6 +152,10 @@ pub struct Session {
     pub(super) waiting_since: Option<Instant>,
     /// A unit of a held server's session waits for the gate.
     pub(super) hold: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// The rest of an extended unit is waited for, and how much of it was there when that was over.
+    pub(super) patience: Option<Pin<Box<tokio::time::Sleep>>>,
+    pub(super) waited_at: usize,
+    pub(super) impatient: bool,
     pub(super) generation: u64,
     pub(super) classes: Vec<Statement>,
     /// The client will send no more.
@@ -153,6 +163,10 @@ pub struct Session {
     /// What was sent last ended with a Flush: its answers come without a Sync.
     pub(super) flushed: bool,
     pub(super) reason: &'static str,
+    /// When the server goes back to its pool.
+    pub(super) mode: PoolMode,
+    /// Equal for sessions that agree on what a text means: hashed from the settings that decide it.
+    pub(super) parse_key: u64,
 }
 
 /// What a unit is answered instead of being sent.
@@ -177,6 +191,7 @@ impl Session {
         let table = functions.borrow_and_update().clone();
         let generation = w.generation.get();
         let durability = Durability::of_startup(&identity.parameters);
+        let mode = pool_mode(&w, &identity);
         let mut session = Self {
             w,
             presence,
@@ -218,11 +233,16 @@ impl Session {
             avoid: Vec::new(),
             waiting_since: None,
             hold: None,
+            patience: None,
+            waited_at: 0,
+            impatient: false,
             generation,
             classes: Vec::new(),
             eof: false,
             flushed: false,
             reason: "write",
+            mode,
+            parse_key: 0,
         };
         settings.iter().for_each(|(name, value)| session.learn(name, value));
         session.w.patrons.enter(&session.identity, &session.keys);
@@ -265,6 +285,11 @@ impl Session {
     }
 }
 
+/// The mode in force for a client that logs in now.
+fn pool_mode(w: &Worker, identity: &Identity) -> PoolMode {
+    crate::pool::policy::mode(&w.config().pools, &identity.database, &identity.user)
+}
+
 /// Run a session to its end.
 pub async fn run(mut session: Session) {
     loop {
@@ -293,7 +318,9 @@ impl Session {
         self.w.patrons.leave(&self.identity);
         self.set_busy(false);
         let between = self.server_in.is_empty() && !self.relay.mid_frame() && self.to_server.is_empty();
-        let clean = between && !self.relay.busy() && self.relay.status == TxStatus::Idle && self.pins.is_empty();
+        let shared = self.mode == PoolMode::Transaction;
+        let clean =
+            shared && between && !self.relay.busy() && self.relay.status == TxStatus::Idle && self.pins.is_empty();
         if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
             if clean {
                 self.w.release(&pool, server);
@@ -342,7 +369,25 @@ impl Session {
         if self.eof && !moved && !owed && self.to_client.is_empty() {
             return Err(Turn::Close);
         }
-        Ok(moved)
+        self.await_rest(cx);
+        Ok(moved || self.rescan)
+    }
+
+    /// The inbox ends within an extended unit: send what is there when no more comes for a while.
+    fn await_rest(&mut self, cx: &mut Context<'_>) {
+        let begun = matches!(self.inbox.first(), Some(b'P' | b'B' | b'D' | b'E' | b'C'));
+        if !begun || !self.wants_more || self.relay.copy_in() {
+            self.patience = None;
+            return;
+        }
+        if self.inbox.len() == self.waited_at {
+            return;
+        }
+        let sleep = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+        if sleep.as_mut().poll(cx).is_ready() {
+            (self.patience, self.waited_at) = (None, self.inbox.len());
+            (self.impatient, self.rescan) = (true, true);
+        }
     }
 
     /// Changes of the cluster, cancel requests, the end of a hold.

@@ -224,7 +224,12 @@ impl Session {
                 _ if run > 0 => break,
                 b'X' => return Step::Turn(0, Turn::Close),
                 kind => {
-                    let what = format!("unexpected message type {kind} during COPY from stdin");
+                    // PostgreSQL says it as an error first, and then that it cannot go on.
+                    let what = format!("unexpected message type 0x{kind:02X} during COPY from stdin");
+                    let mut report = ClientError::ProtocolViolation { what }.report();
+                    report.severity = Severity::Error;
+                    self.to_client.append(|out| report.encode(out));
+                    let what = "terminating connection because protocol synchronization was lost".to_owned();
                     return self.violation(&ClientError::ProtocolViolation { what });
                 }
             }
@@ -264,12 +269,15 @@ impl Session {
                 classify: &|sql| classify(sql, table, lex),
                 open: self.relay.open,
                 portal_may_commit: self.portal_may_commit,
+                impatient: self.impatient,
                 limits: Limits { unit: self.w.config().relay_buffer, text: MAX_TEXT, message: self.longest_message() },
             };
             batch::scan(input, &cx, &mut classes)
         };
         let step = match scan {
             Scan::More => Step::More,
+            // What was asked before is answered first.
+            Scan::Terminate if self.relay.owed() > 0 && self.server.is_some() => Step::Wait,
             Scan::Terminate => Step::Turn(0, Turn::Close),
             Scan::Ignore(total) => self.discard(total, input),
             Scan::Violation(error) => self.violation(&error),

@@ -349,8 +349,8 @@ fn keep_statement(s: &mut Session, p: &frontend::Parse<'_>, class: Statement) ->
     if (s.statements.bytes() + p.name.len() + p.tail.len()) as u64 > limit {
         return Err(ClientError::StatementBytes { limit });
     }
-    let text = s.w.texts.borrow_mut().intern(p.tail);
-    s.statements.insert(p.name, Named { text, class });
+    let text = s.w.texts.borrow_mut().intern(p.tail, s.parse_key);
+    s.statements.insert(p.name, Named::new(text, class));
     Ok(())
 }
 

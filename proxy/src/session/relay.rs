@@ -6,7 +6,7 @@
 //! they are, and a frame that is larger than what was read passes in pieces.
 
 use crate::session::outcome::Record;
-use crate::session::statements::{Named, Text};
+use crate::session::statements::{Named, Text, Unnamed};
 use crate::wire::backend::{self, TxStatus, fields};
 use crate::wire::codec::{BadLength, Sink, head};
 use crate::wire::error_response::ClientError;
@@ -17,6 +17,9 @@ use std::rc::Rc;
 const STREAM_ABOVE: usize = 32 * 1024;
 /// Longest frame that must be read whole (errors, notices, tags), bytes.
 const MAX_WHOLE: usize = 1 << 20;
+
+/// Longest buffer kept for the next unnamed statement's text, bytes.
+const MAX_SPARE: usize = 4096;
 
 /// What was forwarded, or answered in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,22 +61,43 @@ pub enum Undo {
     /// Nothing.
     #[default]
     None,
-    /// The unnamed statement is gone.
-    Unnamed,
+    /// The unnamed statement was replaced or destroyed. What the client had, and which one the server had; the outer
+    /// `None` where nothing was changed.
+    Unnamed {
+        /// The client's.
+        client: Option<Option<Unnamed>>,
+        /// The serial of the server's.
+        server: Option<Option<u64>>,
+    },
     /// A client's statement was registered under this name.
     Registered(Box<[u8]>),
     /// A client's statement was removed.
     Removed(Box<[u8]>, Named),
     /// A text was to be prepared on the server; for a named Parse also the client's name.
     Prepared(Rc<Text>, Option<Box<[u8]>>),
+    /// A statement was to be closed on the server: its number and its name there.
+    Closed(u64, Box<[u8]>),
+    /// A client's statement was removed and was to be closed on the server, where it has the same name.
+    RemovedOwn(Box<[u8]>, Named),
 }
 
 impl Undo {
     /// Does it change which names the client's statements have?
     const fn names(&self) -> bool {
         match self {
-            Self::Registered(_) | Self::Removed(..) | Self::Prepared(_, Some(_)) => true,
-            Self::None | Self::Unnamed | Self::Prepared(_, None) => false,
+            Self::Registered(_) | Self::Removed(..) | Self::RemovedOwn(..) | Self::Prepared(_, Some(_)) => true,
+            Self::None | Self::Unnamed { .. } | Self::Prepared(_, None) | Self::Closed(..) => false,
+        }
+    }
+
+    /// What is left of it for a server that has done what it was told.
+    fn of_client(self) -> Self {
+        match self {
+            Self::Prepared(_, Some(name)) => Self::Registered(name),
+            Self::Unnamed { client, .. } => Self::Unnamed { client, server: None },
+            Self::RemovedOwn(name, named) => Self::Removed(name, named),
+            Self::Prepared(_, None) | Self::Closed(..) => Self::None,
+            Self::None | Self::Registered(_) | Self::Removed(..) => self,
         }
     }
 }
@@ -91,12 +115,14 @@ pub struct Entry {
     pub undo: Undo,
     /// It is bound to fail, and this is the error to report in place of the server's.
     pub refusal: Option<Box<ClientError>>,
+    /// The shared statement it names, and whether the client uses that for the first time.
+    pub uses: Option<(Rc<Text>, bool)>,
 }
 
 impl Entry {
     /// A message of the client without more to it.
     pub const fn plain(kind: Kind) -> Self {
-        Self { kind, hidden: false, record: None, undo: Undo::None, refusal: None }
+        Self { kind, hidden: false, record: None, undo: Undo::None, refusal: None, uses: None }
     }
 }
 
@@ -110,6 +136,9 @@ pub enum Event {
         /// The server's SQLSTATE.
         code: [u8; 5],
     },
+    /// The only unit in flight failed because a shared statement's result has other columns now, which its client does
+    /// not know: nothing of it has reached the client, the server is idle again, and the unit is to be sent again.
+    Again,
     /// The server says FATAL or PANIC: it closes the connection.
     Fatal {
         /// The server's SQLSTATE.
@@ -130,6 +159,15 @@ pub struct Progress {
 
 /// A setting the server reported.
 pub type Reported = (String, String);
+
+/// Statements that outlive a DEALLOCATE ALL, because they were prepared behind it.
+#[derive(Debug, Default)]
+pub struct Survivors {
+    /// By the client's names.
+    pub names: Vec<Box<[u8]>>,
+    /// By their numbers on the server.
+    pub ids: Vec<u64>,
+}
 
 /// The state of the conversation with the server that the session holds.
 #[derive(Debug, Default)]
@@ -160,8 +198,18 @@ pub struct Relay {
     pub undone: Vec<Undo>,
     /// Settings the server reported.
     pub reported: Vec<Reported>,
-    /// What the server has prepared is no longer what we know of it, or a plan of it has become unusable.
-    pub stale_plan: bool,
+    /// Shared statements whose results have other columns now.
+    pub retired: Vec<Rc<Text>>,
+    /// All prepared statements were dropped, but for these that were prepared behind it.
+    pub forgotten: Option<Survivors>,
+    /// A unit in flight may drop all prepared statements.
+    forgetting: bool,
+    /// The oldest unit was kept whole, so that it can be sent again.
+    pub head_kept: bool,
+    /// The oldest unit's answers are withheld, because it is sent again.
+    again: bool,
+    /// A buffer for the next unnamed statement's text.
+    pub spare: Vec<u8>,
     /// ReadyForQuery messages that passed.
     pub answered: usize,
     /// A name that was registered or dropped is not confirmed yet.
@@ -179,7 +227,6 @@ impl Relay {
             // The server throws it away, unless it is the Sync.
             if entry.kind != Kind::Sync {
                 self.open.get_or_insert_default().absorb(&entry.record.unwrap_or_default());
-                self.stale_plan |= entry.hidden && entry.kind == Kind::Close;
                 self.undone.push(entry.undo);
                 return;
             }
@@ -207,7 +254,12 @@ impl Relay {
 
     /// A name was registered or dropped by a unit that has not been answered: whether it is free is not known.
     pub fn names_unconfirmed(&self) -> bool {
-        self.unconfirmed && !self.queue.is_empty()
+        (self.unconfirmed || self.forgetting) && !self.queue.is_empty()
+    }
+
+    /// What is being sent may drop all prepared statements.
+    pub fn forgets(&mut self) {
+        self.forgetting = true;
     }
 
     /// The server reads CopyData.
@@ -277,7 +329,22 @@ impl Relay {
         }
         (self.owed, self.open, self.skipping, self.copy_in) = (0, None, false, false);
         (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
+        (self.again, self.forgetting) = (false, false);
         entries
+    }
+
+    /// Leave the server to finish what it was sent, which nobody waits for any more: the entries owed, as far as the
+    /// client is concerned, oldest first. What the client must take back is in `undone`; what is told from here on
+    /// is the server's alone.
+    pub fn part(&mut self) -> (Vec<Entry>, Self) {
+        let mut rest = std::mem::take(self);
+        self.status = rest.status;
+        let mut entries: Vec<Entry> = rest.queue.iter().cloned().collect();
+        self.undone = std::mem::take(&mut rest.undone);
+        self.undone.extend(entries.iter_mut().rev().map(|e| std::mem::take(&mut e.undo).of_client()));
+        self.undone.extend(rest.done.drain(..).rev().map(Undo::of_client));
+        (rest.on_standby, rest.head_kept) = (false, false);
+        (entries, rest)
     }
 
     /// Deal with bytes of the server. `not_replicated` is the error to report for a success that no standby has.
@@ -331,8 +398,13 @@ impl Relay {
                         break Some(Event::Idle);
                     }
                 }
+                Step::Again => {
+                    sink.truncate(mark);
+                    visible = false;
+                }
                 Step::Stop(event) => {
-                    at = end;
+                    // The refusal itself is left to who deals with the rest of the server's answers.
+                    at = if matches!(event, Event::Retry { .. }) { at } else { end };
                     if matches!(event, Event::Retry { .. } | Event::Fatal { .. }) && !self.delivered {
                         sink.truncate(mark);
                         visible = false;
@@ -375,13 +447,20 @@ impl Relay {
                     Some(entry) if entry.kind.owes_ready() => self.owed -= 1,
                     _ => return Step::Stop(Event::Violation("a ReadyForQuery that nobody waits for")),
                 }
+                (self.copy_in, self.status) = (false, status);
+                self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
+                self.forgetting &= !self.queue.is_empty();
+                if std::mem::take(&mut self.again) {
+                    self.withhold = false;
+                    self.undone.extend(self.done.drain(..).rev().map(Undo::of_client));
+                    return Step::Stop(Event::Again);
+                }
                 if let Some(error) = self.doubt.take() {
                     error.encode(sink.insert(input));
                 }
-                (self.withhold, self.copy_in, self.status) = (false, false, status);
+                self.withhold = false;
                 self.answered += 1;
-                self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
-                self.done.clear();
+                self.settle();
                 sink.pass(input, span);
                 let before = sink.len();
                 self.local_answers(input, sink);
@@ -393,6 +472,9 @@ impl Relay {
                     self.queue.pop_front();
                 }
                 self.copy_in = false;
+                if matches!(&frame[5..], b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
+                    self.forgotten = Some(self.survivors());
+                }
                 if let Some(error) = self.doubt.take() {
                     error.encode(sink.insert(input));
                     self.withhold = true;
@@ -488,9 +570,41 @@ impl Relay {
     /// Until its unit is over, what was registered may have to be taken back: the unit is sent again elsewhere.
     fn remember(&mut self, undo: Undo) {
         match undo {
-            Undo::None | Undo::Unnamed => {}
-            Undo::Registered(_) | Undo::Removed(..) | Undo::Prepared(..) => self.done.push(undo),
+            Undo::None => {}
+            Undo::Unnamed { .. }
+            | Undo::Registered(_)
+            | Undo::Removed(..)
+            | Undo::RemovedOwn(..)
+            | Undo::Closed(..)
+            | Undo::Prepared(..) => self.done.push(undo),
         }
+    }
+
+    /// A unit is over, and nothing of it is taken back any more.
+    fn settle(&mut self) {
+        for undo in self.done.drain(..) {
+            if let Undo::Unnamed { client: Some(Some(Unnamed { tail: Some(tail), .. })), .. } = undo {
+                // Kept for as long as the session is: only a short one is worth it.
+                if tail.capacity() <= MAX_SPARE {
+                    self.spare = tail;
+                }
+            }
+        }
+    }
+
+    fn survivors(&self) -> Survivors {
+        let mut s = Survivors::default();
+        for entry in &self.queue {
+            match &entry.undo {
+                Undo::Registered(name) => s.names.push(name.clone()),
+                Undo::Prepared(text, name) => {
+                    s.ids.push(text.id);
+                    s.names.extend(name.clone());
+                }
+                Undo::None | Undo::Unnamed { .. } | Undo::Removed(..) | Undo::RemovedOwn(..) | Undo::Closed(..) => {}
+            }
+        }
+        s
     }
 
     fn head_is(&self, kind: Kind) -> bool {
@@ -535,29 +649,28 @@ impl Relay {
         if f.is_fatal() {
             return Step::Stop(Event::Fatal { code });
         }
+        let stale = code == *b"0A000" && f.routine == b"RevalidateCachedQuery";
         if self.on_standby
             && !self.delivered
             && self.queue.len() + usize::from(self.open.is_some()) > 0
-            && (self.parse_only || elsewhere(&code))
+            && (self.parse_only || (elsewhere(&code) && !stale))
         {
             return Step::Stop(Event::Retry { code });
         }
         self.local_answers(input, sink);
         self.copy_in = false;
-        self.stale_plan |= f.routine == b"RevalidateCachedQuery";
+        if self.again {
+            return Step::Pass { shown: false };
+        }
+        if stale && self.retire_head() {
+            self.skip_to_sync();
+            (self.again, self.withhold) = (true, true);
+            return Step::Again;
+        }
         if self.errors.len() < 16 {
             self.errors.push([code[0], code[1]]);
         }
-        let refusal = match self.queue.front_mut() {
-            None => None,
-            // The ReadyForQuery comes by itself, or is the next Sync's.
-            Some(e) if e.kind.owes_ready() => None,
-            Some(e) => {
-                let refusal = e.refusal.take();
-                self.skip_to_sync();
-                refusal
-            }
-        };
+        let refusal = self.fail_head(&code);
         self.doubt = None;
         match refusal {
             Some(error) => error.encode(sink.insert(input)),
@@ -565,6 +678,32 @@ impl Relay {
             None => sink.pass(input, span),
         }
         Step::Pass { shown: true }
+    }
+
+    /// The oldest message has failed: the error to tell instead, when there is one.
+    fn fail_head(&mut self, code: &[u8; 5]) -> Option<Box<ClientError>> {
+        let entry = self.queue.front_mut()?;
+        if entry.kind.owes_ready() {
+            // The ReadyForQuery comes by itself, or is the next Sync's.
+            return None;
+        }
+        // A Parse under a name that is taken may fail for other reasons before that one.
+        let refusal = entry.refusal.take().filter(|_| entry.kind != Kind::Parse || code == b"42P05");
+        if let (Kind::Parse, Undo::Unnamed { client, server }) = (entry.kind, &mut entry.undo) {
+            // A Parse that is skipped leaves the unnamed statement as it was; one that fails destroys it first.
+            (*client, *server) = (client.take().map(|_| None), Some(None));
+        }
+        self.skip_to_sync();
+        refusal
+    }
+
+    /// The oldest message failed because the result of its shared statement has other columns now. True when its client
+    /// does not know the old ones and the whole of what is in flight can be sent again.
+    fn retire_head(&mut self) -> bool {
+        let Some((text, first)) = self.queue.front_mut().and_then(|e| e.uses.take()) else { return false };
+        self.retired.push(text);
+        let alone = self.open.is_none() && self.owed == 1;
+        first && alone && self.head_kept && self.status == TxStatus::Idle && !self.delivered
     }
 
     /// Throw away what the server throws away after an error in the extended protocol.
@@ -582,8 +721,6 @@ impl Relay {
                 Some(_) => {
                     let entry = self.queue.pop_front().expect("front_mut was Some");
                     self.owed -= usize::from(entry.kind.owes_ready());
-                    // The server keeps what we thought closed: its names no longer match what we know.
-                    self.stale_plan |= entry.hidden && entry.kind == Kind::Close;
                     swallowed.absorb(&entry.record.unwrap_or_default());
                     undone.push(entry.undo);
                 }
@@ -607,6 +744,8 @@ enum Step {
         /// Answers of ours to the next unit went out behind it.
         begun: bool,
     },
+    /// The unit will be sent again: what was handed on of its answers is taken back.
+    Again,
     Stop(Event),
 }
 

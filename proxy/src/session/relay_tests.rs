@@ -55,6 +55,10 @@ fn feed(relay: &mut Relay, input: &[u8], pieces: &[usize]) -> (Vec<u8>, Vec<Even
             out.extend_from_slice(sink.bytes(&left));
             left.drain(..progress.consumed);
             match progress.event {
+                Some(event @ Event::Retry { .. }) => {
+                    events.push(event);
+                    return (out, events);
+                }
                 Some(event) => events.push(event),
                 None => break,
             }
@@ -242,4 +246,58 @@ fn what_was_answered_to_the_next_unit_is_not_said_again() {
     assert!(relay.delivered());
     relay.abandon();
     assert!(relay.undone.iter().all(|undo| !undo.names()), "{:?}", relay.undone);
+}
+
+fn text(name: &str) -> Rc<Text> {
+    crate::session::statements::Texts::new(0).own(name.as_bytes(), b"select\0\0\0")
+}
+
+/// A unit that binds a shared statement whose result has changed since it was prepared.
+fn stale(first: bool, kept: bool) -> (Relay, String, Vec<Event>) {
+    let mut relay = Relay { head_kept: kept, ..Relay::default() };
+    relay.push(Entry { undo: Undo::Registered((*b"s").into()), ..plain(Kind::LocalParse) });
+    relay.push(Entry { uses: Some((text("s"), first)), ..plain(Kind::Bind) });
+    relay.push(plain(Kind::Execute));
+    relay.push(plain(Kind::Sync));
+    let mut s = Vec::new();
+    error(&mut s, "ERROR", "0A000", "RevalidateCachedQuery");
+    write_ready(&mut s, TxStatus::Idle);
+    let (out, events) = feed(&mut relay, &s, &[]);
+    (relay, shape(&out), events)
+}
+
+#[test]
+fn a_result_that_changed_is_hidden_only_from_a_client_that_does_not_know_the_old_one() {
+    let (relay, out, events) = stale(true, true);
+    assert_eq!((out.as_str(), events), ("", vec![Event::Again]));
+    assert_eq!((relay.retired.len(), relay.pending(), relay.delivered()), (1, 0, false));
+    assert!(matches!(&relay.undone[..], [Undo::None, .., Undo::Registered(_)]), "{:?}", relay.undone);
+    for (first, kept) in [(false, true), (true, false)] {
+        let (relay, out, events) = stale(first, kept);
+        assert_eq!((out.as_str(), events), ("1E(0A000)Z", vec![Event::Idle]));
+        assert_eq!(relay.retired.len(), 1);
+    }
+}
+
+#[test]
+fn a_skipped_parse_leaves_the_unnamed_statement_and_a_failed_one_destroys_it() {
+    let class = crate::sql::classify(b"select", &crate::sql::FunctionTable::unloaded(), crate::sql::LexRules::STANDARD);
+    let before = || Unnamed { serial: 7, tail: None, class };
+    for failed in [true, false] {
+        let mut relay = Relay::default();
+        if !failed {
+            relay.push(plain(Kind::Bind));
+        }
+        let undo = Undo::Unnamed { client: Some(Some(before())), server: Some(Some(7)) };
+        relay.push(Entry { undo, ..plain(Kind::Parse) });
+        relay.push(plain(Kind::Sync));
+        let mut s = Vec::new();
+        error(&mut s, "ERROR", "42601", "r");
+        feed(&mut relay, &s, &[]);
+        let kept = relay.undone.iter().find_map(|undo| match undo {
+            Undo::Unnamed { client: Some(client), server: Some(server) } => Some((client.is_some(), server.is_some())),
+            _ => None,
+        });
+        assert_eq!(kept, Some((!failed, !failed)));
+    }
 }

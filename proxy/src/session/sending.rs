@@ -1,12 +1,13 @@
 //! A unit on its way to a server: which one, whether now, and what is kept of it in case the server is lost.
 
+use crate::config::PoolMode;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
 use crate::session::incoming::Step;
 use crate::session::presence::Activity;
-use crate::session::translate::Translator;
-use crate::sql::{Access, Statement};
+use crate::session::translate::{Naming, Translator};
+use crate::sql::{Access, PinReason, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
 use crate::wire::error_response::ClientError;
@@ -91,8 +92,7 @@ impl Session {
 
     /// The server is free of this session.
     pub(super) fn give_back(&mut self) {
-        if let (Some(mut server), Some(pool)) = (self.server.take(), self.pool.take()) {
-            server.meta.spoilt |= std::mem::take(&mut self.relay.stale_plan);
+        if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
             self.show_server(None);
             self.w.release(&pool, server);
         }
@@ -102,7 +102,6 @@ impl Session {
     pub(super) fn drop_server(&mut self) -> Option<(NodeId, cluster::Term)> {
         let server = self.server.take()?;
         self.pool = None;
-        self.relay.stale_plan = false;
         self.show_server(None);
         self.w.count_in_use(&server.meta, false);
         Some((server.meta.node.clone(), server.meta.term))
@@ -119,17 +118,20 @@ impl Session {
         if !self.relay.busy() {
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
-        let Some(server) = &mut self.server else { return Step::Wait };
         let repeatable = self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle);
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());
+        let (naming, config) = (self.naming(), self.w.config());
+        let Some(server) = &mut self.server else { return Step::Wait };
         let refused = Translator {
             client: &mut self.statements,
             server: &mut server.meta.statements,
             texts: &mut self.w.texts.borrow_mut(),
             relay: &mut self.relay,
-            statement_bytes: usize::try_from(self.w.config().prepared_statement_bytes).unwrap_or(usize::MAX),
+            statement_bytes: usize::try_from(config.prepared_statement_bytes).unwrap_or(usize::MAX),
+            server_bytes: usize::try_from(config.server_statement_bytes).unwrap_or(usize::MAX),
             unnamed_bytes: MAX_TEXT,
+            naming,
         }
         .unit(input, unit, classes, &mut sink);
         if unit.tail_left > 0 {
@@ -141,7 +143,9 @@ impl Session {
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);
             self.reason = "same_server";
         }
-        self.retain(&input[..unit.len], unit, repeatable, begins);
+        // A unit of shared statements may fail for a reason that is ours, before it has done anything.
+        let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);
+        self.retain(&input[..unit.len], unit, keep, begins);
         self.pins.join(unit.pins);
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read;
@@ -150,12 +154,23 @@ impl Session {
         }
         self.flushed = unit.flush;
         self.set_busy(primary || self.busy);
+        (self.impatient, self.waited_at) = (false, 0);
         self.waiting_since = None;
         self.hold = None;
         let turn = self.send(sink.bytes(input));
         self.w.put_spare(sink.into_spare());
         self.flush_local(unit);
         turn.map_or(Step::Used(unit.len), |turn| Step::Turn(unit.len, turn))
+    }
+
+    /// Whose names prepared statements have on the server.
+    fn naming(&self) -> Naming {
+        match self.mode {
+            PoolMode::Session => Naming::Own,
+            PoolMode::Transaction => {
+                Naming::Shared { parse_key: self.parse_key, sql: self.pins.has(PinReason::Prepare) }
+            }
+        }
     }
 
     /// Answers of ours that a Flush asks for and no answer of the server would bring along.

@@ -6,27 +6,45 @@
 
 use crate::sql::Statement;
 use crate::wire::codec::split_cstring;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
 
-/// Statements that a server keeps for us at most; the oldest is closed when one more is needed.
-const MAX_PER_SERVER: usize = 1000;
+/// What a statement costs a server beyond its text, bytes: its parse tree and plan are larger than the text, and this
+/// is less than any of them takes.
+const OVERHEAD: usize = 1024;
 
 /// A text with its parameter types, under the name it has on every server.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Text {
     /// Unique in the process.
     pub id: u64,
+    /// What else decides what the text means, such as `search_path` and role: equal for sessions that agree.
+    pub parse_key: u64,
     /// Its name on servers.
     pub server_name: Box<[u8]>,
     /// The tail of its Parse message: text, terminator, types.
     pub tail: Rc<[u8]>,
+    /// A server said that its result has other columns than when it was prepared: it is not prepared any more.
+    retired: Cell<bool>,
+}
+
+impl Text {
+    /// Has a server refused it, because its result has other columns now?
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// What it takes of a server's memory, bytes: a lower bound.
+    fn cost(&self) -> usize {
+        self.tail.len() + self.server_name.len() + OVERHEAD
+    }
 }
 
 /// All texts that clients of one worker have prepared.
 #[derive(Debug)]
 pub struct Texts {
-    known: HashMap<Rc<[u8]>, Weak<Text>>,
+    known: HashMap<Rc<[u8]>, Vec<Weak<Text>>>,
     next_id: u64,
     sweep_at: usize,
 }
@@ -42,25 +60,48 @@ impl Texts {
         Self { known: HashMap::new(), next_id: first_id, sweep_at: 1024 }
     }
 
-    /// The shared text of a Parse message with this tail.
-    pub fn intern(&mut self, tail: &[u8]) -> Rc<Text> {
-        if let Some(text) = self.known.get(tail).and_then(Weak::upgrade) {
+    /// The shared text of a Parse message with this tail, for sessions with this `parse_key`.
+    pub fn intern(&mut self, tail: &[u8], parse_key: u64) -> Rc<Text> {
+        if let Some(text) = self.known.get(tail).and_then(|of| of.iter().find_map(|t| with_key(t, parse_key))) {
             return text;
         }
         if self.known.len() >= self.sweep_at {
-            self.known.retain(|_, text| text.strong_count() > 0);
+            self.known.retain(|_, of| {
+                of.retain(|text| text.strong_count() > 0);
+                !of.is_empty()
+            });
             self.sweep_at = (self.known.len() * 2).max(1024);
         }
-        let tail: Rc<[u8]> = tail.into();
         let id = self.fresh_id();
-        let text = Rc::new(Text { id, server_name: server_name(id), tail: tail.clone() });
-        self.known.insert(tail, Rc::downgrade(&text));
+        let known = self.known.get_key_value(tail).map(|(tail, _)| tail.clone());
+        let tail: Rc<[u8]> = known.unwrap_or_else(|| tail.into());
+        let retired = Cell::new(false);
+        let text = Rc::new(Text { id, parse_key, server_name: server_name(id), tail: tail.clone(), retired });
+        let of = self.known.entry(tail).or_default();
+        of.retain(|text| text.strong_count() > 0);
+        of.push(Rc::downgrade(&text));
         text
     }
 
-    /// Forget a text, so that the next client that prepares it gets another name: its plans have become unusable.
-    pub fn forget(&mut self, text: &Text) {
-        self.known.remove(&text.tail);
+    /// A text that is one session's alone, under the name its client gave it.
+    pub fn own(&mut self, name: &[u8], tail: &[u8]) -> Rc<Text> {
+        let (id, retired) = (self.fresh_id(), Cell::new(false));
+        Rc::new(Text { id, parse_key: 0, server_name: name.into(), tail: tail.into(), retired })
+    }
+
+    /// A text that is prepared once, under a name of ours.
+    pub fn single(&mut self, tail: &[u8]) -> Rc<Text> {
+        let (id, retired) = (self.fresh_id(), Cell::new(false));
+        Rc::new(Text { id, parse_key: 0, server_name: server_name(id), tail: tail.into(), retired })
+    }
+
+    /// Retire a text, so that the next client that prepares it gets another name: its result has other columns now, and
+    /// the servers that have it prepared will refuse it for ever.
+    pub fn retire(&mut self, text: &Text) {
+        text.retired.set(true);
+        if let Some(of) = self.known.get_mut(&text.tail) {
+            of.retain(|other| other.upgrade().is_some_and(|other| other.id != text.id));
+        }
     }
 
     /// A number that no other text or unnamed statement has.
@@ -70,6 +111,10 @@ impl Texts {
     }
 }
 
+fn with_key(text: &Weak<Text>, parse_key: u64) -> Option<Rc<Text>> {
+    text.upgrade().filter(|text| text.parse_key == parse_key)
+}
+
 /// A client's named statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
@@ -77,6 +122,15 @@ pub struct Named {
     pub text: Rc<Text>,
     /// What it does.
     pub class: Statement,
+    /// The client has described or bound it, so it may know the columns of its result.
+    pub used: bool,
+}
+
+impl Named {
+    /// A statement that its client has just prepared.
+    pub const fn new(text: Rc<Text>, class: Statement) -> Self {
+        Self { text, class, used: false }
+    }
 }
 
 /// A client's unnamed statement.
@@ -108,6 +162,11 @@ impl ClientStatements {
     /// What the statement of that name does; the empty name is the unnamed one.
     pub fn class(&self, name: &[u8]) -> Option<Statement> {
         if name.is_empty() { self.unnamed.as_ref().map(|u| u.class) } else { self.named(name).map(|n| n.class) }
+    }
+
+    /// As [`named`](Self::named), to change it.
+    pub fn named_mut(&mut self, name: &[u8]) -> Option<&mut Named> {
+        self.named.get_mut(name)
     }
 
     /// Bytes of all names and texts.
@@ -151,52 +210,85 @@ impl ClientStatements {
         }
     }
 
-    /// Drop all, as DEALLOCATE ALL and DISCARD ALL do.
-    pub fn clear(&mut self) {
-        self.named.clear();
-        self.bytes = 0;
-        self.unnamed = None;
+    /// Drop all but these names, as DEALLOCATE ALL and DISCARD ALL do; the unnamed statement stays.
+    pub fn clear(&mut self, but: &[Box<[u8]>]) {
+        self.named.retain(|name, _| but.contains(name));
+        self.bytes = self.named.iter().map(|(name, n)| name.len() + n.text.tail.len()).sum();
     }
 }
 
 /// What a server has prepared.
 #[derive(Debug, Default)]
 pub struct ServerStatements {
-    prepared: HashSet<u64>,
-    order: VecDeque<u64>,
+    prepared: BTreeMap<u64, Prepared>,
+    bytes: usize,
+    clock: u64,
     /// The serial of the unnamed statement it has.
     pub unnamed: Option<u64>,
 }
 
+/// A statement that a server has.
+#[derive(Debug)]
+struct Prepared {
+    name: Box<[u8]>,
+    cost: usize,
+    /// When it was used last, by a clock that counts uses.
+    used: u64,
+}
+
 impl ServerStatements {
-    /// Is this text prepared?
-    pub fn has(&self, id: u64) -> bool {
-        self.prepared.contains(&id)
+    /// Is this text prepared? If so, it is used now.
+    pub fn has(&mut self, id: u64) -> bool {
+        self.clock += 1;
+        let found = self.prepared.get_mut(&id);
+        found.map(|p| p.used = self.clock).is_some()
     }
 
-    /// Note that a text is prepared; returns the one to close to make room.
-    pub fn insert(&mut self, id: u64) -> Option<u64> {
-        if self.prepared.insert(id) {
-            self.order.push_back(id);
+    /// Note that a text is prepared. Those to close to make room within `limit` bytes: the least recently used.
+    pub fn insert(&mut self, text: &Text, limit: usize) -> Vec<u64> {
+        self.clock += 1;
+        let fresh = Prepared { name: text.server_name.clone(), cost: text.cost(), used: self.clock };
+        self.bytes += fresh.cost;
+        if let Some(old) = self.prepared.insert(text.id, fresh) {
+            self.bytes -= old.cost;
         }
-        if self.prepared.len() <= MAX_PER_SERVER {
-            return None;
+        let mut bytes = self.bytes;
+        if bytes <= limit {
+            return Vec::new();
         }
-        let oldest = self.order.pop_front()?;
-        self.prepared.remove(&oldest);
-        Some(oldest)
+        let others = self.prepared.iter().filter(|(id, _)| **id != text.id);
+        let mut others: Vec<_> = others.map(|(id, p)| (p.used, *id, p.cost)).collect();
+        others.sort_unstable();
+        let mut evicted = Vec::new();
+        for (_, id, cost) in others {
+            if bytes <= limit {
+                break;
+            }
+            bytes -= cost;
+            evicted.push(id);
+        }
+        evicted
     }
 
-    /// Note that a text is not prepared after all.
-    pub fn remove(&mut self, id: u64) {
-        if self.prepared.remove(&id) {
-            self.order.retain(|&other| other != id);
+    /// Note that a text is not prepared any more; its name, when it was.
+    pub fn remove(&mut self, id: u64) -> Option<Box<[u8]>> {
+        let old = self.prepared.remove(&id)?;
+        self.bytes -= old.cost;
+        Some(old.name)
+    }
+
+    /// Note that a text that was thought closed is there all the same.
+    pub fn restore(&mut self, id: u64, name: Box<[u8]>) {
+        let cost = OVERHEAD + name.len();
+        if self.prepared.insert(id, Prepared { name, cost, used: 0 }).is_none() {
+            self.bytes += cost;
         }
     }
 
-    /// Note that nothing is prepared.
-    pub fn clear(&mut self) {
-        *self = Self::default();
+    /// Note that nothing is prepared but these.
+    pub fn clear(&mut self, but: &[u64]) {
+        self.prepared.retain(|id, _| but.contains(id));
+        self.bytes = self.prepared.values().map(|p| p.cost).sum();
     }
 
     /// How many are prepared.
@@ -207,6 +299,11 @@ impl ServerStatements {
     /// None prepared?
     pub fn is_empty(&self) -> bool {
         self.prepared.is_empty()
+    }
+
+    /// What they take, bytes, as far as we count it.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -219,34 +316,53 @@ mod tests {
         Statement { access: Access::Read, control: Control::None, may_commit: false, pins: Pins::NONE, unpins: false };
 
     #[test]
-    fn the_same_text_and_types_share_a_name_until_forgotten() {
+    fn the_same_text_types_and_key_share_a_name_until_retired() {
         let mut texts = Texts::new(1 << 40);
-        let a = texts.intern(b"select 1\0\0\0");
-        assert!(Rc::ptr_eq(&a, &texts.intern(b"select 1\0\0\0")));
-        assert_ne!(a.id, texts.intern(b"select 2\0\0\0").id);
-        texts.forget(&a);
-        assert_ne!(a.id, texts.intern(b"select 1\0\0\0").id);
+        let a = texts.intern(b"select 1\0\0\0", 0);
+        assert!(Rc::ptr_eq(&a, &texts.intern(b"select 1\0\0\0", 0)));
+        assert_ne!(a.id, texts.intern(b"select 2\0\0\0", 0).id);
+        let b = texts.intern(b"select 1\0\0\0", 7);
+        assert_ne!(a.id, b.id);
+        assert!(Rc::ptr_eq(&b, &texts.intern(b"select 1\0\0\0", 7)));
+        texts.retire(&a);
+        assert!(a.is_retired() && !b.is_retired());
+        assert_ne!(a.id, texts.intern(b"select 1\0\0\0", 0).id);
+        assert!(Rc::ptr_eq(&b, &texts.intern(b"select 1\0\0\0", 7)));
     }
 
     #[test]
     fn the_bytes_of_a_client_follow_its_statements() {
         let (mut texts, mut client) = (Texts::new(0), ClientStatements::default());
-        let named = Named { text: texts.intern(b"12345"), class: CLASS };
+        let named = Named::new(texts.intern(b"12345", 0), CLASS);
         client.insert(b"abc", named.clone());
-        client.insert(b"abc", named);
+        client.insert(b"abc", named.clone());
+        assert_eq!((client.bytes(), client.len()), (8, 1));
+        client.insert(b"other", named);
+        client.clear(&[(*b"abc").into()]);
         assert_eq!((client.bytes(), client.len()), (8, 1));
         assert!(client.remove(b"abc").is_some() && client.remove(b"abc").is_none());
         assert_eq!(client.bytes(), 0);
     }
 
     #[test]
-    fn a_full_server_gives_up_its_oldest_statement() {
-        let mut server = ServerStatements::default();
-        for id in 0..MAX_PER_SERVER as u64 {
-            assert_eq!(server.insert(id), None);
+    fn a_full_server_gives_up_what_it_has_not_used_for_longest() {
+        let (mut texts, mut server) = (Texts::new(0), ServerStatements::default());
+        let text: Vec<_> = (0..5).map(|i| texts.intern(format!("select {i}").as_bytes(), 0)).collect();
+        let limit = 3 * text[0].cost() + 100;
+        for t in &text[..3] {
+            assert!(server.insert(t, limit).is_empty());
         }
-        assert_eq!(server.insert(5), None);
-        assert_eq!(server.insert(10_000), Some(0));
-        assert!(!server.has(0) && server.has(1) && server.has(10_000));
+        assert!(server.has(text[0].id));
+        assert_eq!(server.insert(&text[3], limit), [text[1].id]);
+        server.remove(text[1].id).unwrap();
+        assert!(!server.has(text[1].id));
+        // One that alone is too large is kept all the same, and alone.
+        let mut evicted = server.insert(&text[4], 1);
+        evicted.sort_unstable();
+        assert_eq!(evicted, [text[0].id, text[2].id, text[3].id]);
+        evicted.iter().for_each(|id| assert!(server.remove(*id).is_some()));
+        assert_eq!((server.len(), server.bytes()), (1, text[4].cost()));
+        server.clear(&[]);
+        assert_eq!((server.has(text[4].id), server.bytes()), (false, 0));
     }
 }

@@ -3,8 +3,9 @@
 
 use crate::session::batch::Unit;
 use crate::session::relay::{Entry, Kind, Relay, Undo};
-use crate::session::statements::{ClientStatements, Named, ServerStatements, Text, Texts, Unnamed, server_name};
-use crate::sql::Statement;
+use crate::session::statements::{ClientStatements, Named, ServerStatements, Text, Texts, Unnamed};
+use crate::sql::{Control, Statement};
+use crate::wire::backend::TxStatus;
 use crate::wire::codec::{Sink, head, message};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject, write_bind, write_parse, write_subject};
@@ -12,6 +13,20 @@ use std::rc::Rc;
 
 /// A statement that no server has: binding it fails, which puts the server where the client believes it to be.
 const REFUSED: &[u8] = b"pgtenure_refused";
+
+/// Whose names a server's statements have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// Ours: the same text has one name for all clients that agree on its meaning.
+    Shared {
+        /// Equal for clients that agree on what a text means.
+        parse_key: u64,
+        /// The client has statements of SQL PREPARE there: names that the protocol does not know may be theirs.
+        sql: bool,
+    },
+    /// The client's: the server is its alone.
+    Own,
+}
 
 /// Both ends' statements and the limits in force.
 pub struct Translator<'a> {
@@ -25,8 +40,12 @@ pub struct Translator<'a> {
     pub relay: &'a mut Relay,
     /// `proxy.prepared_statement_bytes`.
     pub statement_bytes: usize,
+    /// `proxy.server_statement_bytes`.
+    pub server_bytes: usize,
     /// Longest unnamed text that is kept, bytes.
     pub unnamed_bytes: usize,
+    /// Whose names the server's statements have.
+    pub naming: Naming,
 }
 
 impl Translator<'_> {
@@ -54,19 +73,19 @@ impl Translator<'_> {
                     self.relay.push(Entry::plain(Kind::Execute));
                 }
                 b'S' | b'Q' | b'F' => {
-                    if head.kind == b'Q' {
-                        classes.next();
-                        // A simple query destroys the unnamed statement.
-                        (self.client.unnamed, self.server.unnamed) = (None, None);
-                    }
                     sink.pass(input, span);
-                    let kind = match head.kind {
-                        b'S' => Kind::Sync,
-                        b'Q' => Kind::Query,
-                        _ => Kind::Function,
-                    };
                     self.relay.open = None;
-                    self.relay.push(Entry { record: Some(unit.record), ..Entry::plain(kind) });
+                    let mut entry = Entry { record: Some(unit.record), ..Entry::plain(Kind::Sync) };
+                    match head.kind {
+                        b'Q' => {
+                            classes.next();
+                            // A simple query destroys the unnamed statement, unless it is skipped.
+                            (entry.kind, entry.undo) = (Kind::Query, self.drop_unnamed());
+                        }
+                        b'F' => entry.kind = Kind::Function,
+                        _ => {}
+                    }
+                    self.relay.push(entry);
                 }
                 b'H' => sink.pass(input, span),
                 // Copy messages outside a COPY, which the server would ignore.
@@ -78,8 +97,7 @@ impl Translator<'_> {
             self.relay.open = Some(unit.record);
         }
         if unit.forgets {
-            self.client.clear();
-            self.server.clear();
+            self.relay.forgets();
         }
         refused && unit.tail_left > 0
     }
@@ -96,15 +114,25 @@ impl Translator<'_> {
             let keep = p.tail.len() <= self.unnamed_bytes;
             return self.unnamed(keep.then_some(p.tail), class);
         }
-        if self.client.named(p.name).is_some() {
-            return self.refuse(input, ClientError::DuplicateStatement { name: lossy(p.name) }, sink);
+        if let Some(known) = self.client.named(p.name) {
+            // The server finds what else is wrong with the text before it finds the name taken.
+            let text = known.text.clone();
+            self.ensure(input, &text, sink);
+            write_parse(sink.insert(input), &text.server_name, p.tail);
+            let refusal = Some(Box::new(ClientError::DuplicateStatement { name: lossy(p.name) }));
+            return self.relay.push(Entry { refusal, ..Entry::plain(Kind::Parse) });
         }
         if self.client.bytes() + p.name.len() + p.tail.len() > self.statement_bytes {
             let limit = self.statement_bytes as u64;
             return self.refuse(input, ClientError::StatementBytes { limit }, sink);
         }
-        let text = self.texts.intern(p.tail);
-        self.client.insert(p.name, Named { text: text.clone(), class });
+        let text = match self.naming {
+            Naming::Own => self.texts.own(p.name, p.tail),
+            Naming::Shared { parse_key, .. } if !self.must_fail(class) => self.texts.intern(p.tail, parse_key),
+            // In a block that has failed the server refuses it, whether the text is prepared there or not.
+            Naming::Shared { .. } => self.texts.single(p.tail),
+        };
+        self.client.insert(p.name, Named::new(text.clone(), class));
         if self.server.has(text.id) {
             let undo = Undo::Registered(p.name.into());
             self.relay.push(Entry { undo, ..Entry::plain(Kind::LocalParse) });
@@ -113,31 +141,72 @@ impl Translator<'_> {
         }
     }
 
+    /// Does the server refuse to parse a statement like this, because its block has failed?
+    fn must_fail(&self, class: Statement) -> bool {
+        let ends = matches!(
+            class.control,
+            Control::Commit { .. } | Control::Rollback { .. } | Control::RollbackTo | Control::PrepareTransaction
+        );
+        self.relay.status == TxStatus::Failed && !ends && class.control != Control::Empty
+    }
+
     fn unnamed(&mut self, tail: Option<&[u8]>, class: Statement) {
         let serial = self.texts.fresh_id();
-        // The last one's buffer is used again: no allocation per statement.
-        let spare = self.client.unnamed.take().and_then(|u| u.tail);
+        // An earlier one's buffer is used again: no allocation per statement.
+        let spare = std::mem::take(&mut self.relay.spare);
         let tail = tail.map(|tail| {
-            let mut kept = spare.unwrap_or_default();
+            let mut kept = spare;
             kept.clear();
             kept.extend_from_slice(tail);
             kept
         });
-        self.client.unnamed = Some(Unnamed { serial, tail, class });
-        self.server.unnamed = Some(serial);
-        self.relay.push(Entry { undo: Undo::Unnamed, ..Entry::plain(Kind::Parse) });
+        let client = Some(self.client.unnamed.replace(Unnamed { serial, tail, class }));
+        let server = Some(self.server.unnamed.replace(serial));
+        self.relay.push(Entry { undo: Undo::Unnamed { client, server }, ..Entry::plain(Kind::Parse) });
+    }
+
+    fn drop_unnamed(&mut self) -> Undo {
+        let (client, server) = (self.client.unnamed.take(), self.server.unnamed.take());
+        if client.is_none() && server.is_none() {
+            return Undo::None;
+        }
+        Undo::Unnamed { client: Some(client), server: Some(server) }
     }
 
     /// Write a Parse for a text under its shared name; hidden when the client has not asked for it here.
     fn prepare(&mut self, input: &[u8], text: &Rc<Text>, name: Option<&[u8]>, sink: &mut Sink) {
         let out = sink.insert(input);
-        if let Some(oldest) = self.server.insert(text.id) {
-            write_subject(out, b'C', &server_name(oldest));
-            self.relay.push(Entry { hidden: true, ..Entry::plain(Kind::Close) });
+        // A session's own statements are its own to close.
+        let limit = if self.naming == Naming::Own { usize::MAX } else { self.server_bytes };
+        for id in self.server.insert(text, limit) {
+            let Some(name) = self.server.remove(id) else { continue };
+            write_subject(out, b'C', &name);
+            self.relay.push(Entry { hidden: true, undo: Undo::Closed(id, name), ..Entry::plain(Kind::Close) });
         }
         write_parse(out, &text.server_name, &text.tail);
         let undo = Undo::Prepared(text.clone(), name.map(Into::into));
         self.relay.push(Entry { hidden: name.is_none(), undo, ..Entry::plain(Kind::Parse) });
+    }
+
+    /// The text of a client's statement as this server is to have it.
+    fn resolve(&mut self, name: &[u8]) -> Resolved {
+        let Some(named) = self.client.named_mut(name) else {
+            let pass = matches!(self.naming, Naming::Own | Naming::Shared { sql: true, .. });
+            let unknown = || ClientError::UnknownStatement { name: lossy(name) };
+            return if pass { Resolved::NotOurs } else { Resolved::Refuse(unknown()) };
+        };
+        let first = !std::mem::replace(&mut named.used, true);
+        if let Naming::Shared { parse_key, .. } = self.naming {
+            let retired = named.text.is_retired();
+            if retired && !first {
+                return Resolved::Refuse(ClientError::ResultChanged);
+            }
+            if retired || named.text.parse_key != parse_key {
+                let tail = named.text.tail.clone();
+                named.text = self.texts.intern(&tail, parse_key);
+            }
+        }
+        Resolved::Text(named.text.clone(), first)
     }
 
     fn bind(&mut self, input: &[u8], span: std::ops::Range<usize>, total: usize, sink: &mut Sink) -> bool {
@@ -148,16 +217,34 @@ impl Translator<'_> {
                 return true;
             }
             sink.pass(input, span);
-        } else {
-            let Some(text) = self.client.named(b.statement).map(|n| n.text.clone()) else {
-                self.refuse(input, ClientError::UnknownStatement { name: lossy(b.statement) }, sink);
-                return true;
-            };
-            self.ensure(input, &text, sink);
-            write_bind(sink.insert(input), &input[span], &b, total, &text.server_name);
+            self.relay.push(Entry::plain(Kind::Bind));
+            return false;
         }
-        self.relay.push(Entry::plain(Kind::Bind));
+        match self.resolve(b.statement) {
+            Resolved::NotOurs => {
+                sink.pass(input, span);
+                self.relay.push(Entry::plain(Kind::Bind));
+            }
+            Resolved::Text(text, first) => {
+                self.ensure(input, &text, sink);
+                if self.naming == Naming::Own {
+                    sink.pass(input, span);
+                } else {
+                    write_bind(sink.insert(input), &input[span], &b, total, &text.server_name);
+                }
+                self.relay.push(Entry { uses: self.shared(text, first), ..Entry::plain(Kind::Bind) });
+            }
+            Resolved::Refuse(error) => {
+                self.refuse(input, error, sink);
+                return true;
+            }
+        }
         false
+    }
+
+    /// Only a shared statement is retired: a session's own fails for as long as its client keeps it.
+    fn shared(&self, text: Rc<Text>, first: bool) -> Option<(Rc<Text>, bool)> {
+        (self.naming != Naming::Own).then_some((text, first))
     }
 
     fn describe(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) {
@@ -173,34 +260,45 @@ impl Translator<'_> {
                 sink.pass(input, span);
                 self.relay.push(Entry::plain(Kind::DescribeStatement));
             }
-            Subject::Statement(name) => {
-                let Some(text) = self.client.named(name).map(|n| n.text.clone()) else {
-                    return self.refuse(input, ClientError::UnknownStatement { name: lossy(name) }, sink);
-                };
-                self.ensure(input, &text, sink);
-                write_subject(sink.insert(input), b'D', &text.server_name);
-                self.relay.push(Entry::plain(Kind::DescribeStatement));
-            }
+            Subject::Statement(name) => match self.resolve(name) {
+                Resolved::NotOurs => {
+                    sink.pass(input, span);
+                    self.relay.push(Entry::plain(Kind::DescribeStatement));
+                }
+                Resolved::Text(text, first) => {
+                    self.ensure(input, &text, sink);
+                    write_subject(sink.insert(input), b'D', &text.server_name);
+                    let uses = self.shared(text, first);
+                    self.relay.push(Entry { uses, ..Entry::plain(Kind::DescribeStatement) });
+                }
+                Resolved::Refuse(error) => self.refuse(input, error, sink),
+            },
         }
     }
 
     fn close(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) {
+        let mut undo = Undo::None;
         match frontend::subject(&input[span.clone()]).expect("scan has read this Close") {
-            Subject::Statement(name) if !name.is_empty() => {
-                // The shared statement stays on the server; closing an unknown one is no error.
-                let undo = self.client.remove(name).map_or(Undo::None, |old| Undo::Removed(name.into(), old));
-                self.relay.push(Entry { undo, ..Entry::plain(Kind::LocalClose) });
+            Subject::Statement(b"") => undo = self.drop_unnamed(),
+            Subject::Statement(name) => {
+                let known = self.client.remove(name);
+                match (self.naming, known) {
+                    (Naming::Own, Some(old)) => {
+                        self.server.remove(old.text.id);
+                        undo = Undo::RemovedOwn(name.into(), old);
+                    }
+                    (Naming::Own, None) | (Naming::Shared { sql: true, .. }, None) => {}
+                    (Naming::Shared { .. }, known) => {
+                        // The shared statement stays on the server; closing an unknown one is no error.
+                        let undo = known.map_or(Undo::None, |old| Undo::Removed(name.into(), old));
+                        return self.relay.push(Entry { undo, ..Entry::plain(Kind::LocalClose) });
+                    }
+                }
             }
-            Subject::Statement(_) => {
-                (self.client.unnamed, self.server.unnamed) = (None, None);
-                sink.pass(input, span);
-                self.relay.push(Entry::plain(Kind::Close));
-            }
-            Subject::Portal(_) => {
-                sink.pass(input, span);
-                self.relay.push(Entry::plain(Kind::Close));
-            }
+            Subject::Portal(_) => {}
         }
+        sink.pass(input, span);
+        self.relay.push(Entry { undo, ..Entry::plain(Kind::Close) });
     }
 
     fn ensure(&mut self, input: &[u8], text: &Rc<Text>, sink: &mut Sink) {
@@ -217,8 +315,9 @@ impl Translator<'_> {
         }
         let Some(tail) = &unnamed.tail else { return false };
         write_parse(sink.insert(input), b"", tail);
-        self.server.unnamed = Some(unnamed.serial);
-        self.relay.push(Entry { hidden: true, ..Entry::plain(Kind::Parse) });
+        let server = Some(self.server.unnamed.replace(unnamed.serial));
+        let undo = Undo::Unnamed { client: None, server };
+        self.relay.push(Entry { hidden: true, undo, ..Entry::plain(Kind::Parse) });
         true
     }
 
@@ -231,6 +330,16 @@ impl Translator<'_> {
         });
         self.relay.push(Entry { refusal: Some(Box::new(error)), ..Entry::plain(Kind::Bind) });
     }
+}
+
+/// What a name of the client's stands for.
+enum Resolved {
+    /// This text; whether the client uses it for the first time.
+    Text(Rc<Text>, bool),
+    /// Nothing of ours: the server knows, or says that it does not.
+    NotOurs,
+    /// Nothing.
+    Refuse(ClientError),
 }
 
 fn lossy(name: &[u8]) -> String {

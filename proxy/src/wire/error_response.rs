@@ -113,6 +113,8 @@ pub enum ClientError {
         /// Its name.
         name: String,
     },
+    /// The result of a prepared statement has other columns than the client was told.
+    ResultChanged,
     /// No prepared statement of that name exists.
     UnknownStatement {
         /// Its name; empty for the unnamed one.
@@ -219,6 +221,7 @@ impl ClientError {
             Self::ReadLost { node } => read_lost(node),
             Self::CommitUnknown { node, term, doubt } => commit_unknown(node, *term, *doubt),
             Self::SessionLost { node, lost } => session_lost(node, lost),
+            Self::ResultChanged => error(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"),
             Self::InFailedTransaction => error(
                 SqlState::IN_FAILED_SQL_TRANSACTION,
                 "current transaction is aborted, commands ignored until end of transaction block",
@@ -468,6 +471,7 @@ mod tests {
             ),
             (E::ShuttingDown, "FATAL 57P01 terminating connection due to administrator command |  | "),
             (E::Internal { what: "No target" }, "ERROR XX000 internal error of the proxy | No target. | "),
+            (E::ResultChanged, "ERROR 0A000 cached plan must not change result type |  | "),
         ]
     }
 
@@ -510,9 +514,10 @@ mod tests {
             E::TooManyClients { .. } => 21,
             E::ShuttingDown => 22,
             E::Internal { .. } => 23,
+            E::ResultChanged => 24,
         };
         let seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
-        assert_eq!(seen, (0..24).collect::<Vec<_>>());
+        assert_eq!(seen, (0..25).collect::<Vec<_>>());
     }
 
     #[test]
