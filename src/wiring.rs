@@ -75,8 +75,12 @@ async fn play(file: &Path, raw: &RawConfig, config: Config) -> Result<()> {
     info!(address = %config.admin.listen, "admin pages are served");
     let mut ways = Ways { stop: &mut stop, hangup: &mut hangup, asked: &mut asked, orders: running.orders.take() };
     let outcome = run_until_asked(&config, &mut running, &mut reloader, &mut ways).await;
+    let (finish, outcome) = match outcome {
+        Ok(finish) => (finish, Ok(())),
+        Err(error) => (bound, Err(error)),
+    };
     tokio::select! {
-        () = running.stop(bound) => info!("stopped"),
+        () = running.stop(finish) => info!("stopped"),
         () = tokio::time::sleep(bound) => warn!(?bound, "roles did not finish in time"),
         name = stop.asked() => warn!(signal = name, "a second signal, not waiting any longer"),
     }
@@ -92,18 +96,20 @@ struct Ways<'a> {
     orders: Option<mpsc::Receiver<ProcessOrder>>,
 }
 
-/// Obey orders that leave the process running; returns when it is to stop, with an error when it must.
+/// Obey orders that leave the process running. Returns when it is to stop: how long transactions may take to finish, or
+/// an error when it must.
 async fn run_until_asked(
     config: &Config,
     running: &mut Running,
     reloader: &mut Reloader,
     ways: &mut Ways<'_>,
-) -> Result<()> {
+) -> Result<Duration> {
+    let bound = config.process.drain_timeout;
     loop {
         let order = tokio::select! {
             name = ways.stop.asked() => {
                 info!(signal = name, "stopping");
-                return Ok(());
+                return Ok(bound);
             }
             why = running.ended() => {
                 error!(reason = why, "a role ended by itself");
@@ -133,8 +139,8 @@ async fn run_until_asked(
                 }
                 let _ = answer.send(Ok(()));
                 info!(?wait, "stopping, the console asked for it");
-                emptied(running.proxy.as_ref(), wait, config.process.drain_timeout, ways.stop).await;
-                return Ok(());
+                emptied(running.proxy.as_ref(), wait, bound, ways.stop).await;
+                return Ok(if wait == Wait::Nothing { Duration::ZERO } else { bound });
             }
         }
     }

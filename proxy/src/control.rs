@@ -1,6 +1,7 @@
 //! Changing a running proxy from outside, and what the proxy asks of the process it runs in.
 
 use crate::config::{Config, reload};
+pub use crate::console::command::Wait;
 use crate::worker::Shared;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,17 +22,6 @@ pub enum ProcessOrder {
         /// Agreed to, or why not.
         answer: oneshot::Sender<Result<(), Refused>>,
     },
-}
-
-/// What a stopping process waits for, within its own bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// For running transactions.
-    Servers,
-    /// For all clients to leave.
-    Clients,
-    /// For nothing.
-    Nothing,
 }
 
 /// A configuration that took effect.

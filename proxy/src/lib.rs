@@ -4,6 +4,7 @@
 pub mod auth;
 pub mod catalog;
 pub mod config;
+pub mod console;
 mod control;
 pub mod http;
 mod listener;

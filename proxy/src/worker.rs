@@ -4,6 +4,7 @@
 use crate::auth::userlist::Userlist;
 use crate::catalog::Catalogs;
 use crate::config::Config;
+use crate::console::tally::Tallies;
 use crate::control::ProcessOrder;
 use crate::metrics::{Counts, Metrics, Totals};
 use crate::net::Detached;
@@ -117,6 +118,13 @@ impl Default for Applied {
     }
 }
 
+impl Shared {
+    /// Users of the userlist.
+    pub fn users(&self) -> usize {
+        self.userlist.len()
+    }
+}
+
 impl Board {
     /// The view the worker acts on.
     pub fn applied(&self) -> Applied {
@@ -225,6 +233,8 @@ pub struct Worker {
     pub texts: RefCell<Texts>,
     /// Counters.
     pub counts: Counts,
+    /// What `SHOW STATS` counts.
+    pub tallies: Tallies,
     /// Bounds the connections being made.
     pub connects: Semaphore,
     backoffs: RefCell<BTreeMap<NodeId, Backoff>>,
@@ -283,6 +293,7 @@ impl Worker {
             stirred: Cell::new(false),
             stir: Notify::new(),
             counts,
+            tallies: Tallies::new(Clock.now()),
             config: RefCell::new(config),
             policy,
             view: RefCell::new(View { topology: Topology::unknown(), lag: Lag::default() }),
@@ -632,6 +643,7 @@ impl Worker {
     fn tick(&self) {
         self.stirred.set(false);
         self.counts.flush();
+        self.tallies.turn(self.now());
         let mut totals = Totals {
             sessions: self.shared.boards[self.index].sessions.load(Ordering::Relaxed) as u64,
             held: self.held.get(),

@@ -1,5 +1,6 @@
 //! The `[proxy]` section: as typed, and checked.
 
+pub mod console;
 pub mod pools;
 pub mod reload;
 pub mod timeouts;
@@ -88,6 +89,8 @@ pub struct Raw {
     pub monitor_password_env: Option<String>,
     /// How long clients may take.
     pub timeouts: timeouts::Raw,
+    /// Who may use the admin console.
+    pub console: console::Raw,
     /// What holds for all pools.
     pub pools: pools::Raw,
     /// What holds for single databases, by the name clients ask for. Default none.
@@ -126,6 +129,7 @@ impl Default for Raw {
             monitor_password_file: None,
             monitor_password_env: None,
             timeouts: timeouts::Raw::default(),
+            console: console::Raw::default(),
             pools: pools::Raw::default(),
             databases: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -188,8 +192,45 @@ pub struct Config {
     pub monitor_password: PasswordFrom,
     /// `[proxy.timeouts]`
     pub timeouts: timeouts::Timeouts,
+    /// `[proxy.console]`
+    pub console: console::Console,
+    /// As typed, for `SHOW CONFIG`.
+    pub typed: Box<Raw>,
     /// `[proxy.pools]`, `[proxy.databases]` and `[proxy.users]`
     pub pools: pools::Pools,
+}
+
+impl Config {
+    /// Every key with its value in force, for people. No secret is ever part of a configuration.
+    pub fn shown(&self) -> BTreeMap<String, String> {
+        shown(&self.typed)
+    }
+
+    /// Every key with its default.
+    pub fn shown_defaults() -> BTreeMap<String, String> {
+        shown(&Raw::default())
+    }
+}
+
+fn shown(raw: &Raw) -> BTreeMap<String, String> {
+    fn collect(prefix: &str, value: serde_json::Value, out: &mut BTreeMap<String, String>) {
+        use serde_json::Value;
+        let text = match value {
+            Value::Object(map) if !map.is_empty() || prefix.is_empty() => {
+                for (key, value) in map {
+                    collect(&if prefix.is_empty() { key } else { format!("{prefix}.{key}") }, value, out);
+                }
+                return;
+            }
+            Value::Null | Value::Object(_) => String::new(),
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        out.insert(prefix.to_owned(), text);
+    }
+    let mut out = BTreeMap::new();
+    collect("", serde_json::to_value(raw).unwrap_or_default(), &mut out);
+    out
 }
 
 /// Where a password comes from. The password itself is never part of a configuration.
@@ -211,11 +252,14 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     let mut bad = check_ranges(&raw);
     bad.extend(check_relations(&raw));
     bad.extend(timeouts::check(&raw.timeouts));
+    bad.extend(console::check(&raw.console));
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
     if !bad.is_empty() {
         return Err(bad);
     }
     Ok(Config {
+        typed: Box::new(raw.clone()),
+        console: raw.console.checked(),
         listen: raw.listen,
         workers: (raw.workers > 0).then_some(raw.workers),
         pool_size: raw.pool_size,

@@ -3,7 +3,7 @@
 //! The workers take the whole configuration in one piece, so a key is live unless something was built from it when
 //! the process started. Those are listed here, once: what keeps the running value is also what names the key.
 
-use super::Config;
+use super::{Config, Raw};
 
 /// Puts the running value of a key into the new configuration.
 type Keep = fn(&Config, &mut Config);
@@ -29,13 +29,26 @@ pub fn needs_restart(key: &str) -> bool {
 /// `new`, with the running values of the keys that need a restart.
 pub fn applied(old: &Config, mut new: Config) -> Config {
     AT_START.iter().for_each(|(_, keep)| keep(old, &mut new));
+    new.typed = Box::new(typed(&old.typed, &new.typed));
     new
+}
+
+/// What is shown: as typed now, but for the keys that were not taken over.
+fn typed(old: &Raw, new: &Raw) -> Raw {
+    let both = serde_json::to_value(old).ok().zip(serde_json::to_value(new).ok());
+    let kept = both.and_then(|(old, mut new)| {
+        for (key, _) in AT_START {
+            new[*key] = old[*key].clone();
+        }
+        serde_json::from_value(new).ok()
+    });
+    kept.unwrap_or_else(|| new.clone())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Raw, check};
+    use crate::config::check;
     use cluster::config::Span;
 
     #[test]
@@ -49,7 +62,8 @@ mod tests {
         };
         let new = applied(&old, check(raw).unwrap());
         assert_eq!(new.hold_timeout, std::time::Duration::from_secs(1));
-        assert_eq!(Config { hold_timeout: old.hold_timeout, ..new }, old);
+        assert_eq!((new.typed.listen, new.typed.hold_timeout), (old.typed.listen, Span::secs(1)));
+        assert_eq!(Config { hold_timeout: old.hold_timeout, typed: old.typed.clone(), ..new }, old);
     }
 
     #[test]

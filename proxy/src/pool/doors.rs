@@ -121,6 +121,11 @@ impl Doors {
         self.all.paused || self.databases.get(database).is_some_and(|d| d.paused)
     }
 
+    /// Do statements of all databases wait?
+    pub fn paused_all(&self) -> bool {
+        self.all.paused
+    }
+
     /// Are its new clients refused?
     pub fn disabled(&self, database: &str) -> bool {
         self.databases.get(database).is_some_and(|d| d.disabled)

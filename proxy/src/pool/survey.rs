@@ -1,8 +1,11 @@
 //! What one worker has, written down for an operator.
 
-use crate::pool::view::{ClientView, QueueView, ServerState, ServerView, View};
+use crate::pool::view::{ClientView, PreparedView, QueueView, ServerState, ServerView, View};
 use crate::session::presence::{Activity, Facts, Presence};
 use crate::worker::Worker;
+
+/// Bytes of a prepared text that are shown.
+const SHOWN_TEXT: usize = 200;
 
 /// Everything a worker has at this moment.
 pub fn of(w: &Worker) -> View {
@@ -13,6 +16,17 @@ pub fn of(w: &Worker) -> View {
             client(w, place, presence, facts, &mut view);
         }
     }
+    view.tallies = w.tallies.view(w.now());
+    w.texts.borrow().each(|text, references| {
+        let end = text.tail.iter().position(|b| *b == 0).unwrap_or(text.tail.len());
+        view.prepared.push(PreparedView {
+            worker: w.index,
+            name: String::from_utf8_lossy(&text.server_name).into_owned(),
+            references,
+            bytes: end,
+            query: String::from_utf8_lossy(&text.tail[..end.min(SHOWN_TEXT)]).into_owned(),
+        });
+    });
     let check_before = w.check_before(w.now());
     for pool in w.pools.all() {
         let identity = &pool.key.identity;

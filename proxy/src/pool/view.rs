@@ -1,6 +1,7 @@
 //! What the pools hold at one moment, for people: clients, server connections, and their sums.
 
 use crate::config::PoolMode;
+use crate::console::tally::TallyView;
 use crate::net::Origin;
 use crate::session::presence::Activity;
 use crate::sql::PinReason;
@@ -105,6 +106,25 @@ pub struct View {
     pub servers: Vec<ServerView>,
     /// Queues.
     pub queues: Vec<QueueView>,
+    /// Sums per database.
+    pub tallies: Vec<TallyView>,
+    /// Statements that clients have prepared.
+    pub prepared: Vec<PreparedView>,
+}
+
+/// A prepared text that clients of one worker share.
+#[derive(Clone, Debug)]
+pub struct PreparedView {
+    /// The worker.
+    pub worker: usize,
+    /// Its name on servers.
+    pub name: String,
+    /// How many clients and servers have it.
+    pub references: usize,
+    /// Bytes of the text.
+    pub bytes: usize,
+    /// The start of the text.
+    pub query: String,
 }
 
 /// One database and user, over all nodes and workers. Named as PgBouncer names its columns.
@@ -138,6 +158,8 @@ impl View {
         self.clients.append(&mut other.clients);
         self.servers.append(&mut other.servers);
         self.queues.append(&mut other.queues);
+        self.tallies.append(&mut other.tallies);
+        self.prepared.append(&mut other.prepared);
     }
 
     /// Sums per database and user, in order. `mode_of` resolves the mode.
@@ -210,11 +232,13 @@ mod tests {
             clients: vec![client(0, "b", Activity::Idle, 0), client(1, "a", Activity::Waiting, 700)],
             servers: vec![server(ServerState::Active), server(ServerState::Idle)],
             queues: vec![QueueView { database: "d".into(), user: "a".into(), opening: 2 }],
+            ..View::default()
         };
         view.join(View {
             clients: vec![client(0, "a", Activity::Waiting, 400), client(1, "a", Activity::Active, 0)],
             servers: vec![server(ServerState::Used)],
             queues: vec![QueueView { database: "d".into(), user: "a".into(), opening: 1 }],
+            ..View::default()
         });
         let pools = view.pools(at(1000), |_, user| if user == "b" { PoolMode::Session } else { PoolMode::Transaction });
         let base = PoolView { database: "d".into(), ..PoolView::default() };

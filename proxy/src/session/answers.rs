@@ -1,6 +1,7 @@
 //! The server's bytes on their way to the client, and what they tell about the session.
 
 use crate::config::PoolMode;
+use crate::console::tally::Counter;
 use crate::metrics::Source;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::presence::Activity;
@@ -48,6 +49,7 @@ impl Session {
         self.relay.head_kept = self.retained_lens.front().is_some_and(|&len| len > 0);
         let mut sink = Sink::new(self.w.take_spare());
         let progress = self.relay.server_bytes(input, &mut sink, &not_replicated);
+        self.tally.add(Counter::Sent, sink.len() as u64);
         let sent = self.to_client.send(&mut self.client, sink.bytes(input));
         self.w.put_spare(sink.into_spare());
         self.server_in.clear();
@@ -104,6 +106,10 @@ impl Session {
             self.mark(Activity::Active, self.w.now(), self.relay.status == TxStatus::Idle);
         }
         for _ in 0..std::mem::take(&mut self.relay.answered) {
+            self.tally.add(Counter::Queries, 1);
+            if self.relay.status == TxStatus::Idle {
+                self.tally.add(Counter::Transactions, 1);
+            }
             let len = self.retained_lens.pop_front().unwrap_or(0);
             self.retained.drain(..len);
             self.rescan = true;

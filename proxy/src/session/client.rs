@@ -7,6 +7,7 @@
 
 use crate::auth::scram::LoginKeys;
 use crate::config::PoolMode;
+use crate::console::tally::{Counter, Tally};
 use crate::net::Stream;
 use crate::pool::{Identity, Pool};
 use crate::route::Causality;
@@ -100,6 +101,8 @@ pub struct Session {
     pub(super) place: usize,
     pub(super) client: Stream,
     pub(super) identity: Arc<Identity>,
+    /// What `SHOW STATS` counts of the database.
+    pub(super) tally: Rc<Tally>,
     pub(super) keys: LoginKeys,
     pub(super) pools: Vec<Rc<Pool>>,
     pub(super) functions: watch::Receiver<Arc<FunctionTable>>,
@@ -192,12 +195,15 @@ impl Session {
         let generation = w.generation.get();
         let durability = Durability::of_startup(&identity.parameters);
         let mode = pool_mode(&w, &identity);
+        let tally = w.tallies.of(&identity.database);
+        tally.add(Counter::Logins, 1);
         let mut session = Self {
             w,
             presence,
             place,
             client,
             identity,
+            tally,
             keys,
             pools: Vec::new(),
             functions,
@@ -496,6 +502,19 @@ impl Session {
 
     /// What the session does from now on, for those who look at it.
     pub(super) fn mark(&self, activity: Activity, now: Instant, begins: bool) {
+        let was = self.presence.doing.get();
+        match was.activity {
+            Activity::Waiting if activity != Activity::Waiting => {
+                self.tally.spend(Counter::WaitTime, now.since(was.since));
+            }
+            Activity::Active if matches!(activity, Activity::Idle | Activity::InTransaction) => {
+                self.tally.spend(Counter::QueryTime, now.since(was.since));
+            }
+            Activity::Idle | Activity::Waiting | Activity::Active | Activity::InTransaction => {}
+        }
+        if activity == Activity::Idle && was.activity != Activity::Idle {
+            self.tally.spend(Counter::TransactionTime, now.since(was.began));
+        }
         self.presence.mark(activity, now, begins);
         self.presence.pins.set(self.pins);
         self.w.look_at_sessions(now);

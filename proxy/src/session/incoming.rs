@@ -1,5 +1,6 @@
 //! The client's bytes on their way in: messages are cut into units, thrown away, passed on or refused.
 
+use crate::console::tally::Counter;
 use crate::metrics::{Source, bump};
 use crate::session::batch::{self, Limits, Scan};
 use crate::session::client::{Failure, MAX_PENDING, MAX_TEXT, Session, Tail, Turn, fill};
@@ -44,6 +45,7 @@ impl Session {
                 Ok(true)
             }
             Poll::Ready(Ok(n)) => {
+                self.tally.add(Counter::Received, n as u64);
                 let input = &scratch[..kept + n];
                 self.inbox.clear();
                 let (used, turn) = self.advance(input);

@@ -1,6 +1,7 @@
 //! From the first byte of a connection to its first ReadyForQuery.
 
 use crate::auth::scram::{Accepted, LoginKeys, ServerSide, Verifier};
+use crate::console;
 use crate::net::{Origin, Stream};
 use crate::pool::Identity;
 use crate::pool::clients::Admission;
@@ -60,6 +61,7 @@ pub async fn welcome(w: &Rc<Worker>, stream: Stream) -> Option<Session> {
     }
     let limit = w.config().login_timeout;
     let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
+        Ok(Ok(admitted)) if console::is_console(&admitted.startup.database) => Err(greeter.console(&admitted).await),
         Ok(Ok(admitted)) => greeter.admit(admitted).await,
         Ok(Err(farewell)) => Err(farewell),
         Err(_) => Err(ClientError::LoginTimeout.into()),
@@ -165,7 +167,8 @@ impl Greeter<'_> {
         }
         let clients = self.w.shared.clients.load(Ordering::Relaxed);
         let limit = self.w.config().max_client_connections;
-        if clients > limit {
+        // Who must find out why they are so many comes in all the same.
+        if clients > limit && !console::is_console(&startup.database) {
             return Err(ClientError::TooManyClients { limit }.into());
         }
         if startup.minor > 0 || !startup.extensions.is_empty() {
@@ -289,6 +292,23 @@ impl Greeter<'_> {
             }
             ClientLimit::User(limit) => ClientError::Pool(PoolError::ClientsOfUser { user: user.clone(), limit }),
         })
+    }
+
+    /// Serve a client of the console to its end, if it may use it.
+    async fn console(&mut self, admitted: &Admitted) -> Farewell {
+        let Startup { database, user, .. } = &admitted.startup;
+        match console::admit(self.w, database, user) {
+            Ok(access) => {
+                self.w.counts.login("ok");
+                console::run(self.w, &mut self.stream, std::mem::take(&mut self.buf), access).await;
+                Farewell::Silent
+            }
+            Err(report) => {
+                let mut out = Vec::new();
+                report.encode(&mut out);
+                Farewell::Refused(out)
+            }
+        }
     }
 
     /// Find out what a server reports to this user, which also proves that the database exists.

@@ -1,6 +1,7 @@
 //! A unit on its way to a server: which one, whether now, and what is kept of it in case the server is lost.
 
 use crate::config::PoolMode;
+use crate::console::tally::Counter;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
@@ -82,6 +83,7 @@ impl Session {
     pub(super) fn attach(&mut self, found: Found) {
         let Found { server, pool, reason } = found;
         let node = self.w.count_in_use(&server.meta, true);
+        self.tally.add(Counter::Assignments, 1);
         self.relay.on_standby = server.meta.role == Role::Standby;
         self.reason = reason;
         (self.server, self.pool) = (Some(server), Some(pool));

@@ -83,6 +83,14 @@ impl Texts {
         text
     }
 
+    /// Look at every text that is in use, and at how many have it.
+    pub fn each(&self, mut look: impl FnMut(&Text, usize)) {
+        let mut all: Vec<Rc<Text>> = self.known.values().flatten().filter_map(Weak::upgrade).collect();
+        all.sort_by_key(|text| text.id);
+        // Our own hold on it does not count.
+        all.iter().for_each(|text| look(text, Rc::strong_count(text) - 1));
+    }
+
     /// A text that is one session's alone, under the name its client gave it.
     pub fn own(&mut self, name: &[u8], tail: &[u8]) -> Rc<Text> {
         let (id, retired) = (self.fresh_id(), Cell::new(false));

@@ -49,8 +49,16 @@ codes! {
     INVALID_PASSWORD = b"28P01";
     /// serialization_failure: also recovery conflicts on a standby.
     SERIALIZATION_FAILURE = b"40001";
+    /// invalid_cursor_name: no such portal.
+    INVALID_CURSOR_NAME = b"34000";
     /// deadlock_detected: also against the startup process on a standby.
     DEADLOCK_DETECTED = b"40P01";
+    /// insufficient_privilege.
+    INSUFFICIENT_PRIVILEGE = b"42501";
+    /// syntax_error.
+    SYNTAX_ERROR = b"42601";
+    /// undefined_object.
+    UNDEFINED_OBJECT = b"42704";
     /// duplicate_prepared_statement.
     DUPLICATE_PREPARED_STATEMENT = b"42P05";
     /// too_many_connections.
@@ -59,6 +67,8 @@ codes! {
     PROGRAM_LIMIT_EXCEEDED = b"54000";
     /// object_not_in_prerequisite_state.
     OBJECT_NOT_IN_PREREQUISITE_STATE = b"55000";
+    /// cant_change_runtime_param.
+    CANT_CHANGE_RUNTIME_PARAM = b"55P02";
     /// query_canceled.
     QUERY_CANCELED = b"57014";
     /// admin_shutdown.
@@ -71,6 +81,8 @@ codes! {
     DATABASE_DROPPED = b"57P04";
     /// idle_session_timeout.
     IDLE_SESSION_TIMEOUT = b"57P05";
+    /// config_file_error.
+    CONFIG_FILE_ERROR = b"F0000";
     /// internal_error.
     INTERNAL_ERROR = b"XX000";
 }

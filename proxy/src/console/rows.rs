@@ -1,0 +1,560 @@
+//! The rows of every table, made of one moment's view of the workers.
+
+use crate::config::{Config, reload};
+use crate::console::command::Show;
+use crate::console::table::{Cell, Row};
+use crate::console::tally::{self, Counter, TallyView};
+use crate::net::Origin;
+use crate::pool::Doors;
+use crate::pool::policy;
+use crate::pool::view::{ClientView, ServerState, ServerView, View};
+use crate::session::cancel::pid_of;
+use crate::session::presence::Activity;
+use cluster::lag::{Freshness, LagSnapshot};
+use cluster::topology::Topology;
+use cluster::{Instant, Role};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Counters in the order of PgBouncer's columns.
+const ORDER: [Counter; tally::COUNTERS] = [
+    Counter::Assignments,
+    Counter::Transactions,
+    Counter::Queries,
+    Counter::Received,
+    Counter::Sent,
+    Counter::TransactionTime,
+    Counter::QueryTime,
+    Counter::WaitTime,
+    Counter::Logins,
+];
+/// Their names in `SHOW TOTALS`.
+const NAMES: [&str; tally::COUNTERS] = [
+    "server_assignment_count",
+    "xact_count",
+    "query_count",
+    "client_bytes",
+    "server_bytes",
+    "xact_time",
+    "query_time",
+    "wait_time",
+    "client_login_count",
+];
+
+/// Everything a table may be made of.
+pub struct Facts<'a> {
+    /// What the workers have.
+    pub view: &'a View,
+    /// The configuration in force.
+    pub config: &'a Config,
+    /// What operators have said.
+    pub doors: &'a Doors,
+    /// The cluster.
+    pub topology: &'a Topology,
+    /// The standbys' lag.
+    pub lag: &'a LagSnapshot,
+    /// Where clients connect.
+    pub listen: std::net::SocketAddr,
+    /// Now.
+    pub now: Instant,
+    /// Now on the wall: seconds since 1970.
+    pub wall: u64,
+    /// Bytes of memory the process has, when that is known.
+    pub resident: Option<u64>,
+    /// Users that may log in, when they are known.
+    pub users: usize,
+}
+
+/// The rows of a table.
+pub fn of(show: Show, facts: &Facts<'_>) -> Vec<Row> {
+    match show {
+        Show::Clients => facts.clients(),
+        Show::Servers => facts.servers(),
+        Show::Sockets => facts.clients().into_iter().chain(facts.servers()).collect(),
+        Show::Config => facts.config_rows(),
+        Show::Databases => facts.databases(),
+        Show::Help => Vec::new(),
+        Show::Lag => facts.lag_rows(),
+        Show::Lists => facts.lists(),
+        Show::Mem => facts.mem(),
+        Show::Pins => facts.pins(),
+        Show::Pools => facts.pools(),
+        Show::Prepared => facts.prepared(),
+        Show::State => facts.state(),
+        Show::Stats => facts
+            .per_database(|t| ORDER.iter().map(|c| t.total(*c)).chain(ORDER.iter().map(|c| t.average(*c))).collect()),
+        Show::StatsTotals => facts.per_database(|t| ORDER.iter().map(|c| t.total(*c)).collect()),
+        Show::StatsAverages => facts.per_database(|t| ORDER.iter().map(|c| t.average(*c)).collect()),
+        Show::Totals => facts.totals(),
+        Show::Topology => facts.topology_rows(),
+        Show::Users => facts.users(),
+        Show::Version => vec![vec![version().into()]],
+    }
+}
+
+/// What `SHOW VERSION` says.
+pub fn version() -> String {
+    format!("pgtenure {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// A moment as `2026-11-23 22:00:00 UTC`, from seconds since 1970.
+pub fn timestamp(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Days are counted from 1 March of year 0, so that leap days come last. H. Hinnant, chrono-compatible algorithms.
+    let z = days + 719_468;
+    let (era, of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let m = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * m + 2) / 5 + 1;
+    let month = if m < 10 { m + 3 } else { m - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+fn id_of(worker: usize, place: usize) -> u32 {
+    pid_of(worker, place)
+}
+
+impl Facts<'_> {
+    fn wall_of(&self, moment: Instant) -> Cell {
+        timestamp(self.wall.saturating_sub(self.now.since(moment).as_secs())).into()
+    }
+
+    fn clients(&self) -> Vec<Row> {
+        self.view.clients.iter().map(|c| self.client(c)).collect()
+    }
+
+    fn client(&self, c: &ClientView) -> Row {
+        let (addr, port) = match c.origin {
+            Origin::Tcp(addr) => (addr.ip().to_string(), addr.port()),
+            Origin::Local { .. } => ("unix".to_owned(), 0),
+        };
+        let state = match c.activity {
+            Activity::Idle => "idle",
+            Activity::Waiting => "waiting",
+            Activity::Active | Activity::InTransaction => "active",
+        };
+        let waited = if c.activity == Activity::Waiting { self.now.since(c.since) } else { Duration::ZERO };
+        let id = id_of(c.worker, c.place);
+        let link = c.server.as_ref().map_or(String::new(), |(node, pid)| format!("{node}:{pid}"));
+        vec![
+            "C".into(),
+            c.user.clone().into(),
+            c.database.clone().into(),
+            "none".into(),
+            state.into(),
+            addr.into(),
+            port.into(),
+            self.listen.ip().to_string().into(),
+            self.listen.port().into(),
+            self.wall_of(c.connected),
+            self.wall_of(c.transaction_since.unwrap_or(c.since)),
+            waited.as_secs().into(),
+            waited.subsec_micros().into(),
+            0u64.into(),
+            format!("{id:#x}").into(),
+            link.into(),
+            0u64.into(),
+            "".into(),
+            "".into(),
+            0u64.into(),
+            id.into(),
+            c.server.as_ref().map(|(node, _)| node.to_string()).into(),
+        ]
+    }
+
+    fn servers(&self) -> Vec<Row> {
+        self.view.servers.iter().map(|s| self.server(s)).collect()
+    }
+
+    fn server(&self, s: &ServerView) -> Row {
+        let member = self.topology.member(&s.node);
+        let addr = s.addr.map(|a| a.ip().to_string()).or_else(|| member.map(|m| m.postgres.host.clone()));
+        let port = s.addr.map(|a| a.port()).or_else(|| member.map(|m| m.postgres.port));
+        let link = s.client.map_or(String::new(), |place| format!("{:#x}", id_of(s.worker, place)));
+        vec![
+            "S".into(),
+            s.user.clone().into(),
+            s.database.clone().into(),
+            "none".into(),
+            s.state.as_str().into(),
+            addr.unwrap_or_default().into(),
+            port.unwrap_or_default().into(),
+            "".into(),
+            0u64.into(),
+            self.wall_of(s.born),
+            self.wall_of(s.since),
+            0u64.into(),
+            0u64.into(),
+            false.into(),
+            format!("{}:{}", s.node, s.pid).into(),
+            link.into(),
+            s.pid.into(),
+            "".into(),
+            "".into(),
+            0u64.into(),
+            s.pid.into(),
+            s.node.to_string().into(),
+        ]
+    }
+
+    /// Every database that is configured or in use.
+    fn names(&self) -> BTreeSet<&str> {
+        let clients = self.view.clients.iter().map(|c| c.database.as_str());
+        let servers = self.view.servers.iter().map(|s| s.database.as_str());
+        let known = self.view.tallies.iter().map(|t| t.database.as_str()).filter(|d| !d.is_empty());
+        self.config.pools.databases.keys().map(String::as_str).chain(clients).chain(servers).chain(known).collect()
+    }
+
+    fn databases(&self) -> Vec<Row> {
+        let pools = &self.config.pools;
+        let primary = self.topology.primary.as_ref();
+        let of = |name: &str| {
+            let rules = policy::resolve(pools, name, "");
+            let servers = self.view.servers.iter().filter(|s| s.database == name).count();
+            let clients = self.view.clients.iter().filter(|c| c.database == name).count();
+            let limit = policy::client_limits(pools, name, "").into_iter().find_map(|limit| match limit {
+                policy::ClientLimit::Database(n) => Some(n),
+                policy::ClientLimit::User(_) => None,
+            });
+            vec![
+                name.into(),
+                primary.map(|p| p.postgres.host.clone()).into(),
+                primary.map(|p| p.postgres.port).into(),
+                policy::dbname(pools, name).into(),
+                Cell::Null,
+                rules.size.into(),
+                rules.min.into(),
+                rules.reserve.into(),
+                self.config.server_lifetime.as_secs().into(),
+                rules.mode.as_str().into(),
+                Cell::Null,
+                rules.max_db.unwrap_or(0).into(),
+                servers.into(),
+                limit.unwrap_or(0).into(),
+                clients.into(),
+                self.doors.paused(name).into(),
+                self.doors.disabled(name).into(),
+            ]
+        };
+        self.names().into_iter().map(of).collect()
+    }
+
+    fn pools(&self) -> Vec<Row> {
+        let rules = &self.config.pools;
+        let pools = self.view.pools(self.now, |database, user| policy::mode(rules, database, user));
+        let of = |p: crate::pool::view::PoolView| {
+            vec![
+                p.database.into(),
+                p.user.into(),
+                p.cl_active.into(),
+                p.cl_waiting.into(),
+                0u64.into(),
+                0u64.into(),
+                p.sv_active.into(),
+                0u64.into(),
+                0u64.into(),
+                p.sv_idle.into(),
+                p.sv_used.into(),
+                0u64.into(),
+                p.sv_login.into(),
+                p.maxwait.as_secs().into(),
+                p.maxwait.subsec_micros().into(),
+                p.mode.as_str().into(),
+                Cell::Null,
+            ]
+        };
+        pools.into_iter().map(of).collect()
+    }
+
+    fn users(&self) -> Vec<Row> {
+        let clients = self.view.clients.iter().map(|c| c.user.as_str());
+        let configured = self.config.pools.users.keys().map(String::as_str);
+        let names: BTreeSet<&str> = configured.chain(clients).collect();
+        let of = |name: &str| {
+            let rules = self.config.pools.users.get(name);
+            let number = |n: Option<usize>| n.map_or(String::new(), |n| n.to_string());
+            let limit = rules.and_then(|u| u.max_client_connections);
+            vec![
+                name.into(),
+                number(rules.and_then(|u| u.pool_size)).into(),
+                number(rules.and_then(|u| u.reserve_pool_size)).into(),
+                rules.and_then(|u| u.pool_mode).map(|m| m.as_str()).into(),
+                0u64.into(),
+                self.view.servers.iter().filter(|s| s.user == name).count().into(),
+                limit.unwrap_or(self.config.pools.defaults.max_user_client_connections).into(),
+                self.view.clients.iter().filter(|c| c.user == name).count().into(),
+            ]
+        };
+        names.into_iter().map(of).collect()
+    }
+
+    fn lists(&self) -> Vec<Row> {
+        let idle = self.view.servers.iter().filter(|s| s.state != ServerState::Active).count();
+        let lists = [
+            ("databases", self.names().len()),
+            ("users", self.users),
+            ("pools", self.pools().len()),
+            ("free_clients", 0),
+            ("used_clients", self.view.clients.len()),
+            ("login_clients", 0),
+            ("free_servers", idle),
+            ("used_servers", self.view.servers.len() - idle),
+            ("dns_names", 0),
+            ("dns_zones", 0),
+            ("dns_queries", 0),
+            ("dns_pending", 0),
+        ];
+        lists.into_iter().map(|(list, items)| vec![list.into(), items.into()]).collect()
+    }
+
+    fn config_rows(&self) -> Vec<Row> {
+        let (now, default) = (self.config.shown(), Config::shown_defaults());
+        let row = |(key, value): (&String, &String)| {
+            let changeable = if reload::needs_restart(key) { "no" } else { "yes" };
+            vec![key.clone().into(), value.clone().into(), default.get(key).cloned().into(), changeable.into()]
+        };
+        let mut rows: Vec<Row> = now.iter().map(row).collect();
+        // By PgBouncer's names, for exporters that ask for them.
+        let clients = self.config.max_client_connections;
+        let user = self.config.pools.defaults.max_user_client_connections;
+        for (key, value, ours) in
+            [("max_client_conn", clients, "max_client_connections"), ("max_user_connections", user, "")]
+        {
+            let default = default.get(ours).cloned().unwrap_or_else(|| "0".to_owned());
+            rows.push(vec![key.into(), value.to_string().into(), default.into(), "yes".into()]);
+        }
+        rows
+    }
+
+    fn mem(&self) -> Vec<Row> {
+        let used = |name: &str, size: usize, used: usize| -> Row {
+            vec![name.into(), size.into(), used.into(), 0u64.into(), (size * used).into()]
+        };
+        let mut rows = vec![
+            used("session", size_of::<crate::session::client::Session>(), self.view.clients.len()),
+            used("server", size_of::<crate::session::server::Server>(), self.view.servers.len()),
+        ];
+        let text: usize = self.view.prepared.iter().map(|p| p.bytes).sum();
+        let texts = self.view.prepared.len();
+        rows.push(vec![
+            "prepared_text".into(),
+            text.checked_div(texts).unwrap_or(0).into(),
+            texts.into(),
+            0u64.into(),
+            text.into(),
+        ]);
+        if let Some(resident) = self.resident {
+            rows.push(vec!["process_resident".into(), resident.into(), 1u64.into(), 0u64.into(), resident.into()]);
+        }
+        rows
+    }
+
+    fn pins(&self) -> Vec<Row> {
+        let pinned = self.view.clients.iter().filter(|c| !c.pins.is_empty());
+        let of = |c: &ClientView| {
+            let reasons: Vec<&str> = c.pins.iter().map(|p| p.as_str()).collect();
+            let (node, pid) = c.server.as_ref().map_or((None, None), |(n, p)| (Some(n.to_string()), Some(*p)));
+            let state = match c.activity {
+                Activity::Idle => "idle",
+                Activity::Waiting => "waiting",
+                Activity::Active => "active",
+                Activity::InTransaction => "in_transaction",
+            };
+            vec![
+                id_of(c.worker, c.place).into(),
+                c.database.clone().into(),
+                c.user.clone().into(),
+                node.into(),
+                pid.into(),
+                reasons.join(", ").into(),
+                state.into(),
+            ]
+        };
+        pinned.map(of).collect()
+    }
+
+    fn prepared(&self) -> Vec<Row> {
+        let of = |p: &crate::pool::view::PreparedView| {
+            vec![p.name.clone().into(), p.worker.into(), p.references.into(), p.bytes.into(), p.query.clone().into()]
+        };
+        self.view.prepared.iter().map(of).collect()
+    }
+
+    fn state(&self) -> Vec<Row> {
+        let paused = self.doors.paused_all();
+        let word = |yes: bool| if yes { "yes" } else { "no" };
+        [("active", !paused), ("paused", paused), ("suspended", false)]
+            .into_iter()
+            .map(|(key, yes)| vec![key.into(), word(yes).into()])
+            .collect()
+    }
+
+    fn per_database(&self, figures: impl Fn(&TallyView) -> Vec<u64>) -> Vec<Row> {
+        let sums = tally::summed(&self.view.tallies);
+        let row = |t: &TallyView| {
+            std::iter::once(t.database.clone().into()).chain(figures(t).into_iter().map(Cell::from)).collect()
+        };
+        sums.iter().map(row).collect()
+    }
+
+    fn totals(&self) -> Vec<Row> {
+        let all: Vec<TallyView> =
+            self.view.tallies.iter().map(|t| TallyView { database: String::new(), ..t.clone() }).collect();
+        let sum = tally::summed(&all);
+        let rows = |prefix: &'static str, value: fn(&TallyView, Counter) -> u64| {
+            let sum = sum.first().cloned();
+            ORDER.into_iter().zip(NAMES).map(move |(counter, name)| {
+                let n = sum.as_ref().map_or(0, |s| value(s, counter));
+                vec![format!("{prefix}_{name}").into(), n.into()]
+            })
+        };
+        rows("total", TallyView::total).chain(rows("avg", TallyView::average)).collect()
+    }
+
+    fn lag_rows(&self) -> Vec<Row> {
+        let millis = |d: Duration| d.as_millis();
+        let of = |s: &cluster::lag::StandbyLag| {
+            let (freshness, staleness, reason) = match s.freshness_at(self.now, self.config.max_replay_lag) {
+                Freshness::Fresh { staleness } => ("fresh", Some(millis(staleness)), None),
+                Freshness::Lagging { staleness } => ("lagging", Some(millis(staleness)), None),
+                Freshness::Unknown { why } => ("unknown", None, Some(why.as_str())),
+            };
+            let sample = s.sample.as_ref();
+            vec![
+                s.node.to_string().into(),
+                freshness.into(),
+                staleness.into(),
+                s.replay_lag.ok().map(millis).into(),
+                sample.and_then(|s| s.replay_lag_bytes).into(),
+                sample.map(|s| millis(self.now.since(s.sent_at))).into(),
+                sample.map(|s| s.receive_lsn.to_string()).into(),
+                sample.map(|s| s.replay_lsn.to_string()).into(),
+                reason.into(),
+            ]
+        };
+        self.lag.standbys.iter().map(of).collect()
+    }
+
+    fn topology_rows(&self) -> Vec<Row> {
+        let gate = self.topology.gate_at(self.now);
+        let primary = self.topology.primary.iter().map(|m| (m, Role::Primary));
+        let standbys = self.topology.standbys.iter().map(|m| (m, Role::Standby));
+        let of = |(m, role): (&cluster::topology::Member, Role)| {
+            let (word, gate) = match role {
+                Role::Primary => ("primary", Some(gate.as_str())),
+                Role::Standby => ("standby", None),
+            };
+            vec![
+                m.node.to_string().into(),
+                word.into(),
+                m.postgres.host.clone().into(),
+                m.postgres.port.into(),
+                m.fenced.into(),
+                self.topology.term.0.into(),
+                gate.into(),
+            ]
+        };
+        primary.chain(standbys).map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Raw, check};
+    use crate::console::command::{Command, SHOWS};
+    use crate::console::{columns, table};
+
+    #[test]
+    fn a_moment_is_told_as_people_read_it() {
+        for (seconds, want) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_795_473_599, "2026-11-23 22:39:59 UTC"),
+        ] {
+            assert_eq!(timestamp(seconds), want);
+        }
+    }
+
+    #[test]
+    fn every_table_has_a_cell_for_each_column() {
+        let config = check(Raw::default()).unwrap();
+        let node = |name: &str| cluster::topology::Member {
+            node: name.parse().unwrap(),
+            postgres: cluster::node::Endpoint { host: "h".into(), port: 1 },
+            fenced: false,
+        };
+        let topology = Topology { primary: Some(node("n1")), standbys: vec![node("n2")], ..Topology::unknown() };
+        let standby = cluster::lag::StandbyLag {
+            node: "n2".parse().unwrap(),
+            sample: None,
+            replay_lag: Err(cluster::lag::LagUnknown::NeverSampled),
+        };
+        let lag = LagSnapshot { standbys: vec![standby], ..LagSnapshot::default() };
+        let at = Instant::from_millis(500);
+        let client = ClientView {
+            worker: 0,
+            place: 3,
+            database: "d".into(),
+            user: "u".into(),
+            origin: Origin::Local { uid: 0 },
+            connected: at,
+            activity: Activity::Waiting,
+            since: at,
+            transaction_since: None,
+            pins: vec![crate::sql::PinReason::Temp],
+            server: Some(("n1".parse().unwrap(), 7)),
+        };
+        let server = ServerView {
+            worker: 0,
+            node: "n1".parse().unwrap(),
+            role: Role::Primary,
+            addr: None,
+            database: "d".into(),
+            user: "u".into(),
+            pid: 7,
+            state: ServerState::Active,
+            born: at,
+            since: at,
+            client: Some(3),
+        };
+        let prepared = crate::pool::view::PreparedView {
+            worker: 0,
+            name: "s".into(),
+            references: 1,
+            bytes: 8,
+            query: "select 1".into(),
+        };
+        let tallies = tally::Tallies::new(at);
+        tallies.of("d").add(Counter::Queries, 2);
+        let view = View {
+            clients: vec![client],
+            servers: vec![server],
+            tallies: tallies.view(at),
+            prepared: vec![prepared],
+            ..View::default()
+        };
+        let facts = Facts {
+            view: &view,
+            config: &config,
+            doors: &Doors::default(),
+            topology: &topology,
+            lag: &lag,
+            listen: ([127, 0, 0, 1], 1).into(),
+            now: Instant::from_millis(1000),
+            wall: 1_000_000,
+            resident: Some(1),
+            users: 1,
+        };
+        for (name, show) in SHOWS {
+            let Some(columns) = columns::of(&Command::Show(show)) else { continue };
+            let rows = of(show, &facts);
+            assert!(!rows.is_empty(), "{name}");
+            let mut out = Vec::new();
+            rows.iter().for_each(|row| table::write_row(&mut out, &columns, row, &table::Formats(vec![1])));
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The admin console before real servers: what exporters and scripts written for PgBouncer rely on, and orders.
+
+mod common;
+
+use common::raw::Raw;
+use common::{Cluster, DEADLINE, wait_for};
+use proxy::wire::frontend::{write_parse, write_query, write_subject};
+use proxy::{ProcessOrder, Refused, Reloaded, Wait};
+use std::process::Output;
+
+fn psql(cluster: &Cluster, database: &str, sql: &str) -> Output {
+    let mut command = cluster.client("psql");
+    command.env("PGDATABASE", database).args(["-X", "-A", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+    command.output().expect("psql can be started")
+}
+
+/// The table as psql prints it, header first, or the error.
+fn ask(cluster: &Cluster, sql: &str) -> Result<Vec<Vec<String>>, String> {
+    let output = psql(cluster, "pgtenure", sql);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    let rows = text.lines().filter(|l| !l.starts_with('('));
+    Ok(rows.map(|l| l.split('|').map(str::to_owned).collect()).collect())
+}
+
+/// The value of a column in the row whose first cell is `name`.
+fn cell(table: &[Vec<String>], name: &str, column: &str) -> Option<String> {
+    let at = table[0].iter().position(|c| c == column)?;
+    table[1..].iter().find(|row| row[0] == name).map(|row| row[at].clone())
+}
+
+#[test]
+fn exporters_find_the_tables_and_columns_they_ask_for() {
+    let cluster = Cluster::start(1, |raw| raw.console.stats_users = vec!["app".to_owned()]);
+    for _ in 0..5 {
+        cluster.psql("select 1").expect("the endpoint serves");
+    }
+    let mut held = Raw::login(cluster.port, &[]);
+    held.query("create temp table t (a int)");
+    // What prometheus' pgbouncer_exporter scans, table by table.
+    for (table, columns) in [
+        (
+            "DATABASES",
+            "name host port database force_user pool_size reserve_pool_size pool_mode max_connections current_connections paused disabled",
+        ),
+        (
+            "POOLS",
+            "database user cl_active cl_waiting sv_active sv_idle sv_used sv_tested sv_login maxwait maxwait_us pool_mode",
+        ),
+        (
+            "STATS",
+            "database total_xact_count total_query_count total_received total_sent total_xact_time total_query_time total_wait_time avg_xact_count avg_query_count avg_recv avg_sent avg_xact_time avg_query_time avg_wait_time",
+        ),
+        ("LISTS", "list items"),
+        ("CONFIG", "key value default changeable"),
+        (
+            "CLIENTS",
+            "type user database state addr port connect_time request_time wait wait_us ptr link remote_pid tls id",
+        ),
+        ("SERVERS", "type user database state addr port connect_time request_time ptr link remote_pid"),
+        ("USERS", "name pool_mode"),
+        ("MEM", "name size used free memtotal"),
+        ("VERSION", "version"),
+        ("STATS_TOTALS", "database xact_count query_count bytes_received bytes_sent xact_time query_time wait_time"),
+        ("STATS_AVERAGES", "database xact_count query_count"),
+        ("TOTALS", "name value"),
+        ("SOCKETS", "type user"),
+        ("STATE", "key value"),
+        ("LAG", "node freshness staleness_ms replay_lag_ms replay_lag_bytes"),
+        ("TOPOLOGY", "node role host port term gate"),
+        ("PINS", "id database user node remote_pid reasons"),
+    ] {
+        let rows = ask(&cluster, &format!("SHOW {table};")).unwrap_or_else(|e| panic!("SHOW {table}: {e}"));
+        for column in columns.split(' ') {
+            assert!(rows[0].iter().any(|c| c == column), "SHOW {table} lacks {column}: {:?}", rows[0]);
+        }
+        assert!(rows.len() > 1, "SHOW {table} has no rows");
+    }
+    let stats = ask(&cluster, "SHOW STATS_TOTALS").unwrap();
+    for column in ["query_count", "xact_count", "xact_time", "query_time", "client_login_count"] {
+        let n: u64 = cell(&stats, "app", column).expect("the database is counted").parse().unwrap();
+        assert!(n >= 5, "{column} = {n}");
+    }
+    let lists = ask(&cluster, "SHOW LISTS").unwrap();
+    assert_eq!(cell(&lists, "databases", "items").as_deref(), Some("1"));
+    assert_eq!(cell(&lists, "used_clients", "items").as_deref(), Some("1"));
+    let pins = ask(&cluster, "SHOW PINS").unwrap();
+    assert_eq!(pins.len(), 2, "{pins:?}");
+    let config = ask(&cluster, "SHOW CONFIG").unwrap();
+    assert_eq!(cell(&config, "hold_timeout", "value").as_deref(), Some("30s"));
+    assert_eq!(cell(&config, "listen", "changeable").as_deref(), Some("no"));
+    assert_eq!(cell(&config, "max_client_conn", "value").as_deref(), Some("10000"));
+    // Looking is all that this user may do.
+    let error = ask(&cluster, "PAUSE app").unwrap_err();
+    assert!(error.contains("admin access needed"), "{error}");
+    // Also under the name that exporters use.
+    assert!(psql(&cluster, "pgbouncer", "show pools").status.success());
+}
+
+#[test]
+fn drivers_that_prepare_everything_are_served() {
+    let cluster = Cluster::start(0, |raw| raw.console.stats_users = vec!["app".to_owned()]);
+    cluster.psql("select 1").expect("the endpoint serves");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dsn = cluster.dsn().replace("dbname=app", "dbname=pgtenure");
+        let (client, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await.expect("a login");
+        tokio::spawn(connection);
+        // Prepared, described, and with its results in binary form.
+        let rows = client.query("SHOW POOLS", &[]).await.expect("a table");
+        assert_eq!((rows[0].get::<_, &str>("database"), rows[0].get::<_, i32>("cl_waiting")), ("app", 0));
+        let one = client.query_one("select 1", &[]).await.expect("a row");
+        assert_eq!(one.get::<_, i32>(0), 1);
+        assert_eq!(client.execute("SET extra_float_digits = 3", &[]).await.expect("ignored"), 0);
+        let error = client.query("SHOW POLS", &[]).await.unwrap_err();
+        let error = error.as_db_error().expect("an error of the console");
+        assert_eq!((error.code().code(), error.detail()), ("42601", Some("The nearest valid command is SHOW POOLS.")));
+        // The connection goes on.
+        client.query("SHOW VERSION", &[]).await.expect("a table");
+    });
+    let mut raw = common::raw::Raw::login(cluster.port, &[("database", "pgtenure")]);
+    // After an error everything up to Sync is thrown away, and one ReadyForQuery is owed.
+    raw.write(|out| {
+        write_parse(out, b"", b"nonsense\0\0\0");
+        write_subject(out, b'D', b"");
+        out.extend_from_slice(b"S\0\0\0\x04");
+        write_query(out, "show version");
+    });
+    let (first, second) = (raw.until_ready(), raw.until_ready());
+    assert_eq!(first.len(), 2, "{first:?}");
+    assert_eq!(second.len(), 4, "{second:?}");
+}
+
+#[test]
+fn orders_at_the_console_are_carried_out() {
+    let mut typed = None;
+    let mut cluster = Cluster::start(0, |raw| {
+        raw.console.admin_users = vec!["app".to_owned()];
+        typed = Some(raw.clone());
+    });
+    let typed = typed.expect("the closure ran");
+    cluster.psql("select 1").expect("the endpoint serves");
+    assert_eq!(ask(&cluster, "PAUSE app"), Ok(vec![vec!["PAUSE".to_owned()]]));
+    let databases = ask(&cluster, "SHOW DATABASES").unwrap();
+    assert_eq!(cell(&databases, "app", "paused").as_deref(), Some("1"));
+    let waiting = std::thread::scope(|scope| {
+        let client = scope.spawn(|| cluster.psql("select 42"));
+        wait_for("the statement to wait", || {
+            let pools = ask(&cluster, "SHOW POOLS").unwrap();
+            (cell(&pools, "app", "cl_waiting")? == "1").then_some(())
+        });
+        ask(&cluster, "RESUME app").expect("the database is resumed");
+        client.join().expect("psql ends")
+    });
+    assert_eq!(waiting.as_deref(), Ok("42"));
+    assert!(ask(&cluster, "RESUME app").unwrap_err().contains("not paused"));
+    assert!(ask(&cluster, "PAUSE pgtenure").is_err());
+
+    ask(&cluster, "DISABLE app").expect("the database is closed to clients");
+    assert!(cluster.psql("select 1").unwrap_err().contains("not currently accepting connections"));
+    ask(&cluster, "ENABLE app").expect("the database is open again");
+
+    let mut victim = Raw::login(cluster.port, &[]);
+    let id = wait_for("the client to be listed", || {
+        let clients = ask(&cluster, "SHOW CLIENTS").unwrap();
+        cell(&clients, "C", "id")
+    });
+    ask(&cluster, &format!("KILL_CLIENT {id}")).expect("the client is there");
+    let mut last = Vec::new();
+    while let Some((_, frame)) = victim.frame() {
+        last = frame;
+    }
+    assert!(String::from_utf8_lossy(&last).contains("57P01"));
+    assert!(ask(&cluster, "SET pool_size = 3").unwrap_err().contains("cannot be changed"));
+
+    let mut orders = cluster.handle.as_mut().and_then(|h| h.orders.take()).expect("nobody has it yet");
+    let process = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        while let Some(order) = orders.blocking_recv() {
+            match order {
+                ProcessOrder::Reload(answer) if seen.is_empty() => {
+                    seen.push(Wait::Nothing);
+                    let _ = answer.send(Err(Refused(vec!["x.toml:3: no such key".to_owned()])));
+                }
+                ProcessOrder::Reload(answer) => {
+                    let needs_restart = vec!["proxy.listen".to_owned()];
+                    let _ = answer.send(Ok(Reloaded { needs_restart, ..Reloaded::default() }));
+                }
+                ProcessOrder::Shutdown { wait, answer } => {
+                    seen.push(wait);
+                    let _ = answer.send(Ok(()));
+                    return seen;
+                }
+            }
+        }
+        seen
+    });
+    let refused = ask(&cluster, "RELOAD").unwrap_err();
+    assert!(refused.contains("nothing was changed") && refused.contains("x.toml:3: no such key"), "{refused}");
+    let output = psql(&cluster, "pgtenure", "RELOAD");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("needs a restart: proxy.listen"));
+    ask(&cluster, "SHUTDOWN WAIT_FOR_CLIENTS").expect("the process agrees");
+    assert_eq!(process.join().expect("the process's part ends"), [Wait::Nothing, Wait::Clients]);
+
+    // A reload takes the rights away, also for who comes next.
+    let mut changed = typed;
+    changed.console.admin_users.clear();
+    let config = proxy::config::check(changed).expect("valid");
+    cluster.handle.as_ref().expect("it runs").control().reload(config).expect("nothing to open");
+    let denied = wait_for("the rights to be gone", || ask(&cluster, "SHOW POOLS").err());
+    assert!(denied.contains("permission denied for database \"pgtenure\""), "{denied} within {DEADLINE:?}");
+}
