@@ -3,7 +3,9 @@
 //! One thread accepts and hands each socket to the worker with the fewest sessions; it also sums up what the workers
 //! do. Work is done on the workers' threads only.
 
-use crate::auth::userlist::{LoadUserlistError, Userlist};
+use crate::auth::hashing::Hashing;
+use crate::auth::userlist::LoadUserlistError;
+use crate::auth::users::Users;
 use crate::catalog::{self, Catalogs, ReadPasswordError};
 use crate::config::Config;
 use crate::config::pools::Pools;
@@ -58,7 +60,7 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The userlist cannot be used.
-    #[error("cannot read the userlist (proxy.userlist)")]
+    #[error("cannot read a userlist (proxy.userlist, proxy.auth.server_userlist)")]
     Userlist(#[from] LoadUserlistError),
     /// The monitoring user's password cannot be read.
     #[error("cannot read the monitoring user's password")]
@@ -96,7 +98,7 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
     let listen = |source| StartError::Listen { addr: config.listen, source };
     let socket = bind(config.listen).map_err(listen)?;
     let addr = socket.local_addr().map_err(listen)?;
-    let userlist = Userlist::load(&config.userlist)?;
+    let users = Users::load(&config)?;
     let metrics = Metrics::register(registry)?;
     let reading = catalog::Settings::from_config(&config)?;
     let acceptor = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
@@ -107,7 +109,8 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
     let (accepting, accepts) = watch::channel(true);
     let (ask, orders) = mpsc::channel(ORDERS);
     let shared = Arc::new(Shared {
-        userlist,
+        users,
+        hashing: Hashing::new(cores),
         mock_secret: rand::random(),
         catalogs,
         limits: Arc::new(limits(config.pools.clone(), &peers)),
@@ -140,6 +143,7 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
         });
     });
     threads.push(thread.map_err(StartError::Thread)?);
+    warn_of_trust(&shared.config.borrow());
     tracing::info!(%addr, workers = count, "proxy listens");
     Ok(Handle { state, addr, orders: Some(orders), shared, topology, accepting, stop, threads })
 }
@@ -185,6 +189,13 @@ fn spawn_worker(index: usize, shared: Arc<Shared>, inbound: Inbound) -> Result<J
         Err(ended) => return Err(StartError::Thread(std::io::Error::other(ended))),
     }
     Ok(thread)
+}
+
+/// A rule that trusts other hosts leaves the network as the only guard.
+fn warn_of_trust(config: &Config) {
+    for rule in config.auth.rules.trusting() {
+        tracing::warn!(%rule, "a rule of proxy.auth.rules lets anybody in from other hosts without a password");
+    }
 }
 
 async fn accept(listener: TcpListener, shared: &Shared, mut accepts: watch::Receiver<bool>) {

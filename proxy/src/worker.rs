@@ -1,7 +1,8 @@
 //! One single-threaded runtime per core. A session lives and dies on its worker, with its pools and its view of the
 //! cluster; what workers share is a few atomics and the messages of [`ToWorker`].
 
-use crate::auth::userlist::Userlist;
+use crate::auth::hashing::Hashing;
+use crate::auth::users::Users;
 use crate::catalog::Catalogs;
 use crate::config::Config;
 use crate::console::tally::Tallies;
@@ -54,8 +55,10 @@ pub type Settings = Vec<(String, String)>;
 pub struct Shared {
     /// The configuration in force. Workers act on their own copy ([`Worker::config`]).
     pub config: watch::Sender<Arc<Config>>,
-    /// Users.
-    pub userlist: Userlist,
+    /// Users, as the files have them.
+    pub users: Users,
+    /// Where passwords are hashed.
+    pub hashing: Hashing,
     /// For users that do not exist.
     pub mock_secret: [u8; 32],
     /// Functions, per database.
@@ -238,6 +241,8 @@ pub struct Worker {
     /// Bounds the connections being made.
     pub connects: Semaphore,
     backoffs: RefCell<BTreeMap<NodeId, Backoff>>,
+    /// Bounds the clients that prove who they are at the same time.
+    pub logins: Semaphore,
     outstanding: RefCell<Vec<(NodeId, u32)>>,
     scratch: Cell<Vec<u8>>,
     spares: RefCell<Vec<Vec<u8>>>,
@@ -285,6 +290,7 @@ impl Worker {
         let config = Rc::new(Config::clone(&shared.config.borrow()));
         let policy = Cell::new(policy_of(&config));
         let shortest = timers::shortest(&config.timeouts);
+        let logins = Semaphore::new(config.auth.max_logins);
         Rc::new(Self {
             index,
             pools,
@@ -306,6 +312,7 @@ impl Worker {
             shortest: Cell::new(shortest),
             look_at: Cell::new(None),
             look_earlier: Notify::new(),
+            logins,
             outstanding: RefCell::default(),
             scratch: Cell::default(),
             spares: RefCell::default(),

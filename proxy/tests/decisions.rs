@@ -272,7 +272,7 @@ fn no_random_text_called_a_read_takes_a_transaction_id(primary: &Postgres, table
 fn keys_of_login(user: &str, password: &str, verifier: &Verifier) -> LoginKeys {
     let mut server = ServerSide::new(verifier.clone(), [1; NONCE_LEN]);
     let mut client = ClientSide::with_password(user, password, [2; NONCE_LEN]);
-    let first = server.first(&client.first()).expect("the first message is right");
+    let first = server.first(client.mechanism().as_bytes(), &client.first()).expect("the first message is right");
     let last = client.respond(&first).expect("the server's is too");
     server.finish(&last).expect("the password is right").keys
 }
@@ -356,7 +356,7 @@ fn serve_one(listener: &TcpListener, verifier: &Verifier) -> io::Result<()> {
     write_message(&mut stream, b'R', &[&10u32.to_be_bytes()[..], MECHANISM.as_bytes(), b"\0\0"].concat())?;
     let mut exchange = ServerSide::new(verifier.clone(), [8; NONCE_LEN]);
     let (_, initial) = read_message(&mut stream)?;
-    let first = exchange.first(&initial[MECHANISM.len() + 5..]).expect("libpq speaks SCRAM");
+    let first = exchange.first(MECHANISM.as_bytes(), &initial[MECHANISM.len() + 5..]).expect("libpq speaks SCRAM");
     write_message(&mut stream, b'R', &[&11u32.to_be_bytes()[..], &first].concat())?;
     let (_, last) = read_message(&mut stream)?;
     let Ok(accepted) = exchange.finish(&last) else {

@@ -105,9 +105,14 @@ impl Client {
             match kind {
                 b'R' => match backend::authentication(&frame).context("an authentication request")? {
                     Authentication::Ok => {}
-                    Authentication::Sasl { .. } => write_sasl_initial(&mut out, &exchange.first()),
+                    Authentication::Sasl { .. } => {
+                        write_sasl_initial(&mut out, exchange.mechanism(), &exchange.first())
+                    }
                     Authentication::SaslContinue(data) => write_sasl_response(&mut out, &exchange.respond(data)?),
                     Authentication::SaslFinal(data) => exchange.finish(data)?,
+                    Authentication::Cleartext | Authentication::Md5(_) => {
+                        bail!("an authentication method other than SCRAM")
+                    }
                     Authentication::Other(other) => bail!("authentication method {other}"),
                 },
                 b'Z' => return Ok(client),

@@ -1,4 +1,9 @@
-//! Who a client is: SCRAM verifiers from a userlist, and the exchange itself in both directions.
+//! Who a client is: the rules, the users and their secrets, and the exchanges themselves in both directions.
 
+pub mod credentials;
+pub mod hashing;
+pub mod md5;
+pub mod rules;
 pub mod scram;
 pub mod userlist;
+pub mod users;

@@ -1,10 +1,14 @@
-//! The userlist: users and their SCRAM verifiers, in the form PgBouncer reads.
+//! The userlist: users and their secrets, in the form PgBouncer reads.
 //!
-//! One user a line, both parts in double quotes, a quote inside doubled: `"alice" "SCRAM-SHA-256$4096:…$…:…"`. Lines
-//! that start with `;` or `#` and blank lines are skipped; what follows the two parts is ignored, as PgBouncer does.
-//! Passwords in plain text and MD5 hashes are refused: with them the proxy could not log in to servers as the user.
+//! One user a line, both parts in double quotes, a quote inside doubled: `"alice" "SCRAM-SHA-256$4096:…$…:…"`. The
+//! secret is a SCRAM verifier, an MD5 hash (`md5` and 32 hexadecimal digits), or else a password in plain text; an empty
+//! one lets nobody in by password. Lines that start with `;` or `#` and blank lines are skipped; what follows the two
+//! parts is ignored, as PgBouncer does.
 
+use super::credentials::Credentials;
+use super::md5::Md5Hash;
 use super::scram::{BadVerifier, Verifier};
+use cluster::secret::Secret;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,10 +16,48 @@ use std::path::{Path, PathBuf};
 /// Largest file read, bytes.
 const MAX_FILE: u64 = 64 << 20;
 
-/// Users and their verifiers.
+/// Users and their secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Userlist {
-    users: BTreeMap<String, Verifier>,
+    users: BTreeMap<String, Stored>,
+}
+
+/// What is known of a user's password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// A SCRAM verifier.
+    Scram(Verifier),
+    /// An MD5 hash.
+    Md5(Md5Hash),
+    /// The password.
+    Plain(Secret),
+    /// That there is none.
+    Nothing,
+}
+
+impl Stored {
+    /// Read a secret as it stands in a userlist or in `pg_authid.rolpassword`.
+    ///
+    /// # Errors
+    /// What begins like a verifier and is none.
+    pub fn parse(secret: &str) -> Result<Self, BadVerifier> {
+        if secret.is_empty() {
+            return Ok(Self::Nothing);
+        }
+        if secret.starts_with("SCRAM-SHA-256$") {
+            return secret.parse().map(Self::Scram);
+        }
+        Ok(secret.parse().map_or_else(|_| Self::Plain(Secret::new(secret)), Self::Md5))
+    }
+
+    /// What it is good for at servers. A verifier only tells whether others know the password.
+    pub fn credentials(&self) -> Credentials {
+        match self {
+            Self::Scram(_) | Self::Nothing => Credentials::Nothing,
+            Self::Md5(hash) => Credentials::Md5(hash.clone()),
+            Self::Plain(password) => Credentials::Password(password.clone()),
+        }
+    }
 }
 
 /// A line of a userlist that cannot be used.
@@ -32,7 +74,7 @@ pub struct BadLine {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadEntry {
     /// Not two quoted strings.
-    #[error("expected \"user\" \"verifier\", both in double quotes")]
+    #[error("expected \"user\" \"secret\", both in double quotes")]
     Form,
     /// The user is empty.
     #[error("the user is empty")]
@@ -40,12 +82,6 @@ pub enum BadEntry {
     /// The user stands on an earlier line already.
     #[error("user {0:?} stands on an earlier line already")]
     Twice(String),
-    /// An MD5 hash.
-    #[error("user {0:?} has an MD5 hash: only SCRAM-SHA-256 verifiers are used; copy rolpassword from pg_authid")]
-    Md5(String),
-    /// Neither a verifier nor an MD5 hash: taken for a password.
-    #[error("user {0:?} has a password in plain text: only SCRAM-SHA-256 verifiers are used")]
-    Plain(String),
     /// A broken verifier.
     #[error("user {user:?}: {source}")]
     Verifier {
@@ -79,7 +115,7 @@ pub enum LoadUserlistError {
 }
 
 impl Userlist {
-    /// Read a file. Blocks; called once at start.
+    /// Read a file. Blocks.
     ///
     /// # Errors
     /// The file cannot be read or holds a line that cannot be used.
@@ -105,16 +141,16 @@ impl Userlist {
                 continue;
             }
             let bad = |problem| BadLine { line: i + 1, problem };
-            let (user, verifier) = entry(line).map_err(bad)?;
-            if users.insert(user.clone(), verifier).is_some() {
+            let (user, stored) = entry(line).map_err(bad)?;
+            if users.insert(user.clone(), stored).is_some() {
                 return Err(bad(BadEntry::Twice(user)));
             }
         }
         Ok(Self { users })
     }
 
-    /// The verifier of `user`; `None` when there is no such user.
-    pub fn verifier(&self, user: &str) -> Option<&Verifier> {
+    /// What is known of `user`; `None` when there is no such user.
+    pub fn get(&self, user: &str) -> Option<&Stored> {
         self.users.get(user)
     }
 
@@ -134,21 +170,14 @@ pub fn line(user: &str, verifier: &Verifier) -> String {
     format!("\"{}\" \"{verifier}\"", user.replace('"', "\"\""))
 }
 
-fn entry(line: &str) -> Result<(String, Verifier), BadEntry> {
+fn entry(line: &str) -> Result<(String, Stored), BadEntry> {
     let (user, rest) = quoted(line).ok_or(BadEntry::Form)?;
     let (secret, _) = quoted(rest.trim_start()).ok_or(BadEntry::Form)?;
     if user.is_empty() {
         return Err(BadEntry::NoUser);
     }
-    let is_md5 = secret.len() == 35 && secret.starts_with("md5") && secret[3..].bytes().all(|b| b.is_ascii_hexdigit());
-    if is_md5 {
-        return Err(BadEntry::Md5(user));
-    }
-    if !secret.starts_with("SCRAM-SHA-256$") {
-        return Err(BadEntry::Plain(user));
-    }
-    match secret.parse() {
-        Ok(verifier) => Ok((user, verifier)),
+    match Stored::parse(&secret) {
+        Ok(stored) => Ok((user, stored)),
         Err(source) => Err(BadEntry::Verifier { user, source }),
     }
 }
@@ -184,29 +213,34 @@ mod tests {
         let text = format!("; comment\n# too\n\n{}\n  {}  \n", line("alice", &verifier()), line(odd, &verifier()));
         let list = Userlist::parse(&text).unwrap();
         assert_eq!(list.len(), 2);
-        assert_eq!(list.verifier("alice"), Some(&verifier()));
-        assert_eq!(list.verifier(odd), Some(&verifier()));
-        assert_eq!(list.verifier("Alice"), None);
+        assert_eq!(list.get("alice"), Some(&Stored::Scram(verifier())));
+        assert_eq!(list.get(odd), Some(&Stored::Scram(verifier())));
+        assert_eq!(list.get("Alice"), None);
+    }
+
+    #[test]
+    fn every_form_of_pgbouncer_is_read() {
+        let text = "\"a\" \"md50123456789abcdef0123456789ABCDEF\"\n\"b\" \"hunter\"\"2\" ignored\n\"c\" \"\"\n\"d\" \"md5short\"\n";
+        let list = Userlist::parse(text).unwrap();
+        let md5 = "md50123456789abcdef0123456789abcdef".parse().unwrap();
+        assert_eq!(list.get("a"), Some(&Stored::Md5(md5)));
+        assert_eq!(list.get("b"), Some(&Stored::Plain(Secret::new("hunter\"2"))));
+        assert_eq!(list.get("c"), Some(&Stored::Nothing));
+        // As PgBouncer and PostgreSQL take it: not a hash, so a password.
+        assert_eq!(list.get("d"), Some(&Stored::Plain(Secret::new("md5short"))));
     }
 
     #[test]
     fn a_line_that_cannot_be_used_is_named_without_its_secret() {
         let v = verifier();
         for (text, want) in [
-            ("alice x", "line 1: expected \"user\" \"verifier\", both in double quotes".to_owned()),
-            ("\n\"alice\" \"x", "line 2: expected \"user\" \"verifier\", both in double quotes".to_owned()),
+            ("alice x", "line 1: expected \"user\" \"secret\", both in double quotes".to_owned()),
+            ("\n\"alice\" \"x", "line 2: expected \"user\" \"secret\", both in double quotes".to_owned()),
             ("\"\" \"x\"", "line 1: the user is empty".to_owned()),
             (
-                "\"bob\" \"hunter2\"",
-                "line 1: user \"bob\" has a password in plain text: only SCRAM-SHA-256 verifiers are used".to_owned(),
-            ),
-            (
-                "\"bob\" \"md50123456789abcdef0123456789abcdef\"",
-                "line 1: user \"bob\" has an MD5 hash: only SCRAM-SHA-256 verifiers are used; copy rolpassword from pg_authid".to_owned(),
-            ),
-            (
                 "\"bob\" \"SCRAM-SHA-256$4096:AAAA$x:y\"",
-                "line 1: user \"bob\": not a SCRAM-SHA-256 verifier: the StoredKey is not 32 bytes in base64".to_owned(),
+                "line 1: user \"bob\": not a SCRAM-SHA-256 verifier: the StoredKey is not 32 bytes in base64"
+                    .to_owned(),
             ),
             (
                 &format!("\"a\" \"{v}\"\n\"a\" \"{v}\""),

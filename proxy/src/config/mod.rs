@@ -6,6 +6,7 @@ pub mod reload;
 pub mod timeouts;
 
 pub use pools::PoolMode;
+pub mod auth;
 
 use cluster::config::{BadSetting, Size, Span};
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,8 @@ pub struct Raw {
     pub databases: BTreeMap<String, pools::Database>,
     /// What holds for single users. Default none.
     pub users: BTreeMap<String, pools::User>,
+    /// Who may log in.
+    pub auth: auth::Raw,
 }
 
 impl Default for Raw {
@@ -133,6 +136,7 @@ impl Default for Raw {
             pools: pools::Raw::default(),
             databases: BTreeMap::new(),
             users: BTreeMap::new(),
+            auth: auth::Raw::default(),
         }
     }
 }
@@ -198,6 +202,8 @@ pub struct Config {
     pub typed: Box<Raw>,
     /// `[proxy.pools]`, `[proxy.databases]` and `[proxy.users]`
     pub pools: pools::Pools,
+    /// `auth`
+    pub auth: auth::Auth,
 }
 
 impl Config {
@@ -254,9 +260,8 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(timeouts::check(&raw.timeouts));
     bad.extend(console::check(&raw.console));
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
-    if !bad.is_empty() {
-        return Err(bad);
-    }
+    let auth = auth::check(raw.auth).map_err(|more| bad.extend(more));
+    let (true, Ok(auth)) = (bad.is_empty(), auth) else { return Err(bad) };
     Ok(Config {
         typed: Box::new(raw.clone()),
         console: raw.console.checked(),
@@ -297,6 +302,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
             databases: raw.databases,
             users: raw.users,
         },
+        auth,
     })
 }
 

@@ -1,10 +1,11 @@
 //! Finding a server for a unit that has not been sent: holding it while there is none, queueing for a connection,
 //! making one. Everything here waits with a deadline, and starts again when the cluster changes.
 
-use crate::auth::scram::LoginKeys;
+use crate::auth::credentials::Credentials;
 use crate::pool::policy::resolve;
 use crate::pool::{Checkout, Full, Identity, Offer, Permit, Pool, Share};
 use crate::route::{Causality, Request, Target};
+use crate::session::challenge::Allowed;
 use crate::session::server::{self, ConnectError, Login, Server};
 use crate::sql::Access;
 use crate::wire::error_response::ClientError;
@@ -26,8 +27,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 pub struct Want {
     /// Whose session.
     pub identity: Arc<Identity>,
-    /// Its keys.
-    pub keys: LoginKeys,
+    /// What it can log in to servers with.
+    pub credentials: Arc<Credentials>,
     /// What it has written and read.
     pub causality: Rc<RefCell<Causality>>,
     /// What the unit needs.
@@ -310,7 +311,9 @@ pub async fn open(
         role,
         term,
         identity: &want.identity,
-        keys: want.keys.clone(),
+        credentials: &want.credentials,
+        allowed: Allowed { md5: config.auth.server_md5, password: config.auth.server_password },
+        hashing: &w.shared.hashing,
         connect_timeout: config.connect_timeout.min(left),
         login_timeout: config.login_timeout.min(left),
         tcp_user_timeout: config.tcp_user_timeout,
@@ -401,7 +404,7 @@ pub fn hold_timeout(w: &Worker, since: Instant, now: Instant) -> ClientError {
 fn refused(error: ConnectError) -> NotFound {
     match error {
         ConnectError::Refused { frame, .. } => NotFound::Refused(frame),
-        ConnectError::Scram { node, source } => {
+        ConnectError::Challenge { node, source } => {
             NotFound::Error(ClientError::ServerLogin { node, why: source.to_string() })
         }
         ConnectError::Io { node, .. }

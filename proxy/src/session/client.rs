@@ -5,7 +5,7 @@
 //! [`relay`](super::relay) to the client. What needs more (a server to be found, a lost one to be explained) ends the
 //! turn. Reading stops while the other side does not take what was read, so memory stays bounded both ways.
 
-use crate::auth::scram::LoginKeys;
+use crate::auth::credentials::Credentials;
 use crate::config::PoolMode;
 use crate::console::tally::{Counter, Tally};
 use crate::net::Stream;
@@ -103,7 +103,7 @@ pub struct Session {
     pub(super) identity: Arc<Identity>,
     /// What `SHOW STATS` counts of the database.
     pub(super) tally: Rc<Tally>,
-    pub(super) keys: LoginKeys,
+    pub(super) credentials: Arc<Credentials>,
     pub(super) pools: Vec<Rc<Pool>>,
     pub(super) functions: watch::Receiver<Arc<FunctionTable>>,
     pub(super) table: Arc<FunctionTable>,
@@ -186,7 +186,7 @@ impl Session {
         w: Rc<Worker>,
         (presence, place): (Rc<Presence>, usize),
         client: Stream,
-        (identity, keys): (Arc<Identity>, LoginKeys),
+        (identity, credentials): (Arc<Identity>, Arc<Credentials>),
         causality: Rc<RefCell<Causality>>,
         settings: &Settings,
         mut functions: watch::Receiver<Arc<FunctionTable>>,
@@ -204,7 +204,7 @@ impl Session {
             client,
             identity,
             tally,
-            keys,
+            credentials,
             pools: Vec::new(),
             functions,
             table,

@@ -1,6 +1,6 @@
 //! From the first byte of a connection to its first ReadyForQuery.
 
-use crate::auth::scram::{Accepted, LoginKeys, ServerSide, Verifier};
+use crate::auth::credentials::Credentials;
 use crate::console;
 use crate::net::{Origin, Stream};
 use crate::pool::Identity;
@@ -16,8 +16,8 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, Packet, Startup};
-use crate::wire::{frontend, sqlstate::SqlState};
 use crate::worker::{Settings, ToWorker, Worker};
 use cluster::topology::Gate;
 use std::cell::RefCell;
@@ -30,7 +30,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const MAX_MESSAGE: usize = 4096;
 
 /// Why a connection ends before its session begins.
-enum Farewell {
+pub(super) enum Farewell {
     /// Nothing is said: the peer is gone, or it only wanted to cancel.
     Silent,
     /// FATAL.
@@ -103,14 +103,14 @@ fn fatal(error: &ClientError, out: &mut Vec<u8>) {
 
 struct Admitted {
     startup: Startup,
-    keys: LoginKeys,
+    credentials: Credentials,
 }
 
 /// A session that lacks only its socket.
 pub struct Prepared {
     w: Rc<Worker>,
     identity: Arc<Identity>,
-    keys: LoginKeys,
+    credentials: Arc<Credentials>,
     causality: Rc<RefCell<Causality>>,
     settings: Arc<Settings>,
     hello: Vec<u8>,
@@ -136,7 +136,7 @@ impl Prepared {
             self.w,
             (presence, place),
             stream,
-            (self.identity, self.keys),
+            (self.identity, self.credentials),
             self.causality,
             &self.settings,
             functions,
@@ -146,10 +146,11 @@ impl Prepared {
     }
 }
 
-struct Greeter<'a> {
-    w: &'a Rc<Worker>,
-    stream: Stream,
-    origin: Origin,
+/// A client that has not proven yet who it is.
+pub(super) struct Greeter<'a> {
+    pub(super) w: &'a Rc<Worker>,
+    pub(super) stream: Stream,
+    pub(super) origin: Origin,
     buf: Vec<u8>,
 }
 
@@ -176,8 +177,10 @@ impl Greeter<'_> {
             backend::write_negotiate_version(&mut out, &startup.extensions);
             self.stream.write_all(&out).await?;
         }
-        let keys = self.scram(&startup.user).await?;
-        Ok(Admitted { startup, keys })
+        // Taken only now: who connects and says nothing holds up nobody. The wait is part of the login's time.
+        let _turn = self.w.logins.acquire().await.expect("the semaphore is never closed");
+        let credentials = self.prove(&startup).await?;
+        Ok(Admitted { startup, credentials })
     }
 
     /// Read packets up to the StartupMessage. Encryption may be asked for once of each kind.
@@ -226,46 +229,14 @@ impl Greeter<'_> {
         }
     }
 
-    async fn scram(&mut self, user: &str) -> Result<LoginKeys, Farewell> {
-        let shared = &self.w.shared;
-        let known = shared.userlist.verifier(user).cloned();
-        let verifier = known.unwrap_or_else(|| Verifier::mock(user, &shared.mock_secret));
-        let mut exchange = ServerSide::new(verifier, rand::random());
-        let mut out = Vec::new();
-        backend::write_authentication_sasl(&mut out);
-        self.stream.write_all(&out).await?;
-        let violation = |what: String| ClientError::ProtocolViolation { what };
-        let first = self.message().await?;
-        let (mechanism, data) =
-            frontend::sasl_initial(&first).ok_or_else(|| violation("malformed SASLInitialResponse message".into()))?;
-        if mechanism != b"SCRAM-SHA-256" {
-            return Err(violation("client selected an invalid SASL authentication mechanism".into()).into());
-        }
-        let refused = |error: crate::auth::scram::ScramError| match error {
-            crate::auth::scram::ScramError::WrongPassword => ClientError::BadPassword { user: user.to_owned() },
-            other => ClientError::ProtocolViolation { what: other.to_string() },
-        };
-        let answer = exchange.first(data).map_err(refused)?;
-        out.clear();
-        backend::write_sasl_continue(&mut out, &answer);
-        self.stream.write_all(&out).await?;
-        let proof = self.message().await?;
-        let Accepted { server_final, keys } = exchange.finish(&proof[5..]).map_err(refused)?;
-        out.clear();
-        backend::write_sasl_final(&mut out, &server_final);
-        backend::write_authentication_ok(&mut out);
-        self.stream.write_all(&out).await?;
-        Ok(keys)
-    }
-
-    /// The next password message.
-    async fn message(&mut self) -> Result<Vec<u8>, Farewell> {
+    /// The next message of the type that all answers to Authentication have; `what` it must be, in PostgreSQL's words.
+    pub(super) async fn message(&mut self, what: &str) -> Result<Vec<u8>, Farewell> {
         loop {
             let violation = |what: &str| ClientError::ProtocolViolation { what: what.to_owned() };
             match head(&self.buf) {
                 Err(_) => return Err(violation("invalid message length").into()),
-                Ok(Some(h)) if h.kind != b'p' => return Err(violation("expected SASL response").into()),
-                Ok(Some(h)) if h.total > MAX_MESSAGE => return Err(violation("SASL response too long").into()),
+                Ok(Some(h)) if h.kind != b'p' => return Err(violation(&format!("expected {what}")).into()),
+                Ok(Some(h)) if h.total > MAX_MESSAGE => return Err(violation(&format!("{what} too long")).into()),
                 Ok(Some(h)) if self.buf.len() >= h.total => return Ok(self.buf.drain(..h.total).collect()),
                 Ok(_) => self.more().await?,
             }
@@ -313,7 +284,7 @@ impl Greeter<'_> {
 
     /// Find out what a server reports to this user, which also proves that the database exists.
     async fn admit(&mut self, admitted: Admitted) -> Result<Prepared, Farewell> {
-        let Admitted { startup, keys } = admitted;
+        let Admitted { startup, credentials } = admitted;
         let admission = self.count(&startup)?;
         let dbname = dbname(&self.w.config().pools, &startup.database).to_owned();
         let identity =
@@ -321,7 +292,7 @@ impl Greeter<'_> {
         let causality = Rc::new(RefCell::new(Causality::default()));
         let want = Want {
             identity: Arc::new(identity),
-            keys,
+            credentials: Arc::new(credentials),
             causality,
             access: Access::Write,
             avoid: Vec::new(),
@@ -347,9 +318,9 @@ impl Greeter<'_> {
             };
             backend::write_parameter_status(&mut hello, name, value);
         }
-        let Want { keys, causality, .. } = want;
+        let Want { credentials, causality, .. } = want;
         let (w, origin) = (self.w.clone(), self.origin);
-        Ok(Prepared { w, identity, keys, causality, settings, hello, origin, admission })
+        Ok(Prepared { w, identity, credentials, causality, settings, hello, origin, admission })
     }
 }
 

@@ -1,12 +1,14 @@
 //! One client's session: what was said, what is owed, and what a lost server means for it.
 //!
 //! The decisions are in the PURE modules [`batch`], [`outcome`], [`relay`], [`state`], [`statements`] and
-//! [`translate`]; [`client`], [`incoming`], [`sending`], [`answers`], [`login`], [`server`] and [`cancel`] do the IO around them.
+//! [`translate`]; [`client`], [`incoming`], [`sending`], [`answers`], [`login`], [`prove`], [`server`],
+//! [`challenge`] and [`cancel`] do the IO around them.
 
 pub mod acquire;
 mod answers;
 pub mod batch;
 pub mod cancel;
+pub mod challenge;
 pub mod client;
 mod durability;
 mod incoming;
@@ -15,6 +17,7 @@ mod lost;
 pub mod outbox;
 pub mod outcome;
 pub mod presence;
+mod prove;
 pub mod relay;
 mod sending;
 pub mod server;

@@ -72,7 +72,7 @@ impl Session {
     pub(super) fn want(&mut self, access: Access, now: Instant) -> Want {
         Want {
             identity: self.identity.clone(),
-            keys: self.keys.clone(),
+            credentials: self.credentials.clone(),
             causality: self.causality.clone(),
             access,
             avoid: self.avoid.clone(),

@@ -1,11 +1,13 @@
 //! A connection to a PostgreSQL server: how it is made, and what is known of it.
 
-use crate::auth::scram::{ClientSide, LoginKeys, ScramError};
+use crate::auth::credentials::Credentials;
+use crate::auth::hashing::Hashing;
 use crate::net::Stream;
 use crate::pool::{Identity, Permit};
 use crate::session::cancel::Cancels;
+use crate::session::challenge::{Allowed, Answers, ChallengeError};
 use crate::session::statements::ServerStatements;
-use crate::wire::backend::{self, Authentication, TxStatus};
+use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::{frontend, startup};
 use cluster::topology::Member;
@@ -62,14 +64,14 @@ pub enum ConnectError {
         /// Its whole ErrorResponse.
         frame: Vec<u8>,
     },
-    /// The exchange of proofs failed.
-    #[error("login to {node} failed: {source}")]
-    Scram {
+    /// What it asks for cannot be answered, or the exchange of proofs failed.
+    #[error("login to {node} failed")]
+    Challenge {
         /// The server.
         node: NodeId,
         /// Why.
         #[source]
-        source: ScramError,
+        source: ChallengeError,
     },
     /// The server is not what the topology says.
     #[error("{node} is not a {}", match expected { Role::Primary => "primary", Role::Standby => "standby" })]
@@ -94,7 +96,7 @@ impl ConnectError {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Refused { code, .. } => code.starts_with("28") || code.starts_with("3D") || code.starts_with("22"),
-            Self::Scram { .. } => true,
+            Self::Challenge { .. } => true,
             Self::Io { .. } | Self::Timeout { .. } | Self::WrongRole { .. } | Self::Protocol { .. } => false,
         }
     }
@@ -173,8 +175,12 @@ pub struct Login<'a> {
     pub term: Term,
     /// Who logs in, where to, with which settings.
     pub identity: &'a Identity,
-    /// The client's keys.
-    pub keys: LoginKeys,
+    /// What the session can log in with.
+    pub credentials: &'a Credentials,
+    /// What may be answered besides SCRAM.
+    pub allowed: Allowed,
+    /// Where passwords are hashed.
+    pub hashing: &'a Hashing,
     /// `proxy.connect_timeout`.
     pub connect_timeout: Duration,
     /// `proxy.login_timeout`.
@@ -249,29 +255,22 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
     wire.send(&out).await?;
     let node = wire.node.clone();
     let protocol = |what| ConnectError::Protocol { node: node.clone(), what };
-    let scram = |source| ConnectError::Scram { node: node.clone(), source };
-    let mut exchange = ClientSide::with_keys(&identity.user, login.keys.clone(), rand::random());
+    let refused = |source| ConnectError::Challenge { node: node.clone(), source };
+    let endpoint = wire.stream.tls().and_then(|peer| peer.server_end_point.as_deref()).map(<[u8]>::to_vec);
+    let mut answers = Answers::new(&identity.user, login.credentials, login.allowed, login.hashing, endpoint);
     let mut welcome = Welcome { settings: Vec::new(), key: (0, 0) };
     for _ in 0..MAX_LOGIN_MESSAGES {
         let (kind, frame) = wire.next().await?;
         match kind {
-            b'R' => match backend::authentication(&frame).ok_or_else(|| protocol("a malformed Authentication"))? {
-                Authentication::Ok => {}
-                Authentication::Sasl { scram_sha_256: true } => {
-                    out.clear();
-                    frontend::write_sasl_initial(&mut out, &exchange.first());
+            b'R' => {
+                let challenge =
+                    backend::authentication(&frame).ok_or_else(|| protocol("a malformed Authentication"))?;
+                out.clear();
+                answers.to(challenge, &mut out).await.map_err(refused)?;
+                if !out.is_empty() {
                     wire.send(&out).await?;
                 }
-                Authentication::SaslContinue(data) => {
-                    out.clear();
-                    frontend::write_sasl_response(&mut out, &exchange.respond(data).map_err(scram)?);
-                    wire.send(&out).await?;
-                }
-                Authentication::SaslFinal(data) => exchange.finish(data).map_err(scram)?,
-                Authentication::Sasl { scram_sha_256: false } | Authentication::Other(_) => {
-                    return Err(protocol("it asks for an authentication method other than scram-sha-256"));
-                }
-            },
+            }
             b'S' => {
                 let (name, value) =
                     backend::parameter_status(&frame).ok_or_else(|| protocol("a malformed ParameterStatus"))?;

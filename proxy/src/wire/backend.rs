@@ -116,10 +116,16 @@ pub fn ready_status(frame: &[u8]) -> Option<TxStatus> {
 pub enum Authentication<'a> {
     /// Logged in.
     Ok,
+    /// Send the password itself.
+    Cleartext,
+    /// Send its MD5 hash, hashed again with this salt.
+    Md5([u8; 4]),
     /// SASL with these mechanisms.
     Sasl {
         /// SCRAM-SHA-256 is among them.
         scram_sha_256: bool,
+        /// SCRAM-SHA-256-PLUS is.
+        plus: bool,
     },
     /// The server's first SASL message.
     SaslContinue(&'a [u8]),
@@ -134,7 +140,12 @@ pub fn authentication(frame: &[u8]) -> Option<Authentication<'_>> {
     let (code, rest) = frame.get(HEAD..)?.split_first_chunk::<4>()?;
     Some(match u32::from_be_bytes(*code) {
         0 => Authentication::Ok,
-        10 => Authentication::Sasl { scram_sha_256: rest.split(|&b| b == 0).any(|m| m == b"SCRAM-SHA-256") },
+        3 => Authentication::Cleartext,
+        5 => Authentication::Md5(rest.try_into().ok()?),
+        10 => {
+            let offers = |name: &[u8]| rest.split(|&b| b == 0).any(|m| m == name);
+            Authentication::Sasl { scram_sha_256: offers(b"SCRAM-SHA-256"), plus: offers(b"SCRAM-SHA-256-PLUS") }
+        }
         11 => Authentication::SaslContinue(rest),
         12 => Authentication::SaslFinal(rest),
         other => Authentication::Other(other),
@@ -146,11 +157,25 @@ pub fn write_authentication_ok(out: &mut Vec<u8>) {
     message(out, b'R', |b| b.extend_from_slice(&[0; 4]));
 }
 
-/// Append AuthenticationSASL offering SCRAM-SHA-256. Without TLS there is no channel to bind to, so no -PLUS.
-pub fn write_authentication_sasl(out: &mut Vec<u8>) {
+/// Append AuthenticationCleartextPassword.
+pub fn write_authentication_cleartext(out: &mut Vec<u8>) {
+    message(out, b'R', |b| b.extend_from_slice(&3u32.to_be_bytes()));
+}
+
+/// Append AuthenticationMD5Password.
+pub fn write_authentication_md5(out: &mut Vec<u8>, salt: [u8; 4]) {
+    message(out, b'R', |b| {
+        b.extend_from_slice(&5u32.to_be_bytes());
+        b.extend_from_slice(&salt);
+    });
+}
+
+/// Append AuthenticationSASL offering `mechanisms`, the best first.
+pub fn write_authentication_sasl(out: &mut Vec<u8>, mechanisms: &[&str]) {
     message(out, b'R', |b| {
         b.extend_from_slice(&10u32.to_be_bytes());
-        b.extend_from_slice(b"SCRAM-SHA-256\0\0");
+        mechanisms.iter().for_each(|name| cstring(b, name.as_bytes()));
+        b.push(0);
     });
 }
 
@@ -258,7 +283,13 @@ mod tests {
             assert_eq!(ready_status(&out), Some(status));
         }
         out.clear();
-        write_authentication_sasl(&mut out);
-        assert_eq!(authentication(&out), Some(Authentication::Sasl { scram_sha_256: true }));
+        write_authentication_sasl(&mut out, &["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]);
+        assert_eq!(authentication(&out), Some(Authentication::Sasl { scram_sha_256: true, plus: true }));
+        out.clear();
+        write_authentication_md5(&mut out, [1, 2, 3, 4]);
+        assert_eq!(authentication(&out), Some(Authentication::Md5([1, 2, 3, 4])));
+        out.clear();
+        write_authentication_cleartext(&mut out);
+        assert_eq!(authentication(&out), Some(Authentication::Cleartext));
     }
 }

@@ -5,6 +5,7 @@
 //! sees and what is logged are two texts; nothing here is meant for the log.
 //! Source: PostgreSQL documentation, "Error Message Style Guide" and "Error and Notice Message Fields".
 
+use crate::auth::rules::{Method, Way};
 use crate::sql::PinReason;
 use crate::wire::pool_error::PoolError;
 use crate::wire::sqlstate::SqlState;
@@ -161,6 +162,29 @@ pub enum ClientError {
         /// The user.
         user: String,
     },
+    /// No rule lets this client in, or one keeps it out.
+    NotAdmitted {
+        /// The way it came.
+        way: Way,
+        /// The user.
+        user: String,
+        /// The database.
+        database: String,
+        /// A rule rejects it; else none fits.
+        by_rule: bool,
+    },
+    /// The proof that a rule demands was not given, and is no password.
+    AuthenticationFailed {
+        /// The rule's method.
+        method: Method,
+        /// The user.
+        user: String,
+    },
+    /// The client and we do not agree on the channel that a login is bound to.
+    ChannelBinding {
+        /// How, in PostgreSQL's words.
+        what: String,
+    },
     /// Startup and login took longer than `proxy.login_timeout`.
     LoginTimeout,
     /// `proxy.max_client_connections` are connected.
@@ -244,6 +268,9 @@ impl ClientError {
                 "no PostgreSQL user name specified in startup packet",
             ),
             Self::BadPassword { user } => bad_password(user),
+            Self::NotAdmitted { way, user, database, by_rule } => not_admitted(*way, user, database, *by_rule),
+            Self::AuthenticationFailed { method, user } => authentication_failed(*method, user),
+            Self::ChannelBinding { what } => fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, what.clone()),
             Self::LoginTimeout => fatal(SqlState::QUERY_CANCELED, "canceling authentication due to timeout"),
             Self::TooManyClients { limit } => too_many_clients(*limit),
             Self::ShuttingDown => {
@@ -337,6 +364,27 @@ fn message_too_long(length: u64, limit: u64) -> Report {
 
 fn bad_password(user: &str) -> Report {
     fatal(SqlState::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
+}
+
+/// The words of PostgreSQL's message for its own rules, so that what reads it there reads it here.
+fn not_admitted(way: Way, user: &str, database: &str, by_rule: bool) -> Report {
+    let (host, encryption) = match way {
+        Way::Local => ("[local]".to_owned(), "no encryption"),
+        Way::Host { address, tls: true } => (address.to_canonical().to_string(), "SSL encryption"),
+        Way::Host { address, tls: false } => (address.to_canonical().to_string(), "no encryption"),
+    };
+    let head = if by_rule { "proxy.auth.rules rejects connection" } else { "no proxy.auth.rules entry" };
+    let text = format!("{head} for host \"{host}\", user \"{user}\", database \"{database}\", {encryption}");
+    fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, text)
+}
+
+fn authentication_failed(method: Method, user: &str) -> Report {
+    let how = match method {
+        Method::Cert => "certificate",
+        Method::Peer => "Peer",
+        Method::Scram | Method::Md5 | Method::Password | Method::Trust | Method::Reject => "password",
+    };
+    fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, format!("{how} authentication failed for user \"{user}\""))
 }
 
 fn too_many_clients(limit: usize) -> Report {
@@ -464,6 +512,20 @@ mod tests {
             ),
             (E::NoUser, "FATAL 28000 no PostgreSQL user name specified in startup packet |  | "),
             (E::BadPassword { user: "u".into() }, "FATAL 28P01 password authentication failed for user \"u\" |  | "),
+            (
+                E::NotAdmitted {
+                    way: Way::Host { address: core::net::Ipv4Addr::LOCALHOST.into(), tls: false },
+                    user: "u".into(),
+                    database: "d".into(),
+                    by_rule: false,
+                },
+                "FATAL 28000 no proxy.auth.rules entry for host \"127.0.0.1\", user \"u\", database \"d\", no encryption |  | ",
+            ),
+            (
+                E::AuthenticationFailed { method: Method::Peer, user: "u".into() },
+                "FATAL 28000 Peer authentication failed for user \"u\" |  | ",
+            ),
+            (E::ChannelBinding { what: "odd".into() }, "FATAL 28000 odd |  | "),
             (E::LoginTimeout, "FATAL 57014 canceling authentication due to timeout |  | "),
             (
                 E::TooManyClients { limit: 100 },
@@ -510,14 +572,17 @@ mod tests {
             E::MessageTooLong { .. } => 17,
             E::NoUser => 18,
             E::BadPassword { .. } => 19,
-            E::LoginTimeout => 20,
-            E::TooManyClients { .. } => 21,
-            E::ShuttingDown => 22,
-            E::Internal { .. } => 23,
-            E::ResultChanged => 24,
+            E::NotAdmitted { .. } => 20,
+            E::AuthenticationFailed { .. } => 21,
+            E::ChannelBinding { .. } => 22,
+            E::LoginTimeout => 23,
+            E::TooManyClients { .. } => 24,
+            E::ShuttingDown => 25,
+            E::Internal { .. } => 26,
+            E::ResultChanged => 27,
         };
         let seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
-        assert_eq!(seen, (0..25).collect::<Vec<_>>());
+        assert_eq!(seen, (0..28).collect::<Vec<_>>());
     }
 
     #[test]

@@ -115,9 +115,9 @@ pub fn write_flush(out: &mut Vec<u8>) {
 }
 
 /// Append a SASLInitialResponse for SCRAM-SHA-256.
-pub fn write_sasl_initial(out: &mut Vec<u8>, data: &[u8]) {
+pub fn write_sasl_initial(out: &mut Vec<u8>, mechanism: &str, data: &[u8]) {
     message(out, b'p', |b| {
-        cstring(b, b"SCRAM-SHA-256");
+        cstring(b, mechanism.as_bytes());
         b.extend_from_slice(&u32::try_from(data.len()).expect("SCRAM messages are short").to_be_bytes());
         b.extend_from_slice(data);
     });
@@ -126,6 +126,17 @@ pub fn write_sasl_initial(out: &mut Vec<u8>, data: &[u8]) {
 /// Append a SASLResponse.
 pub fn write_sasl_response(out: &mut Vec<u8>, data: &[u8]) {
     message(out, b'p', |b| b.extend_from_slice(data));
+}
+
+/// Append a PasswordMessage.
+pub fn write_password(out: &mut Vec<u8>, password: &[u8]) {
+    message(out, b'p', |b| cstring(b, password));
+}
+
+/// The password of a PasswordMessage frame.
+pub fn password(frame: &[u8]) -> Option<&[u8]> {
+    let (password, rest) = split_cstring(frame.get(HEAD..)?)?;
+    rest.is_empty().then_some(password)
 }
 
 /// The mechanism and the data of a SASLInitialResponse frame.

@@ -1,10 +1,13 @@
 //! A client that speaks in bytes: what drivers never send can be sent, and what is answered is seen as it is.
 
 use super::{PASSWORD, dial};
+use proxy::auth::md5::Md5Hash;
 use proxy::auth::scram::ClientSide;
 use proxy::wire::backend::{self, Authentication};
 use proxy::wire::codec::{cstring, head, message};
-use proxy::wire::frontend::{write_parse, write_query, write_sasl_initial, write_sasl_response, write_subject};
+use proxy::wire::frontend::{
+    write_parse, write_password, write_query, write_sasl_initial, write_sasl_response, write_subject,
+};
 use proxy::wire::startup::write_startup;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -36,11 +39,17 @@ impl Raw {
             match kind {
                 b'R' => match backend::authentication(&frame).expect("an authentication request") {
                     Authentication::Ok => {}
-                    Authentication::Sasl { .. } => write_sasl_initial(&mut out, &exchange.first()),
+                    Authentication::Sasl { .. } => {
+                        write_sasl_initial(&mut out, exchange.mechanism(), &exchange.first())
+                    }
                     Authentication::SaslContinue(data) => {
                         write_sasl_response(&mut out, &exchange.respond(data).expect("a good challenge"));
                     }
                     Authentication::SaslFinal(data) => exchange.finish(data).expect("a good signature"),
+                    Authentication::Cleartext => write_password(&mut out, PASSWORD.as_bytes()),
+                    Authentication::Md5(salt) => {
+                        write_password(&mut out, Md5Hash::of("app", PASSWORD).answer(salt).as_bytes());
+                    }
                     Authentication::Other(other) => panic!("authentication method {other}"),
                 },
                 b'S' => {

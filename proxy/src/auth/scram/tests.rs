@@ -2,6 +2,8 @@ use super::*;
 use pgwire::api::auth::sasl::scram::{ScramSecret, ScramServerAuth};
 
 const SALT: [u8; 16] = [9; 16];
+const PLAIN: &[u8] = MECHANISM.as_bytes();
+const PLUS: &[u8] = MECHANISM_PLUS.as_bytes();
 
 fn verifier() -> Verifier {
     Verifier::from_password("pencil", SALT, 4096)
@@ -9,7 +11,7 @@ fn verifier() -> Verifier {
 
 /// Log in with a password to `server`; what both ends make of it.
 fn login(client: &mut ClientSide, server: &mut ServerSide) -> Result<Accepted, ScramError> {
-    let server_first = server.first(&client.first())?;
+    let server_first = server.first(client.mechanism().as_bytes(), &client.first())?;
     let accepted = server.finish(&client.respond(&server_first)?)?;
     client.finish(&accepted.server_final)?;
     Ok(accepted)
@@ -71,24 +73,74 @@ fn a_wrong_password_and_an_unknown_user_fail_alike_and_only_at_the_end() {
     let mock = |secret| ServerSide::new(Verifier::mock("ghost", &[secret; 32]), [1; NONCE_LEN]);
     let mut ghost = ClientSide::with_password("ghost", "pencil", [2; NONCE_LEN]);
     assert_eq!(login(&mut ghost, &mut mock(5)).unwrap_err(), ScramError::WrongPassword);
-    let first = |secret| mock(secret).first(&ghost.first()).unwrap();
+    let first = |secret| mock(secret).first(PLAIN, &ghost.first()).unwrap();
     assert_eq!(first(5), first(5));
     assert_ne!(first(5), first(6));
 }
 
 #[test]
 fn the_channel_binding_flags_are_told_apart() {
-    let first = |text: &str| server().first(text.as_bytes());
+    let first = |text: &str| server().first(PLAIN, text.as_bytes());
     assert!(first("n,,n=,r=abc").is_ok());
     assert!(first("y,,n=*,r=abc").is_ok());
-    assert_eq!(first("p=tls-server-end-point,,n=,r=abc"), Err(ScramError::ChannelBinding));
+    assert_eq!(
+        first("p=tls-server-end-point,,n=,r=abc"),
+        Err(ScramError::Malformed("channel binding data without SCRAM-SHA-256-PLUS"))
+    );
+}
+
+/// The exchange over TLS; `ours` is the hash of the server's certificate.
+fn login_over_tls(channel: Channel, ours: &[u8]) -> Result<Accepted, ScramError> {
+    let mut client = ClientSide::with_password("u", "pencil", [2; NONCE_LEN]);
+    client.over(channel);
+    login(&mut client, &mut server().over_tls(Some(ours.to_vec())))
+}
+
+#[test]
+fn a_login_over_tls_is_bound_to_the_certificate_both_ends_see() {
+    assert!(login_over_tls(Channel::Bound(b"hash".to_vec()), b"hash").is_ok());
+    let other = login_over_tls(Channel::Bound(b"another".to_vec()), b"hash").unwrap_err();
+    assert_eq!(other, ScramError::OtherChannel);
+    // A client that cannot bind is let in, as in PostgreSQL; one that could and was told that we cannot is not.
+    assert!(login_over_tls(Channel::Plain, b"hash").is_ok());
+    assert_eq!(login_over_tls(Channel::NotOffered, b"hash").unwrap_err(), ScramError::Downgrade);
+}
+
+#[test]
+fn mechanism_and_flag_must_fit_each_other() {
+    let first = |mechanism, text: &str| server().over_tls(Some(vec![1])).first(mechanism, text.as_bytes());
+    let malformed = |what| Err(ScramError::Malformed(what));
+    assert!(first(PLUS, "p=tls-server-end-point,,n=,r=abc").is_ok());
+    for text in ["n,,n=,r=abc", "y,,n=,r=abc"] {
+        assert_eq!(first(PLUS, text), malformed("no channel binding data for SCRAM-SHA-256-PLUS"));
+    }
+    assert_eq!(first(PLUS, "p=tls-unique,,n=,r=abc"), malformed("an unknown type of channel binding"));
+    let without = malformed("channel binding data without SCRAM-SHA-256-PLUS");
+    assert_eq!(first(PLAIN, "p=tls-server-end-point,,n=,r=abc"), without);
+    // Never offered without TLS.
+    assert_eq!(server().mechanisms(), [MECHANISM]);
+    assert_eq!(server().first(PLUS, b"p=tls-server-end-point,,n=,r=abc"), Err(ScramError::Mechanism));
+}
+
+#[test]
+fn a_client_without_a_password_says_what_it_lacks() {
+    let mut client = ClientSide::with("u", &Credentials::Nothing, [2; NONCE_LEN]);
+    let error = login(&mut client, &mut server()).unwrap_err();
+    assert_eq!(error, ScramError::NoPassword { user: "u".into() });
+}
+
+#[test]
+fn a_verifier_knows_its_password() {
+    let keys = verifier().matches("pencil").expect("it is the password");
+    assert_eq!(login(&mut ClientSide::with_keys("u", keys, [5; NONCE_LEN]), &mut server()).err(), None);
+    assert!(verifier().matches("pen").is_none());
 }
 
 /// A client that says "y" and then claims another header has been tampered with.
 #[test]
 fn a_header_that_changes_on_the_way_is_refused() {
     let mut server = server();
-    let first = server.first(b"y,,n=,r=abc").unwrap();
+    let first = server.first(PLAIN, b"y,,n=,r=abc").unwrap();
     let nonce = std::str::from_utf8(&first).unwrap().split(',').next().unwrap().to_owned();
     let last = format!("c=biws,{nonce},p={}", BASE64.encode([0; 32]));
     let want = ScramError::Malformed("the channel binding differs from the first message's");
@@ -100,15 +152,15 @@ fn garbage_is_malformed_and_never_a_panic() {
     for garbage in
         ["", "n", "n,", "n,,", "n,,n=", "n,,n=,", "n,,n=,r=", "n,a=x,n=,r=abc", "x,,n=,r=abc", "n,,m=,n=,r=a"]
     {
-        assert!(matches!(server().first(garbage.as_bytes()), Err(ScramError::Malformed(_))), "{garbage:?}");
+        assert!(matches!(server().first(PLAIN, garbage.as_bytes()), Err(ScramError::Malformed(_))), "{garbage:?}");
     }
     for garbage in ["", "c=biws", "c=biws,r=x,p=", "p=", ",p=x", "c=biws,r=abc,p=!!!"] {
         let mut server = server();
-        server.first(b"n,,n=,r=abc").unwrap();
+        server.first(PLAIN, b"n,,n=,r=abc").unwrap();
         assert!(matches!(server.finish(garbage.as_bytes()), Err(ScramError::Malformed(_))), "{garbage:?}");
     }
     assert!(matches!(server().finish(b"c=biws,r=x,p=x"), Err(ScramError::Malformed(_))));
-    assert!(server().first(&vec![b'n'; MAX_MESSAGE + 1]).is_err());
+    assert!(server().first(PLAIN, &vec![b'n'; MAX_MESSAGE + 1]).is_err());
     let mut client = ClientSide::with_password("u", "pencil", [2; NONCE_LEN]);
     for garbage in ["", "r=", "r=x,s=,i=", "r=other,s=AAAA,i=4096"] {
         assert!(matches!(client.respond(garbage.as_bytes()), Err(ScramError::Malformed(_))), "{garbage:?}");
@@ -137,7 +189,7 @@ fn a_server_with_another_verifier_is_named_as_the_cause() {
 fn a_server_that_does_not_know_the_verifier_is_not_believed() {
     let mut client = ClientSide::with_password("u", "pencil", [2; NONCE_LEN]);
     assert!(client.finish(b"v=AAAA").is_err());
-    let first = server().first(&client.first()).unwrap();
+    let first = server().first(PLAIN, &client.first()).unwrap();
     client.respond(&first).unwrap();
     let forged = format!("v={}", BASE64.encode([0; 32]));
     assert_eq!(client.finish(forged.as_bytes()), Err(ScramError::WrongServerSignature));

@@ -1,0 +1,132 @@
+//! Who is let in, and how the proxy logs in to servers on whose behalf.
+
+mod common;
+
+use common::raw::Raw;
+use common::{Cluster, Node, PASSWORD};
+use proxy::auth::md5::Md5Hash;
+
+/// A cluster with one node whose rules for `app` are `hba`, and a proxy with `rules` and the userlist `users`.
+fn cluster(hba: &str, rules: &[&str], users: &str, set: impl FnOnce(&mut proxy::config::Raw)) -> Cluster {
+    let cluster = Cluster::start(0, |raw| {
+        raw.auth.rules = rules.iter().map(|&r| r.to_owned()).collect();
+        std::fs::write(&raw.userlist, users).expect("scratch is writable");
+        set(raw);
+    });
+    let text = format!("host all app 127.0.0.1/32 {hba}\nhost all all 127.0.0.1/32 trust\n");
+    std::fs::write(cluster.nodes[0].data.join("pg_hba.conf"), text).expect("the data directory is writable");
+    cluster.nodes[0].psql("select pg_reload_conf()");
+    common::wait_for("the server to have read its rules", || {
+        let rules = cluster.nodes[0].psql("select auth_method from pg_hba_file_rules order by line_number limit 1");
+        (rules == hba).then_some(())
+    });
+    cluster
+}
+
+fn plain() -> String {
+    format!("\"app\" \"{PASSWORD}\"\n")
+}
+
+fn set_md5(node: &Node) {
+    node.psql(&format!("set password_encryption = 'md5'; alter role app password '{PASSWORD}'"));
+}
+
+#[test]
+fn a_client_is_trusted_where_the_rules_and_the_server_trust_it() {
+    let cluster = cluster("trust", &["host app app 127.0.0.1/32 trust"], "", |_| {});
+    assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
+    let refused = cluster.client("psql").args(["-X", "-d", "postgres", "-c", "select 1"]).output().expect("psql runs");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let want = "no proxy.auth.rules entry for host \"127.0.0.1\", user \"app\", database \"postgres\", no encryption";
+    assert!(said.contains(want), "{said}");
+}
+
+#[test]
+fn the_first_rule_decides_and_may_reject() {
+    let rules = ["host app app 127.0.0.0/8 reject", "host all all all trust"];
+    let cluster = cluster("trust", &rules, "", |_| {});
+    let said = cluster.psql("select 1").expect_err("a rule rejects it");
+    assert!(said.contains("proxy.auth.rules rejects connection for host \"127.0.0.1\", user \"app\""), "{said}");
+}
+
+#[test]
+fn a_trusted_client_reaches_a_server_that_asks_for_scram_by_the_configured_password() {
+    let cluster = cluster("scram-sha-256", &["host all all all trust"], &plain(), |_| {});
+    assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
+}
+
+#[test]
+fn without_anything_to_answer_a_servers_challenge_the_client_is_told_what_lacks() {
+    let cluster = cluster("scram-sha-256", &["host all all all trust"], "", |_| {});
+    let said = cluster.psql("select 1").expect_err("nothing answers the server");
+    assert!(said.contains("could not log in to the server") && said.contains("asks for scram-sha-256"), "{said}");
+}
+
+#[test]
+fn a_plain_text_user_logs_in_by_scram_here_and_there_although_the_salts_differ() {
+    let cluster = cluster("scram-sha-256", &["host all all all scram-sha-256"], &plain(), |_| {});
+    assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
+    let mut wrong = cluster.client("psql");
+    let output = wrong.env("PGPASSWORD", "wrong").args(["-X", "-c", "select 1"]).output().expect("psql runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("password authentication failed for user \"app\""), "{said}");
+}
+
+#[test]
+fn an_md5_hash_logs_in_here_and_at_the_server_where_that_is_allowed() {
+    let hash = Md5Hash::of("app", PASSWORD).answer([0; 4]);
+    assert!(hash.starts_with("md5"));
+    let cluster = cluster("md5", &["host all all all md5"], &plain(), |raw| raw.auth.server_md5 = true);
+    set_md5(&cluster.nodes[0]);
+    assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
+    let stored = cluster.nodes[0].psql("select rolpassword from pg_authid where rolname = 'app'");
+    let list = format!("\"app\" \"{stored}\"\n");
+    drop(cluster);
+    // The hash alone is enough, on both sides.
+    let cluster = self::cluster("md5", &["host all all all md5"], &list, |raw| raw.auth.server_md5 = true);
+    set_md5(&cluster.nodes[0]);
+    assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
+}
+
+#[test]
+fn an_md5_challenge_is_not_answered_unless_configured() {
+    let cluster = cluster("md5", &["host all all all md5"], &plain(), |_| {});
+    set_md5(&cluster.nodes[0]);
+    let said = cluster.psql("select 1").expect_err("the server's method is not allowed");
+    assert!(said.contains("proxy.auth.server_md5"), "{said}");
+}
+
+#[test]
+fn a_password_in_clear_is_checked_against_a_verifier_and_passed_on_where_allowed() {
+    let verifier = proxy::auth::scram::Verifier::from_password(PASSWORD, [4; 16], 4096);
+    let list = proxy::auth::userlist::line("app", &verifier);
+    let rules = ["host all all 127.0.0.1/32 password"];
+    let cluster = cluster("password", &rules, &list, |raw| raw.auth.server_password = true);
+    assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
+    let mut wrong = cluster.client("psql");
+    let output = wrong.env("PGPASSWORD", "wrong").args(["-X", "-c", "select 1"]).output().expect("psql runs");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("password authentication failed"), "{output:?}");
+}
+
+#[test]
+fn the_servers_userlist_goes_before_the_clients_login() {
+    // The client's verifier has another salt than the server's: its keys alone would not log in.
+    let verifier = proxy::auth::scram::Verifier::from_password("another", [4; 16], 4096);
+    let list = proxy::auth::userlist::line("app", &verifier);
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let path = scratch.path().join("servers.txt");
+    std::fs::write(&path, plain()).expect("scratch is writable");
+    let cluster = cluster("scram-sha-256", &["host all all all scram-sha-256"], &list, |raw| {
+        raw.auth.server_userlist = Some(path);
+    });
+    let mut psql = cluster.client("psql");
+    let output = psql.env("PGPASSWORD", "another").args(["-XAtc", "select current_user"]).output().expect("psql runs");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "app", "{output:?}");
+}
+
+#[test]
+fn md5_asks_for_scram_where_the_secret_is_a_verifier() {
+    let cluster = Cluster::start(0, |raw| raw.auth.rules = vec!["host all all all md5".to_owned()]);
+    let mut raw = Raw::login(cluster.port, &[]);
+    assert_eq!(raw.query("select current_user")[1], "D app");
+}
