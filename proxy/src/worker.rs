@@ -124,7 +124,7 @@ impl Default for Applied {
 impl Shared {
     /// Users of the userlist.
     pub fn users(&self) -> usize {
-        self.userlist.len()
+        self.users.len()
     }
 }
 

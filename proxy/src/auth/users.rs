@@ -49,6 +49,16 @@ impl Users {
         stamps(config) != self.files().seen
     }
 
+    /// How many users the userlist has.
+    pub fn len(&self) -> usize {
+        self.files().clients.len()
+    }
+
+    /// Has it none?
+    pub fn is_empty(&self) -> bool {
+        self.files().clients.is_empty()
+    }
+
     /// What a client's proof is checked against.
     pub fn stored(&self, user: &str) -> Option<Stored> {
         self.files().clients.get(user).cloned()

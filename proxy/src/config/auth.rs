@@ -55,7 +55,7 @@ pub struct Auth {
 ///
 /// # Errors
 /// Every setting that cannot be used.
-pub(super) fn check(raw: Raw) -> Result<Auth, Vec<BadSetting>> {
+pub(super) fn check(raw: &Raw) -> Result<Auth, Vec<BadSetting>> {
     let mut bad = Vec::new();
     if !(1..=100_000).contains(&raw.max_logins) {
         bad.push(BadSetting::new(&key_of("auth.max_logins"), raw.max_logins, "must be between 1 and 100000"));
@@ -72,7 +72,7 @@ pub(super) fn check(raw: Raw) -> Result<Auth, Vec<BadSetting>> {
     }
     Ok(Auth {
         rules,
-        server_userlist: raw.server_userlist,
+        server_userlist: raw.server_userlist.clone(),
         server_md5: raw.server_md5,
         server_password: raw.server_password,
         max_logins: raw.max_logins,

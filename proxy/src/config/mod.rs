@@ -260,7 +260,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(timeouts::check(&raw.timeouts));
     bad.extend(console::check(&raw.console));
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
-    let auth = auth::check(raw.auth).map_err(|more| bad.extend(more));
+    let auth = auth::check(&raw.auth).map_err(|more| bad.extend(more));
     let (true, Ok(auth)) = (bad.is_empty(), auth) else { return Err(bad) };
     Ok(Config {
         typed: Box::new(raw.clone()),

@@ -1,7 +1,7 @@
 //! Keeping `min_pool_size` connections to the primary open for those who are connected, so that a new primary, or a
 //! first burst, is not met by everybody's logins at once.
 
-use crate::auth::scram::LoginKeys;
+use crate::auth::credentials::Credentials;
 use crate::pool::backoff::mix;
 use crate::pool::policy::resolve;
 use crate::pool::{Identity, Pool, Share};
@@ -27,20 +27,20 @@ pub struct Patrons {
 }
 
 struct Patron {
-    keys: LoginKeys,
+    credentials: Arc<Credentials>,
     clients: usize,
     warming: bool,
 }
 
 impl Patrons {
     /// One more client.
-    pub fn enter(&self, identity: &Arc<Identity>, keys: &LoginKeys) {
+    pub fn enter(&self, identity: &Arc<Identity>, credentials: &Arc<Credentials>) {
         let mut all = self.by_identity.borrow_mut();
-        let new = || Patron { keys: keys.clone(), clients: 0, warming: false };
+        let new = || Patron { credentials: credentials.clone(), clients: 0, warming: false };
         let patron = all.entry(identity.clone()).or_insert_with(new);
         patron.clients += 1;
         // The newest are right after a change of password.
-        patron.keys = keys.clone();
+        patron.credentials = credentials.clone();
     }
 
     /// One less.
@@ -76,27 +76,27 @@ pub fn top_up(w: &Rc<Worker>) -> bool {
         if rules.min > 0 && !w.doorway.paused(&identity.database) {
             let pool = w.pools.of(&primary.node, identity);
             if pool.limit.open() < rules.min {
-                lacking.push((pool, patron.keys.clone(), patron.warming));
+                lacking.push((pool, patron.credentials.clone(), patron.warming));
             }
         }
     }
     let any = !lacking.is_empty();
-    for (pool, keys, warming) in lacking {
+    for (pool, credentials, warming) in lacking {
         if !warming && w.may_connect(&primary.node, now).is_ok() {
             w.patrons.set_warming(&pool.key.identity, true);
-            tokio::task::spawn_local(add_one(w.clone(), pool, primary.clone(), keys));
+            tokio::task::spawn_local(add_one(w.clone(), pool, primary.clone(), credentials));
         }
     }
     any
 }
 
-async fn add_one(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, keys: LoginKeys) {
+async fn add_one(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, credentials: Arc<Credentials>) {
     let jitter = u64::try_from(JITTER.as_nanos()).unwrap_or(u64::MAX);
     tokio::time::sleep(Duration::from_nanos(mix(w.next_seed()) % jitter)).await;
     if let Ok(permit) = pool.limit.permit(Share::Minimum) {
         let identity = pool.key.identity.clone();
         let causality = Rc::new(RefCell::new(Causality::default()));
-        let want = Want { identity, keys, causality, access: Access::Write, avoid: Vec::new(), since: w.now() };
+        let want = Want { identity, credentials, causality, access: Access::Write, avoid: Vec::new(), since: w.now() };
         let limit = w.config().hold_timeout;
         match acquire::open(&w, &want, &primary, Role::Primary, permit, limit).await {
             Ok(server) => pool.give(server),

@@ -251,7 +251,7 @@ impl Session {
             parse_key: 0,
         };
         settings.iter().for_each(|(name, value)| session.learn(name, value));
-        session.w.patrons.enter(&session.identity, &session.keys);
+        session.w.patrons.enter(&session.identity, &session.credentials);
         session.w.stir();
         session
     }
