@@ -430,7 +430,7 @@ impl Worker {
         self.count_in_use(&server.meta, false);
         let now = self.now();
         let old = too_old(Age { born: server.meta.born, lifetime: self.config().server_lifetime }, now);
-        if server.meta.spoilt || !server.meta.changed.is_empty() || old || !self.still_valid(&server.meta) {
+        if server.meta.spoilt || !server.meta.explained() || old || !self.still_valid(&server.meta) {
             return;
         }
         server.meta.idle_since = now;

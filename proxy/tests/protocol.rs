@@ -386,7 +386,7 @@ fn a_cancel_request_hits_its_own_statement_only() {
 }
 
 #[test]
-fn settings_pin_a_session_and_leak_to_nobody() {
+fn settings_and_pins_leak_to_nobody() {
     let c = Cluster::start(0, |raw| {
         raw.pool_size = 2;
         raw.query_wait_timeout = cluster::config::Span::millis(300);
@@ -403,7 +403,7 @@ fn settings_pin_a_session_and_leak_to_nobody() {
     assert_eq!(words(&b.query("notify news")), "C NOTIFY | Z I");
     assert_eq!(a.next(), "A");
     // One more pinned session than connections: the next statement waits its time out and the session lives.
-    b.query("set work_mem = '1MB'");
+    b.query("create temp table mine(a int)");
     let mut third = Raw::login(c.port, &[]);
     assert_eq!(words(&third.query("select 1")), "E 53300 | Z I");
     drop(a);

@@ -6,7 +6,6 @@ use crate::metrics::Source;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::presence::Activity;
 use crate::session::relay::{Event, Undo};
-use crate::sql::PinReason;
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
@@ -43,10 +42,11 @@ impl Session {
         let not_replicated =
             || ClientError::CommitUnknown { node: meta.node.clone(), term: meta.term, doubt: Doubt::NotReplicated };
         // A cancelled wait for a standby is told by a notice, unless the session has switched notices off.
-        if self.cancelled && self.pins.has(PinReason::Set) {
+        if self.cancelled && self.hides_notices() {
             self.relay.doubt(not_replicated());
         }
         self.relay.head_kept = self.retained_lens.front().is_some_and(|&len| len > 0);
+        let hiding = self.relay.hiding();
         let mut sink = Sink::new(self.w.take_spare());
         let progress = self.relay.server_bytes(input, &mut sink, &not_replicated);
         self.tally.add(Counter::Sent, sink.len() as u64);
@@ -57,7 +57,7 @@ impl Session {
         if self.server_in.is_empty() {
             self.server_in = Vec::new();
         }
-        self.account();
+        self.account(hiding);
         self.rescan |= matches!(self.inbox.first(), Some(b'd' | b'c' | b'f'));
         if sent.is_err() {
             return Err(Turn::Close);
@@ -72,6 +72,7 @@ impl Session {
                 self.again();
                 Ok(true)
             }
+            Some(Event::Hidden) => self.hidden_done(),
             Some(Event::Retry { code }) => Err(Turn::Lost(Loss::Refused(code))),
             Some(Event::Fatal { code }) => Err(Turn::Lost(Loss::Fatal(code))),
             Some(Event::Violation(what)) => Err(Turn::Lost(Loss::Violation(what))),
@@ -79,7 +80,7 @@ impl Session {
     }
 
     /// What the relay found out on the way.
-    pub(super) fn account(&mut self) {
+    pub(super) fn account(&mut self, hidden: bool) {
         if let Some(survivors) = self.relay.forgotten.take() {
             self.statements.clear(&survivors.names);
             if let Some(server) = &mut self.server {
@@ -97,7 +98,12 @@ impl Session {
             if let Some(server) = &mut self.server {
                 server.meta.report(&name, &value);
             }
+            if !hidden {
+                self.reported = true;
+                self.tracking.tell(name, value);
+            }
         }
+        self.tracking.failed |= !self.relay.errors.is_empty();
         for class in self.relay.errors.drain(..) {
             self.w.counts.error(class, Source::Server);
         }
@@ -149,8 +155,10 @@ impl Session {
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.portal_may_commit) = (false, false);
             self.set_busy(false);
-            let free = self.pins.is_empty() && self.mode == PoolMode::Transaction;
-            if free && self.server_in.is_empty() && self.tail == Tail::None {
+            if self.tail != Tail::None || !self.server_in.is_empty() || self.ask() {
+                return;
+            }
+            if self.pins.is_empty() && !self.tracking.stuck && self.mode == PoolMode::Transaction {
                 self.give_back();
             }
         }

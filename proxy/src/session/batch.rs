@@ -61,6 +61,8 @@ pub struct Unit {
     pub pins: Pins,
     /// It may end what binds the session to its server.
     pub unpins: bool,
+    /// It discards all that the session has: DISCARD ALL.
+    pub discards: bool,
     /// It drops all prepared statements.
     pub forgets: bool,
     /// It binds a portal that may commit.
@@ -270,6 +272,9 @@ impl<'a> Scanner<'a> {
         let class = self.class(b.statement);
         self.unit.binds_commit |= class.may_commit;
         self.unit.binds_named |= !b.statement.is_empty();
+        // It may be executed in a later unit, which does not know what the portal holds.
+        self.unit.pins.join(class.pins);
+        self.unit.unpins |= class.unpins;
         self.bound.push((b.portal, class));
         Step::Next
     }
@@ -287,6 +292,7 @@ impl<'a> Scanner<'a> {
             && matches!(class.control, Control::None | Control::Empty)
             && class.pins.is_empty();
         self.unit.forgets |= matches!(class.control, Control::DeallocateAll | Control::DiscardAll);
+        self.unit.discards |= class.control == Control::DiscardAll;
         self.unit.pins.join(class.pins);
         self.unit.unpins |= class.unpins;
     }

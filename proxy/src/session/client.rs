@@ -20,6 +20,7 @@ use crate::session::server::Server;
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::ClientStatements;
 use crate::session::timers::Expiry;
+use crate::session::tracking::Tracking;
 use crate::session::{cancel, lost};
 use crate::sql::{Access, FunctionTable, LexRules, Statement};
 use crate::wire::backend::TxStatus;
@@ -134,6 +135,12 @@ pub struct Session {
     /// Bytes of each unit in flight within `retained`; 0 for one that was not kept.
     pub(super) retained_lens: VecDeque<usize>,
     pub(super) pins: Pins,
+    /// What follows it from server to server.
+    pub(super) tracking: Tracking,
+    /// The server has reported a setting in this transaction.
+    pub(super) reported: bool,
+    /// What the client was told of settings at login.
+    pub(super) base: Arc<Settings>,
     /// Pins lost with their server, not told yet.
     pub(super) lost_pins: Option<(NodeId, Pins)>,
     pub(super) lost_block: LostBlock,
@@ -188,7 +195,7 @@ impl Session {
         client: Stream,
         (identity, credentials): (Arc<Identity>, Arc<Credentials>),
         causality: Rc<RefCell<Causality>>,
-        settings: &Settings,
+        (settings, application_name): (Arc<Settings>, Option<&str>),
         mut functions: watch::Receiver<Arc<FunctionTable>>,
     ) -> Self {
         let table = functions.borrow_and_update().clone();
@@ -226,6 +233,9 @@ impl Session {
             retained: Vec::new(),
             retained_lens: VecDeque::new(),
             pins: Pins::default(),
+            tracking: Tracking::new(application_name),
+            reported: false,
+            base: settings.clone(),
             lost_pins: None,
             lost_block: LostBlock::None,
             skip: false,
@@ -543,6 +553,9 @@ impl Session {
         if self.hold.is_some() && !self.relay.busy() && self.relay.status == TxStatus::Idle {
             (self.fail, self.rescan) = (Some(Failure::Error(ClientError::Cancelled)), true);
             return;
+        }
+        if self.relay.hiding() {
+            return self.cancel_hidden();
         }
         // A COMMIT that waits for its standby must not be told to stop waiting.
         if !self.relay.busy() || self.relay.commit_in_flight() {

@@ -292,6 +292,9 @@ impl Session {
     /// Behind what was sent already, may more be sent before that is answered?
     pub(super) fn may_send_more(&self) -> bool {
         let Some(server) = &self.server else { return false };
+        if self.relay.hiding() {
+            return false;
+        }
         if self.relay.open.is_some() || !self.relay.busy() {
             return true;
         }

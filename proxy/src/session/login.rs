@@ -113,6 +113,7 @@ pub struct Prepared {
     credentials: Arc<Credentials>,
     causality: Rc<RefCell<Causality>>,
     settings: Arc<Settings>,
+    application_name: Option<String>,
     hello: Vec<u8>,
     origin: Origin,
     admission: Admission,
@@ -138,7 +139,7 @@ impl Prepared {
             stream,
             (self.identity, self.credentials),
             self.causality,
-            &self.settings,
+            (self.settings, self.application_name.as_deref()),
             functions,
         );
         session.greet(hello, rest);
@@ -309,10 +310,11 @@ impl Greeter<'_> {
                 (want.identity.clone(), settings)
             }
         };
+        let application_name = application_name(startup.application_name, &identity.parameters);
         let mut hello = Vec::with_capacity(1024);
         for (name, value) in settings.iter() {
             let value = match name.as_str() {
-                "application_name" => startup.application_name.as_deref().unwrap_or(""),
+                "application_name" => application_name.as_deref().unwrap_or(value),
                 "in_hot_standby" => "off",
                 _ => value,
             };
@@ -320,8 +322,15 @@ impl Greeter<'_> {
         }
         let Want { credentials, causality, .. } = want;
         let (w, origin) = (self.w.clone(), self.origin);
-        Ok(Prepared { w, identity, credentials, causality, settings, hello, origin, admission })
+        Ok(Prepared { w, identity, credentials, causality, settings, application_name, hello, origin, admission })
     }
+}
+
+/// The name that the client's session begins with, as a server shows it. `None` when its options may give one.
+fn application_name(given: Option<String>, parameters: &[(String, String)]) -> Option<String> {
+    let options = parameters.iter().any(|(_, v)| v.contains("application_name"));
+    let clean = |name: String| name.chars().take(63).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
+    given.map(clean).or_else(|| (!options).then(String::new))
 }
 
 async fn ask(w: &Rc<Worker>, want: &Want) -> Result<Arc<Settings>, Farewell> {

@@ -25,6 +25,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     note(s, &node, term, loss);
     let (status, delivered, broken) = (s.relay.status, s.relay.delivered(), s.relay.mid_frame());
     let sent = s.relay.sent();
+    let undone = status != TxStatus::Idle && !s.relay.may_commit();
     let entries = s.relay.abandon();
     for undo in std::mem::take(&mut s.relay.undone) {
         s.undo(undo);
@@ -41,6 +42,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         bump(&s.w.counts.retries);
     }
     let wrote = std::mem::take(&mut s.wrote);
+    s.tracking.lose(&mut s.pins, undone);
     let pins = std::mem::take(&mut s.pins);
     if !pins.is_empty() {
         s.lost_pins = Some((node.clone(), pins));
@@ -72,6 +74,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         kept += len;
         answer(s, *verdict, &unit, &facts);
     }
+    s.correct();
     s.retained.clear();
     s.retained_lens.clear();
     true

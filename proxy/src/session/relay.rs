@@ -17,6 +17,8 @@ use std::rc::Rc;
 const STREAM_ABOVE: usize = 32 * 1024;
 /// Longest frame that must be read whole (errors, notices, tags), bytes.
 const MAX_WHOLE: usize = 1 << 20;
+/// Rows of an answer to a query of ours at most.
+const MAX_HIDDEN_ROWS: usize = 4096;
 
 /// Longest buffer kept for the next unnamed statement's text, bytes.
 const MAX_SPARE: usize = 4096;
@@ -131,6 +133,8 @@ impl Entry {
 pub enum Event {
     /// A ReadyForQuery passed, and no answer is owed.
     Idle,
+    /// A query of ours is answered: [`Relay::hidden`] has what it said.
+    Hidden,
     /// A standby refused or broke off a read of which nothing has reached the client.
     Retry {
         /// The server's SQLSTATE.
@@ -167,6 +171,15 @@ pub struct Survivors {
     pub names: Vec<Box<[u8]>>,
     /// By their numbers on the server.
     pub ids: Vec<u64>,
+}
+
+/// What a query of ours was answered.
+#[derive(Debug, Default)]
+pub struct Hidden {
+    /// Its rows, as far as they are text.
+    pub rows: Vec<Vec<Option<String>>>,
+    /// The ErrorResponse, when it failed.
+    pub error: Option<Vec<u8>>,
 }
 
 /// The state of the conversation with the server that the session holds.
@@ -218,6 +231,10 @@ pub struct Relay {
     done: Vec<Undo>,
     /// Errors that passed, by the first two bytes of their SQLSTATE.
     pub errors: Vec<[u8; 2]>,
+    /// A query of ours is in flight, alone; this is what it is answered.
+    hiding: bool,
+    /// What the last query of ours was answered.
+    pub hidden: Hidden,
 }
 
 impl Relay {
@@ -235,6 +252,19 @@ impl Relay {
         self.owed += usize::from(entry.kind.owes_ready());
         self.unconfirmed |= entry.undo.names();
         self.queue.push_back(entry);
+    }
+
+    /// A query of ours was sent: nothing of its answer is for the client but what is none of its answer. Nothing else
+    /// may be in flight, and nothing may be sent before it is answered.
+    pub fn hide(&mut self) {
+        self.hidden = Hidden::default();
+        self.hiding = true;
+        self.push(Entry { hidden: true, ..Entry::plain(Kind::Query) });
+    }
+
+    /// Is a query of ours in flight?
+    pub fn hiding(&self) -> bool {
+        self.hiding
     }
 
     /// Answers owed.
@@ -328,6 +358,7 @@ impl Relay {
             self.undone.extend(done.into_iter().rev());
         }
         (self.owed, self.open, self.skipping, self.copy_in) = (0, None, false, false);
+        self.hiding = false;
         (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
         (self.again, self.forgetting) = (false, false);
         entries
@@ -372,7 +403,7 @@ impl Relay {
             let end = at + head.total;
             if end > input.len() {
                 let data = matches!(head.kind, b'D' | b'd' | b'T' | b't' | b'V' | b'A');
-                if data && head.total > STREAM_ABOVE && self.shows(head.kind) {
+                if data && head.total > STREAM_ABOVE && self.shows(head.kind) && !self.hiding {
                     self.local_answers(input, sink);
                     if head.kind == b'T' {
                         self.pop_described();
@@ -432,6 +463,9 @@ impl Relay {
         sink: &mut Sink,
         not_replicated: &dyn Fn() -> ClientError,
     ) -> Step {
+        if self.hiding && kind != b'A' {
+            return self.hide_frame(kind, frame);
+        }
         match kind {
             // The bulk of all traffic first.
             b'D' | b'd' | b'c' => {
@@ -527,9 +561,7 @@ impl Relay {
                 Step::Pass { shown: false }
             }
             b'S' => {
-                if let Some((name, value)) = backend::parameter_status(frame) {
-                    self.reported.push((name.to_owned(), value.to_owned()));
-                }
+                self.report(frame);
                 sink.pass(input, span);
                 Step::Pass { shown: false }
             }
@@ -539,6 +571,42 @@ impl Relay {
             }
             b'W' => Step::Stop(Event::Violation("a COPY in both directions")),
             _ => Step::Stop(Event::Violation("an unknown message type")),
+        }
+    }
+
+    /// A part of the answer to a query of ours.
+    fn hide_frame(&mut self, kind: u8, frame: &[u8]) -> Step {
+        match kind {
+            b'D' => match backend::text_row(frame) {
+                Some(row) if self.hidden.rows.len() < MAX_HIDDEN_ROWS => self.hidden.rows.push(row),
+                _ => return Step::Stop(Event::Violation("a row that was not asked for")),
+            },
+            b'E' => {
+                let f = fields(frame);
+                if f.is_fatal() {
+                    let code = f.code.try_into().unwrap_or(*b"00000");
+                    return Step::Stop(Event::Fatal { code });
+                }
+                self.hidden.error = Some(frame.to_vec());
+            }
+            b'S' => self.report(frame),
+            b'Z' => {
+                let Some(status) = backend::ready_status(frame) else {
+                    return Step::Stop(Event::Violation("a malformed ReadyForQuery"));
+                };
+                self.queue.pop_front();
+                (self.owed, self.status, self.hiding) = (0, status, false);
+                return Step::Stop(Event::Hidden);
+            }
+            b'T' | b'C' | b'I' | b'N' => {}
+            _ => return Step::Stop(Event::Violation("an answer to something that was not asked")),
+        }
+        Step::Pass { shown: false }
+    }
+
+    fn report(&mut self, frame: &[u8]) {
+        if let Some((name, value)) = backend::parameter_status(frame) {
+            self.reported.push((name.to_owned(), value.to_owned()));
         }
     }
 

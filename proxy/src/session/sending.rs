@@ -90,6 +90,7 @@ impl Session {
         self.server_dry = false;
         self.generation = self.w.generation.get();
         self.show_server(Some(node));
+        self.compare();
     }
 
     /// The server is free of this session.
@@ -120,6 +121,9 @@ impl Session {
         if !self.relay.busy() {
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
+        if let Some(turn) = self.apply() {
+            return turn.map_or(Step::Wait, |turn| Step::Turn(0, turn));
+        }
         let repeatable = self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle);
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());
@@ -148,7 +152,7 @@ impl Session {
         // A unit of shared statements may fail for a reason that is ours, before it has done anything.
         let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);
         self.retain(&input[..unit.len], unit, keep, begins);
-        self.pins.join(unit.pins);
+        self.follow(&input[..unit.len], unit);
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read;
         if !unit.read {

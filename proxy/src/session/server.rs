@@ -6,7 +6,9 @@ use crate::net::Stream;
 use crate::pool::{Identity, Permit};
 use crate::session::cancel::Cancels;
 use crate::session::challenge::{Allowed, Answers, ChallengeError};
+use crate::session::settings::Shared;
 use crate::session::statements::ServerStatements;
+use crate::session::tracking::Reports;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::{frontend, startup};
@@ -145,6 +147,8 @@ pub struct Meta {
     pub settings: Arc<Settings>,
     /// Settings that differ from that now.
     pub changed: Settings,
+    /// What the last session has set here.
+    pub given: Shared,
     /// It must not serve another client.
     pub spoilt: bool,
     /// When it was made.
@@ -162,6 +166,22 @@ impl Meta {
         if !self.settings.iter().any(|(n, v)| n == name && v == value) {
             self.changed.push((name.to_owned(), value.to_owned()));
         }
+    }
+
+    /// Does what the last session has set explain all that has changed? Something else may change settings: a reload
+    /// of the server's configuration, a function.
+    pub fn explained(&self) -> bool {
+        let given = |name: &str| self.given.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v);
+        let other_role = || self.given.get("role").is_some() || self.given.get("session_authorization").is_some();
+        self.changed.iter().all(|(name, value)| given(name) == Some(value) || name == "is_superuser" && other_role())
+    }
+}
+
+impl Reports for Meta {
+    fn reported(&self, name: &str) -> Option<(&str, &str)> {
+        let of = |list: &[(String, String)]| list.iter().position(|(n, _)| n.eq_ignore_ascii_case(name));
+        let login = self.settings[of(&self.settings)?].1.as_str();
+        Some((login, of(&self.changed).map_or(login, |i| self.changed[i].1.as_str())))
     }
 }
 
@@ -222,6 +242,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         statements: ServerStatements::default(),
         settings: Arc::new(welcome.settings),
         changed: Vec::new(),
+        given: Shared::default(),
         spoilt: false,
         born: now,
         idle_since: now,

@@ -177,6 +177,11 @@ impl ClientStatements {
         self.named.get_mut(name)
     }
 
+    /// The tail of the Parse message of the statement of that name, when it is kept.
+    pub fn tail(&self, name: &[u8]) -> Option<&[u8]> {
+        if name.is_empty() { self.unnamed.as_ref()?.tail.as_deref() } else { self.named(name).map(|n| &*n.text.tail) }
+    }
+
     /// Bytes of all names and texts.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -71,6 +71,11 @@ impl<'a> Lexer<'a> {
         Self { text, at: 0 }
     }
 
+    /// How much of the text has been read, bytes.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
     /// The next token; `None` at the end.
     pub(super) fn next(&mut self) -> Option<Token<'a>> {
         if self.skip_blanks().is_err() {

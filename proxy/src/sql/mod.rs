@@ -12,10 +12,12 @@ mod functions;
 mod keyword;
 mod lexer;
 mod pin;
+mod touched;
 
 pub use classify::classify;
 pub use functions::{FunctionRow, FunctionTable, Volatility};
 pub use pin::{PinReason, Pins};
+pub use touched::Touched;
 
 /// A statement, or a string of several, as the proxy sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -99,6 +99,26 @@ pub fn parameter_status(frame: &[u8]) -> Option<(&str, &str)> {
     Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
 }
 
+/// The values of a whole DataRow frame in text format, with replacements for what is not UTF-8; `None` when it is
+/// malformed.
+pub fn text_row(frame: &[u8]) -> Option<Vec<Option<String>>> {
+    let (count, mut rest) = frame.get(HEAD..)?.split_first_chunk::<2>()?;
+    let mut row = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        rest = after;
+        row.push(match usize::try_from(i32::from_be_bytes(*length)) {
+            Ok(length) => {
+                let (value, after) = rest.split_at_checked(length)?;
+                rest = after;
+                Some(String::from_utf8_lossy(value).into_owned())
+            }
+            Err(_) => None,
+        });
+    }
+    Some(row)
+}
+
 /// Process number and secret of a whole BackendKeyData frame of protocol 3.0.
 pub fn backend_key(frame: &[u8]) -> Option<(u32, u32)> {
     let (pid, rest) = frame.get(HEAD..)?.split_first_chunk::<4>()?;

@@ -105,6 +105,13 @@ pub enum ClientError {
         /// What is gone.
         lost: Vec<PinReason>,
     },
+    /// The primary refuses settings that the session has on another server.
+    SettingsRefused {
+        /// The server.
+        node: NodeId,
+        /// What it said.
+        why: String,
+    },
     /// A statement inside a transaction block that has already failed here.
     InFailedTransaction,
     /// The client cancelled a statement that was still held or queued.
@@ -246,6 +253,7 @@ impl ClientError {
             Self::CommitUnknown { node, term, doubt } => commit_unknown(node, *term, *doubt),
             Self::SessionLost { node, lost } => session_lost(node, lost),
             Self::ResultChanged => error(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"),
+            Self::SettingsRefused { node, why } => settings_refused(node, why),
             Self::InFailedTransaction => error(
                 SqlState::IN_FAILED_SQL_TRANSACTION,
                 "current transaction is aborted, commands ignored until end of transaction block",
@@ -332,6 +340,12 @@ fn session_lost(node: &NodeId, lost: &[PinReason]) -> Report {
     error(SqlState::CONNECTION_FAILURE, "session state was lost with its server")
         .detail(format!("Server {node} was lost. Gone: {}.", what.join(", ")))
         .hint("Set up the session again; the connection itself goes on.")
+}
+
+fn settings_refused(node: &NodeId, why: &str) -> Report {
+    fatal(SqlState::CONNECTION_FAILURE, "could not restore the session's settings on its server")
+        .detail(format!("Server {node}: {why}."))
+        .hint("Connect again; the settings begin anew.")
 }
 
 fn duplicate_statement(name: &str) -> Report {
@@ -534,6 +548,10 @@ mod tests {
             (E::ShuttingDown, "FATAL 57P01 terminating connection due to administrator command |  | "),
             (E::Internal { what: "No target" }, "ERROR XX000 internal error of the proxy | No target. | "),
             (E::ResultChanged, "ERROR 0A000 cached plan must not change result type |  | "),
+            (
+                E::SettingsRefused { node: "n1".parse().unwrap(), why: "role \"r\" does not exist".into() },
+                "FATAL 08006 could not restore the session's settings on its server | Server n1: role \"r\" does not exist. | Connect again; the settings begin anew.",
+            ),
         ]
     }
 
@@ -580,9 +598,10 @@ mod tests {
             E::ShuttingDown => 25,
             E::Internal { .. } => 26,
             E::ResultChanged => 27,
+            E::SettingsRefused { .. } => 28,
         };
         let seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
-        assert_eq!(seen, (0..28).collect::<Vec<_>>());
+        assert_eq!(seen, (0..29).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,0 +1,212 @@
+//! The queries of ours that keep a session's settings the same on whichever server serves it.
+
+use crate::session::batch::Unit;
+use crate::session::client::{Failure, Session, Tail, Turn};
+use crate::session::settings;
+use crate::session::tracking::{Asked, Reports};
+use crate::sql::PinReason;
+use crate::wire::backend;
+use crate::wire::codec::{head, split_cstring};
+use crate::wire::error_response::ClientError;
+use crate::wire::frontend;
+use cluster::Role;
+use std::sync::Arc;
+
+impl Session {
+    /// A unit goes to the server: remember what it may change.
+    pub(super) fn follow(&mut self, input: &[u8], unit: &Unit) {
+        if unit.pins.is_empty() && !unit.unpins && !unit.discards {
+            return;
+        }
+        if unit.pins.has(PinReason::Set) {
+            self.touch(input, unit);
+        }
+        self.tracking.fresh.join(unit.pins.without(self.pins));
+        self.pins.join(unit.pins);
+        self.tracking.unpins |= unit.unpins;
+        self.tracking.discards |= unit.discards;
+    }
+
+    /// Find out which settings a unit may change.
+    fn touch(&mut self, input: &[u8], unit: &Unit) {
+        let touched = &mut self.tracking.touched;
+        if unit.tail_left > 0 {
+            touched.unreadable(&input[..unit.len], &[]);
+            touched.nameless = true;
+            return;
+        }
+        let mut parsed: Vec<(&[u8], &[u8])> = Vec::new();
+        let mut at = 0;
+        while at < unit.len {
+            let head = head(&input[at..]).ok().flatten().expect("scan has read this head");
+            let frame = &input[at..at + head.total];
+            match head.kind {
+                b'Q' => touched.add(frontend::query(frame).unwrap_or_default(), &[], self.lex),
+                b'P' => parsed.extend(frontend::parse(frame).map(|p| (p.name, p.sql))),
+                b'B' => {
+                    let Some(b) = frontend::bind(frame) else { break };
+                    let values = frontend::bind_values(frame).unwrap_or_default();
+                    let here = parsed.iter().rev().find(|(name, _)| *name == b.statement).map(|(_, sql)| *sql);
+                    let text = here.or_else(|| {
+                        let (sql, _) = split_cstring(self.statements.tail(b.statement)?)?;
+                        Some(sql)
+                    });
+                    match text {
+                        Some(sql) => touched.add(sql, &values, self.lex),
+                        None => (touched.every, touched.nameless) = (true, true),
+                    }
+                }
+                _ => {}
+            }
+            at += head.total;
+        }
+    }
+
+    /// A transaction is over. Does the server have to be asked something before it is given back?
+    pub(super) fn ask(&mut self) -> bool {
+        let Some(server) = &self.server else { return false };
+        if std::mem::take(&mut self.reported) && !server.meta.explained() {
+            // Something has set what no text named.
+            self.tracking.touched.every = true;
+        }
+        if !self.tracking.is_due(self.pins) {
+            self.tracking.rest();
+            return false;
+        }
+        let question = self.tracking.question(&mut self.pins, &*server.meta);
+        match question {
+            Some(sql) => {
+                self.send_hidden(&sql);
+                true
+            }
+            None => {
+                self.settled();
+                false
+            }
+        }
+    }
+
+    /// The server has the settings that the session is known to have.
+    fn settled(&mut self) {
+        let Some(server) = &mut self.server else { return };
+        server.meta.given = self.tracking.settings.clone();
+        let name = "application_name";
+        let wanted = self.tracking.settings.get(name);
+        let due = wanted.is_some() && server.meta.reported(name).is_some_and(|(_, now)| Some(now) != wanted);
+        if due {
+            // RESET took it to the proxy's own name.
+            settings::Settings::set(Arc::make_mut(&mut server.meta.given), name, None);
+        }
+        self.tracking.due = due;
+        self.correct();
+    }
+
+    /// Give the server the session's settings. `Some` when that takes an answer of the server first.
+    pub(super) fn apply(&mut self) -> Option<Option<Turn>> {
+        if !self.tracking.due {
+            return None;
+        }
+        let Some(server) = &mut self.server else { return None };
+        let meta = &server.meta;
+        let sql = settings::apply(&self.tracking.settings, &meta.given, |name| meta.reported(name));
+        let Some(sql) = sql else {
+            server.meta.given = self.tracking.settings.clone();
+            self.tracking.due = false;
+            return None;
+        };
+        self.tracking.asked = Some(Asked::Apply);
+        Some(self.send_hidden(&sql))
+    }
+
+    fn send_hidden(&mut self, sql: &str) -> Option<Turn> {
+        let server = self.server.as_mut()?;
+        // A simple query destroys the unnamed statement.
+        server.meta.statements.unnamed = None;
+        self.relay.hide();
+        let mut out = Vec::with_capacity(sql.len() + 6);
+        frontend::write_query(&mut out, sql);
+        self.send(&out)
+    }
+
+    /// A server was found: has it the session's settings?
+    pub(super) fn compare(&mut self) {
+        let Some(server) = &self.server else { return };
+        let (ours, its) = (&self.tracking.settings, &server.meta.given);
+        self.tracking.due = !Arc::ptr_eq(ours, its) && ours != its;
+    }
+
+    /// A query of ours is answered.
+    pub(super) fn hidden_done(&mut self) -> Result<bool, Turn> {
+        let hidden = std::mem::take(&mut self.relay.hidden);
+        self.rescan = true;
+        match self.tracking.asked.take() {
+            Some(Asked::Apply) => match hidden.error {
+                None => {
+                    self.tracking.due = false;
+                    if let Some(server) = &mut self.server {
+                        server.meta.given = self.tracking.settings.clone();
+                    }
+                    self.correct();
+                }
+                Some(frame) => self.not_applied(&frame)?,
+            },
+            Some(Asked::Question { settings, pins }) => {
+                match (&self.server, hidden.error) {
+                    (Some(server), None) => {
+                        self.tracking.answer((settings, pins), &hidden.rows, &mut self.pins, &*server.meta);
+                        self.settled();
+                    }
+                    (_, Some(frame)) => {
+                        let message = String::from_utf8_lossy(backend::fields(&frame).message).into_owned();
+                        tracing::debug!(reason = message.as_str(), "session pinned, its settings could not be read");
+                        self.tracking.unanswered();
+                    }
+                    (None, None) => {}
+                }
+                self.idle();
+            }
+            None => {}
+        }
+        Ok(true)
+    }
+
+    /// The server refuses the settings: a standby need not have them, but no statement may run without.
+    fn not_applied(&mut self, frame: &[u8]) -> Result<(), Turn> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        server.meta.spoilt = true;
+        let (node, role) = (server.meta.node.clone(), server.meta.role);
+        self.give_back();
+        if role == Role::Standby {
+            self.avoid.push(node);
+            return Ok(());
+        }
+        let why = String::from_utf8_lossy(backend::fields(frame).message).into_owned();
+        self.violation(&ClientError::SettingsRefused { node, why });
+        Err(Turn::Close)
+    }
+
+    /// Tell the client of settings that are not what it was told.
+    pub(super) fn correct(&mut self) {
+        for (name, value) in self.tracking.corrections(&self.base) {
+            self.to_client.append(|out| backend::write_parameter_status(out, &name, &value));
+        }
+    }
+
+    /// A cancel request has come while a query of ours is in flight: it must not hit that.
+    pub(super) fn cancel_hidden(&mut self) {
+        if self.tracking.asked == Some(Asked::Apply) && self.tail == Tail::None {
+            self.fail = Some(Failure::Error(ClientError::Cancelled));
+            self.rescan = true;
+        }
+    }
+
+    /// Could the session have switched off the notice that tells of a cancelled wait for a standby?
+    pub(super) fn hides_notices(&self) -> bool {
+        let level = self.tracking.settings.get("client_min_messages");
+        let quiet = level.is_some_and(|level| matches!(level, "error" | "fatal" | "panic"));
+        let startup = self.identity.parameters.iter().any(|(n, v)| {
+            n.eq_ignore_ascii_case("client_min_messages") || v.to_ascii_lowercase().contains("client_min_messages")
+        });
+        quiet || startup || self.pins.has(PinReason::Set)
+    }
+}

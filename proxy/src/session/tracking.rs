@@ -1,0 +1,260 @@
+//! What follows a session from server to server, and when the server is asked about it. Pure.
+//!
+//! A transaction that may have changed settings, or that may have begun or ended what binds the session, is followed
+//! by one question to its server before that is given back. Most answers need no question: the server reports a dozen
+//! settings by itself. The next server is given the settings before the session's next unit.
+
+use crate::session::settings::{self, Settings, Shared};
+use crate::sql::{PinReason, Pins, Touched};
+
+/// Which reasons to stay the server can be asked about.
+const ASKABLE: [(PinReason, &str); 4] = [
+    // Everything in a schema depends on it; the index of pg_depend finds that at once.
+    (
+        PinReason::Temp,
+        "EXISTS(SELECT FROM pg_catalog.pg_depend WHERE refclassid='pg_catalog.pg_namespace'::pg_catalog.regclass \
+         AND refobjid=pg_catalog.pg_my_temp_schema())",
+    ),
+    (
+        PinReason::AdvisoryLock,
+        "EXISTS(SELECT FROM pg_catalog.pg_locks WHERE locktype='advisory' AND pid=pg_catalog.pg_backend_pid())",
+    ),
+    (PinReason::HeldCursor, "EXISTS(SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)"),
+    (PinReason::Prepare, "EXISTS(SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)"),
+];
+
+/// What the query of ours in flight is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// The server is given the session's settings.
+    Apply,
+    /// The server is asked what has become of settings and pins.
+    Question {
+        /// About settings.
+        settings: bool,
+        /// About these pins.
+        pins: Pins,
+    },
+}
+
+/// What a server reports by itself.
+pub trait Reports {
+    /// A setting's value at login and now, when the server reports it. The name is in lower case.
+    fn reported(&self, name: &str) -> Option<(&str, &str)>;
+}
+
+/// What follows a session.
+#[derive(Debug, Default)]
+pub struct Tracking {
+    /// The settings that the client has set, and its `application_name`.
+    pub settings: Shared,
+    /// The `application_name` of the client's startup packet: what RESET goes back to.
+    application_name: Option<Box<str>>,
+    /// Settings that may have changed since the server was last asked.
+    pub touched: Touched,
+    /// The server has settings that could not be given to another.
+    pub stuck: bool,
+    /// Pins that were added since the server was last asked.
+    pub fresh: Pins,
+    /// Something may have ended a pin.
+    pub unpins: bool,
+    /// The session is as new, if nothing failed: DISCARD ALL.
+    pub discards: bool,
+    /// A statement failed since the last transaction ended.
+    pub failed: bool,
+    /// The server has other settings than the session.
+    pub due: bool,
+    /// What the query of ours in flight is for.
+    pub asked: Option<Asked>,
+    /// Channels listened to.
+    pub channels: Vec<String>,
+    /// Settings the server reported, as the client knows them.
+    pub told: Vec<(String, String)>,
+}
+
+impl Tracking {
+    /// A session whose startup packet gave this `application_name`.
+    pub fn new(application_name: Option<&str>) -> Self {
+        let mut settings = Settings::default();
+        settings.set("application_name", application_name);
+        Self { settings: settings.into(), application_name: application_name.map(Into::into), ..Self::default() }
+    }
+
+    /// Is anything to be asked, now that a transaction is over?
+    pub fn is_due(&self, pins: Pins) -> bool {
+        !self.touched.is_empty() || !self.subject(pins).is_empty()
+    }
+
+    /// The pins to ask about.
+    fn subject(&self, pins: Pins) -> Pins {
+        let mut subject = Pins::NONE;
+        for reason in ASKABLE.iter().map(|(reason, _)| *reason).chain([PinReason::Listen]) {
+            if pins.has(reason) && (self.unpins || self.fresh.has(reason)) {
+                subject.add(reason);
+            }
+        }
+        subject
+    }
+
+    /// A transaction is over: the question to ask, or `None` when what the server has reported answers it.
+    pub fn question(&mut self, pins: &mut Pins, server: &impl Reports) -> Option<String> {
+        if std::mem::take(&mut self.discards) && !self.failed {
+            pins.remove(PinReason::Sequence);
+            self.stuck = false;
+        }
+        let subject = self.subject(*pins);
+        let mut sql = String::new();
+        let settings = !self.touched.is_empty() && !self.answer_from_reports(pins, server);
+        if settings {
+            let known = self.settings.iter().map(|(n, _)| n).filter(|n| n.contains('.'));
+            let known: Vec<&str> = if self.touched.every { known.collect() } else { Vec::new() };
+            let names = self.touched.names.iter().map(Box::as_ref).chain(known);
+            settings::question(&mut sql, self.touched.every, names);
+        }
+        for (reason, exists) in ASKABLE.iter().filter(|(reason, _)| subject.has(*reason)) {
+            settings::union(&mut sql);
+            sql.push_str(&format!("SELECT 'p','{}',{exists}::pg_catalog.text", reason.label()));
+        }
+        if subject.has(PinReason::Listen) {
+            settings::union(&mut sql);
+            sql.push_str("SELECT 'l',c,NULL FROM pg_catalog.pg_listening_channels() AS listening(c)");
+        }
+        (self.unpins, self.fresh, self.failed) = (false, Pins::NONE, false);
+        if sql.is_empty() {
+            return None;
+        }
+        self.asked = Some(Asked::Question { settings, pins: subject });
+        Some(sql)
+    }
+
+    /// Settle what has changed by what the server reports, if that is all.
+    fn answer_from_reports(&mut self, pins: &mut Pins, server: &impl Reports) -> bool {
+        if self.touched.every || self.touched.nameless {
+            return false;
+        }
+        if !self.touched.names.iter().all(|name| server.reported(name).is_some()) {
+            return false;
+        }
+        let names = std::mem::take(&mut self.touched.names);
+        let now: Vec<(&str, Option<&str>)> =
+            names.iter().map(|name| (name.as_ref(), server.reported(name).map(|(_, now)| now))).collect();
+        self.settle(&now, false, pins, server);
+        true
+    }
+
+    /// The answer to a question of these rows.
+    pub fn answer(
+        &mut self,
+        (settings, asked): (bool, Pins),
+        rows: &[Vec<Option<String>>],
+        pins: &mut Pins,
+        server: &impl Reports,
+    ) {
+        let row = |row: &'_ [Option<String>]| -> Option<(char, String, Option<String>)> {
+            let [kind, name, value] = row else { return None };
+            Some((kind.as_ref()?.chars().next()?, name.clone()?, value.clone()))
+        };
+        let rows: Vec<_> = rows.iter().filter_map(|r| row(r)).collect();
+        for (reason, _) in ASKABLE.iter().filter(|(reason, _)| asked.has(*reason)) {
+            let holds = |r: &(char, String, Option<String>)| {
+                r.0 == 'p' && r.1 == reason.label() && r.2.as_deref() == Some("true")
+            };
+            if !rows.iter().any(holds) {
+                pins.remove(*reason);
+            }
+        }
+        if asked.has(PinReason::Listen) {
+            self.channels = rows.iter().filter(|r| r.0 == 'l').map(|r| r.1.clone()).collect();
+            if self.channels.is_empty() {
+                pins.remove(PinReason::Listen);
+            }
+        }
+        if settings {
+            let touched = std::mem::take(&mut self.touched);
+            self.stuck |= touched.nameless;
+            let values: Vec<_> = rows.iter().filter(|r| r.0 == 's').map(|r| (r.1.as_str(), r.2.as_deref())).collect();
+            self.settle(&values, touched.every, pins, server);
+        }
+    }
+
+    /// These are the values now, of some settings or of all that there are.
+    fn settle(&mut self, values: &[(&str, Option<&str>)], all: bool, pins: &mut Pins, server: &impl Reports) {
+        let mut settings = Settings::clone(&self.settings);
+        if all {
+            settings.clear();
+        }
+        for (name, value) in values {
+            settings.set(name, *value);
+        }
+        // A reset name is the one that the proxy logged in with.
+        let name = "application_name";
+        let reset = server.reported(name).is_some_and(|(login, now)| login == now);
+        if self.application_name.is_some() && (reset || settings.get(name).is_none()) {
+            settings.set(name, self.application_name.as_deref());
+        }
+        if settings != *self.settings {
+            self.settings = settings.into();
+        }
+        self.stuck |= !self.settings.portable();
+        if !self.stuck {
+            pins.remove(PinReason::Set);
+        }
+    }
+
+    /// A transaction is over that has left nothing.
+    pub fn rest(&mut self) {
+        (self.unpins, self.fresh, self.failed, self.discards) = (false, Pins::NONE, false, false);
+    }
+
+    /// The server could not be asked: what it has stays unknown.
+    pub fn unanswered(&mut self) {
+        self.stuck |= !std::mem::take(&mut self.touched).is_empty();
+    }
+
+    /// The server is lost, and with it what is not in the settings. `undone`: its transaction was, too.
+    pub fn lose(&mut self, pins: &mut Pins, undone: bool) {
+        if undone {
+            // What the transaction itself brought about never was.
+            for reason in [PinReason::Set, PinReason::Temp, PinReason::HeldCursor, PinReason::Listen] {
+                if self.fresh.has(reason) && !(reason == PinReason::Set && self.stuck) {
+                    pins.remove(reason);
+                }
+            }
+        }
+        if self.stuck {
+            *self = Self { told: std::mem::take(&mut self.told), ..Self::new(self.application_name.as_deref()) };
+        }
+        self.touched = Touched::default();
+        (self.stuck, self.unpins, self.discards, self.failed, self.due) = (false, false, false, false, false);
+        (self.fresh, self.asked) = (Pins::NONE, None);
+    }
+
+    /// The server has reported a setting, and the client has read it.
+    pub fn tell(&mut self, name: String, value: String) {
+        self.told.retain(|(n, _)| *n != name);
+        self.told.push((name, value));
+    }
+
+    /// What the client was told and is no longer so: `base` is what it was told at login.
+    pub fn corrections(&mut self, base: &[(String, String)]) -> Vec<(String, String)> {
+        let mut corrected = Vec::new();
+        for (name, value) in &mut self.told {
+            let lower = name.to_ascii_lowercase();
+            if matches!(lower.as_str(), "is_superuser" | "in_hot_standby") {
+                continue;
+            }
+            let login = || base.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+            let Some(now) = self.settings.get(&lower).or_else(login) else { continue };
+            if now != value {
+                now.clone_into(value);
+                corrected.push((name.clone(), value.clone()));
+            }
+        }
+        self.told.retain(|(n, v)| !base.iter().any(|(bn, bv)| bn == n && bv == v));
+        corrected
+    }
+}
+
+#[cfg(test)]
+#[path = "tracking_tests.rs"]
+mod tests;

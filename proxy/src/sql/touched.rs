@@ -1,0 +1,333 @@
+//! Which settings a text may change.
+//!
+//! Called only for texts that [`classify`](super::classify()) says may change some. Too many names do no harm: the
+//! server is asked for each, and knows. What cannot be found out is said, and the session stays where it is.
+
+use super::LexRules;
+use super::lexer::{Lexer, Token};
+use std::collections::BTreeSet;
+
+/// Names kept of one transaction; with more, everything is asked for.
+const MAX_NAMES: usize = 64;
+/// Longest name kept, bytes: a custom setting's name has several parts of 63.
+const MAX_NAME: usize = 255;
+
+/// Settings that may have changed since the server was last asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Any setting that the server lists may have.
+    pub every: bool,
+    /// Custom settings may have, and their names could not be found.
+    pub nameless: bool,
+    /// These may have, in lower case.
+    pub names: BTreeSet<Box<str>>,
+}
+
+impl Touched {
+    /// None may have.
+    pub fn is_empty(&self) -> bool {
+        !self.every && !self.nameless && self.names.is_empty()
+    }
+
+    /// Add what a text may change when it is executed with these parameters.
+    pub fn add(&mut self, sql: &[u8], parameters: &[&[u8]], lex: LexRules) {
+        let standard = lex.standard_conforming_strings && lex.ascii_safe_encoding;
+        if !standard && sql.iter().any(|b| !b.is_ascii() || *b == b'\\') {
+            return self.unreadable(sql, parameters);
+        }
+        let mut s = Scan { sql, at: 0, lexer: Lexer::new(sql), ahead: None };
+        loop {
+            match self.statement(&mut s, parameters) {
+                Some(Token::Semicolon) => {}
+                Some(Token::Odd) => return self.unreadable(sql, parameters),
+                _ => return,
+            }
+        }
+    }
+
+    /// A text that is too long to be read, or whose words mean something else to the server.
+    pub fn unreadable(&mut self, sql: &[u8], parameters: &[&[u8]]) {
+        self.every = true;
+        self.nameless |= sql.windows(10).any(|w| w.eq_ignore_ascii_case(b"set_config"));
+        self.loose(sql);
+        parameters.iter().for_each(|p| self.loose(p));
+    }
+
+    /// One statement; returns the token that ended it.
+    fn statement<'a>(&mut self, s: &mut Scan<'a>, parameters: &[&[u8]]) -> Option<Token<'a>> {
+        let first = match s.next() {
+            Some(Token::Word(word)) => word,
+            end @ (None | Some(Token::Semicolon | Token::Odd)) => return end,
+            Some(_) => b"",
+        };
+        let is = |word: &[u8]| first.eq_ignore_ascii_case(word);
+        if is(b"set") {
+            self.set(s);
+        } else if is(b"reset") {
+            self.reset(s);
+        } else if is(b"discard") {
+            if s.next_is(b"all") {
+                self.every = true;
+            }
+        } else if is(b"do") || is(b"call") {
+            // What runs inside is not followed; the names it spells out are asked for.
+            self.every = true;
+            self.loose(s.sql);
+        }
+        self.calls(s, parameters)
+    }
+
+    /// The rest of a statement: calls of `set_config`.
+    fn calls<'a>(&mut self, s: &mut Scan<'a>, parameters: &[&[u8]]) -> Option<Token<'a>> {
+        let mut called = false;
+        loop {
+            match s.next() {
+                end @ (None | Some(Token::Semicolon | Token::Odd)) => return end,
+                Some(Token::Word(word)) => called = word.eq_ignore_ascii_case(b"set_config"),
+                Some(Token::Quoted(name)) => called = name == b"set_config",
+                Some(Token::Open) if std::mem::take(&mut called) => self.argument(s, parameters),
+                Some(_) => called = false,
+            }
+        }
+    }
+
+    /// The first argument of `set_config`: a literal or a parameter, or it is not known.
+    fn argument(&mut self, s: &mut Scan<'_>, parameters: &[&[u8]]) {
+        let literal = s.literal();
+        let name = match (literal, s.peek()) {
+            (Some([b'\'', name @ .., b'\'']), Some(Token::Comma)) if !name.contains(&b'\'') => Some(name),
+            (Some([b'$', digits @ ..]), Some(Token::Comma)) => {
+                let number = std::str::from_utf8(digits).ok().and_then(|d| d.parse::<usize>().ok());
+                number.and_then(|n| parameters.get(n.checked_sub(1)?).copied())
+            }
+            _ => None,
+        };
+        match name {
+            Some(name) => self.name(name),
+            None => (self.every, self.nameless) = (true, true),
+        }
+    }
+
+    fn set(&mut self, s: &mut Scan<'_>) {
+        let mut scope = false;
+        for word in [&b"session"[..], b"local"] {
+            if s.next_is(word) {
+                scope = true;
+                // A setting may be named like the word; that name is asked for as well.
+                if let Some(Token::Dot | Token::Operator) = s.peek() {
+                    return self.qualified(s, word);
+                }
+                break;
+            }
+        }
+        if scope && s.next_is(b"authorization") {
+            self.all_of(&["session_authorization", "role"]);
+        } else if scope && s.next_is(b"characteristics") {
+            self.all_of(&[
+                "default_transaction_isolation",
+                "default_transaction_read_only",
+                "default_transaction_deferrable",
+            ]);
+        } else {
+            self.setting(s);
+        }
+    }
+
+    fn reset(&mut self, s: &mut Scan<'_>) {
+        if s.next_is(b"all") {
+            self.every = true;
+        } else if s.next_is(b"session") {
+            if s.next_is(b"authorization") {
+                self.all_of(&["session_authorization", "role"]);
+            } else {
+                self.qualified(s, b"session");
+            }
+        } else {
+            self.setting(s);
+        }
+    }
+
+    /// The name of a setting, or the words that stand for one.
+    fn setting(&mut self, s: &mut Scan<'_>) {
+        match s.next() {
+            Some(Token::Word(word)) => {
+                let is = |name: &[u8]| word.eq_ignore_ascii_case(name);
+                if is(b"time") && s.next_is(b"zone") {
+                    self.all_of(&["timezone"]);
+                } else if is(b"names") {
+                    self.all_of(&["client_encoding"]);
+                } else if is(b"schema") {
+                    self.all_of(&["search_path"]);
+                } else if is(b"xml") {
+                    self.all_of(&["xmloption"]);
+                } else {
+                    self.qualified(s, word);
+                }
+            }
+            Some(Token::Quoted(word)) if !word.contains(&b'"') => self.qualified(s, word),
+            // A syntax error, most likely.
+            _ => self.every = true,
+        }
+    }
+
+    /// A name that may go on behind dots.
+    fn qualified(&mut self, s: &mut Scan<'_>, first: &[u8]) {
+        let mut name = first.to_vec();
+        while let Some(Token::Dot) = s.peek() {
+            s.next();
+            match s.next() {
+                Some(Token::Word(word) | Token::Quoted(word)) => {
+                    name.push(b'.');
+                    name.extend_from_slice(word);
+                }
+                _ => break,
+            }
+        }
+        self.name(&name);
+    }
+
+    fn all_of(&mut self, names: &[&str]) {
+        names.iter().for_each(|name| self.name(name.as_bytes()));
+    }
+
+    fn name(&mut self, name: &[u8]) {
+        match std::str::from_utf8(name) {
+            Ok(name) if name.len() <= MAX_NAME && self.names.len() < MAX_NAMES => {
+                let name = name.to_ascii_lowercase();
+                // Setting the one changes the other.
+                if name == "session_authorization" {
+                    self.names.insert("role".into());
+                }
+                self.names.insert(name.into());
+            }
+            _ => {
+                self.every = true;
+                self.nameless |= name.contains(&b'.');
+            }
+        }
+    }
+
+    /// Everything that looks like a custom setting's name, wherever it stands.
+    fn loose(&mut self, text: &[u8]) {
+        let part = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | b'.' | 0x80..);
+        for run in text.split(|b| !part(b)).filter(|run| run.contains(&b'.')) {
+            let starts = |p: &[u8]| p.first().is_some_and(|b| !b.is_ascii_digit() && *b != b'$');
+            if run.split(|b| *b == b'.').all(starts) && run.len() <= MAX_NAME {
+                self.name(run);
+            }
+        }
+    }
+}
+
+/// A text while it is read, one token ahead.
+struct Scan<'a> {
+    sql: &'a [u8],
+    /// Where the token that was peeked at begins.
+    at: usize,
+    lexer: Lexer<'a>,
+    ahead: Option<Option<Token<'a>>>,
+}
+
+impl<'a> Scan<'a> {
+    fn next(&mut self) -> Option<Token<'a>> {
+        match self.ahead.take() {
+            Some(token) => token,
+            None => self.lexer.next(),
+        }
+    }
+
+    fn peek(&mut self) -> Option<Token<'a>> {
+        if self.ahead.is_none() {
+            self.at = self.lexer.at();
+            self.ahead = Some(self.lexer.next());
+        }
+        self.ahead.flatten()
+    }
+
+    /// Take the next token if it is this word.
+    fn next_is(&mut self, word: &[u8]) -> bool {
+        let is = matches!(self.peek(), Some(Token::Word(w)) if w.eq_ignore_ascii_case(word));
+        if is {
+            self.ahead = None;
+        }
+        is
+    }
+
+    /// Take the next token if it is a literal: its text, blanks before it taken off.
+    fn literal(&mut self) -> Option<&'a [u8]> {
+        if self.peek() != Some(Token::Literal) {
+            return None;
+        }
+        self.ahead = None;
+        let text = &self.sql[self.at..self.lexer.at()];
+        // A comment before it is not a blank to this; then its name is not known.
+        Some(text.trim_ascii_start())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(sql: &str, parameters: &[&str], every: bool, nameless: bool, names: &[&str]) {
+        let mut touched = Touched::default();
+        let parameters: Vec<&[u8]> = parameters.iter().map(|p| p.as_bytes()).collect();
+        touched.add(sql.as_bytes(), &parameters, LexRules::STANDARD);
+        let got: Vec<&str> = touched.names.iter().map(Box::as_ref).collect();
+        assert_eq!((touched.every, touched.nameless, &got[..]), (every, nameless, names), "{sql}");
+    }
+
+    #[test]
+    fn settings_are_named_by_their_statements() {
+        for (sql, names) in [
+            ("SET work_mem = '1MB'", &["work_mem"][..]),
+            ("set session WORK_MEM to 1; select 1", &["work_mem"]),
+            ("set \"Work_Mem\" = 1", &["work_mem"]),
+            ("set app . \"User\" = 'x'", &["app.user"]),
+            ("set local.x = 1", &["local.x"]),
+            ("set session.x = 1", &["session.x"]),
+            ("set time zone 'utc'", &["timezone"]),
+            ("set names 'utf8'", &["client_encoding"]),
+            ("set schema 'a'", &["search_path"]),
+            ("set role a; reset work_mem", &["role", "work_mem"]),
+            ("set session authorization a", &["role", "session_authorization"]),
+            ("reset session authorization", &["role", "session_authorization"]),
+            ("select 1; reset time zone", &["timezone"]),
+            ("select set_config('app.x', 'a', false)", &["app.x"]),
+            ("select pg_catalog . set_config ( 'A', f('b', 'c'), false), set_config('b', '', false)", &["a", "b"]),
+        ] {
+            check(sql, &[], false, false, names);
+        }
+        let isolation = "default_transaction_isolation";
+        let three = ["default_transaction_deferrable", isolation, "default_transaction_read_only"];
+        check("set session characteristics as transaction read only", &[], false, false, &three);
+    }
+
+    #[test]
+    fn parameters_name_settings_too() {
+        check("select set_config($2, $1, false)", &["v", "app.y"], false, false, &["app.y"]);
+        check("select set_config($3, $1, false)", &["v", "app.y"], true, true, &[]);
+    }
+
+    #[test]
+    fn what_cannot_be_named_is_admitted() {
+        check("reset all", &[], true, false, &[]);
+        check("discard all", &[], true, false, &[]);
+        check("discard temp", &[], false, false, &[]);
+        check("select set_config('app.' || x, 'a', false)", &[], true, true, &[]);
+        check("select set_config(E'a', 'a', false)", &[], true, true, &[]);
+        check("select set_config('it''s', 'a', false)", &[], true, true, &[]);
+        check("select set_config(/* x */ 'a', 'a', false)", &[], true, true, &[]);
+        check("do $$ begin set app.z = 1; end $$", &[], true, false, &["app.z"]);
+        check("set x = u&'app.q'", &[], true, false, &["app.q", "x"]);
+    }
+
+    #[test]
+    fn too_many_names_are_not_kept() {
+        let mut touched = Touched::default();
+        for i in 0..100 {
+            touched.add(format!("set app.x{i} = 1").as_bytes(), &[], LexRules::STANDARD);
+        }
+        assert!(touched.every && touched.nameless && touched.names.len() == MAX_NAMES);
+    }
+}

@@ -1,0 +1,181 @@
+//! The state of a session under transaction pooling, against a real server: what a client sets, it sees, on whichever
+//! connection serves it, and nobody else does.
+
+mod common;
+
+use common::Cluster;
+use common::raw::{Raw, bind, execute, parse, sync};
+use std::fmt::Write as _;
+
+/// Two server connections for all clients.
+fn two_servers() -> Cluster {
+    Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.pool_size = 2;
+    })
+}
+
+/// The one value that a query gives.
+fn value(client: &mut Raw, sql: &str) -> String {
+    let seen = client.query(sql);
+    let row = seen.iter().find_map(|s| s.strip_prefix("D ")).unwrap_or_else(|| panic!("{sql}: {seen:?}"));
+    row.to_owned()
+}
+
+fn ok(client: &mut Raw, sql: &str) -> Vec<String> {
+    let seen = client.query(sql);
+    assert!(!seen.iter().any(|s| s.starts_with("E ") || s == "EOF"), "{sql}: {seen:?}");
+    seen
+}
+
+/// Keep a connection busy, so that others get another one.
+fn block(cluster: &Cluster) -> Raw {
+    let mut client = Raw::login(cluster.port, &[]);
+    ok(&mut client, "begin");
+    client
+}
+
+#[test]
+fn what_a_client_sets_follows_it_and_nobody_else() {
+    let c = two_servers();
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    ok(&mut a, "set work_mem = '2048 kB'");
+    ok(&mut a, "set app.x = 'it''s a\\'");
+    ok(&mut a, "select set_config('search_path', 'a, \"B c\"', false)");
+    let pid = value(&mut a, "select pg_backend_pid()");
+    // Now a needs the other connection.
+    ok(&mut b, "begin");
+    assert_eq!(value(&mut b, "select pg_backend_pid()"), pid, "the connection used last is used first");
+    assert_eq!(value(&mut b, "show work_mem"), "4MB");
+    assert_eq!(value(&mut b, "select coalesce(nullif(current_setting('app.x', true), ''), 'none')"), "none");
+    assert_ne!(value(&mut a, "select pg_backend_pid()"), pid);
+    assert_eq!(value(&mut a, "show work_mem"), "2MB");
+    assert_eq!(value(&mut a, "show app.x"), "it's a\\");
+    assert_eq!(value(&mut a, "show search_path"), "a, \"B c\"");
+    ok(&mut a, "reset work_mem; reset app.x");
+    ok(&mut b, "commit");
+    assert_eq!(value(&mut b, "show search_path"), "\"$user\", public");
+    assert_eq!(value(&mut a, "show work_mem"), "4MB");
+}
+
+#[test]
+fn a_rollback_undoes_settings_in_the_map_too() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "set timezone = 'Europe/Berlin'");
+    for sql in ["begin", "set timezone = 'UTC'", "savepoint s", "set work_mem = '1MB'", "rollback to s"] {
+        ok(&mut a, sql);
+    }
+    ok(&mut a, "set lock_timeout = '5s'");
+    ok(&mut a, "rollback");
+    ok(&mut a, "begin; set local work_mem = '3MB'; set statement_timeout = 60000; commit");
+    let pid = value(&mut a, "select pg_backend_pid()");
+    let mut b = block(&c);
+    assert_ne!(value(&mut a, "select pg_backend_pid()"), pid);
+    for (name, want) in
+        [("timezone", "Europe/Berlin"), ("work_mem", "4MB"), ("lock_timeout", "0"), ("statement_timeout", "1min")]
+    {
+        assert_eq!(value(&mut a, &format!("show {name}")), want, "{name}");
+    }
+    ok(&mut b, "commit");
+}
+
+#[test]
+fn a_clients_application_name_is_on_its_server() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[("application_name", "first")]);
+    let mut b = Raw::login(c.port, &[("application_name", "second")]);
+    let mut none = Raw::login(c.port, &[]);
+    for _ in 0..2 {
+        for (client, name) in [(&mut a, "first"), (&mut b, "second")] {
+            assert_eq!(value(client, "show application_name"), name);
+        }
+        assert_eq!(none.query("show application_name")[1], "D ");
+    }
+    assert!(ok(&mut a, "set application_name = 'third'").contains(&"S application_name=third".to_owned()));
+    assert_eq!(value(&mut a, "show application_name"), "third");
+    let seen = ok(&mut a, "reset application_name");
+    // The server falls back to the proxy's name; the client's own is put right behind it.
+    assert!(seen.contains(&"S application_name=pgtenure".to_owned()), "{seen:?}");
+    assert_eq!(a.next(), "S application_name=first");
+    assert_eq!(value(&mut a, "show application_name"), "first");
+    assert_eq!(value(&mut b, "show application_name"), "second");
+}
+
+#[test]
+fn a_role_follows_its_session_and_is_never_left_behind() {
+    let c = two_servers();
+    c.nodes[0].psql("create role worker; grant worker to app; create role odd; grant odd to app");
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    ok(&mut a, "set work_mem = '1MB'");
+    ok(&mut a, "set role worker");
+    for _ in 0..2 {
+        assert_eq!(value(&mut b, "select current_user"), "app");
+        assert_eq!(value(&mut a, "select current_user"), "worker");
+        assert_eq!(value(&mut a, "show work_mem"), "1MB");
+    }
+    ok(&mut a, "begin; set role odd; rollback");
+    let mut hold = block(&c);
+    assert_eq!(value(&mut a, "select current_user"), "worker");
+    ok(&mut hold, "commit");
+    ok(&mut a, "discard all");
+    assert_eq!(value(&mut a, "select current_user"), "app");
+    assert_eq!(value(&mut a, "show work_mem"), "4MB");
+}
+
+#[test]
+fn a_parameters_name_is_found_in_its_value() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[]);
+    a.write(|out| {
+        parse(out, "s", "select set_config($1, $2, false)");
+        bind(out, "", "s", &["app.tenant", "blue"]);
+        execute(out, "");
+        sync(out);
+    });
+    a.until_ready();
+    a.write(|out| {
+        bind(out, "", "s", &["app.other", "red"]);
+        execute(out, "");
+        sync(out);
+    });
+    a.until_ready();
+    let pid = value(&mut a, "select pg_backend_pid()");
+    let _b = block(&c);
+    assert_ne!(value(&mut a, "select pg_backend_pid()"), pid);
+    assert_eq!(value(&mut a, "show app.tenant"), "blue");
+    assert_eq!(value(&mut a, "show app.other"), "red");
+}
+
+#[test]
+fn pins_end_when_what_they_stand_for_is_gone() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[]);
+    for (begins, ends) in [
+        ("create temp table x (id int)", "drop table x"),
+        ("create temp table x (id int)", "discard temp"),
+        ("begin; create temp table x (id int) on commit drop; commit", "select 1"),
+        ("select pg_advisory_lock(7)", "select pg_advisory_unlock(7)"),
+        ("declare c cursor with hold for select 1", "close c"),
+        ("listen news", "unlisten news"),
+        ("listen news", "unlisten *"),
+        ("create temp table x (id int); listen news; select pg_advisory_lock(7)", "discard all"),
+    ] {
+        ok(&mut a, begins);
+        ok(&mut a, ends);
+        let pid = value(&mut a, "select pg_backend_pid()");
+        let mut b = block(&c);
+        let other = value(&mut a, "select pg_backend_pid()");
+        let mut text = String::new();
+        let _ = write!(text, "{begins}; {ends}");
+        assert_ne!(other, pid, "still pinned after {text}");
+        ok(&mut b, "commit");
+    }
+    // And they last until then.
+    ok(&mut a, "listen news; select pg_advisory_lock(7)");
+    ok(&mut a, "unlisten news");
+    let pid = value(&mut a, "select pg_backend_pid()");
+    let _b = block(&c);
+    assert_eq!(value(&mut a, "select pg_backend_pid()"), pid);
+    ok(&mut a, "select pg_advisory_unlock_all()");
+}
