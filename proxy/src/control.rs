@@ -2,10 +2,12 @@
 
 use crate::config::{Config, reload};
 pub use crate::console::command::Wait;
+use crate::inherit::{Listening, Named};
 use crate::worker::Shared;
 use std::sync::Arc;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Orders on their way to the process; more are refused.
 pub(crate) const ORDERS: usize = 16;
@@ -38,11 +40,21 @@ pub struct Reloaded {
 #[error("{}", .0.join("; "))]
 pub struct Refused(pub Vec<String>);
 
+/// A cancel request's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CancelKey {
+    /// The process number that the client was given.
+    pub pid: u32,
+    /// Its secret.
+    pub secret: u32,
+}
+
 /// A hold on a running proxy.
 #[derive(Clone)]
 pub struct Control {
     pub(crate) shared: Arc<Shared>,
     pub(crate) accepting: watch::Sender<bool>,
+    pub(crate) listening: Arc<Listening>,
 }
 
 impl Control {
@@ -56,9 +68,33 @@ impl Control {
         Ok(())
     }
 
+    /// Accept clients from now on, where that has not begun.
+    pub fn begin_accepting(&self) {
+        self.accepting.send_replace(true);
+    }
+
+    /// The sockets for clients, for the process that comes after this one.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn listeners(&self) -> std::io::Result<Vec<Named>> {
+        self.listening.copies()
+    }
+
+    /// A cancel request that reached the process after this one.
+    pub fn cancel(&self, key: CancelKey) {
+        self.shared.cancel(key);
+    }
+
+    /// Pass cancel requests on to the process before this one. Ends when that process has gone and `to` is closed.
+    pub fn pass_cancels(&self, to: mpsc::Sender<CancelKey>) {
+        *self.shared.elder.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+    }
+
     /// Accept no more clients; those that are here stay.
     pub fn stop_accepting(&self) {
         self.accepting.send_replace(false);
+        self.listening.close();
     }
 
     /// Clients connected.

@@ -7,6 +7,7 @@ pub mod config;
 pub mod console;
 mod control;
 pub mod http;
+pub mod inherit;
 mod listener;
 pub mod metrics;
 pub mod net;
@@ -18,5 +19,5 @@ pub mod tls;
 pub mod wire;
 pub mod worker;
 
-pub use control::{Control, ProcessOrder, Refused, Reloaded, Wait};
-pub use listener::{Handle, Inputs, StartError, start};
+pub use control::{CancelKey, Control, ProcessOrder, Refused, Reloaded, Wait};
+pub use listener::{Handle, Inputs, StartError, start, take_over};

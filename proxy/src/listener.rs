@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::config::pools::Pools;
 use crate::control::{Control, ORDERS, ProcessOrder};
 use crate::http::{Status, WorkerStatus};
+use crate::inherit::{Inherited, Listening, tcp_name};
 use crate::metrics::{Metrics, Totals};
 use crate::net::Detached;
 use crate::pool::admin::{self, OrderError};
@@ -84,6 +85,7 @@ pub struct Handle {
     shared: Arc<Shared>,
     topology: watch::Receiver<Topology>,
     accepting: watch::Sender<bool>,
+    listening: Arc<Listening>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -93,11 +95,40 @@ pub struct Handle {
 /// # Errors
 /// See [`StartError`].
 pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) -> Result<Handle, StartError> {
+    start_with(config, inputs, registry, Inherited::default(), true)
+}
+
+/// Start the proxy on the sockets of the process before this one, where it has them. Nobody is accepted before
+/// [`Control::begin_accepting`].
+///
+/// # Errors
+/// See [`StartError`].
+pub fn take_over(
+    config: Config,
+    inputs: Inputs,
+    registry: &prometheus::Registry,
+    inherited: Inherited,
+) -> Result<Handle, StartError> {
+    start_with(config, inputs, registry, inherited, false)
+}
+
+fn start_with(
+    config: Config,
+    inputs: Inputs,
+    registry: &prometheus::Registry,
+    mut inherited: Inherited,
+    begin: bool,
+) -> Result<Handle, StartError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = config.workers.unwrap_or(cores);
     let listen = |source| StartError::Listen { addr: config.listen, source };
-    let socket = bind(config.listen).map_err(listen)?;
+    let socket = match inherited.tcp(config.listen).map_err(listen)? {
+        Some(socket) => socket,
+        None => bind(config.listen).map_err(listen)?,
+    };
     let addr = socket.local_addr().map_err(listen)?;
+    let listening = Arc::<Listening>::default();
+    listening.keep(tcp_name(config.listen), socket.try_clone().map_err(listen)?.into());
     let users = Users::load(&config)?;
     let metrics = Metrics::register(registry)?;
     let reading = catalog::Settings::from_config(&config)?;
@@ -106,7 +137,7 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
     let (peers, messages): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
     let peers = Arc::new(peers);
     let (stop, stopped) = watch::channel(false);
-    let (accepting, accepts) = watch::channel(true);
+    let (accepting, accepts) = watch::channel(begin);
     let (ask, orders) = mpsc::channel(ORDERS);
     let shared = Arc::new(Shared {
         users,
@@ -125,6 +156,7 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
         applied: Notify::new(),
         left: Notify::new(),
         orders: ask,
+        elder: std::sync::Mutex::default(),
         metrics,
         config: watch::channel(Arc::new(config)).0,
     });
@@ -139,13 +171,13 @@ pub fn start(config: Config, inputs: Inputs, registry: &prometheus::Registry) ->
     let thread = std::thread::Builder::new().name("proxy-accept".to_owned()).spawn(move || {
         acceptor.block_on(async {
             let Ok(listener) = TcpListener::from_std(socket) else { return };
-            tokio::join!(accept(listener, &all, accepts), publish_state(&all, publish, lag, stopped));
+            tokio::join!(accept(listener, &all, accepts, stopped.clone()), publish_state(&all, publish, lag, stopped));
         });
     });
     threads.push(thread.map_err(StartError::Thread)?);
     warn_of_trust(&shared.config.borrow());
     tracing::info!(%addr, workers = count, "proxy listens");
-    Ok(Handle { state, addr, orders: Some(orders), shared, topology, accepting, stop, threads })
+    Ok(Handle { state, addr, orders: Some(orders), shared, topology, accepting, listening, stop, threads })
 }
 
 fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
@@ -198,7 +230,16 @@ fn warn_of_trust(config: &Config) {
     }
 }
 
-async fn accept(listener: TcpListener, shared: &Shared, mut accepts: watch::Receiver<bool>) {
+async fn accept(
+    listener: TcpListener,
+    shared: &Shared,
+    mut accepts: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
+) {
+    tokio::select! {
+        begins = accepts.wait_for(|accepting| *accepting) => drop(begins),
+        _ = stop.wait_for(|stop| *stop) => return,
+    }
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -276,7 +317,8 @@ fn totals(shared: &Shared) -> Totals {
 impl Handle {
     /// A hold on the proxy for who changes it while it runs.
     pub fn control(&self) -> Control {
-        Control { shared: self.shared.clone(), accepting: self.accepting.clone() }
+        let (accepting, listening) = (self.accepting.clone(), self.listening.clone());
+        Control { shared: self.shared.clone(), accepting, listening }
     }
 
     /// What `/status` shows.
@@ -317,7 +359,7 @@ impl Handle {
 
     /// Stop accepting, refuse new transactions, wait up to `bound` for the running ones, then end all sessions.
     pub async fn drain(self, bound: Duration) {
-        self.accepting.send_replace(false);
+        self.control().stop_accepting();
         self.shared.stopping.store(true, Ordering::SeqCst);
         let quiet = async {
             let mut state = self.state.clone();

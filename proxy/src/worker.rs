@@ -6,7 +6,7 @@ use crate::auth::users::Users;
 use crate::catalog::Catalogs;
 use crate::config::Config;
 use crate::console::tally::Tallies;
-use crate::control::ProcessOrder;
+use crate::control::{CancelKey, ProcessOrder};
 use crate::metrics::{Counts, Metrics, Totals};
 use crate::net::Detached;
 use crate::pool::backoff::Backoff;
@@ -17,7 +17,7 @@ use crate::pool::view::View as Inventory;
 use crate::pool::warm::{self, Patrons};
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Pools, Scope, health, survey};
 use crate::route::{self, Causality, Decision, Lag, Loads, Policy, Request};
-use crate::session::cancel::same_secret;
+use crate::session::cancel::{place_of, same_secret};
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
@@ -87,6 +87,8 @@ pub struct Shared {
     pub left: Notify,
     /// What the console asks of the process.
     pub orders: mpsc::Sender<ProcessOrder>,
+    /// The way to the process before this one, for cancel requests of clients that are still there.
+    pub elder: Mutex<Option<mpsc::Sender<CancelKey>>>,
     /// The metrics.
     pub metrics: Metrics,
 }
@@ -122,6 +124,20 @@ impl Default for Applied {
 }
 
 impl Shared {
+    /// A cancel request has come: it goes to the worker that its process number names, and to the process before this
+    /// one. Who does not know its secret does nothing.
+    pub fn cancel(&self, key: CancelKey) {
+        if let Some((worker, place)) = place_of(key.pid)
+            && let Some(peer) = self.peers.get(worker)
+        {
+            // A full queue loses the request, as a lost packet would.
+            let _ = peer.try_send(ToWorker::Cancel { place, secret: key.secret });
+        }
+        if let Some(elder) = &*self.elder.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = elder.try_send(key);
+        }
+    }
+
     /// Users of the userlist.
     pub fn users(&self) -> usize {
         self.users.len()

@@ -2,13 +2,14 @@
 
 use crate::auth::credentials::Credentials;
 use crate::console;
+use crate::control::CancelKey;
 use crate::net::{Origin, Stream};
 use crate::pool::Identity;
 use crate::pool::clients::Admission;
 use crate::pool::policy::{ClientLimit, dbname};
 use crate::route::Causality;
 use crate::session::acquire::{self, NotFound, Want};
-use crate::session::cancel::{pid_of, place_of};
+use crate::session::cancel::pid_of;
 use crate::session::client::Session;
 use crate::session::presence::{Facts, Presence};
 use crate::sql::Access;
@@ -18,7 +19,7 @@ use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, Packet, Startup};
-use crate::worker::{Settings, ToWorker, Worker};
+use crate::worker::{Settings, Worker};
 use cluster::topology::Gate;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -203,12 +204,7 @@ impl Greeter<'_> {
                     self.stream.write_all(b"N").await?;
                 }
                 Packet::Cancel { pid, secret } => {
-                    if let Some((worker, place)) = place_of(pid)
-                        && let Some(peer) = self.w.shared.peers.get(worker)
-                    {
-                        // A full queue loses the request, as a lost packet would.
-                        let _ = peer.try_send(ToWorker::Cancel { place, secret });
-                    }
+                    self.w.shared.cancel(CancelKey { pid, secret });
                     return Err(Farewell::Silent);
                 }
                 Packet::UnknownVersion { major, minor } => {

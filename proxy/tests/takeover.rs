@@ -1,0 +1,106 @@
+//! A proxy takes over the listening socket of the one before it: nobody is refused, nobody's transaction breaks.
+
+mod common;
+
+use common::raw::Raw;
+use common::{Cluster, dial, wait_for};
+use proxy::inherit::Inherited;
+use proxy::wire::startup::cancel_request;
+use proxy::{CancelKey, Control};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How often a client connects while processes change.
+const EVERY: Duration = Duration::from_millis(20);
+/// Connections between two takeovers.
+const BETWEEN: usize = 15;
+
+/// The next proxy, on the sockets of the one before, which accepts no more when this returns. Cancel requests go on.
+fn succeed(cluster: &mut Cluster, config: &proxy::config::Config) -> proxy::Handle {
+    let before = cluster.handle.take().expect("a proxy runs");
+    let control = before.control();
+    let inherited = Inherited::new(control.listeners().expect("descriptors are left"));
+    let (_lag, lag) = tokio::sync::watch::channel(std::sync::Arc::default());
+    let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag };
+    let config = proxy::config::Config { listen: config.listen, ..config.clone() };
+    let next = proxy::take_over(config, inputs, &prometheus::Registry::new(), inherited).expect("the next one starts");
+    next.control().begin_accepting();
+    next.control().pass_cancels(relay(control.clone()));
+    control.stop_accepting();
+    cluster.handle = Some(next);
+    before
+}
+
+fn relay(elder: Control) -> mpsc::Sender<CancelKey> {
+    let (to, mut keys) = mpsc::channel(16);
+    std::thread::spawn(move || {
+        while let Some(key) = keys.blocking_recv() {
+            elder.cancel(key);
+        }
+    });
+    to
+}
+
+#[test]
+fn clients_connect_and_transactions_finish_through_three_takeovers() {
+    let mut typed = None;
+    let port = common::free_port();
+    let mut cluster = Cluster::start(0, |raw| {
+        raw.listen = ([127, 0, 0, 1], port).into();
+        typed = Some(raw.clone());
+    });
+    let config = proxy::config::check(typed.expect("the closure ran")).expect("valid");
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut block = Raw::login(port, &[]);
+    block.query("begin");
+    block.query("create table kept as select 1 as a");
+    let mut sleeper = Raw::login(port, &[]);
+    let mut elders = Vec::new();
+    std::thread::scope(|scope| {
+        let clients = scope.spawn(|| {
+            let mut running = Vec::new();
+            while !stop.load(Ordering::SeqCst) {
+                // A refusal, a reset or an error in any of these is a panic in its thread.
+                running.push(scope.spawn(|| {
+                    let answer = Raw::login(port, &[]).query("select 1");
+                    assert_eq!(answer.len(), 4, "{answer:?}");
+                    served.fetch_add(1, Ordering::SeqCst);
+                }));
+                std::thread::sleep(EVERY);
+            }
+            running.into_iter().for_each(|client| client.join().expect("every client is served"));
+        });
+        for _ in 0..3 {
+            let so_far = served.load(Ordering::SeqCst);
+            wait_for("clients to be served", || (served.load(Ordering::SeqCst) >= so_far + BETWEEN).then_some(()));
+            elders.push(succeed(&mut cluster, &config));
+        }
+        let so_far = served.load(Ordering::SeqCst);
+        wait_for("clients of the last one", || (served.load(Ordering::SeqCst) >= so_far + BETWEEN).then_some(()));
+        stop.store(true, Ordering::SeqCst);
+        clients.join().expect("no client failed");
+    });
+    // A cancel request for a client of the first process arrives at the fourth.
+    let (pid, secret) = sleeper.key;
+    sleeper.write(|out| proxy::wire::frontend::write_query(out, "select pg_sleep(60)"));
+    wait_for("the statement to run", || {
+        (cluster.nodes[0]
+            .psql("select count(*) from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'")
+            == "1")
+            .then_some(())
+    });
+    dial(port).write_all(&cancel_request(pid, secret)).expect("the endpoint reads");
+    let answer = sleeper.until_ready().join(" ");
+    assert!(answer.contains("57014"), "{answer}");
+    // The first process's transaction has lived through all of it.
+    let commit = block.query("commit").join(" ");
+    assert!(commit.contains("COMMIT"), "{commit}");
+    assert_eq!(cluster.nodes[0].psql("select a from kept"), "1");
+    drop((block, sleeper));
+    for elder in &elders {
+        let control = elder.control();
+        wait_for("the clients to have left", || (control.clients() == 0).then_some(()));
+    }
+}
