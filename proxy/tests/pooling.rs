@@ -413,3 +413,51 @@ fn limits_and_timeouts_change_while_sessions_live() {
     after.query("commit");
     assert_eq!(words(&second.until_ready()), "T | D 1 | C SELECT 1 | Z I");
 }
+
+/// Terminate idle backends over and over while eight clients run `sql`; every answer that was not `want`.
+fn odd_answers_while_servers_are_terminated(sql: &str, want: &str) -> Vec<String> {
+    let c = Cluster::start(0, |raw| raw.pool_size = 12);
+    let port = c.port;
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let run = || {
+            let mut client = Raw::login(port, &[]);
+            let mut odd = Vec::new();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let seen = words(&client.query(sql));
+                if seen != want {
+                    odd.push(seen);
+                }
+            }
+            odd
+        };
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(run)).collect();
+        for _ in 0..30 {
+            c.nodes[0].psql(
+                "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app' and state = 'idle'",
+            );
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn reads_never_notice_that_idle_servers_are_terminated() {
+    let odd = odd_answers_while_servers_are_terminated("select 1", "T | D 1 | C SELECT 1 | Z I");
+    assert_eq!(odd, Vec::<String>::new());
+}
+
+#[test]
+fn a_server_that_takes_no_more_connections_is_waited_for_and_then_told() {
+    let c = Cluster::start(0, |raw| raw.query_wait_timeout = Span::millis(700));
+    c.nodes[0].psql("alter role app connection limit 1");
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    let mut other = Raw::login(c.port, &[]);
+    assert_eq!(words(&other.query("select 1")), "E 53300 | Z I");
+    other.write(|out| write_query(out, "select 1"));
+    wait_until_waiting(&c, 1);
+    holder.query("commit");
+    assert_eq!(words(&other.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+}

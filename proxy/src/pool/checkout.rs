@@ -121,8 +121,9 @@ impl Pool {
         Some(server)
     }
 
-    /// Queue for a connection since `since`; those that began earlier are served earlier.
-    pub fn wait(self: &Rc<Self>, since: Instant) -> Wait {
+    /// Queue for a connection since `since`; those that began earlier are served earlier. `for_room`: or for a place
+    /// for a new one.
+    pub fn wait(self: &Rc<Self>, since: Instant, for_room: bool) -> Wait {
         let (give, take) = oneshot::channel();
         {
             let mut waiters = self.waiters.borrow_mut();
@@ -132,7 +133,7 @@ impl Pool {
         self.limit.count_waiter(true);
         self.show_oldest();
         // Announced first, looked second: who gives back or closes at this moment sees us, or we see it.
-        if self.limit.has_room() {
+        if for_room && self.limit.has_room() {
             self.room();
         } else if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
             (self.ask)(worker, self.key.clone());

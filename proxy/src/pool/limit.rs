@@ -99,7 +99,7 @@ impl Limit {
         }
         let limit = self.most(share);
         if take(&self.open, limit) {
-            return Ok(Permit(self.clone()));
+            return Ok(Permit(Some(self.clone())));
         }
         self.database.close();
         Err(Full::Pool { limit })
@@ -226,11 +226,24 @@ impl DatabaseLimit {
 
 /// A place in a pool; dropping it frees the place and wakes who waits longest.
 #[derive(Debug)]
-pub struct Permit(Arc<Limit>);
+pub struct Permit(Option<Arc<Limit>>);
+
+impl Permit {
+    /// Free the place without waking anybody: nobody can make use of it at present.
+    pub fn forgo(mut self) {
+        if let Some(limit) = self.0.take() {
+            limit.open.fetch_sub(1, Ordering::SeqCst);
+            limit.database.open.fetch_sub(1, Ordering::SeqCst);
+            limit.database.closed.notify_waiters();
+        }
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.close();
+        if let Some(limit) = self.0.take() {
+            limit.close();
+        }
     }
 }
 
@@ -369,7 +382,8 @@ mod tests {
         assert_eq!(limit.oldest_elsewhere(2), Some((0, 30)));
         drop(permit);
         assert_eq!(s.woken(), "u@2");
-        assert!(s.of("u").permit(Share::Usual).is_ok());
+        s.of("u").permit(Share::Usual).unwrap().forgo();
+        assert_eq!((s.woken(), limit.open()), (String::new(), 0));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! making one. Everything here waits with a deadline, and starts again when the cluster changes.
 
 use crate::auth::credentials::Credentials;
-use crate::pool::policy::resolve;
+use crate::pool::checkout::Wait;
+use crate::pool::policy::{PoolPolicy, resolve};
 use crate::pool::{Checkout, Full, Identity, Offer, Permit, Pool, Share};
 use crate::route::{Causality, Request, Target};
 use crate::session::challenge::Allowed;
@@ -21,6 +22,9 @@ use std::time::Duration;
 
 /// How long nothing is looked at while the gate is shut.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// too_many_connections: the server has as many as it takes, of all or of this user.
+const TOO_MANY: &str = "53300";
 
 /// What is looked for, and for whom.
 #[derive(Clone)]
@@ -145,6 +149,10 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
         if hold_left.is_zero() {
             return Err(NotFound::Error(hold_timeout(w, want.since, now)));
         }
+        let waited_enough = now.since(want.since) >= rules(w, &want).query_wait_timeout;
+        if let Some(frame) = queue.server_full.take_if(|_| waited_enough) {
+            return Err(NotFound::Refused(frame));
+        }
         if let Some(left) = paused(w, &want, now).map_err(NotFound::Error)? {
             let _ = tokio::time::timeout(left, changed).await;
             continue;
@@ -160,25 +168,7 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
             Checkout::Ready(server) => Some(server),
             Checkout::Check(server) => check(w, server, hold_left).await,
             Checkout::Full(full) => queue.wait(w, &want, &pool, full, changed).await.map_err(NotFound::Error)?,
-            Checkout::Open(permit) => {
-                if let Err(pause) = w.may_connect(&member.node, now) {
-                    drop(permit);
-                    keep_off(&mut want, &member, role, hold_left.min(pause), changed).await;
-                    continue;
-                }
-                match open(w, &want, &member, role, permit, hold_left).await {
-                    Ok(server) => Some(server),
-                    Err(None) => None,
-                    Err(Some(error)) if error.is_final() && role == Role::Primary => return Err(refused(error)),
-                    Err(Some(error)) => {
-                        tracing::debug!(node = %member.node, ?role, error = %describe(&error), "server not reached");
-                        if role == Role::Standby {
-                            want.avoid.push(member.node.clone());
-                        }
-                        None
-                    }
-                }
-            }
+            Checkout::Open(permit) => queue.make(w, &mut want, (&member, role), &pool, permit, changed).await?,
         };
         if let Some(server) = server.filter(|s| w.still_valid(&s.meta)) {
             w.counts.waited(w.now().since(want.since));
@@ -187,28 +177,18 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
     }
 }
 
-/// A node could not be connected to lately: a read goes elsewhere, and what needs the primary waits.
-async fn keep_off(
-    want: &mut Want,
-    member: &Member,
-    role: Role,
-    pause: Duration,
-    changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
-) {
-    match role {
-        Role::Standby => want.avoid.push(member.node.clone()),
-        Role::Primary => drop(tokio::time::timeout(pause, changed).await),
-    }
+fn rules(w: &Worker, want: &Want) -> PoolPolicy {
+    resolve(&w.config().pools, &want.identity.database, &want.identity.user)
 }
 
 /// How long a statement of a paused database may still wait; `None` when it is not paused.
 fn paused(w: &Worker, want: &Want, now: Instant) -> Result<Option<Duration>, ClientError> {
-    let Identity { database, user, .. } = &*want.identity;
+    let database = &want.identity.database;
     if !w.doorway.paused(database) {
         return Ok(None);
     }
     let waited = now.since(want.since);
-    let left = resolve(&w.config().pools, database, user).query_wait_timeout.saturating_sub(waited);
+    let left = rules(w, want).query_wait_timeout.saturating_sub(waited);
     if left.is_zero() {
         return Err(ClientError::Pool(PoolError::Paused { database: database.clone(), waited }));
     }
@@ -229,13 +209,55 @@ async fn check(w: &Rc<Worker>, mut server: Server, left: Duration) -> Option<Ser
 #[derive(Default)]
 struct Queue {
     since: Option<Instant>,
+    /// The words of a server that takes no more connections.
+    server_full: Option<Vec<u8>>,
 }
 
 impl Queue {
     fn share(&self, w: &Worker, want: &Want, now: Instant) -> Share {
         let Some(since) = self.since else { return Share::Usual };
-        let after = resolve(&w.config().pools, &want.identity.database, &want.identity.user).reserve_after;
+        let after = rules(w, want).reserve_after;
         if now.since(since) >= after { Share::Reserve } else { Share::Usual }
+    }
+
+    /// Make a connection. `None` when there is none yet: everything is to be looked at again.
+    async fn make(
+        &mut self,
+        w: &Rc<Worker>,
+        want: &mut Want,
+        (member, role): (&Member, Role),
+        pool: &Rc<Pool>,
+        permit: Permit,
+        changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
+    ) -> Result<Option<Server>, NotFound> {
+        let now = w.now();
+        let left = w.config().hold_timeout.saturating_sub(now.since(want.since));
+        if let Err(pause) = w.may_connect(&member.node, now) {
+            // The node could not be connected to lately: a read goes elsewhere, and what needs the primary waits for
+            // the next attempt, or for a connection that is given back.
+            permit.forgo();
+            if role == Role::Standby {
+                want.avoid.push(member.node.clone());
+                return Ok(None);
+            }
+            let wait = pool.wait(*self.since.get_or_insert(now), false);
+            return Ok(turn(wait, left.min(pause), changed).await);
+        }
+        let error = match open(w, want, member, role, permit, left).await {
+            Ok(server) => return Ok(Some(server)),
+            Err(None) => return Ok(None),
+            Err(Some(error)) if error.is_final() && role == Role::Primary => return Err(refused(error)),
+            Err(Some(error)) => error,
+        };
+        tracing::debug!(node = %member.node, ?role, error = %describe(&error), "server not reached");
+        match (role, error) {
+            (Role::Standby, _) => want.avoid.push(member.node.clone()),
+            (Role::Primary, ConnectError::Refused { code, frame, .. }) if code == TOO_MANY => {
+                self.server_full = Some(frame);
+            }
+            (Role::Primary, _) => self.server_full = None,
+        }
+        Ok(None)
     }
 
     /// Wait for a turn. `None` when something has changed and everything is to be looked at again.
@@ -250,7 +272,7 @@ impl Queue {
         let now = w.now();
         let since = *self.since.get_or_insert(now);
         let waited = now.since(since);
-        let rules = resolve(&w.config().pools, &want.identity.database, &want.identity.user);
+        let rules = rules(w, want);
         let mut left = rules.query_wait_timeout.saturating_sub(waited);
         if left.is_zero() {
             let (limit, of_database) = match full {
@@ -263,21 +285,30 @@ impl Queue {
         if pool.limit.has_reserve() && waited < rules.reserve_after {
             left = left.min(rules.reserve_after - waited);
         }
-        let mut wait = pool.wait(since);
+        let wait = pool.wait(since, true);
         if let Full::Database { .. } = full {
             // Other pools of the database, on any worker, may have a connection that nobody uses.
             let evict = |peer: &tokio::sync::mpsc::Sender<ToWorker>| peer.try_send(ToWorker::Evict(pool.key.clone()));
             w.shared.peers.iter().for_each(|peer| drop(evict(peer)));
         }
-        Ok(tokio::select! {
-            biased;
-            offer = wait.offer() => match offer {
-                Offer::Server(server) => Some(server),
-                Offer::TryAgain => None,
-            },
-            () = changed => None,
-            () = tokio::time::sleep(left) => None,
-        })
+        Ok(turn(wait, left, changed).await)
+    }
+}
+
+/// A turn in the queue. `None` when something has changed, or the time is over.
+async fn turn(
+    mut wait: Wait,
+    left: Duration,
+    changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
+) -> Option<Server> {
+    tokio::select! {
+        biased;
+        offer = wait.offer() => match offer {
+            Offer::Server(server) => Some(server),
+            Offer::TryAgain => None,
+        },
+        () = changed => None,
+        () = tokio::time::sleep(left) => None,
     }
 }
 
