@@ -12,6 +12,7 @@ mod listener;
 pub mod metrics;
 pub mod net;
 pub mod pool;
+pub mod resolve;
 pub mod route;
 pub mod session;
 pub mod sql;

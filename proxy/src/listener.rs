@@ -17,6 +17,8 @@ use crate::net::Detached;
 use crate::pool::admin::{self, OrderError};
 use crate::pool::view::View;
 use crate::pool::{Limits, Order, PoolKey, Scope};
+use crate::resolve::Resolver;
+use crate::tls;
 use crate::worker::{self, Board, Inbound, Shared, ToWorker, Worker};
 use cluster::lag::LagSnapshot;
 use cluster::topology::{BelowMode, ProxyState, Topology};
@@ -66,6 +68,9 @@ pub enum StartError {
     /// The monitoring user's password cannot be read.
     #[error("cannot read the monitoring user's password")]
     Password(#[from] ReadPasswordError),
+    /// The TLS files cannot be used.
+    #[error("cannot use the TLS files (proxy.tls, proxy.server_tls)")]
+    Tls(#[from] tls::LoadError),
     /// A metric is registered twice.
     #[error("cannot register the proxy's metrics")]
     Metrics(#[from] prometheus::Error),
@@ -131,6 +136,7 @@ fn start_with(
     listening.keep(tcp_name(config.listen), socket.try_clone().map_err(listen)?.into());
     let users = Users::load(&config)?;
     let metrics = Metrics::register(registry)?;
+    let tls = tls::live::Live::load(&config, tls::live::Metrics::register(registry)?)?;
     let reading = catalog::Settings::from_config(&config)?;
     let acceptor = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
     let catalogs = Catalogs::new(reading, inputs.topology.clone(), acceptor.handle().clone());
@@ -157,6 +163,8 @@ fn start_with(
         left: Notify::new(),
         orders: ask,
         elder: std::sync::Mutex::default(),
+        tls: tls.subscribe(),
+        resolver: Resolver::system(acceptor.handle().clone()),
         metrics,
         config: watch::channel(Arc::new(config)).0,
     });
@@ -171,7 +179,12 @@ fn start_with(
     let thread = std::thread::Builder::new().name("proxy-accept".to_owned()).spawn(move || {
         acceptor.block_on(async {
             let Ok(listener) = TcpListener::from_std(socket) else { return };
-            tokio::join!(accept(listener, &all, accepts, stopped.clone()), publish_state(&all, publish, lag, stopped));
+            let tls = tls.follow(all.config.subscribe(), stopped.clone());
+            tokio::join!(
+                accept(listener, &all, accepts, stopped.clone()),
+                publish_state(&all, publish, lag, stopped),
+                tls
+            );
         });
     });
     threads.push(thread.map_err(StartError::Thread)?);

@@ -2,11 +2,11 @@
 //!
 //! Reading and writing never wait by themselves: a call moves what can be moved now, or registers the task.
 
-use crate::tls::Peer;
+use crate::tls::{Peer, Tls};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -17,6 +17,8 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A Unix-domain socket.
     Unix(UnixStream),
+    /// TLS over one of the others.
+    Tls(Box<Tls>),
 }
 
 /// Where a client comes from: for rules, the console and logs.
@@ -48,6 +50,8 @@ pub enum Detached {
     Tcp(std::net::TcpStream),
     /// A Unix-domain socket.
     Unix(std::os::unix::net::UnixStream),
+    /// TLS: the socket, and the state that moves along.
+    Tls(Box<Detached>, Box<Tls>),
 }
 
 impl Detached {
@@ -59,6 +63,10 @@ impl Detached {
         Ok(match self {
             Self::Tcp(socket) => Stream::Tcp(TcpStream::from_std(socket)?),
             Self::Unix(socket) => Stream::Unix(UnixStream::from_std(socket)?),
+            Self::Tls(socket, mut tls) => {
+                tls.attach(socket.attach()?);
+                Stream::Tls(tls)
+            }
         })
     }
 }
@@ -72,6 +80,7 @@ impl Stream {
         Ok(match self {
             Self::Tcp(socket) => Detached::Tcp(socket.into_std()?),
             Self::Unix(socket) => Detached::Unix(socket.into_std()?),
+            Self::Tls(mut tls) => Detached::Tls(Box::new(tls.detach()?), tls),
         })
     }
 
@@ -83,6 +92,7 @@ impl Stream {
         match self {
             Self::Tcp(socket) => socket.set_nodelay(true),
             Self::Unix(_) => Ok(()),
+            Self::Tls(tls) => tls.below().set_nodelay(),
         }
     }
 
@@ -94,6 +104,16 @@ impl Stream {
         match self {
             Self::Tcp(socket) => socket.peer_addr().map(Origin::Tcp),
             Self::Unix(socket) => Ok(Origin::Local { uid: socket.peer_cred()?.uid() }),
+            Self::Tls(tls) => tls.below().origin(),
+        }
+    }
+
+    /// Does it stay on this host, where nobody can listen?
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(_) => false,
+            Self::Unix(_) => true,
+            Self::Tls(tls) => tls.below().is_local(),
         }
     }
 
@@ -101,6 +121,7 @@ impl Stream {
     pub fn tls(&self) -> Option<&Peer> {
         match self {
             Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Tls(tls) => tls.peer(),
         }
     }
 
@@ -109,6 +130,7 @@ impl Stream {
         match self {
             Self::Tcp(socket) => socket.peer_addr().ok(),
             Self::Unix(_) => None,
+            Self::Tls(tls) => tls.below().peer_addr(),
         }
     }
 
@@ -120,6 +142,39 @@ impl Stream {
         match self {
             Self::Tcp(socket) => socket.try_write(bytes),
             Self::Unix(socket) => socket.try_write(bytes),
+            Self::Tls(tls) => tls.try_write(bytes),
+        }
+    }
+
+    /// Write what can be written now of several pieces.
+    ///
+    /// # Errors
+    /// As [`Self::try_write`].
+    pub fn try_write_vectored(&mut self, pieces: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.try_write_vectored(pieces),
+            Self::Unix(socket) => socket.try_write_vectored(pieces),
+            // Each record is a piece of its own anyway.
+            Self::Tls(tls) => tls.try_write(pieces.iter().find(|p| !p.is_empty()).map_or(&[][..], |p| p)),
+        }
+    }
+
+    /// Does something that was taken wait for the socket? Encrypted data only: the others take what they can send.
+    pub fn unsent(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Tls(tls) => tls.unsent(),
+        }
+    }
+
+    /// Send what was taken and waits, or be woken when the socket takes more.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Tls(tls) => tls.poll_flush(cx),
         }
     }
 
@@ -131,23 +186,35 @@ impl Stream {
         match self {
             Self::Tcp(socket) => socket.poll_write_ready(cx),
             Self::Unix(socket) => socket.poll_write_ready(cx),
+            Self::Tls(tls) => tls.poll_write_ready(cx),
         }
     }
 
     /// Has the other end neither sent anything nor closed? Costs a system call only when something has come.
     pub fn is_silent(&mut self) -> bool {
-        let mut byte = [0];
-        let read = match self {
-            Self::Tcp(socket) => socket.try_read(&mut byte),
-            Self::Unix(socket) => socket.try_read(&mut byte),
-        };
-        matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        if let Self::Tls(tls) = self {
+            return tls.is_silent();
+        }
+        matches!(self.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Read what has come from a socket without TLS.
+    pub(crate) fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.try_read(buf),
+            Self::Unix(socket) => socket.try_read(buf),
+            Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Read into `buf`, or be woken when something has come.
     pub fn poll_fill(&mut self, buf: &mut [u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut read = ReadBuf::new(buf);
-        let result = Pin::new(self).poll_read(cx, &mut read);
+        let result = match self {
+            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, &mut read),
+            Self::Unix(socket) => Pin::new(socket).poll_read(cx, &mut read),
+            Self::Tls(tls) => return tls.poll_fill(buf, cx),
+        };
         let n = read.filled().len();
         result.map_ok(|()| n)
     }
@@ -158,6 +225,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
             Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Tls(tls) => tls.poll_fill(buf.initialize_unfilled(), cx).map_ok(|n| buf.advance(n)),
         }
     }
 }
@@ -167,6 +235,12 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Self::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tls(tls) => loop {
+                match tls.try_write(bytes) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready!(tls.poll_write_ready(cx))?,
+                    result => return Poll::Ready(result),
+                }
+            },
         }
     }
 
@@ -174,6 +248,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
             Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(tls) => tls.poll_flush(cx),
         }
     }
 
@@ -181,6 +256,8 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            // Announced when it is dropped.
+            Self::Tls(tls) => tls.poll_flush(cx),
         }
     }
 }

@@ -16,12 +16,14 @@ use crate::pool::policy::{Age, too_old};
 use crate::pool::view::View as Inventory;
 use crate::pool::warm::{self, Patrons};
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Pools, Scope, health, survey};
+use crate::resolve::Resolver;
 use crate::route::{self, Causality, Decision, Lag, Loads, Policy, Request};
 use crate::session::cancel::{place_of, same_secret};
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
 use crate::session::{client, login, timers};
+use crate::tls::Contexts;
 use cluster::lag::LagSnapshot;
 use cluster::topology::{BelowMode, Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
@@ -35,6 +37,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 /// Connections to servers that one worker makes at the same time: a new primary is not run over by those who waited.
 const CONNECTS_IN_FLIGHT: usize = 8;
+/// TLS handshakes of which a step, up to a millisecond of computing, is done between two rounds of the relay.
+const HANDSHAKES_IN_A_ROUND: usize = 1;
 /// How often counters are handed over and idle connections looked at, while anything happens.
 const TICK: Duration = Duration::from_millis(100);
 /// How often while nothing does.
@@ -69,6 +73,10 @@ pub struct Shared {
     pub admissions: Arc<Clients>,
     /// What operators have said about databases. Workers act on their own copy.
     pub doors: Mutex<Doors>,
+    /// Certificates, keys and authorities in force.
+    pub tls: watch::Receiver<Arc<Contexts>>,
+    /// Finds addresses.
+    pub resolver: Resolver,
     /// The ways to the workers.
     pub peers: Arc<Vec<mpsc::Sender<ToWorker>>>,
     /// What each worker does.
@@ -256,6 +264,8 @@ pub struct Worker {
     pub tallies: Tallies,
     /// Bounds the connections being made.
     pub connects: Semaphore,
+    /// Bounds the TLS handshakes that compute between two rounds of the relay.
+    pub handshakes: Semaphore,
     backoffs: RefCell<BTreeMap<NodeId, Backoff>>,
     /// Bounds the clients that prove who they are at the same time.
     pub logins: Semaphore,
@@ -324,6 +334,7 @@ impl Worker {
             places: RefCell::default(),
             texts: RefCell::new(Texts::new((index as u64) << 48)),
             connects: Semaphore::new(CONNECTS_IN_FLIGHT),
+            handshakes: Semaphore::new(HANDSHAKES_IN_A_ROUND),
             backoffs: RefCell::default(),
             shortest: Cell::new(shortest),
             look_at: Cell::new(None),

@@ -5,6 +5,8 @@ pub mod pools;
 pub mod reload;
 pub mod timeouts;
 
+pub mod tls;
+
 pub use pools::PoolMode;
 pub mod auth;
 
@@ -49,6 +51,9 @@ pub struct Raw {
     pub server_lifetime: Span,
     /// How long a TCP connection to a server may take to establish. Default 2s.
     pub connect_timeout: Span,
+    /// How long the addresses of a host's name are used before they are asked for again. Default 15s: most
+    /// services that move a name keep it for longer; when they do not answer the last addresses are used.
+    pub dns_ttl: Span,
     /// How long startup and login may take, of a client here and of us at a server. Default 10s.
     pub login_timeout: Span,
     /// TCP_USER_TIMEOUT on server connections: sent data unacknowledged for so long means the server is gone.
@@ -92,6 +97,10 @@ pub struct Raw {
     pub timeouts: timeouts::Raw,
     /// Who may use the admin console.
     pub console: console::Raw,
+    /// TLS towards clients.
+    pub tls: tls::ClientRaw,
+    /// TLS towards servers.
+    pub server_tls: tls::ServerRaw,
     /// What holds for all pools.
     pub pools: pools::Raw,
     /// What holds for single databases, by the name clients ask for. Default none.
@@ -116,6 +125,7 @@ impl Default for Raw {
             server_idle_timeout: Span::secs(600),
             server_lifetime: Span::secs(3600),
             connect_timeout: Span::secs(2),
+            dns_ttl: Span::secs(15),
             login_timeout: Span::secs(10),
             tcp_user_timeout: Span::secs(5),
             relay_buffer: Size(16 << 10),
@@ -133,6 +143,8 @@ impl Default for Raw {
             monitor_password_env: None,
             timeouts: timeouts::Raw::default(),
             console: console::Raw::default(),
+            tls: tls::ClientRaw::default(),
+            server_tls: tls::ServerRaw::default(),
             pools: pools::Raw::default(),
             databases: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -166,6 +178,8 @@ pub struct Config {
     pub server_lifetime: Duration,
     /// `connect_timeout`
     pub connect_timeout: Duration,
+    /// `dns_ttl`
+    pub dns_ttl: Duration,
     /// `login_timeout`
     pub login_timeout: Duration,
     /// `tcp_user_timeout`
@@ -200,6 +214,10 @@ pub struct Config {
     pub console: console::Console,
     /// As typed, for `SHOW CONFIG`.
     pub typed: Box<Raw>,
+    /// `tls`
+    pub tls: tls::ClientTls,
+    /// `server_tls`
+    pub server_tls: tls::ServerTls,
     /// `[proxy.pools]`, `[proxy.databases]` and `[proxy.users]`
     pub pools: pools::Pools,
     /// `auth`
@@ -259,6 +277,8 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(check_relations(&raw));
     bad.extend(timeouts::check(&raw.timeouts));
     bad.extend(console::check(&raw.console));
+    let (tls, server_tls) =
+        (tls::check_client(raw.tls.clone(), &mut bad), tls::check_server(raw.server_tls.clone(), &mut bad));
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
     let auth = auth::check(&raw.auth).map_err(|more| bad.extend(more));
     let (true, Ok(auth)) = (bad.is_empty(), auth) else { return Err(bad) };
@@ -276,6 +296,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         server_idle_timeout: raw.server_idle_timeout.0,
         server_lifetime: raw.server_lifetime.0,
         connect_timeout: raw.connect_timeout.0,
+        dns_ttl: raw.dns_ttl.0,
         login_timeout: raw.login_timeout.0,
         tcp_user_timeout: raw.tcp_user_timeout.0,
         relay_buffer: usize::try_from(raw.relay_buffer.0).expect("checked to be at most 1 MiB"),
@@ -295,6 +316,8 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
             (None, None) => PasswordFrom::Nowhere,
         },
         timeouts: raw.timeouts.checked(),
+        tls,
+        server_tls,
         pools: pools::Pools {
             defaults: raw.pools,
             pool_size: raw.pool_size,
@@ -316,6 +339,7 @@ fn check_ranges(raw: &Raw) -> Vec<BadSetting> {
         ("server_idle_timeout", raw.server_idle_timeout, Span::secs(1), Span::secs(30 * day)),
         ("server_lifetime", raw.server_lifetime, Span::secs(1), Span::secs(30 * day)),
         ("connect_timeout", raw.connect_timeout, Span::millis(10), Span::secs(60)),
+        ("dns_ttl", raw.dns_ttl, Span::secs(1), Span::secs(day)),
         ("login_timeout", raw.login_timeout, Span::millis(100), Span::secs(600)),
         ("tcp_user_timeout", raw.tcp_user_timeout, Span::millis(100), Span::secs(600)),
         ("drain_timeout", raw.drain_timeout, Span::millis(1), Span::secs(day)),

@@ -345,6 +345,7 @@ pub async fn open(
         credentials: &want.credentials,
         allowed: Allowed { md5: config.auth.server_md5, password: config.auth.server_password },
         hashing: &w.shared.hashing,
+        worker: w,
         connect_timeout: config.connect_timeout.min(left),
         login_timeout: config.login_timeout.min(left),
         tcp_user_timeout: config.tcp_user_timeout,
@@ -436,6 +437,9 @@ fn refused(error: ConnectError) -> NotFound {
     match error {
         ConnectError::Refused { frame, .. } => NotFound::Refused(frame),
         ConnectError::Challenge { node, source } => {
+            NotFound::Error(ClientError::ServerLogin { node, why: source.to_string() })
+        }
+        ConnectError::Tls { node, source } => {
             NotFound::Error(ClientError::ServerLogin { node, why: source.to_string() })
         }
         ConnectError::Io { node, .. }

@@ -4,10 +4,15 @@
 //! only while that client has a statement in flight on it, and the server serves nobody else until the request is
 //! done, for it would hit the next client's statement.
 
+use crate::net::Stream;
+use crate::session::encrypt;
+use crate::tls::SecureError;
 use crate::wire::startup::cancel_request;
+use crate::worker::Worker;
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -62,14 +67,29 @@ impl Cancels {
     }
 }
 
+/// How a request reaches a server.
+pub struct Way {
+    /// Who sends it.
+    pub worker: Rc<Worker>,
+    /// The host's name.
+    pub host: Arc<str>,
+    /// Its address.
+    pub peer: SocketAddr,
+}
+
 /// Send a request to a server and wait until it has been acted on: the server closes the connection then. `cancels`
 /// has counted it already ([`Cancels::begin`]).
-pub async fn forward(peer: SocketAddr, key: (u32, u32), limit: Duration, cancels: Rc<Cancels>) {
+pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Cancels>) {
+    let Way { worker, host, peer } = way;
     let talk = async {
-        let mut stream = TcpStream::connect(peer).await?;
+        let mut stream = Stream::Tcp(TcpStream::connect(peer).await?);
+        let contexts = worker.shared.tls.borrow().clone();
+        encrypt::secure(&mut stream, &contexts, &host, &worker.handshakes).await?;
         stream.write_all(&cancel_request(key.0, key.1)).await?;
         let mut byte = [0];
-        stream.read(&mut byte).await.map(|_| ())
+        // It ends; what it says before does not matter.
+        let _ended = stream.read(&mut byte).await?;
+        Ok::<(), SecureError>(())
     };
     match tokio::time::timeout(limit, talk).await {
         Ok(Ok(())) => {}

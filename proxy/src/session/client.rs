@@ -564,7 +564,8 @@ impl Session {
         self.cancelled |= self.relay.may_commit();
         let (peer, key, limit) = (server.meta.peer, server.meta.key, self.w.config().connect_timeout);
         // Counted before the task runs: the server may be given back before that.
-        let request = cancel::forward(peer, key, limit, server.cancels.begin());
+        let way = cancel::Way { worker: self.w.clone(), host: server.meta.host.clone(), peer };
+        let request = cancel::forward(way, key, limit, server.cancels.begin());
         tokio::task::spawn_local(request);
     }
 }

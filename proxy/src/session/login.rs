@@ -11,8 +11,10 @@ use crate::route::Causality;
 use crate::session::acquire::{self, NotFound, Want};
 use crate::session::cancel::pid_of;
 use crate::session::client::Session;
+use crate::session::encrypt;
 use crate::session::presence::{Facts, Presence};
 use crate::sql::Access;
+use crate::tls::AcceptError;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::error_response::ClientError;
@@ -34,6 +36,8 @@ const MAX_MESSAGE: usize = 4096;
 pub(super) enum Farewell {
     /// Nothing is said: the peer is gone, or it only wanted to cancel.
     Silent,
+    /// Nothing can be said.
+    Handshake(AcceptError),
     /// FATAL.
     Error(ClientError),
     /// The server's own words.
@@ -43,6 +47,12 @@ pub(super) enum Farewell {
 impl From<ClientError> for Farewell {
     fn from(error: ClientError) -> Self {
         Self::Error(error)
+    }
+}
+
+impl From<AcceptError> for Farewell {
+    fn from(error: AcceptError) -> Self {
+        Self::Handshake(error)
     }
 }
 
@@ -77,6 +87,12 @@ pub async fn welcome(w: &Rc<Worker>, stream: Stream) -> Option<Session> {
     let mut out = Vec::new();
     match farewell {
         Farewell::Silent => return None,
+        Farewell::Handshake(error) => {
+            w.counts.login("refused");
+            let (origin, source) = (greeter.origin, std::error::Error::source(&error).map(ToString::to_string));
+            tracing::info!(%origin, %error, source, "encrypted connection not accepted");
+            return None;
+        }
         Farewell::Error(error) => {
             let report = error.report();
             let result = if report.sqlstate == SqlState::INVALID_PASSWORD { "bad_password" } else { "refused" };
@@ -187,7 +203,15 @@ impl Greeter<'_> {
 
     /// Read packets up to the StartupMessage. Encryption may be asked for once of each kind.
     async fn startup(&mut self) -> Result<Startup, Farewell> {
+        let contexts = self.w.shared.tls.borrow().clone();
+        let turns = &self.w.handshakes;
         let (mut ssl, mut gss) = (false, false);
+        self.more().await?;
+        if encrypt::is_direct(&self.buf) {
+            let first = std::mem::take(&mut self.buf);
+            encrypt::accept_direct(&mut self.stream, &contexts, first, turns).await?;
+            (ssl, gss) = (true, true);
+        }
         loop {
             let packet = self.packet().await?;
             let violation = |what: &str| ClientError::ProtocolViolation { what: what.to_owned() };
@@ -201,7 +225,13 @@ impl Greeter<'_> {
                     if !self.buf.is_empty() {
                         return Err(violation("received unencrypted data after a request for encryption").into());
                     }
-                    self.stream.write_all(b"N").await?;
+                    // Bytes behind the request would be read as if TLS had protected them: see above.
+                    if parsed == Packet::GssEnc {
+                        self.stream.write_all(b"N").await?;
+                    } else if encrypt::answer(&mut self.stream, &contexts, turns).await? {
+                        // Within TLS there is no other encryption.
+                        gss = true;
+                    }
                 }
                 Packet::Cancel { pid, secret } => {
                     self.w.shared.cancel(CancelKey { pid, secret });
@@ -210,7 +240,10 @@ impl Greeter<'_> {
                 Packet::UnknownVersion { major, minor } => {
                     return Err(ClientError::UnsupportedProtocol { major, minor }.into());
                 }
-                Packet::Startup(startup) => return Ok(startup),
+                Packet::Startup(startup) => {
+                    encrypt::check(&self.stream, &contexts)?;
+                    return Ok(startup);
+                }
             }
         }
     }

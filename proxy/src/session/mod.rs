@@ -11,6 +11,7 @@ pub mod cancel;
 pub mod challenge;
 pub mod client;
 mod durability;
+mod encrypt;
 mod follow;
 mod incoming;
 pub mod login;

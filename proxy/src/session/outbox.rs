@@ -9,12 +9,14 @@ use std::task::{Context, Poll};
 pub struct Outbox {
     bytes: Vec<u8>,
     at: usize,
+    /// The stream has taken bytes that its socket has not.
+    unsent: bool,
 }
 
 impl Outbox {
     /// Nothing waits?
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.bytes.is_empty() && !self.unsent
     }
 
     /// Append without sending: the next flush does.
@@ -42,6 +44,7 @@ impl Outbox {
             }
         }
         self.bytes.extend_from_slice(&bytes[sent..]);
+        self.unsent = stream.unsent();
         Ok(())
     }
 
@@ -59,6 +62,7 @@ impl Outbox {
                     if self.at == self.bytes.len() {
                         self.clear();
                     }
+                    self.unsent = stream.unsent();
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => match stream.poll_write_ready(cx) {
                     Poll::Ready(ready) => ready?,
@@ -66,6 +70,15 @@ impl Outbox {
                 },
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
+            }
+        }
+        if self.bytes.is_empty() && self.unsent {
+            match stream.poll_unsent(cx) {
+                Poll::Ready(sent) => {
+                    sent?;
+                    (self.unsent, moved) = (false, true);
+                }
+                Poll::Pending => {}
             }
         }
         Ok(moved)
@@ -80,6 +93,6 @@ impl Outbox {
 
     /// Throw away what waits. An idle session keeps no buffer.
     pub fn clear(&mut self) {
-        (self.bytes, self.at) = (Vec::new(), 0);
+        *self = Self::default();
     }
 }

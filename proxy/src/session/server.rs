@@ -6,12 +6,16 @@ use crate::net::Stream;
 use crate::pool::{Identity, Permit};
 use crate::session::cancel::Cancels;
 use crate::session::challenge::{Allowed, Answers, ChallengeError};
+use crate::session::encrypt;
 use crate::session::settings::Shared;
 use crate::session::statements::ServerStatements;
 use crate::session::tracking::Reports;
+use crate::tls::SecureError;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::{frontend, startup};
+use crate::worker::Worker;
+use cluster::node::Endpoint;
 use cluster::topology::Member;
 use cluster::{Instant, NodeId, Role, Term};
 use socket2::{SockRef, TcpKeepalive};
@@ -66,6 +70,15 @@ pub enum ConnectError {
         /// Its whole ErrorResponse.
         frame: Vec<u8>,
     },
+    /// The connection could not be encrypted.
+    #[error("encrypted connection to {node} failed: {source}")]
+    Tls {
+        /// The server.
+        node: NodeId,
+        /// Why.
+        #[source]
+        source: SecureError,
+    },
     /// What it asks for cannot be answered, or the exchange of proofs failed.
     #[error("login to {node} failed")]
     Challenge {
@@ -99,7 +112,11 @@ impl ConnectError {
         match self {
             Self::Refused { code, .. } => code.starts_with("28") || code.starts_with("3D") || code.starts_with("22"),
             Self::Challenge { .. } => true,
-            Self::Io { .. } | Self::Timeout { .. } | Self::WrongRole { .. } | Self::Protocol { .. } => false,
+            Self::Io { .. }
+            | Self::Tls { .. }
+            | Self::Timeout { .. }
+            | Self::WrongRole { .. }
+            | Self::Protocol { .. } => false,
         }
     }
 }
@@ -139,6 +156,8 @@ pub struct Meta {
     pub term: Term,
     /// Where it leads, for cancel requests.
     pub peer: SocketAddr,
+    /// The host's name, for cancel requests: certificates are verified against it.
+    pub host: Arc<str>,
     /// The server's own key for cancel requests.
     pub key: (u32, u32),
     /// What it has prepared.
@@ -201,6 +220,8 @@ pub struct Login<'a> {
     pub allowed: Allowed,
     /// Where passwords are hashed.
     pub hashing: &'a Hashing,
+    /// Names, certificates, and turns to compute.
+    pub worker: &'a Worker,
     /// `proxy.connect_timeout`.
     pub connect_timeout: Duration,
     /// `proxy.login_timeout`.
@@ -217,17 +238,18 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
     let node = login.member.node.clone();
     let io = |source| ConnectError::Io { node: node.clone(), source };
     let endpoint = &login.member.postgres;
-    let dial = TcpStream::connect((endpoint.host.as_str(), endpoint.port));
-    let stream = tokio::time::timeout(login.connect_timeout, dial).await.map_err(|_| ConnectError::Timeout {
-        node: node.clone(),
-        stage: "the TCP connection",
-        limit: login.connect_timeout,
-    })?;
-    let stream = stream.map_err(io)?;
+    let shared = &login.worker.shared;
+    let stream = dial(endpoint, login.worker, login.connect_timeout).await.map_err(io)?;
     tune(&stream, login.tcp_user_timeout).map_err(io)?;
     let peer = stream.peer_addr().map_err(io)?;
     let mut wire = LoginWire { stream: Stream::Tcp(stream), node: node.clone(), buf: Vec::new(), at: 0 };
-    let welcome = tokio::time::timeout(login.login_timeout, log_in(&mut wire, &login)).await;
+    let contexts = shared.tls.borrow().clone();
+    let talk = async {
+        let secured = encrypt::secure(&mut wire.stream, &contexts, &endpoint.host, &login.worker.handshakes).await;
+        secured.map_err(|source| ConnectError::Tls { node: node.clone(), source })?;
+        log_in(&mut wire, &login).await
+    };
+    let welcome = tokio::time::timeout(login.login_timeout, talk).await;
     let welcome = welcome.map_err(|_| ConnectError::Timeout {
         node: node.clone(),
         stage: "the login",
@@ -238,6 +260,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         role: login.role,
         term: login.term,
         peer,
+        host: endpoint.host.as_str().into(),
         key: welcome.key,
         statements: ServerStatements::default(),
         settings: Arc::new(welcome.settings),
@@ -249,6 +272,24 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         permit,
     });
     Ok(Server { stream: wire.stream, meta, cancels: Rc::default() })
+}
+
+/// Connect to the first address of the host that lets us. Each has its share of the time.
+async fn dial(endpoint: &Endpoint, w: &Worker, limit: Duration) -> io::Result<TcpStream> {
+    let deadline = tokio::time::Instant::now() + limit;
+    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    let asked = w.shared.resolver.resolve(&endpoint.host, endpoint.port, w.config().dns_ttl);
+    let addresses = tokio::time::timeout_at(deadline, asked).await.map_err(late)??;
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for (tried, &address) in (0u32..).zip(&addresses) {
+        let others = u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_sub(tried).max(1);
+        let share = deadline.saturating_duration_since(tokio::time::Instant::now()) / others;
+        match tokio::time::timeout(share, TcpStream::connect(address)).await.map_err(late) {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) | Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// A server that vanishes without a word must be noticed: data unacknowledged for `user_timeout`, or three silent

@@ -1,6 +1,13 @@
 //! TLS on both sides: towards clients and towards servers.
 
+mod context;
+pub mod live;
+mod stream;
+mod trust;
 pub mod x509;
+
+pub use context::{AcceptError, Acceptor, Connector, Contexts, LoadError, SecureError};
+pub use stream::Tls;
 
 use std::sync::Arc;
 

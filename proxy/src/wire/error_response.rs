@@ -192,6 +192,8 @@ pub enum ClientError {
         /// How, in PostgreSQL's words.
         what: String,
     },
+    /// The client must use TLS (`proxy.tls.mode`).
+    TlsRequired,
     /// Startup and login took longer than `proxy.login_timeout`.
     LoginTimeout,
     /// `proxy.max_client_connections` are connected.
@@ -279,6 +281,10 @@ impl ClientError {
             Self::NotAdmitted { way, user, database, by_rule } => not_admitted(*way, user, database, *by_rule),
             Self::AuthenticationFailed { method, user } => authentication_failed(*method, user),
             Self::ChannelBinding { what } => fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, what.clone()),
+            Self::TlsRequired => {
+                fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "connection requires TLS (SSL off)")
+                    .hint("Connect with sslmode=require or stronger.")
+            }
             Self::LoginTimeout => fatal(SqlState::QUERY_CANCELED, "canceling authentication due to timeout"),
             Self::TooManyClients { limit } => too_many_clients(*limit),
             Self::ShuttingDown => {
@@ -552,6 +558,10 @@ mod tests {
                 E::SettingsRefused { node: "n1".parse().unwrap(), why: "role \"r\" does not exist".into() },
                 "FATAL 08006 could not restore the session's settings on its server | Server n1: role \"r\" does not exist. | Connect again; the settings begin anew.",
             ),
+            (
+                E::TlsRequired,
+                "FATAL 28000 connection requires TLS (SSL off) |  | Connect with sslmode=require or stronger.",
+            ),
         ]
     }
 
@@ -599,9 +609,10 @@ mod tests {
             E::Internal { .. } => 26,
             E::ResultChanged => 27,
             E::SettingsRefused { .. } => 28,
+            E::TlsRequired => 29,
         };
         let seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
-        assert_eq!(seen, (0..29).collect::<Vec<_>>());
+        assert_eq!(seen, (0..30).collect::<Vec<_>>());
     }
 
     #[test]

@@ -12,6 +12,9 @@ const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSSENC: u32 = 80_877_104;
 
+/// An SSLRequest.
+pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
 /// What a client asks for with its first packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Packet {

@@ -1,0 +1,316 @@
+//! TLS on both sides, as libpq and a client of our own see it.
+
+mod common;
+
+use common::{Cluster, dial, wait_for};
+use proxy::config::tls::{ClientMode, ServerMode};
+use proxy::wire::startup::{SSL_REQUEST, write_startup};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+/// An authority in a directory of its own, and the files it signs.
+struct Authority {
+    dir: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").expect("a scratch directory");
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "authority");
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate");
+        std::fs::write(dir.path().join("ca.crt"), issuer.pem()).expect("scratch is writable");
+        Self { dir, issuer }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Write `NAME.crt` and `NAME.key`, replacing older ones as a tool would: by a rename.
+    fn sign(&self, name: &str, common_name: &str, hosts: &[&str]) {
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(hosts).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        for (ending, text) in [("key", key.serialize_pem()), ("crt", certificate.pem())] {
+            self.replace(&format!("{name}.{ending}"), &text);
+        }
+    }
+
+    fn replace(&self, name: &str, text: &str) {
+        let new = self.path("new");
+        std::fs::write(&new, text).expect("scratch is writable");
+        std::fs::set_permissions(&new, PermissionsExt::from_mode(0o600)).expect("it is ours");
+        std::fs::rename(&new, self.path(name)).expect("scratch is writable");
+    }
+
+    fn client(&self, alpn: &[&[u8]]) -> Arc<rustls::ClientConfig> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.path("ca.crt")).expect("a certificate")).expect("an authority");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().expect("versions");
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        Arc::new(config)
+    }
+}
+
+fn cluster(authority: &Authority, mode: ClientMode, client_ca: bool) -> Cluster {
+    authority.sign("server", "endpoint", &["127.0.0.1", "localhost"]);
+    Cluster::start(0, |raw| {
+        raw.tls.mode = mode;
+        raw.tls.cert = Some(authority.path("server.crt"));
+        raw.tls.key = Some(authority.path("server.key"));
+        raw.tls.client_ca = client_ca.then(|| authority.path("ca.crt"));
+    })
+}
+
+/// psql with further connection parameters.
+fn psql(c: &Cluster, parameters: &str, sql: &str) -> Result<String, String> {
+    let mut command: Command = c.client("psql");
+    let dsn = format!("host=127.0.0.1 port={} user=app dbname=app {parameters}", c.port);
+    let output = command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &dsn, "-c", sql]).output();
+    let output = output.expect("psql can be started");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+#[test]
+fn libpq_verifies_the_endpoint_and_moves_bulk_both_ways() {
+    let authority = Authority::new();
+    let c = cluster(&authority, ClientMode::Require, false);
+    let ca = authority.path("ca.crt");
+    let full = format!("sslmode=verify-full sslrootcert={}", ca.display());
+    let info = psql(&c, &full, "\\conninfo").unwrap();
+    assert!(info.contains("SSL connection (protocol: TLSv1.3"), "{info}");
+    assert_eq!(psql(&c, &full, "select length(repeat('x', 20000000))").unwrap(), "20000000");
+    let rows = psql(&c, &full, "select repeat('y', 1000) from generate_series(1, 20000)").unwrap();
+    assert_eq!((rows.len(), rows.matches('y').count()), (20_000 * 1001 - 1, 20_000_000));
+    let mut copy = c.client("psql");
+    let dsn = format!("host=127.0.0.1 port={} user=app dbname=app {full}", c.port);
+    let sql = "create temp table t(a text)";
+    let copy = copy.args(["-X", "-q", "-A", "-t", "-d", &dsn, "-c", sql, "-c", "\\copy t from pstdin"]);
+    let copy = copy.args(["-c", "select count(*), sum(length(a)) from t"]).stdin(std::process::Stdio::piped());
+    let mut child = copy.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let line = "z".repeat(999) + "\n";
+    child.stdin.take().unwrap().write_all(line.repeat(10_000).as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "10000|9990000");
+    // Another authority did not sign it, and without TLS nobody comes in.
+    let other = Authority::new();
+    let wrong = format!("sslmode=verify-ca sslrootcert={}", other.path("ca.crt").display());
+    assert!(psql(&c, &wrong, "select 1").unwrap_err().contains("SSL error"));
+    assert!(psql(&c, "sslmode=disable", "select 1").unwrap_err().contains("connection requires TLS"));
+    // Old libraries send their cancel requests in clear.
+    assert_eq!(psql(&c, "sslmode=require", "select 7").unwrap(), "7");
+}
+
+#[test]
+fn bytes_in_clear_behind_a_request_for_tls_end_the_connection() {
+    let authority = Authority::new();
+    let c = cluster(&authority, ClientMode::Allow, false);
+    let mut injected = SSL_REQUEST.to_vec();
+    write_startup(&mut injected, [("user", "app"), ("database", "app")].into_iter());
+    let mut s = dial(c.port);
+    s.write_all(&injected).unwrap();
+    let mut all = Vec::new();
+    let _ = s.read_to_end(&mut all);
+    let text = String::from_utf8_lossy(&all).into_owned();
+    assert!(text.starts_with('E') && text.contains("08P01") && text.contains("unencrypted data"), "{text:?}");
+    // What comes in clear after the agreement is no handshake.
+    let mut s = dial(c.port);
+    s.write_all(&SSL_REQUEST).unwrap();
+    let mut byte = [0];
+    s.read_exact(&mut byte).unwrap();
+    assert_eq!(&byte, b"S");
+    s.write_all(&injected[8..]).unwrap();
+    let mut all = Vec::new();
+    let _ = s.read_to_end(&mut all);
+    assert!(!all.contains(&b'R'), "no login goes on in clear: {all:?}");
+    // A client need not ask, and a GSS request is declined first.
+    assert_eq!(psql(&c, "sslmode=disable", "select 1").unwrap(), "1");
+    let mut s = dial(c.port);
+    s.write_all(&[0, 0, 0, 8, 4, 210, 22, 48]).unwrap();
+    s.read_exact(&mut byte).unwrap();
+    assert_eq!(&byte, b"N");
+    s.write_all(&SSL_REQUEST).unwrap();
+    s.read_exact(&mut byte).unwrap();
+    assert_eq!(&byte, b"S");
+}
+
+/// Begin TLS without asking; the first message type after a startup packet, or why there is none.
+fn direct(c: &Cluster, config: Arc<rustls::ClientConfig>) -> Result<u8, std::io::Error> {
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut conn = rustls::ClientConnection::new(config, name).unwrap();
+    let mut socket = dial(c.port);
+    let mut tls = rustls::Stream::new(&mut conn, &mut socket);
+    let mut startup = Vec::new();
+    write_startup(&mut startup, [("user", "app"), ("database", "app")].into_iter());
+    tls.write_all(&startup)?;
+    let mut byte = [0];
+    tls.read_exact(&mut byte)?;
+    Ok(byte[0])
+}
+
+#[test]
+fn direct_tls_needs_the_protocol_name() {
+    let authority = Authority::new();
+    let c = cluster(&authority, ClientMode::Require, false);
+    assert_eq!(direct(&c, authority.client(&[b"postgresql"])).unwrap(), b'R');
+    assert!(direct(&c, authority.client(&[])).is_err());
+    assert!(direct(&c, authority.client(&[b"h2"])).is_err());
+}
+
+#[test]
+fn a_clients_certificate_must_verify_when_there_is_one() {
+    let authority = Authority::new();
+    authority.sign("client", "app", &[]);
+    let c = cluster(&authority, ClientMode::Require, true);
+    let with = |a: &Authority| {
+        format!("sslmode=require sslcert={} sslkey={}", a.path("client.crt").display(), a.path("client.key").display())
+    };
+    assert_eq!(psql(&c, &with(&authority), "select 1").unwrap(), "1");
+    assert_eq!(psql(&c, "sslmode=require", "select 2").unwrap(), "2");
+    let other = Authority::new();
+    other.sign("client", "app", &[]);
+    let refused = psql(&c, &with(&other), "select 3").unwrap_err();
+    assert!(refused.contains("unknown ca") || refused.contains("decrypt error"), "{refused}");
+}
+
+#[test]
+fn changed_files_are_used_and_broken_ones_are_not() {
+    let authority = Authority::new();
+    let c = cluster(&authority, ClientMode::Require, false);
+    let reloads = |result: &str| {
+        let families = c.registry.gather();
+        let of = families.iter().filter(|f| f.name() == "pgtenure_proxy_tls_reloads_total");
+        let metrics = of.flat_map(|f| f.get_metric()).filter(|m| m.get_label().iter().any(|l| l.value() == result));
+        metrics.map(|m| m.get_counter().get_value()).sum::<f64>()
+    };
+    assert!(c.counter("pgtenure_proxy_tls_certificate_remaining_seconds") > 0.0);
+    let full = |a: &Authority| format!("sslmode=verify-full sslrootcert={}", a.path("ca.crt").display());
+    authority.replace("server.crt", "nonsense");
+    wait_for("a broken file to be refused", || (reloads("failed") >= 1.0).then_some(()));
+    assert_eq!(psql(&c, &full(&authority), "select 1").unwrap(), "1");
+    // Another authority takes over.
+    let next = Authority::new();
+    next.sign("server", "endpoint", &["127.0.0.1"]);
+    for name in ["server.key", "server.crt"] {
+        authority.replace(name, &std::fs::read_to_string(next.path(name)).unwrap());
+    }
+    wait_for("the new certificate", || psql(&c, &full(&next), "select 1").ok());
+    assert!(psql(&c, &full(&authority), "select 1").is_err());
+}
+
+/// Let the server speak TLS with this certificate, and accept nobody without it.
+fn encrypt_server(c: &Cluster, cert: &Path, key: &Path) {
+    let node = &c.nodes[0];
+    for (from, to) in [(cert, "server.crt"), (key, "server.key")] {
+        let to = node.data.join(to);
+        std::fs::copy(from, &to).unwrap();
+        std::fs::set_permissions(&to, PermissionsExt::from_mode(0o600)).unwrap();
+        if nix::unistd::Uid::effective().is_root() {
+            let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
+            std::os::unix::fs::chown(&to, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+        }
+    }
+    node.psql("alter system set ssl = on");
+    let hba = "hostssl all app 127.0.0.1/32 scram-sha-256\nhost all postgres 127.0.0.1/32 trust\n";
+    std::fs::write(node.data.join("pg_hba.conf"), hba).unwrap();
+    node.psql("select pg_reload_conf()");
+    wait_for("the server to speak TLS", || (node.psql("show ssl") == "on").then_some(()));
+}
+
+#[test]
+fn servers_are_verified_and_cancel_requests_are_encrypted_too() {
+    let authority = Authority::new();
+    authority.sign("db", "db", &["127.0.0.1"]);
+    let c = Cluster::start(0, |raw| {
+        raw.server_tls.mode = ServerMode::VerifyFull;
+        raw.server_tls.ca = Some(authority.path("ca.crt"));
+        raw.pool_size = 2;
+    });
+    encrypt_server(&c, &authority.path("db.crt"), &authority.path("db.key"));
+    let sql = "select ssl, version from pg_stat_ssl where pid = pg_backend_pid()";
+    assert_eq!(c.psql(sql).unwrap(), "t|TLSv1.3");
+    let big = c.psql("select repeat('y', 1000) from generate_series(1, 20000)").unwrap();
+    assert_eq!(big.matches('y').count(), 20_000_000);
+    // More clients than servers, on two workers: connections move between them with their TLS state.
+    let pgbench = c
+        .client("pgbench")
+        .args(["-n", "-c", "8", "-j", "2", "-t", "50", "-f", "/dev/stdin"])
+        .arg("app")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn();
+    let mut pgbench = pgbench.unwrap();
+    pgbench.stdin.take().unwrap().write_all(b"select 1;\n").unwrap();
+    let output = pgbench.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("400/400"), "{text} {}", String::from_utf8_lossy(&output.stderr));
+    // The server refuses app without TLS, also to ask for a cancellation: that it comes shows that it was encrypted.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (client, connection) = tokio_postgres::connect(&c.dsn(), tokio_postgres::NoTls).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let token = client.cancel_token();
+        let (slept, ()) = tokio::join!(client.simple_query("select pg_sleep(60)"), async {
+            let runs = "select count(*) from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'";
+            while c.nodes[0].psql(runs) != "1" {
+                tokio::task::yield_now().await;
+            }
+            token.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        });
+        let code = slept.unwrap_err().code().map(|code| code.code().to_owned());
+        assert_eq!(code.as_deref(), Some("57014"));
+        drop(client);
+        connection.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_server_that_does_not_verify_is_not_spoken_to() {
+    let authority = Authority::new();
+    authority.sign("db", "db", &["db.example.org"]);
+    for (mode, trusted, works) in [
+        (ServerMode::VerifyFull, true, false),
+        (ServerMode::VerifyCa, true, true),
+        (ServerMode::VerifyCa, false, false),
+        (ServerMode::Require, false, true),
+        (ServerMode::Prefer, false, true),
+    ] {
+        let other = Authority::new();
+        let c = Cluster::start(0, |raw| {
+            raw.server_tls.mode = mode;
+            raw.server_tls.ca = Some(if trusted { authority.path("ca.crt") } else { other.path("ca.crt") });
+            raw.hold_timeout = cluster::config::Span::secs(2);
+        });
+        encrypt_server(&c, &authority.path("db.crt"), &authority.path("db.key"));
+        let result = c.psql("select ssl from pg_stat_ssl where pid = pg_backend_pid()");
+        assert_eq!(result.as_deref().ok(), works.then_some("t"), "{mode:?} {trusted}: {result:?}");
+    }
+}
+
+#[test]
+fn a_server_without_tls_is_preferred_to_none_and_no_more() {
+    for (mode, works) in [(ServerMode::Prefer, true), (ServerMode::Require, false)] {
+        let c = Cluster::start(0, |raw| {
+            raw.server_tls.mode = mode;
+            raw.hold_timeout = cluster::config::Span::secs(2);
+        });
+        assert_eq!(c.psql("select 1").is_ok(), works, "{mode:?}");
+    }
+}
