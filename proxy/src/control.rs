@@ -1,5 +1,6 @@
 //! Changing a running proxy from outside, and what the proxy asks of the process it runs in.
 
+use crate::auth::userlist::LoadUserlistError;
 use crate::config::{Config, reload};
 pub use crate::console::command::Wait;
 use crate::inherit::{Listening, Named};
@@ -64,7 +65,17 @@ impl Control {
     /// # Errors
     /// What it names cannot be used. Nothing is changed then.
     pub fn reload(&self, new: Config) -> Result<(), Refused> {
-        self.shared.config.send_modify(|config| *config = Arc::new(reload::applied(config, new)));
+        let old = self.shared.config.borrow().clone();
+        let new = Arc::new(reload::applied(&old, new));
+        let unusable = |error: LoadUserlistError| {
+            let cause = std::error::Error::source(&error).map(|c| format!(": {c}")).unwrap_or_default();
+            Refused(vec![format!("{error}{cause}")])
+        };
+        self.shared.users.reload(&new).map_err(unusable)?;
+        if new.auth.query != old.auth.query {
+            self.shared.lookups.forget();
+        }
+        self.shared.config.send_replace(new);
         Ok(())
     }
 

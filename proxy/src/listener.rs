@@ -4,6 +4,7 @@
 //! do. Work is done on the workers' threads only.
 
 use crate::auth::hashing::Hashing;
+use crate::auth::query::Lookups;
 use crate::auth::userlist::LoadUserlistError;
 use crate::auth::users::Users;
 use crate::catalog::{self, Catalogs, ReadPasswordError};
@@ -39,6 +40,8 @@ const BACKLOG: i32 = 1024;
 const TICK: Duration = Duration::from_millis(100);
 /// How often they are shown while the workers say nothing new.
 const QUIET_TICK: Duration = Duration::from_secs(1);
+/// How often the userlists are looked at.
+const LOOK_AT_FILES: Duration = Duration::from_secs(1);
 /// The pause after a failed accept: out of descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -147,6 +150,7 @@ fn start_with(
     let (ask, orders) = mpsc::channel(ORDERS);
     let shared = Arc::new(Shared {
         users,
+        lookups: Lookups::new(inputs.topology.clone(), acceptor.handle().clone()),
         hashing: Hashing::new(cores),
         mock_secret: rand::random(),
         catalogs,
@@ -179,11 +183,13 @@ fn start_with(
     let thread = std::thread::Builder::new().name("proxy-accept".to_owned()).spawn(move || {
         acceptor.block_on(async {
             let Ok(listener) = TcpListener::from_std(socket) else { return };
+            let files = keep_users(&all, stopped.clone());
             let tls = tls.follow(all.config.subscribe(), stopped.clone());
             tokio::join!(
                 accept(listener, &all, accepts, stopped.clone()),
                 publish_state(&all, publish, lag, stopped),
-                tls
+                tls,
+                files
             );
         });
     });
@@ -234,6 +240,32 @@ fn spawn_worker(index: usize, shared: Arc<Shared>, inbound: Inbound) -> Result<J
         Err(ended) => return Err(StartError::Thread(std::io::Error::other(ended))),
     }
     Ok(thread)
+}
+
+/// Read the userlists again when they are written. One that cannot be used changes nothing.
+async fn keep_users(shared: &Shared, mut stop: watch::Receiver<bool>) {
+    let mut look = tokio::time::interval(LOOK_AT_FILES);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut refused = None;
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        let config = shared.config.borrow().clone();
+        // A few short reads on this thread, which only accepts and sums up.
+        let seen = shared.users.outdated(&config);
+        if seen.is_none() || seen == refused {
+            continue;
+        }
+        match shared.users.reload(&config) {
+            Ok(changed) => tracing::info!(changed, "userlists read again"),
+            Err(error) => {
+                tracing::error!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string), "userlist not used, the old one stays");
+                refused = seen;
+            }
+        }
+    }
 }
 
 /// A rule that trusts other hosts leaves the network as the only guard.

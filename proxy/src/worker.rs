@@ -2,6 +2,7 @@
 //! cluster; what workers share is a few atomics and the messages of [`ToWorker`].
 
 use crate::auth::hashing::Hashing;
+use crate::auth::query::Lookups;
 use crate::auth::users::Users;
 use crate::catalog::Catalogs;
 use crate::config::Config;
@@ -61,6 +62,8 @@ pub struct Shared {
     pub config: watch::Sender<Arc<Config>>,
     /// Users, as the files have them.
     pub users: Users,
+    /// Users whom the files do not have.
+    pub lookups: Arc<Lookups>,
     /// Where passwords are hashed.
     pub hashing: Hashing,
     /// For users that do not exist.

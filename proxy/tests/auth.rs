@@ -2,6 +2,8 @@
 
 mod common;
 
+use cluster::config::Span;
+use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
 use common::{Cluster, Node, PASSWORD};
 use proxy::auth::md5::Md5Hash;
@@ -129,4 +131,65 @@ fn md5_asks_for_scram_where_the_secret_is_a_verifier() {
     let cluster = Cluster::start(0, |raw| raw.auth.rules = vec!["host all all all md5".to_owned()]);
     let mut raw = Raw::login(cluster.port, &[]);
     assert_eq!(raw.query("select current_user")[1], "D app");
+}
+
+const LOOKUP: &str = "select rolname::text, rolpassword from pg_catalog.pg_authid where rolname = $1";
+
+#[test]
+fn a_user_that_only_the_database_knows_is_looked_up_and_remembered_through_a_failover() {
+    let mut cluster = self::cluster("scram-sha-256", &["host all all all scram-sha-256"], "", |raw| {
+        raw.auth.query = Some(LOOKUP.to_owned());
+        raw.auth.query_user = Some("postgres".to_owned());
+        raw.auth.query_cache_ttl = Span::millis(0);
+    });
+    assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
+    // A name that is no SQL and a user that does not exist: refused like a wrong password.
+    let mut ghost = cluster.client("psql");
+    let output = ghost.env("PGUSER", "x' or true --").args(["-Xc", "select 1"]).output().expect("psql runs");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("password authentication failed"), "{output:?}");
+    // A new password is known at the second attempt at the latest, old entries or not.
+    cluster.nodes[0].psql("alter role app password 'new one'");
+    let log_in = || {
+        let mut psql = cluster.client("psql");
+        let output = psql.env("PGPASSWORD", "new one").args(["-XAtc", "select 1"]).output().expect("psql runs");
+        output.status.success().then_some(())
+    };
+    common::wait_for("the new password to be accepted", log_in);
+    cluster.nodes[0].psql(&format!("alter role app password '{PASSWORD}'"));
+    common::wait_for("the old one to be accepted again", || cluster.psql("select 1").ok());
+    // Nobody answers, so what was found before still counts: the login itself gets as far as it did.
+    cluster.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
+    cluster.nodes[0].kill();
+    let raw = Raw::login(cluster.port, &[]);
+    assert!(raw.settings.iter().any(|(name, _)| name == "server_version"));
+}
+
+#[test]
+fn a_search_path_of_the_client_does_not_reach_the_look_up() {
+    let cluster = cluster("scram-sha-256", &["host all all all scram-sha-256"], "", |raw| {
+        raw.auth.query = Some("select $1::text, secret_of($1)".to_owned());
+        raw.auth.query_user = Some("postgres".to_owned());
+    });
+    cluster.nodes[0].psql("create schema evil; create function evil.secret_of(text) returns text language sql as 'select ''known''::text'");
+    let mut psql = cluster.client("psql");
+    psql.env("PGOPTIONS", "-c search_path=evil").env("PGPASSWORD", "known");
+    let output = psql.args(["-Xc", "select 1"]).output().expect("psql runs");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("could not look up the user"), "{output:?}");
+}
+
+#[test]
+fn a_userlist_that_is_written_is_read_again_and_a_broken_one_is_not() {
+    let mut path = None;
+    let cluster = cluster("trust", &["host all all all scram-sha-256"], "", |raw| path = Some(raw.userlist.clone()));
+    let path = path.expect("the harness names it");
+    assert!(cluster.psql("select 1").expect_err("nobody is known").contains("password authentication failed"));
+    std::fs::write(&path, plain()).expect("scratch is writable");
+    common::wait_for("the new userlist to be used", || cluster.psql("select 1").ok());
+    std::fs::write(&path, "broken").expect("scratch is writable");
+    let config = proxy::config::Raw { userlist: path, ..proxy::config::Raw::default() };
+    let config = proxy::config::check(config).expect("the settings are right");
+    let control = cluster.handle.as_ref().expect("it runs").control();
+    let refused = control.reload(config).expect_err("the userlist is broken");
+    assert!(refused.to_string().contains("line 1"), "{refused}");
+    assert_eq!(cluster.psql("select 1"), Ok("1".to_owned()));
 }

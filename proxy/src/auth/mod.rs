@@ -3,6 +3,7 @@
 pub mod credentials;
 pub mod hashing;
 pub mod md5;
+pub mod query;
 pub mod rules;
 pub mod scram;
 pub mod userlist;

@@ -21,7 +21,7 @@ struct Files {
 }
 
 /// When the files were written last, as far as that can be told.
-type Stamps = [Option<(SystemTime, u64)>; 2];
+pub type Stamps = [Option<(SystemTime, u64)>; 2];
 
 impl Users {
     /// Read the files. Blocks.
@@ -44,9 +44,10 @@ impl Users {
         Ok(changed)
     }
 
-    /// Has a file been written since it was read? Blocks.
-    pub fn are_outdated(&self, config: &Config) -> bool {
-        stamps(config) != self.files().seen
+    /// When the files were written, if that is not when they were read. Blocks.
+    pub fn outdated(&self, config: &Config) -> Option<Stamps> {
+        let now = stamps(config);
+        (now != self.files().seen).then_some(now)
     }
 
     /// How many users the userlist has.

@@ -76,7 +76,7 @@ pub struct Raw {
     /// How long a server may take to finish what a client that has gone had asked for, before its connection is closed.
     /// Default 5s.
     pub drain_timeout: Span,
-    /// File of users and their SCRAM verifiers, in PgBouncer's form. Default `/etc/pgtenure/userlist.txt`.
+    /// File of users and their secrets in PgBouncer's form: SCRAM verifiers, MD5 hashes, passwords. Default `/etc/pgtenure/userlist.txt`.
     pub userlist: PathBuf,
     /// Volatile functions that reads on a standby may call all the same. Lower case as in `pg_proc`, no schema.
     /// Default none: nothing but the server's own catalog says what a function does.

@@ -12,7 +12,6 @@ type Keep = fn(&Config, &mut Config);
 const AT_START: &[(&str, Keep)] = &[
     ("listen", |old, new| new.listen = old.listen),
     ("workers", |old, new| new.workers = old.workers),
-    ("userlist", |old, new| new.userlist.clone_from(&old.userlist)),
     ("allow_functions", |old, new| new.allow_functions.clone_from(&old.allow_functions)),
     ("deny_functions", |old, new| new.deny_functions.clone_from(&old.deny_functions)),
     ("auth.max_logins", |old, new| new.auth.max_logins = old.auth.max_logins),
@@ -39,7 +38,10 @@ fn typed(old: &Raw, new: &Raw) -> Raw {
     let both = serde_json::to_value(old).ok().zip(serde_json::to_value(new).ok());
     let kept = both.and_then(|(old, mut new)| {
         for (key, _) in AT_START {
-            new[*key] = old[*key].clone();
+            let place = format!("/{}", key.replace('.', "/"));
+            if let (Some(new), Some(old)) = (new.pointer_mut(&place), old.pointer(&place)) {
+                *new = old.clone();
+            }
         }
         serde_json::from_value(new).ok()
     });

@@ -38,9 +38,9 @@ impl Greeter<'_> {
             Method::Cert if of_user => None,
             Method::Peer if self.is_peer(user).await => None,
             Method::Cert | Method::Peer => return Err(failed(method, user)),
-            Method::Scram => Some(self.scram(user, None).await?),
-            Method::Md5 => Some(self.md5(user).await?),
-            Method::Password => Some(self.password(user).await?),
+            Method::Scram => Some(self.scram(startup, None).await?),
+            Method::Md5 => Some(self.md5(startup).await?),
+            Method::Password => Some(self.password(startup).await?),
         };
         let mut out = Vec::new();
         backend::write_authentication_ok(&mut out);
@@ -58,15 +58,37 @@ impl Greeter<'_> {
         }
     }
 
-    /// What the client must know.
-    async fn stored(&self, user: &str) -> Option<Stored> {
-        self.w.shared.users.stored(user)
+    /// What the client must know: from the userlist, or looked up.
+    async fn stored(&self, startup: &Startup) -> Result<Option<Stored>, Farewell> {
+        let shared = &self.w.shared;
+        if let Some(stored) = shared.users.stored(&startup.user) {
+            return Ok(Some(stored));
+        }
+        let found = shared.lookups.stored(&self.w.config(), &startup.database, &startup.user).await;
+        found.map_err(|error| ClientError::UserLookup { why: error.to_string() }.into())
     }
 
-    async fn scram(&mut self, user: &str, stored: Option<Stored>) -> Result<Credentials, Farewell> {
+    fn scram_error(&self, user: &str, error: ScramError) -> Farewell {
+        match error {
+            ScramError::WrongPassword => self.bad_password(user),
+            ScramError::Downgrade | ScramError::OtherChannel => {
+                ClientError::ChannelBinding { what: error.to_string() }.into()
+            }
+            other => violation(&other.to_string()).into(),
+        }
+    }
+
+    /// The password was wrong, for what was known of it.
+    fn bad_password(&self, user: &str) -> Farewell {
+        self.w.shared.lookups.doubt(user);
+        ClientError::BadPassword { user: user.to_owned() }.into()
+    }
+
+    async fn scram(&mut self, startup: &Startup, stored: Option<Stored>) -> Result<Credentials, Farewell> {
+        let user = startup.user.as_str();
         let stored = match stored {
             Some(stored) => Some(stored),
-            None => self.stored(user).await,
+            None => self.stored(startup).await?,
         };
         let shared = &self.w.shared;
         let (verifier, password) = match stored {
@@ -83,13 +105,13 @@ impl Greeter<'_> {
         let first = self.message("SASL response").await?;
         let (mechanism, data) =
             frontend::sasl_initial(&first).ok_or_else(|| violation("malformed SASLInitialResponse message"))?;
-        let refused = |error| scram_error(user, error);
-        let answer = exchange.first(mechanism, data).map_err(refused)?;
+        let answer = exchange.first(mechanism, data).map_err(|error| self.scram_error(user, error))?;
         out.clear();
         backend::write_sasl_continue(&mut out, &answer);
         self.stream.write_all(&out).await?;
         let proof = self.message("SASL response").await?;
-        let Accepted { server_final, keys } = exchange.finish(&proof[5..]).map_err(refused)?;
+        let Accepted { server_final, keys } =
+            exchange.finish(&proof[5..]).map_err(|error| self.scram_error(user, error))?;
         out.clear();
         backend::write_sasl_final(&mut out, &server_final);
         self.stream.write_all(&out).await?;
@@ -98,9 +120,10 @@ impl Greeter<'_> {
     }
 
     /// As in PostgreSQL: users whose secret is a verifier are asked for SCRAM.
-    async fn md5(&mut self, user: &str) -> Result<Credentials, Farewell> {
-        let (hash, credentials) = match self.stored(user).await {
-            Some(scram @ Stored::Scram(_)) => return self.scram(user, Some(scram)).await,
+    async fn md5(&mut self, startup: &Startup) -> Result<Credentials, Farewell> {
+        let user = startup.user.as_str();
+        let (hash, credentials) = match self.stored(startup).await? {
+            Some(scram @ Stored::Scram(_)) => return self.scram(startup, Some(scram)).await,
             Some(Stored::Md5(hash)) => (Some(hash.clone()), Credentials::Md5(hash)),
             Some(Stored::Plain(password)) => {
                 (Some(Md5Hash::of(user, password.expose())), Credentials::Password(password))
@@ -114,10 +137,11 @@ impl Greeter<'_> {
         let answer = self.message("password response").await?;
         let answer = frontend::password(&answer).ok_or_else(|| violation("invalid password packet size"))?;
         let right = hash.is_some_and(|hash| same(hash.answer(salt).as_bytes(), answer));
-        if right { Ok(credentials) } else { Err(bad_password(user)) }
+        if right { Ok(credentials) } else { Err(self.bad_password(user)) }
     }
 
-    async fn password(&mut self, user: &str) -> Result<Credentials, Farewell> {
+    async fn password(&mut self, startup: &Startup) -> Result<Credentials, Farewell> {
+        let user = startup.user.as_str();
         let mut out = Vec::new();
         backend::write_authentication_cleartext(&mut out);
         self.stream.write_all(&out).await?;
@@ -126,10 +150,10 @@ impl Greeter<'_> {
         if answer.is_empty() {
             return Err(violation("empty password returned by client").into());
         }
-        let answer = std::str::from_utf8(answer).map_err(|_| bad_password(user))?;
+        let answer = std::str::from_utf8(answer).map_err(|_| self.bad_password(user))?;
         let given = Secret::new(answer);
         let shared = &self.w.shared;
-        let right = match self.stored(user).await {
+        let right = match self.stored(startup).await? {
             Some(Stored::Plain(password)) => same(password.expose().as_bytes(), answer.as_bytes()),
             Some(Stored::Md5(hash)) => hash == Md5Hash::of(user, answer),
             Some(Stored::Scram(verifier)) => shared.hashing.matches(verifier, given.clone()).await.is_some(),
@@ -140,7 +164,7 @@ impl Greeter<'_> {
                 false
             }
         };
-        if right { Ok(Credentials::Password(given)) } else { Err(bad_password(user)) }
+        if right { Ok(Credentials::Password(given)) } else { Err(self.bad_password(user)) }
     }
 
     /// Has the process at the other end of the Unix-domain socket a user of that name?
@@ -152,26 +176,12 @@ impl Greeter<'_> {
     }
 }
 
-fn bad_password(user: &str) -> Farewell {
-    ClientError::BadPassword { user: user.to_owned() }.into()
-}
-
 fn failed(method: Method, user: &str) -> Farewell {
     ClientError::AuthenticationFailed { method, user: user.to_owned() }.into()
 }
 
 fn violation(what: &str) -> ClientError {
     ClientError::ProtocolViolation { what: what.to_owned() }
-}
-
-fn scram_error(user: &str, error: ScramError) -> Farewell {
-    match error {
-        ScramError::WrongPassword => bad_password(user),
-        ScramError::Downgrade | ScramError::OtherChannel => {
-            ClientError::ChannelBinding { what: error.to_string() }.into()
-        }
-        other => violation(&other.to_string()).into(),
-    }
 }
 
 /// Equal? Takes the same time whatever differs.

@@ -187,6 +187,11 @@ pub enum ClientError {
         /// The user.
         user: String,
     },
+    /// A user could not be looked up.
+    UserLookup {
+        /// Why.
+        why: String,
+    },
     /// The client and we do not agree on the channel that a login is bound to.
     ChannelBinding {
         /// How, in PostgreSQL's words.
@@ -280,6 +285,8 @@ impl ClientError {
             Self::BadPassword { user } => bad_password(user),
             Self::NotAdmitted { way, user, database, by_rule } => not_admitted(*way, user, database, *by_rule),
             Self::AuthenticationFailed { method, user } => authentication_failed(*method, user),
+            Self::UserLookup { why } => fatal(SqlState::CANNOT_CONNECT_NOW, "could not look up the user")
+                .detail(format!("proxy.auth.query: {why}.")),
             Self::ChannelBinding { what } => fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, what.clone()),
             Self::TlsRequired => {
                 fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "connection requires TLS (SSL off)")
@@ -545,6 +552,10 @@ mod tests {
                 E::AuthenticationFailed { method: Method::Peer, user: "u".into() },
                 "FATAL 28000 Peer authentication failed for user \"u\" |  | ",
             ),
+            (
+                E::UserLookup { why: "no node is known".into() },
+                "FATAL 57P03 could not look up the user | proxy.auth.query: no node is known. | ",
+            ),
             (E::ChannelBinding { what: "odd".into() }, "FATAL 28000 odd |  | "),
             (E::LoginTimeout, "FATAL 57014 canceling authentication due to timeout |  | "),
             (
@@ -602,17 +613,18 @@ mod tests {
             E::BadPassword { .. } => 19,
             E::NotAdmitted { .. } => 20,
             E::AuthenticationFailed { .. } => 21,
-            E::ChannelBinding { .. } => 22,
-            E::LoginTimeout => 23,
-            E::TooManyClients { .. } => 24,
-            E::ShuttingDown => 25,
-            E::Internal { .. } => 26,
-            E::ResultChanged => 27,
-            E::SettingsRefused { .. } => 28,
-            E::TlsRequired => 29,
+            E::UserLookup { .. } => 22,
+            E::ChannelBinding { .. } => 23,
+            E::LoginTimeout => 24,
+            E::TooManyClients { .. } => 25,
+            E::ShuttingDown => 26,
+            E::Internal { .. } => 27,
+            E::ResultChanged => 28,
+            E::SettingsRefused { .. } => 29,
+            E::TlsRequired => 30,
         };
         let seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
-        assert_eq!(seen, (0..30).collect::<Vec<_>>());
+        assert_eq!(seen, (0..31).collect::<Vec<_>>());
     }
 
     #[test]

@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_code_is_known_by_its_five_characters() {
         assert_eq!(SqlState::known(b"57P03"), Some(SqlState::CANNOT_CONNECT_NOW));
-        assert_eq!(SqlState::known(b"42601"), None);
+        assert_eq!(SqlState::known(b"42P99"), None);
         assert_eq!(SqlState::TRANSACTION_RESOLUTION_UNKNOWN.to_string(), "08007");
     }
 }

@@ -1,0 +1,224 @@
+//! `proxy.auth.query`: users that the userlist does not have are looked up in a database, and remembered for a while.
+//!
+//! Each look-up has a connection of its own as `proxy.auth.user`, never one that a client has used, with nothing but
+//! `pg_catalog` on its search path: what a client says in its startup packet does not reach it (CVE-2025-12819). The
+//! user's name is a parameter. One look-up runs for a user at a time, whoever waits for it. While no node answers, what
+//! was found before still counts, however old: a failover locks nobody out who was let in before.
+
+use crate::auth::userlist::Stored;
+use crate::config::auth::Query;
+use crate::config::{Config, PasswordFrom};
+use cluster::node::Endpoint;
+use cluster::secret::Secret;
+use cluster::topology::Topology;
+use cluster::{Clock, Instant};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio_postgres::NoTls;
+
+/// Users remembered; beyond that the oldest are forgotten, half at a time.
+const MAX_KEPT: usize = 10_000;
+/// Look-ups at the same time.
+const AT_ONCE: usize = 4;
+/// A look-up as old as this was not refuted by a wrong password alone: people mistype.
+const YOUNG: Duration = Duration::from_secs(1);
+
+/// Why a user could not be looked up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// There is no node to ask.
+    #[error("no node is known")]
+    NoNode,
+    /// It took too long.
+    #[error("no answer in {0:?}")]
+    Timeout(Duration),
+    /// The password of `proxy.auth.user` cannot be read.
+    #[error("the password of proxy.auth.user cannot be read")]
+    Password,
+    /// The server or the connection failed.
+    #[error("{0}")]
+    Server(String),
+    /// What the query gave is no user and secret.
+    #[error("the query must give one row of two columns of text, the user and its secret")]
+    Shape,
+}
+
+/// Database and user.
+type Key = (String, String);
+
+#[derive(Clone, Debug)]
+struct Known {
+    stored: Option<Stored>,
+    at: Instant,
+}
+
+type Answer = Option<Result<Option<Stored>, LookupError>>;
+
+/// The look-ups, and what they found.
+#[derive(Debug)]
+pub struct Lookups {
+    topology: watch::Receiver<Topology>,
+    runtime: Handle,
+    turns: Arc<Semaphore>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    known: HashMap<Key, Known>,
+    running: HashMap<Key, watch::Receiver<Answer>>,
+}
+
+impl Lookups {
+    /// Looked up by tasks on `runtime`, at the nodes of `topology`.
+    pub fn new(topology: watch::Receiver<Topology>, runtime: Handle) -> Arc<Self> {
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        Arc::new(Self { topology, runtime, turns, kept: Mutex::default() })
+    }
+
+    /// What is known of `user`, who asks for `database`.
+    ///
+    /// # Errors
+    /// Nobody could be asked, and nothing is remembered.
+    pub async fn stored(
+        self: &Arc<Self>,
+        config: &Config,
+        database: &str,
+        user: &str,
+    ) -> Result<Option<Stored>, LookupError> {
+        let Some(query) = &config.auth.query else { return Ok(None) };
+        let key = (query.database.clone().unwrap_or_else(|| database.to_owned()), user.to_owned());
+        let mut answer = {
+            let mut kept = self.lock();
+            if let Some(known) = kept.known.get(&key).filter(|known| fresh(known, query)) {
+                return Ok(known.stored.clone());
+            }
+            // One whose sender is gone was never answered, and will not be.
+            match kept.running.get(&key).filter(|running| running.has_changed().is_ok()) {
+                Some(running) => running.clone(),
+                None => {
+                    let (tell, answer) = watch::channel(None);
+                    kept.running.insert(key.clone(), answer.clone());
+                    self.runtime.spawn(self.clone().look_up(key, query.clone(), config.connect_timeout, tell));
+                    answer
+                }
+            }
+        };
+        let answer = answer.wait_for(Option::is_some).await.map(|answer| answer.clone());
+        answer.ok().flatten().unwrap_or(Err(LookupError::NoNode))
+    }
+
+    /// A password was wrong: it may have changed since. The next attempt looks again.
+    pub fn doubt(&self, user: &str) {
+        let now = Clock.now();
+        self.lock().known.retain(|(_, known), k| known != user || now.since(k.at) < YOUNG);
+    }
+
+    /// Forget everything: the query has changed.
+    pub fn forget(&self) {
+        self.lock().known.clear();
+    }
+
+    async fn look_up(self: Arc<Self>, key: Key, query: Query, connect: Duration, tell: watch::Sender<Answer>) {
+        let bounded = tokio::time::timeout(query.timeout, async {
+            let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
+            self.ask_any(&key, &query, connect).await
+        });
+        let answer = bounded.await.unwrap_or(Err(LookupError::Timeout(query.timeout)));
+        let answer = self.keep(key, answer);
+        tell.send_replace(Some(answer));
+    }
+
+    fn keep(&self, key: Key, answer: Result<Option<Stored>, LookupError>) -> Result<Option<Stored>, LookupError> {
+        let at = Clock.now();
+        let mut kept = self.lock();
+        kept.running.remove(&key);
+        match answer {
+            Ok(stored) => {
+                if kept.known.len() >= MAX_KEPT {
+                    let mut ages: Vec<Instant> = kept.known.values().map(|k| k.at).collect();
+                    let (_, middle, _) = ages.select_nth_unstable(MAX_KEPT / 2);
+                    let middle = *middle;
+                    kept.known.retain(|_, k| k.at > middle);
+                }
+                kept.known.insert(key, Known { stored: stored.clone(), at });
+                Ok(stored)
+            }
+            Err(error) => {
+                tracing::warn!(database = key.0.as_str(), %error, "user not looked up");
+                kept.known.get(&key).map_or(Err(error), |known| Ok(known.stored.clone()))
+            }
+        }
+    }
+
+    async fn ask_any(&self, key: &Key, query: &Query, connect: Duration) -> Result<Option<Stored>, LookupError> {
+        let view = self.topology.borrow().clone();
+        let mut last = LookupError::NoNode;
+        // A standby knows the users as well, at most a little late.
+        for member in view.primary.iter().chain(&view.standbys).filter(|m| !m.fenced) {
+            match ask(&member.postgres, key, query, connect).await {
+                Ok(stored) => return Ok(stored),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn fresh(known: &Known, query: &Query) -> bool {
+    let ttl = if known.stored.is_some() { query.cache_ttl } else { query.negative_cache_ttl };
+    Clock.now().since(known.at) < ttl
+}
+
+async fn ask(endpoint: &Endpoint, key: &Key, query: &Query, connect: Duration) -> Result<Option<Stored>, LookupError> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&endpoint.host)
+        .port(endpoint.port)
+        .user(&query.user)
+        .dbname(&key.0)
+        .application_name("pgtenure_auth")
+        .connect_timeout(connect)
+        .options("-c search_path=pg_catalog -c default_transaction_read_only=on");
+    if let Some(password) = password(&query.password).await? {
+        config.password(password.expose());
+    }
+    let server = |error: tokio_postgres::Error| {
+        let source = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
+        LookupError::Server(format!("{error}{source}"))
+    };
+    let (client, connection) = config.connect(NoTls).await.map_err(server)?;
+    let rows = async { client.query(query.text.as_str(), &[&key.1]).await };
+    let rows = tokio::select! {
+        rows = rows => rows.map_err(server)?,
+        // The connection ends before the query does only when it fails.
+        ended = connection => return Err(ended.err().map_or(LookupError::NoNode, server)),
+    };
+    let Some(row) = rows.first() else { return Ok(None) };
+    if rows.len() > 1 || row.len() < 2 {
+        return Err(LookupError::Shape);
+    }
+    let secret: Option<&str> = row.try_get(1).map_err(|_| LookupError::Shape)?;
+    // No secret: the user exists and has no password.
+    Stored::parse(secret.unwrap_or_default()).map(Some).map_err(|_| LookupError::Shape)
+}
+
+async fn password(from: &PasswordFrom) -> Result<Option<Secret>, LookupError> {
+    let from = from.clone();
+    let read = tokio::task::spawn_blocking(move || match from {
+        PasswordFrom::Nowhere => Some(None),
+        PasswordFrom::File(path) => {
+            let text = std::fs::read_to_string(path).ok()?;
+            Some(Some(Secret::new(text.lines().next().unwrap_or(""))))
+        }
+        PasswordFrom::Env(name) => std::env::var(name).ok().map(|p| Some(Secret::new(p))),
+    });
+    read.await.ok().flatten().ok_or(LookupError::Password)
+}
