@@ -20,6 +20,8 @@ impl Session {
         }
         if unit.pins.has(PinReason::Set) {
             self.touch(input, unit);
+            // What is prepared before the settings are known is this session's alone.
+            self.parse_key = self.w.texts.borrow_mut().fresh_id();
         }
         self.tracking.fresh.join(unit.pins.without(self.pins));
         self.pins.join(unit.pins);
@@ -90,6 +92,9 @@ impl Session {
     fn settled(&mut self) {
         let Some(server) = &mut self.server else { return };
         server.meta.given = self.tracking.settings.clone();
+        if !self.pins.has(PinReason::Set) {
+            self.parse_key = self.tracking.settings.parse_key();
+        }
         let name = "application_name";
         let wanted = self.tracking.settings.get(name);
         let due = wanted.is_some() && server.meta.reported(name).is_some_and(|(_, now)| Some(now) != wanted);

@@ -43,6 +43,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     let wrote = std::mem::take(&mut s.wrote);
     s.tracking.lose(&mut s.pins, undone);
+    s.parse_key = s.tracking.settings.parse_key();
     let pins = std::mem::take(&mut s.pins);
     if !pins.is_empty() {
         s.lost_pins = Some((node.clone(), pins));

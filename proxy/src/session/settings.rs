@@ -63,6 +63,36 @@ impl Settings {
     }
 }
 
+/// Settings under which a text means the same, whatever they are: statements prepared under one are good under another.
+const WITHOUT_MEANING: [&str; 11] = [
+    "application_name",
+    "client_min_messages",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "idle_in_transaction_session_timeout",
+    "lock_timeout",
+    "maintenance_work_mem",
+    "statement_timeout",
+    "synchronous_commit",
+    "temp_buffers",
+    "work_mem",
+];
+
+impl Settings {
+    /// Tells apart the settings under which one text may be prepared to mean different things: `search_path` and the
+    /// role above all, but also how literals are read. 0 for the session's defaults. FNV-1a.
+    pub fn parse_key(&self) -> u64 {
+        let telling = self.iter().filter(|(name, _)| !WITHOUT_MEANING.contains(name) && !name.contains('.'));
+        let mut key = 0_u64;
+        for (name, value) in telling {
+            for byte in name.bytes().chain([0]).chain(value.bytes()).chain([0]) {
+                key = (key ^ u64::from(byte) ^ 0xcbf2_9ce4_8422_2325).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        }
+        key
+    }
+}
+
 /// Settings that change who the session is. They come last when they are set, and first when they are reset: what a
 /// role may not set, the one before it may.
 const IDENTITY: [&str; 2] = ["session_authorization", "role"];
@@ -230,6 +260,16 @@ mod tests {
         assert_eq!(apply(&map(&[]), &map(&[("timezone", "UTC")]), reported), None);
         let sql = apply(&map(&[]), &map(&[("datestyle", "SQL, DMY")]), reported);
         assert_eq!(sql.as_deref(), Some("SELECT pg_catalog.set_config(E'datestyle',NULL,false)"));
+    }
+
+    #[test]
+    fn a_text_is_shared_by_those_who_read_it_alike() {
+        let key = |entries: &[(&str, &str)]| map(entries).parse_key();
+        assert_eq!(key(&[]), 0);
+        assert_eq!(key(&[("application_name", "x"), ("work_mem", "1MB"), ("app.user", "7")]), 0);
+        assert_ne!(key(&[("search_path", "a")]), 0);
+        assert_ne!(key(&[("search_path", "a")]), key(&[("search_path", "b")]));
+        assert_ne!(key(&[("role", "a")]), key(&[("datestyle", "a")]));
     }
 
     #[test]
