@@ -461,3 +461,21 @@ fn a_server_that_takes_no_more_connections_is_waited_for_and_then_told() {
     holder.query("commit");
     assert_eq!(words(&other.until_ready()), "T | D 1 | C SELECT 1 | Z I");
 }
+
+#[test]
+fn kill_ends_those_who_wait() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    let mut waits = Raw::login(c.port, &[]);
+    waits.write(|out| write_query(out, "select 1"));
+    wait_until_waiting(&c, 1);
+    order(&c, Order::Kill, Scope::All, LIMIT).unwrap();
+    for client in [&mut holder, &mut waits] {
+        assert_eq!((client.next(), client.next()), ("E 57P01".into(), "EOF".into()));
+    }
+    wait_for("both to be gone", || view(&c).clients.is_empty().then_some(()));
+    wait_until_waiting(&c, 0);
+    order(&c, Order::Resume, Scope::All, LIMIT).unwrap();
+    assert_eq!(words(&Raw::login(c.port, &[]).query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
