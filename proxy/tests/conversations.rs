@@ -236,6 +236,6 @@ const OWN_NAMES: &[&str] = &[
     "P s select 1\nS\n> Z\nQ execute s\n> Z\nQ select name, statement from pg_prepared_statements\n> Z\nQ deallocate s\n> Z\nB - s\nE - 0\nS\n> Z",
     "P s select 1\nS\n> Z\nCS s\nS\n> Z\nQ select count(*) from pg_prepared_statements\n> Z\nP s select 2\nB - s\nE - 0\nS\n> Z",
     "P s select 1\nS\n> Z\nB - nosuch\nCS s\nS\n> Z\nB - s\nE - 0\nS\n> Z",
-    "Q set work_mem = '5MB'\n> Z\nQ create temp table mine(a int)\n> Z\nQ show work_mem\n> Z\nQ discard all\n> Z\nQ select * from mine\n> Z",
+    "Q set work_mem = '5MB'\n> Z\nQ create temp table mine(a int)\n> Z\nQ show work_mem\n> Z\nQ discard temp\n> Z\nQ select * from mine\n> Z",
     "P s select * from talk\nS\n> Z\nQ alter table talk add b int\n> Z\nB - s\nE - 0\nS\n> Z\nB - s\nE - 0\nS\n> Z\nQ alter table talk drop b\n> Z",
 ];

@@ -36,9 +36,6 @@ fn startup_is_answered_as_postgresql_does() {
         let text = String::from_utf8_lossy(&all).into_owned();
         assert!(text.contains("08P01"), "{bytes:?}: {text:?}");
     }
-    let refused = c.client("psql").args(["-X", "-d", "replication=database dbname=app", "-c", "select 1"]).output();
-    let text = String::from_utf8_lossy(&refused.unwrap().stderr).into_owned();
-    assert!(text.contains("replication connections"), "{text}");
     let raw = Raw::login(c.port, &[("application_name", "mine"), ("DateStyle", "SQL, DMY"), ("_pq_.x", "1")]);
     let setting = |name: &str| raw.settings.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
     assert_eq!(setting("application_name"), Some("mine"));

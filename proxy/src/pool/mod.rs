@@ -37,6 +37,13 @@ pub struct Identity {
     pub parameters: Vec<(String, String)>,
 }
 
+impl Identity {
+    /// Is it for replication connections? Each has a server of its own, that is made for it and never used again.
+    pub fn is_replication(&self) -> bool {
+        self.parameters.iter().any(|(name, _)| name == "replication")
+    }
+}
+
 /// A pool's key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PoolKey {

@@ -73,7 +73,7 @@ pub fn top_up(w: &Rc<Worker>) -> bool {
     let mut lacking = Vec::new();
     for (identity, patron) in &*w.patrons.by_identity.borrow() {
         let rules = resolve(&config.pools, &identity.database, &identity.user);
-        if rules.min > 0 && !w.doorway.paused(&identity.database) {
+        if rules.min > 0 && !identity.is_replication() && !w.doorway.paused(&identity.database) {
             let pool = w.pools.of(&primary.node, identity);
             if pool.limit.open() < rules.min {
                 lacking.push((pool, patron.credentials.clone(), patron.warming));

@@ -21,7 +21,7 @@ use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::ClientStatements;
 use crate::session::timers::Expiry;
 use crate::session::tracking::Tracking;
-use crate::session::{cancel, lost};
+use crate::session::{cancel, lost, tunnel};
 use crate::sql::{Access, FunctionTable, LexRules, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
@@ -175,6 +175,8 @@ pub struct Session {
     pub(super) reason: &'static str,
     /// When the server goes back to its pool.
     pub(super) mode: PoolMode,
+    /// A replication connection: its server is its own from the login on.
+    pub(super) tunnel: bool,
     /// Equal for sessions that agree on what a text means: hashed from the settings that decide it.
     pub(super) parse_key: u64,
 }
@@ -258,6 +260,7 @@ impl Session {
             flushed: false,
             reason: "write",
             mode,
+            tunnel: false,
             parse_key: 0,
         };
         settings.iter().for_each(|(name, value)| session.learn(name, value));
@@ -308,6 +311,9 @@ fn pool_mode(w: &Worker, identity: &Identity) -> PoolMode {
 
 /// Run a session to its end.
 pub async fn run(mut session: Session) {
+    if session.tunnel {
+        return tunnel::run(session).await;
+    }
     loop {
         match poll_fn(|cx| session.poll(cx)).await {
             Turn::Acquire { access, bytes } => session.acquire(access, bytes).await,
@@ -334,7 +340,7 @@ impl Session {
         self.w.patrons.leave(&self.identity);
         self.set_busy(false);
         let between = self.server_in.is_empty() && !self.relay.mid_frame() && self.to_server.is_empty();
-        let shared = self.mode == PoolMode::Transaction;
+        let shared = self.mode == PoolMode::Transaction && !self.tunnel;
         let clean =
             shared && between && !self.relay.busy() && self.relay.status == TxStatus::Idle && self.pins.is_empty();
         if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
@@ -549,7 +555,9 @@ impl Session {
 
     /// A cancel request has come for this session, which holds a server or nothing that runs.
     fn cancel(&mut self) {
-        let Some(server) = &self.server else { return };
+        if self.server.is_none() {
+            return;
+        }
         if self.hold.is_some() && !self.relay.busy() && self.relay.status == TxStatus::Idle {
             (self.fail, self.rescan) = (Some(Failure::Error(ClientError::Cancelled)), true);
             return;
@@ -562,6 +570,12 @@ impl Session {
             return;
         }
         self.cancelled |= self.relay.may_commit();
+        self.forward_cancel();
+    }
+
+    /// A cancel request goes on to the server.
+    pub(super) fn forward_cancel(&self) {
+        let Some(server) = &self.server else { return };
         let (peer, key, limit) = (server.meta.peer, server.meta.key, self.w.config().connect_timeout);
         // Counted before the task runs: the server may be given back before that.
         let way = cancel::Way { worker: self.w.clone(), host: server.meta.host.clone(), peer };

@@ -8,7 +8,7 @@ use crate::pool::Identity;
 use crate::pool::clients::Admission;
 use crate::pool::policy::{ClientLimit, dbname};
 use crate::route::Causality;
-use crate::session::acquire::{self, NotFound, Want};
+use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::cancel::pid_of;
 use crate::session::client::Session;
 use crate::session::encrypt;
@@ -132,6 +132,8 @@ pub struct Prepared {
     settings: Arc<Settings>,
     application_name: Option<String>,
     hello: Vec<u8>,
+    /// The server of a replication connection.
+    tunnel: Option<Found>,
     origin: Origin,
     admission: Admission,
 }
@@ -159,7 +161,15 @@ impl Prepared {
             (self.settings, self.application_name.as_deref()),
             functions,
         );
-        session.greet(hello, rest);
+        if let Some(found) = self.tunnel {
+            // What was sent early is the server's to read.
+            session.tunnel = true;
+            session.attach(found);
+            session.to_server.queue(&rest);
+            session.greet(hello, Vec::new());
+        } else {
+            session.greet(hello, rest);
+        }
         Some(session)
     }
 }
@@ -180,9 +190,6 @@ impl Greeter<'_> {
         }
         if startup.user.is_empty() {
             return Err(ClientError::NoUser.into());
-        }
-        if startup.replication {
-            return Err(ClientError::UnsupportedStartup { feature: "replication connections" }.into());
         }
         let clients = self.w.shared.clients.load(Ordering::Relaxed);
         let limit = self.w.config().max_client_connections;
@@ -317,6 +324,12 @@ impl Greeter<'_> {
         let Admitted { startup, credentials } = admitted;
         let admission = self.count(&startup)?;
         let dbname = dbname(&self.w.config().pools, &startup.database).to_owned();
+        let replication = startup.replication;
+        let mut startup = startup;
+        if replication && let Some(name) = &startup.application_name {
+            // synchronous_standby_names knows a standby by this name.
+            startup.parameters.push(("application_name".to_owned(), name.clone()));
+        }
         let identity =
             Identity { database: startup.database, dbname, user: startup.user, parameters: startup.parameters };
         let causality = Rc::new(RefCell::new(Causality::default()));
@@ -328,30 +341,37 @@ impl Greeter<'_> {
             avoid: Vec::new(),
             since: self.w.now(),
         };
-        let known = self.w.welcome(&want.identity);
-        let (identity, settings) = match known {
-            Some(known) => known,
-            None => {
-                let settings = tokio::select! {
-                    settings = ask(self.w, &want) => settings?,
-                    farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
-                };
-                (want.identity.clone(), settings)
-            }
+        let (identity, settings, tunnel) = if replication {
+            let found = tokio::select! {
+                found = own(self.w, &want) => found?,
+                farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
+            };
+            (want.identity.clone(), found.server.meta.settings.clone(), Some(found))
+        } else if let Some((identity, settings)) = self.w.welcome(&want.identity) {
+            (identity, settings, None)
+        } else {
+            let settings = tokio::select! {
+                settings = ask(self.w, &want) => settings?,
+                farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
+            };
+            (want.identity.clone(), settings, None)
         };
         let application_name = application_name(startup.application_name, &identity.parameters);
-        let mut hello = Vec::with_capacity(1024);
-        for (name, value) in settings.iter() {
-            let value = match name.as_str() {
-                "application_name" => application_name.as_deref().unwrap_or(value),
-                "in_hot_standby" => "off",
-                _ => value,
-            };
-            backend::write_parameter_status(&mut hello, name, value);
-        }
+        let hello = hello(&settings, application_name.as_deref());
         let Want { credentials, causality, .. } = want;
         let (w, origin) = (self.w.clone(), self.origin);
-        Ok(Prepared { w, identity, credentials, causality, settings, application_name, hello, origin, admission })
+        Ok(Prepared {
+            w,
+            identity,
+            credentials,
+            causality,
+            settings,
+            application_name,
+            hello,
+            tunnel,
+            origin,
+            admission,
+        })
     }
 }
 
@@ -360,6 +380,28 @@ fn application_name(given: Option<String>, parameters: &[(String, String)]) -> O
     let options = parameters.iter().any(|(_, v)| v.contains("application_name"));
     let clean = |name: String| name.chars().take(63).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
     given.map(clean).or_else(|| (!options).then(String::new))
+}
+
+/// What the client reads before its first ReadyForQuery, but for its key.
+fn hello(settings: &Settings, application_name: Option<&str>) -> Vec<u8> {
+    let mut hello = Vec::with_capacity(1024);
+    for (name, value) in settings {
+        let value = match name.as_str() {
+            "application_name" => application_name.unwrap_or(value),
+            "in_hot_standby" => "off",
+            _ => value,
+        };
+        backend::write_parameter_status(&mut hello, name, value);
+    }
+    hello
+}
+
+/// A connection to the primary that is the client's alone.
+async fn own(w: &Rc<Worker>, want: &Want) -> Result<Found, Farewell> {
+    acquire::find(w, want.clone(), 0).await.map_err(|error| match error {
+        NotFound::Error(error) => error.into(),
+        NotFound::Refused(frame) => Farewell::Refused(frame),
+    })
 }
 
 async fn ask(w: &Rc<Worker>, want: &Want) -> Result<Arc<Settings>, Farewell> {

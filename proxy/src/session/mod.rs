@@ -29,3 +29,4 @@ pub mod statements;
 pub mod timers;
 pub mod tracking;
 pub mod translate;
+mod tunnel;

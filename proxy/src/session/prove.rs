@@ -18,7 +18,7 @@ impl Greeter<'_> {
     pub(super) async fn prove(&mut self, startup: &Startup) -> Result<Credentials, Farewell> {
         let (user, database) = (startup.user.as_str(), startup.database.as_str());
         let way = self.way();
-        let attempt = Attempt { way, database, user, replication: startup.replication };
+        let attempt = Attempt { way, database, user, replication: startup.is_physical() };
         let certificate = self.stream.tls().and_then(|peer| peer.certificate.as_ref());
         let of_user = certificate.is_some_and(|c| c.common_name.as_deref() == Some(user));
         let has_certificate = certificate.is_some();

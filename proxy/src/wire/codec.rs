@@ -44,6 +44,48 @@ pub fn head(buf: &[u8]) -> Result<Option<Head>, BadLength> {
     }
 }
 
+/// Follows the frames in a stream of which nothing is kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Follower {
+    head: [u8; HEAD],
+    got: usize,
+    left: usize,
+    last: u8,
+}
+
+impl Follower {
+    /// Go on with these bytes.
+    ///
+    /// # Errors
+    /// A length that no message can have.
+    pub fn follow(&mut self, mut bytes: &[u8]) -> Result<(), BadLength> {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let n = self.left.min(bytes.len());
+                (self.left, bytes) = (self.left - n, &bytes[n..]);
+                continue;
+            }
+            let n = (HEAD - self.got).min(bytes.len());
+            self.head[self.got..self.got + n].copy_from_slice(&bytes[..n]);
+            (self.got, bytes) = (self.got + n, &bytes[n..]);
+            if let Some(head) = head(&self.head[..self.got])? {
+                (self.got, self.left, self.last) = (0, head.total - HEAD, head.kind);
+            }
+        }
+        Ok(())
+    }
+
+    /// Does the next byte begin a message?
+    pub fn between(&self) -> bool {
+        self.got == 0 && self.left == 0
+    }
+
+    /// The type of the message that began last; 0 before any.
+    pub fn last(&self) -> u8 {
+        self.last
+    }
+}
+
 /// Bytes to hand on: a run of the input as long as nothing is taken out or put in, a copy from then on.
 #[derive(Debug, Default)]
 pub struct Sink {
@@ -162,6 +204,22 @@ mod tests {
         let mut out = b"before".to_vec();
         message(&mut out, b'C', |b| cstring(b, b"SELECT 1"));
         assert_eq!(&out[6..], b"C\0\0\0\x0dSELECT 1\0");
+    }
+
+    #[test]
+    fn frames_are_followed_however_the_stream_is_cut() {
+        let mut stream = Vec::new();
+        message(&mut stream, b'd', |b| b.extend_from_slice(&[7; 300]));
+        message(&mut stream, b'c', |_| {});
+        message(&mut stream, b'E', |b| b.extend_from_slice(b"why"));
+        for cut in 0..=stream.len() {
+            let mut f = Follower::default();
+            f.follow(&stream[..cut]).unwrap();
+            assert_eq!(f.between(), [0, 305, 310, stream.len()].contains(&cut), "cut at {cut}");
+            f.follow(&stream[cut..]).unwrap();
+            assert!(f.between() && f.last() == b'E');
+        }
+        assert!(Follower::default().follow(b"d\0\0\0\x03").is_err());
     }
 
     proptest! {

@@ -59,6 +59,13 @@ pub struct Startup {
     pub extensions: Vec<String>,
 }
 
+impl Startup {
+    /// Does it ask for physical replication, which belongs to no database? Logical replication belongs to one.
+    pub fn is_physical(&self) -> bool {
+        self.replication && !self.parameters.iter().any(|(n, v)| n == "replication" && v == "database")
+    }
+}
+
 /// A first packet that makes no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPacket {
@@ -119,7 +126,13 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, BadPacket> {
             "user" => s.user = value,
             "database" => database = Some(value),
             "application_name" => s.application_name = Some(value),
-            "replication" => s.replication = !matches!(value.as_str(), "false" | "off" | "no" | "0" | "f" | "n"),
+            "replication" => {
+                s.replication = !matches!(value.as_str(), "false" | "off" | "no" | "0" | "f" | "n");
+                s.parameters.retain(|(n, _)| *n != name);
+                if s.replication {
+                    s.parameters.push((name, value));
+                }
+            }
             _ if name.starts_with("_pq_.") => s.extensions.push(name),
             _ if name.starts_with("pgtenure.") => {}
             _ => {
@@ -188,7 +201,8 @@ mod tests {
             ("pgtenure.hint", "1"),
         ]);
         let Ok(Packet::Startup(s)) = parse(&p) else { panic!("{:?}", parse(&p)) };
-        assert!(s.replication && s.parameters.is_empty());
+        // The server must read this one too.
+        assert!(s.replication && s.parameters == [("replication".to_owned(), "database".to_owned())]);
         assert_eq!(
             (s.extensions.as_slice(), s.application_name.as_deref()),
             (&["_pq_.x".to_owned()][..], Some("psql"))

@@ -293,7 +293,7 @@ fn create_primary(scratch: &Path) -> Node {
     let mut initdb = unprivileged(&bin("initdb"));
     initdb.arg("-D").arg(&node.data).args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]);
     run(&mut initdb);
-    let settings = "fsync = off\nwal_level = replica\nmax_connections = 60\nshared_buffers = 32MB\n\
+    let settings = "fsync = off\nwal_level = logical\nmax_connections = 60\nshared_buffers = 32MB\n\
                     password_encryption = 'scram-sha-256'\nlisten_addresses = '127.0.0.1'\nhot_standby = on\n\
                     unix_socket_directories = ''\nwal_retrieve_retry_interval = 100ms\nmax_wal_senders = 5\n\
                     max_prepared_transactions = 5\n";
