@@ -180,6 +180,43 @@ fn pins_end_when_what_they_stand_for_is_gone() {
     ok(&mut a, "select pg_advisory_unlock_all()");
 }
 
+#[test]
+fn a_listener_is_warned_after_a_failover_and_goes_on_listening() {
+    let mut c = Cluster::start(1, |_| {});
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "set work_mem = '2MB'");
+    ok(&mut a, "listen news; listen \"Odd one\"");
+    c.nodes[0].kill();
+    c.fail_over_to(1);
+    // It says nothing, and is told all the same.
+    assert_eq!(a.next(), "N 01000");
+    c.nodes[1].psql("select pg_notify('Odd one', 'x')");
+    assert_eq!(a.next(), "A");
+    assert_eq!(value(&mut a, "show work_mem"), "2MB");
+    ok(&mut a, "notify news");
+    let seen = ok(&mut a, "select 1");
+    assert!(!seen.is_empty());
+    ok(&mut a, "unlisten *");
+}
+
+#[test]
+fn settings_survive_a_failover_and_what_a_lost_block_set_does_not() {
+    let mut c = Cluster::start(1, |_| {});
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "set timezone = 'Europe/Berlin'");
+    ok(&mut a, "set work_mem = '2MB'");
+    ok(&mut a, "begin");
+    assert!(ok(&mut a, "set timezone = 'UTC'").contains(&"S TimeZone=UTC".to_owned()));
+    c.nodes[0].kill();
+    c.fail_over_to(1);
+    let seen = a.query("select 1");
+    assert!(seen.contains(&"E 40001".to_owned()), "{seen:?}");
+    ok(&mut a, "rollback");
+    let mut seen = a.query("show timezone");
+    seen.extend(a.query("show work_mem"));
+    assert!(seen.contains(&"D Europe/Berlin".to_owned()) && seen.contains(&"D 2MB".to_owned()), "{seen:?}");
+}
+
 /// A small generator of its own, so that a failure is repeated by its seed.
 struct Dice(u64);
 

@@ -137,6 +137,8 @@ pub struct Session {
     pub(super) pins: Pins,
     /// What follows it from server to server.
     pub(super) tracking: Tracking,
+    /// The server that listened for the client is lost, and another one is to listen.
+    pub(super) listens: bool,
     /// The server has reported a setting in this transaction.
     pub(super) reported: bool,
     /// What the client was told of settings at login.
@@ -236,6 +238,7 @@ impl Session {
             retained_lens: VecDeque::new(),
             pins: Pins::default(),
             tracking: Tracking::new(application_name),
+            listens: false,
             reported: false,
             base: settings.clone(),
             lost_pins: None,
@@ -318,7 +321,7 @@ pub async fn run(mut session: Session) {
         match poll_fn(|cx| session.poll(cx)).await {
             Turn::Acquire { access, bytes } => session.acquire(access, bytes).await,
             Turn::Lost(loss) => {
-                if !lost::explain(&mut session, loss) {
+                if !lost::explain(&mut session, loss) || session.listens && !session.listen_again().await {
                     break;
                 }
             }

@@ -4,13 +4,17 @@ use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session, Tail, Turn};
 use crate::session::settings;
 use crate::session::tracking::{Asked, Reports};
-use crate::sql::PinReason;
+use crate::sql::{Access, PinReason};
 use crate::wire::backend;
 use crate::wire::codec::{head, split_cstring};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend;
 use cluster::Role;
 use std::sync::Arc;
+
+/// What a client is told whose notifications come from another server now.
+const MISSED: &str = "notifications may have been missed";
+const MISSED_DETAIL: &str = "The server that listened for this session was lost; another one listens now.";
 
 impl Session {
     /// A unit goes to the server: remember what it may change.
@@ -170,6 +174,11 @@ impl Session {
                 }
                 self.idle();
             }
+            Some(Asked::Listen) if hidden.error.is_some() => return Err(self.deaf()),
+            Some(Asked::Listen) => {
+                self.to_client.append(|out| backend::write_warning(out, MISSED, MISSED_DETAIL));
+                self.idle();
+            }
             None => {}
         }
         Ok(true)
@@ -188,6 +197,40 @@ impl Session {
         let why = String::from_utf8_lossy(backend::fields(frame).message).into_owned();
         self.violation(&ClientError::SettingsRefused { node, why });
         Err(Turn::Close)
+    }
+
+    /// The server that listened for the client is lost: find another one, and warn. False when there is none.
+    pub(super) async fn listen_again(&mut self) -> bool {
+        self.listens = false;
+        // Nothing else sends what the loss was answered while a server is looked for.
+        self.to_client.try_flush(&mut self.client);
+        self.acquire(Access::Write, 0).await;
+        self.waiting_since = None;
+        if self.fail.take().is_some() {
+            self.deaf();
+            return false;
+        }
+        if self.server.is_some() {
+            self.pins.add(PinReason::Listen);
+            self.tracking.asked = Some(Asked::Listen);
+            // A server that is lost at once is noticed by the next turn.
+            let _ = self.send_hidden(&self.tracking.listen_again());
+        }
+        true
+    }
+
+    /// Nobody listens for a client that waits for notifications: it must notice.
+    fn deaf(&mut self) -> Turn {
+        if let Some(error) = self.view_of_loss() {
+            self.violation(&error);
+        }
+        Turn::Close
+    }
+
+    fn view_of_loss(&self) -> Option<ClientError> {
+        let view = self.w.view.borrow();
+        let node = view.topology.primary.as_ref()?.node.clone();
+        Some(ClientError::SessionLost { node, lost: vec![PinReason::Listen] })
     }
 
     /// Tell the client of settings that are not what it was told.

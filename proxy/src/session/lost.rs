@@ -12,7 +12,7 @@ use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind, Undo};
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::{Named, Unnamed};
-use crate::sql::{Control, LexRules, Statement, classify};
+use crate::sql::{Control, LexRules, PinReason, Statement, classify};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::{ClientError, Doubt};
 use crate::wire::frontend::{self, Subject};
@@ -44,6 +44,11 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let wrote = std::mem::take(&mut s.wrote);
     s.tracking.lose(&mut s.pins, undone);
     s.parse_key = s.tracking.settings.parse_key();
+    if s.pins.has(PinReason::Listen) && !s.tracking.channels.is_empty() && loss != Loss::HoldTimeout {
+        // Listening is taken up elsewhere, without waiting for a statement of the client.
+        s.pins.remove(PinReason::Listen);
+        s.listens = true;
+    }
     let pins = std::mem::take(&mut s.pins);
     if !pins.is_empty() {
         s.lost_pins = Some((node.clone(), pins));

@@ -28,6 +28,8 @@ const ASKABLE: [(PinReason, &str); 4] = [
 pub enum Asked {
     /// The server is given the session's settings.
     Apply,
+    /// Another server listens to the session's channels.
+    Listen,
     /// The server is asked what has become of settings and pins.
     Question {
         /// About settings.
@@ -222,11 +224,18 @@ impl Tracking {
             }
         }
         if self.stuck {
-            *self = Self { told: std::mem::take(&mut self.told), ..Self::new(self.application_name.as_deref()) };
+            let (told, channels) = (std::mem::take(&mut self.told), std::mem::take(&mut self.channels));
+            *self = Self { told, channels, ..Self::new(self.application_name.as_deref()) };
         }
         self.touched = Touched::default();
         (self.stuck, self.unpins, self.discards, self.failed, self.due) = (false, false, false, false, false);
         (self.fresh, self.asked) = (Pins::NONE, None);
+    }
+
+    /// The server that listened for the session is lost: the statements that make another one listen.
+    pub fn listen_again(&self) -> String {
+        let quoted = |channel: &String| format!("LISTEN \"{}\"", channel.replace('"', "\"\""));
+        self.channels.iter().map(quoted).collect::<Vec<_>>().join(";")
     }
 
     /// The server has reported a setting, and the client has read it.

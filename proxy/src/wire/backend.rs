@@ -242,6 +242,17 @@ pub fn write_backend_key(out: &mut Vec<u8>, pid: u32, secret: u32) {
     });
 }
 
+/// Append a NoticeResponse: a WARNING of SQLSTATE 01000.
+pub fn write_warning(out: &mut Vec<u8>, text: &str, detail: &str) {
+    message(out, b'N', |b| {
+        for (kind, value) in [(b'S', "WARNING"), (b'V', "WARNING"), (b'C', "01000"), (b'M', text), (b'D', detail)] {
+            b.push(kind);
+            cstring(b, value.as_bytes());
+        }
+        b.push(0);
+    });
+}
+
 /// Append ReadyForQuery.
 pub fn write_ready(out: &mut Vec<u8>, status: TxStatus) {
     message(out, b'Z', |b| b.push(status.byte()));
