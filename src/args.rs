@@ -51,6 +51,9 @@ pub struct RunArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Take the listening sockets of the process at process.handover_socket, if one runs, and let it finish.
+    #[arg(long)]
+    pub takeover: bool,
 }
 
 /// `pgtenure config …`.

@@ -8,6 +8,7 @@ pub mod args;
 pub mod config;
 pub mod ctl;
 pub mod demo;
+pub mod handover;
 pub mod process;
 pub mod userlist;
 pub mod wiring;
@@ -25,7 +26,7 @@ pub const EXIT_USAGE: u8 = 64;
 /// Do what the command line says.
 pub fn run(command: Command) -> ExitCode {
     match command {
-        Command::Run(args) => exit(wiring::run(&args.config)),
+        Command::Run(args) => exit(wiring::run(&args.config, args.takeover)),
         Command::Config(args) => {
             let ConfigCommand::Check { file } = args.command;
             exit(check(&file))

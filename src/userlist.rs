@@ -56,7 +56,7 @@ mod tests {
     fn a_line_is_read_back_by_the_proxy() {
         let text = line("app \"x\"", "correct horse", [7; 16]).unwrap();
         let list = proxy::auth::userlist::Userlist::parse(&text).unwrap();
-        assert!(list.verifier("app \"x\"").is_some(), "{text}");
+        assert!(list.get("app \"x\"").is_some(), "{text}");
         assert!(!text.contains("correct"));
     }
 

@@ -10,17 +10,21 @@ mod roles;
 
 use crate::admin::{self, Pages};
 use crate::config::{self, Config, RawConfig, Role};
+use crate::handover::{self, Desk, Predecessor};
 use crate::process;
 use anyhow::{Context, Result, anyhow};
 use prometheus::Registry;
+use proxy::inherit::Inherited;
 use proxy::{Control, ProcessOrder, Refused, Wait};
 use reload::{Ask, Reloader};
 use roles::Running;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::{TcpListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 /// Threads of the runtime that agents, managers and lagmon share; the proxy's workers have their own.
@@ -32,7 +36,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The configuration is wrong, a role cannot start, or one ended by itself.
-pub fn run(file: &Path) -> Result<()> {
+pub fn run(file: &Path, takeover: bool) -> Result<()> {
     let (raw, config) = config::load_raw(file)?;
     process::drop_privileges(config.process.user.as_deref(), config.roles.contains(&Role::Agent))?;
     let open_files = process::raise_open_files()?;
@@ -43,26 +47,41 @@ pub fn run(file: &Path) -> Result<()> {
         warn!("running as root, which no role needs: set process.user");
     }
     info!(roles, cluster = config.name, version = env!("CARGO_PKG_VERSION"), open_files, "starting");
+    let before = match (&config.process.handover_socket, takeover) {
+        (Some(path), true) => handover::ask(path)?,
+        (None, true) => return Err(anyhow!("--takeover needs process.handover_socket")),
+        (_, false) => None,
+    };
+    if takeover {
+        info!(found = before.is_some(), "asked the process before this one for its sockets");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("roles")
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(play(file, &raw, config));
+    let result = runtime.block_on(play(file, &raw, config, before));
     runtime.shutdown_timeout(LAST_WAIT);
     result
 }
 
 /// Start everything, wait for a signal or a failure, finish everything.
-async fn play(file: &Path, raw: &RawConfig, config: Config) -> Result<()> {
+async fn play(file: &Path, raw: &RawConfig, config: Config, mut before: Option<Predecessor>) -> Result<()> {
     let mut stop = Stop::catch()?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch signals")?;
     let bound = config.process.drain_timeout;
-    let listener = admin::bind(config.admin.listen).await?;
+    let admin_name = handover::admin_name(config.admin.listen);
+    let inherited = before.as_mut().map(|b| b.tcp(&admin_name)).transpose()?.flatten();
+    let listener = match inherited {
+        Some(listener) => TcpListener::from_std(listener)?,
+        None => admin::bind(config.admin.listen).await?,
+    };
+    let listener = listener.into_std()?;
+    let sockets = before.as_mut().map(|b| Inherited::new(std::mem::take(&mut b.sockets)));
     let registry = Registry::new();
     let mut running = tokio::select! {
-        started = roles::start(&config, &registry) => started?,
+        started = roles::start(&config, &registry, sockets) => started?,
         name = stop.asked() => {
             info!(signal = name, "stopped while starting");
             return Ok(());
@@ -71,10 +90,20 @@ async fn play(file: &Path, raw: &RawConfig, config: Config) -> Result<()> {
     let mut reloader = Reloader::new(file.to_owned(), raw, running.proxy.clone(), &registry)?;
     let (ask, mut asked) = reload::queue();
     let pages = pages(&config, &running, registry, ask)?;
-    let serving = tokio::spawn(admin::serve(listener, Arc::new(pages)));
+    if let Some(before) = before
+        && let Err(error) = take_place(before, &mut running, bound, &mut stop).await
+    {
+        // The one before goes on as if nothing had been.
+        running.stop(Duration::ZERO).await;
+        return Err(error);
+    }
+    let desk = config.process.handover_socket.as_deref().map(Desk::open).transpose()?;
+    let serving = tokio::spawn(admin::serve(TcpListener::from_std(listener.try_clone()?)?, Arc::new(pages)));
     info!(address = %config.admin.listen, "admin pages are served");
-    let mut ways = Ways { stop: &mut stop, hangup: &mut hangup, asked: &mut asked, orders: running.orders.take() };
-    let outcome = run_until_asked(&config, &mut running, &mut reloader, &mut ways).await;
+    let orders = running.orders.take();
+    let mut ways = Ways { stop: &mut stop, hangup: &mut hangup, asked: &mut asked, orders };
+    let desk = desk.map(|desk| OpenDesk { desk, listener, admin_name, serving: serving.abort_handle() });
+    let outcome = run_until_asked(&config, &mut running, &mut reloader, &mut ways, desk.as_ref()).await;
     let (finish, outcome) = match outcome {
         Ok(finish) => (finish, Ok(())),
         Err(error) => (bound, Err(error)),
@@ -103,8 +132,12 @@ async fn run_until_asked(
     running: &mut Running,
     reloader: &mut Reloader,
     ways: &mut Ways<'_>,
+    desk: Option<&OpenDesk>,
 ) -> Result<Duration> {
     let bound = config.process.drain_timeout;
+    let proxy = running.proxy.clone();
+    // Not begun anew with each order: a handover that is under way goes on.
+    let mut next = std::pin::pin!(next_process(desk, proxy.as_ref()));
     loop {
         let order = tokio::select! {
             name = ways.stop.asked() => {
@@ -114,6 +147,18 @@ async fn run_until_asked(
             why = running.ended() => {
                 error!(reason = why, "a role ended by itself");
                 return Err(anyhow!(why));
+            }
+            stream = &mut next => {
+                info!("the next process has taken over, letting clients finish");
+                if let Some(proxy) = &proxy {
+                    tokio::spawn(handover::serve_cancels(stream, proxy.clone()));
+                }
+                // Whoever asks for admin pages is answered by the next process.
+                if let Some(desk) = desk {
+                    desk.serving.abort();
+                }
+                emptied(proxy.as_ref(), Wait::Clients, bound, ways.stop).await;
+                return Ok(bound);
             }
             _ = ways.hangup.recv() => {
                 // Its outcome is logged and counted; a signal has no answer.
@@ -144,6 +189,37 @@ async fn run_until_asked(
             }
         }
     }
+}
+
+/// Where the next process asks for the sockets, and what is handed over.
+struct OpenDesk {
+    desk: Desk,
+    /// The admin HTTP's.
+    listener: std::net::TcpListener,
+    admin_name: String,
+    serving: AbortHandle,
+}
+
+async fn next_process(desk: Option<&OpenDesk>, proxy: Option<&Control>) -> UnixStream {
+    match desk {
+        Some(desk) => desk.desk.next(&desk.listener, &desk.admin_name, proxy).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Wait until this process can do what the one before it does, and let that one finish.
+async fn take_place(before: Predecessor, running: &mut Running, bound: Duration, stop: &mut Stop) -> Result<()> {
+    let ready = tokio::select! {
+        () = running.ready() => Ok(()),
+        () = tokio::time::sleep(bound) => Err(anyhow!("not ready in {bound:?}: the process before this one goes on")),
+        name = stop.asked() => Err(anyhow!("stopped by {name} before it was ready")),
+    };
+    ready?;
+    if let Err(error) = before.succeed(running.proxy.as_ref()) {
+        warn!(error = format!("{error:#}"), "took over from a process that has gone meanwhile");
+    }
+    info!("taken over");
+    Ok(())
 }
 
 async fn next_order(orders: &mut Option<mpsc::Receiver<ProcessOrder>>) -> ProcessOrder {

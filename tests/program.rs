@@ -245,3 +245,33 @@ fn a_good_file_is_reloaded_and_a_wrong_one_refused_whole() {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+#[test]
+fn a_process_that_does_not_become_ready_takes_nothing_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (admin, endpoint) = (free_port(), free_port());
+    let file = proxy_file(dir.path(), admin, endpoint);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let socket = dir.path().join("handover");
+    let text = text.replace("drain_timeout = \"5s\"", &format!("drain_timeout = \"1s\"\nhandover_socket = {socket:?}"));
+    std::fs::write(&file, text).unwrap();
+    // Nobody is there to take over from: it starts as ever.
+    let mut command = program(&["run", "--takeover", "--config", &file]);
+    let old = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program was built"));
+    wait_for(admin, "/livez", "200");
+    let start = Instant::now();
+    while !socket.exists() {
+        assert!(start.elapsed() < BOUND, "waited {BOUND:?} for the handover socket");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // The ports are taken, and handed over; without etcd the next one is never ready.
+    let out = output(&["run", "--takeover", "--config", &file]);
+    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
+    assert!(stderr(&out).contains("the process before this one goes on"), "{}", stderr(&out));
+    assert!(get(admin, "/livez").unwrap_or_default().starts_with("HTTP/1.1 200"));
+    assert!(TcpStream::connect(("127.0.0.1", endpoint)).is_ok());
+    // Without being told to, a process takes nothing over.
+    let out = output(&["run", "--config", &file]);
+    assert!(stderr(&out).contains("in use"), "{}", stderr(&out));
+    drop(old);
+}

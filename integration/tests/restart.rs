@@ -1,8 +1,13 @@
 //! Everything dies and is started again, in any order: the cluster is writable and every acknowledged row is there.
 
-use integration::cluster::{Cluster, LONG, one_at_a_time};
+use integration::client::{Client, Target};
+use integration::cluster::{Cluster, LONG, one_at_a_time, program};
 use integration::config_file::{MANAGERS, NODES};
+use integration::process::Process;
+use integration::wait::wait_until;
 use integration::workload::{Style, Workload};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 const ORDERS: [[&str; 6]; 3] = [
@@ -36,6 +41,65 @@ fn everything_killed_and_started_in_any_order_is_writable_with_every_acknowledge
         cluster.all_stream();
         cluster.verify(&history, block);
         cluster.timelines_are(after.term);
+    }
+}
+
+/// A new client every 20 ms until told to stop; each must log in and be answered.
+fn knock(target: &Target, stop: &AtomicBool, served: &AtomicUsize) {
+    std::thread::scope(|scope| {
+        while !stop.load(Ordering::SeqCst) {
+            scope.spawn(|| {
+                let answer =
+                    Client::connect(target).and_then(|mut c| c.query("select 1")).expect("no client is refused");
+                assert_eq!(answer.value(), "1");
+                served.fetch_add(1, Ordering::SeqCst);
+            });
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+}
+
+#[test]
+fn a_proxy_is_replaced_three_times_and_nobody_is_refused() {
+    let _turn = one_at_a_time();
+    let mut cluster = Cluster::healthy();
+    let target = cluster.target();
+    // The proxy of the harness does not hand over: it is started anew with the key that lets it.
+    let file = cluster.config("proxy");
+    let socket = file.with_file_name("handover");
+    let text = std::fs::read_to_string(&file).expect("the harness wrote it");
+    let key = format!("[process]\nhandover_socket = {socket:?}\ndrain_timeout = \"20s\"\n");
+    std::fs::write(&file, text.replace("[process]\n", &key)).expect("it can be written");
+    cluster.stop_role("proxy");
+    cluster.start_role("proxy");
+    cluster.endpoint_writes();
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut processes = Vec::new();
+    std::thread::scope(|scope| {
+        let clients = scope.spawn(|| knock(&target, &stop, &served));
+        for round in 0..3 {
+            let so_far = served.load(Ordering::SeqCst);
+            wait_until("clients to be served", LONG, || served.load(Ordering::SeqCst) >= so_far + 20);
+            let log = file.with_file_name(format!("proxy-{round}.log"));
+            let mut command = Command::new(program());
+            command.args(["run", "--takeover", "--config"]).arg(&file);
+            let name = format!("proxy-{round}");
+            let next = Process::spawn(&name, command, cluster.scratch().path(), &log).expect("it starts");
+            wait_until("the takeover", LONG, || next.log().contains("taken over"));
+            processes.push(next);
+        }
+        let so_far = served.load(Ordering::SeqCst);
+        wait_until("clients of the last", LONG, || served.load(Ordering::SeqCst) >= so_far + 20);
+        stop.store(true, Ordering::SeqCst);
+        clients.join().expect("no client failed");
+    });
+    // Those before it have ended by themselves, with success.
+    let first = cluster.role("proxy").wait(LONG).expect("its clients have left");
+    assert!(first.success(), "{first}");
+    processes.pop();
+    for mut old in processes {
+        let status = old.wait(LONG).expect("its clients have left");
+        assert!(status.success(), "{}: {status}", old.name());
     }
 }
 

@@ -4,6 +4,7 @@ use crate::process::LogFormat;
 use cluster::config::{BadSetting, Span};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
@@ -22,11 +23,20 @@ pub struct ProcessRaw {
     /// How long roles may take to finish after SIGTERM or SIGINT; then the process ends anyway. Default `60s`: longer
     /// than a fast shutdown of PostgreSQL takes.
     pub drain_timeout: Span,
+    /// Unix-domain socket at which the next process, started with `--takeover`, is given the listening sockets of this
+    /// one. For processes with the roles proxy and lagmon only. Default none: a restart refuses clients for a moment.
+    pub handover_socket: Option<PathBuf>,
 }
 
 impl Default for ProcessRaw {
     fn default() -> Self {
-        Self { user: None, log_format: LogFormat::Text, log_level: "info".to_owned(), drain_timeout: Span::secs(60) }
+        Self {
+            user: None,
+            log_format: LogFormat::Text,
+            log_level: "info".to_owned(),
+            drain_timeout: Span::secs(60),
+            handover_socket: None,
+        }
     }
 }
 
@@ -58,6 +68,8 @@ pub struct ProcessConfig {
     pub log_level: String,
     /// Bound on finishing.
     pub drain_timeout: Duration,
+    /// Where the next process asks for the sockets.
+    pub handover_socket: Option<PathBuf>,
 }
 
 /// `[admin]`, checked.
@@ -92,6 +104,7 @@ pub fn check_process(raw: &ProcessRaw) -> Result<ProcessConfig, Vec<BadSetting>>
         log_format: raw.log_format,
         log_level: raw.log_level.clone(),
         drain_timeout: raw.drain_timeout.0,
+        handover_socket: raw.handover_socket.clone(),
     })
 }
 

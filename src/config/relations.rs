@@ -21,6 +21,12 @@ pub(super) fn check(raw: &RawConfig, roles: &BTreeSet<Role>) -> Vec<BadSetting> 
         manager(raw, &mut bad);
     }
     ports(raw, roles, &mut bad);
+    if let Some(path) = &raw.process.handover_socket
+        && let Some(role) = roles.iter().find(|r| !matches!(r, Role::Proxy | Role::Lagmon))
+    {
+        let problem = format!("only processes with the roles proxy and lagmon hand over; this one is {role} as well");
+        bad.push(BadSetting::new("process.handover_socket", path.display(), problem));
+    }
     bad
 }
 

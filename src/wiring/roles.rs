@@ -13,6 +13,7 @@ use failover::store::etcd::EtcdStore;
 use failover::view::register::Registration;
 use failover::view::{self, Purpose, Times, View};
 use prometheus::Registry;
+use proxy::inherit::Inherited;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -78,12 +79,12 @@ pub(super) struct Running {
 }
 
 /// Start every role asked for.
-pub(super) async fn start(config: &Config, registry: &Registry) -> Result<Running> {
+pub(super) async fn start(config: &Config, registry: &Registry, inherited: Option<Inherited>) -> Result<Running> {
     let etcd = EtcdStore::new(&config.etcd).context("cannot use etcd")?;
     let versions = etcd.clone();
     tokio::spawn(async move { versions.check_versions().await });
     let store: Arc<dyn Store> = Arc::new(etcd);
-    let mut starting = Starting { config, registry, store, running: Running::default() };
+    let mut starting = Starting { config, registry, store, inherited, running: Running::default() };
     // Whoever can fail by itself, and is cheap to undo, comes first; PostgreSQL comes last.
     starting.manager()?;
     starting.lagmon_and_proxy()?;
@@ -96,6 +97,8 @@ struct Starting<'a> {
     config: &'a Config,
     registry: &'a Registry,
     store: Arc<dyn Store>,
+    /// Sockets of the process before this one.
+    inherited: Option<Inherited>,
     running: Running,
 }
 
@@ -142,7 +145,11 @@ impl Starting<'_> {
         }
         if let Some(section) = config.proxy.clone() {
             let inputs = proxy::Inputs { topology: view.topology(), lag };
-            let mut proxy = proxy::start(section, inputs, self.registry).context("role proxy")?;
+            let mut proxy = match self.inherited.take() {
+                Some(inherited) => proxy::take_over(section, inputs, self.registry, inherited),
+                None => proxy::start(section, inputs, self.registry),
+            }
+            .context("role proxy")?;
             self.running.proxy = Some(proxy.control());
             self.running.orders = proxy.orders.take();
             let registration = view.register(&proxy_id(), proxy.state.clone());
@@ -288,6 +295,16 @@ impl Running {
     /// The managers' routes, if this is one.
     pub(super) fn routes(&self) -> Option<Arc<dyn Routes>> {
         self.routes.clone()
+    }
+
+    /// Ends when every role is ready.
+    pub(super) async fn ready(&self) {
+        for page in self.pages.values() {
+            // A role that has ended is noticed elsewhere.
+            if page.clone().wait_for(|shown| shown.ready.is_ok()).await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Ends when a role has ended without being asked to: which and why.

@@ -1,0 +1,272 @@
+//! Restart without refused connections: a process hands its listening sockets to the next one.
+//!
+//! The next process, started with `--takeover`, connects to `process.handover_socket` of the one that runs and is sent
+//! copies of its listening sockets. It starts its roles on them and says so when they are ready; only then does the old
+//! one stop accepting. Until it has let its clients go, it is sent the cancel requests that reach the new one.
+//!
+//! On the socket: names as JSON and a line end, with the descriptors (SCM_RIGHTS), from the old one; `ready` and a line
+//! end from the new one, and then 8 bytes for each cancel request. A new one that ends before `ready` changes nothing.
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use proxy::inherit::Named;
+use proxy::{CancelKey, Control};
+use std::io::{IoSlice, IoSliceMut, Write};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+/// For the process that runs to send its sockets.
+const SEND_BOUND: Duration = Duration::from_secs(5);
+/// For the new process to become ready; it gives up by itself before.
+const READY_BOUND: Duration = Duration::from_secs(3600);
+/// Sockets of one process.
+const MAX_SOCKETS: usize = 32;
+/// Bytes of their names.
+const MAX_NAMES: usize = 8192;
+/// Cancel requests on their way to the old process.
+const CANCELS: usize = 256;
+const READY: &[u8] = b"ready\n";
+
+/// The name of the admin HTTP's socket.
+pub fn admin_name(addr: std::net::SocketAddr) -> String {
+    format!("admin {addr}")
+}
+
+/// The process before this one, and its sockets.
+#[derive(Debug)]
+pub struct Predecessor {
+    stream: StdStream,
+    /// Its listening sockets.
+    pub sockets: Vec<Named>,
+}
+
+/// Ask the process at that path for its sockets; `None` when no process answers there. Blocks.
+///
+/// # Errors
+/// A process answers, and not as it should.
+pub fn ask(path: &Path) -> Result<Option<Predecessor>> {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    let stream = match StdStream::connect(path) {
+        Ok(stream) => stream,
+        Err(e) if matches!(e.kind(), ConnectionRefused | NotFound) => return Ok(None),
+        Err(e) => {
+            return Err(e).with_context(|| format!("cannot connect to process.handover_socket {}", path.display()));
+        }
+    };
+    stream.set_read_timeout(Some(SEND_BOUND))?;
+    let sockets = receive(&stream).context("the process that runs did not hand its sockets over")?;
+    stream.set_read_timeout(None)?;
+    Ok(Some(Predecessor { stream, sockets }))
+}
+
+fn send(stream: &StdStream, sockets: &[Named]) -> Result<()> {
+    let names: Vec<&str> = sockets.iter().map(|(name, _)| name.as_str()).collect();
+    let text = serde_json::to_string(&names)? + "\n";
+    if sockets.len() > MAX_SOCKETS || text.len() > MAX_NAMES {
+        bail!("{} sockets are too many to hand over", sockets.len());
+    }
+    let raw: Vec<RawFd> = sockets.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let sent =
+        sendmsg::<UnixAddr>(stream.as_raw_fd(), &[IoSlice::new(text.as_bytes())], &rights, MsgFlags::empty(), None)?;
+    if sent < text.len() {
+        bail!("the sockets' names were cut short");
+    }
+    Ok(())
+}
+
+fn receive(stream: &StdStream) -> Result<Vec<Named>> {
+    let mut bytes = vec![0; MAX_NAMES];
+    let mut space = nix::cmsg_space!([RawFd; MAX_SOCKETS]);
+    let (read, descriptors) = {
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        // Programs that are started later must not keep the sockets open.
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        let mut descriptors = Vec::new();
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = control {
+                // SAFETY: the kernel has just made these for us; nobody else knows them.
+                descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        (message.bytes, descriptors)
+    };
+    let text = std::str::from_utf8(&bytes[..read])?;
+    let names: Vec<String> = serde_json::from_str(text.trim_end())?;
+    if names.len() != descriptors.len() {
+        bail!("{} names came with {} sockets", names.len(), descriptors.len());
+    }
+    Ok(names.into_iter().zip(descriptors).collect())
+}
+
+impl Predecessor {
+    /// The socket of that name, which the runtime will watch.
+    ///
+    /// # Errors
+    /// It cannot be made non-blocking.
+    pub fn tcp(&mut self, name: &str) -> Result<Option<TcpListener>> {
+        let Some(at) = self.sockets.iter().position(|(n, _)| n == name) else { return Ok(None) };
+        let listener = TcpListener::from(self.sockets.swap_remove(at).1);
+        listener.set_nonblocking(true)?;
+        Ok(Some(listener))
+    }
+
+    /// Let the old process stop accepting, begin to accept, and pass cancel requests on for as long as it lives.
+    ///
+    /// # Errors
+    /// It has gone: there is nobody to pass anything to. This process accepts all the same.
+    pub fn succeed(mut self, proxy: Option<&Control>) -> Result<()> {
+        if let Some(proxy) = proxy {
+            proxy.begin_accepting();
+        }
+        self.stream.write_all(READY).context("the process before this one has gone")?;
+        self.stream.set_nonblocking(true)?;
+        let mut stream = UnixStream::from_std(self.stream)?;
+        let (to, mut keys) = mpsc::channel::<CancelKey>(CANCELS);
+        if let Some(proxy) = proxy {
+            proxy.pass_cancels(to);
+        }
+        tokio::spawn(async move {
+            while let Some(key) = keys.recv().await {
+                let mut frame = [0; 8];
+                frame[..4].copy_from_slice(&key.pid.to_be_bytes());
+                frame[4..].copy_from_slice(&key.secret.to_be_bytes());
+                if stream.write_all(&frame).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Where the next process asks.
+#[derive(Debug)]
+pub struct Desk {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Desk {
+    /// Listen at that path, in the place of who listened there before.
+    ///
+    /// # Errors
+    /// The directory is missing or not ours to write.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fresh = path.with_extension(format!("{}", std::process::id()));
+        let why = || format!("cannot listen on process.handover_socket {}", path.display());
+        // Left over by a process of this number that was killed at this very moment.
+        let _ = std::fs::remove_file(&fresh);
+        let listener = UnixListener::bind(&fresh).with_context(why)?;
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).with_context(why)?;
+        std::fs::rename(&fresh, path).with_context(why)?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Hand the sockets over to whoever asks; ends when one of them is ready to take the place of this process.
+    pub async fn next(&self, admin: &TcpListener, name: &str, proxy: Option<&Control>) -> UnixStream {
+        loop {
+            let asked = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "could not accept at the handover socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            match self.serve(asked, admin, name, proxy).await {
+                Ok(stream) => return stream,
+                Err(error) => warn!(error = format!("{error:#}"), "a handover was not completed, going on"),
+            }
+        }
+    }
+
+    async fn serve(
+        &self,
+        stream: UnixStream,
+        admin: &TcpListener,
+        name: &str,
+        proxy: Option<&Control>,
+    ) -> Result<UnixStream> {
+        let peer = stream.peer_cred()?.uid();
+        if peer != nix::unistd::Uid::effective().as_raw() && peer != 0 {
+            bail!("user {peer} may not take over");
+        }
+        let mut sockets = vec![(name.to_owned(), admin.try_clone()?.into())];
+        if let Some(proxy) = proxy {
+            sockets.extend(proxy.listeners()?);
+        }
+        let std = stream.into_std()?;
+        // A fresh socket's buffer has room for so little; it cannot block.
+        send(&std, &sockets)?;
+        info!(path = %self.path.display(), sockets = sockets.len(), "sockets handed over");
+        drop(sockets);
+        let mut stream = UnixStream::from_std(std)?;
+        let mut word = [0; READY.len()];
+        tokio::time::timeout(READY_BOUND, stream.read_exact(&mut word)).await?.context("the next process gave up")?;
+        if word != READY {
+            bail!("the next process spoke nonsense");
+        }
+        Ok(stream)
+    }
+}
+
+/// Carry out the cancel requests that the next process passes on, until it ends.
+pub async fn serve_cancels(mut stream: UnixStream, proxy: Control) {
+    let mut frame = [0; 8];
+    while stream.read_exact(&mut frame).await.is_ok() {
+        let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().expect("four bytes"));
+        proxy.cancel(CancelKey { pid: word(0), secret: word(4) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    #[tokio::test]
+    async fn a_socket_and_who_waits_in_its_queue_reach_the_next_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("handover");
+        assert!(ask(&path).unwrap().is_none());
+        let admin = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (addr, name) = (admin.local_addr().unwrap(), "admin x");
+        let client = TcpStream::connect(addr).unwrap();
+        let desk = Desk::open(&path).unwrap();
+        let there = path.clone();
+        let asking = tokio::task::spawn_blocking(move || ask(&there));
+        // The first who asks gives up; the second takes over.
+        let giving_up = tokio::spawn({
+            let path = path.clone();
+            async move {
+                let first = asking.await.unwrap().unwrap().expect("it answers");
+                drop(first);
+                let second = tokio::task::spawn_blocking(move || ask(&path)).await.unwrap();
+                let mut second = second.unwrap().expect("it answers");
+                let listener = second.tcp("admin x").unwrap().expect("handed over");
+                assert!(second.sockets.is_empty());
+                second.succeed(None).unwrap();
+                listener
+            }
+        });
+        desk.next(&admin, name, None).await;
+        drop(admin);
+        let listener = giving_up.await.unwrap();
+        listener.set_nonblocking(false).unwrap();
+        assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+        // The next desk takes the path of this one.
+        Desk::open(&path).unwrap();
+        drop(desk);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
