@@ -4,6 +4,8 @@ use crate::auth::userlist::LoadUserlistError;
 use crate::config::{Config, reload};
 pub use crate::console::command::Wait;
 use crate::inherit::{Listening, Named};
+use crate::tls::Contexts;
+use crate::tls::live::chain;
 use crate::worker::Shared;
 use std::sync::Arc;
 use std::sync::PoisonError;
@@ -71,6 +73,8 @@ impl Control {
             let cause = std::error::Error::source(&error).map(|c| format!(": {c}")).unwrap_or_default();
             Refused(vec![format!("{error}{cause}")])
         };
+        // Read for the answer: the thread that follows the files reads them again, and puts them in force.
+        Contexts::load(&new).map_err(|error| Refused(vec![chain(&error)]))?;
         self.shared.users.reload(&new).map_err(unusable)?;
         if new.auth.query != old.auth.query {
             self.shared.lookups.forget();

@@ -9,6 +9,7 @@ mod control;
 pub mod http;
 pub mod inherit;
 mod listener;
+mod local;
 pub mod metrics;
 pub mod net;
 pub mod pool;

@@ -13,6 +13,7 @@ use crate::config::pools::Pools;
 use crate::control::{Control, ORDERS, ProcessOrder};
 use crate::http::{Status, WorkerStatus};
 use crate::inherit::{Inherited, Listening, tcp_name};
+use crate::local;
 use crate::metrics::{Metrics, Totals};
 use crate::net::Detached;
 use crate::pool::admin::{self, OrderError};
@@ -24,12 +25,13 @@ use crate::worker::{self, Board, Inbound, Shared, ToWorker, Worker};
 use cluster::lag::LagSnapshot;
 use cluster::topology::{BelowMode, ProxyState, Topology};
 use cluster::{Clock, Term};
+use socket2::{SockRef, TcpKeepalive};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Messages on their way to one worker; more is lost, which closes a client or a connection.
@@ -42,6 +44,10 @@ const TICK: Duration = Duration::from_millis(100);
 const QUIET_TICK: Duration = Duration::from_secs(1);
 /// How often the userlists are looked at.
 const LOOK_AT_FILES: Duration = Duration::from_secs(1);
+/// How long a client's connection is silent before its host is asked whether it lives.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// The pause between such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The pause after a failed accept: out of descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -61,6 +67,15 @@ pub enum StartError {
     Listen {
         /// The address.
         addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The Unix-domain socket cannot be listened on.
+    #[error("cannot listen on {} (proxy.unix_socket_dir)", path.display())]
+    ListenLocally {
+        /// The socket.
+        path: std::path::PathBuf,
         /// Why.
         #[source]
         source: std::io::Error,
@@ -137,6 +152,7 @@ fn start_with(
     let addr = socket.local_addr().map_err(listen)?;
     let listening = Arc::<Listening>::default();
     listening.keep(tcp_name(config.listen), socket.try_clone().map_err(listen)?.into());
+    let local = listen_locally(&config, addr.port(), &mut inherited, &listening)?;
     let users = Users::load(&config)?;
     let metrics = Metrics::register(registry)?;
     let tls = tls::live::Live::load(&config, tls::live::Metrics::register(registry)?)?;
@@ -183,11 +199,18 @@ fn start_with(
     let thread = std::thread::Builder::new().name("proxy-accept".to_owned()).spawn(move || {
         acceptor.block_on(async {
             let Ok(listener) = TcpListener::from_std(socket) else { return };
+            let Ok(local) = local.map(UnixListener::from_std).transpose() else { return };
+            let locally = async {
+                if let Some(local) = local {
+                    accept(Listener::Unix(local), &all, accepts.clone(), stopped.clone()).await;
+                }
+            };
             let files = keep_users(&all, stopped.clone());
             let tls = tls.follow(all.config.subscribe(), stopped.clone());
             tokio::join!(
-                accept(listener, &all, accepts, stopped.clone()),
-                publish_state(&all, publish, lag, stopped),
+                accept(Listener::Tcp(listener), &all, accepts.clone(), stopped.clone()),
+                locally,
+                publish_state(&all, publish, lag, stopped.clone()),
                 tls,
                 files
             );
@@ -206,6 +229,43 @@ fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Listen on the Unix-domain socket, where one is configured.
+fn listen_locally(
+    config: &Config,
+    port: u16,
+    inherited: &mut Inherited,
+    listening: &Listening,
+) -> Result<Option<std::os::unix::net::UnixListener>, StartError> {
+    let Some(dir) = &config.unix_socket_dir else { return Ok(None) };
+    let path = local::path(dir, port);
+    let failed = |source| StartError::ListenLocally { path: path.clone(), source };
+    let socket = local::listen(&path, config.unix_socket_permissions, BACKLOG, inherited).map_err(failed)?;
+    listening.keep(local::name(&path), socket.try_clone().map_err(failed)?.into());
+    tracing::info!(path = %path.display(), "proxy listens");
+    Ok(Some(socket))
+}
+
+/// Where clients come in.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> std::io::Result<Detached> {
+        match self {
+            Self::Tcp(listener) => {
+                let stream = listener.accept().await?.0;
+                // A client whose host has vanished is noticed after a minute and a half.
+                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive.with_retries(3))?;
+                Ok(Detached::Tcp(stream.into_std()?))
+            }
+            Self::Unix(listener) => Ok(Detached::Unix(listener.accept().await?.0.into_std()?)),
+        }
+    }
 }
 
 fn limits(rules: Pools, peers: &Arc<Vec<mpsc::Sender<ToWorker>>>) -> Limits {
@@ -276,7 +336,7 @@ fn warn_of_trust(config: &Config) {
 }
 
 async fn accept(
-    listener: TcpListener,
+    listener: Listener,
     shared: &Shared,
     mut accepts: watch::Receiver<bool>,
     mut stop: watch::Receiver<bool>,
@@ -290,7 +350,7 @@ async fn accept(
             accepted = listener.accept() => accepted,
             _ = accepts.wait_for(|accepting| !*accepting) => return,
         };
-        let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
+        let stream = match accepted {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "could not accept a client");
@@ -308,7 +368,7 @@ async fn accept(
         }
         shared.clients.fetch_add(1, Ordering::SeqCst);
         shared.boards[worker].sessions.fetch_add(1, Ordering::SeqCst);
-        if shared.peers[worker].try_send(ToWorker::Client(Detached::Tcp(stream))).is_err() {
+        if shared.peers[worker].try_send(ToWorker::Client(stream)).is_err() {
             shared.clients.fetch_sub(1, Ordering::SeqCst);
             shared.boards[worker].sessions.fetch_sub(1, Ordering::SeqCst);
             tracing::warn!(worker, "worker takes no more clients, one was refused");

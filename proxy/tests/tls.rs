@@ -305,6 +305,25 @@ fn a_server_that_does_not_verify_is_not_spoken_to() {
 }
 
 #[test]
+fn a_reload_with_files_that_cannot_be_used_changes_nothing() {
+    let authority = Authority::new();
+    let c = cluster(&authority, ClientMode::Require, false);
+    let raw = |key: &str| {
+        let mut raw = proxy::config::Raw { userlist: c.userlist(), ..proxy::config::Raw::default() };
+        raw.tls.mode = ClientMode::Allow;
+        raw.tls.cert = Some(authority.path("server.crt"));
+        raw.tls.key = Some(authority.path(key));
+        proxy::config::check(raw).unwrap()
+    };
+    let control = c.handle.as_ref().unwrap().control();
+    let refused = control.reload(raw("missing.key")).unwrap_err().to_string();
+    assert!(refused.contains("missing.key"), "{refused}");
+    assert!(psql(&c, "sslmode=disable", "select 1").is_err());
+    control.reload(raw("server.key")).unwrap();
+    wait_for("TLS to be optional", || psql(&c, "sslmode=disable", "select 1").ok());
+}
+
+#[test]
 fn a_server_without_tls_is_preferred_to_none_and_no_more() {
     for (mode, works) in [(ServerMode::Prefer, true), (ServerMode::Require, false)] {
         let c = Cluster::start(0, |raw| {

@@ -5,7 +5,10 @@ pub mod pools;
 pub mod reload;
 pub mod timeouts;
 
+mod network;
 pub mod tls;
+
+pub use network::Network;
 
 pub use pools::PoolMode;
 pub mod auth;
@@ -97,6 +100,14 @@ pub struct Raw {
     pub timeouts: timeouts::Raw,
     /// Who may use the admin console.
     pub console: console::Raw,
+    /// Directory of a Unix-domain socket for clients, named as PostgreSQL names its own: `.s.PGSQL.` and the port of
+    /// `listen`. Default none: clients come by TCP.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// Mode of that socket, octal. Default 0777: who may come in is the rules' business, as in PostgreSQL.
+    pub unix_socket_permissions: String,
+    /// Networks of trusted proxies before this one. They must begin each connection with a PROXY protocol header,
+    /// version 1 or 2, and the client's address is what it says. Default none: nobody else tells an address.
+    pub proxy_protocol_from: Vec<String>,
     /// TLS towards clients.
     pub tls: tls::ClientRaw,
     /// TLS towards servers.
@@ -143,6 +154,9 @@ impl Default for Raw {
             monitor_password_env: None,
             timeouts: timeouts::Raw::default(),
             console: console::Raw::default(),
+            unix_socket_dir: None,
+            unix_socket_permissions: "0777".to_owned(),
+            proxy_protocol_from: Vec::new(),
             tls: tls::ClientRaw::default(),
             server_tls: tls::ServerRaw::default(),
             pools: pools::Raw::default(),
@@ -214,6 +228,12 @@ pub struct Config {
     pub console: console::Console,
     /// As typed, for `SHOW CONFIG`.
     pub typed: Box<Raw>,
+    /// `unix_socket_dir`
+    pub unix_socket_dir: Option<PathBuf>,
+    /// `unix_socket_permissions`
+    pub unix_socket_permissions: u32,
+    /// `proxy_protocol_from`
+    pub proxy_protocol_from: Vec<Network>,
     /// `tls`
     pub tls: tls::ClientTls,
     /// `server_tls`
@@ -277,6 +297,8 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(check_relations(&raw));
     bad.extend(timeouts::check(&raw.timeouts));
     bad.extend(console::check(&raw.console));
+    let unix_socket_permissions = check_mode(&raw.unix_socket_permissions, &mut bad);
+    let proxy_protocol_from = check_networks(&raw.proxy_protocol_from, &mut bad);
     let (tls, server_tls) =
         (tls::check_client(raw.tls.clone(), &mut bad), tls::check_server(raw.server_tls.clone(), &mut bad));
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
@@ -316,6 +338,9 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
             (None, None) => PasswordFrom::Nowhere,
         },
         timeouts: raw.timeouts.checked(),
+        unix_socket_dir: raw.unix_socket_dir,
+        unix_socket_permissions,
+        proxy_protocol_from,
         tls,
         server_tls,
         pools: pools::Pools {
@@ -404,6 +429,25 @@ fn check_relations(raw: &Raw) -> Vec<BadSetting> {
         bad.push(BadSetting::new("proxy.allow_functions", format!("{name:?}"), problem));
     }
     bad
+}
+
+fn check_mode(text: &str, bad: &mut Vec<BadSetting>) -> u32 {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.unwrap_or_else(|| {
+        bad.push(BadSetting::new("proxy.unix_socket_permissions", text, "must be an octal mode, as in 0770"));
+        0
+    })
+}
+
+fn check_networks(texts: &[String], bad: &mut Vec<BadSetting>) -> Vec<Network> {
+    let mut networks = Vec::new();
+    for text in texts {
+        match text.parse() {
+            Ok(network) => networks.push(network),
+            Err(problem) => bad.push(BadSetting::new("proxy.proxy_protocol_from", text, problem)),
+        }
+    }
+    networks
 }
 
 fn key_of(key: &str) -> String {

@@ -12,6 +12,8 @@ type Keep = fn(&Config, &mut Config);
 const AT_START: &[(&str, Keep)] = &[
     ("listen", |old, new| new.listen = old.listen),
     ("workers", |old, new| new.workers = old.workers),
+    ("unix_socket_dir", |old, new| new.unix_socket_dir.clone_from(&old.unix_socket_dir)),
+    ("unix_socket_permissions", |old, new| new.unix_socket_permissions = old.unix_socket_permissions),
     ("allow_functions", |old, new| new.allow_functions.clone_from(&old.allow_functions)),
     ("deny_functions", |old, new| new.deny_functions.clone_from(&old.deny_functions)),
     ("auth.max_logins", |old, new| new.auth.max_logins = old.auth.max_logins),

@@ -11,8 +11,8 @@ use crate::route::Causality;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::cancel::pid_of;
 use crate::session::client::Session;
-use crate::session::encrypt;
 use crate::session::presence::{Facts, Presence};
+use crate::session::{encrypt, proxied};
 use crate::sql::Access;
 use crate::tls::AcceptError;
 use crate::wire::backend::{self, TxStatus};
@@ -213,7 +213,10 @@ impl Greeter<'_> {
         let contexts = self.w.shared.tls.borrow().clone();
         let turns = &self.w.handshakes;
         let (mut ssl, mut gss) = (false, false);
-        self.more().await?;
+        self.proxied().await?;
+        if self.buf.is_empty() {
+            self.more().await?;
+        }
         if encrypt::is_direct(&self.buf) {
             let first = std::mem::take(&mut self.buf);
             encrypt::accept_direct(&mut self.stream, &contexts, first, turns).await?;
@@ -250,6 +253,28 @@ impl Greeter<'_> {
                 Packet::Startup(startup) => {
                     encrypt::check(&self.stream, &contexts)?;
                     return Ok(startup);
+                }
+            }
+        }
+    }
+
+    /// Take the header of a trusted proxy before us off the connection.
+    async fn proxied(&mut self) -> Result<(), Farewell> {
+        let Origin::Tcp(proxy) = self.origin else { return Ok(()) };
+        if !self.w.config().proxy_protocol_from.iter().any(|n| n.contains(proxy.ip())) {
+            return Ok(());
+        }
+        loop {
+            match proxied::origin(&self.buf, proxy) {
+                Ok(None) => self.more().await?,
+                Ok(Some((origin, used))) => {
+                    self.origin = Origin::Tcp(origin);
+                    self.buf.drain(..used);
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::warn!(%proxy, %error, "connection of a trusted proxy not accepted");
+                    return Err(Farewell::Silent);
                 }
             }
         }

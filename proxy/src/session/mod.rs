@@ -20,6 +20,7 @@ pub mod outbox;
 pub mod outcome;
 pub mod presence;
 mod prove;
+mod proxied;
 pub mod relay;
 mod sending;
 pub mod server;

@@ -6,5 +6,6 @@ pub mod console_error;
 pub mod error_response;
 pub mod frontend;
 pub mod pool_error;
+pub mod proxy_protocol;
 pub mod sqlstate;
 pub mod startup;

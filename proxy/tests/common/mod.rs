@@ -208,6 +208,11 @@ impl Cluster {
         Self { nodes, topology, registry, handle: Some(handle), port, stop_lag, lag_thread, scratch }
     }
 
+    /// The file of users.
+    pub fn userlist(&self) -> PathBuf {
+        self.scratch.path().join("userlist.txt")
+    }
+
     /// A connection string to the endpoint.
     pub fn dsn(&self) -> String {
         format!("host=127.0.0.1 port={} user=app password='{PASSWORD}' dbname=app sslmode=disable", self.port)
