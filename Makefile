@@ -2,13 +2,14 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench set-up set-up-tests
+.PHONY: help demo demo-exercise test check build bench fuzz set-up set-up-tests
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
 	@echo 'make demo-exercise  the same, plays its story without a person and checks it'
 	@echo 'make test           every test, against real PostgreSQL and etcd'
 	@echo 'make check          formatting and lints'
+	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
 	@echo 'make bench          what the endpoint costs, next to PgBouncer and a plain relay'
 
 demo: build
@@ -28,6 +29,25 @@ test: set-up-tests
 check: set-up-tests
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Each fuzz target for so many seconds, with libFuzzer. The flags are those of cargo-fuzz, which is not needed; no
+# sanitizer, as what is fuzzed is safe Rust. A failing input is left in proxy/fuzz/artifacts: copy it to the corpus, which
+# the tests replay.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= startup frontend backend scram classify
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_FLAGS = --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+  -Cllvm-args=-sanitizer-coverage-trace-compares
+fuzz: set-up
+	@cp Cargo.lock proxy/fuzz/Cargo.lock
+	cd proxy/fuzz && RUSTFLAGS='$(FUZZ_FLAGS)' cargo build --release --target $(HOST)
+	@for target in $(FUZZ_TARGETS); do \
+	  mkdir -p proxy/fuzz/work/$$target proxy/fuzz/artifacts/$$target && echo "fuzzing $$target" && \
+	  proxy/fuzz/target/$(HOST)/release/$$target proxy/fuzz/work/$$target proxy/fuzz/corpus/$$target \
+	    -artifact_prefix=proxy/fuzz/artifacts/$$target/ -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 \
+	    -rss_limit_mb=512 -malloc_limit_mb=64 -print_final_stats=1 || exit 1; \
+	done
 
 set-up:
 	@scripts/setup
