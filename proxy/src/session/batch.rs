@@ -93,9 +93,31 @@ struct Scanner<'a> {
     input: &'a [u8],
     unit: Unit,
     /// Statements parsed in this unit: name and what they do.
-    parsed: Vec<(&'a [u8], Statement)>,
+    parsed: Few<'a>,
     /// Portals bound in this unit.
-    bound: Vec<(&'a [u8], Statement)>,
+    bound: Few<'a>,
+}
+
+/// Names and what they stand for. One is usual, and takes no allocation.
+#[derive(Default)]
+struct Few<'a> {
+    first: Option<(&'a [u8], Statement)>,
+    more: Vec<(&'a [u8], Statement)>,
+}
+
+impl<'a> Few<'a> {
+    fn push(&mut self, name: &'a [u8], class: Statement) {
+        match self.first {
+            None => self.first = Some((name, class)),
+            Some(_) => self.more.push((name, class)),
+        }
+    }
+
+    /// What the last of that name stands for.
+    fn last(&self, name: &[u8]) -> Option<Statement> {
+        let newest_first = self.more.iter().rev().chain(&self.first);
+        newest_first.into_iter().find(|(n, _)| *n == name).map(|(_, class)| *class)
+    }
 }
 
 enum Step {
@@ -107,7 +129,7 @@ enum Step {
 /// Cut the next unit from `input`. What its Parse messages do is appended to `classes`, in order.
 pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Scan {
     let unit = Unit { record: cx.open.unwrap_or_default(), read: cx.open.is_none(), ..Unit::default() };
-    let mut s = Scanner { cx, input, unit, parsed: Vec::new(), bound: Vec::new() };
+    let mut s = Scanner { cx, input, unit, parsed: Few::default(), bound: Few::default() };
     loop {
         let at = s.unit.len;
         let head = match frame_head(&input[at..], s.cx.limits.message) {
@@ -193,7 +215,7 @@ impl<'a> Scanner<'a> {
                 let class = (self.cx.classify)(p.sql);
                 classes.push(class);
                 // Parsing writes nothing, so it does not need the primary: only what is executed counts.
-                self.parsed.push((p.name, class));
+                self.parsed.push(p.name, class);
                 Step::Next
             }
             b'B' => self.bind(frame),
@@ -209,11 +231,8 @@ impl<'a> Scanner<'a> {
                 let Some((portal, _)) = crate::wire::codec::split_cstring(&frame[5..]) else {
                     return malformed("Execute");
                 };
-                let class = match self.bound.iter().rev().find(|(name, _)| *name == portal) {
-                    Some((_, class)) => *class,
-                    None => Statement { may_commit: self.cx.portal_may_commit, ..OPAQUE },
-                };
-                self.execute(class);
+                let unknown = Statement { may_commit: self.cx.portal_may_commit, ..OPAQUE };
+                self.execute(self.bound.last(portal).unwrap_or(unknown));
                 Step::Next
             }
             b'F' => {
@@ -251,7 +270,7 @@ impl<'a> Scanner<'a> {
                     return Step::Refuse(ClientError::MessageTooLong { length, limit });
                 }
                 classes.push(OPAQUE);
-                self.parsed.push((name, OPAQUE));
+                self.parsed.push(name, OPAQUE);
             }
             b'B' => {
                 if let refused @ Step::Refuse(_) = self.bind(here) {
@@ -275,12 +294,12 @@ impl<'a> Scanner<'a> {
         // It may be executed in a later unit, which does not know what the portal holds.
         self.unit.pins.join(class.pins);
         self.unit.unpins |= class.unpins;
-        self.bound.push((b.portal, class));
+        self.bound.push(b.portal, class);
         Step::Next
     }
 
     fn class(&self, name: &[u8]) -> Statement {
-        let here = self.parsed.iter().rev().find(|(n, _)| *n == name).map(|(_, class)| *class);
+        let here = self.parsed.last(name);
         // An unknown name is an error that the server will report.
         here.or_else(|| self.cx.statements.class(name)).unwrap_or(Statement { may_commit: false, ..OPAQUE })
     }
