@@ -76,6 +76,7 @@ impl Control {
         // Read for the answer: the thread that follows the files reads them again, and puts them in force.
         Contexts::load(&new).map_err(|error| Refused(vec![chain(&error)]))?;
         self.shared.users.reload(&new).map_err(unusable)?;
+        self.shared.cancelling.reload(&new).map_err(|error| Refused(vec![error.to_string()]))?;
         if new.auth.query != old.auth.query {
             self.shared.lookups.forget();
         }

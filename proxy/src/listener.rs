@@ -20,6 +20,7 @@ use crate::pool::admin::{self, OrderError};
 use crate::pool::view::View;
 use crate::pool::{Limits, Order, PoolKey, Scope};
 use crate::resolve::Resolver;
+use crate::session::peers::Cancelling;
 use crate::tls;
 use crate::worker::{self, Board, Inbound, Shared, ToWorker, Worker};
 use cluster::lag::LagSnapshot;
@@ -89,6 +90,9 @@ pub enum StartError {
     /// The TLS files cannot be used.
     #[error("cannot use the TLS files (proxy.tls, proxy.server_tls)")]
     Tls(#[from] tls::LoadError),
+    /// The secret for cancel requests cannot be read.
+    #[error("cannot use the secret for cancel requests")]
+    CancelSecret(#[source] std::io::Error),
     /// A metric is registered twice.
     #[error("cannot register the proxy's metrics")]
     Metrics(#[from] prometheus::Error),
@@ -167,6 +171,7 @@ fn start_with(
     let shared = Arc::new(Shared {
         users,
         lookups: Lookups::new(inputs.topology.clone(), acceptor.handle().clone()),
+        cancelling: Cancelling::new(&config).map_err(StartError::CancelSecret)?,
         hashing: Hashing::new(cores),
         mock_secret: rand::random(),
         catalogs,

@@ -20,6 +20,7 @@ use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Pools, Scope, health,
 use crate::resolve::Resolver;
 use crate::route::{self, Causality, Decision, Lag, Loads, Policy, Request};
 use crate::session::cancel::{place_of, same_secret};
+use crate::session::peers::Cancelling;
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub users: Users,
     /// Users whom the files do not have.
     pub lookups: Arc<Lookups>,
+    /// The secrets of cancel keys.
+    pub cancelling: Cancelling,
     /// Where passwords are hashed.
     pub hashing: Hashing,
     /// For users that do not exist.
@@ -147,6 +150,11 @@ impl Shared {
         if let Some(elder) = &*self.elder.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = elder.try_send(key);
         }
+    }
+
+    /// Is there a process before this one that still ends its sessions?
+    pub fn has_elder(&self) -> bool {
+        self.elder.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Users of the userlist.
@@ -671,7 +679,7 @@ impl Worker {
 
     fn cancel(&self, place: usize, secret: u32) {
         let presence = self.places.borrow().at(place).cloned();
-        if let Some(presence) = presence.filter(|p| same_secret(p.secret, secret)) {
+        if let Some(presence) = presence.filter(|p| same_secret(p.secret.get(), secret)) {
             presence.cancel.set(true);
             presence.wake();
         }

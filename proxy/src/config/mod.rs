@@ -12,6 +12,7 @@ pub use network::Network;
 
 pub use pools::PoolMode;
 pub mod auth;
+pub mod cancel;
 
 use cluster::config::{BadSetting, Size, Span};
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,8 @@ pub struct Raw {
     pub users: BTreeMap<String, pools::User>,
     /// Who may log in.
     pub auth: auth::Raw,
+    /// Cancel requests between processes.
+    pub cancel: cancel::Raw,
 }
 
 impl Default for Raw {
@@ -163,6 +166,7 @@ impl Default for Raw {
             databases: BTreeMap::new(),
             users: BTreeMap::new(),
             auth: auth::Raw::default(),
+            cancel: cancel::Raw::default(),
         }
     }
 }
@@ -242,6 +246,8 @@ pub struct Config {
     pub pools: pools::Pools,
     /// `auth`
     pub auth: auth::Auth,
+    /// `cancel`
+    pub cancel: cancel::Cancel,
 }
 
 impl Config {
@@ -303,7 +309,8 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         (tls::check_client(raw.tls.clone(), &mut bad), tls::check_server(raw.server_tls.clone(), &mut bad));
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
     let auth = auth::check(&raw.auth).map_err(|more| bad.extend(more));
-    let (true, Ok(auth)) = (bad.is_empty(), auth) else { return Err(bad) };
+    let cancel = cancel::check(&raw.cancel).map_err(|more| bad.extend(more));
+    let (true, Ok(auth), Ok(cancel)) = (bad.is_empty(), auth, cancel) else { return Err(bad) };
     Ok(Config {
         typed: Box::new(raw.clone()),
         console: raw.console.checked(),
@@ -351,6 +358,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
             users: raw.users,
         },
         auth,
+        cancel,
     })
 }
 

@@ -16,6 +16,7 @@ const AT_START: &[(&str, Keep)] = &[
     ("unix_socket_permissions", |old, new| new.unix_socket_permissions = old.unix_socket_permissions),
     ("allow_functions", |old, new| new.allow_functions.clone_from(&old.allow_functions)),
     ("deny_functions", |old, new| new.deny_functions.clone_from(&old.deny_functions)),
+    ("cancel.id", |old, new| new.cancel.id = old.cancel.id),
     ("auth.max_logins", |old, new| new.auth.max_logins = old.auth.max_logins),
     ("catalog_refresh", |old, new| new.catalog_refresh = old.catalog_refresh),
     ("monitor_user", |old, new| new.monitor_user.clone_from(&old.monitor_user)),

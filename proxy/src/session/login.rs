@@ -1,8 +1,8 @@
 //! From the first byte of a connection to its first ReadyForQuery.
 
+use crate::auth::cancel_keys::digest;
 use crate::auth::credentials::Credentials;
 use crate::console;
-use crate::control::CancelKey;
 use crate::net::{Origin, Stream};
 use crate::pool::Identity;
 use crate::pool::clients::Admission;
@@ -11,6 +11,7 @@ use crate::route::Causality;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::cancel::pid_of;
 use crate::session::client::Session;
+use crate::session::peers;
 use crate::session::presence::{Facts, Presence};
 use crate::session::{encrypt, proxied};
 use crate::sql::Access;
@@ -131,6 +132,8 @@ pub struct Prepared {
     causality: Rc<RefCell<Causality>>,
     settings: Arc<Settings>,
     application_name: Option<String>,
+    /// The client speaks protocol 3.2 or later.
+    long_key: bool,
     hello: Vec<u8>,
     /// The server of a replication connection.
     tunnel: Option<Found>,
@@ -140,13 +143,16 @@ pub struct Prepared {
 
 impl Prepared {
     fn enter(self, stream: Stream, rest: Vec<u8>) -> Option<Session> {
-        let presence = Rc::new(Presence::new(rand::random(), self.w.now()));
+        let presence = Rc::new(Presence::new(self.w.now()));
         let Some(place) = self.w.places.borrow_mut().enter(presence.clone()) else {
             tracing::warn!(worker = self.w.index, "no place for another session");
             return None;
         };
         let mut hello = self.hello;
-        backend::write_backend_key(&mut hello, pid_of(self.w.index, place), presence.secret);
+        let (pid, id) = (pid_of(self.w.index, place), self.w.shared.config.borrow().cancel.id);
+        let secret = self.w.shared.cancelling.secret(id, pid, self.long_key);
+        presence.secret.set(digest(&secret));
+        backend::write_backend_key(&mut hello, pid, &secret);
         backend::write_ready(&mut hello, TxStatus::Idle);
         let functions = self.w.shared.catalogs.table(&self.identity.dbname);
         let (identity, connected) = (self.identity.clone(), self.w.now());
@@ -197,9 +203,10 @@ impl Greeter<'_> {
         if clients > limit && !console::is_console(&startup.database) {
             return Err(ClientError::TooManyClients { limit }.into());
         }
-        if startup.minor > 0 || !startup.extensions.is_empty() {
+        if startup.minor > startup::NEWEST_MINOR || !startup.extensions.is_empty() {
             let mut out = Vec::new();
-            backend::write_negotiate_version(&mut out, &startup.extensions);
+            let minor = startup.minor.min(startup::NEWEST_MINOR);
+            backend::write_negotiate_version(&mut out, minor, &startup.extensions);
             self.stream.write_all(&out).await?;
         }
         // Taken only now: who connects and says nothing holds up nobody. The wait is part of the login's time.
@@ -244,7 +251,7 @@ impl Greeter<'_> {
                     }
                 }
                 Packet::Cancel { pid, secret } => {
-                    self.w.shared.cancel(CancelKey { pid, secret });
+                    peers::dispatch(self.w, self.origin, pid, &secret).await;
                     return Err(Farewell::Silent);
                 }
                 Packet::UnknownVersion { major, minor } => {
@@ -387,6 +394,7 @@ impl Greeter<'_> {
         let (w, origin) = (self.w.clone(), self.origin);
         Ok(Prepared {
             w,
+            long_key: startup.minor >= 2,
             identity,
             credentials,
             causality,

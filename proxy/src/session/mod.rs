@@ -18,6 +18,7 @@ pub mod login;
 mod lost;
 pub mod outbox;
 pub mod outcome;
+pub mod peers;
 pub mod presence;
 mod prove;
 mod proxied;

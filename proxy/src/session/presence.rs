@@ -72,8 +72,8 @@ pub enum End {
 
 /// What can be told a session from outside of its own sockets, and what it shows.
 pub struct Presence {
-    /// Its secret for cancel requests.
-    pub secret: u32,
+    /// The digest of its secret for cancel requests, once it has one.
+    pub secret: Cell<u32>,
     waker: RefCell<Option<Waker>>,
     /// A cancel request has come.
     pub cancel: Cell<bool>,
@@ -95,10 +95,10 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// A session with this secret that begins now.
-    pub fn new(secret: u32, now: Instant) -> Self {
+    /// A session that begins now.
+    pub fn new(now: Instant) -> Self {
         Self {
-            secret,
+            secret: Cell::new(0),
             waker: RefCell::default(),
             cancel: Cell::new(false),
             end: Cell::new(None),

@@ -215,10 +215,10 @@ pub fn write_sasl_final(out: &mut Vec<u8>, data: &[u8]) {
     });
 }
 
-/// Append NegotiateProtocolVersion: we speak 3.0 and none of `extensions`.
-pub fn write_negotiate_version(out: &mut Vec<u8>, extensions: &[String]) {
+/// Append NegotiateProtocolVersion: we speak 3.`minor` and none of `extensions`.
+pub fn write_negotiate_version(out: &mut Vec<u8>, minor: u16, extensions: &[String]) {
     message(out, b'v', |b| {
-        b.extend_from_slice(&(3u32 << 16).to_be_bytes());
+        b.extend_from_slice(&(3u32 << 16 | u32::from(minor)).to_be_bytes());
         b.extend_from_slice(&u32::try_from(extensions.len()).expect("startup packets are bounded").to_be_bytes());
         for name in extensions {
             cstring(b, name.as_bytes());
@@ -234,11 +234,11 @@ pub fn write_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
     });
 }
 
-/// Append BackendKeyData of protocol 3.0.
-pub fn write_backend_key(out: &mut Vec<u8>, pid: u32, secret: u32) {
+/// Append BackendKeyData; before protocol 3.2 the secret has 4 bytes.
+pub fn write_backend_key(out: &mut Vec<u8>, pid: u32, secret: &[u8]) {
     message(out, b'K', |b| {
         b.extend_from_slice(&pid.to_be_bytes());
-        b.extend_from_slice(&secret.to_be_bytes());
+        b.extend_from_slice(secret);
     });
 }
 
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let mut out = Vec::new();
-        write_backend_key(&mut out, 1, 2);
+        write_backend_key(&mut out, 1, &[0, 0, 0, 2]);
         assert_eq!(backend_key(&out), Some((1, 2)));
         out.clear();
         write_parameter_status(&mut out, "TimeZone", "UTC");

@@ -8,6 +8,11 @@ use crate::wire::codec::split_cstring;
 /// Longest startup packet, bytes (MAX_STARTUP_PACKET_LENGTH).
 pub const MAX_PACKET: usize = 10_000;
 
+/// Longest secret of a cancel key, bytes (protocol 3.2).
+const MAX_SECRET: usize = 256;
+/// The newest minor version of protocol 3 that we speak. 3.1 was never one.
+pub const NEWEST_MINOR: u16 = 2;
+
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSSENC: u32 = 80_877_104;
@@ -26,8 +31,8 @@ pub enum Packet {
     Cancel {
         /// Process number as we gave it out.
         pid: u32,
-        /// Secret as we gave it out.
-        secret: u32,
+        /// Secret as we gave it out, 4 to 256 bytes.
+        secret: Vec<u8>,
     },
     /// Start a session.
     Startup(Startup),
@@ -43,7 +48,7 @@ pub enum Packet {
 /// A StartupMessage of protocol 3.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Startup {
-    /// Minor version asked for; we speak 0 and say so when asked for more.
+    /// Minor version asked for; see [`NEWEST_MINOR`].
     pub minor: u16,
     /// `user`; empty when missing.
     pub user: String,
@@ -100,11 +105,8 @@ pub fn parse(packet: &[u8]) -> Result<Packet, BadPacket> {
         SSL | GSSENC if packet.len() != 8 => Err(BadPacket::Length),
         SSL => Ok(Packet::Ssl),
         GSSENC => Ok(Packet::GssEnc),
-        CANCEL if packet.len() != 16 => Err(BadPacket::Length),
-        CANCEL => {
-            let (pid, secret) = (word(8).ok_or(BadPacket::Length)?, word(12).ok_or(BadPacket::Length)?);
-            Ok(Packet::Cancel { pid, secret })
-        }
+        CANCEL if !(16..=12 + MAX_SECRET).contains(&packet.len()) => Err(BadPacket::Length),
+        CANCEL => Ok(Packet::Cancel { pid: word(8).ok_or(BadPacket::Length)?, secret: packet[12..].to_vec() }),
         _ if code >> 16 != 3 => Ok(Packet::UnknownVersion { major: (code >> 16) as u16, minor: code as u16 }),
         _ => startup(code as u16, &packet[8..]).map(Packet::Startup),
     }
@@ -170,6 +172,12 @@ pub fn cancel_request(pid: u32, secret: u32) -> [u8; 16] {
     packet
 }
 
+/// A CancelRequest with a secret of any length.
+pub fn long_cancel_request(pid: u32, secret: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(12 + secret.len()).expect("secrets are short");
+    [&length.to_be_bytes()[..], &CANCEL.to_be_bytes(), &pid.to_be_bytes(), secret].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,7 +221,11 @@ mod tests {
     fn requests_and_nonsense_are_told_apart() {
         assert_eq!(parse(&[0, 0, 0, 8, 4, 210, 22, 47]), Ok(Packet::Ssl));
         assert_eq!(parse(&[0, 0, 0, 8, 4, 210, 22, 48]), Ok(Packet::GssEnc));
-        assert_eq!(parse(&cancel_request(7, 9)), Ok(Packet::Cancel { pid: 7, secret: 9 }));
+        assert_eq!(parse(&cancel_request(7, 9)), Ok(Packet::Cancel { pid: 7, secret: vec![0, 0, 0, 9] }));
+        for (length, good) in [(3, false), (4, true), (32, true), (256, true), (257, false)] {
+            let packet = long_cancel_request(7, &vec![1; length]);
+            assert_eq!(parse(&packet).is_ok(), good, "a secret of {length} bytes");
+        }
         assert_eq!(parse(&[0, 0, 0, 9, 0, 2, 0, 0, 0]), Ok(Packet::UnknownVersion { major: 2, minor: 0 }));
         assert_eq!(packet_len(&[0, 0, 0, 7]), Err(BadPacket::Length));
         assert_eq!(packet_len(b"GET "), Err(BadPacket::Length));
