@@ -217,6 +217,33 @@ fn settings_survive_a_failover_and_what_a_lost_block_set_does_not() {
     assert!(seen.contains(&"D Europe/Berlin".to_owned()) && seen.contains(&"D 2MB".to_owned()), "{seen:?}");
 }
 
+#[test]
+fn sql_deallocates_what_a_message_prepared() {
+    let c = two_servers();
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    for client in [&mut a, &mut b] {
+        client.write(|out| {
+            parse(out, "_Pg3_0", "select 7");
+            bind(out, "", "_Pg3_0", &[]);
+            execute(out, "");
+            sync(out);
+        });
+        assert_eq!(client.until_ready(), ["1", "2", "D 7", "C SELECT 1", "Z I"]);
+    }
+    assert_eq!(a.query("begin"), ["C BEGIN", "Z T"]);
+    assert_eq!(a.query("DEALLOCATE \"_Pg3_0\""), ["C DEALLOCATE", "Z T"]);
+    assert_eq!(a.query("commit"), ["C COMMIT", "Z I"]);
+    assert_eq!(a.query("DEALLOCATE \"_Pg3_0\""), ["E 26000", "Z I"]);
+    for (client, want) in [(&mut a, &["E 26000", "Z I"][..]), (&mut b, &["2", "D 7", "C SELECT 1", "Z I"])] {
+        client.write(|out| {
+            bind(out, "", "_Pg3_0", &[]);
+            execute(out, "");
+            sync(out);
+        });
+        assert_eq!(client.until_ready(), want);
+    }
+}
+
 /// A small generator of its own, so that a failure is repeated by its seed.
 struct Dice(u64);
 

@@ -4,7 +4,7 @@
 use crate::session::batch::Unit;
 use crate::session::relay::{Entry, Kind, Relay, Undo};
 use crate::session::statements::{ClientStatements, Named, ServerStatements, Text, Texts, Unnamed};
-use crate::sql::{Control, Statement};
+use crate::sql::{Control, Statement, deallocated};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::{Sink, head, message};
 use crate::wire::error_response::ClientError;
@@ -73,7 +73,9 @@ impl Translator<'_> {
                     self.relay.push(Entry::plain(Kind::Execute));
                 }
                 b'S' | b'Q' | b'F' => {
-                    sink.pass(input, span);
+                    if head.kind != b'Q' || !self.deallocate(input, frame, classes.as_slice().first(), sink) {
+                        sink.pass(input, span);
+                    }
                     self.relay.open = None;
                     let mut entry = Entry { record: Some(unit.record), ..Entry::plain(Kind::Sync) };
                     match head.kind {
@@ -100,6 +102,27 @@ impl Translator<'_> {
             self.relay.forgets();
         }
         refused && unit.tail_left > 0
+    }
+
+    /// DEALLOCATE of a statement that the client prepared by message: the server has it under another name and shares
+    /// it with others, so an empty one goes in its place. False when the text is to go as it is; in a failed block, or
+    /// behind what may fail, it does.
+    fn deallocate(&mut self, input: &[u8], frame: &[u8], class: Option<&Statement>, sink: &mut Sink) -> bool {
+        let deallocates = class.is_some_and(|class| class.control == Control::Deallocate);
+        let certain = self.relay.status != TxStatus::Failed && !self.relay.busy();
+        if !deallocates || !certain || !matches!(self.naming, Naming::Shared { .. }) {
+            return false;
+        }
+        let Some(name) = frontend::query(frame).and_then(deallocated) else { return false };
+        if self.client.remove(&name).is_none() {
+            return false;
+        }
+        let stand_in = format!("pgtenure_gone_{:x}", self.texts.fresh_id());
+        let out = sink.insert(input);
+        write_parse(out, stand_in.as_bytes(), &[0; 3]);
+        frontend::write_query(out, &format!("DEALLOCATE {stand_in}"));
+        self.relay.push(Entry { hidden: true, ..Entry::plain(Kind::Parse) });
+        true
     }
 
     fn parse(&mut self, input: &[u8], span: std::ops::Range<usize>, total: usize, class: Statement, sink: &mut Sink) {

@@ -17,7 +17,7 @@ mod touched;
 pub use classify::classify;
 pub use functions::{FunctionRow, FunctionTable, Volatility};
 pub use pin::{PinReason, Pins};
-pub use touched::Touched;
+pub use touched::{Touched, deallocated};
 
 /// A statement, or a string of several, as the proxy sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

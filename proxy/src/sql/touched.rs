@@ -219,6 +219,28 @@ impl Touched {
     }
 }
 
+/// The statement that a text of one DEALLOCATE names, as the server folds it; `None` when the text is anything else.
+pub fn deallocated(sql: &[u8]) -> Option<Vec<u8>> {
+    let mut s = Scan { sql, at: 0, lexer: Lexer::new(sql), ahead: None };
+    if !s.next_is(b"deallocate") {
+        return None;
+    }
+    let prepare = s.next_is(b"prepare");
+    let name = match s.peek() {
+        Some(Token::Word(word)) => Some(word.to_ascii_lowercase()),
+        Some(Token::Quoted(name)) if !name.contains(&b'"') => Some(name.to_vec()),
+        None | Some(Token::Semicolon) if prepare => return Some(b"prepare".to_vec()),
+        _ => None,
+    }?;
+    s.next();
+    while let Some(token) = s.next() {
+        if token != Token::Semicolon {
+            return None;
+        }
+    }
+    Some(name)
+}
+
 /// A text while it is read, one token ahead.
 struct Scan<'a> {
     sql: &'a [u8],
@@ -320,6 +342,21 @@ mod tests {
         check("select set_config(/* x */ 'a', 'a', false)", &[], true, true, &[]);
         check("do $$ begin set app.z = 1; end $$", &[], true, false, &["app.z"]);
         check("set x = u&'app.q'", &[], true, false, &["app.q", "x"]);
+    }
+
+    #[test]
+    fn the_name_that_is_deallocated_is_found() {
+        for (sql, name) in [
+            ("deallocate a", Some("a")),
+            ("DEALLOCATE PREPARE \"_Pg3_0\" ;", Some("_Pg3_0")),
+            ("deallocate /* x */ MiXed", Some("mixed")),
+            ("deallocate prepare", Some("prepare")),
+            ("deallocate a; select 1", None),
+            ("deallocate \"a\"\"b\"", None),
+            ("select 1", None),
+        ] {
+            assert_eq!(deallocated(sql.as_bytes()).as_deref(), name.map(str::as_bytes), "{sql}");
+        }
     }
 
     #[test]
