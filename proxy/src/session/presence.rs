@@ -5,37 +5,13 @@ use crate::pool::Identity;
 use crate::pool::clients::Admission;
 use crate::session::cancel::MAX_PLACES;
 use crate::session::state::Pins;
+pub use crate::session::timers::{Activity, Doing};
 use crate::session::timers::{Expiry, Progress};
 use cluster::{Instant, Role};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
-
-/// What a session does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activity {
-    /// Nothing: it is outside a transaction and nothing is owed to it.
-    #[default]
-    Idle,
-    /// Its statement waits for a server.
-    Waiting,
-    /// A server works for it.
-    Active,
-    /// It is inside a transaction, and nothing is owed to it.
-    InTransaction,
-}
-
-/// What a session does, and since when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Doing {
-    /// What.
-    pub activity: Activity,
-    /// Since when.
-    pub since: Instant,
-    /// When its transaction began, or its statement outside of one.
-    pub began: Instant,
-}
 
 /// The server that serves a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

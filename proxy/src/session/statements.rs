@@ -7,7 +7,7 @@
 use crate::sql::Statement;
 use crate::wire::codec::split_cstring;
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 
 /// What a statement costs a server beyond its text, bytes: its parse tree and plan are larger than the text, and this
@@ -44,7 +44,7 @@ impl Text {
 /// All texts that clients of one worker have prepared.
 #[derive(Debug)]
 pub struct Texts {
-    known: HashMap<Rc<[u8]>, Vec<Weak<Text>>>,
+    known: BTreeMap<Rc<[u8]>, Vec<Weak<Text>>>,
     next_id: u64,
     sweep_at: usize,
 }
@@ -57,7 +57,7 @@ pub fn server_name(id: u64) -> Box<[u8]> {
 impl Texts {
     /// `first_id` keeps the workers' numbers apart: servers move between workers with what they have prepared.
     pub fn new(first_id: u64) -> Self {
-        Self { known: HashMap::new(), next_id: first_id, sweep_at: 1024 }
+        Self { known: BTreeMap::new(), next_id: first_id, sweep_at: 1024 }
     }
 
     /// The shared text of a Parse message with this tail, for sessions with this `parse_key`.

@@ -4,7 +4,6 @@
 //! limit, and computes from what it finds when to look again.
 
 use crate::config::timeouts::Timeouts;
-use crate::session::presence::{Activity, Doing};
 use cluster::Instant;
 use std::time::Duration;
 
@@ -12,6 +11,31 @@ use std::time::Duration;
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 /// A timeout is noticed this late at most: so that many sessions with limits close to each other are one look.
 const GRAIN: Duration = Duration::from_millis(50);
+
+/// What a session does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing: it is outside a transaction and nothing is owed to it.
+    #[default]
+    Idle,
+    /// Its statement waits for a server.
+    Waiting,
+    /// A server works for it.
+    Active,
+    /// It is inside a transaction, and nothing is owed to it.
+    InTransaction,
+}
+
+/// What a session does, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doing {
+    /// What.
+    pub activity: Activity,
+    /// Since when.
+    pub since: Instant,
+    /// When its transaction began, or its statement outside of one.
+    pub began: Instant,
+}
 
 /// What a session has taken too long over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
