@@ -410,6 +410,50 @@ fn settings_and_pins_leak_to_nobody() {
 }
 
 #[test]
+fn the_server_of_a_client_that_vanishes_is_used_again_unless_that_costs_too_much() {
+    let c = Cluster::start(0, |raw| {
+        raw.pool_size = 1;
+        raw.drain_bytes = cluster::config::Size(64 << 10);
+    });
+    c.psql("create table t(a int)").unwrap();
+    let pid = |raw: &mut Raw| raw.query("select pg_backend_pid()")[1].clone();
+    let mut first = Raw::login(c.port, &[]);
+    let server = pid(&mut first);
+    let leave: [fn(&mut Raw); 5] = [
+        |raw| drop(raw.query("begin; set work_mem = '7MB'; insert into t values (1)")),
+        |raw| drop(raw.query("begin; select 1/0")),
+        |raw| {
+            raw.write(|out| write_query(out, "copy t from stdin"));
+            assert_eq!(raw.next(), "G");
+        },
+        |raw| {
+            raw.write(|out| {
+                parse(out, "s", "select 1");
+                bind(out, "", "s", &[]);
+                execute(out, "");
+                flush(out);
+            });
+            assert_eq!([raw.next(), raw.next()], ["1", "2"]);
+        },
+        |raw| raw.write(|out| write_query(out, "select pg_sleep(0.2), repeat('x', 1000)")),
+    ];
+    for leave in leave {
+        let mut raw = Raw::login(c.port, &[]);
+        leave(&mut raw);
+        drop(raw);
+        let mut next = Raw::login(c.port, &[]);
+        assert_eq!(pid(&mut next), server, "the server was rolled back and serves on");
+        assert_eq!(words(&next.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
+        assert_eq!(words(&next.query("show work_mem")), "T | D 4MB | C SHOW | Z I");
+    }
+    first.write(|out| write_query(out, "select repeat('x', 1000) from generate_series(1, 100000)"));
+    assert_eq!(first.next(), "T");
+    drop(first);
+    let mut next = Raw::login(c.port, &[]);
+    assert_ne!(pid(&mut next), server, "too long a result is not read to its end");
+}
+
+#[test]
 fn a_client_that_vanishes_leaves_nothing_behind() {
     let c = Cluster::start(0, |raw| raw.pool_size = 1);
     let mut a = Raw::login(c.port, &[]);

@@ -328,6 +328,7 @@ pub async fn run(mut session: Session) {
             Turn::Close => break,
         }
     }
+    session.abandon_server();
 }
 
 /// Also when the session's task ends in a panic: its place and its counts are free again.

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod cancel;
 pub mod challenge;
 pub mod client;
+mod drain;
 mod durability;
 mod encrypt;
 mod follow;

@@ -91,6 +91,14 @@ impl Outbox {
         }
     }
 
+    /// What waits.
+    pub fn take(&mut self) -> Vec<u8> {
+        let at = std::mem::take(&mut self.at);
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.drain(..at);
+        bytes
+    }
+
     /// Throw away what waits. An idle session keeps no buffer.
     pub fn clear(&mut self) {
         *self = Self::default();

@@ -1,0 +1,165 @@
+//! A server whose client has gone: what was asked of it is read to its end, within a bound, an open transaction is
+//! rolled back, and everything the session left is discarded. Then it serves others; else it is closed.
+
+use crate::config::PoolMode;
+use crate::pool::Pool;
+use crate::session::client::{Session, Tail};
+use crate::session::relay::{Entry, Event, Kind, Relay};
+use crate::session::server::Server;
+use crate::sql::PinReason;
+use crate::wire::backend::TxStatus;
+use crate::wire::codec::{Sink, cstring, message};
+use crate::wire::error_response::ClientError;
+use crate::wire::frontend::write_query;
+use crate::worker::Worker;
+use std::io;
+use std::rc::Rc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Bytes read at a time.
+const CHUNK: usize = 16 * 1024;
+
+/// Why a server is closed instead.
+#[derive(Debug, thiserror::Error)]
+enum DrainError {
+    #[error("its connection failed: {0}")]
+    Io(#[from] io::Error),
+    #[error("it had more than {limit} bytes to say")]
+    TooLong { limit: u64 },
+    #[error("it ended the connection or broke the protocol")]
+    Ended,
+    #[error("it did not come to rest")]
+    Restless,
+}
+
+struct Drained {
+    server: Server,
+    relay: Relay,
+    /// The start of a frame that has not come whole.
+    rest: Vec<u8>,
+    /// What was not sent yet.
+    unsent: Vec<u8>,
+    left: u64,
+    limit: u64,
+}
+
+impl Session {
+    /// The client has gone and left its server in the middle of something: somebody else sees to it.
+    pub(super) fn abandon_server(&mut self) {
+        let idle = !self.relay.busy() && self.relay.status == TxStatus::Idle && self.to_server.is_empty();
+        // Settings are discarded; what else the server keeps for a pin may be more than can be, and half a message cannot
+        // be completed.
+        let pinned = self.pins.list().iter().any(|&reason| reason != PinReason::Set);
+        if idle && self.mode == PoolMode::Transaction && self.pins.is_empty() || pinned || self.tail != Tail::None {
+            return;
+        }
+        let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) else { return };
+        self.show_server(None);
+        let mut relay = std::mem::take(&mut self.relay);
+        (relay.on_standby, relay.head_kept) = (false, false);
+        let limit = self.w.config().drain_bytes;
+        let rest = std::mem::take(&mut self.server_in);
+        let drained = Drained { server, relay, rest, unsent: self.to_server.take(), left: limit, limit };
+        let busy = std::mem::take(&mut self.busy);
+        tokio::task::spawn_local(drain(self.w.clone(), pool, drained, busy));
+    }
+}
+
+/// `busy`: the primary counts as busy until this is over.
+async fn drain(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained, busy: bool) {
+    let limit = w.config().drain_timeout;
+    let outcome = tokio::time::timeout(limit, d.finish()).await;
+    if busy {
+        w.count_busy(false);
+    }
+    let node = d.server.meta.node.clone();
+    match outcome {
+        Ok(Ok(())) => return w.release(&pool, d.server),
+        Ok(Err(error)) => tracing::debug!(%node, %error, "server of a client that has gone is closed"),
+        Err(_) => tracing::debug!(%node, ?limit, "server of a client that has gone is closed, it took too long"),
+    }
+    w.count_in_use(&d.server.meta, false);
+}
+
+impl Drained {
+    async fn finish(&mut self) -> Result<(), DrainError> {
+        let unsent = std::mem::take(&mut self.unsent);
+        self.server.stream.write_all(&unsent).await?;
+        self.settle().await?;
+        if self.relay.status != TxStatus::Idle {
+            self.run("ROLLBACK").await?;
+        }
+        // A cancel request on its way must not hit what follows.
+        self.server.cancels.ended().await;
+        self.relay.errors.clear();
+        self.run("DISCARD ALL").await?;
+        if !self.relay.errors.is_empty() || self.relay.status != TxStatus::Idle || !self.rest.is_empty() {
+            return Err(DrainError::Restless);
+        }
+        let meta = &mut self.server.meta;
+        meta.statements.clear(&[]);
+        meta.statements.unnamed = None;
+        meta.given = Default::default();
+        Ok(())
+    }
+
+    async fn run(&mut self, sql: &str) -> Result<(), DrainError> {
+        let mut out = Vec::new();
+        write_query(&mut out, sql);
+        self.server.stream.write_all(&out).await?;
+        self.relay.push(Entry::plain(Kind::Query));
+        self.settle().await
+    }
+
+    /// End what is open and read until nothing is owed.
+    async fn settle(&mut self) -> Result<(), DrainError> {
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            self.end_open().await?;
+            if !self.relay.busy() {
+                return Ok(());
+            }
+            let n = self.server.stream.read(&mut chunk).await?;
+            if n == 0 {
+                return Err(DrainError::Ended);
+            }
+            self.left = self.left.checked_sub(n as u64).ok_or(DrainError::TooLong { limit: self.limit })?;
+            self.rest.extend_from_slice(&chunk[..n]);
+            self.read_rest()?;
+        }
+    }
+
+    /// The client will send no more: an open COPY fails, and an open unit gets its Sync.
+    async fn end_open(&mut self) -> Result<(), DrainError> {
+        let mut out = Vec::new();
+        if self.relay.copy_in() {
+            message(&mut out, b'f', |b| cstring(b, b"the client has gone"));
+            self.relay.end_copy_in();
+        }
+        if let Some(record) = self.relay.open.take() {
+            message(&mut out, b'S', |_| {});
+            self.relay.push(Entry { record: Some(record), ..Entry::plain(Kind::Sync) });
+        }
+        Ok(self.server.stream.write_all(&out).await?)
+    }
+
+    fn read_rest(&mut self) -> Result<(), DrainError> {
+        loop {
+            let mut nobody = Sink::default();
+            let progress = self.relay.server_bytes(&self.rest, &mut nobody, &|| ClientError::ShuttingDown);
+            self.rest.drain(..progress.consumed);
+            for (name, value) in std::mem::take(&mut self.relay.reported) {
+                self.server.meta.report(&name, &value);
+            }
+            // All statements are discarded in the end.
+            self.relay.undone.clear();
+            self.relay.retired.clear();
+            match progress.event {
+                None => return Ok(()),
+                Some(Event::Idle | Event::Hidden | Event::Again) if self.rest.is_empty() => return Ok(()),
+                Some(Event::Idle | Event::Hidden | Event::Again) => {}
+                Some(Event::Retry { .. } | Event::Fatal { .. } | Event::Violation(_)) => return Err(DrainError::Ended),
+            }
+        }
+    }
+}
