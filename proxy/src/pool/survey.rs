@@ -17,7 +17,7 @@ pub fn of(w: &Worker) -> View {
         }
     }
     view.tallies = w.tallies.view(w.now());
-    w.texts.borrow().each(|text, references| {
+    w.texts.borrow_mut().each(|text, references| {
         let end = text.tail.iter().position(|b| *b == 0).unwrap_or(text.tail.len());
         view.prepared.push(PreparedView {
             worker: w.index,

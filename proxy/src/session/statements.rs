@@ -83,9 +83,14 @@ impl Texts {
         text
     }
 
-    /// Look at every text that is in use, and at how many have it.
-    pub fn each(&self, mut look: impl FnMut(&Text, usize)) {
-        let mut all: Vec<Rc<Text>> = self.known.values().flatten().filter_map(Weak::upgrade).collect();
+    /// Look at every text that is in use, in order of age, and at how many have it. Forgets those that nobody has.
+    pub fn each(&mut self, mut look: impl FnMut(&Text, usize)) {
+        let mut all: Vec<Rc<Text>> = Vec::new();
+        self.known.retain(|_, of| {
+            of.retain(|text| text.strong_count() > 0);
+            all.extend(of.iter().filter_map(Weak::upgrade));
+            !of.is_empty()
+        });
         all.sort_by_key(|text| text.id);
         // Our own hold on it does not count.
         all.iter().for_each(|text| look(text, Rc::strong_count(text) - 1));
