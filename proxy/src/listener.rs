@@ -181,6 +181,7 @@ fn start_with(
         peers,
         boards: (0..count).map(|_| Board::default()).collect(),
         clients: AtomicUsize::new(0),
+        most_clients: AtomicUsize::new(0),
         held_bytes: AtomicU64::new(0),
         welcomes: std::sync::Mutex::default(),
         stopping: AtomicBool::new(false),

@@ -89,6 +89,8 @@ pub struct Shared {
     pub boards: Vec<Board>,
     /// Clients connected, those that are logging in included.
     pub clients: AtomicUsize,
+    /// The most of them since memory was last given back.
+    pub most_clients: AtomicUsize,
     /// Bytes held in all sessions together.
     pub held_bytes: AtomicU64,
     /// What primaries reported at login, by identity, for clients that come later. Locked at logins only.
@@ -824,7 +826,20 @@ struct Seat(Rc<Worker>);
 
 impl Seat {
     fn new(worker: &Rc<Worker>) -> Self {
+        worker.shared.most_clients.fetch_max(worker.shared.clients.load(Ordering::Relaxed), Ordering::Relaxed);
         Self(worker.clone())
+    }
+}
+
+/// Clients above which it is worth while to give memory back when half of them have left.
+const MANY_CLIENTS: usize = 256;
+
+/// Give freed memory back to the system: the allocator keeps it, all the more when what is left lies behind it.
+fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it has no preconditions, and touches only memory that is free.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
@@ -833,7 +848,13 @@ impl Drop for Seat {
         self.0.stir();
         // Counted up by the acceptor.
         self.0.shared.boards[self.0.index].sessions.fetch_sub(1, Ordering::SeqCst);
-        self.0.shared.clients.fetch_sub(1, Ordering::SeqCst);
+        let left = self.0.shared.clients.fetch_sub(1, Ordering::SeqCst) - 1;
+        let most = self.0.shared.most_clients.load(Ordering::Relaxed);
+        // Each time that half have left, so seldom that its cost does not matter.
+        if most >= MANY_CLIENTS && left <= most / 2 {
+            self.0.shared.most_clients.store(left, Ordering::Relaxed);
+            trim_heap();
+        }
         self.0.shared.applied.notify_one();
         self.0.shared.left.notify_waiters();
     }

@@ -8,23 +8,30 @@ use proxy::wire::codec::{cstring, message};
 use proxy::wire::frontend::{write_parse, write_query};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// Statements before counting begins: buffers and tables have their size, the catalog has been read.
 const WARM_UP: usize = 500;
 const STATEMENTS: usize = 5000;
 const ROWS: usize = 200_000;
+const IDLE_CLIENTS: usize = 200;
+/// Heap of an idle client that has a named statement, bytes. An unoptimised build's tasks are larger than a released one's.
+const IDLE_BYTES: i64 = 16 * 1024;
+/// What the workers may keep when all clients have left, bytes: spare buffers, a pool's servers, tables that grew.
+const LEFT_BYTES: i64 = 256 * 1024;
 
 /// Counts what threads called `proxy-<number>` allocate, and nothing else.
 struct Counting;
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
+/// Bytes that the workers have allocated and not freed.
+static LIVE: AtomicI64 = AtomicI64::new(0);
 
 thread_local! {
     static IS_WORKER: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
-fn count() {
+fn count(allocated: u64, bytes: i64) {
     // During a thread's end its variables are gone: not counted.
     let _ = IS_WORKER.try_with(|known| {
         let is_worker = known.get().unwrap_or_else(|| {
@@ -36,25 +43,29 @@ fn count() {
             known.set(is_worker.then_some(true));
             is_worker
         });
-        COUNT.fetch_add(u64::from(is_worker), Ordering::Relaxed);
+        if is_worker {
+            COUNT.fetch_add(allocated, Ordering::Relaxed);
+            LIVE.fetch_add(bytes, Ordering::Relaxed);
+        }
     });
 }
 
 // SAFETY: everything is handed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(1, layout.size().cast_signed() as i64);
         // SAFETY: the caller's promises are handed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        count(0, -(layout.size().cast_signed() as i64));
         // SAFETY: the caller's promises are handed on.
         unsafe { System.dealloc(at, layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count(1, size.cast_signed() as i64 - layout.size().cast_signed() as i64);
         // SAFETY: the caller's promises are handed on.
         unsafe { System.realloc(at, layout, size) }
     }
@@ -132,4 +143,27 @@ fn statements_in_steady_state_allocate_next_to_nothing_and_rows_nothing() {
     println!("{ROWS} rows: {count} allocations");
     assert_eq!(rows, ROWS);
     assert!(count < 200, "{count} allocations for {ROWS} rows");
+    drop(raw);
+    idle_clients_are_small(&cluster);
+}
+
+/// A test of its own would count what the other one's workers do at the same time.
+fn idle_clients_are_small(cluster: &Cluster) {
+    let before = LIVE.load(Ordering::Relaxed);
+    let mut clients: Vec<Raw> = (0..IDLE_CLIENTS).map(|_| Raw::login(cluster.port, &[])).collect();
+    for client in &mut clients {
+        client.write(|out| {
+            write_parse(out, b"named", b"select $1::int4 + 1\0\0\0");
+            execute(out, b"named");
+        });
+        assert_eq!(client.until_ready().last().map(String::as_str), Some("Z I"));
+    }
+    let each = || (LIVE.load(Ordering::Relaxed) - before) / IDLE_CLIENTS as i64;
+    // The client has its answer before the worker has put its buffers away.
+    println!("{} bytes of heap per idle client", each());
+    common::wait_for("idle clients to be small", || (each() < IDLE_BYTES).then_some(()));
+    drop(clients);
+    let left = || LIVE.load(Ordering::Relaxed) - before;
+    common::wait_for("the memory of clients that left", || (left() < LEFT_BYTES).then_some(()));
+    println!("{} bytes when all have left", left());
 }
