@@ -19,7 +19,8 @@ pub(crate) fn check(data: &[u8]) {
         assert_eq!(seen[..common], seen_in_pieces[..common]);
         let held = |seen: &[u8], rest: usize| seen.len() + rest;
         assert_eq!(held(&seen, rest), held(&seen_in_pieces, rest_in_pieces), "bytes were lost or made up");
-    } else {
+    } else if !matches!(events, Some(Event::Retry { .. })) {
+        // A read is only sent elsewhere while nothing of its answer has gone out: in pieces, something may have.
         assert_eq!(events, events_in_pieces);
     }
 }
