@@ -104,6 +104,9 @@ impl Session {
             }
         }
         self.tracking.failed |= !self.relay.errors.is_empty();
+        // What the server throws away after an error is owed no longer, and no ReadyForQuery will say so: what waits
+        // in the inbox may be the Sync that ends it.
+        self.rescan |= !self.relay.errors.is_empty();
         for class in self.relay.errors.drain(..) {
             self.w.counts.error(class, Source::Server);
         }

@@ -555,15 +555,17 @@ impl Relay {
                 if f.routine == b"SyncRepWaitForLSN" {
                     self.doubt(not_replicated());
                 }
+                let shown = self.ours_first(input, sink);
                 if !f.code.starts_with(b"57P") {
                     sink.pass(input, span);
                 }
-                Step::Pass { shown: false }
+                Step::Pass { shown }
             }
             b'S' => {
                 self.report(frame);
+                let shown = self.ours_first(input, sink);
                 sink.pass(input, span);
-                Step::Pass { shown: false }
+                Step::Pass { shown }
             }
             b'A' => {
                 sink.pass(input, span);
@@ -685,6 +687,14 @@ impl Relay {
         }
     }
 
+    /// Before a message that answers nothing: the answers of ours that are next belong to what came before the
+    /// statement that it is of. Were there any?
+    fn ours_first(&mut self, input: &[u8], sink: &mut Sink) -> bool {
+        let before = sink.len();
+        self.local_answers(input, sink);
+        sink.len() > before
+    }
+
     /// Put in the answers that are ours, as far as they are next.
     fn local_answers(&mut self, input: &[u8], sink: &mut Sink) {
         while let Some(entry) = self.queue.front() {
@@ -799,7 +809,35 @@ impl Relay {
                 }
             }
         }
+        self.hand_down_unnamed(&mut undone);
         self.undone.extend(undone.into_iter().rev());
+    }
+
+    /// A later unit that was sent already has put another unnamed statement in the place of what is taken back: that
+    /// one stays, and what was before comes back only when it fails as well.
+    fn hand_down_unnamed(&mut self, undone: &mut [Undo]) {
+        let (mut of_client, mut of_server) = (None, None);
+        for entry in &mut self.queue {
+            if let Undo::Unnamed { client, server } = &mut entry.undo {
+                of_client = of_client.or(client.as_mut());
+                of_server = of_server.or(server.as_mut());
+            }
+        }
+        // From the last to the first: the oldest state is what remains.
+        for undo in undone.iter_mut().rev() {
+            if let Undo::Unnamed { client, server } = undo {
+                if let Some(later) = &mut of_client
+                    && let Some(before) = client.take()
+                {
+                    **later = before;
+                }
+                if let Some(later) = &mut of_server
+                    && let Some(before) = server.take()
+                {
+                    **later = before;
+                }
+            }
+        }
     }
 }
 

@@ -144,6 +144,10 @@ impl Session {
             self.tail = if refused { Tail::Discard(unit.tail_left) } else { Tail::Forward(unit.tail_left) };
         }
         let primary = server.meta.role == Role::Primary;
+        // What the server is known to throw away has changed nothing, the last first.
+        for undo in std::mem::take(&mut self.relay.undone).into_iter().rev() {
+            self.undo(undo);
+        }
         self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);
         if begins {
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);

@@ -1,0 +1,110 @@
+//! The same messages to PostgreSQL and through the proxy, in pieces of every size: the answers must be the same,
+//! message for message.
+//!
+//! What is not compared: the fields F, L and R of errors, which name places in a server's source, and the process id
+//! in a notification.
+
+#![allow(unreachable_pub, missing_docs, reason = "a test program has no public interface")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod random;
+mod script;
+mod scripts;
+mod session;
+
+use common::Cluster;
+use random::Random;
+use script::Script;
+use session::{Cuts, Session};
+
+/// Runs that are cut at places made from a seed.
+const SEEDED_CUTS: u64 = 1000;
+
+/// `PGTENURE_SEED`, or one that is new with every run.
+fn first_seed() -> u64 {
+    let seed = match std::env::var("PGTENURE_SEED") {
+        Ok(seed) => seed.parse().expect("PGTENURE_SEED is a number"),
+        Err(_) => std::process::id().into(),
+    };
+    eprintln!("PGTENURE_SEED={seed}");
+    seed
+}
+
+struct Pair {
+    cluster: Cluster,
+}
+
+impl Pair {
+    fn start() -> Self {
+        let cluster = Cluster::start(1, |_| {});
+        let fixture = "create table t(id int primary key, word text);
+            create table parent_of(id int references t deferrable initially deferred);
+            create schema other; create table other.t(flag bool);
+            create function noisy(n int) returns int language plpgsql as
+                $$ begin for i in 1..n loop raise notice 'noise %', i; end loop; return n; end $$;
+            create procedure commits() language plpgsql as
+                $$ begin perform 1; commit; perform 2; end $$";
+        cluster.nodes[0].psql(&format!("set role app; {fixture}"));
+        Self { cluster }
+    }
+
+    fn direct(&self) -> Session {
+        Session::login(self.cluster.nodes[0].port, false)
+    }
+
+    fn proxied(&self) -> Session {
+        Session::login(self.cluster.port, true)
+    }
+}
+
+#[test]
+fn scripts_are_answered_alike_however_they_are_cut() {
+    let pair = Pair::start();
+    let (mut direct, mut wrong) = (pair.direct(), Vec::new());
+    let every = std::env::var("PGTENURE_DIFFERENTIAL").is_ok_and(|v| v == "full");
+    for script in scripts::short() {
+        let want = direct.run(&script, &Cuts::None);
+        // Every single place with PGTENURE_DIFFERENTIAL=full, which takes minutes on a busy machine; else every third.
+        let places = (1..script.bytes().len()).step_by(if every { 1 } else { 3 });
+        let mut proxied = pair.proxied();
+        for cuts in
+            [Cuts::None, Cuts::Messages, Cuts::Bytes].into_iter().chain(places.clone().map(|at| Cuts::At(vec![at])))
+        {
+            if let Some(difference) = session::difference(&want, &proxied.run(&script, &cuts)) {
+                wrong.push(format!("{} ({cuts:?})\n{difference}", script.name));
+                break;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} scripts differ:\n{}", wrong.len(), wrong.join("\n\n"));
+}
+
+#[test]
+fn scripts_are_answered_alike_cut_at_seeded_places() {
+    let pair = Pair::start();
+    let seed = first_seed();
+    let all: Vec<Script> = scripts::short().into_iter().chain(scripts::long()).collect();
+    let (mut direct, mut proxied) = (pair.direct(), pair.proxied());
+    let want: Vec<_> = all.iter().map(|s| direct.run(s, &Cuts::None)).collect();
+    for (script, want) in scripts::long().iter().zip(&want[scripts::short().len()..]) {
+        let got = proxied.run(script, &Cuts::None);
+        same(want, &got, format_args!("{} in one write", script.name));
+    }
+    for n in 0..SEEDED_CUTS {
+        let mut random = Random(seed.wrapping_add(n));
+        let which = random.below(all.len());
+        let length = all[which].bytes().len();
+        let mut cuts: Vec<usize> = (0..1 + random.below(6)).map(|_| 1 + random.below(length - 1)).collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let got = proxied.run(&all[which], &Cuts::At(cuts.clone()));
+        same(&want[which], &got, format_args!("{} cut at {cuts:?}, seed {seed}", all[which].name));
+    }
+}
+
+fn same(want: &[String], got: &[String], what: std::fmt::Arguments<'_>) {
+    if let Some(difference) = session::difference(want, got) {
+        panic!("{what}\n{difference}");
+    }
+}

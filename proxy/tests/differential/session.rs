@@ -1,0 +1,195 @@
+//! A session that is sent scripts, in pieces, and what came back.
+
+use super::common::raw::Raw;
+use super::common::wait_for;
+use super::script::{Script, Step};
+use proxy::wire::backend;
+use proxy::wire::codec::head;
+use socket2::SockRef;
+use std::io::{ErrorKind, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::time::Duration;
+
+/// In which pieces a script is sent.
+#[derive(Clone, Debug)]
+pub enum Cuts {
+    /// One write.
+    None,
+    /// One message at a time, waiting for answers where the script says so.
+    Messages,
+    /// One byte at a time.
+    Bytes,
+    /// Cut at these places.
+    At(Vec<usize>),
+}
+
+/// A connection, to PostgreSQL or to the proxy.
+pub struct Session {
+    raw: Raw,
+    /// The other end of the connection: the proxy runs in this process.
+    peer: Option<RawFd>,
+    port: u16,
+    buffer: Vec<u8>,
+    over: bool,
+}
+
+const END: &str = "the end of the script";
+/// No answer came in time.
+const SILENCE: &str = "(silence)";
+/// The connection was closed.
+pub const CLOSED: &str = "(closed)";
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+impl Session {
+    pub fn login(port: u16, ours: bool) -> Self {
+        let raw = Raw::login(port, &[("application_name", "pgtenure")]);
+        raw.stream.set_read_timeout(Some(PATIENCE)).expect("a TCP socket");
+        let local = raw.stream.local_addr().expect("it is connected");
+        let peer = ours.then(|| {
+            wait_for("the proxy's end of the connection", || {
+                let fds = std::fs::read_dir("/proc/self/fd").ok()?.flatten();
+                let numbers = fds.filter_map(|e| e.file_name().to_str()?.parse::<RawFd>().ok());
+                numbers.into_iter().find(|fd| with_socket(*fd, |s| s.peer_addr().ok()?.as_socket()) == Some(local))
+            })
+        });
+        Self { raw, peer, port, buffer: Vec::new(), over: false }
+    }
+
+    /// Send the script to a clean session with the tables as they were, and clean up behind it. All that was
+    /// answered; [`SILENCE`] and [`CLOSED`] end it early, and the next run begins with a new connection.
+    pub fn run(&mut self, script: &Script, cuts: &Cuts) -> Vec<String> {
+        if self.over {
+            *self = Self::login(self.port, self.peer.is_some());
+        }
+        let reset = "delete from parent_of; delete from t; insert into t values (1, 'one'), (2, 'two'), (3, null)";
+        let ready = self.until_end(Script::new("reset").query(reset), Vec::new());
+        assert!(ready.iter().any(|s| s == "C INSERT 0 3\\x00"), "before {}: {ready:?}", script.name);
+        let mut seen = Vec::new();
+        match cuts {
+            Cuts::None => self.send(&script.bytes()),
+            Cuts::Messages => self.step_by_step(script, &mut seen),
+            Cuts::Bytes => script.bytes().chunks(1).for_each(|piece| self.send_alone(piece)),
+            Cuts::At(places) => {
+                let (bytes, mut from) = (script.bytes(), 0);
+                for at in places.iter().copied().chain([bytes.len()]) {
+                    self.send_alone(&bytes[from..at]);
+                    from = at;
+                }
+            }
+        }
+        self.until_end(Script::new("clean").query("rollback").query("discard all"), seen)
+    }
+
+    fn step_by_step(&mut self, script: &Script, seen: &mut Vec<String>) {
+        for step in &script.steps {
+            match step {
+                _ if self.over => return,
+                Step::Send(bytes) => self.send_alone(bytes),
+                Step::Await(n) => (0..*n).for_each(|_| seen.push(self.next())),
+            }
+        }
+    }
+
+    /// Send this and a last query, and take all answers up to that one's end.
+    fn until_end(&mut self, last: Script, mut seen: Vec<String>) -> Vec<String> {
+        self.send(&last.query(&format!("select '{END}'")).bytes());
+        let mut ending = false;
+        while !self.over {
+            let next = self.next();
+            ending |= next.starts_with('D') && next.contains(END);
+            let end = ending && next.starts_with('Z');
+            seen.push(next);
+            if end {
+                break;
+            }
+        }
+        seen
+    }
+
+    /// The next message in words.
+    fn next(&mut self) -> String {
+        let why = loop {
+            if let Some(h) = head(&self.buffer).expect("good lengths")
+                && self.buffer.len() >= h.total
+            {
+                let frame: Vec<u8> = self.buffer.drain(..h.total).collect();
+                return words(h.kind, &frame);
+            }
+            let mut chunk = [0; 65536];
+            match self.raw.stream.read(&mut chunk) {
+                Ok(0) => break CLOSED,
+                Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break SILENCE,
+                Err(_) => break CLOSED,
+            }
+        };
+        self.over = true;
+        why.to_owned()
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        // A server that closed the connection has said why; that is what is compared.
+        let _ = self.raw.stream.write_all(bytes);
+    }
+
+    /// Send a piece, and wait until it has been read alone, so that it is not joined with the next.
+    fn send_alone(&mut self, piece: &[u8]) {
+        self.send(piece);
+        let Some(fd) = self.peer else { return };
+        for _ in 0..2000 {
+            if is_empty(fd) {
+                return;
+            }
+            std::thread::yield_now();
+        }
+        wait_for("the proxy to read what was sent", || is_empty(fd).then_some(()));
+    }
+}
+
+fn with_socket<T>(fd: RawFd, use_it: impl FnOnce(SockRef<'_>) -> T) -> T {
+    // SAFETY: the number was read from the list of open ones; were it closed since, the calls made here fail.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    use_it(SockRef::from(&fd))
+}
+
+/// Nothing waits to be read there.
+fn is_empty(fd: RawFd) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    with_socket(fd, |s| s.recv_with_flags(&mut byte, flags)).is_err()
+}
+
+/// A message in words, without what differs between any two sessions.
+fn words(kind: u8, frame: &[u8]) -> String {
+    let body = &frame[5..];
+    match kind {
+        b'E' | b'N' => {
+            let fields = body.split(|b| *b == 0).filter(|f| !f.is_empty() && !matches!(f[0], b'F' | b'L' | b'R'));
+            let fields: Vec<_> = fields.map(short).collect();
+            format!("{} {}", kind as char, fields.join(" "))
+        }
+        b'S' => backend::parameter_status(frame).map_or_else(|| "S ?".to_owned(), |(n, v)| format!("S {n}={v}")),
+        b'A' => format!("A {}", short(&body[4..])),
+        _ => format!("{} {}", kind as char, short(body)),
+    }
+}
+
+/// Bytes as text; of many, the ends and a sum.
+fn short(bytes: &[u8]) -> String {
+    let sum = bytes.iter().fold(0u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(*b)));
+    match bytes.len() {
+        0..400 => bytes.escape_ascii().to_string(),
+        n => format!("{}... {n} bytes, sum {sum:x}", bytes[..100].escape_ascii()),
+    }
+}
+
+/// Where two sequences of answers part, if they do.
+pub fn difference(want: &[String], got: &[String]) -> Option<String> {
+    let longest = want.len().max(got.len());
+    let at = (0..longest).find(|i| want.get(*i) != got.get(*i))?;
+    let before = want[at.saturating_sub(4)..at].join("\n    ");
+    let rest = |of: &[String]| of.iter().skip(at).take(4).cloned().collect::<Vec<_>>().join("\n      ");
+    Some(format!("    {before}\n  PostgreSQL:\n      {}\n  proxy:\n      {}", rest(want), rest(got)))
+}
