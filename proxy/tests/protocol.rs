@@ -472,3 +472,17 @@ fn a_client_that_vanishes_leaves_nothing_behind() {
     drop(d);
     assert_eq!(c.psql("select count(*) from t").unwrap(), "0");
 }
+
+#[test]
+fn a_client_that_sends_no_more_is_answered_though_its_statement_waits() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    let mut waiting = Raw::login(c.port, &[]);
+    waiting.write(|out| write_query(out, "select 1"));
+    wait_for("the statement to wait", || (c.handle.as_ref()?.status().totals.held == 1).then_some(()));
+    waiting.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    holder.query("commit");
+    assert_eq!(words(&waiting.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+    assert_eq!(waiting.next(), "EOF");
+}

@@ -258,10 +258,12 @@ impl Session {
             let limit = self.w.config().relay_buffer;
             match read_more(&mut self.client, &mut self.inbox, limit, cx) {
                 Poll::Pending => break,
-                Poll::Ready(Ok(0) | Err(_)) => {
+                Poll::Ready(Err(_)) => {
                     (self.eof, self.inbox) = (true, Vec::new());
                     return Poll::Ready(None);
                 }
+                // It will send no more, and may still read: what it sent is answered, as PostgreSQL does.
+                Poll::Ready(Ok(0)) => self.eof = true,
                 Poll::Ready(Ok(_)) => {}
             }
         }
