@@ -231,7 +231,7 @@ fn a_good_file_is_reloaded_and_a_wrong_one_refused_whole() {
                    Connection: close\r\n\r\n";
     let answer = ask(admin, request).unwrap();
     assert!(answer.starts_with("HTTP/1.1 409") && answer.contains("proxy.wrokers") && answer.contains("hold_timeout"));
-    assert_eq!(metric(admin, "pgtenure_config_last_reload_successful"), Some(0.0));
+    assert_eq!(metric(admin, "pgtenure_admin_config_last_reload_successful"), Some(0.0));
     let out = reload();
     assert_eq!(out.status.code(), Some(2));
     assert_eq!(stderr(&out).lines().count(), 4, "{}", stderr(&out));
@@ -240,7 +240,7 @@ fn a_good_file_is_reloaded_and_a_wrong_one_refused_whole() {
     std::fs::write(&file, &changed).unwrap();
     signal(&running, "HUP");
     let start = Instant::now();
-    while metric(admin, "pgtenure_config_last_reload_successful") != Some(1.0) {
+    while metric(admin, "pgtenure_admin_config_last_reload_successful") != Some(1.0) {
         assert!(start.elapsed() < BOUND, "waited {BOUND:?} for the reload by signal");
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -47,9 +47,9 @@ impl Reloader {
             Ok(gauge)
         };
         let successful =
-            gauge("pgtenure_config_last_reload_successful", "Was the configuration read last a good one: 1 or 0")?;
+            gauge("pgtenure_admin_config_last_reload_successful", "Was the configuration read last a good one: 1 or 0")?;
         let success_at = gauge(
-            "pgtenure_config_last_reload_success_timestamp_seconds",
+            "pgtenure_admin_config_last_reload_success_timestamp_seconds",
             "When a good configuration was read last, seconds since 1970",
         )?;
         let reloader = Self { file, running: keys(raw), proxy, successful, success_at };
