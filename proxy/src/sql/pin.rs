@@ -23,13 +23,11 @@ pub enum PinReason {
     Dblink,
     /// `currval` or `lastval`: what the session has drawn from sequences.
     Sequence,
-    /// A function that the configuration names.
-    Configured,
 }
 
 impl PinReason {
     /// Every reason, in the order of [`Pins::list`].
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::Set,
         Self::Temp,
         Self::Listen,
@@ -40,7 +38,6 @@ impl PinReason {
         Self::Seed,
         Self::Dblink,
         Self::Sequence,
-        Self::Configured,
     ];
 
     /// What is kept, in words for the client.
@@ -56,7 +53,6 @@ impl PinReason {
             Self::Seed => "the seed of random()",
             Self::Dblink => "dblink connections",
             Self::Sequence => "values drawn from sequences (currval, lastval)",
-            Self::Configured => "the state of functions in proxy.state.pin_functions",
         }
     }
 
@@ -73,7 +69,6 @@ impl PinReason {
             Self::Seed => "seed",
             Self::Dblink => "dblink",
             Self::Sequence => "sequence",
-            Self::Configured => "configured",
         }
     }
 }
