@@ -91,12 +91,14 @@ fn a_clients_application_name_is_on_its_server() {
             assert_eq!(value(client, "show application_name"), name);
         }
         assert_eq!(none.query("show application_name")[1], "D ");
+        // As on PostgreSQL: nothing is reported, for nothing has changed.
+        assert_eq!(none.query("discard all"), ["C DISCARD ALL", "Z I"]);
     }
     assert!(ok(&mut a, "set application_name = 'third'").contains(&"S application_name=third".to_owned()));
     assert_eq!(value(&mut a, "show application_name"), "third");
     let seen = ok(&mut a, "reset application_name");
-    // The server falls back to the proxy's name; the client's own is put right behind it.
-    assert!(seen.contains(&"S application_name=pgtenure".to_owned()), "{seen:?}");
+    // The server falls back to no name; the client's own is put right behind it.
+    assert!(seen.contains(&"S application_name=".to_owned()), "{seen:?}");
     assert_eq!(a.next(), "S application_name=first");
     assert_eq!(value(&mut a, "show application_name"), "first");
     assert_eq!(value(&mut b, "show application_name"), "second");

@@ -313,7 +313,8 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
     let mut out = Vec::with_capacity(256);
     let fixed = [("user", identity.user.as_str()), ("database", identity.dbname.as_str())];
     let own = identity.parameters.iter().map(|(n, v)| (n.as_str(), v.as_str()));
-    startup::write_startup(&mut out, fixed.into_iter().chain([("application_name", "pgtenure")]).chain(own));
+    // No name of our own: RESET and DISCARD ALL lead back to what stands here, and a client that gave none sees that.
+    startup::write_startup(&mut out, fixed.into_iter().chain(own));
     wire.send(&out).await?;
     let node = wire.node.clone();
     let protocol = |what| ConnectError::Protocol { node: node.clone(), what };
