@@ -6,7 +6,7 @@
 use crate::session::outcome::Record;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
-use crate::sql::{Access, Control, Statement};
+use crate::sql::{Access, Control, PinReason, Statement};
 use crate::wire::codec::{Head, head};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject};
@@ -258,7 +258,10 @@ impl<'a> Scanner<'a> {
         self.unit.read = false;
         match head.kind {
             b'Q' => {
-                let class = Statement { pins: (self.cx.classify)(&here[5..]).pins, ..OPAQUE };
+                // What has not come may set anything: the session stays, and its server is cleaned when it leaves.
+                let mut pins = (self.cx.classify)(&here[5..]).pins;
+                pins.add(PinReason::Set);
+                let class = Statement { pins, ..OPAQUE };
                 classes.push(class);
                 self.execute(class);
                 self.unit.complete = true;
