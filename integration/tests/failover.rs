@@ -82,7 +82,7 @@ impl Sessions {
         let (mut in_block, mut pinned, mut prepared) = (cluster.connect(), cluster.connect(), cluster.connect());
         in_block.query("begin").and_then(|_| in_block.query("insert into rows(id) values (-1)")).expect("begun");
         pinned.query("set work_mem = '1MB'").expect("set");
-        pinned.query("listen news").expect("listening");
+        pinned.query("create temporary table mine (i int)").expect("a temporary table");
         prepared.extended("twice", Some("select 2 * $1::int"), &["4"]).expect("prepared");
         Self { idle: cluster.connect(), in_block, pinned, prepared }
     }
@@ -107,7 +107,9 @@ impl Sessions {
 
         let told = self.pinned.query("select 1").expect_err("the session state is lost");
         assert_eq!(told.sqlstate(), Some("08006"), "{death:?}: {told}");
-        self.pinned.query("select 1").expect("it is told once");
+        // It is told once, and what can be known survives.
+        let work_mem = self.pinned.query("show work_mem").expect("it is told once");
+        assert_eq!(work_mem.rows, [[Some("1MB".to_owned())]], "{death:?}");
 
         let answer = self.prepared.extended("twice", None, &["21"]).expect("a prepared statement survives");
         assert_eq!(answer.value(), "42", "{death:?}");

@@ -46,8 +46,10 @@ impl Reloader {
             registry.register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
-        let successful =
-            gauge("pgtenure_admin_config_last_reload_successful", "Was the configuration read last a good one: 1 or 0")?;
+        let successful = gauge(
+            "pgtenure_admin_config_last_reload_successful",
+            "Was the configuration read last a good one: 1 or 0",
+        )?;
         let success_at = gauge(
             "pgtenure_admin_config_last_reload_success_timestamp_seconds",
             "When a good configuration was read last, seconds since 1970",
