@@ -2,13 +2,14 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench fuzz set-up set-up-tests
+.PHONY: help demo demo-exercise test check build bench fuzz differential set-up set-up-tests
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
 	@echo 'make demo-exercise  the same, plays its story without a person and checks it'
 	@echo 'make test           every test, against real PostgreSQL and etcd'
 	@echo 'make check          formatting and lints'
+	@echo 'make differential   the protocol scripts cut at every byte, against PostgreSQL'
 	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
 	@echo 'make bench          what the endpoint costs, next to PgBouncer and a plain relay'
 
@@ -25,6 +26,10 @@ build: set-up
 test: set-up-tests
 	cargo build --locked
 	cargo test --workspace --locked -- --test-threads=1
+
+# What `make test` does at every third byte and some seeded places, at every byte.
+differential: set-up-tests
+	PGTENURE_DIFFERENTIAL=full cargo test --locked -p proxy --test differential -- --test-threads=1
 
 check: set-up-tests
 	cargo fmt --check
