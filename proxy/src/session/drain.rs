@@ -53,6 +53,10 @@ impl Session {
         if idle && self.mode == PoolMode::Transaction && self.pins.is_empty() || pinned || self.tail != Tail::None {
             return;
         }
+        // Its Sync would commit what the client has not committed; without one PostgreSQL rolls back, as the connection ends.
+        if self.relay.open.is_some() && self.relay.may_commit() {
+            return;
+        }
         let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) else { return };
         self.show_server(None);
         let mut relay = std::mem::take(&mut self.relay);

@@ -414,14 +414,14 @@ fn copies() -> Vec<Script> {
             .sync()
             .query("select 1"),
         Script::new("copy out")
-            .query("copy t to stdout")
+            .query("copy (select * from t order by id) to stdout")
             .query("copy (select 1, null) to stdout csv")
-            .query("copy t to stdout binary")
-            .run("copy t to stdout", &[])
+            .query("copy (select * from t order by id) to stdout binary")
+            .run("copy (select * from t order by id) to stdout", &[])
             .sync()
             .query("copy (select 1/0) to stdout"),
         Script::new("copies among statements")
-            .query("select 1; copy t from stdin; select 2; copy t to stdout; select 3")
+            .query("select 1; copy t from stdin; select 2; copy (select * from t order by id) to stdout; select 3")
             .copy_data(b"103\tm\n")
             .copy_done(),
         Script::new("two copies in one query")
