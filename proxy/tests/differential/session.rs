@@ -44,7 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 
 impl Session {
     pub fn login(port: u16, ours: bool) -> Self {
-        let raw = Raw::login(port, &[("application_name", "pgtenure")]);
+        let raw = Raw::login(port, &[]);
         raw.stream.set_read_timeout(Some(PATIENCE)).expect("a TCP socket");
         let local = raw.stream.local_addr().expect("it is connected");
         let peer = ours.then(|| {
