@@ -1,6 +1,8 @@
 //! The program as a process: exit codes, complaints on one line, signals, the admin listener. Neither PostgreSQL nor
 //! etcd is needed; the cluster itself is tested by the package `integration`.
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -189,9 +191,9 @@ fn an_operator_without_a_manager_is_told_so() {
     assert!(json["error"].is_string());
 }
 
-fn signal(process: &Running, name: &str) {
-    let status = Command::new("kill").args([format!("-{name}"), process.0.id().to_string()]).status();
-    assert!(status.expect("kill is installed").success());
+fn signal(process: &Running, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(process.0.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, signal).expect("the process is a child of ours");
 }
 
 /// The value of a metric without labels.
@@ -238,7 +240,7 @@ fn a_good_file_is_reloaded_and_a_wrong_one_refused_whole() {
 
     // A good file again, by signal.
     std::fs::write(&file, &changed).unwrap();
-    signal(&running, "HUP");
+    signal(&running, Signal::SIGHUP);
     let start = Instant::now();
     while metric(admin, "pgtenure_admin_config_last_reload_successful") != Some(1.0) {
         assert!(start.elapsed() < BOUND, "waited {BOUND:?} for the reload by signal");
