@@ -5,8 +5,16 @@
 //! and at any moment it is known which ReadyForQuery is owed for what. Data is not decoded: runs of frames pass as
 //! they are, and a frame that is larger than what was read passes in pieces.
 
+mod entry;
+mod failure;
+mod flight;
+mod hidden;
+
+pub use entry::{Entry, Kind, Survivors, Undo};
+pub use hidden::Hidden;
+
 use crate::session::outcome::Record;
-use crate::session::statements::{Named, Text, Unnamed};
+use crate::session::statements::{Text, Unnamed};
 use crate::wire::backend::{self, TxStatus, fields};
 use crate::wire::codec::{BadLength, Sink, head};
 use crate::wire::error_response::ClientError;
@@ -17,116 +25,8 @@ use std::rc::Rc;
 const STREAM_ABOVE: usize = 32 * 1024;
 /// Longest frame that must be read whole (errors, notices, tags), bytes.
 const MAX_WHOLE: usize = 1 << 20;
-/// Rows of an answer to a query of ours at most.
-const MAX_HIDDEN_ROWS: usize = 4096;
-
 /// Longest buffer kept for the next unnamed statement's text, bytes.
 const MAX_SPARE: usize = 4096;
-
-/// What was forwarded, or answered in place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Parse.
-    Parse,
-    /// Bind.
-    Bind,
-    /// Describe of a statement.
-    DescribeStatement,
-    /// Describe of a portal.
-    DescribePortal,
-    /// Execute.
-    Execute,
-    /// Close.
-    Close,
-    /// Sync.
-    Sync,
-    /// Query.
-    Query,
-    /// FunctionCall.
-    Function,
-    /// A Parse that needs no server: ParseComplete is ours.
-    LocalParse,
-    /// A Close that needs no server: CloseComplete is ours.
-    LocalClose,
-}
-
-impl Kind {
-    /// Does it owe a ReadyForQuery?
-    pub const fn owes_ready(self) -> bool {
-        matches!(self, Self::Sync | Self::Query | Self::Function)
-    }
-}
-
-/// What to take back when a message fails or is skipped.
-#[derive(Clone, Debug, Default)]
-pub enum Undo {
-    /// Nothing.
-    #[default]
-    None,
-    /// The unnamed statement was replaced or destroyed. What the client had, and which one the server had; the outer
-    /// `None` where nothing was changed.
-    Unnamed {
-        /// The client's.
-        client: Option<Option<Unnamed>>,
-        /// The serial of the server's.
-        server: Option<Option<u64>>,
-    },
-    /// A client's statement was registered under this name.
-    Registered(Box<[u8]>),
-    /// A client's statement was removed.
-    Removed(Box<[u8]>, Named),
-    /// A text was to be prepared on the server; for a named Parse also the client's name.
-    Prepared(Rc<Text>, Option<Box<[u8]>>),
-    /// A statement was to be closed on the server: its number and its name there.
-    Closed(u64, Box<[u8]>),
-    /// A client's statement was removed and was to be closed on the server, where it has the same name.
-    RemovedOwn(Box<[u8]>, Named),
-}
-
-impl Undo {
-    /// Does it change which names the client's statements have?
-    const fn names(&self) -> bool {
-        match self {
-            Self::Registered(_) | Self::Removed(..) | Self::RemovedOwn(..) | Self::Prepared(_, Some(_)) => true,
-            Self::None | Self::Unnamed { .. } | Self::Prepared(_, None) | Self::Closed(..) => false,
-        }
-    }
-
-    /// What is left of it for a server that has done what it was told.
-    fn of_client(self) -> Self {
-        match self {
-            Self::Prepared(_, Some(name)) => Self::Registered(name),
-            Self::Unnamed { client, .. } => Self::Unnamed { client, server: None },
-            Self::RemovedOwn(name, named) => Self::Removed(name, named),
-            Self::Prepared(_, None) | Self::Closed(..) => Self::None,
-            Self::None | Self::Registered(_) | Self::Removed(..) => self,
-        }
-    }
-}
-
-/// A message whose answer is owed.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// What it is.
-    pub kind: Kind,
-    /// Injected by us: its answer is not for the client.
-    pub hidden: bool,
-    /// For what owes a ReadyForQuery: what its unit does.
-    pub record: Option<Record>,
-    /// What to take back when it fails.
-    pub undo: Undo,
-    /// It is bound to fail, and this is the error to report in place of the server's.
-    pub refusal: Option<Box<ClientError>>,
-    /// The shared statement it names, and whether the client uses that for the first time.
-    pub uses: Option<(Rc<Text>, bool)>,
-}
-
-impl Entry {
-    /// A message of the client without more to it.
-    pub const fn plain(kind: Kind) -> Self {
-        Self { kind, hidden: false, record: None, undo: Undo::None, refusal: None, uses: None }
-    }
-}
 
 /// Why [`Relay::server_bytes`] stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,24 +63,6 @@ pub struct Progress {
 
 /// A setting the server reported.
 pub type Reported = (String, String);
-
-/// Statements that outlive a DEALLOCATE ALL, because they were prepared behind it.
-#[derive(Debug, Default)]
-pub struct Survivors {
-    /// By the client's names.
-    pub names: Vec<Box<[u8]>>,
-    /// By their numbers on the server.
-    pub ids: Vec<u64>,
-}
-
-/// What a query of ours was answered.
-#[derive(Debug, Default)]
-pub struct Hidden {
-    /// Its rows, as far as they are text.
-    pub rows: Vec<Vec<Option<String>>>,
-    /// The ErrorResponse, when it failed.
-    pub error: Option<Vec<u8>>,
-}
 
 /// The state of the conversation with the server that the session holds.
 #[derive(Debug, Default)]
@@ -254,19 +136,6 @@ impl Relay {
         self.queue.push_back(entry);
     }
 
-    /// A query of ours was sent: nothing of its answer is for the client but what is none of its answer. Nothing else
-    /// may be in flight, and nothing may be sent before it is answered.
-    pub fn hide(&mut self) {
-        self.hidden = Hidden::default();
-        self.hiding = true;
-        self.push(Entry { hidden: true, ..Entry::plain(Kind::Query) });
-    }
-
-    /// Is a query of ours in flight?
-    pub fn hiding(&self) -> bool {
-        self.hiding
-    }
-
     /// Answers owed.
     pub fn pending(&self) -> usize {
         self.queue.len()
@@ -315,67 +184,6 @@ impl Relay {
     /// The client ended the COPY: CopyDone or CopyFail was forwarded.
     pub fn end_copy_in(&mut self) {
         self.copy_in = false;
-    }
-
-    /// The records of all that was sent and not answered, oldest first, the open unit last.
-    pub fn sent(&self) -> Vec<Record> {
-        self.queue.iter().filter_map(|e| e.record).chain(self.open).collect()
-    }
-
-    /// Is any of what was sent and not answered able to make something durable?
-    pub fn may_commit(&self) -> bool {
-        let mut at = self.status;
-        self.queue.iter().filter_map(|e| e.record).chain(self.open).any(|r| {
-            let commits = r.may_commit(at);
-            at = r.leads_to(at);
-            commits
-        })
-    }
-
-    /// Is an explicit COMMIT or PREPARE TRANSACTION among what was sent and not answered?
-    pub fn commit_in_flight(&self) -> bool {
-        self.queue.iter().filter_map(|e| e.record).chain(self.open).any(|r| r.commits_explicitly)
-    }
-
-    /// Has part of the answer to the oldest unit reached the client?
-    pub fn delivered(&self) -> bool {
-        self.delivered || self.body_left > 0
-    }
-
-    /// From now to the next ReadyForQuery success is not reported: `error` is.
-    pub fn doubt(&mut self, error: ClientError) {
-        self.doubt.get_or_insert_with(|| Box::new(error));
-    }
-
-    /// Give up the server: the entries of what it never answered, oldest first. What they registered is in `undone`.
-    pub fn abandon(&mut self) -> Vec<Entry> {
-        let mut entries: Vec<Entry> = self.queue.drain(..).collect();
-        for entry in entries.iter_mut().rev() {
-            self.undone.push(std::mem::take(&mut entry.undo));
-        }
-        let done = std::mem::take(&mut self.done);
-        if !self.delivered {
-            self.undone.extend(done.into_iter().rev());
-        }
-        (self.owed, self.open, self.skipping, self.copy_in) = (0, None, false, false);
-        self.hiding = false;
-        (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
-        (self.again, self.forgetting) = (false, false);
-        entries
-    }
-
-    /// Leave the server to finish what it was sent, which nobody waits for any more: the entries owed, as far as the
-    /// client is concerned, oldest first. What the client must take back is in `undone`; what is told from here on
-    /// is the server's alone.
-    pub fn part(&mut self) -> (Vec<Entry>, Self) {
-        let mut rest = std::mem::take(self);
-        self.status = rest.status;
-        let mut entries: Vec<Entry> = rest.queue.iter().cloned().collect();
-        self.undone = std::mem::take(&mut rest.undone);
-        self.undone.extend(entries.iter_mut().rev().map(|e| std::mem::take(&mut e.undo).of_client()));
-        self.undone.extend(rest.done.drain(..).rev().map(Undo::of_client));
-        (rest.on_standby, rest.head_kept) = (false, false);
-        (entries, rest)
     }
 
     /// Deal with bytes of the server. `not_replicated` is the error to report for a success that no standby has.
@@ -576,36 +384,6 @@ impl Relay {
         }
     }
 
-    /// A part of the answer to a query of ours.
-    fn hide_frame(&mut self, kind: u8, frame: &[u8]) -> Step {
-        match kind {
-            b'D' => match backend::text_row(frame) {
-                Some(row) if self.hidden.rows.len() < MAX_HIDDEN_ROWS => self.hidden.rows.push(row),
-                _ => return Step::Stop(Event::Violation("a row that was not asked for")),
-            },
-            b'E' => {
-                let f = fields(frame);
-                if f.is_fatal() {
-                    let code = f.code.try_into().unwrap_or(*b"00000");
-                    return Step::Stop(Event::Fatal { code });
-                }
-                self.hidden.error = Some(frame.to_vec());
-            }
-            b'S' => self.report(frame),
-            b'Z' => {
-                let Some(status) = backend::ready_status(frame) else {
-                    return Step::Stop(Event::Violation("a malformed ReadyForQuery"));
-                };
-                self.queue.pop_front();
-                (self.owed, self.status, self.hiding) = (0, status, false);
-                return Step::Stop(Event::Hidden);
-            }
-            b'T' | b'C' | b'I' | b'N' => {}
-            _ => return Step::Stop(Event::Violation("an answer to something that was not asked")),
-        }
-        Step::Pass { shown: false }
-    }
-
     fn report(&mut self, frame: &[u8]) {
         if let Some((name, value)) = backend::parameter_status(frame) {
             self.reported.push((name.to_owned(), value.to_owned()));
@@ -717,128 +495,6 @@ impl Relay {
         self.local_answers(&[], sink);
         self.delivered |= !sink.is_empty();
     }
-
-    fn error(&mut self, frame: &[u8], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
-        let f = fields(frame);
-        let mut code = [b'0'; 5];
-        if f.code.len() == 5 {
-            code.copy_from_slice(f.code);
-        }
-        if f.is_fatal() {
-            return Step::Stop(Event::Fatal { code });
-        }
-        let stale = code == *b"0A000" && f.routine == b"RevalidateCachedQuery";
-        if self.on_standby
-            && !self.delivered
-            && self.queue.len() + usize::from(self.open.is_some()) > 0
-            && (self.parse_only || (elsewhere(&code) && !stale))
-        {
-            return Step::Stop(Event::Retry { code });
-        }
-        self.local_answers(input, sink);
-        self.copy_in = false;
-        if self.again {
-            return Step::Pass { shown: false };
-        }
-        if stale && self.retire_head() {
-            self.skip_to_sync();
-            (self.again, self.withhold) = (true, true);
-            return Step::Again;
-        }
-        if self.errors.len() < 16 {
-            self.errors.push([code[0], code[1]]);
-        }
-        let refusal = self.fail_head(&code);
-        self.doubt = None;
-        match refusal {
-            Some(error) => error.encode(sink.insert(input)),
-            None if self.withhold => {}
-            None => sink.pass(input, span),
-        }
-        Step::Pass { shown: true }
-    }
-
-    /// The oldest message has failed: the error to tell instead, when there is one.
-    fn fail_head(&mut self, code: &[u8; 5]) -> Option<Box<ClientError>> {
-        let entry = self.queue.front_mut()?;
-        if entry.kind.owes_ready() {
-            // The ReadyForQuery comes by itself, or is the next Sync's.
-            return None;
-        }
-        // A Parse under a name that is taken may fail for other reasons before that one.
-        let refusal = entry.refusal.take().filter(|_| entry.kind != Kind::Parse || code == b"42P05");
-        if let (Kind::Parse, Undo::Unnamed { client, server }) = (entry.kind, &mut entry.undo) {
-            // A Parse that is skipped leaves the unnamed statement as it was; one that fails destroys it first.
-            (*client, *server) = (client.take().map(|_| None), Some(None));
-        }
-        self.skip_to_sync();
-        refusal
-    }
-
-    /// The oldest message failed because the result of its shared statement has other columns now. True when its client
-    /// does not know the old ones and the whole of what is in flight can be sent again.
-    fn retire_head(&mut self) -> bool {
-        let Some((text, first)) = self.queue.front_mut().and_then(|e| e.uses.take()) else { return false };
-        self.retired.push(text);
-        let alone = self.open.is_none() && self.owed == 1;
-        first && alone && self.head_kept && self.status == TxStatus::Idle && !self.delivered
-    }
-
-    /// Throw away what the server throws away after an error in the extended protocol.
-    fn skip_to_sync(&mut self) {
-        let mut swallowed = Record::default();
-        let mut undone = Vec::new();
-        loop {
-            match self.queue.front_mut() {
-                Some(entry) if entry.kind == Kind::Sync => {
-                    if let Some(record) = &mut entry.record {
-                        record.absorb(&swallowed);
-                    }
-                    break;
-                }
-                Some(_) => {
-                    let entry = self.queue.pop_front().expect("front_mut was Some");
-                    self.owed -= usize::from(entry.kind.owes_ready());
-                    swallowed.absorb(&entry.record.unwrap_or_default());
-                    undone.push(entry.undo);
-                }
-                None => {
-                    self.skipping = true;
-                    self.open.get_or_insert_default().absorb(&swallowed);
-                    break;
-                }
-            }
-        }
-        self.hand_down_unnamed(&mut undone);
-        self.undone.extend(undone.into_iter().rev());
-    }
-
-    /// A later unit that was sent already has put another unnamed statement in the place of what is taken back: that
-    /// one stays, and what was before comes back only when it fails as well.
-    fn hand_down_unnamed(&mut self, undone: &mut [Undo]) {
-        let (mut of_client, mut of_server) = (None, None);
-        for entry in &mut self.queue {
-            if let Undo::Unnamed { client, server } = &mut entry.undo {
-                of_client = of_client.or(client.as_mut());
-                of_server = of_server.or(server.as_mut());
-            }
-        }
-        // From the last to the first: the oldest state is what remains.
-        for undo in undone.iter_mut().rev() {
-            if let Undo::Unnamed { client, server } = undo {
-                if let Some(later) = &mut of_client
-                    && let Some(before) = client.take()
-                {
-                    **later = before;
-                }
-                if let Some(later) = &mut of_server
-                    && let Some(before) = server.take()
-                {
-                    **later = before;
-                }
-            }
-        }
-    }
 }
 
 enum Step {
@@ -853,15 +509,6 @@ enum Step {
     /// The unit will be sent again: what was handed on of its answers is taken back.
     Again,
     Stop(Event),
-}
-
-/// Errors of a standby that the primary, or another standby, would not give: its being in recovery, conflicts with
-/// recovery, deadlocks with the startup process, shutdown and crash, its own disk.
-fn elsewhere(code: &[u8; 5]) -> bool {
-    matches!(code, b"25006" | b"40001" | b"40P01" | b"55000" | b"0A000" | b"57P01" | b"57P02" | b"57P03" | b"57P04")
-        || code.starts_with(b"58")
-        || code.starts_with(b"XX")
-        || code.starts_with(b"53")
 }
 
 #[cfg(test)]

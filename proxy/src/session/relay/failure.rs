@@ -1,0 +1,140 @@
+//! An ErrorResponse: whose it is, what the server throws away behind it, and what has to be taken back.
+
+use crate::session::outcome::Record;
+use crate::session::relay::{Event, Kind, Relay, Step, Undo};
+use crate::wire::backend::{TxStatus, fields};
+use crate::wire::codec::Sink;
+use crate::wire::error_response::ClientError;
+
+impl Relay {
+    pub(super) fn error(&mut self, frame: &[u8], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
+        let f = fields(frame);
+        let mut code = [b'0'; 5];
+        if f.code.len() == 5 {
+            code.copy_from_slice(f.code);
+        }
+        if f.is_fatal() {
+            return Step::Stop(Event::Fatal { code });
+        }
+        let stale = code == *b"0A000" && f.routine == b"RevalidateCachedQuery";
+        if self.on_standby
+            && !self.delivered
+            && self.queue.len() + usize::from(self.open.is_some()) > 0
+            && (self.parse_only || (elsewhere(&code) && !stale))
+        {
+            return Step::Stop(Event::Retry { code });
+        }
+        self.local_answers(input, sink);
+        self.copy_in = false;
+        if self.again {
+            return Step::Pass { shown: false };
+        }
+        if stale && self.retire_head() {
+            self.skip_to_sync();
+            (self.again, self.withhold) = (true, true);
+            return Step::Again;
+        }
+        if self.errors.len() < 16 {
+            self.errors.push([code[0], code[1]]);
+        }
+        let refusal = self.fail_head(&code);
+        self.doubt = None;
+        match refusal {
+            Some(error) => error.encode(sink.insert(input)),
+            None if self.withhold => {}
+            None => sink.pass(input, span),
+        }
+        Step::Pass { shown: true }
+    }
+
+    /// The oldest message has failed: the error to tell instead, when there is one.
+    fn fail_head(&mut self, code: &[u8; 5]) -> Option<Box<ClientError>> {
+        let entry = self.queue.front_mut()?;
+        if entry.kind.owes_ready() {
+            // The ReadyForQuery comes by itself, or is the next Sync's.
+            return None;
+        }
+        // A Parse under a name that is taken may fail for other reasons before that one.
+        let refusal = entry.refusal.take().filter(|_| entry.kind != Kind::Parse || code == b"42P05");
+        if let (Kind::Parse, Undo::Unnamed { client, server }) = (entry.kind, &mut entry.undo) {
+            // A Parse that is skipped leaves the unnamed statement as it was; one that fails destroys it first.
+            (*client, *server) = (client.take().map(|_| None), Some(None));
+        }
+        self.skip_to_sync();
+        refusal
+    }
+
+    /// The oldest message failed because the result of its shared statement has other columns now. True when its client
+    /// does not know the old ones and the whole of what is in flight can be sent again.
+    fn retire_head(&mut self) -> bool {
+        let Some((text, first)) = self.queue.front_mut().and_then(|e| e.uses.take()) else { return false };
+        self.retired.push(text);
+        let alone = self.open.is_none() && self.owed == 1;
+        first && alone && self.head_kept && self.status == TxStatus::Idle && !self.delivered
+    }
+
+    /// Throw away what the server throws away after an error in the extended protocol.
+    fn skip_to_sync(&mut self) {
+        let mut swallowed = Record::default();
+        let mut undone = Vec::new();
+        loop {
+            match self.queue.front_mut() {
+                Some(entry) if entry.kind == Kind::Sync => {
+                    if let Some(record) = &mut entry.record {
+                        record.absorb(&swallowed);
+                    }
+                    break;
+                }
+                Some(_) => {
+                    let entry = self.queue.pop_front().expect("front_mut was Some");
+                    self.owed -= usize::from(entry.kind.owes_ready());
+                    swallowed.absorb(&entry.record.unwrap_or_default());
+                    undone.push(entry.undo);
+                }
+                None => {
+                    self.skipping = true;
+                    self.open.get_or_insert_default().absorb(&swallowed);
+                    break;
+                }
+            }
+        }
+        self.hand_down_unnamed(&mut undone);
+        self.undone.extend(undone.into_iter().rev());
+    }
+
+    /// A later unit that was sent already has put another unnamed statement in the place of what is taken back: that
+    /// one stays, and what was before comes back only when it fails as well.
+    fn hand_down_unnamed(&mut self, undone: &mut [Undo]) {
+        let (mut of_client, mut of_server) = (None, None);
+        for entry in &mut self.queue {
+            if let Undo::Unnamed { client, server } = &mut entry.undo {
+                of_client = of_client.or(client.as_mut());
+                of_server = of_server.or(server.as_mut());
+            }
+        }
+        // From the last to the first: the oldest state is what remains.
+        for undo in undone.iter_mut().rev() {
+            if let Undo::Unnamed { client, server } = undo {
+                if let Some(later) = &mut of_client
+                    && let Some(before) = client.take()
+                {
+                    **later = before;
+                }
+                if let Some(later) = &mut of_server
+                    && let Some(before) = server.take()
+                {
+                    **later = before;
+                }
+            }
+        }
+    }
+}
+
+/// Errors of a standby that the primary, or another standby, would not give: its being in recovery, conflicts with
+/// recovery, deadlocks with the startup process, shutdown and crash, its own disk.
+fn elsewhere(code: &[u8; 5]) -> bool {
+    matches!(code, b"25006" | b"40001" | b"40P01" | b"55000" | b"0A000" | b"57P01" | b"57P02" | b"57P03" | b"57P04")
+        || code.starts_with(b"58")
+        || code.starts_with(b"XX")
+        || code.starts_with(b"53")
+}

@@ -1,0 +1,69 @@
+//! What is in flight, as those ask who must decide about it: could it commit, has the client seen part of its answer,
+//! and what is left of it when the server is given up.
+
+use crate::session::outcome::Record;
+use crate::session::relay::{Entry, Relay, Undo};
+use crate::wire::error_response::ClientError;
+
+impl Relay {
+    /// The records of all that was sent and not answered, oldest first, the open unit last.
+    pub fn sent(&self) -> Vec<Record> {
+        self.queue.iter().filter_map(|e| e.record).chain(self.open).collect()
+    }
+
+    /// Is any of what was sent and not answered able to make something durable?
+    pub fn may_commit(&self) -> bool {
+        let mut at = self.status;
+        self.queue.iter().filter_map(|e| e.record).chain(self.open).any(|r| {
+            let commits = r.may_commit(at);
+            at = r.leads_to(at);
+            commits
+        })
+    }
+
+    /// Is an explicit COMMIT or PREPARE TRANSACTION among what was sent and not answered?
+    pub fn commit_in_flight(&self) -> bool {
+        self.queue.iter().filter_map(|e| e.record).chain(self.open).any(|r| r.commits_explicitly)
+    }
+
+    /// Has part of the answer to the oldest unit reached the client?
+    pub fn delivered(&self) -> bool {
+        self.delivered || self.body_left > 0
+    }
+
+    /// From now to the next ReadyForQuery success is not reported: `error` is.
+    pub fn doubt(&mut self, error: ClientError) {
+        self.doubt.get_or_insert_with(|| Box::new(error));
+    }
+
+    /// Give up the server: the entries of what it never answered, oldest first. What they registered is in `undone`.
+    pub fn abandon(&mut self) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = self.queue.drain(..).collect();
+        for entry in entries.iter_mut().rev() {
+            self.undone.push(std::mem::take(&mut entry.undo));
+        }
+        let done = std::mem::take(&mut self.done);
+        if !self.delivered {
+            self.undone.extend(done.into_iter().rev());
+        }
+        (self.owed, self.open, self.skipping, self.copy_in) = (0, None, false, false);
+        self.hiding = false;
+        (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
+        (self.again, self.forgetting) = (false, false);
+        entries
+    }
+
+    /// Leave the server to finish what it was sent, which nobody waits for any more: the entries owed, as far as the
+    /// client is concerned, oldest first. What the client must take back is in `undone`; what is told from here on
+    /// is the server's alone.
+    pub fn part(&mut self) -> (Vec<Entry>, Self) {
+        let mut rest = std::mem::take(self);
+        self.status = rest.status;
+        let mut entries: Vec<Entry> = rest.queue.iter().cloned().collect();
+        self.undone = std::mem::take(&mut rest.undone);
+        self.undone.extend(entries.iter_mut().rev().map(|e| std::mem::take(&mut e.undo).of_client()));
+        self.undone.extend(rest.done.drain(..).rev().map(Undo::of_client));
+        (rest.on_standby, rest.head_kept) = (false, false);
+        (entries, rest)
+    }
+}
