@@ -5,12 +5,12 @@
 //! one stop accepting. Until it has let its clients go, it is sent the cancel requests that reach the new one.
 //!
 //! On the socket: names as JSON and a line end, with the descriptors (SCM_RIGHTS), from the old one; `ready` and a line
-//! end from the new one, and then 8 bytes for each cancel request. A new one that ends before `ready` changes nothing.
+//! end from the new one, and then a frame for each cancel request: process number, length of the secret, the secret. A new one that ends before `ready` changes nothing.
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use proxy::inherit::Named;
-use proxy::{CancelKey, Control};
+use proxy::{CancelKey, CancelSecret, Control};
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -137,9 +137,9 @@ impl Predecessor {
         }
         tokio::spawn(async move {
             while let Some(key) = keys.recv().await {
-                let mut frame = [0; 8];
-                frame[..4].copy_from_slice(&key.pid.to_be_bytes());
-                frame[4..].copy_from_slice(&key.secret.to_be_bytes());
+                let mut frame = key.pid.to_be_bytes().to_vec();
+                frame.push(key.secret.as_bytes().len() as u8);
+                frame.extend_from_slice(key.secret.as_bytes());
                 if stream.write_all(&frame).await.is_err() {
                     return;
                 }
@@ -222,10 +222,16 @@ impl Desk {
 
 /// Carry out the cancel requests that the next process passes on, until it ends.
 pub async fn serve_cancels(mut stream: UnixStream, proxy: Control) {
-    let mut frame = [0; 8];
-    while stream.read_exact(&mut frame).await.is_ok() {
-        let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().expect("four bytes"));
-        proxy.cancel(CancelKey { pid: word(0), secret: word(4) });
+    let (mut head, mut secret) = ([0; 5], [0; u8::MAX as usize]);
+    while stream.read_exact(&mut head).await.is_ok() {
+        let [a, b, c, d, len] = head;
+        let secret = &mut secret[..usize::from(len)];
+        if stream.read_exact(secret).await.is_err() {
+            return;
+        }
+        if let Some(secret) = CancelSecret::new(secret) {
+            proxy.cancel(CancelKey { pid: u32::from_be_bytes([a, b, c, d]), secret });
+        }
     }
 }
 

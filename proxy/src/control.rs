@@ -1,5 +1,6 @@
 //! Changing a running proxy from outside, and what the proxy asks of the process it runs in.
 
+use crate::auth::cancel_keys::Secret;
 use crate::auth::userlist::LoadUserlistError;
 use crate::config::{Config, reload};
 pub use crate::console::command::Wait;
@@ -49,7 +50,7 @@ pub struct CancelKey {
     /// The process number that the client was given.
     pub pid: u32,
     /// Its secret.
-    pub secret: u32,
+    pub secret: Secret,
 }
 
 /// A hold on a running proxy.
@@ -99,7 +100,8 @@ impl Control {
 
     /// A cancel request that reached the process after this one.
     pub fn cancel(&self, key: CancelKey) {
-        self.shared.cancel(key);
+        // The process that passes it on does not wait for it.
+        drop(self.shared.cancel(key));
     }
 
     /// Pass cancel requests on to the process before this one. Ends when that process has gone and `to` is closed.

@@ -21,5 +21,6 @@ pub mod tls;
 pub mod wire;
 pub mod worker;
 
+pub use auth::cancel_keys::Secret as CancelSecret;
 pub use control::{CancelKey, Control, ProcessOrder, Refused, Reloaded, Wait};
 pub use listener::{Handle, Inputs, StartError, start, take_over};

@@ -1,6 +1,7 @@
 //! One single-threaded runtime per core. A session lives and dies on its worker, with its pools and its view of the
 //! cluster; what workers share is a few atomics and the messages of [`ToWorker`].
 
+use crate::auth::cancel_keys::Secret;
 use crate::auth::hashing::Hashing;
 use crate::auth::query::Lookups;
 use crate::auth::users::Users;
@@ -19,7 +20,7 @@ use crate::pool::warm::{self, Patrons};
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Pools, Scope, health, survey};
 use crate::resolve::Resolver;
 use crate::route::{self, Causality, Decision, Lag, Loads, Policy, Request};
-use crate::session::cancel::{place_of, same_secret};
+use crate::session::cancel::place_of;
 use crate::session::peers::Cancelling;
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
@@ -141,17 +142,19 @@ impl Default for Applied {
 
 impl Shared {
     /// A cancel request has come: it goes to the worker that its process number names, and to the process before this
-    /// one. Who does not know its secret does nothing.
-    pub fn cancel(&self, key: CancelKey) {
+    /// one. Who does not know its secret does nothing. The answer comes when it has been acted on, or lost.
+    pub fn cancel(&self, key: CancelKey) -> oneshot::Receiver<()> {
+        let (done, acted) = oneshot::channel();
         if let Some((worker, place)) = place_of(key.pid)
             && let Some(peer) = self.peers.get(worker)
         {
             // A full queue loses the request, as a lost packet would.
-            let _ = peer.try_send(ToWorker::Cancel { place, secret: key.secret });
+            let _ = peer.try_send(ToWorker::Cancel { place, secret: key.secret, done });
         }
         if let Some(elder) = &*self.elder.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = elder.try_send(key);
         }
+        acted
     }
 
     /// Is there a process before this one that still ends its sessions?
@@ -196,7 +199,9 @@ pub enum ToWorker {
         /// The place.
         place: usize,
         /// The secret given.
-        secret: u32,
+        secret: Secret,
+        /// Told, or dropped, when it has been acted on.
+        done: oneshot::Sender<()>,
     },
     /// A server connection moves here.
     Server(Box<Parcel>),
@@ -679,11 +684,10 @@ impl Worker {
         self.changed.notify_waiters();
     }
 
-    fn cancel(&self, place: usize, secret: u32) {
+    fn cancel(&self, place: usize, secret: Secret, done: oneshot::Sender<()>) {
         let presence = self.places.borrow().at(place).cloned();
-        if let Some(presence) = presence.filter(|p| same_secret(p.secret.get(), secret)) {
-            presence.cancel.set(true);
-            presence.wake();
+        if let Some(presence) = presence.filter(|p| p.secret.get() == Some(secret)) {
+            presence.cancel(done);
         }
     }
 
@@ -794,7 +798,7 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
                 drop(seat);
             });
         }
-        ToWorker::Cancel { place, secret } => worker.cancel(place, secret),
+        ToWorker::Cancel { place, secret, done } => worker.cancel(place, secret, done),
         ToWorker::Server(parcel) => {
             let Parcel { key, stream, meta } = *parcel;
             if let Ok(stream) = stream.attach() {

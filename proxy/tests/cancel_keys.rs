@@ -106,30 +106,95 @@ fn the_key_and_the_version_are_those_of_the_protocol_asked_for() {
     }
 }
 
+/// Two processes that share a secret.
+struct Pair {
+    cluster: Cluster,
+    ports: [u16; 2],
+    _peer: proxy::Handle,
+    _lag: watch::Sender<Arc<LagSnapshot>>,
+    _scratch: tempfile::TempDir,
+}
+
+impl Pair {
+    fn start() -> Self {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let secret = scratch.path().join("secret");
+        std::fs::write(&secret, "a secret that two processes share\n").expect("scratch is writable");
+        let (first, second) = (free_port(), free_port());
+        let mut other = None;
+        let cluster = trusting(|raw| {
+            raw.listen = ([127, 0, 0, 1], first).into();
+            raw.cancel.id = 1;
+            raw.cancel.secret_file = Some(secret.clone());
+            raw.cancel.peers = vec![format!("2=127.0.0.1:{second}")];
+            let mut config = raw.clone();
+            config.listen = ([127, 0, 0, 1], second).into();
+            config.cancel.id = 2;
+            config.cancel.peers = vec![format!("1=127.0.0.1:{first}")];
+            other = Some(config);
+        });
+        let config = proxy::config::check(other.expect("set above")).expect("the settings are right");
+        let (_lag, lag) = watch::channel(Arc::new(LagSnapshot::default()));
+        let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag };
+        let _peer = proxy::start(config, inputs, &prometheus::Registry::new()).expect("the second proxy starts");
+        Self { cluster, ports: [first, second], _peer, _lag, _scratch: scratch }
+    }
+}
+
 #[test]
 fn a_request_reaches_the_process_whose_session_it_means() {
-    let scratch = tempfile::tempdir().expect("a scratch directory");
-    let secret = scratch.path().join("secret");
-    std::fs::write(&secret, "a secret that two processes share\n").expect("scratch is writable");
-    let (first, second) = (free_port(), free_port());
-    let mut other = None;
-    let cluster = trusting(|raw| {
-        raw.listen = ([127, 0, 0, 1], first).into();
-        raw.cancel.id = 1;
-        raw.cancel.secret_file = Some(secret.clone());
-        raw.cancel.peers = vec![format!("2=127.0.0.1:{second}")];
-        let mut config = raw.clone();
-        config.listen = ([127, 0, 0, 1], second).into();
-        config.cancel.id = 2;
-        config.cancel.peers = vec![format!("1=127.0.0.1:{first}")];
-        other = Some(config);
-    });
-    let config = proxy::config::check(other.expect("set above")).expect("the settings are right");
-    let (_lag, lag) = watch::channel(Arc::new(LagSnapshot::default()));
-    let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag };
-    let _peer = proxy::start(config, inputs, &prometheus::Registry::new()).expect("the second proxy starts");
+    let pair = Pair::start();
+    let [first, second] = pair.ports;
     for (minor, session, request) in [(0, first, second), (2, first, second), (2, second, first), (0, second, second)] {
         let mut client = log_in(session, minor, &[]);
-        cancelled_through(&cluster, &mut client, request);
+        cancelled_through(&pair.cluster, &mut client, request);
     }
+}
+
+/// Send a query; the SQLSTATE it failed with.
+fn ask(client: &mut Client, sql: &str) -> Option<String> {
+    let mut out = Vec::new();
+    write_query(&mut out, sql);
+    client.stream.write_all(&out).expect("the endpoint reads");
+    let mut code = None;
+    loop {
+        match frame(&mut client.stream) {
+            (b'E', error) => code = Some(String::from_utf8_lossy(fields(&error).code).into_owned()),
+            (b'Z', _) => return code,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_request_never_hits_the_clients_own_next_statement() {
+    let pair = Pair::start();
+    let mut clients = [log_in(pair.ports[0], 0, &[]), log_in(pair.ports[1], 2, &[])];
+    // This one keeps its server between the two statements, the other need not.
+    assert_eq!(ask(&mut clients[1], "create temp table pin()"), None);
+    let (mut seed, mut hits) = (20_261_124_u32, 0);
+    for round in 0..200 {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let client = &mut clients[round % 2];
+        let (pid, secret, port) = (client.pid, client.secret.clone(), pair.ports[round / 2 % 2]);
+        let moment = std::time::Duration::from_micros(u64::from(seed >> 20));
+        let request = std::thread::spawn(move || {
+            std::thread::sleep(moment);
+            let mut request = dial(port);
+            request.write_all(&long_cancel_request(pid, &secret)).expect("the endpoint reads");
+            assert_eq!(request.read(&mut [0]).expect("it is closed"), 0);
+        });
+        let slept = ask(client, "select pg_sleep(0.002)");
+        if slept.is_none() {
+            // As libpq does: a request that came too late is over when its connection ends.
+            request.join().expect("the request was taken");
+            assert_eq!(ask(client, "select 1"), None, "round {round}");
+            continue;
+        }
+        assert_eq!((slept.as_deref(), ask(client, "select 1")), (Some("57014"), None), "round {round}");
+        request.join().expect("the request was taken");
+        hits += 1;
+    }
+    // Some came in time and some too late, or the moments are badly chosen.
+    assert!((1..200).contains(&hits), "{hits}");
 }

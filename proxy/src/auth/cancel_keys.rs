@@ -82,15 +82,42 @@ impl Keyring {
     }
 }
 
-/// The number by which a session compares secrets: the secret itself when it is short.
-pub fn digest(secret: &[u8]) -> u32 {
-    match <[u8; SHORT]>::try_from(secret) {
-        Ok(short) => u32::from_be_bytes(short),
-        Err(_) => {
-            let hash = ring::digest::digest(&ring::digest::SHA256, secret);
-            let first = hash.as_ref().first_chunk::<SHORT>().expect("SHA-256 is 32 bytes long");
-            u32::from_be_bytes(*first)
+/// A session's secret, whole.
+#[derive(Clone, Copy, Default)]
+pub struct Secret {
+    len: u8,
+    bytes: [u8; LONG],
+}
+
+impl Secret {
+    /// Of the bytes that follow the process number; `None` when no session has one so long.
+    pub fn new(secret: &[u8]) -> Option<Self> {
+        if !matches!(secret.len(), SHORT | LONG) {
+            return None;
         }
+        let mut bytes = [0; LONG];
+        bytes[..secret.len()].copy_from_slice(secret);
+        Some(Self { len: secret.len() as u8, bytes })
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// Takes the same time whatever differs.
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        same(self.as_bytes(), other.as_bytes())
+    }
+}
+
+impl Eq for Secret {}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret").field("len", &self.len).finish_non_exhaustive()
     }
 }
 
@@ -163,8 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn long_secrets_are_compared_by_their_digest() {
-        assert_eq!(digest(&[0, 0, 1, 2]), 258);
-        assert_ne!(digest(&[1; LONG]), digest(&[2; LONG]));
+    fn secrets_are_compared_whole() {
+        let mut other = [1; LONG];
+        assert_eq!(Secret::new(&[1; LONG]), Secret::new(&other));
+        other[LONG - 1] ^= 1;
+        assert_ne!(Secret::new(&[1; LONG]), Secret::new(&other));
+        assert_ne!(Secret::new(&[1; LONG]), Secret::new(&[1; SHORT]));
+        assert_eq!(Secret::new(&[1; SHORT + 1]), None);
+        assert!(!format!("{:?}", Secret::new(&[77; SHORT])).contains("77"));
     }
 }

@@ -158,12 +158,19 @@ impl Session {
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.portal_may_commit) = (false, false);
             self.set_busy(false);
-            if self.tail != Tail::None || !self.server_in.is_empty() || self.ask() {
-                return;
-            }
-            if self.pins.is_empty() && !self.tracking.stuck && self.mode == PoolMode::Transaction {
-                self.give_back();
-            }
+            self.rest();
+        }
+    }
+
+    /// Between transactions, nothing is owed: the server is asked what is to be asked, and goes back to its pool.
+    pub(super) fn rest(&mut self) {
+        let resting = self.relay.status == TxStatus::Idle && self.tail == Tail::None && self.server_in.is_empty();
+        // A cancel request on its way would hit a question of ours; the end of it leads here again.
+        if !resting || self.cancelling || self.ask() {
+            return;
+        }
+        if self.pins.is_empty() && !self.tracking.stuck && self.mode == PoolMode::Transaction {
+            self.give_back();
         }
     }
 

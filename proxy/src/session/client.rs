@@ -12,6 +12,7 @@ use crate::net::Stream;
 use crate::pool::{Identity, Pool};
 use crate::route::Causality;
 use crate::session::acquire;
+use crate::session::cancel::Waiters;
 use crate::session::durability::Durability;
 use crate::session::outbox::Outbox;
 use crate::session::presence::{Activity, End, Presence, Serving};
@@ -158,6 +159,8 @@ pub struct Session {
     pub(super) busy: bool,
     /// A cancel request went to the server while something may commit there.
     pub(super) cancelled: bool,
+    /// A cancel request is on its way to the server.
+    pub(super) cancelling: bool,
     /// Standbys on which the unit at the head of the inbox failed.
     pub(super) avoid: Vec<NodeId>,
     /// Since when the unit at the head of the inbox waits.
@@ -251,6 +254,7 @@ impl Session {
             wrote: false,
             busy: false,
             cancelled: false,
+            cancelling: false,
             avoid: Vec::new(),
             waiting_since: None,
             hold: None,
@@ -427,11 +431,17 @@ impl Session {
                 return Err(Turn::Lost(Loss::Deposed));
             }
         }
-        if self.presence.cancel.take() {
-            self.cancel();
+        if let Some(waiters) = self.presence.cancel.take() {
+            self.cancel(waiters);
+        }
+        if self.cancelling && !self.server.as_ref().is_some_and(|s| s.cancels.running()) {
+            (self.cancelling, self.rescan) = (false, true);
+            if self.server.is_some() && !self.relay.busy() {
+                self.rest();
+            }
         }
         if let Some(end) = self.presence.end.take() {
-            self.cancel();
+            self.cancel(Waiters::default());
             return Err(self.farewell(match end {
                 End::Killed => &ClientError::ShuttingDown,
             }));
@@ -477,7 +487,7 @@ impl Session {
             (Expiry::Transaction, Activity::InTransaction) => PoolError::Transaction,
             (Expiry::Query | Expiry::Transaction, Activity::Active) => {
                 if self.relay.pending() > 0 {
-                    self.cancel();
+                    self.cancel(Waiters::default());
                 } else {
                     // The server has answered all: it is the client that has not sent its Sync.
                     self.mark(Activity::Active, self.w.now(), false);
@@ -490,7 +500,7 @@ impl Session {
             }
             (Expiry::Write, _) if self.presence.blocked.get().is_some() => {
                 tracing::info!(place = self.place, "client takes nothing of what is sent to it, disconnected");
-                self.cancel();
+                self.cancel(Waiters::default());
                 return Err(Turn::Close);
             }
             (
@@ -558,7 +568,7 @@ impl Session {
     }
 
     /// A cancel request has come for this session, which holds a server or nothing that runs.
-    fn cancel(&mut self) {
+    fn cancel(&mut self, waiters: Waiters) {
         if self.server.is_none() {
             return;
         }
@@ -574,17 +584,23 @@ impl Session {
             return;
         }
         self.cancelled |= self.relay.may_commit();
-        self.forward_cancel();
+        self.forward_cancel(waiters);
     }
 
-    /// A cancel request goes on to the server.
-    pub(super) fn forward_cancel(&self) {
+    /// A cancel request goes on to the server. Until that has acted on it, nothing new is sent there: it would be hit.
+    pub(super) fn forward_cancel(&mut self, waiters: Waiters) {
         let Some(server) = &self.server else { return };
         let (peer, key, limit) = (server.meta.peer, server.meta.key, self.w.config().connect_timeout);
         // Counted before the task runs: the server may be given back before that.
         let way = cancel::Way { worker: self.w.clone(), host: server.meta.host.clone(), peer };
         let request = cancel::forward(way, key, limit, server.cancels.begin());
-        tokio::task::spawn_local(request);
+        let presence = self.presence.clone();
+        self.cancelling = true;
+        tokio::task::spawn_local(async move {
+            request.await;
+            presence.wake();
+            drop(waiters);
+        });
     }
 }
 

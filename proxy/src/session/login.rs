@@ -1,6 +1,6 @@
 //! From the first byte of a connection to its first ReadyForQuery.
 
-use crate::auth::cancel_keys::digest;
+use crate::auth::cancel_keys::Secret;
 use crate::auth::credentials::Credentials;
 use crate::console;
 use crate::net::{Origin, Stream};
@@ -151,7 +151,7 @@ impl Prepared {
         let mut hello = self.hello;
         let (pid, id) = (pid_of(self.w.index, place), self.w.shared.config.borrow().cancel.id);
         let secret = self.w.shared.cancelling.secret(id, pid, self.long_key);
-        presence.secret.set(digest(&secret));
+        presence.secret.set(Secret::new(&secret));
         backend::write_backend_key(&mut hello, pid, &secret);
         backend::write_ready(&mut hello, TxStatus::Idle);
         let functions = self.w.shared.catalogs.table(&self.identity.dbname);

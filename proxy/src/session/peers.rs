@@ -1,6 +1,6 @@
 //! Where a cancel request goes: to a session of this process, on to the process that gave its key out, or nowhere.
 
-use crate::auth::cancel_keys::{Keyring, Owner, digest};
+use crate::auth::cancel_keys::{Keyring, Owner, Secret};
 use crate::config::Config;
 use crate::control::CancelKey;
 use crate::net::Origin;
@@ -114,21 +114,26 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
     }
     let ring = cancelling.ring();
     let ids = std::iter::once(config.cancel.id).chain(config.cancel.peers.iter().map(|(id, _)| *id));
-    let here = |secret: &[u8]| w.shared.cancel(CancelKey { pid, secret: digest(secret) });
+    let here = async |secret: &[u8]| {
+        let Some(secret) = Secret::new(secret) else { return };
+        // Its connection ends when it has been acted on, or when that takes too long: the client waits for that.
+        let acted = w.shared.cancel(CancelKey { pid, secret });
+        let _ = tokio::time::timeout(config.connect_timeout, acted).await;
+    };
     match ring.owner(ids, pid, secret) {
-        Owner::Process(id) if id == config.cancel.id => here(secret),
+        Owner::Process(id) if id == config.cancel.id => here(secret).await,
         Owner::Process(id) => {
             let Some((_, peer)) = config.cancel.peers.iter().find(|(peer, _)| *peer == id) else { return };
             pass_on(w, peer, pid, &ring.stamp(pid, secret), config.connect_timeout).await;
         }
-        Owner::PassedOn => here(ring.stamped(pid, secret).unwrap_or_default()),
+        Owner::PassedOn => here(ring.stamped(pid, secret).unwrap_or_default()).await,
         Owner::Nobody => {
             if let Some(address) = address {
                 cancelling.too_many(address, true);
             }
             // The process before this one, which ends its last sessions, may have had a secret of its own.
             if w.shared.has_elder() {
-                here(secret);
+                here(secret).await;
             }
         }
     }

@@ -1,9 +1,10 @@
 //! What is known of a session outside of its own task: where it is, what it does, and what it is told.
 
+use crate::auth::cancel_keys::Secret;
 use crate::net::Origin;
 use crate::pool::Identity;
 use crate::pool::clients::Admission;
-use crate::session::cancel::MAX_PLACES;
+use crate::session::cancel::{MAX_PLACES, Waiters};
 use crate::session::state::Pins;
 pub use crate::session::timers::{Activity, Doing};
 use crate::session::timers::{Expiry, Progress};
@@ -12,6 +13,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
+use tokio::sync::oneshot;
 
 /// The server that serves a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +50,11 @@ pub enum End {
 
 /// What can be told a session from outside of its own sockets, and what it shows.
 pub struct Presence {
-    /// The digest of its secret for cancel requests, once it has one.
-    pub secret: Cell<u32>,
+    /// Its secret for cancel requests, once it has one.
+    pub secret: Cell<Option<Secret>>,
     waker: RefCell<Option<Waker>>,
-    /// A cancel request has come.
-    pub cancel: Cell<bool>,
+    /// A cancel request has come, from these.
+    pub cancel: Cell<Option<Waiters>>,
     /// It is to end.
     pub end: Cell<Option<End>>,
     /// Whose it is.
@@ -74,9 +76,9 @@ impl Presence {
     /// A session that begins now.
     pub fn new(now: Instant) -> Self {
         Self {
-            secret: Cell::new(0),
+            secret: Cell::new(None),
             waker: RefCell::default(),
-            cancel: Cell::new(false),
+            cancel: Cell::new(None),
             end: Cell::new(None),
             facts: OnceCell::new(),
             doing: Cell::new(Doing { activity: Activity::Idle, since: now, began: now }),
@@ -121,6 +123,14 @@ impl Presence {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+
+    /// A client of another connection asks to cancel what it does; `done` is told when that has been acted on.
+    pub fn cancel(&self, done: oneshot::Sender<()>) {
+        let mut waiters = self.cancel.take().unwrap_or_default();
+        waiters.add(done);
+        self.cancel.set(Some(waiters));
+        self.wake();
     }
 
     /// The session is to end.

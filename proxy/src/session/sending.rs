@@ -23,6 +23,9 @@ impl Session {
     pub(super) fn route(&mut self, input: &[u8], unit: &Unit, classes: &[Statement]) -> Step {
         let now = self.w.now();
         let access = if unit.read { Access::Read } else { Access::Write };
+        if self.cancelling && self.server.is_some() {
+            return Step::Wait;
+        }
         if let Some(server) = &self.server {
             let starts = !self.relay.busy() && self.relay.status == TxStatus::Idle;
             let fits = server.meta.role == Role::Primary || unit.read || !starts;
@@ -251,7 +254,7 @@ impl Session {
         if self.presence.end.get().is_some() || self.presence.expired.get().is_some() {
             return Poll::Ready(None);
         }
-        if self.presence.cancel.take() {
+        if self.presence.cancel.take().is_some() {
             return Poll::Ready(Some(ClientError::Cancelled));
         }
         while self.inbox.len() < 2 * self.w.config().relay_buffer && !self.eof {

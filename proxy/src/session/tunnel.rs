@@ -66,9 +66,10 @@ fn pump(s: &mut Session, frames: &mut Follower, cx: &mut Context<'_>) -> Poll<En
             return Poll::Ready(Ending::Deposed);
         }
     }
-    if s.presence.cancel.take() {
-        s.forward_cancel();
+    if let Some(waiters) = s.presence.cancel.take() {
+        s.forward_cancel(waiters);
     }
+    s.cancelling = s.server.as_ref().is_some_and(|server| server.cancels.running());
     for _ in 0..MAX_ROUNDS {
         match round(s, frames, cx) {
             Ok(true) => {}
@@ -98,6 +99,7 @@ fn round(s: &mut Session, frames: &mut Follower, cx: &mut Context<'_>) -> Result
             moved = true;
         }
         if s.to_server.is_empty()
+            && !s.cancelling
             && let Poll::Ready(read) = s.client.poll_fill(&mut scratch[..limit], cx)
         {
             let bytes = &scratch[..read.ok().filter(|&n| n > 0).ok_or(Ending::Client)?];
