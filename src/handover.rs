@@ -5,7 +5,8 @@
 //! one stop accepting. Until it has let its clients go, it is sent the cancel requests that reach the new one.
 //!
 //! On the socket: names as JSON and a line end, with the descriptors (SCM_RIGHTS), from the old one; `ready` and a line
-//! end from the new one, and then a frame for each cancel request: process number, length of the secret, the secret. A new one that ends before `ready` changes nothing.
+//! end from the new one, and then a frame for each cancel request (process number, length of the secret, the secret). A new
+//! one that ends before `ready` changes nothing.
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};

@@ -237,41 +237,6 @@ fn a_login_while_there_is_no_primary_is_served_by_a_standby() {
 }
 
 #[test]
-fn a_cancelled_wait_for_a_standby_is_not_success() {
-    let c = Cluster::start(0, |_| {});
-    let mut simple = Raw::login(c.port, &[]);
-    let mut ext = Raw::login(c.port, &[]);
-    simple.query("create table t(a int)");
-    c.nodes[0].psql("alter system set synchronous_standby_names = 'nobody'");
-    c.nodes[0].psql("select pg_reload_conf()");
-    wait_for("the setting to be in force", || {
-        (c.nodes[0].psql("show synchronous_standby_names") == "nobody").then_some(())
-    });
-    simple.write(|out| write_query(out, "insert into t values (1)"));
-    ext.write(|out| {
-        run(out, "insert into t values (2)");
-        sync(out);
-    });
-    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-    wait_for("both to wait for a standby", || (c.nodes[0].psql(waiting) == "2").then_some(()));
-    c.nodes[0].psql("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'");
-    assert_eq!(words(&simple.until_ready()), "N 01000 | E 08007 | Z I");
-    assert_eq!(words(&ext.until_ready()), "1 | 2 | C INSERT 0 1 | N 01000 | E 08007 | Z I");
-    // A cancel request of the client does not reach a COMMIT.
-    simple.query("begin");
-    simple.query("insert into t values (3)");
-    simple.write(|out| write_query(out, "commit"));
-    wait_for("the COMMIT to wait for a standby", || (c.nodes[0].psql(waiting) == "1").then_some(()));
-    let request = proxy::wire::startup::cancel_request(simple.key.0, simple.key.1);
-    std::io::Write::write_all(&mut common::dial(c.port), &request).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(c.nodes[0].psql(waiting), "1");
-    c.nodes[0].psql("alter system reset synchronous_standby_names");
-    c.nodes[0].psql("select pg_reload_conf()");
-    assert_eq!(words(&simple.until_ready()), "C COMMIT | Z I");
-}
-
-#[test]
 fn a_read_that_writes_after_all_runs_again_on_the_primary() {
     let c = Cluster::start(1, |raw| raw.catalog_refresh = cluster::config::Span::secs(1));
     c.psql("create sequence s; create function f() returns bigint stable language sql as 'select nextval(''s'')'")

@@ -104,6 +104,8 @@ impl Session {
             }
         }
         self.tracking.failed |= !self.relay.errors.is_empty();
+        // The request has had its effect: it stopped a statement before that could commit.
+        self.cancelled &= !self.relay.errors.contains(b"57");
         // What the server throws away after an error is owed no longer, and no ReadyForQuery will say so: what waits
         // in the inbox may be the Sync that ends it.
         self.rescan |= !self.relay.errors.is_empty();

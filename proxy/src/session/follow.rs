@@ -255,6 +255,9 @@ impl Session {
         let startup = self.identity.parameters.iter().any(|(n, v)| {
             n.eq_ignore_ascii_case("client_min_messages") || v.to_ascii_lowercase().contains("client_min_messages")
         });
-        quiet || startup || self.pins.has(PinReason::Set)
+        // Or by what runs now, whose settings are not known yet.
+        let touched = &self.tracking.touched;
+        let now = touched.every || touched.names.iter().any(|n| &**n == "client_min_messages");
+        quiet || startup || now || self.pins.has(PinReason::Set)
     }
 }

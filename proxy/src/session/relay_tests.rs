@@ -154,6 +154,20 @@ fn a_success_behind_the_notice_of_a_cancelled_wait_is_replaced() {
 }
 
 #[test]
+fn a_doubt_is_told_once_however_often_it_is_raised() {
+    let mut relay = Relay::default();
+    relay.push(plain(Kind::Query));
+    let mut s = Vec::new();
+    write_command_complete(&mut s, "INSERT 0 1");
+    relay.doubt(doubt());
+    assert_eq!(shape(&feed(&mut relay, &s, &[]).0), "E(25P02)");
+    s.clear();
+    write_ready(&mut s, TxStatus::Idle);
+    relay.doubt(doubt());
+    assert_eq!(shape(&feed(&mut relay, &s, &[]).0), "Z");
+}
+
+#[test]
 fn a_refused_read_of_a_standby_leaves_no_trace_unless_some_of_it_was_seen() {
     let mut refusal = Vec::new();
     write_bare(&mut refusal, b'1');

@@ -33,7 +33,10 @@ impl Relay {
 
     /// From now to the next ReadyForQuery success is not reported: `error` is.
     pub fn doubt(&mut self, error: ClientError) {
-        self.doubt.get_or_insert_with(|| Box::new(error));
+        // It has been told already, and the rest of the answers is on its way to nobody.
+        if !self.withhold {
+            self.doubt.get_or_insert_with(|| Box::new(error));
+        }
     }
 
     /// Give up the server: the entries of what it never answered, oldest first. What they registered is in `undone`.
