@@ -24,6 +24,7 @@ const PURE: &[&str] = &[
     "proxy/src/console/table.rs",
     "proxy/src/console/tally.rs",
     "proxy/src/config/pools.rs",
+    "proxy/src/config/reads.rs",
     "proxy/src/config/timeouts.rs",
     "proxy/src/ledger",
     "proxy/src/pool/backoff.rs",

@@ -19,7 +19,7 @@ use crate::pool::view::View as Inventory;
 use crate::pool::warm::{self, Patrons};
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Pools, Scope, health, survey};
 use crate::resolve::Resolver;
-use crate::route::{self, Causality, Decision, Lag, Loads, Policy, Request};
+use crate::route::{self, Causality, Decision, Lag, Loads, Request};
 use crate::session::cancel::place_of;
 use crate::session::peers::Cancelling;
 use crate::session::presence::{End, Places, Presence};
@@ -295,7 +295,6 @@ pub struct Worker {
     stirred: Cell<bool>,
     /// Told when `stirred` becomes true.
     stir: Notify,
-    policy: Cell<Policy>,
     /// The shortest limit on what sessions do.
     shortest: Cell<Option<Duration>>,
     /// When to look at the sessions.
@@ -332,7 +331,6 @@ impl Worker {
         let pools = Pools::new(index, shared.limits.clone(), doorway.clone(), hand_over, ask);
         let counts = Counts::new(&shared.metrics);
         let config = Rc::new(Config::clone(&shared.config.borrow()));
-        let policy = Cell::new(policy_of(&config));
         let shortest = timers::shortest(&config.timeouts);
         let logins = Semaphore::new(config.auth.max_logins);
         Rc::new(Self {
@@ -345,7 +343,6 @@ impl Worker {
             counts,
             tallies: Tallies::new(Clock.now()),
             config: RefCell::new(config),
-            policy,
             view: RefCell::new(View { topology: Topology::unknown(), lag: Lag::default() }),
             generation: Cell::new(0),
             changed: Notify::new(),
@@ -380,7 +377,6 @@ impl Worker {
     }
 
     fn apply_config(&self, config: &Config) {
-        self.policy.set(policy_of(config));
         self.shortest.set(timers::shortest(&config.timeouts));
         self.look_no_later(self.now());
         *self.config.borrow_mut() = Rc::new(config.clone());
@@ -457,7 +453,7 @@ impl Worker {
     pub fn decide(&self, request: &Request<'_>, causality: &mut Causality, now: Instant) -> Decision {
         let seed = self.next_seed();
         let view = self.view.borrow();
-        route::decide(request, causality, &view.topology, &view.lag, &self.policy.get(), self, now, seed)
+        route::decide(request, causality, &view.topology, &view.lag, self, now, seed)
     }
 
     /// May this connection go on serving?
@@ -715,10 +711,6 @@ impl Worker {
             self.shared.applied.notify_one();
         }
     }
-}
-
-fn policy_of(config: &Config) -> Policy {
-    Policy { max_replay_lag: config.max_replay_lag }
 }
 
 /// What a worker listens to.

@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod pools;
+pub mod reads;
 pub mod reload;
 pub mod timeouts;
 
@@ -113,6 +114,8 @@ pub struct Raw {
     pub tls: tls::ClientRaw,
     /// TLS towards servers.
     pub server_tls: tls::ServerRaw,
+    /// What reads are promised.
+    pub reads: reads::Raw,
     /// What holds for all pools.
     pub pools: pools::Raw,
     /// What holds for single databases, by the name clients ask for. Default none.
@@ -162,6 +165,7 @@ impl Default for Raw {
             proxy_protocol_from: Vec::new(),
             tls: tls::ClientRaw::default(),
             server_tls: tls::ServerRaw::default(),
+            reads: reads::Raw::default(),
             pools: pools::Raw::default(),
             databases: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -242,6 +246,8 @@ pub struct Config {
     pub tls: tls::ClientTls,
     /// `server_tls`
     pub server_tls: tls::ServerTls,
+    /// `[proxy.reads]`
+    pub reads: reads::Raw,
     /// `[proxy.pools]`, `[proxy.databases]` and `[proxy.users]`
     pub pools: pools::Pools,
     /// `auth`
@@ -308,6 +314,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     let (tls, server_tls) =
         (tls::check_client(raw.tls.clone(), &mut bad), tls::check_server(raw.server_tls.clone(), &mut bad));
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
+    bad.extend(reads::check(&raw.reads, &raw.databases, &raw.users));
     let auth = auth::check(&raw.auth).map_err(|more| bad.extend(more));
     let cancel = cancel::check(&raw.cancel).map_err(|more| bad.extend(more));
     let (true, Ok(auth), Ok(cancel)) = (bad.is_empty(), auth, cancel) else { return Err(bad) };
@@ -322,6 +329,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         hold_timeout: raw.hold_timeout.0,
         hold_bytes: raw.hold_bytes.0,
         max_replay_lag: raw.max_replay_lag.0,
+        reads: raw.reads,
         server_idle_timeout: raw.server_idle_timeout.0,
         server_lifetime: raw.server_lifetime.0,
         connect_timeout: raw.connect_timeout.0,

@@ -96,6 +96,8 @@ pub struct Database {
     /// As `proxy.pools.max_db_client_connections`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_client_connections: Option<usize>,
+    /// What reads are promised.
+    pub reads: super::reads::Own,
 }
 
 /// `[proxy.users.NAME]`. Every key is optional.
@@ -120,6 +122,8 @@ pub struct User {
     /// As `proxy.pools.max_user_client_connections`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_client_connections: Option<usize>,
+    /// What reads are promised.
+    pub reads: super::reads::Own,
 }
 
 /// The three tables checked, with the two keys of `[proxy]` that they override.

@@ -5,7 +5,7 @@ use crate::auth::credentials::Credentials;
 use crate::pool::backoff::mix;
 use crate::pool::policy::resolve;
 use crate::pool::{Identity, Pool, Share};
-use crate::route::Causality;
+use crate::route::{Causality, Promise};
 use crate::session::acquire::{self, Want};
 use crate::sql::Access;
 use crate::worker::Worker;
@@ -96,7 +96,9 @@ async fn add_one(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, credentials: Ar
     if let Ok(permit) = pool.limit.permit(Share::Minimum) {
         let identity = pool.key.identity.clone();
         let causality = Rc::new(RefCell::new(Causality::default()));
-        let want = Want { identity, credentials, causality, access: Access::Write, avoid: Vec::new(), since: w.now() };
+        let promise = Promise::session(w.config().max_replay_lag);
+        let access = Access::Write;
+        let want = Want { identity, credentials, causality, access, promise, avoid: Vec::new(), since: w.now() };
         let limit = w.config().hold_timeout;
         match acquire::open(&w, &want, &primary, Role::Primary, permit, limit).await {
             Ok(server) => pool.give(server),

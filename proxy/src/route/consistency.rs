@@ -27,11 +27,11 @@ struct Bound {
     covered: Option<(Term, Lsn)>,
 }
 
-/// No position of the primary covers the last write yet.
+/// No position of the primary covers what must be seen yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// When it was acknowledged.
-    pub wrote_at: Instant,
+    /// A sample whose query was sent at or after this instant will.
+    pub since: Instant,
 }
 
 impl Causality {
@@ -65,7 +65,23 @@ impl Causality {
         }
         match bound.covered {
             Some((_, lsn)) => Ok(read.max(Some(lsn))),
-            None => Err(Pending { wrote_at: bound.wrote_at }),
+            None => Err(Pending { since: bound.wrote_at }),
         }
+    }
+
+    /// The position a standby must have replayed for a read that began at `since` to miss nothing that anybody was
+    /// acknowledged before: any insert position of the primary sampled since then, and what the session has read.
+    ///
+    /// # Errors
+    /// There is no such sample yet.
+    pub(super) fn need_of_all(
+        &mut self,
+        topology: &Topology,
+        lag: &Lag,
+        since: Instant,
+    ) -> Result<Option<Lsn>, Pending> {
+        let read = self.read.filter(|(term, _)| *term == topology.term).map(|(_, lsn)| lsn);
+        let sample = lag.primary_of(topology).filter(|s| s.sent_at >= since).ok_or(Pending { since })?;
+        Ok(read.max(Some(sample.insert_lsn)))
     }
 }

@@ -4,7 +4,8 @@
 //! 1. Only what is proven read-only may go to a standby; everything else goes to the primary.
 //! 2. A standby serves when it is not fenced, its staleness is within `max_replay_lag`, and it has replayed the
 //!    session's last write (`consistency`) and whatever the session has already read.
-//! 3. Without such a standby, a read goes to the primary.
+//! 3. Without such a standby a read waits for one as long as the session's promise says, and then goes to the primary
+//!    or fails, as that says too (`promise`, which also loosens or tightens rule 2).
 //! 4. While no primary answers, a standby that has replayed the primary's last sampled position holds everything
 //!    acknowledged before that sample was sent, so its staleness is the age of that sample: reads go on at standbys
 //!    until that exceeds `max_replay_lag`. In the ordinary case a broken stream is never fresh.
@@ -17,14 +18,17 @@
 pub mod balance;
 pub mod consistency;
 pub mod policy;
+pub mod promise;
 
 pub use balance::Loads;
 pub use consistency::Causality;
-pub use policy::{Lag, Policy, Unfit};
+pub use policy::{Lag, Unfit};
+pub use promise::{Consistency, NoStandby, Promise, ReadFrom};
 
 use crate::sql::Access;
 use cluster::topology::{Member, Topology};
 use cluster::{Instant, Lsn, NodeId};
+use std::fmt;
 use std::time::Duration;
 
 /// What is to be routed: a statement outside any transaction block, of a session that is not pinned.
@@ -34,6 +38,10 @@ pub struct Request<'a> {
     pub access: Access,
     /// Standbys on which this very statement has failed just now.
     pub avoid: &'a [NodeId],
+    /// What the session is promised.
+    pub promise: Promise,
+    /// When the statement began to wait; now, when it has not.
+    pub since: Instant,
 }
 
 /// Where it goes.
@@ -43,6 +51,10 @@ pub enum Target {
     Primary,
     /// To this standby.
     Standby(NodeId),
+    /// Nowhere yet: decide again when the topology or the lag has changed, and after this time at the latest.
+    Wait(Duration),
+    /// Nowhere: it fails.
+    Nowhere,
 }
 
 /// Where it goes, and why.
@@ -59,21 +71,23 @@ pub struct Decision {
 pub enum Reason {
     /// To the primary: not proven read-only.
     Write,
+    /// To the primary: the session wants it so.
+    AsAsked,
     /// To a standby.
     Fresh {
-        /// Its staleness now.
-        staleness: Duration,
+        /// Its staleness now; `None` when it is not known and does not matter.
+        staleness: Option<Duration>,
         /// Its replay position when sampled.
         replay_lsn: Lsn,
         /// The position it had to have replayed; `None` when the session has neither written nor read.
         need: Option<Lsn>,
     },
-    /// To the primary: the session wrote, and no position of the primary was sampled since.
+    /// No position of the primary was sampled since what the read must see.
     AwaitingSample {
-        /// When its last write was acknowledged.
-        wrote_at: Instant,
+        /// When the session's last write was acknowledged, or when the read began that is to see everybody's.
+        since: Instant,
     },
-    /// To the primary: no standby qualifies.
+    /// No standby qualifies.
     NoStandby {
         /// The one that came closest; `None` when there is no standby at all.
         closest: Option<(NodeId, Unfit)>,
@@ -85,6 +99,7 @@ impl Reason {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Write => "write",
+            Self::AsAsked => "as_asked",
             Self::Fresh { .. } => "fresh",
             Self::AwaitingSample { .. } => "awaiting_sample",
             Self::NoStandby { closest: None } => "no_standby",
@@ -93,30 +108,55 @@ impl Reason {
     }
 }
 
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |d: &Duration| d.as_millis();
+        match self {
+            Self::Write => write!(f, "not proven read-only"),
+            Self::AsAsked => write!(f, "reads from the primary are asked for"),
+            Self::Fresh { staleness: Some(staleness), replay_lsn, need: Some(need) } => {
+                write!(f, "{} ms stale, replayed {replay_lsn} of {need}", ms(staleness))
+            }
+            Self::Fresh { staleness: Some(staleness), replay_lsn, need: None } => {
+                write!(f, "{} ms stale, replayed {replay_lsn}", ms(staleness))
+            }
+            Self::Fresh { staleness: None, replay_lsn, .. } => write!(f, "replayed {replay_lsn}, lag not known"),
+            Self::AwaitingSample { .. } => write!(f, "no position of the primary is known yet that covers it"),
+            Self::NoStandby { closest: None } => write!(f, "there is no standby"),
+            Self::NoStandby { closest: Some((node, unfit)) } => write!(f, "closest is {node}, {unfit}"),
+        }
+    }
+}
+
 /// Decide. `causality` is the session's own; `seed` is any number that differs from call to call.
-#[expect(clippy::too_many_arguments, reason = "a decision is a function of all that it depends on")]
 pub fn decide(
     request: &Request<'_>,
     causality: &mut Causality,
     topology: &Topology,
     lag: &Lag,
-    policy: &Policy,
     loads: &dyn Loads,
     now: Instant,
     seed: u64,
 ) -> Decision {
     let to_primary = |reason| Decision { target: Target::Primary, reason };
-    match request.access {
-        Access::Write => return to_primary(Reason::Write),
-        Access::Read => {}
+    let promise = &request.promise;
+    match (request.access, promise.read_from) {
+        (Access::Write, _) => return to_primary(Reason::Write),
+        (Access::Read, ReadFrom::Primary) => return to_primary(Reason::AsAsked),
+        (Access::Read, ReadFrom::Standby) => {}
     }
-    let need = match causality.need(topology, lag) {
+    let need = match promise.consistency {
+        Consistency::Eventual | Consistency::Bounded => Ok(None),
+        Consistency::Session => causality.need(topology, lag),
+        Consistency::Global => causality.need_of_all(topology, lag, request.since),
+    };
+    let need = match need {
         Ok(need) => need,
-        Err(pending) => return to_primary(Reason::AwaitingSample { wrote_at: pending.wrote_at }),
+        Err(pending) => return without(request, Reason::AwaitingSample { since: pending.since }, now),
     };
     let fit = |member: &Member| match request.avoid.contains(&member.node) {
         true => Err(Unfit::Avoided),
-        false => policy.fit(member, topology, lag, need, now),
+        false => policy::fit(promise, member, topology, lag, need, now),
     };
     let chosen = balance::choose(&topology.standbys, |m| fit(m).is_ok(), loads, seed);
     match chosen.map(|member| (member, fit(member))) {
@@ -127,9 +167,20 @@ pub fn decide(
         }
         _ => {
             let unfit = topology.standbys.iter().filter_map(|m| fit(m).err().map(|u| (m.node.clone(), u)));
-            to_primary(Reason::NoStandby { closest: unfit.min_by_key(|(_, u)| u.distance()) })
+            without(request, Reason::NoStandby { closest: unfit.min_by_key(|(_, u)| u.distance()) }, now)
         }
     }
+}
+
+/// No standby may serve the read.
+fn without(request: &Request<'_>, reason: Reason, now: Instant) -> Decision {
+    let left = request.promise.standby_wait.saturating_sub(now.since(request.since));
+    let target = match (left.is_zero(), request.promise.no_standby) {
+        (false, _) => Target::Wait(left),
+        (true, NoStandby::Primary) => Target::Primary,
+        (true, NoStandby::Error) => Target::Nowhere,
+    };
+    Decision { target, reason }
 }
 
 #[cfg(test)]

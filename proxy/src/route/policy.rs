@@ -1,17 +1,12 @@
 //! Is a standby fit to serve a read now?
 
+use super::promise::{Consistency, Promise};
 use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, StandbyLag};
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Instant, Lsn, Term};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// What an operator allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Greatest staleness of a standby that serves reads.
-    pub max_replay_lag: Duration,
-}
 
 /// The newest lag snapshot, and the newest sample of any primary: kept while none answers.
 #[derive(Clone, Debug, Default)]
@@ -45,8 +40,8 @@ impl Lag {
 /// What a standby that is fit offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fit {
-    /// Replay lag plus sample age, or the age of the last primary's sample.
-    pub staleness: Duration,
+    /// Replay lag plus sample age, or the age of the last primary's sample; `None` when it is not known.
+    pub staleness: Option<Duration>,
     /// Its replay position when sampled.
     pub replay_lsn: Lsn,
 }
@@ -61,7 +56,7 @@ pub enum Unfit {
         /// What it had replayed when sampled.
         have: Lsn,
     },
-    /// Its staleness exceeds `max_replay_lag`.
+    /// Its staleness exceeds the promise's `max_replay_lag`.
     Lagging {
         /// Its staleness now.
         staleness: Duration,
@@ -109,63 +104,93 @@ impl Unfit {
     }
 }
 
-impl Policy {
-    /// Is `member` fit to serve a read that needs `need`?
-    ///
-    /// # Errors
-    /// Why not, with the numbers.
-    pub fn fit(
-        &self,
-        member: &Member,
-        topology: &Topology,
-        lag: &Lag,
-        need: Option<Lsn>,
-        now: Instant,
-    ) -> Result<Fit, Unfit> {
-        if member.fenced {
-            return Err(Unfit::Fenced);
-        }
-        let sampled = lag.snapshot.term;
-        let gate = topology.gate_at(now);
-        // While a new term begins nothing newer can have been acknowledged; once it is open, figures of the old one
-        // may come from a standby that went another way.
-        let same_history = sampled == topology.term || (sampled < topology.term && matches!(gate, Gate::Closed(_)));
-        if !same_history {
-            return Err(Unfit::OtherTerm { sampled, current: topology.term });
-        }
-        let standby = lag.snapshot.standby(&member.node).ok_or(Unfit::Unknown(LagUnknown::NeverSampled))?;
-        let sample = standby.sample.as_ref().ok_or(Unfit::Unknown(unknown_of(standby)))?;
-        let replay_lsn = sample.replay_lsn;
-        let since_view = topology.valid_until.map_or(Duration::ZERO, |end| now.since(end));
-        let staleness = self.staleness(standby, replay_lsn, lag, now)?.max(since_view);
-        if staleness > self.max_replay_lag {
-            return Err(Unfit::Lagging { staleness, budget: self.max_replay_lag });
-        }
-        match need {
-            Some(need) if replay_lsn < need => Err(Unfit::ReplayBehind { need, have: replay_lsn }),
-            _ => Ok(Fit { staleness, replay_lsn }),
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ReplayBehind { need, have } => write!(f, "which has replayed {have} of {need}"),
+            Self::Lagging { staleness, budget } => {
+                write!(f, "{} ms stale where {} ms are allowed", staleness.as_millis(), budget.as_millis())
+            }
+            Self::Unknown(why) => write!(f, "whose lag is not known: {}", why.as_str()),
+            Self::OtherTerm { sampled, current } => write!(f, "last sampled in term {sampled}, now is {current}"),
+            Self::Avoided => write!(f, "which has just failed this statement"),
+            Self::Fenced => write!(f, "which is fenced"),
         }
     }
+}
 
-    /// By the LSN clock; while no primary answers, by the last primary's sample (rule 4).
-    fn staleness(&self, standby: &StandbyLag, replay_lsn: Lsn, lag: &Lag, now: Instant) -> Result<Duration, Unfit> {
-        match standby.freshness_at(now, self.max_replay_lag) {
-            Freshness::Fresh { staleness } | Freshness::Lagging { staleness } => Ok(staleness),
-            Freshness::Unknown { why: why @ (LagUnknown::StreamBroken | LagUnknown::NoPrimarySample) } => {
-                let last = lag.last_primary.as_ref().filter(|_| lag.snapshot.primary.is_none());
-                // As lagmon's clock does it: what the primary had not flushed reaches no standby, so nothing that was
-                // acknowledged can wait for it (but with synchronous_commit = off).
-                let covered = last.filter(|primary| primary.flush_lsn <= replay_lsn);
-                covered.map(|primary| now.since(primary.sent_at)).ok_or(Unfit::Unknown(why))
+/// Is `member` fit to serve a read that is promised this and needs `need`?
+///
+/// # Errors
+/// Why not, with the numbers.
+pub fn fit(
+    promise: &Promise,
+    member: &Member,
+    topology: &Topology,
+    lag: &Lag,
+    need: Option<Lsn>,
+    now: Instant,
+) -> Result<Fit, Unfit> {
+    if member.fenced {
+        return Err(Unfit::Fenced);
+    }
+    let sampled = lag.snapshot.term;
+    let gate = topology.gate_at(now);
+    // While a new term begins nothing newer can have been acknowledged; once it is open, figures of the old one
+    // may come from a standby that went another way.
+    let same_history = sampled == topology.term || (sampled < topology.term && matches!(gate, Gate::Closed(_)));
+    if !same_history {
+        return Err(Unfit::OtherTerm { sampled, current: topology.term });
+    }
+    let standby = lag.snapshot.standby(&member.node).ok_or(Unfit::Unknown(LagUnknown::NeverSampled))?;
+    let sample = standby.sample.as_ref().ok_or(Unfit::Unknown(unknown_of(standby)))?;
+    let replay_lsn = sample.replay_lsn;
+    if promise.consistency == Consistency::Eventual {
+        return match standby.replay_lag {
+            Err(why @ (LagUnknown::NeverSampled | LagUnknown::Unreachable | LagUnknown::NotInRecovery)) => {
+                Err(Unfit::Unknown(why))
             }
-            Freshness::Unknown {
-                why:
-                    why @ (LagUnknown::NeverSampled
-                    | LagUnknown::Unreachable
-                    | LagUnknown::ReplayPaused
-                    | LagUnknown::NotInRecovery),
-            } => Err(Unfit::Unknown(why)),
+            Ok(_) | Err(LagUnknown::StreamBroken | LagUnknown::ReplayPaused | LagUnknown::NoPrimarySample) => {
+                Ok(Fit { staleness: standby.staleness_at(now).ok(), replay_lsn })
+            }
+        };
+    }
+    let budget = promise.max_replay_lag;
+    let since_view = topology.valid_until.map_or(Duration::ZERO, |end| now.since(end));
+    let staleness = staleness(budget, standby, replay_lsn, lag, now)?.max(since_view);
+    if staleness > budget {
+        return Err(Unfit::Lagging { staleness, budget });
+    }
+    match need {
+        Some(need) if replay_lsn < need => Err(Unfit::ReplayBehind { need, have: replay_lsn }),
+        _ => Ok(Fit { staleness: Some(staleness), replay_lsn }),
+    }
+}
+
+/// By the LSN clock; while no primary answers, by the last primary's sample (rule 4).
+fn staleness(
+    budget: Duration,
+    standby: &StandbyLag,
+    replay_lsn: Lsn,
+    lag: &Lag,
+    now: Instant,
+) -> Result<Duration, Unfit> {
+    match standby.freshness_at(now, budget) {
+        Freshness::Fresh { staleness } | Freshness::Lagging { staleness } => Ok(staleness),
+        Freshness::Unknown { why: why @ (LagUnknown::StreamBroken | LagUnknown::NoPrimarySample) } => {
+            let last = lag.last_primary.as_ref().filter(|_| lag.snapshot.primary.is_none());
+            // As lagmon's clock does it: what the primary had not flushed reaches no standby, so nothing that was
+            // acknowledged can wait for it (but with synchronous_commit = off).
+            let covered = last.filter(|primary| primary.flush_lsn <= replay_lsn);
+            covered.map(|primary| now.since(primary.sent_at)).ok_or(Unfit::Unknown(why))
         }
+        Freshness::Unknown {
+            why:
+                why @ (LagUnknown::NeverSampled
+                | LagUnknown::Unreachable
+                | LagUnknown::ReplayPaused
+                | LagUnknown::NotInRecovery),
+        } => Err(Unfit::Unknown(why)),
     }
 }
 

@@ -38,6 +38,9 @@ struct World {
     causality: Causality,
     busy: Busy,
     avoid: Vec<NodeId>,
+    promise: Promise,
+    /// When the statement began to wait, if it has.
+    since: Option<Instant>,
 }
 
 fn standby(name: &str, replay: u64, sent_at: u64) -> StandbyLag {
@@ -77,6 +80,8 @@ impl World {
             causality: Causality::default(),
             busy: Busy(BTreeMap::new()),
             avoid: Vec::new(),
+            promise: Promise::session(BUDGET),
+            since: None,
         };
         world.publish();
         world
@@ -87,10 +92,10 @@ impl World {
     }
 
     fn decide(&mut self, access: Access, now: u64, seed: u64) -> Decision {
-        let request = Request { access, avoid: &self.avoid };
-        let policy = Policy { max_replay_lag: BUDGET };
+        let since = self.since.unwrap_or(at(now));
+        let request = Request { access, avoid: &self.avoid, promise: self.promise, since };
         let Self { topology, lag, causality, busy, .. } = self;
-        super::decide(&request, causality, topology, lag, &policy, busy, at(now), seed)
+        super::decide(&request, causality, topology, lag, busy, at(now), seed)
     }
 
     /// A read at `now`, as `n2 fresh` or `primary lagging`.
@@ -99,6 +104,8 @@ impl World {
         match target {
             Target::Primary => format!("primary {}", reason.as_str()),
             Target::Standby(node) => format!("{node} {}", reason.as_str()),
+            Target::Wait(left) => format!("wait {} {}", left.as_millis(), reason.as_str()),
+            Target::Nowhere => format!("nowhere {}", reason.as_str()),
         }
     }
 
@@ -118,7 +125,7 @@ fn a_write_goes_to_the_primary() {
 #[test]
 fn a_read_goes_to_a_fresh_standby_with_its_numbers() {
     let d = World::new().only_n2().decide(Access::Read, 1050, 1);
-    let reason = Reason::Fresh { staleness: Duration::from_millis(50), replay_lsn: Lsn(100), need: None };
+    let reason = Reason::Fresh { staleness: Some(Duration::from_millis(50)), replay_lsn: Lsn(100), need: None };
     assert_eq!(d, Decision { target: Target::Standby(node("n2")), reason });
 }
 
@@ -356,4 +363,79 @@ proptest! {
             prop_assert!(wrote.is_none_or(|t| sampled >= t && replay[i] >= insert));
         }
     }
+}
+
+#[test]
+fn eventual_reads_go_to_a_standby_however_stale_but_not_to_one_that_is_no_standby() {
+    let mut w = World::new().only_n2();
+    w.promise.consistency = Consistency::Eventual;
+    w.causality.wrote(at(1500));
+    assert_eq!(w.read(60_000), "n2 fresh");
+    for (why, want) in [
+        (LagUnknown::ReplayPaused, "n2 fresh"),
+        (LagUnknown::StreamBroken, "n2 fresh"),
+        (LagUnknown::Unreachable, "primary unreachable"),
+        (LagUnknown::NotInRecovery, "primary not_in_recovery"),
+    ] {
+        w.snapshot.standbys[0].replay_lag = Err(why);
+        w.publish();
+        assert_eq!(w.read(60_000), want);
+    }
+    w.snapshot.standbys[0].replay_lag = Ok(Duration::ZERO);
+    w.topology.term = Term(8);
+    w.publish();
+    assert_eq!(w.read(60_000), "primary other_term", "it may have gone another way");
+}
+
+#[test]
+fn bounded_reads_need_not_see_the_sessions_own_writes() {
+    let mut w = World::new().only_n2();
+    w.causality.wrote(at(1100));
+    assert_eq!(w.read(1200), "primary awaiting_sample");
+    w.promise.consistency = Consistency::Bounded;
+    assert_eq!(w.read(1200), "n2 fresh");
+    w.promise.max_replay_lag = Duration::from_millis(100);
+    assert_eq!(w.read(1200), "primary lagging");
+}
+
+#[test]
+fn global_reads_wait_for_a_sample_sent_after_they_began_and_for_a_standby_that_has_replayed_it() {
+    let mut w = World::new().only_n2();
+    w.promise = Promise { consistency: Consistency::Global, standby_wait: Duration::from_millis(500), ..w.promise };
+    w.since = Some(at(1100));
+    assert_eq!(w.read(1200), "wait 400 awaiting_sample", "the sample of 1000 misses what was written since");
+    w.snapshot.primary = Some(sample("n1", 150, 1210));
+    w.publish();
+    assert_eq!(w.read(1220), "wait 380 replay_behind");
+    w.snapshot.standbys[0] = standby("n2", 150, 1230);
+    w.publish();
+    assert_eq!(w.read(1240), "n2 fresh");
+    w.since = Some(at(1241));
+    assert_eq!(w.read(1241), "wait 500 awaiting_sample", "every read needs a sample of its own");
+}
+
+#[test]
+fn without_a_standby_a_read_waits_and_then_does_what_the_session_wants() {
+    let mut w = World::new().only_n2();
+    w.promise = Promise { standby_wait: Duration::from_secs(3), no_standby: NoStandby::Error, ..w.promise };
+    w.since = Some(at(5000));
+    assert_eq!(w.read(5000), "wait 3000 lagging");
+    assert_eq!(w.read(7999), "wait 1 lagging");
+    assert_eq!(w.read(8000), "nowhere lagging");
+    w.promise.no_standby = NoStandby::Primary;
+    assert_eq!(w.read(8000), "primary lagging");
+    let write = w.decide(Access::Write, 8000, 1);
+    assert_eq!(write.target, Target::Primary, "a write never waits for a standby");
+    w.promise.read_from = ReadFrom::Primary;
+    assert_eq!(w.read(5000), "primary as_asked");
+}
+
+#[test]
+fn a_reason_tells_its_numbers() {
+    let mut w = World::new().only_n2();
+    assert_eq!(w.decide(Access::Read, 1050, 1).reason.to_string(), "50 ms stale, replayed 0/64");
+    assert_eq!(
+        w.decide(Access::Read, 9000, 1).reason.to_string(),
+        "closest is n2, 8000 ms stale where 1000 ms are allowed"
+    );
 }

@@ -5,7 +5,7 @@ use crate::auth::credentials::Credentials;
 use crate::pool::checkout::Wait;
 use crate::pool::policy::{PoolPolicy, resolve};
 use crate::pool::{Checkout, Full, Identity, Offer, Permit, Pool, Share};
-use crate::route::{Causality, Request, Target};
+use crate::route::{Causality, Promise, Reason, Request, Target};
 use crate::session::challenge::Allowed;
 use crate::session::server::{self, ConnectError, Login, Server};
 use crate::sql::Access;
@@ -37,6 +37,8 @@ pub struct Want {
     pub causality: Rc<RefCell<Causality>>,
     /// What the unit needs.
     pub access: Access,
+    /// What the session is promised of its reads.
+    pub promise: Promise,
     /// Standbys on which this very unit has failed.
     pub avoid: Vec<NodeId>,
     /// When it began to wait.
@@ -44,9 +46,18 @@ pub struct Want {
 }
 
 impl Want {
+    /// How long it may take: what a read waits for a standby comes first.
+    fn hold(&self, w: &Worker) -> Duration {
+        let wait = match self.access {
+            Access::Read => self.promise.standby_wait,
+            Access::Write => Duration::ZERO,
+        };
+        w.config().hold_timeout + wait
+    }
+
     fn need(&self) -> Need<'_> {
-        let Self { identity, causality, access, avoid, .. } = self;
-        Need { database: &identity.database, causality, access: *access, avoid }
+        let Self { identity, causality, access, promise, avoid, since, .. } = self;
+        Need { database: &identity.database, causality, access: *access, promise: *promise, avoid, since: *since }
     }
 }
 
@@ -77,14 +88,19 @@ pub struct Need<'a> {
     pub causality: &'a RefCell<Causality>,
     /// What the unit needs.
     pub access: Access,
+    /// What the session is promised of its reads.
+    pub promise: Promise,
     /// Standbys on which this very unit has failed.
     pub avoid: &'a [NodeId],
+    /// When it began to wait.
+    pub since: Instant,
 }
 
 /// A connection that is at hand: no waiting, no connecting.
 pub fn at_hand(w: &Worker, need: Need<'_>, pool_of: impl FnOnce(&NodeId) -> Rc<Pool>, now: Instant) -> Option<Found> {
     let (target, reason) = target(w, need, now);
     let node = match target {
+        Target::Wait(_) | Target::Nowhere => return None,
         Target::Primary if w.gate(now) == Gate::Open => w.view.borrow().topology.primary.as_ref()?.node.clone(),
         Target::Primary => return None,
         Target::Standby(node) => node,
@@ -95,13 +111,14 @@ pub fn at_hand(w: &Worker, need: Need<'_>, pool_of: impl FnOnce(&NodeId) -> Rc<P
         return None;
     }
     let server = pool.at_hand(w.check_before(now))?;
-    w.still_valid(&server.meta).then_some(Found { server, pool, reason })
+    w.still_valid(&server.meta).then_some(Found { server, pool, reason: reason.as_str() })
 }
 
-fn target(w: &Worker, need: Need<'_>, now: Instant) -> (Target, &'static str) {
-    let request = Request { access: need.access, avoid: need.avoid };
+fn target(w: &Worker, need: Need<'_>, now: Instant) -> (Target, Reason) {
+    let Need { access, promise, avoid, since, .. } = need;
+    let request = Request { access, promise, avoid, since };
     let decision = w.decide(&request, &mut need.causality.borrow_mut(), now);
-    (decision.target, decision.reason.as_str())
+    (decision.target, decision.reason)
 }
 
 /// A unit's bytes, counted against `proxy.hold_bytes` while it waits.
@@ -145,7 +162,7 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
         let mut changed = std::pin::pin!(w.changed.notified());
         changed.as_mut().enable();
         let now = w.now();
-        let hold_left = w.config().hold_timeout.saturating_sub(now.since(want.since));
+        let hold_left = want.hold(w).saturating_sub(now.since(want.since));
         if hold_left.is_zero() {
             return Err(NotFound::Error(hold_timeout(w, want.since, now)));
         }
@@ -158,6 +175,15 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
             continue;
         }
         let (target, reason) = target(w, want.need(), now);
+        let promised_left = match target {
+            Target::Nowhere => return Err(NotFound::Error(no_standby(&want, &reason, now))),
+            Target::Wait(left) => Some(left),
+            Target::Primary | Target::Standby(_) => None,
+        };
+        if let Some(left) = promised_left {
+            let _ = tokio::time::timeout(left.min(hold_left), changed).await;
+            continue;
+        }
         let Some((member, role)) = member(w, &target, now) else {
             // The gate is shut: wait for a change, or until the view's validity or the time to hold is over.
             let _ = tokio::time::timeout(hold_left.min(LOOK_AGAIN), changed).await;
@@ -172,7 +198,7 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
         };
         if let Some(server) = server.filter(|s| w.still_valid(&s.meta)) {
             w.counts.waited(w.now().since(want.since));
-            return Ok(Found { server, pool, reason });
+            return Ok(Found { server, pool, reason: reason.as_str() });
         }
     }
 }
@@ -231,7 +257,7 @@ impl Queue {
         changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
     ) -> Result<Option<Server>, NotFound> {
         let now = w.now();
-        let left = w.config().hold_timeout.saturating_sub(now.since(want.since));
+        let left = want.hold(w).saturating_sub(now.since(want.since));
         if let Err(pause) = w.may_connect(&member.node, now) {
             // The node could not be connected to lately: a read goes elsewhere, and what needs the primary waits for
             // the next attempt, or for a connection that is given back.
@@ -318,7 +344,7 @@ fn member(w: &Worker, target: &Target, now: Instant) -> Option<(Member, Role)> {
         Target::Primary if view.topology.gate_at(now) == Gate::Open => {
             view.topology.primary.clone().map(|m| (m, Role::Primary))
         }
-        Target::Primary => None,
+        Target::Primary | Target::Wait(_) | Target::Nowhere => None,
         Target::Standby(node) => view.topology.member(node).cloned().map(|m| (m, Role::Standby)),
     }
 }
@@ -420,6 +446,15 @@ pub async fn any_standby(w: &Rc<Worker>, want: &Want) -> Option<Server> {
         }
     }
     None
+}
+
+/// The error for a read that no standby may serve and that must not burden the primary.
+fn no_standby(want: &Want, reason: &Reason, now: Instant) -> ClientError {
+    ClientError::NoStandby {
+        consistency: want.promise.consistency.as_str(),
+        waited: now.since(want.since),
+        why: reason.to_string(),
+    }
 }
 
 /// The error for a unit that was held too long.

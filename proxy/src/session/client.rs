@@ -16,6 +16,7 @@ use crate::session::cancel::Waiters;
 use crate::session::durability::Durability;
 use crate::session::outbox::Outbox;
 use crate::session::presence::{Activity, End, Presence, Serving};
+use crate::session::promised::Promised;
 use crate::session::relay::Relay;
 use crate::session::server::Server;
 use crate::session::state::{LostBlock, Pins};
@@ -138,6 +139,7 @@ pub struct Session {
     pub(super) pins: Pins,
     /// What follows it from server to server.
     pub(super) tracking: Tracking,
+    pub(super) promised: Option<Box<Promised>>,
     /// The server that listened for the client is lost, and another one is to listen.
     pub(super) listens: bool,
     /// The server has reported a setting in this transaction.
@@ -241,6 +243,7 @@ impl Session {
             retained_lens: VecDeque::new(),
             pins: Pins::default(),
             tracking: Tracking::new(application_name),
+            promised: None,
             listens: false,
             reported: false,
             base: settings.clone(),

@@ -7,7 +7,7 @@ use crate::net::{Origin, Stream};
 use crate::pool::Identity;
 use crate::pool::clients::Admission;
 use crate::pool::policy::{ClientLimit, dbname};
-use crate::route::Causality;
+use crate::route::{Causality, Promise};
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::cancel::pid_of;
 use crate::session::client::Session;
@@ -370,6 +370,7 @@ impl Greeter<'_> {
             credentials: Arc::new(credentials),
             causality,
             access: Access::Write,
+            promise: Promise::session(self.w.config().max_replay_lag),
             avoid: Vec::new(),
             since: self.w.now(),
         };

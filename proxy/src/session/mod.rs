@@ -21,6 +21,7 @@ pub mod outbox;
 pub mod outcome;
 pub mod peers;
 pub mod presence;
+mod promised;
 mod prove;
 mod proxied;
 pub mod relay;

@@ -44,8 +44,9 @@ impl Session {
         if self.w.shared.stopping.load(Ordering::Relaxed) {
             return self.violation(&ClientError::ShuttingDown);
         }
-        let need =
-            acquire::Need { database: &self.identity.database, causality: &self.causality, access, avoid: &self.avoid };
+        let promise = self.promise();
+        let (database, causality, avoid) = (self.identity.database.as_str(), &*self.causality, self.avoid.as_slice());
+        let need = acquire::Need { database, causality, access, promise, avoid, since: now };
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
         let pool_of = |node: &NodeId| known(node).unwrap_or_else(|| self.w.pools.of(node, &self.identity));
         match acquire::at_hand(&self.w, need, pool_of, now) {
@@ -78,6 +79,7 @@ impl Session {
             credentials: self.credentials.clone(),
             causality: self.causality.clone(),
             access,
+            promise: self.promise(),
             avoid: self.avoid.clone(),
             since: self.waiting_since.unwrap_or(now),
         }

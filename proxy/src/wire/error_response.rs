@@ -68,6 +68,15 @@ pub enum ClientError {
         /// The newest term known.
         term: Term,
     },
+    /// No standby may serve a read, and the session does not want it to go to the primary.
+    NoStandby {
+        /// What the session was promised.
+        consistency: &'static str,
+        /// How long it waited for one.
+        waited: Duration,
+        /// Why none served, with the numbers.
+        why: String,
+    },
     /// A limit, a timeout or an operator's order.
     Pool(PoolError),
     /// A server refused the login made with the client's own keys.
@@ -253,6 +262,7 @@ impl ClientError {
         match self {
             Self::HoldTimeout { waited, gate, term, node } => hold_timeout(*waited, *gate, *term, node.as_ref()),
             Self::HoldFull { bytes, limit, gate, term } => hold_full(*bytes, *limit, *gate, *term),
+            Self::NoStandby { consistency, waited, why } => no_standby(consistency, *waited, why),
             Self::Pool(error) => error.report(),
             Self::ServerLogin { node, why } => server_login(node, why),
             Self::BlockAborted { node, term } => block_aborted(node, *term),
@@ -317,6 +327,13 @@ fn hold_full(bytes: u64, limit: u64, gate: Gate, term: Term) -> Report {
     error(SqlState::CANNOT_CONNECT_NOW, "no primary accepts writes at present")
         .detail(format!("{bytes} bytes to hold, {limit} allowed; writes are {gate}, term {term}."))
         .hint(RETRY)
+}
+
+fn no_standby(consistency: &str, waited: Duration, why: &str) -> Report {
+    let waited = millis(waited);
+    error(SqlState::CANNOT_CONNECT_NOW, "no standby can serve this read at present")
+        .detail(format!("Waited {waited} for consistency {consistency}: {why}."))
+        .hint("Retry later, or SET pgtenure.no_standby = 'primary'.")
 }
 
 fn server_login(node: &NodeId, why: &str) -> Report {
@@ -490,6 +507,14 @@ mod tests {
             ),
             (E::Pool(PoolError::Idle), "FATAL 57P05 terminating connection due to idle-session timeout |  | "),
             (
+                E::NoStandby {
+                    consistency: "bounded",
+                    waited: Duration::from_secs(2),
+                    why: "there is no standby".into(),
+                },
+                "ERROR 57P03 no standby can serve this read at present | Waited 2000 ms for consistency bounded: there is no standby. | Retry later, or SET pgtenure.no_standby = 'primary'.",
+            ),
+            (
                 E::ServerLogin { node: node.clone(), why: "wrong proof".into() },
                 "ERROR 28000 could not log in to the server | Server n1: wrong proof. | Compare the proxy's userlist with pg_authid.",
             ),
@@ -622,9 +647,11 @@ mod tests {
             E::ResultChanged => 28,
             E::SettingsRefused { .. } => 29,
             E::TlsRequired => 30,
+            E::NoStandby { .. } => 31,
         };
-        let seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
-        assert_eq!(seen, (0..31).collect::<Vec<_>>());
+        let mut seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..32).collect::<Vec<_>>());
     }
 
     #[test]

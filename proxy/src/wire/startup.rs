@@ -136,7 +136,6 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, BadPacket> {
                 }
             }
             _ if name.starts_with("_pq_.") => s.extensions.push(name),
-            _ if name.starts_with("pgtenure.") => {}
             _ => {
                 s.parameters.retain(|(n, _)| *n != name);
                 s.parameters.push((name, value));
@@ -206,7 +205,6 @@ mod tests {
             ("replication", "database"),
             ("_pq_.x", "1"),
             ("application_name", "psql"),
-            ("pgtenure.hint", "1"),
         ]);
         let Ok(Packet::Startup(s)) = parse(&p) else { panic!("{:?}", parse(&p)) };
         // The server must read this one too.

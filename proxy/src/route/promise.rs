@@ -1,0 +1,316 @@
+//! What a session is promised of its reads, and what happens when no standby can keep the promise.
+//!
+//! The configuration says what holds for all, for a database and for a user; a session says otherwise by the settings
+//! `pgtenure.*`, in its startup packet or by SET. They are PostgreSQL's own custom settings: the server keeps them,
+//! SHOW, RESET, SET LOCAL, ROLLBACK and savepoints mean what they always mean, and what the proxy goes by is what the
+//! server says they are.
+
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// What a read may miss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// Anything: any standby of the cluster that answers serves, however far behind.
+    Eventual,
+    /// What was committed within the last `max_replay_lag`.
+    Bounded,
+    /// As `bounded`, but never what the session itself has written or already read.
+    #[default]
+    Session,
+    /// Nothing that any proxy of the cluster had acknowledged before the read began.
+    Global,
+}
+
+impl Consistency {
+    const ALL: [Self; 4] = [Self::Eventual, Self::Bounded, Self::Session, Self::Global];
+
+    /// As it is written in settings and in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Eventual => "eventual",
+            Self::Bounded => "bounded",
+            Self::Session => "session",
+            Self::Global => "global",
+        }
+    }
+}
+
+/// Where reads outside transaction blocks may go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadFrom {
+    /// To a standby that keeps the promise.
+    #[default]
+    Standby,
+    /// To the primary only.
+    Primary,
+}
+
+impl ReadFrom {
+    const ALL: [Self; 2] = [Self::Standby, Self::Primary];
+
+    /// As it is written in settings and in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Standby => "standby",
+            Self::Primary => "primary",
+        }
+    }
+}
+
+/// What a read does that no standby may serve, once it has waited for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoStandby {
+    /// It goes to the primary, which always keeps the promise.
+    #[default]
+    Primary,
+    /// It fails: reads shall never burden the primary.
+    Error,
+}
+
+impl NoStandby {
+    const ALL: [Self; 2] = [Self::Primary, Self::Error];
+
+    /// As it is written in settings and in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// What holds for the reads of one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// What a read may miss.
+    pub consistency: Consistency,
+    /// Where it may go.
+    pub read_from: ReadFrom,
+    /// Greatest staleness of a standby that serves it; of no account for `eventual`.
+    pub max_replay_lag: Duration,
+    /// How long it waits for a standby that may serve it; zero: not at all.
+    pub standby_wait: Duration,
+    /// What it does then.
+    pub no_standby: NoStandby,
+}
+
+impl Promise {
+    /// What holds unless something else is configured: session consistency within this lag.
+    pub const fn session(max_replay_lag: Duration) -> Self {
+        Self {
+            consistency: Consistency::Session,
+            read_from: ReadFrom::Standby,
+            max_replay_lag,
+            standby_wait: Duration::ZERO,
+            no_standby: NoStandby::Primary,
+        }
+    }
+}
+
+/// Every setting begins with this.
+pub const PREFIX: &str = "pgtenure.";
+/// Longest wait and greatest lag that a session may ask for.
+pub const LONGEST: Duration = Duration::from_secs(3600);
+
+/// A setting whose value means nothing. Reads go to the primary until it is put right: that keeps any promise.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPromise {
+    /// One word of a few is expected.
+    #[error("invalid value for parameter \"{name}\": \"{value}\" (available values: {available})")]
+    Word {
+        /// The setting.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What it could be.
+        available: String,
+    },
+    /// A time is expected.
+    #[error("invalid value for parameter \"{name}\": \"{value}\" (a time of at most 1h, as in \"500ms\" or \"2s\")")]
+    Time {
+        /// The setting.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// There is no such setting.
+    #[error(
+        "unrecognized configuration parameter \"{name}\" (there are pgtenure.consistency, .read_from, .max_replay_lag, .standby_wait and .no_standby)"
+    )]
+    Name {
+        /// The setting.
+        name: String,
+    },
+}
+
+impl BadPromise {
+    /// The setting, in lower case.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Word { name, .. } | Self::Time { name, .. } | Self::Name { name } => name,
+        }
+    }
+}
+
+/// `configured` as the session's own settings change it. Names are in lower case; those of others are passed over.
+/// What a setting's value does not tell is as configured, and reads go to the primary.
+pub fn resolve<'a>(
+    configured: Promise,
+    settings: impl Iterator<Item = (&'a str, &'a str)>,
+) -> (Promise, Vec<BadPromise>) {
+    let (mut promise, mut bad) = (configured, Vec::new());
+    for (full, value) in settings {
+        let Some(name) = full.strip_prefix(PREFIX) else { continue };
+        let result = match name {
+            // RESET of a custom setting leaves it empty.
+            _ if value.is_empty() => Ok(()),
+            "consistency" => word(full, value, &Consistency::ALL, |c| c.as_str()).map(|c| promise.consistency = c),
+            "read_from" => word(full, value, &ReadFrom::ALL, |r| r.as_str()).map(|r| promise.read_from = r),
+            "no_standby" => word(full, value, &NoStandby::ALL, |n| n.as_str()).map(|n| promise.no_standby = n),
+            "max_replay_lag" => time(full, value).map(|t| promise.max_replay_lag = t),
+            "standby_wait" => time(full, value).map(|t| promise.standby_wait = t),
+            _ => Err(BadPromise::Name { name: full.to_owned() }),
+        };
+        bad.extend(result.err());
+    }
+    if !bad.is_empty() {
+        promise.read_from = ReadFrom::Primary;
+    }
+    (promise, bad)
+}
+
+fn word<T: Copy>(name: &str, value: &str, all: &[T], text: impl Fn(&T) -> &'static str) -> Result<T, BadPromise> {
+    let found = all.iter().find(|one| text(one).eq_ignore_ascii_case(value.trim()));
+    found.copied().ok_or_else(|| BadPromise::Word {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        available: all.iter().map(&text).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// A time in PostgreSQL's spelling; without a unit, milliseconds, as PostgreSQL takes its own timeouts.
+fn time(name: &str, value: &str) -> Result<Duration, BadPromise> {
+    let bad = || BadPromise::Time { name: name.to_owned(), value: value.to_owned() };
+    let text = value.trim();
+    let span = match text.parse::<u64>() {
+        Ok(ms) => Duration::from_millis(ms),
+        Err(_) => text.parse::<cluster::config::Span>().map_err(|_| bad())?.0,
+    };
+    (span <= LONGEST).then_some(span).ok_or_else(bad)
+}
+
+/// The settings in `options` of a startup packet (`-c name=value`, `--name=value`) that are ours, in lower case.
+/// Source: PostgreSQL's process_postgres_switches and pg_split_opts.
+pub fn in_options(options: &str) -> Vec<(String, String)> {
+    let mut words = split(options).into_iter();
+    let mut found = Vec::new();
+    while let Some(word) = words.next() {
+        let setting = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
+            (Some(setting), _) => setting.to_owned(),
+            (None, Some("")) => words.next().unwrap_or_default(),
+            (None, Some(setting)) => setting.to_owned(),
+            (None, None) => continue,
+        };
+        if let Some((name, value)) = setting.split_once('=')
+            && name.to_ascii_lowercase().starts_with(PREFIX)
+        {
+            found.push((name.to_ascii_lowercase(), value.to_owned()));
+        }
+    }
+    found
+}
+
+/// Words of an options string: white space ends one unless a backslash stands before it.
+fn split(options: &str) -> Vec<String> {
+    let (mut words, mut word, mut chars) = (Vec::new(), String::new(), options.chars());
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => word.extend(chars.next()),
+            c if c.is_ascii_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            c => word.push(c),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIGURED: Promise = Promise::session(Duration::from_secs(1));
+
+    #[test]
+    fn settings_change_what_is_configured() {
+        let settings = [
+            ("pgtenure.consistency", "Bounded"),
+            ("pgtenure.max_replay_lag", "250"),
+            ("pgtenure.standby_wait", "2s"),
+            ("pgtenure.no_standby", "error"),
+            ("pgtenure.read_from", ""),
+            ("app.consistency", "none"),
+        ];
+        let want = Promise {
+            consistency: Consistency::Bounded,
+            max_replay_lag: Duration::from_millis(250),
+            standby_wait: Duration::from_secs(2),
+            no_standby: NoStandby::Error,
+            ..CONFIGURED
+        };
+        assert_eq!(resolve(CONFIGURED, settings.into_iter()), (want, vec![]));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_said_and_reads_go_to_the_primary() {
+        for (name, value, says) in [
+            (
+                "pgtenure.consistency",
+                "strong",
+                "invalid value for parameter \"pgtenure.consistency\": \"strong\" (available values: eventual, \
+                 bounded, session, global)",
+            ),
+            (
+                "pgtenure.standby_wait",
+                "2 weeks",
+                "invalid value for parameter \"pgtenure.standby_wait\": \"2 weeks\" (a time of at most 1h, as in \
+                 \"500ms\" or \"2s\")",
+            ),
+            (
+                "pgtenure.max_replay_lag",
+                "2h",
+                "invalid value for parameter \"pgtenure.max_replay_lag\": \"2h\" (a time of at most 1h, as in \
+                 \"500ms\" or \"2s\")",
+            ),
+            (
+                "pgtenure.consistancy",
+                "global",
+                "unrecognized configuration parameter \"pgtenure.consistancy\" (there are pgtenure.consistency, \
+                 .read_from, .max_replay_lag, .standby_wait and .no_standby)",
+            ),
+        ] {
+            let (promise, bad) = resolve(CONFIGURED, [(name, value)].into_iter());
+            assert_eq!(promise, Promise { read_from: ReadFrom::Primary, ..CONFIGURED });
+            assert_eq!(bad.iter().map(BadPromise::to_string).collect::<Vec<_>>(), [says]);
+            assert_eq!(bad[0].name(), name);
+        }
+    }
+
+    #[test]
+    fn options_are_read_as_postgresql_reads_them() {
+        let options =
+            r"-c work_mem=1MB -cpgtenure.Read_From=primary --pgtenure.x=a\ b -c  pgtenure.no_standby=error -c";
+        let found = in_options(options);
+        let want = [("pgtenure.read_from", "primary"), ("pgtenure.x", "a b"), ("pgtenure.no_standby", "error")];
+        assert_eq!(found, want.map(|(n, v)| (n.to_owned(), v.to_owned())));
+    }
+}
