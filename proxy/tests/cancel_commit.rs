@@ -19,8 +19,25 @@ fn hung() -> Cluster {
     c.psql("create table t(a int)").expect("nothing hangs yet");
     c.nodes[0].psql("alter system set synchronous_standby_names = 'nobody'");
     c.nodes[0].psql("select pg_reload_conf()");
-    wait_for("the setting to be in force", || {
-        (c.nodes[0].psql("show synchronous_standby_names") == "nobody").then_some(())
+    // The checkpointer reads it later than those who are asked: only a commit can tell.
+    let mut direct = Raw::login(c.nodes[0].port, &[]);
+    let pid = direct.key.0;
+    let mut attempt = 0;
+    wait_for("commits to wait", || {
+        attempt += 1;
+        let sql = format!("create table probe_{attempt}()");
+        let doing = format!(
+            "select wait_event from pg_stat_activity where pid = {pid} and query = '{sql}' \
+             and (state, wait_event) in (('active', 'SyncRep'), ('idle', 'ClientRead'))"
+        );
+        send(&mut direct, &sql);
+        let now = wait_for("the commit to wait or to be done", || {
+            let seen = c.nodes[0].psql(&doing);
+            (!seen.is_empty()).then_some(seen)
+        });
+        c.nodes[0].psql(&format!("select pg_cancel_backend({pid})"));
+        direct.until_ready();
+        (now == "SyncRep").then_some(())
     });
     c
 }
