@@ -6,6 +6,7 @@
 //! and a standby refuses what turns out to write.
 
 use crate::config::{Config, PasswordFrom};
+use crate::reach::{Reach, ReachError};
 use crate::sql::{FunctionRow, FunctionTable, Volatility};
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio_postgres::{NoTls, SimpleQueryMessage};
+use tokio_postgres::SimpleQueryMessage;
 
 /// Databases whose catalog is read at the same time. The sessions of a database beyond that read on the primary.
 const MAX_DATABASES: usize = 256;
@@ -107,14 +108,15 @@ struct Shared {
     settings: Settings,
     topology: watch::Receiver<Topology>,
     runtime: Handle,
+    reach: Arc<Reach>,
     databases: Mutex<HashMap<String, watch::Sender<Arc<FunctionTable>>>>,
 }
 
 impl Catalogs {
     /// Catalogs read by tasks on `runtime` from the nodes of `topology`.
-    pub fn new(settings: Settings, topology: watch::Receiver<Topology>, runtime: Handle) -> Self {
+    pub fn new(settings: Settings, topology: watch::Receiver<Topology>, runtime: Handle, reach: Arc<Reach>) -> Self {
         let databases = Mutex::new(HashMap::new());
-        Self { shared: Arc::new(Shared { settings, topology, runtime, databases }) }
+        Self { shared: Arc::new(Shared { settings, topology, runtime, reach, databases }) }
     }
 
     /// The table of `database`, now and as it changes. The first call starts its task, which ends when all receivers
@@ -143,7 +145,7 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
     let mut complained = false;
     loop {
         let view = topology.borrow_and_update().clone();
-        let pause = match read_any(&shared.settings, &view, &database).await {
+        let pause = match read_any(&shared, &view, &database).await {
             Ok(table) => {
                 tracing::debug!(database = database.as_str(), names = table.len(), "catalog read");
                 sender.send_replace(Arc::new(table));
@@ -191,7 +193,7 @@ enum ReadCatalogError {
     #[error("connecting to {0} took too long")]
     ConnectTimeout(Endpoint),
     #[error("could not connect to {endpoint}")]
-    Connect { endpoint: Endpoint, source: tokio_postgres::Error },
+    Connect { endpoint: Endpoint, source: ReachError },
     #[error("reading the catalog of {0} took too long")]
     ReadTimeout(Endpoint),
     #[error("could not read the catalog of {endpoint}")]
@@ -210,10 +212,10 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 }
 
 /// From the primary, else from the first standby that answers.
-async fn read_any(settings: &Settings, view: &Topology, database: &str) -> Result<FunctionTable, ReadCatalogError> {
+async fn read_any(shared: &Shared, view: &Topology, database: &str) -> Result<FunctionTable, ReadCatalogError> {
     let mut last = ReadCatalogError::NoNode;
     for member in view.primary.iter().chain(&view.standbys).filter(|m| !m.fenced) {
-        match read_from(settings, &member.postgres, database).await {
+        match read_from(shared, &member.postgres, database).await {
             Ok(table) => return Ok(table),
             Err(error) => last = error,
         }
@@ -221,25 +223,20 @@ async fn read_any(settings: &Settings, view: &Topology, database: &str) -> Resul
     Err(last)
 }
 
-async fn read_from(
-    settings: &Settings,
-    endpoint: &Endpoint,
-    database: &str,
-) -> Result<FunctionTable, ReadCatalogError> {
+async fn read_from(shared: &Shared, endpoint: &Endpoint, database: &str) -> Result<FunctionTable, ReadCatalogError> {
+    let settings = &shared.settings;
     let mut config = tokio_postgres::Config::new();
     config
-        .host(&endpoint.host)
-        .port(endpoint.port)
         .user(&settings.user)
         .dbname(database)
         .application_name("pgtenure_catalog")
-        .connect_timeout(settings.connect_timeout)
         // pg_get_viewdef locks what a view stands on: rather fail and try again than queue behind somebody's DDL.
         .options("-c search_path=pg_catalog -c lock_timeout=1s -c statement_timeout=30s");
     if let Some(password) = &settings.password {
         config.password(password.expose());
     }
-    let connect = tokio::time::timeout(settings.connect_timeout * 2, config.connect(NoTls)).await;
+    let connect =
+        tokio::time::timeout(settings.connect_timeout * 2, shared.reach.converse(endpoint, &mut config)).await;
     let connect = connect.map_err(|_| ReadCatalogError::ConnectTimeout(endpoint.clone()))?;
     let (client, connection) =
         connect.map_err(|source| ReadCatalogError::Connect { endpoint: endpoint.clone(), source })?;

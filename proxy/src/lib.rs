@@ -13,6 +13,7 @@ mod local;
 pub mod metrics;
 pub mod net;
 pub mod pool;
+pub mod reach;
 pub mod resolve;
 pub mod route;
 pub mod session;

@@ -19,6 +19,7 @@ use crate::net::Detached;
 use crate::pool::admin::{self, OrderError};
 use crate::pool::view::View;
 use crate::pool::{Limits, Order, PoolKey, Scope};
+use crate::reach::Reach;
 use crate::resolve::Resolver;
 use crate::session::peers::Cancelling;
 use crate::tls;
@@ -162,7 +163,11 @@ fn start_with(
     let tls = tls::live::Live::load(&config, tls::live::Metrics::register(registry)?)?;
     let reading = catalog::Settings::from_config(&config)?;
     let acceptor = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
-    let catalogs = Catalogs::new(reading, inputs.topology.clone(), acceptor.handle().clone());
+    let cancelling = Cancelling::new(&config).map_err(StartError::CancelSecret)?;
+    let rules = config.pools.clone();
+    let (config, configured) = watch::channel(Arc::new(config));
+    let reach = Arc::new(Reach::new(Resolver::system(acceptor.handle().clone()), tls.subscribe(), configured));
+    let catalogs = Catalogs::new(reading, inputs.topology.clone(), acceptor.handle().clone(), reach.clone());
     let (peers, messages): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
     let peers = Arc::new(peers);
     let (stop, stopped) = watch::channel(false);
@@ -170,12 +175,12 @@ fn start_with(
     let (ask, orders) = mpsc::channel(ORDERS);
     let shared = Arc::new(Shared {
         users,
-        lookups: Lookups::new(inputs.topology.clone(), acceptor.handle().clone()),
-        cancelling: Cancelling::new(&config).map_err(StartError::CancelSecret)?,
+        lookups: Lookups::new(inputs.topology.clone(), acceptor.handle().clone(), reach.clone()),
+        cancelling,
         hashing: Hashing::new(cores),
         mock_secret: rand::random(),
         catalogs,
-        limits: Arc::new(limits(config.pools.clone(), &peers)),
+        limits: Arc::new(limits(rules, &peers)),
         admissions: Arc::default(),
         doors: std::sync::Mutex::default(),
         peers,
@@ -190,9 +195,9 @@ fn start_with(
         orders: ask,
         elder: std::sync::Mutex::default(),
         tls: tls.subscribe(),
-        resolver: Resolver::system(acceptor.handle().clone()),
+        reach,
         metrics,
-        config: watch::channel(Arc::new(config)).0,
+        config,
     });
     let mut threads = Vec::with_capacity(count + 1);
     for (index, messages) in messages.into_iter().enumerate() {

@@ -16,7 +16,7 @@ const MAX_NAMES: usize = 1024;
 /// How long an answer is awaited when an old one is there.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+pub(crate) type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// What is known of one name. Locked while the system is asked, so that it is asked once for all who want to know.
 type Entry = Arc<tokio::sync::Mutex<Option<Known>>>;
@@ -42,7 +42,7 @@ impl Resolver {
         Self::new(runtime, Arc::new(lookup))
     }
 
-    fn new(runtime: Handle, lookup: Arc<Lookup>) -> Self {
+    pub(crate) fn new(runtime: Handle, lookup: Arc<Lookup>) -> Self {
         let questions = Arc::new(Semaphore::new(MAX_QUESTIONS));
         Self { names: Mutex::default(), questions, runtime, lookup }
     }

@@ -18,7 +18,7 @@ use crate::pool::policy::{Age, too_old};
 use crate::pool::view::View as Inventory;
 use crate::pool::warm::{self, Patrons};
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Pools, Scope, health, survey};
-use crate::resolve::Resolver;
+use crate::reach::Reach;
 use crate::route::{self, Causality, Decision, Lag, Loads, Request};
 use crate::session::cancel::place_of;
 use crate::session::peers::Cancelling;
@@ -82,8 +82,8 @@ pub struct Shared {
     pub doors: Mutex<Doors>,
     /// Certificates, keys and authorities in force.
     pub tls: watch::Receiver<Arc<Contexts>>,
-    /// Finds addresses.
-    pub resolver: Resolver,
+    /// The way to servers.
+    pub reach: Arc<Reach>,
     /// The ways to the workers.
     pub peers: Arc<Vec<mpsc::Sender<ToWorker>>>,
     /// What each worker does.

@@ -9,7 +9,10 @@ use cluster::topology::{Gate, Member, Topology};
 use postgres::Postgres;
 use proxy::auth::scram::{ClientSide, LoginKeys, MECHANISM, NONCE_LEN, ServerSide, Verifier};
 use proxy::catalog::{Catalogs, Settings};
+use proxy::reach::Reach;
+use proxy::resolve::Resolver;
 use proxy::sql::{Access, FunctionTable, LexRules, Volatility, classify};
+use proxy::tls::Contexts;
 use proxy::wire::error_response::ClientError;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -43,6 +46,14 @@ fn settings() -> Settings {
     }
 }
 
+/// The way to servers, without TLS.
+fn reach(runtime: &tokio::runtime::Runtime) -> Arc<Reach> {
+    let config = proxy::config::check(proxy::config::Raw::default()).expect("the defaults are right");
+    let contexts = watch::channel(Arc::new(Contexts::load(&config).expect("no file is named"))).1;
+    let resolver = Resolver::system(runtime.handle().clone());
+    Arc::new(Reach::new(resolver, contexts, watch::channel(Arc::new(config)).1))
+}
+
 /// Read the catalog of database postgres through the servers at these ports, the primary's first.
 fn load(primary: u16, standby: u16) -> Arc<FunctionTable> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -53,7 +64,7 @@ fn load(primary: u16, standby: u16) -> Arc<FunctionTable> {
         ..Topology::unknown()
     };
     let (_sender, receiver) = watch::channel(topology);
-    let catalogs = Catalogs::new(settings(), receiver, runtime.handle().clone());
+    let catalogs = Catalogs::new(settings(), receiver, runtime.handle().clone(), reach(&runtime));
     runtime.block_on(async {
         let mut table = catalogs.table("postgres");
         let loaded = tokio::time::timeout(DEADLINE, table.wait_for(|t| t.is_loaded())).await;
@@ -70,7 +81,7 @@ fn a_catalog_is_read_again_and_an_unknown_database_stays_unloaded() {
     let dead = Topology { primary: Some(member("n1", 1)), ..Topology::unknown() };
     let (topology, receiver) = watch::channel(dead.clone());
     let settings = Settings { refresh: Duration::from_millis(200), ..settings() };
-    let catalogs = Catalogs::new(settings, receiver, runtime.handle().clone());
+    let catalogs = Catalogs::new(settings, receiver, runtime.handle().clone(), reach(&runtime));
     runtime.block_on(async {
         let mut table = catalogs.table("postgres");
         let unknown = catalogs.table("nonexistent");

@@ -13,6 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// An authority in a directory of its own, and the files it signs.
 struct Authority {
@@ -332,4 +333,50 @@ fn a_server_without_tls_is_preferred_to_none_and_no_more() {
         });
         assert_eq!(c.psql("select 1").is_ok(), works, "{mode:?}");
     }
+}
+
+#[test]
+fn our_own_queries_are_as_protected_as_pooled_connections() {
+    let authority = Authority::new();
+    authority.sign("db", "db", &["127.0.0.1"]);
+    let mut checked = None;
+    let c = Cluster::start(0, |raw| {
+        raw.server_tls.mode = ServerMode::VerifyFull;
+        raw.server_tls.ca = Some(authority.path("ca.crt"));
+        raw.monitor_user = "watcher".to_owned();
+        raw.auth.query =
+            Some("select rolname::text, rolpassword from pg_catalog.pg_authid where rolname = $1".to_owned());
+        raw.auth.query_user = Some("watcher".to_owned());
+        std::fs::write(&raw.userlist, "").unwrap();
+        checked = Some(raw.clone());
+    });
+    c.nodes[0].psql("create role watcher superuser login");
+    encrypt_server(&c, &authority.path("db.crt"), &authority.path("db.key"));
+    let hba = "hostssl all app 127.0.0.1/32 scram-sha-256\nhostssl all watcher 127.0.0.1/32 trust\n\
+               host all postgres 127.0.0.1/32 trust\n";
+    std::fs::write(c.nodes[0].data.join("pg_hba.conf"), hba).unwrap();
+    c.nodes[0].psql("select pg_reload_conf()");
+    // The look-up of the user and the reading of the catalog are let in with TLS only.
+    wait_for("the user to be looked up", || c.psql("select 1").ok());
+    let load = |raw: proxy::config::Raw| {
+        let config = proxy::config::check(raw).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let contexts = watch::channel(Arc::new(proxy::tls::Contexts::load(&config).unwrap())).1;
+        let settings = proxy::catalog::Settings::from_config(&config).unwrap();
+        let resolver = proxy::resolve::Resolver::system(runtime.handle().clone());
+        let reach = Arc::new(proxy::reach::Reach::new(resolver, contexts, watch::channel(Arc::new(config)).1));
+        let catalogs = proxy::catalog::Catalogs::new(settings, c.topology.subscribe(), runtime.handle().clone(), reach);
+        runtime.block_on(async {
+            let mut table = catalogs.table("app");
+            let loaded = tokio::time::timeout(std::time::Duration::from_secs(1), table.wait_for(|t| t.is_loaded()));
+            loaded.await.is_ok()
+        })
+    };
+    let raw = checked.unwrap();
+    assert!(load(raw.clone()));
+    // A server that another authority vouches for is told nothing.
+    let other = Authority::new();
+    let mut wrong = raw;
+    wrong.server_tls.ca = Some(other.path("ca.crt"));
+    assert!(!load(wrong));
 }

@@ -8,6 +8,8 @@
 use crate::auth::userlist::Stored;
 use crate::config::auth::Query;
 use crate::config::{Config, PasswordFrom};
+use crate::reach::{Reach, ReachError};
+use crate::tls::live::chain;
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
@@ -17,7 +19,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
-use tokio_postgres::NoTls;
 
 /// Users remembered; beyond that the oldest are forgotten, half at a time.
 const MAX_KEPT: usize = 10_000;
@@ -62,6 +63,7 @@ type Answer = Option<Result<Option<Stored>, LookupError>>;
 pub struct Lookups {
     topology: watch::Receiver<Topology>,
     runtime: Handle,
+    reach: Arc<Reach>,
     turns: Arc<Semaphore>,
     kept: Mutex<Kept>,
 }
@@ -74,9 +76,9 @@ struct Kept {
 
 impl Lookups {
     /// Looked up by tasks on `runtime`, at the nodes of `topology`.
-    pub fn new(topology: watch::Receiver<Topology>, runtime: Handle) -> Arc<Self> {
+    pub fn new(topology: watch::Receiver<Topology>, runtime: Handle, reach: Arc<Reach>) -> Arc<Self> {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Arc::new(Self { topology, runtime, turns, kept: Mutex::default() })
+        Arc::new(Self { topology, runtime, reach, turns, kept: Mutex::default() })
     }
 
     /// What is known of `user`, who asks for `database`.
@@ -102,7 +104,7 @@ impl Lookups {
                 None => {
                     let (tell, answer) = watch::channel(None);
                     kept.running.insert(key.clone(), answer.clone());
-                    self.runtime.spawn(self.clone().look_up(key, query.clone(), config.connect_timeout, tell));
+                    self.runtime.spawn(self.clone().look_up(key, query.clone(), tell));
                     answer
                 }
             }
@@ -122,10 +124,10 @@ impl Lookups {
         self.lock().known.clear();
     }
 
-    async fn look_up(self: Arc<Self>, key: Key, query: Query, connect: Duration, tell: watch::Sender<Answer>) {
+    async fn look_up(self: Arc<Self>, key: Key, query: Query, tell: watch::Sender<Answer>) {
         let bounded = tokio::time::timeout(query.timeout, async {
             let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
-            self.ask_any(&key, &query, connect).await
+            self.ask_any(&key, &query).await
         });
         let answer = bounded.await.unwrap_or(Err(LookupError::Timeout(query.timeout)));
         let answer = self.keep(key, answer);
@@ -154,12 +156,12 @@ impl Lookups {
         }
     }
 
-    async fn ask_any(&self, key: &Key, query: &Query, connect: Duration) -> Result<Option<Stored>, LookupError> {
+    async fn ask_any(&self, key: &Key, query: &Query) -> Result<Option<Stored>, LookupError> {
         let view = self.topology.borrow().clone();
         let mut last = LookupError::NoNode;
         // A standby knows the users as well, at most a little late.
         for member in view.primary.iter().chain(&view.standbys).filter(|m| !m.fenced) {
-            match ask(&member.postgres, key, query, connect).await {
+            match ask(&self.reach, &member.postgres, key, query).await {
                 Ok(stored) => return Ok(stored),
                 Err(error) => last = error,
             }
@@ -177,15 +179,12 @@ fn fresh(known: &Known, query: &Query) -> bool {
     Clock.now().since(known.at) < ttl
 }
 
-async fn ask(endpoint: &Endpoint, key: &Key, query: &Query, connect: Duration) -> Result<Option<Stored>, LookupError> {
+async fn ask(reach: &Reach, endpoint: &Endpoint, key: &Key, query: &Query) -> Result<Option<Stored>, LookupError> {
     let mut config = tokio_postgres::Config::new();
     config
-        .host(&endpoint.host)
-        .port(endpoint.port)
         .user(&query.user)
         .dbname(&key.0)
         .application_name("pgtenure_auth")
-        .connect_timeout(connect)
         .options("-c search_path=pg_catalog -c default_transaction_read_only=on");
     if let Some(password) = password(&query.password).await? {
         config.password(password.expose());
@@ -194,7 +193,8 @@ async fn ask(endpoint: &Endpoint, key: &Key, query: &Query, connect: Duration) -
         let source = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
         LookupError::Server(format!("{error}{source}"))
     };
-    let (client, connection) = config.connect(NoTls).await.map_err(server)?;
+    let unreached = |error: ReachError| LookupError::Server(chain(&error));
+    let (client, connection) = reach.converse(endpoint, &mut config).await.map_err(unreached)?;
     let rows = async { client.query(query.text.as_str(), &[&key.1]).await };
     let rows = tokio::select! {
         rows = rows => rows.map_err(server)?,

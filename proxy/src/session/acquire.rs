@@ -374,7 +374,6 @@ pub async fn open(
         worker: w,
         connect_timeout: config.connect_timeout.min(left),
         login_timeout: config.login_timeout.min(left),
-        tcp_user_timeout: config.tcp_user_timeout,
     };
     let connecting = async {
         let _turn = w.connects.acquire().await.expect("the semaphore is never closed");

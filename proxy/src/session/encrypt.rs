@@ -64,7 +64,7 @@ pub(super) fn check(stream: &Stream, contexts: &Contexts) -> Result<(), ClientEr
 ///
 /// # Errors
 /// See [`SecureError`].
-pub(super) async fn secure(
+pub(crate) async fn secure(
     stream: &mut Stream,
     contexts: &Contexts,
     host: &str,

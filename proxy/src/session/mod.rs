@@ -12,7 +12,7 @@ pub mod challenge;
 pub mod client;
 mod drain;
 mod durability;
-mod encrypt;
+pub(crate) mod encrypt;
 mod follow;
 mod incoming;
 pub mod login;

@@ -15,17 +15,14 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::{frontend, startup};
 use crate::worker::Worker;
-use cluster::node::Endpoint;
 use cluster::topology::Member;
 use cluster::{Instant, NodeId, Role, Term};
-use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// Longest message of a login, bytes: error texts and parameter values.
 const MAX_LOGIN_MESSAGE: usize = 64 * 1024;
@@ -222,12 +219,10 @@ pub struct Login<'a> {
     pub hashing: &'a Hashing,
     /// Names, certificates, and turns to compute.
     pub worker: &'a Worker,
-    /// `proxy.connect_timeout`.
+    /// `proxy.connect_timeout`, or what is left.
     pub connect_timeout: Duration,
     /// `proxy.login_timeout`.
     pub login_timeout: Duration,
-    /// `proxy.tcp_user_timeout`.
-    pub tcp_user_timeout: Duration,
 }
 
 /// Connect, log in and verify the role.
@@ -239,8 +234,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
     let io = |source| ConnectError::Io { node: node.clone(), source };
     let endpoint = &login.member.postgres;
     let shared = &login.worker.shared;
-    let stream = dial(endpoint, login.worker, login.connect_timeout).await.map_err(io)?;
-    tune(&stream, login.tcp_user_timeout).map_err(io)?;
+    let stream = shared.reach.dial(endpoint, &login.worker.config(), login.connect_timeout).await.map_err(io)?;
     let peer = stream.peer_addr().map_err(io)?;
     let mut wire = LoginWire { stream: Stream::Tcp(stream), node: node.clone(), buf: Vec::new(), at: 0 };
     let contexts = shared.tls.borrow().clone();
@@ -272,35 +266,6 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         permit,
     });
     Ok(Server { stream: wire.stream, meta, cancels: Rc::default() })
-}
-
-/// Connect to the first address of the host that lets us. Each has its share of the time.
-async fn dial(endpoint: &Endpoint, w: &Worker, limit: Duration) -> io::Result<TcpStream> {
-    let deadline = tokio::time::Instant::now() + limit;
-    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-    let asked = w.shared.resolver.resolve(&endpoint.host, endpoint.port, w.config().dns_ttl);
-    let addresses = tokio::time::timeout_at(deadline, asked).await.map_err(late)??;
-    let mut failure = io::Error::from(io::ErrorKind::NotFound);
-    for (tried, &address) in (0u32..).zip(&addresses) {
-        let others = u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_sub(tried).max(1);
-        let share = deadline.saturating_duration_since(tokio::time::Instant::now()) / others;
-        match tokio::time::timeout(share, TcpStream::connect(address)).await.map_err(late) {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) | Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
-/// A server that vanishes without a word must be noticed: data unacknowledged for `user_timeout`, or three silent
-/// keepalive probes a second apart.
-fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(user_timeout))?;
-    let probe = Duration::from_secs(1);
-    let idle = user_timeout.max(probe);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(probe).with_retries(3))
 }
 
 struct Welcome {
