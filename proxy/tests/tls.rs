@@ -2,71 +2,17 @@
 
 mod common;
 
+use common::authority::Authority;
 use common::{Cluster, dial, wait_for};
 use proxy::config::tls::{ClientMode, ServerMode};
 use proxy::wire::startup::{SSL_REQUEST, write_startup};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use tokio::sync::watch;
-
-/// An authority in a directory of its own, and the files it signs.
-struct Authority {
-    dir: tempfile::TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").expect("a scratch directory");
-        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "authority");
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate");
-        std::fs::write(dir.path().join("ca.crt"), issuer.pem()).expect("scratch is writable");
-        Self { dir, issuer }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// Write `NAME.crt` and `NAME.key`, replacing older ones as a tool would: by a rename.
-    fn sign(&self, name: &str, common_name: &str, hosts: &[&str]) {
-        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
-        let mut params = CertificateParams::new(hosts).expect("parameters");
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        for (ending, text) in [("key", key.serialize_pem()), ("crt", certificate.pem())] {
-            self.replace(&format!("{name}.{ending}"), &text);
-        }
-    }
-
-    fn replace(&self, name: &str, text: &str) {
-        let new = self.path("new");
-        std::fs::write(&new, text).expect("scratch is writable");
-        std::fs::set_permissions(&new, PermissionsExt::from_mode(0o600)).expect("it is ours");
-        std::fs::rename(&new, self.path(name)).expect("scratch is writable");
-    }
-
-    fn client(&self, alpn: &[&[u8]]) -> Arc<rustls::ClientConfig> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.path("ca.crt")).expect("a certificate")).expect("an authority");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider);
-        let builder = builder.with_safe_default_protocol_versions().expect("versions");
-        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-        Arc::new(config)
-    }
-}
 
 fn cluster(authority: &Authority, mode: ClientMode, client_ca: bool) -> Cluster {
     authority.sign("server", "endpoint", &["127.0.0.1", "localhost"]);

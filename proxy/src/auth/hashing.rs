@@ -99,6 +99,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn hashing_leaves_the_thread_of_the_relay_alone() {
+        let relay = std::thread::current().id();
+        let hashing = Hashing::new(1);
+        assert_ne!(hashing.run(|| std::thread::current().id()).await, relay);
+        // One at a time, also when who waits for the first has gone: its thread still computes.
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
+        let first = hashing.run(move || {
+            begin.send(()).expect("somebody waits for this");
+            held.recv()
+        });
+        tokio::select! {
+            _ = first => panic!("it is held"),
+            begun = begun => begun.expect("the first began"),
+        }
+        assert_eq!(hashing.turns.available_permits(), 0);
+        release.send(()).expect("the thread waits");
+        assert!(hashing.run(|| true).await);
+    }
+
+    #[tokio::test]
     async fn a_password_salted_elsewhere_answers_the_challenge() {
         let hashing = Hashing::new(1);
         let mut server = ServerSide::new(Verifier::from_password("pw", [3; 16], 4096), [1; 18]);

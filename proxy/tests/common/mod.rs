@@ -3,6 +3,7 @@
 //! Each test file uses its own part of this.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part")]
 
+pub mod authority;
 pub mod raw;
 
 use cluster::lag::{LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
