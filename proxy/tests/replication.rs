@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Cluster, wait_for};
-use std::io::{BufRead, BufReader};
+use proxy::wire::backend::parameter_status;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 fn start(standbys: usize) -> Cluster {
@@ -94,4 +96,85 @@ fn changes_are_received_and_a_failover_ends_the_stream_with_an_error() {
         assert!(text.contains("terminating connection"), "{text}");
     }
     c.nodes[0].kill();
+}
+
+#[test]
+fn there_is_a_limit_of_their_own() {
+    let c = Cluster::start(0, |raw| {
+        raw.auth.rules.push("host replication app all scram-sha-256".to_owned());
+        raw.pools.max_replication_connections = 1;
+    });
+    c.nodes[0].psql("alter role app replication");
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = c.client("pg_receivewal");
+    let mut wal = Running(wal.arg("-D").arg(dir.path()).arg("--no-loop").stderr(Stdio::null()).spawn().unwrap());
+    wait_for("WAL to be streamed", || {
+        (c.nodes[0].psql("select count(*) from pg_stat_replication") == "1").then_some(())
+    });
+    let identify = |kind: &str| {
+        let dsn = format!("replication={kind} dbname=app");
+        output(c.client("psql").args(["-X", "-A", "-t", "-d", &dsn, "-c", "IDENTIFY_SYSTEM"]))
+    };
+    for kind in ["database", "true"] {
+        let (ok, text) = identify(kind);
+        assert!(!ok && text.contains("too many replication connections"), "{kind}: {text}");
+    }
+    // Others come in, and the next one when the first has gone.
+    assert_eq!(c.psql("select 1"), Ok("1".to_owned()));
+    wal.0.kill().unwrap();
+    wait_for("the place to be free", || identify("true").0.then_some(()));
+}
+
+/// A way to a server that never says whether it is in recovery, as before PostgreSQL 14.
+fn taciturn(port: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            std::thread::spawn(move || without_recovery(&mut server, client));
+        }
+    });
+    here
+}
+
+fn without_recovery(server: &mut TcpStream, mut client: TcpStream) -> std::io::Result<()> {
+    loop {
+        let mut message = vec![0; 5];
+        server.read_exact(&mut message)?;
+        let length = u32::from_be_bytes(message[1..5].try_into().unwrap()) as usize;
+        message.resize(length + 1, 0);
+        server.read_exact(&mut message[5..])?;
+        let told = message[0] == b'S' && parameter_status(&message).is_some_and(|(name, _)| name == "in_hot_standby");
+        if !told {
+            client.write_all(&message)?;
+        }
+    }
+}
+
+#[test]
+fn a_server_that_does_not_say_whether_it_is_in_recovery_is_asked() {
+    let c = Cluster::start(1, |raw| {
+        raw.auth.rules.push("host replication app all scram-sha-256".to_owned());
+        raw.hold_timeout = cluster::config::Span::secs(1);
+    });
+    c.nodes[0].psql("alter role app replication");
+    let lead_to = |node: usize| {
+        let port = taciturn(c.nodes[node].port);
+        c.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = port);
+    };
+    let each = || {
+        ["database", "true", "off"].map(|kind| {
+            let dsn = format!("replication={kind} dbname=app");
+            let sql = if kind == "off" { "select 1" } else { "IDENTIFY_SYSTEM" };
+            output(c.client("psql").args(["-X", "-A", "-t", "-d", &dsn, "-c", sql])).0
+        })
+    };
+    lead_to(0);
+    assert_eq!(each(), [true; 3]);
+    // A standby behind the primary's name is not taken for it.
+    lead_to(1);
+    assert_eq!(each()[..2], [false; 2]);
 }

@@ -52,6 +52,10 @@ pub struct Raw {
     /// Clients of one user that this process accepts; the next is refused with 53300. Default 0: no limit but
     /// `proxy.max_client_connections`.
     pub max_user_client_connections: usize,
+    /// Replication connections of clients that this process passes to the primary; the next is refused with 53300.
+    /// 0: no limit. Default 5: each is a walsender there, and of the 10 that PostgreSQL has by default the cluster's
+    /// own standbys need theirs.
+    pub max_replication_connections: usize,
 }
 
 impl Default for Raw {
@@ -64,6 +68,7 @@ impl Default for Raw {
             max_db_connections: 0,
             max_db_client_connections: 0,
             max_user_client_connections: 0,
+            max_replication_connections: 5,
         }
     }
 }
@@ -162,6 +167,7 @@ pub fn check(raw: &Raw, databases: &BTreeMap<String, Database>, users: &BTreeMap
         ("max_db_connections", raw.max_db_connections),
         ("max_db_client_connections", raw.max_db_client_connections),
         ("max_user_client_connections", raw.max_user_client_connections),
+        ("max_replication_connections", raw.max_replication_connections),
     ];
     for (key, value) in counts {
         count(&mut bad, &format!("proxy.pools.{key}"), Some(value), 0);

@@ -217,7 +217,7 @@ impl Facts<'_> {
             let clients = self.view.clients.iter().filter(|c| c.database == name).count();
             let limit = policy::client_limits(pools, name, "").into_iter().find_map(|limit| match limit {
                 policy::ClientLimit::Database(n) => Some(n),
-                policy::ClientLimit::User(_) => None,
+                policy::ClientLimit::User(_) | policy::ClientLimit::Replication(_) => None,
             });
             vec![
                 name.into(),

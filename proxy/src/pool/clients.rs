@@ -15,26 +15,37 @@ pub struct Clients {
 struct Counts {
     databases: HashMap<String, usize>,
     users: HashMap<String, usize>,
+    replication: usize,
 }
 
 impl Clients {
-    /// One more client of that database, by the name it asks for, and that user.
+    /// One more client of that database, by the name it asks for, and that user; for replication or not.
     ///
     /// # Errors
     /// The limit that is reached.
-    pub fn admit(self: &Arc<Self>, rules: &Rules, database: &str, user: &str) -> Result<Admission, ClientLimit> {
+    pub fn admit(
+        self: &Arc<Self>,
+        rules: &Rules,
+        (database, user): (&str, &str),
+        replication: bool,
+    ) -> Result<Admission, ClientLimit> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let limits = client_limits(rules, database, user);
         let reached = limits.into_iter().find(|limit| match *limit {
             ClientLimit::Database(most) => counts.databases.get(database).is_some_and(|n| *n >= most),
             ClientLimit::User(most) => counts.users.get(user).is_some_and(|n| *n >= most),
+            ClientLimit::Replication(most) => counts.replication >= most,
         });
+        let most = rules.defaults.max_replication_connections;
+        let walsenders = replication && most > 0 && counts.replication >= most;
+        let reached = reached.or(walsenders.then_some(ClientLimit::Replication(most)));
         if let Some(limit) = reached {
             return Err(limit);
         }
         *counts.databases.entry(database.to_owned()).or_default() += 1;
         *counts.users.entry(user.to_owned()).or_default() += 1;
-        Ok(Admission { clients: self.clone(), database: database.into(), user: user.into() })
+        counts.replication += usize::from(replication);
+        Ok(Admission { clients: self.clone(), database: database.into(), user: user.into(), replication })
     }
 
     /// Clients of that database.
@@ -55,12 +66,14 @@ pub struct Admission {
     clients: Arc<Clients>,
     database: Box<str>,
     user: Box<str>,
+    replication: bool,
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
         let mut counts = self.clients.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let Counts { databases, users } = &mut *counts;
+        let Counts { databases, users, replication } = &mut *counts;
+        *replication -= usize::from(self.replication);
         for (map, name) in [(databases, &self.database), (users, &self.user)] {
             if let Some(n) = map.get_mut(&**name) {
                 *n -= 1;
@@ -84,7 +97,7 @@ mod tests {
         rules.defaults.max_db_client_connections = 2;
         rules.users.insert("u".into(), User { max_client_connections: Some(1), ..User::default() });
         let clients = Arc::new(Clients::default());
-        let admit = |database: &str, user: &str| clients.admit(&rules, database, user);
+        let admit = |database: &str, user: &str| clients.admit(&rules, (database, user), false);
         let first = admit("d", "u").unwrap();
         assert_eq!(admit("e", "u").unwrap_err(), ClientLimit::User(1));
         let _second = admit("d", "v").unwrap();
@@ -92,5 +105,20 @@ mod tests {
         drop(first);
         assert_eq!((clients.of_database("d"), clients.of_user("u"), clients.of_user("v")), (1, 0, 1));
         assert!(admit("d", "u").is_ok());
+    }
+
+    #[test]
+    fn replication_has_a_limit_of_its_own() {
+        let mut rules = Rules::new(1, Duration::from_secs(1));
+        rules.defaults.max_replication_connections = 1;
+        let clients = Arc::new(Clients::default());
+        let first = clients.admit(&rules, ("d", "u"), true).unwrap();
+        assert_eq!(clients.admit(&rules, ("e", "v"), true).unwrap_err(), ClientLimit::Replication(1));
+        assert!(clients.admit(&rules, ("e", "v"), false).is_ok());
+        drop(first);
+        assert!(clients.admit(&rules, ("e", "v"), true).is_ok());
+        rules.defaults.max_replication_connections = 0;
+        let all: Vec<_> = (0..9).map(|_| clients.admit(&rules, ("d", "u"), true)).collect();
+        assert!(all.iter().all(Result::is_ok));
     }
 }

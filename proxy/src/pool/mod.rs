@@ -38,6 +38,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Is it for physical replication, which belongs to no database?
+    pub fn is_physical(&self) -> bool {
+        self.parameters.iter().any(|(name, value)| name == "replication" && value != "database")
+    }
+
     /// Is it for replication connections? Each has a server of its own, that is made for it and never used again.
     pub fn is_replication(&self) -> bool {
         self.parameters.iter().any(|(name, _)| name == "replication")

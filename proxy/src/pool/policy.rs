@@ -34,6 +34,8 @@ pub enum ClientLimit {
     Database(usize),
     /// Of one user.
     User(usize),
+    /// Replication connections.
+    Replication(usize),
 }
 
 /// The rules for a database, by the name clients ask for, and a user.

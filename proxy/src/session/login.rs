@@ -325,12 +325,13 @@ impl Greeter<'_> {
         if self.w.doorway.disabled(database) {
             return Err(ClientError::Pool(PoolError::Disabled { database: database.clone() }));
         }
-        let admitted = self.w.shared.admissions.admit(&self.w.config().pools, database, user);
+        let admitted = self.w.shared.admissions.admit(&self.w.config().pools, (database, user), startup.replication);
         admitted.map_err(|limit| match limit {
             ClientLimit::Database(limit) => {
                 ClientError::Pool(PoolError::ClientsOfDatabase { database: database.clone(), limit })
             }
             ClientLimit::User(limit) => ClientError::Pool(PoolError::ClientsOfUser { user: user.clone(), limit }),
+            ClientLimit::Replication(limit) => ClientError::Pool(PoolError::Replication { limit }),
         })
     }
 

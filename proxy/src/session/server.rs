@@ -308,7 +308,7 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
                 welcome.key = backend::backend_key(&frame).ok_or_else(|| protocol("a malformed BackendKeyData"))?;
             }
             b'Z' => {
-                verify_role(wire, login.role, &mut welcome.settings).await?;
+                verify_role(wire, login, &mut welcome.settings).await?;
                 return Ok(welcome);
             }
             b'E' => return Err(refusal(node, frame)),
@@ -327,11 +327,12 @@ fn refusal(node: NodeId, frame: Vec<u8>) -> ConnectError {
 
 /// A node that was demoted or promoted behind the topology's back must not be taken for what it was. PostgreSQL 14
 /// and later report `in_hot_standby`; 13 is asked.
-async fn verify_role(wire: &mut LoginWire, role: Role, settings: &mut Settings) -> Result<(), ConnectError> {
+async fn verify_role(wire: &mut LoginWire, login: &Login<'_>, settings: &mut Settings) -> Result<(), ConnectError> {
+    let role = login.role;
     let reported = settings.iter().find(|(name, _)| name == "in_hot_standby").map(|(_, value)| value == "on");
     let in_recovery = match reported {
         Some(answer) => answer,
-        None => ask_recovery(wire).await?,
+        None => ask_recovery(wire, login.identity.is_physical()).await?,
     };
     if in_recovery == (role == Role::Standby) {
         Ok(())
@@ -340,15 +341,18 @@ async fn verify_role(wire: &mut LoginWire, role: Role, settings: &mut Settings) 
     }
 }
 
-async fn ask_recovery(wire: &mut LoginWire) -> Result<bool, ConnectError> {
+/// A walsender without a database runs no SQL. What it can show is that a node in recovery only reads; a primary whose
+/// sessions only read by default is taken for one, which refuses more than it must.
+async fn ask_recovery(wire: &mut LoginWire, physical: bool) -> Result<bool, ConnectError> {
     let mut out = Vec::new();
-    frontend::write_query(&mut out, "select pg_catalog.pg_is_in_recovery()");
+    let sql = if physical { "SHOW transaction_read_only" } else { "select pg_catalog.pg_is_in_recovery()" };
+    frontend::write_query(&mut out, sql);
     wire.send(&out).await?;
     let mut answer = None;
     for _ in 0..MAX_LOGIN_MESSAGES {
         let (kind, frame) = wire.next().await?;
         match kind {
-            b'D' => answer = frame.last().map(|&b| b == b't'),
+            b'D' => answer = Some(frame.ends_with(b"\0\0\0\x01t") || frame.ends_with(b"\0\0\0\x02on")),
             b'E' => return Err(refusal(wire.node.clone(), frame)),
             b'Z' if backend::ready_status(&frame) == Some(TxStatus::Idle) => break,
             _ => {}

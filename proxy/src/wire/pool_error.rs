@@ -44,6 +44,11 @@ pub enum PoolError {
         /// The limit.
         limit: usize,
     },
+    /// There are as many replication connections as there may be.
+    Replication {
+        /// The limit.
+        limit: usize,
+    },
     /// The client was idle for longer than `proxy.timeouts.client_idle_timeout`.
     Idle,
     /// It was idle in its transaction for longer than `proxy.timeouts.idle_in_transaction_timeout`.
@@ -76,6 +81,9 @@ impl PoolError {
                 fatal(SqlState::TOO_MANY_CONNECTIONS, format!("too many connections for role \"{user}\""))
                     .detail(format!("This proxy takes {limit} connections of it."))
             }
+            Self::Replication { limit } => fatal(SqlState::TOO_MANY_CONNECTIONS, "too many replication connections")
+                .detail(format!("This proxy passes {limit} of them to the primary."))
+                .hint("Raise proxy.pools.max_replication_connections if the primary has walsenders to spare."),
             Self::Idle => fatal(SqlState::IDLE_SESSION_TIMEOUT, "terminating connection due to idle-session timeout"),
             Self::IdleInTransaction => fatal(
                 SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
@@ -139,6 +147,10 @@ mod tests {
         check(
             &E::ClientsOfUser { user, limit: 7 },
             "FATAL 53300 too many connections for role \"ann\" | This proxy takes 7 connections of it. | ",
+        );
+        check(
+            &E::Replication { limit: 5 },
+            "FATAL 53300 too many replication connections | This proxy passes 5 of them to the primary. | Raise proxy.pools.max_replication_connections if the primary has walsenders to spare.",
         );
         check(&E::Idle, "FATAL 57P05 terminating connection due to idle-session timeout |  | ");
         check(&E::IdleInTransaction, "FATAL 25P03 terminating connection due to idle-in-transaction timeout |  | ");
