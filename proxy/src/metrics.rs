@@ -1,6 +1,7 @@
 //! What the proxy counts. Each worker counts for itself and hands its sums over ten times a second, so that no
 //! statement touches memory that another worker writes.
 
+use crate::sql::Pins;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     local::LocalHistogram,
@@ -23,6 +24,8 @@ pub struct Metrics {
     pub(crate) below_mode: IntCounter,
     servers: IntGaugeVec,
     standby_staleness: GaugeVec,
+    pins: IntCounterVec,
+    pinned: IntGaugeVec,
 }
 
 impl Metrics {
@@ -73,6 +76,16 @@ impl Metrics {
                 ),
                 &["node"],
             )?,
+            pins: counters(
+                "pgtenure_proxy_pins_total",
+                "Times that a session had to keep its server between transactions, by reason",
+                &["reason"],
+            )?,
+            pinned: gauges(
+                "pgtenure_proxy_pinned_sessions",
+                "Sessions that keep their server between transactions, by reason; one may have several",
+                &["reason"],
+            )?,
         };
         for collector in metrics.collectors() {
             registry.register(collector)?;
@@ -95,6 +108,8 @@ impl Metrics {
             Box::new(self.below_mode.clone()),
             Box::new(self.servers.clone()),
             Box::new(self.standby_staleness.clone()),
+            Box::new(self.pins.clone()),
+            Box::new(self.pinned.clone()),
         ]
     }
 
@@ -197,6 +212,17 @@ impl Counts {
         match queries.iter_mut().find(|(t, r, _)| std::ptr::eq(*t, target) && std::ptr::eq(*r, reason)) {
             Some((_, _, n)) => *n += 1,
             None => queries.push((target, reason, 1)),
+        }
+    }
+
+    /// What binds a session to its server between transactions has changed. Rare: most are bound by nothing.
+    pub fn pins(&self, before: Pins, now: Pins) {
+        for reason in now.without(before).list() {
+            self.shared.pins.with_label_values(&[reason.label()]).inc();
+            self.shared.pinned.with_label_values(&[reason.label()]).inc();
+        }
+        for reason in before.without(now).list() {
+            self.shared.pinned.with_label_values(&[reason.label()]).dec();
         }
     }
 

@@ -5,7 +5,6 @@ mod common;
 
 use common::Cluster;
 use common::raw::{Raw, bind, execute, parse, sync};
-use std::fmt::Write as _;
 
 /// Two server connections for all clients.
 fn two_servers() -> Cluster {
@@ -105,6 +104,44 @@ fn a_clients_application_name_is_on_its_server() {
 }
 
 #[test]
+fn a_session_finds_the_connection_that_has_its_settings() {
+    let c = two_servers();
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    ok(&mut a, "begin");
+    let other = ok(&mut b, "select pg_backend_pid()");
+    ok(&mut a, "set work_mem = '2MB'; commit");
+    let mine = ok(&mut a, "select pg_backend_pid()");
+    assert_ne!(mine, other);
+    for _ in 0..3 {
+        assert_eq!(ok(&mut b, "select pg_backend_pid()"), other);
+        assert_eq!(ok(&mut a, "select pg_backend_pid()"), mine);
+    }
+}
+
+#[test]
+fn durability_and_pins_are_counted_as_the_session_has_them() {
+    let c = two_servers();
+    c.nodes[0].psql("create table t (i int); alter table t owner to app; alter role app set synchronous_commit = off");
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "insert into t values (1)");
+    ok(&mut a, "set synchronous_commit = on");
+    ok(&mut a, "insert into t values (2)");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 1.0);
+    let pins = || (c.counter("pgtenure_proxy_pinned_sessions"), c.counter("pgtenure_proxy_pins_total"));
+    // The next statement waits for what the server is asked behind the one before.
+    for (sql, counted) in [
+        ("create temp table x (i int)", (1.0, 1.0)),
+        ("listen news", (2.0, 2.0)),
+        ("drop table x", (1.0, 2.0)),
+        ("unlisten *", (0.0, 2.0)),
+    ] {
+        ok(&mut a, sql);
+        ok(&mut a, "select 1");
+        assert_eq!(pins(), counted, "{sql}");
+    }
+}
+
+#[test]
 fn a_role_follows_its_session_and_is_never_left_behind() {
     let c = two_servers();
     c.nodes[0].psql("create role worker; grant worker to app; create role odd; grant odd to app");
@@ -166,12 +203,11 @@ fn pins_end_when_what_they_stand_for_is_gone() {
         ok(&mut a, begins);
         ok(&mut a, ends);
         let pid = value(&mut a, "select pg_backend_pid()");
-        let mut b = block(&c);
-        let other = value(&mut a, "select pg_backend_pid()");
-        let mut text = String::new();
-        let _ = write!(text, "{begins}; {ends}");
-        assert_ne!(other, pid, "still pinned after {text}");
-        ok(&mut b, "commit");
+        // Others get both connections: a holds none.
+        let mut others = [block(&c), block(&c)];
+        let got = others.each_mut().map(|other| value(other, "select pg_backend_pid()"));
+        assert!(got.contains(&pid), "still pinned after {begins}; {ends}");
+        others.iter_mut().for_each(|other| _ = ok(other, "commit"));
     }
     // And they last until then.
     ok(&mut a, "listen news; select pg_advisory_lock(7)");

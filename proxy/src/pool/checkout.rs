@@ -2,6 +2,7 @@
 
 use crate::pool::{Doors, Full, Identity, Limit, Limits, Permit, PoolKey, Share};
 use crate::session::server::Server;
+use crate::session::settings::Shared;
 use cluster::topology::Topology;
 use cluster::{Instant, NodeId, Role};
 use std::cell::{Cell, RefCell};
@@ -14,6 +15,8 @@ use tokio::sync::oneshot;
 /// A waiter of another worker is served first when it has waited this much longer: moving a connection costs more
 /// than a short wait.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// How many idle connections are looked at for one with the session's settings.
+const LOOK: usize = 8;
 
 /// What a checkout yields. Never kept, so its size does not matter; boxing would allocate for each unit sent.
 pub enum Checkout {
@@ -101,16 +104,34 @@ impl Pool {
         self.limit.permit(share).map_or_else(Checkout::Full, Checkout::Open)
     }
 
-    /// Take an idle connection that needs no check.
-    pub fn at_hand(&self, check_before: Instant) -> Option<Server> {
+    /// Take an idle connection that needs no check: the one used last, or one of the few before it that has the
+    /// settings `wanted` already.
+    pub fn at_hand(&self, check_before: Instant, wanted: &Shared) -> Option<Server> {
         loop {
             if self.idle.borrow().last()?.meta.idle_since < check_before {
                 return None;
             }
+            self.prefer(check_before, wanted);
             let mut server = self.take_idle()?;
             if still_silent(&mut server) {
                 return Some(server);
             }
+        }
+    }
+
+    /// Put the connection that needs no other settings where it is taken next. Giving another one its settings costs a
+    /// round trip; looking further than this for one would cost more than that when there is none.
+    fn prefer(&self, check_before: Instant, wanted: &Shared) {
+        let mut idle = self.idle.borrow_mut();
+        let fits = |server: &Server| {
+            let given = &server.meta.given;
+            Arc::ptr_eq(given, wanted) || given == wanted
+        };
+        let recent = idle.iter().rev().take(LOOK).take_while(|server| server.meta.idle_since >= check_before);
+        let found = recent.map(fits).position(|fits| fits);
+        if let Some(behind @ 1..) = found {
+            let last = idle.len() - 1;
+            idle[last - behind..].rotate_left(1);
         }
     }
 

@@ -8,6 +8,7 @@ use crate::pool::{Checkout, Full, Identity, Offer, Permit, Pool, Share};
 use crate::route::{Causality, Promise, Reason, Request, Target};
 use crate::session::challenge::Allowed;
 use crate::session::server::{self, ConnectError, Login, Server};
+use crate::session::settings::Shared;
 use crate::sql::Access;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
@@ -97,7 +98,13 @@ pub struct Need<'a> {
 }
 
 /// A connection that is at hand: no waiting, no connecting.
-pub fn at_hand(w: &Worker, need: Need<'_>, pool_of: impl FnOnce(&NodeId) -> Rc<Pool>, now: Instant) -> Option<Found> {
+pub fn at_hand(
+    w: &Worker,
+    need: Need<'_>,
+    settings: &Shared,
+    pool_of: impl FnOnce(&NodeId) -> Rc<Pool>,
+    now: Instant,
+) -> Option<Found> {
     let (target, reason) = target(w, need, now);
     let node = match target {
         Target::Wait(_) | Target::Nowhere => return None,
@@ -110,7 +117,7 @@ pub fn at_hand(w: &Worker, need: Need<'_>, pool_of: impl FnOnce(&NodeId) -> Rc<P
     if pool.waiting() > 0 || w.doorway.paused(need.database) {
         return None;
     }
-    let server = pool.at_hand(w.check_before(now))?;
+    let server = pool.at_hand(w.check_before(now), settings)?;
     w.still_valid(&server.meta).then_some(Found { server, pool, reason: reason.as_str() })
 }
 

@@ -4,8 +4,10 @@ use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::metrics::Source;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
+use crate::session::durability::Level;
 use crate::session::presence::Activity;
 use crate::session::relay::{Event, Undo};
+use crate::sql::Pins;
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
@@ -142,11 +144,12 @@ impl Session {
 
     pub(super) fn count_below_mode(&mut self) {
         let strict = self.w.view.borrow().topology.valid_until.is_none();
-        let below = std::mem::take(&mut self.commits) && self.durability.is_below(strict);
-        if let Some(server) = self.server.as_ref().filter(|_| below) {
+        let commits = std::mem::take(&mut self.commits);
+        let Some(server) = self.server.as_ref().filter(|_| commits) else { return };
+        let session = self.tracking.settings.get("synchronous_commit").map(Level::of);
+        if self.durability.is_below(session, Level::of(&server.meta.defaults.synchronous_commit), strict) {
             self.w.count_below_mode(server.meta.term);
         }
-        self.durability.end_transaction();
     }
 
     /// Nothing is owed.
@@ -171,8 +174,19 @@ impl Session {
         if !resting || self.cancelling || self.ask() {
             return;
         }
-        if self.pins.is_empty() && !self.tracking.stuck && self.mode == PoolMode::Transaction {
+        if self.mode != PoolMode::Transaction {
+            return;
+        }
+        self.count_pins(self.pins);
+        if self.pins.is_empty() && !self.tracking.stuck {
             self.give_back();
+        }
+    }
+
+    /// Count what binds the session between its transactions, as the metrics show it.
+    pub(super) fn count_pins(&mut self, now: Pins) {
+        if self.counted != now {
+            self.w.counts.pins(std::mem::replace(&mut self.counted, now), now);
         }
     }
 

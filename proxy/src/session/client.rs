@@ -137,6 +137,8 @@ pub struct Session {
     /// Bytes of each unit in flight within `retained`; 0 for one that was not kept.
     pub(super) retained_lens: VecDeque<usize>,
     pub(super) pins: Pins,
+    /// Those that the metrics count.
+    pub(super) counted: Pins,
     /// What follows it from server to server.
     pub(super) tracking: Tracking,
     pub(super) promised: Option<Box<Promised>>,
@@ -209,7 +211,6 @@ impl Session {
     ) -> Self {
         let table = functions.borrow_and_update().clone();
         let generation = w.generation.get();
-        let durability = Durability::of_startup(&identity.parameters);
         let mode = pool_mode(&w, &identity);
         let tally = w.tallies.of(&identity.database);
         tally.add(Counter::Logins, 1);
@@ -242,6 +243,7 @@ impl Session {
             retained: Vec::new(),
             retained_lens: VecDeque::new(),
             pins: Pins::default(),
+            counted: Pins::default(),
             tracking: Tracking::new(application_name),
             promised: None,
             listens: false,
@@ -252,7 +254,7 @@ impl Session {
             skip: false,
             fail: None,
             portal_may_commit: false,
-            durability,
+            durability: Durability::default(),
             commits: false,
             wrote: false,
             busy: false,
@@ -350,6 +352,7 @@ impl Session {
         self.w.places.borrow_mut().leave(self.place);
         self.w.patrons.leave(&self.identity);
         self.set_busy(false);
+        self.count_pins(Pins::NONE);
         let between = self.server_in.is_empty() && !self.relay.mid_frame() && self.to_server.is_empty();
         let shared = self.mode == PoolMode::Transaction && !self.tunnel;
         let clean =

@@ -2,8 +2,9 @@
 //!
 //! A commit under a lowered `synchronous_commit` is acknowledged before as many copies exist as the cluster's mode
 //! asks for, so a failover may lose it: such commits are counted, and the report of a failover tells their number.
-//! Seen are SET, SET LOCAL, `set_config` and startup options in the text that passes through; what ALTER ROLE or a
-//! function sets is not. A SET that a ROLLBACK undoes still counts: rather one too many.
+//! What the session has set is known from its server, and what it began with from the server's login. Between a
+//! statement that sets it and the server's answer, the text of SET, SET LOCAL and `set_config` counts; what a
+//! function sets for its transaction is not seen. A SET that a ROLLBACK undoes counts until then: rather one too many.
 //!
 //! Source: PostgreSQL documentation, "synchronous_commit".
 
@@ -12,11 +13,18 @@ const NAME: &[u8] = b"synchronous_commit";
 /// How much of a unit is searched: a SET is short, and long parameters of a write are not to be read twice.
 const SEARCHED: usize = 1024;
 
-/// What a session asks for.
+/// What the statements in flight set, as far as their text tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Durability {
-    session: Level,
-    transaction: Option<Level>,
+    guess: Option<Guess>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guess {
+    /// SET.
+    To(Level),
+    /// RESET, or SET to DEFAULT.
+    Default,
 }
 
 /// Values of `synchronous_commit`, as far as they differ here.
@@ -31,16 +39,18 @@ pub(super) enum Level {
     Off,
 }
 
-impl Durability {
-    /// What a session begins with.
-    pub(super) fn of_startup(parameters: &[(String, String)]) -> Self {
-        let mut durability = Self::default();
-        for (name, value) in parameters {
-            durability.note(format!("{name}={value}").as_bytes());
+impl Level {
+    /// Of a value as the server spells it.
+    pub(super) fn of(value: &str) -> Self {
+        match value {
+            "off" => Self::Off,
+            "local" | "remote_write" => Self::Local,
+            _ => Self::Full,
         }
-        durability
     }
+}
 
+impl Durability {
     /// Note what a unit on its way to the server sets, if it sets anything. True when setting is all that it does, so
     /// that it commits nothing.
     pub(super) fn note(&mut self, unit: &[u8]) -> bool {
@@ -51,24 +61,25 @@ impl Durability {
             let start = from + at;
             from = start + NAME.len();
             alone = is_alone(&text[..start], &text[from..]);
-            let level = level_of(&text[from..]);
-            if is_local(&text[..start], &text[from..]) {
-                self.transaction = Some(level);
-            } else {
-                (self.session, self.transaction) = (level, None);
-            }
+            self.guess = Some(guess(&text[from..]));
         }
         alone
     }
 
-    /// The transaction is over.
-    pub(super) fn end_transaction(&mut self) {
-        self.transaction = None;
+    /// What the session has set is known again.
+    pub(super) fn settle(&mut self) {
+        self.guess = None;
     }
 
-    /// Is a commit now less durable than the mode? In async mode only `off` is.
-    pub(super) fn is_below(self, strict: bool) -> bool {
-        match self.transaction.unwrap_or(self.session) {
+    /// Is a commit now less durable than the mode? In async mode only `off` is. `session` is what it is known to have
+    /// set, `default` what its server began with.
+    pub(super) fn is_below(self, session: Option<Level>, default: Level, strict: bool) -> bool {
+        let level = match self.guess {
+            Some(Guess::To(level)) => level,
+            Some(Guess::Default) => default,
+            None => session.unwrap_or(default),
+        };
+        match level {
             Level::Full => false,
             Level::Local => strict,
             Level::Off => true,
@@ -81,26 +92,20 @@ fn find(text: &[u8]) -> Option<usize> {
 }
 
 /// The value behind the name: `= off`, `TO 'off'`, `', 'off'`. None at all is a RESET or a SHOW.
-fn level_of(behind: &[u8]) -> Level {
+fn guess(behind: &[u8]) -> Guess {
     let mut words = words(statement_head(behind));
     let first = words.next().unwrap_or_default();
     let value = if first.eq_ignore_ascii_case(b"to") { words.next().unwrap_or_default() } else { first };
     let is = |names: &[&[u8]]| names.iter().any(|n| n.eq_ignore_ascii_case(value));
     if is(&[b"off", b"false", b"no", b"0"]) {
-        Level::Off
+        Guess::To(Level::Off)
     } else if is(&[b"local", b"remote_write"]) {
-        Level::Local
+        Guess::To(Level::Local)
+    } else if is(&[b"", b"default"]) {
+        Guess::Default
     } else {
-        Level::Full
+        Guess::To(Level::Full)
     }
-}
-
-/// Only for the transaction: `SET LOCAL name`, or `set_config('name', 'value', true)`.
-fn is_local(before: &[u8], behind: &[u8]) -> bool {
-    let last = words(statement_tail(before)).last().unwrap_or_default();
-    let third = words(statement_head(behind)).nth(1).unwrap_or_default();
-    let call = before.last() == Some(&b'\'');
-    last.eq_ignore_ascii_case(b"local") || call && third.eq_ignore_ascii_case(b"true")
 }
 
 /// Is there no other statement in a simple query's text around the one that sets? What follows a text in the extended
@@ -117,11 +122,6 @@ fn statement_head(text: &[u8]) -> &[u8] {
     text.split(|b| matches!(b, b';' | 0)).next().unwrap_or_default()
 }
 
-/// From the beginning of the statement that `text` ends in.
-fn statement_tail(text: &[u8]) -> &[u8] {
-    text.rsplit(|b| matches!(b, b';' | 0)).next().unwrap_or_default()
-}
-
 fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|b| !(b.is_ascii_alphanumeric() || *b == b'_')).filter(|w| !w.is_empty())
 }
@@ -130,13 +130,15 @@ fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 mod tests {
     use super::*;
 
-    /// (below strict, below async) in the transaction that follows, and after its end.
-    fn check(texts: &[&str], during: (bool, bool), after: (bool, bool)) {
+    /// (below strict, below async) while these are in flight, and when the session is known to have `after`.
+    fn check(texts: &[&str], during: (bool, bool), after: &str, then: (bool, bool)) {
         let mut d = Durability::default();
         texts.iter().for_each(|t| _ = d.note(t.as_bytes()));
-        assert_eq!((d.is_below(true), d.is_below(false)), during, "{texts:?}");
-        d.end_transaction();
-        assert_eq!((d.is_below(true), d.is_below(false)), after, "{texts:?} after its transaction");
+        let below =
+            |d: Durability, session| (d.is_below(session, Level::Full, true), d.is_below(session, Level::Full, false));
+        assert_eq!(below(d, None), during, "{texts:?}");
+        d.settle();
+        assert_eq!(below(d, Some(Level::of(after))), then, "{texts:?} when {after} is known");
     }
 
     const FULL: (bool, bool) = (false, false);
@@ -145,13 +147,25 @@ mod tests {
 
     #[test]
     fn every_way_to_lower_it_is_seen() {
-        check(&["SET synchronous_commit = off"], OFF, OFF);
-        check(&["set Synchronous_Commit TO 'local'"], LOCAL, LOCAL);
-        check(&["SET SESSION synchronous_commit TO remote_write;"], LOCAL, LOCAL);
-        check(&["begin; set local synchronous_commit=0; insert into t values (1)"], OFF, FULL);
-        check(&["select set_config('synchronous_commit', 'off', false)"], OFF, OFF);
-        check(&["select pg_catalog.set_config('synchronous_commit','off',true)"], OFF, FULL);
-        check(&["-c synchronous_commit=off -c work_mem=1MB"], OFF, OFF);
+        check(&["SET synchronous_commit = off"], OFF, "off", OFF);
+        check(&["set Synchronous_Commit TO 'local'"], LOCAL, "local", LOCAL);
+        check(&["SET SESSION synchronous_commit TO remote_write;"], LOCAL, "remote_write", LOCAL);
+        check(&["begin; set local synchronous_commit=0; insert into t values (1)"], OFF, "on", FULL);
+        check(&["select set_config('synchronous_commit', 'off', false)"], OFF, "off", OFF);
+        check(&["select pg_catalog.set_config('synchronous_commit','off',true)"], OFF, "remote_apply", FULL);
+        check(&["-c synchronous_commit=off -c work_mem=1MB"], OFF, "off", OFF);
+    }
+
+    #[test]
+    fn what_a_session_begins_with_counts_until_it_sets_something_else() {
+        let mut d = Durability::default();
+        assert!(d.is_below(None, Level::Off, false) && !d.is_below(Some(Level::Full), Level::Off, true));
+        d.note(b"set synchronous_commit = on");
+        assert!(!d.is_below(None, Level::Off, true));
+        for back in [&b"reset synchronous_commit"[..], b"set local synchronous_commit to default"] {
+            d.note(back);
+            assert!(d.is_below(Some(Level::Full), Level::Off, false));
+        }
     }
 
     #[test]
@@ -166,10 +180,15 @@ mod tests {
 
     #[test]
     fn raising_it_again_counts_no_more() {
-        check(&["set synchronous_commit = off", "SET synchronous_commit TO on"], FULL, FULL);
-        check(&["set synchronous_commit = off", "reset synchronous_commit"], FULL, FULL);
-        check(&["set synchronous_commit = off; set local synchronous_commit = remote_apply; select 1"], FULL, OFF);
-        check(&["set synchronous_commit to default"], FULL, FULL);
-        check(&["insert into t values ('local')", "set work_mem = '1MB'"], FULL, FULL);
+        check(&["set synchronous_commit = off", "SET synchronous_commit TO on"], FULL, "on", FULL);
+        check(&["set synchronous_commit = off", "reset synchronous_commit"], FULL, "on", FULL);
+        check(
+            &["set synchronous_commit = off; set local synchronous_commit = remote_apply; select 1"],
+            FULL,
+            "off",
+            OFF,
+        );
+        check(&["set synchronous_commit to default"], FULL, "on", FULL);
+        check(&["insert into t values ('local')", "set work_mem = '1MB'"], FULL, "on", FULL);
     }
 }

@@ -77,6 +77,7 @@ impl Session {
         }
         if !self.tracking.is_due(self.pins) {
             self.tracking.rest();
+            self.durability.settle();
             return false;
         }
         let question = self.tracking.question(&mut self.pins, &*server.meta);
@@ -94,6 +95,7 @@ impl Session {
 
     /// The server has the settings that the session is known to have.
     fn settled(&mut self) {
+        self.durability.settle();
         let Some(server) = &mut self.server else { return };
         server.meta.given = self.tracking.settings.clone();
         if !self.pins.has(PinReason::Set) {
@@ -250,14 +252,13 @@ impl Session {
 
     /// Could the session have switched off the notice that tells of a cancelled wait for a standby?
     pub(super) fn hides_notices(&self) -> bool {
-        let level = self.tracking.settings.get("client_min_messages");
-        let quiet = level.is_some_and(|level| matches!(level, "error" | "fatal" | "panic"));
-        let startup = self.identity.parameters.iter().any(|(n, v)| {
-            n.eq_ignore_ascii_case("client_min_messages") || v.to_ascii_lowercase().contains("client_min_messages")
-        });
+        // What its role, its database or its startup packet set is what its server began with.
+        let default = self.server.as_ref().map(|server| &*server.meta.defaults.client_min_messages);
+        let level = self.tracking.settings.get("client_min_messages").or(default);
+        let quiet = level.is_none_or(|level| matches!(level, "error" | "fatal" | "panic"));
         // Or by what runs now, whose settings are not known yet.
         let touched = &self.tracking.touched;
         let now = touched.every || touched.names.iter().any(|n| &**n == "client_min_messages");
-        quiet || startup || now || self.pins.has(PinReason::Set)
+        quiet || now || self.pins.has(PinReason::Set)
     }
 }

@@ -6,7 +6,6 @@
 use crate::metrics::bump;
 use crate::session::batch;
 use crate::session::client::{Failure, Loss, Session};
-use crate::session::durability::Durability;
 use crate::session::incoming::Step;
 use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind, Undo};
@@ -49,10 +48,11 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         s.pins.remove(PinReason::Listen);
         s.listens = true;
     }
+    s.durability.settle();
+    s.count_pins(Pins::NONE);
     let pins = std::mem::take(&mut s.pins);
     if !pins.is_empty() {
         s.lost_pins = Some((node.clone(), pins));
-        s.durability = Durability::of_startup(&s.identity.parameters);
     }
     s.relay.status = TxStatus::Idle;
     let verdicts = answers(status, &sent, delivered);

@@ -49,7 +49,7 @@ impl Session {
         let need = acquire::Need { database, causality, access, promise, avoid, since: now };
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
         let pool_of = |node: &NodeId| known(node).unwrap_or_else(|| self.w.pools.of(node, &self.identity));
-        match acquire::at_hand(&self.w, need, pool_of, now) {
+        match acquire::at_hand(&self.w, need, &self.tracking.settings, pool_of, now) {
             Some(found) => {
                 self.w.counts.waited(std::time::Duration::ZERO);
                 self.remember(&found.pool);

@@ -142,6 +142,16 @@ impl Server {
     }
 }
 
+/// Settings that a server does not report and that matter here, as it began with them. Empty when it was not asked:
+/// on a replication connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Defaults {
+    /// `client_min_messages`: may hide the notice of a cancelled wait for a standby.
+    pub client_min_messages: Box<str>,
+    /// `synchronous_commit`: may ask for less than the cluster's mode.
+    pub synchronous_commit: Box<str>,
+}
+
 /// All that moves with a connection from one worker to another.
 #[derive(Debug)]
 pub struct Meta {
@@ -161,6 +171,8 @@ pub struct Meta {
     pub statements: ServerStatements,
     /// What it reported at login.
     pub settings: Arc<Settings>,
+    /// Settings it began with that it does not report.
+    pub defaults: Defaults,
     /// Settings that differ from that now.
     pub changed: Settings,
     /// What the last session has set here.
@@ -258,6 +270,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         key: welcome.key,
         statements: ServerStatements::default(),
         settings: Arc::new(welcome.settings),
+        defaults: welcome.defaults,
         changed: Vec::new(),
         given: Shared::default(),
         spoilt: false,
@@ -270,6 +283,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
 
 struct Welcome {
     settings: Settings,
+    defaults: Defaults,
     key: (u32, u32),
 }
 
@@ -286,7 +300,7 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
     let refused = |source| ConnectError::Challenge { node: node.clone(), source };
     let endpoint = wire.stream.tls().and_then(|peer| peer.server_end_point.as_deref()).map(<[u8]>::to_vec);
     let mut answers = Answers::new(&identity.user, login.credentials, login.allowed, login.hashing, endpoint);
-    let mut welcome = Welcome { settings: Vec::new(), key: (0, 0) };
+    let mut welcome = Welcome { settings: Vec::new(), defaults: Defaults::default(), key: (0, 0) };
     for _ in 0..MAX_LOGIN_MESSAGES {
         let (kind, frame) = wire.next().await?;
         match kind {
@@ -308,7 +322,7 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
                 welcome.key = backend::backend_key(&frame).ok_or_else(|| protocol("a malformed BackendKeyData"))?;
             }
             b'Z' => {
-                verify_role(wire, login, &mut welcome.settings).await?;
+                verify(wire, login, &mut welcome).await?;
                 return Ok(welcome);
             }
             b'E' => return Err(refusal(node, frame)),
@@ -326,39 +340,62 @@ fn refusal(node: NodeId, frame: Vec<u8>) -> ConnectError {
 }
 
 /// A node that was demoted or promoted behind the topology's back must not be taken for what it was. PostgreSQL 14
-/// and later report `in_hot_standby`; 13 is asked.
-async fn verify_role(wire: &mut LoginWire, login: &Login<'_>, settings: &mut Settings) -> Result<(), ConnectError> {
-    let role = login.role;
-    let reported = settings.iter().find(|(name, _)| name == "in_hot_standby").map(|(_, value)| value == "on");
+/// and later report `in_hot_standby`, which does for replication connections; 13 is asked, and every other connection
+/// is, together with what no version reports.
+async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) -> Result<(), ConnectError> {
+    let reported = welcome.settings.iter().find(|(name, _)| name == "in_hot_standby").map(|(_, value)| value == "on");
     let in_recovery = match reported {
-        Some(answer) => answer,
-        None => ask_recovery(wire, login.identity.is_physical()).await?,
+        Some(answer) if login.identity.is_replication() => answer,
+        _ if login.identity.is_physical() => ask_walsender(wire).await?,
+        _ => {
+            let (in_recovery, defaults) = ask(wire).await?;
+            welcome.defaults = defaults;
+            in_recovery
+        }
     };
-    if in_recovery == (role == Role::Standby) {
+    if in_recovery == (login.role == Role::Standby) {
         Ok(())
     } else {
-        Err(ConnectError::WrongRole { node: wire.node.clone(), expected: role })
+        Err(ConnectError::WrongRole { node: wire.node.clone(), expected: login.role })
     }
 }
 
 /// A walsender without a database runs no SQL. What it can show is that a node in recovery only reads; a primary whose
 /// sessions only read by default is taken for one, which refuses more than it must.
-async fn ask_recovery(wire: &mut LoginWire, physical: bool) -> Result<bool, ConnectError> {
+async fn ask_walsender(wire: &mut LoginWire) -> Result<bool, ConnectError> {
+    let row = ask_row(wire, "SHOW transaction_read_only").await?;
+    Ok(matches!(row.as_slice(), [Some(value)] if value == "on"))
+}
+
+/// Is it in recovery, and what has it begun with?
+async fn ask(wire: &mut LoginWire) -> Result<(bool, Defaults), ConnectError> {
+    const QUESTION: &str = "SELECT pg_catalog.pg_is_in_recovery(),pg_catalog.current_setting('client_min_messages'),\
+                            pg_catalog.current_setting('synchronous_commit')";
+    let row = ask_row(wire, QUESTION).await?;
+    let [Some(in_recovery), Some(messages), Some(commit)] = row.as_slice() else {
+        return Err(ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" });
+    };
+    let defaults =
+        Defaults { client_min_messages: messages.as_str().into(), synchronous_commit: commit.as_str().into() };
+    Ok((in_recovery == "t", defaults))
+}
+
+/// The one row that a query gives.
+async fn ask_row(wire: &mut LoginWire, sql: &str) -> Result<Vec<Option<String>>, ConnectError> {
     let mut out = Vec::new();
-    let sql = if physical { "SHOW transaction_read_only" } else { "select pg_catalog.pg_is_in_recovery()" };
     frontend::write_query(&mut out, sql);
     wire.send(&out).await?;
     let mut answer = None;
     for _ in 0..MAX_LOGIN_MESSAGES {
         let (kind, frame) = wire.next().await?;
         match kind {
-            b'D' => answer = Some(frame.ends_with(b"\0\0\0\x01t") || frame.ends_with(b"\0\0\0\x02on")),
+            b'D' => answer = backend::text_row(&frame),
             b'E' => return Err(refusal(wire.node.clone(), frame)),
             b'Z' if backend::ready_status(&frame) == Some(TxStatus::Idle) => break,
             _ => {}
         }
     }
-    answer.ok_or(ConnectError::Protocol { node: wire.node.clone(), what: "no answer to pg_is_in_recovery()" })
+    answer.ok_or(ConnectError::Protocol { node: wire.node.clone(), what: "no answer to what it is" })
 }
 
 /// Whole messages, while a connection is being made.
