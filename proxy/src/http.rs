@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
     /// Where clients connect.
-    pub listen: SocketAddr,
+    pub listen: Vec<SocketAddr>,
     /// The newest term known.
     pub term: Term,
     /// May writes be sent: `open`, `draining`, or why not.

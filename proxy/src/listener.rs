@@ -106,8 +106,10 @@ pub enum StartError {
 pub struct Handle {
     /// What all workers act on, for the manager.
     pub state: watch::Receiver<ProxyState>,
-    /// Where clients connect.
+    /// Where clients connect, the first address.
     pub addr: SocketAddr,
+    /// All addresses.
+    pub addrs: Vec<SocketAddr>,
     /// What operators at the console ask of the process. Refused there when nobody listens here.
     pub orders: Option<mpsc::Receiver<ProcessOrder>>,
     shared: Arc<Shared>,
@@ -149,14 +151,10 @@ fn start_with(
 ) -> Result<Handle, StartError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = config.workers.unwrap_or(cores);
-    let listen = |source| StartError::Listen { addr: config.listen, source };
-    let socket = match inherited.tcp(config.listen).map_err(listen)? {
-        Some(socket) => socket,
-        None => bind(config.listen).map_err(listen)?,
-    };
-    let addr = socket.local_addr().map_err(listen)?;
     let listening = Arc::<Listening>::default();
-    listening.keep(tcp_name(config.listen), socket.try_clone().map_err(listen)?.into());
+    let sockets = listen_tcp(config.listen.all(), &mut inherited, &listening)?;
+    let addrs: Vec<SocketAddr> = sockets.iter().map(|(_, addr)| *addr).collect();
+    let addr = addrs[0];
     let local = listen_locally(&config, addr.port(), &mut inherited, &listening)?;
     let users = Users::load(&config)?;
     let metrics = Metrics::register(registry)?;
@@ -209,7 +207,11 @@ fn start_with(
     let (all, lag, topology) = (shared.clone(), inputs.lag, inputs.topology.clone());
     let thread = std::thread::Builder::new().name("proxy-accept".to_owned()).spawn(move || {
         acceptor.block_on(async {
-            let Ok(listener) = TcpListener::from_std(socket) else { return };
+            for (socket, _) in sockets {
+                let Ok(listener) = TcpListener::from_std(socket) else { return };
+                let (all, accepts, stopped) = (all.clone(), accepts.clone(), stopped.clone());
+                tokio::spawn(async move { accept(Listener::Tcp(listener), &all, accepts, stopped).await });
+            }
             let Ok(local) = local.map(UnixListener::from_std).transpose() else { return };
             let locally = async {
                 if let Some(local) = local {
@@ -218,23 +220,41 @@ fn start_with(
             };
             let files = keep_users(&all, stopped.clone());
             let tls = tls.follow(all.config.subscribe(), stopped.clone());
-            tokio::join!(
-                accept(Listener::Tcp(listener), &all, accepts.clone(), stopped.clone()),
-                locally,
-                publish_state(&all, publish, lag, stopped.clone()),
-                tls,
-                files
-            );
+            tokio::join!(locally, publish_state(&all, publish, lag, stopped.clone()), tls, files);
         });
     });
     threads.push(thread.map_err(StartError::Thread)?);
     warn_of_trust(&shared.config.borrow());
-    tracing::info!(%addr, workers = count, "proxy listens");
-    Ok(Handle { state, addr, orders: Some(orders), shared, topology, accepting, listening, stop, threads })
+    tracing::info!(?addrs, workers = count, "proxy listens");
+    Ok(Handle { state, addr, addrs, orders: Some(orders), shared, topology, accepting, listening, stop, threads })
 }
 
-fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+/// Listen on all of these, on the sockets of the process before where it has them; each with what it became.
+fn listen_tcp(
+    wanted: &[SocketAddr],
+    inherited: &mut Inherited,
+    listening: &Listening,
+) -> Result<Vec<(std::net::TcpListener, SocketAddr)>, StartError> {
+    let mut sockets = Vec::with_capacity(wanted.len());
+    for &addr in wanted {
+        let failed = |source| StartError::Listen { addr, source };
+        let socket = match inherited.tcp(addr).map_err(failed)? {
+            Some(socket) => socket,
+            // An IPv6 socket for all addresses would take the IPv4 ones as well.
+            None => bind(addr, wanted.iter().any(|a| a.is_ipv4() && a.port() == addr.port())).map_err(failed)?,
+        };
+        listening.keep(tcp_name(addr), socket.try_clone().map_err(failed)?.into());
+        let addr = socket.local_addr().map_err(failed)?;
+        sockets.push((socket, addr));
+    }
+    Ok(sockets)
+}
+
+fn bind(addr: SocketAddr, only_v6: bool) -> std::io::Result<std::net::TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
+    if addr.is_ipv6() && only_v6 {
+        socket.set_only_v6(true)?;
+    }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
@@ -446,7 +466,7 @@ impl Handle {
             WorkerStatus { term: applied.term, gate: applied.gate.as_str(), totals: board.totals() }
         });
         Status {
-            listen: self.addr,
+            listen: self.addrs.clone(),
             term: topology.term,
             gate: gate.as_str(),
             primary: topology.primary.as_ref().map(|p| p.node.clone()),

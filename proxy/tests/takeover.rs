@@ -24,7 +24,7 @@ fn succeed(cluster: &mut Cluster, config: &proxy::config::Config) -> proxy::Hand
     let inherited = Inherited::new(control.listeners().expect("descriptors are left"));
     let (_lag, lag) = tokio::sync::watch::channel(std::sync::Arc::default());
     let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag };
-    let config = proxy::config::Config { listen: config.listen, ..config.clone() };
+    let config = config.clone();
     let next = proxy::take_over(config, inputs, &prometheus::Registry::new(), inherited).expect("the next one starts");
     next.control().begin_accepting();
     next.control().pass_cancels(relay(control.clone()));
@@ -103,4 +103,26 @@ fn clients_connect_and_transactions_finish_through_three_takeovers() {
         let control = elder.control();
         wait_for("the clients to have left", || (control.clients() == 0).then_some(()));
     }
+}
+
+#[test]
+fn every_address_that_is_listened_on_is_handed_over() {
+    let mut typed = None;
+    let addresses = [1, 2].map(|last| std::net::SocketAddr::from(([127, 0, 0, last], common::free_port())));
+    let mut cluster = Cluster::start(0, |raw| {
+        raw.listen = proxy::config::Addresses::new(addresses.to_vec());
+        typed = Some(raw.clone());
+    });
+    let config = proxy::config::check(typed.expect("the closure ran")).expect("valid");
+    let answer = |address: std::net::SocketAddr| {
+        let mut psql = std::process::Command::new(common::bin("psql"));
+        let dsn = format!("host={} port={} user=app dbname=app", address.ip(), address.port());
+        let output = psql.env("PGPASSWORD", common::PASSWORD).args(["-XAtc", "select 1", "-d", &dsn]).output();
+        String::from_utf8_lossy(&output.expect("psql can be started").stdout).trim().to_owned()
+    };
+    assert_eq!(cluster.handle.as_ref().expect("it runs").addrs, addresses);
+    assert_eq!(addresses.map(answer), ["1", "1"]);
+    let before = succeed(&mut cluster, &config);
+    drop(before);
+    assert_eq!(addresses.map(answer), ["1", "1"]);
 }

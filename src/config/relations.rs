@@ -93,7 +93,7 @@ fn manager(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
 fn ports(raw: &RawConfig, roles: &BTreeSet<Role>, bad: &mut Vec<BadSetting>) {
     let mut listeners = vec![("admin.listen", raw.admin.listen.clone())];
     if roles.contains(&Role::Proxy) {
-        listeners.push(("proxy.listen", raw.proxy.listen.to_string()));
+        listeners.extend(raw.proxy.listen.all().iter().map(|addr| ("proxy.listen", addr.to_string())));
     }
     if roles.contains(&Role::Agent) {
         listeners.push(("agent.listen", raw.agent.listen.clone()));

@@ -6,6 +6,7 @@ pub mod reads;
 pub mod reload;
 pub mod timeouts;
 
+pub mod listen;
 mod network;
 pub mod tls;
 
@@ -15,10 +16,11 @@ pub use pools::PoolMode;
 pub mod auth;
 pub mod cancel;
 
+pub use listen::Addresses;
+
 use cluster::config::{BadSetting, Size, Span};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,9 +28,9 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
-    /// Address and port for clients. Default `127.0.0.1:6432`: not 5432, so that a PostgreSQL on the same host is
-    /// not in the way, and loopback, so that nothing is offered to a network unasked.
-    pub listen: SocketAddr,
+    /// Address and port for clients, or a list of them. Default `127.0.0.1:6432`: not 5432, so that a PostgreSQL on
+    /// the same host is not in the way, and loopback, so that nothing is offered to a network unasked.
+    pub listen: Addresses,
     /// Worker threads, each with its own runtime and sessions. Default 0: one per core, because a session never
     /// changes its worker and more threads than cores only take turns.
     pub workers: usize,
@@ -131,7 +133,7 @@ pub struct Raw {
 impl Default for Raw {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 6432)),
+            listen: Addresses::from(([127, 0, 0, 1], 6432)),
             workers: 0,
             pool_size: 80,
             max_client_connections: 10_000,
@@ -179,7 +181,7 @@ impl Default for Raw {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `listen`
-    pub listen: SocketAddr,
+    pub listen: Addresses,
     /// `workers`; `None` means one per core.
     pub workers: Option<usize>,
     /// `pool_size`
@@ -309,6 +311,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(check_relations(&raw));
     bad.extend(timeouts::check(&raw.timeouts));
     bad.extend(console::check(&raw.console));
+    bad.extend(listen::check(&raw.listen));
     let unix_socket_permissions = check_mode(&raw.unix_socket_permissions, &mut bad);
     let proxy_protocol_from = check_networks(&raw.proxy_protocol_from, &mut bad);
     let (tls, server_tls) =

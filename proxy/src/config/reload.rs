@@ -10,7 +10,7 @@ type Keep = fn(&Config, &mut Config);
 
 /// Keys of `[proxy]` that are read when the proxy starts and never again, without the section's name.
 const AT_START: &[(&str, Keep)] = &[
-    ("listen", |old, new| new.listen = old.listen),
+    ("listen", |old, new| new.listen = old.listen.clone()),
     ("workers", |old, new| new.workers = old.workers),
     ("unix_socket_dir", |old, new| new.unix_socket_dir.clone_from(&old.unix_socket_dir)),
     ("unix_socket_permissions", |old, new| new.unix_socket_permissions = old.unix_socket_permissions),
@@ -68,7 +68,7 @@ mod tests {
         };
         let new = applied(&old, check(raw).unwrap());
         assert_eq!(new.hold_timeout, std::time::Duration::from_secs(1));
-        assert_eq!((new.typed.listen, new.typed.hold_timeout), (old.typed.listen, Span::secs(1)));
+        assert_eq!((new.typed.listen.clone(), new.typed.hold_timeout), (old.typed.listen.clone(), Span::secs(1)));
         assert_eq!(Config { hold_timeout: old.hold_timeout, typed: old.typed.clone(), ..new }, old);
     }
 

@@ -85,7 +85,7 @@ async fn show_rows(w: &Rc<Worker>, show: Show) -> Result<Vec<Row>, Report> {
         doors: &doors,
         topology: &cluster.topology,
         lag: cluster.lag.snapshot(),
-        listen: config.listen,
+        listen: config.listen.first(),
         now: w.now(),
         wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         resident: resident(),
