@@ -193,3 +193,43 @@ fn a_userlist_that_is_written_is_read_again_and_a_broken_one_is_not() {
     assert!(refused.to_string().contains("line 1"), "{refused}");
     assert_eq!(cluster.psql("select 1"), Ok("1".to_owned()));
 }
+
+#[test]
+fn clients_of_an_alias_are_its_user_at_the_servers_whoever_they_are_here() {
+    let verifier = proxy::auth::scram::Verifier::from_password("hers", [4; 16], 4096);
+    let users = plain() + &proxy::auth::userlist::line("ann", &verifier) + "\n";
+    let cluster = cluster("scram-sha-256", &["host all all all scram-sha-256"], &users, |raw| {
+        let alias = proxy::config::pools::Database {
+            dbname: Some("app".to_owned()),
+            user: Some("app".to_owned()),
+            pool_size: Some(1),
+            ..Default::default()
+        };
+        raw.databases.insert("shop".to_owned(), alias);
+    });
+    let as_ann = |database: &str, password: &str| {
+        let mut psql = cluster.client("psql");
+        psql.env("PGUSER", "ann").env("PGPASSWORD", password).env("PGDATABASE", database);
+        let output = psql.args(["-XAtc", "select current_user, current_database()"]).output().expect("psql runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    };
+    assert_eq!(as_ann("shop", "hers"), Ok("app|app".to_owned()));
+    // She proves who she is with her own password, and is nobody at the servers without the alias.
+    assert!(as_ann("shop", PASSWORD).expect_err("it is not hers").contains("failed for user \"ann\""));
+    assert!(as_ann("app", "hers").is_err());
+}
+
+#[test]
+fn a_user_who_asks_for_an_alias_is_looked_up_in_the_database_behind_it() {
+    let cluster = self::cluster("scram-sha-256", &["host all all all scram-sha-256"], "", |raw| {
+        raw.auth.query = Some(LOOKUP.to_owned());
+        raw.auth.query_user = Some("postgres".to_owned());
+        let alias = proxy::config::pools::Database { dbname: Some("app".to_owned()), ..Default::default() };
+        raw.databases.insert("shop".to_owned(), alias);
+    });
+    let mut psql = cluster.client("psql");
+    let output = psql.env("PGDATABASE", "shop").args(["-XAtc", "select current_database()"]).output();
+    let output = output.expect("psql runs");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "app", "{output:?}");
+}

@@ -1,6 +1,7 @@
 //! `[proxy.pools]`, `[proxy.databases.NAME]` and `[proxy.users.NAME]`: who shares server connections, how many there
 //! are, and who may connect. Which of the three applies is decided in [`policy`](crate::pool::policy).
 
+use crate::console::is_console;
 use cluster::config::{BadSetting, Span};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -80,6 +81,10 @@ pub struct Database {
     /// The database's name at the servers. Default NAME.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dbname: Option<String>,
+    /// The user that its clients are at the servers, whoever they have proven to be here; its secret comes from
+    /// `proxy.auth.server_userlist` or `proxy.userlist`. Default the client's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// As in `[proxy.pools]`. A user's own comes first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool_mode: Option<PoolMode>,
@@ -178,6 +183,12 @@ pub fn check(raw: &Raw, databases: &BTreeMap<String, Database>, users: &BTreeMap
         if d.dbname.as_ref().is_some_and(String::is_empty) {
             bad.push(BadSetting::new(&key("dbname"), "\"\"", "must name a database"));
         }
+        if d.user.as_ref().is_some_and(String::is_empty) {
+            bad.push(BadSetting::new(&key("user"), "\"\"", "must name a user"));
+        }
+        if is_console(name) {
+            bad.push(BadSetting::new("proxy.databases", name, "is the console's name"));
+        }
         count(&mut bad, &key("pool_size"), d.pool_size, 1);
         count(&mut bad, &key("reserve_pool_size"), d.reserve_pool_size, 0);
         count(&mut bad, &key("min_pool_size"), d.min_pool_size, 0);
@@ -216,15 +227,26 @@ mod tests {
     #[test]
     fn a_count_or_a_wait_out_of_range_names_its_table() {
         let raw = Raw { reserve_pool_timeout: Span::millis(0), ..Raw::default() };
-        let database = Database { pool_size: Some(0), dbname: Some(String::new()), ..Database::default() };
+        let database = Database {
+            pool_size: Some(0),
+            dbname: Some(String::new()),
+            user: Some(String::new()),
+            ..Database::default()
+        };
         let user = User { query_wait_timeout: Some(Span::secs(100_000)), ..User::default() };
-        let bad = check(&raw, &[("app".to_owned(), database)].into(), &[("ann".to_owned(), user)].into());
+        let bad = check(
+            &raw,
+            &[("app".to_owned(), database), ("pgbouncer".to_owned(), Database::default())].into(),
+            &[("ann".to_owned(), user)].into(),
+        );
         assert_eq!(
             bad.iter().map(BadSetting::to_string).collect::<Vec<_>>(),
             [
                 "proxy.pools.reserve_pool_timeout = 0ms: must be between 1ms and 1d",
                 "proxy.databases.app.dbname = \"\": must name a database",
+                "proxy.databases.app.user = \"\": must name a user",
                 "proxy.databases.app.pool_size = 0: must be between 1 and 1000000",
+                "proxy.databases = pgbouncer: is the console's name",
                 "proxy.users.ann.query_wait_timeout = 100000s: must be between 1ms and 1d",
             ]
         );

@@ -224,7 +224,7 @@ impl Facts<'_> {
                 primary.map(|p| p.postgres.host.clone()).into(),
                 primary.map(|p| p.postgres.port).into(),
                 policy::dbname(pools, name).into(),
-                Cell::Null,
+                policy::forced_user(pools, name).map(str::to_owned).into(),
                 rules.size.into(),
                 rules.min.into(),
                 rules.reserve.into(),

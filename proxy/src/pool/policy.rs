@@ -72,6 +72,11 @@ pub fn dbname<'a>(pools: &'a Pools, database: &'a str) -> &'a str {
     pools.databases.get(database).and_then(|d| d.dbname.as_deref()).unwrap_or(database)
 }
 
+/// The user at the servers of those who ask for `database`, when that is not their own.
+pub fn forced_user<'a>(pools: &'a Pools, database: &str) -> Option<&'a str> {
+    pools.databases.get(database).and_then(|d| d.user.as_deref())
+}
+
 /// How many clients a database and a user may have, where that is limited.
 pub fn client_limits(pools: &Pools, database: &str, user: &str) -> Vec<ClientLimit> {
     let of_database = pools.databases.get(database).and_then(|d| d.max_client_connections);

@@ -6,7 +6,7 @@ use crate::console;
 use crate::net::{Origin, Stream};
 use crate::pool::Identity;
 use crate::pool::clients::Admission;
-use crate::pool::policy::{ClientLimit, dbname};
+use crate::pool::policy::{ClientLimit, dbname, forced_user};
 use crate::route::{Causality, Promise};
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::cancel::pid_of;
@@ -352,13 +352,25 @@ impl Greeter<'_> {
         }
     }
 
+    /// What the files have for logging in to servers as that user.
+    fn configured(&self, user: &str) -> Credentials {
+        let users = &self.w.shared.users;
+        let known = || users.stored(user).map_or(Credentials::Nothing, |stored| stored.credentials());
+        users.for_servers(user).unwrap_or_else(known)
+    }
+
     /// Find out what a server reports to this user, which also proves that the database exists.
     async fn admit(&mut self, admitted: Admitted) -> Result<Prepared, Farewell> {
         let Admitted { startup, credentials } = admitted;
         let admission = self.count(&startup)?;
         let dbname = dbname(&self.w.config().pools, &startup.database).to_owned();
         let replication = startup.replication;
-        let mut startup = startup;
+        let (mut startup, mut credentials) = (startup, credentials);
+        // What the client has proven here says nothing there.
+        if let Some(user) = forced_user(&self.w.config().pools, &startup.database) {
+            credentials = self.configured(user);
+            user.clone_into(&mut startup.user);
+        }
         if replication && let Some(name) = &startup.application_name {
             // synchronous_standby_names knows a standby by this name.
             startup.parameters.push(("application_name".to_owned(), name.clone()));

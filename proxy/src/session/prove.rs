@@ -6,6 +6,7 @@ use crate::auth::rules::{Attempt, Certificate, Demand, Method, Way};
 use crate::auth::scram::{Accepted, ScramError, ServerSide, Verifier};
 use crate::auth::userlist::Stored;
 use crate::net::Origin;
+use crate::pool::policy::dbname;
 use crate::session::login::{Farewell, Greeter};
 use crate::wire::error_response::ClientError;
 use crate::wire::startup::Startup;
@@ -64,7 +65,10 @@ impl Greeter<'_> {
         if let Some(stored) = shared.users.stored(&startup.user) {
             return Ok(Some(stored));
         }
-        let found = shared.lookups.stored(&self.w.config(), &startup.database, &startup.user).await;
+        let config = self.w.config();
+        // Servers know the database by its own name.
+        let database = dbname(&config.pools, &startup.database);
+        let found = shared.lookups.stored(&config, database, &startup.user).await;
         found.map_err(|error| ClientError::UserLookup { why: error.to_string() }.into())
     }
 
