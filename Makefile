@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench fuzz differential set-up set-up-tests
+.PHONY: help demo demo-exercise test check build bench fuzz differential set-up set-up-tests set-up-drivers test-drivers
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -10,6 +10,7 @@ help:
 	@echo 'make test           every test, against real PostgreSQL and etcd'
 	@echo 'make check          formatting and lints'
 	@echo 'make differential   the protocol scripts cut at every byte, against PostgreSQL'
+	@echo 'make test-drivers   twelve drivers, through the endpoint and not, with equal results'
 	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
 	@echo 'make bench          what the endpoint costs, next to PgBouncer and a plain relay'
 
@@ -30,6 +31,26 @@ test: set-up-tests
 # What `make test` does at every third byte and some seeded places, at every byte.
 differential: set-up-tests
 	PGTENURE_DIFFERENTIAL=full cargo test --locked -p proxy --test differential -- --test-threads=1
+
+# Every driver's script against PostgreSQL and through the endpoint in both pooling modes. Versions are pinned here, in
+# integration/drivers/node/package.json and in integration/drivers/rust/Cargo.lock; JDBC's and Go's are the distribution's.
+# DRIVERS=psql,pgx runs these only.
+DRIVERS ?=
+test-drivers: set-up-drivers
+	cargo build --locked
+	PGTENURE_DRIVERS='$(DRIVERS)' cargo run --locked -p integration --example drivers
+
+INSTALLED := target/drivers
+set-up-drivers:
+	@scripts/setup --drivers
+	@mkdir -p $(INSTALLED)/node
+	@test -x $(INSTALLED)/venv/bin/pip || /usr/bin/python3 -m venv $(INSTALLED)/venv
+	@$(INSTALLED)/venv/bin/pip install -q 'psycopg[binary]==3.3.9' psycopg2-binary==2.9.13 asyncpg==0.32.0
+	@cp integration/drivers/node/*.mjs integration/drivers/node/package.json $(INSTALLED)/node/
+	@cd $(INSTALLED)/node && npm install --silent --no-audit --no-fund
+	cargo build --locked --manifest-path integration/drivers/rust/Cargo.toml --target-dir $(INSTALLED)/rust
+	GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$(CURDIR)/$(INSTALLED)/gocache go build -o $(INSTALLED)/go integration/drivers/go/main.go
+	cc -Wall -Wextra -I/usr/include/postgresql integration/drivers/c/pipeline.c -lpq -o $(INSTALLED)/pipeline
 
 check: set-up-tests
 	cargo fmt --check
