@@ -1,42 +1,36 @@
 //! One single-threaded runtime per core. A session lives and dies on its worker, with its pools and its view of the
 //! cluster; what workers share is a few atomics and the messages of [`ToWorker`].
 
+mod run;
+mod shared;
+
+pub use run::{Inbound, run};
+pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
+
 use crate::auth::cancel_keys::Secret;
-use crate::auth::hashing::Hashing;
-use crate::auth::query::Lookups;
-use crate::auth::users::Users;
-use crate::catalog::Catalogs;
 use crate::config::Config;
 use crate::console::tally::Tallies;
-use crate::control::{CancelKey, ProcessOrder};
-use crate::metrics::{Counts, Metrics, Totals};
-use crate::net::Detached;
+use crate::metrics::{Counts, Totals};
 use crate::pool::backoff::Backoff;
 use crate::pool::checkout::{Doorway, still_valid};
-use crate::pool::clients::Clients;
 use crate::pool::policy::{Age, too_old};
-use crate::pool::view::View as Inventory;
-use crate::pool::warm::{self, Patrons};
-use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Pools, Scope, health, survey};
-use crate::reach::Reach;
+use crate::pool::warm::Patrons;
+use crate::pool::{Identity, Order, PoolKey, Pools, Scope, health};
 use crate::route::{self, Causality, Decision, Lag, Loads, Request};
-use crate::session::cancel::place_of;
-use crate::session::peers::Cancelling;
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
-use crate::session::{client, login, timers};
-use crate::tls::Contexts;
+use crate::session::timers;
 use cluster::lag::LagSnapshot;
-use cluster::topology::{BelowMode, Gate, Topology};
+use cluster::topology::{Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 /// Connections to servers that one worker makes at the same time: a new primary is not run over by those who waited.
 const CONNECTS_IN_FLIGHT: usize = 8;
@@ -54,197 +48,6 @@ const MAX_SPARES: usize = 64;
 const MAX_SPARE: usize = 256 * 1024;
 /// Settings kept for the next client of the same identity.
 const MAX_WELCOMES: usize = 4096;
-
-/// What a server reports at login.
-pub type Settings = Vec<(String, String)>;
-
-/// What all workers share.
-pub struct Shared {
-    /// The configuration in force. Workers act on their own copy ([`Worker::config`]).
-    pub config: watch::Sender<Arc<Config>>,
-    /// Users, as the files have them.
-    pub users: Users,
-    /// Users whom the files do not have.
-    pub lookups: Arc<Lookups>,
-    /// The secrets of cancel keys.
-    pub cancelling: Cancelling,
-    /// Where passwords are hashed.
-    pub hashing: Hashing,
-    /// For users that do not exist.
-    pub mock_secret: [u8; 32],
-    /// Functions, per database.
-    pub catalogs: Catalogs,
-    /// The pools' limits.
-    pub limits: Arc<Limits>,
-    /// Clients per database and per user.
-    pub admissions: Arc<Clients>,
-    /// What operators have said about databases. Workers act on their own copy.
-    pub doors: Mutex<Doors>,
-    /// Certificates, keys and authorities in force.
-    pub tls: watch::Receiver<Arc<Contexts>>,
-    /// The way to servers.
-    pub reach: Arc<Reach>,
-    /// The ways to the workers.
-    pub peers: Arc<Vec<mpsc::Sender<ToWorker>>>,
-    /// What each worker does.
-    pub boards: Vec<Board>,
-    /// Clients connected, those that are logging in included.
-    pub clients: AtomicUsize,
-    /// The most of them since memory was last given back.
-    pub most_clients: AtomicUsize,
-    /// Bytes held in all sessions together.
-    pub held_bytes: AtomicU64,
-    /// What primaries reported at login, by identity, for clients that come later. Locked at logins only.
-    pub welcomes: Mutex<HashMap<Arc<Identity>, Arc<Settings>>>,
-    /// The process stops: new transactions are refused.
-    pub stopping: AtomicBool,
-    /// A worker has applied a view, or a count that is waited for has changed.
-    pub applied: Notify,
-    /// A client has left.
-    pub left: Notify,
-    /// What the console asks of the process.
-    pub orders: mpsc::Sender<ProcessOrder>,
-    /// The way to the process before this one, for cancel requests of clients that are still there.
-    pub elder: Mutex<Option<mpsc::Sender<CancelKey>>>,
-    /// The metrics.
-    pub metrics: Metrics,
-}
-
-/// What one worker shows the rest of the process.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub struct Board {
-    applied: Mutex<Applied>,
-    busy: AtomicU64,
-    below_mode: Mutex<BelowMode>,
-    /// Sessions, to choose the worker with the fewest.
-    pub sessions: AtomicUsize,
-    totals: Mutex<Totals>,
-}
-
-/// A view that a worker acts on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Applied {
-    /// Its term.
-    pub term: Term,
-    /// Its revision.
-    pub revision: u64,
-    /// Its gate.
-    pub gate: Gate,
-}
-
-impl Default for Applied {
-    fn default() -> Self {
-        let view = Topology::unknown();
-        Self { term: view.term, revision: view.revision, gate: view.gate }
-    }
-}
-
-impl Shared {
-    /// A cancel request has come: it goes to the worker that its process number names, and to the process before this
-    /// one. Who does not know its secret does nothing. The answer comes when it has been acted on, or lost.
-    pub fn cancel(&self, key: CancelKey) -> oneshot::Receiver<()> {
-        let (done, acted) = oneshot::channel();
-        if let Some((worker, place)) = place_of(key.pid)
-            && let Some(peer) = self.peers.get(worker)
-        {
-            // A full queue loses the request, as a lost packet would.
-            let _ = peer.try_send(ToWorker::Cancel { place, secret: key.secret, done });
-        }
-        if let Some(elder) = &*self.elder.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = elder.try_send(key);
-        }
-        acted
-    }
-
-    /// Is there a process before this one that still ends its sessions?
-    pub fn has_elder(&self) -> bool {
-        self.elder.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// Users of the userlist.
-    pub fn users(&self) -> usize {
-        self.users.len()
-    }
-}
-
-impl Board {
-    /// The view the worker acts on.
-    pub fn applied(&self) -> Applied {
-        *self.applied.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sessions in a transaction on the primary or with a statement in flight there.
-    pub fn busy(&self) -> u64 {
-        self.busy.load(Ordering::SeqCst)
-    }
-
-    /// Commits acknowledged with less durability than the cluster's mode.
-    pub fn below_mode(&self) -> BelowMode {
-        *self.below_mode.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The worker's gauges as of its last tick.
-    pub fn totals(&self) -> Totals {
-        *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What reaches a worker from outside.
-pub enum ToWorker {
-    /// A client has connected.
-    Client(Detached),
-    /// A client of another connection asks to cancel what the session of that place does.
-    Cancel {
-        /// The place.
-        place: usize,
-        /// The secret given.
-        secret: Secret,
-        /// Told, or dropped, when it has been acted on.
-        done: oneshot::Sender<()>,
-    },
-    /// A server connection moves here.
-    Server(Box<Parcel>),
-    /// That worker waits for a connection of that pool.
-    Ask {
-        /// The worker.
-        from: usize,
-        /// The pool.
-        key: PoolKey,
-    },
-    /// A place in that pool has become free.
-    Room(PoolKey),
-    /// That pool lacks a connection that another pool of its database may have.
-    Evict(PoolKey),
-    /// An operator has said something: [`Shared::doors`] has it.
-    Order {
-        /// What.
-        order: Order,
-        /// Of which databases.
-        scope: Scope,
-        /// Told when this worker acts on it.
-        done: oneshot::Sender<()>,
-    },
-    /// An operator ends the session of that place.
-    KillClient {
-        /// The place.
-        place: usize,
-        /// Told whether there was one.
-        done: oneshot::Sender<bool>,
-    },
-    /// An operator wants to know what there is.
-    Survey {
-        /// Where to say it.
-        reply: oneshot::Sender<Inventory>,
-    },
-}
-
-/// A server connection on its way between workers.
-pub struct Parcel {
-    key: PoolKey,
-    stream: Detached,
-    meta: Box<Meta>,
-}
 
 /// The cluster as this worker acts on it.
 pub struct View {
@@ -710,148 +513,5 @@ impl Worker {
         if old != totals {
             self.shared.applied.notify_one();
         }
-    }
-}
-
-/// What a worker listens to.
-pub struct Inbound {
-    /// Messages.
-    pub messages: mpsc::Receiver<ToWorker>,
-    /// The topology.
-    pub topology: watch::Receiver<Topology>,
-    /// The lag.
-    pub lag: watch::Receiver<Arc<LagSnapshot>>,
-    /// Ends the worker.
-    pub stop: watch::Receiver<bool>,
-}
-
-/// Run a worker until it is told to stop.
-pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
-    let topology = inbound.topology.borrow_and_update().clone();
-    worker.apply_topology(topology);
-    let lag = inbound.lag.borrow_and_update().clone();
-    worker.apply_lag(lag);
-    let mut config = worker.shared.config.subscribe();
-    let mut ticked = worker.now();
-    let (mut topology_lives, mut lag_lives) = (true, true);
-    loop {
-        tokio::select! {
-            // The cluster first: nothing may be sent under a view that is known to be old.
-            biased;
-            changed = inbound.topology.changed(), if topology_lives => {
-                topology_lives = changed.is_ok();
-                let topology = inbound.topology.borrow_and_update().clone();
-                worker.apply_topology(topology);
-            }
-            _ = inbound.stop.wait_for(|stop| *stop) => return,
-            changed = inbound.lag.changed(), if lag_lives => {
-                lag_lives = changed.is_ok();
-                let lag = inbound.lag.borrow_and_update().clone();
-                worker.apply_lag(lag);
-            }
-            // Its sender lives in what all workers share.
-            Ok(()) = config.changed() => {
-                let config = config.borrow_and_update().clone();
-                worker.apply_config(&config);
-            }
-            message = inbound.messages.recv() => match message {
-                Some(message) => receive(&worker, message),
-                None => return,
-            },
-            () = worker.time_to_look() => worker.look(worker.now()),
-            () = worker.time_to_tick(ticked) => {
-                ticked = worker.now();
-                let config = worker.config();
-                worker.tick();
-                health::sweep(&worker.pools, config.server_idle_timeout, config.server_lifetime, ticked);
-                if warm::top_up(&worker) {
-                    worker.stir();
-                }
-            }
-        }
-    }
-}
-
-fn receive(worker: &Rc<Worker>, message: ToWorker) {
-    worker.stir();
-    match message {
-        ToWorker::Client(stream) => {
-            let worker = worker.clone();
-            tokio::task::spawn_local(async move {
-                let seat = Seat::new(&worker);
-                match stream.attach() {
-                    Ok(stream) => {
-                        if let Some(session) = login::welcome(&worker, stream).await {
-                            client::run(session).await;
-                        }
-                    }
-                    Err(error) => tracing::warn!(%error, "client socket could not be registered"),
-                }
-                drop(seat);
-            });
-        }
-        ToWorker::Cancel { place, secret, done } => worker.cancel(place, secret, done),
-        ToWorker::Server(parcel) => {
-            let Parcel { key, stream, meta } = *parcel;
-            if let Ok(stream) = stream.attach() {
-                let server = Server { stream, meta, cancels: Rc::default() };
-                if worker.still_valid(&server.meta) {
-                    worker.pools.of(&key.node, &key.identity).give(server);
-                }
-            }
-        }
-        ToWorker::Ask { from, key } => worker.pools.of(&key.node, &key.identity).asked_by(from),
-        ToWorker::Room(key) => worker.pools.of(&key.node, &key.identity).room(),
-        ToWorker::Evict(key) => worker.pools.evict(&key),
-        ToWorker::Order { order, scope, done } => {
-            worker.obey(order, &scope);
-            // Who asked may have given up.
-            let _ = done.send(());
-        }
-        ToWorker::KillClient { place, done } => {
-            let _ = done.send(worker.kill_client(place));
-        }
-        ToWorker::Survey { reply } => {
-            let _ = reply.send(survey::of(worker));
-        }
-    }
-}
-
-/// A client's place in the counts, for as long as it is connected.
-struct Seat(Rc<Worker>);
-
-impl Seat {
-    fn new(worker: &Rc<Worker>) -> Self {
-        worker.shared.most_clients.fetch_max(worker.shared.clients.load(Ordering::Relaxed), Ordering::Relaxed);
-        Self(worker.clone())
-    }
-}
-
-/// Clients above which it is worth while to give memory back when half of them have left.
-const MANY_CLIENTS: usize = 256;
-
-/// Give freed memory back to the system: the allocator keeps it, all the more when what is left lies behind it.
-fn trim_heap() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it has no preconditions, and touches only memory that is free.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.stir();
-        // Counted up by the acceptor.
-        self.0.shared.boards[self.0.index].sessions.fetch_sub(1, Ordering::SeqCst);
-        let left = self.0.shared.clients.fetch_sub(1, Ordering::SeqCst) - 1;
-        let most = self.0.shared.most_clients.load(Ordering::Relaxed);
-        // Each time that half have left, so seldom that its cost does not matter.
-        if most >= MANY_CLIENTS && left <= most / 2 {
-            self.0.shared.most_clients.store(left, Ordering::Relaxed);
-            trim_heap();
-        }
-        self.0.shared.applied.notify_one();
-        self.0.shared.left.notify_waiters();
     }
 }

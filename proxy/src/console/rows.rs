@@ -1,45 +1,20 @@
 //! The rows of every table, made of one moment's view of the workers.
 
+mod nodes;
+mod sockets;
+mod stats;
+
 use crate::config::{Config, reload};
 use crate::console::command::Show;
 use crate::console::table::{Cell, Row};
-use crate::console::tally::{self, Counter, TallyView};
-use crate::net::Origin;
 use crate::pool::Doors;
 use crate::pool::policy;
-use crate::pool::view::{ClientView, ServerState, ServerView, View};
-use crate::session::cancel::pid_of;
+use crate::pool::view::{ClientView, ServerState, View};
 use crate::session::presence::Activity;
-use cluster::lag::{Freshness, LagSnapshot};
+use cluster::Instant;
+use cluster::lag::LagSnapshot;
 use cluster::topology::Topology;
-use cluster::{Instant, Role};
 use std::collections::BTreeSet;
-use std::time::Duration;
-
-/// Counters in the order of PgBouncer's columns.
-const ORDER: [Counter; tally::COUNTERS] = [
-    Counter::Assignments,
-    Counter::Transactions,
-    Counter::Queries,
-    Counter::Received,
-    Counter::Sent,
-    Counter::TransactionTime,
-    Counter::QueryTime,
-    Counter::WaitTime,
-    Counter::Logins,
-];
-/// Their names in `SHOW TOTALS`.
-const NAMES: [&str; tally::COUNTERS] = [
-    "server_assignment_count",
-    "xact_count",
-    "query_count",
-    "client_bytes",
-    "server_bytes",
-    "xact_time",
-    "query_time",
-    "wait_time",
-    "client_login_count",
-];
 
 /// Everything a table may be made of.
 pub struct Facts<'a> {
@@ -81,10 +56,11 @@ pub fn of(show: Show, facts: &Facts<'_>) -> Vec<Row> {
         Show::Pools => facts.pools(),
         Show::Prepared => facts.prepared(),
         Show::State => facts.state(),
-        Show::Stats => facts
-            .per_database(|t| ORDER.iter().map(|c| t.total(*c)).chain(ORDER.iter().map(|c| t.average(*c))).collect()),
-        Show::StatsTotals => facts.per_database(|t| ORDER.iter().map(|c| t.total(*c)).collect()),
-        Show::StatsAverages => facts.per_database(|t| ORDER.iter().map(|c| t.average(*c)).collect()),
+        Show::Stats => facts.per_database(|t| {
+            stats::ORDER.iter().map(|c| t.total(*c)).chain(stats::ORDER.iter().map(|c| t.average(*c))).collect()
+        }),
+        Show::StatsTotals => facts.per_database(|t| stats::ORDER.iter().map(|c| t.total(*c)).collect()),
+        Show::StatsAverages => facts.per_database(|t| stats::ORDER.iter().map(|c| t.average(*c)).collect()),
         Show::Totals => facts.totals(),
         Show::Topology => facts.topology_rows(),
         Show::Users => facts.users(),
@@ -97,109 +73,7 @@ pub fn version() -> String {
     format!("pgtenure {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// A moment as `2026-11-23 22:00:00 UTC`, from seconds since 1970.
-pub fn timestamp(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Days are counted from 1 March of year 0, so that leap days come last. H. Hinnant, chrono-compatible algorithms.
-    let z = days + 719_468;
-    let (era, of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let m = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * m + 2) / 5 + 1;
-    let month = if m < 10 { m + 3 } else { m - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
-}
-
-fn id_of(worker: usize, place: usize) -> u32 {
-    pid_of(worker, place)
-}
-
 impl Facts<'_> {
-    fn wall_of(&self, moment: Instant) -> Cell {
-        timestamp(self.wall.saturating_sub(self.now.since(moment).as_secs())).into()
-    }
-
-    fn clients(&self) -> Vec<Row> {
-        self.view.clients.iter().map(|c| self.client(c)).collect()
-    }
-
-    fn client(&self, c: &ClientView) -> Row {
-        let (addr, port) = match c.origin {
-            Origin::Tcp(addr) => (addr.ip().to_string(), addr.port()),
-            Origin::Local { .. } => ("unix".to_owned(), 0),
-        };
-        let state = match c.activity {
-            Activity::Idle => "idle",
-            Activity::Waiting => "waiting",
-            Activity::Active | Activity::InTransaction => "active",
-        };
-        let waited = if c.activity == Activity::Waiting { self.now.since(c.since) } else { Duration::ZERO };
-        let id = id_of(c.worker, c.place);
-        let link = c.server.as_ref().map_or(String::new(), |(node, pid)| format!("{node}:{pid}"));
-        vec![
-            "C".into(),
-            c.user.clone().into(),
-            c.database.clone().into(),
-            "none".into(),
-            state.into(),
-            addr.into(),
-            port.into(),
-            self.listen.ip().to_string().into(),
-            self.listen.port().into(),
-            self.wall_of(c.connected),
-            self.wall_of(c.transaction_since.unwrap_or(c.since)),
-            waited.as_secs().into(),
-            waited.subsec_micros().into(),
-            0u64.into(),
-            format!("{id:#x}").into(),
-            link.into(),
-            0u64.into(),
-            "".into(),
-            "".into(),
-            0u64.into(),
-            id.into(),
-            c.server.as_ref().map(|(node, _)| node.to_string()).into(),
-        ]
-    }
-
-    fn servers(&self) -> Vec<Row> {
-        self.view.servers.iter().map(|s| self.server(s)).collect()
-    }
-
-    fn server(&self, s: &ServerView) -> Row {
-        let member = self.topology.member(&s.node);
-        let addr = s.addr.map(|a| a.ip().to_string()).or_else(|| member.map(|m| m.postgres.host.clone()));
-        let port = s.addr.map(|a| a.port()).or_else(|| member.map(|m| m.postgres.port));
-        let link = s.client.map_or(String::new(), |place| format!("{:#x}", id_of(s.worker, place)));
-        vec![
-            "S".into(),
-            s.user.clone().into(),
-            s.database.clone().into(),
-            "none".into(),
-            s.state.as_str().into(),
-            addr.unwrap_or_default().into(),
-            port.unwrap_or_default().into(),
-            "".into(),
-            0u64.into(),
-            self.wall_of(s.born),
-            self.wall_of(s.since),
-            0u64.into(),
-            0u64.into(),
-            false.into(),
-            format!("{}:{}", s.node, s.pid).into(),
-            link.into(),
-            s.pid.into(),
-            "".into(),
-            "".into(),
-            0u64.into(),
-            s.pid.into(),
-            s.node.to_string().into(),
-        ]
-    }
-
     /// Every database that is configured or in use.
     fn names(&self) -> BTreeSet<&str> {
         let clients = self.view.clients.iter().map(|c| c.database.as_str());
@@ -364,7 +238,7 @@ impl Facts<'_> {
                 Activity::InTransaction => "in_transaction",
             };
             vec![
-                id_of(c.worker, c.place).into(),
+                sockets::id_of(c.worker, c.place).into(),
                 c.database.clone().into(),
                 c.user.clone().into(),
                 node.into(),
@@ -391,82 +265,19 @@ impl Facts<'_> {
             .map(|(key, yes)| vec![key.into(), word(yes).into()])
             .collect()
     }
-
-    fn per_database(&self, figures: impl Fn(&TallyView) -> Vec<u64>) -> Vec<Row> {
-        let sums = tally::summed(&self.view.tallies);
-        let row = |t: &TallyView| {
-            std::iter::once(t.database.clone().into()).chain(figures(t).into_iter().map(Cell::from)).collect()
-        };
-        sums.iter().map(row).collect()
-    }
-
-    fn totals(&self) -> Vec<Row> {
-        let all: Vec<TallyView> =
-            self.view.tallies.iter().map(|t| TallyView { database: String::new(), ..t.clone() }).collect();
-        let sum = tally::summed(&all);
-        let rows = |prefix: &'static str, value: fn(&TallyView, Counter) -> u64| {
-            let sum = sum.first().cloned();
-            ORDER.into_iter().zip(NAMES).map(move |(counter, name)| {
-                let n = sum.as_ref().map_or(0, |s| value(s, counter));
-                vec![format!("{prefix}_{name}").into(), n.into()]
-            })
-        };
-        rows("total", TallyView::total).chain(rows("avg", TallyView::average)).collect()
-    }
-
-    fn lag_rows(&self) -> Vec<Row> {
-        let millis = |d: Duration| d.as_millis();
-        let of = |s: &cluster::lag::StandbyLag| {
-            let (freshness, staleness, reason) = match s.freshness_at(self.now, self.config.max_replay_lag) {
-                Freshness::Fresh { staleness } => ("fresh", Some(millis(staleness)), None),
-                Freshness::Lagging { staleness } => ("lagging", Some(millis(staleness)), None),
-                Freshness::Unknown { why } => ("unknown", None, Some(why.as_str())),
-            };
-            let sample = s.sample.as_ref();
-            vec![
-                s.node.to_string().into(),
-                freshness.into(),
-                staleness.into(),
-                s.replay_lag.ok().map(millis).into(),
-                sample.and_then(|s| s.replay_lag_bytes).into(),
-                sample.map(|s| millis(self.now.since(s.sent_at))).into(),
-                sample.map(|s| s.receive_lsn.to_string()).into(),
-                sample.map(|s| s.replay_lsn.to_string()).into(),
-                reason.into(),
-            ]
-        };
-        self.lag.standbys.iter().map(of).collect()
-    }
-
-    fn topology_rows(&self) -> Vec<Row> {
-        let gate = self.topology.gate_at(self.now);
-        let primary = self.topology.primary.iter().map(|m| (m, Role::Primary));
-        let standbys = self.topology.standbys.iter().map(|m| (m, Role::Standby));
-        let of = |(m, role): (&cluster::topology::Member, Role)| {
-            let (word, gate) = match role {
-                Role::Primary => ("primary", Some(gate.as_str())),
-                Role::Standby => ("standby", None),
-            };
-            vec![
-                m.node.to_string().into(),
-                word.into(),
-                m.postgres.host.clone().into(),
-                m.postgres.port.into(),
-                m.fenced.into(),
-                self.topology.term.0.into(),
-                gate.into(),
-            ]
-        };
-        primary.chain(standbys).map(of).collect()
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::sockets::timestamp;
     use super::*;
     use crate::config::{Raw, check};
     use crate::console::command::{Command, SHOWS};
+    use crate::console::tally::{self, Counter};
     use crate::console::{columns, table};
+    use crate::net::Origin;
+    use crate::pool::view::ServerView;
+    use cluster::Role;
 
     #[test]
     fn a_moment_is_told_as_people_read_it() {

@@ -1,0 +1,55 @@
+//! Rows about the cluster: `SHOW LAG` and `TOPOLOGY`.
+
+use super::Facts;
+use crate::console::table::Row;
+use cluster::Role;
+use cluster::lag::Freshness;
+use std::time::Duration;
+
+impl Facts<'_> {
+    pub(super) fn lag_rows(&self) -> Vec<Row> {
+        let millis = |d: Duration| d.as_millis();
+        let of = |s: &cluster::lag::StandbyLag| {
+            let (freshness, staleness, reason) = match s.freshness_at(self.now, self.config.max_replay_lag) {
+                Freshness::Fresh { staleness } => ("fresh", Some(millis(staleness)), None),
+                Freshness::Lagging { staleness } => ("lagging", Some(millis(staleness)), None),
+                Freshness::Unknown { why } => ("unknown", None, Some(why.as_str())),
+            };
+            let sample = s.sample.as_ref();
+            vec![
+                s.node.to_string().into(),
+                freshness.into(),
+                staleness.into(),
+                s.replay_lag.ok().map(millis).into(),
+                sample.and_then(|s| s.replay_lag_bytes).into(),
+                sample.map(|s| millis(self.now.since(s.sent_at))).into(),
+                sample.map(|s| s.receive_lsn.to_string()).into(),
+                sample.map(|s| s.replay_lsn.to_string()).into(),
+                reason.into(),
+            ]
+        };
+        self.lag.standbys.iter().map(of).collect()
+    }
+
+    pub(super) fn topology_rows(&self) -> Vec<Row> {
+        let gate = self.topology.gate_at(self.now);
+        let primary = self.topology.primary.iter().map(|m| (m, Role::Primary));
+        let standbys = self.topology.standbys.iter().map(|m| (m, Role::Standby));
+        let of = |(m, role): (&cluster::topology::Member, Role)| {
+            let (word, gate) = match role {
+                Role::Primary => ("primary", Some(gate.as_str())),
+                Role::Standby => ("standby", None),
+            };
+            vec![
+                m.node.to_string().into(),
+                word.into(),
+                m.postgres.host.clone().into(),
+                m.postgres.port.into(),
+                m.fenced.into(),
+                self.topology.term.0.into(),
+                gate.into(),
+            ]
+        };
+        primary.chain(standbys).map(of).collect()
+    }
+}

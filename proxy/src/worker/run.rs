@@ -1,0 +1,155 @@
+//! A worker's loop, and the clients that it is given.
+
+use crate::pool::{health, survey, warm};
+use crate::session::server::Server;
+use crate::session::{client, login};
+use crate::worker::{Parcel, ToWorker, Worker};
+use cluster::lag::LagSnapshot;
+use cluster::topology::Topology;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::{mpsc, watch};
+
+/// What a worker listens to.
+pub struct Inbound {
+    /// Messages.
+    pub messages: mpsc::Receiver<ToWorker>,
+    /// The topology.
+    pub topology: watch::Receiver<Topology>,
+    /// The lag.
+    pub lag: watch::Receiver<Arc<LagSnapshot>>,
+    /// Ends the worker.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Run a worker until it is told to stop.
+pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
+    let topology = inbound.topology.borrow_and_update().clone();
+    worker.apply_topology(topology);
+    let lag = inbound.lag.borrow_and_update().clone();
+    worker.apply_lag(lag);
+    let mut config = worker.shared.config.subscribe();
+    let mut ticked = worker.now();
+    let (mut topology_lives, mut lag_lives) = (true, true);
+    loop {
+        tokio::select! {
+            // The cluster first: nothing may be sent under a view that is known to be old.
+            biased;
+            changed = inbound.topology.changed(), if topology_lives => {
+                topology_lives = changed.is_ok();
+                let topology = inbound.topology.borrow_and_update().clone();
+                worker.apply_topology(topology);
+            }
+            _ = inbound.stop.wait_for(|stop| *stop) => return,
+            changed = inbound.lag.changed(), if lag_lives => {
+                lag_lives = changed.is_ok();
+                let lag = inbound.lag.borrow_and_update().clone();
+                worker.apply_lag(lag);
+            }
+            // Its sender lives in what all workers share.
+            Ok(()) = config.changed() => {
+                let config = config.borrow_and_update().clone();
+                worker.apply_config(&config);
+            }
+            message = inbound.messages.recv() => match message {
+                Some(message) => receive(&worker, message),
+                None => return,
+            },
+            () = worker.time_to_look() => worker.look(worker.now()),
+            () = worker.time_to_tick(ticked) => {
+                ticked = worker.now();
+                let config = worker.config();
+                worker.tick();
+                health::sweep(&worker.pools, config.server_idle_timeout, config.server_lifetime, ticked);
+                if warm::top_up(&worker) {
+                    worker.stir();
+                }
+            }
+        }
+    }
+}
+
+fn receive(worker: &Rc<Worker>, message: ToWorker) {
+    worker.stir();
+    match message {
+        ToWorker::Client(stream) => {
+            let worker = worker.clone();
+            tokio::task::spawn_local(async move {
+                let seat = Seat::new(&worker);
+                match stream.attach() {
+                    Ok(stream) => {
+                        if let Some(session) = login::welcome(&worker, stream).await {
+                            client::run(session).await;
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "client socket could not be registered"),
+                }
+                drop(seat);
+            });
+        }
+        ToWorker::Cancel { place, secret, done } => worker.cancel(place, secret, done),
+        ToWorker::Server(parcel) => {
+            let Parcel { key, stream, meta } = *parcel;
+            if let Ok(stream) = stream.attach() {
+                let server = Server { stream, meta, cancels: Rc::default() };
+                if worker.still_valid(&server.meta) {
+                    worker.pools.of(&key.node, &key.identity).give(server);
+                }
+            }
+        }
+        ToWorker::Ask { from, key } => worker.pools.of(&key.node, &key.identity).asked_by(from),
+        ToWorker::Room(key) => worker.pools.of(&key.node, &key.identity).room(),
+        ToWorker::Evict(key) => worker.pools.evict(&key),
+        ToWorker::Order { order, scope, done } => {
+            worker.obey(order, &scope);
+            // Who asked may have given up.
+            let _ = done.send(());
+        }
+        ToWorker::KillClient { place, done } => {
+            let _ = done.send(worker.kill_client(place));
+        }
+        ToWorker::Survey { reply } => {
+            let _ = reply.send(survey::of(worker));
+        }
+    }
+}
+
+/// A client's place in the counts, for as long as it is connected.
+struct Seat(Rc<Worker>);
+
+impl Seat {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.shared.most_clients.fetch_max(worker.shared.clients.load(Ordering::Relaxed), Ordering::Relaxed);
+        Self(worker.clone())
+    }
+}
+
+/// Clients above which it is worth while to give memory back when half of them have left.
+const MANY_CLIENTS: usize = 256;
+
+/// Give freed memory back to the system: the allocator keeps it, all the more when what is left lies behind it.
+fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it has no preconditions, and touches only memory that is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.stir();
+        // Counted up by the acceptor.
+        self.0.shared.boards[self.0.index].sessions.fetch_sub(1, Ordering::SeqCst);
+        let left = self.0.shared.clients.fetch_sub(1, Ordering::SeqCst) - 1;
+        let most = self.0.shared.most_clients.load(Ordering::Relaxed);
+        // Each time that half have left, so seldom that its cost does not matter.
+        if most >= MANY_CLIENTS && left <= most / 2 {
+            self.0.shared.most_clients.store(left, Ordering::Relaxed);
+            trim_heap();
+        }
+        self.0.shared.applied.notify_one();
+        self.0.shared.left.notify_waiters();
+    }
+}
