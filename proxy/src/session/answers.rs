@@ -6,7 +6,7 @@ use crate::metrics::Source;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::durability::Level;
 use crate::session::presence::Activity;
-use crate::session::relay::{Event, Undo};
+use crate::session::relay::{Event, PROTOCOL_VIOLATION, Undo};
 use crate::sql::Pins;
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
@@ -76,7 +76,10 @@ impl Session {
             }
             Some(Event::Hidden) => self.hidden_done(),
             Some(Event::Retry { code }) => Err(Turn::Lost(Loss::Refused(code))),
-            Some(Event::Fatal { code }) => Err(Turn::Lost(Loss::Fatal(code))),
+            Some(Event::Fatal { code }) => {
+                self.desynchronised |= code == *PROTOCOL_VIOLATION;
+                Err(Turn::Lost(Loss::Fatal(code)))
+            }
             Some(Event::Violation(what)) => Err(Turn::Lost(Loss::Violation(what))),
         }
     }
@@ -201,19 +204,28 @@ impl Session {
                     server.meta.statements.unnamed = before;
                 }
             }
+            Undo::Moved(name, before) => {
+                if let Some(named) = self.statements.named_mut(&name)
+                    && named.text.tail == before.tail
+                    && !before.is_retired()
+                {
+                    named.text = before;
+                }
+            }
             Undo::Closed(id, name) => {
                 if let Some(server) = &mut self.server {
                     server.meta.statements.restore(id, name);
                 }
             }
-            Undo::RemovedOwn(name, statement) => {
+            Undo::RemovedOwn(statement) => {
+                let name = statement.name.as_ref().into();
                 if let Some(server) = &mut self.server {
-                    server.meta.statements.restore(statement.text.id, name.clone());
+                    server.meta.statements.restore(statement.text.id, name);
                 }
-                self.statements.insert(&name, statement);
+                self.statements.insert(statement);
             }
             Undo::Registered(name) => drop(self.statements.remove(&name)),
-            Undo::Removed(name, statement) => self.statements.insert(&name, statement),
+            Undo::Removed(statement) => self.statements.insert(statement),
             Undo::Prepared(text, name) => {
                 if let Some(server) = &mut self.server {
                     server.meta.statements.remove(text.id);

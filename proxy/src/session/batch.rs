@@ -69,6 +69,8 @@ pub struct Unit {
     pub binds_commit: bool,
     /// It names a statement that was prepared under a name.
     pub binds_named: bool,
+    /// It names the unnamed statement, and has not parsed it.
+    pub takes_unnamed: bool,
     /// Statements it executes, saturating.
     pub statements: u32,
 }
@@ -221,7 +223,7 @@ impl<'a> Scanner<'a> {
             b'B' => self.bind(frame),
             b'D' | b'C' => match frontend::subject(frame) {
                 Some(Subject::Statement(name)) => {
-                    self.unit.binds_named |= !name.is_empty();
+                    self.names(name);
                     Step::Next
                 }
                 Some(Subject::Portal(_)) => Step::Next,
@@ -293,12 +295,18 @@ impl<'a> Scanner<'a> {
         let Some(b) = frontend::bind(frame) else { return malformed("Bind") };
         let class = self.class(b.statement);
         self.unit.binds_commit |= class.may_commit;
-        self.unit.binds_named |= !b.statement.is_empty();
+        self.names(b.statement);
         // It may be executed in a later unit, which does not know what the portal holds.
         self.unit.pins.join(class.pins);
         self.unit.unpins |= class.unpins;
         self.bound.push(b.portal, class);
         Step::Next
+    }
+
+    /// A statement is named.
+    fn names(&mut self, name: &[u8]) {
+        self.unit.binds_named |= !name.is_empty();
+        self.unit.takes_unnamed |= name.is_empty() && self.parsed.last(name).is_none();
     }
 
     fn class(&self, name: &[u8]) -> Statement {

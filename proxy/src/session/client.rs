@@ -179,6 +179,8 @@ pub struct Session {
     pub(super) classes: Vec<Statement>,
     /// The client will send no more.
     pub(super) eof: bool,
+    /// The server ends the connection, because of what the client sent within a COPY.
+    pub(super) desynchronised: bool,
     /// What was sent last ended with a Flush: its answers come without a Sync.
     pub(super) flushed: bool,
     pub(super) reason: &'static str,
@@ -269,6 +271,7 @@ impl Session {
             generation,
             classes: Vec::new(),
             eof: false,
+            desynchronised: false,
             flushed: false,
             reason: "write",
             mode,
@@ -388,7 +391,11 @@ impl Session {
         let mut moved = self.to_client.flush(&mut self.client, cx).map_err(|_| Turn::Close)?;
         self.watch_writes(moved);
         if let Some(server) = &mut self.server {
-            moved |= self.to_server.flush(&mut server.stream, cx).map_err(|_| Turn::Lost(Loss::Gone))?;
+            // One that takes no more may have said why: reading finds that, and then the end.
+            moved |= self.to_server.flush(&mut server.stream, cx).unwrap_or_else(|_| {
+                self.to_server.clear();
+                true
+            });
         }
         if self.rescan && self.to_client.is_empty() && self.to_server.is_empty() {
             self.rescan = false;

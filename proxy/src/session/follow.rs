@@ -112,31 +112,32 @@ impl Session {
         self.correct();
     }
 
-    /// Give the server the session's settings. `Some` when that takes an answer of the server first.
-    pub(super) fn apply(&mut self) -> Option<Option<Turn>> {
+    /// Give the server the session's settings. True when that takes an answer of the server first.
+    pub(super) fn apply(&mut self) -> bool {
         if !self.tracking.due {
-            return None;
+            return false;
         }
-        let Some(server) = &mut self.server else { return None };
+        let Some(server) = &mut self.server else { return false };
         let meta = &server.meta;
         let sql = settings::apply(&self.tracking.settings, &meta.given, |name| meta.reported(name));
         let Some(sql) = sql else {
             server.meta.given = self.tracking.settings.clone();
             self.tracking.due = false;
-            return None;
+            return false;
         };
         self.tracking.asked = Some(Asked::Apply);
-        Some(self.send_hidden(&sql))
+        self.send_hidden(&sql);
+        true
     }
 
-    fn send_hidden(&mut self, sql: &str) -> Option<Turn> {
-        let server = self.server.as_mut()?;
+    fn send_hidden(&mut self, sql: &str) {
+        let Some(server) = &mut self.server else { return };
         // A simple query destroys the unnamed statement.
         server.meta.statements.unnamed = None;
         self.relay.hide();
         let mut out = Vec::with_capacity(sql.len() + 6);
         frontend::write_query(&mut out, sql);
-        self.send(&out)
+        self.send(&out);
     }
 
     /// A server was found: has it the session's settings?
@@ -216,7 +217,7 @@ impl Session {
             self.pins.add(PinReason::Listen);
             self.tracking.asked = Some(Asked::Listen);
             // A server that is lost at once is noticed by the next turn.
-            let _ = self.send_hidden(&self.tracking.listen_again());
+            self.send_hidden(&self.tracking.listen_again());
         }
         true
     }

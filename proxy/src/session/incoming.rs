@@ -82,11 +82,17 @@ impl Session {
     }
 
     pub(super) fn step(&mut self, input: &[u8]) -> Step {
+        if self.desynchronised {
+            return Step::Wait;
+        }
         if let Some(step) = self.pass_tail(input) {
             return step;
         }
         if self.skip || self.fail.is_some() {
             return self.step_failed(input);
+        }
+        if self.relay.copy_broken() && self.server.is_some() {
+            return Step::Wait;
         }
         if self.relay.copy_in() && self.server.is_some() {
             return self.step_copy(input);
@@ -104,7 +110,8 @@ impl Session {
             Tail::Forward(left) => {
                 let n = left.min(input.len());
                 self.tail = if left > n { Tail::Forward(left - n) } else { Tail::None };
-                Some(self.send(&input[..n]).map_or(Step::Used(n), |turn| Step::Turn(n, turn)))
+                self.send(&input[..n]);
+                Some(Step::Used(n))
             }
             Tail::Discard(left) => {
                 let n = left.min(input.len());
@@ -225,18 +232,13 @@ impl Session {
                 }
                 _ if run > 0 => break,
                 b'X' => return Step::Turn(0, Turn::Close),
-                kind => {
-                    // PostgreSQL says it as an error first, and then that it cannot go on.
-                    let what = format!("unexpected message type 0x{kind:02X} during COPY from stdin");
-                    let mut report = ClientError::ProtocolViolation { what }.report();
-                    report.severity = Severity::Error;
-                    self.to_client.append(|out| report.encode(out));
-                    let what = "terminating connection because protocol synchronization was lost".to_owned();
-                    return self.violation(&ClientError::ProtocolViolation { what });
-                }
+                // The COPY may have failed, which the server has told and we have not heard; else it will say that this
+                // is none of its messages, and end the connection.
+                _ => return self.cut_unit(input),
             }
         }
-        self.send(&input[..run]).map_or(Step::Used(run), |turn| Step::Turn(run, turn))
+        self.send(&input[..run]);
+        Step::Used(run)
     }
 
     /// Copy messages that came before the server has said whether it copies: they belong to what is in flight.
@@ -247,7 +249,8 @@ impl Session {
         // Without a Sync only a COPY is answered by itself: ask for the answer, that shows whether it is one.
         let mut flush = Vec::new();
         frontend::write_flush(&mut flush);
-        self.send(&flush).map_or(Step::Wait, |turn| Step::Turn(0, turn))
+        self.send(&flush);
+        Step::Wait
     }
 
     pub(super) fn step_unit(&mut self, input: &[u8]) -> Step {
@@ -257,6 +260,13 @@ impl Session {
         if self.server.is_some() && !self.may_send_more() {
             return Step::Wait;
         }
+        self.cut_unit(input)
+    }
+
+    /// Cut the next unit and send it on its way.
+    fn cut_unit(&mut self, input: &[u8]) -> Step {
+        // Within a COPY nothing of what is owed will come: the server waits for the client.
+        let waits = self.relay.owed() > 0 && !self.relay.copy_in();
         if self.functions.has_changed().unwrap_or(false) {
             self.table = self.functions.borrow_and_update().clone();
             let (table, lex) = (&self.table, self.lex);
@@ -271,7 +281,7 @@ impl Session {
                 classify: &|sql| classify(sql, table, lex),
                 open: self.relay.open,
                 portal_may_commit: self.portal_may_commit,
-                impatient: self.impatient,
+                impatient: self.impatient || self.relay.copy_in(),
                 limits: Limits { unit: self.w.config().relay_buffer, text: MAX_TEXT, message: self.longest_message() },
             };
             batch::scan(input, &cx, &mut classes)
@@ -283,6 +293,8 @@ impl Session {
             Scan::Terminate => Step::Turn(0, Turn::Close),
             Scan::Ignore(total) => self.discard(total, input),
             Scan::Violation(error) => self.violation(&error),
+            // An earlier unit that fails leaves the server another unnamed statement than one that does not.
+            Scan::Unit(unit) if waits && unit.takes_unnamed && self.relay.unnamed_unconfirmed() => Step::Wait,
             Scan::Unit(unit) => self.route(input, &unit, &classes),
         };
         self.classes = classes;
@@ -295,13 +307,15 @@ impl Session {
         if self.relay.hiding() {
             return false;
         }
+        if self.relay.names_unconfirmed() {
+            return false;
+        }
         if self.relay.open.is_some() || !self.relay.busy() {
             return true;
         }
         // What is sent to the primary may be followed by anything; a standby gets one unit at a time.
         server.meta.role == Role::Primary
             && self.relay.pending() < MAX_PENDING
-            && !self.relay.names_unconfirmed()
             && self.w.gate(self.w.now()) == Gate::Open
     }
 }

@@ -21,6 +21,9 @@ use cluster::{NodeId, Term};
 /// too long to be held back, and nothing can be said in the middle of it.
 pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let Some((node, term)) = s.drop_server() else { return true };
+    if s.desynchronised {
+        return desynchronised(s);
+    }
     note(s, &node, term, loss);
     let (status, delivered, broken) = (s.relay.status, s.relay.delivered(), s.relay.mid_frame());
     let sent = s.relay.sent();
@@ -84,6 +87,15 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     s.retained.clear();
     s.retained_lens.clear();
     true
+}
+
+/// The server has said what is wrong, and then that it ends the connection.
+fn desynchronised(s: &mut Session) -> bool {
+    if !s.relay.mid_frame() {
+        let what = "terminating connection because protocol synchronization was lost".to_owned();
+        s.violation(&ClientError::ProtocolViolation { what });
+    }
+    false
 }
 
 struct Facts {
@@ -359,7 +371,7 @@ fn keep_statement(s: &mut Session, p: &frontend::Parse<'_>, class: Statement) ->
         return Err(ClientError::StatementBytes { limit });
     }
     let text = s.w.texts.borrow_mut().intern(p.tail, s.parse_key);
-    s.statements.insert(p.name, Named::new(text, class));
+    s.statements.insert(Named::new(p.name, text, class));
     Ok(())
 }
 

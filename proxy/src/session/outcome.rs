@@ -96,6 +96,11 @@ impl Record {
         course.commits || (course.pending && course.at == TxStatus::Idle)
     }
 
+    /// Is nothing in it more than a proven read?
+    pub const fn is_read(&self) -> bool {
+        self.reads_only
+    }
+
     /// The state it leads to from `status` when nothing fails.
     pub fn leads_to(&self, status: TxStatus) -> TxStatus {
         self.course(status).at

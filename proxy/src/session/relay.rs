@@ -10,7 +10,7 @@ mod failure;
 mod flight;
 mod hidden;
 
-pub use entry::{Entry, Kind, Survivors, Undo};
+pub use entry::{Entry, Kind, Survivors, Undo, Use};
 pub use hidden::Hidden;
 
 use crate::session::outcome::Record;
@@ -25,6 +25,9 @@ use std::rc::Rc;
 const STREAM_ABOVE: usize = 32 * 1024;
 /// Longest frame that must be read whole (errors, notices, tags), bytes.
 const MAX_WHOLE: usize = 1 << 20;
+/// The SQLSTATE of a server that cannot make sense of what it is sent. What we send is well formed, but a client may
+/// send the wrong messages within a COPY.
+pub const PROTOCOL_VIOLATION: &[u8; 5] = b"08P01";
 /// Longest buffer kept for the next unnamed statement's text, bytes.
 const MAX_SPARE: usize = 4096;
 
@@ -107,8 +110,10 @@ pub struct Relay {
     pub spare: Vec<u8>,
     /// ReadyForQuery messages that passed.
     pub answered: usize,
-    /// A name that was registered or dropped is not confirmed yet.
+    /// A name that was registered or dropped, here or on the server, is not confirmed yet.
     unconfirmed: bool,
+    /// Nor is a change of the unnamed statement.
+    unnamed_unconfirmed: bool,
     /// What the current unit has registered and was answered already.
     done: Vec<Undo>,
     /// Errors that passed, by the first two bytes of their SQLSTATE.
@@ -133,6 +138,7 @@ impl Relay {
         }
         self.owed += usize::from(entry.kind.owes_ready());
         self.unconfirmed |= entry.undo.names();
+        self.unnamed_unconfirmed |= matches!(entry.undo, Undo::Unnamed { .. });
         self.queue.push_back(entry);
     }
 
@@ -151,9 +157,15 @@ impl Relay {
         self.owed
     }
 
-    /// A name was registered or dropped by a unit that has not been answered: whether it is free is not known.
+    /// A name was registered or dropped by a unit that has its Sync and has not been answered: what it stands for then
+    /// is not known, neither for the client nor on the server.
     pub fn names_unconfirmed(&self) -> bool {
-        (self.unconfirmed || self.forgetting) && !self.queue.is_empty()
+        (self.unconfirmed || self.forgetting) && self.owed > 0
+    }
+
+    /// The same of the unnamed statement.
+    pub fn unnamed_unconfirmed(&self) -> bool {
+        self.unnamed_unconfirmed && self.owed > 0
     }
 
     /// What is being sent may drop all prepared statements.
@@ -164,6 +176,12 @@ impl Relay {
     /// The server reads CopyData.
     pub fn copy_in(&self) -> bool {
         self.copy_in
+    }
+
+    /// Something else was sent to a server that reads CopyData: it will say so and end the connection, unless the COPY
+    /// has failed meanwhile.
+    pub fn copy_broken(&self) -> bool {
+        self.copy_in && self.queue.len() > 1
     }
 
     /// May something in flight turn out to be a COPY from the client?
@@ -244,7 +262,13 @@ impl Relay {
                 Step::Stop(event) => {
                     // The refusal itself is left to who deals with the rest of the server's answers.
                     at = if matches!(event, Event::Retry { .. }) { at } else { end };
-                    if matches!(event, Event::Retry { .. } | Event::Fatal { .. }) && !self.delivered {
+                    let unfounded = match event {
+                        // What came before it is why it ends the connection.
+                        Event::Fatal { code } => code != *PROTOCOL_VIOLATION,
+                        Event::Retry { .. } => true,
+                        Event::Idle | Event::Hidden | Event::Again | Event::Violation(_) => false,
+                    };
+                    if unfounded && !self.delivered {
                         sink.truncate(mark);
                         visible = false;
                     }
@@ -292,6 +316,7 @@ impl Relay {
                 (self.copy_in, self.status) = (false, status);
                 self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
                 self.forgetting &= !self.queue.is_empty();
+                self.unnamed_unconfirmed &= !self.queue.is_empty();
                 if std::mem::take(&mut self.again) {
                     self.withhold = false;
                     self.undone.extend(self.done.drain(..).rev().map(Undo::of_client));
@@ -424,6 +449,7 @@ impl Relay {
             | Undo::Removed(..)
             | Undo::RemovedOwn(..)
             | Undo::Closed(..)
+            | Undo::Moved(..)
             | Undo::Prepared(..) => self.done.push(undo),
         }
     }
@@ -449,7 +475,12 @@ impl Relay {
                     s.ids.push(text.id);
                     s.names.extend(name.clone());
                 }
-                Undo::None | Undo::Unnamed { .. } | Undo::Removed(..) | Undo::RemovedOwn(..) | Undo::Closed(..) => {}
+                Undo::None
+                | Undo::Unnamed { .. }
+                | Undo::Removed(..)
+                | Undo::RemovedOwn(..)
+                | Undo::Closed(..)
+                | Undo::Moved(..) => {}
             }
         }
         s

@@ -270,7 +270,10 @@ fn text(name: &str) -> Rc<Text> {
 fn stale(first: bool, kept: bool) -> (Relay, String, Vec<Event>) {
     let mut relay = Relay { head_kept: kept, ..Relay::default() };
     relay.push(Entry { undo: Undo::Registered((*b"s").into()), ..plain(Kind::LocalParse) });
-    relay.push(Entry { uses: Some((text("s"), first)), ..plain(Kind::Bind) });
+    relay.push(Entry {
+        uses: Some(Use { text: text("s"), name: b"s".as_slice().into(), first, foreign: false }),
+        ..plain(Kind::Bind)
+    });
     relay.push(plain(Kind::Execute));
     relay.push(plain(Kind::Sync));
     let mut s = Vec::new();

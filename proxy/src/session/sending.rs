@@ -4,7 +4,7 @@ use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
-use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
+use crate::session::client::{Failure, MAX_TEXT, Session, Tail, Turn, read_more};
 use crate::session::incoming::Step;
 use crate::session::presence::Activity;
 use crate::session::translate::{Naming, Translator};
@@ -126,8 +126,8 @@ impl Session {
         if !self.relay.busy() {
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
-        if let Some(turn) = self.apply() {
-            return turn.map_or(Step::Wait, |turn| Step::Turn(0, turn));
+        if self.apply() {
+            return Step::Wait;
         }
         let repeatable = self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle);
         let begins = self.relay.open.is_none();
@@ -172,10 +172,10 @@ impl Session {
         (self.impatient, self.waited_at) = (false, 0);
         self.waiting_since = None;
         self.hold = None;
-        let turn = self.send(sink.bytes(input));
+        self.send(sink.bytes(input));
         self.w.put_spare(sink.into_spare());
         self.flush_local(unit);
-        turn.map_or(Step::Used(unit.len), |turn| Step::Turn(unit.len, turn))
+        Step::Used(unit.len)
     }
 
     /// Whose names prepared statements have on the server.
@@ -217,10 +217,14 @@ impl Session {
         }
     }
 
-    /// Send bytes to the server; what it does not take now waits.
-    pub(super) fn send(&mut self, bytes: &[u8]) -> Option<Turn> {
-        let server = self.server.as_mut()?;
-        self.to_server.send(&mut server.stream, bytes).err().map(|_| Turn::Lost(Loss::Gone))
+    /// Send bytes to the server; what it does not take now waits. One that takes no more may have said why: reading
+    /// finds that, and then the end.
+    pub(super) fn send(&mut self, bytes: &[u8]) {
+        let Some(server) = &mut self.server else { return };
+        if self.to_server.send(&mut server.stream, bytes).is_err() {
+            self.to_server.clear();
+            self.server_dry = false;
+        }
     }
 
     /// Find a server for the unit at the head of the inbox, or an error for it.

@@ -103,9 +103,9 @@ impl Texts {
     }
 
     /// A text that is prepared once, under a name of ours.
-    pub fn single(&mut self, tail: &[u8]) -> Rc<Text> {
+    pub fn single(&mut self, tail: &[u8], parse_key: u64) -> Rc<Text> {
         let (id, retired) = (self.fresh_id(), Cell::new(false));
-        Rc::new(Text { id, parse_key: 0, server_name: server_name(id), tail: tail.into(), retired })
+        Rc::new(Text { id, parse_key, server_name: server_name(id), tail: tail.into(), retired })
     }
 
     /// Retire a text, so that the next client that prepares it gets another name: its result has other columns now, and
@@ -131,6 +131,8 @@ fn with_key(text: &Weak<Text>, parse_key: u64) -> Option<Rc<Text>> {
 /// A client's named statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
+    /// The client's name for it.
+    pub name: Rc<[u8]>,
     /// The shared text.
     pub text: Rc<Text>,
     /// What it does.
@@ -141,8 +143,8 @@ pub struct Named {
 
 impl Named {
     /// A statement that its client has just prepared.
-    pub const fn new(text: Rc<Text>, class: Statement) -> Self {
-        Self { text, class, used: false }
+    pub fn new(name: &[u8], text: Rc<Text>, class: Statement) -> Self {
+        Self { name: name.into(), text, class, used: false }
     }
 }
 
@@ -160,7 +162,7 @@ pub struct Unnamed {
 /// The statements of one client.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    named: BTreeMap<Box<[u8]>, Named>,
+    named: BTreeMap<Rc<[u8]>, Named>,
     bytes: usize,
     /// The unnamed statement, until a simple query or a failed Parse destroys it.
     pub unnamed: Option<Unnamed>,
@@ -202,11 +204,12 @@ impl ClientStatements {
         self.named.is_empty()
     }
 
-    /// Keep a statement under a name that is free.
-    pub fn insert(&mut self, name: &[u8], statement: Named) {
-        self.bytes += name.len() + statement.text.tail.len();
-        if let Some(old) = self.named.insert(name.into(), statement) {
-            self.bytes -= name.len() + old.text.tail.len();
+    /// Keep a statement whose name is free.
+    pub fn insert(&mut self, statement: Named) {
+        let length = statement.name.len();
+        self.bytes += length + statement.text.tail.len();
+        if let Some(old) = self.named.insert(statement.name.clone(), statement) {
+            self.bytes -= length + old.text.tail.len();
         }
     }
 
@@ -230,7 +233,7 @@ impl ClientStatements {
 
     /// Drop all but these names, as DEALLOCATE ALL and DISCARD ALL do; the unnamed statement stays.
     pub fn clear(&mut self, but: &[Box<[u8]>]) {
-        self.named.retain(|name, _| but.contains(name));
+        self.named.retain(|name, _| but.iter().any(|kept| **kept == **name));
         self.bytes = self.named.iter().map(|(name, n)| name.len() + n.text.tail.len()).sum();
     }
 }
@@ -351,11 +354,11 @@ mod tests {
     #[test]
     fn the_bytes_of_a_client_follow_its_statements() {
         let (mut texts, mut client) = (Texts::new(0), ClientStatements::default());
-        let named = Named::new(texts.intern(b"12345", 0), CLASS);
-        client.insert(b"abc", named.clone());
-        client.insert(b"abc", named.clone());
+        let named = Named::new(b"abc", texts.intern(b"12345", 0), CLASS);
+        client.insert(named.clone());
+        client.insert(named);
         assert_eq!((client.bytes(), client.len()), (8, 1));
-        client.insert(b"other", named);
+        client.insert(Named::new(b"other", texts.intern(b"12345", 0), CLASS));
         client.clear(&[(*b"abc").into()]);
         assert_eq!((client.bytes(), client.len()), (8, 1));
         assert!(client.remove(b"abc").is_some() && client.remove(b"abc").is_none());

@@ -2,7 +2,7 @@
 //! prepared on the way.
 
 use crate::session::batch::Unit;
-use crate::session::relay::{Entry, Kind, Relay, Undo};
+use crate::session::relay::{Entry, Kind, Relay, Undo, Use};
 use crate::session::statements::{ClientStatements, Named, ServerStatements, Text, Texts, Unnamed};
 use crate::sql::{Control, Statement, deallocated};
 use crate::wire::backend::TxStatus;
@@ -139,11 +139,15 @@ impl Translator<'_> {
         }
         if let Some(known) = self.client.named(p.name) {
             // The server finds what else is wrong with the text before it finds the name taken.
-            let text = known.text.clone();
-            self.ensure(input, &text, sink);
-            write_parse(sink.insert(input), &text.server_name, p.tail);
-            let refusal = Some(Box::new(ClientError::DuplicateStatement { name: lossy(p.name) }));
-            return self.relay.push(Entry { refusal, ..Entry::plain(Kind::Parse) });
+            let (text, taken) = (known.text.clone(), ClientError::DuplicateStatement { name: lossy(p.name) });
+            if self.server.has(text.id) {
+                write_parse(sink.insert(input), &text.server_name, p.tail);
+                let refusal = Some(Box::new(taken));
+                return self.relay.push(Entry { refusal, ..Entry::plain(Kind::Parse) });
+            }
+            let once = self.texts.single(p.tail, 0);
+            self.prepare(input, &once, None, sink);
+            return self.refuse(input, taken, sink);
         }
         if self.client.bytes() + p.name.len() + p.tail.len() > self.statement_bytes {
             let limit = self.statement_bytes as u64;
@@ -151,11 +155,11 @@ impl Translator<'_> {
         }
         let text = match self.naming {
             Naming::Own => self.texts.own(p.name, p.tail),
-            Naming::Shared { parse_key, .. } if !self.must_fail(class) => self.texts.intern(p.tail, parse_key),
+            Naming::Shared { parse_key, .. } if !self.may_be_refused(class) => self.texts.intern(p.tail, parse_key),
             // In a block that has failed the server refuses it, whether the text is prepared there or not.
-            Naming::Shared { .. } => self.texts.single(p.tail),
+            Naming::Shared { parse_key, .. } => self.texts.single(p.tail, parse_key),
         };
-        self.client.insert(p.name, Named::new(text.clone(), class));
+        self.client.insert(Named::new(p.name, text.clone(), class));
         if self.server.has(text.id) {
             let undo = Undo::Registered(p.name.into());
             self.relay.push(Entry { undo, ..Entry::plain(Kind::LocalParse) });
@@ -164,13 +168,14 @@ impl Translator<'_> {
         }
     }
 
-    /// Does the server refuse to parse a statement like this, because its block has failed?
-    fn must_fail(&self, class: Statement) -> bool {
+    /// May the server refuse to parse a statement like this, because its block has failed or it copies?
+    fn may_be_refused(&self, class: Statement) -> bool {
         let ends = matches!(
             class.control,
             Control::Commit { .. } | Control::Rollback { .. } | Control::RollbackTo | Control::PrepareTransaction
         );
-        self.relay.status == TxStatus::Failed && !ends && class.control != Control::Empty
+        // Within a COPY it refuses all, and must see it.
+        self.relay.copy_in() || self.relay.may_be_failed() && !ends && class.control != Control::Empty
     }
 
     fn unnamed(&mut self, tail: Option<&[u8]>, class: Statement) {
@@ -213,23 +218,30 @@ impl Translator<'_> {
 
     /// The text of a client's statement as this server is to have it.
     fn resolve(&mut self, name: &[u8]) -> Resolved {
+        let may_be_failed = self.relay.may_be_failed();
         let Some(named) = self.client.named_mut(name) else {
             let pass = matches!(self.naming, Naming::Own | Naming::Shared { sql: true, .. });
             let unknown = || ClientError::UnknownStatement { name: lossy(name) };
             return if pass { Resolved::NotOurs } else { Resolved::Refuse(unknown()) };
         };
+        let (mut before, mut foreign) = (None, false);
         let first = !std::mem::replace(&mut named.used, true);
         if let Naming::Shared { parse_key, .. } = self.naming {
             let retired = named.text.is_retired();
             if retired && !first {
                 return Resolved::Refuse(ClientError::ResultChanged);
             }
-            if retired || named.text.parse_key != parse_key {
+            foreign = named.text.parse_key != parse_key;
+            // In a block that has failed nothing can be prepared; and where it is known, the server plans it anew.
+            let stays = may_be_failed && self.server.has(named.text.id);
+            if retired || foreign && !stays {
+                foreign = false;
                 let tail = named.text.tail.clone();
-                named.text = self.texts.intern(&tail, parse_key);
+                before = Some(std::mem::replace(&mut named.text, self.texts.intern(&tail, parse_key)));
             }
         }
-        Resolved::Text(named.text.clone(), first)
+        let undo = before.map_or(Undo::None, |before| Undo::Moved(named.name.clone(), before));
+        Resolved::Text(Use { text: named.text.clone(), name: named.name.clone(), first, foreign }, undo)
     }
 
     fn bind(&mut self, input: &[u8], span: std::ops::Range<usize>, total: usize, sink: &mut Sink) -> bool {
@@ -248,14 +260,14 @@ impl Translator<'_> {
                 sink.pass(input, span);
                 self.relay.push(Entry::plain(Kind::Bind));
             }
-            Resolved::Text(text, first) => {
-                self.ensure(input, &text, sink);
+            Resolved::Text(of, undo) => {
+                self.ensure(input, &of.text, sink);
                 if self.naming == Naming::Own {
                     sink.pass(input, span);
                 } else {
-                    write_bind(sink.insert(input), &input[span], &b, total, &text.server_name);
+                    write_bind(sink.insert(input), &input[span], &b, total, &of.text.server_name);
                 }
-                self.relay.push(Entry { uses: self.shared(text, first), ..Entry::plain(Kind::Bind) });
+                self.relay.push(Entry { uses: self.shared(of), undo, ..Entry::plain(Kind::Bind) });
             }
             Resolved::Refuse(error) => {
                 self.refuse(input, error, sink);
@@ -266,8 +278,8 @@ impl Translator<'_> {
     }
 
     /// Only a shared statement is retired: a session's own fails for as long as its client keeps it.
-    fn shared(&self, text: Rc<Text>, first: bool) -> Option<(Rc<Text>, bool)> {
-        (self.naming != Naming::Own).then_some((text, first))
+    fn shared(&self, of: Use) -> Option<Use> {
+        (self.naming != Naming::Own).then_some(of)
     }
 
     fn describe(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) {
@@ -288,11 +300,11 @@ impl Translator<'_> {
                     sink.pass(input, span);
                     self.relay.push(Entry::plain(Kind::DescribeStatement));
                 }
-                Resolved::Text(text, first) => {
-                    self.ensure(input, &text, sink);
-                    write_subject(sink.insert(input), b'D', &text.server_name);
-                    let uses = self.shared(text, first);
-                    self.relay.push(Entry { uses, ..Entry::plain(Kind::DescribeStatement) });
+                Resolved::Text(of, undo) => {
+                    self.ensure(input, &of.text, sink);
+                    write_subject(sink.insert(input), b'D', &of.text.server_name);
+                    let uses = self.shared(of);
+                    self.relay.push(Entry { uses, undo, ..Entry::plain(Kind::DescribeStatement) });
                 }
                 Resolved::Refuse(error) => self.refuse(input, error, sink),
             },
@@ -308,12 +320,18 @@ impl Translator<'_> {
                 match (self.naming, known) {
                     (Naming::Own, Some(old)) => {
                         self.server.remove(old.text.id);
-                        undo = Undo::RemovedOwn(name.into(), old);
+                        undo = Undo::RemovedOwn(old);
                     }
                     (Naming::Own, None) | (Naming::Shared { sql: true, .. }, None) => {}
                     (Naming::Shared { .. }, known) => {
+                        if self.relay.copy_in() {
+                            // The server must see it: it refuses all but the COPY's own messages.
+                            write_subject(sink.insert(input), b'C', REFUSED);
+                            let undo = known.map_or(Undo::None, Undo::Removed);
+                            return self.relay.push(Entry { undo, ..Entry::plain(Kind::Close) });
+                        }
                         // The shared statement stays on the server; closing an unknown one is no error.
-                        let undo = known.map_or(Undo::None, |old| Undo::Removed(name.into(), old));
+                        let undo = known.map_or(Undo::None, Undo::Removed);
                         return self.relay.push(Entry { undo, ..Entry::plain(Kind::LocalClose) });
                     }
                 }
@@ -357,8 +375,8 @@ impl Translator<'_> {
 
 /// What a name of the client's stands for.
 enum Resolved {
-    /// This text; whether the client uses it for the first time.
-    Text(Rc<Text>, bool),
+    /// This; what to take back when the message fails.
+    Text(Use, Undo),
     /// Nothing of ours: the server knows, or says that it does not.
     NotOurs,
     /// Nothing.

@@ -92,6 +92,30 @@ pub fn as_error(frame: &[u8]) -> Vec<u8> {
     out
 }
 
+/// An error whose message names the statement `from`, in quotes, as `to`; `None` when it does not name it.
+pub fn with_name(frame: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
+    let quoted = [b"\"", from, b"\""].concat();
+    let mut rest = frame.get(HEAD..).unwrap_or_default();
+    let at = fields(frame).message.windows(quoted.len()).position(|w| w == quoted)?;
+    let mut out = Vec::with_capacity(frame.len() + to.len());
+    message(&mut out, b'E', |body| {
+        while let Some((&kind, after)) = rest.split_first() {
+            let Some((value, after)) = split_cstring(after) else { break };
+            rest = after;
+            body.push(kind);
+            if kind == b'M' {
+                body.extend_from_slice(&value[..=at]);
+                body.extend_from_slice(to);
+                cstring(body, &value[at + 1 + from.len()..]);
+            } else {
+                cstring(body, value);
+            }
+        }
+        body.push(0);
+    });
+    Some(out)
+}
+
 /// Name and value of a whole ParameterStatus frame.
 pub fn parameter_status(frame: &[u8]) -> Option<(&str, &str)> {
     let (name, rest) = split_cstring(frame.get(HEAD..)?)?;
@@ -277,6 +301,17 @@ pub fn write_no_parameters(out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_names_the_statement_as_the_client_does() {
+        let mut frame = Vec::new();
+        message(&mut frame, b'E', |b| b.extend_from_slice(b"SERROR\0C08P01\0Mstatement \"pgt_1\" takes 1\0\0"));
+        let told = with_name(&frame, b"pgt_1", b"mine").expect("it is named");
+        let mut want = Vec::new();
+        message(&mut want, b'E', |b| b.extend_from_slice(b"SERROR\0C08P01\0Mstatement \"mine\" takes 1\0\0"));
+        assert_eq!(told, want);
+        assert_eq!(with_name(&frame, b"pgt", b"mine"), None);
+    }
 
     #[test]
     fn the_fields_of_a_notice_are_found() {

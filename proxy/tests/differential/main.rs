@@ -18,6 +18,10 @@ use random::Random;
 use script::Script;
 use session::{Cuts, Session};
 
+/// Sequences made from seeds, and how long each is.
+const SEQUENCES: u64 = 150;
+const SEQUENCES_FULL: u64 = 2000;
+const SEQUENCE_LENGTH: usize = 30;
 /// Runs that are cut at places made from a seed.
 const SEEDED_CUTS: u64 = 1000;
 
@@ -29,6 +33,11 @@ fn first_seed() -> u64 {
     };
     eprintln!("PGTENURE_SEED={seed}");
     seed
+}
+
+/// `PGTENURE_DIFFERENTIAL=full`: all that can be tried, which takes minutes.
+fn full() -> bool {
+    std::env::var("PGTENURE_DIFFERENTIAL").is_ok_and(|v| v == "full")
 }
 
 struct Pair {
@@ -62,11 +71,9 @@ impl Pair {
 fn scripts_are_answered_alike_however_they_are_cut() {
     let pair = Pair::start();
     let (mut direct, mut wrong) = (pair.direct(), Vec::new());
-    let every = std::env::var("PGTENURE_DIFFERENTIAL").is_ok_and(|v| v == "full");
     for script in scripts::short() {
         let want = direct.run(&script, &Cuts::None);
-        // Every single place with PGTENURE_DIFFERENTIAL=full, which takes minutes on a busy machine; else every third.
-        let places = (1..script.bytes().len()).step_by(if every { 1 } else { 3 });
+        let places = (1..script.bytes().len()).step_by(if full() { 1 } else { 3 });
         let mut proxied = pair.proxied();
         for cuts in
             [Cuts::None, Cuts::Messages, Cuts::Bytes].into_iter().chain(places.clone().map(|at| Cuts::At(vec![at])))
@@ -100,6 +107,41 @@ fn scripts_are_answered_alike_cut_at_seeded_places() {
         cuts.dedup();
         let got = proxied.run(&all[which], &Cuts::At(cuts.clone()));
         same(&want[which], &got, format_args!("{} cut at {cuts:?}, seed {seed}", all[which].name));
+    }
+}
+
+#[test]
+fn random_sequences_are_answered_alike() {
+    let pair = Pair::start();
+    let seed = first_seed();
+    let (mut direct, mut proxied) = (pair.direct(), pair.proxied());
+    for n in 0..if full() { SEQUENCES_FULL } else { SEQUENCES } {
+        let cuts = if n % 2 == 0 { Cuts::None } else { Cuts::Messages };
+        // Before a message that cannot be there the proxy may put one of its own, which is then the one that is refused.
+        let alike = |answer: &String| match answer.split_once("unexpected message type 0x") {
+            Some((before, after)) => [before, after.get(2..).unwrap_or_default()].concat(),
+            None => answer.clone(),
+        };
+        let mut differ = |script: &Script| {
+            let want: Vec<_> = direct.run(script, &Cuts::None).iter().map(alike).collect();
+            let got: Vec<_> = proxied.run(script, &cuts).iter().map(alike).collect();
+            session::difference(&want, &got)
+        };
+        let mut script = random::script(seed.wrapping_add(n), SEQUENCE_LENGTH);
+        let Some(mut difference) = differ(&script) else { continue };
+        eprintln!("{}, whole:\n{}\n{difference}", script.name, script.in_words());
+        // What is not needed for a difference is left out, so that a person can read the rest.
+        let (mut at, mut attempts) = (0, 40);
+        while at < script.steps.len() && attempts > 0 {
+            attempts -= 1;
+            let mut fewer = script.clone();
+            fewer.steps.remove(at);
+            match differ(&fewer) {
+                Some(other) => (script, difference) = (fewer, other),
+                None => at += 1,
+            }
+        }
+        panic!("{}, sent as {cuts:?}:\n{}\n{difference}", script.name, script.in_words());
     }
 }
 

@@ -1,4 +1,6 @@
-//! Places made from a seed.
+//! Sequences of messages that nobody thought of, made from a seed.
+
+use super::script::{Script, TEXT};
 
 /// SplitMix64: the same sequence for the same seed, on every machine.
 #[derive(Debug)]
@@ -15,5 +17,97 @@ impl Random {
 
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
+    }
+
+    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[self.below(of.len())]
+    }
+}
+
+const STATEMENTS: [&str; 4] = ["", "a", "b", "c"];
+const PORTALS: [&str; 3] = ["", "p", "q"];
+/// With the number of parameters each takes.
+const TEXTS: [(&str, usize); 16] = [
+    ("select 1", 0),
+    ("select $1::text", 1),
+    ("select $1::text || $2::text, $1", 2),
+    ("select generate_series(1, 5)", 0),
+    ("select 1/0", 0),
+    ("selec", 0),
+    ("", 0),
+    ("insert into t values (1000 + (random() * 0)::int, $1)", 1),
+    ("select count(*) from t", 0),
+    ("update t set word = $1 where id = 2 returning word", 1),
+    ("begin", 0),
+    ("commit", 0),
+    ("rollback", 0),
+    ("savepoint s", 0),
+    ("rollback to s", 0),
+    ("set timezone = 'Asia/Tokyo'", 0),
+];
+const QUERIES: [&str; 13] = [
+    "select 2",
+    "begin",
+    "commit",
+    "rollback",
+    "select 1/0",
+    "",
+    "select 1; select 2",
+    "insert into t values (2000, 'r') on conflict do nothing",
+    "select word from t order by id",
+    "select 1; begin; select 2",
+    "do $$ begin raise notice 'n'; end $$",
+    "show timezone",
+    "set timezone = 'UTC'",
+];
+
+/// A sequence of about `length` messages. What it leaves open, a clean-up that anybody can send will end.
+pub fn script(seed: u64, length: usize) -> Script {
+    let mut random = Random(seed);
+    let mut script = Script::new(format!("random sequence, seed {seed}"));
+    for _ in 0..length {
+        script = step(script, &mut random);
+    }
+    // A COPY that is open takes a Sync for nothing; a CopyFail without one is for nothing itself.
+    script.copy_fail("the end").sync()
+}
+
+fn step(script: Script, random: &mut Random) -> Script {
+    let (statement, portal) = (random.pick(&STATEMENTS), random.pick(&PORTALS));
+    let (sql, parameters) = TEXTS[random.below(TEXTS.len())];
+    let values: [Option<&str>; 2] = [Some("x"), [None, Some("why")][random.below(2)]];
+    // Half of the named texts are known to servers already, half are new to all.
+    let own = if random.below(2) == 0 { sql.to_owned() } else { format!("{sql} /* {:x} */", random.next()) };
+    match random.below(26) {
+        0..=3 => script.parse(statement, &own, &[]),
+        4 => script.parse(statement, &own, &[TEXT][..parameters.min(1)]),
+        // Mostly what the other messages need: a whole statement.
+        5..=8 => script.parse("", &own, &[]).bind("", "", &values[..parameters]).execute("", 0),
+        9 => script.parse(statement, &own, &[]).bind(portal, statement, &values[..parameters]),
+        10 => script.bind(portal, statement, &values[..random.below(3)]),
+        11..=12 => script.execute(portal, random.below(3) as u32),
+        13 => script.describe(b'S', statement),
+        14 => script.describe(b'P', portal),
+        15..=16 => script.close(b'S', statement),
+        17 => script.close(b'P', portal),
+        18 => script.flush(),
+        19..=21 => script.sync(),
+        22 => script.query(random.pick(&QUERIES)),
+        23..=24 => script.sync().query(random.pick(&QUERIES)),
+        _ => copy(script.sync(), random),
+    }
+}
+
+fn copy(script: Script, random: &mut Random) -> Script {
+    let begun = match random.below(3) {
+        0 => script.query("copy t from stdin"),
+        1 => script.run("copy t from stdin", &[]),
+        // Nothing begun: what follows is for nobody.
+        _ => script,
+    };
+    match random.below(3) {
+        0 => begun.copy_data(b"3000\tc\n").copy_done(),
+        1 => begun.copy_data(b"bad\n").copy_done(),
+        _ => begun.copy_fail("no"),
     }
 }

@@ -28,6 +28,15 @@ impl Script {
         Self { name: name.into(), steps: Vec::new() }
     }
 
+    /// The messages, for a person to read.
+    pub fn in_words(&self) -> String {
+        let line = |s: &Step| match s {
+            Step::Send(bytes) => format!("  {} {}", bytes[0] as char, bytes[5..].escape_ascii()),
+            Step::Await(n) => format!("  ({n} answers)"),
+        };
+        self.steps.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
     /// All messages in one piece.
     pub fn bytes(&self) -> Vec<u8> {
         let sent = self.steps.iter().filter_map(|s| match s {

@@ -56,21 +56,25 @@ pub enum Undo {
     /// A client's statement was registered under this name.
     Registered(Box<[u8]>),
     /// A client's statement was removed.
-    Removed(Box<[u8]>, Named),
+    Removed(Named),
     /// A text was to be prepared on the server; for a named Parse also the client's name.
     Prepared(Rc<Text>, Option<Box<[u8]>>),
     /// A statement was to be closed on the server: its number and its name there.
     Closed(u64, Box<[u8]>),
+    /// A client's statement of this name had this text, before its session's settings changed.
+    Moved(Rc<[u8]>, Rc<Text>),
     /// A client's statement was removed and was to be closed on the server, where it has the same name.
-    RemovedOwn(Box<[u8]>, Named),
+    RemovedOwn(Named),
 }
 
 impl Undo {
-    /// Does it change which names the client's statements have?
+    /// Does it change which statements there are under a name, the client's or ours?
     pub(super) const fn names(&self) -> bool {
         match self {
-            Self::Registered(_) | Self::Removed(..) | Self::RemovedOwn(..) | Self::Prepared(_, Some(_)) => true,
-            Self::None | Self::Unnamed { .. } | Self::Prepared(_, None) | Self::Closed(..) => false,
+            Self::Registered(_) | Self::Removed(..) | Self::RemovedOwn(..) | Self::Prepared(..) | Self::Closed(..) => {
+                true
+            }
+            Self::None | Self::Unnamed { .. } | Self::Moved(..) => false,
         }
     }
 
@@ -79,11 +83,24 @@ impl Undo {
         match self {
             Self::Prepared(_, Some(name)) => Self::Registered(name),
             Self::Unnamed { client, .. } => Self::Unnamed { client, server: None },
-            Self::RemovedOwn(name, named) => Self::Removed(name, named),
+            Self::RemovedOwn(named) => Self::Removed(named),
             Self::Prepared(_, None) | Self::Closed(..) => Self::None,
-            Self::None | Self::Registered(_) | Self::Removed(..) => self,
+            Self::None | Self::Registered(_) | Self::Removed(..) | Self::Moved(..) => self,
         }
     }
+}
+
+/// A shared statement that a message names.
+#[derive(Clone, Debug)]
+pub struct Use {
+    /// What it is.
+    pub text: Rc<Text>,
+    /// The client's name for it.
+    pub name: Rc<[u8]>,
+    /// The client uses it for the first time.
+    pub first: bool,
+    /// It was prepared under other settings than the client has now: how it fails says nothing about it.
+    pub foreign: bool,
 }
 
 /// A message whose answer is owed.
@@ -99,8 +116,8 @@ pub struct Entry {
     pub undo: Undo,
     /// It is bound to fail, and this is the error to report in place of the server's.
     pub refusal: Option<Box<ClientError>>,
-    /// The shared statement it names, and whether the client uses that for the first time.
-    pub uses: Option<(Rc<Text>, bool)>,
+    /// The shared statement it names.
+    pub uses: Option<Use>,
 }
 
 impl Entry {

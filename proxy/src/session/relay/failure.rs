@@ -1,8 +1,8 @@
 //! An ErrorResponse: whose it is, what the server throws away behind it, and what has to be taken back.
 
 use crate::session::outcome::Record;
-use crate::session::relay::{Event, Kind, Relay, Step, Undo};
-use crate::wire::backend::{TxStatus, fields};
+use crate::session::relay::{Event, Kind, Relay, Step, Undo, Use};
+use crate::wire::backend::{TxStatus, fields, with_name};
 use crate::wire::codec::Sink;
 use crate::wire::error_response::ClientError;
 
@@ -37,12 +37,16 @@ impl Relay {
         if self.errors.len() < 16 {
             self.errors.push([code[0], code[1]]);
         }
+        let named = self.queue.front_mut().and_then(|e| e.uses.take());
         let refusal = self.fail_head(&code);
         self.doubt = None;
         match refusal {
             Some(error) => error.encode(sink.insert(input)),
             None if self.withhold => {}
-            None => sink.pass(input, span),
+            None => match named.and_then(|of| with_name(frame, &of.text.server_name, &of.name)) {
+                Some(told) => sink.insert(input).extend_from_slice(&told),
+                None => sink.pass(input, span),
+            },
         }
         Step::Pass { shown: true }
     }
@@ -67,7 +71,12 @@ impl Relay {
     /// The oldest message failed because the result of its shared statement has other columns now. True when its client
     /// does not know the old ones and the whole of what is in flight can be sent again.
     fn retire_head(&mut self) -> bool {
-        let Some((text, first)) = self.queue.front_mut().and_then(|e| e.uses.take()) else { return false };
+        let Some(Use { text, first, foreign, .. }) = self.queue.front_mut().and_then(|e| e.uses.take()) else {
+            return false;
+        };
+        if foreign {
+            return false;
+        }
         self.retired.push(text);
         let alone = self.open.is_none() && self.owed == 1;
         first && alone && self.head_kept && self.status == TxStatus::Idle && !self.delivered

@@ -3,6 +3,7 @@
 
 use crate::session::outcome::Record;
 use crate::session::relay::{Entry, Relay, Undo};
+use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 
 impl Relay {
@@ -19,6 +20,12 @@ impl Relay {
             at = r.leads_to(at);
             commits
         })
+    }
+
+    /// May the server be in a failed block when it reads what is sent next?
+    pub fn may_be_failed(&self) -> bool {
+        let certain = self.owed == 0 || self.status == TxStatus::Idle && self.sent().iter().all(Record::is_read);
+        self.status == TxStatus::Failed || !certain
     }
 
     /// Is an explicit COMMIT or PREPARE TRANSACTION among what was sent and not answered?
