@@ -23,6 +23,7 @@ const PURE: &[&str] = &[
     "proxy/src/console/command.rs",
     "proxy/src/console/table.rs",
     "proxy/src/console/tally.rs",
+    "proxy/src/config/console.rs",
     "proxy/src/config/pools.rs",
     "proxy/src/config/reads.rs",
     "proxy/src/config/timeouts.rs",

@@ -57,6 +57,11 @@ pub fn check(raw: &Raw) -> Vec<BadSetting> {
     bad
 }
 
+/// Is this one of the databases that lead to the console?
+pub fn is_console(database: &str) -> bool {
+    matches!(database, "pgtenure" | "pgbouncer")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

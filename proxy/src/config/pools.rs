@@ -1,7 +1,7 @@
 //! `[proxy.pools]`, `[proxy.databases.NAME]` and `[proxy.users.NAME]`: who shares server connections, how many there
 //! are, and who may connect. Which of the three applies is decided in [`policy`](crate::pool::policy).
 
-use crate::console::is_console;
+use crate::config::console::is_console;
 use cluster::config::{BadSetting, Span};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -10,6 +10,8 @@ pub mod rows;
 pub mod table;
 pub mod tally;
 
+pub use crate::config::console::is_console;
+
 use crate::net::Stream;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::{head, split_cstring};
@@ -27,11 +29,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const MAX_MESSAGE: usize = 64 << 10;
 /// Statements and portals a console may have prepared, each.
 const MAX_PREPARED: usize = 256;
-
-/// Is this one of the databases that lead to the console?
-pub fn is_console(database: &str) -> bool {
-    matches!(database, "pgtenure" | "pgbouncer")
-}
 
 /// What a console's user may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
