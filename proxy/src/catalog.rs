@@ -257,24 +257,35 @@ async fn read_from(shared: &Shared, endpoint: &Endpoint, database: &str) -> Resu
 /// parts are.
 const FUNCTIONS: &str = "\
     SELECT DISTINCT p.proname, \
-           greatest(strpos('isv', p.provolatile::text), strpos('isv', t.provolatile::text), \
-                    strpos('isv', f.provolatile::text)), \
+           greatest(strpos('isv', p.provolatile::text), \
+                    (SELECT max(strpos('isv', part.provolatile::text)) FROM pg_proc part \
+                     WHERE part.oid = ANY (ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, \
+                                                 a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[]))), \
            p.pronamespace = 'pg_catalog'::regnamespace \
-    FROM pg_proc p LEFT JOIN pg_aggregate a ON a.aggfnoid = p.oid \
-         LEFT JOIN pg_proc t ON t.oid = a.aggtransfn LEFT JOIN pg_proc f ON f.oid = a.aggfinalfn";
+    FROM pg_proc p LEFT JOIN pg_aggregate a ON a.aggfnoid = p.oid";
+
+/// Operators and casts that came with no server: 16384 is the first identifier after initdb.
+const OPERATORS: &str = "\
+    SELECT o.oprname, p.proname FROM pg_operator o JOIN pg_proc p ON p.oid = o.oprcode WHERE o.oid >= 16384";
+const CASTS: &str = "\
+    SELECT t.typname, p.proname, c.castcontext = 'i' \
+    FROM pg_cast c JOIN pg_proc p ON p.oid = c.castfunc JOIN pg_type t ON t.oid = c.casttarget WHERE c.oid >= 16384";
 
 /// Relations that a standby cannot read, or reads differently.
 const LOCAL_RELATIONS: &str = "\
     SELECT relname FROM pg_class \
     WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 'p' OR relkind = 'S'";
 
-/// Views and row security policies, as text to classify.
+/// Views, row security policies and domains, as text to classify.
 const DEFINITIONS: &str = "\
     SELECT relname, pg_get_viewdef(oid) FROM pg_class \
     WHERE relkind = 'v' AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) \
     UNION ALL \
     SELECT c.relname, 'SELECT ' || pg_get_expr(p.polqual, p.polrelid) \
-    FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE p.polqual IS NOT NULL";
+    FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE p.polqual IS NOT NULL \
+    UNION ALL \
+    SELECT t.typname, 'SELECT NULL::' || format_type(t.typbasetype, NULL) || coalesce(', ' || pg_get_expr(c.conbin, 0), '') \
+    FROM pg_type t LEFT JOIN pg_constraint c ON c.contypid = t.oid WHERE t.typtype = 'd' AND t.oid >= 16384";
 
 async fn read_all(
     settings: &Settings,
@@ -282,6 +293,8 @@ async fn read_all(
 ) -> Result<FunctionTable, tokio_postgres::Error> {
     let functions = client.simple_query(FUNCTIONS).await?;
     let relations = client.simple_query(LOCAL_RELATIONS).await?;
+    let operators = client.simple_query(OPERATORS).await?;
+    let casts = client.simple_query(CASTS).await?;
     let definitions = client.simple_query(DEFINITIONS).await?;
     let rows = rows(&functions).map(|row| FunctionRow {
         name: row.get(0).unwrap_or(""),
@@ -294,6 +307,9 @@ async fn read_all(
     });
     let table = FunctionTable::new(rows, &settings.allow, &settings.deny);
     let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
+    let table = table.with_operators(self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?))));
+    let casts = self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));
+    let table = table.with_casts(casts);
     let definitions: Vec<(&str, &str)> = self::rows(&definitions)
         .filter_map(|row| Some((row.get(0)?, row.get(1).filter(|text| text.len() <= MAX_DEFINITION).unwrap_or("?"))))
         .collect();

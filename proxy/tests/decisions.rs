@@ -1,6 +1,7 @@
 //! The proxy's decisions against real servers: what is classified as a read runs on a hot standby, and SCRAM works in
 //! both directions.
 
+mod oracle;
 mod postgres;
 
 use cluster::node::Endpoint;
@@ -129,6 +130,7 @@ fn what_is_classified_as_a_read_runs_on_a_standby() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    oracle::check(&primary, &standby, &table);
     every_function_called_a_read_is_not_volatile(&primary, &table);
     every_function_without_arguments_called_a_read_runs(&standby, &table);
     no_random_text_called_a_read_takes_a_transaction_id(&primary, &table);

@@ -33,7 +33,8 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
             }
         }
     }
-    let access = if standard { all.access } else { Access::Write };
+    let proven = standard && all.access == Access::Read && !functions.may_hide_volatile(sql);
+    let access = if proven { Access::Read } else { Access::Write };
     Statement { access, control: all.control(), may_commit: all.may_commit, pins: all.pins, unpins: all.unpins }
 }
 
@@ -406,6 +407,7 @@ fn is_about_this_server(name: &[u8]) -> bool {
             name,
             b"pg_locks"
                 | b"pg_cursors"
+                | b"pg_sequences"
                 | b"pg_prepared_statements"
                 | b"pg_prepared_xacts"
                 | b"pg_replication_slots"

@@ -45,7 +45,9 @@ const HARMLESS: [&str; 10] = [
 
 /// Functions that are not labelled volatile, yet assign a transaction id, or mean the session's own server process, or
 /// work on a primary only.
-const PRIMARY_ONLY: [&str; 22] = [
+const PRIMARY_ONLY: [&str; 24] = [
+    "inet_server_addr",
+    "inet_server_port",
     "txid_current",
     "txid_current_if_assigned",
     "pg_current_xact_id",
@@ -75,8 +77,16 @@ const PRIMARY_ONLY: [&str; 22] = [
 pub struct FunctionTable {
     names: HashMap<Box<[u8]>, Meaning, BuildHasherDefault<NameHasher>>,
     local_relations: Sieve,
+    /// Operators behind which volatile functions hide; nearly always none.
+    volatile_operators: Vec<Box<[u8]>>,
+    /// A volatile function hides where no text shows it.
+    unseen: bool,
     loaded: bool,
 }
+
+/// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, DISTINCT, USING, CASE, ORDER BY and the
+/// like, or in another spelling.
+const UNWRITTEN_OPERATORS: [&str; 11] = ["=", "<", ">", "<=", ">=", "<>", "~~", "!~~", "~~*", "!~~*", "~"];
 
 /// Says of most names at once that they are not in a small set, without hashing them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,7 +116,7 @@ impl Sieve {
 struct Meaning {
     /// The worst volatility of the functions of that name; `None` when there is none.
     volatility: Option<Volatility>,
-    /// A relation of that name must be read on the primary.
+    /// A relation or type of that name must be used on the primary.
     local_relation: bool,
 }
 
@@ -147,8 +157,40 @@ impl FunctionTable {
         self
     }
 
-    /// The same with every view or policy whose definition, as SQL text, is not a read: its relation must be read on
-    /// the primary. Views upon such views are found in further rounds.
+    /// The same with operators, each with the name of its function: a text that holds one whose function is volatile, be
+    /// it in a literal, is not a read. With a volatile `=` or another that the grammar uses without writing it, none is.
+    #[must_use]
+    pub fn with_operators<'a>(mut self, operators: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        for (operator, function) in operators {
+            if self.volatility(function.as_bytes()) == Some(Volatility::Volatile) {
+                self.unseen |= UNWRITTEN_OPERATORS.contains(&operator);
+                self.volatile_operators.push(operator.as_bytes().into());
+            }
+        }
+        self
+    }
+
+    /// The same with casts: the type each makes, its function's name, and whether it is implicit. A text that names a
+    /// type which a volatile function makes is not a read; with a volatile implicit cast, none is.
+    #[must_use]
+    pub fn with_casts<'a>(mut self, casts: impl IntoIterator<Item = (&'a str, &'a str, bool)>) -> Self {
+        for (target, function, implicit) in casts {
+            if self.volatility(function.as_bytes()) == Some(Volatility::Volatile) {
+                self.unseen |= implicit;
+                self = self.with_local_relations([target]);
+            }
+        }
+        self
+    }
+
+    /// Can this text, or any, call a volatile function without naming it?
+    pub(super) fn may_hide_volatile(&self, sql: &[u8]) -> bool {
+        let holds = |operator: &[u8]| sql.windows(operator.len()).any(|part| part == operator);
+        self.unseen || self.volatile_operators.iter().any(|operator| holds(operator))
+    }
+
+    /// The same with every view, policy or domain whose definition, as SQL text, is not a read: what
+    /// names it must run on the primary. Views upon such views are found in further rounds.
     #[must_use]
     pub fn with_definitions(mut self, definitions: &[(&str, &str)]) -> Self {
         let mut left: Vec<_> = definitions.to_vec();
@@ -267,6 +309,38 @@ mod tests {
         for (name, local) in [("top", true), ("middle", true), ("bottom", true), ("plain", false), ("t", false)] {
             assert_eq!(t.is_local_relation(name.as_bytes()), local, "{name}");
         }
+    }
+
+    #[test]
+    fn a_volatile_function_is_seen_behind_operators_and_casts() {
+        let rows = || [row("f", Volatile, false), row("g", Stable, false)];
+        let table = || FunctionTable::new(rows(), &[], &[]);
+        let access = |sql: &str, t: &FunctionTable| classify(sql.as_bytes(), t, LexRules::STANDARD).access;
+        let t = table().with_operators([("|+|", "f"), ("|-|", "g")]);
+        for (sql, want) in [
+            ("select 1 |+| 2", Access::Write),
+            ("select 1|+|2", Access::Write),
+            ("select 1 operator(public.|+|) 2", Access::Write),
+            ("select 1 |-| 2, 3 = 4", Access::Read),
+        ] {
+            assert_eq!(access(sql, &t), want, "{sql}");
+        }
+        let t = table().with_casts([("made", "f", false), ("other", "g", true)]);
+        for (sql, want) in [
+            ("select 1::made", Access::Write),
+            ("select cast(1 as public.\"made\")", Access::Write),
+            ("select made '1'", Access::Write),
+            ("select 1::other", Access::Read),
+        ] {
+            assert_eq!(access(sql, &t), want, "{sql}");
+        }
+        // Nothing in the text tells of these.
+        for t in [table().with_operators([("=", "f")]), table().with_casts([("made", "f", true)])] {
+            assert_eq!(access("select x in (1) from t", &t), Access::Write);
+        }
+        // A function that the configuration allows is allowed behind an operator too.
+        let t = FunctionTable::new(rows(), &["f".into()], &[]).with_operators([("=", "f")]);
+        assert_eq!(access("select 1 = 1", &t), Access::Read);
     }
 
     #[test]

@@ -14,3 +14,19 @@ CREATE FUNCTION overloaded(text) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1'
 CREATE FUNCTION writing_step(int, int) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT $1 + $2';
 CREATE AGGREGATE writing_agg(int) (SFUNC = writing_step, STYPE = int, INITCOND = 0);
 CREATE FUNCTION writing_attr(t) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
+-- Volatile functions behind what does not look like a call of them.
+CREATE FUNCTION noting(int) RETURNS int LANGUAGE plpgsql VOLATILE AS 'BEGIN PERFORM pg_try_advisory_xact_lock($1); RETURN $1; END';
+CREATE FUNCTION noting(int, int) RETURNS int LANGUAGE plpgsql VOLATILE AS 'BEGIN PERFORM pg_try_advisory_xact_lock($1); RETURN $1 + $2; END';
+CREATE VIEW hiding_view AS SELECT noting(id) FROM t;
+CREATE TABLE guarded (id int);
+INSERT INTO guarded VALUES (1);
+ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+CREATE POLICY guard ON guarded USING (noting(id) > 0);
+CREATE OPERATOR |+| (LEFTARG = int, RIGHTARG = int, FUNCTION = noting);
+CREATE VIEW operator_view AS SELECT id |+| 1 AS n FROM t;
+CREATE DOMAIN suspicious AS int CHECK (noting(VALUE) > 0);
+CREATE TYPE watched AS (n int);
+CREATE FUNCTION watch(int) RETURNS watched LANGUAGE plpgsql VOLATILE AS 'BEGIN RETURN row(noting($1))::watched; END';
+CREATE CAST (int AS watched) WITH FUNCTION watch(int);
+CREATE DOMAIN nested AS suspicious;
+CREATE DOMAIN plain AS varchar(10) CHECK (length(VALUE) < 9);
