@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench fuzz differential set-up set-up-tests set-up-drivers test-drivers
+.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential set-up set-up-tests set-up-drivers test-drivers
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -74,6 +74,13 @@ fuzz: set-up
 	    -artifact_prefix=proxy/fuzz/artifacts/$$target/ -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 \
 	    -rss_limit_mb=512 -malloc_limit_mb=64 -print_final_stats=1 || exit 1; \
 	done
+
+# The classifier against PostgreSQL's own grammar: the corpus, and mutations of it. Needs libclang, hence apart from the
+# tests. GRAMMAR_FILES may name files of SQL, such as PostgreSQL's regression tests.
+GRAMMAR_ROUNDS ?= 2000000
+test-grammar: set-up
+	@ls /usr/lib/llvm-*/lib/libclang*.so* >/dev/null 2>&1 || apt-get install -y --no-install-recommends libclang-dev
+	cd integration/grammar && GRAMMAR_ROUNDS=$(GRAMMAR_ROUNDS) cargo run $(if $(GRAMMAR_FILES),-- $(abspath $(GRAMMAR_FILES)))
 
 set-up:
 	@scripts/setup
