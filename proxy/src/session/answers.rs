@@ -121,11 +121,9 @@ impl Session {
             // The next of a pipeline.
             self.mark(Activity::Active, self.w.now(), self.relay.status == TxStatus::Idle);
         }
+        self.tally.add(Counter::Transactions, std::mem::take(&mut self.relay.ended) as u64);
         for _ in 0..std::mem::take(&mut self.relay.answered) {
             self.tally.add(Counter::Queries, 1);
-            if self.relay.status == TxStatus::Idle {
-                self.tally.add(Counter::Transactions, 1);
-            }
             let len = self.retained_lens.pop_front().unwrap_or(0);
             self.retained.drain(..len);
             self.rescan = true;

@@ -15,6 +15,9 @@ use crate::wire::frontend::{self, Subject};
 const OPAQUE: Statement =
     Statement { access: Access::Write, control: Control::None, may_commit: true, pins: Pins::NONE, unpins: true };
 
+/// A malformed message: it goes to the server as it is, which says what is wrong with it and does nothing.
+const REFUSED: Statement = Statement { may_commit: false, ..OPAQUE };
+
 /// Limits on what is buffered.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -206,35 +209,37 @@ impl<'a> Scanner<'a> {
         self.unit.len += head.total;
         match head.kind {
             b'Q' => {
-                let Some(sql) = frontend::query(frame) else { return malformed("Query") };
-                let class = (self.cx.classify)(sql);
+                let class = frontend::query(frame).map_or(REFUSED, self.cx.classify);
                 classes.push(class);
                 self.execute(class);
                 self.end()
             }
             b'P' => {
-                let Some(p) = frontend::parse(frame) else { return malformed("Parse") };
-                let class = (self.cx.classify)(p.sql);
+                let parse = frontend::parse(frame);
+                let class = parse.map_or(REFUSED, |p| (self.cx.classify)(p.sql));
                 classes.push(class);
                 // Parsing writes nothing, so it does not need the primary: only what is executed counts.
-                self.parsed.push(p.name, class);
+                if let Some(p) = parse {
+                    self.parsed.push(p.name, class);
+                }
                 Step::Next
             }
-            b'B' => self.bind(frame),
+            b'B' => {
+                self.bind(frame);
+                Step::Next
+            }
             b'D' | b'C' => match frontend::subject(frame) {
                 Some(Subject::Statement(name)) => {
                     self.names(name);
                     Step::Next
                 }
-                Some(Subject::Portal(_)) => Step::Next,
-                None => malformed("Describe or Close"),
+                Some(Subject::Portal(_)) | None => Step::Next,
             },
             b'E' => {
-                let Some((portal, _)) = crate::wire::codec::split_cstring(&frame[5..]) else {
-                    return malformed("Execute");
-                };
-                let unknown = Statement { may_commit: self.cx.portal_may_commit, ..OPAQUE };
-                self.execute(self.bound.last(portal).unwrap_or(unknown));
+                if let Some((portal, _)) = crate::wire::codec::split_cstring(&frame[5..]) {
+                    let unknown = Statement { may_commit: self.cx.portal_may_commit, ..OPAQUE };
+                    self.execute(self.bound.last(portal).unwrap_or(unknown));
+                }
                 Step::Next
             }
             b'F' => {
@@ -278,8 +283,8 @@ impl<'a> Scanner<'a> {
                 self.parsed.push(name, OPAQUE);
             }
             b'B' => {
-                if let refused @ Step::Refuse(_) = self.bind(here) {
-                    return refused;
+                if !self.bind(here) {
+                    return malformed("Bind");
                 }
             }
             b'F' => {
@@ -291,8 +296,9 @@ impl<'a> Scanner<'a> {
         Step::End
     }
 
-    fn bind(&mut self, frame: &'a [u8]) -> Step {
-        let Some(b) = frontend::bind(frame) else { return malformed("Bind") };
+    /// False when its names cannot be read.
+    fn bind(&mut self, frame: &'a [u8]) -> bool {
+        let Some(b) = frontend::bind(frame) else { return false };
         let class = self.class(b.statement);
         self.unit.binds_commit |= class.may_commit;
         self.names(b.statement);
@@ -300,7 +306,7 @@ impl<'a> Scanner<'a> {
         self.unit.pins.join(class.pins);
         self.unit.unpins |= class.unpins;
         self.bound.push(b.portal, class);
-        Step::Next
+        true
     }
 
     /// A statement is named.

@@ -180,7 +180,12 @@ fn what_is_no_unit_is_told_apart() {
     };
     assert_eq!(scan_with(&of(b'X', 0), None, false), Scan::Terminate);
     assert_eq!(scan_with(&of(b'd', 100), None, false), Scan::Ignore(105));
-    for bad in [of(b'Q', 0), of(b'P', 3), of(b'y', 0), of(b'S', 20_000), b"Q\0\0\0\x01".to_vec(), of(b'D', 1)] {
+    // The server says what is wrong with a body.
+    for bad in [of(b'Q', 0), [of(b'P', 3), of(b'D', 1), of(b'S', 0)].concat()] {
+        let Scan::Unit(unit) = scan_with(&bad, None, false) else { panic!("no unit in {bad:?}") };
+        assert_eq!((unit.len, unit.complete), (bad.len(), true));
+    }
+    for bad in [of(b'y', 0), of(b'S', 20_000), b"Q\0\0\0\x01".to_vec()] {
         assert!(matches!(scan_with(&bad, None, false), Scan::Violation(_)), "{bad:?}");
     }
 }

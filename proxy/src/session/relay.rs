@@ -110,6 +110,8 @@ pub struct Relay {
     pub spare: Vec<u8>,
     /// ReadyForQuery messages that passed.
     pub answered: usize,
+    /// Those of them that ended a transaction.
+    pub ended: usize,
     /// A name that was registered or dropped, here or on the server, is not confirmed yet.
     unconfirmed: bool,
     /// Nor is a change of the unnamed statement.
@@ -327,6 +329,7 @@ impl Relay {
                 }
                 self.withhold = false;
                 self.answered += 1;
+                self.ended += usize::from(status == TxStatus::Idle);
                 self.settle();
                 sink.pass(input, span);
                 let before = sink.len();

@@ -318,3 +318,15 @@ fn a_skipped_parse_leaves_the_unnamed_statement_and_a_failed_one_destroys_it() {
         assert_eq!(kept, Some((!failed, !failed)));
     }
 }
+
+#[test]
+fn a_block_in_a_pipeline_is_one_transaction() {
+    let (mut relay, mut bytes) = (Relay::default(), Vec::new());
+    for (tag, status) in [("BEGIN", TxStatus::Block), ("SELECT 1", TxStatus::Block), ("COMMIT", TxStatus::Idle)] {
+        relay.push(plain(Kind::Query));
+        write_command_complete(&mut bytes, tag);
+        write_ready(&mut bytes, status);
+    }
+    feed(&mut relay, &bytes, &[bytes.len()]);
+    assert_eq!((relay.answered, relay.ended), (3, 1));
+}

@@ -131,7 +131,7 @@ impl Translator<'_> {
             sink.pass(input, span);
             return self.unnamed(None, class);
         }
-        let p = frontend::parse(&input[span.clone()]).expect("scan has read this Parse");
+        let Some(p) = frontend::parse(&input[span.clone()]) else { return self.malformed(input, span, sink) };
         if p.name.is_empty() {
             sink.pass(input, span);
             let keep = p.tail.len() <= self.unnamed_bytes;
@@ -245,7 +245,10 @@ impl Translator<'_> {
     }
 
     fn bind(&mut self, input: &[u8], span: std::ops::Range<usize>, total: usize, sink: &mut Sink) -> bool {
-        let b = frontend::bind(&input[span.clone()]).expect("scan has read these names");
+        let Some(b) = frontend::bind(&input[span.clone()]) else {
+            self.malformed(input, span, sink);
+            return false;
+        };
         if b.statement.is_empty() {
             if !self.ensure_unnamed(input, sink) {
                 self.refuse(input, ClientError::UnknownStatement { name: String::new() }, sink);
@@ -283,7 +286,8 @@ impl Translator<'_> {
     }
 
     fn describe(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) {
-        match frontend::subject(&input[span.clone()]).expect("scan has read this Describe") {
+        let Some(subject) = frontend::subject(&input[span.clone()]) else { return self.malformed(input, span, sink) };
+        match subject {
             Subject::Portal(_) => {
                 sink.pass(input, span);
                 self.relay.push(Entry::plain(Kind::DescribePortal));
@@ -313,7 +317,8 @@ impl Translator<'_> {
 
     fn close(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) {
         let mut undo = Undo::None;
-        match frontend::subject(&input[span.clone()]).expect("scan has read this Close") {
+        let Some(subject) = frontend::subject(&input[span.clone()]) else { return self.malformed(input, span, sink) };
+        match subject {
             Subject::Statement(b"") => undo = self.drop_unnamed(),
             Subject::Statement(name) => {
                 let known = self.client.remove(name);
@@ -360,6 +365,12 @@ impl Translator<'_> {
         let undo = Undo::Unnamed { client: None, server };
         self.relay.push(Entry { hidden: true, undo, ..Entry::plain(Kind::Parse) });
         true
+    }
+
+    /// A malformed message goes to the server as it is: nothing comes of it but an error.
+    fn malformed(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) {
+        sink.pass(input, span);
+        self.relay.push(Entry::plain(Kind::Bind));
     }
 
     /// Make the server fail here, and report `error` for it.

@@ -172,6 +172,14 @@ fn errors() -> Vec<Script> {
         Script::new("unknown statement").describe(b'S', "nowhere").sync().bind("", "nowhere", &[]).sync().close(b'S', "nowhere").sync(),
         Script::new("constraint violations").query("insert into t values (1, 'twice')").run("insert into t values (null, 'x')", &[]).sync()
             .query("insert into t values ('x', 1)").query("update t set id = 1"),
+        Script::new("wrong subjects").describe(b'X', "a").run("select 1", &[]).sync().close(b'X', "a").sync().query("select 1"),
+        Script::new("malformed bodies").raw(b'P', |b| b.extend(b"a\0select 1\0\0")).sync().raw(b'P', |b| b.extend(b"a\0select 1\0\0\0x")).sync()
+            .raw(b'P', |b| b.extend(b"a\0select 1")).run("select 1", &[]).sync().raw(b'B', |b| b.extend(b"p\0")).sync().raw(b'B', |b| b.extend(b"p")).sync()
+            .raw(b'B', |b| b.extend(b"\0\0\0\x02\0\0\0\0\0")).sync().raw(b'D', |b| b.extend(b"Sa")).sync().raw(b'C', |b| b.extend(b"Sa\0x")).sync()
+            .raw(b'E', |b| b.extend(b"a")).sync().raw(b'E', |b| b.extend(b"\0\0\0")).sync().raw(b'D', |_| {}).sync(),
+        Script::new("malformed parameters").parse("m", "select $1::int", &[]).raw(b'B', |b| b.extend(b"\0m\0\0\0\0\x01\0\0\0\x09x")).sync()
+            .raw(b'B', |b| b.extend(b"\0m\0\0\0\0\x01\0\0\0\x011\0\0x")).sync().raw(b'B', |b| b.extend(b"\0m\0\0\x02\0\0\0\0\0\x01\0\0\0\x011\0\0")).sync(),
+        Script::new("malformed queries").raw(b'Q', |b| b.extend(b"select 1")).raw(b'Q', |b| b.extend(b"select 1\0x")).raw(b'Q', |_| {}).query("select 1"),
         Script::new("raised").query("do $$ begin raise 'boom %', 1 using errcode = 'XY123', hint = 'h', detail = 'd', table = 't', column = 'c', schema = 's', constraint = 'k', datatype = 'y'; end $$"),
     ]
 }
