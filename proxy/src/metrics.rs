@@ -19,6 +19,9 @@ pub struct Metrics {
     server_losses: IntCounter,
     connects: IntCounterVec,
     logins: IntCounterVec,
+    query_time: Histogram,
+    cancels: IntCounterVec,
+    handshakes: IntCounterVec,
     sessions: IntGauge,
     held: IntGauge,
     pub(crate) below_mode: IntCounter,
@@ -38,7 +41,25 @@ impl Metrics {
         let gauges = |name, help, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
         let buckets = prometheus::exponential_buckets(0.000_1, 4.0, 10)?;
         let wait = HistogramOpts::new("pgtenure_proxy_checkout_wait_seconds", "Wait for a server connection");
+        let times = HistogramOpts::new(
+            "pgtenure_proxy_query_seconds",
+            "Time from a unit of statements sent to a server to its last answer, waits for a server not counted",
+        );
+        // 100 us to 26 s, by fours.
+        let time_buckets = prometheus::exponential_buckets(0.000_1, 4.0, 10)?;
         let metrics = Self {
+            query_time: Histogram::with_opts(times.buckets(time_buckets))?,
+            cancels: counters(
+                "pgtenure_proxy_cancel_requests_total",
+                "Cancel requests of clients: ours, passed on to the process whose they are, of nobody we know, or ignored \
+                 because their address had sent too many such",
+                &["result"],
+            )?,
+            handshakes: counters(
+                "pgtenure_proxy_tls_handshakes_total",
+                "TLS handshakes with clients and with servers, by result",
+                &["side", "result"],
+            )?,
             queries: counters(
                 "pgtenure_proxy_queries_total",
                 "Units of statements sent, by target and by why they went there",
@@ -103,6 +124,9 @@ impl Metrics {
             Box::new(self.server_losses.clone()),
             Box::new(self.connects.clone()),
             Box::new(self.logins.clone()),
+            Box::new(self.query_time.clone()),
+            Box::new(self.cancels.clone()),
+            Box::new(self.handshakes.clone()),
             Box::new(self.sessions.clone()),
             Box::new(self.held.clone()),
             Box::new(self.below_mode.clone()),
@@ -182,6 +206,7 @@ pub enum Source {
 pub struct Counts {
     shared: Metrics,
     wait: RefCell<LocalHistogram>,
+    query_time: RefCell<LocalHistogram>,
     queries: RefCell<Vec<(&'static str, &'static str, u64)>>,
     errors: RefCell<Vec<([u8; 2], Source, u64)>>,
     /// Statements answered 08007.
@@ -197,6 +222,7 @@ impl Counts {
     pub fn new(shared: &Metrics) -> Self {
         Self {
             wait: RefCell::new(shared.checkout_wait.local()),
+            query_time: RefCell::new(shared.query_time.local()),
             shared: shared.clone(),
             queries: RefCell::default(),
             errors: RefCell::default(),
@@ -231,6 +257,11 @@ impl Counts {
         self.wait.borrow_mut().observe(wait.as_secs_f64());
     }
 
+    /// A server has answered what it was sent so long before.
+    pub fn answered(&self, time: std::time::Duration) {
+        self.query_time.borrow_mut().observe(time.as_secs_f64());
+    }
+
     /// A client was told an error of this SQLSTATE class.
     pub fn error(&self, class: [u8; 2], source: Source) {
         let mut errors = self.errors.borrow_mut();
@@ -243,9 +274,19 @@ impl Counts {
         }
     }
 
-    /// An attempt to connect to a server ended.
-    pub fn connect(&self, ok: bool) {
-        self.shared.connects.with_label_values(&[if ok { "ok" } else { "failed" }]).inc();
+    /// An attempt to connect to a server ended: `ok`, or why not.
+    pub fn connect(&self, result: &'static str) {
+        self.shared.connects.with_label_values(&[result]).inc();
+    }
+
+    /// A cancel request has come.
+    pub fn cancel(&self, result: &'static str) {
+        self.shared.cancels.with_label_values(&[result]).inc();
+    }
+
+    /// A TLS handshake ended, with a `client` or a `server`.
+    pub fn handshake(&self, side: &'static str, ok: bool) {
+        self.shared.handshakes.with_label_values(&[side, if ok { "ok" } else { "failed" }]).inc();
     }
 
     /// A client's login ended.
@@ -256,6 +297,7 @@ impl Counts {
     /// Hand the sums over.
     pub fn flush(&self) {
         self.wait.borrow_mut().flush();
+        self.query_time.borrow_mut().flush();
         for (target, reason, n) in self.queries.borrow_mut().iter_mut().filter(|(_, _, n)| *n > 0) {
             self.shared.queries.with_label_values(&[*target, *reason]).inc_by(std::mem::take(n));
         }

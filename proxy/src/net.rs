@@ -125,6 +125,11 @@ impl Stream {
         }
     }
 
+    /// How it is encrypted, for people: protocol version and cipher suite; `None` without TLS.
+    pub fn encryption(&self) -> Option<(&'static str, &'static str)> {
+        self.tls().map(|peer| (peer.version, peer.cipher))
+    }
+
     /// The other end, when it has an address.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         match self {

@@ -134,6 +134,48 @@ fn drivers_that_prepare_everything_are_served() {
 }
 
 #[test]
+fn connections_are_shown_with_their_names_and_statements() {
+    let cluster = Cluster::start(0, |raw| raw.console.stats_users = vec!["app".to_owned()]);
+    let mut raw = Raw::login(cluster.port, &[("application_name", "billing")]);
+    raw.write(|out| {
+        write_parse(out, b"kept", b"select 1\0\0\0");
+        out.extend_from_slice(b"S\0\0\0\x04");
+    });
+    raw.until_ready();
+    for _ in 0..2 {
+        raw.write(|out| {
+            write_parse(out, b"s1", b"select 1\0\0\0");
+            // Bind of `s1` to the unnamed portal, without parameters; Execute; Close; Sync.
+            out.extend_from_slice(b"B\0\0\0\x0e\0s1\0\0\0\0\0\0\0");
+            out.extend_from_slice(b"E\0\0\0\x09\0\0\0\0\0");
+            write_subject(out, b'C', b"s1");
+            out.extend_from_slice(b"S\0\0\0\x04");
+        });
+        raw.until_ready();
+    }
+    let clients = ask(&cluster, "SHOW CLIENTS").unwrap();
+    let shown = |table: &[Vec<String>], kind: &str, column: &str| cell(table, kind, column).expect("a row");
+    assert_eq!(shown(&clients, "C", "application_name"), "billing");
+    assert_eq!(shown(&clients, "C", "prepared_statements"), "1");
+    assert_eq!((shown(&clients, "C", "replication"), shown(&clients, "C", "tls")), ("none".to_owned(), String::new()));
+    let stats = ask(&cluster, "SHOW STATS").unwrap();
+    let total = |column: &str| cell(&stats, "app", column).expect("the database is counted");
+    // All three are one statement on the server.
+    assert_eq!((total("total_client_parse_count"), total("total_bind_count")), ("3".to_owned(), "2".to_owned()));
+    assert_eq!(total("total_server_parse_count"), "1");
+    raw.query("set application_name = 'billing nightly'; begin");
+    let clients = ask(&cluster, "SHOW CLIENTS").unwrap();
+    let servers = ask(&cluster, "SHOW SERVERS").unwrap();
+    assert_eq!(shown(&servers, "S", "state"), "active");
+    assert_eq!(shown(&servers, "S", "prepared_statements"), "1");
+    assert_eq!(shown(&clients, "C", "link"), shown(&servers, "S", "ptr"));
+    assert_eq!(shown(&servers, "S", "link"), shown(&clients, "C", "ptr"));
+    raw.query("commit");
+    let clients = ask(&cluster, "SHOW CLIENTS").unwrap();
+    assert_eq!(shown(&clients, "C", "application_name"), "billing nightly");
+}
+
+#[test]
 fn orders_at_the_console_are_carried_out() {
     let mut typed = None;
     let mut cluster = Cluster::start(0, |raw| {

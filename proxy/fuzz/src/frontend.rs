@@ -3,7 +3,7 @@
 use proxy::session::batch::{Context, Limits, Scan, scan};
 use proxy::session::relay::Relay;
 use proxy::session::statements::{ClientStatements, ServerStatements, Texts};
-use proxy::session::translate::{Naming, Translator};
+use proxy::session::translate::{Done, Naming, Translator};
 use proxy::sql::{FunctionTable, LexRules, classify};
 use proxy::wire::codec::{Sink, head};
 use proxy::wire::frontend;
@@ -53,6 +53,7 @@ fn converse(data: &[u8], naming: Naming, impatient: bool) {
             server_bytes: 8192,
             unnamed_bytes: 4096,
             naming,
+            done: &mut Done::default(),
         };
         translator.unit(input, &unit, &classes, &mut sink);
         if unit.tail_left == 0 {

@@ -1,7 +1,6 @@
 //! The columns of every table, with PgBouncer's names and types where it has the table.
 //!
-//! Source: src/admin.c and src/stats.c of PgBouncer 1.25. What it counts of prepared statements is left out of
-//! `SHOW STATS`: it is not counted here.
+//! Source: src/admin.c and src/stats.c of PgBouncer 1.25.
 
 use crate::console::command::{Command, Show};
 use crate::console::table::Column;
@@ -94,6 +93,9 @@ const STATS: &[Column] = &[
     ("total_xact_time", Numeric),
     ("total_query_time", Numeric),
     ("total_wait_time", Numeric),
+    ("total_client_parse_count", Numeric),
+    ("total_server_parse_count", Numeric),
+    ("total_bind_count", Numeric),
     ("total_client_login_count", Numeric),
     ("avg_server_assignment_count", Numeric),
     ("avg_xact_count", Numeric),
@@ -103,6 +105,9 @@ const STATS: &[Column] = &[
     ("avg_xact_time", Numeric),
     ("avg_query_time", Numeric),
     ("avg_wait_time", Numeric),
+    ("avg_client_parse_count", Numeric),
+    ("avg_server_parse_count", Numeric),
+    ("avg_bind_count", Numeric),
     ("avg_client_login_count", Numeric),
 ];
 
@@ -116,6 +121,9 @@ const STATS_PART: &[Column] = &[
     ("xact_time", Numeric),
     ("query_time", Numeric),
     ("wait_time", Numeric),
+    ("client_parse_count", Numeric),
+    ("server_parse_count", Numeric),
+    ("bind_count", Numeric),
     ("client_login_count", Numeric),
 ];
 

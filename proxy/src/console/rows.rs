@@ -317,6 +317,10 @@ mod tests {
             since: at,
             transaction_since: None,
             pins: vec![crate::sql::PinReason::Temp],
+            tls: None,
+            replication: None,
+            application_name: String::new(),
+            prepared: 1,
             server: Some(("n1".parse().unwrap(), 7)),
         };
         let server = ServerView {
@@ -330,6 +334,10 @@ mod tests {
             state: ServerState::Active,
             born: at,
             since: at,
+            tls: Some(("TLSv1.3", "x")),
+            replication: None,
+            application_name: String::new(),
+            prepared: 1,
             client: Some(3),
         };
         let prepared = crate::pool::view::PreparedView {

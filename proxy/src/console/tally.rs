@@ -31,12 +31,18 @@ pub enum Counter {
     QueryTime,
     /// Time that statements waited for a server.
     WaitTime,
+    /// Named statements that clients prepared.
+    ClientParses,
+    /// Named statements that were prepared on servers for them.
+    ServerParses,
+    /// Named statements that were bound.
+    Binds,
     /// Logins.
     Logins,
 }
 
 /// How many there are.
-pub const COUNTERS: usize = 9;
+pub const COUNTERS: usize = 12;
 
 /// One value per counter, in the order of [`Counter`].
 pub type Figures = [u64; COUNTERS];
@@ -176,6 +182,9 @@ impl TallyView {
             | Counter::Queries
             | Counter::Received
             | Counter::Sent
+            | Counter::ClientParses
+            | Counter::ServerParses
+            | Counter::Binds
             | Counter::Logins => self.per_second(recent(counter)),
         }
     }

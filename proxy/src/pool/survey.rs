@@ -43,6 +43,10 @@ pub fn of(w: &Worker) -> View {
                 state: if used { ServerState::Used } else { ServerState::Idle },
                 born: s.meta.born,
                 since: s.meta.idle_since,
+                tls: s.stream.encryption(),
+                replication: None,
+                application_name: s.meta.given.get("application_name").unwrap_or_default().to_owned(),
+                prepared: s.meta.statements.len(),
                 client: None,
             });
         });
@@ -57,6 +61,9 @@ pub fn of(w: &Worker) -> View {
 fn client(w: &Worker, place: usize, presence: &Presence, facts: &Facts, view: &mut View) {
     let doing = presence.doing.get();
     let (database, user) = (&facts.identity.database, &facts.identity.user);
+    let settings = presence.settings.borrow();
+    let application_name = settings.get("application_name").unwrap_or_default();
+    let (prepared, on_server) = presence.prepared.get();
     let serving = presence.serving.get().and_then(|s| Some((s, w.node_at(s.node)?)));
     if let Some((serving, node)) = &serving {
         view.servers.push(ServerView {
@@ -70,6 +77,10 @@ fn client(w: &Worker, place: usize, presence: &Presence, facts: &Facts, view: &m
             state: ServerState::Active,
             born: serving.born,
             since: doing.began,
+            tls: serving.tls,
+            replication: facts.replication,
+            application_name: application_name.to_owned(),
+            prepared: on_server,
             client: Some(place),
         });
     }
@@ -84,6 +95,10 @@ fn client(w: &Worker, place: usize, presence: &Presence, facts: &Facts, view: &m
         since: doing.since,
         transaction_since: (doing.activity != Activity::Idle).then_some(doing.began),
         pins: presence.pins.get().list(),
+        tls: facts.tls,
+        replication: facts.replication,
+        application_name: application_name.to_owned(),
+        prepared,
         server: serving.map(|(s, node)| (node, s.pid)),
     });
 }

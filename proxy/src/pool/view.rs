@@ -33,6 +33,14 @@ pub struct ClientView {
     pub transaction_since: Option<Instant>,
     /// Why it keeps its server between transactions.
     pub pins: Vec<PinReason>,
+    /// How the connection is encrypted: version and cipher.
+    pub tls: Option<(&'static str, &'static str)>,
+    /// A replication connection, and of which kind: `physical` or `logical`.
+    pub replication: Option<&'static str>,
+    /// Its `application_name` in force.
+    pub application_name: String,
+    /// Statements it has prepared by name.
+    pub prepared: usize,
     /// The server that serves it: its node and its process there.
     pub server: Option<(NodeId, u32)>,
 }
@@ -82,6 +90,14 @@ pub struct ServerView {
     pub born: Instant,
     /// Since when it is at that.
     pub since: Instant,
+    /// How the connection is encrypted: version and cipher.
+    pub tls: Option<(&'static str, &'static str)>,
+    /// It serves a replication connection, of this kind.
+    pub replication: Option<&'static str>,
+    /// The `application_name` that the session it serves has there.
+    pub application_name: String,
+    /// Statements it has prepared.
+    pub prepared: usize,
     /// The place of the client it serves, on the same worker.
     pub client: Option<usize>,
 }
@@ -213,6 +229,10 @@ mod tests {
             since: at(since),
             transaction_since: None,
             pins: Vec::new(),
+            tls: None,
+            replication: None,
+            application_name: String::new(),
+            prepared: 0,
             server: None,
         };
         let server = |state| ServerView {
@@ -226,6 +246,10 @@ mod tests {
             state,
             born: at(0),
             since: at(0),
+            tls: None,
+            replication: None,
+            application_name: String::new(),
+            prepared: 0,
             client: None,
         };
         let mut view = View {

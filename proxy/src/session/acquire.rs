@@ -401,7 +401,12 @@ pub async fn open(
         () = moved => return Err(None),
     };
     drop(opening);
-    w.counts.connect(result.is_ok());
+    w.counts.connect(result.as_ref().map_or_else(ConnectError::label, |_| "ok"));
+    match &result {
+        Ok(server) if server.stream.tls().is_some() => w.counts.handshake("server", true),
+        Err(ConnectError::Tls { .. }) => w.counts.handshake("server", false),
+        Ok(_) | Err(_) => {}
+    }
     // A user or a database that the server does not know says nothing about the node.
     w.connected(&member.node, result.as_ref().map_or_else(ConnectError::is_final, |_| true));
     let server = result.map_err(Some)?;

@@ -279,6 +279,7 @@ impl Session {
             parse_key: 0,
         };
         settings.iter().for_each(|(name, value)| session.learn(name, value));
+        session.presence.settings.replace(session.tracking.settings.clone());
         session.w.patrons.enter(&session.identity, &session.credentials);
         session.w.stir();
         session
@@ -551,7 +552,9 @@ impl Session {
                 self.tally.spend(Counter::WaitTime, now.since(was.since));
             }
             Activity::Active if matches!(activity, Activity::Idle | Activity::InTransaction) => {
-                self.tally.spend(Counter::QueryTime, now.since(was.since));
+                let spent = now.since(was.since);
+                self.tally.spend(Counter::QueryTime, spent);
+                self.w.counts.answered(spent);
             }
             Activity::Idle | Activity::Waiting | Activity::Active | Activity::InTransaction => {}
         }
@@ -560,6 +563,8 @@ impl Session {
         }
         self.presence.mark(activity, now, begins);
         self.presence.pins.set(self.pins);
+        let on_server = self.server.as_ref().map_or(0, |s| s.meta.statements.len());
+        self.presence.prepared.set((self.statements.len(), on_server));
         self.w.look_at_sessions(now);
     }
 
@@ -576,6 +581,7 @@ impl Session {
             pid: s.meta.key.0,
             role: s.meta.role,
             born: s.meta.born,
+            tls: s.stream.encryption(),
         });
         self.presence.serving.set(serving);
     }

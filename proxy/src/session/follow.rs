@@ -98,6 +98,7 @@ impl Session {
         self.durability.settle();
         let Some(server) = &mut self.server else { return };
         server.meta.given = self.tracking.settings.clone();
+        self.presence.settings.replace(self.tracking.settings.clone());
         if !self.pins.has(PinReason::Set) {
             self.parse_key = self.tracking.settings.parse_key();
         }

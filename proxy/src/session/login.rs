@@ -89,14 +89,21 @@ pub async fn welcome(w: &Rc<Worker>, stream: Stream) -> Option<Session> {
     match farewell {
         Farewell::Silent => return None,
         Farewell::Handshake(error) => {
-            w.counts.login("refused");
+            w.counts.login("tls_failed");
+            w.counts.handshake("client", false);
             let (origin, source) = (greeter.origin, std::error::Error::source(&error).map(ToString::to_string));
             tracing::info!(%origin, %error, source, "encrypted connection not accepted");
             return None;
         }
         Farewell::Error(error) => {
             let report = error.report();
-            let result = if report.sqlstate == SqlState::INVALID_PASSWORD { "bad_password" } else { "refused" };
+            let result = match &error {
+                ClientError::LoginTimeout => "timeout",
+                ClientError::TooManyClients { .. } => "too_many",
+                _ if report.sqlstate == SqlState::INVALID_PASSWORD => "bad_password",
+                _ if report.sqlstate == SqlState::TOO_MANY_CONNECTIONS => "too_many",
+                _ => "refused",
+            };
             w.counts.login(result);
             let origin = greeter.origin;
             tracing::info!(%origin, sqlstate = report.sqlstate.as_str(), reason = report.message.as_str(), "login refused");
@@ -156,7 +163,14 @@ impl Prepared {
         backend::write_ready(&mut hello, TxStatus::Idle);
         let functions = self.w.shared.catalogs.table(&self.identity.dbname);
         let (identity, connected) = (self.identity.clone(), self.w.now());
-        let facts = Facts { identity, origin: self.origin, connected, admission: self.admission };
+        // Logical replication belongs to a database, physical to none.
+        let logical = |name: &str, value: &str| name == "replication" && value == "database";
+        let replication = self
+            .tunnel
+            .is_some()
+            .then(|| if identity.parameters.iter().any(|(n, v)| logical(n, v)) { "logical" } else { "physical" });
+        let (origin, admission, tls) = (self.origin, self.admission, stream.encryption());
+        let facts = Facts { identity, origin, connected, tls, replication, admission };
         let _ = presence.facts.set(facts);
         let mut session = Session::new(
             self.w,
@@ -258,6 +272,9 @@ impl Greeter<'_> {
                     return Err(ClientError::UnsupportedProtocol { major, minor }.into());
                 }
                 Packet::Startup(startup) => {
+                    if self.stream.tls().is_some() {
+                        self.w.counts.handshake("client", true);
+                    }
                     encrypt::check(&self.stream, &contexts)?;
                     return Ok(startup);
                 }

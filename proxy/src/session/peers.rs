@@ -110,6 +110,7 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
         Origin::Local { .. } => None,
     };
     if address.is_some_and(|a| cancelling.too_many(a, false)) {
+        w.counts.cancel("ignored");
         return;
     }
     let ring = cancelling.ring();
@@ -120,7 +121,13 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
         let acted = w.shared.cancel(CancelKey { pid, secret });
         let _ = tokio::time::timeout(config.connect_timeout, acted).await;
     };
-    match ring.owner(ids, pid, secret) {
+    let owner = ring.owner(ids, pid, secret);
+    w.counts.cancel(match owner {
+        Owner::Process(id) if id != config.cancel.id => "passed_on",
+        Owner::Process(_) | Owner::PassedOn => "ours",
+        Owner::Nobody => "unknown",
+    });
+    match owner {
         Owner::Process(id) if id == config.cancel.id => here(secret).await,
         Owner::Process(id) => {
             let Some((_, peer)) = config.cancel.peers.iter().find(|(peer, _)| *peer == id) else { return };

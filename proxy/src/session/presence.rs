@@ -5,6 +5,7 @@ use crate::net::Origin;
 use crate::pool::Identity;
 use crate::pool::clients::Admission;
 use crate::session::cancel::{MAX_PLACES, Waiters};
+use crate::session::settings::Shared;
 use crate::session::state::Pins;
 pub use crate::session::timers::{Activity, Doing};
 use crate::session::timers::{Expiry, Progress};
@@ -26,6 +27,8 @@ pub struct Serving {
     pub role: Role,
     /// When that was.
     pub born: Instant,
+    /// How the connection is encrypted: version and cipher.
+    pub tls: Option<(&'static str, &'static str)>,
 }
 
 /// What a client said at login.
@@ -37,6 +40,10 @@ pub struct Facts {
     pub origin: Origin,
     /// When it came.
     pub connected: Instant,
+    /// How its connection is encrypted: version and cipher.
+    pub tls: Option<(&'static str, &'static str)>,
+    /// A replication connection, and of which kind: `physical` or `logical`.
+    pub replication: Option<&'static str>,
     /// It counts until it leaves.
     pub admission: Admission,
 }
@@ -61,6 +68,10 @@ pub struct Presence {
     pub facts: OnceCell<Facts>,
     /// What it does.
     pub doing: Cell<Doing>,
+    /// Statements that it, and that its server, has prepared.
+    pub prepared: Cell<(usize, usize)>,
+    /// The settings that it has set, its `application_name` among them.
+    pub settings: RefCell<Shared>,
     /// Who serves it.
     pub serving: Cell<Option<Serving>>,
     /// What binds it to its server.
@@ -82,6 +93,8 @@ impl Presence {
             end: Cell::new(None),
             facts: OnceCell::new(),
             doing: Cell::new(Doing { activity: Activity::Idle, since: now, began: now }),
+            prepared: Cell::new((0, 0)),
+            settings: RefCell::default(),
             serving: Cell::new(None),
             pins: Cell::new(Pins::default()),
             blocked: Cell::new(None),

@@ -7,7 +7,7 @@ use crate::session::batch::Unit;
 use crate::session::client::{Failure, MAX_TEXT, Session, Tail, Turn, read_more};
 use crate::session::incoming::Step;
 use crate::session::presence::Activity;
-use crate::session::translate::{Naming, Translator};
+use crate::session::translate::{Done, Naming, Translator};
 use crate::sql::{Access, PinReason, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
@@ -134,6 +134,7 @@ impl Session {
         let mut sink = Sink::new(self.w.take_spare());
         let (naming, config) = (self.naming(), self.w.config());
         let Some(server) = &mut self.server else { return Step::Wait };
+        let mut done = Done::default();
         let refused = Translator {
             client: &mut self.statements,
             server: &mut server.meta.statements,
@@ -143,10 +144,16 @@ impl Session {
             server_bytes: usize::try_from(config.server_statement_bytes).unwrap_or(usize::MAX),
             unnamed_bytes: MAX_TEXT,
             naming,
+            done: &mut done,
         }
         .unit(input, unit, classes, &mut sink);
         if unit.tail_left > 0 {
             self.tail = if refused { Tail::Discard(unit.tail_left) } else { Tail::Forward(unit.tail_left) };
+        }
+        if done != Done::default() {
+            self.tally.add(Counter::ClientParses, done.client_parses);
+            self.tally.add(Counter::ServerParses, done.server_parses);
+            self.tally.add(Counter::Binds, done.binds);
         }
         let primary = server.meta.role == Role::Primary;
         // What the server is known to throw away has changed nothing, the last first.

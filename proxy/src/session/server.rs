@@ -104,6 +104,19 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// The word the metrics have for it.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "unreachable",
+            Self::Timeout { .. } => "timeout",
+            Self::Refused { .. } => "refused",
+            Self::Tls { .. } => "tls_failed",
+            Self::Challenge { .. } => "login_failed",
+            Self::WrongRole { .. } => "wrong_role",
+            Self::Protocol { .. } => "protocol",
+        }
+    }
+
     /// Is it about this user and database, so that trying again or elsewhere is of no use?
     pub fn is_final(&self) -> bool {
         match self {

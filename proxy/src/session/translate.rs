@@ -28,6 +28,17 @@ pub enum Naming {
     Own,
 }
 
+/// What was done with named statements, for `SHOW STATS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Prepared by the client.
+    pub client_parses: u64,
+    /// Prepared on the server, whether the client had asked for it here or not.
+    pub server_parses: u64,
+    /// Bound.
+    pub binds: u64,
+}
+
 /// Both ends' statements and the limits in force.
 pub struct Translator<'a> {
     /// The client's.
@@ -46,6 +57,8 @@ pub struct Translator<'a> {
     pub unnamed_bytes: usize,
     /// Whose names the server's statements have.
     pub naming: Naming,
+    /// What was done, for who asks afterwards.
+    pub done: &'a mut Done,
 }
 
 impl Translator<'_> {
@@ -160,6 +173,7 @@ impl Translator<'_> {
             Naming::Shared { parse_key, .. } => self.texts.single(p.tail, parse_key),
         };
         self.client.insert(Named::new(p.name, text.clone(), class));
+        self.done.client_parses += 1;
         if self.server.has(text.id) {
             let undo = Undo::Registered(p.name.into());
             self.relay.push(Entry { undo, ..Entry::plain(Kind::LocalParse) });
@@ -212,6 +226,7 @@ impl Translator<'_> {
             self.relay.push(Entry { hidden: true, undo: Undo::Closed(id, name), ..Entry::plain(Kind::Close) });
         }
         write_parse(out, &text.server_name, &text.tail);
+        self.done.server_parses += 1;
         let undo = Undo::Prepared(text.clone(), name.map(Into::into));
         self.relay.push(Entry { hidden: name.is_none(), undo, ..Entry::plain(Kind::Parse) });
     }
@@ -264,6 +279,7 @@ impl Translator<'_> {
                 self.relay.push(Entry::plain(Kind::Bind));
             }
             Resolved::Text(of, undo) => {
+                self.done.binds += 1;
                 self.ensure(input, &of.text, sink);
                 if self.naming == Naming::Own {
                     sink.pass(input, span);

@@ -32,6 +32,7 @@ impl World {
             server_bytes: 1 << 20,
             unnamed_bytes: 1000,
             naming: Naming::Shared { parse_key: 0, sql: false },
+            done: &mut Done::default(),
         };
         assert!(!t.unit(input, &unit, &classes, &mut sink));
         let entries = relay.abandon();

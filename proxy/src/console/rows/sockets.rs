@@ -25,6 +25,11 @@ pub(super) fn timestamp(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
+/// `version/cipher`, as PgBouncer has it.
+fn encryption(tls: Option<(&'static str, &'static str)>) -> String {
+    tls.map_or(String::new(), |(version, cipher)| format!("{version}/{cipher}"))
+}
+
 pub(super) fn id_of(worker: usize, place: usize) -> u32 {
     pid_of(worker, place)
 }
@@ -55,7 +60,7 @@ impl Facts<'_> {
             "C".into(),
             c.user.clone().into(),
             c.database.clone().into(),
-            "none".into(),
+            c.replication.unwrap_or("none").into(),
             state.into(),
             addr.into(),
             port.into(),
@@ -69,9 +74,9 @@ impl Facts<'_> {
             format!("{id:#x}").into(),
             link.into(),
             0u64.into(),
-            "".into(),
-            "".into(),
-            0u64.into(),
+            encryption(c.tls).into(),
+            c.application_name.clone().into(),
+            c.prepared.into(),
             id.into(),
             c.server.as_ref().map(|(node, _)| node.to_string()).into(),
         ]
@@ -90,7 +95,7 @@ impl Facts<'_> {
             "S".into(),
             s.user.clone().into(),
             s.database.clone().into(),
-            "none".into(),
+            s.replication.unwrap_or("none").into(),
             s.state.as_str().into(),
             addr.unwrap_or_default().into(),
             port.unwrap_or_default().into(),
@@ -100,13 +105,14 @@ impl Facts<'_> {
             self.wall_of(s.since),
             0u64.into(),
             0u64.into(),
-            false.into(),
+            // Closed as soon as it is free: RECONNECT, or a pause.
+            self.doors.must_close(&s.database, s.born).into(),
             format!("{}:{}", s.node, s.pid).into(),
             link.into(),
             s.pid.into(),
-            "".into(),
-            "".into(),
-            0u64.into(),
+            encryption(s.tls).into(),
+            s.application_name.clone().into(),
+            s.prepared.into(),
             s.pid.into(),
             s.node.to_string().into(),
         ]

@@ -14,6 +14,9 @@ pub(super) const ORDER: [Counter; tally::COUNTERS] = [
     Counter::TransactionTime,
     Counter::QueryTime,
     Counter::WaitTime,
+    Counter::ClientParses,
+    Counter::ServerParses,
+    Counter::Binds,
     Counter::Logins,
 ];
 /// Their names in `SHOW TOTALS`.
@@ -26,6 +29,9 @@ const NAMES: [&str; tally::COUNTERS] = [
     "xact_time",
     "query_time",
     "wait_time",
+    "client_parse_count",
+    "server_parse_count",
+    "bind_count",
     "client_login_count",
 ];
 
