@@ -50,6 +50,8 @@ set-up-drivers:
 	@cd $(INSTALLED)/node && npm install --silent --no-audit --no-fund
 	cargo build --locked --manifest-path integration/drivers/rust/Cargo.toml --target-dir $(INSTALLED)/rust
 	GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$(CURDIR)/$(INSTALLED)/gocache go build -o $(INSTALLED)/go integration/drivers/go/main.go
+	for own in pgx pq; do GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$(CURDIR)/$(INSTALLED)/gocache \
+	  go build -o $(INSTALLED)/$$own integration/drivers/go/$$own/main.go || exit 1; done
 	cc -Wall -Wextra -I/usr/include/postgresql integration/drivers/c/pipeline.c -lpq -o $(INSTALLED)/pipeline
 
 check: set-up-tests

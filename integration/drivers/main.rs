@@ -23,7 +23,7 @@ const PROXY: &str = "pool_size = 20\n\n[proxy.databases.app_session]\ndbname = \
 /// A driver's name and how its script is started; `None` when something that it needs is not there.
 type Driver = (&'static str, fn(&Places) -> Option<Command>);
 
-const DRIVERS: [Driver; 12] = [
+const DRIVERS: [Driver; 16] = [
     ("psycopg3", |p| p.python("psycopg_script.py", &["psycopg"])),
     ("psycopg2", |p| p.python("psycopg_script.py", &["psycopg2"])),
     ("asyncpg", |p| p.python("asyncpg_script.py", &[])),
@@ -31,11 +31,15 @@ const DRIVERS: [Driver; 12] = [
     ("postgres.js", |p| p.node("postgres.mjs")),
     ("tokio-postgres", |p| p.built("rust/debug/drivers", &["tokio-postgres"])),
     ("sqlx", |p| p.built("rust/debug/drivers", &["sqlx"])),
-    ("pgjdbc", Places::java),
+    ("pgjdbc", |p| p.java("Matrix.java")),
+    ("pgjdbc modes", |p| p.java("Modes.java")),
     ("pgx", |p| p.built("go", &["pgx"])),
     ("lib/pq", |p| p.built("go", &["postgres"])),
+    ("pgx itself", |p| p.built("pgx", &[])),
+    ("lib/pq itself", |p| p.built("pq", &[])),
     ("libpq pipeline", |p| p.built("pipeline", &[])),
-    ("psql", Places::psql),
+    ("psql", |p| p.psql("script.sql")),
+    ("psql commands", |p| p.psql("commands.sql")),
 ];
 
 /// Where scripts and installed drivers are.
@@ -75,19 +79,19 @@ impl Places {
         Some(command)
     }
 
-    fn java(&self) -> Option<Command> {
+    fn java(&self, script: &str) -> Option<Command> {
         let jar = Path::new("/usr/share/java/postgresql.jar");
         jar.exists().then(|| {
             let mut command = Command::new("java");
-            command.arg("-cp").arg(jar).arg(self.scripts.join("java/Matrix.java"));
+            command.arg("-cp").arg(jar).arg(self.scripts.join("java").join(script));
             command
         })
     }
 
-    fn psql(&self) -> Option<Command> {
+    fn psql(&self, script: &str) -> Option<Command> {
         let mut command = integration::postgres::client_program("psql");
         command.args(["-X", "-v"]).arg(format!("scratch={}", self.scratch.display())).arg("-f");
-        command.arg(self.scripts.join("psql/script.sql")).env("PSQL_SCRATCH", &self.scratch);
+        command.arg(self.scripts.join("psql").join(script)).env("PSQL_SCRATCH", &self.scratch);
         Some(command)
     }
 }
@@ -145,7 +149,7 @@ fn bounded(mut child: std::process::Child, start: Instant) -> std::io::Result<Ou
 /// A line without what differs between two connections to the same server.
 fn same_everywhere(line: &str) -> String {
     let mut line = line.to_owned();
-    for before in ["server process with PID ", "pg_temp_", "lo_import ", "lo_unlink "] {
+    for before in ["server process with PID ", "pg_temp_", "lo_import ", "lo_unlink ", "127.0.0.1\", port "] {
         if let Some(at) = line.find(before) {
             let digits = at + before.len();
             let end = line[digits..].find(|c: char| !c.is_ascii_digit()).map_or(line.len(), |n| digits + n);
