@@ -78,7 +78,10 @@ func script(way string, set func(*pgx.ConnConfig)) {
 	c, err := pgx.ConnectConfig(ctx, config)
 	must(err)
 	defer c.Close(ctx)
-	act := func(name, q string, args ...interface{}) { t, err := c.Exec(ctx, q, args...); say(name, t.String(), err) }
+	act := func(name, q string, args ...interface{}) {
+		t, err := c.Exec(ctx, q, args...)
+		say(name, t.String(), err)
+	}
 	text := func(name, q string, args ...interface{}) { s, err := ask(c, q, args...); say(name, s, err) }
 	act("drop", "drop table if exists matrix_pgx")
 	act("create", "create table matrix_pgx(id int primary key, word text)")
