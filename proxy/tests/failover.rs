@@ -252,6 +252,17 @@ fn a_read_that_writes_after_all_runs_again_on_the_primary() {
         last = value;
         (c.counter("pgtenure_proxy_retries_total") >= 1.0).then_some(())
     });
+    // The standby has done nothing wrong: its connection serves on.
+    let alive = "select string_agg(pid::text, ',' order by backend_start) from pg_stat_activity where usename = 'app'";
+    let before = c.nodes[1].psql(alive);
+    assert!(!before.trim().is_empty(), "the connection was closed");
+    let refused = c.counter("pgtenure_proxy_retries_total");
+    wait_for("more refusals", || {
+        s.query("select f()");
+        (c.counter("pgtenure_proxy_retries_total") >= refused + 3.0).then_some(())
+    });
+    let after = c.nodes[1].psql(alive);
+    assert!(after.trim().starts_with(before.trim()), "{before} then {after}");
 }
 
 #[test]

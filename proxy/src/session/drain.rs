@@ -69,6 +69,27 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Can its server go on alone, with what it was sent?
+    pub(super) fn may_part(&self) -> bool {
+        let whole = self.to_server.is_empty() && self.tail == Tail::None && !self.relay.mid_frame();
+        whole && self.mode == PoolMode::Transaction && self.pins.is_empty()
+    }
+
+    /// The session goes on without its server, which finishes what it was sent and serves others then: the entries
+    /// that nobody will answer.
+    pub(super) fn part(&mut self) -> Vec<Entry> {
+        let (entries, relay) = self.relay.part();
+        if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
+            self.show_server(None);
+            let (rest, limit) = (std::mem::take(&mut self.server_in), self.w.config().drain_bytes);
+            let drained = Drained { server, relay, rest, unsent: Vec::new(), left: limit, limit };
+            tokio::task::spawn_local(drain(self.w.clone(), pool, drained, false));
+        }
+        entries
+    }
+}
+
 /// `busy`: the primary counts as busy until this is over.
 async fn drain(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained, busy: bool) {
     let limit = w.config().drain_timeout;

@@ -20,15 +20,23 @@ use cluster::{NodeId, Term};
 /// Explain a loss to the client. False when the connection cannot go on: the server died within a message that was
 /// too long to be held back, and nothing can be said in the middle of it.
 pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
-    let Some((node, term)) = s.drop_server() else { return true };
+    let Some((node, term)) = s.server.as_ref().map(|s| (s.meta.node.clone(), s.meta.term)) else { return true };
     if s.desynchronised {
+        s.drop_server();
         return desynchronised(s);
     }
     note(s, &node, term, loss);
     let (status, delivered, broken) = (s.relay.status, s.relay.delivered(), s.relay.mid_frame());
     let sent = s.relay.sent();
     let undone = status != TxStatus::Idle && !s.relay.may_commit();
-    let entries = s.relay.abandon();
+    // A standby that refuses a statement is as good as it was.
+    let entries = match loss {
+        Loss::Refused(_) if s.may_part() => s.part(),
+        _ => {
+            s.drop_server();
+            s.relay.abandon()
+        }
+    };
     for undo in std::mem::take(&mut s.relay.undone) {
         s.undo(undo);
     }
