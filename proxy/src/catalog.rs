@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_postgres::SimpleQueryMessage;
 
 /// Databases whose catalog is read at the same time. The sessions of a database beyond that read on the primary.
@@ -25,6 +25,8 @@ const MAX_DATABASES: usize = 256;
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// The first pause after a failed attempt; doubled at each, up to the refresh interval.
 const RETRY_MIN: Duration = Duration::from_millis(200);
+/// How long further changes are waited for when a client has changed definitions: a migration makes many.
+const SETTLE: Duration = Duration::from_millis(200);
 /// A definition longer than this is not examined: its relation is read on the primary.
 const MAX_DEFINITION: usize = 100_000;
 
@@ -109,7 +111,15 @@ struct Shared {
     topology: watch::Receiver<Topology>,
     runtime: Handle,
     reach: Arc<Reach>,
-    databases: Mutex<HashMap<String, watch::Sender<Arc<FunctionTable>>>>,
+    databases: Mutex<HashMap<String, Database>>,
+}
+
+/// A database whose catalog is being read.
+#[derive(Debug)]
+struct Database {
+    tables: watch::Sender<Arc<FunctionTable>>,
+    /// Told when a client has changed definitions.
+    changed: Arc<Notify>,
 }
 
 impl Catalogs {
@@ -123,22 +133,31 @@ impl Catalogs {
     /// are gone. Takes a lock: call it at the start of a session, after authentication.
     pub fn table(&self, database: &str) -> watch::Receiver<Arc<FunctionTable>> {
         let mut databases = self.shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = databases.get(database) {
-            return sender.subscribe();
+        if let Some(known) = databases.get(database) {
+            return known.tables.subscribe();
         }
         let (sender, receiver) = watch::channel(Arc::new(FunctionTable::unloaded()));
         if databases.len() >= MAX_DATABASES {
             tracing::warn!(limit = MAX_DATABASES, "too many databases in use, reads of this one stay on the primary");
             return receiver;
         }
-        databases.insert(database.to_owned(), sender.clone());
-        self.shared.runtime.spawn(keep(self.shared.clone(), database.to_owned(), sender));
+        let changed = Arc::new(Notify::new());
+        databases.insert(database.to_owned(), Database { tables: sender.clone(), changed: changed.clone() });
+        self.shared.runtime.spawn(keep(self.shared.clone(), database.to_owned(), sender, changed));
         receiver
+    }
+
+    /// Read the catalog of `database` again soon: a client has changed definitions in it. Takes the same lock.
+    pub fn refresh(&self, database: &str) {
+        let databases = self.shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = databases.get(database) {
+            known.changed.notify_one();
+        }
     }
 }
 
 /// Read one database's catalog again and again while someone listens.
-async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<FunctionTable>>) {
+async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<FunctionTable>>, changed: Arc<Notify>) {
     let mut topology = shared.topology.clone();
     let refresh = shared.settings.refresh;
     let mut retry = RETRY_MIN;
@@ -175,6 +194,7 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = moved => tokio::time::sleep(RETRY_MIN.min(refresh)).await,
+            () = changed.notified() => tokio::time::sleep(SETTLE.min(refresh)).await,
         }
         // The lock keeps a new session from subscribing between the count and the removal.
         let mut databases = shared.databases.lock().unwrap_or_else(PoisonError::into_inner);

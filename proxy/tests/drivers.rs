@@ -182,3 +182,20 @@ fn a_hundred_pgbench_clients_go_through_a_failover() {
     }
     assert!(!err.contains("server closed the connection") && !err.contains("connection to server"), "{err}");
 }
+
+#[test]
+fn what_a_client_defines_is_known_to_its_next_statement_and_soon_to_all() {
+    // Far longer than the test: only the client's own commands have the catalog read again.
+    let c = Cluster::start(1, |raw| raw.catalog_refresh = cluster::config::Span::secs(3600));
+    wait_for("reads to go to the standby", || {
+        (c.psql("select current_setting('cluster_name')").unwrap() == "n2").then_some(())
+    });
+    let define =
+        "create function place() returns text stable language sql as 'select current_setting(''cluster_name'')'";
+    c.psql(define).unwrap();
+    wait_for("the new function to be known", || (c.psql("select place()").ok()? == "n2").then_some(()));
+    let both = ["-X", "-q", "-A", "-t", "-c", "alter function place() volatile", "-c", "select place()"];
+    let output = c.client("psql").args(both).output().expect("psql can be started");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "n1", "{output:?}");
+    wait_for("the change to be known to others", || (c.psql("select place()").ok()? == "n1").then_some(()));
+}

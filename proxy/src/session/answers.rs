@@ -7,11 +7,12 @@ use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::durability::Level;
 use crate::session::presence::Activity;
 use crate::session::relay::{Event, PROTOCOL_VIOLATION, Undo};
-use crate::sql::Pins;
+use crate::sql::{FunctionTable, Pins, classify};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
 use cluster::Role;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 impl Session {
@@ -163,8 +164,22 @@ impl Session {
         self.mark_rest();
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.portal_may_commit) = (false, false);
+            if std::mem::take(&mut self.relay.redefined) {
+                self.distrust_table();
+            }
             self.set_busy(false);
             self.rest();
+        }
+    }
+
+    /// This client may have changed what functions do: until the catalog has been read again, its statements go to the
+    /// primary. Where no catalog can be read, nothing is expected to change.
+    fn distrust_table(&mut self) {
+        self.w.shared.catalogs.refresh(&self.identity.dbname);
+        if self.table.is_loaded() {
+            self.table = Arc::new(FunctionTable::outdated());
+            let (table, lex) = (&self.table, self.lex);
+            self.statements.reclassify(|sql| classify(sql, table, lex));
         }
     }
 

@@ -100,6 +100,8 @@ pub struct Relay {
     pub retired: Vec<Rc<Text>>,
     /// All prepared statements were dropped, but for these that were prepared behind it.
     pub forgotten: Option<Survivors>,
+    /// What routing knows of functions, operators, views and the like may have been changed.
+    pub redefined: bool,
     /// A unit in flight may drop all prepared statements.
     forgetting: bool,
     /// The oldest unit was kept whole, so that it can be sent again.
@@ -342,6 +344,7 @@ impl Relay {
                     self.queue.pop_front();
                 }
                 self.copy_in = false;
+                self.redefined |= crate::sql::redefines(&frame[5..]);
                 if matches!(&frame[5..], b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
                     self.forgotten = Some(self.survivors());
                 }

@@ -12,11 +12,13 @@ mod functions;
 mod keyword;
 mod lexer;
 mod pin;
+mod redefines;
 mod touched;
 
 pub use classify::classify;
 pub use functions::{FunctionRow, FunctionTable, Volatility};
 pub use pin::{PinReason, Pins};
+pub use redefines::redefines;
 pub use touched::{Touched, deallocated};
 
 /// A statement, or a string of several, as the proxy sees it.
