@@ -176,6 +176,26 @@ fn connections_are_shown_with_their_names_and_statements() {
 }
 
 #[test]
+fn connections_that_are_to_be_closed_are_waited_for() {
+    let cluster = Cluster::start(0, |raw| {
+        raw.console.admin_users = vec!["app".to_owned()];
+        raw.console.command_timeout = cluster::config::Span::secs(1);
+    });
+    let mut held = Raw::login(cluster.port, &[]);
+    held.query("begin");
+    ask(&cluster, "WAIT_CLOSE").expect("nothing is to be closed");
+    ask(&cluster, "RECONNECT app").expect("the database is known");
+    let servers = ask(&cluster, "SHOW SERVERS").unwrap();
+    assert_eq!(cell(&servers, "S", "close_needed").as_deref(), Some("1"));
+    let error = ask(&cluster, "WAIT_CLOSE app").unwrap_err();
+    assert!(error.contains("1 server connections were still in use"), "{error}");
+    held.query("commit");
+    ask(&cluster, "WAIT_CLOSE app").expect("it was closed when it became free");
+    let error = ask(&cluster, "SUSPEND").unwrap_err();
+    assert!(error.contains("not supported"), "{error}");
+}
+
+#[test]
 fn orders_at_the_console_are_carried_out() {
     let mut typed = None;
     let mut cluster = Cluster::start(0, |raw| {

@@ -12,7 +12,8 @@ pub struct Raw {
     pub admin_users: Vec<String>,
     /// Users that may only look (`SHOW`), for exporters. Default none.
     pub stats_users: Vec<String>,
-    /// How long PAUSE and KILL wait for server connections to be given back. Then a pause is taken back. Default 60s.
+    /// How long PAUSE, KILL and WAIT_CLOSE wait for server connections to be given back. Then a pause is taken back.
+    /// Default 60s.
     pub command_timeout: Span,
 }
 

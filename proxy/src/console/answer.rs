@@ -58,7 +58,11 @@ pub(super) async fn run(
             }
             tag
         }
-        Command::Order(..) | Command::KillClient(_) | Command::Reload | Command::Shutdown(_) => {
+        Command::Order(..)
+        | Command::WaitClose(_)
+        | Command::KillClient(_)
+        | Command::Reload
+        | Command::Shutdown(_) => {
             if access != Access::Admin {
                 return Err(console_error::admins_only());
             }
@@ -120,6 +124,11 @@ async fn act(w: &Rc<Worker>, command: &Command, out: &mut Vec<u8>) -> Result<&'s
                 Order::Enable => "ENABLE",
             })
         }
+        Command::WaitClose(scope) => {
+            let done = admin::wait_close(&w.shared, scope, w.config().console.command_timeout).await;
+            done.map_err(|error| console_error::order_failed(&error.to_string()))?;
+            Ok("WAIT_CLOSE")
+        }
         Command::KillClient(id) => {
             let Some((worker, place)) = place_of(*id) else { return Err(console_error::no_client(*id)) };
             match admin::kill_client(&w.shared, worker, place, VIEW_LIMIT).await {
@@ -166,7 +175,7 @@ async fn ask<T>(w: &Rc<Worker>, order: ProcessOrder, outcome: oneshot::Receiver<
 fn help() -> String {
     let shows: Vec<&str> = SHOWS.iter().map(|(name, _)| *name).collect();
     format!(
-        "\n\tSHOW {}\n\tRELOAD\n\tPAUSE [<db>]\n\tRESUME [<db>]\n\tDISABLE <db>\n\tENABLE <db>\n\tRECONNECT [<db>]\n\t\
+        "\n\tSHOW {}\n\tRELOAD\n\tPAUSE [<db>]\n\tRESUME [<db>]\n\tDISABLE <db>\n\tENABLE <db>\n\tRECONNECT [<db>]\n\tWAIT_CLOSE [<db>]\n\t\
          KILL [<db>]\n\tKILL_CLIENT <client_id>\n\tSHUTDOWN\n\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS",
         shows.join("|")
     )

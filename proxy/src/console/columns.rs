@@ -162,7 +162,12 @@ pub fn of(command: &Command) -> Option<Vec<Column>> {
         Command::Setting(name, _) => vec![(name, Text)],
         Command::One => vec![("?column?", Int4)],
         Command::Version => vec![("version", Text)],
-        Command::Order(..) | Command::KillClient(_) | Command::Reload | Command::Shutdown(_) | Command::Ignored(_) => {
+        Command::Order(..)
+        | Command::WaitClose(_)
+        | Command::KillClient(_)
+        | Command::Reload
+        | Command::Shutdown(_)
+        | Command::Ignored(_) => {
             return None;
         }
     })

@@ -31,6 +31,8 @@ pub enum Command {
     Order(Order, Scope),
     /// `KILL_CLIENT` with the `id` of `SHOW CLIENTS`.
     KillClient(u32),
+    /// `WAIT_CLOSE`: wait until no server connection is left that is to be closed when it is free.
+    WaitClose(Scope),
     /// `RELOAD`
     Reload,
     /// `SHUTDOWN`
@@ -89,7 +91,8 @@ pub const SHOWS: [(&str, Show); 20] = [
     ("VERSION", Show::Version),
 ];
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
+    "WAIT_CLOSE",
     "SHOW",
     "PAUSE",
     "RESUME",
@@ -235,7 +238,9 @@ fn command(tokens: &[Token], text: &str) -> Result<Command, BadCommand> {
             _ => Err(BadCommand::Argument { verb: "SHUTDOWN", what: "nothing, WAIT_FOR_SERVERS or WAIT_FOR_CLIENTS" }),
         },
         "SET" => set(rest, &unknown),
-        "SUSPEND" | "WAIT_CLOSE" => Err(BadCommand::Unsupported { verb }),
+        "WAIT_CLOSE" => Ok(Command::WaitClose(scope()?)),
+        // A restart is `pgtenure run --takeover` here, which stops nobody.
+        "SUSPEND" => Err(BadCommand::Unsupported { verb }),
         "BEGIN" | "START" => Ok(Command::Ignored("BEGIN")),
         "COMMIT" | "END" => Ok(Command::Ignored("COMMIT")),
         "ROLLBACK" | "ABORT" => Ok(Command::Ignored("ROLLBACK")),
@@ -406,6 +411,8 @@ mod tests {
             ("DISABLE", "DISABLE needs the name of a database"),
             ("KILL_CLIENT 1025", "KillClient(1025)"),
             ("KILL_CLIENT x", "KILL_CLIENT needs the id of a client, as SHOW CLIENTS has it"),
+            ("WAIT_CLOSE app", "WaitClose(Database(\"app\"))"),
+            ("WAIT_CLOSE", "WaitClose(All)"),
             ("RELOAD", "Reload"),
             ("SHUTDOWN", "Shutdown(Nothing)"),
             ("SHUTDOWN WAIT_FOR_CLIENTS", "Shutdown(Clients)"),

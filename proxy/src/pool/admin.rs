@@ -1,7 +1,7 @@
 //! Orders of an operator and questions about the pools, carried to all workers and waited for with a deadline.
 
 use crate::pool::doors::{Order, Refusal, Scope};
-use crate::pool::view::View;
+use crate::pool::view::{ServerView, View};
 use crate::worker::{Shared, ToWorker};
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -67,6 +67,29 @@ pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration)
         announce(shared, Order::Resume, &scope, until, limit).await?;
     }
     Err(OrderError::StillInUse { servers, limit })
+}
+
+/// Wait within `limit` until no server connection of these databases is left that is to be closed when it is free, as
+/// after [`Order::Reconnect`].
+///
+/// # Errors
+/// See [`OrderError`].
+pub async fn wait_close(shared: &Shared, scope: &Scope, limit: Duration) -> Result<(), OrderError> {
+    let until = Instant::now() + limit;
+    loop {
+        // Listened for before it is looked at: what closes in between is not missed.
+        let mut closed = std::pin::pin!(shared.limits.closed.notified());
+        closed.as_mut().enable();
+        let doors = shared.doors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let due = |s: &&ServerView| scope.covers(&s.database) && doors.must_close(&s.database, s.born);
+        let servers = view(shared, limit).await?.servers.iter().filter(due).count();
+        if servers == 0 {
+            return Ok(());
+        }
+        if timeout_at(until, closed).await.is_err() {
+            return Err(OrderError::StillInUse { servers, limit });
+        }
+    }
 }
 
 /// How long the workers have to take a pause back.

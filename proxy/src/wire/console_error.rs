@@ -34,7 +34,8 @@ pub fn bad_command(bad: &BadCommand) -> Report {
             }
         }
         BadCommand::Argument { .. } => error(SqlState::SYNTAX_ERROR, bad.to_string()).hint(HELP),
-        BadCommand::Unsupported { .. } => error(SqlState::FEATURE_NOT_SUPPORTED, bad.to_string()).hint(HELP),
+        BadCommand::Unsupported { .. } => error(SqlState::FEATURE_NOT_SUPPORTED, bad.to_string())
+            .hint("PAUSE lets transactions end; pgtenure run --takeover restarts without stopping anybody."),
         BadCommand::Set { .. } => error(SqlState::CANT_CHANGE_RUNTIME_PARAM, bad.to_string())
             .hint("Change the configuration file, then RELOAD."),
     }
