@@ -9,14 +9,18 @@ use proxy::wire::backend::{self, Authentication};
 use proxy::wire::codec::{cstring, head, message};
 use proxy::wire::frontend::{write_parse, write_query, write_sasl_initial, write_sasl_response};
 use proxy::wire::startup::write_startup;
+use rustls::{ClientConnection, StreamOwned};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long nothing is done before memory is read, so that buffers are given back, and while CPU is watched.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Longest silence of an endpoint.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Length 8, code 80877103: "Message Formats" in PostgreSQL's manual.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// What idle clients cost.
 #[derive(Clone, Copy, Debug)]
@@ -25,13 +29,21 @@ pub(crate) struct Memory {
     /// KiB per client: connected only, after a query each, with a named statement each.
     connected: f64,
     queried: f64,
-    prepared: Option<f64>,
+    pub(crate) prepared: Option<f64>,
     /// Percent of a core while all of them are idle.
-    idle_cpu: f64,
+    pub(crate) idle_cpu: f64,
     /// KiB in all above what was there before the clients came, after they left and after they came a second time and
     /// left: what grows only once is the allocator's.
     left: f64,
     left_again: f64,
+}
+
+impl Memory {
+    /// The part of the clients' memory that is still there after they left for the second time.
+    pub(crate) fn kept(&self) -> Option<f64> {
+        let taken = self.prepared.unwrap_or(self.queried) * self.clients as f64;
+        (taken > 0.0).then(|| self.left_again.max(0.0) / taken)
+    }
 }
 
 impl std::fmt::Display for Memory {
@@ -46,19 +58,19 @@ impl std::fmt::Display for Memory {
     }
 }
 
-/// Connect so many clients to a peer, and let them go, twice.
-pub(crate) fn measure(peer: &Peer, clients: usize) -> anyhow::Result<Memory> {
+/// Connect so many clients to a peer, with TLS when its settings are given, and let them go, twice.
+pub(crate) fn measure(peer: &Peer, clients: usize, tls: Option<&Arc<rustls::ClientConfig>>) -> anyhow::Result<Memory> {
     let pid = peer.pid.context("the peer's process is not known")?;
     let named = !peer.name().starts_with("pgbouncer 1.1");
     // One query first: what is made once is not the clients'.
-    Client::connect(peer)?.query()?;
+    Client::connect(peer, tls)?.query()?;
     std::thread::sleep(PAUSE);
     let base = resident(pid)?;
     let each = |base: f64| -> anyhow::Result<f64> {
         std::thread::sleep(PAUSE);
         Ok((resident(pid)? - base) / clients as f64)
     };
-    let mut all = connect(peer, clients)?;
+    let mut all = connect(peer, clients, tls)?;
     let connected = each(base)?;
     all.iter_mut().try_for_each(Client::query)?;
     let queried = each(base)?;
@@ -74,26 +86,42 @@ pub(crate) fn measure(peer: &Peer, clients: usize) -> anyhow::Result<Memory> {
     drop(all);
     std::thread::sleep(PAUSE);
     let left = resident(pid)? - base;
-    drop(connect(peer, clients)?);
+    drop(connect(peer, clients, tls)?);
     std::thread::sleep(PAUSE);
     let left_again = resident(pid)? - base;
     Ok(Memory { clients, connected, queried, prepared, idle_cpu, left, left_again })
 }
 
-fn connect(peer: &Peer, clients: usize) -> anyhow::Result<Vec<Client>> {
-    (0..clients).map(|i| Client::connect(peer).with_context(|| format!("client {i}"))).collect()
+fn connect(peer: &Peer, clients: usize, tls: Option<&Arc<rustls::ClientConfig>>) -> anyhow::Result<Vec<Client>> {
+    (0..clients).map(|i| Client::connect(peer, tls).with_context(|| format!("client {i}"))).collect()
 }
 
+trait Stream: Read + Write {}
+impl<S: Read + Write> Stream for S {}
+
 struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     buf: Vec<u8>,
 }
 
 impl Client {
-    fn connect(peer: &Peer) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect((peer.host.as_str(), peer.port))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
+    fn connect(peer: &Peer, tls: Option<&Arc<rustls::ClientConfig>>) -> anyhow::Result<Self> {
+        let mut socket = TcpStream::connect((peer.host.as_str(), peer.port))?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        let stream: Box<dyn Stream> = match tls {
+            None => Box::new(socket),
+            Some(tls) => {
+                socket.write_all(&SSL_REQUEST)?;
+                let mut answer = [0];
+                socket.read_exact(&mut answer)?;
+                if answer != *b"S" {
+                    bail!("the endpoint declines TLS");
+                }
+                let name = "localhost".try_into().context("a name")?;
+                Box::new(StreamOwned::new(ClientConnection::new(tls.clone(), name)?, socket))
+            }
+        };
         let mut client = Self { stream, buf: Vec::new() };
         let mut out = Vec::new();
         write_startup(&mut out, [("user", USER), ("database", USER)].into_iter());

@@ -10,6 +10,8 @@ use std::time::Instant;
 
 /// Rows of a wide result and bytes of each.
 const WIDE: (u64, u64) = (1000, 10 * 1024);
+/// Idle clients that must hold.
+pub(crate) const HOLD: usize = 10_000;
 /// Seconds while system calls are counted.
 const COUNTING: u32 = 1;
 
@@ -48,6 +50,8 @@ pub(crate) enum Work {
     Connect,
     /// Clients that do nothing.
     Idle(usize),
+    /// The same with TLS.
+    IdleTls(usize),
 }
 
 /// One cell: a kind of work for so long.
@@ -87,7 +91,15 @@ impl Cell {
         for mode in Mode::ALL {
             works.extend(clients.iter().map(|&c| Work::Select(mode, c)));
         }
-        works.extend([Work::Wide, Work::CopyIn, Work::CopyOut, Work::Connect, Work::Idle(idle)]);
+        works.extend([
+            Work::Wide,
+            Work::CopyIn,
+            Work::CopyOut,
+            Work::Connect,
+            Work::IdleTls(idle),
+            Work::Idle(idle),
+            Work::Idle(HOLD),
+        ]);
         works.into_iter().map(|work| Self { work, seconds }).collect()
     }
 
@@ -99,12 +111,13 @@ impl Cell {
             Work::CopyOut => "copy out".to_owned(),
             Work::Connect => "connect c=16".to_owned(),
             Work::Idle(n) => format!("idle {n}"),
+            Work::IdleTls(n) => format!("idle TLS {n}"),
         }
     }
 
     /// Memory is measured on a fresh process, once.
     pub(crate) fn once(&self) -> bool {
-        matches!(self.work, Work::Idle(_))
+        matches!(self.work, Work::Idle(_) | Work::IdleTls(_))
     }
 
     /// Can this peer do it, and does it mean anything?
@@ -113,6 +126,7 @@ impl Cell {
             Work::Select(Mode::Prepared, _) => !peer.name().starts_with("pgbouncer 1.1"),
             Work::Select(..) | Work::Wide | Work::CopyIn | Work::CopyOut => true,
             Work::Connect => peer.kind != Kind::Relay,
+            Work::Idle(HOLD) | Work::IdleTls(_) => peer.kind == Kind::Ours,
             Work::Idle(_) => !matches!(peer.kind, Kind::Direct | Kind::Relay),
         }
     }
@@ -154,7 +168,11 @@ impl Cell {
                 psql.args(["-X", "-q", "-o", "/dev/null", "-c", "copy source to stdout"]);
                 bulk(peer, &mut psql, |_| Ok(cluster.copy_bytes))
             }
-            Work::Idle(clients) => Ok(Sample::Memory(idle::measure(peer, clients)?)),
+            Work::Idle(clients) => Ok(Sample::Memory(idle::measure(peer, clients, None)?)),
+            Work::IdleTls(clients) => {
+                let tls = crate::tls::client(&cluster.userlist)?;
+                Ok(Sample::Memory(idle::measure(peer, clients, Some(&tls))?))
+            }
         }
     }
 

@@ -4,10 +4,12 @@
 //! within each round: only the ratios of one round mean something on a machine that does other work as well. CPU time
 //! is that of the endpoint's process. Environment:
 //!
-//! * `BENCH_ROUNDS` (3), `BENCH_SECONDS` of a cell (3), `BENCH_CLIENTS` (`1,16,64`), `BENCH_IDLE` clients (5000);
+//! * `BENCH_ROUNDS` (3), `BENCH_SECONDS` of a cell (3), `BENCH_CLIENTS` (`1,16,64`), `BENCH_IDLE` clients (5000, and 10000 that only
+//!   have to hold);
 //! * `BENCH_ONLY`: only cells whose name contains this, as `prepared c=16` or `idle`; several, by commas;
 //! * `BENCH_PEER`: another endpoint to measure, `NAME HOST:PORT PID`, which must lead to the PostgreSQL whose port is
 //!   printed at the start (`BENCH_POSTGRES_PORT` chooses it) and let user `app` in without a password;
+//! * `BENCH_WORKERS` of the proxy (2);
 //! * `BENCH_BEFORE`: an older build of this program, whose proxy is measured next to the new one's.
 
 mod idle;
@@ -18,6 +20,8 @@ mod postgres;
 mod process;
 mod relay;
 mod report;
+mod targets;
+mod tls;
 
 use anyhow::{Context, bail};
 use load::Cell;
@@ -102,5 +106,6 @@ fn compare() -> anyhow::Result<()> {
         }
     }
     report.print(&cells, &peers);
+    report.judge(&cells, &peers);
     Ok(())
 }

@@ -5,6 +5,7 @@ use cluster::node::Endpoint;
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Clock, Lsn, NodeId, Term, TimelineId};
 use proxy::config;
+use proxy::config::tls::ClientMode;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,15 +20,17 @@ const SAMPLE: Duration = Duration::from_millis(200);
 pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf) -> anyhow::Result<()> {
     let mut raw = config::Raw {
         listen: ([127, 0, 0, 1], 0).into(),
-        workers: 2,
+        workers: crate::variable("BENCH_WORKERS", 2)?,
         pool_size: 20,
         max_client_connections: 20_000,
-        userlist,
+        userlist: userlist.clone(),
         monitor_user: "postgres".to_owned(),
         ..config::Raw::default()
     };
     // As PgBouncer is set up: what is compared is connections, not password hashes.
     raw.auth.rules = vec!["host all all all trust".to_owned()];
+    let (cert, key) = crate::tls::files(&userlist);
+    raw.tls = config::tls::ClientRaw { mode: ClientMode::Allow, cert: Some(cert), key: Some(key), ..raw.tls };
     let config = config::check(raw).map_err(|bad| anyhow::anyhow!("{bad:?}"))?;
     let (primary, standby) = (member("n1", primary)?, member("n2", standby)?);
     let topology = Topology {

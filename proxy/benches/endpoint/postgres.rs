@@ -59,6 +59,7 @@ impl Cluster {
         let verifier = primary.sql(&format!("select rolpassword from pg_authid where rolname = '{USER}'"))?;
         let userlist = scratch.path().join("userlist.txt");
         std::fs::write(&userlist, format!("\"{USER}\" \"{}\"\n", verifier.trim()))?;
+        crate::tls::write(&userlist)?;
         let standby = Server::standby(scratch.path(), &primary)?;
         Ok(Self { primary, standby, userlist, copy_bytes, scratch })
     }

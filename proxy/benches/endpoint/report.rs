@@ -11,7 +11,16 @@ pub(crate) struct Report {
 }
 
 /// Median, least and greatest.
-struct Spread(Vec<f64>);
+pub(crate) struct Spread(Vec<f64>);
+
+impl Spread {
+    /// `None` when nothing was measured.
+    pub(crate) fn median(&self) -> Option<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied()
+    }
+}
 
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -31,18 +40,18 @@ impl Report {
         self.samples.insert((cell.name(), peer.to_owned(), round), sample);
     }
 
-    fn of(&self, cell: &Cell, peer: &str) -> Vec<(usize, &Sample)> {
+    pub(crate) fn of(&self, cell: &Cell, peer: &str) -> Vec<(usize, &Sample)> {
         let name = cell.name();
         let all = self.samples.iter().filter(|((c, p, _), _)| *c == name && p == peer);
         all.map(|((_, _, round), sample)| (*round, sample)).collect()
     }
 
-    fn spread(&self, cell: &Cell, peer: &str, value: impl Fn(&Sample) -> Option<f64>) -> Spread {
+    pub(crate) fn spread(&self, cell: &Cell, peer: &str, value: impl Fn(&Sample) -> Option<f64>) -> Spread {
         Spread(self.of(cell, peer).into_iter().filter_map(|(_, s)| value(s)).collect())
     }
 
     /// CPU of `peer` as a multiple of that of `other`, round by round.
-    fn ratio(&self, cell: &Cell, peer: &str, other: Option<&Peer>) -> Spread {
+    pub(crate) fn ratio(&self, cell: &Cell, peer: &str, other: Option<&Peer>) -> Spread {
         let Some(other) = other.filter(|o| o.name() != peer) else { return Spread(Vec::new()) };
         let others: BTreeMap<usize, &Sample> = self.of(cell, other.name()).into_iter().collect();
         let pairs = self.of(cell, peer).into_iter().filter_map(|(round, s)| Some((cpu(s)?, cpu(others.get(&round)?)?)));
@@ -80,7 +89,7 @@ impl Report {
             Work::Select(..) => ("CPU µs/transaction", "calls", "latency µs"),
             Work::Connect => ("CPU µs/connection", "", "latency µs"),
             Work::Wide | Work::CopyIn | Work::CopyOut => ("CPU s/GB", "", "MB/s"),
-            Work::Idle(_) => return,
+            Work::Idle(_) | Work::IdleTls(_) => return,
         };
         println!(
             "  {:18} {unit:23} {:23} {:23} {calls:8} {speed:26} {:20} x pgbouncer",
@@ -96,18 +105,18 @@ impl Report {
     }
 }
 
-fn parts(sample: &Sample) -> Option<(f64, f64)> {
+pub(crate) fn parts(sample: &Sample) -> Option<(f64, f64)> {
     match sample {
         Sample::Each { cpu, .. } | Sample::Bulk { cpu, .. } => *cpu,
         Sample::Memory(_) => None,
     }
 }
 
-fn cpu(sample: &Sample) -> Option<f64> {
+pub(crate) fn cpu(sample: &Sample) -> Option<f64> {
     parts(sample).map(|(user, system)| user + system)
 }
 
-fn calls(sample: &Sample) -> Option<f64> {
+pub(crate) fn calls(sample: &Sample) -> Option<f64> {
     match sample {
         Sample::Each { calls, .. } => *calls,
         Sample::Bulk { .. } | Sample::Memory(_) => None,
