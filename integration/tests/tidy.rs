@@ -28,6 +28,7 @@ const PURE: &[&str] = &[
     "proxy/src/config/reads.rs",
     "proxy/src/config/timeouts.rs",
     "proxy/src/ledger",
+    "proxy/src/placing.rs",
     "proxy/src/pool/backoff.rs",
     "proxy/src/pool/doors.rs",
     "proxy/src/pool/policy.rs",

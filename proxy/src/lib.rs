@@ -12,6 +12,7 @@ mod listener;
 mod local;
 pub mod metrics;
 pub mod net;
+pub mod placing;
 pub mod pool;
 pub mod reach;
 pub mod resolve;

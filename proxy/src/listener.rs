@@ -13,7 +13,6 @@ use crate::config::pools::Pools;
 use crate::control::{Control, ORDERS, ProcessOrder};
 use crate::http::{Status, WorkerStatus};
 use crate::inherit::{Inherited, Listening, tcp_name};
-use crate::local;
 use crate::metrics::{Metrics, Totals};
 use crate::net::Detached;
 use crate::pool::admin::{self, OrderError};
@@ -24,6 +23,7 @@ use crate::resolve::Resolver;
 use crate::session::peers::Cancelling;
 use crate::tls;
 use crate::worker::{self, Board, Inbound, Shared, ToWorker, Worker};
+use crate::{local, placing};
 use cluster::lag::LagSnapshot;
 use cluster::topology::{BelowMode, ProxyState, Topology};
 use cluster::{Clock, Term};
@@ -389,8 +389,9 @@ async fn accept(
                 continue;
             }
         };
-        let sessions = |i: &usize| shared.boards[*i].sessions.load(Ordering::SeqCst);
-        let worker = (0..shared.boards.len()).min_by_key(sessions).expect("there is at least one worker");
+        let sessions = shared.boards.iter().map(|board| board.sessions.load(Ordering::SeqCst));
+        let fill = shared.config.borrow().worker_fill;
+        let worker = placing::worker_for(sessions, fill).expect("there is at least one worker");
         // Twice the limit of clients may be connected while the surplus is being told so.
         let surplus =
             shared.clients.load(Ordering::SeqCst) >= shared.config.borrow().max_client_connections.saturating_mul(2);

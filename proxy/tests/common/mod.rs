@@ -191,6 +191,8 @@ impl Cluster {
         let mut raw = config::Raw {
             listen: ([127, 0, 0, 1], 0).into(),
             workers: 2,
+            // Few clients are on both workers then, and servers move between them.
+            worker_fill: 1,
             userlist: users,
             monitor_user: "postgres".to_owned(),
             ..config::Raw::default()
