@@ -47,14 +47,18 @@ fn startup_is_answered_as_postgresql_does() {
 fn broken_messages_end_only_their_own_connection() {
     let c = Cluster::start(0, |_| {});
     let mut good = Raw::login(c.port, &[]);
-    for bytes in
-        [&b"Q\0\0\0\x03"[..], b"Q\xff\xff\xff\xff", b"\x01garbage", b"P\0\0\0\x06x\0", b"S\0\x10\0\0", b"y\0\0\0\x04"]
-    {
+    for bytes in [&b"Q\0\0\0\x03"[..], b"Q\xff\xff\xff\xff", b"\x01garbage", b"S\0\x10\0\0", b"y\0\0\0\x04"] {
         let mut raw = Raw::login(c.port, &[]);
         raw.send(bytes);
         let seen = words(&raw.until_ready());
         assert_eq!(seen, "E 08P01 | EOF", "{bytes:?}");
     }
+    // What is malformed only inside is the server's to refuse, and the connection goes on behind the Sync.
+    let mut raw = Raw::login(c.port, &[]);
+    raw.send(b"P\0\0\0\x06x\0");
+    raw.write(sync);
+    assert_eq!(words(&raw.until_ready()), "E 08P01 | Z I");
+    assert_eq!(words(&raw.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
     assert_eq!(words(&good.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
 }
 

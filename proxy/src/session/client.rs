@@ -326,15 +326,17 @@ fn pool_mode(w: &Worker, identity: &Identity) -> PoolMode {
 }
 
 /// Run a session to its end.
-pub async fn run(mut session: Session) {
+///
+/// It is as large as what an idle client takes: what is awaited rarely is boxed.
+pub async fn run(mut session: Box<Session>) {
     if session.tunnel {
-        return tunnel::run(session).await;
+        return Box::pin(tunnel::run(*session)).await;
     }
     loop {
         match poll_fn(|cx| session.poll(cx)).await {
-            Turn::Acquire { access, bytes } => session.acquire(access, bytes).await,
+            Turn::Acquire { access, bytes } => Box::pin(session.acquire(access, bytes)).await,
             Turn::Lost(loss) => {
-                if !lost::explain(&mut session, loss) || session.listens && !session.listen_again().await {
+                if !lost::explain(&mut session, loss) || session.listens && !Box::pin(session.listen_again()).await {
                     break;
                 }
             }

@@ -79,7 +79,9 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
                 let seat = Seat::new(&worker);
                 match stream.attach() {
                     Ok(stream) => {
-                        if let Some(session) = login::welcome(&worker, stream).await {
+                        // A login needs more memory than the session after it: it is given back.
+                        let welcome = Box::pin(async { login::welcome(&worker, stream).await.map(Box::new) });
+                        if let Some(session) = welcome.await {
                             client::run(session).await;
                         }
                     }
