@@ -24,9 +24,14 @@ fn reads_are_served_by_fresh_standbys_and_never_miss_the_sessions_own_writes() {
 }
 
 fn reads_go_to_every_standby(cluster: &Cluster, primary: &str) {
-    let readers = Readers::start(&cluster.target(), 4, Duration::from_millis(1));
     let mut seen = Vec::new();
     let mut probe = cluster.connect();
+    // Until the catalog of the database has been read for the first time, everything goes to the primary.
+    integration::wait::wait_for("a standby to serve a read", LONG, || {
+        let node = probe.query("select current_setting('cluster_name')").map_err(|e| e.to_string())?.value().to_owned();
+        if node == primary { Err(node) } else { Ok(()) }
+    });
+    let readers = Readers::start(&cluster.target(), 4, Duration::from_millis(1));
     integration::wait::wait_for("both standbys to serve reads", LONG, || {
         let node = probe.query("select current_setting('cluster_name')").map_err(|e| e.to_string())?.value().to_owned();
         if node != primary && !seen.contains(&node) {
