@@ -39,6 +39,10 @@ pub enum Command {
     Fence(FenceArgs),
     /// Let a fenced node take part again.
     Unfence(UnfenceArgs),
+    /// Let the managers change nothing by themselves until resume.
+    Pause(PauseArgs),
+    /// End a pause.
+    Resume(ResumeArgs),
     /// What a failover lost: bytes, time and transactions.
     Report(ReportArgs),
     /// How each term came about.
@@ -183,6 +187,28 @@ pub struct UnfenceArgs {
     pub target: TargetArgs,
     /// The node.
     pub node: String,
+}
+
+/// `pgtenure pause`.
+#[derive(Debug, Args)]
+pub struct PauseArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// It ends by itself after so long, as in 30min or 2h, at most 30days; without it, only by resume.
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub length: Option<std::time::Duration>,
+    /// Why, for those who find the cluster paused.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub why: String,
+}
+
+/// `pgtenure resume`.
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 /// `pgtenure report`.

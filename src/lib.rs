@@ -43,6 +43,8 @@ pub fn run(command: Command) -> ExitCode {
         | Command::Failover(_)
         | Command::Fence(_)
         | Command::Unfence(_)
+        | Command::Pause(_)
+        | Command::Resume(_)
         | Command::Report(_)
         | Command::History(_) => ctl::run(command),
     }

@@ -65,6 +65,21 @@ impl Keys {
         format!("{}/fences/{node}", self.root)
     }
 
+    /// An operator's order to change nothing by itself; bound to a lease when it ends by itself.
+    pub fn pause(&self) -> String {
+        format!("{}/pause", self.root)
+    }
+
+    /// All automatic failovers that the budget still counts.
+    pub fn spent(&self) -> String {
+        format!("{}/spent/", self.root)
+    }
+
+    /// The automatic failover that began `term`, bound to a lease as long as the budget's window.
+    pub fn spent_on(&self, term: Term) -> String {
+        format!("{}/spent/{:020}", self.root, term.0)
+    }
+
     /// All journals.
     pub fn journals(&self) -> String {
         format!("{}/journal/", self.root)

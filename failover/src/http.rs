@@ -10,6 +10,8 @@
 //! | `POST /ops/failover` | `{to?, expect_term?, allow_data_loss?}` | done, refused or failed |
 //! | `POST /ops/fence` | `{node, stop_writes?, by?}` | done, refused or failed |
 //! | `POST /ops/unfence` | `{node}` | done, refused or failed |
+//! | `POST /ops/pause` | `{by?, why?, seconds?}` | done, refused or failed |
+//! | `POST /ops/resume` | | done, refused or failed |
 //!
 //! Done is 200 `{"done", "term", "node", "journal"}`; refused 409 `{"error", "blockers"}`; failed 503 `{"error",
 //! "journal"}`; not leading 307 `{"error", "leader"}`; a request that cannot be understood 400 `{"error"}`. The caller
@@ -28,6 +30,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// The routes of one manager. Clones are the same.
@@ -76,6 +79,18 @@ struct UnfenceBody {
     node: NodeId,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PauseBody {
+    by: String,
+    why: String,
+    seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ResumeBody {}
+
 type Reply = (u16, Value);
 
 impl ManagerRoutes {
@@ -113,15 +128,18 @@ impl ManagerRoutes {
                 .await
             }
             ("POST", "/ops/fence") => {
-                self.order(required::<FenceBody>(body).map(|b| {
-                    let by = if b.by.is_empty() { "an operator".to_owned() } else { b.by.chars().take(200).collect() };
-                    Operation::Fence { node: b.node, stop_writes: b.stop_writes, by }
+                self.order(required::<FenceBody>(body).map(|b| Operation::Fence {
+                    node: b.node,
+                    stop_writes: b.stop_writes,
+                    by: name(&b.by),
                 }))
                 .await
             }
             ("POST", "/ops/unfence") => {
                 self.order(required::<UnfenceBody>(body).map(|b| Operation::Unfence { node: b.node })).await
             }
+            ("POST", "/ops/pause") => self.order(optional::<PauseBody>(body).and_then(pause)).await,
+            ("POST", "/ops/resume") => self.order(optional::<ResumeBody>(body).map(|_| Operation::Resume)).await,
             _ => return None, // another part's route, or nobody's
         })
     }
@@ -211,6 +229,24 @@ impl ManagerRoutes {
             Err(_) => (503, json!({ "error": "the manager is being stopped" })),
         }
     }
+}
+
+/// Longest pause that ends by itself, seconds: thirty days.
+const LONGEST_PAUSE: u64 = 30 * 86_400;
+
+fn pause(body: PauseBody) -> Result<Operation, String> {
+    let length = match body.seconds {
+        Some(s) if !(1..=LONGEST_PAUSE).contains(&s) => {
+            return Err(format!("seconds = {s}: must be from 1 to {LONGEST_PAUSE}"));
+        }
+        seconds => seconds.map(Duration::from_secs),
+    };
+    Ok(Operation::Pause { by: name(&body.by), why: body.why.chars().take(200).collect(), length })
+}
+
+/// Who asks, as far as they say.
+fn name(by: &str) -> String {
+    if by.is_empty() { "an operator".to_owned() } else { by.chars().take(200).collect() }
 }
 
 fn not_leading(status: &Status) -> Reply {

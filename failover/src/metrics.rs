@@ -13,6 +13,7 @@
 //! | `pgtenure_failover_recruits_available` | gauge (leader) | standbys that could be frozen now |
 //! | `pgtenure_failover_safe_to_lose_primary` | gauge (leader) | 1: losing the primary now would lead to an open primary again |
 //! | `pgtenure_failover_suspended` | gauge | 1 while commits are not protected although the mode is strict |
+//! | `pgtenure_failover_paused` | gauge | 1 while an operator lets no change of primary begin by itself |
 //! | `pgtenure_failover_blocked{blocker}` | gauge (leader) | 1 per kind of blocker that holds the planner back now |
 //! | `pgtenure_failover_agent_reachable{node}` | gauge (leader) | 1: the node's agent answered within detect_timeout |
 //! | `pgtenure_failover_node_quarantined{node}` | gauge (leader) | 1: not a candidate before it replayed past a floor |
@@ -45,6 +46,7 @@ pub struct Metrics {
     recruits_available: IntGaugeVec,
     safe: IntGaugeVec,
     suspended: IntGauge,
+    paused: IntGauge,
     blocked: IntGaugeVec,
     agent_reachable: IntGaugeVec,
     quarantined: IntGaugeVec,
@@ -103,6 +105,7 @@ impl Metrics {
             recruits_available: gauges(r, "recruits_available", "standbys that could be frozen now", &[])?,
             safe: gauges(r, "safe_to_lose_primary", "1: losing the primary now would be safe", &[])?,
             suspended: gauge(r, "suspended", "1 while commits are not protected although the mode is strict")?,
+            paused: gauge(r, "paused", "1 while no change of primary begins by itself")?,
             blocked: gauges(r, "blocked", "1 per kind of blocker that holds the planner back", &["blocker"])?,
             agent_reachable: gauges(r, "agent_reachable", "1: the agent answered lately", &["node"])?,
             quarantined: gauges(
@@ -175,6 +178,7 @@ impl Metrics {
         }
         let suspended = status.mode == Some(Mode::Strict) && status.suspended.is_some();
         self.suspended.set(i64::from(suspended));
+        self.paused.set(i64::from(status.paused.is_some()));
         if let Some(at) = *self.read_at.lock().expect("no holder panics") {
             self.records_age.set(Clock.now().since(at).as_secs_f64());
         }

@@ -117,3 +117,33 @@ fn a_switchover_whose_shutdown_exceeds_its_bound_leaves_the_cluster_writable() {
     }
     cluster.verify(&history, 1);
 }
+
+#[test]
+fn while_paused_a_dead_primary_is_replaced_only_when_an_operator_acts() {
+    let _turn = one_at_a_time();
+    let cluster = Cluster::healthy();
+    let before = cluster.active();
+    cluster.verb(&["resume"]).exits(2);
+    cluster.verb(&["pause", "--for", "1h", "--why", "moving cables"]).exits(0);
+    let shown = cluster.verb(&["status"]).exits(0).stdout;
+    assert!(shown.contains("PAUSED") && shown.contains("moving cables"), "{shown}");
+
+    cluster.kill_postgres(&before.primary);
+    wait_for("the pause to hold a failover back", LONG, || {
+        let status = cluster.verb(&["status", "--json"]).exits(0).json();
+        match status.pointer("/verdict/blockers/0/blocker").and_then(serde_json::Value::as_str) {
+            Some("paused") => Ok(()),
+            _ => Err(status["verdict"].to_string()),
+        }
+    });
+    assert_eq!(cluster.active().term, before.term, "nothing began");
+    cluster.verb(&["resume"]).exits(0);
+    let after = cluster.active_after(before.term);
+    cluster.all_stream();
+
+    // A pause that ends by itself.
+    cluster.verb(&["pause", "--for", "1s"]).exits(0);
+    cluster.kill_postgres(&after.primary);
+    cluster.active_after(after.term);
+    cluster.all_stream();
+}

@@ -111,7 +111,8 @@ const BANNED_WORDS: [(&str, &str); 6] = [
 ];
 
 /// The verbs of an operator; each has a page in runbooks/.
-const VERBS: [&str; 9] = ["status", "lag", "switchover", "failover", "fence", "unfence", "report", "history", "reload"];
+const VERBS: [&str; 11] =
+    ["status", "lag", "switchover", "failover", "fence", "unfence", "pause", "resume", "report", "history", "reload"];
 
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

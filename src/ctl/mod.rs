@@ -105,13 +105,19 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
             (a.target, post("fence", body))
         }
         Command::Unfence(a) => (a.target, post("unfence", json!({ "node": a.node }))),
+        Command::Pause(a) => {
+            // Below a second a pause would be over before anybody has read that it began.
+            let seconds = a.length.map(|l| l.as_secs().max(1));
+            (a.target, post("pause", json!({ "by": operator(), "why": a.why, "seconds": seconds })))
+        }
+        Command::Resume(a) => (a.target, post("resume", json!({}))),
         Command::Run(_) | Command::Config(_) | Command::Userlist(_) | Command::Demo(_) | Command::Reload(_) => {
             return None;
         }
     })
 }
 
-/// `user@host`, for the fence's record. Taken from the environment, so a note and no proof.
+/// `user@host`, for the record of a fence or a pause. Taken from the environment, so a note and no proof.
 fn operator() -> String {
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".to_owned());
     let host = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "unknown".into());

@@ -81,6 +81,11 @@ pub fn status(answer: &Value) -> String {
         (false, why) => format!("NOT SAFE: {why}"),
     };
     let _ = writeln!(out, "losing the primary now: {safe}");
+    if let Some(pause) = &s.paused {
+        let until = pause.until.map_or_else(String::new, |u| format!(", until {}", utc(u)));
+        let why = if pause.why.is_empty() { String::new() } else { format!(": {}", pause.why) };
+        let _ = writeln!(out, "PAUSED by {} since {}{until}{why}; nothing changes by itself", pause.by, utc(pause.at));
+    }
     if let Some(since) = &s.suspended {
         let _ = writeln!(
             out,

@@ -6,7 +6,7 @@
 use crate::api;
 use crate::fsm::blocker::Blocker;
 use crate::fsm::observe::Records;
-use crate::record::{Cause, FenceRecord, JournalRecord, PolicyRecord, TermRecord, WallMillis};
+use crate::record::{Cause, FenceRecord, JournalRecord, PauseRecord, PolicyRecord, TermRecord, WallMillis};
 use cluster::{Instant, NodeId, Term};
 use std::time::Duration;
 
@@ -101,6 +101,17 @@ pub enum Operation {
         /// The node.
         node: NodeId,
     },
+    /// Begin no change of primary but an operator's.
+    Pause {
+        /// Who asks.
+        by: String,
+        /// In their words.
+        why: String,
+        /// It ends by itself after so long; `None`: never.
+        length: Option<Duration>,
+    },
+    /// End the pause.
+    Resume,
 }
 
 /// An operator's answer.
@@ -282,6 +293,8 @@ pub enum ChangeKind {
     Rearm,
     /// An operator's fence, put or removed.
     Fence,
+    /// An operator's pause, put or removed.
+    Pause,
     /// Only the journal; nobody waits for it.
     Journal,
 }
@@ -297,6 +310,7 @@ impl ChangeKind {
             Self::Undrain => "undrain",
             Self::Rearm => "rearm",
             Self::Fence => "fence",
+            Self::Pause => "pause",
             Self::Journal => "journal",
         }
     }
@@ -313,6 +327,8 @@ pub enum Guard {
     Leader(i64),
     /// No `primary` key: the old primary's lease is gone.
     NoPrimary,
+    /// No `pause` key: no operator has forbidden changes that nobody asked for.
+    NotPaused,
 }
 
 /// A record to write.
@@ -326,6 +342,10 @@ pub enum RecordPut {
     Journal(Box<JournalRecord>),
     /// `fences/<node>`.
     Fence(NodeId, FenceRecord),
+    /// `pause`, for so long if it is to end by itself.
+    Pause(PauseRecord, Option<Duration>),
+    /// `spent/<term>`: an automatic failover, counted for so long.
+    Spent(Term, Duration),
 }
 
 /// A record to delete.
@@ -335,6 +355,8 @@ pub enum RecordKey {
     Primary,
     /// `fences/<node>`.
     Fence(NodeId),
+    /// `pause`.
+    Pause,
 }
 
 /// What became of a change.

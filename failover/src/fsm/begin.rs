@@ -85,6 +85,7 @@ impl Planner {
             if let Some((node, fence)) = fence {
                 blockers.push(Blocker::PrimaryFenced { node: node.clone(), by: fence.by.clone() });
             }
+            blockers.extend(self.paused());
             if begin.cause == Cause::Failover {
                 blockers.extend(self.budget(now));
                 blockers.extend(self.loss_too_large(now, &policy));
@@ -175,6 +176,9 @@ impl Planner {
         if !policy.value.protects() {
             guards.push(Guard::NoPrimary);
         }
+        if self.bound_by_pause(&begin) {
+            guards.push(Guard::NotPaused);
+        }
         begin.detected = begin.detected.or(Some(now));
         let journal = self.new_journal(term, &begin, prev.as_ref(), &policy.value);
         let puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(journal))];
@@ -237,7 +241,7 @@ impl Planner {
             return;
         };
         if begin.cause == Cause::Failover && begin.failures == 0 {
-            self.spent.push_back(now);
+            self.spend(now, term.term, out);
         }
         let mut journal = self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value);
         phase(&mut journal, begin.began, begin.detected.unwrap_or(now), "detected");

@@ -144,14 +144,23 @@ pub enum Blocker {
         /// Who.
         by: String,
     },
+    /// An operator wants no change of primary by itself.
+    Paused {
+        /// Who.
+        by: String,
+        /// In their words.
+        why: String,
+    },
+    /// Changes of primary are not paused.
+    NotPaused,
     /// Too many automatic failovers lately.
     BudgetSpent {
         /// Failovers in the window.
         failovers: usize,
         /// The window.
         window_ms: u64,
-        /// Until one more is allowed.
-        next_in_ms: u64,
+        /// Until one more is allowed; `None` when an earlier leader began the oldest of them.
+        next_in_ms: Option<u64>,
     },
     /// Commits are not protected by a quorum: the old primary's lease must be gone first.
     LeaseHeld {
@@ -293,6 +302,8 @@ impl Blocker {
             Self::PrimaryHung { .. } => "primary_hung",
             Self::PrimaryOnOtherTimeline { .. } => "primary_on_other_timeline",
             Self::PrimaryFenced { .. } => "primary_fenced",
+            Self::Paused { .. } => "paused",
+            Self::NotPaused => "not_paused",
             Self::BudgetSpent { .. } => "budget_spent",
             Self::LeaseHeld { .. } => "lease_held",
             Self::ProxiesBehind { .. } => "proxies_behind",
@@ -376,10 +387,19 @@ impl fmt::Display for Blocker {
                 write!(f, "{node} writes timeline {timeline} in term {term}")
             }
             Self::PrimaryFenced { node, by } => write!(f, "writes are stopped: {node} was fenced by {by}"),
-            Self::BudgetSpent { failovers, window_ms, next_in_ms } => write!(
-                f,
-                "{failovers} automatic failovers within {window_ms} ms; the next is allowed in {next_in_ms} ms"
-            ),
+            Self::Paused { by, why } if why.is_empty() => {
+                write!(f, "changes of primary were paused by {by}; `pgtenure resume` ends that")
+            }
+            Self::Paused { by, why } => {
+                write!(f, "changes of primary were paused by {by} ({why}); `pgtenure resume` ends that")
+            }
+            Self::NotPaused => f.write_str("changes of primary are not paused"),
+            Self::BudgetSpent { failovers, window_ms, next_in_ms: Some(next) } => {
+                write!(f, "{failovers} automatic failovers within {window_ms} ms; the next is allowed in {next} ms")
+            }
+            Self::BudgetSpent { failovers, window_ms, next_in_ms: None } => {
+                write!(f, "{failovers} automatic failovers within {window_ms} ms, some of them under an earlier leader")
+            }
             Self::LeaseHeld { node, term } => {
                 write!(f, "{node} may still hold the primary's lease of term {term}")
             }

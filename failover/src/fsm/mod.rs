@@ -8,6 +8,7 @@ pub mod candidate;
 pub mod observe;
 mod opening;
 mod operate;
+mod pause;
 pub mod planner;
 mod rearm;
 mod recruit;

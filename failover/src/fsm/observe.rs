@@ -7,10 +7,10 @@ use crate::api::{AgentState, PostgresState, Sighting, Standby};
 use crate::fsm::blocker::Blocker;
 use crate::fsm::timers::Settings;
 use crate::record::{
-    FenceRecord, JournalRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord,
+    FenceRecord, JournalRecord, MemberRecord, PauseRecord, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord,
 };
 use cluster::{Instant, NodeId, Term};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A record and the `mod_revision` that a change of it compares.
@@ -39,6 +39,10 @@ pub struct Records {
     pub fences: BTreeMap<NodeId, FenceRecord>,
     /// `proxies/*`.
     pub proxies: BTreeMap<String, ProxyRecord>,
+    /// `pause`, while it holds.
+    pub pause: Option<PauseRecord>,
+    /// `spent/*`: terms of automatic failovers within the budget's window.
+    pub spent: BTreeSet<Term>,
     /// The journal of the newest term, if it was read.
     pub journal: Option<JournalRecord>,
 }

@@ -35,6 +35,8 @@ impl Planner {
             }
             Operation::Fence { node, stop_writes, by } => self.fence(now, id, node, stop_writes, by),
             Operation::Unfence { node } => self.unfence(now, id, node),
+            Operation::Pause { by, why, length } => self.pause(now, id, by, why, length),
+            Operation::Resume => self.resume(now, id),
         };
         if let Err(blockers) = begun {
             out.push(Action::Answer { id, answer: Box::new(Answer::Refused(blockers)) });

@@ -19,6 +19,7 @@ use crate::fsm::action::{
 use crate::fsm::blocker::{Blocker, Verdict};
 use crate::fsm::observe::{At, Health, Observed, Records};
 use crate::fsm::operate::FenceOp;
+use crate::fsm::pause::PauseOp;
 use crate::fsm::rearm::Rearm;
 use crate::fsm::report::LsnClock;
 use crate::fsm::round::{Begin, Round};
@@ -40,13 +41,14 @@ pub struct Planner {
     pub(super) rearm: Option<Rearm>,
     pub(super) rearm_not_before: Instant,
     pub(super) fence_ops: Vec<FenceOp>,
+    pub(super) pause_op: Option<PauseOp>,
     pub(super) clock: LsnClock,
     /// Highest term that any agent says it promised.
     pub(super) promised: Term,
     /// The term whose primary this manager has seen at work.
     pub(super) saw_primary: Term,
-    /// When automatic failovers began, newest last.
-    pub(super) spent: VecDeque<Instant>,
+    /// When this leader's automatic failovers began, and their terms; newest last.
+    pub(super) spent: VecDeque<(Instant, Term)>,
     pub(super) wall: WallMillis,
     pub(super) verdict: Verdict,
     pub(super) last: Option<JournalRecord>,
@@ -108,6 +110,7 @@ impl Planner {
             rearm: None,
             rearm_not_before: Instant::default(),
             fence_ops: Vec::new(),
+            pause_op: None,
             clock: LsnClock::default(),
             promised: Term(0),
             saw_primary: Term(0),
@@ -189,6 +192,9 @@ impl Planner {
         let failed = |why: &str| Answer::Failed { why: why.to_owned(), journal: None };
         let why = "this manager lost its leadership; the next leader decides how it goes on";
         for op in std::mem::take(&mut self.fence_ops) {
+            out.push(Action::Answer { id: op.id, answer: Box::new(failed(why)) });
+        }
+        if let Some(op) = self.pause_op.take() {
             out.push(Action::Answer { id: op.id, answer: Box::new(failed(why)) });
         }
         if let Some(id) = self.take_stage_operation() {
@@ -290,6 +296,7 @@ impl Planner {
             ChangeKind::Record => self.recorded(now, revision, out),
             ChangeKind::Drain => self.drained_gate(now),
             ChangeKind::Rearm => self.rearmed(),
+            ChangeKind::Pause => self.pause_written(out),
             ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
         }
     }
@@ -301,6 +308,7 @@ impl Planner {
             ChangeKind::Record => self.record_lost(now, out),
             ChangeKind::Drain => self.drain_lost(out),
             ChangeKind::Rearm => self.rearm = None,
+            ChangeKind::Pause => self.pause_lost(out),
             ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
         }
     }
@@ -314,6 +322,8 @@ impl Planner {
                 RecordPut::Term(value) => records.term = Some(At { value, revision }),
                 RecordPut::Policy(value) => records.policy = Some(At { value, revision }),
                 RecordPut::Fence(node, fence) => drop(records.fences.insert(node, fence)),
+                RecordPut::Pause(pause, _) => records.pause = Some(pause),
+                RecordPut::Spent(term, _) => drop(records.spent.insert(term)),
                 RecordPut::Journal(journal) => self.last = Some(*journal),
             }
         }
@@ -321,6 +331,7 @@ impl Planner {
             match key {
                 RecordKey::Primary => records.primary = None,
                 RecordKey::Fence(node) => drop(records.fences.remove(node)),
+                RecordKey::Pause => records.pause = None,
             }
         }
     }
@@ -346,14 +357,13 @@ impl Planner {
     pub(super) fn write_journal(&mut self, journal: &JournalRecord, out: &mut Vec<Action>) {
         self.last = Some(journal.clone());
         let guards = self.leading.map(Guard::Leader).into_iter().collect();
-        let puts = vec![RecordPut::Journal(Box::new(journal.clone()))];
-        out.push(Action::Change(Box::new(Change {
-            id: 0,
-            kind: ChangeKind::Journal,
-            guards,
-            puts,
-            deletes: Vec::new(),
-        })));
+        self.note(guards, vec![RecordPut::Journal(Box::new(journal.clone()))], out);
+    }
+
+    /// Write something that nobody waits for.
+    pub(super) fn note(&self, guards: Vec<Guard>, puts: Vec<RecordPut>, out: &mut Vec<Action>) {
+        let change = Change { id: 0, kind: ChangeKind::Journal, guards, puts, deletes: Vec::new() };
+        out.push(Action::Change(Box::new(change)));
     }
 
     fn advance(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
@@ -365,6 +375,7 @@ impl Planner {
             return Flow::Wait;
         }
         self.advance_fences(now, out);
+        self.advance_pause(now, out);
         if let Some(pending) = &mut self.pending {
             if matches!(pending.state, PendingState::RetryAt(at) if now >= at) {
                 pending.state = PendingState::Sent;
@@ -474,16 +485,29 @@ impl Planner {
         }
     }
 
-    /// May automatic failovers go on? Otherwise the blocker.
+    /// May automatic failovers go on? Otherwise the blocker. Those that earlier leaders began count too: etcd keeps them
+    /// for the window's length.
     pub(super) fn budget(&mut self, now: Instant) -> Option<Blocker> {
         let window = self.settings.failover_window;
-        while self.spent.front().is_some_and(|at| now.since(*at) >= window) {
+        while self.spent.front().is_some_and(|(at, _)| now.since(*at) >= window) {
             self.spent.pop_front();
         }
-        let oldest = self.spent.front().filter(|_| self.spent.len() >= self.settings.failover_budget)?;
-        let next = window.saturating_sub(now.since(*oldest));
+        let spent = self.failovers_spent(now);
+        if spent < self.settings.failover_budget {
+            return None;
+        }
         let ms = crate::fsm::observe::millis;
-        Some(Blocker::BudgetSpent { failovers: self.spent.len(), window_ms: ms(window), next_in_ms: ms(next) })
+        let oldest = self.spent.front().filter(|_| self.spent.len() == spent);
+        let next_in_ms = oldest.map(|(at, _)| ms(window.saturating_sub(now.since(*at))));
+        Some(Blocker::BudgetSpent { failovers: spent, window_ms: ms(window), next_in_ms })
+    }
+
+    /// Automatic failovers within the window, ours and earlier leaders'.
+    pub(super) fn failovers_spent(&self, now: Instant) -> usize {
+        let ours = self.spent.iter().filter(|(at, _)| now.since(*at) < self.settings.failover_window);
+        let mine: Vec<Term> = ours.map(|(_, term)| *term).collect();
+        let gone = |t: &&Term| !self.spent.iter().any(|(_, mine)| mine == *t);
+        mine.len() + self.seen.records.spent.iter().filter(gone).count()
     }
 
     /// A begin for reasons seen rather than asked for.
@@ -518,7 +542,8 @@ fn made(change: &Change, records: &Records) -> Option<i64> {
             RecordPut::Term(want) => records.term.as_ref().filter(|t| t.value == *want).map(|t| t.revision),
             RecordPut::Policy(want) => records.policy.as_ref().filter(|p| p.value == *want).map(|p| p.revision),
             RecordPut::Fence(node, want) => (records.fences.get(node) == Some(want)).then_some(records.revision),
-            RecordPut::Journal(_) => continue,
+            RecordPut::Pause(want, _) => (records.pause.as_ref() == Some(want)).then_some(records.revision),
+            RecordPut::Journal(_) | RecordPut::Spent(..) => continue,
         };
         revision = Some(shown?);
     }
@@ -526,7 +551,8 @@ fn made(change: &Change, records: &Records) -> Option<i64> {
         match key {
             RecordKey::Primary => {} // goes with the term record
             RecordKey::Fence(node) if records.fences.contains_key(node) => return None,
-            RecordKey::Fence(_) => revision = revision.or(Some(records.revision)),
+            RecordKey::Pause if records.pause.is_some() => return None,
+            RecordKey::Fence(_) | RecordKey::Pause => revision = revision.or(Some(records.revision)),
         }
     }
     revision

@@ -6,7 +6,7 @@ use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::Planner;
 use crate::fsm::sync_set;
-use crate::record::{JournalRecord, Mode, Phase, PolicyRecord, Suspension};
+use crate::record::{JournalRecord, Mode, PauseRecord, Phase, PolicyRecord, Suspension};
 use cluster::{Endpoint, Instant, Lsn, NodeId, Role, Term, TimelineId};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,9 @@ pub struct Status {
     pub proxies: Vec<ProxyStatus>,
     /// Would losing the primary now be safe?
     pub safe_to_lose_primary: Safety,
+    /// An operator wants no change of primary by itself.
+    #[serde(default)]
+    pub paused: Option<PauseRecord>,
     /// What the planner does or waits for.
     pub verdict: Verdict,
     /// `verdict` in words.
@@ -140,6 +143,7 @@ impl Planner {
             nodes: self.seen.records.members.keys().map(|n| self.node_status(now, n)).collect(),
             proxies: self.proxy_status(),
             safe_to_lose_primary: self.safety(now),
+            paused: self.seen.records.pause.clone(),
             verdict: self.verdict.clone(),
             verdict_text: words(&self.verdict),
             last_failover: self.last.clone(),
@@ -251,9 +255,12 @@ impl Planner {
         if let Verdict::Hold { blockers } = &self.verdict {
             why.extend(blockers.iter().map(ToString::to_string));
         }
-        let spent = self.spent.iter().filter(|at| now.since(**at) < self.settings.failover_window).count();
+        let spent = self.failovers_spent(now);
         if spent >= self.settings.failover_budget {
             why.push(format!("the budget of {spent} automatic failovers is spent"));
+        }
+        if let Some(pause) = &self.seen.records.pause {
+            why.push(Blocker::Paused { by: pause.by.clone(), why: pause.why.clone() }.to_string());
         }
         if policy.mode == Mode::Async {
             why.push("async mode: what no standby has received would be lost".into());

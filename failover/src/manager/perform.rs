@@ -5,7 +5,7 @@ use crate::fsm::action::{
 };
 use crate::manager::client;
 use crate::metrics::Metrics;
-use crate::store::{Compare, Store, StoreError, Txn};
+use crate::store::{Compare, LeaseId, Put, Store, StoreError, Txn};
 use cluster::keys::Keys;
 use cluster::secret::Secret;
 use cluster::{Endpoint, NodeId};
@@ -45,7 +45,12 @@ impl Performer {
 
     /// Try a transaction and tell the planner its outcome.
     pub(super) async fn change(self, store: Arc<dyn Store>, change: Change) {
-        let outcome = match store.txn(self.txn(&change)).await {
+        let made = match self.lease(&*store, &change).await {
+            Ok(lease) => store.txn(self.txn(&change, lease)).await,
+            // Whatever became of the lease, nothing is bound to it.
+            Err(error) => Err(StoreError::Unavailable { what: "granting a lease", why: error.to_string() }),
+        };
+        let outcome = match made {
             Ok(done) if done.succeeded => ChangeOutcome::Done(done.revision),
             Ok(_) => ChangeOutcome::Lost,
             Err(error) => {
@@ -62,7 +67,20 @@ impl Performer {
         let _ = self.inputs.send(Input::Changed { id: change.id, outcome }).await;
     }
 
-    fn txn(&self, change: &Change) -> Txn {
+    /// The lease that a record of limited life is bound to. One that is then not used runs out by itself.
+    async fn lease(&self, store: &dyn Store, change: &Change) -> Result<Option<LeaseId>, StoreError> {
+        let ttl = change.puts.iter().find_map(|p| match p {
+            RecordPut::Pause(_, length) => *length,
+            RecordPut::Spent(_, length) => Some(*length),
+            RecordPut::Term(_) | RecordPut::Policy(_) | RecordPut::Journal(_) | RecordPut::Fence(..) => None,
+        });
+        match ttl {
+            Some(ttl) => store.grant(ttl).await.map(|granted| Some(granted.lease)),
+            None => Ok(None),
+        }
+    }
+
+    fn txn(&self, change: &Change, lease: Option<LeaseId>) -> Txn {
         let keys = &self.keys;
         let mut txn = Txn::new();
         for guard in &change.guards {
@@ -71,6 +89,7 @@ impl Performer {
                 Guard::Policy(revision) => Compare::ModRevision(keys.policy(), *revision),
                 Guard::Leader(revision) => Compare::ModRevision(keys.manager(), *revision),
                 Guard::NoPrimary => Compare::Absent(keys.primary()),
+                Guard::NotPaused => Compare::Absent(keys.pause()),
             });
         }
         for put in &change.puts {
@@ -79,16 +98,26 @@ impl Performer {
                 RecordPut::Policy(r) => txn.put(keys.policy(), json(r)),
                 RecordPut::Journal(r) => txn.put(keys.journal(r.term), json(r)),
                 RecordPut::Fence(node, r) => txn.put(keys.fence(node), json(r)),
+                RecordPut::Pause(r, _) => Txn { puts: with(txn.puts, keys.pause(), json(r), lease), ..txn },
+                RecordPut::Spent(term, _) => {
+                    Txn { puts: with(txn.puts, keys.spent_on(*term), Vec::from("{}"), lease), ..txn }
+                }
             };
         }
         for key in &change.deletes {
             txn = txn.delete(match key {
                 RecordKey::Primary => keys.primary(),
                 RecordKey::Fence(node) => keys.fence(node),
+                RecordKey::Pause => keys.pause(),
             });
         }
         txn
     }
+}
+
+fn with(mut puts: Vec<Put>, key: String, value: Vec<u8>, lease: Option<LeaseId>) -> Vec<Put> {
+    puts.push(Put { key, value, lease });
+    puts
 }
 
 pub(super) fn json<T: Serialize>(value: &T) -> Vec<u8> {
@@ -124,7 +153,8 @@ fn log_outcome(change: &Change, outcome: &ChangeOutcome) {
     let term = change.puts.iter().find_map(|p| match p {
         RecordPut::Term(t) => Some(t.term.0),
         RecordPut::Journal(j) => Some(j.term.0),
-        RecordPut::Policy(_) | RecordPut::Fence(..) => None,
+        RecordPut::Spent(term, _) => Some(term.0),
+        RecordPut::Policy(_) | RecordPut::Fence(..) | RecordPut::Pause(..) => None,
     });
     match outcome {
         ChangeOutcome::Done(_) if journal => debug!(term, "journal written"),

@@ -3,7 +3,7 @@
 use crate::fsm::action::Input;
 use crate::fsm::observe::{At, Records};
 use crate::metrics::Metrics;
-use crate::record::{LeaderRecord, LossReport};
+use crate::record::{LeaderRecord, LossReport, PauseRecord};
 use crate::store::{Range, Snapshot, Store, StoreError, Versioned};
 use cluster::keys::Keys;
 use cluster::{Clock, Instant, Term};
@@ -102,8 +102,8 @@ impl Reader {
 
     fn ranges(&self, newest: Term) -> Vec<Range> {
         let k = &self.keys;
-        let keys = [k.term(), k.policy(), k.primary(), k.manager(), k.journal(newest)];
-        let prefixes = [k.members(), k.fences(), k.proxies()];
+        let keys = [k.term(), k.policy(), k.primary(), k.manager(), k.pause(), k.journal(newest)];
+        let prefixes = [k.members(), k.fences(), k.proxies(), k.spent()];
         keys.into_iter().map(Range::Key).chain(prefixes.into_iter().map(Range::Prefix)).collect()
     }
 
@@ -137,8 +137,20 @@ pub(super) fn parse(keys: &Keys, snapshot: &Snapshot) -> Records {
         members: below(snapshot, &keys.members()),
         fences: below(snapshot, &keys.fences()),
         proxies: below(snapshot, &keys.proxies()),
+        pause: snapshot.get(&keys.pause()).map(paused),
+        spent: snapshot.under(&keys.spent()).filter_map(|v| term_of(&v.key)).collect(),
         journal,
     }
+}
+
+/// A pause holds also when its record cannot be understood.
+fn paused(found: &Versioned) -> PauseRecord {
+    let unreadable = || PauseRecord { by: "somebody".into(), why: String::new(), at: 0, until: None };
+    one(found).unwrap_or_else(unreadable)
+}
+
+fn term_of(key: &str) -> Option<Term> {
+    key.rsplit('/').next()?.parse().ok().map(Term)
 }
 
 /// A record, if it can be understood.

@@ -286,6 +286,8 @@ impl World {
                     RecordPut::Term(value) => self.records.term = Some(At { value, revision }),
                     RecordPut::Policy(value) => self.records.policy = Some(At { value, revision }),
                     RecordPut::Fence(node, fence) => drop(self.records.fences.insert(node, fence)),
+                    RecordPut::Pause(pause, _) => self.records.pause = Some(pause),
+                    RecordPut::Spent(term, _) => drop(self.records.spent.insert(term)),
                     RecordPut::Journal(journal) => self.records.journal = Some(*journal),
                 }
             }
@@ -293,6 +295,7 @@ impl World {
                 match key {
                     RecordKey::Primary => self.records.primary = None,
                     RecordKey::Fence(node) => drop(self.records.fences.remove(node)),
+                    RecordKey::Pause => self.records.pause = None,
                 }
             }
         }
@@ -436,7 +439,8 @@ impl World {
         self.answer(&node, kind, Err(error))
     }
 
-    /// `op ID switchover|failover [to=] [expect=] [lossy]`, `op ID fence NODE [stop_writes]`, `op ID unfence NODE`
+    /// `op ID switchover|failover [to=] [expect=] [lossy]`, `op ID fence NODE [stop_writes]`, `op ID unfence NODE`,
+    /// `op ID pause [for=] [why=]`, `op ID resume`
     fn operator(&mut self, words: &mut Words<'_>) -> Done {
         let id = words.parse()?;
         let operation = match words.next()? {
@@ -453,6 +457,11 @@ impl World {
                 Operation::Fence { node, stop_writes: words.flag("stop_writes"), by: "me".into() }
             }
             "unfence" => Operation::Unfence { node: words.parse()? },
+            "pause" => {
+                let length = words.optional::<cluster::config::Span>("for")?.map(|s| s.0);
+                Operation::Pause { by: "me".into(), why: words.optional("why")?.unwrap_or_default(), length }
+            }
+            "resume" => Operation::Resume,
             other => return Err(format!("unknown operation {other}")),
         };
         self.step(Input::Operator { id, operation });

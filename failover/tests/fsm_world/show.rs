@@ -16,12 +16,16 @@ pub(super) fn verdict(verdict: &Verdict) -> String {
 pub(super) fn action(action: &Action) -> String {
     match action {
         Action::Send { node, command, .. } => format!("send {node}: {}", order(command)),
-        Action::Change(change) if change.kind == ChangeKind::Journal => "write journal".into(),
+        Action::Change(change) if change.kind == ChangeKind::Journal => match change.puts.as_slice() {
+            [RecordPut::Spent(term, _)] => format!("count failover {term}"),
+            _ => "write journal".into(), // whatever it says is shown when the round ends
+        },
         Action::Change(change) => {
             let puts: Vec<String> = change.puts.iter().map(put).collect();
             let deletes = change.deletes.iter().map(|d| match d {
                 RecordKey::Primary => "delete primary".to_owned(),
                 RecordKey::Fence(node) => format!("delete fence {node}"),
+                RecordKey::Pause => "delete pause".to_owned(),
             });
             let all: Vec<String> = puts.into_iter().chain(deletes).filter(|p| !p.is_empty()).collect();
             let guards: Vec<&str> = change.guards.iter().map(guard).collect();
@@ -63,6 +67,8 @@ fn put(put: &RecordPut) -> String {
         }
         RecordPut::Policy(p) => format!("policy epoch={} suspended={}", p.epoch, p.suspended.is_some()),
         RecordPut::Journal(_) => String::new(),
+        RecordPut::Pause(p, length) => format!("pause by {} for {length:?}", p.by),
+        RecordPut::Spent(term, _) => format!("failover {term} counted"),
         RecordPut::Fence(node, f) => format!("fence {node} by {} stop_writes={}", f.by, f.stop_writes),
     }
 }
@@ -73,6 +79,7 @@ const fn guard(guard: &Guard) -> &'static str {
         Guard::Policy(_) => "policy",
         Guard::Leader(_) => "leader",
         Guard::NoPrimary => "no primary",
+        Guard::NotPaused => "not paused",
     }
 }
 
