@@ -95,12 +95,56 @@ fn a_clients_application_name_is_on_its_server() {
     }
     assert!(ok(&mut a, "set application_name = 'third'").contains(&"S application_name=third".to_owned()));
     assert_eq!(value(&mut a, "show application_name"), "third");
-    let seen = ok(&mut a, "reset application_name");
-    // The server falls back to no name; the client's own is put right behind it.
-    assert!(seen.contains(&"S application_name=".to_owned()), "{seen:?}");
-    assert_eq!(a.next(), "S application_name=first");
+    // The server falls back to no name, the client to its own.
+    assert_eq!(a.query("reset application_name"), ["C RESET", "S application_name=first", "Z I"]);
     assert_eq!(value(&mut a, "show application_name"), "first");
     assert_eq!(value(&mut b, "show application_name"), "second");
+}
+
+/// Everything that may change the name of a client that gave one at its login, or gave none: what it is told, and when,
+/// is what it would be told by its own server.
+#[test]
+fn a_client_is_told_of_its_name_what_its_own_server_would_tell() {
+    let c = two_servers();
+    c.nodes[0].psql("alter role app set application_name = 'of the role'");
+    for name in [Some("first"), Some("of the role"), Some(""), Some("Umläute"), None] {
+        let startup: Vec<(&str, &str)> = name.map(|name| ("application_name", name)).into_iter().collect();
+        let (mut pooled, mut direct) = (Raw::login(c.port, &startup), Raw::login(c.nodes[0].port, &startup));
+        for sql in [
+            "show application_name",
+            "reset application_name",
+            "discard all",
+            "set application_name = 'third'",
+            "set application_name = 'third'",
+            "reset application_name",
+            "reset all",
+            "set application_name = ''",
+            "select 1",
+            "show application_name",
+            "reset application_name",
+            "set application_name = 'of the role'",
+            "show application_name",
+            "set application_name to default",
+            "show application_name",
+            "begin; set application_name = 'fourth'",
+            "rollback",
+            "set application_name = 'fifth'",
+            "begin; reset application_name",
+            "savepoint s",
+            "rollback",
+            "show application_name",
+            "discard all",
+            "set application_name = 'a'; reset application_name; set application_name = 'b'; select 1/0",
+            "begin; reset all",
+            "set local application_name = 'local'",
+            "commit",
+            "select set_config('application_name', '', false)",
+            "show application_name",
+            "discard all",
+        ] {
+            assert_eq!(pooled.query(sql), direct.query(sql), "{sql}, application_name {name:?}");
+        }
+    }
 }
 
 #[test]

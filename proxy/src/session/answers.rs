@@ -6,7 +6,9 @@ use crate::metrics::Source;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::durability::Level;
 use crate::session::presence::Activity;
-use crate::session::relay::{Event, PROTOCOL_VIOLATION, Undo};
+use crate::session::relay::{Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
+use crate::session::server::Meta;
+use crate::session::tracking::Tracking;
 use crate::sql::{FunctionTable, Pins, classify};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
@@ -14,6 +16,30 @@ use crate::wire::error_response::{ClientError, Doubt};
 use cluster::Role;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+
+/// What the relay asks of a session.
+struct Conversation<'a> {
+    meta: &'a Meta,
+    tracking: &'a Tracking,
+}
+
+impl Host for Conversation<'_> {
+    fn not_replicated(&self) -> ClientError {
+        ClientError::CommitUnknown { node: self.meta.node.clone(), term: self.meta.term, doubt: Doubt::NotReplicated }
+    }
+
+    fn name_told(&self, value: &str) -> Option<&str> {
+        self.tracking.name_told(value, self.meta)
+    }
+
+    fn name_taken_back(&self) -> Option<(&str, &str)> {
+        self.tracking.name_taken_back(self.meta)
+    }
+
+    fn name_known(&self) -> Option<&str> {
+        self.tracking.name_known()
+    }
+}
 
 impl Session {
     pub(super) fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
@@ -42,16 +68,15 @@ impl Session {
             return Err(Turn::Lost(Loss::ViewStale));
         }
         let meta = &server.meta;
-        let not_replicated =
-            || ClientError::CommitUnknown { node: meta.node.clone(), term: meta.term, doubt: Doubt::NotReplicated };
+        let host = Conversation { meta, tracking: &self.tracking };
         // A cancelled wait for a standby is told by a notice, unless the session has switched notices off.
         if self.cancelled && self.hides_notices() {
-            self.relay.doubt(not_replicated());
+            self.relay.doubt(host.not_replicated());
         }
         self.relay.head_kept = self.retained_lens.front().is_some_and(|&len| len > 0);
         let hiding = self.relay.hiding();
         let mut sink = Sink::new(self.w.take_spare());
-        let progress = self.relay.server_bytes(input, &mut sink, &not_replicated);
+        let progress = self.relay.server_bytes(input, &mut sink, &host);
         self.tally.add(Counter::Sent, sink.len() as u64);
         let sent = self.to_client.send(&mut self.client, sink.bytes(input));
         self.w.put_spare(sink.into_spare());
@@ -99,14 +124,14 @@ impl Session {
         for text in std::mem::take(&mut self.relay.retired) {
             self.w.texts.borrow_mut().retire(&text);
         }
-        for (name, value) in std::mem::take(&mut self.relay.reported) {
+        for Reported { name, value, instead } in std::mem::take(&mut self.relay.reported) {
             self.learn(&name, &value);
             if let Some(server) = &mut self.server {
                 server.meta.report(&name, &value);
             }
             if !hidden {
                 self.reported = true;
-                self.tracking.tell(name, value);
+                self.tracking.tell(name, instead.unwrap_or(value));
             }
         }
         self.tracking.failed |= !self.relay.errors.is_empty();

@@ -4,7 +4,7 @@
 use crate::config::PoolMode;
 use crate::pool::Pool;
 use crate::session::client::{Session, Tail};
-use crate::session::relay::{Entry, Event, Kind, Relay};
+use crate::session::relay::{Entry, Event, Kind, Relay, Reported};
 use crate::session::server::Server;
 use crate::sql::PinReason;
 use crate::wire::backend::TxStatus;
@@ -173,7 +173,7 @@ impl Drained {
             let mut nobody = Sink::default();
             let progress = self.relay.server_bytes(&self.rest, &mut nobody, &|| ClientError::ShuttingDown);
             self.rest.drain(..progress.consumed);
-            for (name, value) in std::mem::take(&mut self.relay.reported) {
+            for Reported { name, value, .. } in std::mem::take(&mut self.relay.reported) {
                 self.server.meta.report(&name, &value);
             }
             // All statements are discarded in the end.

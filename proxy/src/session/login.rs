@@ -419,7 +419,7 @@ impl Greeter<'_> {
             };
             (want.identity.clone(), settings, None)
         };
-        let application_name = application_name(startup.application_name, &identity.parameters);
+        let application_name = startup.application_name.as_deref().map(shown_name);
         let hello = hello(&settings, application_name.as_deref());
         let Want { credentials, causality, .. } = want;
         let (w, origin) = (self.w.clone(), self.origin);
@@ -439,11 +439,9 @@ impl Greeter<'_> {
     }
 }
 
-/// The name that the client's session begins with, as a server shows it. `None` when its options may give one.
-fn application_name(given: Option<String>, parameters: &[(String, String)]) -> Option<String> {
-    let options = parameters.iter().any(|(_, v)| v.contains("application_name"));
-    let clean = |name: String| name.chars().take(63).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
-    given.map(clean).or_else(|| (!options).then(String::new))
+/// The name of an application as a server shows it.
+fn shown_name(given: &str) -> String {
+    given.bytes().take(63).map(|b| if matches!(b, b' '..=b'~') { b as char } else { '?' }).collect()
 }
 
 /// What the client reads before its first ReadyForQuery, but for its key.

@@ -15,6 +15,7 @@ pub use hidden::Hidden;
 
 use crate::session::outcome::Record;
 use crate::session::statements::{Text, Unnamed};
+use crate::session::tracking::APPLICATION_NAME;
 use crate::wire::backend::{self, TxStatus, fields};
 use crate::wire::codec::{BadLength, Sink, head};
 use crate::wire::error_response::ClientError;
@@ -55,6 +56,13 @@ pub enum Event {
     Violation(&'static str),
 }
 
+impl Reported {
+    /// What the client was told.
+    fn told(&self) -> &str {
+        self.instead.as_ref().unwrap_or(&self.value)
+    }
+}
+
 /// How much of the server's bytes was used.
 #[derive(Debug)]
 pub struct Progress {
@@ -65,7 +73,43 @@ pub struct Progress {
 }
 
 /// A setting the server reported.
-pub type Reported = (String, String);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// Its name, as the server spells it.
+    pub name: String,
+    /// Its value there.
+    pub value: String,
+    /// The value that the client was told in its place; `None` when it is the same.
+    pub instead: Option<String>,
+}
+
+/// What the relay has to ask of its session while it passes answers on.
+pub trait Host {
+    /// The error to report for a success that no standby has.
+    fn not_replicated(&self) -> ClientError;
+
+    /// The server reports that value as the `application_name`: what it is to the client, when that is another.
+    fn name_told(&self, _value: &str) -> Option<&str> {
+        None
+    }
+
+    /// The server's and the client's own `application_name`, when that was taken back on a server that had its login's
+    /// already and so reports nothing.
+    fn name_taken_back(&self) -> Option<(&str, &str)> {
+        None
+    }
+
+    /// The `application_name` that the client was told last, when that may be told again without need.
+    fn name_known(&self) -> Option<&str> {
+        None
+    }
+}
+
+impl<F: Fn() -> ClientError> Host for F {
+    fn not_replicated(&self) -> ClientError {
+        self()
+    }
+}
 
 /// The state of the conversation with the server that the session holds.
 #[derive(Debug, Default)]
@@ -208,13 +252,8 @@ impl Relay {
         self.copy_in = false;
     }
 
-    /// Deal with bytes of the server. `not_replicated` is the error to report for a success that no standby has.
-    pub fn server_bytes(
-        &mut self,
-        input: &[u8],
-        sink: &mut Sink,
-        not_replicated: &dyn Fn() -> ClientError,
-    ) -> Progress {
+    /// Deal with bytes of the server.
+    pub fn server_bytes(&mut self, input: &[u8], sink: &mut Sink, host: &dyn Host) -> Progress {
         let (mut at, mut mark, mut visible) = (0, 0, false);
         let event = loop {
             if self.body_left > 0 {
@@ -248,7 +287,7 @@ impl Relay {
                 break None;
             }
             let frame = &input[at..end];
-            match self.frame(head.kind, frame, input, at..end, sink, not_replicated) {
+            match self.frame(head.kind, frame, input, at..end, sink, host) {
                 Step::Pass { shown } => visible |= shown,
                 Step::Ready { begun } => {
                     visible = begun;
@@ -297,7 +336,7 @@ impl Relay {
         input: &[u8],
         span: std::ops::Range<usize>,
         sink: &mut Sink,
-        not_replicated: &dyn Fn() -> ClientError,
+        host: &dyn Host,
     ) -> Step {
         if self.hiding && kind != b'A' {
             return self.hide_frame(kind, frame);
@@ -333,6 +372,7 @@ impl Relay {
                 self.answered += 1;
                 self.ended += usize::from(status == TxStatus::Idle);
                 self.settle();
+                self.take_name_back(input, sink, host);
                 sink.pass(input, span);
                 let before = sink.len();
                 self.local_answers(input, sink);
@@ -392,7 +432,7 @@ impl Relay {
             b'N' => {
                 let f = fields(frame);
                 if f.routine == b"SyncRepWaitForLSN" {
-                    self.doubt(not_replicated());
+                    self.doubt(host.not_replicated());
                 }
                 let shown = self.ours_first(input, sink);
                 if !f.code.starts_with(b"57P") {
@@ -401,9 +441,8 @@ impl Relay {
                 Step::Pass { shown }
             }
             b'S' => {
-                self.report(frame);
                 let shown = self.ours_first(input, sink);
-                sink.pass(input, span);
+                self.report(frame, input, span, sink, host);
                 Step::Pass { shown }
             }
             b'A' => {
@@ -415,10 +454,44 @@ impl Relay {
         }
     }
 
-    fn report(&mut self, frame: &[u8]) {
+    /// A setting is reported that the client is not told of.
+    fn learn(&mut self, frame: &[u8]) {
         if let Some((name, value)) = backend::parameter_status(frame) {
-            self.reported.push((name.to_owned(), value.to_owned()));
+            let (name, value) = (name.to_owned(), value.to_owned());
+            self.reported.push(Reported { name, value, instead: None });
         }
+    }
+
+    /// Nothing has failed, so the name of the application is what it was at the client's login.
+    fn take_name_back(&mut self, input: &[u8], sink: &mut Sink, host: &dyn Host) {
+        let Some((login, own)) = host.name_taken_back() else { return };
+        let reported = self.reported.iter().any(|r| r.name == APPLICATION_NAME);
+        if reported || host.name_known() == Some(own) || !self.errors.is_empty() || self.status == TxStatus::Failed {
+            return;
+        }
+        backend::write_parameter_status(sink.insert(input), APPLICATION_NAME, own);
+        let (name, value) = (APPLICATION_NAME.to_owned(), login.to_owned());
+        self.reported.push(Reported { name, value, instead: Some(own.to_owned()) });
+    }
+
+    /// A setting is reported. The name of the application is passed on as its client knows it, and only when that has
+    /// changed.
+    fn report(&mut self, frame: &[u8], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink, host: &dyn Host) {
+        let Some((name, value)) = backend::parameter_status(frame) else { return sink.pass(input, span) };
+        let mut instead = None;
+        if name == APPLICATION_NAME {
+            let told = host.name_told(value);
+            instead = told.map(str::to_owned);
+            let last = self.reported.iter().rev().find(|r| r.name == name).map(Reported::told);
+            match (last.or_else(|| host.name_known()), told) {
+                (Some(known), _) if known == told.unwrap_or(value) => {}
+                (_, Some(told)) => backend::write_parameter_status(sink.insert(input), name, told),
+                (_, None) => sink.pass(input, span),
+            }
+        } else {
+            sink.pass(input, span);
+        }
+        self.reported.push(Reported { name: name.to_owned(), value: value.to_owned(), instead });
     }
 
     /// Hand a frame on, unless the unit's answers are withheld.

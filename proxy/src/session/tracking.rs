@@ -23,6 +23,9 @@ const ASKABLE: [(PinReason, &str); 4] = [
     (PinReason::Prepare, "EXISTS(SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)"),
 ];
 
+/// The one setting of the startup packet that servers are not logged in with.
+pub const APPLICATION_NAME: &str = "application_name";
+
 /// What the query of ours in flight is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -140,7 +143,8 @@ impl Tracking {
         let names = std::mem::take(&mut self.touched.names);
         let now: Vec<(&str, Option<&str>)> =
             names.iter().map(|name| (name.as_ref(), server.reported(name).map(|(_, now)| now))).collect();
-        self.settle(&now, false, pins, server);
+        let back = std::mem::take(&mut self.touched.renamed_back);
+        self.settle(&now, (false, back), pins, server);
         true
     }
 
@@ -175,12 +179,19 @@ impl Tracking {
             let touched = std::mem::take(&mut self.touched);
             self.stuck |= touched.nameless;
             let values: Vec<_> = rows.iter().filter(|r| r.0 == 's').map(|r| (r.1.as_str(), r.2.as_deref())).collect();
-            self.settle(&values, touched.every, pins, server);
+            self.settle(&values, (touched.every, touched.renamed_back), pins, server);
         }
     }
 
-    /// These are the values now, of some settings or of all that there are.
-    fn settle(&mut self, values: &[(&str, Option<&str>)], all: bool, pins: &mut Pins, server: &impl Reports) {
+    /// These are the values now, of some settings or of all that there are; `back`: the name of the application was
+    /// taken back.
+    fn settle(
+        &mut self,
+        values: &[(&str, Option<&str>)],
+        (all, back): (bool, bool),
+        pins: &mut Pins,
+        server: &impl Reports,
+    ) {
         let mut settings = Settings::clone(&self.settings);
         if all {
             settings.clear();
@@ -189,8 +200,8 @@ impl Tracking {
             settings.set(name, *value);
         }
         // A reset name is the one that the proxy logged in with.
-        let name = "application_name";
-        let reset = server.reported(name).is_some_and(|(login, now)| login == now);
+        let name = APPLICATION_NAME;
+        let reset = back && server.reported(name).is_some_and(|(login, now)| login == now);
         if self.application_name.is_some() && (reset || settings.get(name).is_none()) {
             settings.set(name, self.application_name.as_deref());
         }
@@ -238,6 +249,31 @@ impl Tracking {
         self.channels.iter().map(quoted).collect::<Vec<_>>().join(";")
     }
 
+    /// The server reports this name of the application. What the client is told in its place, when that is another: the
+    /// server falls back to the name of the proxy's login, and the client to that of its own.
+    pub fn name_told(&self, value: &str, server: &impl Reports) -> Option<&str> {
+        let own = self.application_name.as_deref()?;
+        let (login, _) = server.reported(APPLICATION_NAME)?;
+        (self.touched.renamed_back && value == login).then_some(own)
+    }
+
+    /// The name of the application of the server's login and the client's own, when that was taken back and the server
+    /// has the first.
+    pub fn name_taken_back<'a>(&'a self, server: &'a impl Reports) -> Option<(&'a str, &'a str)> {
+        if !self.touched.renamed_back {
+            return None;
+        }
+        let (login, now) = server.reported(APPLICATION_NAME)?;
+        self.application_name.as_deref().filter(|_| login == now).map(|own| (login, own))
+    }
+
+    /// The name of the application as the client was told it last. `None` when it has none of its own.
+    pub fn name_known(&self) -> Option<&str> {
+        let own = self.application_name.as_deref()?;
+        let told = self.told.iter().find(|(n, _)| n == APPLICATION_NAME);
+        Some(told.map_or(own, |(_, value)| value.as_str()))
+    }
+
     /// The server has reported a setting, and the client has read it.
     pub fn tell(&mut self, name: String, value: String) {
         self.told.retain(|(n, _)| *n != name);
@@ -259,7 +295,11 @@ impl Tracking {
                 corrected.push((name.clone(), value.clone()));
             }
         }
-        self.told.retain(|(n, v)| !base.iter().any(|(bn, bv)| bn == n && bv == v));
+        let own = self.application_name.as_deref();
+        self.told.retain(|(n, v)| match own {
+            Some(own) if n == APPLICATION_NAME => v != own,
+            _ => !base.iter().any(|(bn, bv)| bn == n && bv == v),
+        });
         corrected
     }
 }

@@ -44,6 +44,10 @@ fn a_reset_application_name_is_the_clients_own() {
     touch(&mut t, &mut pins, "reset application_name");
     assert_eq!(t.question(&mut pins, &Fixed(&[("application_name", "pgtenure", "pgtenure")])), None);
     assert_eq!(t.settings.get("application_name"), Some("app"));
+    // One that was given is the client's, be it the proxy's own.
+    touch(&mut t, &mut pins, "set application_name = pgtenure");
+    assert_eq!(t.question(&mut pins, &Fixed(&[("application_name", "pgtenure", "pgtenure")])), None);
+    assert_eq!(t.settings.get("application_name"), Some("pgtenure"));
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub struct Touched {
     pub nameless: bool,
     /// These may have, in lower case.
     pub names: BTreeSet<Box<str>>,
+    /// The last statement about `application_name` takes it back to what the session began with.
+    pub renamed_back: bool,
 }
 
 impl Touched {
@@ -67,7 +69,7 @@ impl Touched {
             self.reset(s);
         } else if is(b"discard") {
             if s.next_is(b"all") {
-                self.every = true;
+                (self.every, self.renamed_back) = (true, true);
             }
         } else if is(b"do") || is(b"call") {
             // What runs inside is not followed; the names it spells out are asked for.
@@ -103,7 +105,10 @@ impl Touched {
             _ => None,
         };
         match name {
-            Some(name) => self.name(name),
+            Some(name) => {
+                self.renamed_back &= Naming::of(name) != Naming::ApplicationName;
+                self.name(name);
+            }
             None => (self.every, self.nameless) = (true, true),
         }
     }
@@ -129,13 +134,17 @@ impl Touched {
                 "default_transaction_deferrable",
             ]);
         } else {
-            self.setting(s);
+            let names = self.setting(s);
+            if names == Naming::ApplicationName {
+                let assigned = s.next_is(b"to") || s.peek() == Some(Token::Operator) && s.next().is_some();
+                self.renamed_back = assigned && s.next_is(b"default");
+            }
         }
     }
 
     fn reset(&mut self, s: &mut Scan<'_>) {
         if s.next_is(b"all") {
-            self.every = true;
+            (self.every, self.renamed_back) = (true, true);
         } else if s.next_is(b"session") {
             if s.next_is(b"authorization") {
                 self.all_of(&["session_authorization", "role"]);
@@ -143,12 +152,13 @@ impl Touched {
                 self.qualified(s, b"session");
             }
         } else {
-            self.setting(s);
+            let names = self.setting(s);
+            self.renamed_back |= names == Naming::ApplicationName;
         }
     }
 
     /// The name of a setting, or the words that stand for one.
-    fn setting(&mut self, s: &mut Scan<'_>) {
+    fn setting(&mut self, s: &mut Scan<'_>) -> Naming {
         match s.next() {
             Some(Token::Word(word)) => {
                 let is = |name: &[u8]| word.eq_ignore_ascii_case(name);
@@ -162,12 +172,17 @@ impl Touched {
                     self.all_of(&["xmloption"]);
                 } else {
                     self.qualified(s, word);
+                    return Naming::of(word);
                 }
             }
-            Some(Token::Quoted(word)) if !word.contains(&b'"') => self.qualified(s, word),
+            Some(Token::Quoted(word)) if !word.contains(&b'"') => {
+                self.qualified(s, word);
+                return Naming::of(word);
+            }
             // A syntax error, most likely.
             _ => self.every = true,
         }
+        Naming::Other
     }
 
     /// A name that may go on behind dots.
@@ -216,6 +231,19 @@ impl Touched {
                 self.name(run);
             }
         }
+    }
+}
+
+/// Which setting a statement names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    ApplicationName,
+    Other,
+}
+
+impl Naming {
+    fn of(name: &[u8]) -> Self {
+        if name.eq_ignore_ascii_case(b"application_name") { Self::ApplicationName } else { Self::Other }
     }
 }
 
@@ -342,6 +370,30 @@ mod tests {
         check("select set_config(/* x */ 'a', 'a', false)", &[], true, true, &[]);
         check("do $$ begin set app.z = 1; end $$", &[], true, false, &["app.z"]);
         check("set x = u&'app.q'", &[], true, false, &["app.q", "x"]);
+    }
+
+    #[test]
+    fn it_is_known_whether_the_applications_name_is_given_or_taken_back() {
+        for (sql, back) in [
+            ("reset application_name", true),
+            ("reset all", true),
+            ("discard all", true),
+            ("discard plans", false),
+            ("reset work_mem", false),
+            ("set Application_Name to default", true),
+            ("set \"application_name\" = default", true),
+            ("set session application_name to DEFAULT", true),
+            ("set application_name = ''", false),
+            ("set application_name to 'default'", false),
+            ("set application_name = ''; reset application_name", true),
+            ("reset application_name; set application_name = ''", false),
+            ("reset all; set work_mem = 1", true),
+            ("reset all; select set_config('application_name', '', false)", false),
+        ] {
+            let mut touched = Touched::default();
+            touched.add(sql.as_bytes(), &[], LexRules::STANDARD);
+            assert_eq!(touched.renamed_back, back, "{sql}");
+        }
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Relay {
                 }
                 self.hidden.error = Some(frame.to_vec());
             }
-            b'S' => self.report(frame),
+            b'S' => self.learn(frame),
             b'Z' => {
                 let Some(status) = backend::ready_status(frame) else {
                     return Step::Stop(Event::Violation("a malformed ReadyForQuery"));
