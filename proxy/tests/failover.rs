@@ -112,6 +112,64 @@ fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
     );
 }
 
+/// What a client may say to leave the block that it lost, told of it or not, and what it hears, until it is out.
+#[test]
+fn every_way_out_of_a_lost_block_is_answered() {
+    let mut c = Cluster::start(1, |_| {});
+    c.psql("create table t(a int)").unwrap();
+    let cases: [(bool, &str, &str); 14] = [
+        (false, "rollback", "C ROLLBACK | Z I"),
+        (false, "rollback; begin; select 7", "C ROLLBACK | C BEGIN | T | D 7 | C SELECT 1 | Z T"),
+        (
+            false,
+            "rollback; insert into t values (1); insert into t values (2)",
+            "C ROLLBACK | C INSERT 0 1 | C INSERT 0 1 | Z I",
+        ),
+        (false, "rollback ; ; -- nothing", "C ROLLBACK | Z I"),
+        (false, "commit; begin", "E 40001 | Z I"),
+        (false, "rollback and chain", "E 40001 | Z E"),
+        (false, "rollback to savepoint s", "E 40001 | Z E"),
+        (false, "begin", "E 40001 | Z E"),
+        (true, "rollback; begin", "C ROLLBACK | C BEGIN | Z T"),
+        (true, "commit; begin", "C ROLLBACK | C BEGIN | Z T"),
+        (true, "rollback and chain", "E 40001 | Z E"),
+        (true, "commit and chain", "E 40001 | Z E"),
+        (true, "rollback to s", "E 40001 | Z E"),
+        (true, "select 1", "E 25P02 | Z E"),
+    ];
+    let mut sessions: Vec<Raw> = cases.iter().map(|_| Raw::login(c.port, &[])).collect();
+    let mut pipelined = Raw::login(c.port, &[]);
+    for s in sessions.iter_mut().chain([&mut pipelined]) {
+        assert_eq!(
+            words(&s.query("begin; savepoint s; insert into t values (0)")),
+            "C BEGIN | C SAVEPOINT | C INSERT 0 1 | Z T"
+        );
+    }
+    c.nodes[0].kill();
+    c.fail_over_to(1);
+    for ((told, sql, want), s) in cases.iter().zip(&mut sessions) {
+        if *told {
+            assert_eq!(words(&s.query("select 1")), "E 40001 | Z E");
+        }
+        assert_eq!(words(&s.query(sql)), *want, "{sql}, told: {told}");
+        let end = if want.ends_with("Z I") { "C INSERT 0 1 | Z I" } else { "C ROLLBACK | Z I" };
+        let next = if want.ends_with("Z I") { "insert into t values (3)" } else { "rollback" };
+        assert_eq!(words(&s.query(next)), end, "behind {sql}");
+    }
+    // In one unit of the extended protocol: what follows the end of the block is executed.
+    pipelined.write(|out| {
+        run(out, "rollback");
+        run(out, "insert into t values (4)");
+        sync(out);
+        run(out, "select 9");
+        sync(out);
+    });
+    assert_eq!(words(&pipelined.until_ready()), "1 | 2 | C ROLLBACK | 1 | 2 | C INSERT 0 1 | Z I");
+    assert_eq!(words(&pipelined.until_ready()), "1 | 2 | D 9 | C SELECT 1 | Z I");
+    // Nothing of the lost blocks, all of what came behind them.
+    assert_eq!(c.nodes[1].psql("select a, count(*) from t group by a order by a"), "1|1\n2|1\n3|4\n4|1");
+}
+
 #[test]
 fn a_dying_standby_disturbs_no_client() {
     let mut c = Cluster::start(2, |_| {});

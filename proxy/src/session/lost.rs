@@ -11,7 +11,7 @@ use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind, Undo};
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::{Named, Unnamed};
-use crate::sql::{Control, LexRules, PinReason, Statement, classify};
+use crate::sql::{Control, LexRules, PinReason, Statement, classify, first_of};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::{ClientError, Doubt};
 use crate::wire::frontend::{self, Subject};
@@ -73,7 +73,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     match (sent.is_empty(), status) {
         (true, TxStatus::Block) => s.lost_block = LostBlock::Untold(Box::new(facts.block())),
-        (true, TxStatus::Failed) => s.lost_block = LostBlock::Told,
+        (true, TxStatus::Failed) => s.lost_block = LostBlock::Told(Box::new(facts.block())),
         (true, TxStatus::Idle) | (false, _) => {}
     }
     if loss == Loss::HoldTimeout {
@@ -148,7 +148,7 @@ fn hold_timeout(s: &mut Session) {
     let since = now - s.w.config().hold_timeout;
     s.fail = Some(Failure::Error(super::acquire::hold_timeout(&s.w, since, now)));
     if s.lost_block.exists() {
-        s.lost_block = LostBlock::Told;
+        s.lost_block.tell();
     }
 }
 
@@ -191,7 +191,10 @@ fn answer(s: &mut Session, verdict: Answer, unit: &[Entry], facts: &Facts) {
     if let Some(error) = error {
         s.error(&error);
     }
-    s.lost_block = if status == TxStatus::Failed { LostBlock::Told } else { LostBlock::None };
+    s.lost_block = match status {
+        TxStatus::Failed => LostBlock::Told(Box::new(facts.block())),
+        TxStatus::Idle | TxStatus::Block => LostBlock::None,
+    };
     if complete {
         s.ready(status);
     } else {
@@ -244,26 +247,41 @@ pub(super) fn step(s: &mut Session, input: &[u8]) -> Step {
         b'd' | b'c' | b'f' | b'H' => Step::Used(head.total),
         b'S' => {
             let status = s.status();
+            if s.lost_block == LostBlock::Ended {
+                s.lost_block = LostBlock::None;
+            }
             s.ready(status);
             Step::Used(head.total)
         }
+        // What follows the end of the block is executed.
+        _ if s.lost_block == LostBlock::Ended => {
+            s.lost_block = LostBlock::None;
+            Step::Used(0)
+        }
         _ if !s.lost_block.exists() => fail(s, head.kind, head.total, input),
         b'Q' => {
-            let control = frontend::query(frame).map(control_of);
-            query(s, control, head.total, input)
+            let sql = frontend::query(frame).unwrap_or_default();
+            query(s, sql, head.total, input)
         }
         _ => extended(s, head.kind, frame, input),
     }
 }
 
-fn control_of(sql: &[u8]) -> Control {
-    classify(sql, &crate::sql::FunctionTable::unloaded(), LexRules::STANDARD).control
-}
-
 /// The statement gets the error that is due; in the extended protocol the rest of its unit is thrown away.
 fn fail(s: &mut Session, kind: u8, total: usize, input: &[u8]) -> Step {
     let error = if s.lost_block.exists() { s.lost_block.tell() } else { session_lost(s) };
-    s.error(&error);
+    fail_with(s, &error, kind, total, input)
+}
+
+/// The statement would go on with the block, in a new transaction or from a savepoint: what is gone is said again, for
+/// who asks for that has not given up.
+fn fail_to_go_on(s: &mut Session, kind: u8, total: usize, input: &[u8]) -> Step {
+    let error = s.lost_block.tell_again();
+    fail_with(s, &error, kind, total, input)
+}
+
+fn fail_with(s: &mut Session, error: &ClientError, kind: u8, total: usize, input: &[u8]) -> Step {
+    s.error(error);
     let status = s.status();
     if matches!(kind, b'Q' | b'F') {
         s.ready(status);
@@ -273,11 +291,12 @@ fn fail(s: &mut Session, kind: u8, total: usize, input: &[u8]) -> Step {
     s.discard(total, input)
 }
 
-fn query(s: &mut Session, control: Option<Control>, total: usize, input: &[u8]) -> Step {
+fn query(s: &mut Session, sql: &[u8], total: usize, input: &[u8]) -> Step {
+    let (control, rest) = first_of(sql);
     match control {
-        Some(Control::Rollback { chain: false }) => end_block(s, total),
-        Some(Control::Commit { chain: false }) if s.lost_block == LostBlock::Told => end_block(s, total),
-        Some(Control::Commit { chain: false }) => {
+        Control::Rollback { chain: false } => end_block(s, rest, total),
+        Control::Commit { chain: false } if s.lost_block.is_told() => end_block(s, rest, total),
+        Control::Commit { chain: false } => {
             // A COMMIT ends its block also when it fails, as PostgreSQL's does: no ROLLBACK will come.
             let error = s.lost_block.tell();
             s.error(&error);
@@ -285,7 +304,8 @@ fn query(s: &mut Session, control: Option<Control>, total: usize, input: &[u8]) 
             s.ready(TxStatus::Idle);
             Step::Used(total)
         }
-        Some(Control::Empty) => {
+        control if goes_on(control) => fail_to_go_on(s, b'Q', total, input),
+        Control::Empty => {
             s.to_client.append(|out| backend::write_bare(out, b'I'));
             let status = s.status();
             s.ready(status);
@@ -295,10 +315,25 @@ fn query(s: &mut Session, control: Option<Control>, total: usize, input: &[u8]) 
     }
 }
 
-fn end_block(s: &mut Session, total: usize) -> Step {
+/// A new transaction like the lost one, or the lost one from a savepoint on: neither can be had, and a client that was
+/// told that it has one would run outside of it what belongs together.
+fn goes_on(control: Control) -> bool {
+    matches!(control, Control::RollbackTo | Control::Rollback { chain: true } | Control::Commit { chain: true })
+}
+
+/// The block is over; what else is in the string is executed as a string of its own, as the server does.
+fn end_block(s: &mut Session, rest: &[u8], total: usize) -> Step {
     s.to_client.append(|out| backend::write_command_complete(out, "ROLLBACK"));
     s.lost_block = LostBlock::None;
-    s.ready(TxStatus::Idle);
+    if first_of(rest).0 == Control::Empty {
+        s.ready(TxStatus::Idle);
+    } else {
+        // What is sent to the client keeps the client's next messages away, so this comes before them.
+        let mut again = Vec::with_capacity(rest.len() + 6);
+        frontend::write_query_bytes(&mut again, rest);
+        again.append(&mut s.inbox);
+        (s.inbox, s.rescan) = (again, true);
+    }
     Step::Used(total)
 }
 
@@ -306,7 +341,7 @@ fn end_block(s: &mut Session, total: usize) -> Step {
 fn extended(s: &mut Session, kind: u8, frame: &[u8], input: &[u8]) -> Step {
     let ends = |s: &Session, class: Option<Statement>| match class.map(|c| c.control) {
         Some(Control::Rollback { chain: false }) => true,
-        Some(Control::Commit { chain: false }) => s.lost_block == LostBlock::Told,
+        Some(Control::Commit { chain: false }) => s.lost_block.is_told(),
         _ => false,
     };
     let answer: &[u8] = match kind {
@@ -341,9 +376,7 @@ fn extended(s: &mut Session, kind: u8, frame: &[u8], input: &[u8]) -> Step {
         b'E' => {
             // Only a Bind of what ends the block can have come this far.
             s.to_client.append(|out| backend::write_command_complete(out, "ROLLBACK"));
-            s.lost_block = LostBlock::None;
-            // What follows in the same unit would begin a transaction that its client believes to be another's.
-            s.skip = true;
+            s.lost_block = LostBlock::Ended;
             return Step::Used(frame.len());
         }
         b'C' => match frontend::subject(frame) {
@@ -384,6 +417,9 @@ fn keep_statement(s: &mut Session, p: &frontend::Parse<'_>, class: Statement) ->
 }
 
 fn fail_extended(s: &mut Session, control: Control, total: usize, input: &[u8]) -> Step {
+    if goes_on(control) {
+        return fail_to_go_on(s, b'P', total, input);
+    }
     let step = fail(s, b'P', total, input);
     if matches!(control, Control::Commit { chain: false }) {
         // As for a simple COMMIT: it was told, and the block is over.

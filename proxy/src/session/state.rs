@@ -12,18 +12,20 @@ pub enum LostBlock {
     None,
     /// The client has not been told: its next statement is.
     Untold(Box<ClientError>),
-    /// It was told: PostgreSQL's own rules for a failed block hold.
-    Told,
+    /// It was told this: PostgreSQL's own rules for a failed block hold.
+    Told(Box<ClientError>),
+    /// The client has ended it, in a unit whose Sync is still to come.
+    Ended,
 }
 
 impl LostBlock {
     /// The status to report.
     pub fn status(&self) -> TxStatus {
         match self {
-            Self::None => TxStatus::Idle,
+            Self::None | Self::Ended => TxStatus::Idle,
             // Until it is told, the client believes in its block.
             Self::Untold(_) => TxStatus::Block,
-            Self::Told => TxStatus::Failed,
+            Self::Told(_) => TxStatus::Failed,
         }
     }
 
@@ -34,10 +36,25 @@ impl LostBlock {
 
     /// The error for a statement in it; from now on the client knows.
     pub fn tell(&mut self) -> ClientError {
-        match std::mem::replace(self, Self::Told) {
-            Self::Untold(error) => *error,
-            Self::Told | Self::None => ClientError::InFailedTransaction,
+        if let Self::Untold(error) = self {
+            let told = ClientError::clone(error);
+            *self = Self::Told(Box::new(told.clone()));
+            return told;
         }
+        ClientError::InFailedTransaction
+    }
+
+    /// The error for a statement that wants to go on with the block, which takes more than the client's leaving it.
+    pub fn tell_again(&mut self) -> ClientError {
+        match self {
+            Self::Told(error) => ClientError::clone(error),
+            Self::Untold(_) | Self::None | Self::Ended => self.tell(),
+        }
+    }
+
+    /// Does the client know?
+    pub fn is_told(&self) -> bool {
+        matches!(self, Self::Told(_))
     }
 }
 
@@ -50,6 +67,7 @@ mod tests {
         let mut block = LostBlock::Untold(Box::new(ClientError::Cancelled));
         assert_eq!(block.tell(), ClientError::Cancelled);
         assert_eq!(block.tell(), ClientError::InFailedTransaction);
+        assert_eq!(block.tell_again(), ClientError::Cancelled);
         assert_eq!(block.status(), TxStatus::Failed);
     }
 }

@@ -38,6 +38,23 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
     Statement { access, control: all.control(), may_commit: all.may_commit, pins: all.pins, unpins: all.unpins }
 }
 
+/// What the first statement of a text does to the transaction block, and the text behind it. What cannot be read does
+/// nothing to it.
+pub fn first_of(sql: &[u8]) -> (Control, &[u8]) {
+    let functions = FunctionTable::unloaded();
+    let mut lexer = Lexer::new(sql);
+    loop {
+        let (part, end) = Part::scan(&mut lexer, &functions);
+        let rest = &sql[lexer.at().min(sql.len())..];
+        match end {
+            End::Odd => return (Control::None, rest),
+            End::Semicolon if part.is_empty() => {}
+            End::Text if part.is_empty() => return (Control::Empty, rest),
+            End::Semicolon | End::Text => return (part.head.control(), rest),
+        }
+    }
+}
+
 /// What the statements of a text add up to.
 struct Sum<'a> {
     sql: &'a [u8],

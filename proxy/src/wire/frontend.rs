@@ -124,7 +124,12 @@ pub fn write_subject(out: &mut Vec<u8>, kind: u8, statement: &[u8]) {
 
 /// Append a Query.
 pub fn write_query(out: &mut Vec<u8>, sql: &str) {
-    message(out, b'Q', |b| cstring(b, sql.as_bytes()));
+    write_query_bytes(out, sql.as_bytes());
+}
+
+/// Append a Query of a client's text, which need not be UTF-8.
+pub fn write_query_bytes(out: &mut Vec<u8>, sql: &[u8]) {
+    message(out, b'Q', |b| cstring(b, sql));
 }
 
 /// Append a Flush.

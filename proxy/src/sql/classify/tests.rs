@@ -1,4 +1,19 @@
 use super::*;
+
+#[test]
+fn the_first_statement_of_several_is_told_from_the_rest() {
+    for (sql, control, rest) in [
+        ("rollback", Control::Rollback { chain: false }, ""),
+        ("ROLLBACK; begin; select ';'", Control::Rollback { chain: false }, " begin; select ';'"),
+        (" ; -- x\n abort work;;", Control::Rollback { chain: false }, ";"),
+        ("commit and chain; x", Control::Commit { chain: true }, " x"),
+        ("rollback to s; select 1", Control::RollbackTo, " select 1"),
+        ("; /* ; */", Control::Empty, ""),
+        ("select ';'; rollback", Control::None, " rollback"),
+    ] {
+        assert_eq!(first_of(sql.as_bytes()), (control, rest.as_bytes()), "{sql}");
+    }
+}
 use crate::sql::FunctionRow;
 use proptest::prelude::*;
 
