@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential set-up set-up-tests set-up-drivers test-drivers
+.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential set-up set-up-tests set-up-drivers test-drivers test-staleness
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -11,6 +11,7 @@ help:
 	@echo 'make check          formatting and lints'
 	@echo 'make differential   the protocol scripts cut at every byte, against PostgreSQL'
 	@echo 'make test-drivers   twelve drivers, through the endpoint and not, with equal results'
+	@echo 'make test-staleness 100,000 reads per promise, checked while nodes fail and change roles'
 	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
 	@echo 'make bench          what the endpoint costs, next to PgBouncer and a plain relay'
 
@@ -39,6 +40,12 @@ DRIVERS ?=
 test-drivers: set-up-drivers
 	cargo build --locked
 	PGTENURE_DRIVERS='$(DRIVERS)' cargo run --locked -p integration --example drivers
+
+# Reads against their promises under faults, for some minutes; `make test` has a minute of it. STALENESS_READS,
+# STALENESS_SECONDS and STALENESS_SEED change how many, how long at most, and what happens.
+test-staleness: set-up-tests
+	cargo build --locked
+	cargo run --locked -p integration --example staleness
 
 INSTALLED := target/drivers
 set-up-drivers:

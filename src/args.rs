@@ -1,7 +1,8 @@
 //! The command line.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A drop-in PostgreSQL endpoint that survives its primary.
 #[derive(Debug, Parser)]
@@ -47,6 +48,8 @@ pub enum Command {
     Report(ReportArgs),
     /// How each term came about.
     History(TargetArgs),
+    /// Check a promise on the running cluster.
+    Verify(VerifyArgs),
 }
 
 /// `pgtenure run`.
@@ -219,6 +222,80 @@ pub struct ReportArgs {
     pub target: TargetArgs,
     /// The term that the failover began; without it the newest.
     pub term: Option<u64>,
+}
+
+/// `pgtenure verify …`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// What to check.
+    #[command(subcommand)]
+    pub command: VerifyCommand,
+}
+
+/// What can be checked.
+#[derive(Debug, Subcommand)]
+pub enum VerifyCommand {
+    /// Write and read through the endpoint, in a schema of its own, and check that no read is staler than promised.
+    Reads(VerifyReadsArgs),
+}
+
+/// What is checked of reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum VerifyMode {
+    /// No read misses what was acknowledged longer than --max-replay-lag before it began.
+    Bounded,
+    /// That, and no session goes back.
+    Monotonic,
+    /// That, and a session sees its own writes.
+    Session,
+    /// No read misses what was acknowledged through any endpoint before it began.
+    Global,
+    /// All of them, at once.
+    All,
+}
+
+/// `pgtenure verify reads`.
+#[derive(Debug, Args)]
+pub struct VerifyReadsArgs {
+    /// The endpoint, as a libpq connection string or URI. Several, of different proxies, to check between them.
+    #[arg(long, value_name = "DSN", required = true)]
+    pub dsn: Vec<String>,
+    /// What is checked.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
+    pub mode: Vec<VerifyMode>,
+    /// How long, at most.
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub seconds: u64,
+    /// End when every mode has so many checked reads, and fail when it has not in time.
+    #[arg(long, value_name = "N")]
+    pub reads: Option<u64>,
+    /// Sessions that read, for each mode.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    pub readers: u16,
+    /// Sessions that write.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    pub writers: u16,
+    /// The bound that sessions ask for, and that is checked.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub max_replay_lag: Duration,
+    /// How long sessions ask to wait for a standby. Default: 1s for global, the endpoint's for others.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub standby_wait: Option<Duration>,
+    /// Longest pause of a session between two reads; pauses are random.
+    #[arg(long, value_name = "TIME", default_value = "4ms", value_parser = humantime::parse_duration)]
+    pub read_pause: Duration,
+    /// Longest pause of a writer between two writes.
+    #[arg(long, value_name = "TIME", default_value = "40ms", value_parser = humantime::parse_duration)]
+    pub write_pause: Duration,
+    /// Let all sessions ask for this consistency instead, to see that the check can fail.
+    #[arg(long, value_name = "CONSISTENCY")]
+    pub ask: Option<String>,
+    /// Drop the schema first that a run which was killed has left.
+    #[arg(long)]
+    pub replace: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[cfg(test)]

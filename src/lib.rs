@@ -13,7 +13,7 @@ pub mod process;
 pub mod userlist;
 pub mod wiring;
 
-use args::{Command, ConfigCommand, UserlistCommand};
+use args::{Command, ConfigCommand, UserlistCommand, VerifyCommand};
 use std::process::ExitCode;
 
 /// Tried and failed.
@@ -37,6 +37,10 @@ pub fn run(command: Command) -> ExitCode {
         }
         Command::Demo(args) => demo::run(&args),
         Command::Reload(args) => ctl::reload::run(&args),
+        Command::Verify(args) => {
+            let VerifyCommand::Reads(args) = args.command;
+            ctl::verify::run(&args)
+        }
         Command::Status(_)
         | Command::Lag(_)
         | Command::Switchover(_)

@@ -7,8 +7,8 @@ use crate::fault::{FaultProxy, freeze, thaw};
 use crate::history::History;
 use crate::http;
 use crate::ports::free_port;
-use crate::postgres::postmaster;
-use crate::process::{Process, signal_all, tree, working_in};
+use crate::postgres::{bin_dir, describe, postmaster};
+use crate::process::{Process, signal_all, tree, unprivileged, working_in};
 use crate::scratch::Scratch;
 use crate::wait::{wait_for, wait_until};
 use crate::workload::rows_found;
@@ -134,7 +134,8 @@ impl Cluster {
         }
         let faults = if options.fault_proxies { fault_proxies(&layout) } else { Vec::new() };
         let mut cluster = Self { roles: BTreeMap::new(), etcd, layout, faults, scratch };
-        for name in NODES.iter().chain(&MANAGERS).chain(&["proxy"]) {
+        let proxies: &[&str] = if options.second_proxy { &["proxy", "proxy2"] } else { &["proxy"] };
+        for name in NODES.iter().chain(&MANAGERS).chain(proxies) {
             cluster.start_role(name);
         }
         cluster.every_process_lives();
@@ -148,7 +149,9 @@ impl Cluster {
     fn every_process_lives(&mut self) {
         let nodes = NODES.iter().zip(self.layout.nodes.iter().map(|n| n.admin));
         let managers = MANAGERS.iter().zip(self.layout.managers.iter().copied());
-        let all: Vec<_> = nodes.chain(managers).chain([(&"proxy", self.layout.proxy_admin)]).collect();
+        let proxies = [(&"proxy", self.layout.proxy_admin)];
+        let second = self.layout.second_proxy.map(|(_, admin)| (&"proxy2", admin));
+        let all: Vec<_> = nodes.chain(managers).chain(proxies).chain(second).collect();
         for (name, admin) in all {
             let role = self.role(name);
             wait_for(&format!("{name} to answer on its admin port"), LONG, || {
@@ -229,6 +232,15 @@ impl Cluster {
             database: APP.to_owned(),
             patience: Duration::from_secs(50),
         }
+    }
+
+    /// The second proxy's endpoint.
+    ///
+    /// # Panics
+    /// When the cluster was started without one.
+    pub fn second_target(&self) -> Target {
+        let (addr, _) = self.layout.second_proxy.expect("Options::second_proxy was set");
+        Target { addr, ..self.target() }
     }
 
     /// A node's PostgreSQL itself, past the proxy.
@@ -371,6 +383,33 @@ impl Cluster {
         Verb { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }
     }
 
+    /// Run SQL as PostgreSQL's superuser, over the node's Unix socket, as only its own user may. What psql printed,
+    /// rows only.
+    ///
+    /// # Errors
+    /// What psql complained about.
+    pub fn superuser(&self, node: &str, sql: &str) -> Result<String, String> {
+        let mut command = unprivileged(bin_dir().join("psql"));
+        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-c", sql]);
+        command.arg("-h").arg(self.scratch.path().join(node).join("sock"));
+        command.arg("-p").arg(self.ports(node).postgres.port().to_string()).current_dir("/");
+        let output = command.stdin(Stdio::null()).output().map_err(|e| format!("psql: {e}"))?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
+        Err(format!("{node}: {sql}: {}", describe(&output)))
+    }
+
+    /// The pids of a node's PostgreSQL processes whose title contains `title`, as in `startup` and `walreceiver`.
+    pub fn postgres_processes(&self, node: &str, title: &str) -> Vec<Pid> {
+        let all = self.postmaster(node).map(tree).unwrap_or_default();
+        let called = |pid: &Pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(title)
+        };
+        all.into_iter().filter(called).collect()
+    }
+
     /// The pid of a node's postmaster, if one runs.
     pub fn postmaster(&self, node: &str) -> Option<Pid> {
         postmaster(&self.data_dir(node))
@@ -482,6 +521,7 @@ fn layout(options: &Options, etcd: String) -> Layout {
         managers: MANAGERS.iter().map(|_| local(free_port())).collect(),
         proxy: local(free_port()),
         proxy_admin: local(free_port()),
+        second_proxy: options.second_proxy.then(|| (local(free_port()), local(free_port()))),
     }
 }
 

@@ -25,11 +25,13 @@ pub struct Options {
     pub proxy: &'static str,
     /// Put a fault proxy between each PostgreSQL and everything that reaches it by TCP.
     pub fault_proxies: bool,
+    /// Run a second proxy, `proxy2`.
+    pub second_proxy: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { mode: "strict", parameters: "", manager: "", proxy: "", fault_proxies: false }
+        Self { mode: "strict", parameters: "", manager: "", proxy: "", fault_proxies: false, second_proxy: false }
     }
 }
 
@@ -59,6 +61,8 @@ pub struct Layout {
     pub proxy: SocketAddr,
     /// The proxy's admin HTTP.
     pub proxy_admin: SocketAddr,
+    /// The second proxy's endpoint and admin HTTP, when there is one.
+    pub second_proxy: Option<(SocketAddr, SocketAddr)>,
 }
 
 impl Layout {
@@ -75,8 +79,11 @@ impl Layout {
             let text = self.common(dir, options, "\"manager\"", *admin) + "\n[manager]\n" + options.manager;
             files.push(((*name).to_owned(), text));
         }
-        let head = self.common(dir, options, "\"proxy\", \"lagmon\"", self.proxy_admin);
-        files.push(("proxy".to_owned(), head + &self.proxy(dir, options)));
+        let proxies = [("proxy", Some((self.proxy, self.proxy_admin))), ("proxy2", self.second_proxy)];
+        for (name, (listen, admin)) in proxies.into_iter().filter_map(|(name, at)| Some((name, at?))) {
+            let head = self.common(dir, options, "\"proxy\", \"lagmon\"", admin);
+            files.push((name.to_owned(), head + &proxy(dir, listen, options)));
+        }
         files
     }
 
@@ -90,15 +97,15 @@ impl Layout {
              [etcd]\nendpoints = [\"http://{etcd}\"]\n"
         )
     }
+}
 
-    fn proxy(&self, dir: &Path, options: &Options) -> String {
-        let (listen, dir) = (self.proxy, dir.display());
-        let monitor = format!("monitor_password_file = \"{dir}/monitor.password\"\n");
-        format!(
-            "\n[proxy]\nlisten = \"{listen}\"\nuserlist = \"{dir}/userlist.txt\"\n{monitor}{}\n[lagmon]\n{monitor}",
-            options.proxy
-        )
-    }
+fn proxy(dir: &Path, listen: SocketAddr, options: &Options) -> String {
+    let dir = dir.display();
+    let monitor = format!("monitor_password_file = \"{dir}/monitor.password\"\n");
+    format!(
+        "\n[proxy]\nlisten = \"{listen}\"\nuserlist = \"{dir}/userlist.txt\"\n{monitor}{}\n[lagmon]\n{monitor}",
+        options.proxy
+    )
 }
 
 fn agent(dir: &Path, name: &str, ports: &NodePorts, options: &Options) -> String {

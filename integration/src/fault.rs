@@ -7,10 +7,12 @@
 use crate::process::{signal_all, state_of, tree};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 /// Stop every process of `roots` and their descendants, again and again until none of them runs: a process may fork
 /// while the tree is walked.
@@ -43,6 +45,38 @@ struct Shared {
     target: SocketAddr,
     cut: AtomicBool,
     replication: Mutex<Vec<TcpStream>>,
+    slowness: Mutex<Slowness>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Slowness {
+    /// No byte passes.
+    held: bool,
+    /// How long what is sent to a standby waits, by its application_name.
+    delays: BTreeMap<String, Duration>,
+}
+
+impl Shared {
+    /// Wait as long as what arrived just now has to wait. `standby` is the one to which it is sent.
+    fn gate(&self, standby: Option<&str>) {
+        let arrived = Instant::now();
+        let mut slowness = self.slowness.lock().expect("no panic under the lock");
+        loop {
+            let delay = standby.and_then(|s| slowness.delays.get(s)).copied().unwrap_or_default();
+            let left = delay.saturating_sub(arrived.elapsed());
+            slowness = match (slowness.held, left.is_zero()) {
+                (true, _) => self.changed.wait(slowness).expect("no panic under the lock"),
+                (false, false) => self.changed.wait_timeout(slowness, left).expect("no panic under the lock").0,
+                (false, true) => return,
+            };
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Slowness)) {
+        change(&mut self.slowness.lock().expect("no panic under the lock"));
+        self.changed.notify_all();
+    }
 }
 
 impl FaultProxy {
@@ -53,7 +87,13 @@ impl FaultProxy {
     pub fn start(at: SocketAddr, target: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(at)?;
         let addr = listener.local_addr()?;
-        let shared = Arc::new(Shared { target, cut: AtomicBool::new(false), replication: Mutex::default() });
+        let shared = Arc::new(Shared {
+            target,
+            cut: AtomicBool::new(false),
+            replication: Mutex::default(),
+            slowness: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let for_thread = shared.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -84,14 +124,34 @@ impl FaultProxy {
     pub fn heal(&self) {
         self.shared.cut.store(false, Ordering::SeqCst);
     }
+
+    /// Let no byte through until [`Self::release`], on any connection, and lose none: a network that is down.
+    pub fn hold(&self) {
+        self.shared.change(|s| s.held = true);
+    }
+
+    /// Let everything through again.
+    pub fn release(&self) {
+        self.shared.change(|s| s.held = false);
+    }
+
+    /// Let all that is streamed to `standby` wait between `delay` and twice that. Zero ends it.
+    pub fn delay_stream(&self, standby: &str, delay: Duration) {
+        self.shared.change(|s| {
+            s.delays.insert(standby.to_owned(), delay);
+        });
+    }
 }
 
 /// Serve one connection to its end.
 fn pass(mut client: TcpStream, shared: &Shared) {
+    shared.gate(None);
     let Ok(mut server) = TcpStream::connect(shared.target) else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let Ok(startup) = read_startup(&mut client, &mut server) else { return };
-    if is_replication(&startup) {
+    let replication = parameter(&startup, "replication").is_some();
+    let standby = parameter(&startup, "application_name").filter(|_| replication);
+    if replication {
         let mut list = shared.replication.lock().expect("no panic under the lock");
         // Read under the lock, so that a cut either sees this connection in the list or is seen here.
         if shared.cut.load(Ordering::SeqCst) {
@@ -103,9 +163,10 @@ fn pass(mut client: TcpStream, shared: &Shared) {
         return;
     }
     let (Ok(from_client), Ok(to_server)) = (client.try_clone(), server.try_clone()) else { return };
-    let up = std::thread::spawn(move || copy(from_client, to_server));
-    copy(server, client);
-    let _ = up.join();
+    std::thread::scope(|both| {
+        both.spawn(|| copy(from_client, to_server, || shared.gate(None)));
+        copy(server, client, || shared.gate(standby.as_deref()));
+    });
 }
 
 /// The startup packet, after requests for encryption have been passed on and answered.
@@ -139,12 +200,26 @@ fn read_packet(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(packet)
 }
 
-fn is_replication(startup: &[u8]) -> bool {
-    startup.get(8..).is_some_and(|p| p.split(|b| *b == 0).step_by(2).any(|name| name == b"replication"))
+/// A parameter of a startup packet.
+fn parameter(startup: &[u8], name: &str) -> Option<String> {
+    let mut parts = startup.get(8..)?.split(|b| *b == 0);
+    while let (Some(key), Some(value)) = (parts.next(), parts.next()) {
+        if key == name.as_bytes() {
+            return Some(String::from_utf8_lossy(value).into_owned());
+        }
+    }
+    None
 }
 
-fn copy(mut from: TcpStream, mut to: TcpStream) {
-    let _ = io::copy(&mut from, &mut to);
+fn copy(mut from: TcpStream, mut to: TcpStream, gate: impl Fn()) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let n = from.read(&mut buffer).unwrap_or(0);
+        gate();
+        if n == 0 || to.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+    }
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }
 
@@ -153,9 +228,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_parameter_called_replication_makes_a_replication_connection() {
+    fn a_parameter_is_found_by_its_name_and_not_by_its_value() {
         let packet = |parameters: &[u8]| [&[0, 0, 0, 0, 0, 3, 0, 0], parameters].concat();
-        assert!(is_replication(&packet(b"user\0r\0replication\0true\0\0")));
-        assert!(!is_replication(&packet(b"user\0replication\0database\0x\0\0")));
+        let replication = |packet: &[u8]| parameter(packet, "replication");
+        assert_eq!(replication(&packet(b"user\0r\0replication\0true\0\0")).as_deref(), Some("true"));
+        assert_eq!(replication(&packet(b"user\0replication\0database\0x\0\0")), None);
     }
 }

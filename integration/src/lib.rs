@@ -16,6 +16,7 @@ pub mod process;
 pub mod prometheus;
 pub mod scratch;
 pub mod source;
+pub mod staleness;
 pub mod tap;
 pub mod wait;
 pub mod workload;

@@ -7,8 +7,14 @@ use integration::wait::wait_for;
 use integration::workload::{Workload, rows_found};
 
 /// More than this may not be lost without an operator's word.
-const OPTIONS: Options =
-    Options { mode: "async", parameters: "", manager: "max_loss = \"1KiB\"\n", proxy: "", fault_proxies: true };
+const OPTIONS: Options = Options {
+    mode: "async",
+    parameters: "",
+    manager: "max_loss = \"1KiB\"\n",
+    proxy: "",
+    fault_proxies: true,
+    second_proxy: false,
+};
 
 #[test]
 fn the_reported_window_is_the_rows_that_are_missing() {

@@ -134,7 +134,7 @@ fn a_paused_standby_serves_nothing(cluster: &Cluster, primary: &str) {
     let standbys = cluster.standbys();
     let load = Workload::start(&cluster.target(), 2, &[Style::Autocommit], 800, Duration::from_millis(2));
     for standby in &standbys {
-        superuser(cluster, standby, "select pg_wal_replay_pause()");
+        cluster.superuser(standby, "select pg_wal_replay_pause()").expect("replay pauses");
         let paused: Vec<&str> = standbys.iter().take_while(|s| *s != standby).chain([standby]).copied().collect();
         let mut client = cluster.connect();
         let mut in_a_row = 0;
@@ -153,17 +153,7 @@ fn a_paused_standby_serves_nothing(cluster: &Cluster, primary: &str) {
     let answer = cluster.connect().query("select current_setting('cluster_name')").expect("a read");
     assert_eq!(answer.value(), primary, "with both standbys paused the primary reads");
     for standby in &standbys {
-        superuser(cluster, standby, "select pg_wal_replay_resume()");
+        cluster.superuser(standby, "select pg_wal_replay_resume()").expect("replay resumes");
     }
     drop(load.finish());
-}
-
-/// Over the node's Unix socket, as only its own user may.
-fn superuser(cluster: &Cluster, node: &str, sql: &str) {
-    let mut command = integration::process::unprivileged(integration::postgres::bin_dir().join("psql"));
-    command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-c", sql]);
-    command.arg("-h").arg(cluster.scratch().path().join(node).join("sock"));
-    command.arg("-p").arg(cluster.ports(node).postgres.port().to_string()).current_dir("/");
-    let output = command.output().expect("psql is installed");
-    assert!(output.status.success(), "{}", integration::postgres::describe(&output));
 }

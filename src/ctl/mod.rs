@@ -7,6 +7,7 @@ pub mod client;
 pub mod reload;
 pub mod render;
 mod table;
+pub mod verify;
 
 use crate::args::{Command, TargetArgs};
 use crate::config;
@@ -111,7 +112,12 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
             (a.target, post("pause", json!({ "by": operator(), "why": a.why, "seconds": seconds })))
         }
         Command::Resume(a) => (a.target, post("resume", json!({}))),
-        Command::Run(_) | Command::Config(_) | Command::Userlist(_) | Command::Demo(_) | Command::Reload(_) => {
+        Command::Run(_)
+        | Command::Config(_)
+        | Command::Userlist(_)
+        | Command::Demo(_)
+        | Command::Reload(_)
+        | Command::Verify(_) => {
             return None;
         }
     })

@@ -1,0 +1,50 @@
+//! `make test-staleness`: reads are checked against what they were promised, in every mode, while standbys are delayed,
+//! paused, killed and cut off and primaries are replaced, until there are enough of them. Exits 0 only when no promise
+//! was broken, every mode has its reads, and standbys served their share of each.
+//!
+//! `STALENESS_READS`, `STALENESS_SECONDS` and `STALENESS_SEED` say how many checked reads there are to be for each mode,
+//! how long that may take, and in which order and for how long what happens.
+
+use integration::staleness::{Faults, Verify, cluster};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Of the reads of each mode, standbys have to serve so many.
+const SHARE: f64 = 0.3;
+
+fn setting(name: &str, default: u64) -> u64 {
+    let given = std::env::var(name).ok().filter(|v| !v.is_empty());
+    given.map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name}={v}: a number is expected")))
+}
+
+fn main() -> ExitCode {
+    let reads = setting("STALENESS_READS", 100_000);
+    let seconds = setting("STALENESS_SECONDS", 1800);
+    let seed = setting("STALENESS_SEED", 1);
+    println!("{reads} reads per mode within {seconds} s, seed {seed}");
+    let mut cluster = cluster();
+    let (reads, limit) = (reads.to_string(), seconds.to_string());
+    // Waiting for a standby keeps sessions from staying at the primary for good: they hardly ever pause.
+    let arguments = ["--reads", &reads, "--seconds", &limit, "--readers", "6", "--standby-wait", "500ms"];
+    let mut verify = Verify::start(&cluster, &arguments);
+    let mut faults = Faults::new(seed);
+    while !verify.has_ended() {
+        faults.round(&mut cluster, &mut || verify.has_ended());
+    }
+    let verdict = verify.finish(Duration::from_secs(120));
+    let mut done = BTreeMap::new();
+    for fault in &faults.done {
+        *done.entry(format!("{fault:?}")).or_insert(0) += 1;
+    }
+    println!("{:#}\n{}", verdict.report, verdict.stderr);
+    println!("faults: {done:?}");
+    let modes = verdict.report["modes"].as_array().cloned().unwrap_or_default();
+    let short = |m: &&serde_json::Value| m["standby_share"].as_f64().is_none_or(|share| share < SHARE);
+    for mode in modes.iter().filter(short) {
+        println!("mode {}: standbys served less than {SHARE} of the reads", mode["mode"]);
+    }
+    let holds = verdict.code == 0 && !modes.is_empty() && !modes.iter().any(|m| short(&m));
+    println!("{}", if holds { "every promise held" } else { "FAILED" });
+    ExitCode::from(u8::from(!holds))
+}

@@ -1,0 +1,69 @@
+//! Reads are as fresh as promised, whatever happens to the cluster. `make test-staleness` does the same for longer.
+
+use integration::cluster::one_at_a_time;
+use integration::staleness::{Faults, Verdict, Verify, cluster};
+use serde_json::Value;
+use std::time::Duration;
+
+const MODES: [&str; 1] = ["bounded"];
+
+fn mode<'r>(verdict: &'r Verdict, name: &str) -> &'r Value {
+    let modes = verdict.report["modes"].as_array().unwrap_or_else(|| panic!("no report: {verdict:?}"));
+    modes.iter().find(|m| m["mode"] == name).unwrap_or_else(|| panic!("nothing about {name}: {verdict:?}"))
+}
+
+#[test]
+fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
+    let _turn = one_at_a_time();
+    let mut cluster = cluster();
+    let mut verify = Verify::start(&cluster, &["--seconds", "40", "--mode", &MODES.join(",")]);
+    let mut faults = Faults::new(1);
+    while !verify.has_ended() {
+        faults.round(&mut cluster, &mut || verify.has_ended());
+    }
+    let verdict = verify.finish(Duration::from_secs(60));
+    eprintln!("{:#}\nfaults: {:?}", verdict.report, faults.done);
+    assert_eq!(verdict.code, 0, "{verdict:#?}");
+    for name in MODES {
+        let mode = mode(&verdict, name);
+        let (reads, by_standbys) = (mode["reads"].as_u64().unwrap_or(0), mode["by_standbys"].as_u64().unwrap_or(0));
+        assert!(reads > 1000 && by_standbys > 100, "too little was checked: {mode}");
+    }
+    let left = cluster.connect().query("select count(*) from pg_namespace where nspname = 'pgtenure_verify'");
+    assert_eq!(left.expect("a count").value(), "0", "the run drops its schema");
+}
+
+#[test]
+fn a_weaker_promise_breaks_every_stronger_one() {
+    let _turn = one_at_a_time();
+    let cluster = cluster();
+    let standbys = cluster.standbys();
+    cluster.fault_proxy(&cluster.active().primary).delay_stream(standbys[0], Duration::from_millis(1500));
+    let verdict = Verify::start(&cluster, &["--seconds", "8", "--ask", "eventual"]).finish(Duration::from_secs(60));
+    assert_eq!(verdict.code, 1, "{verdict:#?}");
+    for (name, broken) in [
+        ("bounded", &["stale"][..]),
+        ("monotonic", &["stale", "went_back"]),
+        ("session", &["stale", "went_back", "own_write"]),
+        ("global", &["not_global", "went_back"]),
+    ] {
+        let found = &mode(&verdict, name)["violations"];
+        for broken in broken {
+            assert!(found[*broken].as_u64().is_some_and(|n| n > 0), "{name} shows no {broken}: {found}");
+        }
+        assert_eq!(found["impossible"], Value::Null, "{name}");
+    }
+    // The first may come before there is the table, and name nobody.
+    let told = verdict.report["violations"].as_array().expect("a list");
+    assert!(told.iter().any(|v| v["read"]["node"] == standbys[0]), "the late standby is named: {told:#?}");
+    // What a run that was killed has left is dropped only when asked, and nothing of anybody else's ever.
+    let mut client = cluster.connect();
+    client.query("create schema pgtenure_verify").expect("somebody's schema");
+    let refused = Verify::start(&cluster, &["--seconds", "1", "--replace"]).finish(Duration::from_secs(30));
+    assert_eq!(refused.code, 2, "{refused:?}");
+    client.query("comment on schema pgtenure_verify is 'made by pgtenure verify reads, process 0'").expect("ours");
+    let refused = Verify::start(&cluster, &["--seconds", "1"]).finish(Duration::from_secs(30));
+    assert!(refused.code == 2 && refused.stderr.contains("process 0"), "{refused:?}");
+    let held = Verify::start(&cluster, &["--seconds", "3", "--replace", "--mode", "session,global"]);
+    assert_eq!(held.finish(Duration::from_secs(60)).code, 0);
+}
