@@ -2,6 +2,7 @@
 
 use integration::client::Client;
 use integration::cluster::{Active, Cluster, Frozen, LONG, one_at_a_time};
+use integration::config_file::Options;
 use integration::history::{FAILOVER_REFUSALS, History};
 use integration::workload::{Readers, Style, Workload};
 use std::time::{Duration, Instant};
@@ -67,6 +68,28 @@ fn play(cluster: &mut Cluster, death: Death, block: i64) {
         history.refusals()
     );
     assert!(gaps[gaps.len() - 1] < WORST_OUTAGE, "{death:?}: {gaps:?}");
+}
+
+#[test]
+fn a_primary_that_answers_and_whose_commits_nobody_acknowledges_is_replaced() {
+    let _turn = one_at_a_time();
+    let manager = "stuck_timeout = \"2s\"\n";
+    let cluster = Cluster::start(&Options { manager, fault_proxies: true, ..Options::default() });
+    Workload::create_table(&cluster.target()).expect("a table");
+    let before = cluster.active();
+    let load = Workload::start(&cluster.target(), CONNECTIONS, &STYLES, 1, PAUSE);
+    load.wait_for_more(100, LONG);
+    // Its agent, its PostgreSQL and everything that reads are as well as ever.
+    cluster.fault_proxy(&before.primary).cut_replication();
+    let after = cluster.active_after(before.term);
+    assert_ne!(after.primary, before.primary);
+    cluster.fault_proxy(&before.primary).heal();
+    load.wait_for_more(100, LONG);
+    cluster.all_stream();
+    let history = load.finish();
+    cluster.verify(&history, 1);
+    let journal = cluster.verb(&["history", "--json"]).exits(0).json()["history"].to_string();
+    assert!(journal.contains("commits have waited for standbys"), "the reason is told: {journal}");
 }
 
 /// Connections in each state that a failover must treat differently.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The directories of one agent. Everything is below `root`.
@@ -76,6 +76,14 @@ impl Layout {
     /// Saved tails of lost WAL.
     pub(crate) fn lost(&self) -> PathBuf {
         self.root.join("lost")
+    }
+
+    /// What the disk is tried with. In pg_wal when that is another file system than ours: PostgreSQL ignores it there.
+    pub(crate) fn disk_probe(&self) -> PathBuf {
+        let wal = self.data().join("pg_wal");
+        let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
+        let dir = if device(&wal).is_some_and(|d| Some(d) != device(&self.root)) { wal } else { self.root.clone() };
+        dir.join("fsync.probe")
     }
 
     /// Promise and marks.

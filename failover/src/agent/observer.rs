@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 
 /// Between two writes of the heartbeat and of the disk probe.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-const DISK_PROBE: Duration = Duration::from_secs(5);
+const DISK_PROBE: Duration = Duration::from_secs(1);
 
 /// Whom to observe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,8 +121,9 @@ impl Agent {
         }
     }
 
-    /// While primary, write a small record every second: it tells an idle stream from a stuck one. It takes no
-    /// transaction id and waits for nobody.
+    /// While primary, write a small record every second: it tells an idle stream from a stuck one, and PostgreSQL's WAL
+    /// writer flushes it, so that a disk that hangs shows on an idle primary too. It takes no transaction id and waits
+    /// for nobody.
     pub(super) async fn beat(&self) {
         let mut sql: Option<Sql> = None;
         loop {
@@ -143,13 +144,12 @@ impl Agent {
         }
     }
 
-    /// Write and fsync a block beside the WAL every few seconds. A disk that hangs is seen by the age of the attempt.
+    /// Write and fsync a block beside the WAL every second. A disk that hangs is seen by the age of the attempt.
     pub(super) async fn probe_disk(&self) {
-        let path = self.env.layout.root.join("fsync.probe");
         loop {
+            let path = self.env.layout.disk_probe();
             let began = self.env.clock.now();
             self.state.change(|o| o.fsync_since = Some(began));
-            let path = path.clone();
             let done = tokio::task::spawn_blocking(move || {
                 let mut file = std::fs::File::create(path)?;
                 file.write_all(&[0; 4096])?;

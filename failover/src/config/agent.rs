@@ -176,7 +176,7 @@ impl AgentConfig {
 }
 
 /// PostgreSQL parameters that the agent sets itself, and why they cannot be set by the user.
-pub const OWNED_PARAMETERS: [(&str, &str); 38] = [
+pub const OWNED_PARAMETERS: [(&str, &str); 39] = [
     ("archive_cleanup_command", "set by the agent"),
     ("cluster_name", "it is agent.node"),
     ("config_file", "the agent keeps the configuration outside the data directory, where pg_rewind cannot reach it"),
@@ -215,6 +215,7 @@ pub const OWNED_PARAMETERS: [(&str, &str); 38] = [
     ("wal_receiver_timeout", "set by the agent, failover times depend on it"),
     ("wal_retrieve_retry_interval", "set by the agent, failover times depend on it"),
     ("wal_sender_timeout", "set by the agent, failover times depend on it"),
+    ("wal_writer_delay", "whether a disk hangs is judged by what the WAL writer flushes"),
 ];
 
 /// Check `[agent]` and `[bootstrap]`.

@@ -15,6 +15,9 @@ pub struct ManagerRaw {
     /// A postmaster that lives but answers no query for so long counts as dead. Default `3s`: longer than a
     /// checkpoint's stall on a slow disk.
     pub hung_timeout: Span,
+    /// A primary that answers but cannot commit for so long, because its disk hangs or no quorum of standbys
+    /// acknowledges, is replaced if the others are better. Default `5s`: disks of virtual machines stall for seconds.
+    pub stuck_timeout: Span,
     /// An agent answers a state request at a change or after so long. Default `200ms`.
     pub poll_wait: Span,
     /// Bound on one HTTP exchange with an agent beyond the time that the command itself may take. Default `1s`.
@@ -58,6 +61,7 @@ impl Default for ManagerRaw {
         Self {
             detect_timeout: Span::secs(1),
             hung_timeout: Span::secs(3),
+            stuck_timeout: Span::secs(5),
             poll_wait: Span::millis(200),
             agent_timeout: Span::secs(1),
             freeze_timeout: Span::secs(30),
@@ -102,6 +106,7 @@ pub fn check(raw: &ManagerRaw) -> Result<ManagerSection, Vec<BadSetting>> {
     let spans = [
         ("manager.detect_timeout", raw.detect_timeout),
         ("manager.hung_timeout", raw.hung_timeout),
+        ("manager.stuck_timeout", raw.stuck_timeout),
         ("manager.poll_wait", raw.poll_wait),
         ("manager.agent_timeout", raw.agent_timeout),
         ("manager.freeze_timeout", raw.freeze_timeout),
@@ -125,6 +130,10 @@ pub fn check(raw: &ManagerRaw) -> Result<ManagerSection, Vec<BadSetting>> {
     if raw.lease_ttl.0 < Duration::from_secs(1) {
         bad.push(BadSetting::new("manager.lease_ttl", raw.lease_ttl, "must be at least 1s, etcd's shortest lease"));
     }
+    if raw.stuck_timeout.0 < Duration::from_secs(2) {
+        let problem = "must be at least 2s: the probes that it judges are a second apart";
+        bad.push(BadSetting::new("manager.stuck_timeout", raw.stuck_timeout, problem));
+    }
     if raw.operation_timeout.0 <= raw.drain_timeout.0 + raw.stop_timeout.0 {
         let problem = format!(
             "must be above manager.drain_timeout ({}) + manager.stop_timeout ({})",
@@ -141,6 +150,7 @@ pub fn check(raw: &ManagerRaw) -> Result<ManagerSection, Vec<BadSetting>> {
     let settings = Settings {
         detect_timeout: raw.detect_timeout.0,
         hung_timeout: raw.hung_timeout.0,
+        stuck_timeout: raw.stuck_timeout.0,
         freeze_timeout: raw.freeze_timeout.0,
         recruit_grace: raw.recruit_grace.0,
         promote_timeout: raw.promote_timeout.0,

@@ -1,6 +1,7 @@
 //! Why the planner does not act: typed, with the numbers that decided. PURE.
 
 use crate::api::Position;
+use crate::fsm::stuck::Stuck;
 use cluster::{Lsn, NodeId, Term, TimelineId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -127,6 +128,15 @@ pub enum Blocker {
         for_ms: u64,
         /// Counts as dead from here.
         limit_ms: u64,
+    },
+    /// The primary answers and cannot commit, and a failover would not help.
+    PrimaryStuck {
+        /// The primary.
+        node: NodeId,
+        /// What keeps it.
+        stuck: Stuck,
+        /// What is wrong with the nodes that would take over.
+        others: Vec<String>,
     },
     /// The primary writes a timeline that is not its term's.
     PrimaryOnOtherTimeline {
@@ -300,6 +310,7 @@ impl Blocker {
             Self::PrimaryStillAnswers { .. } => "primary_still_answers",
             Self::PrimaryAwaited { .. } => "primary_awaited",
             Self::PrimaryHung { .. } => "primary_hung",
+            Self::PrimaryStuck { .. } => "primary_stuck",
             Self::PrimaryOnOtherTimeline { .. } => "primary_on_other_timeline",
             Self::PrimaryFenced { .. } => "primary_fenced",
             Self::Paused { .. } => "paused",
@@ -382,6 +393,9 @@ impl fmt::Display for Blocker {
             ),
             Self::PrimaryHung { node, for_ms, limit_ms } => {
                 write!(f, "PostgreSQL of {node} has not answered for {for_ms} ms of {limit_ms} ms")
+            }
+            Self::PrimaryStuck { node, stuck, others } => {
+                write!(f, "{node} cannot commit: {stuck}; a failover would not help: {}", list(others))
             }
             Self::PrimaryOnOtherTimeline { node, term, timeline } => {
                 write!(f, "{node} writes timeline {timeline} in term {term}")

@@ -16,6 +16,7 @@ pub mod rejoin;
 pub mod report;
 mod round;
 pub mod status;
+pub mod stuck;
 mod switchover;
 pub mod sync_set;
 pub mod timers;

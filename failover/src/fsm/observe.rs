@@ -5,6 +5,7 @@
 
 use crate::api::{AgentState, PostgresState, Sighting, Standby};
 use crate::fsm::blocker::Blocker;
+use crate::fsm::stuck::Progress;
 use crate::fsm::timers::Settings;
 use crate::record::{
     FenceRecord, JournalRecord, MemberRecord, PauseRecord, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord,
@@ -71,6 +72,8 @@ pub struct Observed {
     pub read_at: Option<Instant>,
     /// Every agent known.
     pub agents: BTreeMap<NodeId, Agent>,
+    /// Whether the voters follow the primary.
+    pub progress: Progress,
 }
 
 /// Is the primary of the current term alive?
@@ -98,12 +101,24 @@ fn plus_age(ms_ago: u64, age: Duration) -> Duration {
 impl Observed {
     /// Take a report. Returns false when it changes nothing but ages.
     pub fn hear(&mut self, now: Instant, state: AgentState) {
+        self.watch_progress(now, &state);
         let agent = self.agents.entry(state.node.clone()).or_insert_with(|| Agent::unheard(now));
         let refused = state.sees_primary.as_ref().is_some_and(|s| s.refused);
         agent.sighting_refused_since = if refused { agent.sighting_refused_since.or(Some(now)) } else { None };
         agent.refused_since = None;
         agent.heard_at = Some(now);
         agent.state = Some(state);
+    }
+
+    fn watch_progress(&mut self, now: Instant, state: &AgentState) {
+        let (Some(term), Some(policy), PostgresState::Primary(p)) = (self.term(), self.policy(), &state.postgres)
+        else {
+            return;
+        };
+        if term.node.as_ref() == Some(&state.node) && Some(p.timeline) == term.term.timeline() {
+            let (term, policy) = (term.term, policy.clone());
+            self.progress.hear(now, term, p, &policy);
+        }
     }
 
     /// An exchange with an agent failed.
@@ -199,7 +214,7 @@ impl Observed {
             restarted,
         };
         match &state.postgres {
-            PostgresState::Primary(p) if Some(p.timeline) == term.timeline() => Health::Well,
+            PostgresState::Primary(p) if Some(p.timeline) == term.timeline() => self.able(now, state, settings),
             PostgresState::Primary(p) => {
                 let (node, have) = (state.node.clone(), p.timeline);
                 Health::Unsure(vec![Blocker::PrimaryOnOtherTimeline { node, term, timeline: have }])
@@ -219,6 +234,18 @@ impl Observed {
             PostgresState::Starting => dead("starting again".into(), true),
             PostgresState::Standby(s) => dead(format!("restarted as a standby at {}", s.replay_lsn), true),
         }
+    }
+
+    /// It answers, but can it commit?
+    fn able(&self, now: Instant, state: &AgentState, settings: &Settings) -> Health {
+        let Some(stuck) = self.stuck(settings) else { return Health::Well };
+        let others = self.no_better(&state.node, now, settings);
+        if !others.is_empty() {
+            return Health::Unsure(vec![Blocker::PrimaryStuck { node: state.node.clone(), stuck, others }]);
+        }
+        let since = now - Duration::from_millis(stuck.for_ms);
+        let evidence = vec![format!("{} cannot commit: {stuck}; the others can", state.node)];
+        Health::Dead { since, evidence, restarted: false }
     }
 
     fn health_as_observed(&self, now: Instant, term: Term, node: &NodeId, settings: &Settings) -> Health {

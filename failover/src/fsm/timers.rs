@@ -9,6 +9,8 @@ pub struct Settings {
     pub detect_timeout: Duration,
     /// How long a PostgreSQL may answer nothing while its postmaster lives.
     pub hung_timeout: Duration,
+    /// How long a primary that answers may be unable to commit.
+    pub stuck_timeout: Duration,
     /// How long "connection refused" must be seen by all observers before it counts as silence.
     pub refused_confirm: Duration,
     /// Bound on freezing or recovering one node.
@@ -52,6 +54,7 @@ impl Default for Settings {
         Self {
             detect_timeout: Duration::from_secs(1),
             hung_timeout: Duration::from_secs(3),
+            stuck_timeout: Duration::from_secs(5),
             refused_confirm: Duration::from_millis(300),
             freeze_timeout: Duration::from_secs(30),
             recruit_grace: Duration::from_millis(500),

@@ -196,7 +196,7 @@ impl World {
     }
 
     /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|refused|ok]
-    /// [sql=ok] [hung=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]`; what is not said is as in a healthy cluster.
+    /// [acks=LSN] [flush=LSN] [fsync=MS] [sql=ok] [hung=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]`; what is not said is as in a healthy cluster.
     fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
         let term = self.records.term.as_ref().map_or(Term(1), |t| t.value.term);
@@ -231,7 +231,8 @@ impl World {
                 refused: sees.as_deref() == Some("refused"),
             }),
             lease_left_ms: None,
-            fsync_probe_ms: None,
+            fsync_probe_ms: words.optional("fsync")?.or(Some(1)),
+
             trouble: None,
         };
         self.reports.insert(node.clone(), Heard { state, lost_since: lost.then_some(kept) });

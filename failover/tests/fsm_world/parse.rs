@@ -1,7 +1,7 @@
 //! Words of a scenario's line: positional ones, `key=value`, and flags.
 
 use cluster::{Lsn, NodeId, TimelineId};
-use failover::api::{Position, PostgresState, Primary, Standby};
+use failover::api::{Follower, Position, PostgresState, Primary, Standby};
 use failover::fsm::action::CommandKind;
 use failover::record::Phase;
 use std::str::FromStr;
@@ -81,6 +81,18 @@ pub(super) fn kind(text: &str) -> Result<CommandKind, String> {
     all.into_iter().find(|k| k.as_str() == text).ok_or_else(|| format!("no command: {text}"))
 }
 
+/// Everybody but n1 has flushed up to here; those that do not vote are not counted.
+fn followers(flush: Lsn) -> Vec<Follower> {
+    let follower = |n: u32| Follower {
+        node: format!("n{n}").parse().expect("a name"),
+        state: "streaming".into(),
+        flush_lsn: Some(flush),
+        replay_lsn: Some(flush),
+        sync_state: "quorum".into(),
+    };
+    (2..=7).map(follower).collect()
+}
+
 pub(super) fn postgres(
     is: &str,
     timeline: TimelineId,
@@ -92,9 +104,9 @@ pub(super) fn postgres(
         "primary" => PostgresState::Primary(Primary {
             timeline,
             insert_lsn: at,
-            flush_lsn: at,
+            flush_lsn: words.optional("flush")?.unwrap_or(at),
             sync_names: String::new(),
-            followers: Vec::new(),
+            followers: followers(words.optional("acks")?.unwrap_or(at)),
             impostors: Vec::new(),
         }),
         "standby" => PostgresState::Standby(Standby {
