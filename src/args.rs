@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use cluster::config::Span;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub enum Command {
     /// Show the cluster, and whether losing the primary now would be safe.
     Status(StatusArgs),
     /// Show the replication lag of every standby.
-    Lag(TargetArgs),
+    Lag(LagArgs),
     /// Make another node primary, with the primary's help and without loss.
     Switchover(SwitchoverArgs),
     /// Make another node primary without the old one's help.
@@ -136,6 +137,28 @@ pub struct StatusArgs {
     /// Which cluster.
     #[command(flatten)]
     pub target: TargetArgs,
+}
+
+/// `pgtenure lag`.
+#[derive(Debug, Args)]
+pub struct LagArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Show it again and again, with the recent past of every standby as a line, until Ctrl-C.
+    #[arg(long)]
+    pub watch: bool,
+    /// Between two looks, as in 500ms or 2s; 100ms at least.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval, requires = "watch")]
+    pub interval: Span,
+    /// End after so many looks.
+    #[arg(long, value_name = "N", requires = "watch")]
+    pub count: Option<u64>,
+}
+
+fn interval(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse().map_err(|e: cluster::config::UnitError| e.to_string())?;
+    if span < Span::millis(100) { Err("must be at least 100ms".to_owned()) } else { Ok(span) }
 }
 
 /// `pgtenure switchover`.

@@ -255,7 +255,8 @@ fn pages(config: &Config, running: &Running, registry: Registry, reload: Ask) ->
         }
         secret => secret?,
     };
-    Ok(Pages { parts: running.parts(), routes: running.routes(), registry, secret, reload: Some(reload) })
+    let (parts, routes, lag_history) = (running.parts(), running.routes(), running.lag_history.clone());
+    Ok(Pages { parts, routes, lag_history, registry, secret, reload: Some(reload) })
 }
 
 /// SIGTERM and SIGINT.

@@ -171,6 +171,12 @@ fn a_process_without_etcd_lives_is_not_ready_and_ends_by_sigterm() {
     assert!(metrics.contains("pgtenure_admin_ready{role=\"proxy\"} 0"), "{metrics}");
     assert!(wait_for(admin, "/status", "200").contains("\"roles\""));
     wait_for(admin, "/lag", "200");
+    assert!(wait_for(admin, "/lag/history", "200").contains("\"step_ms\": 1000"));
+    let looks = ["lag", "--watch", "--interval", "100ms", "--count", "3", "--admin", &format!("127.0.0.1:{admin}")];
+    let watched = output(&looks);
+    assert_eq!(watched.status.code(), Some(0), "{}", stderr(&watched));
+    let text = String::from_utf8_lossy(&watched.stdout).into_owned();
+    assert!(text.matches("no standbys known").count() == 3 && !text.contains('\x1b'), "{text}");
     wait_for(admin, "/history", "404");
     let order = "POST /ops/switchover HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\n\r\n{}";
     let refused = ask(admin, order).unwrap_or_default();

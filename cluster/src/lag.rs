@@ -45,6 +45,90 @@ pub struct StandbyLag {
     pub sample: Option<StandbySample>,
     /// Replay lag when sampled, or why it cannot be told.
     pub replay_lag: Result<Duration, LagUnknown>,
+    /// What else is known of it. No route depends on it.
+    pub detail: Detail,
+}
+
+/// How far a position is behind the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// Bytes, from the position to what the primary was last known to have flushed.
+    pub bytes: u64,
+    /// Time by the LSN clock.
+    pub time: Duration,
+}
+
+/// What people and the throttle want to know of a standby besides its replay lag.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// WAL handed to its operating system; `None` while the lag is unknown, as for the next.
+    pub write: Option<Behind>,
+    /// WAL on its disk.
+    pub flush: Option<Behind>,
+    /// Where it streams from, while it streams.
+    pub upstream: Option<Upstream>,
+    /// The last message of its sender came at this instant, by the difference of two times on the standby's own clock.
+    pub heard_at: Option<Instant>,
+    /// Replay is paused, or was asked to.
+    pub pause: Option<Pause>,
+    /// `recovery_min_apply_delay`, when it is set.
+    pub apply_delay: Option<Duration>,
+    /// Statements cancelled by recovery conflicts since its statistics were reset.
+    pub conflicts: Option<u64>,
+}
+
+/// Where a standby's WAL comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// The primary of the term.
+    Primary,
+    /// Another standby: it is a cascade, behind by at least what that one is.
+    Cascade(NodeId),
+    /// A sender that is no member of the cluster, as the standby names it.
+    Elsewhere(String),
+}
+
+impl Upstream {
+    /// All kinds.
+    pub const KINDS: [&'static str; 3] = ["primary", "cascade", "elsewhere"];
+
+    /// The kind as one word, one of [`Self::KINDS`], for metrics.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Primary => Self::KINDS[0],
+            Self::Cascade(_) => Self::KINDS[1],
+            Self::Elsewhere(_) => Self::KINDS[2],
+        }
+    }
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Primary => f.write_str("primary"),
+            Self::Cascade(node) => write!(f, "{node}"),
+            Self::Elsewhere(sender) => f.write_str(sender),
+        }
+    }
+}
+
+/// `pg_get_wal_replay_pause_state()`. Before PostgreSQL 14 a request cannot be told from a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// Asked for; replay stops at the next record.
+    Requested,
+    /// Nothing is replayed.
+    Paused,
+}
+
+impl Pause {
+    /// PostgreSQL's words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "pause requested",
+            Self::Paused => "paused",
+        }
+    }
 }
 
 /// Positions of a standby at one instant.
@@ -153,7 +237,7 @@ mod tests {
             replay_lag_bytes: Some(0),
             sent_at: Instant::from_millis(1000),
         };
-        StandbyLag { node: "n2".parse().unwrap(), sample: Some(sample), replay_lag }
+        StandbyLag { node: "n2".parse().unwrap(), sample: Some(sample), replay_lag, detail: Detail::default() }
     }
 
     #[test]

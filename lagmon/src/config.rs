@@ -12,6 +12,9 @@ pub struct Raw {
     /// How often every node is asked for its position. Lag is resolved, and a read's staleness known, no finer than
     /// this. Default 100ms: ten queries a second cost a node less than a hundredth of a core.
     pub probe_interval: Span,
+    /// How often every node is asked for its slots, its senders and its recovery conflicts. Nothing is routed by them.
+    /// Default 2s: before PostgreSQL 15 each question makes the node write a file of statistics.
+    pub detail_interval: Span,
     /// A node that does not answer within this is unreachable until it answers again. Until then only its sample ages.
     /// Default 1s: a busy node must not count as dead because of one slow answer.
     pub probe_timeout: Span,
@@ -31,6 +34,7 @@ impl Default for Raw {
     fn default() -> Self {
         Self {
             probe_interval: Span::millis(100),
+            detail_interval: Span::secs(2),
             probe_timeout: Span::secs(1),
             tcp_user_timeout: Span::secs(5),
             monitor_user: "pgtenure_monitor".to_owned(),
@@ -46,6 +50,8 @@ impl Default for Raw {
 pub struct Config {
     /// Between two probes of a node.
     pub probe_interval: Duration,
+    /// Between two questions for details.
+    pub detail_interval: Duration,
     /// Per probe, connecting included.
     pub probe_timeout: Duration,
     /// Per connection.
@@ -78,6 +84,10 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     if raw.probe_interval < Span::millis(10) || raw.probe_interval > Span::secs(60) {
         bad.push(BadSetting::new("lagmon.probe_interval", raw.probe_interval, "must be between 10ms and 60s"));
     }
+    if raw.detail_interval < raw.probe_interval {
+        let problem = format!("must be at least lagmon.probe_interval ({})", raw.probe_interval);
+        bad.push(BadSetting::new("lagmon.detail_interval", raw.detail_interval, problem));
+    }
     if raw.probe_timeout < raw.probe_interval {
         let problem = format!("must be at least lagmon.probe_interval ({})", raw.probe_interval);
         bad.push(BadSetting::new("lagmon.probe_timeout", raw.probe_timeout, problem));
@@ -107,6 +117,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     }
     Ok(Config {
         probe_interval: raw.probe_interval.0,
+        detail_interval: raw.detail_interval.0,
         probe_timeout: raw.probe_timeout.0,
         tcp_user_timeout: raw.tcp_user_timeout.0,
         user: raw.monitor_user,
@@ -122,9 +133,13 @@ mod tests {
     #[test]
     fn broken_relations_name_both_keys() {
         type Change = fn(&mut Raw);
-        let cases: [(Change, &[&str]); 5] = [
+        let cases: [(Change, &[&str]); 6] = [
             (|_| (), &[]),
             (|r| r.probe_interval = Span::millis(5), &["lagmon.probe_interval = 5ms: must be between 10ms and 60s"]),
+            (
+                |r| r.detail_interval = Span::millis(50),
+                &["lagmon.detail_interval = 50ms: must be at least lagmon.probe_interval (100ms)"],
+            ),
             (
                 |r| r.probe_timeout = Span::millis(50),
                 &["lagmon.probe_timeout = 50ms: must be at least lagmon.probe_interval (100ms)"],

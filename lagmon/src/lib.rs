@@ -10,16 +10,18 @@ mod metrics;
 pub mod model;
 mod probe;
 pub mod publish;
+mod query;
 
 use cluster::Clock;
 use cluster::lag::LagSnapshot;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
 use config::{Config, PasswordFrom};
+use model::history::History;
 use prometheus::Registry;
 use publish::{Published, Publisher};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
@@ -54,6 +56,7 @@ pub enum StartError {
 pub struct Handle {
     lag: watch::Receiver<Arc<LagSnapshot>>,
     published: watch::Receiver<Arc<Published>>,
+    history: Arc<Mutex<History>>,
     task: AbortHandle,
 }
 
@@ -71,6 +74,12 @@ impl Handle {
     /// Everything known, as JSON for `/lag` and `/status`.
     pub fn status(&self) -> serde_json::Value {
         http::lag(&self.published(), Clock.now())
+    }
+
+    /// Answers `/lag/history`: the recent past of every standby, as JSON.
+    pub fn history(&self) -> impl Fn() -> serde_json::Value + Send + Sync + use<> {
+        let history = Arc::clone(&self.history);
+        move || http::history(&history.lock().expect("no code panics while it holds this lock"), Clock.now())
     }
 }
 
@@ -93,9 +102,18 @@ pub fn start(config: Config, topology: watch::Receiver<Topology>, registry: &Reg
     let metrics = metrics::Probes::new(registry)?;
     metrics::Lags::register(registry, published.clone())?;
     let prober = probe::Prober { config: Arc::new(config), password, term, reports: reports_out, metrics };
-    let publisher = Publisher { prober, term: term_out, reports, topology, lag: lag_out, published: published_out };
+    let history = Arc::default();
+    let publisher = Publisher {
+        prober,
+        term: term_out,
+        reports,
+        topology,
+        lag: lag_out,
+        published: published_out,
+        history: Arc::clone(&history),
+    };
     let task = tokio::spawn(publisher.run()).abort_handle();
-    Ok(Handle { lag, published, task })
+    Ok(Handle { lag, published, history, task })
 }
 
 fn password(from: &PasswordFrom) -> Result<Option<Secret>, StartError> {

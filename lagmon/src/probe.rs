@@ -1,40 +1,27 @@
 //! Probes: one task and one kept connection per node, so that a slow node delays no other.
 //!
-//! One query asks for everything. Its deadline covers connecting; when it runs out the connection is given up, because
-//! what a server answers late says nothing of the present.
+//! One query asks for the positions. Its deadline covers connecting; when it runs out the connection is given up, because
+//! what a server answers late says nothing of the present. Another, less often, asks for slots, senders and conflicts;
+//! a node that cannot answer that one is no less reachable.
 
 use crate::config::Config;
 use crate::metrics::Probes;
-use crate::model::sample::{Answer, Facts, Outcome, PrimaryFacts, StandbyFacts};
+use crate::model::detail::NodeDetail;
+use crate::model::sample::{Answer, Outcome};
+use crate::query::{self, AnswerError};
 use cluster::secret::Secret;
-use cluster::{Clock, Endpoint, Lsn, NodeId, Term, TimelineId};
+use cluster::{Clock, Endpoint, Instant, NodeId, Term};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, timeout};
-use tokio_postgres::{Client, NoTls, Row, Statement};
+use tokio_postgres::{Client, NoTls, Statement};
 use tracing::{info, warn};
 
 /// Pause before connecting again: doubled from the first to the last while a node does not answer. A refusal costs
 /// nothing and is not slowed down past the first; a node that hangs would collect our connections.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-
-/// Asks one node for all it knows. Works from PostgreSQL 13 on. The branches of CASE are not evaluated on a node of
-/// the other kind, where they would fail; OFFSET 0 keeps pg_is_in_recovery() from being asked more than once.
-const QUERY: &str = "\
-SELECT r.in_recovery,
-       CASE WHEN NOT r.in_recovery THEN pg_current_wal_insert_lsn()::text END AS insert_lsn,
-       CASE WHEN NOT r.in_recovery THEN pg_current_wal_flush_lsn()::text END AS flush_lsn,
-       CASE WHEN NOT r.in_recovery THEN pg_walfile_name(pg_current_wal_insert_lsn()) END AS walfile,
-       CASE WHEN r.in_recovery THEN pg_last_wal_replay_lsn()::text END AS replay_lsn,
-       CASE WHEN r.in_recovery THEN pg_last_wal_receive_lsn()::text END AS receive_lsn,
-       CASE WHEN r.in_recovery THEN pg_is_wal_replay_paused() END AS paused,
-       w.status AS status,
-       w.written_lsn::text AS written_lsn,
-       w.received_tli AS received_tli
-  FROM (SELECT pg_is_in_recovery() AS in_recovery OFFSET 0) r
-  LEFT JOIN pg_stat_wal_receiver w ON r.in_recovery";
 
 /// Why a probe gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +32,8 @@ enum ProbeError {
     Query(#[source] tokio_postgres::Error),
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
-    #[error("{column} is {value:?}, which cannot be read")]
-    Unreadable { column: &'static str, value: String },
+    #[error("the answer cannot be read")]
+    Answer(#[from] AnswerError),
 }
 
 /// A probe's outcome and what it belongs to.
@@ -57,7 +44,16 @@ pub(crate) struct Report {
     /// The node.
     pub(crate) node: NodeId,
     /// What came of it.
-    pub(crate) outcome: Outcome,
+    pub(crate) news: News,
+}
+
+/// What a probe task reports.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// Of the question for positions.
+    Positions(Outcome),
+    /// Of the question for details; `None`: it was not answered.
+    Detail(Option<NodeDetail>),
 }
 
 /// A node being probed. Probing ends when this is dropped.
@@ -86,7 +82,8 @@ pub(crate) struct Prober {
 impl Prober {
     /// Probe `node` at `endpoint` from now on.
     pub(crate) fn start(&self, node: NodeId, endpoint: Endpoint) -> Probe {
-        let run = Run { shared: self.clone(), node, connect: self.connect_config(&endpoint), connection: None };
+        let connect = self.connect_config(&endpoint);
+        let run = Run { shared: self.clone(), node, connect, connection: None, detailed: None, detail_failed: false };
         Probe { endpoint, task: tokio::spawn(run.run()).abort_handle() }
     }
 
@@ -114,7 +111,10 @@ impl Prober {
 /// A connection and its prepared query. The driver's task ends with it.
 struct Connection {
     client: Client,
-    query: Statement,
+    major: u32,
+    positions: Statement,
+    /// Prepared when first asked.
+    details: Option<Statement>,
     driver: AbortHandle,
 }
 
@@ -129,6 +129,10 @@ struct Run {
     node: NodeId,
     connect: tokio_postgres::Config,
     connection: Option<Connection>,
+    /// When details were last asked for, and in which term.
+    detailed: Option<(Instant, Term)>,
+    /// The last question for details failed, and that was logged.
+    detail_failed: bool,
 }
 
 impl Run {
@@ -161,8 +165,15 @@ impl Run {
                 }
             };
             let failed = outcome == Outcome::Failed;
-            if self.shared.reports.send(Report { term, node: self.node.clone(), outcome }).await.is_err() {
+            if !self.report(term, News::Positions(outcome)).await {
                 return;
+            }
+            if !failed && self.detail_is_due(started, term) {
+                self.detailed = Some((started, term));
+                let detail = self.detail().await;
+                if !self.report(term, News::Detail(detail)).await {
+                    return;
+                }
             }
             if failed {
                 tokio::time::sleep(pause).await;
@@ -172,57 +183,71 @@ impl Run {
         }
     }
 
+    async fn report(&self, term: Term, news: News) -> bool {
+        self.shared.reports.send(Report { term, node: self.node.clone(), news }).await.is_ok()
+    }
+
+    /// A new term forgets what was known.
+    fn detail_is_due(&self, now: Instant, term: Term) -> bool {
+        let interval = self.shared.config.detail_interval;
+        self.detailed.is_none_or(|(at, of)| of != term || now.since(at) >= interval)
+    }
+
     async fn probe(&mut self) -> Result<Answer, ProbeError> {
         if self.connection.is_none() {
             self.connection = Some(connect(&self.connect).await?);
         }
         let connection = self.connection.as_ref().expect("connected above");
         let sent_at = Clock.now();
-        let row = connection.client.query_one(&connection.query, &[]).await.map_err(ProbeError::Query)?;
-        Ok(Answer { sent_at, facts: facts(&row)? })
+        let row = connection.client.query_one(&connection.positions, &[]).await.map_err(ProbeError::Query)?;
+        Ok(Answer { sent_at, facts: query::facts(&row)? })
     }
+
+    /// Ask for details. A question that is still open would delay the next probe, so its connection is given up.
+    async fn detail(&mut self) -> Option<NodeDetail> {
+        let limit = self.shared.config.probe_timeout;
+        let connection = self.connection.as_mut()?;
+        let asked = timeout(limit, ask_details(connection)).await;
+        let error = match asked {
+            Ok(Ok(detail)) => {
+                self.detail_failed = false;
+                return Some(detail);
+            }
+            Ok(Err(error)) => error,
+            Err(_) => {
+                self.connection = None;
+                ProbeError::TimedOut(limit)
+            }
+        };
+        if !std::mem::replace(&mut self.detail_failed, true) {
+            warn!(node = %self.node, error = %chain(&error), "node does not tell its slots, senders and conflicts");
+        }
+        None
+    }
+}
+
+async fn ask_details(connection: &mut Connection) -> Result<NodeDetail, ProbeError> {
+    let statement = match connection.details.take() {
+        Some(statement) => statement,
+        None => connection.client.prepare(&query::details(connection.major)).await.map_err(ProbeError::Query)?,
+    };
+    let row = connection.client.query_one(&statement, &[]).await.map_err(ProbeError::Query)?;
+    connection.details = Some(statement);
+    Ok(query::detail(&row)?)
 }
 
 async fn connect(config: &tokio_postgres::Config) -> Result<Connection, ProbeError> {
     let (client, driver) = config.connect(NoTls).await.map_err(ProbeError::Connect)?;
+    let major = query::major(driver.parameter("server_version"));
     // The driver's error is also the next query's, which reports it.
     let driver = tokio::spawn(async move { drop(driver.await) }).abort_handle();
-    match client.prepare(QUERY).await {
-        Ok(query) => Ok(Connection { client, query, driver }),
+    match client.prepare(&query::positions(major)).await {
+        Ok(positions) => Ok(Connection { client, major, positions, details: None, driver }),
         Err(error) => {
             driver.abort();
             Err(ProbeError::Query(error))
         }
     }
-}
-
-fn facts(row: &Row) -> Result<Facts, ProbeError> {
-    let text = |column: &'static str| row.try_get::<_, Option<String>>(column).map_err(ProbeError::Query);
-    let lsn = |column: &'static str| -> Result<Option<Lsn>, ProbeError> {
-        let parse = |t: String| t.parse().map_err(|_| ProbeError::Unreadable { column, value: t });
-        text(column)?.map(parse).transpose()
-    };
-    let needed = |column: &'static str| lsn(column)?.ok_or(ProbeError::Unreadable { column, value: String::new() });
-    if !row.try_get::<_, bool>("in_recovery").map_err(ProbeError::Query)? {
-        let walfile = text("walfile")?.unwrap_or_default();
-        let timeline = timeline_of(&walfile).ok_or(ProbeError::Unreadable { column: "walfile", value: walfile })?;
-        let insert_lsn = needed("insert_lsn")?.normalised_insert();
-        return Ok(Facts::Primary(PrimaryFacts { timeline, insert_lsn, flush_lsn: needed("flush_lsn")? }));
-    }
-    let streaming = text("status")?.as_deref() == Some("streaming");
-    let timeline = row.try_get::<_, Option<i32>>("received_tli").map_err(ProbeError::Query)?;
-    Ok(Facts::Standby(StandbyFacts {
-        replay_lsn: lsn("replay_lsn")?,
-        receive_lsn: lsn("receive_lsn")?,
-        written_lsn: lsn("written_lsn")?,
-        paused: row.try_get::<_, Option<bool>>("paused").map_err(ProbeError::Query)?.unwrap_or(false),
-        streams: timeline.filter(|_| streaming).map(|t| TimelineId(t.cast_unsigned())),
-    }))
-}
-
-/// The timeline that a WAL file's name begins with. `pg_control` is of no use here: it has the last checkpoint's.
-fn timeline_of(walfile: &str) -> Option<TimelineId> {
-    walfile.get(..8).and_then(|hex| u32::from_str_radix(hex, 16).ok()).map(TimelineId)
 }
 
 /// An error with its causes, printed once, here where it is handled.
@@ -234,17 +259,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_timeline_is_read_from_the_walfiles_name() {
-        assert_eq!(timeline_of("0000001A0000000000000003"), Some(TimelineId(26)));
-        for bad in ["", "0000", "zzzzzzzz0000000000000003"] {
-            assert_eq!(timeline_of(bad), None, "{bad}");
-        }
-    }
 }

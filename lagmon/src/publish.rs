@@ -1,13 +1,15 @@
 //! The task that feeds the model and publishes what it makes of it.
 
 use crate::model::Model;
+use crate::model::detail::{NodeDetail, Receiver};
 use crate::model::estimate::Estimate;
-use crate::probe::{Probe, Prober, Report};
+use crate::model::history::History;
+use crate::probe::{News, Probe, Prober, Report};
 use cluster::lag::LagSnapshot;
 use cluster::topology::Topology;
-use cluster::{NodeId, Term};
+use cluster::{Clock, NodeId, Term};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 
 /// One state of the model, published whole.
@@ -17,6 +19,19 @@ pub struct Published {
     pub snapshot: Arc<LagSnapshot>,
     /// The same standbys with everything known of them, for metrics and people.
     pub estimates: Vec<Estimate>,
+    /// Slots, senders and conflicts of the nodes that told them, ordered by name.
+    pub nodes: Vec<Node>,
+}
+
+/// What one node told of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Its name.
+    pub node: NodeId,
+    /// What it told.
+    pub detail: NodeDetail,
+    /// What each of its senders sends to, in the same order.
+    pub receivers: Vec<Receiver>,
 }
 
 pub(crate) struct Publisher {
@@ -26,6 +41,7 @@ pub(crate) struct Publisher {
     pub(crate) topology: watch::Receiver<Topology>,
     pub(crate) lag: watch::Sender<Arc<LagSnapshot>>,
     pub(crate) published: watch::Sender<Arc<Published>>,
+    pub(crate) history: Arc<Mutex<History>>,
 }
 
 impl Publisher {
@@ -40,7 +56,10 @@ impl Publisher {
                     Ok(()) => self.follow(&mut model, &mut probes),
                     Err(_) => return,
                 },
-                Some(report) = self.reports.recv() => model.record(report.term, &report.node, report.outcome),
+                Some(Report { term, node, news }) = self.reports.recv() => match news {
+                    News::Positions(outcome) => model.record(term, &node, outcome),
+                    News::Detail(detail) => model.record_detail(term, &node, detail),
+                },
             }
             self.publish(&model);
         }
@@ -62,7 +81,14 @@ impl Publisher {
     fn publish(&self, model: &Model) {
         let estimates = model.estimates();
         let snapshot = Arc::new(model.snapshot(&estimates));
+        self.history.lock().expect("no code panics while it holds this lock").add(Clock.now(), &snapshot.standbys);
         self.lag.send_replace(Arc::clone(&snapshot));
-        self.published.send_replace(Arc::new(Published { snapshot, estimates }));
+        let nodes = model.details().map(|(node, detail)| Node {
+            node: node.clone(),
+            detail: detail.clone(),
+            receivers: detail.senders.iter().map(|s| model.members().receiver(s)).collect(),
+        });
+        let nodes = nodes.collect();
+        self.published.send_replace(Arc::new(Published { snapshot, estimates, nodes }));
     }
 }

@@ -2,11 +2,13 @@
 
 mod postgres;
 
-use cluster::lag::{Freshness, LagSnapshot, LagUnknown, StandbyLag};
+use cluster::lag::{Freshness, LagSnapshot, LagUnknown, StandbyLag, Upstream};
 use cluster::topology::{Gate, Member, Topology};
-use cluster::{Clock, Endpoint, NodeId, Term};
+use cluster::{Clock, Endpoint, Lsn, NodeId, Term};
 use lagmon::config::{Raw, check};
 use lagmon::{Handle, start};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use postgres::Cluster;
 use prometheus::Registry;
 use std::sync::{Arc, Mutex};
@@ -47,6 +49,11 @@ impl Monitor {
         let mut lag = self.handle.lag();
         let waited = tokio::time::timeout(Duration::from_secs(20), lag.wait_for(|s| wanted(s))).await.map(drop);
         assert!(waited.is_ok(), "waited 20 s for {what}: {:#}", self.handle.status());
+    }
+
+    /// Wait until what is shown is as `wanted` says; 20 s at most.
+    async fn until_shown(&self, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) {
+        self.until(what, |_| wanted(&self.handle.status())).await;
     }
 
     fn standby(&self, i: usize) -> StandbyLag {
@@ -228,4 +235,190 @@ async fn a_dead_standby_is_unreachable_disturbs_no_other_and_comes_back() {
     m.until("no primary", |s| s.primary.is_none() && lag(s, 1).is_some_and(|l| l.is_err())).await;
     c.spawn(0);
     m.until("all back at zero", |s| s.primary.is_some() && is_zero(s, 1) && is_zero(s, 2)).await;
+}
+
+#[tokio::test]
+async fn a_cascade_is_named_and_slots_and_subscribers_are_shown_as_what_they_are() {
+    let mut c = Cluster::start(1);
+    assert_eq!(c.add(1), 2);
+    c.sql(0, "SELECT pg_create_physical_replication_slot('kept', true)");
+    c.sql(0, "SELECT pg_create_logical_replication_slot('decoded', 'test_decoding')");
+    let _subscriber = c.subscriber("decoded");
+    let m = monitor(&c);
+    c.sql(0, "INSERT INTO t SELECT generate_series(1, 20000)");
+    m.until("both standbys at zero", |s| is_zero(s, 1) && is_zero(s, 2)).await;
+    let from = |s: &LagSnapshot, i: usize| s.standby(&n(i)).and_then(|s| s.detail.upstream.clone());
+    m.until("who streams from whom", |s| {
+        from(s, 1) == Some(Upstream::Primary) && from(s, 2) == Some(Upstream::Cascade(n(1)))
+    })
+    .await;
+    m.until_shown("the subscriber at the primary", |shown| {
+        let nodes = shown["nodes"].as_array();
+        let primary = nodes.and_then(|nodes| nodes.iter().find(|node| node["node"] == "n1"));
+        primary.is_some_and(|p| p["senders"].as_array().is_some_and(|senders| senders.len() == 2))
+    })
+    .await;
+    let shown = m.handle.status();
+    let kinds = |node: usize, list: &str, name: &str| -> Vec<(String, String)> {
+        let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+        let list = shown["nodes"][node][list].as_array().unwrap();
+        list.iter().map(|entry| (text(&entry[name]), text(&entry["kind"]))).collect()
+    };
+    let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+    assert_eq!(kinds(0, "senders", "application_name"), [pair("n2", "standby"), pair("pg_recvlogical", "logical")]);
+    assert_eq!(kinds(1, "senders", "application_name"), [pair("n3", "standby")]);
+    assert_eq!(kinds(0, "slots", "slot"), [pair("decoded", "logical"), pair("kept", "physical")]);
+    let kept = &shown["nodes"][0]["slots"][1];
+    assert!(kept["active"] == false && kept["wal_status"] == "reserved", "{kept}");
+    assert_eq!((&m.shown(2)["streams_from"], &m.shown(2)["upstream"]), (&"n2".into(), &"cascade".into()));
+    assert_eq!((&m.shown(1)["streams_from"], &m.shown(1)["upstream"]), (&"n1".into(), &"primary".into()));
+    c.sql(0, "INSERT INTO t SELECT generate_series(1, 20000)");
+    m.until_shown("the slot to keep it", |shown| {
+        shown["nodes"][0]["slots"][1]["retained_bytes"].as_u64() > Some(1 << 20)
+    })
+    .await;
+    let text = m.metrics();
+    for want in [
+        "pgtenure_lagmon_upstream{kind=\"cascade\",node=\"n3\"} 1\n",
+        "pgtenure_lagmon_senders{kind=\"logical\",node=\"n1\"} 1\n",
+        "pgtenure_lagmon_senders{kind=\"standby\",node=\"n1\"} 1\n",
+        "pgtenure_lagmon_slot_active{node=\"n1\",slot=\"decoded\"} 1\n",
+        "pgtenure_lagmon_slot_wal_status{node=\"n1\",slot=\"kept\",status=\"reserved\"} 1\n",
+        "pgtenure_lagmon_slot_retained_bytes{node=\"n1\",slot=\"kept\"}",
+        "pgtenure_lagmon_stream_age_seconds{node=\"n3\"}",
+    ] {
+        assert!(text.contains(want), "{want} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_receiver_makes_its_standby_and_the_cascade_behind_it_stale() {
+    let mut c = Cluster::start(1);
+    c.add(1);
+    let m = monitor(&c);
+    m.until("both standbys at zero", |s| is_zero(s, 1) && is_zero(s, 2)).await;
+    c.signal_receiver(1, Signal::SIGSTOP);
+    c.sql(0, "INSERT INTO t SELECT generate_series(1, 20000)");
+    let written = Clock.now();
+    // It says that it streams, and what it received it has replayed; only the primary's position tells.
+    let streams =
+        c.sql(1, "SELECT status, pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() FROM pg_stat_wal_receiver");
+    assert_eq!(streams, "streaming|t");
+    m.until("the primary's new position", |s| s.primary.as_ref().is_some_and(|p| p.sent_at > written)).await;
+    let until = Instant::now() + Duration::from_secs(3);
+    let mut changes = m.handle.lag();
+    let mut known = 0;
+    while Instant::now() < until {
+        let _ = tokio::time::timeout(Duration::from_millis(200), changes.changed()).await;
+        let snapshot = changes.borrow_and_update().clone();
+        let now = Clock.now();
+        for i in [1, 2] {
+            let Ok(staleness) = snapshot.standby(&n(i)).unwrap().staleness_at(now) else { continue };
+            assert!(staleness >= now.since(written), "stale for {:?}: {snapshot:?}", now.since(written));
+            known += 1;
+        }
+    }
+    assert!(known > 5, "only {known} snapshots with a known lag");
+    for i in [1, 2] {
+        let shown = m.shown(i);
+        assert!(
+            shown["write_lag_ms"].as_u64() >= Some(2000) && shown["flush_lag_bytes"].as_u64() > Some(100_000),
+            "{shown}"
+        );
+    }
+    assert!(m.shown(1)["stream_age_ms"].as_u64() >= Some(2500), "{}", m.shown(1));
+    c.signal_receiver(1, Signal::SIGCONT);
+    m.until("both back at zero", |s| is_zero(s, 1) && is_zero(s, 2)).await;
+    let history = m.handle.history()();
+    for line in history["standbys"].as_array().unwrap() {
+        let worst = line["points"].as_array().unwrap().iter().filter_map(|p| p["max_ms"].as_u64()).max();
+        assert!(worst >= Some(2500), "{history:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_hanging_primary_makes_its_standbys_stale_by_the_age_of_its_sample() {
+    let c = Cluster::start(1);
+    let m = monitor(&c);
+    m.until("the standby at zero", |s| is_zero(s, 1)).await;
+    let backend = c.sql(0, "SELECT pid FROM pg_stat_activity WHERE application_name = 'pgtenure_lagmon'");
+    let backend = Pid::from_raw(backend.parse().unwrap());
+    c.signal_postmaster(0, backend, Signal::SIGSTOP);
+    let stopped = Clock.now();
+    let mut changes = m.handle.lag();
+    let until = Instant::now() + Duration::from_secs(4);
+    // Until the probe is given up nothing is heard, and its last answer is of the time before.
+    while changes.borrow_and_update().primary.is_some() {
+        let (standby, now) = (m.standby(1), Clock.now());
+        if let Ok(staleness) = standby.staleness_at(now) {
+            let at_least = now.since(stopped).saturating_sub(Duration::from_millis(5));
+            assert!(staleness >= at_least, "{staleness:?}, stopped for {at_least:?}");
+        }
+        assert!(Instant::now() < until, "a probe that hangs for {:?}", Clock.now().since(stopped));
+        let _ = tokio::time::timeout(Duration::from_millis(50), changes.changed()).await;
+    }
+    assert!(lag(&changes.borrow(), 1).is_some_and(|l| l.is_err()));
+    c.signal_postmaster(0, backend, Signal::SIGCONT);
+    m.until("the standby at zero again", |s| is_zero(s, 1)).await;
+}
+
+#[tokio::test]
+async fn recovery_conflicts_and_a_delay_are_shown() {
+    let c = Cluster::start(1);
+    c.sql(1, "ALTER SYSTEM SET max_standby_streaming_delay = '50ms'");
+    c.sql(1, "SELECT pg_reload_conf()");
+    c.sql(0, "INSERT INTO t SELECT generate_series(1, 100)");
+    let m = monitor(&c);
+    m.until("the standby at zero", |s| is_zero(s, 1)).await;
+    m.until("no conflicts", |s| s.standby(&n(1)).unwrap().detail.conflicts == Some(0)).await;
+    let dsn = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", c.ports[1]);
+    let (reader, driver) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(driver);
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t").await.unwrap();
+    c.sql(0, "DELETE FROM t");
+    c.sql(0, "VACUUM t");
+    m.until("a conflict", |s| s.standby(&n(1)).unwrap().detail.conflicts == Some(1)).await;
+    let text = m.metrics();
+    let want = "pgtenure_lagmon_recovery_conflicts_total{cause=\"snapshot\",node=\"n2\"} 1\n";
+    assert!(text.contains(want), "{want} is not in\n{text}");
+    driver.abort();
+    c.sql(1, "ALTER SYSTEM SET recovery_min_apply_delay = '90s'");
+    c.sql(1, "SELECT pg_reload_conf()");
+    let delay = |s: &LagSnapshot| s.standby(&n(1)).unwrap().detail.apply_delay;
+    m.until("the delay", |s| delay(s) == Some(Duration::from_secs(90))).await;
+    assert_eq!(m.shown(1)["apply_delay_ms"], 90_000);
+    // Asked to pause while the delay holds a record back: it has not stopped yet, and is not fresh already.
+    c.sql(0, "INSERT INTO t VALUES (1)");
+    c.sql(1, "SELECT pg_wal_replay_pause()");
+    let paused = Some(Err(LagUnknown::ReplayPaused));
+    m.until("a request to pause", |s| lag(s, 1) == paused && s.standby(&n(1)).unwrap().detail.pause.is_some()).await;
+}
+
+#[tokio::test]
+async fn a_primary_that_stops_at_the_end_of_a_page_has_a_lag_of_zero() {
+    const PAGE: u64 = 8192;
+    let c = Cluster::start(1);
+    let m = monitor(&c);
+    let emit = |length: u64| {
+        c.sql(0, &format!("SELECT pg_logical_emit_message(false, 'x', repeat('x', {length}))"));
+        let end = c.sql(0, "SELECT pg_current_wal_insert_lsn()").parse::<Lsn>().unwrap();
+        (end.0, end.0 % PAGE)
+    };
+    let mut at_the_end = 0;
+    for _ in 0..40 {
+        let ((before, _), (after, place)) = (emit(1000), emit(1000));
+        if after - before > 1200 || place < 24 || PAGE - place < 300 {
+            continue;
+        }
+        // Records are padded to eight bytes: 1000 more or fewer bytes of text are as many of WAL.
+        let overhead = after - before - 1000;
+        let (end, _) = emit(PAGE - place - overhead);
+        at_the_end += u32::from([24, 40].contains(&(end % PAGE)));
+        let reached = |s: &LagSnapshot| s.primary.as_ref().is_some_and(|p| p.insert_lsn.0 + 40 >= end);
+        m.until("the standby at zero", |s| reached(s) && is_zero(s, 1)).await;
+        if at_the_end == 3 {
+            return;
+        }
+    }
+    panic!("only {at_the_end} records ended with their page");
 }

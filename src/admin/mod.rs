@@ -6,7 +6,8 @@
 //! | `GET /readyz` | 200 when every role is ready, else 503 with what is missing |
 //! | `GET /metrics` | Prometheus text of every role |
 //! | `GET /status` | JSON: the cluster (on a manager) and this process |
-//! | `GET /lag` | JSON: replay lag per standby |
+//! | `GET /lag` | JSON: lag per standby; with the role lagmon also its stream, slots, senders and conflicts |
+//! | `GET /lag/history` | JSON, with the role lagmon: the last ten minutes per standby |
 //! | `POST /reload` | JSON: the keys that changed; 409 with the reasons when the file is refused |
 //! | `GET /report`, `/history`, `POST /ops/…` | on a manager: see `failover::http` |
 //!
@@ -16,7 +17,7 @@
 mod metrics;
 mod pages;
 
-pub use pages::{Pages, Part, Reply, RouteFuture, Routes};
+pub use pages::{LagHistory, Pages, Part, Reply, RouteFuture, Routes};
 
 use anyhow::{Context, Result};
 use http_body_util::{BodyExt, Full, Limited};

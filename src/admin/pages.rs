@@ -32,12 +32,17 @@ pub trait Routes: Send + Sync {
     fn handle<'a>(&'a self, method: &'a str, path: &'a str, query: &'a str, body: &'a [u8]) -> RouteFuture<'a>;
 }
 
+/// Gives the recent past of every standby as JSON, without waiting.
+pub type LagHistory = Arc<dyn Fn() -> Value + Send + Sync>;
+
 /// Everything the admin listener can answer from.
 pub struct Pages {
     /// One entry per role.
     pub parts: Vec<Box<dyn Part>>,
     /// The managers' routes, when this process is one.
     pub routes: Option<Arc<dyn Routes>>,
+    /// The recent past of every standby, when this process has the role lagmon.
+    pub lag_history: Option<LagHistory>,
     /// All metrics of the process.
     pub registry: Registry,
     /// The shared secret; without one no order is taken.
@@ -83,7 +88,7 @@ impl Pages {
         match (method, path) {
             ("GET", "/") => Reply::text(
                 200,
-                "pgtenure: /livez /readyz /metrics /status /lag, on managers /report /history; POST /reload\n",
+                "pgtenure: /livez /readyz /metrics /status /lag /lag/history, on managers /report /history; POST /reload\n",
             ),
             ("GET", "/livez") => Reply::text(200, "ok\n"),
             ("GET", "/readyz") => self.readiness(),
@@ -91,6 +96,9 @@ impl Pages {
             ("GET", "/status") => self.status(query).await,
             ("GET", "/lag") if self.part("lagmon").is_some() => {
                 Reply::json(200, &self.part("lagmon").map_or(Value::Null, Part::status))
+            }
+            ("GET", "/lag/history") if self.lag_history.is_some() => {
+                Reply::json(200, &self.lag_history.as_ref().map_or(Value::Null, |history| history()))
             }
             ("POST", "/reload") => self.reload().await,
             _ => match self.route(method, path, query, body).await {
@@ -190,6 +198,7 @@ mod tests {
         Pages {
             parts: vec![Box::new(Half(ready))],
             routes: Some(Arc::new(Leader)),
+            lag_history: None,
             registry: Registry::new(),
             secret: Some(Secret::new("0123456789abcdef")),
             reload: None,

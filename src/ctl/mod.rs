@@ -4,6 +4,7 @@
 //! or no manager could be asked, and where things stand was printed as far as it is known.
 
 pub mod client;
+mod lag;
 pub mod reload;
 pub mod render;
 mod table;
@@ -42,13 +43,17 @@ enum Method {
 
 /// Carry out an operator's command. Commands that are none of these are a mistake of the caller's.
 pub fn run(command: Command) -> ExitCode {
-    let Some((target, request)) = request(command) else {
-        eprintln!("pgtenure: not an operator's command");
-        return ExitCode::from(EXIT_FAILED);
-    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return failed(&anyhow::Error::new(e).context("cannot start the runtime")),
+    };
+    let command = match command {
+        Command::Lag(args) => return runtime.block_on(lag::run(&args)),
+        other => other,
+    };
+    let Some((target, request)) = request(command) else {
+        eprintln!("pgtenure: not an operator's command");
+        return ExitCode::from(EXIT_FAILED);
     };
     match runtime.block_on(ask(&target, &request)) {
         Ok(outcome) => finish(&target, &request, outcome),
@@ -87,7 +92,6 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
     };
     Some(match command {
         Command::Status(a) => (a.target, get("/status".into(), render::status)),
-        Command::Lag(a) => (a, get("/lag".into(), render::lag)),
         Command::History(a) => (a, get("/history".into(), render::history)),
         Command::Report(a) => {
             let path = a.term.map_or_else(|| "/report".to_owned(), |t| format!("/report?term={t}"));
@@ -117,9 +121,8 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
         | Command::Userlist(_)
         | Command::Demo(_)
         | Command::Reload(_)
-        | Command::Verify(_) => {
-            return None;
-        }
+        | Command::Verify(_)
+        | Command::Lag(_) => return None,
     })
 }
 

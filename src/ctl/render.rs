@@ -16,16 +16,16 @@ fn word(value: Option<&Value>) -> String {
     }
 }
 
-fn field(of: &Value, key: &str) -> String {
+pub(super) fn field(of: &Value, key: &str) -> String {
     word(of.get(key))
 }
 
-fn list<'a>(of: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+pub(super) fn list<'a>(of: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     of.get(key).and_then(Value::as_array).into_iter().flatten()
 }
 
 /// Bytes with a binary unit, three digits at most before it.
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (n, 0);
     while value >= 10_000 && unit + 1 < units.len() {
@@ -35,11 +35,11 @@ fn bytes(n: u64) -> String {
     format!("{value} {}", units[unit])
 }
 
-fn bytes_of(of: &Value, key: &str) -> String {
+pub(super) fn bytes_of(of: &Value, key: &str) -> String {
     of.get(key).and_then(Value::as_u64).map_or_else(|| "-".to_owned(), bytes)
 }
 
-fn ms_of(of: &Value, key: &str) -> String {
+pub(super) fn ms_of(of: &Value, key: &str) -> String {
     match of.get(key) {
         Some(v) if v.is_number() => format!("{v} ms"),
         _ => "-".to_owned(),
@@ -171,27 +171,6 @@ fn change(j: &JournalRecord) -> String {
         j.finished.as_deref().unwrap_or("not finished"),
         utc(j.started),
     )
-}
-
-/// `pgtenure lag`, of a manager or of a lagmon.
-pub fn lag(answer: &Value) -> String {
-    let primary = answer.get("primary").filter(|p| p.is_object());
-    let place = |key| primary.map_or_else(|| "-".to_owned(), |p| field(p, key));
-    let mut out = format!("term {}  primary {}  at {}\n\n", field(answer, "term"), place("node"), place("insert_lsn"));
-    let mut table = Table::new(&["STANDBY", "REPLAY LAG", "BEHIND", "REPLAYED", "SAMPLE AGE", "NOTES"]);
-    for n in list(answer, "standbys") {
-        let unknown = n.get("unknown").and_then(Value::as_str);
-        table.row([
-            field(n, "node"),
-            if unknown.is_some() { "unknown".to_owned() } else { ms_of(n, "replay_lag_ms") },
-            bytes_of(n, "replay_lag_bytes"),
-            field(n, "replay_lsn"),
-            ms_of(n, "sample_age_ms"),
-            unknown.unwrap_or_default().to_owned(),
-        ]);
-    }
-    out.push_str(&if table.is_empty() { "no standbys known\n".to_owned() } else { table.text() });
-    out
 }
 
 /// `pgtenure history`.

@@ -1,6 +1,6 @@
 //! The roles themselves: starts each, keeps what it shows, and stops them in an order in which none misses another.
 
-use crate::admin::{Part, RouteFuture, Routes};
+use crate::admin::{LagHistory, Part, RouteFuture, Routes};
 use crate::config::{self, Config, Role};
 use anyhow::{Context, Result};
 use cluster::keys::Keys;
@@ -70,6 +70,8 @@ pub(super) struct Running {
     stops: BTreeMap<Role, oneshot::Sender<Duration>>,
     pages: BTreeMap<Role, watch::Receiver<Shown>>,
     routes: Option<Arc<dyn Routes>>,
+    /// The recent past of the standbys, for the admin HTTP.
+    pub(super) lag_history: Option<LagHistory>,
     /// The proxy, to be changed while it runs.
     pub(super) proxy: Option<proxy::Control>,
     /// What operators at the proxy's console ask of the process.
@@ -140,6 +142,7 @@ impl Starting<'_> {
         if let Some(section) = config.lagmon.clone() {
             let lagmon = lagmon::start(section, view.topology(), self.registry).context("role lagmon")?;
             lag = lagmon.lag();
+            self.running.lag_history = Some(Arc::new(lagmon.history()));
             let topology = view.topology();
             self.running.add(Role::Lagmon, |show, stop| play_lagmon(lagmon, topology, show, stop));
         }

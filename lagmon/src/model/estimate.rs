@@ -11,29 +11,15 @@
 use super::sample::{Answer, Facts, PrimaryFacts, StandbyFacts};
 use super::window::Window;
 use super::{Track, freshness};
-use cluster::lag::{LagUnknown, StandbyLag, StandbySample};
+use cluster::lag::{Behind, Detail, LagUnknown, StandbyLag, StandbySample, Upstream};
 use cluster::{Instant, Lsn, NodeId};
-use std::time::Duration;
-
-/// How far a position is behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Behind {
-    /// Bytes, from the position to what the primary was last known to have flushed.
-    pub bytes: u64,
-    /// Time by the LSN clock.
-    pub time: Duration,
-}
 
 /// Everything known of one standby.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Estimate {
-    /// What the proxy routes by.
+    /// What the proxy routes by, and the rest of what is known.
     pub lag: StandbyLag,
-    /// WAL handed to its operating system; `None` while the lag is unknown, as for the next two.
-    pub write: Option<Behind>,
-    /// WAL on its disk.
-    pub flush: Option<Behind>,
-    /// WAL visible to its readers.
+    /// WAL visible to its readers; `None` while the lag is unknown.
     pub replay: Option<Behind>,
     /// When its newest probe that was answered was sent.
     pub sampled_at: Option<Instant>,
@@ -49,7 +35,7 @@ pub(super) struct Reference<'a> {
     pub(super) window: &'a Window,
 }
 
-pub(super) fn estimate(node: &NodeId, track: &Track, primary: Reference<'_>) -> Estimate {
+pub(super) fn estimate(node: &NodeId, track: &Track, upstream: Option<Upstream>, primary: Reference<'_>) -> Estimate {
     let answer = track.answer.as_ref();
     let believed = freshness::believed(answer, track.reachable, primary.facts);
     let dated = believed.and_then(|standby| {
@@ -64,16 +50,30 @@ pub(super) fn estimate(node: &NodeId, track: &Track, primary: Reference<'_>) -> 
         Ok(Dated { sent_at, replay, flush, write, complete_until })
     });
     let sample = answer.and_then(|a| sample(a, dated.as_ref().ok(), primary));
-    let lag =
-        StandbyLag { node: node.clone(), sample, replay_lag: dated.as_ref().map(|d| d.replay.time).map_err(|e| *e) };
+    let replay_lag = dated.as_ref().map(|d| d.replay.time).map_err(|why| *why);
     let dated = dated.ok();
+    let detail = detail(track, dated.as_ref(), upstream);
     Estimate {
-        lag,
-        write: dated.as_ref().map(|d| d.write),
-        flush: dated.as_ref().map(|d| d.flush),
+        lag: StandbyLag { node: node.clone(), sample, replay_lag, detail },
         replay: dated.as_ref().map(|d| d.replay),
         sampled_at: answer.map(|a| a.sent_at),
         complete_until: dated.map(|d| d.complete_until).or(track.complete_until),
+    }
+}
+
+/// What is known besides the replay lag. What a node said that does not answer any more is not repeated.
+fn detail(track: &Track, dated: Option<&Dated>, upstream: Option<Upstream>) -> Detail {
+    let answer = track.answer.as_ref().filter(|_| track.reachable);
+    let Some(Answer { sent_at, facts: Facts::Standby(standby) }) = answer else { return Detail::default() };
+    Detail {
+        write: dated.map(|d| d.write),
+        flush: dated.map(|d| d.flush),
+        upstream,
+        // The difference was taken after the question was sent: heard then, or later.
+        heard_at: standby.silent.filter(|_| standby.streams.is_some()).map(|silent| *sent_at - silent),
+        pause: standby.pause,
+        apply_delay: Some(standby.apply_delay).filter(|delay| !delay.is_zero()),
+        conflicts: track.detail.as_ref().and_then(|d| d.conflicts).map(|c| c.total()),
     }
 }
 

@@ -22,7 +22,7 @@ pub fn believed<'a>(
         (Some(Answer { facts: Facts::Primary(_), .. }), true) => return Err(LagUnknown::NotInRecovery),
         (Some(Answer { facts: Facts::Standby(standby), .. }), true) => standby,
     };
-    if standby.paused {
+    if standby.pause.is_some() {
         return Err(LagUnknown::ReplayPaused);
     }
     let Some(streams) = standby.streams else { return Err(LagUnknown::StreamBroken) };
@@ -36,6 +36,7 @@ pub fn believed<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cluster::lag::Pause;
     use cluster::{Instant, Lsn, TimelineId};
 
     #[test]
@@ -46,7 +47,7 @@ mod tests {
             Some(Answer { sent_at: Instant::from_millis(1), facts: Facts::Standby(standby.clone()) })
         };
         let promoted = Some(Answer { sent_at: Instant::from_millis(1), facts: Facts::Primary(primary.clone()) });
-        let paused = StandbyFacts { paused: true, ..streaming.clone() };
+        let paused = StandbyFacts { pause: Some(Pause::Requested), ..streaming.clone() };
         let stopped = StandbyFacts { streams: None, ..streaming.clone() };
         let elsewhere = StandbyFacts { streams: Some(TimelineId(5)), ..streaming.clone() };
         for (answer, reachable, primary, want) in [

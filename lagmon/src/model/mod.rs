@@ -3,14 +3,17 @@
 //! Only samples of the primary of the term in force count, on that term's timeline (INV-4): an old primary that still
 //! answers dates nobody.
 
+pub mod detail;
 pub mod estimate;
 pub mod freshness;
+pub mod history;
 pub mod sample;
 pub mod window;
 
-use cluster::lag::{LagSnapshot, PrimarySample};
+use cluster::lag::{LagSnapshot, PrimarySample, Upstream};
 use cluster::topology::Topology;
 use cluster::{Instant, NodeId, Term};
+use detail::{Members, NodeDetail, Sender};
 use estimate::{Estimate, Reference};
 use sample::{Answer, Facts, Outcome, PrimaryFacts};
 use std::collections::BTreeMap;
@@ -25,10 +28,11 @@ pub(crate) struct Track {
     answer: Option<Answer>,
     reachable: bool,
     complete_until: Option<Instant>,
+    detail: Option<NodeDetail>,
 }
 
 impl Track {
-    const NEW: Self = Self { answer: None, reachable: true, complete_until: None };
+    const NEW: Self = Self { answer: None, reachable: true, complete_until: None, detail: None };
 }
 
 /// The lag of all standbys of one cluster.
@@ -36,6 +40,7 @@ impl Track {
 pub struct Model {
     term: Term,
     primary: Option<NodeId>,
+    members: Members,
     nodes: BTreeMap<NodeId, Track>,
     window: Window,
     /// The newest answer of the primary; `None` while it does not answer as this term's primary.
@@ -51,7 +56,14 @@ impl Default for Model {
 impl Model {
     /// A model without nodes.
     pub fn new() -> Self {
-        Self { term: Term(0), primary: None, nodes: BTreeMap::new(), window: Window::new(WINDOW), sampled: None }
+        Self {
+            term: Term(0),
+            primary: None,
+            members: Members::default(),
+            nodes: BTreeMap::new(),
+            window: Window::new(WINDOW),
+            sampled: None,
+        }
     }
 
     /// The term whose samples are taken.
@@ -71,6 +83,7 @@ impl Model {
                 *track = Track { complete_until: track.complete_until, ..Track::NEW };
             }
         }
+        self.members = Members::of(topology);
         let members = || topology.primary.iter().chain(&topology.standbys).map(|m| &m.node);
         self.nodes.retain(|node, _| members().any(|m| m == node));
         for node in members() {
@@ -94,6 +107,13 @@ impl Model {
             }
         }
         self.date();
+    }
+
+    /// Take what `node` said of its slots and senders in `term`; `None`: it could not say.
+    pub fn record_detail(&mut self, term: Term, node: &NodeId, detail: Option<NodeDetail>) {
+        if let Some(track) = self.nodes.get_mut(node).filter(|_| term == self.term) {
+            track.detail = detail;
+        }
     }
 
     fn record_primary(&mut self, answer: Answer) {
@@ -121,7 +141,24 @@ impl Model {
         let facts = self.sampled.as_ref().map(|(_, facts)| facts);
         let reference = Reference { facts, window: &self.window };
         let standbys = self.nodes.iter().filter(|(node, _)| Some(*node) != self.primary.as_ref());
-        standbys.map(|(node, track)| estimate::estimate(node, track, reference)).collect()
+        standbys.map(|(node, track)| estimate::estimate(node, track, self.upstream(node, track), reference)).collect()
+    }
+
+    fn upstream(&self, node: &NodeId, track: &Track) -> Option<Upstream> {
+        let Some(Answer { facts: Facts::Standby(standby), .. }) = &track.answer else { return None };
+        let senders = self.details().map(|(n, d)| -> (&NodeId, &[Sender]) { (n, &d.senders) });
+        self.members.upstream(node, standby, senders)
+    }
+
+    /// What the reachable nodes last said of their slots and senders, ordered by name.
+    pub fn details(&self) -> impl Iterator<Item = (&NodeId, &NodeDetail)> {
+        let reachable = self.nodes.iter().filter(|(_, track)| track.reachable);
+        reachable.filter_map(|(node, track)| Some((node, track.detail.as_ref()?)))
+    }
+
+    /// The members of the topology followed.
+    pub fn members(&self) -> &Members {
+        &self.members
     }
 
     /// The primary's newest sample.

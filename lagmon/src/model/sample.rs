@@ -1,6 +1,8 @@
 //! What a node answers when probed: PURE.
 
-use cluster::{Instant, Lsn, TimelineId};
+use cluster::lag::Pause;
+use cluster::{Endpoint, Instant, Lsn, TimelineId};
+use std::time::Duration;
 
 /// An answer, and when its question was sent: every position is from that instant or later.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,10 +42,16 @@ pub struct StandbyFacts {
     pub receive_lsn: Option<Lsn>,
     /// `pg_stat_wal_receiver.written_lsn`: handed to the operating system.
     pub written_lsn: Option<Lsn>,
-    /// `pg_is_wal_replay_paused()`.
-    pub paused: bool,
+    /// `pg_get_wal_replay_pause_state()`: not replaying what it receives, now or from the next record on.
+    pub pause: Option<Pause>,
+    /// `recovery_min_apply_delay`; zero when it is not set.
+    pub apply_delay: Duration,
     /// The timeline that its WAL receiver streams, only while it streams.
     pub streams: Option<TimelineId>,
+    /// `sender_host` and `sender_port` of its WAL receiver.
+    pub sender: Option<Endpoint>,
+    /// Since the last message of its sender, by the standby's own clock.
+    pub silent: Option<Duration>,
 }
 
 impl StandbyFacts {

@@ -78,7 +78,7 @@ fn lag_is_the_time_since_the_primary_passed_the_replayed_position() {
     assert_eq!(staleness(&m, "n2", 350), Ok(250));
     let estimate = m.estimates().into_iter().next().unwrap();
     assert_eq!(estimate.replay.unwrap().bytes, 15);
-    assert_eq!(estimate.flush.unwrap().time, Duration::from_millis(100), "received up to 20");
+    assert_eq!(estimate.lag.detail.flush.unwrap().time, Duration::from_millis(100), "received up to 20");
     assert_eq!(estimate.lag.sample.unwrap().replay_lag_bytes, Some(15));
 }
 

@@ -1,6 +1,8 @@
 //! A real primary and its standbys for tests, on free loopback ports, stopped when dropped. PostgreSQL refuses to run
 //! as root, so root runs it as the user postgres.
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,21 @@ pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     pub(crate) ports: Vec<u16>,
     servers: Vec<Option<Child>>,
+}
+
+/// A running pg_recvlogical.
+pub(crate) struct Subscriber(Child);
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("bound").port()
 }
 
 fn bin() -> PathBuf {
@@ -46,24 +63,52 @@ impl Cluster {
             let postgres = nix::unistd::User::from_name("postgres").expect("a user database").expect("a user postgres");
             chown(dir.path(), Some(postgres.uid.as_raw()), Some(postgres.gid.as_raw())).expect("we are root");
         }
-        let listeners: Vec<_> =
-            (0..=standbys).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-        let ports = listeners.iter().map(|l| l.local_addr().expect("bound").port()).collect();
-        drop(listeners);
-        let mut cluster = Self { dir, ports, servers: (0..=standbys).map(|_| None).collect() };
+        let mut cluster = Self { dir, ports: vec![free_port()], servers: vec![None] };
         let mut initdb = command("initdb");
         initdb.args(["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C", "-D"]).arg(cluster.data(0));
         run(initdb);
         cluster.spawn(0);
         cluster.sql(0, "CREATE ROLE pgtenure_monitor LOGIN IN ROLE pg_monitor; CREATE TABLE t(v int)");
-        for i in 1..=standbys {
-            let mut backup = command("pg_basebackup");
-            let source = format!("host=127.0.0.1 user=postgres application_name=n{} port={}", i + 1, cluster.ports[0]);
-            backup.args(["-d", &source, "-R", "-X", "stream", "-c", "fast", "-D"]).arg(cluster.data(i));
-            run(backup);
-            cluster.spawn(i);
+        for _ in 0..standbys {
+            cluster.add(0);
         }
         cluster
+    }
+
+    /// Add a standby that streams from node `source`, and give its number.
+    pub(crate) fn add(&mut self, source: usize) -> usize {
+        let i = self.ports.len();
+        self.ports.push(free_port());
+        self.servers.push(None);
+        let mut backup = command("pg_basebackup");
+        let from = format!("host=127.0.0.1 user=postgres application_name=n{} port={}", i + 1, self.ports[source]);
+        backup.args(["-d", &from, "-R", "-X", "stream", "-c", "fast", "-D"]).arg(self.data(i));
+        run(backup);
+        self.spawn(i);
+        i
+    }
+
+    /// Send a signal to the WAL receiver of node `i`.
+    pub(crate) fn signal_receiver(&self, i: usize, signal: Signal) {
+        let pid = self.sql(i, "SELECT pid FROM pg_stat_wal_receiver").parse().expect("a WAL receiver");
+        nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("it runs and is ours");
+    }
+
+    /// Send a signal to the postmaster of node `i` and to lagmon's backend there, `backend`.
+    pub(crate) fn signal_postmaster(&self, i: usize, backend: Pid, signal: Signal) {
+        let postmaster = self.servers[i].as_ref().expect("it runs").id();
+        for pid in [Pid::from_raw(postmaster.cast_signed()), backend] {
+            nix::sys::signal::kill(pid, signal).expect("it runs and is ours");
+        }
+    }
+
+    /// Run pg_recvlogical on `slot` of node 0 until what is given is dropped.
+    pub(crate) fn subscriber(&self, slot: &str) -> Subscriber {
+        let mut tool = command("pg_recvlogical");
+        let port = self.ports[0].to_string();
+        tool.args(["-h", "127.0.0.1", "-U", "postgres", "-d", "postgres", "-p", &port, "-S", slot, "--start"]);
+        tool.args(["-f", "-"]).stdout(Stdio::null()).stderr(Stdio::null());
+        Subscriber(tool.spawn().expect("pg_recvlogical is installed"))
     }
 
     fn data(&self, i: usize) -> PathBuf {
@@ -80,7 +125,7 @@ impl Cluster {
             "fsync=off",
             "shared_buffers=16MB",
             "max_connections=20",
-            "wal_level=replica",
+            "wal_level=logical",
             "wal_retrieve_retry_interval=100ms",
             "autovacuum=off",
         ] {

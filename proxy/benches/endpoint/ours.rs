@@ -1,6 +1,6 @@
 //! The proxy as a process of its own: a topology that never changes, routing on, lag sampled from both servers.
 
-use cluster::lag::{LagSnapshot, PrimarySample, StandbyLag, StandbySample};
+use cluster::lag::{Detail, LagSnapshot, PrimarySample, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Clock, Lsn, NodeId, Term, TimelineId};
@@ -80,7 +80,12 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
             sent_at,
         };
         let replay_lag = Ok(if behind == 0 { Duration::ZERO } else { SAMPLE });
-        let standbys = vec![StandbyLag { node: standby.node.clone(), sample: Some(replayed), replay_lag }];
+        let standbys = vec![StandbyLag {
+            node: standby.node.clone(),
+            sample: Some(replayed),
+            replay_lag,
+            detail: Detail::default(),
+        }];
         lag.send_replace(Arc::new(LagSnapshot { term: Term(1), primary: Some(sampled), standbys }));
     }
 }

@@ -137,6 +137,15 @@ const LAG: &[Column] = &[
     ("receive_lsn", Text),
     ("replay_lsn", Text),
     ("reason", Text),
+    ("write_lag_ms", Int8),
+    ("write_lag_bytes", Int8),
+    ("flush_lag_ms", Int8),
+    ("flush_lag_bytes", Int8),
+    ("stream_age_ms", Int8),
+    ("streams_from", Text),
+    ("replay_pause", Text),
+    ("apply_delay_ms", Int8),
+    ("recovery_conflicts", Int8),
 ];
 
 const TOPOLOGY: &[Column] =

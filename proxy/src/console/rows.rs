@@ -303,6 +303,7 @@ mod tests {
             node: "n2".parse().unwrap(),
             sample: None,
             replay_lag: Err(cluster::lag::LagUnknown::NeverSampled),
+            detail: cluster::lag::Detail::default(),
         };
         let lag = LagSnapshot { standbys: vec![standby], ..LagSnapshot::default() };
         let at = Instant::from_millis(500);

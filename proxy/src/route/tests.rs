@@ -1,5 +1,5 @@
 use super::*;
-use cluster::lag::{LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
+use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
 use cluster::topology::{Closed, Gate};
 use cluster::{Term, TimelineId};
@@ -51,7 +51,7 @@ fn standby(name: &str, replay: u64, sent_at: u64) -> StandbyLag {
         replay_lag_bytes: Some(0),
         sent_at: at(sent_at),
     };
-    StandbyLag { node: node(name), sample: Some(sample), replay_lag: Ok(Duration::ZERO) }
+    StandbyLag { node: node(name), sample: Some(sample), replay_lag: Ok(Duration::ZERO), detail: Detail::default() }
 }
 
 fn sample(name: &str, insert: u64, sent_at: u64) -> PrimarySample {

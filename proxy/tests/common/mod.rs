@@ -6,7 +6,7 @@
 pub mod authority;
 pub mod raw;
 
-use cluster::lag::{LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
+use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Clock, Lsn, NodeId, Term, TimelineId};
@@ -367,7 +367,7 @@ async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> Sta
     let sent_at = Clock.now();
     let node = member.node.clone();
     let Some(replay_lsn) = position(member, "pg_last_wal_replay_lsn()").await else {
-        return StandbyLag { node, sample: None, replay_lag: Err(LagUnknown::Unreachable) };
+        return StandbyLag { node, sample: None, replay_lag: Err(LagUnknown::Unreachable), detail: Detail::default() };
     };
     let behind = primary.map(|p| p.insert_lsn.bytes_since(replay_lsn));
     let replay_lag = match behind {
@@ -382,7 +382,7 @@ async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> Sta
         replay_lag_bytes: behind,
         sent_at,
     };
-    StandbyLag { node, sample: Some(sample), replay_lag }
+    StandbyLag { node, sample: Some(sample), replay_lag, detail: Detail::default() }
 }
 
 async fn position(member: &Member, function: &str) -> Option<Lsn> {

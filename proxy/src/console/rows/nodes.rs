@@ -15,7 +15,7 @@ impl Facts<'_> {
                 Freshness::Lagging { staleness } => ("lagging", Some(millis(staleness)), None),
                 Freshness::Unknown { why } => ("unknown", None, Some(why.as_str())),
             };
-            let sample = s.sample.as_ref();
+            let (sample, detail) = (s.sample.as_ref(), &s.detail);
             vec![
                 s.node.to_string().into(),
                 freshness.into(),
@@ -26,6 +26,15 @@ impl Facts<'_> {
                 sample.map(|s| s.receive_lsn.to_string()).into(),
                 sample.map(|s| s.replay_lsn.to_string()).into(),
                 reason.into(),
+                detail.write.map(|b| millis(b.time)).into(),
+                detail.write.map(|b| b.bytes).into(),
+                detail.flush.map(|b| millis(b.time)).into(),
+                detail.flush.map(|b| b.bytes).into(),
+                detail.heard_at.map(|at| millis(self.now.since(at))).into(),
+                detail.upstream.as_ref().map(ToString::to_string).into(),
+                detail.pause.map(|p| p.as_str()).into(),
+                detail.apply_delay.map(millis).into(),
+                detail.conflicts.into(),
             ]
         };
         self.lag.standbys.iter().map(of).collect()
