@@ -195,12 +195,16 @@ impl Stream {
         }
     }
 
-    /// Has the other end neither sent anything nor closed? Costs a system call only when something has come.
-    pub fn is_silent(&mut self) -> bool {
+    /// Read what has come, without waiting: `WouldBlock` when nothing has, 0 at the end. Costs a system call only when
+    /// something has come.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn try_fill(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if let Self::Tls(tls) = self {
-            return tls.is_silent();
+            return tls.try_fill(buf);
         }
-        matches!(self.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        self.try_read(buf)
     }
 
     /// Read what has come from a socket without TLS.

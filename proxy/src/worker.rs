@@ -433,12 +433,16 @@ impl Worker {
         }
     }
 
-    /// Keep what a primary reported for clients that come later.
-    pub fn keep_welcome(&self, identity: &Arc<Identity>, settings: &Arc<Settings>) {
+    /// Keep what a primary reported for clients that come later. Servers that begin alike share it: what is returned.
+    pub fn keep_welcome(&self, identity: &Arc<Identity>, settings: &Arc<Settings>) -> Arc<Settings> {
         let mut welcomes = self.shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = welcomes.get(identity).filter(|known| *known == settings) {
+            return known.clone();
+        }
         if welcomes.len() < MAX_WELCOMES || welcomes.contains_key(identity) {
             welcomes.insert(identity.clone(), settings.clone());
         }
+        settings.clone()
     }
 
     /// What a primary reported to this identity.

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::Cluster;
 use common::raw::{Raw, bind, execute, parse, sync};
+use common::{Cluster, wait_for};
 
 /// Two server connections for all clients.
 fn two_servers() -> Cluster {
@@ -145,6 +145,71 @@ fn a_client_is_told_of_its_name_what_its_own_server_would_tell() {
             assert_eq!(pooled.query(sql), direct.query(sql), "{sql}, application_name {name:?}");
         }
     }
+}
+
+/// A reload changes what servers begin with: their connections are kept, and each client is told once, by whichever
+/// server it meets.
+#[test]
+fn a_reloaded_configuration_reaches_clients_and_costs_no_connection() {
+    let c = two_servers();
+    let mut clients: Vec<Raw> = (0..3).map(|_| Raw::login(c.port, &[])).collect();
+    ok(&mut clients[2], "set timezone = 'Europe/Berlin'");
+    let mut other = block(&c);
+    let both = [value(&mut other, "select pg_backend_pid()"), value(&mut clients[0], "select pg_backend_pid()")];
+    ok(&mut other, "commit");
+    c.nodes[0].psql("alter system set timezone = 'Asia/Tokyo'");
+    c.nodes[0].psql("select pg_reload_conf()");
+    wait_for("the reload", || (c.nodes[0].psql("show timezone") == "Asia/Tokyo").then_some(()));
+    let told = |seen: &[String]| seen.iter().filter(|s| s.starts_with("S ")).cloned().collect::<Vec<_>>();
+    wait_for("the server's processes to have heard of it", || {
+        let seen = ok(&mut clients[0], "show timezone");
+        let now = seen.contains(&"D Asia/Tokyo".to_owned());
+        if now {
+            assert_eq!(told(&seen), ["S TimeZone=Asia/Tokyo"], "{seen:?}");
+        }
+        now.then_some(())
+    });
+    assert!(told(&ok(&mut clients[0], "select 1")).is_empty(), "told once");
+    // One that comes to that server without having been told.
+    let seen = ok(&mut clients[1], "show timezone");
+    assert!(seen.contains(&"D Asia/Tokyo".to_owned()), "{seen:?}");
+    assert_eq!(told(&seen), ["S TimeZone=Asia/Tokyo"]);
+    // Who has set its own is told nothing, and a new one is told at its login.
+    assert_eq!(ok(&mut clients[2], "show timezone"), ["T", "D Europe/Berlin", "C SHOW", "Z I"]);
+    ok(&mut clients[0], "select 1");
+    let new = Raw::login(c.port, &[]);
+    assert!(new.settings.contains(&("TimeZone".to_owned(), "Asia/Tokyo".to_owned())), "{:?}", new.settings);
+    // Both connections live on.
+    let mut other = block(&c);
+    let mut after = [value(&mut other, "select pg_backend_pid()"), value(&mut clients[0], "select pg_backend_pid()")];
+    let mut both = both;
+    (both.sort(), after.sort());
+    assert_eq!(after, both);
+}
+
+/// A function may listen without any text that shows it. What comes for nobody is kept from the next client, and so is
+/// what would come.
+#[test]
+fn what_an_idle_server_is_notified_of_is_nobodys() {
+    let c = two_servers();
+    c.nodes[0].psql(
+        "create function hears() returns void language plpgsql as \
+         $$ begin execute format('li%s', 'sten news'); end $$",
+    );
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "select hears()");
+    let pid = value(&mut a, "select pg_backend_pid()");
+    ok(&mut a, "select 1");
+    c.nodes[0].psql("notify news, 'one'");
+    let mut b = Raw::login(c.port, &[]);
+    wait_for("the notification to be taken in, and no more to come", || {
+        let seen = ok(&mut b, "select count(*) from pg_listening_channels()");
+        assert!(!seen.contains(&"A".to_owned()), "{seen:?}");
+        seen.contains(&"D 0".to_owned()).then_some(())
+    });
+    assert_eq!(value(&mut b, "select pg_backend_pid()"), pid, "the connection is kept");
+    c.nodes[0].psql("notify news, 'two'");
+    assert_eq!(ok(&mut b, "select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
 }
 
 #[test]

@@ -96,7 +96,7 @@ impl Pool {
     /// Take a connection, or a place for one. One that has been idle since before `check_before` is to be checked.
     pub fn checkout(&self, check_before: Instant, share: Share) -> Checkout {
         while let Some(mut server) = self.take_idle() {
-            if still_silent(&mut server) {
+            if server.is_quiet() {
                 let fresh = server.meta.idle_since >= check_before;
                 return if fresh { Checkout::Ready(server) } else { Checkout::Check(server) };
             }
@@ -113,7 +113,7 @@ impl Pool {
             }
             self.prefer(check_before, wanted);
             let mut server = self.take_idle()?;
-            if still_silent(&mut server) {
+            if server.is_quiet() {
                 return Some(server);
             }
         }
@@ -303,12 +303,6 @@ impl Drop for Wait {
         }
         self.pool.show_oldest();
     }
-}
-
-/// An idle server has nothing to say; what it says is the end of the connection, or a change of its settings. Costs a
-/// system call only when something has come.
-pub(super) fn still_silent(server: &mut Server) -> bool {
-    server.stream.is_silent()
 }
 
 /// May a connection of that node, made when it had `role` in `term`, serve under `topology`?

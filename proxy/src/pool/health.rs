@@ -1,7 +1,7 @@
 //! Keeping idle connections honest: closed when their server has gone, when they are unused or old, and at once when
 //! the cluster has changed.
 
-use crate::pool::checkout::{still_silent, still_valid};
+use crate::pool::checkout::still_valid;
 use crate::pool::policy::{Age, too_old};
 use crate::pool::{Pool, Pools};
 use cluster::Instant;
@@ -15,7 +15,7 @@ pub fn apply_topology(pools: &Pools, topology: &Topology) {
     }
 }
 
-/// Close idle connections whose server spoke or closed, that were unused for `idle_timeout` and are more than the pool
+/// Close idle connections whose server closed or said what an idle one does not, that were unused for `idle_timeout` and are more than the pool
 /// is to keep, or that are older than `lifetime`.
 pub fn sweep(pools: &Pools, idle_timeout: Duration, lifetime: Duration, now: Instant) {
     for pool in pools.all() {
@@ -28,7 +28,7 @@ fn sweep_pool(pool: &Pool, idle_timeout: Duration, lifetime: Duration, now: Inst
     let mut spare = pool.limit.open().saturating_sub(pool.limit.min());
     pool.retain_idle(|s| {
         let unused = now.since(s.meta.idle_since) >= idle_timeout && spare > 0;
-        let keep = still_silent(s) && !unused && !too_old(Age { born: s.meta.born, lifetime }, now);
+        let keep = s.is_quiet() && !unused && !too_old(Age { born: s.meta.born, lifetime }, now);
         spare -= usize::from(!keep && spare > 0);
         keep
     });

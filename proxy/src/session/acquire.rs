@@ -409,9 +409,9 @@ pub async fn open(
     }
     // A user or a database that the server does not know says nothing about the node.
     w.connected(&member.node, result.as_ref().map_or_else(ConnectError::is_final, |_| true));
-    let server = result.map_err(Some)?;
+    let mut server = result.map_err(Some)?;
     if role == Role::Primary {
-        w.keep_welcome(&want.identity, &server.meta.settings);
+        server.meta.settings = w.keep_welcome(&want.identity, &server.meta.settings);
     }
     if w.still_valid(&server.meta) { Ok(server) } else { Err(None) }
 }

@@ -98,6 +98,9 @@ impl Session {
         self.durability.settle();
         let Some(server) = &mut self.server else { return };
         server.meta.given = self.tracking.settings.clone();
+        if server.meta.adopt() {
+            server.meta.settings = self.w.keep_welcome(&self.identity, &server.meta.settings);
+        }
         self.presence.settings.replace(self.tracking.settings.clone());
         if !self.pins.has(PinReason::Set) {
             self.parse_key = self.tracking.settings.parse_key();
@@ -110,7 +113,23 @@ impl Session {
             settings::Settings::set(Arc::make_mut(&mut server.meta.given), name, None);
         }
         self.tracking.due = due;
+        self.begin_as_server();
         self.correct();
+    }
+
+    /// The server may begin with other settings than the client was told: its configuration was reloaded, or its user's
+    /// defaults were changed. The client is told what holds for it now.
+    pub(super) fn begin_as_server(&mut self) {
+        let Some(server) = &self.server else { return };
+        let begins = &server.meta.settings;
+        if Arc::ptr_eq(begins, &self.base) || server.meta.role == Role::Standby {
+            return;
+        }
+        let base = std::mem::replace(&mut self.base, begins.clone());
+        for (name, value) in self.tracking.rebase(&base, &self.base) {
+            self.learn(&name, &value);
+            self.to_client.append(|out| backend::write_parameter_status(out, &name, &value));
+        }
     }
 
     /// Give the server the session's settings. True when that takes an answer of the server first.
@@ -121,10 +140,15 @@ impl Session {
         let Some(server) = &mut self.server else { return false };
         let meta = &server.meta;
         let sql = settings::apply(&self.tracking.settings, &meta.given, |name| meta.reported(name));
-        let Some(sql) = sql else {
-            server.meta.given = self.tracking.settings.clone();
-            self.tracking.due = false;
-            return false;
+        let unlisten = std::mem::take(&mut server.meta.listens).then(|| "UNLISTEN *".to_owned());
+        let sql = match (unlisten, sql) {
+            (None, None) => {
+                server.meta.given = self.tracking.settings.clone();
+                self.tracking.due = false;
+                return false;
+            }
+            (Some(first), Some(second)) => first + ";" + &second,
+            (Some(sql), None) | (None, Some(sql)) => sql,
         };
         self.tracking.asked = Some(Asked::Apply);
         self.send_hidden(&sql);
@@ -145,7 +169,8 @@ impl Session {
     pub(super) fn compare(&mut self) {
         let Some(server) = &self.server else { return };
         let (ours, its) = (&self.tracking.settings, &server.meta.given);
-        self.tracking.due = !Arc::ptr_eq(ours, its) && ours != its;
+        self.tracking.due = !Arc::ptr_eq(ours, its) && ours != its || server.meta.listens;
+        self.begin_as_server();
     }
 
     /// A query of ours is answered.

@@ -143,16 +143,62 @@ pub struct Server {
 }
 
 impl Server {
-    /// Does it answer an empty message as an idle server does, and say nothing else?
+    /// Does it answer an empty message as an idle server does?
     pub async fn answers(&mut self) -> bool {
         if self.stream.write_all(SYNC).await.is_err() || self.stream.flush().await.is_err() {
             return false;
         }
-        let mut ready = Vec::new();
-        backend::write_ready(&mut ready, TxStatus::Idle);
-        let mut answer = vec![0; ready.len()];
-        self.stream.read_exact(&mut answer).await.is_ok() && answer == ready
+        let mut heard = Vec::new();
+        for _ in 0..MAX_LOGIN_MESSAGES {
+            match self.meta.absorb(&mut heard) {
+                Absorbed::Ready => return heard.is_empty(),
+                Absorbed::Unfit => return false,
+                Absorbed::All => {}
+            }
+            if !self.stream.read_buf(&mut heard).await.is_ok_and(|n| n > 0) {
+                return false;
+            }
+        }
+        false
     }
+
+    /// Is it as an idle server is: open, with nothing to say but what such a one may say by itself? That is taken in.
+    /// Costs a system call only when something has come.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut first = [0; 64];
+        match self.stream.try_fill(&mut first) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => true,
+            Ok(n) if n > 0 => self.take_in(&first[..n]),
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    #[cold]
+    fn take_in(&mut self, first: &[u8]) -> bool {
+        let (mut heard, mut more) = (first.to_vec(), [0; 4096]);
+        for _ in 0..MAX_LOGIN_MESSAGES {
+            if self.meta.absorb(&mut heard) != Absorbed::All {
+                return false;
+            }
+            match self.stream.try_fill(&mut more) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return heard.is_empty(),
+                Ok(n) if n > 0 => heard.extend_from_slice(&more[..n]),
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        false
+    }
+}
+
+/// What an idle server has said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absorbed {
+    /// All whole messages were such as come at any time; what is left is the start of one.
+    All,
+    /// It is ready, outside a transaction.
+    Ready,
+    /// Something that an idle server does not say.
+    Unfit,
 }
 
 /// Settings that a server does not report and that matter here, as it began with them. Empty when it was not asked:
@@ -190,6 +236,8 @@ pub struct Meta {
     pub changed: Settings,
     /// What the last session has set here.
     pub given: Shared,
+    /// It listens to something that no session it serves knows of.
+    pub listens: bool,
     /// It must not serve another client.
     pub spoilt: bool,
     /// When it was made.
@@ -212,9 +260,62 @@ impl Meta {
     /// Does what the last session has set explain all that has changed? Something else may change settings: a reload
     /// of the server's configuration, a function.
     pub fn explained(&self) -> bool {
-        let given = |name: &str| self.given.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v);
+        self.changed.iter().all(|(name, value)| self.explains(name, value))
+    }
+
+    fn explains(&self, name: &str, value: &str) -> bool {
+        let given = || self.given.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v);
         let other_role = || self.given.get("role").is_some() || self.given.get("session_authorization").is_some();
-        self.changed.iter().all(|(name, value)| given(name) == Some(value) || name == "is_superuser" && other_role())
+        given() == Some(value) || name == "is_superuser" && other_role()
+    }
+
+    /// What has changed and no session has set is what the server begins with from now on: its configuration was
+    /// reloaded. Not who it is and what it may do, which no reload changes. True when something was adopted.
+    pub fn adopt(&mut self) -> bool {
+        let fixed = |name: &str| matches!(name, "in_hot_standby" | "is_superuser" | "session_authorization");
+        let new = |(name, value): &&(String, String)| !self.explains(name, value) && !fixed(name);
+        let adopted: Settings = self.changed.iter().filter(new).cloned().collect();
+        if adopted.is_empty() {
+            return false;
+        }
+        self.changed.retain(|(n, _)| !adopted.iter().any(|(name, _)| n == name));
+        for (name, value) in &mut *Arc::make_mut(&mut self.settings) {
+            if let Some((_, now)) = adopted.iter().find(|(n, _)| n == name) {
+                now.clone_into(value);
+            }
+        }
+        true
+    }
+
+    /// Take in what a server may say while nobody asks it anything.
+    fn absorb(&mut self, heard: &mut Vec<u8>) -> Absorbed {
+        let mut at = 0;
+        let absorbed = loop {
+            let total = match head(&heard[at..]) {
+                Ok(Some(h)) if h.total <= MAX_LOGIN_MESSAGE => h.total,
+                Ok(None) => break Absorbed::All,
+                Ok(Some(_)) | Err(_) => break Absorbed::Unfit,
+            };
+            let Some(frame) = heard.get(at..at + total) else { break Absorbed::All };
+            match frame[0] {
+                b'N' => {}
+                // Of a LISTEN that no text showed: whoever is served next has not asked for it.
+                b'A' => self.listens = true,
+                b'S' => match backend::parameter_status(frame) {
+                    Some((name, value)) => self.report(name, value),
+                    None => break Absorbed::Unfit,
+                },
+                b'Z' if backend::ready_status(frame) == Some(TxStatus::Idle) => {
+                    at += total;
+                    break Absorbed::Ready;
+                }
+                _ => break Absorbed::Unfit,
+            }
+            at += total;
+        };
+        heard.drain(..at);
+        self.adopt();
+        if self.explained() { absorbed } else { Absorbed::Unfit }
     }
 }
 
@@ -286,6 +387,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         defaults: welcome.defaults,
         changed: Vec::new(),
         given: Shared::default(),
+        listens: false,
         spoilt: false,
         born: now,
         idle_since: now,

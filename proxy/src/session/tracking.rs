@@ -280,6 +280,25 @@ impl Tracking {
         self.told.push((name, value));
     }
 
+    /// The session begins with `new` settings instead of `old` ones: what the client has to be told, which are those
+    /// that it has not set itself.
+    pub fn rebase(&mut self, old: &[(String, String)], new: &[(String, String)]) -> Vec<(String, String)> {
+        let mut changed = Vec::new();
+        for (name, value) in new {
+            let lower = name.to_ascii_lowercase();
+            let fixed = matches!(lower.as_str(), "is_superuser" | "in_hot_standby" | "session_authorization");
+            if fixed || self.settings.get(&lower).is_some() {
+                continue;
+            }
+            let believed = self.told.iter().chain(old).find(|(n, _)| n == name);
+            if believed.is_none_or(|(_, v)| v != value) {
+                changed.push((name.clone(), value.clone()));
+            }
+            self.told.retain(|(n, _)| n != name);
+        }
+        changed
+    }
+
     /// What the client was told and is no longer so: `base` is what it was told at login.
     pub fn corrections(&mut self, base: &[(String, String)]) -> Vec<(String, String)> {
         let mut corrected = Vec::new();

@@ -177,18 +177,16 @@ impl Engine {
         }
     }
 
-    fn is_silent(&mut self) -> bool {
+    fn try_fill(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            let nothing =
-                matches!(self.conn.reader().into_first_chunk(), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
-            if !nothing {
-                return false;
+            if let Some(n) = self.read_plain(buf)? {
+                return Ok(n);
             }
             let read = |below: &mut Stream, scratch: &mut [u8]| Poll::Ready(below.try_read(scratch));
             match self.receive(MIN_READ, read) {
                 // A ticket for another connection says nothing.
-                Poll::Ready(Ok(())) | Poll::Pending => {}
-                Poll::Ready(Err(e)) => return e.kind() == io::ErrorKind::WouldBlock,
+                Poll::Ready(result) => result?,
+                Poll::Pending => {}
             }
         }
     }
@@ -259,9 +257,9 @@ impl Tls {
         self.engine.poll_fill(buf, cx)
     }
 
-    /// See [`Stream::is_silent`].
-    pub(crate) fn is_silent(&mut self) -> bool {
-        self.engine.is_silent()
+    /// See [`Stream::try_fill`].
+    pub(crate) fn try_fill(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.engine.try_fill(buf)
     }
 
     /// Take the socket from the runtime; [`Self::attach`] puts it back.
