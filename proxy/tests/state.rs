@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::raw::{Raw, bind, execute, parse, sync};
+use common::raw::{Raw, bind, execute, parse, run, sync};
 use common::{Cluster, wait_for};
 
 /// Two server connections for all clients.
@@ -389,6 +389,45 @@ fn sql_deallocates_what_a_message_prepared() {
         });
         assert_eq!(client.until_ready(), want);
     }
+}
+
+/// Longer than any text that is read before it is sent: what it leaves in the session is found on its way.
+#[test]
+fn a_text_of_megabytes_pins_only_for_what_it_does() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "create table docs (body text)");
+    let data = "set x = 1; listen n -- 'quoted' create temp table ".repeat(60_000).replace('\'', "''");
+    let free = |c: &Cluster, a: &mut Raw| {
+        ok(a, "select 1");
+        let mut others = [block(c), block(c)];
+        others.iter_mut().for_each(|other| _ = ok(other, "commit"));
+        c.counter("pgtenure_proxy_pinned_sessions") == 0.0
+    };
+    ok(&mut a, &format!("insert into docs values ('{data}')"));
+    assert!(free(&c, &mut a), "a long literal pins nothing");
+    a.write(|out| {
+        run(out, &format!("insert into docs values ($long${data}$long$)"));
+        sync(out);
+    });
+    assert_eq!(a.until_ready(), ["1", "2", "C INSERT 0 1", "Z I"]);
+    assert!(free(&c, &mut a), "nor does one that is parsed");
+    // The same in a block, with something else behind it.
+    ok(&mut a, "begin");
+    ok(&mut a, &format!("insert into docs values ('{data}'); insert into docs values ('{data}')"));
+    ok(&mut a, "commit");
+    assert!(free(&c, &mut a), "nor do two of them");
+    assert_eq!(value(&mut a, "select count(*) from docs where length(body) > 2000000"), "4");
+    ok(&mut a, &format!("insert into docs values ('{data}'); listen news"));
+    ok(&mut a, "select 1");
+    assert_eq!(c.counter("pgtenure_proxy_pinned_sessions"), 1.0, "a LISTEN at its end does");
+    ok(&mut a, "unlisten *");
+    assert!(free(&c, &mut a));
+    ok(&mut a, &format!("insert into docs values ('{data}'); set work_mem = '3MB'"));
+    let mut others = [block(&c)];
+    assert_eq!(value(&mut a, "show work_mem"), "3MB", "a SET is the session's own");
+    others.iter_mut().for_each(|other| _ = ok(other, "commit"));
+    assert!(free(&c, &mut a), "and goes with it");
 }
 
 /// A small generator of its own, so that a failure is repeated by its seed.

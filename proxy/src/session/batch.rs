@@ -6,7 +6,7 @@
 use crate::session::outcome::Record;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
-use crate::sql::{Access, Control, PinReason, Statement};
+use crate::sql::{Access, Control, Statement};
 use crate::wire::codec::{Head, head};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject};
@@ -14,6 +14,9 @@ use crate::wire::frontend::{self, Subject};
 /// What nothing is known about: it may do anything.
 const OPAQUE: Statement =
     Statement { access: Access::Write, control: Control::None, may_commit: true, pins: Pins::NONE, unpins: true };
+
+/// A text that is read as it passes.
+const PASSING: Statement = Statement { unpins: false, ..OPAQUE };
 
 /// A malformed message: it goes to the server as it is, which says what is wrong with it and does nothing.
 const REFUSED: Statement = Statement { may_commit: false, ..OPAQUE };
@@ -56,6 +59,8 @@ pub struct Unit {
     pub flush: bool,
     /// Bytes of its last message that have not come yet.
     pub tail_left: usize,
+    /// Where that message's text begins, when it is one that is to be read as it passes.
+    pub text_at: Option<usize>,
     /// What it does, the open part before it included.
     pub record: Record,
     /// Proven reads only, so a standby may serve it.
@@ -260,17 +265,16 @@ impl<'a> Scanner<'a> {
 
     /// A message that is too long to be read whole: what is there goes out, the rest follows as it comes.
     fn part(&mut self, head: Head, here: &'a [u8], classes: &mut Vec<Statement>) -> Step {
+        let at = self.unit.len;
         self.unit.len += here.len();
         self.unit.tail_left = head.total - here.len();
         self.unit.read = false;
         match head.kind {
             b'Q' => {
-                // What has not come may set anything: the session stays, and its server is cleaned when it leaves.
-                let mut pins = (self.cx.classify)(&here[5..]).pins;
-                pins.add(PinReason::Set);
-                let class = Statement { pins, ..OPAQUE };
-                classes.push(class);
-                self.execute(class);
+                // What it leaves in the session is known when all of it has passed.
+                self.unit.text_at = Some(at + 5);
+                classes.push(PASSING);
+                self.execute(PASSING);
                 self.unit.complete = true;
             }
             b'P' => {
@@ -279,8 +283,9 @@ impl<'a> Scanner<'a> {
                     let (length, limit) = (head.total as u64, self.cx.limits.text as u64);
                     return Step::Refuse(ClientError::MessageTooLong { length, limit });
                 }
-                classes.push(OPAQUE);
-                self.parsed.push(name, OPAQUE);
+                self.unit.text_at = Some(at + 6);
+                classes.push(PASSING);
+                self.parsed.push(name, PASSING);
             }
             b'B' => {
                 if !self.bind(here) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::sql::{FunctionTable, LexRules, PinReason, classify};
+use crate::sql::{FunctionTable, LexRules, classify};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::{cstring, message};
 use crate::wire::frontend::{write_parse, write_query, write_subject};
@@ -148,7 +148,8 @@ fn long_messages_are_sent_in_parts() {
     assert_eq!(scan_with(&query[..900], None, false), Scan::More);
     let part = unit(&query[..2000]);
     assert_eq!((part.len, part.tail_left, part.complete, part.read), (2000, query.len() - 2000, true, false));
-    assert!(part.pins.has(PinReason::Set), "what has not come may set anything");
+    assert_eq!(part.text_at, Some(5), "what it sets is found as it passes");
+    assert!(part.pins.is_empty());
     assert!(part.record.may_commit(TxStatus::Block), "what was not read may hold a COMMIT");
     let mut named = Vec::new();
     parse(&mut named, "n", &long);

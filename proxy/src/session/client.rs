@@ -24,7 +24,7 @@ use crate::session::statements::ClientStatements;
 use crate::session::timers::Expiry;
 use crate::session::tracking::Tracking;
 use crate::session::{cancel, lost, tunnel};
-use crate::sql::{Access, FunctionTable, LexRules, Statement};
+use crate::sql::{Access, FunctionTable, LexRules, LongText, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
@@ -120,6 +120,8 @@ pub struct Session {
     /// The inbox ends within a unit.
     pub(super) wants_more: bool,
     pub(super) tail: Tail,
+    /// A text that is read as it passes.
+    pub(super) long: Option<Box<LongText>>,
     /// Nothing to read from the client, and its socket wakes the task: true within one poll only.
     pub(super) client_dry: bool,
     /// The same of the server.
@@ -234,6 +236,7 @@ impl Session {
             rescan: false,
             wants_more: false,
             tail: Tail::None,
+            long: None,
             client_dry: false,
             server_dry: false,
             to_client: Outbox::default(),

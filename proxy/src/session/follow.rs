@@ -4,7 +4,7 @@ use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session, Tail, Turn};
 use crate::session::settings;
 use crate::session::tracking::{Asked, Reports};
-use crate::sql::{Access, PinReason};
+use crate::sql::{Access, Leaves, PinReason};
 use crate::wire::backend;
 use crate::wire::codec::{head, split_cstring};
 use crate::wire::error_response::ClientError;
@@ -31,6 +31,30 @@ impl Session {
         self.pins.join(unit.pins);
         self.tracking.unpins |= unit.unpins;
         self.tracking.discards |= unit.discards;
+    }
+
+    /// A piece of a text that is read as it passes; behind the last one, remember what it may change.
+    pub(super) fn follow_long(&mut self, piece: &[u8]) {
+        let Some(long) = &mut self.long else { return };
+        long.feed(piece);
+        if self.tail != Tail::None {
+            return;
+        }
+        let Some(long) = self.long.take() else { return };
+        let Leaves { pins, unpins, nameless } = long.finish();
+        if pins.has(PinReason::Set) {
+            self.tracking.touched.every = true;
+            self.tracking.touched.nameless |= nameless;
+            self.parse_key = self.w.texts.borrow_mut().fresh_id();
+        }
+        self.tracking.fresh.join(pins.without(self.pins));
+        self.pins.join(pins);
+        self.tracking.unpins |= unpins;
+        if let Some(unnamed) = &mut self.statements.unnamed {
+            // It is the one that was parsed: a Query leaves none.
+            unnamed.class.pins.join(pins);
+            unnamed.class.unpins |= unpins;
+        }
     }
 
     /// Find out which settings a unit may change.

@@ -110,6 +110,7 @@ impl Session {
             Tail::Forward(left) => {
                 let n = left.min(input.len());
                 self.tail = if left > n { Tail::Forward(left - n) } else { Tail::None };
+                self.follow_long(&input[..n]);
                 self.send(&input[..n]);
                 Some(Step::Used(n))
             }

@@ -8,7 +8,7 @@ use crate::session::client::{Failure, MAX_TEXT, Session, Tail, Turn, read_more};
 use crate::session::incoming::Step;
 use crate::session::presence::Activity;
 use crate::session::translate::{Done, Naming, Translator};
-use crate::sql::{Access, PinReason, Statement};
+use crate::sql::{Access, LongText, PinReason, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
 use crate::wire::error_response::ClientError;
@@ -169,6 +169,10 @@ impl Session {
         let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);
         self.retain(&input[..unit.len], unit, keep, begins);
         self.follow(&input[..unit.len], unit);
+        self.long = unit.text_at.filter(|_| !refused).map(|_| Box::new(LongText::new(self.lex)));
+        if let Some(at) = unit.text_at {
+            self.follow_long(&input[at..unit.len]);
+        }
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read;
         if !unit.read {

@@ -3,6 +3,10 @@
 //! A text is a read only when every token is understood, its first word is one of the few that can read, no word in
 //! it can write, and every function it calls is known not to be volatile. Everything else is a write.
 
+mod long;
+
+pub use long::{Leaves, LongText};
+
 use super::effects::{Head, SetConfig, Stop};
 use super::functions::{FunctionTable, Volatility};
 use super::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
@@ -156,9 +160,8 @@ struct Part<'t> {
 }
 
 impl<'t> Part<'t> {
-    /// Scan up to the end of one statement.
-    fn scan(lexer: &mut Lexer<'_>, functions: &'t FunctionTable) -> (Self, End) {
-        let mut part = Part {
+    fn new(functions: &'t FunctionTable) -> Self {
+        Part {
             functions,
             head: Head::new(),
             verb: K::None,
@@ -174,7 +177,12 @@ impl<'t> Part<'t> {
             name_len: 0,
             named: None,
             set_config: None,
-        };
+        }
+    }
+
+    /// Scan up to the end of one statement.
+    fn scan(lexer: &mut Lexer<'_>, functions: &'t FunctionTable) -> (Self, End) {
+        let mut part = Self::new(functions);
         while let Some(token) = lexer.next() {
             match token {
                 Token::Odd => return (part, End::Odd),

@@ -66,6 +66,31 @@ fn is(byte: Option<&u8>, class: u8) -> bool {
     byte.is_some_and(|b| CLASS[usize::from(*b)] & class != 0)
 }
 
+/// A blank?
+pub(super) fn is_blank(byte: u8) -> bool {
+    is(Some(&byte), SPACE)
+}
+
+/// May an identifier begin with it?
+pub(super) fn starts_word(byte: u8) -> bool {
+    is(Some(&byte), IDENT_START)
+}
+
+/// May an identifier go on with it?
+pub(super) fn is_word(byte: u8) -> bool {
+    is(Some(&byte), IDENT)
+}
+
+/// A digit?
+pub(super) fn is_digit(byte: u8) -> bool {
+    is(Some(&byte), DIGIT)
+}
+
+/// An operator's character?
+pub(super) fn is_operator(byte: u8) -> bool {
+    is(Some(&byte), OPERATOR)
+}
+
 impl<'a> Lexer<'a> {
     pub(super) fn new(text: &'a [u8]) -> Self {
         Self { text, at: 0 }

@@ -15,7 +15,7 @@ mod pin;
 mod redefines;
 mod touched;
 
-pub use classify::{classify, first_of};
+pub use classify::{Leaves, LongText, classify, first_of};
 pub use functions::{FunctionRow, FunctionTable, Volatility};
 pub use pin::{PinReason, Pins};
 pub use redefines::redefines;
