@@ -1,7 +1,6 @@
-//! Accepting clients, and starting and stopping the workers.
+//! Listening for clients, and starting and stopping the workers.
 //!
-//! One thread accepts and hands each socket to the worker with the fewest sessions; it also sums up what the workers
-//! do. Work is done on the workers' threads only.
+//! One thread sums up what the workers do and looks at files. Clients are accepted and served on the workers' threads.
 
 use crate::auth::hashing::Hashing;
 use crate::auth::query::Lookups;
@@ -13,8 +12,8 @@ use crate::config::pools::Pools;
 use crate::control::{Control, ORDERS, ProcessOrder};
 use crate::http::{Status, WorkerStatus};
 use crate::inherit::{Inherited, Listening, tcp_name};
+use crate::local;
 use crate::metrics::{Metrics, Totals};
-use crate::net::Detached;
 use crate::pool::admin::{self, OrderError};
 use crate::pool::view::View;
 use crate::pool::{Limits, Order, PoolKey, Scope};
@@ -22,18 +21,15 @@ use crate::reach::Reach;
 use crate::resolve::Resolver;
 use crate::session::peers::Cancelling;
 use crate::tls;
-use crate::worker::{self, Board, Inbound, Shared, ToWorker, Worker};
-use crate::{local, placing};
+use crate::worker::{self, Board, Entrance, Entrances, Inbound, Shared, ToWorker, Worker, tune};
 use cluster::lag::LagSnapshot;
 use cluster::topology::{BelowMode, ProxyState, Topology};
 use cluster::{Clock, Term};
-use socket2::{SockRef, TcpKeepalive};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Messages on their way to one worker; more is lost, which closes a client or a connection.
@@ -46,13 +42,6 @@ const TICK: Duration = Duration::from_millis(100);
 const QUIET_TICK: Duration = Duration::from_secs(1);
 /// How often the userlists are looked at.
 const LOOK_AT_FILES: Duration = Duration::from_secs(1);
-/// How long a client's connection is silent before its host is asked whether it lives.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// The pause between such questions.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// The pause after a failed accept: out of descriptors, most likely.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// What the proxy acts on.
 pub struct Inputs {
     /// Who accepts writes.
@@ -120,7 +109,7 @@ pub struct Handle {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Start the proxy: as many worker threads as configured, and one that accepts.
+/// Start the proxy: as many worker threads as configured, and one that oversees them.
 ///
 /// # Errors
 /// See [`StartError`].
@@ -160,12 +149,12 @@ fn start_with(
     let metrics = Metrics::register(registry)?;
     let tls = tls::live::Live::load(&config, tls::live::Metrics::register(registry)?)?;
     let reading = catalog::Settings::from_config(&config)?;
-    let acceptor = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    let overseer = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
     let cancelling = Cancelling::new(&config).map_err(StartError::CancelSecret)?;
     let rules = config.pools.clone();
     let (config, configured) = watch::channel(Arc::new(config));
-    let reach = Arc::new(Reach::new(Resolver::system(acceptor.handle().clone()), tls.subscribe(), configured));
-    let catalogs = Catalogs::new(reading, inputs.topology.clone(), acceptor.handle().clone(), reach.clone());
+    let reach = Arc::new(Reach::new(Resolver::system(overseer.handle().clone()), tls.subscribe(), configured));
+    let catalogs = Catalogs::new(reading, inputs.topology.clone(), overseer.handle().clone(), reach.clone());
     let (peers, messages): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
     let peers = Arc::new(peers);
     let (stop, stopped) = watch::channel(false);
@@ -173,7 +162,7 @@ fn start_with(
     let (ask, orders) = mpsc::channel(ORDERS);
     let shared = Arc::new(Shared {
         users,
-        lookups: Lookups::new(inputs.topology.clone(), acceptor.handle().clone(), reach.clone()),
+        lookups: Lookups::new(inputs.topology.clone(), overseer.handle().clone(), reach.clone()),
         cancelling,
         hashing: Hashing::new(cores),
         mock_secret: rand::random(),
@@ -198,29 +187,20 @@ fn start_with(
         config,
     });
     let mut threads = Vec::with_capacity(count + 1);
+    let entrances = sockets.into_iter().map(|(socket, _)| Entrance::Tcp(socket)).chain(local.map(Entrance::Unix));
+    let mut entrances = Some(Entrances { sockets: entrances.collect(), accepting: accepts });
     for (index, messages) in messages.into_iter().enumerate() {
-        let (topology, lag) = (inputs.topology.clone(), inputs.lag.clone());
-        let inbound = Inbound { messages, topology, lag, stop: stopped.clone() };
+        let (topology, lag, entrances) = (inputs.topology.clone(), inputs.lag.clone(), entrances.take());
+        let inbound = Inbound { entrances, messages, topology, lag, stop: stopped.clone() };
         threads.push(spawn_worker(index, shared.clone(), inbound)?);
     }
     let (publish, state) = watch::channel(state_of(&shared));
     let (all, lag, topology) = (shared.clone(), inputs.lag, inputs.topology.clone());
-    let thread = std::thread::Builder::new().name("proxy-accept".to_owned()).spawn(move || {
-        acceptor.block_on(async {
-            for (socket, _) in sockets {
-                let Ok(listener) = TcpListener::from_std(socket) else { return };
-                let (all, accepts, stopped) = (all.clone(), accepts.clone(), stopped.clone());
-                tokio::spawn(async move { accept(Listener::Tcp(listener), &all, accepts, stopped).await });
-            }
-            let Ok(local) = local.map(UnixListener::from_std).transpose() else { return };
-            let locally = async {
-                if let Some(local) = local {
-                    accept(Listener::Unix(local), &all, accepts.clone(), stopped.clone()).await;
-                }
-            };
+    let thread = std::thread::Builder::new().name("proxy-oversee".to_owned()).spawn(move || {
+        overseer.block_on(async {
             let files = keep_users(&all, stopped.clone());
             let tls = tls.follow(all.config.subscribe(), stopped.clone());
-            tokio::join!(locally, publish_state(&all, publish, lag, stopped.clone()), tls, files);
+            tokio::join!(publish_state(&all, publish, lag, stopped.clone()), tls, files);
         });
     });
     threads.push(thread.map_err(StartError::Thread)?);
@@ -243,6 +223,7 @@ fn listen_tcp(
             // An IPv6 socket for all addresses would take the IPv4 ones as well.
             None => bind(addr, wanted.iter().any(|a| a.is_ipv4() && a.port() == addr.port())).map_err(failed)?,
         };
+        tune(&socket).map_err(failed)?;
         listening.keep(tcp_name(addr), socket.try_clone().map_err(failed)?.into());
         let addr = socket.local_addr().map_err(failed)?;
         sockets.push((socket, addr));
@@ -276,27 +257,6 @@ fn listen_locally(
     listening.keep(local::name(&path), socket.try_clone().map_err(failed)?.into());
     tracing::info!(path = %path.display(), "proxy listens");
     Ok(Some(socket))
-}
-
-/// Where clients come in.
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Listener {
-    async fn accept(&self) -> std::io::Result<Detached> {
-        match self {
-            Self::Tcp(listener) => {
-                let stream = listener.accept().await?.0;
-                // A client whose host has vanished is noticed after a minute and a half.
-                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-                SockRef::from(&stream).set_tcp_keepalive(&keepalive.with_retries(3))?;
-                Ok(Detached::Tcp(stream.into_std()?))
-            }
-            Self::Unix(listener) => Ok(Detached::Unix(listener.accept().await?.0.into_std()?)),
-        }
-    }
 }
 
 fn limits(rules: Pools, peers: &Arc<Vec<mpsc::Sender<ToWorker>>>) -> Limits {
@@ -344,7 +304,7 @@ async fn keep_users(shared: &Shared, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|stop| *stop) => return,
         }
         let config = shared.config.borrow().clone();
-        // A few short reads on this thread, which only accepts and sums up.
+        // A few short reads on this thread, which does nothing else in a hurry.
         let seen = shared.users.outdated(&config);
         if seen.is_none() || seen == refused {
             continue;
@@ -363,48 +323,6 @@ async fn keep_users(shared: &Shared, mut stop: watch::Receiver<bool>) {
 fn warn_of_trust(config: &Config) {
     for rule in config.auth.rules.trusting() {
         tracing::warn!(%rule, "a rule of proxy.auth.rules lets anybody in from other hosts without a password");
-    }
-}
-
-async fn accept(
-    listener: Listener,
-    shared: &Shared,
-    mut accepts: watch::Receiver<bool>,
-    mut stop: watch::Receiver<bool>,
-) {
-    tokio::select! {
-        begins = accepts.wait_for(|accepting| *accepting) => drop(begins),
-        _ = stop.wait_for(|stop| *stop) => return,
-    }
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = accepts.wait_for(|accepting| !*accepting) => return,
-        };
-        let stream = match accepted {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "could not accept a client");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let sessions = shared.boards.iter().map(|board| board.sessions.load(Ordering::SeqCst));
-        let fill = shared.config.borrow().worker_fill;
-        let worker = placing::worker_for(sessions, fill).expect("there is at least one worker");
-        // Twice the limit of clients may be connected while the surplus is being told so.
-        let surplus =
-            shared.clients.load(Ordering::SeqCst) >= shared.config.borrow().max_client_connections.saturating_mul(2);
-        if surplus {
-            continue;
-        }
-        shared.clients.fetch_add(1, Ordering::SeqCst);
-        shared.boards[worker].sessions.fetch_add(1, Ordering::SeqCst);
-        if shared.peers[worker].try_send(ToWorker::Client(stream)).is_err() {
-            shared.clients.fetch_sub(1, Ordering::SeqCst);
-            shared.boards[worker].sessions.fetch_sub(1, Ordering::SeqCst);
-            tracing::warn!(worker, "worker takes no more clients, one was refused");
-        }
     }
 }
 

@@ -84,30 +84,6 @@ impl Stream {
         })
     }
 
-    /// Send at once what is written. Nothing to do for a Unix-domain socket.
-    ///
-    /// # Errors
-    /// The socket's.
-    pub fn set_nodelay(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(socket) => socket.set_nodelay(true),
-            Self::Unix(_) => Ok(()),
-            Self::Tls(tls) => tls.below().set_nodelay(),
-        }
-    }
-
-    /// Where the other end is.
-    ///
-    /// # Errors
-    /// The connection has ended.
-    pub fn origin(&self) -> io::Result<Origin> {
-        match self {
-            Self::Tcp(socket) => socket.peer_addr().map(Origin::Tcp),
-            Self::Unix(socket) => Ok(Origin::Local { uid: socket.peer_cred()?.uid() }),
-            Self::Tls(tls) => tls.below().origin(),
-        }
-    }
-
     /// Does it stay on this host, where nobody can listen?
     pub fn is_local(&self) -> bool {
         match self {

@@ -1,10 +1,12 @@
 //! One single-threaded runtime per core. A session lives and dies on its worker, with its pools and its view of the
 //! cluster; what workers share is a few atomics and the messages of [`ToWorker`].
 
+mod accept;
 mod run;
 mod shared;
 
-pub use run::{Inbound, run};
+pub use accept::{Entrance, Entrances, tune};
+pub use run::{Inbound, Seat, run};
 pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
 
 use crate::auth::cancel_keys::Secret;

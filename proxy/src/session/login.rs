@@ -64,13 +64,8 @@ impl From<std::io::Error> for Farewell {
 }
 
 /// Greet a client. `None` when there will be no session; it has been told why.
-pub async fn welcome(w: &Rc<Worker>, stream: Stream) -> Option<Session> {
-    // A client that has gone already has no address.
-    let origin = stream.origin().ok()?;
-    let mut greeter = Greeter { w, stream, origin, buf: Vec::new() };
-    if greeter.stream.set_nodelay().is_err() {
-        return None;
-    }
+pub async fn welcome(w: &Rc<Worker>, stream: Stream, origin: Origin) -> Option<Session> {
+    let mut greeter = Greeter { w, stream, origin, buf: Vec::new(), out: Vec::new() };
     let limit = w.config().login_timeout;
     let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
         Ok(Ok(admitted)) if console::is_console(&admitted.startup.database) => Err(greeter.console(&admitted).await),
@@ -85,7 +80,7 @@ pub async fn welcome(w: &Rc<Worker>, stream: Stream) -> Option<Session> {
         }
         Err(farewell) => farewell,
     };
-    let mut out = Vec::new();
+    let mut out = std::mem::take(&mut greeter.out);
     match farewell {
         Farewell::Silent => return None,
         Farewell::Handshake(error) => {
@@ -111,7 +106,7 @@ pub async fn welcome(w: &Rc<Worker>, stream: Stream) -> Option<Session> {
         }
         Farewell::Refused(frame) => {
             w.counts.login("refused");
-            out = frame;
+            out.extend_from_slice(&frame);
         }
     }
     // Best effort: the client may have gone.
@@ -199,7 +194,10 @@ pub(super) struct Greeter<'a> {
     pub(super) w: &'a Rc<Worker>,
     pub(super) stream: Stream,
     pub(super) origin: Origin,
+    /// What it has sent and nobody has looked at.
     buf: Vec<u8>,
+    /// What it is told before anything else is waited for: a login without questions is answered in one piece.
+    pub(super) out: Vec<u8>,
 }
 
 impl Greeter<'_> {
@@ -218,10 +216,8 @@ impl Greeter<'_> {
             return Err(ClientError::TooManyClients { limit }.into());
         }
         if startup.minor > startup::NEWEST_MINOR || !startup.extensions.is_empty() {
-            let mut out = Vec::new();
             let minor = startup.minor.min(startup::NEWEST_MINOR);
-            backend::write_negotiate_version(&mut out, minor, &startup.extensions);
-            self.stream.write_all(&out).await?;
+            backend::write_negotiate_version(&mut self.out, minor, &startup.extensions);
         }
         // Taken only now: who connects and says nothing holds up nobody. The wait is part of the login's time.
         let _turn = self.w.logins.acquire().await.expect("the semaphore is never closed");
@@ -329,7 +325,18 @@ impl Greeter<'_> {
         }
     }
 
+    /// Tell the client what it has not been told yet.
+    pub(super) async fn flush(&mut self) -> Result<(), Farewell> {
+        // What is sent is taken off at once: the login's time may end in between.
+        while !self.out.is_empty() {
+            let n = self.stream.write(&self.out).await?;
+            self.out.drain(..n);
+        }
+        Ok(())
+    }
+
     async fn more(&mut self) -> Result<(), Farewell> {
+        self.flush().await?;
         if self.stream.read_buf(&mut self.buf).await? == 0 {
             return Err(Farewell::Silent);
         }
@@ -358,6 +365,9 @@ impl Greeter<'_> {
         match console::admit(self.w, database, user) {
             Ok(access) => {
                 self.w.counts.login("ok");
+                if let Err(farewell) = self.flush().await {
+                    return farewell;
+                }
                 console::run(self.w, &mut self.stream, std::mem::take(&mut self.buf), access).await;
                 Farewell::Silent
             }
@@ -405,6 +415,7 @@ impl Greeter<'_> {
             since: self.w.now(),
         };
         let (identity, settings, tunnel) = if replication {
+            self.flush().await?;
             let found = tokio::select! {
                 found = own(self.w, &want) => found?,
                 farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
@@ -413,6 +424,7 @@ impl Greeter<'_> {
         } else if let Some((identity, settings)) = self.w.welcome(&want.identity) {
             (identity, settings, None)
         } else {
+            self.flush().await?;
             let settings = tokio::select! {
                 settings = ask(self.w, &want) => settings?,
                 farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
@@ -420,7 +432,8 @@ impl Greeter<'_> {
             (want.identity.clone(), settings, None)
         };
         let application_name = startup.application_name.as_deref().map(shown_name);
-        let hello = hello(&settings, application_name.as_deref());
+        let mut hello = std::mem::take(&mut self.out);
+        greet(&settings, application_name.as_deref(), &mut hello);
         let Want { credentials, causality, .. } = want;
         let (w, origin) = (self.w.clone(), self.origin);
         Ok(Prepared {
@@ -445,17 +458,16 @@ fn shown_name(given: &str) -> String {
 }
 
 /// What the client reads before its first ReadyForQuery, but for its key.
-fn hello(settings: &Settings, application_name: Option<&str>) -> Vec<u8> {
-    let mut hello = Vec::with_capacity(1024);
+fn greet(settings: &Settings, application_name: Option<&str>, hello: &mut Vec<u8>) {
+    hello.reserve(1024);
     for (name, value) in settings {
         let value = match name.as_str() {
             "application_name" => application_name.unwrap_or(value),
             "in_hot_standby" => "off",
             _ => value,
         };
-        backend::write_parameter_status(&mut hello, name, value);
+        backend::write_parameter_status(hello, name, value);
     }
-    hello
 }
 
 /// A connection to the primary that is the client's alone.

@@ -12,7 +12,6 @@ use crate::wire::error_response::ClientError;
 use crate::wire::startup::Startup;
 use crate::wire::{backend, frontend};
 use cluster::secret::Secret;
-use tokio::io::AsyncWriteExt;
 
 impl Greeter<'_> {
     /// Find the rule for this client and let it prove itself; what it leaves for the servers.
@@ -43,9 +42,7 @@ impl Greeter<'_> {
             Method::Md5 => Some(self.md5(startup).await?),
             Method::Password => Some(self.password(startup).await?),
         };
-        let mut out = Vec::new();
-        backend::write_authentication_ok(&mut out);
-        self.stream.write_all(&out).await?;
+        backend::write_authentication_ok(&mut self.out);
         let users = &self.w.shared.users;
         let configured = users.for_servers(user);
         let known = || users.stored(user).map_or(Credentials::Nothing, |stored| stored.credentials());
@@ -103,22 +100,16 @@ impl Greeter<'_> {
         };
         let endpoint = self.stream.tls().and_then(|peer| peer.server_end_point.as_deref()).map(<[u8]>::to_vec);
         let mut exchange = ServerSide::new(verifier, rand::random()).over_tls(endpoint);
-        let mut out = Vec::new();
-        backend::write_authentication_sasl(&mut out, exchange.mechanisms());
-        self.stream.write_all(&out).await?;
+        backend::write_authentication_sasl(&mut self.out, exchange.mechanisms());
         let first = self.message("SASL response").await?;
         let (mechanism, data) =
             frontend::sasl_initial(&first).ok_or_else(|| violation("malformed SASLInitialResponse message"))?;
         let answer = exchange.first(mechanism, data).map_err(|error| self.scram_error(user, error))?;
-        out.clear();
-        backend::write_sasl_continue(&mut out, &answer);
-        self.stream.write_all(&out).await?;
+        backend::write_sasl_continue(&mut self.out, &answer);
         let proof = self.message("SASL response").await?;
         let Accepted { server_final, keys } =
             exchange.finish(&proof[5..]).map_err(|error| self.scram_error(user, error))?;
-        out.clear();
-        backend::write_sasl_final(&mut out, &server_final);
-        self.stream.write_all(&out).await?;
+        backend::write_sasl_final(&mut self.out, &server_final);
         // The password is worth more: it also fits a server whose verifier has another salt.
         Ok(password.map_or(Credentials::Keys(keys), Credentials::Password))
     }
@@ -135,9 +126,7 @@ impl Greeter<'_> {
             Some(Stored::Nothing) | None => (None, Credentials::Nothing),
         };
         let salt = rand::random();
-        let mut out = Vec::new();
-        backend::write_authentication_md5(&mut out, salt);
-        self.stream.write_all(&out).await?;
+        backend::write_authentication_md5(&mut self.out, salt);
         let answer = self.message("password response").await?;
         let answer = frontend::password(&answer).ok_or_else(|| violation("invalid password packet size"))?;
         let right = hash.is_some_and(|hash| same(hash.answer(salt).as_bytes(), answer));
@@ -146,9 +135,7 @@ impl Greeter<'_> {
 
     async fn password(&mut self, startup: &Startup) -> Result<Credentials, Farewell> {
         let user = startup.user.as_str();
-        let mut out = Vec::new();
-        backend::write_authentication_cleartext(&mut out);
-        self.stream.write_all(&out).await?;
+        backend::write_authentication_cleartext(&mut self.out);
         let answer = self.message("password response").await?;
         let answer = frontend::password(&answer).ok_or_else(|| violation("invalid password packet size"))?;
         if answer.is_empty() {

@@ -1,9 +1,11 @@
 //! A worker's loop, and the clients that it is given.
 
+use crate::net::{Origin, Stream};
 use crate::pool::{health, survey, warm};
 use crate::session::server::Server;
 use crate::session::{client, login};
-use crate::worker::{Parcel, ToWorker, Worker};
+use crate::worker::accept::{self, Entrances};
+use crate::worker::{Parcel, Shared, ToWorker, Worker};
 use cluster::lag::LagSnapshot;
 use cluster::topology::Topology;
 use std::rc::Rc;
@@ -13,6 +15,8 @@ use tokio::sync::{mpsc, watch};
 
 /// What a worker listens to.
 pub struct Inbound {
+    /// Where clients come in, for the worker that accepts them.
+    pub entrances: Option<Entrances>,
     /// Messages.
     pub messages: mpsc::Receiver<ToWorker>,
     /// The topology.
@@ -29,6 +33,12 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
     worker.apply_topology(topology);
     let lag = inbound.lag.borrow_and_update().clone();
     worker.apply_lag(lag);
+    // Only now: who comes in finds the cluster known.
+    if let Some(entrances) = inbound.entrances.take()
+        && let Err(error) = accept::begin(&worker, entrances)
+    {
+        return tracing::error!(%error, "the runtime does not take a listening socket");
+    }
     let mut config = worker.shared.config.subscribe();
     let mut ticked = worker.now();
     let (mut topology_lives, mut lag_lives) = (true, true);
@@ -73,23 +83,10 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
 fn receive(worker: &Rc<Worker>, message: ToWorker) {
     worker.stir();
     match message {
-        ToWorker::Client(stream) => {
-            let worker = worker.clone();
-            tokio::task::spawn_local(async move {
-                let seat = Seat::new(&worker);
-                match stream.attach() {
-                    Ok(stream) => {
-                        // A login needs more memory than the session after it: it is given back.
-                        let welcome = Box::pin(async { login::welcome(&worker, stream).await.map(Box::new) });
-                        if let Some(session) = welcome.await {
-                            client::run(session).await;
-                        }
-                    }
-                    Err(error) => tracing::warn!(%error, "client socket could not be registered"),
-                }
-                drop(seat);
-            });
-        }
+        ToWorker::Client { stream, origin, seat } => match stream.attach() {
+            Ok(stream) => serve(worker, stream, origin, seat),
+            Err(error) => tracing::warn!(%error, "client socket could not be registered"),
+        },
         ToWorker::Cancel { place, secret, done } => worker.cancel(place, secret, done),
         ToWorker::Server(parcel) => {
             let Parcel { key, stream, meta } = *parcel;
@@ -117,13 +114,36 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
     }
 }
 
-/// A client's place in the counts, for as long as it is connected.
-struct Seat(Rc<Worker>);
+/// Serve a client in a task of its own.
+pub(super) fn serve(worker: &Rc<Worker>, stream: Stream, origin: Origin, seat: Seat) {
+    let worker = worker.clone();
+    worker.stir();
+    tokio::task::spawn_local(async move {
+        let _seat = seat;
+        // A login needs more memory than the session after it: it is given back.
+        let welcome = Box::pin(async { login::welcome(&worker, stream, origin).await.map(Box::new) });
+        if let Some(session) = welcome.await {
+            client::run(session).await;
+        }
+        worker.stir();
+    });
+}
+
+/// A client's place in the counts, for as long as it is connected or on its way to its worker.
+pub struct Seat {
+    shared: Arc<Shared>,
+    worker: usize,
+}
 
 impl Seat {
-    fn new(worker: &Rc<Worker>) -> Self {
-        worker.shared.most_clients.fetch_max(worker.shared.clients.load(Ordering::Relaxed), Ordering::Relaxed);
-        Self(worker.clone())
+    /// Count a client of that worker.
+    pub(super) fn take(shared: Arc<Shared>, worker: usize) -> Self {
+        let clients = shared.clients.fetch_add(1, Ordering::SeqCst) + 1;
+        shared.boards[worker].sessions.fetch_add(1, Ordering::SeqCst);
+        if clients > shared.most_clients.load(Ordering::Relaxed) {
+            shared.most_clients.fetch_max(clients, Ordering::Relaxed);
+        }
+        Self { shared, worker }
     }
 }
 
@@ -141,17 +161,15 @@ fn trim_heap() {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.stir();
-        // Counted up by the acceptor.
-        self.0.shared.boards[self.0.index].sessions.fetch_sub(1, Ordering::SeqCst);
-        let left = self.0.shared.clients.fetch_sub(1, Ordering::SeqCst) - 1;
-        let most = self.0.shared.most_clients.load(Ordering::Relaxed);
+        let shared = &self.shared;
+        shared.boards[self.worker].sessions.fetch_sub(1, Ordering::SeqCst);
+        let left = shared.clients.fetch_sub(1, Ordering::SeqCst) - 1;
+        let most = shared.most_clients.load(Ordering::Relaxed);
         // Each time that half have left, so seldom that its cost does not matter.
         if most >= MANY_CLIENTS && left <= most / 2 {
-            self.0.shared.most_clients.store(left, Ordering::Relaxed);
+            shared.most_clients.store(left, Ordering::Relaxed);
             trim_heap();
         }
-        self.0.shared.applied.notify_one();
-        self.0.shared.left.notify_waiters();
+        shared.left.notify_waiters();
     }
 }

@@ -8,7 +8,7 @@ use crate::catalog::Catalogs;
 use crate::config::Config;
 use crate::control::{CancelKey, ProcessOrder};
 use crate::metrics::{Metrics, Totals};
-use crate::net::Detached;
+use crate::net::{Detached, Origin};
 use crate::pool::clients::Clients;
 use crate::pool::view::View as Inventory;
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Scope};
@@ -17,6 +17,7 @@ use crate::session::cancel::place_of;
 use crate::session::peers::Cancelling;
 use crate::session::server::Meta;
 use crate::tls::Contexts;
+use crate::worker::run::Seat;
 use cluster::Term;
 use cluster::topology::{BelowMode, Gate, Topology};
 use std::collections::HashMap;
@@ -162,7 +163,14 @@ impl Board {
 /// What reaches a worker from outside.
 pub enum ToWorker {
     /// A client has connected.
-    Client(Detached),
+    Client {
+        /// Its socket.
+        stream: Detached,
+        /// Where it comes from.
+        origin: Origin,
+        /// It counts already.
+        seat: Seat,
+    },
     /// A client of another connection asks to cancel what the session of that place does.
     Cancel {
         /// The place.

@@ -1,0 +1,156 @@
+//! Accepting clients. The first worker does, on its own thread: most clients are its own, and a connection that moves
+//! to another thread costs two registrations and two wake-ups more.
+
+use crate::net::{Detached, Origin, Stream};
+use crate::placing;
+use crate::worker::run::{Seat, serve};
+use crate::worker::{ToWorker, Worker};
+use socket2::{SockRef, TcpKeepalive};
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+
+/// How long a client's connection is silent before its host is asked whether it lives: one that has vanished is noticed
+/// after a minute and a half.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// The pause between such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Questions without an answer after which it is gone.
+const KEEPALIVE_RETRIES: u32 = 3;
+/// The pause after a failed accept: out of descriptors, most likely.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Clients accepted before those that are here get their turn.
+const AT_ONCE: usize = 16;
+
+/// A socket that clients connect to, which no runtime watches yet.
+#[derive(Debug)]
+pub enum Entrance {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// A Unix-domain socket.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// What accepting depends on.
+#[derive(Debug)]
+pub struct Entrances {
+    /// The sockets.
+    pub sockets: Vec<Entrance>,
+    /// May clients come in? Once they may not any more, the sockets are closed.
+    pub accepting: watch::Receiver<bool>,
+}
+
+/// Set what every connection of this socket is to have: the kernel hands it on to each, which saves as many calls.
+///
+/// # Errors
+/// The kernel's.
+pub fn tune(socket: &std::net::TcpListener) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES))
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(Stream, Origin)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Ok((Stream::Tcp(stream), Origin::Tcp(address)))
+            }
+            Self::Unix(listener) => {
+                let stream = listener.accept().await?.0;
+                let origin = Origin::Local { uid: stream.peer_cred()?.uid() };
+                Ok((Stream::Unix(stream), origin))
+            }
+        }
+    }
+}
+
+/// Accept clients in tasks of this worker, as soon and as long as they may come in.
+///
+/// # Errors
+/// The runtime does not take a socket.
+pub(super) fn begin(worker: &Rc<Worker>, entrances: Entrances) -> io::Result<()> {
+    for socket in entrances.sockets {
+        let listener = match socket {
+            Entrance::Tcp(socket) => Listener::Tcp(TcpListener::from_std(socket)?),
+            Entrance::Unix(socket) => Listener::Unix(UnixListener::from_std(socket)?),
+        };
+        let (worker, mut accepting) = (worker.clone(), entrances.accepting.clone());
+        tokio::task::spawn_local(async move {
+            // The sender lives as long as the proxy.
+            if accepting.wait_for(|accepting| *accepting).await.is_ok() {
+                tokio::select! {
+                    () = accept(&worker, listener) => {}
+                    _ = accepting.wait_for(|accepting| !*accepting) => {}
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+async fn accept(worker: &Rc<Worker>, listener: Listener) {
+    loop {
+        for _ in 0..AT_ONCE {
+            match listener.accept().await {
+                Ok((stream, origin)) => place(worker, stream, origin),
+                Err(error) => {
+                    tracing::warn!(%error, "could not accept a client");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Give a client to the worker that is to have it.
+fn place(worker: &Rc<Worker>, stream: Stream, origin: Origin) {
+    let (shared, config) = (&worker.shared, worker.config());
+    // Twice the limit of clients may be connected while the surplus is being told so.
+    if shared.clients.load(Ordering::SeqCst) >= config.max_client_connections.saturating_mul(2) {
+        return;
+    }
+    let sessions = shared.boards.iter().map(|board| board.sessions.load(Ordering::SeqCst));
+    let to = placing::worker_for(sessions, config.worker_fill).expect("there is at least one worker");
+    let seat = Seat::take(shared.clone(), to);
+    if to == worker.index {
+        return serve(worker, stream, origin, seat);
+    }
+    let sent = stream.detach().is_ok_and(|stream| send(worker, to, stream, origin, seat));
+    if !sent {
+        tracing::warn!(worker = to, "worker takes no more clients, one was refused");
+    }
+}
+
+fn send(worker: &Worker, to: usize, stream: Detached, origin: Origin, seat: Seat) -> bool {
+    worker.shared.peers[to].try_send(ToWorker::Client { stream, origin, seat }).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_accepted_connection_has_what_its_listener_was_given() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        tune(&listener).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_RETRIES);
+    }
+}
