@@ -3,15 +3,22 @@
 use crate::idle;
 use crate::peers::{Kind, Peer};
 use crate::postgres::{COPY_ROWS, Cluster};
-use crate::process::{Cpu, count_calls, run};
+use crate::process::{Calls, Cpu, count_calls, run};
 use anyhow::{Context, bail};
 use std::process::{Command, Output};
 use std::time::Instant;
 
 /// Rows of a wide result and bytes of each.
 const WIDE: (u64, u64) = (1000, 10 * 1024);
+/// The number of clients for which bounds of CPU hold, and at which routing is compared with none.
+pub(crate) const ROUTED: u32 = 16;
 /// Idle clients that must hold.
 pub(crate) const HOLD: usize = 10_000;
+/// Each client has rows of its own, so that nobody waits for another's lock.
+const WRITE_READ: &str = "\\set aid 1 + :client_id * 1000 + random(0, 999)
+UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;
+SELECT abalance FROM pgbench_accounts WHERE aid = :aid;
+";
 /// Seconds while system calls are counted.
 const COUNTING: u32 = 1;
 
@@ -40,6 +47,8 @@ impl Mode {
 pub(crate) enum Work {
     /// pgbench -S.
     Select(Mode, u32),
+    /// A write and a read that must see it, each a transaction.
+    WriteRead,
     /// Rows of 10 KiB.
     Wide,
     /// COPY from stdin, 100 MB.
@@ -71,7 +80,7 @@ pub(crate) enum Sample {
         /// Mean, microseconds.
         latency: f64,
         /// System calls of the endpoint, in the first round.
-        calls: Option<f64>,
+        calls: Option<Calls>,
     },
     /// Of a stream.
     Bulk {
@@ -92,6 +101,7 @@ impl Cell {
             works.extend(clients.iter().map(|&c| Work::Select(mode, c)));
         }
         works.extend([
+            Work::WriteRead,
             Work::Wide,
             Work::CopyIn,
             Work::CopyOut,
@@ -106,6 +116,7 @@ impl Cell {
     pub(crate) fn name(&self) -> String {
         match self.work {
             Work::Select(mode, clients) => format!("{} c={clients}", mode.name()),
+            Work::WriteRead => format!("write and read c={ROUTED}"),
             Work::Wide => "wide rows".to_owned(),
             Work::CopyIn => "copy in".to_owned(),
             Work::CopyOut => "copy out".to_owned(),
@@ -123,7 +134,9 @@ impl Cell {
     /// Can this peer do it, and does it mean anything?
     pub(crate) fn suits(&self, peer: &Peer) -> bool {
         match self.work {
+            _ if peer.kind == Kind::Unrouted => matches!(self.work, Work::Select(_, ROUTED) | Work::WriteRead),
             Work::Select(Mode::Prepared, _) => !peer.name().starts_with("pgbouncer 1.1"),
+            Work::WriteRead => peer.kind == Kind::Ours,
             Work::Select(..) | Work::Wide | Work::CopyIn | Work::CopyOut => true,
             Work::Connect => peer.kind != Kind::Relay,
             Work::Idle(HOLD) | Work::IdleTls(_) => peer.kind == Kind::Ours,
@@ -136,15 +149,14 @@ impl Cell {
         match self.work {
             Work::Select(mode, clients) => {
                 let jobs = if clients < 16 { 1 } else { 2 };
-                let arguments = |seconds: u32| {
-                    let all = format!("-n -S -M {} -c {clients} -j {jobs} -T {seconds}", mode.name());
-                    all.split(' ').map(str::to_owned).collect::<Vec<_>>()
-                };
-                let mut pgbench = peer.client("pgbench")?;
-                let sample = each(peer, pgbench.args(arguments(self.seconds)))?;
-                let mut counted = peer.client("pgbench")?;
-                counted.args(arguments(COUNTING));
-                Ok(with_calls(sample, if count { calls(peer, &counted)? } else { None }))
+                let script = format!("-n -S -M {} -c {clients} -j {jobs}", mode.name());
+                self.transactions(peer, &script.split(' ').map(str::to_owned).collect::<Vec<_>>(), count)
+            }
+            Work::WriteRead => {
+                let file = cluster.scratch.path().join("write.sql");
+                std::fs::write(&file, WRITE_READ)?;
+                let script = format!("-n -M prepared -c {ROUTED} -j 2 -f {}", file.display());
+                self.transactions(peer, &script.split(' ').map(str::to_owned).collect::<Vec<_>>(), count)
             }
             Work::Connect => {
                 let mut pgbench = peer.client("pgbench")?;
@@ -176,6 +188,16 @@ impl Cell {
         }
     }
 
+    fn transactions(&self, peer: &Peer, script: &[String], count: bool) -> anyhow::Result<Sample> {
+        let pgbench = |seconds: u32| -> anyhow::Result<Command> {
+            let mut pgbench = peer.client("pgbench")?;
+            pgbench.args(script).args(["-T", &seconds.to_string()]);
+            Ok(pgbench)
+        };
+        let sample = each(peer, &mut pgbench(self.seconds)?)?;
+        Ok(with_calls(sample, if count { calls(peer, &pgbench(COUNTING)?)? } else { None }))
+    }
+
     fn wide(&self, peer: &Peer, cluster: &Cluster) -> anyhow::Result<Sample> {
         let script = cluster.scratch.path().join("wide.sql");
         std::fs::write(&script, format!("SELECT repeat('x', {}) FROM generate_series(1, {});\n", WIDE.1, WIDE.0))?;
@@ -186,7 +208,7 @@ impl Cell {
     }
 }
 
-fn with_calls(sample: Sample, calls: Option<f64>) -> Sample {
+fn with_calls(sample: Sample, calls: Option<Calls>) -> Sample {
     match sample {
         Sample::Each { cpu, latency, .. } => Sample::Each { cpu, latency, calls },
         Sample::Bulk { .. } | Sample::Memory(_) => sample,
@@ -223,10 +245,10 @@ fn bulk(
     Ok(Sample::Bulk { cpu: used.map(|cpu| (cpu.user / gb, cpu.system / gb)), speed: gb * 1000.0 / wall })
 }
 
-fn calls(peer: &Peer, pgbench: &Command) -> anyhow::Result<Option<f64>> {
+fn calls(peer: &Peer, pgbench: &Command) -> anyhow::Result<Option<Calls>> {
     let Some(pid) = peer.pid else { return Ok(None) };
-    let Some((count, output)) = count_calls(pid, pgbench)? else { return Ok(None) };
-    Ok(Some(count as f64 / transactions(&output)? as f64))
+    let Some((calls, output)) = count_calls(pid, pgbench)? else { return Ok(None) };
+    Ok(Some(calls.each(transactions(&output)? as f64)))
 }
 
 fn transactions(output: &Output) -> anyhow::Result<u64> {

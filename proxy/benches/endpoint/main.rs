@@ -40,7 +40,10 @@ fn main() -> anyhow::Result<()> {
             end_with_parent();
             relay::run(upstream.parse()?)
         }
-        ["--ours", primary, standby, userlist] => ours::run(primary.parse()?, standby.parse()?, userlist.into()),
+        ["--ours", primary, standby, userlist] => ours::run(primary.parse()?, standby.parse()?, userlist.into(), true),
+        ["--unrouted", primary, standby, userlist] => {
+            ours::run(primary.parse()?, standby.parse()?, userlist.into(), false)
+        }
         // cargo bench says this; cargo test --benches does not, and gets nothing to do.
         ["--bench"] => compare(),
         [] => Ok(()),
@@ -78,7 +81,8 @@ fn compare() -> anyhow::Result<()> {
     }
     let cluster = postgres::Cluster::start(variable("BENCH_POSTGRES_PORT", 0)?)?;
     println!("PostgreSQL listens on 127.0.0.1:{}, its standby on {}", cluster.primary.port, cluster.standby.port);
-    let mut peers = vec![Peer::direct(&cluster), Peer::relay(&cluster)?, Peer::ours(&cluster)?];
+    let mut peers =
+        vec![Peer::direct(&cluster), Peer::relay(&cluster)?, Peer::ours(&cluster)?, Peer::unrouted(&cluster)?];
     match Peer::pgbouncer(&cluster) {
         Ok(peer) => peers.push(peer),
         Err(error) => println!("PgBouncer is left out: {error:#}"),

@@ -16,6 +16,8 @@ pub(crate) enum Kind {
     Direct,
     Relay,
     Ours,
+    /// The proxy with all reads sent to the primary.
+    Unrouted,
     PgBouncer,
     Given,
 }
@@ -53,19 +55,24 @@ impl Peer {
     }
 
     pub(crate) fn ours(cluster: &Cluster) -> anyhow::Result<Self> {
-        Self::proxy_of(&std::env::current_exe()?, "pgtenure", cluster)
+        Self::proxy_of(&std::env::current_exe()?, Kind::Ours, "pgtenure", cluster)
+    }
+
+    pub(crate) fn unrouted(cluster: &Cluster) -> anyhow::Result<Self> {
+        Self::proxy_of(&std::env::current_exe()?, Kind::Unrouted, "routing off", cluster)
     }
 
     /// The proxy of an older build of this program: `BENCH_BEFORE`.
     pub(crate) fn before(cluster: &Cluster) -> anyhow::Result<Option<Self>> {
         let Ok(program) = std::env::var("BENCH_BEFORE") else { return Ok(None) };
-        Self::proxy_of(Path::new(&program), "pgtenure before", cluster).map(Some)
+        Self::proxy_of(Path::new(&program), Kind::Ours, "pgtenure before", cluster).map(Some)
     }
 
-    fn proxy_of(program: &Path, name: &str, cluster: &Cluster) -> anyhow::Result<Self> {
+    fn proxy_of(program: &Path, kind: Kind, name: &str, cluster: &Cluster) -> anyhow::Result<Self> {
         let (primary, standby) = (cluster.primary.port.to_string(), cluster.standby.port.to_string());
         let userlist = cluster.userlist.display().to_string();
-        Self::spawn(program, Kind::Ours, name, &["--ours".to_owned(), primary, standby, userlist])
+        let role = if kind == Kind::Unrouted { "--unrouted" } else { "--ours" };
+        Self::spawn(program, kind, name, &[role.to_owned(), primary, standby, userlist])
     }
 
     /// This program in another role, which prints its port and ends with its standard input.

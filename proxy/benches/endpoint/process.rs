@@ -57,10 +57,28 @@ pub(crate) fn resident(pid: u32) -> anyhow::Result<f64> {
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
+/// System calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Calls {
+    pub(crate) all: f64,
+    /// Of them, those that send or receive.
+    pub(crate) socket: f64,
+}
+
+impl Calls {
+    /// Of one of `n`.
+    pub(crate) fn each(self, n: f64) -> Self {
+        Self { all: self.all / n, socket: self.socket / n }
+    }
+}
+
 /// Run `command` while the system calls of `pid` are counted in the kernel. `None` when perf cannot.
-pub(crate) fn count_calls(pid: u32, command: &Command) -> anyhow::Result<Option<(u64, Output)>> {
+pub(crate) fn count_calls(pid: u32, command: &Command) -> anyhow::Result<Option<(Calls, Output)>> {
+    const ALL: &str = "raw_syscalls:sys_enter";
+    const SOCKET: [&str; 4] = ["sendto", "recvfrom", "sendmsg", "recvmsg"];
+    let events: Vec<String> = SOCKET.iter().map(|call| format!("syscalls:sys_enter_{call}")).collect();
     let mut perf = Command::new("perf");
-    perf.args(["stat", "-x", ";", "-e", "raw_syscalls:sys_enter", "-p", &pid.to_string(), "--"]);
+    perf.args(["stat", "-x", ";", "-e", &format!("{ALL},{}", events.join(",")), "-p", &pid.to_string(), "--"]);
     perf.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
@@ -69,8 +87,11 @@ pub(crate) fn count_calls(pid: u32, command: &Command) -> anyhow::Result<Option<
     }
     let Ok(output) = perf.output() else { return Ok(None) };
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let count = text.lines().find(|l| l.contains("raw_syscalls:sys_enter")).and_then(|l| l.split(';').next());
-    Ok(count.and_then(|n| n.parse().ok()).map(|n| (n, output)))
+    let count = |event: &str| -> Option<f64> {
+        text.lines().find(|line| line.contains(event)).and_then(|line| line.split(';').next()?.parse().ok())
+    };
+    let socket = events.iter().map(|event| count(event)).sum::<Option<f64>>();
+    Ok(count(ALL).zip(socket).map(|(all, socket)| (Calls { all, socket }, output)))
 }
 
 /// PostgreSQL's newest installed programs.

@@ -2,6 +2,7 @@
 
 use crate::load::{Cell, Sample, Work};
 use crate::peers::{Kind, Peer};
+use crate::process::Calls;
 use std::collections::BTreeMap;
 
 /// All samples, by cell, peer and round.
@@ -52,10 +53,23 @@ impl Report {
 
     /// CPU of `peer` as a multiple of that of `other`, round by round.
     pub(crate) fn ratio(&self, cell: &Cell, peer: &str, other: Option<&Peer>) -> Spread {
+        self.pairs(cell, peer, other, cpu, |ours, theirs| ours / theirs)
+    }
+
+    /// A value of `peer` put together with that of `other`, round by round.
+    pub(crate) fn pairs(
+        &self,
+        cell: &Cell,
+        peer: &str,
+        other: Option<&Peer>,
+        value: impl Fn(&Sample) -> Option<f64>,
+        join: impl Fn(f64, f64) -> f64,
+    ) -> Spread {
         let Some(other) = other.filter(|o| o.name() != peer) else { return Spread(Vec::new()) };
         let others: BTreeMap<usize, &Sample> = self.of(cell, other.name()).into_iter().collect();
-        let pairs = self.of(cell, peer).into_iter().filter_map(|(round, s)| Some((cpu(s)?, cpu(others.get(&round)?)?)));
-        Spread(pairs.map(|(ours, theirs)| ours / theirs).collect())
+        let of = self.of(cell, peer).into_iter();
+        let pairs = of.filter_map(|(round, s)| Some((value(s)?, value(others.get(&round)?)?)));
+        Spread(pairs.map(|(ours, theirs)| join(ours, theirs)).collect())
     }
 
     pub(crate) fn print(&self, cells: &[Cell], peers: &[Peer]) {
@@ -86,7 +100,7 @@ impl Report {
 
     fn heading(&self, cell: &Cell) {
         let (unit, calls, speed) = match cell.work {
-            Work::Select(..) => ("CPU µs/transaction", "calls", "latency µs"),
+            Work::Select(..) | Work::WriteRead => ("CPU µs/transaction", "calls", "latency µs"),
             Work::Connect => ("CPU µs/connection", "", "latency µs"),
             Work::Wide | Work::CopyIn | Work::CopyOut => ("CPU s/GB", "", "MB/s"),
             Work::Idle(_) | Work::IdleTls(_) => return,
@@ -117,6 +131,15 @@ pub(crate) fn cpu(sample: &Sample) -> Option<f64> {
 }
 
 pub(crate) fn calls(sample: &Sample) -> Option<f64> {
+    counted(sample).map(|calls| calls.all)
+}
+
+/// Sends and receives.
+pub(crate) fn socket_calls(sample: &Sample) -> Option<f64> {
+    counted(sample).map(|calls| calls.socket)
+}
+
+fn counted(sample: &Sample) -> Option<Calls> {
     match sample {
         Sample::Each { calls, .. } => *calls,
         Sample::Bulk { .. } | Sample::Memory(_) => None,

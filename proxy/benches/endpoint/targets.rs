@@ -1,9 +1,9 @@
 //! What the proxy may cost, and whether it does: medians of the rounds against bounds.
 
 use crate::idle::Memory;
-use crate::load::{Cell, HOLD, Mode, Sample, Work};
+use crate::load::{Cell, HOLD, Mode, ROUTED, Sample, Work};
 use crate::peers::{Kind, Peer};
-use crate::report::{Report, Spread, calls, cpu, parts};
+use crate::report::{Report, Spread, calls, cpu, parts, socket_calls};
 
 /// User time of a transaction, microseconds; its calls; CPU of wide rows, seconds per GB.
 const MAX_USER: f64 = 6.0;
@@ -21,8 +21,10 @@ const MAX_IDLE_TLS: f64 = 40.0;
 const MAX_IDLE_CPU: f64 = 1.0;
 /// Of the memory that clients took, this part may stay the second time they have left.
 const MAX_KEPT: f64 = 0.1;
-/// The number of clients for which the bounds of CPU hold.
-const CLIENTS: u32 = 16;
+/// What routing may add to a simple and to a prepared select, microseconds of CPU.
+const MAX_ROUTING: (f64, f64) = (4.0, 2.0);
+/// Sends and receives that routing may add: none, but for those of the sampling of lag and of new connections.
+const MAX_ROUTING_CALLS: f64 = 0.02;
 
 struct Target {
     what: String,
@@ -66,14 +68,19 @@ impl Report {
             }
         };
         match cell.work {
-            Work::Select(mode, CLIENTS) => vec![
-                match mode {
-                    Mode::Simple | Mode::Extended => against(Kind::PgBouncer, MAX_OF_PGBOUNCER, "PgBouncer"),
-                    Mode::Prepared => against(Kind::Relay, MAX_OF_RELAY, "the relay"),
-                },
-                value("user µs per transaction", MAX_USER, &|s| parts(s).map(|(user, _)| user)),
-                value("calls per transaction", MAX_CALLS, &calls),
-            ],
+            Work::Select(mode, ROUTED) => {
+                let mut targets = vec![
+                    match mode {
+                        Mode::Simple | Mode::Extended => against(Kind::PgBouncer, MAX_OF_PGBOUNCER, "PgBouncer"),
+                        Mode::Prepared => against(Kind::Relay, MAX_OF_RELAY, "the relay"),
+                    },
+                    value("user µs per transaction", MAX_USER, &|s| parts(s).map(|(user, _)| user)),
+                    value("calls per transaction", MAX_CALLS, &calls),
+                ];
+                targets.extend(self.of_routing(cell, mode, ours, peers));
+                targets
+            }
+            Work::WriteRead => vec![self.round_trips(cell, ours, peers)],
             Work::Wide => vec![value("CPU s per GB", MAX_WIDE, &cpu)],
             Work::Connect => vec![against(Kind::PgBouncer, MAX_CONNECT, "PgBouncer")],
             Work::Idle(HOLD) => vec![value("KiB per client while all hold", MAX_IDLE, &memory(|m| m.prepared))],
@@ -87,5 +94,27 @@ impl Report {
             }
             Work::Select(..) | Work::CopyIn | Work::CopyOut => Vec::new(),
         }
+    }
+
+    /// What routing adds to reads.
+    fn of_routing(&self, cell: &Cell, mode: Mode, ours: &Peer, peers: &[Peer]) -> Vec<Target> {
+        let off = peers.iter().find(|p| p.kind == Kind::Unrouted);
+        let bound = match mode {
+            Mode::Simple => Some(MAX_ROUTING.0),
+            Mode::Extended => None,
+            Mode::Prepared => Some(MAX_ROUTING.1),
+        };
+        let what = format!("{}: CPU µs that routing adds", cell.name());
+        let measured = self.pairs(cell, ours.name(), off, cpu, |on, off| on - off);
+        let cpu = bound.map(|bound| Target { what, bound, measured });
+        cpu.into_iter().chain([self.round_trips(cell, ours, peers)]).collect()
+    }
+
+    /// Routing takes no further round trip, also when a read must see what its session has written.
+    fn round_trips(&self, cell: &Cell, ours: &Peer, peers: &[Peer]) -> Target {
+        let off = peers.iter().find(|p| p.kind == Kind::Unrouted);
+        let what = format!("{}: sends and receives that routing adds", cell.name());
+        let measured = self.pairs(cell, ours.name(), off, socket_calls, |on, off| on - off);
+        Target { what, bound: MAX_ROUTING_CALLS, measured }
     }
 }
