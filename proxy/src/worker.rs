@@ -18,7 +18,7 @@ use crate::pool::checkout::{Doorway, still_valid};
 use crate::pool::policy::{Age, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Scope, health};
-use crate::route::{self, Causality, Decision, Lag, Loads, Request};
+use crate::route::{self, Causality, Decision, Lag, Loads, Promise, Request};
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
@@ -259,6 +259,12 @@ impl Worker {
         let seed = self.next_seed();
         let view = self.view.borrow();
         route::decide(request, causality, &view.topology, &view.lag, self, now, seed)
+    }
+
+    /// Would a read of this promise still be sent to that standby?
+    pub fn still_fits(&self, node: &NodeId, promise: &Promise, causality: &mut Causality, now: Instant) -> bool {
+        let view = self.view.borrow();
+        route::still_fits(node, promise, causality, &view.topology, &view.lag, now)
     }
 
     /// May this connection go on serving?

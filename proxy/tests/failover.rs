@@ -25,9 +25,9 @@ fn wait_until_running(c: &Cluster, node: usize, n: usize) {
 fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
     let mut c = Cluster::start(2, |_| {});
     c.psql("create table t(a int); create table u(a int)").unwrap();
-    let mut logins: Vec<Raw> = (0..10).map(|_| Raw::login(c.port, &[])).collect();
-    let [idle, autocommit, block, commit, rollback, failed, pinned, fresh, ext, quiet] = &mut logins[..] else {
-        panic!("ten sessions")
+    let mut logins: Vec<Raw> = (0..11).map(|_| Raw::login(c.port, &[])).collect();
+    let [idle, autocommit, block, commit, rollback, failed, pinned, fresh, ext, quiet, portal] = &mut logins[..] else {
+        panic!("eleven sessions")
     };
     ext.write(|out| {
         parse(out, "w", "insert into t values (4)");
@@ -47,6 +47,13 @@ fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
     }
     failed.query("begin");
     assert_eq!(words(&failed.query("select 1/0")), "E 22012 | Z E");
+    portal.query("begin");
+    portal.write(|out| {
+        parse(out, "", "select generate_series(1, 9)");
+        bind(out, "p", "", &[]);
+        sync(out);
+    });
+    assert_eq!(words(&portal.until_ready()), "1 | 2 | Z T");
     pinned.query("create temp table mine(a int)");
     pinned.query("set work_mem = '1MB'");
     autocommit.write(|out| write_query(out, "insert into t values (1)"));
@@ -81,6 +88,18 @@ fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
     });
     assert_eq!(words(&quiet.until_ready()), "1 | 2 | C ROLLBACK | Z I");
     assert_eq!(words(&failed.query("commit")), "C ROLLBACK | Z I");
+    // A portal that was there before is gone, and executing it ends no block.
+    portal.write(|out| {
+        execute(out, "p");
+        sync(out);
+    });
+    assert_eq!(words(&portal.until_ready()), "E 40001 | Z E");
+    portal.write(|out| {
+        execute(out, "p");
+        sync(out);
+    });
+    assert_eq!(words(&portal.until_ready()), "E 25P02 | Z E");
+    assert_eq!(words(&portal.query("rollback")), "C ROLLBACK | Z I");
     assert_eq!(words(&pinned.query("select 1")), "E 08006 | Z I");
     assert!(killed.elapsed() < Duration::from_secs(10), "nobody waited for the new primary to be told");
     // Statements that were not sent are held, and reads go on meanwhile.
@@ -104,7 +123,7 @@ fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
         sync(out);
     });
     assert_eq!(words(&logins[8].until_ready()), "2 | C INSERT 0 1 | Z I");
-    assert_eq!(c.nodes[1].psql("select count(*) from u"), "12");
+    assert_eq!(c.nodes[1].psql("select count(*) from u"), "13");
     let mut new = Raw::login(c.port, &[]);
     assert_eq!(
         words(&new.query("select current_setting('cluster_name') from u limit 1 for update")),

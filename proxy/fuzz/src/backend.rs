@@ -37,7 +37,8 @@ fn relay(owed: u8) -> Relay {
     for kind in [Kind::Sync, Kind::Query] {
         relay.push(Entry { record: Some(Record::default()), ..Entry::plain(kind) });
     }
-    relay.on_standby = owed & 0x40 != 0;
+    relay.standby = owed & 0x40 != 0;
+    relay.retries = relay.standby;
     relay
 }
 

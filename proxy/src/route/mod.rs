@@ -22,6 +22,7 @@ pub mod promise;
 
 pub use balance::Loads;
 pub use consistency::Causality;
+use consistency::Pending;
 pub use policy::{Lag, Unfit};
 pub use promise::{Consistency, NoStandby, Promise, ReadFrom};
 
@@ -145,12 +146,7 @@ pub fn decide(
         (Access::Read, ReadFrom::Primary) => return to_primary(Reason::AsAsked),
         (Access::Read, ReadFrom::Standby) => {}
     }
-    let need = match promise.consistency {
-        Consistency::Eventual | Consistency::Bounded => Ok(None),
-        Consistency::Session => causality.need(topology, lag),
-        Consistency::Global => causality.need_of_all(topology, lag, request.since),
-    };
-    let need = match need {
+    let need = match need(promise, causality, topology, lag, request.since) {
         Ok(need) => need,
         Err(pending) => return without(request, Reason::AwaitingSample { since: pending.since }, now),
     };
@@ -170,6 +166,36 @@ pub fn decide(
             without(request, Reason::NoStandby { closest: unfit.min_by_key(|(_, u)| u.distance()) }, now)
         }
     }
+}
+
+/// The position that a standby must have replayed to keep the promise.
+fn need(
+    promise: &Promise,
+    causality: &mut Causality,
+    topology: &Topology,
+    lag: &Lag,
+    since: Instant,
+) -> Result<Option<Lsn>, Pending> {
+    match promise.consistency {
+        Consistency::Eventual | Consistency::Bounded => Ok(None),
+        Consistency::Session => causality.need(topology, lag),
+        Consistency::Global => causality.need_of_all(topology, lag, since),
+    }
+}
+
+/// Is a standby that was chosen before still fit for a read that begins now?
+pub fn still_fits(
+    node: &NodeId,
+    promise: &Promise,
+    causality: &mut Causality,
+    topology: &Topology,
+    lag: &Lag,
+    now: Instant,
+) -> bool {
+    let Some(member) = topology.standbys.iter().find(|member| member.node == *node) else { return false };
+    let need = need(promise, causality, topology, lag, now);
+    promise.read_from == ReadFrom::Standby
+        && need.is_ok_and(|need| policy::fit(promise, member, topology, lag, need, now).is_ok())
 }
 
 /// No standby may serve the read.

@@ -121,7 +121,8 @@ pub fn at_hand(
     w.still_valid(&server.meta).then_some(Found { server, pool, reason: reason.as_str() })
 }
 
-fn target(w: &Worker, need: Need<'_>, now: Instant) -> (Target, Reason) {
+/// Where a unit would go, and why.
+pub fn target(w: &Worker, need: Need<'_>, now: Instant) -> (Target, Reason) {
     let Need { access, promise, avoid, since, .. } = need;
     let request = Request { access, promise, avoid, since };
     let decision = w.decide(&request, &mut need.causality.borrow_mut(), now);

@@ -147,6 +147,9 @@ impl Session {
             // The next of a pipeline.
             self.mark(Activity::Active, self.w.now(), self.relay.status == TxStatus::Idle);
         }
+        if self.relay.answered > 0 {
+            self.block_answered();
+        }
         self.tally.add(Counter::Transactions, std::mem::take(&mut self.relay.ended) as u64);
         for _ in 0..std::mem::take(&mut self.relay.answered) {
             self.tally.add(Counter::Queries, 1);

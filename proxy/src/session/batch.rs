@@ -6,14 +6,20 @@
 use crate::session::outcome::Record;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
-use crate::sql::{Access, Control, Statement};
+use crate::sql::{Access, Control, Modes, Statement};
 use crate::wire::codec::{Head, head};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject};
 
 /// What nothing is known about: it may do anything.
-const OPAQUE: Statement =
-    Statement { access: Access::Write, control: Control::None, may_commit: true, pins: Pins::NONE, unpins: true };
+const OPAQUE: Statement = Statement {
+    access: Access::Write,
+    control: Control::None,
+    may_commit: true,
+    pins: Pins::NONE,
+    unpins: true,
+    advisory: true,
+};
 
 /// A text that is read as it passes.
 const PASSING: Statement = Statement { unpins: false, ..OPAQUE };
@@ -65,6 +71,8 @@ pub struct Unit {
     pub record: Record,
     /// Proven reads only, so a standby may serve it.
     pub read: bool,
+    /// What it does to the transaction it is in, when it is whole.
+    pub block: Block,
     /// What binds the session to its server.
     pub pins: Pins,
     /// It may end what binds the session to its server.
@@ -81,6 +89,56 @@ pub struct Unit {
     pub takes_unnamed: bool,
     /// Statements it executes, saturating.
     pub statements: u32,
+}
+
+/// What a unit means for a transaction block that has done nothing yet but begin, or that the unit begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Block {
+    /// It begins a block before anything else, with these modes.
+    pub begins: Option<Modes>,
+    /// It sets these modes with its first statements, behind BEGIN or alone.
+    pub sets: Option<Modes>,
+    /// It does more than that.
+    pub more: bool,
+    /// What it does more is more than proven reads, savepoints, COMMIT and ROLLBACK.
+    pub unproven: bool,
+    /// It locks or unlocks an advisory lock.
+    pub advisory: bool,
+}
+
+impl Block {
+    fn execute(&mut self, class: &Statement) {
+        self.advisory |= class.advisory;
+        match class.control {
+            Control::Empty => {}
+            Control::Begin(modes) if !self.more && self.begins.is_none() && self.sets.is_none() => {
+                self.begins = Some(modes);
+            }
+            Control::SetTransaction(modes) if !self.more => {
+                self.sets = Some(self.sets.unwrap_or_default().then(modes));
+            }
+            Control::Commit { chain: false }
+            | Control::Rollback { chain: false }
+            | Control::Savepoint
+            | Control::RollbackTo
+            | Control::Release => self.more = true,
+            Control::None => {
+                self.more = true;
+                self.unproven |= class.access != Access::Read || !class.pins.is_empty();
+            }
+            Control::Begin(_)
+            | Control::SetTransaction(_)
+            | Control::Commit { chain: true }
+            | Control::Rollback { chain: true }
+            | Control::PrepareTransaction
+            | Control::FinishPrepared
+            | Control::Deallocate
+            | Control::DeallocateAll
+            | Control::DiscardAll
+            | Control::Discard
+            | Control::Multi { .. } => (self.more, self.unproven) = (true, true),
+        }
+    }
 }
 
 /// What the input starts with.
@@ -242,7 +300,8 @@ impl<'a> Scanner<'a> {
             },
             b'E' => {
                 if let Some((portal, _)) = crate::wire::codec::split_cstring(&frame[5..]) {
-                    let unknown = Statement { may_commit: self.cx.portal_may_commit, ..OPAQUE };
+                    // What it does but write was seen when it was bound.
+                    let unknown = Statement { may_commit: self.cx.portal_may_commit, advisory: false, ..OPAQUE };
                     self.execute(self.bound.last(portal).unwrap_or(unknown));
                 }
                 Step::Next
@@ -309,6 +368,7 @@ impl<'a> Scanner<'a> {
         self.names(b.statement);
         // It may be executed in a later unit, which does not know what the portal holds.
         self.unit.pins.join(class.pins);
+        self.unit.block.advisory |= class.advisory;
         self.unit.unpins |= class.unpins;
         self.bound.push(b.portal, class);
         true
@@ -328,6 +388,7 @@ impl<'a> Scanner<'a> {
 
     fn execute(&mut self, class: Statement) {
         self.unit.record.execute(&class);
+        self.unit.block.execute(&class);
         self.unit.statements = self.unit.statements.saturating_add(1);
         self.unit.read &= class.access == Access::Read
             && matches!(class.control, Control::None | Control::Empty)

@@ -190,3 +190,23 @@ fn what_is_no_unit_is_told_apart() {
         assert!(matches!(scan_with(&bad, None, false), Scan::Violation(_)), "{bad:?}");
     }
 }
+
+#[test]
+fn what_a_unit_does_to_its_block_is_summed_up() {
+    let modes = |read_only| Modes { read_only, ..Modes::default() };
+    let only = Some(modes(Some(true)));
+    let block = Block::default();
+    for (sqls, want) in [
+        (&["begin read only"][..], Block { begins: only, ..block }),
+        (&["begin", "set transaction read only"], Block { begins: Some(modes(None)), sets: only, ..block }),
+        (&["set transaction read only"], Block { sets: only, ..block }),
+        (&["begin read only", "select 1", "commit"], Block { begins: only, more: true, ..block }),
+        (&["begin read only", "commit and chain"], Block { begins: only, more: true, unproven: true, ..block }),
+        (&["begin read only", "insert into t values (1)"], Block { begins: only, more: true, unproven: true, ..block }),
+        (&["select 1", "begin read only"], Block { more: true, unproven: true, ..block }),
+        (&["select 1", "set transaction read only"], Block { more: true, unproven: true, ..block }),
+        (&["select pg_advisory_unlock(1)"], Block { more: true, unproven: true, advisory: true, ..block }),
+    ] {
+        assert_eq!(unit(&extended(sqls)).block, want, "{sqls:?}");
+    }
+}

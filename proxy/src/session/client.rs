@@ -12,6 +12,7 @@ use crate::net::Stream;
 use crate::pool::{Identity, Pool};
 use crate::route::Causality;
 use crate::session::acquire;
+use crate::session::block::Fresh;
 use crate::session::cancel::Waiters;
 use crate::session::durability::Durability;
 use crate::session::outbox::Outbox;
@@ -153,6 +154,12 @@ pub struct Session {
     /// Pins lost with their server, not told yet.
     pub(super) lost_pins: Option<(NodeId, Pins)>,
     pub(super) lost_block: LostBlock,
+    /// What ends a lost block is bound, and not executed yet.
+    pub(super) ends_block: bool,
+    /// The block has done nothing yet but begin.
+    pub(super) fresh: Option<Fresh>,
+    /// It is to begin anew on the next server.
+    pub(super) replants: bool,
     /// An error was told for an extended unit: the client's messages up to its Sync are thrown away.
     pub(super) skip: bool,
     /// The error for the unit at the head of the inbox.
@@ -256,6 +263,9 @@ impl Session {
             base: settings.clone(),
             lost_pins: None,
             lost_block: LostBlock::None,
+            ends_block: false,
+            fresh: None,
+            replants: false,
             skip: false,
             fail: None,
             portal_may_commit: false,
@@ -319,7 +329,11 @@ impl Session {
 
     /// The status the client believes in.
     pub(super) fn status(&self) -> TxStatus {
-        if self.lost_block.exists() { self.lost_block.status() } else { self.relay.status }
+        match self.lost_block.exists() {
+            true => self.lost_block.status(),
+            false if self.replants => TxStatus::Block,
+            false => self.relay.status,
+        }
     }
 }
 

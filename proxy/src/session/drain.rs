@@ -60,7 +60,7 @@ impl Session {
         let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) else { return };
         self.show_server(None);
         let mut relay = std::mem::take(&mut self.relay);
-        (relay.on_standby, relay.head_kept) = (false, false);
+        (relay.retries, relay.head_kept) = (false, false);
         let limit = self.w.config().drain_bytes;
         let rest = std::mem::take(&mut self.server_in);
         let drained = Drained { server, relay, rest, unsent: self.to_server.take(), left: limit, limit };
@@ -88,6 +88,32 @@ impl Session {
         }
         entries
     }
+}
+
+impl Session {
+    /// The session goes on without its server, on which it has a transaction block that has done nothing.
+    pub(super) fn leave_block(&mut self) {
+        let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) else { return };
+        self.show_server(None);
+        self.set_busy(false);
+        let mut relay = std::mem::take(&mut self.relay);
+        relay.retries = false;
+        let (rest, limit) = (std::mem::take(&mut self.server_in), self.w.config().drain_bytes);
+        let drained = Drained { server, relay, rest, unsent: Vec::new(), left: limit, limit };
+        tokio::task::spawn_local(roll_back(self.w.clone(), pool, drained));
+    }
+}
+
+/// End a block that has done nothing. The session's settings stay: they were there before it.
+async fn roll_back(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained) {
+    let outcome = tokio::time::timeout(w.config().drain_timeout, d.run("ROLLBACK")).await;
+    d.server.meta.statements.unnamed = None;
+    let clean = d.relay.status == TxStatus::Idle && d.relay.errors.is_empty() && d.rest.is_empty();
+    if matches!(outcome, Ok(Ok(()))) && clean {
+        return w.release(&pool, d.server);
+    }
+    tracing::debug!(node = %d.server.meta.node, "server that a block was moved from is closed");
+    w.count_in_use(&d.server.meta, false);
 }
 
 /// `busy`: the primary counts as busy until this is over.

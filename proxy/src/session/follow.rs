@@ -179,7 +179,7 @@ impl Session {
         true
     }
 
-    fn send_hidden(&mut self, sql: &str) {
+    pub(super) fn send_hidden(&mut self, sql: &str) {
         let Some(server) = &mut self.server else { return };
         // A simple query destroys the unnamed statement.
         server.meta.statements.unnamed = None;
@@ -227,6 +227,7 @@ impl Session {
                 }
                 self.idle();
             }
+            Some(Asked::Begin) => self.block_begun(hidden.error),
             Some(Asked::Listen) if hidden.error.is_some() => return Err(self.deaf()),
             Some(Asked::Listen) => {
                 self.to_client.append(|out| backend::write_warning(out, MISSED, MISSED_DETAIL));

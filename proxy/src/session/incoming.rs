@@ -170,6 +170,7 @@ impl Session {
         }
         (self.waiting_since, self.hold) = (None, None);
         self.avoid.clear();
+        self.give_up_block();
     }
 
     /// Tell the client an error of ours.

@@ -4,13 +4,13 @@
 //! left of a transaction block lives on in the session until the client ends it.
 
 use crate::metrics::bump;
-use crate::session::batch;
 use crate::session::client::{Failure, Loss, Session};
 use crate::session::incoming::Step;
 use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind, Undo};
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::{Named, Unnamed};
+use crate::session::{batch, block};
 use crate::sql::{Control, LexRules, PinReason, Statement, classify, first_of};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::{ClientError, Doubt};
@@ -26,6 +26,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         return desynchronised(s);
     }
     note(s, &node, term, loss);
+    let (fresh, standby) = (s.fresh.take(), s.relay.standby);
     let (status, delivered, broken) = (s.relay.status, s.relay.delivered(), s.relay.mid_frame());
     let sent = s.relay.sent();
     let undone = status != TxStatus::Idle && !s.relay.may_commit();
@@ -66,6 +67,15 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         s.lost_pins = Some((node.clone(), pins));
     }
     s.relay.status = TxStatus::Idle;
+    let first = (sent.len(), delivered, s.retained_lens.front().is_some_and(|&len| len > 0));
+    if standby && status == TxStatus::Block && block::survives(fresh, first, loss) && s.lost_pins.is_none() {
+        (s.fresh, s.replants) = (fresh.map(block::Fresh::unsent), true);
+        return again(s, !sent.is_empty());
+    }
+    if s.replants {
+        // It was about to begin anew, and still is.
+        s.fresh = fresh;
+    }
     let verdicts = answers(status, &sent, delivered);
     let facts = Facts { node, term, doubt: if loss == Loss::ViewStale { Doubt::ViewStale } else { Doubt::ServerLost } };
     if verdicts.contains(&Answer::Unknown) || wrote {
@@ -90,6 +100,17 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         }
         kept += len;
         answer(s, *verdict, &unit, &facts);
+    }
+    s.correct();
+    s.retained.clear();
+    s.retained_lens.clear();
+    true
+}
+
+/// The block begins on another server, and what was sent of it is sent there.
+fn again(s: &mut Session, sent: bool) -> bool {
+    if sent {
+        repeat(s, 0);
     }
     s.correct();
     s.retained.clear();
@@ -246,6 +267,7 @@ pub(super) fn step(s: &mut Session, input: &[u8]) -> Step {
         b'X' => Step::Turn(0, super::client::Turn::Close),
         b'd' | b'c' | b'f' | b'H' => Step::Used(head.total),
         b'S' => {
+            s.ends_block = false;
             let status = s.status();
             if s.lost_block == LostBlock::Ended {
                 s.lost_block = LostBlock::None;
@@ -365,6 +387,7 @@ fn extended(s: &mut Session, kind: u8, frame: &[u8], input: &[u8]) -> Step {
                 let control = class.map_or(Control::None, |c| c.control);
                 return fail_extended(s, control, frame.len(), input);
             }
+            s.ends_block = true;
             b"2"
         }
         b'D' => match frontend::subject(frame) {
@@ -373,8 +396,9 @@ fn extended(s: &mut Session, kind: u8, frame: &[u8], input: &[u8]) -> Step {
             Some(Subject::Statement(_)) => return fail(s, kind, frame.len(), input),
             None => return malformed(s),
         },
+        // A portal that was there before is gone with its server.
+        b'E' if !std::mem::take(&mut s.ends_block) => return fail(s, kind, frame.len(), input),
         b'E' => {
-            // Only a Bind of what ends the block can have come this far.
             s.to_client.append(|out| backend::write_command_complete(out, "ROLLBACK"));
             s.lost_block = LostBlock::Ended;
             return Step::Used(frame.len());

@@ -7,6 +7,7 @@
 pub mod acquire;
 mod answers;
 pub mod batch;
+mod block;
 pub mod cancel;
 pub mod challenge;
 pub mod client;

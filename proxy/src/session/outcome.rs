@@ -61,7 +61,7 @@ impl Record {
     /// Add a statement that is executed.
     pub fn execute(&mut self, s: &Statement) {
         let known = match s.control {
-            Control::Begin { .. } => Statements::Begin,
+            Control::Begin(_) => Statements::Begin,
             Control::Rollback { chain: false } => Statements::Rollback,
             Control::Commit { chain: false } => Statements::Commit,
             Control::Empty => return,
@@ -101,6 +101,17 @@ impl Record {
         self.reads_only
     }
 
+    /// The same, sent to a standby: nothing of it can become durable.
+    #[must_use]
+    pub fn on_standby(mut self) -> Self {
+        for course in &mut self.courses {
+            (course.commits, course.pending) = (false, false);
+        }
+        // From outside a block it can be run again as a whole, a block of its own included.
+        (self.reads_only, self.commits_explicitly, self.writes) = (true, false, false);
+        self
+    }
+
     /// The state it leads to from `status` when nothing fails.
     pub fn leads_to(&self, status: TxStatus) -> TxStatus {
         self.course(status).at
@@ -122,7 +133,8 @@ impl Record {
 
 fn is_block_control(c: Control) -> bool {
     match c {
-        Control::Begin { .. }
+        Control::Begin(_)
+        | Control::SetTransaction(_)
         | Control::Commit { .. }
         | Control::Rollback { .. }
         | Control::Savepoint
@@ -143,7 +155,7 @@ fn is_block_control(c: Control) -> bool {
 impl Course {
     fn step(&mut self, s: &Statement) {
         match s.control {
-            Control::Begin { .. } => {
+            Control::Begin(_) => {
                 if self.at == TxStatus::Idle {
                     // BEGIN adopts what the implicit transaction did so far.
                     (self.at, self.pending) = (TxStatus::Block, false);
@@ -173,6 +185,7 @@ impl Course {
             }
             Control::None
             | Control::Empty
+            | Control::SetTransaction(_)
             | Control::Savepoint
             | Control::Release
             | Control::FinishPrepared
@@ -233,7 +246,7 @@ pub fn answers(status: TxStatus, sent: &[Record], delivered: bool) -> Vec<Answer
         || matches!(sent, [only] if only.repeatable(status) && !delivered)
     {
         let mut out = vec![Answer::Repeat; sent.len()];
-        out.iter_mut().take(first).for_each(|a| *a = Answer::ReadLost);
+        out.iter_mut().zip(sent).take(first).for_each(|(a, record)| *a = one(status, record, &[]));
         return out;
     }
     let mut out = Vec::with_capacity(sent.len());
@@ -292,10 +305,16 @@ fn commits_before_idle(mut at: TxStatus, rest: &[Record]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::Pins;
+    use crate::sql::{Modes, Pins};
 
-    const PLAIN: Statement =
-        Statement { access: Access::Write, control: Control::None, may_commit: false, pins: Pins::NONE, unpins: false };
+    const PLAIN: Statement = Statement {
+        access: Access::Write,
+        control: Control::None,
+        may_commit: false,
+        pins: Pins::NONE,
+        unpins: false,
+        advisory: false,
+    };
 
     /// The statements of the tables below, by one word each.
     fn statement(word: &str) -> Statement {
@@ -303,7 +322,7 @@ mod tests {
         match word {
             "read" => Statement { access: Access::Read, ..PLAIN },
             "write" => PLAIN,
-            "begin" => with(Control::Begin { read_only: None }),
+            "begin" => with(Control::Begin(Modes::default())),
             "commit" => Statement { may_commit: true, ..with(Control::Commit { chain: false }) },
             "rollback" => with(Control::Rollback { chain: false }),
             "rollback-and-chain" => with(Control::Rollback { chain: true }),
@@ -320,13 +339,17 @@ mod tests {
 
     /// `sent`: units separated by `|`, statements by blanks.
     fn check(status: char, sent: &str, delivered: bool) -> String {
+        check_at(status, sent, delivered, |record| record)
+    }
+
+    fn check_at(status: char, sent: &str, delivered: bool, server: fn(Record) -> Record) -> String {
         let status = TxStatus::from_byte(status as u8).unwrap();
         let units = sent.split('|').filter(|u| !u.is_empty());
         let records: Vec<Record> = units
             .map(|unit| {
                 let mut r = Record::default();
                 unit.split_whitespace().for_each(|w| r.execute(&statement(w)));
-                r
+                server(r)
             })
             .collect();
         let words = answers(status, &records, delivered).into_iter().map(|a| match a {
@@ -392,6 +415,25 @@ mod tests {
             ('E', "rollback|write", "rollback I, 08007 I"),
         ] {
             assert_eq!(check(status, sent, false), want, "{status} {sent}");
+        }
+    }
+
+    #[test]
+    fn a_lost_standby_leaves_no_doubt() {
+        for (status, sent, delivered, want) in [
+            ('I', "read", false, "repeat"),
+            ('I', "begin read", false, "repeat"),
+            ('I', "begin read commit", false, "repeat"),
+            ('I', "begin read", true, "40001 E"),
+            ('I', "begin read commit", true, "40001 I"),
+            ('T', "read", false, "40001 E"),
+            ('T', "write", false, "40001 E"),
+            ('T', "commit", false, "40001 I"),
+            ('T', "read commit", false, "40001 I"),
+            ('T', "rollback", false, "rollback I"),
+            ('E', "commit", false, "rollback I"),
+        ] {
+            assert_eq!(check_at(status, sent, delivered, Record::on_standby), want, "{status} {sent}");
         }
     }
 

@@ -6,6 +6,7 @@ use crate::route::Promise;
 use crate::route::promise::{self, BadPromise};
 use crate::session::client::Session;
 use crate::session::settings::Shared;
+use crate::sql::Access;
 use crate::wire::backend;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,11 +16,20 @@ pub(super) struct Promised {
     promise: Promise,
     config: Rc<Config>,
     settings: Shared,
+    /// What runs outside blocks is SERIALIZABLE, which is not to be had on a standby.
+    serializable: bool,
     /// Settings the client was warned of.
     bad: Vec<BadPromise>,
 }
 
 impl Session {
+    /// What the session's reads outside blocks need, when [`promise`](Self::promise) has just been asked: a standby
+    /// cannot run them SERIALIZABLE.
+    pub(super) fn access_outside(&self) -> Access {
+        let serializable = self.promised.as_deref().is_some_and(|known| known.serializable);
+        if serializable { Access::Write } else { Access::Read }
+    }
+
     /// What reads are promised now. A setting that means nothing is told to the client once.
     pub(super) fn promise(&mut self) -> Promise {
         let config = self.w.config();
@@ -49,7 +59,9 @@ impl Session {
             let detail = "Reads of this session go to the primary until it is set to a valid value or reset.";
             self.to_client.append(|out| backend::write_warning(out, &new.to_string(), detail));
         }
-        self.promised = Some(Box::new(Promised { promise, config, settings, bad }));
+        let isolation = self.default_of("default_transaction_isolation");
+        let serializable = isolation.is_some_and(|level| level.eq_ignore_ascii_case("serializable"));
+        self.promised = Some(Box::new(Promised { promise, config, settings, serializable, bad }));
         promise
     }
 }

@@ -132,8 +132,10 @@ pub struct Relay {
     doubt: Option<Box<ClientError>>,
     /// The doubt was reported: the rest of this unit's answers is withheld.
     withhold: bool,
-    /// Retry a read's errors elsewhere: the server is a standby.
-    pub on_standby: bool,
+    /// The server is a standby.
+    pub standby: bool,
+    /// Retry the errors of what is sent elsewhere: it is a read, or begins a block, and nothing before it would be lost.
+    pub retries: bool,
     /// Nothing is executed there, only parsed: whatever a standby says against that, the primary may know better.
     pub parse_only: bool,
     /// What has to be taken back, in this order.

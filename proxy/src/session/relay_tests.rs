@@ -175,7 +175,7 @@ fn a_refused_read_of_a_standby_leaves_no_trace_unless_some_of_it_was_seen() {
     let begun = refusal.len();
     error(&mut refusal, "ERROR", "40001", "ProcessInterrupts");
     for (pieces, delivered) in [(vec![], false), (vec![begun], true)] {
-        let mut relay = Relay { on_standby: true, ..Relay::default() };
+        let mut relay = Relay { standby: true, retries: true, ..Relay::default() };
         for kind in [Kind::Parse, Kind::Bind, Kind::Execute, Kind::Sync] {
             relay.push(plain(kind));
         }

@@ -22,13 +22,16 @@ impl Session {
     /// Send a unit to the server that is held, or to one that is at hand, or ask for one.
     pub(super) fn route(&mut self, input: &[u8], unit: &Unit, classes: &[Statement]) -> Step {
         let now = self.w.now();
-        let access = if unit.read { Access::Read } else { Access::Write };
+        let access = self.access(unit);
         if self.cancelling && self.server.is_some() {
             return Step::Wait;
         }
+        if let Some(step) = self.route_block(unit, access, now) {
+            return step;
+        }
         if let Some(server) = &self.server {
             let starts = !self.relay.busy() && self.relay.status == TxStatus::Idle;
-            let fits = server.meta.role == Role::Primary || unit.read || !starts;
+            let fits = server.meta.role == Role::Primary || access == Access::Read || !starts;
             if !fits {
                 self.give_back();
             } else if server.meta.role == Role::Standby {
@@ -45,6 +48,7 @@ impl Session {
             return self.violation(&ClientError::ShuttingDown);
         }
         let promise = self.promise();
+        let access = if unit.read && !self.replants { self.access_outside() } else { access };
         let (database, causality, avoid) = (self.identity.database.as_str(), &*self.causality, self.avoid.as_slice());
         let need = acquire::Need { database, causality, access, promise, avoid, since: now };
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
@@ -89,7 +93,7 @@ impl Session {
         let Found { server, pool, reason } = found;
         let node = self.w.count_in_use(&server.meta, true);
         self.tally.add(Counter::Assignments, 1);
-        self.relay.on_standby = server.meta.role == Role::Standby;
+        self.relay.standby = server.meta.role == Role::Standby;
         self.reason = reason;
         (self.server, self.pool) = (Some(server), Some(pool));
         self.server_dry = false;
@@ -129,7 +133,7 @@ impl Session {
         if self.apply() {
             return Step::Wait;
         }
-        let repeatable = self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle);
+        let repeatable = self.may_repeat(unit);
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());
         let (naming, config) = (self.naming(), self.w.config());
@@ -160,6 +164,7 @@ impl Session {
         for undo in std::mem::take(&mut self.relay.undone).into_iter().rev() {
             self.undo(undo);
         }
+        self.note_block(unit, begins);
         self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);
         if begins {
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);

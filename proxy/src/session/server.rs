@@ -484,8 +484,10 @@ async fn ask_walsender(wire: &mut LoginWire) -> Result<bool, ConnectError> {
 
 /// Is it in recovery, and what has it begun with?
 async fn ask(wire: &mut LoginWire) -> Result<(bool, Defaults), ConnectError> {
-    const QUESTION: &str = "SELECT pg_catalog.pg_is_in_recovery(),pg_catalog.current_setting('client_min_messages'),\
-                            pg_catalog.current_setting('synchronous_commit')";
+    // A standby refuses even this to a role whose transactions are SERIALIZABLE by default.
+    const QUESTION: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;\
+                            SELECT pg_catalog.pg_is_in_recovery(),pg_catalog.current_setting('client_min_messages'),\
+                            pg_catalog.current_setting('synchronous_commit');COMMIT";
     let row = ask_row(wire, QUESTION).await?;
     let [Some(in_recovery), Some(messages), Some(commit)] = row.as_slice() else {
         return Err(ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" });

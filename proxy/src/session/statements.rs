@@ -333,8 +333,14 @@ mod tests {
     use super::*;
     use crate::sql::{Access, Control, Pins};
 
-    const CLASS: Statement =
-        Statement { access: Access::Read, control: Control::None, may_commit: false, pins: Pins::NONE, unpins: false };
+    const CLASS: Statement = Statement {
+        access: Access::Read,
+        control: Control::None,
+        may_commit: false,
+        pins: Pins::NONE,
+        unpins: false,
+        advisory: false,
+    };
 
     #[test]
     fn the_same_text_types_and_key_share_a_name_until_retired() {

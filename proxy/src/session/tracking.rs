@@ -33,6 +33,8 @@ pub enum Asked {
     Apply,
     /// Another server listens to the session's channels.
     Listen,
+    /// The session's block, which has done nothing yet, begins on another server.
+    Begin,
     /// The server is asked what has become of settings and pins.
     Question {
         /// About settings.

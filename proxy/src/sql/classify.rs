@@ -39,7 +39,14 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
     }
     let proven = standard && all.access == Access::Read && !functions.may_hide_volatile(sql);
     let access = if proven { Access::Read } else { Access::Write };
-    Statement { access, control: all.control(), may_commit: all.may_commit, pins: all.pins, unpins: all.unpins }
+    Statement {
+        access,
+        control: all.control(),
+        may_commit: all.may_commit,
+        pins: all.pins,
+        unpins: all.unpins,
+        advisory: all.advisory,
+    }
 }
 
 /// What the first statement of a text does to the transaction block, and the text behind it. What cannot be read does
@@ -69,6 +76,7 @@ struct Sum<'a> {
     begins: bool,
     pins: Pins,
     unpins: bool,
+    advisory: bool,
 }
 
 impl<'a> Sum<'a> {
@@ -82,6 +90,7 @@ impl<'a> Sum<'a> {
             begins: false,
             pins: Pins::NONE,
             unpins: false,
+            advisory: false,
         }
     }
 
@@ -99,6 +108,7 @@ impl<'a> Sum<'a> {
             self.pins.join(pins_anywhere(self.sql));
         }
         self.unpins |= part.head.unpins();
+        self.advisory |= part.head.advisory;
     }
 
     fn control(&self) -> Control {
@@ -247,6 +257,9 @@ impl<'t> Part<'t> {
         self.head.pair(self.words, word);
         if word == K::None {
             self.name_seen();
+        } else {
+            // Most of our keywords can be names of relations as well.
+            self.writes |= self.functions.is_local_relation(&self.name[..self.name_len]);
         }
         self.steer(word);
         self.words = [self.words[1], word];
@@ -459,7 +472,7 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     if several {
         pins.join(loose_pins(sql));
     }
-    Statement { access: Access::Write, control, may_commit: commits, pins, unpins: true }
+    Statement { access: Access::Write, control, may_commit: commits, pins, unpins: true, advisory: true }
 }
 
 /// What any word of a text could leave in the session, wherever it stands: also within literals, as the bodies of DO

@@ -1,7 +1,7 @@
 //! What a statement does beyond reading and writing: to the transaction block, and to the session.
 
 use super::keyword::Keyword as K;
-use super::{Control, PinReason, Pins};
+use super::{Control, Isolation, Modes, PinReason, Pins};
 
 /// How many leading words are kept: `CREATE OR REPLACE LOCAL TEMP` is the longest run that matters.
 const HEAD: usize = 6;
@@ -25,8 +25,8 @@ pub(super) struct Head {
     words: [K; HEAD],
     len: usize,
     stop: Option<Stop>,
-    /// `READ ONLY` or `READ WRITE` came by.
-    pub(super) read_only: Option<bool>,
+    /// The modes of a transaction that came by.
+    pub(super) modes: Modes,
     /// `AND CHAIN` came by.
     pub(super) chain: bool,
     /// `WITH HOLD` came by.
@@ -39,6 +39,8 @@ pub(super) struct Head {
     pub(super) calls: Pins,
     /// A function that may end what binds the session is called.
     pub(super) unlocks: bool,
+    /// A function of advisory locks is called.
+    pub(super) advisory: bool,
 }
 
 impl Head {
@@ -47,13 +49,14 @@ impl Head {
             words: [K::None; HEAD],
             len: 0,
             stop: None,
-            read_only: None,
+            modes: Modes::default(),
             chain: false,
             with_hold: false,
             into_temp: false,
             pg_temp: false,
             calls: Pins::NONE,
             unlocks: false,
+            advisory: false,
         }
     }
 
@@ -77,8 +80,13 @@ impl Head {
     /// A word and the two before it.
     pub(super) fn pair(&mut self, before: [K; 2], word: K) {
         match (before[1], word) {
-            (K::Read, K::Only) => self.read_only = Some(true),
-            (K::Read, K::Write) => self.read_only = Some(false),
+            (K::Read, K::Only) => self.modes.read_only = Some(true),
+            (K::Read, K::Write) => self.modes.read_only = Some(false),
+            (K::Read, K::Committed) => self.modes.isolation = Some(Isolation::ReadCommitted),
+            (K::Read, K::Uncommitted) => self.modes.isolation = Some(Isolation::ReadUncommitted),
+            (K::Repeatable, K::Read) => self.modes.isolation = Some(Isolation::RepeatableRead),
+            (_, K::Serializable) => self.modes.isolation = Some(Isolation::Serializable),
+            (before, K::Deferrable) => self.modes.deferrable = Some(before != K::Not),
             (K::And, K::Chain) => self.chain = true,
             (K::With, K::Hold) => self.with_hold = true,
             (K::Into, K::Temp) => self.into_temp |= !matches!(before[0], K::Insert | K::Merge),
@@ -97,9 +105,11 @@ impl Head {
             b"currval" | b"lastval" => PinReason::Sequence,
             _ => {
                 self.unlocks |= name.starts_with(b"pg_advisory_unlock");
+                self.advisory |= name.starts_with(b"pg_advisory_") || name.starts_with(b"pg_try_advisory_");
                 return;
             }
         };
+        self.advisory |= reason == PinReason::AdvisoryLock;
         self.calls.add(reason);
     }
 
@@ -133,7 +143,8 @@ impl Head {
     /// What it does to the transaction block.
     pub(super) fn control(&self) -> Control {
         match self.words[0] {
-            K::Begin | K::Start => Control::Begin { read_only: self.read_only },
+            K::Begin | K::Start => Control::Begin(self.modes),
+            K::Set if self.is_set_transaction() => Control::SetTransaction(self.modes),
             K::Commit | K::Rollback | K::End | K::Abort if self.second() == K::Prepared => Control::FinishPrepared,
             K::Commit | K::End => Control::Commit { chain: self.chain },
             K::Rollback | K::Abort if self.words().contains(&K::To) => Control::RollbackTo,
@@ -182,6 +193,12 @@ impl Head {
     fn is_set_of_transaction(&self) -> bool {
         let named_so = self.len == 2 && self.stop == Some(Stop::NamePart) || self.words.get(2) == Some(&K::To);
         matches!(self.second(), K::Local | K::Transaction | K::Constraints) && !named_so
+    }
+
+    /// `SET TRANSACTION` and modes: not a setting of that name, and not the import of a snapshot.
+    fn is_set_transaction(&self) -> bool {
+        let modes = self.modes != Modes::default() && !matches!(self.stop, Some(Stop::Literal | Stop::NamePart));
+        self.second() == K::Transaction && self.is_set_of_transaction() && modes
     }
 
     /// `PREPARE TRANSACTION 'gid'`; a statement may be named `transaction`.

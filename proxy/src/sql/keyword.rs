@@ -7,10 +7,10 @@
 #[rustfmt::skip]
 pub(super) enum Keyword {
     None,
-    Abort, All, Analyze, And, As, Begin, Call, Chain, Characteristics, Close, Commit, Constraints, Copy, Create,
-    Deallocate, Declare, Delete, Discard, Do, Drop, End, Explain, For, From, Global, Hold, Insert, Into, Key, Listen, Load, Local, Merge,
-    No, Only, Or, Prepare, Prepared, Read, Recursive, Release, Replace, Reset, Rollback, Savepoint, Select, Session, Set,
-    Share, Show, Start, Stdout, Table, Tablesample, Temp, To, Transaction, Unlisten, Update, Values, Verbose, With, Work, Write,
+    Abort, All, Analyze, And, As, Begin, Call, Chain, Characteristics, Close, Commit, Committed, Constraints, Copy, Create,
+    Deallocate, Declare, Deferrable, Delete, Discard, Do, Drop, End, Explain, For, From, Global, Hold, Insert, Into, Key, Listen, Load, Local, Merge,
+    No, Not, Only, Or, Prepare, Prepared, Read, Recursive, Release, Repeatable, Replace, Reset, Rollback, Savepoint, Select, Serializable, Session, Set,
+    Share, Show, Start, Stdout, Table, Tablesample, Temp, To, Transaction, Uncommitted, Unlisten, Update, Values, Verbose, With, Work, Write,
 }
 
 /// The keyword that a word in lower case is.
@@ -19,7 +19,7 @@ pub(super) fn keyword(lower: &[u8]) -> Keyword {
     use Keyword as K;
     match lower {
         b"as" => K::As, b"do" => K::Do, b"no" => K::No, b"or" => K::Or, b"to" => K::To,
-        b"all" => K::All, b"and" => K::And, b"end" => K::End, b"for" => K::For, b"key" => K::Key, b"set" => K::Set,
+        b"all" => K::All, b"and" => K::And, b"end" => K::End, b"for" => K::For, b"key" => K::Key, b"not" => K::Not, b"set" => K::Set,
         b"call" => K::Call, b"copy" => K::Copy, b"drop" => K::Drop, b"from" => K::From, b"hold" => K::Hold, b"into" => K::Into, b"load" => K::Load,
         b"only" => K::Only, b"read" => K::Read, b"show" => K::Show, b"temp" => K::Temp, b"with" => K::With,
         b"work" => K::Work,
@@ -32,6 +32,8 @@ pub(super) fn keyword(lower: &[u8]) -> Keyword {
         b"explain" => K::Explain, b"prepare" => K::Prepare, b"release" => K::Release, b"replace" => K::Replace,
         b"session" => K::Session, b"verbose" => K::Verbose,
         b"prepared" => K::Prepared, b"rollback" => K::Rollback, b"unlisten" => K::Unlisten,
+        b"committed" => K::Committed, b"deferrable" => K::Deferrable, b"repeatable" => K::Repeatable,
+        b"serializable" => K::Serializable, b"uncommitted" => K::Uncommitted,
         b"recursive" => K::Recursive, b"savepoint" => K::Savepoint, b"temporary" => K::Temp,
         b"deallocate" => K::Deallocate,
         b"constraints" => K::Constraints, b"tablesample" => K::Tablesample, b"transaction" => K::Transaction,

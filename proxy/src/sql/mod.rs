@@ -11,12 +11,14 @@ mod effects;
 mod functions;
 mod keyword;
 mod lexer;
+mod modes;
 mod pin;
 mod redefines;
 mod touched;
 
 pub use classify::{Leaves, LongText, classify, first_of};
 pub use functions::{FunctionRow, FunctionTable, Volatility};
+pub use modes::{Isolation, Modes};
 pub use pin::{PinReason, Pins};
 pub use redefines::redefines;
 pub use touched::{Touched, deallocated};
@@ -35,6 +37,8 @@ pub struct Statement {
     pub pins: Pins,
     /// It may end what bound the session to its server.
     pub unpins: bool,
+    /// It locks or unlocks an advisory lock: those of a standby are others than the primary's.
+    pub advisory: bool,
 }
 
 /// May a standby run it?
@@ -54,10 +58,9 @@ pub enum Control {
     /// No statement at all: blanks and comments. The server answers EmptyQueryResponse.
     Empty,
     /// BEGIN or START TRANSACTION.
-    Begin {
-        /// `READ ONLY` or `READ WRITE`, when written.
-        read_only: Option<bool>,
-    },
+    Begin(Modes),
+    /// SET TRANSACTION, but not of a snapshot.
+    SetTransaction(Modes),
     /// COMMIT or END.
     Commit {
         /// `AND CHAIN`.

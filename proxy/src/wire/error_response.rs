@@ -121,6 +121,14 @@ pub enum ClientError {
         /// What it said.
         why: String,
     },
+    /// A statement in a READ ONLY block on a standby would leave something in the session, or use what means something
+    /// else there.
+    NotOnStandby {
+        /// The standby.
+        node: NodeId,
+        /// What it is about.
+        what: Vec<PinReason>,
+    },
     /// A statement inside a transaction block that has already failed here.
     InFailedTransaction,
     /// The client cancelled a statement that was still held or queued.
@@ -271,6 +279,7 @@ impl ClientError {
             Self::SessionLost { node, lost } => session_lost(node, lost),
             Self::ResultChanged => error(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"),
             Self::SettingsRefused { node, why } => settings_refused(node, why),
+            Self::NotOnStandby { node, what } => not_on_standby(node, what),
             Self::InFailedTransaction => error(
                 SqlState::IN_FAILED_SQL_TRANSACTION,
                 "current transaction is aborted, commands ignored until end of transaction block",
@@ -344,7 +353,7 @@ fn server_login(node: &NodeId, why: &str) -> Report {
 
 fn block_aborted(node: &NodeId, term: Term) -> Report {
     error(SqlState::SERIALIZATION_FAILURE, "transaction aborted because its server was lost")
-        .detail(format!("Server {node} was primary in term {term}; nothing was committed."))
+        .detail(format!("Server {node} served it in term {term}; nothing was committed."))
         .hint(RETRY)
 }
 
@@ -363,6 +372,16 @@ fn commit_unknown(node: &NodeId, term: Term, doubt: Doubt) -> Report {
     error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "it is unknown whether the statement was committed")
         .detail(format!("Server {node}, primary in term {term}, {why}."))
         .hint("Check whether its effects are there before doing it again.")
+}
+
+fn not_on_standby(node: &NodeId, what: &[PinReason]) -> Report {
+    let what = what.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(", ");
+    error(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        format!("not possible in a READ ONLY transaction that a standby serves: {what}"),
+    )
+    .detail(format!("Standby {node} serves it."))
+    .hint("SET pgtenure.read_from = 'primary' before such a transaction.")
 }
 
 fn session_lost(node: &NodeId, lost: &[PinReason]) -> Report {
@@ -520,7 +539,7 @@ mod tests {
             ),
             (
                 E::BlockAborted { node: node.clone(), term },
-                "ERROR 40001 transaction aborted because its server was lost | Server n1 was primary in term 7; nothing was committed. | Retry the transaction.",
+                "ERROR 40001 transaction aborted because its server was lost | Server n1 served it in term 7; nothing was committed. | Retry the transaction.",
             ),
             (
                 E::ReadLost { node: node.clone() },
@@ -595,6 +614,10 @@ mod tests {
                 "FATAL 08006 could not restore the session's settings on its server | Server n1: role \"r\" does not exist. | Connect again; the settings begin anew.",
             ),
             (
+                E::NotOnStandby { node: "n2".parse().unwrap(), what: vec![PinReason::AdvisoryLock] },
+                "ERROR 0A000 not possible in a READ ONLY transaction that a standby serves: session-level advisory locks | Standby n2 serves it. | SET pgtenure.read_from = 'primary' before such a transaction.",
+            ),
+            (
                 E::TlsRequired,
                 "FATAL 28000 connection requires TLS (SSL off) |  | Connect with sslmode=require or stronger.",
             ),
@@ -648,10 +671,11 @@ mod tests {
             E::SettingsRefused { .. } => 29,
             E::TlsRequired => 30,
             E::NoStandby { .. } => 31,
+            E::NotOnStandby { .. } => 32,
         };
         let mut seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
         seen.sort_unstable();
-        assert_eq!(seen, (0..32).collect::<Vec<_>>());
+        assert_eq!(seen, (0..33).collect::<Vec<_>>());
     }
 
     #[test]

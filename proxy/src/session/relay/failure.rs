@@ -17,7 +17,7 @@ impl Relay {
             return Step::Stop(Event::Fatal { code });
         }
         let stale = code == *b"0A000" && f.routine == b"RevalidateCachedQuery";
-        if self.on_standby
+        if self.retries
             && !self.delivered
             && self.queue.len() + usize::from(self.open.is_some()) > 0
             && (self.parse_only || (elsewhere(&code) && !stale))

@@ -9,13 +9,18 @@ use crate::wire::error_response::ClientError;
 impl Relay {
     /// The records of all that was sent and not answered, oldest first, the open unit last.
     pub fn sent(&self) -> Vec<Record> {
-        self.queue.iter().filter_map(|e| e.record).chain(self.open).collect()
+        self.records().collect()
+    }
+
+    fn records(&self) -> impl Iterator<Item = Record> {
+        let as_there = |record: Record| if self.standby { record.on_standby() } else { record };
+        self.queue.iter().filter_map(|e| e.record).chain(self.open).map(as_there)
     }
 
     /// Is any of what was sent and not answered able to make something durable?
     pub fn may_commit(&self) -> bool {
         let mut at = self.status;
-        self.queue.iter().filter_map(|e| e.record).chain(self.open).any(|r| {
+        self.records().any(|r| {
             let commits = r.may_commit(at);
             at = r.leads_to(at);
             commits
@@ -30,7 +35,7 @@ impl Relay {
 
     /// Is an explicit COMMIT or PREPARE TRANSACTION among what was sent and not answered?
     pub fn commit_in_flight(&self) -> bool {
-        self.queue.iter().filter_map(|e| e.record).chain(self.open).any(|r| r.commits_explicitly)
+        self.records().any(|r| r.commits_explicitly)
     }
 
     /// Has part of the answer to the oldest unit reached the client?
@@ -73,7 +78,7 @@ impl Relay {
         self.undone = std::mem::take(&mut rest.undone);
         self.undone.extend(entries.iter_mut().rev().map(|e| std::mem::take(&mut e.undo).of_client()));
         self.undone.extend(rest.done.drain(..).rev().map(Undo::of_client));
-        (rest.on_standby, rest.head_kept) = (false, false);
+        (rest.retries, rest.head_kept) = (false, false);
         (entries, rest)
     }
 }

@@ -1,4 +1,6 @@
 use super::*;
+use crate::sql::{FunctionRow, Isolation, Modes};
+use proptest::prelude::*;
 
 #[test]
 fn the_first_statement_of_several_is_told_from_the_rest() {
@@ -14,8 +16,6 @@ fn the_first_statement_of_several_is_told_from_the_rest() {
         assert_eq!(first_of(sql.as_bytes()), (control, rest.as_bytes()), "{sql}");
     }
 }
-use crate::sql::FunctionRow;
-use proptest::prelude::*;
 
 /// The functions that tests/corpus refers to, as the catalog of a server with its schema.sql tells them.
 fn table() -> FunctionTable {
@@ -100,7 +100,9 @@ fn nothing_is_a_read_when_the_server_lexes_differently() {
 #[test]
 fn transaction_statements_are_told_apart() {
     use Control as C;
-    let begin = |read_only| C::Begin { read_only };
+    let begin = |read_only| C::Begin(Modes { read_only, ..Modes::default() });
+    let level = |isolation| Modes { isolation: Some(isolation), ..Modes::default() };
+    let strict = Modes { read_only: Some(true), deferrable: Some(true), ..level(Isolation::Serializable) };
     let several = |begins| C::Multi { begins };
     for (sql, want, may_commit) in [
         ("", C::Empty, false),
@@ -108,7 +110,14 @@ fn transaction_statements_are_told_apart() {
         ("select 1", C::None, false),
         ("begin", begin(None), false),
         ("BEGIN WORK", begin(None), false),
-        ("begin isolation level serializable, read only, deferrable", begin(Some(true)), false),
+        ("begin isolation level serializable, read only, deferrable", C::Begin(strict), false),
+        ("begin isolation level repeatable read", C::Begin(level(Isolation::RepeatableRead)), false),
+        ("set transaction isolation level read committed", C::SetTransaction(level(Isolation::ReadCommitted)), false),
+        ("set transaction isolation level serializable read only deferrable", C::SetTransaction(strict), false),
+        ("set transaction snapshot '1-1'", C::None, false),
+        ("set transaction to 1", C::None, false),
+        ("set local transaction_read_only = on", C::None, false),
+        ("set session characteristics as transaction read only", C::None, false),
         ("start transaction read write", begin(Some(false)), false),
         ("commit", C::Commit { chain: false }, true),
         ("/* x */ END transaction;", C::Commit { chain: false }, true),

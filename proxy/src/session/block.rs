@@ -1,0 +1,238 @@
+//! Transaction blocks that a standby serves: those that are READ ONLY, for as long as they last.
+//!
+//! A block that has done nothing yet but begin can be on any server: it is left behind and begun anew elsewhere when
+//! SET TRANSACTION makes it READ ONLY, when its first statement is not proven to read only, when a standby refuses that
+//! statement or dies, or has fallen behind since BEGIN. From its first answer on it stays where it is.
+
+use crate::config::PoolMode;
+use crate::pool::Identity;
+use crate::route::Target;
+use crate::session::acquire;
+use crate::session::batch::Unit;
+use crate::session::client::{Failure, Loss, Session, Tail, Turn};
+use crate::session::incoming::Step;
+use crate::session::state::{LostBlock, Pins};
+use crate::session::tracking::Asked;
+use crate::sql::{Access, Modes, PinReason};
+use crate::wire::backend::TxStatus;
+use crate::wire::error_response::ClientError;
+use cluster::topology::Gate;
+use cluster::{Instant, Role};
+
+/// A block that has done nothing yet but begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fresh {
+    /// What its statements said of its modes.
+    modes: Modes,
+    /// What was sent in it and is not answered.
+    sent: Sent,
+    /// It has left the primary for a standby already.
+    moved: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    /// Nothing but what begins it.
+    Nothing,
+    /// Something is parsed or described.
+    Parse,
+    /// Its first statement.
+    Statement,
+}
+
+impl Fresh {
+    /// The same, when what was sent in it is to be sent again.
+    pub(super) fn unsent(self) -> Self {
+        Self { sent: Sent::Nothing, ..self }
+    }
+}
+
+/// Can a block be begun anew, whose standby is lost? `first` says of what was sent and not answered: how many units, has
+/// part of the answer reached the client, were they kept.
+pub(super) fn survives(fresh: Option<Fresh>, first: (usize, bool, bool), loss: Loss) -> bool {
+    let Some(fresh) = fresh else { return false };
+    let undisturbed = match (fresh.sent, first) {
+        (Sent::Nothing, (0, _, _)) => true,
+        (Sent::Parse | Sent::Statement, (1, false, true)) => true,
+        (Sent::Nothing | Sent::Parse | Sent::Statement, _) => false,
+    };
+    undisturbed
+        && match loss {
+            Loss::Gone | Loss::Fatal(_) | Loss::Deposed | Loss::Refused(_) => true,
+            Loss::ViewStale | Loss::Violation(_) | Loss::HoldTimeout | Loss::Stuck => false,
+        }
+}
+
+/// A unit that came whole and alone.
+fn is_whole(unit: &Unit) -> bool {
+    unit.complete && !unit.flush && unit.tail_left == 0
+}
+
+/// What keeps a session on its server, but for settings.
+fn kept(pins: Pins) -> Pins {
+    pins.without(Pins::of(PinReason::Set))
+}
+
+fn in_startup<'a>(identity: &'a Identity, name: &str) -> Option<&'a str> {
+    identity.parameters.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+}
+
+impl Session {
+    /// What a unit needs: proven reads may go to a standby, and so may a READ ONLY block that begins with such.
+    pub(super) fn access(&self, unit: &Unit) -> Access {
+        let block = &unit.block;
+        let whole = is_whole(unit) && self.relay.open.is_none();
+        let begun = self.fresh.filter(|_| block.begins.is_none()).map(|fresh| fresh.modes);
+        let Some(modes) = begun.or(block.begins.filter(|_| self.fresh.is_none())) else {
+            return if unit.read { Access::Read } else { Access::Write };
+        };
+        let may = whole && !block.unproven && self.mode == PoolMode::Transaction;
+        let modes = modes.then(block.sets.unwrap_or_default());
+        if may && modes.suit_standby(|name| self.default_of(name)) { Access::Read } else { Access::Write }
+    }
+
+    /// What the session has of a setting, as far as it is known.
+    pub(super) fn default_of(&self, name: &str) -> Option<&str> {
+        let login = || self.base.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        self.tracking.settings.get(name).or_else(login).or_else(|| in_startup(&self.identity, name))
+    }
+
+    /// What becomes of a unit in a block that can be elsewhere, or in one that a standby serves. `None`: it goes where
+    /// the session is.
+    pub(super) fn route_block(&mut self, unit: &Unit, access: Access, now: Instant) -> Option<Step> {
+        if self.replants {
+            return self.replant(access, now, unit.len);
+        }
+        let role = self.server.as_ref()?.meta.role;
+        if self.relay.status != TxStatus::Block || self.relay.busy() {
+            return None;
+        }
+        let reads = unit.statements > 0 && unit.block.more;
+        let leaves = self.fresh.filter(|_| self.may_leave()).is_some_and(|fresh| match (role, access) {
+            (Role::Standby, Access::Write) => true,
+            (Role::Standby, Access::Read) => reads && unit.read && !self.still_fits(now),
+            (Role::Primary, Access::Read) => {
+                !fresh.moved && !unit.block.more && unit.block.sets.is_some() && self.standby_fits(now)
+            }
+            (Role::Primary, Access::Write) => false,
+        });
+        if leaves {
+            self.leave_block();
+            (self.replants, self.wrote) = (true, false);
+            self.fresh = self.fresh.map(|fresh| Fresh { moved: fresh.moved || role == Role::Primary, ..fresh });
+            return Some(Step::Turn(0, Turn::Acquire { access, bytes: unit.len }));
+        }
+        let foreign = unit.block.advisory || !kept(unit.pins).is_empty();
+        (role == Role::Standby && foreign).then(|| self.refuse_in_block(unit))
+    }
+
+    /// Can the block be elsewhere?
+    fn may_leave(&self) -> bool {
+        let still = self.to_server.is_empty() && self.tail == Tail::None && self.server_in.is_empty();
+        still && !self.cancelling && self.mode == PoolMode::Transaction && self.pins.is_empty() && !self.tracking.stuck
+    }
+
+    /// Would the standby that has the block still be chosen for it?
+    fn still_fits(&mut self, now: Instant) -> bool {
+        let promise = self.promise();
+        let Some(server) = &self.server else { return false };
+        self.w.still_fits(&server.meta.node, &promise, &mut self.causality.borrow_mut(), now)
+    }
+
+    fn standby_fits(&mut self, now: Instant) -> bool {
+        let promise = self.promise();
+        let database = self.identity.database.as_str();
+        let need = acquire::Need {
+            database,
+            causality: &self.causality,
+            access: Access::Read,
+            promise,
+            avoid: &self.avoid,
+            since: now,
+        };
+        matches!(acquire::target(&self.w, need, now).0, Target::Standby(_))
+    }
+
+    /// The block begins anew on a server that is found for it.
+    fn replant(&mut self, access: Access, now: Instant, bytes: usize) -> Option<Step> {
+        let open = self.w.gate(now) == Gate::Open;
+        match &self.server {
+            None => Some(Step::Turn(0, Turn::Acquire { access, bytes })),
+            Some(server) if server.meta.role == Role::Primary && !open => {
+                self.give_back();
+                Some(Step::Turn(0, Turn::Acquire { access, bytes }))
+            }
+            Some(_) => {
+                if !self.apply() {
+                    let modes = self.fresh.map(|fresh| fresh.modes).unwrap_or_default();
+                    self.tracking.asked = Some(Asked::Begin);
+                    self.set_busy(!self.relay.standby);
+                    self.send_hidden(&modes.begin());
+                }
+                Some(Step::Wait)
+            }
+        }
+    }
+
+    /// The block has begun anew, or has not.
+    pub(super) fn block_begun(&mut self, error: Option<Vec<u8>>) {
+        match error {
+            None => self.replants = false,
+            Some(frame) => self.fail = Some(Failure::Frame(frame)),
+        }
+    }
+
+    /// The unit at the head of the inbox fails, and with it a block that is on no server.
+    pub(super) fn give_up_block(&mut self) {
+        if std::mem::take(&mut self.replants) {
+            let error = Box::new(ClientError::InFailedTransaction);
+            (self.fresh, self.lost_block) = (None, LostBlock::Told(error));
+            self.set_busy(false);
+            self.give_back();
+        }
+    }
+
+    /// What would stay on the standby, or means something else there, is refused; and that fails the block.
+    fn refuse_in_block(&mut self, unit: &Unit) -> Step {
+        let node = self.server.as_ref().map(|server| server.meta.node.clone()).expect("a standby serves the block");
+        let what = if unit.block.advisory { Pins::of(PinReason::AdvisoryLock) } else { kept(unit.pins) };
+        self.leave_block();
+        self.fresh = None;
+        self.lost_block = LostBlock::Untold(Box::new(ClientError::NotOnStandby { node, what: what.list() }));
+        Step::Used(0)
+    }
+
+    /// May a unit be sent again, when nothing of its answer has reached the client?
+    pub(super) fn may_repeat(&mut self, unit: &Unit) -> bool {
+        let alone = self.relay.open.is_none() && unit.complete;
+        let first = alone && self.fresh.is_some_and(|fresh| fresh.sent == Sent::Nothing);
+        let standby = self.relay.standby;
+        self.relay.retries = standby && (self.relay.status == TxStatus::Idle || first && self.may_leave());
+        self.relay.retries || self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle)
+    }
+
+    /// A unit goes to the server: is the block still as if it had just begun? `begins`: it is the start of a unit.
+    pub(super) fn note_block(&mut self, unit: &Unit, begins: bool) {
+        let (block, whole) = (&unit.block, begins && is_whole(unit));
+        self.fresh = match (self.fresh, block.begins) {
+            (Some(fresh), None) if unit.statements == 0 => Some(Fresh { sent: Sent::Parse, ..fresh }),
+            (Some(fresh), None) if whole && !block.more => {
+                Some(Fresh { modes: fresh.modes.then(block.sets.unwrap_or_default()), ..fresh })
+            }
+            (Some(fresh), _) => Some(Fresh { sent: Sent::Statement, ..fresh }),
+            (None, Some(modes)) if whole && !block.more && self.relay.status == TxStatus::Idle => {
+                let modes = modes.then(block.sets.unwrap_or_default());
+                Some(Fresh { modes, sent: Sent::Nothing, moved: false })
+            }
+            (None, _) => None,
+        };
+    }
+
+    /// Units were answered.
+    pub(super) fn block_answered(&mut self) {
+        self.fresh = self.fresh.filter(|_| self.relay.status == TxStatus::Block).and_then(|fresh| match fresh.sent {
+            Sent::Nothing | Sent::Parse => Some(fresh.unsent()),
+            Sent::Statement => None,
+        });
+    }
+}
