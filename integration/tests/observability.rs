@@ -2,7 +2,8 @@
 
 use integration::cluster::{Cluster, LONG, one_at_a_time};
 use integration::http;
-use integration::postgres::describe;
+use integration::postgres::{bin_dir, describe};
+use integration::process::unprivileged;
 use integration::prometheus::{Prometheus, alert_expressions, dashboard_expressions, operands};
 use integration::wait::wait_for;
 use integration::workload::{Readers, Style, Workload};
@@ -51,6 +52,7 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
     cluster.kill_postmaster(&before.primary);
     cluster.active_after(before.term);
     cluster.all_stream();
+    keep_a_slot(&cluster);
 
     let config = scrape_config(&cluster);
     let prometheus = Prometheus::start(cluster.scratch(), &config);
@@ -71,6 +73,19 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
         });
     }
     drop((load.finish(), readers.finish()));
+}
+
+/// Agents make no slots, so one that somebody else made must be seen.
+fn keep_a_slot(cluster: &Cluster) {
+    // Over the node's Unix socket, as only its own user may.
+    let primary = cluster.active().primary;
+    let mut psql = unprivileged(bin_dir().join("psql"));
+    psql.args(["-X", "-q", "-U", "postgres", "-d", "postgres", "-p"]);
+    psql.arg(cluster.ports(&primary).postgres.port().to_string());
+    psql.arg("-h").arg(cluster.scratch().path().join(&primary).join("sock"));
+    psql.args(["-c", "SELECT pg_create_physical_replication_slot('kept', true)"]).current_dir("/");
+    let output = psql.output().expect("psql is installed");
+    assert!(output.status.success(), "{}", describe(&output));
 }
 
 fn admin_ports(cluster: &Cluster) -> Vec<SocketAddr> {
