@@ -26,6 +26,7 @@ const PURE: &[&str] = &[
     "proxy/src/config/console.rs",
     "proxy/src/config/pools.rs",
     "proxy/src/config/reads.rs",
+    "proxy/src/config/throttle.rs",
     "proxy/src/config/timeouts.rs",
     "proxy/src/ledger",
     "proxy/src/placing.rs",

@@ -1,10 +1,11 @@
 //! What the proxy counts. Each worker counts for itself and hands its sums over ten times a second, so that no
 //! statement touches memory that another worker writes.
 
+use crate::route::throttle::{Cause, Slowed};
 use crate::sql::Pins;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    local::LocalHistogram,
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, local::LocalHistogram,
 };
 use std::cell::{Cell, RefCell};
 
@@ -27,6 +28,9 @@ pub struct Metrics {
     pub(crate) below_mode: IntCounter,
     servers: IntGaugeVec,
     standby_staleness: GaugeVec,
+    slowed: IntCounterVec,
+    slowed_seconds: Counter,
+    write_delay: Gauge,
     pins: IntCounterVec,
     pinned: IntGaugeVec,
 }
@@ -97,6 +101,16 @@ impl Metrics {
                 ),
                 &["node"],
             )?,
+            slowed: counters(
+                "pgtenure_proxy_slowed_transactions_total",
+                "Transactions that may write and waited because the standbys do not keep up, by cause",
+                &["cause"],
+            )?,
+            slowed_seconds: Counter::new("pgtenure_proxy_slowed_seconds_total", "What those waited for, in all")?,
+            write_delay: Gauge::new(
+                "pgtenure_proxy_write_delay_seconds",
+                "How long a new write transaction waits now",
+            )?,
             pins: counters(
                 "pgtenure_proxy_pins_total",
                 "Times that a session had to keep its server between transactions, by reason",
@@ -108,6 +122,10 @@ impl Metrics {
                 &["reason"],
             )?,
         };
+        // A rate needs a series that begins at nothing.
+        for cause in Cause::NAMES {
+            metrics.slowed.with_label_values(&[cause]);
+        }
         for collector in metrics.collectors() {
             registry.register(collector)?;
         }
@@ -132,6 +150,9 @@ impl Metrics {
             Box::new(self.below_mode.clone()),
             Box::new(self.servers.clone()),
             Box::new(self.standby_staleness.clone()),
+            Box::new(self.slowed.clone()),
+            Box::new(self.slowed_seconds.clone()),
+            Box::new(self.write_delay.clone()),
             Box::new(self.pins.clone()),
             Box::new(self.pinned.clone()),
         ]
@@ -150,6 +171,11 @@ impl Metrics {
         ] {
             self.servers.with_label_values(&[role, state]).set(int(n));
         }
+    }
+
+    /// Show how long writes wait now.
+    pub fn show_write_delay(&self, slowed: Option<Slowed>) {
+        self.write_delay.set(slowed.map_or(0.0, |s| s.delay.as_secs_f64()));
     }
 
     /// Show the staleness of every standby whose lag is known; the others are absent.
@@ -250,6 +276,12 @@ impl Counts {
         for reason in before.without(now).list() {
             self.shared.pinned.with_label_values(&[reason.label()]).dec();
         }
+    }
+
+    /// A transaction that may write has waited so long because of `cause`.
+    pub fn slowed(&self, cause: Cause, wait: std::time::Duration) {
+        self.shared.slowed.with_label_values(&[cause.as_str()]).inc();
+        self.shared.slowed_seconds.inc_by(wait.as_secs_f64());
     }
 
     /// A server connection was got after so long.

@@ -4,6 +4,7 @@
 mod accept;
 mod run;
 mod shared;
+mod slow;
 
 pub use accept::{Entrance, Entrances, tune};
 pub use run::{Inbound, Seat, run};
@@ -18,7 +19,7 @@ use crate::pool::checkout::{Doorway, still_valid};
 use crate::pool::policy::{Age, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Scope, health};
-use crate::route::{self, Causality, Decision, Lag, Loads, Promise, Request};
+use crate::route::{self, Causality, Decision, Lag, Loads, Promise, Request, Slowed};
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
@@ -107,6 +108,10 @@ pub struct Worker {
     /// `look_at` has become earlier.
     look_earlier: Notify,
     seed: Cell<u64>,
+    /// How long new transactions that may write wait.
+    slowed: Cell<Option<Slowed>>,
+    /// When they last waited, since it was logged that they do.
+    slow: Cell<Option<Instant>>,
     busy: Cell<u64>,
     held: Cell<u64>,
     in_use: [Cell<u64>; 2],
@@ -164,6 +169,8 @@ impl Worker {
             scratch: Cell::default(),
             spares: RefCell::default(),
             seed: Cell::new(index as u64),
+            slowed: Cell::default(),
+            slow: Cell::default(),
             busy: Cell::new(0),
             held: Cell::new(0),
             in_use: Default::default(),
@@ -185,6 +192,7 @@ impl Worker {
         self.shortest.set(timers::shortest(&config.timeouts));
         self.look_no_later(self.now());
         *self.config.borrow_mut() = Rc::new(config.clone());
+        self.throttle();
         self.shared.limits.obey(&config.pools);
         self.pools.reconsider();
         self.each_session(Presence::wake);
@@ -478,6 +486,7 @@ impl Worker {
             }
         }
         self.generation.set(self.generation.get() + 1);
+        self.throttle();
         self.stir();
         // What could not be reached may be now.
         self.backoffs.borrow_mut().clear();
@@ -492,6 +501,7 @@ impl Worker {
 
     fn apply_lag(&self, lag: Arc<LagSnapshot>) {
         self.view.borrow_mut().lag.update(lag);
+        self.throttle();
         self.changed.notify_waiters();
     }
 

@@ -4,6 +4,7 @@ pub mod console;
 pub mod pools;
 pub mod reads;
 pub mod reload;
+pub mod throttle;
 pub mod timeouts;
 
 pub mod listen;
@@ -123,6 +124,8 @@ pub struct Raw {
     pub server_tls: tls::ServerRaw,
     /// What reads are promised.
     pub reads: reads::Raw,
+    /// Slowing writes while the standbys cannot keep up.
+    pub throttle: throttle::Raw,
     /// What holds for all pools.
     pub pools: pools::Raw,
     /// What holds for single databases, by the name clients ask for. Default none.
@@ -174,6 +177,7 @@ impl Default for Raw {
             tls: tls::ClientRaw::default(),
             server_tls: tls::ServerRaw::default(),
             reads: reads::Raw::default(),
+            throttle: throttle::Raw::default(),
             pools: pools::Raw::default(),
             databases: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -258,6 +262,8 @@ pub struct Config {
     pub server_tls: tls::ServerTls,
     /// `[proxy.reads]`
     pub reads: reads::Raw,
+    /// `[proxy.throttle]`
+    pub throttle: throttle::Throttle,
     /// `[proxy.pools]`, `[proxy.databases]` and `[proxy.users]`
     pub pools: pools::Pools,
     /// `auth`
@@ -326,6 +332,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         (tls::check_client(raw.tls.clone(), &mut bad), tls::check_server(raw.server_tls.clone(), &mut bad));
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
     bad.extend(reads::check(&raw.reads, &raw.databases, &raw.users));
+    bad.extend(throttle::check(&raw.throttle, raw.hold_timeout));
     let auth = auth::check(&raw.auth).map_err(|more| bad.extend(more));
     let cancel = cancel::check(&raw.cancel).map_err(|more| bad.extend(more));
     let (true, Ok(auth), Ok(cancel)) = (bad.is_empty(), auth, cancel) else { return Err(bad) };
@@ -342,6 +349,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         hold_bytes: raw.hold_bytes.0,
         max_replay_lag: raw.max_replay_lag.0,
         reads: raw.reads,
+        throttle: raw.throttle.checked(),
         server_idle_timeout: raw.server_idle_timeout.0,
         server_lifetime: raw.server_lifetime.0,
         connect_timeout: raw.connect_timeout.0,

@@ -148,6 +148,9 @@ const LAG: &[Column] = &[
     ("recovery_conflicts", Int8),
 ];
 
+const THROTTLE: &[Column] =
+    &[("slowing", Int4), ("delay_ms", Int8), ("cause", Text), ("lag", Text), ("max_delay_ms", Int8)];
+
 const TOPOLOGY: &[Column] =
     &[("node", Text), ("role", Text), ("host", Text), ("port", Int4), ("fenced", Int4), ("term", Int8), ("gate", Text)];
 
@@ -198,6 +201,7 @@ fn of_show(show: Show) -> Option<&'static [Column]> {
         Show::State => &[("key", Text), ("value", Text)],
         Show::Stats => STATS,
         Show::StatsAverages | Show::StatsTotals => STATS_PART,
+        Show::Throttle => THROTTLE,
         Show::Topology => TOPOLOGY,
         Show::Totals => &[("name", Text), ("value", Numeric)],
         Show::Users => USERS,

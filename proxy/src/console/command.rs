@@ -61,6 +61,7 @@ pub enum Show {
     Stats,
     StatsAverages,
     StatsTotals,
+    Throttle,
     Topology,
     Totals,
     Users,
@@ -68,7 +69,7 @@ pub enum Show {
 }
 
 /// Every table, by its name.
-pub const SHOWS: [(&str, Show); 20] = [
+pub const SHOWS: [(&str, Show); 21] = [
     ("CLIENTS", Show::Clients),
     ("CONFIG", Show::Config),
     ("DATABASES", Show::Databases),
@@ -85,6 +86,7 @@ pub const SHOWS: [(&str, Show); 20] = [
     ("STATS", Show::Stats),
     ("STATS_AVERAGES", Show::StatsAverages),
     ("STATS_TOTALS", Show::StatsTotals),
+    ("THROTTLE", Show::Throttle),
     ("TOPOLOGY", Show::Topology),
     ("TOTALS", Show::Totals),
     ("USERS", Show::Users),

@@ -62,6 +62,7 @@ pub fn of(show: Show, facts: &Facts<'_>) -> Vec<Row> {
         Show::StatsTotals => facts.per_database(|t| stats::ORDER.iter().map(|c| t.total(*c)).collect()),
         Show::StatsAverages => facts.per_database(|t| stats::ORDER.iter().map(|c| t.average(*c)).collect()),
         Show::Totals => facts.totals(),
+        Show::Throttle => facts.throttle_rows(),
         Show::Topology => facts.topology_rows(),
         Show::Users => facts.users(),
         Show::Version => vec![vec![version().into()]],

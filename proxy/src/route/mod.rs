@@ -19,12 +19,14 @@ pub mod balance;
 pub mod consistency;
 pub mod policy;
 pub mod promise;
+pub mod throttle;
 
 pub use balance::Loads;
 pub use consistency::Causality;
 use consistency::Pending;
 pub use policy::{Lag, Unfit};
 pub use promise::{Consistency, NoStandby, Promise, ReadFrom};
+pub use throttle::Slowed;
 
 use crate::sql::Access;
 use cluster::topology::{Member, Topology};

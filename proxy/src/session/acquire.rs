@@ -9,6 +9,7 @@ use crate::route::{Causality, Promise, Reason, Request, Target};
 use crate::session::challenge::Allowed;
 use crate::session::server::{self, ConnectError, Login, Server};
 use crate::session::settings::Shared;
+use crate::session::slow;
 use crate::sql::Access;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
@@ -108,6 +109,8 @@ pub fn at_hand(
     let (target, reason) = target(w, need, now);
     let node = match target {
         Target::Wait(_) | Target::Nowhere => return None,
+        // Writes wait while the standbys do not keep up.
+        Target::Primary if need.access == Access::Write && w.slowed().is_some() => return None,
         Target::Primary if w.gate(now) == Gate::Open => w.view.borrow().topology.primary.as_ref()?.node.clone(),
         Target::Primary => return None,
         Target::Standby(node) => node,
@@ -164,6 +167,7 @@ impl Drop for Held<'_> {
 /// What to tell the client when the time is over, or when the server refuses this user.
 pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found, NotFound> {
     let _held = Held::new(w, bytes).map_err(NotFound::Error)?;
+    slow::down(w, &want).await;
     let mut queue = Queue::default();
     loop {
         // Listened for before it is looked at: a change in between is not missed.

@@ -29,6 +29,7 @@ pub mod relay;
 mod sending;
 pub mod server;
 pub mod settings;
+pub mod slow;
 pub mod state;
 pub mod statements;
 pub mod timers;

@@ -2,6 +2,7 @@
 
 use super::Facts;
 use crate::console::table::Row;
+use crate::route::throttle;
 use cluster::Role;
 use cluster::lag::Freshness;
 use std::time::Duration;
@@ -38,6 +39,18 @@ impl Facts<'_> {
             ]
         };
         self.lag.standbys.iter().map(of).collect()
+    }
+
+    pub(super) fn throttle_rows(&self) -> Vec<Row> {
+        let rules = &self.config.throttle;
+        let slowed = throttle::slowed(rules, self.lag, self.topology);
+        vec![vec![
+            slowed.is_some().into(),
+            slowed.map(|s| s.delay.as_millis()).into(),
+            slowed.map(|s| s.cause.as_str()).into(),
+            slowed.map(|s| s.cause.to_string()).into(),
+            rules.on().then_some(rules.max_delay.as_millis()).into(),
+        ]]
     }
 
     pub(super) fn topology_rows(&self) -> Vec<Row> {

@@ -1,0 +1,92 @@
+//! Writes are slowed while the standbys do not keep up, and only they, against real PostgreSQL.
+
+mod common;
+
+use cluster::config::{Size, Span};
+use common::raw::Raw;
+use common::{Cluster, wait_for};
+use proxy::config::throttle::UnknownLag;
+use std::time::{Duration, Instant};
+
+const MAX_DELAY: Duration = Duration::from_millis(300);
+
+fn start(set: impl FnOnce(&mut proxy::config::throttle::Raw)) -> Cluster {
+    Cluster::start(1, |raw| {
+        raw.console.admin_users = vec!["app".to_owned()];
+        raw.throttle.max_write_lag_bytes = Some(Size(64 << 10));
+        raw.throttle.max_delay = Span(MAX_DELAY);
+        set(&mut raw.throttle);
+    })
+}
+
+fn delayed(c: &Cluster) -> f64 {
+    c.counter("pgtenure_proxy_slowed_transactions_total")
+}
+
+fn delay_is(c: &Cluster, what: &str, wanted: impl Fn(f64) -> bool) {
+    wait_for(what, || wanted(c.counter("pgtenure_proxy_write_delay_seconds")).then_some(()));
+}
+
+fn said(session: &mut Raw, sql: &str) -> String {
+    session.query(sql).join(" | ")
+}
+
+#[test]
+fn writes_wait_while_the_standby_does_not_replay_and_reads_do_not() {
+    let c = start(|_| {});
+    let mut session = Raw::login(c.port, &[]);
+    assert_eq!(said(&mut session, "create table t(a int)"), "C CREATE TABLE | Z I");
+    assert_eq!(delayed(&c), 0.0, "the standby keeps up");
+    c.nodes[1].psql("select pg_wal_replay_pause()");
+    c.nodes[0].psql("select pg_logical_emit_message(true, 'x', repeat('x', 300000))");
+    let full = MAX_DELAY.as_secs_f64();
+    delay_is(&c, "the full delay", |seconds| (seconds - full).abs() < 1e-9);
+    let mut console = Raw::login(c.port, &[("database", "pgtenure")]);
+    let shown = said(&mut console, "show throttle");
+    assert!(shown.contains("D 1 300 bytes ") && shown.contains(" B of 65536 B 300"), "{shown}");
+
+    for (sql, tag) in [("insert into t values (1)", "C INSERT 0 1 | Z I"), ("begin", "C BEGIN | Z T")] {
+        let began = Instant::now();
+        assert_eq!(said(&mut session, sql), tag);
+        assert!(began.elapsed() >= MAX_DELAY, "{sql} after {:?}", began.elapsed());
+    }
+    // A transaction that has begun goes on at once, and what is proven to read was never slowed.
+    let before = delayed(&c);
+    assert_eq!(said(&mut session, "insert into t values (2)"), "C INSERT 0 1 | Z T");
+    assert_eq!(said(&mut session, "commit"), "C COMMIT | Z I");
+    assert_eq!(said(&mut session, "select 1"), "T | D 1 | C SELECT 1 | Z I");
+    assert_eq!((before, delayed(&c)), (2.0, 2.0));
+    assert!(c.counter("pgtenure_proxy_slowed_seconds_total") >= 2.0 * full);
+
+    // Who waits goes on as soon as the standby has caught up.
+    c.nodes[1].psql("select pg_wal_replay_resume()");
+    delay_is(&c, "no delay", |seconds| seconds == 0.0);
+    assert_eq!(said(&mut session, "insert into t values (3)"), "C INSERT 0 1 | Z I");
+    assert_eq!(delayed(&c), 2.0);
+    let shown = said(&mut console, "show throttle");
+    assert!(shown.contains("D 0 "), "{shown}");
+}
+
+#[test]
+fn a_lag_that_nobody_knows_slows_writes_only_where_it_is_asked_for() {
+    let mut c = start(|raw| raw.unknown_lag = UnknownLag::Delay);
+    let mut session = Raw::login(c.port, &[]);
+    assert_eq!(said(&mut session, "create table t(a int)"), "C CREATE TABLE | Z I");
+    c.nodes[1].kill();
+    delay_is(&c, "a delay for want of knowledge", |seconds| seconds > 0.0);
+    let before = delayed(&c);
+    assert_eq!(said(&mut session, "insert into t values (1)"), "C INSERT 0 1 | Z I");
+    assert_eq!(delayed(&c), before + 1.0);
+
+    let mut passing = start(|_| {});
+    let mut session = Raw::login(passing.port, &[]);
+    assert_eq!(said(&mut session, "create table t(a int)"), "C CREATE TABLE | Z I");
+    passing.nodes[1].psql("select pg_wal_replay_pause()");
+    passing.nodes[0].psql("select pg_logical_emit_message(true, 'x', repeat('x', 300000))");
+    delay_is(&passing, "a delay for the lag", |seconds| seconds > 0.0);
+    passing.nodes[1].kill();
+    delay_is(&passing, "no delay without knowledge", |seconds| seconds == 0.0);
+    let before = delayed(&passing);
+    assert_eq!(said(&mut session, "insert into t values (1)"), "C INSERT 0 1 | Z I");
+    assert_eq!(delayed(&passing), before);
+}
