@@ -14,7 +14,7 @@ use cluster::{Clock, Endpoint, Instant, NodeId, Term};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_postgres::{Client, NoTls, Statement};
 use tracing::{info, warn};
@@ -108,14 +108,14 @@ impl Prober {
     }
 }
 
-/// A connection and its prepared query. The driver's task ends with it.
+/// A connection and its prepared query. The driver's task ends with it, and it with the server.
 struct Connection {
     client: Client,
     major: u32,
     positions: Statement,
     /// Prepared when first asked.
     details: Option<Statement>,
-    driver: AbortHandle,
+    driver: JoinHandle<()>,
 }
 
 impl Drop for Connection {
@@ -141,7 +141,11 @@ impl Run {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut answered, mut pause) = (None, RECONNECT.0);
         loop {
-            ticks.tick().await;
+            // A server that ended may come back in between, behind what it last told: that is not left to the next tick.
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = closed(&mut self.connection) => {}
+            }
             let term = *self.shared.term.borrow();
             let started = Clock.now();
             let probed = timeout(self.shared.config.probe_timeout, self.probe()).await;
@@ -226,6 +230,14 @@ impl Run {
     }
 }
 
+/// Ends when the connection has ended.
+async fn closed(connection: &mut Option<Connection>) {
+    match connection {
+        Some(connection) => drop((&mut connection.driver).await),
+        None => std::future::pending().await,
+    }
+}
+
 async fn ask_details(connection: &mut Connection) -> Result<NodeDetail, ProbeError> {
     let statement = match connection.details.take() {
         Some(statement) => statement,
@@ -240,7 +252,7 @@ async fn connect(config: &tokio_postgres::Config) -> Result<Connection, ProbeErr
     let (client, driver) = config.connect(NoTls).await.map_err(ProbeError::Connect)?;
     let major = query::major(driver.parameter("server_version"));
     // The driver's error is also the next query's, which reports it.
-    let driver = tokio::spawn(async move { drop(driver.await) }).abort_handle();
+    let driver = tokio::spawn(async move { drop(driver.await) });
     match client.prepare(&query::positions(major)).await {
         Ok(positions) => Ok(Connection { client, major, positions, details: None, driver }),
         Err(error) => {

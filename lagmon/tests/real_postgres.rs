@@ -2,6 +2,7 @@
 
 mod postgres;
 
+use cluster::config::Span;
 use cluster::lag::{Freshness, LagSnapshot, LagUnknown, StandbyLag, Upstream};
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Clock, Endpoint, Lsn, NodeId, Term};
@@ -37,9 +38,13 @@ struct Monitor {
 }
 
 fn monitor(c: &Cluster) -> Monitor {
+    monitor_with(c, Raw::default())
+}
+
+fn monitor_with(c: &Cluster, raw: Raw) -> Monitor {
     let (topology, shown) = watch::channel(topology(c, 1, 0));
     let registry = Registry::new();
-    let handle = start(check(Raw::default()).unwrap(), shown, &registry).unwrap();
+    let handle = start(check(raw).unwrap(), shown, &registry).unwrap();
     Monitor { handle, registry, topology }
 }
 
@@ -421,4 +426,24 @@ async fn a_primary_that_stops_at_the_end_of_a_page_has_a_lag_of_zero() {
         }
     }
     panic!("only {at_the_end} records ended with their page");
+}
+
+#[tokio::test]
+async fn a_server_that_ends_is_unreachable_at_once_and_not_only_at_the_next_probe() {
+    let mut c = Cluster::start(1);
+    // Longer than this test waits for anything.
+    let long = Span::secs(60);
+    let raw = Raw {
+        probe_interval: long,
+        probe_timeout: long,
+        tcp_user_timeout: long,
+        detail_interval: long,
+        ..Raw::default()
+    };
+    let m = monitor_with(&c, raw);
+    m.until("a first sample", |s| lag(s, 1).is_some_and(|l| l.is_ok())).await;
+    c.stop(1);
+    m.until("the dead standby unreachable", |s| lag(s, 1) == Some(Err(LagUnknown::Unreachable))).await;
+    c.stop(0);
+    m.until("no primary", |s| s.primary.is_none()).await;
 }
