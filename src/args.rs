@@ -45,6 +45,8 @@ pub enum Command {
     Pause(PauseArgs),
     /// End a pause.
     Resume(ResumeArgs),
+    /// Show or change who votes and how many copies a commit needs.
+    Policy(PolicyArgs),
     /// What a failover lost: bytes, time and transactions.
     Report(ReportArgs),
     /// How each term came about.
@@ -235,6 +237,23 @@ pub struct ResumeArgs {
     /// Which cluster.
     #[command(flatten)]
     pub target: TargetArgs,
+}
+
+/// `pgtenure policy`.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The nodes that are to vote, with commas; without it and --k the policy is only shown.
+    #[arg(long, value_name = "NODES", value_delimiter = ',')]
+    pub voters: Option<Vec<String>>,
+    /// Standbys that must have flushed a commit before it is acknowledged.
+    #[arg(long, value_name = "NUMBER")]
+    pub k: Option<u32>,
+    /// Refuse unless the policy is in this epoch.
+    #[arg(long, value_name = "EPOCH")]
+    pub expect_epoch: Option<u64>,
 }
 
 /// `pgtenure report`.

@@ -49,6 +49,7 @@ pub fn run(command: Command) -> ExitCode {
         | Command::Unfence(_)
         | Command::Pause(_)
         | Command::Resume(_)
+        | Command::Policy(_)
         | Command::Report(_)
         | Command::History(_) => ctl::run(command),
     }

@@ -289,6 +289,8 @@ pub struct Arm {
     pub term: Term,
     /// The setting.
     pub sync_names: String,
+    /// The policy's epoch that asks for it: an order that was overtaken by another policy is refused.
+    pub policy_epoch: u64,
 }
 
 /// Commits wait from here on.

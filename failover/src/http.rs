@@ -12,6 +12,7 @@
 //! | `POST /ops/unfence` | `{node}` | done, refused or failed |
 //! | `POST /ops/pause` | `{by?, why?, seconds?}` | done, refused or failed |
 //! | `POST /ops/resume` | | done, refused or failed |
+//! | `POST /ops/policy` | `{voters?, k?, expect_epoch?}` | done, refused or failed |
 //!
 //! Done is 200 `{"done", "term", "node", "journal"}`; refused 409 `{"error", "blockers"}`; failed 503 `{"error",
 //! "journal"}`; not leading 307 `{"error", "leader"}`; a request that cannot be understood 400 `{"error"}`. The caller
@@ -91,6 +92,14 @@ struct PauseBody {
 #[serde(deny_unknown_fields, default)]
 struct ResumeBody {}
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PolicyBody {
+    voters: Option<Vec<NodeId>>,
+    k: Option<u32>,
+    expect_epoch: Option<u64>,
+}
+
 type Reply = (u16, Value);
 
 impl ManagerRoutes {
@@ -140,6 +149,14 @@ impl ManagerRoutes {
             }
             ("POST", "/ops/pause") => self.order(optional::<PauseBody>(body).and_then(pause)).await,
             ("POST", "/ops/resume") => self.order(optional::<ResumeBody>(body).map(|_| Operation::Resume)).await,
+            ("POST", "/ops/policy") => {
+                self.order(optional::<PolicyBody>(body).map(|b| Operation::SetPolicy {
+                    voters: b.voters,
+                    k: b.k,
+                    expect_epoch: b.expect_epoch,
+                }))
+                .await
+            }
             _ => return None, // another part's route, or nobody's
         })
     }

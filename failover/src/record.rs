@@ -112,6 +112,19 @@ pub struct PolicyRecord {
     pub mode: Mode,
     /// Set while commits are not protected although the mode is strict; cleared when re-armed.
     pub suspended: Option<Suspension>,
+    /// Set while voters or k are being changed: what they will be. Until it is cleared both hold, the ones above and
+    /// these, for whatever a failover needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joint: Option<Quorum>,
+}
+
+/// Who counts, and how many of them besides the primary must have flushed a commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quorum {
+    /// Nodes that count.
+    pub voters: Vec<NodeId>,
+    /// Standbys that must have flushed a commit.
+    pub k: u32,
 }
 
 /// Since when and why commits are not protected.
@@ -128,15 +141,25 @@ pub struct Suspension {
 }
 
 impl PolicyRecord {
+    /// The quorums that hold: one, or two while voters or k are being changed.
+    pub fn quorums(&self) -> impl Iterator<Item = (&[NodeId], u32)> {
+        let joint = self.joint.as_ref().map(|j| (j.voters.as_slice(), j.k));
+        [(self.voters.as_slice(), self.k)].into_iter().chain(joint)
+    }
+
+    /// What commits wait for once all is in place: the quorum being changed to, else the one in force.
+    pub fn target(&self) -> (&[NodeId], u32) {
+        self.joint.as_ref().map_or((&self.voters, self.k), |j| (&j.voters, j.k))
+    }
+
+    /// Does the node count, in any quorum that holds?
+    pub fn counts(&self, node: &NodeId) -> bool {
+        self.quorums().any(|(voters, _)| voters.contains(node))
+    }
+
     /// m, the number of voters.
     pub fn m(&self) -> usize {
         self.voters.len()
-    }
-
-    /// How many voters other than the old primary must be frozen: m − k. With k = 0 nothing short of the old primary
-    /// itself is complete.
-    pub fn recruits_needed(&self) -> usize {
-        self.m().saturating_sub(self.k as usize)
     }
 
     /// Do commits wait for standbys now?

@@ -127,6 +127,33 @@ fn a_timeline_is_its_term_across_a_gap_and_a_repeated_promotion_gives_the_same_a
 }
 
 #[test]
+fn a_term_that_was_not_opened_unprotected_opens_with_commits_that_wait() {
+    unprivileged("a_term_that_was_not_opened_unprotected_opens_with_commits_that_wait", async {
+        let mut c = Cluster::new(22195, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
+        kill_all(&c.nodes[p].config.data_dir.join("data"));
+        let (to, follower) = (others[0], others[1]);
+        let (record, revision) = c.begin().await;
+        let (term, _) = c.failover_unopened(record, revision, to, &[to, follower]).await;
+        let (_, term_revision) = c.term().await;
+        let (_, policy_revision) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
+        let since = "0/1".parse().unwrap();
+        let suspension = Suspension { term, since, since_wall: 0, why: "test".into() };
+        let suspend = Some(suspension);
+        let order = Open { term, term_revision, suspend, policy_revision: policy_revision + 1000 };
+        c.post::<Opened>(to, "open", &order).await.unwrap_err();
+        assert_eq!(c.value(to, "SHOW synchronous_standby_names").await, "", "it was to open without standbys");
+        // Whatever becomes of T3, what it promises is in force before it: this one is refused.
+        let order = Open { term, term_revision: term_revision + 1000, suspend: None, policy_revision };
+        c.post::<Opened>(to, "open", &order).await.unwrap_err();
+        let names = c.value(to, "SHOW synchronous_standby_names").await;
+        assert!(names.starts_with("ANY 1 ("), "about to open with {names:?}");
+        c.open(to).await;
+    });
+}
+
+#[test]
 fn lost_transactions_are_reported_before_the_rewind() {
     unprivileged("lost_transactions_are_reported_before_the_rewind", async {
         let mut c = Cluster::new(22140, 2, Mode::Async, 0);
@@ -281,11 +308,14 @@ fn arming_proves_that_commits_wait() {
         let suspended = PolicyRecord { suspended: Some(suspension), ..policy.clone() };
         assert!(c.store.txn(put(&suspended, revision)).await.unwrap().succeeded);
         let names = format!("ANY 1 ({})", c.nodes[1 - p].id);
-        let order = Arm { term: Term(1), sync_names: names.clone() };
+        let order = Arm { term: Term(1), sync_names: names.clone(), policy_epoch: policy.epoch };
         let armed: Armed = c.post(p, "arm", &order).await.unwrap();
         assert_eq!(c.value(p, "SHOW synchronous_standby_names").await, names);
         let q = format!("SELECT pg_current_wal_insert_lsn() >= '{}'", armed.lsn);
         assert_eq!(c.value(p, &q).await, "t");
+        let overtaken = Arm { policy_epoch: policy.epoch + 1, ..order.clone() };
+        let refused = c.post::<Armed>(p, "arm", &overtaken).await.unwrap_err();
+        assert!(refused.starts_with("409") && refused.contains("policy in force"), "{refused}");
         // Without the standby nothing is released, and arming fails as it should, back to what was.
         kill_all(&c.nodes[1 - p].config.data_dir.join("data"));
         c.crash_agent(1 - p).await;

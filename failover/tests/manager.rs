@@ -248,7 +248,7 @@ impl World {
             record_lsn: None,
             policy_epoch: 1,
         };
-        let policy = PolicyRecord { epoch: 1, voters, k: 1, mode: Mode::Strict, suspended: None };
+        let policy = PolicyRecord { epoch: 1, voters, k: 1, mode: Mode::Strict, suspended: None, joint: None };
         let txn = txn
             .put(keys.term(), serde_json::to_vec(&term).unwrap())
             .put(keys.policy(), serde_json::to_vec(&policy).unwrap());

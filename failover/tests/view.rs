@@ -63,7 +63,7 @@ async fn cluster(mode: Mode) -> MemoryStore {
         put(&store, keys().member(&node), json(&member)).await;
     }
     let (k, voters) = (u32::from(mode == Mode::Strict), vec!["n1".parse().unwrap(), "n2".parse().unwrap()]);
-    put(&store, keys().policy(), json(&PolicyRecord { epoch: 1, voters, k, mode, suspended: None })).await;
+    put(&store, keys().policy(), json(&PolicyRecord { epoch: 1, voters, k, mode, suspended: None, joint: None })).await;
     let primary = PrimaryRecord { term: Term(3), node: "n1".parse().unwrap(), holder: "a".to_owned() };
     put(&store, keys().primary(), json(&primary)).await;
     put(&store, keys().term(), json(&term(3, Phase::Active))).await;

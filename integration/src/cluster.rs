@@ -446,6 +446,16 @@ impl Cluster {
         Frozen(freeze(&[agent, postmaster]))
     }
 
+    /// Start a node that is none of the voters; it copies the primary.
+    pub fn join(&mut self, name: &str) {
+        let local = || SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let advertise = [127, 0, 0, 1].into();
+        let ports = NodePorts { advertise, agent: local(), postgres: local(), admin: local() };
+        let text = self.layout.joining(self.scratch.path(), &Options::default(), name, &ports);
+        self.scratch.file(&format!("{name}.toml"), &text);
+        self.start_role(name);
+    }
+
     /// `kill -9` of everything: agents, PostgreSQL, managers, proxy.
     pub fn kill_all(&mut self) {
         for role in self.roles.values_mut() {

@@ -87,6 +87,12 @@ impl Layout {
         files
     }
 
+    /// The file of a node that joins the running cluster without a vote.
+    pub fn joining(&self, dir: &Path, options: &Options, name: &str, ports: &NodePorts) -> String {
+        let agent = agent(dir, name, ports, options).replacen("[agent]\n", "[agent]\njoins = true\n", 1);
+        self.common(dir, options, "\"agent\"", ports.admin) + &agent
+    }
+
     fn common(&self, dir: &Path, options: &Options, roles: &str, admin: SocketAddr) -> String {
         let voters = NODES.map(|n| format!("\"{n}\"")).join(", ");
         let user = crate::process::drop_to().map_or(String::new(), |u| format!("user = \"{}\"\n", u.name));

@@ -147,3 +147,46 @@ fn while_paused_a_dead_primary_is_replaced_only_when_an_operator_acts() {
     cluster.active_after(after.term);
     cluster.all_stream();
 }
+
+#[test]
+fn a_node_joins_is_given_a_vote_and_takes_over_and_the_old_one_leaves() {
+    let _turn = one_at_a_time();
+    let mut cluster = Cluster::healthy();
+    Workload::create_table(&cluster.target()).expect("a table");
+    let before = cluster.active();
+    let load = Workload::start(&cluster.target(), 4, &STYLES, 1, PAUSE);
+    load.wait_for_more(100, LONG);
+    // Not there, and no quorum that could be.
+    cluster.verb(&["policy", "--voters", "n1,n2,n3,n4"]).exits(2);
+    cluster.verb(&["policy", "--k", "3"]).exits(2);
+
+    cluster.join("n4");
+    wait_for("the new node to stream", LONG, || match cluster.node_state("n4")? {
+        state if state == "streaming" => Ok(()),
+        state => Err(state),
+    });
+    wait_for("the new node to be given a vote", LONG, || {
+        let verb = cluster.verb(&["policy", "--voters", "n1,n2,n3,n4", "--k", "2"]);
+        if verb.code == 0 { Ok(()) } else { Err(verb) }
+    });
+    let shown = cluster.verb(&["policy"]).exits(0).stdout;
+    assert!(shown.contains("voters n1, n2, n3, n4; commits wait for 2"), "{shown}");
+    load.wait_for_more(100, LONG);
+    let mut monitor = Client::connect(&cluster.monitor_target(&before.primary)).expect("the node answers");
+    let names = monitor.query("show synchronous_standby_names").expect("a setting").value().to_owned();
+    monitor.terminate();
+    assert!(names.starts_with("ANY 2 (") && names.contains("n4"), "{names}");
+
+    // It takes over like any other, and whom it replaced may leave.
+    cluster.verb(&["switchover", "--to", "n4"]).exits(0);
+    cluster.active_after(before.term);
+    cluster.all_stream();
+    let rest: Vec<&str> = ["n1", "n2", "n3", "n4"].into_iter().filter(|n| *n != before.primary).collect();
+    cluster.verb(&["policy", "--voters", &rest.join(","), "--k", "1"]).exits(0);
+    cluster.kill_role(&before.primary);
+    cluster.kill_postgres(&before.primary);
+    load.wait_for_more(100, LONG);
+    let history = load.finish();
+    assert!(history.refusals().is_empty(), "writers saw {:?}", history.refusals());
+    cluster.verify(&history, 1);
+}

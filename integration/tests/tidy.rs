@@ -114,7 +114,7 @@ const BANNED_WORDS: [(&str, &str); 6] = [
 ];
 
 /// The verbs of an operator; each has a page in runbooks/.
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
     "status",
     "lag",
     "switchover",
@@ -123,6 +123,7 @@ const VERBS: [&str; 12] = [
     "unfence",
     "pause",
     "resume",
+    "policy",
     "report",
     "history",
     "reload",

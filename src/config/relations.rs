@@ -37,9 +37,13 @@ fn below(bad: &mut Vec<BadSetting>, key: &str, value: Span, limit: Span, what: &
 }
 
 fn agent(raw: &RawConfig, with_proxy: bool, bad: &mut Vec<BadSetting>) {
-    if !raw.agent.node.is_empty() && !raw.cluster.voters.contains(&raw.agent.node) {
+    if !raw.agent.node.is_empty() && !raw.agent.joins && !raw.cluster.voters.contains(&raw.agent.node) {
         let voters = raw.cluster.voters.join(", ");
-        bad.push(BadSetting::new("agent.node", &raw.agent.node, format!("is not among cluster.voters ({voters})")));
+        bad.push(BadSetting::new(
+            "agent.node",
+            &raw.agent.node,
+            format!("is not among cluster.voters ({voters}), and agent.joins is not set"),
+        ));
     }
     let (drain, stop) = (raw.process.drain_timeout, raw.agent.stop_timeout);
     // A proxy in the same process drains first, for half of the time.

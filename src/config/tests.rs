@@ -150,7 +150,10 @@ fn relations_between_sections_name_both_keys() {
                  statements give up before a failover can end",
             ],
         ),
-        (with(&good(), "agent", "node", "\"n9\""), vec!["agent.node = n9: is not among cluster.voters (n1, n2, n3)"]),
+        (
+            with(&good(), "agent", "node", "\"n9\""),
+            vec!["agent.node = n9: is not among cluster.voters (n1, n2, n3), and agent.joins is not set"],
+        ),
         (
             with(&good(), "agent", "listen", "\"127.0.0.1:7400\""),
             vec!["agent.listen = \"127.0.0.1:7400\": is also admin.listen"],

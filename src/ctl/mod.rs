@@ -115,6 +115,11 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
             let seconds = a.length.map(|l| l.as_secs().max(1));
             (a.target, post("pause", json!({ "by": operator(), "why": a.why, "seconds": seconds })))
         }
+        Command::Policy(a) if a.voters.is_none() && a.k.is_none() => (a.target, get("/status".into(), render::policy)),
+        Command::Policy(a) => {
+            let body = json!({ "voters": a.voters, "k": a.k, "expect_epoch": a.expect_epoch });
+            (a.target, post("policy", body))
+        }
         Command::Resume(a) => (a.target, post("resume", json!({}))),
         Command::Run(_)
         | Command::Config(_)

@@ -3,7 +3,7 @@
 use super::table::Table;
 use failover::fsm::blocker::{Blocker, Verdict};
 use failover::fsm::status::{NodeStatus, Status};
-use failover::record::{Cause, JournalRecord, LossReport, WallMillis};
+use failover::record::{Cause, JournalRecord, LossReport, Mode, WallMillis};
 use serde_json::Value;
 use std::fmt::{self, Write};
 
@@ -110,6 +110,30 @@ pub fn status(answer: &Value) -> String {
     }
     if let Some(journal) = &s.last_failover {
         let _ = writeln!(out, "last change of primary: {}", change(journal));
+    }
+    out
+}
+
+/// Who votes, and what a commit waits for.
+pub fn policy(answer: &Value) -> String {
+    let s: Status = match serde_json::from_value(answer.clone()) {
+        Ok(status) => status,
+        Err(_) => return format!("{answer:#}\n"),
+    };
+    let Some(p) = s.policy else { return "no policy is known: the cluster has not been created yet\n".to_owned() };
+    let mode = match p.mode {
+        Mode::Strict => "strict",
+        Mode::Async => "async",
+    };
+    let names = |voters: &[cluster::NodeId]| voters.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut out = String::new();
+    let _ = writeln!(out, "epoch {}, mode {mode}", p.epoch);
+    let _ = writeln!(out, "voters {}; commits wait for {} of the standbys among them", names(&p.voters), p.k);
+    if let Some(to) = &p.joint {
+        let _ = writeln!(out, "being changed to: voters {}; {} of them", names(&to.voters), to.k);
+    }
+    if let Some(since) = &p.suspended {
+        let _ = writeln!(out, "suspended since {} (term {}): {}", since.since, since.term, since.why);
     }
     out
 }

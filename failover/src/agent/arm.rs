@@ -47,6 +47,12 @@ impl Agent {
             Ok(names @ SyncNames::Any { .. }) => names,
             _ => return Err(self.wrong_state("given a list of standbys")),
         };
+        let _turn = self.arming.lock().await;
+        // Of two orders under way the later policy's must have the last word, and a policy only grows.
+        self.read_records().await.map_err(|e| self.failed("arming", &e))?;
+        if self.records.borrow().policy.as_ref().map(|p| p.value.epoch) != Some(order.policy_epoch) {
+            return Err(self.wrong_state("an order of the policy in force"));
+        }
         let before = self.conf.lock().await.sync_names.clone();
         match self.prove_and_release(&names).await {
             Ok(lsn) => {

@@ -173,6 +173,7 @@ impl Agent {
             k: if cluster.mode == Mode::Strict { cluster.k } else { 0 },
             mode: cluster.mode,
             suspended: None,
+            joint: None,
         };
         let term = TermRecord {
             term: Term(1),

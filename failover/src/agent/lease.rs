@@ -70,6 +70,9 @@ impl Agent {
         }
         let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
         read.map_err(|e| failed(&e))?;
+        if order.suspend.is_none() && self.records.borrow().protects() {
+            self.protect_again().await.map_err(|e| failed(&e))?;
+        }
         let records = self.records.borrow().clone();
         let Some(term) = records.term.clone() else { return Err(self.wrong_state("in a cluster with a term")) };
         let mine = term.value.term == order.term && term.value.node.as_ref() == Some(&self.env.config.node);
@@ -105,6 +108,17 @@ impl Agent {
                 Err(failed(&error))
             }
         }
+    }
+
+    /// An earlier order to open without standbys has lifted what commits wait for and came to nothing: it must be in force
+    /// again before the term opens with the promise that they wait.
+    async fn protect_again(&self) -> Result<(), super::arm::ProofError> {
+        let names = self.names_by_policy();
+        if self.conf.lock().await.sync_names == SyncNames::Off && names != SyncNames::Off {
+            tracing::warn!(node = %self.env.config.node, "commits waited for nobody before the term is open");
+            self.prove_waiting(&names, self.env.config.probe_timeout * 5).await?;
+        }
+        Ok(())
     }
 
     fn opening(&self, order: &Open, term: &TermRecord, records: &Records, lease: LeaseId) -> Result<Txn, Failed> {
@@ -362,10 +376,7 @@ impl Agent {
     pub(super) fn names_by_policy(&self) -> SyncNames {
         let records = self.records.borrow();
         match records.policy.as_ref().map(|p| &p.value) {
-            Some(policy) if policy.protects() => {
-                SyncNames::for_primary(&self.env.config.node, &policy.voters, policy.k)
-            }
-            Some(_) => SyncNames::Off,
+            Some(policy) => crate::fsm::sync_set::names(policy, &self.env.config.node),
             None => super::presumed_names(&self.env),
         }
     }

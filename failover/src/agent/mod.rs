@@ -145,6 +145,8 @@ pub(crate) struct Agent {
     conf: tokio::sync::Mutex<Dynamic>,
     /// Held by whoever starts, stops, promotes or replaces PostgreSQL.
     actuator: tokio::sync::Mutex<()>,
+    /// Held by who changes what a primary's commits wait for and proves it: one order after the other.
+    arming: tokio::sync::Mutex<()>,
     /// The holder of `actuator` replaces data (rewind, clone): a freeze needs not wait, nothing is running.
     replacing: AtomicBool,
     /// The term for which a freeze has seen that no WAL receiver is left, until one is given an address again; 0 for
@@ -214,6 +216,7 @@ pub async fn run(
         keeper: Mutex::new(keeper),
         conf: tokio::sync::Mutex::new(conf),
         actuator: tokio::sync::Mutex::new(()),
+        arming: tokio::sync::Mutex::new(()),
         replacing: AtomicBool::new(false),
         cut_off_for: AtomicU64::new(0),
         spawning: AtomicBool::new(false),

@@ -40,10 +40,10 @@ pub(crate) async fn look(env: &Env, sql: &Sql) -> Result<Look, SqlError> {
     let answers = sql.batch(what, QUERY, env.config.probe_timeout).await?;
     let bad = || SqlError::Answer { what, answer: format!("{answers:?}").chars().take(300).collect() };
     let row = answers.first().and_then(|rows| rows.first()).ok_or_else(bad)?;
-    understand(row, answers.get(1).map_or(&[][..], Vec::as_slice), env).ok_or_else(bad)
+    understand(row, answers.get(1).map_or(&[][..], Vec::as_slice)).ok_or_else(bad)
 }
 
-fn understand(row: &Row, walsenders: &[Row], env: &Env) -> Option<Look> {
+fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
     let text = |i: usize| row.get(i).and_then(Option::as_deref);
     let lsn = |i: usize| text(i).and_then(|t| t.parse::<Lsn>().ok());
     let receiver = text(8).map(|pid| Receiver {
@@ -69,7 +69,7 @@ fn understand(row: &Row, walsenders: &[Row], env: &Env) -> Option<Look> {
         (PostgresState::Standby(standby), timeline)
     } else {
         let timeline = TimelineId(u32::from_str_radix(text(4)?, 16).ok()?);
-        let (followers, impostors) = followers(walsenders, env);
+        let (followers, impostors) = followers(walsenders);
         let primary = Primary {
             timeline,
             insert_lsn: lsn(2)?.normalised_insert(),
@@ -84,7 +84,7 @@ fn understand(row: &Row, walsenders: &[Row], env: &Env) -> Option<Look> {
 }
 
 /// Walsenders of nodes, and those that use a node's name without being it: the wrong user, or one name twice.
-fn followers(rows: &[Row], env: &Env) -> (Vec<Follower>, Vec<String>) {
+fn followers(rows: &[Row]) -> (Vec<Follower>, Vec<String>) {
     let (mut followers, mut impostors) = (Vec::<Follower>::new(), Vec::new());
     for row in rows {
         let text = |i: usize| row.get(i).and_then(Option::as_deref);
@@ -94,7 +94,7 @@ fn followers(rows: &[Row], env: &Env) -> (Vec<Follower>, Vec<String>) {
             impostors.push(format!("{node} is used by user {user}"));
             continue;
         }
-        if env.cluster.voters.contains(&node) && followers.iter().any(|f| f.node == node) {
+        if followers.iter().any(|f| f.node == node) {
             impostors.push(format!("{node} is connected twice"));
         }
         followers.push(Follower {

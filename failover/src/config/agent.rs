@@ -15,8 +15,11 @@ const MAX_SOCKET_PATH: usize = 100;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentRaw {
-    /// This node's name: one of `cluster.voters`. No default.
+    /// This node's name: one of `cluster.voters`, unless `joins`. No default.
     pub node: String,
+    /// This node is none of `cluster.voters`: it copies an existing cluster and follows it without a vote, until `pgtenure
+    /// policy --voters` gives it one. Default false, so that a misspelt name is found.
+    pub joins: bool,
     /// Directory of the agent; PostgreSQL's data is in `data` below it, its configuration in `conf`, its socket in
     /// `sock`, its logs in `log`, WAL of lost transactions in `lost`. Absolute, at most 75 bytes. No default.
     pub data_dir: PathBuf,
@@ -71,6 +74,7 @@ impl Default for AgentRaw {
     fn default() -> Self {
         Self {
             node: String::new(),
+            joins: false,
             data_dir: PathBuf::new(),
             listen: "127.0.0.1:7401".into(),
             advertise_host: "127.0.0.1".into(),

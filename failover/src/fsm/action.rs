@@ -112,6 +112,15 @@ pub enum Operation {
     },
     /// End the pause.
     Resume,
+    /// Change who votes and how many copies a commit needs.
+    SetPolicy {
+        /// Who is to vote; `None`: as now.
+        voters: Option<Vec<NodeId>>,
+        /// Copies besides the primary's; `None`: as now.
+        k: Option<u32>,
+        /// Only in this epoch.
+        expect_epoch: Option<u64>,
+    },
 }
 
 /// An operator's answer.
@@ -295,6 +304,8 @@ pub enum ChangeKind {
     Fence,
     /// An operator's pause, put or removed.
     Pause,
+    /// A change of voters or k begins.
+    Policy,
     /// Only the journal; nobody waits for it.
     Journal,
 }
@@ -311,6 +322,7 @@ impl ChangeKind {
             Self::Rearm => "rearm",
             Self::Fence => "fence",
             Self::Pause => "pause",
+            Self::Policy => "policy",
             Self::Journal => "journal",
         }
     }

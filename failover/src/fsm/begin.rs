@@ -112,7 +112,8 @@ impl Planner {
             return Vec::new();
         }
         let missing = |node: &NodeId| self.unfit(node, now).map(|unfit| Missing { node: node.clone(), unfit });
-        let missing = policy.voters.iter().filter(|n| Some(*n) != leaving).filter_map(missing).collect();
+        let members = self.seen.agents.keys().filter(|n| policy.counts(n) && Some(*n) != leaving);
+        let missing = members.filter_map(missing).collect();
         short(policy, prev.as_ref(), &usable, missing)
     }
 
@@ -274,7 +275,7 @@ pub(super) fn short(
 ) -> Vec<Blocker> {
     let rule = sync_set::rule(policy);
     let have = prev.map_or_else(|| usable.iter().cloned().collect(), |p| sync_set::others(policy, p, usable));
-    let (m, k, needed) = (policy.m(), policy.k, rule.needed(policy));
+    let (m, k, needed) = (policy.m(), policy.k, sync_set::needed(policy, prev.map(|p| &p.node)));
     let mut blockers = vec![Blocker::TooFewRecruits { m, k, needed, have, missing }];
     if let (Rule::OldPrimary, Some(s)) = (rule, &policy.suspended) {
         blockers.push(Blocker::Suspended { since: s.since, term: s.term });

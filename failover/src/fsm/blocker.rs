@@ -161,6 +161,44 @@ pub enum Blocker {
         /// In their words.
         why: String,
     },
+    /// The policy is in another epoch than expected.
+    OtherEpoch {
+        /// Expected.
+        expected: u64,
+        /// Found.
+        current: u64,
+    },
+    /// The policy says that already, or is being changed to say so.
+    PolicyUnchanged {
+        /// Its epoch.
+        epoch: u64,
+        /// The change is not complete yet.
+        going_on: bool,
+    },
+    /// Another change of the policy is unfinished; it can be waited for or taken back.
+    PolicyChanging {
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// No quorum can be like that.
+    QuorumImpossible {
+        /// Voters.
+        m: usize,
+        /// Copies besides the primary's.
+        k: u32,
+    },
+    /// The primary must be among the voters.
+    PrimaryMustVote {
+        /// The primary.
+        node: NodeId,
+    },
+    /// Too few of those who would vote stream from the primary: commits would hang.
+    TooFewStreaming {
+        /// Needed.
+        needed: u32,
+        /// There are.
+        have: Vec<NodeId>,
+    },
     /// Changes of primary are not paused.
     NotPaused,
     /// Too many automatic failovers lately.
@@ -315,6 +353,12 @@ impl Blocker {
             Self::PrimaryFenced { .. } => "primary_fenced",
             Self::Paused { .. } => "paused",
             Self::NotPaused => "not_paused",
+            Self::OtherEpoch { .. } => "other_epoch",
+            Self::PolicyUnchanged { .. } => "policy_unchanged",
+            Self::PolicyChanging { .. } => "policy_changing",
+            Self::QuorumImpossible { .. } => "quorum_impossible",
+            Self::PrimaryMustVote { .. } => "primary_must_vote",
+            Self::TooFewStreaming { .. } => "too_few_streaming",
             Self::BudgetSpent { .. } => "budget_spent",
             Self::LeaseHeld { .. } => "lease_held",
             Self::ProxiesBehind { .. } => "proxies_behind",
@@ -407,6 +451,27 @@ impl fmt::Display for Blocker {
             Self::Paused { by, why } => {
                 write!(f, "changes of primary were paused by {by} ({why}); `pgtenure resume` ends that")
             }
+            Self::OtherEpoch { expected, current } => write!(f, "the policy's epoch is {current}, not {expected}"),
+            Self::PolicyUnchanged { epoch, going_on: false } => {
+                write!(f, "the policy of epoch {epoch} says that already")
+            }
+            Self::PolicyUnchanged { epoch, going_on: true } => {
+                write!(f, "the policy of epoch {epoch} is being changed to that")
+            }
+            Self::PolicyChanging { epoch } => write!(
+                f,
+                "the policy of epoch {epoch} is still being changed: wait for that, or take it back by setting what was"
+            ),
+            Self::QuorumImpossible { m, k } => {
+                write!(f, "m={m}, k={k}: in strict mode k is from 1 to the number of voters less one, in async mode 0")
+            }
+            Self::PrimaryMustVote { node } => write!(f, "{node} is the primary: it must vote, or be left first"),
+            Self::TooFewStreaming { needed, have } => write!(
+                f,
+                "commits would wait for {needed} standbys and only {} of the voters stream ({})",
+                have.len(),
+                list(have)
+            ),
             Self::NotPaused => f.write_str("changes of primary are not paused"),
             Self::BudgetSpent { failovers, window_ms, next_in_ms: Some(next) } => {
                 write!(f, "{failovers} automatic failovers within {window_ms} ms; the next is allowed in {next} ms")

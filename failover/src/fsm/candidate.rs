@@ -95,7 +95,7 @@ mod tests {
 
     fn policy() -> PolicyRecord {
         let voters = vec![node("n1"), node("n2"), node("n3")];
-        PolicyRecord { epoch: 1, voters, k: 1, mode: Mode::Strict, suspended: None }
+        PolicyRecord { epoch: 1, voters, k: 1, mode: Mode::Strict, suspended: None, joint: None }
     }
 
     fn check(recruits: &[(&str, u32, u64, u64)], wish: impl FnOnce(&mut Wishes<'_>), expected: &str) {

@@ -10,6 +10,7 @@ mod opening;
 mod operate;
 mod pause;
 pub mod planner;
+mod policy;
 mod rearm;
 mod recruit;
 pub mod rejoin;

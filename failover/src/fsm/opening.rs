@@ -130,20 +130,16 @@ impl Planner {
         if self.candidate_lost(now, round.term, &node, since) {
             return Some(node);
         }
-        let followers: Vec<NodeId> = round
-            .policy
-            .voters
-            .iter()
-            .filter(|n| **n != node && self.has_record(now, n, round.term, record_lsn))
-            .cloned()
-            .collect();
+        let follows = |n: &&NodeId| **n != node && self.has_record(now, n, round.term, record_lsn);
+        let members = self.seen.agents.keys().filter(|n| round.policy.counts(n));
+        let followers: Vec<NodeId> = members.filter(follows).cloned().collect();
         let needed = sync_set::open_quorum(&round.policy);
         let mut blockers = Vec::new();
         let mut suspend = None;
         if !followers.is_empty() {
             phase(&mut round.journal, round.begin.began, now, "followed");
         }
-        if followers.len() < needed as usize {
+        if !sync_set::opens(&round.policy, &node, &followers) {
             if round.begin.allow_loss && now.since(since) >= self.settings.open_wait {
                 suspend = Some(self.suspension(round, &followers, needed));
             } else {

@@ -37,6 +37,7 @@ impl Planner {
             Operation::Unfence { node } => self.unfence(now, id, node),
             Operation::Pause { by, why, length } => self.pause(now, id, by, why, length),
             Operation::Resume => self.resume(now, id),
+            Operation::SetPolicy { voters, k, expect_epoch } => self.set_policy(now, id, voters, k, expect_epoch),
         };
         if let Err(blockers) = begun {
             out.push(Action::Answer { id, answer: Box::new(Answer::Refused(blockers)) });
@@ -101,7 +102,7 @@ impl Planner {
         }
         let mut blockers = Vec::new();
         let mut best: Option<(Lsn, NodeId)> = None;
-        for node in self.seen.policy().map(|p| p.voters.clone()).unwrap_or_default() {
+        for node in self.seen.policy().map(|p| p.target().0.to_vec()).unwrap_or_default() {
             if node == *primary {
                 continue;
             }
@@ -134,7 +135,7 @@ impl Planner {
     }
 
     fn known_voter(&self, node: &NodeId) -> Result<(), Blocker> {
-        let voter = self.seen.policy().is_some_and(|p| p.voters.contains(node));
+        let voter = self.seen.policy().is_some_and(|p| p.target().0.contains(node));
         if voter { Ok(()) } else { Err(Blocker::UnknownNode { node: node.clone() }) }
     }
 
@@ -243,7 +244,9 @@ impl Planner {
         stop_writes: bool,
         by: String,
     ) -> Result<(), Vec<Blocker>> {
-        self.known_voter(&node).map_err(|b| vec![b])?;
+        if !self.seen.records.members.contains_key(&node) {
+            return Err(vec![Blocker::UnknownNode { node }]);
+        }
         if self.seen.records.fences.contains_key(&node) {
             return Err(vec![Blocker::AlreadyFenced { node }]);
         }
@@ -262,12 +265,13 @@ impl Planner {
         let Some(policy) = self.seen.policy() else { return Err(vec![Blocker::NoCluster]) };
         let streaming =
             |n: &&NodeId| *n != node && !self.seen.fenced(n) && self.seen.streaming(n, now, &self.settings).is_some();
-        let left = policy.voters.iter().filter(streaming).count();
+        let left: Vec<NodeId> =
+            self.seen.agents.keys().filter(|n| policy.counts(n)).filter(streaming).cloned().collect();
         let k = sync_set::open_quorum(policy);
         let needed = self.seen.streaming(node, now, &self.settings).is_some();
-        let starved = policy.mode == Mode::Strict && needed && left < k as usize;
+        let starved = policy.mode == Mode::Strict && needed && !sync_set::opens(policy, node, &left);
         if primary || starved {
-            return Err(vec![Blocker::WouldStopWrites { node: node.clone(), left, k, primary }]);
+            return Err(vec![Blocker::WouldStopWrites { node: node.clone(), left: left.len(), k, primary }]);
         }
         Ok(())
     }

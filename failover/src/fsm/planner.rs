@@ -20,6 +20,7 @@ use crate::fsm::blocker::{Blocker, Verdict};
 use crate::fsm::observe::{At, Health, Observed, Records};
 use crate::fsm::operate::FenceOp;
 use crate::fsm::pause::PauseOp;
+use crate::fsm::policy::PolicyOp;
 use crate::fsm::rearm::Rearm;
 use crate::fsm::report::LsnClock;
 use crate::fsm::round::{Begin, Round};
@@ -42,6 +43,7 @@ pub struct Planner {
     pub(super) rearm_not_before: Instant,
     pub(super) fence_ops: Vec<FenceOp>,
     pub(super) pause_op: Option<PauseOp>,
+    pub(super) policy_op: Option<PolicyOp>,
     pub(super) clock: LsnClock,
     /// Highest term that any agent says it promised.
     pub(super) promised: Term,
@@ -111,6 +113,7 @@ impl Planner {
             rearm_not_before: Instant::default(),
             fence_ops: Vec::new(),
             pause_op: None,
+            policy_op: None,
             clock: LsnClock::default(),
             promised: Term(0),
             saw_primary: Term(0),
@@ -140,7 +143,10 @@ impl Planner {
 
     /// Is a change of primary under way, so that agents should be asked often?
     pub fn hurries(&self) -> bool {
-        !matches!(self.stage, Stage::Idle) || self.rearm.is_some() || !self.fence_ops.is_empty()
+        !matches!(self.stage, Stage::Idle)
+            || self.rearm.is_some()
+            || self.policy_op.is_some()
+            || !self.fence_ops.is_empty()
     }
 
     /// Take an input and say what to do.
@@ -194,8 +200,9 @@ impl Planner {
         for op in std::mem::take(&mut self.fence_ops) {
             out.push(Action::Answer { id: op.id, answer: Box::new(failed(why)) });
         }
-        if let Some(op) = self.pause_op.take() {
-            out.push(Action::Answer { id: op.id, answer: Box::new(failed(why)) });
+        let (paused, policy) = (self.pause_op.take().map(|o| o.id), self.policy_op.take().map(|o| o.id));
+        for id in paused.into_iter().chain(policy) {
+            out.push(Action::Answer { id, answer: Box::new(failed(why)) });
         }
         if let Some(id) = self.take_stage_operation() {
             out.push(Action::Answer { id, answer: Box::new(failed(why)) });
@@ -297,6 +304,8 @@ impl Planner {
             ChangeKind::Drain => self.drained_gate(now),
             ChangeKind::Rearm => self.rearmed(),
             ChangeKind::Pause => self.pause_written(out),
+            // What it began goes on by what the record says.
+            ChangeKind::Policy => {}
             ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
         }
     }
@@ -309,6 +318,7 @@ impl Planner {
             ChangeKind::Drain => self.drain_lost(out),
             ChangeKind::Rearm => self.rearm = None,
             ChangeKind::Pause => self.pause_lost(out),
+            ChangeKind::Policy => self.policy_lost(out),
             ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
         }
     }
@@ -376,6 +386,7 @@ impl Planner {
         }
         self.advance_fences(now, out);
         self.advance_pause(now, out);
+        self.advance_policy(now, out);
         if let Some(pending) = &mut self.pending {
             if matches!(pending.state, PendingState::RetryAt(at) if now >= at) {
                 pending.state = PendingState::Sent;

@@ -1,4 +1,4 @@
-//! Protecting commits again after a suspension: setting first, then proof, then the record. PURE.
+//! Protecting commits again after a suspension, or by another quorum: setting first, then proof, then the record. PURE.
 //!
 //! In this order an interruption at any point leaves commits at least as protected as the record says.
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 pub(super) enum Rearm {
     /// The primary was ordered to wait for standbys, and to prove it.
     Arming { term: Term },
-    /// Commits past `lsn` wait; k voters must have that position.
+    /// Commits past `lsn` wait for the quorum that is to be; k of it must have that position.
     Confirming { term: Term, lsn: Lsn },
     /// The policy is being written.
     Writing,
@@ -29,17 +29,18 @@ impl Planner {
     pub(super) fn advance_rearm(&mut self, now: Instant, out: &mut Vec<Action>) {
         let (Some(term), Some(policy)) = (self.seen.term().cloned(), self.seen.policy().cloned()) else { return };
         let Some(primary) = term.node.clone() else { return };
-        if policy.mode != Mode::Strict || policy.suspended.is_none() {
+        let (_, k) = policy.target();
+        if policy.mode != Mode::Strict || (policy.suspended.is_none() && policy.joint.is_none()) {
             self.rearm = None;
             return;
         }
         match &self.rearm {
             None => {
-                if now < self.rearm_not_before || self.caught_up(now, &policy, &primary, Lsn::INVALID) < policy.k {
+                if now < self.rearm_not_before || self.caught_up(now, &policy, &primary, Lsn::INVALID) < k {
                     return;
                 }
                 let sync_names = sync_set::armed_names(&policy, &primary).to_string();
-                let command = Box::new(Command::Arm(Arm { term: term.term, sync_names }));
+                let command = Box::new(Command::Arm(Arm { term: term.term, sync_names, policy_epoch: policy.epoch }));
                 out.push(Action::Send { node: primary, command, within: ARM_WITHIN });
                 self.rearm = Some(Rearm::Arming { term: term.term });
             }
@@ -48,7 +49,7 @@ impl Planner {
             }
             Some(Rearm::Arming { .. } | Rearm::Writing) => {}
             Some(Rearm::Confirming { lsn, .. }) => {
-                if self.caught_up(now, &policy, &primary, *lsn) >= policy.k {
+                if self.caught_up(now, &policy, &primary, *lsn) >= k {
                     self.rearm = Some(Rearm::Writing);
                     self.send_rearmed(policy, out);
                 }
@@ -56,21 +57,23 @@ impl Planner {
         }
     }
 
-    /// Voters that stream from the primary and have received `lsn`.
+    /// Those who are to vote, stream from the primary and have received `lsn`.
     fn caught_up(&self, now: Instant, policy: &PolicyRecord, primary: &NodeId, lsn: Lsn) -> u32 {
         let has = |n: &&NodeId| {
             *n != primary
                 && !self.seen.fenced(n)
                 && self.seen.streaming(n, now, &self.settings).is_some_and(|s| s.receive_lsn >= lsn)
         };
-        u32::try_from(policy.voters.iter().filter(has).count()).unwrap_or(u32::MAX)
+        u32::try_from(policy.target().0.iter().filter(has).count()).unwrap_or(u32::MAX)
     }
 
     fn send_rearmed(&mut self, policy: PolicyRecord, out: &mut Vec<Action>) {
         let (Some(term), Some(old)) = (self.seen.records.term.clone(), self.seen.records.policy.clone()) else {
             return;
         };
-        let policy = PolicyRecord { epoch: policy.epoch + 1, suspended: None, ..policy };
+        let (voters, k) = policy.target();
+        let (voters, epoch) = (voters.to_vec(), policy.epoch + 1);
+        let policy = PolicyRecord { epoch, voters, k, suspended: None, joint: None, ..policy };
         let guards = vec![Guard::Term(term.revision), Guard::Policy(old.revision)];
         self.send(ChangeKind::Rearm, guards, vec![RecordPut::Policy(policy)], Vec::new(), out);
     }

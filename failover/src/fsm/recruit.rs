@@ -63,7 +63,9 @@ impl Planner {
             if let Some((_, end)) = round.begin.end.as_ref().filter(|(n, _)| n == node) {
                 frozen.position = frozen.position.or(Some(*end));
             }
-            let counts = frozen.position.is_some() && frozen.quarantine.is_none() && !self.seen.fenced(node);
+            // One that does not vote is made primary only where an operator takes what there is.
+            let votes = round.policy.counts(node) || round.begin.allow_loss;
+            let counts = votes && frozen.position.is_some() && frozen.quarantine.is_none() && !self.seen.fenced(node);
             if counts {
                 usable.insert(node.clone(), frozen);
             }
@@ -136,7 +138,8 @@ impl Planner {
             });
             Some(Missing { node: node.clone(), unfit })
         };
-        let missing = round.policy.voters.iter().filter_map(missing).collect();
+        let members = self.seen.agents.keys().filter(|n| round.policy.counts(n));
+        let missing = members.filter_map(missing).collect();
         short(&round.policy, round.prev.as_ref(), usable, missing)
     }
 

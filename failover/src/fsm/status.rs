@@ -186,7 +186,7 @@ impl Planner {
                 _ => None, // unknown or not running
             },
             state: self.node_word(now, node, reachable),
-            voter: self.seen.policy().is_some_and(|p| p.voters.contains(node)),
+            voter: self.seen.policy().is_some_and(|p| p.counts(node)),
             agent_reachable: reachable.is_some(),
             silent_ms: millis(self.seen.silent_for(node, now)),
             timeline,
@@ -247,9 +247,13 @@ impl Planner {
         let follows = |n: &&NodeId| {
             *n != primary && self.unfit(n, now).is_none() && self.seen.streaming(n, now, &self.settings).is_some()
         };
-        let there = policy.voters.iter().filter(follows).count();
+        let there: Vec<NodeId> =
+            self.seen.agents.keys().filter(|n| policy.counts(n)).filter(follows).cloned().collect();
         let needed = sync_set::open_quorum(policy) as usize;
-        if there < needed + 1 {
+        // Whichever of them becomes primary, the others must do.
+        let opens = |c: &NodeId| sync_set::opens(policy, c, &there);
+        if there.is_empty() || !there.iter().any(opens) {
+            let there = there.len();
             why.push(format!("{there} standbys stream; a candidate and {needed} followers are needed to open"));
         }
         if let Verdict::Hold { blockers } = &self.verdict {
@@ -273,7 +277,7 @@ impl Planner {
     pub fn recruits(&self, now: Instant) -> Option<(usize, usize)> {
         let (policy, prev) = (self.seen.policy()?, self.last_tenure()?);
         let there = sync_set::others(policy, &prev, &self.prospects(now)).len();
-        Some((sync_set::rule(policy).needed(policy), there))
+        Some((sync_set::needed(policy, Some(&prev.node)), there))
     }
 }
 

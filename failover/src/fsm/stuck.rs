@@ -7,6 +7,7 @@
 
 use crate::api::{PostgresState, Primary};
 use crate::fsm::observe::{Observed, millis};
+use crate::fsm::sync_set;
 use crate::fsm::timers::Settings;
 use crate::record::PolicyRecord;
 use cluster::{Instant, Lsn, NodeId, Term};
@@ -101,13 +102,16 @@ impl Progress {
     }
 }
 
-/// The k-th highest flush position of the voters that stream.
+/// The k-th highest flush position of the voters that stream; while they are being changed, of the quorum that is
+/// further, as that may be the one that commits wait for.
 fn quorum_flush(primary: &Primary, policy: &PolicyRecord) -> Lsn {
-    let voters = primary.followers.iter().filter(|f| policy.voters.contains(&f.node));
-    let mut flushed: Vec<Lsn> = voters.filter_map(|f| f.flush_lsn).collect();
-    flushed.sort_unstable_by(|a, b| b.cmp(a));
-    let nth = (policy.k as usize).saturating_sub(1);
-    flushed.get(nth).copied().unwrap_or_default()
+    let of = |(voters, k): (&[NodeId], u32)| {
+        let voters = primary.followers.iter().filter(|f| voters.contains(&f.node));
+        let mut flushed: Vec<Lsn> = voters.filter_map(|f| f.flush_lsn).collect();
+        flushed.sort_unstable_by(|a, b| b.cmp(a));
+        flushed.get((k as usize).saturating_sub(1)).copied().unwrap_or_default()
+    };
+    policy.quorums().map(of).max().unwrap_or_default()
 }
 
 impl Observed {
@@ -125,7 +129,7 @@ impl Observed {
     /// enough of them can flush WAL.
     pub(super) fn no_better(&self, primary: &NodeId, now: Instant, settings: &Settings) -> Vec<String> {
         let (Some(policy), Some(term)) = (self.policy(), self.term()) else { return vec!["no policy is known".into()] };
-        let needed = policy.recruits_needed().max(policy.k as usize + 1);
+        let needed = sync_set::needed(policy, Some(primary)).max(sync_set::open_quorum(policy) as usize + 1);
         let mut wrong = Vec::new();
         let mut well = 0;
         for voter in policy.voters.iter().filter(|v| *v != primary) {
@@ -191,7 +195,7 @@ mod tests {
     /// For how long the quorum is stuck at the last of the reports, ms.
     fn check(k: u32, reports: &[Report<'_>]) -> Option<u64> {
         let voters = ["n1", "n2", "n3"].map(|n| n.parse().unwrap()).to_vec();
-        let policy = PolicyRecord { epoch: 1, voters, k, mode: Mode::Strict, suspended: None };
+        let policy = PolicyRecord { epoch: 1, voters, k, mode: Mode::Strict, suspended: None, joint: None };
         let mut progress = Progress::default();
         for (ms, flush, followers) in reports {
             progress.hear(Instant::from_millis(*ms), Term(7), &primary(*flush, followers), &policy);

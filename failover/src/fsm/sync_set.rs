@@ -1,8 +1,11 @@
 //! How many nodes make a change of primary safe, and how many followers make it open. PURE.
 //!
-//! With m voters and k copies besides the primary's, every acknowledged commit is on k of the m − 1 standbys. Once
-//! m − k of them are frozen, at most k − 1 can still acknowledge the old primary (it is fenced), and any k of them
-//! meet the frozen ones in at least one node (nothing acknowledged is missed).
+//! With voters V, a primary p and k copies besides its own, every acknowledged commit is on k of the standbys V - p. Once
+//! |V - p| + 1 - k of them are frozen (m - k when the primary votes), at most k - 1 can still acknowledge the old primary
+//! (it is fenced), and any k of them meet the frozen ones in at least one node (nothing acknowledged is missed).
+//!
+//! While voters or k are being changed two quorums hold, and nobody knows which of them a commit has waited for: recruits
+//! and followers must satisfy both.
 
 use crate::record::{Mode, PolicyRecord, Tenure};
 use cluster::NodeId;
@@ -12,11 +15,8 @@ use std::collections::BTreeSet;
 /// What a set of recruits must be for a failover to lose nothing that was promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// So many voters besides the old primary, or the old primary itself.
-    Quorum {
-        /// m − k.
-        needed: usize,
-    },
+    /// Enough voters besides the old primary, or the old primary itself.
+    Quorum,
     /// Async: at least one node; the most advanced of those reachable.
     MostAdvanced,
     /// Commits were acknowledged without a standby: only the old primary itself has them all.
@@ -28,19 +28,23 @@ pub fn rule(policy: &PolicyRecord) -> Rule {
     match policy.mode {
         Mode::Async => Rule::MostAdvanced,
         Mode::Strict if policy.suspended.is_some() => Rule::OldPrimary,
-        Mode::Strict => Rule::Quorum { needed: policy.recruits_needed() },
+        Mode::Strict => Rule::Quorum,
     }
 }
 
-impl Rule {
-    /// Recruits needed besides the old primary, for display: with `OldPrimary` no number of others suffices.
-    pub fn needed(self, policy: &PolicyRecord) -> usize {
-        match self {
-            Self::Quorum { needed } => needed,
-            Self::MostAdvanced => 1,
-            Self::OldPrimary => policy.m(),
-        }
+/// Recruits needed besides the old primary, for display: of the larger demand while two quorums hold; where only the old
+/// primary itself would do no number of others suffices.
+pub fn needed(policy: &PolicyRecord, prev: Option<&NodeId>) -> usize {
+    match rule(policy) {
+        Rule::Quorum => policy.quorums().map(|(voters, k)| needed_of(voters, k, prev)).max().unwrap_or(1),
+        Rule::MostAdvanced => 1,
+        Rule::OldPrimary => policy.m(),
     }
+}
+
+fn needed_of(voters: &[NodeId], k: u32, prev: Option<&NodeId>) -> usize {
+    let standbys = voters.iter().filter(|v| Some(*v) != prev).count();
+    (standbys + 1).saturating_sub(k as usize)
 }
 
 /// Do the nodes of `usable` (frozen, or such as could be frozen) suffice to replace `prev`?
@@ -51,22 +55,30 @@ pub fn sufficient(policy: &PolicyRecord, prev: Option<&Tenure>, usable: &BTreeSe
     if usable.contains(&prev.node) {
         return true;
     }
-    let others = others(policy, prev, usable);
     match rule(policy) {
-        Rule::Quorum { needed } => others.len() >= needed,
+        Rule::Quorum => policy.quorums().all(|(voters, k)| {
+            let there = voters.iter().filter(|v| usable.contains(v)).count();
+            there >= needed_of(voters, k, Some(&prev.node))
+        }),
         Rule::MostAdvanced => !usable.is_empty(),
         Rule::OldPrimary => false,
     }
 }
 
-/// The voters of `usable` other than the old primary.
+/// The nodes of `usable` that count, other than the old primary.
 pub fn others(policy: &PolicyRecord, prev: &Tenure, usable: &BTreeSet<NodeId>) -> Vec<NodeId> {
-    usable.iter().filter(|n| **n != prev.node && policy.voters.contains(n)).cloned().collect()
+    usable.iter().filter(|n| **n != prev.node && policy.counts(n)).cloned().collect()
 }
 
-/// How many standbys must hold the new term's record before it opens.
+/// How many standbys must hold the new term's record before it opens, for display.
 pub fn open_quorum(policy: &PolicyRecord) -> u32 {
-    if policy.protects() { policy.k } else { 0 }
+    if policy.protects() { policy.quorums().map(|(_, k)| k).max().unwrap_or(0) } else { 0 }
+}
+
+/// Do these followers make `primary`'s term open?
+pub fn opens(policy: &PolicyRecord, primary: &NodeId, followers: &[NodeId]) -> bool {
+    let of = |voters: &[NodeId]| followers.iter().filter(|f| *f != primary && voters.contains(f)).count();
+    !policy.protects() || policy.quorums().all(|(voters, k)| of(voters) >= k as usize)
 }
 
 /// What `node` sets as primary under `policy`.
@@ -74,15 +86,17 @@ pub fn names(policy: &PolicyRecord, node: &NodeId) -> SyncNames {
     if policy.protects() { armed_names(policy, node) } else { SyncNames::Off }
 }
 
-/// What `node` sets as primary to protect commits, whether they are suspended now or not.
+/// What `node` sets as primary to protect commits, whether they are suspended now or not. While voters or k are being
+/// changed, as they will be: a commit that waits for that is covered, as every failover satisfies both.
 pub fn armed_names(policy: &PolicyRecord, node: &NodeId) -> SyncNames {
-    SyncNames::for_primary(node, &policy.voters, policy.k)
+    let (voters, k) = policy.target();
+    SyncNames::for_primary(node, voters, k)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Suspension;
+    use crate::record::{Quorum, Suspension};
     use cluster::{Lsn, Term, TimelineId};
     use proptest::prelude::*;
 
@@ -91,7 +105,7 @@ mod tests {
     }
 
     fn policy(m: usize, k: u32) -> PolicyRecord {
-        PolicyRecord { epoch: 1, voters: nodes(m), k, mode: Mode::Strict, suspended: None }
+        PolicyRecord { epoch: 1, voters: nodes(m), k, mode: Mode::Strict, suspended: None, joint: None }
     }
 
     fn prev(node: &str) -> Tenure {
@@ -131,6 +145,47 @@ mod tests {
             let short = set(&policy.voters[1..m - k as usize]);
             prop_assert!(!sufficient(&policy, Some(&old), &short));
         }
+    }
+
+    fn joint(m: usize, k: u32, voters: &[&str], to: u32) -> PolicyRecord {
+        let voters = voters.iter().map(|n| n.parse().unwrap()).collect();
+        PolicyRecord { joint: Some(Quorum { voters, k: to }), ..policy(m, k) }
+    }
+
+    proptest! {
+        #[test]
+        fn while_voters_change_recruits_meet_the_quorums_of_both(
+            (m, k, to_m, to_k) in (2usize..6, 1u32..5, 2usize..6, 1u32..5), shift in 0usize..3, recruits: u32, copies: u32
+        ) {
+            prop_assume!((k as usize) < m && (to_k as usize) < to_m);
+            // The new voters overlap the old ones or not, and may leave out the old primary.
+            let all = nodes(9);
+            let policy = PolicyRecord {
+                joint: Some(Quorum { voters: all[shift..shift + to_m].to_vec(), k: to_k }), ..policy(m, k)
+            };
+            let old = prev("n1");
+            let recruits = subset(&all[1..], recruits);
+            prop_assume!(sufficient(&policy, Some(&old), &recruits));
+            for (voters, k) in policy.quorums() {
+                let standbys: Vec<NodeId> = voters.iter().filter(|v| **v != old.node).cloned().collect();
+                let free = standbys.iter().filter(|n| !recruits.contains(*n)).count();
+                prop_assert!(free < k as usize, "the old primary could still be acknowledged by {free} of {voters:?}");
+                let copies = subset(&standbys, copies);
+                if copies.len() >= k as usize {
+                    prop_assert!(recruits.intersection(&copies).next().is_some(), "a commit on {copies:?} is missed");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn while_voters_change_a_term_opens_with_the_record_on_both_quorums() {
+        let policy = joint(3, 1, &["n1", "n4", "n5"], 1);
+        let n = |name: &str| name.parse::<NodeId>().unwrap();
+        assert!(!opens(&policy, &n("n1"), &[n("n2"), n("n3")]));
+        assert!(opens(&policy, &n("n1"), &[n("n2"), n("n4")]));
+        assert_eq!(armed_names(&policy, &n("n1")).to_string(), "ANY 1 (n4, n5)");
+        assert_eq!(needed(&policy, Some(&n("n1"))), 2);
     }
 
     #[test]

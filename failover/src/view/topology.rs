@@ -167,6 +167,7 @@ mod tests {
                 k: u32::from(mode == Mode::Strict),
                 mode,
                 suspended: None,
+                joint: None,
             }),
             members: ["n1", "n2", "n3"].into_iter().map(|name| (n(name), member(name))).collect(),
             fences: BTreeMap::new(),

@@ -322,6 +322,19 @@ impl Cluster {
 
     pub(crate) async fn failover_begun(
         &self,
+        record: TermRecord,
+        revision: i64,
+        to: usize,
+        recruits: &[usize],
+    ) -> (Term, Promoted) {
+        let done = self.failover_unopened(record, revision, to, recruits).await;
+        self.open(to).await;
+        done
+    }
+
+    /// All of it but T3.
+    pub(crate) async fn failover_unopened(
+        &self,
         mut record: TermRecord,
         revision: i64,
         to: usize,
@@ -349,7 +362,6 @@ impl Cluster {
             self.post::<serde_json::Value>(i, "follow", &order).await.unwrap();
             self.until_streaming(i, to, term).await;
         }
-        self.open(to).await;
         (term, promoted)
     }
 

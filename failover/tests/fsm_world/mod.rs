@@ -40,6 +40,18 @@ struct Heard {
 
 type Done = Result<(), String>;
 
+fn member(node: &NodeId, i: u16) -> MemberRecord {
+    let port = |base: u16| Endpoint { host: "127.0.0.1".into(), port: base + i };
+    MemberRecord {
+        node: node.clone(),
+        postgres: port(22000),
+        agent: port(22010),
+        pg_version: 150_000,
+        system_id: None,
+        host: "h".into(),
+    }
+}
+
 impl Default for World {
     fn default() -> Self {
         Self {
@@ -88,6 +100,14 @@ impl World {
                 let node: NodeId = words.parse()?;
                 let fence = FenceRecord { by: "someone".into(), at: 0, stop_writes: words.flag("stop_writes") };
                 self.records.fences.insert(node, fence);
+                self.bump();
+                self.read();
+            }
+            // A node that does not vote has registered.
+            "member" => {
+                let node: NodeId = words.parse()?;
+                let member = member(&node, 9);
+                self.records.members.insert(node, member);
                 self.bump();
                 self.read();
             }
@@ -155,16 +175,7 @@ impl World {
         let why = "an operator allowed data loss".to_owned();
         let suspended = since.map(|since| Suspension { term, since, since_wall: 0, why });
         for (i, node) in voters.iter().enumerate() {
-            let port = |base: u16| Endpoint { host: "127.0.0.1".into(), port: base + u16::try_from(i).unwrap() };
-            let member = MemberRecord {
-                node: node.clone(),
-                postgres: port(22000),
-                agent: port(22010),
-                pg_version: 150_000,
-                system_id: None,
-                host: "h".into(),
-            };
-            self.records.members.insert(node.clone(), member);
+            self.records.members.insert(node.clone(), member(node, u16::try_from(i).unwrap()));
         }
         let record = TermRecord {
             term,
@@ -179,7 +190,7 @@ impl World {
             policy_epoch: 1,
         };
         self.records.term = Some(At { value: record, revision: 90 });
-        let policy = PolicyRecord { epoch: 1, voters: voters.clone(), k, mode, suspended };
+        let policy = PolicyRecord { epoch: 1, voters: voters.clone(), k, mode, suspended, joint: None };
         self.records.policy = Some(At { value: policy, revision: 91 });
         self.records.primary = Some(PrimaryRecord { term, node: primary.clone(), holder: "h".into() });
         self.step(Input::Leading { revision: 50 });
@@ -441,7 +452,7 @@ impl World {
     }
 
     /// `op ID switchover|failover [to=] [expect=] [lossy]`, `op ID fence NODE [stop_writes]`, `op ID unfence NODE`,
-    /// `op ID pause [for=] [why=]`, `op ID resume`
+    /// `op ID pause [for=] [why=]`, `op ID resume`, `op ID policy [voters=] [k=] [expect=]`
     fn operator(&mut self, words: &mut Words<'_>) -> Done {
         let id = words.parse()?;
         let operation = match words.next()? {
@@ -463,6 +474,11 @@ impl World {
                 Operation::Pause { by: "me".into(), why: words.optional("why")?.unwrap_or_default(), length }
             }
             "resume" => Operation::Resume,
+            "policy" => Operation::SetPolicy {
+                voters: words.optional::<String>("voters")?.map(|l| parse::nodes(&l)),
+                k: words.optional("k")?,
+                expect_epoch: words.optional("expect")?,
+            },
             other => return Err(format!("unknown operation {other}")),
         };
         self.step(Input::Operator { id, operation });

@@ -65,7 +65,11 @@ fn put(put: &RecordPut) -> String {
             let prev = prev.as_ref().map_or_else(String::new, |p| format!(" after {} of {}", p.term, p.node));
             format!("term {term} {phase:?}{node}{prev}")
         }
-        RecordPut::Policy(p) => format!("policy epoch={} suspended={}", p.epoch, p.suspended.is_some()),
+        RecordPut::Policy(p) => {
+            let joint = p.joint.as_ref().map_or_else(String::new, |j| format!(" to {} k={}", list(&j.voters), j.k));
+            let quorum = format!("{} k={}", list(&p.voters), p.k);
+            format!("policy epoch={} suspended={} {quorum}{joint}", p.epoch, p.suspended.is_some())
+        }
         RecordPut::Journal(_) => String::new(),
         RecordPut::Pause(p, length) => format!("pause by {} for {length:?}", p.by),
         RecordPut::Spent(term, _) => format!("failover {term} counted"),
