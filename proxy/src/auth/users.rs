@@ -65,6 +65,11 @@ impl Users {
         self.files().clients.get(user).cloned()
     }
 
+    /// What the userlist leaves for servers when the client's login leaves nothing.
+    pub fn credentials(&self, user: &str) -> Credentials {
+        self.files().clients.get(user).map_or(Credentials::Nothing, Stored::credentials)
+    }
+
     /// What we log in to servers with as `user`, when the configuration says it.
     pub fn for_servers(&self, user: &str) -> Option<Credentials> {
         self.files().servers.get(user).map(Stored::credentials)

@@ -42,8 +42,8 @@ impl Clients {
         if let Some(limit) = reached {
             return Err(limit);
         }
-        *counts.databases.entry(database.to_owned()).or_default() += 1;
-        *counts.users.entry(user.to_owned()).or_default() += 1;
+        count(&mut counts.databases, database);
+        count(&mut counts.users, user);
         counts.replication += usize::from(replication);
         Ok(Admission { clients: self.clone(), database: database.into(), user: user.into(), replication })
     }
@@ -57,6 +57,14 @@ impl Clients {
     /// Clients of that user.
     pub fn of_user(&self, user: &str) -> usize {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).users.get(user).copied().unwrap_or(0)
+    }
+}
+
+/// One more of that name.
+fn count(of: &mut HashMap<String, usize>, name: &str) {
+    match of.get_mut(name) {
+        Some(n) => *n += 1,
+        None => drop(of.insert(name.to_owned(), 1)),
     }
 }
 

@@ -219,13 +219,14 @@ impl Session {
         causality: Rc<RefCell<Causality>>,
         (settings, application_name): (Arc<Settings>, Option<&str>),
         mut functions: watch::Receiver<Arc<FunctionTable>>,
-    ) -> Self {
+    ) -> Box<Self> {
         let table = functions.borrow_and_update().clone();
         let generation = w.generation.get();
         let mode = pool_mode(&w, &identity);
         let tally = w.tallies.of(&identity.database);
         tally.add(Counter::Logins, 1);
-        let mut session = Self {
+        // In its place at once: it is large.
+        let mut session = Box::new(Self {
             w,
             presence,
             place,
@@ -290,7 +291,7 @@ impl Session {
             mode,
             tunnel: false,
             parse_key: 0,
-        };
+        });
         settings.iter().for_each(|(name, value)| session.learn(name, value));
         session.presence.settings.replace(session.tracking.settings.clone());
         session.w.patrons.enter(&session.identity, &session.credentials);
@@ -300,9 +301,10 @@ impl Session {
 
     /// The first bytes to the client, and what it sent before them.
     pub(super) fn greet(&mut self, hello: Vec<u8>, inbox: Vec<u8>) {
-        self.to_client.queue(&hello);
+        self.to_client.take_over(hello);
         self.rescan = !inbox.is_empty();
-        self.inbox = inbox;
+        // Nothing is kept for a client that has sent nothing.
+        self.inbox = if inbox.is_empty() { Vec::new() } else { inbox };
     }
 
     /// A setting that changes how the server reads the client's text.

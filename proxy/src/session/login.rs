@@ -33,6 +33,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// Longest message of a login, bytes: SCRAM messages are far shorter.
 const MAX_MESSAGE: usize = 4096;
 
+/// Room for what a client sends first, bytes: a startup packet comes in one piece nearly always.
+const ROOM: usize = 512;
+
 /// Why a connection ends before its session begins.
 pub(super) enum Farewell {
     /// Nothing is said: the peer is gone, or it only wanted to cancel.
@@ -63,12 +66,14 @@ impl From<std::io::Error> for Farewell {
     }
 }
 
-/// Greet a client. `None` when there will be no session; it has been told why.
-pub async fn welcome(w: &Rc<Worker>, stream: Stream, origin: Origin) -> Option<Session> {
-    let mut greeter = Greeter { w, stream, origin, buf: Vec::new(), out: Vec::new() };
+/// Greet a client. What it rarely comes to is boxed, so that the rest takes little room. `None` when there will be no session; it has been told why.
+pub async fn welcome(w: &Rc<Worker>, stream: Stream, origin: Origin) -> Option<Box<Session>> {
+    let mut greeter = Greeter { w, stream, origin, buf: Vec::with_capacity(ROOM), out: Vec::new() };
     let limit = w.config().login_timeout;
     let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
-        Ok(Ok(admitted)) if console::is_console(&admitted.startup.database) => Err(greeter.console(&admitted).await),
+        Ok(Ok(admitted)) if console::is_console(&admitted.startup.database) => {
+            Err(Box::pin(greeter.console(&admitted)).await)
+        }
         Ok(Ok(admitted)) => greeter.admit(admitted).await,
         Ok(Err(farewell)) => Err(farewell),
         Err(_) => Err(ClientError::LoginTimeout.into()),
@@ -126,6 +131,16 @@ struct Admitted {
     credentials: Credentials,
 }
 
+/// A client that may come in.
+struct Entering {
+    /// What its server is looked for with.
+    want: Want,
+    admission: Admission,
+    long_key: bool,
+    application_name: Option<String>,
+    replication: bool,
+}
+
 /// A session that lacks only its socket.
 pub struct Prepared {
     w: Rc<Worker>,
@@ -144,7 +159,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    fn enter(self, stream: Stream, rest: Vec<u8>) -> Option<Session> {
+    fn enter(self, stream: Stream, rest: Vec<u8>) -> Option<Box<Session>> {
         let presence = Rc::new(Presence::new(self.w.now()));
         let Some(place) = self.w.places.borrow_mut().enter(presence.clone()) else {
             tracing::warn!(worker = self.w.index, "no place for another session");
@@ -236,7 +251,7 @@ impl Greeter<'_> {
         }
         if encrypt::is_direct(&self.buf) {
             let first = std::mem::take(&mut self.buf);
-            encrypt::accept_direct(&mut self.stream, &contexts, first, turns).await?;
+            Box::pin(encrypt::accept_direct(&mut self.stream, &contexts, first, turns)).await?;
             (ssl, gss) = (true, true);
         }
         loop {
@@ -255,13 +270,13 @@ impl Greeter<'_> {
                     // Bytes behind the request would be read as if TLS had protected them: see above.
                     if parsed == Packet::GssEnc {
                         self.stream.write_all(b"N").await?;
-                    } else if encrypt::answer(&mut self.stream, &contexts, turns).await? {
+                    } else if Box::pin(encrypt::answer(&mut self.stream, &contexts, turns)).await? {
                         // Within TLS there is no other encryption.
                         gss = true;
                     }
                 }
                 Packet::Cancel { pid, secret } => {
-                    peers::dispatch(self.w, self.origin, pid, &secret).await;
+                    Box::pin(peers::dispatch(self.w, self.origin, pid, &secret)).await;
                     return Err(Farewell::Silent);
                 }
                 Packet::UnknownVersion { major, minor } => {
@@ -382,73 +397,96 @@ impl Greeter<'_> {
     /// What the files have for logging in to servers as that user.
     fn configured(&self, user: &str) -> Credentials {
         let users = &self.w.shared.users;
-        let known = || users.stored(user).map_or(Credentials::Nothing, |stored| stored.credentials());
-        users.for_servers(user).unwrap_or_else(known)
+        users.for_servers(user).unwrap_or_else(|| users.credentials(user))
+    }
+
+    /// Nobody of this identity has come before, or the client is to have a server of its own.
+    async fn first(&mut self, want: &Want, replication: bool) -> Result<(Arc<Settings>, Option<Found>), Farewell> {
+        self.flush().await?;
+        if replication {
+            let found = tokio::select! {
+                found = own(self.w, want) => found?,
+                farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
+            };
+            return Ok((found.server.meta.settings.clone(), Some(found)));
+        }
+        let settings = tokio::select! {
+            settings = ask(self.w, want) => settings?,
+            farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
+        };
+        Ok((settings, None))
     }
 
     /// Find out what a server reports to this user, which also proves that the database exists.
     async fn admit(&mut self, admitted: Admitted) -> Result<Prepared, Farewell> {
-        let Admitted { startup, credentials } = admitted;
+        let entering = self.entering(admitted)?;
+        let (want, replication) = (&entering.want, entering.replication);
+        let known = if replication { None } else { self.w.welcome(&want.identity) };
+        let (identity, settings, tunnel) = match known {
+            Some((identity, settings)) => (identity, settings, None),
+            None => {
+                let (settings, tunnel) = Box::pin(self.first(want, replication)).await?;
+                (want.identity.clone(), settings, tunnel)
+            }
+        };
+        Ok(self.prepared(entering, identity, settings, tunnel))
+    }
+
+    /// Whose session it is to be, if there is room for it.
+    fn entering(&self, Admitted { mut startup, mut credentials }: Admitted) -> Result<Entering, Farewell> {
         let admission = self.count(&startup)?;
-        let dbname = dbname(&self.w.config().pools, &startup.database).to_owned();
-        let replication = startup.replication;
-        let (mut startup, mut credentials) = (startup, credentials);
+        let config = self.w.config();
+        let dbname = dbname(&config.pools, &startup.database).to_owned();
         // What the client has proven here says nothing there.
-        if let Some(user) = forced_user(&self.w.config().pools, &startup.database) {
+        if let Some(user) = forced_user(&config.pools, &startup.database) {
             credentials = self.configured(user);
             user.clone_into(&mut startup.user);
         }
-        if replication && let Some(name) = &startup.application_name {
+        if startup.replication
+            && let Some(name) = &startup.application_name
+        {
             // synchronous_standby_names knows a standby by this name.
             startup.parameters.push(("application_name".to_owned(), name.clone()));
         }
-        let identity =
-            Identity { database: startup.database, dbname, user: startup.user, parameters: startup.parameters };
-        let causality = Rc::new(RefCell::new(Causality::default()));
+        let Startup { minor, database, user, parameters, replication, application_name, .. } = startup;
         let want = Want {
-            identity: Arc::new(identity),
+            identity: Arc::new(Identity { database, dbname, user, parameters }),
             credentials: Arc::new(credentials),
-            causality,
+            causality: Rc::default(),
             access: Access::Write,
-            promise: Promise::session(self.w.config().max_replay_lag),
+            promise: Promise::session(config.max_replay_lag),
             avoid: Vec::new(),
             since: self.w.now(),
         };
-        let (identity, settings, tunnel) = if replication {
-            self.flush().await?;
-            let found = tokio::select! {
-                found = own(self.w, &want) => found?,
-                farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
-            };
-            (want.identity.clone(), found.server.meta.settings.clone(), Some(found))
-        } else if let Some((identity, settings)) = self.w.welcome(&want.identity) {
-            (identity, settings, None)
-        } else {
-            self.flush().await?;
-            let settings = tokio::select! {
-                settings = ask(self.w, &want) => settings?,
-                farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
-            };
-            (want.identity.clone(), settings, None)
-        };
-        let application_name = startup.application_name.as_deref().map(shown_name);
+        let application_name = application_name.as_deref().map(shown_name);
+        Ok(Entering { want, admission, long_key: minor >= 2, application_name, replication })
+    }
+
+    fn prepared(
+        &mut self,
+        entering: Entering,
+        identity: Arc<Identity>,
+        settings: Arc<Settings>,
+        tunnel: Option<Found>,
+    ) -> Prepared {
+        let Entering { want, admission, long_key, application_name, replication: _ } = entering;
+        let Want { credentials, causality, .. } = want;
         let mut hello = std::mem::take(&mut self.out);
         greet(&settings, application_name.as_deref(), &mut hello);
-        let Want { credentials, causality, .. } = want;
         let (w, origin) = (self.w.clone(), self.origin);
-        Ok(Prepared {
+        Prepared {
             w,
-            long_key: startup.minor >= 2,
             identity,
             credentials,
             causality,
             settings,
             application_name,
+            long_key,
             hello,
             tunnel,
             origin,
             admission,
-        })
+        }
     }
 }
 

@@ -24,6 +24,15 @@ impl Outbox {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Append bytes that nobody else needs.
+    pub fn take_over(&mut self, bytes: Vec<u8>) {
+        if self.bytes.is_empty() {
+            self.bytes = bytes;
+        } else {
+            self.queue(&bytes);
+        }
+    }
+
     /// Append what `write` writes.
     pub fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);

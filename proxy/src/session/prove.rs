@@ -36,17 +36,16 @@ impl Greeter<'_> {
             Method::Reject => return Err(refusal(true).into()),
             Method::Trust => None,
             Method::Cert if of_user => None,
-            Method::Peer if self.is_peer(user).await => None,
+            Method::Peer if Box::pin(self.is_peer(user)).await => None,
             Method::Cert | Method::Peer => return Err(failed(method, user)),
-            Method::Scram => Some(self.scram(startup, None).await?),
-            Method::Md5 => Some(self.md5(startup).await?),
-            Method::Password => Some(self.password(startup).await?),
+            Method::Scram => Some(Box::pin(self.scram(startup, None)).await?),
+            Method::Md5 => Some(Box::pin(self.md5(startup)).await?),
+            Method::Password => Some(Box::pin(self.password(startup)).await?),
         };
         backend::write_authentication_ok(&mut self.out);
         let users = &self.w.shared.users;
         let configured = users.for_servers(user);
-        let known = || users.stored(user).map_or(Credentials::Nothing, |stored| stored.credentials());
-        Ok(configured.or(left).unwrap_or_else(known))
+        Ok(configured.or(left).unwrap_or_else(|| users.credentials(user)))
     }
 
     fn way(&self) -> Way {

@@ -121,8 +121,7 @@ pub(super) fn serve(worker: &Rc<Worker>, stream: Stream, origin: Origin, seat: S
     tokio::task::spawn_local(async move {
         let _seat = seat;
         // A login needs more memory than the session after it: it is given back.
-        let welcome = Box::pin(async { login::welcome(&worker, stream, origin).await.map(Box::new) });
-        if let Some(session) = welcome.await {
+        if let Some(session) = Box::pin(login::welcome(&worker, stream, origin)).await {
             client::run(session).await;
         }
         worker.stir();
