@@ -342,6 +342,26 @@ fn a_read_that_writes_after_all_runs_again_on_the_primary() {
     assert!(after.trim().starts_with(before.trim()), "{before} then {after}");
 }
 
+/// As PostgreSQL does when it is stopped; but never where that could be taken for the outcome of a commit.
+#[test]
+fn a_process_that_stops_tells_its_clients() {
+    let mut c = Cluster::start(0, |_| {});
+    let mut idle = Raw::login(c.port, &[]);
+    let (mut block, mut reading) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    let mut committing = Raw::login(c.port, &[]);
+    idle.query("create table t(a int)");
+    block.query("begin; insert into t values (1)");
+    reading.query("begin; insert into t values (2)");
+    reading.write(|out| write_query(out, "select pg_sleep(60)"));
+    committing.write(|out| write_query(out, "insert into t select 3 from pg_sleep(60)"));
+    wait_until_running(&c, 0, 2);
+    drop(c.handle.take());
+    for (who, client) in [("idle", &mut idle), ("in a block", &mut block), ("with a statement", &mut reading)] {
+        assert_eq!((client.next().as_str(), client.next().as_str()), ("E 57P01", "EOF"), "{who}");
+    }
+    assert_eq!(committing.next(), "EOF", "its outcome is unknown");
+}
+
 #[test]
 fn a_drained_proxy_lets_transactions_end() {
     let mut c = Cluster::start(0, |_| {});

@@ -99,6 +99,23 @@ fn changes_are_received_and_a_failover_ends_the_stream_with_an_error() {
 }
 
 #[test]
+fn a_process_that_stops_says_so_to_those_who_receive() {
+    let mut c = start(0);
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = c.client("pg_receivewal");
+    let wal = wal.arg("-D").arg(dir.path()).arg("--no-loop").stderr(Stdio::piped()).spawn().unwrap();
+    let mut wal = Running(wal);
+    wait_for("WAL to be streamed", || {
+        (c.nodes[0].psql("select count(*) from pg_stat_replication where state = 'streaming'") == "1").then_some(())
+    });
+    drop(c.handle.take());
+    assert!(!wal.0.wait().unwrap().success());
+    let mut text = String::new();
+    std::io::Read::read_to_string(wal.0.stderr.as_mut().unwrap(), &mut text).unwrap();
+    assert!(text.contains("terminating connection due to administrator command"), "{text}");
+}
+
+#[test]
 fn there_is_a_limit_of_their_own() {
     let c = Cluster::start(0, |raw| {
         raw.auth.rules.push("host replication app all scram-sha-256".to_owned());

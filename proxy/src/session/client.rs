@@ -476,6 +476,10 @@ impl Session {
             }
         }
         if let Some(end) = self.presence.end.take() {
+            if self.relay.may_commit() {
+                // Anything said now would be taken for the outcome, which nobody knows.
+                return Err(Turn::Close);
+            }
             self.cancel(Waiters::default());
             return Err(self.farewell(match end {
                 End::Killed => &ClientError::ShuttingDown,

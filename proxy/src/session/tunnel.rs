@@ -12,9 +12,13 @@ use crate::wire::error_response::Severity;
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// Rounds before other sessions get theirs.
 const MAX_ROUNDS: usize = 16;
+
+/// How long the rest of a server's message may take before the farewell.
+const REST: Duration = Duration::from_millis(500);
 
 /// Why the connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +35,13 @@ enum Ending {
 pub(super) async fn run(mut s: Session) {
     let mut frames = Follower::default();
     let ending = poll_fn(|cx| pump(&mut s, &mut frames, cx)).await;
+    if ending == Ending::Deposed {
+        // Where the server is alive the rest of its message is on its way.
+        let _ = tokio::time::timeout(REST, poll_fn(|cx| finish(&mut s, &mut frames, cx))).await;
+    }
     let (between, said) = (frames.between(), frames.last() == b'E');
     let node = s.drop_server().map(|(node, _)| node);
+    let stopping = s.w.shared.stopping.load(Ordering::Relaxed) || s.presence.end.take().is_some();
     tracing::info!(?node, ?ending, between, "replication connection ended");
     let told = match ending {
         Ending::Client => return,
@@ -44,7 +53,10 @@ pub(super) async fn run(mut s: Session) {
     if !told {
         let mut report = ClientError::ShuttingDown.report();
         report.severity = Severity::Fatal;
-        report.detail = Some("The server is not the primary any more; connect again to reach the new one.".to_owned());
+        if ending == Ending::Deposed && !stopping {
+            let detail = "The server is not the primary any more; connect again to reach the new one.";
+            report.detail = Some(detail.to_owned());
+        }
         s.to_client.append(|out| report.encode(out));
     }
     let limit = s.w.config().connect_timeout;
@@ -57,7 +69,7 @@ pub(super) async fn run(mut s: Session) {
 
 fn pump(s: &mut Session, frames: &mut Follower, cx: &mut Context<'_>) -> Poll<Ending> {
     s.presence.park(cx.waker());
-    if s.w.shared.stopping.load(Ordering::Relaxed) || s.presence.end.take().is_some() {
+    if s.w.shared.stopping.load(Ordering::Relaxed) || s.presence.end.get().is_some() {
         return Poll::Ready(Ending::Deposed);
     }
     if s.generation != s.w.generation.get() {
@@ -79,6 +91,27 @@ fn pump(s: &mut Session, frames: &mut Follower, cx: &mut Context<'_>) -> Poll<En
     }
     cx.waker().wake_by_ref();
     Poll::Pending
+}
+
+/// Pass on the rest of the message that is under way, and nothing behind it.
+fn finish(s: &mut Session, frames: &mut Follower, cx: &mut Context<'_>) -> Poll<()> {
+    let mut buf = [0; 4096];
+    loop {
+        match s.to_client.flush(&mut s.client, cx) {
+            Ok(_) if s.to_client.is_empty() => {}
+            Ok(_) => return Poll::Pending,
+            Err(_) => return Poll::Ready(()),
+        }
+        let wanted = frames.wanted().min(buf.len());
+        let Some(server) = s.server.as_mut().filter(|_| wanted > 0) else { return Poll::Ready(()) };
+        let read = match server.stream.poll_fill(&mut buf[..wanted], cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(read) => read.unwrap_or(0),
+        };
+        if read == 0 || frames.follow(&buf[..read]).is_err() || s.to_client.send(&mut s.client, &buf[..read]).is_err() {
+            return Poll::Ready(());
+        }
+    }
 }
 
 /// Move what can be moved in each direction. True when something was.

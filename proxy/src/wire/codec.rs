@@ -80,6 +80,12 @@ impl Follower {
         self.got == 0 && self.left == 0
     }
 
+    /// Bytes up to the end of the message that is under way, or of its head while its length is not known; 0 between
+    /// messages.
+    pub fn wanted(&self) -> usize {
+        if self.got > 0 { HEAD - self.got } else { self.left }
+    }
+
     /// The type of the message that began last; 0 before any.
     pub fn last(&self) -> u8 {
         self.last

@@ -2,6 +2,7 @@
 
 use crate::net::{Origin, Stream};
 use crate::pool::{health, survey, warm};
+use crate::session::presence::End;
 use crate::session::server::Server;
 use crate::session::{client, login};
 use crate::worker::accept::{self, Entrances};
@@ -11,7 +12,11 @@ use cluster::topology::Topology;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+
+/// How long a client may take to hear that the process ends.
+const DISMISSAL: Duration = Duration::from_secs(1);
 
 /// What a worker listens to.
 pub struct Inbound {
@@ -51,7 +56,7 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
                 let topology = inbound.topology.borrow_and_update().clone();
                 worker.apply_topology(topology);
             }
-            _ = inbound.stop.wait_for(|stop| *stop) => return,
+            _ = inbound.stop.wait_for(|stop| *stop) => return dismiss(&worker).await,
             changed = inbound.lag.changed(), if lag_lives => {
                 lag_lives = changed.is_ok();
                 let lag = inbound.lag.borrow_and_update().clone();
@@ -78,6 +83,23 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
             }
         }
     }
+}
+
+/// The process ends: who is still here is told so, as far as that takes no time.
+async fn dismiss(worker: &Worker) {
+    worker.each_session(|presence| presence.end(End::Killed));
+    let gone = async {
+        loop {
+            // Listened for before it is looked at: who leaves in between is not missed.
+            let mut left = std::pin::pin!(worker.shared.left.notified());
+            left.as_mut().enable();
+            if worker.places.borrow().all().next().is_none() {
+                return;
+            }
+            left.await;
+        }
+    };
+    let _ = tokio::time::timeout(DISMISSAL, gone).await;
 }
 
 fn receive(worker: &Rc<Worker>, message: ToWorker) {
