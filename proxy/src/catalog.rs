@@ -45,6 +45,8 @@ pub struct Settings {
     pub allow: Vec<String>,
     /// Names that reads may not call.
     pub deny: Vec<String>,
+    /// Functions that leave something in the session.
+    pub pinning: Arc<[String]>,
 }
 
 /// A password that cannot be had.
@@ -80,6 +82,7 @@ impl Settings {
             refresh: config.catalog_refresh,
             allow: config.allow_functions.clone(),
             deny: config.deny_functions.clone(),
+            pinning: config.pools.defaults.pin_functions.clone().into(),
         })
     }
 }
@@ -136,7 +139,8 @@ impl Catalogs {
         if let Some(known) = databases.get(database) {
             return known.tables.subscribe();
         }
-        let (sender, receiver) = watch::channel(Arc::new(FunctionTable::unloaded()));
+        let unloaded = FunctionTable::unloaded().with_pinning(self.shared.settings.pinning.clone());
+        let (sender, receiver) = watch::channel(Arc::new(unloaded));
         if databases.len() >= MAX_DATABASES {
             tracing::warn!(limit = MAX_DATABASES, "too many databases in use, reads of this one stay on the primary");
             return receiver;
@@ -325,7 +329,7 @@ async fn read_all(
         },
         system: row.get(2) == Some("t"),
     });
-    let table = FunctionTable::new(rows, &settings.allow, &settings.deny);
+    let table = FunctionTable::new(rows, &settings.allow, &settings.deny).with_pinning(settings.pinning.clone());
     let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
     let table = table.with_operators(self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?))));
     let casts = self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));

@@ -44,6 +44,7 @@ fn settings() -> Settings {
         refresh: Duration::from_secs(60),
         allow: Vec::new(),
         deny: Vec::new(),
+        pinning: Arc::default(),
     }
 }
 

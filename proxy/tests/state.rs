@@ -430,6 +430,39 @@ fn a_text_of_megabytes_pins_only_for_what_it_does() {
     assert!(free(&c, &mut a), "and goes with it");
 }
 
+/// Functions and settings of which only the configuration knows that they leave something behind.
+#[test]
+fn what_the_configuration_names_pins_its_session_for_good() {
+    let c = Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.pool_size = 2;
+        raw.pools.pin_functions = vec!["opens".to_owned()];
+        raw.pools.pin_settings = vec!["tenant.*".to_owned()];
+    });
+    c.nodes[0].psql("create function opens(int) returns int immutable language sql as 'select $1'");
+    let counted = || c.counter("pgtenure_proxy_pinned_sessions");
+    for (pins, sql) in [
+        (false, "select 'opens(1)'"),
+        (true, "select public.Opens(1)"),
+        (true, "do $$ begin perform opens(1); end $$"),
+        (false, "set app.tenant = 'x'"),
+        (true, "set tenant.id = '7'"),
+        (true, "select set_config('tenant.name', 'x', false)"),
+    ] {
+        let mut a = Raw::login(c.port, &[]);
+        ok(&mut a, sql);
+        ok(&mut a, "discard all");
+        let pid = value(&mut a, "select pg_backend_pid()");
+        assert_eq!(counted(), f64::from(u8::from(pins)), "{sql}");
+        if pins {
+            let _other = block(&c);
+            assert_eq!(value(&mut a, "select pg_backend_pid()"), pid, "{sql}");
+        }
+        drop(a);
+        wait_for("its end", || (counted() == 0.0).then_some(()));
+    }
+}
+
 /// A small generator of its own, so that a failure is repeated by its seed.
 struct Dice(u64);
 

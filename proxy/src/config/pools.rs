@@ -57,6 +57,24 @@ pub struct Raw {
     /// 0: no limit. Default 5: each is a walsender there, and of the 10 that PostgreSQL has by default the cluster's
     /// own standbys need theirs.
     pub max_replication_connections: usize,
+    /// Functions that leave something in the session that only its server has, as those of extensions which keep state
+    /// between statements: a statement that names one binds its session to its server for as long as it lasts. Lower
+    /// case as in `pg_proc`, no schema. Default none: what PostgreSQL's own functions leave is known.
+    pub pin_functions: Vec<String>,
+    /// Settings that stand for more than their value, as where an extension opens something when one is set: a session
+    /// that has one stays on its server for as long as it lasts. Lower case; `name.*` means all of that prefix. Default
+    /// none: settings follow their session.
+    pub pin_settings: Vec<String>,
+}
+
+impl Raw {
+    /// Does this setting, in lower case, bind the session that has it to its server?
+    pub fn is_pinning(&self, setting: &str) -> bool {
+        self.pin_settings.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(prefix) => setting.starts_with(prefix),
+            None => setting == pattern,
+        })
+    }
 }
 
 impl Default for Raw {
@@ -70,6 +88,8 @@ impl Default for Raw {
             max_db_client_connections: 0,
             max_user_client_connections: 0,
             max_replication_connections: 5,
+            pin_functions: Vec::new(),
+            pin_settings: Vec::new(),
         }
     }
 }
@@ -178,6 +198,16 @@ pub fn check(raw: &Raw, databases: &BTreeMap<String, Database>, users: &BTreeMap
         count(&mut bad, &format!("proxy.pools.{key}"), Some(value), 0);
     }
     span(&mut bad, "proxy.pools.reserve_pool_timeout", Some(raw.reserve_pool_timeout));
+    let folded = |name: &str| !name.chars().any(char::is_uppercase);
+    for name in raw.pin_functions.iter().filter(|n| n.is_empty() || n.contains(['.', '(', '"']) || !folded(n)) {
+        let problem = "must be a function's bare name in lower case, without schema, quotes or arguments";
+        bad.push(BadSetting::new("proxy.pools.pin_functions", format!("{name:?}"), problem));
+    }
+    let pattern = |name: &str| !name.is_empty() && !name.strip_suffix(".*").unwrap_or(name).contains(['*', ' ']);
+    for name in raw.pin_settings.iter().filter(|n| !pattern(n) || !folded(n)) {
+        let problem = "must be the name of a setting in lower case, or prefix.*";
+        bad.push(BadSetting::new("proxy.pools.pin_settings", format!("{name:?}"), problem));
+    }
     for (name, d) in databases {
         let key = |key: &str| format!("proxy.databases.{name}.{key}");
         if d.dbname.as_ref().is_some_and(String::is_empty) {
@@ -225,8 +255,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_prefix_names_all_settings_below_it() {
+        let raw = Raw { pin_settings: vec!["app.*".to_owned(), "plain".to_owned()], ..Raw::default() };
+        for (name, pins) in
+            [("app.x", true), ("apple.x", false), ("plain", true), ("plainer", false), ("x.app.y", false)]
+        {
+            assert_eq!(raw.is_pinning(name), pins, "{name}");
+        }
+    }
+
+    #[test]
     fn a_count_or_a_wait_out_of_range_names_its_table() {
-        let raw = Raw { reserve_pool_timeout: Span::millis(0), ..Raw::default() };
+        let raw = Raw {
+            reserve_pool_timeout: Span::millis(0),
+            pin_functions: vec!["opens".to_owned(), "public.f".to_owned(), "Opens".to_owned()],
+            pin_settings: vec!["app.*".to_owned(), "*".to_owned(), "plain".to_owned()],
+            ..Raw::default()
+        };
         let database = Database {
             pool_size: Some(0),
             dbname: Some(String::new()),
@@ -243,6 +288,9 @@ mod tests {
             bad.iter().map(BadSetting::to_string).collect::<Vec<_>>(),
             [
                 "proxy.pools.reserve_pool_timeout = 0ms: must be between 1ms and 1d",
+                "proxy.pools.pin_functions = \"public.f\": must be a function's bare name in lower case, without schema, quotes or arguments",
+                "proxy.pools.pin_functions = \"Opens\": must be a function's bare name in lower case, without schema, quotes or arguments",
+                "proxy.pools.pin_settings = \"*\": must be the name of a setting in lower case, or prefix.*",
                 "proxy.databases.app.dbname = \"\": must name a database",
                 "proxy.databases.app.user = \"\": must name a user",
                 "proxy.databases.app.pool_size = 0: must be between 1 and 1000000",

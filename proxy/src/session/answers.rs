@@ -205,7 +205,8 @@ impl Session {
     fn distrust_table(&mut self) {
         self.w.shared.catalogs.refresh(&self.identity.dbname);
         if self.table.is_loaded() {
-            self.table = Arc::new(FunctionTable::outdated());
+            let outdated = FunctionTable::outdated().with_pinning(self.table.pinning().clone());
+            self.table = Arc::new(outdated);
             let (table, lex) = (&self.table, self.lex);
             self.statements.reclassify(|sql| classify(sql, table, lex));
         }

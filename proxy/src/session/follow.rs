@@ -125,6 +125,10 @@ impl Session {
         if server.meta.adopt() {
             server.meta.settings = self.w.keep_welcome(&self.identity, &server.meta.settings);
         }
+        let pools = &self.w.config().pools.defaults;
+        if !pools.pin_settings.is_empty() && self.tracking.settings.iter().any(|(name, _)| pools.is_pinning(name)) {
+            self.pins.add(PinReason::Extension);
+        }
         self.presence.settings.replace(self.tracking.settings.clone());
         if !self.pins.has(PinReason::Set) {
             self.parse_key = self.tracking.settings.parse_key();

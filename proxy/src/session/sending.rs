@@ -174,7 +174,8 @@ impl Session {
         let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);
         self.retain(&input[..unit.len], unit, keep, begins);
         self.follow(&input[..unit.len], unit);
-        self.long = unit.text_at.filter(|_| !refused).map(|_| Box::new(LongText::new(self.lex)));
+        self.long =
+            unit.text_at.filter(|_| !refused).map(|_| Box::new(LongText::new(self.lex, self.table.pinning().clone())));
         if let Some(at) = unit.text_at {
             self.follow_long(&input[at..unit.len]);
         }

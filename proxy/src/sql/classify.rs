@@ -105,7 +105,7 @@ impl<'a> Sum<'a> {
         self.begins |= part.head.begins();
         self.pins.join(part.head.pins());
         if part.verb == K::Do {
-            self.pins.join(pins_anywhere(self.sql));
+            self.pins.join(pins_anywhere(self.sql, part.functions));
         }
         self.unpins |= part.head.unpins();
         self.advisory |= part.head.advisory;
@@ -397,6 +397,9 @@ impl<'t> Part<'t> {
     fn call(&mut self, named: Named) {
         let name = &self.name[..self.name_len];
         self.head.call(name);
+        if self.functions.is_pinning(name) {
+            self.head.calls.add(PinReason::Extension);
+        }
         if name == b"set_config" {
             // One within the arguments of another is not followed.
             if self.set_config.replace(SetConfig::new(self.depth + 1)).is_some() {
@@ -468,7 +471,7 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     let several = sql.contains(&b';');
     let control = if several { Control::Multi { begins } } else { first.head.control() };
     let mut pins = first.head.pins();
-    pins.join(pins_anywhere(sql));
+    pins.join(pins_anywhere(sql, functions));
     if several {
         pins.join(loose_pins(sql));
     }
@@ -477,12 +480,15 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
 
 /// What any word of a text could leave in the session, wherever it stands: also within literals, as the bodies of DO
 /// and of functions are.
-fn pins_anywhere(sql: &[u8]) -> Pins {
+fn pins_anywhere(sql: &[u8], functions: &FunctionTable) -> Pins {
     let (mut head, mut pins, mut before) = (Head::new(), Pins::NONE, K::None);
     each_word(sql, |word, name| {
         head.call(name);
         if name == b"set_config" {
             head.sets();
+        }
+        if functions.is_pinning(name) {
+            pins.add(PinReason::Extension);
         }
         match (before, word) {
             (_, K::Temp) => pins.add(PinReason::Temp),

@@ -6,6 +6,7 @@
 use super::{Access, LexRules, classify};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 /// Volatility as in `pg_proc.provolatile`, worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +83,8 @@ pub struct FunctionTable {
     /// A volatile function hides where no text shows it.
     unseen: bool,
     loaded: bool,
+    /// Functions that leave something in the session, as the configuration says; nearly always none.
+    pinning: Arc<[String]>,
 }
 
 /// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, DISTINCT, USING, CASE, ORDER BY and the
@@ -129,6 +132,23 @@ impl FunctionTable {
     /// Known once, and no more: nothing is a read until another table comes.
     pub fn outdated() -> Self {
         Self { unseen: true, ..Self::default() }
+    }
+
+    /// The same where the configuration says that these functions leave something in the session.
+    #[must_use]
+    pub fn with_pinning(mut self, pinning: Arc<[String]>) -> Self {
+        self.pinning = pinning;
+        self
+    }
+
+    /// Functions that leave something in the session, as the configuration says.
+    pub fn pinning(&self) -> &Arc<[String]> {
+        &self.pinning
+    }
+
+    /// Is this one of them? The name is folded as the server folds it.
+    pub fn is_pinning(&self, name: &[u8]) -> bool {
+        self.pinning.iter().any(|known| known.as_bytes() == name)
     }
 
     /// From the rows of `pg_proc`. `allow` adds names that reads may call whatever their volatility, `deny` names

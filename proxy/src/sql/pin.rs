@@ -23,11 +23,13 @@ pub enum PinReason {
     Dblink,
     /// `currval` or `lastval`: what the session has drawn from sequences.
     Sequence,
+    /// State that the configuration says a function or a setting stands for.
+    Extension,
 }
 
 impl PinReason {
     /// Every reason, in the order of [`Pins::list`].
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Set,
         Self::Temp,
         Self::Listen,
@@ -38,6 +40,7 @@ impl PinReason {
         Self::Seed,
         Self::Dblink,
         Self::Sequence,
+        Self::Extension,
     ];
 
     /// What is kept, in words for the client.
@@ -53,6 +56,7 @@ impl PinReason {
             Self::Seed => "the seed of random()",
             Self::Dblink => "dblink connections",
             Self::Sequence => "values drawn from sequences (currval, lastval)",
+            Self::Extension => "state of extensions (pin_functions, pin_settings)",
         }
     }
 
@@ -69,6 +73,7 @@ impl PinReason {
             Self::Seed => "seed",
             Self::Dblink => "dblink",
             Self::Sequence => "sequence",
+            Self::Extension => "extension",
         }
     }
 }

@@ -8,9 +8,9 @@ use crate::sql::functions::FunctionTable;
 use crate::sql::keyword::Keyword as K;
 use crate::sql::lexer::{Token, is_blank, is_digit, is_operator, is_word, starts_word};
 use crate::sql::{LexRules, PinReason, Pins};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-/// No functions are looked up: it is a write.
+/// No function is looked up: it is a write.
 static NO_FUNCTIONS: LazyLock<FunctionTable> = LazyLock::new(FunctionTable::unloaded);
 
 /// Longer words are no names that mean anything; one byte more tells that they are longer.
@@ -81,6 +81,8 @@ pub struct LongText {
     /// It cannot be read with certainty.
     odd: bool,
     plain_backslash: bool,
+    /// Functions that leave something in the session, as the configuration says.
+    pinning: Arc<[String]>,
     part: Part<'static>,
     /// A name in this statement may be one of a custom setting.
     custom: bool,
@@ -89,8 +91,9 @@ pub struct LongText {
 
 impl LongText {
     /// A text from its beginning.
-    pub fn new(lex: LexRules) -> Self {
+    pub fn new(lex: LexRules, pinning: Arc<[String]>) -> Self {
         Self {
+            pinning,
             within: Within::Nothing,
             kept: [0; MAX_WORD],
             len: 0,
@@ -309,6 +312,11 @@ impl LongText {
     fn token_of(&mut self, token: Token<'_>) {
         self.within = Within::Nothing;
         self.part.take(token);
+        let name = &self.part.name[..self.part.name_len];
+        if matches!(token, Token::Word(_) | Token::Quoted(_)) && self.pinning.iter().any(|p| p.as_bytes() == name) {
+            // Called or not: it is named.
+            self.leaves.pins.add(PinReason::Extension);
+        }
         // What runs inside is in a literal, and not looked at here.
         self.odd |= self.part.verb == K::Do;
     }
@@ -331,7 +339,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn long(sql: &[u8], piece: usize) -> Option<(Pins, bool)> {
-        let mut text = LongText::new(LexRules::STANDARD);
+        let mut text = LongText::new(LexRules::STANDARD, ["opens".to_owned()].into());
         sql.chunks(piece.max(1)).for_each(|p| text.feed(p));
         let leaves = text.finish();
         (leaves != Leaves::UNKNOWN).then_some((leaves.pins, leaves.unpins))
@@ -369,6 +377,7 @@ mod tests {
             ("insert into t values (\"pg_advisory_lock\"(1))", Some((Pins::of(PinReason::AdvisoryLock), false))),
             ("create temp table x as values ('y')", Some((Pins::of(PinReason::Temp), false))),
             ("insert into t values (1); drop table u", Some((Pins::NONE, true))),
+            ("select Opens('x')", Some((Pins::of(PinReason::Extension), false))),
             ("select 'never ends", None),
             ("select U&'\\0041'", None),
             ("do $$ begin perform set_config('a', 'b', false); end $$", None),
@@ -388,7 +397,7 @@ mod tests {
             ("select set_config('work_mem', '1MB', false)", true),
             ("set work_mem = '1.5MB'; reset all", false),
         ] {
-            let mut text = LongText::new(LexRules::STANDARD);
+            let mut text = LongText::new(LexRules::STANDARD, ["opens".to_owned()].into());
             text.feed(sql.as_bytes());
             assert_eq!(text.finish().nameless, nameless, "{sql}");
         }
@@ -396,7 +405,8 @@ mod tests {
 
     #[test]
     fn where_backslashes_may_mean_something_nothing_is_certain() {
-        let mut text = LongText::new(LexRules { standard_conforming_strings: false, ..LexRules::STANDARD });
+        let mut text =
+            LongText::new(LexRules { standard_conforming_strings: false, ..LexRules::STANDARD }, Arc::default());
         text.feed(b"insert into t values ('\\'); set x = 1; --')");
         assert_eq!(text.finish(), Leaves::UNKNOWN);
     }
