@@ -11,7 +11,8 @@ use crate::sql::{FunctionRow, FunctionTable, Volatility};
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -115,7 +116,13 @@ struct Shared {
     runtime: Handle,
     reach: Arc<Reach>,
     databases: Mutex<HashMap<String, Database>>,
+    /// What sessions of a database begin with, as far as roles and databases say, as it was read last.
+    defaults: Mutex<HashMap<String, u64>>,
+    changes: watch::Sender<Changes>,
 }
+
+/// How often the defaults of roles and databases were found changed, by database.
+pub type Changes = BTreeMap<String, u64>;
 
 /// A database whose catalog is being read.
 #[derive(Debug)]
@@ -129,7 +136,24 @@ impl Catalogs {
     /// Catalogs read by tasks on `runtime` from the nodes of `topology`.
     pub fn new(settings: Settings, topology: watch::Receiver<Topology>, runtime: Handle, reach: Arc<Reach>) -> Self {
         let databases = Mutex::new(HashMap::new());
-        Self { shared: Arc::new(Shared { settings, topology, runtime, reach, databases }) }
+        let (defaults, (changes, _)) = (Mutex::default(), watch::channel(Changes::default()));
+        Self { shared: Arc::new(Shared { settings, topology, runtime, reach, databases, defaults, changes }) }
+    }
+
+    /// Told when what sessions begin with has changed: ALTER ROLE … SET, ALTER DATABASE … SET.
+    pub fn changes(&self) -> watch::Receiver<Changes> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Read all catalogs again soon: a client has changed a role or a database. Takes the same lock as the others.
+    pub fn refresh_all(&self) {
+        let databases = self.shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut defaults = self.shared.defaults.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, known) in &*databases {
+            // Where nothing was read yet, whatever is read now may be news to connections that exist.
+            defaults.entry(name.clone()).or_insert(0);
+            known.changed.notify_one();
+        }
     }
 
     /// The table of `database`, now and as it changes. The first call starts its task, which ends when all receivers
@@ -169,7 +193,8 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
     loop {
         let view = topology.borrow_and_update().clone();
         let pause = match read_any(&shared, &view, &database).await {
-            Ok(table) => {
+            Ok((table, defaults)) => {
+                defaults.into_iter().for_each(|defaults| compare(&shared, &database, defaults));
                 tracing::debug!(database = database.as_str(), names = table.len(), "catalog read");
                 sender.send_replace(Arc::new(table));
                 (retry, complained) = (RETRY_MIN, false);
@@ -209,6 +234,17 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
     }
 }
 
+/// Are the defaults of a database's sessions what they were?
+fn compare(shared: &Shared, database: &str, defaults: u64) {
+    let mut known = shared.defaults.lock().unwrap_or_else(PoisonError::into_inner);
+    if known.len() >= MAX_DATABASES && !known.contains_key(database) {
+        known.clear();
+    }
+    if known.insert(database.to_owned(), defaults).is_some_and(|before| before != defaults) {
+        shared.changes.send_modify(|changes| *changes.entry(database.to_owned()).or_default() += 1);
+    }
+}
+
 /// A catalog that could not be read.
 #[derive(Debug, thiserror::Error)]
 enum ReadCatalogError {
@@ -235,19 +271,27 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// From the primary, else from the first standby that answers.
-async fn read_any(shared: &Shared, view: &Topology, database: &str) -> Result<FunctionTable, ReadCatalogError> {
+/// From the primary, else from the first standby that answers; of that one no defaults, which may be old.
+async fn read_any(
+    shared: &Shared,
+    view: &Topology,
+    database: &str,
+) -> Result<(FunctionTable, Option<u64>), ReadCatalogError> {
     let mut last = ReadCatalogError::NoNode;
-    for member in view.primary.iter().chain(&view.standbys).filter(|m| !m.fenced) {
+    for (i, member) in view.primary.iter().chain(&view.standbys).enumerate().filter(|(_, m)| !m.fenced) {
         match read_from(shared, &member.postgres, database).await {
-            Ok(table) => return Ok(table),
+            Ok((table, defaults)) => return Ok((table, (i == 0 && view.primary.is_some()).then_some(defaults))),
             Err(error) => last = error,
         }
     }
     Err(last)
 }
 
-async fn read_from(shared: &Shared, endpoint: &Endpoint, database: &str) -> Result<FunctionTable, ReadCatalogError> {
+async fn read_from(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    database: &str,
+) -> Result<(FunctionTable, u64), ReadCatalogError> {
     let settings = &shared.settings;
     let mut config = tokio_postgres::Config::new();
     config
@@ -311,10 +355,16 @@ const DEFINITIONS: &str = "\
     SELECT t.typname, 'SELECT NULL::' || format_type(t.typbasetype, NULL) || coalesce(', ' || pg_get_expr(c.conbin, 0), '') \
     FROM pg_type t LEFT JOIN pg_constraint c ON c.contypid = t.oid WHERE t.typtype = 'd' AND t.oid >= 16384";
 
+/// What ALTER ROLE … SET and ALTER DATABASE … SET say of sessions of this database.
+const DEFAULTS: &str = "\
+    SELECT setdatabase, setrole, setconfig FROM pg_db_role_setting \
+    WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) ORDER BY 1, 2";
+
 async fn read_all(
     settings: &Settings,
     client: &tokio_postgres::Client,
-) -> Result<FunctionTable, tokio_postgres::Error> {
+) -> Result<(FunctionTable, u64), tokio_postgres::Error> {
+    let defaults = client.simple_query(DEFAULTS).await?;
     let functions = client.simple_query(FUNCTIONS).await?;
     let relations = client.simple_query(LOCAL_RELATIONS).await?;
     let operators = client.simple_query(OPERATORS).await?;
@@ -337,7 +387,11 @@ async fn read_all(
     let definitions: Vec<(&str, &str)> = self::rows(&definitions)
         .filter_map(|row| Some((row.get(0)?, row.get(1).filter(|text| text.len() <= MAX_DEFINITION).unwrap_or("?"))))
         .collect();
-    Ok(table.with_definitions(&definitions))
+    let mut hasher = DefaultHasher::new();
+    for row in self::rows(&defaults) {
+        (0..3).for_each(|column| row.get(column).hash(&mut hasher));
+    }
+    Ok((table.with_definitions(&definitions), hasher.finish()))
 }
 
 fn rows(messages: &[SimpleQueryMessage]) -> impl Iterator<Item = &tokio_postgres::SimpleQueryRow> {

@@ -200,7 +200,8 @@ fn start_with(
         overseer.block_on(async {
             let files = keep_users(&all, stopped.clone());
             let tls = tls.follow(all.config.subscribe(), stopped.clone());
-            tokio::join!(publish_state(&all, publish, lag, stopped.clone()), tls, files);
+            let defaults = crate::pool::defaults::follow(&all, all.catalogs.changes(), stopped.clone());
+            tokio::join!(publish_state(&all, publish, lag, stopped.clone()), tls, files, defaults);
         });
     });
     threads.push(thread.map_err(StartError::Thread)?);

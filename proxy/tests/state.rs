@@ -463,6 +463,33 @@ fn what_the_configuration_names_pins_its_session_for_good() {
     }
 }
 
+/// A session begins with what its role and its database say, and not with what they said when its server was connected.
+#[test]
+fn later_sessions_have_the_defaults_that_were_altered() {
+    let c = Cluster::start(0, |raw| {
+        raw.pool_size = 2;
+        raw.catalog_refresh = cluster::config::Span::secs(1);
+    });
+    let seen = |name: &str| {
+        let mut new = Raw::login(c.port, &[]);
+        let shown = value(&mut new, &format!("show {name}"));
+        let told = new.settings.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone());
+        assert!(told.is_none() || told.as_ref() == Some(&shown), "told {told:?}, shown {shown}");
+        shown
+    };
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "set lock_timeout = '3s'");
+    assert_eq!(seen("work_mem"), "4MB");
+    ok(&mut a, "alter role app set work_mem = '7MB'");
+    wait_for("new sessions to have the role's setting", || (seen("work_mem") == "7MB").then_some(()));
+    ok(&mut a, "alter database app set timezone = 'Asia/Tokyo'");
+    wait_for("new sessions to have the database's setting", || (seen("timezone") == "Asia/Tokyo").then_some(()));
+    // By somebody else.
+    c.nodes[0].psql("alter role app reset work_mem");
+    wait_for("new sessions to have the server's setting", || (seen("work_mem") == "4MB").then_some(()));
+    assert_eq!(value(&mut a, "show lock_timeout"), "3s");
+}
+
 /// A small generator of its own, so that a failure is repeated by its seed.
 struct Dice(u64);
 

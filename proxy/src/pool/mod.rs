@@ -9,6 +9,7 @@ pub mod admin;
 pub mod backoff;
 pub mod checkout;
 pub mod clients;
+pub mod defaults;
 pub mod doors;
 pub mod health;
 pub mod limit;

@@ -195,6 +195,9 @@ impl Session {
             if std::mem::take(&mut self.relay.redefined) {
                 self.distrust_table();
             }
+            if std::mem::take(&mut self.relay.redefaults) {
+                self.w.shared.catalogs.refresh_all();
+            }
             self.set_busy(false);
             self.rest();
         }

@@ -148,6 +148,8 @@ pub struct Relay {
     pub forgotten: Option<Survivors>,
     /// What routing knows of functions, operators, views and the like may have been changed.
     pub redefined: bool,
+    /// What sessions begin with may have been changed, by ALTER ROLE or ALTER DATABASE.
+    pub redefaults: bool,
     /// A unit in flight may drop all prepared statements.
     forgetting: bool,
     /// The oldest unit was kept whole, so that it can be sent again.
@@ -387,6 +389,7 @@ impl Relay {
                 }
                 self.copy_in = false;
                 self.redefined |= crate::sql::redefines(&frame[5..]);
+                self.redefaults |= matches!(&frame[5..], b"ALTER ROLE\0" | b"ALTER DATABASE\0");
                 if matches!(&frame[5..], b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
                     self.forgotten = Some(self.survivors());
                 }

@@ -1,0 +1,78 @@
+//! ALTER ROLE … SET and ALTER DATABASE … SET reach sessions that begin later, and a pooled connection has begun long
+//! ago. When the catalog's readers find such defaults changed, the connections of their database are replaced as
+//! after RECONNECT: each as soon as it is free.
+
+use crate::catalog::Changes;
+use crate::config::pools::Pools;
+use crate::pool::admin::order;
+use crate::pool::doors::{Order, Scope};
+use crate::pool::policy::dbname;
+use crate::worker::Shared;
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long the workers have to hear of it.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Replace connections whenever defaults have changed, until the process stops.
+pub async fn follow(shared: &Shared, mut changes: watch::Receiver<Changes>, mut stopped: watch::Receiver<bool>) {
+    let follow = async {
+        let mut seen = Changes::default();
+        while changes.changed().await.is_ok() {
+            let now = changes.borrow_and_update().clone();
+            for (at_servers, _) in now.iter().filter(|(name, count)| seen.get(*name) != Some(count)) {
+                replace(shared, at_servers).await;
+            }
+            seen = now;
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        _ = stopped.wait_for(|stop| *stop) => {}
+    }
+}
+
+async fn replace(shared: &Shared, at_servers: &str) {
+    let pools = shared.config.borrow().pools.clone();
+    // What a login was told once is not what the next one is to be told.
+    let forget = |welcomes: &mut std::collections::HashMap<_, _>| {
+        welcomes.retain(|identity: &std::sync::Arc<crate::pool::Identity>, _| identity.dbname != at_servers);
+    };
+    forget(&mut shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner));
+    for database in names(&pools, at_servers) {
+        match order(shared, Order::Reconnect, Scope::Database(database.clone()), LIMIT).await {
+            Ok(()) => tracing::info!(database, "defaults of roles or databases changed, connections are replaced"),
+            Err(error) => tracing::warn!(database, %error, "connections with old defaults not replaced"),
+        }
+    }
+    // A connection that was made meanwhile may have said what the old ones began with.
+    forget(&mut shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// What clients call the database that has this name at the servers.
+fn names(pools: &Pools, at_servers: &str) -> BTreeSet<String> {
+    let configured = pools.databases.keys().map(String::as_str);
+    let meant = configured.chain([at_servers]).filter(|name| dbname(pools, name) == at_servers);
+    meant.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::pools::Database;
+
+    #[test]
+    fn a_database_is_meant_by_all_its_names() {
+        let mut pools = Pools::new(1, Duration::ZERO);
+        let named = |dbname: &str| Database { dbname: Some(dbname.to_owned()), ..Database::default() };
+        pools.databases.insert("alias".to_owned(), named("app"));
+        pools.databases.insert("other".to_owned(), named("elsewhere"));
+        let of = |name: &str| names(&pools, name).into_iter().collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            (of("app"), of("elsewhere"), of("other")),
+            ("alias app".into(), "elsewhere other".into(), String::new())
+        );
+    }
+}
