@@ -25,6 +25,9 @@ pub struct Topology {
     pub valid_until: Option<Instant>,
     /// Where this term's timeline left the previous one; `None` in the first term.
     pub fork: Option<Fork>,
+    /// That and the forks before it, oldest first: what of older timelines this term's holds. Empty while the term's
+    /// primary is not promoted.
+    pub forks: Vec<Fork>,
 }
 
 /// A node and how to reach it.
@@ -108,6 +111,7 @@ impl Topology {
             standbys: Vec::new(),
             valid_until: None,
             fork: None,
+            forks: Vec::new(),
         }
     }
 

@@ -220,6 +220,9 @@ pub struct Promote {
 pub struct Promoted {
     /// Parent timeline and switch LSN, from the history file.
     pub fork: Fork,
+    /// All of the history file, oldest first, `fork` last. Older agents do not tell it.
+    #[serde(default)]
+    pub forks: Vec<Fork>,
     /// `pg_snapshot_xmax(pg_current_snapshot())` before promotion, as a 64-bit xid.
     pub xid_bound: u64,
     /// End of the term record's commit.

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// A wall-clock time, milliseconds since 1970 UTC. For display only.
 pub type WallMillis = u64;
 
+/// Forks kept in a term's record.
+pub const MOST_FORKS: usize = 64;
+
 /// `term`: who is, or is becoming, primary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TermRecord {
@@ -27,6 +30,10 @@ pub struct TermRecord {
     pub prev: Option<Tenure>,
     /// Where the chosen node's received WAL ended, so where this term's timeline starts. Set by T2.
     pub fork: Option<Fork>,
+    /// The line of descent of this term's timeline, oldest first, `fork` last: tells what of older terms it holds. Set
+    /// once promoted; the newest [`MOST_FORKS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forks: Vec<Fork>,
     /// The first transaction id that can only belong to this term. An xid at or past it seen in the old term is lost.
     pub xid_bound: Option<u64>,
     /// End of this term's record in `pgtenure.term`; the term opens when it is on a quorum.

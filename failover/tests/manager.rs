@@ -148,7 +148,7 @@ impl Pretender {
         let timeline = u32::try_from(order.term.0).unwrap();
         self.change(|s| s.postgres = primary(timeline, 0x6100));
         let fork = Fork { timeline: order.base.timeline, lsn: order.base.lsn };
-        Promoted { fork, xid_bound: 700, record_lsn: Lsn(0x6100) }
+        Promoted { fork, forks: vec![fork], xid_bound: 700, record_lsn: Lsn(0x6100) }
     }
 
     async fn open(&self, order: Open) -> Opened {
@@ -244,6 +244,7 @@ impl World {
             cause: Cause::Bootstrap,
             prev: None,
             fork: None,
+            forks: Vec::new(),
             xid_bound: None,
             record_lsn: None,
             policy_epoch: 1,

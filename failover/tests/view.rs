@@ -37,6 +37,7 @@ fn term(term: u64, phase: Phase) -> TermRecord {
         cause: Cause::Failover,
         prev: None,
         fork: None,
+        forks: Vec::new(),
         xid_bound: None,
         record_lsn: None,
         policy_epoch: 1,

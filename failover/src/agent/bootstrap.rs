@@ -183,6 +183,7 @@ impl Agent {
             cause: Cause::Bootstrap,
             prev: None,
             fork: None,
+            forks: Vec::new(),
             xid_bound: None,
             record_lsn: Some(record_lsn),
             policy_epoch: 1,

@@ -111,9 +111,9 @@ impl Agent {
         let bound = row.next().and_then(|t| t.parse().ok());
         // At or past the end of the record.
         let lsn = row.next().and_then(|t| t.parse::<Lsn>().ok());
-        let fork = self.own_history(timeline).and_then(|h| h.forks.last().copied());
-        match (bound, lsn, fork) {
-            (Some(xid_bound), Some(record_lsn), Some(fork)) => Ok(Promoted { fork, xid_bound, record_lsn }),
+        let forks = self.own_history(timeline).map(|h| h.forks).unwrap_or_default();
+        match (bound, lsn, forks.last().copied()) {
+            (Some(xid_bound), Some(record_lsn), Some(fork)) => Ok(Promoted { fork, forks, xid_bound, record_lsn }),
             _ => Err(self.wrong_state("promoted under this term with its record")),
         }
     }
@@ -148,7 +148,7 @@ impl Agent {
         while sql.value::<String>(what, "SELECT pg_is_in_recovery()", left(what)?).await? != "f" {
             tokio::time::sleep(Duration::from_millis(5).min(left(what)?)).await;
         }
-        let fork = self.fork_of_new(sql, timeline, left(what)?).await?;
+        let (fork, forks) = self.forks_of_new(sql, timeline, left(what)?).await?;
         if names_changed && names != SyncNames::Off {
             // The list may have been empty a moment ago: prove that it is in force.
             self.prove_waiting(&names, left("proving the names")?).await?;
@@ -163,7 +163,7 @@ impl Agent {
         });
         self.checkpoint_later(order.term);
         self.look_now.notify_one();
-        Ok(Promoted { fork, xid_bound, record_lsn })
+        Ok(Promoted { fork, forks, xid_bound, record_lsn })
     }
 
     /// The names to hold before and after; true when they had to be changed.
@@ -265,8 +265,13 @@ impl Agent {
         }
     }
 
-    /// Check the new timeline's number and read where it left its parent.
-    async fn fork_of_new(&self, sql: &Sql, want: TimelineId, left: Duration) -> Result<Fork, PromoteError> {
+    /// Check the new timeline's number and read where it left its parent, and that its own.
+    async fn forks_of_new(
+        &self,
+        sql: &Sql,
+        want: TimelineId,
+        left: Duration,
+    ) -> Result<(Fork, Vec<Fork>), PromoteError> {
         let what = "reading the new history";
         let query = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)";
         let text: String = sql.value(what, query, left).await?;
@@ -276,8 +281,9 @@ impl Agent {
         }
         let path = self.env.layout.data().join("pg_wal").join(want.history_file());
         let text = std::fs::read_to_string(path).map_err(|source| PromoteError::File { what, source })?;
-        let history = History::parse(want, &text).ok();
-        history.and_then(|h| h.forks.last().copied()).ok_or(PromoteError::Other("the new history file has no parent"))
+        let forks = History::parse(want, &text).map(|h| h.forks).unwrap_or_default();
+        let last = forks.last().copied().ok_or(PromoteError::Other("the new history file has no parent"))?;
+        Ok((last, forks))
     }
 
     /// Insert the term's record without waiting for standbys: managers verify that it reaches them.

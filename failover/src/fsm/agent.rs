@@ -240,6 +240,7 @@ mod tests {
             cause: Cause::Failover,
             prev: None,
             fork: None,
+            forks: Vec::new(),
             xid_bound: None,
             record_lsn: None,
             policy_epoch: 1,

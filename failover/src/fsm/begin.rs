@@ -169,6 +169,7 @@ impl Planner {
             cause: begin.cause,
             prev: prev.clone(),
             fork: None,
+            forks: Vec::new(),
             xid_bound: None,
             record_lsn: None,
             policy_epoch: policy.value.epoch,

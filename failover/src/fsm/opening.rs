@@ -8,10 +8,16 @@ use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
-use crate::record::{Phase, Suspension, TermRecord};
+use crate::record::{MOST_FORKS, Phase, Suspension, TermRecord};
+use cluster::timeline::Fork;
 use cluster::{Instant, Lsn, NodeId, Term};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// As many forks as a record keeps.
+fn newest(forks: &[Fork]) -> Vec<Fork> {
+    forks[forks.len().saturating_sub(MOST_FORKS)..].to_vec()
+}
 
 impl Planner {
     pub(super) fn promoted(&mut self, now: Instant, node: &NodeId, promoted: Promoted, out: &mut Vec<Action>) {
@@ -35,6 +41,7 @@ impl Planner {
             phase: Phase::Opening,
             node: Some(choice.node.clone()),
             fork: Some(promoted.fork),
+            forks: newest(&promoted.forks),
             xid_bound: Some(promoted.xid_bound),
             record_lsn: Some(promoted.record_lsn),
             ..self.round_record(round)

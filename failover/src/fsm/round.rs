@@ -156,6 +156,7 @@ impl Planner {
             cause: round.begin.cause,
             prev: round.prev.clone(),
             fork: None,
+            forks: Vec::new(),
             xid_bound: None,
             record_lsn: None,
             policy_epoch: round.policy.epoch,

@@ -74,6 +74,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         primary,
         valid_until: (!protected).then(|| validity.end()),
         fork: term.fork,
+        forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
     }
 }
 
@@ -156,6 +157,7 @@ mod tests {
                 cause: Cause::Failover,
                 prev: Some(Tenure { term: Term(5), node: n("n1"), timeline: TimelineId(5) }),
                 fork: None,
+                forks: Vec::new(),
                 xid_bound: None,
                 record_lsn: None,
                 policy_epoch: 1,

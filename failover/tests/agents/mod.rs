@@ -297,6 +297,7 @@ impl Cluster {
             cause: Cause::Failover,
             prev: old.node.map(|node| Tenure { term: old.term, node, timeline: old.term.timeline().unwrap() }),
             fork: None,
+            forks: Vec::new(),
             xid_bound: None,
             record_lsn: None,
             policy_epoch: 1,

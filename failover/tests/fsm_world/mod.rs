@@ -185,6 +185,7 @@ impl World {
             cause: Cause::Bootstrap,
             prev: None,
             fork: None,
+            forks: Vec::new(),
             xid_bound: None,
             record_lsn: Some(Lsn(0x100)),
             policy_epoch: 1,
@@ -394,7 +395,8 @@ impl World {
         let base = parse::position(&words.value::<String>("fork")?)?;
         let record_lsn = words.value("record")?;
         let fork = Fork { timeline: base.timeline, lsn: base.lsn };
-        self.answer(&node, CommandKind::Promote, Ok(Reply::Promoted(Promoted { fork, xid_bound: 700, record_lsn })))
+        let promoted = Promoted { fork, forks: vec![fork], xid_bound: 700, record_lsn };
+        self.answer(&node, CommandKind::Promote, Ok(Reply::Promoted(promoted)))
     }
 
     /// `opened NODE [silently]`: its agent makes T3; silently: the answer is lost and only a read shows it.

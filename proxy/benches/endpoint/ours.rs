@@ -44,6 +44,7 @@ pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -
         standbys: vec![standby.clone()],
         valid_until: None,
         fork: None,
+        forks: Vec::new(),
     };
     let (_publish, topology) = watch::channel(topology);
     let (lag, lag_seen) = watch::channel(Arc::new(LagSnapshot::default()));

@@ -293,6 +293,7 @@ fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
         standbys: standbys.iter().map(Node::member).collect(),
         valid_until: None,
         fork: None,
+        forks: Vec::new(),
     }
 }
 
