@@ -113,3 +113,237 @@ fn a_database_has_a_promise_of_its_own() {
     ok(&mut a, "set pgtenure.read_from = 'standby'");
     wait_for("a read at the standby", || (value(&mut a, WHERE) == "n2").then_some(()));
 }
+
+/// Where the client's last statement went, as `standby n2: fresh`.
+fn last_route(client: &mut Raw) -> String {
+    let route = value(client, "show pgtenure.last_route");
+    route.splitn(3, ": ").take(2).collect::<Vec<_>>().join(": ")
+}
+
+#[test]
+fn a_token_carries_what_was_written_to_another_session() {
+    let cluster = one_standby();
+    cluster.nodes[1].psql("select pg_wal_replay_pause()");
+    let mut a = Raw::login(cluster.port, &[]);
+    ok(&mut a, "update seen set n = 7");
+    let token = value(&mut a, "show pgtenure.token");
+    assert!(token.starts_with("1-1-0/"), "{token}");
+    assert_eq!(value(&mut a, "show pgtenure.token"), token, "asking changes nothing");
+    // Another one does not know of the write, until it is told.
+    let mut b = Raw::login(cluster.port, &[("pgtenure.max_replay_lag", "1h")]);
+    assert_eq!(value(&mut b, "select n, current_setting('cluster_name') from seen"), "0 n2");
+    ok(&mut b, &format!("set pgtenure.after = '{token}'"));
+    // Its own SET ran at the primary too, and waits for a sample like a write.
+    wait_for("the position to be what counts", || {
+        assert_eq!(value(&mut b, "select n, current_setting('cluster_name') from seen"), "7 n1");
+        (last_route(&mut b) == "primary n1: replay_behind").then_some(())
+    });
+    // In the startup packet, with a wait for the standby.
+    let options = format!("-c pgtenure.after={token} -c pgtenure.standby_wait=20s -c pgtenure.no_standby=error");
+    let mut c = Raw::login(cluster.port, &[("options", &options)]);
+    c.write(|out| proxy::wire::frontend::write_query(out, "select n, current_setting('cluster_name') from seen"));
+    wait_for("the read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
+    cluster.nodes[1].psql("select pg_wal_replay_resume()");
+    assert_eq!(c.until_ready(), ["T", "D 7 n2", "C SELECT 1", "Z I"]);
+    // Reset, it is forgotten; a transaction that sets it is no worse for it.
+    ok(&mut b, "reset pgtenure.after");
+    ok(&mut b, &format!("begin; set local pgtenure.after = '{token}'; select n from seen; commit"));
+}
+
+#[test]
+fn a_token_from_beyond_a_fork_is_refused() {
+    let cluster = Cluster::start(2, |raw| raw.workers = 1);
+    cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
+    let mut a = Raw::login(cluster.port, &[]);
+    ok(&mut a, "update seen set n = 1");
+    let token = value(&mut a, "show pgtenure.token");
+    let later = value(&mut a, "update seen set n = 2 returning 'gone'");
+    assert_eq!(later, "gone");
+    let lost = value(&mut a, "show pgtenure.token");
+    let lsn = |token: &str| token.rsplit('-').next().unwrap().parse::<cluster::Lsn>().unwrap();
+    let mut pinned = Raw::login(cluster.port, &[]);
+    ok(&mut pinned, &format!("set pgtenure.after = '{lost}'; create temp table t(n int)"));
+    // As if the new primary had received the first write only.
+    cluster.fail_over_to(1);
+    cluster.publish(|t| {
+        t.forks = vec![cluster::timeline::Fork { timeline: cluster::TimelineId(1), lsn: lsn(&token) }];
+    });
+    let mut b = Raw::login(cluster.port, &[]);
+    ok(&mut b, &format!("set pgtenure.after = '{token}'"));
+    ok(&mut b, "select n from seen");
+    // Set where it can be seen, and set where it cannot.
+    assert_eq!(b.query(&format!("set pgtenure.after = '{lost}'")), ["E 08007", "Z I"]);
+    assert_eq!(b.query("set pgtenure.after = '1-1-16B3748'"), ["E 22023", "Z I"]);
+    assert_eq!(value(&mut b, "show pgtenure.after"), token, "what was refused was not set");
+    ok(&mut b, &format!("select set_config('pgtenure.after', concat('{lost}'), false)"));
+    for statement in [WHERE, "update seen set n = 3", "begin"] {
+        assert_eq!(b.query(statement), ["E 08007", "Z I"], "{statement}");
+    }
+    ok(&mut b, "reset pgtenure.after");
+    ok(&mut b, "select n from seen");
+    // Within a block, the block fails.
+    ok(&mut b, "begin");
+    let set = b.query(&format!("set local pgtenure.after = '{lost}'"));
+    assert_eq!(set, ["E 08007", "Z E"]);
+    assert_eq!(b.query("select 1"), ["E 25P02", "Z E"]);
+    assert_eq!(b.query("rollback"), ["C ROLLBACK", "Z I"]);
+    ok(&mut b, "select n from seen");
+    // What the session has set may be lost by a failover after that, also for one that lost its server with it.
+    assert_eq!(pinned.query(WHERE)[0], "E 08006");
+    assert_eq!(pinned.query(WHERE), ["E 08007", "Z I"]);
+}
+
+#[test]
+fn a_session_can_ask_where_its_statements_go() {
+    let cluster = one_standby();
+    let mut a = Raw::login(cluster.port, &[]);
+    assert_eq!(value(&mut a, WHERE), "n2");
+    let route = value(&mut a, "show pgtenure.last_route");
+    assert!(route.starts_with("standby n2: fresh: ") && route.contains(" ms stale, replayed 0/"), "{route}");
+    assert_eq!(value(&mut a, "show pgtenure.last_route"), route, "asking is no route");
+    assert_eq!(value(&mut a, "select current_setting('pgtenure.last_route')"), route);
+    ok(&mut a, "update seen set n = 1");
+    assert_eq!(value(&mut a, "show pgtenure.last_route"), "primary n1: write: not proven read-only");
+    assert_eq!(value(&mut a, "show pgtenure.term"), "1");
+    // Within a block as well, and before its first query.
+    ok(&mut a, "begin");
+    assert_eq!(value(&mut a, "show pgtenure.term"), "1");
+    ok(&mut a, "set transaction isolation level serializable");
+    ok(&mut a, "select n from seen");
+    assert_eq!(last_route(&mut a), "primary n1: same_server");
+    ok(&mut a, "commit");
+    // By the extended protocol.
+    a.write(|out| {
+        common::raw::run(out, "show pgtenure.term");
+        common::raw::sync(out);
+    });
+    assert_eq!(a.until_ready(), ["1", "2", "D 1", "C SHOW", "Z I"]);
+    a.write(|out| {
+        common::raw::parse(out, "s", "show pgtenure.last_route");
+        common::raw::sync(out);
+    });
+    assert_eq!(a.until_ready(), ["1", "Z I"]);
+    ok(&mut a, "update seen set n = 1");
+    a.write(|out| {
+        common::raw::bind(out, "", "s", &[]);
+        common::raw::execute(out, "");
+        common::raw::sync(out);
+    });
+    assert_eq!(a.until_ready(), ["2", "D primary n1: write: not proven read-only", "C SHOW", "Z I"]);
+    assert_eq!(a.query("set pgtenure.term = '9'")[0], "C SET");
+    assert_eq!(value(&mut a, "show pgtenure.term"), "1", "it only tells");
+    ok(&mut a, "reset pgtenure.term");
+    // Told by itself, as long as it is wanted.
+    ok(&mut a, "set pgtenure.explain_route = on");
+    let seen = a.query("update seen set n = 2");
+    assert_eq!(seen, ["N 00000", "C UPDATE 1", "Z I"]);
+    ok(&mut a, "set pgtenure.explain_route = off");
+    assert_eq!(a.query("update seen set n = 2"), ["C UPDATE 1", "Z I"]);
+    cluster.fail_over_to(1);
+    assert_eq!(value(&mut a, "show pgtenure.term"), "2");
+}
+
+#[test]
+fn reads_that_follow_each_other_without_a_pause_return_to_the_standby() {
+    let cluster = one_standby();
+    let mut a = Raw::login(cluster.port, &[]);
+    ok(&mut a, "update seen set n = 5");
+    let started = std::time::Instant::now();
+    loop {
+        let got = value(&mut a, "select n, current_setting('cluster_name') from seen");
+        if got == "5 n2" {
+            break;
+        }
+        assert_eq!(got, "5 n1");
+        assert!(started.elapsed() < common::DEADLINE, "it never returns");
+    }
+}
+
+#[test]
+fn a_statement_says_for_itself_what_it_may_miss() {
+    let cluster = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.reads.hints = true;
+    });
+    let mut a = Raw::login(cluster.port, &[]);
+    wait_for("the standby to serve reads", || (value(&mut a, WHERE) == "n2").then_some(()));
+    let hinted = format!("/* pgtenure: read_from=primary */ {WHERE}");
+    assert_eq!(value(&mut a, &hinted), "n1");
+    assert_eq!(last_route(&mut a), "primary n1: as_asked");
+    wait_for("a read at the standby", || (value(&mut a, WHERE) == "n2").then_some(()));
+    assert_eq!(a.query(&format!("/* pgtenure: read_from=nowhere */ {WHERE}"))[0], "N 01000");
+    // Two sessions prepare what differs in the comment only, and one prepares both.
+    let mut b = Raw::login(cluster.port, &[]);
+    let run = |client: &mut Raw, statement: &str| {
+        client.write(|out| {
+            common::raw::bind(out, "", statement, &[]);
+            common::raw::execute(out, "");
+            common::raw::sync(out);
+        });
+        client.until_ready()[1].clone()
+    };
+    for client in [&mut a, &mut b] {
+        client.write(|out| {
+            common::raw::parse(out, "plain", WHERE);
+            common::raw::parse(out, "hinted", &hinted);
+            common::raw::sync(out);
+        });
+        assert_eq!(client.until_ready(), ["1", "1", "Z I"]);
+    }
+    for client in [&mut a, &mut b] {
+        for _ in 0..3 {
+            wait_for("a read at the standby", || (run(client, "plain") == "D n2").then_some(()));
+            assert_eq!(run(client, "hinted"), "D n1");
+        }
+    }
+}
+
+#[test]
+fn hints_are_comments_unless_they_are_allowed() {
+    let cluster = one_standby();
+    let mut a = Raw::login(cluster.port, &[]);
+    assert_eq!(value(&mut a, &format!("/* pgtenure: read_from=primary */ {WHERE}")), "n2");
+}
+
+#[test]
+fn the_position_of_a_write_is_asked_for_where_that_is_configured() {
+    let cluster = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.reads.commit_lsn = proxy::config::reads::CommitLsn::Ask;
+    });
+    cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
+    let mut a = Raw::login(cluster.port, &[]);
+    wait_for("the standby to serve reads", || (value(&mut a, WHERE) == "n2").then_some(()));
+    cluster.nodes[1].psql("select pg_wal_replay_pause()");
+    for n in 1..20 {
+        ok(&mut a, &format!("update seen set n = {n}"));
+        // No sample is waited for: the position is known, and the standby is known not to have it.
+        assert_eq!(value(&mut a, "select n from seen"), n.to_string());
+        assert_eq!(last_route(&mut a), "primary n1: replay_behind");
+    }
+    cluster.nodes[1].psql("select pg_wal_replay_resume()");
+    wait_for("the standby to have it", || {
+        (value(&mut a, "select n, current_setting('cluster_name') from seen") == "19 n2").then_some(())
+    });
+}
+
+#[test]
+fn a_session_that_keeps_its_server_leaves_a_standby_that_has_become_stale() {
+    let cluster = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.pools.pool_mode = proxy::config::PoolMode::Session;
+    });
+    cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
+    let mut b = Raw::login(cluster.port, &[]);
+    let read = "select n, current_setting('cluster_name') from seen";
+    // A session whose first read came too early keeps the primary.
+    let mut a = wait_for("the standby to serve reads", || {
+        let settings = [("pgtenure.consistency", "global"), ("pgtenure.standby_wait", "20s")];
+        let mut a = Raw::login(cluster.port, &settings);
+        (value(&mut a, read) == "0 n2").then_some(a)
+    });
+    for n in 1..10 {
+        ok(&mut b, &format!("update seen set n = {n}"));
+        assert_eq!(value(&mut a, read), format!("{n} n2"));
+    }
+}

@@ -27,6 +27,25 @@ pub struct Raw {
     /// What a read does then: `primary` (it goes there) or `error` (57P03). Sessions say otherwise by
     /// `SET pgtenure.no_standby`. Default `primary`.
     pub no_standby: NoStandby,
+    /// Whether statements say otherwise for themselves, by a comment before their first word:
+    /// `/* pgtenure: consistency=eventual, max_replay_lag=500ms */`, with any of the settings' names. Default false:
+    /// where SQL is put together from what users enter, they could choose too.
+    pub hints: bool,
+    /// How the position of a session's write is learnt, which its reads at standbys wait for: `sample` (from the lag
+    /// monitor's next sample; until that the session reads at the primary) or `ask` (by a query behind each write, once
+    /// that is answered). Default `sample`: it costs nothing.
+    pub commit_lsn: CommitLsn,
+}
+
+/// How the position of a write is learnt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommitLsn {
+    /// From the lag monitor.
+    #[default]
+    Sample,
+    /// By a query behind the write.
+    Ask,
 }
 
 impl Default for Raw {
@@ -36,6 +55,8 @@ impl Default for Raw {
             read_from: ReadFrom::Standby,
             standby_wait: Span::millis(0),
             no_standby: NoStandby::Primary,
+            hints: false,
+            commit_lsn: CommitLsn::Sample,
         }
     }
 }
@@ -72,6 +93,7 @@ pub fn resolve(reads: &Raw, max_replay_lag: Duration, pools: &Pools, database: &
         max_replay_lag: u.max_replay_lag.or(d.max_replay_lag).map_or(max_replay_lag, |s| s.0),
         standby_wait: u.standby_wait.or(d.standby_wait).unwrap_or(reads.standby_wait).0,
         no_standby: u.no_standby.or(d.no_standby).unwrap_or(reads.no_standby),
+        ..Promise::session(max_replay_lag)
     }
 }
 
@@ -126,6 +148,7 @@ mod tests {
             max_replay_lag: Duration::from_secs(5),
             standby_wait: Duration::from_secs(2),
             no_standby: NoStandby::Error,
+            ..Promise::session(lag)
         };
         assert_eq!(of("app", "ann"), both);
         let long = check(&Raw { standby_wait: Span::secs(3601), ..Raw::default() }, &pools.databases, &pools.users);

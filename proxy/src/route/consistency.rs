@@ -2,29 +2,41 @@
 //!
 //! After a write acknowledged at t, any insert position of the primary whose query was sent at or after t lies at or
 //! past the end of its commit record. So nothing is asked at commit: the session reads from the primary until such a
-//! sample comes by, at most one probe interval later, and from then on from standbys that have replayed it.
+//! sample comes by, at most one probe interval later, and from then on from standbys that have replayed it. What it
+//! reads at the primary meanwhile it must not miss later either, so that moves t on. A session that reads without a
+//! pause would so never find a sample that is new enough: it is told to ask the primary itself, once ([`Causality::asks`]).
 //!
-//! Positions of an older term say nothing in a newer one: the bound is resolved again from the new primary's samples,
-//! every one of which lies past whatever survived.
+//! Positions of an older term are carried into a newer one by the fork: what lies past it is gone. Where the fork is
+//! not known, the new primary's samples do, every one of which lies past whatever survived.
 
 use super::policy::Lag;
+use super::token::Token;
 use cluster::topology::Topology;
-use cluster::{Instant, Lsn, Term};
+use cluster::{Instant, Lsn, TimelineId};
 
 /// What one session has written and read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Causality {
-    write: Option<Bound>,
-    /// Greatest replay position, as sampled, of the standbys it has read from, with its term.
-    read: Option<(Term, Lsn)>,
+    /// What the primary has answered.
+    bound: Option<Bound>,
+    /// Greatest replay position, as sampled, of the standbys it has read from.
+    read: Option<Token>,
+    /// The primary did not tell its position when asked: it is not asked again.
+    mute: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Bound {
-    /// When the last write was acknowledged.
-    wrote_at: Instant,
-    /// The position that covers it, and the term of that position.
-    covered: Option<(Term, Lsn)>,
+    /// When the last answer came.
+    at: Instant,
+    /// When the first came that no position covers.
+    since: Instant,
+    /// There is a write among them.
+    wrote: bool,
+    /// The position that covers them.
+    covered: Option<Token>,
+    /// A read went to the primary although a sample had come that covers the first of them.
+    chasing: bool,
 }
 
 /// No position of the primary covers what must be seen yet.
@@ -39,33 +51,77 @@ impl Causality {
     /// the primary and is not a proven read. Call it when the answer arrives, not when the statement is sent: a sample
     /// taken in between would not cover it.
     pub fn wrote(&mut self, now: Instant) {
-        self.write = Some(Bound { wrote_at: now, covered: None });
+        self.answered(now, true);
+    }
+
+    /// A read at the primary was answered at `now`.
+    pub fn saw(&mut self, now: Instant) {
+        self.answered(now, false);
+    }
+
+    fn answered(&mut self, now: Instant, wrote: bool) {
+        let open = self.bound.filter(|b| b.covered.is_none());
+        let (since, before, chasing) = open.map_or((now, false, false), |b| (b.since, b.wrote, b.chasing));
+        self.bound = Some(Bound { at: now, since, wrote: wrote || before, covered: None, chasing });
+    }
+
+    /// Should the primary be asked for its position before the session's next statement? `each_write`: after each
+    /// write, and not only when samples do not help.
+    pub fn asks(&self, each_write: bool) -> bool {
+        !self.mute && self.bound.is_some_and(|b| b.covered.is_none() && (b.chasing || each_write && b.wrote))
+    }
+
+    /// Does the primary tell its position, as far as is known?
+    pub fn may_ask(&self) -> bool {
+        !self.mute
+    }
+
+    /// The primary was asked at `asked`, and this is its position.
+    pub fn cover(&mut self, asked: Instant, position: Token) {
+        if let Some(bound) = self.bound.as_mut().filter(|b| b.at <= asked) {
+            bound.covered = Some(position);
+        }
+    }
+
+    /// The primary does not tell its position.
+    pub fn give_up(&mut self) {
+        self.mute = true;
     }
 
     /// A read goes to a standby that had replayed `replay_lsn` when sampled. Its later reads do not go to one that
     /// was sampled behind that.
-    pub(super) fn read(&mut self, term: Term, replay_lsn: Lsn) {
-        let newest = match self.read {
-            Some((t, lsn)) if t == term => lsn.max(replay_lsn),
-            _ => replay_lsn,
-        };
-        self.read = Some((term, newest));
+    pub(super) fn read(&mut self, topology: &Topology, lag: &Lag, replay_lsn: Lsn) {
+        let term = lag.snapshot().term;
+        let read = Token { term, timeline: timeline(topology, lag), lsn: replay_lsn };
+        self.read = Some(read.later(self.read));
     }
 
     /// The position a standby must have replayed for the session to read there; `None` when any will do.
     ///
     /// # Errors
-    /// The last write is not covered by any sample yet.
+    /// What the primary has answered last is not covered by any sample yet.
     pub(super) fn need(&mut self, topology: &Topology, lag: &Lag) -> Result<Option<Lsn>, Pending> {
-        let read = self.read.filter(|(term, _)| *term == topology.term).map(|(_, lsn)| lsn);
-        let Some(bound) = &mut self.write else { return Ok(read) };
-        if bound.covered.is_none_or(|(term, _)| term != topology.term) {
-            let sample = lag.primary_of(topology).filter(|s| s.sent_at >= bound.wrote_at);
-            bound.covered = sample.map(|s| (topology.term, s.insert_lsn));
-        }
-        match bound.covered {
-            Some((_, lsn)) => Ok(read.max(Some(lsn))),
-            None => Err(Pending { since: bound.wrote_at }),
+        let read = self.need_of_reads(topology, lag)?;
+        let Some(bound) = &mut self.bound else { return Ok(read) };
+        let lsn = match bound.covered {
+            Some(covered) => carried(covered, topology, lag)?,
+            None => {
+                let sample = lag.primary_of(topology);
+                bound.chasing |= sample.is_some_and(|s| s.sent_at >= bound.since);
+                let sample = sample.filter(|s| s.sent_at >= bound.at).ok_or(Pending { since: bound.at })?;
+                bound.covered = Some(Token { term: topology.term, timeline: sample.timeline, lsn: sample.insert_lsn });
+                sample.insert_lsn
+            }
+        };
+        Ok(read.max(Some(lsn)))
+    }
+
+    fn need_of_reads(&self, topology: &Topology, lag: &Lag) -> Result<Option<Lsn>, Pending> {
+        match self.read {
+            None => Ok(None),
+            // Also while a new term begins, and the figures are still the old one's.
+            Some(read) if read.term == lag.snapshot().term => Ok(Some(read.lsn)),
+            Some(read) => carried(read, topology, lag).map(Some),
         }
     }
 
@@ -80,8 +136,38 @@ impl Causality {
         lag: &Lag,
         since: Instant,
     ) -> Result<Option<Lsn>, Pending> {
-        let read = self.read.filter(|(term, _)| *term == topology.term).map(|(_, lsn)| lsn);
         let sample = lag.primary_of(topology).filter(|s| s.sent_at >= since).ok_or(Pending { since })?;
-        Ok(read.max(Some(sample.insert_lsn)))
+        Ok(self.need_of_reads(topology, lag)?.max(Some(sample.insert_lsn)))
     }
+
+    /// A position that covers all that the session was answered; `None` when it has neither written nor read.
+    ///
+    /// # Errors
+    /// What the primary has answered last is not covered by any sample yet.
+    pub fn token(&mut self, topology: &Topology, lag: &Lag) -> Result<Option<Token>, Pending> {
+        let open = self.bound.filter(|b| b.covered.is_none());
+        if let Some(bound) = open {
+            let chasing = bound.chasing;
+            self.need(topology, lag)?;
+            self.bound.iter_mut().for_each(|b| b.chasing = chasing);
+        }
+        // Of an older term it stays what it was: only so it can be seen whether that is lost.
+        let covered = self.bound.and_then(|b| b.covered);
+        Ok(covered.map(|c| c.later(self.read)).or(self.read))
+    }
+}
+
+/// What a position of a term comes to in the present one.
+fn carried(position: Token, topology: &Topology, lag: &Lag) -> Result<Lsn, Pending> {
+    if let Some(lsn) = position.carried(topology) {
+        return Ok(lsn);
+    }
+    // Any position of the new primary lies past the fork.
+    lag.primary_of(topology).map(|s| s.insert_lsn).ok_or(Pending { since: Instant::from_millis(0) })
+}
+
+/// The timeline of the term whose figures these are.
+fn timeline(topology: &Topology, lag: &Lag) -> TimelineId {
+    let of_term = || TimelineId(u32::try_from(lag.snapshot().term.0).unwrap_or(u32::MAX));
+    lag.primary_of(topology).map_or_else(of_term, |sample| sample.timeline)
 }

@@ -4,6 +4,7 @@
 //! 1. Only what is proven read-only may go to a standby; everything else goes to the primary.
 //! 2. A standby serves when it is not fenced, its staleness is within `max_replay_lag`, and it has replayed the
 //!    session's last write (`consistency`) and whatever the session has already read.
+//!    A position that the session names (`pgtenure.after`) counts like a write of its own.
 //! 3. Without such a standby a read waits for one as long as the session's promise says, and then goes to the primary
 //!    or fails, as that says too (`promise`, which also loosens or tightens rule 2).
 //! 4. While no primary answers, a standby that has replayed the primary's last sampled position holds everything
@@ -17,9 +18,11 @@
 
 pub mod balance;
 pub mod consistency;
+pub mod hint;
 pub mod policy;
 pub mod promise;
 pub mod throttle;
+pub mod token;
 
 pub use balance::Loads;
 pub use consistency::Causality;
@@ -27,10 +30,11 @@ use consistency::Pending;
 pub use policy::{Lag, Unfit};
 pub use promise::{Consistency, NoStandby, Promise, ReadFrom};
 pub use throttle::Slowed;
+pub use token::{Standing, Token};
 
 use crate::sql::Access;
 use cluster::topology::{Member, Topology};
-use cluster::{Instant, Lsn, NodeId};
+use cluster::{Instant, Lsn, NodeId, Term};
 use std::fmt;
 use std::time::Duration;
 
@@ -90,6 +94,22 @@ pub enum Reason {
         /// When the session's last write was acknowledged, or when the read began that is to see everybody's.
         since: Instant,
     },
+    /// The position that the session names is in no history any more.
+    AfterLost {
+        /// The position.
+        after: Token,
+        /// Where its timeline was left; `None` when that is not known.
+        fork: Option<Lsn>,
+        /// The term in force.
+        term: Term,
+    },
+    /// The position that the session names cannot be judged yet: a term begins, or is not known here.
+    AfterUnknown {
+        /// The position.
+        after: Token,
+        /// The term in force.
+        term: Term,
+    },
     /// No standby qualifies.
     NoStandby {
         /// The one that came closest; `None` when there is no standby at all.
@@ -105,6 +125,8 @@ impl Reason {
             Self::AsAsked => "as_asked",
             Self::Fresh { .. } => "fresh",
             Self::AwaitingSample { .. } => "awaiting_sample",
+            Self::AfterLost { .. } => "after_lost",
+            Self::AfterUnknown { .. } => "after_unknown",
             Self::NoStandby { closest: None } => "no_standby",
             Self::NoStandby { closest: Some((_, unfit)) } => unfit.as_str(),
         }
@@ -125,6 +147,18 @@ impl fmt::Display for Reason {
             }
             Self::Fresh { staleness: None, replay_lsn, .. } => write!(f, "replayed {replay_lsn}, lag not known"),
             Self::AwaitingSample { .. } => write!(f, "no position of the primary is known yet that covers it"),
+            Self::AfterLost { after, fork: Some(fork), .. } => {
+                write!(f, "{after} lies past {fork}, where a later term left its timeline")
+            }
+            Self::AfterLost { after, fork: None, term } => {
+                write!(f, "the timeline of {after} is not known to be an ancestor of term {term}")
+            }
+            Self::AfterUnknown { after, term } if after.term > *term => {
+                write!(f, "{after} is of a later term than {term}, the newest one known here")
+            }
+            Self::AfterUnknown { after, term } => {
+                write!(f, "it is not decided yet whether {after} is in the history of term {term}")
+            }
             Self::NoStandby { closest: None } => write!(f, "there is no standby"),
             Self::NoStandby { closest: Some((node, unfit)) } => write!(f, "closest is {node}, {unfit}"),
         }
@@ -143,6 +177,10 @@ pub fn decide(
 ) -> Decision {
     let to_primary = |reason| Decision { target: Target::Primary, reason };
     let promise = &request.promise;
+    let after = match after(promise, topology, now) {
+        Ok(after) => after,
+        Err(decision) => return decision,
+    };
     match (request.access, promise.read_from) {
         (Access::Write, _) => return to_primary(Reason::Write),
         (Access::Read, ReadFrom::Primary) => return to_primary(Reason::AsAsked),
@@ -152,6 +190,7 @@ pub fn decide(
         Ok(need) => need,
         Err(pending) => return without(request, Reason::AwaitingSample { since: pending.since }, now),
     };
+    let need = need.max(after);
     let fit = |member: &Member| match request.avoid.contains(&member.node) {
         true => Err(Unfit::Avoided),
         false => policy::fit(promise, member, topology, lag, need, now),
@@ -159,7 +198,7 @@ pub fn decide(
     let chosen = balance::choose(&topology.standbys, |m| fit(m).is_ok(), loads, seed);
     match chosen.map(|member| (member, fit(member))) {
         Some((member, Ok(fresh))) => {
-            causality.read(topology.term, fresh.replay_lsn);
+            causality.read(topology, lag, fresh.replay_lsn);
             let reason = Reason::Fresh { staleness: fresh.staleness, replay_lsn: fresh.replay_lsn, need };
             Decision { target: Target::Standby(member.node.clone()), reason }
         }
@@ -195,9 +234,25 @@ pub fn still_fits(
     now: Instant,
 ) -> bool {
     let Some(member) = topology.standbys.iter().find(|member| member.node == *node) else { return false };
-    let need = need(promise, causality, topology, lag, now);
-    promise.read_from == ReadFrom::Standby
-        && need.is_ok_and(|need| policy::fit(promise, member, topology, lag, need, now).is_ok())
+    let (ReadFrom::Standby, Ok(after)) = (promise.read_from, after(promise, topology, now)) else { return false };
+    let Ok(need) = need(promise, causality, topology, lag, now) else { return false };
+    let fresh = policy::fit(promise, member, topology, lag, need.max(after), now);
+    fresh.map(|fresh| causality.read(topology, lag, fresh.replay_lsn)).is_ok()
+}
+
+/// The position that the session names, as one to have replayed.
+fn after(promise: &Promise, topology: &Topology, now: Instant) -> Result<Option<Lsn>, Decision> {
+    let Some(after) = promise.after else { return Ok(None) };
+    let term = topology.term;
+    match after.standing(topology, now) {
+        Standing::Need(lsn) => Ok(Some(lsn)),
+        Standing::Lost { fork } => {
+            Err(Decision { target: Target::Nowhere, reason: Reason::AfterLost { after, fork, term } })
+        }
+        Standing::Undecided | Standing::Ahead => {
+            Err(Decision { target: Target::Wait(promise::LONGEST), reason: Reason::AfterUnknown { after, term } })
+        }
+    }
 }
 
 /// No standby may serve the read.

@@ -145,12 +145,16 @@ pub fn fit(
     let standby = lag.snapshot.standby(&member.node).ok_or(Unfit::Unknown(LagUnknown::NeverSampled))?;
     let sample = standby.sample.as_ref().ok_or(Unfit::Unknown(unknown_of(standby)))?;
     let replay_lsn = sample.replay_lsn;
+    let behind = need.filter(|need| replay_lsn < *need).map(|need| Unfit::ReplayBehind { need, have: replay_lsn });
     if promise.consistency == Consistency::Eventual {
-        return match standby.replay_lag {
-            Err(why @ (LagUnknown::NeverSampled | LagUnknown::Unreachable | LagUnknown::NotInRecovery)) => {
+        return match (standby.replay_lag, behind) {
+            (Err(why @ (LagUnknown::NeverSampled | LagUnknown::Unreachable | LagUnknown::NotInRecovery)), _) => {
                 Err(Unfit::Unknown(why))
             }
-            Ok(_) | Err(LagUnknown::StreamBroken | LagUnknown::ReplayPaused | LagUnknown::NoPrimarySample) => {
+            // It may have gone another way than the history that the position is in.
+            (Err(why @ LagUnknown::StreamBroken), _) if need.is_some() => Err(Unfit::Unknown(why)),
+            (_, Some(behind)) => Err(behind),
+            (Ok(_) | Err(LagUnknown::StreamBroken | LagUnknown::ReplayPaused | LagUnknown::NoPrimarySample), None) => {
                 Ok(Fit { staleness: standby.staleness_at(now).ok(), replay_lsn })
             }
         };
@@ -161,9 +165,9 @@ pub fn fit(
     if staleness > budget {
         return Err(Unfit::Lagging { staleness, budget });
     }
-    match need {
-        Some(need) if replay_lsn < need => Err(Unfit::ReplayBehind { need, have: replay_lsn }),
-        _ => Ok(Fit { staleness: Some(staleness), replay_lsn }),
+    match behind {
+        Some(behind) => Err(behind),
+        None => Ok(Fit { staleness: Some(staleness), replay_lsn }),
     }
 }
 

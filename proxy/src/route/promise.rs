@@ -5,6 +5,7 @@
 //! SHOW, RESET, SET LOCAL, ROLLBACK and savepoints mean what they always mean, and what the proxy goes by is what the
 //! server says they are.
 
+use super::token::Token;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -96,6 +97,10 @@ pub struct Promise {
     pub standby_wait: Duration,
     /// What it does then.
     pub no_standby: NoStandby,
+    /// A position that it must not miss, whatever the consistency.
+    pub after: Option<Token>,
+    /// The client is told of each statement where it went and why.
+    pub explain_route: bool,
 }
 
 impl Promise {
@@ -107,12 +112,18 @@ impl Promise {
             max_replay_lag,
             standby_wait: Duration::ZERO,
             no_standby: NoStandby::Primary,
+            after: None,
+            explain_route: false,
         }
     }
 }
 
 /// Every setting begins with this.
 pub const PREFIX: &str = "pgtenure.";
+/// Names the position that later reads of the session must have seen.
+pub const AFTER: &str = "pgtenure.after";
+/// Settings that only tell: the proxy has the server answer with their values.
+pub const TOLD: [&str; 3] = ["pgtenure.token", "pgtenure.last_route", "pgtenure.term"];
 /// Longest wait and greatest lag that a session may ask for.
 pub const LONGEST: Duration = Duration::from_secs(3600);
 
@@ -137,9 +148,23 @@ pub enum BadPromise {
         /// Its value.
         value: String,
     },
+    /// A token is expected.
+    #[error("invalid value for parameter \"{name}\": \"{value}\" is {}", super::token::BadToken)]
+    Token {
+        /// The setting.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// It only tells.
+    #[error("parameter \"{name}\" cannot be changed")]
+    Told {
+        /// The setting.
+        name: String,
+    },
     /// There is no such setting.
     #[error(
-        "unrecognized configuration parameter \"{name}\" (there are pgtenure.consistency, .read_from, .max_replay_lag, .standby_wait and .no_standby)"
+        "unrecognized configuration parameter \"{name}\" (there are pgtenure.consistency, .read_from, .max_replay_lag, .standby_wait, .no_standby, .after and .explain_route)"
     )]
     Name {
         /// The setting.
@@ -151,7 +176,11 @@ impl BadPromise {
     /// The setting, in lower case.
     pub fn name(&self) -> &str {
         match self {
-            Self::Word { name, .. } | Self::Time { name, .. } | Self::Name { name } => name,
+            Self::Word { name, .. }
+            | Self::Time { name, .. }
+            | Self::Token { name, .. }
+            | Self::Told { name }
+            | Self::Name { name } => name,
         }
     }
 }
@@ -173,6 +202,9 @@ pub fn resolve<'a>(
             "no_standby" => word(full, value, &NoStandby::ALL, |n| n.as_str()).map(|n| promise.no_standby = n),
             "max_replay_lag" => time(full, value).map(|t| promise.max_replay_lag = t),
             "standby_wait" => time(full, value).map(|t| promise.standby_wait = t),
+            "after" => token(full, value).map(|t| promise.after = Some(t)),
+            "explain_route" => word(full, value, &SWITCH, |(text, _)| text).map(|(_, on)| promise.explain_route = on),
+            _ if TOLD.contains(&full) => Err(BadPromise::Told { name: full.to_owned() }),
             _ => Err(BadPromise::Name { name: full.to_owned() }),
         };
         bad.extend(result.err());
@@ -181,6 +213,26 @@ pub fn resolve<'a>(
         promise.read_from = ReadFrom::Primary;
     }
     (promise, bad)
+}
+
+/// PostgreSQL's words for a boolean.
+const SWITCH: [(&str, bool); 8] = [
+    ("on", true),
+    ("off", false),
+    ("true", true),
+    ("false", false),
+    ("yes", true),
+    ("no", false),
+    ("1", true),
+    ("0", false),
+];
+
+/// The value of `pgtenure.after`.
+///
+/// # Errors
+/// It is not a token.
+pub fn token(name: &str, value: &str) -> Result<Token, BadPromise> {
+    value.trim().parse().map_err(|_| BadPromise::Token { name: name.to_owned(), value: value.to_owned() })
 }
 
 fn word<T: Copy>(name: &str, value: &str, all: &[T], text: impl Fn(&T) -> &'static str) -> Result<T, BadPromise> {
@@ -258,6 +310,8 @@ mod tests {
             ("pgtenure.standby_wait", "2s"),
             ("pgtenure.no_standby", "error"),
             ("pgtenure.read_from", ""),
+            ("pgtenure.after", "7-7-0/10"),
+            ("pgtenure.explain_route", "ON"),
             ("app.consistency", "none"),
         ];
         let want = Promise {
@@ -265,6 +319,8 @@ mod tests {
             max_replay_lag: Duration::from_millis(250),
             standby_wait: Duration::from_secs(2),
             no_standby: NoStandby::Error,
+            after: Some("7-7-0/10".parse().unwrap()),
+            explain_route: true,
             ..CONFIGURED
         };
         assert_eq!(resolve(CONFIGURED, settings.into_iter()), (want, vec![]));
@@ -295,8 +351,15 @@ mod tests {
                 "pgtenure.consistancy",
                 "global",
                 "unrecognized configuration parameter \"pgtenure.consistancy\" (there are pgtenure.consistency, \
-                 .read_from, .max_replay_lag, .standby_wait and .no_standby)",
+                 .read_from, .max_replay_lag, .standby_wait, .no_standby, .after and .explain_route)",
             ),
+            (
+                "pgtenure.after",
+                "7-0/1",
+                "invalid value for parameter \"pgtenure.after\": \"7-0/1\" is not a token (a value of pgtenure.token is \
+                 expected, as in \"3-3-0/16B3748\")",
+            ),
+            ("pgtenure.token", "1-1-0/1", "parameter \"pgtenure.token\" cannot be changed"),
         ] {
             let (promise, bad) = resolve(CONFIGURED, [(name, value)].into_iter());
             assert_eq!(promise, Promise { read_from: ReadFrom::Primary, ..CONFIGURED });

@@ -1,6 +1,7 @@
 use super::*;
 use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
+use cluster::timeline::Fork;
 use cluster::topology::{Closed, Gate};
 use cluster::{Term, TimelineId};
 use proptest::prelude::*;
@@ -438,4 +439,107 @@ fn a_reason_tells_its_numbers() {
         w.decide(Access::Read, 9000, 1).reason.to_string(),
         "closest is n2, 8000 ms stale where 1000 ms are allowed"
     );
+}
+
+#[test]
+fn what_was_read_at_the_primary_counts_like_a_write() {
+    let mut w = World::new().only_n2();
+    w.causality.saw(at(1010));
+    assert_eq!(w.read(1020), "primary awaiting_sample");
+    w.snapshot.primary = Some(sample("n1", 150, 1030));
+    w.snapshot.standbys = vec![standby("n2", 149, 1030)];
+    w.publish();
+    assert_eq!(w.read(1040), "primary replay_behind");
+    w.snapshot.standbys = vec![standby("n2", 150, 1035)];
+    w.publish();
+    assert_eq!(w.read(1040), "n2 fresh");
+}
+
+#[test]
+fn a_session_that_reads_without_a_pause_asks_the_primary_where_it_is() {
+    let mut w = World::new().only_n2();
+    w.causality.wrote(at(1010));
+    assert_eq!(w.read(1011), "primary awaiting_sample");
+    w.causality.saw(at(1012));
+    assert!(!w.causality.asks(false), "the next sample may do");
+    assert!(w.causality.asks(true), "where each write is asked for");
+    w.snapshot.primary = Some(sample("n1", 150, 1011));
+    w.publish();
+    assert_eq!(w.read(1013), "primary awaiting_sample");
+    w.causality.saw(at(1014));
+    assert!(w.causality.asks(false), "a sample covers the write, but not what was read since");
+    let position = Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(140) };
+    w.causality.cover(at(1013), position);
+    assert!(w.causality.asks(false), "asked before the last answer");
+    w.causality.cover(at(1014), position);
+    assert!(!w.causality.asks(true));
+    w.snapshot.standbys = vec![standby("n2", 140, 1015)];
+    w.publish();
+    assert_eq!(w.read(1016), "n2 fresh");
+    // One that does not tell is not asked for ever.
+    w.causality.wrote(at(1017));
+    w.causality.give_up();
+    assert!(!w.causality.asks(true));
+}
+
+#[test]
+fn a_named_position_is_waited_for_whatever_the_consistency() {
+    for consistency in [Consistency::Eventual, Consistency::Bounded, Consistency::Session, Consistency::Global] {
+        let mut w = World::new().only_n2();
+        w.promise.consistency = consistency;
+        w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(101) });
+        assert_eq!(w.read(1000), "primary replay_behind", "{consistency:?}");
+        w.snapshot.standbys = vec![standby("n2", 101, 1000)];
+        w.publish();
+        assert_eq!(w.read(1000), "n2 fresh", "{consistency:?}");
+        // Who streams nothing may have gone another way.
+        w.snapshot.standbys[0].replay_lag = Err(LagUnknown::StreamBroken);
+        w.publish();
+        assert_eq!(w.read(1000), "primary stream_broken", "{consistency:?}");
+    }
+}
+
+#[test]
+fn what_lies_past_a_fork_is_refused_also_to_those_who_read_at_the_primary() {
+    let mut w = World::new().only_n2();
+    w.topology.forks = vec![Fork { timeline: TimelineId(5), lsn: Lsn(90) }];
+    let after = |w: &mut World, term, lsn| {
+        w.promise.after =
+            Some(Token { term: Term(term), timeline: TimelineId(u32::try_from(term).unwrap()), lsn: Lsn(lsn) });
+    };
+    after(&mut w, 5, 90);
+    assert_eq!(w.read(1000), "n2 fresh");
+    after(&mut w, 5, 91);
+    for from in [ReadFrom::Standby, ReadFrom::Primary] {
+        w.promise.read_from = from;
+        assert_eq!(w.read(1000), "nowhere after_lost");
+    }
+    assert_eq!(w.decide(Access::Write, 1000, 1).target, Target::Nowhere);
+    after(&mut w, 8, 1);
+    assert_eq!(w.read(1000), "wait 3600000 after_unknown");
+    after(&mut w, 5, 91);
+    w.topology.gate = Gate::Closed(Closed::Promoting);
+    assert_eq!(w.read(1000), "wait 3600000 after_unknown");
+}
+
+#[test]
+fn a_fork_carries_what_was_read_and_written_into_the_next_term() {
+    let mut w = World::new().only_n2();
+    assert_eq!(w.read(1000), "n2 fresh");
+    w.causality.wrote(at(1001));
+    w.snapshot.primary = Some(sample("n1", 150, 1002));
+    w.publish();
+    assert_eq!(w.read(1003), "primary replay_behind");
+    w.topology.term = Term(8);
+    w.topology.forks = vec![Fork { timeline: TimelineId(7), lsn: Lsn(120) }];
+    w.snapshot.term = Term(8);
+    w.snapshot.standbys = vec![standby("n2", 119, 1004)];
+    w.publish();
+    assert_eq!(w.read(1005), "primary replay_behind", "what survived of its write is at the fork at the latest");
+    w.snapshot.standbys = vec![standby("n2", 120, 1006)];
+    w.publish();
+    assert_eq!(w.read(1007), "n2 fresh");
+    // The token still tells that the write may be lost.
+    let token = w.causality.token(&w.topology, &w.lag);
+    assert_eq!(token.unwrap().unwrap().to_string(), "8-7-0/78");
 }

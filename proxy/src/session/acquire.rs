@@ -13,6 +13,7 @@ use crate::session::slow;
 use crate::sql::Access;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
+use crate::wire::promise_error::PromiseError;
 use crate::worker::{ToWorker, Worker};
 use cluster::topology::{Gate, Member};
 use cluster::{Instant, NodeId, Role};
@@ -70,7 +71,7 @@ pub struct Found {
     /// Where it goes back to.
     pub pool: Rc<Pool>,
     /// Why it was chosen.
-    pub reason: &'static str,
+    pub reason: Reason,
 }
 
 /// Why there is none.
@@ -121,7 +122,7 @@ pub fn at_hand(
         return None;
     }
     let server = pool.at_hand(w.check_before(now), settings)?;
-    w.still_valid(&server.meta).then_some(Found { server, pool, reason: reason.as_str() })
+    w.still_valid(&server.meta).then_some(Found { server, pool, reason })
 }
 
 /// Where a unit would go, and why.
@@ -169,6 +170,7 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
     let _held = Held::new(w, bytes).map_err(NotFound::Error)?;
     slow::down(w, &want).await;
     let mut queue = Queue::default();
+    let mut unknown = None;
     loop {
         // Listened for before it is looked at: a change in between is not missed.
         let mut changed = std::pin::pin!(w.changed.notified());
@@ -176,6 +178,9 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
         let now = w.now();
         let hold_left = want.hold(w).saturating_sub(now.since(want.since));
         if hold_left.is_zero() {
+            if let Some(error) = unknown {
+                return Err(NotFound::Error(ClientError::Promise(error)));
+            }
             return Err(NotFound::Error(hold_timeout(w, want.since, now)));
         }
         let waited_enough = now.since(want.since) >= rules(w, &want).query_wait_timeout;
@@ -188,11 +193,14 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
         }
         let (target, reason) = target(w, want.need(), now);
         let promised_left = match target {
-            Target::Nowhere => return Err(NotFound::Error(no_standby(&want, &reason, now))),
+            Target::Nowhere => return Err(NotFound::Error(nowhere(&want, reason, now))),
             Target::Wait(left) => Some(left),
             Target::Primary | Target::Standby(_) => None,
         };
         if let Some(left) = promised_left {
+            if let Reason::AfterUnknown { after, term } = reason {
+                unknown = Some(PromiseError::AfterUnknown { after, term, waited: now.since(want.since) });
+            }
             let _ = tokio::time::timeout(left.min(hold_left), changed).await;
             continue;
         }
@@ -210,7 +218,7 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
         };
         if let Some(server) = server.filter(|s| w.still_valid(&s.meta)) {
             w.counts.waited(w.now().since(want.since));
-            return Ok(Found { server, pool, reason: reason.as_str() });
+            return Ok(Found { server, pool, reason });
         }
     }
 }
@@ -464,12 +472,16 @@ pub async fn any_standby(w: &Rc<Worker>, want: &Want) -> Option<Server> {
     None
 }
 
-/// The error for a read that no standby may serve and that must not burden the primary.
-fn no_standby(want: &Want, reason: &Reason, now: Instant) -> ClientError {
-    ClientError::NoStandby {
-        consistency: want.promise.consistency.as_str(),
-        waited: now.since(want.since),
-        why: reason.to_string(),
+/// The error for what goes nowhere: a read that no standby may serve and that must not burden the primary, or one
+/// that comes after what is lost.
+fn nowhere(want: &Want, reason: Reason, now: Instant) -> ClientError {
+    match reason {
+        Reason::AfterLost { after, fork, term } => ClientError::Promise(PromiseError::AfterLost { after, fork, term }),
+        reason => ClientError::NoStandby {
+            consistency: want.promise.consistency.as_str(),
+            waited: now.since(want.since),
+            why: reason.to_string(),
+        },
     }
 }
 

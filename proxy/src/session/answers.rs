@@ -156,9 +156,14 @@ impl Session {
             let len = self.retained_lens.pop_front().unwrap_or(0);
             self.retained.drain(..len);
             self.rescan = true;
-            if self.wrote && self.relay.status == TxStatus::Idle {
+            if self.relay.status != TxStatus::Idle {
+                continue;
+            }
+            if self.wrote {
                 self.causality.borrow_mut().wrote(self.w.now());
                 self.count_below_mode();
+            } else if self.saw {
+                self.causality.borrow_mut().saw(self.w.now());
             }
         }
     }
@@ -191,7 +196,7 @@ impl Session {
         self.avoid.clear();
         self.mark_rest();
         if self.relay.status == TxStatus::Idle {
-            (self.wrote, self.portal_may_commit) = (false, false);
+            (self.wrote, self.saw, self.portal_may_commit) = (false, false, false);
             if std::mem::take(&mut self.relay.redefined) {
                 self.distrust_table();
             }

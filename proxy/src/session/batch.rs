@@ -19,6 +19,7 @@ const OPAQUE: Statement = Statement {
     pins: Pins::NONE,
     unpins: true,
     advisory: true,
+    ours: false,
 };
 
 /// A text that is read as it passes.
@@ -87,6 +88,8 @@ pub struct Unit {
     pub binds_named: bool,
     /// It names the unnamed statement, and has not parsed it.
     pub takes_unnamed: bool,
+    /// It may name a setting of the proxy's own.
+    pub ours: bool,
     /// Statements it executes, saturating.
     pub statements: u32,
 }
@@ -370,6 +373,7 @@ impl<'a> Scanner<'a> {
         self.unit.pins.join(class.pins);
         self.unit.block.advisory |= class.advisory;
         self.unit.unpins |= class.unpins;
+        self.unit.ours |= class.ours;
         self.bound.push(b.portal, class);
         true
     }
@@ -397,6 +401,7 @@ impl<'a> Scanner<'a> {
         self.unit.discards |= class.control == Control::DiscardAll;
         self.unit.pins.join(class.pins);
         self.unit.unpins |= class.unpins;
+        self.unit.ours |= class.ours;
     }
 
     fn end(&mut self) -> Step {

@@ -133,14 +133,14 @@ impl Session {
     }
 
     /// Would the standby that has the block still be chosen for it?
-    fn still_fits(&mut self, now: Instant) -> bool {
-        let promise = self.promise();
+    pub(super) fn still_fits(&mut self, now: Instant) -> bool {
+        let promise = self.promise_of_unit();
         let Some(server) = &self.server else { return false };
         self.w.still_fits(&server.meta.node, &promise, &mut self.causality.borrow_mut(), now)
     }
 
     fn standby_fits(&mut self, now: Instant) -> bool {
-        let promise = self.promise();
+        let promise = self.promise_of_unit();
         let database = self.identity.database.as_str();
         let need = acquire::Need {
             database,

@@ -10,7 +10,7 @@ use crate::config::PoolMode;
 use crate::console::tally::{Counter, Tally};
 use crate::net::Stream;
 use crate::pool::{Identity, Pool};
-use crate::route::Causality;
+use crate::route::{Causality, Promise, Reason};
 use crate::session::acquire;
 use crate::session::block::Fresh;
 use crate::session::cancel::Waiters;
@@ -20,6 +20,7 @@ use crate::session::presence::{Activity, End, Presence, Serving};
 use crate::session::promised::Promised;
 use crate::session::relay::Relay;
 use crate::session::server::Server;
+use crate::session::shown::Route;
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::ClientStatements;
 use crate::session::timers::Expiry;
@@ -145,6 +146,18 @@ pub struct Session {
     /// What follows it from server to server.
     pub(super) tracking: Tracking,
     pub(super) promised: Option<Box<Promised>>,
+    /// What the unit at the head of the inbox says for itself.
+    pub(super) hinted: Option<Box<Promise>>,
+    /// Where the last statement went.
+    pub(super) route: Option<Route>,
+    /// Why the server was chosen that the next statement goes to.
+    pub(super) chosen: Option<Reason>,
+    /// The server has been given the settings that the unit at the head of the inbox asks for.
+    pub(super) told: bool,
+    /// The unit at the head of the inbox changes settings.
+    pub(super) sets: bool,
+    /// A proven read ran on the primary in this transaction.
+    pub(super) saw: bool,
     /// The server that listened for the client is lost, and another one is to listen.
     pub(super) listens: bool,
     /// The server has reported a setting in this transaction.
@@ -259,6 +272,12 @@ impl Session {
             counted: Pins::default(),
             tracking: Tracking::new(application_name),
             promised: None,
+            hinted: None,
+            route: None,
+            chosen: None,
+            told: false,
+            sets: false,
+            saw: false,
             listens: false,
             reported: false,
             base: settings.clone(),

@@ -102,7 +102,7 @@ impl Session {
         if !self.tracking.is_due(self.pins) {
             self.tracking.rest();
             self.durability.settle();
-            return false;
+            return self.ask_position();
         }
         let question = self.tracking.question(&mut self.pins, &*server.meta);
         match question {
@@ -112,7 +112,7 @@ impl Session {
             }
             None => {
                 self.settled();
-                false
+                self.ask_position()
             }
         }
     }
@@ -232,6 +232,12 @@ impl Session {
                 self.idle();
             }
             Some(Asked::Begin) => self.block_begun(hidden.error),
+            Some(Asked::Position { at }) => {
+                self.positioned(at, &hidden);
+                self.idle();
+            }
+            // A server that refuses them will say so again when it is asked for them.
+            Some(Asked::Tell) => self.told = true,
             Some(Asked::Listen) if hidden.error.is_some() => return Err(self.deaf()),
             Some(Asked::Listen) => {
                 self.to_client.append(|out| backend::write_warning(out, MISSED, MISSED_DETAIL));

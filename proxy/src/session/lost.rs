@@ -53,6 +53,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         bump(&s.w.counts.retries);
     }
     let wrote = std::mem::take(&mut s.wrote);
+    s.saw = false;
     s.tracking.lose(&mut s.pins, undone);
     s.parse_key = s.tracking.settings.parse_key();
     if s.pins.has(PinReason::Listen) && !s.tracking.channels.is_empty() && loss != Loss::HoldTimeout {
@@ -116,6 +117,35 @@ fn again(s: &mut Session, sent: bool) -> bool {
     s.retained.clear();
     s.retained_lens.clear();
     true
+}
+
+/// A block is given up for an error of ours, nothing being owed: its server is closed, which rolls it back, and the
+/// client is told at its next statement.
+pub(super) fn fail_block(s: &mut Session, error: ClientError) {
+    let node = s.drop_server().map(|(node, _)| node);
+    s.relay.abandon();
+    for undo in std::mem::take(&mut s.relay.undone) {
+        s.undo(undo);
+    }
+    s.to_server.clear();
+    s.server_in = Vec::new();
+    s.rescan = true;
+    s.set_busy(false);
+    (s.wrote, s.saw) = (false, false);
+    s.tracking.lose(&mut s.pins, true);
+    s.parse_key = s.tracking.settings.parse_key();
+    s.durability.settle();
+    s.count_pins(Pins::NONE);
+    let pins = std::mem::take(&mut s.pins);
+    if let Some(node) = node.filter(|_| !pins.is_empty()) {
+        s.lost_pins = Some((node, pins));
+    }
+    (s.fresh, s.replants) = (None, false);
+    s.relay.status = TxStatus::Idle;
+    s.lost_block = LostBlock::Untold(Box::new(error));
+    s.correct();
+    s.retained.clear();
+    s.retained_lens.clear();
 }
 
 /// The server has said what is wrong, and then that it ends the connection.

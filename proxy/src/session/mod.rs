@@ -6,6 +6,7 @@
 
 pub mod acquire;
 mod answers;
+mod assigned;
 pub mod batch;
 mod block;
 pub mod cancel;
@@ -29,6 +30,7 @@ pub mod relay;
 mod sending;
 pub mod server;
 pub mod settings;
+mod shown;
 pub mod slow;
 pub mod state;
 pub mod statements;

@@ -314,6 +314,7 @@ mod tests {
         pins: Pins::NONE,
         unpins: false,
         advisory: false,
+        ours: false,
     };
 
     /// The statements of the tables below, by one word each.

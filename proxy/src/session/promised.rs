@@ -2,12 +2,20 @@
 //! again when either has changed.
 
 use crate::config::{Config, reads};
-use crate::route::Promise;
-use crate::route::promise::{self, BadPromise};
-use crate::session::client::Session;
+use crate::route::hint;
+use crate::route::promise::{self, AFTER, BadPromise};
+use crate::route::{Promise, Standing, Token};
+use crate::session::assigned::assigned;
+use crate::session::batch::Unit;
+use crate::session::client::{Failure, Session};
+use crate::session::incoming::Step;
+use crate::session::lost;
 use crate::session::settings::Shared;
 use crate::sql::Access;
-use crate::wire::backend;
+use crate::wire::backend::{self, TxStatus};
+use crate::wire::error_response::ClientError;
+use crate::wire::promise_error::PromiseError;
+use cluster::Instant;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -22,12 +30,108 @@ pub(super) struct Promised {
     bad: Vec<BadPromise>,
 }
 
+impl Promised {
+    /// Must its reads have seen a position that it names?
+    pub(super) fn comes_after(&self) -> bool {
+        self.promise.after.is_some()
+    }
+
+    /// Is the client told where its statements go?
+    pub(super) fn explains(&self) -> bool {
+        self.promise.explain_route
+    }
+}
+
 impl Session {
     /// What the session's reads outside blocks need, when [`promise`](Self::promise) has just been asked: a standby
     /// cannot run them SERIALIZABLE.
     pub(super) fn access_outside(&self) -> Access {
         let serializable = self.promised.as_deref().is_some_and(|known| known.serializable);
         if serializable { Access::Write } else { Access::Read }
+    }
+
+    /// What the unit at the head of the inbox is promised.
+    pub(super) fn promise_of_unit(&mut self) -> Promise {
+        let promise = match self.hinted.as_deref() {
+            Some(hinted) => *hinted,
+            None => self.promise(),
+        };
+        if self.sets { Promise { after: None, ..promise } } else { promise }
+    }
+
+    /// A unit may say for itself what it is promised.
+    pub(super) fn take_hint(&mut self, input: &[u8], unit: &Unit) {
+        self.hinted = None;
+        if !self.w.config().reads.hints || self.relay.status != TxStatus::Idle {
+            return;
+        }
+        let mut settings = Vec::new();
+        self.each_text(input, unit, |sql| {
+            if settings.is_empty() {
+                settings = hint::settings(sql);
+            }
+        });
+        if settings.is_empty() {
+            return;
+        }
+        let (promise, bad) = promise::resolve(self.promise(), settings.iter().map(|(n, v)| (n.as_str(), v.as_str())));
+        let detail = "The comment's statement goes to the primary.";
+        if !self.relay.mid_frame() {
+            bad.iter().for_each(|b| self.to_client.append(|out| backend::write_warning(out, &b.to_string(), detail)));
+        }
+        self.hinted = Some(Box::new(promise));
+    }
+
+    /// Before a unit is routed: does it ask for what cannot be? Then it is answered here. In a block the server must
+    /// not go on with it either.
+    pub(super) fn object(&mut self, input: &[u8], unit: &Unit, now: Instant) -> Option<Step> {
+        // What is half sent, or in a block that has failed, is the server's to refuse.
+        if self.relay.open.is_some() || self.relay.status == TxStatus::Failed {
+            return None;
+        }
+        let error = ClientError::Promise(self.objection(input, unit, now)?);
+        if self.relay.busy() {
+            // What was asked before is answered first.
+            return Some(Step::Wait);
+        }
+        if self.relay.status == TxStatus::Block {
+            lost::fail_block(self, error);
+        } else {
+            self.fail = Some(Failure::Error(error));
+        }
+        Some(Step::Used(0))
+    }
+
+    fn objection(&mut self, input: &[u8], unit: &Unit, now: Instant) -> Option<PromiseError> {
+        let mut named = None;
+        if unit.ours {
+            self.each_text(input, unit, |sql| {
+                let value = assigned(sql, AFTER).and_then(|a| a.value).filter(|v| !v.is_empty());
+                if let Some(value) = value {
+                    named.get_or_insert_with(|| promise::token(AFTER, &String::from_utf8_lossy(value)));
+                }
+            });
+        }
+        match named {
+            Some(Ok(after)) => return self.standing(after, now),
+            Some(Err(bad)) => return Some(PromiseError::Invalid { what: bad.to_string() }),
+            None if self.sets => return None,
+            None => {}
+        }
+        let after = self.promise_of_unit().after?;
+        // What has no server yet is judged when one is looked for, which can wait.
+        self.server.as_ref().filter(|_| !self.relay.busy() && self.relay.status == TxStatus::Idle)?;
+        self.standing(after, now)
+    }
+
+    /// Why a session with a server of its own cannot come after this.
+    fn standing(&self, after: Token, now: Instant) -> Option<PromiseError> {
+        let view = self.w.view.borrow();
+        let term = view.topology.term;
+        match after.standing(&view.topology, now) {
+            Standing::Lost { fork } => Some(PromiseError::AfterLost { after, fork, term }),
+            Standing::Need(_) | Standing::Undecided | Standing::Ahead => None,
+        }
     }
 
     /// What reads are promised now. A setting that means nothing is told to the client once.

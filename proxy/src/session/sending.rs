@@ -7,6 +7,7 @@ use crate::session::batch::Unit;
 use crate::session::client::{Failure, MAX_TEXT, Session, Tail, Turn, read_more};
 use crate::session::incoming::Step;
 use crate::session::presence::Activity;
+use crate::session::promised::Promised;
 use crate::session::translate::{Done, Naming, Translator};
 use crate::sql::{Access, LongText, PinReason, Statement};
 use crate::wire::backend::TxStatus;
@@ -22,19 +23,30 @@ impl Session {
     /// Send a unit to the server that is held, or to one that is at hand, or ask for one.
     pub(super) fn route(&mut self, input: &[u8], unit: &Unit, classes: &[Statement]) -> Step {
         let now = self.w.now();
-        let access = self.access(unit);
+        let missing = unit.ours && self.position_is_missing(input, unit);
+        let access = if missing { Access::Write } else { self.access(unit) };
         if self.cancelling && self.server.is_some() {
             return Step::Wait;
+        }
+        self.take_hint(input, unit);
+        self.sets = unit.pins.has(PinReason::Set) || unit.discards;
+        let comes_after = |p: &Promised| p.comes_after();
+        if (unit.ours || self.hinted.is_some() || self.promised.as_deref().is_some_and(comes_after))
+            && let Some(step) = self.object(input, unit, now)
+        {
+            return step;
         }
         if let Some(step) = self.route_block(unit, access, now) {
             return step;
         }
-        if let Some(server) = &self.server {
+        if let Some(role) = self.server.as_ref().map(|s| s.meta.role) {
             let starts = !self.relay.busy() && self.relay.status == TxStatus::Idle;
-            let fits = server.meta.role == Role::Primary || access == Access::Read || !starts;
+            // One that was looked for just now is as it should be.
+            let still = |s: &mut Self| access == Access::Read && (s.chosen.is_some() || s.still_fits(now));
+            let fits = role == Role::Primary || !starts || still(self);
             if !fits {
                 self.give_back();
-            } else if server.meta.role == Role::Standby {
+            } else if role == Role::Standby {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
@@ -47,8 +59,8 @@ impl Session {
         if self.w.shared.stopping.load(Ordering::Relaxed) {
             return self.violation(&ClientError::ShuttingDown);
         }
-        let promise = self.promise();
-        let access = if unit.read && !self.replants { self.access_outside() } else { access };
+        let promise = self.promise_of_unit();
+        let access = if unit.read && !missing && !self.replants { self.access_outside() } else { access };
         let (database, causality, avoid) = (self.identity.database.as_str(), &*self.causality, self.avoid.as_slice());
         let need = acquire::Need { database, causality, access, promise, avoid, since: now };
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
@@ -83,7 +95,7 @@ impl Session {
             credentials: self.credentials.clone(),
             causality: self.causality.clone(),
             access,
-            promise: self.promise(),
+            promise: self.promise_of_unit(),
             avoid: self.avoid.clone(),
             since: self.waiting_since.unwrap_or(now),
         }
@@ -91,10 +103,12 @@ impl Session {
 
     pub(super) fn attach(&mut self, found: Found) {
         let Found { server, pool, reason } = found;
+        let label = reason.as_str();
+        (self.chosen, self.told) = (Some(reason), false);
         let node = self.w.count_in_use(&server.meta, true);
         self.tally.add(Counter::Assignments, 1);
         self.relay.standby = server.meta.role == Role::Standby;
-        self.reason = reason;
+        self.reason = label;
         (self.server, self.pool) = (Some(server), Some(pool));
         self.server_dry = false;
         self.generation = self.w.generation.get();
@@ -130,7 +144,7 @@ impl Session {
         if !self.relay.busy() {
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
-        if self.apply() {
+        if self.apply() || unit.ours && self.give_values(input, unit) {
             return Step::Wait;
         }
         let repeatable = self.may_repeat(unit);
@@ -170,6 +184,10 @@ impl Session {
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);
             self.reason = "same_server";
         }
+        let chosen = self.chosen.take();
+        if begins && !unit.ours {
+            self.note_route(primary, chosen);
+        }
         // A unit of shared statements may fail for a reason that is ours, before it has done anything.
         let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);
         self.retain(&input[..unit.len], unit, keep, begins);
@@ -181,6 +199,7 @@ impl Session {
         }
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read;
+        self.saw |= primary;
         if !unit.read {
             self.commits |= !self.durability.note(&input[..unit.len]);
         }

@@ -340,6 +340,7 @@ mod tests {
         pins: Pins::NONE,
         unpins: false,
         advisory: false,
+        ours: false,
     };
 
     #[test]

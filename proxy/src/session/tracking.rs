@@ -6,6 +6,7 @@
 
 use crate::session::settings::{self, Settings, Shared};
 use crate::sql::{PinReason, Pins, Touched};
+use cluster::Instant;
 
 /// Which reasons to stay the server can be asked about.
 const ASKABLE: [(PinReason, &str); 4] = [
@@ -31,6 +32,13 @@ pub const APPLICATION_NAME: &str = "application_name";
 pub enum Asked {
     /// The server is given the session's settings.
     Apply,
+    /// The primary is asked where its WAL ends.
+    Position {
+        /// When it was asked.
+        at: Instant,
+    },
+    /// The server is given the values of settings that only tell.
+    Tell,
     /// Another server listens to the session's channels.
     Listen,
     /// The session's block, which has done nothing yet, begins on another server.

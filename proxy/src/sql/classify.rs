@@ -39,14 +39,9 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
     }
     let proven = standard && all.access == Access::Read && !functions.may_hide_volatile(sql);
     let access = if proven { Access::Read } else { Access::Write };
-    Statement {
-        access,
-        control: all.control(),
-        may_commit: all.may_commit,
-        pins: all.pins,
-        unpins: all.unpins,
-        advisory: all.advisory,
-    }
+    let Sum { may_commit, pins, unpins, advisory, .. } = all;
+    let ours = all.ours && names_ours(sql);
+    Statement { access, control: all.control(), may_commit, pins, unpins, advisory, ours }
 }
 
 /// What the first statement of a text does to the transaction block, and the text behind it. What cannot be read does
@@ -77,6 +72,7 @@ struct Sum<'a> {
     pins: Pins,
     unpins: bool,
     advisory: bool,
+    ours: bool,
 }
 
 impl<'a> Sum<'a> {
@@ -91,6 +87,7 @@ impl<'a> Sum<'a> {
             pins: Pins::NONE,
             unpins: false,
             advisory: false,
+            ours: false,
         }
     }
 
@@ -109,6 +106,7 @@ impl<'a> Sum<'a> {
         }
         self.unpins |= part.head.unpins();
         self.advisory |= part.head.advisory;
+        self.ours |= part.ours;
     }
 
     fn control(&self) -> Control {
@@ -156,6 +154,8 @@ struct Part<'t> {
     /// Depths at which a WITH list is open, as bits.
     with: u64,
     writes: bool,
+    /// It may name a setting of ours: SHOW, SET, `current_setting`, `set_config`.
+    ours: bool,
     /// EXPLAIN: in its options, and has the statement explained begun?
     explain_options: bool,
     explained: bool,
@@ -180,6 +180,7 @@ impl<'t> Part<'t> {
             depth: 0,
             with: 0,
             writes: false,
+            ours: false,
             explain_options: false,
             explained: false,
             to_stdout: false,
@@ -311,7 +312,8 @@ impl<'t> Part<'t> {
         if name.starts_with(b"pg_") {
             self.head.pg_temp |= name.starts_with(b"pg_temp");
             self.writes |= is_about_this_server(name);
-        } else if self.verb == K::Show {
+        } else if matches!(self.verb, K::Show | K::Set) {
+            self.ours |= name == b"pgtenure";
             self.writes |= name == b"transaction_read_only" || name == b"in_hot_standby";
         }
         if self.writes {
@@ -406,6 +408,7 @@ impl<'t> Part<'t> {
                 self.head.sets();
             }
         }
+        self.ours |= matches!(name, b"current_setting" | b"set_config");
         if self.writes || !self.may_be_call(named) {
             return;
         }
@@ -459,6 +462,11 @@ fn is_about_this_server(name: &[u8]) -> bool {
         )
 }
 
+/// Is a setting of ours named anywhere?
+fn names_ours(sql: &[u8]) -> bool {
+    sql.windows(9).any(|w| w.eq_ignore_ascii_case(b"pgtenure."))
+}
+
 /// A text that cannot be read with certainty: a write, and whatever else any of its words could mean.
 fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     let (mut commits, mut begins) = (false, false);
@@ -475,7 +483,8 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     if several {
         pins.join(loose_pins(sql));
     }
-    Statement { access: Access::Write, control, may_commit: commits, pins, unpins: true, advisory: true }
+    let ours = names_ours(sql);
+    Statement { access: Access::Write, control, may_commit: commits, pins, unpins: true, advisory: true, ours }
 }
 
 /// What any word of a text could leave in the session, wherever it stands: also within literals, as the bodies of DO

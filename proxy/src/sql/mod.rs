@@ -39,6 +39,8 @@ pub struct Statement {
     pub unpins: bool,
     /// It locks or unlocks an advisory lock: those of a standby are others than the primary's.
     pub advisory: bool,
+    /// It may name a setting of the proxy's own, by SHOW, SET, `current_setting` or `set_config`.
+    pub ours: bool,
 }
 
 /// May a standby run it?

@@ -277,6 +277,17 @@ pub fn write_warning(out: &mut Vec<u8>, text: &str, detail: &str) {
     });
 }
 
+/// Append a NoticeResponse: a NOTICE of SQLSTATE 00000.
+pub fn write_notice(out: &mut Vec<u8>, text: &str) {
+    message(out, b'N', |b| {
+        for (kind, value) in [(b'S', "NOTICE"), (b'V', "NOTICE"), (b'C', "00000"), (b'M', text)] {
+            b.push(kind);
+            cstring(b, value.as_bytes());
+        }
+        b.push(0);
+    });
+}
+
 /// Append ReadyForQuery.
 pub fn write_ready(out: &mut Vec<u8>, status: TxStatus) {
     message(out, b'Z', |b| b.push(status.byte()));

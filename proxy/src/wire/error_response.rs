@@ -8,6 +8,7 @@
 use crate::auth::rules::{Method, Way};
 use crate::sql::PinReason;
 use crate::wire::pool_error::PoolError;
+use crate::wire::promise_error::PromiseError;
 use crate::wire::sqlstate::SqlState;
 use cluster::topology::Gate;
 use cluster::{NodeId, Term};
@@ -77,6 +78,8 @@ pub enum ClientError {
         /// Why none served, with the numbers.
         why: String,
     },
+    /// What a session asks of its reads cannot be.
+    Promise(PromiseError),
     /// A limit, a timeout or an operator's order.
     Pool(PoolError),
     /// A server refused the login made with the client's own keys.
@@ -271,6 +274,7 @@ impl ClientError {
             Self::HoldTimeout { waited, gate, term, node } => hold_timeout(*waited, *gate, *term, node.as_ref()),
             Self::HoldFull { bytes, limit, gate, term } => hold_full(*bytes, *limit, *gate, *term),
             Self::NoStandby { consistency, waited, why } => no_standby(consistency, *waited, why),
+            Self::Promise(error) => error.report(),
             Self::Pool(error) => error.report(),
             Self::ServerLogin { node, why } => server_login(node, why),
             Self::BlockAborted { node, term } => block_aborted(node, *term),
@@ -524,6 +528,7 @@ mod tests {
                 E::HoldFull { bytes: 9, limit: 8, gate: Gate::Draining, term },
                 "ERROR 57P03 no primary accepts writes at present | 9 bytes to hold, 8 allowed; writes are draining, term 7. | Retry the transaction.",
             ),
+            (E::Promise(PromiseError::Invalid { what: "odd".into() }), "ERROR 22023 odd |  | "),
             (E::Pool(PoolError::Idle), "FATAL 57P05 terminating connection due to idle-session timeout |  | "),
             (
                 E::NoStandby {
@@ -672,10 +677,11 @@ mod tests {
             E::TlsRequired => 30,
             E::NoStandby { .. } => 31,
             E::NotOnStandby { .. } => 32,
+            E::Promise(_) => 33,
         };
         let mut seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
         seen.sort_unstable();
-        assert_eq!(seen, (0..33).collect::<Vec<_>>());
+        assert_eq!(seen, (0..34).collect::<Vec<_>>());
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod console_error;
 pub mod error_response;
 pub mod frontend;
 pub mod pool_error;
+pub mod promise_error;
 pub mod proxy_protocol;
 pub mod sqlstate;
 pub mod startup;

@@ -33,6 +33,8 @@ codes! {
     PROTOCOL_VIOLATION = b"08P01";
     /// feature_not_supported.
     FEATURE_NOT_SUPPORTED = b"0A000";
+    /// invalid_parameter_value.
+    INVALID_PARAMETER_VALUE = b"22023";
     /// read_only_sql_transaction: a standby was asked to write.
     READ_ONLY_SQL_TRANSACTION = b"25006";
     /// in_failed_sql_transaction.

@@ -134,7 +134,7 @@ pub fn seen(kind: u8, frame: &[u8]) -> Seen {
                 at += 4;
                 let len = usize::try_from(len).unwrap_or(0);
                 out.push(' ');
-                out.push_str(&text(&frame[at..at + len.min(40)]));
+                out.push_str(&text(&frame[at..at + len.min(120)]));
                 at += len;
             }
             out

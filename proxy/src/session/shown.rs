@@ -1,0 +1,201 @@
+//! What a session can ask the proxy: `SHOW pgtenure.token`, `.last_route` and `.term`, and the notice of each route.
+//!
+//! The server that is to run the statement is given the values first, by a query of ours. So SHOW is PostgreSQL's own,
+//! in either protocol, inside a block, prepared or through `current_setting`, and what asks for nothing costs nothing.
+
+use crate::config::reads::CommitLsn;
+use crate::route::promise::TOLD;
+use crate::route::{Consistency, ReadFrom, Reason, Token};
+use crate::session::batch::Unit;
+use crate::session::client::Session;
+use crate::session::relay::Hidden;
+use crate::session::settings::literal;
+use crate::session::tracking::Asked;
+use crate::wire::backend::{self, TxStatus};
+use crate::wire::codec::{head, split_cstring};
+use crate::wire::frontend;
+use cluster::{Instant, Role, Term, TimelineId};
+
+/// Where the WAL ends, and on which timeline. Only a primary answers.
+const POSITION: &str = "SELECT l::pg_catalog.text,pg_catalog.pg_walfile_name(l) \
+                        FROM pg_catalog.pg_current_wal_insert_lsn() AS l";
+
+/// Where a statement went.
+#[derive(Debug)]
+pub(super) struct Route {
+    /// The node's place among those that the worker counts.
+    node: usize,
+    primary: bool,
+    /// Why; `None` when the session had the server already.
+    reason: Option<Reason>,
+}
+
+impl Session {
+    /// Statements of a unit as the client wrote them, those that it binds included.
+    pub(super) fn each_text(&self, input: &[u8], unit: &Unit, mut each: impl FnMut(&[u8])) {
+        let mut at = 0;
+        while at < unit.len {
+            let Some(frame) = head(&input[at..]).ok().flatten().and_then(|h| input.get(at..at + h.total)) else {
+                return;
+            };
+            match frame[0] {
+                b'Q' => each(frontend::query(frame).unwrap_or_default()),
+                b'P' => each(frontend::parse(frame).map_or(&b""[..], |p| p.sql)),
+                b'B' => {
+                    let tail = frontend::bind(frame).and_then(|b| self.statements.tail(b.statement));
+                    each(tail.and_then(split_cstring).map_or(&b""[..], |(sql, _)| sql));
+                }
+                _ => {}
+            }
+            at += frame.len();
+        }
+    }
+
+    fn names(&self, input: &[u8], unit: &Unit, name: &str) -> bool {
+        let mut named = false;
+        self.each_text(input, unit, |sql| named |= find(sql, name.as_bytes()));
+        named
+    }
+
+    /// Does a unit ask for a token that no position covers yet?
+    pub(super) fn position_is_missing(&mut self, input: &[u8], unit: &Unit) -> bool {
+        self.names(input, unit, TOLD[0]) && self.token().is_err()
+    }
+
+    fn token(&mut self) -> Result<Option<Token>, crate::route::consistency::Pending> {
+        let view = self.w.view.borrow();
+        self.causality.borrow_mut().token(&view.topology, &view.lag)
+    }
+
+    /// Give the server the values that a unit asks for. True when that takes an answer of the server first.
+    pub(super) fn give_values(&mut self, input: &[u8], unit: &Unit) -> bool {
+        let told = std::mem::take(&mut self.told);
+        // A block that has failed takes nothing, and within a unit that is half sent nothing can be asked.
+        if told || self.relay.status == TxStatus::Failed || self.relay.open.is_some() {
+            return false;
+        }
+        if self.relay.busy() {
+            return true;
+        }
+        let mut sql = String::new();
+        for name in TOLD {
+            if !self.names(input, unit, name) {
+                continue;
+            }
+            let value = match name {
+                "pgtenure.token" => match self.token() {
+                    Ok(token) => token.map_or_else(String::new, |t| t.to_string()),
+                    Err(_) if self.on_primary() && self.causality.borrow().may_ask() => {
+                        self.send_position();
+                        return true;
+                    }
+                    Err(_) => String::new(),
+                },
+                "pgtenure.last_route" => self.show_route(),
+                _ => self.shown_term().to_string(),
+            };
+            sql.push_str("SET ");
+            sql.push_str(name);
+            sql.push_str(" TO ");
+            literal(&mut sql, &value);
+            sql.push(';');
+        }
+        if sql.is_empty() {
+            return false;
+        }
+        self.tracking.asked = Some(Asked::Tell);
+        self.send_hidden(&sql);
+        true
+    }
+
+    fn on_primary(&self) -> bool {
+        self.server.as_ref().is_some_and(|s| s.meta.role == Role::Primary)
+    }
+
+    /// The term that what the session writes now is written in.
+    fn shown_term(&self) -> Term {
+        let held = self.server.as_ref().filter(|s| s.meta.role == Role::Primary).map(|s| s.meta.term);
+        held.unwrap_or_else(|| self.w.view.borrow().topology.term)
+    }
+
+    /// Between transactions: is the primary to be asked for its position, now that it is at hand?
+    pub(super) fn ask_position(&mut self) -> bool {
+        let each_write = self.w.config().reads.commit_lsn == CommitLsn::Ask;
+        if !self.causality.borrow().asks(each_write) || !self.on_primary() || self.relay.busy() {
+            return false;
+        }
+        // Of use only to who reads at standbys.
+        let promise = self.promise();
+        if promise.consistency != Consistency::Session || promise.read_from == ReadFrom::Primary {
+            return false;
+        }
+        self.send_position();
+        true
+    }
+
+    fn send_position(&mut self) {
+        self.tracking.asked = Some(Asked::Position { at: self.w.now() });
+        self.send_hidden(POSITION);
+    }
+
+    /// The primary has answered where its WAL ends.
+    pub(super) fn positioned(&mut self, at: Instant, answer: &Hidden) {
+        let Some(server) = &self.server else { return };
+        let mut causality = self.causality.borrow_mut();
+        match position(&answer.rows, server.meta.term) {
+            Some(position) => causality.cover(at, position),
+            None => causality.give_up(),
+        }
+    }
+
+    /// A statement goes to the server.
+    pub(super) fn note_route(&mut self, primary: bool, reason: Option<Reason>) {
+        let Some(serving) = self.presence.serving.get() else { return };
+        self.route = Some(Route { node: serving.node, primary, reason });
+        let explains = self.promised.as_ref().is_some_and(|p| p.explains());
+        // Nothing can be said in the middle of a message.
+        if explains && !self.relay.mid_frame() {
+            let text = self.show_route();
+            self.to_client.append(|out| backend::write_notice(out, &text));
+        }
+    }
+
+    fn show_route(&self) -> String {
+        let Some(Route { node, primary, reason }) = &self.route else { return String::new() };
+        let role = if *primary { "primary" } else { "standby" };
+        let node = self.w.node_at(*node).map_or_else(|| "unknown".to_owned(), |n| n.to_string());
+        match reason {
+            Some(reason) => format!("{role} {node}: {}: {reason}", reason.as_str()),
+            None => format!("{role} {node}: same_server: the session had it already"),
+        }
+    }
+}
+
+/// The one row of an answer to [`POSITION`].
+fn position(rows: &[Vec<Option<String>>], term: Term) -> Option<Token> {
+    let [row] = rows else { return None };
+    let [Some(lsn), Some(file)] = row.as_slice() else { return None };
+    let timeline = TimelineId(u32::from_str_radix(file.get(..8)?, 16).ok()?);
+    let lsn: cluster::Lsn = lsn.parse().ok()?;
+    Some(Token { term, timeline, lsn: lsn.normalised_insert() })
+}
+
+fn find(text: &[u8], name: &[u8]) -> bool {
+    text.windows(name.len()).any(|w| w.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_read_from_its_row() {
+        let row = |lsn: &str, file: &str| vec![vec![Some(lsn.to_owned()), Some(file.to_owned())]];
+        let read = |rows: Vec<_>| position(&rows, Term(7)).map(|t| t.to_string());
+        assert_eq!(read(row("0/16B3748", "0000000A0000000000000001")).as_deref(), Some("7-10-0/16B3748"));
+        // Behind a page's header, which no standby replays by itself.
+        assert_eq!(read(row("0/4002018", "000000010000000000000004")).as_deref(), Some("7-1-0/4002000"));
+        assert_eq!(read(row("x", "000000010000000000000004")), None);
+        assert_eq!(read(vec![]), None);
+    }
+}

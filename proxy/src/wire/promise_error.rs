@@ -1,0 +1,91 @@
+//! What a client is told whose reads cannot be what it asks for.
+
+use super::error_response::{Report, error, millis};
+use super::sqlstate::SqlState;
+use crate::route::Token;
+use cluster::{Lsn, Term};
+use std::time::Duration;
+
+/// What a session asks of its reads cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PromiseError {
+    /// The position of `pgtenure.after` is in no history any more.
+    AfterLost {
+        /// The position.
+        after: Token,
+        /// Where its timeline was left; `None` when that is not known.
+        fork: Option<Lsn>,
+        /// The term in force.
+        term: Term,
+    },
+    /// The position of `pgtenure.after` could not be judged in time.
+    AfterUnknown {
+        /// The position.
+        after: Token,
+        /// The newest term known.
+        term: Term,
+        /// How long the statement waited.
+        waited: Duration,
+    },
+    /// A value that a setting of ours cannot have.
+    Invalid {
+        /// PostgreSQL's words for it.
+        what: String,
+    },
+}
+
+impl PromiseError {
+    /// As the client reads it.
+    pub fn report(&self) -> Report {
+        match self {
+            Self::AfterLost { after, fork, term } => after_lost(after, *fork, *term),
+            Self::AfterUnknown { after, term, waited } => {
+                let what = "the position of pgtenure.after cannot be judged at present";
+                error(SqlState::CANNOT_CONNECT_NOW, what)
+                    .detail(format!("Token {after}; the newest term known is {term}, after {}.", millis(*waited)))
+                    .hint("Retry later.")
+            }
+            Self::Invalid { what } => error(SqlState::INVALID_PARAMETER_VALUE, what.clone()),
+        }
+    }
+}
+
+/// Whoever wrote up to there was acknowledged, perhaps, and must look: as for a COMMIT whose outcome is unknown.
+fn after_lost(after: &Token, fork: Option<Lsn>, term: Term) -> Report {
+    let why = match fork {
+        Some(fork) => format!("lies past {fork}, where a later term left its timeline"),
+        None => format!("is of a timeline that is not known to be an ancestor of term {term}"),
+    };
+    error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "the write that pgtenure.after names may have been lost")
+        .detail(format!("Token {after} {why}."))
+        .hint("Check whether its effects are there, then RESET pgtenure.after.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_its_words() {
+        let after: Token = "3-3-0/16B3748".parse().unwrap();
+        for (error, want) in [
+            (
+                PromiseError::AfterLost { after, fork: Some(Lsn(0x16B_0000)), term: Term(4) },
+                "ERROR 08007 the write that pgtenure.after names may have been lost | Token 3-3-0/16B3748 lies past 0/16B0000, where a later term left its timeline. | Check whether its effects are there, then RESET pgtenure.after.",
+            ),
+            (
+                PromiseError::AfterLost { after, fork: None, term: Term(4) },
+                "ERROR 08007 the write that pgtenure.after names may have been lost | Token 3-3-0/16B3748 is of a timeline that is not known to be an ancestor of term 4. | Check whether its effects are there, then RESET pgtenure.after.",
+            ),
+            (
+                PromiseError::AfterUnknown { after, term: Term(2), waited: Duration::from_secs(30) },
+                "ERROR 57P03 the position of pgtenure.after cannot be judged at present | Token 3-3-0/16B3748; the newest term known is 2, after 30000 ms. | Retry later.",
+            ),
+            (PromiseError::Invalid { what: "odd".into() }, "ERROR 22023 odd |  | "),
+        ] {
+            let r = error.report();
+            let (severity, detail, hint) = (r.severity.as_str(), r.detail.unwrap_or_default(), r.hint.unwrap_or(""));
+            assert_eq!(format!("{severity} {} {} | {detail} | {hint}", r.sqlstate, r.message), want);
+        }
+    }
+}
