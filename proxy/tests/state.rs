@@ -183,7 +183,8 @@ fn a_reloaded_configuration_reaches_clients_and_costs_no_connection() {
     let mut other = block(&c);
     let mut after = [value(&mut other, "select pg_backend_pid()"), value(&mut clients[0], "select pg_backend_pid()")];
     let mut both = both;
-    (both.sort(), after.sort());
+    both.sort();
+    after.sort();
     assert_eq!(after, both);
 }
 
