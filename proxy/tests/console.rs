@@ -3,10 +3,13 @@
 mod common;
 
 use common::raw::Raw;
-use common::{Cluster, DEADLINE, wait_for};
+use common::{Cluster, DEADLINE, PASSWORD, free_port, wait_for};
 use proxy::wire::frontend::{write_parse, write_query, write_subject};
 use proxy::{ProcessOrder, Refused, Reloaded, Wait};
-use std::process::Output;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 
 fn psql(cluster: &Cluster, database: &str, sql: &str) -> Output {
     let mut command = cluster.client("psql");
@@ -29,6 +32,54 @@ fn ask(cluster: &Cluster, sql: &str) -> Result<Vec<Vec<String>>, String> {
 fn cell(table: &[Vec<String>], name: &str, column: &str) -> Option<String> {
     let at = table[0].iter().position(|c| c == column)?;
     table[1..].iter().find(|row| row[0] == name).map(|row| row[at].clone())
+}
+
+/// What an HTTP server on this host says to a GET, once it says 200.
+fn fetch(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(DEADLINE)).ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    text.lines().next()?.contains(" 200 ").then_some(text)
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Debian's package, which asks by the names of PgBouncer before 1.8.
+#[test]
+fn debians_exporter_reads_the_console() {
+    const EXPORTER: &str = "/usr/bin/prometheus-pgbouncer-exporter";
+    if !Path::new(EXPORTER).exists() {
+        eprintln!("SKIPPED, NOT TESTED: {EXPORTER} is not installed (scripts/setup --drivers installs it)");
+        return;
+    }
+    let cluster = Cluster::start(0, |raw| raw.console.stats_users = vec!["app".to_owned()]);
+    for _ in 0..5 {
+        cluster.psql("select 1").expect("the endpoint serves");
+    }
+    let port = free_port();
+    let mut command = Command::new(EXPORTER);
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--pgbouncer-host", "127.0.0.1"]);
+    command.args(["--pgbouncer-user", "app", "--pgbouncer-port", &cluster.port.to_string()]);
+    command.env("PGPASSWORD", PASSWORD).env("PGSSLMODE", "disable").env("PGGSSENCMODE", "disable");
+    let _exporter = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it can be started"));
+    let text = wait_for("the exporter to have the figures", || {
+        fetch(port, "/metrics").filter(|text| text.contains("pgbouncer_requests_total{database=\"app\"} 5.0"))
+    });
+    for metric in
+        ["pgbouncer_pool_size{database=\"app\"}", "pgbouncer_reserve_pool{database=\"app\"}", "pgbouncer_used_clients"]
+    {
+        assert!(text.contains(metric), "{metric}: {text}");
+    }
+    assert!(text.contains("pgbouncer_active_clients{database=\"app\",user=\"app\"}"), "{text}");
 }
 
 #[test]

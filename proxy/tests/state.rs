@@ -491,6 +491,55 @@ fn later_sessions_have_the_defaults_that_were_altered() {
     assert_eq!(value(&mut a, "show lock_timeout"), "3s");
 }
 
+/// RESET leads back to the client's own startup packet, whoever used the connection before.
+#[test]
+fn a_reset_leads_back_to_what_the_client_began_with() {
+    let c = two_servers();
+    let startup = [("DateStyle", "German"), ("options", "-c work_mem=7MB -c search_path=a,b")];
+    let mut other = Raw::login(c.port, &[]);
+    let (mut pooled, mut direct) = (Raw::login(c.port, &startup), Raw::login(c.nodes[0].port, &startup));
+    for sql in [
+        "show datestyle",
+        "set datestyle = 'SQL, DMY'",
+        "reset datestyle",
+        "show datestyle",
+        "set work_mem = '1MB'; set search_path = c",
+        "begin; reset work_mem; rollback",
+        "show work_mem",
+        "reset all",
+        "show work_mem",
+        "show search_path",
+        "set datestyle to default",
+        "set search_path = d",
+        "discard all",
+        "show search_path",
+        "show datestyle",
+    ] {
+        ok(&mut other, "set datestyle = 'Postgres'; set work_mem = '2MB'");
+        assert_eq!(pooled.query(sql), direct.query(sql), "{sql}");
+        ok(&mut other, "reset all");
+    }
+}
+
+/// What ends with its transaction binds nobody beyond it.
+#[test]
+fn locks_and_objects_of_a_transaction_pin_nothing() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[]);
+    for sql in [
+        "select pg_advisory_xact_lock(1)",
+        "begin; select pg_try_advisory_xact_lock_shared(2); commit",
+        "begin; select lo_create(4711); select lo_open(4711, 131072); commit",
+        "begin; declare c cursor for select 1; fetch c; commit",
+        "begin; set local work_mem = '1MB'; select set_config('work_mem', '2MB', true); commit",
+        "begin; set transaction isolation level serializable; set constraints all deferred; commit",
+    ] {
+        ok(&mut a, sql);
+        ok(&mut a, "select 1");
+        assert_eq!(c.counter("pgtenure_proxy_pins_total"), 0.0, "{sql}");
+    }
+}
+
 /// A small generator of its own, so that a failure is repeated by its seed.
 struct Dice(u64);
 

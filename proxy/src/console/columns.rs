@@ -50,6 +50,8 @@ const DATABASES: &[Column] = &[
     ("current_client_connections", Int4),
     ("paused", Int4),
     ("disabled", Int4),
+    // As older versions called it; exporters that know those ask for nothing else.
+    ("reserve_pool", Int4),
 ];
 
 const POOLS: &[Column] = &[
@@ -109,6 +111,8 @@ const STATS: &[Column] = &[
     ("avg_server_parse_count", Numeric),
     ("avg_bind_count", Numeric),
     ("avg_client_login_count", Numeric),
+    // Queries, as older versions called them.
+    ("total_requests", Numeric),
 ];
 
 const STATS_PART: &[Column] = &[

@@ -7,6 +7,7 @@ mod stats;
 use crate::config::{Config, reload};
 use crate::console::command::Show;
 use crate::console::table::{Cell, Row};
+use crate::console::tally::Counter;
 use crate::pool::Doors;
 use crate::pool::policy;
 use crate::pool::view::{ClientView, ServerState, View};
@@ -57,7 +58,9 @@ pub fn of(show: Show, facts: &Facts<'_>) -> Vec<Row> {
         Show::Prepared => facts.prepared(),
         Show::State => facts.state(),
         Show::Stats => facts.per_database(|t| {
-            stats::ORDER.iter().map(|c| t.total(*c)).chain(stats::ORDER.iter().map(|c| t.average(*c))).collect()
+            let totals = stats::ORDER.iter().map(|c| t.total(*c));
+            let averages = stats::ORDER.iter().map(|c| t.average(*c));
+            totals.chain(averages).chain([t.total(Counter::Queries)]).collect()
         }),
         Show::StatsTotals => facts.per_database(|t| stats::ORDER.iter().map(|c| t.total(*c)).collect()),
         Show::StatsAverages => facts.per_database(|t| stats::ORDER.iter().map(|c| t.average(*c)).collect()),
@@ -112,6 +115,7 @@ impl Facts<'_> {
                 clients.into(),
                 self.doors.paused(name).into(),
                 self.doors.disabled(name).into(),
+                rules.reserve.into(),
             ]
         };
         self.names().into_iter().map(of).collect()
