@@ -4,8 +4,11 @@ mod common;
 
 use cluster::config::{Size, Span};
 use common::raw::Raw;
-use common::{Cluster, wait_for};
+use common::{Cluster, dial, wait_for};
 use proxy::config::throttle::UnknownLag;
+use proxy::wire::frontend::write_query;
+use proxy::wire::startup::cancel_request;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 const MAX_DELAY: Duration = Duration::from_millis(300);
@@ -56,6 +59,9 @@ fn writes_wait_while_the_standby_does_not_replay_and_reads_do_not() {
     assert_eq!(said(&mut session, "commit"), "C COMMIT | Z I");
     assert_eq!(said(&mut session, "select 1"), "T | D 1 | C SELECT 1 | Z I");
     assert_eq!((before, delayed(&c)), (2.0, 2.0));
+    // Nor is a login, of somebody for whom no server has been asked yet.
+    drop(Raw::login(c.port, &[("options", "-c work_mem=1234kB")]));
+    assert_eq!(delayed(&c), 2.0);
     assert!(c.counter("pgtenure_proxy_slowed_seconds_total") >= 2.0 * full);
 
     // Who waits goes on as soon as the standby has caught up.
@@ -65,6 +71,50 @@ fn writes_wait_while_the_standby_does_not_replay_and_reads_do_not() {
     assert_eq!(delayed(&c), 2.0);
     let shown = said(&mut console, "show throttle");
     assert!(shown.contains("D 0 "), "{shown}");
+}
+
+#[test]
+fn a_session_that_keeps_its_server_waits_as_well() {
+    let c = start(|_| {});
+    let mut session = Raw::login(c.port, &[]);
+    assert_eq!(said(&mut session, "create temp table mine(a int)"), "C CREATE TABLE | Z I");
+    c.nodes[1].psql("select pg_wal_replay_pause()");
+    c.nodes[0].psql("select pg_logical_emit_message(true, 'x', repeat('x', 300000))");
+    let full = MAX_DELAY.as_secs_f64();
+    delay_is(&c, "the full delay", |seconds| (seconds - full).abs() < 1e-9);
+    for (sql, tag, waits) in [
+        ("insert into mine values (1)", "C INSERT 0 1 | Z I", true),
+        ("begin", "C BEGIN | Z T", true),
+        ("insert into mine values (2)", "C INSERT 0 1 | Z T", false),
+        ("commit", "C COMMIT | Z I", false),
+        ("delete from mine; select 1", "C DELETE 2 | T | D 1 | C SELECT 1 | Z I", true),
+    ] {
+        let (before, began) = (delayed(&c), Instant::now());
+        assert_eq!(said(&mut session, sql), tag);
+        assert_eq!(delayed(&c) - before, f64::from(u8::from(waits)), "{sql}");
+        assert!(!waits || began.elapsed() >= MAX_DELAY, "{sql} after {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn who_waits_with_its_server_can_be_cancelled() {
+    // Longer than this test waits for anything.
+    let c = start(|raw| raw.max_delay = Span::secs(25));
+    let mut session = Raw::login(c.port, &[]);
+    assert_eq!(said(&mut session, "create temp table mine(a int)"), "C CREATE TABLE | Z I");
+    c.nodes[1].psql("select pg_wal_replay_pause()");
+    c.nodes[0].psql("select pg_logical_emit_message(true, 'x', repeat('x', 300000))");
+    delay_is(&c, "a delay", |seconds| seconds > 20.0);
+    session.write(|out| write_query(out, "insert into mine values (1)"));
+    session.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    // One that comes before the statement finds nothing to cancel.
+    wait_for("an answer", || {
+        dial(c.port).write_all(&cancel_request(session.key.0, session.key.1)).unwrap();
+        session.stream.peek(&mut [0]).ok()
+    });
+    session.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    assert_eq!(session.until_ready().join(" | "), "E 57014 | Z I");
+    assert_eq!(said(&mut session, "select count(*) from mine"), "T | D 0 | C SELECT 1 | Z I");
 }
 
 #[test]

@@ -64,6 +64,8 @@ pub(super) enum Turn {
         /// Its bytes.
         bytes: usize,
     },
+    /// The server is held, and the unit at the head of the inbox waits for the standbys.
+    Slow,
     /// The server is lost.
     Lost(Loss),
     /// The session ends.
@@ -191,6 +193,8 @@ pub struct Session {
     pub(super) avoid: Vec<NodeId>,
     /// Since when the unit at the head of the inbox waits.
     pub(super) waiting_since: Option<Instant>,
+    /// It has waited for the standbys.
+    pub(super) was_slowed: bool,
     /// A unit of a held server's session waits for the gate.
     pub(super) hold: Option<Pin<Box<tokio::time::Sleep>>>,
     /// The rest of an extended unit is waited for, and how much of it was there when that was over.
@@ -297,6 +301,7 @@ impl Session {
             cancelling: false,
             avoid: Vec::new(),
             waiting_since: None,
+            was_slowed: false,
             hold: None,
             patience: None,
             waited_at: 0,
@@ -373,6 +378,7 @@ pub async fn run(mut session: Box<Session>) {
     loop {
         match poll_fn(|cx| session.poll(cx)).await {
             Turn::Acquire { access, bytes } => Box::pin(session.acquire(access, bytes)).await,
+            Turn::Slow => Box::pin(session.slow_down()).await,
             Turn::Lost(loss) => {
                 if !lost::explain(&mut session, loss) || session.listens && !Box::pin(session.listen_again()).await {
                     break;

@@ -50,6 +50,7 @@ impl Session {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
+                    Gate::Open if starts && access == Access::Write && self.must_slow() => Step::Turn(0, Turn::Slow),
                     Gate::Open => self.send_unit(input, unit, classes, now),
                     Gate::Draining if !starts => self.send_unit(input, unit, classes, now),
                     Gate::Draining | Gate::Closed(_) => self.hold_here(),
