@@ -13,6 +13,7 @@ use super::policy::Lag;
 use super::token::Token;
 use cluster::topology::Topology;
 use cluster::{Instant, Lsn, TimelineId};
+use std::time::Duration;
 
 /// What one session has written and read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,7 +24,17 @@ pub struct Causality {
     read: Option<Token>,
     /// The primary did not tell its position when asked: it is not asked again.
     mute: bool,
+    /// Since when it reads at the primary, writes nothing, and how often it has waited for a standby in vain meanwhile.
+    away: Option<(Instant, u32)>,
 }
+
+/// A session that only reads, and for so long at the primary, waits for a standby once: each of those reads moves what a
+/// standby must have replayed, so that without a pause none ever has.
+const AWAY: Duration = Duration::from_secs(1);
+/// How long it waits. In vain, it does so again after twice the time.
+const CATCH_UP: Duration = Duration::from_millis(250);
+/// The time is doubled so often at most.
+const DOUBLINGS: u32 = 6;
 
 #[derive(Clone, Copy, Debug)]
 struct Bound {
@@ -60,6 +71,10 @@ impl Causality {
     }
 
     fn answered(&mut self, now: Instant, wrote: bool) {
+        let vain = self.away.map_or(0, |(_, vain)| vain);
+        if wrote || self.away.is_none() {
+            self.away = Some((now, vain));
+        }
         let open = self.bound.filter(|b| b.covered.is_none());
         let (since, before, chasing) = open.map_or((now, false, false), |b| (b.since, b.wrote, b.chasing));
         self.bound = Some(Bound { at: now, since, wrote: wrote || before, covered: None, chasing });
@@ -94,6 +109,18 @@ impl Causality {
         let term = lag.snapshot().term;
         let read = Token { term, timeline: timeline(topology, lag), lsn: replay_lsn };
         self.read = Some(read.later(self.read));
+        self.away = None;
+    }
+
+    /// How long a read waits for a standby to catch up with the session itself.
+    pub(super) fn patience(&self, now: Instant) -> Duration {
+        let due = |(since, vain): (Instant, u32)| now.since(since) >= AWAY * 2_u32.pow(vain.min(DOUBLINGS));
+        if self.away.is_some_and(due) { CATCH_UP } else { Duration::ZERO }
+    }
+
+    /// It has waited in vain.
+    pub(super) fn waited(&mut self, now: Instant) {
+        self.away = self.away.map(|(_, vain)| (now, vain.saturating_add(1)));
     }
 
     /// The position a standby must have replayed for the session to read there; `None` when any will do.

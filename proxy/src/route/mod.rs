@@ -188,7 +188,7 @@ pub fn decide(
     }
     let need = match need(promise, causality, topology, lag, request.since) {
         Ok(need) => need,
-        Err(pending) => return without(request, Reason::AwaitingSample { since: pending.since }, now),
+        Err(pending) => return without(request, Reason::AwaitingSample { since: pending.since }, causality, now),
     };
     let need = need.max(after);
     let fit = |member: &Member| match request.avoid.contains(&member.node) {
@@ -204,7 +204,8 @@ pub fn decide(
         }
         _ => {
             let unfit = topology.standbys.iter().filter_map(|m| fit(m).err().map(|u| (m.node.clone(), u)));
-            without(request, Reason::NoStandby { closest: unfit.min_by_key(|(_, u)| u.distance()) }, now)
+            let closest = unfit.min_by_key(|(_, u)| u.distance());
+            without(request, Reason::NoStandby { closest }, causality, now)
         }
     }
 }
@@ -256,13 +257,26 @@ fn after(promise: &Promise, topology: &Topology, now: Instant) -> Result<Option<
 }
 
 /// No standby may serve the read.
-fn without(request: &Request<'_>, reason: Reason, now: Instant) -> Decision {
-    let left = request.promise.standby_wait.saturating_sub(now.since(request.since));
-    let target = match (left.is_zero(), request.promise.no_standby) {
+fn without(request: &Request<'_>, reason: Reason, causality: &mut Causality, now: Instant) -> Decision {
+    let promise = &request.promise;
+    let chases = match &reason {
+        Reason::AwaitingSample { .. } => true,
+        Reason::NoStandby { closest } => matches!(closest, Some((_, Unfit::ReplayBehind { .. }))),
+        _ => false,
+    };
+    let patience = match (promise.consistency, chases) {
+        (Consistency::Session, true) => causality.patience(now),
+        _ => Duration::ZERO,
+    };
+    let left = promise.standby_wait.max(patience).saturating_sub(now.since(request.since));
+    let target = match (left.is_zero(), promise.no_standby) {
         (false, _) => Target::Wait(left),
         (true, NoStandby::Primary) => Target::Primary,
         (true, NoStandby::Error) => Target::Nowhere,
     };
+    if left.is_zero() && !patience.is_zero() {
+        causality.waited(now);
+    }
     Decision { target, reason }
 }
 

@@ -543,3 +543,38 @@ fn a_fork_carries_what_was_read_and_written_into_the_next_term() {
     let token = w.causality.token(&w.topology, &w.lag);
     assert_eq!(token.unwrap().unwrap().to_string(), "8-7-0/78");
 }
+
+#[test]
+fn a_session_that_only_reads_at_the_primary_waits_for_a_standby_now_and_then() {
+    let mut w = World::new().only_n2();
+    w.causality.wrote(at(1000));
+    w.causality.saw(at(1999));
+    w.snapshot.primary = Some(sample("n1", 150, 1999));
+    w.snapshot.standbys = vec![standby("n2", 140, 1999)];
+    w.publish();
+    assert_eq!(w.read(1999), "primary replay_behind");
+    assert_eq!(w.read(2000), "wait 250 replay_behind");
+    w.since = Some(at(2000));
+    assert_eq!(w.read(2249), "wait 1 replay_behind");
+    assert_eq!(w.read(2250), "primary replay_behind");
+    w.since = None;
+    // In vain: not again before twice the time is over, and a write puts it off.
+    w.causality.saw(at(2251));
+    let fresh = |w: &mut World, at: u64, replay| {
+        w.snapshot.primary = Some(sample("n1", 150, at));
+        w.snapshot.standbys = vec![standby("n2", replay, at)];
+        w.publish();
+    };
+    fresh(&mut w, 4249, 140);
+    assert_eq!(w.read(4249), "primary replay_behind");
+    assert_eq!(w.read(4250), "wait 250 replay_behind");
+    w.causality.wrote(at(4251));
+    fresh(&mut w, 4252, 140);
+    assert_eq!(w.read(4252), "primary replay_behind");
+    // Once a standby has served it, it begins anew.
+    fresh(&mut w, 4260, 150);
+    assert_eq!(w.read(4261), "n2 fresh");
+    w.causality.saw(at(4262));
+    fresh(&mut w, 5262, 140);
+    assert_eq!(w.read(5262), "wait 250 replay_behind");
+}
