@@ -95,6 +95,9 @@ fn a_freeze_ends_receiving_although_replay_is_paused() {
         assert_eq!(c.value(s, "SELECT count(*) FROM t").await, "1000");
         // The old primary was not asked to stop: it sees the record and stops by itself, then comes back.
         c.until_streaming(p, s, term).await;
+        // By following it has promised the term: a command of an older one that is still under way is refused.
+        let late = c.freeze(p, Term(1)).await.unwrap_err();
+        assert!(late.contains("lower_term"), "{late}");
     });
 }
 

@@ -267,9 +267,13 @@ impl Agent {
                 return;
             }
             Fence::Soft => {
+                let names = self.conf.lock().await.sync_names.clone();
                 if fenced_from.is_none() {
                     tracing::warn!(node = %self.env.config.node, "lease about to end: commits wait");
-                    *fenced_from = Some(self.conf.lock().await.sync_names.clone());
+                    *fenced_from = Some(names);
+                } else if names != SyncNames::Fenced {
+                    // Armed since: that is what to come back to.
+                    *fenced_from = Some(names);
                 }
                 self.set_names(&SyncNames::Fenced).await.map_err(|e| e.to_string())
             }
@@ -288,6 +292,12 @@ impl Agent {
     /// Acknowledge again, as before the fence; as the policy says when what was before is not known.
     async fn lift(&self, fenced_from: &mut Option<SyncNames>) {
         let Some(before) = fenced_from.clone() else { return };
+        // A proof that commits wait is under way, with the same list: it ends soon, and says what holds then.
+        let Ok(_arming) = self.arming.try_lock() else { return };
+        if self.conf.lock().await.sync_names != SyncNames::Fenced {
+            *fenced_from = None;
+            return;
+        }
         let names = if before == SyncNames::Fenced { self.names_by_policy() } else { before };
         match self.set_names(&names).await {
             Ok(()) => *fenced_from = None,

@@ -277,6 +277,11 @@ impl Agent {
             if promised > source.term {
                 return Err(RejoinError::Superseded { promised });
             }
+            // Commands of older terms may still be under way. Obeyed, one could write an older timeline again.
+            if promised < source.term {
+                self.remember(|m| m.promise = m.promise.max(source.term))
+                    .map_err(|e| RejoinError::File { what: "the promise could not be written", source: e })?;
+            }
             self.cut_off_for.store(0, Ordering::Release);
             conf.upstream =
                 Some(Upstream { node: source.node.clone(), endpoint: source.endpoint.clone(), term: source.term });
