@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential set-up set-up-tests set-up-drivers test-drivers test-staleness
+.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential model set-up set-up-tests set-up-drivers test-drivers test-staleness
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -10,6 +10,7 @@ help:
 	@echo 'make test           every test, against real PostgreSQL and etcd'
 	@echo 'make check          formatting and lints'
 	@echo 'make differential   the protocol scripts cut at every byte, against PostgreSQL'
+	@echo 'make model          explore the failover protocol: every order of events within bounds'
 	@echo 'make test-drivers   twelve drivers, through the endpoint and not, with equal results'
 	@echo 'make test-staleness 100,000 reads per promise, checked while nodes fail and change roles'
 	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
@@ -32,6 +33,10 @@ test: set-up-tests
 # What `make test` does at every third byte and some seeded places, at every byte.
 differential: set-up-tests
 	PGTENURE_DIFFERENTIAL=full cargo test --locked -p proxy --test differential -- --test-threads=1
+
+# What the tests explore within small bounds, further: half an hour and some GiB. See failover/model/src/main.rs.
+model:
+	cargo run --release --locked -p model
 
 # Every driver's script against PostgreSQL and through the endpoint in both pooling modes. Versions are pinned here, in
 # integration/drivers/node/package.json and in integration/drivers/rust/Cargo.lock; JDBC's and Go's are the distribution's.

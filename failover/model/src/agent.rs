@@ -1,0 +1,123 @@
+//! Agents: the commands freeze, recover and promote, and what they do by themselves.
+
+use crate::scope::{Protection, Scope};
+use crate::state::{Server, State};
+use crate::wal::Wal;
+
+/// `agent/freeze.rs`: promise, cut off, say where the WAL ends. What was a primary is stopped and has no end to tell.
+pub(crate) fn freeze<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, term: u8, heard: bool) {
+    let n = &mut s.nodes[i];
+    n.promise = term;
+    match n.server {
+        Server::Standby | Server::Orphan(_) => {
+            n.frozen_for = term;
+            if !scope.lacks(Protection::ReceiverKill) {
+                n.upstream = 0;
+            }
+            answer(scope, s, i, heard);
+        }
+        Server::Primary(_) => {
+            halt(s, i, true);
+            lose(s, heard || s.etcd.term != term);
+        }
+        Server::Promoting(_) => {
+            halt(s, i, false);
+            lose(s, heard || s.etcd.term != term);
+        }
+        Server::Down { .. } => lose(s, heard || s.etcd.term != term),
+    }
+}
+
+/// `agent/commands.rs`: start without upstream, then as freeze.
+pub(crate) fn recover<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, heard: bool) {
+    let n = &mut s.nodes[i];
+    (n.promise, n.frozen_for, n.server) = (s.etcd.term, s.etcd.term, Server::Standby);
+    answer(scope, s, i, heard);
+}
+
+fn answer<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, heard: bool) {
+    let n = &s.nodes[i];
+    let counts = !n.floor.is_known() || scope.lacks(Protection::Quarantine);
+    let asked = n.promise == s.etcd.term && s.etcd.phase == crate::state::Phase::Recruiting;
+    if asked && heard && counts {
+        s.recruits[i] = n.wal.end(scope.numbering());
+    }
+    lose(s, heard || !asked);
+}
+
+fn lose<const M: usize>(s: &mut State<M>, heard: bool) {
+    s.lost += u8::from(!heard);
+}
+
+pub(crate) fn may_promote<const M: usize>(scope: &Scope, s: &State<M>, i: usize, term: u8) -> bool {
+    let n = &s.nodes[i];
+    s.primary_of(term) == Some(i)
+        && n.server == Server::Standby
+        && n.promise <= term
+        && n.frozen_for == term
+        && n.wal.end(scope.numbering()) == s.base[usize::from(term)]
+}
+
+/// `agent/promote.rs`, as far as the call of `pg_promote`.
+pub(crate) fn promote<const M: usize>(s: &mut State<M>, i: usize, term: u8) {
+    let n = &mut s.nodes[i];
+    (n.promise, n.frozen_for, n.upstream) = (term, 0, 0);
+    n.server = Server::Promoting(term);
+    n.names = if s.round.protects() { s.round.next.unwrap_or(s.round.k) } else { 0 };
+}
+
+/// `fsm/agent.rs`, `agent/rejoin.rs`: by the record, which may be outdated, or by an order that may be late.
+pub(crate) fn may_follow<const M: usize>(s: &State<M>, i: usize, term: u8) -> bool {
+    let n = &s.nodes[i];
+    let able = matches!(n.server, Server::Standby | Server::Down { was_primary: true });
+    let other = s.running(term).is_some_and(|p| p != i);
+    able && other && n.promise <= term && n.upstream < term
+}
+
+/// Stream, if this node's WAL lies on the primary's line; otherwise its tail is examined and it is rewound, in the worst
+/// case to the beginning, and counts for nothing until it has what the primary has now.
+pub(crate) fn follow<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, term: u8) {
+    let Some(primary) = s.running(term) else { return };
+    let upstream = s.nodes[primary].wal;
+    let n = &mut s.nodes[i];
+    if !upstream.descends(n.wal, scope.numbering()) {
+        n.wal = Wal::default();
+        n.floor = upstream.end(scope.numbering());
+    }
+    (n.server, n.upstream, n.frozen_for, n.names, n.visible) = (Server::Standby, term, 0, 0, 0);
+    if !scope.lacks(Protection::FollowPromises) {
+        n.promise = term;
+    }
+}
+
+pub(crate) fn start<const M: usize>(s: &mut State<M>, i: usize) {
+    s.nodes[i].server = Server::Standby;
+}
+
+/// It sees a newer term.
+pub(crate) fn stop<const M: usize>(s: &mut State<M>, i: usize) {
+    halt(s, i, true);
+}
+
+/// Everything that is not on disk is gone.
+pub(crate) fn crash<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) {
+    s.crashes += 1;
+    let was_primary = matches!(s.nodes[i].server, Server::Primary(_));
+    halt(s, i, was_primary);
+    if scope.lacks(Protection::PromiseFsync) {
+        s.nodes[i].promise = 0;
+    }
+}
+
+pub(crate) fn kill_agent<const M: usize>(s: &mut State<M>, i: usize) {
+    s.crashes += 1;
+    if let Server::Promoting(term) = s.nodes[i].server {
+        s.nodes[i].server = Server::Orphan(term);
+    }
+}
+
+fn halt<const M: usize>(s: &mut State<M>, i: usize, was_primary: bool) {
+    let n = &mut s.nodes[i];
+    n.server = Server::Down { was_primary };
+    (n.frozen_for, n.upstream, n.names, n.visible) = (0, 0, 0, 0);
+}

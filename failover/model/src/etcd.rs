@@ -1,0 +1,97 @@
+//! Changes of the policy: T5 and what the primary's agent does around it.
+
+use crate::postgres::release;
+use crate::scope::{Change, Protection, Scope};
+use crate::state::{FENCED, Phase, State};
+use crate::step::Step;
+
+/// The primary of the newest term, if it is open and holds its lease: only it changes the policy.
+fn primary<const M: usize>(s: &State<M>) -> Option<usize> {
+    s.running(s.etcd.term).filter(|_| s.etcd.phase == Phase::Active && s.etcd.leased)
+}
+
+/// Most changes of the policy.
+const EPOCHS: u8 = 3;
+
+pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, step: Step) -> bool {
+    let (policy, term) = (s.etcd.policy, s.etcd.term);
+    let names = primary(s).map(|p| s.nodes[p].names);
+    let room = policy.epoch < EPOCHS;
+    match step {
+        Step::Suspend => room && policy.protects() && names == Some(policy.k),
+        Step::Relax => s.relaxes == term && policy.suspended && names == Some(policy.k),
+        Step::Arm => room && policy.suspended && names == Some(0),
+        Step::Rearm | Step::ChangedCopies => room && on_quorum(scope, s, step),
+        Step::ChangeCopies => room && policy.epoch == 1 && primary(s).is_some(),
+        Step::SetCopies => {
+            let to = wanted(scope, s);
+            policy.epoch == 2 && names.is_some_and(|n| n != to || s.armed == 0)
+        }
+        _ => true,
+    }
+}
+
+/// The k that a change is to lead to.
+fn wanted<const M: usize>(scope: &Scope, s: &State<M>) -> u8 {
+    match scope.change {
+        Change::Copies(k) => k,
+        Change::None | Change::Suspension => s.etcd.policy.k,
+    }
+}
+
+/// Commits wait for what the new record will say, and k standbys have everything from before that.
+fn on_quorum<const M: usize>(scope: &Scope, s: &State<M>, step: Step) -> bool {
+    let policy = s.etcd.policy;
+    let under_way = if step == Step::Rearm { policy.suspended } else { policy.next.is_some() };
+    let k = wanted(scope, s);
+    primary(s).is_some_and(|p| {
+        let n = &s.nodes[p];
+        under_way && s.armed > 0 && n.names == k && s.holders(p, n.wal, s.armed - 1, scope.numbering()) >= k
+    })
+}
+
+pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Step) {
+    let Some(p) = s.primary_of(s.etcd.term) else { return };
+    let k = wanted(scope, s);
+    match step {
+        Step::Suspend => {
+            (s.etcd.policy.suspended, s.relaxes) = (true, s.etcd.term);
+            s.etcd.policy.epoch += 1;
+        }
+        Step::Relax => {
+            (s.nodes[p].names, s.relaxes) = (0, 0);
+            release(scope, s, p);
+        }
+        Step::Arm | Step::SetCopies => {
+            s.nodes[p].names = k;
+            s.armed = s.nodes[p].wal.len() + 1;
+            release(scope, s, p);
+        }
+        Step::Rearm => {
+            s.etcd.policy.suspended = false;
+            s.etcd.policy.epoch += 1;
+            s.shown |= s.nodes[p].wal.writes(s.armed - 1);
+            s.armed = 0;
+        }
+        Step::LeaseEnds { fenced } => {
+            s.etcd.leased = false;
+            s.crashes += u8::from(!fenced);
+            if fenced && s.nodes[p].names == 0 {
+                s.nodes[p].names = FENCED;
+            }
+        }
+        Step::ChangeCopies => {
+            s.etcd.policy.epoch += 1;
+            if scope.lacks(Protection::JointRule) {
+                s.etcd.policy.k = k;
+            } else {
+                s.etcd.policy.next = Some(k);
+            }
+        }
+        Step::ChangedCopies => {
+            (s.etcd.policy.k, s.etcd.policy.next, s.armed) = (k, None, 0);
+            s.etcd.policy.epoch += 1;
+        }
+        _ => {}
+    }
+}

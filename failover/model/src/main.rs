@@ -1,0 +1,58 @@
+//! Explores the model as far as fits: `make model`. Prints the number of states of each scope; a violation's steps.
+
+use model::{Change, Checked, Scope};
+use stateright::{Checker, Model};
+use std::time::Instant;
+
+fn main() {
+    let three = Scope::three();
+    let mut failed = false;
+    for (what, scope) in [
+        ("two failovers", three),
+        ("two failovers, three writes", Scope { writes: 3, crashes: 1, lost: 1, ..three }),
+        ("two failovers, writes besides the clients'", Scope { noise: 1, crashes: 1, lost: 1, ..three }),
+        ("two failovers, protection suspended", Scope { crashes: 1, lost: 0, change: Change::Suspension, ..three }),
+        ("two failovers, more copies", Scope { crashes: 1, lost: 0, change: Change::Copies(2), ..three }),
+        ("one failover, fewer copies", Scope { k: 2, terms: 2, change: Change::Copies(1), ..three }),
+        ("two failovers, async", Scope { k: 0, crashes: 2, lost: 1, ..three }),
+    ] {
+        failed |= !explore::<3>(what, scope);
+    }
+    let one = Scope { terms: 2, crashes: 1, lost: 1, ..three };
+    for k in [1, 2] {
+        failed |= !explore::<4>("one failover", Scope { k, ..one });
+    }
+    failed |= !explore::<5>("one failover", Scope { k: 2, writes: 1, lost: 0, ..one });
+    failed |= !explore::<5>("one failover", Scope { k: 3, writes: 1, crashes: 0, ..one });
+    std::process::exit(i32::from(failed));
+}
+
+/// Did everything hold, and everything that must happen once happen?
+fn explore<const M: usize>(what: &str, scope: Scope) -> bool {
+    let Scope { k, terms, writes, noise, crashes, lost, .. } = scope;
+    let began = Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let checked = Checked::<M>::new(scope).checker().threads(threads).spawn_bfs().join();
+    println!(
+        "m={M} k={k}: {what}; at most {} failovers, {writes} writes, {noise} others, {crashes} crashes, {lost} lost answers: \
+         {} states, {} ms",
+        terms - 1,
+        checked.unique_state_count(),
+        began.elapsed().as_millis()
+    );
+    let mut well = true;
+    for (name, _) in model::check::always::<M>() {
+        if let Some(path) = checked.discovery(name) {
+            well = false;
+            println!("VIOLATED: {name}");
+            path.into_vec().iter().for_each(|(state, step)| println!("  {step:?}\n    {state:?}"));
+        }
+    }
+    for (name, _) in model::check::sometimes(checked.model()) {
+        if checked.discovery(name).is_none() {
+            well = false;
+            println!("NEVER: {name}");
+        }
+    }
+    well
+}

@@ -1,0 +1,143 @@
+//! Managers: T1, T2, T3. Which of them does a step makes no difference: a term is one manager's, by its transaction.
+
+use crate::check::{LOST, UNREAD};
+use crate::scope::{Protection, Scope};
+use crate::state::{Limbo, NOBODY, Phase, State};
+use crate::wal::{Entry, Position};
+
+/// `fsm/begin.rs`. Any suspicion will do: safety must not rest on who is thought dead.
+pub(crate) fn may_begin<const M: usize>(s: &State<M>) -> bool {
+    s.etcd.policy.protects() || !s.etcd.leased
+}
+
+pub(crate) fn begin<const M: usize>(s: &mut State<M>, heard: bool) {
+    let (term, phase) = (s.etcd.term, s.etcd.phase);
+    if heard {
+        let policy = s.etcd.policy;
+        begin_with(s, policy, phase == Phase::Active);
+    } else {
+        s.lost += 1;
+        s.limbo = Limbo::Begin { term, phase, epoch: s.etcd.policy.epoch };
+    }
+}
+
+fn begin_with<const M: usize>(s: &mut State<M>, policy: crate::state::Policy, opened: bool) {
+    s.etcd.prev = if opened { s.etcd.term } else { s.etcd.prev };
+    s.etcd.term += 1;
+    (s.etcd.phase, s.etcd.leased, s.round) = (Phase::Recruiting, false, policy);
+    s.recruits = [Position::default(); M];
+    s.chosen[usize::from(s.etcd.term)] = NOBODY;
+}
+
+/// What was read may be old: the policy before its last change, or the term before it was opened.
+pub(crate) fn begin_outdated<const M: usize>(scope: &Scope, s: &mut State<M>) {
+    let mut policy = s.etcd.policy;
+    let mut opened = s.etcd.phase == Phase::Active;
+    if scope.lacks(Protection::PolicyCompare) {
+        policy.suspended = false;
+    } else {
+        opened = opened && s.etcd.term == 1;
+    }
+    begin_with(s, policy, opened);
+}
+
+/// `fsm/sync_set.rs`, for both rules of a change of k.
+fn sufficient<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
+    let prev = s.primary_of(s.etcd.prev);
+    let known = |i: &usize| s.recruits[*i].is_known();
+    if prev.as_ref().is_some_and(known) {
+        return true;
+    }
+    let others = (0..M).filter(known).count();
+    let needed = M - usize::from(s.round.least()) - usize::from(scope.lacks(Protection::Quorum));
+    match s.round {
+        crate::state::Policy { suspended: true, .. } => false,
+        crate::state::Policy { k: 0, .. } => others > 0,
+        _ => others >= needed,
+    }
+}
+
+/// `fsm/candidate.rs`: the furthest; of several any.
+pub fn choices<const M: usize>(scope: &Scope, s: &State<M>) -> Vec<u8> {
+    if !sufficient(scope, s) {
+        return Vec::new();
+    }
+    let furthest = s.recruits.iter().max().copied().unwrap_or_default();
+    (0..M).filter(|i| s.recruits[*i] == furthest).map(|i| i as u8).collect()
+}
+
+pub(crate) fn choose<const M: usize>(s: &mut State<M>, node: u8, heard: bool) {
+    let base = s.recruits[usize::from(node)];
+    if heard {
+        chosen(s, node, base);
+    } else {
+        s.lost += 1;
+        s.limbo = Limbo::Choose { term: s.etcd.term, node, base };
+    }
+}
+
+fn chosen<const M: usize>(s: &mut State<M>, node: u8, base: Position) {
+    let term = usize::from(s.etcd.term);
+    (s.chosen[term], s.base[term], s.etcd.phase) = (node, base, Phase::Promoting);
+    s.recruits = [Position::default(); M];
+}
+
+/// `fsm/opening.rs` and `agent/lease.rs`: the record is on k standbys, as their own agents say.
+pub(crate) fn may_open<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
+    let term = s.etcd.term;
+    let Some(p) = s.running(term).filter(|_| s.etcd.phase == Phase::Opening) else { return false };
+    let wal = s.nodes[p].wal;
+    let record = (0..wal.len()).find(|at| wal.get(*at) == Entry::Term(term)).map_or(0, |at| at + 1);
+    if !s.round.protects() {
+        // Every proxy has seen the term, or its view has run out.
+        return s.views & ((1 << term) - 1) == 0 || scope.lacks(Protection::ViewWait);
+    }
+    s.holders(p, wal, record, scope.numbering()) >= s.round.most() || scope.lacks(Protection::RecordWait)
+}
+
+pub(crate) fn open<const M: usize>(s: &mut State<M>, heard: bool) {
+    if heard {
+        opened(s);
+    } else {
+        s.lost += 1;
+        s.limbo = Limbo::Open { term: s.etcd.term };
+    }
+}
+
+fn opened<const M: usize>(s: &mut State<M>) {
+    let term = s.etcd.term;
+    let Some(p) = s.primary_of(term) else { return };
+    let wal = s.nodes[p].wal;
+    (s.etcd.phase, s.etcd.leased) = (Phase::Active, true);
+    s.opened |= 1 << term;
+    s.views |= 1 << term;
+    s.kept = wal.writes(wal.len());
+    s.wrong |= if s.acked & !s.kept != 0 { LOST } else { 0 };
+    s.wrong |= if s.shown & !s.kept != 0 { UNREAD } else { 0 };
+    if s.round.protects() {
+        s.shown |= wal.writes(s.nodes[p].visible);
+    }
+}
+
+/// The transaction passes its guards, at any later time.
+pub(crate) fn made_late<const M: usize>(s: &mut State<M>) {
+    match std::mem::replace(&mut s.limbo, Limbo::Empty) {
+        Limbo::Empty => {}
+        Limbo::Begin { .. } => begin(s, true),
+        Limbo::Choose { node, base, .. } => chosen(s, node, base),
+        Limbo::Open { .. } => opened(s),
+    }
+}
+
+/// A transaction whose guards will never hold again is as good as none.
+pub(crate) fn forget_the_impossible<const M: usize>(s: &mut State<M>) {
+    let possible = match s.limbo {
+        Limbo::Empty => true,
+        Limbo::Begin { term, phase, epoch } => (term, phase, epoch) == (s.etcd.term, s.etcd.phase, s.etcd.policy.epoch),
+        Limbo::Choose { term, .. } => (term, Phase::Recruiting) == (s.etcd.term, s.etcd.phase),
+        Limbo::Open { term } => (term, Phase::Opening) == (s.etcd.term, s.etcd.phase),
+    };
+    if !possible {
+        s.limbo = Limbo::Empty;
+    }
+}

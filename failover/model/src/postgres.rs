@@ -1,0 +1,90 @@
+//! PostgreSQL: a primary writes, standbys receive and acknowledge, commits wait, become visible and are acknowledged.
+//!
+//! Flushing, the standby's answer, the release of a waiting commit and the client's acknowledgement are one step: the
+//! later ones can only be late, and a late acknowledgement is of WAL that the standby had when it was frozen. A standby
+//! counts as long as its WAL reaches the commit, also when it streams no more; PostgreSQL counts fewer.
+
+use crate::check::{LATE, TWIN};
+use crate::scope::Scope;
+use crate::state::{FENCED, Server, State};
+use crate::wal::{Entry, Position, Wal};
+
+pub(crate) fn noise<const M: usize>(s: &State<M>) -> u8 {
+    let count = |wal: Wal| (0..wal.len()).filter(|at| wal.get(*at) == Entry::Noise).count() as u8;
+    s.nodes.iter().map(|n| count(n.wal)).max().unwrap_or(0)
+}
+
+pub(crate) fn write<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) {
+    s.writes += 1;
+    let entry = Entry::Write(s.writes);
+    s.nodes[i].wal = s.nodes[i].wal.with(entry);
+    if s.nodes[i].server == Server::Primary(s.newest_open()) {
+        s.kept |= 1 << s.writes;
+    }
+    release(scope, s, i);
+}
+
+pub(crate) fn write_noise<const M: usize>(s: &mut State<M>, i: usize) {
+    s.nodes[i].wal = s.nodes[i].wal.with(Entry::Noise);
+}
+
+/// The primary that standby `i` receives from, when there is something to receive.
+pub(crate) fn receives<const M: usize>(scope: &Scope, s: &State<M>, i: usize) -> Option<usize> {
+    let n = &s.nodes[i];
+    let from = s.running(n.upstream).filter(|from| *from != i)?;
+    let wal = s.nodes[from].wal;
+    (n.wal.len() < wal.len() && wal.descends(n.wal, scope.numbering())).then_some(from)
+}
+
+pub(crate) fn stream<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) {
+    let Some(from) = receives(scope, s, i) else { return };
+    let own = s.nodes[i].wal;
+    s.nodes[i].wal = own.with(s.nodes[from].wal.get(own.len()));
+    let end = s.nodes[i].wal.end(scope.numbering());
+    let floor = s.nodes[i].floor;
+    if end.timeline() >= floor.timeline() && end.lsn() >= floor.lsn() {
+        s.nodes[i].floor = Position::default();
+    }
+    release(scope, s, from);
+}
+
+/// Commits that enough standbys have are acknowledged and become visible.
+pub(crate) fn release<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) {
+    let n = s.nodes[i];
+    let Server::Primary(term) = n.server else { return };
+    let enough = |lsn: &u8| n.names == 0 || s.holders(i, n.wal, *lsn, scope.numbering()) >= n.names;
+    let Some(upto) = (n.visible + 1..=n.wal.len()).rev().find(enough).filter(|_| n.names != FENCED) else { return };
+    let newly = n.wal.writes(upto) & !n.wal.writes(n.visible);
+    s.nodes[i].visible = upto;
+    if s.opened & 1 << term == 0 {
+        return; // no client is there
+    }
+    if n.names > 0 {
+        s.acked |= newly;
+        s.shown |= n.wal.writes(upto);
+    }
+    if s.newest_open() > term && newly & !s.kept != 0 {
+        s.wrong |= LATE;
+    }
+}
+
+/// End of recovery: everything replayed is visible, and the term's record is written.
+pub(crate) fn promoted<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) {
+    let n = &mut s.nodes[i];
+    let (Server::Promoting(term) | Server::Orphan(term)) = n.server else { return };
+    n.wal = n.wal.with(Entry::Term(term));
+    (n.server, n.visible) = (Server::Primary(term), n.wal.len());
+    let number = n.wal.timeline(scope.numbering());
+    if s.numbers & 1 << number != 0 {
+        s.wrong |= TWIN;
+    }
+    s.numbers |= 1 << number;
+}
+
+/// What must not happen: the same primary in the same term again. Crash recovery releases what waited.
+pub(crate) fn restart_in_place<const M: usize>(s: &mut State<M>, i: usize) {
+    let term = s.etcd.term;
+    let n = &mut s.nodes[i];
+    (n.server, n.visible, n.names) = (Server::Primary(term), n.wal.len(), s.etcd.policy.most());
+    s.shown |= n.wal.writes(n.visible);
+}

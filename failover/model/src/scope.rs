@@ -1,0 +1,93 @@
+//! How far a check goes, and which protection is taken away.
+
+use crate::wal::Numbering;
+
+/// Bounds of a check. Everything within them is explored.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope {
+    /// Copies besides the primary's; 0: async mode.
+    pub k: u8,
+    /// Highest term: one more than the number of failovers.
+    pub terms: u8,
+    /// Commits that clients send.
+    pub writes: u8,
+    /// Records that a primary writes of its own accord, such as a checkpoint.
+    pub noise: u8,
+    /// Hosts or agents that crash.
+    pub crashes: u8,
+    /// Answers that are lost: of agents to managers, and of etcd to either.
+    pub lost: u8,
+    /// Changes of the policy.
+    pub change: Change,
+    /// The protection taken away.
+    pub without: Option<Protection>,
+    /// Do not tell nodes apart that differ by name only. A counterexample then changes names midway.
+    pub symmetric: bool,
+}
+
+/// What an operator, or the primary's agent, does to the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// Suspends protection and restores it.
+    Suspension,
+    /// Changes k to this.
+    Copies(u8),
+}
+
+/// What the protocol rests on. Each can be taken away to see that the properties notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// An agent's promise is on disk before it answers.
+    PromiseFsync,
+    /// T1 and T2 compare the policy.
+    PolicyCompare,
+    /// T1 compares the term's record.
+    TermCompare,
+    /// T3 waits for the term's record on k standbys.
+    RecordWait,
+    /// A timeline's number is its term's.
+    TimelineIsTerm,
+    /// While k changes a failover satisfies the old rule and the new one.
+    JointRule,
+    /// A freeze ends the WAL receiver.
+    ReceiverKill,
+    /// A primary that was restarted goes through a new term.
+    RestartGate,
+    /// Whoever follows a term's primary has promised the term.
+    FollowPromises,
+    /// m − k recruits.
+    Quorum,
+    /// A node that was rewound counts for nothing until it has replayed what it once held.
+    Quarantine,
+    /// Without protected commits T3 waits until no proxy acts on an older view.
+    ViewWait,
+}
+
+impl Scope {
+    /// m = 3, k = 1, two failovers, two crashes, two lost answers, two writes.
+    pub const fn three() -> Self {
+        Self {
+            k: 1,
+            terms: 3,
+            writes: 2,
+            noise: 0,
+            crashes: 2,
+            lost: 2,
+            change: Change::None,
+            without: None,
+            symmetric: true,
+        }
+    }
+
+    /// Is this protection gone?
+    pub fn lacks(&self, protection: Protection) -> bool {
+        self.without == Some(protection)
+    }
+
+    /// How timelines are numbered.
+    pub fn numbering(&self) -> Numbering {
+        if self.lacks(Protection::TimelineIsTerm) { Numbering::Next } else { Numbering::Term }
+    }
+}

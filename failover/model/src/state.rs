@@ -1,0 +1,249 @@
+//! The state of the model: etcd's records, each node's disk and processes, and what clients were told.
+
+use crate::wal::{Numbering, Position, Wal};
+
+/// Room for terms 1 to 4.
+pub const TERMS: usize = 5;
+/// No node.
+pub const NOBODY: u8 = 15;
+/// A list of standbys that nobody satisfies.
+pub const FENCED: u8 = 9;
+
+/// PostgreSQL on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Server {
+    /// Not running.
+    Down {
+        /// It was a primary when it stopped: never started before a manager or its own agent has compared histories.
+        was_primary: bool,
+    },
+    /// In recovery.
+    Standby,
+    /// `pg_promote` was called under this term and its agent watches.
+    Promoting(u8),
+    /// The agent died since: nobody stops it when it is late.
+    Orphan(u8),
+    /// Accepts writes, as the primary of this term.
+    Primary(u8),
+}
+
+/// A node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Node {
+    /// What is on its disk. Everything written is flushed: what is not flushed acknowledges nothing.
+    pub wal: Wal,
+    /// Its process.
+    pub server: Server,
+    /// Highest term promised.
+    pub promise: u8,
+    /// Frozen for this term by a command, as its agent remembers; 0: not.
+    pub frozen_for: u8,
+    /// Term whose primary its WAL receiver is given; 0: none.
+    pub upstream: u8,
+    /// Neither counted nor chosen before it has this.
+    pub floor: Position,
+    /// How many standbys its commits wait for, in force. [`FENCED`]: more than there are.
+    pub names: u8,
+    /// Commits in the first so many records are visible to readers.
+    pub visible: u8,
+}
+
+/// How far a term has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// T1 made.
+    Recruiting,
+    /// T2 made.
+    Promoting,
+    /// Promoted, and recorded as such.
+    Opening,
+    /// T3 made.
+    Active,
+}
+
+/// Who votes and how many copies. Every node votes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Policy {
+    /// Copies besides the primary's.
+    pub k: u8,
+    /// A change of k is under way: to this.
+    pub next: Option<u8>,
+    /// Commits are not protected.
+    pub suspended: bool,
+    /// Changes so far.
+    pub epoch: u8,
+}
+
+impl Policy {
+    /// Do commits wait for standbys?
+    pub fn protects(self) -> bool {
+        !self.suspended && self.k > 0
+    }
+
+    /// Copies that satisfy every rule in force.
+    pub fn most(self) -> u8 {
+        self.k.max(self.next.unwrap_or(0))
+    }
+
+    /// Copies that a commit has at least.
+    pub fn least(self) -> u8 {
+        if self.suspended { 0 } else { self.k.min(self.next.unwrap_or(self.k)) }
+    }
+}
+
+/// etcd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Etcd {
+    /// The newest term.
+    pub term: u8,
+    /// How far it has come.
+    pub phase: Phase,
+    /// The last term opened before it.
+    pub prev: u8,
+    /// The policy.
+    pub policy: Policy,
+    /// The `primary` key exists.
+    pub leased: bool,
+}
+
+/// A transaction whose sender does not know whether it was made. It compares what it was decided on, so it still may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "fields are what the transaction compares and writes")]
+pub enum Limbo {
+    /// None.
+    Empty,
+    /// T1, decided on this term in this phase under this policy epoch.
+    Begin { term: u8, phase: Phase, epoch: u8 },
+    /// T2 of this term.
+    Choose { term: u8, node: u8, base: Position },
+    /// T3 of this term.
+    Open { term: u8 },
+}
+
+/// The whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct State<const M: usize> {
+    /// Records.
+    pub etcd: Etcd,
+    /// Nodes.
+    pub nodes: [Node; M],
+    /// Ends of WAL that the current term's manager was told.
+    pub recruits: [Position; M],
+    /// The policy that the current round goes by.
+    pub round: Policy,
+    /// The node chosen in each term.
+    pub chosen: [u8; TERMS],
+    /// Its end of WAL then.
+    pub base: [Position; TERMS],
+    /// Terms opened, one bit each.
+    pub opened: u8,
+    /// Terms that some proxy may still act on.
+    pub views: u8,
+    /// A transaction under way.
+    pub limbo: Limbo,
+    /// Everything past here on the primary waits for standbys.
+    pub armed: u8,
+    /// The old primary relaxes what commits wait for: it has recorded the suspension in this term.
+    pub relaxes: u8,
+    /// Faults so far.
+    pub crashes: u8,
+    /// Answers lost so far.
+    pub lost: u8,
+    /// Client writes so far.
+    pub writes: u8,
+    /// Writes acknowledged under the strict guarantee, one bit each.
+    pub acked: u8,
+    /// Writes that some client has read.
+    pub shown: u8,
+    /// Writes on the line of the newest open term.
+    pub kept: u8,
+    /// Timelines begun, by number.
+    pub numbers: u8,
+    /// What went wrong, see `check`.
+    pub wrong: u8,
+}
+
+impl<const M: usize> State<M> {
+    /// A healthy cluster in term 1 with node 0 as primary.
+    pub fn first(k: u8) -> Self {
+        let node = |i| Node {
+            wal: Wal::default(),
+            server: if i == 0 { Server::Primary(1) } else { Server::Standby },
+            promise: 1,
+            frozen_for: 0,
+            upstream: u8::from(i != 0),
+            floor: Position::default(),
+            names: if i == 0 { k } else { 0 },
+            visible: 0,
+        };
+        let policy = Policy { k, next: None, suspended: false, epoch: 1 };
+        let mut chosen = [NOBODY; TERMS];
+        chosen[1] = 0;
+        Self {
+            etcd: Etcd { term: 1, phase: Phase::Active, prev: 0, policy, leased: true },
+            nodes: std::array::from_fn(node),
+            recruits: [Position::default(); M],
+            round: policy,
+            chosen,
+            base: [Position::default(); TERMS],
+            opened: 0b10,
+            views: 0b10,
+            limbo: Limbo::Empty,
+            armed: 0,
+            relaxes: 0,
+            crashes: 0,
+            lost: 0,
+            writes: 0,
+            acked: 0,
+            shown: 0,
+            kept: 0,
+            numbers: 0b10,
+            wrong: 0,
+        }
+    }
+
+    /// The node chosen in `term`.
+    pub fn primary_of(&self, term: u8) -> Option<usize> {
+        let node = self.chosen[usize::from(term)];
+        (node != NOBODY).then_some(usize::from(node))
+    }
+
+    /// The node that runs as the primary of `term`.
+    pub fn running(&self, term: u8) -> Option<usize> {
+        self.primary_of(term).filter(|n| self.nodes[*n].server == Server::Primary(term))
+    }
+
+    /// The newest term that was opened.
+    pub fn newest_open(&self) -> u8 {
+        (7 - self.opened.leading_zeros()) as u8
+    }
+
+    /// Nodes other than `than` whose WAL lies on `wal`'s line and reaches `lsn`.
+    pub fn holders(&self, than: usize, wal: Wal, lsn: u8, numbering: Numbering) -> u8 {
+        let holds = |i: &usize| {
+            let own = self.nodes[*i].wal;
+            *i != than && own.len() >= lsn && wal.descends(own, numbering)
+        };
+        (0..M).filter(holds).count() as u8
+    }
+
+    /// The same with nodes in a fixed order: which of two nodes is called what makes no difference.
+    pub fn canonical(&self) -> Self {
+        let terms = |i: usize| {
+            let bit = |t: usize| u8::from(usize::from(self.chosen[t]) == i) << t;
+            (0..TERMS).map(bit).fold(0, |all, one| all | one)
+        };
+        let limbo = |i: usize| matches!(self.limbo, Limbo::Choose { node, .. } if usize::from(node) == i);
+        let mut order: [usize; M] = std::array::from_fn(|i| i);
+        order.sort_unstable_by_key(|i| (self.nodes[*i], self.recruits[*i], terms(*i), limbo(*i)));
+        let renamed = |node: u8| order.iter().position(|i| *i == usize::from(node)).map_or(node, |at| at as u8);
+        let mut same = *self;
+        same.nodes = order.map(|i| self.nodes[i]);
+        same.recruits = order.map(|i| self.recruits[i]);
+        same.chosen = self.chosen.map(renamed);
+        if let Limbo::Choose { node, .. } = &mut same.limbo {
+            *node = renamed(*node);
+        }
+        same
+    }
+}

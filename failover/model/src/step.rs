@@ -1,0 +1,216 @@
+//! What can happen next, and what it does.
+
+use crate::scope::{Change, Protection, Scope};
+use crate::state::{Limbo, Phase, Server, State};
+use crate::wal::LONGEST;
+use crate::{agent, etcd, manager, postgres};
+
+/// Something happens. Nodes are named by number; `heard`: the sender got the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "fields are nodes, terms and `heard`")]
+pub enum Step {
+    /// A client's commit reaches a primary.
+    Write(u8),
+    /// A primary writes a record that nobody waits for.
+    Noise(u8),
+    /// A standby receives, flushes and acknowledges one record.
+    Stream(u8),
+    /// A host crashes.
+    Crash(u8),
+    /// An agent is killed and starts again; PostgreSQL lives.
+    KillAgent(u8),
+    /// T1.
+    Begin { heard: bool },
+    /// T1 decided on records read before their last change, which it does not compare.
+    BeginOutdated,
+    /// `/agent/freeze`.
+    Freeze { node: u8, term: u8, heard: bool },
+    /// `/agent/recover`.
+    Recover { node: u8, heard: bool },
+    /// T2.
+    Choose { node: u8, heard: bool },
+    /// The chosen node's promotion is recorded.
+    Record,
+    /// T3.
+    Open { heard: bool },
+    /// A transaction whose outcome nobody heard is made after all.
+    MadeLate,
+    /// An agent starts its standby without upstream.
+    Start(u8),
+    /// `/agent/promote`, up to `pg_promote`.
+    Promote { node: u8, term: u8 },
+    /// PostgreSQL ends recovery.
+    Promoted(u8),
+    /// An agent compares histories with a term's primary, and follows it or rewinds to it first.
+    Follow { node: u8, term: u8 },
+    /// An agent sees a newer term and stops its primary.
+    StopSuperseded(u8),
+    /// A primary that stopped is started again in its own term.
+    RestartInPlace(u8),
+    /// The primary's agent records that commits will not be protected.
+    Suspend,
+    /// It lets them through.
+    Relax,
+    /// It makes them wait again, and has proof of that.
+    Arm,
+    /// The record says that they are protected.
+    Rearm,
+    /// The primary's lease ends; its agent has stopped acknowledging before, unless it was paused.
+    LeaseEnds { fenced: bool },
+    /// No proxy acts on this term any more.
+    ProxiesLeave(u8),
+    /// A change of k is recorded.
+    ChangeCopies,
+    /// Commits wait for the new number, and that is proved.
+    SetCopies,
+    /// The change ends.
+    ChangedCopies,
+}
+
+/// Every step that can happen now. Some change nothing.
+pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
+    if s.wrong != 0 {
+        return;
+    }
+    managers(scope, s, out);
+    policy(scope, s, out);
+    for i in 0..M {
+        node(scope, s, i, out);
+    }
+}
+
+fn managers<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
+    let may_lose = s.lost < scope.lost;
+    let answers: &[bool] = if may_lose { &[true, false] } else { &[true] };
+    if s.etcd.term < scope.terms {
+        if manager::may_begin(s) {
+            out.extend(answers.iter().map(|heard| Step::Begin { heard: *heard }));
+        }
+        if scope.lacks(Protection::PolicyCompare) || scope.lacks(Protection::TermCompare) {
+            out.push(Step::BeginOutdated);
+        }
+    }
+    if s.etcd.phase == Phase::Recruiting {
+        for node in manager::choices(scope, s) {
+            out.extend(answers.iter().map(|heard| Step::Choose { node, heard: *heard }));
+        }
+    }
+    if s.etcd.phase == Phase::Promoting && s.running(s.etcd.term).is_some() {
+        out.push(Step::Record);
+    }
+    if manager::may_open(scope, s) {
+        out.extend(answers.iter().map(|heard| Step::Open { heard: *heard }));
+    }
+    if s.limbo != Limbo::Empty {
+        out.push(Step::MadeLate);
+    }
+}
+
+fn policy<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
+    match scope.change {
+        Change::None if scope.k > 0 => return,
+        Change::None => {}
+        Change::Suspension => out.extend([Step::Suspend, Step::Relax, Step::Arm, Step::Rearm]),
+        Change::Copies(_) => out.extend([Step::ChangeCopies, Step::SetCopies, Step::ChangedCopies]),
+    }
+    out.retain(|step| etcd::possible(scope, s, *step));
+    if !s.etcd.policy.protects() && s.etcd.leased && s.etcd.phase == Phase::Active {
+        out.push(Step::LeaseEnds { fenced: true });
+        if s.crashes < scope.crashes {
+            out.push(Step::LeaseEnds { fenced: false });
+        }
+    }
+    if scope.change == Change::Suspension || scope.k == 0 {
+        out.extend((1..s.etcd.term).filter(|t| s.views & 1 << t != 0).map(Step::ProxiesLeave));
+    }
+}
+
+fn node<const M: usize>(scope: &Scope, s: &State<M>, i: usize, out: &mut Vec<Step>) {
+    let (node, n) = (i as u8, &s.nodes[i]);
+    let may_lose = s.lost < scope.lost;
+    if s.crashes < scope.crashes && !matches!(n.server, Server::Down { .. }) {
+        out.push(Step::Crash(node));
+        if matches!(n.server, Server::Promoting(_)) {
+            out.push(Step::KillAgent(node));
+        }
+    }
+    for term in n.promise.max(2)..=s.etcd.term {
+        let asks = term == s.etcd.term && s.etcd.phase == Phase::Recruiting;
+        out.push(Step::Freeze { node, term, heard: true });
+        if asks && may_lose {
+            out.push(Step::Freeze { node, term, heard: false });
+        }
+        if asks && matches!(n.server, Server::Down { .. }) {
+            out.push(Step::Recover { node, heard: true });
+            if may_lose {
+                out.push(Step::Recover { node, heard: false });
+            }
+        }
+        if agent::may_promote(scope, s, i, term) {
+            out.push(Step::Promote { node, term });
+        }
+    }
+    for term in 1..=s.etcd.term {
+        if agent::may_follow(s, i, term) {
+            out.push(Step::Follow { node, term });
+        }
+    }
+    match n.server {
+        Server::Primary(term) => {
+            let room = n.wal.len() < LONGEST;
+            if room && s.writes < scope.writes && s.opened & s.views & 1 << term != 0 {
+                out.push(Step::Write(node));
+            }
+            if room && postgres::noise(s) < scope.noise {
+                out.push(Step::Noise(node));
+            }
+            if term < s.etcd.term {
+                out.push(Step::StopSuperseded(node));
+            }
+        }
+        Server::Standby if postgres::receives(scope, s, i).is_some() => out.push(Step::Stream(node)),
+        Server::Standby => {}
+        Server::Promoting(_) | Server::Orphan(_) => out.push(Step::Promoted(node)),
+        Server::Down { was_primary: false } => out.push(Step::Start(node)),
+        Server::Down { was_primary: true } => {
+            if scope.lacks(Protection::RestartGate) && s.primary_of(s.etcd.term) == Some(i) {
+                out.push(Step::RestartInPlace(node));
+            }
+        }
+    }
+}
+
+/// Do it.
+pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Step) {
+    match step {
+        Step::Write(node) => postgres::write(scope, s, usize::from(node)),
+        Step::Noise(node) => postgres::write_noise(s, usize::from(node)),
+        Step::Stream(node) => postgres::stream(scope, s, usize::from(node)),
+        Step::Promoted(node) => postgres::promoted(scope, s, usize::from(node)),
+        Step::RestartInPlace(node) => postgres::restart_in_place(s, usize::from(node)),
+        Step::Crash(node) => agent::crash(scope, s, usize::from(node)),
+        Step::KillAgent(node) => agent::kill_agent(s, usize::from(node)),
+        Step::Start(node) => agent::start(s, usize::from(node)),
+        Step::Freeze { node, term, heard } => agent::freeze(scope, s, usize::from(node), term, heard),
+        Step::Recover { node, heard } => agent::recover(scope, s, usize::from(node), heard),
+        Step::Promote { node, term } => agent::promote(s, usize::from(node), term),
+        Step::Follow { node, term } => agent::follow(scope, s, usize::from(node), term),
+        Step::StopSuperseded(node) => agent::stop(s, usize::from(node)),
+        Step::Begin { heard } => manager::begin(s, heard),
+        Step::BeginOutdated => manager::begin_outdated(scope, s),
+        Step::Choose { node, heard } => manager::choose(s, node, heard),
+        Step::Record => s.etcd.phase = Phase::Opening,
+        Step::Open { heard } => manager::open(s, heard),
+        Step::MadeLate => manager::made_late(s),
+        Step::ProxiesLeave(term) => s.views &= !(1 << term),
+        Step::Suspend
+        | Step::Relax
+        | Step::Arm
+        | Step::Rearm
+        | Step::LeaseEnds { .. }
+        | Step::ChangeCopies
+        | Step::SetCopies
+        | Step::ChangedCopies => etcd::perform(scope, s, step),
+    }
+    manager::forget_the_impossible(s);
+}

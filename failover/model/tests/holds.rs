@@ -1,0 +1,44 @@
+//! The protocol as it is holds within bounds small enough for every run of the tests; `make model` goes further.
+
+use model::{Change, Checked, Scope};
+use stateright::{Checker, Model};
+
+/// Nothing that must hold breaks, and all that must happen once happens.
+fn explore<const M: usize>(what: &str, scope: Scope) {
+    let checked = Checked::<M>::new(scope).checker().threads(2).spawn_bfs().join();
+    println!("{what}: m={M} {scope:?}: {} states", checked.unique_state_count());
+    checked.assert_properties();
+}
+
+#[test]
+fn two_failovers_with_a_crash_and_a_lost_answer_lose_nothing() {
+    explore::<3>("two failovers", Scope { writes: 1, crashes: 1, lost: 1, ..Scope::three() });
+}
+
+#[test]
+fn one_failover_with_two_crashes_and_two_lost_answers_loses_nothing() {
+    explore::<3>("one failover", Scope { terms: 2, ..Scope::three() });
+}
+
+#[test]
+fn protection_is_suspended_and_restored_around_a_failover() {
+    explore::<3>("suspension", Scope { terms: 2, crashes: 1, lost: 0, change: Change::Suspension, ..Scope::three() });
+}
+
+#[test]
+fn without_a_quorum_lease_and_views_keep_terms_apart() {
+    explore::<3>("async", Scope { k: 0, terms: 2, crashes: 2, lost: 1, ..Scope::three() });
+}
+
+#[test]
+fn k_changes_around_a_failover() {
+    explore::<3>("more copies", Scope { terms: 2, crashes: 1, lost: 0, change: Change::Copies(2), ..Scope::three() });
+    let scope = Scope { k: 2, terms: 2, crashes: 0, lost: 0, change: Change::Copies(1), ..Scope::three() };
+    explore::<3>("fewer copies", scope);
+}
+
+#[test]
+fn four_and_five_nodes() {
+    explore::<4>("four nodes", Scope { k: 2, terms: 2, writes: 1, crashes: 0, lost: 0, ..Scope::three() });
+    explore::<5>("five nodes", Scope { k: 2, terms: 2, writes: 1, crashes: 0, lost: 0, ..Scope::three() });
+}

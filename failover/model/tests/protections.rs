@@ -1,0 +1,107 @@
+//! Each protection that the protocol rests on, taken away in turn, must give a counterexample: otherwise the model
+//! would not notice its loss in the protocol either.
+
+use model::check::NAMES;
+use model::scope::{Change, Protection, Scope};
+use model::{Checked, Step};
+use stateright::{Checker, HasDiscoveries, Model};
+
+const LOST: &str = NAMES[0];
+const UNREAD: &str = NAMES[1];
+const LATE: &str = NAMES[2];
+const TWIN: &str = NAMES[3];
+const BROKEN: &str = NAMES[4];
+const UNSOUND: &str = NAMES[5];
+
+/// One failover, one write, no fault.
+const SMALL: Scope = Scope { terms: 2, writes: 1, crashes: 0, lost: 0, symmetric: false, ..Scope::three() };
+
+/// The shortest way to break `property` without `protection`, as a list of steps.
+fn breaks(protection: Protection, property: &'static str, scope: Scope) -> Vec<Step> {
+    let mut model = Checked::<3>::new(Scope { without: Some(protection), ..scope });
+    model.only = Some(property);
+    let checked = model.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let path = checked.discovery(property);
+    let path = path.unwrap_or_else(|| panic!("without {protection:?} nothing broke: {}", checked.unique_state_count()));
+    let steps = path.into_actions();
+    println!("without {protection:?}, {} states, {property}:", checked.unique_state_count());
+    steps.iter().for_each(|step| println!("  {step:?}"));
+    steps
+}
+
+/// Nothing but the protection was wrong: with it, the same bounds are safe.
+fn holds(scope: Scope) {
+    let checked = Checked::<3>::new(scope).checker().spawn_bfs().join();
+    for (name, _) in model::check::always::<3>() {
+        assert!(checked.discovery(name).is_none(), "{name}: {:?}", checked.discovery(name));
+    }
+}
+
+fn needed(protection: Protection, property: &'static str, scope: Scope) {
+    let steps = breaks(protection, property, scope);
+    assert!(steps.len() < 40, "shortest, so short");
+    holds(scope);
+}
+
+#[test]
+fn a_promise_that_is_forgotten_loses_a_write() {
+    needed(Protection::PromiseFsync, LOST, Scope { crashes: 1, ..SMALL });
+    breaks(Protection::PromiseFsync, BROKEN, Scope { crashes: 1, ..SMALL });
+}
+
+#[test]
+fn a_policy_that_is_not_compared_lets_two_terms_acknowledge() {
+    needed(Protection::PolicyCompare, LATE, Scope { change: Change::Suspension, ..SMALL });
+}
+
+#[test]
+fn a_term_that_is_not_compared_loses_a_write() {
+    needed(Protection::TermCompare, LOST, Scope { terms: 3, ..SMALL });
+}
+
+#[test]
+fn a_term_opened_before_its_record_is_on_a_quorum_takes_back_what_was_read() {
+    needed(Protection::RecordWait, UNREAD, Scope { terms: 3, ..SMALL });
+}
+
+#[test]
+fn a_timeline_numbered_by_counting_is_written_twice() {
+    needed(Protection::TimelineIsTerm, TWIN, Scope { terms: 3, ..SMALL });
+}
+
+#[test]
+fn a_change_of_k_in_one_step_loses_a_write() {
+    let scope = Scope { change: Change::Copies(2), ..SMALL };
+    needed(Protection::JointRule, LOST, scope);
+    breaks(Protection::JointRule, UNSOUND, scope);
+}
+
+#[test]
+fn a_receiver_that_outlives_the_freeze_loses_a_write() {
+    needed(Protection::ReceiverKill, LOST, SMALL);
+}
+
+#[test]
+fn a_primary_restarted_in_its_term_shows_what_is_lost_later() {
+    needed(Protection::RestartGate, UNREAD, Scope { crashes: 2, ..SMALL });
+}
+
+#[test]
+fn one_recruit_less_loses_a_write() {
+    needed(Protection::Quorum, LOST, SMALL);
+}
+
+#[test]
+fn a_rewound_node_that_counts_at_once_loses_a_write() {
+    needed(Protection::Quarantine, LOST, Scope { terms: 3, writes: 2, ..SMALL });
+}
+
+#[test]
+fn a_view_that_is_not_waited_for_lets_two_terms_acknowledge() {
+    needed(Protection::ViewWait, LATE, Scope { k: 0, crashes: 1, ..SMALL });
+}
+
+#[test]
+fn a_follower_that_still_obeys_older_terms_writes_a_timeline_twice() {
+    needed(Protection::FollowPromises, TWIN, Scope { terms: 3, ..SMALL });
+}
