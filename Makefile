@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential model set-up set-up-tests set-up-drivers test-drivers test-staleness
+.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential model sim set-up set-up-tests set-up-drivers test-drivers test-staleness
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -11,6 +11,7 @@ help:
 	@echo 'make check          formatting and lints'
 	@echo 'make differential   the protocol scripts cut at every byte, against PostgreSQL'
 	@echo 'make model          explore the failover protocol: every order of events within bounds'
+	@echo 'make sim            play SEEDS=10000 seeds of faults against the shipped decisions, or one (SEED=8412) with its story'
 	@echo 'make test-drivers   twelve drivers, through the endpoint and not, with equal results'
 	@echo 'make test-staleness 100,000 reads per promise, checked while nodes fail and change roles'
 	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
@@ -33,6 +34,12 @@ test: set-up-tests
 # What `make test` does at every third byte and some seeded places, at every byte.
 differential: set-up-tests
 	PGTENURE_DIFFERENTIAL=full cargo test --locked -p proxy --test differential -- --test-threads=1
+
+# The tests play 500 seeds. One seed prints what happened; a seed that fails prints the end of it.
+SEEDS ?= 10000
+SEED ?=
+sim:
+	SIM_SEEDS='$(SEEDS)' SIM_SEED='$(SEED)' cargo test --locked -p failover --test sim -- --nocapture every_seed
 
 # What the tests explore within small bounds, further: half an hour and some GiB. See failover/model/src/main.rs.
 model:

@@ -1,0 +1,112 @@
+//! etcd: records, revisions, transactions that compare and whose outcome may not be heard.
+
+use super::{Event, World, name};
+use cluster::{Endpoint, Lsn, Term};
+use failover::fsm::action::{Change, ChangeOutcome, Guard, RecordKey, RecordPut};
+use failover::fsm::observe::{At, Records};
+use failover::record::{Cause, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
+
+/// A cluster in term 1 with the first node as primary.
+pub(crate) fn first(m: usize, k: u32) -> Records {
+    let mut records = Records { revision: 100, ..Records::default() };
+    for i in 0..m {
+        let endpoint = |port| Endpoint { host: "127.0.0.1".into(), port };
+        let member = MemberRecord {
+            node: name(i),
+            postgres: endpoint(1),
+            agent: endpoint(2),
+            pg_version: 150_000,
+            system_id: None,
+            host: format!("h{i}"),
+        };
+        records.members.insert(name(i), member);
+    }
+    let term = TermRecord {
+        term: Term(1),
+        phase: Phase::Active,
+        coordinator: "creator".into(),
+        node: Some(name(0)),
+        cause: Cause::Bootstrap,
+        prev: None,
+        fork: None,
+        forks: Vec::new(),
+        xid_bound: None,
+        record_lsn: Some(Lsn(0)),
+        policy_epoch: 1,
+    };
+    let voters = (0..m).map(name).collect();
+    let policy = PolicyRecord { epoch: 1, voters, k, mode: Mode::Strict, suspended: None, joint: None };
+    records.term = Some(At { value: term, revision: 90 });
+    records.policy = Some(At { value: policy, revision: 91 });
+    records.primary = Some(PrimaryRecord { term: Term(1), node: name(0), holder: "h".into() });
+    records
+}
+
+impl World {
+    pub(crate) fn bump(&mut self) -> i64 {
+        self.records.revision += 1;
+        self.records.revision
+    }
+
+    fn holds(&self, guard: Guard) -> bool {
+        match guard {
+            Guard::Term(at) => self.records.term.as_ref().is_some_and(|t| t.revision == at),
+            Guard::Policy(at) => self.records.policy.as_ref().is_some_and(|p| p.revision == at),
+            Guard::Leader(at) => self.leader.is_some_and(|(_, since, until)| since == at && until > self.now),
+            Guard::NoPrimary => self.records.primary.is_none(),
+            Guard::NotPaused => self.records.pause.is_none(),
+        }
+    }
+
+    /// The transaction arrives.
+    pub(crate) fn transact(&mut self, manager: usize, life: u32, change: &Change, heard: bool) {
+        let outcome = if !self.etcd_up() {
+            ChangeOutcome::NotMade("etcd is away".into())
+        } else if !change.guards.iter().all(|g| self.holds(*g)) {
+            self.reach("a compare-and-put lost");
+            ChangeOutcome::Lost
+        } else {
+            self.make(change);
+            if !heard {
+                self.reach("an outcome unknown and made");
+            }
+            ChangeOutcome::Done(self.records.revision)
+        };
+        self.say(format!(
+            "etcd: {} of manager {manager}: {outcome:?}{}",
+            change.kind.as_str(),
+            if heard { "" } else { ", not heard" }
+        ));
+        if heard {
+            let wait = self.delay();
+            self.after(wait, Event::Outcome { manager, life, id: change.id, outcome });
+        }
+    }
+
+    fn make(&mut self, change: &Change) {
+        let revision = self.bump();
+        for put in change.puts.clone() {
+            match put {
+                RecordPut::Term(value) => {
+                    let old = self.records.term.as_ref().map_or(Term(0), |t| t.value.term);
+                    if value.term < old {
+                        self.fail(format!("the term went back from {old} to {}", value.term));
+                    }
+                    self.records.term = Some(At { value, revision });
+                }
+                RecordPut::Policy(value) => self.records.policy = Some(At { value, revision }),
+                RecordPut::Journal(journal) => self.records.journal = Some(*journal),
+                RecordPut::Fence(node, fence) => drop(self.records.fences.insert(node, fence)),
+                RecordPut::Pause(pause, _) => self.records.pause = Some(pause),
+                RecordPut::Spent(..) => {} // a budget would end the faults early
+            }
+        }
+        for key in &change.deletes {
+            match key {
+                RecordKey::Primary => self.records.primary = None,
+                RecordKey::Fence(node) => drop(self.records.fences.remove(node)),
+                RecordKey::Pause => self.records.pause = None,
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Managers: the shipped planner, and a shell around it that loses, delays and repeats.
+
+use super::{Event, World, ms, name};
+use cluster::{Instant, NodeId, Term};
+use failover::fsm::action::{
+    Action, Change, ChangeKind, ChangeOutcome, Command, CommandError, CommandKind, Input, Operation, Reply,
+};
+use failover::fsm::observe::Records;
+use failover::fsm::planner::Planner;
+use failover::fsm::timers::Settings;
+
+pub(crate) struct Manager {
+    pub(crate) planner: Planner,
+    /// Counts restarts: what an earlier process had asked for comes to nobody.
+    pub(crate) life: u32,
+    pub(crate) paused_until: Instant,
+    lease_until: Instant,
+    read_at: Instant,
+}
+
+impl Manager {
+    pub(crate) fn new(m: usize) -> Self {
+        let settings = Settings { failover_budget: 1000, ..Settings::default() };
+        Self {
+            planner: Planner::new(format!("m{m}"), settings),
+            life: 0,
+            paused_until: Instant::default(),
+            lease_until: Instant::default(),
+            read_at: Instant::default(),
+        }
+    }
+}
+
+impl World {
+    /// Put what a paused manager is to learn off until it wakes.
+    fn asleep(&self, m: usize) -> Option<u64> {
+        let left = self.managers[m].paused_until.since(self.now).as_millis() as u64;
+        (left > 0).then_some(left + 1)
+    }
+
+    fn step(&mut self, m: usize, input: Input) {
+        let actions = self.managers[m].planner.step(self.now, input);
+        for action in actions {
+            self.perform(m, action);
+        }
+    }
+
+    pub(crate) fn manage(&mut self, m: usize) {
+        if let Some(wait) = self.asleep(m) {
+            return self.after(wait, Event::Manage(m));
+        }
+        let leads = self.managers[m].planner.leads();
+        if leads && self.now >= self.managers[m].lease_until {
+            self.say(format!("manager {m} does not lead any more"));
+            self.step(m, Input::NotLeading);
+        } else if leads && self.now.since(self.managers[m].read_at) >= ms(300) {
+            self.managers[m].read_at = self.now;
+            self.perform(m, Action::Read);
+        }
+        self.step(m, Input::Tick { wall: 0 });
+        self.after(50, Event::Manage(m));
+    }
+
+    pub(crate) fn elect(&mut self, m: usize) {
+        if let Some(wait) = self.asleep(m) {
+            return self.after(wait, Event::Elect(m));
+        }
+        if self.etcd_up() && !self.lost() {
+            let held = self.leader.filter(|(_, _, until)| *until > self.now);
+            match held {
+                Some((leader, since, _)) if leader == m => {
+                    self.leader = Some((m, since, self.now + ms(2000)));
+                    self.managers[m].lease_until = self.now + ms(1500);
+                    if !self.managers[m].planner.leads() {
+                        self.step(m, Input::Leading { revision: since });
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    let revision = self.bump();
+                    self.leader = Some((m, revision, self.now + ms(2000)));
+                    self.managers[m].lease_until = self.now + ms(1500);
+                    self.say(format!("manager {m} leads"));
+                    self.step(m, Input::Leading { revision });
+                }
+            }
+        }
+        let next = 200 + self.chance.below(50);
+        self.after(next, Event::Elect(m));
+    }
+
+    pub(crate) fn restart_manager(&mut self, m: usize) {
+        self.say(format!("manager {m} is restarted"));
+        let life = self.managers[m].life + 1;
+        self.managers[m] = Manager { life, ..Manager::new(m) };
+        if self.leader.is_some_and(|(leader, ..)| leader == m) {
+            // Nobody knows its lease any more.
+            self.leader = self.leader.map(|(_, since, until)| (usize::MAX, since, until));
+        }
+    }
+
+    /// A node's report reaches the manager, or does not.
+    pub(crate) fn poll(&mut self, m: usize, n: usize) {
+        if let Some(wait) = self.asleep(m) {
+            return self.after(wait, Event::Poll(m, n));
+        }
+        if self.managers[m].planner.leads() {
+            if self.reachable(n) && !self.lost() {
+                let report = self.report(n);
+                self.step(m, Input::Report(Box::new(report)));
+            } else {
+                self.step(m, Input::Silent { node: name(n), refused: false });
+            }
+        }
+        let next = 50 + self.chance.below(20);
+        self.after(next, Event::Poll(m, n));
+    }
+
+    pub(crate) fn read(&mut self, m: usize, life: u32, sent: Instant, records: Box<Records>) {
+        if let Some(wait) = self.asleep(m) {
+            return self.after(wait, Event::Read { manager: m, life, sent, records });
+        }
+        if self.managers[m].life == life {
+            self.step(m, Input::Records { sent_at: sent, records });
+        }
+    }
+
+    pub(crate) fn answer(
+        &mut self,
+        m: usize,
+        life: u32,
+        n: usize,
+        term: Term,
+        kind: CommandKind,
+        result: Box<Result<Reply, CommandError>>,
+    ) {
+        if let Some(wait) = self.asleep(m) {
+            return self.after(wait, Event::Answer { manager: m, life, node: n, term, kind, result });
+        }
+        if self.managers[m].life == life {
+            self.step(m, Input::Answered { node: name(n), term, kind, result });
+        }
+    }
+
+    pub(crate) fn outcome(&mut self, m: usize, life: u32, id: u64, outcome: ChangeOutcome) {
+        if let Some(wait) = self.asleep(m) {
+            return self.after(wait, Event::Outcome { manager: m, life, id, outcome });
+        }
+        if self.managers[m].life == life {
+            self.step(m, Input::Changed { id, outcome });
+        }
+    }
+
+    pub(crate) fn ask_to_switch_over(&mut self) {
+        let leader = (0..self.managers.len()).find(|m| self.managers[*m].planner.leads());
+        if let Some(m) = leader {
+            self.say(format!("an operator asks manager {m} for a switchover"));
+            let operation = Operation::Switchover { to: None, expect_term: None };
+            self.step(m, Input::Operator { id: 1, operation });
+        }
+    }
+
+    fn perform(&mut self, m: usize, action: Action) {
+        let life = self.managers[m].life;
+        match action {
+            Action::Send { node, command, within } => {
+                let within = (within.as_millis() as u64).min(5000);
+                self.send(m, life, &node, command, within);
+            }
+            Action::Change(change) => self.send_change(m, life, change),
+            Action::Read => {
+                if self.etcd_up() && !self.lost() {
+                    let (sent, records) = (self.now, Box::new(self.records.clone()));
+                    let wait = self.delay();
+                    self.after(wait, Event::Read { manager: m, life, sent, records });
+                }
+            }
+            Action::Answer { answer, .. } => self.say(format!("manager {m} answers: {answer:?}")),
+            Action::Ended { cause, active, journal } => {
+                self.say(format!(
+                    "manager {m}: {cause:?} {}: {:?}",
+                    if active { "done" } else { "ended" },
+                    journal.finished
+                ));
+            }
+        }
+    }
+
+    fn send(&mut self, m: usize, life: u32, node: &NodeId, command: Box<Command>, within: u64) {
+        let Some(n) = (0..self.nodes.len()).find(|n| name(*n) == *node) else { return };
+        let (term, kind) = (command.term(), command.kind());
+        let arrives = !self.lost();
+        let answered = arrives && !self.lost();
+        if arrives {
+            if self.faulty() && self.chance.percent(2) {
+                // The network repeats it; the second answer finds nobody.
+                let late = 1 + self.chance.below(5000);
+                let command = command.clone();
+                self.after(late, Event::Order { manager: m, life: u32::MAX, node: n, command, answered: true });
+            }
+            let wait = self.delay();
+            self.after(wait, Event::Order { manager: m, life, node: n, command, answered });
+        }
+        if !answered {
+            if kind == CommandKind::Promote {
+                self.reach("a promotion's answer lost");
+            }
+            let result = Box::new(Err(CommandError::NoAnswer("nothing in time".into())));
+            self.after(within, Event::Answer { manager: m, life, node: n, term, kind, result });
+        }
+    }
+
+    fn send_change(&mut self, m: usize, life: u32, change: Box<Change>) {
+        let heard = change.kind == ChangeKind::Journal || !self.lost();
+        if !heard {
+            let outcome = ChangeOutcome::Unknown("no answer".into());
+            self.after(1000, Event::Outcome { manager: m, life, id: change.id, outcome });
+        }
+        let wait = self.delay();
+        self.after(wait, Event::Transact { manager: m, life, change, heard });
+    }
+}

@@ -1,0 +1,384 @@
+//! The world: a clock, a queue of events, etcd's records, nodes, managers, one proxy and its client.
+
+mod etcd;
+mod manager;
+mod node;
+
+use cluster::{Instant, NodeId, Term};
+use failover::fsm::action::{Change, ChangeOutcome, Command, CommandError, CommandKind, Reply};
+use failover::fsm::observe::Records;
+use manager::Manager;
+use node::Node;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What must happen in some seed.
+pub(crate) const SOMETIMES: [&str; 8] = [
+    "a failover",
+    "a compare-and-put lost",
+    "an outcome unknown and made",
+    "a promotion's answer lost",
+    "two leaders at once",
+    "WAL rewound",
+    "a superseded primary running",
+    "a command refused for its term",
+];
+
+/// Faults come until here, then everything heals.
+const FAULTS_END: u64 = 40_000;
+/// By here a write must have been acknowledged again.
+const END: u64 = 75_000;
+
+/// Something that is to happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Manage(usize),
+    Elect(usize),
+    Poll(usize, usize),
+    Read {
+        manager: usize,
+        life: u32,
+        sent: Instant,
+        records: Box<Records>,
+    },
+    Order {
+        manager: usize,
+        life: u32,
+        node: usize,
+        command: Box<Command>,
+        answered: bool,
+    },
+    Answer {
+        manager: usize,
+        life: u32,
+        node: usize,
+        term: Term,
+        kind: CommandKind,
+        result: Box<Result<Reply, CommandError>>,
+    },
+    Transact {
+        manager: usize,
+        life: u32,
+        change: Box<Change>,
+        heard: bool,
+    },
+    Outcome {
+        manager: usize,
+        life: u32,
+        id: u64,
+        outcome: ChangeOutcome,
+    },
+    Reconcile(usize),
+    Stream(usize),
+    Write,
+    Proxy,
+    Fault,
+}
+
+/// A seed's numbers (splitmix64).
+pub(crate) struct Chance(u64);
+
+impl Chance {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+
+    /// True in `percent` of cases.
+    pub(crate) fn percent(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) now: Instant,
+    pub(crate) chance: Chance,
+    queue: BTreeMap<(Instant, u64), Event>,
+    queued: u64,
+    pub(crate) records: Records,
+    /// The manager that leads as etcd sees it, since which revision, until when.
+    pub(crate) leader: Option<(usize, i64, Instant)>,
+    pub(crate) etcd_down_until: Instant,
+    pub(crate) managers: Vec<Manager>,
+    pub(crate) nodes: Vec<Node>,
+    /// The proxy's view: a term and its primary.
+    view: Option<(Term, usize)>,
+    writes: u64,
+    pub(crate) acked: BTreeSet<u64>,
+    last_ack: Instant,
+    /// What was first written at each place of each timeline.
+    written: BTreeMap<(u32, usize), u64>,
+    lines: Vec<String>,
+    reached: BTreeSet<&'static str>,
+    wrong: Option<String>,
+    /// Broken on purpose: a crash takes back what was flushed last.
+    pub(crate) disks_forget: bool,
+}
+
+pub(crate) const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+pub(crate) fn name(i: usize) -> NodeId {
+    format!("n{}", i + 1).parse().expect("a name")
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut world = Self {
+            now: Instant::from_millis(100_000),
+            chance: Chance(seed),
+            queue: BTreeMap::new(),
+            queued: 0,
+            records: etcd::first(3, 1),
+            leader: None,
+            etcd_down_until: Instant::default(),
+            managers: (0..2).map(Manager::new).collect(),
+            nodes: (0..3).map(Node::new).collect(),
+            view: Some((Term(1), 0)),
+            writes: 0,
+            acked: BTreeSet::new(),
+            last_ack: Instant::default(),
+            written: BTreeMap::new(),
+            lines: Vec::new(),
+            reached: BTreeSet::new(),
+            wrong: None,
+            disks_forget: false,
+        };
+        for m in 0..world.managers.len() {
+            world.after(10 + m as u64, Event::Elect(m));
+            world.after(20, Event::Manage(m));
+            (0..3).for_each(|n| world.after(30 + n as u64, Event::Poll(m, n)));
+        }
+        for n in 0..world.nodes.len() {
+            world.after(5, Event::Reconcile(n));
+            world.after(7, Event::Stream(n));
+        }
+        world.after(50, Event::Write);
+        world.after(40, Event::Proxy);
+        world.after(3000, Event::Fault);
+        world
+    }
+
+    pub(crate) fn transcript(&self) -> impl Iterator<Item = String> + '_ {
+        self.lines.iter().cloned()
+    }
+
+    pub(crate) fn reached(&self) -> impl Iterator<Item = &&'static str> {
+        self.reached.iter()
+    }
+
+    pub(crate) fn reach(&mut self, what: &'static str) {
+        self.reached.insert(what);
+    }
+
+    pub(crate) fn say(&mut self, what: String) {
+        let at = self.elapsed();
+        self.lines.push(format!("{:>3}.{:03} {what}", at / 1000, at % 1000));
+    }
+
+    pub(crate) fn fail(&mut self, why: String) {
+        self.say(format!("WRONG: {why}"));
+        self.wrong.get_or_insert(why);
+    }
+
+    pub(crate) fn elapsed(&self) -> u64 {
+        self.now.since(Instant::from_millis(100_000)).as_millis() as u64
+    }
+
+    pub(crate) fn after(&mut self, wait: u64, event: Event) {
+        self.queued += 1;
+        self.queue.insert((self.now + ms(wait), self.queued), event);
+    }
+
+    /// Time on the network: usually a millisecond or two, sometimes seconds.
+    pub(crate) fn delay(&mut self) -> u64 {
+        let late = self.faulty() && self.chance.percent(3);
+        1 + if late { self.chance.below(4000) } else { self.chance.below(4) }
+    }
+
+    pub(crate) fn faulty(&self) -> bool {
+        self.elapsed() < FAULTS_END
+    }
+
+    /// Is a message lost?
+    pub(crate) fn lost(&mut self) -> bool {
+        self.faulty() && self.chance.percent(3)
+    }
+
+    pub(crate) fn etcd_up(&self) -> bool {
+        self.now >= self.etcd_down_until
+    }
+
+    /// Play to the end, or to the first thing that is wrong.
+    pub(crate) fn run(&mut self) -> Result<(), String> {
+        while let Some(((at, _), event)) = self.queue.pop_first() {
+            self.now = at;
+            if self.elapsed() >= END {
+                break;
+            }
+            self.happen(event);
+            self.check();
+            if let Some(why) = self.wrong.take() {
+                return Err(why);
+            }
+        }
+        if self.now.since(self.last_ack) > ms(10_000) {
+            for m in 0..self.managers.len() {
+                let verdict = format!("manager {m}: {:?}", self.managers[m].planner.verdict());
+                self.say(verdict);
+            }
+            let why = format!("no write was acknowledged in the last 10 s: {:?}", self.records.term);
+            self.fail(why.clone());
+            return Err(why);
+        }
+        Ok(())
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Manage(m) => self.manage(m),
+            Event::Elect(m) => self.elect(m),
+            Event::Poll(m, n) => self.poll(m, n),
+            Event::Read { manager, life, sent, records } => self.read(manager, life, sent, records),
+            Event::Order { manager, life, node, command, answered } => {
+                self.order(manager, life, node, &command, answered)
+            }
+            Event::Answer { manager, life, node, term, kind, result } => {
+                self.answer(manager, life, node, term, kind, result);
+            }
+            Event::Transact { manager, life, change, heard } => self.transact(manager, life, &change, heard),
+            Event::Outcome { manager, life, id, outcome } => self.outcome(manager, life, id, outcome),
+            Event::Reconcile(n) => self.reconcile(n),
+            Event::Stream(n) => self.stream(n),
+            Event::Write => self.write(),
+            Event::Proxy => self.look(),
+            Event::Fault => self.fault(),
+        }
+    }
+
+    /// The proxy reads etcd, when it can.
+    fn look(&mut self) {
+        if self.etcd_up() && !self.lost() {
+            let term = self.records.term.as_ref().map(|t| &t.value);
+            self.view = term.filter(|t| failover::record::Phase::Active == t.phase).and_then(|t| {
+                let node = t.node.as_ref()?;
+                Some((t.term, (0..3).find(|n| name(*n) == *node)?))
+            });
+        }
+        let next = 20 + self.chance.below(60);
+        self.after(next, Event::Proxy);
+    }
+
+    fn write(&mut self) {
+        if let Some((term, primary)) = self.view {
+            if self.nodes[primary].serves(term) && self.nodes[primary].awake(self.now) {
+                self.writes += 1;
+                let id = self.writes;
+                self.append(primary, id);
+            }
+        }
+        let next = 20 + self.chance.below(60);
+        self.after(next, Event::Write);
+    }
+
+    /// A record at the end of a primary's WAL.
+    pub(crate) fn append(&mut self, n: usize, what: u64) {
+        let node = &mut self.nodes[n];
+        let timeline = node.timeline;
+        node.wal.push((timeline, what));
+        let place = (timeline, node.wal.len());
+        let first = *self.written.entry(place).or_insert(what);
+        if first != what {
+            self.fail(format!("timeline {timeline} was written twice at {}: {first} and {what}", place.1));
+        }
+    }
+
+    /// `n` counts `standbys` that have flushed its first `lsn` records: acknowledge what enough of them have.
+    pub(crate) fn acknowledge(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        let term = Term(node.timeline.into());
+        let holders = |lsn: usize| self.nodes.iter().filter(|s| s.has_told(n, term, lsn)).count();
+        let Some(upto) = (node.released + 1..=node.wal.len()).rev().find(|lsn| holders(*lsn) >= 1) else { return };
+        let newly: Vec<u64> = node.wal[node.released..upto].iter().map(|e| e.1).filter(|w| *w < RECORDS).collect();
+        let open = self.records.term.as_ref().map(|t| (t.value.term, t.value.phase, t.value.node.clone()));
+        let own = node.name.clone();
+        self.nodes[n].released = upto;
+        for id in newly {
+            self.acked.insert(id);
+            self.last_ack = self.now;
+            if let Some((newest, failover::record::Phase::Active, Some(primary))) = &open
+                && *newest > term
+                && !self.nodes.iter().any(|x| x.name == *primary && x.has(id))
+            {
+                self.fail(format!("{own} acknowledged {id} in term {term} although term {newest} is open without it"));
+            }
+        }
+    }
+
+    /// A term opens: it must have everything that was acknowledged.
+    pub(crate) fn opened(&mut self, n: usize) {
+        let missing: Vec<u64> = self.acked.iter().copied().filter(|id| !self.nodes[n].has(*id)).collect();
+        if !missing.is_empty() {
+            let name = self.nodes[n].name.clone();
+            self.fail(format!("{name} opens without the acknowledged writes {missing:?}"));
+        }
+        self.reach("a failover");
+    }
+
+    fn check(&mut self) {
+        let term = self.records.term.as_ref().map_or(0, |t| t.value.term.0);
+        let old = self.nodes.iter().any(|n| n.is_primary() && u64::from(n.timeline) < term);
+        if old {
+            self.reach("a superseded primary running");
+        }
+        let leaders = self.managers.iter().filter(|m| m.planner.leads()).count();
+        if leaders > 1 {
+            self.reach("two leaders at once");
+        }
+    }
+
+    fn fault(&mut self) {
+        if !self.faulty() {
+            return;
+        }
+        let n = self.chance.below(3) as usize;
+        let m = self.chance.below(2) as usize;
+        let span = 200 + self.chance.below(6000);
+        let until = self.now + ms(span);
+        match self.chance.below(10) {
+            0 | 1 => self.crash_postgres(n),
+            2 => self.crash_host(n, until),
+            3 => {
+                self.say(format!("{} is paused for {span} ms", self.nodes[n].name));
+                self.nodes[n].paused_until = until;
+            }
+            4 => {
+                self.say(format!("{} is cut off for {span} ms", self.nodes[n].name));
+                self.nodes[n].cut_until = until;
+            }
+            5 => {
+                self.say(format!("etcd is away for {span} ms"));
+                self.etcd_down_until = until;
+            }
+            6 => {
+                self.say(format!("manager {m} is paused for {span} ms"));
+                self.managers[m].paused_until = until;
+            }
+            7 => self.restart_manager(m),
+            8 => {
+                self.say(format!("the WAL receiver of {} stalls for {span} ms", self.nodes[n].name));
+                self.nodes[n].stalled_until = until;
+            }
+            _ => self.ask_to_switch_over(),
+        }
+        let next = 500 + self.chance.below(4000);
+        self.after(next, Event::Fault);
+    }
+}
+
+/// Numbers from here on are terms' records, not clients' writes.
+pub(crate) const RECORDS: u64 = 1 << 32;
