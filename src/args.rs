@@ -29,6 +29,8 @@ pub enum Command {
     Demo(crate::demo::Args),
     /// Let a running process read its configuration file again.
     Reload(ReloadArgs),
+    /// Tell where a statement would go, and why.
+    Route(RouteArgs),
     /// Show the cluster, and whether losing the primary now would be safe.
     Status(StatusArgs),
     /// Show the replication lag of every standby.
@@ -92,6 +94,28 @@ pub struct ReloadArgs {
     pub config: PathBuf,
     /// Its admin address, as in http://db1:7400, when it is not the file's.
     #[arg(long, value_name = "URL", env = "PGTENURE_ADMIN")]
+    pub admin: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pgtenure route`.
+#[derive(Debug, Args)]
+pub struct RouteArgs {
+    /// The statement.
+    pub sql: String,
+    /// The database, by the name clients ask for.
+    #[arg(long, value_name = "NAME", default_value = "postgres")]
+    pub database: String,
+    /// The user.
+    #[arg(long, value_name = "NAME", default_value = "postgres")]
+    pub user: String,
+    /// Ask the running proxy of this configuration file. Without it and --admin only the text counts.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Admin address of a running proxy, as in http://app1:7430.
+    #[arg(long, value_name = "URL")]
     pub admin: Option<String>,
     /// Print JSON.
     #[arg(long)]

@@ -37,6 +37,7 @@ pub fn run(command: Command) -> ExitCode {
         }
         Command::Demo(args) => demo::run(&args),
         Command::Reload(args) => ctl::reload::run(&args),
+        Command::Route(args) => ctl::route::run(&args),
         Command::Verify(args) => {
             let VerifyCommand::Reads(args) = args.command;
             ctl::verify::run(&args)

@@ -256,7 +256,8 @@ fn pages(config: &Config, running: &Running, registry: Registry, reload: Ask) ->
         secret => secret?,
     };
     let (parts, routes, lag_history) = (running.parts(), running.routes(), running.lag_history.clone());
-    Ok(Pages { parts, routes, lag_history, registry, secret, reload: Some(reload) })
+    let proxy = running.proxy.clone();
+    Ok(Pages { parts, routes, lag_history, registry, secret, proxy, reload: Some(reload) })
 }
 
 /// SIGTERM and SIGINT.

@@ -116,7 +116,7 @@ const BANNED_WORDS: [(&str, &str); 6] = [
 ];
 
 /// The verbs of an operator; each has a page in runbooks/.
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 14] = [
     "status",
     "lag",
     "switchover",
@@ -130,6 +130,7 @@ const VERBS: [&str; 13] = [
     "history",
     "reload",
     "verify",
+    "route",
 ];
 
 fn root() -> PathBuf {

@@ -4,6 +4,7 @@ use crate::auth::cancel_keys::Secret;
 use crate::auth::userlist::LoadUserlistError;
 use crate::config::{Config, reload};
 pub use crate::console::command::Wait;
+use crate::explain::{self, ExplainError, Explained};
 use crate::inherit::{Listening, Named};
 use crate::tls::Contexts;
 use crate::tls::live::chain;
@@ -83,6 +84,14 @@ impl Control {
         }
         self.shared.config.send_replace(new);
         Ok(())
+    }
+
+    /// Where a statement would go that a new session sends, and why.
+    ///
+    /// # Errors
+    /// The proxy does not answer in time.
+    pub async fn explain(&self, database: &str, user: &str, sql: &[u8]) -> Result<Explained, ExplainError> {
+        explain::explain(&self.shared, database, user, sql).await
     }
 
     /// Accept clients from now on, where that has not begun.

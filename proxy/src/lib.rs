@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod config;
 pub mod console;
 mod control;
+pub mod explain;
 pub mod http;
 pub mod inherit;
 mod listener;

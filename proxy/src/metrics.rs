@@ -17,6 +17,7 @@ pub struct Metrics {
     errors: IntCounterVec,
     in_doubt: IntCounter,
     retries: IntCounter,
+    misroutes: IntCounter,
     server_losses: IntCounter,
     connects: IntCounterVec,
     logins: IntCounterVec,
@@ -77,6 +78,10 @@ impl Metrics {
             )?,
             in_doubt: IntCounter::new("pgtenure_proxy_in_doubt_total", "Statements answered 08007")?,
             retries: IntCounter::new("pgtenure_proxy_retries_total", "Reads that were run again elsewhere")?,
+            misroutes: IntCounter::new(
+                "pgtenure_proxy_misroutes_total",
+                "Shapes of statements that were taken for reads, refused by a standby and are sent to the primary for a while",
+            )?,
             server_losses: IntCounter::new(
                 "pgtenure_proxy_server_losses_total",
                 "Server connections lost while a session held them",
@@ -139,6 +144,7 @@ impl Metrics {
             Box::new(self.errors.clone()),
             Box::new(self.in_doubt.clone()),
             Box::new(self.retries.clone()),
+            Box::new(self.misroutes.clone()),
             Box::new(self.server_losses.clone()),
             Box::new(self.connects.clone()),
             Box::new(self.logins.clone()),
@@ -239,6 +245,8 @@ pub struct Counts {
     pub in_doubt: Cell<u64>,
     /// Reads run again elsewhere.
     pub retries: Cell<u64>,
+    /// Shapes that a standby has refused.
+    pub misroutes: Cell<u64>,
     /// Server connections lost while a session held them.
     pub server_losses: Cell<u64>,
 }
@@ -254,6 +262,7 @@ impl Counts {
             errors: RefCell::default(),
             in_doubt: Cell::default(),
             retries: Cell::default(),
+            misroutes: Cell::default(),
             server_losses: Cell::default(),
         }
     }
@@ -343,6 +352,7 @@ impl Counts {
         }
         self.shared.in_doubt.inc_by(self.in_doubt.take());
         self.shared.retries.inc_by(self.retries.take());
+        self.shared.misroutes.inc_by(self.misroutes.take());
         self.shared.server_losses.inc_by(self.server_losses.take());
     }
 }

@@ -11,7 +11,7 @@ pub use run::{Inbound, Seat, run};
 pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
 
 use crate::auth::cancel_keys::Secret;
-use crate::config::Config;
+use crate::config::{Config, reads};
 use crate::console::tally::Tallies;
 use crate::metrics::{Counts, Totals};
 use crate::pool::backoff::Backoff;
@@ -19,11 +19,13 @@ use crate::pool::checkout::{Doorway, still_valid};
 use crate::pool::policy::{Age, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Scope, health};
-use crate::route::{self, Causality, Decision, Lag, Loads, Promise, Request, Slowed};
+use crate::route::sample::Sample;
+use crate::route::{self, Causality, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Request, Slowed};
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::statements::Texts;
 use crate::session::timers;
+use crate::sql::Access;
 use cluster::lag::LagSnapshot;
 use cluster::topology::{Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
@@ -90,6 +92,12 @@ pub struct Worker {
     pub connects: Semaphore,
     /// Bounds the TLS handshakes that compute between two rounds of the relay.
     pub handshakes: Semaphore,
+    /// Which decisions are logged.
+    pub sample: Cell<Sample>,
+    /// How each standby stands.
+    footings: RefCell<Footings>,
+    /// What standbys have refused lately.
+    pub misroutes: RefCell<Misroutes>,
     backoffs: RefCell<BTreeMap<NodeId, Backoff>>,
     /// Bounds the clients that prove who they are at the same time.
     pub logins: Semaphore,
@@ -120,6 +128,10 @@ pub struct Worker {
 impl Loads for Worker {
     fn outstanding(&self, node: &NodeId) -> u32 {
         self.outstanding.borrow().iter().find(|(n, _)| n == node).map_or(0, |(_, count)| *count)
+    }
+
+    fn footing(&self, node: &NodeId) -> Footing {
+        self.footings.borrow().of(node)
     }
 }
 
@@ -160,6 +172,9 @@ impl Worker {
             texts: RefCell::new(Texts::new((index as u64) << 48)),
             connects: Semaphore::new(CONNECTS_IN_FLIGHT),
             handshakes: Semaphore::new(HANDSHAKES_IN_A_ROUND),
+            sample: Cell::default(),
+            footings: RefCell::default(),
+            misroutes: RefCell::default(),
             backoffs: RefCell::default(),
             shortest: Cell::new(shortest),
             look_at: Cell::new(None),
@@ -267,6 +282,14 @@ impl Worker {
         let seed = self.next_seed();
         let view = self.view.borrow();
         route::decide(request, causality, &view.topology, &view.lag, self, now, seed)
+    }
+
+    /// Where a statement would go now that a new session of that database and user sends.
+    fn explain(&self, access: Access, database: &str, user: &str) -> Decision {
+        let (config, now) = (self.config(), self.now());
+        let promise = reads::resolve(&config.reads, config.max_replay_lag, &config.pools, database, user);
+        let request = Request { access, avoid: &[], promise, since: now };
+        self.decide(&request, &mut Causality::default(), now)
     }
 
     /// Would a read of this promise still be sent to that standby?
@@ -500,6 +523,14 @@ impl Worker {
     }
 
     fn apply_lag(&self, lag: Arc<LagSnapshot>) {
+        let config = self.config();
+        let now = self.now();
+        self.footings.borrow_mut().observe(
+            &lag,
+            &config.favours,
+            (config.max_replay_lag, config.reads.slow_start.0),
+            now,
+        );
         self.view.borrow_mut().lag.update(lag);
         self.throttle();
         self.changed.notify_waiters();
@@ -516,6 +547,9 @@ impl Worker {
         self.stirred.set(false);
         self.counts.flush();
         self.tallies.turn(self.now());
+        if !self.misroutes.borrow().is_empty() {
+            self.misroutes.borrow_mut().expire(self.now());
+        }
         let mut totals = Totals {
             sessions: self.shared.boards[self.index].sessions.load(Ordering::Relaxed) as u64,
             held: self.held.get(),

@@ -315,7 +315,10 @@ fn a_login_while_there_is_no_primary_is_served_by_a_standby() {
 
 #[test]
 fn a_read_that_writes_after_all_runs_again_on_the_primary() {
-    let c = Cluster::start(1, |raw| raw.catalog_refresh = cluster::config::Span::secs(1));
+    let c = Cluster::start(1, |raw| {
+        raw.catalog_refresh = cluster::config::Span::secs(1);
+        raw.reads.remember_refused = cluster::config::Span::millis(0);
+    });
     c.psql("create sequence s; create function f() returns bigint stable language sql as 'select nextval(''s'')'")
         .unwrap();
     let mut s = Raw::login(c.port, &[]);
@@ -360,6 +363,40 @@ fn a_process_that_stops_tells_its_clients() {
         assert_eq!((client.next().as_str(), client.next().as_str()), ("E 57P01", "EOF"), "{who}");
     }
     assert_eq!(committing.next(), "EOF", "its outcome is unknown");
+}
+
+#[test]
+fn what_a_standby_has_refused_goes_to_the_primary_at_once() {
+    let c = Cluster::start(2, |raw| raw.workers = 1);
+    c.psql("create sequence s; create function f(int) returns bigint stable language sql as 'select nextval(''s'')'")
+        .unwrap();
+    let [mut s, mut prepared] = [(); 2].map(|()| Raw::login(c.port, &[]));
+    prepared.write(|out| {
+        parse(out, "f", "select f($1)");
+        sync(out);
+    });
+    assert_eq!(words(&prepared.until_ready()), "1 | Z I");
+    wait_for("a standby to refuse it", || {
+        assert_eq!(s.query("select f(1)")[2], "C SELECT 1");
+        (c.counter("pgtenure_proxy_misroutes_total") >= 1.0).then_some(())
+    });
+    wait_for("a standby to serve other reads", || {
+        let text = words(&s.query("select current_setting('cluster_name')"));
+        (!text.contains("D n1")).then_some(())
+    });
+    let (refused, queries) = (c.counter("pgtenure_proxy_retries_total"), c.counter("pgtenure_proxy_queries_total"));
+    for i in 0..20 {
+        assert_eq!(s.query(&format!("SELECT f({i}) /* as before */"))[2], "C SELECT 1");
+        prepared.write(|out| {
+            bind(out, "", "f", &["7"]);
+            execute(out, "");
+            sync(out);
+        });
+        assert_eq!(prepared.until_ready()[2], "C SELECT 1");
+    }
+    wait_for("them to be counted", || (c.counter("pgtenure_proxy_queries_total") >= queries + 40.0).then_some(()));
+    assert_eq!(c.counter("pgtenure_proxy_retries_total"), refused);
+    assert_eq!(c.counter("pgtenure_proxy_misroutes_total"), 1.0);
 }
 
 #[test]

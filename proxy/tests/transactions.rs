@@ -305,3 +305,43 @@ fn a_standby_that_dies_aborts_the_blocks_that_have_read_there_and_no_others() {
     assert_eq!(words(&unit.until_ready()), "1 | 2 | C BEGIN | 1 | 2 | D  n1 | C SELECT 1 | Z T");
     assert_eq!(words(&ok(&mut unit, "commit")), "C COMMIT | Z I");
 }
+
+#[test]
+fn a_read_that_a_recovery_conflict_cancels_runs_again_elsewhere() {
+    let (cluster, mut a) = start(1, |_| {});
+    cluster.nodes[1].psql("alter system set max_standby_streaming_delay = 0");
+    cluster.nodes[1].psql("select pg_reload_conf()");
+    let mut block = Raw::login(cluster.port, &[]);
+    ok(&mut block, "begin isolation level repeatable read read only");
+    let slow = "select count(*), current_setting('cluster_name') from t, pg_sleep(6)";
+    a.write(|out| write_query(out, slow));
+    block.write(|out| write_query(out, slow));
+    wait_for("both to run at the standby", || {
+        let active = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'";
+        (cluster.nodes[1].psql(active) == "2").then_some(())
+    });
+    // The rows they may still read are removed.
+    cluster.nodes[0].psql("delete from t where n = 1");
+    cluster.nodes[0].psql("vacuum t");
+    assert_eq!(words(&a.until_ready()), "T | D 4 n1 | C SELECT 1 | Z I");
+    assert_eq!(words(&block.until_ready()), "T | D 4 n1 | C SELECT 1 | Z T");
+    let conflicts = "select sum(confl_snapshot) from pg_stat_database_conflicts";
+    wait_for("the standby to count both", || (cluster.nodes[1].psql(conflicts) == "2").then_some(()));
+    assert!(cluster.counter("pgtenure_proxy_retries_total") >= 2.0);
+    assert_eq!(cluster.counter("pgtenure_proxy_misroutes_total"), 0.0, "the text is not to blame");
+}
+
+#[test]
+fn an_operator_is_told_where_a_statement_would_go() {
+    let (cluster, _reader) = start(1, |_| {});
+    let control = cluster.handle.as_ref().unwrap().control();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ask = |sql: &str| runtime.block_on(control.explain("app", "app", sql.as_bytes())).unwrap();
+    let read =
+        wait_for("a standby to be chosen", || Some(ask("select abs(n) from t")).filter(|e| e.target == "standby"));
+    assert_eq!((read.meaning.class, read.node.as_deref(), read.reason), ("read", Some("n2"), "fresh"));
+    assert!(read.detail.contains(" ms stale, replayed "), "{}", read.detail);
+    let loud = ask("select loud() from t");
+    assert_eq!((loud.meaning.class, loud.meaning.decided_by), ("write", "function"));
+    assert_eq!((loud.meaning.word.as_deref(), loud.target, loud.reason), (Some("loud"), "primary", "write"));
+}

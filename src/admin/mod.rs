@@ -8,6 +8,7 @@
 //! | `GET /status` | JSON: the cluster (on a manager) and this process |
 //! | `GET /lag` | JSON: lag per standby; with the role lagmon also its stream, slots, senders and conflicts |
 //! | `GET /lag/history` | JSON, with the role lagmon: the last ten minutes per standby |
+//! | `GET /route?database=…&user=…&sql=…` | JSON: where a new session's statement would go, on a proxy |
 //! | `POST /reload` | JSON: the keys that changed; 409 with the reasons when the file is refused |
 //! | `GET /report`, `/history`, `POST /ops/…` | on a manager: see `failover::http` |
 //!

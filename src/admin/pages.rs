@@ -47,6 +47,8 @@ pub struct Pages {
     pub registry: Registry,
     /// The shared secret; without one no order is taken.
     pub secret: Option<Secret>,
+    /// The proxy, when this process has the role.
+    pub proxy: Option<proxy::Control>,
     /// Reads the configuration file again.
     pub reload: Option<Ask>,
 }
@@ -100,6 +102,7 @@ impl Pages {
             ("GET", "/lag/history") if self.lag_history.is_some() => {
                 Reply::json(200, &self.lag_history.as_ref().map_or(Value::Null, |history| history()))
             }
+            ("GET", "/route") if self.proxy.is_some() => self.explain(query).await,
             ("POST", "/reload") => self.reload().await,
             _ => match self.route(method, path, query, body).await {
                 Some((status, value)) => Reply::json(status, &value),
@@ -120,6 +123,22 @@ impl Pages {
             Ok(Err(refused)) => Reply::json(409, &json!({ "error": "nothing was changed", "reasons": refused.0 })),
             Err(_) if asked => Reply::error(503, "the process is stopping"),
             Err(_) => Reply::error(503, "too many reloads wait already"),
+        }
+    }
+
+    /// Where a statement would go.
+    async fn explain(&self, query: &str) -> Reply {
+        let Some(proxy) = &self.proxy else { return Reply::error(404, "no proxy runs here") };
+        let value = |name: &str| {
+            let found = query.split('&').filter_map(|p| p.split_once('=')).find(|(key, _)| *key == name);
+            found.and_then(|(_, value)| decoded(value))
+        };
+        let [Some(database), Some(user), Some(sql)] = ["database", "user", "sql"].map(value) else {
+            return Reply::error(400, "needs database, user and sql, percent-encoded");
+        };
+        match proxy.explain(&database, &user, sql.as_bytes()).await {
+            Ok(explained) => Reply::json(200, &json!(explained)),
+            Err(error) => Reply::error(503, &error.to_string()),
         }
     }
 
@@ -169,6 +188,20 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y)) == 0
 }
 
+/// A percent-encoded value of a query.
+fn decoded(value: &str) -> Option<String> {
+    let (mut out, mut bytes) = (Vec::with_capacity(value.len()), value.bytes());
+    while let Some(byte) = bytes.next() {
+        let digit = |b: Option<u8>| char::from(b?).to_digit(16);
+        match byte {
+            b'%' => out.push(u8::try_from(digit(bytes.next())? * 16 + digit(bytes.next())?).ok()?),
+            b'+' => out.push(b' '),
+            other => out.push(other),
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +227,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn values_are_decoded_or_refused() {
+        assert_eq!(decoded("a%3D%27%C3%A9%27+b").as_deref(), Some("a='é' b"));
+        assert_eq!(["%3", "%zz", "%ff"].map(decoded), [None, None, None]);
+    }
+
     fn pages(ready: bool) -> Pages {
         Pages {
             parts: vec![Box::new(Half(ready))],
@@ -201,6 +240,7 @@ mod tests {
             lag_history: None,
             registry: Registry::new(),
             secret: Some(Secret::new("0123456789abcdef")),
+            proxy: None,
             reload: None,
         }
     }

@@ -7,6 +7,7 @@ pub mod client;
 mod lag;
 pub mod reload;
 pub mod render;
+pub mod route;
 mod table;
 pub mod verify;
 
@@ -126,6 +127,7 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
         | Command::Userlist(_)
         | Command::Demo(_)
         | Command::Reload(_)
+        | Command::Route(_)
         | Command::Verify(_)
         | Command::Lag(_) => return None,
     })

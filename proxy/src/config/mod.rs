@@ -1,6 +1,7 @@
 //! The `[proxy]` section: as typed, and checked.
 
 pub mod console;
+pub mod nodes;
 pub mod pools;
 pub mod reads;
 pub mod reload;
@@ -126,6 +127,10 @@ pub struct Raw {
     pub reads: reads::Raw,
     /// Slowing writes while the standbys cannot keep up.
     pub throttle: throttle::Raw,
+    /// Where this proxy is: reads go to standbys of its own zone while one of them may serve them. Default none.
+    pub zone: Option<String>,
+    /// What holds for single nodes. Default none.
+    pub nodes: BTreeMap<String, nodes::Node>,
     /// What holds for all pools.
     pub pools: pools::Raw,
     /// What holds for single databases, by the name clients ask for. Default none.
@@ -178,6 +183,8 @@ impl Default for Raw {
             server_tls: tls::ServerRaw::default(),
             reads: reads::Raw::default(),
             throttle: throttle::Raw::default(),
+            zone: None,
+            nodes: BTreeMap::new(),
             pools: pools::Raw::default(),
             databases: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -264,6 +271,8 @@ pub struct Config {
     pub reads: reads::Raw,
     /// `[proxy.throttle]`
     pub throttle: throttle::Throttle,
+    /// `zone` and `[proxy.nodes]`
+    pub favours: BTreeMap<cluster::NodeId, crate::route::Favour>,
     /// `[proxy.pools]`, `[proxy.databases]` and `[proxy.users]`
     pub pools: pools::Pools,
     /// `auth`
@@ -333,6 +342,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
     bad.extend(reads::check(&raw.reads, &raw.databases, &raw.users));
     bad.extend(throttle::check(&raw.throttle, raw.hold_timeout));
+    let favours = nodes::check(raw.zone.as_deref(), &raw.nodes, &mut bad);
     let auth = auth::check(&raw.auth).map_err(|more| bad.extend(more));
     let cancel = cancel::check(&raw.cancel).map_err(|more| bad.extend(more));
     let (true, Ok(auth), Ok(cancel)) = (bad.is_empty(), auth, cancel) else { return Err(bad) };
@@ -348,6 +358,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         hold_timeout: raw.hold_timeout.0,
         hold_bytes: raw.hold_bytes.0,
         max_replay_lag: raw.max_replay_lag.0,
+        favours,
         reads: raw.reads,
         throttle: raw.throttle.checked(),
         server_idle_timeout: raw.server_idle_timeout.0,

@@ -27,6 +27,16 @@ pub struct Raw {
     /// What a read does then: `primary` (it goes there) or `error` (57P03). Sessions say otherwise by
     /// `SET pgtenure.no_standby`. Default `primary`.
     pub no_standby: NoStandby,
+    /// How long statements of a shape that a standby refused, although it was taken for a read, go to the primary at
+    /// once. Default 10min: a function whose label is put right, or that is named in `deny_functions`, needs no memory.
+    /// 0ms: not at all, each is refused and sent to the primary then.
+    pub remember_refused: Span,
+    /// How long a standby that was too stale or not heard of takes to get its full share of reads again, from a tenth at
+    /// first. Default 10s: its caches are cold, and what made it fall behind may not be over. 0ms: at once.
+    pub slow_start: Span,
+    /// Log one in so many decisions at level info: where it went, why, and the shape of the statement, never its text; at
+    /// most 20 a second per worker. Default 0: none.
+    pub log_one_in: u32,
     /// Whether statements say otherwise for themselves, by a comment before their first word:
     /// `/* pgtenure: consistency=eventual, max_replay_lag=500ms */`, with any of the settings' names. Default false:
     /// where SQL is put together from what users enter, they could choose too.
@@ -55,6 +65,9 @@ impl Default for Raw {
             read_from: ReadFrom::Standby,
             standby_wait: Span::millis(0),
             no_standby: NoStandby::Primary,
+            remember_refused: Span::secs(600),
+            slow_start: Span::secs(10),
+            log_one_in: 0,
             hints: false,
             commit_lsn: CommitLsn::Sample,
         }
@@ -107,6 +120,8 @@ pub fn check(raw: &Raw, databases: &BTreeMap<String, Database>, users: &BTreeMap
         }
     };
     wait("proxy.reads.standby_wait".to_owned(), Some(raw.standby_wait));
+    wait("proxy.reads.slow_start".to_owned(), Some(raw.slow_start));
+    wait("proxy.reads.remember_refused".to_owned(), Some(raw.remember_refused));
     databases.iter().for_each(|(n, d)| wait(format!("proxy.databases.{n}.reads.standby_wait"), d.reads.standby_wait));
     users.iter().for_each(|(n, u)| wait(format!("proxy.users.{n}.reads.standby_wait"), u.reads.standby_wait));
     let mut lag = |key: String, value: Option<Span>| {

@@ -1,15 +1,23 @@
-//! Which of several standbys: the one with fewer statements outstanding of two picked at random.
+//! Which of several standbys: of two picked at random the one with fewer statements outstanding for its weight, and
+//! nodes of the proxy's own zone before others.
 //!
 //! Always taking the least loaded would send every session of a worker to the same standby between two answers; two
-//! random choices spread nearly as well and do not herd (Mitzenmacher, "The Power of Two Choices").
+//! random choices spread nearly as well and do not herd (Mitzenmacher, "The Power of Two Choices"). A node that comes
+//! back weighs little at first; alone in its zone it gets only that share of what comes, and the other zones the rest.
 
+use super::footing::Footing;
 use cluster::NodeId;
 use cluster::topology::Member;
 
-/// How busy each node is, as far as this worker knows.
+/// How busy each node is, as far as this worker knows, and how it stands.
 pub trait Loads {
     /// Statements sent to `node` and not answered yet.
     fn outstanding(&self, node: &NodeId) -> u32;
+
+    /// How it stands.
+    fn footing(&self, _node: &NodeId) -> Footing {
+        Footing::default()
+    }
 }
 
 /// One of the members that are `fit`; `None` when none is.
@@ -19,19 +27,38 @@ pub(super) fn choose<'m>(
     loads: &dyn Loads,
     seed: u64,
 ) -> Option<&'m Member> {
-    let count = members.iter().filter(|m| fit(m)).count();
-    let nth = |n: usize| members.iter().filter(|m| fit(m)).nth(n);
-    if count <= 1 {
-        return nth(0);
-    }
-    let n = count as u64;
-    let mixed = mix(seed);
-    let first = mixed % n;
+    let near = members.iter().any(|m| {
+        let footing = loads.footing(&m.node);
+        footing.near && mix(seed ^ 1) % 100 < u64::from(footing.share) && fit(m)
+    });
+    let weigh = |m: &Member| {
+        let footing = loads.footing(&m.node);
+        if (near && !footing.near) || !fit(m) { 0 } else { u64::from(footing.weight.max(1)) }
+    };
+    let total: u64 = members.iter().map(weigh).sum();
+    let (first, weight) = pick(members, weigh, mix(seed), total)?;
     // Never the same one twice.
-    let second = (first + 1 + (mixed >> 32) % (n - 1)) % n;
-    let (first, second) = (nth(first as usize)?, nth(second as usize)?);
-    let fewer = loads.outstanding(&second.node) < loads.outstanding(&first.node);
-    Some(if fewer { second } else { first })
+    let others = |m: &Member| if m.node == first.node { 0 } else { weigh(m) };
+    let Some((second, other)) = pick(members, others, mix(seed ^ 2), total - weight) else { return Some(first) };
+    let busy = |m: &Member, weight: u64| (u64::from(loads.outstanding(&m.node)), weight);
+    let ((a, of_a), (b, of_b)) = (busy(first, weight), busy(second, other));
+    // a / of_a > b / of_b
+    Some(if a * of_b > b * of_a { second } else { first })
+}
+
+/// The member in whose weight the number falls, with that weight.
+fn pick<'m>(
+    members: &'m [Member],
+    weigh: impl Fn(&Member) -> u64,
+    number: u64,
+    total: u64,
+) -> Option<(&'m Member, u64)> {
+    let mut left = number.checked_rem(total)?;
+    members.iter().map(|m| (m, weigh(m))).find(|(_, weight)| {
+        let found = left < *weight;
+        left = left.saturating_sub(*weight);
+        found
+    })
 }
 
 /// Spreads a counter over all bits (the finaliser of splitmix64).

@@ -18,15 +18,20 @@
 
 pub mod balance;
 pub mod consistency;
+pub mod footing;
 pub mod hint;
+pub mod misroute;
 pub mod policy;
 pub mod promise;
+pub mod sample;
 pub mod throttle;
 pub mod token;
 
 pub use balance::Loads;
 pub use consistency::Causality;
 use consistency::Pending;
+pub use footing::{Favour, Footing, Footings};
+pub use misroute::Misroutes;
 pub use policy::{Lag, Unfit};
 pub use promise::{Consistency, NoStandby, Promise, ReadFrom};
 pub use throttle::Slowed;
@@ -193,7 +198,7 @@ pub fn decide(
     let need = need.max(after);
     let fit = |member: &Member| match request.avoid.contains(&member.node) {
         true => Err(Unfit::Avoided),
-        false => policy::fit(promise, member, topology, lag, need, now),
+        false => policy::fit(&held_to(promise, loads.footing(&member.node)), member, topology, lag, need, now),
     };
     let chosen = balance::choose(&topology.standbys, |m| fit(m).is_ok(), loads, seed);
     match chosen.map(|member| (member, fit(member))) {
@@ -208,6 +213,12 @@ pub fn decide(
             without(request, Reason::NoStandby { closest }, causality, now)
         }
     }
+}
+
+/// What a standby must keep of the promise: one that was too stale lately, less than another may.
+fn held_to(promise: &Promise, footing: Footing) -> Promise {
+    let max_replay_lag = if footing.strict { footing::strict(promise.max_replay_lag) } else { promise.max_replay_lag };
+    Promise { max_replay_lag, ..*promise }
 }
 
 /// The position that a standby must have replayed to keep the promise.

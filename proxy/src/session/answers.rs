@@ -9,7 +9,7 @@ use crate::session::presence::Activity;
 use crate::session::relay::{Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
 use crate::session::server::Meta;
 use crate::session::tracking::Tracking;
-use crate::sql::{FunctionTable, Pins, classify};
+use crate::sql::{FunctionTable, Pins};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
@@ -212,11 +212,11 @@ impl Session {
     /// primary. Where no catalog can be read, nothing is expected to change.
     fn distrust_table(&mut self) {
         self.w.shared.catalogs.refresh(&self.identity.dbname);
+        self.w.misroutes.borrow_mut().forget();
         if self.table.is_loaded() {
             let outdated = FunctionTable::outdated().with_pinning(self.table.pinning().clone());
             self.table = Arc::new(outdated);
-            let (table, lex) = (&self.table, self.lex);
-            self.statements.reclassify(|sql| classify(sql, table, lex));
+            self.reclassify();
         }
     }
 

@@ -94,7 +94,8 @@ impl Session {
     /// What the session has of a setting, as far as it is known.
     pub(super) fn default_of(&self, name: &str) -> Option<&str> {
         let login = || self.base.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-        self.tracking.settings.get(name).or_else(login).or_else(|| in_startup(&self.identity, name))
+        let told = || (self.serializable && name == "default_transaction_isolation").then_some("serializable");
+        self.tracking.settings.get(name).or_else(login).or_else(|| in_startup(&self.identity, name)).or_else(told)
     }
 
     /// What becomes of a unit in a block that can be elsewhere, or in one that a standby serves. `None`: it goes where

@@ -115,6 +115,10 @@ pub struct Session {
     pub(super) functions: watch::Receiver<Arc<FunctionTable>>,
     pub(super) table: Arc<FunctionTable>,
     pub(super) lex: LexRules,
+    /// What is remembered of refusals when the statements were classified.
+    pub(super) misroutes: u64,
+    /// The role's transactions are SERIALIZABLE unless they say otherwise, as a standby has told.
+    pub(super) serializable: bool,
     pub(super) statements: ClientStatements,
     pub(super) causality: Rc<RefCell<Causality>>,
     /// Bytes of the client that have not been dealt with.
@@ -255,6 +259,8 @@ impl Session {
             functions,
             table,
             lex: LexRules::STANDARD,
+            misroutes: 0,
+            serializable: false,
             statements: ClientStatements::default(),
             causality,
             inbox: Vec::new(),

@@ -5,7 +5,6 @@ use crate::metrics::{Source, bump};
 use crate::session::batch::{self, Limits, Scan};
 use crate::session::client::{Failure, MAX_PENDING, MAX_TEXT, Session, Tail, Turn, fill};
 use crate::session::lost;
-use crate::sql::classify;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::{ClientError, Severity};
 use crate::wire::frontend;
@@ -271,16 +270,17 @@ impl Session {
         let waits = self.relay.owed() > 0 && !self.relay.copy_in();
         if self.functions.has_changed().unwrap_or(false) {
             self.table = self.functions.borrow_and_update().clone();
-            let (table, lex) = (&self.table, self.lex);
-            self.statements.reclassify(|sql| classify(sql, table, lex));
+            self.reclassify();
+        } else if self.misroutes != self.w.misroutes.borrow().version() {
+            self.reclassify();
         }
         let mut classes = std::mem::take(&mut self.classes);
         classes.clear();
         let scan = {
-            let (table, lex) = (&self.table, self.lex);
+            let classifier = self.classifier();
             let cx = batch::Context {
                 statements: &self.statements,
-                classify: &|sql| classify(sql, table, lex),
+                classify: &|sql| classifier.of(sql),
                 open: self.relay.open,
                 portal_may_commit: self.portal_may_commit,
                 impatient: self.impatient || self.relay.copy_in(),

@@ -30,6 +30,9 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let (status, delivered, broken) = (s.relay.status, s.relay.delivered(), s.relay.mid_frame());
     let sent = s.relay.sent();
     let undone = status != TxStatus::Idle && !s.relay.may_commit();
+    if let Loss::Refused(code) = loss {
+        s.remember_refusal(code);
+    }
     // A standby that refuses a statement is as good as it was.
     let entries = match loss {
         Loss::Refused(_) if s.may_part() => s.part(),

@@ -19,6 +19,7 @@ mod follow;
 mod incoming;
 pub mod login;
 mod lost;
+mod misroute;
 pub mod outbox;
 pub mod outcome;
 pub mod peers;

@@ -136,6 +136,9 @@ pub struct Relay {
     pub standby: bool,
     /// Retry the errors of what is sent elsewhere: it is a read, or begins a block, and nothing before it would be lost.
     pub retries: bool,
+    /// A standby refused what was sent because its transaction would be SERIALIZABLE, which has nothing to do with its
+    /// text.
+    pub serializable: bool,
     /// Nothing is executed there, only parsed: whatever a standby says against that, the primary may know better.
     pub parse_only: bool,
     /// What has to be taken back, in this order.

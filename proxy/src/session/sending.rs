@@ -183,6 +183,7 @@ impl Session {
         self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);
         if begins {
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);
+            self.log_route(&input[..unit.len], now);
             self.reason = "same_server";
         }
         let chosen = self.chosen.take();

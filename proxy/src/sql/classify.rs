@@ -4,8 +4,10 @@
 //! it can write, and every function it calls is known not to be volatile. Everything else is a write.
 
 mod long;
+mod why;
 
 pub use long::{Leaves, LongText};
+pub use why::{Why, why};
 
 use super::effects::{Head, SetConfig, Stop};
 use super::functions::{FunctionTable, Volatility};

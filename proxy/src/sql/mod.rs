@@ -8,6 +8,7 @@
 
 mod classify;
 mod effects;
+mod fingerprint;
 mod functions;
 mod keyword;
 mod lexer;
@@ -16,7 +17,8 @@ mod pin;
 mod redefines;
 mod touched;
 
-pub use classify::{Leaves, LongText, classify, first_of};
+pub use classify::{Leaves, LongText, Why, classify, first_of, why};
+pub use fingerprint::fingerprint;
 pub use functions::{FunctionRow, FunctionTable, Volatility};
 pub use modes::{Isolation, Modes};
 pub use pin::{PinReason, Pins};

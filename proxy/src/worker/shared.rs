@@ -13,9 +13,11 @@ use crate::pool::clients::Clients;
 use crate::pool::view::View as Inventory;
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Scope};
 use crate::reach::Reach;
+use crate::route::Decision;
 use crate::session::cancel::place_of;
 use crate::session::peers::Cancelling;
 use crate::session::server::Meta;
+use crate::sql::Access;
 use crate::tls::Contexts;
 use crate::worker::run::Seat;
 use cluster::Term;
@@ -208,6 +210,15 @@ pub enum ToWorker {
         place: usize,
         /// Told whether there was one.
         done: oneshot::Sender<bool>,
+    },
+    /// An operator wants to know where a statement would go.
+    Explain {
+        /// What it needs.
+        access: Access,
+        /// The database and the user.
+        whose: (String, String),
+        /// Where to say it.
+        reply: oneshot::Sender<Decision>,
     },
     /// An operator wants to know what there is.
     Survey {

@@ -22,6 +22,7 @@ impl Relay {
             && self.queue.len() + usize::from(self.open.is_some()) > 0
             && (self.parse_only || (elsewhere(&code) && !stale))
         {
+            self.serializable = f.routine == b"GetSerializableTransactionSnapshot";
             return Step::Stop(Event::Retry { code });
         }
         self.local_answers(input, sink);

@@ -1,0 +1,114 @@
+//! Where a statement would go, for operators: what its text means, with the database's own functions, and what routing
+//! would decide now.
+
+use crate::route::{Decision, Target};
+use crate::sql::{Access, FunctionTable, LexRules, Why, classify, why};
+use crate::worker::{Shared, ToWorker};
+use serde::Serialize;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How long the catalog of a database that nobody uses, and a worker's answer, are waited for.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// What a text means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Meaning {
+    /// `read` or `write`.
+    pub class: &'static str,
+    /// What decided, as one snake_case word.
+    pub decided_by: &'static str,
+    /// The word, function or relation that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub word: Option<String>,
+    /// The same as a sentence.
+    pub because: String,
+    /// The functions of the database were known.
+    pub catalog: bool,
+}
+
+/// What a text means, and where it would go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Explained {
+    /// What its text means.
+    #[serde(flatten)]
+    pub meaning: Meaning,
+    /// `primary`, `standby`, `wait` or `nowhere`.
+    pub target: &'static str,
+    /// The standby.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Why there, as one snake_case word: a label of `pgtenure_proxy_queries_total`.
+    pub reason: &'static str,
+    /// Why there, with the numbers.
+    pub detail: String,
+}
+
+/// It could not be found out.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy did not answer within {} s", LIMIT.as_secs())]
+pub struct ExplainError;
+
+/// What a text means to a session with PostgreSQL's defaults.
+pub fn meaning(sql: &[u8], functions: &FunctionTable) -> Meaning {
+    let class = classify(sql, functions, LexRules::STANDARD).access;
+    let (decided_by, word, because) = match why(sql, functions, LexRules::STANDARD) {
+        Why::ProvenRead => ("proven_read", None, "every word is understood and none can write".to_owned()),
+        Why::Verb(word) => ("verb", Some(word), "what begins so is not proven to read only".to_owned()),
+        Why::Word(word) => ("word", Some(word), "it writes, locks rows or is about the server itself".to_owned()),
+        Why::Function(name) => {
+            let known = functions.volatility(name.as_bytes()).is_some();
+            let because = match (functions.is_loaded(), known) {
+                (true, true) => "the function is volatile, or means the server it runs on",
+                (true, false) => "the database has no function of that name",
+                (false, _) => "what the function does is not known without the database's catalog",
+            };
+            ("function", Some(name), because.to_owned())
+        }
+        Why::Local(name) => {
+            let because = "what has that name must be used on the primary: it is unlogged, temporary, a sequence, or \
+                           calls volatile functions";
+            ("relation", Some(name), because.to_owned())
+        }
+        Why::Unreadable(at) => ("unreadable", None, format!("it cannot be read with certainty from byte {at} on")),
+        Why::Incomplete => ("incomplete", None, "it is not a whole statement".to_owned()),
+        Why::LexRules => ("lex_rules", None, "the session reads texts in another way".to_owned()),
+        Why::Hidden => ("hidden", None, "a volatile function hides where no text shows it".to_owned()),
+    };
+    let class = match class {
+        Access::Read => "read",
+        Access::Write => "write",
+    };
+    Meaning { class, decided_by, word, because, catalog: functions.is_loaded() }
+}
+
+pub(crate) async fn explain(
+    shared: &Shared,
+    database: &str,
+    user: &str,
+    sql: &[u8],
+) -> Result<Explained, ExplainError> {
+    let mut table = shared.catalogs.table(database);
+    // Without a catalog every function is taken to write, which is what a session would meet.
+    let _ = tokio::time::timeout(LIMIT, table.wait_for(|table| table.is_loaded())).await;
+    let table = table.borrow().clone();
+    let access = classify(sql, &table, LexRules::STANDARD).access;
+    let (reply, answer) = oneshot::channel();
+    let whose = (database.to_owned(), user.to_owned());
+    let asked = async {
+        shared.peers.first()?.send(ToWorker::Explain { access, whose, reply }).await.ok()?;
+        answer.await.ok()
+    };
+    let decision = tokio::time::timeout(LIMIT, asked).await.ok().flatten().ok_or(ExplainError)?;
+    Ok(shown(meaning(sql, &table), decision))
+}
+
+fn shown(meaning: Meaning, decision: Decision) -> Explained {
+    let (target, node) = match &decision.target {
+        Target::Primary => ("primary", None),
+        Target::Standby(node) => ("standby", Some(node.to_string())),
+        Target::Wait(_) => ("wait", None),
+        Target::Nowhere => ("nowhere", None),
+    };
+    Explained { meaning, target, node, reason: decision.reason.as_str(), detail: decision.reason.to_string() }
+}

@@ -1,0 +1,125 @@
+//! What a session's texts mean for routing: the classifier's verdict, and what standbys have refused lately.
+
+use crate::metrics::bump;
+use crate::route::Misroutes;
+use crate::session::client::Session;
+use crate::sql::{Access, FunctionTable, LexRules, Statement, classify, fingerprint};
+use crate::wire::codec::{head, split_cstring};
+use crate::wire::frontend;
+use cluster::{Clock, Instant};
+use std::cell::Ref;
+
+/// SQLSTATEs by which a standby says that a statement is none for it: read_only_sql_transaction,
+/// feature_not_supported, object_not_in_prerequisite_state.
+const REFUSALS: [&[u8; 5]; 3] = [b"25006", b"0A000", b"55000"];
+
+/// Tells what texts do.
+pub(super) struct Classifier<'a> {
+    table: &'a FunctionTable,
+    lex: LexRules,
+    database: &'a str,
+    misroutes: Ref<'a, Misroutes>,
+}
+
+impl Classifier<'_> {
+    /// What a text does.
+    pub(super) fn of(&self, sql: &[u8]) -> Statement {
+        let class = classify(sql, self.table, self.lex);
+        if class.access == Access::Read && !self.misroutes.is_empty() && self.refused(sql, Clock.now()) {
+            return Statement { access: Access::Write, ..class };
+        }
+        class
+    }
+
+    fn refused(&self, sql: &[u8], now: Instant) -> bool {
+        self.misroutes.holds(shape(self.database, sql), now)
+    }
+}
+
+/// A number for the shape of a text in a database: names mean something else in another one.
+fn shape(database: &str, sql: &[u8]) -> u64 {
+    fingerprint(sql).rotate_left(1) ^ fingerprint(database.as_bytes())
+}
+
+impl Session {
+    pub(super) fn classifier(&self) -> Classifier<'_> {
+        let misroutes = self.w.misroutes.borrow();
+        Classifier { table: &self.table, lex: self.lex, database: &self.identity.dbname, misroutes }
+    }
+
+    /// What is known has changed: prepared statements may mean something else.
+    pub(super) fn reclassify(&mut self) {
+        self.misroutes = self.w.misroutes.borrow().version();
+        let mut statements = std::mem::take(&mut self.statements);
+        let classifier = self.classifier();
+        statements.reclassify(|sql| classifier.of(sql));
+        drop(classifier);
+        self.statements = statements;
+    }
+
+    /// A standby refuses the unit that was sent to it: its shapes go to the primary for a while.
+    pub(super) fn remember_refusal(&mut self, code: [u8; 5]) {
+        if std::mem::take(&mut self.relay.serializable) {
+            // Not the statement is to blame: this role has SERIALIZABLE for a default.
+            (self.serializable, self.promised) = (true, None);
+            return;
+        }
+        if !REFUSALS.contains(&&code) {
+            return;
+        }
+        let remember = self.w.config().reads.remember_refused.0;
+        let len = self.retained_lens.front().copied().unwrap_or(0);
+        let reads = {
+            let classifier = self.classifier();
+            self.shapes(&self.retained[..len], |sql| classifier.of(sql).access == Access::Read)
+        };
+        for shape in reads {
+            if self.w.misroutes.borrow_mut().refused(shape, self.w.now(), remember) {
+                bump(&self.w.counts.misroutes);
+                let code = String::from_utf8_lossy(&code).into_owned();
+                let (database, shape) = (&*self.identity.dbname, format!("{shape:016x}"));
+                tracing::debug!(database, shape, code, "statement refused by a standby, its shape goes to the primary");
+            }
+        }
+    }
+
+    /// Log where a unit goes, if it is one of those that are logged: its shapes, never its text.
+    pub(super) fn log_route(&self, unit: &[u8], now: Instant) {
+        let every = self.w.config().reads.log_one_in;
+        if every == 0 {
+            return;
+        }
+        let mut sample = self.w.sample.get();
+        let takes = sample.takes(every, now);
+        self.w.sample.set(sample);
+        let Some(server) = self.server.as_ref().filter(|_| takes) else { return };
+        let shapes = self.shapes(unit, |_| true);
+        let shapes = shapes.iter().map(|shape| format!("{shape:016x}")).collect::<Vec<_>>().join(",");
+        let (node, role, database) = (&server.meta.node, server.meta.role, &*self.identity.dbname);
+        tracing::info!(%node, ?role, reason = self.reason, database, shapes, "statement routed");
+    }
+
+    /// The shapes of what a unit parses or executes.
+    fn shapes(&self, unit: &[u8], counts: impl Fn(&[u8]) -> bool) -> Vec<u64> {
+        let (mut shapes, mut at) = (Vec::new(), 0);
+        let mut add = |sql: &[u8]| {
+            if counts(sql) {
+                shapes.push(shape(&self.identity.dbname, sql));
+            }
+        };
+        while let Ok(Some(head)) = head(&unit[at..]) {
+            let Some(frame) = unit.get(at..at + head.total) else { break };
+            match head.kind {
+                b'Q' => frontend::query(frame).into_iter().for_each(&mut add),
+                b'P' => frontend::parse(frame).into_iter().for_each(|p| add(p.sql)),
+                b'B' => {
+                    let tail = frontend::bind(frame).and_then(|b| self.statements.tail(b.statement));
+                    tail.and_then(split_cstring).into_iter().for_each(|(sql, _)| add(sql));
+                }
+                _ => {}
+            }
+            at += head.total;
+        }
+        shapes
+    }
+}

@@ -1,0 +1,133 @@
+//! Why a text is a read or is not, for people: the same pass, watched token by token.
+
+use super::{End, LexRules, Part, Token, classify};
+use crate::sql::lexer::Lexer;
+use crate::sql::{Access, FunctionTable};
+
+/// What decided about a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Every word is understood, and none can write.
+    ProvenRead,
+    /// It begins with a word that does not begin what is proven to read.
+    Verb(String),
+    /// This word or name.
+    Word(String),
+    /// A call of this function, which the database says is volatile, or which is not known.
+    Function(String),
+    /// A relation or type of this name must be used on the primary.
+    Local(String),
+    /// It cannot be read with certainty from this byte on.
+    Unreadable(usize),
+    /// It is not complete.
+    Incomplete,
+    /// The session reads texts in another way than ours: `standard_conforming_strings`, or the client's encoding.
+    LexRules,
+    /// Volatile functions may hide where no text shows them, behind an operator or a cast.
+    Hidden,
+}
+
+/// What decides about a text.
+pub fn why(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Why {
+    if classify(sql, functions, lex).access == Access::Read {
+        return Why::ProvenRead;
+    }
+    if !(lex.standard_conforming_strings && lex.ascii_safe_encoding) {
+        return Why::LexRules;
+    }
+    let mut lexer = Lexer::new(sql);
+    loop {
+        match statement(&mut lexer, functions) {
+            Ok(End::Semicolon) => {}
+            Ok(End::Odd) => return Why::Unreadable(lexer.at().min(sql.len())),
+            Ok(End::Text) => return Why::Hidden,
+            Err(why) => return why,
+        }
+    }
+}
+
+/// Watch one statement.
+fn statement(lexer: &mut Lexer<'_>, functions: &FunctionTable) -> Result<End, Why> {
+    let mut part = Part::new(functions);
+    let mut first = None;
+    let end = loop {
+        let Some(token) = lexer.next() else { break End::Text };
+        match token {
+            Token::Odd => return Ok(End::Odd),
+            Token::Semicolon => break End::Semicolon,
+            token => {
+                let before = part.last_word();
+                part.take(token);
+                let begins = first.is_none() && matches!(token, Token::Word(_));
+                if begins {
+                    first = Some(part.last_word());
+                }
+                if part.writes {
+                    return Err(of_token(&part, token, before, begins));
+                }
+            }
+        }
+    };
+    match part.access() {
+        Access::Read => Ok(end),
+        Access::Write if part.is_empty() => Ok(end),
+        Access::Write if part.depth > 0 => Err(Why::Incomplete),
+        Access::Write => Err(Why::Verb(first.unwrap_or_default())),
+    }
+}
+
+fn of_token(part: &Part<'_>, token: Token<'_>, before: String, begins: bool) -> Why {
+    match token {
+        // The name before the parenthesis.
+        Token::Open => Why::Function(before),
+        Token::Word(_) | Token::Quoted(_) if part.is_local() => Why::Local(part.last_word()),
+        Token::Word(_) if begins => Why::Verb(part.last_word()),
+        Token::Word(_) | Token::Quoted(_) => Why::Word(part.last_word()),
+        Token::Close | Token::Literal | Token::Dot | Token::Comma | Token::Operator | Token::Semicolon | Token::Odd => {
+            Why::Incomplete
+        }
+    }
+}
+
+impl Part<'_> {
+    fn last_word(&self) -> String {
+        String::from_utf8_lossy(&self.name[..self.name_len]).into_owned()
+    }
+
+    fn is_local(&self) -> bool {
+        self.functions.is_local_relation(&self.name[..self.name_len])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::{FunctionRow, Volatility};
+
+    #[test]
+    fn the_word_that_decides_is_named() {
+        let row = |name, volatility| FunctionRow { name, volatility, system: false };
+        let rows = [row("quiet", Volatility::Stable), row("loud", Volatility::Volatile)];
+        let table = FunctionTable::new(rows, &[], &[]).with_local_relations(["notes"]);
+        let word = |text: &str| text.to_owned();
+        for (sql, want) in [
+            ("select quiet(1) from t; table t", Why::ProvenRead),
+            ("update t set a = 1", Why::Verb(word("update"))),
+            ("vacuum", Why::Verb(word("vacuum"))),
+            ("select 1; begin", Why::Verb(word("begin"))),
+            ("with x as (delete from t) select 1", Why::Word(word("delete"))),
+            ("select a from t for key share", Why::Word(word("share"))),
+            ("select quiet(loud(1))", Why::Function(word("loud"))),
+            ("select nobody(1)", Why::Function(word("nobody"))),
+            ("select * from notes", Why::Local(word("notes"))),
+            ("select * from pg_locks", Why::Word(word("pg_locks"))),
+            ("select (1", Why::Incomplete),
+            ("select 1a", Why::Unreadable(8)),
+        ] {
+            assert_eq!(why(sql.as_bytes(), &table, LexRules::STANDARD), want, "{sql}");
+        }
+        let other = LexRules { standard_conforming_strings: false, ..LexRules::STANDARD };
+        assert_eq!(why(b"select '\\'", &table, other), Why::LexRules);
+        assert_eq!(why(b"select 1", &FunctionTable::outdated(), LexRules::STANDARD), Why::Hidden);
+    }
+}
