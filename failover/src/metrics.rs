@@ -27,7 +27,7 @@
 //! | `pgtenure_failover_store_errors_total{kind}` | counter | etcd calls that failed; kind `unavailable`, `indeterminate`, `refused` |
 //! | `pgtenure_failover_records_age_seconds` | gauge | age of the last successful read of etcd by this manager |
 
-use crate::fsm::blocker::Verdict;
+use crate::fsm::blocker::{Blocker, Verdict};
 use crate::fsm::status::Status;
 use crate::record::{Cause, JournalRecord, LossReport, Mode, Phase};
 use crate::store::StoreError;
@@ -211,6 +211,8 @@ impl Metrics {
             self.recruits_available.with_label_values::<&str>(&[]).set(count(available));
         }
         self.safe.with_label_values::<&str>(&[]).set(i64::from(status.safe_to_lose_primary.safe));
+        // What an alert asks for is there from the beginning; the others come with their first cause.
+        self.blocked.with_label_values(&[Blocker::PRIMARY_STUCK]).set(0);
         if let Verdict::Hold { blockers } = &status.verdict {
             for blocker in blockers {
                 self.blocked.with_label_values(&[blocker.kind()]).set(1);

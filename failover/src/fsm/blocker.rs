@@ -337,6 +337,9 @@ pub enum Blocker {
 }
 
 impl Blocker {
+    /// The kind of [`Self::PrimaryStuck`], which an alert names.
+    pub const PRIMARY_STUCK: &'static str = "primary_stuck";
+
     /// The kind as one snake_case word, for metrics: the serialised tag.
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -348,7 +351,7 @@ impl Blocker {
             Self::PrimaryStillAnswers { .. } => "primary_still_answers",
             Self::PrimaryAwaited { .. } => "primary_awaited",
             Self::PrimaryHung { .. } => "primary_hung",
-            Self::PrimaryStuck { .. } => "primary_stuck",
+            Self::PrimaryStuck { .. } => Self::PRIMARY_STUCK,
             Self::PrimaryOnOtherTimeline { .. } => "primary_on_other_timeline",
             Self::PrimaryFenced { .. } => "primary_fenced",
             Self::Paused { .. } => "paused",
