@@ -274,12 +274,14 @@ impl World {
     }
 
     fn write(&mut self) {
-        if let Some((term, primary)) = self.view {
-            if self.nodes[primary].serves(term) && self.nodes[primary].awake(self.now) {
-                self.writes += 1;
-                let id = self.writes;
-                self.append(primary, id);
-            }
+        let to = self.view.filter(|(term, primary)| {
+            let node = &self.nodes[*primary];
+            node.serves(*term) && node.awake(self.now)
+        });
+        if let Some((_, primary)) = to {
+            self.writes += 1;
+            let id = self.writes;
+            self.append(primary, id);
         }
         let next = 20 + self.chance.below(60);
         self.after(next, Event::Write);
