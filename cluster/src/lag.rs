@@ -34,6 +34,9 @@ pub struct PrimarySample {
     pub flush_lsn: Lsn,
     /// When the query was sent: anything acknowledged before this instant is at or below `insert_lsn`.
     pub sent_at: Instant,
+    /// What was flushed before this instant has been confirmed by the standbys that commits wait for, so the primary
+    /// shows it, as any standby that has replayed it does. `None`: not known.
+    pub confirmed_until: Option<Instant>,
 }
 
 /// One standby's position and lag.
@@ -144,6 +147,8 @@ pub struct StandbySample {
     pub replay_lag_bytes: Option<u64>,
     /// When the query was sent.
     pub sent_at: Instant,
+    /// It was not restarted since: no probe has failed from this instant on.
+    pub up_since: Instant,
 }
 
 /// Why a standby's lag is not known. A standby with any of these is never fresh.
@@ -236,6 +241,7 @@ mod tests {
             received_timeline: Some(TimelineId(1)),
             replay_lag_bytes: Some(0),
             sent_at: Instant::from_millis(1000),
+            up_since: Instant::from_millis(0),
         };
         StandbyLag { node: "n2".parse().unwrap(), sample: Some(sample), replay_lag, detail: Detail::default() }
     }

@@ -220,7 +220,8 @@ impl Faults {
                 last(time, over);
                 cluster.fault_proxy(&primary).heal();
             }
-            Fault::Switchover => drop(cluster.verb(&["switchover", "--json"]).exits(0)),
+            // On a busy machine it may fail or be refused; the cluster has to be open either way.
+            Fault::Switchover => drop(cluster.verb(&["switchover", "--json"])),
             Fault::PrimaryKilled | Fault::PrimaryFrozen => replace_primary(cluster, &primary, fault),
         }
         cluster.all_stream();

@@ -3,7 +3,7 @@
 //! was broken, every mode has its reads, and standbys served their share of each.
 //!
 //! `STALENESS_READS`, `STALENESS_SECONDS` and `STALENESS_SEED` say how many checked reads there are to be for each mode,
-//! how long that may take, and in which order and for how long what happens.
+//! how long that may take, and in which order and for how long what happens; `STALENESS_MODE` which modes.
 
 use integration::staleness::{Faults, Verify, cluster};
 use std::collections::BTreeMap;
@@ -22,11 +22,13 @@ fn main() -> ExitCode {
     let reads = setting("STALENESS_READS", 100_000);
     let seconds = setting("STALENESS_SECONDS", 1800);
     let seed = setting("STALENESS_SEED", 1);
-    println!("{reads} reads per mode within {seconds} s, seed {seed}");
+    let mode = std::env::var("STALENESS_MODE").ok().filter(|v| !v.is_empty()).unwrap_or_else(|| "all".to_owned());
+    println!("{reads} reads per mode within {seconds} s, seed {seed}, mode {mode}");
     let mut cluster = cluster();
     let (reads, limit) = (reads.to_string(), seconds.to_string());
     // Waiting for a standby keeps sessions from staying at the primary for good: they hardly ever pause.
-    let arguments = ["--reads", &reads, "--seconds", &limit, "--readers", "6", "--standby-wait", "500ms"];
+    let sessions = ["--readers", "6", "--standby-wait", "500ms"];
+    let arguments = [&["--reads", &reads, "--seconds", &limit, "--mode", &mode][..], &sessions].concat();
     let mut verify = Verify::start(&cluster, &arguments);
     let mut faults = Faults::new(seed);
     while !verify.has_ended() {

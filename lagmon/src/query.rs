@@ -28,6 +28,15 @@ pub(crate) fn major(server_version: Option<&str>) -> u32 {
     text[..digits].parse().unwrap_or(13)
 }
 
+/// Up to where commits are confirmed: flushed by as many of the standbys that commits wait for as have to; all that is
+/// flushed here where commits wait for none. Between `ANY` (or nothing) and the list, the setting has the number.
+const CONFIRMED: &str = "\
+CASE WHEN current_setting('synchronous_standby_names') = '' THEN pg_current_wal_flush_lsn()
+     ELSE (SELECT a.flush_lsn FROM pg_stat_replication a WHERE a.sync_state IN ('sync', 'quorum')
+            ORDER BY a.flush_lsn DESC NULLS LAST LIMIT 1
+           OFFSET coalesce(substring(current_setting('synchronous_standby_names') FROM '([0-9]+) *[(]')::int, 1) - 1)
+END";
+
 /// Asks a node for its positions. The branches of CASE are not evaluated on a node of the other kind, where they would
 /// fail; OFFSET 0 keeps pg_is_in_recovery() from being asked more than once. `silent_ms` compares two times of the
 /// node's own clock. A delay is shown with a unit that interval understands.
@@ -43,6 +52,7 @@ SELECT r.in_recovery,
        CASE WHEN NOT r.in_recovery THEN pg_current_wal_insert_lsn()::text END AS insert_lsn,
        CASE WHEN NOT r.in_recovery THEN pg_current_wal_flush_lsn()::text END AS flush_lsn,
        CASE WHEN NOT r.in_recovery THEN pg_walfile_name(pg_current_wal_insert_lsn()) END AS walfile,
+       CASE WHEN NOT r.in_recovery THEN ({CONFIRMED})::text END AS confirmed_lsn,
        CASE WHEN r.in_recovery THEN pg_last_wal_replay_lsn()::text END AS replay_lsn,
        CASE WHEN r.in_recovery THEN pg_last_wal_receive_lsn()::text END AS receive_lsn,
        CASE WHEN r.in_recovery THEN {pause} END AS pause,
@@ -99,7 +109,8 @@ pub(crate) fn facts(row: &Row) -> Result<Facts, AnswerError> {
         let walfile = text("walfile")?.unwrap_or_default();
         let timeline = timeline_of(&walfile).ok_or(AnswerError::Unreadable { column: "walfile", value: walfile })?;
         let insert_lsn = needed("insert_lsn")?.normalised_insert();
-        return Ok(Facts::Primary(PrimaryFacts { timeline, insert_lsn, flush_lsn: needed("flush_lsn")? }));
+        let (flush_lsn, confirmed_lsn) = (needed("flush_lsn")?, lsn("confirmed_lsn")?);
+        return Ok(Facts::Primary(PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn }));
     }
     let millis = |column: &'static str| {
         let ms = row.try_get::<_, Option<f64>>(column).map_err(AnswerError::Column)?;

@@ -49,7 +49,7 @@ pub(super) fn estimate(node: &NodeId, track: &Track, upstream: Option<Upstream>,
         let (flush, write) = (behind(standby.flushed())?.0, behind(standby.written())?.0);
         Ok(Dated { sent_at, replay, flush, write, complete_until })
     });
-    let sample = answer.and_then(|a| sample(a, dated.as_ref().ok(), primary));
+    let sample = answer.and_then(|a| sample(a, track.up_since, dated.as_ref().ok(), primary));
     let replay_lag = dated.as_ref().map(|d| d.replay.time).map_err(|why| *why);
     let dated = dated.ok();
     let detail = detail(track, dated.as_ref(), upstream);
@@ -86,7 +86,12 @@ struct Dated {
 }
 
 /// The positions for the snapshot; `None` of a node that is no standby.
-fn sample(answer: &Answer, dated: Option<&Dated>, primary: Reference<'_>) -> Option<StandbySample> {
+fn sample(
+    answer: &Answer,
+    up_since: Option<Instant>,
+    dated: Option<&Dated>,
+    primary: Reference<'_>,
+) -> Option<StandbySample> {
     let Facts::Standby(standby) = &answer.facts else { return None };
     Some(StandbySample {
         receive_lsn: standby.flushed(),
@@ -94,6 +99,7 @@ fn sample(answer: &Answer, dated: Option<&Dated>, primary: Reference<'_>) -> Opt
         received_timeline: standby.streams,
         replay_lag_bytes: bytes(standby, primary),
         sent_at: dated.map_or(answer.sent_at, |d| d.sent_at),
+        up_since: up_since.unwrap_or(answer.sent_at),
     })
 }
 

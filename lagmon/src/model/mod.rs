@@ -28,11 +28,13 @@ pub(crate) struct Track {
     answer: Option<Answer>,
     reachable: bool,
     complete_until: Option<Instant>,
+    /// Since when every probe was answered; `None` after one that was not.
+    up_since: Option<Instant>,
     detail: Option<NodeDetail>,
 }
 
 impl Track {
-    const NEW: Self = Self { answer: None, reachable: true, complete_until: None, detail: None };
+    const NEW: Self = Self { answer: None, reachable: true, complete_until: None, up_since: None, detail: None };
 }
 
 /// The lag of all standbys of one cluster.
@@ -80,7 +82,8 @@ impl Model {
             self.window.clear();
             self.sampled = None;
             for track in self.nodes.values_mut() {
-                *track = Track { complete_until: track.complete_until, ..Track::NEW };
+                let (complete_until, up_since) = (track.complete_until, track.up_since);
+                *track = Track { complete_until, up_since, ..Track::NEW };
             }
         }
         self.members = Members::of(topology);
@@ -94,7 +97,15 @@ impl Model {
     /// Take the outcome of a probe that was sent in `term`.
     pub fn record(&mut self, term: Term, node: &NodeId, outcome: Outcome) {
         let is_primary = self.primary.as_ref() == Some(node);
-        let Some(track) = self.nodes.get_mut(node).filter(|_| term == self.term) else { return };
+        let Some(track) = self.nodes.get_mut(node) else { return };
+        // Also of another term: who did not answer may have been restarted.
+        track.up_since = match &outcome {
+            Outcome::Failed => None,
+            Outcome::Answered(answer) => track.up_since.or(Some(answer.sent_at)),
+        };
+        if term != self.term {
+            return;
+        }
         track.reachable = matches!(outcome, Outcome::Answered(_));
         match outcome {
             Outcome::Failed if is_primary => self.sampled = None,
@@ -170,6 +181,7 @@ impl Model {
             insert_lsn: facts.insert_lsn,
             flush_lsn: facts.flush_lsn,
             sent_at: *sent_at,
+            confirmed_until: facts.confirmed_lsn.and_then(|lsn| self.window.passed(lsn)),
         })
     }
 

@@ -31,6 +31,8 @@ pub struct PrimaryFacts {
     pub insert_lsn: Lsn,
     /// `pg_current_wal_flush_lsn()`.
     pub flush_lsn: Lsn,
+    /// What the standbys that commits wait for have flushed, as many of them as have to; `None` when there are too few.
+    pub confirmed_lsn: Option<Lsn>,
 }
 
 /// Positions of a node in recovery.

@@ -26,7 +26,12 @@ fn topology(term: Term, primary: &str) -> Topology {
 }
 
 fn wrote(ms: u64, timeline: u32, lsn: u64) -> Outcome {
-    let facts = PrimaryFacts { timeline: TimelineId(timeline), insert_lsn: Lsn(lsn), flush_lsn: Lsn(lsn) };
+    confirmed(ms, timeline, lsn, None)
+}
+
+fn confirmed(ms: u64, timeline: u32, lsn: u64, confirmed_lsn: Option<Lsn>) -> Outcome {
+    let (insert_lsn, flush_lsn) = (Lsn(lsn), Lsn(lsn));
+    let facts = PrimaryFacts { timeline: TimelineId(timeline), insert_lsn, flush_lsn, confirmed_lsn };
     Outcome::Answered(Answer { sent_at: at(ms), facts: Facts::Primary(facts) })
 }
 
@@ -235,4 +240,30 @@ proptest! {
             prop_assert!(told >= truth, "told {told} ms, true {truth} ms at {now}");
         }
     }
+}
+
+#[test]
+fn what_the_standbys_have_flushed_tells_up_to_when_commits_are_confirmed() {
+    let until = |samples: &[(u64, u64, Option<u64>)]| {
+        let outcomes = samples.iter().map(|(ms, lsn, c)| ("n1", confirmed(*ms, 7, *lsn, c.map(Lsn)))).collect();
+        model(outcomes).primary().unwrap().confirmed_until
+    };
+    assert_eq!(until(&[(100, 10, Some(10)), (200, 20, Some(19))]), Some(at(100)));
+    assert_eq!(until(&[(100, 10, Some(10)), (200, 20, Some(20))]), Some(at(200)));
+    assert_eq!(until(&[(100, 10, Some(9))]), None, "older than all samples");
+    assert_eq!(until(&[(100, 10, Some(10)), (200, 20, None)]), None, "too few standbys");
+}
+
+#[test]
+fn a_standby_that_did_not_answer_may_have_been_restarted_also_when_a_term_began_meanwhile() {
+    let up_since = |m: &Model| lag(m, "n2").sample.unwrap().up_since;
+    let mut m = model(vec![("n1", wrote(90, 7, 10)), ("n2", replayed(100, 10)), ("n2", replayed(200, 10))]);
+    assert_eq!(up_since(&m), at(100));
+    m.follow(&topology(Term(8), "n3"));
+    m.record(Term(8), &n("n2"), replayed(300, 10));
+    assert_eq!(up_since(&m), at(100), "a new term restarts nobody");
+    // The probe was sent in the term before.
+    m.record(TERM, &n("n2"), Outcome::Failed);
+    m.record(Term(8), &n("n2"), replayed(500, 10));
+    assert_eq!(up_since(&m), at(500));
 }

@@ -72,7 +72,14 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
         let sent_at = Clock.now();
         let insert_lsn = position(&p, "pg_current_wal_insert_lsn()").await?.normalised_insert();
         let node = primary.node.clone();
-        let sampled = PrimarySample { node, timeline: TimelineId(1), insert_lsn, flush_lsn: insert_lsn, sent_at };
+        let sampled = PrimarySample {
+            node,
+            timeline: TimelineId(1),
+            insert_lsn,
+            flush_lsn: insert_lsn,
+            sent_at,
+            confirmed_until: Some(sent_at),
+        };
         let sent_at = Clock.now();
         let replay_lsn = position(&s, "pg_last_wal_replay_lsn()").await?;
         let behind = insert_lsn.bytes_since(replay_lsn);
@@ -82,6 +89,7 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
             received_timeline: None,
             replay_lag_bytes: Some(behind),
             sent_at,
+            up_since: cluster::Instant::from_millis(0),
         };
         let replay_lag = Ok(if behind == 0 { Duration::ZERO } else { SAMPLE });
         let standbys = vec![StandbyLag {

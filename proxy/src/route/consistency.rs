@@ -10,14 +10,16 @@
 //! not known, the new primary's samples do, every one of which lies past whatever survived.
 
 use super::policy::Lag;
+use super::seen::Seen;
 use super::token::Token;
 use cluster::topology::Topology;
-use cluster::{Instant, Lsn, TimelineId};
+use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use std::time::Duration;
 
 /// What one session has written and read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Causality {
+    pub(super) seen: Seen,
     /// What the primary has answered.
     bound: Option<Bound>,
     /// Greatest replay position, as sampled, of the standbys it has read from.
@@ -71,6 +73,7 @@ impl Causality {
     }
 
     fn answered(&mut self, now: Instant, wrote: bool) {
+        self.seen.at_primary();
         let vain = self.away.map_or(0, |(_, vain)| vain);
         if wrote || self.away.is_none() {
             self.away = Some((now, vain));
@@ -101,6 +104,11 @@ impl Causality {
     /// The primary does not tell its position.
     pub fn give_up(&mut self) {
         self.mute = true;
+    }
+
+    /// A read was answered by a standby at `now`, at least in part.
+    pub fn read_at(&mut self, node: &NodeId, term: Term, now: Instant) {
+        self.seen.at_standby(node, term, now);
     }
 
     /// A read goes to a standby that had replayed `replay_lsn` when sampled. Its later reads do not go to one that

@@ -3,7 +3,8 @@
 //! # The rules
 //! 1. Only what is proven read-only may go to a standby; everything else goes to the primary.
 //! 2. A standby serves when it is not fenced, its staleness is within `max_replay_lag`, and it has replayed the
-//!    session's last write (`consistency`) and whatever the session has already read.
+//!    session's last write (`consistency`) and whatever the session has already read (`seen`, which also decides when the
+//!    primary shows all of that).
 //!    A position that the session names (`pgtenure.after`) counts like a write of its own.
 //! 3. Without such a standby a read waits for one as long as the session's promise says, and then goes to the primary
 //!    or fails, as that says too (`promise`, which also loosens or tightens rule 2).
@@ -24,6 +25,7 @@ pub mod misroute;
 pub mod policy;
 pub mod promise;
 pub mod sample;
+mod seen;
 pub mod throttle;
 pub mod token;
 
@@ -115,6 +117,11 @@ pub enum Reason {
         /// The term in force.
         term: Term,
     },
+    /// To the primary, or waiting for it: it may not show yet what the session has read at a standby.
+    Unconfirmed {
+        /// When that read was answered.
+        since: Instant,
+    },
     /// No standby qualifies.
     NoStandby {
         /// The one that came closest; `None` when there is no standby at all.
@@ -132,6 +139,7 @@ impl Reason {
             Self::AwaitingSample { .. } => "awaiting_sample",
             Self::AfterLost { .. } => "after_lost",
             Self::AfterUnknown { .. } => "after_unknown",
+            Self::Unconfirmed { .. } => "unconfirmed",
             Self::NoStandby { closest: None } => "no_standby",
             Self::NoStandby { closest: Some((_, unfit)) } => unfit.as_str(),
         }
@@ -164,6 +172,9 @@ impl fmt::Display for Reason {
             Self::AfterUnknown { after, term } => {
                 write!(f, "it is not decided yet whether {after} is in the history of term {term}")
             }
+            Self::Unconfirmed { .. } => {
+                write!(f, "the primary may not show yet what was read at a standby and waits to be confirmed")
+            }
             Self::NoStandby { closest: None } => write!(f, "there is no standby"),
             Self::NoStandby { closest: Some((node, unfit)) } => write!(f, "closest is {node}, {unfit}"),
         }
@@ -193,12 +204,16 @@ pub fn decide(
     }
     let need = match need(promise, causality, topology, lag, request.since) {
         Ok(need) => need,
-        Err(pending) => return without(request, Reason::AwaitingSample { since: pending.since }, causality, now),
+        Err(pending) => {
+            let confirmed = confirmed(promise, causality, topology, lag);
+            return without(request, Reason::AwaitingSample { since: pending.since }, confirmed, causality, now);
+        }
     };
     let need = need.max(after);
+    let seen = &causality.seen;
     let fit = |member: &Member| match request.avoid.contains(&member.node) {
         true => Err(Unfit::Avoided),
-        false => policy::fit(&held_to(promise, loads.footing(&member.node)), member, topology, lag, need, now),
+        false => policy::fit(&held_to(promise, loads.footing(&member.node)), member, topology, lag, (need, seen), now),
     };
     let chosen = balance::choose(&topology.standbys, |m| fit(m).is_ok(), loads, seed);
     match chosen.map(|member| (member, fit(member))) {
@@ -210,7 +225,8 @@ pub fn decide(
         _ => {
             let unfit = topology.standbys.iter().filter_map(|m| fit(m).err().map(|u| (m.node.clone(), u)));
             let closest = unfit.min_by_key(|(_, u)| u.distance());
-            without(request, Reason::NoStandby { closest }, causality, now)
+            let confirmed = confirmed(promise, causality, topology, lag);
+            without(request, Reason::NoStandby { closest }, confirmed, causality, now)
         }
     }
 }
@@ -229,6 +245,7 @@ fn need(
     lag: &Lag,
     since: Instant,
 ) -> Result<Option<Lsn>, Pending> {
+    causality.seen.cover(topology, lag);
     match promise.consistency {
         Consistency::Eventual | Consistency::Bounded => Ok(None),
         Consistency::Session => causality.need(topology, lag),
@@ -248,7 +265,8 @@ pub fn still_fits(
     let Some(member) = topology.standbys.iter().find(|member| member.node == *node) else { return false };
     let (ReadFrom::Standby, Ok(after)) = (promise.read_from, after(promise, topology, now)) else { return false };
     let Ok(need) = need(promise, causality, topology, lag, now) else { return false };
-    let fresh = policy::fit(promise, member, topology, lag, need.max(after), now);
+    let needs = (need.max(after), &causality.seen);
+    let fresh = policy::fit(promise, member, topology, lag, needs, now);
     fresh.map(|fresh| causality.read(topology, lag, fresh.replay_lsn)).is_ok()
 }
 
@@ -267,8 +285,22 @@ fn after(promise: &Promise, topology: &Topology, now: Instant) -> Result<Option<
     }
 }
 
+/// Does the primary show all that the session has read? When not, since when it may miss something.
+fn confirmed(promise: &Promise, causality: &Causality, topology: &Topology, lag: &Lag) -> Result<(), Instant> {
+    match promise.consistency {
+        Consistency::Eventual | Consistency::Bounded => Ok(()),
+        Consistency::Session | Consistency::Global => causality.seen.allows_primary(topology, lag),
+    }
+}
+
 /// No standby may serve the read.
-fn without(request: &Request<'_>, reason: Reason, causality: &mut Causality, now: Instant) -> Decision {
+fn without(
+    request: &Request<'_>,
+    reason: Reason,
+    confirmed: Result<(), Instant>,
+    causality: &mut Causality,
+    now: Instant,
+) -> Decision {
     let promise = &request.promise;
     let chases = match &reason {
         Reason::AwaitingSample { .. } => true,
@@ -279,13 +311,19 @@ fn without(request: &Request<'_>, reason: Reason, causality: &mut Causality, now
         (Consistency::Session, true) => causality.patience(now),
         _ => Duration::ZERO,
     };
-    let left = promise.standby_wait.max(patience).saturating_sub(now.since(request.since));
-    let target = match (left.is_zero(), promise.no_standby) {
-        (false, _) => Target::Wait(left),
-        (true, NoStandby::Primary) => Target::Primary,
-        (true, NoStandby::Error) => Target::Nowhere,
+    let (held, waited) = (promise.standby_wait.max(patience), now.since(request.since));
+    let left = held.saturating_sub(waited);
+    let until_confirmed = (held + seen::CONFIRM_WAIT).saturating_sub(waited);
+    let (target, reason) = match (left.is_zero(), promise.no_standby, confirmed) {
+        (false, _, _) => (Target::Wait(left), reason),
+        (true, NoStandby::Error, _) => (Target::Nowhere, reason),
+        (true, NoStandby::Primary, Ok(())) => (Target::Primary, reason),
+        (true, NoStandby::Primary, Err(since)) if until_confirmed.is_zero() => {
+            (Target::Primary, Reason::Unconfirmed { since })
+        }
+        (true, NoStandby::Primary, Err(since)) => (Target::Wait(until_confirmed), Reason::Unconfirmed { since }),
     };
-    if left.is_zero() && !patience.is_zero() {
+    if !matches!(target, Target::Wait(_)) && !patience.is_zero() {
         causality.waited(now);
     }
     Decision { target, reason }

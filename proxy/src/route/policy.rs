@@ -1,6 +1,7 @@
 //! Is a standby fit to serve a read now?
 
 use super::promise::{Consistency, Promise};
+use super::seen::Seen;
 use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, StandbyLag};
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Instant, Lsn, Term};
@@ -74,6 +75,11 @@ pub enum Unfit {
     },
     /// This very statement failed on it just now.
     Avoided,
+    /// The session has read elsewhere, and it is not known that this one shows as much.
+    Uncovered {
+        /// When that read was answered.
+        since: Instant,
+    },
     /// An operator has fenced it.
     Fenced,
 }
@@ -87,6 +93,7 @@ impl Unfit {
             Self::Unknown(why) => why.as_str(),
             Self::OtherTerm { .. } => "other_term",
             Self::Avoided => "avoided",
+            Self::Uncovered { .. } => "uncovered",
             Self::Fenced => "fenced",
         }
     }
@@ -95,11 +102,12 @@ impl Unfit {
     pub(super) const fn distance(&self) -> u8 {
         match self {
             Self::ReplayBehind { .. } => 0,
-            Self::Lagging { .. } => 1,
-            Self::Unknown(_) => 2,
-            Self::OtherTerm { .. } => 3,
-            Self::Avoided => 4,
-            Self::Fenced => 5,
+            Self::Uncovered { .. } => 1,
+            Self::Lagging { .. } => 2,
+            Self::Unknown(_) => 3,
+            Self::OtherTerm { .. } => 4,
+            Self::Avoided => 5,
+            Self::Fenced => 6,
         }
     }
 }
@@ -113,22 +121,23 @@ impl fmt::Display for Unfit {
             }
             Self::Unknown(why) => write!(f, "whose lag is not known: {}", why.as_str()),
             Self::OtherTerm { sampled, current } => write!(f, "last sampled in term {sampled}, now is {current}"),
+            Self::Uncovered { .. } => write!(f, "of which it is not known that it shows what was read elsewhere"),
             Self::Avoided => write!(f, "which has just failed this statement"),
             Self::Fenced => write!(f, "which is fenced"),
         }
     }
 }
 
-/// Is `member` fit to serve a read that is promised this and needs `need`?
+/// Is `member` fit to serve a read that is promised this, needs `need` and comes after what was `seen`?
 ///
 /// # Errors
 /// Why not, with the numbers.
-pub fn fit(
+pub(super) fn fit(
     promise: &Promise,
     member: &Member,
     topology: &Topology,
     lag: &Lag,
-    need: Option<Lsn>,
+    (need, seen): (Option<Lsn>, &Seen),
     now: Instant,
 ) -> Result<Fit, Unfit> {
     if member.fenced {
@@ -164,6 +173,10 @@ pub fn fit(
     let staleness = staleness(budget, standby, replay_lsn, lag, now)?.max(since_view);
     if staleness > budget {
         return Err(Unfit::Lagging { staleness, budget });
+    }
+    match promise.consistency {
+        Consistency::Eventual | Consistency::Bounded => {}
+        Consistency::Session | Consistency::Global => seen.allows(&member.node, sample, topology.term)?,
     }
     match behind {
         Some(behind) => Err(behind),

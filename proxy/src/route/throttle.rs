@@ -147,6 +147,7 @@ mod tests {
             received_timeline: None,
             replay_lag_bytes: Some(bytes),
             sent_at: Instant::from_millis(0),
+            up_since: Instant::from_millis(0),
         };
         let replay_lag = lag.map(Duration::from_millis);
         StandbyLag { node: name.parse().unwrap(), sample: Some(sample), replay_lag, detail: Detail::default() }

@@ -165,6 +165,15 @@ impl Session {
             } else if self.saw {
                 self.causality.borrow_mut().saw(self.w.now());
             }
+            self.saw_standby();
+        }
+    }
+
+    /// A unit was answered: by a standby, so it showed what others may not show yet.
+    fn saw_standby(&self) {
+        if let Some(server) = self.server.as_ref().filter(|s| s.meta.role == Role::Standby) {
+            let term = self.w.view.borrow().topology.term;
+            self.causality.borrow_mut().read_at(&server.meta.node, term, self.w.now());
         }
     }
 

@@ -55,6 +55,10 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         s.avoid.push(node.clone());
         bump(&s.w.counts.retries);
     }
+    if delivered && standby {
+        let now_in = s.w.view.borrow().topology.term;
+        s.causality.borrow_mut().read_at(&node, now_in, s.w.now());
+    }
     let wrote = std::mem::take(&mut s.wrote);
     s.saw = false;
     s.tracking.lose(&mut s.pins, undone);

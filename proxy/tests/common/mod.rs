@@ -350,8 +350,14 @@ fn sample_lag(
                 if let Some(lsn) = position(primary, "pg_current_wal_insert_lsn()").await {
                     let (node, timeline) = (primary.node.clone(), TimelineId(1));
                     let insert_lsn = lsn.normalised_insert();
-                    snapshot.primary =
-                        Some(PrimarySample { node, timeline, insert_lsn, flush_lsn: insert_lsn, sent_at });
+                    snapshot.primary = Some(PrimarySample {
+                        node,
+                        timeline,
+                        insert_lsn,
+                        flush_lsn: insert_lsn,
+                        sent_at,
+                        confirmed_until: Some(sent_at),
+                    });
                 }
             }
             for member in &view.standbys {
@@ -382,6 +388,7 @@ async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> Sta
         received_timeline: None,
         replay_lag_bytes: behind,
         sent_at,
+        up_since: cluster::Instant::from_millis(0),
     };
     StandbyLag { node, sample: Some(sample), replay_lag, detail: Detail::default() }
 }
