@@ -47,12 +47,7 @@ pub(super) fn choose<'m>(
 }
 
 /// The member in whose weight the number falls, with that weight.
-fn pick<'m>(
-    members: &'m [Member],
-    weigh: impl Fn(&Member) -> u64,
-    number: u64,
-    total: u64,
-) -> Option<(&'m Member, u64)> {
+fn pick(members: &[Member], weigh: impl Fn(&Member) -> u64, number: u64, total: u64) -> Option<(&Member, u64)> {
     let mut left = number.checked_rem(total)?;
     members.iter().map(|m| (m, weigh(m))).find(|(_, weight)| {
         let found = left < *weight;
