@@ -366,6 +366,30 @@ fn a_process_that_stops_tells_its_clients() {
 }
 
 #[test]
+fn a_prepared_statement_that_a_standby_has_refused_by_execute_goes_to_the_primary_at_once() {
+    let c = Cluster::start(2, |raw| raw.workers = 1);
+    c.psql("create sequence s; create function f(int) returns bigint stable language sql as 'select nextval(''s'')'")
+        .unwrap();
+    let mut s = Raw::login(c.port, &[]);
+    assert_eq!(words(&s.query("prepare p(int) as select f($1)")), "C PREPARE | Z I");
+    wait_for("a standby to refuse it", || {
+        assert_eq!(s.query("execute p(1)")[2], "C SELECT 1");
+        (c.counter("pgtenure_proxy_misroutes_total") >= 1.0).then_some(())
+    });
+    wait_for("a standby to serve other reads", || {
+        let text = words(&s.query("select current_setting('cluster_name')"));
+        (!text.contains("D n1")).then_some(())
+    });
+    let (refused, queries) = (c.counter("pgtenure_proxy_retries_total"), c.counter("pgtenure_proxy_queries_total"));
+    for i in 0..20 {
+        assert_eq!(s.query(&format!("execute p({i})"))[2], "C SELECT 1");
+    }
+    wait_for("them to be counted", || (c.counter("pgtenure_proxy_queries_total") >= queries + 20.0).then_some(()));
+    assert_eq!(c.counter("pgtenure_proxy_retries_total"), refused);
+    assert_eq!(c.counter("pgtenure_proxy_misroutes_total"), 1.0);
+}
+
+#[test]
 fn what_a_standby_has_refused_goes_to_the_primary_at_once() {
     let c = Cluster::start(2, |raw| raw.workers = 1);
     c.psql("create sequence s; create function f(int) returns bigint stable language sql as 'select nextval(''s'')'")

@@ -206,6 +206,7 @@ impl Session {
         self.mark_rest();
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.saw, self.portal_may_commit) = (false, false, false);
+            self.statements.portals.clear();
             if std::mem::take(&mut self.relay.redefined) {
                 self.distrust_table();
             }
@@ -255,6 +256,7 @@ impl Session {
     pub(super) fn undo(&mut self, undo: Undo) {
         match undo {
             Undo::None => {}
+            Undo::All(all) => all.into_iter().rev().for_each(|undo| self.undo(undo)),
             Undo::Unnamed { client, server } => {
                 if let Some(before) = client {
                     self.statements.unnamed = before;
@@ -282,6 +284,19 @@ impl Session {
                     server.meta.statements.restore(statement.text.id, name);
                 }
                 self.statements.insert(statement);
+            }
+            Undo::Forgotten(before) => {
+                let (client, of_server) = *before;
+                self.statements.recall(client);
+                if let (Some(before), Some(server)) = (of_server, &mut self.server) {
+                    server.meta.statements.recall(before);
+                }
+            }
+            Undo::LetGo(statement, there) => {
+                self.statements.insert(statement);
+                if let (Some((id, name)), Some(server)) = (there, &mut self.server) {
+                    server.meta.statements.restore(id, name);
+                }
             }
             Undo::Registered(name) => drop(self.statements.remove(&name)),
             Undo::Removed(statement) => self.statements.insert(statement),

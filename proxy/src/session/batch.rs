@@ -6,7 +6,7 @@
 use crate::session::outcome::Record;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
-use crate::sql::{Access, Control, Modes, Statement};
+use crate::sql::{Access, Control, Modes, Name, Names, PinReason, Statement, about_names, executed, prepared};
 use crate::wire::codec::{Head, head};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject};
@@ -20,10 +20,15 @@ const OPAQUE: Statement = Statement {
     unpins: true,
     advisory: true,
     ours: false,
+    names: Names::None,
 };
 
 /// A text that is read as it passes.
 const PASSING: Statement = Statement { unpins: false, ..OPAQUE };
+
+/// One that makes, uses or drops prepared statements by SQL.
+const UNFOLLOWED: Statement =
+    Statement { pins: Pins::of(PinReason::Prepare), unpins: true, names: Names::Unknown, ..PASSING };
 
 /// A malformed message: it goes to the server as it is, which says what is wrong with it and does nothing.
 const REFUSED: Statement = Statement { may_commit: false, ..OPAQUE };
@@ -37,6 +42,8 @@ pub struct Limits {
     pub text: usize,
     /// Longest message accepted, bytes.
     pub message: usize,
+    /// Prepared statements of one client, bytes.
+    pub statements: usize,
 }
 
 /// What scanning needs to know of the session.
@@ -86,6 +93,8 @@ pub struct Unit {
     pub binds_commit: bool,
     /// It names a statement that was prepared under a name.
     pub binds_named: bool,
+    /// It makes, uses or drops prepared statements by SQL.
+    pub sql_names: bool,
     /// It names the unnamed statement, and has not parsed it.
     pub takes_unnamed: bool,
     /// It may name a setting of the proxy's own.
@@ -167,27 +176,38 @@ struct Scanner<'a> {
     parsed: Few<'a>,
     /// Portals bound in this unit.
     bound: Few<'a>,
+    /// Statements that SQL may prepare in this unit.
+    prepared: Vec<(Name, Statement)>,
+}
+
+/// A name and what it stands for.
+#[derive(Clone, Copy)]
+struct One<'a> {
+    name: &'a [u8],
+    class: Statement,
+    /// Its text, for a statement.
+    sql: &'a [u8],
 }
 
 /// Names and what they stand for. One is usual, and takes no allocation.
 #[derive(Default)]
 struct Few<'a> {
-    first: Option<(&'a [u8], Statement)>,
-    more: Vec<(&'a [u8], Statement)>,
+    first: Option<One<'a>>,
+    more: Vec<One<'a>>,
 }
 
 impl<'a> Few<'a> {
-    fn push(&mut self, name: &'a [u8], class: Statement) {
+    fn push(&mut self, one: One<'a>) {
         match self.first {
-            None => self.first = Some((name, class)),
-            Some(_) => self.more.push((name, class)),
+            None => self.first = Some(one),
+            Some(_) => self.more.push(one),
         }
     }
 
     /// What the last of that name stands for.
-    fn last(&self, name: &[u8]) -> Option<Statement> {
+    fn last(&self, name: &[u8]) -> Option<One<'a>> {
         let newest_first = self.more.iter().rev().chain(&self.first);
-        newest_first.into_iter().find(|(n, _)| *n == name).map(|(_, class)| *class)
+        newest_first.into_iter().find(|one| one.name == name).copied()
     }
 }
 
@@ -200,7 +220,8 @@ enum Step {
 /// Cut the next unit from `input`. What its Parse messages do is appended to `classes`, in order.
 pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Scan {
     let unit = Unit { record: cx.open.unwrap_or_default(), read: cx.open.is_none(), ..Unit::default() };
-    let mut s = Scanner { cx, input, unit, parsed: Few::default(), bound: Few::default() };
+    let (parsed, bound, prepared) = (Few::default(), Few::default(), Vec::new());
+    let mut s = Scanner { cx, input, unit, parsed, bound, prepared };
     loop {
         let at = s.unit.len;
         let head = match frame_head(&input[at..], s.cx.limits.message) {
@@ -275,19 +296,24 @@ impl<'a> Scanner<'a> {
         self.unit.len += head.total;
         match head.kind {
             b'Q' => {
-                let class = frontend::query(frame).map_or(REFUSED, self.cx.classify);
+                let sql = frontend::query(frame);
+                let class = sql.map_or(REFUSED, self.cx.classify);
+                let class =
+                    if class.names == Names::None { class } else { self.by_name(class, sql.unwrap_or_default()) };
                 classes.push(class);
                 self.execute(class);
                 self.end()
             }
             b'P' => {
                 let parse = frontend::parse(frame);
-                let class = parse.map_or(REFUSED, |p| (self.cx.classify)(p.sql));
-                classes.push(class);
+                let mut class = parse.map_or(REFUSED, |p| (self.cx.classify)(p.sql));
                 // Parsing writes nothing, so it does not need the primary: only what is executed counts.
                 if let Some(p) = parse {
-                    self.parsed.push(p.name, class);
+                    self.unit.sql_names |= class.names != Names::None;
+                    class.names = self.unless_too_long(class.names, p.sql);
+                    self.parsed.push(One { name: p.name, class, sql: p.sql });
                 }
+                classes.push(class);
                 Step::Next
             }
             b'B' => {
@@ -305,7 +331,7 @@ impl<'a> Scanner<'a> {
                 if let Some((portal, _)) = crate::wire::codec::split_cstring(&frame[5..]) {
                     // What it does but write was seen when it was bound.
                     let unknown = Statement { may_commit: self.cx.portal_may_commit, advisory: false, ..OPAQUE };
-                    self.execute(self.bound.last(portal).unwrap_or(unknown));
+                    self.execute(self.bound.last(portal).map_or(unknown, |one| one.class));
                 }
                 Step::Next
             }
@@ -335,8 +361,12 @@ impl<'a> Scanner<'a> {
             b'Q' => {
                 // What it leaves in the session is known when all of it has passed.
                 self.unit.text_at = Some(at + 5);
-                classes.push(PASSING);
-                self.execute(PASSING);
+                // What it names is looked for in what is there of it.
+                let named = about_names(&here[5..]);
+                self.unit.sql_names |= named;
+                let class = if named { UNFOLLOWED } else { PASSING };
+                classes.push(class);
+                self.execute(class);
                 self.unit.complete = true;
             }
             b'P' => {
@@ -347,7 +377,7 @@ impl<'a> Scanner<'a> {
                 }
                 self.unit.text_at = Some(at + 6);
                 classes.push(PASSING);
-                self.parsed.push(name, PASSING);
+                self.parsed.push(One { name, class: PASSING, sql: b"" });
             }
             b'B' => {
                 if !self.bind(here) {
@@ -366,7 +396,10 @@ impl<'a> Scanner<'a> {
     /// False when its names cannot be read.
     fn bind(&mut self, frame: &'a [u8]) -> bool {
         let Some(b) = frontend::bind(frame) else { return false };
-        let class = self.class(b.statement);
+        let (mut class, sql) = self.class(b.statement);
+        if class.names != Names::None {
+            class = self.by_name(class, sql);
+        }
         self.unit.binds_commit |= class.may_commit;
         self.names(b.statement);
         // It may be executed in a later unit, which does not know what the portal holds.
@@ -374,7 +407,7 @@ impl<'a> Scanner<'a> {
         self.unit.block.advisory |= class.advisory;
         self.unit.unpins |= class.unpins;
         self.unit.ours |= class.ours;
-        self.bound.push(b.portal, class);
+        self.bound.push(One { name: b.portal, class, sql: b"" });
         true
     }
 
@@ -384,15 +417,74 @@ impl<'a> Scanner<'a> {
         self.unit.takes_unnamed |= name.is_empty() && self.parsed.last(name).is_none();
     }
 
-    fn class(&self, name: &[u8]) -> Statement {
-        let here = self.parsed.last(name);
-        // An unknown name is an error that the server will report.
-        here.or_else(|| self.cx.statements.class(name)).unwrap_or(Statement { may_commit: false, ..OPAQUE })
+    /// What a statement does, and its text.
+    fn class(&self, name: &[u8]) -> (Statement, &'a [u8]) {
+        if let Some(here) = self.parsed.last(name) {
+            return (here.class, here.sql);
+        }
+        let statements = self.cx.statements;
+        match statements.class(name) {
+            Some(class) if class.names == Names::None => (class, b""),
+            Some(class) => (class, statements.sql(name).unwrap_or_default()),
+            // An unknown name is an error that the server will report.
+            None => (Statement { may_commit: false, ..OPAQUE }, b""),
+        }
+    }
+
+    /// What a text does that is about prepared statements: what an EXECUTE does is up to the one it names.
+    fn by_name(&mut self, class: Statement, sql: &[u8]) -> Statement {
+        self.unit.sql_names = true;
+        let names = self.unless_too_long(class.names, sql);
+        match names {
+            Names::Prepare => {
+                let of = |(name, statement)| (name, (self.cx.classify)(statement));
+                self.prepared.extend(prepared(sql).map(of));
+                Statement { names, ..class }
+            }
+            Names::Execute { plain } => {
+                let Some(name) = executed(sql) else { return class };
+                let here = || self.prepared.iter().rev().find(|(n, _)| *n == name).map(|(_, class)| *class);
+                let parsed = || self.parsed.last(&name).map(|one| one.class);
+                let Some(of) = self.cx.statements.class(&name).or_else(parsed).or_else(here) else { return class };
+                let reads =
+                    plain && of.access == Access::Read && of.control == Control::None && of.names == Names::None;
+                let (mut pins, unpins) = (class.pins, class.unpins | of.unpins);
+                pins.join(of.pins);
+                // Its result may have other columns than when it was prepared: it is sent again then.
+                self.unit.binds_named = true;
+                let may_commit = class.may_commit | of.may_commit;
+                Statement {
+                    access: if reads { Access::Read } else { Access::Write },
+                    pins,
+                    unpins,
+                    may_commit,
+                    ..class
+                }
+            }
+            Names::Unknown => {
+                let mut pins = class.pins;
+                pins.add(PinReason::Prepare);
+                Statement { names, pins, ..class }
+            }
+            Names::None | Names::Deallocate | Names::All | Names::Several | Names::List => class,
+        }
+    }
+
+    /// A statement for which there is no room is not followed.
+    fn unless_too_long(&self, names: Names, sql: &[u8]) -> Names {
+        let full = self.cx.statements.bytes() + sql.len() > self.cx.limits.statements;
+        if names == Names::Prepare && full { Names::Unknown } else { names }
     }
 
     fn execute(&mut self, class: Statement) {
-        self.unit.record.execute(&class);
         self.unit.block.execute(&class);
+        match class.names {
+            // What they change is taken back with the server, and made again with the unit.
+            Names::Prepare | Names::Deallocate => {
+                self.unit.record.execute(&Statement { access: Access::Read, control: Control::None, ..class });
+            }
+            _ => self.unit.record.execute(&class),
+        }
         self.unit.statements = self.unit.statements.saturating_add(1);
         self.unit.read &= class.access == Access::Read
             && matches!(class.control, Control::None | Control::Empty)

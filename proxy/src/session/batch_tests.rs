@@ -4,7 +4,7 @@ use crate::wire::backend::TxStatus;
 use crate::wire::codec::{cstring, message};
 use crate::wire::frontend::{write_parse, write_query, write_subject};
 
-const LIMITS: Limits = Limits { unit: 1000, text: 5000, message: 100_000 };
+const LIMITS: Limits = Limits { unit: 1000, text: 5000, message: 100_000, statements: 200 };
 
 fn scan_with(input: &[u8], open: Option<Record>, portal_may_commit: bool) -> Scan {
     let functions = FunctionTable::unloaded();

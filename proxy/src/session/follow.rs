@@ -3,10 +3,11 @@
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session, Tail, Turn};
 use crate::session::settings;
+use crate::session::statements::ClientStatements;
 use crate::session::tracking::{Asked, Reports};
-use crate::sql::{Access, Leaves, PinReason};
+use crate::sql::{Access, Leaves, LexRules, Name, PinReason, Touched, executed, prepared};
 use crate::wire::backend;
-use crate::wire::codec::{head, split_cstring};
+use crate::wire::codec::head;
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend;
 use cluster::Role;
@@ -15,6 +16,21 @@ use std::sync::Arc;
 /// What a client is told whose notifications come from another server now.
 const MISSED: &str = "notifications may have been missed";
 const MISSED_DETAIL: &str = "The server that listened for this session was lost; another one listens now.";
+
+/// Add what a text may change when it is executed, and what an EXECUTE in it may; what that one is given is not looked
+/// at. `here` are the statements that the unit itself prepares.
+fn add_executed(
+    touched: &mut Touched,
+    (sql, values): (&[u8], &[&[u8]]),
+    here: &[(Name, &[u8])],
+    statements: &ClientStatements,
+    lex: LexRules,
+) {
+    touched.add(sql, values, lex);
+    let Some(name) = executed(sql) else { return };
+    let of = here.iter().filter(|(n, _)| *n == name).map(|(_, sql)| *sql).chain(statements.sql(&name));
+    of.for_each(|sql| touched.add(sql, &[], lex));
+}
 
 impl Session {
     /// A unit goes to the server: remember what it may change.
@@ -66,23 +82,30 @@ impl Session {
             return;
         }
         let mut parsed: Vec<(&[u8], &[u8])> = Vec::new();
+        let mut prepares: Vec<(Name, &[u8])> = Vec::new();
         let mut at = 0;
         while at < unit.len {
             let head = head(&input[at..]).ok().flatten().expect("scan has read this head");
             let frame = &input[at..at + head.total];
             match head.kind {
-                b'Q' => touched.add(frontend::query(frame).unwrap_or_default(), &[], self.lex),
-                b'P' => parsed.extend(frontend::parse(frame).map(|p| (p.name, p.sql))),
+                b'Q' => {
+                    let sql = frontend::query(frame).unwrap_or_default();
+                    add_executed(touched, (sql, &[]), &prepares, &self.statements, self.lex);
+                }
+                b'P' => {
+                    let parse = frontend::parse(frame).map(|p| (p.name, p.sql));
+                    prepares.extend(parse.and_then(|(_, sql)| prepared(sql)));
+                    parsed.extend(parse);
+                }
                 b'B' => {
                     let Some(b) = frontend::bind(frame) else { break };
                     let values = frontend::bind_values(frame).unwrap_or_default();
                     let here = parsed.iter().rev().find(|(name, _)| *name == b.statement).map(|(_, sql)| *sql);
-                    let text = here.or_else(|| {
-                        let (sql, _) = split_cstring(self.statements.tail(b.statement)?)?;
-                        Some(sql)
-                    });
-                    match text {
-                        Some(sql) => touched.add(sql, &values, self.lex),
+                    match here.or_else(|| self.statements.sql(b.statement)) {
+                        Some(sql) => {
+                            prepares.extend(prepared(sql));
+                            add_executed(touched, (sql, &values), &prepares, &self.statements, self.lex);
+                        }
                         None => (touched.every, touched.nameless) = (true, true),
                     }
                 }

@@ -284,7 +284,12 @@ impl Session {
                 open: self.relay.open,
                 portal_may_commit: self.portal_may_commit,
                 impatient: self.impatient || self.relay.copy_in(),
-                limits: Limits { unit: self.w.config().relay_buffer, text: MAX_TEXT, message: self.longest_message() },
+                limits: Limits {
+                    unit: self.w.config().relay_buffer,
+                    text: MAX_TEXT,
+                    message: self.longest_message(),
+                    statements: usize::try_from(self.w.config().prepared_statement_bytes).unwrap_or(usize::MAX),
+                },
             };
             batch::scan(input, &cx, &mut classes)
         };

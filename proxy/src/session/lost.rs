@@ -214,7 +214,7 @@ fn hold_timeout(s: &mut Session) {
 fn take_unit(entries: &mut impl Iterator<Item = Entry>) -> Vec<Entry> {
     let mut unit = Vec::new();
     for entry in entries {
-        let ends = entry.kind.owes_ready();
+        let ends = entry.kind.owes_ready() && !entry.hidden;
         unit.push(entry);
         if ends {
             break;

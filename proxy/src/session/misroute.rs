@@ -3,11 +3,11 @@
 use crate::metrics::bump;
 use crate::route::Misroutes;
 use crate::session::client::Session;
-use crate::sql::{Access, FunctionTable, LexRules, Statement, classify, fingerprint};
-use crate::wire::codec::{head, split_cstring};
+use crate::sql::{Access, FunctionTable, LexRules, Statement, classify, executed, fingerprint};
+use crate::wire::codec::head;
 use crate::wire::frontend;
 use cluster::{Clock, Instant};
-use std::cell::Ref;
+use std::cell::{Ref, RefCell};
 
 /// SQLSTATEs by which a standby says that a statement is none for it: read_only_sql_transaction,
 /// feature_not_supported, object_not_in_prerequisite_state.
@@ -21,7 +21,16 @@ pub(super) struct Classifier<'a> {
     misroutes: Ref<'a, Misroutes>,
 }
 
-impl Classifier<'_> {
+impl<'a> Classifier<'a> {
+    pub(super) fn new(
+        table: &'a FunctionTable,
+        lex: LexRules,
+        database: &'a str,
+        misroutes: &'a RefCell<Misroutes>,
+    ) -> Self {
+        Self { table, lex, database, misroutes: misroutes.borrow() }
+    }
+
     /// What a text does.
     pub(super) fn of(&self, sql: &[u8]) -> Statement {
         let class = classify(sql, self.table, self.lex);
@@ -43,8 +52,7 @@ fn shape(database: &str, sql: &[u8]) -> u64 {
 
 impl Session {
     pub(super) fn classifier(&self) -> Classifier<'_> {
-        let misroutes = self.w.misroutes.borrow();
-        Classifier { table: &self.table, lex: self.lex, database: &self.identity.dbname, misroutes }
+        Classifier::new(&self.table, self.lex, &self.identity.dbname, &self.w.misroutes)
     }
 
     /// What is known has changed: prepared statements may mean something else.
@@ -99,13 +107,13 @@ impl Session {
         tracing::info!(%node, ?role, reason = self.reason, database, shapes, "statement routed");
     }
 
-    /// The shapes of what a unit parses or executes.
+    /// The shapes of what a unit parses or executes, and of the statements that its EXECUTEs name.
     fn shapes(&self, unit: &[u8], counts: impl Fn(&[u8]) -> bool) -> Vec<u64> {
         let (mut shapes, mut at) = (Vec::new(), 0);
         let mut add = |sql: &[u8]| {
-            if counts(sql) {
-                shapes.push(shape(&self.identity.dbname, sql));
-            }
+            let named = executed(sql).and_then(|name| self.statements.sql(&name));
+            let texts = std::iter::once(sql).chain(named).filter(|sql| counts(sql));
+            shapes.extend(texts.map(|sql| shape(&self.identity.dbname, sql)));
         };
         while let Ok(Some(head)) = head(&unit[at..]) {
             let Some(frame) = unit.get(at..at + head.total) else { break };
@@ -113,8 +121,8 @@ impl Session {
                 b'Q' => frontend::query(frame).into_iter().for_each(&mut add),
                 b'P' => frontend::parse(frame).into_iter().for_each(|p| add(p.sql)),
                 b'B' => {
-                    let tail = frontend::bind(frame).and_then(|b| self.statements.tail(b.statement));
-                    tail.and_then(split_cstring).into_iter().for_each(|(sql, _)| add(sql));
+                    let sql = frontend::bind(frame).and_then(|b| self.statements.sql(b.statement));
+                    sql.into_iter().for_each(&mut add);
                 }
                 _ => {}
             }

@@ -305,7 +305,7 @@ fn commits_before_idle(mut at: TxStatus, rest: &[Record]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::{Modes, Pins};
+    use crate::sql::{Modes, Names, Pins};
 
     const PLAIN: Statement = Statement {
         access: Access::Write,
@@ -315,6 +315,7 @@ mod tests {
         unpins: false,
         advisory: false,
         ours: false,
+        names: Names::None,
     };
 
     /// The statements of the tables below, by one word each.

@@ -177,6 +177,8 @@ pub struct Relay {
     hiding: bool,
     /// What the last query of ours was answered.
     pub hidden: Hidden,
+    /// The ErrorResponse to what was to be prepared before the oldest unit: it is told in place of that one's own.
+    untold: Option<Box<[u8]>>,
 }
 
 impl Relay {
@@ -359,11 +361,16 @@ impl Relay {
                     return Step::Stop(Event::Violation("a malformed ReadyForQuery"));
                 };
                 self.local_answers(input, sink);
-                match self.queue.pop_front() {
-                    Some(entry) if entry.kind.owes_ready() => self.owed -= 1,
+                let hidden = match self.queue.pop_front() {
+                    Some(entry) if entry.kind.owes_ready() => entry.hidden,
                     _ => return Step::Stop(Event::Violation("a ReadyForQuery that nobody waits for")),
-                }
+                };
+                self.owed -= 1;
                 (self.copy_in, self.status) = (false, status);
+                if hidden {
+                    return Step::Pass { shown: false };
+                }
+                self.untold = None;
                 self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
                 self.forgetting &= !self.queue.is_empty();
                 self.unnamed_unconfirmed &= !self.queue.is_empty();
@@ -387,8 +394,14 @@ impl Relay {
             }
             b'C' | b'I' | b's' | b'V' => {
                 self.local_answers(input, sink);
-                if self.head_is(Kind::Execute) {
-                    self.queue.pop_front();
+                let hidden = self.queue.front().is_some_and(|e| e.hidden);
+                if self.head_is(Kind::Execute)
+                    && let Some(entry) = self.queue.pop_front()
+                {
+                    self.remember(entry.undo);
+                }
+                if hidden {
+                    return Step::Pass { shown: false };
                 }
                 self.copy_in = false;
                 self.redefined |= crate::sql::redefines(&frame[5..]);
@@ -441,6 +454,9 @@ impl Relay {
                 let f = fields(frame);
                 if f.routine == b"SyncRepWaitForLSN" {
                     self.doubt(host.not_replicated());
+                }
+                if self.queue.front().is_some_and(|e| e.hidden) {
+                    return Step::Pass { shown: false };
                 }
                 let shown = self.ours_first(input, sink);
                 if !f.code.starts_with(b"57P") {
@@ -537,6 +553,9 @@ impl Relay {
             | Undo::RemovedOwn(..)
             | Undo::Closed(..)
             | Undo::Moved(..)
+            | Undo::LetGo(..)
+            | Undo::Forgotten(..)
+            | Undo::All(..)
             | Undo::Prepared(..) => self.done.push(undo),
         }
     }
@@ -555,21 +574,7 @@ impl Relay {
 
     fn survivors(&self) -> Survivors {
         let mut s = Survivors::default();
-        for entry in &self.queue {
-            match &entry.undo {
-                Undo::Registered(name) => s.names.push(name.clone()),
-                Undo::Prepared(text, name) => {
-                    s.ids.push(text.id);
-                    s.names.extend(name.clone());
-                }
-                Undo::None
-                | Undo::Unnamed { .. }
-                | Undo::Removed(..)
-                | Undo::RemovedOwn(..)
-                | Undo::Closed(..)
-                | Undo::Moved(..) => {}
-            }
-        }
+        self.queue.iter().for_each(|entry| s.add(&entry.undo));
         s
     }
 

@@ -330,3 +330,26 @@ fn a_block_in_a_pipeline_is_one_transaction() {
     feed(&mut relay, &bytes, &[bytes.len()]);
     assert_eq!((relay.answered, relay.ended), (3, 1));
 }
+
+/// What is prepared before a client's query fails: the client is told that, in place of what its query says.
+#[test]
+fn the_error_of_what_a_query_needed_is_told_as_its_own() {
+    let text = std::rc::Rc::clone(&crate::session::statements::Texts::new(0).own(b"p", b"select\0\0\0"));
+    for kinds in [&[Kind::Query][..], &[Kind::Parse, Kind::Sync]] {
+        let mut relay = Relay::default();
+        for (i, kind) in kinds.iter().enumerate() {
+            let undo = if i == 0 { Undo::Prepared(text.clone(), None) } else { Undo::None };
+            relay.push(Entry { hidden: true, undo, ..Entry::plain(*kind) });
+        }
+        relay.push(plain(Kind::Query));
+        let mut s = Vec::new();
+        error(&mut s, "ERROR", "42P01", "r");
+        write_ready(&mut s, TxStatus::Idle);
+        error(&mut s, "ERROR", "26000", "r");
+        write_ready(&mut s, TxStatus::Idle);
+        let (out, events) = feed(&mut relay, &s, &[]);
+        assert_eq!((shape(&out).as_str(), events), ("E(42P01)Z", vec![Event::Idle]));
+        assert_eq!((relay.answered, relay.owed(), relay.pending()), (1, 0, 0));
+        assert!(relay.undone.iter().any(|undo| matches!(undo, Undo::Prepared(..))));
+    }
+}

@@ -6,6 +6,7 @@ use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, MAX_TEXT, Session, Tail, Turn, read_more};
 use crate::session::incoming::Step;
+use crate::session::misroute::Classifier;
 use crate::session::presence::Activity;
 use crate::session::promised::Promised;
 use crate::session::translate::{Done, Naming, Translator};
@@ -152,8 +153,10 @@ impl Session {
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());
         let (naming, config) = (self.naming(), self.w.config());
+        self.follow(&input[..unit.len], unit);
         let Some(server) = &mut self.server else { return Step::Wait };
         let mut done = Done::default();
+        let classifier = Classifier::new(&self.table, self.lex, &self.identity.dbname, &self.w.misroutes);
         let refused = Translator {
             client: &mut self.statements,
             server: &mut server.meta.statements,
@@ -163,9 +166,12 @@ impl Session {
             server_bytes: usize::try_from(config.server_statement_bytes).unwrap_or(usize::MAX),
             unnamed_bytes: MAX_TEXT,
             naming,
+            classify: &|sql| classifier.of(sql),
             done: &mut done,
+            failed: false,
         }
         .unit(input, unit, classes, &mut sink);
+        drop(classifier);
         if unit.tail_left > 0 {
             self.tail = if refused { Tail::Discard(unit.tail_left) } else { Tail::Forward(unit.tail_left) };
         }
@@ -193,7 +199,6 @@ impl Session {
         // A unit of shared statements may fail for a reason that is ours, before it has done anything.
         let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);
         self.retain(&input[..unit.len], unit, keep, begins);
-        self.follow(&input[..unit.len], unit);
         self.long =
             unit.text_at.filter(|_| !refused).map(|_| Box::new(LongText::new(self.lex, self.table.pinning().clone())));
         if let Some(at) = unit.text_at {

@@ -325,6 +325,11 @@ impl Reports for Meta {
         let login = self.settings[of(&self.settings)?].1.as_str();
         Some((login, of(&self.changed).map_or(login, |i| self.changed[i].1.as_str())))
     }
+
+    fn known_statements(&self) -> Vec<&str> {
+        let ascii = |name| std::str::from_utf8(name).ok().filter(|name: &&str| name.is_ascii());
+        self.statements.own().filter_map(|(name, _)| ascii(name)).collect()
+    }
 }
 
 /// What a login needs.

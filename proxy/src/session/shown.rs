@@ -11,8 +11,9 @@ use crate::session::client::Session;
 use crate::session::relay::Hidden;
 use crate::session::settings::literal;
 use crate::session::tracking::Asked;
+use crate::sql::executed;
 use crate::wire::backend::{self, TxStatus};
-use crate::wire::codec::{head, split_cstring};
+use crate::wire::codec::head;
 use crate::wire::frontend;
 use cluster::{Instant, Role, Term, TimelineId};
 
@@ -38,14 +39,17 @@ impl Session {
             let Some(frame) = head(&input[at..]).ok().flatten().and_then(|h| input.get(at..at + h.total)) else {
                 return;
             };
-            match frame[0] {
-                b'Q' => each(frontend::query(frame).unwrap_or_default()),
-                b'P' => each(frontend::parse(frame).map_or(&b""[..], |p| p.sql)),
-                b'B' => {
-                    let tail = frontend::bind(frame).and_then(|b| self.statements.tail(b.statement));
-                    each(tail.and_then(split_cstring).map_or(&b""[..], |(sql, _)| sql));
-                }
-                _ => {}
+            let sql = match frame[0] {
+                b'Q' => frontend::query(frame),
+                b'P' => frontend::parse(frame).map(|p| p.sql),
+                b'B' => frontend::bind(frame).and_then(|b| self.statements.sql(b.statement)),
+                _ => None,
+            }
+            .unwrap_or_default();
+            each(sql);
+            // What an EXECUTE runs has been prepared before.
+            if let Some(of) = executed(sql).and_then(|name| self.statements.sql(&name)) {
+                each(of);
             }
             at += frame.len();
         }

@@ -1,10 +1,11 @@
-//! Protocol-level prepared statements: kept per client, prepared on a server where needed.
+//! Prepared statements: kept per client, prepared on a server where needed.
 //!
 //! A client's statement has the client's name; on servers the same text with the same parameter types has one name
-//! for all clients, so that a server prepares it once. What is never shared is the verdict on the text: it depends on
-//! how the client's session reads it.
+//! for all clients, so that a server prepares it once. What SQL made or uses has the client's own name there as well,
+//! because its texts go to the server as they are. What is never shared is the verdict on the text: it depends on how
+//! the client's session reads it.
 
-use crate::sql::Statement;
+use crate::sql::{Names, Statement, prepared};
 use crate::wire::codec::split_cstring;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -13,6 +14,17 @@ use std::rc::{Rc, Weak};
 /// What a statement costs a server beyond its text, bytes: its parse tree and plan are larger than the text, and this
 /// is less than any of them takes.
 const OVERHEAD: usize = 1024;
+
+/// How a text comes to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// By a Parse message, under a name of ours.
+    Shared,
+    /// By a Parse message, under the name that its client gave it.
+    Own,
+    /// By SQL PREPARE, which is the text.
+    Sql,
+}
 
 /// A text with its parameter types, under the name it has on every server.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,6 +37,8 @@ pub struct Text {
     pub server_name: Box<[u8]>,
     /// The tail of its Parse message: text, terminator, types.
     pub tail: Rc<[u8]>,
+    /// How it comes to a server.
+    pub source: Source,
     /// A server said that its result has other columns than when it was prepared: it is not prepared any more.
     retired: Cell<bool>,
 }
@@ -33,6 +47,12 @@ impl Text {
     /// Has a server refused it, because its result has other columns now?
     pub fn is_retired(&self) -> bool {
         self.retired.get()
+    }
+
+    /// The statement, as it is to be classified; `None` when it cannot be found.
+    pub fn statement(&self) -> Option<&[u8]> {
+        let (sql, _) = split_cstring(&self.tail)?;
+        if self.source == Source::Sql { prepared(sql).map(|(_, statement)| statement) } else { Some(sql) }
     }
 
     /// What it takes of a server's memory, bytes: a lower bound.
@@ -49,6 +69,9 @@ pub struct Texts {
     sweep_at: usize,
 }
 
+/// What the names of ours on servers begin with.
+pub const PREFIX: &[u8] = b"pgtenure_";
+
 /// The name on servers of a text.
 pub fn server_name(id: u64) -> Box<[u8]> {
     format!("pgtenure_{id:x}").into_bytes().into()
@@ -62,7 +85,26 @@ impl Texts {
 
     /// The shared text of a Parse message with this tail, for sessions with this `parse_key`.
     pub fn intern(&mut self, tail: &[u8], parse_key: u64) -> Rc<Text> {
-        if let Some(text) = self.known.get(tail).and_then(|of| of.iter().find_map(|t| with_key(t, parse_key))) {
+        self.find_or_keep(tail, parse_key, Source::Shared, None)
+    }
+
+    /// The text of this tail that is to have the client's `name` on servers, for sessions with this `parse_key`.
+    pub fn intern_named(&mut self, name: &[u8], tail: &[u8], parse_key: u64, source: Source) -> Rc<Text> {
+        self.find_or_keep(tail, parse_key, source, Some(name))
+    }
+
+    /// The same text for sessions with another `parse_key`, or anew because it is retired.
+    pub fn again(&mut self, text: &Text, parse_key: u64) -> Rc<Text> {
+        let name = (text.source != Source::Shared).then_some(&*text.server_name);
+        self.find_or_keep(&text.tail, parse_key, text.source, name)
+    }
+
+    fn find_or_keep(&mut self, tail: &[u8], parse_key: u64, source: Source, name: Option<&[u8]>) -> Rc<Text> {
+        let same = |text: &Weak<Text>| {
+            let alike = |t: &Rc<Text>| t.parse_key == parse_key && t.source == source;
+            text.upgrade().filter(alike).filter(|t| name.is_none_or(|name| *t.server_name == *name))
+        };
+        if let Some(text) = self.known.get(tail).and_then(|of| of.iter().find_map(same)) {
             return text;
         }
         if self.known.len() >= self.sweep_at {
@@ -76,7 +118,8 @@ impl Texts {
         let known = self.known.get_key_value(tail).map(|(tail, _)| tail.clone());
         let tail: Rc<[u8]> = known.unwrap_or_else(|| tail.into());
         let retired = Cell::new(false);
-        let text = Rc::new(Text { id, parse_key, server_name: server_name(id), tail: tail.clone(), retired });
+        let server_name = name.map_or_else(|| server_name(id), Into::into);
+        let text = Rc::new(Text { id, parse_key, server_name, tail: tail.clone(), source, retired });
         let of = self.known.entry(tail).or_default();
         of.retain(|text| text.strong_count() > 0);
         of.push(Rc::downgrade(&text));
@@ -98,14 +141,19 @@ impl Texts {
 
     /// A text that is one session's alone, under the name its client gave it.
     pub fn own(&mut self, name: &[u8], tail: &[u8]) -> Rc<Text> {
-        let (id, retired) = (self.fresh_id(), Cell::new(false));
-        Rc::new(Text { id, parse_key: 0, server_name: name.into(), tail: tail.into(), retired })
+        self.named_once(name, tail, 0)
+    }
+
+    /// A text that is prepared once, under the name its client gave it.
+    pub fn named_once(&mut self, name: &[u8], tail: &[u8], parse_key: u64) -> Rc<Text> {
+        let id = self.fresh_id();
+        once(id, parse_key, name.into(), tail, Source::Own)
     }
 
     /// A text that is prepared once, under a name of ours.
     pub fn single(&mut self, tail: &[u8], parse_key: u64) -> Rc<Text> {
-        let (id, retired) = (self.fresh_id(), Cell::new(false));
-        Rc::new(Text { id, parse_key, server_name: server_name(id), tail: tail.into(), retired })
+        let id = self.fresh_id();
+        once(id, parse_key, server_name(id), tail, Source::Shared)
     }
 
     /// Retire a text, so that the next client that prepares it gets another name: its result has other columns now, and
@@ -124,8 +172,8 @@ impl Texts {
     }
 }
 
-fn with_key(text: &Weak<Text>, parse_key: u64) -> Option<Rc<Text>> {
-    text.upgrade().filter(|text| text.parse_key == parse_key)
+fn once(id: u64, parse_key: u64, server_name: Box<[u8]>, tail: &[u8], source: Source) -> Rc<Text> {
+    Rc::new(Text { id, parse_key, server_name, tail: tail.into(), source, retired: Cell::new(false) })
 }
 
 /// A client's named statement.
@@ -133,8 +181,10 @@ fn with_key(text: &Weak<Text>, parse_key: u64) -> Option<Rc<Text>> {
 pub struct Named {
     /// The client's name for it.
     pub name: Rc<[u8]>,
-    /// The shared text.
+    /// Its text.
     pub text: Rc<Text>,
+    /// The same text under the client's name, when SQL has used that.
+    pub alias: Option<Rc<Text>>,
     /// What it does.
     pub class: Statement,
     /// The client has described or bound it, so it may know the columns of its result.
@@ -144,7 +194,7 @@ pub struct Named {
 impl Named {
     /// A statement that its client has just prepared.
     pub fn new(name: &[u8], text: Rc<Text>, class: Statement) -> Self {
-        Self { name: name.into(), text, class, used: false }
+        Self { name: name.into(), text, alias: None, class, used: false }
     }
 }
 
@@ -159,13 +209,29 @@ pub struct Unnamed {
     pub class: Statement,
 }
 
+/// A portal whose execution makes or drops prepared statements.
+#[derive(Clone, Debug)]
+pub struct Portal {
+    /// Its name.
+    pub name: Box<[u8]>,
+    /// What it does.
+    pub names: Names,
+    /// Its text.
+    pub sql: Box<[u8]>,
+}
+
+/// A client's named statements.
+pub type ByName = BTreeMap<Rc<[u8]>, Named>;
+
 /// The statements of one client.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    named: BTreeMap<Rc<[u8]>, Named>,
+    named: ByName,
     bytes: usize,
     /// The unnamed statement, until a simple query or a failed Parse destroys it.
     pub unnamed: Option<Unnamed>,
+    /// Portals of this transaction that make or drop statements.
+    pub portals: Vec<Portal>,
 }
 
 impl ClientStatements {
@@ -184,9 +250,13 @@ impl ClientStatements {
         self.named.get_mut(name)
     }
 
-    /// The tail of the Parse message of the statement of that name, when it is kept.
-    pub fn tail(&self, name: &[u8]) -> Option<&[u8]> {
-        if name.is_empty() { self.unnamed.as_ref()?.tail.as_deref() } else { self.named(name).map(|n| &*n.text.tail) }
+    /// The text of the statement of that name, when it is kept.
+    pub fn sql(&self, name: &[u8]) -> Option<&[u8]> {
+        if !name.is_empty() {
+            return self.named(name)?.text.statement();
+        }
+        let (sql, _) = split_cstring(self.unnamed.as_ref()?.tail.as_deref()?)?;
+        Some(sql)
     }
 
     /// Bytes of all names and texts.
@@ -202,6 +272,11 @@ impl ClientStatements {
     /// None kept?
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
+    }
+
+    /// All names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &Rc<[u8]>> {
+        self.named.keys()
     }
 
     /// Keep a statement whose name is free.
@@ -222,26 +297,44 @@ impl ClientStatements {
 
     /// Look at every text again: what its functions do has become known, or has changed.
     pub fn reclassify(&mut self, classify: impl Fn(&[u8]) -> Statement) {
-        let of = |tail: &[u8]| split_cstring(tail).map(|(sql, _)| classify(sql));
         for named in self.named.values_mut() {
-            named.class = of(&named.text.tail).unwrap_or(named.class);
+            named.class = named.text.statement().map_or(named.class, &classify);
         }
         if let Some(unnamed) = &mut self.unnamed {
-            unnamed.class = unnamed.tail.as_deref().and_then(of).unwrap_or(unnamed.class);
+            let sql = unnamed.tail.as_deref().and_then(split_cstring).map(|(sql, _)| sql);
+            unnamed.class = sql.map_or(unnamed.class, classify);
         }
+    }
+
+    /// Drop all; what there was.
+    pub fn forget(&mut self) -> ByName {
+        self.bytes = 0;
+        std::mem::take(&mut self.named)
+    }
+
+    /// Have this again, and nothing else.
+    pub fn recall(&mut self, named: ByName) {
+        self.named = named;
+        self.count();
+    }
+
+    fn count(&mut self) {
+        self.bytes = self.named.iter().map(|(name, n)| name.len() + n.text.tail.len()).sum();
     }
 
     /// Drop all but these names, as DEALLOCATE ALL and DISCARD ALL do; the unnamed statement stays.
     pub fn clear(&mut self, but: &[Box<[u8]>]) {
         self.named.retain(|name, _| but.iter().any(|kept| **kept == **name));
-        self.bytes = self.named.iter().map(|(name, n)| name.len() + n.text.tail.len()).sum();
+        self.count();
     }
 }
 
 /// What a server has prepared.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ServerStatements {
     prepared: BTreeMap<u64, Prepared>,
+    /// Those under the names of clients.
+    own: BTreeMap<Box<[u8]>, u64>,
     bytes: usize,
     clock: u64,
     /// The serial of the unnamed statement it has.
@@ -249,7 +342,7 @@ pub struct ServerStatements {
 }
 
 /// A statement that a server has.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Prepared {
     name: Box<[u8]>,
     cost: usize,
@@ -270,6 +363,9 @@ impl ServerStatements {
         self.clock += 1;
         let fresh = Prepared { name: text.server_name.clone(), cost: text.cost(), used: self.clock };
         self.bytes += fresh.cost;
+        if text.source != Source::Shared {
+            self.own.insert(text.server_name.clone(), text.id);
+        }
         if let Some(old) = self.prepared.insert(text.id, fresh) {
             self.bytes -= old.cost;
         }
@@ -295,21 +391,58 @@ impl ServerStatements {
     pub fn remove(&mut self, id: u64) -> Option<Box<[u8]>> {
         let old = self.prepared.remove(&id)?;
         self.bytes -= old.cost;
+        if self.own.get(&old.name) == Some(&id) {
+            self.own.remove(&old.name);
+        }
         Some(old.name)
     }
 
     /// Note that a text that was thought closed is there all the same.
     pub fn restore(&mut self, id: u64, name: Box<[u8]>) {
         let cost = OVERHEAD + name.len();
+        if *name != *server_name(id) {
+            self.own.insert(name.clone(), id);
+        }
         if self.prepared.insert(id, Prepared { name, cost, used: 0 }).is_none() {
             self.bytes += cost;
         }
     }
 
+    /// Note that nothing is prepared; what was.
+    pub fn forget(&mut self) -> Self {
+        let (unnamed, clock) = (self.unnamed.take(), self.clock);
+        let all = std::mem::replace(self, Self { unnamed, clock, ..Self::default() });
+        Self { unnamed: None, ..all }
+    }
+
+    /// Note that this is prepared again, and nothing else.
+    pub fn recall(&mut self, all: Self) {
+        let (unnamed, clock) = (self.unnamed.take(), self.clock);
+        *self = Self { unnamed, clock, ..all };
+    }
+
     /// Note that nothing is prepared but these.
     pub fn clear(&mut self, but: &[u64]) {
         self.prepared.retain(|id, _| but.contains(id));
+        self.own.retain(|_, id| but.contains(id));
         self.bytes = self.prepared.values().map(|p| p.cost).sum();
+    }
+
+    /// Which text has this name of a client's there.
+    pub fn holder(&self, name: &[u8]) -> Option<u64> {
+        let ours = || self.prepared.iter().find(|(_, p)| *p.name == *name).map(|(id, _)| *id);
+        // A client may name its own as we name ours.
+        self.own.get(name).copied().or_else(|| name.starts_with(PREFIX).then(ours)?)
+    }
+
+    /// Everything under names of clients.
+    pub fn own(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        self.own.iter().map(|(name, id)| (&**name, *id))
+    }
+
+    /// Everything.
+    pub fn ids(&self) -> Vec<u64> {
+        self.prepared.keys().copied().collect()
     }
 
     /// How many are prepared.
@@ -329,68 +462,5 @@ impl ServerStatements {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sql::{Access, Control, Pins};
-
-    const CLASS: Statement = Statement {
-        access: Access::Read,
-        control: Control::None,
-        may_commit: false,
-        pins: Pins::NONE,
-        unpins: false,
-        advisory: false,
-        ours: false,
-    };
-
-    #[test]
-    fn the_same_text_types_and_key_share_a_name_until_retired() {
-        let mut texts = Texts::new(1 << 40);
-        let a = texts.intern(b"select 1\0\0\0", 0);
-        assert!(Rc::ptr_eq(&a, &texts.intern(b"select 1\0\0\0", 0)));
-        assert_ne!(a.id, texts.intern(b"select 2\0\0\0", 0).id);
-        let b = texts.intern(b"select 1\0\0\0", 7);
-        assert_ne!(a.id, b.id);
-        assert!(Rc::ptr_eq(&b, &texts.intern(b"select 1\0\0\0", 7)));
-        texts.retire(&a);
-        assert!(a.is_retired() && !b.is_retired());
-        assert_ne!(a.id, texts.intern(b"select 1\0\0\0", 0).id);
-        assert!(Rc::ptr_eq(&b, &texts.intern(b"select 1\0\0\0", 7)));
-    }
-
-    #[test]
-    fn the_bytes_of_a_client_follow_its_statements() {
-        let (mut texts, mut client) = (Texts::new(0), ClientStatements::default());
-        let named = Named::new(b"abc", texts.intern(b"12345", 0), CLASS);
-        client.insert(named.clone());
-        client.insert(named);
-        assert_eq!((client.bytes(), client.len()), (8, 1));
-        client.insert(Named::new(b"other", texts.intern(b"12345", 0), CLASS));
-        client.clear(&[(*b"abc").into()]);
-        assert_eq!((client.bytes(), client.len()), (8, 1));
-        assert!(client.remove(b"abc").is_some() && client.remove(b"abc").is_none());
-        assert_eq!(client.bytes(), 0);
-    }
-
-    #[test]
-    fn a_full_server_gives_up_what_it_has_not_used_for_longest() {
-        let (mut texts, mut server) = (Texts::new(0), ServerStatements::default());
-        let text: Vec<_> = (0..5).map(|i| texts.intern(format!("select {i}").as_bytes(), 0)).collect();
-        let limit = 3 * text[0].cost() + 100;
-        for t in &text[..3] {
-            assert!(server.insert(t, limit).is_empty());
-        }
-        assert!(server.has(text[0].id));
-        assert_eq!(server.insert(&text[3], limit), [text[1].id]);
-        server.remove(text[1].id).unwrap();
-        assert!(!server.has(text[1].id));
-        // One that alone is too large is kept all the same, and alone.
-        let mut evicted = server.insert(&text[4], 1);
-        evicted.sort_unstable();
-        assert_eq!(evicted, [text[0].id, text[2].id, text[3].id]);
-        evicted.iter().for_each(|id| assert!(server.remove(*id).is_some()));
-        assert_eq!((server.len(), server.bytes()), (1, text[4].cost()));
-        server.clear(&[]);
-        assert_eq!((server.has(text[4].id), server.bytes()), (false, 0));
-    }
-}
+#[path = "statements_tests.rs"]
+mod tests;

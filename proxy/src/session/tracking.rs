@@ -21,7 +21,8 @@ const ASKABLE: [(PinReason, &str); 4] = [
         "EXISTS(SELECT FROM pg_catalog.pg_locks WHERE locktype='advisory' AND pid=pg_catalog.pg_backend_pid())",
     ),
     (PinReason::HeldCursor, "EXISTS(SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)"),
-    (PinReason::Prepare, "EXISTS(SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)"),
+    // What follows the session is left out: the names are put in by [`exists`].
+    (PinReason::Prepare, "EXISTS(SELECT FROM pg_catalog.pg_prepared_statements WHERE name NOT LIKE E'pgtenure\\\\_%'"),
 ];
 
 /// The one setting of the startup packet that servers are not logged in with.
@@ -56,6 +57,24 @@ pub enum Asked {
 pub trait Reports {
     /// A setting's value at login and now, when the server reports it. The name is in lower case.
     fn reported(&self, name: &str) -> Option<(&str, &str)>;
+
+    /// The prepared statements that it has under names of clients, and that we know.
+    fn known_statements(&self) -> Vec<&str> {
+        Vec::new()
+    }
+}
+
+/// The question whether there is reason to stay.
+fn exists(reason: PinReason, part: &str, server: &impl Reports) -> String {
+    let mut sql = part.to_owned();
+    if reason == PinReason::Prepare {
+        for name in server.known_statements() {
+            sql.push_str(" AND name<>");
+            settings::literal(&mut sql, name);
+        }
+        sql.push(')');
+    }
+    sql
 }
 
 /// What follows a session.
@@ -126,8 +145,9 @@ impl Tracking {
             let names = self.touched.names.iter().map(Box::as_ref).chain(known);
             settings::question(&mut sql, self.touched.every, names);
         }
-        for (reason, exists) in ASKABLE.iter().filter(|(reason, _)| subject.has(*reason)) {
+        for (reason, part) in ASKABLE.iter().filter(|(reason, _)| subject.has(*reason)) {
             settings::union(&mut sql);
+            let exists = exists(*reason, part, server);
             sql.push_str(&format!("SELECT 'p','{}',{exists}::pg_catalog.text", reason.label()));
         }
         if subject.has(PinReason::Listen) {

@@ -1,10 +1,12 @@
 //! A unit as one particular server must read it: statement names are the shared ones, and what the server lacks is
 //! prepared on the way.
 
+mod named;
+
 use crate::session::batch::Unit;
 use crate::session::relay::{Entry, Kind, Relay, Undo, Use};
-use crate::session::statements::{ClientStatements, Named, ServerStatements, Text, Texts, Unnamed};
-use crate::sql::{Control, Statement, deallocated};
+use crate::session::statements::{ClientStatements, Named, ServerStatements, Source, Text, Texts, Unnamed};
+use crate::sql::{Control, Names, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::{Sink, head, message};
 use crate::wire::error_response::ClientError;
@@ -21,7 +23,7 @@ pub enum Naming {
     Shared {
         /// Equal for clients that agree on what a text means.
         parse_key: u64,
-        /// The client has statements of SQL PREPARE there: names that the protocol does not know may be theirs.
+        /// The client has statements there that are not followed: names that we do not know may be theirs.
         sql: bool,
     },
     /// The client's: the server is its alone.
@@ -57,8 +59,12 @@ pub struct Translator<'a> {
     pub unnamed_bytes: usize,
     /// Whose names the server's statements have.
     pub naming: Naming,
+    /// The classifier, as the session reads its texts.
+    pub classify: &'a dyn Fn(&[u8]) -> Statement,
     /// What was done, for who asks afterwards.
     pub done: &'a mut Done,
+    /// The unit stays in a block that has failed, where nothing can be prepared.
+    pub failed: bool,
 }
 
 impl Translator<'_> {
@@ -68,6 +74,8 @@ impl Translator<'_> {
     /// [`scan`]: crate::session::batch::scan
     pub fn unit(&mut self, input: &[u8], unit: &Unit, classes: &[Statement], sink: &mut Sink) -> bool {
         let (mut at, mut classes, mut refused) = (0, classes.iter(), false);
+        let fails = self.relay.status == TxStatus::Failed && self.relay.owed() == 0;
+        self.failed = fails && unit.record.leads_to(TxStatus::Failed) == TxStatus::Failed;
         while at < unit.len {
             let head = head(&input[at..]).ok().flatten().expect("scan has read this head");
             let end = (at + head.total).min(unit.len);
@@ -78,28 +86,39 @@ impl Translator<'_> {
                     let class = *classes.next().expect("scan classified each Parse");
                     self.parse(input, span, head.total, class, sink);
                 }
-                b'B' => refused = self.bind(input, span, head.total, sink),
+                b'B' => {
+                    if unit.sql_names || !self.client.portals.is_empty() {
+                        self.bind_by_name(input, frame, sink);
+                    }
+                    refused = self.bind(input, span, head.total, sink);
+                }
                 b'D' => self.describe(input, span, sink),
                 b'C' => self.close(input, span, sink),
                 b'E' => {
+                    let portals = !self.client.portals.is_empty();
+                    let undo = if portals { self.execute_by_name(input, frame, sink) } else { Undo::None };
                     sink.pass(input, span);
-                    self.relay.push(Entry::plain(Kind::Execute));
+                    self.relay.push(Entry { undo, ..Entry::plain(Kind::Execute) });
                 }
-                b'S' | b'Q' | b'F' => {
-                    if head.kind != b'Q' || !self.deallocate(input, frame, classes.as_slice().first(), sink) {
-                        sink.pass(input, span);
-                    }
+                b'S' | b'F' => {
+                    sink.pass(input, span);
                     self.relay.open = None;
-                    let mut entry = Entry { record: Some(unit.record), ..Entry::plain(Kind::Sync) };
-                    match head.kind {
-                        b'Q' => {
-                            classes.next();
-                            // A simple query destroys the unnamed statement, unless it is skipped.
-                            (entry.kind, entry.undo) = (Kind::Query, self.drop_unnamed());
-                        }
-                        b'F' => entry.kind = Kind::Function,
-                        _ => {}
-                    }
+                    let kind = if head.kind == b'F' { Kind::Function } else { Kind::Sync };
+                    self.relay.push(Entry { record: Some(unit.record), ..Entry::plain(kind) });
+                }
+                b'Q' => {
+                    let class = *classes.next().expect("scan classified each Query");
+                    let mut entry = Entry { record: Some(unit.record), ..Entry::plain(Kind::Query) };
+                    let named = if class.names == Names::None {
+                        Undo::None
+                    } else {
+                        let apart = at == 0 && self.relay.open.is_none();
+                        self.query_by_name(input, frame, class.names, apart, &mut entry.uses, sink)
+                    };
+                    // A simple query destroys the unnamed statement, unless it is skipped.
+                    entry.undo = self.drop_unnamed().and(named);
+                    sink.pass(input, span);
+                    self.relay.open = None;
                     self.relay.push(entry);
                 }
                 b'H' => sink.pass(input, span),
@@ -117,27 +136,6 @@ impl Translator<'_> {
         refused && unit.tail_left > 0
     }
 
-    /// DEALLOCATE of a statement that the client prepared by message: the server has it under another name and shares
-    /// it with others, so an empty one goes in its place. False when the text is to go as it is; in a failed block, or
-    /// behind what may fail, it does.
-    fn deallocate(&mut self, input: &[u8], frame: &[u8], class: Option<&Statement>, sink: &mut Sink) -> bool {
-        let deallocates = class.is_some_and(|class| class.control == Control::Deallocate);
-        let certain = self.relay.status != TxStatus::Failed && !self.relay.busy();
-        if !deallocates || !certain || !matches!(self.naming, Naming::Shared { .. }) {
-            return false;
-        }
-        let Some(name) = frontend::query(frame).and_then(deallocated) else { return false };
-        if self.client.remove(&name).is_none() {
-            return false;
-        }
-        let stand_in = format!("pgtenure_gone_{:x}", self.texts.fresh_id());
-        let out = sink.insert(input);
-        write_parse(out, stand_in.as_bytes(), &[0; 3]);
-        frontend::write_query(out, &format!("DEALLOCATE {stand_in}"));
-        self.relay.push(Entry { hidden: true, ..Entry::plain(Kind::Parse) });
-        true
-    }
-
     fn parse(&mut self, input: &[u8], span: std::ops::Range<usize>, total: usize, class: Statement, sink: &mut Sink) {
         if span.len() < total {
             // Too long to be kept; scan lets only the unnamed statement through.
@@ -145,6 +143,10 @@ impl Translator<'_> {
             return self.unnamed(None, class);
         }
         let Some(p) = frontend::parse(&input[span.clone()]) else { return self.malformed(input, span, sink) };
+        if class.names != Names::None {
+            // What it will result in is decided here.
+            self.names_ready(input, class.names, p.sql, sink);
+        }
         if p.name.is_empty() {
             sink.pass(input, span);
             let keep = p.tail.len() <= self.unnamed_bytes;
@@ -159,7 +161,7 @@ impl Translator<'_> {
                 return self.relay.push(Entry { refusal, ..Entry::plain(Kind::Parse) });
             }
             let once = self.texts.single(p.tail, 0);
-            self.prepare(input, &once, None, sink);
+            self.prepare(input, &once, None, false, sink);
             return self.refuse(input, taken, sink);
         }
         if self.client.bytes() + p.name.len() + p.tail.len() > self.statement_bytes {
@@ -168,6 +170,12 @@ impl Translator<'_> {
         }
         let text = match self.naming {
             Naming::Own => self.texts.own(p.name, p.tail),
+            // It shows itself; and what is the server's alone may have the name.
+            Naming::Shared { parse_key, sql } if sql || class.names == Names::List => {
+                self.texts.named_once(p.name, p.tail, parse_key)
+            }
+            // What it means is up to what its client has under the names in it.
+            Naming::Shared { parse_key, .. } if class.names != Names::None => self.texts.single(p.tail, parse_key),
             Naming::Shared { parse_key, .. } if !self.may_be_refused(class) => self.texts.intern(p.tail, parse_key),
             // In a block that has failed the server refuses it, whether the text is prepared there or not.
             Naming::Shared { parse_key, .. } => self.texts.single(p.tail, parse_key),
@@ -178,7 +186,7 @@ impl Translator<'_> {
             let undo = Undo::Registered(p.name.into());
             self.relay.push(Entry { undo, ..Entry::plain(Kind::LocalParse) });
         } else {
-            self.prepare(input, &text, Some(p.name), sink);
+            self.prepare(input, &text, Some(p.name), false, sink);
         }
     }
 
@@ -208,27 +216,42 @@ impl Translator<'_> {
     }
 
     fn drop_unnamed(&mut self) -> Undo {
+        // Also when there is none: what brings one back that was sent before must not.
         let (client, server) = (self.client.unnamed.take(), self.server.unnamed.take());
-        if client.is_none() && server.is_none() {
-            return Undo::None;
-        }
         Undo::Unnamed { client: Some(client), server: Some(server) }
     }
 
-    /// Write a Parse for a text under its shared name; hidden when the client has not asked for it here.
-    fn prepare(&mut self, input: &[u8], text: &Rc<Text>, name: Option<&[u8]>, sink: &mut Sink) {
-        let out = sink.insert(input);
+    /// Have a text prepared under its name there; hidden when the client has not asked for it here. `apart` from what
+    /// is sent next, so that it fails alone.
+    fn prepare(&mut self, input: &[u8], text: &Rc<Text>, name: Option<&[u8]>, apart: bool, sink: &mut Sink) {
+        if text.source != Source::Shared
+            && let Some(other) = self.server.holder(&text.server_name)
+        {
+            self.close_hidden(input, other, sink);
+        }
         // A session's own statements are its own to close.
         let limit = if self.naming == Naming::Own { usize::MAX } else { self.server_bytes };
         for id in self.server.insert(text, limit) {
-            let Some(name) = self.server.remove(id) else { continue };
-            write_subject(out, b'C', &name);
-            self.relay.push(Entry { hidden: true, undo: Undo::Closed(id, name), ..Entry::plain(Kind::Close) });
+            self.close_hidden(input, id, sink);
         }
-        write_parse(out, &text.server_name, &text.tail);
         self.done.server_parses += 1;
         let undo = Undo::Prepared(text.clone(), name.map(Into::into));
+        if text.source == Source::Sql {
+            return self.replay(input, text, undo, apart, sink);
+        }
+        write_parse(sink.insert(input), &text.server_name, &text.tail);
         self.relay.push(Entry { hidden: name.is_none(), undo, ..Entry::plain(Kind::Parse) });
+        if apart {
+            frontend::write_sync(sink.insert(input));
+            self.relay.push(Entry { hidden: true, ..Entry::plain(Kind::Sync) });
+        }
+    }
+
+    /// Close a statement that the server has and that nobody asks for.
+    fn close_hidden(&mut self, input: &[u8], id: u64, sink: &mut Sink) {
+        let Some(name) = self.server.remove(id) else { return };
+        write_subject(sink.insert(input), b'C', &name);
+        self.relay.push(Entry { hidden: true, undo: Undo::Closed(id, name), ..Entry::plain(Kind::Close) });
     }
 
     /// The text of a client's statement as this server is to have it.
@@ -251,8 +274,8 @@ impl Translator<'_> {
             let stays = may_be_failed && self.server.has(named.text.id);
             if retired || foreign && !stays {
                 foreign = false;
-                let tail = named.text.tail.clone();
-                before = Some(std::mem::replace(&mut named.text, self.texts.intern(&tail, parse_key)));
+                let again = self.texts.again(&named.text, parse_key);
+                before = Some(std::mem::replace(&mut named.text, again));
             }
         }
         let undo = before.map_or(Undo::None, |before| Undo::Moved(named.name.clone(), before));
@@ -343,7 +366,10 @@ impl Translator<'_> {
                         self.server.remove(old.text.id);
                         undo = Undo::RemovedOwn(old);
                     }
-                    (Naming::Own, None) | (Naming::Shared { sql: true, .. }, None) => {}
+                    (Naming::Own, None) | (Naming::Shared { sql: true, .. }, None) => {
+                        let there = self.server.holder(name).and_then(|id| Some((id, self.server.remove(id)?)));
+                        undo = there.map_or(Undo::None, |(id, name)| Undo::Closed(id, name));
+                    }
                     (Naming::Shared { .. }, known) => {
                         if self.relay.copy_in() {
                             // The server must see it: it refuses all but the COPY's own messages.
@@ -365,7 +391,7 @@ impl Translator<'_> {
 
     fn ensure(&mut self, input: &[u8], text: &Rc<Text>, sink: &mut Sink) {
         if !self.server.has(text.id) {
-            self.prepare(input, text, None, sink);
+            self.prepare(input, text, None, false, sink);
         }
     }
 

@@ -19,7 +19,7 @@ impl World {
             open: None,
             portal_may_commit: false,
             impatient: false,
-            limits: Limits { unit: 10_000, text: 10_000, message: 1 << 30 },
+            limits: Limits { unit: 10_000, text: 10_000, message: 1 << 30, statements: 200 },
         };
         let Scan::Unit(unit) = scan(input, &cx, &mut classes) else { panic!("a unit") };
         let (mut relay, mut sink) = (Relay::default(), Sink::default());
@@ -32,7 +32,9 @@ impl World {
             server_bytes: 1 << 20,
             unnamed_bytes: 1000,
             naming: Naming::Shared { parse_key: 0, sql: false },
+            classify: &|sql| classify(sql, &functions, LexRules::STANDARD),
             done: &mut Done::default(),
+            failed: false,
         };
         assert!(!t.unit(input, &unit, &classes, &mut sink));
         let entries = relay.abandon();
@@ -133,4 +135,56 @@ fn names_in_use_and_too_many_bytes_are_refused_in_their_place() {
     check(w.send(&mut server, &again), "P(pgtenure_1) S", "Parse Sync");
     let long = unit(|out| parse(out, "t", &format!("select '{}'", "x".repeat(200))));
     check(w.send(&mut server, &long), "B(pgtenure_refused) S", "Bind Sync");
+}
+
+fn query(sql: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    frontend::write_query(&mut out, sql);
+    out
+}
+
+#[test]
+fn what_sql_names_is_there_before_it() {
+    let mut w = World { client: ClientStatements::default(), texts: Texts::new(0) };
+    let (mut a, mut b) = (ServerStatements::default(), ServerStatements::default());
+    check(w.send(&mut a, &query("prepare p as select 1")), "Q", "Query");
+    check(w.send(&mut a, &query("execute p")), "Q", "Query");
+    check(w.send(&mut b, &query("explain execute p")), "Q Q", "Query* Query");
+    w.send(&mut a, &unit(|out| parse(out, "m", "select 1")));
+    check(w.send(&mut a, &query("execute m")), "P(m) S Q", "Parse* Sync* Query");
+    check(w.send(&mut a, &query("execute m; execute p")), "Q", "Query");
+    // Another client's of that name makes room, and comes back.
+    let texts = std::mem::replace(&mut w.texts, Texts::new(1000));
+    let mut other = World { client: ClientStatements::default(), texts };
+    check(other.send(&mut a, &query("execute p")), "C(p) Q", "Close* Query");
+    check(other.send(&mut a, &query("prepare p as select 2")), "Q", "Query");
+    check(w.send(&mut a, &query("execute p")), "C(p) Q Q", "Close* Query* Query");
+    // Within a unit of the client's nothing ends its transaction, and its unnamed statement and portal stay.
+    let within = unit(|out| {
+        parse(out, "", "execute p");
+        bind(out, "");
+    });
+    let sent = "C(p) P(pgtenure_replay) B(pgtenure_replay) E C[pgtenure_replay] C(pgtenure_replay) P() B() S";
+    check(other.send(&mut a, &within), sent, "Close* Parse* Bind* Execute* Close* Close* Parse Bind Sync");
+    // What is dropped may be anything of that name.
+    check(w.send(&mut a, &query("deallocate m")), "Q", "Query");
+    check(w.send(&mut a, &query("deallocate p")), "Q", "Query");
+    check(w.send(&mut b, &query("deallocate p")), "C(p) Q", "Close* Query");
+    check(other.send(&mut b, &query("deallocate p")), "P(p) Q", "Parse* Query");
+    check(other.send(&mut b, &query("execute p")), "Q", "Query");
+}
+
+#[test]
+fn a_text_that_is_not_followed_finds_its_names_and_nobody_elses() {
+    let mut w = World { client: ClientStatements::default(), texts: Texts::new(0) };
+    let mut other = World { client: ClientStatements::default(), texts: Texts::new(1000) };
+    let mut server = ServerStatements::default();
+    w.send(&mut server, &query("prepare p as select 1"));
+    w.send(&mut server, &query("prepare q as select 1"));
+    other.send(&mut server, &query("prepare r as select 2"));
+    check(w.send(&mut server, &query("prepare r as select 1; deallocate p")), "C(r) Q", "Close* Query");
+    // The names in it are the server's alone from then on.
+    assert_eq!(w.client.names().map(|n| &**n).collect::<Vec<_>>(), [b"q"]);
+    check(w.send(&mut server, &query("select from pg_prepared_statements")), "Q", "Query");
+    check(other.send(&mut server, &query("select from pg_prepared_statements")), "C(q) Q Q", "Close* Query* Query");
 }

@@ -13,7 +13,8 @@ use super::effects::{Head, SetConfig, Stop};
 use super::functions::{FunctionTable, Volatility};
 use super::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
 use super::lexer::{Lexer, Token};
-use super::{Access, Control, LexRules, PinReason, Pins, Statement};
+use super::loose::{each_word, loose_pins, names_anywhere, pins_anywhere, worse};
+use super::{Access, Control, LexRules, Names, PinReason, Pins, Statement, named};
 
 /// NAMEDATALEN - 1: PostgreSQL cuts longer names, so they are not looked up.
 const MAX_NAME: usize = 63;
@@ -41,9 +42,7 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
     }
     let proven = standard && all.access == Access::Read && !functions.may_hide_volatile(sql);
     let access = if proven { Access::Read } else { Access::Write };
-    let Sum { may_commit, pins, unpins, advisory, .. } = all;
-    let ours = all.ours && names_ours(sql);
-    Statement { access, control: all.control(), may_commit, pins, unpins, advisory, ours }
+    all.end(access)
 }
 
 /// What the first statement of a text does to the transaction block, and the text behind it. What cannot be read does
@@ -75,6 +74,7 @@ struct Sum<'a> {
     unpins: bool,
     advisory: bool,
     ours: bool,
+    names: Names,
 }
 
 impl<'a> Sum<'a> {
@@ -90,6 +90,7 @@ impl<'a> Sum<'a> {
             unpins: false,
             advisory: false,
             ours: false,
+            names: Names::None,
         }
     }
 
@@ -103,12 +104,36 @@ impl<'a> Sum<'a> {
         self.may_commit |= part.head.may_commit();
         self.begins |= part.head.begins();
         self.pins.join(part.head.pins());
+        let mut names = part.names();
         if part.verb == K::Do {
             self.pins.join(pins_anywhere(self.sql, part.functions));
+            // EXECUTE is another thing there.
+            names = Some(names_anywhere(self.sql)).filter(|n| *n == Names::Unknown).unwrap_or(names);
         }
         self.unpins |= part.head.unpins();
         self.advisory |= part.head.advisory;
         self.ours |= part.ours;
+        self.names = if self.count == 1 { names } else { worse(self.names, names) };
+    }
+
+    fn end(self, access: Access) -> Statement {
+        let control = self.control();
+        let names = match self.names {
+            Names::Prepare if named::prepared(self.sql).is_none() => Names::Unknown,
+            Names::Deallocate if named::deallocated(self.sql).is_none() => Names::Unknown,
+            Names::Execute { .. } if named::executed(self.sql).is_none() => Names::Several,
+            found => found,
+        };
+        let mut pins = self.pins;
+        match names {
+            // What it prepares does nothing yet.
+            Names::Prepare => pins = Pins::NONE,
+            Names::Unknown => pins.add(PinReason::Prepare),
+            _ => {}
+        }
+        let advisory = self.advisory && names != Names::Prepare;
+        let ours = self.ours && names_ours(self.sql);
+        Statement { access, control, may_commit: self.may_commit, pins, unpins: self.unpins, advisory, ours, names }
     }
 
     fn control(&self) -> Control {
@@ -161,6 +186,9 @@ struct Part<'t> {
     /// EXPLAIN: in its options, and has the statement explained begun?
     explain_options: bool,
     explained: bool,
+    /// EXECUTE of a prepared statement was met, and what shows all of them.
+    executes: bool,
+    lists: bool,
     /// COPY … TO STDOUT was met.
     to_stdout: bool,
     /// The last word or quoted identifier, in the case that counts.
@@ -185,6 +213,8 @@ impl<'t> Part<'t> {
             ours: false,
             explain_options: false,
             explained: false,
+            executes: false,
+            lists: false,
             to_stdout: false,
             name: [0; MAX_NAME],
             name_len: 0,
@@ -210,8 +240,33 @@ impl<'t> Part<'t> {
         self.last == Last::Start
     }
 
+    /// What it leaves in the session when its names are not followed.
+    fn pins(&self) -> Pins {
+        let mut pins = self.head.pins();
+        if matches!(self.names(), Names::Prepare | Names::Deallocate) {
+            pins.add(PinReason::Prepare);
+        }
+        pins
+    }
+
+    /// What it does with prepared statements.
+    fn names(&self) -> Names {
+        let head = self.head.names();
+        if head != Names::None {
+            return head;
+        }
+        if self.lists {
+            return Names::List;
+        }
+        let explains = self.verb == K::Explain && self.explained && !self.explain_options;
+        let plain = (self.verb == K::Execute || explains) && !self.writes && self.depth == 0;
+        if self.executes { Names::Execute { plain } } else { Names::None }
+    }
+
     fn access(&self) -> Access {
         let proven = match self.verb {
+            // What it executes may write.
+            _ if self.executes => false,
             K::Select | K::Values | K::Table | K::With | K::Show => true,
             K::Explain => self.explained && !self.explain_options,
             K::Copy => self.to_stdout,
@@ -314,6 +369,7 @@ impl<'t> Part<'t> {
         if name.starts_with(b"pg_") {
             self.head.pg_temp |= name.starts_with(b"pg_temp");
             self.writes |= is_about_this_server(name);
+            self.lists |= name.starts_with(b"pg_prepared_statement");
         } else if matches!(self.verb, K::Show | K::Set) {
             self.ours |= name == b"pgtenure";
             self.writes |= name == b"transaction_read_only" || name == b"in_hot_standby";
@@ -333,11 +389,13 @@ impl<'t> Part<'t> {
                 self.explained = false;
                 // A word that begins nothing we know still is the verb: it must not be looked for further on.
                 self.writes |= word == K::None;
+                self.executes = word == K::Execute && self.last == Last::Start;
             }
         } else if self.verb == K::Explain && !self.explained && !self.explain_options {
             match word {
                 K::Analyze | K::Verbose => {}
                 K::Select | K::Values | K::Table | K::With => self.explained = true,
+                K::Execute => (self.explained, self.executes) = (true, true),
                 _ => self.writes = true,
             }
             if word == K::With {
@@ -352,6 +410,9 @@ impl<'t> Part<'t> {
             K::From if self.verb == K::Copy && self.depth == 0 => self.writes = true,
             K::Stdout if self.verb == K::Copy && self.depth == 0 => self.to_stdout |= self.words[1] == K::To,
             K::All if self.verb == K::Show => self.writes = true,
+            K::Execute if self.words[1] == K::As && self.depth == 0 => {
+                self.executes |= matches!(self.verb, K::Create | K::Explain);
+            }
             _ => {}
         }
     }
@@ -437,6 +498,7 @@ impl<'t> Part<'t> {
             Last::Dot => return true,
             // `AS alias (columns)`, `CAST(x AS type(3))`, a sampling method.
             Last::Word(K::As | K::Tablesample) => return false,
+            Last::Word(K::Execute) if self.depth == 0 && self.executes => return false,
             Last::Word(K::With | K::Recursive) | Last::Comma if in_with => return false,
             _ => {}
         }
@@ -481,68 +543,16 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     let several = sql.contains(&b';');
     let control = if several { Control::Multi { begins } } else { first.head.control() };
     let mut pins = first.head.pins();
+    let names = names_anywhere(sql);
+    if names == Names::Unknown {
+        pins.add(PinReason::Prepare);
+    }
     pins.join(pins_anywhere(sql, functions));
     if several {
         pins.join(loose_pins(sql));
     }
-    let ours = names_ours(sql);
-    Statement { access: Access::Write, control, may_commit: commits, pins, unpins: true, advisory: true, ours }
-}
-
-/// What any word of a text could leave in the session, wherever it stands: also within literals, as the bodies of DO
-/// and of functions are.
-fn pins_anywhere(sql: &[u8], functions: &FunctionTable) -> Pins {
-    let (mut head, mut pins, mut before) = (Head::new(), Pins::NONE, K::None);
-    each_word(sql, |word, name| {
-        head.call(name);
-        if name == b"set_config" {
-            head.sets();
-        }
-        if functions.is_pinning(name) {
-            pins.add(PinReason::Extension);
-        }
-        match (before, word) {
-            (_, K::Temp) => pins.add(PinReason::Temp),
-            (K::With, K::Hold) => pins.add(PinReason::HeldCursor),
-            (_, K::Listen) => pins.add(PinReason::Listen),
-            (_, K::Set | K::Reset) => pins.add(PinReason::Set),
-            _ => {}
-        }
-        before = word;
-    });
-    pins.join(head.calls);
-    pins
-}
-
-/// Every run of characters that could be a word, as a keyword and in lower case.
-fn each_word(sql: &[u8], mut look: impl FnMut(K, &[u8])) {
-    let mut lower = [0_u8; MAX_NAME];
-    for word in sql.split(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..))) {
-        if word.is_empty() || word.len() > MAX_NAME {
-            continue;
-        }
-        let lower = &mut lower[..word.len()];
-        lower.copy_from_slice(word);
-        lower.make_ascii_lowercase();
-        look(keyword(lower), lower);
-    }
-}
-
-/// In a string of several statements that cannot be read: does any word begin a statement that pins?
-fn loose_pins(sql: &[u8]) -> Pins {
-    sql.split(|b| *b == b';').fold(Pins::NONE, |mut pins, piece| {
-        let mut head = Head::new();
-        for word in piece.split(|b| !b.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).take(6) {
-            let mut lower = [0_u8; MAX_NAME];
-            let known = word.len() <= MAX_NAME;
-            let len = if known { word.len() } else { 0 };
-            lower[..len].copy_from_slice(&word[..len]);
-            lower[..len].make_ascii_lowercase();
-            head.word(keyword(&lower[..len]));
-        }
-        pins.join(head.pins());
-        pins
-    })
+    let (unpins, advisory, ours) = (true, true, names_ours(sql));
+    Statement { access: Access::Write, control, may_commit: commits, pins, unpins, advisory, ours, names }
 }
 
 #[cfg(test)]

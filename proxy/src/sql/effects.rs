@@ -1,7 +1,7 @@
 //! What a statement does beyond reading and writing: to the transaction block, and to the session.
 
 use super::keyword::Keyword as K;
-use super::{Control, Isolation, Modes, PinReason, Pins};
+use super::{Control, Isolation, Modes, Names, PinReason, Pins};
 
 /// How many leading words are kept: `CREATE OR REPLACE LOCAL TEMP` is the longest run that matters.
 const HEAD: usize = 6;
@@ -163,6 +163,19 @@ impl Head {
         }
     }
 
+    /// What it does with prepared statements by its verb.
+    pub(super) fn names(&self) -> Names {
+        match self.words[0] {
+            K::Prepare if !self.is_prepare_transaction() => Names::Prepare,
+            K::Deallocate | K::Discard => match self.control() {
+                Control::Deallocate => Names::Deallocate,
+                Control::DeallocateAll | Control::DiscardAll => Names::All,
+                _ => Names::None,
+            },
+            _ => Names::None,
+        }
+    }
+
     /// What it leaves in the session.
     pub(super) fn pins(&self) -> Pins {
         let own = match self.words[0] {
@@ -171,7 +184,6 @@ impl Head {
             K::Discard => (self.second() == K::All).then_some(PinReason::Set),
             K::Listen => Some(PinReason::Listen),
             K::Load => Some(PinReason::Load),
-            K::Prepare => (!self.is_prepare_transaction()).then_some(PinReason::Prepare),
             K::Declare => self.with_hold.then_some(PinReason::HeldCursor),
             K::Create => (self.is_create_temp() || self.pg_temp).then_some(PinReason::Temp),
             _ => None,

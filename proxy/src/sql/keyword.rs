@@ -8,7 +8,7 @@
 pub(super) enum Keyword {
     None,
     Abort, All, Analyze, And, As, Begin, Call, Chain, Characteristics, Close, Commit, Committed, Constraints, Copy, Create,
-    Deallocate, Declare, Deferrable, Delete, Discard, Do, Drop, End, Explain, For, From, Global, Hold, Insert, Into, Key, Listen, Load, Local, Merge,
+    Deallocate, Declare, Deferrable, Delete, Discard, Do, Drop, End, Execute, Explain, For, From, Global, Hold, Insert, Into, Key, Listen, Load, Local, Merge,
     No, Not, Only, Or, Prepare, Prepared, Read, Recursive, Release, Repeatable, Replace, Reset, Rollback, Savepoint, Select, Serializable, Session, Set,
     Share, Show, Start, Stdout, Table, Tablesample, Temp, To, Transaction, Uncommitted, Unlisten, Update, Values, Verbose, With, Work, Write,
 }
@@ -29,7 +29,7 @@ pub(super) fn keyword(lower: &[u8]) -> Keyword {
         b"insert" => K::Insert, b"listen" => K::Listen, b"select" => K::Select, b"stdout" => K::Stdout,
         b"stdin" => K::Stdout, b"update" => K::Update, b"values" => K::Values,
         b"analyze" | b"analyse" => K::Analyze, b"declare" => K::Declare, b"discard" => K::Discard,
-        b"explain" => K::Explain, b"prepare" => K::Prepare, b"release" => K::Release, b"replace" => K::Replace,
+        b"execute" => K::Execute, b"explain" => K::Explain, b"prepare" => K::Prepare, b"release" => K::Release, b"replace" => K::Replace,
         b"session" => K::Session, b"verbose" => K::Verbose,
         b"prepared" => K::Prepared, b"rollback" => K::Rollback, b"unlisten" => K::Unlisten,
         b"committed" => K::Committed, b"deferrable" => K::Deferrable, b"repeatable" => K::Repeatable,

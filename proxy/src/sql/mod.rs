@@ -12,7 +12,9 @@ mod fingerprint;
 mod functions;
 mod keyword;
 mod lexer;
+mod loose;
 mod modes;
+mod named;
 mod pin;
 mod redefines;
 mod touched;
@@ -21,9 +23,10 @@ pub use classify::{Leaves, LongText, Why, classify, first_of, why};
 pub use fingerprint::fingerprint;
 pub use functions::{FunctionRow, FunctionTable, Volatility};
 pub use modes::{Isolation, Modes};
+pub use named::{Name, about_names, deallocated, executed, prepared};
 pub use pin::{PinReason, Pins};
 pub use redefines::redefines;
-pub use touched::{Touched, deallocated};
+pub use touched::Touched;
 
 /// A statement, or a string of several, as the proxy sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,32 @@ pub struct Statement {
     pub advisory: bool,
     /// It may name a setting of the proxy's own, by SHOW, SET, `current_setting` or `set_config`.
     pub ours: bool,
+    /// What it does with prepared statements by their names.
+    pub names: Names,
+}
+
+/// What a text does with prepared statements by their names, as SQL has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Names {
+    /// Nothing.
+    None,
+    /// It is one PREPARE.
+    Prepare,
+    /// It is one EXECUTE: alone, explained, or as what a table is created from.
+    Execute {
+        /// Its own words write nothing: a standby may run it if that may run the statement.
+        plain: bool,
+    },
+    /// It is one DEALLOCATE of one statement.
+    Deallocate,
+    /// It is one DEALLOCATE ALL or DISCARD ALL.
+    All,
+    /// It uses some, which are not found out.
+    Several,
+    /// It shows all that there are.
+    List,
+    /// It may make or drop some, which are not found out.
+    Unknown,
 }
 
 /// May a standby run it?

@@ -247,28 +247,6 @@ impl Naming {
     }
 }
 
-/// The statement that a text of one DEALLOCATE names, as the server folds it; `None` when the text is anything else.
-pub fn deallocated(sql: &[u8]) -> Option<Vec<u8>> {
-    let mut s = Scan { sql, at: 0, lexer: Lexer::new(sql), ahead: None };
-    if !s.next_is(b"deallocate") {
-        return None;
-    }
-    let prepare = s.next_is(b"prepare");
-    let name = match s.peek() {
-        Some(Token::Word(word)) => Some(word.to_ascii_lowercase()),
-        Some(Token::Quoted(name)) if !name.contains(&b'"') => Some(name.to_vec()),
-        None | Some(Token::Semicolon) if prepare => return Some(b"prepare".to_vec()),
-        _ => None,
-    }?;
-    s.next();
-    while let Some(token) = s.next() {
-        if token != Token::Semicolon {
-            return None;
-        }
-    }
-    Some(name)
-}
-
 /// A text while it is read, one token ahead.
 struct Scan<'a> {
     sql: &'a [u8],
@@ -393,21 +371,6 @@ mod tests {
             let mut touched = Touched::default();
             touched.add(sql.as_bytes(), &[], LexRules::STANDARD);
             assert_eq!(touched.renamed_back, back, "{sql}");
-        }
-    }
-
-    #[test]
-    fn the_name_that_is_deallocated_is_found() {
-        for (sql, name) in [
-            ("deallocate a", Some("a")),
-            ("DEALLOCATE PREPARE \"_Pg3_0\" ;", Some("_Pg3_0")),
-            ("deallocate /* x */ MiXed", Some("mixed")),
-            ("deallocate prepare", Some("prepare")),
-            ("deallocate a; select 1", None),
-            ("deallocate \"a\"\"b\"", None),
-            ("select 1", None),
-        ] {
-            assert_eq!(deallocated(sql.as_bytes()).as_deref(), name.map(str::as_bytes), "{sql}");
         }
     }
 

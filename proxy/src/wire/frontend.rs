@@ -132,6 +132,11 @@ pub fn write_query_bytes(out: &mut Vec<u8>, sql: &[u8]) {
     message(out, b'Q', |b| cstring(b, sql));
 }
 
+/// Append a Sync.
+pub fn write_sync(out: &mut Vec<u8>) {
+    message(out, b'S', |_| {});
+}
+
 /// Append a Flush.
 pub fn write_flush(out: &mut Vec<u8>) {
     message(out, b'H', |_| {});

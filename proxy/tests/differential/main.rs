@@ -12,6 +12,7 @@ mod random;
 mod script;
 mod scripts;
 mod session;
+mod sql_names;
 
 use common::Cluster;
 use random::Random;

@@ -25,9 +25,11 @@ impl Random {
 }
 
 const STATEMENTS: [&str; 4] = ["", "a", "b", "c"];
+/// Names for SQL too: what ends or begins a block is not under them, for an EXECUTE of that is the end of a session.
+const BOTH_WAYS: [&str; 2] = ["x", "y"];
 const PORTALS: [&str; 3] = ["", "p", "q"];
 /// With the number of parameters each takes.
-const TEXTS: [(&str, usize); 16] = [
+const TEXTS: [(&str, usize); 22] = [
     ("select 1", 0),
     ("select $1::text", 1),
     ("select $1::text || $2::text, $1", 2),
@@ -44,8 +46,14 @@ const TEXTS: [(&str, usize); 16] = [
     ("savepoint s", 0),
     ("rollback to s", 0),
     ("set timezone = 'Asia/Tokyo'", 0),
+    ("prepare x as select 'by SQL'", 0),
+    ("prepare y(text) as insert into t values (4000, $1) on conflict do nothing returning id", 0),
+    ("execute x", 0),
+    ("execute y('x')", 0),
+    ("deallocate x", 0),
+    ("deallocate y", 0),
 ];
-const QUERIES: [&str; 13] = [
+const QUERIES: [&str; 21] = [
     "select 2",
     "begin",
     "commit",
@@ -59,6 +67,14 @@ const QUERIES: [&str; 13] = [
     "do $$ begin raise notice 'n'; end $$",
     "show timezone",
     "set timezone = 'UTC'",
+    "prepare x(int) as select $1 + 1",
+    "prepare y as select 1/0",
+    "execute x(1)",
+    "execute x",
+    "execute y",
+    "deallocate x",
+    "deallocate all",
+    "execute x; deallocate y",
 ];
 
 /// A sequence of about `length` messages. What it leaves open, a clean-up that anybody can send will end.
@@ -78,7 +94,7 @@ fn step(script: Script, random: &mut Random) -> Script {
     let values: [Option<&str>; 2] = [Some("x"), [None, Some("why")][random.below(2)]];
     // Half of the named texts are known to servers already, half are new to all.
     let own = if random.below(2) == 0 { sql.to_owned() } else { format!("{sql} /* {:x} */", random.next()) };
-    match random.below(26) {
+    match random.below(30) {
         0..=3 => script.parse(statement, &own, &[]),
         4 => script.parse(statement, &own, &[TEXT][..parameters.min(1)]),
         // Mostly what the other messages need: a whole statement.
@@ -94,7 +110,11 @@ fn step(script: Script, random: &mut Random) -> Script {
         19..=21 => script.sync(),
         22 => script.query(random.pick(&QUERIES)),
         23..=24 => script.sync().query(random.pick(&QUERIES)),
-        _ => copy(script.sync(), random),
+        25 => copy(script.sync(), random),
+        26 => script.parse(random.pick(&BOTH_WAYS), random.pick(&["select 'by message'", "select $1::int"]), &[]),
+        27 => script.bind(portal, random.pick(&BOTH_WAYS), &[]),
+        28 => script.close(b'S', random.pick(&BOTH_WAYS)),
+        _ => script.describe(b'S', random.pick(&BOTH_WAYS)),
     }
 }
 

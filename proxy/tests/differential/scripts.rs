@@ -1,10 +1,11 @@
 //! The scripts: what the protocol allows and drivers or people do, and its corners.
 
 use super::script::{INT4, Script, TEXT};
+use super::sql_names::sql_names;
 
 /// Scripts short enough to be cut at every byte.
 pub fn short() -> Vec<Script> {
-    [simple(), extended(), errors(), portals(), names(), copies(), settings()].concat()
+    [simple(), extended(), errors(), portals(), names(), sql_names(), copies(), settings()].concat()
 }
 
 fn simple() -> Vec<Script> {
@@ -371,6 +372,14 @@ fn names() -> Vec<Script> {
             .sync()
             .bind("", "", &[])
             .execute("", 0)
+            .sync(),
+        Script::new("the unnamed statement destroyed behind a query that is skipped")
+            .parse("", "select 5", &[])
+            .execute("nowhere", 0)
+            .query("select 6")
+            .sync()
+            .query("select 7")
+            .bind("", "", &[])
             .sync(),
         Script::new("known names in a failed block")
             .parse("o", "savepoint s", &[])

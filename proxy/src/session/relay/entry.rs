@@ -1,7 +1,7 @@
 //! What was forwarded and not answered: one entry a message, with what to take back when it fails.
 
 use crate::session::outcome::Record;
-use crate::session::statements::{Named, Text, Unnamed};
+use crate::session::statements::{ByName, Named, ServerStatements, Text, Unnamed};
 use crate::wire::error_response::ClientError;
 use std::rc::Rc;
 
@@ -39,6 +39,11 @@ impl Kind {
     }
 }
 
+/// What the client had as its unnamed statement, where that was changed.
+type Client = Option<Option<Unnamed>>;
+/// The serial of the server's, where that was changed.
+type Server = Option<Option<u64>>;
+
 /// What to take back when a message fails or is skipped.
 #[derive(Clone, Debug, Default)]
 pub enum Undo {
@@ -49,9 +54,9 @@ pub enum Undo {
     /// `None` where nothing was changed.
     Unnamed {
         /// The client's.
-        client: Option<Option<Unnamed>>,
+        client: Client,
         /// The serial of the server's.
-        server: Option<Option<u64>>,
+        server: Server,
     },
     /// A client's statement was registered under this name.
     Registered(Box<[u8]>),
@@ -65,16 +70,59 @@ pub enum Undo {
     Moved(Rc<[u8]>, Rc<Text>),
     /// A client's statement was removed and was to be closed on the server, where it has the same name.
     RemovedOwn(Named),
+    /// A client's statement was left to the server, which may have dropped it: its number and its name there. Taken back
+    /// only when the server has not looked at what might.
+    LetGo(Named, Option<(u64, Box<[u8]>)>),
+    /// Everything was to be dropped: what the client had, and the server unless it has done so.
+    Forgotten(Box<(ByName, Option<ServerStatements>)>),
+    /// Several of these, the last first.
+    All(Vec<Undo>),
 }
 
 impl Undo {
     /// Does it change which statements there are under a name, the client's or ours?
-    pub(super) const fn names(&self) -> bool {
+    pub(super) fn names(&self) -> bool {
         match self {
-            Self::Registered(_) | Self::Removed(..) | Self::RemovedOwn(..) | Self::Prepared(..) | Self::Closed(..) => {
-                true
-            }
+            Self::Registered(_)
+            | Self::Removed(..)
+            | Self::RemovedOwn(..)
+            | Self::Prepared(..)
+            | Self::LetGo(..)
+            | Self::Forgotten(..)
+            | Self::Closed(..) => true,
+            Self::All(all) => all.iter().any(Self::names),
             Self::None | Self::Unnamed { .. } | Self::Moved(..) => false,
+        }
+    }
+
+    /// This and another one.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::None, one) | (one, Self::None) => one,
+            (Self::All(mut all), other) => {
+                all.push(other);
+                Self::All(all)
+            }
+            (one, other) => Self::All(vec![one, other]),
+        }
+    }
+
+    /// The change of the unnamed statement among them: the client's and the server's.
+    pub(super) fn unnamed(&mut self) -> Option<(&mut Client, &mut Server)> {
+        match self {
+            Self::Unnamed { client, server } => Some((client, server)),
+            Self::All(all) => all.iter_mut().find_map(Self::unnamed),
+            _ => None,
+        }
+    }
+
+    /// What is left of it when the statement itself was run and has failed. A simple query has destroyed the unnamed
+    /// statement all the same.
+    pub(super) fn of_failed(self) -> Self {
+        match self {
+            Self::Unnamed { .. } | Self::LetGo(..) => Self::None,
+            Self::All(all) => all.into_iter().fold(Self::None, |sum, undo| sum.and(undo.of_failed())),
+            other => other,
         }
     }
 
@@ -83,8 +131,10 @@ impl Undo {
         match self {
             Self::Prepared(_, Some(name)) => Self::Registered(name),
             Self::Unnamed { client, .. } => Self::Unnamed { client, server: None },
-            Self::RemovedOwn(named) => Self::Removed(named),
+            Self::RemovedOwn(named) | Self::LetGo(named, _) => Self::Removed(named),
+            Self::All(all) => Self::All(all.into_iter().map(Self::of_client).collect()),
             Self::Prepared(_, None) | Self::Closed(..) => Self::None,
+            Self::Forgotten(before) => Self::Forgotten(Box::new((before.0, None))),
             Self::None | Self::Registered(_) | Self::Removed(..) | Self::Moved(..) => self,
         }
     }
@@ -134,4 +184,26 @@ pub struct Survivors {
     pub names: Vec<Box<[u8]>>,
     /// By their numbers on the server.
     pub ids: Vec<u64>,
+}
+
+impl Survivors {
+    /// Add what this would take back.
+    pub(super) fn add(&mut self, undo: &Undo) {
+        match undo {
+            Undo::Registered(name) => self.names.push(name.clone()),
+            Undo::Prepared(text, name) => {
+                self.ids.push(text.id);
+                self.names.extend(name.clone());
+            }
+            Undo::All(all) => all.iter().for_each(|undo| self.add(undo)),
+            Undo::None
+            | Undo::Unnamed { .. }
+            | Undo::Removed(..)
+            | Undo::RemovedOwn(..)
+            | Undo::LetGo(..)
+            | Undo::Forgotten(..)
+            | Undo::Closed(..)
+            | Undo::Moved(..) => {}
+        }
+    }
 }

@@ -20,10 +20,15 @@ impl Relay {
         if self.retries
             && !self.delivered
             && self.queue.len() + usize::from(self.open.is_some()) > 0
-            && (self.parse_only || (elsewhere(&code) && !stale))
+            && (self.parse_only || self.hidden_unit() || (elsewhere(&code) && !stale))
         {
             self.serializable = f.routine == b"GetSerializableTransactionSnapshot";
             return Step::Stop(Event::Retry { code });
+        }
+        if self.hidden_unit() {
+            self.fail_head(&code);
+            self.untold = Some(frame.into());
+            return Step::Pass { shown: false };
         }
         self.local_answers(input, sink);
         self.copy_in = false;
@@ -41,6 +46,13 @@ impl Relay {
         let named = self.queue.front_mut().and_then(|e| e.uses.take());
         let refusal = self.fail_head(&code);
         self.doubt = None;
+        // What was to be prepared before it could not be, and that is why.
+        if let Some(before) = self.untold.take() {
+            if !self.withhold {
+                sink.insert(input).extend_from_slice(&before);
+            }
+            return Step::Pass { shown: true };
+        }
         match refusal {
             Some(error) => error.encode(sink.insert(input)),
             None if self.withhold => {}
@@ -52,11 +64,18 @@ impl Relay {
         Step::Pass { shown: true }
     }
 
+    /// Is what is answered now a unit of ours before one of the client's?
+    fn hidden_unit(&self) -> bool {
+        self.queue.iter().find(|e| e.kind.owes_ready()).is_some_and(|e| e.hidden)
+    }
+
     /// The oldest message has failed: the error to tell instead, when there is one.
     fn fail_head(&mut self, code: &[u8; 5]) -> Option<Box<ClientError>> {
         let entry = self.queue.front_mut()?;
         if entry.kind.owes_ready() {
             // The ReadyForQuery comes by itself, or is the next Sync's.
+            let undo = std::mem::take(&mut entry.undo).of_failed();
+            self.undone.push(undo);
             return None;
         }
         // A Parse under a name that is taken may fail for other reasons before that one.
@@ -64,6 +83,9 @@ impl Relay {
         if let (Kind::Parse, Undo::Unnamed { client, server }) = (entry.kind, &mut entry.undo) {
             // A Parse that is skipped leaves the unnamed statement as it was; one that fails destroys it first.
             (*client, *server) = (client.take().map(|_| None), Some(None));
+        }
+        if entry.kind == Kind::Execute {
+            entry.undo = std::mem::take(&mut entry.undo).of_failed();
         }
         self.skip_to_sync();
         refusal
@@ -117,14 +139,14 @@ impl Relay {
     fn hand_down_unnamed(&mut self, undone: &mut [Undo]) {
         let (mut of_client, mut of_server) = (None, None);
         for entry in &mut self.queue {
-            if let Undo::Unnamed { client, server } = &mut entry.undo {
+            if let Some((client, server)) = entry.undo.unnamed() {
                 of_client = of_client.or(client.as_mut());
                 of_server = of_server.or(server.as_mut());
             }
         }
         // From the last to the first: the oldest state is what remains.
         for undo in undone.iter_mut().rev() {
-            if let Undo::Unnamed { client, server } = undo {
+            if let Some((client, server)) = undo.unnamed() {
                 if let Some(later) = &mut of_client
                     && let Some(before) = client.take()
                 {

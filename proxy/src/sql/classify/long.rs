@@ -323,7 +323,7 @@ impl LongText {
 
     fn statement_ends(&mut self) {
         let (head, calls) = (&self.part.head, self.part.head.calls.has(PinReason::Set));
-        self.leaves.pins.join(head.pins());
+        self.leaves.pins.join(self.part.pins());
         self.leaves.unpins |= head.unpins();
         self.leaves.nameless |= calls || self.custom && head.pins().has(PinReason::Set);
         (self.part, self.custom) = (Part::new(&NO_FUNCTIONS), false);
@@ -353,7 +353,7 @@ mod tests {
             if end == End::Odd || part.verb == K::Do {
                 return None;
             }
-            pins.join(part.head.pins());
+            pins.join(part.pins());
             unpins |= part.head.unpins();
             if end == End::Text {
                 return Some((pins, unpins));
@@ -373,6 +373,7 @@ mod tests {
             ("insert into t select set_config('a.b', 'c', false)", Some((Pins::of(PinReason::Set), false))),
             ("set work_mem = '1MB'; insert into public.t values (1)", Some((Pins::of(PinReason::Set), false))),
             ("insert into t select set_config('a.b', 'c', true)", none),
+            ("insert into t values (1); prepare p as select 1", Some((Pins::of(PinReason::Prepare), false))),
             ("insert into t values (1); listen news", Some((Pins::of(PinReason::Listen), false))),
             ("insert into t values (\"pg_advisory_lock\"(1))", Some((Pins::of(PinReason::AdvisoryLock), false))),
             ("create temp table x as values ('y')", Some((Pins::of(PinReason::Temp), false))),

@@ -193,8 +193,12 @@ fn what_stays_in_the_session_pins() {
         ("unlisten a", None),
         ("notify a", None),
         ("load 'x'", Some(P::Load)),
-        ("prepare p as select 1", Some(P::Prepare)),
-        ("prepare transaction as select 1", Some(P::Prepare)),
+        ("prepare p as select 1", None),
+        ("prepare p as select pg_advisory_lock(1)", None),
+        ("prepare p as select 1; execute p", Some(P::Prepare)),
+        ("prepare é as select 1", Some(P::Prepare)),
+        ("do $$ begin execute 'prepare p as select 1'; end $$", Some(P::Prepare)),
+        ("prepare transaction as select 1", None),
         ("prepare transaction 'x'", None),
         ("execute p", None),
         ("declare c cursor with hold for select 1", Some(P::HeldCursor)),
@@ -345,5 +349,52 @@ proptest! {
     #[test]
     fn any_text_of_sql_characters_is_classified_without_a_panic(sql in "[a-z'\"$();,.\\\\E/*\\- \n]{0,60}") {
         classify(sql.as_bytes(), &table(), LexRules::STANDARD);
+    }
+}
+
+#[test]
+fn what_is_done_by_name_is_seen() {
+    use Names as N;
+    let plain = N::Execute { plain: true };
+    for (sql, names) in [
+        ("select 1", N::None),
+        ("prepare p(int) as select $1; ", N::Prepare),
+        ("prepare transaction as select 1", N::Prepare),
+        ("prepare transaction 'x'", N::None),
+        ("deallocate p", N::Deallocate),
+        ("deallocate prepare", N::Deallocate),
+        ("deallocate all", N::All),
+        ("deallocate prepare all", N::All),
+        ("discard all", N::All),
+        ("discard plans", N::None),
+        ("deallocate all; select 1", N::None),
+        ("execute p", plain),
+        ("execute p(1, now(), lower($1))", plain),
+        ("execute now(1)", plain),
+        ("execute p(nextval('s'))", N::Execute { plain: false }),
+        ("explain execute p(1)", plain),
+        ("explain analyze verbose execute p", plain),
+        ("explain (analyze, costs off) execute p", plain),
+        ("create table x as execute p(1)", N::Execute { plain: false }),
+        ("explain create table x as execute p", N::Execute { plain: false }),
+        ("create table x as select 1 as execute", N::Several),
+        ("select 1 as execute", N::None),
+        ("grant execute on function f to r", N::None),
+        ("create trigger r after insert on t execute function f()", N::None),
+        ("execute é", N::Several),
+        ("select 1; execute p", N::Several),
+        ("execute p; execute q", N::Several),
+        ("prepare p as select 1; execute p", N::Unknown),
+        ("execute p; deallocate p", N::Unknown),
+        ("prepare é as select 1", N::Unknown),
+        ("select u&'x'; prepare p as select 1", N::Unknown),
+        ("do $$ begin execute 'select 1'; end $$", N::None),
+        ("do $$ begin execute 'prepare p as select 1'; end $$", N::Unknown),
+        ("select name from pg_catalog.pg_prepared_statements", N::List),
+        ("select name from pg_prepared_statement()", N::List),
+    ] {
+        let got = classify(sql.as_bytes(), &table(), LexRules::STANDARD);
+        assert_eq!(got.names, names, "{sql}");
+        assert!(names == N::None || got.access == Access::Write, "{sql}");
     }
 }

@@ -1,0 +1,95 @@
+//! What the words of a text could do, wherever they stand: for texts that cannot be read with certainty, and for the
+//! bodies of DO.
+
+use super::effects::Head;
+use super::functions::FunctionTable;
+use super::keyword::{Keyword as K, keyword};
+use super::{Names, PinReason, Pins};
+
+/// Longer words are none that matter.
+const MAX_NAME: usize = 63;
+
+/// What any word of a text could leave in the session, wherever it stands: also within literals, as the bodies of DO
+/// and of functions are.
+pub(super) fn pins_anywhere(sql: &[u8], functions: &FunctionTable) -> Pins {
+    let (mut head, mut pins, mut before) = (Head::new(), Pins::NONE, K::None);
+    each_word(sql, |word, name| {
+        head.call(name);
+        if name == b"set_config" {
+            head.sets();
+        }
+        if functions.is_pinning(name) {
+            pins.add(PinReason::Extension);
+        }
+        match (before, word) {
+            (_, K::Temp) => pins.add(PinReason::Temp),
+            (K::With, K::Hold) => pins.add(PinReason::HeldCursor),
+            (_, K::Listen) => pins.add(PinReason::Listen),
+            (_, K::Set | K::Reset) => pins.add(PinReason::Set),
+            _ => {}
+        }
+        before = word;
+    });
+    pins.join(head.calls);
+    pins
+}
+
+/// What any word of a text could do with prepared statements, wherever it stands.
+pub(super) fn names_anywhere(sql: &[u8]) -> Names {
+    let mut names = Names::None;
+    each_word(sql, |word, name| {
+        names = worse(
+            names,
+            match word {
+                K::Prepare | K::Deallocate => Names::Unknown,
+                K::Execute => Names::Several,
+                _ if name.starts_with(b"pg_prepared_statement") => Names::List,
+                _ => Names::None,
+            },
+        );
+    });
+    names
+}
+
+/// Every run of characters that could be a word, as a keyword and in lower case.
+pub(super) fn each_word(sql: &[u8], mut look: impl FnMut(K, &[u8])) {
+    let mut lower = [0_u8; MAX_NAME];
+    for word in sql.split(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..))) {
+        if word.is_empty() || word.len() > MAX_NAME {
+            continue;
+        }
+        let lower = &mut lower[..word.len()];
+        lower.copy_from_slice(word);
+        lower.make_ascii_lowercase();
+        look(keyword(lower), lower);
+    }
+}
+
+/// In a string of several statements that cannot be read: does any word begin a statement that pins?
+pub(super) fn loose_pins(sql: &[u8]) -> Pins {
+    sql.split(|b| *b == b';').fold(Pins::NONE, |mut pins, piece| {
+        let mut head = Head::new();
+        for word in piece.split(|b| !b.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).take(6) {
+            let mut lower = [0_u8; MAX_NAME];
+            let known = word.len() <= MAX_NAME;
+            let len = if known { word.len() } else { 0 };
+            lower[..len].copy_from_slice(&word[..len]);
+            lower[..len].make_ascii_lowercase();
+            head.word(keyword(&lower[..len]));
+        }
+        pins.join(head.pins());
+        pins
+    })
+}
+
+/// What two statements of one text do with prepared statements, or one of which the text is only a part.
+pub(super) fn worse(a: Names, b: Names) -> Names {
+    let rank = |names: Names| match names {
+        // The server tells when that has happened.
+        Names::None | Names::All => 0,
+        Names::Execute { .. } | Names::Several => 1,
+        Names::List => 2,
+        Names::Prepare | Names::Deallocate | Names::Unknown => 3,
+    };
+    [Names::None, Names::Several, Names::List, Names::Unknown][rank(a).max(rank(b))]
+}
