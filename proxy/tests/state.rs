@@ -473,8 +473,14 @@ fn later_sessions_have_the_defaults_that_were_altered() {
     });
     let seen = |name: &str| {
         let mut new = Raw::login(c.port, &[]);
-        let shown = value(&mut new, &format!("show {name}"));
-        let told = new.settings.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone());
+        let answer = ok(&mut new, &format!("show {name}"));
+        let shown = answer.iter().find_map(|s| s.strip_prefix("D ")).expect("a row").to_owned();
+        // At login, or with the answer when the connection was replaced in between.
+        let at_login = new.settings.iter().map(|(n, v)| format!("{n}={v}"));
+        let later = answer.iter().filter_map(|s| s.strip_prefix("S ")).map(str::to_owned);
+        let all: Vec<String> = at_login.chain(later).collect();
+        let of = |s: &&String| s.split_once('=').is_some_and(|(n, _)| n.eq_ignore_ascii_case(name));
+        let told = all.iter().rfind(of).and_then(|s| s.split_once('=')).map(|(_, v)| v.to_owned());
         assert!(told.is_none() || told.as_ref() == Some(&shown), "told {told:?}, shown {shown}");
         shown
     };

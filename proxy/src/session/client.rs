@@ -507,11 +507,12 @@ impl Session {
             }
         }
         if let Some(end) = self.presence.end.take() {
-            if self.relay.may_commit() {
+            let may_commit = self.relay.may_commit();
+            self.cancel(Waiters::default());
+            if may_commit {
                 // Anything said now would be taken for the outcome, which nobody knows.
                 return Err(Turn::Close);
             }
-            self.cancel(Waiters::default());
             return Err(self.farewell(match end {
                 End::Killed => &ClientError::ShuttingDown,
             }));
