@@ -106,7 +106,7 @@ pub fn check(raw: &Raw, hold_timeout: Span) -> Vec<BadSetting> {
     if raw.max_delay < Span::millis(1) {
         bad.push(BadSetting::new("proxy.throttle.max_delay", raw.max_delay, "must be at least 1ms"));
     }
-    if raw.max_delay >= hold_timeout {
+    if raw.checked().on() && raw.max_delay >= hold_timeout {
         let problem = format!("must be below proxy.hold_timeout ({hold_timeout}), or writes would fail");
         bad.push(BadSetting::new("proxy.throttle.max_delay", raw.max_delay, problem));
     }
