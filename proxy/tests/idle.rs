@@ -38,6 +38,7 @@ fn idle_clients_wake_nobody() {
     clients.iter_mut().for_each(|client| drop(client.query("select 1")));
     window();
     let many = window();
-    // The threads wake for the lag that is published and once a second; a timer per client would be hundreds.
-    assert!(many <= few + 100, "{few} wakes with one client, {many} with 201");
+    // The threads wake for the lag that is published and once a second, more often on a busy machine; a timer per client
+    // would wake them six hundred times.
+    assert!(many <= few + 300, "{few} wakes with one client, {many} with 201");
 }
