@@ -114,6 +114,9 @@ fn who_waits_with_its_server_can_be_cancelled() {
     });
     session.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
     assert_eq!(session.until_ready().join(" | "), "E 57014 | Z I");
+    // What reads a temporary table is for the primary only, and waits like a write.
+    c.nodes[1].psql("select pg_wal_replay_resume()");
+    delay_is(&c, "no delay", |seconds| seconds == 0.0);
     assert_eq!(said(&mut session, "select count(*) from mine"), "T | D 0 | C SELECT 1 | Z I");
 }
 
