@@ -41,7 +41,7 @@ SEED ?=
 sim:
 	SIM_SEEDS='$(SEEDS)' SIM_SEED='$(SEED)' cargo test --locked -p failover --test sim -- --nocapture every_seed
 
-# What the tests explore within small bounds, further: half an hour and some GiB. See failover/model/src/main.rs.
+# What the tests explore within small bounds, further: hours and some GiB; it prints the states of each scope. See failover/model/src/main.rs.
 model:
 	cargo run --release --locked -p model
 
