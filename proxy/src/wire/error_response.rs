@@ -5,6 +5,12 @@
 //! sees and what is logged are two texts; nothing here is meant for the log.
 //! Source: PostgreSQL documentation, "Error Message Style Guide" and "Error and Notice Message Fields".
 
+mod report;
+
+pub use report::{Report, Severity};
+
+pub(super) use report::{error, fatal, millis};
+
 use crate::auth::rules::{Method, Way};
 use crate::sql::PinReason;
 use crate::wire::pool_error::PoolError;
@@ -13,25 +19,6 @@ use crate::wire::sqlstate::SqlState;
 use cluster::topology::Gate;
 use cluster::{NodeId, Term};
 use std::time::Duration;
-
-/// ERROR or FATAL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
-    /// The statement failed; the connection goes on.
-    Error,
-    /// The connection is closed after this.
-    Fatal,
-}
-
-impl Severity {
-    /// The word on the wire, in the unlocalised form.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "ERROR",
-            Self::Fatal => "FATAL",
-        }
-    }
-}
 
 /// Why the outcome of something that was sent is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,21 +220,6 @@ pub enum ClientError {
         /// What went wrong, in words that give nothing away.
         what: &'static str,
     },
-}
-
-/// An error as the client reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// ERROR or FATAL.
-    pub severity: Severity,
-    /// The code.
-    pub sqlstate: SqlState,
-    /// One short phrase.
-    pub message: String,
-    /// Facts and numbers.
-    pub detail: Option<String>,
-    /// Advice.
-    pub hint: Option<&'static str>,
 }
 
 const RETRY: &str = "Retry the transaction.";
@@ -459,238 +431,5 @@ fn too_many_clients(limit: usize) -> Report {
         .detail(format!("This proxy takes {limit} connections."))
 }
 
-impl Report {
-    pub(super) fn detail(self, detail: String) -> Self {
-        Self { detail: Some(detail), ..self }
-    }
-
-    pub(super) fn hint(self, hint: &'static str) -> Self {
-        Self { hint: Some(hint), ..self }
-    }
-
-    /// Append an ErrorResponse message. A NUL inside a text would end its field early and shift the rest, so it is
-    /// left out.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let start = out.len();
-        out.extend_from_slice(b"E\0\0\0\0");
-        let mut field = |code: u8, text: &str| {
-            out.push(code);
-            out.extend(text.bytes().filter(|b| *b != 0));
-            out.push(0);
-        };
-        field(b'S', self.severity.as_str());
-        field(b'V', self.severity.as_str());
-        field(b'C', self.sqlstate.as_str());
-        field(b'M', &self.message);
-        if let Some(detail) = &self.detail {
-            field(b'D', detail);
-        }
-        if let Some(hint) = self.hint {
-            field(b'H', hint);
-        }
-        out.push(0);
-        let length = u32::try_from(out.len() - start - 1).expect("a few short texts are far below 4 GiB");
-        out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
-    }
-}
-
-pub(super) fn error(sqlstate: SqlState, message: impl Into<String>) -> Report {
-    Report { severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None }
-}
-
-pub(super) fn fatal(sqlstate: SqlState, message: impl Into<String>) -> Report {
-    Report { severity: Severity::Fatal, ..error(sqlstate, message) }
-}
-
-pub(super) fn millis(d: Duration) -> String {
-    format!("{} ms", d.as_millis())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use cluster::topology::Closed;
-
-    fn n1() -> NodeId {
-        "n1".parse().unwrap()
-    }
-
-    /// One of each variant, with the line a client sees. A variant missing here fails `every_variant_is_listed`.
-    fn all() -> Vec<(ClientError, &'static str)> {
-        use ClientError as E;
-        let (term, node, gate) = (Term(7), n1(), Gate::Closed(Closed::Promoting));
-        vec![
-            (
-                E::HoldTimeout { waited: Duration::from_secs(30), gate, term, node: Some(n1()) },
-                "ERROR 57P03 no primary accepts writes at present | Held for 30000 ms; writes are promoting, term 7, primary n1. | Retry the transaction.",
-            ),
-            (
-                E::HoldFull { bytes: 9, limit: 8, gate: Gate::Draining, term },
-                "ERROR 57P03 no primary accepts writes at present | 9 bytes to hold, 8 allowed; writes are draining, term 7. | Retry the transaction.",
-            ),
-            (E::Promise(PromiseError::Invalid { what: "odd".into() }), "ERROR 22023 odd |  | "),
-            (E::Pool(PoolError::Idle), "FATAL 57P05 terminating connection due to idle-session timeout |  | "),
-            (
-                E::NoStandby {
-                    consistency: "bounded",
-                    waited: Duration::from_secs(2),
-                    why: "there is no standby".into(),
-                },
-                "ERROR 57P03 no standby can serve this read at present | Waited 2000 ms for consistency bounded: there is no standby. | Retry later, or SET pgtenure.no_standby = 'primary'.",
-            ),
-            (
-                E::ServerLogin { node: node.clone(), why: "wrong proof".into() },
-                "ERROR 28000 could not log in to the server | Server n1: wrong proof. | Compare the proxy's userlist with pg_authid.",
-            ),
-            (
-                E::BlockAborted { node: node.clone(), term },
-                "ERROR 40001 transaction aborted because its server was lost | Server n1 served it in term 7; nothing was committed. | Retry the transaction.",
-            ),
-            (
-                E::ReadLost { node: node.clone() },
-                "ERROR 40001 query interrupted because its server was lost | Server n1 was lost after part of the result had been sent. | Run the query again.",
-            ),
-            (
-                E::CommitUnknown { node: node.clone(), term, doubt: Doubt::NotReplicated },
-                "ERROR 08007 it is unknown whether the statement was committed | Server n1, primary in term 7, committed it without waiting for a standby. | Check whether its effects are there before doing it again.",
-            ),
-            (
-                E::SessionLost { node, lost: vec![PinReason::Set, PinReason::Temp] },
-                "ERROR 08006 session state was lost with its server | Server n1 was lost. Gone: session settings (SET), temporary objects. | Set up the session again; the connection itself goes on.",
-            ),
-            (
-                E::InFailedTransaction,
-                "ERROR 25P02 current transaction is aborted, commands ignored until end of transaction block |  | ",
-            ),
-            (E::Cancelled, "ERROR 57014 canceling statement due to user request |  | "),
-            (E::DuplicateStatement { name: "s".into() }, "ERROR 42P05 prepared statement \"s\" already exists |  | "),
-            (E::UnknownStatement { name: "s".into() }, "ERROR 26000 prepared statement \"s\" does not exist |  | "),
-            (
-                E::StatementBytes { limit: 1024 },
-                "ERROR 54000 too many prepared statements | The statements of one connection may take 1024 bytes. | Close statements that are no longer used, or raise proxy.prepared_statement_bytes.",
-            ),
-            (
-                E::Unsupported { feature: "FunctionCall" },
-                "ERROR 0A000 FunctionCall is not supported by this proxy |  | ",
-            ),
-            (
-                E::UnsupportedStartup { feature: "replication connections" },
-                "FATAL 0A000 replication connections are not supported by this proxy |  | ",
-            ),
-            (
-                E::UnsupportedProtocol { major: 2, minor: 0 },
-                "FATAL 0A000 unsupported frontend protocol 2.0: server supports 3.0 to 3.0 |  | ",
-            ),
-            (E::ProtocolViolation { what: "odd".into() }, "FATAL 08P01 odd |  | "),
-            (
-                E::MessageTooLong { length: 9, limit: 8 },
-                "FATAL 08P01 invalid message length | 9 bytes announced, 8 allowed. | ",
-            ),
-            (E::NoUser, "FATAL 28000 no PostgreSQL user name specified in startup packet |  | "),
-            (E::BadPassword { user: "u".into() }, "FATAL 28P01 password authentication failed for user \"u\" |  | "),
-            (
-                E::NotAdmitted {
-                    way: Way::Host { address: core::net::Ipv4Addr::LOCALHOST.into(), tls: false },
-                    user: "u".into(),
-                    database: "d".into(),
-                    by_rule: false,
-                },
-                "FATAL 28000 no proxy.auth.rules entry for host \"127.0.0.1\", user \"u\", database \"d\", no encryption |  | ",
-            ),
-            (
-                E::AuthenticationFailed { method: Method::Peer, user: "u".into() },
-                "FATAL 28000 Peer authentication failed for user \"u\" |  | ",
-            ),
-            (
-                E::UserLookup { why: "no node is known".into() },
-                "FATAL 57P03 could not look up the user | proxy.auth.query: no node is known. | ",
-            ),
-            (E::ChannelBinding { what: "odd".into() }, "FATAL 28000 odd |  | "),
-            (E::LoginTimeout, "FATAL 57014 canceling authentication due to timeout |  | "),
-            (
-                E::TooManyClients { limit: 100 },
-                "FATAL 53300 sorry, too many clients already | This proxy takes 100 connections. | ",
-            ),
-            (E::ShuttingDown, "FATAL 57P01 terminating connection due to administrator command |  | "),
-            (E::Internal { what: "No target" }, "ERROR XX000 internal error of the proxy | No target. | "),
-            (E::ResultChanged, "ERROR 0A000 cached plan must not change result type |  | "),
-            (
-                E::SettingsRefused { node: "n1".parse().unwrap(), why: "role \"r\" does not exist".into() },
-                "FATAL 08006 could not restore the session's settings on its server | Server n1: role \"r\" does not exist. | Connect again; the settings begin anew.",
-            ),
-            (
-                E::NotOnStandby { node: "n2".parse().unwrap(), what: vec![PinReason::AdvisoryLock] },
-                "ERROR 0A000 not possible in a READ ONLY transaction that a standby serves: session-level advisory locks | Standby n2 serves it. | SET pgtenure.read_from = 'primary' before such a transaction.",
-            ),
-            (
-                E::TlsRequired,
-                "FATAL 28000 connection requires TLS (SSL off) |  | Connect with sslmode=require or stronger.",
-            ),
-        ]
-    }
-
-    #[test]
-    fn every_variant_has_its_words() {
-        for (error, want) in all() {
-            let r = error.report();
-            let (severity, detail, hint) = (r.severity.as_str(), r.detail.unwrap_or_default(), r.hint.unwrap_or(""));
-            let got = format!("{severity} {} {} | {detail} | {hint}", r.sqlstate, r.message);
-            assert_eq!(got, want, "{error:?}");
-        }
-    }
-
-    /// This match is exhaustive: a new variant does not compile until it is counted, and is not counted until listed.
-    #[test]
-    fn every_variant_is_listed() {
-        use ClientError as E;
-        let index = |e: &E| match e {
-            E::HoldTimeout { .. } => 0,
-            E::HoldFull { .. } => 1,
-            E::Pool(_) => 2,
-            E::ServerLogin { .. } => 3,
-            E::BlockAborted { .. } => 4,
-            E::ReadLost { .. } => 5,
-            E::CommitUnknown { .. } => 6,
-            E::SessionLost { .. } => 7,
-            E::InFailedTransaction => 8,
-            E::Cancelled => 9,
-            E::DuplicateStatement { .. } => 10,
-            E::UnknownStatement { .. } => 11,
-            E::StatementBytes { .. } => 12,
-            E::Unsupported { .. } => 13,
-            E::UnsupportedStartup { .. } => 14,
-            E::UnsupportedProtocol { .. } => 15,
-            E::ProtocolViolation { .. } => 16,
-            E::MessageTooLong { .. } => 17,
-            E::NoUser => 18,
-            E::BadPassword { .. } => 19,
-            E::NotAdmitted { .. } => 20,
-            E::AuthenticationFailed { .. } => 21,
-            E::UserLookup { .. } => 22,
-            E::ChannelBinding { .. } => 23,
-            E::LoginTimeout => 24,
-            E::TooManyClients { .. } => 25,
-            E::ShuttingDown => 26,
-            E::Internal { .. } => 27,
-            E::ResultChanged => 28,
-            E::SettingsRefused { .. } => 29,
-            E::TlsRequired => 30,
-            E::NoStandby { .. } => 31,
-            E::NotOnStandby { .. } => 32,
-            E::Promise(_) => 33,
-        };
-        let mut seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
-        seen.sort_unstable();
-        assert_eq!(seen, (0..34).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn an_error_response_is_framed_as_the_protocol_says() {
-        let mut out = b"before".to_vec();
-        ClientError::ProtocolViolation { what: "a\0b".into() }.encode(&mut out);
-        assert_eq!(&out[..7], b"beforeE");
-        let body = &out[7..];
-        assert_eq!(u32::from_be_bytes(body[..4].try_into().unwrap()) as usize, body.len());
-        assert_eq!(&body[4..], b"SFATAL\0VFATAL\0C08P01\0Mab\0\0");
-    }
-}
+mod tests;
