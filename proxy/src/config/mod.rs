@@ -10,9 +10,11 @@ pub mod timeouts;
 
 pub mod listen;
 mod network;
+mod raw;
 pub mod tls;
 
 pub use network::Network;
+pub use raw::Raw;
 
 pub use pools::PoolMode;
 pub mod auth;
@@ -21,178 +23,9 @@ pub mod cancel;
 pub use listen::Addresses;
 
 use cluster::config::{BadSetting, Size, Span};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// `[proxy]` as typed. A reload changes every key but those that [`reload::needs_restart`] names.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Raw {
-    /// Address and port for clients, or a list of them. Default `127.0.0.1:6432`: not 5432, so that a PostgreSQL on
-    /// the same host is not in the way, and loopback, so that nothing is offered to a network unasked.
-    pub listen: Addresses,
-    /// Worker threads, each with its own runtime and sessions. Default 0: one per core, because a session never
-    /// changes its worker and more threads than cores only take turns.
-    pub workers: usize,
-    /// Clients that a worker gets before the next one gets any; above that each goes to the worker with the fewest.
-    /// Default 16: two workers that are half idle wake up for every statement, while one that serves both halves finds
-    /// several when it wakes, and one serves 16 clients easily. 1 spreads them from the first on, for few clients that
-    /// keep more than a core busy. Live, for clients that connect afterwards.
-    pub worker_fill: usize,
-    /// Server connections that each pool of this process may hold; a pool is one node, database, user and set of
-    /// startup parameters. Default 80: PostgreSQL's `max_connections` is 100 by default, and the rest is for agents,
-    /// lagmon, replication and people. A node whose slots are all taken cannot be rejoined to. All pools of a node
-    /// together, over all proxies, must stay below its `max_connections` by some 20.
-    pub pool_size: usize,
-    /// Client connections this process accepts; the next is refused with 53300. Default 10000.
-    pub max_client_connections: usize,
-    /// How long a statement waits for a server connection before ERROR 53300. Default 30s.
-    pub query_wait_timeout: Span,
-    /// How long a statement that was not sent is held while no primary accepts writes, before ERROR 57P03. Default
-    /// 30s: many times what a failover takes, and less than what applications usually wait.
-    pub hold_timeout: Span,
-    /// Memory for statements that are held, in all sessions together. What exceeds it gets ERROR 57P03 at once.
-    /// Default 64MiB.
-    pub hold_bytes: Size,
-    /// How stale a standby may be to serve reads: its replay lag plus the age of the sample that told it. Default 1s.
-    pub max_replay_lag: Span,
-    /// A server connection unused for so long is closed. Default 10min.
-    pub server_idle_timeout: Span,
-    /// A server connection older than this is closed when it is next free, so that memory PostgreSQL's process has
-    /// gathered returns. Default 1h.
-    pub server_lifetime: Span,
-    /// How long a TCP connection to a server may take to establish. Default 2s.
-    pub connect_timeout: Span,
-    /// How long the addresses of a host's name are used before they are asked for again. Default 15s: most
-    /// services that move a name keep it for longer; when they do not answer the last addresses are used.
-    pub dns_ttl: Span,
-    /// How long startup and login may take, of a client here and of us at a server. Default 10s.
-    pub login_timeout: Span,
-    /// TCP_USER_TIMEOUT on server connections: sent data unacknowledged for so long means the server is gone.
-    /// Default 5s.
-    pub tcp_user_timeout: Span,
-    /// How many bytes a session relays at a time in each direction; a longer message streams through. Default 16KiB:
-    /// enough for whole results of short queries; an idle session has none.
-    pub relay_buffer: Size,
-    /// Longest message accepted from a client. Default 1GiB, PostgreSQL's own limit.
-    pub max_message_size: Size,
-    /// Memory for the protocol-level prepared statements of one client connection. Default 16MiB.
-    pub prepared_statement_bytes: Size,
-    /// Memory for the prepared statements that a server connection keeps for its clients, counted as their texts and
-    /// 1KiB each, which is less than PostgreSQL takes; the least recently used are closed. Default 4MiB: thousands of
-    /// statements, and far below `work_mem` for most.
-    pub server_statement_bytes: Size,
-    /// Bytes that a server may still send for a client that has gone, before its connection is closed instead of used
-    /// again. Default 1MiB: more than most results, and less costly than a new connection.
-    pub drain_bytes: Size,
-    /// How long a server may take to finish what a client that has gone had asked for, before its connection is closed.
-    /// Default 5s.
-    pub drain_timeout: Span,
-    /// File of users and their secrets in PgBouncer's form: SCRAM verifiers, MD5 hashes, passwords. Default `/etc/pgtenure/userlist.txt`.
-    pub userlist: PathBuf,
-    /// Volatile functions that reads on a standby may call all the same. Lower case as in `pg_proc`, no schema.
-    /// Default none: nothing but the server's own catalog says what a function does.
-    pub allow_functions: Vec<String>,
-    /// Functions that must run on the primary whatever their volatility, as those that are labelled stable and yet
-    /// write or depend on the node. Default none.
-    pub deny_functions: Vec<String>,
-    /// How often the volatility of functions is read again, per database in use. Default 60s: a function that
-    /// became volatile meanwhile is still refused by the standby itself.
-    pub catalog_refresh: Span,
-    /// The user that reads the catalog. Default `pgtenure_monitor`.
-    pub monitor_user: String,
-    /// File holding that user's password. Default none: one of the two keys must be set where a password is asked.
-    pub monitor_password_file: Option<PathBuf>,
-    /// Environment variable holding that user's password. Default none.
-    pub monitor_password_env: Option<String>,
-    /// How long clients may take.
-    pub timeouts: timeouts::Raw,
-    /// Who may use the admin console.
-    pub console: console::Raw,
-    /// Directory of a Unix-domain socket for clients, named as PostgreSQL names its own: `.s.PGSQL.` and the port of
-    /// `listen`. Default none: clients come by TCP.
-    pub unix_socket_dir: Option<PathBuf>,
-    /// Mode of that socket, octal. Default 0777: who may come in is the rules' business, as in PostgreSQL.
-    pub unix_socket_permissions: String,
-    /// Networks of trusted proxies before this one. They must begin each connection with a PROXY protocol header,
-    /// version 1 or 2, and the client's address is what it says. Default none: nobody else tells an address.
-    pub proxy_protocol_from: Vec<String>,
-    /// TLS towards clients.
-    pub tls: tls::ClientRaw,
-    /// TLS towards servers.
-    pub server_tls: tls::ServerRaw,
-    /// What reads are promised.
-    pub reads: reads::Raw,
-    /// Slowing writes while the standbys cannot keep up.
-    pub throttle: throttle::Raw,
-    /// Where this proxy is: reads go to standbys of its own zone while one of them may serve them. Default none.
-    pub zone: Option<String>,
-    /// What holds for single nodes. Default none.
-    pub nodes: BTreeMap<String, nodes::Node>,
-    /// What holds for all pools.
-    pub pools: pools::Raw,
-    /// What holds for single databases, by the name clients ask for. Default none.
-    pub databases: BTreeMap<String, pools::Database>,
-    /// What holds for single users. Default none.
-    pub users: BTreeMap<String, pools::User>,
-    /// Who may log in.
-    pub auth: auth::Raw,
-    /// Cancel requests between processes.
-    pub cancel: cancel::Raw,
-}
-
-impl Default for Raw {
-    fn default() -> Self {
-        Self {
-            listen: Addresses::from(([127, 0, 0, 1], 6432)),
-            workers: 0,
-            worker_fill: 16,
-            pool_size: 80,
-            max_client_connections: 10_000,
-            query_wait_timeout: Span::secs(30),
-            hold_timeout: Span::secs(30),
-            hold_bytes: Size(64 << 20),
-            max_replay_lag: Span::secs(1),
-            server_idle_timeout: Span::secs(600),
-            server_lifetime: Span::secs(3600),
-            connect_timeout: Span::secs(2),
-            dns_ttl: Span::secs(15),
-            login_timeout: Span::secs(10),
-            tcp_user_timeout: Span::secs(5),
-            relay_buffer: Size(16 << 10),
-            max_message_size: Size(1 << 30),
-            prepared_statement_bytes: Size(16 << 20),
-            server_statement_bytes: Size(4 << 20),
-            drain_bytes: Size(1 << 20),
-            drain_timeout: Span::secs(5),
-            userlist: PathBuf::from("/etc/pgtenure/userlist.txt"),
-            allow_functions: Vec::new(),
-            deny_functions: Vec::new(),
-            catalog_refresh: Span::secs(60),
-            monitor_user: "pgtenure_monitor".to_owned(),
-            monitor_password_file: None,
-            monitor_password_env: None,
-            timeouts: timeouts::Raw::default(),
-            console: console::Raw::default(),
-            unix_socket_dir: None,
-            unix_socket_permissions: "0777".to_owned(),
-            proxy_protocol_from: Vec::new(),
-            tls: tls::ClientRaw::default(),
-            server_tls: tls::ServerRaw::default(),
-            reads: reads::Raw::default(),
-            throttle: throttle::Raw::default(),
-            zone: None,
-            nodes: BTreeMap::new(),
-            pools: pools::Raw::default(),
-            databases: BTreeMap::new(),
-            users: BTreeMap::new(),
-            auth: auth::Raw::default(),
-            cancel: cancel::Raw::default(),
-        }
-    }
-}
 
 /// `[proxy]` checked. Each field means what its key in [`Raw`] says.
 #[derive(Clone, Debug, PartialEq, Eq)]
