@@ -17,6 +17,7 @@ const PURE: &[&str] = &[
     "proxy/src/auth/cancel_keys.rs",
     "proxy/src/auth/credentials.rs",
     "proxy/src/auth/md5.rs",
+    "proxy/src/auth/rules",
     "proxy/src/auth/rules.rs",
     "proxy/src/auth/scram",
     "proxy/src/console/columns.rs",
