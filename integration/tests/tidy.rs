@@ -21,6 +21,7 @@ const PURE: &[&str] = &[
     "proxy/src/auth/rules.rs",
     "proxy/src/auth/scram",
     "proxy/src/console/columns.rs",
+    "proxy/src/console/command",
     "proxy/src/console/command.rs",
     "proxy/src/console/table.rs",
     "proxy/src/console/tally.rs",

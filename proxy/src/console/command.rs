@@ -3,7 +3,10 @@
 //! Names and their meaning are PgBouncer's. What drivers send on their own, before anybody has typed anything, is
 //! understood as well.
 
+mod tokens;
+
 use crate::pool::doors::{Order, Scope};
+use tokens::{Token, tokens};
 
 /// What a stopping process waits for, within its own bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,28 +173,6 @@ pub enum BadCommand {
     },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Token {
-    /// A bare word or a quoted name.
-    Word(String),
-    /// A string.
-    Text(String),
-    Symbol(char),
-}
-
-impl Token {
-    fn is(&self, word: &str) -> bool {
-        matches!(self, Self::Word(w) if w.eq_ignore_ascii_case(word))
-    }
-
-    fn word(&self) -> Option<&str> {
-        match self {
-            Self::Word(text) | Self::Text(text) => Some(text),
-            Self::Symbol(_) => None,
-        }
-    }
-}
-
 /// The commands of a text, in order. Empty ones are left out.
 ///
 /// # Errors
@@ -313,51 +294,6 @@ fn set(rest: &[Token], unknown: &dyn Fn(Option<String>) -> BadCommand) -> Result
     Err(BadCommand::Set { key: key.clone() })
 }
 
-fn tokens(text: &str) -> Vec<Token> {
-    let mut out = Vec::new();
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        let after = &rest[c.len_utf8()..];
-        if c.is_whitespace() {
-            rest = after;
-        } else if let Some(comment) = rest.strip_prefix("--") {
-            rest = comment.split_once('\n').map_or("", |(_, behind)| behind);
-        } else if let Some(comment) = rest.strip_prefix("/*") {
-            rest = comment.split_once("*/").map_or("", |(_, behind)| behind);
-        } else if c == '\'' || c == '"' {
-            let (body, behind) = quoted(after, c);
-            out.push(if c == '"' { Token::Word(body) } else { Token::Text(body) });
-            rest = behind;
-        } else if c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | '$') {
-            let end = rest.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | '$')));
-            let (word, behind) = rest.split_at(end.unwrap_or(rest.len()));
-            out.push(Token::Word(word.to_owned()));
-            rest = behind;
-        } else {
-            out.push(Token::Symbol(c));
-            rest = after;
-        }
-    }
-    out
-}
-
-/// The inside of a quoted text whose opening quote is gone, and what is behind it. A doubled quote stands for itself.
-fn quoted(text: &str, quote: char) -> (String, &str) {
-    let mut body = String::new();
-    let mut chars = text.char_indices().peekable();
-    while let Some((at, c)) = chars.next() {
-        if c != quote {
-            body.push(c);
-        } else if chars.peek().is_some_and(|(_, next)| *next == quote) {
-            body.push(quote);
-            chars.next();
-        } else {
-            return (body, &text[at + c.len_utf8()..]);
-        }
-    }
-    (body, "")
-}
-
 fn shortened(text: &str) -> String {
     let line: String = text.trim().trim_end_matches(';').chars().take(60).collect();
     line.replace(['\n', '\r', '\t'], " ")
@@ -386,93 +322,4 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(text: &str) -> String {
-        match parse(text) {
-            Ok(commands) => commands.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", "),
-            Err(BadCommand::Unknown { text, nearest: Some(nearest) }) => format!("{text}? {nearest}!"),
-            Err(error) => error.to_string(),
-        }
-    }
-
-    #[test]
-    fn commands_are_understood_as_pgbouncer_understands_them() {
-        for (text, want) in [
-            ("SHOW POOLS;", "Show(Pools)"),
-            ("  show\n stats_totals ; show lists", "Show(StatsTotals), Show(Lists)"),
-            ("select pools", "Show(Pools)"),
-            ("SHOW ACTIVE_SOCKETS", "Show(Sockets)"),
-            ("PAUSE", "Order(Pause, All)"),
-            ("pause My_App;", "Order(Pause, Database(\"My_App\"))"),
-            ("RESUME \"odd \"\"name\"", "Order(Resume, Database(\"odd \\\"name\"))"),
-            ("RECONNECT app", "Order(Reconnect, Database(\"app\"))"),
-            ("KILL app", "Order(Kill, Database(\"app\"))"),
-            ("ENABLE app", "Order(Enable, Database(\"app\"))"),
-            ("DISABLE", "DISABLE needs the name of a database"),
-            ("KILL_CLIENT 1025", "KillClient(1025)"),
-            ("KILL_CLIENT x", "KILL_CLIENT needs the id of a client, as SHOW CLIENTS has it"),
-            ("WAIT_CLOSE app", "WaitClose(Database(\"app\"))"),
-            ("WAIT_CLOSE", "WaitClose(All)"),
-            ("RELOAD", "Reload"),
-            ("SHUTDOWN", "Shutdown(Nothing)"),
-            ("SHUTDOWN WAIT_FOR_CLIENTS", "Shutdown(Clients)"),
-            ("SHUTDOWN now", "SHUTDOWN needs nothing, WAIT_FOR_SERVERS or WAIT_FOR_CLIENTS"),
-            ("SUSPEND", "SUSPEND is not supported by this proxy"),
-            ("SET pool_size = 4", "parameter \"pool_size\" cannot be changed at the console"),
-            ("", ""),
-            (" ; -- nothing\n;", ""),
-        ] {
-            assert_eq!(check(text), want, "{text}");
-        }
-    }
-
-    #[test]
-    fn what_drivers_say_on_their_own_is_understood() {
-        for (text, want) in [
-            ("SELECT 1", "One"),
-            ("/* ping */ select 1 -- alive?", "One"),
-            ("SELECT version()", "Version"),
-            ("SHOW server_version", "server_version? SHOW VERSION!"),
-            ("SHOW TRANSACTION ISOLATION LEVEL", "Setting(\"transaction_isolation\", \"read committed\")"),
-            ("show DateStyle", "Setting(\"datestyle\", \"ISO, MDY\")"),
-            ("SET extra_float_digits = 3", "Ignored(\"SET\")"),
-            ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "Ignored(\"SET\")"),
-            ("set client_encoding to 'UTF8'", "Ignored(\"SET\")"),
-            ("SET TIME ZONE 'UTC'", "Ignored(\"SET\")"),
-            ("BEGIN", "Ignored(\"BEGIN\")"),
-            ("ROLLBACK", "Ignored(\"ROLLBACK\")"),
-            ("DISCARD ALL", "Ignored(\"DISCARD ALL\")"),
-        ] {
-            if want.contains("server_version") {
-                assert!(parse(text).is_err(), "{text}");
-            } else {
-                assert_eq!(check(text), want, "{text}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_slip_of_the_fingers_is_answered_with_the_nearest_name() {
-        for (text, want) in [
-            ("SHOW POLS", "SHOW POLS? SHOW POOLS!"),
-            ("show client", "show client? SHOW CLIENTS!"),
-            ("SHOW STATS_TOTAL", "SHOW STATS_TOTAL? SHOW STATS_TOTALS!"),
-            ("PUASE app", "PUASE app? PAUSE!"),
-            ("SHOW nothing_like_it", "invalid command \"SHOW nothing_like_it\""),
-            ("DROP TABLE x", "invalid command \"DROP TABLE x\""),
-            ("SHOW", "SHOW needs the name of a table; SHOW HELP lists them"),
-        ] {
-            assert_eq!(check(text), want, "{text}");
-        }
-    }
-
-    #[test]
-    fn no_text_makes_it_panic() {
-        for text in ["'", "\"", "/*", "--", "'a''", "é", "SET", "SET x", "SHOW 'x", "select (", ";;;", "KILL_CLIENT -1"]
-        {
-            let _ = parse(text);
-        }
-    }
-}
+mod tests;
