@@ -1,27 +1,24 @@
 //! A connection to a PostgreSQL server: how it is made, and what is known of it.
 
-use crate::auth::credentials::Credentials;
-use crate::auth::hashing::Hashing;
+mod error;
+mod login;
+
+pub use error::ConnectError;
+pub use login::{Login, connect};
+
 use crate::net::Stream;
-use crate::pool::{Identity, Permit};
+use crate::pool::Permit;
 use crate::session::cancel::Cancels;
-use crate::session::challenge::{Allowed, Answers, ChallengeError};
-use crate::session::encrypt;
 use crate::session::settings::Shared;
 use crate::session::statements::ServerStatements;
 use crate::session::tracking::Reports;
-use crate::tls::SecureError;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
-use crate::wire::{frontend, startup};
-use crate::worker::Worker;
-use cluster::topology::Member;
 use cluster::{Instant, NodeId, Role, Term};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longest message of a login, bytes: error texts and parameter values.
@@ -32,104 +29,6 @@ const SYNC: &[u8] = b"S\0\0\0\x04";
 const MAX_LOGIN_MESSAGES: usize = 1000;
 /// Settings whose change makes a server unusable for other clients are all that it reports; names compare exactly.
 type Settings = Vec<(String, String)>;
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The TCP connection failed or broke.
-    #[error("connection to {node} failed")]
-    Io {
-        /// The server.
-        node: NodeId,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It took too long.
-    #[error("{node} did not complete {stage} in {limit:?}")]
-    Timeout {
-        /// The server.
-        node: NodeId,
-        /// What was waited for.
-        stage: &'static str,
-        /// The limit.
-        limit: Duration,
-    },
-    /// The server said no.
-    #[error("{node} refused the connection: {message} ({code})")]
-    Refused {
-        /// The server.
-        node: NodeId,
-        /// Its SQLSTATE.
-        code: String,
-        /// Its message.
-        message: String,
-        /// Its whole ErrorResponse.
-        frame: Vec<u8>,
-    },
-    /// The connection could not be encrypted.
-    #[error("encrypted connection to {node} failed: {source}")]
-    Tls {
-        /// The server.
-        node: NodeId,
-        /// Why.
-        #[source]
-        source: SecureError,
-    },
-    /// What it asks for cannot be answered, or the exchange of proofs failed.
-    #[error("login to {node} failed")]
-    Challenge {
-        /// The server.
-        node: NodeId,
-        /// Why.
-        #[source]
-        source: ChallengeError,
-    },
-    /// The server is not what the topology says.
-    #[error("{node} is not a {}", match expected { Role::Primary => "primary", Role::Standby => "standby" })]
-    WrongRole {
-        /// The server.
-        node: NodeId,
-        /// What it should be.
-        expected: Role,
-    },
-    /// The server said something that does not belong to a login.
-    #[error("{node} broke the protocol: {what}")]
-    Protocol {
-        /// The server.
-        node: NodeId,
-        /// How.
-        what: &'static str,
-    },
-}
-
-impl ConnectError {
-    /// The word the metrics have for it.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Io { .. } => "unreachable",
-            Self::Timeout { .. } => "timeout",
-            Self::Refused { .. } => "refused",
-            Self::Tls { .. } => "tls_failed",
-            Self::Challenge { .. } => "login_failed",
-            Self::WrongRole { .. } => "wrong_role",
-            Self::Protocol { .. } => "protocol",
-        }
-    }
-
-    /// Is it about this user and database, so that trying again or elsewhere is of no use?
-    pub fn is_final(&self) -> bool {
-        match self {
-            Self::Refused { code, .. } => code.starts_with("28") || code.starts_with("3D") || code.starts_with("22"),
-            Self::Challenge { .. } => true,
-            Self::Io { .. }
-            | Self::Tls { .. }
-            | Self::Timeout { .. }
-            | Self::WrongRole { .. }
-            | Self::Protocol { .. } => false,
-        }
-    }
-}
 
 /// A connection that is logged in.
 #[derive(Debug)]
@@ -329,230 +228,5 @@ impl Reports for Meta {
     fn known_statements(&self) -> Vec<&str> {
         let ascii = |name| std::str::from_utf8(name).ok().filter(|name: &&str| name.is_ascii());
         self.statements.own().filter_map(|(name, _)| ascii(name)).collect()
-    }
-}
-
-/// What a login needs.
-pub struct Login<'a> {
-    /// The node and its address.
-    pub member: &'a Member,
-    /// What it must be.
-    pub role: Role,
-    /// The term in force.
-    pub term: Term,
-    /// Who logs in, where to, with which settings.
-    pub identity: &'a Identity,
-    /// What the session can log in with.
-    pub credentials: &'a Credentials,
-    /// What may be answered besides SCRAM.
-    pub allowed: Allowed,
-    /// Where passwords are hashed.
-    pub hashing: &'a Hashing,
-    /// Names, certificates, and turns to compute.
-    pub worker: &'a Worker,
-    /// `proxy.connect_timeout`, or what is left.
-    pub connect_timeout: Duration,
-    /// `proxy.login_timeout`.
-    pub login_timeout: Duration,
-}
-
-/// Connect, log in and verify the role.
-///
-/// # Errors
-/// See [`ConnectError`].
-pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<Server, ConnectError> {
-    let node = login.member.node.clone();
-    let io = |source| ConnectError::Io { node: node.clone(), source };
-    let endpoint = &login.member.postgres;
-    let shared = &login.worker.shared;
-    let stream = shared.reach.dial(endpoint, &login.worker.config(), login.connect_timeout).await.map_err(io)?;
-    let peer = stream.peer_addr().map_err(io)?;
-    let mut wire = LoginWire { stream: Stream::Tcp(stream), node: node.clone(), buf: Vec::new(), at: 0 };
-    let contexts = shared.tls.borrow().clone();
-    let talk = async {
-        let secured = encrypt::secure(&mut wire.stream, &contexts, &endpoint.host, &login.worker.handshakes).await;
-        secured.map_err(|source| ConnectError::Tls { node: node.clone(), source })?;
-        log_in(&mut wire, &login).await
-    };
-    let welcome = tokio::time::timeout(login.login_timeout, talk).await;
-    let welcome = welcome.map_err(|_| ConnectError::Timeout {
-        node: node.clone(),
-        stage: "the login",
-        limit: login.login_timeout,
-    })??;
-    let meta = Box::new(Meta {
-        node,
-        role: login.role,
-        term: login.term,
-        peer,
-        host: endpoint.host.as_str().into(),
-        key: welcome.key,
-        statements: ServerStatements::default(),
-        settings: Arc::new(welcome.settings),
-        defaults: welcome.defaults,
-        changed: Vec::new(),
-        given: Shared::default(),
-        listens: false,
-        spoilt: false,
-        born: now,
-        idle_since: now,
-        permit,
-    });
-    Ok(Server { stream: wire.stream, meta, cancels: Rc::default() })
-}
-
-struct Welcome {
-    settings: Settings,
-    defaults: Defaults,
-    key: (u32, u32),
-}
-
-async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, ConnectError> {
-    let identity = login.identity;
-    let mut out = Vec::with_capacity(256);
-    let fixed = [("user", identity.user.as_str()), ("database", identity.dbname.as_str())];
-    let own = identity.parameters.iter().map(|(n, v)| (n.as_str(), v.as_str()));
-    // No name of our own: RESET and DISCARD ALL lead back to what stands here, and a client that gave none sees that.
-    startup::write_startup(&mut out, fixed.into_iter().chain(own));
-    wire.send(&out).await?;
-    let node = wire.node.clone();
-    let protocol = |what| ConnectError::Protocol { node: node.clone(), what };
-    let refused = |source| ConnectError::Challenge { node: node.clone(), source };
-    let endpoint = wire.stream.tls().and_then(|peer| peer.server_end_point.as_deref()).map(<[u8]>::to_vec);
-    let mut answers = Answers::new(&identity.user, login.credentials, login.allowed, login.hashing, endpoint);
-    let mut welcome = Welcome { settings: Vec::new(), defaults: Defaults::default(), key: (0, 0) };
-    for _ in 0..MAX_LOGIN_MESSAGES {
-        let (kind, frame) = wire.next().await?;
-        match kind {
-            b'R' => {
-                let challenge =
-                    backend::authentication(&frame).ok_or_else(|| protocol("a malformed Authentication"))?;
-                out.clear();
-                answers.to(challenge, &mut out).await.map_err(refused)?;
-                if !out.is_empty() {
-                    wire.send(&out).await?;
-                }
-            }
-            b'S' => {
-                let (name, value) =
-                    backend::parameter_status(&frame).ok_or_else(|| protocol("a malformed ParameterStatus"))?;
-                welcome.settings.push((name.to_owned(), value.to_owned()));
-            }
-            b'K' => {
-                welcome.key = backend::backend_key(&frame).ok_or_else(|| protocol("a malformed BackendKeyData"))?;
-            }
-            b'Z' => {
-                verify(wire, login, &mut welcome).await?;
-                return Ok(welcome);
-            }
-            b'E' => return Err(refusal(node, frame)),
-            b'N' => {}
-            _ => return Err(protocol("an unexpected message during login")),
-        }
-    }
-    Err(protocol("a login without end"))
-}
-
-fn refusal(node: NodeId, frame: Vec<u8>) -> ConnectError {
-    let f = backend::fields(&frame);
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    ConnectError::Refused { node, code: text(f.code), message: text(f.message), frame: frame.clone() }
-}
-
-/// A node that was demoted or promoted behind the topology's back must not be taken for what it was. PostgreSQL 14
-/// and later report `in_hot_standby`, which does for replication connections; 13 is asked, and every other connection
-/// is, together with what no version reports.
-async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) -> Result<(), ConnectError> {
-    let reported = welcome.settings.iter().find(|(name, _)| name == "in_hot_standby").map(|(_, value)| value == "on");
-    let in_recovery = match reported {
-        Some(answer) if login.identity.is_replication() => answer,
-        _ if login.identity.is_physical() => ask_walsender(wire).await?,
-        _ => {
-            let (in_recovery, defaults) = ask(wire).await?;
-            welcome.defaults = defaults;
-            in_recovery
-        }
-    };
-    if in_recovery == (login.role == Role::Standby) {
-        Ok(())
-    } else {
-        Err(ConnectError::WrongRole { node: wire.node.clone(), expected: login.role })
-    }
-}
-
-/// A walsender without a database runs no SQL. What it can show is that a node in recovery only reads; a primary whose
-/// sessions only read by default is taken for one, which refuses more than it must.
-async fn ask_walsender(wire: &mut LoginWire) -> Result<bool, ConnectError> {
-    let row = ask_row(wire, "SHOW transaction_read_only").await?;
-    Ok(matches!(row.as_slice(), [Some(value)] if value == "on"))
-}
-
-/// Is it in recovery, and what has it begun with?
-async fn ask(wire: &mut LoginWire) -> Result<(bool, Defaults), ConnectError> {
-    // A standby refuses even this to a role whose transactions are SERIALIZABLE by default.
-    const QUESTION: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;\
-                            SELECT pg_catalog.pg_is_in_recovery(),pg_catalog.current_setting('client_min_messages'),\
-                            pg_catalog.current_setting('synchronous_commit');COMMIT";
-    let row = ask_row(wire, QUESTION).await?;
-    let [Some(in_recovery), Some(messages), Some(commit)] = row.as_slice() else {
-        return Err(ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" });
-    };
-    let defaults =
-        Defaults { client_min_messages: messages.as_str().into(), synchronous_commit: commit.as_str().into() };
-    Ok((in_recovery == "t", defaults))
-}
-
-/// The one row that a query gives.
-async fn ask_row(wire: &mut LoginWire, sql: &str) -> Result<Vec<Option<String>>, ConnectError> {
-    let mut out = Vec::new();
-    frontend::write_query(&mut out, sql);
-    wire.send(&out).await?;
-    let mut answer = None;
-    for _ in 0..MAX_LOGIN_MESSAGES {
-        let (kind, frame) = wire.next().await?;
-        match kind {
-            b'D' => answer = backend::text_row(&frame),
-            b'E' => return Err(refusal(wire.node.clone(), frame)),
-            b'Z' if backend::ready_status(&frame) == Some(TxStatus::Idle) => break,
-            _ => {}
-        }
-    }
-    answer.ok_or(ConnectError::Protocol { node: wire.node.clone(), what: "no answer to what it is" })
-}
-
-/// Whole messages, while a connection is being made.
-struct LoginWire {
-    stream: Stream,
-    node: NodeId,
-    buf: Vec<u8>,
-    at: usize,
-}
-
-impl LoginWire {
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectError> {
-        self.stream.write_all(bytes).await.map_err(|source| ConnectError::Io { node: self.node.clone(), source })
-    }
-
-    async fn next(&mut self) -> Result<(u8, Vec<u8>), ConnectError> {
-        loop {
-            let protocol = |what| ConnectError::Protocol { node: self.node.clone(), what };
-            match head(&self.buf[self.at..]) {
-                Err(_) => return Err(protocol("a message with an impossible length")),
-                Ok(Some(h)) if h.total > MAX_LOGIN_MESSAGE => return Err(protocol("a message longer than expected")),
-                Ok(Some(h)) if self.buf.len() - self.at >= h.total => {
-                    let frame = self.buf[self.at..self.at + h.total].to_vec();
-                    self.at += h.total;
-                    return Ok((h.kind, frame));
-                }
-                Ok(_) => {}
-            }
-            self.buf.drain(..self.at);
-            self.at = 0;
-            let n = self.stream.read_buf(&mut self.buf).await;
-            let io = |source| ConnectError::Io { node: self.node.clone(), source };
-            if n.map_err(io)? == 0 {
-                return Err(io(io::ErrorKind::UnexpectedEof.into()));
-            }
-        }
     }
 }
