@@ -1,22 +1,26 @@
 //! Finding a server for a unit that has not been sent: holding it while there is none, queueing for a connection,
 //! making one. Everything here waits with a deadline, and starts again when the cluster changes.
 
+mod open;
+mod queue;
+
+pub use open::{any_standby, open};
+
 use crate::auth::credentials::Credentials;
-use crate::pool::checkout::Wait;
 use crate::pool::policy::{PoolPolicy, resolve};
-use crate::pool::{Checkout, Full, Identity, Offer, Permit, Pool, Share};
+use crate::pool::{Checkout, Identity, Pool};
 use crate::route::{Causality, Promise, Reason, Request, Target};
-use crate::session::challenge::Allowed;
-use crate::session::server::{self, ConnectError, Login, Server};
+use crate::session::server::{ConnectError, Server};
 use crate::session::settings::Shared;
 use crate::session::slow;
 use crate::sql::Access;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
 use crate::wire::promise_error::PromiseError;
-use crate::worker::{ToWorker, Worker};
+use crate::worker::Worker;
 use cluster::topology::{Gate, Member};
 use cluster::{Instant, NodeId, Role};
+use queue::Queue;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,9 +29,6 @@ use std::time::Duration;
 
 /// How long nothing is looked at while the gate is shut.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-
-/// too_many_connections: the server has as many as it takes, of all or of this user.
-const TOO_MANY: &str = "53300";
 
 /// What is looked for, and for whom.
 #[derive(Clone)]
@@ -254,113 +255,6 @@ async fn check(w: &Rc<Worker>, mut server: Server, left: Duration) -> Option<Ser
     lives.then_some(server)
 }
 
-/// A statement's time in the queue of its pool.
-#[derive(Default)]
-struct Queue {
-    since: Option<Instant>,
-    /// The words of a server that takes no more connections.
-    server_full: Option<Vec<u8>>,
-}
-
-impl Queue {
-    fn share(&self, w: &Worker, want: &Want, now: Instant) -> Share {
-        let Some(since) = self.since else { return Share::Usual };
-        let after = rules(w, want).reserve_after;
-        if now.since(since) >= after { Share::Reserve } else { Share::Usual }
-    }
-
-    /// Make a connection. `None` when there is none yet: everything is to be looked at again.
-    async fn make(
-        &mut self,
-        w: &Rc<Worker>,
-        want: &mut Want,
-        (member, role): (&Member, Role),
-        pool: &Rc<Pool>,
-        permit: Permit,
-        changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
-    ) -> Result<Option<Server>, NotFound> {
-        let now = w.now();
-        let left = want.hold(w).saturating_sub(now.since(want.since));
-        if let Err(pause) = w.may_connect(&member.node, now) {
-            // The node could not be connected to lately: a read goes elsewhere, and what needs the primary waits for
-            // the next attempt, or for a connection that is given back.
-            permit.forgo();
-            if role == Role::Standby {
-                want.avoid.push(member.node.clone());
-                return Ok(None);
-            }
-            let wait = pool.wait(*self.since.get_or_insert(now), false);
-            return Ok(turn(wait, left.min(pause), changed).await);
-        }
-        let error = match open(w, want, member, role, permit, left).await {
-            Ok(server) => return Ok(Some(server)),
-            Err(None) => return Ok(None),
-            Err(Some(error)) if error.is_final() && role == Role::Primary => return Err(refused(error)),
-            Err(Some(error)) => error,
-        };
-        tracing::debug!(node = %member.node, ?role, error = %describe(&error), "server not reached");
-        match (role, error) {
-            (Role::Standby, _) => want.avoid.push(member.node.clone()),
-            (Role::Primary, ConnectError::Refused { code, frame, .. }) if code == TOO_MANY => {
-                self.server_full = Some(frame);
-            }
-            (Role::Primary, _) => self.server_full = None,
-        }
-        Ok(None)
-    }
-
-    /// Wait for a turn. `None` when something has changed and everything is to be looked at again.
-    async fn wait(
-        &mut self,
-        w: &Worker,
-        want: &Want,
-        pool: &Rc<Pool>,
-        full: Full,
-        changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
-    ) -> Result<Option<Server>, ClientError> {
-        let now = w.now();
-        let since = *self.since.get_or_insert(now);
-        let waited = now.since(since);
-        let rules = rules(w, want);
-        let mut left = rules.query_wait_timeout.saturating_sub(waited);
-        if left.is_zero() {
-            let (limit, of_database) = match full {
-                Full::Pool { limit } => (limit, false),
-                Full::Database { limit } => (limit, true),
-            };
-            let waiting = pool.limit.waiting() + 1;
-            return Err(ClientError::Pool(PoolError::Exhausted { waited, limit, of_database, waiting }));
-        }
-        if pool.limit.has_reserve() && waited < rules.reserve_after {
-            left = left.min(rules.reserve_after - waited);
-        }
-        let wait = pool.wait(since, true);
-        if let Full::Database { .. } = full {
-            // Other pools of the database, on any worker, may have a connection that nobody uses.
-            let evict = |peer: &tokio::sync::mpsc::Sender<ToWorker>| peer.try_send(ToWorker::Evict(pool.key.clone()));
-            w.shared.peers.iter().for_each(|peer| drop(evict(peer)));
-        }
-        Ok(turn(wait, left, changed).await)
-    }
-}
-
-/// A turn in the queue. `None` when something has changed, or the time is over.
-async fn turn(
-    mut wait: Wait,
-    left: Duration,
-    changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
-) -> Option<Server> {
-    tokio::select! {
-        biased;
-        offer = wait.offer() => match offer {
-            Offer::Server(server) => Some(server),
-            Offer::TryAgain => None,
-        },
-        () = changed => None,
-        () = tokio::time::sleep(left) => None,
-    }
-}
-
 fn member(w: &Worker, target: &Target, now: Instant) -> Option<(Member, Role)> {
     let view = w.view.borrow();
     match target {
@@ -370,109 +264,6 @@ fn member(w: &Worker, target: &Target, now: Instant) -> Option<(Member, Role)> {
         Target::Primary | Target::Wait(_) | Target::Nowhere => None,
         Target::Standby(node) => view.topology.member(node).cloned().map(|m| (m, Role::Standby)),
     }
-}
-
-/// Make a connection.
-///
-/// # Errors
-/// Why it failed; `None` when the cluster changed meanwhile.
-pub async fn open(
-    w: &Rc<Worker>,
-    want: &Want,
-    member: &Member,
-    role: Role,
-    permit: Permit,
-    left: Duration,
-) -> Result<Server, Option<ConnectError>> {
-    let config = w.config();
-    let (term, generation) = (w.view.borrow().topology.term, w.generation.get());
-    let login = Login {
-        member,
-        role,
-        term,
-        identity: &want.identity,
-        credentials: &want.credentials,
-        allowed: Allowed { md5: config.auth.server_md5, password: config.auth.server_password },
-        hashing: &w.shared.hashing,
-        worker: w,
-        connect_timeout: config.connect_timeout.min(left),
-        login_timeout: config.login_timeout.min(left),
-    };
-    let connecting = async {
-        let _turn = w.connects.acquire().await.expect("the semaphore is never closed");
-        server::connect(login, permit, w.now()).await
-    };
-    let moved = async {
-        loop {
-            w.changed.notified().await;
-            // Lag samples come all the time; only the topology matters here.
-            if w.generation.get() != generation && !serves(w, member, role, term) {
-                return;
-            }
-        }
-    };
-    let opening = Opening::new(w.pools.of(&member.node, &want.identity));
-    let result = tokio::select! {
-        result = connecting => result,
-        () = moved => return Err(None),
-    };
-    drop(opening);
-    w.counts.connect(result.as_ref().map_or_else(ConnectError::label, |_| "ok"));
-    match &result {
-        Ok(server) if server.stream.tls().is_some() => w.counts.handshake("server", true),
-        Err(ConnectError::Tls { .. }) => w.counts.handshake("server", false),
-        Ok(_) | Err(_) => {}
-    }
-    // A user or a database that the server does not know says nothing about the node.
-    w.connected(&member.node, result.as_ref().map_or_else(ConnectError::is_final, |_| true));
-    let mut server = result.map_err(Some)?;
-    if role == Role::Primary {
-        server.meta.settings = w.keep_welcome(&want.identity, &server.meta.settings);
-    }
-    if w.still_valid(&server.meta) { Ok(server) } else { Err(None) }
-}
-
-/// Counts a connection that is being made.
-struct Opening(Rc<Pool>);
-
-impl Opening {
-    fn new(pool: Rc<Pool>) -> Self {
-        pool.opening.set(pool.opening.get() + 1);
-        Self(pool)
-    }
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        self.0.opening.set(self.0.opening.get() - 1);
-    }
-}
-
-fn serves(w: &Worker, member: &Member, role: Role, term: cluster::Term) -> bool {
-    crate::pool::checkout::still_valid(&member.node, role, term, &w.view.borrow().topology)
-}
-
-/// A connection to any standby, for what it reports at login: when there is no primary to ask.
-pub async fn any_standby(w: &Rc<Worker>, want: &Want) -> Option<Server> {
-    let standbys = w.view.borrow().topology.standbys.clone();
-    for member in standbys.iter().filter(|m| !m.fenced) {
-        let pool = w.pools.of(&member.node, &want.identity);
-        match pool.checkout(w.check_before(w.now()), Share::Usual) {
-            Checkout::Ready(server) => return Some(server),
-            Checkout::Check(_) | Checkout::Full(_) => {}
-            Checkout::Open(permit) => {
-                let limit = w.config().connect_timeout;
-                match open(w, want, member, Role::Standby, permit, limit).await {
-                    Ok(server) => return Some(server),
-                    Err(Some(error)) => {
-                        tracing::debug!(node = %member.node, error = %describe(&error), "standby not asked");
-                    }
-                    Err(None) => return None,
-                }
-            }
-        }
-    }
-    None
 }
 
 /// The error for what goes nowhere: a read that no standby may serve and that must not burden the primary, or one
@@ -515,14 +306,4 @@ fn refused(error: ConnectError) -> NotFound {
             NotFound::Error(ClientError::ServerLogin { node, why: "connection failed".to_owned() })
         }
     }
-}
-
-fn describe(error: &ConnectError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -1,0 +1,124 @@
+//! Making a connection for somebody who wants one, unless the cluster changes meanwhile.
+
+use super::Want;
+use crate::pool::{Checkout, Permit, Pool, Share};
+use crate::session::challenge::Allowed;
+use crate::session::server::{self, ConnectError, Login, Server};
+use crate::worker::Worker;
+use cluster::Role;
+use cluster::topology::Member;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Make a connection.
+///
+/// # Errors
+/// Why it failed; `None` when the cluster changed meanwhile.
+pub async fn open(
+    w: &Rc<Worker>,
+    want: &Want,
+    member: &Member,
+    role: Role,
+    permit: Permit,
+    left: Duration,
+) -> Result<Server, Option<ConnectError>> {
+    let config = w.config();
+    let (term, generation) = (w.view.borrow().topology.term, w.generation.get());
+    let login = Login {
+        member,
+        role,
+        term,
+        identity: &want.identity,
+        credentials: &want.credentials,
+        allowed: Allowed { md5: config.auth.server_md5, password: config.auth.server_password },
+        hashing: &w.shared.hashing,
+        worker: w,
+        connect_timeout: config.connect_timeout.min(left),
+        login_timeout: config.login_timeout.min(left),
+    };
+    let connecting = async {
+        let _turn = w.connects.acquire().await.expect("the semaphore is never closed");
+        server::connect(login, permit, w.now()).await
+    };
+    let moved = async {
+        loop {
+            w.changed.notified().await;
+            // Lag samples come all the time; only the topology matters here.
+            if w.generation.get() != generation && !serves(w, member, role, term) {
+                return;
+            }
+        }
+    };
+    let opening = Opening::new(w.pools.of(&member.node, &want.identity));
+    let result = tokio::select! {
+        result = connecting => result,
+        () = moved => return Err(None),
+    };
+    drop(opening);
+    w.counts.connect(result.as_ref().map_or_else(ConnectError::label, |_| "ok"));
+    match &result {
+        Ok(server) if server.stream.tls().is_some() => w.counts.handshake("server", true),
+        Err(ConnectError::Tls { .. }) => w.counts.handshake("server", false),
+        Ok(_) | Err(_) => {}
+    }
+    // A user or a database that the server does not know says nothing about the node.
+    w.connected(&member.node, result.as_ref().map_or_else(ConnectError::is_final, |_| true));
+    let mut server = result.map_err(Some)?;
+    if role == Role::Primary {
+        server.meta.settings = w.keep_welcome(&want.identity, &server.meta.settings);
+    }
+    if w.still_valid(&server.meta) { Ok(server) } else { Err(None) }
+}
+
+/// Counts a connection that is being made.
+struct Opening(Rc<Pool>);
+
+impl Opening {
+    fn new(pool: Rc<Pool>) -> Self {
+        pool.opening.set(pool.opening.get() + 1);
+        Self(pool)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.opening.set(self.0.opening.get() - 1);
+    }
+}
+
+fn serves(w: &Worker, member: &Member, role: Role, term: cluster::Term) -> bool {
+    crate::pool::checkout::still_valid(&member.node, role, term, &w.view.borrow().topology)
+}
+
+/// A connection to any standby, for what it reports at login: when there is no primary to ask.
+pub async fn any_standby(w: &Rc<Worker>, want: &Want) -> Option<Server> {
+    let standbys = w.view.borrow().topology.standbys.clone();
+    for member in standbys.iter().filter(|m| !m.fenced) {
+        let pool = w.pools.of(&member.node, &want.identity);
+        match pool.checkout(w.check_before(w.now()), Share::Usual) {
+            Checkout::Ready(server) => return Some(server),
+            Checkout::Check(_) | Checkout::Full(_) => {}
+            Checkout::Open(permit) => {
+                let limit = w.config().connect_timeout;
+                match open(w, want, member, Role::Standby, permit, limit).await {
+                    Ok(server) => return Some(server),
+                    Err(Some(error)) => {
+                        tracing::debug!(node = %member.node, error = %describe(&error), "standby not asked");
+                    }
+                    Err(None) => return None,
+                }
+            }
+        }
+    }
+    None
+}
+
+pub(super) fn describe(error: &ConnectError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,124 @@
+//! A statement's turn: queueing for a connection that is given back, or making one.
+
+use super::open::{describe, open};
+use super::{NotFound, Want, refused, rules};
+use crate::pool::checkout::Wait;
+use crate::pool::{Full, Offer, Permit, Pool, Share};
+use crate::session::server::{ConnectError, Server};
+use crate::wire::error_response::ClientError;
+use crate::wire::pool_error::PoolError;
+use crate::worker::{ToWorker, Worker};
+use cluster::topology::Member;
+use cluster::{Instant, Role};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// too_many_connections: the server has as many as it takes, of all or of this user.
+const TOO_MANY: &str = "53300";
+
+/// A statement's time in the queue of its pool.
+#[derive(Default)]
+pub(super) struct Queue {
+    since: Option<Instant>,
+    /// The words of a server that takes no more connections.
+    pub(super) server_full: Option<Vec<u8>>,
+}
+
+impl Queue {
+    pub(super) fn share(&self, w: &Worker, want: &Want, now: Instant) -> Share {
+        let Some(since) = self.since else { return Share::Usual };
+        let after = rules(w, want).reserve_after;
+        if now.since(since) >= after { Share::Reserve } else { Share::Usual }
+    }
+
+    /// Make a connection. `None` when there is none yet: everything is to be looked at again.
+    pub(super) async fn make(
+        &mut self,
+        w: &Rc<Worker>,
+        want: &mut Want,
+        (member, role): (&Member, Role),
+        pool: &Rc<Pool>,
+        permit: Permit,
+        changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
+    ) -> Result<Option<Server>, NotFound> {
+        let now = w.now();
+        let left = want.hold(w).saturating_sub(now.since(want.since));
+        if let Err(pause) = w.may_connect(&member.node, now) {
+            // The node could not be connected to lately: a read goes elsewhere, and what needs the primary waits for
+            // the next attempt, or for a connection that is given back.
+            permit.forgo();
+            if role == Role::Standby {
+                want.avoid.push(member.node.clone());
+                return Ok(None);
+            }
+            let wait = pool.wait(*self.since.get_or_insert(now), false);
+            return Ok(turn(wait, left.min(pause), changed).await);
+        }
+        let error = match open(w, want, member, role, permit, left).await {
+            Ok(server) => return Ok(Some(server)),
+            Err(None) => return Ok(None),
+            Err(Some(error)) if error.is_final() && role == Role::Primary => return Err(refused(error)),
+            Err(Some(error)) => error,
+        };
+        tracing::debug!(node = %member.node, ?role, error = %describe(&error), "server not reached");
+        match (role, error) {
+            (Role::Standby, _) => want.avoid.push(member.node.clone()),
+            (Role::Primary, ConnectError::Refused { code, frame, .. }) if code == TOO_MANY => {
+                self.server_full = Some(frame);
+            }
+            (Role::Primary, _) => self.server_full = None,
+        }
+        Ok(None)
+    }
+
+    /// Wait for a turn. `None` when something has changed and everything is to be looked at again.
+    pub(super) async fn wait(
+        &mut self,
+        w: &Worker,
+        want: &Want,
+        pool: &Rc<Pool>,
+        full: Full,
+        changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
+    ) -> Result<Option<Server>, ClientError> {
+        let now = w.now();
+        let since = *self.since.get_or_insert(now);
+        let waited = now.since(since);
+        let rules = rules(w, want);
+        let mut left = rules.query_wait_timeout.saturating_sub(waited);
+        if left.is_zero() {
+            let (limit, of_database) = match full {
+                Full::Pool { limit } => (limit, false),
+                Full::Database { limit } => (limit, true),
+            };
+            let waiting = pool.limit.waiting() + 1;
+            return Err(ClientError::Pool(PoolError::Exhausted { waited, limit, of_database, waiting }));
+        }
+        if pool.limit.has_reserve() && waited < rules.reserve_after {
+            left = left.min(rules.reserve_after - waited);
+        }
+        let wait = pool.wait(since, true);
+        if let Full::Database { .. } = full {
+            // Other pools of the database, on any worker, may have a connection that nobody uses.
+            let evict = |peer: &tokio::sync::mpsc::Sender<ToWorker>| peer.try_send(ToWorker::Evict(pool.key.clone()));
+            w.shared.peers.iter().for_each(|peer| drop(evict(peer)));
+        }
+        Ok(turn(wait, left, changed).await)
+    }
+}
+
+/// A turn in the queue. `None` when something has changed, or the time is over.
+async fn turn(
+    mut wait: Wait,
+    left: Duration,
+    changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
+) -> Option<Server> {
+    tokio::select! {
+        biased;
+        offer = wait.offer() => match offer {
+            Offer::Server(server) => Some(server),
+            Offer::TryAgain => None,
+        },
+        () = changed => None,
+        () = tokio::time::sleep(left) => None,
+    }
+}
