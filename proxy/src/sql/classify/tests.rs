@@ -1,5 +1,5 @@
 use super::*;
-use crate::sql::{FunctionRow, Isolation, Modes};
+use crate::sql::{FunctionRow, Isolation, Modes, Volatility};
 use proptest::prelude::*;
 
 #[test]

@@ -1,7 +1,7 @@
 //! Why a text is a read or is not, for people: the same pass, watched token by token.
 
-use super::{End, LexRules, Part, Token, classify};
-use crate::sql::lexer::Lexer;
+use super::{End, LexRules, Part, classify};
+use crate::sql::lexer::{Lexer, Token};
 use crate::sql::{Access, FunctionTable};
 
 /// What decided about a text.

@@ -1,0 +1,397 @@
+//! One statement of a text, token by token.
+
+use crate::sql::effects::{Head, SetConfig, Stop};
+use crate::sql::functions::{FunctionTable, Volatility};
+use crate::sql::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
+use crate::sql::lexer::{Lexer, Token};
+use crate::sql::{Access, Names, PinReason, Pins};
+
+/// NAMEDATALEN - 1: PostgreSQL cuts longer names, so they are not looked up.
+const MAX_NAME: usize = 63;
+/// Deepest nesting followed: one bit each.
+const MAX_DEPTH: u32 = 63;
+
+/// Why the scan of a statement ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Semicolon,
+    Text,
+    Odd,
+}
+
+/// The token before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Start,
+    Word(K),
+    Quoted,
+    Dot,
+    Open,
+    Comma,
+    Other,
+}
+
+/// How a name in front of `(` was written.
+#[derive(Clone, Copy)]
+struct Named {
+    quoted: bool,
+    before: Last,
+}
+
+/// One statement while it is scanned.
+pub(super) struct Part<'t> {
+    pub(super) functions: &'t FunctionTable,
+    pub(super) head: Head,
+    /// The first word.
+    pub(super) verb: K,
+    last: Last,
+    /// The last two words as keywords, nearest last.
+    words: [K; 2],
+    pub(super) depth: u32,
+    /// Depths at which a WITH list is open, as bits.
+    with: u64,
+    pub(super) writes: bool,
+    /// It may name a setting of ours: SHOW, SET, `current_setting`, `set_config`.
+    pub(super) ours: bool,
+    /// EXPLAIN: in its options, and has the statement explained begun?
+    explain_options: bool,
+    explained: bool,
+    /// EXECUTE of a prepared statement was met, and what shows all of them.
+    executes: bool,
+    lists: bool,
+    /// COPY … TO STDOUT was met.
+    to_stdout: bool,
+    /// The last word or quoted identifier, in the case that counts.
+    pub(super) name: [u8; MAX_NAME],
+    /// Its length; 0 when it is too long or not plain.
+    pub(super) name_len: usize,
+    named: Option<Named>,
+    set_config: Option<SetConfig>,
+}
+
+impl<'t> Part<'t> {
+    pub(super) fn new(functions: &'t FunctionTable) -> Self {
+        Part {
+            functions,
+            head: Head::new(),
+            verb: K::None,
+            last: Last::Start,
+            words: [K::None; 2],
+            depth: 0,
+            with: 0,
+            writes: false,
+            ours: false,
+            explain_options: false,
+            explained: false,
+            executes: false,
+            lists: false,
+            to_stdout: false,
+            name: [0; MAX_NAME],
+            name_len: 0,
+            named: None,
+            set_config: None,
+        }
+    }
+
+    /// Scan up to the end of one statement.
+    pub(super) fn scan(lexer: &mut Lexer<'_>, functions: &'t FunctionTable) -> (Self, End) {
+        let mut part = Self::new(functions);
+        while let Some(token) = lexer.next() {
+            match token {
+                Token::Odd => return (part, End::Odd),
+                Token::Semicolon => return (part, End::Semicolon),
+                token => part.take(token),
+            }
+        }
+        (part, End::Text)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.last == Last::Start
+    }
+
+    /// What it leaves in the session when its names are not followed.
+    pub(super) fn pins(&self) -> Pins {
+        let mut pins = self.head.pins();
+        if matches!(self.names(), Names::Prepare | Names::Deallocate) {
+            pins.add(PinReason::Prepare);
+        }
+        pins
+    }
+
+    /// What it does with prepared statements.
+    pub(super) fn names(&self) -> Names {
+        let head = self.head.names();
+        if head != Names::None {
+            return head;
+        }
+        if self.lists {
+            return Names::List;
+        }
+        let explains = self.verb == K::Explain && self.explained && !self.explain_options;
+        let plain = (self.verb == K::Execute || explains) && !self.writes && self.depth == 0;
+        if self.executes { Names::Execute { plain } } else { Names::None }
+    }
+
+    pub(super) fn access(&self) -> Access {
+        let proven = match self.verb {
+            // What it executes may write.
+            _ if self.executes => false,
+            K::Select | K::Values | K::Table | K::With | K::Show => true,
+            K::Explain => self.explained && !self.explain_options,
+            K::Copy => self.to_stdout,
+            // Whatever else begins a statement is not known to read only.
+            _ => false,
+        };
+        if proven && !self.writes && self.depth == 0 { Access::Read } else { Access::Write }
+    }
+
+    pub(super) fn take(&mut self, token: Token<'_>) {
+        if let Some(call) = &mut self.set_config {
+            match token {
+                Token::Comma => call.comma(self.depth),
+                Token::Close => {}
+                token => call.token(matches!(token, Token::Word(w) if w.eq_ignore_ascii_case(b"true"))),
+            }
+        }
+        self.last = match token {
+            Token::Word(word) => self.word(word),
+            Token::Quoted(name) => self.quoted(name),
+            Token::Open => self.open(),
+            Token::Close => self.close(),
+            Token::Dot => self.other(Last::Dot, Stop::NamePart),
+            Token::Comma => self.other(Last::Comma, Stop::Other),
+            Token::Literal => self.other(Last::Other, Stop::Literal),
+            Token::Operator => self.other(Last::Other, Stop::NamePart),
+            // The caller keeps these two to itself.
+            Token::Semicolon | Token::Odd => Last::Other,
+        };
+    }
+
+    fn other(&mut self, last: Last, stop: Stop) -> Last {
+        self.head.stop(stop);
+        self.needs_verb();
+        self.named = None;
+        self.words = [self.words[1], K::None];
+        last
+    }
+
+    fn word(&mut self, word: &[u8]) -> Last {
+        self.remember_word(word);
+        // Behind a dot any word is a name.
+        let word = if self.last == Last::Dot { K::None } else { keyword(&self.name[..self.name_len]) };
+        self.named = Some(Named { quoted: false, before: self.last });
+        self.head.word(word);
+        self.head.pair(self.words, word);
+        if word == K::None {
+            self.name_seen();
+        } else {
+            // Most of our keywords can be names of relations as well.
+            self.writes |= self.functions.is_local_relation(&self.name[..self.name_len]);
+        }
+        self.steer(word);
+        self.words = [self.words[1], word];
+        Last::Word(word)
+    }
+
+    fn quoted(&mut self, name: &[u8]) -> Last {
+        self.head.stop(Stop::Other);
+        self.needs_verb();
+        self.remember_quoted(name);
+        self.named = Some(Named { quoted: true, before: self.last });
+        self.name_seen();
+        self.words = [self.words[1], K::None];
+        Last::Quoted
+    }
+
+    /// Only parentheses may stand before the first word.
+    fn needs_verb(&mut self) {
+        self.writes |= self.verb == K::None;
+    }
+
+    /// Keep a word for the next token, folded as the server folds it; one too long to look up gets length 0.
+    fn remember_word(&mut self, word: &[u8]) {
+        self.name_len = if word.len() > MAX_NAME { 0 } else { word.len() };
+        for (kept, b) in self.name.iter_mut().zip(&word[..self.name_len]) {
+            *kept = b.to_ascii_lowercase();
+        }
+    }
+
+    /// The same for a quoted name, in which only quotes are doubled.
+    fn remember_quoted(&mut self, name: &[u8]) {
+        self.name_len = 0;
+        if name.len() > MAX_NAME {
+            return;
+        }
+        let mut after_quote = false;
+        for b in name {
+            after_quote = *b == b'"' && !after_quote;
+            if !after_quote {
+                self.name[self.name_len] = *b;
+                self.name_len += 1;
+            }
+        }
+    }
+
+    /// A name: of a relation that only the primary has, or of a volatile function in attribute notation?
+    fn name_seen(&mut self) {
+        let name = &self.name[..self.name_len];
+        if name.starts_with(b"pg_") {
+            self.head.pg_temp |= name.starts_with(b"pg_temp");
+            self.writes |= is_about_this_server(name);
+            self.lists |= name.starts_with(b"pg_prepared_statement");
+        } else if matches!(self.verb, K::Show | K::Set) {
+            self.ours |= name == b"pgtenure";
+            self.writes |= name == b"transaction_read_only" || name == b"in_hot_standby";
+        }
+        if self.writes {
+            return;
+        }
+        let attribute = self.last == Last::Dot && self.functions.volatility(name) == Some(Volatility::Volatile);
+        self.writes |= name.is_empty() || attribute || self.functions.is_local_relation(name);
+    }
+
+    /// What a keyword changes.
+    fn steer(&mut self, word: K) {
+        if self.verb == K::None {
+            if matches!(self.last, Last::Start | Last::Open) {
+                self.verb = word;
+                self.explained = false;
+                // A word that begins nothing we know still is the verb: it must not be looked for further on.
+                self.writes |= word == K::None;
+                self.executes = word == K::Execute && self.last == Last::Start;
+            }
+        } else if self.verb == K::Explain && !self.explained && !self.explain_options {
+            match word {
+                K::Analyze | K::Verbose => {}
+                K::Select | K::Values | K::Table | K::With => self.explained = true,
+                K::Execute => (self.explained, self.executes) = (true, true),
+                _ => self.writes = true,
+            }
+            if word == K::With {
+                self.with |= 1 << self.depth;
+            }
+        }
+        match word {
+            K::Insert | K::Update | K::Delete | K::Merge | K::Into => self.writes = true,
+            K::Share if matches!(self.words[1], K::For | K::Key) => self.writes = true,
+            K::With if matches!(self.last, Last::Start | Last::Open) => self.with |= 1 << self.depth,
+            K::Select | K::Values | K::Table => self.with &= !(1 << self.depth),
+            K::From if self.verb == K::Copy && self.depth == 0 => self.writes = true,
+            K::Stdout if self.verb == K::Copy && self.depth == 0 => self.to_stdout |= self.words[1] == K::To,
+            K::All if self.verb == K::Show => self.writes = true,
+            K::Execute if self.words[1] == K::As && self.depth == 0 => {
+                self.executes |= matches!(self.verb, K::Create | K::Explain);
+            }
+            _ => {}
+        }
+    }
+
+    fn open(&mut self) -> Last {
+        self.head.stop(Stop::Other);
+        if self.depth == 0 && self.last == Last::Word(K::Explain) && self.verb == K::Explain {
+            self.explain_options = true;
+        } else if let Some(named) = self.named.take() {
+            self.call(named);
+        }
+        // In a WITH list only names and AS stand before a parenthesis; any other one begins the query behind it.
+        if !matches!(self.last, Last::Word(_) | Last::Quoted) {
+            self.with &= !(1 << self.depth);
+        }
+        if self.depth == MAX_DEPTH {
+            self.writes = true;
+        } else {
+            self.depth += 1;
+            self.with &= !(1 << self.depth);
+        }
+        self.words = [self.words[1], K::None];
+        Last::Open
+    }
+
+    fn close(&mut self) -> Last {
+        self.head.stop(Stop::Other);
+        self.named = None;
+        match self.depth.checked_sub(1) {
+            Some(depth) => self.depth = depth,
+            None => self.writes = true,
+        }
+        if let Some(for_transaction) = self.set_config.as_mut().and_then(|call| call.close(self.depth)) {
+            self.set_config = None;
+            if !for_transaction {
+                self.head.sets();
+            }
+        }
+        if self.depth == 0 {
+            self.explain_options = false;
+        }
+        self.words = [self.words[1], K::None];
+        Last::Other
+    }
+
+    /// A name stands before `(`.
+    fn call(&mut self, named: Named) {
+        let name = &self.name[..self.name_len];
+        self.head.call(name);
+        if self.functions.is_pinning(name) {
+            self.head.calls.add(PinReason::Extension);
+        }
+        if name == b"set_config" {
+            // One within the arguments of another is not followed.
+            if self.set_config.replace(SetConfig::new(self.depth + 1)).is_some() {
+                self.head.sets();
+            }
+        }
+        self.ours |= matches!(name, b"current_setting" | b"set_config");
+        if self.writes || !self.may_be_call(named) {
+            return;
+        }
+        let volatility = self.functions.volatility(name);
+        let keyword = !named.quoted && named.before != Last::Dot && may_stand_before_parenthesis(name);
+        let reads = match volatility {
+            // Outside ASCII the client's bytes need not be those of the catalog.
+            _ if !name.is_ascii() => false,
+            Some(Volatility::Immutable | Volatility::Stable) => true,
+            Some(Volatility::Volatile) => false,
+            None => keyword && self.functions.is_loaded(),
+        };
+        self.writes |= !reads;
+    }
+
+    /// Can what stands before `(` be a function call?
+    fn may_be_call(&self, named: Named) -> bool {
+        // The table's columns before TO STDOUT, options behind it.
+        if self.verb == K::Copy && (self.to_stdout || self.depth == 0) {
+            return false;
+        }
+        let in_with = self.with & (1 << self.depth) != 0;
+        match named.before {
+            Last::Dot => return true,
+            // `AS alias (columns)`, `CAST(x AS type(3))`, a sampling method.
+            Last::Word(K::As | K::Tablesample) => return false,
+            Last::Word(K::Execute) if self.depth == 0 && self.executes => return false,
+            Last::Word(K::With | K::Recursive) | Last::Comma if in_with => return false,
+            _ => {}
+        }
+        named.quoted || !is_reserved_before_parenthesis(&self.name[..self.name_len])
+    }
+}
+
+/// Relations and functions that tell about the server they run on rather than about data.
+fn is_about_this_server(name: &[u8]) -> bool {
+    name.starts_with(b"pg_stat_")
+        || name.starts_with(b"pg_statio_")
+        || name.starts_with(b"pg_temp")
+        || matches!(
+            name,
+            b"pg_locks"
+                | b"pg_cursors"
+                | b"pg_sequences"
+                | b"pg_prepared_statements"
+                | b"pg_prepared_xacts"
+                | b"pg_replication_slots"
+                | b"pg_replication_origin_status"
+                | b"pg_settings"
+                | b"pg_file_settings"
+                | b"pg_hba_file_rules"
+        )
+}
