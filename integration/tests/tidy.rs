@@ -36,6 +36,7 @@ const PURE: &[&str] = &[
     "proxy/src/pool/doors.rs",
     "proxy/src/pool/policy.rs",
     "proxy/src/route",
+    "proxy/src/session/batch",
     "proxy/src/session/batch.rs",
     "proxy/src/session/outcome.rs",
     "proxy/src/session/relay",

@@ -3,13 +3,19 @@
 //! A unit is what is routed, held and answered for as a whole. It is scanned before a server is chosen, so nothing is
 //! changed here; [`super::translate`] writes it for the server that was chosen.
 
+mod few;
+mod unit;
+
+pub use unit::{Block, Unit};
+
 use crate::session::outcome::Record;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
-use crate::sql::{Access, Control, Modes, Name, Names, PinReason, Statement, about_names, executed, prepared};
+use crate::sql::{Access, Control, Name, Names, PinReason, Statement, about_names, executed, prepared};
 use crate::wire::codec::{Head, head};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject};
+use few::{Few, One};
 
 /// What nothing is known about: it may do anything.
 const OPAQUE: Statement = Statement {
@@ -62,97 +68,6 @@ pub struct Context<'a> {
     pub limits: Limits,
 }
 
-/// A unit, or the part of one that has come.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Unit {
-    /// Bytes of input that belong to it.
-    pub len: usize,
-    /// It ends with what owes a ReadyForQuery.
-    pub complete: bool,
-    /// It ends with a Flush: answers are wanted before its Sync.
-    pub flush: bool,
-    /// Bytes of its last message that have not come yet.
-    pub tail_left: usize,
-    /// Where that message's text begins, when it is one that is to be read as it passes.
-    pub text_at: Option<usize>,
-    /// What it does, the open part before it included.
-    pub record: Record,
-    /// Proven reads only, so a standby may serve it.
-    pub read: bool,
-    /// What it does to the transaction it is in, when it is whole.
-    pub block: Block,
-    /// What binds the session to its server.
-    pub pins: Pins,
-    /// It may end what binds the session to its server.
-    pub unpins: bool,
-    /// It discards all that the session has: DISCARD ALL.
-    pub discards: bool,
-    /// It drops all prepared statements.
-    pub forgets: bool,
-    /// It binds a portal that may commit.
-    pub binds_commit: bool,
-    /// It names a statement that was prepared under a name.
-    pub binds_named: bool,
-    /// It makes, uses or drops prepared statements by SQL.
-    pub sql_names: bool,
-    /// It names the unnamed statement, and has not parsed it.
-    pub takes_unnamed: bool,
-    /// It may name a setting of the proxy's own.
-    pub ours: bool,
-    /// Statements it executes, saturating.
-    pub statements: u32,
-}
-
-/// What a unit means for a transaction block that has done nothing yet but begin, or that the unit begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Block {
-    /// It begins a block before anything else, with these modes.
-    pub begins: Option<Modes>,
-    /// It sets these modes with its first statements, behind BEGIN or alone.
-    pub sets: Option<Modes>,
-    /// It does more than that.
-    pub more: bool,
-    /// What it does more is more than proven reads, savepoints, COMMIT and ROLLBACK.
-    pub unproven: bool,
-    /// It locks or unlocks an advisory lock.
-    pub advisory: bool,
-}
-
-impl Block {
-    fn execute(&mut self, class: &Statement) {
-        self.advisory |= class.advisory;
-        match class.control {
-            Control::Empty => {}
-            Control::Begin(modes) if !self.more && self.begins.is_none() && self.sets.is_none() => {
-                self.begins = Some(modes);
-            }
-            Control::SetTransaction(modes) if !self.more => {
-                self.sets = Some(self.sets.unwrap_or_default().then(modes));
-            }
-            Control::Commit { chain: false }
-            | Control::Rollback { chain: false }
-            | Control::Savepoint
-            | Control::RollbackTo
-            | Control::Release => self.more = true,
-            Control::None => {
-                self.more = true;
-                self.unproven |= class.access != Access::Read || !class.pins.is_empty();
-            }
-            Control::Begin(_)
-            | Control::SetTransaction(_)
-            | Control::Commit { chain: true }
-            | Control::Rollback { chain: true }
-            | Control::PrepareTransaction
-            | Control::FinishPrepared
-            | Control::Deallocate
-            | Control::DeallocateAll
-            | Control::DiscardAll
-            | Control::Discard
-            | Control::Multi { .. } => (self.more, self.unproven) = (true, true),
-        }
-    }
-}
-
 /// What the input starts with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scan {
@@ -178,37 +93,6 @@ struct Scanner<'a> {
     bound: Few<'a>,
     /// Statements that SQL may prepare in this unit.
     prepared: Vec<(Name, Statement)>,
-}
-
-/// A name and what it stands for.
-#[derive(Clone, Copy)]
-struct One<'a> {
-    name: &'a [u8],
-    class: Statement,
-    /// Its text, for a statement.
-    sql: &'a [u8],
-}
-
-/// Names and what they stand for. One is usual, and takes no allocation.
-#[derive(Default)]
-struct Few<'a> {
-    first: Option<One<'a>>,
-    more: Vec<One<'a>>,
-}
-
-impl<'a> Few<'a> {
-    fn push(&mut self, one: One<'a>) {
-        match self.first {
-            None => self.first = Some(one),
-            Some(_) => self.more.push(one),
-        }
-    }
-
-    /// What the last of that name stands for.
-    fn last(&self, name: &[u8]) -> Option<One<'a>> {
-        let newest_first = self.more.iter().rev().chain(&self.first);
-        newest_first.into_iter().find(|one| one.name == name).copied()
-    }
 }
 
 enum Step {

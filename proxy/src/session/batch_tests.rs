@@ -1,5 +1,5 @@
 use super::*;
-use crate::sql::{FunctionTable, LexRules, classify};
+use crate::sql::{FunctionTable, LexRules, Modes, classify};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::{cstring, message};
 use crate::wire::frontend::{write_parse, write_query, write_subject};
