@@ -189,6 +189,9 @@ pub struct Frozen {
     pub quarantine: Option<Position>,
     /// It was the primary and is stopped now.
     pub was_primary: bool,
+    /// System identifier of its data directory, if it has one. Older agents do not tell it.
+    #[serde(default)]
+    pub system_id: Option<String>,
 }
 
 /// Start a stopped PostgreSQL as a standby without upstream, replay all local WAL, and report as frozen.

@@ -40,6 +40,10 @@ pub struct TermRecord {
     pub record_lsn: Option<Lsn>,
     /// The policy this term's arithmetic used.
     pub policy_epoch: u64,
+    /// An operator allowed this term to begin or open with fewer nodes than its arithmetic asks for. Whoever goes on with
+    /// it must know: such recruits may have left the old primary enough standbys to be acknowledged by.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub data_loss_allowed: bool,
 }
 
 /// How far a term has come.

@@ -119,6 +119,16 @@ fn a_timeline_is_its_term_across_a_gap_and_a_repeated_promotion_gives_the_same_a
         let base = Position { timeline: TimelineId(1), lsn: promoted.fork.lsn };
         let again: Promoted = c.post(others[1], "promote", &c.promotion(others[1], term, base)).await.unwrap();
         assert_eq!((again.fork, again.xid_bound), (promoted.fork, promoted.xid_bound));
+        // A freeze of the same term that comes late does not stop the primary that the term has got.
+        for verb in ["freeze", "recover"] {
+            let order = Freeze { term, coordinator: "test".into() };
+            let recover = Recover { term };
+            let late = match verb {
+                "freeze" => c.post::<Frozen>(others[1], verb, &order).await,
+                _ => c.post::<Frozen>(others[1], verb, &recover).await,
+            };
+            assert!(late.as_ref().is_err_and(|e| e.contains("wrong_state")), "{late:?}");
+        }
         assert_eq!(c.value(others[1], "SELECT max(term) FROM pgtenure.term").await, "5");
         c.until_streaming(p, others[1], term).await;
         // What a frozen standby reported is what is promoted, nothing else.

@@ -141,7 +141,7 @@ impl Pretender {
         };
         let node = state.node.clone();
         let replay_lsn = position.map(|p| p.lsn);
-        Frozen { node, term, position, replay_lsn, history: None, quarantine: None, was_primary }
+        Frozen { node, term, position, replay_lsn, history: None, quarantine: None, was_primary, system_id: None }
     }
 
     fn promote(&self, order: &Promote) -> Promoted {
@@ -248,6 +248,7 @@ impl World {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: 1,
+            data_loss_allowed: false,
         };
         let policy = PolicyRecord { epoch: 1, voters, k: 1, mode: Mode::Strict, suspended: None, joint: None };
         let txn = txn

@@ -41,6 +41,7 @@ fn term(term: u64, phase: Phase) -> TermRecord {
         xid_bound: None,
         record_lsn: None,
         policy_epoch: 1,
+        data_loss_allowed: false,
     }
 }
 

@@ -25,7 +25,16 @@ fn frozen(i: usize, p: Position) -> Frozen {
     let at = position(p);
     let replay_lsn = Some(at.lsn);
     let (node, term) = (node(i), Term(8));
-    Frozen { node, term, position: Some(at), replay_lsn, history: None, quarantine: None, was_primary: false }
+    Frozen {
+        node,
+        term,
+        position: Some(at),
+        replay_lsn,
+        history: None,
+        quarantine: None,
+        was_primary: false,
+        system_id: None,
+    }
 }
 
 /// Every set of recruits of `M` nodes, each at one of three ends of WAL, under every k and every change of it.

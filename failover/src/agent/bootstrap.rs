@@ -187,6 +187,7 @@ impl Agent {
             xid_bound: None,
             record_lsn: Some(record_lsn),
             policy_epoch: 1,
+            data_loss_allowed: false,
         };
         let init = self.records.borrow().init.as_ref().map_or(0, |i| i.revision);
         let txn = Txn::new()

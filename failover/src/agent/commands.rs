@@ -44,6 +44,7 @@ impl Agent {
     /// `/agent/recover`.
     pub(super) async fn recover(&self, order: &Recover) -> Result<Frozen, CommandError> {
         self.promise(order.term)?;
+        self.must_not_be_its_primary(order.term)?;
         let node = self.env.config.node.clone();
         if self.state.look(|o| o.fenced) {
             return Err(Refused::Fenced { node }.into());

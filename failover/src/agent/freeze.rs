@@ -55,9 +55,25 @@ impl Agent {
         Ok(())
     }
 
+    /// A freeze that comes late must not stop the very primary that its term has got.
+    pub(super) fn must_not_be_its_primary(&self, term: Term) -> Result<(), CommandError> {
+        match self.must_be_primary(term) {
+            Ok(()) => Err(self.wrong_state("not the primary of the term already")),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Is the data directory known to be another cluster's?
+    pub(super) fn has_foreign_data(&self) -> bool {
+        let records = self.records.borrow();
+        let want = records.init.as_ref().and_then(|i| i.value.system_id.as_deref());
+        self.state.look(|o| o.system_id.as_deref().is_some_and(|have| want.is_some_and(|want| want != have)))
+    }
+
     /// `/agent/freeze`.
     pub(super) async fn freeze(&self, term: Term) -> Result<Frozen, CommandError> {
         self.promise(term)?;
+        self.must_not_be_its_primary(term)?;
         self.state.change(|o| o.frozen_for = Some(term));
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         if self.replacing.load(Ordering::Acquire) {
@@ -85,6 +101,13 @@ impl Agent {
             (Err(error), _) if !self.state.look(|o| o.was_primary) => {
                 Err(self.failed("freezing a standby that does not answer", &error).into())
             }
+            // Promoted for this very term while the freeze waited its turn.
+            (Ok(_), Ok("f"))
+                if self.state.look(|o| o.last_timeline.is_some() && o.last_timeline == term.timeline()) =>
+            {
+                self.state.change(|o| o.frozen_for = None);
+                Err(self.wrong_state("not the primary of the term already"))
+            }
             // A primary, or one that does not answer and was one.
             _ => {
                 tracing::warn!(node = %self.env.config.node, term = term.0, "stopping the old primary");
@@ -105,6 +128,7 @@ impl Agent {
             history: None,
             quarantine: self.memory().quarantine,
             was_primary,
+            system_id: self.state.look(|o| o.system_id.clone()),
         }
     }
 
@@ -140,6 +164,7 @@ impl Agent {
             history,
             quarantine: self.memory().quarantine,
             was_primary: false,
+            system_id: self.state.look(|o| o.system_id.clone()),
         })
     }
 

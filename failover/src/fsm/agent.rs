@@ -244,6 +244,7 @@ mod tests {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: 1,
+            data_loss_allowed: false,
         }
     }
 

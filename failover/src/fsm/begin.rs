@@ -130,6 +130,9 @@ impl Planner {
         let Some(state) = self.seen.reachable(node, now, &self.settings) else {
             return Some(Unfit::Unreachable { silent_ms: millis(self.seen.silent_for(node, now)) });
         };
+        if let Some(have) = self.seen.foreign(state.system_id.as_ref()) {
+            return Some(Unfit::Foreign { have: have.clone() });
+        }
         if let Some(floor) = state.quarantine {
             return Some(Unfit::Quarantined { floor });
         }
@@ -173,6 +176,7 @@ impl Planner {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: policy.value.epoch,
+            data_loss_allowed: begin.allow_loss,
         };
         let mut guards = vec![Guard::Term(old.revision), Guard::Policy(policy.revision)];
         if !policy.value.protects() {

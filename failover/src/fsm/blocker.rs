@@ -54,6 +54,11 @@ pub enum Unfit {
         /// It counts again from here.
         floor: Position,
     },
+    /// Its data is not this cluster's: the system identifier differs.
+    Foreign {
+        /// The identifier found there.
+        have: String,
+    },
     /// No data directory, or one that is being made.
     NoData,
     /// Stopped; the end of its WAL is known only once it has been recovered.
@@ -403,6 +408,7 @@ impl fmt::Display for Missing {
             Unfit::Quarantined { floor } => {
                 write!(f, "quarantined until it has replayed {} on timeline {}", floor.lsn, floor.timeline)
             }
+            Unfit::Foreign { have } => write!(f, "with another cluster's data (system identifier {have})"),
             Unfit::NoData => f.write_str("without data"),
             Unfit::NotRecovered => f.write_str("stopped and not recovered"),
             Unfit::NotFrozen => f.write_str("not frozen yet"),

@@ -89,6 +89,7 @@ mod tests {
             history: None,
             quarantine: None,
             was_primary: false,
+            system_id: None,
         };
         (node(name), frozen)
     }

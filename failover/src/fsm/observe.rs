@@ -32,6 +32,8 @@ pub struct Records {
     pub term: Option<At<TermRecord>>,
     /// `policy`.
     pub policy: Option<At<PolicyRecord>>,
+    /// PostgreSQL's system identifier of the cluster, from `init`, once it was created.
+    pub system_id: Option<String>,
     /// `primary`, while its lease lives.
     pub primary: Option<PrimaryRecord>,
     /// `members/*`.
@@ -178,6 +180,12 @@ impl Observed {
     pub fn fenced(&self, node: &NodeId) -> bool {
         self.records.fences.contains_key(node)
             || self.agents.get(node).and_then(|a| a.state.as_ref()).is_some_and(|s| s.fenced)
+    }
+
+    /// The identifier of the node's data, when that is known not to be this cluster's: a directory that was made anew, or
+    /// another cluster's, holds none of its commits whatever its positions say.
+    pub fn foreign<'a>(&self, told: Option<&'a String>) -> Option<&'a String> {
+        told.filter(|have| self.records.system_id.as_ref().is_some_and(|want| want != *have))
     }
 
     /// The node as a standby that streams the current term's timeline from its primary.

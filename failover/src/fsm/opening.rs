@@ -6,7 +6,7 @@ use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
-use crate::fsm::round::{Ask, Round, Step, send};
+use crate::fsm::round::{Ask, Begin, Round, Step, send};
 use crate::fsm::sync_set::{self};
 use crate::record::{MOST_FORKS, Phase, Suspension, TermRecord};
 use cluster::timeline::Fork;
@@ -106,7 +106,7 @@ impl Planner {
             _ => return self.take_over(now, term, out), // in no other state can it be opened
         }
         let evidence = vec![format!("opening of term {} taken over from {}", term.term, term.coordinator)];
-        let begin = Self::automatic(term.cause, now, evidence);
+        let begin = Begin { allow_loss: term.data_loss_allowed, ..Self::automatic(term.cause, now, evidence) };
         let kept = self.last.clone().filter(|j| j.term == term.term);
         let mut journal =
             kept.unwrap_or_else(|| self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value));

@@ -65,8 +65,9 @@ impl Planner {
             }
             // One that does not vote is made primary only where an operator takes what there is.
             let votes = round.policy.counts(node) || round.begin.allow_loss;
-            let counts = votes && frozen.position.is_some() && frozen.quarantine.is_none() && !self.seen.fenced(node);
-            if counts {
+            let ours = self.seen.foreign(frozen.system_id.as_ref()).is_none();
+            let known = frozen.position.is_some() && frozen.quarantine.is_none();
+            if votes && ours && known && !self.seen.fenced(node) {
                 usable.insert(node.clone(), frozen);
             }
         }
@@ -132,7 +133,10 @@ impl Planner {
             if usable.contains(node) {
                 return None;
             }
-            let unfit = self.unfit(node, now).unwrap_or(match round.frozen.get(node) {
+            let unfit = self.unfit(node, now).unwrap_or_else(|| match round.frozen.get(node) {
+                Some(Frozen { system_id: Some(have), .. }) if self.seen.foreign(Some(have)).is_some() => {
+                    Unfit::Foreign { have: have.clone() }
+                }
                 Some(f) => f.quarantine.map_or(Unfit::NotRecovered, |floor| Unfit::Quarantined { floor }),
                 None => Unfit::NotFrozen,
             });

@@ -160,6 +160,7 @@ impl Planner {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: round.policy.epoch,
+            data_loss_allowed: round.begin.allow_loss,
         }
     }
 

@@ -148,6 +148,9 @@ impl Observed {
         if self.fenced(voter) {
             return Some("is fenced".into());
         }
+        if self.foreign(state.system_id.as_ref()).is_some() {
+            return Some("has another cluster's data".into());
+        }
         if state.quarantine.is_some() {
             return Some("is quarantined".into());
         }

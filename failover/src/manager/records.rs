@@ -3,7 +3,7 @@
 use crate::fsm::action::Input;
 use crate::fsm::observe::{At, Records};
 use crate::metrics::Metrics;
-use crate::record::{LeaderRecord, LossReport, PauseRecord};
+use crate::record::{InitRecord, LeaderRecord, LossReport, PauseRecord};
 use crate::store::{Range, Snapshot, Store, StoreError, Versioned};
 use cluster::keys::Keys;
 use cluster::{Clock, Instant, Term};
@@ -102,7 +102,7 @@ impl Reader {
 
     fn ranges(&self, newest: Term) -> Vec<Range> {
         let k = &self.keys;
-        let keys = [k.term(), k.policy(), k.primary(), k.manager(), k.pause(), k.journal(newest)];
+        let keys = [k.init(), k.term(), k.policy(), k.primary(), k.manager(), k.pause(), k.journal(newest)];
         let prefixes = [k.members(), k.fences(), k.proxies(), k.spent()];
         keys.into_iter().map(Range::Key).chain(prefixes.into_iter().map(Range::Prefix)).collect()
     }
@@ -133,6 +133,7 @@ pub(super) fn parse(keys: &Keys, snapshot: &Snapshot) -> Records {
         revision: snapshot.revision,
         term: snapshot.get(&keys.term()).and_then(at),
         policy: snapshot.get(&keys.policy()).and_then(at),
+        system_id: snapshot.get(&keys.init()).and_then(one::<InitRecord>).and_then(|i| i.system_id),
         primary: snapshot.get(&keys.primary()).and_then(one),
         members: below(snapshot, &keys.members()),
         fences: below(snapshot, &keys.fences()),

@@ -161,6 +161,7 @@ mod tests {
                 xid_bound: None,
                 record_lsn: None,
                 policy_epoch: 1,
+                data_loss_allowed: false,
             }),
             primary: Some(PrimaryRecord { term: Term(7), node: n("n2"), holder: "a".to_owned() }),
             policy: Some(PolicyRecord {

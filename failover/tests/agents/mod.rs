@@ -301,6 +301,7 @@ impl Cluster {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: 1,
+            data_loss_allowed: false,
         };
         let revision = self.put_term(&next, revision).await;
         (next, revision)

@@ -189,11 +189,13 @@ impl World {
             xid_bound: None,
             record_lsn: Some(Lsn(0x100)),
             policy_epoch: 1,
+            data_loss_allowed: false,
         };
         self.records.term = Some(At { value: record, revision: 90 });
         let policy = PolicyRecord { epoch: 1, voters: voters.clone(), k, mode, suspended, joint: None };
         self.records.policy = Some(At { value: policy, revision: 91 });
         self.records.primary = Some(PrimaryRecord { term, node: primary.clone(), holder: "h".into() });
+        self.records.system_id = words.optional("sysid")?;
         self.step(Input::Leading { revision: 50 });
         self.read();
         if words.flag("unheard") {
@@ -230,7 +232,7 @@ impl World {
             promise: Term(words.optional("promise")?.unwrap_or(0)),
             postgres,
             observed_ms_ago: 0,
-            system_id: None,
+            system_id: words.optional("sysid")?,
             frozen_for: None,
             quarantine: words.optional::<String>("quarantine")?.map(|q| parse::position(&q)).transpose()?,
             rejoin: words.optional("rejoin")?,
@@ -339,6 +341,7 @@ impl World {
             node: words.optional("node")?.or(old.node),
             prev: prev.transpose()?.or(old.prev),
             record_lsn: words.optional("record")?.or(old.record_lsn),
+            data_loss_allowed: words.flag("lossy"),
             ..old
         };
         self.records.term = Some(At { value, revision: self.records.revision });
@@ -385,6 +388,7 @@ impl World {
             history: None,
             quarantine: words.optional::<String>("quarantine")?.map(|q| parse::position(&q)).transpose()?,
             was_primary: words.flag("was_primary"),
+            system_id: words.optional("sysid")?,
         };
         words.end()?;
         self.answer(&node, kind, Ok(Reply::Frozen(frozen)))

@@ -33,6 +33,7 @@ pub(crate) fn first(m: usize, k: u32) -> Records {
         xid_bound: None,
         record_lsn: Some(Lsn(0)),
         policy_epoch: 1,
+        data_loss_allowed: false,
     };
     let voters = (0..m).map(name).collect();
     let policy = PolicyRecord { epoch: 1, voters, k, mode: Mode::Strict, suspended: None, joint: None };

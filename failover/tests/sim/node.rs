@@ -403,6 +403,10 @@ impl World {
         }
         self.nodes[n].promise = term;
         match command {
+            Command::Freeze(_) | Command::Recover(_) if self.nodes[n].serves(term) => {
+                self.reach("a freeze that came late");
+                Err(wrong_state(n, "not the primary of the term already"))
+            }
             Command::Freeze(_) => Ok(Reply::Frozen(self.freeze(n, term))),
             Command::Recover(_) => {
                 if matches!(self.nodes[n].is, Is::Stopped { .. }) {
@@ -452,6 +456,7 @@ impl World {
             history: None,
             quarantine,
             was_primary: was_primary && position.is_none(),
+            system_id: None,
         }
     }
 
