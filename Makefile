@@ -12,7 +12,7 @@ help:
 	@echo 'make differential   the protocol scripts cut at every byte, against PostgreSQL'
 	@echo 'make model          explore the failover protocol: every order of events within bounds'
 	@echo 'make sim            play SEEDS=10000 seeds of faults against the shipped decisions, or one (SEED=8412) with its story'
-	@echo 'make test-drivers   twelve drivers, through the endpoint and not, with equal results'
+	@echo 'make test-drivers   twelve drivers, through the endpoint and not, with equal results, and in failovers'
 	@echo 'make test-staleness 100,000 reads per promise, checked while nodes fail and change roles'
 	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
 	@echo 'make bench          what the endpoint costs, next to PgBouncer and a plain relay'
@@ -45,7 +45,8 @@ sim:
 model:
 	cargo run --release --locked -p model
 
-# Every driver's script against PostgreSQL and through the endpoint in both pooling modes. Versions are pinned here, in
+# Every driver's script against PostgreSQL and through the endpoint in both pooling modes and over TLS, and turns of every
+# driver while the primary is replaced. Versions are pinned here, in
 # integration/drivers/node/package.json and in integration/drivers/rust/Cargo.lock; JDBC's and Go's are the distribution's.
 # DRIVERS=psql,pgx runs these only.
 DRIVERS ?=
@@ -69,9 +70,10 @@ set-up-drivers:
 	@cd $(INSTALLED)/node && npm install --silent --no-audit --no-fund
 	cargo build --locked --manifest-path integration/drivers/rust/Cargo.toml --target-dir $(INSTALLED)/rust
 	GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$(CURDIR)/$(INSTALLED)/gocache go build -o $(INSTALLED)/go integration/drivers/go/main.go
-	for own in pgx pq; do GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$(CURDIR)/$(INSTALLED)/gocache \
+	for own in pgx pq turns; do GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$(CURDIR)/$(INSTALLED)/gocache \
 	  go build -o $(INSTALLED)/$$own integration/drivers/go/$$own/main.go || exit 1; done
 	cc -Wall -Wextra -I/usr/include/postgresql integration/drivers/c/pipeline.c -lpq -o $(INSTALLED)/pipeline
+	cc -Wall -Wextra -I/usr/include/postgresql integration/drivers/c/turns.c -lpq -o $(INSTALLED)/pipeline_turns
 
 check: set-up-tests
 	cargo fmt --check

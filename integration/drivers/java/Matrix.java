@@ -28,7 +28,8 @@ public class Matrix {
 
     public static void main(String[] a) throws Exception {
         var env = System.getenv();
-        String where = "jdbc:postgresql://" + env.get("PGHOST") + ":" + env.get("PGPORT") + "/" + env.get("PGDATABASE") + "?sslmode=disable&";
+        String where = "jdbc:postgresql://" + env.get("PGHOST") + ":" + env.get("PGPORT") + "/" + env.get("PGDATABASE") + "?sslmode=" + env.get("PGSSLMODE") + "&";
+        if (env.containsKey("PGSSLROOTCERT")) where += "sslrootcert=" + env.get("PGSSLROOTCERT") + "&";
         Connection c = DriverManager.getConnection(where + "prepareThreshold=3", env.get("PGUSER"), env.get("PGPASSWORD"));
         say("version", org.postgresql.Driver.getVersion());
         act(c, "drop table if exists matrix_jdbc");

@@ -5,9 +5,8 @@ import copy from 'pg-copy-streams'
 import { once } from 'node:events'
 import { createRequire } from 'node:module'
 
-const where = { ssl: false }
 const say = (step, value) => console.log(JSON.stringify([step, value]))
-const client = new pg.Client(where)
+const client = new pg.Client()
 const ask = async (step, ...query) => {
   const r = await client.query(...query)
   say(step, Array.isArray(r) ? r.map((x) => [x.command, x.rows]) : [r.command, r.rowCount, r.rows])
@@ -71,7 +70,7 @@ await client.query('unlisten *')
 await client.query("set statement_timeout = '50ms'")
 await failing('timeout', () => client.query('select pg_sleep(60)'))
 await client.query('reset statement_timeout')
-const pool = new pg.Pool({ ...where, max: 5 })
+const pool = new pg.Pool({ max: 5 })
 say('pool', (await Promise.all(Array.from({ length: 20 }, (_, i) => pool.query('select $1::int n', [i])))).map((r) => r.rows[0].n))
 await pool.end()
 await client.query('drop table matrix_pg')

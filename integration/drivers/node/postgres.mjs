@@ -6,7 +6,7 @@ import { readFileSync } from 'node:fs'
 
 const say = (step, value) => console.log(JSON.stringify([step, value]))
 const notices = []
-const sql = postgres({ ssl: false, max: 4, onnotice: (n) => notices.push([n.severity, n.code, n.message]) })
+const sql = postgres({ ssl: process.env.PGSSLMODE === 'disable' ? false : process.env.PGSSLMODE, max: 4, onnotice: (n) => notices.push([n.severity, n.code, n.message]) })
 const failing = (step, run) => run().then(() => say(step, 'no error'), (e) => say(step, [e.code, e.message]))
 
 const manifest = new URL('./node_modules/postgres/package.json', import.meta.url)

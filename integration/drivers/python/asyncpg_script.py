@@ -5,8 +5,6 @@ import json
 
 import asyncpg
 
-where = dict(ssl=False)
-
 
 def say(step, value):
     print(json.dumps([step, value], default=str), flush=True)
@@ -22,7 +20,7 @@ async def failing(step, awaited):
 
 async def main():
     say("version", asyncpg.__version__)
-    c = await asyncpg.connect(**where)
+    c = await asyncpg.connect()
     await c.execute("drop table if exists matrix_asyncpg; create table matrix_asyncpg(id int primary key, word text)")
     await c.executemany("insert into matrix_asyncpg values ($1, $2)", [(i, f"wörd {i}") for i in range(50)])
     say("rows", [tuple(r) for r in await c.fetch("select * from matrix_asyncpg order by id limit 3")])
@@ -77,7 +75,7 @@ async def main():
         say("cancelled by a timeout", await c.fetchval("select 1"))
     await c.execute("alter table matrix_asyncpg add more int")
     say("after DDL", [tuple(r) for r in await c.fetch("select * from matrix_asyncpg order by id limit 1")])
-    pool = await asyncpg.create_pool(**where, min_size=5, max_size=5)
+    pool = await asyncpg.create_pool(min_size=5, max_size=5)
     say("pool", sorted(await asyncio.gather(*(pool.fetchval("select $1::int", i) for i in range(20)))))
     await pool.close()
     await c.execute("drop table matrix_asyncpg")

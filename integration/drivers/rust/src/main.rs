@@ -1,8 +1,9 @@
 //! The common script with tokio-postgres and with sqlx. Connects as the environment says. Prints one line of JSON per
-//! step. Usage: drivers tokio-postgres|sqlx
+//! step. Usage: drivers [turns] tokio-postgres|sqlx
 
 mod sqlx_script;
 mod tokio_script;
+mod turns;
 
 use serde_json::{Value, json};
 
@@ -25,9 +26,11 @@ fn version(of: &str) -> String {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Ended {
-    match std::env::args().nth(1).as_deref() {
-        Some("tokio-postgres") => tokio_script::run().await,
-        Some("sqlx") => sqlx_script::run().await,
-        _ => Err("usage: drivers tokio-postgres|sqlx".into()),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["tokio-postgres"] => tokio_script::run().await,
+        ["sqlx"] => sqlx_script::run().await,
+        ["turns", driver @ ("tokio-postgres" | "sqlx")] => turns::run(driver).await,
+        _ => Err("usage: drivers [turns] tokio-postgres|sqlx".into()),
     }
 }

@@ -1,10 +1,10 @@
 //! sqlx: its statement cache, transactions, a pool, COPY, a listener.
 
-use crate::{Ended, env, say, version};
+use crate::{Ended, say, version};
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 use serde_json::json;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{Connection, Executor, PgConnection, Row};
 
 fn state<T>(result: Result<T, sqlx::Error>) -> serde_json::Value {
@@ -17,8 +17,7 @@ fn state<T>(result: Result<T, sqlx::Error>) -> serde_json::Value {
 
 pub async fn run() -> Ended {
     say("version", version("sqlx"));
-    let options = PgConnectOptions::new().host(&env("PGHOST")).port(env("PGPORT").parse()?).username(&env("PGUSER"));
-    let options = options.password(&env("PGPASSWORD")).database(&env("PGDATABASE")).ssl_mode(PgSslMode::Disable);
+    let options = PgConnectOptions::new();
     let mut c = PgConnection::connect_with(&options).await?;
     c.execute("drop table if exists matrix_sqlx; create table matrix_sqlx(id int primary key, word text)").await?;
     for i in 0..20 {

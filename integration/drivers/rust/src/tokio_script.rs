@@ -3,10 +3,15 @@
 use crate::{Ended, env, say, version};
 use futures_util::future::{join_all, poll_fn};
 use futures_util::{SinkExt, TryStreamExt};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
 use std::pin::pin;
 use std::time::Duration;
-use tokio_postgres::{AsyncMessage, Client, Config, Error, NoTls};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{AsyncMessage, Client, Config, Error};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 fn state<T>(result: Result<T, Error>) -> serde_json::Value {
     match result {
@@ -18,11 +23,30 @@ fn state<T>(result: Result<T, Error>) -> serde_json::Value {
     }
 }
 
-async fn connect() -> Result<(Client, tokio::sync::mpsc::UnboundedReceiver<AsyncMessage>), Box<dyn std::error::Error>> {
+/// As the environment says, which tokio-postgres does not read.
+pub fn config() -> Config {
     let mut config = Config::new();
-    config.host(env("PGHOST")).port(env("PGPORT").parse()?).user(env("PGUSER")).password(env("PGPASSWORD"));
-    config.dbname(env("PGDATABASE"));
-    let (client, mut connection) = config.connect(NoTls).await?;
+    config.host(env("PGHOST")).port(env("PGPORT").parse().expect("PGPORT is a port"));
+    config.user(env("PGUSER")).password(env("PGPASSWORD")).dbname(env("PGDATABASE"));
+    config.ssl_mode(if tls() { SslMode::Require } else { SslMode::Disable });
+    config
+}
+
+fn tls() -> bool {
+    env("PGSSLMODE") != "disable"
+}
+
+/// Servers' certificates are verified, names included, as rustls always does.
+fn encryption() -> Result<MakeRustlsConnect, Box<dyn std::error::Error>> {
+    let mut roots = RootCertStore::empty();
+    if tls() {
+        roots.add(CertificateDer::from_pem_file(env("PGSSLROOTCERT"))?)?;
+    }
+    Ok(MakeRustlsConnect::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
+}
+
+async fn connect() -> Result<(Client, tokio::sync::mpsc::UnboundedReceiver<AsyncMessage>), Box<dyn std::error::Error>> {
+    let (client, mut connection) = config().connect(encryption()?).await?;
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
@@ -111,11 +135,11 @@ pub async fn run() -> Ended {
         }
     }
     c.batch_execute("unlisten *").await?;
-    let cancel = c.cancel_token();
+    let (cancel, encryption) = (c.cancel_token(), encryption()?);
     let sleeping = c.query("select pg_sleep(60)", &[]);
     let cancelling = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        cancel.cancel_query(NoTls).await
+        cancel.cancel_query(encryption).await
     };
     let (slept, cancelled) = tokio::join!(sleeping, cancelling);
     say("cancel", json!([state(slept), state(cancelled)]));
