@@ -48,7 +48,7 @@ fn no_client_sees_an_error_in_a_switchover_and_the_old_primary_is_a_standby_at_o
 #[test]
 fn the_report_counts_commits_below_the_mode() {
     let _turn = one_at_a_time();
-    let cluster = Cluster::healthy();
+    let cluster = Cluster::start(&Options { proxy: "durability = { allow_lower = true }\n", ..Options::default() });
     let before = cluster.active();
     let mut lowered = cluster.connect();
     lowered.query("create table if not exists relaxed (id int)").expect("a commit at the cluster's mode");

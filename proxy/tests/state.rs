@@ -230,7 +230,8 @@ fn a_session_finds_the_connection_that_has_its_settings() {
 
 #[test]
 fn durability_and_pins_are_counted_as_the_session_has_them() {
-    let c = two_servers();
+    let allows = proxy::config::durability::Own { allow_lower: Some(true), level: None };
+    let c = Cluster::start(0, |raw| (raw.workers, raw.pool_size, raw.durability) = (1, 2, allows));
     c.nodes[0].psql("create table t (i int); alter table t owner to app; alter role app set synchronous_commit = off");
     let mut a = Raw::login(c.port, &[]);
     ok(&mut a, "insert into t values (1)");

@@ -1,6 +1,7 @@
 //! The `[proxy]` section: as typed, and checked.
 
 pub mod console;
+pub mod durability;
 pub mod nodes;
 pub mod pools;
 pub mod reads;
@@ -102,6 +103,8 @@ pub struct Config {
     pub server_tls: tls::ServerTls,
     /// `[proxy.reads]`
     pub reads: reads::Raw,
+    /// `[proxy.durability]`
+    pub durability: durability::Own,
     /// `[proxy.throttle]`
     pub throttle: throttle::Throttle,
     /// `zone` and `[proxy.nodes]`
@@ -193,6 +196,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         max_replay_lag: raw.max_replay_lag.0,
         favours,
         reads: raw.reads,
+        durability: raw.durability,
         throttle: raw.throttle.checked(),
         server_idle_timeout: raw.server_idle_timeout.0,
         server_lifetime: raw.server_lifetime.0,

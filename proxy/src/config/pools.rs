@@ -128,6 +128,8 @@ pub struct Database {
     pub max_client_connections: Option<usize>,
     /// What reads are promised.
     pub reads: super::reads::Own,
+    /// What commits wait for.
+    pub durability: super::durability::Own,
 }
 
 /// `[proxy.users.NAME]`. Every key is optional.
@@ -154,6 +156,8 @@ pub struct User {
     pub max_client_connections: Option<usize>,
     /// What reads are promised.
     pub reads: super::reads::Own,
+    /// What commits wait for.
+    pub durability: super::durability::Own,
 }
 
 /// The three tables checked, with the two keys of `[proxy]` that they override.

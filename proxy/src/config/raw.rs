@@ -1,6 +1,6 @@
 //! The `[proxy]` section as typed, with its defaults.
 
-use super::{Addresses, auth, cancel, console, nodes, pools, reads, throttle, timeouts, tls};
+use super::{Addresses, auth, cancel, console, durability, nodes, pools, reads, throttle, timeouts, tls};
 use cluster::config::{Size, Span};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -105,6 +105,8 @@ pub struct Raw {
     pub server_tls: tls::ServerRaw,
     /// What reads are promised.
     pub reads: reads::Raw,
+    /// What commits wait for.
+    pub durability: durability::Own,
     /// Slowing writes while the standbys cannot keep up.
     pub throttle: throttle::Raw,
     /// Where this proxy is: reads go to standbys of its own zone while one of them may serve them. Default none.
@@ -162,6 +164,7 @@ impl Default for Raw {
             tls: tls::ClientRaw::default(),
             server_tls: tls::ServerRaw::default(),
             reads: reads::Raw::default(),
+            durability: durability::Own::default(),
             throttle: throttle::Raw::default(),
             zone: None,
             nodes: BTreeMap::new(),

@@ -19,6 +19,7 @@
 
 pub mod balance;
 pub mod consistency;
+pub mod durability;
 pub mod footing;
 pub mod hint;
 pub mod misroute;

@@ -164,7 +164,7 @@ pub enum BadPromise {
     },
     /// There is no such setting.
     #[error(
-        "unrecognized configuration parameter \"{name}\" (there are pgtenure.consistency, .read_from, .max_replay_lag, .standby_wait, .no_standby, .after and .explain_route)"
+        "unrecognized configuration parameter \"{name}\" (there are pgtenure.consistency, .read_from, .max_replay_lag, .standby_wait, .no_standby, .after, .explain_route and .durability)"
     )]
     Name {
         /// The setting.
@@ -202,6 +202,8 @@ pub fn resolve<'a>(
             "no_standby" => word(full, value, &NoStandby::ALL, |n| n.as_str()).map(|n| promise.no_standby = n),
             "max_replay_lag" => time(full, value).map(|t| promise.max_replay_lag = t),
             "standby_wait" => time(full, value).map(|t| promise.standby_wait = t),
+            // What commits wait for is another matter.
+            "durability" => Ok(()),
             "after" => token(full, value).map(|t| promise.after = Some(t)),
             "explain_route" => word(full, value, &SWITCH, |(text, _)| text).map(|(_, on)| promise.explain_route = on),
             _ if TOLD.contains(&full) => Err(BadPromise::Told { name: full.to_owned() }),
@@ -255,9 +257,15 @@ fn time(name: &str, value: &str) -> Result<Duration, BadPromise> {
     (span <= LONGEST).then_some(span).ok_or_else(bad)
 }
 
-/// The settings in `options` of a startup packet (`-c name=value`, `--name=value`) that are ours, in lower case.
-/// Source: PostgreSQL's process_postgres_switches and pg_split_opts.
+/// The settings in `options` of a startup packet that are ours, in lower case.
 pub fn in_options(options: &str) -> Vec<(String, String)> {
+    let all = self::options(options).into_iter();
+    all.filter(|(name, _)| name.starts_with(PREFIX)).collect()
+}
+
+/// The settings in `options` of a startup packet (`-c name=value`, `--name=value`), names in lower case.
+/// Source: PostgreSQL's process_postgres_switches and pg_split_opts.
+pub fn options(options: &str) -> Vec<(String, String)> {
     let mut words = split(options).into_iter();
     let mut found = Vec::new();
     while let Some(word) = words.next() {
@@ -267,10 +275,8 @@ pub fn in_options(options: &str) -> Vec<(String, String)> {
             (None, Some(setting)) => setting.to_owned(),
             (None, None) => continue,
         };
-        if let Some((name, value)) = setting.split_once('=')
-            && name.to_ascii_lowercase().starts_with(PREFIX)
-        {
-            found.push((name.to_ascii_lowercase(), value.to_owned()));
+        if let Some((name, value)) = setting.split_once('=') {
+            found.push((name.to_ascii_lowercase().replace('-', "_"), value.to_owned()));
         }
     }
     found
@@ -351,7 +357,7 @@ mod tests {
                 "pgtenure.consistancy",
                 "global",
                 "unrecognized configuration parameter \"pgtenure.consistancy\" (there are pgtenure.consistency, \
-                 .read_from, .max_replay_lag, .standby_wait, .no_standby, .after and .explain_route)",
+                 .read_from, .max_replay_lag, .standby_wait, .no_standby, .after, .explain_route and .durability)",
             ),
             (
                 "pgtenure.after",

@@ -3,8 +3,9 @@
 use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::metrics::Source;
+use crate::route::durability::COMMIT;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
-use crate::session::durability::Level;
+use crate::session::durability::level;
 use crate::session::presence::Activity;
 use crate::session::relay::{Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
 use crate::session::server::Meta;
@@ -190,8 +191,8 @@ impl Session {
         let strict = self.w.view.borrow().topology.valid_until.is_none();
         let commits = std::mem::take(&mut self.commits);
         let Some(server) = self.server.as_ref().filter(|_| commits) else { return };
-        let session = self.tracking.settings.get("synchronous_commit").map(Level::of);
-        if self.durability.is_below(session, Level::of(&server.meta.defaults.synchronous_commit), strict) {
+        let session = self.tracking.settings.get(COMMIT).map(level);
+        if self.durability.is_below(session, level(&server.meta.defaults.synchronous_commit), strict) {
             self.w.count_below_mode(server.meta.term);
         }
     }

@@ -14,7 +14,7 @@ use crate::route::{Causality, Promise, Reason};
 use crate::session::acquire;
 use crate::session::block::Fresh;
 use crate::session::cancel::Waiters;
-use crate::session::durability::Durability;
+use crate::session::durability::Noted;
 use crate::session::outbox::Outbox;
 use crate::session::presence::{Activity, End, Presence, Serving};
 use crate::session::promised::Promised;
@@ -184,7 +184,7 @@ pub struct Session {
     /// The error for the unit at the head of the inbox.
     pub(super) fail: Option<Failure>,
     pub(super) portal_may_commit: bool,
-    pub(super) durability: Durability,
+    pub(super) durability: Noted,
     /// More than a change of `synchronous_commit` was sent since the last commit.
     pub(super) commits: bool,
     pub(super) wrote: bool,
@@ -299,7 +299,7 @@ impl Session {
             skip: false,
             fail: None,
             portal_may_commit: false,
-            durability: Durability::default(),
+            durability: Noted::default(),
             commits: false,
             wrote: false,
             busy: false,

@@ -8,49 +8,41 @@
 //!
 //! Source: PostgreSQL documentation, "synchronous_commit".
 
-/// The setting.
-const NAME: &[u8] = b"synchronous_commit";
+use crate::route::durability::{COMMIT, Durability};
+
 /// How much of a unit is searched: a SET is short, and long parameters of a write are not to be read twice.
 const SEARCHED: usize = 1024;
 
 /// What the statements in flight set, as far as their text tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Durability {
+pub(super) struct Noted {
     guess: Option<Guess>,
+    /// A unit that may have set `pgtenure.durability` was sent.
+    pub(super) named: bool,
+    /// What it sets is not in force yet in the block that it was sent in.
+    pub(super) due: Option<Due>,
+    /// What the session's `pgtenure.durability` has made of its `synchronous_commit`.
+    pub(super) chosen: Option<Durability>,
+}
+
+/// What is to be done about the block that a unit was sent in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Its `synchronous_commit` becomes what its `pgtenure.durability` stands for.
+    Set,
+    /// Its `synchronous_commit` is to be seen: the text did not tell the value.
+    Ask,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guess {
     /// SET.
-    To(Level),
+    To(Durability),
     /// RESET, or SET to DEFAULT.
     Default,
 }
 
-/// Values of `synchronous_commit`, as far as they differ here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Level {
-    /// `on`, `remote_apply`, or never set.
-    #[default]
-    Full,
-    /// `local` or `remote_write`: flushed here, but perhaps nowhere else.
-    Local,
-    /// `off`: not even flushed here.
-    Off,
-}
-
-impl Level {
-    /// Of a value as the server spells it.
-    pub(super) fn of(value: &str) -> Self {
-        match value {
-            "off" => Self::Off,
-            "local" | "remote_write" => Self::Local,
-            _ => Self::Full,
-        }
-    }
-}
-
-impl Durability {
+impl Noted {
     /// Note what a unit on its way to the server sets, if it sets anything. True when setting is all that it does, so
     /// that it commits nothing.
     pub(super) fn note(&mut self, unit: &[u8]) -> bool {
@@ -59,36 +51,55 @@ impl Durability {
         let mut alone = false;
         while let Some(at) = find(&text[from..]) {
             let start = from + at;
-            from = start + NAME.len();
+            from = start + COMMIT.len();
             alone = is_alone(&text[..start], &text[from..]);
             self.guess = Some(guess(&text[from..]));
         }
         alone
     }
 
-    /// What the session has set is known again.
-    pub(super) fn settle(&mut self) {
-        self.guess = None;
+    /// The server has said what the open transaction has.
+    pub(super) fn told(&mut self, level: Durability) {
+        (self.guess, self.due) = (Some(Guess::To(level)), None);
     }
 
-    /// Is a commit now less durable than the mode? In async mode only `off` is. `session` is what it is known to have
-    /// set, `default` what its server began with.
-    pub(super) fn is_below(self, session: Option<Level>, default: Level, strict: bool) -> bool {
+    /// Has the open transaction perhaps another than its session?
+    pub(super) fn is_guessed(&self) -> bool {
+        self.guess.is_some()
+    }
+
+    /// A part of the transaction is undone: what it has then only the server knows.
+    pub(super) fn undone(&mut self) {
+        if self.guess.is_some() {
+            self.due.get_or_insert(Due::Ask);
+        }
+    }
+
+    /// What the session has set is known again.
+    pub(super) fn settle(&mut self) {
+        (self.guess, self.due, self.named) = (None, None, false);
+    }
+
+    /// Is a commit now less durable than the mode? `session` is what it is known to have set, `default` what its server
+    /// began with.
+    pub(super) fn is_below(self, session: Option<Durability>, default: Durability, strict: bool) -> bool {
         let level = match self.guess {
             Some(Guess::To(level)) => level,
             Some(Guess::Default) => default,
             None => session.unwrap_or(default),
         };
-        match level {
-            Level::Full => false,
-            Level::Local => strict,
-            Level::Off => true,
-        }
+        level < Durability::of_mode(strict)
     }
 }
 
+/// Of a value that a server has told; what we do not know asks for no less.
+pub(super) fn level(value: &str) -> Durability {
+    Durability::of_commit(value).unwrap_or(Durability::SemiSync)
+}
+
 fn find(text: &[u8]) -> Option<usize> {
-    text.windows(NAME.len()).position(|w| w[0] | 0x20 == NAME[0] && w.eq_ignore_ascii_case(NAME))
+    let name = COMMIT.as_bytes();
+    text.windows(name.len()).position(|w| w[0] | 0x20 == name[0] && w.eq_ignore_ascii_case(name))
 }
 
 /// The value behind the name: `= off`, `TO 'off'`, `', 'off'`. None at all is a RESET or a SHOW.
@@ -96,15 +107,11 @@ fn guess(behind: &[u8]) -> Guess {
     let mut words = words(statement_head(behind));
     let first = words.next().unwrap_or_default();
     let value = if first.eq_ignore_ascii_case(b"to") { words.next().unwrap_or_default() } else { first };
-    let is = |names: &[&[u8]]| names.iter().any(|n| n.eq_ignore_ascii_case(value));
-    if is(&[b"off", b"false", b"no", b"0"]) {
-        Guess::To(Level::Off)
-    } else if is(&[b"local", b"remote_write"]) {
-        Guess::To(Level::Local)
-    } else if is(&[b"", b"default"]) {
-        Guess::Default
-    } else {
-        Guess::To(Level::Full)
+    let value = std::str::from_utf8(value).unwrap_or_default();
+    match Durability::of_commit(value) {
+        Some(level) => Guess::To(level),
+        None if value.is_empty() || value.eq_ignore_ascii_case("default") => Guess::Default,
+        None => Guess::To(Durability::SemiSync),
     }
 }
 
@@ -129,16 +136,16 @@ fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Durability::{Async, SemiSync};
 
     /// (below strict, below async) while these are in flight, and when the session is known to have `after`.
     fn check(texts: &[&str], during: (bool, bool), after: &str, then: (bool, bool)) {
-        let mut d = Durability::default();
+        let mut d = Noted::default();
         texts.iter().for_each(|t| _ = d.note(t.as_bytes()));
-        let below =
-            |d: Durability, session| (d.is_below(session, Level::Full, true), d.is_below(session, Level::Full, false));
+        let below = |d: Noted, session| (d.is_below(session, SemiSync, true), d.is_below(session, SemiSync, false));
         assert_eq!(below(d, None), during, "{texts:?}");
         d.settle();
-        assert_eq!(below(d, Some(Level::of(after))), then, "{texts:?} when {after} is known");
+        assert_eq!(below(d, Some(level(after))), then, "{texts:?} when {after} is known");
     }
 
     const FULL: (bool, bool) = (false, false);
@@ -158,19 +165,28 @@ mod tests {
 
     #[test]
     fn what_a_session_begins_with_counts_until_it_sets_something_else() {
-        let mut d = Durability::default();
-        assert!(d.is_below(None, Level::Off, false) && !d.is_below(Some(Level::Full), Level::Off, true));
+        let mut d = Noted::default();
+        assert!(d.is_below(None, Async, false) && !d.is_below(Some(SemiSync), Async, true));
         d.note(b"set synchronous_commit = on");
-        assert!(!d.is_below(None, Level::Off, true));
+        assert!(!d.is_below(None, Async, true));
         for back in [&b"reset synchronous_commit"[..], b"set local synchronous_commit to default"] {
             d.note(back);
-            assert!(d.is_below(Some(Level::Full), Level::Off, false));
+            assert!(d.is_below(Some(SemiSync), Async, false));
         }
     }
 
     #[test]
+    fn what_the_server_says_of_a_block_counts_until_it_ends() {
+        let mut d = Noted { due: Some(Due::Set), ..Noted::default() };
+        d.told(Durability::Local);
+        assert!(d.is_below(None, SemiSync, true) && !d.is_below(None, SemiSync, false) && d.due.is_none());
+        d.settle();
+        assert!(!d.is_below(None, SemiSync, true));
+    }
+
+    #[test]
     fn a_unit_that_only_sets_commits_nothing() {
-        let alone = |unit: &[u8]| Durability::default().note(unit);
+        let alone = |unit: &[u8]| Noted::default().note(unit);
         assert!(alone(b"Q\0\0\0\x1eset synchronous_commit = off;\0"));
         assert!(alone(b"P\0\0\0\x1e\0set synchronous_commit = off\0\0\0B\0\0\0\x0c\0\0"));
         assert!(!alone(b"Q\0\0\0\x30set synchronous_commit = off; insert into t values (1)\0"));

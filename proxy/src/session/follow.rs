@@ -142,7 +142,6 @@ impl Session {
 
     /// The server has the settings that the session is known to have.
     fn settled(&mut self) {
-        self.durability.settle();
         let Some(server) = &mut self.server else { return };
         server.meta.given = self.tracking.settings.clone();
         if server.meta.adopt() {
@@ -164,6 +163,9 @@ impl Session {
             settings::Settings::set(Arc::make_mut(&mut server.meta.given), name, None);
         }
         self.tracking.due = due;
+        self.choose_durability();
+        self.durability.settle();
+        self.raise_durability();
         self.begin_as_server();
         self.correct();
     }
@@ -218,6 +220,7 @@ impl Session {
 
     /// A server was found: has it the session's settings?
     pub(super) fn compare(&mut self) {
+        self.raise_durability();
         let Some(server) = &self.server else { return };
         let (ours, its) = (&self.tracking.settings, &server.meta.given);
         self.tracking.due = !Arc::ptr_eq(ours, its) && ours != its || server.meta.listens;
@@ -261,6 +264,7 @@ impl Session {
             }
             // A server that refuses them will say so again when it is asked for them.
             Some(Asked::Tell) => self.told = true,
+            Some(Asked::Durability) => self.durability_told(&hidden),
             Some(Asked::Listen) if hidden.error.is_some() => return Err(self.deaf()),
             Some(Asked::Listen) => {
                 self.to_client.append(|out| backend::write_warning(out, MISSED, MISSED_DETAIL));

@@ -13,7 +13,7 @@ use crate::session::cancel::pid_of;
 use crate::session::client::Session;
 use crate::session::peers;
 use crate::session::presence::{Facts, Presence};
-use crate::session::{encrypt, proxied};
+use crate::session::{durable, encrypt, proxied};
 use crate::sql::Access;
 use crate::tls::AcceptError;
 use crate::wire::backend::{self, TxStatus};
@@ -449,8 +449,13 @@ impl Greeter<'_> {
             startup.parameters.push(("application_name".to_owned(), name.clone()));
         }
         let Startup { minor, database, user, parameters, replication, application_name, .. } = startup;
+        let mut identity = Identity { database, dbname, user, parameters };
+        if !replication {
+            let more = durable::at_login(self.w, &identity)?;
+            identity.parameters.extend(more);
+        }
         let want = Want {
-            identity: Arc::new(Identity { database, dbname, user, parameters }),
+            identity: Arc::new(identity),
             credentials: Arc::new(credentials),
             causality: Rc::default(),
             access: Access::Write,

@@ -14,6 +14,7 @@ pub mod challenge;
 pub mod client;
 mod drain;
 mod durability;
+mod durable;
 pub(crate) mod encrypt;
 mod follow;
 mod incoming;

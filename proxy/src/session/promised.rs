@@ -89,7 +89,10 @@ impl Session {
         if self.relay.open.is_some() || self.relay.status == TxStatus::Failed {
             return None;
         }
-        let error = ClientError::Promise(self.objection(input, unit, now)?);
+        let error = match self.objection(input, unit, now) {
+            Some(error) => ClientError::Promise(error),
+            None => ClientError::Durability(self.objection_to_durability(input, unit).filter(|_| unit.ours)?),
+        };
         if self.relay.busy() {
             // What was asked before is answered first.
             return Some(Step::Wait);

@@ -146,7 +146,7 @@ impl Session {
         if !self.relay.busy() {
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
-        if self.apply() || unit.ours && self.give_values(input, unit) {
+        if self.apply() || self.put_durability_in_force() || unit.ours && self.give_values(input, unit) {
             return Step::Wait;
         }
         let repeatable = self.may_repeat(unit);
@@ -207,8 +207,11 @@ impl Session {
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read;
         self.saw |= primary;
-        if !unit.read {
-            self.commits |= !self.durability.note(&input[..unit.len]);
+        let only_sets = !unit.read && self.durability.note(&input[..unit.len]);
+        let only_chooses = unit.ours && self.note_durability(input, unit);
+        self.commits |= !(unit.read || only_sets || only_chooses);
+        if self.durability.is_guessed() && self.relay.status == TxStatus::Block {
+            self.note_undone(input, unit);
         }
         self.flushed = unit.flush;
         self.set_busy(primary || self.busy);

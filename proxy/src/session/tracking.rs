@@ -40,6 +40,8 @@ pub enum Asked {
     },
     /// The server is given the values of settings that only tell.
     Tell,
+    /// The server is told what the open block's commit waits for.
+    Durability,
     /// Another server listens to the session's channels.
     Listen,
     /// The session's block, which has done nothing yet, begins on another server.

@@ -108,7 +108,8 @@ impl<'a> Sum<'a> {
         }
         self.unpins |= part.head.unpins();
         self.advisory |= part.head.advisory;
-        self.ours |= part.ours;
+        // What a body or a clause sets, of CREATE or of ALTER (which is no word we know), is set some day.
+        self.ours |= part.ours || matches!(part.verb, K::Do | K::Create | K::None);
         self.names = if self.count == 1 { names } else { worse(self.names, names) };
     }
 
@@ -137,9 +138,10 @@ impl<'a> Sum<'a> {
     }
 }
 
-/// Is a setting of ours named anywhere?
+/// Is a setting named anywhere that we look at before the server does?
 fn names_ours(sql: &[u8]) -> bool {
-    sql.windows(9).any(|w| w.eq_ignore_ascii_case(b"pgtenure."))
+    let named = |name: &[u8]| sql.windows(name.len()).any(|w| w.eq_ignore_ascii_case(name));
+    named(b"pgtenure.") || named(b"synchronous_commit")
 }
 
 /// A text that cannot be read with certainty: a write, and whatever else any of its words could mean.

@@ -44,7 +44,8 @@ pub struct Statement {
     pub unpins: bool,
     /// It locks or unlocks an advisory lock: those of a standby are others than the primary's.
     pub advisory: bool,
-    /// It may name a setting of the proxy's own, by SHOW, SET, `current_setting` or `set_config`.
+    /// It may name a setting of the proxy's own or `synchronous_commit`, by SHOW, SET, `current_setting` or `set_config`,
+    /// or in what it defines.
     pub ours: bool,
     /// What it does with prepared statements by their names.
     pub names: Names,

@@ -13,6 +13,7 @@ pub(super) use report::{error, fatal, millis};
 
 use crate::auth::rules::{Method, Way};
 use crate::sql::PinReason;
+use crate::wire::durability_error::DurabilityError;
 use crate::wire::pool_error::PoolError;
 use crate::wire::promise_error::PromiseError;
 use crate::wire::sqlstate::SqlState;
@@ -67,6 +68,8 @@ pub enum ClientError {
     },
     /// What a session asks of its reads cannot be.
     Promise(PromiseError),
+    /// What a session asks of its commits cannot be.
+    Durability(DurabilityError),
     /// A limit, a timeout or an operator's order.
     Pool(PoolError),
     /// A server refused the login made with the client's own keys.
@@ -247,6 +250,7 @@ impl ClientError {
             Self::HoldFull { bytes, limit, gate, term } => hold_full(*bytes, *limit, *gate, *term),
             Self::NoStandby { consistency, waited, why } => no_standby(consistency, *waited, why),
             Self::Promise(error) => error.report(),
+            Self::Durability(error) => error.report(),
             Self::Pool(error) => error.report(),
             Self::ServerLogin { node, why } => server_login(node, why),
             Self::BlockAborted { node, term } => block_aborted(node, *term),

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod codec;
 pub mod console_error;
+pub mod durability_error;
 pub mod error_response;
 pub mod frontend;
 pub mod pool_error;

@@ -240,8 +240,8 @@ impl<'t> Part<'t> {
             self.head.pg_temp |= name.starts_with(b"pg_temp");
             self.writes |= is_about_this_server(name);
             self.lists |= name.starts_with(b"pg_prepared_statement");
-        } else if matches!(self.verb, K::Show | K::Set) {
-            self.ours |= name == b"pgtenure";
+        } else if matches!(self.verb, K::Show | K::Set | K::Reset) {
+            self.ours |= name == b"pgtenure" || name == b"synchronous_commit";
             self.writes |= name == b"transaction_read_only" || name == b"in_hot_standby";
         }
         if self.writes {

@@ -20,6 +20,10 @@ fn all() -> Vec<(ClientError, &'static str)> {
             E::HoldFull { bytes: 9, limit: 8, gate: Gate::Draining, term },
             "ERROR 57P03 no primary accepts writes at present | 9 bytes to hold, 8 allowed; writes are draining, term 7. | Retry the transaction.",
         ),
+        (
+            E::Durability(DurabilityError::Invalid { value: "odd".into() }),
+            "ERROR 22023 invalid value for parameter \"pgtenure.durability\": \"odd\" |  | Available values: async, local, received, semi_sync, applied.",
+        ),
         (E::Promise(PromiseError::Invalid { what: "odd".into() }), "ERROR 22023 odd |  | "),
         (E::Pool(PoolError::Idle), "FATAL 57P05 terminating connection due to idle-session timeout |  | "),
         (
@@ -163,10 +167,11 @@ fn every_variant_is_listed() {
         E::NoStandby { .. } => 31,
         E::NotOnStandby { .. } => 32,
         E::Promise(_) => 33,
+        E::Durability(_) => 34,
     };
     let mut seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
     seen.sort_unstable();
-    assert_eq!(seen, (0..34).collect::<Vec<_>>());
+    assert_eq!(seen, (0..35).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,0 +1,246 @@
+//! What commits wait for, as sessions ask for it and operators allow it, against a real server.
+
+mod common;
+
+use common::raw::{Raw, bind, execute, parse, run, sync};
+use common::{Cluster, dial};
+use proxy::config::durability::Own;
+use proxy::route::durability::Durability;
+use proxy::wire::backend;
+use proxy::wire::codec::head;
+use std::io::{Read, Write};
+
+/// Two server connections for all clients, so that settings move.
+fn cluster(durability: Own) -> Cluster {
+    let cluster = Cluster::start(0, |raw| {
+        (raw.workers, raw.pool_size, raw.durability) = (1, 2, durability);
+    });
+    cluster.nodes[0].psql("create table app.public.t (i int); alter table t owner to app");
+    cluster
+}
+
+fn lowering() -> Own {
+    Own { allow_lower: Some(true), ..Own::default() }
+}
+
+fn ok(client: &mut Raw, sql: &str) -> Vec<String> {
+    let seen = client.query(sql);
+    assert!(!seen.iter().any(|s| s.starts_with("E ") || s == "EOF"), "{sql}: {seen:?}");
+    seen
+}
+
+fn value(client: &mut Raw, sql: &str) -> String {
+    let seen = ok(client, sql);
+    seen.iter().find_map(|s| s.strip_prefix("D ")).unwrap_or_else(|| panic!("{sql}: {seen:?}")).to_owned()
+}
+
+const SHOW: &str = "show synchronous_commit";
+
+#[test]
+fn a_session_chooses_what_its_commits_wait_for() {
+    let c = cluster(lowering());
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    for (word, commit) in [
+        ("async", "off"),
+        ("local", "local"),
+        ("received", "remote_write"),
+        ("semi_sync", "on"),
+        ("applied", "remote_apply"),
+    ] {
+        ok(&mut a, &format!("set pgtenure.durability = '{word}'"));
+        assert_eq!(
+            (value(&mut a, SHOW), value(&mut a, "show pgtenure.durability")),
+            (commit.to_owned(), word.to_owned())
+        );
+        assert_eq!(value(&mut b, SHOW), "on", "nobody else is touched by it");
+    }
+    // Of the two settings the one that was set last counts, and what was undone does not.
+    ok(&mut a, "set synchronous_commit = local");
+    assert_eq!(value(&mut a, SHOW), "local");
+    ok(&mut a, "set pgtenure.durability = 'applied'");
+    assert_eq!(value(&mut a, SHOW), "remote_apply");
+    ok(&mut a, "begin; set work_mem = '1MB'; rollback");
+    ok(&mut a, "begin");
+    ok(&mut a, "set pgtenure.durability = 'async'");
+    ok(&mut a, "rollback");
+    assert_eq!(value(&mut a, SHOW), "remote_apply");
+    ok(&mut a, "reset pgtenure.durability");
+    assert_eq!(value(&mut a, SHOW), "on");
+    ok(&mut a, "set pgtenure.durability = 'async'");
+    ok(&mut a, "discard all");
+    assert_eq!(value(&mut a, SHOW), "on");
+}
+
+#[test]
+fn what_a_block_sets_holds_for_its_own_commit() {
+    let c = cluster(lowering());
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "begin");
+    ok(&mut a, "set local pgtenure.durability = 'async'");
+    assert_eq!(value(&mut a, SHOW), "off");
+    ok(&mut a, "savepoint s");
+    ok(&mut a, "set local pgtenure.durability = 'applied'");
+    assert_eq!(value(&mut a, SHOW), "remote_apply");
+    ok(&mut a, "rollback to s");
+    assert_eq!(value(&mut a, SHOW), "off");
+    ok(&mut a, "insert into t values (1)");
+    ok(&mut a, "commit");
+    assert_eq!(value(&mut a, SHOW), "on");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 1.0);
+    // By the extended protocol, as drivers begin a transaction: BEGIN and the first statement in one unit.
+    a.write(|out| {
+        run(out, "begin");
+        parse(out, "", "select set_config('pgtenure.durability', $1, true)");
+        bind(out, "", "", &["local"]);
+        execute(out, "");
+        sync(out);
+    });
+    assert!(a.until_ready().contains(&"Z T".to_owned()));
+    assert_eq!(value(&mut a, SHOW), "local");
+    ok(&mut a, "insert into t values (2)");
+    ok(&mut a, "commit");
+    // What asks for the mode again is not counted.
+    ok(&mut a, "begin");
+    ok(&mut a, "set local pgtenure.durability = 'semi_sync'");
+    ok(&mut a, "insert into t values (3)");
+    ok(&mut a, "commit");
+    let among = "begin; set local pgtenure.durability = 'async'; insert into t values (4); commit";
+    assert_eq!(a.query(among), ["E 0A000", "Z I"]);
+    assert_eq!(value(&mut a, "select count(*) from t"), "3");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 2.0);
+}
+
+#[test]
+fn less_than_the_mode_is_refused_unless_it_is_allowed() {
+    let c = cluster(Own::default());
+    let mut a = Raw::login(c.port, &[]);
+    for sql in [
+        "set synchronous_commit = off",
+        "set local synchronous_commit to 'remote_write'",
+        "set pgtenure.durability = 'received'",
+        "select set_config('synchronous_commit', 'local', false)",
+        "alter role app set synchronous_commit = off",
+        "do $$ begin set local synchronous_commit = off; insert into t values (1); end $$",
+        "create function f() returns void language plpgsql as 'begin set local synchronous_commit = off; end'",
+        "insert into t values (1); set synchronous_commit = off",
+    ] {
+        assert_eq!(a.query(sql), ["E 42501", "Z I"], "{sql}");
+    }
+    assert_eq!(a.query("set pgtenure.durability = 'twice'"), ["E 22023", "Z I"]);
+    assert_eq!(a.query("insert into t values (1); set pgtenure.durability = 'semi_sync'"), ["E 0A000", "Z I"]);
+    // What only looks like it is passed on.
+    ok(&mut a, "select 'set synchronous_commit = off'");
+    ok(&mut a, "select current_setting('synchronous_commit')");
+    // More than the mode is anybody's to ask for.
+    ok(&mut a, "set pgtenure.durability = 'applied'");
+    assert_eq!(value(&mut a, SHOW), "remote_apply");
+    // In a block the block fails, also when only the server could tell.
+    for (parameter, error) in [("local", "E 42501"), ("twice", "E 22023")] {
+        ok(&mut a, "begin");
+        ok(&mut a, "insert into t values (1)");
+        a.write(|out| {
+            parse(out, "", "select set_config('pgtenure.durability', $1, true)");
+            bind(out, "", "", &[parameter]);
+            execute(out, "");
+            sync(out);
+        });
+        a.until_ready();
+        assert_eq!(a.query("insert into t values (2)"), [error, "Z E"]);
+        assert_eq!(a.query("commit"), ["C ROLLBACK", "Z I"]);
+    }
+    ok(&mut a, "begin");
+    assert_eq!(a.query("set local synchronous_commit = off"), ["E 42501", "Z E"]);
+    ok(&mut a, "rollback");
+    // What no text tells is put right behind it, and told.
+    let seen = ok(&mut a, "do $$ begin perform set_config('synchronous_' || 'commit', 'off', false); end $$");
+    let seen = [seen, ok(&mut a, "select 1")].concat();
+    assert!(seen.contains(&"N 01000".to_owned()), "{seen:?}");
+    assert_eq!(value(&mut a, SHOW), "on");
+    assert_eq!(value(&mut a, "select count(*) from t"), "0");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 0.0);
+}
+
+#[test]
+fn what_a_role_begins_with_is_raised_to_the_mode() {
+    let c = cluster(Own::default());
+    c.nodes[0].psql("alter role app set synchronous_commit = off");
+    let mut a = Raw::login(c.port, &[]);
+    assert_eq!(value(&mut a, SHOW), "on");
+    ok(&mut a, "set synchronous_commit = remote_apply");
+    ok(&mut a, "reset synchronous_commit");
+    ok(&mut a, "insert into t values (1)");
+    assert_eq!(value(&mut a, SHOW), "on");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 0.0);
+}
+
+/// The error that a login with these parameters ends with.
+fn refused(port: u16, parameters: &[(&str, &str)]) -> String {
+    let mut stream = dial(port);
+    let mut out = Vec::new();
+    proxy::wire::startup::write_startup(&mut out, parameters.iter().copied());
+    stream.write_all(&out).expect("the endpoint reads");
+    let mut exchange = proxy::auth::scram::ClientSide::with_password("app", common::PASSWORD, [7; 18]);
+    let mut buf = Vec::new();
+    loop {
+        while let Some(h) = head(&buf).expect("good lengths").filter(|h| buf.len() >= h.total) {
+            let frame: Vec<u8> = buf.drain(..h.total).collect();
+            let mut out = Vec::new();
+            match (h.kind, backend::authentication(&frame)) {
+                (b'R', Some(backend::Authentication::Sasl { .. })) => {
+                    proxy::wire::frontend::write_sasl_initial(&mut out, exchange.mechanism(), &exchange.first());
+                }
+                (b'R', Some(backend::Authentication::SaslContinue(data))) => {
+                    let answer = exchange.respond(data).expect("a good challenge");
+                    proxy::wire::frontend::write_sasl_response(&mut out, &answer);
+                }
+                (b'E', _) => return common::raw::seen(b'E', &frame),
+                (b'Z', _) => return "admitted".to_owned(),
+                _ => {}
+            }
+            stream.write_all(&out).expect("the endpoint reads");
+        }
+        let mut chunk = [0; 4096];
+        let n = stream.read(&mut chunk).expect("the endpoint answers");
+        assert!(n > 0, "the endpoint says why it ends");
+        buf.extend_from_slice(&chunk[..n]);
+    }
+}
+
+#[test]
+fn a_login_chooses_too_and_the_configuration_for_who_does_not() {
+    let who = [("user", "app"), ("database", "app")];
+    let c = cluster(Own::default());
+    for parameter in [
+        ("synchronous_commit", "off"),
+        ("pgtenure.durability", "local"),
+        ("options", "-c synchronous-commit=off"),
+        ("options", "-c pgtenure.durability=async"),
+    ] {
+        assert_eq!(refused(c.port, &[who[0], who[1], parameter]), "E 42501", "{parameter:?}");
+    }
+    assert_eq!(refused(c.port, &[who[0], who[1], ("pgtenure.durability", "nothing")]), "E 22023");
+    let mut a = Raw::login(c.port, &[("options", "-c pgtenure.durability=applied")]);
+    assert_eq!(value(&mut a, SHOW), "remote_apply");
+    ok(&mut a, "set pgtenure.durability = 'semi_sync'");
+    ok(&mut a, "reset pgtenure.durability");
+    assert_eq!(value(&mut a, SHOW), "remote_apply");
+    drop(c);
+
+    let relaxed = Own { level: Some(Durability::Local), ..Own::default() };
+    let c = Cluster::start(0, |raw| {
+        raw.users.insert("app".to_owned(), proxy::config::pools::User { durability: relaxed, ..Default::default() });
+    });
+    let mut a = Raw::login(c.port, &[]);
+    assert_eq!(
+        (value(&mut a, SHOW), value(&mut a, "show pgtenure.durability")),
+        ("local".to_owned(), "local".to_owned())
+    );
+    ok(&mut a, "create table t (i int)");
+    ok(&mut a, "set pgtenure.durability = 'semi_sync'");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 1.0, "it counts all the same");
+    ok(&mut a, "insert into t values (1)");
+    ok(&mut a, "select 1");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 1.0);
+    ok(&mut a, "set pgtenure.durability = 'local'");
+    assert_eq!(a.query("set pgtenure.durability = 'async'"), ["E 42501", "Z I"]);
+}
