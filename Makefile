@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential model sim set-up set-up-tests set-up-drivers test-drivers test-staleness
+.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak bench-failover
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -14,6 +14,9 @@ help:
 	@echo 'make sim            play SEEDS=10000 seeds of faults against the shipped decisions, or one (SEED=8412) with its story'
 	@echo 'make test-drivers   twelve drivers, through the endpoint and not, with equal results, and in failovers'
 	@echo 'make test-staleness 100,000 reads per promise, checked while nodes fail and change roles'
+	@echo 'make nemesis        faults of hosts, networks, disks, clocks and operators against a checker (SCENARIO, SEED, RUNS)'
+	@echo 'make soak           the same, every scenario over and over, for HOURS=8'
+	@echo 'make bench-failover how long clients cannot write, over ROUNDS=50 failovers of each kind'
 	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
 	@echo 'make bench          what the endpoint costs, next to PgBouncer and a plain relay'
 
@@ -59,6 +62,30 @@ test-drivers: set-up-drivers
 test-staleness: set-up-tests
 	cargo build --locked
 	cargo run --locked -p integration --example staleness
+
+# A cluster on hosts of its own (network namespaces, hence as root) under the faults of integration/nemesis/scenarios, in
+# which SCENARIO names one, several with commas, or all. A line per run is added to the file RESULTS.
+SCENARIO ?= all
+RUNS ?= 1
+HOURS ?= 8
+RESULTS ?= -
+ROUNDS ?= 50
+FAILOVERS ?= all
+NEMESIS = cargo run --locked -q -p integration --example nemesis --
+nemesis: set-up-nemesis
+	cargo build --locked
+	$(NEMESIS) run '$(SCENARIO)' '$(or $(SEED),1)' '$(RUNS)' '$(RESULTS)'
+
+soak: set-up-nemesis
+	cargo build --locked
+	$(NEMESIS) soak '$(HOURS)' '$(or $(SEED),1)' '$(RESULTS)'
+
+# FAILOVERS names kinds, as in postmaster-killed,switchover. The program is the released one, the harness need not be.
+bench-failover: set-up-nemesis build
+	PGTENURE_BIN=$(CURDIR)/$(PGTENURE) $(NEMESIS) bench '$(ROUNDS)' '$(FAILOVERS)'
+
+set-up-nemesis:
+	@scripts/setup --nemesis
 
 INSTALLED := target/drivers
 set-up-drivers:

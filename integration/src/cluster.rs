@@ -24,8 +24,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The application's password.
-const PASSWORD: &str = "correct horse 'battery' staple";
-const MONITOR_PASSWORD: &str = "monitor of tests";
+pub(crate) const PASSWORD: &str = "correct horse 'battery' staple";
+pub(crate) const MONITOR_PASSWORD: &str = "monitor of tests";
 /// Longest time that any change of the cluster is waited for.
 pub const LONG: Duration = Duration::from_secs(60);
 
@@ -544,7 +544,8 @@ fn fault_proxies(layout: &Layout) -> Vec<FaultProxy> {
     layout.nodes.iter().map(proxy).collect()
 }
 
-fn write_secrets(scratch: &Scratch) {
+/// The files with secrets that every configuration names.
+pub(crate) fn write_secrets(scratch: &Scratch) {
     scratch.file("shared.secret", "a secret that only these tests know\n");
     scratch.file("replication.password", "replication of tests\n");
     scratch.file("monitor.password", MONITOR_PASSWORD);

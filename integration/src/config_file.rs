@@ -94,18 +94,25 @@ impl Layout {
     }
 
     fn common(&self, dir: &Path, options: &Options, roles: &str, admin: SocketAddr) -> String {
-        let voters = NODES.map(|n| format!("\"{n}\"")).join(", ");
-        let user = crate::process::drop_to().map_or(String::new(), |u| format!("user = \"{}\"\n", u.name));
-        let (mode, etcd, dir) = (options.mode, &self.etcd, dir.display());
-        format!(
-            "roles = [{roles}]\n\n[process]\n{user}\n[admin]\nlisten = \"{admin}\"\n\n[cluster]\nname = \"test\"\n\
-             mode = \"{mode}\"\nvoters = [{voters}]\nsecret_file = \"{dir}/shared.secret\"\n\n\
-             [etcd]\nendpoints = [\"http://{etcd}\"]\n"
-        )
+        common(dir, options, std::slice::from_ref(&self.etcd), roles, admin)
     }
 }
 
-fn proxy(dir: &Path, listen: SocketAddr, options: &Options) -> String {
+/// What every file begins with. `roles` are quoted and separated by commas, `etcd` are `host:port`.
+pub(crate) fn common(dir: &Path, options: &Options, etcd: &[String], roles: &str, admin: SocketAddr) -> String {
+    let voters = NODES.map(|n| format!("\"{n}\"")).join(", ");
+    let user = crate::process::drop_to().map_or(String::new(), |u| format!("user = \"{}\"\n", u.name));
+    let etcd: Vec<String> = etcd.iter().map(|e| format!("\"http://{e}\"")).collect();
+    let (mode, etcd, dir) = (options.mode, etcd.join(", "), dir.display());
+    format!(
+        "roles = [{roles}]\n\n[process]\n{user}\n[admin]\nlisten = \"{admin}\"\n\n[cluster]\nname = \"test\"\n\
+         mode = \"{mode}\"\nvoters = [{voters}]\nsecret_file = \"{dir}/shared.secret\"\n\n\
+         [etcd]\nendpoints = [{etcd}]\n"
+    )
+}
+
+/// What follows for a proxy with lagmon.
+pub(crate) fn proxy(dir: &Path, listen: SocketAddr, options: &Options) -> String {
     let dir = dir.display();
     let monitor = format!("monitor_password_file = \"{dir}/monitor.password\"\n");
     format!(
@@ -114,7 +121,8 @@ fn proxy(dir: &Path, listen: SocketAddr, options: &Options) -> String {
     )
 }
 
-fn agent(dir: &Path, name: &str, ports: &NodePorts, options: &Options) -> String {
+/// What follows for an agent.
+pub(crate) fn agent(dir: &Path, name: &str, ports: &NodePorts, options: &Options) -> String {
     let (dir, bin) = (dir.display(), bin_dir());
     let mut text = String::from("\n[agent]\n");
     let mut line = |key: &str, value: String| {

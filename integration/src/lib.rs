@@ -10,6 +10,7 @@ pub mod etcd;
 pub mod fault;
 pub mod history;
 pub mod http;
+pub mod nemesis;
 pub mod ports;
 pub mod postgres;
 pub mod process;

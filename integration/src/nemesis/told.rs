@@ -1,0 +1,120 @@
+//! What the clients of a run did and were told, and what the database held afterwards. PURE data.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What every account holds at first.
+pub const OPENING_BALANCE: i64 = 1000;
+
+/// Who answered, as the statement itself found out on that server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// The node.
+    pub node: String,
+    /// The timeline it writes, which has to be its term.
+    pub timeline: u64,
+    /// The transaction's id.
+    pub xid: u64,
+}
+
+/// What a client tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// A row that nobody else inserts.
+    Insert {
+        /// Its id.
+        id: i64,
+    },
+    /// Money from one account to another, in a transaction block.
+    Transfer {
+        /// The transfer's own id.
+        id: i64,
+        /// Debited account.
+        from: i64,
+        /// Credited account.
+        to: i64,
+        /// How much.
+        amount: i64,
+    },
+    /// A value that nobody else appends, to the end of a list.
+    Append {
+        /// The list.
+        list: i64,
+        /// The value.
+        value: i64,
+    },
+    /// A list read.
+    Read {
+        /// The list.
+        list: i64,
+        /// In a transaction block, which only a primary serves.
+        at_primary: bool,
+    },
+    /// The sum of all accounts read.
+    Total,
+}
+
+/// How it ended for the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Success was answered.
+    Ok,
+    /// Refused with this SQLSTATE: nothing has happened.
+    Failed(String),
+    /// It may have happened or not.
+    Unknown(String),
+}
+
+/// One operation. Times are since the start of the run.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The client.
+    pub client: usize,
+    /// What it tried.
+    pub op: Op,
+    /// When the statement that could do it was sent.
+    pub sent: Duration,
+    /// When the answer was there.
+    pub answered: Duration,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Who answered, when somebody did.
+    pub stamp: Option<Stamp>,
+    /// The list as an append or a read answered it; the total, of a [`Op::Total`].
+    pub seen: Vec<i64>,
+}
+
+/// What a node held once everything had come to rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    /// How often each row was there.
+    pub rows: BTreeMap<i64, usize>,
+    /// The accounts.
+    pub balances: BTreeMap<i64, i64>,
+    /// How often each transfer was there.
+    pub transfers: BTreeMap<i64, usize>,
+    /// The lists.
+    pub lists: BTreeMap<i64, Vec<i64>>,
+    /// Terms and the nodes that were primary, by `pgtenure.term`.
+    pub terms: Vec<(u64, String)>,
+}
+
+/// Transactions that the product has reported as lost, by the term that began without them.
+pub type Reported = BTreeMap<u64, Vec<u64>>;
+
+/// A whole run.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// All operations, in no particular order.
+    pub events: Vec<Event>,
+    /// What each node held at the end, by name; the primary's among them.
+    pub nodes: BTreeMap<String, Content>,
+    /// The primary at the end.
+    pub primary: String,
+    /// The timeline it writes.
+    pub timeline: u64,
+    /// Every timeline's history file on every node, by (timeline, node). Empty files are left out.
+    pub histories: BTreeMap<(u64, String), String>,
+    /// What was reported as lost.
+    pub reported: Reported,
+}
