@@ -3,7 +3,9 @@
 //! was broken, every mode has its reads, and standbys served their share of each.
 //!
 //! `STALENESS_READS`, `STALENESS_SECONDS` and `STALENESS_SEED` say how many checked reads there are to be for each mode,
-//! how long that may take, and in which order and for how long what happens; `STALENESS_MODE` which modes.
+//! how long that may take, and in which order and for how long what happens; `STALENESS_MODE` which modes, and
+//! `STALENESS_READERS` how many sessions read in each (24: those of `global` share what they wait for); with
+//! `STALENESS_FAULTS=0` nothing happens, which shows what reads take then.
 
 use integration::staleness::{Faults, Verify, cluster};
 use std::collections::BTreeMap;
@@ -22,16 +24,22 @@ fn main() -> ExitCode {
     let reads = setting("STALENESS_READS", 100_000);
     let seconds = setting("STALENESS_SECONDS", 1800);
     let seed = setting("STALENESS_SEED", 1);
+    let inflict = setting("STALENESS_FAULTS", 1) > 0;
     let mode = std::env::var("STALENESS_MODE").ok().filter(|v| !v.is_empty()).unwrap_or_else(|| "all".to_owned());
     println!("{reads} reads per mode within {seconds} s, seed {seed}, mode {mode}");
     let mut cluster = cluster();
     let (reads, limit) = (reads.to_string(), seconds.to_string());
     // Waiting for a standby keeps sessions from staying at the primary for good: they hardly ever pause.
-    let sessions = ["--readers", "6", "--standby-wait", "500ms"];
+    let readers = setting("STALENESS_READERS", 24).to_string();
+    let sessions = ["--readers", &readers, "--standby-wait", "500ms"];
     let arguments = [&["--reads", &reads, "--seconds", &limit, "--mode", &mode][..], &sessions].concat();
     let mut verify = Verify::start(&cluster, &arguments);
     let mut faults = Faults::new(seed);
     while !verify.has_ended() {
+        if !inflict {
+            std::thread::sleep(Duration::from_millis(100));
+            continue;
+        }
         faults.round(&mut cluster, &mut || verify.has_ended());
     }
     let verdict = verify.finish(Duration::from_secs(120));

@@ -12,6 +12,11 @@ pub struct Raw {
     /// How often every node is asked for its position. Lag is resolved, and a read's staleness known, no finer than
     /// this. Default 100ms: ten queries a second cost a node less than a hundredth of a core.
     pub probe_interval: Span,
+    /// Between two samples that are taken because reads wait for one (`global` reads, and sessions that have just
+    /// written): the nodes are asked at once, and not again sooner than this. Default 2ms: a read
+    /// waits for one or two of them, and a few hundred questions a second cost a node some hundredths of a core, while
+    /// reads wait.
+    pub demand_gap: Span,
     /// How often every node is asked for its slots, its senders and its recovery conflicts. Nothing is routed by them.
     /// Default 2s: before PostgreSQL 15 each question makes the node write a file of statistics.
     pub detail_interval: Span,
@@ -34,6 +39,7 @@ impl Default for Raw {
     fn default() -> Self {
         Self {
             probe_interval: Span::millis(100),
+            demand_gap: Span::millis(2),
             detail_interval: Span::secs(2),
             probe_timeout: Span::secs(1),
             tcp_user_timeout: Span::secs(5),
@@ -50,6 +56,8 @@ impl Default for Raw {
 pub struct Config {
     /// Between two probes of a node.
     pub probe_interval: Duration,
+    /// Between two rounds of probes on demand.
+    pub demand_gap: Duration,
     /// Between two questions for details.
     pub detail_interval: Duration,
     /// Per probe, connecting included.
@@ -84,6 +92,10 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     if raw.probe_interval < Span::millis(10) || raw.probe_interval > Span::secs(60) {
         bad.push(BadSetting::new("lagmon.probe_interval", raw.probe_interval, "must be between 10ms and 60s"));
     }
+    if raw.demand_gap < Span::millis(1) || raw.demand_gap > raw.probe_interval {
+        let problem = format!("must be between 1ms and lagmon.probe_interval ({})", raw.probe_interval);
+        bad.push(BadSetting::new("lagmon.demand_gap", raw.demand_gap, problem));
+    }
     if raw.detail_interval < raw.probe_interval {
         let problem = format!("must be at least lagmon.probe_interval ({})", raw.probe_interval);
         bad.push(BadSetting::new("lagmon.detail_interval", raw.detail_interval, problem));
@@ -117,6 +129,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     }
     Ok(Config {
         probe_interval: raw.probe_interval.0,
+        demand_gap: raw.demand_gap.0,
         detail_interval: raw.detail_interval.0,
         probe_timeout: raw.probe_timeout.0,
         tcp_user_timeout: raw.tcp_user_timeout.0,
@@ -133,9 +146,13 @@ mod tests {
     #[test]
     fn broken_relations_name_both_keys() {
         type Change = fn(&mut Raw);
-        let cases: [(Change, &[&str]); 6] = [
+        let cases: [(Change, &[&str]); 7] = [
             (|_| (), &[]),
             (|r| r.probe_interval = Span::millis(5), &["lagmon.probe_interval = 5ms: must be between 10ms and 60s"]),
+            (
+                |r| r.demand_gap = Span::millis(101),
+                &["lagmon.demand_gap = 101ms: must be between 1ms and lagmon.probe_interval (100ms)"],
+            ),
             (
                 |r| r.detail_interval = Span::millis(50),
                 &["lagmon.detail_interval = 50ms: must be at least lagmon.probe_interval (100ms)"],

@@ -5,6 +5,7 @@
 //! Prometheus and to people.
 
 pub mod config;
+mod demand;
 pub mod http;
 mod metrics;
 pub mod model;
@@ -17,7 +18,9 @@ use cluster::lag::LagSnapshot;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
 use config::{Config, PasswordFrom};
+use demand::{Demand, Rounds};
 use model::history::History;
+use probe::{Asked, InForce};
 use prometheus::Registry;
 use publish::{Published, Publisher};
 use std::path::PathBuf;
@@ -57,13 +60,20 @@ pub struct Handle {
     lag: watch::Receiver<Arc<LagSnapshot>>,
     published: watch::Receiver<Arc<Published>>,
     history: Arc<Mutex<History>>,
-    task: AbortHandle,
+    demand: Arc<Demand>,
+    tasks: [AbortHandle; 2],
 }
 
 impl Handle {
     /// What the proxy routes by.
     pub fn lag(&self) -> watch::Receiver<Arc<LagSnapshot>> {
         self.lag.clone()
+    }
+
+    /// Asks for a sample of every node now, for somebody who waits for one. Any thread may call it, as often as it likes.
+    pub fn ask(&self) -> impl Fn() + Send + Sync + use<> {
+        let demand = Arc::clone(&self.demand);
+        move || demand.ask()
     }
 
     /// Everything known, as last published.
@@ -85,7 +95,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -95,25 +105,36 @@ impl Drop for Handle {
 /// When the password cannot be had, or `registry` already has lagmon's metrics.
 pub fn start(config: Config, topology: watch::Receiver<Topology>, registry: &Registry) -> Result<Handle, StartError> {
     let password = password(&config.password)?;
-    let (term_out, term) = watch::channel(topology.borrow().term);
+    let (in_force_out, in_force) = watch::channel(InForce::of(&topology.borrow()));
     let (reports_out, reports) = mpsc::channel(REPORTS);
     let (lag_out, lag) = watch::channel(Arc::default());
     let (published_out, published) = watch::channel(Arc::default());
     let metrics = metrics::Probes::new(registry)?;
     metrics::Lags::register(registry, published.clone())?;
-    let prober = probe::Prober { config: Arc::new(config), password, term, reports: reports_out, metrics };
+    let (demand, gap, counter) = (Arc::<Demand>::default(), config.demand_gap, metrics.rounds.clone());
+    let ((primary, asked_primary), (standbys, asked_standbys)) = (watch::channel(()), watch::channel(()));
+    let rounds = Rounds { demand: Arc::clone(&demand), primary, standbys, lag: lag.clone(), gap, counter };
+    let prober = probe::Prober {
+        config: Arc::new(config),
+        password,
+        in_force,
+        asked: Asked { primary: asked_primary, standbys: asked_standbys },
+        reports: reports_out,
+        metrics,
+    };
     let history = Arc::default();
     let publisher = Publisher {
         prober,
-        term: term_out,
+        in_force: in_force_out,
         reports,
         topology,
         lag: lag_out,
         published: published_out,
         history: Arc::clone(&history),
     };
-    let task = tokio::spawn(publisher.run()).abort_handle();
-    Ok(Handle { lag, published, history, task })
+    let publishing = tokio::spawn(publisher.run()).abort_handle();
+    let asking = tokio::spawn(rounds.run()).abort_handle();
+    Ok(Handle { lag, published, history, demand, tasks: [publishing, asking] })
 }
 
 fn password(from: &PasswordFrom) -> Result<Option<Secret>, StartError> {

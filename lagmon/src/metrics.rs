@@ -11,7 +11,7 @@
 //! `pgtenure_lagmon_slot_retained_bytes`, `pgtenure_lagmon_slot_active`, `pgtenure_lagmon_slot_wal_status{status}`.
 //! Per node: `pgtenure_lagmon_senders{kind}`, `pgtenure_lagmon_sample_age_seconds`, `pgtenure_lagmon_node_role{role}`,
 //! `pgtenure_lagmon_probes_total{outcome}`, `pgtenure_lagmon_probe_seconds`. Of the cluster: `pgtenure_lagmon_term`,
-//! `pgtenure_lagmon_primary_flush_position_bytes`.
+//! `pgtenure_lagmon_primary_flush_position_bytes`, `pgtenure_lagmon_demanded_rounds_total`.
 
 use crate::model::detail::{Receiver, WalStatus};
 use crate::model::estimate::Estimate;
@@ -20,7 +20,7 @@ use cluster::lag::{Behind, LagUnknown, Upstream};
 use cluster::{Clock, Instant, NodeId, Role};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{CounterVec, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{CounterVec, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -42,6 +42,8 @@ const REASONS: [LagUnknown; 6] = [
 pub(crate) struct Probes {
     total: IntCounterVec,
     seconds: HistogramVec,
+    /// Rounds on demand.
+    pub(crate) rounds: IntCounter,
 }
 
 impl Probes {
@@ -50,9 +52,12 @@ impl Probes {
         let total = IntCounterVec::new(total, &["node", "outcome"])?;
         let seconds = HistogramOpts::new("pgtenure_lagmon_probe_seconds", "Time a probe took, connecting included");
         let seconds = HistogramVec::new(seconds.buckets(PROBE_BUCKETS.to_vec()), &["node"])?;
+        let rounds = "Rounds of probes that were made because somebody waited for one";
+        let rounds = IntCounter::new("pgtenure_lagmon_demanded_rounds_total", rounds)?;
         registry.register(Box::new(total.clone()))?;
+        registry.register(Box::new(rounds.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
-        Ok(Self { total, seconds })
+        Ok(Self { total, seconds, rounds })
     }
 
     pub(crate) fn observe(&self, node: &NodeId, answered: bool, took: Duration) {

@@ -10,6 +10,7 @@ use crate::model::detail::NodeDetail;
 use crate::model::sample::{Answer, Outcome};
 use crate::query::{self, AnswerError};
 use cluster::secret::Secret;
+use cluster::topology::Topology;
 use cluster::{Clock, Endpoint, Instant, NodeId, Term};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,12 +70,40 @@ impl Drop for Probe {
     }
 }
 
+/// The term in force, and its primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InForce {
+    pub(crate) term: Term,
+    pub(crate) primary: Option<NodeId>,
+}
+
+impl InForce {
+    pub(crate) fn of(topology: &Topology) -> Self {
+        Self { term: topology.term, primary: topology.primary.as_ref().map(|m| m.node.clone()) }
+    }
+}
+
+/// Change when somebody waits for a sample.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) primary: watch::Receiver<()>,
+    pub(crate) standbys: watch::Receiver<()>,
+}
+
+impl Asked {
+    fn served(&mut self) {
+        self.primary.mark_unchanged();
+        self.standbys.mark_unchanged();
+    }
+}
+
 /// What all probes of a process share.
 #[derive(Clone, Debug)]
 pub(crate) struct Prober {
     pub(crate) config: Arc<Config>,
     pub(crate) password: Option<Secret>,
-    pub(crate) term: watch::Receiver<Term>,
+    pub(crate) in_force: watch::Receiver<InForce>,
+    pub(crate) asked: Asked,
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) metrics: Probes,
 }
@@ -141,12 +170,16 @@ impl Run {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut answered, mut pause) = (None, RECONNECT.0);
         loop {
+            let is_primary = self.shared.in_force.borrow().primary.as_ref() == Some(&self.node);
             // A server that ended may come back in between, behind what it last told: that is not left to the next tick.
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = closed(&mut self.connection) => {}
+                () = Self::asked(&mut self.shared.asked, is_primary) => ticks.reset(),
             }
-            let term = *self.shared.term.borrow();
+            // Whoever asks from here on is not served by this probe.
+            self.shared.asked.served();
+            let term = self.shared.in_force.borrow().term;
             let started = Clock.now();
             let probed = timeout(self.shared.config.probe_timeout, self.probe()).await;
             let probed = probed.unwrap_or_else(|_| Err(ProbeError::TimedOut(self.shared.config.probe_timeout)));
@@ -184,6 +217,14 @@ impl Run {
                 let hung = Clock.now().since(started) >= self.shared.config.probe_timeout;
                 pause = if hung { (pause * 2).min(RECONNECT.1) } else { RECONNECT.0 };
             }
+        }
+    }
+
+    /// Ends when somebody waits for a sample of this node.
+    async fn asked(asked: &mut Asked, is_primary: bool) {
+        let asked = if is_primary { &mut asked.primary } else { &mut asked.standbys };
+        if asked.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 

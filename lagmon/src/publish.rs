@@ -4,10 +4,10 @@ use crate::model::Model;
 use crate::model::detail::{NodeDetail, Receiver};
 use crate::model::estimate::Estimate;
 use crate::model::history::History;
-use crate::probe::{News, Probe, Prober, Report};
+use crate::probe::{InForce, News, Probe, Prober, Report};
 use cluster::lag::LagSnapshot;
 use cluster::topology::Topology;
-use cluster::{Clock, NodeId, Term};
+use cluster::{Clock, NodeId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
@@ -36,7 +36,7 @@ pub struct Node {
 
 pub(crate) struct Publisher {
     pub(crate) prober: Prober,
-    pub(crate) term: watch::Sender<Term>,
+    pub(crate) in_force: watch::Sender<InForce>,
     pub(crate) reports: mpsc::Receiver<Report>,
     pub(crate) topology: watch::Receiver<Topology>,
     pub(crate) lag: watch::Sender<Arc<LagSnapshot>>,
@@ -56,10 +56,13 @@ impl Publisher {
                     Ok(()) => self.follow(&mut model, &mut probes),
                     Err(_) => return,
                 },
-                Some(Report { term, node, news }) = self.reports.recv() => match news {
-                    News::Positions(outcome) => model.record(term, &node, outcome),
-                    News::Detail(detail) => model.record_detail(term, &node, detail),
-                },
+                Some(report) = self.reports.recv() => {
+                    record(&mut model, report);
+                    // What has come meanwhile is published with it.
+                    while let Ok(report) = self.reports.try_recv() {
+                        record(&mut model, report);
+                    }
+                }
             }
             self.publish(&model);
         }
@@ -69,7 +72,8 @@ impl Publisher {
     fn follow(&mut self, model: &mut Model, probes: &mut BTreeMap<NodeId, Probe>) {
         let topology = self.topology.borrow_and_update().clone();
         model.follow(&topology);
-        self.term.send_if_modified(|term| std::mem::replace(term, topology.term) != topology.term);
+        let now = InForce::of(&topology);
+        self.in_force.send_if_modified(|in_force| std::mem::replace(in_force, now.clone()) != now);
         let members = || topology.primary.iter().chain(&topology.standbys);
         probes.retain(|node, probe| members().any(|m| &m.node == node && m.postgres == probe.endpoint));
         for member in members() {
@@ -90,5 +94,12 @@ impl Publisher {
         });
         let nodes = nodes.collect();
         self.published.send_replace(Arc::new(Published { snapshot, estimates, nodes }));
+    }
+}
+
+fn record(model: &mut Model, Report { term, node, news }: Report) {
+    match news {
+        News::Positions(outcome) => model.record(term, &node, outcome),
+        News::Detail(detail) => model.record_detail(term, &node, detail),
     }
 }

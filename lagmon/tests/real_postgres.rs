@@ -141,6 +141,35 @@ async fn an_idle_cluster_has_a_lag_of_zero_and_a_new_term_is_followed() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_sample_gets_one_of_every_node_and_not_only_at_the_next_tick() {
+    let c = Cluster::start(1);
+    let minute = Span::secs(60);
+    let raw = Raw {
+        probe_interval: minute,
+        detail_interval: minute,
+        probe_timeout: minute,
+        tcp_user_timeout: minute,
+        ..Raw::default()
+    };
+    let m = monitor_with(&c, raw);
+    m.until("the first samples", |s| s.primary.is_some() && lag(s, 1).is_some_and(|l| l.is_ok())).await;
+    let ask = m.handle.ask();
+    for round in 0..3 {
+        c.sql(0, "INSERT INTO t VALUES (1)");
+        let (asked, before) = (Clock.now(), m.handle.lag().borrow().primary.clone().map(|p| p.insert_lsn));
+        ask();
+        m.until("samples taken since they were asked for", |s| {
+            let primary = s.primary.as_ref().is_some_and(|p| p.sent_at >= asked && Some(p.insert_lsn) > before);
+            let standby = s.standby(&n(1)).and_then(|s| s.sample.clone());
+            primary && standby.is_some_and(|sample| sample.sent_at >= asked)
+        })
+        .await;
+        let text = m.metrics();
+        assert!(text.contains(&format!("pgtenure_lagmon_demanded_rounds_total {}\n", round + 1)), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_paused_replay_and_a_broken_stream_are_never_fresh_and_their_data_grow_older() {
     let c = Cluster::start(2);
     let m = monitor(&c);

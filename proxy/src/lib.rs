@@ -26,4 +26,4 @@ pub mod worker;
 
 pub use auth::cancel_keys::Secret as CancelSecret;
 pub use control::{CancelKey, Control, ProcessOrder, Refused, Reloaded, Wait};
-pub use listener::{Handle, Inputs, StartError, start, take_over};
+pub use listener::{AskSample, Handle, Inputs, StartError, start, take_over};

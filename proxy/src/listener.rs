@@ -48,7 +48,13 @@ pub struct Inputs {
     pub topology: watch::Receiver<Topology>,
     /// How far the standbys are.
     pub lag: watch::Receiver<Arc<LagSnapshot>>,
+    /// Asks for a sample now, because a read waits for one. Called from any thread and for many reads at once; what it asks
+    /// for comes by `lag`. `None`: samples come when they come.
+    pub ask: Option<AskSample>,
 }
+
+/// See [`Inputs::ask`].
+pub type AskSample = Arc<dyn Fn() + Send + Sync>;
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -185,6 +191,7 @@ fn start_with(
         reach,
         metrics,
         config,
+        ask_sample: inputs.ask,
     });
     let mut threads = Vec::with_capacity(count + 1);
     let entrances = sockets.into_iter().map(|(socket, _)| Entrance::Tcp(socket)).chain(local.map(Entrance::Unix));

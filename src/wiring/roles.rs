@@ -139,15 +139,17 @@ impl Starting<'_> {
             .context("cannot register the view's metrics")?;
         // Without lagmon no standby is known to be fresh, so every statement goes to the primary.
         let mut lag = watch::channel(Arc::default()).1;
+        let mut ask = None;
         if let Some(section) = config.lagmon.clone() {
             let lagmon = lagmon::start(section, view.topology(), self.registry).context("role lagmon")?;
             lag = lagmon.lag();
+            ask = Some(Arc::new(lagmon.ask()) as proxy::AskSample);
             self.running.lag_history = Some(Arc::new(lagmon.history()));
             let topology = view.topology();
             self.running.add(Role::Lagmon, |show, stop| play_lagmon(lagmon, topology, show, stop));
         }
         if let Some(section) = config.proxy.clone() {
-            let inputs = proxy::Inputs { topology: view.topology(), lag };
+            let inputs = proxy::Inputs { topology: view.topology(), lag, ask };
             let mut proxy = match self.inherited.take() {
                 Some(inherited) => proxy::take_over(section, inputs, self.registry, inherited),
                 None => proxy::start(section, inputs, self.registry),

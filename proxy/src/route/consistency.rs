@@ -28,6 +28,8 @@ pub struct Causality {
     mute: bool,
     /// Since when it reads at the primary, writes nothing, and how often it has waited for a standby in vain meanwhile.
     away: Option<(Instant, u32)>,
+    /// The position that the last `global` read needed, and when it was sampled.
+    all: Option<(Instant, Token)>,
 }
 
 /// A session that only reads, and for so long at the primary, waits for a standby once: each of those reads moves what a
@@ -35,6 +37,8 @@ pub struct Causality {
 const AWAY: Duration = Duration::from_secs(1);
 /// How long it waits. In vain, it does so again after twice the time.
 const CATCH_UP: Duration = Duration::from_millis(250);
+/// How long a `global` read waits for the sample that it needs, and for a standby that has replayed it.
+const OF_ALL: Duration = Duration::from_millis(100);
 /// The time is doubled so often at most.
 const DOUBLINGS: u32 = 6;
 
@@ -126,9 +130,17 @@ impl Causality {
         if self.away.is_some_and(due) { CATCH_UP } else { Duration::ZERO }
     }
 
+    /// How long a `global` read waits for a standby: each needs a sample of its own, so without waiting none would ever get
+    /// one.
+    pub(super) fn patience_of_all(&self, now: Instant) -> Duration {
+        let vain = |(_, vain): (Instant, u32)| vain > 0;
+        if self.away.is_some_and(vain) { self.patience(now).min(OF_ALL) } else { OF_ALL }
+    }
+
     /// It has waited in vain.
     pub(super) fn waited(&mut self, now: Instant) {
-        self.away = self.away.map(|(_, vain)| (now, vain.saturating_add(1)));
+        let vain = self.away.map_or(0, |(_, vain)| vain);
+        self.away = Some((now, vain.saturating_add(1)));
     }
 
     /// The position a standby must have replayed for the session to read there; `None` when any will do.
@@ -161,7 +173,8 @@ impl Causality {
     }
 
     /// The position a standby must have replayed for a read that began at `since` to miss nothing that anybody was
-    /// acknowledged before: any insert position of the primary sampled since then, and what the session has read.
+    /// acknowledged before: the first insert position of the primary sampled since then, and what the session has read.
+    /// Not the newest: while others write no standby has replayed that yet.
     ///
     /// # Errors
     /// There is no such sample yet.
@@ -171,8 +184,18 @@ impl Causality {
         lag: &Lag,
         since: Instant,
     ) -> Result<Option<Lsn>, Pending> {
-        let sample = lag.primary_of(topology).filter(|s| s.sent_at >= since).ok_or(Pending { since })?;
-        Ok(self.need_of_reads(topology, lag)?.max(Some(sample.insert_lsn)))
+        // What another term's primary told says nothing of what this one's has acknowledged.
+        let known = self.all.filter(|(sampled, position)| *sampled >= since && position.term == topology.term);
+        let of_all = match known {
+            Some((_, position)) => position.lsn,
+            None => {
+                let sample = lag.primary_of(topology).filter(|s| s.sent_at >= since).ok_or(Pending { since })?;
+                let position = Token { term: topology.term, timeline: sample.timeline, lsn: sample.insert_lsn };
+                self.all = Some((sample.sent_at, position));
+                sample.insert_lsn
+            }
+        };
+        Ok(self.need_of_reads(topology, lag)?.max(Some(of_all)))
     }
 
     /// A position that covers all that the session was answered; `None` when it has neither written nor read.

@@ -81,6 +81,21 @@ pub struct Decision {
     pub reason: Reason,
 }
 
+impl Decision {
+    /// Would a newer sample change it? Then one is worth asking for: the read waits for it, or it went to the primary and
+    /// the session's next ones need not.
+    pub fn wants_sample(&self) -> bool {
+        match (&self.target, &self.reason) {
+            (Target::Wait(_) | Target::Primary, Reason::AwaitingSample { .. })
+            | (Target::Wait(_), Reason::Unconfirmed { .. }) => true,
+            (Target::Wait(_), Reason::NoStandby { closest: Some((_, unfit)) }) => {
+                matches!(unfit, Unfit::ReplayBehind { .. } | Unfit::Uncovered { .. } | Unfit::Lagging { .. })
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Why a statement goes where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -310,6 +325,7 @@ fn without(
     };
     let patience = match (promise.consistency, chases) {
         (Consistency::Session, true) => causality.patience(now),
+        (Consistency::Global, true) => causality.patience_of_all(now),
         _ => Duration::ZERO,
     };
     let (held, waited) = (promise.standby_wait.max(patience), now.since(request.since));

@@ -424,6 +424,74 @@ fn global_reads_wait_for_a_sample_sent_after_they_began_and_for_a_standby_that_h
 }
 
 #[test]
+fn a_global_read_needs_the_first_sample_since_it_began_and_not_the_newest() {
+    let mut w = World::new().only_n2();
+    w.promise.consistency = Consistency::Global;
+    w.since = Some(at(1100));
+    for (sent_at, insert, replayed, want) in
+        [(1110, 150, 140, "wait 89 replay_behind"), (1120, 170, 149, "wait 79 replay_behind"), (1130, 190, 150, "n2 fresh")]
+    {
+        w.snapshot.primary = Some(sample("n1", insert, sent_at));
+        w.snapshot.standbys[0] = standby("n2", replayed, sent_at);
+        w.publish();
+        assert_eq!(w.read(sent_at + 1), want);
+    }
+    w.since = Some(at(1132));
+    assert_eq!(w.read(1132), "wait 100 awaiting_sample");
+    w.snapshot.primary = Some(sample("n1", 200, 1135));
+    w.publish();
+    assert_eq!(w.read(1140), "wait 92 replay_behind");
+    // What the old term's primary told does not count in a new one, whose primary may have acknowledged more.
+    w.topology.term = Term(8);
+    w.snapshot.term = Term(8);
+    w.snapshot.primary = Some(sample("n1", 120, 1131));
+    w.snapshot.standbys[0] = standby("n2", 200, 1140);
+    w.publish();
+    assert_eq!(w.read(1141), "wait 91 awaiting_sample");
+}
+
+#[test]
+fn a_global_read_waits_unasked_but_not_again_and_again_in_vain() {
+    let mut w = World::new().only_n2();
+    w.promise.consistency = Consistency::Global;
+    let mut reads = |since: u64, now: u64| {
+        w.since = Some(at(since));
+        w.read(now)
+    };
+    assert_eq!(reads(1100, 1100), "wait 100 awaiting_sample");
+    assert_eq!(reads(1100, 1200), "primary awaiting_sample");
+    assert_eq!(reads(1201, 1201), "primary awaiting_sample", "the last has waited in vain");
+    assert_eq!(reads(3199, 3199), "primary awaiting_sample");
+    assert_eq!(reads(3200, 3200), "wait 100 awaiting_sample", "after some time one waits again");
+    assert_eq!(reads(3200, 3300), "primary awaiting_sample");
+    assert_eq!(reads(7299, 7299), "primary awaiting_sample", "and after longer the next");
+    assert_eq!(reads(7300, 7300), "wait 100 awaiting_sample");
+}
+
+#[test]
+fn a_sample_is_asked_for_where_one_would_change_the_decision() {
+    let mut w = World::new().only_n2();
+    let wants = |w: &mut World, now| {
+        let Decision { target, reason } = w.decide(Access::Read, now, 1);
+        let decision = Decision { target, reason };
+        (decision.wants_sample(), decision.reason.as_str())
+    };
+    assert_eq!(wants(&mut w, 1050), (false, "fresh"));
+    w.causality.wrote(at(1060));
+    assert_eq!(wants(&mut w, 1061), (true, "awaiting_sample"), "the session's next reads may then go to a standby");
+    w.snapshot.primary = Some(sample("n1", 150, 1070));
+    w.publish();
+    assert_eq!(wants(&mut w, 1071), (false, "replay_behind"), "nobody waits for the standby");
+    w.promise.standby_wait = Duration::from_secs(1);
+    assert_eq!(wants(&mut w, 1071), (true, "replay_behind"));
+    w.snapshot.standbys[0].replay_lag = Err(LagUnknown::ReplayPaused);
+    w.publish();
+    assert_eq!(wants(&mut w, 1072), (false, "replay_paused"), "what is broken is not looked at more often");
+    let write = w.decide(Access::Write, 1072, 1);
+    assert!(!write.wants_sample());
+}
+
+#[test]
 fn without_a_standby_a_read_waits_and_then_does_what_the_session_wants() {
     let mut w = World::new().only_n2();
     w.promise = Promise { standby_wait: Duration::from_secs(3), no_standby: NoStandby::Error, ..w.promise };
@@ -496,7 +564,8 @@ fn a_named_position_is_waited_for_whatever_the_consistency() {
         let mut w = World::new().only_n2();
         w.promise.consistency = consistency;
         w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(101) });
-        assert_eq!(w.read(1000), "primary replay_behind", "{consistency:?}");
+        let want = if consistency == Consistency::Global { "wait 100 replay_behind" } else { "primary replay_behind" };
+        assert_eq!(w.read(1000), want, "{consistency:?}");
         w.snapshot.standbys = vec![standby("n2", 101, 1000)];
         w.publish();
         assert_eq!(w.read(1000), "n2 fresh", "{consistency:?}");

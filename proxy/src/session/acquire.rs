@@ -131,6 +131,11 @@ pub fn target(w: &Worker, need: Need<'_>, now: Instant) -> (Target, Reason) {
     let Need { access, promise, avoid, since, .. } = need;
     let request = Request { access, promise, avoid, since };
     let decision = w.decide(&request, &mut need.causality.borrow_mut(), now);
+    if decision.wants_sample()
+        && let Some(ask) = &w.shared.ask_sample
+    {
+        ask();
+    }
     (decision.target, decision.reason)
 }
 

@@ -7,6 +7,7 @@ use crate::auth::users::Users;
 use crate::catalog::Catalogs;
 use crate::config::Config;
 use crate::control::{CancelKey, ProcessOrder};
+use crate::listener::AskSample;
 use crate::metrics::{Metrics, Totals};
 use crate::net::{Detached, Origin};
 use crate::pool::clients::Clients;
@@ -78,6 +79,8 @@ pub struct Shared {
     pub orders: mpsc::Sender<ProcessOrder>,
     /// The way to the process before this one, for cancel requests of clients that are still there.
     pub elder: Mutex<Option<mpsc::Sender<CancelKey>>>,
+    /// Asks for a sample of all nodes.
+    pub ask_sample: Option<AskSample>,
     /// The metrics.
     pub metrics: Metrics,
 }
