@@ -112,8 +112,7 @@ mod tests {
         let counter = prometheus::IntCounter::new("rounds", "rounds").unwrap();
         let ((primary, mut asked), (standbys, mut asked_too)) = (watch::channel(()), watch::channel(()));
         let (_publisher, lag) = watch::channel(Arc::default());
-        let rounds =
-            Rounds { demand: Arc::clone(&demand), primary, standbys, lag, gap: GAP, counter: counter.clone() };
+        let rounds = Rounds { demand: Arc::clone(&demand), primary, standbys, lag, gap: GAP, counter: counter.clone() };
         let task = tokio::spawn(rounds.run());
         let start = std::time::Instant::now();
         for round in 0_u32..4 {

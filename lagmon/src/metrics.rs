@@ -20,7 +20,9 @@ use cluster::lag::{Behind, LagUnknown, Upstream};
 use cluster::{Clock, Instant, NodeId, Role};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{CounterVec, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    CounterVec, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;

@@ -22,7 +22,7 @@ pub struct Raw {
     /// `standby`.
     pub read_from: ReadFrom,
     /// How long a read waits for a standby that may serve it. Sessions say otherwise by `SET pgtenure.standby_wait`.
-    /// Default 0ms: the primary serves it at once.
+    /// Default 0ms: the primary serves it at once. `global` ones wait up to 100ms in any case, while that is not in vain.
     pub standby_wait: Span,
     /// What a read does then: `primary` (it goes there) or `error` (57P03). Sessions say otherwise by
     /// `SET pgtenure.no_standby`. Default `primary`.

@@ -428,9 +428,11 @@ fn a_global_read_needs_the_first_sample_since_it_began_and_not_the_newest() {
     let mut w = World::new().only_n2();
     w.promise.consistency = Consistency::Global;
     w.since = Some(at(1100));
-    for (sent_at, insert, replayed, want) in
-        [(1110, 150, 140, "wait 89 replay_behind"), (1120, 170, 149, "wait 79 replay_behind"), (1130, 190, 150, "n2 fresh")]
-    {
+    for (sent_at, insert, replayed, want) in [
+        (1110, 150, 140, "wait 89 replay_behind"),
+        (1120, 170, 149, "wait 79 replay_behind"),
+        (1130, 190, 150, "n2 fresh"),
+    ] {
         w.snapshot.primary = Some(sample("n1", insert, sent_at));
         w.snapshot.standbys[0] = standby("n2", replayed, sent_at);
         w.publish();
