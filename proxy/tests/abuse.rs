@@ -166,3 +166,21 @@ fn a_statement_held_for_a_pinned_session_can_be_cancelled() {
     c.publish(|t| t.gate = Gate::Open);
     assert_eq!(words(&raw.query("select count(*) from mine")), "T | D 0 | C SELECT 1 | Z I");
 }
+
+#[test]
+fn a_client_that_dies_within_a_message_of_a_failed_copy_leaves_nobody_its_server() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    c.psql("create table t(a int)").unwrap();
+    let mut raw = Raw::login(c.port, &[]);
+    raw.write(|out| write_query(out, "copy t from stdin"));
+    assert_eq!(raw.next(), "G");
+    raw.write(|out| {
+        message(out, b'd', |b| b.extend_from_slice(b"bad\n"));
+        out.extend_from_slice(b"d\0\0\xff\xffhalf of it");
+    });
+    assert_eq!(words(&raw.until_ready()), "E 22P02 | Z I");
+    drop(raw);
+    // Its server waits for the rest of that message, and would take it from whoever came next.
+    let mut other = Raw::login(c.port, &[]);
+    assert_eq!(words(&other.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}

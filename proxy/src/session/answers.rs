@@ -11,7 +11,7 @@ use crate::session::relay::{Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
 use crate::session::server::Meta;
 use crate::session::tracking::Tracking;
 use crate::sql::{FunctionTable, Pins};
-use crate::wire::backend::TxStatus;
+use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
 use cluster::Role;
@@ -75,7 +75,7 @@ impl Session {
             self.relay.doubt(host.not_replicated());
         }
         self.relay.head_kept = self.retained_lens.front().is_some_and(|&len| len > 0);
-        let hiding = self.relay.hiding();
+        let (hiding, blind) = (self.relay.hiding(), self.relay.is_blind());
         let mut sink = Sink::new(self.w.take_spare());
         let progress = self.relay.server_bytes(input, &mut sink, &host);
         self.tally.add(Counter::Sent, sink.len() as u64);
@@ -91,6 +91,10 @@ impl Session {
         if sent.is_err() {
             return Err(Turn::Close);
         }
+        if blind || self.relay.is_blind() {
+            self.rescan |= !self.relay.is_blind();
+            self.ask_for_syncs();
+        }
         match progress.event {
             None => Ok(true),
             Some(Event::Idle) => {
@@ -99,6 +103,13 @@ impl Session {
             }
             Some(Event::Again) => {
                 self.again();
+                Ok(true)
+            }
+            Some(Event::Seen { answered, skips }) => {
+                let status = self.relay.status;
+                self.to_client.append(|out| (0..answered).for_each(|_| backend::write_ready(out, status)));
+                self.skip = skips;
+                self.idle();
                 Ok(true)
             }
             Some(Event::Hidden) => self.hidden_done(),
@@ -235,7 +246,7 @@ impl Session {
     pub(super) fn rest(&mut self) {
         let resting = self.relay.status == TxStatus::Idle && self.tail == Tail::None && self.server_in.is_empty();
         // A cancel request on its way would hit a question of ours; the end of it leads here again.
-        if !resting || self.cancelling || self.ask() {
+        if !resting || self.cancelling || self.relay.is_blind() || self.ask() {
             return;
         }
         if self.mode != PoolMode::Transaction {

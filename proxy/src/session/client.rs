@@ -409,7 +409,9 @@ impl Session {
         self.w.patrons.leave(&self.identity);
         self.set_busy(false);
         self.count_pins(Pins::NONE);
-        let between = self.server_in.is_empty() && !self.relay.mid_frame() && self.to_server.is_empty();
+        // A COPY may have failed while the client was in the middle of a message to it.
+        let sent_whole = !matches!(self.tail, Tail::Forward(_)) && self.to_server.is_empty() && !self.relay.is_blind();
+        let between = sent_whole && self.server_in.is_empty() && !self.relay.mid_frame();
         let shared = self.mode == PoolMode::Transaction && !self.tunnel;
         let clean =
             shared && between && !self.relay.busy() && self.relay.status == TxStatus::Idle && self.pins.is_empty();

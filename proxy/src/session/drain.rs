@@ -53,6 +53,10 @@ impl Session {
         if idle && self.mode == PoolMode::Transaction && self.pins.is_empty() || pinned || self.tail != Tail::None {
             return;
         }
+        // How many ReadyForQuery are still to come is not known.
+        if self.relay.is_blind() {
+            return;
+        }
         // Its Sync would commit what the client has not committed; without one PostgreSQL rolls back, as the connection ends.
         if self.relay.open.is_some() && self.relay.may_commit() {
             return;
@@ -72,7 +76,8 @@ impl Session {
 impl Session {
     /// Can its server go on alone, with what it was sent?
     pub(super) fn may_part(&self) -> bool {
-        let whole = self.to_server.is_empty() && self.tail == Tail::None && !self.relay.mid_frame();
+        let whole =
+            self.to_server.is_empty() && self.tail == Tail::None && !self.relay.mid_frame() && !self.relay.is_blind();
         whole && self.mode == PoolMode::Transaction && self.pins.is_empty()
     }
 
@@ -183,6 +188,9 @@ impl Drained {
     /// The client will send no more: an open COPY fails, and an open unit gets its Sync.
     async fn end_open(&mut self) -> Result<(), DrainError> {
         let mut out = Vec::new();
+        if self.relay.is_blind() {
+            return Err(DrainError::Restless);
+        }
         if self.relay.copy_in() {
             message(&mut out, b'f', |b| cstring(b, b"the client has gone"));
             self.relay.end_copy_in();
@@ -209,7 +217,9 @@ impl Drained {
                 None => return Ok(()),
                 Some(Event::Idle | Event::Hidden | Event::Again) if self.rest.is_empty() => return Ok(()),
                 Some(Event::Idle | Event::Hidden | Event::Again) => {}
-                Some(Event::Retry { .. } | Event::Fatal { .. } | Event::Violation(_)) => return Err(DrainError::Ended),
+                Some(Event::Retry { .. } | Event::Seen { .. } | Event::Fatal { .. } | Event::Violation(_)) => {
+                    return Err(DrainError::Ended);
+                }
             }
         }
     }

@@ -111,6 +111,7 @@ impl Session {
                 self.tail = if left > n { Tail::Forward(left - n) } else { Tail::None };
                 self.follow_long(&input[..n]);
                 self.send(&input[..n]);
+                self.ask_for_syncs();
                 Some(Step::Used(n))
             }
             Tail::Discard(left) => {
@@ -223,9 +224,15 @@ impl Session {
                     break;
                 }
                 b'd' => run = end,
-                // The server ignores these while it copies, and owes nothing for them.
-                b'H' | b'S' if run == 0 => return Step::Used(head.total.min(input.len())),
-                b'c' | b'f' if run == 0 && end > input.len() => return Step::More,
+                // The server ignores it while it copies, and owes nothing for it.
+                b'H' if run == 0 => return Step::Used(head.total.min(input.len())),
+                b'c' | b'f' | b'S' if run == 0 && end > input.len() => return Step::More,
+                // This as well; but if the COPY has failed, it answers it.
+                b'S' if run == 0 => {
+                    self.relay.blind_sync();
+                    run = end;
+                    break;
+                }
                 b'c' | b'f' if run == 0 => {
                     self.relay.end_copy_in();
                     run = end;
@@ -239,7 +246,28 @@ impl Session {
             }
         }
         self.send(&input[..run]);
+        if self.relay.is_blind() && !self.relay.copy_in() {
+            // How the COPY ended must be known before anything else is sent.
+            self.ask_for_answers();
+        }
         Step::Used(run)
+    }
+
+    /// A COPY has failed that may have swallowed Syncs: the server is asked, unless a message is half sent.
+    pub(super) fn ask_for_syncs(&mut self) {
+        if self.tail == Tail::None
+            && let Some(question) = self.relay.blind_question()
+        {
+            self.send(&question);
+        }
+    }
+
+    /// Let the server hand out what it has to say without a Sync.
+    fn ask_for_answers(&mut self) {
+        let mut out = Vec::new();
+        frontend::write_flush(&mut out);
+        self.send(&out);
+        self.flushed = true;
     }
 
     /// Copy messages that came before the server has said whether it copies: they belong to what is in flight.
@@ -248,9 +276,7 @@ impl Session {
             return Step::Wait;
         }
         // Without a Sync only a COPY is answered by itself: ask for the answer, that shows whether it is one.
-        let mut flush = Vec::new();
-        frontend::write_flush(&mut flush);
-        self.send(&flush);
+        self.ask_for_answers();
         Step::Wait
     }
 
@@ -311,7 +337,7 @@ impl Session {
     /// Behind what was sent already, may more be sent before that is answered?
     pub(super) fn may_send_more(&self) -> bool {
         let Some(server) = &self.server else { return false };
-        if self.relay.hiding() {
+        if self.relay.hiding() || self.relay.is_blind() {
             return false;
         }
         if self.relay.names_unconfirmed() {

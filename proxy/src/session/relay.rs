@@ -5,6 +5,7 @@
 //! and at any moment it is known which ReadyForQuery is owed for what. Data is not decoded: runs of frames pass as
 //! they are, and a frame that is larger than what was read passes in pieces.
 
+mod blind;
 mod entry;
 mod failure;
 mod flight;
@@ -19,6 +20,7 @@ use crate::session::tracking::APPLICATION_NAME;
 use crate::wire::backend::{self, TxStatus, fields};
 use crate::wire::codec::{BadLength, Sink, head};
 use crate::wire::error_response::ClientError;
+use blind::Blind;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -47,6 +49,13 @@ pub enum Event {
     /// The only unit in flight failed because a shared statement's result has other columns now, which its client does
     /// not know: nothing of it has reached the client, the server is idle again, and the unit is to be sent again.
     Again,
+    /// A COPY has failed, and it is known now what became of the Syncs that were sent to it.
+    Seen {
+        /// So many ReadyForQuery are the client's.
+        answered: usize,
+        /// What the client sends is thrown away up to its next Sync.
+        skips: bool,
+    },
     /// The server says FATAL or PANIC: it closes the connection.
     Fatal {
         /// The server's SQLSTATE.
@@ -124,6 +133,8 @@ pub struct Relay {
     /// The server discards everything until a Sync that has not been sent yet.
     skipping: bool,
     copy_in: bool,
+    /// Syncs that it may ignore.
+    blind: Blind,
     /// Bytes of a server's frame still to pass.
     body_left: usize,
     /// Part of the answer to the oldest unit has reached the client.
@@ -302,7 +313,7 @@ impl Relay {
                     visible = begun;
                     self.delivered = begun;
                     mark = sink.len();
-                    if self.queue.is_empty() && self.open.is_none() {
+                    if self.queue.is_empty() && self.open.is_none() && !self.is_blind() {
                         at = end;
                         break Some(Event::Idle);
                     }
@@ -318,7 +329,7 @@ impl Relay {
                         // What came before it is why it ends the connection.
                         Event::Fatal { code } => code != *PROTOCOL_VIOLATION,
                         Event::Retry { .. } => true,
-                        Event::Idle | Event::Hidden | Event::Again | Event::Violation(_) => false,
+                        Event::Idle | Event::Hidden | Event::Again | Event::Seen { .. } | Event::Violation(_) => false,
                     };
                     if unfounded && !self.delivered {
                         sink.truncate(mark);
@@ -361,6 +372,9 @@ impl Relay {
                     return Step::Stop(Event::Violation("a malformed ReadyForQuery"));
                 };
                 self.local_answers(input, sink);
+                if let Some(step) = self.blind_frame(Some(status)) {
+                    return step;
+                }
                 let hidden = match self.queue.pop_front() {
                     Some(entry) if entry.kind.owes_ready() => entry.hidden,
                     _ => return Step::Stop(Event::Violation("a ReadyForQuery that nobody waits for")),
@@ -404,6 +418,7 @@ impl Relay {
                     return Step::Pass { shown: false };
                 }
                 self.copy_in = false;
+                self.end_blind();
                 self.redefined |= crate::sql::redefines(&frame[5..]);
                 self.redefaults |= matches!(&frame[5..], b"ALTER ROLE\0" | b"ALTER DATABASE\0");
                 if matches!(&frame[5..], b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
@@ -418,7 +433,10 @@ impl Relay {
             }
             b'1' => self.answer(&[Kind::Parse], input, span, sink),
             b'2' => self.answer(&[Kind::Bind], input, span, sink),
-            b'3' => self.answer(&[Kind::Close], input, span, sink),
+            b'3' => match self.blind_frame(None) {
+                Some(step) => step,
+                None => self.answer(&[Kind::Close], input, span, sink),
+            },
             b't' => {
                 self.local_answers(input, sink);
                 self.pass(input, span, sink)
@@ -430,19 +448,7 @@ impl Relay {
             }
             b'G' => {
                 self.local_answers(input, sink);
-                self.copy_in = true;
-                if self.head_is(Kind::Execute) {
-                    // In copy mode the server ignores the Syncs that were sent behind the Execute already.
-                    let before = self.queue.len();
-                    let lost = self.queue.iter().skip(1).filter(|e| e.kind == Kind::Sync).filter_map(|e| e.record);
-                    let open = lost.fold(self.open.unwrap_or_default(), |mut open, r| {
-                        open.absorb(&r);
-                        open
-                    });
-                    self.open = Some(open);
-                    self.queue.retain(|e| e.kind != Kind::Sync);
-                    self.owed -= before - self.queue.len();
-                }
+                self.begin_copy_in();
                 self.pass(input, span, sink)
             }
             b'H' => {

@@ -53,6 +53,10 @@ impl Pair {
             create schema other; create table other.t(flag bool);
             create function noisy(n int) returns int language plpgsql as
                 $$ begin for i in 1..n loop raise notice 'noise %', i; end loop; return n; end $$;
+            create table shut(id int);
+            create function refuses() returns trigger language plpgsql as
+                $$ begin raise 'nothing may come in'; end $$;
+            create trigger shut before insert on shut execute function refuses();
             create procedure commits() language plpgsql as
                 $$ begin perform 1; commit; perform 2; end $$";
         cluster.nodes[0].psql(&format!("set role app; {fixture}"));

@@ -501,6 +501,62 @@ fn copies() -> Vec<Script> {
             .copy_done()
             .sync()
             .query("select 1"),
+        // What libpq does: it sends a Sync right behind the Execute, which the server ignores once it copies.
+        Script::new("copy in of bad data behind a sync")
+            .run("copy t from stdin", &[])
+            .sync()
+            .answers(3)
+            .copy_data(b"bad\n")
+            .answers(1)
+            .copy_data(rows)
+            .copy_done()
+            .sync()
+            .run("select 1", &[])
+            .sync(),
+        Script::new("copy in that fails behind a sync before it reads")
+            .run("copy shut from stdin", &[])
+            .sync()
+            .answers(4)
+            .copy_data(rows)
+            .copy_done()
+            .sync()
+            .run("select 1", &[])
+            .sync(),
+        Script::new("copy in that fails behind two syncs, in a block")
+            .query("begin")
+            .run("copy shut from stdin", &[])
+            .sync()
+            .sync()
+            .copy_data(rows)
+            .copy_done()
+            .sync()
+            .query("rollback"),
+        Script::new("syncs within copy in of bad data")
+            .run("copy t from stdin", &[])
+            .copy_data(b"bad\n")
+            .sync()
+            .copy_data(rows)
+            .sync()
+            .copy_done()
+            .sync()
+            .query("select count(*) from t"),
+        Script::new("syncs within copy in")
+            .run("copy t from stdin", &[])
+            .sync()
+            .copy_data(rows)
+            .sync()
+            .sync()
+            .copy_done()
+            .sync()
+            .query("select count(*) from t"),
+        Script::new("copy in fails behind a sync")
+            .run("copy t from stdin", &[])
+            .sync()
+            .copy_data(rows)
+            .copy_fail("no")
+            .copy_data(rows)
+            .sync()
+            .query("select count(*) from t"),
         Script::new("a query within copy in")
             .query("copy t from stdin")
             .copy_data(rows)
@@ -624,9 +680,9 @@ fn settings() -> Vec<Script> {
             .query("select pg_advisory_unlock(7)")
             .query("begin; select pg_advisory_xact_lock(8); commit"),
         Script::new("a timeout")
-            .query("set statement_timeout = 20")
-            .query("select pg_sleep(5)")
-            .query("reset statement_timeout")
+            // For this statement alone: what comes behind it may take its time.
+            .query("begin; set local statement_timeout = 20; select pg_sleep(5)")
+            .query("rollback")
             .query("select 1"),
     ]
 }

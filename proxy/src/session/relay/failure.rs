@@ -32,6 +32,7 @@ impl Relay {
         }
         self.local_answers(input, sink);
         self.copy_in = false;
+        self.fail_blind();
         if self.again {
             return Step::Pass { shown: false };
         }
