@@ -184,3 +184,43 @@ fn a_client_that_dies_within_a_message_of_a_failed_copy_leaves_nobody_its_server
     let mut other = Raw::login(c.port, &[]);
     assert_eq!(words(&other.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
 }
+
+#[test]
+fn a_named_statement_of_megabytes_follows_its_client_like_any() {
+    let c = Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.prepared_statement_bytes = cluster::config::Size(4 << 20);
+    });
+    let (mut raw, mut other) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    let long = format!("select length('{}')", "w".repeat(3 << 20));
+    raw.write(|out| {
+        parse(out, "long", &long);
+        bind(out, "", "long", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "1 | 2 | D 3145728 | C SELECT 1 | Z I");
+    // Its server is taken by another session; it is prepared again on the next.
+    assert_eq!(words(&other.query("begin")), "C BEGIN | Z T");
+    raw.write(|out| {
+        bind(out, "", "long", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "2 | D 3145728 | C SELECT 1 | Z I");
+    // One for which there is no room is refused, whole, and nothing else is.
+    raw.write(|out| {
+        parse(out, "too long", &format!("{long}, length('{}')", "w".repeat(2 << 20)));
+        bind(out, "", "too long", &[]);
+        sync(out);
+        bind(out, "", "too long", &[]);
+        sync(out);
+        bind(out, "", "long", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "E 54000 | Z I");
+    assert_eq!(words(&raw.until_ready()), "E 26000 | Z I");
+    assert_eq!(words(&raw.until_ready()), "2 | D 3145728 | C SELECT 1 | Z I");
+    assert_eq!(words(&other.query("rollback")), "C ROLLBACK | Z I");
+}

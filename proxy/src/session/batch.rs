@@ -168,7 +168,13 @@ impl<'a> Scanner<'a> {
     fn must_wait(&self, head: Head, at: usize) -> bool {
         let here = self.input.len() - at;
         match head.kind {
-            b'Q' | b'P' => head.total <= self.cx.limits.text || here < self.cx.limits.unit,
+            b'Q' => head.total <= self.cx.limits.text || here < self.cx.limits.unit,
+            b'P' => {
+                // Under a name it is kept whole in any case, if there is room for it at all.
+                let name = crate::wire::codec::split_cstring(&self.input[(at + 5).min(self.input.len())..]);
+                let kept = name.is_none_or(|(name, _)| !name.is_empty()) && head.total <= self.cx.limits.statements;
+                kept || head.total <= self.cx.limits.text || here < self.cx.limits.unit
+            }
             b'B' => here < self.cx.limits.unit,
             b'F' => here < self.cx.limits.unit,
             // A CopyData that nobody reads, or a short message.
@@ -255,11 +261,8 @@ impl<'a> Scanner<'a> {
             }
             b'P' => {
                 let Some((name, _)) = crate::wire::codec::split_cstring(&here[5..]) else { return malformed("Parse") };
-                if !name.is_empty() {
-                    let (length, limit) = (head.total as u64, self.cx.limits.text as u64);
-                    return Step::Refuse(ClientError::MessageTooLong { length, limit });
-                }
-                self.unit.text_at = Some(at + 6);
+                // There is no room for one with a name, and who writes it for the server says so.
+                self.unit.text_at = name.is_empty().then_some(at + 6);
                 classes.push(PASSING);
                 self.parsed.push(One { name, class: PASSING, sql: b"" });
             }

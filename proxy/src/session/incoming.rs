@@ -3,7 +3,7 @@
 use crate::console::tally::Counter;
 use crate::metrics::{Source, bump};
 use crate::session::batch::{self, Limits, Scan};
-use crate::session::client::{Failure, MAX_PENDING, MAX_TEXT, Session, Tail, Turn, fill};
+use crate::session::client::{Failure, MAX_PENDING, MAX_TEXT, Session, Tail, Turn, fill, read_more};
 use crate::session::lost;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::{ClientError, Severity};
@@ -11,6 +11,9 @@ use crate::wire::frontend;
 use cluster::Role;
 use cluster::topology::Gate;
 use std::task::{Context, Poll};
+
+/// Bytes of a message above which it is gathered in place.
+const LONG: usize = 128 * 1024;
 
 impl Session {
     /// Keep what was not used of the client's bytes.
@@ -30,6 +33,9 @@ impl Session {
         let room = self.inbox.len() < limit || self.wants_more;
         if self.eof || self.client_dry || !room || !self.to_server.is_empty() || !self.to_client.is_empty() {
             return Ok(false);
+        }
+        if self.inbox.len() >= LONG {
+            return self.read_long(limit, cx);
         }
         let mut scratch = self.w.take_scratch();
         let kept = fill(&mut scratch, &self.inbox, limit);
@@ -57,6 +63,29 @@ impl Session {
         };
         self.w.put_scratch(scratch);
         outcome
+    }
+
+    /// The rest of a message that is read whole and is long. It is gathered in place: to copy what is there with every
+    /// read would cost the square of its length.
+    #[cold]
+    fn read_long(&mut self, limit: usize, cx: &mut Context<'_>) -> Result<bool, Turn> {
+        match read_more(&mut self.client, &mut self.inbox, limit, cx) {
+            Poll::Pending => {
+                self.client_dry = true;
+                Ok(false)
+            }
+            Poll::Ready(Err(_)) => Err(Turn::Close),
+            Poll::Ready(Ok(0)) => {
+                self.eof = true;
+                Ok(true)
+            }
+            Poll::Ready(Ok(n)) => {
+                self.tally.add(Counter::Received, n as u64);
+                let inbox = std::mem::take(&mut self.inbox);
+                let outcome = self.advance(&inbox);
+                self.keep(inbox, outcome).map(|()| true)
+            }
+        }
     }
 
     /// Deal with bytes of the client: how many were used, and what has to happen before more can be.

@@ -8,9 +8,10 @@ use crate::session::relay::{Entry, Kind, Relay, Undo, Use};
 use crate::session::statements::{ClientStatements, Named, ServerStatements, Source, Text, Texts, Unnamed};
 use crate::sql::{Control, Names, Statement};
 use crate::wire::backend::TxStatus;
-use crate::wire::codec::{Sink, head, message};
+use crate::wire::codec::{Sink, head, message, split_cstring};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject, write_bind, write_parse, write_subject};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// A statement that no server has: binding it fails, which puts the server where the client believes it to be.
@@ -84,7 +85,11 @@ impl Translator<'_> {
             match head.kind {
                 b'P' => {
                     let class = *classes.next().expect("scan classified each Parse");
-                    self.parse(input, span, head.total, class, sink);
+                    if span.len() < head.total {
+                        refused = self.long_parse(input, span, class, sink);
+                    } else {
+                        self.parse(input, span, class, sink);
+                    }
                 }
                 b'B' => {
                     if unit.sql_names || !self.client.portals.is_empty() {
@@ -136,12 +141,20 @@ impl Translator<'_> {
         refused && unit.tail_left > 0
     }
 
-    fn parse(&mut self, input: &[u8], span: std::ops::Range<usize>, total: usize, class: Statement, sink: &mut Sink) {
-        if span.len() < total {
-            // Too long to be kept; scan lets only the unnamed statement through.
+    /// A Parse that is too long to be kept passes as it comes, unless it has a name. True when it is refused.
+    fn long_parse(&mut self, input: &[u8], span: Range<usize>, class: Statement, sink: &mut Sink) -> bool {
+        let named = split_cstring(&input[span.start + 5..span.end]).is_none_or(|(name, _)| !name.is_empty());
+        if named {
+            let limit = self.statement_bytes as u64;
+            self.refuse(input, ClientError::StatementBytes { limit }, sink);
+        } else {
             sink.pass(input, span);
-            return self.unnamed(None, class);
+            self.unnamed(None, class);
         }
+        named
+    }
+
+    fn parse(&mut self, input: &[u8], span: Range<usize>, class: Statement, sink: &mut Sink) {
         let Some(p) = frontend::parse(&input[span.clone()]) else { return self.malformed(input, span, sink) };
         if class.names != Names::None {
             // What it will result in is decided here.
@@ -282,7 +295,7 @@ impl Translator<'_> {
         Resolved::Text(Use { text: named.text.clone(), name: named.name.clone(), first, foreign }, undo)
     }
 
-    fn bind(&mut self, input: &[u8], span: std::ops::Range<usize>, total: usize, sink: &mut Sink) -> bool {
+    fn bind(&mut self, input: &[u8], span: Range<usize>, total: usize, sink: &mut Sink) -> bool {
         let Some(b) = frontend::bind(&input[span.clone()]) else {
             self.malformed(input, span, sink);
             return false;
@@ -324,7 +337,7 @@ impl Translator<'_> {
         (self.naming != Naming::Own).then_some(of)
     }
 
-    fn describe(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) {
+    fn describe(&mut self, input: &[u8], span: Range<usize>, sink: &mut Sink) {
         let Some(subject) = frontend::subject(&input[span.clone()]) else { return self.malformed(input, span, sink) };
         match subject {
             Subject::Portal(_) => {
@@ -354,7 +367,7 @@ impl Translator<'_> {
         }
     }
 
-    fn close(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) {
+    fn close(&mut self, input: &[u8], span: Range<usize>, sink: &mut Sink) {
         let mut undo = Undo::None;
         let Some(subject) = frontend::subject(&input[span.clone()]) else { return self.malformed(input, span, sink) };
         match subject {
@@ -410,7 +423,7 @@ impl Translator<'_> {
     }
 
     /// A malformed message goes to the server as it is: nothing comes of it but an error.
-    fn malformed(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) {
+    fn malformed(&mut self, input: &[u8], span: Range<usize>, sink: &mut Sink) {
         sink.pass(input, span);
         self.relay.push(Entry::plain(Kind::Bind));
     }
