@@ -11,9 +11,10 @@ use crate::sql::{FunctionRow, FunctionTable, Volatility};
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -115,9 +116,11 @@ struct Shared {
     topology: watch::Receiver<Topology>,
     runtime: Handle,
     reach: Arc<Reach>,
-    databases: Mutex<HashMap<String, Database>>,
+    databases: Mutex<BTreeMap<String, Database>>,
     /// What sessions of a database begin with, as far as roles and databases say, as it was read last.
-    defaults: Mutex<HashMap<String, u64>>,
+    defaults: Mutex<BTreeMap<String, u64>>,
+    /// Tables read so far.
+    read: AtomicU64,
     changes: watch::Sender<Changes>,
 }
 
@@ -135,9 +138,20 @@ struct Database {
 impl Catalogs {
     /// Catalogs read by tasks on `runtime` from the nodes of `topology`.
     pub fn new(settings: Settings, topology: watch::Receiver<Topology>, runtime: Handle, reach: Arc<Reach>) -> Self {
-        let databases = Mutex::new(HashMap::new());
+        let databases = Mutex::new(BTreeMap::new());
         let (defaults, (changes, _)) = (Mutex::default(), watch::channel(Changes::default()));
-        Self { shared: Arc::new(Shared { settings, topology, runtime, reach, databases, defaults, changes }) }
+        Self {
+            shared: Arc::new(Shared {
+                settings,
+                topology,
+                runtime,
+                reach,
+                databases,
+                defaults,
+                read: AtomicU64::new(0),
+                changes,
+            }),
+        }
     }
 
     /// Told when what sessions begin with has changed: ALTER ROLE … SET, ALTER DATABASE … SET.
@@ -196,7 +210,8 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
             Ok((table, defaults)) => {
                 defaults.into_iter().for_each(|defaults| compare(&shared, &database, defaults));
                 tracing::debug!(database = database.as_str(), names = table.len(), "catalog read");
-                sender.send_replace(Arc::new(table));
+                let number = shared.read.fetch_add(1, Ordering::Relaxed) + 1;
+                sender.send_replace(Arc::new(table.numbered(number)));
                 (retry, complained) = (RETRY_MIN, false);
                 refresh
             }

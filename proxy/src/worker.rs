@@ -21,11 +21,14 @@ use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Scope, health};
 use crate::route::sample::Sample;
 use crate::route::{self, Causality, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Request, Slowed};
+use crate::session::greeting::Greeting;
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
+use crate::session::settings::Shared as Beginning;
 use crate::session::statements::Texts;
 use crate::session::timers;
-use crate::sql::Access;
+use crate::session::tracking::Tracking;
+use crate::sql::{Access, Recall};
 use cluster::lag::LagSnapshot;
 use cluster::topology::{Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
@@ -98,10 +101,14 @@ pub struct Worker {
     footings: RefCell<Footings>,
     /// What standbys have refused lately.
     pub misroutes: RefCell<Misroutes>,
+    /// What texts were found to do.
+    pub recall: RefCell<Recall>,
     backoffs: RefCell<BTreeMap<NodeId, Backoff>>,
     /// Bounds the clients that prove who they are at the same time.
     pub logins: Semaphore,
     outstanding: RefCell<Vec<(NodeId, u32)>>,
+    /// What the newest session has begun with.
+    newcomer: RefCell<Beginning>,
     scratch: Cell<Vec<u8>>,
     spares: RefCell<Vec<Vec<u8>>>,
     config: RefCell<Rc<Config>>,
@@ -175,12 +182,14 @@ impl Worker {
             sample: Cell::default(),
             footings: RefCell::default(),
             misroutes: RefCell::default(),
+            recall: RefCell::default(),
             backoffs: RefCell::default(),
             shortest: Cell::new(shortest),
             look_at: Cell::new(None),
             look_earlier: Notify::new(),
             logins,
             outstanding: RefCell::default(),
+            newcomer: RefCell::default(),
             scratch: Cell::default(),
             spares: RefCell::default(),
             seed: Cell::new(index as u64),
@@ -309,9 +318,8 @@ impl Worker {
     }
 
     /// Give a connection back to its pool, or close it.
-    pub fn release(self: &Rc<Self>, pool: &Rc<crate::pool::Pool>, mut server: Server) {
+    pub fn release(self: &Rc<Self>, pool: &Rc<crate::pool::Pool>, mut server: Server, now: Instant) {
         self.count_in_use(&server.meta, false);
-        let now = self.now();
         let old = too_old(Age { born: server.meta.born, lifetime: self.config().server_lifetime }, now);
         if server.meta.spoilt || !server.meta.explained() || old || !self.still_valid(&server.meta) {
             return;
@@ -475,17 +483,25 @@ impl Worker {
     /// Keep what a primary reported for clients that come later. Servers that begin alike share it: what is returned.
     pub fn keep_welcome(&self, identity: &Arc<Identity>, settings: &Arc<Settings>) -> Arc<Settings> {
         let mut welcomes = self.shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = welcomes.get(identity).filter(|known| *known == settings) {
-            return known.clone();
+        if let Some(known) = welcomes.get(identity).filter(|known| known.settings == *settings) {
+            return known.settings.clone();
         }
         if welcomes.len() < MAX_WELCOMES || welcomes.contains_key(identity) {
-            welcomes.insert(identity.clone(), settings.clone());
+            welcomes.insert(identity.clone(), Arc::new(Greeting::new(settings.clone())));
         }
         settings.clone()
     }
 
+    /// What follows a new session. Those who come one after the other mostly begin with the same settings, and share them.
+    pub fn begin_tracking(&self, application_name: Option<&str>) -> Tracking {
+        let mut last = self.newcomer.borrow_mut();
+        let tracking = Tracking::like(application_name, &last);
+        last.clone_from(&tracking.settings);
+        tracking
+    }
+
     /// What a primary reported to this identity.
-    pub fn welcome(&self, identity: &Arc<Identity>) -> Option<(Arc<Identity>, Arc<Settings>)> {
+    pub fn welcome(&self, identity: &Arc<Identity>) -> Option<(Arc<Identity>, Arc<Greeting>)> {
         let welcomes = self.shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
         welcomes.get_key_value(identity).map(|(i, s)| (i.clone(), s.clone()))
     }

@@ -6,7 +6,7 @@ use crate::session::settings::Shared;
 use cluster::topology::Topology;
 use cluster::{Instant, NodeId, Role};
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -318,7 +318,7 @@ pub struct Pools {
     worker: usize,
     limits: Arc<Limits>,
     doorway: Rc<Doorway>,
-    pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
+    pools: RefCell<BTreeMap<PoolKey, Rc<Pool>>>,
     hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
     ask: Rc<dyn Fn(usize, PoolKey)>,
 }
@@ -360,11 +360,9 @@ impl Pools {
         pool
     }
 
-    /// Every pool. A copy of the list, so that pools may change while it is walked.
+    /// Every pool, in order. A copy of the list, so that pools may change while it is walked.
     pub fn all(&self) -> Vec<Rc<Pool>> {
-        let mut all: Vec<_> = self.pools.borrow().values().cloned().collect();
-        all.sort_by(|a, b| a.key.cmp(&b.key));
-        all
+        self.pools.borrow().values().cloned().collect()
     }
 
     /// Another pool of the database lacks a connection: let go one that nobody waits for here.

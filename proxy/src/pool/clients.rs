@@ -2,7 +2,7 @@
 
 use crate::config::pools::Pools as Rules;
 use crate::pool::policy::{ClientLimit, client_limits};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The clients of the process.
@@ -13,8 +13,8 @@ pub struct Clients {
 
 #[derive(Debug, Default)]
 struct Counts {
-    databases: HashMap<String, usize>,
-    users: HashMap<String, usize>,
+    databases: BTreeMap<Arc<str>, usize>,
+    users: BTreeMap<Arc<str>, usize>,
     replication: usize,
 }
 
@@ -42,10 +42,10 @@ impl Clients {
         if let Some(limit) = reached {
             return Err(limit);
         }
-        count(&mut counts.databases, database);
-        count(&mut counts.users, user);
+        let database = count(&mut counts.databases, database);
+        let user = count(&mut counts.users, user);
         counts.replication += usize::from(replication);
-        Ok(Admission { clients: self.clone(), database: database.into(), user: user.into(), replication })
+        Ok(Admission { clients: self.clone(), database, user, replication })
     }
 
     /// Clients of that database.
@@ -60,20 +60,24 @@ impl Clients {
     }
 }
 
-/// One more of that name.
-fn count(of: &mut HashMap<String, usize>, name: &str) {
-    match of.get_mut(name) {
-        Some(n) => *n += 1,
-        None => drop(of.insert(name.to_owned(), 1)),
+/// One more of that name, which those of one name share.
+fn count(of: &mut BTreeMap<Arc<str>, usize>, name: &str) -> Arc<str> {
+    if let Some((known, _)) = of.get_key_value(name) {
+        let known = known.clone();
+        of.entry(known.clone()).and_modify(|n| *n += 1);
+        return known;
     }
+    let name: Arc<str> = name.into();
+    of.insert(name.clone(), 1);
+    name
 }
 
 /// A client that counts until this is dropped.
 #[derive(Debug)]
 pub struct Admission {
     clients: Arc<Clients>,
-    database: Box<str>,
-    user: Box<str>,
+    database: Arc<str>,
+    user: Arc<str>,
     replication: bool,
 }
 

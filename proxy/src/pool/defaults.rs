@@ -37,7 +37,7 @@ pub async fn follow(shared: &Shared, mut changes: watch::Receiver<Changes>, mut 
 async fn replace(shared: &Shared, at_servers: &str) {
     let pools = shared.config.borrow().pools.clone();
     // What a login was told once is not what the next one is to be told.
-    let forget = |welcomes: &mut std::collections::HashMap<_, _>| {
+    let forget = |welcomes: &mut std::collections::BTreeMap<_, _>| {
         welcomes.retain(|identity: &std::sync::Arc<crate::pool::Identity>, _| identity.dbname != at_servers);
     };
     forget(&mut shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner));

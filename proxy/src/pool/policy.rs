@@ -99,9 +99,13 @@ pub struct Age {
 /// Has it lived long enough? Each for between four fifths of the lifetime and the whole of it, so that connections
 /// that were made together, after a failover, are not all made anew together.
 pub fn too_old(age: Age, now: Instant) -> bool {
+    let lived = now.since(age.born);
+    if lived < age.lifetime / 2 {
+        return false;
+    }
     let fifth = u64::try_from((age.lifetime / 5).as_nanos()).unwrap_or(u64::MAX).max(1);
     let less = Duration::from_nanos(mix(age.born.as_nanos()) % fifth);
-    now.since(age.born) >= age.lifetime - less
+    lived >= age.lifetime - less
 }
 
 #[cfg(test)]

@@ -20,13 +20,23 @@ pub trait Loads {
     }
 }
 
-/// One of the members that are `fit`; `None` when none is.
-pub(super) fn choose<'m>(
+/// One of the members that are `fit`, and how it is; `None` when none is.
+pub(super) fn choose<'m, F>(
     members: &'m [Member],
-    fit: impl Fn(&Member) -> bool,
+    fit: impl Fn(&Member, Footing) -> Option<F>,
     loads: &dyn Loads,
     seed: u64,
-) -> Option<&'m Member> {
+) -> Option<(&'m Member, F)> {
+    let fit = |m: &Member| fit(m, loads.footing(&m.node));
+    let chosen = match members {
+        // Whatever it weighs: there is no other.
+        [only] => only,
+        members => among(members, |m| fit(m).is_some(), loads, seed)?,
+    };
+    fit(chosen).map(|fit| (chosen, fit))
+}
+
+fn among<'m>(members: &'m [Member], fit: impl Fn(&Member) -> bool, loads: &dyn Loads, seed: u64) -> Option<&'m Member> {
     let near = members.iter().any(|m| {
         let footing = loads.footing(&m.node);
         footing.near && mix(seed ^ 1) % 100 < u64::from(footing.share) && fit(m)

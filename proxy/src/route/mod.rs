@@ -227,19 +227,19 @@ pub fn decide(
     };
     let need = need.max(after);
     let seen = &causality.seen;
-    let fit = |member: &Member| match request.avoid.contains(&member.node) {
+    let fit = |member: &Member, footing: Footing| match request.avoid.contains(&member.node) {
         true => Err(Unfit::Avoided),
-        false => policy::fit(&held_to(promise, loads.footing(&member.node)), member, topology, lag, (need, seen), now),
+        false => policy::fit(&held_to(promise, footing), member, topology, lag, (need, seen), now),
     };
-    let chosen = balance::choose(&topology.standbys, |m| fit(m).is_ok(), loads, seed);
-    match chosen.map(|member| (member, fit(member))) {
-        Some((member, Ok(fresh))) => {
+    match balance::choose(&topology.standbys, |m, footing| fit(m, footing).ok(), loads, seed) {
+        Some((member, fresh)) => {
             causality.read(topology, lag, fresh.replay_lsn);
             let reason = Reason::Fresh { staleness: fresh.staleness, replay_lsn: fresh.replay_lsn, need };
             Decision { target: Target::Standby(member.node.clone()), reason }
         }
-        _ => {
-            let unfit = topology.standbys.iter().filter_map(|m| fit(m).err().map(|u| (m.node.clone(), u)));
+        None => {
+            let unfit = |m: &Member| fit(m, loads.footing(&m.node)).err().map(|unfit| (m.node.clone(), unfit));
+            let unfit = topology.standbys.iter().filter_map(unfit);
             let closest = unfit.min_by_key(|(_, u)| u.distance());
             let confirmed = confirmed(promise, causality, topology, lag);
             without(request, Reason::NoStandby { closest }, confirmed, causality, now)

@@ -14,7 +14,7 @@ use crate::sql::{FunctionTable, Pins};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
-use cluster::Role;
+use cluster::{Instant, Role};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -64,8 +64,10 @@ impl Session {
     }
 
     pub(super) fn server_bytes(&mut self, input: &[u8]) -> Result<bool, Turn> {
+        // Behind the read: what is said below of when the answer came is not too early.
+        let now = self.w.now();
         let Some(server) = &self.server else { return Ok(false) };
-        if server.meta.role == Role::Primary && self.view_ran_out() && self.relay.may_commit() {
+        if server.meta.role == Role::Primary && self.view_ran_out(now) && self.relay.may_commit() {
             return Err(Turn::Lost(Loss::ViewStale));
         }
         let meta = &server.meta;
@@ -86,7 +88,7 @@ impl Session {
         if self.server_in.is_empty() {
             self.server_in = Vec::new();
         }
-        self.account(hiding);
+        self.account(hiding, now);
         self.rescan |= matches!(self.inbox.first(), Some(b'd' | b'c' | b'f'));
         if sent.is_err() {
             return Err(Turn::Close);
@@ -98,7 +100,7 @@ impl Session {
         match progress.event {
             None => Ok(true),
             Some(Event::Idle) => {
-                self.idle();
+                self.idle(now);
                 Ok(true)
             }
             Some(Event::Again) => {
@@ -109,10 +111,10 @@ impl Session {
                 let status = self.relay.status;
                 self.to_client.append(|out| (0..answered).for_each(|_| backend::write_ready(out, status)));
                 self.skip = skips;
-                self.idle();
+                self.idle(now);
                 Ok(true)
             }
-            Some(Event::Hidden) => self.hidden_done(),
+            Some(Event::Hidden) => self.hidden_done(now),
             Some(Event::Retry { code }) => Err(Turn::Lost(Loss::Refused(code))),
             Some(Event::Fatal { code }) => {
                 self.desynchronised |= code == *PROTOCOL_VIOLATION;
@@ -122,8 +124,8 @@ impl Session {
         }
     }
 
-    /// What the relay found out on the way.
-    pub(super) fn account(&mut self, hidden: bool) {
+    /// What the relay found out on the way; the answer came at `now`.
+    pub(super) fn account(&mut self, hidden: bool, now: Instant) {
         if let Some(survivors) = self.relay.forgotten.take() {
             self.statements.clear(&survivors.names);
             if let Some(server) = &mut self.server {
@@ -157,7 +159,7 @@ impl Session {
         }
         if self.relay.answered > 0 && self.relay.busy() && self.w.is_timed() {
             // The next of a pipeline.
-            self.mark(Activity::Active, self.w.now(), self.relay.status == TxStatus::Idle);
+            self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
         if self.relay.answered > 0 {
             self.block_answered();
@@ -172,20 +174,20 @@ impl Session {
                 continue;
             }
             if self.wrote {
-                self.causality.borrow_mut().wrote(self.w.now());
+                self.causality.borrow_mut().wrote(now);
                 self.count_below_mode();
             } else if self.saw {
-                self.causality.borrow_mut().saw(self.w.now());
+                self.causality.borrow_mut().saw(now);
             }
-            self.saw_standby();
+            self.saw_standby(now);
         }
     }
 
     /// A unit was answered: by a standby, so it showed what others may not show yet.
-    fn saw_standby(&self) {
+    fn saw_standby(&self, now: Instant) {
         if let Some(server) = self.server.as_ref().filter(|s| s.meta.role == Role::Standby) {
             let term = self.w.view.borrow().topology.term;
-            self.causality.borrow_mut().read_at(&server.meta.node, term, self.w.now());
+            self.causality.borrow_mut().read_at(&server.meta.node, term, now);
         }
     }
 
@@ -209,13 +211,13 @@ impl Session {
     }
 
     /// Nothing is owed.
-    pub(super) fn idle(&mut self) {
+    pub(super) fn idle(&mut self, now: Instant) {
         self.rescan |= !self.inbox.is_empty();
         self.cancelled = false;
         self.w.put_spare(std::mem::take(&mut self.retained));
         self.retained_lens.clear();
         self.avoid.clear();
-        self.mark_rest();
+        self.mark_rest(now);
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.saw, self.portal_may_commit) = (false, false, false);
             self.statements.portals.clear();
@@ -226,7 +228,7 @@ impl Session {
                 self.w.shared.catalogs.refresh_all();
             }
             self.set_busy(false);
-            self.rest();
+            self.rest(now);
         }
     }
 
@@ -243,7 +245,7 @@ impl Session {
     }
 
     /// Between transactions, nothing is owed: the server is asked what is to be asked, and goes back to its pool.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn rest(&mut self, now: Instant) {
         let resting = self.relay.status == TxStatus::Idle && self.tail == Tail::None && self.server_in.is_empty();
         // A cancel request on its way would hit a question of ours; the end of it leads here again.
         if !resting || self.cancelling || self.relay.is_blind() || self.ask() {
@@ -254,7 +256,7 @@ impl Session {
         }
         self.count_pins(self.pins);
         if self.pins.is_empty() && !self.tracking.stuck {
-            self.give_back();
+            self.give_back(now);
         }
     }
 
@@ -323,7 +325,7 @@ impl Session {
         }
     }
 
-    pub(super) fn view_ran_out(&self) -> bool {
-        self.w.view.borrow().topology.valid_until.is_some_and(|end| self.w.now() >= end)
+    pub(super) fn view_ran_out(&self, now: Instant) -> bool {
+        self.w.view.borrow().topology.valid_until.is_some_and(|end| now >= end)
     }
 }

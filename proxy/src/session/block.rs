@@ -160,7 +160,7 @@ impl Session {
         match &self.server {
             None => Some(Step::Turn(0, Turn::Acquire { access, bytes })),
             Some(server) if server.meta.role == Role::Primary && !open => {
-                self.give_back();
+                self.give_back(now);
                 Some(Step::Turn(0, Turn::Acquire { access, bytes }))
             }
             Some(_) => {
@@ -189,7 +189,7 @@ impl Session {
             let error = Box::new(ClientError::InFailedTransaction);
             (self.fresh, self.lost_block) = (None, LostBlock::Told(error));
             self.set_busy(false);
-            self.give_back();
+            self.give_back(self.w.now());
         }
     }
 

@@ -244,6 +244,7 @@ impl Session {
         let table = functions.borrow_and_update().clone();
         let generation = w.generation.get();
         let mode = pool_mode(&w, &identity);
+        let tracking = w.begin_tracking(application_name);
         let tally = w.tallies.of(&identity.database);
         tally.add(Counter::Logins, 1);
         // In its place at once: it is large.
@@ -280,7 +281,7 @@ impl Session {
             retained_lens: VecDeque::new(),
             pins: Pins::default(),
             counted: Pins::default(),
-            tracking: Tracking::new(application_name),
+            tracking,
             promised: None,
             hinted: None,
             route: None,
@@ -417,7 +418,7 @@ impl Session {
             shared && between && !self.relay.busy() && self.relay.status == TxStatus::Idle && self.pins.is_empty();
         if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
             if clean {
-                self.w.release(&pool, server);
+                self.w.release(&pool, server, self.w.now());
             } else {
                 // In an unknown state, or full of what was this client's: closed.
                 self.w.count_in_use(&server.meta, false);
@@ -454,10 +455,14 @@ impl Session {
         }
         if self.rescan && self.to_client.is_empty() && self.to_server.is_empty() {
             self.rescan = false;
-            moved = true;
-            let inbox = std::mem::take(&mut self.inbox);
-            let outcome = self.advance(&inbox);
-            self.keep(inbox, outcome)?;
+            if self.inbox.is_empty() {
+                self.wants_more = true;
+            } else {
+                moved = true;
+                let inbox = std::mem::take(&mut self.inbox);
+                let outcome = self.advance(&inbox);
+                self.keep(inbox, outcome)?;
+            }
         }
         moved |= self.read_server(cx)?;
         moved |= self.read_client(cx)?;
@@ -473,6 +478,10 @@ impl Session {
 
     /// The inbox ends within an extended unit: send what is there when no more comes for a while.
     fn await_rest(&mut self, cx: &mut Context<'_>) {
+        if self.inbox.is_empty() {
+            self.patience = None;
+            return;
+        }
         let begun = matches!(self.inbox.first(), Some(b'P' | b'B' | b'D' | b'E' | b'C'));
         if !begun || !self.wants_more || self.relay.copy_in() {
             self.patience = None;
@@ -505,7 +514,7 @@ impl Session {
         if self.cancelling && !self.server.as_ref().is_some_and(|s| s.cancels.running()) {
             (self.cancelling, self.rescan) = (false, true);
             if self.server.is_some() && !self.relay.busy() {
-                self.rest();
+                self.rest(self.w.now());
             }
         }
         if let Some(end) = self.presence.end.take() {
@@ -628,9 +637,9 @@ impl Session {
     }
 
     /// Nothing is owed to the client any more.
-    pub(super) fn mark_rest(&self) {
+    pub(super) fn mark_rest(&self, now: Instant) {
         let idle = self.status() == TxStatus::Idle;
-        self.mark(if idle { Activity::Idle } else { Activity::InTransaction }, self.w.now(), false);
+        self.mark(if idle { Activity::Idle } else { Activity::InTransaction }, now, false);
     }
 
     /// Who serves the session, for those who look at it.

@@ -115,7 +115,7 @@ async fn roll_back(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained) {
     d.server.meta.statements.unnamed = None;
     let clean = d.relay.status == TxStatus::Idle && d.relay.errors.is_empty() && d.rest.is_empty();
     if matches!(outcome, Ok(Ok(()))) && clean {
-        return w.release(&pool, d.server);
+        return w.release(&pool, d.server, w.now());
     }
     tracing::debug!(node = %d.server.meta.node, "server that a block was moved from is closed");
     w.count_in_use(&d.server.meta, false);
@@ -130,7 +130,7 @@ async fn drain(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained, busy: bool) {
     }
     let node = d.server.meta.node.clone();
     match outcome {
-        Ok(Ok(())) => return w.release(&pool, d.server),
+        Ok(Ok(())) => return w.release(&pool, d.server, w.now()),
         Ok(Err(error)) => tracing::debug!(%node, %error, "server of a client that has gone is closed"),
         Err(_) => tracing::debug!(%node, ?limit, "server of a client that has gone is closed, it took too long"),
     }

@@ -10,7 +10,7 @@ use crate::wire::backend;
 use crate::wire::codec::head;
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend;
-use cluster::Role;
+use cluster::{Instant, Role};
 use std::sync::Arc;
 
 /// What a client is told whose notifications come from another server now.
@@ -221,14 +221,24 @@ impl Session {
     /// A server was found: has it the session's settings?
     pub(super) fn compare(&mut self) {
         self.raise_durability();
-        let Some(server) = &self.server else { return };
-        let (ours, its) = (&self.tracking.settings, &server.meta.given);
-        self.tracking.due = !Arc::ptr_eq(ours, its) && ours != its || server.meta.listens;
+        let Some(server) = &mut self.server else { return };
+        let (ours, its) = (&mut self.tracking.settings, &mut server.meta.given);
+        let (one, same) = (Arc::ptr_eq(ours, its), Arc::ptr_eq(ours, its) || ours == its);
+        self.tracking.due = !same || server.meta.listens;
+        if same && !one {
+            // Those that are equal come to be one, so that most comparisons are of addresses: the lower one stays.
+            if Arc::as_ptr(its) < Arc::as_ptr(ours) {
+                ours.clone_from(its);
+                self.presence.settings.replace(ours.clone());
+            } else {
+                its.clone_from(ours);
+            }
+        }
         self.begin_as_server();
     }
 
     /// A query of ours is answered.
-    pub(super) fn hidden_done(&mut self) -> Result<bool, Turn> {
+    pub(super) fn hidden_done(&mut self, now: Instant) -> Result<bool, Turn> {
         let hidden = std::mem::take(&mut self.relay.hidden);
         self.rescan = true;
         match self.tracking.asked.take() {
@@ -255,12 +265,12 @@ impl Session {
                     }
                     (None, None) => {}
                 }
-                self.idle();
+                self.idle(now);
             }
             Some(Asked::Begin) => self.block_begun(hidden.error),
             Some(Asked::Position { at }) => {
                 self.positioned(at, &hidden);
-                self.idle();
+                self.idle(now);
             }
             // A server that refuses them will say so again when it is asked for them.
             Some(Asked::Tell) => self.told = true,
@@ -268,7 +278,7 @@ impl Session {
             Some(Asked::Listen) if hidden.error.is_some() => return Err(self.deaf()),
             Some(Asked::Listen) => {
                 self.to_client.append(|out| backend::write_warning(out, MISSED, MISSED_DETAIL));
-                self.idle();
+                self.idle(now);
             }
             None => {}
         }
@@ -280,7 +290,7 @@ impl Session {
         let Some(server) = &mut self.server else { return Ok(()) };
         server.meta.spoilt = true;
         let (node, role) = (server.meta.node.clone(), server.meta.role);
-        self.give_back();
+        self.give_back(self.w.now());
         if role == Role::Standby {
             self.avoid.push(node);
             return Ok(());

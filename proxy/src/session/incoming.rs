@@ -29,9 +29,11 @@ impl Session {
     }
 
     pub(super) fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
+        if self.eof || self.client_dry || !self.to_server.is_empty() || !self.to_client.is_empty() {
+            return Ok(false);
+        }
         let limit = self.w.config().relay_buffer;
-        let room = self.inbox.len() < limit || self.wants_more;
-        if self.eof || self.client_dry || !room || !self.to_server.is_empty() || !self.to_client.is_empty() {
+        if self.inbox.len() >= limit && !self.wants_more {
             return Ok(false);
         }
         if self.inbox.len() >= LONG {
@@ -218,7 +220,7 @@ impl Session {
         self.to_client.append(|out| backend::write_ready(out, status));
         self.rescan = true;
         if !self.relay.busy() {
-            self.mark_rest();
+            self.mark_rest(self.w.now());
         }
     }
 

@@ -11,6 +11,7 @@ use crate::route::{Causality, Promise};
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::cancel::pid_of;
 use crate::session::client::Session;
+use crate::session::greeting::Greeting;
 use crate::session::peers;
 use crate::session::presence::{Facts, Presence};
 use crate::session::{durable, encrypt, proxied};
@@ -401,20 +402,20 @@ impl Greeter<'_> {
     }
 
     /// Nobody of this identity has come before, or the client is to have a server of its own.
-    async fn first(&mut self, want: &Want, replication: bool) -> Result<(Arc<Settings>, Option<Found>), Farewell> {
+    async fn first(&mut self, want: &Want, replication: bool) -> Result<(Arc<Greeting>, Option<Found>), Farewell> {
         self.flush().await?;
         if replication {
             let found = tokio::select! {
                 found = own(self.w, want) => found?,
                 farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
             };
-            return Ok((found.server.meta.settings.clone(), Some(found)));
+            return Ok((Arc::new(Greeting::new(found.server.meta.settings.clone())), Some(found)));
         }
         let settings = tokio::select! {
             settings = ask(self.w, want) => settings?,
             farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
         };
-        Ok((settings, None))
+        Ok((Arc::new(Greeting::new(settings)), None))
     }
 
     /// Find out what a server reports to this user, which also proves that the database exists.
@@ -422,14 +423,14 @@ impl Greeter<'_> {
         let entering = self.entering(admitted)?;
         let (want, replication) = (&entering.want, entering.replication);
         let known = if replication { None } else { self.w.welcome(&want.identity) };
-        let (identity, settings, tunnel) = match known {
-            Some((identity, settings)) => (identity, settings, None),
+        let (identity, greeting, tunnel) = match known {
+            Some((identity, greeting)) => (identity, greeting, None),
             None => {
-                let (settings, tunnel) = Box::pin(self.first(want, replication)).await?;
-                (want.identity.clone(), settings, tunnel)
+                let (greeting, tunnel) = Box::pin(self.first(want, replication)).await?;
+                (want.identity.clone(), greeting, tunnel)
             }
         };
-        Ok(self.prepared(entering, identity, settings, tunnel))
+        Ok(self.prepared(entering, identity, &greeting, tunnel))
     }
 
     /// Whose session it is to be, if there is room for it.
@@ -471,14 +472,14 @@ impl Greeter<'_> {
         &mut self,
         entering: Entering,
         identity: Arc<Identity>,
-        settings: Arc<Settings>,
+        greeting: &Greeting,
         tunnel: Option<Found>,
     ) -> Prepared {
         let Entering { want, admission, long_key, application_name, replication: _ } = entering;
         let Want { credentials, causality, .. } = want;
         let mut hello = std::mem::take(&mut self.out);
-        greet(&settings, application_name.as_deref(), &mut hello);
-        let (w, origin) = (self.w.clone(), self.origin);
+        greeting.write(application_name.as_deref(), &mut hello);
+        let (w, origin, settings) = (self.w.clone(), self.origin, greeting.settings.clone());
         Prepared {
             w,
             identity,
@@ -498,19 +499,6 @@ impl Greeter<'_> {
 /// The name of an application as a server shows it.
 fn shown_name(given: &str) -> String {
     given.bytes().take(63).map(|b| if matches!(b, b' '..=b'~') { b as char } else { '?' }).collect()
-}
-
-/// What the client reads before its first ReadyForQuery, but for its key.
-fn greet(settings: &Settings, application_name: Option<&str>, hello: &mut Vec<u8>) {
-    hello.reserve(1024);
-    for (name, value) in settings {
-        let value = match name.as_str() {
-            "application_name" => application_name.unwrap_or(value),
-            "in_hot_standby" => "off",
-            _ => value,
-        };
-        backend::write_parameter_status(hello, name, value);
-    }
 }
 
 /// A connection to the primary that is the client's alone.

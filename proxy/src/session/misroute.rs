@@ -3,9 +3,10 @@
 use crate::metrics::bump;
 use crate::route::Misroutes;
 use crate::session::client::Session;
-use crate::sql::{Access, FunctionTable, LexRules, Statement, classify, executed, fingerprint};
+use crate::sql::{Access, FunctionTable, LexRules, Recall, Statement, classify, executed, fingerprint};
 use crate::wire::codec::head;
 use crate::wire::frontend;
+use crate::worker::Worker;
 use cluster::{Clock, Instant};
 use std::cell::{Ref, RefCell};
 
@@ -19,21 +20,18 @@ pub(super) struct Classifier<'a> {
     lex: LexRules,
     database: &'a str,
     misroutes: Ref<'a, Misroutes>,
+    recall: &'a RefCell<Recall>,
 }
 
 impl<'a> Classifier<'a> {
-    pub(super) fn new(
-        table: &'a FunctionTable,
-        lex: LexRules,
-        database: &'a str,
-        misroutes: &'a RefCell<Misroutes>,
-    ) -> Self {
-        Self { table, lex, database, misroutes: misroutes.borrow() }
+    pub(super) fn new(table: &'a FunctionTable, lex: LexRules, database: &'a str, w: &'a Worker) -> Self {
+        Self { table, lex, database, misroutes: w.misroutes.borrow(), recall: &w.recall }
     }
 
     /// What a text does.
     pub(super) fn of(&self, sql: &[u8]) -> Statement {
-        let class = classify(sql, self.table, self.lex);
+        let key = (self.table.number(), self.lex);
+        let class = self.recall.borrow_mut().of(sql, key, || classify(sql, self.table, self.lex));
         if class.access == Access::Read && !self.misroutes.is_empty() && self.refused(sql, Clock.now()) {
             return Statement { access: Access::Write, ..class };
         }
@@ -52,7 +50,7 @@ fn shape(database: &str, sql: &[u8]) -> u64 {
 
 impl Session {
     pub(super) fn classifier(&self) -> Classifier<'_> {
-        Classifier::new(&self.table, self.lex, &self.identity.dbname, &self.w.misroutes)
+        Classifier::new(&self.table, self.lex, &self.identity.dbname, &self.w)
     }
 
     /// What is known has changed: prepared statements may mean something else.

@@ -17,6 +17,7 @@ mod durability;
 mod durable;
 pub(crate) mod encrypt;
 mod follow;
+pub mod greeting;
 mod incoming;
 pub mod login;
 mod lost;

@@ -61,7 +61,12 @@ impl Outbox {
     ///
     /// # Errors
     /// The socket failed.
+    #[inline]
     pub fn flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
+        if self.is_empty() { Ok(false) } else { self.flush_some(stream, cx) }
+    }
+
+    fn flush_some(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
         let mut moved = false;
         while !self.bytes.is_empty() {
             match stream.try_write(&self.bytes[self.at..]) {

@@ -150,9 +150,11 @@ impl Session {
         let startup: Vec<(String, String)> = identity
             .parameters
             .iter()
-            .flat_map(|(name, value)| match name.to_ascii_lowercase() {
-                options if options == "options" => promise::in_options(value),
-                name => vec![(name, value.clone())],
+            .flat_map(|(name, value)| match name.as_str() {
+                options if options.eq_ignore_ascii_case("options") => promise::in_options(value),
+                // Names of others are none of its business.
+                name if !name.contains('.') => Vec::new(),
+                name => vec![(name.to_ascii_lowercase(), value.clone())],
             })
             .collect();
         let startup = startup.iter().map(|(n, v)| (n.as_str(), v.as_str()));

@@ -603,7 +603,15 @@ impl Relay {
     }
 
     /// Put in the answers that are ours, as far as they are next.
+    #[inline]
     fn local_answers(&mut self, input: &[u8], sink: &mut Sink) {
+        if self.head_is(Kind::LocalParse) || self.head_is(Kind::LocalClose) {
+            self.put_in_local_answers(input, sink);
+        }
+    }
+
+    #[inline(never)]
+    fn put_in_local_answers(&mut self, input: &[u8], sink: &mut Sink) {
         while let Some(entry) = self.queue.front() {
             let kind = match entry.kind {
                 Kind::LocalParse => b'1',

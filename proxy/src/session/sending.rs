@@ -46,7 +46,7 @@ impl Session {
             let still = |s: &mut Self| access == Access::Read && (s.chosen.is_some() || s.still_fits(now));
             let fits = role == Role::Primary || !starts || still(self);
             if !fits {
-                self.give_back();
+                self.give_back(now);
             } else if role == Role::Standby {
                 return self.send_unit(input, unit, classes, now);
             } else {
@@ -119,10 +119,10 @@ impl Session {
     }
 
     /// The server is free of this session.
-    pub(super) fn give_back(&mut self) {
+    pub(super) fn give_back(&mut self, now: Instant) {
         if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
             self.show_server(None);
-            self.w.release(&pool, server);
+            self.w.release(&pool, server, now);
         }
     }
 
@@ -156,7 +156,7 @@ impl Session {
         self.follow(&input[..unit.len], unit);
         let Some(server) = &mut self.server else { return Step::Wait };
         let mut done = Done::default();
-        let classifier = Classifier::new(&self.table, self.lex, &self.identity.dbname, &self.w.misroutes);
+        let classifier = Classifier::new(&self.table, self.lex, &self.identity.dbname, &self.w);
         let refused = Translator {
             client: &mut self.statements,
             server: &mut server.meta.statements,

@@ -111,9 +111,21 @@ pub struct Tracking {
 impl Tracking {
     /// A session whose startup packet gave this `application_name`.
     pub fn new(application_name: Option<&str>) -> Self {
-        let mut settings = Settings::default();
-        settings.set("application_name", application_name);
-        Self { settings: settings.into(), application_name: application_name.map(Into::into), ..Self::default() }
+        Self::like(application_name, &Shared::default())
+    }
+
+    /// The same; when it begins with the settings that `another` one has, they share them.
+    pub fn like(application_name: Option<&str>, another: &Shared) -> Self {
+        let same = another.get(APPLICATION_NAME) == application_name
+            && another.len() == usize::from(application_name.is_some());
+        let settings = if same {
+            another.clone()
+        } else {
+            let mut settings = Settings::default();
+            settings.set(APPLICATION_NAME, application_name);
+            settings.into()
+        };
+        Self { settings, application_name: application_name.map(Into::into), ..Self::default() }
     }
 
     /// Is anything to be asked, now that a transaction is over?

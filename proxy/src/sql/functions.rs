@@ -83,6 +83,8 @@ pub struct FunctionTable {
     /// A volatile function hides where no text shows it.
     unseen: bool,
     loaded: bool,
+    /// Its own among all tables of this process, when it may be told apart from them; else 0.
+    number: u64,
     /// Functions that leave something in the session, as the configuration says; nearly always none.
     pinning: Arc<[String]>,
 }
@@ -229,6 +231,18 @@ impl FunctionTable {
             self = self.with_local_relations(writes.iter().map(|(name, _)| *name));
             left = reads;
         }
+    }
+
+    /// The same, finished, with the number that no other table of this process has.
+    #[must_use]
+    pub fn numbered(mut self, number: u64) -> Self {
+        self.number = number;
+        self
+    }
+
+    /// What tells it apart from other tables; 0 when nothing does.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Were rows ever loaded?

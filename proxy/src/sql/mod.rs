@@ -16,6 +16,7 @@ mod loose;
 mod modes;
 mod named;
 mod pin;
+mod recall;
 mod redefines;
 mod touched;
 
@@ -25,6 +26,7 @@ pub use functions::{FunctionRow, FunctionTable, Volatility};
 pub use modes::{Isolation, Modes};
 pub use named::{Name, about_names, deallocated, executed, prepared};
 pub use pin::{PinReason, Pins};
+pub use recall::Recall;
 pub use redefines::redefines;
 pub use touched::Touched;
 

@@ -122,9 +122,9 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, BadPacket> {
         }
         let (value, after) = split_cstring(after).ok_or(BadPacket::Layout)?;
         rest = after;
-        let text = |b: &[u8]| std::str::from_utf8(b).map(str::to_owned).map_err(|_| BadPacket::Layout);
-        let (name, value) = (text(name)?, text(value)?);
-        match name.as_str() {
+        let name = std::str::from_utf8(name).map_err(|_| BadPacket::Layout)?;
+        let value = std::str::from_utf8(value).map_err(|_| BadPacket::Layout)?.to_owned();
+        match name {
             "user" => s.user = value,
             "database" => database = Some(value),
             "application_name" => s.application_name = Some(value),
@@ -132,13 +132,13 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, BadPacket> {
                 s.replication = !matches!(value.as_str(), "false" | "off" | "no" | "0" | "f" | "n");
                 s.parameters.retain(|(n, _)| *n != name);
                 if s.replication {
-                    s.parameters.push((name, value));
+                    s.parameters.push((name.to_owned(), value));
                 }
             }
-            _ if name.starts_with("_pq_.") => s.extensions.push(name),
+            _ if name.starts_with("_pq_.") => s.extensions.push(name.to_owned()),
             _ => {
                 s.parameters.retain(|(n, _)| *n != name);
-                s.parameters.push((name, value));
+                s.parameters.push((name.to_owned(), value));
             }
         }
     }?;

@@ -16,6 +16,7 @@ use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Scope};
 use crate::reach::Reach;
 use crate::route::Decision;
 use crate::session::cancel::place_of;
+use crate::session::greeting::Greeting;
 use crate::session::peers::Cancelling;
 use crate::session::server::Meta;
 use crate::sql::Access;
@@ -23,7 +24,7 @@ use crate::tls::Contexts;
 use crate::worker::run::Seat;
 use cluster::Term;
 use cluster::topology::{BelowMode, Gate, Topology};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -68,7 +69,7 @@ pub struct Shared {
     /// Bytes held in all sessions together.
     pub held_bytes: AtomicU64,
     /// What primaries reported at login, by identity, for clients that come later. Locked at logins only.
-    pub welcomes: Mutex<HashMap<Arc<Identity>, Arc<Settings>>>,
+    pub welcomes: Mutex<BTreeMap<Arc<Identity>, Arc<Greeting>>>,
     /// The process stops: new transactions are refused.
     pub stopping: AtomicBool,
     /// A worker has applied a view, or a count that is waited for has changed.
