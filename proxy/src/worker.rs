@@ -3,11 +3,13 @@
 
 mod accept;
 mod run;
+mod scheduling;
 mod shared;
 mod slow;
 
 pub use accept::{Entrance, Entrances, tune};
 pub use run::{Inbound, Seat, run};
+use scheduling::Scheduling;
 pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
 
 use crate::auth::cancel_keys::Secret;
@@ -112,6 +114,7 @@ pub struct Worker {
     scratch: Cell<Vec<u8>>,
     spares: RefCell<Vec<Vec<u8>>>,
     config: RefCell<Rc<Config>>,
+    scheduling: Cell<Scheduling>,
     /// Something has happened since the last tick.
     stirred: Cell<bool>,
     /// Told when `stirred` becomes true.
@@ -172,6 +175,7 @@ impl Worker {
             counts,
             tallies: Tallies::new(Clock.now()),
             config: RefCell::new(config),
+            scheduling: Cell::default(),
             view: RefCell::new(View { topology: Topology::unknown(), lag: Lag::default() }),
             generation: Cell::new(0),
             changed: Notify::new(),
@@ -212,10 +216,16 @@ impl Worker {
         self.config.borrow().clone()
     }
 
+    /// Have this thread scheduled as configured.
+    fn schedule(&self) {
+        self.scheduling.set(self.scheduling.get().obey(self.config.borrow().batch_scheduling));
+    }
+
     fn apply_config(&self, config: &Config) {
         self.shortest.set(timers::shortest(&config.timeouts));
         self.look_no_later(self.now());
         *self.config.borrow_mut() = Rc::new(config.clone());
+        self.schedule();
         self.throttle();
         self.shared.limits.obey(&config.pools);
         self.pools.reconsider();

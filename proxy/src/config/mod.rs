@@ -37,6 +37,8 @@ pub struct Config {
     pub workers: Option<usize>,
     /// `worker_fill`
     pub worker_fill: usize,
+    /// `batch_scheduling`
+    pub batch_scheduling: bool,
     /// `pool_size`
     pub pool_size: usize,
     /// `max_client_connections`
@@ -188,6 +190,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         listen: raw.listen,
         workers: (raw.workers > 0).then_some(raw.workers),
         worker_fill: raw.worker_fill,
+        batch_scheduling: raw.batch_scheduling,
         pool_size: raw.pool_size,
         max_client_connections: raw.max_client_connections,
         query_wait_timeout: raw.query_wait_timeout.0,

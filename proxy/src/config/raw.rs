@@ -21,6 +21,11 @@ pub struct Raw {
     /// several when it wakes, and one serves 16 clients easily. 1 spreads them from the first on, for few clients that
     /// keep more than a core busy. Live, for clients that connect afterwards.
     pub worker_fill: usize,
+    /// Whether workers wait for what runs on their core instead of interrupting it when something arrives for them
+    /// (Linux's SCHED_BATCH). Default false: true takes less CPU where the cores are busy with work that waits for the
+    /// proxy, as PostgreSQL on the same host, but whatever else computes on them delays each message by milliseconds.
+    /// Live.
+    pub batch_scheduling: bool,
     /// Server connections that each pool of this process may hold; a pool is one node, database, user and set of
     /// startup parameters. Default 80: PostgreSQL's `max_connections` is 100 by default, and the rest is for agents,
     /// lagmon, replication and people. A node whose slots are all taken cannot be rejoined to. All pools of a node
@@ -131,6 +136,7 @@ impl Default for Raw {
             listen: Addresses::from(([127, 0, 0, 1], 6432)),
             workers: 0,
             worker_fill: 16,
+            batch_scheduling: false,
             pool_size: 80,
             max_client_connections: 10_000,
             query_wait_timeout: Span::secs(30),

@@ -34,6 +34,7 @@ pub struct Inbound {
 
 /// Run a worker until it is told to stop.
 pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
+    worker.schedule();
     let topology = inbound.topology.borrow_and_update().clone();
     worker.apply_topology(topology);
     let lag = inbound.lag.borrow_and_update().clone();
