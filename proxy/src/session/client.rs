@@ -1,6 +1,6 @@
-//! The IO of a session: two sockets, one task, no buffer while idle.
+//! A session: two sockets, one task, no buffer while idle.
 //!
-//! A turn of [`Session::poll`] moves what can be moved without waiting: bytes of the client through
+//! A [`turn`](super::turn) moves what can be moved without waiting: bytes of the client through
 //! [`batch`](super::batch) and [`translate`](super::translate) to the server, bytes of the server through
 //! [`relay`](super::relay) to the client. What needs more (a server to be found, a lost one to be explained) ends the
 //! turn. Reading stops while the other side does not take what was read, so memory stays bounded both ways.
@@ -11,49 +11,37 @@ use crate::console::tally::{Counter, Tally};
 use crate::net::Stream;
 use crate::pool::{Identity, Pool};
 use crate::route::{Causality, Promise, Reason};
-use crate::session::acquire;
 use crate::session::block::Fresh;
-use crate::session::cancel::Waiters;
 use crate::session::durability::Noted;
 use crate::session::outbox::Outbox;
-use crate::session::presence::{Activity, End, Presence, Serving};
+use crate::session::presence::Presence;
 use crate::session::promised::Promised;
 use crate::session::relay::Relay;
 use crate::session::server::Server;
 use crate::session::shown::Route;
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::ClientStatements;
-use crate::session::timers::Expiry;
 use crate::session::tracking::Tracking;
-use crate::session::{cancel, lost, tunnel};
+use crate::session::{lost, tunnel};
 use crate::sql::{Access, FunctionTable, LexRules, LongText, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
-use crate::wire::pool_error::PoolError;
 use crate::worker::{Settings, Worker};
-use cluster::topology::Gate;
 use cluster::{Instant, NodeId};
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::sync::watch;
 
 /// A Query or Parse is read whole up to this, so that it can be classified, bytes.
 pub(super) const MAX_TEXT: usize = 1 << 20;
 /// Answers owed at most before the client is read again.
 pub(super) const MAX_PENDING: usize = 4096;
-/// Turns of one poll before other sessions get theirs.
-const MAX_TURNS: usize = 16;
-
-/// How long the rest of an extended unit is waited for. A unit comes in one piece nearly always, and what is known whole
-/// can be sent to a standby; but its client may wait for an error before it sends the Sync.
-const PATIENCE: Duration = Duration::from_millis(10);
 
 /// How a connection goes on after a turn.
 pub(super) enum Turn {
@@ -425,269 +413,6 @@ impl Session {
             }
         }
         self.w.put_spare(std::mem::take(&mut self.retained));
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
-        self.presence.park(cx.waker());
-        (self.client_dry, self.server_dry) = (false, false);
-        for _ in 0..MAX_TURNS {
-            match self.turn(cx) {
-                Ok(true) => {}
-                Ok(false) => return Poll::Pending,
-                Err(turn) => return Poll::Ready(turn),
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// One round. True when something moved.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
-        self.look_outside(cx)?;
-        let mut moved = self.to_client.flush(&mut self.client, cx).map_err(|_| Turn::Close)?;
-        self.watch_writes(moved);
-        if let Some(server) = &mut self.server {
-            // One that takes no more may have said why: reading finds that, and then the end.
-            moved |= self.to_server.flush(&mut server.stream, cx).unwrap_or_else(|_| {
-                self.to_server.clear();
-                true
-            });
-        }
-        if self.rescan && self.to_client.is_empty() && self.to_server.is_empty() {
-            self.rescan = false;
-            if self.inbox.is_empty() {
-                self.wants_more = true;
-            } else {
-                moved = true;
-                let inbox = std::mem::take(&mut self.inbox);
-                let outcome = self.advance(&inbox);
-                self.keep(inbox, outcome)?;
-            }
-        }
-        moved |= self.read_server(cx)?;
-        moved |= self.read_client(cx)?;
-        // What was sent is answered as PostgreSQL does after a half-close; what waits for more of the client is over.
-        let answered = self.relay.owed() > 0 || (self.flushed && self.relay.pending() > 0);
-        let owed = answered && !self.relay.copy_in();
-        if self.eof && !moved && !owed && self.to_client.is_empty() {
-            return Err(Turn::Close);
-        }
-        self.await_rest(cx);
-        Ok(moved || self.rescan)
-    }
-
-    /// The inbox ends within an extended unit: send what is there when no more comes for a while.
-    fn await_rest(&mut self, cx: &mut Context<'_>) {
-        if self.inbox.is_empty() {
-            self.patience = None;
-            return;
-        }
-        let begun = matches!(self.inbox.first(), Some(b'P' | b'B' | b'D' | b'E' | b'C'));
-        if !begun || !self.wants_more || self.relay.copy_in() {
-            self.patience = None;
-            return;
-        }
-        if self.inbox.len() == self.waited_at {
-            return;
-        }
-        let sleep = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
-        if sleep.as_mut().poll(cx).is_ready() {
-            (self.patience, self.waited_at) = (None, self.inbox.len());
-            (self.impatient, self.rescan) = (true, true);
-        }
-    }
-
-    /// Changes of the cluster, cancel requests, the end of a hold.
-    fn look_outside(&mut self, cx: &mut Context<'_>) -> Result<(), Turn> {
-        if self.generation != self.w.generation.get() {
-            self.generation = self.w.generation.get();
-            self.rescan = true;
-            if let Some(server) = &self.server
-                && !self.w.still_valid(&server.meta)
-            {
-                return Err(Turn::Lost(Loss::Deposed));
-            }
-        }
-        if let Some(waiters) = self.presence.cancel.take() {
-            self.cancel(waiters);
-        }
-        if self.cancelling && !self.server.as_ref().is_some_and(|s| s.cancels.running()) {
-            (self.cancelling, self.rescan) = (false, true);
-            if self.server.is_some() && !self.relay.busy() {
-                self.rest(self.w.now());
-            }
-        }
-        if let Some(end) = self.presence.end.take() {
-            let may_commit = self.relay.may_commit();
-            self.cancel(Waiters::default());
-            if may_commit {
-                // Anything said now would be taken for the outcome, which nobody knows.
-                return Err(Turn::Close);
-            }
-            return Err(self.farewell(match end {
-                End::Killed => &ClientError::ShuttingDown,
-            }));
-        }
-        if let Some(expiry) = self.presence.expired.take() {
-            self.expire(expiry)?;
-        }
-        if let Some(hold) = &mut self.hold
-            && hold.as_mut().poll(cx).is_ready()
-        {
-            self.hold = None;
-            self.rescan = true;
-            let now = self.w.now();
-            match self.w.gate(now) {
-                Gate::Open => {}
-                // Outside a block there is nothing to lose: only the statement fails.
-                Gate::Draining => {
-                    let since = self.waiting_since.unwrap_or(now);
-                    self.fail = Some(Failure::Error(acquire::hold_timeout(&self.w, since, now)));
-                }
-                Gate::Closed(_) => return Err(Turn::Lost(Loss::HoldTimeout)),
-            }
-        }
-        Ok(())
-    }
-
-    /// The client is told why its session ends.
-    fn farewell(&mut self, error: &ClientError) -> Turn {
-        // Nothing can be said in the middle of a message.
-        if !self.relay.mid_frame() {
-            self.error(error);
-            self.to_client.try_flush(&mut self.client);
-        }
-        Turn::Close
-    }
-
-    /// It has taken too long, unless it has gone on meanwhile.
-    fn expire(&mut self, expiry: Expiry) -> Result<(), Turn> {
-        let activity = self.presence.doing.get().activity;
-        let fatal = match (expiry, activity) {
-            (Expiry::Idle, Activity::Idle) => PoolError::Idle,
-            (Expiry::IdleInTransaction, Activity::InTransaction) => PoolError::IdleInTransaction,
-            (Expiry::Transaction, Activity::InTransaction) => PoolError::Transaction,
-            (Expiry::Query | Expiry::Transaction, Activity::Active) => {
-                if self.relay.pending() > 0 {
-                    self.cancel(Waiters::default());
-                } else {
-                    // The server has answered all: it is the client that has not sent its Sync.
-                    self.mark(Activity::Active, self.w.now(), false);
-                }
-                return Ok(());
-            }
-            // A COMMIT is never given up: it ends, or its server does.
-            (Expiry::Stuck, Activity::Active) if self.relay.busy() && !self.relay.commit_in_flight() => {
-                return Err(Turn::Lost(Loss::Stuck));
-            }
-            (Expiry::Write, _) if self.presence.blocked.get().is_some() => {
-                tracing::info!(place = self.place, "client takes nothing of what is sent to it, disconnected");
-                self.cancel(Waiters::default());
-                return Err(Turn::Close);
-            }
-            (
-                Expiry::Idle
-                | Expiry::IdleInTransaction
-                | Expiry::Query
-                | Expiry::Transaction
-                | Expiry::Stuck
-                | Expiry::Write,
-                _,
-            ) => return Ok(()),
-        };
-        Err(self.farewell(&ClientError::Pool(fatal)))
-    }
-
-    /// Does the client take what is sent to it?
-    fn watch_writes(&self, moved: bool) {
-        let blocked = &self.presence.blocked;
-        if self.to_client.is_empty() {
-            if blocked.get().is_some() {
-                blocked.set(None);
-            }
-        } else if moved || blocked.get().is_none() {
-            let now = self.w.now();
-            blocked.set(Some(now));
-            self.w.look_at_writes(now);
-        }
-    }
-
-    /// What the session does from now on, for those who look at it.
-    pub(super) fn mark(&self, activity: Activity, now: Instant, begins: bool) {
-        let was = self.presence.doing.get();
-        match was.activity {
-            Activity::Waiting if activity != Activity::Waiting => {
-                self.tally.spend(Counter::WaitTime, now.since(was.since));
-            }
-            Activity::Active if matches!(activity, Activity::Idle | Activity::InTransaction) => {
-                let spent = now.since(was.since);
-                self.tally.spend(Counter::QueryTime, spent);
-                self.w.counts.answered(spent);
-            }
-            Activity::Idle | Activity::Waiting | Activity::Active | Activity::InTransaction => {}
-        }
-        if activity == Activity::Idle && was.activity != Activity::Idle {
-            self.tally.spend(Counter::TransactionTime, now.since(was.began));
-        }
-        self.presence.mark(activity, now, begins);
-        self.presence.pins.set(self.pins);
-        let on_server = self.server.as_ref().map_or(0, |s| s.meta.statements.len());
-        self.presence.prepared.set((self.statements.len(), on_server));
-        self.w.look_at_sessions(now);
-    }
-
-    /// Nothing is owed to the client any more.
-    pub(super) fn mark_rest(&self, now: Instant) {
-        let idle = self.status() == TxStatus::Idle;
-        self.mark(if idle { Activity::Idle } else { Activity::InTransaction }, now, false);
-    }
-
-    /// Who serves the session, for those who look at it.
-    pub(super) fn show_server(&self, node: Option<usize>) {
-        let serving = self.server.as_ref().zip(node).map(|(s, node)| Serving {
-            node,
-            pid: s.meta.key.0,
-            role: s.meta.role,
-            born: s.meta.born,
-            tls: s.stream.encryption(),
-        });
-        self.presence.serving.set(serving);
-    }
-
-    /// A cancel request has come for this session, which holds a server or nothing that runs.
-    fn cancel(&mut self, waiters: Waiters) {
-        if self.server.is_none() {
-            return;
-        }
-        if self.hold.is_some() && !self.relay.busy() && self.relay.status == TxStatus::Idle {
-            (self.fail, self.rescan) = (Some(Failure::Error(ClientError::Cancelled)), true);
-            return;
-        }
-        if self.relay.hiding() {
-            return self.cancel_hidden();
-        }
-        // A COMMIT that waits for its standby must not be told to stop waiting.
-        if !self.relay.busy() || self.relay.commit_in_flight() {
-            return;
-        }
-        self.cancelled |= self.relay.may_commit();
-        self.forward_cancel(waiters);
-    }
-
-    /// A cancel request goes on to the server. Until that has acted on it, nothing new is sent there: it would be hit.
-    pub(super) fn forward_cancel(&mut self, waiters: Waiters) {
-        let Some(server) = &self.server else { return };
-        let (peer, key, limit) = (server.meta.peer, server.meta.key, self.w.config().connect_timeout);
-        // Counted before the task runs: the server may be given back before that.
-        let way = cancel::Way { worker: self.w.clone(), host: server.meta.host.clone(), peer };
-        let request = cancel::forward(way, key, limit, server.cancels.begin());
-        let presence = self.presence.clone();
-        self.cancelling = true;
-        tokio::task::spawn_local(async move {
-            request.await;
-            presence.wake();
-            drop(waiters);
-        });
     }
 }
 

@@ -9,15 +9,17 @@ mod blind;
 mod entry;
 mod failure;
 mod flight;
+mod frames;
 mod hidden;
+mod reports;
 
 pub use entry::{Entry, Kind, Survivors, Undo, Use};
 pub use hidden::Hidden;
+pub use reports::Reported;
 
 use crate::session::outcome::Record;
 use crate::session::statements::{Text, Unnamed};
-use crate::session::tracking::APPLICATION_NAME;
-use crate::wire::backend::{self, TxStatus, fields};
+use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::{BadLength, Sink, head};
 use crate::wire::error_response::ClientError;
 use blind::Blind;
@@ -65,13 +67,6 @@ pub enum Event {
     Violation(&'static str),
 }
 
-impl Reported {
-    /// What the client was told.
-    fn told(&self) -> &str {
-        self.instead.as_ref().unwrap_or(&self.value)
-    }
-}
-
 /// How much of the server's bytes was used.
 #[derive(Debug)]
 pub struct Progress {
@@ -79,17 +74,6 @@ pub struct Progress {
     pub consumed: usize,
     /// Why it stopped, unless at the end.
     pub event: Option<Event>,
-}
-
-/// A setting the server reported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reported {
-    /// Its name, as the server spells it.
-    pub name: String,
-    /// Its value there.
-    pub value: String,
-    /// The value that the client was told in its place; `None` when it is the same.
-    pub instead: Option<String>,
 }
 
 /// What the relay has to ask of its session while it passes answers on.
@@ -342,211 +326,6 @@ impl Relay {
         };
         self.delivered |= visible;
         Progress { consumed: at, event }
-    }
-
-    fn shows(&self, kind: u8) -> bool {
-        // What is withheld must be read whole to be thrown away; only data can be that long.
-        !self.withhold || kind == b'A'
-    }
-
-    fn frame(
-        &mut self,
-        kind: u8,
-        frame: &[u8],
-        input: &[u8],
-        span: std::ops::Range<usize>,
-        sink: &mut Sink,
-        host: &dyn Host,
-    ) -> Step {
-        if self.hiding && kind != b'A' {
-            return self.hide_frame(kind, frame);
-        }
-        match kind {
-            // The bulk of all traffic first.
-            b'D' | b'd' | b'c' => {
-                self.local_answers(input, sink);
-                self.pass(input, span, sink)
-            }
-            b'Z' => {
-                let Some(status) = backend::ready_status(frame) else {
-                    return Step::Stop(Event::Violation("a malformed ReadyForQuery"));
-                };
-                self.local_answers(input, sink);
-                if let Some(step) = self.blind_frame(Some(status)) {
-                    return step;
-                }
-                let hidden = match self.queue.pop_front() {
-                    Some(entry) if entry.kind.owes_ready() => entry.hidden,
-                    _ => return Step::Stop(Event::Violation("a ReadyForQuery that nobody waits for")),
-                };
-                self.owed -= 1;
-                (self.copy_in, self.status) = (false, status);
-                if hidden {
-                    return Step::Pass { shown: false };
-                }
-                self.untold = None;
-                self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
-                self.forgetting &= !self.queue.is_empty();
-                self.unnamed_unconfirmed &= !self.queue.is_empty();
-                if std::mem::take(&mut self.again) {
-                    self.withhold = false;
-                    self.undone.extend(self.done.drain(..).rev().map(Undo::of_client));
-                    return Step::Stop(Event::Again);
-                }
-                if let Some(error) = self.doubt.take() {
-                    error.encode(sink.insert(input));
-                }
-                self.withhold = false;
-                self.answered += 1;
-                self.ended += usize::from(status == TxStatus::Idle);
-                self.settle();
-                self.take_name_back(input, sink, host);
-                sink.pass(input, span);
-                let before = sink.len();
-                self.local_answers(input, sink);
-                Step::Ready { begun: sink.len() > before }
-            }
-            b'C' | b'I' | b's' | b'V' => {
-                self.local_answers(input, sink);
-                let hidden = self.queue.front().is_some_and(|e| e.hidden);
-                if self.head_is(Kind::Execute)
-                    && let Some(entry) = self.queue.pop_front()
-                {
-                    self.remember(entry.undo);
-                }
-                if hidden {
-                    return Step::Pass { shown: false };
-                }
-                self.copy_in = false;
-                self.end_blind();
-                self.redefined |= crate::sql::redefines(&frame[5..]);
-                self.redefaults |= matches!(&frame[5..], b"ALTER ROLE\0" | b"ALTER DATABASE\0");
-                if matches!(&frame[5..], b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
-                    self.forgotten = Some(self.survivors());
-                }
-                if let Some(error) = self.doubt.take() {
-                    error.encode(sink.insert(input));
-                    self.withhold = true;
-                    return Step::Pass { shown: true };
-                }
-                self.pass(input, span, sink)
-            }
-            b'1' => self.answer(&[Kind::Parse], input, span, sink),
-            b'2' => self.answer(&[Kind::Bind], input, span, sink),
-            b'3' => match self.blind_frame(None) {
-                Some(step) => step,
-                None => self.answer(&[Kind::Close], input, span, sink),
-            },
-            b't' => {
-                self.local_answers(input, sink);
-                self.pass(input, span, sink)
-            }
-            b'T' | b'n' => {
-                self.local_answers(input, sink);
-                self.pop_described();
-                self.pass(input, span, sink)
-            }
-            b'G' => {
-                self.local_answers(input, sink);
-                self.begin_copy_in();
-                self.pass(input, span, sink)
-            }
-            b'H' => {
-                self.local_answers(input, sink);
-                self.pass(input, span, sink)
-            }
-            b'E' => self.error(frame, input, span, sink),
-            b'N' => {
-                let f = fields(frame);
-                if f.routine == b"SyncRepWaitForLSN" {
-                    self.doubt(host.not_replicated());
-                }
-                if self.queue.front().is_some_and(|e| e.hidden) {
-                    return Step::Pass { shown: false };
-                }
-                let shown = self.ours_first(input, sink);
-                if !f.code.starts_with(b"57P") {
-                    sink.pass(input, span);
-                }
-                Step::Pass { shown }
-            }
-            b'S' => {
-                let shown = self.ours_first(input, sink);
-                self.report(frame, input, span, sink, host);
-                Step::Pass { shown }
-            }
-            b'A' => {
-                sink.pass(input, span);
-                Step::Pass { shown: false }
-            }
-            b'W' => Step::Stop(Event::Violation("a COPY in both directions")),
-            _ => Step::Stop(Event::Violation("an unknown message type")),
-        }
-    }
-
-    /// A setting is reported that the client is not told of.
-    fn learn(&mut self, frame: &[u8]) {
-        if let Some((name, value)) = backend::parameter_status(frame) {
-            let (name, value) = (name.to_owned(), value.to_owned());
-            self.reported.push(Reported { name, value, instead: None });
-        }
-    }
-
-    /// Nothing has failed, so the name of the application is what it was at the client's login.
-    fn take_name_back(&mut self, input: &[u8], sink: &mut Sink, host: &dyn Host) {
-        let Some((login, own)) = host.name_taken_back() else { return };
-        let reported = self.reported.iter().any(|r| r.name == APPLICATION_NAME);
-        if reported || host.name_known() == Some(own) || !self.errors.is_empty() || self.status == TxStatus::Failed {
-            return;
-        }
-        backend::write_parameter_status(sink.insert(input), APPLICATION_NAME, own);
-        let (name, value) = (APPLICATION_NAME.to_owned(), login.to_owned());
-        self.reported.push(Reported { name, value, instead: Some(own.to_owned()) });
-    }
-
-    /// A setting is reported. The name of the application is passed on as its client knows it, and only when that has
-    /// changed.
-    fn report(&mut self, frame: &[u8], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink, host: &dyn Host) {
-        let Some((name, value)) = backend::parameter_status(frame) else { return sink.pass(input, span) };
-        let mut instead = None;
-        if name == APPLICATION_NAME {
-            let told = host.name_told(value);
-            instead = told.map(str::to_owned);
-            let last = self.reported.iter().rev().find(|r| r.name == name).map(Reported::told);
-            match (last.or_else(|| host.name_known()), told) {
-                (Some(known), _) if known == told.unwrap_or(value) => {}
-                (_, Some(told)) => backend::write_parameter_status(sink.insert(input), name, told),
-                (_, None) => sink.pass(input, span),
-            }
-        } else {
-            sink.pass(input, span);
-        }
-        self.reported.push(Reported { name: name.to_owned(), value: value.to_owned(), instead });
-    }
-
-    /// Hand a frame on, unless the unit's answers are withheld.
-    fn pass(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
-        if !self.withhold {
-            sink.pass(input, span);
-        }
-        Step::Pass { shown: true }
-    }
-
-    fn answer(&mut self, kinds: &[Kind], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
-        self.local_answers(input, sink);
-        match self.queue.front() {
-            Some(entry) if kinds.contains(&entry.kind) => {
-                let hidden = entry.hidden;
-                if let Some(entry) = self.queue.pop_front() {
-                    self.remember(entry.undo);
-                }
-                if hidden {
-                    return Step::Pass { shown: false };
-                }
-                self.pass(input, span, sink)
-            }
-            _ => Step::Stop(Event::Violation("an answer to something that was not asked")),
-        }
     }
 
     /// Until its unit is over, what was registered may have to be taken back: the unit is sent again elsewhere.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::wire::backend::{write_bare, write_command_complete, write_ready};
+use crate::wire::backend::{fields, write_bare, write_command_complete, write_ready};
 use crate::wire::codec::{cstring, message};
 use proptest::prelude::*;
 

@@ -1,0 +1,51 @@
+//! What a session shows of itself, to those who look at it.
+
+use crate::console::tally::Counter;
+use crate::session::client::Session;
+use crate::session::presence::{Activity, Serving};
+use crate::wire::backend::TxStatus;
+use cluster::Instant;
+
+impl Session {
+    /// What the session does from now on, for those who look at it.
+    pub(super) fn mark(&self, activity: Activity, now: Instant, begins: bool) {
+        let was = self.presence.doing.get();
+        match was.activity {
+            Activity::Waiting if activity != Activity::Waiting => {
+                self.tally.spend(Counter::WaitTime, now.since(was.since));
+            }
+            Activity::Active if matches!(activity, Activity::Idle | Activity::InTransaction) => {
+                let spent = now.since(was.since);
+                self.tally.spend(Counter::QueryTime, spent);
+                self.w.counts.answered(spent);
+            }
+            Activity::Idle | Activity::Waiting | Activity::Active | Activity::InTransaction => {}
+        }
+        if activity == Activity::Idle && was.activity != Activity::Idle {
+            self.tally.spend(Counter::TransactionTime, now.since(was.began));
+        }
+        self.presence.mark(activity, now, begins);
+        self.presence.pins.set(self.pins);
+        let on_server = self.server.as_ref().map_or(0, |s| s.meta.statements.len());
+        self.presence.prepared.set((self.statements.len(), on_server));
+        self.w.look_at_sessions(now);
+    }
+
+    /// Nothing is owed to the client any more.
+    pub(super) fn mark_rest(&self, now: Instant) {
+        let idle = self.status() == TxStatus::Idle;
+        self.mark(if idle { Activity::Idle } else { Activity::InTransaction }, now, false);
+    }
+
+    /// Who serves the session, for those who look at it.
+    pub(super) fn show_server(&self, node: Option<usize>) {
+        let serving = self.server.as_ref().zip(node).map(|(s, node)| Serving {
+            node,
+            pid: s.meta.key.0,
+            role: s.meta.role,
+            born: s.meta.born,
+            tls: s.stream.encryption(),
+        });
+        self.presence.serving.set(serving);
+    }
+}

@@ -1,0 +1,152 @@
+//! What reaches a session from outside of its two sockets: changes of the cluster, limits, cancel requests, its end.
+
+use crate::session::cancel::Waiters;
+use crate::session::client::{Failure, Loss, Session, Turn};
+use crate::session::presence::{Activity, End};
+use crate::session::timers::Expiry;
+use crate::session::{acquire, cancel};
+use crate::wire::backend::TxStatus;
+use crate::wire::error_response::ClientError;
+use crate::wire::pool_error::PoolError;
+use cluster::topology::Gate;
+use std::future::Future;
+use std::task::Context;
+
+impl Session {
+    /// Changes of the cluster, cancel requests, the end of a hold.
+    pub(super) fn look_outside(&mut self, cx: &mut Context<'_>) -> Result<(), Turn> {
+        if self.generation != self.w.generation.get() {
+            self.generation = self.w.generation.get();
+            self.rescan = true;
+            if let Some(server) = &self.server
+                && !self.w.still_valid(&server.meta)
+            {
+                return Err(Turn::Lost(Loss::Deposed));
+            }
+        }
+        if let Some(waiters) = self.presence.cancel.take() {
+            self.cancel(waiters);
+        }
+        if self.cancelling && !self.server.as_ref().is_some_and(|s| s.cancels.running()) {
+            (self.cancelling, self.rescan) = (false, true);
+            if self.server.is_some() && !self.relay.busy() {
+                self.rest(self.w.now());
+            }
+        }
+        if let Some(end) = self.presence.end.take() {
+            let may_commit = self.relay.may_commit();
+            self.cancel(Waiters::default());
+            if may_commit {
+                // Anything said now would be taken for the outcome, which nobody knows.
+                return Err(Turn::Close);
+            }
+            return Err(self.farewell(match end {
+                End::Killed => &ClientError::ShuttingDown,
+            }));
+        }
+        if let Some(expiry) = self.presence.expired.take() {
+            self.expire(expiry)?;
+        }
+        if let Some(hold) = &mut self.hold
+            && hold.as_mut().poll(cx).is_ready()
+        {
+            self.hold = None;
+            self.rescan = true;
+            let now = self.w.now();
+            match self.w.gate(now) {
+                Gate::Open => {}
+                // Outside a block there is nothing to lose: only the statement fails.
+                Gate::Draining => {
+                    let since = self.waiting_since.unwrap_or(now);
+                    self.fail = Some(Failure::Error(acquire::hold_timeout(&self.w, since, now)));
+                }
+                Gate::Closed(_) => return Err(Turn::Lost(Loss::HoldTimeout)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The client is told why its session ends.
+    fn farewell(&mut self, error: &ClientError) -> Turn {
+        // Nothing can be said in the middle of a message.
+        if !self.relay.mid_frame() {
+            self.error(error);
+            self.to_client.try_flush(&mut self.client);
+        }
+        Turn::Close
+    }
+
+    /// It has taken too long, unless it has gone on meanwhile.
+    fn expire(&mut self, expiry: Expiry) -> Result<(), Turn> {
+        let activity = self.presence.doing.get().activity;
+        let fatal = match (expiry, activity) {
+            (Expiry::Idle, Activity::Idle) => PoolError::Idle,
+            (Expiry::IdleInTransaction, Activity::InTransaction) => PoolError::IdleInTransaction,
+            (Expiry::Transaction, Activity::InTransaction) => PoolError::Transaction,
+            (Expiry::Query | Expiry::Transaction, Activity::Active) => {
+                if self.relay.pending() > 0 {
+                    self.cancel(Waiters::default());
+                } else {
+                    // The server has answered all: it is the client that has not sent its Sync.
+                    self.mark(Activity::Active, self.w.now(), false);
+                }
+                return Ok(());
+            }
+            // A COMMIT is never given up: it ends, or its server does.
+            (Expiry::Stuck, Activity::Active) if self.relay.busy() && !self.relay.commit_in_flight() => {
+                return Err(Turn::Lost(Loss::Stuck));
+            }
+            (Expiry::Write, _) if self.presence.blocked.get().is_some() => {
+                tracing::info!(place = self.place, "client takes nothing of what is sent to it, disconnected");
+                self.cancel(Waiters::default());
+                return Err(Turn::Close);
+            }
+            (
+                Expiry::Idle
+                | Expiry::IdleInTransaction
+                | Expiry::Query
+                | Expiry::Transaction
+                | Expiry::Stuck
+                | Expiry::Write,
+                _,
+            ) => return Ok(()),
+        };
+        Err(self.farewell(&ClientError::Pool(fatal)))
+    }
+
+    /// A cancel request has come for this session, which holds a server or nothing that runs.
+    fn cancel(&mut self, waiters: Waiters) {
+        if self.server.is_none() {
+            return;
+        }
+        if self.hold.is_some() && !self.relay.busy() && self.relay.status == TxStatus::Idle {
+            (self.fail, self.rescan) = (Some(Failure::Error(ClientError::Cancelled)), true);
+            return;
+        }
+        if self.relay.hiding() {
+            return self.cancel_hidden();
+        }
+        // A COMMIT that waits for its standby must not be told to stop waiting.
+        if !self.relay.busy() || self.relay.commit_in_flight() {
+            return;
+        }
+        self.cancelled |= self.relay.may_commit();
+        self.forward_cancel(waiters);
+    }
+
+    /// A cancel request goes on to the server. Until that has acted on it, nothing new is sent there: it would be hit.
+    pub(super) fn forward_cancel(&mut self, waiters: Waiters) {
+        let Some(server) = &self.server else { return };
+        let (peer, key, limit) = (server.meta.peer, server.meta.key, self.w.config().connect_timeout);
+        // Counted before the task runs: the server may be given back before that.
+        let way = cancel::Way { worker: self.w.clone(), host: server.meta.host.clone(), peer };
+        let request = cancel::forward(way, key, limit, server.cancels.begin());
+        let presence = self.presence.clone();
+        self.cancelling = true;
+        tokio::task::spawn_local(async move {
+            request.await;
+            presence.wake();
+            drop(waiters);
+        });
+    }
+}

@@ -1,0 +1,195 @@
+//! One whole message of the server: whose answer it is, and whether the client gets it.
+
+use crate::session::relay::{Event, Host, Kind, Relay, Step, Undo};
+use crate::wire::backend::{self, TxStatus, fields};
+use crate::wire::codec::Sink;
+
+impl Relay {
+    pub(super) fn shows(&self, kind: u8) -> bool {
+        // What is withheld must be read whole to be thrown away; only data can be that long.
+        !self.withhold || kind == b'A'
+    }
+
+    pub(super) fn frame(
+        &mut self,
+        kind: u8,
+        frame: &[u8],
+        input: &[u8],
+        span: std::ops::Range<usize>,
+        sink: &mut Sink,
+        host: &dyn Host,
+    ) -> Step {
+        if self.hiding && kind != b'A' {
+            return self.hide_frame(kind, frame);
+        }
+        match kind {
+            // The bulk of all traffic first.
+            b'D' | b'd' | b'c' => {
+                self.local_answers(input, sink);
+                self.pass(input, span, sink)
+            }
+            b'Z' => self.ready(frame, input, span, sink, host),
+            b'C' | b'I' | b's' | b'V' => self.end_of_statement(frame, input, span, sink),
+            b'1' => self.answer(&[Kind::Parse], input, span, sink),
+            b'2' => self.answer(&[Kind::Bind], input, span, sink),
+            b'3' => match self.blind_frame(None) {
+                Some(step) => step,
+                None => self.answer(&[Kind::Close], input, span, sink),
+            },
+            b't' => {
+                self.local_answers(input, sink);
+                self.pass(input, span, sink)
+            }
+            b'T' | b'n' => {
+                self.local_answers(input, sink);
+                self.pop_described();
+                self.pass(input, span, sink)
+            }
+            b'G' => {
+                self.local_answers(input, sink);
+                self.begin_copy_in();
+                self.pass(input, span, sink)
+            }
+            b'H' => {
+                self.local_answers(input, sink);
+                self.pass(input, span, sink)
+            }
+            b'E' => self.error(frame, input, span, sink),
+            b'N' => self.notice(frame, input, span, sink, host),
+            b'S' => {
+                let shown = self.ours_first(input, sink);
+                self.report(frame, input, span, sink, host);
+                Step::Pass { shown }
+            }
+            b'A' => {
+                sink.pass(input, span);
+                Step::Pass { shown: false }
+            }
+            b'W' => Step::Stop(Event::Violation("a COPY in both directions")),
+            _ => Step::Stop(Event::Violation("an unknown message type")),
+        }
+    }
+
+    /// ReadyForQuery: a unit is over.
+    fn ready(
+        &mut self,
+        frame: &[u8],
+        input: &[u8],
+        span: std::ops::Range<usize>,
+        sink: &mut Sink,
+        host: &dyn Host,
+    ) -> Step {
+        let Some(status) = backend::ready_status(frame) else {
+            return Step::Stop(Event::Violation("a malformed ReadyForQuery"));
+        };
+        self.local_answers(input, sink);
+        if let Some(step) = self.blind_frame(Some(status)) {
+            return step;
+        }
+        let hidden = match self.queue.pop_front() {
+            Some(entry) if entry.kind.owes_ready() => entry.hidden,
+            _ => return Step::Stop(Event::Violation("a ReadyForQuery that nobody waits for")),
+        };
+        self.owed -= 1;
+        (self.copy_in, self.status) = (false, status);
+        if hidden {
+            return Step::Pass { shown: false };
+        }
+        self.untold = None;
+        self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
+        self.forgetting &= !self.queue.is_empty();
+        self.unnamed_unconfirmed &= !self.queue.is_empty();
+        if std::mem::take(&mut self.again) {
+            self.withhold = false;
+            self.undone.extend(self.done.drain(..).rev().map(Undo::of_client));
+            return Step::Stop(Event::Again);
+        }
+        if let Some(error) = self.doubt.take() {
+            error.encode(sink.insert(input));
+        }
+        self.withhold = false;
+        self.answered += 1;
+        self.ended += usize::from(status == TxStatus::Idle);
+        self.settle();
+        self.take_name_back(input, sink, host);
+        sink.pass(input, span);
+        let before = sink.len();
+        self.local_answers(input, sink);
+        Step::Ready { begun: sink.len() > before }
+    }
+
+    /// A statement, or a portal as far as it was asked for, is over.
+    fn end_of_statement(&mut self, frame: &[u8], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
+        self.local_answers(input, sink);
+        let hidden = self.queue.front().is_some_and(|e| e.hidden);
+        if self.head_is(Kind::Execute)
+            && let Some(entry) = self.queue.pop_front()
+        {
+            self.remember(entry.undo);
+        }
+        if hidden {
+            return Step::Pass { shown: false };
+        }
+        self.copy_in = false;
+        self.end_blind();
+        self.redefined |= crate::sql::redefines(&frame[5..]);
+        self.redefaults |= matches!(&frame[5..], b"ALTER ROLE\0" | b"ALTER DATABASE\0");
+        if matches!(&frame[5..], b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
+            self.forgotten = Some(self.survivors());
+        }
+        if let Some(error) = self.doubt.take() {
+            error.encode(sink.insert(input));
+            self.withhold = true;
+            return Step::Pass { shown: true };
+        }
+        self.pass(input, span, sink)
+    }
+
+    /// NoticeResponse.
+    fn notice(
+        &mut self,
+        frame: &[u8],
+        input: &[u8],
+        span: std::ops::Range<usize>,
+        sink: &mut Sink,
+        host: &dyn Host,
+    ) -> Step {
+        let f = fields(frame);
+        if f.routine == b"SyncRepWaitForLSN" {
+            self.doubt(host.not_replicated());
+        }
+        if self.queue.front().is_some_and(|e| e.hidden) {
+            return Step::Pass { shown: false };
+        }
+        let shown = self.ours_first(input, sink);
+        if !f.code.starts_with(b"57P") {
+            sink.pass(input, span);
+        }
+        Step::Pass { shown }
+    }
+
+    /// Hand a frame on, unless the unit's answers are withheld.
+    fn pass(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
+        if !self.withhold {
+            sink.pass(input, span);
+        }
+        Step::Pass { shown: true }
+    }
+
+    fn answer(&mut self, kinds: &[Kind], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
+        self.local_answers(input, sink);
+        match self.queue.front() {
+            Some(entry) if kinds.contains(&entry.kind) => {
+                let hidden = entry.hidden;
+                if let Some(entry) = self.queue.pop_front() {
+                    self.remember(entry.undo);
+                }
+                if hidden {
+                    return Step::Pass { shown: false };
+                }
+                self.pass(input, span, sink)
+            }
+            _ => Step::Stop(Event::Violation("an answer to something that was not asked")),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A turn of a session: what can be moved without waiting is moved, both ways.
+
+use crate::session::client::{Session, Turn};
+use std::future::Future;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// Turns of one poll before other sessions get theirs.
+const MAX_TURNS: usize = 16;
+
+/// How long the rest of an extended unit is waited for. A unit comes in one piece nearly always, and what is known whole
+/// can be sent to a standby; but its client may wait for an error before it sends the Sync.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+impl Session {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        self.presence.park(cx.waker());
+        (self.client_dry, self.server_dry) = (false, false);
+        for _ in 0..MAX_TURNS {
+            match self.turn(cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(turn) => return Poll::Ready(turn),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// One round. True when something moved.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
+        self.look_outside(cx)?;
+        let mut moved = self.to_client.flush(&mut self.client, cx).map_err(|_| Turn::Close)?;
+        self.watch_writes(moved);
+        if let Some(server) = &mut self.server {
+            // One that takes no more may have said why: reading finds that, and then the end.
+            moved |= self.to_server.flush(&mut server.stream, cx).unwrap_or_else(|_| {
+                self.to_server.clear();
+                true
+            });
+        }
+        if self.rescan && self.to_client.is_empty() && self.to_server.is_empty() {
+            self.rescan = false;
+            if self.inbox.is_empty() {
+                self.wants_more = true;
+            } else {
+                moved = true;
+                let inbox = std::mem::take(&mut self.inbox);
+                let outcome = self.advance(&inbox);
+                self.keep(inbox, outcome)?;
+            }
+        }
+        moved |= self.read_server(cx)?;
+        moved |= self.read_client(cx)?;
+        // What was sent is answered as PostgreSQL does after a half-close; what waits for more of the client is over.
+        let answered = self.relay.owed() > 0 || (self.flushed && self.relay.pending() > 0);
+        let owed = answered && !self.relay.copy_in();
+        if self.eof && !moved && !owed && self.to_client.is_empty() {
+            return Err(Turn::Close);
+        }
+        self.await_rest(cx);
+        Ok(moved || self.rescan)
+    }
+
+    /// The inbox ends within an extended unit: send what is there when no more comes for a while.
+    fn await_rest(&mut self, cx: &mut Context<'_>) {
+        if self.inbox.is_empty() {
+            self.patience = None;
+            return;
+        }
+        let begun = matches!(self.inbox.first(), Some(b'P' | b'B' | b'D' | b'E' | b'C'));
+        if !begun || !self.wants_more || self.relay.copy_in() {
+            self.patience = None;
+            return;
+        }
+        if self.inbox.len() == self.waited_at {
+            return;
+        }
+        let sleep = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+        if sleep.as_mut().poll(cx).is_ready() {
+            (self.patience, self.waited_at) = (None, self.inbox.len());
+            (self.impatient, self.rescan) = (true, true);
+        }
+    }
+
+    /// Does the client take what is sent to it?
+    fn watch_writes(&self, moved: bool) {
+        let blocked = &self.presence.blocked;
+        if self.to_client.is_empty() {
+            if blocked.get().is_some() {
+                blocked.set(None);
+            }
+        } else if moved || blocked.get().is_none() {
+            let now = self.w.now();
+            blocked.set(Some(now));
+            self.w.look_at_writes(now);
+        }
+    }
+}
