@@ -274,6 +274,20 @@ fn a_role_follows_its_session_and_is_never_left_behind() {
 }
 
 #[test]
+fn sessions_with_one_role_keep_it_though_one_is_known_to_be_who_it_logged_in_as() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    c.nodes[0].psql("create role worker; grant worker to app");
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    ok(&mut a, "set role worker");
+    ok(&mut b, "set session authorization default");
+    ok(&mut b, "set role worker");
+    for _ in 0..2 {
+        assert_eq!(value(&mut a, "select current_user"), "worker");
+        assert_eq!(value(&mut b, "select current_user"), "worker");
+    }
+}
+
+#[test]
 fn a_parameters_name_is_found_in_its_value() {
     let c = two_servers();
     let mut a = Raw::login(c.port, &[]);

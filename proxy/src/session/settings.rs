@@ -120,11 +120,9 @@ pub fn apply<'a>(
     let plain = |name: &str| !IDENTITY.contains(&name);
     calls.extend(has.iter().filter(|(n, _)| plain(n) && gone(n)).map(|(n, _)| (n, None)));
     calls.extend(wanted.iter().filter(|(n, v)| plain(n) && actual(n) != Some(v)).map(|(n, v)| (n, Some(v))));
-    for name in IDENTITY {
-        let value = wanted.get(name);
-        if value.is_some() && (stranger || has.get(name) != value) {
-            calls.push((name, value));
-        }
+    // A new session's user takes away the role.
+    if IDENTITY.iter().any(|name| wanted.get(name) != has.get(name)) {
+        calls.extend(IDENTITY.iter().filter_map(|name| Some((*name, Some(wanted.get(name)?)))));
     }
     if calls.is_empty() {
         return None;
@@ -247,6 +245,14 @@ mod tests {
             &[("role", "q"), ("session_authorization", "a")],
             &["E'session_authorization',NULL", "E'role',NULL", "E'session_authorization',E'a'", "E'role',E'r'"],
         );
+    }
+
+    #[test]
+    fn a_role_is_set_again_behind_the_session_user_that_takes_it_away() {
+        let both: &[_] = &[("role", "r"), ("session_authorization", "a")];
+        check(both, &[("role", "r")], &["E'session_authorization',E'a'", "E'role',E'r'"]);
+        check(both, &[("session_authorization", "a")], &["E'session_authorization',E'a'", "E'role',E'r'"]);
+        check(both, both, &[]);
     }
 
     #[test]
