@@ -374,16 +374,18 @@ impl Translator<'_> {
             Subject::Statement(b"") => undo = self.drop_unnamed(),
             Subject::Statement(name) => {
                 let known = self.client.remove(name);
+                let there = self.server.holder(name);
                 match (self.naming, known) {
                     (Naming::Own, Some(old)) => {
                         self.server.remove(old.text.id);
                         undo = Undo::RemovedOwn(old);
                     }
-                    (Naming::Own, None) | (Naming::Shared { sql: true, .. }, None) => {
-                        let there = self.server.holder(name).and_then(|id| Some((id, self.server.remove(id)?)));
-                        undo = there.map_or(Undo::None, |(id, name)| Undo::Closed(id, name));
+                    // Names that we do not know reach the server, so that this one must be gone there.
+                    (Naming::Own | Naming::Shared { sql: true, .. }, known) if known.is_none() || there.is_some() => {
+                        let closed = there.and_then(|id| Some(Undo::Closed(id, self.server.remove(id)?)));
+                        undo = closed.unwrap_or_default().and(known.map_or(Undo::None, Undo::Removed));
                     }
-                    (Naming::Shared { .. }, known) => {
+                    (_, known) => {
                         if self.relay.copy_in() {
                             // The server must see it: it refuses all but the COPY's own messages.
                             write_subject(sink.insert(input), b'C', REFUSED);
