@@ -28,9 +28,11 @@ impl Planner {
         self.heed_the_end(now, round, &usable);
         let at_home = round.begin.home.as_ref().is_some_and(|h| names.contains(h) && !round.needs_recovery(h));
         let going_home = round.begin.home.is_some() && !at_home && self.may_come_home(now, round);
-        // A quorum's best holds every acknowledged commit, so others are only waited for to have a wish fulfilled or,
-        // where commits are not protected, to lose less.
-        let decisive = round.policy.protects() && round.begin.prefer.is_none();
+        // A quorum's best holds every acknowledged commit, so others are only waited for to have a wish fulfilled,
+        // where commits are not protected, to lose less, and where a term before this one was not opened: who follows
+        // that one would have to be rewound before it could follow a candidate that does not, and no other may be left.
+        let unopened = round.prev.as_ref().is_some_and(|last| round.term.0 > last.term.0 + 1);
+        let decisive = round.policy.protects() && round.begin.prefer.is_none() && !unopened;
         let patience = if decisive { self.settings.recruit_grace / 10 } else { self.settings.recruit_grace };
         let settled = answered || round.enough_since.is_some_and(|t| now.since(t) >= patience);
         if enough && (at_home || (settled && !going_home)) {
