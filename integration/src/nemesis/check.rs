@@ -69,10 +69,13 @@ pub fn violations(told: &Told, rules: Rules) -> Vec<Violation> {
     found.0
 }
 
-/// Reads at a primary that did not see an append acknowledged before they were sent.
-pub fn stale_primary_reads(events: &[Event]) -> usize {
-    let appended = acknowledged_appends(events);
-    let reads = events.iter().filter_map(|e| match e.op {
+/// Reads at a primary that did not see an append acknowledged before they were sent, and not lost in async mode.
+pub fn stale_primary_reads(told: &Told) -> usize {
+    let lists = told.nodes.get(&told.primary).map(|end| &end.lists);
+    let kept = |list: &i64, value: &i64| lists.and_then(|l| l.get(list)).is_some_and(|l| l.contains(value));
+    let mut appended = acknowledged_appends(&told.events);
+    appended.retain(|(list, value, _)| kept(list, value));
+    let reads = told.events.iter().filter_map(|e| match e.op {
         Op::Read { list, at_primary: true } if e.outcome == Outcome::Ok => Some((list, e)),
         Op::Insert { .. } | Op::Transfer { .. } | Op::Append { .. } | Op::Read { .. } | Op::Total => None,
     });
