@@ -416,18 +416,22 @@ impl Session {
     }
 }
 
-/// Read behind what `buf` holds, up to `limit` bytes.
+/// Read behind what `buf` holds, up to `limit` bytes. Nothing is made room for before it has come: who waits for a server
+/// looks here at every turn, and nearly always in vain.
 pub(super) fn read_more(
+    w: &Worker,
     stream: &mut Stream,
     buf: &mut Vec<u8>,
     limit: usize,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    let kept = buf.len();
-    buf.resize(kept + limit, 0);
-    let result = stream.poll_fill(&mut buf[kept..], cx);
-    let n = if let Poll::Ready(Ok(n)) = result { n } else { 0 };
-    buf.truncate(kept + n);
+    let mut scratch = w.take_scratch();
+    fill(&mut scratch, &[], limit);
+    let result = stream.poll_fill(&mut scratch[..limit], cx);
+    if let Poll::Ready(Ok(n)) = result {
+        buf.extend_from_slice(&scratch[..n]);
+    }
+    w.put_scratch(scratch);
     result
 }
 

@@ -71,7 +71,7 @@ impl Session {
     /// read would cost the square of its length.
     #[cold]
     fn read_long(&mut self, limit: usize, cx: &mut Context<'_>) -> Result<bool, Turn> {
-        match read_more(&mut self.client, &mut self.inbox, limit, cx) {
+        match read_more(&self.w, &mut self.client, &mut self.inbox, limit, cx) {
             Poll::Pending => {
                 self.client_dry = true;
                 Ok(false)

@@ -311,7 +311,7 @@ impl Session {
         }
         while self.inbox.len() < 2 * self.w.config().relay_buffer && !self.eof {
             let limit = self.w.config().relay_buffer;
-            match read_more(&mut self.client, &mut self.inbox, limit, cx) {
+            match read_more(&self.w, &mut self.client, &mut self.inbox, limit, cx) {
                 Poll::Pending => break,
                 Poll::Ready(Err(_)) => {
                     (self.eof, self.inbox) = (true, Vec::new());
