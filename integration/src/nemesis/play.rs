@@ -2,7 +2,7 @@
 
 use super::sandbox::hosts;
 use super::scenario::{Blow, Dice, DiskFault, Step, names_a_host};
-use super::world::{PROXIES, World};
+use super::world::{ASK_EVERY, PROXIES, World};
 use crate::config_file::NODES;
 use crate::process::signal_all;
 use nix::sys::signal::Signal;
@@ -289,7 +289,7 @@ impl<'w> Play<'w> {
                 Ok(()) => return Ok(()),
                 Err(why) => last = why,
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(ASK_EVERY);
         }
         Err(format!("{step:?} took more than {LONGEST_WAIT:?}: {last}"))
     }
