@@ -182,6 +182,10 @@ pub struct LagArgs {
     pub count: Option<u64>,
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    text.parse::<cluster::config::Size>().map(|s| s.0).map_err(|e| e.to_string())
+}
+
 fn interval(text: &str) -> Result<Span, String> {
     let span: Span = text.parse().map_err(|e: cluster::config::UnitError| e.to_string())?;
     if span < Span::millis(100) { Err("must be at least 100ms".to_owned()) } else { Ok(span) }
@@ -269,7 +273,19 @@ pub struct PolicyArgs {
     /// Which cluster.
     #[command(flatten)]
     pub target: TargetArgs,
-    /// The nodes that are to vote, with commas; without it and --k the policy is only shown.
+    /// What a commit is promised: strict, available or async. Without this and the following the policy is only shown.
+    #[arg(long, value_name = "MODE", value_parser = ["strict", "available", "async"])]
+    pub mode: Option<String>,
+    /// In available mode: most WAL that may go unprotected, as in 1GiB; beyond it commits wait again.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_loss: Option<u64>,
+    /// In available mode: for how long commits may go unprotected, as in 2h.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub max_time: Option<std::time::Duration>,
+    /// Show the policies that have been in force.
+    #[arg(long, conflicts_with_all = ["mode", "max_loss", "max_time", "voters", "k"])]
+    pub history: bool,
+    /// The nodes that are to vote, with commas.
     #[arg(long, value_name = "NODES", value_delimiter = ',')]
     pub voters: Option<Vec<String>>,
     /// Standbys that must have flushed a commit before it is acknowledged.

@@ -45,6 +45,21 @@ impl Keys {
         format!("{}/policy", self.root)
     }
 
+    /// All policies that have been in force, of late.
+    pub fn policy_log(&self) -> String {
+        format!("{}/policy_log/", self.root)
+    }
+
+    /// A copy of the policy of this epoch.
+    pub fn policy_of(&self, epoch: u64) -> String {
+        format!("{}/policy_log/{epoch:020}", self.root)
+    }
+
+    /// Exists for as long as commits may go unprotected, bound to a lease.
+    pub fn grace(&self) -> String {
+        format!("{}/grace", self.root)
+    }
+
     /// All nodes' addresses.
     pub fn members(&self) -> String {
         format!("{}/members/", self.root)

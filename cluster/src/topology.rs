@@ -21,8 +21,12 @@ pub struct Topology {
     /// Every other node, ordered by name.
     pub standbys: Vec<Member>,
     /// Writes (and relaying their acknowledgements) must stop at this instant unless the view is renewed. `None` when
-    /// safety does not hang on time: in `strict` mode the quorum fences.
+    /// safety does not hang on time: in `strict` mode the quorum fences, and goes on to.
     pub valid_until: Option<Instant>,
+    /// The policy's epoch that the view goes by.
+    pub epoch: u64,
+    /// Commits wait for standbys, by that policy.
+    pub protected: bool,
     /// Where this term's timeline left the previous one; `None` in the first term.
     pub fork: Option<Fork>,
     /// That and the forks before it, oldest first: what of older timelines this term's holds. Empty while the term's
@@ -110,6 +114,8 @@ impl Topology {
             primary: None,
             standbys: Vec::new(),
             valid_until: None,
+            epoch: 0,
+            protected: false,
             fork: None,
             forks: Vec::new(),
         }
@@ -143,6 +149,8 @@ impl Topology {
 pub struct ProxyState {
     /// The newest term this proxy acts on, on all its workers.
     pub term: Term,
+    /// The oldest epoch of the policy that any of its workers acts on.
+    pub epoch: u64,
     /// The gate all its workers have applied.
     pub gate: Gate,
     /// Sessions inside a transaction on the primary or with a statement in flight there.

@@ -15,6 +15,7 @@
 //! | `POST /agent/checkpoint` | [`Checkpoint`] | `{}` |
 //! | `POST /agent/stop` | [`Stop`] | [`Stopped`] |
 //! | `POST /agent/arm` | [`Arm`] | [`Armed`] |
+//! | `POST /agent/relax` | [`Relax`] | [`Relaxed`] |
 //!
 //! Errors: `401` wrong secret, `409` [`Refused`], `503` [`Failed`] (tried, did not work; says where things stand).
 
@@ -303,6 +304,22 @@ pub struct Arm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Armed {
     /// Everything committed past this position waited for standbys.
+    pub lsn: Lsn,
+}
+
+/// Let commits through without standbys: the policy of this epoch says that they are not protected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relax {
+    /// The term.
+    pub term: Term,
+    /// The policy's epoch that allows it.
+    pub policy_epoch: u64,
+}
+
+/// Commits wait for nobody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relaxed {
+    /// Everything that was promised to be on standbys lies before this position.
     pub lsn: Lsn,
 }
 

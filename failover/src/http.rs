@@ -12,17 +12,18 @@
 //! | `POST /ops/unfence` | `{node}` | done, refused or failed |
 //! | `POST /ops/pause` | `{by?, why?, seconds?}` | done, refused or failed |
 //! | `POST /ops/resume` | | done, refused or failed |
-//! | `POST /ops/policy` | `{voters?, k?, expect_epoch?}` | done, refused or failed |
+//! | `POST /ops/policy` | `{mode?, voters?, k?, max_loss_bytes?, max_seconds?, expect_epoch?}` | done, refused or failed |
+//! | `GET /policy/history` | | `{"history": [policy…]}`, oldest first |
 //!
 //! Done is 200 `{"done", "term", "node", "journal"}`; refused 409 `{"error", "blockers"}`; failed 503 `{"error",
 //! "journal"}`; not leading 307 `{"error", "leader"}`; a request that cannot be understood 400 `{"error"}`. The caller
 //! checks the shared secret of a POST.
 
-use crate::fsm::action::{Answer, Operation};
+use crate::fsm::action::{Answer, Operation, PolicyChange};
 use crate::fsm::blocker::list;
 use crate::fsm::status::Status;
 use crate::manager::Request;
-use crate::record::{JournalRecord, LossReport};
+use crate::record::{JournalRecord, LossReport, Mode, PolicyRecord};
 use crate::store::{Range, Snapshot, Store};
 use cluster::keys::Keys;
 use cluster::{NodeId, Term};
@@ -95,6 +96,9 @@ struct ResumeBody {}
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct PolicyBody {
+    mode: Option<Mode>,
+    max_loss_bytes: Option<u64>,
+    max_seconds: Option<u64>,
     voters: Option<Vec<NodeId>>,
     k: Option<u32>,
     expect_epoch: Option<u64>,
@@ -120,6 +124,7 @@ impl ManagerRoutes {
             ("GET", "/status") => self.status(query),
             ("GET", "/lag") => self.lag(),
             ("GET", "/history") => self.history().await,
+            ("GET", "/policy/history") => self.policies().await,
             ("GET", "/report") => self.report(query).await,
             ("POST", "/ops/switchover") => {
                 self.order(
@@ -149,14 +154,7 @@ impl ManagerRoutes {
             }
             ("POST", "/ops/pause") => self.order(optional::<PauseBody>(body).and_then(pause)).await,
             ("POST", "/ops/resume") => self.order(optional::<ResumeBody>(body).map(|_| Operation::Resume)).await,
-            ("POST", "/ops/policy") => {
-                self.order(optional::<PolicyBody>(body).map(|b| Operation::SetPolicy {
-                    voters: b.voters,
-                    k: b.k,
-                    expect_epoch: b.expect_epoch,
-                }))
-                .await
-            }
+            ("POST", "/ops/policy") => self.order(optional::<PolicyBody>(body).and_then(policy)).await,
             _ => return None, // another part's route, or nobody's
         })
     }
@@ -193,6 +191,16 @@ impl ManagerRoutes {
             Ok(found) => {
                 let journals: Vec<JournalRecord> = understood(&found, &self.keys.journals());
                 (200, json!({ "history": journals }))
+            }
+            Err(error) => (503, json!({ "error": error.to_string() })),
+        }
+    }
+
+    async fn policies(&self) -> Reply {
+        match self.store.read(vec![Range::Prefix(self.keys.policy_log())]).await {
+            Ok(found) => {
+                let policies: Vec<PolicyRecord> = understood(&found, &self.keys.policy_log());
+                (200, json!({ "history": policies }))
             }
             Err(error) => (503, json!({ "error": error.to_string() })),
         }
@@ -248,8 +256,25 @@ impl ManagerRoutes {
     }
 }
 
+/// Longest time for which commits may go unprotected, seconds: a year.
+const LONGEST_GRACE: u64 = 365 * 86_400;
+
 /// Longest pause that ends by itself, seconds: thirty days.
 const LONGEST_PAUSE: u64 = 30 * 86_400;
+
+fn policy(body: PolicyBody) -> Result<Operation, String> {
+    if let Some(s) = body.max_seconds.filter(|s| !(1..=LONGEST_GRACE).contains(s)) {
+        return Err(format!("max_seconds = {s}: must be from 1 to {LONGEST_GRACE}"));
+    }
+    Ok(Operation::SetPolicy(PolicyChange {
+        mode: body.mode,
+        voters: body.voters,
+        k: body.k,
+        max_loss_bytes: body.max_loss_bytes,
+        max_time: body.max_seconds.map(Duration::from_secs),
+        expect_epoch: body.expect_epoch,
+    }))
+}
 
 fn pause(body: PauseBody) -> Result<Operation, String> {
     let length = match body.seconds {

@@ -176,7 +176,7 @@ impl Metrics {
                 self.phase.with_label_values(&[phase_word(p)]).set(i64::from(p == phase));
             }
         }
-        let suspended = status.mode == Some(Mode::Strict) && status.suspended.is_some();
+        let suspended = status.mode.is_some_and(|m| m != Mode::Async) && status.suspended.is_some();
         self.suspended.set(i64::from(suspended));
         self.paused.set(i64::from(status.paused.is_some()));
         if let Some(at) = *self.read_at.lock().expect("no holder panics") {

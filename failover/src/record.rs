@@ -106,8 +106,21 @@ pub struct PrimaryRecord {
 pub enum Mode {
     /// A commit is acknowledged when `k` standbys have flushed it.
     Strict,
+    /// As strict; but when the standbys are gone for a while the primary goes on without, within limits and on record.
+    Available,
     /// A commit is acknowledged by the primary alone; what a failover may lose is measured and reported.
     Async,
+}
+
+impl Mode {
+    /// One word, as in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Available => "available",
+            Self::Async => "async",
+        }
+    }
 }
 
 /// `policy`: who votes, how many copies, what may be lowered.
@@ -121,12 +134,32 @@ pub struct PolicyRecord {
     pub k: u32,
     /// The mode chosen by the operator.
     pub mode: Mode,
-    /// Set while commits are not protected although the mode is strict; cleared when re-armed.
+    /// Set while commits are not protected although the mode says so, and while the mode is changed from or to async;
+    /// cleared when re-armed.
     pub suspended: Option<Suspension>,
+    /// In `available` mode: how far and for how long commits may go unprotected.
+    #[serde(default)]
+    pub limits: Limits,
     /// Set while voters or k are being changed: what they will be. Until it is cleared both hold, the ones above and
     /// these, for whatever a failover needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joint: Option<Quorum>,
+}
+
+/// How far and for how long commits may go unprotected in `available` mode; beyond either they wait again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of WAL since protection was lowered: what a failover could lose, give or take the agents' reports.
+    pub max_loss_bytes: u64,
+    /// Milliseconds since then, by a lease in etcd.
+    pub max_ms: u64,
+}
+
+impl Default for Limits {
+    /// A gibibyte and a day: long enough to repair a host, short enough to be noticed.
+    fn default() -> Self {
+        Self { max_loss_bytes: 1 << 30, max_ms: 86_400_000 }
+    }
 }
 
 /// Who counts, and how many of them besides the primary must have flushed a commit.
@@ -149,6 +182,24 @@ pub struct Suspension {
     pub since_wall: WallMillis,
     /// Who or what lowered it.
     pub why: String,
+    /// How it was lowered while the term was open. `None`: with the opening of the term, by an operator who allowed data
+    /// loss; then only the term's primary has everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lowered: Option<Lowered>,
+}
+
+/// Protection that was lowered step by step, see `fsm::suspend`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lowered {
+    /// Standbys that had every commit promised before.
+    pub k: u32,
+    /// Who has the WAL of the suspension's term up to here has all that was promised. `None` until commits are let
+    /// through: up to then they wait as before.
+    pub complete_from: Option<Lsn>,
+    /// The key that bounds its time was written.
+    pub timed: bool,
+    /// A limit was reached: commits wait again, for standbys that are still missing.
+    pub ended: Option<String>,
 }
 
 impl PolicyRecord {
@@ -175,7 +226,7 @@ impl PolicyRecord {
 
     /// Do commits wait for standbys now?
     pub fn protects(&self) -> bool {
-        self.mode == Mode::Strict && self.k > 0 && self.suspended.is_none()
+        self.mode != Mode::Async && self.k > 0 && self.suspended.is_none()
     }
 }
 
@@ -246,6 +297,9 @@ pub struct LeaderRecord {
 pub struct ProxyRecord {
     /// The newest term all its workers act on.
     pub term: Term,
+    /// The oldest epoch of the policy that any of its workers acts on. Older proxies do not tell it.
+    #[serde(default)]
+    pub epoch: u64,
     /// The gate all its workers have applied, as in `Gate::as_str`.
     pub gate: String,
     /// Sessions busy on the primary.

@@ -152,7 +152,7 @@ fn a_term_that_was_not_opened_unprotected_opens_with_commits_that_wait() {
         let (_, term_revision) = c.term().await;
         let (_, policy_revision) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
         let since = "0/1".parse().unwrap();
-        let suspension = Suspension { term, since, since_wall: 0, why: "test".into() };
+        let suspension = Suspension { term, since, since_wall: 0, why: "test".into(), lowered: None };
         let suspend = Some(suspension);
         let order = Open { term, term_revision, suspend, policy_revision: policy_revision + 1000 };
         c.post::<Opened>(to, "open", &order).await.unwrap_err();
@@ -177,7 +177,7 @@ fn lost_transactions_are_reported_before_the_rewind() {
         // What is committed from here on counts as unprotected by the cluster's own record.
         let (policy, revision) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
         let since = c.value(p, "SELECT pg_current_wal_flush_lsn()").await.parse().unwrap();
-        let suspension = Suspension { term: Term(1), since, since_wall: 0, why: "test".into() };
+        let suspension = Suspension { term: Term(1), since, since_wall: 0, why: "test".into(), lowered: None };
         let suspended = PolicyRecord { suspended: Some(suspension), ..policy };
         use failover::store::{Compare, Store, Txn};
         let put = Txn::new().when(Compare::ModRevision(c.keys.policy(), revision));
@@ -311,7 +311,7 @@ fn arming_proves_that_commits_wait() {
         let p = c.bootstrap().await;
         let (policy, revision) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
         let since = "0/1".parse().unwrap();
-        let suspension = Suspension { term: Term(1), since, since_wall: 0, why: "test".into() };
+        let suspension = Suspension { term: Term(1), since, since_wall: 0, why: "test".into(), lowered: None };
         let put = |record: &PolicyRecord, revision| {
             failover::store::Txn::new()
                 .when(failover::store::Compare::ModRevision(c.keys.policy(), revision))

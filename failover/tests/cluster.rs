@@ -18,10 +18,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 fn manager(c: &Cluster, admin: &str) -> ManagerHandle {
+    manager_with(c, admin, &ManagerRaw::default())
+}
+
+fn manager_with(c: &Cluster, admin: &str, raw: &ManagerRaw) -> ManagerHandle {
     let config = ManagerConfig {
         cluster: "t".into(),
         keys: c.keys.clone(),
-        section: check(&ManagerRaw::default()).unwrap(),
+        section: check(raw).unwrap(),
         secret: Secret::new(SECRET),
         admin: admin.into(),
         view_validity: Duration::from_secs(1),
@@ -259,6 +263,110 @@ fn in_async_mode_a_lost_host_is_replaced_only_when_its_lease_is_gone() {
         let (code, answer) = order(&m, "failover", json!({"to": c.nodes[old].id})).await;
         assert_eq!((code, &answer["node"]), (200, &json!(c.nodes[old].id)), "{answer:#}");
         status_is(&m, "everybody", |s| all_stream(s, 2)).await;
+        m.stop().await;
+    });
+}
+
+/// Its standby is gone for good, until it is started again.
+async fn lose(c: &mut Cluster, i: usize) {
+    c.crash_agent(i).await;
+    agents::kill_all(&c.nodes[i].config.data_dir.join("data"));
+}
+
+fn goes_alone(s: &Status) -> bool {
+    let lowered = s.suspended.as_ref().and_then(|s| s.lowered.as_ref());
+    lowered.is_some_and(|l| l.complete_from.is_some() && l.timed && l.ended.is_none())
+}
+
+#[test]
+fn in_available_mode_a_primary_goes_on_alone_on_record_and_what_that_cost_is_told() {
+    unprivileged("in_available_mode_a_primary_goes_on_alone_on_record_and_what_that_cost_is_told", async {
+        let mut c = Cluster::new(22070, 2, Mode::Available, 1);
+        for i in 0..2 {
+            c.start(i).await;
+        }
+        let raw = ManagerRaw { suspend_after: cluster::config::Span::millis(700), ..ManagerRaw::default() };
+        let m = manager_with(&c, "127.0.0.1:1", &raw);
+        // The creator may have opened alone, while the other was still copying.
+        let protected = |s: &Status| s.policy.as_ref().is_some_and(failover::record::PolicyRecord::protects);
+        let s = status_is(&m, "the first term", |s| is_active(s) && all_stream(s, 1) && protected(s)).await;
+        let (first, one) = (s.term.expect("it is active").0, primary_of(&c, &s));
+        let (two, epoch) = (1 - one, s.policy.as_ref().expect("it protects").epoch);
+        c.sql(one).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+        lose(&mut c, two).await;
+        // It waits, until it has been recorded that it need not.
+        c.sql(one).await.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+        let s = status_is(&m, "the suspension", goes_alone).await;
+        assert_eq!(c.value(one, "SHOW synchronous_standby_names").await, "");
+        assert!(!s.safe_to_lose_primary.safe && is_open(&s, first), "{s:#?}");
+
+        // Back: protected again, by proof.
+        c.start(two).await;
+        let s = status_is(&m, "protection", protected).await;
+        assert!(c.value(one, "SHOW synchronous_standby_names").await.starts_with("ANY 1"), "{s:#?}");
+        let (code, history) = m.routes().handle("GET", "/policy/history", "", b"").await.unwrap();
+        let epochs = history["history"].as_array().unwrap().iter().filter(|p| p["epoch"].as_u64() >= Some(epoch));
+        let protects: Vec<bool> = epochs.map(|p| p["suspended"].is_null()).collect();
+        assert_eq!((code, &protects[..]), (200, &[true, false, false, true][..]), "{history:#}");
+
+        // Alone again, and then lost itself: the other, which has all that was promised, succeeds with the lease's end.
+        lose(&mut c, two).await;
+        status_is(&m, "the second suspension", goes_alone).await;
+        c.sql(one).await.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+        let lease = c.store.get(&c.keys.primary()).await.unwrap().expect("the primary's key").lease.expect("its lease");
+        lose(&mut c, one).await;
+        c.start(two).await;
+        status_is(&m, "the lease as a blocker", |s| s.verdict_text.iter().any(|t| t.contains("lease"))).await;
+        c.store.expire(lease);
+        let s = status_is(&m, "the second term", |s| is_open(s, first + 1)).await;
+        assert_eq!(primary_of(&c, &s), two);
+        assert_eq!(c.value(two, "SELECT string_agg(i::text, ',' ORDER BY i) FROM t").await, "1,2");
+        let window = s.last_failover.as_ref().and_then(|j| j.window).expect("the leader has heard the primary");
+        assert!(window.bytes > 0, "{window:?}");
+        c.sql(two).await.batch_execute("INSERT INTO t VALUES (4)").await.unwrap();
+
+        // The old primary's WAL is read before it follows, and protection is back.
+        c.start(one).await;
+        status_is(&m, "protection in the second term", |s| protected(s) && all_stream(s, 1)).await;
+        let (code, report) = m.routes().handle("GET", "/report", &format!("term={}", first + 1), b"").await.unwrap();
+        let lost = &report["reports"][0];
+        assert_eq!(
+            (code, &lost["commits"], &lost["commits_while_suspended"]),
+            (200, &json!(1), &json!(1)),
+            "{report:#}"
+        );
+        m.stop().await;
+    });
+}
+
+#[test]
+fn the_mode_is_changed_while_the_cluster_runs_and_proxies_are_waited_for() {
+    unprivileged("the_mode_is_changed_while_the_cluster_runs_and_proxies_are_waited_for", async {
+        let mut c = Cluster::new(22075, 2, Mode::Strict, 1);
+        let m = started(&mut c).await;
+        let s = status_is(&m, "the first term", |s| is_active(s) && all_stream(s, 1)).await;
+        let one = primary_of(&c, &s);
+        let put = async |epoch: u64| {
+            let record = json!({ "term": s.term, "epoch": epoch, "gate": "open", "busy": 0 });
+            let txn = failover::store::Txn::new().put(c.keys.proxy("p1"), serde_json::to_vec(&record).unwrap());
+            assert!(c.store.txn(txn).await.unwrap().succeeded);
+        };
+        put(1).await;
+        let change = order(&m, "policy", json!({"mode": "async"}));
+        let acts = async {
+            let waits = |s: &Status| s.verdict_text.iter().any(|t| t.contains("proxies must know: p1 (epoch 1)"));
+            status_is(&m, "the proxy as a blocker", waits).await;
+            assert!(c.value(one, "SHOW synchronous_standby_names").await.starts_with("ANY 1"));
+            put(2).await;
+        };
+        let ((code, answer), ()) = tokio::join!(change, acts);
+        assert_eq!(code, 200, "{answer:#}");
+        assert_eq!(c.value(one, "SHOW synchronous_standby_names").await, "");
+        let async_whole = |s: &Status| s.mode == Some(Mode::Async) && s.suspended.is_none();
+        status_is(&m, "nothing left to remember", async_whole).await;
+        let (code, answer) = order(&m, "policy", json!({"mode": "strict"})).await;
+        assert_eq!(code, 200, "{answer:#}");
+        assert!(c.value(one, "SHOW synchronous_standby_names").await.starts_with("ANY 1"));
         m.stop().await;
     });
 }

@@ -250,7 +250,15 @@ impl World {
             policy_epoch: 1,
             data_loss_allowed: false,
         };
-        let policy = PolicyRecord { epoch: 1, voters, k: 1, mode: Mode::Strict, suspended: None, joint: None };
+        let policy = PolicyRecord {
+            epoch: 1,
+            voters,
+            k: 1,
+            mode: Mode::Strict,
+            suspended: None,
+            limits: Limits::default(),
+            joint: None,
+        };
         let txn = txn
             .put(keys.term(), serde_json::to_vec(&term).unwrap())
             .put(keys.policy(), serde_json::to_vec(&policy).unwrap());

@@ -3,7 +3,9 @@
 use cluster::keys::Keys;
 use cluster::topology::{BelowMode, Closed, Gate, ProxyState, Topology};
 use cluster::{Clock, Endpoint, Term};
-use failover::record::{Cause, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord};
+use failover::record::{
+    Cause, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord,
+};
 use failover::store::memory::MemoryStore;
 use failover::store::{Store, Txn};
 use failover::view::{Purpose, Times, View, start};
@@ -65,7 +67,12 @@ async fn cluster(mode: Mode) -> MemoryStore {
         put(&store, keys().member(&node), json(&member)).await;
     }
     let (k, voters) = (u32::from(mode == Mode::Strict), vec!["n1".parse().unwrap(), "n2".parse().unwrap()]);
-    put(&store, keys().policy(), json(&PolicyRecord { epoch: 1, voters, k, mode, suspended: None, joint: None })).await;
+    put(
+        &store,
+        keys().policy(),
+        json(&PolicyRecord { epoch: 1, voters, k, mode, suspended: None, limits: Limits::default(), joint: None }),
+    )
+    .await;
     let primary = PrimaryRecord { term: Term(3), node: "n1".parse().unwrap(), holder: "a".to_owned() };
     put(&store, keys().primary(), json(&primary)).await;
     put(&store, keys().term(), json(&term(3, Phase::Active))).await;
@@ -186,13 +193,25 @@ async fn a_proxy_writes_in_async_mode_only_while_it_is_registered() {
     let stale = Gate::Closed(Closed::Stale);
     until("a first view, not valid", &mut topology, |t| t.term == Term(3) && gate_now(t) == stale).await;
     let (state, states) =
-        watch::channel(ProxyState { term: Term(3), gate: stale, busy: 0, below_mode: BelowMode::default() });
+        watch::channel(ProxyState { term: Term(3), epoch: 1, gate: stale, busy: 0, below_mode: BelowMode::default() });
     let registration = view.register("p1", states);
     until("open", &mut topology, |t| gate_now(t) == Gate::Open).await;
     proxy_record(&store, "the key", |r| r.is_some_and(|r| r.gate == "stale")).await;
-    state.send_replace(ProxyState { term: Term(3), gate: Gate::Draining, busy: 2, below_mode: BelowMode::default() });
+    state.send_replace(ProxyState {
+        term: Term(3),
+        epoch: 1,
+        gate: Gate::Draining,
+        busy: 2,
+        below_mode: BelowMode::default(),
+    });
     proxy_record(&store, "draining", |r| r.is_some_and(|r| (r.gate.as_str(), r.busy) == ("draining", 2))).await;
-    state.send_replace(ProxyState { term: Term(3), gate: Gate::Draining, busy: 0, below_mode: BelowMode::default() });
+    state.send_replace(ProxyState {
+        term: Term(3),
+        epoch: 1,
+        gate: Gate::Draining,
+        busy: 0,
+        below_mode: BelowMode::default(),
+    });
     proxy_record(&store, "no more busy sessions", |r| r.is_some_and(|r| r.busy == 0)).await;
     // The lease is lost without the proxy's fault: it registers anew by itself.
     let before = store.get(&keys().proxy("p1")).await.unwrap().unwrap().lease;

@@ -342,7 +342,7 @@ fn state_of(shared: &Shared) -> ProxyState {
         below_mode.add(term, commits);
     }
     let busy = shared.boards.iter().map(Board::busy).sum();
-    ProxyState { term: oldest.term, gate: oldest.gate, busy, below_mode }
+    ProxyState { term: oldest.term, epoch: oldest.epoch, gate: oldest.gate, busy, below_mode }
 }
 
 async fn publish_state(

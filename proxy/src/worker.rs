@@ -522,7 +522,8 @@ impl Worker {
     }
 
     fn apply_topology(&self, topology: Topology) {
-        let applied = Applied { term: topology.term, revision: topology.revision, gate: topology.gate };
+        let applied =
+            Applied { term: topology.term, epoch: topology.epoch, revision: topology.revision, gate: topology.gate };
         {
             let mut view = self.view.borrow_mut();
             if !view.topology.merge(topology) {

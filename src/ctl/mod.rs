@@ -116,10 +116,14 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
             let seconds = a.length.map(|l| l.as_secs().max(1));
             (a.target, post("pause", json!({ "by": operator(), "why": a.why, "seconds": seconds })))
         }
-        Command::Policy(a) if a.voters.is_none() && a.k.is_none() => (a.target, get("/status".into(), render::policy)),
+        Command::Policy(a) if a.history => (a.target, get("/policy/history".into(), render::policies)),
         Command::Policy(a) => {
-            let body = json!({ "voters": a.voters, "k": a.k, "expect_epoch": a.expect_epoch });
-            (a.target, post("policy", body))
+            let body = json!({
+                "mode": a.mode, "voters": a.voters, "k": a.k, "max_loss_bytes": a.max_loss,
+                "max_seconds": a.max_time.map(|t| t.as_secs().max(1)), "expect_epoch": a.expect_epoch,
+            });
+            let asked = ["mode", "voters", "k", "max_loss_bytes", "max_seconds"].iter().any(|k| !body[k].is_null());
+            if asked { (a.target, post("policy", body)) } else { (a.target, get("/status".into(), render::policy)) }
         }
         Command::Resume(a) => (a.target, post("resume", json!({}))),
         Command::Run(_)

@@ -3,7 +3,7 @@
 use super::table::Table;
 use failover::fsm::blocker::{Blocker, Verdict};
 use failover::fsm::status::{NodeStatus, Status};
-use failover::record::{Cause, JournalRecord, LossReport, Mode, WallMillis};
+use failover::record::{Cause, JournalRecord, LossReport, Mode, PolicyRecord, WallMillis};
 use serde_json::Value;
 use std::fmt::{self, Write};
 
@@ -121,21 +121,40 @@ pub fn policy(answer: &Value) -> String {
         Err(_) => return format!("{answer:#}\n"),
     };
     let Some(p) = s.policy else { return "no policy is known: the cluster has not been created yet\n".to_owned() };
-    let mode = match p.mode {
-        Mode::Strict => "strict",
-        Mode::Async => "async",
-    };
+    one_policy(&p)
+}
+
+/// The policies that have been in force, oldest first.
+pub fn policies(answer: &Value) -> String {
+    match serde_json::from_value::<Vec<PolicyRecord>>(answer["history"].clone()) {
+        Ok(policies) => policies.iter().map(one_policy).collect(),
+        Err(_) => format!("{answer:#}\n"),
+    }
+}
+
+fn one_policy(p: &PolicyRecord) -> String {
     let names = |voters: &[cluster::NodeId]| voters.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let mut out = String::new();
-    let _ = writeln!(out, "epoch {}, mode {mode}", p.epoch);
+    let _ = writeln!(out, "epoch {}, mode {}", p.epoch, p.mode.as_str());
     let _ = writeln!(out, "voters {}; commits wait for {} of the standbys among them", names(&p.voters), p.k);
+    if p.mode == Mode::Available {
+        let (loss, time) = (bytes(p.limits.max_loss_bytes), humantime(p.limits.max_ms));
+        let _ = writeln!(out, "without them they may go unprotected for {loss} and {time}");
+    }
     if let Some(to) = &p.joint {
         let _ = writeln!(out, "being changed to: voters {}; {} of them", names(&to.voters), to.k);
     }
     if let Some(since) = &p.suspended {
         let _ = writeln!(out, "suspended since {} (term {}): {}", since.since, since.term, since.why);
+        if let Some(ended) = since.lowered.as_ref().and_then(|l| l.ended.as_ref()) {
+            let _ = writeln!(out, "commits wait again: {ended}");
+        }
     }
     out
+}
+
+fn humantime(ms: u64) -> String {
+    ::humantime::format_duration(std::time::Duration::from_millis(ms)).to_string()
 }
 
 fn nodes(nodes: &[NodeStatus]) -> String {

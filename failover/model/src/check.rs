@@ -109,6 +109,16 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
             all.push(("a primary is fenced by its lease", |_, s| s.nodes.iter().any(|n| n.names == FENCED)));
             all.push(("a failover without protection", |_, s| s.round.suspended && s.opened > 0b11));
         }
+        Change::Available => {
+            all.push(("commits are not protected", |_, s| {
+                s.running(s.etcd.term).is_some_and(|p| s.nodes[p].names == 0)
+            }));
+            all.push(("protection is restored", |_, s| s.etcd.policy.epoch > 2 && s.etcd.policy.protects()));
+            all.push(("a failover without protection", |_, s| s.round.lowered && s.etcd.prev > 0 && s.opened > 0b11));
+            all.push(("a node succeeds because it is complete", |_, s| {
+                s.round.complete.is_known() && s.etcd.term > 1 && s.opened & 1 << s.etcd.term != 0
+            }));
+        }
         Change::Copies(_) => {
             all.push(("a failover while k changes", |_, s| s.round.next.is_some() && s.opened > 0b11));
             all.push(("k has changed", |_, s| s.etcd.policy.epoch == 3));

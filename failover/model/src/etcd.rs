@@ -4,6 +4,7 @@ use crate::postgres::release;
 use crate::scope::{Change, Protection, Scope};
 use crate::state::{FENCED, Phase, State};
 use crate::step::Step;
+use crate::wal::Position;
 
 /// The primary of the newest term, if it is open and holds its lease: only it changes the policy.
 fn primary<const M: usize>(s: &State<M>) -> Option<usize> {
@@ -12,14 +13,24 @@ fn primary<const M: usize>(s: &State<M>) -> Option<usize> {
 
 /// Most changes of the policy.
 const EPOCHS: u8 = 3;
+/// The same in available mode, where a suspension takes one more.
+const AVAILABLE_EPOCHS: u8 = 4;
 
 pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, step: Step) -> bool {
     let (policy, term) = (s.etcd.policy, s.etcd.term);
     let names = primary(s).map(|p| s.nodes[p].names);
-    let room = policy.epoch < EPOCHS;
+    let room = policy.epoch < if scope.change == Change::Available { AVAILABLE_EPOCHS } else { EPOCHS };
     match step {
         Step::Suspend => room && policy.protects() && names == Some(policy.k),
         Step::Relax => s.relaxes == term && policy.suspended && names == Some(policy.k),
+        Step::Note => {
+            room && policy.lowered
+                && policy.suspended
+                && !policy.complete.is_known()
+                && s.relaxed.is_known()
+                && names.is_some()
+        }
+        Step::OpenAlone => room && s.etcd.phase == Phase::Opening && s.round.protects() && s.running(term).is_some(),
         Step::Arm => room && policy.suspended && names == Some(0),
         Step::Rearm | Step::ChangedCopies => room && on_quorum(scope, s, step),
         Step::ChangeCopies => room && policy.epoch == 1 && primary(s).is_some(),
@@ -35,7 +46,7 @@ pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, step: Step) 
 fn wanted<const M: usize>(scope: &Scope, s: &State<M>) -> u8 {
     match scope.change {
         Change::Copies(k) => k,
-        Change::None | Change::Suspension => s.etcd.policy.k,
+        Change::None | Change::Suspension | Change::Available => s.etcd.policy.k,
     }
 }
 
@@ -57,9 +68,26 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         Step::Suspend => {
             (s.etcd.policy.suspended, s.relaxes) = (true, s.etcd.term);
             s.etcd.policy.epoch += 1;
+            s.etcd.policy.lowered = scope.change == Change::Available;
+            s.relaxed = Position::default();
         }
         Step::Relax => {
             (s.nodes[p].names, s.relaxes) = (0, 0);
+            s.relaxed = s.nodes[p].wal.end(scope.numbering());
+            release(scope, s, p);
+        }
+        Step::Note => {
+            (s.etcd.policy.complete, s.relaxed) = (s.relaxed, Position::default());
+            s.etcd.policy.epoch += 1;
+        }
+        Step::OpenAlone => {
+            // Nothing that it has is promised yet but what was before, and it has that: its recruits sufficed.
+            s.etcd.policy.complete = s.nodes[p].wal.end(scope.numbering());
+            (s.etcd.policy.suspended, s.etcd.policy.lowered) = (true, true);
+            s.etcd.policy.epoch += 1;
+            s.round = s.etcd.policy;
+            s.nodes[p].names = 0;
+            crate::manager::opened(s);
             release(scope, s, p);
         }
         Step::Arm | Step::SetCopies => {
@@ -68,7 +96,8 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
             release(scope, s, p);
         }
         Step::Rearm => {
-            s.etcd.policy.suspended = false;
+            (s.etcd.policy.suspended, s.etcd.policy.lowered) = (false, false);
+            s.etcd.policy.complete = Position::default();
             s.etcd.policy.epoch += 1;
             s.shown |= s.nodes[p].wal.writes(s.armed - 1);
             s.armed = 0;

@@ -16,6 +16,8 @@
 //! | `Follow`, `Start`, `StopSuperseded` | `fsm/agent.rs` `decide`, `fsm/rejoin.rs` `plan`, `agent/rejoin.rs` `follow_source` |
 //! | `Open` | `fsm/opening.rs` `advance_opening`, `agent/lease.rs` `open` |
 //! | `MadeLate` | `fsm/planner.rs` `settle_pending` |
+//! | `Suspend`, `Relax`, `Note` | `fsm/suspend.rs`, `agent/relax.rs` |
+//! | `OpenAlone` | `fsm/opening.rs` `suspension` |
 //! | `Arm`, `Rearm` | `agent/arm.rs`, `fsm/rearm.rs` |
 //! | `ChangeCopies`, `SetCopies`, `ChangedCopies` | `fsm/policy.rs`, `agent/arm.rs` |
 //! | `LeaseEnds` | `agent/lease.rs` `enforce`; that it stops before etcd's lease ends is assumed |
@@ -23,8 +25,7 @@
 //!
 //! `tests/agrees.rs` compares the arithmetic with the code's. Where the two differ, the model allows more: a manager
 //! chooses as soon as it may, an agent follows any term that it has not promised to leave, a rewind goes back to the
-//! beginning. `Suspend` and `Relax`, protection lowered within a term, are of the protocol and not in the code yet, which
-//! lowers it only together with T3; of the joint change only that of k is modelled, not that of voters. Not modelled: cancelled waits and standbys under a
+//! beginning. Of the joint change only that of k is modelled, not that of voters. Not modelled: cancelled waits and standbys under a
 //! false name, which the proxy and the agent exclude; operators who allow loss; time.
 
 mod agent;

@@ -50,7 +50,10 @@ fn sufficient<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
     }
     let others = (0..M).filter(known).count();
     let needed = M - usize::from(s.round.least()) - usize::from(scope.lacks(Protection::Quorum));
+    let complete = s.round.complete.is_known() && s.recruits.iter().any(|end| *end >= s.round.complete);
+    let kept = M - usize::from(s.round.k);
     match s.round {
+        crate::state::Policy { suspended: true, lowered: true, .. } => others >= kept || complete,
         crate::state::Policy { suspended: true, .. } => false,
         crate::state::Policy { k: 0, .. } => others > 0,
         _ => others >= needed,
@@ -104,7 +107,7 @@ pub(crate) fn open<const M: usize>(s: &mut State<M>, heard: bool) {
     }
 }
 
-fn opened<const M: usize>(s: &mut State<M>) {
+pub(crate) fn opened<const M: usize>(s: &mut State<M>) {
     let term = s.etcd.term;
     let Some(p) = s.primary_of(term) else { return };
     let wal = s.nodes[p].wal;

@@ -59,7 +59,9 @@ pub(crate) fn release<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize)
     if s.opened & 1 << term == 0 {
         return; // no client is there
     }
-    if n.names > 0 {
+    // Knowingly unprotected is not promised, also while commits happen to wait.
+    let promised = !(s.etcd.policy.suspended && s.etcd.policy.lowered);
+    if n.names > 0 && promised {
         s.acked |= newly;
         s.shown |= n.wal.writes(upto);
     }

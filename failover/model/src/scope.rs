@@ -32,6 +32,8 @@ pub enum Change {
     None,
     /// Suspends protection and restores it.
     Suspension,
+    /// As suspension, in available mode: within a term knowingly, and with its opening where nobody follows.
+    Available,
     /// Changes k to this.
     Copies(u8),
 }

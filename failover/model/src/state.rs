@@ -70,6 +70,10 @@ pub struct Policy {
     pub next: Option<u8>,
     /// Commits are not protected.
     pub suspended: bool,
+    /// They were let through knowingly: what had been promised before is all that must be kept.
+    pub lowered: bool,
+    /// Who has this has all of that; unknown at first.
+    pub complete: Position,
     /// Changes so far.
     pub epoch: u8,
 }
@@ -143,6 +147,8 @@ pub struct State<const M: usize> {
     pub limbo: Limbo,
     /// Everything past here on the primary waits for standbys.
     pub armed: u8,
+    /// Where the primary's WAL ended when it let commits through.
+    pub relaxed: Position,
     /// The old primary relaxes what commits wait for: it has recorded the suspension in this term.
     pub relaxes: u8,
     /// Faults so far.
@@ -176,7 +182,8 @@ impl<const M: usize> State<M> {
             names: if i == 0 { k } else { 0 },
             visible: 0,
         };
-        let policy = Policy { k, next: None, suspended: false, epoch: 1 };
+        let complete = Position::default();
+        let policy = Policy { k, next: None, suspended: false, lowered: false, complete, epoch: 1 };
         let mut chosen = [NOBODY; TERMS];
         chosen[1] = 0;
         Self {
@@ -190,6 +197,7 @@ impl<const M: usize> State<M> {
             views: 0b10,
             limbo: Limbo::Empty,
             armed: 0,
+            relaxed: Position::default(),
             relaxes: 0,
             crashes: 0,
             lost: 0,

@@ -51,6 +51,10 @@ pub enum Step {
     Suspend,
     /// It lets them through.
     Relax,
+    /// The record says from which position on.
+    Note,
+    /// T3 although nobody follows, which it records: commits are not protected.
+    OpenAlone,
     /// It makes them wait again, and has proof of that.
     Arm,
     /// The record says that they are protected.
@@ -111,6 +115,9 @@ fn policy<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
         Change::None if scope.k > 0 => return,
         Change::None => {}
         Change::Suspension => out.extend([Step::Suspend, Step::Relax, Step::Arm, Step::Rearm]),
+        Change::Available => {
+            out.extend([Step::Suspend, Step::Relax, Step::Note, Step::OpenAlone, Step::Arm, Step::Rearm]);
+        }
         Change::Copies(_) => out.extend([Step::ChangeCopies, Step::SetCopies, Step::ChangedCopies]),
     }
     out.retain(|step| etcd::possible(scope, s, *step));
@@ -120,7 +127,7 @@ fn policy<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
             out.push(Step::LeaseEnds { fenced: false });
         }
     }
-    if scope.change == Change::Suspension || scope.k == 0 {
+    if matches!(scope.change, Change::Suspension | Change::Available) || scope.k == 0 {
         out.extend((1..s.etcd.term).filter(|t| s.views & 1 << t != 0).map(Step::ProxiesLeave));
     }
 }
@@ -205,6 +212,8 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         Step::ProxiesLeave(term) => s.views &= !(1 << term),
         Step::Suspend
         | Step::Relax
+        | Step::Note
+        | Step::OpenAlone
         | Step::Arm
         | Step::Rearm
         | Step::LeaseEnds { .. }

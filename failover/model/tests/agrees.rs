@@ -6,7 +6,7 @@ use failover::api::{Frozen, Position as CodePosition};
 use failover::fsm::candidate::{Wishes, choose};
 use failover::fsm::rejoin::{Facts, Plan, plan};
 use failover::fsm::sync_set;
-use failover::record::{Mode, PolicyRecord, Quorum, Suspension, Tenure};
+use failover::record::{Limits, Lowered, Mode, PolicyRecord, Quorum, Suspension, Tenure};
 use model::Scope;
 use model::manager::choices;
 use model::state::State;
@@ -37,29 +37,55 @@ fn frozen(i: usize, p: Position) -> Frozen {
     }
 }
 
+fn lowered_by(k: u8, complete: Position) -> Lowered {
+    let complete_from = complete.is_known().then(|| position(complete).lsn);
+    Lowered { k: k.into(), complete_from, timed: true, ended: None }
+}
+
 /// Every set of recruits of `M` nodes, each at one of three ends of WAL, under every k and every change of it.
 fn compare_choices<const M: usize>() {
     let ends = [Position(0), Position(0x11), Position(0x13), Position(0x22)];
     let mut chosen = 0;
     let copies = 1..M as u8;
     let nexts = copies.clone().map(Some).chain([None]);
-    let policies = copies.flat_map(|k| nexts.clone().map(move |next| (k, next, false)).chain([(k, None, true)]));
-    for (k, next, suspended) in policies {
+    let no = Position::default();
+    let policies = copies.flat_map(|k| {
+        let ends = ends.map(|complete| (k, None, true, Some(complete)));
+        nexts.clone().map(move |next| (k, next, false, None)).chain([(k, None, true, None)]).chain(ends)
+    });
+    for (k, next, suspended, lowered) in policies {
         for set in 0..ends.len().pow(M as u32) {
             let mut s = State::<M>::first(k);
             (s.etcd.term, s.etcd.prev, s.round.suspended, s.round.next) = (2, 1, suspended, next);
+            (s.round.lowered, s.round.complete) = (lowered.is_some(), lowered.unwrap_or(no));
             s.recruits = std::array::from_fn(|i| ends[set / ends.len().pow(i as u32) % ends.len()]);
             let voters: Vec<NodeId> = (0..M).map(node).collect();
-            let suspension = Suspension { term: Term(1), since: Lsn(1), since_wall: 0, why: String::new() };
+            let timeline = lowered.filter(|p| p.is_known()).map_or(1, |p| p.timeline());
+            let suspension = Suspension {
+                term: Term(timeline.into()),
+                since: Lsn(1),
+                since_wall: 0,
+                why: String::new(),
+                lowered: lowered.map(|at| lowered_by(k, at)),
+            };
             let suspended = suspended.then_some(suspension);
             let joint = next.map(|k| Quorum { voters: voters.clone(), k: k.into() });
-            let policy = PolicyRecord { epoch: 1, voters, k: k.into(), mode: Mode::Strict, joint, suspended };
+            let policy = PolicyRecord {
+                epoch: 1,
+                voters,
+                k: k.into(),
+                mode: Mode::Strict,
+                joint,
+                suspended,
+                limits: Limits::default(),
+            };
             let prev = Tenure { term: Term(1), node: node(0), timeline: TimelineId(1) };
             let known = (0..M).filter(|i| s.recruits[*i].is_known());
             let recruits: BTreeMap<NodeId, Frozen> = known.map(|i| (node(i), frozen(i, s.recruits[i]))).collect();
             let names: BTreeSet<NodeId> = recruits.keys().cloned().collect();
             let ours = choices(&Scope { k, ..Scope::three() }, &s);
-            let enough = sync_set::sufficient(&policy, Some(&prev), &names);
+            let ends = recruits.values().filter_map(|f| f.position);
+            let enough = sync_set::enough(&policy, Some(&prev), &names, ends);
             assert_eq!(!ours.is_empty(), enough, "{:?} under {policy:?}", s.recruits);
             if enough {
                 let wishes = Wishes {

@@ -42,3 +42,9 @@ fn four_and_five_nodes() {
     explore::<4>("four nodes", Scope { k: 2, terms: 2, writes: 1, crashes: 0, lost: 0, ..Scope::three() });
     explore::<5>("five nodes", Scope { k: 2, terms: 2, writes: 1, crashes: 0, lost: 0, ..Scope::three() });
 }
+
+#[test]
+fn two_nodes_go_on_alone_and_succeed_each_other_with_all_that_was_promised() {
+    let scope = Scope { change: Change::Available, terms: 2, writes: 2, crashes: 1, lost: 0, ..Scope::three() };
+    explore::<2>("available, two nodes", scope);
+}

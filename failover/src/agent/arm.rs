@@ -53,6 +53,7 @@ impl Agent {
         if self.records.borrow().policy.as_ref().map(|p| p.value.epoch) != Some(order.policy_epoch) {
             return Err(self.wrong_state("an order of the policy in force"));
         }
+        self.remember(|m| m.armed = m.armed.max(order.policy_epoch)).map_err(|e| self.failed("arming", &e))?;
         let before = self.conf.lock().await.sync_names.clone();
         match self.prove_and_release(&names).await {
             Ok(lsn) => {

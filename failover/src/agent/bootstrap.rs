@@ -9,7 +9,7 @@ use super::postgres::{As, ServerError};
 use super::rewind::remove_tree;
 use super::sql::{Sql, SqlError};
 use super::tool::{self, ToolError};
-use crate::record::{Cause, InitRecord, Mode, Phase, PolicyRecord, TermRecord};
+use crate::record::{Cause, InitRecord, Limits, Mode, Phase, PolicyRecord, TermRecord};
 use crate::store::{Compare, StoreError, Txn};
 use cluster::sync_names::SyncNames;
 use cluster::{Lsn, Term};
@@ -170,9 +170,10 @@ impl Agent {
         let policy = PolicyRecord {
             epoch: 1,
             voters: cluster.voters.clone(),
-            k: if cluster.mode == Mode::Strict { cluster.k } else { 0 },
+            k: if cluster.mode == Mode::Async { 0 } else { cluster.k },
             mode: cluster.mode,
             suspended: None,
+            limits: Limits::default(),
             joint: None,
         };
         let term = TermRecord {
@@ -195,6 +196,7 @@ impl Agent {
             .when(Compare::ModRevision(keys.init(), init))
             .put(keys.init(), serde_json::to_vec(&InitRecord { node, system_id: Some(system_id) })?)
             .put(keys.policy(), serde_json::to_vec(&policy)?)
+            .put(keys.policy_of(policy.epoch), serde_json::to_vec(&policy)?)
             .put(keys.term(), serde_json::to_vec(&term)?);
         let created = self.store.txn(txn).await?.succeeded;
         tracing::info!(node = %self.env.config.node, term = 1, lsn = %record_lsn, created, "cluster created");

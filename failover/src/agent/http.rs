@@ -100,6 +100,7 @@ impl Agent {
                 self.obey(&body, |a, o| async move { a.checkpoint(&o).await.map(|()| Empty {}) }).await
             }
             "/agent/stop" => self.obey(&body, |a, o| async move { a.stop(&o).await }).await,
+            "/agent/relax" => self.obey(&body, |a, o| async move { a.relax(&o).await }).await,
             "/agent/arm" => self.obey(&body, |a, o| async move { a.arm(&o).await }).await,
             _ => json(StatusCode::NOT_FOUND, &"no such command"),
         }

@@ -65,9 +65,6 @@ impl Agent {
         let look = self.look_again(self.env.config.probe_timeout);
         let ((), read) = tokio::join!(look, self.read_records());
         self.must_be_primary(order.term)?;
-        if order.suspend.is_some() {
-            self.set_names(&SyncNames::Off).await.map_err(|e| self.failed("opening", &e))?;
-        }
         let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
         read.map_err(|e| failed(&e))?;
         if order.suspend.is_none() && self.records.borrow().protects() {
@@ -83,6 +80,11 @@ impl Agent {
         }
         if !mine || term.revision != order.term_revision {
             return Err(self.wrong_state("the chosen node of an unchanged term record"));
+        }
+        // Only now: an order that comes late must not lower what an open term promises.
+        if order.suspend.is_some() {
+            self.remember(|m| m.leased = true).map_err(|e| failed(&e))?;
+            self.set_names(&SyncNames::Off).await.map_err(|e| failed(&e))?;
         }
         let sent = self.env.clock.now();
         let granted = self.store.grant(self.env.config.lease_ttl).await.map_err(|e| failed(&e))?;
@@ -139,7 +141,8 @@ impl Agent {
             };
             txn = txn
                 .when(Compare::ModRevision(keys.policy(), order.policy_revision))
-                .put(keys.policy(), self.json(&next)?);
+                .put(keys.policy(), self.json(&next)?)
+                .put(keys.policy_of(next.epoch), self.json(&next)?);
         }
         Ok(txn)
     }
@@ -157,6 +160,13 @@ impl Agent {
         *self.held.lock().expect("no holder of this lock panics") = held;
         let until = held.map(|h| h.lease.deadline(self.env.config.lease_margin));
         self.state.change(|o| o.lease_until = until);
+    }
+
+    /// Is the lease held, and not about to end?
+    pub(super) fn holds_lease(&self) -> bool {
+        let (config, now) = (&self.env.config, self.env.clock.now());
+        let held = self.held();
+        fence_at(held.as_ref().map(|h| &h.lease), None, config.lease_margin, config.lease_ttl, now) == Fence::Free
     }
 
     fn held(&self) -> Option<Held> {
@@ -223,9 +233,10 @@ impl Agent {
         }
     }
 
-    /// A primary adopted by an agent that has not reached etcd yet: in async mode it may have been replaced already.
+    /// A primary adopted by an agent that has not reached etcd yet: where no quorum fences it may have been replaced
+    /// already.
     fn is_unguarded(&self) -> bool {
-        self.env.cluster.mode == Mode::Async
+        (self.env.cluster.mode == Mode::Async || self.memory().leased)
             && self.records.borrow().read_at.is_none()
             && self.state.look(|o| matches!(o.postgres, PostgresState::Primary(_)))
     }
@@ -257,6 +268,11 @@ impl Agent {
         if self.records.borrow().protects() {
             // Fenced before commits were protected again: the quorum fences from here on.
             self.lift(fenced_from).await;
+            if self.memory().leased
+                && let Err(error) = self.remember(|m| m.leased = false)
+            {
+                tracing::debug!(%error, "protection not remembered");
+            }
             return;
         }
         let (margin, ttl) = (self.env.config.lease_margin, self.env.config.lease_ttl);

@@ -24,6 +24,11 @@ pub(crate) struct Memory {
     pub(crate) rewinding: bool,
     /// The WAL past this fork was examined, saved and reported.
     pub(crate) examined: Option<Fork>,
+    /// The newest epoch of the policy under which it was ordered to make commits wait: an order of that epoch to let them
+    /// through is late.
+    pub(crate) armed: u64,
+    /// Its commits waited for nobody when it was last primary, so its lease fences it.
+    pub(crate) leased: bool,
     /// The last suspension seen while this node was primary: what it committed past it was unprotected.
     pub(crate) suspended: Option<Suspension>,
 }

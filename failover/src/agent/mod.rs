@@ -26,6 +26,7 @@ mod reconcile;
 mod records;
 mod recovery_conf;
 mod rejoin;
+mod relax;
 mod rewind;
 mod sql;
 mod state;

@@ -95,7 +95,8 @@ impl Agent {
         self.state.change(|o| o.fenced = fenced);
         self.records.send_if_modified(|old| {
             // An answer that overtook a newer one must not bring the older view back.
-            if old.term.as_ref().map(|t| t.value.term) > records.term.as_ref().map(|t| t.value.term) {
+            let age = |r: &Records| (r.term.as_ref().map(|t| t.value.term), r.policy.as_ref().map(|p| p.value.epoch));
+            if age(old) > age(&records) {
                 return false;
             }
             let same = Records { read_at: None, ..old.clone() } == Records { read_at: None, ..records.clone() };

@@ -12,11 +12,12 @@ use std::path::PathBuf;
 pub struct ClusterRaw {
     /// Name of the cluster: part of every key in etcd. No default: two clusters on one etcd must differ.
     pub name: String,
-    /// `strict`: a commit is acknowledged when `k` standbys have flushed it. `async`: by the primary alone; what a
-    /// failover loses is measured and reported. Default `strict`. Used when the cluster is created; later the record
+    /// `strict`: a commit is acknowledged when `k` standbys have flushed it. `available`: so too, but when they are gone for
+    /// `manager.suspend_after` the primary goes on without, within the policy's limits. `async`: by the primary alone;
+    /// what a failover loses is measured and reported. Default `strict`. Used when the cluster is created; later the record
     /// in etcd holds.
     pub mode: Mode,
-    /// Standbys that must have flushed a commit in strict mode (`ANY k`). Default 1: with three nodes the primary or
+    /// Standbys that must have flushed a commit in strict and available mode (`ANY k`). Default 1: with three nodes the primary or
     /// a standby may be lost. Ignored in async mode. Used when the cluster is created.
     pub k: u32,
     /// Names of the nodes that count, the primary-to-be among them. No default. Used when the cluster is created.
@@ -69,9 +70,10 @@ pub fn check(raw: &ClusterRaw) -> Result<ClusterConfig, Vec<BadSetting>> {
     if raw.voters.is_empty() {
         bad.push(BadSetting::new("cluster.voters", "[]", "expected the names of the nodes"));
     }
-    if raw.mode == Mode::Strict && (raw.k == 0 || raw.k as usize >= raw.voters.len().max(1)) {
+    if raw.mode != Mode::Async && (raw.k == 0 || raw.k as usize >= raw.voters.len().max(1)) {
         let m = raw.voters.len();
-        let why = format!("in strict mode k must be from 1 to the number of cluster.voters less one ({m} - 1)");
+        let why =
+            format!("unless the mode is async k must be from 1 to the number of cluster.voters less one ({m} - 1)");
         bad.push(BadSetting::new("cluster.k", raw.k, why));
     }
     if raw.secret_file.as_os_str().is_empty() {
@@ -80,7 +82,7 @@ pub fn check(raw: &ClusterRaw) -> Result<ClusterConfig, Vec<BadSetting>> {
     if !bad.is_empty() {
         return Err(bad);
     }
-    let k = if raw.mode == Mode::Strict { raw.k } else { 0 };
+    let k = if raw.mode == Mode::Async { 0 } else { raw.k };
     Ok(ClusterConfig { name: raw.name.clone(), mode: raw.mode, k, voters, secret_file: raw.secret_file.clone() })
 }
 
@@ -109,7 +111,7 @@ mod tests {
         let bad = check(&ClusterRaw { k: 3, ..raw() }).unwrap_err();
         assert_eq!(
             bad[0].to_string(),
-            "cluster.k = 3: in strict mode k must be from 1 to the number of cluster.voters less one (3 - 1)"
+            "cluster.k = 3: unless the mode is async k must be from 1 to the number of cluster.voters less one (3 - 1)"
         );
         let keys: Vec<String> = check(&ClusterRaw::default()).unwrap_err().into_iter().map(|b| b.key).collect();
         assert_eq!(keys, ["cluster.name", "cluster.voters", "cluster.k", "cluster.secret_file"]);

@@ -31,6 +31,9 @@ pub struct ManagerRaw {
     /// With data loss allowed by an operator: how long to wait for enough standbys to follow before opening without
     /// them. Default `3s`.
     pub open_wait: Span,
+    /// Available mode: how long fewer standbys than commits wait for must have streamed before the primary goes on without
+    /// them. Default `5s`: a standby that is restarted is back by then.
+    pub suspend_after: Span,
     /// Switchover: how long running transactions may go on before the primary is stopped. Default `5s`.
     pub drain_timeout: Span,
     /// Switchover: how long the clean shutdown may take; then the old primary is started again. Default `10s`.
@@ -68,6 +71,7 @@ impl Default for ManagerRaw {
             recruit_grace: Span::millis(500),
             promote_timeout: Span::secs(30),
             open_wait: Span::secs(3),
+            suspend_after: Span::secs(5),
             drain_timeout: Span::secs(5),
             stop_timeout: Span::secs(10),
             max_switchover_lag: Size(16 << 20),
@@ -112,6 +116,7 @@ pub fn check(raw: &ManagerRaw) -> Result<ManagerSection, Vec<BadSetting>> {
         ("manager.freeze_timeout", raw.freeze_timeout),
         ("manager.recruit_grace", raw.recruit_grace),
         ("manager.promote_timeout", raw.promote_timeout),
+        ("manager.suspend_after", raw.suspend_after),
         ("manager.drain_timeout", raw.drain_timeout),
         ("manager.stop_timeout", raw.stop_timeout),
         ("manager.operation_timeout", raw.operation_timeout),
@@ -155,6 +160,7 @@ pub fn check(raw: &ManagerRaw) -> Result<ManagerSection, Vec<BadSetting>> {
         recruit_grace: raw.recruit_grace.0,
         promote_timeout: raw.promote_timeout.0,
         open_wait: raw.open_wait.0,
+        suspend_after: raw.suspend_after.0,
         drain_timeout: raw.drain_timeout.0,
         stop_timeout: raw.stop_timeout.0,
         max_switchover_lag: raw.max_switchover_lag.0,

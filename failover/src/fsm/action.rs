@@ -6,7 +6,7 @@
 use crate::api;
 use crate::fsm::blocker::Blocker;
 use crate::fsm::observe::Records;
-use crate::record::{Cause, FenceRecord, JournalRecord, PauseRecord, PolicyRecord, TermRecord, WallMillis};
+use crate::record::{Cause, FenceRecord, JournalRecord, Mode, PauseRecord, PolicyRecord, TermRecord, WallMillis};
 use cluster::{Instant, NodeId, Term};
 use std::time::Duration;
 
@@ -112,15 +112,25 @@ pub enum Operation {
     },
     /// End the pause.
     Resume,
-    /// Change who votes and how many copies a commit needs.
-    SetPolicy {
-        /// Who is to vote; `None`: as now.
-        voters: Option<Vec<NodeId>>,
-        /// Copies besides the primary's; `None`: as now.
-        k: Option<u32>,
-        /// Only in this epoch.
-        expect_epoch: Option<u64>,
-    },
+    /// Change who votes, how many copies a commit needs, the mode, or the limits of a suspension.
+    SetPolicy(PolicyChange),
+}
+
+/// A change of the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyChange {
+    /// What commits are to be promised; `None`: as now.
+    pub mode: Option<Mode>,
+    /// Who is to vote; `None`: as now.
+    pub voters: Option<Vec<NodeId>>,
+    /// Copies besides the primary's; `None`: as now, or one when the mode was async.
+    pub k: Option<u32>,
+    /// Most bytes that may go unprotected; `None`: as now.
+    pub max_loss_bytes: Option<u64>,
+    /// Longest time unprotected; `None`: as now.
+    pub max_time: Option<Duration>,
+    /// Only in this epoch.
+    pub expect_epoch: Option<u64>,
 }
 
 /// An operator's answer.
@@ -167,6 +177,8 @@ pub enum Command {
     Stop(api::Stop),
     /// Protect commits again.
     Arm(api::Arm),
+    /// Let commits through without standbys.
+    Relax(api::Relax),
 }
 
 /// A command's name.
@@ -188,6 +200,8 @@ pub enum CommandKind {
     Stop,
     /// See [`Command::Arm`].
     Arm,
+    /// See [`Command::Relax`].
+    Relax,
 }
 
 impl CommandKind {
@@ -202,6 +216,7 @@ impl CommandKind {
             Self::Checkpoint => "checkpoint",
             Self::Stop => "stop",
             Self::Arm => "arm",
+            Self::Relax => "relax",
         }
     }
 }
@@ -218,6 +233,7 @@ impl Command {
             Self::Checkpoint(_) => CommandKind::Checkpoint,
             Self::Stop(_) => CommandKind::Stop,
             Self::Arm(_) => CommandKind::Arm,
+            Self::Relax(_) => CommandKind::Relax,
         }
     }
 
@@ -232,6 +248,7 @@ impl Command {
             Self::Checkpoint(c) => c.term,
             Self::Stop(c) => c.term,
             Self::Arm(c) => c.term,
+            Self::Relax(c) => c.term,
         }
     }
 }
@@ -249,6 +266,8 @@ pub enum Reply {
     Stopped(api::Stopped),
     /// To arm.
     Armed(api::Armed),
+    /// To relax.
+    Relaxed(api::Relaxed),
     /// To follow and checkpoint.
     Done,
 }
@@ -300,6 +319,8 @@ pub enum ChangeKind {
     Undrain,
     /// Commits are protected again.
     Rearm,
+    /// Commits are not protected, and how far that has come.
+    Suspend,
     /// An operator's fence, put or removed.
     Fence,
     /// An operator's pause, put or removed.
@@ -320,6 +341,7 @@ impl ChangeKind {
             Self::Drain => "drain",
             Self::Undrain => "undrain",
             Self::Rearm => "rearm",
+            Self::Suspend => "suspend",
             Self::Fence => "fence",
             Self::Pause => "pause",
             Self::Policy => "policy",
@@ -356,6 +378,8 @@ pub enum RecordPut {
     Fence(NodeId, FenceRecord),
     /// `pause`, for so long if it is to end by itself.
     Pause(PauseRecord, Option<Duration>),
+    /// `grace`: commits may go unprotected for so long.
+    Grace(Duration),
     /// `spent/<term>`: an automatic failover, counted for so long.
     Spent(Term, Duration),
 }

@@ -2,7 +2,7 @@
 //!
 //! Nothing has been touched yet, so every doubt is a reason to wait, and says so as a blocker with its numbers.
 
-use crate::api::PostgresState;
+use crate::api::{Position, PostgresState};
 use crate::fsm::action::{Action, Answer, ChangeKind, Guard, RecordKey, RecordPut};
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict};
 use crate::fsm::observe::millis;
@@ -108,13 +108,22 @@ impl Planner {
         if let Some(leaving) = leaving {
             usable.remove(leaving);
         }
-        if sync_set::sufficient(policy, prev.as_ref(), &usable) {
+        let ends = usable.iter().filter_map(|n| self.end_reported(n, now));
+        if sync_set::enough(policy, prev.as_ref(), &usable, ends) {
             return Vec::new();
         }
         let missing = |node: &NodeId| self.unfit(node, now).map(|unfit| Missing { node: node.clone(), unfit });
         let members = self.seen.agents.keys().filter(|n| policy.counts(n) && Some(*n) != leaving);
         let missing = members.filter_map(missing).collect();
         short(policy, prev.as_ref(), &usable, missing)
+    }
+
+    /// Where the WAL of a standby ends at least.
+    fn end_reported(&self, node: &NodeId, now: Instant) -> Option<Position> {
+        match &self.seen.reachable(node, now, &self.settings)?.postgres {
+            PostgresState::Standby(s) => Some(Position { timeline: s.timeline, lsn: s.receive_lsn }),
+            _ => None, // stopped, starting or hung: its end is not known
+        }
     }
 
     /// Nodes that could be frozen now.
@@ -150,10 +159,16 @@ impl Planner {
 
     pub(super) fn loss_too_large(&self, now: Instant, policy: &PolicyRecord) -> Option<Blocker> {
         let term = self.seen.term()?.term;
-        let last = self.clock.last(term).filter(|_| policy.mode == Mode::Async)?;
+        let last = self.clock.last(term).filter(|_| !policy.protects())?;
         let ends = policy.voters.iter().filter_map(|n| self.seen.on_timeline(n, term, now, &self.settings));
-        let best = ends.map(|s| s.receive_lsn).max()?;
-        let (bytes, limit) = (last.bytes_since(best), self.settings.max_loss);
+        let best = ends.map(|s| s.receive_lsn).max();
+        // Nobody has anything of this term: what it wrote since it was unprotected would be lost.
+        let since = policy.suspended.as_ref().filter(|s| s.term.0 == term.0 && s.lowered.is_some()).map(|s| s.since);
+        let (best, limit) = match policy.mode {
+            Mode::Async => (best?, self.settings.max_loss),
+            Mode::Strict | Mode::Available => (best.or(since)?, policy.limits.max_loss_bytes),
+        };
+        let bytes = last.bytes_since(best);
         (bytes > limit).then_some(Blocker::LossTooLarge { bytes, limit })
     }
 
@@ -282,7 +297,7 @@ pub(super) fn short(
     let have = prev.map_or_else(|| usable.iter().cloned().collect(), |p| sync_set::others(policy, p, usable));
     let (m, k, needed) = (policy.m(), policy.k, sync_set::needed(policy, prev.map(|p| &p.node)));
     let mut blockers = vec![Blocker::TooFewRecruits { m, k, needed, have, missing }];
-    if let (Rule::OldPrimary, Some(s)) = (rule, &policy.suspended) {
+    if let (Rule::OldPrimary | Rule::Lowered, Some(s)) = (rule, &policy.suspended) {
         blockers.push(Blocker::Suspended { since: s.since, term: s.term });
     }
     blockers

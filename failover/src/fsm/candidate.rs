@@ -5,7 +5,7 @@
 //! except where data loss was allowed or the old primary's clean end proves the wish complete.
 
 use crate::api::{Frozen, Position};
-use crate::fsm::sync_set::sufficient;
+use crate::fsm::sync_set::enough;
 use crate::record::{PolicyRecord, Tenure};
 use cluster::{Lsn, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,7 +48,10 @@ pub fn choose(recruits: &BTreeMap<NodeId, Frozen>, wishes: &Wishes<'_>) -> Optio
     }
     let without: Vec<_> = known.iter().filter(|(n, ..)| Some(*n) != wishes.avoid).copied().collect();
     let names: BTreeSet<NodeId> = without.iter().map(|(n, ..)| (*n).clone()).collect();
-    let avoidable = !without.is_empty() && (wishes.allow_loss || sufficient(wishes.policy, wishes.prev, &names));
+    let avoidable = !without.is_empty()
+        && (wishes.allow_loss || {
+            enough(wishes.policy, wishes.prev, &names, without.iter().map(|(_, end, _)| *end))
+        });
     let pool = if avoidable { without } else { known };
     pool.into_iter()
         .max_by(|a, b| {
@@ -68,7 +71,7 @@ fn wished(known: &[(&NodeId, Position, Lsn)], wishes: &Wishes<'_>) -> Option<Cho
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Mode;
+    use crate::record::{Limits, Mode};
     use cluster::{Term, TimelineId};
     use proptest::prelude::*;
 
@@ -96,7 +99,15 @@ mod tests {
 
     fn policy() -> PolicyRecord {
         let voters = vec![node("n1"), node("n2"), node("n3")];
-        PolicyRecord { epoch: 1, voters, k: 1, mode: Mode::Strict, suspended: None, joint: None }
+        PolicyRecord {
+            epoch: 1,
+            voters,
+            k: 1,
+            mode: Mode::Strict,
+            suspended: None,
+            limits: Limits::default(),
+            joint: None,
+        }
     }
 
     fn check(recruits: &[(&str, u32, u64, u64)], wish: impl FnOnce(&mut Wishes<'_>), expected: &str) {

@@ -18,6 +18,7 @@ pub mod report;
 mod round;
 pub mod status;
 pub mod stuck;
+mod suspend;
 mod switchover;
 pub mod sync_set;
 pub mod timers;

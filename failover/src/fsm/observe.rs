@@ -44,6 +44,8 @@ pub struct Records {
     pub proxies: BTreeMap<String, ProxyRecord>,
     /// `pause`, while it holds.
     pub pause: Option<PauseRecord>,
+    /// `grace` exists: the time for which commits may go unprotected is not over.
+    pub grace: bool,
     /// `spent/*`: terms of automatic failovers within the budget's window.
     pub spent: BTreeSet<Term>,
     /// The journal of the newest term, if it was read.

@@ -8,7 +8,7 @@ use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Ask, Begin, Round, Step, send};
 use crate::fsm::sync_set::{self};
-use crate::record::{MOST_FORKS, Phase, Suspension, TermRecord};
+use crate::record::{Lowered, MOST_FORKS, Mode, Phase, Suspension, TermRecord};
 use cluster::timeline::Fork;
 use cluster::{Instant, Lsn, NodeId, Term};
 use std::collections::BTreeMap;
@@ -30,7 +30,6 @@ impl Planner {
         round.journal.fork = Some(promoted.fork);
         round.journal.xid_bound = Some(promoted.xid_bound);
         round.step = Step::Recording(choice, promoted);
-        self.send_record(out);
         self.ask_to_follow(now, out);
     }
 
@@ -147,8 +146,9 @@ impl Planner {
             phase(&mut round.journal, round.begin.began, now, "followed");
         }
         if !sync_set::opens(&round.policy, &node, &followers) {
-            if round.begin.allow_loss && now.since(since) >= self.settings.open_wait {
-                suspend = Some(self.suspension(round, &followers, needed));
+            let may = round.begin.allow_loss || round.policy.mode == Mode::Available;
+            if may && now.since(since) >= self.settings.open_wait {
+                suspend = Some(self.suspension(round, &followers, needed, record_lsn));
             } else {
                 blockers.push(Blocker::TooFewFollowers { needed, have: followers, record_lsn });
             }
@@ -198,12 +198,18 @@ impl Planner {
         (!proxies.is_empty() && !left.is_zero()).then(|| Blocker::ProxiesBehind { proxies, left_ms: millis(left) })
     }
 
-    pub(super) fn suspension(&self, round: &Round, followers: &[NodeId], needed: u32) -> Suspension {
+    fn suspension(&self, round: &Round, followers: &[NodeId], needed: u32, record_lsn: Lsn) -> Suspension {
+        let there = format!("{} of {needed} standbys followed", followers.len());
+        // With enough recruits all that was promised is here; who has this term's record has it too.
+        let promised = round.policy.mode == Mode::Available && !round.begin.allow_loss;
+        let lowered = Lowered { k: round.policy.k, complete_from: Some(record_lsn), timed: false, ended: None };
+        let why = if promised { there } else { format!("an operator allowed data loss; {there}") };
         Suspension {
+            lowered: promised.then_some(lowered),
             term: round.term,
             since: round.journal.fork.map_or(Lsn::INVALID, |f| f.lsn),
             since_wall: self.wall,
-            why: format!("an operator allowed data loss; {} of {needed} standbys followed", followers.len()),
+            why,
         }
     }
 

@@ -37,7 +37,7 @@ impl Planner {
             Operation::Unfence { node } => self.unfence(now, id, node),
             Operation::Pause { by, why, length } => self.pause(now, id, by, why, length),
             Operation::Resume => self.resume(now, id),
-            Operation::SetPolicy { voters, k, expect_epoch } => self.set_policy(now, id, voters, k, expect_epoch),
+            Operation::SetPolicy(change) => self.set_policy(now, id, change),
         };
         if let Err(blockers) = begun {
             out.push(Action::Answer { id, answer: Box::new(Answer::Refused(blockers)) });

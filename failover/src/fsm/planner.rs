@@ -24,6 +24,7 @@ use crate::fsm::policy::PolicyOp;
 use crate::fsm::rearm::Rearm;
 use crate::fsm::report::LsnClock;
 use crate::fsm::round::{Begin, Round};
+use crate::fsm::suspend::Suspend;
 use crate::fsm::switchover::Prelude;
 use crate::fsm::timers::Settings;
 use crate::record::{Cause, JournalRecord, Phase, Tenure, WallMillis};
@@ -41,6 +42,10 @@ pub struct Planner {
     pub(super) pending: Option<Pending>,
     pub(super) rearm: Option<Rearm>,
     pub(super) rearm_not_before: Instant,
+    pub(super) suspend: Option<Suspend>,
+    pub(super) relax_not_before: Instant,
+    /// The epoch under which the primary would not let commits through.
+    pub(super) relax_refused: u64,
     pub(super) fence_ops: Vec<FenceOp>,
     pub(super) pause_op: Option<PauseOp>,
     pub(super) policy_op: Option<PolicyOp>,
@@ -111,6 +116,9 @@ impl Planner {
             pending: None,
             rearm: None,
             rearm_not_before: Instant::default(),
+            suspend: None,
+            relax_not_before: Instant::default(),
+            relax_refused: 0,
             fence_ops: Vec::new(),
             pause_op: None,
             policy_op: None,
@@ -145,6 +153,7 @@ impl Planner {
     pub fn hurries(&self) -> bool {
         !matches!(self.stage, Stage::Idle)
             || self.rearm.is_some()
+            || self.suspend.is_some()
             || self.policy_op.is_some()
             || !self.fence_ops.is_empty()
     }
@@ -193,7 +202,7 @@ impl Planner {
     fn follow(&mut self, out: &mut Vec<Action>) {
         self.leading = None;
         self.pending = None;
-        self.rearm = None;
+        (self.rearm, self.suspend) = (None, None);
         self.verdict = Verdict::Following;
         let failed = |why: &str| Answer::Failed { why: why.to_owned(), journal: None };
         let why = "this manager lost its leadership; the next leader decides how it goes on";
@@ -303,6 +312,7 @@ impl Planner {
             ChangeKind::Record => self.recorded(now, revision, out),
             ChangeKind::Drain => self.drained_gate(now),
             ChangeKind::Rearm => self.rearmed(),
+            ChangeKind::Suspend => self.suspend = None,
             ChangeKind::Pause => self.pause_written(out),
             // What it began goes on by what the record says.
             ChangeKind::Policy => {}
@@ -317,6 +327,7 @@ impl Planner {
             ChangeKind::Record => self.record_lost(now, out),
             ChangeKind::Drain => self.drain_lost(out),
             ChangeKind::Rearm => self.rearm = None,
+            ChangeKind::Suspend => self.suspend = None,
             ChangeKind::Pause => self.pause_lost(out),
             ChangeKind::Policy => self.policy_lost(out),
             ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
@@ -333,6 +344,7 @@ impl Planner {
                 RecordPut::Policy(value) => records.policy = Some(At { value, revision }),
                 RecordPut::Fence(node, fence) => drop(records.fences.insert(node, fence)),
                 RecordPut::Pause(pause, _) => records.pause = Some(pause),
+                RecordPut::Grace(_) => records.grace = true,
                 RecordPut::Spent(term, _) => drop(records.spent.insert(term)),
                 RecordPut::Journal(journal) => self.last = Some(*journal),
             }
@@ -428,17 +440,22 @@ impl Planner {
             Health::Well => {
                 self.verdict = Verdict::Steady;
                 self.advance_rearm(now, out);
+                self.advance_suspend(now, out);
                 Flow::Wait
             }
             Health::Unsure(blockers) => {
+                let starved = blockers.iter().any(|b| matches!(b, Blocker::PrimaryStuck { .. }));
                 self.verdict = Verdict::Hold { blockers };
+                if starved {
+                    self.advance_suspend(now, out);
+                }
                 Flow::Wait
             }
             Health::Dead { since, evidence, restarted } => {
                 if now.since(self.leading_since) < self.settings.settle {
                     return Flow::Wait;
                 }
-                self.rearm = None;
+                (self.rearm, self.suspend) = (None, None);
                 self.begin_by_evidence(now, since, evidence, restarted, out)
             }
         }
@@ -554,7 +571,7 @@ fn made(change: &Change, records: &Records) -> Option<i64> {
             RecordPut::Policy(want) => records.policy.as_ref().filter(|p| p.value == *want).map(|p| p.revision),
             RecordPut::Fence(node, want) => (records.fences.get(node) == Some(want)).then_some(records.revision),
             RecordPut::Pause(want, _) => (records.pause.as_ref() == Some(want)).then_some(records.revision),
-            RecordPut::Journal(_) | RecordPut::Spent(..) => continue,
+            RecordPut::Journal(_) | RecordPut::Spent(..) | RecordPut::Grace(_) => continue,
         };
         revision = Some(shown?);
     }

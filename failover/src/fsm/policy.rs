@@ -1,114 +1,138 @@
-//! Changing who votes and how many copies a commit needs: checks, and the record that begins it. PURE.
+//! Changing who votes, how many copies a commit needs, the mode, or the limits of a suspension: checks, and the record
+//! that begins it. PURE.
 //!
-//! In this order, so that an interruption at any point leaves every acknowledged commit where the next failover looks:
-//! the record names both quorums (a failover then satisfies both); the primary waits for the new one, and proves it; the
-//! new one has flushed everything up to there; the record names the new one only. The first step is here, the others are
-//! `rearm`'s. Going back is another change, to what was.
+//! Voters and k, in this order, so that an interruption at any point leaves every acknowledged commit where the next
+//! failover looks: the record names both quorums (a failover then satisfies both); the primary waits for the new one,
+//! and proves it; the new one has flushed everything up to there; the record names the new one only. The first step is
+//! here, the others are `rearm`'s. Going back is another change, to what was.
+//!
+//! A mode that promises less is recorded before anything is lowered, and lowered by `suspend`; one that promises more
+//! begins as a suspension, which `rearm` ends.
 
-use crate::fsm::action::{Action, Answer, ChangeKind, Guard, RecordPut};
+use crate::fsm::action::{Action, Answer, ChangeKind, Guard, PolicyChange, RecordPut};
 use crate::fsm::blocker::{Blocker, Missing};
-use crate::fsm::observe::Health;
+use crate::fsm::observe::{Health, millis};
 use crate::fsm::planner::{Planner, Stage};
-use crate::record::{Mode, Phase, PolicyRecord, Quorum};
-use cluster::{Instant, NodeId};
+use crate::record::{Limits, Lowered, Mode, Phase, PolicyRecord, Quorum, Suspension};
+use cluster::{Instant, Lsn, NodeId};
 
-/// An operator who waits for a change of the quorum.
+/// What a policy is to become.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    mode: Mode,
+    quorum: Quorum,
+    limits: Limits,
+}
+
+/// An operator who waits for a change of the policy.
 #[derive(Debug)]
 pub(super) struct PolicyOp {
     pub(super) id: u64,
-    /// What the policy becomes.
-    to: Quorum,
+    to: Wanted,
+    /// Commits waited for nobody, and are to wait when it is complete.
+    from_async: bool,
     sent: bool,
     deadline: Instant,
 }
 
+impl PolicyOp {
+    fn complete(&self, p: &PolicyRecord) -> bool {
+        let there = p.mode == self.to.mode && p.limits == self.to.limits;
+        let lowered = p.suspended.as_ref().and_then(|s| s.lowered.as_ref());
+        let done = match p.mode {
+            Mode::Async => p.suspended.is_none() || lowered.is_some_and(|l| l.complete_from.is_some()),
+            Mode::Strict | Mode::Available => !self.from_async || p.suspended.is_none(),
+        };
+        there && done && p.joint.is_none() && p.target() == (&self.to.quorum.voters[..], self.to.quorum.k)
+    }
+}
+
 impl Planner {
-    pub(super) fn set_policy(
-        &mut self,
-        now: Instant,
-        id: u64,
-        voters: Option<Vec<NodeId>>,
-        k: Option<u32>,
-        expect_epoch: Option<u64>,
-    ) -> Result<(), Vec<Blocker>> {
+    pub(super) fn set_policy(&mut self, now: Instant, id: u64, change: PolicyChange) -> Result<(), Vec<Blocker>> {
         let Some(policy) = self.seen.policy().cloned() else { return Err(vec![Blocker::NoCluster]) };
-        if let Some(expected) = expect_epoch.filter(|e| *e != policy.epoch) {
+        if let Some(expected) = change.expect_epoch.filter(|e| *e != policy.epoch) {
             return Err(vec![Blocker::OtherEpoch { expected, current: policy.epoch }]);
         }
         if self.policy_op.is_some() || !matches!(self.stage, Stage::Idle) {
             return Err(vec![Blocker::Busy { what: "a change of the primary or of the policy".into() }]);
         }
-        let (now_voters, now_k) = policy.target();
-        let mut voters = voters.unwrap_or_else(|| now_voters.to_vec());
-        voters.sort();
-        voters.dedup();
-        let to = Quorum { voters, k: k.unwrap_or(now_k) };
-        if policy.target() == (&to.voters[..], to.k) {
+        let to = wanted(&policy, change);
+        let same = policy.mode == to.mode && policy.limits == to.limits;
+        if same && policy.target() == (&to.quorum.voters[..], to.quorum.k) {
             return Err(vec![Blocker::PolicyUnchanged { epoch: policy.epoch, going_on: policy.joint.is_some() }]);
         }
-        if beginning(&policy, &to).is_none() {
-            return Err(vec![Blocker::PolicyChanging { epoch: policy.epoch }]);
-        }
+        self.beginning(&policy, &to).map_err(|b| vec![b])?;
         let blockers = self.policy_obstacles(now, &policy, &to);
         if !blockers.is_empty() {
             return Err(blockers);
         }
         let deadline = now + self.settings.operation_timeout;
-        self.policy_op = Some(PolicyOp { id, to, sent: false, deadline });
+        let from_async = policy.mode == Mode::Async && to.mode != Mode::Async;
+        self.policy_op = Some(PolicyOp { id, to, from_async, sent: false, deadline });
         Ok(())
     }
 
     /// Everything that would leave the cluster unable to commit or to fail over once the change is made.
-    fn policy_obstacles(&self, now: Instant, policy: &PolicyRecord, to: &Quorum) -> Vec<Blocker> {
+    fn policy_obstacles(&self, now: Instant, policy: &PolicyRecord, to: &Wanted) -> Vec<Blocker> {
         let open = self.seen.term().filter(|t| t.phase == Phase::Active).and_then(|t| t.node.clone());
         let Some(primary) = open else { return vec![Blocker::PrimaryNotWell { node: None }] };
-        if self.seen.health(now, &self.settings) != Health::Well {
-            return vec![Blocker::PrimaryNotWell { node: Some(primary) }];
+        let lowers = lowers(policy, to);
+        match self.seen.health(now, &self.settings) {
+            Health::Well => {}
+            // That is when one wants to lower what is promised.
+            Health::Unsure(b) if lowers && b.iter().all(|b| matches!(b, Blocker::PrimaryStuck { .. })) => {}
+            Health::Unsure(_) | Health::Dead { .. } => return vec![Blocker::PrimaryNotWell { node: Some(primary) }],
         }
         let mut blockers = Vec::new();
-        let (m, k) = (to.voters.len(), to.k);
-        match policy.mode {
-            Mode::Strict if k == 0 || k as usize >= m => blockers.push(Blocker::QuorumImpossible { m, k }),
+        let (m, k) = (to.quorum.voters.len(), to.quorum.k);
+        match to.mode {
+            Mode::Strict | Mode::Available if k == 0 || k as usize >= m => {
+                blockers.push(Blocker::QuorumImpossible { m, k });
+            }
             Mode::Async if k != 0 => blockers.push(Blocker::QuorumImpossible { m, k }),
-            Mode::Strict | Mode::Async => {}
+            Mode::Strict | Mode::Available | Mode::Async => {}
         }
-        if let Some(s) = &policy.suspended {
+        // Lowered or not: it must end before anything that commits wait for is changed.
+        if let Some(s) = policy.suspended.as_ref().filter(|_| !lowers && policy.mode != Mode::Async) {
             blockers.push(Blocker::Suspended { since: s.since, term: s.term });
         }
-        if !to.voters.contains(&primary) {
+        if !to.quorum.voters.contains(&primary) {
             blockers.push(Blocker::PrimaryMustVote { node: primary.clone() });
         }
-        // Who voted before may be down: that is often why the voters are changed.
-        let added = to.voters.iter().filter(|n| **n != primary && !policy.counts(n));
-        for node in added {
-            if !self.seen.records.members.contains_key(node) {
-                blockers.push(Blocker::UnknownNode { node: node.clone() });
-            } else if let Some(unfit) = self.unfit(node, now) {
-                blockers.push(Blocker::TargetUnfit { target: Missing { node: node.clone(), unfit } });
-            } else if self.seen.streaming(node, now, &self.settings).is_none() {
-                blockers.push(Blocker::TargetNotStreaming { node: node.clone() });
-            }
-        }
+        blockers.extend(self.unready_voters(now, policy, &to.quorum, &primary));
         let streams = |n: &&NodeId| {
             **n != primary && !self.seen.fenced(n) && self.seen.streaming(n, now, &self.settings).is_some()
         };
-        let have: Vec<NodeId> = to.voters.iter().filter(streams).cloned().collect();
-        if have.len() < k as usize {
+        let have: Vec<NodeId> = to.quorum.voters.iter().filter(streams).cloned().collect();
+        if have.len() < k as usize && !lowers {
             blockers.push(Blocker::TooFewStreaming { needed: k, have });
         }
         blockers
+    }
+
+    /// Who voted before may be down: that is often why the voters are changed.
+    fn unready_voters(&self, now: Instant, policy: &PolicyRecord, to: &Quorum, primary: &NodeId) -> Vec<Blocker> {
+        let judge = |node: &NodeId| {
+            if !self.seen.records.members.contains_key(node) {
+                Some(Blocker::UnknownNode { node: node.clone() })
+            } else if let Some(unfit) = self.unfit(node, now) {
+                Some(Blocker::TargetUnfit { target: Missing { node: node.clone(), unfit } })
+            } else if self.seen.streaming(node, now, &self.settings).is_none() {
+                Some(Blocker::TargetNotStreaming { node: node.clone() })
+            } else {
+                None
+            }
+        };
+        to.voters.iter().filter(|n| *n != primary && !policy.counts(n)).filter_map(judge).collect()
     }
 
     /// Write the record that begins the change when no other change is under way; answer when it is complete.
     pub(super) fn advance_policy(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Some(op) = &mut self.policy_op else { return };
         let policy = self.seen.records.policy.as_ref();
-        let complete =
-            policy.is_some_and(|p| p.value.joint.is_none() && p.value.target() == (&op.to.voters[..], op.to.k));
-        if op.sent && complete {
+        if op.sent && policy.is_some_and(|p| op.complete(&p.value)) {
             let (id, epoch) = (op.id, policy.map_or(0, |p| p.value.epoch));
-            let names: Vec<String> = op.to.voters.iter().map(ToString::to_string).collect();
-            let note = format!("epoch {epoch}: {} vote, commits wait for {}", names.join(", "), op.to.k);
+            let note = note(epoch, &op.to);
             self.policy_op = None;
             let term = self.seen.term().map_or(cluster::Term(0), |t| t.term);
             let answer = Box::new(Answer::Done { term, node: None, note, journal: None });
@@ -116,16 +140,21 @@ impl Planner {
             return;
         }
         if now >= op.deadline {
-            let (id, sent) = (op.id, op.sent);
+            let (id, sent, to) = (op.id, op.sent, op.to.mode);
             self.policy_op = None;
-            let why = match (sent, policy.and_then(|p| p.value.joint.as_ref())) {
+            let why = match (sent, policy.map(|p| &p.value)) {
                 (false, _) => "not begun in time; nothing was written".to_owned(),
-                (true, None) => "not begun: something else changed first".to_owned(),
-                (true, Some(_)) => {
+                (true, Some(p)) if p.joint.is_some() => {
                     "not finished in time and still going on; until then a failover needs both quorums, \
                     and the change can be taken back by setting what was"
                         .to_owned()
                 }
+                (true, Some(p)) if p.mode == to && p.suspended.is_some() => {
+                    "not finished in time and still going on: the mode is on record, and what commits wait for is not \
+                    as it says yet"
+                        .to_owned()
+                }
+                (true, _) => "not begun: something else changed first".to_owned(),
             };
             out.push(Action::Answer { id, answer: Box::new(Answer::Failed { why, journal: None }) });
             return;
@@ -133,17 +162,17 @@ impl Planner {
         if !op.sent && self.pending.is_none() && matches!(self.stage, Stage::Idle) {
             op.sent = true;
             let to = op.to.clone();
-            self.send_joint(&to, out);
+            self.send_beginning(&to, out);
         }
     }
 
-    fn send_joint(&mut self, to: &Quorum, out: &mut Vec<Action>) {
+    fn send_beginning(&mut self, to: &Wanted, out: &mut Vec<Action>) {
         let (Some(term), Some(old)) = (self.seen.records.term.clone(), self.seen.records.policy.clone()) else {
             return;
         };
-        let Some(policy) = beginning(&old.value, to) else { return self.policy_lost(out) };
+        let Ok(policy) = self.beginning(&old.value, to) else { return self.policy_lost(out) };
         let guards = vec![Guard::Term(term.revision), Guard::Policy(old.revision)];
-        self.rearm = None;
+        (self.rearm, self.suspend) = (None, None);
         self.send(ChangeKind::Policy, guards, vec![RecordPut::Policy(policy)], Vec::new(), out);
     }
 
@@ -152,20 +181,112 @@ impl Planner {
         let why = "nothing was written: the term, the policy or the leading manager changed first".to_owned();
         out.push(Action::Answer { id: op.id, answer: Box::new(Answer::Failed { why, journal: None }) });
     }
+
+    /// The record that begins the change.
+    fn beginning(&self, old: &PolicyRecord, to: &Wanted) -> Result<PolicyRecord, Blocker> {
+        let old = PolicyRecord { epoch: old.epoch + 1, limits: to.limits, ..old.clone() };
+        let same = old.target() == (&to.quorum.voters[..], to.quorum.k);
+        if to.mode != old.mode {
+            return self.other_mode(old, to);
+        }
+        if same {
+            return Ok(PolicyRecord { suspended: old.suspended.clone().map(renewed), ..old });
+        }
+        quorum_changing(old, &to.quorum)
+    }
+
+    fn other_mode(&self, old: PolicyRecord, to: &Wanted) -> Result<PolicyRecord, Blocker> {
+        let epoch = old.epoch - 1;
+        let by_operator = old.suspended.as_ref().filter(|s| s.lowered.is_none());
+        let lowered = old.suspended.as_ref().and_then(|s| s.lowered.clone());
+        if old.joint.is_some() || to.quorum.voters != old.voters {
+            return Err(Blocker::PolicyChanging { epoch });
+        }
+        let refused = |s: &Suspension| Blocker::Suspended { since: s.since, term: s.term };
+        let term = self.seen.term().map_or(cluster::Term(0), |t| t.term);
+        let suspended = match (old.mode, to.mode) {
+            (Mode::Available, Mode::Strict) => match &old.suspended {
+                Some(s) => return Err(refused(s)),
+                None => None,
+            },
+            (_, Mode::Async) => {
+                if let Some(s) = by_operator {
+                    return Err(refused(s));
+                }
+                let fresh = Lowered { k: old.k, complete_from: None, timed: true, ended: None };
+                let lowered = lowered.map(|l| Lowered { ended: None, timed: true, ..l });
+                Some(self.lowering(term, "an operator chose async".into(), lowered.unwrap_or(fresh)))
+            }
+            (Mode::Async, _) => {
+                // Nothing was promised, so everybody has all that was.
+                let nothing = Lowered { k: 0, complete_from: Some(Lsn::INVALID), timed: false, ended: None };
+                let why = "async until standbys have everything".to_owned();
+                let lowered = lowered.map(|l| Lowered { timed: false, ..l });
+                Some(self.lowering(term, why, lowered.unwrap_or(nothing)))
+            }
+            (Mode::Strict | Mode::Available, Mode::Strict | Mode::Available) => old.suspended.clone(),
+        };
+        if old.mode != Mode::Async && to.mode != Mode::Async && to.quorum.k != old.k {
+            return Err(Blocker::PolicyChanging { epoch });
+        }
+        Ok(PolicyRecord { mode: to.mode, k: to.quorum.k, suspended, ..old })
+    }
 }
 
-/// The record that begins the change; `None` while another change is unfinished, which can only be taken back: commits
-/// may wait for either of its quorums, and a third would be one too many to satisfy.
-fn beginning(old: &PolicyRecord, to: &Quorum) -> Option<PolicyRecord> {
-    let epoch = old.epoch + 1;
+/// A suspension with new limits: what had ended it does not hold any more.
+fn renewed(s: Suspension) -> Suspension {
+    Suspension { lowered: s.lowered.map(|l| Lowered { timed: false, ended: None, ..l }), ..s }
+}
+
+fn wanted(policy: &PolicyRecord, change: PolicyChange) -> Wanted {
+    let (now_voters, now_k) = policy.target();
+    let mode = change.mode.unwrap_or(policy.mode);
+    let mut voters = change.voters.unwrap_or_else(|| now_voters.to_vec());
+    voters.sort();
+    voters.dedup();
+    let usual = match (policy.mode, mode) {
+        (_, Mode::Async) => 0,
+        (Mode::Async, Mode::Strict | Mode::Available) => 1,
+        (Mode::Strict | Mode::Available, Mode::Strict | Mode::Available) => now_k,
+    };
+    let limits = Limits {
+        max_loss_bytes: change.max_loss_bytes.unwrap_or(policy.limits.max_loss_bytes),
+        max_ms: change.max_time.map_or(policy.limits.max_ms, millis),
+    };
+    Wanted { mode, quorum: Quorum { voters, k: change.k.unwrap_or(usual) }, limits }
+}
+
+/// Does the change promise less, or no more, with the same voters?
+fn lowers(policy: &PolicyRecord, to: &Wanted) -> bool {
+    let rank = |m: Mode| match m {
+        Mode::Async => 0,
+        Mode::Available => 1,
+        Mode::Strict => 2,
+    };
+    let same = policy.target() == (&to.quorum.voters[..], to.quorum.k);
+    match rank(to.mode).cmp(&rank(policy.mode)) {
+        std::cmp::Ordering::Less => true,
+        std::cmp::Ordering::Equal => same,
+        std::cmp::Ordering::Greater => false,
+    }
+}
+
+fn note(epoch: u64, to: &Wanted) -> String {
+    let names: Vec<String> = to.quorum.voters.iter().map(ToString::to_string).collect();
+    format!("epoch {epoch}: mode {}, {} vote, commits wait for {}", to.mode.as_str(), names.join(", "), to.quorum.k)
+}
+
+/// Refused while another change is unfinished, which can only be taken back: commits may wait for either of its
+/// quorums, and a third would be one too many to satisfy. `old` has the new epoch already.
+fn quorum_changing(old: PolicyRecord, to: &Quorum) -> Result<PolicyRecord, Blocker> {
     if old.mode == Mode::Async {
         // Nobody is waited for, so there is nothing to overlap.
-        return Some(PolicyRecord { epoch, voters: to.voters.clone(), joint: None, ..old.clone() });
+        return Ok(PolicyRecord { voters: to.voters.clone(), joint: None, ..old });
     }
     let (voters, k) = match &old.joint {
         None => (old.voters.clone(), old.k),
         Some(unfinished) if (&old.voters, old.k) == (&to.voters, to.k) => (unfinished.voters.clone(), unfinished.k),
-        Some(_) => return None,
+        Some(_) => return Err(Blocker::PolicyChanging { epoch: old.epoch - 1 }),
     };
-    Some(PolicyRecord { epoch, voters, k, joint: Some(to.clone()), ..old.clone() })
+    Ok(PolicyRecord { voters, k, joint: Some(to.clone()), ..old })
 }

@@ -5,6 +5,7 @@
 use crate::api::Arm;
 use crate::fsm::action::{Action, ChangeKind, Command, CommandError, Guard, RecordPut, Reply};
 use crate::fsm::planner::Planner;
+use crate::fsm::suspend::Suspend;
 use crate::fsm::sync_set;
 use crate::record::{Mode, PolicyRecord};
 use cluster::{Instant, Lsn, NodeId, Term};
@@ -30,7 +31,7 @@ impl Planner {
         let (Some(term), Some(policy)) = (self.seen.term().cloned(), self.seen.policy().cloned()) else { return };
         let Some(primary) = term.node.clone() else { return };
         let (_, k) = policy.target();
-        if policy.mode != Mode::Strict || (policy.suspended.is_none() && policy.joint.is_none()) {
+        if policy.mode == Mode::Async || (policy.suspended.is_none() && policy.joint.is_none()) {
             self.rearm = None;
             return;
         }
@@ -38,6 +39,9 @@ impl Planner {
             None => {
                 if now < self.rearm_not_before || self.caught_up(now, &policy, &primary, Lsn::INVALID) < k {
                     return;
+                }
+                if matches!(self.suspend, Some(Suspend::Relaxing { .. } | Suspend::Writing)) {
+                    return; // one order after the other
                 }
                 let sync_names = sync_set::armed_names(&policy, &primary).to_string();
                 let command = Box::new(Command::Arm(Arm { term: term.term, sync_names, policy_epoch: policy.epoch }));
@@ -58,7 +62,7 @@ impl Planner {
     }
 
     /// Those who are to vote, stream from the primary and have received `lsn`.
-    fn caught_up(&self, now: Instant, policy: &PolicyRecord, primary: &NodeId, lsn: Lsn) -> u32 {
+    pub(super) fn caught_up(&self, now: Instant, policy: &PolicyRecord, primary: &NodeId, lsn: Lsn) -> u32 {
         let has = |n: &&NodeId| {
             *n != primary
                 && !self.seen.fenced(n)

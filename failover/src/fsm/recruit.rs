@@ -23,7 +23,8 @@ impl Planner {
         let reachable = |n: &&NodeId| self.seen.reachable(n, now, &self.settings).is_some();
         let answered = self.seen.agents.keys().filter(reachable).all(|n| round.frozen.contains_key(n));
         let names: BTreeSet<NodeId> = usable.keys().cloned().collect();
-        let enough = sync_set::sufficient(&round.policy, round.prev.as_ref(), &names);
+        let ends = usable.values().filter_map(|f| f.position);
+        let enough = sync_set::enough(&round.policy, round.prev.as_ref(), &names, ends);
         round.enough_since = if enough { round.enough_since.or(Some(now)) } else { None };
         self.heed_the_end(now, round, &usable);
         let at_home = round.begin.home.as_ref().is_some_and(|h| names.contains(h) && !round.needs_recovery(h));

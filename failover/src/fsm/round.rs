@@ -143,7 +143,12 @@ impl Planner {
         if !matches!(self.stage, Stage::Idle) {
             return Flow::Wait;
         }
+        // Also when another change, an operator's pause say, was under way when the promotion was answered.
+        let promoted = matches!(round.step, Step::Recording(..));
         self.stage = Stage::Round(round);
+        if promoted {
+            self.send_record(out);
+        }
         Flow::Wait
     }
 
@@ -181,6 +186,7 @@ impl Planner {
         match kind {
             CommandKind::Checkpoint | CommandKind::Stop => self.prelude_answer(now, term, result, out),
             CommandKind::Arm => self.arm_answer(now, term, result),
+            CommandKind::Relax => self.relax_answer(now, term, result, out),
             CommandKind::Freeze
             | CommandKind::Recover
             | CommandKind::Promote

@@ -66,6 +66,9 @@ pub struct ProxyStatus {
     pub id: String,
     /// The term it acts on.
     pub term: Term,
+    /// The oldest epoch of the policy that it acts on.
+    #[serde(default)]
+    pub epoch: u64,
     /// Its gate.
     pub gate: String,
     /// Sessions busy on the primary.
@@ -154,7 +157,13 @@ impl Planner {
     fn proxy_status(&self) -> Vec<ProxyStatus> {
         let proxies = self.seen.records.proxies.iter();
         proxies
-            .map(|(id, p)| ProxyStatus { id: id.clone(), term: p.term, gate: p.gate.clone(), busy: p.busy })
+            .map(|(id, p)| ProxyStatus {
+                id: id.clone(),
+                term: p.term,
+                epoch: p.epoch,
+                gate: p.gate.clone(),
+                busy: p.busy,
+            })
             .collect()
     }
 
@@ -252,7 +261,9 @@ impl Planner {
         let needed = sync_set::open_quorum(policy) as usize;
         // Whichever of them becomes primary, the others must do.
         let opens = |c: &NodeId| sync_set::opens(policy, c, &there);
-        if there.is_empty() || !there.iter().any(opens) {
+        // In available mode a term opens alone, on record.
+        let alone = policy.mode == Mode::Available && !there.is_empty();
+        if !alone && !there.iter().any(opens) {
             let there = there.len();
             why.push(format!("{there} standbys stream; a candidate and {needed} followers are needed to open"));
         }
@@ -265,6 +276,9 @@ impl Planner {
         }
         if let Some(pause) = &self.seen.records.pause {
             why.push(Blocker::Paused { by: pause.by.clone(), why: pause.why.clone() }.to_string());
+        }
+        if let Some(s) = policy.suspended.as_ref().filter(|s| s.lowered.is_some() && policy.mode != Mode::Async) {
+            why.push(format!("commits past {} (term {}) are on no standby for certain: {}", s.since, s.term, s.why));
         }
         if policy.mode == Mode::Async {
             why.push("async mode: what no standby has received would be lost".into());

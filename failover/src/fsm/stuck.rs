@@ -171,7 +171,7 @@ impl Observed {
 mod tests {
     use super::*;
     use crate::api::Follower;
-    use crate::record::Mode;
+    use crate::record::{Limits, Mode};
     use cluster::TimelineId;
 
     fn primary(flush: u64, followers: &[(&str, u64)]) -> Primary {
@@ -198,7 +198,15 @@ mod tests {
     /// For how long the quorum is stuck at the last of the reports, ms.
     fn check(k: u32, reports: &[Report<'_>]) -> Option<u64> {
         let voters = ["n1", "n2", "n3"].map(|n| n.parse().unwrap()).to_vec();
-        let policy = PolicyRecord { epoch: 1, voters, k, mode: Mode::Strict, suspended: None, joint: None };
+        let policy = PolicyRecord {
+            epoch: 1,
+            voters,
+            k,
+            mode: Mode::Strict,
+            suspended: None,
+            limits: Limits::default(),
+            joint: None,
+        };
         let mut progress = Progress::default();
         for (ms, flush, followers) in reports {
             progress.hear(Instant::from_millis(*ms), Term(7), &primary(*flush, followers), &policy);

@@ -38,7 +38,9 @@ pub(super) struct Forced {
 pub(super) enum PreludeStep {
     /// CHECKPOINT was ordered.
     Checkpointing,
-    /// The gate is to be closed for new transactions.
+    /// The gate is to be closed for new transactions, as soon as no other change is under way.
+    ToCloseGate,
+    /// It is being closed.
     ClosingGate,
     /// Running transactions end.
     Draining { since: Instant },
@@ -61,6 +63,11 @@ impl Planner {
         let Stage::Prelude(prelude) = &mut self.stage else { return Flow::Wait };
         match prelude.step {
             PreludeStep::Checkpointing | PreludeStep::ClosingGate | PreludeStep::Stopping => Flow::Wait,
+            PreludeStep::ToCloseGate => {
+                prelude.step = PreludeStep::ClosingGate;
+                self.send_gate(ChangeKind::Drain, Phase::Draining, out);
+                Flow::Wait
+            }
             PreludeStep::Draining { since } => {
                 let waited = now.since(since);
                 let busy = busy_proxies(term, &self.seen.records.proxies);
@@ -110,10 +117,7 @@ impl Planner {
             return;
         }
         match (&prelude.step, result) {
-            (PreludeStep::Checkpointing, Ok(_)) => {
-                prelude.step = PreludeStep::ClosingGate;
-                self.send_gate(ChangeKind::Drain, Phase::Draining, out);
-            }
+            (PreludeStep::Checkpointing, Ok(_)) => prelude.step = PreludeStep::ToCloseGate,
             (PreludeStep::Checkpointing, Err(error)) => {
                 let why = format!("the checkpoint before the switchover failed: {error}; nothing was changed");
                 self.prelude_failed(why, out);
@@ -125,7 +129,13 @@ impl Planner {
                 self.prelude_failed(why, out);
             }
             (PreludeStep::Stopping, Ok(_))
-            | (PreludeStep::ClosingGate | PreludeStep::Draining { .. } | PreludeStep::ToStop, _) => {}
+            | (
+                PreludeStep::ToCloseGate
+                | PreludeStep::ClosingGate
+                | PreludeStep::Draining { .. }
+                | PreludeStep::ToStop,
+                _,
+            ) => {}
         }
     }
 
@@ -224,7 +234,7 @@ fn busy_proxies(term: Term, proxies: &std::collections::BTreeMap<String, crate::
 fn prelude_word(prelude: &Prelude) -> String {
     match prelude.step {
         PreludeStep::Checkpointing => format!("checkpoint on {}", prelude.primary),
-        PreludeStep::ClosingGate => "closing the gate for new transactions".into(),
+        PreludeStep::ToCloseGate | PreludeStep::ClosingGate => "closing the gate for new transactions".into(),
         PreludeStep::Draining { .. } => "draining".into(),
         PreludeStep::ToStop | PreludeStep::Stopping => format!("stopping {}", prelude.primary),
     }

@@ -7,7 +7,8 @@
 //! While voters or k are being changed two quorums hold, and nobody knows which of them a commit has waited for: recruits
 //! and followers must satisfy both.
 
-use crate::record::{Mode, PolicyRecord, Tenure};
+use crate::api::Position;
+use crate::record::{Lowered, Mode, PolicyRecord, Tenure};
 use cluster::NodeId;
 use cluster::sync_names::SyncNames;
 use std::collections::BTreeSet;
@@ -21,14 +22,18 @@ pub enum Rule {
     MostAdvanced,
     /// Commits were acknowledged without a standby: only the old primary itself has them all.
     OldPrimary,
+    /// The same, knowingly and within limits: what had been promised before is all that must be kept. So many nodes that
+    /// they meet every quorum of before, or one that is known to have it all.
+    Lowered,
 }
 
 /// The rule of the policy in force.
 pub fn rule(policy: &PolicyRecord) -> Rule {
-    match policy.mode {
-        Mode::Async => Rule::MostAdvanced,
-        Mode::Strict if policy.suspended.is_some() => Rule::OldPrimary,
-        Mode::Strict => Rule::Quorum,
+    match (&policy.suspended, policy.mode) {
+        (Some(s), _) if s.lowered.is_some() => Rule::Lowered,
+        (Some(_), Mode::Strict | Mode::Available) => Rule::OldPrimary,
+        (_, Mode::Async) => Rule::MostAdvanced,
+        (None, Mode::Strict | Mode::Available) => Rule::Quorum,
     }
 }
 
@@ -39,7 +44,18 @@ pub fn needed(policy: &PolicyRecord, prev: Option<&NodeId>) -> usize {
         Rule::Quorum => policy.quorums().map(|(voters, k)| needed_of(voters, k, prev)).max().unwrap_or(1),
         Rule::MostAdvanced => 1,
         Rule::OldPrimary => policy.m(),
+        Rule::Lowered => needed_of(&policy.voters, lowered(policy).map_or(0, |l| l.k), prev).min(policy.m()),
     }
+}
+
+fn lowered(policy: &PolicyRecord) -> Option<&Lowered> {
+    policy.suspended.as_ref()?.lowered.as_ref()
+}
+
+/// Does one node whose WAL ends there have all that was promised before protection was lowered?
+pub fn complete(policy: &PolicyRecord, end: Position) -> bool {
+    let since = policy.suspended.as_ref().and_then(|s| Some((s.term.timeline()?, s.lowered.as_ref()?.complete_from?)));
+    since.is_some_and(|(timeline, lsn)| end >= Position { timeline, lsn })
 }
 
 fn needed_of(voters: &[NodeId], k: u32, prev: Option<&NodeId>) -> usize {
@@ -47,7 +63,17 @@ fn needed_of(voters: &[NodeId], k: u32, prev: Option<&NodeId>) -> usize {
     (standbys + 1).saturating_sub(k as usize)
 }
 
-/// Do the nodes of `usable` (frozen, or such as could be frozen) suffice to replace `prev`?
+/// Do these nodes, of which some have their ends known, suffice to replace `prev`?
+pub fn enough(
+    policy: &PolicyRecord,
+    prev: Option<&Tenure>,
+    usable: &BTreeSet<NodeId>,
+    ends: impl IntoIterator<Item = Position>,
+) -> bool {
+    sufficient(policy, prev, usable) || ends.into_iter().any(|end| complete(policy, end))
+}
+
+/// Do the nodes of `usable` (frozen, or such as could be frozen) suffice to replace `prev`, whatever they have?
 ///
 /// Without a previous tenure nothing was ever acknowledged, so any node will do.
 pub fn sufficient(policy: &PolicyRecord, prev: Option<&Tenure>, usable: &BTreeSet<NodeId>) -> bool {
@@ -62,6 +88,10 @@ pub fn sufficient(policy: &PolicyRecord, prev: Option<&Tenure>, usable: &BTreeSe
         }),
         Rule::MostAdvanced => !usable.is_empty(),
         Rule::OldPrimary => false,
+        Rule::Lowered => {
+            let there = policy.voters.iter().filter(|v| usable.contains(v)).count();
+            there >= needed_of(&policy.voters, lowered(policy).map_or(0, |l| l.k), Some(&prev.node))
+        }
     }
 }
 
@@ -83,7 +113,9 @@ pub fn opens(policy: &PolicyRecord, primary: &NodeId, followers: &[NodeId]) -> b
 
 /// What `node` sets as primary under `policy`.
 pub fn names(policy: &PolicyRecord, node: &NodeId) -> SyncNames {
-    if policy.protects() { armed_names(policy, node) } else { SyncNames::Off }
+    // Beyond its limits a suspension lets nothing through.
+    let over = policy.mode != Mode::Async && lowered(policy).is_some_and(|l| l.ended.is_some());
+    if policy.protects() || over { armed_names(policy, node) } else { SyncNames::Off }
 }
 
 /// What `node` sets as primary to protect commits, whether they are suspended now or not. While voters or k are being
@@ -96,7 +128,7 @@ pub fn armed_names(policy: &PolicyRecord, node: &NodeId) -> SyncNames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Quorum, Suspension};
+    use crate::record::{Limits, Quorum, Suspension};
     use cluster::{Lsn, Term, TimelineId};
     use proptest::prelude::*;
 
@@ -105,7 +137,15 @@ mod tests {
     }
 
     fn policy(m: usize, k: u32) -> PolicyRecord {
-        PolicyRecord { epoch: 1, voters: nodes(m), k, mode: Mode::Strict, suspended: None, joint: None }
+        PolicyRecord {
+            epoch: 1,
+            voters: nodes(m),
+            k,
+            mode: Mode::Strict,
+            suspended: None,
+            limits: Limits::default(),
+            joint: None,
+        }
     }
 
     fn prev(node: &str) -> Tenure {
@@ -208,7 +248,7 @@ mod tests {
     fn unprotected_commits_are_only_on_the_old_primary() {
         let mut p = policy(3, 1);
         let why = String::new();
-        p.suspended = Some(Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why });
+        p.suspended = Some(Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why, lowered: None });
         assert!(!sufficient(&p, Some(&prev("n1")), &set(&nodes(3)[1..])));
         assert!(sufficient(&p, Some(&prev("n1")), &set(&nodes(1))));
         assert_eq!(names(&p, &nodes(1)[0]), SyncNames::Off);

@@ -21,6 +21,8 @@ pub struct Settings {
     pub promote_timeout: Duration,
     /// Wait for standbys to follow before opening without them, when data loss is allowed.
     pub open_wait: Duration,
+    /// In `available` mode: how long the standbys must be missing before commits go on without them.
+    pub suspend_after: Duration,
     /// Wait for running transactions in a switchover.
     pub drain_timeout: Duration,
     /// Bound on the clean shutdown in a switchover.
@@ -60,6 +62,7 @@ impl Default for Settings {
             recruit_grace: Duration::from_millis(500),
             promote_timeout: Duration::from_secs(30),
             open_wait: Duration::from_secs(3),
+            suspend_after: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(5),
             stop_timeout: Duration::from_secs(10),
             max_switchover_lag: 16 << 20,

@@ -158,6 +158,7 @@ fn body(command: &Command) -> Vec<u8> {
         Command::Checkpoint(c) => json(c),
         Command::Stop(c) => json(c),
         Command::Arm(c) => json(c),
+        Command::Relax(c) => json(c),
     }
 }
 
@@ -168,6 +169,7 @@ fn reply(kind: CommandKind, bytes: &[u8]) -> Result<Reply, CommandError> {
         CommandKind::Open => Reply::Opened(parse(bytes)?),
         CommandKind::Stop => Reply::Stopped(parse(bytes)?),
         CommandKind::Arm => Reply::Armed(parse(bytes)?),
+        CommandKind::Relax => Reply::Relaxed(parse(bytes)?),
         CommandKind::Follow | CommandKind::Checkpoint => Reply::Done,
     })
 }

@@ -15,6 +15,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+/// Policies kept in the log.
+const POLICIES: u64 = 200;
+
 /// What actions are performed with.
 #[derive(Clone, Debug)]
 pub(super) struct Performer {
@@ -71,7 +74,7 @@ impl Performer {
     async fn lease(&self, store: &dyn Store, change: &Change) -> Result<Option<LeaseId>, StoreError> {
         let ttl = change.puts.iter().find_map(|p| match p {
             RecordPut::Pause(_, length) => *length,
-            RecordPut::Spent(_, length) => Some(*length),
+            RecordPut::Spent(_, length) | RecordPut::Grace(length) => Some(*length),
             RecordPut::Term(_) | RecordPut::Policy(_) | RecordPut::Journal(_) | RecordPut::Fence(..) => None,
         });
         match ttl {
@@ -95,7 +98,12 @@ impl Performer {
         for put in &change.puts {
             txn = match put {
                 RecordPut::Term(r) => txn.put(keys.term(), json(r)),
-                RecordPut::Policy(r) => txn.put(keys.policy(), json(r)),
+                RecordPut::Policy(r) => {
+                    let kept = txn.put(keys.policy(), json(r)).put(keys.policy_of(r.epoch), json(r));
+                    // The log is bounded: with each new one the oldest goes.
+                    kept.delete(keys.policy_of(r.epoch.saturating_sub(POLICIES)))
+                }
+                RecordPut::Grace(_) => Txn { puts: with(txn.puts, keys.grace(), Vec::from("{}"), lease), ..txn },
                 RecordPut::Journal(r) => txn.put(keys.journal(r.term), json(r)),
                 RecordPut::Fence(node, r) => txn.put(keys.fence(node), json(r)),
                 RecordPut::Pause(r, _) => Txn { puts: with(txn.puts, keys.pause(), json(r), lease), ..txn },
@@ -139,6 +147,7 @@ fn log_answer(node: &NodeId, term: u64, command: &Command, result: &Result<Reply
             let lsn = s.end.map(|e| e.lsn.to_string());
             info!(%node, term, clean = s.clean, lsn, "old primary stopped");
         }
+        Ok(Reply::Relaxed(r)) => warn!(%node, term, lsn = %r.lsn, "commits wait for no standby"),
         Ok(Reply::Armed(a)) => info!(%node, term, lsn = %a.lsn, "commits wait for standbys again"),
         Ok(Reply::Done) => debug!(%node, term, command = word, "order obeyed"),
         Err(error @ (CommandError::Unreachable(_) | CommandError::NoAnswer(_))) => {
@@ -154,7 +163,7 @@ fn log_outcome(change: &Change, outcome: &ChangeOutcome) {
         RecordPut::Term(t) => Some(t.term.0),
         RecordPut::Journal(j) => Some(j.term.0),
         RecordPut::Spent(term, _) => Some(term.0),
-        RecordPut::Policy(_) | RecordPut::Fence(..) | RecordPut::Pause(..) => None,
+        RecordPut::Policy(_) | RecordPut::Fence(..) | RecordPut::Pause(..) | RecordPut::Grace(_) => None,
     });
     match outcome {
         ChangeOutcome::Done(_) if journal => debug!(term, "journal written"),

@@ -102,7 +102,7 @@ impl Reader {
 
     fn ranges(&self, newest: Term) -> Vec<Range> {
         let k = &self.keys;
-        let keys = [k.init(), k.term(), k.policy(), k.primary(), k.manager(), k.pause(), k.journal(newest)];
+        let keys = [k.init(), k.term(), k.policy(), k.primary(), k.manager(), k.pause(), k.grace(), k.journal(newest)];
         let prefixes = [k.members(), k.fences(), k.proxies(), k.spent()];
         keys.into_iter().map(Range::Key).chain(prefixes.into_iter().map(Range::Prefix)).collect()
     }
@@ -139,6 +139,7 @@ pub(super) fn parse(keys: &Keys, snapshot: &Snapshot) -> Records {
         fences: below(snapshot, &keys.fences()),
         proxies: below(snapshot, &keys.proxies()),
         pause: snapshot.get(&keys.pause()).map(paused),
+        grace: snapshot.get(&keys.grace()).is_some(),
         spent: snapshot.under(&keys.spent()).filter_map(|v| term_of(&v.key)).collect(),
         journal,
     }

@@ -207,7 +207,7 @@ impl Registrar {
     async fn write(&self, lease: LeaseId, state: ProxyState) -> Result<(), StoreError> {
         let below_mode = state.below_mode.iter().map(|(term, commits)| TermCommits { term, commits }).collect();
         let gate = state.gate.as_str().to_owned();
-        let record = ProxyRecord { term: state.term, gate, busy: state.busy, below_mode };
+        let record = ProxyRecord { term: state.term, epoch: state.epoch, gate, busy: state.busy, below_mode };
         let value = serde_json::to_vec(&record).expect("a record of numbers and text is JSON");
         self.store.txn(Txn::new().put_leased(self.key.as_str(), value, lease)).await.map(|_| ())
     }
@@ -223,7 +223,7 @@ fn write_in(written: &ProxyState, ago: Duration, state: &ProxyState) -> Option<D
     if written == state {
         return None;
     }
-    let only_busy = (written.term, written.gate) == (state.term, state.gate);
+    let only_busy = (written.term, written.epoch, written.gate) == (state.term, state.epoch, state.gate);
     let gap = if only_busy && state.gate == Gate::Open { IDLE_GAP } else { MIN_GAP };
     Some(gap.saturating_sub(ago))
 }
@@ -236,7 +236,8 @@ mod tests {
 
     #[test]
     fn only_what_a_manager_waits_for_is_written_promptly() {
-        let s = |term, gate, busy| ProxyState { term: Term(term), gate, busy, below_mode: BelowMode::default() };
+        let s =
+            |term, gate, busy| ProxyState { term: Term(term), epoch: 1, gate, busy, below_mode: BelowMode::default() };
         let open = s(3, Gate::Open, 9);
         let ms = Duration::from_millis;
         for (written, ago, state, want) in [

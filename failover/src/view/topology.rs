@@ -2,10 +2,11 @@
 //!
 //! Where commits are protected (strict mode, not suspended) an old view does no harm: a write it lets through to a
 //! fenced primary is acknowledged by no quorum. Everywhere else the view must end before a new term opens (INV-1).
-//! Protection is only ever lowered together with the opening of a new term, so a view that says "protected" of its
-//! term stays true for that term.
+//! In strict mode protection is only ever lowered together with the opening of a new term, so a view that says
+//! "protected" of its term stays true for that term; in available mode it may be lowered at any time, so its views end
+//! too. A change of the mode waits until every registered proxy goes by it (`fsm::suspend`).
 
-use crate::record::{FenceRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use crate::record::{FenceRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
 use cluster::topology::{Closed, Gate, Member, Topology};
 use cluster::{Instant, NodeId, Term};
 use std::collections::BTreeMap;
@@ -61,6 +62,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
     let node = term.node.as_ref().or(term.prev.as_ref().map(|t| &t.node));
     let primary = node.and_then(|n| records.members.get(n)).map(|m| member(records, m));
     let protected = records.policy.as_ref().is_some_and(PolicyRecord::protects);
+    let strict = records.policy.as_ref().is_some_and(|p| p.mode == Mode::Strict);
     let gate = match primary {
         Some(_) => gate(records, term, protected),
         // Its agent has never written an address: nothing can be sent there.
@@ -72,7 +74,10 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         gate,
         standbys: members(records, node),
         primary,
-        valid_until: (!protected).then(|| validity.end()),
+        // Where protection may be lowered while the term goes on, an old view must end.
+        valid_until: (!(protected && strict)).then(|| validity.end()),
+        epoch: records.policy.as_ref().map_or(0, |p| p.epoch),
+        protected,
         fork: term.fork,
         forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
     }
@@ -127,7 +132,7 @@ pub fn steps_back(current: &Topology, next: &Topology) -> Option<(Term, Term)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Cause, Mode, Suspension, Tenure};
+    use crate::record::{Cause, Limits, Suspension, Tenure};
     use cluster::{Endpoint, Lsn, TimelineId};
 
     const SENT: Instant = Instant::from_millis(10_000);
@@ -167,9 +172,10 @@ mod tests {
             policy: Some(PolicyRecord {
                 epoch: 1,
                 voters: vec![n("n1"), n("n2"), n("n3")],
-                k: u32::from(mode == Mode::Strict),
+                k: u32::from(mode != Mode::Async),
                 mode,
                 suspended: None,
+                limits: Limits::default(),
                 joint: None,
             }),
             members: ["n1", "n2", "n3"].into_iter().map(|name| (n(name), member(name))).collect(),
@@ -210,11 +216,13 @@ mod tests {
     fn only_a_protected_view_is_valid_without_end() {
         let mut r = records(Phase::Active, Mode::Strict);
         assert_eq!(topology(&r, VALIDITY).valid_until, None);
-        let since = Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why: "operator".to_owned() };
+        let since =
+            Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why: "operator".to_owned(), lowered: None };
         r.policy.as_mut().unwrap().suspended = Some(since);
         let end = Some(Instant::from_millis(11_998));
         assert_eq!(topology(&r, VALIDITY).valid_until, end);
         assert_eq!(topology(&records(Phase::Active, Mode::Async), VALIDITY).valid_until, end);
+        assert_eq!(topology(&records(Phase::Active, Mode::Available), VALIDITY).valid_until, end);
         r.policy = None;
         assert_eq!(topology(&r, VALIDITY).valid_until, end, "an unknown policy protects nothing");
     }

@@ -7,15 +7,16 @@ use cluster::timeline::Fork;
 use cluster::{Endpoint, Instant, Lsn, NodeId, Term, TimelineId};
 use failover::api::{AgentState, Frozen, Opened, Promoted, Refused, Sighting, Stopped};
 use failover::fsm::action::{
-    Action, Change, ChangeKind, ChangeOutcome, CommandError, CommandKind, Input, Operation, RecordKey, RecordPut, Reply,
+    Action, Change, ChangeKind, ChangeOutcome, CommandError, CommandKind, Input, Operation, PolicyChange, RecordKey,
+    RecordPut, Reply,
 };
 use failover::fsm::blocker::list;
 use failover::fsm::observe::{At, Records};
 use failover::fsm::planner::Planner;
 use failover::fsm::timers::Settings;
 use failover::record::{
-    Cause, FenceRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Suspension, Tenure,
-    TermRecord,
+    Cause, FenceRecord, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Suspension,
+    Tenure, TermRecord,
 };
 use parse::Words;
 use std::collections::BTreeMap;
@@ -129,6 +130,17 @@ impl World {
                 let (node, lsn) = (words.parse()?, words.parse()?);
                 self.answer(&node, CommandKind::Arm, Ok(Reply::Armed(failover::api::Armed { lsn })))?;
             }
+            "relaxed" => {
+                let (node, lsn) = (words.parse()?, words.parse()?);
+                self.answer(&node, CommandKind::Relax, Ok(Reply::Relaxed(failover::api::Relaxed { lsn })))?;
+            }
+            // The time that commits may go unprotected is over.
+            "grace" => {
+                words.expect("over")?;
+                self.records.grace = false;
+                self.bump();
+                self.read();
+            }
             "failed" => self.failed(&mut words)?,
             "op" => self.operator(&mut words)?,
             other => return Err(format!("unknown command {other}")),
@@ -167,13 +179,12 @@ impl World {
             || ["n1", "n2", "n3"].map(|n| n.parse().unwrap()).to_vec(),
             |l: String| l.split(',').map(|n| n.parse().unwrap()).collect(),
         );
-        let mode =
-            if words.optional::<String>("mode")?.as_deref() == Some("async") { Mode::Async } else { Mode::Strict };
+        let mode = words.optional::<String>("mode")?.map_or(Ok(Mode::Strict), |m| parse::mode(&m))?;
         let k = if mode == Mode::Async { 0 } else { words.optional("k")?.unwrap_or(1) };
         let phase = words.optional::<String>("phase")?.map_or(Ok(Phase::Active), |p| parse::phase(&p))?;
         let since: Option<Lsn> = words.optional("suspended")?;
         let why = "an operator allowed data loss".to_owned();
-        let suspended = since.map(|since| Suspension { term, since, since_wall: 0, why });
+        let suspended = since.map(|since| Suspension { term, since, since_wall: 0, why, lowered: None });
         for (i, node) in voters.iter().enumerate() {
             self.records.members.insert(node.clone(), member(node, u16::try_from(i).unwrap()));
         }
@@ -192,7 +203,15 @@ impl World {
             data_loss_allowed: false,
         };
         self.records.term = Some(At { value: record, revision: 90 });
-        let policy = PolicyRecord { epoch: 1, voters: voters.clone(), k, mode, suspended, joint: None };
+        let policy = PolicyRecord {
+            epoch: 1,
+            voters: voters.clone(),
+            k,
+            mode,
+            suspended,
+            limits: Limits::default(),
+            joint: None,
+        };
         self.records.policy = Some(At { value: policy, revision: 91 });
         self.records.primary = Some(PrimaryRecord { term, node: primary.clone(), holder: "h".into() });
         self.records.system_id = words.optional("sysid")?;
@@ -302,6 +321,7 @@ impl World {
                     RecordPut::Policy(value) => self.records.policy = Some(At { value, revision }),
                     RecordPut::Fence(node, fence) => drop(self.records.fences.insert(node, fence)),
                     RecordPut::Pause(pause, _) => self.records.pause = Some(pause),
+                    RecordPut::Grace(_) => self.records.grace = true,
                     RecordPut::Spent(term, _) => drop(self.records.spent.insert(term)),
                     RecordPut::Journal(journal) => self.records.journal = Some(*journal),
                 }
@@ -356,7 +376,8 @@ impl World {
         } else {
             let (term, gate) = (Term(words.value("term")?), words.value("gate")?);
             let busy = words.optional("busy")?.unwrap_or(0);
-            self.records.proxies.insert(id, ProxyRecord { term, gate, busy, below_mode: Vec::new() });
+            let epoch = words.optional("epoch")?.unwrap_or(1);
+            self.records.proxies.insert(id, ProxyRecord { term, epoch, gate, busy, below_mode: Vec::new() });
         }
         self.bump();
         self.read();
@@ -418,7 +439,8 @@ impl World {
         if let Some(s) = words.optional::<Lsn>("suspended")? {
             let term = self.records.term.as_ref().map_or(Term(0), |t| t.value.term);
             let policy = self.records.policy.as_mut().ok_or("no policy")?;
-            policy.value.suspended = Some(Suspension { term, since: s, since_wall: 0, why: "lossy".into() });
+            policy.value.suspended =
+                Some(Suspension { term, since: s, since_wall: 0, why: "lossy".into(), lowered: None });
             policy.value.epoch += 1;
             policy.revision = revision;
         }
@@ -480,11 +502,14 @@ impl World {
                 Operation::Pause { by: "me".into(), why: words.optional("why")?.unwrap_or_default(), length }
             }
             "resume" => Operation::Resume,
-            "policy" => Operation::SetPolicy {
+            "policy" => Operation::SetPolicy(PolicyChange {
+                mode: words.optional::<String>("mode")?.map(|m| parse::mode(&m)).transpose()?,
                 voters: words.optional::<String>("voters")?.map(|l| parse::nodes(&l)),
                 k: words.optional("k")?,
+                max_loss_bytes: words.optional::<cluster::config::Size>("max_loss")?.map(|s| s.0),
+                max_time: words.optional::<cluster::config::Span>("max_time")?.map(|s| s.0),
                 expect_epoch: words.optional("expect")?,
-            },
+            }),
             other => return Err(format!("unknown operation {other}")),
         };
         self.step(Input::Operator { id, operation });

@@ -3,7 +3,7 @@
 use cluster::{Lsn, NodeId, TimelineId};
 use failover::api::{Follower, Position, PostgresState, Primary, Standby};
 use failover::fsm::action::CommandKind;
-use failover::record::Phase;
+use failover::record::{Mode, Phase};
 use std::str::FromStr;
 
 /// What is left of a line.
@@ -64,6 +64,10 @@ pub(super) fn position(text: &str) -> Result<Position, String> {
     Ok(Position { timeline, lsn: lsn.parse().map_err(|_| format!("no LSN: {lsn}"))? })
 }
 
+pub(super) fn mode(text: &str) -> Result<Mode, String> {
+    [Mode::Strict, Mode::Available, Mode::Async].into_iter().find(|m| m.as_str() == text).ok_or("no such mode".into())
+}
+
 pub(super) fn phase(text: &str) -> Result<Phase, String> {
     Ok(match text {
         "recruiting" => Phase::Recruiting,
@@ -76,8 +80,8 @@ pub(super) fn phase(text: &str) -> Result<Phase, String> {
 }
 
 pub(super) fn kind(text: &str) -> Result<CommandKind, String> {
-    use CommandKind::{Arm, Checkpoint, Follow, Freeze, Open, Promote, Recover, Stop};
-    let all = [Freeze, Recover, Promote, Follow, Open, Checkpoint, Stop, Arm];
+    use CommandKind::{Arm, Checkpoint, Follow, Freeze, Open, Promote, Recover, Relax, Stop};
+    let all = [Freeze, Recover, Promote, Follow, Open, Checkpoint, Stop, Arm, Relax];
     all.into_iter().find(|k| k.as_str() == text).ok_or_else(|| format!("no command: {text}"))
 }
 
@@ -105,8 +109,12 @@ pub(super) fn postgres(
             timeline,
             insert_lsn: at,
             flush_lsn: words.optional("flush")?.unwrap_or(at),
-            sync_names: String::new(),
-            followers: followers(words.optional("acks")?.unwrap_or(at)),
+            sync_names: words.optional::<String>("names")?.unwrap_or_default().replace('_', " "),
+            followers: {
+                let streaming = words.optional::<String>("followers")?.map(|l| nodes(&l));
+                let all = followers(words.optional("acks")?.unwrap_or(at));
+                all.into_iter().filter(|f| streaming.as_ref().is_none_or(|s| s.contains(&f.node))).collect()
+            },
             impostors: Vec::new(),
         }),
         "standby" => PostgresState::Standby(Standby {

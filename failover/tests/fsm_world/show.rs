@@ -2,7 +2,7 @@
 
 use failover::fsm::action::{Action, Answer, ChangeKind, Command, Guard, RecordKey, RecordPut};
 use failover::fsm::blocker::{Verdict, list};
-use failover::record::{JournalRecord, TermRecord};
+use failover::record::{JournalRecord, Mode, TermRecord};
 
 pub(super) fn verdict(verdict: &Verdict) -> String {
     match verdict {
@@ -51,6 +51,7 @@ fn order(command: &Command) -> String {
             None => format!("open term={term}"),
         },
         Command::Stop(s) => format!("stop term={term} within {} ms", s.deadline_ms),
+        Command::Relax(r) => format!("relax term={term} epoch={}", r.policy_epoch),
         Command::Arm(a) => format!("arm term={term} names=\"{}\"", a.sync_names),
         Command::Freeze(_) | Command::Recover(_) | Command::Checkpoint(_) => {
             format!("{} term={term}", command.kind().as_str())
@@ -68,11 +69,22 @@ fn put(put: &RecordPut) -> String {
         RecordPut::Policy(p) => {
             let joint = p.joint.as_ref().map_or_else(String::new, |j| format!(" to {} k={}", list(&j.voters), j.k));
             let quorum = format!("{} k={}", list(&p.voters), p.k);
-            format!("policy epoch={} suspended={} {quorum}{joint}", p.epoch, p.suspended.is_some())
+            let lowered = p.suspended.as_ref().and_then(|s| Some((s, s.lowered.as_ref()?)));
+            let mode = if p.mode == Mode::Strict { String::new() } else { format!(" {}", p.mode.as_str()) };
+            let lowered = lowered.map_or_else(String::new, |(s, l)| {
+                let ended = l.ended.as_ref().map_or_else(String::new, |e| format!(", ended: {e}"));
+                let from = l.complete_from.map_or_else(|| "unknown".to_owned(), |lsn| lsn.to_string());
+                format!(
+                    " (since {} of term {}: {}; promised to {}, complete from {from}{ended})",
+                    s.since, s.term, s.why, l.k
+                )
+            });
+            format!("policy epoch={}{mode} suspended={}{lowered} {quorum}{joint}", p.epoch, p.suspended.is_some())
         }
         RecordPut::Journal(_) => String::new(),
         RecordPut::Pause(p, length) => format!("pause by {} for {length:?}", p.by),
         RecordPut::Spent(term, _) => format!("failover {term} counted"),
+        RecordPut::Grace(length) => format!("grace {length:?}"),
         RecordPut::Fence(node, f) => format!("fence {node} by {} stop_writes={}", f.by, f.stop_writes),
     }
 }

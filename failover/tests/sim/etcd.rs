@@ -2,12 +2,12 @@
 
 use super::{Event, World, name};
 use cluster::{Endpoint, Lsn, Term};
-use failover::fsm::action::{Change, ChangeOutcome, Guard, RecordKey, RecordPut};
+use failover::fsm::action::{Change, ChangeKind, ChangeOutcome, Guard, RecordKey, RecordPut};
 use failover::fsm::observe::{At, Records};
-use failover::record::{Cause, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use failover::record::{Cause, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
 
 /// A cluster in term 1 with the first node as primary.
-pub(crate) fn first(m: usize, k: u32) -> Records {
+pub(crate) fn first(m: usize, k: u32, mode: Mode) -> Records {
     let mut records = Records { revision: 100, ..Records::default() };
     for i in 0..m {
         let endpoint = |port| Endpoint { host: "127.0.0.1".into(), port };
@@ -36,7 +36,15 @@ pub(crate) fn first(m: usize, k: u32) -> Records {
         data_loss_allowed: false,
     };
     let voters = (0..m).map(name).collect();
-    let policy = PolicyRecord { epoch: 1, voters, k, mode: Mode::Strict, suspended: None, joint: None };
+    let policy = PolicyRecord {
+        epoch: 1,
+        voters,
+        k,
+        mode,
+        suspended: None,
+        limits: Limits { max_ms: 8000, ..Limits::default() },
+        joint: None,
+    };
     records.term = Some(At { value: term, revision: 90 });
     records.policy = Some(At { value: policy, revision: 91 });
     records.primary = Some(PrimaryRecord { term: Term(1), node: name(0), holder: "h".into() });
@@ -95,10 +103,16 @@ impl World {
                     }
                     self.records.term = Some(At { value, revision });
                 }
-                RecordPut::Policy(value) => self.records.policy = Some(At { value, revision }),
+                RecordPut::Policy(value) => {
+                    if change.kind == ChangeKind::Rearm {
+                        self.reach("protection restored");
+                    }
+                    self.records.policy = Some(At { value, revision });
+                }
                 RecordPut::Journal(journal) => self.records.journal = Some(*journal),
                 RecordPut::Fence(node, fence) => drop(self.records.fences.insert(node, fence)),
                 RecordPut::Pause(pause, _) => self.records.pause = Some(pause),
+                RecordPut::Grace(length) => (self.records.grace, self.grace_ends) = (true, self.now + length),
                 RecordPut::Spent(..) => {} // a budget would end the faults early
             }
         }

@@ -19,8 +19,9 @@ pub(crate) struct Manager {
 }
 
 impl Manager {
-    pub(crate) fn new(m: usize) -> Self {
-        let settings = Settings { failover_budget: 1000, ..Settings::default() };
+    pub(crate) fn new(m: usize, available: bool) -> Self {
+        let suspend_after = if available { ms(1000) } else { Settings::default().suspend_after };
+        let settings = Settings { failover_budget: 1000, suspend_after, ..Settings::default() };
         Self {
             planner: Planner::new(format!("m{m}"), settings),
             life: 0,
@@ -92,7 +93,7 @@ impl World {
     pub(crate) fn restart_manager(&mut self, m: usize) {
         self.say(format!("manager {m} is restarted"));
         let life = self.managers[m].life + 1;
-        self.managers[m] = Manager { life, ..Manager::new(m) };
+        self.managers[m] = Manager { life, ..Manager::new(m, self.available) };
         if self.leader.is_some_and(|(leader, ..)| leader == m) {
             // Nobody knows its lease any more.
             self.leader = self.leader.map(|(_, since, until)| (usize::MAX, since, until));

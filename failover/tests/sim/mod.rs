@@ -7,13 +7,20 @@ mod node;
 use cluster::{Instant, NodeId, Term};
 use failover::fsm::action::{Change, ChangeOutcome, Command, CommandError, CommandKind, Reply};
 use failover::fsm::observe::Records;
+use failover::record::{Mode, ProxyRecord};
 use manager::Manager;
-use node::Node;
+use node::{Names, Node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 9] = [
+pub(crate) const SOMETIMES: [&str; 15] = [
+    "an order to let commits through that came late",
+    "commits let through without a standby",
+    "protection restored",
+    "a failover of a suspended cluster",
+    "a term opened alone",
+    "a primary fenced by its lease",
     "a freeze that came late",
     "a failover",
     "a compare-and-put lost",
@@ -29,6 +36,10 @@ pub(crate) const SOMETIMES: [&str; 9] = [
 const FAULTS_END: u64 = 40_000;
 /// By here a write must have been acknowledged again.
 const END: u64 = 75_000;
+
+/// Leases in etcd, and how long a proxy goes by what it has read.
+pub(crate) const LEASE: Duration = ms(3000);
+const VIEW: Duration = ms(2000);
 
 /// Something that is to happen.
 #[derive(Debug)]
@@ -105,9 +116,20 @@ pub(crate) struct World {
     pub(crate) etcd_down_until: Instant,
     pub(crate) managers: Vec<Manager>,
     pub(crate) nodes: Vec<Node>,
+    /// The cluster is in available mode; otherwise it is strict.
+    pub(crate) available: bool,
+    /// When etcd ends the primary's lease, the proxy's, and the time that commits may go unprotected.
+    pub(crate) primary_ends: Instant,
+    proxy_ends: Instant,
+    pub(crate) grace_ends: Instant,
     /// The proxy's view: a term and its primary.
     view: Option<(Term, usize)>,
+    /// It does not reach etcd before.
+    proxy_cut: Instant,
+    /// It passes nothing on from here.
+    view_ends: Instant,
     writes: u64,
+    /// Acknowledged as promised to survive; other acknowledgements are not kept.
     pub(crate) acked: BTreeSet<u64>,
     last_ack: Instant,
     /// What was first written at each place of each timeline.
@@ -129,15 +151,24 @@ pub(crate) fn name(i: usize) -> NodeId {
 
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
+        let start = Instant::from_millis(100_000);
+        let available = seed % 2 == 1;
+        let mode = if available { Mode::Available } else { Mode::Strict };
         let mut world = Self {
-            now: Instant::from_millis(100_000),
+            available,
+            primary_ends: start + LEASE,
+            proxy_ends: start + LEASE,
+            grace_ends: start,
+            view_ends: start + VIEW,
+            proxy_cut: start,
+            now: start,
             chance: Chance(seed),
             queue: BTreeMap::new(),
             queued: 0,
-            records: etcd::first(3, 1),
+            records: etcd::first(3, 1, mode),
             leader: None,
             etcd_down_until: Instant::default(),
-            managers: (0..2).map(Manager::new).collect(),
+            managers: (0..2).map(|m| Manager::new(m, available)).collect(),
             nodes: (0..3).map(Node::new).collect(),
             view: Some((Term(1), 0)),
             writes: 0,
@@ -261,9 +292,20 @@ impl World {
         }
     }
 
-    /// The proxy reads etcd, when it can.
+    /// The proxy reads etcd, when it can, and says that it acts on that.
     fn look(&mut self) {
-        if self.etcd_up() && !self.lost() {
+        if self.etcd_up() && self.now >= self.proxy_cut && !self.lost() {
+            let policy = self.records.policy.as_ref().map(|p| p.value.clone());
+            let endless = policy.as_ref().is_some_and(|p| p.mode == Mode::Strict && p.protects());
+            // Its registration is renewed with the same stroke, so the view ends first.
+            self.view_ends = if endless { self.now + ms(END) } else { self.now + VIEW };
+            self.proxy_ends = self.now + LEASE;
+            let newest = self.records.term.as_ref().map_or(Term(0), |t| t.value.term);
+            let epoch = policy.map_or(0, |p| p.epoch);
+            let drains = self.records.term.as_ref().is_some_and(|t| t.value.phase == failover::record::Phase::Draining);
+            let gate = if drains { "draining" } else { "open" }.to_owned();
+            let record = ProxyRecord { term: newest, epoch, gate, busy: 0, below_mode: Vec::new() };
+            self.records.proxies.insert("p".into(), record);
             let term = self.records.term.as_ref().map(|t| &t.value);
             self.view = term.filter(|t| failover::record::Phase::Active == t.phase).and_then(|t| {
                 let node = t.node.as_ref()?;
@@ -277,12 +319,13 @@ impl World {
     fn write(&mut self) {
         let to = self.view.filter(|(term, primary)| {
             let node = &self.nodes[*primary];
-            node.serves(*term) && node.awake(self.now)
+            node.serves(*term) && node.awake(self.now) && self.now < self.view_ends
         });
         if let Some((_, primary)) = to {
             self.writes += 1;
             let id = self.writes;
             self.append(primary, id);
+            self.acknowledge(primary);
         }
         let next = 20 + self.chance.below(60);
         self.after(next, Event::Write);
@@ -304,14 +347,28 @@ impl World {
     pub(crate) fn acknowledge(&mut self, n: usize) {
         let node = &self.nodes[n];
         let term = Term(node.timeline.into());
+        if !node.is_primary() || !node.awake(self.now) {
+            return;
+        }
         let holders = |lsn: usize| self.nodes.iter().filter(|s| s.has_told(n, term, lsn)).count();
-        let Some(upto) = (node.released + 1..=node.wal.len()).rev().find(|lsn| holders(*lsn) >= 1) else { return };
+        let enough = |lsn: &usize| match node.names {
+            Names::Armed => holders(*lsn) >= 1,
+            Names::Off => true,
+            Names::Fenced => false,
+        };
+        let Some(upto) = (node.released + 1..=node.wal.len()).rev().find(enough) else { return };
+        // Nobody is told by a proxy whose view has ended, or is of another term.
+        let heard = node.names == Names::Armed || self.now < self.view_ends && self.view == Some((term, n));
+        let protects = self.records.policy.as_ref().is_some_and(|p| p.value.protects());
+        let promised = node.names == Names::Armed && protects;
         let newly: Vec<u64> = node.wal[node.released..upto].iter().map(|e| e.1).filter(|w| *w < RECORDS).collect();
         let open = self.records.term.as_ref().map(|t| (t.value.term, t.value.phase, t.value.node.clone()));
         let own = node.name.clone();
         self.nodes[n].released = upto;
-        for id in newly {
-            self.acked.insert(id);
+        for id in newly.into_iter().filter(|_| heard) {
+            if promised {
+                self.acked.insert(id);
+            }
             self.last_ack = self.now;
             if let Some((newest, failover::record::Phase::Active, Some(primary))) = &open
                 && *newest > term
@@ -332,7 +389,37 @@ impl World {
         self.reach("a failover");
     }
 
+    /// What etcd's leases end.
+    fn expire(&mut self) {
+        if self.records.primary.is_some() && self.now >= self.primary_ends {
+            self.records.primary = None;
+            self.bump();
+        }
+        if self.now >= self.proxy_ends && self.records.proxies.remove("p").is_some() {
+            self.bump();
+        }
+        if self.records.grace && self.now >= self.grace_ends {
+            self.records.grace = false;
+            self.bump();
+        }
+    }
+
+    /// A policy that protects is in force (S7): the primary of the open term makes commits wait.
+    fn check_policy(&mut self) {
+        let Some(term) = self.records.term.as_ref().map(|t| t.value.clone()) else { return };
+        let protects = self.records.policy.as_ref().is_some_and(|p| p.value.protects());
+        let open = term.phase == failover::record::Phase::Active;
+        let bare = self.nodes.iter().find(|n| n.serves(term.term) && n.names == Names::Off);
+        if let Some(name) =
+            bare.filter(|n| protects && open && Some(&n.name) == term.node.as_ref()).map(|n| n.name.clone())
+        {
+            self.fail(format!("commits of {name} wait for nobody although the policy protects them"));
+        }
+    }
+
     fn check(&mut self) {
+        self.expire();
+        self.check_policy();
         let term = self.records.term.as_ref().map_or(0, |t| t.value.term.0);
         let old = self.nodes.iter().any(|n| n.is_primary() && u64::from(n.timeline) < term);
         if old {
@@ -352,7 +439,7 @@ impl World {
         let m = self.chance.below(2) as usize;
         let span = 200 + self.chance.below(6000);
         let until = self.now + ms(span);
-        match self.chance.below(10) {
+        match self.chance.below(if self.available { 14 } else { 10 }) {
             0 | 1 => self.crash_postgres(n),
             2 => self.crash_host(n, until),
             3 => {
@@ -375,6 +462,17 @@ impl World {
             8 => {
                 self.say(format!("the WAL receiver of {} stalls for {span} ms", self.nodes[n].name));
                 self.nodes[n].stalled_until = until;
+            }
+            10 => {
+                self.say(format!("the proxy is cut off from etcd for {span} ms"));
+                self.proxy_cut = until;
+            }
+            11..=13 => {
+                let primary = self.nodes.iter().position(Node::is_primary).unwrap_or(0);
+                self.say(format!("all but {} are cut off for {span} ms", self.nodes[primary].name));
+                for other in (0..3).filter(|o| *o != primary) {
+                    self.nodes[other].cut_until = until;
+                }
             }
             _ => self.ask_to_switch_over(),
         }

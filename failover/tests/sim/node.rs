@@ -1,17 +1,20 @@
 //! A node: its WAL and what is on its disk, PostgreSQL as far as it matters, and an agent that goes by `fsm::agent`.
 
-use super::{Event, RECORDS, World, name};
+use super::{Event, LEASE, RECORDS, World, ms, name};
+use cluster::sync_names::SyncNames;
 use cluster::timeline::{Fork, History};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use failover::api::{
-    AgentState, Follower, Frozen, Opened, Position, PostgresState, Primary, Promote, Promoted, Refused, Sighting,
-    Standby, Stopped,
+    AgentState, Armed, Follower, Frozen, Open, Opened, Position, PostgresState, Primary, Promote, Promoted, Refused,
+    Relaxed, Sighting, Standby, Stopped,
 };
 use failover::fsm::action::{Command, CommandError, Reply};
 use failover::fsm::agent::{Act, Facts, Server, decide};
 use failover::fsm::observe::Records;
 use failover::fsm::rejoin::{self, Plan, plan};
-use failover::record::{Phase, PrimaryRecord, TermRecord};
+use failover::fsm::sync_set;
+use failover::record::{Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Is {
@@ -20,7 +23,25 @@ pub(crate) enum Is {
     Primary,
 }
 
+/// What a primary's commits wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    Armed,
+    Off,
+    Fenced,
+}
+
+/// A primary acknowledges nothing from so long before the end of its lease, and is stopped from so long before it.
+const SOFT: Duration = ms(600);
+const HARD: Duration = ms(200);
+
 pub(crate) struct Node {
+    pub(crate) names: Names,
+    /// The end of its lease as its agent counts it, from when it asked.
+    lease: Option<(Term, Instant)>,
+    unleased_since: Option<Instant>,
+    /// The newest epoch under which it was ordered to make commits wait.
+    armed: u64,
     pub(crate) name: NodeId,
     is: Is,
     /// Timeline and content of each record.
@@ -51,6 +72,10 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(i: usize) -> Self {
         Self {
+            names: Names::Armed,
+            lease: None,
+            unleased_since: None,
+            armed: 0,
             name: name(i),
             is: if i == 0 { Is::Primary } else { Is::Standby },
             wal: Vec::new(),
@@ -166,6 +191,8 @@ impl World {
     pub(crate) fn report(&mut self, n: usize) -> AgentState {
         let now = self.now;
         let followers = self.followers(n);
+        let policy = self.records.policy.as_ref().map(|p| sync_set::armed_names(&p.value, &name(n)).to_string());
+        let sync_names = if self.nodes[n].names == Names::Armed { policy.unwrap_or_default() } else { String::new() };
         let node = &mut self.nodes[n];
         node.seq += 1;
         let end = node.end();
@@ -185,7 +212,7 @@ impl World {
                 timeline: end.timeline,
                 insert_lsn: end.lsn,
                 flush_lsn: end.lsn,
-                sync_names: "ANY 1".into(),
+                sync_names,
                 followers,
                 impostors: Vec::new(),
             }),
@@ -216,7 +243,11 @@ impl World {
 
     /// As pg_stat_replication shows them.
     fn followers(&self, n: usize) -> Vec<Follower> {
-        let told = |s: &Node| s.told.filter(|(p, ..)| *p == n).map(|(.., upto)| (s.name.clone(), Lsn(upto as u64)));
+        let told = |s: &Node| {
+            s.told
+                .filter(|(p, ..)| *p == n && s.receiver.is_some())
+                .map(|(.., upto)| (s.name.clone(), Lsn(upto as u64)))
+        };
         let row = |(node, at): (NodeId, Lsn)| Follower {
             node,
             state: "streaming".into(),
@@ -232,12 +263,117 @@ impl World {
         if self.nodes[n].awake(self.now) {
             if self.etcd_up() && self.reachable(n) && !self.lost() {
                 self.nodes[n].view = Some(self.records.clone());
+                self.renew(n);
+                self.give_back(n);
             }
+            self.guard(n);
             self.look_at_primary(n);
             self.act(n);
         }
         let next = 80 + self.chance.below(60);
         self.after(next, Event::Reconcile(n));
+    }
+
+    fn policy(&self, n: usize) -> Option<PolicyRecord> {
+        Some(self.nodes[n].view.as_ref()?.policy.as_ref()?.value.clone())
+    }
+
+    /// The open term that the node serves, as its agent has read.
+    fn served(&self, n: usize) -> Option<Term> {
+        let term = &self.nodes[n].view.as_ref()?.term.as_ref()?.value;
+        let mine = term.node.as_ref() == Some(&self.nodes[n].name) && self.nodes[n].serves(term.term);
+        (mine && matches!(term.phase, Phase::Active | Phase::Draining)).then_some(term.term)
+    }
+
+    /// T4, as `Agent::renew`: what was read just now says that the term is ours.
+    fn renew(&mut self, n: usize) {
+        let Some(term) = self.served(n) else { return };
+        let holds = self.records.primary.as_ref().is_some_and(|p| p.term == term && p.node == self.nodes[n].name);
+        if !holds {
+            self.records.primary = Some(PrimaryRecord { term, node: name(n), holder: "h".into() });
+            self.bump();
+        }
+        self.primary_ends = self.now + LEASE;
+        self.nodes[n].lease = Some((term, self.now + LEASE));
+    }
+
+    /// What is stopped acknowledges nothing: nobody needs to wait for its lease.
+    fn give_back(&mut self, n: usize) {
+        let stopped = matches!(self.nodes[n].is, Is::Stopped { .. });
+        if stopped && self.records.primary.as_ref().is_some_and(|p| p.node == self.nodes[n].name) {
+            (self.records.primary, self.nodes[n].lease) = (None, None);
+            self.bump();
+        }
+    }
+
+    /// `Agent::enforce` and `Agent::preset_by_policy`.
+    fn guard(&mut self, n: usize) {
+        let (Some(term), Some(policy)) = (self.served(n), self.policy(n)) else { return };
+        let armed = sync_set::names(&policy, &name(n)) != SyncNames::Off;
+        let now = self.now;
+        let node = &mut self.nodes[n];
+        if armed && node.names == Names::Off {
+            node.names = Names::Armed;
+        }
+        if policy.protects() {
+            node.names = Names::Armed;
+            return;
+        }
+        let held = node.lease.filter(|(t, _)| *t == term).map(|(_, end)| end);
+        node.unleased_since = if held.is_some() { None } else { node.unleased_since.or(Some(now)) };
+        let (soft, hard) = match (held, node.unleased_since) {
+            (Some(end), _) => (now + SOFT >= end, now + HARD >= end),
+            (None, Some(since)) => (true, now.since(since) >= LEASE),
+            (None, None) => (true, false),
+        };
+        match (soft, hard) {
+            (false, _) if node.names == Names::Fenced => node.names = if armed { Names::Armed } else { Names::Off },
+            (false, _) => {}
+            (true, false) => node.names = Names::Fenced,
+            (true, true) => {
+                node.stop();
+                self.say(format!("{} stops at the end of its lease", name(n)));
+                self.reach("a primary fenced by its lease");
+            }
+        }
+        self.acknowledge(n);
+    }
+
+    fn relax(&mut self, n: usize, term: Term, epoch: u64) -> Result<Reply, CommandError> {
+        if !self.nodes[n].serves(term) {
+            return Err(wrong_state(n, "primary of the term"));
+        }
+        if !self.etcd_up() {
+            return Err(CommandError::NoAnswer("etcd is away".into()));
+        }
+        self.nodes[n].view = Some(self.records.clone());
+        let policy = self.policy(n).filter(|p| p.epoch == epoch);
+        let allowed = policy.is_some_and(|p| sync_set::names(&p, &name(n)) == SyncNames::Off);
+        let leased = self.nodes[n].lease.is_some_and(|(t, end)| t == term && self.now + SOFT < end);
+        let late = self.nodes[n].armed >= epoch;
+        if late {
+            self.reach("an order to let commits through that came late");
+        }
+        if late || !allowed || !leased || self.served(n) != Some(term) {
+            return Err(wrong_state(n, "allowed to"));
+        }
+        self.nodes[n].names = Names::Off;
+        self.reach("commits let through without a standby");
+        self.acknowledge(n);
+        Ok(Reply::Relaxed(Relaxed { lsn: self.nodes[n].end().lsn }))
+    }
+
+    fn arm(&mut self, n: usize, term: Term, epoch: u64) -> Result<Reply, CommandError> {
+        if !self.nodes[n].serves(term) || !self.etcd_up() {
+            return Err(wrong_state(n, "primary of the term, and in touch with etcd"));
+        }
+        self.nodes[n].view = Some(self.records.clone());
+        if self.policy(n).is_none_or(|p| p.epoch != epoch) {
+            return Err(wrong_state(n, "an order of the policy in force"));
+        }
+        self.nodes[n].armed = self.nodes[n].armed.max(epoch);
+        self.nodes[n].names = Names::Armed;
+        Ok(Reply::Armed(Armed { lsn: self.nodes[n].end().lsn }))
     }
 
     fn look_at_primary(&mut self, n: usize) {
@@ -423,7 +559,7 @@ impl World {
                 self.nodes[n].ordered = Some((p, term));
                 Ok(Reply::Done)
             }
-            Command::Open(order) => self.open(n, term, order.term_revision),
+            Command::Open(order) => self.open(n, order),
             Command::Checkpoint(_) => Ok(Reply::Done),
             Command::Stop(_) => {
                 if !self.nodes[n].serves(term) {
@@ -433,7 +569,8 @@ impl World {
                 self.nodes[n].stop();
                 Ok(Reply::Stopped(Stopped { clean: true, end }))
             }
-            Command::Arm(_) => Err(wrong_state(n, "suspended, which nothing here is")),
+            Command::Relax(order) => self.relax(n, term, order.policy_epoch),
+            Command::Arm(order) => self.arm(n, term, order.policy_epoch),
         }
     }
 
@@ -475,6 +612,7 @@ impl World {
             let timeline = order.term.timeline().expect("a small term");
             let node = &mut self.nodes[n];
             (node.is, node.timeline, node.frozen_for) = (Is::Primary, timeline.0, None);
+            node.names = if order.sync_names.is_empty() { Names::Off } else { Names::Armed };
             node.released = node.wal.len();
             self.append(n, RECORDS + order.term.0);
         }
@@ -484,7 +622,8 @@ impl World {
         Ok(Reply::Promoted(Promoted { fork, forks, xid_bound: 1, record_lsn: Lsn(fork.lsn.0 + 1) }))
     }
 
-    fn open(&mut self, n: usize, term: Term, term_revision: i64) -> Result<Reply, CommandError> {
+    fn open(&mut self, n: usize, order: &Open) -> Result<Reply, CommandError> {
+        let (term, term_revision) = (order.term, order.term_revision);
         if !self.nodes[n].serves(term) {
             return Err(wrong_state(n, "primary of the term"));
         }
@@ -503,12 +642,29 @@ impl World {
         if !mine || record.revision != term_revision || self.records.primary.is_some() {
             return Err(wrong_state(n, "the chosen node of an unchanged term record"));
         }
+        if let Some(suspend) = &order.suspend {
+            self.nodes[n].names = Names::Off;
+            let revision = self.records.revision + 1;
+            let Some(policy) = self.records.policy.as_mut().filter(|p| p.revision == order.policy_revision) else {
+                return Err(wrong_state(n, "an unchanged policy"));
+            };
+            policy.revision = revision;
+            policy.value.epoch += 1;
+            policy.value.suspended = Some(suspend.clone());
+            self.reach("a term opened alone");
+        } else if self.records.policy.as_ref().is_some_and(|p| p.value.protects()) {
+            self.nodes[n].names = Names::Armed;
+        }
         let revision = self.bump();
+        (self.primary_ends, self.nodes[n].lease) = (self.now + LEASE, Some((term, self.now + LEASE)));
         if let Some(record) = &mut self.records.term {
             (record.value.phase, record.revision) = (Phase::Active, revision);
         }
         self.records.primary = Some(PrimaryRecord { term, node: name(n), holder: "h".into() });
         self.say(format!("{} opens term {term}", name(n)));
+        if order.suspend.is_none() && self.records.policy.as_ref().is_some_and(|p| !p.value.protects()) {
+            self.reach("a failover of a suspended cluster");
+        }
         self.opened(n);
         Ok(Reply::Opened(Opened { revision }))
     }

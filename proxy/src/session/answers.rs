@@ -201,7 +201,7 @@ impl Session {
     }
 
     pub(super) fn count_below_mode(&mut self) {
-        let strict = self.w.view.borrow().topology.valid_until.is_none();
+        let strict = self.w.view.borrow().topology.protected;
         let commits = std::mem::take(&mut self.commits);
         let Some(server) = self.server.as_ref().filter(|_| commits) else { return };
         let session = self.tracking.settings.get(COMMIT).map(level);

@@ -103,6 +103,8 @@ pub struct Board {
 pub struct Applied {
     /// Its term.
     pub term: Term,
+    /// The policy's epoch that it goes by.
+    pub epoch: u64,
     /// Its revision.
     pub revision: u64,
     /// Its gate.
@@ -112,7 +114,7 @@ pub struct Applied {
 impl Default for Applied {
     fn default() -> Self {
         let view = Topology::unknown();
-        Self { term: view.term, revision: view.revision, gate: view.gate }
+        Self { term: view.term, epoch: view.epoch, revision: view.revision, gate: view.gate }
     }
 }
 

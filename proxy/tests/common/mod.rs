@@ -292,6 +292,8 @@ fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
         primary: Some(primary.member()),
         standbys: standbys.iter().map(Node::member).collect(),
         valid_until: None,
+        epoch: 1,
+        protected: true,
         fork: None,
         forks: Vec::new(),
     }
