@@ -311,6 +311,10 @@ fn a_login_while_there_is_no_primary_is_served_by_a_standby() {
     s.write(|out| write_query(out, "create table t(a int)"));
     c.fail_over_to(1);
     assert_eq!(words(&s.until_ready()), "C CREATE TABLE | Z I");
+    // The term is reported: at login, and when another one answers.
+    assert_eq!((s.terms(), Raw::login(c.port, &[]).terms()), (vec!["1", "2"], vec!["2"]));
+    let timeline = "select ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::bigint";
+    assert_eq!(words(&s.query(timeline)), "T | D 2 | C SELECT 1 | Z I", "what a trigger compares a term with");
 }
 
 #[test]

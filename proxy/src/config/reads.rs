@@ -15,7 +15,7 @@ use std::time::Duration;
 pub struct Raw {
     /// What a read may miss: `eventual` (anything), `bounded` (the last `max_replay_lag`), `session` (that, but never
     /// what the session has written or read itself), `global` (nothing that any proxy had acknowledged before the read
-    /// began). Sessions say otherwise by `SET pgtenure.consistency`. Default `session`: what an application can take
+    /// began), `strong` (that, from the primary, once it is proven to be that). Sessions say otherwise by `SET pgtenure.consistency`. Default `session`: what an application can take
     /// without knowing of standbys.
     pub consistency: Consistency,
     /// Where reads may go: `standby` or `primary`. Sessions say otherwise by `SET pgtenure.read_from`. Default

@@ -216,6 +216,9 @@ pub fn decide(
     match (request.access, promise.read_from) {
         (Access::Write, _) => return to_primary(Reason::Write),
         (Access::Read, ReadFrom::Primary) => return to_primary(Reason::AsAsked),
+        (Access::Read, ReadFrom::Standby) if promise.consistency == Consistency::Strong => {
+            return to_primary(Reason::AsAsked);
+        }
         (Access::Read, ReadFrom::Standby) => {}
     }
     let need = match need(promise, causality, topology, lag, request.since) {
@@ -263,7 +266,7 @@ fn need(
 ) -> Result<Option<Lsn>, Pending> {
     causality.seen.cover(topology, lag);
     match promise.consistency {
-        Consistency::Eventual | Consistency::Bounded => Ok(None),
+        Consistency::Eventual | Consistency::Bounded | Consistency::Strong => Ok(None),
         Consistency::Session => causality.need(topology, lag),
         Consistency::Global => causality.need_of_all(topology, lag, since),
     }
@@ -280,6 +283,9 @@ pub fn still_fits(
 ) -> bool {
     let Some(member) = topology.standbys.iter().find(|member| member.node == *node) else { return false };
     let (ReadFrom::Standby, Ok(after)) = (promise.read_from, after(promise, topology, now)) else { return false };
+    if promise.consistency == Consistency::Strong {
+        return false;
+    }
     let Ok(need) = need(promise, causality, topology, lag, now) else { return false };
     let needs = (need.max(after), &causality.seen);
     let fresh = policy::fit(promise, member, topology, lag, needs, now);
@@ -304,7 +310,8 @@ fn after(promise: &Promise, topology: &Topology, now: Instant) -> Result<Option<
 /// Does the primary show all that the session has read? When not, since when it may miss something.
 fn confirmed(promise: &Promise, causality: &Causality, topology: &Topology, lag: &Lag) -> Result<(), Instant> {
     match promise.consistency {
-        Consistency::Eventual | Consistency::Bounded => Ok(()),
+        // What proves the primary has waited for the standbys too.
+        Consistency::Eventual | Consistency::Bounded | Consistency::Strong => Ok(()),
         Consistency::Session | Consistency::Global => causality.seen.allows_primary(topology, lag),
     }
 }

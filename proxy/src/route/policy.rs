@@ -175,7 +175,7 @@ pub(super) fn fit(
         return Err(Unfit::Lagging { staleness, budget });
     }
     match promise.consistency {
-        Consistency::Eventual | Consistency::Bounded => {}
+        Consistency::Eventual | Consistency::Bounded | Consistency::Strong => {}
         Consistency::Session | Consistency::Global => seen.allows(&member.node, sample, topology.term)?,
     }
     match behind {

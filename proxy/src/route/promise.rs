@@ -22,10 +22,12 @@ pub enum Consistency {
     Session,
     /// Nothing that any proxy of the cluster had acknowledged before the read began.
     Global,
+    /// Nothing at all that was acknowledged before it began: the primary serves it, once it is proven that it is that.
+    Strong,
 }
 
 impl Consistency {
-    const ALL: [Self; 4] = [Self::Eventual, Self::Bounded, Self::Session, Self::Global];
+    const ALL: [Self; 5] = [Self::Eventual, Self::Bounded, Self::Session, Self::Global, Self::Strong];
 
     /// As it is written in settings and in the configuration.
     pub const fn as_str(self) -> &'static str {
@@ -34,6 +36,7 @@ impl Consistency {
             Self::Bounded => "bounded",
             Self::Session => "session",
             Self::Global => "global",
+            Self::Strong => "strong",
         }
     }
 }
@@ -337,9 +340,9 @@ mod tests {
         for (name, value, says) in [
             (
                 "pgtenure.consistency",
-                "strong",
-                "invalid value for parameter \"pgtenure.consistency\": \"strong\" (available values: eventual, \
-                 bounded, session, global)",
+                "strongest",
+                "invalid value for parameter \"pgtenure.consistency\": \"strongest\" (available values: eventual, \
+                 bounded, session, global, strong)",
             ),
             (
                 "pgtenure.standby_wait",

@@ -27,7 +27,7 @@ use crate::sql::{Access, FunctionTable, LexRules, LongText, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::worker::{Settings, Worker};
-use cluster::{Instant, NodeId};
+use cluster::{Instant, NodeId, Term};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -187,7 +187,11 @@ pub struct Session {
     pub(super) waiting_since: Option<Instant>,
     /// It has waited for the standbys.
     pub(super) was_slowed: bool,
-    /// A unit of a held server's session waits for the gate.
+    /// The term that the client was told.
+    pub(super) term_told: Term,
+    /// The server was the primary when the unit at the head of the inbox came.
+    pub(super) proven: bool,
+    /// A unit of a held server's session waits for the gate, or for the proof that its server is the primary.
     pub(super) hold: Option<Pin<Box<tokio::time::Sleep>>>,
     /// The rest of an extended unit is waited for, and how much of it was there when that was over.
     pub(super) patience: Option<Pin<Box<tokio::time::Sleep>>>,
@@ -297,6 +301,8 @@ impl Session {
             avoid: Vec::new(),
             waiting_since: None,
             was_slowed: false,
+            term_told: Term(0),
+            proven: false,
             hold: None,
             patience: None,
             waited_at: 0,

@@ -274,6 +274,7 @@ impl Session {
             }
             // A server that refuses them will say so again when it is asked for them.
             Some(Asked::Tell) => self.told = true,
+            Some(Asked::Proof { since }) => self.proof_answered(since, &hidden),
             Some(Asked::Durability) => self.durability_told(&hidden),
             Some(Asked::Listen) if hidden.error.is_some() => return Err(self.deaf()),
             Some(Asked::Listen) => {
@@ -343,6 +344,9 @@ impl Session {
 
     /// A cancel request has come while a query of ours is in flight: it must not hit that.
     pub(super) fn cancel_hidden(&mut self) {
+        if self.give_up_proof(Some(ClientError::Cancelled)) {
+            return;
+        }
         if self.tracking.asked == Some(Asked::Apply) && self.tail == Tail::None {
             self.fail = Some(Failure::Error(ClientError::Cancelled));
             self.rescan = true;

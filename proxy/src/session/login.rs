@@ -14,7 +14,7 @@ use crate::session::client::Session;
 use crate::session::greeting::Greeting;
 use crate::session::peers;
 use crate::session::presence::{Facts, Presence};
-use crate::session::{durable, encrypt, proxied};
+use crate::session::{durable, encrypt, proxied, shown};
 use crate::sql::Access;
 use crate::tls::AcceptError;
 use crate::wire::backend::{self, TxStatus};
@@ -170,6 +170,10 @@ impl Prepared {
         let (pid, id) = (pid_of(self.w.index, place), self.w.shared.config.borrow().cancel.id);
         let secret = self.w.shared.cancelling.secret(id, pid, self.long_key);
         presence.secret.set(Secret::new(&secret));
+        let term = self.w.view.borrow().topology.term;
+        if self.tunnel.is_none() {
+            shown::write_term(&mut hello, term);
+        }
         backend::write_backend_key(&mut hello, pid, &secret);
         backend::write_ready(&mut hello, TxStatus::Idle);
         let functions = self.w.shared.catalogs.table(&self.identity.dbname);
@@ -192,6 +196,7 @@ impl Prepared {
             (self.settings, self.application_name.as_deref()),
             functions,
         );
+        session.term_told = term;
         if let Some(found) = self.tunnel {
             // What was sent early is the server's to read.
             session.tunnel = true;

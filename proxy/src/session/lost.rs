@@ -10,6 +10,7 @@ use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind, Undo};
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::{Named, Unnamed};
+use crate::session::tracking::Asked;
 use crate::session::{batch, block};
 use crate::sql::{Control, LexRules, PinReason, Statement, classify, first_of};
 use crate::wire::backend::{self, TxStatus};
@@ -61,6 +62,10 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     let wrote = std::mem::take(&mut s.wrote);
     s.saw = false;
+    if matches!(s.tracking.asked, Some(Asked::Proof { .. })) {
+        // The next server has its own time to be proven.
+        s.hold = None;
+    }
     s.tracking.lose(&mut s.pins, undone);
     s.parse_key = s.tracking.settings.parse_key();
     if s.pins.has(PinReason::Listen) && !s.tracking.channels.is_empty() && loss != Loss::HoldTimeout {
@@ -129,6 +134,12 @@ fn again(s: &mut Session, sent: bool) -> bool {
 /// A block is given up for an error of ours, nothing being owed: its server is closed, which rolls it back, and the
 /// client is told at its next statement.
 pub(super) fn fail_block(s: &mut Session, error: ClientError) {
+    leave(s);
+    s.lost_block = LostBlock::Untold(Box::new(error));
+}
+
+/// The server is closed, whatever it does; nothing is owed to the client.
+pub(super) fn leave(s: &mut Session) {
     let node = s.drop_server().map(|(node, _)| node);
     s.relay.abandon();
     for undo in std::mem::take(&mut s.relay.undone) {
@@ -149,7 +160,6 @@ pub(super) fn fail_block(s: &mut Session, error: ClientError) {
     }
     (s.fresh, s.replants) = (None, false);
     s.relay.status = TxStatus::Idle;
-    s.lost_block = LostBlock::Untold(Box::new(error));
     s.correct();
     s.retained.clear();
     s.retained_lens.clear();

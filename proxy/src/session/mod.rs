@@ -29,6 +29,7 @@ mod outside;
 pub mod peers;
 pub mod presence;
 mod promised;
+mod proof;
 mod prove;
 mod proxied;
 pub mod relay;

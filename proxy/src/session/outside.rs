@@ -52,6 +52,9 @@ impl Session {
         {
             self.hold = None;
             self.rescan = true;
+            if self.give_up_proof(None) {
+                return Ok(());
+            }
             let now = self.w.now();
             match self.w.gate(now) {
                 Gate::Open => {}

@@ -106,7 +106,7 @@ impl Session {
     pub(super) fn attach(&mut self, found: Found) {
         let Found { server, pool, reason } = found;
         let label = reason.as_str();
-        (self.chosen, self.told) = (Some(reason), false);
+        (self.chosen, self.told, self.proven) = (Some(reason), false, false);
         let node = self.w.count_in_use(&server.meta, true);
         self.tally.add(Counter::Assignments, 1);
         self.relay.standby = server.meta.role == Role::Standby;
@@ -116,6 +116,7 @@ impl Session {
         self.generation = self.w.generation.get();
         self.show_server(Some(node));
         self.compare();
+        self.tell_term();
     }
 
     /// The server is free of this session.
@@ -146,9 +147,11 @@ impl Session {
         if !self.relay.busy() {
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
-        if self.apply() || self.put_durability_in_force() || unit.ours && self.give_values(input, unit) {
+        let asks = self.apply() || self.put_durability_in_force() || unit.ours && self.give_values(input, unit);
+        if asks || self.must_prove(now) {
             return Step::Wait;
         }
+        self.proven = false;
         let repeatable = self.may_repeat(unit);
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());

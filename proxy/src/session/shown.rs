@@ -122,6 +122,17 @@ impl Session {
         held.unwrap_or_else(|| self.w.view.borrow().topology.term)
     }
 
+    /// The client is told of a later term before anything that is written in it is answered.
+    pub(super) fn tell_term(&mut self) {
+        let primary = self.server.as_ref().filter(|server| server.meta.role == Role::Primary);
+        let Some(term) = primary.map(|server| server.meta.term).filter(|term| *term != self.term_told) else { return };
+        // Nothing can be said in the middle of a message.
+        if !self.tunnel && !self.relay.mid_frame() {
+            self.term_told = term;
+            self.to_client.append(|out| write_term(out, term));
+        }
+    }
+
     /// Between transactions: is the primary to be asked for its position, now that it is at hand?
     pub(super) fn ask_position(&mut self) -> bool {
         let each_write = self.w.config().reads.commit_lsn == CommitLsn::Ask;
@@ -173,6 +184,11 @@ impl Session {
             None => format!("{role} {node}: same_server: the session had it already"),
         }
     }
+}
+
+/// Append the term as a setting that is reported: drivers keep those that they do not know.
+pub(super) fn write_term(out: &mut Vec<u8>, term: Term) {
+    backend::write_parameter_status(out, TOLD[2], &term.to_string());
 }
 
 /// The one row of an answer to [`POSITION`].

@@ -42,6 +42,11 @@ pub enum Asked {
     Tell,
     /// The server is told what the open block's commit waits for.
     Durability,
+    /// It is proven that the server is the primary.
+    Proof {
+        /// When that was begun.
+        since: Instant,
+    },
     /// Another server listens to the session's channels.
     Listen,
     /// The session's block, which has done nothing yet, begins on another server.

@@ -3,7 +3,7 @@
 use super::error_response::{Report, error, millis};
 use super::sqlstate::SqlState;
 use crate::route::Token;
-use cluster::{Lsn, Term};
+use cluster::{Lsn, NodeId, Term};
 use std::time::Duration;
 
 /// What a session asks of its reads cannot be.
@@ -27,6 +27,17 @@ pub enum PromiseError {
         /// How long the statement waited.
         waited: Duration,
     },
+    /// It could not be proved that the server is the primary.
+    Unproven {
+        /// The server.
+        node: NodeId,
+        /// The term that it is the primary of, as far as is known.
+        term: Term,
+        /// How long that was tried.
+        waited: Duration,
+        /// What is lacking.
+        why: String,
+    },
     /// A value that a setting of ours cannot have.
     Invalid {
         /// PostgreSQL's words for it.
@@ -44,6 +55,12 @@ impl PromiseError {
                 error(SqlState::CANNOT_CONNECT_NOW, what)
                     .detail(format!("Token {after}; the newest term known is {term}, after {}.", millis(*waited)))
                     .hint("Retry later.")
+            }
+            Self::Unproven { node, term, waited, why } => {
+                let what = "it cannot be proved at present that the server is still the primary";
+                error(SqlState::CANNOT_CONNECT_NOW, what)
+                    .detail(format!("Server {node}, primary in term {term}, was asked for {}: {why}.", millis(*waited)))
+                    .hint("Retry later, or choose another pgtenure.consistency.")
             }
             Self::Invalid { what } => error(SqlState::INVALID_PARAMETER_VALUE, what.clone()),
         }
@@ -80,6 +97,15 @@ mod tests {
             (
                 PromiseError::AfterUnknown { after, term: Term(2), waited: Duration::from_secs(30) },
                 "ERROR 57P03 the position of pgtenure.after cannot be judged at present | Token 3-3-0/16B3748; the newest term known is 2, after 30000 ms. | Retry later.",
+            ),
+            (
+                PromiseError::Unproven {
+                    node: "n1".parse().unwrap(),
+                    term: Term(7),
+                    waited: Duration::from_secs(2),
+                    why: "odd".into(),
+                },
+                "ERROR 57P03 it cannot be proved at present that the server is still the primary | Server n1, primary in term 7, was asked for 2000 ms: odd. | Retry later, or choose another pgtenure.consistency.",
             ),
             (PromiseError::Invalid { what: "odd".into() }, "ERROR 22023 odd |  | "),
         ] {

@@ -101,8 +101,21 @@ impl Raw {
         }
     }
 
+    /// The next message. The term's being told of is no answer to anything, and only noted.
     pub fn next(&mut self) -> Seen {
-        self.frame().map_or_else(|| "EOF".to_owned(), |(kind, frame)| seen(kind, &frame))
+        loop {
+            let Some((kind, frame)) = self.frame() else { return "EOF".to_owned() };
+            let seen = seen(kind, &frame);
+            match seen.strip_prefix("S pgtenure.term=") {
+                Some(term) => self.settings.push(("pgtenure.term".to_owned(), term.to_owned())),
+                None => return seen,
+            }
+        }
+    }
+
+    /// The terms that it was told of, in order.
+    pub fn terms(&self) -> Vec<&str> {
+        self.settings.iter().filter(|(name, _)| name == "pgtenure.term").map(|(_, term)| term.as_str()).collect()
     }
 
     /// All messages up to ReadyForQuery or the end.

@@ -13,6 +13,8 @@ pub struct Hidden {
     pub rows: Vec<Vec<Option<String>>>,
     /// The ErrorResponse, when it failed.
     pub error: Option<Vec<u8>>,
+    /// A commit in it has given up waiting for standbys.
+    pub unreplicated: bool,
 }
 
 impl Relay {
@@ -53,7 +55,8 @@ impl Relay {
                 (self.owed, self.status, self.hiding) = (0, status, false);
                 return Step::Stop(Event::Hidden);
             }
-            b'T' | b'C' | b'I' | b'N' => {}
+            b'N' => self.hidden.unreplicated |= fields(frame).routine == b"SyncRepWaitForLSN",
+            b'T' | b'C' | b'I' => {}
             _ => return Step::Stop(Event::Violation("an answer to something that was not asked")),
         }
         Step::Pass { shown: false }

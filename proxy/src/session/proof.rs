@@ -1,0 +1,87 @@
+//! `pgtenure.consistency = 'strong'`: nothing is sent to a primary that may have been replaced.
+//!
+//! Where the view of the cluster has an end (async mode), that is the proof: no new term opens before every proxy has seen
+//! it or has run out of its view. Elsewhere a commit of ours is, which standbys confirm before the statement is sent. A
+//! standby that confirms it was not frozen for a later term, and any quorum that is frozen holds one of those that
+//! confirmed; so no later term was open when the statement came, and whatever such a term has acknowledged since is
+//! concurrent with it.
+//!
+//! A block is proven as of its BEGIN. Nothing of a session is sent ahead of an answer.
+
+use crate::route::Consistency;
+use crate::session::client::{Failure, Session};
+use crate::session::lost;
+use crate::session::relay::Hidden;
+use crate::session::tracking::Asked;
+use crate::wire::backend::{self, TxStatus};
+use crate::wire::error_response::ClientError;
+use crate::wire::promise_error::PromiseError;
+use cluster::{Instant, Role};
+
+/// A commit that waits for the standbys and writes nothing that anybody sees. It has a transaction id, or it would not wait;
+/// the notice of a wait that was given up must come.
+const COMMIT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\
+                      SET LOCAL synchronous_commit TO on;SET LOCAL client_min_messages TO warning;\
+                      SELECT pg_catalog.pg_logical_emit_message(true,'pgtenure','');COMMIT";
+
+impl Session {
+    /// Must a unit wait until it is proven that its server is the primary? The proof is on its way then.
+    pub(super) fn must_prove(&mut self, now: Instant) -> bool {
+        let begins = self.relay.open.is_none() && self.relay.status == TxStatus::Idle;
+        if !begins || self.promise_of_unit().consistency != Consistency::Strong {
+            return false;
+        }
+        if self.relay.busy() {
+            return true;
+        }
+        let strict = self.w.view.borrow().topology.valid_until.is_none();
+        let asks = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary) && strict;
+        if self.proven || !asks {
+            return false;
+        }
+        self.tracking.asked = Some(Asked::Proof { since: now });
+        self.hold = Some(Box::pin(tokio::time::sleep(self.w.config().hold_timeout)));
+        self.set_busy(true);
+        self.send_hidden(COMMIT);
+        // The next turn polls the timer.
+        self.presence.wake();
+        true
+    }
+
+    /// The commit is answered.
+    pub(super) fn proof_answered(&mut self, since: Instant, answer: &Hidden) {
+        self.hold = None;
+        let why = match &answer.error {
+            None if answer.unreplicated => "a wait for the standbys was given up".to_owned(),
+            None => {
+                self.proven = true;
+                return;
+            }
+            Some(frame) => String::from_utf8_lossy(backend::fields(frame).message).into_owned(),
+        };
+        self.unproven(since, why);
+    }
+
+    /// A proof is on its way and takes too long, or is not wanted any more: nobody knows when its commit ends.
+    pub(super) fn give_up_proof(&mut self, error: Option<ClientError>) -> bool {
+        let Some(Asked::Proof { since }) = self.tracking.asked else { return false };
+        match error {
+            Some(error) => self.drop_proof(error),
+            None => self.unproven(since, "no standby has confirmed a commit since".to_owned()),
+        }
+        true
+    }
+
+    fn unproven(&mut self, since: Instant, why: String) {
+        let waited = self.w.now().since(since);
+        let Some(meta) = self.server.as_ref().map(|server| &server.meta) else { return };
+        let (node, term) = (meta.node.clone(), meta.term);
+        self.drop_proof(ClientError::Promise(PromiseError::Unproven { node, term, waited, why }));
+    }
+
+    fn drop_proof(&mut self, error: ClientError) {
+        self.hold = None;
+        lost::leave(self);
+        self.fail = Some(Failure::Error(error));
+    }
+}

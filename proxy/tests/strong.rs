@@ -1,0 +1,98 @@
+//! Strong reads against a primary that its standby, and nobody else, has left.
+
+mod common;
+
+use cluster::{Clock, Instant};
+use common::raw::Raw;
+use common::{Cluster, wait_for};
+use proxy::wire::frontend::write_query;
+use std::time::Duration;
+
+const READ: &str = "select n, current_setting('cluster_name') from seen";
+
+fn ok(client: &mut Raw, sql: &str) -> Vec<String> {
+    let seen = client.query(sql);
+    assert!(!seen.iter().any(|s| s.starts_with("E ") || s == "EOF"), "{sql}: {seen:?}");
+    seen
+}
+
+/// A primary whose commits wait for its standby.
+fn semi_sync(hold: Duration) -> Cluster {
+    let cluster = Cluster::start(1, |raw| {
+        (raw.workers, raw.hold_timeout) = (1, cluster::config::Span(hold));
+    });
+    cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (1)");
+    cluster.nodes[0].psql("alter system set synchronous_standby_names = 'ANY 1 (n2)'");
+    cluster.nodes[0].psql("select pg_reload_conf()");
+    let waits = "select count(*) from pg_stat_replication where sync_state = 'quorum'";
+    wait_for("commits to wait for the standby", || (cluster.nodes[0].psql(waits) == "1").then_some(()));
+    cluster
+}
+
+/// Cut the standby off from the primary, as freezing does; the clients still reach both.
+fn cut(cluster: &Cluster) {
+    cluster.nodes[1].psql("alter system set primary_conninfo = ''");
+    cluster.nodes[1].psql("select pg_reload_conf()");
+    let left = "select count(*) from pg_stat_replication";
+    wait_for("the standby to be gone", || (cluster.nodes[0].psql(left) == "0").then_some(()));
+}
+
+fn strong(cluster: &Cluster) -> Raw {
+    Raw::login(cluster.port, &[("pgtenure.consistency", "strong")])
+}
+
+fn wait_for_proof(cluster: &Cluster) {
+    let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    wait_for("a commit that nobody confirms", || (cluster.nodes[0].psql(waits) == "1").then_some(()));
+}
+
+#[test]
+fn a_strong_read_is_never_answered_by_a_primary_that_was_replaced() {
+    let cluster = semi_sync(Duration::from_secs(60));
+    let mut a = strong(&cluster);
+    assert_eq!(a.query(READ), ["T", "D 1 n1", "C SELECT 1", "Z I"]);
+    assert_eq!(ok(&mut a, "begin read only; select n from seen; commit")[2], "D 1");
+    let mut weak = Raw::login(cluster.port, &[("pgtenure.read_from", "primary")]);
+    cut(&cluster);
+    a.write(|out| write_query(out, READ));
+    wait_for_proof(&cluster);
+    // A new primary, that nobody has told the proxy of, acknowledges more.
+    cluster.nodes[1].promote();
+    cluster.nodes[1].psql("update seen set n = 2");
+    assert_eq!(weak.query(READ), ["T", "D 1 n1", "C SELECT 1", "Z I"], "others are answered by the old one");
+    let primary = cluster.nodes[1].member();
+    cluster.publish(|t| {
+        t.term = t.term.next();
+        t.standbys.clear();
+        t.primary = Some(primary);
+    });
+    assert_eq!(a.until_ready(), ["T", "D 2 n2", "C SELECT 1", "Z I"]);
+    assert_eq!(a.query(READ), ["T", "D 2 n2", "C SELECT 1", "Z I"]);
+}
+
+#[test]
+fn what_cannot_be_proved_is_an_error_in_time() {
+    let mut cluster = semi_sync(Duration::from_secs(2));
+    let mut a = strong(&cluster);
+    ok(&mut a, READ);
+    cluster.nodes[1].kill();
+    for sql in [READ, "begin", "update seen set n = 3"] {
+        assert_eq!(a.query(sql), ["E 57P03", "Z I"], "{sql}");
+    }
+    // The session itself goes on.
+    cluster.nodes[1].start();
+    let waits = "select count(*) from pg_stat_replication where sync_state = 'quorum'";
+    wait_for("the standby to be back", || (cluster.nodes[0].psql(waits) == "1").then_some(()));
+    assert_eq!(a.query(READ), ["T", "D 1 n1", "C SELECT 1", "Z I"]);
+}
+
+#[test]
+fn where_the_view_has_an_end_that_is_the_proof() {
+    let cluster = semi_sync(Duration::from_secs(2));
+    let mut a = strong(&cluster);
+    cut(&cluster);
+    cluster.publish(|t| t.valid_until = Some(Clock.now() + Duration::from_secs(3600)));
+    assert_eq!(a.query(READ), ["T", "D 1 n1", "C SELECT 1", "Z I"]);
+    cluster.topology.send_modify(|t| (t.valid_until, t.revision) = (Some(Instant::from_millis(1)), t.revision + 1));
+    wait_for("the view's end to be known", || (a.query(READ) == ["E 57P03", "Z I"]).then_some(()));
+}
