@@ -2,22 +2,10 @@
 
 mod common;
 
-use common::raw::Raw;
+use common::raw::{Raw, ok, value};
 use common::{Cluster, wait_for};
 
 const WHERE: &str = "select current_setting('cluster_name')";
-
-fn ok(client: &mut Raw, sql: &str) -> Vec<String> {
-    let seen = client.query(sql);
-    assert!(!seen.iter().any(|s| s.starts_with("E ") || s == "EOF"), "{sql}: {seen:?}");
-    seen
-}
-
-/// The one value that a query gives.
-fn value(client: &mut Raw, sql: &str) -> String {
-    let seen = ok(client, sql);
-    seen.iter().find_map(|s| s.strip_prefix("D ")).unwrap_or_else(|| panic!("{sql}: {seen:?}")).to_owned()
-}
 
 fn one_standby() -> Cluster {
     let cluster = Cluster::start(1, |raw| raw.workers = 1);

@@ -4,35 +4,8 @@
 mod common;
 
 use common::Cluster;
-use common::raw::{Raw, bind, execute, parse, sync};
+use common::raw::{Raw, bind, block, execute, ok, parse, sync, two_servers, value};
 use proxy::wire::frontend::write_subject;
-
-/// Two server connections for all clients.
-fn two_servers() -> Cluster {
-    Cluster::start(0, |raw| {
-        raw.workers = 1;
-        raw.pool_size = 2;
-    })
-}
-
-fn ok(client: &mut Raw, sql: &str) -> Vec<String> {
-    let seen = client.query(sql);
-    assert!(!seen.iter().any(|s| s.starts_with("E ") || s == "EOF"), "{sql}: {seen:?}");
-    seen
-}
-
-/// The one value that a query gives.
-fn value(client: &mut Raw, sql: &str) -> String {
-    let seen = ok(client, sql);
-    seen.iter().find_map(|s| s.strip_prefix("D ")).unwrap_or_else(|| panic!("{sql}: {seen:?}")).to_owned()
-}
-
-/// Keep the connection that was used last busy, so that others get another one.
-fn block(cluster: &Cluster) -> Raw {
-    let mut client = Raw::login(cluster.port, &[]);
-    ok(&mut client, "begin");
-    client
-}
 
 fn message(client: &mut Raw, name: &str) -> Vec<String> {
     client.write(|out| {

@@ -3,36 +3,8 @@
 
 mod common;
 
-use common::raw::{Raw, bind, execute, parse, run, sync};
+use common::raw::{Raw, bind, block, execute, ok, parse, run, sync, two_servers, value};
 use common::{Cluster, wait_for};
-
-/// Two server connections for all clients.
-fn two_servers() -> Cluster {
-    Cluster::start(0, |raw| {
-        raw.workers = 1;
-        raw.pool_size = 2;
-    })
-}
-
-/// The one value that a query gives.
-fn value(client: &mut Raw, sql: &str) -> String {
-    let seen = client.query(sql);
-    let row = seen.iter().find_map(|s| s.strip_prefix("D ")).unwrap_or_else(|| panic!("{sql}: {seen:?}"));
-    row.to_owned()
-}
-
-fn ok(client: &mut Raw, sql: &str) -> Vec<String> {
-    let seen = client.query(sql);
-    assert!(!seen.iter().any(|s| s.starts_with("E ") || s == "EOF"), "{sql}: {seen:?}");
-    seen
-}
-
-/// Keep a connection busy, so that others get another one.
-fn block(cluster: &Cluster) -> Raw {
-    let mut client = Raw::login(cluster.port, &[]);
-    ok(&mut client, "begin");
-    client
-}
 
 #[test]
 fn what_a_client_sets_follows_it_and_nobody_else() {

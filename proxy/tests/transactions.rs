@@ -2,28 +2,12 @@
 
 mod common;
 
-use common::raw::{Raw, bind, execute, parse, run, sync};
+use common::raw::{Raw, bind, execute, ok, parse, run, sync, value, words};
 use common::{Cluster, wait_for};
 use proxy::wire::codec::{cstring, message};
 use proxy::wire::frontend::write_query;
 
 const WHERE: &str = "select current_setting('cluster_name')";
-
-fn words(seen: &[String]) -> String {
-    seen.join(" | ")
-}
-
-fn ok(client: &mut Raw, sql: &str) -> Vec<String> {
-    let seen = client.query(sql);
-    assert!(!seen.iter().any(|s| s.starts_with("E ") || s == "EOF"), "{sql}: {seen:?}");
-    seen
-}
-
-/// The one value that a query gives.
-fn value(client: &mut Raw, sql: &str) -> String {
-    let seen = ok(client, sql);
-    seen.iter().find_map(|s| s.strip_prefix("D ")).unwrap_or_else(|| panic!("{sql}: {seen:?}")).to_owned()
-}
 
 const SCHEMA: &str = "create table t(n int); insert into t select generate_series(1, 5);
     create function loud() returns int language plpgsql volatile as 'begin return 7; end';

@@ -1,6 +1,6 @@
 //! A client that speaks in bytes: what drivers never send can be sent, and what is answered is seen as it is.
 
-use super::{PASSWORD, dial};
+use super::{Cluster, PASSWORD, dial};
 use proxy::auth::md5::Md5Hash;
 use proxy::auth::scram::ClientSide;
 use proxy::wire::backend::{self, Authentication};
@@ -130,6 +130,39 @@ impl Raw {
             }
         }
     }
+}
+
+/// Messages in one line.
+pub fn words(seen: &[Seen]) -> String {
+    seen.join(" | ")
+}
+
+/// Run SQL that must not fail.
+pub fn ok(client: &mut Raw, sql: &str) -> Vec<Seen> {
+    let seen = client.query(sql);
+    assert!(!seen.iter().any(|s| s.starts_with("E ") || s == "EOF"), "{sql}: {seen:?}");
+    seen
+}
+
+/// The one value that a query gives.
+pub fn value(client: &mut Raw, sql: &str) -> String {
+    let seen = ok(client, sql);
+    seen.iter().find_map(|s| s.strip_prefix("D ")).unwrap_or_else(|| panic!("{sql}: {seen:?}")).to_owned()
+}
+
+/// Two server connections for all clients.
+pub fn two_servers() -> Cluster {
+    Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.pool_size = 2;
+    })
+}
+
+/// Keep the connection that was used last busy, so that others get another one.
+pub fn block(cluster: &Cluster) -> Raw {
+    let mut client = Raw::login(cluster.port, &[]);
+    ok(&mut client, "begin");
+    client
 }
 
 /// A message in words.
