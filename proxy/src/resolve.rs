@@ -132,6 +132,13 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_system_is_asked() {
+        let resolver = Resolver::system(Handle::current());
+        let found = resolver.resolve("localhost", 5432, TTL).await.unwrap();
+        assert!(found.iter().all(|a| a.ip().is_loopback() && a.port() == 5432), "{found:?}");
+    }
+
+    #[tokio::test]
     async fn an_old_answer_is_better_than_none() {
         let (asked, resolver) = counted(|n| match n {
             0 => Ok(vec!["10.0.0.1".parse().unwrap()]),

@@ -311,6 +311,23 @@ fn idle_servers_that_were_terminated_are_replaced_unnoticed() {
 }
 
 #[test]
+fn idle_servers_that_postgresql_ends_itself_are_replaced_unnoticed() {
+    let c = Cluster::start(0, |_| {});
+    // A name of it, too: what is connected to anew is resolved by the system, and each of its addresses is tried.
+    c.publish(|t| t.primary.as_mut().unwrap().postgres.host = "localhost".to_owned());
+    let mut client = Raw::login(c.port, &[]);
+    c.nodes[0].psql("alter role app set idle_session_timeout = '300ms'");
+    c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'");
+    for _ in 0..3 {
+        // A read: on a busy machine the time may be over just when it is sent, and it runs again.
+        assert_eq!(words(&client.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+        wait_for("the server to be gone (57P05)", || {
+            (c.nodes[0].psql("select count(*) from pg_stat_activity where usename = 'app'") == "0").then_some(())
+        });
+    }
+}
+
+#[test]
 fn a_server_that_was_killed_while_idle_is_replaced_when_postgresql_is_back() {
     let c = Cluster::start(0, |_| {});
     let mut client = Raw::login(c.port, &[]);
