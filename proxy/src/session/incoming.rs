@@ -2,12 +2,15 @@
 
 use crate::console::tally::Counter;
 use crate::metrics::{Source, bump};
-use crate::session::batch::{self, Limits, Scan};
+use crate::session::batch::{self, Limits, Scan, Unit};
 use crate::session::client::{Failure, MAX_PENDING, MAX_TEXT, Session, Tail, Turn, fill, read_more};
 use crate::session::lost;
+use crate::session::statements::OVERHEAD;
+use crate::sql::PinReason;
 use crate::wire::backend::{self, TxStatus};
+use crate::wire::codec::head;
 use crate::wire::error_response::{ClientError, Severity};
-use crate::wire::frontend;
+use crate::wire::frontend::{self, Subject};
 use cluster::Role;
 use cluster::topology::Gate;
 use std::task::{Context, Poll};
@@ -359,19 +362,55 @@ impl Session {
             Scan::Violation(error) => self.violation(&error),
             // An earlier unit that fails leaves the server another unnamed statement than one that does not.
             Scan::Unit(unit) if waits && unit.takes_unnamed && self.relay.unnamed_unconfirmed() => Step::Wait,
+            Scan::Unit(unit) if waits && self.names_in_doubt(input, &unit) => Step::Wait,
             Scan::Unit(unit) => self.route(input, &unit, &classes),
         };
         self.classes = classes;
         step
     }
 
+    /// Does a unit name what units before it in the pipeline may have made or dropped?
+    fn names_in_doubt(&self, input: &[u8], unit: &Unit) -> bool {
+        let (Some(server), Some(doubt)) = (&self.server, self.relay.in_doubt()) else { return false };
+        if doubt.all || unit.sql_names || unit.forgets || self.pins.has(PinReason::Prepare) {
+            return true;
+        }
+        let texts = self.w.texts.borrow();
+        let prepares = |tail: &[u8]| texts.known(tail, self.parse_key).is_some_and(|id| doubt.ids.contains(&id));
+        let (mut at, mut bytes) = (0, server.meta.statements.bytes());
+        while at < unit.len {
+            let Some(head) = head(&input[at..]).ok().flatten() else { return true };
+            let frame = &input[at..(at + head.total).min(unit.len)];
+            at += head.total;
+            let name = match head.kind {
+                b'P' => frontend::parse(frame).map(|p| {
+                    bytes += p.tail.len() + OVERHEAD;
+                    (p.name, prepares(p.tail))
+                }),
+                b'B' => frontend::bind(frame).map(|b| (b.statement, false)),
+                b'D' | b'C' => match frontend::subject(frame) {
+                    Some(Subject::Statement(name)) => Some((name, false)),
+                    Some(Subject::Portal(_)) | None => None,
+                },
+                _ => None,
+            };
+            let Some((name, again)) = name.filter(|(name, _)| !name.is_empty()) else { continue };
+            let here = self.statements.named(name).is_some_and(|named| {
+                bytes += named.text.tail.len() + OVERHEAD;
+                doubt.ids.contains(&named.text.id) || prepares(&named.text.tail)
+            });
+            if again || here || doubt.names.contains(&name) {
+                return true;
+            }
+        }
+        // What is closed to make room must be known to be there.
+        bytes > usize::try_from(self.w.config().server_statement_bytes).unwrap_or(usize::MAX)
+    }
+
     /// Behind what was sent already, may more be sent before that is answered?
     pub(super) fn may_send_more(&self) -> bool {
         let Some(server) = &self.server else { return false };
         if self.relay.hiding() || self.relay.is_blind() {
-            return false;
-        }
-        if self.relay.names_unconfirmed() {
             return false;
         }
         if self.relay.open.is_some() || !self.relay.busy() {

@@ -11,10 +11,12 @@ mod failure;
 mod flight;
 mod frames;
 mod hidden;
+mod names;
 mod reports;
 
 pub use entry::{Entry, Kind, Survivors, Undo, Use};
 pub use hidden::Hidden;
+pub use names::InDoubt;
 pub use reports::Reported;
 
 use crate::session::outcome::Record;
@@ -209,13 +211,7 @@ impl Relay {
         self.owed
     }
 
-    /// A name was registered or dropped by a unit that has its Sync and has not been answered: what it stands for then
-    /// is not known, neither for the client nor on the server.
-    pub fn names_unconfirmed(&self) -> bool {
-        (self.unconfirmed || self.forgetting) && self.owed > 0
-    }
-
-    /// The same of the unnamed statement.
+    /// The unnamed statement was replaced or destroyed by a unit that has its Sync and has not been answered.
     pub fn unnamed_unconfirmed(&self) -> bool {
         self.unnamed_unconfirmed && self.owed > 0
     }

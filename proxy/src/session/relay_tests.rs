@@ -280,6 +280,28 @@ fn syncs_that_a_failed_copy_may_have_read_are_found_out_about() {
 }
 
 #[test]
+fn only_what_whole_units_have_not_been_answered_is_in_doubt() {
+    let text = text("b");
+    let mut relay = Relay::default();
+    relay.push(Entry { undo: Undo::Registered((*b"a").into()), ..plain(Kind::LocalParse) });
+    assert_eq!(relay.in_doubt(), None, "a unit without its Sync fails with what it names");
+    relay.push(plain(Kind::Sync));
+    relay.push(Entry { undo: Undo::Prepared(text.clone(), Some((*b"b").into())), ..plain(Kind::Parse) });
+    let only_a = relay.in_doubt().unwrap();
+    assert_eq!((only_a.names.as_slice(), only_a.ids.as_slice(), only_a.all), (&[&b"a"[..]][..], &[][..], false));
+    relay.push(plain(Kind::Sync));
+    let both = relay.in_doubt().unwrap();
+    assert_eq!((both.names.as_slice(), both.ids.as_slice()), (&[&b"a"[..], b"b"][..], &[text.id][..]));
+    let mut s = Vec::new();
+    write_ready(&mut s, TxStatus::Idle);
+    write_bare(&mut s, b'1');
+    feed(&mut relay, &s, &[]);
+    assert_eq!(relay.in_doubt(), None, "all of it was answered");
+    relay.forgets();
+    assert!(relay.in_doubt().is_some_and(|doubt| doubt.all));
+}
+
+#[test]
 fn what_was_answered_to_the_next_unit_is_not_said_again() {
     let mut relay = Relay::default();
     for entry in [

@@ -13,7 +13,7 @@ use std::rc::{Rc, Weak};
 
 /// What a statement costs a server beyond its text, bytes: its parse tree and plan are larger than the text, and this
 /// is less than any of them takes.
-const OVERHEAD: usize = 1024;
+pub const OVERHEAD: usize = 1024;
 
 /// How a text comes to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +86,12 @@ impl Texts {
     /// The shared text of a Parse message with this tail, for sessions with this `parse_key`.
     pub fn intern(&mut self, tail: &[u8], parse_key: u64) -> Rc<Text> {
         self.find_or_keep(tail, parse_key, Source::Shared, None)
+    }
+
+    /// The number of the shared text of a Parse message with this tail, when there is one.
+    pub fn known(&self, tail: &[u8], parse_key: u64) -> Option<u64> {
+        let shared = |t: &Rc<Text>| t.parse_key == parse_key && t.source == Source::Shared;
+        self.known.get(tail)?.iter().find_map(|text| text.upgrade().filter(shared)).map(|text| text.id)
     }
 
     /// The text of this tail that is to have the client's `name` on servers, for sessions with this `parse_key`.

@@ -1,0 +1,180 @@
+//! Prepared statements of the protocol under transaction pooling, against a real server: what clients share must not
+//! show, neither when a table changes under a statement nor in a pipeline.
+
+mod common;
+
+use common::raw::{Raw, bind, block, close, describe, execute, ok, parse, run, sync, two_servers, value, words};
+use common::wait_for;
+use proxy::console::tally::Counter;
+use std::time::Duration;
+
+/// Bind and execute a statement by its name.
+fn use_it(out: &mut Vec<u8>, name: &str) {
+    bind(out, "", name, &[]);
+    execute(out, "");
+    sync(out);
+}
+
+fn prepare(client: &mut Raw, name: &str, sql: &str) -> String {
+    client.write(|out| {
+        parse(out, name, sql);
+        sync(out);
+    });
+    words(&client.until_ready())
+}
+
+fn used(client: &mut Raw, name: &str) -> String {
+    client.write(|out| use_it(out, name));
+    words(&client.until_ready())
+}
+
+/// `Parse` messages that servers were sent.
+fn server_parses(c: &common::Cluster) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let view = runtime.block_on(c.handle.as_ref().unwrap().view(Duration::from_secs(10))).expect("the workers answer");
+    view.tallies.iter().map(|t| t.totals[Counter::ServerParses as usize]).sum()
+}
+
+#[test]
+fn a_table_changes_under_a_statement_that_clients_share() {
+    const TEXT: &str = "select * from shape";
+    let c = two_servers();
+    let mut ddl = Raw::login(c.port, &[]);
+    ok(&mut ddl, "create table shape(a int); insert into shape values (1)");
+    let mut clients: Vec<Raw> = (0..4).map(|_| Raw::login(c.port, &[])).collect();
+    let [knows, fresh, in_block, in_pipeline] = clients.as_mut_slice() else { panic!("four clients") };
+    for client in [&mut *knows, fresh, in_block, in_pipeline] {
+        assert_eq!(prepare(client, "s", TEXT), "1 | Z I");
+    }
+    knows.write(|out| {
+        describe(out, "s");
+        sync(out);
+    });
+    assert_eq!(words(&knows.until_ready()), "t | T | Z I");
+    assert_eq!(used(knows, "s"), "2 | D 1 | C SELECT 1 | Z I");
+    ok(&mut ddl, "alter table shape add b int default 2");
+    // Who may decode by the old columns is told, as by PostgreSQL; in a block and in a pipeline everybody is.
+    assert_eq!(ok(in_block, "begin"), ["C BEGIN", "Z T"]);
+    assert_eq!(used(in_block, "s"), "E 0A000 | Z E");
+    ok(in_block, "rollback");
+    in_pipeline.write(|out| {
+        use_it(out, "s");
+        run(out, "select 'goes on'");
+        sync(out);
+    });
+    assert!(["E 0A000 | Z I", "2 | D 1 2 | C SELECT 1 | Z I"].contains(&words(&in_pipeline.until_ready()).as_str()));
+    assert_eq!(words(&in_pipeline.until_ready()), "1 | 2 | D goes on | C SELECT 1 | Z I");
+    assert_eq!(used(knows, "s"), "E 0A000 | Z I");
+    assert_eq!(used(knows, "s"), "E 0A000 | Z I", "for as long as it keeps it");
+    // Who has only prepared it does not notice; nor does who prepares it again.
+    assert_eq!(used(fresh, "s"), "2 | D 1 2 | C SELECT 1 | Z I");
+    for client in [knows, in_block] {
+        client.write(|out| {
+            close(out, "s");
+            parse(out, "s", TEXT);
+            use_it(out, "s");
+        });
+        assert_eq!(words(&client.until_ready()), "3 | 1 | 2 | D 1 2 | C SELECT 1 | Z I");
+    }
+}
+
+/// `names` prepared by a client whose next server has none of them, and a client that keeps the other one busy.
+fn moved(c: &common::Cluster, names: &[&str]) -> (Raw, Raw) {
+    let mut client = Raw::login(c.port, &[]);
+    for name in names {
+        assert_eq!(prepare(&mut client, name, &format!("select '{name}'")), "1 | Z I");
+    }
+    (client, block(c))
+}
+
+#[test]
+fn a_pipeline_does_not_stop_at_each_statement_that_its_server_lacks() {
+    let c = two_servers();
+    let (mut client, _busy) = moved(&c, &["a", "b", "c"]);
+    ok(&mut client, "select 1");
+    // Nothing is answered while this is locked, and all the same all three are prepared there.
+    let holder = c.nodes[0].port;
+    let lock = move |sql: &str| format!("host=127.0.0.1 port={holder} user=postgres dbname=app {sql}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (other, connection) = runtime.block_on(tokio_postgres::connect(&lock(""), tokio_postgres::NoTls)).unwrap();
+    let connection = runtime.spawn(connection);
+    runtime.block_on(other.batch_execute("select pg_advisory_lock(7)")).unwrap();
+    let before = server_parses(&c);
+    client.write(|out| {
+        run(out, "select pg_advisory_xact_lock(7)");
+        sync(out);
+        for name in ["a", "b", "c"] {
+            use_it(out, name);
+        }
+    });
+    wait_for("three statements to be prepared behind one that waits", || {
+        (server_parses(&c) >= before + 3).then_some(())
+    });
+    runtime.block_on(other.batch_execute("select pg_advisory_unlock(7)")).unwrap();
+    assert_eq!(words(&client.until_ready()), "1 | 2 | D  | C SELECT 1 | Z I");
+    for name in ["a", "b", "c"] {
+        assert_eq!(words(&client.until_ready()), format!("2 | D {name} | C SELECT 1 | Z I"));
+    }
+    connection.abort();
+}
+
+#[test]
+fn a_unit_that_fails_in_a_pipeline_prepares_nothing_for_those_behind_it() {
+    let c = two_servers();
+    let (mut client, _busy) = moved(&c, &["a", "b", "c"]);
+    ok(&mut client, "select 1");
+    client.write(|out| {
+        // Fails before its hidden Parse is looked at.
+        run(out, "select 1/0");
+        use_it(out, "a");
+        use_it(out, "b");
+        use_it(out, "a");
+        // A name that is not made after all, one that is dropped, and one that is not.
+        run(out, "select 1/0");
+        parse(out, "d", "select 'd'");
+        close(out, "b");
+        sync(out);
+        use_it(out, "c");
+        use_it(out, "d");
+        use_it(out, "b");
+        close(out, "c");
+        parse(out, "c", "select 'another c'");
+        sync(out);
+        use_it(out, "c");
+        parse(out, "e", "select 'a'");
+        use_it(out, "e");
+    });
+    for want in [
+        "1 | E 22012 | Z I",
+        "2 | D b | C SELECT 1 | Z I",
+        "2 | D a | C SELECT 1 | Z I",
+        "1 | E 22012 | Z I",
+        "2 | D c | C SELECT 1 | Z I",
+        "E 26000 | Z I",
+        "2 | D b | C SELECT 1 | Z I",
+        "3 | 1 | Z I",
+        "2 | D another c | C SELECT 1 | Z I",
+        "1 | 2 | D a | C SELECT 1 | Z I",
+    ] {
+        assert_eq!(words(&client.until_ready()), want);
+    }
+    // A statement whose table is gone: the error is that of its own Bind, for each use, and no name of ours is in it.
+    let mut owner = c.nodes[0].try_psql("create table gone(a int); grant all on gone to app").map(drop);
+    assert_eq!(owner, Ok(()));
+    assert_eq!(prepare(&mut client, "gone", "select * from gone"), "1 | Z I");
+    owner = c.nodes[0].try_psql("drop table gone").map(drop);
+    assert_eq!(owner, Ok(()));
+    let pid = value(&mut client, "select pg_backend_pid()");
+    c.nodes[0].psql(&format!("select pg_terminate_backend({pid})"));
+    wait_for("the server to be gone", || {
+        (c.nodes[0].psql(&format!("select count(*) from pg_stat_activity where pid = {pid}")) == "0").then_some(())
+    });
+    client.write(|out| {
+        use_it(out, "gone");
+        use_it(out, "gone");
+        use_it(out, "a");
+    });
+    for want in ["E 42P01 | Z I", "E 42P01 | Z I", "2 | D a | C SELECT 1 | Z I"] {
+        assert_eq!(words(&client.until_ready()), want);
+    }
+}
