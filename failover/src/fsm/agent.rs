@@ -194,6 +194,8 @@ fn primary(facts: &Facts<'_>, record: &TermRecord, timeline: TimelineId) -> Act 
     match record.term.timeline() {
         Some(t) if t > timeline => Act::StopSuperseded,
         Some(t) if t == timeline && !mine && record.node.is_some() => Act::StopSuperseded,
+        // Whoever we promote has promised the term before. This one was promoted by hand, past every manager.
+        _ if !mine && facts.promise.timeline().is_some_and(|promised| timeline > promised) => Act::StopSuperseded,
         _ => Act::Wait(Because::Fine),
     }
 }
@@ -294,6 +296,12 @@ mod tests {
         check(primary, Some(&record(3, Phase::Draining, Some("n1"))), Act::Wait(Because::Fine));
         check(primary, Some(&record(4, Phase::Recruiting, None)), Act::StopSuperseded);
         check(primary, Some(&record(4, Phase::Active, Some("n2"))), Act::StopSuperseded);
+        // A standby of term 2 that somebody promoted by hand: nobody has promised term 3.
+        check(primary, Some(&record(2, Phase::Active, Some("n2"))), Act::StopSuperseded);
+        let node = n("n1");
+        let known_late = Facts { promise: Term(3), ..facts(&node, primary, None) };
+        let behind = record(2, Phase::Active, Some("n2"));
+        assert_eq!(decide(&Facts { record: Some(&behind), ..known_late }), Act::Wait(Because::Fine));
         let hung = |was_primary| Server::Hung { was_primary };
         check(hung(true), Some(&record(4, Phase::Active, Some("n2"))), Act::StopSuperseded);
         // A standby that is only slow is left alone.
