@@ -145,8 +145,10 @@ pub struct StandbySample {
     pub received_timeline: Option<TimelineId>,
     /// Bytes between the primary's flush position known then and `replay_lsn`.
     pub replay_lag_bytes: Option<u64>,
-    /// When the query was sent.
+    /// The older of when it and the primary were asked.
     pub sent_at: Instant,
+    /// When it was asked. A server that was connected to before, and is still there, is the one that answered.
+    pub asked_at: Instant,
     /// It was not restarted since: no probe has failed from this instant on.
     pub up_since: Instant,
 }
@@ -166,6 +168,8 @@ pub enum LagUnknown {
     NoPrimarySample,
     /// The node is not in recovery although the topology calls it a standby.
     NotInRecovery,
+    /// Its system identifier is another than the cluster's: what answers at its address is no member.
+    OtherCluster,
 }
 
 impl LagUnknown {
@@ -178,6 +182,7 @@ impl LagUnknown {
             Self::ReplayPaused => "replay_paused",
             Self::NoPrimarySample => "no_primary_sample",
             Self::NotInRecovery => "not_in_recovery",
+            Self::OtherCluster => "other_cluster",
         }
     }
 }
@@ -241,6 +246,7 @@ mod tests {
             received_timeline: Some(TimelineId(1)),
             replay_lag_bytes: Some(0),
             sent_at: Instant::from_millis(1000),
+            asked_at: Instant::from_millis(1000),
             up_since: Instant::from_millis(0),
         };
         StandbyLag { node: "n2".parse().unwrap(), sample: Some(sample), replay_lag, detail: Detail::default() }

@@ -12,6 +12,8 @@ use crate::timeline::Fork;
 pub struct Topology {
     /// The newest term known.
     pub term: Term,
+    /// PostgreSQL's system identifier of the cluster; `None`: not known, and not compared.
+    pub system_id: Option<u64>,
     /// etcd's revision of the view, to order views of the same term.
     pub revision: u64,
     /// May writes be sent to the primary?
@@ -109,6 +111,7 @@ impl Topology {
     pub fn unknown() -> Self {
         Self {
             term: Term(0),
+            system_id: None,
             revision: 0,
             gate: Gate::Closed(Closed::Unknown),
             primary: None,

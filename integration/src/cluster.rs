@@ -326,7 +326,11 @@ impl Cluster {
     /// # Panics
     /// When it does not.
     pub fn streams(&self, node: &str) {
-        wait_for(&format!("{node} to stream from the primary"), LONG, || {
+        self.streams_within(node, LONG);
+    }
+
+    fn streams_within(&self, node: &str, limit: Duration) {
+        wait_for(&format!("{node} to stream from the primary"), limit, || {
             let s = self.status()?;
             let primary = s["primary"].as_str().unwrap_or("nobody");
             let nodes = s["nodes"].as_array().cloned().unwrap_or_default();
@@ -348,9 +352,17 @@ impl Cluster {
 
     /// Wait until every node but the primary streams from it.
     pub fn all_stream(&self) {
+        self.all_stream_within(LONG);
+    }
+
+    /// The same, for as long as a busy machine needs to copy a node anew.
+    ///
+    /// # Panics
+    /// When one does not.
+    pub fn all_stream_within(&self, limit: Duration) {
         let primary = self.active().primary;
         for node in NODES.iter().filter(|n| **n != primary) {
-            self.streams(node);
+            self.streams_within(node, limit);
         }
     }
 

@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// Longest that a standby is delayed, paused or cut off, ms.
 const LONGEST_MS: u64 = 2000;
 
+/// Longest wait for all standbys after a fault: one of them may be copied anew while the reads go on.
+const COME_BACK: Duration = Duration::from_secs(300);
+
 /// A cluster for it.
 pub fn cluster() -> Cluster {
     let options = Options {
@@ -224,7 +227,7 @@ impl Faults {
             Fault::Switchover => drop(cluster.verb(&["switchover", "--json"])),
             Fault::PrimaryKilled | Fault::PrimaryFrozen => replace_primary(cluster, &primary, fault),
         }
-        cluster.all_stream();
+        cluster.all_stream_within(COME_BACK);
         // Time for the reads to spread again, of which the next fault then finds many on standbys.
         last(Duration::from_secs(1), over);
     }

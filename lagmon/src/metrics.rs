@@ -30,13 +30,14 @@ use tokio::sync::watch;
 /// Upper bounds of the probe histogram, seconds: from a local round trip to the longest timeout in use.
 const PROBE_BUCKETS: [f64; 11] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-const REASONS: [LagUnknown; 6] = [
+const REASONS: [LagUnknown; 7] = [
     LagUnknown::NeverSampled,
     LagUnknown::Unreachable,
     LagUnknown::StreamBroken,
     LagUnknown::ReplayPaused,
     LagUnknown::NoPrimarySample,
     LagUnknown::NotInRecovery,
+    LagUnknown::OtherCluster,
 ];
 
 /// Counts probes.

@@ -141,6 +141,7 @@ impl Prober {
 struct Connection {
     client: Client,
     major: u32,
+    system_id: u64,
     positions: Statement,
     /// Prepared when first asked.
     details: Option<Statement>,
@@ -245,7 +246,7 @@ impl Run {
         let connection = self.connection.as_ref().expect("connected above");
         let sent_at = Clock.now();
         let row = connection.client.query_one(&connection.positions, &[]).await.map_err(ProbeError::Query)?;
-        Ok(Answer { sent_at, facts: query::facts(&row)? })
+        Ok(Answer { sent_at, system_id: connection.system_id, facts: query::facts(&row)? })
     }
 
     /// Ask for details. A question that is still open would delay the next probe, so its connection is given up.
@@ -294,13 +295,20 @@ async fn connect(config: &tokio_postgres::Config) -> Result<Connection, ProbeErr
     let major = query::major(driver.parameter("server_version"));
     // The driver's error is also the next query's, which reports it.
     let driver = tokio::spawn(async move { drop(driver.await) });
-    match client.prepare(&query::positions(major)).await {
-        Ok(positions) => Ok(Connection { client, major, positions, details: None, driver }),
+    match introduce(&client, major).await {
+        Ok((system_id, positions)) => Ok(Connection { client, major, system_id, positions, details: None, driver }),
         Err(error) => {
             driver.abort();
-            Err(ProbeError::Query(error))
+            Err(error)
         }
     }
+}
+
+/// Ask who answers, and prepare what is asked at each probe.
+async fn introduce(client: &Client, major: u32) -> Result<(u64, Statement), ProbeError> {
+    let row = client.query_one(query::IDENTITY, &[]).await.map_err(ProbeError::Query)?;
+    let positions = client.prepare(&query::positions(major)).await.map_err(ProbeError::Query)?;
+    Ok((query::system_id(&row)?, positions))
 }
 
 /// An error with its causes, printed once, here where it is handled.

@@ -37,6 +37,9 @@ CASE WHEN current_setting('synchronous_standby_names') = '' THEN pg_current_wal_
            OFFSET coalesce(substring(current_setting('synchronous_standby_names') FROM '([0-9]+) *[(]')::int, 1) - 1)
 END";
 
+/// Asks a server for its system identifier, once per connection: it never changes.
+pub(crate) const IDENTITY: &str = "SELECT system_identifier::text FROM pg_control_system()";
+
 /// Asks a node for its positions. The branches of CASE are not evaluated on a node of the other kind, where they would
 /// fail; OFFSET 0 keeps pg_is_in_recovery() from being asked more than once. `silent_ms` compares two times of the
 /// node's own clock. A delay is shown with a unit that interval understands.
@@ -94,6 +97,12 @@ SELECT (SELECT json_agg(x)::text FROM (
                  'deadlock', coalesce(sum(confl_deadlock), 0), 'logicalslot', coalesce({logicalslot}, 0))::text
           FROM pg_stat_database_conflicts WHERE pg_is_in_recovery()) AS conflicts"
     )
+}
+
+/// Read the answer to [`IDENTITY`].
+pub(crate) fn system_id(row: &Row) -> Result<u64, AnswerError> {
+    let text: String = row.try_get(0).map_err(AnswerError::Column)?;
+    text.parse().map_err(|_| AnswerError::Unreadable { column: "system_identifier", value: text })
 }
 
 /// Read the answer to [`positions`].

@@ -296,6 +296,13 @@ impl Worker {
         self.view.borrow().topology.gate_at(now)
     }
 
+    /// Ask for a sample of all nodes, for a read that needs a newer one.
+    pub fn ask_sample(&self) {
+        if let Some(ask) = &self.shared.ask_sample {
+            ask();
+        }
+    }
+
     /// Where a unit goes.
     pub fn decide(&self, request: &Request<'_>, causality: &mut Causality, now: Instant) -> Decision {
         let seed = self.next_seed();

@@ -25,7 +25,7 @@ pub(super) fn watches(keys: &Keys) -> [String; 5] {
 
 /// Read all records of a view at one revision.
 pub(super) async fn records(store: &dyn Store, keys: &Keys) -> Result<Records, ReadError> {
-    let one = [keys.term(), keys.primary(), keys.policy()].map(Range::Key);
+    let one = [keys.init(), keys.term(), keys.primary(), keys.policy()].map(Range::Key);
     let many = [keys.members(), keys.fences()].map(Range::Prefix);
     let snapshot = store.read(one.into_iter().chain(many).collect()).await?;
     decode(&snapshot, keys)
@@ -34,6 +34,7 @@ pub(super) async fn records(store: &dyn Store, keys: &Keys) -> Result<Records, R
 fn decode(snapshot: &Snapshot, keys: &Keys) -> Result<Records, ReadError> {
     Ok(Records {
         revision: snapshot.revision.unsigned_abs(),
+        init: record(snapshot, &keys.init())?,
         term: record(snapshot, &keys.term())?,
         primary: record(snapshot, &keys.primary())?,
         policy: record(snapshot, &keys.policy())?,

@@ -6,7 +6,7 @@
 //! "protected" of its term stays true for that term; in available mode it may be lowered at any time, so its views end
 //! too. A change of the mode waits until every registered proxy goes by it (`fsm::suspend`).
 
-use crate::record::{FenceRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use crate::record::{FenceRecord, InitRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
 use cluster::topology::{Closed, Gate, Member, Topology};
 use cluster::{Instant, NodeId, Term};
 use std::collections::BTreeMap;
@@ -20,6 +20,8 @@ pub const CLOCK_DRIFT_PER_MILLE: u32 = 1;
 pub struct Records {
     /// etcd's revision when they were read.
     pub revision: u64,
+    /// `init`; `None` before anybody creates the cluster.
+    pub init: Option<InitRecord>,
     /// `term`; `None` before the cluster is created.
     pub term: Option<TermRecord>,
     /// `primary`; `None` once its lease is gone.
@@ -56,7 +58,12 @@ impl Validity {
 /// The topology that `records` describe.
 pub fn topology(records: &Records, validity: Validity) -> Topology {
     let Some(term) = &records.term else {
-        let nobody = Topology { gate: Gate::Closed(Closed::Vacant), revision: records.revision, ..Topology::unknown() };
+        let nobody = Topology {
+            gate: Gate::Closed(Closed::Vacant),
+            revision: records.revision,
+            system_id: system_id(records),
+            ..Topology::unknown()
+        };
         return Topology { standbys: members(records, None), ..nobody };
     };
     let node = term.node.as_ref().or(term.prev.as_ref().map(|t| &t.node));
@@ -70,6 +77,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
     };
     Topology {
         term: term.term,
+        system_id: system_id(records),
         revision: records.revision,
         gate,
         standbys: members(records, node),
@@ -81,6 +89,10 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         fork: term.fork,
         forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
     }
+}
+
+fn system_id(records: &Records) -> Option<u64> {
+    records.init.as_ref().and_then(|init| init.system_id.as_ref()?.parse().ok())
 }
 
 /// Why the phase alone keeps the gate closed.
@@ -154,6 +166,7 @@ mod tests {
         let chosen = phase != Phase::Recruiting;
         Records {
             revision: 70,
+            init: Some(InitRecord { node: n("n1"), system_id: Some("7713088373620781476".to_owned()) }),
             term: Some(TermRecord {
                 term: Term(7),
                 phase,

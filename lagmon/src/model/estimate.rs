@@ -33,11 +33,13 @@ pub(super) struct Reference<'a> {
     /// `None` while no primary answers.
     pub(super) facts: Option<&'a PrimaryFacts>,
     pub(super) window: &'a Window,
+    /// The cluster's, where it is known.
+    pub(super) system_id: Option<u64>,
 }
 
 pub(super) fn estimate(node: &NodeId, track: &Track, upstream: Option<Upstream>, primary: Reference<'_>) -> Estimate {
     let answer = track.answer.as_ref();
-    let believed = freshness::believed(answer, track.reachable, primary.facts);
+    let believed = freshness::believed(answer, track.reachable, primary);
     let dated = believed.and_then(|standby| {
         let (newest, flushed) = primary.window.newest().ok_or(LagUnknown::NoPrimarySample)?;
         let sent_at = answer.map_or(newest, |a| a.sent_at).min(newest);
@@ -64,7 +66,9 @@ pub(super) fn estimate(node: &NodeId, track: &Track, upstream: Option<Upstream>,
 /// What is known besides the replay lag. What a node said that does not answer any more is not repeated.
 fn detail(track: &Track, dated: Option<&Dated>, upstream: Option<Upstream>) -> Detail {
     let answer = track.answer.as_ref().filter(|_| track.reachable);
-    let Some(Answer { sent_at, facts: Facts::Standby(standby) }) = answer else { return Detail::default() };
+    let Some(Answer { sent_at, system_id: _, facts: Facts::Standby(standby) }) = answer else {
+        return Detail::default();
+    };
     Detail {
         write: dated.map(|d| d.write),
         flush: dated.map(|d| d.flush),
@@ -93,12 +97,17 @@ fn sample(
     primary: Reference<'_>,
 ) -> Option<StandbySample> {
     let Facts::Standby(standby) = &answer.facts else { return None };
+    // What another cluster has replayed means nothing here.
+    if freshness::is_foreign(answer, primary.system_id) {
+        return None;
+    }
     Some(StandbySample {
         receive_lsn: standby.flushed(),
         replay_lsn: standby.replayed(),
         received_timeline: standby.streams,
         replay_lag_bytes: bytes(standby, primary),
         sent_at: dated.map_or(answer.sent_at, |d| d.sent_at),
+        asked_at: answer.sent_at,
         up_since: up_since.unwrap_or(answer.sent_at),
     })
 }

@@ -42,6 +42,7 @@ impl Track {
 pub struct Model {
     term: Term,
     primary: Option<NodeId>,
+    system_id: Option<u64>,
     members: Members,
     nodes: BTreeMap<NodeId, Track>,
     window: Window,
@@ -61,6 +62,7 @@ impl Model {
         Self {
             term: Term(0),
             primary: None,
+            system_id: None,
             members: Members::default(),
             nodes: BTreeMap::new(),
             window: Window::new(WINDOW),
@@ -86,6 +88,7 @@ impl Model {
                 *track = Track { complete_until, up_since, ..Track::NEW };
             }
         }
+        self.system_id = topology.system_id;
         self.members = Members::of(topology);
         let members = || topology.primary.iter().chain(&topology.standbys).map(|m| &m.node);
         self.nodes.retain(|node, _| members().any(|m| m == node));
@@ -128,8 +131,9 @@ impl Model {
     }
 
     fn record_primary(&mut self, answer: Answer) {
+        let foreign = freshness::is_foreign(&answer, self.system_id);
         self.sampled = match answer.facts {
-            Facts::Primary(facts) if Some(facts.timeline) == self.term.timeline() => {
+            Facts::Primary(facts) if Some(facts.timeline) == self.term.timeline() && !foreign => {
                 self.window.add(answer.sent_at, facts.flush_lsn);
                 Some((answer.sent_at, facts))
             }
@@ -150,7 +154,7 @@ impl Model {
     /// Every standby's estimate, ordered by name.
     pub fn estimates(&self) -> Vec<Estimate> {
         let facts = self.sampled.as_ref().map(|(_, facts)| facts);
-        let reference = Reference { facts, window: &self.window };
+        let reference = Reference { facts, window: &self.window, system_id: self.system_id };
         let standbys = self.nodes.iter().filter(|(node, _)| Some(*node) != self.primary.as_ref());
         standbys.map(|(node, track)| estimate::estimate(node, track, self.upstream(node, track), reference)).collect()
     }

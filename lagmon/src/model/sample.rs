@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct Answer {
     /// When the query was sent.
     pub sent_at: Instant,
+    /// The system identifier of the server that answered.
+    pub system_id: u64,
     /// What was answered.
     pub facts: Facts,
 }

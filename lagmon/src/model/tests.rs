@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use std::time::Duration;
 
 const TERM: Term = Term(7);
+const CLUSTER: u64 = 77;
 
 fn n(name: &str) -> NodeId {
     name.parse().unwrap()
@@ -32,7 +33,7 @@ fn wrote(ms: u64, timeline: u32, lsn: u64) -> Outcome {
 fn confirmed(ms: u64, timeline: u32, lsn: u64, confirmed_lsn: Option<Lsn>) -> Outcome {
     let (insert_lsn, flush_lsn) = (Lsn(lsn), Lsn(lsn));
     let facts = PrimaryFacts { timeline: TimelineId(timeline), insert_lsn, flush_lsn, confirmed_lsn };
-    Outcome::Answered(Answer { sent_at: at(ms), facts: Facts::Primary(facts) })
+    Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, facts: Facts::Primary(facts) })
 }
 
 fn replayed(ms: u64, lsn: u64) -> Outcome {
@@ -42,7 +43,7 @@ fn replayed(ms: u64, lsn: u64) -> Outcome {
         streams: Some(TimelineId(7)),
         ..StandbyFacts::default()
     };
-    Outcome::Answered(Answer { sent_at: at(ms), facts: Facts::Standby(facts) })
+    Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, facts: Facts::Standby(facts) })
 }
 
 fn model(samples: Vec<(&str, Outcome)>) -> Model {
@@ -69,6 +70,25 @@ fn a_standby_that_has_all_the_primary_had_flushed_lags_by_exactly_zero() {
     ] {
         assert_eq!(lag(&model(samples), "n2").replay_lag, Ok(Duration::ZERO));
     }
+}
+
+#[test]
+fn who_answers_for_another_cluster_is_neither_primary_nor_standby() {
+    let mut ours = topology(TERM, "n1");
+    ours.system_id = Some(CLUSTER);
+    let foreign = |outcome| match outcome {
+        Outcome::Answered(answer) => Outcome::Answered(Answer { system_id: CLUSTER + 1, ..answer }),
+        Outcome::Failed => Outcome::Failed,
+    };
+    let mut m = Model::new();
+    m.follow(&ours);
+    m.record(TERM, &n("n1"), wrote(100, 7, 50));
+    m.record(TERM, &n("n2"), foreign(replayed(110, 50)));
+    m.record(TERM, &n("n3"), replayed(110, 50));
+    assert_eq!((lag(&m, "n2").replay_lag, lag(&m, "n2").sample), (Err(LagUnknown::OtherCluster), None));
+    assert_eq!(lag(&m, "n3").replay_lag, Ok(Duration::ZERO));
+    m.record(TERM, &n("n1"), foreign(wrote(200, 7, 60)));
+    assert_eq!((m.primary(), lag(&m, "n3").replay_lag), (None, Err(LagUnknown::NoPrimarySample)));
 }
 
 #[test]
@@ -121,7 +141,7 @@ fn when_the_stream_breaks_the_data_grow_older_from_when_they_were_last_complete(
     let mut m = model(vec![("n1", wrote(100, 7, 10)), ("n2", replayed(110, 10))]);
     let broken = |ms, lsn| {
         let facts = StandbyFacts { replay_lsn: Some(Lsn(lsn)), ..StandbyFacts::default() };
-        Outcome::Answered(Answer { sent_at: at(ms), facts: Facts::Standby(facts) })
+        Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, facts: Facts::Standby(facts) })
     };
     m.record(TERM, &n("n2"), broken(200, 10));
     m.record(TERM, &n("n1"), wrote(5000, 7, 90));

@@ -39,6 +39,7 @@ pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -
     let (primary, standby) = (member("n1", primary)?, member("n2", standby)?);
     let topology = Topology {
         term: Term(1),
+        system_id: None,
         revision: 1,
         gate: Gate::Open,
         primary: Some(primary.clone()),
@@ -92,6 +93,7 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
             received_timeline: None,
             replay_lag_bytes: Some(behind),
             sent_at,
+            asked_at: sent_at,
             up_since: cluster::Instant::from_millis(0),
         };
         let replay_lag = Ok(if behind == 0 { Duration::ZERO } else { SAMPLE });

@@ -140,6 +140,7 @@ mod tests {
             received_timeline: None,
             replay_lag_bytes: Some(0),
             sent_at: at(at_ms),
+            asked_at: at(at_ms),
             up_since: Instant::from_millis(0),
         };
         let replay_lag = lag_ms.map(Duration::from_millis).ok_or(LagUnknown::Unreachable);

@@ -157,9 +157,15 @@ pub(super) fn fit(
     let behind = need.filter(|need| replay_lsn < *need).map(|need| Unfit::ReplayBehind { need, have: replay_lsn });
     if promise.consistency == Consistency::Eventual {
         return match (standby.replay_lag, behind) {
-            (Err(why @ (LagUnknown::NeverSampled | LagUnknown::Unreachable | LagUnknown::NotInRecovery)), _) => {
-                Err(Unfit::Unknown(why))
-            }
+            (
+                Err(
+                    why @ (LagUnknown::NeverSampled
+                    | LagUnknown::Unreachable
+                    | LagUnknown::NotInRecovery
+                    | LagUnknown::OtherCluster),
+                ),
+                _,
+            ) => Err(Unfit::Unknown(why)),
             // It may have gone another way than the history that the position is in.
             (Err(why @ LagUnknown::StreamBroken), _) if need.is_some() => Err(Unfit::Unknown(why)),
             (_, Some(behind)) => Err(behind),
@@ -206,7 +212,8 @@ fn staleness(
                 why @ (LagUnknown::NeverSampled
                 | LagUnknown::Unreachable
                 | LagUnknown::ReplayPaused
-                | LagUnknown::NotInRecovery),
+                | LagUnknown::NotInRecovery
+                | LagUnknown::OtherCluster),
         } => Err(Unfit::Unknown(why)),
     }
 }

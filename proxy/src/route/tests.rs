@@ -56,6 +56,7 @@ fn standby(name: &str, replay: u64, sent_at: u64) -> StandbyLag {
         received_timeline: Some(TimelineId(7)),
         replay_lag_bytes: Some(0),
         sent_at: at(sent_at),
+        asked_at: at(sent_at),
         up_since: at(0),
     };
     StandbyLag { node: node(name), sample: Some(sample), replay_lag: Ok(Duration::ZERO), detail: Detail::default() }
@@ -156,6 +157,7 @@ fn a_lag_that_is_not_known_is_never_fresh_while_the_primary_answers() {
         (LagUnknown::ReplayPaused, "primary replay_paused"),
         (LagUnknown::NoPrimarySample, "primary no_primary_sample"),
         (LagUnknown::NotInRecovery, "primary not_in_recovery"),
+        (LagUnknown::OtherCluster, "primary other_cluster"),
     ] {
         let mut w = World::new().only_n2();
         w.snapshot.standbys[0].replay_lag = Err(why);
@@ -385,6 +387,7 @@ fn eventual_reads_go_to_a_standby_however_stale_but_not_to_one_that_is_no_standb
         (LagUnknown::StreamBroken, "n2 fresh"),
         (LagUnknown::Unreachable, "primary unreachable"),
         (LagUnknown::NotInRecovery, "primary not_in_recovery"),
+        (LagUnknown::OtherCluster, "primary other_cluster"),
     ] {
         w.snapshot.standbys[0].replay_lag = Err(why);
         w.publish();

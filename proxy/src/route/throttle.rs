@@ -101,7 +101,8 @@ fn worst_of(rules: &Throttle, lag: &LagSnapshot, standby: &StandbyLag) -> Option
                 | LagUnknown::Unreachable
                 | LagUnknown::StreamBroken
                 | LagUnknown::NoPrimarySample
-                | LagUnknown::NotInRecovery,
+                | LagUnknown::NotInRecovery
+                | LagUnknown::OtherCluster,
             ),
             _,
         ) => return None,
@@ -147,6 +148,7 @@ mod tests {
             received_timeline: None,
             replay_lag_bytes: Some(bytes),
             sent_at: Instant::from_millis(0),
+            asked_at: Instant::from_millis(0),
             up_since: Instant::from_millis(0),
         };
         let replay_lag = lag.map(Duration::from_millis);

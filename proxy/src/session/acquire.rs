@@ -9,7 +9,7 @@ pub use open::{any_standby, open};
 use crate::auth::credentials::Credentials;
 use crate::pool::policy::{PoolPolicy, resolve};
 use crate::pool::{Checkout, Identity, Pool};
-use crate::route::{Causality, Promise, Reason, Request, Target};
+use crate::route::{Causality, Consistency, Promise, Reason, Request, Target};
 use crate::session::server::{ConnectError, Server};
 use crate::session::settings::Shared;
 use crate::session::slow;
@@ -122,8 +122,31 @@ pub fn at_hand(
     if pool.waiting() > 0 || w.doorway.paused(need.database) {
         return None;
     }
-    let server = pool.at_hand(w.check_before(now), settings)?;
-    w.still_valid(&server.meta).then_some(Found { server, pool, reason })
+    let mut server = pool.at_hand(w.check_before(now), settings)?;
+    if !w.still_valid(&server.meta) {
+        return None;
+    }
+    if !sampled(w, &mut server, &need.promise) {
+        pool.give(server);
+        return None;
+    }
+    Some(Found { server, pool, reason })
+}
+
+/// Is what is known of the server's node of this very server? A standby that was restarted begins with less replayed than
+/// the one before it had. When it is not, a sample is asked for.
+fn sampled(w: &Worker, server: &mut Server, promise: &Promise) -> bool {
+    let meta = &mut server.meta;
+    if meta.sampled || promise.consistency == Consistency::Eventual {
+        return true;
+    }
+    let view = w.view.borrow();
+    let sample = view.lag.snapshot().standby(&meta.node).and_then(|standby| standby.sample.as_ref());
+    meta.sampled = sample.is_some_and(|sample| sample.asked_at >= meta.ready);
+    if !meta.sampled {
+        w.ask_sample();
+    }
+    meta.sampled
 }
 
 /// Where a unit would go, and why.
@@ -131,10 +154,8 @@ pub fn target(w: &Worker, need: Need<'_>, now: Instant) -> (Target, Reason) {
     let Need { access, promise, avoid, since, .. } = need;
     let request = Request { access, promise, avoid, since };
     let decision = w.decide(&request, &mut need.causality.borrow_mut(), now);
-    if decision.wants_sample()
-        && let Some(ask) = &w.shared.ask_sample
-    {
-        ask();
+    if decision.wants_sample() {
+        w.ask_sample();
     }
     (decision.target, decision.reason)
 }
@@ -225,7 +246,15 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
             Checkout::Full(full) => queue.wait(w, &want, &pool, full, changed).await.map_err(NotFound::Error)?,
             Checkout::Open(permit) => queue.make(w, &mut want, (&member, role), &pool, permit, changed).await?,
         };
-        if let Some(server) = server.filter(|s| w.still_valid(&s.meta)) {
+        if let Some(mut server) = server.filter(|s| w.still_valid(&s.meta)) {
+            let mut newer = std::pin::pin!(w.changed.notified());
+            newer.as_mut().enable();
+            if !sampled(w, &mut server, &want.promise) {
+                // It may turn out to be staler than was thought: everything is decided anew.
+                pool.give(server);
+                let _ = tokio::time::timeout(hold_left, newer).await;
+                continue;
+            }
             w.counts.waited(w.now().since(want.since));
             return Ok(Found { server, pool, reason });
         }

@@ -190,6 +190,21 @@ fn a_refused_read_of_a_standby_leaves_no_trace_unless_some_of_it_was_seen() {
 }
 
 #[test]
+fn whatever_recovery_cancels_a_read_for_it_runs_elsewhere() {
+    // By the startup process: a conflict, a deadlock with it, a database that was dropped.
+    for (severity, code) in [("ERROR", b"40001"), ("ERROR", b"40P01"), ("FATAL", b"40001"), ("FATAL", b"57P04")] {
+        let mut relay = Relay { standby: true, retries: true, ..Relay::default() };
+        relay.push(plain(Kind::Query));
+        let mut s = Vec::new();
+        error(&mut s, severity, std::str::from_utf8(code).unwrap(), "ProcessInterrupts");
+        let (out, events) = feed(&mut relay, &s, &[]);
+        // One that ends the session is a lost server, from which a read that showed nothing is repeated.
+        let want = if severity == "FATAL" { Event::Fatal { code: *code } } else { Event::Retry { code: *code } };
+        assert_eq!((shape(&out).as_str(), events, relay.delivered()), ("", vec![want], false), "{code:?}");
+    }
+}
+
+#[test]
 fn a_fatal_error_is_an_event_and_does_not_reach_the_client() {
     let mut relay = Relay::default();
     relay.push(plain(Kind::Query));

@@ -141,6 +141,10 @@ pub struct Meta {
     pub spoilt: bool,
     /// When it was made.
     pub born: Instant,
+    /// When its login was over.
+    pub ready: Instant,
+    /// Its node was sampled since: until then the sample may be of the server before a restart, which had replayed more.
+    pub sampled: bool,
     /// When it was last given back.
     pub idle_since: Instant,
     /// Its place in the pool's limit.

@@ -287,6 +287,7 @@ impl Drop for Cluster {
 fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
     Topology {
         term: Term(term),
+        system_id: None,
         revision: 1,
         gate: Gate::Open,
         primary: Some(primary.member()),
@@ -390,6 +391,7 @@ async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> Sta
         received_timeline: None,
         replay_lag_bytes: behind,
         sent_at,
+        asked_at: sent_at,
         up_since: cluster::Instant::from_millis(0),
     };
     StandbyLag { node, sample: Some(sample), replay_lag, detail: Detail::default() }

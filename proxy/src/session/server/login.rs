@@ -84,6 +84,8 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         listens: false,
         spoilt: false,
         born: now,
+        ready: login.worker.now(),
+        sampled: login.role == Role::Primary,
         idle_since: now,
         permit,
     });
