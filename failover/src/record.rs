@@ -40,10 +40,24 @@ pub struct TermRecord {
     pub record_lsn: Option<Lsn>,
     /// The policy this term's arithmetic used.
     pub policy_epoch: u64,
+    /// The newest timeline that a term before this one may have made. WAL of a later one is of a node that somebody
+    /// promoted past the managers. `None` in records of versions that did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_timeline: Option<TimelineId>,
     /// An operator allowed this term to begin or open with fewer nodes than its arithmetic asks for. Whoever goes on with
     /// it must know: such recruits may have left the old primary enough standbys to be acknowledged by.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub data_loss_allowed: bool,
+}
+
+impl TermRecord {
+    /// The newest timeline that this term or one before it may have made: nobody is promoted before T2.
+    pub fn may_have_made(&self) -> Option<TimelineId> {
+        match self.phase {
+            Phase::Recruiting => self.newest_timeline,
+            Phase::Promoting | Phase::Opening | Phase::Active | Phase::Draining => self.term.timeline(),
+        }
+    }
 }
 
 /// How far a term has come.
@@ -431,4 +445,27 @@ pub struct LostTransaction {
     pub lsn: Lsn,
     /// Commit time by the old primary's clock, as pg_waldump prints it.
     pub committed_at: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A term that was only begun has promoted nobody: what it says is what the one before it said.
+    #[test]
+    fn the_newest_timeline_is_carried_through_terms_that_promoted_nobody() {
+        let json = r#"{"term": 8, "phase": "promoting", "coordinator": "m1", "node": "n2", "cause": "failover",
+            "prev": null, "fork": null, "xid_bound": null, "record_lsn": null, "policy_epoch": 1}"#;
+        let chosen: TermRecord = serde_json::from_str(json).expect("a record without the newest timeline");
+        assert_eq!(chosen.may_have_made(), Some(TimelineId(8)));
+        let begun = |term, newest_timeline| TermRecord {
+            term: Term(term),
+            phase: Phase::Recruiting,
+            newest_timeline,
+            ..chosen.clone()
+        };
+        let ninth = begun(9, chosen.may_have_made());
+        assert_eq!(begun(10, ninth.may_have_made()).may_have_made(), Some(TimelineId(8)));
+        assert_eq!(begun(9, None).may_have_made(), None);
+    }
 }

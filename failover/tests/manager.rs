@@ -248,6 +248,7 @@ impl World {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: 1,
+            newest_timeline: None,
             data_loss_allowed: false,
         };
         let policy = PolicyRecord {

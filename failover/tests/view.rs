@@ -43,6 +43,7 @@ fn term(term: u64, phase: Phase) -> TermRecord {
         xid_bound: None,
         record_lsn: None,
         policy_epoch: 1,
+        newest_timeline: None,
         data_loss_allowed: false,
     }
 }

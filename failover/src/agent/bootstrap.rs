@@ -188,6 +188,7 @@ impl Agent {
             xid_bound: None,
             record_lsn: Some(record_lsn),
             policy_epoch: 1,
+            newest_timeline: None,
             data_loss_allowed: false,
         };
         let init = self.records.borrow().init.as_ref().map_or(0, |i| i.revision);

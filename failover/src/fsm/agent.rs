@@ -246,6 +246,7 @@ mod tests {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: 1,
+            newest_timeline: None,
             data_loss_allowed: false,
         }
     }

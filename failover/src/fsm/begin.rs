@@ -179,6 +179,8 @@ impl Planner {
         };
         let term = self.next_term();
         let prev = self.last_tenure();
+        // Promises to terms that etcd does not know: it was restored from a backup, and the terms in between are unknown.
+        let newest_timeline = old.value.may_have_made().filter(|_| self.promised <= old.value.term);
         let record = TermRecord {
             term,
             phase: Phase::Recruiting,
@@ -191,6 +193,7 @@ impl Planner {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: policy.value.epoch,
+            newest_timeline,
             data_loss_allowed: begin.allow_loss,
         };
         let mut guards = vec![Guard::Term(old.revision), Guard::Policy(policy.revision)];
@@ -272,6 +275,7 @@ impl Planner {
             term: term.term,
             revision,
             prev: term.prev,
+            newest_timeline: term.newest_timeline,
             policy: policy.value,
             policy_revision: policy.revision,
             started: now,

@@ -59,6 +59,13 @@ pub enum Unfit {
         /// The identifier found there.
         have: String,
     },
+    /// Its WAL is of a timeline that no term has made: somebody promoted it.
+    PromotedPastUs {
+        /// Where its WAL ends.
+        have: Position,
+        /// The newest timeline that a term may have made.
+        newest: TimelineId,
+    },
     /// No data directory, or one that is being made.
     NoData,
     /// Stopped; the end of its WAL is known only once it has been recovered.
@@ -409,6 +416,9 @@ impl fmt::Display for Missing {
                 write!(f, "quarantined until it has replayed {} on timeline {}", floor.lsn, floor.timeline)
             }
             Unfit::Foreign { have } => write!(f, "with another cluster's data (system identifier {have})"),
+            Unfit::PromotedPastUs { have, newest } => {
+                write!(f, "promoted by somebody else (timeline {}, no term made one after {newest})", have.timeline)
+            }
             Unfit::NoData => f.write_str("without data"),
             Unfit::NotRecovered => f.write_str("stopped and not recovered"),
             Unfit::NotFrozen => f.write_str("not frozen yet"),

@@ -115,6 +115,7 @@ impl Planner {
             term: term.term,
             revision: self.seen.records.term.as_ref().map_or(0, |t| t.revision),
             prev: term.prev.clone(),
+            newest_timeline: term.newest_timeline,
             policy: policy.value,
             policy_revision: policy.revision,
             started: now,

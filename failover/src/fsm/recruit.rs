@@ -70,7 +70,8 @@ impl Planner {
             let votes = round.policy.counts(node) || round.begin.allow_loss;
             let ours = self.seen.foreign(frozen.system_id.as_ref()).is_none();
             let known = frozen.position.is_some() && frozen.quarantine.is_none();
-            if votes && ours && known && !self.seen.fenced(node) {
+            let descends = promoted_past_us(round, &frozen).is_none() || round.wanted_with_loss(node);
+            if votes && ours && known && descends && !self.seen.fenced(node) {
                 usable.insert(node.clone(), frozen);
             }
         }
@@ -140,6 +141,7 @@ impl Planner {
                 Some(Frozen { system_id: Some(have), .. }) if self.seen.foreign(Some(have)).is_some() => {
                     Unfit::Foreign { have: have.clone() }
                 }
+                Some(f) if promoted_past_us(round, f).is_some() => promoted_past_us(round, f).unwrap_or(Unfit::NoData),
                 Some(f) => f.quarantine.map_or(Unfit::NotRecovered, |floor| Unfit::Quarantined { floor }),
                 None => Unfit::NotFrozen,
             });
@@ -224,6 +226,13 @@ impl Planner {
         send(out, &choice.node, command, within);
         round.step = Step::Promoting(choice);
     }
+}
+
+/// WAL of a timeline that no term has made counts for nothing: it may lack what was acknowledged since it left its own,
+/// and yet ranks before everybody by its number.
+fn promoted_past_us(round: &Round, frozen: &Frozen) -> Option<Unfit> {
+    let (have, newest) = (frozen.position?, round.newest_timeline?);
+    (have.timeline > newest).then_some(Unfit::PromotedPastUs { have, newest })
 }
 
 fn keys(map: &BTreeMap<NodeId, Frozen>) -> Vec<NodeId> {

@@ -10,7 +10,7 @@ use crate::fsm::candidate::Choice;
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
 use crate::record::{Cause, JournalRecord, Phase, PolicyRecord, Suspension, Tenure, TermRecord};
-use cluster::{Instant, Lsn, NodeId, Term};
+use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub(super) struct Round {
     /// `mod_revision` of our term record.
     pub(super) revision: i64,
     pub(super) prev: Option<Tenure>,
+    /// See [`TermRecord::newest_timeline`].
+    pub(super) newest_timeline: Option<TimelineId>,
     pub(super) policy: PolicyRecord,
     pub(super) policy_revision: i64,
     pub(super) started: Instant,
@@ -98,6 +100,11 @@ impl Ask {
 }
 
 impl Round {
+    /// The node that an operator wants as primary, whatever is lost.
+    pub(super) fn wanted_with_loss(&self, node: &NodeId) -> bool {
+        self.begin.allow_loss && self.begin.prefer.as_ref() == Some(node)
+    }
+
     /// Frozen while its PostgreSQL was stopped: it must be started before its end is known or it can be promoted.
     pub(super) fn needs_recovery(&self, node: &NodeId) -> bool {
         let recovered = self.asks.get(node).is_some_and(|a| a.recover && a.answered);
@@ -165,6 +172,7 @@ impl Planner {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: round.policy.epoch,
+            newest_timeline: round.newest_timeline,
             data_loss_allowed: round.begin.allow_loss,
         }
     }

@@ -179,6 +179,7 @@ mod tests {
                 xid_bound: None,
                 record_lsn: None,
                 policy_epoch: 1,
+                newest_timeline: None,
                 data_loss_allowed: false,
             }),
             primary: Some(PrimaryRecord { term: Term(7), node: n("n2"), holder: "a".to_owned() }),

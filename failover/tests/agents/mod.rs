@@ -301,6 +301,7 @@ impl Cluster {
             xid_bound: None,
             record_lsn: None,
             policy_epoch: 1,
+            newest_timeline: None,
             data_loss_allowed: false,
         };
         let revision = self.put_term(&next, revision).await;

@@ -200,6 +200,7 @@ impl World {
             xid_bound: None,
             record_lsn: Some(Lsn(0x100)),
             policy_epoch: 1,
+            newest_timeline: None,
             data_loss_allowed: false,
         };
         self.records.term = Some(At { value: record, revision: 90 });
@@ -361,6 +362,7 @@ impl World {
             node: words.optional("node")?.or(old.node),
             prev: prev.transpose()?.or(old.prev),
             record_lsn: words.optional("record")?.or(old.record_lsn),
+            newest_timeline: None,
             data_loss_allowed: words.flag("lossy"),
             ..old
         };

@@ -33,6 +33,7 @@ pub(crate) fn first(m: usize, k: u32, mode: Mode) -> Records {
         xid_bound: None,
         record_lsn: Some(Lsn(0)),
         policy_epoch: 1,
+        newest_timeline: None,
         data_loss_allowed: false,
     };
     let voters = (0..m).map(name).collect();
