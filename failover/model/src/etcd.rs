@@ -105,7 +105,8 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         Step::LeaseEnds { fenced } => {
             s.etcd.leased = false;
             s.crashes += u8::from(!fenced);
-            if fenced && s.nodes[p].names == 0 {
+            // Also one whose commits wait again already, while the record does not say so yet.
+            if fenced {
                 s.nodes[p].names = FENCED;
             }
         }

@@ -65,7 +65,9 @@ pub(crate) fn release<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize)
         s.acked |= newly;
         s.shown |= n.wal.writes(upto);
     }
-    if s.newest_open() > term && newly & !s.kept != 0 {
+    // Without a proxy that acts on the term, nobody hears of it.
+    let heard = s.views & 1 << term != 0;
+    if heard && s.newest_open() > term && newly & !s.kept != 0 {
         s.wrong |= LATE;
     }
 }

@@ -48,3 +48,9 @@ fn two_nodes_go_on_alone_and_succeed_each_other_with_all_that_was_promised() {
     let scope = Scope { change: Change::Available, terms: 2, writes: 2, crashes: 1, lost: 0, ..Scope::three() };
     explore::<2>("available, two nodes", scope);
 }
+
+#[test]
+fn three_nodes_in_available_mode_fail_over_by_the_quorum_or_to_a_complete_node() {
+    let scope = Scope { change: Change::Available, terms: 2, writes: 1, crashes: 1, lost: 0, ..Scope::three() };
+    explore::<3>("available, three nodes", scope);
+}
