@@ -390,7 +390,7 @@ fn a_cancel_request_hits_its_own_statement_only() {
 fn settings_and_pins_leak_to_nobody() {
     let c = Cluster::start(0, |raw| {
         raw.pool_size = 2;
-        raw.query_wait_timeout = cluster::config::Span::millis(300);
+        raw.query_wait_timeout = cluster::config::Span::millis(1500);
     });
     let mut a = Raw::login(c.port, &[]);
     let mut b = Raw::login(c.port, &[]);
@@ -399,12 +399,12 @@ fn settings_and_pins_leak_to_nobody() {
         assert_eq!(words(&b.query("show datestyle")), "T | D ISO, MDY | C SHOW | Z I");
         assert_eq!(words(&a.query("show datestyle")), "T | D SQL, MDY | C SHOW | Z I");
     }
-    a.query("create temp table mine(a int)");
-    a.query("listen news");
+    assert_eq!(words(&a.query("create temp table mine(a int)")), "C CREATE TABLE | Z I");
+    assert_eq!(words(&a.query("listen news")), "C LISTEN | Z I");
     assert_eq!(words(&b.query("notify news")), "C NOTIFY | Z I");
     assert_eq!(a.next(), "A");
     // One more pinned session than connections: the next statement waits its time out and the session lives.
-    b.query("create temp table mine(a int)");
+    assert_eq!(words(&b.query("create temp table mine(a int)")), "C CREATE TABLE | Z I");
     let mut third = Raw::login(c.port, &[]);
     assert_eq!(words(&third.query("select 1")), "E 53300 | Z I");
     drop(a);
