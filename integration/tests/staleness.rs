@@ -16,7 +16,7 @@ fn mode<'r>(verdict: &'r Verdict, name: &str) -> &'r Value {
 fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
     let _turn = one_at_a_time();
     let mut cluster = cluster();
-    let mut verify = Verify::start(&cluster, &["--seconds", "40", "--standby-wait", "500ms"]);
+    let mut verify = Verify::start(&cluster, &["--seconds", "30", "--standby-wait", "500ms"]);
     let mut faults = Faults::new(1);
     while !verify.has_ended() {
         faults.round(&mut cluster, &mut || verify.has_ended());
