@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak bench-failover
+.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak bench-failover
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -10,6 +10,7 @@ help:
 	@echo 'make test           every test, against real PostgreSQL and etcd'
 	@echo 'make check          formatting and lints'
 	@echo 'make differential   the protocol scripts cut at every byte, against PostgreSQL'
+	@echo 'make stress         SEEDS=300 seeds of sessions that share servers, answered as alone at PostgreSQL, or from one on (SEED=25)'
 	@echo 'make model          explore the failover protocol: every order of events within bounds'
 	@echo 'make sim            play SEEDS=10000 seeds of faults against the shipped decisions, or one (SEED=8412) with its story'
 	@echo 'make test-drivers   twelve drivers, through the endpoint and not, with equal results, and in failovers'
@@ -37,6 +38,13 @@ test: set-up-tests
 # What `make test` does at every third byte and some seeded places, at every byte.
 differential: set-up-tests
 	PGTENURE_DIFFERENTIAL=full cargo test --locked -p proxy --test differential -- --test-threads=1
+
+# Several random sessions on fewer servers; the tests play 14 seeds. A seed says what they say, not who meets whom: repeat
+# one that differed. What was said is printed, and both answers.
+stress: SEEDS = 300
+stress: set-up-tests
+	PGTENURE_STRESS_SEEDS='$(SEEDS)' PGTENURE_STRESS_SEED='$(SEED)' \
+	  cargo test --locked -p proxy --test differential -- --test-threads=1 --nocapture sessions_that_share
 
 # The tests play 500 seeds. One seed prints what happened; a seed that fails prints the end of it.
 SEEDS ?= 10000

@@ -6,13 +6,16 @@
 
 #![allow(unreachable_pub, missing_docs, reason = "a test program has no public interface")]
 
+mod author;
 #[path = "../common/mod.rs"]
 mod common;
 mod random;
 mod script;
 mod scripts;
 mod session;
+mod shared;
 mod sql_names;
+mod texts;
 
 use common::Cluster;
 use random::Random;

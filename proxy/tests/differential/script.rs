@@ -59,14 +59,14 @@ impl Script {
         self
     }
 
-    pub fn query(self, sql: &str) -> Self {
-        self.raw(b'Q', |b| cstring(b, sql.as_bytes()))
+    pub fn query(self, sql: impl AsRef<[u8]>) -> Self {
+        self.raw(b'Q', |b| cstring(b, sql.as_ref()))
     }
 
-    pub fn parse(self, statement: &str, sql: &str, types: &[u32]) -> Self {
+    pub fn parse(self, statement: &str, sql: impl AsRef<[u8]>, types: &[u32]) -> Self {
         self.raw(b'P', |b| {
             cstring(b, statement.as_bytes());
-            cstring(b, sql.as_bytes());
+            cstring(b, sql.as_ref());
             b.extend((types.len() as u16).to_be_bytes());
             types.iter().for_each(|t| b.extend(t.to_be_bytes()));
         })
@@ -160,7 +160,7 @@ impl Script {
     }
 
     /// Parse, Bind and Execute of the unnamed statement.
-    pub fn run(self, sql: &str, parameters: &[Option<&str>]) -> Self {
+    pub fn run(self, sql: impl AsRef<[u8]>, parameters: &[Option<&str>]) -> Self {
         self.parse("", sql, &[]).bind("", "", parameters).execute("", 0)
     }
 }

@@ -699,7 +699,7 @@ pub fn long() -> Vec<Script> {
         Script::new("a long parameter")
             .run("select length($1), md5($1)", &[Some(&wide)])
             .sync()
-            .query(&format!("select length('{wide}')")),
+            .query(format!("select length('{wide}')")),
         Script::new("long rows")
             .query("select repeat('x', 200000), n from generate_series(1, 5) n")
             .run("select repeat('y', 100000), repeat('z', 33000)", &[])
@@ -719,7 +719,7 @@ pub fn long() -> Vec<Script> {
             .copy_done()
             .query("select count(*) from t"),
         Script::new("long errors")
-            .query(&format!("select \"{}\"", "c".repeat(5000)))
+            .query(format!("select \"{}\"", "c".repeat(5000)))
             .query("do $$ begin raise '%', repeat('e', 100000); end $$")
             .query("do $$ begin raise notice '%', repeat('n', 100000); end $$"),
         many,

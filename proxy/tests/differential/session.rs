@@ -94,7 +94,7 @@ impl Session {
 
     /// Send this and a last query, and take all answers up to that one's end.
     fn until_end(&mut self, last: Script, mut seen: Vec<String>) -> Vec<String> {
-        self.send(&last.query(&format!("select '{END}'")).bytes());
+        self.send(&last.query(format!("select '{END}'")).bytes());
         let mut ending = false;
         while !self.over {
             let next = self.next();
@@ -162,7 +162,7 @@ fn is_empty(fd: RawFd) -> bool {
 }
 
 /// A message in words, without what differs between any two sessions.
-fn words(kind: u8, frame: &[u8]) -> String {
+pub fn words(kind: u8, frame: &[u8]) -> String {
     let body = &frame[5..];
     match kind {
         b'E' | b'N' => {

@@ -181,7 +181,7 @@ pub fn sql_names() -> Vec<Script> {
             .sync()
             .close(b'S', "p")
             .sync()
-            .query(&format!("select 1; {SHOW}"))
+            .query(format!("select 1; {SHOW}"))
             .query("deallocate all")
             .query(SHOW),
         Script::new("odd names and texts")
