@@ -60,7 +60,7 @@ pub type AskSample = Arc<dyn Fn() + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {addr} (proxy.listen)")]
+    #[error("cannot listen on {addr} (proxy.listen, proxy.listen_read_only)")]
     Listen {
         /// The address.
         addr: SocketAddr,
@@ -105,6 +105,8 @@ pub struct Handle {
     pub addr: SocketAddr,
     /// All addresses.
     pub addrs: Vec<SocketAddr>,
+    /// Where clients connect that only read.
+    pub read_only_addrs: Vec<SocketAddr>,
     /// What operators at the console ask of the process. Refused there when nobody listens here.
     pub orders: Option<mpsc::Receiver<ProcessOrder>>,
     shared: Arc<Shared>,
@@ -147,9 +149,12 @@ fn start_with(
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = config.workers.unwrap_or(cores);
     let listening = Arc::<Listening>::default();
-    let sockets = listen_tcp(config.listen.all(), &mut inherited, &listening)?;
+    let wanted = [config.listen.all(), &config.listen_read_only].concat();
+    let mut sockets = listen_tcp(&wanted, &mut inherited, &listening)?;
+    let read_only = sockets.split_off(config.listen.all().len());
     let addrs: Vec<SocketAddr> = sockets.iter().map(|(_, addr)| *addr).collect();
     let addr = addrs[0];
+    let read_only_addrs: Vec<SocketAddr> = read_only.iter().map(|(_, addr)| *addr).collect();
     let local = listen_locally(&config, addr.port(), &mut inherited, &listening)?;
     let users = Users::load(&config)?;
     let metrics = Metrics::register(registry)?;
@@ -194,7 +199,8 @@ fn start_with(
         ask_sample: inputs.ask,
     });
     let mut threads = Vec::with_capacity(count + 1);
-    let entrances = sockets.into_iter().map(|(socket, _)| Entrance::Tcp(socket)).chain(local.map(Entrance::Unix));
+    let tcp = |sockets: Vec<Socket>, reads| sockets.into_iter().map(move |(s, _)| Entrance::Tcp(s, reads));
+    let entrances = tcp(sockets, false).chain(tcp(read_only, true)).chain(local.map(Entrance::Unix));
     let mut entrances = Some(Entrances { sockets: entrances.collect(), accepting: accepts });
     for (index, messages) in messages.into_iter().enumerate() {
         let (topology, lag, entrances) = (inputs.topology.clone(), inputs.lag.clone(), entrances.take());
@@ -213,16 +219,31 @@ fn start_with(
     });
     threads.push(thread.map_err(StartError::Thread)?);
     warn_of_trust(&shared.config.borrow());
-    tracing::info!(?addrs, workers = count, "proxy listens");
-    Ok(Handle { state, addr, addrs, orders: Some(orders), shared, topology, accepting, listening, stop, threads })
+    tracing::info!(?addrs, ?read_only_addrs, workers = count, "proxy listens");
+    Ok(Handle {
+        state,
+        addr,
+        addrs,
+        read_only_addrs,
+        orders: Some(orders),
+        shared,
+        topology,
+        accepting,
+        listening,
+        stop,
+        threads,
+    })
 }
+
+/// A listening socket, and where.
+type Socket = (std::net::TcpListener, SocketAddr);
 
 /// Listen on all of these, on the sockets of the process before where it has them; each with what it became.
 fn listen_tcp(
     wanted: &[SocketAddr],
     inherited: &mut Inherited,
     listening: &Listening,
-) -> Result<Vec<(std::net::TcpListener, SocketAddr)>, StartError> {
+) -> Result<Vec<Socket>, StartError> {
     let mut sockets = Vec::with_capacity(wanted.len());
     for &addr in wanted {
         let failed = |source| StartError::Listen { addr, source };

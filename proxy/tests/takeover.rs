@@ -108,21 +108,24 @@ fn clients_connect_and_transactions_finish_through_three_takeovers() {
 #[test]
 fn every_address_that_is_listened_on_is_handed_over() {
     let mut typed = None;
-    let addresses = [1, 2].map(|last| std::net::SocketAddr::from(([127, 0, 0, last], common::free_port())));
+    let addresses = [1, 2, 3].map(|last| std::net::SocketAddr::from(([127, 0, 0, last], common::free_port())));
     let mut cluster = Cluster::start(0, |raw| {
-        raw.listen = proxy::config::Addresses::new(addresses.to_vec());
+        raw.listen = proxy::config::Addresses::new(addresses[..2].to_vec());
+        raw.listen_read_only = Some(addresses[2].into());
         typed = Some(raw.clone());
     });
     let config = proxy::config::check(typed.expect("the closure ran")).expect("valid");
     let answer = |address: std::net::SocketAddr| {
         let mut psql = std::process::Command::new(common::bin("psql"));
         let dsn = format!("host={} port={} user=app dbname=app", address.ip(), address.port());
-        let output = psql.env("PGPASSWORD", common::PASSWORD).args(["-XAtc", "select 1", "-d", &dsn]).output();
+        let output =
+            psql.env("PGPASSWORD", common::PASSWORD).args(["-XAtc", "show transaction_read_only", "-d", &dsn]).output();
         String::from_utf8_lossy(&output.expect("psql can be started").stdout).trim().to_owned()
     };
-    assert_eq!(cluster.handle.as_ref().expect("it runs").addrs, addresses);
-    assert_eq!(addresses.map(answer), ["1", "1"]);
+    let handle = cluster.handle.as_ref().expect("it runs");
+    assert_eq!((&handle.addrs[..], &handle.read_only_addrs[..]), addresses.split_at(2));
+    assert_eq!(addresses.map(answer), ["off", "off", "on"]);
     let before = succeed(&mut cluster, &config);
     drop(before);
-    assert_eq!(addresses.map(answer), ["1", "1"]);
+    assert_eq!(addresses.map(answer), ["off", "off", "on"]);
 }

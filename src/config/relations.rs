@@ -98,6 +98,8 @@ fn ports(raw: &RawConfig, roles: &BTreeSet<Role>, bad: &mut Vec<BadSetting>) {
     let mut listeners = vec![("admin.listen", raw.admin.listen.clone())];
     if roles.contains(&Role::Proxy) {
         listeners.extend(raw.proxy.listen.all().iter().map(|addr| ("proxy.listen", addr.to_string())));
+        let read_only = raw.proxy.listen_read_only.iter().flat_map(proxy::config::Addresses::all);
+        listeners.extend(read_only.map(|addr| ("proxy.listen_read_only", addr.to_string())));
     }
     if roles.contains(&Role::Agent) {
         listeners.push(("agent.listen", raw.agent.listen.clone()));

@@ -1,4 +1,4 @@
-//! `proxy.listen`: one address, or several.
+//! `proxy.listen` and `proxy.listen_read_only`: one address, or several.
 
 use cluster::config::BadSetting;
 use serde::de::{Error, SeqAccess, Visitor};
@@ -85,9 +85,23 @@ impl<'de> Visitor<'de> for OneOrMore {
 }
 
 /// Check them.
-pub(super) fn check(addresses: &Addresses) -> Vec<BadSetting> {
+pub(super) fn check(addresses: &Addresses, read_only: Option<&Addresses>) -> Vec<BadSetting> {
+    let mut bad = check_one("proxy.listen", addresses);
+    let Some(read_only) = read_only else { return bad };
+    bad.extend(check_one("proxy.listen_read_only", read_only));
+    let mut tell = |problem: &str| bad.push(BadSetting::new("proxy.listen_read_only", read_only, problem));
+    if addresses.0.len() <= MOST && read_only.0.len() <= MOST && addresses.0.len() + read_only.0.len() > MOST {
+        tell("must be 16 addresses at most together with proxy.listen");
+    }
+    if read_only.0.iter().any(|a| a.port() != 0 && addresses.0.contains(a)) {
+        tell("names an address of proxy.listen");
+    }
+    bad
+}
+
+fn check_one(key: &str, addresses: &Addresses) -> Vec<BadSetting> {
     let mut bad = Vec::new();
-    let mut tell = |problem: &str| bad.push(BadSetting::new("proxy.listen", addresses, problem));
+    let mut tell = |problem: &str| bad.push(BadSetting::new(key, addresses, problem));
     if addresses.0.is_empty() {
         tell("must name an address");
     }
@@ -109,7 +123,7 @@ mod tests {
     fn check_json(json: &str, want: &str) {
         let said = match serde_json::from_str::<Addresses>(json) {
             Err(error) => error.to_string(),
-            Ok(addresses) => match check(&addresses).first() {
+            Ok(addresses) => match check(&addresses, None).first() {
                 Some(bad) => bad.to_string(),
                 None => {
                     assert_eq!(serde_json::to_string(&addresses).unwrap(), json);
@@ -127,5 +141,19 @@ mod tests {
         check_json("\"localhost\"", "invalid value: string \"localhost\", expected an address with its port");
         check_json("[]", "proxy.listen = : must name an address");
         check_json("[\"[::1]:1\",\"[::1]:1\"]", "proxy.listen = [::1]:1, [::1]:1: names an address twice");
+    }
+
+    #[test]
+    fn those_for_reads_only_are_others() {
+        let of = |ports: std::ops::Range<u16>| Addresses::new(ports.map(|p| ([127, 0, 0, 1], p).into()).collect());
+        let told =
+            |all: &Addresses, reads: &Addresses| check(all, Some(reads)).iter().map(ToString::to_string).collect();
+        let none: Vec<String> = told(&of(1..9), &of(9..17));
+        assert!(none.is_empty(), "{none:?}");
+        let one: Vec<String> = told(&of(1..2), &of(1..2));
+        assert_eq!(one, ["proxy.listen_read_only = 127.0.0.1:1: names an address of proxy.listen"]);
+        let many: Vec<String> = told(&of(1..9), &of(9..18));
+        assert!(many[0].ends_with("must be 16 addresses at most together with proxy.listen"), "{many:?}");
+        assert_eq!(check(&of(1..2), Some(&of(1..1))).len(), 1);
     }
 }

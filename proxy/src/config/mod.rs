@@ -33,6 +33,8 @@ use std::time::Duration;
 pub struct Config {
     /// `listen`
     pub listen: Addresses,
+    /// `listen_read_only`
+    pub listen_read_only: Vec<std::net::SocketAddr>,
     /// `workers`; `None` means one per core.
     pub workers: Option<usize>,
     /// `worker_fill`
@@ -172,7 +174,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(check_relations(&raw));
     bad.extend(timeouts::check(&raw.timeouts));
     bad.extend(console::check(&raw.console));
-    bad.extend(listen::check(&raw.listen));
+    bad.extend(listen::check(&raw.listen, raw.listen_read_only.as_ref()));
     let unix_socket_permissions = check_mode(&raw.unix_socket_permissions, &mut bad);
     let proxy_protocol_from = check_networks(&raw.proxy_protocol_from, &mut bad);
     let (tls, server_tls) =
@@ -188,6 +190,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         typed: Box::new(raw.clone()),
         console: raw.console.checked(),
         listen: raw.listen,
+        listen_read_only: raw.listen_read_only.map_or(Vec::new(), |some| some.all().to_vec()),
         workers: (raw.workers > 0).then_some(raw.workers),
         worker_fill: raw.worker_fill,
         batch_scheduling: raw.batch_scheduling,

@@ -13,6 +13,9 @@ pub struct Raw {
     /// Address and port for clients, or a list of them. Default `127.0.0.1:6432`: not 5432, so that a PostgreSQL on
     /// the same host is not in the way, and loopback, so that nothing is offered to a network unasked.
     pub listen: Addresses,
+    /// The same for clients that only read: their sessions are as those of a standby, whoever serves them. Reads go where
+    /// those of `listen` go, writes are refused with 25006. Default none: sessions say themselves that they only read.
+    pub listen_read_only: Option<Addresses>,
     /// Worker threads, each with its own runtime and sessions. Default 0: one per core, because a session never
     /// changes its worker and more threads than cores only take turns.
     pub workers: usize,
@@ -134,6 +137,7 @@ impl Default for Raw {
     fn default() -> Self {
         Self {
             listen: Addresses::from(([127, 0, 0, 1], 6432)),
+            listen_read_only: None,
             workers: 0,
             worker_fill: 16,
             batch_scheduling: false,

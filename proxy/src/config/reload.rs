@@ -11,6 +11,7 @@ type Keep = fn(&Config, &mut Config);
 /// Keys of `[proxy]` that are read when the proxy starts and never again, without the section's name.
 const AT_START: &[(&str, Keep)] = &[
     ("listen", |old, new| new.listen = old.listen.clone()),
+    ("listen_read_only", |old, new| new.listen_read_only.clone_from(&old.listen_read_only)),
     ("workers", |old, new| new.workers = old.workers),
     ("unix_socket_dir", |old, new| new.unix_socket_dir.clone_from(&old.unix_socket_dir)),
     ("unix_socket_permissions", |old, new| new.unix_socket_permissions = old.unix_socket_permissions),

@@ -69,7 +69,7 @@ fn is_whole(unit: &Unit) -> bool {
 }
 
 /// What keeps a session on its server, but for settings.
-fn kept(pins: Pins) -> Pins {
+pub(super) fn kept(pins: Pins) -> Pins {
     pins.without(Pins::of(PinReason::Set))
 }
 
@@ -80,6 +80,10 @@ fn in_startup<'a>(identity: &'a Identity, name: &str) -> Option<&'a str> {
 impl Session {
     /// What a unit needs: proven reads may go to a standby, and so may a READ ONLY block that begins with such.
     pub(super) fn access(&self, unit: &Unit) -> Access {
+        if self.read_only {
+            // What is none for a standby it says itself; what is none for a primary is stopped before it is sent there.
+            return Access::Read;
+        }
         let block = &unit.block;
         let whole = is_whole(unit) && self.relay.open.is_none();
         let begun = self.fresh.filter(|_| block.begins.is_none()).map(|fresh| fresh.modes);
@@ -113,7 +117,9 @@ impl Session {
             (Role::Standby, Access::Write) => true,
             (Role::Standby, Access::Read) => reads && unit.read && !self.still_fits(now),
             (Role::Primary, Access::Read) => {
-                !fresh.moved && !unit.block.more && unit.block.sets.is_some() && self.standby_fits(now)
+                let sets = !unit.block.more && unit.block.sets.is_some();
+                let unproven = self.read_only && unit.block.unproven;
+                !fresh.moved && (sets || unproven) && self.standby_fits(now)
             }
             (Role::Primary, Access::Write) => false,
         });
@@ -123,7 +129,8 @@ impl Session {
             self.fresh = self.fresh.map(|fresh| Fresh { moved: fresh.moved || role == Role::Primary, ..fresh });
             return Some(Step::Turn(0, Turn::Acquire { access, bytes: unit.len }));
         }
-        let foreign = unit.block.advisory || !kept(unit.pins).is_empty();
+        // Sessions that only read are asked everywhere, not only in blocks, and just before anything is sent.
+        let foreign = !self.read_only && !self.foreign(unit).is_empty();
         (role == Role::Standby && foreign).then(|| self.refuse_in_block(unit))
     }
 
@@ -208,7 +215,10 @@ impl Session {
         let alone = self.relay.open.is_none() && unit.complete;
         let first = alone && self.fresh.is_some_and(|fresh| fresh.sent == Sent::Nothing);
         let standby = self.relay.standby;
-        self.relay.retries = standby && (self.relay.status == TxStatus::Idle || first && self.may_leave());
+        // What is not proven to read is not run twice, as far as a standby lets it run at all.
+        let unproven = self.read_only && unit.block.unproven;
+        self.relay.keeps_refusals = self.read_only;
+        self.relay.retries = standby && !unproven && (self.relay.status == TxStatus::Idle || first && self.may_leave());
         self.relay.retries || self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle)
     }
 

@@ -208,6 +208,8 @@ pub struct Session {
     pub(super) reason: &'static str,
     /// When the server goes back to its pool.
     pub(super) mode: PoolMode,
+    /// It came by a port for reads only: nothing unproven of it reaches a primary.
+    pub(super) read_only: bool,
     /// A replication connection: its server is its own from the login on.
     pub(super) tunnel: bool,
     /// Equal for sessions that agree on what a text means: hashed from the settings that decide it.
@@ -314,6 +316,7 @@ impl Session {
             flushed: false,
             reason: "write",
             mode,
+            read_only: false,
             tunnel: false,
             parse_key: 0,
         });

@@ -19,11 +19,20 @@ pub struct Greeting {
 impl Greeting {
     /// Of what a primary, or a standby in its place, reported.
     pub fn new(settings: Arc<Settings>) -> Self {
+        Self::with(settings, "off")
+    }
+
+    /// The same as a standby tells it, which is how clients find one.
+    pub fn of_standby(settings: Arc<Settings>) -> Self {
+        Self::with(settings, "on")
+    }
+
+    fn with(settings: Arc<Settings>, in_hot_standby: &str) -> Self {
         let (mut messages, mut own) = (Vec::with_capacity(1024), None);
         for (name, value) in &*settings {
             match name.as_str() {
                 APPLICATION_NAME => own = Some((value.clone(), messages.len())),
-                "in_hot_standby" => write_parameter_status(&mut messages, name, "off"),
+                "in_hot_standby" => write_parameter_status(&mut messages, name, in_hot_standby),
                 _ => write_parameter_status(&mut messages, name, value),
             }
         }
@@ -57,6 +66,9 @@ mod tests {
             }
             assert_eq!(got, want);
         }
+        let mut standby = Vec::new();
+        Greeting::of_standby(Arc::new(settings)).write(None, &mut standby);
+        assert!(standby.windows(18).any(|w| w == b"in_hot_standby\0on\0"));
         let mut none = Vec::new();
         Greeting::new(Arc::new(vec![("a".to_owned(), "1".to_owned())])).write(Some("psql"), &mut none);
         assert_eq!(none, b"S\0\0\0\x08a\x001\0");

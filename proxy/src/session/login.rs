@@ -14,13 +14,14 @@ use crate::session::client::Session;
 use crate::session::greeting::Greeting;
 use crate::session::peers;
 use crate::session::presence::{Facts, Presence};
-use crate::session::{durable, encrypt, proxied, shown};
+use crate::session::{durable, encrypt, proxied, read_only, shown};
 use crate::sql::Access;
 use crate::tls::AcceptError;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
+use crate::wire::read_only_error::ReadOnlyError;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, Packet, Startup};
 use crate::worker::{Settings, Worker};
@@ -68,8 +69,8 @@ impl From<std::io::Error> for Farewell {
 }
 
 /// Greet a client. What it rarely comes to is boxed, so that the rest takes little room. `None` when there will be no session; it has been told why.
-pub async fn welcome(w: &Rc<Worker>, stream: Stream, origin: Origin) -> Option<Box<Session>> {
-    let mut greeter = Greeter { w, stream, origin, buf: Vec::with_capacity(ROOM), out: Vec::new() };
+pub async fn welcome(w: &Rc<Worker>, stream: Stream, origin: Origin, read_only: bool) -> Option<Box<Session>> {
+    let mut greeter = Greeter { w, stream, origin, read_only, buf: Vec::with_capacity(ROOM), out: Vec::new() };
     let limit = w.config().login_timeout;
     let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
         Ok(Ok(admitted)) if console::is_console(&admitted.startup.database) => {
@@ -157,6 +158,7 @@ pub struct Prepared {
     tunnel: Option<Found>,
     origin: Origin,
     admission: Admission,
+    read_only: bool,
 }
 
 impl Prepared {
@@ -197,6 +199,9 @@ impl Prepared {
             functions,
         );
         session.term_told = term;
+        if self.read_only {
+            session.only_read();
+        }
         if let Some(found) = self.tunnel {
             // What was sent early is the server's to read.
             session.tunnel = true;
@@ -215,6 +220,8 @@ pub(super) struct Greeter<'a> {
     pub(super) w: &'a Rc<Worker>,
     pub(super) stream: Stream,
     pub(super) origin: Origin,
+    /// Its session may only read.
+    read_only: bool,
     /// What it has sent and nobody has looked at.
     buf: Vec<u8>,
     /// What it is told before anything else is waited for: a login without questions is answered in one piece.
@@ -440,6 +447,9 @@ impl Greeter<'_> {
 
     /// Whose session it is to be, if there is room for it.
     fn entering(&self, Admitted { mut startup, mut credentials }: Admitted) -> Result<Entering, Farewell> {
+        if self.read_only && startup.replication {
+            return Err(ClientError::ReadOnly(ReadOnlyError::Replication).into());
+        }
         let admission = self.count(&startup)?;
         let config = self.w.config();
         let dbname = dbname(&config.pools, &startup.database).to_owned();
@@ -459,6 +469,9 @@ impl Greeter<'_> {
         if !replication {
             let more = durable::at_login(self.w, &identity)?;
             identity.parameters.extend(more);
+        }
+        if self.read_only {
+            read_only::at_login(&mut identity.parameters);
         }
         let want = Want {
             identity: Arc::new(identity),
@@ -483,7 +496,11 @@ impl Greeter<'_> {
         let Entering { want, admission, long_key, application_name, replication: _ } = entering;
         let Want { credentials, causality, .. } = want;
         let mut hello = std::mem::take(&mut self.out);
-        greeting.write(application_name.as_deref(), &mut hello);
+        if self.read_only {
+            Greeting::of_standby(greeting.settings.clone()).write(application_name.as_deref(), &mut hello);
+        } else {
+            greeting.write(application_name.as_deref(), &mut hello);
+        }
         let (w, origin, settings) = (self.w.clone(), self.origin, greeting.settings.clone());
         Prepared {
             w,
@@ -497,6 +514,7 @@ impl Greeter<'_> {
             tunnel,
             origin,
             admission,
+            read_only: self.read_only,
         }
     }
 }

@@ -32,6 +32,7 @@ mod promised;
 mod proof;
 mod prove;
 mod proxied;
+mod read_only;
 pub mod relay;
 mod sending;
 pub mod server;

@@ -4,7 +4,7 @@
 use crate::config::{Config, reads};
 use crate::route::hint;
 use crate::route::promise::{self, AFTER, BadPromise};
-use crate::route::{Promise, Standing, Token};
+use crate::route::{Promise, ReadFrom, Standing, Token};
 use crate::session::assigned::assigned;
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session};
@@ -160,8 +160,12 @@ impl Session {
         let startup = startup.iter().map(|(n, v)| (n.as_str(), v.as_str()));
         // What was set since comes later and wins.
         let startup = startup.filter(|(name, _)| settings.get(name).is_none());
-        let configured =
+        let mut configured =
             reads::resolve(&config.reads, config.max_replay_lag, &config.pools, &identity.database, &identity.user);
+        if self.read_only {
+            // What is told to read only from the primary still may: by the session's own settings.
+            configured.read_from = ReadFrom::Standby;
+        }
         let (promise, bad) = promise::resolve(configured, startup.chain(settings.iter()));
         let told = self.promised.take().map(|p| p.bad).unwrap_or_default();
         for new in bad.iter().filter(|b| !told.contains(b)) {

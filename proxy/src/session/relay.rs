@@ -133,6 +133,8 @@ pub struct Relay {
     pub standby: bool,
     /// Retry the errors of what is sent elsewhere: it is a read, or begins a block, and nothing before it would be lost.
     pub retries: bool,
+    /// What a standby refuses because it is one is the client's to know.
+    pub keeps_refusals: bool,
     /// A standby refused what was sent because its transaction would be SERIALIZABLE, which has nothing to do with its
     /// text.
     pub serializable: bool,

@@ -4,7 +4,7 @@ use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
-use crate::session::client::{Failure, MAX_TEXT, Session, Tail, Turn, read_more};
+use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
 use crate::session::incoming::Step;
 use crate::session::misroute::Classifier;
 use crate::session::presence::Activity;
@@ -46,6 +46,10 @@ impl Session {
             let still = |s: &mut Self| access == Access::Read && (s.chosen.is_some() || s.still_fits(now));
             let fits = role == Role::Primary || !starts || still(self);
             if !fits {
+                if self.read_only && !self.pins.is_empty() {
+                    // What it has here another client must not find.
+                    return Step::Turn(0, Turn::Lost(Loss::Deposed));
+                }
                 self.give_back(now);
             } else if role == Role::Standby {
                 return self.send_unit(input, unit, classes, now);
@@ -144,6 +148,11 @@ impl Session {
     }
 
     pub(super) fn send_unit(&mut self, input: &[u8], unit: &Unit, classes: &[Statement], now: Instant) -> Step {
+        if self.read_only
+            && let Some(step) = self.keep_read_only(input, unit, now)
+        {
+            return step;
+        }
         if !self.relay.busy() {
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }

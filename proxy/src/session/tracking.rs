@@ -27,6 +27,8 @@ const ASKABLE: [(PinReason, &str); 4] = [
 
 /// The one setting of the startup packet that servers are not logged in with.
 pub const APPLICATION_NAME: &str = "application_name";
+/// Whether transactions are READ ONLY that do not say.
+pub const READ_ONLY: &str = "default_transaction_read_only";
 
 /// What the query of ours in flight is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +111,8 @@ pub struct Tracking {
     pub asked: Option<Asked>,
     /// Channels listened to.
     pub channels: Vec<String>,
+    /// Transactions stay READ ONLY by default, whatever the client sets.
+    pub read_only: bool,
     /// Settings the server reported, as the client knows them.
     pub told: Vec<(String, String)>,
 }
@@ -254,6 +258,9 @@ impl Tracking {
         if self.application_name.is_some() && (reset || settings.get(name).is_none()) {
             settings.set(name, self.application_name.as_deref());
         }
+        if self.read_only && settings.get(READ_ONLY).is_some() {
+            settings.set(READ_ONLY, Some("on"));
+        }
         if settings != *self.settings {
             self.settings = settings.into();
         }
@@ -285,7 +292,8 @@ impl Tracking {
         }
         if self.stuck {
             let (told, channels) = (std::mem::take(&mut self.told), std::mem::take(&mut self.channels));
-            *self = Self { told, channels, ..Self::new(self.application_name.as_deref()) };
+            let read_only = self.read_only;
+            *self = Self { told, channels, read_only, ..Self::new(self.application_name.as_deref()) };
         }
         self.touched = Touched::default();
         (self.stuck, self.unpins, self.discards, self.failed, self.due) = (false, false, false, false, false);

@@ -6,6 +6,7 @@
 //! the server can know (a volatile function behind a view, an operator or a cast) is caught by the standby's own
 //! refusal, SQLSTATE 25006.
 
+mod aside;
 mod classify;
 mod effects;
 mod fingerprint;
@@ -20,6 +21,7 @@ mod recall;
 mod redefines;
 mod touched;
 
+pub use aside::keeps_read_only;
 pub use classify::{Leaves, LongText, Why, classify, first_of, why};
 pub use fingerprint::fingerprint;
 pub use functions::{FunctionRow, FunctionTable, Volatility};

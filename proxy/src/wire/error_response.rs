@@ -16,6 +16,7 @@ use crate::sql::PinReason;
 use crate::wire::durability_error::DurabilityError;
 use crate::wire::pool_error::PoolError;
 use crate::wire::promise_error::PromiseError;
+use crate::wire::read_only_error::ReadOnlyError;
 use crate::wire::sqlstate::SqlState;
 use cluster::topology::Gate;
 use cluster::{NodeId, Term};
@@ -70,6 +71,8 @@ pub enum ClientError {
     Promise(PromiseError),
     /// What a session asks of its commits cannot be.
     Durability(DurabilityError),
+    /// A session that may only read asks for more.
+    ReadOnly(ReadOnlyError),
     /// A limit, a timeout or an operator's order.
     Pool(PoolError),
     /// A server refused the login made with the client's own keys.
@@ -251,6 +254,7 @@ impl ClientError {
             Self::NoStandby { consistency, waited, why } => no_standby(consistency, *waited, why),
             Self::Promise(error) => error.report(),
             Self::Durability(error) => error.report(),
+            Self::ReadOnly(error) => error.report(),
             Self::Pool(error) => error.report(),
             Self::ServerLogin { node, why } => server_login(node, why),
             Self::BlockAborted { node, term } => block_aborted(node, *term),

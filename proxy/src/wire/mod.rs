@@ -9,5 +9,6 @@ pub mod frontend;
 pub mod pool_error;
 pub mod promise_error;
 pub mod proxy_protocol;
+pub mod read_only_error;
 pub mod sqlstate;
 pub mod startup;

@@ -28,8 +28,8 @@ const AT_ONCE: usize = 16;
 /// A socket that clients connect to, which no runtime watches yet.
 #[derive(Debug)]
 pub enum Entrance {
-    /// TCP.
-    Tcp(std::net::TcpListener),
+    /// TCP; for clients that only read?
+    Tcp(std::net::TcpListener, bool),
     /// A Unix-domain socket.
     Unix(std::os::unix::net::UnixListener),
 }
@@ -55,14 +55,22 @@ pub fn tune(socket: &std::net::TcpListener) -> io::Result<()> {
 }
 
 enum Listener {
-    Tcp(TcpListener),
+    Tcp(TcpListener, bool),
     Unix(UnixListener),
 }
 
 impl Listener {
+    /// May the sessions of its clients only read?
+    fn read_only(&self) -> bool {
+        match self {
+            Self::Tcp(_, read_only) => *read_only,
+            Self::Unix(_) => false,
+        }
+    }
+
     async fn accept(&self) -> io::Result<(Stream, Origin)> {
         match self {
-            Self::Tcp(listener) => {
+            Self::Tcp(listener, _) => {
                 let (stream, address) = listener.accept().await?;
                 Ok((Stream::Tcp(stream), Origin::Tcp(address)))
             }
@@ -82,7 +90,7 @@ impl Listener {
 pub(super) fn begin(worker: &Rc<Worker>, entrances: Entrances) -> io::Result<()> {
     for socket in entrances.sockets {
         let listener = match socket {
-            Entrance::Tcp(socket) => Listener::Tcp(TcpListener::from_std(socket)?),
+            Entrance::Tcp(socket, read_only) => Listener::Tcp(TcpListener::from_std(socket)?, read_only),
             Entrance::Unix(socket) => Listener::Unix(UnixListener::from_std(socket)?),
         };
         let (worker, mut accepting) = (worker.clone(), entrances.accepting.clone());
@@ -103,7 +111,7 @@ async fn accept(worker: &Rc<Worker>, listener: Listener) {
     loop {
         for _ in 0..AT_ONCE {
             match listener.accept().await {
-                Ok((stream, origin)) => place(worker, stream, origin),
+                Ok((stream, origin)) => place(worker, stream, origin, listener.read_only()),
                 Err(error) => {
                     tracing::warn!(%error, "could not accept a client");
                     tokio::time::sleep(PAUSE).await;
@@ -115,7 +123,7 @@ async fn accept(worker: &Rc<Worker>, listener: Listener) {
 }
 
 /// Give a client to the worker that is to have it.
-fn place(worker: &Rc<Worker>, stream: Stream, origin: Origin) {
+fn place(worker: &Rc<Worker>, stream: Stream, origin: Origin, read_only: bool) {
     let (shared, config) = (&worker.shared, worker.config());
     // Twice the limit of clients may be connected while the surplus is being told so.
     if shared.clients.load(Ordering::SeqCst) >= config.max_client_connections.saturating_mul(2) {
@@ -123,7 +131,7 @@ fn place(worker: &Rc<Worker>, stream: Stream, origin: Origin) {
     }
     let sessions = shared.boards.iter().map(|board| board.sessions.load(Ordering::SeqCst));
     let to = placing::worker_for(sessions, config.worker_fill).expect("there is at least one worker");
-    let seat = Seat::take(shared.clone(), to);
+    let seat = Seat::take(shared.clone(), to, read_only);
     if to == worker.index {
         return serve(worker, stream, origin, seat);
     }

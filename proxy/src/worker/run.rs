@@ -145,11 +145,11 @@ pub(super) fn serve(worker: &Rc<Worker>, stream: Stream, origin: Origin, seat: S
     let worker = worker.clone();
     worker.stir();
     tokio::task::spawn_local(async move {
-        let _seat = seat;
         // A login needs more memory than the session after it: it is given back.
-        if let Some(session) = Box::pin(login::welcome(&worker, stream, origin)).await {
+        if let Some(session) = Box::pin(login::welcome(&worker, stream, origin, seat.read_only)).await {
             client::run(session).await;
         }
+        drop(seat);
         worker.stir();
     });
 }
@@ -158,17 +158,19 @@ pub(super) fn serve(worker: &Rc<Worker>, stream: Stream, origin: Origin, seat: S
 pub struct Seat {
     shared: Arc<Shared>,
     worker: usize,
+    /// It came by an address of `proxy.listen_read_only`.
+    read_only: bool,
 }
 
 impl Seat {
     /// Count a client of that worker.
-    pub(super) fn take(shared: Arc<Shared>, worker: usize) -> Self {
+    pub(super) fn take(shared: Arc<Shared>, worker: usize, read_only: bool) -> Self {
         let clients = shared.clients.fetch_add(1, Ordering::SeqCst) + 1;
         shared.boards[worker].sessions.fetch_add(1, Ordering::SeqCst);
         if clients > shared.most_clients.load(Ordering::Relaxed) {
             shared.most_clients.fetch_max(clients, Ordering::Relaxed);
         }
-        Self { shared, worker }
+        Self { shared, worker, read_only }
     }
 }
 

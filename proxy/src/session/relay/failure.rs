@@ -20,7 +20,9 @@ impl Relay {
         if self.retries
             && !self.delivered
             && self.queue.len() + usize::from(self.open.is_some()) > 0
-            && (self.parse_only || self.hidden_unit() || (elsewhere(&code) && !stale))
+            && (self.parse_only
+                || self.hidden_unit()
+                || (elsewhere(&code) && !stale && !self.is_kept(&code, f.routine)))
         {
             self.serializable = f.routine == b"GetSerializableTransactionSnapshot";
             return Step::Stop(Event::Retry { code });
@@ -160,6 +162,15 @@ impl Relay {
                 }
             }
         }
+    }
+}
+
+impl Relay {
+    /// Is the refusal of a standby for the client? But that it cannot run SERIALIZABLE is no answer to a read.
+    fn is_kept(&self, code: &[u8; 5], routine: &[u8]) -> bool {
+        self.keeps_refusals
+            && matches!(code, b"25006" | b"0A000" | b"55000")
+            && routine != b"GetSerializableTransactionSnapshot"
     }
 }
 

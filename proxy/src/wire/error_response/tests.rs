@@ -24,6 +24,10 @@ fn all() -> Vec<(ClientError, &'static str)> {
             E::Durability(DurabilityError::Invalid { value: "odd".into() }),
             "ERROR 22023 invalid value for parameter \"pgtenure.durability\": \"odd\" |  | Available values: async, local, received, semi_sync, applied.",
         ),
+        (
+            E::ReadOnly(ReadOnlyError::ReadWrite),
+            "ERROR 0A000 cannot set transaction read-write mode during recovery |  | ",
+        ),
         (E::Promise(PromiseError::Invalid { what: "odd".into() }), "ERROR 22023 odd |  | "),
         (E::Pool(PoolError::Idle), "FATAL 57P05 terminating connection due to idle-session timeout |  | "),
         (
@@ -168,10 +172,11 @@ fn every_variant_is_listed() {
         E::NotOnStandby { .. } => 32,
         E::Promise(_) => 33,
         E::Durability(_) => 34,
+        E::ReadOnly(_) => 35,
     };
     let mut seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
     seen.sort_unstable();
-    assert_eq!(seen, (0..35).collect::<Vec<_>>());
+    assert_eq!(seen, (0..36).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,0 +1,70 @@
+//! Texts that only change or show settings of the session, and leave it as read-only as it is.
+
+use super::lexer::{Lexer, Token};
+
+/// Is this one statement that changes or shows settings, of which none decides whether transactions may write? The text is
+/// read as with `standard_conforming_strings` on. What is in doubt is not.
+pub fn keeps_read_only(sql: &[u8]) -> bool {
+    let mut lexer = Lexer::new(sql);
+    let Some(Token::Word(verb)) = lexer.next() else { return false };
+    let is = |word: &[u8], what: &str| word.eq_ignore_ascii_case(what.as_bytes());
+    if !["set", "reset", "show", "discard", "deallocate"].iter().any(|v| is(verb, v)) {
+        return false;
+    }
+    let shows = is(verb, "show");
+    let mut over = false;
+    while let Some(token) = lexer.next() {
+        match token {
+            Token::Semicolon => over = true,
+            _ if over => return false,
+            Token::Word(word) => {
+                let decides = is(word, "write") || word.to_ascii_lowercase().ends_with(b"_read_only");
+                if decides && !shows {
+                    return false;
+                }
+            }
+            // Such a name may be spelled in other ways.
+            Token::Quoted(_) if !shows => return false,
+            Token::Odd => return false,
+            Token::Quoted(_)
+            | Token::Literal
+            | Token::Open
+            | Token::Close
+            | Token::Dot
+            | Token::Comma
+            | Token::Operator => {}
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_cannot_make_transactions_writable_is_aside() {
+        for (sql, want) in [
+            ("set search_path = a, 'b'", true),
+            ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY;", true),
+            ("show transaction_read_only", true),
+            ("/* x */ reset all", true),
+            ("discard all", true),
+            ("", false),
+            ("select 1", false),
+            ("do 'begin end'", false),
+            ("set search_path = a; delete from t", false),
+            ("set transaction_read_only = off", false),
+            ("set local Default_Transaction_Read_Only to off", false),
+            ("reset default_transaction_read_only", false),
+            ("set \"default_transaction_read_only\" = off", false),
+            ("set U&\"default_transaction_read\\005fonly\" = off", false),
+            ("set session characteristics as transaction read write", false),
+            ("set transaction isolation level serializable, read write", false),
+            ("show x; delete from t", false),
+            ("set x = 'a", false),
+        ] {
+            assert_eq!(keeps_read_only(sql.as_bytes()), want, "{sql}");
+        }
+    }
+}
