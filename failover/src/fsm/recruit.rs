@@ -141,8 +141,9 @@ impl Planner {
                 Some(Frozen { system_id: Some(have), .. }) if self.seen.foreign(Some(have)).is_some() => {
                     Unfit::Foreign { have: have.clone() }
                 }
-                Some(f) if promoted_past_us(round, f).is_some() => promoted_past_us(round, f).unwrap_or(Unfit::NoData),
-                Some(f) => f.quarantine.map_or(Unfit::NotRecovered, |floor| Unfit::Quarantined { floor }),
+                Some(f) => promoted_past_us(round, f).unwrap_or_else(|| {
+                    f.quarantine.map_or(Unfit::NotRecovered, |floor| Unfit::Quarantined { floor })
+                }),
                 None => Unfit::NotFrozen,
             });
             Some(Missing { node: node.clone(), unfit })
