@@ -141,9 +141,8 @@ impl Planner {
                 Some(Frozen { system_id: Some(have), .. }) if self.seen.foreign(Some(have)).is_some() => {
                     Unfit::Foreign { have: have.clone() }
                 }
-                Some(f) => promoted_past_us(round, f).unwrap_or_else(|| {
-                    f.quarantine.map_or(Unfit::NotRecovered, |floor| Unfit::Quarantined { floor })
-                }),
+                Some(f) => promoted_past_us(round, f)
+                    .unwrap_or_else(|| f.quarantine.map_or(Unfit::NotRecovered, |floor| Unfit::Quarantined { floor })),
                 None => Unfit::NotFrozen,
             });
             Some(Missing { node: node.clone(), unfit })
