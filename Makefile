@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak bench-failover
+.PHONY: help demo demo-exercise test test-a-m test-n-z check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak bench-failover
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -30,10 +30,19 @@ demo-exercise: build
 build: set-up
 	cargo build --release --locked
 
-# The tests start the program itself. Clusters take turns, as they measure times: --test-threads=1.
+# The tests start the program itself. They mostly wait, so two halves of them run at once, by their first letters; within
+# each half the clusters take turns.
+TEST = cargo test --workspace --locked
 test: set-up-tests
 	cargo build --locked
-	cargo test --workspace --locked -- --test-threads=1
+	$(TEST) --no-run
+	@$(MAKE) --no-print-directory -j2 test-a-m test-n-z
+
+test-a-m: HALF = --lib --bins --test '[a-m]*'
+test-n-z: HALF = --test '[!a-m]*'
+test-a-m test-n-z: SHELL = /bin/bash
+test-a-m test-n-z:
+	@set -o pipefail; $(TEST) $(HALF) -- --test-threads=1 2>&1 | sed -u 's/^/$(@:test-%=%): /'
 
 # What `make test` does at every third byte and some seeded places, at every byte.
 differential: set-up-tests
