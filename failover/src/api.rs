@@ -9,6 +9,7 @@
 //! | `GET /agent/state?after=SEQ&wait_ms=N` | | [`AgentState`]: at once when `seq > SEQ`, else at a change or after N ms |
 //! | `POST /agent/freeze` | [`Freeze`] | [`Frozen`] |
 //! | `POST /agent/recover` | [`Recover`] | [`Frozen`]: starts a stopped PostgreSQL as a standby without upstream first |
+//! | `POST /agent/catch_up` | [`CatchUp`] | [`Frozen`]: receives from another frozen node first |
 //! | `POST /agent/promote` | [`Promote`] | [`Promoted`] |
 //! | `POST /agent/follow` | [`Follow`] | `{}` |
 //! | `POST /agent/open` | [`Open`] | [`Opened`] |
@@ -200,6 +201,21 @@ pub struct Frozen {
 pub struct Recover {
     /// The term.
     pub term: Term,
+}
+
+/// Receive from another node that is frozen for the same term what it has and this one lacks; then be frozen again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatchUp {
+    /// The term.
+    pub term: Term,
+    /// The node to receive from.
+    pub from: NodeId,
+    /// Its PostgreSQL.
+    pub endpoint: Endpoint,
+    /// Where it ends.
+    pub to: Position,
+    /// Give up after so long, ms.
+    pub deadline_ms: u64,
 }
 
 /// Become primary on the timeline of `term`.

@@ -269,6 +269,44 @@ pub struct MemberRecord {
     pub system_id: Option<String>,
     /// Host identity (boot id), to tell which processes share a host.
     pub host: String,
+    /// What it is meant for. Older agents do not tell it.
+    #[serde(default)]
+    pub standing: Standing,
+}
+
+/// What a node is meant for, by its agent's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Standing {
+    /// Of nodes that hold the same WAL the one with the highest becomes primary.
+    pub priority: u32,
+    /// Where it is; among equals one in the old primary's zone becomes primary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Only an operator who names it makes it primary.
+    pub never_promote: bool,
+    /// It replays commits so much later, ms (`recovery_min_apply_delay`).
+    pub apply_delay_ms: u64,
+    /// Proxies may read from it while it is a standby.
+    pub serve_reads: bool,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { priority: 100, zone: None, never_promote: false, apply_delay_ms: 0, serve_reads: true }
+    }
+}
+
+impl Standing {
+    /// May it become primary without an operator's naming it? A delayed standby would first replay all its delay.
+    pub fn is_promoted_by_itself(&self) -> bool {
+        !self.never_promote && self.apply_delay_ms == 0
+    }
+
+    /// May proxies read from it? A delayed standby shows the past on purpose.
+    pub fn serves_reads(&self) -> bool {
+        self.serve_reads && self.apply_delay_ms == 0
+    }
 }
 
 /// `fences/<node>`: an operator took the node out.

@@ -3,7 +3,7 @@
 mod agents;
 
 use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivileged, until};
-use cluster::{Term, TimelineId};
+use cluster::{Endpoint, Term, TimelineId};
 use failover::api::*;
 use failover::record::*;
 use nix::sys::signal::Signal;
@@ -98,6 +98,40 @@ fn a_freeze_ends_receiving_although_replay_is_paused() {
         // By following it has promised the term: a command of an older one that is still under way is refused.
         let late = c.freeze(p, Term(1)).await.unwrap_err();
         assert!(late.contains("lower_term"), "{late}");
+    });
+}
+
+#[test]
+fn a_frozen_standby_receives_what_another_frozen_one_has_and_no_more() {
+    unprivileged("a_frozen_standby_receives_what_another_frozen_one_has_and_no_more", async {
+        let mut c = Cluster::new(22125, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
+        let (behind, ahead) = (others[0], others[1]);
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        // Its agent would stop it on seeing the new term.
+        c.crash_agent(p).await;
+        let (record, revision) = c.begin().await;
+        let term = record.term;
+        c.freeze(behind, term).await.unwrap();
+        // Acknowledged by the other standby alone.
+        c.sql(p).await.batch_execute("INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
+        let to = c.freeze(ahead, term).await.unwrap().position.unwrap();
+        assert!(c.freeze(behind, term).await.unwrap().position.unwrap() < to);
+        let endpoint = Endpoint { host: "127.0.0.1".into(), port: c.nodes[ahead].config.postgres_port };
+        let order = CatchUp { term, from: c.nodes[ahead].id.clone(), endpoint, to, deadline_ms: 10_000 };
+        let begun = Instant::now();
+        let frozen: Frozen = c.post(behind, "catch_up", &order).await.unwrap();
+        eprintln!("caught up in {:?}", begun.elapsed());
+        assert_eq!(frozen.position, Some(to));
+        assert_eq!(c.state(behind).await.frozen_for, Some(term));
+        let receivers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
+        assert_eq!(c.value(behind, receivers).await, "0");
+        c.failover_begun(record, revision, behind, &others).await;
+        assert_eq!(c.value(behind, "SELECT count(*) FROM t").await, "1000");
+        // Open for a later term: an order that comes late changes nothing.
+        let late = c.post::<Frozen>(ahead, "catch_up", &order).await;
+        assert!(late.as_ref().is_err_and(|e| e.contains("wrong_state")), "{late:?}");
     });
 }
 

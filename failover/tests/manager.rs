@@ -233,6 +233,7 @@ impl World {
                 pg_version: 0,
                 system_id: None,
                 host,
+                standing: Standing::default(),
             };
             txn = txn.put(keys.member(&node), serde_json::to_vec(&member).unwrap());
         }

@@ -4,7 +4,7 @@ use cluster::keys::Keys;
 use cluster::topology::{BelowMode, Closed, Gate, ProxyState, Topology};
 use cluster::{Clock, Endpoint, Term};
 use failover::record::{
-    Cause, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord,
+    Cause, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Standing, TermRecord,
 };
 use failover::store::memory::MemoryStore;
 use failover::store::{Store, Txn};
@@ -64,6 +64,7 @@ async fn cluster(mode: Mode) -> MemoryStore {
             pg_version: 150_018,
             system_id: None,
             host: "h".to_owned(),
+            standing: Standing::default(),
         };
         put(&store, keys().member(&node), json(&member)).await;
     }

@@ -45,6 +45,10 @@ fn agent(raw: &RawConfig, with_proxy: bool, bad: &mut Vec<BadSetting>) {
             format!("is not among cluster.voters ({voters}), and agent.joins is not set"),
         ));
     }
+    if !raw.agent.apply_delay.0.is_zero() && raw.cluster.voters.contains(&raw.agent.node) {
+        let problem = "only for nodes that do not vote: this one is among cluster.voters";
+        bad.push(BadSetting::new("agent.apply_delay", raw.agent.apply_delay, problem));
+    }
     let (drain, stop) = (raw.process.drain_timeout, raw.agent.stop_timeout);
     // A proxy in the same process drains first, for half of the time.
     let (times, needed) =

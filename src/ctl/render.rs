@@ -3,7 +3,7 @@
 use super::table::Table;
 use failover::fsm::blocker::{Blocker, Verdict};
 use failover::fsm::status::{NodeStatus, Status};
-use failover::record::{Cause, JournalRecord, LossReport, Mode, PolicyRecord, WallMillis};
+use failover::record::{Cause, JournalRecord, LossReport, Mode, PolicyRecord, Standing, WallMillis};
 use serde_json::Value;
 use std::fmt::{self, Write};
 
@@ -190,11 +190,31 @@ fn notes(n: &NodeStatus, voters: bool) -> String {
     if let Some(floor) = &n.quarantine {
         notes.push(format!("quarantined until it has replayed {} on timeline {}", floor.lsn, floor.timeline));
     }
+    notes.extend(standing(&n.standing));
     notes.extend(n.rejoin.iter().chain(&n.trouble).cloned());
     if voters && !n.voter {
         notes.push("does not vote".to_owned());
     }
     notes.join("; ")
+}
+
+/// What a node is meant for, where that is not the default.
+fn standing(s: &Standing) -> Vec<String> {
+    let default = Standing::default();
+    let mut notes = Vec::new();
+    if s.priority != default.priority {
+        notes.push(format!("priority {}", s.priority));
+    }
+    notes.extend(s.zone.as_ref().map(|zone| format!("zone {zone}")));
+    if s.apply_delay_ms > 0 {
+        notes.push(format!("replays {} later", humantime(s.apply_delay_ms)));
+    } else if !s.serve_reads {
+        notes.push("serves no reads".to_owned());
+    }
+    if s.never_promote {
+        notes.push("never promoted by itself".to_owned());
+    }
+    notes
 }
 
 /// A journal in JSON on one line.

@@ -24,9 +24,9 @@ const SECOND_LOOK: Duration = Duration::from_millis(30);
 const GRACE: Duration = Duration::from_millis(60);
 
 /// Where replay stands.
-struct Replay {
-    receive: Option<Lsn>,
-    replay: Lsn,
+pub(super) struct Replay {
+    pub(super) receive: Option<Lsn>,
+    pub(super) replay: Lsn,
     receiver: Option<(i32, Option<TimelineId>)>,
     /// The startup process waits for more WAL than there is locally.
     at_end: bool,
@@ -229,7 +229,7 @@ impl Agent {
         Err(super::sql::SqlError::TimedOut { what, after: END_BOUND })
     }
 
-    async fn replay(&self, sql: &Sql) -> Result<Replay, super::sql::SqlError> {
+    pub(super) async fn replay(&self, sql: &Sql) -> Result<Replay, super::sql::SqlError> {
         let rows =
             sql.rows("asking for replay", REPLAY, self.env.config.probe_timeout.max(Duration::from_secs(2))).await?;
         let row = rows.into_iter().next().unwrap_or_default();

@@ -93,6 +93,7 @@ impl Agent {
         match path {
             "/agent/freeze" => self.obey(&body, |a, o: crate::api::Freeze| async move { a.freeze(o.term).await }).await,
             "/agent/recover" => self.obey(&body, |a, o| async move { a.recover(&o).await }).await,
+            "/agent/catch_up" => self.obey(&body, |a, o| async move { a.catch_up(&o).await }).await,
             "/agent/promote" => self.obey(&body, |a, o| async move { a.promote(&o).await }).await,
             "/agent/follow" => self.obey(&body, |a, o| async move { a.follow(o).map(|()| Empty {}) }).await,
             "/agent/open" => self.obey(&body, |a, o| async move { a.open(&o).await }).await,

@@ -8,6 +8,7 @@
 
 mod arm;
 mod bootstrap;
+mod catch_up;
 mod commands;
 mod control;
 mod env;

@@ -143,6 +143,7 @@ impl Agent {
                 pg_version: self.env.version,
                 system_id,
                 host: self.env.host.clone(),
+                standing: c.standing.clone(),
             };
             if written.as_ref() != Some(&member) {
                 let value = serde_json::to_vec(&member).expect("a record of texts and numbers can be written");

@@ -141,7 +141,7 @@ fn postgresql_conf(env: &Env) -> String {
         ("restart_after_crash", "off".into()),
         ("password_encryption", "scram-sha-256".into()),
         ("recovery_target_timeline", "latest".into()),
-        ("recovery_min_apply_delay", "0".into()),
+        ("recovery_min_apply_delay", c.standing.apply_delay_ms.to_string()),
         ("wal_receiver_timeout", "5s".into()),
         ("wal_sender_timeout", "5s".into()),
         ("wal_receiver_status_interval", "1s".into()),

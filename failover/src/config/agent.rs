@@ -1,5 +1,6 @@
 //! `[agent]` and `[bootstrap]`: one node's PostgreSQL, and how a new cluster is filled.
 
+use crate::record::Standing;
 use ::cluster::config::{BadSetting, Size, Span};
 use ::cluster::{Endpoint, NodeId};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,20 @@ pub struct AgentRaw {
     /// This node is none of `cluster.voters`: it copies an existing cluster and follows it without a vote, until `pgtenure
     /// policy --voters` gives it one. Default false, so that a misspelt name is found.
     pub joins: bool,
+    /// Of standbys that hold the same WAL the one with the highest priority becomes primary; one that is little behind is
+    /// first brought to the same. Default 100, at most 1000.
+    pub priority: u32,
+    /// Where this node is, e.g. a data centre or rack: of standbys with the same priority one in the old primary's zone
+    /// becomes primary. Default none.
+    pub zone: String,
+    /// This node becomes primary only when an operator names it. Default false.
+    pub never_promote: bool,
+    /// Replay commits so much later (`recovery_min_apply_delay`), as a way back from mistakes. Such a node must not vote,
+    /// serves no reads and is not promoted by itself; `agent.wal_keep` of the primary must last for that time, or it is
+    /// cloned anew at a change of primary. Default 0s.
+    pub apply_delay: Span,
+    /// Proxies may read from this node while it is a standby. Default true.
+    pub serve_reads: bool,
     /// Directory of the agent; PostgreSQL's data is in `data` below it, its configuration in `conf`, its socket in
     /// `sock`, its logs in `log`, WAL of lost transactions in `lost`. Absolute, at most 75 bytes. No default.
     pub data_dir: PathBuf,
@@ -75,6 +90,11 @@ impl Default for AgentRaw {
         Self {
             node: String::new(),
             joins: false,
+            priority: 100,
+            zone: String::new(),
+            never_promote: false,
+            apply_delay: Span::millis(0),
+            serve_reads: true,
             data_dir: PathBuf::new(),
             listen: "127.0.0.1:7401".into(),
             advertise_host: "127.0.0.1".into(),
@@ -126,6 +146,8 @@ impl Default for BootstrapRaw {
 pub struct AgentConfig {
     /// This node.
     pub node: NodeId,
+    /// What it is meant for, as told to managers and proxies.
+    pub standing: Standing,
     /// The agent's directory, absolute.
     pub data_dir: PathBuf,
     /// Where the agent's HTTP listens.
@@ -204,7 +226,7 @@ pub const OWNED_PARAMETERS: [(&str, &str); 39] = [
     ("primary_slot_name", "WAL for absent standbys is kept by agent.wal_keep"),
     ("promote_trigger_file", "only the agent promotes"),
     ("recovery_end_command", "set by the agent"),
-    ("recovery_min_apply_delay", "every voter must be able to take over at once"),
+    ("recovery_min_apply_delay", "see agent.apply_delay"),
     ("recovery_target", "a standby follows the latest timeline"),
     ("recovery_target_action", "a standby follows the latest timeline"),
     ("recovery_target_timeline", "a standby follows the latest timeline"),
@@ -237,6 +259,7 @@ pub fn check(raw: &AgentRaw, bootstrap: &BootstrapRaw) -> Result<AgentConfig, Ve
     if raw.advertise_host.is_empty() || raw.advertise_host.contains(char::is_whitespace) {
         bad.push(BadSetting::new("agent.advertise_host", &raw.advertise_host, "expected a host name or address"));
     }
+    check_standing(raw, &mut bad);
     if raw.postgres_port == 0 {
         bad.push(BadSetting::new("agent.postgres_port", 0, "expected 1 to 65535"));
     }
@@ -254,6 +277,23 @@ pub fn check(raw: &AgentRaw, bootstrap: &BootstrapRaw) -> Result<AgentConfig, Ve
 
 fn bad_value(key: &str, value: &str, error: &dyn std::fmt::Display) -> BadSetting {
     BadSetting::new(key, format!("{value:?}"), error.to_string())
+}
+
+/// Longest delay of replay: PostgreSQL counts milliseconds in 32 bits.
+const LONGEST_DELAY: Duration = Duration::from_millis(i32::MAX as u64);
+
+fn check_standing(raw: &AgentRaw, bad: &mut Vec<BadSetting>) {
+    if raw.priority > 1000 {
+        bad.push(BadSetting::new("agent.priority", raw.priority, "at most 1000"));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if raw.zone.len() > 63 || !raw.zone.chars().all(plain) {
+        let why = "expected at most 63 letters, digits, _, - or .";
+        bad.push(BadSetting::new("agent.zone", format!("{:?}", raw.zone), why));
+    }
+    if raw.apply_delay.0 > LONGEST_DELAY {
+        bad.push(BadSetting::new("agent.apply_delay", raw.apply_delay, "at most 24 days"));
+    }
 }
 
 fn check_paths(raw: &AgentRaw, bad: &mut Vec<BadSetting>) {
@@ -326,6 +366,13 @@ fn check_times(raw: &AgentRaw, bad: &mut Vec<BadSetting>) {
 fn checked(raw: &AgentRaw, bootstrap: &BootstrapRaw, node: NodeId, listen: SocketAddr) -> AgentConfig {
     AgentConfig {
         node,
+        standing: Standing {
+            priority: raw.priority,
+            zone: (!raw.zone.is_empty()).then(|| raw.zone.clone()),
+            never_promote: raw.never_promote,
+            apply_delay_ms: u64::try_from(raw.apply_delay.0.as_millis()).unwrap_or(u64::MAX),
+            serve_reads: raw.serve_reads,
+        },
         data_dir: raw.data_dir.clone(),
         listen,
         advertise_host: raw.advertise_host.clone(),
@@ -382,6 +429,17 @@ mod tests {
             problems(&AgentRaw { parameters, ..raw() }),
             ["agent.parameters.FSYNC = off: set by the agent: an acknowledged commit must be on disk"]
         );
+    }
+
+    #[test]
+    fn what_a_node_is_meant_for_is_checked() {
+        let odd = AgentRaw { priority: 1001, zone: "a b".into(), apply_delay: Span::secs(3_000_000), ..raw() };
+        let text = problems(&odd);
+        assert_eq!(text.len(), 3, "{text:?}");
+        let fine = AgentRaw { zone: "dc-1".into(), apply_delay: Span::secs(3600), serve_reads: false, ..raw() };
+        let standing = check(&fine, &BootstrapRaw::default()).unwrap().standing;
+        assert_eq!((standing.zone.as_deref(), standing.apply_delay_ms), (Some("dc-1"), 3_600_000));
+        assert!(!standing.is_promoted_by_itself() && !standing.serves_reads());
     }
 
     #[test]

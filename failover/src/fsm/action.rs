@@ -165,6 +165,8 @@ pub enum Command {
     Freeze(api::Freeze),
     /// Start without upstream and find the end of WAL.
     Recover(api::Recover),
+    /// Receive what another frozen node has.
+    CatchUp(api::CatchUp),
     /// Become primary.
     Promote(api::Promote),
     /// Stream from the new primary.
@@ -188,6 +190,8 @@ pub enum CommandKind {
     Freeze,
     /// See [`Command::Recover`].
     Recover,
+    /// See [`Command::CatchUp`].
+    CatchUp,
     /// See [`Command::Promote`].
     Promote,
     /// See [`Command::Follow`].
@@ -210,6 +214,7 @@ impl CommandKind {
         match self {
             Self::Freeze => "freeze",
             Self::Recover => "recover",
+            Self::CatchUp => "catch_up",
             Self::Promote => "promote",
             Self::Follow => "follow",
             Self::Open => "open",
@@ -227,6 +232,7 @@ impl Command {
         match self {
             Self::Freeze(_) => CommandKind::Freeze,
             Self::Recover(_) => CommandKind::Recover,
+            Self::CatchUp(_) => CommandKind::CatchUp,
             Self::Promote(_) => CommandKind::Promote,
             Self::Follow(_) => CommandKind::Follow,
             Self::Open(_) => CommandKind::Open,
@@ -242,6 +248,7 @@ impl Command {
         match self {
             Self::Freeze(c) => c.term,
             Self::Recover(c) => c.term,
+            Self::CatchUp(c) => c.term,
             Self::Promote(c) => c.term,
             Self::Follow(c) => c.term,
             Self::Open(c) => c.term,
@@ -256,7 +263,7 @@ impl Command {
 /// A command's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    /// To freeze and recover.
+    /// To freeze, recover and catch up.
     Frozen(api::Frozen),
     /// To promote.
     Promoted(api::Promoted),

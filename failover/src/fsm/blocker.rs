@@ -336,6 +336,20 @@ pub enum Blocker {
         /// The node.
         node: NodeId,
     },
+    /// Only a node that is never promoted by itself would do.
+    NeverPromoted {
+        /// The node.
+        node: NodeId,
+        /// Where its WAL ends, once it is frozen.
+        have: Option<Position>,
+    },
+    /// A node that votes must be able to take over.
+    DelayedVoter {
+        /// The node.
+        node: NodeId,
+        /// How much later it replays, ms.
+        delay_ms: u64,
+    },
     /// The new primary was stopped or lost before it was opened.
     CandidateLost {
         /// The node.
@@ -392,6 +406,8 @@ impl Blocker {
             Self::WouldStopWrites { .. } => "would_stop_writes",
             Self::AlreadyFenced { .. } => "already_fenced",
             Self::NotFenced { .. } => "not_fenced",
+            Self::NeverPromoted { .. } => "never_promoted",
+            Self::DelayedVoter { .. } => "delayed_voter",
             Self::CandidateLost { .. } => "candidate_lost",
             Self::Failing { .. } => "failing",
         }
@@ -542,6 +558,19 @@ impl fmt::Display for Blocker {
             }
             Self::AlreadyFenced { node } => write!(f, "{node} is fenced already"),
             Self::NotFenced { node } => write!(f, "{node} is not fenced"),
+            Self::NeverPromoted { node, have: Some(have) } => write!(
+                f,
+                "only {node} has everything up to {} on timeline {}, and it is never promoted by itself; an operator can \
+                 name it with --to",
+                have.lsn, have.timeline
+            ),
+            Self::NeverPromoted { node, have: None } => {
+                write!(f, "{node} is never promoted by itself; an operator can name it with --to")
+            }
+            Self::DelayedVoter { node, delay_ms } => write!(
+                f,
+                "{node} replays {delay_ms} ms later (agent.apply_delay): who votes must be able to take over at once"
+            ),
             Self::CandidateLost { node } => write!(f, "the new primary {node} was lost before it was opened"),
             Self::Failing { what } => write!(f, "{what}"),
         }

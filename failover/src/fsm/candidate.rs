@@ -1,10 +1,11 @@
 //! Which frozen node becomes primary: the one whose WAL ends last. PURE.
 //!
 //! Only ends of WAL are compared, of nodes that answered as frozen: what a node had reported earlier, or what the old
-//! primary had last published, decides nothing. An operator's wish breaks ties, it never overrides an end of WAL,
-//! except where data loss was allowed or the old primary's clean end proves the wish complete.
+//! primary had last published, decides nothing. An operator's wish and what nodes are meant for break ties, they never
+//! override an end of WAL, except where data loss was allowed or the old primary's clean end proves the wish complete.
 
 use crate::api::{Frozen, Position};
+use crate::fsm::preference::{Preference, Willing};
 use crate::fsm::sync_set::enough;
 use crate::record::{PolicyRecord, Tenure};
 use cluster::{Lsn, NodeId};
@@ -26,6 +27,19 @@ pub struct Wishes<'a> {
     pub end: Option<Position>,
     /// An operator allowed data loss.
     pub allow_loss: bool,
+    /// What the nodes are meant for; who is not named is as by default.
+    pub preferences: &'a BTreeMap<NodeId, Preference>,
+}
+
+impl Wishes<'_> {
+    fn preference(&self, node: &NodeId) -> Preference {
+        self.preferences.get(node).copied().unwrap_or_default()
+    }
+
+    /// Would the node have to be made primary against what it is meant for?
+    pub fn unasked(&self, node: &NodeId) -> bool {
+        self.prefer != Some(node) && self.preference(node).willing == Willing::Never
+    }
 }
 
 /// The node chosen and where its WAL ends.
@@ -39,30 +53,50 @@ pub struct Choice {
 
 /// Choose among `recruits` (frozen, not fenced, not quarantined); `None` when nobody's end is known.
 pub fn choose(recruits: &BTreeMap<NodeId, Frozen>, wishes: &Wishes<'_>) -> Option<Choice> {
-    let known: Vec<(&NodeId, Position, Lsn)> = recruits
+    let known: Vec<Known<'_>> = recruits
         .iter()
         .filter_map(|(node, f)| f.position.map(|p| (node, p, f.replay_lsn.unwrap_or(Lsn::INVALID))))
         .collect();
     if let Some(choice) = wished(&known, wishes) {
         return Some(choice);
     }
-    let without: Vec<_> = known.iter().filter(|(n, ..)| Some(*n) != wishes.avoid).copied().collect();
-    let names: BTreeSet<NodeId> = without.iter().map(|(n, ..)| (*n).clone()).collect();
-    let avoidable = !without.is_empty()
-        && (wishes.allow_loss || {
-            enough(wishes.policy, wishes.prev, &names, without.iter().map(|(_, end, _)| *end))
-        });
-    let pool = if avoidable { without } else { known };
+    let avoided = |n: &NodeId| Some(n) == wishes.avoid;
+    // The smallest pool that lacks nothing: without whom nobody wants there, then with those, then with all.
+    let pool = pool_of(&known, wishes, |n| !avoided(n) && !wishes.unasked(n))
+        .or_else(|| pool_of(&known, wishes, |n| !avoided(n)))
+        .unwrap_or(known);
     pool.into_iter()
         .max_by(|a, b| {
-            let rank = |c: &(&NodeId, Position, Lsn)| (c.1, Some(c.0) == wishes.prefer, c.2);
+            let rank = |c: &Known<'_>| (c.1, Some(c.0) == wishes.prefer, wishes.preference(c.0), c.2);
             // The first name wins the last tie, so the order of names is turned round.
             rank(a).cmp(&rank(b)).then_with(|| b.0.cmp(a.0))
         })
         .map(|(node, base, _)| Choice { node: node.clone(), base })
 }
 
-fn wished(known: &[(&NodeId, Position, Lsn)], wishes: &Wishes<'_>) -> Option<Choice> {
+/// A recruit, its end and how far it has replayed.
+type Known<'a> = (&'a NodeId, Position, Lsn);
+
+/// Those that `keep` leaves, if they are complete without the rest.
+fn pool_of<'a>(known: &[Known<'a>], wishes: &Wishes<'_>, keep: impl Fn(&NodeId) -> bool) -> Option<Vec<Known<'a>>> {
+    let pool: Vec<Known<'a>> = known.iter().filter(|(n, ..)| keep(n)).copied().collect();
+    let names: BTreeSet<NodeId> = pool.iter().map(|(n, ..)| (*n).clone()).collect();
+    let complete = wishes.allow_loss || enough(wishes.policy, wishes.prev, &names, pool.iter().map(|(_, end, _)| *end));
+    (!pool.is_empty() && complete).then_some(pool)
+}
+
+/// Whom one would rather have as primary than the choice, and who lacks at most `limit` bytes of what that has.
+pub fn rather(recruits: &BTreeMap<NodeId, Frozen>, wishes: &Wishes<'_>, choice: &Choice, limit: u64) -> Option<NodeId> {
+    let liking = |n: &NodeId| (wishes.prefer == Some(n), wishes.preference(n));
+    let lacks = |p: Position| {
+        p.timeline == choice.base.timeline && p < choice.base && choice.base.lsn.bytes_since(p.lsn) <= limit
+    };
+    let close = recruits.iter().filter_map(|(n, f)| f.position.filter(|p| lacks(*p)).map(|p| (liking(n), p, n)));
+    let better = close.filter(|(l, _, n)| *l > liking(&choice.node) && Some(*n) != wishes.avoid && !wishes.unasked(n));
+    better.max_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then_with(|| b.2.cmp(a.2))).map(|(_, _, n)| n.clone())
+}
+
+fn wished(known: &[Known<'_>], wishes: &Wishes<'_>) -> Option<Choice> {
     let (node, base, _) = known.iter().find(|(n, ..)| Some(*n) == wishes.prefer)?;
     let complete = wishes.end.is_some_and(|end| *base >= end);
     (wishes.allow_loss || complete).then(|| Choice { node: (*node).clone(), base: *base })
@@ -110,11 +144,15 @@ mod tests {
         }
     }
 
+    fn wishes<'a>(policy: &'a PolicyRecord, preferences: &'a BTreeMap<NodeId, Preference>) -> Wishes<'a> {
+        Wishes { policy, prev: None, prefer: None, avoid: None, end: None, allow_loss: false, preferences }
+    }
+
     fn check(recruits: &[(&str, u32, u64, u64)], wish: impl FnOnce(&mut Wishes<'_>), expected: &str) {
         let recruits = recruits.iter().map(|(n, t, l, r)| frozen(n, Some(at(*t, *l)), *r)).collect();
         let (policy, prev) = (policy(), Tenure { term: Term(7), node: node("n1"), timeline: TimelineId(7) });
-        let mut wishes =
-            Wishes { policy: &policy, prev: Some(&prev), prefer: None, avoid: None, end: None, allow_loss: false };
+        let preferences = BTreeMap::new();
+        let mut wishes = Wishes { prev: Some(&prev), ..wishes(&policy, &preferences) };
         wish(&mut wishes);
         assert_eq!(choose(&recruits, &wishes).unwrap().node.as_str(), expected);
     }
@@ -137,6 +175,56 @@ mod tests {
         let want: &'static NodeId = Box::leak(Box::new(n3));
         let lossy = |w: &mut Wishes<'_>| (w.prefer, w.allow_loss) = (Some(want), true);
         check(&[("n2", 7, 10, 1), ("n3", 7, 9, 2)], lossy, "n3");
+    }
+
+    /// n2 has this priority; n3 is near, and willing or not.
+    fn meant(priority: u32, willing: Willing) -> &'static BTreeMap<NodeId, Preference> {
+        let n2 = Preference { priority, ..Preference::default() };
+        let n3 = Preference { willing, near: true, ..Preference::default() };
+        Box::leak(Box::new(BTreeMap::from([(node("n2"), n2), (node("n3"), n3)])))
+    }
+
+    #[test]
+    fn among_equals_the_priority_decides_then_the_zone_and_never_against_the_wal() {
+        let with = |priority| move |w: &mut Wishes<'_>| w.preferences = meant(priority, Willing::Yes);
+        check(&[("n2", 7, 9, 1), ("n3", 7, 9, 2)], with(101), "n2");
+        check(&[("n2", 7, 9, 2), ("n3", 7, 9, 1)], with(100), "n3");
+        check(&[("n2", 7, 9, 2), ("n3", 7, 9, 1)], with(99), "n3");
+        check(&[("n2", 7, 8, 1), ("n3", 7, 9, 1)], with(101), "n3");
+        // Of three recruits two are complete without the third, however far it is.
+        let never = |w: &mut Wishes<'_>| w.preferences = meant(100, Willing::Never);
+        check(&[("n1", 7, 8, 0), ("n2", 7, 7, 0), ("n3", 7, 9, 0)], never, "n1");
+        check(&[("n2", 7, 9, 1), ("n3", 7, 9, 2)], never, "n2");
+    }
+
+    #[test]
+    fn a_node_that_is_liked_better_and_little_behind_is_worth_bringing_up() {
+        let all = |n2: u64| [("n2", 7, n2, 0), ("n3", 7, 900, 0)].map(|(n, t, l, r)| frozen(n, Some(at(t, l)), r));
+        let (policy, choice) = (policy(), Choice { node: node("n3"), base: at(7, 900) });
+        let of = |n2: u64, priority: u32| {
+            let (recruits, preferences) = (BTreeMap::from(all(n2)), meant(priority, Willing::Yes));
+            rather(&recruits, &wishes(&policy, preferences), &choice, 100)
+        };
+        assert_eq!(of(800, 101), Some(node("n2")));
+        assert_eq!(of(799, 101), None, "too far");
+        assert_eq!(of(800, 100), None, "n3 is near");
+        let other_line = BTreeMap::from([frozen("n2", Some(at(6, 880)), 0)]);
+        assert_eq!(rather(&other_line, &wishes(&policy, meant(101, Willing::Yes)), &choice, 100), None);
+        // Whoever is never promoted is left for anybody else.
+        assert_eq!(
+            rather(&BTreeMap::from(all(850)), &wishes(&policy, meant(1, Willing::Never)), &choice, 100),
+            Some(node("n2"))
+        );
+    }
+
+    #[test]
+    fn who_is_never_promoted_is_named_when_the_others_lack_something() {
+        let never = |w: &mut Wishes<'_>| w.preferences = meant(100, Willing::Never);
+        check(&[("n2", 7, 8, 1), ("n3", 7, 9, 2)], never, "n3");
+        let (policy, wanted) = (policy(), node("n3"));
+        let by_default = wishes(&policy, meant(100, Willing::Never));
+        assert!(by_default.unasked(&wanted));
+        assert!(!Wishes { prefer: Some(&wanted), ..by_default }.unasked(&wanted));
     }
 
     #[test]
@@ -162,8 +250,8 @@ mod tests {
             let recruits: BTreeMap<_, _> =
                 ends.iter().enumerate().map(|(i, (t, l))| frozen(&format!("n{i}"), Some(at(*t, *l)), 0)).collect();
             let policy = policy();
-            let wishes =
-                Wishes { policy: &policy, prev: None, prefer: None, avoid: None, end: None, allow_loss: false };
+            let preferences = BTreeMap::new();
+            let wishes = wishes(&policy, &preferences);
             let choice = choose(&recruits, &wishes).unwrap();
             prop_assert!(recruits.values().all(|f| f.position.unwrap() <= choice.base));
         }

@@ -123,6 +123,7 @@ impl Planner {
             asks: BTreeMap::new(),
             frozen: BTreeMap::new(),
             enough_since: None,
+            catching_up: None,
             suspend: None,
             journal,
         };

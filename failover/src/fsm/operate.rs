@@ -5,6 +5,7 @@ use crate::fsm::action::{Action, Answer, ChangeKind, Guard, Operation, RecordKey
 use crate::fsm::blocker::{Blocker, Missing, Verdict, list};
 use crate::fsm::observe::{Health, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
+use crate::fsm::preference::{Preference, Willing};
 use crate::fsm::round::{Begin, Op};
 use crate::fsm::switchover::{Forced, Prelude, PreludeStep};
 use crate::fsm::sync_set;
@@ -101,15 +102,21 @@ impl Planner {
             return self.fit_for_switchover(now, primary, &to).map(|_| to).map_err(|b| vec![b]);
         }
         let mut blockers = Vec::new();
-        let mut best: Option<(Lsn, NodeId)> = None;
+        let preferences = self.preferences(Some(primary));
+        let mut best: Option<((Preference, Lsn), NodeId)> = None;
         for node in self.seen.policy().map(|p| p.target().0.to_vec()).unwrap_or_default() {
             if node == *primary {
                 continue;
             }
             match self.fit_for_switchover(now, primary, &node) {
-                Ok(lsn) if best.as_ref().is_none_or(|(b, _)| lsn > *b) => best = Some((lsn, node)),
-                Ok(_) => {}
                 Err(blocker) => blockers.push(blocker),
+                Ok(lsn) => match preferences.get(&node).copied().unwrap_or_default() {
+                    Preference { willing: Willing::Never, .. } => {
+                        blockers.push(Blocker::NeverPromoted { node, have: None });
+                    }
+                    liked if best.as_ref().is_none_or(|(b, _)| (liked, lsn) > *b) => best = Some(((liked, lsn), node)),
+                    Preference { willing: Willing::Yes, .. } => {}
+                },
             }
         }
         best.map(|(_, node)| node).ok_or(blockers)

@@ -117,6 +117,8 @@ impl Planner {
                 Some(Blocker::UnknownNode { node: node.clone() })
             } else if let Some(unfit) = self.unfit(node, now) {
                 Some(Blocker::TargetUnfit { target: Missing { node: node.clone(), unfit } })
+            } else if let delay_ms @ 1.. = self.standing(node).apply_delay_ms {
+                Some(Blocker::DelayedVoter { node: node.clone(), delay_ms })
             } else if self.seen.streaming(node, now, &self.settings).is_none() {
                 Some(Blocker::TargetNotStreaming { node: node.clone() })
             } else {

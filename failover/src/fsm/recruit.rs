@@ -7,6 +7,7 @@ use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict, list};
 use crate::fsm::candidate::{Wishes, choose};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Planner, Stage};
+use crate::fsm::preference::Preference;
 use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
@@ -33,10 +34,14 @@ impl Planner {
         // where commits are not protected, to lose less, and where a term before this one was not opened: who follows
         // that one would have to be rewound before it could follow a candidate that does not, and no other may be left.
         let unopened = round.prev.as_ref().is_some_and(|last| round.term.0 > last.term.0 + 1);
-        let decisive = round.policy.protects() && round.begin.prefer.is_none() && !unopened;
+        let liked = self.is_better_awaited(now, round, &usable);
+        let decisive = round.policy.protects() && round.begin.prefer.is_none() && !unopened && !liked;
         let patience = if decisive { self.settings.recruit_grace / 10 } else { self.settings.recruit_grace };
         let settled = answered || round.enough_since.is_some_and(|t| now.since(t) >= patience);
         if enough && (at_home || (settled && !going_home)) {
+            if self.catches_up(now, round, &usable, out) {
+                return;
+            }
             self.send_choice(now, round, &usable, out);
             return;
         }
@@ -56,6 +61,15 @@ impl Planner {
         } else {
             Verdict::Hold { blockers: self.missing_recruits(now, round, &names) }
         };
+    }
+
+    /// Is there one who has not answered yet and would be liked better than all that have?
+    fn is_better_awaited(&self, now: Instant, round: &Round, usable: &BTreeMap<NodeId, Frozen>) -> bool {
+        let preferences = self.preferences(round.prev.as_ref().map(|p| &p.node));
+        let best = usable.keys().filter_map(|n| preferences.get(n)).max();
+        let there =
+            |n: &NodeId| round.policy.counts(n) && !round.frozen.contains_key(n) && self.unfit(n, now).is_none();
+        preferences.iter().any(|(n, p)| Some(p) > best && there(n))
     }
 
     /// Frozen nodes that count. The old primary's clean end stands for its own report.
@@ -160,15 +174,15 @@ impl Planner {
         usable: &BTreeMap<NodeId, Frozen>,
         out: &mut Vec<Action>,
     ) {
-        let wishes = Wishes {
-            policy: &round.policy,
-            prev: round.prev.as_ref(),
-            prefer: round.begin.prefer.as_ref().or(round.begin.home.as_ref()),
-            avoid: round.begin.avoid.as_ref(),
-            end: round.begin.end.as_ref().map(|(_, end)| *end),
-            allow_loss: round.begin.allow_loss,
-        };
+        let preferences = self.preferences(round.prev.as_ref().map(|p| &p.node));
+        let wishes = wishes(round, &preferences);
         let Some(choice) = choose(usable, &wishes) else { return };
+        if wishes.unasked(&choice.node) {
+            let (node, have) = (choice.node, Some(choice.base));
+            self.verdict = Verdict::Hold { blockers: vec![Blocker::NeverPromoted { node, have }] };
+            round.forget_catching_up(now, self.settings.retry_longest);
+            return;
+        }
         // The old primary's clean end is known, but it must be running to be promoted.
         if round.needs_recovery(&choice.node) {
             round.begin.home = Some(choice.node.clone());
@@ -225,6 +239,19 @@ impl Planner {
         });
         send(out, &choice.node, command, within);
         round.step = Step::Promoting(choice);
+    }
+}
+
+/// What the choice depends on besides the recruits.
+pub(super) fn wishes<'a>(round: &'a Round, preferences: &'a BTreeMap<NodeId, Preference>) -> Wishes<'a> {
+    Wishes {
+        policy: &round.policy,
+        prev: round.prev.as_ref(),
+        prefer: round.begin.prefer.as_ref().or(round.begin.home.as_ref()),
+        avoid: round.begin.avoid.as_ref(),
+        end: round.begin.end.as_ref().map(|(_, end)| *end),
+        allow_loss: round.begin.allow_loss,
+        preferences,
     }
 }
 

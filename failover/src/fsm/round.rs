@@ -7,6 +7,7 @@ use crate::api::{Frozen, Position, Promoted};
 use crate::fsm::action::{Action, Answer, Command, CommandError, CommandKind, Reply};
 use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::candidate::Choice;
+use crate::fsm::catch_up::CatchingUp;
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
 use crate::record::{Cause, JournalRecord, Phase, PolicyRecord, Suspension, Tenure, TermRecord};
@@ -64,6 +65,8 @@ pub(super) struct Round {
     pub(super) asks: BTreeMap<NodeId, Ask>,
     pub(super) frozen: BTreeMap<NodeId, Frozen>,
     pub(super) enough_since: Option<Instant>,
+    /// A recruit that receives from another, or has.
+    pub(super) catching_up: Option<CatchingUp>,
     /// What T3 was last ordered to record.
     pub(super) suspend: Option<Suspension>,
     pub(super) journal: JournalRecord,
@@ -197,6 +200,7 @@ impl Planner {
             CommandKind::Relax => self.relax_answer(now, term, result, out),
             CommandKind::Freeze
             | CommandKind::Recover
+            | CommandKind::CatchUp
             | CommandKind::Promote
             | CommandKind::Follow
             | CommandKind::Open => self.round_answer(now, node, term, kind, result, out),
@@ -225,6 +229,14 @@ impl Planner {
                     (ask.in_flight, ask.answered) = (false, true);
                     round.frozen.insert(node.clone(), frozen);
                 }
+            }
+            (CommandKind::CatchUp, Ok(Reply::Frozen(frozen))) => {
+                round.caught_up(node);
+                round.frozen.insert(node.clone(), frozen);
+            }
+            (CommandKind::CatchUp, Err(error)) => {
+                round.caught_up(node);
+                observed(&mut round.journal, format!("catching up of {node}: {error}"));
             }
             (CommandKind::Promote, Ok(Reply::Promoted(promoted))) => self.promoted(now, node, promoted, out),
             (CommandKind::Promote, Err(error)) => self.promote_failed(now, node, &error, out),

@@ -6,7 +6,7 @@ use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::Planner;
 use crate::fsm::sync_set;
-use crate::record::{JournalRecord, Mode, PauseRecord, Phase, PolicyRecord, Suspension};
+use crate::record::{JournalRecord, Mode, PauseRecord, Phase, PolicyRecord, Standing, Suspension};
 use cluster::{Endpoint, Instant, Lsn, NodeId, Role, Term, TimelineId};
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +122,9 @@ pub struct NodeStatus {
     pub rejoin: Option<String>,
     /// Highest term promised.
     pub promise: Option<Term>,
+    /// What it is meant for.
+    #[serde(default)]
+    pub standing: Standing,
     /// What is wrong there.
     pub trouble: Option<String>,
     /// What its last report said, whole.
@@ -208,6 +211,7 @@ impl Planner {
             quarantine: known.and_then(|s| s.quarantine),
             rejoin: reachable.and_then(|s| s.rejoin.clone()),
             promise: known.map(|s| s.promise),
+            standing: self.standing(node),
             trouble: known.and_then(|s| s.trouble.clone()),
             agent: known.cloned(),
         }

@@ -152,6 +152,7 @@ fn body(command: &Command) -> Vec<u8> {
     match command {
         Command::Freeze(c) => json(c),
         Command::Recover(c) => json(c),
+        Command::CatchUp(c) => json(c),
         Command::Promote(c) => json(c),
         Command::Follow(c) => json(c),
         Command::Open(c) => json(c),
@@ -164,7 +165,7 @@ fn body(command: &Command) -> Vec<u8> {
 
 fn reply(kind: CommandKind, bytes: &[u8]) -> Result<Reply, CommandError> {
     Ok(match kind {
-        CommandKind::Freeze | CommandKind::Recover => Reply::Frozen(parse(bytes)?),
+        CommandKind::Freeze | CommandKind::Recover | CommandKind::CatchUp => Reply::Frozen(parse(bytes)?),
         CommandKind::Promote => Reply::Promoted(parse(bytes)?),
         CommandKind::Open => Reply::Opened(parse(bytes)?),
         CommandKind::Stop => Reply::Stopped(parse(bytes)?),

@@ -126,8 +126,11 @@ fn member(records: &Records, m: &MemberRecord) -> Member {
     Member { node: m.node.clone(), postgres: m.postgres.clone(), fenced }
 }
 
+/// Everybody but the primary. Reads are kept from those that are not meant for them.
 fn members(records: &Records, except: Option<&NodeId>) -> Vec<Member> {
-    records.members.values().filter(|m| Some(&m.node) != except).map(|m| member(records, m)).collect()
+    let standbys = records.members.values().filter(|m| Some(&m.node) != except);
+    let kept = |m: &MemberRecord| Member { fenced: !m.standing.serves_reads(), ..member(records, m) };
+    standbys.map(|m| if records.fences.contains_key(&m.node) { member(records, m) } else { kept(m) }).collect()
 }
 
 /// Do the two views tell a proxy the same, though read at different revisions?
@@ -144,7 +147,7 @@ pub fn steps_back(current: &Topology, next: &Topology) -> Option<(Term, Term)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Cause, Limits, Suspension, Tenure};
+    use crate::record::{Cause, Limits, Standing, Suspension, Tenure};
     use cluster::{Endpoint, Lsn, TimelineId};
 
     const SENT: Instant = Instant::from_millis(10_000);
@@ -162,6 +165,7 @@ mod tests {
             pg_version: 150_018,
             system_id: None,
             host: name.to_owned(),
+            standing: Standing::default(),
         };
         let chosen = phase != Phase::Recruiting;
         Records {
@@ -270,6 +274,17 @@ mod tests {
         let t = fenced("n3", false);
         assert_eq!(t.gate, Gate::Open);
         assert_eq!(t.standbys.iter().map(|m| m.fenced).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn reads_are_kept_from_standbys_that_are_not_meant_for_them() {
+        let mut r = records(Phase::Active, Mode::Strict);
+        r.members.get_mut(&n("n1")).unwrap().standing.serve_reads = false;
+        r.members.get_mut(&n("n2")).unwrap().standing.serve_reads = false;
+        r.members.get_mut(&n("n3")).unwrap().standing.apply_delay_ms = 1;
+        let t = topology(&r, VALIDITY);
+        assert_eq!(t.standbys.iter().map(|m| m.fenced).collect::<Vec<_>>(), [true, true]);
+        assert!(!t.primary.unwrap().fenced, "a primary has to serve");
     }
 
     #[test]

@@ -15,8 +15,8 @@ use failover::fsm::observe::{At, Records};
 use failover::fsm::planner::Planner;
 use failover::fsm::timers::Settings;
 use failover::record::{
-    Cause, FenceRecord, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Suspension,
-    Tenure, TermRecord,
+    Cause, FenceRecord, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Standing,
+    Suspension, Tenure, TermRecord,
 };
 use parse::Words;
 use std::collections::BTreeMap;
@@ -50,6 +50,7 @@ fn member(node: &NodeId, i: u16) -> MemberRecord {
         pg_version: 150_000,
         system_id: None,
         host: "h".into(),
+        standing: Standing::default(),
     }
 }
 
@@ -112,13 +113,27 @@ impl World {
                 self.bump();
                 self.read();
             }
+            // What a member is meant for: `meant NODE [priority=] [zone=] [delay_ms=] [never]`.
+            "meant" => {
+                let node: NodeId = words.parse()?;
+                let standing = Standing {
+                    priority: words.optional("priority")?.unwrap_or(100),
+                    zone: words.optional("zone")?,
+                    never_promote: words.flag("never"),
+                    apply_delay_ms: words.optional("delay_ms")?.unwrap_or(0),
+                    serve_reads: true,
+                };
+                self.records.members.get_mut(&node).ok_or("no such member")?.standing = standing;
+                self.bump();
+                self.read();
+            }
             "lease" => {
                 words.expect("gone")?;
                 self.records.primary = None;
                 self.bump();
                 self.read();
             }
-            "frozen" | "recovered" => return self.frozen(line),
+            "frozen" | "recovered" | "caught_up" => return self.frozen(line),
             "promoted" => self.promoted(&mut words)?,
             "opened" => self.opened(&mut words)?,
             "stopped" => self.stopped(&mut words)?,
@@ -396,7 +411,11 @@ impl World {
     /// `frozen NODE TL:LSN|none [replay=] [quarantine=TL:LSN] [was_primary]`, `recovered …` likewise.
     fn frozen(&mut self, line: &str) -> Done {
         let mut words = Words::new(line);
-        let kind = if words.next()? == "frozen" { CommandKind::Freeze } else { CommandKind::Recover };
+        let kind = match words.next()? {
+            "frozen" => CommandKind::Freeze,
+            "caught_up" => CommandKind::CatchUp,
+            _ => CommandKind::Recover,
+        };
         let node: NodeId = words.parse()?;
         let position = match words.next()? {
             "none" => None,

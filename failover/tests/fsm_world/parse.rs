@@ -80,8 +80,8 @@ pub(super) fn phase(text: &str) -> Result<Phase, String> {
 }
 
 pub(super) fn kind(text: &str) -> Result<CommandKind, String> {
-    use CommandKind::{Arm, Checkpoint, Follow, Freeze, Open, Promote, Recover, Relax, Stop};
-    let all = [Freeze, Recover, Promote, Follow, Open, Checkpoint, Stop, Arm, Relax];
+    use CommandKind::{Arm, CatchUp, Checkpoint, Follow, Freeze, Open, Promote, Recover, Relax, Stop};
+    let all = [Freeze, Recover, CatchUp, Promote, Follow, Open, Checkpoint, Stop, Arm, Relax];
     all.into_iter().find(|k| k.as_str() == text).ok_or_else(|| format!("no command: {text}"))
 }
 

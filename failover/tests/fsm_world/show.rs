@@ -45,6 +45,7 @@ fn order(command: &Command) -> String {
         Command::Promote(p) => {
             format!("promote term={term} base={}:{} names=\"{}\"", p.base.timeline, p.base.lsn, p.sync_names)
         }
+        Command::CatchUp(c) => format!("catch_up term={term} from {} to {}:{}", c.from, c.to.timeline, c.to.lsn),
         Command::Follow(f) => format!("follow term={term} {}", f.primary),
         Command::Open(o) => match &o.suspend {
             Some(s) => format!("open term={term} suspended since {}: {}", s.since, s.why),

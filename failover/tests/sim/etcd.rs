@@ -4,7 +4,7 @@ use super::{Event, World, name};
 use cluster::{Endpoint, Lsn, Term};
 use failover::fsm::action::{Change, ChangeKind, ChangeOutcome, Guard, RecordKey, RecordPut};
 use failover::fsm::observe::{At, Records};
-use failover::record::{Cause, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use failover::record::{Cause, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, Standing, TermRecord};
 
 /// A cluster in term 1 with the first node as primary.
 pub(crate) fn first(m: usize, k: u32, mode: Mode) -> Records {
@@ -18,6 +18,8 @@ pub(crate) fn first(m: usize, k: u32, mode: Mode) -> Records {
             pg_version: 150_000,
             system_id: None,
             host: format!("h{i}"),
+            // One that is liked better than the others.
+            standing: Standing { priority: if i == 1 { 110 } else { 100 }, ..Standing::default() },
         };
         records.members.insert(name(i), member);
     }

@@ -5,8 +5,8 @@ use cluster::sync_names::SyncNames;
 use cluster::timeline::{Fork, History};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use failover::api::{
-    AgentState, Armed, Follower, Frozen, Open, Opened, Position, PostgresState, Primary, Promote, Promoted, Refused,
-    Relaxed, Sighting, Standby, Stopped,
+    AgentState, Armed, CatchUp, Follower, Frozen, Open, Opened, Position, PostgresState, Primary, Promote, Promoted,
+    Refused, Relaxed, Sighting, Standby, Stopped,
 };
 use failover::fsm::action::{Command, CommandError, Reply};
 use failover::fsm::agent::{Act, Facts, Server, decide};
@@ -553,6 +553,7 @@ impl World {
                 }
                 Ok(Reply::Frozen(self.freeze(n, term)))
             }
+            Command::CatchUp(order) => self.catch_up(n, order),
             Command::Promote(order) => self.promote(n, order),
             Command::Follow(order) => {
                 let p = (0..3).find(|p| name(*p) == order.primary).expect("a node of ours");
@@ -595,6 +596,25 @@ impl World {
             was_primary: was_primary && position.is_none(),
             system_id: None,
         }
+    }
+
+    /// Receives all that the other has, some of it, or nothing when that is not reached.
+    fn catch_up(&mut self, n: usize, order: &CatchUp) -> Result<Reply, CommandError> {
+        if self.nodes[n].is != Is::Standby || self.nodes[n].frozen_for != Some(order.term) {
+            return Err(wrong_state(n, "frozen for this term"));
+        }
+        let from = (0..self.nodes.len()).find(|p| name(*p) == order.from).expect("a node of ours");
+        let fits = self.nodes[from].is == Is::Standby && self.nodes[from].wal.starts_with(&self.nodes[n].wal);
+        if fits && self.linked(n, from) {
+            let (have, all) = (self.nodes[n].wal.len(), self.nodes[from].wal.len());
+            let upto = if self.chance.below(4) == 0 { have + (all - have) / 2 } else { all };
+            let new = self.nodes[from].wal[have..upto].to_vec();
+            let node = &mut self.nodes[n];
+            node.wal.extend(new);
+            node.timeline = node.wal.last().map_or(1, |e| e.0);
+            self.reach("a recruit that caught up with another");
+        }
+        Ok(Reply::Frozen(self.freeze(n, order.term)))
     }
 
     fn promote(&mut self, n: usize, order: &Promote) -> Result<Reply, CommandError> {
