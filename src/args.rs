@@ -47,6 +47,8 @@ pub enum Command {
     Pause(PauseArgs),
     /// End a pause.
     Resume(ResumeArgs),
+    /// Work on a node: its PostgreSQL may be stopped, reads go elsewhere, nobody is switched over to it.
+    Maintenance(MaintenanceArgs),
     /// Show or change who votes and how many copies a commit needs.
     Policy(PolicyArgs),
     /// What a failover lost: bytes, time and transactions.
@@ -265,6 +267,34 @@ pub struct ResumeArgs {
     /// Which cluster.
     #[command(flatten)]
     pub target: TargetArgs,
+}
+
+/// `pgtenure maintenance`.
+#[derive(Debug, Args)]
+pub struct MaintenanceArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The node.
+    pub node: String,
+    /// The work begins.
+    #[arg(long, required_unless_present = "off", conflicts_with = "off")]
+    pub on: bool,
+    /// The work is done.
+    #[arg(long)]
+    pub off: bool,
+    /// It ends by itself after so long, as in 30min or 2h, at most 30days; without it, only by --off.
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration, requires = "on")]
+    pub length: Option<std::time::Duration>,
+    /// Why, for those who find the node in maintenance.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub why: String,
+    /// If the node is the primary, switch over to another first.
+    #[arg(long, requires = "on")]
+    pub switchover: bool,
+    /// Also when commits then wait because too few standbys are left.
+    #[arg(long, requires = "on")]
+    pub stop_writes: bool,
 }
 
 /// `pgtenure policy`.

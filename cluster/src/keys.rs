@@ -80,6 +80,16 @@ impl Keys {
         format!("{}/fences/{node}", self.root)
     }
 
+    /// All nodes in maintenance.
+    pub fn maintenance(&self) -> String {
+        format!("{}/maintenance/", self.root)
+    }
+
+    /// One node's maintenance; bound to a lease when it ends by itself.
+    pub fn maintenance_of(&self, node: &NodeId) -> String {
+        format!("{}/maintenance/{node}", self.root)
+    }
+
     /// An operator's order to change nothing by itself; bound to a lease when it ends by itself.
     pub fn pause(&self) -> String {
         format!("{}/pause", self.root)

@@ -43,7 +43,7 @@ pub struct Member {
     pub node: NodeId,
     /// Where its PostgreSQL listens.
     pub postgres: Endpoint,
-    /// Taken out of routing by an operator.
+    /// Taken out of routing: fenced or in maintenance, or not meant to serve reads.
     pub fenced: bool,
 }
 

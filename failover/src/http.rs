@@ -12,6 +12,7 @@
 //! | `POST /ops/unfence` | `{node}` | done, refused or failed |
 //! | `POST /ops/pause` | `{by?, why?, seconds?}` | done, refused or failed |
 //! | `POST /ops/resume` | | done, refused or failed |
+//! | `POST /ops/maintenance` | `{node, on, stop_writes?, by?, why?, seconds?}` | done, refused or failed |
 //! | `POST /ops/policy` | `{mode?, voters?, k?, max_loss_bytes?, max_seconds?, expect_epoch?}` | done, refused or failed |
 //! | `GET /policy/history` | | `{"history": [policy…]}`, oldest first |
 //!
@@ -89,6 +90,21 @@ struct PauseBody {
     seconds: Option<u64>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MaintenanceBody {
+    node: NodeId,
+    on: bool,
+    #[serde(default)]
+    stop_writes: bool,
+    #[serde(default)]
+    by: String,
+    #[serde(default)]
+    why: String,
+    #[serde(default)]
+    seconds: Option<u64>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct ResumeBody {}
@@ -154,6 +170,7 @@ impl ManagerRoutes {
             }
             ("POST", "/ops/pause") => self.order(optional::<PauseBody>(body).and_then(pause)).await,
             ("POST", "/ops/resume") => self.order(optional::<ResumeBody>(body).map(|_| Operation::Resume)).await,
+            ("POST", "/ops/maintenance") => self.order(required::<MaintenanceBody>(body).and_then(maintenance)).await,
             ("POST", "/ops/policy") => self.order(optional::<PolicyBody>(body).and_then(policy)).await,
             _ => return None, // another part's route, or nobody's
         })
@@ -277,13 +294,31 @@ fn policy(body: PolicyBody) -> Result<Operation, String> {
 }
 
 fn pause(body: PauseBody) -> Result<Operation, String> {
-    let length = match body.seconds {
+    Ok(Operation::Pause { by: name(&body.by), why: words(&body.why), length: length(body.seconds)? })
+}
+
+fn maintenance(body: MaintenanceBody) -> Result<Operation, String> {
+    let node = body.node;
+    if !body.on {
+        return Ok(Operation::EndMaintenance { node });
+    }
+    let (by, why, length) = (name(&body.by), words(&body.why), length(body.seconds)?);
+    Ok(Operation::BeginMaintenance { node, stop_writes: body.stop_writes, by, why, length })
+}
+
+/// How long a pause or a maintenance holds.
+fn length(seconds: Option<u64>) -> Result<Option<Duration>, String> {
+    match seconds {
         Some(s) if !(1..=LONGEST_PAUSE).contains(&s) => {
-            return Err(format!("seconds = {s}: must be from 1 to {LONGEST_PAUSE}"));
+            Err(format!("seconds = {s}: must be from 1 to {LONGEST_PAUSE}"))
         }
-        seconds => seconds.map(Duration::from_secs),
-    };
-    Ok(Operation::Pause { by: name(&body.by), why: body.why.chars().take(200).collect(), length })
+        seconds => Ok(seconds.map(Duration::from_secs)),
+    }
+}
+
+/// An operator's words, within bounds.
+fn words(why: &str) -> String {
+    why.chars().take(200).collect()
 }
 
 /// Who asks, as far as they say.

@@ -51,6 +51,7 @@ pub struct Metrics {
     agent_reachable: IntGaugeVec,
     quarantined: IntGaugeVec,
     fenced: IntGaugeVec,
+    maintenance: IntGaugeVec,
     streaming: IntGaugeVec,
     lag_bytes: IntGaugeVec,
     failovers: IntCounterVec,
@@ -115,6 +116,7 @@ impl Metrics {
                 &["node"],
             )?,
             fenced: gauges(r, "node_fenced", "1: fenced by an operator", &["node"])?,
+            maintenance: gauges(r, "node_maintenance", "1: an operator works on the node", &["node"])?,
             streaming: gauges(r, "standby_streaming", "1: streams the current timeline from the primary", &["node"])?,
             lag_bytes: gauges(r, "standby_lag_bytes", "bytes of the primary's WAL not yet replayed", &["node"])?,
             failovers: counters(r, "failovers_total", "terms begun by this manager", &["cause", "outcome"])?,
@@ -198,6 +200,7 @@ impl Metrics {
             let name = node.node.as_str();
             self.node_primary.with_label_values(&[name]).set(i64::from(status.primary.as_ref() == Some(&node.node)));
             self.fenced.with_label_values(&[name]).set(i64::from(node.fenced));
+            self.maintenance.with_label_values(&[name]).set(i64::from(node.maintenance.is_some()));
         }
         if status.leading {
             self.show_as_leader(status, recruits);

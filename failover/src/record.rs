@@ -320,6 +320,19 @@ pub struct FenceRecord {
     pub stop_writes: bool,
 }
 
+/// `maintenance/<node>`: an operator works on the node; its PostgreSQL may be stopped and started meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaintenanceRecord {
+    /// Who asked, as `user@host`.
+    pub by: String,
+    /// In the operator's words; may be empty.
+    pub why: String,
+    /// When, for display.
+    pub at: WallMillis,
+    /// When it ends by itself, for display: the key's lease ends it. `None`: never.
+    pub until: Option<WallMillis>,
+}
+
 /// `pause`: an operator wants no change of primary by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PauseRecord {

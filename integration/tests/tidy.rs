@@ -120,7 +120,7 @@ const BANNED_WORDS: [(&str, &str); 6] = [
 ];
 
 /// The verbs of an operator; each has a page in runbooks/.
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 15] = [
     "status",
     "lag",
     "switchover",
@@ -129,6 +129,7 @@ const VERBS: [&str; 14] = [
     "unfence",
     "pause",
     "resume",
+    "maintenance",
     "policy",
     "report",
     "history",

@@ -52,6 +52,12 @@ pub fn run(command: Command) -> ExitCode {
         Command::Lag(args) => return runtime.block_on(lag::run(&args)),
         other => other,
     };
+    if let Command::Maintenance(a) = &command
+        && a.switchover
+        && let Some(code) = runtime.block_on(move_away(&a.target, &a.node))
+    {
+        return code;
+    }
     let Some((target, request)) = request(command) else {
         eprintln!("pgtenure: not an operator's command");
         return ExitCode::from(EXIT_FAILED);
@@ -59,6 +65,27 @@ pub fn run(command: Command) -> ExitCode {
     match runtime.block_on(ask(&target, &request)) {
         Ok(outcome) => finish(&target, &request, outcome),
         Err(e) => failed(&e),
+    }
+}
+
+/// Switch over to another node if this one is the primary. An exit code when that, or finding out, did not succeed.
+async fn move_away(target: &TargetArgs, node: &str) -> Option<ExitCode> {
+    let status = Request { method: Method::Get, path: "/status".into(), show: render::status };
+    let found = match ask(target, &status).await {
+        Ok(Ok(found)) => found,
+        Ok(refused) => return Some(finish(target, &status, refused)),
+        Err(e) => return Some(failed(&e)),
+    };
+    if found["primary"] != node {
+        return None;
+    }
+    eprintln!("{node} is the primary: switching over first");
+    let order = json!({ "expect_term": found["term"] });
+    let order = Request { method: Method::Post(order), path: "/ops/switchover".into(), show: render::done };
+    match ask(target, &order).await {
+        Ok(Ok(_)) => None,
+        Ok(refused) => Some(finish(target, &order, refused)),
+        Err(e) => Some(failed(&e)),
     }
 }
 
@@ -115,6 +142,14 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
             // Below a second a pause would be over before anybody has read that it began.
             let seconds = a.length.map(|l| l.as_secs().max(1));
             (a.target, post("pause", json!({ "by": operator(), "why": a.why, "seconds": seconds })))
+        }
+        Command::Maintenance(a) => {
+            let seconds = a.length.map(|l| l.as_secs().max(1));
+            let body = json!({
+                "node": a.node, "on": a.on, "stop_writes": a.stop_writes, "by": operator(), "why": a.why,
+                "seconds": seconds,
+            });
+            (a.target, post("maintenance", body))
         }
         Command::Policy(a) if a.history => (a.target, get("/policy/history".into(), render::policies)),
         Command::Policy(a) => {

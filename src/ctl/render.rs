@@ -184,6 +184,11 @@ fn notes(n: &NodeStatus, voters: bool) -> String {
     if n.fenced {
         notes.push("fenced".to_owned());
     }
+    if let Some(m) = &n.maintenance {
+        let until = m.until.map_or_else(String::new, |u| format!(" until {}", utc(u)));
+        let why = if m.why.is_empty() { String::new() } else { format!(": {}", m.why) };
+        notes.push(format!("IN MAINTENANCE by {}{until}{why}", m.by));
+    }
     if let Some(from) = &n.streams_from {
         notes.push(format!("from {from}"));
     }

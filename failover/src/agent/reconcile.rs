@@ -145,6 +145,7 @@ impl Agent {
             init: records.init.as_ref().map(|i| &i.value),
             system_id: seen.system_id.as_deref(),
             fence: records.fences.get(&self.env.config.node),
+            maintenance: records.maintenance,
             upstream: upstream.as_ref().map(|u| (&u.node, u.term)),
             not_streaming_for: seen.not_streaming_since.map_or(Duration::ZERO, |t| self.env.clock.now().since(t)),
             rewind_interrupted: memory.rewinding,

@@ -27,6 +27,8 @@ pub(crate) struct Records {
     pub(crate) primary: Option<At<PrimaryRecord>>,
     pub(crate) members: BTreeMap<NodeId, MemberRecord>,
     pub(crate) fences: BTreeMap<NodeId, FenceRecord>,
+    /// An operator works on this node.
+    pub(crate) maintenance: bool,
 }
 
 impl Records {
@@ -73,6 +75,7 @@ fn ranges(keys: &Keys) -> Vec<Range> {
         Range::Key(keys.primary()),
         Range::Prefix(keys.members()),
         Range::Prefix(keys.fences()),
+        Range::Prefix(keys.maintenance()),
     ]
 }
 
@@ -90,6 +93,8 @@ impl Agent {
             primary: snapshot.get(&keys.primary()).and_then(decode),
             members: named(&snapshot, &keys.members()),
             fences: named(&snapshot, &keys.fences()),
+            // Also when the record cannot be understood.
+            maintenance: snapshot.get(&keys.maintenance_of(&self.env.config.node)).is_some(),
         };
         let fenced = records.fences.contains_key(&self.env.config.node);
         self.state.change(|o| o.fenced = fenced);

@@ -6,7 +6,9 @@
 use crate::api;
 use crate::fsm::blocker::Blocker;
 use crate::fsm::observe::Records;
-use crate::record::{Cause, FenceRecord, JournalRecord, Mode, PauseRecord, PolicyRecord, TermRecord, WallMillis};
+use crate::record::{
+    Cause, FenceRecord, JournalRecord, MaintenanceRecord, Mode, PauseRecord, PolicyRecord, TermRecord, WallMillis,
+};
 use cluster::{Instant, NodeId, Term};
 use std::time::Duration;
 
@@ -112,6 +114,24 @@ pub enum Operation {
     },
     /// End the pause.
     Resume,
+    /// Work on a node: its PostgreSQL may be stopped meanwhile.
+    BeginMaintenance {
+        /// The node.
+        node: NodeId,
+        /// Also when commits then wait.
+        stop_writes: bool,
+        /// Who asks.
+        by: String,
+        /// In their words.
+        why: String,
+        /// It ends by itself after so long; `None`: never.
+        length: Option<Duration>,
+    },
+    /// The work is done.
+    EndMaintenance {
+        /// The node.
+        node: NodeId,
+    },
     /// Change who votes, how many copies a commit needs, the mode, or the limits of a suspension.
     SetPolicy(PolicyChange),
 }
@@ -332,6 +352,8 @@ pub enum ChangeKind {
     Fence,
     /// An operator's pause, put or removed.
     Pause,
+    /// A node's maintenance, put or removed.
+    Maintenance,
     /// A change of voters or k begins.
     Policy,
     /// Only the journal; nobody waits for it.
@@ -351,6 +373,7 @@ impl ChangeKind {
             Self::Suspend => "suspend",
             Self::Fence => "fence",
             Self::Pause => "pause",
+            Self::Maintenance => "maintenance",
             Self::Policy => "policy",
             Self::Journal => "journal",
         }
@@ -383,6 +406,8 @@ pub enum RecordPut {
     Journal(Box<JournalRecord>),
     /// `fences/<node>`.
     Fence(NodeId, FenceRecord),
+    /// `maintenance/<node>`, for so long if it is to end by itself.
+    Maintenance(NodeId, MaintenanceRecord, Option<Duration>),
     /// `pause`, for so long if it is to end by itself.
     Pause(PauseRecord, Option<Duration>),
     /// `grace`: commits may go unprotected for so long.
@@ -398,6 +423,8 @@ pub enum RecordKey {
     Primary,
     /// `fences/<node>`.
     Fence(NodeId),
+    /// `maintenance/<node>`.
+    Maintenance(NodeId),
     /// `pause`.
     Pause,
 }

@@ -54,6 +54,8 @@ pub struct Facts<'a> {
     pub system_id: Option<&'a str>,
     /// An operator's fence on this node.
     pub fence: Option<&'a FenceRecord>,
+    /// An operator works on this node.
+    pub maintenance: bool,
     /// The primary whose address the WAL receiver was given, and its term.
     pub upstream: Option<(&'a NodeId, Term)>,
     /// For how long the WAL receiver has not streamed although it was given an address.
@@ -106,6 +108,8 @@ pub enum Because {
     NoPrimary,
     /// An operator fenced the node.
     Fenced,
+    /// An operator works on the node: what is stopped stays stopped.
+    Maintenance,
     /// Another node creates the cluster.
     BeingCreated,
     /// The data directory belongs to another cluster.
@@ -143,6 +147,9 @@ pub fn decide(facts: &Facts<'_>) -> Act {
         && id != want
     {
         return Act::Wait(Because::ForeignData);
+    }
+    if facts.maintenance && matches!(facts.server, Server::Absent | Server::Stopped { .. }) {
+        return Act::Wait(Because::Maintenance);
     }
     match facts.server {
         Server::Starting => Act::Wait(Because::Starting),
@@ -271,6 +278,7 @@ mod tests {
             init: None,
             system_id: None,
             fence: None,
+            maintenance: false,
             upstream: None,
             not_streaming_for: Duration::ZERO,
             rewind_interrupted: false,
@@ -364,6 +372,17 @@ mod tests {
         let base = facts(&node, Server::Stopped { was_primary: true }, Some(&active));
         let foreign = Facts { init: Some(&init), system_id: Some("8"), ..base };
         assert_eq!(decide(&foreign), Act::Wait(Because::ForeignData));
+    }
+
+    #[test]
+    fn in_maintenance_what_is_stopped_stays_stopped_and_what_runs_goes_on() {
+        let (node, active) = (n("n1"), record(4, Phase::Active, Some("n2")));
+        let at = |server| Facts { maintenance: true, ..facts(&node, server, Some(&active)) };
+        for stopped in [Server::Stopped { was_primary: false }, Server::Stopped { was_primary: true }, Server::Absent] {
+            assert_eq!(decide(&at(stopped)), Act::Wait(Because::Maintenance), "{stopped:?}");
+        }
+        assert_eq!(decide(&at(STANDBY)), Act::Rejoin);
+        assert_eq!(decide(&at(Server::Primary { timeline: TimelineId(3) })), Act::StopSuperseded);
     }
 
     #[test]

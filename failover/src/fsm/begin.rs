@@ -146,6 +146,7 @@ impl Planner {
             return Some(Unfit::Quarantined { floor });
         }
         match (&state.postgres, &state.rejoin) {
+            (PostgresState::Stopped { .. }, _) if self.seen.maintained(node) => Some(Unfit::InMaintenance),
             (PostgresState::Absent, None) => Some(Unfit::NoData),
             (PostgresState::Absent | PostgresState::Stopped { .. }, Some(what)) => {
                 Some(Unfit::Rejoining { what: what.clone() })

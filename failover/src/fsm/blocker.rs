@@ -49,6 +49,8 @@ pub enum Unfit {
     },
     /// Taken out by an operator.
     Fenced,
+    /// Stopped, while an operator works on it.
+    InMaintenance,
     /// It has not replayed past the point at which its data was rewound or copied.
     Quarantined {
         /// It counts again from here.
@@ -326,6 +328,23 @@ pub enum Blocker {
         /// It is the primary.
         primary: bool,
     },
+    /// The primary is moved before somebody works on its node.
+    PrimaryMustMove {
+        /// The node.
+        node: NodeId,
+    },
+    /// Somebody works on the node.
+    InMaintenance {
+        /// The node.
+        node: NodeId,
+        /// Who.
+        by: String,
+    },
+    /// Nobody does.
+    NotInMaintenance {
+        /// The node.
+        node: NodeId,
+    },
     /// It is fenced already.
     AlreadyFenced {
         /// The node.
@@ -404,6 +423,9 @@ impl Blocker {
             Self::TargetBehind { .. } => "target_behind",
             Self::TargetShort { .. } => "target_short",
             Self::WouldStopWrites { .. } => "would_stop_writes",
+            Self::PrimaryMustMove { .. } => "primary_must_move",
+            Self::InMaintenance { .. } => "in_maintenance",
+            Self::NotInMaintenance { .. } => "not_in_maintenance",
             Self::AlreadyFenced { .. } => "already_fenced",
             Self::NotFenced { .. } => "not_fenced",
             Self::NeverPromoted { .. } => "never_promoted",
@@ -428,6 +450,7 @@ impl fmt::Display for Missing {
         match &self.unfit {
             Unfit::Unreachable { silent_ms } => write!(f, "unreachable for {silent_ms} ms"),
             Unfit::Fenced => f.write_str("fenced"),
+            Unfit::InMaintenance => f.write_str("stopped, in maintenance"),
             Unfit::Quarantined { floor } => {
                 write!(f, "quarantined until it has replayed {} on timeline {}", floor.lsn, floor.timeline)
             }
@@ -547,15 +570,21 @@ impl fmt::Display for Blocker {
                 write!(f, "{node} ends at {}, the old primary at {}", have.lsn, need.lsn)
             }
             Self::WouldStopWrites { node, primary: true, .. } => {
-                write!(f, "{node} is the primary: fencing it stops writes; --stop-writes does it all the same")
+                write!(f, "{node} is the primary: taking it out stops writes; --stop-writes does it all the same")
             }
             Self::WouldStopWrites { node, left, k, primary: false } => {
                 write!(
                     f,
-                    "without {node} {left} standbys stream and commits wait for {k}: fencing it stops writes; \
+                    "without {node} {left} standbys stream and commits wait for {k}: taking it out stops writes; \
                      --stop-writes does it all the same"
                 )
             }
+            Self::PrimaryMustMove { node } => write!(
+                f,
+                "{node} is the primary: switch over first, or let `pgtenure maintenance {node} --on --switchover` do that"
+            ),
+            Self::InMaintenance { node, by } => write!(f, "{node} is in maintenance ({by})"),
+            Self::NotInMaintenance { node } => write!(f, "{node} is not in maintenance"),
             Self::AlreadyFenced { node } => write!(f, "{node} is fenced already"),
             Self::NotFenced { node } => write!(f, "{node} is not fenced"),
             Self::NeverPromoted { node, have: Some(have) } => write!(

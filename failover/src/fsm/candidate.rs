@@ -36,6 +36,10 @@ impl Wishes<'_> {
         self.preferences.get(node).copied().unwrap_or_default()
     }
 
+    fn gladly(&self, node: &NodeId) -> bool {
+        self.prefer == Some(node) || self.preference(node).willing == Willing::Yes
+    }
+
     /// Would the node have to be made primary against what it is meant for?
     pub fn unasked(&self, node: &NodeId) -> bool {
         self.prefer != Some(node) && self.preference(node).willing == Willing::Never
@@ -62,7 +66,8 @@ pub fn choose(recruits: &BTreeMap<NodeId, Frozen>, wishes: &Wishes<'_>) -> Optio
     }
     let avoided = |n: &NodeId| Some(n) == wishes.avoid;
     // The smallest pool that lacks nothing: without whom nobody wants there, then with those, then with all.
-    let pool = pool_of(&known, wishes, |n| !avoided(n) && !wishes.unasked(n))
+    let pool = pool_of(&known, wishes, |n| !avoided(n) && wishes.gladly(n))
+        .or_else(|| pool_of(&known, wishes, |n| !avoided(n) && !wishes.unasked(n)))
         .or_else(|| pool_of(&known, wishes, |n| !avoided(n)))
         .unwrap_or(known);
     pool.into_iter()

@@ -6,6 +6,7 @@ mod begin;
 pub mod blocker;
 pub mod candidate;
 mod catch_up;
+mod maintenance;
 pub mod observe;
 mod opening;
 mod operate;

@@ -8,7 +8,8 @@ use crate::fsm::blocker::Blocker;
 use crate::fsm::stuck::Progress;
 use crate::fsm::timers::Settings;
 use crate::record::{
-    FenceRecord, JournalRecord, MemberRecord, PauseRecord, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, TermRecord,
+    FenceRecord, JournalRecord, MaintenanceRecord, MemberRecord, PauseRecord, Phase, PolicyRecord, PrimaryRecord,
+    ProxyRecord, TermRecord,
 };
 use cluster::{Instant, NodeId, Term};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +41,8 @@ pub struct Records {
     pub members: BTreeMap<NodeId, MemberRecord>,
     /// `fences/*`.
     pub fences: BTreeMap<NodeId, FenceRecord>,
+    /// `maintenance/*`.
+    pub maintenance: BTreeMap<NodeId, MaintenanceRecord>,
     /// `proxies/*`.
     pub proxies: BTreeMap<String, ProxyRecord>,
     /// `pause`, while it holds.
@@ -182,6 +185,11 @@ impl Observed {
     pub fn fenced(&self, node: &NodeId) -> bool {
         self.records.fences.contains_key(node)
             || self.agents.get(node).and_then(|a| a.state.as_ref()).is_some_and(|s| s.fenced)
+    }
+
+    /// Does an operator work on the node?
+    pub fn maintained(&self, node: &NodeId) -> bool {
+        self.records.maintenance.contains_key(node)
     }
 
     /// The identifier of the node's data, when that is known not to be this cluster's: a directory that was made anew, or

@@ -3,6 +3,7 @@
 use crate::api::PostgresState;
 use crate::fsm::action::{Action, Answer, ChangeKind, Guard, Operation, RecordKey, RecordPut};
 use crate::fsm::blocker::{Blocker, Missing, Verdict, list};
+use crate::fsm::maintenance::Asked;
 use crate::fsm::observe::{Health, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::preference::{Preference, Willing};
@@ -38,6 +39,10 @@ impl Planner {
             Operation::Unfence { node } => self.unfence(now, id, node),
             Operation::Pause { by, why, length } => self.pause(now, id, by, why, length),
             Operation::Resume => self.resume(now, id),
+            Operation::BeginMaintenance { node, stop_writes, by, why, length } => {
+                self.begin_maintenance(now, id, node, stop_writes, Asked { by, why, length })
+            }
+            Operation::EndMaintenance { node } => self.end_maintenance(now, id, node),
             Operation::SetPolicy(change) => self.set_policy(now, id, change),
         };
         if let Err(blockers) = begun {
@@ -57,7 +62,7 @@ impl Planner {
         }
     }
 
-    fn busy(&self) -> Vec<Blocker> {
+    pub(super) fn busy(&self) -> Vec<Blocker> {
         let what = match &self.verdict {
             Verdict::Acting { term, step } => format!("term {term}: {step}"),
             Verdict::Hold { blockers } => format!("held by: {}", list(blockers)),
@@ -115,7 +120,7 @@ impl Planner {
                         blockers.push(Blocker::NeverPromoted { node, have: None });
                     }
                     liked if best.as_ref().is_none_or(|(b, _)| (liked, lsn) > *b) => best = Some(((liked, lsn), node)),
-                    Preference { willing: Willing::Yes, .. } => {}
+                    Preference { willing: Willing::Hardly | Willing::Yes, .. } => {}
                 },
             }
         }
@@ -130,6 +135,9 @@ impl Planner {
         self.known_voter(node)?;
         if let Some(unfit) = self.unfit(node, now) {
             return Err(Blocker::TargetUnfit { target: Missing { node: node.clone(), unfit } });
+        }
+        if let Some(m) = self.seen.records.maintenance.get(node) {
+            return Err(Blocker::InMaintenance { node: node.clone(), by: m.by.clone() });
         }
         let not_streaming = || Blocker::TargetNotStreaming { node: node.clone() };
         let standby = self.seen.streaming(node, now, &self.settings).ok_or_else(not_streaming)?;
@@ -268,7 +276,7 @@ impl Planner {
         self.queue_fence(now, id, node, fence)
     }
 
-    fn writes_survive(&self, now: Instant, node: &NodeId, primary: bool) -> Result<(), Vec<Blocker>> {
+    pub(super) fn writes_survive(&self, now: Instant, node: &NodeId, primary: bool) -> Result<(), Vec<Blocker>> {
         let Some(policy) = self.seen.policy() else { return Err(vec![Blocker::NoCluster]) };
         let streaming =
             |n: &&NodeId| *n != node && !self.seen.fenced(n) && self.seen.streaming(n, now, &self.settings).is_some();

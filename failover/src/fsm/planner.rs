@@ -17,6 +17,7 @@ use crate::fsm::action::{
     Action, Answer, Change, ChangeKind, ChangeOutcome, Guard, Input, Operation, RecordKey, RecordPut,
 };
 use crate::fsm::blocker::{Blocker, Verdict};
+use crate::fsm::maintenance::MaintenanceOp;
 use crate::fsm::observe::{At, Health, Observed, Records};
 use crate::fsm::operate::FenceOp;
 use crate::fsm::pause::PauseOp;
@@ -48,6 +49,7 @@ pub struct Planner {
     pub(super) relax_refused: u64,
     pub(super) fence_ops: Vec<FenceOp>,
     pub(super) pause_op: Option<PauseOp>,
+    pub(super) maintenance_op: Option<MaintenanceOp>,
     pub(super) policy_op: Option<PolicyOp>,
     pub(super) clock: LsnClock,
     /// Highest term that any agent says it promised.
@@ -121,6 +123,7 @@ impl Planner {
             relax_refused: 0,
             fence_ops: Vec::new(),
             pause_op: None,
+            maintenance_op: None,
             policy_op: None,
             clock: LsnClock::default(),
             promised: Term(0),
@@ -210,7 +213,8 @@ impl Planner {
             out.push(Action::Answer { id: op.id, answer: Box::new(failed(why)) });
         }
         let (paused, policy) = (self.pause_op.take().map(|o| o.id), self.policy_op.take().map(|o| o.id));
-        for id in paused.into_iter().chain(policy) {
+        let maintenance = self.maintenance_op.take().map(|o| o.id);
+        for id in paused.into_iter().chain(policy).chain(maintenance) {
             out.push(Action::Answer { id, answer: Box::new(failed(why)) });
         }
         if let Some(id) = self.take_stage_operation() {
@@ -314,6 +318,7 @@ impl Planner {
             ChangeKind::Rearm => self.rearmed(),
             ChangeKind::Suspend => self.suspend = None,
             ChangeKind::Pause => self.pause_written(out),
+            ChangeKind::Maintenance => self.maintenance_written(out),
             // What it began goes on by what the record says.
             ChangeKind::Policy => {}
             ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
@@ -329,6 +334,7 @@ impl Planner {
             ChangeKind::Rearm => self.rearm = None,
             ChangeKind::Suspend => self.suspend = None,
             ChangeKind::Pause => self.pause_lost(out),
+            ChangeKind::Maintenance => self.maintenance_lost(out),
             ChangeKind::Policy => self.policy_lost(out),
             ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
         }
@@ -343,6 +349,7 @@ impl Planner {
                 RecordPut::Term(value) => records.term = Some(At { value, revision }),
                 RecordPut::Policy(value) => records.policy = Some(At { value, revision }),
                 RecordPut::Fence(node, fence) => drop(records.fences.insert(node, fence)),
+                RecordPut::Maintenance(node, m, _) => drop(records.maintenance.insert(node, m)),
                 RecordPut::Pause(pause, _) => records.pause = Some(pause),
                 RecordPut::Grace(_) => records.grace = true,
                 RecordPut::Spent(term, _) => drop(records.spent.insert(term)),
@@ -353,6 +360,7 @@ impl Planner {
             match key {
                 RecordKey::Primary => records.primary = None,
                 RecordKey::Fence(node) => drop(records.fences.remove(node)),
+                RecordKey::Maintenance(node) => drop(records.maintenance.remove(node)),
                 RecordKey::Pause => records.pause = None,
             }
         }
@@ -398,6 +406,7 @@ impl Planner {
         }
         self.advance_fences(now, out);
         self.advance_pause(now, out);
+        self.advance_maintenance(now, out);
         self.advance_policy(now, out);
         if let Some(pending) = &mut self.pending {
             if matches!(pending.state, PendingState::RetryAt(at) if now >= at) {
@@ -570,6 +579,9 @@ fn made(change: &Change, records: &Records) -> Option<i64> {
             RecordPut::Term(want) => records.term.as_ref().filter(|t| t.value == *want).map(|t| t.revision),
             RecordPut::Policy(want) => records.policy.as_ref().filter(|p| p.value == *want).map(|p| p.revision),
             RecordPut::Fence(node, want) => (records.fences.get(node) == Some(want)).then_some(records.revision),
+            RecordPut::Maintenance(node, want, _) => {
+                (records.maintenance.get(node) == Some(want)).then_some(records.revision)
+            }
             RecordPut::Pause(want, _) => (records.pause.as_ref() == Some(want)).then_some(records.revision),
             RecordPut::Journal(_) | RecordPut::Spent(..) | RecordPut::Grace(_) => continue,
         };
@@ -579,8 +591,11 @@ fn made(change: &Change, records: &Records) -> Option<i64> {
         match key {
             RecordKey::Primary => {} // goes with the term record
             RecordKey::Fence(node) if records.fences.contains_key(node) => return None,
+            RecordKey::Maintenance(node) if records.maintenance.contains_key(node) => return None,
             RecordKey::Pause if records.pause.is_some() => return None,
-            RecordKey::Fence(_) | RecordKey::Pause => revision = revision.or(Some(records.revision)),
+            RecordKey::Fence(_) | RecordKey::Maintenance(_) | RecordKey::Pause => {
+                revision = revision.or(Some(records.revision))
+            }
         }
     }
     revision

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 pub enum Willing {
     /// No: configured so, or its replay is delayed.
     Never,
+    /// Only if it alone has everything: somebody works on it.
+    Hardly,
     /// Yes.
     Yes,
 }
@@ -46,7 +48,11 @@ impl Planner {
         let of = |node: &NodeId| {
             let standing = self.standing(node);
             let near = zone.is_some() && standing.zone == zone;
-            let willing = if standing.is_promoted_by_itself() { Willing::Yes } else { Willing::Never };
+            let willing = match standing.is_promoted_by_itself() {
+                false => Willing::Never,
+                true if self.seen.maintained(node) => Willing::Hardly,
+                true => Willing::Yes,
+            };
             (node.clone(), Preference { willing, priority: standing.priority, near })
         };
         self.seen.records.members.keys().map(of).collect()

@@ -51,8 +51,12 @@ impl Planner {
             return;
         }
         let wanted = |n: &NodeId| (!enough && (answered || waited)) || round.begin.home.as_ref() == Some(n);
-        let stopped: Vec<NodeId> =
-            round.frozen.keys().filter(|n| round.needs_recovery(n) && wanted(n)).cloned().collect();
+        let stopped: Vec<NodeId> = round
+            .frozen
+            .keys()
+            .filter(|n| round.needs_recovery(n) && wanted(n) && !self.seen.maintained(n))
+            .cloned()
+            .collect();
         for node in stopped {
             self.ask_to_recover(now, round, &node, out);
         }

@@ -6,7 +6,7 @@ use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::Planner;
 use crate::fsm::sync_set;
-use crate::record::{JournalRecord, Mode, PauseRecord, Phase, PolicyRecord, Standing, Suspension};
+use crate::record::{JournalRecord, MaintenanceRecord, Mode, PauseRecord, Phase, PolicyRecord, Standing, Suspension};
 use cluster::{Endpoint, Instant, Lsn, NodeId, Role, Term, TimelineId};
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +122,9 @@ pub struct NodeStatus {
     pub rejoin: Option<String>,
     /// Highest term promised.
     pub promise: Option<Term>,
+    /// An operator works on it.
+    #[serde(default)]
+    pub maintenance: Option<MaintenanceRecord>,
     /// What it is meant for.
     #[serde(default)]
     pub standing: Standing,
@@ -211,6 +214,7 @@ impl Planner {
             quarantine: known.and_then(|s| s.quarantine),
             rejoin: reachable.and_then(|s| s.rejoin.clone()),
             promise: known.map(|s| s.promise),
+            maintenance: self.seen.records.maintenance.get(node).cloned(),
             standing: self.standing(node),
             trouble: known.and_then(|s| s.trouble.clone()),
             agent: known.cloned(),
@@ -256,6 +260,9 @@ impl Planner {
         };
         let mut why: Vec<String> = Vec::new();
         why.extend(self.too_few(now, policy, Some(primary)).iter().map(ToString::to_string));
+        if why.is_empty() {
+            why.extend(self.leans_on_maintained(now, policy, primary));
+        }
         // One that could be frozen but does not stream is of no help before it has been repaired.
         let follows = |n: &&NodeId| {
             *n != primary && self.unfit(n, now).is_none() && self.seen.streaming(n, now, &self.settings).is_some()

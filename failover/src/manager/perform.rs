@@ -73,7 +73,7 @@ impl Performer {
     /// The lease that a record of limited life is bound to. One that is then not used runs out by itself.
     async fn lease(&self, store: &dyn Store, change: &Change) -> Result<Option<LeaseId>, StoreError> {
         let ttl = change.puts.iter().find_map(|p| match p {
-            RecordPut::Pause(_, length) => *length,
+            RecordPut::Pause(_, length) | RecordPut::Maintenance(_, _, length) => *length,
             RecordPut::Spent(_, length) | RecordPut::Grace(length) => Some(*length),
             RecordPut::Term(_) | RecordPut::Policy(_) | RecordPut::Journal(_) | RecordPut::Fence(..) => None,
         });
@@ -106,6 +106,9 @@ impl Performer {
                 RecordPut::Grace(_) => Txn { puts: with(txn.puts, keys.grace(), Vec::from("{}"), lease), ..txn },
                 RecordPut::Journal(r) => txn.put(keys.journal(r.term), json(r)),
                 RecordPut::Fence(node, r) => txn.put(keys.fence(node), json(r)),
+                RecordPut::Maintenance(node, r, _) => {
+                    Txn { puts: with(txn.puts, keys.maintenance_of(node), json(r), lease), ..txn }
+                }
                 RecordPut::Pause(r, _) => Txn { puts: with(txn.puts, keys.pause(), json(r), lease), ..txn },
                 RecordPut::Spent(term, _) => {
                     Txn { puts: with(txn.puts, keys.spent_on(*term), Vec::from("{}"), lease), ..txn }
@@ -116,6 +119,7 @@ impl Performer {
             txn = txn.delete(match key {
                 RecordKey::Primary => keys.primary(),
                 RecordKey::Fence(node) => keys.fence(node),
+                RecordKey::Maintenance(node) => keys.maintenance_of(node),
                 RecordKey::Pause => keys.pause(),
             });
         }
@@ -163,7 +167,11 @@ fn log_outcome(change: &Change, outcome: &ChangeOutcome) {
         RecordPut::Term(t) => Some(t.term.0),
         RecordPut::Journal(j) => Some(j.term.0),
         RecordPut::Spent(term, _) => Some(term.0),
-        RecordPut::Policy(_) | RecordPut::Fence(..) | RecordPut::Pause(..) | RecordPut::Grace(_) => None,
+        RecordPut::Policy(_)
+        | RecordPut::Fence(..)
+        | RecordPut::Maintenance(..)
+        | RecordPut::Pause(..)
+        | RecordPut::Grace(_) => None,
     });
     match outcome {
         ChangeOutcome::Done(_) if journal => debug!(term, "journal written"),

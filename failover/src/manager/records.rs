@@ -103,7 +103,7 @@ impl Reader {
     fn ranges(&self, newest: Term) -> Vec<Range> {
         let k = &self.keys;
         let keys = [k.init(), k.term(), k.policy(), k.primary(), k.manager(), k.pause(), k.grace(), k.journal(newest)];
-        let prefixes = [k.members(), k.fences(), k.proxies(), k.spent()];
+        let prefixes = [k.members(), k.fences(), k.maintenance(), k.proxies(), k.spent()];
         keys.into_iter().map(Range::Key).chain(prefixes.into_iter().map(Range::Prefix)).collect()
     }
 
@@ -137,6 +137,7 @@ pub(super) fn parse(keys: &Keys, snapshot: &Snapshot) -> Records {
         primary: snapshot.get(&keys.primary()).and_then(one),
         members: below(snapshot, &keys.members()),
         fences: below(snapshot, &keys.fences()),
+        maintenance: below(snapshot, &keys.maintenance()),
         proxies: below(snapshot, &keys.proxies()),
         pause: snapshot.get(&keys.pause()).map(paused),
         grace: snapshot.get(&keys.grace()).is_some(),

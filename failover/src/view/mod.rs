@@ -185,14 +185,15 @@ impl Reader {
 }
 
 /// The first hint of any watch.
-async fn any_hint(hints: &mut [Hints; 5]) {
-    let [term, primary, policy, members, fences] = hints;
+async fn any_hint(hints: &mut [Hints; 6]) {
+    let [term, primary, policy, members, fences, maintenance] = hints;
     tokio::select! {
         () = term.changed() => (),
         () = primary.changed() => (),
         () = policy.changed() => (),
         () = members.changed() => (),
         () = fences.changed() => (),
+        () = maintenance.changed() => (),
     }
 }
 

@@ -19,14 +19,14 @@ pub(super) enum ReadError {
 }
 
 /// The key and prefixes whose changes matter to a view.
-pub(super) fn watches(keys: &Keys) -> [String; 5] {
-    [keys.term(), keys.primary(), keys.policy(), keys.members(), keys.fences()]
+pub(super) fn watches(keys: &Keys) -> [String; 6] {
+    [keys.term(), keys.primary(), keys.policy(), keys.members(), keys.fences(), keys.maintenance()]
 }
 
 /// Read all records of a view at one revision.
 pub(super) async fn records(store: &dyn Store, keys: &Keys) -> Result<Records, ReadError> {
     let one = [keys.init(), keys.term(), keys.primary(), keys.policy()].map(Range::Key);
-    let many = [keys.members(), keys.fences()].map(Range::Prefix);
+    let many = [keys.members(), keys.fences(), keys.maintenance()].map(Range::Prefix);
     let snapshot = store.read(one.into_iter().chain(many).collect()).await?;
     decode(&snapshot, keys)
 }
@@ -40,6 +40,7 @@ fn decode(snapshot: &Snapshot, keys: &Keys) -> Result<Records, ReadError> {
         policy: record(snapshot, &keys.policy())?,
         members: by_node(snapshot, &keys.members())?,
         fences: by_node(snapshot, &keys.fences())?,
+        maintenance: by_node(snapshot, &keys.maintenance())?,
     })
 }
 

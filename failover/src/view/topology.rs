@@ -6,7 +6,9 @@
 //! "protected" of its term stays true for that term; in available mode it may be lowered at any time, so its views end
 //! too. A change of the mode waits until every registered proxy goes by it (`fsm::suspend`).
 
-use crate::record::{FenceRecord, InitRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use crate::record::{
+    FenceRecord, InitRecord, MaintenanceRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord,
+};
 use cluster::topology::{Closed, Gate, Member, Topology};
 use cluster::{Instant, NodeId, Term};
 use std::collections::BTreeMap;
@@ -32,6 +34,8 @@ pub struct Records {
     pub members: BTreeMap<NodeId, MemberRecord>,
     /// `fences/*` by name.
     pub fences: BTreeMap<NodeId, FenceRecord>,
+    /// `maintenance/*` by name.
+    pub maintenance: BTreeMap<NodeId, MaintenanceRecord>,
 }
 
 /// When a view was learnt, and how long it may be used where safety hangs on time.
@@ -126,11 +130,15 @@ fn member(records: &Records, m: &MemberRecord) -> Member {
     Member { node: m.node.clone(), postgres: m.postgres.clone(), fenced }
 }
 
-/// Everybody but the primary. Reads are kept from those that are not meant for them.
+/// Everybody but the primary. Reads are kept from those that are not meant for them or that somebody works on.
 fn members(records: &Records, except: Option<&NodeId>) -> Vec<Member> {
     let standbys = records.members.values().filter(|m| Some(&m.node) != except);
-    let kept = |m: &MemberRecord| Member { fenced: !m.standing.serves_reads(), ..member(records, m) };
-    standbys.map(|m| if records.fences.contains_key(&m.node) { member(records, m) } else { kept(m) }).collect()
+    let kept = |m: &MemberRecord| {
+        let out = !m.standing.serves_reads() || records.maintenance.contains_key(&m.node);
+        let member = member(records, m);
+        Member { fenced: member.fenced || out, ..member }
+    };
+    standbys.map(kept).collect()
 }
 
 /// Do the two views tell a proxy the same, though read at different revisions?
@@ -198,6 +206,7 @@ mod tests {
             }),
             members: ["n1", "n2", "n3"].into_iter().map(|name| (n(name), member(name))).collect(),
             fences: BTreeMap::new(),
+            maintenance: BTreeMap::new(),
         }
     }
 
@@ -285,6 +294,10 @@ mod tests {
         let t = topology(&r, VALIDITY);
         assert_eq!(t.standbys.iter().map(|m| m.fenced).collect::<Vec<_>>(), [true, true]);
         assert!(!t.primary.unwrap().fenced, "a primary has to serve");
+        let mut r = records(Phase::Active, Mode::Strict);
+        let m = MaintenanceRecord { by: "ops@host".to_owned(), why: String::new(), at: 0, until: None };
+        r.maintenance.insert(n("n3"), m);
+        assert_eq!(topology(&r, VALIDITY).standbys.iter().map(|m| m.fenced).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]

@@ -336,6 +336,7 @@ impl World {
                     RecordPut::Term(value) => self.records.term = Some(At { value, revision }),
                     RecordPut::Policy(value) => self.records.policy = Some(At { value, revision }),
                     RecordPut::Fence(node, fence) => drop(self.records.fences.insert(node, fence)),
+                    RecordPut::Maintenance(node, m, _) => drop(self.records.maintenance.insert(node, m)),
                     RecordPut::Pause(pause, _) => self.records.pause = Some(pause),
                     RecordPut::Grace(_) => self.records.grace = true,
                     RecordPut::Spent(term, _) => drop(self.records.spent.insert(term)),
@@ -346,6 +347,7 @@ impl World {
                 match key {
                     RecordKey::Primary => self.records.primary = None,
                     RecordKey::Fence(node) => drop(self.records.fences.remove(node)),
+                    RecordKey::Maintenance(node) => drop(self.records.maintenance.remove(node)),
                     RecordKey::Pause => self.records.pause = None,
                 }
             }
@@ -523,6 +525,15 @@ impl World {
                 Operation::Pause { by: "me".into(), why: words.optional("why")?.unwrap_or_default(), length }
             }
             "resume" => Operation::Resume,
+            // `op ID maintain NODE [for=] [stop_writes]`, `op ID maintained NODE`
+            "maintain" => Operation::BeginMaintenance {
+                node: words.parse()?,
+                stop_writes: words.flag("stop_writes"),
+                by: "me".into(),
+                why: String::new(),
+                length: words.optional::<cluster::config::Span>("for")?.map(|s| s.0),
+            },
+            "maintained" => Operation::EndMaintenance { node: words.parse()? },
             "policy" => Operation::SetPolicy(PolicyChange {
                 mode: words.optional::<String>("mode")?.map(|m| parse::mode(&m)).transpose()?,
                 voters: words.optional::<String>("voters")?.map(|l| parse::nodes(&l)),

@@ -25,6 +25,7 @@ pub(super) fn action(action: &Action) -> String {
             let deletes = change.deletes.iter().map(|d| match d {
                 RecordKey::Primary => "delete primary".to_owned(),
                 RecordKey::Fence(node) => format!("delete fence {node}"),
+                RecordKey::Maintenance(node) => format!("delete maintenance {node}"),
                 RecordKey::Pause => "delete pause".to_owned(),
             });
             let all: Vec<String> = puts.into_iter().chain(deletes).filter(|p| !p.is_empty()).collect();
@@ -83,6 +84,7 @@ fn put(put: &RecordPut) -> String {
             format!("policy epoch={}{mode} suspended={}{lowered} {quorum}{joint}", p.epoch, p.suspended.is_some())
         }
         RecordPut::Journal(_) => String::new(),
+        RecordPut::Maintenance(node, m, length) => format!("maintenance {node} by {} for {length:?}", m.by),
         RecordPut::Pause(p, length) => format!("pause by {} for {length:?}", p.by),
         RecordPut::Spent(term, _) => format!("failover {term} counted"),
         RecordPut::Grace(length) => format!("grace {length:?}"),

@@ -114,6 +114,7 @@ impl World {
                 }
                 RecordPut::Journal(journal) => self.records.journal = Some(*journal),
                 RecordPut::Fence(node, fence) => drop(self.records.fences.insert(node, fence)),
+                RecordPut::Maintenance(node, m, _) => drop(self.records.maintenance.insert(node, m)),
                 RecordPut::Pause(pause, _) => self.records.pause = Some(pause),
                 RecordPut::Grace(length) => (self.records.grace, self.grace_ends) = (true, self.now + length),
                 RecordPut::Spent(..) => {} // a budget would end the faults early
@@ -123,6 +124,7 @@ impl World {
             match key {
                 RecordKey::Primary => self.records.primary = None,
                 RecordKey::Fence(node) => drop(self.records.fences.remove(node)),
+                RecordKey::Maintenance(node) => drop(self.records.maintenance.remove(node)),
                 RecordKey::Pause => self.records.pause = None,
             }
         }
