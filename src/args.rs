@@ -47,6 +47,8 @@ pub enum Command {
     Pause(PauseArgs),
     /// End a pause.
     Resume(ResumeArgs),
+    /// Add a node to the cluster, or remove one for good.
+    Node(NodeArgs),
     /// Work on a node: its PostgreSQL may be stopped, reads go elsewhere, nobody is switched over to it.
     Maintenance(MaintenanceArgs),
     /// Show or change who votes and how many copies a commit needs.
@@ -267,6 +269,49 @@ pub struct ResumeArgs {
     /// Which cluster.
     #[command(flatten)]
     pub target: TargetArgs,
+}
+
+/// `pgtenure node …`.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: NodeCommand,
+}
+
+/// Verbs on nodes.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Wait until a node whose agent was started with agent.joins has copied the data and follows, then let it vote.
+    Add(NodeAddArgs),
+    /// Take a node's vote away, stop it and forget it.
+    Remove(NodeRemoveArgs),
+}
+
+/// `pgtenure node add`.
+#[derive(Debug, Args)]
+pub struct NodeAddArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The node.
+    pub node: String,
+    /// It only follows.
+    #[arg(long)]
+    pub no_vote: bool,
+    /// How long to wait for the copy, as in 30min or 2h.
+    #[arg(long, value_name = "TIME", default_value = "6h", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+}
+
+/// `pgtenure node remove`.
+#[derive(Debug, Args)]
+pub struct NodeRemoveArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The node.
+    pub node: String,
 }
 
 /// `pgtenure maintenance`.

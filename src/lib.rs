@@ -49,6 +49,7 @@ pub fn run(command: Command) -> ExitCode {
         | Command::Fence(_)
         | Command::Unfence(_)
         | Command::Pause(_)
+        | Command::Node(_)
         | Command::Maintenance(_)
         | Command::Resume(_)
         | Command::Policy(_)

@@ -48,7 +48,7 @@ pub struct AgentState {
     pub frozen_for: Option<Term>,
     /// Not counted as a recruit nor chosen before it has replayed past here (after a rewind or clone).
     pub quarantine: Option<Position>,
-    /// Rejoin under way: `starting`, `examining wal`, `rewinding`, `cloning 43 %`, `catching up`, or what stopped it.
+    /// Rejoin under way: `starting`, `examining wal`, `rewinding`, `cloning 43 % (12 of 28 MiB)`, `catching up`, or what stopped it.
     pub rejoin: Option<String>,
     /// Fenced by an operator (the key in etcd was seen and obeyed).
     pub fenced: bool,

@@ -13,6 +13,7 @@
 //! | `POST /ops/pause` | `{by?, why?, seconds?}` | done, refused or failed |
 //! | `POST /ops/resume` | | done, refused or failed |
 //! | `POST /ops/maintenance` | `{node, on, stop_writes?, by?, why?, seconds?}` | done, refused or failed |
+//! | `POST /ops/remove` | `{node, by?}` | done, refused or failed |
 //! | `POST /ops/policy` | `{mode?, voters?, k?, max_loss_bytes?, max_seconds?, expect_epoch?}` | done, refused or failed |
 //! | `GET /policy/history` | | `{"history": [policy…]}`, oldest first |
 //!
@@ -88,6 +89,14 @@ struct PauseBody {
     by: String,
     why: String,
     seconds: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemoveBody {
+    node: NodeId,
+    #[serde(default)]
+    by: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -171,6 +180,10 @@ impl ManagerRoutes {
             ("POST", "/ops/pause") => self.order(optional::<PauseBody>(body).and_then(pause)).await,
             ("POST", "/ops/resume") => self.order(optional::<ResumeBody>(body).map(|_| Operation::Resume)).await,
             ("POST", "/ops/maintenance") => self.order(required::<MaintenanceBody>(body).and_then(maintenance)).await,
+            ("POST", "/ops/remove") => {
+                let remove = |b: RemoveBody| Operation::RemoveNode { node: b.node, by: name(&b.by) };
+                self.order(required::<RemoveBody>(body).map(remove)).await
+            }
             ("POST", "/ops/policy") => self.order(optional::<PolicyBody>(body).and_then(policy)).await,
             _ => return None, // another part's route, or nobody's
         })

@@ -318,6 +318,9 @@ pub struct FenceRecord {
     pub at: WallMillis,
     /// The primary was fenced knowingly: the cluster accepts no writes until unfenced or failed over.
     pub stop_writes: bool,
+    /// The node was removed for good: its agent does not register any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
 }
 
 /// `maintenance/<node>`: an operator works on the node; its PostgreSQL may be stopped and started meanwhile.

@@ -379,7 +379,9 @@ fn a_fenced_standby_stops_and_comes_back_and_a_primary_only_stops_when_told() {
         let mut c = Cluster::new(22190, 2, Mode::Async, 0);
         let p = c.bootstrap().await;
         let s = 1 - p;
-        let fence = |stop_writes| serde_json::to_vec(&FenceRecord { by: "test".into(), at: 0, stop_writes }).unwrap();
+        let fence = |stop_writes| {
+            serde_json::to_vec(&FenceRecord { by: "test".into(), at: 0, stop_writes, removed: false }).unwrap()
+        };
         let (standby, primary) = (c.keys.fence(&c.nodes[s].id), c.keys.fence(&c.nodes[p].id));
         c.store.txn(Txn::new().put(standby.clone(), fence(false)).put(primary.clone(), fence(false))).await.unwrap();
         c.until_state(s, "the fence", |s| {

@@ -7,6 +7,7 @@ mod agents;
 use agents::{Cluster, SECRET, postgres_of, postmaster, signal, unprivileged, until};
 use cluster::Term;
 use cluster::secret::Secret;
+use failover::api::{AgentState, PostgresState};
 use failover::config::manager::{ManagerRaw, check};
 use failover::fsm::status::Status;
 use failover::manager::{ManagerConfig, ManagerHandle, start};
@@ -117,6 +118,50 @@ fn a_killed_primary_is_replaced_and_comes_back_and_a_switchover_returns_to_it() 
         m.stop().await;
         status_is(&follower, "the other manager to lead", |s| s.leading).await;
         follower.stop().await;
+    });
+}
+
+#[test]
+fn a_node_is_worked_on_removed_and_added_again() {
+    unprivileged("a_node_is_worked_on_removed_and_added_again", async {
+        let mut c = Cluster::new(22080, 3, Mode::Strict, 1);
+        let m = started(&mut c).await;
+        let s = status_is(&m, "the first term", |s| is_active(s) && all_stream(s, 2)).await;
+        let old = primary_of(&c, &s);
+        let (worked_on, other) = ((old + 1) % 3, (old + 2) % 3);
+        let (id, other_id) = (c.nodes[worked_on].id.clone(), c.nodes[other].id.clone());
+        let (code, answer) = order(&m, "maintenance", json!({"node": s.primary, "on": true})).await;
+        assert_eq!((code, answer.pointer("/blockers/0/blocker")), (409, Some(&json!("primary_must_move"))));
+        let (code, answer) = order(&m, "maintenance", json!({"node": id, "on": true, "seconds": 600})).await;
+        assert_eq!(code, 200, "{answer:#}");
+        let stopped = |s: &Status| s.nodes.iter().any(|n| n.node == id && n.state == "stopped");
+        signal(postmaster(&c.nodes[worked_on].config), Signal::SIGINT);
+        status_is(&m, "the standby stopped by hand", stopped).await;
+        // A switchover to the node that is left is several looks of that agent long, and it starts nothing.
+        let (code, answer) = order(&m, "switchover", json!({})).await;
+        assert_eq!((code, answer.pointer("/node")), (200, Some(&json!(other_id))), "{answer:#}");
+        let s = status_is(&m, "the old primary as a standby", |s| is_active(s) && all_stream(s, 1)).await;
+        assert!(stopped(&s) && s.nodes.iter().any(|n| n.node == id && n.maintenance.is_some()), "{s:#?}");
+        let (code, answer) = order(&m, "maintenance", json!({"node": id, "on": false})).await;
+        assert_eq!(code, 200, "{answer:#}");
+        status_is(&m, "both standbys", |s| is_active(s) && all_stream(s, 2)).await;
+
+        let (code, answer) = order(&m, "remove", json!({"node": id})).await;
+        assert_eq!(code, 200, "{answer:#}");
+        let gone = |s: &Status| s.nodes.len() == 2 && s.policy.as_ref().is_some_and(|p| !p.counts(&id));
+        status_is(&m, "the removal", gone).await;
+        let is_down = |s: &AgentState| (s.fenced && matches!(s.postgres, PostgresState::Stopped { .. })).then_some(());
+        c.until_state(worked_on, "its stop", is_down).await;
+        // Its agent is started again, and still does not take part.
+        c.crash_agent(worked_on).await;
+        c.start(worked_on).await;
+        c.until_state(worked_on, "its fence", is_down).await;
+        assert!(m.status().borrow().nodes.len() == 2, "{:#?}", m.status().borrow());
+        let (code, answer) = order(&m, "unfence", json!({"node": id})).await;
+        assert_eq!(code, 200, "{answer:#}");
+        let s = status_is(&m, "the node without a vote", |s| s.nodes.len() == 3 && all_stream(s, 2)).await;
+        assert!(s.nodes.iter().any(|n| n.node == id && !n.voter));
+        m.stop().await;
     });
 }
 

@@ -120,7 +120,7 @@ const BANNED_WORDS: [(&str, &str); 6] = [
 ];
 
 /// The verbs of an operator; each has a page in runbooks/.
-const VERBS: [&str; 15] = [
+const VERBS: [&str; 16] = [
     "status",
     "lag",
     "switchover",
@@ -130,6 +130,7 @@ const VERBS: [&str; 15] = [
     "pause",
     "resume",
     "maintenance",
+    "node",
     "policy",
     "report",
     "history",

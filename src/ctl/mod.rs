@@ -5,13 +5,14 @@
 
 pub mod client;
 mod lag;
+mod node;
 pub mod reload;
 pub mod render;
 pub mod route;
 mod table;
 pub mod verify;
 
-use crate::args::{Command, TargetArgs};
+use crate::args::{Command, NodeArgs, NodeCommand, TargetArgs};
 use crate::config;
 use crate::{EXIT_FAILED, EXIT_REFUSED};
 use anyhow::{Context, Result, bail};
@@ -50,6 +51,7 @@ pub fn run(command: Command) -> ExitCode {
     };
     let command = match command {
         Command::Lag(args) => return runtime.block_on(lag::run(&args)),
+        Command::Node(NodeArgs { command: NodeCommand::Add(args) }) => return runtime.block_on(node::add(&args)),
         other => other,
     };
     if let Command::Maintenance(a) = &command
@@ -143,6 +145,9 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
             let seconds = a.length.map(|l| l.as_secs().max(1));
             (a.target, post("pause", json!({ "by": operator(), "why": a.why, "seconds": seconds })))
         }
+        Command::Node(NodeArgs { command: NodeCommand::Remove(a) }) => {
+            (a.target, post("remove", json!({ "node": a.node, "by": operator() })))
+        }
         Command::Maintenance(a) => {
             let seconds = a.length.map(|l| l.as_secs().max(1));
             let body = json!({
@@ -168,6 +173,7 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
         | Command::Reload(_)
         | Command::Route(_)
         | Command::Verify(_)
+        | Command::Node(_)
         | Command::Lag(_) => return None,
     })
 }

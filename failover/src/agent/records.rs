@@ -150,7 +150,10 @@ impl Agent {
                 host: self.env.host.clone(),
                 standing: c.standing.clone(),
             };
-            if written.as_ref() != Some(&member) {
+            if self.records.borrow().fences.get(&c.node).is_some_and(|f| f.removed) {
+                // Until an operator lifts the fence; then it is told anew.
+                written = None;
+            } else if written.as_ref() != Some(&member) {
                 let value = serde_json::to_vec(&member).expect("a record of texts and numbers can be written");
                 let put = crate::store::Txn::new().put(self.env.keys.member(&c.node), value);
                 match self.store.txn(put).await {

@@ -183,8 +183,8 @@ impl Agent {
         command.arg("--dbname").arg(conninfo(&self.env, &source.endpoint)).args(["--username", REPLICATION_USER]);
         command.args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"]);
         let progress = |line: &str| {
-            if let Some(percent) = percent(line) {
-                self.state.change(|o| o.rejoin = Some(format!("cloning {percent} %")));
+            if let Some(progress) = progress_of(line) {
+                self.state.change(|o| o.rejoin = Some(progress));
             }
         };
         tool::run_lines(command, CLONE_BOUND, |_| {}, progress).await?;
@@ -213,10 +213,13 @@ pub(super) fn remove_tree(path: &std::path::Path) -> std::io::Result<()> {
     }
 }
 
-/// `23456/45678 kB (51%), 0/1 tablespace` gives 51.
-fn percent(line: &str) -> Option<u32> {
-    let (_, rest) = line.split_once("kB (")?;
-    rest.split_once('%')?.0.trim().parse().ok()
+/// `23456/45678 kB (51%), 0/1 tablespace` as `cloning 51 % (22 of 44 MiB)`.
+fn progress_of(line: &str) -> Option<String> {
+    let (bytes, rest) = line.split_once(" kB (")?;
+    let percent: u32 = rest.split_once('%')?.0.trim().parse().ok()?;
+    let (done, total) = bytes.trim().rsplit(char::is_whitespace).next()?.split_once('/')?;
+    let (done, total): (u64, u64) = (done.parse().ok()?, total.parse().ok()?);
+    Some(format!("cloning {percent} % ({} of {} MiB)", done >> 10, total >> 10))
 }
 
 impl From<ToolError> for super::reconcile::ActError {
@@ -231,7 +234,8 @@ mod tests {
 
     #[test]
     fn progress_is_read_from_pg_basebackup() {
-        assert_eq!(percent("    23456/45678 kB (51%), 0/1 tablespace"), Some(51));
-        assert_eq!(percent("waiting for checkpoint"), None);
+        let told = progress_of("    23456/45678 kB (51%), 0/1 tablespace");
+        assert_eq!(told.as_deref(), Some("cloning 51 % (22 of 44 MiB)"));
+        assert_eq!(progress_of("waiting for checkpoint"), None);
     }
 }

@@ -114,6 +114,13 @@ pub enum Operation {
     },
     /// End the pause.
     Resume,
+    /// Take a node out for good: its vote first, then its record.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+        /// Who asks.
+        by: String,
+    },
     /// Work on a node: its PostgreSQL may be stopped meanwhile.
     BeginMaintenance {
         /// The node.
@@ -354,6 +361,8 @@ pub enum ChangeKind {
     Pause,
     /// A node's maintenance, put or removed.
     Maintenance,
+    /// A node that does not vote any more is forgotten.
+    Remove,
     /// A change of voters or k begins.
     Policy,
     /// Only the journal; nobody waits for it.
@@ -374,6 +383,7 @@ impl ChangeKind {
             Self::Fence => "fence",
             Self::Pause => "pause",
             Self::Maintenance => "maintenance",
+            Self::Remove => "remove",
             Self::Policy => "policy",
             Self::Journal => "journal",
         }
@@ -423,6 +433,8 @@ pub enum RecordKey {
     Primary,
     /// `fences/<node>`.
     Fence(NodeId),
+    /// `members/<node>`.
+    Member(NodeId),
     /// `maintenance/<node>`.
     Maintenance(NodeId),
     /// `pause`.

@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn a_fence_stops_a_standby_and_a_primary_only_when_writes_may_stop() {
         let (node, active) = (n("n1"), record(4, Phase::Active, Some("n1")));
-        let fence = |stop_writes| FenceRecord { by: "me".into(), at: 0, stop_writes };
+        let fence = |stop_writes| FenceRecord { by: "me".into(), at: 0, stop_writes, removed: false };
         let (soft, hard) = (fence(false), fence(true));
         let primary = facts(&node, Server::Primary { timeline: TimelineId(4) }, Some(&active));
         assert_eq!(decide(&Facts { fence: Some(&soft), ..primary.clone() }), Act::Wait(Because::Fine));

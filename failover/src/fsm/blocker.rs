@@ -579,10 +579,7 @@ impl fmt::Display for Blocker {
                      --stop-writes does it all the same"
                 )
             }
-            Self::PrimaryMustMove { node } => write!(
-                f,
-                "{node} is the primary: switch over first, or let `pgtenure maintenance {node} --on --switchover` do that"
-            ),
+            Self::PrimaryMustMove { node } => write!(f, "{node} is the primary: switch over to another node first"),
             Self::InMaintenance { node, by } => write!(f, "{node} is in maintenance ({by})"),
             Self::NotInMaintenance { node } => write!(f, "{node} is not in maintenance"),
             Self::AlreadyFenced { node } => write!(f, "{node} is fenced already"),

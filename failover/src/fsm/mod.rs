@@ -17,6 +17,7 @@ pub mod preference;
 mod rearm;
 mod recruit;
 pub mod rejoin;
+mod remove;
 pub mod report;
 mod round;
 pub mod status;

@@ -142,6 +142,9 @@ impl Observed {
         for node in records.members.keys() {
             self.agents.entry(node.clone()).or_insert_with(|| Agent::unheard(now));
         }
+        // Who was removed is not asked any more; nobody else's record goes.
+        let removed = |n: &NodeId| records.fences.get(n).is_some_and(|f| f.removed);
+        self.agents.retain(|node, _| records.members.contains_key(node) || !removed(node));
         self.records = records;
         self.read_at = Some(sent_at);
     }

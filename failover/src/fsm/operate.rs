@@ -42,6 +42,7 @@ impl Planner {
             Operation::BeginMaintenance { node, stop_writes, by, why, length } => {
                 self.begin_maintenance(now, id, node, stop_writes, Asked { by, why, length })
             }
+            Operation::RemoveNode { node, by } => self.remove_node(now, id, node, by),
             Operation::EndMaintenance { node } => self.end_maintenance(now, id, node),
             Operation::SetPolicy(change) => self.set_policy(now, id, change),
         };
@@ -272,7 +273,7 @@ impl Planner {
         if !stop_writes {
             self.writes_survive(now, &node, primary)?;
         }
-        let fence = Some(FenceRecord { by, at: self.wall, stop_writes: primary && stop_writes });
+        let fence = Some(FenceRecord { by, at: self.wall, stop_writes: primary && stop_writes, removed: false });
         self.queue_fence(now, id, node, fence)
     }
 

@@ -23,6 +23,7 @@ use crate::fsm::operate::FenceOp;
 use crate::fsm::pause::PauseOp;
 use crate::fsm::policy::PolicyOp;
 use crate::fsm::rearm::Rearm;
+use crate::fsm::remove::RemoveOp;
 use crate::fsm::report::LsnClock;
 use crate::fsm::round::{Begin, Round};
 use crate::fsm::suspend::Suspend;
@@ -51,6 +52,7 @@ pub struct Planner {
     pub(super) pause_op: Option<PauseOp>,
     pub(super) maintenance_op: Option<MaintenanceOp>,
     pub(super) policy_op: Option<PolicyOp>,
+    pub(super) remove_op: Option<RemoveOp>,
     pub(super) clock: LsnClock,
     /// Highest term that any agent says it promised.
     pub(super) promised: Term,
@@ -125,6 +127,7 @@ impl Planner {
             pause_op: None,
             maintenance_op: None,
             policy_op: None,
+            remove_op: None,
             clock: LsnClock::default(),
             promised: Term(0),
             saw_primary: Term(0),
@@ -214,7 +217,9 @@ impl Planner {
         }
         let (paused, policy) = (self.pause_op.take().map(|o| o.id), self.policy_op.take().map(|o| o.id));
         let maintenance = self.maintenance_op.take().map(|o| o.id);
-        for id in paused.into_iter().chain(policy).chain(maintenance) {
+        // While its vote is being taken the removal has the same id as the policy's change.
+        let removal = self.remove_op.take().map(|o| o.id).filter(|id| policy != Some(*id));
+        for id in paused.into_iter().chain(policy).chain(maintenance).chain(removal) {
             out.push(Action::Answer { id, answer: Box::new(failed(why)) });
         }
         if let Some(id) = self.take_stage_operation() {
@@ -319,6 +324,7 @@ impl Planner {
             ChangeKind::Suspend => self.suspend = None,
             ChangeKind::Pause => self.pause_written(out),
             ChangeKind::Maintenance => self.maintenance_written(out),
+            ChangeKind::Remove => self.removed(out),
             // What it began goes on by what the record says.
             ChangeKind::Policy => {}
             ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
@@ -335,6 +341,7 @@ impl Planner {
             ChangeKind::Suspend => self.suspend = None,
             ChangeKind::Pause => self.pause_lost(out),
             ChangeKind::Maintenance => self.maintenance_lost(out),
+            ChangeKind::Remove => self.remove_lost(out),
             ChangeKind::Policy => self.policy_lost(out),
             ChangeKind::Undrain | ChangeKind::Fence | ChangeKind::Journal => {}
         }
@@ -360,6 +367,7 @@ impl Planner {
             match key {
                 RecordKey::Primary => records.primary = None,
                 RecordKey::Fence(node) => drop(records.fences.remove(node)),
+                RecordKey::Member(node) => drop(records.members.remove(node)),
                 RecordKey::Maintenance(node) => drop(records.maintenance.remove(node)),
                 RecordKey::Pause => records.pause = None,
             }
@@ -408,6 +416,7 @@ impl Planner {
         self.advance_pause(now, out);
         self.advance_maintenance(now, out);
         self.advance_policy(now, out);
+        self.advance_remove(now, out);
         if let Some(pending) = &mut self.pending {
             if matches!(pending.state, PendingState::RetryAt(at) if now >= at) {
                 pending.state = PendingState::Sent;
@@ -591,9 +600,10 @@ fn made(change: &Change, records: &Records) -> Option<i64> {
         match key {
             RecordKey::Primary => {} // goes with the term record
             RecordKey::Fence(node) if records.fences.contains_key(node) => return None,
+            RecordKey::Member(node) if records.members.contains_key(node) => return None,
             RecordKey::Maintenance(node) if records.maintenance.contains_key(node) => return None,
             RecordKey::Pause if records.pause.is_some() => return None,
-            RecordKey::Fence(_) | RecordKey::Maintenance(_) | RecordKey::Pause => {
+            RecordKey::Fence(_) | RecordKey::Member(_) | RecordKey::Maintenance(_) | RecordKey::Pause => {
                 revision = revision.or(Some(records.revision))
             }
         }

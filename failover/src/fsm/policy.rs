@@ -136,6 +136,9 @@ impl Planner {
             let (id, epoch) = (op.id, policy.map_or(0, |p| p.value.epoch));
             let note = note(epoch, &op.to);
             self.policy_op = None;
+            if self.leads_to_removal(id) {
+                return;
+            }
             let term = self.seen.term().map_or(cluster::Term(0), |t| t.term);
             let answer = Box::new(Answer::Done { term, node: None, note, journal: None });
             out.push(Action::Answer { id, answer });

@@ -327,6 +327,13 @@ impl Manager {
     /// One listener per member, at its present address.
     fn listen(&mut self) {
         let members = &self.planner.seen().records.members;
+        self.listeners.retain(|node, (_, listener)| {
+            let member = members.contains_key(node);
+            if !member {
+                listener.abort();
+            }
+            member
+        });
         for (node, member) in members {
             if self.listeners.get(node).is_some_and(|(endpoint, _)| *endpoint == member.agent) {
                 continue;

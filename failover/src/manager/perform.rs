@@ -119,6 +119,7 @@ impl Performer {
             txn = txn.delete(match key {
                 RecordKey::Primary => keys.primary(),
                 RecordKey::Fence(node) => keys.fence(node),
+                RecordKey::Member(node) => keys.member(node),
                 RecordKey::Maintenance(node) => keys.maintenance_of(node),
                 RecordKey::Pause => keys.pause(),
             });

@@ -275,7 +275,7 @@ mod tests {
     fn a_fence_closes_the_gate_only_when_it_was_meant_to_stop_writes() {
         let fenced = |name: &str, stop_writes| {
             let mut r = records(Phase::Active, Mode::Strict);
-            r.fences.insert(n(name), FenceRecord { by: "ops@host".to_owned(), at: 0, stop_writes });
+            r.fences.insert(n(name), FenceRecord { by: "ops@host".to_owned(), at: 0, stop_writes, removed: false });
             topology(&r, VALIDITY)
         };
         assert_eq!(fenced("n2", true).gate, Gate::Closed(Closed::Fenced));

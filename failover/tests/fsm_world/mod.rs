@@ -100,7 +100,8 @@ impl World {
             }
             "fence" => {
                 let node: NodeId = words.parse()?;
-                let fence = FenceRecord { by: "someone".into(), at: 0, stop_writes: words.flag("stop_writes") };
+                let fence =
+                    FenceRecord { by: "someone".into(), at: 0, stop_writes: words.flag("stop_writes"), removed: false };
                 self.records.fences.insert(node, fence);
                 self.bump();
                 self.read();
@@ -347,6 +348,7 @@ impl World {
                 match key {
                     RecordKey::Primary => self.records.primary = None,
                     RecordKey::Fence(node) => drop(self.records.fences.remove(node)),
+                    RecordKey::Member(node) => drop(self.records.members.remove(node)),
                     RecordKey::Maintenance(node) => drop(self.records.maintenance.remove(node)),
                     RecordKey::Pause => self.records.pause = None,
                 }
@@ -533,6 +535,7 @@ impl World {
                 why: String::new(),
                 length: words.optional::<cluster::config::Span>("for")?.map(|s| s.0),
             },
+            "remove" => Operation::RemoveNode { node: words.parse()?, by: "me".into() },
             "maintained" => Operation::EndMaintenance { node: words.parse()? },
             "policy" => Operation::SetPolicy(PolicyChange {
                 mode: words.optional::<String>("mode")?.map(|m| parse::mode(&m)).transpose()?,

@@ -25,6 +25,7 @@ pub(super) fn action(action: &Action) -> String {
             let deletes = change.deletes.iter().map(|d| match d {
                 RecordKey::Primary => "delete primary".to_owned(),
                 RecordKey::Fence(node) => format!("delete fence {node}"),
+                RecordKey::Member(node) => format!("delete member {node}"),
                 RecordKey::Maintenance(node) => format!("delete maintenance {node}"),
                 RecordKey::Pause => "delete pause".to_owned(),
             });
@@ -88,7 +89,10 @@ fn put(put: &RecordPut) -> String {
         RecordPut::Pause(p, length) => format!("pause by {} for {length:?}", p.by),
         RecordPut::Spent(term, _) => format!("failover {term} counted"),
         RecordPut::Grace(length) => format!("grace {length:?}"),
-        RecordPut::Fence(node, f) => format!("fence {node} by {} stop_writes={}", f.by, f.stop_writes),
+        RecordPut::Fence(node, f) => {
+            let removed = if f.removed { " removed" } else { "" };
+            format!("fence {node} by {} stop_writes={}{removed}", f.by, f.stop_writes)
+        }
     }
 }
 

@@ -124,6 +124,7 @@ impl World {
             match key {
                 RecordKey::Primary => self.records.primary = None,
                 RecordKey::Fence(node) => drop(self.records.fences.remove(node)),
+                RecordKey::Member(node) => drop(self.records.members.remove(node)),
                 RecordKey::Maintenance(node) => drop(self.records.maintenance.remove(node)),
                 RecordKey::Pause => self.records.pause = None,
             }
