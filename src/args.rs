@@ -150,6 +150,9 @@ pub struct TargetArgs {
     /// Find the leading manager through the etcd of this configuration file, whose secret is used too.
     #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG", required_unless_present = "admin")]
     pub config: Option<PathBuf>,
+    /// The cluster, where managers look after several; without it the one of --config, or their first.
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
     /// Admin address of any manager, as in http://db1:7400, or several with commas; the leader is found from there.
     #[arg(long, value_name = "URL", env = "PGTENURE_ADMIN")]
     pub admin: Option<String>,

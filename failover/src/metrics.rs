@@ -3,6 +3,8 @@
 //! Every manager exports all of these; those marked (leader) are only meaningful on the one that leads, where
 //! `pgtenure_failover_leading` is 1, and are removed (absent) elsewhere, never 0.
 //!
+//! A process that looks after several clusters adds the label `cluster` to all of them.
+//!
 //! | metric | type | meaning |
 //! |---|---|---|
 //! | `pgtenure_failover_leading` | gauge | 1 on the leading manager, 0 on the others |
@@ -18,6 +20,7 @@
 //! | `pgtenure_failover_agent_reachable{node}` | gauge (leader) | 1: the node's agent answered within detect_timeout |
 //! | `pgtenure_failover_node_quarantined{node}` | gauge (leader) | 1: not a candidate before it replayed past a floor |
 //! | `pgtenure_failover_node_fenced{node}` | gauge | 1: fenced by an operator |
+//! | `pgtenure_failover_node_maintenance{node}` | gauge | 1: an operator works on the node |
 //! | `pgtenure_failover_standby_streaming{node}` | gauge (leader) | 1: streams the current timeline from the primary; absent for the primary |
 //! | `pgtenure_failover_standby_lag_bytes{node}` | gauge (leader) | bytes of WAL of the primary not yet replayed, by the agents' reports |
 //! | `pgtenure_failover_failovers_total{cause,outcome}` | counter | terms begun by this manager; cause as in the journal (`failover`, `operator_failover`, `switchover`, `restart`), outcome `active` or `superseded` |
@@ -63,40 +66,52 @@ pub struct Metrics {
     read_at: Arc<Mutex<Option<Instant>>>,
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-    let g = IntGauge::new(format!("pgtenure_failover_{name}"), help)?;
-    registry.register(Box::new(g.clone()))?;
+/// Where metrics are registered, and the cluster they are of when there are several.
+struct Place<'a> {
+    registry: &'a Registry,
+    cluster: Option<&'a str>,
+}
+
+impl Place<'_> {
+    fn opts(&self, name: &str, help: &str) -> Opts {
+        let opts = Opts::new(format!("pgtenure_failover_{name}"), help);
+        match self.cluster {
+            Some(cluster) => opts.const_label("cluster", cluster),
+            None => opts,
+        }
+    }
+}
+
+fn gauge(r: &Place<'_>, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    let g = IntGauge::with_opts(r.opts(name, help))?;
+    r.registry.register(Box::new(g.clone()))?;
     Ok(g)
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-    let g = IntGaugeVec::new(Opts::new(format!("pgtenure_failover_{name}"), help), labels)?;
-    registry.register(Box::new(g.clone()))?;
+fn gauges(r: &Place<'_>, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    let g = IntGaugeVec::new(r.opts(name, help), labels)?;
+    r.registry.register(Box::new(g.clone()))?;
     Ok(g)
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-    let c = IntCounterVec::new(Opts::new(format!("pgtenure_failover_{name}"), help), labels)?;
-    registry.register(Box::new(c.clone()))?;
+fn counters(r: &Place<'_>, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    let c = IntCounterVec::new(r.opts(name, help), labels)?;
+    r.registry.register(Box::new(c.clone()))?;
     Ok(c)
 }
 
 impl Metrics {
-    /// Register all of them.
+    /// Register all of them, with a label `cluster` where a process looks after several.
     ///
     /// # Errors
     /// A name is taken: two managers share a registry.
-    pub fn register(r: &Registry) -> prometheus::Result<Self> {
-        let last_seconds = GaugeVec::new(
-            Opts::new(
-                "pgtenure_failover_last_failover_seconds",
-                "from the first evidence to open, last term opened here",
-            ),
-            &[],
-        )?;
-        r.register(Box::new(last_seconds.clone()))?;
-        let records_age = Gauge::new("pgtenure_failover_records_age_seconds", "age of the last read of etcd")?;
-        r.register(Box::new(records_age.clone()))?;
+    pub fn register(registry: &Registry, cluster: Option<&str>) -> prometheus::Result<Self> {
+        let r = &Place { registry, cluster };
+        let help = "from the first evidence to open, last term opened here";
+        let last_seconds = GaugeVec::new(r.opts("last_failover_seconds", help), &[])?;
+        registry.register(Box::new(last_seconds.clone()))?;
+        let records_age = Gauge::with_opts(r.opts("records_age_seconds", "age of the last read of etcd"))?;
+        registry.register(Box::new(records_age.clone()))?;
         Ok(Self {
             leading: gauge(r, "leading", "1 on the leading manager")?,
             term: gauge(r, "term", "newest term read from etcd")?,

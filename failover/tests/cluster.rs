@@ -25,6 +25,7 @@ fn manager(c: &Cluster, admin: &str) -> ManagerHandle {
 fn manager_with(c: &Cluster, admin: &str, raw: &ManagerRaw) -> ManagerHandle {
     let config = ManagerConfig {
         cluster: "t".into(),
+        one_of_several: false,
         keys: c.keys.clone(),
         section: check(raw).unwrap(),
         secret: Secret::new(SECRET),

@@ -32,6 +32,7 @@ struct Pretender {
     store: MemoryStore,
     keys: Keys,
     frozen_terms: Arc<Mutex<Vec<Term>>>,
+    changed: Arc<tokio::sync::Notify>,
 }
 
 fn standby(timeline: u32, at: u64, from: Option<&str>) -> PostgresState {
@@ -76,7 +77,13 @@ impl Pretender {
             fsync_probe_ms: None,
             trouble: None,
         };
-        let me = Self { state: Arc::new(Mutex::new(state)), store, keys, frozen_terms: Arc::default() };
+        let me = Self {
+            state: Arc::new(Mutex::new(state)),
+            store,
+            keys,
+            frozen_terms: Arc::default(),
+            changed: Arc::default(),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let server = me.clone();
@@ -99,14 +106,29 @@ impl Pretender {
         let mut state = self.state.lock().unwrap();
         change(&mut state);
         state.seq += 1;
+        self.changed.notify_waiters();
+    }
+
+    /// As an agent: at once if something changed since the last answer, else at a change or after the time asked for.
+    async fn state_after(&self, query: &str) -> Vec<u8> {
+        let number = |name: &str| {
+            let found = query.split('&').filter_map(|p| p.split_once('=')).find(|(k, _)| *k == name);
+            found.and_then(|(_, v)| v.parse::<u64>().ok()).unwrap_or(0)
+        };
+        let changed = self.changed.notified();
+        if self.state.lock().unwrap().seq <= number("after") {
+            let _ = tokio::time::timeout(Duration::from_millis(number("wait_ms")), changed).await;
+        }
+        serde_json::to_vec(&*self.state.lock().unwrap()).unwrap()
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         assert_eq!(request.headers()["authorization"], format!("Bearer {SECRET}"));
         let path = request.uri().path().to_owned();
+        let query = request.uri().query().unwrap_or("").to_owned();
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let json = match path.as_str() {
-            "/agent/state" => serde_json::to_vec(&*self.state.lock().unwrap()),
+            "/agent/state" => Ok(self.state_after(&query).await),
             "/agent/freeze" => serde_json::to_vec(&self.freeze(&serde_json::from_slice(&body).unwrap())),
             "/agent/recover" => {
                 let order: Recover = serde_json::from_slice(&body).unwrap();
@@ -216,7 +238,12 @@ struct World {
 impl World {
     /// Term 7 of n1 is active, n2 and n3 stream.
     async fn new() -> Self {
-        let (store, keys) = (MemoryStore::new(), Keys::new("/t", "t"));
+        Self::named(MemoryStore::new(), "t").await
+    }
+
+    /// One of several clusters in a store.
+    async fn named(store: MemoryStore, name: &str) -> Self {
+        let keys = Keys::new("/t", name);
         let mut agents = Vec::new();
         let mut txn = Txn::new();
         let voters: Vec<NodeId> = ["n1", "n2", "n3"].map(|n| n.parse().unwrap()).to_vec();
@@ -271,6 +298,7 @@ impl World {
     fn manager(&self, store: Arc<dyn Store>, admin: &str) -> ManagerHandle {
         let config = ManagerConfig {
             cluster: "t".into(),
+            one_of_several: false,
             keys: self.keys.clone(),
             section: check(&ManagerRaw::default()).unwrap(),
             secret: Secret::new(SECRET),
@@ -350,4 +378,78 @@ async fn a_leader_that_loses_etcd_is_replaced_and_its_round_taken_over() {
     assert_eq!(code, 307, "{answer}");
     first.stop().await;
     second.stop().await;
+}
+
+/// CPU time of this process's threads of that name.
+fn cpu_of(threads: &str) -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let named =
+        tasks.filter(|t| std::fs::read_to_string(t.path().join("comm")).is_ok_and(|comm| comm.trim() == threads));
+    // User and system time, in hundredths of a second, are the 14th and 15th field; the name may contain spaces.
+    let ticks = |t: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(t.path().join("stat")).unwrap_or_default();
+        let fields: Vec<u64> =
+            stat.rsplit(')').next().unwrap_or("").split(' ').map(|f| f.parse().unwrap_or(0)).collect();
+        fields.get(12).copied().unwrap_or(0) + fields.get(13).copied().unwrap_or(0)
+    };
+    Duration::from_millis(named.map(ticks).sum::<u64>() * 10)
+}
+
+/// `MANAGED_CLUSTERS=200` is `make bench-managers`, which also measures ten seconds in which nothing happens.
+#[test]
+fn one_process_steers_many_clusters_each_by_itself() {
+    let asked = std::env::var("MANAGED_CLUSTERS").ok().and_then(|n| n.parse::<usize>().ok());
+    let clusters = asked.unwrap_or(10);
+    let runtime = |name: &str, threads| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name(name)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (agents, managers) = (runtime("agents", 1), runtime("managers", 2));
+    let store = MemoryStore::new();
+    let worlds = agents.block_on(async {
+        let mut worlds = Vec::new();
+        for i in 0..clusters {
+            worlds.push(World::named(store.clone(), &format!("c{i}")).await);
+        }
+        worlds
+    });
+    managers.block_on(async {
+        let link = Arc::new(store.client());
+        let all: Vec<ManagerHandle> = worlds.iter().map(|w| w.manager(link.clone(), "a:1")).collect();
+        for m in &all {
+            status_is(m, "the agents", heard_all).await;
+        }
+        if asked.is_some() {
+            let (cpu, begun) = (cpu_of("managers"), std::time::Instant::now());
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let share = (cpu_of("managers") - cpu).as_secs_f64() / begun.elapsed().as_secs_f64();
+            println!("{clusters} clusters, nothing happens: {:.1} % of one CPU", share * 100.0);
+        }
+        // A tenth of them lose their primary at once.
+        let (cpu, begun) = (cpu_of("managers"), std::time::Instant::now());
+        worlds.iter().step_by(10).for_each(World::kill_n1);
+        let mut took = Vec::new();
+        for (i, m) in all.iter().enumerate() {
+            let term = if i % 10 == 0 { 8 } else { 7 };
+            let s = status_is(m, "its own term", |s| {
+                s.leading && s.term == Some(Term(term)) && s.phase == Some(Phase::Active)
+            });
+            let last = s.await.last_failover.clone();
+            took.extend(last.filter(|_| term == 8).and_then(|j| j.phases.last().map(|p| p.ms)));
+        }
+        took.sort_unstable();
+        let cpu = cpu_of("managers") - cpu;
+        println!("{} failovers at once, {took:?} ms each, {cpu:?} of CPU in {:?}", took.len(), begun.elapsed());
+        for (i, world) in worlds.iter().enumerate() {
+            let frozen = world.agents.iter().any(|a| !a.frozen_terms.lock().unwrap().is_empty());
+            assert_eq!(frozen, i % 10 == 0, "only where the primary died is anybody frozen");
+        }
+        for m in all {
+            m.stop().await;
+        }
+    });
 }

@@ -90,6 +90,10 @@ fn proxy(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
 fn manager(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
     let (read, view) = (raw.manager.read_interval, raw.etcd.view_validity);
     below(bad, "manager.read_interval", read, view, &format!("etcd.view_validity ({view})"));
+    if raw.manager.clusters.contains_key(&raw.cluster.name) {
+        let problem = "is cluster.name, which this manager looks after anyway";
+        bad.push(BadSetting::new("manager.clusters", &raw.cluster.name, problem));
+    }
     let (ttl, request) = (raw.manager.lease_ttl, raw.etcd.request_timeout);
     if ttl.0 < request.0 * 2 {
         let problem = format!("must be at least twice etcd.request_timeout ({request})");

@@ -97,7 +97,7 @@ async fn ask(target: &TargetArgs, request: &Request) -> Result<Result<Value, Cal
     let start = Instant::now();
     loop {
         let outcome = match admin(target).await? {
-            Some(admin) => send(&admin, request).await,
+            Some(admin) => send(&admin, request, target.cluster.as_deref()).await,
             None => Err(CallError::NoLeader("etcd names none".to_owned())),
         };
         let again = match &outcome {
@@ -185,10 +185,19 @@ fn operator() -> String {
     format!("{user}@{host}")
 }
 
-async fn send(admin: &Admin, request: &Request) -> Result<Value, CallError> {
+async fn send(admin: &Admin, request: &Request, cluster: Option<&str>) -> Result<Value, CallError> {
+    let path = of_cluster(&request.path, cluster);
     match &request.method {
-        Method::Get => admin.get(&request.path).await,
-        Method::Post(body) => admin.post(&request.path, body).await,
+        Method::Get => admin.get(&path).await,
+        Method::Post(body) => admin.post(&path, body).await,
+    }
+}
+
+/// A path that asks for one of several clusters.
+fn of_cluster(path: &str, cluster: Option<&str>) -> String {
+    match cluster {
+        Some(name) => format!("{path}{}cluster={name}", if path.contains('?') { '&' } else { '?' }),
+        None => path.to_owned(),
     }
 }
 
@@ -230,7 +239,9 @@ async fn admin(target: &TargetArgs) -> Result<Option<Admin>> {
     let Some(file) = &target.config else { bail!("give --config FILE or --admin URL") };
     let config = config::load(file)?;
     let store = EtcdStore::new(&config.etcd).context("cannot reach etcd")?;
-    let key = Keys::new(&config.etcd.prefix, &config.name).manager();
+    let further = config.manager.iter().flat_map(|m| &m.further).find(|f| target.cluster.as_ref() == Some(&f.name));
+    let prefix = further.and_then(|f| f.prefix.as_ref()).unwrap_or(&config.etcd.prefix);
+    let key = Keys::new(prefix, target.cluster.as_ref().unwrap_or(&config.name)).manager();
     let found = store.read(vec![Range::Key(key.clone())]).await.context("cannot ask etcd for the leading manager")?;
     let Some(entry) = found.get(&key) else { return Ok(None) };
     let leader: LeaderRecord =
@@ -238,4 +249,16 @@ async fn admin(target: &TargetArgs) -> Result<Option<Admin>> {
     // Reading needs no secret, so one that cannot be read only matters when an order is refused for lack of it.
     let secret = given.or_else(|| config.secret_file.as_deref().and_then(|f| secret(f).ok()));
     Ok(Some(Admin::new(vec![leader.admin], secret)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_names_the_cluster_it_is_for() {
+        assert_eq!(of_cluster("/status", None), "/status");
+        assert_eq!(of_cluster("/status", Some("orders")), "/status?cluster=orders");
+        assert_eq!(of_cluster("/report?term=7", Some("orders")), "/report?term=7&cluster=orders");
+    }
 }

@@ -109,21 +109,38 @@ impl Starting<'_> {
         Keys::new(&self.config.etcd.prefix, &self.config.name)
     }
 
+    /// One manager per cluster: they share the connections to etcd and nothing else.
     fn manager(&mut self) -> Result<()> {
         let Some(section) = self.config.manager.clone() else { return Ok(()) };
         let file = self.config.secret_file.as_deref().context("cluster.secret_file is not set")?;
-        let secret = config::read_secret(file);
-        let config = ManagerConfig {
-            cluster: self.config.name.clone(),
-            keys: self.keys(),
-            section,
-            secret: secret.with_context(|| format!("cannot read cluster.secret_file {}", file.display()))?,
-            admin: self.config.admin.advertise.clone(),
-            view_validity: self.config.etcd.view_validity,
+        let read = |file: &std::path::Path| {
+            config::read_secret(file).with_context(|| format!("cannot read the shared secret {}", file.display()))
         };
-        let manager = manager::start(config, Arc::clone(&self.store), self.registry).context("role manager")?;
-        self.running.routes = Some(Arc::new(Mounted(manager.routes())));
-        self.running.add(Role::Manager, |show, stop| play_manager(manager, show, stop));
+        let mut clusters = vec![(self.config.name.clone(), self.keys(), read(file)?)];
+        for further in &section.further {
+            let prefix = further.prefix.as_deref().unwrap_or(&self.config.etcd.prefix);
+            let secret = read(further.secret_file.as_deref().unwrap_or(file))?;
+            clusters.push((further.name.clone(), Keys::new(prefix, &further.name), secret));
+        }
+        let one_of_several = clusters.len() > 1;
+        let (mut routes, mut managers) = (Vec::new(), Vec::new());
+        for (cluster, keys, secret) in clusters {
+            let what = format!("role manager, cluster {cluster}");
+            let config = ManagerConfig {
+                cluster: cluster.clone(),
+                one_of_several,
+                keys,
+                section: section.clone(),
+                secret,
+                admin: self.config.admin.advertise.clone(),
+                view_validity: self.config.etcd.view_validity,
+            };
+            let manager = manager::start(config, Arc::clone(&self.store), self.registry).context(what)?;
+            routes.push((cluster, manager.routes()));
+            managers.push(manager);
+        }
+        self.running.routes = Some(Arc::new(Mounted(routes)));
+        self.running.add(Role::Manager, |show, stop| play_managers(managers, show, stop));
         Ok(())
     }
 
@@ -183,30 +200,58 @@ fn proxy_id() -> String {
     format!("{plain}-{:08x}", rand::random::<u32>())
 }
 
-/// The managers' routes, as the admin listener mounts them.
-struct Mounted(ManagerRoutes);
+/// The managers' routes by cluster, as the admin listener mounts them. `cluster=NAME` in the query chooses one; without it
+/// the first answers.
+struct Mounted(Vec<(String, ManagerRoutes)>);
 
 impl Routes for Mounted {
     fn handle<'a>(&'a self, method: &'a str, path: &'a str, query: &'a str, body: &'a [u8]) -> RouteFuture<'a> {
-        Box::pin(self.0.handle(method, path, query, body))
+        let asked = query.split('&').find_map(|p| p.strip_prefix("cluster="));
+        let found = self.0.iter().find(|(name, _)| asked.is_none_or(|asked| asked == name));
+        match found {
+            Some((_, routes)) => Box::pin(routes.handle(method, path, query, body)),
+            None => {
+                let names = self.0.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+                let error = format!("cluster {} is not looked after here, but {names}", asked.unwrap_or_default());
+                Box::pin(async move { Some((404, json!({ "error": error }))) })
+            }
+        }
     }
 }
 
 type Stopping = oneshot::Receiver<Duration>;
 
-async fn play_manager(mut manager: ManagerHandle, show: watch::Sender<Shown>, mut stop: Stopping) -> Option<String> {
+async fn play_managers(managers: Vec<ManagerHandle>, show: watch::Sender<Shown>, mut stop: Stopping) -> Option<String> {
+    let statuses: Vec<_> = managers.iter().map(ManagerHandle::status).collect();
+    let (tell, told) = watch::channel(false);
+    let play = |mut manager: ManagerHandle| {
+        let mut told = told.clone();
+        async move {
+            tokio::select! {
+                why = manager.failed() => return Some(why),
+                _ = told.wait_for(|stop| *stop) => {}
+            }
+            manager.stop().await;
+            None
+        }
+    };
+    let mut playing: JoinSet<Option<String>> = managers.into_iter().map(play).collect();
     let mut tick = tokio::time::interval(SHOW_EVERY);
     loop {
         tokio::select! {
             _ = &mut stop => break,
-            why = manager.failed() => return Some(why),
+            Some(ended) = playing.join_next() => return ended.unwrap_or_else(|error| Some(error.to_string())),
             _ = tick.tick() => {
-                let leading = manager.status().borrow().leading;
-                show.send_replace(Shown { ready: manager.ready(), state: json!({ "leading": leading }) });
+                let leads = statuses.iter().filter(|s| s.borrow().leading).count();
+                let ready = statuses.iter().try_for_each(|s| manager::ready(&s.borrow()));
+                let state = json!({ "leading": leads > 0, "clusters": statuses.len(), "leads": leads });
+                show.send_replace(Shown { ready, state });
             }
         }
     }
-    manager.stop().await;
+    // Each gives back its lead; none waits for another.
+    tell.send_replace(true);
+    while playing.join_next().await.is_some() {}
     None
 }
 

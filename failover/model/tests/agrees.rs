@@ -88,6 +88,7 @@ fn compare_choices<const M: usize>() {
             let enough = sync_set::enough(&policy, Some(&prev), &names, ends);
             assert_eq!(!ours.is_empty(), enough, "{:?} under {policy:?}", s.recruits);
             if enough {
+                let preferences = BTreeMap::new();
                 let wishes = Wishes {
                     policy: &policy,
                     prev: Some(&prev),
@@ -95,6 +96,7 @@ fn compare_choices<const M: usize>() {
                     avoid: None,
                     end: None,
                     allow_loss: false,
+                    preferences: &preferences,
                 };
                 let theirs = choose(&recruits, &wishes).expect("enough recruits");
                 assert!(ours.iter().any(|i| node(usize::from(*i)) == theirs.node), "{ours:?} and {theirs:?}");

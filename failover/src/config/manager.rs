@@ -3,6 +3,8 @@
 use crate::fsm::timers::Settings;
 use cluster::config::{BadSetting, Size, Span};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// `[manager]` as typed.
@@ -57,6 +59,30 @@ pub struct ManagerRaw {
     pub lease_ttl: Span,
     /// Records in etcd are read at every change hint and at least this often. Default `1s`.
     pub read_interval: Span,
+    /// Further clusters that this process looks after, each by itself, by name: `prefix` of its keys in etcd (default
+    /// `etcd.prefix`) and `secret_file` of its agents (default `cluster.secret_file`). Default none.
+    pub clusters: BTreeMap<String, FurtherRaw>,
+}
+
+/// A further cluster as typed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FurtherRaw {
+    /// Prefix of its keys. Empty: `etcd.prefix`.
+    pub prefix: String,
+    /// File of the secret that its agents know. Empty: `cluster.secret_file`.
+    pub secret_file: PathBuf,
+}
+
+/// A further cluster, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Further {
+    /// Its name.
+    pub name: String,
+    /// Prefix of its keys, unless `etcd.prefix`.
+    pub prefix: Option<String>,
+    /// Its secret's file, unless `cluster.secret_file`.
+    pub secret_file: Option<PathBuf>,
 }
 
 impl Default for ManagerRaw {
@@ -82,6 +108,7 @@ impl Default for ManagerRaw {
             restart_grace: Span::secs(30),
             lease_ttl: Span::secs(2),
             read_interval: Span::secs(1),
+            clusters: BTreeMap::new(),
         }
     }
 }
@@ -99,6 +126,30 @@ pub struct ManagerSection {
     pub lease_ttl: Duration,
     /// See [`ManagerRaw::read_interval`].
     pub read_interval: Duration,
+    /// See [`ManagerRaw::clusters`].
+    pub further: Vec<Further>,
+}
+
+fn check_clusters(clusters: &BTreeMap<String, FurtherRaw>, bad: &mut Vec<BadSetting>) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    for (name, further) in clusters {
+        let key = format!("manager.clusters.{name}");
+        if name.is_empty() || name.len() > 63 || !name.chars().all(plain) {
+            bad.push(BadSetting::new(&key, name, "expected 1 to 63 letters, digits, _ or -"));
+        }
+        if !further.prefix.is_empty() && !further.prefix.starts_with('/') {
+            bad.push(BadSetting::new(&key, format!("{:?}", further.prefix), "its prefix must begin with /"));
+        }
+    }
+}
+
+fn further(clusters: &BTreeMap<String, FurtherRaw>) -> Vec<Further> {
+    let one = |(name, raw): (&String, &FurtherRaw)| Further {
+        name: name.clone(),
+        prefix: (!raw.prefix.is_empty()).then(|| raw.prefix.clone()),
+        secret_file: (!raw.secret_file.as_os_str().is_empty()).then(|| raw.secret_file.clone()),
+    };
+    clusters.iter().map(one).collect()
 }
 
 /// Check `[manager]`.
@@ -128,6 +179,7 @@ pub fn check(raw: &ManagerRaw) -> Result<ManagerSection, Vec<BadSetting>> {
             bad.push(BadSetting::new(key, span, "must be above 0s"));
         }
     }
+    check_clusters(&raw.clusters, &mut bad);
     if raw.detect_timeout.0 < raw.poll_wait.0 * 4 {
         let problem = format!("must be at least 4 times manager.poll_wait ({})", raw.poll_wait);
         bad.push(BadSetting::new("manager.detect_timeout", raw.detect_timeout, problem));
@@ -177,6 +229,7 @@ pub fn check(raw: &ManagerRaw) -> Result<ManagerSection, Vec<BadSetting>> {
         agent_timeout: raw.agent_timeout.0,
         lease_ttl: raw.lease_ttl.0,
         read_interval: raw.read_interval.0,
+        further: further(&raw.clusters),
     })
 }
 

@@ -280,7 +280,7 @@ impl Planner {
     pub(super) fn writes_survive(&self, now: Instant, node: &NodeId, primary: bool) -> Result<(), Vec<Blocker>> {
         let Some(policy) = self.seen.policy() else { return Err(vec![Blocker::NoCluster]) };
         let streaming =
-            |n: &&NodeId| *n != node && !self.seen.fenced(n) && self.seen.streaming(n, now, &self.settings).is_some();
+            |n: &&NodeId| *n != node && !self.taken_out(n) && self.seen.streaming(n, now, &self.settings).is_some();
         let left: Vec<NodeId> =
             self.seen.agents.keys().filter(|n| policy.counts(n)).filter(streaming).cloned().collect();
         let k = sync_set::open_quorum(policy);
@@ -290,6 +290,11 @@ impl Planner {
             return Err(vec![Blocker::WouldStopWrites { node: node.clone(), left: left.len(), k, primary }]);
         }
         Ok(())
+    }
+
+    /// Fenced, or in maintenance and so to be stopped any time.
+    fn taken_out(&self, node: &NodeId) -> bool {
+        self.seen.fenced(node) || self.seen.maintained(node)
     }
 
     fn unfence(&mut self, now: Instant, id: u64, node: NodeId) -> Result<(), Vec<Blocker>> {

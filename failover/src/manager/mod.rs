@@ -49,6 +49,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct ManagerConfig {
     /// The cluster's name, for display.
     pub cluster: String,
+    /// The process looks after others too: its metrics say which cluster they are of.
+    pub one_of_several: bool,
     /// Its keys.
     pub keys: Keys,
     /// `[manager]`, checked.
@@ -102,11 +104,7 @@ impl ManagerHandle {
     /// # Errors
     /// What is missing, as a sentence.
     pub fn ready(&self) -> Result<(), String> {
-        match self.status.borrow().records_ms_ago {
-            None => Err("etcd has not been read yet".into()),
-            Some(ms) if ms > 10_000 => Err(format!("etcd has not been read for {ms} ms")),
-            Some(_) => Ok(()),
-        }
+        ready(&self.status.borrow())
     }
 
     /// Ends when a task has ended, which none does by itself; which one.
@@ -130,6 +128,18 @@ impl ManagerHandle {
     }
 }
 
+/// See [`ManagerHandle::ready`].
+///
+/// # Errors
+/// What is missing, as a sentence.
+pub fn ready(status: &Status) -> Result<(), String> {
+    match status.records_ms_ago {
+        None => Err("etcd has not been read yet".into()),
+        Some(ms) if ms > 10_000 => Err(format!("etcd has not been read for {ms} ms")),
+        Some(_) => Ok(()),
+    }
+}
+
 impl Drop for ManagerHandle {
     fn drop(&mut self) {
         if let Some(election) = &self.election {
@@ -147,7 +157,7 @@ pub fn start(
     store: Arc<dyn Store>,
     registry: &prometheus::Registry,
 ) -> Result<ManagerHandle, StartError> {
-    let metrics = Metrics::register(registry)?;
+    let metrics = Metrics::register(registry, config.one_of_several.then_some(config.cluster.as_str()))?;
     let id: Arc<str> = format!("{:08x}", rand::random::<u32>()).into();
     let host: Arc<str> = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().into();
     let (inputs, input) = mpsc::channel(INPUTS);
