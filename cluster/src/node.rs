@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -12,9 +13,23 @@ const MAX_NAME: usize = 63;
 ///
 /// Lower-case letters, digits and underscores, a letter first: such a name needs no quoting in
 /// `synchronous_standby_names`, where names compare without regard to case; `any` and `first` are keywords there.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct NodeId(Arc<str>);
+
+/// Names that are compared at every statement come from one place mostly, and are one object then.
+impl PartialEq for NodeId {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl Hash for NodeId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 /// A text that cannot be a node's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -86,7 +86,7 @@ impl Recall {
 /// Write what `sql` has in common with texts of other numbers; how long that is, or `None` when it is too long.
 fn shape(sql: &[u8], out: &mut [u8; LONGEST]) -> Option<usize> {
     let (mut at, mut len) = (0, 0);
-    while let Some(next) = sql[at..].iter().position(|b| is(*b, DIGIT | QUOTE)) {
+    while let Some(next) = digit_or_quote(&sql[at..]) {
         let digit = at + next;
         if sql[digit] == b'"' {
             out.get_mut(..sql.len())?.copy_from_slice(sql);
@@ -107,6 +107,22 @@ fn shape(sql: &[u8], out: &mut [u8; LONGEST]) -> Option<usize> {
     let rest = &sql[at..];
     out.get_mut(len..len + rest.len())?.copy_from_slice(rest);
     Some(len + rest.len())
+}
+
+/// Where the first digit or double quote is. Most of a text is neither, so eight bytes are looked at together.
+fn digit_or_quote(bytes: &[u8]) -> Option<usize> {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    // Bytes below `limit`, as their highest bits. A byte above the lowest one so marked may be marked wrongly.
+    let below = |word: u64, limit: u64| word.wrapping_sub(EACH * limit) & !word & (EACH << 7);
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (i, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let marks = below(word ^ (EACH * 0x30), 10) | below(word ^ (EACH * 0x22), 1);
+        if marks != 0 {
+            return Some(8 * i + marks.trailing_zeros() as usize / 8);
+        }
+    }
+    rest.iter().position(|b| is(*b, DIGIT | QUOTE)).map(|at| 8 * words.len() + at)
 }
 
 /// Where a shape is kept. It need not be more than good: what is found there is compared.
@@ -238,6 +254,14 @@ mod tests {
         "||",
         "::",
     ];
+
+    proptest! {
+        #[test]
+        fn the_first_digit_or_quote_is_found(bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0x20_u8..0x3c], 0..40)) {
+            let want = bytes.iter().position(|b| b.is_ascii_digit() || *b == b'"');
+            prop_assert_eq!(digit_or_quote(&bytes), want);
+        }
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4000))]
