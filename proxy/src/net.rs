@@ -2,12 +2,14 @@
 //!
 //! Reading and writing never wait by themselves: a call moves what can be moved now, or registers the task.
 
+mod calls;
+
 use crate::tls::{Peer, Tls};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connection to a client or a server.
@@ -121,8 +123,8 @@ impl Stream {
     /// `WouldBlock` when that is nothing; else the socket's.
     pub fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(socket) => socket.try_write(bytes),
-            Self::Unix(socket) => socket.try_write(bytes),
+            Self::Tcp(socket) => calls::try_write(socket, bytes),
+            Self::Unix(socket) => calls::try_write(socket, bytes),
             Self::Tls(tls) => tls.try_write(bytes),
         }
     }
@@ -171,6 +173,29 @@ impl Stream {
         }
     }
 
+    /// May something have come to be read? Costs next to nothing, and asks for no wake-up. With TLS that shows only when it
+    /// is tried.
+    #[inline]
+    pub fn may_read(&self) -> bool {
+        match self {
+            Self::Tcp(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::Unix(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::Tls(_) => true,
+        }
+    }
+
+    /// Be woken when something has come to be read. At once with TLS, which finds that out by reading.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(socket) => socket.poll_read_ready(cx),
+            Self::Unix(socket) => socket.poll_read_ready(cx),
+            Self::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Read what has come, without waiting: `WouldBlock` when nothing has, 0 at the end. Costs a system call only when
     /// something has come.
     ///
@@ -186,22 +211,24 @@ impl Stream {
     /// Read what has come from a socket without TLS.
     pub(crate) fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(socket) => socket.try_read(buf),
-            Self::Unix(socket) => socket.try_read(buf),
+            Self::Tcp(socket) => calls::try_read(socket, buf),
+            Self::Unix(socket) => calls::try_read(socket, buf),
             Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
     /// Read into `buf`, or be woken when something has come.
     pub fn poll_fill(&mut self, buf: &mut [u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut read = ReadBuf::new(buf);
-        let result = match self {
-            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, &mut read),
-            Self::Unix(socket) => Pin::new(socket).poll_read(cx, &mut read),
-            Self::Tls(tls) => return tls.poll_fill(buf, cx),
-        };
-        let n = read.filled().len();
-        result.map_ok(|()| n)
+        loop {
+            match self {
+                Self::Tls(tls) => return tls.poll_fill(buf, cx),
+                Self::Tcp(_) | Self::Unix(_) => match self.try_read(buf) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready!(self.poll_read_ready(cx))?,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    result => return Poll::Ready(result),
+                },
+            }
+        }
     }
 }
 

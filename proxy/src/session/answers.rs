@@ -10,6 +10,7 @@ use crate::session::presence::Activity;
 use crate::session::relay::{Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
 use crate::session::server::Meta;
 use crate::session::tracking::Tracking;
+use crate::session::turn::is_told;
 use crate::sql::{FunctionTable, Pins};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::Sink;
@@ -48,12 +49,17 @@ impl Session {
             return Ok(false);
         }
         let Some(server) = &mut self.server else { return Ok(false) };
+        if !server.stream.may_read() {
+            self.server_dry = true;
+            return Ok(false);
+        }
+        self.server_wakes = false;
         let limit = self.w.config().relay_buffer;
         let mut scratch = self.w.take_scratch();
         let kept = fill(&mut scratch, &self.server_in, limit);
         let outcome = match server.stream.poll_fill(&mut scratch[kept..kept + limit], cx) {
             Poll::Pending => {
-                self.server_dry = true;
+                (self.server_dry, self.server_wakes) = (true, is_told());
                 Ok(false)
             }
             Poll::Ready(Err(_) | Ok(0)) => Err(Turn::Lost(Loss::Gone)),

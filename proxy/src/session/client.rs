@@ -118,10 +118,14 @@ pub struct Session {
     pub(super) tail: Tail,
     /// A text that is read as it passes.
     pub(super) long: Option<Box<LongText>>,
-    /// Nothing to read from the client, and its socket wakes the task: true within one poll only.
+    /// Nothing to read from the client, which may be read: true within one poll only.
     pub(super) client_dry: bool,
     /// The same of the server.
     pub(super) server_dry: bool,
+    /// The client's socket wakes the task when something comes: it was told to, and nothing has been read since.
+    pub(super) client_wakes: bool,
+    /// The same of the server's.
+    pub(super) server_wakes: bool,
     pub(super) to_client: Outbox,
     pub(super) to_server: Outbox,
     pub(super) server: Option<Server>,
@@ -265,6 +269,8 @@ impl Session {
             long: None,
             client_dry: false,
             server_dry: false,
+            client_wakes: false,
+            server_wakes: false,
             to_client: Outbox::default(),
             to_server: Outbox::default(),
             server: None,
@@ -380,6 +386,8 @@ pub async fn run(mut session: Box<Session>) {
         return Box::pin(tunnel::run(*session)).await;
     }
     loop {
+        // What was done between two turns may have read from them.
+        (session.client_wakes, session.server_wakes) = (false, false);
         match poll_fn(|cx| session.poll(cx)).await {
             Turn::Acquire { access, bytes } => Box::pin(session.acquire(access, bytes)).await,
             Turn::Slow => Box::pin(session.slow_down()).await,

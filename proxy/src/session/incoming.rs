@@ -6,6 +6,7 @@ use crate::session::batch::{self, Limits, Scan, Unit};
 use crate::session::client::{Failure, MAX_PENDING, MAX_TEXT, Session, Tail, Turn, fill, read_more};
 use crate::session::lost;
 use crate::session::statements::OVERHEAD;
+use crate::session::turn::is_told;
 use crate::sql::PinReason;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
@@ -39,6 +40,11 @@ impl Session {
         if self.inbox.len() >= limit && !self.wants_more {
             return Ok(false);
         }
+        if !self.client.may_read() {
+            self.client_dry = true;
+            return Ok(false);
+        }
+        self.client_wakes = false;
         if self.inbox.len() >= LONG {
             return self.read_long(limit, cx);
         }
@@ -46,7 +52,7 @@ impl Session {
         let kept = fill(&mut scratch, &self.inbox, limit);
         let outcome = match self.client.poll_fill(&mut scratch[kept..kept + limit], cx) {
             Poll::Pending => {
-                self.client_dry = true;
+                (self.client_dry, self.client_wakes) = (true, is_told());
                 Ok(false)
             }
             Poll::Ready(Err(_)) => Err(Turn::Close),
@@ -76,7 +82,7 @@ impl Session {
     fn read_long(&mut self, limit: usize, cx: &mut Context<'_>) -> Result<bool, Turn> {
         match read_more(&self.w, &mut self.client, &mut self.inbox, limit, cx) {
             Poll::Pending => {
-                self.client_dry = true;
+                (self.client_dry, self.client_wakes) = (true, is_told());
                 Ok(false)
             }
             Poll::Ready(Err(_)) => Err(Turn::Close),

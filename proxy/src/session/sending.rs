@@ -116,7 +116,7 @@ impl Session {
         self.relay.standby = server.meta.role == Role::Standby;
         self.reason = label;
         (self.server, self.pool) = (Some(server), Some(pool));
-        self.server_dry = false;
+        (self.server_dry, self.server_wakes) = (false, false);
         self.generation = self.w.generation.get();
         self.show_server(Some(node));
         self.compare();

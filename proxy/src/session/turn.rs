@@ -12,19 +12,60 @@ const MAX_TURNS: usize = 16;
 /// can be sent to a standby; but its client may wait for an error before it sends the Sync.
 const PATIENCE: Duration = Duration::from_millis(10);
 
+/// Has a socket that was found to have nothing been told to wake the task? Without budget the runtime does not look at
+/// sockets, but polls the task again.
+pub(super) fn is_told() -> bool {
+    tokio::task::coop::has_budget_remaining()
+}
+
 impl Session {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         self.presence.park(cx.waker());
         (self.client_dry, self.server_dry) = (false, false);
         for _ in 0..MAX_TURNS {
             match self.turn(cx) {
-                Ok(true) => {}
-                Ok(false) => return Poll::Pending,
+                Ok(true) if !self.is_settled() => {}
+                Ok(_) => {
+                    self.await_sockets(cx);
+                    return Poll::Pending;
+                }
                 Err(turn) => return Poll::Ready(turn),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Would another turn find nothing to do? Most that move something leave it so, and to see that costs less than the turn.
+    fn is_settled(&mut self) -> bool {
+        let empty = self.inbox.is_empty() && self.to_client.is_empty() && self.to_server.is_empty();
+        let quiet = empty && !self.eof && !self.cancelling && self.hold.is_none();
+        if !quiet || self.client.may_read() || self.server.as_ref().is_some_and(|s| s.stream.may_read()) {
+            return false;
+        }
+        if std::mem::take(&mut self.rescan) {
+            self.wants_more = true;
+        }
+        (self.client_dry, self.server_dry) = (true, true);
+        true
+    }
+
+    /// Be woken by the sockets that may be read and have nothing. One that was told so and not read since wakes the task
+    /// still: to be told again costs as much as a lock.
+    fn await_sockets(&mut self, cx: &mut Context<'_>) {
+        let mut ready = false;
+        if self.client_dry && !self.client_wakes {
+            ready |= self.client.poll_read_ready(cx).is_ready();
+            self.client_wakes = is_told();
+        }
+        if let Some(server) = self.server.as_ref().filter(|_| self.server_dry && !self.server_wakes) {
+            ready |= server.stream.poll_read_ready(cx).is_ready();
+            self.server_wakes = is_told();
+        }
+        if ready {
+            (self.client_wakes, self.server_wakes) = (false, false);
+            cx.waker().wake_by_ref();
+        }
     }
 
     /// One round. True when something moved.

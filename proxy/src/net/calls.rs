@@ -1,0 +1,107 @@
+//! Receiving and sending as the kernel has them.
+//!
+//! glibc's functions are points at which a thread can be cancelled: four atomic operations around each call, for something
+//! that nobody here does. A statement is four such calls, and little else as far as the proxy goes.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use tokio::io::Interest;
+
+/// A socket as the runtime watches it.
+pub(super) trait Watched: AsFd {
+    /// Call `f` if the socket may be ready; that it is not is noted when `f` says so.
+    fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R>;
+}
+
+impl Watched for tokio::net::TcpStream {
+    #[inline]
+    fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+        Self::try_io(self, interest, f)
+    }
+}
+
+impl Watched for tokio::net::UnixStream {
+    #[inline]
+    fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+        Self::try_io(self, interest, f)
+    }
+}
+
+/// Read what has come, without waiting. A buffer that was not filled has taken all there was: the next call is spared
+/// until the kernel tells of more.
+#[inline]
+pub(super) fn try_read(socket: &impl Watched, buf: &mut [u8]) -> io::Result<usize> {
+    let mut got = 0;
+    let read = socket.try_io(Interest::READABLE, || {
+        got = receive(socket, buf)?;
+        if got > 0 && got < buf.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match read {
+        Err(e) if got == 0 => Err(e),
+        Err(_) | Ok(()) => Ok(got),
+    }
+}
+
+/// Write what can be written now.
+#[inline]
+pub(super) fn try_write(socket: &impl Watched, bytes: &[u8]) -> io::Result<usize> {
+    socket.try_io(Interest::WRITABLE, || send(socket, bytes))
+}
+
+#[cfg(target_os = "linux")]
+fn receive(socket: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
+    let (fd, null) = (socket.as_fd().as_raw_fd(), std::ptr::null_mut::<libc::c_void>());
+    // SAFETY: the kernel writes at most `buf.len()` bytes, to `buf`; null is for an address that is not asked for.
+    let n = unsafe { libc::syscall(libc::SYS_recvfrom, fd, buf.as_mut_ptr(), buf.len(), 0, null, null) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(target_os = "linux")]
+fn send(socket: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    let (fd, null) = (socket.as_fd().as_raw_fd(), std::ptr::null::<libc::c_void>());
+    // SAFETY: the kernel reads at most `bytes.len()` bytes, of `bytes`; null is for no address.
+    let n =
+        unsafe { libc::syscall(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), libc::MSG_NOSIGNAL, null, 0_usize) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn receive(socket: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
+    io::Read::read(&mut &*socket2::SockRef::from(&socket.as_fd()), buf)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn send(socket: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    io::Write::write(&mut &*socket2::SockRef::from(&socket.as_fd()), bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::net::UnixStream;
+
+    #[tokio::test]
+    async fn what_was_read_whole_is_not_asked_for_again() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let ready = async || poll_fn(|cx| b.poll_read_ready(cx)).await.unwrap();
+        let would_block = |r: io::Result<usize>| r.unwrap_err().kind() == io::ErrorKind::WouldBlock;
+        assert_eq!(try_write(&a, b"abcdef").unwrap(), 6);
+        ready().await;
+        let mut buf = [0; 4];
+        assert_eq!(try_read(&b, &mut buf).unwrap(), 4);
+        // A full buffer says nothing of what is behind it.
+        assert!(b.try_io(Interest::READABLE, || Ok(())).is_ok());
+        assert_eq!((try_read(&b, &mut buf).unwrap(), &buf[..2]), (2, &b"ef"[..]));
+        assert!(b.try_io(Interest::READABLE, || Ok(())).is_err());
+        assert!(would_block(try_read(&b, &mut buf)));
+        // And more is told of, the end too.
+        try_write(&a, b"gh").unwrap();
+        ready().await;
+        drop(a);
+        assert_eq!(try_read(&b, &mut buf).unwrap(), 2);
+        ready().await;
+        assert_eq!(try_read(&b, &mut buf).unwrap(), 0);
+        assert!(try_write(&b, b"x").is_err());
+    }
+}
