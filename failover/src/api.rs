@@ -227,6 +227,9 @@ pub struct Promote {
     pub base: Position,
     /// `synchronous_standby_names` to hold before and after.
     pub sync_names: String,
+    /// Only commits that ask for it wait for them.
+    #[serde(default)]
+    pub on_request: bool,
     /// The epoch, for the term's record.
     pub policy_epoch: u64,
     /// The previous tenure's term, for the record.

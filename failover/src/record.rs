@@ -144,7 +144,7 @@ pub struct PolicyRecord {
     pub epoch: u64,
     /// Nodes that count.
     pub voters: Vec<NodeId>,
-    /// Standbys that must have flushed a commit (`ANY k`). 0 in async mode.
+    /// Standbys that must have flushed a commit (`ANY k`); in async mode one that asks for it, and 0 if none can.
     pub k: u32,
     /// The mode chosen by the operator.
     pub mode: Mode,

@@ -407,12 +407,37 @@ fn the_mode_is_changed_while_the_cluster_runs_and_proxies_are_waited_for() {
         };
         let ((code, answer), ()) = tokio::join!(change, acts);
         assert_eq!(code, 200, "{answer:#}");
-        assert_eq!(c.value(one, "SHOW synchronous_standby_names").await, "");
+        assert_eq!(c.value(one, "SHOW synchronous_commit").await, "local");
+        // Those that ask for it wait still.
+        let names = "SHOW synchronous_standby_names";
+        until("the list", async || c.value(one, names).await.starts_with("ANY 1").then_some(())).await;
         let async_whole = |s: &Status| s.mode == Some(Mode::Async) && s.suspended.is_none();
         status_is(&m, "nothing left to remember", async_whole).await;
-        let (code, answer) = order(&m, "policy", json!({"mode": "strict"})).await;
-        assert_eq!(code, 200, "{answer:#}");
-        assert!(c.value(one, "SHOW synchronous_standby_names").await.starts_with("ANY 1"));
+        back_to_strict(&c, &m, one).await;
         m.stop().await;
     });
+}
+
+/// A command that was begun before all commits had to wait would be acknowledged by what held then: it is waited for.
+async fn back_to_strict(c: &Cluster, m: &ManagerHandle, one: usize) {
+    let (busy, holder) = (c.sql(one).await, c.sql(one).await);
+    holder.batch_execute("CREATE TABLE t (i int); SELECT pg_advisory_lock(7)").await.unwrap();
+    let busy = tokio::spawn(async move {
+        busy.batch_execute("DO $$ BEGIN INSERT INTO t VALUES (1); PERFORM pg_advisory_lock(7); END $$").await
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'";
+    until("the command", async || (c.value(one, waits).await == "1").then_some(())).await;
+    let change = order(m, "policy", json!({"mode": "strict"}));
+    let acts = async {
+        let default = async || (c.value(one, "SHOW synchronous_commit").await == "on").then_some(());
+        until("the new default", default).await;
+        assert!(!busy.is_finished());
+        holder.batch_execute("SELECT pg_advisory_unlock(7)").await.unwrap();
+    };
+    let ((code, answer), ()) = tokio::join!(change, acts);
+    assert_eq!(code, 200, "{answer:#}");
+    assert_eq!(c.value(one, "SELECT count(*) FROM t").await, "1", "the command had ended");
+    busy.await.unwrap().unwrap();
+    assert!(c.value(one, "SHOW synchronous_standby_names").await.starts_with("ANY 1"));
+    assert_eq!(c.value(one, "SHOW synchronous_commit").await, "on");
 }

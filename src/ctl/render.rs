@@ -136,7 +136,8 @@ fn one_policy(p: &PolicyRecord) -> String {
     let names = |voters: &[cluster::NodeId]| voters.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let mut out = String::new();
     let _ = writeln!(out, "epoch {}, mode {}", p.epoch, p.mode.as_str());
-    let _ = writeln!(out, "voters {}; commits wait for {} of the standbys among them", names(&p.voters), p.k);
+    let who = if p.mode == Mode::Async { "commits that ask for it" } else { "commits" };
+    let _ = writeln!(out, "voters {}; {who} wait for {} of the standbys among them", names(&p.voters), p.k);
     if p.mode == Mode::Available {
         let (loss, time) = (bytes(p.limits.max_loss_bytes), humantime(p.limits.max_ms));
         let _ = writeln!(out, "without them they may go unprotected for {loss} and {time}");

@@ -3,12 +3,14 @@
 //! `SHOW synchronous_standby_names` proves nothing: from the empty list to a list it is the checkpointer that switches
 //! waiting on when it processes the reload, and from list to list each walsender goes by its own copy. So a list that
 //! nobody can satisfy is set first, and a commit of ours is seen to wait under it although every standby has its WAL;
-//! only then the real list is set. See syncrep.c.
+//! only then the real list is set. See syncrep.c. Where only commits that ask for it waited, every session first goes by
+//! the default under which all do, see `take_up`.
 
 use super::commands::CommandError;
 use super::sql::{Sql, SqlError};
 use super::{Agent, postgres};
 use crate::api::{Arm, Armed};
+use crate::fsm::sync_set::Waits;
 use cluster::Lsn;
 use cluster::sync_names::SyncNames;
 use std::io;
@@ -27,6 +29,8 @@ pub(crate) enum ProofError {
     Settings(#[from] io::Error),
     #[error("commits were not seen to wait within {0:?}")]
     NotWaiting(Duration),
+    #[error("{sessions} sessions still commit as before, although they were to end")]
+    NotTakenUp { sessions: usize },
     #[error("the standbys did not release a commit within {0:?}")]
     NotReleased(Duration),
 }
@@ -54,20 +58,28 @@ impl Agent {
             return Err(self.wrong_state("an order of the policy in force"));
         }
         self.remember(|m| m.armed = m.armed.max(order.policy_epoch)).map_err(|e| self.failed("arming", &e))?;
-        let before = self.conf.lock().await.sync_names.clone();
-        match self.prove_and_release(&names).await {
+        let before = self.conf.lock().await.waits.clone();
+        match self.arm_from(&before, &names).await {
             Ok(lsn) => {
                 tracing::info!(node = %self.env.config.node, term = order.term.0, %lsn, "commits wait for standbys again");
                 Ok(Armed { lsn })
             }
             Err(error) => {
                 // Back to what was: the manager still has the suspension on record.
-                if let Err(error) = self.set_names(&before).await {
+                if let Err(error) = self.go_back(&before).await {
                     tracing::error!(node = %self.env.config.node, %error, "settings could not be written");
                 }
                 Err(self.failed("arming", &error).into())
             }
         }
+    }
+
+    async fn arm_from(&self, before: &Waits, names: &SyncNames) -> Result<Lsn, ProofError> {
+        if self.conf.lock().await.is_lenient() {
+            self.set_waits(&Waits::always(before.names.clone())).await?;
+            self.taken_up().await?;
+        }
+        self.prove_and_release(names).await
     }
 
     async fn prove_and_release(&self, names: &SyncNames) -> Result<Lsn, ProofError> {
@@ -90,7 +102,7 @@ impl Agent {
         if probe.commit.is_finished() {
             return Err(ProofError::NotWaiting(PROOF_BOUND));
         }
-        self.set_names(names).await?;
+        self.set_waits(&Waits::always(names.clone())).await?;
         let lsn = probe.lsn;
         let released = tokio::time::timeout_at(deadline, async {
             let mut commit = probe.commit;
@@ -118,12 +130,12 @@ impl Agent {
     pub(super) async fn prove_waiting(&self, names: &SyncNames, bound: Duration) -> Result<(), ProofError> {
         let sql = Sql::local(&self.env, "postgres", Duration::from_secs(2)).await?;
         self.fenced_probe(&sql, Instant::now() + bound).await?;
-        Ok(self.set_names(names).await?)
+        Ok(self.set_waits(&Waits::always(names.clone())).await?)
     }
 
     /// Set the list that nobody satisfies and commit until a commit is seen to wait.
     async fn fenced_probe(&self, sql: &Sql, deadline: Instant) -> Result<Probe, ProofError> {
-        self.set_names(&SyncNames::Fenced).await?;
+        self.set_waits(&Waits::FENCED).await?;
         while Instant::now() < deadline {
             let other = Sql::local(&self.env, "postgres", Duration::from_secs(2)).await?;
             let pid: i32 = other.value("probing", "SELECT pg_backend_pid()", Duration::from_secs(2)).await?;
@@ -146,11 +158,11 @@ impl Agent {
         Err(ProofError::NotWaiting(PROOF_BOUND))
     }
 
-    /// Write the list and tell PostgreSQL. Takes effect soon after; see the module's header for what that proves.
-    pub(super) async fn set_names(&self, names: &SyncNames) -> io::Result<()> {
+    /// Write what commits wait for and tell PostgreSQL. Takes effect soon after; see the module's header for what that
+    /// proves.
+    pub(super) async fn set_waits(&self, waits: &Waits) -> io::Result<()> {
         let mut conf = self.conf.lock().await;
-        if conf.sync_names != *names {
-            conf.sync_names = names.clone();
+        if conf.change(waits) {
             conf.write(&self.env)?;
             postgres::reload(&self.env);
         }

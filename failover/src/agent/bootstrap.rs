@@ -9,9 +9,9 @@ use super::postgres::{As, ServerError};
 use super::rewind::remove_tree;
 use super::sql::{Sql, SqlError};
 use super::tool::{self, ToolError};
-use crate::record::{Cause, InitRecord, Limits, Mode, Phase, PolicyRecord, TermRecord};
+use crate::fsm::sync_set::Waits;
+use crate::record::{Cause, InitRecord, Limits, Phase, PolicyRecord, TermRecord};
 use crate::store::{Compare, StoreError, Txn};
-use cluster::sync_names::SyncNames;
 use cluster::{Lsn, Term};
 use std::io;
 use std::time::Duration;
@@ -65,20 +65,13 @@ impl Agent {
             self.initdb().await?;
         }
         // Commits made while the cluster is filled have nobody to wait for.
-        self.set_names(&SyncNames::Off).await.map_err(|source| BootstrapError::File { what: "settings", source })?;
+        self.set_waits(&Waits::NOBODY).await.map_err(|source| BootstrapError::File { what: "settings", source })?;
         let sql = self.start_as(As::Creator, Term(u64::MAX)).await?;
         self.fill(&sql, &users).await?;
         let record_lsn = self.first_record(&sql).await?;
-        let names = SyncNames::for_primary(&self.env.config.node, &self.env.cluster.voters, self.env.cluster.k);
-        self.set_names(&names).await.map_err(|source| BootstrapError::File { what: "settings", source })?;
-        let shown = "SHOW synchronous_standby_names";
-        let deadline = tokio::time::Instant::now() + BOUND;
-        while sql.value::<String>("reading the names", shown, BOUND).await.unwrap_or_default() != names.to_string() {
-            if tokio::time::Instant::now() >= deadline {
-                return Err(SqlError::TimedOut { what: "waiting for the names", after: BOUND }.into());
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let waits = super::presumed_waits(&self.env);
+        self.set_waits(&waits).await.map_err(|source| BootstrapError::File { what: "settings", source })?;
+        self.settings_read(BOUND).await?;
         self.put_first_term(record_lsn).await?;
         self.look_again(Duration::from_secs(1)).await;
         Ok(())
@@ -170,7 +163,7 @@ impl Agent {
         let policy = PolicyRecord {
             epoch: 1,
             voters: cluster.voters.clone(),
-            k: if cluster.mode == Mode::Async { 0 } else { cluster.k },
+            k: cluster.k,
             mode: cluster.mode,
             suspended: None,
             limits: Limits::default(),

@@ -1,19 +1,28 @@
 //! The primary's lease in etcd: taken when its term opens (T3), renewed (T4), given back when PostgreSQL is stopped.
 //!
 //! While commits wait for a quorum (strict mode) the quorum fences and an expired lease stops nothing. Otherwise the
-//! lease is the fence: before its end acknowledgements stop (a list of standbys that nobody satisfies), at its end
-//! PostgreSQL is stopped. Renewals count from the instant they were sent, on the boot-time clock.
+//! lease is the fence: before its end acknowledgements stop, at its end PostgreSQL is stopped. Renewals count from the
+//! instant they were sent, on the boot-time clock.
+//!
+//! Acknowledgements stop by a list of standbys that nobody satisfies, under which commits wait by default. What is begun
+//! later waits; a command under way, and a session that has asked for less, do not, so the sessions of clients are ended
+//! as well, again and again.
 
 use super::commands::CommandError;
+use super::env::Env;
 use super::postgres::{self, Stop};
 use super::records::Records;
+use super::sql::Sql;
+use super::take_up::END_ALL;
 use super::{Agent, wall_millis};
 use crate::api::{Failed, Open, Opened, PostgresState};
+use crate::fsm::sync_set::Waits;
 use crate::record::{Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
 use crate::store::{Compare, LeaseId, StoreError, Txn};
 use cluster::lease::{Lease, LeaseState};
 use cluster::sync_names::SyncNames;
 use cluster::{Instant, Term};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A lease that this agent holds as the primary's.
@@ -21,6 +30,35 @@ use std::time::Duration;
 pub(super) struct Held {
     id: LeaseId,
     lease: Lease,
+}
+
+/// The fence by the lease, as it stands.
+#[derive(Default)]
+struct Guard {
+    /// Since when there has been no lease.
+    missing_since: Option<Instant>,
+    /// What commits waited for before the fence.
+    fenced_from: Option<Waits>,
+    /// Sessions are being ended.
+    ending: Option<tokio::task::JoinHandle<()>>,
+}
+
+/// Ending sessions may take so long; it is begun anew after that.
+const END_WITHIN: Duration = Duration::from_millis(500);
+
+/// End the sessions of clients: which of them have asked to wait for less no server tells.
+async fn end_sessions(env: Arc<Env>) {
+    let ended = async {
+        let sql = Sql::local(&env, "postgres", END_WITHIN).await?;
+        sql.value::<u64>("ending sessions", END_ALL, END_WITHIN).await
+    };
+    match ended.await {
+        Ok(0) => {}
+        Ok(sessions) => {
+            tracing::warn!(node = %env.config.node, sessions, "sessions ended: their commits might not wait")
+        }
+        Err(error) => tracing::debug!(node = %env.config.node, %error, "sessions not ended"),
+    }
 }
 
 /// What an unprotected primary must do now.
@@ -84,7 +122,7 @@ impl Agent {
         // Only now: an order that comes late must not lower what an open term promises.
         if order.suspend.is_some() {
             self.remember(|m| m.leased = true).map_err(|e| failed(&e))?;
-            self.set_names(&SyncNames::Off).await.map_err(|e| failed(&e))?;
+            self.set_waits(&Waits::NOBODY).await.map_err(|e| failed(&e))?;
         }
         let sent = self.env.clock.now();
         let granted = self.store.grant(self.env.config.lease_ttl).await.map_err(|e| failed(&e))?;
@@ -115,12 +153,16 @@ impl Agent {
     /// An earlier order to open without standbys has lifted what commits wait for and came to nothing: it must be in force
     /// again before the term opens with the promise that they wait.
     async fn protect_again(&self) -> Result<(), super::arm::ProofError> {
-        let names = self.names_by_policy();
-        if self.conf.lock().await.sync_names == SyncNames::Off && names != SyncNames::Off {
-            tracing::warn!(node = %self.env.config.node, "commits waited for nobody before the term is open");
-            self.prove_waiting(&names, self.env.config.probe_timeout * 5).await?;
+        let waits = self.waits_by_policy();
+        if !waits.protects() || self.conf.lock().await.waits.protects() {
+            return Ok(());
         }
-        Ok(())
+        tracing::warn!(node = %self.env.config.node, "commits waited for nobody before the term is open");
+        if self.conf.lock().await.is_lenient() {
+            self.set_waits(&waits).await?;
+            self.taken_up().await?;
+        }
+        self.prove_waiting(&waits.names, self.env.config.probe_timeout * 5).await
     }
 
     fn opening(&self, order: &Open, term: &TermRecord, records: &Records, lease: LeaseId) -> Result<Txn, Failed> {
@@ -177,9 +219,9 @@ impl Agent {
     ///
     /// Nothing here waits for etcd while this node serves, so that no deadline passes unseen.
     pub(super) async fn keep_lease(&self) {
-        let (mut missing_since, mut fenced_from) = (None, None);
+        let mut guard = Guard::default();
         // A fence that an agent left when it was killed: lifted like one of ours, or commits would wait for ever.
-        let mut left_fenced = self.conf.lock().await.sync_names == SyncNames::Fenced;
+        let mut left_fenced = self.conf.lock().await.waits.names == SyncNames::Fenced;
         let mut records = self.records.subscribe();
         let mut state = self.state.subscribe();
         // Far below the margin's last third.
@@ -188,12 +230,12 @@ impl Agent {
             let serves = self.serves().is_some() || self.is_unguarded();
             if serves {
                 if std::mem::take(&mut left_fenced) {
-                    fenced_from = Some(SyncNames::Fenced);
+                    guard.fenced_from = Some(Waits::FENCED);
                 }
-                self.enforce(&mut missing_since, &mut fenced_from).await;
+                self.enforce(&mut guard).await;
             } else {
-                left_fenced |= fenced_from.take().is_some();
-                missing_since = None;
+                left_fenced |= guard.fenced_from.take().is_some();
+                guard.missing_since = None;
                 if self.is_stopped() {
                     // Whoever starts or promotes it sets the names anew.
                     left_fenced = false;
@@ -260,14 +302,14 @@ impl Agent {
             && postgres::postmaster(&self.env).is_none()
     }
 
-    /// Fence by the lease, if the policy makes it the fence. `fenced_from`: what commits waited for before.
-    async fn enforce(&self, missing_since: &mut Option<Instant>, fenced_from: &mut Option<SyncNames>) {
+    /// Fence by the lease, if the policy makes it the fence.
+    async fn enforce(&self, guard: &mut Guard) {
         let now = self.env.clock.now();
         let held = self.held();
-        *missing_since = if held.is_some() { None } else { missing_since.or(Some(now)) };
+        guard.missing_since = if held.is_some() { None } else { guard.missing_since.or(Some(now)) };
         if self.records.borrow().protects() {
             // Fenced before commits were protected again: the quorum fences from here on.
-            self.lift(fenced_from).await;
+            self.lift(&mut guard.fenced_from).await;
             if self.memory().leased
                 && let Err(error) = self.remember(|m| m.leased = false)
             {
@@ -276,23 +318,13 @@ impl Agent {
             return;
         }
         let (margin, ttl) = (self.env.config.lease_margin, self.env.config.lease_ttl);
-        let fence = fence_at(held.as_ref().map(|h| &h.lease), *missing_since, margin, ttl, now);
+        let fence = fence_at(held.as_ref().map(|h| &h.lease), guard.missing_since, margin, ttl, now);
         let done = match fence {
             Fence::Free => {
-                self.lift(fenced_from).await;
+                self.lift(&mut guard.fenced_from).await;
                 return;
             }
-            Fence::Soft => {
-                let names = self.conf.lock().await.sync_names.clone();
-                if fenced_from.is_none() {
-                    tracing::warn!(node = %self.env.config.node, "lease about to end: commits wait");
-                    *fenced_from = Some(names);
-                } else if names != SyncNames::Fenced {
-                    // Armed since: that is what to come back to.
-                    *fenced_from = Some(names);
-                }
-                self.set_names(&SyncNames::Fenced).await.map_err(|e| e.to_string())
-            }
+            Fence::Soft => self.fence_softly(guard, margin, now).await.map_err(|e| e.to_string()),
             Fence::Hard => {
                 tracing::error!(node = %self.env.config.node, "lease ended: stopping postgres");
                 let stopped = postgres::stop(&self.env, Stop::Immediate).await;
@@ -305,17 +337,35 @@ impl Agent {
         }
     }
 
+    async fn fence_softly(&self, guard: &mut Guard, margin: Duration, now: Instant) -> std::io::Result<()> {
+        let waits = self.conf.lock().await.waits.clone();
+        if guard.fenced_from.is_none() {
+            tracing::warn!(node = %self.env.config.node, "lease about to end: commits wait");
+            guard.fenced_from = Some(waits);
+        } else if waits.names != SyncNames::Fenced {
+            // Armed since: that is what to come back to.
+            guard.fenced_from = Some(waits);
+        }
+        self.set_waits(&Waits::FENCED).await?;
+        // An agent that has just started mostly has its lease in a moment: nobody is to lose a session for that.
+        let starting = guard.missing_since.is_some_and(|since| now.since(since) < margin);
+        if !starting && guard.ending.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+            guard.ending = Some(tokio::spawn(end_sessions(Arc::clone(&self.env))));
+        }
+        Ok(())
+    }
+
     /// Acknowledge again, as before the fence; as the policy says when what was before is not known.
-    async fn lift(&self, fenced_from: &mut Option<SyncNames>) {
+    async fn lift(&self, fenced_from: &mut Option<Waits>) {
         let Some(before) = fenced_from.clone() else { return };
         // A proof that commits wait is under way, with the same list: it ends soon, and says what holds then.
         let Ok(_arming) = self.arming.try_lock() else { return };
-        if self.conf.lock().await.sync_names != SyncNames::Fenced {
+        if self.conf.lock().await.waits.names != SyncNames::Fenced {
             *fenced_from = None;
             return;
         }
-        let names = if before == SyncNames::Fenced { self.names_by_policy() } else { before };
-        match self.set_names(&names).await {
+        let waits = if before.names == SyncNames::Fenced { self.waits_by_policy() } else { before };
+        match self.go_back(&waits).await {
             Ok(()) => *fenced_from = None,
             Err(error) => self.trouble(&format!("the fence could not be lifted: {error}")),
         }
@@ -399,11 +449,11 @@ impl Agent {
     }
 
     /// What commits wait for if this node is the primary, by the policy in force.
-    pub(super) fn names_by_policy(&self) -> SyncNames {
+    pub(super) fn waits_by_policy(&self) -> Waits {
         let records = self.records.borrow();
         match records.policy.as_ref().map(|p| &p.value) {
-            Some(policy) => crate::fsm::sync_set::names(policy, &self.env.config.node),
-            None => super::presumed_names(&self.env),
+            Some(policy) => crate::fsm::sync_set::waits(policy, &self.env.config.node),
+            None => super::presumed_waits(&self.env),
         }
     }
 }

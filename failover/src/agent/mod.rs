@@ -28,9 +28,11 @@ mod records;
 mod recovery_conf;
 mod rejoin;
 mod relax;
+mod release;
 mod rewind;
 mod sql;
 mod state;
+mod take_up;
 mod tool;
 mod wal_tail;
 
@@ -40,6 +42,8 @@ pub use tool::ToolError;
 use crate::api::{AgentState, Failed, Follow, PostgresState};
 use crate::config::agent::AgentConfig;
 use crate::config::cluster::ClusterConfig;
+use crate::fsm::sync_set::Waits;
+use crate::record::Mode;
 use crate::store::Store;
 use cluster::keys::Keys;
 use cluster::sync_names::SyncNames;
@@ -203,7 +207,7 @@ pub async fn run(
     let address = env.config.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
     let listen = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
-    let conf = Dynamic { upstream: None, sync_names: presumed_names(&env) };
+    let mut conf = Dynamic::new(presumed_waits(&env));
     if postgres::postmaster(&env).is_none() {
         conf.write(&env).map_err(no_directory)?;
     }
@@ -273,8 +277,9 @@ fn lock(env: &Env) -> Result<Flock<std::fs::File>, StartError> {
 }
 
 /// What a promoted node would have to wait for, as long as no policy was read.
-fn presumed_names(env: &Env) -> SyncNames {
-    SyncNames::for_primary(&env.config.node, &env.cluster.voters, env.cluster.k)
+fn presumed_waits(env: &Env) -> Waits {
+    let names = SyncNames::for_primary(&env.config.node, &env.cluster.voters, env.cluster.k);
+    Waits { names, on_request: env.cluster.mode == Mode::Async }
 }
 
 impl AgentHandle {
@@ -328,7 +333,7 @@ impl Agent {
         });
         if let Some(names) = names {
             tracing::info!(node = %self.env.config.node, sync_names = %names, "adopted a running postgres");
-            self.conf.lock().await.sync_names = names;
+            self.conf.lock().await.adopt(&self.env, names);
         }
     }
 

@@ -10,6 +10,7 @@ use super::layout::fsync_dir;
 use super::postgres::{self, Stop, remove};
 use super::sql::{Sql, SqlError};
 use crate::api::{Position, PostgresState, Promote, Promoted, Refused};
+use crate::fsm::sync_set::Waits;
 use crate::record::Phase;
 use cluster::sync_names::SyncNames;
 use cluster::timeline::{Fork, History};
@@ -82,7 +83,8 @@ impl Agent {
         }
         let unreached = self.unreached_histories(order.base).map_err(|e| self.failed("reading histories", &e))?;
         let sql = if unreached.is_empty() { sql } else { self.restart_without(&unreached, order.term).await? };
-        match self.try_promote(order, timeline, names, &sql).await {
+        let waits = Waits { names, on_request: order.on_request };
+        match self.try_promote(order, timeline, waits, &sql).await {
             Ok(promoted) => Ok(promoted),
             Err(error) => {
                 tracing::error!(%node, term = order.term.0, %error, "promotion given up, stopping postgres");
@@ -125,7 +127,7 @@ impl Agent {
         &self,
         order: &Promote,
         timeline: TimelineId,
-        names: SyncNames,
+        waits: Waits,
         sql: &Sql,
     ) -> Result<Promoted, PromoteError> {
         let deadline = Instant::now() + Duration::from_millis(order.deadline_ms);
@@ -134,13 +136,18 @@ impl Agent {
             Some(left) if !left.is_zero() => Ok(left),
             _ => Err(PromoteError::TimedOut { what, after_ms: order.deadline_ms }),
         };
-        let names_changed = self.preset_names(&names).await?;
+        let names_changed = self.preset_waits(&waits).await?;
+        if self.conf.lock().await.is_lenient() {
+            // The readers that are ended next were the last to go by the default of before.
+            self.settings_read(left("reading the settings")?).await?;
+        }
         let what = "replaying what was received";
         // Conflicts with readers block replay and promotion; setting the delay to 0 does not help those that wait.
         let clear = "SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume()::text END; \
             SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
              WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> 'pgtenure_agent'";
         sql.batch("ending readers", clear, left(what)?).await?;
+        self.conf.lock().await.taken_up();
         self.replayed(sql, order.base, &left).await?;
         let bound = "SELECT pg_snapshot_xmax(pg_current_snapshot())";
         let xid_bound: u64 = sql.value("asking for the next xid", bound, left(what)?).await?;
@@ -152,9 +159,9 @@ impl Agent {
             tokio::time::sleep(Duration::from_millis(5).min(left(what)?)).await;
         }
         let (fork, forks) = self.forks_of_new(sql, timeline, left(what)?).await?;
-        if names_changed && names != SyncNames::Off {
+        if names_changed && waits.protects() {
             // The list may have been empty a moment ago: prove that it is in force.
-            self.prove_waiting(&names, left("proving the names")?).await?;
+            self.prove_waiting(&waits.names, left("proving the names")?).await?;
         }
         let record_lsn = self.record_term(sql, order, fork, xid_bound, left("recording the term")?).await?;
         tracing::info!(
@@ -169,20 +176,19 @@ impl Agent {
         Ok(Promoted { fork, forks, xid_bound, record_lsn })
     }
 
-    /// The names to hold before and after; true when they had to be changed.
-    async fn preset_names(&self, names: &SyncNames) -> Result<bool, PromoteError> {
+    /// What commits wait for before and after; true when the names had to be changed.
+    async fn preset_waits(&self, waits: &Waits) -> Result<bool, PromoteError> {
         let mut conf = self.conf.lock().await;
         let effective = self.state.look(|o| match &o.postgres {
             PostgresState::Standby(s) => Some(s.sync_names.clone()),
             _ => None,
         });
-        if conf.sync_names == *names && effective.as_deref() == Some(&names.to_string()) {
-            return Ok(false);
+        let names_hold = conf.waits.names == waits.names && effective.as_deref() == Some(&waits.names.to_string());
+        if conf.change(waits) || !names_hold {
+            conf.write(&self.env).map_err(|source| PromoteError::File { what: "settings", source })?;
+            postgres::reload(&self.env);
         }
-        conf.sync_names = names.clone();
-        conf.write(&self.env).map_err(|source| PromoteError::File { what: "settings", source })?;
-        postgres::reload(&self.env);
-        Ok(true)
+        Ok(!names_hold)
     }
 
     /// Wait until everything up to `base` that is a whole record is replayed.

@@ -1,9 +1,11 @@
 //! The agent's own loop: facts in, one act out, done, and again.
 
 use super::postgres::{self, ServerError, Stop};
+use super::sql::Sql;
 use super::{Agent, bootstrap::BootstrapError, rejoin::RejoinError};
 use crate::api::PostgresState;
 use crate::fsm::agent::{Act, Because, Facts, Server, decide};
+use crate::fsm::sync_set::Waits;
 use crate::record::{Phase, TermRecord};
 use crate::store::StoreError;
 use cluster::sync_names::SyncNames;
@@ -179,34 +181,67 @@ impl Agent {
     }
 
     /// Every node holds what commits would wait for if it were promoted. On a primary only towards more waiting; the
-    /// other way is a manager's or the lease's decision.
+    /// other way is a manager's or the lease's decision, but where it is on record already.
     async fn preset_by_policy(&self) -> std::io::Result<()> {
         if self.records.borrow().policy.is_none() {
             return Ok(());
         }
-        let names = self.names_by_policy();
+        let waits = self.waits_by_policy();
         let serving = self.state.look(|o| match &o.postgres {
             PostgresState::Primary(_) | PostgresState::Hung { .. } => Some(true),
             PostgresState::Standby(_) => Some(false),
             _ => None,
         });
-        let wanted = match serving {
-            // Frozen: the manager chooses the names with the promotion.
-            Some(false) => self.state.look(|o| o.frozen_for.is_none()),
-            // Before the term is open the manager's orders hold.
-            Some(true) => {
-                self.serves().is_some()
-                    && names != SyncNames::Off
-                    && self.conf.lock().await.sync_names == SyncNames::Off
-            }
-            None => false,
-        };
         if let (true, Some(suspended)) = (serving == Some(true), self.suspension())
             && let Err(error) = self.remember(|m| m.suspended = Some(suspended))
         {
             tracing::debug!(%error, "suspension not remembered");
         }
-        if wanted { self.set_names(&names).await } else { Ok(()) }
+        let wanted = match serving {
+            // Frozen: the manager chooses the names with the promotion.
+            Some(false) => self.state.look(|o| o.frozen_for.is_none()),
+            // Before the term is open the manager's orders hold.
+            Some(true) if self.serves().is_none() => false,
+            Some(true) if waits.on_request => return self.preset_on_request(&waits).await,
+            Some(true) => waits.protects() && self.conf.lock().await.waits == Waits::NOBODY,
+            None => false,
+        };
+        if wanted { self.set_waits(&waits).await } else { Ok(()) }
+    }
+
+    /// The primary of an async cluster: nothing that is asked for is promised to a later term, so the list may be set or
+    /// changed at any time, once nobody waits who has not asked for it.
+    async fn preset_on_request(&self, waits: &Waits) -> std::io::Result<()> {
+        let holds = self.conf.lock().await.waits.clone();
+        if holds == *waits || holds.names == SyncNames::Fenced || self.is_being_lowered() {
+            return Ok(());
+        }
+        let Ok(_turn) = self.arming.try_lock() else { return Ok(()) };
+        if !holds.on_request {
+            // Only an agent that ended in between leaves this, or a record of old.
+            return if self.holds_lease() { self.let_through(waits.clone()).await } else { Ok(()) };
+        }
+        if holds.names == SyncNames::Off && self.commits_wait().await {
+            return Ok(());
+        }
+        self.set_waits(waits).await
+    }
+
+    /// Does the policy say that commits are to wait for nobody, and not yet that they do?
+    fn is_being_lowered(&self) -> bool {
+        self.suspension().and_then(|s| s.lowered).is_some_and(|l| l.complete_from.is_none())
+    }
+
+    /// Does a commit still wait that began when all did? True when that is not known.
+    async fn commits_wait(&self) -> bool {
+        let bound = self.env.config.probe_timeout;
+        let waiting = async {
+            self.settings_read(bound).await?;
+            let sql = Sql::local(&self.env, "postgres", bound).await?;
+            let count = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            sql.value::<u64>("looking for commits that wait", count, bound).await
+        };
+        waiting.await.map_or(true, |n| n > 0)
     }
 
     fn suspension(&self) -> Option<crate::record::Suspension> {
@@ -215,7 +250,7 @@ impl Agent {
 
     async fn stop_fenced(&self) -> Result<(), ActError> {
         if self.state.look(|o| matches!(o.postgres, PostgresState::Primary(_))) {
-            self.set_names(&SyncNames::Fenced).await.map_err(ActError::Settings)?;
+            self.set_waits(&Waits::FENCED).await.map_err(ActError::Settings)?;
         }
         let clean = postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
         tracing::info!(node = %self.env.config.node, clean, "stopped, because an operator fenced the node");

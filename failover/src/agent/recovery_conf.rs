@@ -6,6 +6,7 @@
 use super::env::{Env, REPLICATION_USER, quoted};
 use super::layout::write_atomically;
 use crate::config::agent::OWNED_PARAMETERS;
+use crate::fsm::sync_set::Waits;
 use cluster::sync_names::SyncNames;
 use cluster::{Endpoint, NodeId, Term};
 use std::fmt::Write as _;
@@ -27,19 +28,76 @@ pub(crate) struct Upstream {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dynamic {
     pub(crate) upstream: Option<Upstream>,
-    /// `synchronous_standby_names`: preset on standbys for the case of promotion.
-    pub(crate) sync_names: SyncNames,
+    /// What commits wait for: preset on standbys for the case of promotion.
+    pub(crate) waits: Waits,
+    /// Sessions may go by a default under which their commits wait only when they ask for it.
+    lenient: bool,
+    /// How often this agent has written the file.
+    written: u64,
 }
 
+/// Tells which of our files a session goes by, see [`Dynamic::stamp`].
+pub(crate) const STAMP: &str = "pgtenure.settings";
+
+/// The line by which only commits that ask for it wait.
+const ON_REQUEST: &str = "synchronous_commit = 'local'";
+/// The line by which all do that ask for no less.
+const ALWAYS: &str = "synchronous_commit = 'on'";
+/// The same, where that is not known of every session.
+const ALWAYS_SOON: &str = "synchronous_commit = 'on' # not of every session yet";
+
 impl Dynamic {
+    pub(crate) const fn new(waits: Waits) -> Self {
+        Self { upstream: None, waits, lenient: false, written: 0 }
+    }
+
+    /// Of a server that runs: its list, and the rest as in the file that an earlier agent wrote.
+    pub(crate) fn adopt(&mut self, env: &Env, names: SyncNames) {
+        let text = std::fs::read_to_string(env.layout.dynamic_conf()).unwrap_or_default();
+        let has = |line: &str| text.lines().any(|l| l == line);
+        self.waits = Waits { names, on_request: has(ON_REQUEST) };
+        self.lenient = !has(ALWAYS);
+    }
+
+    /// What it is to hold; true when that is another. To be written then.
+    pub(crate) fn change(&mut self, waits: &Waits) -> bool {
+        let other = self.waits != *waits;
+        self.waits = waits.clone();
+        self.lenient |= waits.on_request;
+        other
+    }
+
+    /// May sessions commit without waiting although they do not ask for that?
+    pub(crate) const fn is_lenient(&self) -> bool {
+        self.lenient
+    }
+
+    /// Every session goes by what the file says now.
+    pub(crate) const fn taken_up(&mut self) {
+        self.lenient = self.waits.on_request;
+    }
+
+    /// The value of [`STAMP`] in the file last written; no other file ever has it. A connection that shows it was made
+    /// after the postmaster had read the file and had told all its processes to.
+    pub(crate) fn stamp(&self, env: &Env) -> String {
+        format!("{}.{}", env.holder, self.written)
+    }
+
     /// Replace the file. It takes effect at the next start or SIGHUP.
-    pub(crate) fn write(&self, env: &Env) -> io::Result<()> {
+    pub(crate) fn write(&mut self, env: &Env) -> io::Result<()> {
+        self.written += 1;
         let conninfo = self.upstream.as_ref().map_or_else(String::new, |u| conninfo(env, &u.endpoint));
         let text = format!(
             "# Written by pgtenure, replaced at each change.\n\
-             primary_conninfo = {}\nrestore_command = ''\nsynchronous_standby_names = {}\n",
+             primary_conninfo = {}\nrestore_command = ''\nsynchronous_standby_names = {}\n{}\n{STAMP} = {}\n",
             quoted(&conninfo),
-            quoted(&self.sync_names.to_string()),
+            quoted(&self.waits.names.to_string()),
+            match (self.waits.on_request, self.lenient) {
+                (true, _) => ON_REQUEST,
+                (false, true) => ALWAYS_SOON,
+                (false, false) => ALWAYS,
+            },
+            quoted(&self.stamp(env)),
         );
         write_atomically(&env.layout.dynamic_conf(), text.as_bytes())
     }

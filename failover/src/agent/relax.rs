@@ -5,7 +5,6 @@ use super::commands::CommandError;
 use super::sql::Sql;
 use crate::api::{Relax, Relaxed};
 use cluster::Lsn;
-use cluster::sync_names::SyncNames;
 use std::time::Duration;
 
 impl Agent {
@@ -21,11 +20,11 @@ impl Agent {
         let allowed = {
             let records = self.records.borrow();
             let policy = records.policy.as_ref().map(|p| &p.value).filter(|p| p.epoch == order.policy_epoch);
-            policy.is_some_and(|p| crate::fsm::sync_set::names(p, &self.env.config.node) == SyncNames::Off)
+            policy.map(|p| crate::fsm::sync_set::waits(p, &self.env.config.node)).filter(|w| !w.protects())
         };
-        if !allowed {
+        let Some(waits) = allowed else {
             return Err(self.wrong_state("an order of a policy in force that protects nothing"));
-        }
+        };
         if self.memory().armed >= order.policy_epoch {
             return Err(self.wrong_state("given no later order to make commits wait"));
         }
@@ -33,13 +32,15 @@ impl Agent {
             return Err(self.wrong_state("in possession of its lease"));
         }
         self.remember(|m| m.leased = true).map_err(|e| self.failed("relaxing", &e))?;
-        self.set_names(&SyncNames::Off).await.map_err(|e| self.failed("relaxing", &e))?;
+        if self.conf.lock().await.waits != waits {
+            self.let_through(waits).await.map_err(|e| self.failed("relaxing", &e))?;
+        }
         let bound = Duration::from_secs(2);
         let sql = Sql::local(&self.env, "postgres", bound).await.map_err(|e| self.failed("relaxing", &e))?;
         let now = "SELECT pg_current_wal_insert_lsn()";
         let lsn: Lsn =
             sql.value("asking for the position", now, bound).await.map_err(|e| self.failed("relaxing", &e))?;
-        tracing::warn!(node = %self.env.config.node, term = order.term.0, %lsn, "commits wait for no standby");
+        tracing::warn!(node = %self.env.config.node, term = order.term.0, %lsn, "commits wait for no standby by themselves");
         Ok(Relaxed { lsn })
     }
 }

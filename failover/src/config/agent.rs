@@ -202,7 +202,7 @@ impl AgentConfig {
 }
 
 /// PostgreSQL parameters that the agent sets itself, and why they cannot be set by the user.
-pub const OWNED_PARAMETERS: [(&str, &str); 39] = [
+pub const OWNED_PARAMETERS: [(&str, &str); 40] = [
     ("archive_cleanup_command", "set by the agent"),
     ("cluster_name", "it is agent.node"),
     ("config_file", "the agent keeps the configuration outside the data directory, where pg_rewind cannot reach it"),
@@ -232,6 +232,7 @@ pub const OWNED_PARAMETERS: [(&str, &str); 39] = [
     ("recovery_target_timeline", "a standby follows the latest timeline"),
     ("restart_after_crash", "a restart in place would release commits that no standby has"),
     ("restore_command", "set by the agent"),
+    ("synchronous_commit", "it is what the cluster's mode says; see proxy.durability.level"),
     ("synchronous_standby_names", "it is cluster.voters and cluster.k"),
     ("unix_socket_directories", "it is the agent's socket directory"),
     ("unix_socket_permissions", "only the agent uses the socket"),

@@ -17,8 +17,9 @@ pub struct ClusterRaw {
     /// what a failover loses is measured and reported. Default `strict`. Used when the cluster is created; later the record
     /// in etcd holds.
     pub mode: Mode,
-    /// Standbys that must have flushed a commit in strict and available mode (`ANY k`). Default 1: with three nodes the primary or
-    /// a standby may be lost. Ignored in async mode. Used when the cluster is created.
+    /// Standbys that must have flushed a commit (`ANY k`); in async mode only one that asks for it, by
+    /// `pgtenure.durability`. Default 1: with three nodes the primary or a standby may be lost. Used when the cluster is
+    /// created.
     pub k: u32,
     /// Names of the nodes that count, the primary-to-be among them. No default. Used when the cluster is created.
     pub voters: Vec<String>,
@@ -40,7 +41,7 @@ pub struct ClusterConfig {
     pub name: String,
     /// Durability mode at creation.
     pub mode: Mode,
-    /// Copies beyond the primary's at creation; 0 in async mode.
+    /// Copies beyond the primary's at creation, in async mode of commits that ask for them; 0 when there is one voter.
     pub k: u32,
     /// The voters at creation, ordered by name.
     pub voters: Vec<NodeId>,
@@ -70,10 +71,11 @@ pub fn check(raw: &ClusterRaw) -> Result<ClusterConfig, Vec<BadSetting>> {
     if raw.voters.is_empty() {
         bad.push(BadSetting::new("cluster.voters", "[]", "expected the names of the nodes"));
     }
-    if raw.mode != Mode::Async && (raw.k == 0 || raw.k as usize >= raw.voters.len().max(1)) {
-        let m = raw.voters.len();
-        let why =
-            format!("unless the mode is async k must be from 1 to the number of cluster.voters less one ({m} - 1)");
+    let m = raw.voters.len();
+    // The default asks nothing of a single async node.
+    let k = if raw.mode == Mode::Async && m <= 1 { 0 } else { raw.k };
+    if raw.mode != Mode::Async && k == 0 || k as usize >= m.max(1) {
+        let why = format!("k must be from 1 (in async mode from 0) to the number of cluster.voters less one ({m} - 1)");
         bad.push(BadSetting::new("cluster.k", raw.k, why));
     }
     if raw.secret_file.as_os_str().is_empty() {
@@ -82,7 +84,6 @@ pub fn check(raw: &ClusterRaw) -> Result<ClusterConfig, Vec<BadSetting>> {
     if !bad.is_empty() {
         return Err(bad);
     }
-    let k = if raw.mode == Mode::Async { 0 } else { raw.k };
     Ok(ClusterConfig { name: raw.name.clone(), mode: raw.mode, k, voters, secret_file: raw.secret_file.clone() })
 }
 
@@ -100,9 +101,13 @@ mod tests {
     }
 
     #[test]
-    fn voters_are_ordered_and_async_waits_for_nobody() {
-        let c = check(&ClusterRaw { mode: Mode::Async, ..raw() }).unwrap();
-        assert_eq!((c.k, c.voters[0].as_str()), (0, "n1"));
+    fn voters_are_ordered_and_a_single_async_node_has_nobody_to_wait_for() {
+        let asynchronous = ClusterRaw { mode: Mode::Async, ..raw() };
+        let c = check(&asynchronous).unwrap();
+        assert_eq!((c.k, c.voters[0].as_str()), (1, "n1"));
+        assert_eq!(check(&ClusterRaw { voters: vec!["n1".into()], ..asynchronous.clone() }).unwrap().k, 0);
+        assert_eq!(check(&ClusterRaw { k: 0, ..asynchronous.clone() }).unwrap().k, 0);
+        assert!(check(&ClusterRaw { k: 3, ..asynchronous }).is_err());
         assert_eq!(check(&raw()).unwrap().k, 1);
     }
 
@@ -111,7 +116,7 @@ mod tests {
         let bad = check(&ClusterRaw { k: 3, ..raw() }).unwrap_err();
         assert_eq!(
             bad[0].to_string(),
-            "cluster.k = 3: unless the mode is async k must be from 1 to the number of cluster.voters less one (3 - 1)"
+            "cluster.k = 3: k must be from 1 (in async mode from 0) to the number of cluster.voters less one (3 - 1)"
         );
         let keys: Vec<String> = check(&ClusterRaw::default()).unwrap_err().into_iter().map(|b| b.key).collect();
         assert_eq!(keys, ["cluster.name", "cluster.voters", "cluster.k", "cluster.secret_file"]);

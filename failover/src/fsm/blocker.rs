@@ -521,7 +521,7 @@ impl fmt::Display for Blocker {
                 "the policy of epoch {epoch} is still being changed: wait for that, or take it back by setting what was"
             ),
             Self::QuorumImpossible { m, k } => {
-                write!(f, "m={m}, k={k}: in async mode k is 0, otherwise from 1 to the number of voters less one")
+                write!(f, "m={m}, k={k}: k is from 1 (in async mode from 0) to the number of voters less one")
             }
             Self::PrimaryMustVote { node } => write!(f, "{node} is the primary: it must vote, or be left first"),
             Self::TooFewStreaming { needed, have } => write!(

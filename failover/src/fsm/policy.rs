@@ -89,7 +89,7 @@ impl Planner {
             Mode::Strict | Mode::Available if k == 0 || k as usize >= m => {
                 blockers.push(Blocker::QuorumImpossible { m, k });
             }
-            Mode::Async if k != 0 => blockers.push(Blocker::QuorumImpossible { m, k }),
+            Mode::Async if k as usize >= m.max(1) => blockers.push(Blocker::QuorumImpossible { m, k }),
             Mode::Strict | Mode::Available | Mode::Async => {}
         }
         // Lowered or not: it must end before anything that commits wait for is changed.
@@ -104,7 +104,8 @@ impl Planner {
             **n != primary && !self.seen.fenced(n) && self.seen.streaming(n, now, &self.settings).is_some()
         };
         let have: Vec<NodeId> = to.quorum.voters.iter().filter(streams).cloned().collect();
-        if have.len() < k as usize && !lowers {
+        // In async mode only who asks for them waits for standbys.
+        if have.len() < k as usize && !lowers && to.mode != Mode::Async {
             blockers.push(Blocker::TooFewStreaming { needed: k, have });
         }
         blockers
@@ -249,11 +250,7 @@ fn wanted(policy: &PolicyRecord, change: PolicyChange) -> Wanted {
     let mut voters = change.voters.unwrap_or_else(|| now_voters.to_vec());
     voters.sort();
     voters.dedup();
-    let usual = match (policy.mode, mode) {
-        (_, Mode::Async) => 0,
-        (Mode::Async, Mode::Strict | Mode::Available) => 1,
-        (Mode::Strict | Mode::Available, Mode::Strict | Mode::Available) => now_k,
-    };
+    let usual = if mode == Mode::Async { now_k } else { now_k.max(1) };
     let limits = Limits {
         max_loss_bytes: change.max_loss_bytes.unwrap_or(policy.limits.max_loss_bytes),
         max_ms: change.max_time.map_or(policy.limits.max_ms, millis),
@@ -278,15 +275,16 @@ fn lowers(policy: &PolicyRecord, to: &Wanted) -> bool {
 
 fn note(epoch: u64, to: &Wanted) -> String {
     let names: Vec<String> = to.quorum.voters.iter().map(ToString::to_string).collect();
-    format!("epoch {epoch}: mode {}, {} vote, commits wait for {}", to.mode.as_str(), names.join(", "), to.quorum.k)
+    let who = if to.mode == Mode::Async { "commits that ask for it" } else { "commits" };
+    format!("epoch {epoch}: mode {}, {} vote, {who} wait for {}", to.mode.as_str(), names.join(", "), to.quorum.k)
 }
 
 /// Refused while another change is unfinished, which can only be taken back: commits may wait for either of its
 /// quorums, and a third would be one too many to satisfy. `old` has the new epoch already.
 fn quorum_changing(old: PolicyRecord, to: &Quorum) -> Result<PolicyRecord, Blocker> {
     if old.mode == Mode::Async {
-        // Nobody is waited for, so there is nothing to overlap.
-        return Ok(PolicyRecord { voters: to.voters.clone(), joint: None, ..old });
+        // Nothing is promised, so there is nothing to overlap.
+        return Ok(PolicyRecord { voters: to.voters.clone(), k: to.k, joint: None, ..old });
     }
     let (voters, k) = match &old.joint {
         None => (old.voters.clone(), old.k),

@@ -231,12 +231,13 @@ impl Planner {
         let Step::Choosing(choice) = round.step.clone() else { return };
         round.revision = revision;
         phase(&mut round.journal, round.begin.began, now, "chosen");
-        let names = sync_set::names(&round.policy, &choice.node);
+        let waits = sync_set::waits(&round.policy, &choice.node);
         let within = self.settings.promote_timeout;
         let command = Command::Promote(Promote {
             term: round.term,
             base: choice.base,
-            sync_names: names.to_string(),
+            sync_names: waits.names.to_string(),
+            on_request: waits.on_request,
             policy_epoch: round.policy.epoch,
             prev_term: round.prev.as_ref().map(|p| p.term),
             deadline_ms: millis(within),

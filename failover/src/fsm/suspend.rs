@@ -1,7 +1,7 @@
 //! Lowering protection knowingly: the record first, then the setting, and never further than its limits. PURE.
 //!
-//! In `available` mode a primary whose standbys are gone goes on alone, and in `async` mode commits wait for nobody. Both
-//! begin alike, so that whatever is interrupted, the next failover knows what was promised:
+//! In `available` mode a primary whose standbys are gone goes on alone, and in `async` mode commits wait only when they
+//! ask. Both begin alike, so that whatever is interrupted, the next failover knows what was promised:
 //!
 //! 1. The policy says that commits are not protected (T5), while they still wait.
 //! 2. Every proxy acts on that: until then one might take an answer for more than it is.

@@ -111,11 +111,42 @@ pub fn opens(policy: &PolicyRecord, primary: &NodeId, followers: &[NodeId]) -> b
     !policy.protects() || policy.quorums().all(|(voters, k)| of(voters) >= k as usize)
 }
 
+/// What a primary's commits wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// The list of standbys.
+    pub names: SyncNames,
+    /// Only commits that ask for it wait: `synchronous_commit` is `local` unless a session says otherwise.
+    pub on_request: bool,
+}
+
+impl Waits {
+    /// Every commit waits for the list, unless its session asks for less.
+    pub const fn always(names: SyncNames) -> Self {
+        Self { names, on_request: false }
+    }
+
+    /// Commits wait for nobody, whatever they ask for.
+    pub const NOBODY: Self = Self::always(SyncNames::Off);
+
+    /// Commits wait for a standby that there is not: the soft fence.
+    pub const FENCED: Self = Self::always(SyncNames::Fenced);
+
+    /// Do commits wait that ask for nothing?
+    pub fn protects(&self) -> bool {
+        !self.on_request && self.names != SyncNames::Off
+    }
+}
+
 /// What `node` sets as primary under `policy`.
-pub fn names(policy: &PolicyRecord, node: &NodeId) -> SyncNames {
+pub fn waits(policy: &PolicyRecord, node: &NodeId) -> Waits {
     // Beyond its limits a suspension lets nothing through.
     let over = policy.mode != Mode::Async && lowered(policy).is_some_and(|l| l.ended.is_some());
-    if policy.protects() || over { armed_names(policy, node) } else { SyncNames::Off }
+    match policy.mode {
+        Mode::Async => Waits { names: armed_names(policy, node), on_request: true },
+        Mode::Strict | Mode::Available if policy.protects() || over => Waits::always(armed_names(policy, node)),
+        Mode::Strict | Mode::Available => Waits::NOBODY,
+    }
 }
 
 /// What `node` sets as primary to protect commits, whether they are suspended now or not. While voters or k are being
@@ -251,13 +282,25 @@ mod tests {
         p.suspended = Some(Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why, lowered: None });
         assert!(!sufficient(&p, Some(&prev("n1")), &set(&nodes(3)[1..])));
         assert!(sufficient(&p, Some(&prev("n1")), &set(&nodes(1))));
-        assert_eq!(names(&p, &nodes(1)[0]), SyncNames::Off);
+        assert_eq!(waits(&p, &nodes(1)[0]), Waits::NOBODY);
         assert_eq!(armed_names(&p, &nodes(1)[0]).to_string(), "ANY 1 (n2, n3)");
     }
 
     #[test]
+    fn in_async_mode_only_commits_that_ask_wait() {
+        let n1 = &nodes(1)[0];
+        let strict = waits(&policy(3, 1), n1);
+        let asked = waits(&PolicyRecord { mode: Mode::Async, ..policy(3, 1) }, n1);
+        assert_eq!((strict.names.to_string().as_str(), strict.protects()), ("ANY 1 (n2, n3)", true));
+        assert_eq!((&asked.names, asked.on_request, asked.protects()), (&strict.names, true, false));
+        // There is nobody to be asked for.
+        let alone = waits(&PolicyRecord { mode: Mode::Async, k: 0, ..policy(3, 1) }, n1);
+        assert_eq!(alone, Waits { names: SyncNames::Off, on_request: true });
+    }
+
+    #[test]
     fn async_needs_one_node() {
-        let p = PolicyRecord { mode: Mode::Async, k: 0, ..policy(3, 1) };
+        let p = PolicyRecord { mode: Mode::Async, ..policy(3, 1) };
         assert!(sufficient(&p, Some(&prev("n1")), &set(&nodes(3)[2..])));
         assert!(!sufficient(&p, Some(&prev("n1")), &BTreeSet::new()));
         assert_eq!(open_quorum(&p), 0);

@@ -313,8 +313,9 @@ impl Cluster {
     }
 
     pub(crate) fn promotion(&self, i: usize, term: Term, base: Position) -> Promote {
-        let names = SyncNames::for_primary(&self.nodes[i].id, &self.shared.voters, self.k);
-        Promote { term, base, sync_names: names.to_string(), policy_epoch: 1, prev_term: None, deadline_ms: 20_000 }
+        let sync_names = SyncNames::for_primary(&self.nodes[i].id, &self.shared.voters, self.k).to_string();
+        let on_request = self.shared.mode == Mode::Async;
+        Promote { term, base, sync_names, on_request, policy_epoch: 1, prev_term: None, deadline_ms: 20_000 }
     }
 
     /// The whole failover by hand: freeze `recruits`, promote `to`, have the others follow, open.

@@ -196,7 +196,7 @@ impl World {
             |l: String| l.split(',').map(|n| n.parse().unwrap()).collect(),
         );
         let mode = words.optional::<String>("mode")?.map_or(Ok(Mode::Strict), |m| parse::mode(&m))?;
-        let k = if mode == Mode::Async { 0 } else { words.optional("k")?.unwrap_or(1) };
+        let k = words.optional("k")?.unwrap_or(1);
         let phase = words.optional::<String>("phase")?.map_or(Ok(Phase::Active), |p| parse::phase(&p))?;
         let since: Option<Lsn> = words.optional("suspended")?;
         let why = "an operator allowed data loss".to_owned();

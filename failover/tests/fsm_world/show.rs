@@ -45,7 +45,8 @@ fn order(command: &Command) -> String {
     let term = command.term();
     match command {
         Command::Promote(p) => {
-            format!("promote term={term} base={}:{} names=\"{}\"", p.base.timeline, p.base.lsn, p.sync_names)
+            let asked = if p.on_request { " on request" } else { "" };
+            format!("promote term={term} base={}:{} names=\"{}\"{asked}", p.base.timeline, p.base.lsn, p.sync_names)
         }
         Command::CatchUp(c) => format!("catch_up term={term} from {} to {}:{}", c.from, c.to.timeline, c.to.lsn),
         Command::Follow(f) => format!("follow term={term} {}", f.primary),

@@ -1,7 +1,6 @@
 //! A node: its WAL and what is on its disk, PostgreSQL as far as it matters, and an agent that goes by `fsm::agent`.
 
 use super::{Event, LEASE, RECORDS, World, ms, name};
-use cluster::sync_names::SyncNames;
 use cluster::timeline::{Fork, History};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use failover::api::{
@@ -309,7 +308,7 @@ impl World {
     /// `Agent::enforce` and `Agent::preset_by_policy`.
     fn guard(&mut self, n: usize) {
         let (Some(term), Some(policy)) = (self.served(n), self.policy(n)) else { return };
-        let armed = sync_set::names(&policy, &name(n)) != SyncNames::Off;
+        let armed = sync_set::waits(&policy, &name(n)).protects();
         let now = self.now;
         let node = &mut self.nodes[n];
         if armed && node.names == Names::Off {
@@ -348,7 +347,7 @@ impl World {
         }
         self.nodes[n].view = Some(self.records.clone());
         let policy = self.policy(n).filter(|p| p.epoch == epoch);
-        let allowed = policy.is_some_and(|p| sync_set::names(&p, &name(n)) == SyncNames::Off);
+        let allowed = policy.is_some_and(|p| !sync_set::waits(&p, &name(n)).protects());
         let leased = self.nodes[n].lease.is_some_and(|(t, end)| t == term && self.now + SOFT < end);
         let late = self.nodes[n].armed >= epoch;
         if late {

@@ -1,0 +1,132 @@
+//! Agents with real PostgreSQL in async mode: who waits for a standby, and how acknowledgements stop with the lease.
+
+#[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
+mod agents;
+
+use agents::{Cluster, kill_all, postmaster, signal, unprivileged, until};
+use cluster::Term;
+use failover::api::PostgresState;
+use failover::record::Mode;
+
+/// The commit of a session that waits, once it is seen to.
+async fn waiting(
+    c: &Cluster,
+    p: usize,
+    sql: &'static str,
+) -> tokio::task::JoinHandle<Result<(), tokio_postgres::Error>> {
+    let session = c.sql(p).await;
+    let commit = tokio::spawn(async move { session.batch_execute(sql).await });
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    until("a commit to wait", async || (c.value(p, count).await == "1").then_some(())).await;
+    commit
+}
+
+#[test]
+fn in_async_mode_only_a_commit_that_asks_waits_for_a_standby() {
+    unprivileged("in_async_mode_only_a_commit_that_asks_waits_for_a_standby", async {
+        let mut c = Cluster::new(22450, 2, Mode::Async, 1);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.until_streaming(s, p, Term(1)).await;
+        let names = format!("ANY 1 ({})", c.nodes[s].id);
+        assert_eq!(c.value(p, "SHOW synchronous_standby_names").await, names);
+        assert_eq!(c.value(p, "SHOW synchronous_commit").await, "local");
+        let sql = c.sql(p).await;
+        sql.batch_execute("CREATE TABLE t (i int); SET synchronous_commit = on; INSERT INTO t VALUES (1)")
+            .await
+            .unwrap();
+        c.crash_agent(s).await;
+        kill_all(&c.nodes[s].config.data_dir.join("data"));
+        sql.batch_execute("SET synchronous_commit = local; INSERT INTO t VALUES (2)").await.unwrap();
+        c.sql(p).await.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+        let asked = waiting(&c, p, "SET synchronous_commit = on; INSERT INTO t VALUES (4)").await;
+        c.start(s).await;
+        c.until_streaming(s, p, Term(1)).await;
+        asked.await.unwrap().unwrap();
+        // An agent that starts again has no lease for a moment: its fence ends no session.
+        c.crash_agent(p).await;
+        c.start(p).await;
+        until("the new agent's lease", async || c.state(p).await.lease_left_ms).await;
+        sql.batch_execute("INSERT INTO t VALUES (5)").await.unwrap();
+        until("the list", async || (c.value(p, "SHOW synchronous_standby_names").await == names).then_some(())).await;
+        // The other becomes primary with the same.
+        let (term, _) = c.failover(s, &[s]).await;
+        c.until_streaming(p, s, term).await;
+        let names = format!("ANY 1 ({})", c.nodes[p].id);
+        assert_eq!(c.value(s, "SHOW synchronous_standby_names").await, names);
+        assert_eq!(c.value(s, "SHOW synchronous_commit").await, "local");
+        c.sql(s).await.batch_execute("SET synchronous_commit = on; INSERT INTO t VALUES (7)").await.unwrap();
+    });
+}
+
+/// A fence that a killed agent left is lifted although no standby answers. A commit that waited under it has perhaps asked
+/// for that, so it is not acknowledged as if it had one: PostgreSQL's warning goes with it.
+#[test]
+fn a_commit_that_a_fence_held_is_released_without_a_standby_and_told() {
+    unprivileged("a_commit_that_a_fence_held_is_released_without_a_standby_and_told", async {
+        let mut c = Cluster::new(22455, 2, Mode::Async, 1);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.until_streaming(s, p, Term(1)).await;
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        c.crash_agent(s).await;
+        kill_all(&c.nodes[s].config.data_dir.join("data"));
+        let held = waiting(&c, p, "SET synchronous_commit = on; INSERT INTO t VALUES (1)").await;
+        c.crash_agent(p).await;
+        let conf = c.nodes[p].config.data_dir.join("conf/dynamic.conf");
+        let text = std::fs::read_to_string(&conf).unwrap();
+        let fenced = format!("synchronous_standby_names = '{}'", cluster::sync_names::SyncNames::Fenced);
+        std::fs::write(&conf, format!("{text}{fenced}\nsynchronous_commit = 'on'\n")).unwrap();
+        signal(postmaster(&c.nodes[p].config), nix::sys::signal::Signal::SIGHUP);
+        until("the fence", async || {
+            c.value(p, "SHOW synchronous_standby_names").await.contains("fenced").then_some(())
+        })
+        .await;
+        let by_default = c.sql(p).await;
+        let by_default = tokio::spawn(async move { by_default.batch_execute("INSERT INTO t VALUES (2)").await });
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        until("both to wait", async || (c.value(p, waits).await == "2").then_some(())).await;
+        c.start(p).await;
+        held.await.unwrap().unwrap();
+        by_default.await.unwrap().unwrap();
+        let log = c.nodes[p].config.data_dir.join("log");
+        until("both to be told", async || {
+            let files = std::fs::read_dir(&log).unwrap().flatten();
+            let text: String = files.map(|f| std::fs::read_to_string(f.path()).unwrap_or_default()).collect();
+            (text.matches("canceling wait for synchronous replication").count() == 2).then_some(())
+        })
+        .await;
+        assert_eq!(c.value(p, "SHOW synchronous_commit").await, "local");
+        c.sql(p).await.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+    });
+}
+
+/// Before, only the hard stop at the lease's end ended them.
+#[test]
+fn sessions_that_wait_for_less_are_ended_before_the_lease_is() {
+    unprivileged("sessions_that_wait_for_less_are_ended_before_the_lease_is", async {
+        let mut c = Cluster::new(22460, 2, Mode::Async, 1);
+        let p = c.bootstrap().await;
+        c.until_streaming(1 - p, p, Term(1)).await;
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        let (lowered, busy, idle) = (c.sql(p).await, c.sql(p).await, c.sql(p).await);
+        lowered.batch_execute("SET synchronous_commit = off").await.unwrap();
+        c.nodes[p].store.set_down(true);
+        // Its command has begun under the default of before, and would commit by that.
+        let busy = tokio::spawn(async move {
+            busy.batch_execute("DO $$ BEGIN INSERT INTO t VALUES (1); PERFORM pg_sleep(60); END $$").await
+        });
+        let lowered = loop {
+            if let Err(error) = lowered.batch_execute("INSERT INTO t VALUES (2)").await {
+                break error;
+            }
+        };
+        // Told by the agent, while PostgreSQL runs: at the lease's end it is stopped without a word of that kind.
+        for error in [lowered, busy.await.unwrap().unwrap_err()] {
+            let error = error.as_db_error().expect("the server says why it ends a session");
+            assert!(error.message().contains("administrator command"), "{error:?}");
+        }
+        until("the idle one's end", async || idle.is_closed().then_some(())).await;
+        c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+    });
+}
