@@ -40,6 +40,7 @@ fn the_reported_window_is_the_rows_that_are_missing() {
         let most = behind.iter().filter_map(|n| n["replay_lag_bytes"].as_u64()).max().unwrap_or(0);
         if most > 1024 { Ok(()) } else { Err(format!("{most} bytes")) }
     });
+    a_commit_that_asks_waits_for_a_standby(&cluster, &before.primary);
     cluster.kill_postmaster(&before.primary);
 
     wait_for("an operator's failover to be accepted", LONG, || {
@@ -53,8 +54,8 @@ fn the_reported_window_is_the_rows_that_are_missing() {
 
     let found = rows_found(&mut cluster.connect(), 0).expect("the rows can be read");
     let kept = (1..=50).filter(|id| found.contains_key(id)).count();
-    let missing = (1001..=1040).filter(|id| !found.contains_key(id)).count() as u64;
-    assert_eq!((kept, missing), (50, 40), "what was replicated is there, what was cut off is not");
+    let missing = (1001..=1042).filter(|id| !found.contains_key(id)).count() as u64;
+    assert_eq!((kept, missing), (50, 42), "what was replicated is there, what was cut off is not");
 
     let loss = wait_for("the report of the old primary's WAL", LONG, || {
         let verb = cluster.verb(&["report", &after.term.to_string(), "--json"]);
@@ -68,9 +69,31 @@ fn the_reported_window_is_the_rows_that_are_missing() {
     assert!(loss["bytes"].as_u64() > Some(0), "{loss}");
     assert!(loss["span_ms"].as_u64().is_some(), "{loss}");
     let table = cluster.verb(&["report", &after.term.to_string()]).exits(0).stdout;
-    assert!(table.contains("40"), "a person is told how many: {table}");
+    assert!(table.contains("42"), "a person is told how many: {table}");
 
     a_replicated_primary_is_replaced_by_itself(&cluster);
+}
+
+/// No standby answers: nothing else waits, and who cancels the wait is told that the outcome is not known.
+fn a_commit_that_asks_waits_for_a_standby(cluster: &Cluster, primary: &str) {
+    let mut asking = cluster.connect();
+    asking.query("begin").expect("a block begins");
+    asking.query("set local pgtenure.durability = 'semi_sync'").expect("more than the mode is granted");
+    asking.query("insert into rows(id) values (1041)").expect("nothing waits before the commit");
+    let commit = std::thread::spawn(move || asking.query("commit").map(drop));
+    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    wait_for("the commit to wait", LONG, || {
+        let count = cluster.superuser(primary, waiting)?;
+        if count.trim() == "1" { Ok(()) } else { Err(count) }
+    });
+    let mut other = cluster.connect();
+    assert_eq!(other.query("show synchronous_commit").expect("a setting").value(), "local");
+    other.query("insert into rows(id) values (1042)").expect("others do not wait");
+    assert!(!commit.is_finished(), "the one that asked does");
+    let cancel = "select count(pg_cancel_backend(pid)) from pg_stat_activity where wait_event = 'SyncRep'";
+    cluster.superuser(primary, cancel).expect("the wait is canceled");
+    let error = commit.join().expect("the client's thread ends").expect_err("it was not confirmed");
+    assert_eq!(error.sqlstate(), Some("08007"), "{error}");
 }
 
 /// With nothing unreplicated, async mode fails over without an operator.
