@@ -47,6 +47,8 @@ pub enum Command {
     Pause(PauseArgs),
     /// End a pause.
     Resume(ResumeArgs),
+    /// Take over a primary and its standbys that run without agents: show the plan, with --yes carry it out.
+    Adopt(AdoptArgs),
     /// Add a node to the cluster, or remove one for good.
     Node(NodeArgs),
     /// Work on a node: its PostgreSQL may be stopped, reads go elsewhere, nobody is switched over to it.
@@ -272,6 +274,23 @@ pub struct ResumeArgs {
     /// Which cluster.
     #[command(flatten)]
     pub target: TargetArgs,
+}
+
+/// `pgtenure adopt`.
+#[derive(Debug, Args)]
+pub struct AdoptArgs {
+    /// The configuration file of the agent on the primary's host.
+    #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG")]
+    pub config: PathBuf,
+    /// The running primary, as a libpq connection string or URI of a superuser.
+    #[arg(long, value_name = "DSN")]
+    pub primary: String,
+    /// Carry the plan out.
+    #[arg(long)]
+    pub yes: bool,
+    /// How long to wait for each step.
+    #[arg(long, value_name = "TIME", default_value = "10min", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
 }
 
 /// `pgtenure node …`.

@@ -42,6 +42,7 @@ pub fn run(command: Command) -> ExitCode {
             let VerifyCommand::Reads(args) = args.command;
             ctl::verify::run(&args)
         }
+        Command::Adopt(args) => ctl::adopt::run(&args),
         Command::Status(_)
         | Command::Lag(_)
         | Command::Switchover(_)

@@ -80,6 +80,11 @@ impl Keys {
         format!("{}/fences/{node}", self.root)
     }
 
+    /// A cluster that ran without agents is being taken over.
+    pub fn adopt(&self) -> String {
+        format!("{}/adopt", self.root)
+    }
+
     /// All nodes in maintenance.
     pub fn maintenance(&self) -> String {
         format!("{}/maintenance/", self.root)

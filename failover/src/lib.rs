@@ -2,6 +2,7 @@
 //!
 //! Decisions are in `fsm`, `record` and `api` (PURE); `manager`, `agent`, `store` and `view` do the IO around them.
 
+pub mod adopt;
 pub mod agent;
 pub mod api;
 pub mod config;

@@ -323,6 +323,19 @@ pub struct FenceRecord {
     pub removed: bool,
 }
 
+/// `adopt`: a cluster that ran without agents is being taken over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptRecord {
+    /// Who asked, as `user@host`.
+    pub by: String,
+    /// The node of the running primary.
+    pub primary: NodeId,
+    /// PostgreSQL's system identifier.
+    pub system_id: String,
+    /// The primary's turn has come, too.
+    pub take_primary: bool,
+}
+
 /// `maintenance/<node>`: an operator works on the node; its PostgreSQL may be stopped and started meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaintenanceRecord {

@@ -120,7 +120,7 @@ const BANNED_WORDS: [(&str, &str); 6] = [
 ];
 
 /// The verbs of an operator; each has a page in runbooks/.
-const VERBS: [&str; 16] = [
+const VERBS: [&str; 17] = [
     "status",
     "lag",
     "switchover",
@@ -131,6 +131,7 @@ const VERBS: [&str; 16] = [
     "resume",
     "maintenance",
     "node",
+    "adopt",
     "policy",
     "report",
     "history",

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 2 refused, nothing was done, and every reason with its numbers was printed; 1 tried and failed,
 //! or no manager could be asked, and where things stand was printed as far as it is known.
 
+pub mod adopt;
 pub mod client;
 mod lag;
 mod node;
@@ -173,6 +174,7 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
         | Command::Reload(_)
         | Command::Route(_)
         | Command::Verify(_)
+        | Command::Adopt(_)
         | Command::Node(_)
         | Command::Lag(_) => return None,
     })

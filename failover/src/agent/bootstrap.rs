@@ -3,7 +3,8 @@
 
 use super::Agent;
 use super::control::Control;
-use super::env::{MONITOR_USER, REPLICATION_USER, identifier, literal};
+use super::env::{identifier, literal};
+use super::founding;
 use super::layout::fsync_dir;
 use super::postgres::{As, ServerError};
 use super::rewind::remove_tree;
@@ -98,36 +99,12 @@ impl Agent {
     /// Users, grants, databases, and the table of terms.
     async fn fill(&self, sql: &Sql, users: &[(String, String)]) -> Result<(), BootstrapError> {
         let what = "creating users";
-        let role = |name: &str, rest: &str| {
-            format!(
-                "DO $pgtenure$ BEGIN CREATE ROLE {} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $pgtenure$; \
-                 ALTER ROLE {} {rest};",
-                identifier(name),
-                identifier(name)
-            )
-        };
-        let repl = format!("REPLICATION PASSWORD {}", literal(self.env.replication_password.expose()));
-        let monitor = format!("PASSWORD {}", literal(self.env.monitor_password.expose()));
-        // Statements with passwords must not end up in PostgreSQL's log, whatever the user has it log.
-        sql.batch(
-            what,
-            "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'",
-            BOUND,
-        )
-        .await?;
-        sql.batch(what, &role(REPLICATION_USER, &repl), BOUND).await?;
-        sql.batch(what, &role(MONITOR_USER, &monitor), BOUND).await?;
-        // What pg_rewind calls on its source (see its manual), and the monitor's statistics.
-        let grants = format!(
-            "GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text, boolean, boolean) TO {REPLICATION_USER}; \
-             GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO {REPLICATION_USER}; \
-             GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO {REPLICATION_USER}; \
-             GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) TO {REPLICATION_USER}; \
-             GRANT pg_monitor TO {MONITOR_USER}"
-        );
-        sql.batch(what, &grants, BOUND).await?;
+        sql.batch(what, founding::QUIET, BOUND).await?;
+        for role in founding::roles(&self.env.replication_password, &self.env.monitor_password) {
+            sql.batch(what, &role, BOUND).await?;
+        }
         for (name, verifier) in users {
-            sql.batch(what, &role(name, &format!("PASSWORD {}", literal(verifier))), BOUND).await?;
+            sql.batch(what, &founding::role(name, &format!("PASSWORD {}", literal(verifier))), BOUND).await?;
         }
         for (database, owner) in &self.env.config.bootstrap.databases {
             let exists = format!("SELECT count(*) FROM pg_database WHERE datname = {}", literal(database));
@@ -136,22 +113,13 @@ impl Agent {
                 sql.batch("creating databases", &create, BOUND).await?;
             }
         }
-        let table = "CREATE SCHEMA IF NOT EXISTS pgtenure; \
-            CREATE TABLE IF NOT EXISTS pgtenure.term (term bigint PRIMARY KEY, node text NOT NULL, prev bigint, \
-             fork_timeline bigint, fork_lsn pg_lsn, xid_bound numeric, policy_epoch bigint NOT NULL, \
-             record_lsn pg_lsn NOT NULL, at timestamptz NOT NULL DEFAULT now()); \
-            GRANT USAGE ON SCHEMA pgtenure TO pgtenure_monitor; GRANT SELECT ON pgtenure.term TO pgtenure_monitor";
-        sql.batch("creating the table of terms", table, BOUND).await?;
+        sql.batch("creating the table of terms", founding::TERMS, BOUND).await?;
         Ok(())
     }
 
     /// The first term's record; gives the end of its commit, or a later position.
     async fn first_record(&self, sql: &Sql) -> Result<Lsn, BootstrapError> {
-        let insert = format!(
-            "INSERT INTO pgtenure.term (term, node, policy_epoch, record_lsn) \
-             VALUES (1, {}, 1, pg_current_wal_insert_lsn()) ON CONFLICT DO NOTHING",
-            literal(self.env.config.node.as_str())
-        );
+        let insert = founding::first_term(1, &self.env.config.node);
         sql.batch("recording the first term", &insert, BOUND).await?;
         Ok(sql.value("recording the first term", "SELECT pg_current_wal_flush_lsn()", BOUND).await?)
     }

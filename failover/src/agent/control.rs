@@ -4,6 +4,7 @@ use super::Env;
 use super::tool;
 use crate::api::PostgresState;
 use cluster::{Lsn, TimelineId};
+use std::path::Path;
 use std::time::Duration;
 
 /// The fields of pg_control that are used.
@@ -21,10 +22,15 @@ pub(crate) struct Control {
 impl Control {
     /// Read it. Works while PostgreSQL runs too.
     pub(crate) async fn read(env: &Env) -> Result<Self, tool::ToolError> {
+        Self::of(env, &env.layout.data()).await
+    }
+
+    /// That of another directory.
+    pub(crate) async fn of(env: &Env, data: &Path) -> Result<Self, tool::ToolError> {
         let mut command = env.program("pg_controldata");
-        command.arg("-D").arg(env.layout.data());
+        command.arg("-D").arg(data);
         let out = tool::run(command, Duration::from_secs(10)).await?;
-        let copied = env.layout.data().join("backup_label").exists();
+        let copied = data.join("backup_label").exists();
         parse(&out.stdout, copied).ok_or_else(|| tool::ToolError::Output { program: "pg_controldata".into() })
     }
 

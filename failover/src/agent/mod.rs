@@ -6,12 +6,14 @@
 //! `conf`. A freeze gives its promise and cuts the node off before it waits for `actuator`, and whoever holds that gives
 //! up on seeing a newer promise.
 
+mod adopt;
 mod arm;
 mod bootstrap;
 mod catch_up;
 mod commands;
 mod control;
 mod env;
+pub(crate) mod founding;
 mod freeze;
 mod http;
 mod layout;

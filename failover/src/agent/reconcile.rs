@@ -1,5 +1,6 @@
 //! The agent's own loop: facts in, one act out, done, and again.
 
+use super::adopt::AdoptError;
 use super::postgres::{self, ServerError, Stop};
 use super::sql::Sql;
 use super::{Agent, bootstrap::BootstrapError, rejoin::RejoinError};
@@ -30,6 +31,8 @@ pub(super) enum ActError {
     Bootstrap(#[from] BootstrapError),
     #[error(transparent)]
     Rejoin(#[from] RejoinError),
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
     #[error("settings could not be written")]
     Settings(#[source] std::io::Error),
 }
@@ -78,6 +81,7 @@ impl Agent {
     async fn act_once(&self) -> Result<Act, ActError> {
         self.preset_by_policy().await.map_err(ActError::Settings)?;
         self.reset_foreign_settings();
+        self.finish_adoption().await?;
         if matches!(self.decide_now(), Act::Wait(_)) {
             return Ok(self.decide_now());
         }
@@ -90,6 +94,11 @@ impl Agent {
         }
         match act {
             Act::Wait(_) => {}
+            Act::TakeOver => {
+                let done = self.take_over().await;
+                self.rejoining(None);
+                done?;
+            }
             Act::Create => self.claim_creation().await?,
             Act::ResumeCreation => self.create_cluster().await?,
             Act::Clone => self.clone_primary().await?,
@@ -148,6 +157,7 @@ impl Agent {
             system_id: seen.system_id.as_deref(),
             fence: records.fences.get(&self.env.config.node),
             maintenance: records.maintenance,
+            adopts: self.adoption(),
             upstream: upstream.as_ref().map(|u| (&u.node, u.term)),
             not_streaming_for: seen.not_streaming_since.map_or(Duration::ZERO, |t| self.env.clock.now().since(t)),
             rewind_interrupted: memory.rewinding,

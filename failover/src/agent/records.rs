@@ -1,7 +1,9 @@
 //! The cluster's records in etcd as this agent last read them.
 
 use super::Agent;
-use crate::record::{FenceRecord, InitRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use crate::record::{
+    AdoptRecord, FenceRecord, InitRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord,
+};
 use crate::store::{Range, Snapshot, StoreError, Versioned};
 use cluster::keys::Keys;
 use cluster::{Endpoint, Instant, NodeId, Term};
@@ -29,6 +31,8 @@ pub(crate) struct Records {
     pub(crate) fences: BTreeMap<NodeId, FenceRecord>,
     /// An operator works on this node.
     pub(crate) maintenance: bool,
+    /// A cluster that ran without agents is being taken over.
+    pub(crate) adopt: Option<AdoptRecord>,
 }
 
 impl Records {
@@ -76,6 +80,7 @@ fn ranges(keys: &Keys) -> Vec<Range> {
         Range::Prefix(keys.members()),
         Range::Prefix(keys.fences()),
         Range::Prefix(keys.maintenance()),
+        Range::Key(keys.adopt()),
     ]
 }
 
@@ -93,6 +98,7 @@ impl Agent {
             primary: snapshot.get(&keys.primary()).and_then(decode),
             members: named(&snapshot, &keys.members()),
             fences: named(&snapshot, &keys.fences()),
+            adopt: snapshot.get(&keys.adopt()).and_then(decode).map(|a| a.value),
             // Also when the record cannot be understood.
             maintenance: snapshot.get(&keys.maintenance_of(&self.env.config.node)).is_some(),
         };
@@ -139,7 +145,8 @@ impl Agent {
         let mut state = self.state.subscribe();
         let mut written: Option<MemberRecord> = None;
         loop {
-            let system_id = state.borrow_and_update().system_id.clone();
+            let told = state.borrow_and_update().system_id.clone();
+            let system_id = if told.is_some() { told } else { self.system_id_to_adopt().await };
             let c = &self.env.config;
             let member = MemberRecord {
                 node: c.node.clone(),

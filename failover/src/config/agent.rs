@@ -38,6 +38,9 @@ pub struct AgentRaw {
     /// Directory of the agent; PostgreSQL's data is in `data` below it, its configuration in `conf`, its socket in
     /// `sock`, its logs in `log`, WAL of lost transactions in `lost`. Absolute, at most 75 bytes. No default.
     pub data_dir: PathBuf,
+    /// Data directory of a PostgreSQL that runs without an agent, for `pgtenure adopt`: it is moved to `data` then, so it
+    /// must be in the same file system, and the agent's user must own it. Default none. Used once.
+    pub adopt: PathBuf,
     /// Where the agent's HTTP listens for managers and other agents. Default `127.0.0.1:7401`: loopback, so that it
     /// is never exposed unintentionally.
     pub listen: String,
@@ -96,6 +99,7 @@ impl Default for AgentRaw {
             apply_delay: Span::millis(0),
             serve_reads: true,
             data_dir: PathBuf::new(),
+            adopt: PathBuf::new(),
             listen: "127.0.0.1:7401".into(),
             advertise_host: "127.0.0.1".into(),
             postgres_listen: "127.0.0.1".into(),
@@ -150,6 +154,8 @@ pub struct AgentConfig {
     pub standing: Standing,
     /// The agent's directory, absolute.
     pub data_dir: PathBuf,
+    /// A data directory to take over; empty: none.
+    pub adopt: PathBuf,
     /// Where the agent's HTTP listens.
     pub listen: SocketAddr,
     /// Host under which others reach this node.
@@ -309,6 +315,11 @@ fn check_paths(raw: &AgentRaw, bad: &mut Vec<BadSetting>) {
             bad.push(BadSetting::new(key, path.display(), "expected an absolute path without quotes and spaces"));
         }
     }
+    let adopts = !raw.adopt.as_os_str().is_empty();
+    if adopts && (!absolute(&raw.adopt) || raw.adopt.starts_with(&raw.data_dir)) {
+        let why = "expected an absolute path without quotes and spaces, not below agent.data_dir";
+        bad.push(BadSetting::new("agent.adopt", raw.adopt.display(), why));
+    }
     let socket = raw.data_dir.join("sock").join(format!(".s.PGSQL.{}", raw.postgres_port));
     let length = socket.as_os_str().len();
     if length > MAX_SOCKET_PATH {
@@ -375,6 +386,7 @@ fn checked(raw: &AgentRaw, bootstrap: &BootstrapRaw, node: NodeId, listen: Socke
             serve_reads: raw.serve_reads,
         },
         data_dir: raw.data_dir.clone(),
+        adopt: raw.adopt.clone(),
         listen,
         advertise_host: raw.advertise_host.clone(),
         postgres_listen: raw.postgres_listen.clone(),

@@ -56,6 +56,8 @@ pub struct Facts<'a> {
     pub fence: Option<&'a FenceRecord>,
     /// An operator works on this node.
     pub maintenance: bool,
+    /// `Some` while a directory whose PostgreSQL ran without an agent is to be taken over: has its turn come?
+    pub adopts: Option<bool>,
     /// The primary whose address the WAL receiver was given, and its term.
     pub upstream: Option<(&'a NodeId, Term)>,
     /// For how long the WAL receiver has not streamed although it was given an address.
@@ -73,6 +75,8 @@ pub struct Facts<'a> {
 pub enum Act {
     /// Nothing now.
     Wait(Because),
+    /// Stop the PostgreSQL that ran without an agent and make its directory ours.
+    TakeOver,
     /// Try to become the node that creates the cluster.
     Create,
     /// Go on creating the cluster: this node has won the right to.
@@ -110,6 +114,8 @@ pub enum Because {
     Fenced,
     /// An operator works on the node: what is stopped stays stopped.
     Maintenance,
+    /// `pgtenure adopt` has not come to this node yet.
+    AwaitsAdoption,
     /// Another node creates the cluster.
     BeingCreated,
     /// The data directory belongs to another cluster.
@@ -141,6 +147,9 @@ pub const STREAMING_PATIENCE: Duration = Duration::from_secs(3);
 pub fn decide(facts: &Facts<'_>) -> Act {
     if let Some(fence) = facts.fence {
         return fenced(facts, fence);
+    }
+    if let (Server::Absent, Some(turn)) = (facts.server, facts.adopts) {
+        return if turn { Act::TakeOver } else { Act::Wait(Because::AwaitsAdoption) };
     }
     let Some(record) = facts.record else { return unborn(facts) };
     if let (Some(id), Some(want)) = (facts.system_id, facts.init.and_then(|i| i.system_id.as_deref()))
@@ -279,6 +288,7 @@ mod tests {
             system_id: None,
             fence: None,
             maintenance: false,
+            adopts: None,
             upstream: None,
             not_streaming_for: Duration::ZERO,
             rewind_interrupted: false,
@@ -372,6 +382,17 @@ mod tests {
         let base = facts(&node, Server::Stopped { was_primary: true }, Some(&active));
         let foreign = Facts { init: Some(&init), system_id: Some("8"), ..base };
         assert_eq!(decide(&foreign), Act::Wait(Because::ForeignData));
+    }
+
+    #[test]
+    fn a_directory_to_adopt_is_neither_created_nor_cloned_over_and_taken_in_its_turn() {
+        let (node, active) = (n("n1"), record(4, Phase::Active, Some("n2")));
+        let at = |record, turn| Facts { adopts: Some(turn), ..facts(&node, Server::Absent, record) };
+        assert_eq!(decide(&at(None, false)), Act::Wait(Because::AwaitsAdoption));
+        assert_eq!(decide(&at(Some(&active), false)), Act::Wait(Because::AwaitsAdoption));
+        assert_eq!(decide(&at(Some(&active), true)), Act::TakeOver);
+        let ours = Facts { server: Server::Stopped { was_primary: false }, ..at(Some(&active), true) };
+        assert_eq!(decide(&ours), Act::StartDetached);
     }
 
     #[test]

@@ -417,6 +417,7 @@ impl World {
             system_id: None,
             fence: None,
             maintenance: false,
+            adopts: None,
             upstream: upstream.as_ref().map(|(p, term)| (p, *term)),
             not_streaming_for: self.now.since(node.not_streaming_since),
             rewind_interrupted: false,

@@ -1,0 +1,283 @@
+//! Taking over a cluster that runs without agents (`pgtenure adopt`): its primary is asked, a plan is made, and carried out
+//! so that every moment before the primary's own stop leaves the cluster serving as it did.
+//!
+//! The records say term N for the timeline N that the primary writes, paused, and suspended in a way by which only that
+//! primary counts as complete: nobody else can be promoted before it has been stopped and started under its agent. That
+//! start is an ordinary change of primary with cause *restart*, into term N + 1.
+
+pub mod plan;
+
+use crate::agent::founding;
+use crate::config::cluster::ClusterConfig;
+use crate::record::{
+    AdoptRecord, Cause, InitRecord, Limits, MemberRecord, Mode, PauseRecord, Phase, PolicyRecord, Suspension,
+    TermRecord, WallMillis,
+};
+use crate::store::{Compare, Range, Store, StoreError, Txn};
+use cluster::keys::Keys;
+use cluster::secret::Secret;
+use cluster::{Lsn, NodeId, Term, TimelineId};
+use plan::{Found, Wanted};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+/// Bound on one statement.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// It could not be gone on with.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// etcd.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The primary said no, or is gone.
+    #[error("{what}: {}", source.as_db_error().map_or_else(|| source.to_string(), |e| e.message().to_owned()))]
+    Postgres {
+        /// What it was asked.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// No answer in time.
+    #[error("{what}: no answer within {BOUND:?}")]
+    TimedOut {
+        /// What it was asked.
+        what: &'static str,
+    },
+    /// It answered something else than expected.
+    #[error("{what}: unexpected answer {answer:?}")]
+    Answer {
+        /// What it was asked.
+        what: &'static str,
+        /// Its answer.
+        answer: String,
+    },
+    /// A record could not be written or understood.
+    #[error("a record in etcd is not as it should be")]
+    Record(#[from] serde_json::Error),
+    /// etcd knows a cluster of that name already.
+    #[error("etcd knows this cluster already, in term {term}")]
+    Exists {
+        /// Its term.
+        term: Term,
+    },
+    /// Something changed in etcd at the same time; nothing was written.
+    #[error("something changed in etcd at the same time; nothing was written")]
+    Lost,
+}
+
+/// How far an adoption has come, by the records.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// It was begun and not finished.
+    pub begun: Option<AdoptRecord>,
+    /// The term's record.
+    pub term: Option<TermRecord>,
+    /// The policy's.
+    pub policy: Option<PolicyRecord>,
+}
+
+async fn rows(client: &Client, what: &'static str, sql: &str) -> Result<Vec<Vec<Option<String>>>, AdoptError> {
+    let asked = tokio::time::timeout(BOUND, client.simple_query(sql)).await;
+    let messages =
+        asked.map_err(|_| AdoptError::TimedOut { what })?.map_err(|source| AdoptError::Postgres { what, source })?;
+    let row = |m: SimpleQueryMessage| match m {
+        SimpleQueryMessage::Row(r) => Some((0..r.len()).map(|i| r.get(i).map(str::to_owned)).collect()),
+        _ => None, // a command's end
+    };
+    Ok(messages.into_iter().filter_map(row).collect())
+}
+
+async fn pairs(client: &Client, what: &'static str, sql: &str) -> Result<BTreeMap<String, String>, AdoptError> {
+    let pair = |r: Vec<Option<String>>| {
+        let mut texts = r.into_iter().map(Option::unwrap_or_default);
+        Some((texts.next()?, texts.next()?))
+    };
+    Ok(rows(client, what, sql).await?.into_iter().filter_map(pair).collect())
+}
+
+async fn texts(client: &Client, what: &'static str, sql: &str) -> Result<Vec<String>, AdoptError> {
+    Ok(rows(client, what, sql).await?.into_iter().filter_map(|r| r.into_iter().next()?).collect())
+}
+
+/// Ask the server that was named.
+///
+/// # Errors
+/// It does not answer as a PostgreSQL does.
+pub async fn survey(client: &Client) -> Result<Found, AdoptError> {
+    let what = "asking the primary";
+    let basics = "SELECT current_setting('server_version_num'), pg_is_in_recovery(), \
+        (SELECT system_identifier FROM pg_control_system()), (SELECT timeline_id FROM pg_control_checkpoint()), \
+        CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END, current_setting('port'), \
+        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), \
+        EXISTS (SELECT FROM pg_roles WHERE rolname = 'postgres' AND rolsuper)";
+    let basics: Vec<String> =
+        rows(client, what, basics).await?.concat().into_iter().map(Option::unwrap_or_default).collect();
+    let [version, recovery, system_id, timeline, lsn, port, superuser, has_postgres] = &basics[..] else {
+        return Err(AdoptError::Answer { what, answer: basics.join(", ") });
+    };
+    let number = |text: &str| text.parse::<u32>().map_err(|_| AdoptError::Answer { what, answer: text.to_owned() });
+    Ok(Found {
+        version: number(version)?,
+        in_recovery: recovery == "t",
+        system_id: system_id.clone(),
+        timeline: TimelineId(number(timeline)?),
+        lsn: lsn.parse().unwrap_or(Lsn::INVALID),
+        port: u16::try_from(number(port)?).unwrap_or(0),
+        settings: pairs(client, what, "SELECT name, setting FROM pg_settings").await?,
+        changed: pairs(
+            client,
+            what,
+            "SELECT name, current_setting(name) FROM pg_settings WHERE source IN ('configuration file', 'command line') \
+             AND setting IS DISTINCT FROM boot_val AND name NOT LIKE 'lc\\_%' AND name NOT IN ('DateStyle', \
+             'TimeZone', 'log_timezone', 'default_text_search_config', 'dynamic_shared_memory_type')",
+        )
+        .await?,
+        superuser: superuser == "t",
+        has_postgres: has_postgres == "t",
+        slots: texts(client, what, "SELECT slot_name FROM pg_replication_slots ORDER BY 1").await?,
+        tablespaces: texts(client, what, "SELECT spcname FROM pg_tablespace WHERE spcname !~ '^pg_' ORDER BY 1").await?,
+        standbys: following(client).await?,
+    })
+}
+
+/// Who streams from the primary, by application_name.
+///
+/// # Errors
+/// It does not answer.
+pub async fn following(client: &Client) -> Result<Vec<String>, AdoptError> {
+    let sql = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming' ORDER BY 1";
+    texts(client, "asking who follows", sql).await
+}
+
+/// What the records say of the nodes.
+///
+/// # Errors
+/// etcd does not answer.
+pub async fn wanted(
+    store: &dyn Store,
+    keys: &Keys,
+    cluster: &ClusterConfig,
+    primary: &NodeId,
+) -> Result<Wanted, AdoptError> {
+    let found = store.read(vec![Range::Prefix(keys.members()), Range::Key(keys.manager())]).await?;
+    let member = |v: &crate::store::Versioned| {
+        let node = v.key.strip_prefix(&keys.members())?.parse().ok()?;
+        Some((node, serde_json::from_slice::<MemberRecord>(&v.value).ok()?))
+    };
+    let members = found.under(&keys.members()).filter_map(member).collect();
+    let led = found.get(&keys.manager()).is_some();
+    Ok(Wanted { primary: primary.clone(), voters: cluster.voters.clone(), k: cluster.k, members, led })
+}
+
+/// How far it has come.
+///
+/// # Errors
+/// etcd does not answer, or with something that is not understood.
+pub async fn standing(store: &dyn Store, keys: &Keys) -> Result<Standing, AdoptError> {
+    let found = store.read([keys.adopt(), keys.term(), keys.policy()].map(Range::Key).to_vec()).await?;
+    let value = |key: String| found.get(&key).map(|v| v.value.clone());
+    let begun = value(keys.adopt()).map(|v| serde_json::from_slice(&v)).transpose()?;
+    let term = value(keys.term()).map(|v| serde_json::from_slice(&v)).transpose()?;
+    let policy = value(keys.policy()).map(|v| serde_json::from_slice(&v)).transpose()?;
+    Ok(Standing { begun, term, policy })
+}
+
+/// Create on the running primary what agents need. Can be repeated; nothing that serves changes.
+///
+/// # Errors
+/// The primary refuses.
+pub async fn prepare(
+    client: &Client,
+    found: &Found,
+    primary: &NodeId,
+    replication_password: &Secret,
+    monitor_password: &Secret,
+) -> Result<(), AdoptError> {
+    let what = "preparing the primary";
+    let quiet = "SET password_encryption = 'scram-sha-256'; SET synchronous_commit = local";
+    for sql in [founding::QUIET, quiet]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(founding::roles(replication_password, monitor_password))
+    {
+        rows(client, what, &sql).await?;
+    }
+    rows(client, what, founding::TERMS).await?;
+    rows(client, what, &founding::first_term(u64::from(found.timeline.0), primary)).await?;
+    Ok(())
+}
+
+/// Put the records that make the standbys' agents begin.
+///
+/// # Errors
+/// etcd knows the cluster already, or does not answer.
+pub async fn begin(
+    store: &dyn Store,
+    keys: &Keys,
+    cluster: &ClusterConfig,
+    found: &Found,
+    (primary, by, now): (&NodeId, &str, WallMillis),
+) -> Result<(), AdoptError> {
+    let term = Term(u64::from(found.timeline.0));
+    let why = "adopted: commits wait for standbys once these stream under their agents".to_owned();
+    let by = by.to_owned();
+    let suspended = Suspension { term, since: found.lsn, since_wall: now, why: why.clone(), lowered: None };
+    let policy = PolicyRecord {
+        epoch: 1,
+        voters: cluster.voters.clone(),
+        k: if cluster.mode == Mode::Async { 0 } else { cluster.k },
+        mode: cluster.mode,
+        suspended: (cluster.mode != Mode::Async).then_some(suspended),
+        limits: Limits::default(),
+        joint: None,
+    };
+    let record = TermRecord {
+        term,
+        phase: Phase::Active,
+        coordinator: by.clone(),
+        node: Some(primary.clone()),
+        cause: Cause::Bootstrap,
+        prev: None,
+        fork: None,
+        forks: Vec::new(),
+        xid_bound: None,
+        record_lsn: Some(found.lsn),
+        policy_epoch: 1,
+        newest_timeline: None,
+        data_loss_allowed: false,
+    };
+    let pause = PauseRecord { by: by.clone(), why, at: now, until: None };
+    let init = InitRecord { node: primary.clone(), system_id: Some(found.system_id.clone()) };
+    let adopt = AdoptRecord { by, primary: primary.clone(), system_id: found.system_id.clone(), take_primary: false };
+    let txn = Txn::new()
+        .when(Compare::Absent(keys.init()))
+        .when(Compare::Absent(keys.term()))
+        .put(keys.init(), serde_json::to_vec(&init)?)
+        .put(keys.policy(), serde_json::to_vec(&policy)?)
+        .put(keys.policy_of(policy.epoch), serde_json::to_vec(&policy)?)
+        .put(keys.term(), serde_json::to_vec(&record)?)
+        .put(keys.pause(), serde_json::to_vec(&pause)?)
+        .put(keys.adopt(), serde_json::to_vec(&adopt)?);
+    if store.txn(txn).await?.succeeded {
+        return Ok(());
+    }
+    let term = standing(store, keys).await?.term.map_or(Term(0), |t| t.term);
+    Err(AdoptError::Exists { term })
+}
+
+/// Let the primary's own agent take it over: from here on writes stop until the next term is open.
+///
+/// # Errors
+/// etcd does not answer, or the adoption is not under way any more.
+pub async fn take_primary(store: &dyn Store, keys: &Keys) -> Result<(), AdoptError> {
+    let Some(found) = store.get(&keys.adopt()).await? else { return Err(AdoptError::Lost) };
+    let record: AdoptRecord = serde_json::from_slice(&found.value)?;
+    let record = AdoptRecord { take_primary: true, ..record };
+    let txn = Txn::new()
+        .when(Compare::ModRevision(keys.adopt(), found.mod_revision))
+        .put(keys.adopt(), serde_json::to_vec(&record)?);
+    if store.txn(txn).await?.succeeded { Ok(()) } else { Err(AdoptError::Lost) }
+}

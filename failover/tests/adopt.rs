@@ -1,0 +1,161 @@
+//! Taking over a primary and standbys that somebody set up by hand, with real PostgreSQL.
+
+#[allow(dead_code)] // another test's harness, of which this one needs the half
+mod agents;
+
+use agents::{Cluster, SECRET, bin, kill_all, postmaster, signal, unprivileged, until};
+use cluster::secret::Secret;
+use cluster::{NodeId, Term};
+use failover::adopt::{self, plan};
+use failover::config::manager::{ManagerRaw, check};
+use failover::fsm::status::Status;
+use failover::manager::{ManagerConfig, ManagerHandle, start};
+use failover::record::{Mode, Phase};
+use nix::sys::signal::Signal;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_postgres::{Client, NoTls};
+
+/// Servers as an operator runs them: in a directory each, with configuration inside.
+struct ByHand {
+    dir: tempfile::TempDir,
+    ports: [u16; 3],
+}
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        (0..3).for_each(|i| kill_all(&self.data(i)));
+    }
+}
+
+fn run(program: &str, args: &[&str]) {
+    let out = Command::new(format!("{}/{program}", bin())).args(args).output().unwrap();
+    assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+impl ByHand {
+    /// A primary and two standbys that stream, with this port and the following.
+    fn start(port: u16) -> Self {
+        let it = Self { dir: tempfile::tempdir().unwrap(), ports: [port, port + 1, port + 2] };
+        let (first, sync) = (it.data(0), ["--data-checksums", "-N"]);
+        run("initdb", &[&["-D", text(&first), "-U", "postgres", "-A", "trust"][..], &sync].concat());
+        it.configure(0);
+        for i in 1..3 {
+            let from = format!("host=127.0.0.1 port={port} user=postgres application_name=by_hand_{i}");
+            run("pg_basebackup", &["-D", text(&it.data(i)), "-d", &from, "-R", "-c", "fast", "-N"]);
+            it.configure(i);
+        }
+        it
+    }
+
+    fn configure(&self, i: usize) {
+        let settings = format!(
+            "port = {}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nshared_buffers = '16MB'\n\
+             synchronous_standby_names = ''\n",
+            self.ports[i]
+        );
+        let file = self.data(i).join("postgresql.conf");
+        let before = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, before + &settings).unwrap();
+        let log = self.dir.path().join(format!("{i}.log"));
+        run("pg_ctl", &["-D", text(&self.data(i)), "-w", "-l", text(&log), "start"]);
+    }
+
+    fn data(&self, i: usize) -> PathBuf {
+        self.dir.path().join(format!("hand{i}"))
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+async fn connect(port: u16) -> Client {
+    let to = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
+    let (client, connection) = tokio_postgres::connect(&to, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+fn manager(c: &Cluster) -> ManagerHandle {
+    let config = ManagerConfig {
+        cluster: "t".into(),
+        one_of_several: false,
+        keys: c.keys.clone(),
+        section: check(&ManagerRaw::default()).unwrap(),
+        secret: Secret::new(SECRET),
+        admin: "127.0.0.1:1".into(),
+        view_validity: Duration::from_secs(1),
+    };
+    start(config, Arc::new(c.store.client()), &prometheus::Registry::new()).unwrap()
+}
+
+async fn status_is(m: &ManagerHandle, what: &str, test: impl Fn(&Status) -> bool) -> Arc<Status> {
+    let mut status = m.status();
+    match tokio::time::timeout(Duration::from_secs(45), status.wait_for(|s| test(s))).await {
+        Ok(found) => Arc::clone(&found.unwrap()),
+        Err(_) => panic!("waited for {what}; the manager says {:#?}", m.status().borrow()),
+    }
+}
+
+#[test]
+fn a_cluster_made_by_hand_is_adopted_and_a_failover_keeps_its_rows() {
+    unprivileged("a_cluster_made_by_hand_is_adopted_and_a_failover_keeps_its_rows", async {
+        let hand = ByHand::start(22160);
+        let old = connect(22160).await;
+        old.batch_execute("CREATE TABLE t (i int); INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
+        let mut c = Cluster::new(22160, 3, Mode::Strict, 1);
+        for i in 0..3 {
+            c.nodes[i].config.adopt = hand.data(i);
+            c.start(i).await;
+        }
+        let n1: NodeId = c.nodes[0].id.clone();
+        let found = adopt::survey(&old).await.unwrap();
+        // Without a manager it is refused, and nothing is touched.
+        let plan_now = async || plan::plan(&found, &adopt::wanted(&c.store, &c.keys, &c.shared, &n1).await.unwrap());
+        until("the members", async || (plan_now().await.obstacles.len() == 1).then_some(())).await;
+        assert!(plan_now().await.obstacles[0].contains("no manager leads"));
+        let m = manager(&c);
+        until("a plan without obstacles", async || plan_now().await.obstacles.is_empty().then_some(())).await;
+        assert_eq!(adopt::following(&old).await.unwrap(), ["by_hand_1", "by_hand_2"]);
+
+        let (repl, monitor) = (Secret::new("repl's: password\\"), Secret::new("monitor"));
+        adopt::prepare(&old, &found, &n1, &repl, &monitor).await.unwrap();
+        adopt::prepare(&old, &found, &n1, &repl, &monitor).await.expect("it can be repeated");
+        let found = adopt::survey(&old).await.unwrap();
+        let begin = async || adopt::begin(&c.store, &c.keys, &c.shared, &found, (&n1, "test", 0)).await;
+        begin().await.unwrap();
+        assert!(matches!(begin().await, Err(adopt::AdoptError::Exists { term: Term(1) })));
+        // The primary serves all the while.
+        until("the standbys under their agents", async || {
+            old.batch_execute("INSERT INTO t VALUES (0)").await.unwrap();
+            (adopt::following(&old).await.unwrap() == ["n2", "n3"]).then_some(())
+        })
+        .await;
+        assert!(hand.data(0).exists() && !hand.data(1).exists() && !hand.data(2).exists());
+        let s = m.status().borrow().clone();
+        assert!(s.paused.is_some() && !s.safe_to_lose_primary.safe, "{s:#?}");
+        let rows: i64 = old.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
+
+        let begun = Instant::now();
+        adopt::take_primary(&c.store, &c.keys).await.unwrap();
+        let s = status_is(&m, "the next term", |s| s.term == Some(Term(2)) && s.phase == Some(Phase::Active)).await;
+        eprintln!("without writes for {:?}: {:?}", begun.elapsed(), s.last_failover.as_ref().map(|j| &j.phases));
+        assert_eq!(s.primary, Some(n1.clone()));
+        let safe = |s: &Status| s.suspended.is_none() && s.paused.is_none() && s.safe_to_lose_primary.safe;
+        status_is(&m, "protection", safe).await;
+        assert_eq!(c.value(0, "SHOW synchronous_standby_names").await, "ANY 1 (n2, n3)");
+        assert_eq!(c.value(0, "SELECT count(*) FROM t").await, rows.to_string());
+        assert_eq!(adopt::standing(&c.store, &c.keys).await.unwrap().begun, None);
+
+        signal(postmaster(&c.nodes[0].config), Signal::SIGKILL);
+        let s = status_is(&m, "the failover", |s| s.term == Some(Term(3)) && s.phase == Some(Phase::Active)).await;
+        let new = c.number(s.primary.as_ref().unwrap());
+        assert_ne!(new, 0);
+        assert_eq!(c.value(new, "SELECT count(*) FROM t").await, rows.to_string());
+        status_is(&m, "the old primary as a standby", safe).await;
+        m.stop().await;
+    });
+}
