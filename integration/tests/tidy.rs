@@ -27,6 +27,7 @@ const PURE: &[&str] = &[
     "proxy/src/console/tally.rs",
     "proxy/src/config/console.rs",
     "proxy/src/config/durability.rs",
+    "proxy/src/config/functions.rs",
     "proxy/src/config/pools.rs",
     "proxy/src/config/reads.rs",
     "proxy/src/config/throttle.rs",

@@ -5,13 +5,14 @@
 //! first table is there, and whenever one is out of date, errors are on the safe side: unknown functions are writes,
 //! and a standby refuses what turns out to write.
 
+use crate::config::functions::Lists;
 use crate::config::{Config, PasswordFrom};
 use crate::reach::{Reach, ReachError};
-use crate::sql::{FunctionRow, FunctionTable, Volatility};
+use crate::sql::{FunctionName, FunctionRow, FunctionTable, Volatility};
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,10 +44,6 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// How often a catalog is read again.
     pub refresh: Duration,
-    /// Names that reads may call whatever their volatility.
-    pub allow: Vec<String>,
-    /// Names that reads may not call.
-    pub deny: Vec<String>,
     /// Functions that leave something in the session.
     pub pinning: Arc<[String]>,
 }
@@ -82,8 +79,6 @@ impl Settings {
             password: read_password(&config.monitor_password)?,
             connect_timeout: config.connect_timeout,
             refresh: config.catalog_refresh,
-            allow: config.allow_functions.clone(),
-            deny: config.deny_functions.clone(),
             pinning: config.pools.defaults.pin_functions.clone().into(),
         })
     }
@@ -113,6 +108,8 @@ pub struct Catalogs {
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
+    /// For the lists of functions.
+    config: watch::Receiver<Arc<Config>>,
     topology: watch::Receiver<Topology>,
     runtime: Handle,
     reach: Arc<Reach>,
@@ -136,13 +133,20 @@ struct Database {
 }
 
 impl Catalogs {
-    /// Catalogs read by tasks on `runtime` from the nodes of `topology`.
-    pub fn new(settings: Settings, topology: watch::Receiver<Topology>, runtime: Handle, reach: Arc<Reach>) -> Self {
+    /// Catalogs read by tasks on `runtime` from the nodes of `topology`, with the lists of functions that `config` has.
+    pub fn new(
+        settings: Settings,
+        config: watch::Receiver<Arc<Config>>,
+        topology: watch::Receiver<Topology>,
+        runtime: Handle,
+        reach: Arc<Reach>,
+    ) -> Self {
         let databases = Mutex::new(BTreeMap::new());
         let (defaults, (changes, _)) = (Mutex::default(), watch::channel(Changes::default()));
         Self {
             shared: Arc::new(Shared {
                 settings,
+                config,
                 topology,
                 runtime,
                 reach,
@@ -200,16 +204,23 @@ impl Catalogs {
 
 /// Read one database's catalog again and again while someone listens.
 async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<FunctionTable>>, changed: Arc<Notify>) {
-    let mut topology = shared.topology.clone();
+    let (mut topology, mut config) = (shared.topology.clone(), shared.config.clone());
     let refresh = shared.settings.refresh;
     let mut retry = RETRY_MIN;
     let mut complained = false;
+    let mut missing = Vec::new();
     loop {
         let view = topology.borrow_and_update().clone();
-        let pause = match read_any(&shared, &view, &database).await {
-            Ok((table, defaults)) => {
+        let lists = config.borrow_and_update().functions.of(&database);
+        let pause = match read_any(&shared, &view, &database, &lists).await {
+            Ok(Catalog { table, defaults, names }) => {
                 defaults.into_iter().for_each(|defaults| compare(&shared, &database, defaults));
                 tracing::debug!(database = database.as_str(), names = table.len(), "catalog read");
+                let unknown = unknown_names(&config.borrow(), &database, &names);
+                if missing != unknown {
+                    missing = unknown;
+                    complain_of(&missing, &database);
+                }
                 let number = shared.read.fetch_add(1, Ordering::Relaxed) + 1;
                 sender.send_replace(Arc::new(table.numbered(number)));
                 (retry, complained) = (RETRY_MIN, false);
@@ -235,8 +246,17 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
             // Nobody tells of nodes any more: the process is stopping.
             std::future::pending().await
         };
+        let relisted = async {
+            while config.changed().await.is_ok() {
+                if config.borrow_and_update().functions.of(&database) != lists {
+                    return;
+                }
+            }
+            std::future::pending().await
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = relisted => {}
             () = moved => tokio::time::sleep(RETRY_MIN.min(refresh)).await,
             () = changed.notified() => tokio::time::sleep(SETTLE.min(refresh)).await,
         }
@@ -246,6 +266,22 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
             databases.remove(&database);
             return;
         }
+    }
+}
+
+/// What the database's own lists name and the database does not have.
+fn unknown_names(config: &Config, database: &str, names: &BTreeSet<FunctionName>) -> Vec<String> {
+    let has = |named: &FunctionName| match &named.schema {
+        Some(_) => names.contains(named),
+        None => names.iter().any(|known| known.name == named.name),
+    };
+    config.functions.own(database).filter(|named| !has(named)).map(ToString::to_string).collect()
+}
+
+fn complain_of(missing: &[String], database: &str) {
+    if !missing.is_empty() {
+        let functions = missing.join(", ");
+        tracing::warn!(database, functions, "allow_functions or deny_functions names what the database does not have");
     }
 }
 
@@ -286,16 +322,29 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What was read.
+struct Catalog {
+    table: FunctionTable,
+    /// What stands for the defaults of its sessions; `None` when they may be old.
+    defaults: Option<u64>,
+    /// Its functions, as far as their names are in the lists.
+    names: BTreeSet<FunctionName>,
+}
+
 /// From the primary, else from the first standby that answers; of that one no defaults, which may be old.
 async fn read_any(
     shared: &Shared,
     view: &Topology,
     database: &str,
-) -> Result<(FunctionTable, Option<u64>), ReadCatalogError> {
+    lists: &Lists,
+) -> Result<Catalog, ReadCatalogError> {
     let mut last = ReadCatalogError::NoNode;
     for (i, member) in view.primary.iter().chain(&view.standbys).enumerate().filter(|(_, m)| !m.fenced) {
-        match read_from(shared, &member.postgres, database).await {
-            Ok((table, defaults)) => return Ok((table, (i == 0 && view.primary.is_some()).then_some(defaults))),
+        match read_from(shared, &member.postgres, database, lists).await {
+            Ok(read) => {
+                let defaults = read.defaults.filter(|_| i == 0 && view.primary.is_some());
+                return Ok(Catalog { defaults, ..read });
+            }
             Err(error) => last = error,
         }
     }
@@ -306,7 +355,8 @@ async fn read_from(
     shared: &Shared,
     endpoint: &Endpoint,
     database: &str,
-) -> Result<(FunctionTable, u64), ReadCatalogError> {
+    lists: &Lists,
+) -> Result<Catalog, ReadCatalogError> {
     let settings = &shared.settings;
     let mut config = tokio_postgres::Config::new();
     config
@@ -325,7 +375,7 @@ async fn read_from(
         connect.map_err(|source| ReadCatalogError::Connect { endpoint: endpoint.clone(), source })?;
     let read = async {
         tokio::select! {
-            read = read_all(settings, &client) => read,
+            read = read_all(settings, lists, &client) => read,
             // The connection ends before the queries do only when it fails; they then tell why.
             Err(error) = connection => Err(error),
         }
@@ -344,8 +394,8 @@ const FUNCTIONS: &str = "\
                     (SELECT max(strpos('isv', part.provolatile::text)) FROM pg_proc part \
                      WHERE part.oid = ANY (ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, \
                                                  a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[]))), \
-           p.pronamespace = 'pg_catalog'::regnamespace \
-    FROM pg_proc p LEFT JOIN pg_aggregate a ON a.aggfnoid = p.oid";
+           n.nspname \
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace LEFT JOIN pg_aggregate a ON a.aggfnoid = p.oid";
 
 /// Operators and casts that came with no server: 16384 is the first identifier after initdb.
 const OPERATORS: &str = "\
@@ -377,8 +427,9 @@ const DEFAULTS: &str = "\
 
 async fn read_all(
     settings: &Settings,
+    lists: &Lists,
     client: &tokio_postgres::Client,
-) -> Result<(FunctionTable, u64), tokio_postgres::Error> {
+) -> Result<Catalog, tokio_postgres::Error> {
     let defaults = client.simple_query(DEFAULTS).await?;
     let functions = client.simple_query(FUNCTIONS).await?;
     let relations = client.simple_query(LOCAL_RELATIONS).await?;
@@ -386,15 +437,15 @@ async fn read_all(
     let casts = client.simple_query(CASTS).await?;
     let definitions = client.simple_query(DEFINITIONS).await?;
     let rows = rows(&functions).map(|row| FunctionRow {
+        schema: row.get(2).unwrap_or(""),
         name: row.get(0).unwrap_or(""),
         volatility: match row.get(1) {
             Some("1") => Volatility::Immutable,
             Some("2") => Volatility::Stable,
             _ => Volatility::Volatile,
         },
-        system: row.get(2) == Some("t"),
     });
-    let table = FunctionTable::new(rows, &settings.allow, &settings.deny).with_pinning(settings.pinning.clone());
+    let table = FunctionTable::new(rows, &lists.allow, &lists.deny).with_pinning(settings.pinning.clone());
     let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
     let table = table.with_operators(self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?))));
     let casts = self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));
@@ -406,7 +457,18 @@ async fn read_all(
     for row in self::rows(&defaults) {
         (0..3).for_each(|column| row.get(column).hash(&mut hasher));
     }
-    Ok((table.with_definitions(&definitions), hasher.finish()))
+    let names = named_ones(lists, &functions);
+    Ok(Catalog { table: table.with_definitions(&definitions), defaults: Some(hasher.finish()), names })
+}
+
+/// Those of the database's functions whose names are in the lists.
+fn named_ones(lists: &Lists, functions: &[SimpleQueryMessage]) -> BTreeSet<FunctionName> {
+    let listed: BTreeSet<&str> = lists.allow.iter().chain(&lists.deny).map(|named| named.name.as_str()).collect();
+    let named = |row: &tokio_postgres::SimpleQueryRow| {
+        let (name, schema) = (row.get(0)?, row.get(2)?);
+        listed.contains(name).then(|| FunctionName { schema: Some(schema.to_owned()), name: name.to_owned() })
+    };
+    rows(functions).filter_map(named).collect()
 }
 
 fn rows(messages: &[SimpleQueryMessage]) -> impl Iterator<Item = &tokio_postgres::SimpleQueryRow> {

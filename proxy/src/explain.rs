@@ -1,6 +1,7 @@
 //! Where a statement would go, for operators: what its text means, with the database's own functions, and what routing
 //! would decide now.
 
+use crate::pool::policy::dbname;
 use crate::route::{Decision, Target};
 use crate::sql::{Access, FunctionTable, LexRules, Why, classify, why};
 use crate::worker::{Shared, ToWorker};
@@ -88,7 +89,8 @@ pub(crate) async fn explain(
     user: &str,
     sql: &[u8],
 ) -> Result<Explained, ExplainError> {
-    let mut table = shared.catalogs.table(database);
+    let at_servers = dbname(&shared.config.borrow().pools, database).to_owned();
+    let mut table = shared.catalogs.table(&at_servers);
     // Without a catalog every function is taken to write, which is what a session would meet.
     let _ = tokio::time::timeout(LIMIT, table.wait_for(|table| table.is_loaded())).await;
     let table = table.borrow().clone();

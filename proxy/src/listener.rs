@@ -164,8 +164,10 @@ fn start_with(
     let cancelling = Cancelling::new(&config).map_err(StartError::CancelSecret)?;
     let rules = config.pools.clone();
     let (config, configured) = watch::channel(Arc::new(config));
-    let reach = Arc::new(Reach::new(Resolver::system(overseer.handle().clone()), tls.subscribe(), configured));
-    let catalogs = Catalogs::new(reading, inputs.topology.clone(), overseer.handle().clone(), reach.clone());
+    let resolver = Resolver::system(overseer.handle().clone());
+    let reach = Arc::new(Reach::new(resolver, tls.subscribe(), configured.clone()));
+    let (topology, handle) = (inputs.topology.clone(), overseer.handle().clone());
+    let catalogs = Catalogs::new(reading, configured, topology, handle, reach.clone());
     let (peers, messages): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
     let peers = Arc::new(peers);
     let (stop, stopped) = watch::channel(false);

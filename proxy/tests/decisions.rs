@@ -42,18 +42,27 @@ fn settings() -> Settings {
         password: Some(Secret::new("watching")),
         connect_timeout: Duration::from_secs(2),
         refresh: Duration::from_secs(60),
-        allow: Vec::new(),
-        deny: Vec::new(),
         pinning: Arc::default(),
     }
 }
 
-/// The way to servers, without TLS.
-fn reach(runtime: &tokio::runtime::Runtime) -> Arc<Reach> {
-    let config = proxy::config::check(proxy::config::Raw::default()).expect("the defaults are right");
-    let contexts = watch::channel(Arc::new(Contexts::load(&config).expect("no file is named"))).1;
+fn config(set: impl FnOnce(&mut proxy::config::Raw)) -> Arc<proxy::config::Config> {
+    let mut raw = proxy::config::Raw::default();
+    set(&mut raw);
+    Arc::new(proxy::config::check(raw).expect("a configuration that is right"))
+}
+
+/// Catalogs read through these servers, without TLS.
+fn catalogs(
+    settings: Settings,
+    config: watch::Receiver<Arc<proxy::config::Config>>,
+    topology: watch::Receiver<Topology>,
+    runtime: &tokio::runtime::Runtime,
+) -> Catalogs {
+    let contexts = watch::channel(Arc::new(Contexts::load(&config.borrow()).expect("no file is named"))).1;
     let resolver = Resolver::system(runtime.handle().clone());
-    Arc::new(Reach::new(resolver, contexts, watch::channel(Arc::new(config)).1))
+    let reach = Arc::new(Reach::new(resolver, contexts, config.clone()));
+    Catalogs::new(settings, config, topology, runtime.handle().clone(), reach)
 }
 
 /// Read the catalog of database postgres through the servers at these ports, the primary's first.
@@ -66,7 +75,7 @@ fn load(primary: u16, standby: u16) -> Arc<FunctionTable> {
         ..Topology::unknown()
     };
     let (_sender, receiver) = watch::channel(topology);
-    let catalogs = Catalogs::new(settings(), receiver, runtime.handle().clone(), reach(&runtime));
+    let catalogs = catalogs(settings(), watch::channel(config(|_| {})).1, receiver, &runtime);
     runtime.block_on(async {
         let mut table = catalogs.table("postgres");
         let loaded = tokio::time::timeout(DEADLINE, table.wait_for(|t| t.is_loaded())).await;
@@ -83,7 +92,8 @@ fn a_catalog_is_read_again_and_an_unknown_database_stays_unloaded() {
     let dead = Topology { primary: Some(member("n1", 1)), ..Topology::unknown() };
     let (topology, receiver) = watch::channel(dead.clone());
     let settings = Settings { refresh: Duration::from_millis(200), ..settings() };
-    let catalogs = Catalogs::new(settings, receiver, runtime.handle().clone(), reach(&runtime));
+    let (lists, configured) = watch::channel(config(|_| {}));
+    let catalogs = catalogs(settings, configured, receiver, &runtime);
     runtime.block_on(async {
         let mut table = catalogs.table("postgres");
         let unknown = catalogs.table("nonexistent");
@@ -97,6 +107,9 @@ fn a_catalog_is_read_again_and_an_unknown_database_stays_unloaded() {
         assert_eq!(table.borrow().volatility(b"later"), None);
         primary.sql("CREATE FUNCTION later() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1'");
         until(&mut table, |t| t.volatility(b"later") == Some(Volatility::Volatile)).await;
+        // What is allowed from now on is taken from the configuration at once.
+        lists.send_replace(config(|raw| raw.allow_functions = vec!["public.later".to_owned()]));
+        until(&mut table, |t| t.volatility(b"later") == Some(Volatility::Stable)).await;
         // A server that goes away takes nothing back.
         topology.send_replace(dead);
         drop(primary);

@@ -310,8 +310,10 @@ fn our_own_queries_are_as_protected_as_pooled_connections() {
         let contexts = watch::channel(Arc::new(proxy::tls::Contexts::load(&config).unwrap())).1;
         let settings = proxy::catalog::Settings::from_config(&config).unwrap();
         let resolver = proxy::resolve::Resolver::system(runtime.handle().clone());
-        let reach = Arc::new(proxy::reach::Reach::new(resolver, contexts, watch::channel(Arc::new(config)).1));
-        let catalogs = proxy::catalog::Catalogs::new(settings, c.topology.subscribe(), runtime.handle().clone(), reach);
+        let config = watch::channel(Arc::new(config)).1;
+        let reach = Arc::new(proxy::reach::Reach::new(resolver, contexts, config.clone()));
+        let (topology, handle) = (c.topology.subscribe(), runtime.handle().clone());
+        let catalogs = proxy::catalog::Catalogs::new(settings, config, topology, handle, reach);
         runtime.block_on(async {
             let mut table = catalogs.table("app");
             let loaded = tokio::time::timeout(std::time::Duration::from_secs(1), table.wait_for(|t| t.is_loaded()));

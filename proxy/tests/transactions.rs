@@ -316,6 +316,51 @@ fn a_read_that_a_recovery_conflict_cancels_runs_again_elsewhere() {
 }
 
 #[test]
+fn lists_of_functions_hold_per_database_and_a_reload_changes_them_for_sessions_that_are_there() {
+    let mut typed = None;
+    let (cluster, mut a) = start(1, |raw| {
+        raw.deny_functions = vec!["public.takes_xid".to_owned()];
+        typed = Some(raw.clone());
+    });
+    let mut typed = typed.unwrap();
+    let control = cluster.handle.as_ref().unwrap().control();
+    let mut reload = |allow: &[&str]| {
+        let mut own = proxy::config::pools::Database::default();
+        own.allow_functions = allow.iter().map(|name| (*name).to_owned()).collect();
+        typed.databases.insert("app".to_owned(), own);
+        control.reload(proxy::config::check(typed.clone()).unwrap()).unwrap();
+    };
+    // Labelled stable, but denied: no standby is troubled with it.
+    for _ in 0..5 {
+        settle(&mut a);
+        assert_eq!(value(&mut a, "select takes_xid() > 0, current_setting('cluster_name')"), "t n1");
+    }
+    assert_eq!(cluster.counter("pgtenure_proxy_retries_total"), 0.0);
+    // A statement that was prepared, and so classified, before.
+    a.write(|out| {
+        parse(out, "loud", "select loud(), current_setting('cluster_name')");
+        sync(out);
+    });
+    assert_eq!(words(&a.until_ready()), "1 | Z I");
+    let mut serves = |node: &str| {
+        wait_for(&format!("{node} to serve what calls the function"), || {
+            settle(&mut a);
+            a.write(|out| {
+                bind(out, "", "loud", &[]);
+                execute(out, "");
+                sync(out);
+            });
+            (words(&a.until_ready()) == format!("2 | D 7 {node} | C SELECT 1 | Z I")).then_some(())
+        });
+    };
+    serves("n1");
+    reload(&["Public.Loud"]);
+    serves("n2");
+    reload(&["other.loud"]);
+    serves("n1");
+}
+
+#[test]
 fn an_operator_is_told_where_a_statement_would_go() {
     let (cluster, _reader) = start(1, |_| {});
     let control = cluster.handle.as_ref().unwrap().control();

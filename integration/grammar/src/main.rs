@@ -166,7 +166,7 @@ impl Court {
         // As the oracle's schema and the server's catalog would have it, in short.
         let writing = verdict::WRITING.iter().map(|name| (*name, Volatility::Volatile));
         let reading = verdict::READING.iter().map(|name| (*name, Volatility::Stable));
-        let rows = writing.chain(reading).map(|(name, volatility)| FunctionRow { name, volatility, system: false });
+        let rows = writing.chain(reading).map(|(name, volatility)| FunctionRow { schema: "public", name, volatility });
         Self {
             functions: FunctionTable::new(rows, &[], &[]),
             valid: 0,

@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod durability;
+pub mod functions;
 pub mod nodes;
 pub mod pools;
 pub mod reads;
@@ -79,10 +80,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// `userlist`
     pub userlist: PathBuf,
-    /// `allow_functions`
-    pub allow_functions: Vec<String>,
-    /// `deny_functions`
-    pub deny_functions: Vec<String>,
+    /// `allow_functions` and `deny_functions`, of all databases and of single ones
+    pub functions: functions::Functions,
     /// `catalog_refresh`
     pub catalog_refresh: Duration,
     /// `monitor_user`
@@ -183,6 +182,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(reads::check(&raw.reads, &raw.databases, &raw.users));
     bad.extend(throttle::check(&raw.throttle, raw.hold_timeout));
     let favours = nodes::check(raw.zone.as_deref(), &raw.nodes, &mut bad);
+    let functions = functions::check(&raw, &mut bad);
     let auth = auth::check(&raw.auth).map_err(|more| bad.extend(more));
     let cancel = cancel::check(&raw.cancel).map_err(|more| bad.extend(more));
     let (true, Ok(auth), Ok(cancel)) = (bad.is_empty(), auth, cancel) else { return Err(bad) };
@@ -217,8 +217,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         drain_bytes: raw.drain_bytes.0,
         drain_timeout: raw.drain_timeout.0,
         userlist: raw.userlist,
-        allow_functions: raw.allow_functions,
-        deny_functions: raw.deny_functions,
+        functions,
         catalog_refresh: raw.catalog_refresh.0,
         monitor_user: raw.monitor_user,
         monitor_password: match (raw.monitor_password_file, raw.monitor_password_env) {
@@ -309,16 +308,6 @@ fn check_relations(raw: &Raw) -> Vec<BadSetting> {
         let problem = "proxy.monitor_password_env is set as well: give one of them";
         bad.push(BadSetting::new("proxy.monitor_password_file", path.display(), problem));
     }
-    for (key, names) in [("allow_functions", &raw.allow_functions), ("deny_functions", &raw.deny_functions)] {
-        for name in names.iter().filter(|n| n.is_empty() || n.contains(['.', '(', '"'])) {
-            let problem = "must be a function's bare name, without schema, quotes or arguments";
-            bad.push(BadSetting::new(&key_of(key), format!("{name:?}"), problem));
-        }
-    }
-    for name in raw.allow_functions.iter().filter(|n| raw.deny_functions.contains(n)) {
-        let problem = "is in proxy.deny_functions as well";
-        bad.push(BadSetting::new("proxy.allow_functions", format!("{name:?}"), problem));
-    }
     bad
 }
 
@@ -367,7 +356,7 @@ mod tests {
             pool_size: 0,
             connect_timeout: Span::secs(20),
             server_idle_timeout: Span::secs(7200),
-            allow_functions: vec!["public.f".into(), "g".into()],
+            allow_functions: vec!["f()".into(), "g".into()],
             deny_functions: vec!["g".into()],
             monitor_password_file: Some("/x".into()),
             monitor_password_env: Some("X".into()),
@@ -380,7 +369,7 @@ mod tests {
                 "proxy.connect_timeout = 20s: must not exceed proxy.login_timeout (10s)",
                 "proxy.server_idle_timeout = 2h: must not exceed proxy.server_lifetime (1h)",
                 "proxy.monitor_password_file = /x: proxy.monitor_password_env is set as well: give one of them",
-                "proxy.allow_functions = \"public.f\": must be a function's bare name, without schema, quotes or arguments",
+                "proxy.allow_functions = \"f()\": must be without arguments: all functions of that name are meant",
                 "proxy.allow_functions = \"g\": is in proxy.deny_functions as well",
             ]
         );

@@ -126,6 +126,13 @@ pub struct Database {
     /// As `proxy.pools.max_db_client_connections`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_client_connections: Option<usize>,
+    /// As `proxy.allow_functions`, for this database: what it says of a name comes before what `proxy.deny_functions`
+    /// says of the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_functions: Vec<String>,
+    /// As `proxy.deny_functions`, for this database.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deny_functions: Vec<String>,
     /// What reads are promised.
     pub reads: super::reads::Own,
     /// What commits wait for.

@@ -80,11 +80,13 @@ pub struct Raw {
     pub drain_timeout: Span,
     /// File of users and their secrets in PgBouncer's form: SCRAM verifiers, MD5 hashes, passwords. Default `/etc/pgtenure/userlist.txt`.
     pub userlist: PathBuf,
-    /// Volatile functions that reads on a standby may call all the same. Lower case as in `pg_proc`, no schema.
-    /// Default none: nothing but the server's own catalog says what a function does.
+    /// Volatile functions that reads on a standby may call all the same: `name` or `schema.name`, written as in SQL,
+    /// without arguments. Without a schema those of all schemas are meant; with one a name is still as volatile as the
+    /// worst of the others, as a text does not always tell which it means. Default none: nothing but the server's own
+    /// catalog says what a function does. Live.
     pub allow_functions: Vec<String>,
     /// Functions that must run on the primary whatever their volatility, as those that are labelled stable and yet
-    /// write or depend on the node. Default none.
+    /// write or depend on the node; so do all others of that name. Default none. Live.
     pub deny_functions: Vec<String>,
     /// How often the volatility of functions is read again, per database in use. Default 60s: a function that
     /// became volatile meanwhile is still refused by the standby itself.

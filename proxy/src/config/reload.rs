@@ -15,11 +15,9 @@ const AT_START: &[(&str, Keep)] = &[
     ("workers", |old, new| new.workers = old.workers),
     ("unix_socket_dir", |old, new| new.unix_socket_dir.clone_from(&old.unix_socket_dir)),
     ("unix_socket_permissions", |old, new| new.unix_socket_permissions = old.unix_socket_permissions),
-    ("allow_functions", |old, new| new.allow_functions.clone_from(&old.allow_functions)),
     ("pools.pin_functions", |old, new| {
         new.pools.defaults.pin_functions.clone_from(&old.pools.defaults.pin_functions);
     }),
-    ("deny_functions", |old, new| new.deny_functions.clone_from(&old.deny_functions)),
     ("cancel.id", |old, new| new.cancel.id = old.cancel.id),
     ("auth.max_logins", |old, new| new.auth.max_logins = old.auth.max_logins),
     ("catalog_refresh", |old, new| new.catalog_refresh = old.catalog_refresh),

@@ -69,7 +69,12 @@ pub fn mode(pools: &Pools, database: &str, user: &str) -> PoolMode {
 
 /// The name at the servers of what clients ask for as `database`.
 pub fn dbname<'a>(pools: &'a Pools, database: &'a str) -> &'a str {
-    pools.databases.get(database).and_then(|d| d.dbname.as_deref()).unwrap_or(database)
+    pools.databases.get(database).map_or(database, |d| dbname_of(database, d))
+}
+
+/// The name at the servers of a database that is configured under `name`.
+pub fn dbname_of<'a>(name: &'a str, database: &'a Database) -> &'a str {
+    database.dbname.as_deref().unwrap_or(name)
 }
 
 /// The user at the servers of those who ask for `database`, when that is not their own.

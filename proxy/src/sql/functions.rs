@@ -3,7 +3,7 @@
 //! A name means the worst of all objects that bear it in all schemas, because which of them a statement means depends
 //! on search_path and argument types. An immutable snapshot, shared by the sessions of a database.
 
-use super::{Access, LexRules, classify};
+use super::{Access, FunctionName, LexRules, classify};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -22,12 +22,12 @@ pub enum Volatility {
 /// A row of `pg_proc`.
 #[derive(Clone, Copy, Debug)]
 pub struct FunctionRow<'a> {
+    /// Its schema: `nspname` of `pg_namespace`. In `pg_catalog` only superusers create functions.
+    pub schema: &'a str,
     /// `proname`
     pub name: &'a str,
     /// `provolatile`
     pub volatility: Volatility,
-    /// It is in `pg_catalog`, where only superusers create functions.
-    pub system: bool,
 }
 
 /// System functions that are volatile, write nothing and mean no particular node: reads may call them.
@@ -72,6 +72,11 @@ const PRIMARY_ONLY: [&str; 24] = [
     "pg_walfile_name_offset",
     "pg_split_walfile_name",
 ];
+
+/// Do functions of that name run on the primary, whatever the configuration says?
+pub fn is_primary_only(name: &str) -> bool {
+    PRIMARY_ONLY.contains(&name)
+}
 
 /// What is known of a database's names.
 #[derive(Clone, Debug, Default)]
@@ -153,20 +158,22 @@ impl FunctionTable {
         self.pinning.iter().any(|known| known.as_bytes() == name)
     }
 
-    /// From the rows of `pg_proc`. `allow` adds names that reads may call whatever their volatility, `deny` names
-    /// they may not; where both name one, it is denied.
-    pub fn new<'a>(rows: impl IntoIterator<Item = FunctionRow<'a>>, allow: &[String], deny: &[String]) -> Self {
+    /// From the rows of `pg_proc`. Functions in `allow` may be called by reads whatever their volatility, those in
+    /// `deny` and all others of the same name may not; where both name one, it is denied.
+    pub fn new<'a>(
+        rows: impl IntoIterator<Item = FunctionRow<'a>>,
+        allow: &[FunctionName],
+        deny: &[FunctionName],
+    ) -> Self {
         let mut table = Self { loaded: true, ..Self::default() };
         for row in rows {
-            let harmless = row.system && HARMLESS.contains(&row.name);
-            let volatility = if harmless { Volatility::Stable } else { row.volatility };
+            let harmless = row.schema == "pg_catalog" && HARMLESS.contains(&row.name);
+            let allowed = harmless || allow.iter().any(|name| name.is(row.schema, row.name));
+            let volatility = if allowed { Volatility::Stable } else { row.volatility };
             let worst = &mut table.entry(row.name).volatility;
             *worst = (*worst).max(Some(volatility));
         }
-        for name in allow {
-            table.entry(name).volatility = Some(Volatility::Stable);
-        }
-        for name in PRIMARY_ONLY.into_iter().chain(deny.iter().map(String::as_str)) {
+        for name in PRIMARY_ONLY.into_iter().chain(deny.iter().map(|name| name.name.as_str())) {
             table.entry(name).volatility = Some(Volatility::Volatile);
         }
         table
@@ -312,7 +319,11 @@ mod tests {
     use Volatility::{Immutable, Stable, Volatile};
 
     fn row(name: &str, volatility: Volatility, system: bool) -> FunctionRow<'_> {
-        FunctionRow { name, volatility, system }
+        FunctionRow { schema: if system { "pg_catalog" } else { "public" }, name, volatility }
+    }
+
+    fn named(names: &[&str]) -> Vec<FunctionName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
     }
 
     #[test]
@@ -329,11 +340,24 @@ mod tests {
     #[test]
     fn the_lists_win_over_the_catalog_and_denial_over_permission() {
         let rows = [row("mine", Volatile, false), row("other", Immutable, false), row("both", Immutable, false)];
-        let t = FunctionTable::new(rows, &["mine".into(), "both".into()], &["other".into(), "both".into()]);
+        let t = FunctionTable::new(rows, &named(&["mine", "both", "missing"]), &named(&["other", "both"]));
         assert_eq!(t.volatility(b"mine"), Some(Stable));
         assert_eq!(t.volatility(b"other"), Some(Volatile));
         assert_eq!(t.volatility(b"both"), Some(Volatile));
         assert_eq!(t.volatility(b"pg_backend_pid"), Some(Volatile));
+        assert_eq!(t.volatility(b"missing"), None);
+    }
+
+    #[test]
+    fn a_schema_narrows_what_is_allowed_and_never_what_is_denied() {
+        let of = |schema, name| FunctionRow { schema, name, volatility: Volatile };
+        let rows = [of("a", "f"), of("a", "g"), of("b", "g"), FunctionRow { volatility: Stable, ..of("c", "h") }];
+        let t = FunctionTable::new(rows, &named(&["a.f", "a.g"]), &named(&["z.h"]));
+        assert_eq!(t.volatility(b"f"), Some(Stable));
+        // A text may mean the other one.
+        assert_eq!(t.volatility(b"g"), Some(Volatile));
+        assert_eq!(t.volatility(b"h"), Some(Volatile));
+        assert_eq!(FunctionTable::new(rows, &named(&["g"]), &[]).volatility(b"g"), Some(Stable));
     }
 
     #[test]
@@ -379,7 +403,7 @@ mod tests {
         }
         assert_eq!(access("select 1", &FunctionTable::outdated()), Access::Write);
         // A function that the configuration allows is allowed behind an operator too.
-        let t = FunctionTable::new(rows(), &["f".into()], &[]).with_operators([("=", "f")]);
+        let t = FunctionTable::new(rows(), &named(&["f"]), &[]).with_operators([("=", "f")]);
         assert_eq!(access("select 1 = 1", &t), Access::Read);
     }
 

@@ -272,7 +272,7 @@ mod tests {
             standard in any::<bool>(),
         ) {
             let rows = [("nextval", Volatility::Volatile), ("pg_advisory_lock", Volatility::Volatile), ("f", Volatility::Stable)];
-            let rows = rows.map(|(name, volatility)| FunctionRow { name, volatility, system: true });
+            let rows = rows.map(|(name, volatility)| FunctionRow { schema: "pg_catalog", name, volatility });
             let table = FunctionTable::new(rows, &[], &[]).with_local_relations(["t 1", "t1"]);
             let lex = LexRules { standard_conforming_strings: standard, ..LexRules::STANDARD };
             let (mut one, mut other) = (String::new(), String::new());

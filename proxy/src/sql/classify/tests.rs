@@ -19,7 +19,7 @@ fn the_first_statement_of_several_is_told_from_the_rest() {
 
 /// The functions that tests/corpus refers to, as the catalog of a server with its schema.sql tells them.
 fn table() -> FunctionTable {
-    let row = |(name, volatility, system)| FunctionRow { name, volatility, system };
+    let row = |(name, volatility, schema)| FunctionRow { schema, name, volatility };
     let immutable = "lower upper length count sum max percentile_cont date_trunc substring overlay left right \
                      generate_series unnest jsonb_to_recordset to_char md5 array_agg row_number format \
                      overlaps like ilike";
@@ -28,7 +28,7 @@ fn table() -> FunctionTable {
                     pg_advisory_lock pg_try_advisory_xact_lock pg_notify txid_current pg_current_xact_id \
                     pg_is_in_recovery pg_current_wal_lsn pg_cancel_backend pg_terminate_backend lo_create lo_get \
                     pg_logical_emit_message pg_switch_wal pg_reload_conf query_to_xml setseed bernoulli";
-    let system = |names: &'static str, v| names.split_whitespace().map(move |n| (n, v, true));
+    let system = |names: &'static str, v| names.split_whitespace().map(move |n| (n, v, "pg_catalog"));
     let own = [
         ("stable_fn", Volatility::Stable),
         ("Odd Name", Volatility::Immutable),
@@ -42,7 +42,7 @@ fn table() -> FunctionTable {
     let rows = system(immutable, Volatility::Immutable)
         .chain(system(stable, Volatility::Stable))
         .chain(system(volatile, Volatility::Volatile))
-        .chain(own.into_iter().map(|(n, v)| (n, v, false)));
+        .chain(own.into_iter().map(|(n, v)| (n, v, "public")));
     FunctionTable::new(rows.map(row), &[], &[])
         .with_local_relations(["s", "scratch"])
         .with_definitions(&[("volatile_view", "SELECT nextval('s') AS n"), ("plain_view", "SELECT lower(v) FROM t")])

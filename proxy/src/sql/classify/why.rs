@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_word_that_decides_is_named() {
-        let row = |name, volatility| FunctionRow { name, volatility, system: false };
+        let row = |name, volatility| FunctionRow { schema: "public", name, volatility };
         let rows = [row("quiet", Volatility::Stable), row("loud", Volatility::Volatile)];
         let table = FunctionTable::new(rows, &[], &[]).with_local_relations(["notes"]);
         let word = |text: &str| text.to_owned();
