@@ -66,6 +66,10 @@ pub fn meaning(sql: &[u8], functions: &FunctionTable) -> Meaning {
             };
             ("function", Some(name), because.to_owned())
         }
+        Why::Setting(name) => {
+            let because = "a standby answers that setting otherwise, or which one it is cannot be read from the text";
+            ("setting", Some(name), because.to_owned())
+        }
         Why::Local(name) => {
             let because = "what has that name must be used on the primary: it is unlogged, temporary, a sequence, or \
                            calls volatile functions";

@@ -34,6 +34,8 @@ pub(super) enum Token<'a> {
 pub(super) struct Lexer<'a> {
     text: &'a [u8],
     at: usize,
+    /// Where the last token began.
+    from: usize,
 }
 
 const SPACE: u8 = 1;
@@ -93,7 +95,7 @@ pub(super) fn is_operator(byte: u8) -> bool {
 
 impl<'a> Lexer<'a> {
     pub(super) fn new(text: &'a [u8]) -> Self {
-        Self { text, at: 0 }
+        Self { text, at: 0, from: 0 }
     }
 
     /// How much of the text has been read, bytes.
@@ -101,11 +103,17 @@ impl<'a> Lexer<'a> {
         self.at
     }
 
+    /// The last token as it was written.
+    pub(super) fn last(&self) -> &'a [u8] {
+        self.text.get(self.from..self.at).unwrap_or_default()
+    }
+
     /// The next token; `None` at the end.
     pub(super) fn next(&mut self) -> Option<Token<'a>> {
         if self.skip_blanks().is_err() {
             return Some(Token::Odd);
         }
+        self.from = self.at;
         let first = *self.text.get(self.at)?;
         let class = CLASS[usize::from(first)];
         Some(if class & IDENT_START != 0 {

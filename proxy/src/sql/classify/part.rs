@@ -67,6 +67,17 @@ pub(super) struct Part<'t> {
     pub(super) name_len: usize,
     named: Option<Named>,
     set_config: Option<SetConfig>,
+    asks: Asks,
+}
+
+/// How far the argument of `current_setting` was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asks {
+    Nothing,
+    /// The name comes next.
+    Name,
+    /// The name was a literal of a setting that is the session's everywhere; a cast may follow.
+    Known,
 }
 
 impl<'t> Part<'t> {
@@ -90,6 +101,7 @@ impl<'t> Part<'t> {
             name_len: 0,
             named: None,
             set_config: None,
+            asks: Asks::Nothing,
         }
     }
 
@@ -100,7 +112,12 @@ impl<'t> Part<'t> {
             match token {
                 Token::Odd => return (part, End::Odd),
                 Token::Semicolon => return (part, End::Semicolon),
-                token => part.take(token),
+                token => {
+                    if part.asks != Asks::Nothing {
+                        part.asked(token, lexer.last());
+                    }
+                    part.take(token);
+                }
             }
         }
         (part, End::Text)
@@ -144,6 +161,24 @@ impl<'t> Part<'t> {
             _ => false,
         };
         if proven && !self.writes && self.depth == 0 { Access::Read } else { Access::Write }
+    }
+
+    /// A token of the name that `current_setting` is asked for, before it is taken.
+    pub(super) fn asked(&mut self, token: Token<'_>, text: &[u8]) {
+        self.asks = match (self.asks, token) {
+            (Asks::Name, Token::Literal) if plain_literal(text).is_some_and(|name| !is_about_transactions(name)) => {
+                Asks::Known
+            }
+            // A policy or view as the server shows it has 'name'::text.
+            (Asks::Known, Token::Operator) if text == b":" => Asks::Known,
+            (Asks::Known, Token::Word(_)) => Asks::Known,
+            (Asks::Known, Token::Comma | Token::Close) | (Asks::Nothing, _) => Asks::Nothing,
+            // One that is put together, or a parameter: what it names is not known.
+            (Asks::Name | Asks::Known, _) => {
+                self.writes = true;
+                Asks::Nothing
+            }
+        };
     }
 
     pub(super) fn take(&mut self, token: Token<'_>) {
@@ -242,7 +277,7 @@ impl<'t> Part<'t> {
             self.lists |= name.starts_with(b"pg_prepared_statement");
         } else if matches!(self.verb, K::Show | K::Set | K::Reset) {
             self.ours |= name == b"pgtenure" || name == b"synchronous_commit";
-            self.writes |= name == b"transaction_read_only" || name == b"in_hot_standby";
+            self.writes |= is_about_transactions(name) || name == b"in_hot_standby";
         }
         if self.writes {
             return;
@@ -342,6 +377,9 @@ impl<'t> Part<'t> {
             }
         }
         self.ours |= matches!(name, b"current_setting" | b"set_config");
+        if name == b"current_setting" {
+            self.asks = Asks::Name;
+        }
         if self.writes || !self.may_be_call(named) {
             return;
         }
@@ -374,6 +412,17 @@ impl<'t> Part<'t> {
         }
         named.quoted || !is_reserved_before_parenthesis(&self.name[..self.name_len])
     }
+}
+
+/// The setting that tells what the session may do and that a standby answers otherwise. (`in_hot_standby` in an
+/// expression asks which server runs it, as `cluster_name` does; drivers SHOW it to learn what the session may do.)
+fn is_about_transactions(setting: &[u8]) -> bool {
+    setting.eq_ignore_ascii_case(b"transaction_read_only")
+}
+
+/// What stands in a plain literal, between its quotes.
+fn plain_literal(text: &[u8]) -> Option<&[u8]> {
+    text.strip_prefix(b"'")?.strip_suffix(b"'")
 }
 
 /// Relations and functions that tell about the server they run on rather than about data.

@@ -15,6 +15,8 @@ pub enum Why {
     Word(String),
     /// A call of this function, which the database says is volatile, or which is not known.
     Function(String),
+    /// `current_setting` of this, which a standby answers otherwise, or which is not a plain literal.
+    Setting(String),
     /// A relation or type of this name must be used on the primary.
     Local(String),
     /// It cannot be read with certainty from this byte on.
@@ -57,13 +59,14 @@ fn statement(lexer: &mut Lexer<'_>, functions: &FunctionTable) -> Result<End, Wh
             Token::Semicolon => break End::Semicolon,
             token => {
                 let before = part.last_word();
+                let asked = part.setting_asked(token, lexer.last());
                 part.take(token);
                 let begins = first.is_none() && matches!(token, Token::Word(_));
                 if begins {
                     first = Some(part.last_word());
                 }
                 if part.writes {
-                    return Err(of_token(&part, token, before, begins));
+                    return Err(asked.unwrap_or_else(|| of_token(&part, token, before, begins)));
                 }
             }
         }
@@ -90,6 +93,13 @@ fn of_token(part: &Part<'_>, token: Token<'_>, before: String, begins: bool) -> 
 }
 
 impl Part<'_> {
+    /// Look at what `current_setting` is asked for; why not, when that decides.
+    fn setting_asked(&mut self, token: Token<'_>, text: &[u8]) -> Option<Why> {
+        let before = self.writes;
+        self.asked(token, text);
+        (self.writes && !before).then(|| Why::Setting(String::from_utf8_lossy(text).into_owned()))
+    }
+
     fn last_word(&self) -> String {
         String::from_utf8_lossy(&self.name[..self.name_len]).into_owned()
     }
@@ -107,7 +117,11 @@ mod tests {
     #[test]
     fn the_word_that_decides_is_named() {
         let row = |name, volatility| FunctionRow { schema: "public", name, volatility };
-        let rows = [row("quiet", Volatility::Stable), row("loud", Volatility::Volatile)];
+        let rows = [
+            row("quiet", Volatility::Stable),
+            row("loud", Volatility::Volatile),
+            row("current_setting", Volatility::Stable),
+        ];
         let table = FunctionTable::new(rows, &[], &[]).with_local_relations(["notes"]);
         let word = |text: &str| text.to_owned();
         for (sql, want) in [
@@ -119,6 +133,8 @@ mod tests {
             ("select a from t for key share", Why::Word(word("share"))),
             ("select quiet(loud(1))", Why::Function(word("loud"))),
             ("select nobody(1)", Why::Function(word("nobody"))),
+            ("select current_setting('Transaction_Read_Only')", Why::Setting(word("'Transaction_Read_Only'"))),
+            ("select current_setting($1)", Why::Setting(word("$1"))),
             ("select * from notes", Why::Local(word("notes"))),
             ("select * from pg_locks", Why::Word(word("pg_locks"))),
             ("select (1", Why::Incomplete),
