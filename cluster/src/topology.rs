@@ -45,6 +45,8 @@ pub struct Member {
     pub postgres: Endpoint,
     /// Taken out of routing: fenced or in maintenance, or not meant to serve reads.
     pub fenced: bool,
+    /// Where it is, as its agent's configuration says; `None`: it does not.
+    pub zone: Option<String>,
 }
 
 /// May the primary be written to?

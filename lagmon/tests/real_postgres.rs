@@ -26,6 +26,7 @@ fn topology(c: &Cluster, term: u64, primary: usize) -> Topology {
         node: n(i),
         postgres: Endpoint { host: "127.0.0.1".to_owned(), port: c.ports[i] },
         fenced: false,
+        zone: None,
     };
     let standbys = (0..c.ports.len()).filter(|i| *i != primary).map(member).collect();
     Topology { term: Term(term), gate: Gate::Open, primary: Some(member(primary)), standbys, ..Topology::unknown() }
@@ -394,6 +395,48 @@ async fn a_hanging_primary_makes_its_standbys_stale_by_the_age_of_its_sample() {
     assert!(lag(&changes.borrow(), 1).is_some_and(|l| l.is_err()));
     c.signal_postmaster(0, backend, Signal::SIGCONT);
     m.until("the standby at zero again", |s| is_zero(s, 1)).await;
+}
+
+#[tokio::test]
+async fn a_query_that_blocks_replay_makes_its_standby_stale_within_one_sample() {
+    let c = Cluster::start(2);
+    c.sql(1, "ALTER SYSTEM SET max_standby_streaming_delay = -1");
+    c.sql(1, "SELECT pg_reload_conf()");
+    c.sql(0, "INSERT INTO t SELECT generate_series(1, 100)");
+    let m = monitor(&c);
+    m.until("both standbys at zero", |s| is_zero(s, 1) && is_zero(s, 2)).await;
+    let dsn = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", c.ports[1]);
+    let (reader, driver) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(driver);
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t").await.unwrap();
+    c.sql(0, "DELETE FROM t");
+    c.sql(0, "VACUUM t");
+    let waits =
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event LIKE 'RecoveryConflict%'";
+    let until = Instant::now() + Duration::from_secs(20);
+    while c.sql(1, waits) != "1" {
+        assert!(Instant::now() < until, "replay is not blocked");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The very first sample that was asked for since, of both nodes, says so: all received, not replayed.
+    let blocked = Clock.now();
+    let asked = |s: &LagSnapshot| {
+        let standby = s.standby(&n(1)).and_then(|s| s.sample.as_ref()).is_some_and(|s| s.sent_at > blocked);
+        standby && s.primary.as_ref().is_some_and(|p| p.sent_at > blocked)
+    };
+    let mut lag_seen = m.handle.lag();
+    let first =
+        tokio::time::timeout(Duration::from_secs(20), lag_seen.wait_for(|s| asked(s))).await.unwrap().unwrap().clone();
+    let standby = first.standby(&n(1)).unwrap().clone();
+    let sample = standby.sample.as_ref().unwrap();
+    assert!(sample.replay_lag_bytes > Some(0) && sample.receive_lsn > sample.replay_lsn, "{standby:?}");
+    assert!(standby.replay_lag.is_ok_and(|lag| lag > Duration::ZERO), "{standby:?}");
+    // It grows for as long as the query lasts, while nobody writes, and the other standby is not touched by it.
+    m.until("half a second", |s| matches!(lag(s, 1), Some(Ok(lag)) if lag > Duration::from_millis(500))).await;
+    m.until("the other standby at zero", |s| is_zero(s, 2)).await;
+    driver.abort();
+    drop(reader);
+    m.until("the standby at zero", |s| is_zero(s, 1)).await;
 }
 
 #[tokio::test]

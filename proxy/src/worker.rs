@@ -559,13 +559,15 @@ impl Worker {
     fn apply_lag(&self, lag: Arc<LagSnapshot>) {
         let config = self.config();
         let now = self.now();
+        let mut view = self.view.borrow_mut();
         self.footings.borrow_mut().observe(
             &lag,
-            &config.favours,
+            |node| config.nodes.favour(node, view.topology.member(node)),
             (config.max_replay_lag, config.reads.slow_start.0),
             now,
         );
-        self.view.borrow_mut().lag.update(lag);
+        view.lag.update(lag);
+        drop(view);
         self.throttle();
         self.changed.notify_waiters();
     }

@@ -120,7 +120,7 @@ fn exporters_find_the_tables_and_columns_they_ask_for() {
         ("SOCKETS", "type user"),
         ("STATE", "key value"),
         ("LAG", "node freshness staleness_ms replay_lag_ms replay_lag_bytes"),
-        ("TOPOLOGY", "node role host port term gate"),
+        ("TOPOLOGY", "node role host port term gate zone"),
         ("PINS", "id database user node remote_pid reasons"),
     ] {
         let rows = ask(&cluster, &format!("SHOW {table};")).unwrap_or_else(|e| panic!("SHOW {table}: {e}"));

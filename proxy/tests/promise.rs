@@ -102,6 +102,30 @@ fn a_database_has_a_promise_of_its_own() {
     wait_for("a read at the standby", || (value(&mut a, WHERE) == "n2").then_some(()));
 }
 
+#[test]
+fn reads_stay_in_the_proxys_zone_as_the_nodes_tell_it() {
+    let cluster = Cluster::start(2, |raw| {
+        raw.workers = 1;
+        raw.max_replay_lag = cluster::config::Span::secs(10);
+        raw.zone = Some("west".to_owned());
+    });
+    // One that keeps nothing of what it has read, and so no standby for its sake.
+    let mut a = Raw::login(cluster.port, &[("pgtenure.consistency", "bounded")]);
+    // Told by the nodes' own agents; one that says nothing is in no zone.
+    for (zones, node) in [([None, Some("west")], "n3"), ([Some("west"), Some("east")], "n2")] {
+        cluster.publish(|t| {
+            for (standby, zone) in t.standbys.iter_mut().zip(zones) {
+                standby.zone = zone.map(str::to_owned);
+            }
+        });
+        let mut in_a_row = 0;
+        wait_for("reads to stay in the zone", || {
+            in_a_row = if value(&mut a, WHERE) == node { in_a_row + 1 } else { 0 };
+            (in_a_row >= 30).then_some(())
+        });
+    }
+}
+
 /// Where the client's last statement went, as `standby n2: fresh`.
 fn last_route(client: &mut Raw) -> String {
     let route = value(client, "show pgtenure.last_route");

@@ -25,7 +25,7 @@ pub struct AgentRaw {
     /// first brought to the same. Default 100, at most 1000.
     pub priority: u32,
     /// Where this node is, e.g. a data centre or rack: of standbys with the same priority one in the old primary's zone
-    /// becomes primary. Default none.
+    /// becomes primary, and proxies whose `proxy.zone` is the same read here rather than elsewhere. Default none.
     pub zone: String,
     /// This node becomes primary only when an operator names it. Default false.
     pub never_promote: bool,

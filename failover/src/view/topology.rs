@@ -127,7 +127,7 @@ fn gate(records: &Records, term: &TermRecord, protected: bool) -> Gate {
 
 fn member(records: &Records, m: &MemberRecord) -> Member {
     let fenced = records.fences.contains_key(&m.node);
-    Member { node: m.node.clone(), postgres: m.postgres.clone(), fenced }
+    Member { node: m.node.clone(), postgres: m.postgres.clone(), fenced, zone: m.standing.zone.clone() }
 }
 
 /// Everybody but the primary. Reads are kept from those that are not meant for them or that somebody works on.
@@ -173,7 +173,7 @@ mod tests {
             pg_version: 150_018,
             system_id: None,
             host: name.to_owned(),
-            standing: Standing::default(),
+            standing: Standing { zone: (name == "n3").then(|| "west".to_owned()), ..Standing::default() },
         };
         let chosen = phase != Phase::Recruiting;
         Records {
@@ -237,6 +237,8 @@ mod tests {
         let t = topology(&Records { term: None, ..records(Phase::Active, Mode::Strict) }, VALIDITY);
         assert_eq!((t.gate, t.term, t.primary), (Gate::Closed(Closed::Vacant), Term(0), None));
         assert_eq!(names(&t.standbys), ["n1", "n2", "n3"]);
+        let zones: Vec<_> = t.standbys.iter().map(|m| m.zone.as_deref()).collect();
+        assert_eq!(zones, [None, None, Some("west")], "as their agents say");
     }
 
     #[test]

@@ -213,6 +213,7 @@ mod tests {
             node: n(name),
             postgres: Endpoint { host: "db".to_owned(), port },
             fenced: false,
+            zone: None,
         };
         let standbys = vec![member("n2", 2), member("n3", 3)];
         Members::of(&Topology { primary: Some(member("n1", 1)), standbys, ..Topology::unknown() })

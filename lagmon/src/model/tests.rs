@@ -20,8 +20,12 @@ fn at(ms: u64) -> Instant {
 }
 
 fn topology(term: Term, primary: &str) -> Topology {
-    let member =
-        |name: &&str| Member { node: n(name), postgres: Endpoint { host: "h".to_owned(), port: 5432 }, fenced: false };
+    let member = |name: &&str| Member {
+        node: n(name),
+        postgres: Endpoint { host: "h".to_owned(), port: 5432 },
+        fenced: false,
+        zone: None,
+    };
     let standbys = ["n1", "n2", "n3"].iter().filter(|name| **name != primary).map(member).collect();
     Topology { term, gate: Gate::Open, primary: Some(member(&primary)), standbys, ..Topology::unknown() }
 }

@@ -65,7 +65,7 @@ pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -
 
 fn member(name: &str, port: u16) -> anyhow::Result<Member> {
     let node: NodeId = name.parse()?;
-    Ok(Member { node, postgres: Endpoint { host: "127.0.0.1".to_owned(), port }, fenced: false })
+    Ok(Member { node, postgres: Endpoint { host: "127.0.0.1".to_owned(), port }, fenced: false, zone: None })
 }
 
 async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagSnapshot>>) -> anyhow::Result<()> {

@@ -111,7 +111,7 @@ pub struct Config {
     /// `[proxy.throttle]`
     pub throttle: throttle::Throttle,
     /// `zone` and `[proxy.nodes]`
-    pub favours: BTreeMap<cluster::NodeId, crate::route::Favour>,
+    pub nodes: nodes::Nodes,
     /// `[proxy.pools]`, `[proxy.databases]` and `[proxy.users]`
     pub pools: pools::Pools,
     /// `auth`
@@ -181,7 +181,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(pools::check(&raw.pools, &raw.databases, &raw.users));
     bad.extend(reads::check(&raw.reads, &raw.databases, &raw.users));
     bad.extend(throttle::check(&raw.throttle, raw.hold_timeout));
-    let favours = nodes::check(raw.zone.as_deref(), &raw.nodes, &mut bad);
+    let nodes = nodes::check(raw.zone.as_ref(), &raw.nodes, &mut bad);
     let functions = functions::check(&raw, &mut bad);
     let auth = auth::check(&raw.auth).map_err(|more| bad.extend(more));
     let cancel = cancel::check(&raw.cancel).map_err(|more| bad.extend(more));
@@ -200,7 +200,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         hold_timeout: raw.hold_timeout.0,
         hold_bytes: raw.hold_bytes.0,
         max_replay_lag: raw.max_replay_lag.0,
-        favours,
+        nodes,
         reads: raw.reads,
         durability: raw.durability,
         throttle: raw.throttle.checked(),

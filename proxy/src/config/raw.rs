@@ -119,7 +119,8 @@ pub struct Raw {
     pub durability: durability::Own,
     /// Slowing writes while the standbys cannot keep up.
     pub throttle: throttle::Raw,
-    /// Where this proxy is: reads go to standbys of its own zone while one of them may serve them. Default none.
+    /// Where this proxy is: reads go to standbys of its own zone while one of them may serve them. A node's zone is what
+    /// `nodes` says here, or else its `agent.zone`. Default none.
     pub zone: Option<String>,
     /// What holds for single nodes. Default none.
     pub nodes: BTreeMap<String, nodes::Node>,

@@ -155,8 +155,16 @@ const LAG: &[Column] = &[
 const THROTTLE: &[Column] =
     &[("slowing", Int4), ("delay_ms", Int8), ("cause", Text), ("lag", Text), ("max_delay_ms", Int8)];
 
-const TOPOLOGY: &[Column] =
-    &[("node", Text), ("role", Text), ("host", Text), ("port", Int4), ("fenced", Int4), ("term", Int8), ("gate", Text)];
+const TOPOLOGY: &[Column] = &[
+    ("node", Text),
+    ("role", Text),
+    ("host", Text),
+    ("port", Int4),
+    ("fenced", Int4),
+    ("term", Int8),
+    ("gate", Text),
+    ("zone", Text),
+];
 
 const PREPARED: &[Column] =
     &[("name", Text), ("worker", Int4), ("references", Int8), ("query_bytes", Int8), ("query", Text)];

@@ -6,7 +6,6 @@
 
 use cluster::lag::LagSnapshot;
 use cluster::{Instant, NodeId};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The weight of a node that has none of its own.
@@ -16,7 +15,7 @@ const FIRST_SHARE: u128 = 10;
 /// What a node that was too stale must keep of the bound, per cent.
 const STRICT: u32 = 80;
 
-/// What the configuration says of a node.
+/// What is known of a node beforehand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Favour {
     /// Its share of reads next to others.
@@ -75,7 +74,7 @@ impl Footings {
     pub fn observe(
         &mut self,
         snapshot: &LagSnapshot,
-        favours: &BTreeMap<NodeId, Favour>,
+        favour: impl Fn(&NodeId) -> Favour,
         (bound, slow_start): (Duration, Duration),
         now: Instant,
     ) {
@@ -95,7 +94,7 @@ impl Footings {
                 Some(stale) if stale <= bound => {}
                 Some(_) | None => node.out = true,
             }
-            node.stand(favours.get(&standby.node).copied().unwrap_or_default(), slow_start, now);
+            node.stand(favour(&standby.node), slow_start, now);
         }
     }
 
@@ -169,13 +168,13 @@ mod tests {
             (11_000, None, true, 100),
             (12_000, Some(0), false, 10),
         ] {
-            footings.observe(&sampled(now, lag), &BTreeMap::new(), (BOUND, SLOW), at(now));
+            footings.observe(&sampled(now, lag), |_| Favour::default(), (BOUND, SLOW), at(now));
             let footing = footings.of(&node);
             assert_eq!((footing.strict, footing.share), (strict, share), "at {now} ms");
             assert_eq!(footing.weight, WEIGHT * share);
         }
         // One that nobody samples any more begins anew.
-        footings.observe(&LagSnapshot::default(), &BTreeMap::new(), (BOUND, SLOW), at(13_000));
+        footings.observe(&LagSnapshot::default(), |_| Favour::default(), (BOUND, SLOW), at(13_000));
         assert_eq!(footings.of(&node), Footing::default());
     }
 }

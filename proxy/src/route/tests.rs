@@ -19,7 +19,7 @@ fn node(name: &str) -> NodeId {
 }
 
 fn member(name: &str) -> Member {
-    Member { node: node(name), postgres: Endpoint { host: name.to_owned(), port: 5432 }, fenced: false }
+    Member { node: node(name), postgres: Endpoint { host: name.to_owned(), port: 5432 }, fenced: false, zone: None }
 }
 
 /// Busyness by name.

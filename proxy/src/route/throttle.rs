@@ -160,6 +160,7 @@ mod tests {
             node: name.parse().unwrap(),
             postgres: Endpoint { host: "h".into(), port: 1 },
             fenced,
+            zone: None,
         };
         Topology { term: Term(7), standbys: vec![member("n2", false), member("n3", fenced)], ..Topology::unknown() }
     }

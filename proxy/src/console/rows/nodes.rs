@@ -70,6 +70,7 @@ impl Facts<'_> {
                 m.fenced.into(),
                 self.topology.term.0.into(),
                 gate.into(),
+                m.zone.clone().into(),
             ]
         };
         primary.chain(standbys).map(of).collect()
