@@ -16,7 +16,8 @@ pub struct Metrics {
     checkout_wait: Histogram,
     errors: IntCounterVec,
     in_doubt: IntCounter,
-    retries: IntCounter,
+    retries: IntCounterVec,
+    refused_shapes: IntGauge,
     misroutes: IntCounter,
     server_losses: IntCounter,
     connects: IntCounterVec,
@@ -77,7 +78,15 @@ impl Metrics {
                 &["class", "source"],
             )?,
             in_doubt: IntCounter::new("pgtenure_proxy_in_doubt_total", "Statements answered 08007")?,
-            retries: IntCounter::new("pgtenure_proxy_retries_total", "Reads that were run again elsewhere")?,
+            retries: counters(
+                "pgtenure_proxy_retries_total",
+                "Reads, and beginnings of transactions, that were run again elsewhere, by what the first server did",
+                &["reason"],
+            )?,
+            refused_shapes: IntGauge::new(
+                "pgtenure_proxy_refused_shapes",
+                "Shapes of statements that are remembered because a standby has refused them, by each worker for itself",
+            )?,
             misroutes: IntCounter::new(
                 "pgtenure_proxy_misroutes_total",
                 "Shapes of statements that were taken for reads, refused by a standby and are sent to the primary for a while",
@@ -131,6 +140,9 @@ impl Metrics {
         for cause in Cause::NAMES {
             metrics.slowed.with_label_values(&[cause]);
         }
+        for reason in Retried::ALL {
+            metrics.retries.with_label_values(&[reason.as_str()]);
+        }
         for collector in metrics.collectors() {
             registry.register(collector)?;
         }
@@ -144,6 +156,7 @@ impl Metrics {
             Box::new(self.errors.clone()),
             Box::new(self.in_doubt.clone()),
             Box::new(self.retries.clone()),
+            Box::new(self.refused_shapes.clone()),
             Box::new(self.misroutes.clone()),
             Box::new(self.server_losses.clone()),
             Box::new(self.connects.clone()),
@@ -169,6 +182,7 @@ impl Metrics {
         let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.sessions.set(int(totals.sessions));
         self.held.set(int(totals.held));
+        self.refused_shapes.set(int(totals.refused_shapes));
         for (role, state, n) in [
             ("primary", "idle", totals.primary_idle),
             ("primary", "in_use", totals.primary_in_use),
@@ -210,6 +224,8 @@ pub struct Totals {
     pub standby_idle: u64,
     /// Connections to standbys that serve a session.
     pub standby_in_use: u64,
+    /// Shapes of statements that standbys have refused.
+    pub refused_shapes: u64,
 }
 
 impl std::ops::AddAssign for Totals {
@@ -221,6 +237,42 @@ impl std::ops::AddAssign for Totals {
         self.primary_in_use += other.primary_in_use;
         self.standby_idle += other.standby_idle;
         self.standby_in_use += other.standby_in_use;
+        self.refused_shapes += other.refused_shapes;
+    }
+}
+
+/// Why something was run again on another server: what the first one did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retried {
+    /// It refused what it was sent: it is a standby.
+    Refused,
+    /// Its recovery needed what was being read.
+    RecoveryConflict,
+    /// It stops, starts or crashes.
+    ServerStops,
+    /// It has an error of its own: its disk, its memory, its limits.
+    ServerError,
+    /// Its connection ended, or it did not speak the protocol.
+    ServerLost,
+    /// It is not what it was: another primary is, or what is known of it is too old.
+    Deposed,
+}
+
+impl Retried {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Refused, Self::RecoveryConflict, Self::ServerStops, Self::ServerError, Self::ServerLost, Self::Deposed];
+
+    /// As one snake_case word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::RecoveryConflict => "recovery_conflict",
+            Self::ServerStops => "server_stops",
+            Self::ServerError => "server_error",
+            Self::ServerLost => "server_lost",
+            Self::Deposed => "deposed",
+        }
     }
 }
 
@@ -243,8 +295,6 @@ pub struct Counts {
     errors: RefCell<Vec<([u8; 2], Source, u64)>>,
     /// Statements answered 08007.
     pub in_doubt: Cell<u64>,
-    /// Reads run again elsewhere.
-    pub retries: Cell<u64>,
     /// Shapes that a standby has refused.
     pub misroutes: Cell<u64>,
     /// Server connections lost while a session held them.
@@ -261,7 +311,6 @@ impl Counts {
             queries: RefCell::default(),
             errors: RefCell::default(),
             in_doubt: Cell::default(),
-            retries: Cell::default(),
             misroutes: Cell::default(),
             server_losses: Cell::default(),
         }
@@ -285,6 +334,11 @@ impl Counts {
         for reason in before.without(now).list() {
             self.shared.pinned.with_label_values(&[reason.label()]).dec();
         }
+    }
+
+    /// Something is run again on another server. Rare.
+    pub fn retried(&self, reason: Retried) {
+        self.shared.retries.with_label_values(&[reason.as_str()]).inc();
     }
 
     /// A transaction that may write has waited so long because of `cause`.
@@ -351,7 +405,6 @@ impl Counts {
             self.shared.errors.with_label_values(&[class.as_ref(), source]).inc_by(std::mem::take(n));
         }
         self.shared.in_doubt.inc_by(self.in_doubt.take());
-        self.shared.retries.inc_by(self.retries.take());
         self.shared.misroutes.inc_by(self.misroutes.take());
         self.shared.server_losses.inc_by(self.server_losses.take());
     }

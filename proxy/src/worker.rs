@@ -592,6 +592,7 @@ impl Worker {
             busy: self.busy.get(),
             primary_in_use: self.in_use[0].get(),
             standby_in_use: self.in_use[1].get(),
+            refused_shapes: self.misroutes.borrow().len() as u64,
             ..Totals::default()
         };
         let view = self.view.borrow();

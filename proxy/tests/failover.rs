@@ -424,7 +424,15 @@ fn what_a_standby_has_refused_goes_to_the_primary_at_once() {
     }
     wait_for("them to be counted", || (c.counter("pgtenure_proxy_queries_total") >= queries + 40.0).then_some(()));
     assert_eq!(c.counter("pgtenure_proxy_retries_total"), refused);
+    assert_eq!(c.counter_of("pgtenure_proxy_retries_total", "refused"), refused);
     assert_eq!(c.counter("pgtenure_proxy_misroutes_total"), 1.0);
+    assert_eq!(c.counter("pgtenure_proxy_refused_shapes"), 1.0);
+    assert!(c.counter_of("pgtenure_proxy_queries_total", "refused_before") >= 40.0);
+    let route = words(&s.query("show pgtenure.last_route"));
+    assert!(route.contains("primary n1: "), "{route}");
+    s.query("select f(8)");
+    let route = words(&s.query("show pgtenure.last_route"));
+    assert!(route.contains("D primary n1: refused_before: a standby has refused such a statement"), "{route}");
 }
 
 #[test]

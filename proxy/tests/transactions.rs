@@ -291,31 +291,6 @@ fn a_standby_that_dies_aborts_the_blocks_that_have_read_there_and_no_others() {
 }
 
 #[test]
-fn a_read_that_a_recovery_conflict_cancels_runs_again_elsewhere() {
-    let (cluster, mut a) = start(1, |_| {});
-    cluster.nodes[1].psql("alter system set max_standby_streaming_delay = 0");
-    cluster.nodes[1].psql("select pg_reload_conf()");
-    let mut block = Raw::login(cluster.port, &[]);
-    ok(&mut block, "begin isolation level repeatable read read only");
-    let slow = "select count(*), current_setting('cluster_name') from t, pg_sleep(6)";
-    a.write(|out| write_query(out, slow));
-    block.write(|out| write_query(out, slow));
-    wait_for("both to run at the standby", || {
-        let active = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'";
-        (cluster.nodes[1].psql(active) == "2").then_some(())
-    });
-    // The rows they may still read are removed.
-    cluster.nodes[0].psql("delete from t where n = 1");
-    cluster.nodes[0].psql("vacuum t");
-    assert_eq!(words(&a.until_ready()), "T | D 4 n1 | C SELECT 1 | Z I");
-    assert_eq!(words(&block.until_ready()), "T | D 4 n1 | C SELECT 1 | Z T");
-    let conflicts = "select sum(confl_snapshot) from pg_stat_database_conflicts";
-    wait_for("the standby to count both", || (cluster.nodes[1].psql(conflicts) == "2").then_some(()));
-    assert!(cluster.counter("pgtenure_proxy_retries_total") >= 2.0);
-    assert_eq!(cluster.counter("pgtenure_proxy_misroutes_total"), 0.0, "the text is not to blame");
-}
-
-#[test]
 fn lists_of_functions_hold_per_database_and_a_reload_changes_them_for_sessions_that_are_there() {
     let mut typed = None;
     let (cluster, mut a) = start(1, |raw| {

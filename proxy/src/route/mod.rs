@@ -101,6 +101,8 @@ impl Decision {
 pub enum Reason {
     /// To the primary: not proven read-only.
     Write,
+    /// To the primary: taken for a read, but a standby has refused such a statement.
+    RefusedBefore,
     /// To the primary: the session wants it so.
     AsAsked,
     /// To a standby.
@@ -150,6 +152,7 @@ impl Reason {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Write => "write",
+            Self::RefusedBefore => "refused_before",
             Self::AsAsked => "as_asked",
             Self::Fresh { .. } => "fresh",
             Self::AwaitingSample { .. } => "awaiting_sample",
@@ -167,6 +170,7 @@ impl fmt::Display for Reason {
         let ms = |d: &Duration| d.as_millis();
         match self {
             Self::Write => write!(f, "not proven read-only"),
+            Self::RefusedBefore => write!(f, "a standby has refused such a statement"),
             Self::AsAsked => write!(f, "reads from the primary are asked for"),
             Self::Fresh { staleness: Some(staleness), replay_lsn, need: Some(need) } => {
                 write!(f, "{} ms stale, replayed {replay_lsn} of {need}", ms(staleness))

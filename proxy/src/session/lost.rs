@@ -3,7 +3,7 @@
 //! [`outcome`](super::outcome) decides; here its answers become messages, one for each unit that was sent. What is
 //! left of a transaction block lives on in the session until the client ends it.
 
-use crate::metrics::bump;
+use crate::metrics::{Retried, bump};
 use crate::session::client::{Failure, Loss, Session};
 use crate::session::incoming::Step;
 use crate::session::outcome::{Answer, answers};
@@ -54,7 +54,6 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     if let Loss::Refused(_) = loss {
         s.avoid.push(node.clone());
-        bump(&s.w.counts.retries);
     }
     if delivered && standby {
         let now_in = s.w.view.borrow().topology.term;
@@ -83,6 +82,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let first = (sent.len(), delivered, s.retained_lens.front().is_some_and(|&len| len > 0));
     if standby && status == TxStatus::Block && block::survives(fresh, first, loss) && s.lost_pins.is_none() {
         (s.fresh, s.replants) = (fresh.map(block::Fresh::unsent), true);
+        s.w.counts.retried(retried_for(loss));
         return again(s, !sent.is_empty());
     }
     if s.replants {
@@ -108,6 +108,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         let unit: Vec<Entry> = take_unit(&mut entries);
         let len = s.retained_lens.get(i).copied().unwrap_or(0);
         if *verdict == Answer::Repeat && len > 0 && s.lost_pins.is_none() {
+            s.w.counts.retried(retried_for(loss));
             repeat(s, kept);
             break;
         }
@@ -118,6 +119,20 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     s.retained.clear();
     s.retained_lens.clear();
     true
+}
+
+/// Why something runs again, for the metric.
+fn retried_for(loss: Loss) -> Retried {
+    match loss {
+        Loss::Refused(code) | Loss::Fatal(code) => match &code {
+            b"25006" | b"0A000" | b"55000" => Retried::Refused,
+            b"40001" | b"40P01" | b"57P04" => Retried::RecoveryConflict,
+            b"57P01" | b"57P02" | b"57P03" => Retried::ServerStops,
+            _ => Retried::ServerError,
+        },
+        Loss::Gone | Loss::Violation(_) | Loss::Stuck => Retried::ServerLost,
+        Loss::Deposed | Loss::ViewStale | Loss::HoldTimeout => Retried::Deposed,
+    }
 }
 
 /// The block begins on another server, and what was sent of it is sent there.

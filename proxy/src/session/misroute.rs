@@ -1,7 +1,7 @@
 //! What a session's texts mean for routing: the classifier's verdict, and what standbys have refused lately.
 
 use crate::metrics::bump;
-use crate::route::Misroutes;
+use crate::route::{Misroutes, Reason};
 use crate::session::client::Session;
 use crate::sql::{Access, FunctionTable, LexRules, Recall, Statement, classify, executed, fingerprint};
 use crate::wire::codec::head;
@@ -86,6 +86,19 @@ impl Session {
                 let (database, shape) = (&*self.identity.dbname, format!("{shape:016x}"));
                 tracing::debug!(database, shape, code, "statement refused by a standby, its shape goes to the primary");
             }
+        }
+    }
+
+    /// It went to the primary because a standby has refused what it runs: that is the reason, then.
+    pub(super) fn tell_refused_before(&mut self, unit: &[u8], now: Instant) {
+        if self.reason != Reason::Write.as_str() || self.w.misroutes.borrow().is_empty() {
+            return;
+        }
+        let shapes = self.shapes(unit, |_| true);
+        let misroutes = self.w.misroutes.borrow();
+        if shapes.iter().any(|shape| misroutes.holds(*shape, now)) {
+            self.reason = Reason::RefusedBefore.as_str();
+            self.chosen = self.chosen.take().map(|_| Reason::RefusedBefore);
         }
     }
 

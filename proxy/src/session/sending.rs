@@ -200,6 +200,7 @@ impl Session {
         self.note_block(unit, begins);
         self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);
         if begins {
+            self.tell_refused_before(&input[..unit.len], now);
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);
             self.log_route(&input[..unit.len], now);
             self.reason = "same_server";

@@ -272,6 +272,14 @@ impl Cluster {
         let family = families.iter().filter(|f| f.name() == name);
         family.flat_map(|f| f.get_metric()).map(|m| m.get_counter().get_value() + m.get_gauge().get_value()).sum()
     }
+
+    /// The same, only where a label has this value.
+    pub fn counter_of(&self, name: &str, label: &str) -> f64 {
+        let families = self.registry.gather();
+        let of = families.iter().filter(|f| f.name() == name).flat_map(|f| f.get_metric());
+        let of = of.filter(|m| m.get_label().iter().any(|l| l.value() == label));
+        of.map(|m| m.get_counter().get_value() + m.get_gauge().get_value()).sum()
+    }
 }
 
 impl Drop for Cluster {
