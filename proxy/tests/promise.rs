@@ -103,6 +103,51 @@ fn a_database_has_a_promise_of_its_own() {
 }
 
 #[test]
+fn every_way_to_say_where_reads_may_go_is_heard() {
+    let mut typed = None;
+    let cluster = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.max_replay_lag = cluster::config::Span::secs(10);
+        raw.reads.hints = true;
+        raw.reads.read_from = proxy::route::ReadFrom::Primary;
+        typed = Some(raw.clone());
+    });
+    let mut typed = typed.unwrap();
+    let reads = |say: &str, parameters: &[(&str, &str)], before: &[&str], sql: &str, node: &str| {
+        let mut client = Raw::login(cluster.port, parameters);
+        before.iter().for_each(|sql| drop(ok(&mut client, sql)));
+        wait_for(&format!("{node} to serve the read of {say}"), || (value(&mut client, sql) == node).then_some(()));
+        // And it stays so.
+        (0..5).for_each(|_| assert_eq!(value(&mut client, sql), node, "{say}"));
+    };
+    let standby = "pgtenure.read_from";
+    let hint = &format!("/* pgtenure: read_from=standby */ {WHERE}");
+    let set = "set pgtenure.read_from = 'standby'";
+    // The first tells that the standby would serve, were it asked to.
+    reads("a startup parameter", &[(standby, "standby")], &[], WHERE, "n2");
+    reads("the configuration", &[], &[], WHERE, "n1");
+    reads("a startup option", &[("options", "-c pgtenure.read_from=standby")], &[], WHERE, "n2");
+    reads("SET", &[], &[set], WHERE, "n2");
+    reads("set_config", &[], &["select set_config('pgtenure.read_from', 'standby', false)"], WHERE, "n2");
+    reads("SET, taken back", &[], &["begin", set, "rollback"], WHERE, "n1");
+    reads("RESET", &[(standby, "standby")], &["set pgtenure.read_from = 'primary'", "reset all"], WHERE, "n2");
+    reads("a comment", &[], &[], hint, "n2");
+    // Rules of the database, and of the user, which come first.
+    let control = cluster.handle.as_ref().unwrap().control();
+    let from = |read_from| proxy::config::reads::Own { read_from: Some(read_from), ..Default::default() };
+    let database =
+        proxy::config::pools::Database { reads: from(proxy::route::ReadFrom::Standby), ..Default::default() };
+    typed.databases.insert("app".to_owned(), database);
+    control.reload(proxy::config::check(typed.clone()).unwrap()).unwrap();
+    reads("the database's rule", &[], &[], WHERE, "n2");
+    let user = proxy::config::pools::User { reads: from(proxy::route::ReadFrom::Primary), ..Default::default() };
+    typed.users.insert("app".to_owned(), user);
+    control.reload(proxy::config::check(typed).unwrap()).unwrap();
+    reads("the user's rule", &[], &[], WHERE, "n1");
+    reads("a session that says otherwise", &[], &[set], WHERE, "n2");
+}
+
+#[test]
 fn reads_stay_in_the_proxys_zone_as_the_nodes_tell_it() {
     let cluster = Cluster::start(2, |raw| {
         raw.workers = 1;
