@@ -153,15 +153,21 @@ fn a_node_is_worked_on_removed_and_added_again() {
         status_is(&m, "the removal", gone).await;
         let is_down = |s: &AgentState| (s.fenced && matches!(s.postgres, PostgresState::Stopped { .. })).then_some(());
         c.until_state(worked_on, "its stop", is_down).await;
-        // Its agent is started again, and still does not take part.
+        // Its agent is started again without data, and does not take part.
         c.crash_agent(worked_on).await;
+        std::fs::remove_dir_all(c.nodes[worked_on].config.data_dir.join("data")).unwrap();
+        c.nodes[worked_on].config.copy_from_standby = true;
         c.start(worked_on).await;
-        c.until_state(worked_on, "its fence", is_down).await;
+        c.until_state(worked_on, "its fence", |s| (s.fenced && s.postgres == PostgresState::Absent).then_some(()))
+            .await;
         assert!(m.status().borrow().nodes.len() == 2, "{:#?}", m.status().borrow());
         let (code, answer) = order(&m, "unfence", json!({"node": id})).await;
         assert_eq!(code, 200, "{answer:#}");
         let s = status_is(&m, "the node without a vote", |s| s.nodes.len() == 3 && all_stream(s, 2)).await;
         assert!(s.nodes.iter().any(|n| n.node == id && !n.voter));
+        let label = c.nodes[worked_on].config.data_dir.join("data/backup_label.old");
+        let label = std::fs::read_to_string(label).unwrap();
+        assert!(label.contains("BACKUP FROM: standby"), "{label}");
         m.stop().await;
     });
 }

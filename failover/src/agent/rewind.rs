@@ -12,12 +12,15 @@ use super::rejoin::{RejoinError, Source};
 use super::sql::{Sql, SqlError};
 use super::tool::{self, ToolError};
 use crate::api::Position;
+use crate::record::MemberRecord;
 use cluster::timeline::Fork;
-use cluster::{Lsn, TimelineId};
+use cluster::{Endpoint, Lsn, NodeId, TimelineId};
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// Bound on one question to a standby.
+const ASK_BOUND: Duration = Duration::from_secs(3);
 /// Bound on a rewind.
 const REWIND_BOUND: Duration = Duration::from_secs(6 * 3600);
 /// Bound on a copy.
@@ -177,17 +180,15 @@ impl Agent {
         let file = |what| move |source| RejoinError::File { what, source };
         remove_tree(&layout.data_new()).map_err(file("an unfinished copy could not be removed"))?;
         self.rejoining("cloning");
-        tracing::info!(node = %self.env.config.node, term = source.term.0, primary = %source.node, "cloning the primary");
-        let mut command = self.env.program("pg_basebackup");
-        command.arg("--pgdata").arg(layout.data_new());
-        command.arg("--dbname").arg(conninfo(&self.env, &source.endpoint)).args(["--username", REPLICATION_USER]);
-        command.args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"]);
-        let progress = |line: &str| {
-            if let Some(progress) = progress_of(line) {
-                self.state.change(|o| o.rejoin = Some(progress));
+        let from = self.to_copy_from(source).await;
+        match self.copy(&from).await {
+            Err(error) if from.0 != source.node => {
+                tracing::warn!(node = %self.env.config.node, from = %from.0, %error, "copying the primary instead");
+                remove_tree(&layout.data_new()).map_err(file("an unfinished copy could not be removed"))?;
+                self.copy(&(source.node.clone(), source.endpoint.clone())).await?;
             }
-        };
-        tool::run_lines(command, CLONE_BOUND, |_| {}, progress).await?;
+            done => done?,
+        }
         let floor = self.floor(source).await?;
         // In this order: a crash in between leaves either the old data or none, and a quarantine more than needed.
         self.remember(|m| m.quarantine = Some(floor)).map_err(file("the mark could not be written"))?;
@@ -202,6 +203,45 @@ impl Agent {
         tracing::info!(node = %self.env.config.node, term = source.term.0, lsn = %floor.lsn, "cloned");
         self.look_again(self.env.config.probe_timeout).await;
         Ok(())
+    }
+
+    /// One base backup into the new directory.
+    async fn copy(&self, (from, endpoint): &(NodeId, Endpoint)) -> Result<(), ToolError> {
+        tracing::info!(node = %self.env.config.node, %from, "copying data");
+        let mut command = self.env.program("pg_basebackup");
+        command.arg("--pgdata").arg(self.env.layout.data_new());
+        command.arg("--dbname").arg(conninfo(&self.env, endpoint)).args(["--username", REPLICATION_USER]);
+        command.args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"]);
+        let progress = |line: &str| {
+            if let Some(progress) = progress_of(line) {
+                self.state.change(|o| o.rejoin = Some(progress));
+            }
+        };
+        tool::run_lines(command, CLONE_BOUND, |_| {}, progress).await.map(drop)
+    }
+
+    /// The node to copy from: the primary, or where that is wished a standby that streams its very timeline, so that all
+    /// of its WAL is on the primary's line.
+    async fn to_copy_from(&self, source: &Source) -> (NodeId, Endpoint) {
+        let (members, init) = {
+            let records = self.records.borrow();
+            (records.members.clone(), records.init.as_ref().and_then(|i| i.value.system_id.clone()))
+        };
+        let (me, wished) = (&self.env.config.node, self.env.config.copy_from_standby);
+        let fits = |m: &&MemberRecord| m.node != *me && m.node != source.node && m.standing.apply_delay_ms == 0;
+        for member in members.values().filter(fits).filter(|_| wished) {
+            let Ok(sql) = Sql::observer(&self.env, &member.postgres, ASK_BOUND).await else { continue };
+            let query = "SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()), \
+                (SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming')";
+            let Ok(rows) = sql.rows("asking a standby", query, ASK_BOUND).await else { continue };
+            let row: Vec<Option<String>> = rows.into_iter().next().unwrap_or_default();
+            let [Some(recovery), id, Some(timeline)] = &row[..] else { continue };
+            let timeline = timeline.parse().ok().map(TimelineId);
+            if recovery == "t" && *id == init && timeline == source.term.timeline() {
+                return (member.node.clone(), member.postgres.clone());
+            }
+        }
+        (source.node.clone(), source.endpoint.clone())
     }
 }
 

@@ -38,6 +38,9 @@ pub struct AgentRaw {
     /// Directory of the agent; PostgreSQL's data is in `data` below it, its configuration in `conf`, its socket in
     /// `sock`, its logs in `log`, WAL of lost transactions in `lost`. Absolute, at most 75 bytes. No default.
     pub data_dir: PathBuf,
+    /// Copy data from a standby where one follows the primary, to spare the primary's disk and network; a delayed one is not
+    /// used. Default false: the primary.
+    pub copy_from_standby: bool,
     /// Data directory of a PostgreSQL that runs without an agent, for `pgtenure adopt`: it is moved to `data` then, so it
     /// must be in the same file system, and the agent's user must own it. Default none. Used once.
     pub adopt: PathBuf,
@@ -99,6 +102,7 @@ impl Default for AgentRaw {
             apply_delay: Span::millis(0),
             serve_reads: true,
             data_dir: PathBuf::new(),
+            copy_from_standby: false,
             adopt: PathBuf::new(),
             listen: "127.0.0.1:7401".into(),
             advertise_host: "127.0.0.1".into(),
@@ -154,6 +158,8 @@ pub struct AgentConfig {
     pub standing: Standing,
     /// The agent's directory, absolute.
     pub data_dir: PathBuf,
+    /// Copy from a standby where there is one.
+    pub copy_from_standby: bool,
     /// A data directory to take over; empty: none.
     pub adopt: PathBuf,
     /// Where the agent's HTTP listens.
@@ -386,6 +392,7 @@ fn checked(raw: &AgentRaw, bootstrap: &BootstrapRaw, node: NodeId, listen: Socke
             serve_reads: raw.serve_reads,
         },
         data_dir: raw.data_dir.clone(),
+        copy_from_standby: raw.copy_from_standby,
         adopt: raw.adopt.clone(),
         listen,
         advertise_host: raw.advertise_host.clone(),
