@@ -91,7 +91,7 @@ pub fn plan(found: &Found, wanted: &Wanted) -> Plan {
         ),
         format!("in etcd: the cluster in term {timeline}, paused, commits waiting for nobody"),
         format!(
-            "{standbys}, one after the other's agent: stop PostgreSQL, move its directory, start it as a standby of {primary}"
+            "{standbys}: each one's agent stops PostgreSQL, moves its directory, starts it as a standby of {primary}"
         ),
         format!(
             "{primary}: stop PostgreSQL cleanly, move its directory; the managers open the next term (seconds without writes)"
@@ -117,6 +117,14 @@ fn check_server(found: &Found, obstacles: &mut Vec<String>) {
     needs(rewinds, "neither wal_log_hints nor data checksums are on: no old primary could be rewound".into());
     let senders: u32 = setting("max_wal_senders").parse().unwrap_or(0);
     needs(senders >= 5, format!("max_wal_senders is {senders}, at least 5 are needed"));
+    let names = setting("synchronous_standby_names");
+    let other = !names.is_empty() && !names.contains('*');
+    needs(
+        !other,
+        format!(
+            "synchronous_standby_names is '{names}': commits would wait for standbys that go by other names soon; empty it and reload"
+        ),
+    );
     needs(setting("fsync") == "on", "fsync is off: what a commit promises is not on disk".into());
 }
 
@@ -241,9 +249,10 @@ mod tests {
         found.settings.insert("wal_level".into(), "minimal".into());
         found.settings.insert("data_checksums".into(), "off".into());
         found.settings.insert("max_wal_senders".into(), "2".into());
+        found.settings.insert("synchronous_standby_names".into(), "FIRST 1 (b)".into());
         let mut wanted = Wanted { led: false, k: 0, ..wanted() };
         wanted.members.remove(&wanted.voters[2]);
         wanted.members.get_mut(&wanted.voters[1]).unwrap().system_id = Some("78".into());
-        assert_eq!(plan(&found, &wanted).obstacles.len(), 10, "{:#?}", plan(&found, &wanted).obstacles);
+        assert_eq!(plan(&found, &wanted).obstacles.len(), 11, "{:#?}", plan(&found, &wanted).obstacles);
     }
 }
