@@ -152,7 +152,7 @@ fuzz: set-up
 # tests. GRAMMAR_FILES may name files of SQL, such as PostgreSQL's regression tests.
 GRAMMAR_ROUNDS ?= 2000000
 test-grammar: set-up
-	@ls /usr/lib/llvm-*/lib/libclang*.so* >/dev/null 2>&1 || apt-get install -y --no-install-recommends libclang-dev
+	@ls /usr/lib/llvm-*/lib 2>/dev/null | grep -qE '^libclang(-[0-9.]+)?\.so' || apt-get install -y --no-install-recommends libclang-dev
 	cd integration/grammar && GRAMMAR_ROUNDS=$(GRAMMAR_ROUNDS) cargo run $(if $(GRAMMAR_FILES),-- $(abspath $(GRAMMAR_FILES)))
 
 set-up:

@@ -300,8 +300,8 @@ fn lists_of_functions_hold_per_database_and_a_reload_changes_them_for_sessions_t
     let mut typed = typed.unwrap();
     let control = cluster.handle.as_ref().unwrap().control();
     let mut reload = |allow: &[&str]| {
-        let mut own = proxy::config::pools::Database::default();
-        own.allow_functions = allow.iter().map(|name| (*name).to_owned()).collect();
+        let allow_functions = allow.iter().map(|name| (*name).to_owned()).collect();
+        let own = proxy::config::pools::Database { allow_functions, ..Default::default() };
         typed.databases.insert("app".to_owned(), own);
         control.reload(proxy::config::check(typed.clone()).unwrap()).unwrap();
     };
