@@ -6,6 +6,12 @@ use crate::clock::Instant;
 use crate::node::{Endpoint, NodeId};
 use crate::term::Term;
 use crate::timeline::Fork;
+use std::time::Duration;
+
+/// How long a view of a strict cluster may be acted on without anybody confirming it. The primary's agent does not let
+/// commits through without standbys sooner than this after it has read that the mode was lowered, so it is the same in
+/// every process and no setting. Several times what etcd needs for an election.
+pub const STRICT_VIEW: Duration = Duration::from_secs(6);
 
 /// A consistent view of the cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +31,9 @@ pub struct Topology {
     /// Writes (and relaying their acknowledgements) must stop at this instant unless the view is renewed. `None` when
     /// safety does not hang on time: in `strict` mode the quorum fences, and goes on to.
     pub valid_until: Option<Instant>,
+    /// The same where `valid_until` is `None`: the mode may have been lowered since, without this process having heard of
+    /// it. Confirmed by etcd or, without etcd, by the primary's agent. `None`: never.
+    pub confirmed_until: Option<Instant>,
     /// The policy's epoch that the view goes by.
     pub epoch: u64,
     /// Commits wait for standbys, by that policy.
@@ -119,6 +128,7 @@ impl Topology {
             primary: None,
             standbys: Vec::new(),
             valid_until: None,
+            confirmed_until: None,
             epoch: 0,
             protected: false,
             fork: None,
@@ -126,9 +136,14 @@ impl Topology {
         }
     }
 
+    /// From when on nothing may be sent to the primary, nor its acknowledgements passed on, by this view.
+    pub fn ends_at(&self) -> Option<Instant> {
+        self.valid_until.or(self.confirmed_until)
+    }
+
     /// The gate at `now`: an open or draining one is closed as stale once the view's validity has run out.
     pub fn gate_at(&self, now: Instant) -> Gate {
-        match (self.gate, self.valid_until) {
+        match (self.gate, self.ends_at()) {
             (Gate::Open | Gate::Draining, Some(end)) if now >= end => Gate::Closed(Closed::Stale),
             (gate, _) => gate,
         }
@@ -231,5 +246,8 @@ mod tests {
         assert_eq!(t.gate_at(Instant::from_millis(9)), Gate::Open);
         assert_eq!(t.gate_at(Instant::from_millis(10)), Gate::Closed(Closed::Stale));
         assert_eq!(view(7, 1).gate_at(Instant::from_millis(u64::MAX / 2_000_000)), Gate::Open);
+        let strict = Topology { confirmed_until: Some(Instant::from_millis(20)), ..view(7, 1) };
+        assert_eq!(strict.gate_at(Instant::from_millis(19)), Gate::Open);
+        assert_eq!(strict.gate_at(Instant::from_millis(20)), Gate::Closed(Closed::Stale));
     }
 }

@@ -17,6 +17,8 @@
 //! | `POST /agent/stop` | [`Stop`] | [`Stopped`] |
 //! | `POST /agent/arm` | [`Arm`] | [`Armed`] |
 //! | `POST /agent/relax` | [`Relax`] | [`Relaxed`] |
+//! | `POST /agent/countersign` | [`Countersign`] | [`Countersigned`] |
+//! | `GET /vouch?term=T&epoch=E` | | [`Vouched`]; needs no secret, `409` with the reason |
 //!
 //! Errors: `401` wrong secret, `409` [`Refused`], `503` [`Failed`] (tried, did not work; says where things stand).
 
@@ -340,6 +342,31 @@ pub struct Relax {
 pub struct Relaxed {
     /// Everything that was promised to be on standbys lies before this position.
     pub lsn: Lsn,
+}
+
+/// While etcd does not answer: promise to the primary of `term` that no later one begins here for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Countersign {
+    /// The term.
+    pub term: Term,
+    /// Its primary, who asks.
+    pub primary: NodeId,
+    /// For how long, ms, from when the order arrives.
+    pub lasts_ms: u64,
+}
+
+/// It is promised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Countersigned {
+    /// Who promises.
+    pub node: NodeId,
+}
+
+/// The primary's agent confirms a proxy's view.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vouched {
+    /// For how long, ms, from when the question was sent.
+    pub lasts_ms: u64,
 }
 
 /// A command that was not obeyed; nothing was done.

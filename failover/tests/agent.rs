@@ -3,6 +3,7 @@
 mod agents;
 
 use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivileged, until};
+use cluster::topology::{Closed, Gate};
 use cluster::{Endpoint, Term, TimelineId};
 use failover::api::*;
 use failover::record::*;
@@ -318,6 +319,8 @@ fn an_async_primary_cut_off_from_etcd_stops_acknowledging_and_then_stops() {
         let p = c.bootstrap().await;
         let sql = c.sql(p).await;
         sql.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        // Nobody is left to sign for it.
+        c.crash_agent(1 - p).await;
         let begun = Instant::now();
         c.nodes[p].store.set_down(true);
         let mut acknowledged = Instant::now();
@@ -335,6 +338,67 @@ fn an_async_primary_cut_off_from_etcd_stops_acknowledging_and_then_stops() {
             c.record::<PrimaryRecord>(c.keys.primary()).await.is_none().then_some(())
         })
         .await;
+    });
+}
+
+#[test]
+fn without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins_before_it_has_stopped() {
+    let name = "without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins_before_it_has_stopped";
+    unprivileged(name, async {
+        let mut c = Cluster::new(22260, 3, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let (candidate, third) = ((p + 1) % 3, (p + 2) % 3);
+        let sql = c.sql(p).await;
+        sql.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        let link = c.store.client();
+        let times = failover::view::Times {
+            validity: Duration::from_secs(1),
+            strict: Duration::from_secs(3),
+            lease_ttl: Duration::from_secs(3),
+        };
+        let registry = prometheus::Registry::new();
+        let view = failover::view::start(
+            std::sync::Arc::new(link.clone()),
+            c.keys.clone(),
+            times,
+            failover::view::Purpose::Observe,
+            &registry,
+        );
+        let topology = view.as_ref().unwrap().topology();
+        let gate = || topology.borrow().gate_at(cluster::Clock.now());
+        until("an open view", async || (gate() == Gate::Open).then_some(())).await;
+        let begun = Instant::now();
+        link.set_down(true);
+        c.nodes.iter().for_each(|n| n.store.set_down(true));
+        while begun.elapsed() < c.nodes[p].config.lease_ttl * 2 {
+            sql.batch_execute("INSERT INTO t VALUES (1)").await.expect("all agents sign");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(gate(), Gate::Open, "the primary's agent vouches for the view");
+        let vouch = async |query: &str| c.request(p, "GET", &format!("/vouch?{query}"), String::new(), "").await.0;
+        assert_eq!((vouch("term=1&epoch=1").await, vouch("term=2&epoch=1").await), (200, 409));
+        assert_eq!((vouch("term=1&epoch=2").await, vouch("term=1").await), (409, 400));
+
+        // What was signed binds a signer that starts anew, too.
+        c.crash_agent(candidate).await;
+        c.start(candidate).await;
+        let frozen = async {
+            let frozen = c.freeze(candidate, Term(2)).await.expect("a standby that runs");
+            (frozen, Instant::now())
+        };
+        let written = async {
+            let mut acknowledged = Instant::now();
+            while sql.batch_execute("INSERT INTO t VALUES (1)").await.is_ok() {
+                acknowledged = Instant::now();
+            }
+            (acknowledged, gate())
+        };
+        let ((frozen, at), (acknowledged, gate)) = tokio::join!(frozen, written);
+        assert!(frozen.position.is_some());
+        assert!(acknowledged < at, "acknowledged {:?} after a later term's freeze was answered", acknowledged - at);
+        assert_eq!(gate, Gate::Closed(Closed::Stale), "the view ended before");
+        c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+        assert_eq!(c.state(third).await.promise, Term(1));
     });
 }
 

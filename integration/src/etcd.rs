@@ -52,6 +52,30 @@ impl Etcd {
         self.wait_healthy();
     }
 
+    /// Back up, into a file of the scratch directory.
+    ///
+    /// # Panics
+    /// When etcdctl fails.
+    pub fn save(&self, file: &Path) {
+        etcdctl(&["--endpoints", &self.endpoint(), "snapshot", "save"], file, &[]);
+    }
+
+    /// Replace all it holds by a backup, as an operator does who has lost it, and start it.
+    ///
+    /// # Panics
+    /// When etcdctl fails or etcd does not become healthy.
+    pub fn restore(&mut self, file: &Path) {
+        self.process.kill();
+        let data = self.dir.join("data");
+        std::fs::remove_dir_all(&data).expect("etcd had data");
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let cluster = format!("e1={peer}");
+        let data = data.to_str().expect("the scratch directory is plain text").to_owned();
+        let more = ["--name", "e1", "--initial-cluster", &cluster, "--initial-advertise-peer-urls", &peer];
+        etcdctl(&["snapshot", "restore"], file, &[&more[..], &["--data-dir", &data]].concat());
+        self.restart();
+    }
+
     fn wait_healthy(&self) {
         let addr = self.endpoint().parse().expect("an address and a port");
         wait_for("etcd's health", Duration::from_secs(20), || {
@@ -59,6 +83,13 @@ impl Etcd {
             if status == 200 && body.contains("true") { Ok(()) } else { Err(body) }
         });
     }
+}
+
+fn etcdctl(before: &[&str], file: &Path, after: &[&str]) {
+    let mut command = unprivileged("etcdctl");
+    command.env("ETCDCTL_API", "3").args(before).arg(file).args(after).current_dir("/");
+    let done = command.output().expect("etcdctl is installed (Debian package etcd-client)");
+    assert!(done.status.success(), "etcdctl {before:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 fn spawn(client_port: u16, peer_port: u16, dir: &Path, log: &Path) -> Process {

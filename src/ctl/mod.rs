@@ -65,7 +65,19 @@ pub fn run(command: Command) -> ExitCode {
         eprintln!("pgtenure: not an operator's command");
         return ExitCode::from(EXIT_FAILED);
     };
-    match runtime.block_on(ask(&target, &request)) {
+    let outcome = runtime.block_on(ask(&target, &request));
+    let unled = match &outcome {
+        Ok(Err(error)) => matches!(error, CallError::NoLeader(_) | CallError::Unreachable(_)),
+        Err(_) => true, // etcd, most likely: it would have named the leader
+        Ok(Ok(_)) => false,
+    };
+    if unled
+        && request.path == "/status"
+        && let Some(seen) = runtime.block_on(seen_by_any(&target))
+    {
+        return finish_unled(&target, &request, &seen);
+    }
+    match outcome {
         Ok(outcome) => finish(&target, &request, outcome),
         Err(e) => failed(&e),
     }
@@ -90,6 +102,30 @@ async fn move_away(target: &TargetArgs, node: &str) -> Option<ExitCode> {
         Ok(refused) => Some(finish(target, &order, refused)),
         Err(e) => Some(failed(&e)),
     }
+}
+
+/// What a manager knows that does not lead: the ones named, or the one of the configuration file. Without etcd none leads,
+/// and that is when one most wants to see something.
+async fn seen_by_any(target: &TargetArgs) -> Option<Value> {
+    let urls = match (&target.admin, &target.config) {
+        (Some(urls), _) => urls.split(',').map(str::to_owned).collect(),
+        (None, Some(file)) => {
+            let config = config::load(file).ok()?;
+            config.manager.is_some().then(|| vec![config.admin.advertise.clone()])?
+        }
+        (None, None) => return None,
+    };
+    Admin::new(urls, None).get("/status?local=1").await.ok()
+}
+
+/// Nobody leads: not an answer to rely on, so the exit code says that it failed.
+fn finish_unled(target: &TargetArgs, request: &Request, seen: &Value) -> ExitCode {
+    if target.json {
+        println!("{seen:#}");
+    } else {
+        print!("{}", (request.show)(seen));
+    }
+    ExitCode::from(EXIT_FAILED)
 }
 
 /// Ask the leading manager, whichever it is by the time that one can be asked: after a manager's death its successor

@@ -76,6 +76,9 @@ pub fn status(answer: &Value) -> String {
         field(answer, "mode"),
         or_dash(s.leader.as_ref().map(|l| &l.admin)),
     );
+    if !s.leading {
+        let _ = writeln!(out, "NO MANAGER LEADS: {}; as the manager asked knows it:", s.verdict_text.join("; "));
+    }
     let safe = match (s.safe_to_lose_primary.safe, s.safe_to_lose_primary.why.join("; ")) {
         (true, _) => "safe".to_owned(),
         (false, why) => format!("NOT SAFE: {why}"),

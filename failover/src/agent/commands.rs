@@ -49,6 +49,7 @@ impl Agent {
         if self.state.look(|o| o.fenced) {
             return Err(Refused::Fenced { node }.into());
         }
+        self.outlast_signature(order.term).await;
         self.state.change(|o| o.frozen_for = Some(order.term));
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         {

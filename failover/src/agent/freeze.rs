@@ -74,6 +74,7 @@ impl Agent {
     pub(super) async fn freeze(&self, term: Term) -> Result<Frozen, CommandError> {
         self.promise(term)?;
         self.must_not_be_its_primary(term)?;
+        self.outlast_signature(term).await;
         self.state.change(|o| o.frozen_for = Some(term));
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         if self.replacing.load(Ordering::Acquire) {

@@ -77,6 +77,10 @@ impl Agent {
         if head.method == Method::GET && path == "/livez" {
             return json(StatusCode::OK, &"alive");
         }
+        // Proxies ask, who do not have the secret; it tells and changes nothing but when commits may be let through.
+        if head.method == Method::GET && path == "/vouch" {
+            return self.tell_vouched(head.uri.query().unwrap_or(""));
+        }
         let shown = head.headers.get(AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
         if !shown.is_some_and(|s| same(s, self.env.secret.expose().as_bytes())) {
             return json(StatusCode::UNAUTHORIZED, &"wrong secret");
@@ -102,6 +106,9 @@ impl Agent {
             }
             "/agent/stop" => self.obey(&body, |a, o| async move { a.stop(&o).await }).await,
             "/agent/relax" => self.obey(&body, |a, o| async move { a.relax(&o).await }).await,
+            "/agent/countersign" => {
+                self.obey(&body, |a, o: crate::api::Countersign| async move { a.countersign(&o) }).await
+            }
             "/agent/arm" => self.obey(&body, |a, o| async move { a.arm(&o).await }).await,
             _ => json(StatusCode::NOT_FOUND, &"no such command"),
         }
@@ -132,14 +139,21 @@ impl Agent {
         }
     }
 
+    /// `GET /vouch?term=T&epoch=E`.
+    fn tell_vouched(&self, query: &str) -> Answer {
+        let (Some(term), Some(epoch)) = (number(query, "term"), number(query, "epoch")) else {
+            return json(StatusCode::BAD_REQUEST, &"term and epoch expected");
+        };
+        match self.vouch(cluster::Term(term), epoch) {
+            Ok(vouched) => json(StatusCode::OK, &vouched),
+            Err(why) => json(StatusCode::CONFLICT, &why),
+        }
+    }
+
     /// `GET /agent/state?after=SEQ&wait_ms=N`.
     async fn tell_state(&self, query: &str) -> Answer {
-        let number = |name: &str| {
-            let pairs = query.split('&').filter_map(|p| p.split_once('='));
-            pairs.filter(|(k, _)| *k == name).find_map(|(_, v)| v.parse::<u64>().ok())
-        };
-        let after = number("after");
-        let wait = Duration::from_millis(number("wait_ms").unwrap_or(0)).min(MAX_WAIT);
+        let after = number(query, "after");
+        let wait = Duration::from_millis(number(query, "wait_ms").unwrap_or(0)).min(MAX_WAIT);
         let mut state = self.state.subscribe();
         if let Some(after) = after.filter(|_| !wait.is_zero()) {
             // A timeout is an answer too: nothing has changed.
@@ -151,6 +165,12 @@ impl Agent {
         }
         json(StatusCode::OK, &self.state.get().told(&self.env, self.env.clock.now()))
     }
+}
+
+/// A parameter of a query.
+fn number(query: &str, name: &str) -> Option<u64> {
+    let pairs = query.split('&').filter_map(|p| p.split_once('='));
+    pairs.filter(|(k, _)| *k == name).find_map(|(_, v)| v.parse().ok())
 }
 
 #[derive(Serialize)]

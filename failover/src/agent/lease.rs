@@ -211,6 +211,21 @@ impl Agent {
         fence_at(held.as_ref().map(|h| &h.lease), None, config.lease_margin, config.lease_ttl, now) == Fence::Free
     }
 
+    /// The end of the lease by which this node may acknowledge, and the time until which it is renewed in any case.
+    pub(super) fn lease(&self) -> Option<Lease> {
+        self.held().map(|h| h.lease)
+    }
+
+    /// The other agents have signed for `ttl` from `sent` on: as good as a renewal.
+    pub(super) fn lease_signed(&self, term: Term, sent: Instant, ttl: Duration) {
+        let mut held = self.held.lock().expect("no holder of this lock panics");
+        let Some(h) = held.as_mut().filter(|h| h.lease.term == term && h.lease.sent_at < sent) else { return };
+        h.lease = Lease { term, sent_at: sent, ttl };
+        let until = h.lease.deadline(self.env.config.lease_margin);
+        drop(held);
+        self.state.change(|o| o.lease_until = Some(until));
+    }
+
     fn held(&self) -> Option<Held> {
         *self.held.lock().expect("no holder of this lock panics")
     }
@@ -398,7 +413,10 @@ impl Agent {
         let ttl = self.store.keep_alive(held.id).await?;
         self.read_records().await?;
         if self.serves() == Some(held.lease.term) {
-            self.hold(Some(Held { lease: Lease { sent_at: sent, ttl, ..held.lease }, ..held }));
+            // Signatures that were gathered meanwhile may reach further.
+            let signed = self.held().filter(|h| h.id == held.id && h.lease.sent_at > sent);
+            let renewed = Held { lease: Lease { sent_at: sent, ttl, ..held.lease }, ..held };
+            self.hold(Some(signed.unwrap_or(renewed)));
         }
         Ok(())
     }

@@ -29,6 +29,11 @@ pub(crate) struct Memory {
     pub(crate) armed: u64,
     /// Its commits waited for nobody when it was last primary, so its lease fences it.
     pub(crate) leased: bool,
+    /// It has signed for a primary whose agent has lost etcd and may be bound by that: no later term begins here sooner
+    /// than a lease's length after a start.
+    pub(crate) signed: bool,
+    /// The mode was strict when it was last read: proxies may act on that for a while after it was lowered.
+    pub(crate) strict: bool,
     /// The last suspension seen while this node was primary: what it committed past it was unprotected.
     pub(crate) suspended: Option<Suspension>,
 }

@@ -20,6 +20,9 @@ pub(crate) struct Metrics {
     quarantined: IntGauge,
     trouble: IntGauge,
     impostors: IntGauge,
+    records_age: Gauge,
+    /// 1 while the lease rests on the other agents' signatures.
+    pub(super) countersigned: IntGauge,
     /// Commits found in lost WAL.
     pub(super) lost_commits: IntCounter,
     /// etcd calls that failed.
@@ -44,15 +47,20 @@ impl Metrics {
             quarantined: gauge("quarantined", "1 while this node counts neither as recruit nor as candidate")?,
             trouble: gauge("trouble", "1 while something is wrong that the agent cannot repair")?,
             impostors: gauge("impostors", "Walsenders that use a node's name without being that node")?,
+            records_age: seconds("records_age_seconds", "Since etcd's records were last read")?,
+            countersigned: gauge(
+                "countersigned",
+                "1 while etcd does not renew the lease and the other agents sign for it",
+            )?,
             lost_commits: counter("lost_commits_total", "Commits found in WAL that the cluster has not")?,
             store_errors: counter("store_errors_total", "Calls to etcd that failed")?,
         };
         registry.register(Box::new(m.promise.clone()))?;
         registry.register(Box::new(m.postgres.clone()))?;
-        for g in [&m.observed_age, &m.lease_left, &m.fsync] {
+        for g in [&m.observed_age, &m.lease_left, &m.fsync, &m.records_age] {
             registry.register(Box::new(g.clone()))?;
         }
-        for g in [&m.fenced, &m.quarantined, &m.trouble, &m.impostors] {
+        for g in [&m.fenced, &m.quarantined, &m.trouble, &m.impostors, &m.countersigned] {
             registry.register(Box::new(g.clone()))?;
         }
         for c in [&m.lost_commits, &m.store_errors] {
@@ -76,6 +84,9 @@ impl Agent {
             m.observed_age.set(seconds(told.observed_ms_ago));
             m.lease_left.set(seconds(told.lease_left_ms.unwrap_or(0)));
             m.fsync.set(seconds(told.fsync_probe_ms.unwrap_or(0)));
+            if let Some(at) = self.records.borrow().read_at {
+                m.records_age.set(now.since(at).as_secs_f64());
+            }
             m.fenced.set(i64::from(o.fenced));
             m.quarantined.set(i64::from(o.quarantine.is_some()));
             m.trouble.set(i64::from(o.trouble.is_some()));

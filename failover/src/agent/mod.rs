@@ -1,6 +1,6 @@
 //! The agent: drives the one PostgreSQL of its node, obeys managers' commands, and follows the cluster's records.
 //!
-//! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), two keep the primary's
+//! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), three keep the primary's
 //! lease and fence by it, two observe the primary, one serves managers over HTTP. Whoever starts, stops, promotes or
 //! replaces PostgreSQL holds `actuator`; whoever changes where the WAL receiver connects or what commits wait for holds
 //! `conf`. A freeze gives its promise and cuts the node off before it waits for `actuator`, and whoever holds that gives
@@ -12,6 +12,7 @@ mod bootstrap;
 mod catch_up;
 mod commands;
 mod control;
+mod countersign;
 mod env;
 pub(crate) mod founding;
 mod freeze;
@@ -36,6 +37,7 @@ mod sql;
 mod state;
 mod take_up;
 mod tool;
+mod vouch;
 mod wal_tail;
 
 pub use memory::MemoryError;
@@ -167,6 +169,10 @@ pub(crate) struct Agent {
     /// A manager's order to follow, which may be faster than etcd's hint.
     follow: Mutex<Option<Follow>>,
     held: Mutex<Option<lease::Held>>,
+    /// What was signed for primaries that have lost etcd.
+    signature: Mutex<countersign::Signature>,
+    /// Until when proxies may act on a policy that was in force; whoever vouches for one holds it.
+    vouched_until: Mutex<cluster::Instant>,
     /// Something may have to be done by ourselves.
     wake: Notify,
     /// PostgreSQL was seen to have ended.
@@ -215,6 +221,7 @@ pub async fn run(
     }
     let state = State::new(env.clock.now());
     let memory = keeper.get().clone();
+    let (signature, vouched_until) = (countersign::remembered(&env, &memory), vouch::remembered(&env, &memory));
     state.change(|o| (o.promise, o.quarantine) = (memory.promise, memory.quarantine));
     let agent = Arc::new(Agent {
         metrics: Metrics::register(registry)?,
@@ -232,6 +239,8 @@ pub async fn run(
         records: watch::channel(Records::default()).0,
         follow: Mutex::new(None),
         held: Mutex::new(None),
+        signature: Mutex::new(signature),
+        vouched_until: Mutex::new(vouched_until),
         wake: Notify::new(),
         died: Notify::new(),
         look_now: Notify::new(),
@@ -256,6 +265,8 @@ pub async fn run(
     tasks.spawn(async move { a.keep_lease().await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.renew_lease().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.gather_signatures().await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.observe_primary_agent().await });
     let a = spawn(&agent);

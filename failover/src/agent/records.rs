@@ -114,6 +114,8 @@ impl Agent {
             *old = records;
             !same
         });
+        self.note_mode();
+        self.forget_signature();
         Ok(())
     }
 

@@ -9,6 +9,10 @@ use crate::fsm::sync_set;
 use crate::record::{JournalRecord, MaintenanceRecord, Mode, PauseRecord, Phase, PolicyRecord, Standing, Suspension};
 use cluster::{Endpoint, Instant, Lsn, NodeId, Role, Term, TimelineId};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// etcd counts as gone when it has not been read for so long: longer than it takes to elect its leader.
+const ETCD_SILENT: Duration = Duration::from_secs(5);
 
 /// `/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -154,7 +158,7 @@ impl Planner {
             safe_to_lose_primary: self.safety(now),
             paused: self.seen.records.pause.clone(),
             verdict: self.verdict.clone(),
-            verdict_text: words(&self.verdict),
+            verdict_text: self.without_etcd(now).map_or_else(|| words(&self.verdict), |gone| vec![gone]),
             last_failover: self.last.clone(),
             records_ms_ago: self.seen.read_at.map(|at| millis(now.since(at))),
         }
@@ -250,7 +254,7 @@ impl Planner {
     pub fn safety(&self, now: Instant) -> Safety {
         let not = |why: Vec<String>| Safety { safe: false, why };
         if !self.leads() {
-            return not(vec!["this manager does not lead".into()]);
+            return not(vec![self.without_etcd(now).unwrap_or_else(|| "this manager does not lead".into())]);
         }
         let (Some(term), Some(policy)) = (self.seen.term(), self.seen.policy()) else {
             return not(vec![Blocker::NoCluster.to_string()]);
@@ -298,6 +302,12 @@ impl Planner {
         Safety { safe: why.is_empty(), why }
     }
 
+    /// What it means that etcd does not answer this manager, once that has lasted.
+    fn without_etcd(&self, now: Instant) -> Option<String> {
+        let silent = self.seen.read_at.map(|at| now.since(at)).filter(|s| *s >= ETCD_SILENT)?;
+        Some(format!("etcd has not answered this manager for {} ms: no failover is possible", millis(silent)))
+    }
+
     /// Recruits needed and there, for the metrics.
     pub fn recruits(&self, now: Instant) -> Option<(usize, usize)> {
         let (policy, prev) = (self.seen.policy()?, self.last_tenure()?);
@@ -308,7 +318,7 @@ impl Planner {
 
 fn words(verdict: &Verdict) -> Vec<String> {
     match verdict {
-        Verdict::Following => vec!["another manager leads".into()],
+        Verdict::Following => vec!["this manager does not lead".into()],
         Verdict::Steady => vec!["nothing to do".into()],
         Verdict::Acting { term, step } => vec![format!("term {term}: {step}")],
         Verdict::Hold { blockers } => vec![list(blockers)],

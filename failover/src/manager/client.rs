@@ -42,7 +42,7 @@ pub enum ExchangeError {
 #[derive(Debug)]
 pub struct AgentLink {
     endpoint: Endpoint,
-    secret: Secret,
+    secret: Option<Secret>,
     open: Option<Open>,
 }
 
@@ -61,7 +61,17 @@ impl Drop for Open {
 impl AgentLink {
     /// No connection yet.
     pub fn new(endpoint: Endpoint, secret: Secret) -> Self {
-        Self { endpoint, secret, open: None }
+        Self { endpoint, secret: Some(secret), open: None }
+    }
+
+    /// For what is answered without the secret, which proxies do not have.
+    pub fn without_secret(endpoint: Endpoint) -> Self {
+        Self { endpoint, secret: None, open: None }
+    }
+
+    /// Where it leads.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// One exchange. Cancelled or failed, the connection is given up.
@@ -79,14 +89,15 @@ impl AgentLink {
             Some(open) if !open.sender.is_closed() => open,
             _ => self.connect().await?,
         };
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, self.endpoint.to_string())
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.secret.expose()))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|e| ExchangeError::Connect(e.to_string()))?;
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(secret) = &self.secret {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", secret.expose()));
+        }
+        let request = request.body(Full::new(body)).map_err(|e| ExchangeError::Connect(e.to_string()))?;
         let answer = async {
             open.sender.ready().await.map_err(lost)?;
             let response = open.sender.send_request(request).await.map_err(lost)?;

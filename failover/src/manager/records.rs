@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Pause after a read that failed.
 const RETRY: Duration = Duration::from_millis(200);
@@ -59,7 +59,9 @@ impl Reader {
             }
             let pause = match self.store.read(self.ranges(newest)).await {
                 Ok(snapshot) => {
-                    failing = false;
+                    if std::mem::take(&mut failing) {
+                        info!("records are read again");
+                    }
                     let records = parse(&self.keys, &snapshot);
                     newest = records.term.as_ref().map_or(newest, |t| t.value.term);
                     self.show_leader(&snapshot, &records);
@@ -95,7 +97,7 @@ impl Reader {
     fn note(&self, error: &StoreError, failing: &mut bool) {
         self.metrics.store_error(error);
         if !*failing {
-            warn!(%error, "records cannot be read");
+            warn!(%error, "records cannot be read: no failover is possible without etcd");
         }
         *failing = true;
     }

@@ -2,7 +2,7 @@
 //!
 //! A change hint makes the next read happen at once; without hints a read happens every third of the view's validity,
 //! so that two may fail. What the records mean is decided in [`topology`] (PURE); [`register`] tells the managers what
-//! a proxy has applied.
+//! a proxy has applied; [`vouch`] asks the primary's agent while etcd does not answer.
 //!
 //! Duties of a user:
 //! 1. Ask [`Topology::gate_at`] with the present instant each time, never keep a gate.
@@ -13,6 +13,7 @@ pub mod metrics;
 mod read;
 pub mod register;
 pub mod topology;
+mod vouch;
 
 use crate::config::etcd::Config;
 use crate::store::{Hints, Store};
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use topology::{Records, Validity, same_but_revision, steps_back};
+use topology::{Records, Validity, not_shortened, same_but_revision, steps_back};
 use tracing::{info, warn};
 
 /// Least pause between two reads, however many hints come.
@@ -39,13 +40,15 @@ const FAILED_PAUSE: Duration = Duration::from_millis(100);
 pub struct Times {
     /// T_p, see `etcd.view_validity`.
     pub validity: Duration,
+    /// The same for a strict cluster; [`cluster::topology::STRICT_VIEW`] but in tests.
+    pub strict: Duration,
     /// Asked for when registering, see `etcd.lease_ttl`.
     pub lease_ttl: Duration,
 }
 
 impl From<&Config> for Times {
     fn from(config: &Config) -> Self {
-        Self { validity: config.view_validity, lease_ttl: config.lease_ttl }
+        Self { validity: config.view_validity, strict: cluster::topology::STRICT_VIEW, lease_ttl: config.lease_ttl }
     }
 }
 
@@ -77,6 +80,7 @@ pub struct View {
     times: Times,
     registered: Arc<Registered>,
     reader: AbortHandle,
+    voucher: AbortHandle,
 }
 
 /// Start reading. Needs a tokio runtime.
@@ -95,6 +99,9 @@ pub fn start(
     let (health_out, health) = watch::channel(Health::default());
     let registered = Arc::new(Registered::default());
     let metrics = Metrics::new(registry, topology.clone(), health.clone())?;
+    let topology_out = Arc::new(topology_out);
+    let voucher =
+        vouch::Voucher { topology: Arc::clone(&topology_out), records: records.clone(), health: health.clone(), times };
     let reader = Reader {
         store: Arc::clone(&store),
         keys: keys.clone(),
@@ -103,7 +110,8 @@ pub fn start(
         out: Out { topology: topology_out, records: records_out, health: health_out, stepped_back: false, metrics },
     };
     let reader = tokio::spawn(reader.run()).abort_handle();
-    Ok(View { topology, records, health, store, keys, times, registered, reader })
+    let voucher = tokio::spawn(voucher.run()).abort_handle();
+    Ok(View { topology, records, health, store, keys, times, registered, reader, voucher })
 }
 
 impl View {
@@ -132,6 +140,7 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         self.reader.abort();
+        self.voucher.abort();
     }
 }
 
@@ -145,7 +154,7 @@ struct Reader {
 }
 
 struct Out {
-    topology: watch::Sender<Topology>,
+    topology: Arc<watch::Sender<Topology>>,
     records: watch::Sender<Arc<Records>>,
     health: watch::Sender<Health>,
     stepped_back: bool,
@@ -162,7 +171,8 @@ impl Reader {
         loop {
             let sent_at = clock.now();
             let until = self.registered.as_ref().map(|r| r.until().unwrap_or(sent_at));
-            let validity = Validity { sent_at, lasts: self.times.validity, registered_until: until };
+            let (lasts, strict_lasts) = (self.times.validity, self.times.strict);
+            let validity = Validity { sent_at, lasts, strict_lasts, registered_until: until };
             let pause = match read::records(self.store.as_ref(), &self.keys).await {
                 Ok(records) => {
                     self.out.publish(records, validity);
@@ -220,7 +230,8 @@ impl Out {
             news
         });
         self.topology.send_if_modified(|current| {
-            if same_but_revision(current, &next) {
+            let next = not_shortened(current, next);
+            if same_but_revision(current, &next, validity.strict_lasts / 3) {
                 return false;
             }
             if (current.term, current.gate) != (next.term, next.gate) || node(current) != node(&next) {

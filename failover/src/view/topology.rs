@@ -3,8 +3,10 @@
 //! Where commits are protected (strict mode, not suspended) an old view does no harm: a write it lets through to a
 //! fenced primary is acknowledged by no quorum. Everywhere else the view must end before a new term opens (INV-1).
 //! In strict mode protection is only ever lowered together with the opening of a new term, so a view that says
-//! "protected" of its term stays true for that term; in available mode it may be lowered at any time, so its views end
-//! too. A change of the mode waits until every registered proxy goes by it (`fsm::suspend`).
+//! "protected" of its term stays true for that term, until an operator lowers the mode: so it ends too, long after it was
+//! last confirmed, and the primary's agent waits as long. In available mode protection may be lowered at any time, so its
+//! views end as those of async mode do. A change of the mode also waits until every registered proxy goes by it
+//! (`fsm::suspend`).
 
 use crate::record::{
     FenceRecord, InitRecord, MaintenanceRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord,
@@ -45,6 +47,8 @@ pub struct Validity {
     pub sent_at: Instant,
     /// T_p, see `etcd.view_validity`.
     pub lasts: Duration,
+    /// The same for a strict cluster, see [`cluster::topology::STRICT_VIEW`].
+    pub strict_lasts: Duration,
     /// Where this process must be registered for a manager to wait for it: the deadline of its registration's lease
     /// as known when the read was sent; `sent_at` or earlier when it was not registered.
     pub registered_until: Option<Instant>,
@@ -53,10 +57,24 @@ pub struct Validity {
 impl Validity {
     /// The instant from which the view must not be acted on, early by what our clock may be slow.
     pub fn end(&self) -> Instant {
-        let drift = self.lasts * CLOCK_DRIFT_PER_MILLE / 1000;
-        let end = self.sent_at + self.lasts.saturating_sub(drift);
+        let end = self.sent_at + shortened(self.lasts);
         self.registered_until.map_or(end, |registered| registered.min(end))
     }
+
+    /// The same for a strict cluster. No manager waits for it, so no registration matters.
+    pub fn strict_end(&self) -> Instant {
+        self.sent_at + shortened(self.strict_lasts)
+    }
+}
+
+/// A time that another host measures, by what our clock may be slow.
+pub fn shortened(time: Duration) -> Duration {
+    time.saturating_sub(time * CLOCK_DRIFT_PER_MILLE / 1000)
+}
+
+/// The same for who waits until another host's time is over, with twice the drift to spare.
+pub fn lengthened(time: Duration) -> Duration {
+    time + time * CLOCK_DRIFT_PER_MILLE * 2 / 1000
 }
 
 /// The topology that `records` describe.
@@ -88,6 +106,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         primary,
         // Where protection may be lowered while the term goes on, an old view must end.
         valid_until: (!(protected && strict)).then(|| validity.end()),
+        confirmed_until: (protected && strict).then(|| validity.strict_end()),
         epoch: records.policy.as_ref().map_or(0, |p| p.epoch),
         protected,
         fork: term.fork,
@@ -141,10 +160,39 @@ fn members(records: &Records, except: Option<&NodeId>) -> Vec<Member> {
     standbys.map(kept).collect()
 }
 
-/// Do the two views tell a proxy the same, though read at different revisions?
-pub fn same_but_revision(a: &Topology, b: &Topology) -> bool {
-    let blank = |t: &Topology| Topology { revision: 0, ..t.clone() };
-    blank(a) == blank(b)
+/// Do the two views tell a proxy the same, though read at different revisions? A strict view that was confirmed again a
+/// little later is the same: proxies need not wake for that. `step`: what is more than a little.
+pub fn same_but_revision(a: &Topology, b: &Topology, step: Duration) -> bool {
+    let blank = |t: &Topology| Topology { revision: 0, confirmed_until: None, ..t.clone() };
+    let longer = match (a.confirmed_until, b.confirmed_until) {
+        (Some(a), Some(b)) => b >= a + step,
+        (a, b) => a != b,
+    };
+    !longer && blank(a) == blank(b)
+}
+
+/// `next`, which was just read, for at least as long as `current` may be acted on: the primary's agent may have vouched
+/// for the same longer than this reading reaches.
+pub fn not_shortened(current: &Topology, mut next: Topology) -> Topology {
+    if (current.term, current.epoch) == (next.term, next.epoch) {
+        if next.valid_until.is_some() {
+            next.valid_until = next.valid_until.max(current.valid_until);
+        }
+        if next.confirmed_until.is_some() {
+            next.confirmed_until = next.confirmed_until.max(current.confirmed_until);
+        }
+    }
+    next
+}
+
+/// `current`, vouched for until `end` by the agent of its primary. `None` when it is another view, or lasts longer.
+pub fn vouched(current: &Topology, term: Term, epoch: u64, end: Instant) -> Option<Topology> {
+    let open = matches!(current.gate, Gate::Open | Gate::Draining) && (current.term, current.epoch) == (term, epoch);
+    let longer = open && current.ends_at().is_some_and(|now| now < end);
+    longer.then(|| match current.valid_until {
+        Some(_) => Topology { valid_until: Some(end), ..current.clone() },
+        None => Topology { confirmed_until: Some(end), ..current.clone() },
+    })
 }
 
 /// Would `next` be a step back (etcd was restored from an older copy)? Terms only grow (INV-1).
@@ -159,7 +207,12 @@ mod tests {
     use cluster::{Endpoint, Lsn, TimelineId};
 
     const SENT: Instant = Instant::from_millis(10_000);
-    const VALIDITY: Validity = Validity { sent_at: SENT, lasts: Duration::from_secs(2), registered_until: None };
+    const VALIDITY: Validity = Validity {
+        sent_at: SENT,
+        lasts: Duration::from_secs(2),
+        strict_lasts: Duration::from_secs(6),
+        registered_until: None,
+    };
 
     fn n(name: &str) -> NodeId {
         name.parse().unwrap()
@@ -242,9 +295,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_protected_view_is_valid_without_end() {
+    fn a_protected_view_lasts_longer_and_without_a_registration() {
         let mut r = records(Phase::Active, Mode::Strict);
-        assert_eq!(topology(&r, VALIDITY).valid_until, None);
+        let unregistered = Validity { registered_until: Some(SENT), ..VALIDITY };
+        let strict = topology(&r, unregistered);
+        assert_eq!((strict.valid_until, strict.ends_at()), (None, Some(Instant::from_millis(15_994))));
         let since =
             Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why: "operator".to_owned(), lowered: None };
         r.policy.as_mut().unwrap().suspended = Some(since);
@@ -315,10 +370,34 @@ mod tests {
     fn a_view_that_differs_in_nothing_but_its_revision_is_no_news() {
         let a = topology(&records(Phase::Active, Mode::Strict), VALIDITY);
         let b = Topology { revision: 71, ..a.clone() };
-        assert!(same_but_revision(&a, &b));
-        assert!(!same_but_revision(&a, &Topology { gate: Gate::Draining, ..b.clone() }));
+        let step = Duration::from_secs(2);
+        assert!(same_but_revision(&a, &b, step));
+        assert!(!same_but_revision(&a, &Topology { gate: Gate::Draining, ..b.clone() }, step));
+        for (later, same) in [(1999, true), (2000, false)] {
+            let confirmed_until = a.confirmed_until.map(|end| end + Duration::from_millis(later));
+            assert_eq!(same_but_revision(&a, &Topology { confirmed_until, ..b.clone() }, step), same, "{later}");
+        }
         let back = Topology { term: Term(6), ..b };
         assert_eq!(steps_back(&a, &back), Some((Term(7), Term(6))));
         assert_eq!(steps_back(&back, &a), None);
+    }
+
+    #[test]
+    fn a_view_is_vouched_for_only_as_it_is_and_never_shortened() {
+        let end = Instant::from_millis(60_000);
+        for mode in [Mode::Strict, Mode::Available, Mode::Async] {
+            let seen = topology(&records(Phase::Active, mode), VALIDITY);
+            let longer = vouched(&seen, Term(7), seen.epoch, end).unwrap();
+            assert_eq!(longer.ends_at(), Some(end), "{mode:?}");
+            assert_eq!(longer.valid_until.is_some(), mode != Mode::Strict, "{mode:?}");
+            assert_eq!(vouched(&longer, Term(7), seen.epoch, end), None, "no longer than it lasts");
+            assert_eq!(vouched(&seen, Term(8), seen.epoch, end), None, "of another term");
+            assert_eq!(vouched(&seen, Term(7), seen.epoch + 1, end), None, "of another policy");
+            assert_eq!(not_shortened(&longer, seen.clone()).ends_at(), Some(end));
+            let lowered = Topology { epoch: seen.epoch + 1, ..seen.clone() };
+            assert_eq!(not_shortened(&longer, lowered).ends_at(), seen.ends_at(), "by another policy it ends as read");
+        }
+        let closed = topology(&records(Phase::Recruiting, Mode::Strict), VALIDITY);
+        assert_eq!(vouched(&closed, Term(7), closed.epoch, end), None);
     }
 }

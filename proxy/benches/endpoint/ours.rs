@@ -45,6 +45,7 @@ pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -
         primary: Some(primary.clone()),
         standbys: vec![standby.clone()],
         valid_until: None,
+        confirmed_until: None,
         epoch: 1,
         protected: true,
         fork: None,

@@ -175,7 +175,7 @@ pub(super) fn fit(
         };
     }
     let budget = promise.max_replay_lag;
-    let since_view = topology.valid_until.map_or(Duration::ZERO, |end| now.since(end));
+    let since_view = topology.ends_at().map_or(Duration::ZERO, |end| now.since(end));
     let staleness = staleness(budget, standby, replay_lsn, lag, now)?.max(since_view);
     if staleness > budget {
         return Err(Unfit::Lagging { staleness, budget });

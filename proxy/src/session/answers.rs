@@ -332,6 +332,6 @@ impl Session {
     }
 
     pub(super) fn view_ran_out(&self, now: Instant) -> bool {
-        self.w.view.borrow().topology.valid_until.is_some_and(|end| now >= end)
+        self.w.view.borrow().topology.ends_at().is_some_and(|end| now >= end)
     }
 }

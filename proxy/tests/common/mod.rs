@@ -301,6 +301,7 @@ fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
         primary: Some(primary.member()),
         standbys: standbys.iter().map(Node::member).collect(),
         valid_until: None,
+        confirmed_until: None,
         epoch: 1,
         protected: true,
         fork: None,

@@ -1,0 +1,121 @@
+//! Vouching to proxies that have lost etcd: the term and the policy that they act on still hold.
+//!
+//! Where commits wait for standbys the promise is that they go on to: they are let through no sooner than all that was
+//! vouched for is over. Where the lease is the fence it is that the lease lasts. Views of a strict cluster that come from
+//! etcd end long after they were read, and nobody knows of all of them; so the same wait follows whenever the mode is seen
+//! to be lowered.
+
+use super::Agent;
+use super::commands::CommandError;
+use super::env::Env;
+use super::memory::Memory;
+use crate::api::Vouched;
+use crate::record::{Mode, PolicyRecord};
+use crate::view::topology::lengthened;
+use cluster::topology::STRICT_VIEW;
+use cluster::{Instant, Term};
+use std::time::Duration;
+
+/// For how long at most, but in strict mode.
+const LASTS: Duration = Duration::from_secs(2);
+/// An order to let commits through waits no longer than this within the order itself; then it is given again.
+const WAIT: Duration = Duration::from_secs(4);
+
+/// What an agent must assume that one before it has vouched for.
+pub(super) fn remembered(env: &Env, memory: &Memory) -> Instant {
+    env.clock.now() + lengthened(if memory.strict { STRICT_VIEW } else { LASTS })
+}
+
+/// For how long may a view that goes by `policy` be confirmed? `lease_left`: until the lease is too short to acknowledge
+/// by. PURE.
+fn lasts(policy: &PolicyRecord, lease_left: Option<Duration>) -> Option<Duration> {
+    match (policy.protects(), policy.mode) {
+        (true, Mode::Strict) => Some(STRICT_VIEW),
+        (true, Mode::Available | Mode::Async) => Some(LASTS),
+        (false, _) => lease_left.map(|left| left.min(LASTS)).filter(|l| !l.is_zero()),
+    }
+}
+
+impl Agent {
+    /// `/vouch`.
+    pub(super) fn vouch(&self, term: Term, epoch: u64) -> Result<Vouched, String> {
+        // Whoever lets commits through has read the policy that says so before it looks at what was vouched for.
+        let mut until = self.vouched_until.lock().expect("no holder of this lock panics");
+        let now = self.env.clock.now();
+        let promised = self.memory().promise;
+        if promised > term {
+            return Err(format!("term {promised} is promised"));
+        }
+        if self.serves() != Some(term) {
+            return Err(format!("this is not the open primary of term {term}"));
+        }
+        let margin = self.env.config.lease_margin;
+        let lease_left = self.lease().and_then(|l| l.deadline(margin).checked_since(now));
+        let lasts = {
+            let records = self.records.borrow();
+            let policy = records.policy.as_ref().map(|p| &p.value).filter(|p| p.epoch == epoch);
+            let policy = policy.ok_or_else(|| "another policy is in force".to_owned())?;
+            lasts(policy, lease_left).ok_or_else(|| "the lease is over".to_owned())?
+        };
+        *until = (*until).max(now + lengthened(lasts));
+        Ok(Vouched { lasts_ms: u64::try_from(lasts.as_millis()).unwrap_or(0) })
+    }
+
+    /// Called after each read of the records.
+    pub(super) fn note_mode(&self) {
+        let strict = {
+            let records = self.records.borrow();
+            let policy = records.policy.as_ref().map(|p| &p.value);
+            policy.is_some_and(|p| p.mode == Mode::Strict && p.protects())
+        };
+        let before = self.memory().strict;
+        if before == strict {
+            return;
+        }
+        if before {
+            let mut until = self.vouched_until.lock().expect("no holder of this lock panics");
+            *until = (*until).max(self.env.clock.now() + lengthened(STRICT_VIEW));
+        }
+        if let Err(error) = self.remember(|m| m.strict = strict) {
+            tracing::debug!(%error, "the mode is not remembered");
+        }
+    }
+
+    /// Wait until no proxy acts on a policy before the present one any more.
+    pub(super) async fn outlast_vouched(&self) -> Result<(), CommandError> {
+        let until = *self.vouched_until.lock().expect("no holder of this lock panics");
+        let left = until.since(self.env.clock.now());
+        if left > WAIT {
+            let why = std::io::Error::other(format!("proxies may act on the mode before for {} ms", left.as_millis()));
+            return Err(self.failed("relaxing", &why).into());
+        }
+        tokio::time::sleep(left).await;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Limits;
+
+    #[test]
+    fn an_unprotected_view_is_confirmed_for_no_longer_than_the_lease() {
+        let policy = |mode, k| PolicyRecord {
+            epoch: 1,
+            voters: Vec::new(),
+            k,
+            mode,
+            suspended: None,
+            limits: Limits::default(),
+            joint: None,
+        };
+        let ms = |n| Some(Duration::from_millis(n));
+        assert_eq!(lasts(&policy(Mode::Strict, 1), None), Some(STRICT_VIEW));
+        assert_eq!(lasts(&policy(Mode::Available, 1), None), Some(LASTS));
+        assert_eq!(lasts(&policy(Mode::Async, 0), ms(900)), ms(900));
+        assert_eq!(lasts(&policy(Mode::Async, 0), ms(9000)), Some(LASTS));
+        assert_eq!(lasts(&policy(Mode::Async, 0), ms(0)), None);
+        assert_eq!(lasts(&policy(Mode::Async, 0), None), None);
+    }
+}
