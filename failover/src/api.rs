@@ -22,7 +22,7 @@
 //!
 //! Errors: `401` wrong secret, `409` [`Refused`], `503` [`Failed`] (tried, did not work; says where things stand).
 
-use crate::record::WallMillis;
+use crate::record::{PolicyRecord, WallMillis};
 use cluster::timeline::{Fork, History};
 use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,9 @@ pub struct AgentState {
     pub fsync_probe_ms: Option<u64>,
     /// The last thing that went wrong and is not over.
     pub trouble: Option<String>,
+    /// The newest policy that this agent has read, from disk: an etcd that was restored may hold an older one.
+    #[serde(default)]
+    pub policy: Option<PolicyRecord>,
 }
 
 /// PostgreSQL as its agent sees it.

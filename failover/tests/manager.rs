@@ -76,6 +76,7 @@ impl Pretender {
             lease_left_ms: None,
             fsync_probe_ms: None,
             trouble: None,
+            policy: None,
         };
         let me = Self {
             state: Arc::new(Mutex::new(state)),

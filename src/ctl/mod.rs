@@ -115,7 +115,7 @@ async fn seen_by_any(target: &TargetArgs) -> Option<Value> {
         }
         (None, None) => return None,
     };
-    Admin::new(urls, None).get("/status?local=1").await.ok()
+    Admin::new(urls, None).get(&of_cluster("/status?local=1", target.cluster.as_deref())).await.ok()
 }
 
 /// Nobody leads: not an answer to rely on, so the exit code says that it failed.

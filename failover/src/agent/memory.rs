@@ -4,7 +4,7 @@
 
 use super::layout::{Layout, write_durably};
 use crate::api::Position;
-use crate::record::Suspension;
+use crate::record::{PolicyRecord, Suspension};
 use cluster::Term;
 use cluster::timeline::Fork;
 use serde::{Deserialize, Serialize};
@@ -32,8 +32,10 @@ pub(crate) struct Memory {
     /// It has signed for a primary whose agent has lost etcd and may be bound by that: no later term begins here sooner
     /// than a lease's length after a start.
     pub(crate) signed: bool,
-    /// The mode was strict when it was last read: proxies may act on that for a while after it was lowered.
-    pub(crate) strict: bool,
+    /// The mode was strict since commits were last let through: proxies may act on that for a while after it was lowered.
+    pub(crate) was_strict: bool,
+    /// The newest policy read.
+    pub(crate) policy: Option<PolicyRecord>,
     /// The last suspension seen while this node was primary: what it committed past it was unprotected.
     pub(crate) suspended: Option<Suspension>,
 }

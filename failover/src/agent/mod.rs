@@ -177,6 +177,8 @@ pub(crate) struct Agent {
     wake: Notify,
     /// PostgreSQL was seen to have ended.
     died: Notify,
+    /// `members/<node>` in etcd is not what this agent wrote.
+    register_again: Notify,
     look_now: Notify,
     looked: watch::Sender<u64>,
     _lock: Flock<std::fs::File>,
@@ -222,7 +224,7 @@ pub async fn run(
     let state = State::new(env.clock.now());
     let memory = keeper.get().clone();
     let (signature, vouched_until) = (countersign::remembered(&env, &memory), vouch::remembered(&env, &memory));
-    state.change(|o| (o.promise, o.quarantine) = (memory.promise, memory.quarantine));
+    state.change(|o| (o.promise, o.quarantine, o.policy) = (memory.promise, memory.quarantine, memory.policy.clone()));
     let agent = Arc::new(Agent {
         metrics: Metrics::register(registry)?,
         env: Arc::new(env),
@@ -243,6 +245,7 @@ pub async fn run(
         vouched_until: Mutex::new(vouched_until),
         wake: Notify::new(),
         died: Notify::new(),
+        register_again: Notify::new(),
         look_now: Notify::new(),
         looked: watch::channel(0).0,
         _lock: lock,
@@ -357,7 +360,7 @@ impl Agent {
             tracing::error!(node = %self.env.config.node, %error, "the agent's memory could not be written");
         })?;
         let memory = keeper.get().clone();
-        self.state.change(|o| (o.promise, o.quarantine) = (memory.promise, memory.quarantine));
+        self.state.change(|o| (o.promise, o.quarantine, o.policy) = (memory.promise, memory.quarantine, memory.policy));
         Ok(())
     }
 

@@ -108,13 +108,18 @@ impl Agent {
             // An answer that overtook a newer one must not bring the older view back.
             let age = |r: &Records| (r.term.as_ref().map(|t| t.value.term), r.policy.as_ref().map(|p| p.value.epoch));
             if age(old) > age(&records) {
+                // Or etcd was restored from a backup, which may know another address, or none.
+                let own = &self.env.config.node;
+                if old.members.get(own) != records.members.get(own) {
+                    self.register_again.notify_one();
+                }
                 return false;
             }
             let same = Records { read_at: None, ..old.clone() } == Records { read_at: None, ..records.clone() };
             *old = records;
             !same
         });
-        self.note_mode();
+        self.note_policy();
         self.forget_signature();
         Ok(())
     }
@@ -174,8 +179,9 @@ impl Agent {
                     }
                 }
             }
-            if state.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = state.changed() => if changed.is_err() { return },
+                () = self.register_again.notified() => written = None,
             }
         }
     }

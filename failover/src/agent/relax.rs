@@ -28,11 +28,11 @@ impl Agent {
         if self.memory().armed >= order.policy_epoch {
             return Err(self.wrong_state("given no later order to make commits wait"));
         }
+        self.outlast_vouched().await?;
         if self.serves() != Some(order.term) || !self.holds_lease() {
             return Err(self.wrong_state("in possession of its lease"));
         }
-        self.outlast_vouched().await?;
-        self.remember(|m| m.leased = true).map_err(|e| self.failed("relaxing", &e))?;
+        self.remember(|m| (m.leased, m.was_strict) = (true, false)).map_err(|e| self.failed("relaxing", &e))?;
         if self.conf.lock().await.waits != waits {
             self.let_through(waits).await.map_err(|e| self.failed("relaxing", &e))?;
         }

@@ -2,6 +2,7 @@
 
 use super::Env;
 use crate::api::{AgentState, Position, PostgresState, Sighting};
+use crate::record::PolicyRecord;
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -52,6 +53,7 @@ pub(crate) struct Observed {
     pub(crate) fsync_ms: Option<u64>,
     pub(crate) fsync_since: Option<Instant>,
     pub(crate) trouble: Option<String>,
+    pub(crate) policy: Option<PolicyRecord>,
 }
 
 /// The holder of [`Observed`].
@@ -79,6 +81,7 @@ impl State {
             fsync_ms: None,
             fsync_since: None,
             trouble: None,
+            policy: None,
         };
         Self(watch::channel(first).0)
     }
@@ -131,6 +134,7 @@ fn shape(o: &Observed) -> impl PartialEq + use<> {
     (
         (postgres, o.promise, o.quarantine, o.system_id.clone(), o.frozen_for, o.rejoin.clone()),
         (o.fenced, sees, o.lease_until.is_some(), o.trouble.clone()),
+        o.policy.clone(),
     )
 }
 
@@ -162,6 +166,7 @@ impl Observed {
             // A write that hangs counts for as long as it hangs.
             fsync_probe_ms: self.fsync_since.map(|s| ms(now.since(s))).max(self.fsync_ms),
             trouble: self.trouble.clone(),
+            policy: self.policy.clone(),
         }
     }
 }

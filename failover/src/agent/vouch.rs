@@ -9,7 +9,7 @@ use super::Agent;
 use super::commands::CommandError;
 use super::env::Env;
 use super::memory::Memory;
-use crate::api::Vouched;
+use crate::api::{PostgresState, Vouched};
 use crate::record::{Mode, PolicyRecord};
 use crate::view::topology::lengthened;
 use cluster::topology::STRICT_VIEW;
@@ -21,9 +21,11 @@ const LASTS: Duration = Duration::from_secs(2);
 /// An order to let commits through waits no longer than this within the order itself; then it is given again.
 const WAIT: Duration = Duration::from_secs(4);
 
-/// What an agent must assume that one before it has vouched for.
+/// What an agent must assume that one before it has vouched for; of a policy before the last one, too, while that is
+/// not known to be older than a view.
 pub(super) fn remembered(env: &Env, memory: &Memory) -> Instant {
-    env.clock.now() + lengthened(if memory.strict { STRICT_VIEW } else { LASTS })
+    let lasts = if memory.was_strict { STRICT_VIEW } else { LASTS };
+    env.clock.now() + lengthened(lasts)
 }
 
 /// For how long may a view that goes by `policy` be confirmed? `lease_left`: until the lease is too short to acknowledge
@@ -46,39 +48,52 @@ impl Agent {
         if promised > term {
             return Err(format!("term {promised} is promised"));
         }
-        if self.serves() != Some(term) {
-            return Err(format!("this is not the open primary of term {term}"));
+        let policy = self.policy_of(term).ok_or_else(|| format!("this is not the open primary of term {term}"))?;
+        if policy.epoch != epoch {
+            return Err(format!("the policy in force is of epoch {}", policy.epoch));
         }
         let margin = self.env.config.lease_margin;
         let lease_left = self.lease().and_then(|l| l.deadline(margin).checked_since(now));
-        let lasts = {
-            let records = self.records.borrow();
-            let policy = records.policy.as_ref().map(|p| &p.value).filter(|p| p.epoch == epoch);
-            let policy = policy.ok_or_else(|| "another policy is in force".to_owned())?;
-            lasts(policy, lease_left).ok_or_else(|| "the lease is over".to_owned())?
-        };
+        let lasts = lasts(&policy, lease_left).ok_or_else(|| "the lease is over".to_owned())?;
         *until = (*until).max(now + lengthened(lasts));
         Ok(Vouched { lasts_ms: u64::try_from(lasts.as_millis()).unwrap_or(0) })
     }
 
-    /// Called after each read of the records.
-    pub(super) fn note_mode(&self) {
-        let strict = {
-            let records = self.records.borrow();
-            let policy = records.policy.as_ref().map(|p| &p.value);
-            policy.is_some_and(|p| p.mode == Mode::Strict && p.protects())
-        };
-        let before = self.memory().strict;
-        if before == strict {
+    /// Called after each read of the records: keep the newest policy, and mind the end of a strict mode.
+    pub(super) fn note_policy(&self) {
+        let Some(policy) = self.records.borrow().policy.as_ref().map(|p| p.value.clone()) else { return };
+        let before = self.memory().policy;
+        if before.as_ref().is_some_and(|b| b.epoch >= policy.epoch) {
             return;
         }
-        if before {
+        let strict = |p: &PolicyRecord| p.mode == Mode::Strict && p.protects();
+        if before.as_ref().is_some_and(strict) && !strict(&policy) {
             let mut until = self.vouched_until.lock().expect("no holder of this lock panics");
             *until = (*until).max(self.env.clock.now() + lengthened(STRICT_VIEW));
         }
-        if let Err(error) = self.remember(|m| m.strict = strict) {
-            tracing::debug!(%error, "the mode is not remembered");
+        let noted = self.remember(|m| {
+            m.was_strict |= strict(&policy);
+            m.policy = Some(policy);
+        });
+        if let Err(error) = noted {
+            tracing::debug!(%error, "the policy is not remembered");
         }
+    }
+
+    /// The policy of an open term of this node, by the records; by memory where an agent has been started since etcd was
+    /// lost. Only who was told of the term by etcd asks, and a later one was promised by nobody here.
+    fn policy_of(&self, term: Term) -> Option<PolicyRecord> {
+        if self.serves() == Some(term) {
+            return self.records.borrow().policy.as_ref().map(|p| p.value.clone());
+        }
+        let unread = self.records.borrow().read_at.is_none();
+        let memory = self.memory();
+        let runs = self.state.look(|o| match &o.postgres {
+            PostgresState::Primary(p) => Some(p.timeline) == term.timeline(),
+            _ => false,
+        });
+        // Without etcd it has no lease, and can get none.
+        memory.policy.filter(|p| unread && runs && memory.promise == term && !memory.leased && p.protects())
     }
 
     /// Wait until no proxy acts on a policy before the present one any more.

@@ -40,6 +40,26 @@ impl Planner {
         self.begin_or_hold(now, begin, out)
     }
 
+    /// The agents have promised terms that etcd does not know: it was restored from a backup, and what it says of the
+    /// primary is out of date, dead or alive. Only a term above all of them is obeyed.
+    pub(super) fn begin_above_the_promised(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
+        let Some(term) = self.seen.term().map(|t| t.term) else { return Flow::Wait };
+        let why = format!(
+            "etcd was restored from a backup: it tells of term {term}, an agent has promised term {}",
+            self.promised
+        );
+        let mut begin = Self::automatic(Cause::Restart, now, vec![why]);
+        let newest = self.promised.timeline();
+        let serves = |n: &&NodeId| {
+            let state = self.seen.reachable(n, now, &self.settings);
+            state.is_some_and(|s| matches!(&s.postgres, PostgresState::Primary(p) if Some(p.timeline) == newest))
+        };
+        // It has everything, and nobody would have to be rewound.
+        begin.home = self.seen.agents.keys().find(serves).cloned();
+        (self.rearm, self.suspend) = (None, None);
+        self.begin_or_hold(now, begin, out)
+    }
+
     /// A term that another manager left before its node was promoted: begin a higher one.
     pub(super) fn take_over(&mut self, now: Instant, term: &TermRecord, out: &mut Vec<Action>) -> Flow {
         let left = format!("term {} was left by {} while {}", term.term, term.coordinator, phase_word(term.phase));
@@ -91,6 +111,9 @@ impl Planner {
                 blockers.extend(self.loss_too_large(now, &policy));
             }
         }
+        if !begin.allow_loss {
+            blockers.extend(self.policy_lost_to_a_backup(now));
+        }
         let proven = begin.end.is_some() || begin.allow_loss;
         if !proven {
             blockers.extend(self.too_few(now, &policy, None));
@@ -101,6 +124,30 @@ impl Planner {
         blockers
     }
 
+    /// The arithmetic of a policy that is not the one in force proves nothing.
+    fn policy_lost_to_a_backup(&self, now: Instant) -> Option<Blocker> {
+        let (known, unheard) = self.seen.lost_policy(now, &self.settings)?;
+        let have = self.seen.policy().map_or(0, |p| p.epoch);
+        Some(Blocker::PolicyLost { have, known: known.epoch, unheard })
+    }
+
+    /// Write the policy that was in force when the backup was not: whoever lowered or raised what is promised had it read
+    /// by the primary's agent, at least.
+    pub(super) fn restore_policy(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let nothing_begun = matches!(self.stage, Stage::Idle | Stage::Intent(_)) && self.policy_op.is_none();
+        let Some((known, unheard)) = self.seen.lost_policy(now, &self.settings).filter(|_| nothing_begun) else {
+            return;
+        };
+        // What agents have read may be newer than what this manager has, for a moment: the transaction fails then.
+        let settled = now.since(self.leading_since) >= self.settings.settle;
+        let (Some(term), Some(old)) = (&self.seen.records.term, &self.seen.records.policy) else { return };
+        if unheard.is_empty() && settled {
+            let guards = vec![Guard::Term(term.revision), Guard::Policy(old.revision)];
+            (self.rearm, self.suspend) = (None, None);
+            self.send(ChangeKind::Policy, guards, vec![RecordPut::Policy(known)], Vec::new(), out);
+        }
+    }
+
     /// The blockers if the nodes that could be frozen now, without `leaving`, would not suffice.
     pub(super) fn too_few(&self, now: Instant, policy: &PolicyRecord, leaving: Option<&NodeId>) -> Vec<Blocker> {
         let prev = self.last_tenure();
@@ -109,13 +156,22 @@ impl Planner {
             usable.remove(leaving);
         }
         let ends = usable.iter().filter_map(|n| self.end_reported(n, now));
-        if sync_set::enough(policy, prev.as_ref(), &usable, ends) {
+        let enough = match self.knows_of_every_term() {
+            true => sync_set::enough(policy, prev.as_ref(), &usable, ends),
+            false => sync_set::sufficient_for_any(policy, &usable),
+        };
+        if enough {
             return Vec::new();
         }
         let missing = |node: &NodeId| self.unfit(node, now).map(|unfit| Missing { node: node.clone(), unfit });
         let members = self.seen.agents.keys().filter(|n| policy.counts(n) && Some(*n) != leaving);
         let missing = members.filter_map(missing).collect();
         short(policy, prev.as_ref(), &usable, missing)
+    }
+
+    /// Promises to terms that etcd does not know: it was restored from a backup, and the terms in between are unknown.
+    pub(super) fn knows_of_every_term(&self) -> bool {
+        self.seen.term().is_none_or(|t| self.promised <= t.term)
     }
 
     /// Where the WAL of a standby ends at least.
@@ -180,8 +236,7 @@ impl Planner {
         };
         let term = self.next_term();
         let prev = self.last_tenure();
-        // Promises to terms that etcd does not know: it was restored from a backup, and the terms in between are unknown.
-        let newest_timeline = old.value.may_have_made().filter(|_| self.promised <= old.value.term);
+        let newest_timeline = old.value.may_have_made().filter(|_| self.knows_of_every_term());
         let record = TermRecord {
             term,
             phase: Phase::Recruiting,

@@ -96,6 +96,16 @@ pub enum Blocker {
     RecordsUnread,
     /// No term: the cluster has not been created yet.
     NoCluster,
+    /// An agent has read a newer policy than etcd holds: etcd was restored from a backup. It is written anew once every
+    /// member was heard, who may know a newer one still.
+    PolicyLost {
+        /// The epoch in etcd.
+        have: u64,
+        /// The newest that an agent knows.
+        known: u64,
+        /// Members that were not heard.
+        unheard: Vec<NodeId>,
+    },
     /// Fewer nodes can be frozen than the proof needs.
     TooFewRecruits {
         /// Voters.
@@ -409,6 +419,7 @@ impl Blocker {
             Self::TooFewStreaming { .. } => "too_few_streaming",
             Self::BudgetSpent { .. } => "budget_spent",
             Self::LeaseHeld { .. } => "lease_held",
+            Self::PolicyLost { .. } => "policy_lost",
             Self::ProxiesBehind { .. } => "proxies_behind",
             Self::LossTooLarge { .. } => "loss_too_large",
             Self::Suspended { .. } => "suspended",
@@ -536,6 +547,14 @@ impl fmt::Display for Blocker {
             }
             Self::BudgetSpent { failovers, window_ms, next_in_ms: None } => {
                 write!(f, "{failovers} automatic failovers within {window_ms} ms, some of them under an earlier leader")
+            }
+            Self::PolicyLost { have, known, unheard } => {
+                let awaited = if unheard.is_empty() { "nobody".to_owned() } else { list(unheard) };
+                write!(
+                    f,
+                    "etcd was restored from a backup: it holds policy epoch {have} and epoch {known} was in force; \
+                     waiting for {awaited}"
+                )
             }
             Self::LeaseHeld { node, term } => {
                 write!(f, "{node} may still hold the primary's lease of term {term}")

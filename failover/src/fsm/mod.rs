@@ -1,6 +1,7 @@
 //! The machines that decide: the manager's planner, the agent's own, and how a node rejoins. PURE.
 
 pub mod action;
+mod adopt;
 pub mod agent;
 mod begin;
 pub mod blocker;

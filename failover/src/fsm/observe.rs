@@ -178,6 +178,16 @@ impl Observed {
         self.records.policy.as_ref().map(|p| &p.value)
     }
 
+    /// A policy that an agent has read and etcd does not hold any more, and the members that were not heard and may know
+    /// a newer one.
+    pub fn lost_policy(&self, now: Instant, settings: &Settings) -> Option<(PolicyRecord, Vec<NodeId>)> {
+        let have = self.policy()?.epoch;
+        let told = self.agents.values().filter_map(|a| a.state.as_ref()?.policy.as_ref());
+        let known = told.filter(|p| p.epoch > have).max_by_key(|p| p.epoch)?;
+        let unheard = |n: &&NodeId| self.reachable(n, now, settings).is_none();
+        Some((known.clone(), self.records.members.keys().filter(unheard).cloned().collect()))
+    }
+
     /// The node that is open to clients, if the term has got so far.
     pub fn open_primary(&self) -> Option<&NodeId> {
         let term = self.term()?;

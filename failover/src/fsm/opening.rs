@@ -6,12 +6,11 @@ use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
-use crate::fsm::round::{Ask, Begin, Round, Step, send};
+use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
 use crate::record::{Lowered, MOST_FORKS, Mode, Phase, Suspension, TermRecord};
 use cluster::timeline::Fork;
 use cluster::{Instant, Lsn, NodeId, Term};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// As many forks as a record keeps.
@@ -104,30 +103,8 @@ impl Planner {
             PostgresState::Primary(p) if Some(p.timeline) == term.term.timeline() => {}
             _ => return self.take_over(now, term, out), // in no other state can it be opened
         }
-        let evidence = vec![format!("opening of term {} taken over from {}", term.term, term.coordinator)];
-        let begin = Begin { allow_loss: term.data_loss_allowed, ..Self::automatic(term.cause, now, evidence) };
-        let kept = self.last.clone().filter(|j| j.term == term.term);
-        let mut journal =
-            kept.unwrap_or_else(|| self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value));
-        (journal.to, journal.fork, journal.xid_bound) = (term.node.clone(), term.fork, term.xid_bound);
-        let round = Round {
-            begin,
-            term: term.term,
-            revision: self.seen.records.term.as_ref().map_or(0, |t| t.revision),
-            prev: term.prev.clone(),
-            newest_timeline: term.newest_timeline,
-            policy: policy.value,
-            policy_revision: policy.revision,
-            started: now,
-            step: Step::Opening { node, record_lsn, since: now, open: Ask::default() },
-            asks: BTreeMap::new(),
-            frozen: BTreeMap::new(),
-            enough_since: None,
-            catching_up: None,
-            suspend: None,
-            journal,
-        };
-        self.stage = Stage::Round(Box::new(round));
+        let step = Step::Opening { node, record_lsn, since: now, open: Ask::default() };
+        self.go_on(now, term, &policy, step);
         Flow::Again
     }
 

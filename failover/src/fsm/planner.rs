@@ -63,7 +63,7 @@ pub struct Planner {
     pub(super) wall: WallMillis,
     pub(super) verdict: Verdict,
     pub(super) last: Option<JournalRecord>,
-    leading_since: Instant,
+    pub(super) leading_since: Instant,
     change_ids: u64,
 }
 
@@ -425,6 +425,10 @@ impl Planner {
             self.expire_operation(now, out);
             return Flow::Wait;
         }
+        self.restore_policy(now, out);
+        if self.pending.is_some() {
+            return Flow::Wait;
+        }
         self.expire_operation(now, out);
         match self.stage {
             Stage::Idle => self.advance_idle(now, out),
@@ -444,11 +448,14 @@ impl Planner {
             Phase::Active | Phase::Draining => self.advance_open(now, term.phase, out),
             // Another manager's round, or one of ours whose end we lost: only an opened door can be walked through.
             Phase::Opening => self.advance_found_opening(now, &term, out),
-            Phase::Recruiting | Phase::Promoting => self.take_over(now, &term, out),
+            Phase::Recruiting | Phase::Promoting => self.advance_found_round(now, &term, out),
         }
     }
 
     fn advance_open(&mut self, now: Instant, phase: Phase, out: &mut Vec<Action>) -> Flow {
+        if !self.knows_of_every_term() && now.since(self.leading_since) >= self.settings.settle {
+            return self.begin_above_the_promised(now, out);
+        }
         let health = self.seen.health(now, &self.settings);
         match health {
             Health::Well if phase == Phase::Draining => {

@@ -4,7 +4,7 @@ use crate::api::{Freeze, Frozen, Promote, Recover};
 use crate::fsm::action::{Action, ChangeKind, Command, Guard, RecordPut};
 use crate::fsm::begin::short;
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict, list};
-use crate::fsm::candidate::{Wishes, choose};
+use crate::fsm::candidate::{Choice, Wishes, choose};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Planner, Stage};
 use crate::fsm::preference::Preference;
@@ -25,7 +25,11 @@ impl Planner {
         let answered = self.seen.agents.keys().filter(reachable).all(|n| round.frozen.contains_key(n));
         let names: BTreeSet<NodeId> = usable.keys().cloned().collect();
         let ends = usable.values().filter_map(|f| f.position);
-        let enough = sync_set::enough(&round.policy, round.prev.as_ref(), &names, ends);
+        // Not told which timelines there may be, nobody knows who was primary last either.
+        let enough = match round.newest_timeline.is_some() || round.prev.is_none() {
+            true => sync_set::enough(&round.policy, round.prev.as_ref(), &names, ends),
+            false => sync_set::sufficient_for_any(&round.policy, &names),
+        };
         round.enough_since = if enough { round.enough_since.or(Some(now)) } else { None };
         self.heed_the_end(now, round, &usable);
         let at_home = round.begin.home.as_ref().is_some_and(|h| names.contains(h) && !round.needs_recovery(h));
@@ -231,6 +235,13 @@ impl Planner {
         let Step::Choosing(choice) = round.step.clone() else { return };
         round.revision = revision;
         phase(&mut round.journal, round.begin.began, now, "chosen");
+        round.step = Step::Promoting(choice.clone());
+        if let Stage::Round(round) = &self.stage {
+            self.order_promotion(round, &choice, out);
+        }
+    }
+
+    pub(super) fn order_promotion(&self, round: &Round, choice: &Choice, out: &mut Vec<Action>) {
         let waits = sync_set::waits(&round.policy, &choice.node);
         let within = self.settings.promote_timeout;
         let command = Command::Promote(Promote {
@@ -243,7 +254,6 @@ impl Planner {
             deadline_ms: millis(within),
         });
         send(out, &choice.node, command, within);
-        round.step = Step::Promoting(choice);
     }
 }
 

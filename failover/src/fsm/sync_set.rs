@@ -95,6 +95,16 @@ pub fn sufficient(policy: &PolicyRecord, prev: Option<&Tenure>, usable: &BTreeSe
     }
 }
 
+/// The same where nobody knows who was primary last: etcd was restored from a backup, and terms have been that it does
+/// not tell of. So many that they suffice whoever it was; where no quorum confirmed commits, all who vote.
+pub fn sufficient_for_any(policy: &PolicyRecord, usable: &BTreeSet<NodeId>) -> bool {
+    let there = |voters: &[NodeId]| voters.iter().filter(|v| usable.contains(v)).count();
+    match rule(policy) {
+        Rule::Quorum => policy.quorums().all(|(voters, k)| there(voters) >= voters.len().saturating_sub(k as usize)),
+        Rule::MostAdvanced | Rule::OldPrimary | Rule::Lowered => there(&policy.voters) == policy.m(),
+    }
+}
+
 /// The nodes of `usable` that count, other than the old primary.
 pub fn others(policy: &PolicyRecord, prev: &Tenure, usable: &BTreeSet<NodeId>) -> Vec<NodeId> {
     usable.iter().filter(|n| **n != prev.node && policy.counts(n)).cloned().collect()
@@ -209,6 +219,15 @@ mod tests {
             if copies.len() >= k as usize {
                 prop_assert!(recruits.intersection(&copies).next().is_some(), "a commit on {copies:?} is missed");
             }
+        }
+
+        #[test]
+        fn recruits_for_an_unknown_primary_suffice_whoever_it_was(k in 1u32..6, more in 1usize..4, recruits: u32) {
+            let m = k as usize + more;
+            let policy = policy(m, k);
+            let recruits = subset(&policy.voters, recruits);
+            let whoever = policy.voters.iter().all(|p| sufficient(&policy, Some(&prev(p.as_str())), &recruits));
+            prop_assert_eq!(sufficient_for_any(&policy, &recruits), whoever);
         }
 
         #[test]

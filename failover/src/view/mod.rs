@@ -100,8 +100,7 @@ pub fn start(
     let registered = Arc::new(Registered::default());
     let metrics = Metrics::new(registry, topology.clone(), health.clone())?;
     let topology_out = Arc::new(topology_out);
-    let voucher =
-        vouch::Voucher { topology: Arc::clone(&topology_out), records: records.clone(), health: health.clone(), times };
+    let voucher = vouch::Voucher { topology: Arc::clone(&topology_out), records: records.clone(), times };
     let reader = Reader {
         store: Arc::clone(&store),
         keys: keys.clone(),

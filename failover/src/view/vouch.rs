@@ -4,8 +4,8 @@
 //! through without standbys before that is over (`agent::vouch`), and where its lease is the fence it vouches no longer
 //! than that lasts. So nothing is asked of etcd, nor of a manager that would have to wait for this proxy.
 
+use super::Times;
 use super::topology::{Records, shortened, vouched};
-use super::{Health, Times};
 use crate::api::Vouched;
 use crate::manager::client::AgentLink;
 use cluster::topology::{Gate, Topology};
@@ -20,7 +20,6 @@ use tracing::{info, warn};
 pub(super) struct Voucher {
     pub(super) topology: Arc<watch::Sender<Topology>>,
     pub(super) records: watch::Receiver<Arc<Records>>,
-    pub(super) health: watch::Receiver<Health>,
     pub(super) times: Times,
 }
 
@@ -35,13 +34,14 @@ impl Voucher {
     /// Ask whenever half of the view's time is over. Ends never.
     pub(super) async fn run(self) {
         let mut link: Option<AgentLink> = None;
-        let mut vouching = false;
+        // Until when the view was last extended here.
+        let mut vouched_until: Option<Instant> = None;
         loop {
             tokio::time::sleep(self.times.validity / 10).await;
             let now = Clock.now();
             let Some(question) = self.question(now) else {
-                if vouching && self.health.borrow().error.is_none() {
-                    vouching = false;
+                if vouched_until.is_some_and(|mine| self.topology.borrow().ends_at() != Some(mine)) {
+                    vouched_until = None;
                     info!("the view is confirmed by etcd again");
                 }
                 continue;
@@ -50,10 +50,10 @@ impl Voucher {
             let to = asked.get_or_insert_with(|| AgentLink::without_secret(question.agent.clone()));
             match self.ask(to, &question).await {
                 Ok(answer) => {
-                    let lasts = shortened(Duration::from_millis(answer.lasts_ms));
-                    self.extend(&question, now + lasts);
+                    let end = now + shortened(Duration::from_millis(answer.lasts_ms));
+                    self.extend(&question, end);
                     link = asked;
-                    if !std::mem::replace(&mut vouching, true) {
+                    if vouched_until.replace(end).is_none() {
                         warn!(term = question.term.0, "etcd does not answer, the primary's agent vouches for the view");
                     }
                 }

@@ -246,7 +246,8 @@ impl World {
     }
 
     /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|refused|ok]
-    /// [acks=LSN] [flush=LSN] [fsync=MS] [sql=ok] [hung=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]`; what is not said is as in a healthy cluster.
+    /// [acks=LSN] [flush=LSN] [fsync=MS] [sql=ok] [hung=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]
+    /// [policy=EPOCH[:K]]`; what is not said is as in a healthy cluster.
     fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
         let term = self.records.term.as_ref().map_or(Term(1), |t| t.value.term);
@@ -284,10 +285,20 @@ impl World {
             fsync_probe_ms: words.optional("fsync")?.or(Some(1)),
 
             trouble: None,
+            policy: self.known_policy(words)?,
         };
         self.reports.insert(node.clone(), Heard { state, lost_since: lost.then_some(kept) });
         self.hear(&node);
         Ok(())
+    }
+
+    /// `policy=EPOCH[:K]`: as in etcd but for that.
+    fn known_policy(&self, words: &mut Words<'_>) -> Result<Option<PolicyRecord>, String> {
+        let Some(text) = words.optional::<String>("policy")? else { return Ok(None) };
+        let policy = self.records.policy.as_ref().ok_or("no policy")?.value.clone();
+        let (epoch, k) = text.split_once(':').unwrap_or((&text, ""));
+        let epoch = epoch.parse().map_err(|_| "no epoch")?;
+        Ok(Some(PolicyRecord { epoch, k: k.parse().unwrap_or(policy.k), ..policy }))
     }
 
     /// Send the node's report again, with its sightings as old as they are now.
@@ -374,14 +385,17 @@ impl World {
             let node = n.parse().map_err(|_| "a node's name")?;
             Ok(Tenure { term: Term(t.into()), node, timeline: TimelineId(t) })
         });
+        let prev = prev.transpose()?.or(old.prev.clone());
+        let fork = words.optional::<String>("fork")?.map(|f| parse::position(&f)).transpose()?;
         let value = TermRecord {
             term: Term(words.optional("term")?.unwrap_or(old.term.0)),
             phase: words.optional::<String>("phase")?.map_or(Ok(old.phase), |p| parse::phase(&p))?,
             coordinator: words.optional("by")?.unwrap_or_else(|| old.coordinator.clone()),
             node: words.optional("node")?.or(old.node),
-            prev: prev.transpose()?.or(old.prev),
+            newest_timeline: prev.as_ref().map(|p| p.timeline),
+            fork: fork.map(|f| Fork { timeline: f.timeline, lsn: f.lsn }),
+            prev,
             record_lsn: words.optional("record")?.or(old.record_lsn),
-            newest_timeline: None,
             data_loss_allowed: words.flag("lossy"),
             ..old
         };

@@ -237,6 +237,7 @@ impl World {
             lease_left_ms: None,
             fsync_probe_ms: Some(1),
             trouble: None,
+            policy: None,
         }
     }
 
