@@ -4,6 +4,7 @@
 
 pub mod adopt;
 pub mod agent;
+mod apart;
 pub mod api;
 pub mod config;
 pub mod fsm;

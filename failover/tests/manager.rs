@@ -228,6 +228,10 @@ impl Store for Lossy {
     fn watch(&self, prefix: &str) -> Hints {
         self.inner.watch(prefix)
     }
+
+    fn apart(&self) -> Arc<dyn Store> {
+        self.inner.apart()
+    }
 }
 
 struct World {

@@ -410,8 +410,8 @@ impl Agent {
     }
 
     async fn extend(&self, held: Held, sent: Instant) -> Result<(), StoreError> {
-        let ttl = self.store.keep_alive(held.id).await?;
-        self.read_records().await?;
+        let ttl = self.leases.keep_alive(held.id).await?;
+        self.read_records_by(&*self.leases).await?;
         if self.serves() == Some(held.lease.term) {
             // Signatures that were gathered meanwhile may reach further.
             let signed = self.held().filter(|h| h.id == held.id && h.lease.sent_at > sent);
@@ -428,18 +428,18 @@ impl Agent {
             records.term.as_ref().filter(|t| t.value.term == term).map(|t| t.revision)
         };
         let (Some(revision), Ok(value)) = (revision, self.primary_record(term)) else { return Ok(()) };
-        let granted = self.store.grant(self.env.config.lease_ttl).await?;
+        let granted = self.leases.grant(self.env.config.lease_ttl).await?;
         let txn = Txn::new().when(Compare::ModRevision(self.env.keys.term(), revision)).put_leased(
             self.env.keys.primary(),
             value,
             granted.lease,
         );
-        if self.store.txn(txn).await?.succeeded {
+        if self.leases.txn(txn).await?.succeeded {
             tracing::info!(node = %self.env.config.node, term = term.0, "lease taken");
             self.hold(Some(Held { id: granted.lease, lease: Lease { term, sent_at: sent, ttl: granted.ttl } }));
         } else {
-            let _ = self.store.revoke(granted.lease).await;
-            self.read_records().await?;
+            let _ = self.leases.revoke(granted.lease).await;
+            self.read_records_by(&*self.leases).await?;
         }
         Ok(())
     }

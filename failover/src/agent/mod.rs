@@ -1,7 +1,7 @@
 //! The agent: drives the one PostgreSQL of its node, obeys managers' commands, and follows the cluster's records.
 //!
 //! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), three keep the primary's
-//! lease and fence by it, two observe the primary, one serves managers over HTTP. Whoever starts, stops, promotes or
+//! lease and fence by it (two of them on a thread of their own), two observe the primary, one serves managers over HTTP. Whoever starts, stops, promotes or
 //! replaces PostgreSQL holds `actuator`; whoever changes where the WAL receiver connects or what commits wait for holds
 //! `conf`. A freeze gives its promise and cuts the node off before it waits for `actuator`, and whoever holds that gives
 //! up on seeing a newer promise.
@@ -43,6 +43,7 @@ mod wal_tail;
 pub use memory::MemoryError;
 pub use tool::ToolError;
 
+use crate::apart::Apart;
 use crate::api::{AgentState, Failed, Follow, PostgresState};
 use crate::config::agent::AgentConfig;
 use crate::config::cluster::ClusterConfig;
@@ -148,6 +149,8 @@ pub enum StartError {
 pub(crate) struct Agent {
     pub(crate) env: Arc<Env>,
     pub(crate) store: Arc<dyn Store>,
+    /// The same, for the thread that keeps the lease.
+    leases: Arc<dyn Store>,
     pub(crate) metrics: Metrics,
     pub(crate) listen: SocketAddr,
     keeper: Mutex<Keeper>,
@@ -188,6 +191,7 @@ pub(crate) struct Agent {
 pub struct AgentHandle {
     agent: Arc<Agent>,
     tasks: JoinSet<()>,
+    leases: Apart,
 }
 
 /// Start an agent. Its tasks run until [`AgentHandle::stop`] or until the handle is dropped; PostgreSQL outlives a
@@ -228,6 +232,7 @@ pub async fn run(
     let agent = Arc::new(Agent {
         metrics: Metrics::register(registry)?,
         env: Arc::new(env),
+        leases: store.apart(),
         store,
         listen,
         keeper: Mutex::new(keeper),
@@ -267,9 +272,11 @@ pub async fn run(
     let a = spawn(&agent);
     tasks.spawn(async move { a.keep_lease().await });
     let a = spawn(&agent);
-    tasks.spawn(async move { a.renew_lease().await });
-    let a = spawn(&agent);
-    tasks.spawn(async move { a.gather_signatures().await });
+    let leases = Apart::spawn(async move {
+        tokio::join!(a.renew_lease(), a.gather_signatures());
+    });
+    let no_thread = |source| StartError::System { what: "could not start the thread that keeps the lease", source };
+    let leases = leases.map_err(no_thread)?;
     let a = spawn(&agent);
     tasks.spawn(async move { a.observe_primary_agent().await });
     let a = spawn(&agent);
@@ -281,7 +288,7 @@ pub async fn run(
     let a = spawn(&agent);
     tasks.spawn(async move { a.refresh_metrics().await });
     tasks.spawn(http::serve(Arc::clone(&agent), listener));
-    Ok(AgentHandle { agent, tasks })
+    Ok(AgentHandle { agent, tasks, leases })
 }
 
 /// One agent per directory: two would start two postmasters in turn.
@@ -316,8 +323,9 @@ impl AgentHandle {
 
     /// Ends when a task of the agent has ended, which none does by itself: something is wrong beyond repair.
     pub async fn failed(&mut self) {
-        if self.tasks.join_next().await.is_none() {
-            std::future::pending::<()>().await;
+        tokio::select! {
+            Some(_) = self.tasks.join_next() => {}
+            () = self.leases.ended() => {}
         }
     }
 
@@ -325,6 +333,7 @@ impl AgentHandle {
     /// `agent.stop_timeout` and some seconds). A primary gives back its lease once it is stopped.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
+        self.leases.stop().await;
         if !self.agent.env.config.stop_postgres_on_exit {
             return;
         }

@@ -4,7 +4,7 @@ use super::Agent;
 use crate::record::{
     AdoptRecord, FenceRecord, InitRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord,
 };
-use crate::store::{Range, Snapshot, StoreError, Versioned};
+use crate::store::{Range, Snapshot, Store, StoreError, Versioned};
 use cluster::keys::Keys;
 use cluster::{Endpoint, Instant, NodeId, Term};
 use serde::de::DeserializeOwned;
@@ -87,9 +87,14 @@ fn ranges(keys: &Keys) -> Vec<Range> {
 impl Agent {
     /// Read all records, publish them.
     pub(crate) async fn read_records(&self) -> Result<(), StoreError> {
+        self.read_records_by(&*self.store).await
+    }
+
+    /// The same over the connections of the task's own runtime.
+    pub(crate) async fn read_records_by(&self, store: &dyn Store) -> Result<(), StoreError> {
         let keys = &self.env.keys;
         let sent = self.env.clock.now();
-        let snapshot = self.store.read(ranges(keys)).await?;
+        let snapshot = store.read(ranges(keys)).await?;
         let records = Records {
             read_at: Some(sent),
             term: snapshot.get(&keys.term()).and_then(decode),

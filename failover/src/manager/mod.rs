@@ -1,6 +1,7 @@
 //! The manager: listens to the agents, reads the records, campaigns for the lead, and does what the planner says.
 //!
-//! One task steps the planner; everything that waits for the network is a task of its own and comes back as an input.
+//! One task steps the planner; everything that waits for the network is a task of its own and comes back as an input. The
+//! campaign for the lead and its renewals have a thread of their own.
 
 pub mod client;
 mod election;
@@ -8,6 +9,7 @@ mod listen;
 mod perform;
 mod records;
 
+use crate::apart::Apart;
 use crate::config::manager::ManagerSection;
 use crate::fsm::action::{Action, Answer, Input, Operation};
 use crate::fsm::planner::Planner;
@@ -70,6 +72,9 @@ pub enum StartError {
     /// A metric's name is taken.
     #[error("metrics of the manager cannot be registered")]
     Metrics(#[from] prometheus::Error),
+    /// The kernel refused a thread.
+    #[error("the thread that keeps the managers' lease cannot be started")]
+    Thread(#[source] std::io::Error),
 }
 
 /// An operator's request on its way to the planner.
@@ -84,7 +89,7 @@ pub struct ManagerHandle {
     routes: ManagerRoutes,
     status: watch::Receiver<Arc<Status>>,
     stop: watch::Sender<bool>,
-    election: Option<tokio::task::JoinHandle<()>>,
+    election: Apart,
     tasks: JoinSet<&'static str>,
 }
 
@@ -119,9 +124,7 @@ impl ManagerHandle {
     /// Give back the lead and end. A change of primary that is under way is left to the next leader.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
-        if let Some(election) = self.election.take()
-            && tokio::time::timeout(FAREWELL, election).await.is_err()
-        {
+        if tokio::time::timeout(FAREWELL, self.election.ended()).await.is_err() {
             warn!(bound = ?FAREWELL, "the lead was not given back in time; it runs out by itself");
         }
         self.tasks.shutdown().await;
@@ -137,14 +140,6 @@ pub fn ready(status: &Status) -> Result<(), String> {
         None => Err("etcd has not been read yet".into()),
         Some(ms) if ms > 10_000 => Err(format!("etcd has not been read for {ms} ms")),
         Some(_) => Ok(()),
-    }
-}
-
-impl Drop for ManagerHandle {
-    fn drop(&mut self) {
-        if let Some(election) = &self.election {
-            election.abort();
-        }
     }
 }
 
@@ -187,7 +182,7 @@ pub fn start(
         "records"
     });
     let election = Election {
-        store: Arc::clone(&store),
+        store: store.apart(),
         keys: config.keys.clone(),
         me,
         ttl: config.section.lease_ttl,
@@ -195,7 +190,7 @@ pub fn start(
         inputs: inputs.clone(),
         stop: stopping,
     };
-    let election = tokio::spawn(election.run());
+    let election = Apart::spawn(election.run()).map_err(StartError::Thread)?;
     let routes = ManagerRoutes::new(requests, status.clone(), Arc::clone(&store), config.keys.clone());
     let performer = Performer {
         keys: config.keys.clone(),
@@ -227,7 +222,7 @@ pub fn start(
         manager.run(input, request).await;
         "planner"
     });
-    Ok(ManagerHandle { routes, status, stop, election: Some(election), tasks })
+    Ok(ManagerHandle { routes, status, stop, election, tasks })
 }
 
 /// The task that steps the planner.

@@ -250,6 +250,10 @@ impl Store for MemoryStore {
         ready(self.call("revoke lease", true, revoke))
     }
 
+    fn apart(&self) -> Arc<dyn Store> {
+        Arc::new(self.clone())
+    }
+
     fn watch(&self, prefix: &str) -> Hints {
         let (changes, hints) = watch::channel(0);
         self.data().watches.push((prefix.to_owned(), changes));

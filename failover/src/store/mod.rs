@@ -15,6 +15,7 @@ pub mod memory;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -237,6 +238,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Change hints for keys below `prefix`, from now on until the last clone is dropped. Needs a tokio runtime.
     fn watch(&self, prefix: &str) -> Hints;
+
+    /// The same store over other connections, for the one thread of the process that has a runtime of its own: a connection
+    /// is served by the runtime that made it.
+    fn apart(&self) -> Arc<dyn Store>;
 
     /// Read one key, linearizable.
     fn get(&self, key: &str) -> StoreResult<'_, Option<Versioned>> {

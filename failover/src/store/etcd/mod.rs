@@ -19,8 +19,8 @@ use etcd_client::{
 };
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
@@ -50,6 +50,8 @@ struct Shared {
     proven_ms: AtomicU64,
     born: Instant,
     request_timeout: Duration,
+    /// The same with connections of its own, once it was asked for.
+    apart: OnceLock<Arc<Shared>>,
 }
 
 struct Endpoint {
@@ -99,14 +101,7 @@ impl EtcdStore {
             .iter()
             .map(|url| Endpoint { url: url.clone(), options: options.clone(), client: OnceCell::new() })
             .collect();
-        let shared = Shared {
-            endpoints,
-            preferred: AtomicUsize::new(0),
-            proven_ms: AtomicU64::new(0),
-            born: Instant::now(),
-            request_timeout: config.request_timeout,
-        };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(Shared::new(endpoints, config.request_timeout)) })
     }
 
     /// Ask every member for its version and warn, once each, about those whose leases are known to misbehave. Returns
@@ -173,6 +168,11 @@ impl Endpoint {
 }
 
 impl Shared {
+    fn new(endpoints: Vec<Endpoint>, request_timeout: Duration) -> Self {
+        let (preferred, proven_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Self { endpoints, preferred, proven_ms, born: Instant::now(), request_timeout, apart: OnceLock::new() }
+    }
+
     fn deadline(&self) -> Instant {
         Instant::now() + self.request_timeout
     }
@@ -449,5 +449,15 @@ impl Store for EtcdStore {
 
     fn watch(&self, prefix: &str) -> Hints {
         watch::start(Arc::clone(&self.shared), prefix.to_owned())
+    }
+
+    fn apart(&self) -> Arc<dyn Store> {
+        let unconnected =
+            |e: &Endpoint| Endpoint { url: e.url.clone(), options: e.options.clone(), client: OnceCell::new() };
+        let shared = self.shared.apart.get_or_init(|| {
+            let endpoints = self.shared.endpoints.iter().map(unconnected).collect();
+            Arc::new(Shared::new(endpoints, self.shared.request_timeout))
+        });
+        Arc::new(Self { shared: Arc::clone(shared) })
     }
 }
