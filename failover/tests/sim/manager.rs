@@ -8,6 +8,7 @@ use failover::fsm::action::{
 use failover::fsm::observe::Records;
 use failover::fsm::planner::Planner;
 use failover::fsm::timers::Settings;
+use failover::record::Mode;
 
 pub(crate) struct Manager {
     pub(crate) planner: Planner,
@@ -19,9 +20,11 @@ pub(crate) struct Manager {
 }
 
 impl Manager {
-    pub(crate) fn new(m: usize, available: bool) -> Self {
-        let suspend_after = if available { ms(1000) } else { Settings::default().suspend_after };
-        let settings = Settings { failover_budget: 1000, suspend_after, ..Settings::default() };
+    pub(crate) fn new(m: usize, mode: Mode) -> Self {
+        let mut settings = Settings { failover_budget: 1000, restart_grace: ms(3000), ..Settings::default() };
+        if mode == Mode::Available {
+            settings.suspend_after = ms(1000);
+        }
         Self {
             planner: Planner::new(format!("m{m}"), settings),
             life: 0,
@@ -93,7 +96,7 @@ impl World {
     pub(crate) fn restart_manager(&mut self, m: usize) {
         self.say(format!("manager {m} is restarted"));
         let life = self.managers[m].life + 1;
-        self.managers[m] = Manager { life, ..Manager::new(m, self.available) };
+        self.managers[m] = Manager { life, ..Manager::new(m, self.mode) };
         if self.leader.is_some_and(|(leader, ..)| leader == m) {
             // Nobody knows its lease any more.
             self.leader = self.leader.map(|(_, since, until)| (usize::MAX, since, until));

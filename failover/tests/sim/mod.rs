@@ -1,21 +1,30 @@
 //! The world: a clock, a queue of events, etcd's records, nodes, managers, one proxy and its client.
 
 mod etcd;
+mod lease;
 mod manager;
 mod node;
 
+use cluster::topology::STRICT_VIEW;
 use cluster::{Instant, NodeId, Term};
 use failover::fsm::action::{Change, ChangeOutcome, Command, CommandError, CommandKind, Reply};
 use failover::fsm::observe::Records;
 use failover::record::{Mode, ProxyRecord};
+use failover::view::topology::shortened;
+use lease::PROXY;
 use manager::Manager;
 use node::{Names, Node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 16] = [
+pub(crate) const SOMETIMES: [&str; 21] = [
     "a recruit that caught up with another",
+    "an async failover",
+    "a lease signed by the others",
+    "a freeze that waited for what was signed",
+    "a view vouched for",
+    "a lease that ended by a clock that drifts",
     "an order to let commits through that came late",
     "commits let through without a standby",
     "protection restored",
@@ -40,7 +49,7 @@ const END: u64 = 75_000;
 
 /// Leases in etcd, and how long a proxy goes by what it has read.
 pub(crate) const LEASE: Duration = ms(3000);
-const VIEW: Duration = ms(2000);
+pub(crate) const VIEW: Duration = ms(2000);
 
 /// Something that is to happen.
 #[derive(Debug)]
@@ -117,18 +126,22 @@ pub(crate) struct World {
     pub(crate) etcd_down_until: Instant,
     pub(crate) managers: Vec<Manager>,
     pub(crate) nodes: Vec<Node>,
-    /// The cluster is in available mode; otherwise it is strict.
-    pub(crate) available: bool,
+    pub(crate) mode: Mode,
+    /// How much faster than the simulator's the clocks of the nodes run, and of the proxy, in millionths. No two differ by
+    /// more than a thousandth.
+    pub(crate) drift: [i64; 4],
     /// When etcd ends the primary's lease, the proxy's, and the time that commits may go unprotected.
     pub(crate) primary_ends: Instant,
     proxy_ends: Instant,
     pub(crate) grace_ends: Instant,
     /// The proxy's view: a term and its primary.
-    view: Option<(Term, usize)>,
+    pub(crate) view: Option<(Term, usize)>,
     /// It does not reach etcd before.
     proxy_cut: Instant,
     /// It passes nothing on from here.
-    view_ends: Instant,
+    pub(crate) view_ends: Instant,
+    /// The policy that it goes by.
+    pub(crate) view_epoch: u64,
     writes: u64,
     /// Acknowledged as promised to survive; other acknowledgements are not kept.
     pub(crate) acked: BTreeSet<u64>,
@@ -153,23 +166,30 @@ pub(crate) fn name(i: usize) -> NodeId {
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let start = Instant::from_millis(100_000);
-        let available = seed % 2 == 1;
-        let mode = if available { Mode::Available } else { Mode::Strict };
+        let mode = match (seed % 2, seed % 6) {
+            (_, 5) => Mode::Async,
+            (1, _) => Mode::Available,
+            _ => Mode::Strict,
+        };
+        let mut chance = Chance(seed);
+        let drift = std::array::from_fn(|_| chance.below(1001) as i64 - 500);
         let mut world = Self {
-            available,
+            mode,
+            drift,
+            view_epoch: 1,
             primary_ends: start + LEASE,
             proxy_ends: start + LEASE,
             grace_ends: start,
             view_ends: start + VIEW,
             proxy_cut: start,
             now: start,
-            chance: Chance(seed),
+            chance,
             queue: BTreeMap::new(),
             queued: 0,
-            records: etcd::first(3, 1, mode),
+            records: etcd::first(3, u32::from(mode != Mode::Async), mode),
             leader: None,
             etcd_down_until: Instant::default(),
-            managers: (0..2).map(|m| Manager::new(m, available)).collect(),
+            managers: (0..2).map(|m| Manager::new(m, mode)).collect(),
             nodes: (0..3).map(Node::new).collect(),
             view: Some((Term(1), 0)),
             writes: 0,
@@ -181,6 +201,9 @@ impl World {
             wrong: None,
             disks_forget: false,
         };
+        if mode == Mode::Async {
+            world.nodes[0].names = Names::Off;
+        }
         for m in 0..world.managers.len() {
             world.after(10 + m as u64, Event::Elect(m));
             world.after(20, Event::Manage(m));
@@ -297,9 +320,10 @@ impl World {
     fn look(&mut self) {
         if self.etcd_up() && self.now >= self.proxy_cut && !self.lost() {
             let policy = self.records.policy.as_ref().map(|p| p.value.clone());
-            let endless = policy.as_ref().is_some_and(|p| p.mode == Mode::Strict && p.protects());
+            let strict = policy.as_ref().is_some_and(|p| p.mode == Mode::Strict && p.protects());
             // Its registration is renewed with the same stroke, so the view ends first.
-            self.view_ends = if endless { self.now + ms(END) } else { self.now + VIEW };
+            self.view_ends = self.now + self.counted(PROXY, shortened(if strict { STRICT_VIEW } else { VIEW }));
+            self.view_epoch = policy.as_ref().map_or(0, |p| p.epoch);
             self.proxy_ends = self.now + LEASE;
             let newest = self.records.term.as_ref().map_or(Term(0), |t| t.value.term);
             let epoch = policy.map_or(0, |p| p.epoch);
@@ -312,6 +336,8 @@ impl World {
                 let node = t.node.as_ref()?;
                 Some((t.term, (0..3).find(|n| name(*n) == *node)?))
             });
+        } else {
+            self.ask_to_vouch();
         }
         let next = 20 + self.chance.below(60);
         self.after(next, Event::Proxy);
@@ -387,7 +413,7 @@ impl World {
             let name = self.nodes[n].name.clone();
             self.fail(format!("{name} opens without the acknowledged writes {missing:?}"));
         }
-        self.reach("a failover");
+        self.reach(if self.mode == Mode::Async { "an async failover" } else { "a failover" });
     }
 
     /// What etcd's leases end.
@@ -440,7 +466,7 @@ impl World {
         let m = self.chance.below(2) as usize;
         let span = 200 + self.chance.below(6000);
         let until = self.now + ms(span);
-        match self.chance.below(if self.available { 14 } else { 10 }) {
+        match self.chance.below(if self.mode == Mode::Strict { 10 } else { 14 }) {
             0 | 1 => self.crash_postgres(n),
             2 => self.crash_host(n, until),
             3 => {

@@ -31,13 +31,19 @@ pub(crate) enum Names {
 }
 
 /// A primary acknowledges nothing from so long before the end of its lease, and is stopped from so long before it.
-const SOFT: Duration = ms(600);
+pub(crate) const SOFT: Duration = ms(600);
 const HARD: Duration = ms(200);
 
 pub(crate) struct Node {
     pub(crate) names: Names,
     /// The end of its lease as its agent counts it, from when it asked.
-    lease: Option<(Term, Instant)>,
+    pub(crate) lease: Option<(Term, Instant)>,
+    /// When it was last renewed, by etcd or by signatures.
+    pub(crate) renewed: Instant,
+    /// The last term that it has signed for, and until when that binds it.
+    pub(crate) signed: (Term, Instant),
+    /// Until when the proxy may act on what it has vouched for.
+    pub(crate) vouched_until: Instant,
     unleased_since: Option<Instant>,
     /// The newest epoch under which it was ordered to make commits wait.
     armed: u64,
@@ -47,7 +53,7 @@ pub(crate) struct Node {
     pub(crate) wal: Vec<(u32, u64)>,
     /// Timeline of the end.
     pub(crate) timeline: u32,
-    promise: Term,
+    pub(crate) promise: Term,
     frozen_for: Option<Term>,
     upstream: Option<(usize, Term)>,
     /// Where its WAL receiver is connected, and what it has acknowledged there.
@@ -73,6 +79,9 @@ impl Node {
         Self {
             names: Names::Armed,
             lease: None,
+            renewed: Instant::default(),
+            signed: (Term(0), Instant::default()),
+            vouched_until: Instant::default(),
             unleased_since: None,
             armed: 0,
             name: name(i),
@@ -161,7 +170,7 @@ impl World {
         self.nodes[n].awake(self.now) && self.now >= self.nodes[n].cut_until
     }
 
-    fn linked(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn linked(&self, a: usize, b: usize) -> bool {
         self.reachable(a) && self.reachable(b)
     }
 
@@ -266,6 +275,7 @@ impl World {
                 self.renew(n);
                 self.give_back(n);
             }
+            self.gather_signatures(n);
             self.guard(n);
             self.look_at_primary(n);
             self.act(n);
@@ -274,12 +284,12 @@ impl World {
         self.after(next, Event::Reconcile(n));
     }
 
-    fn policy(&self, n: usize) -> Option<PolicyRecord> {
+    pub(crate) fn policy(&self, n: usize) -> Option<PolicyRecord> {
         Some(self.nodes[n].view.as_ref()?.policy.as_ref()?.value.clone())
     }
 
     /// The open term that the node serves, as its agent has read.
-    fn served(&self, n: usize) -> Option<Term> {
+    pub(crate) fn served(&self, n: usize) -> Option<Term> {
         let term = &self.nodes[n].view.as_ref()?.term.as_ref()?.value;
         let mine = term.node.as_ref() == Some(&self.nodes[n].name) && self.nodes[n].serves(term.term);
         (mine && matches!(term.phase, Phase::Active | Phase::Draining)).then_some(term.term)
@@ -294,7 +304,7 @@ impl World {
             self.bump();
         }
         self.primary_ends = self.now + LEASE;
-        self.nodes[n].lease = Some((term, self.now + LEASE));
+        (self.nodes[n].lease, self.nodes[n].renewed) = (Some((term, self.now + self.counted(n, LEASE))), self.now);
     }
 
     /// What is stopped acknowledges nothing: nobody needs to wait for its lease.
@@ -334,6 +344,9 @@ impl World {
                 node.stop();
                 self.say(format!("{} stops at the end of its lease", name(n)));
                 self.reach("a primary fenced by its lease");
+                if self.drift[n].abs() > 100 {
+                    self.reach("a lease that ended by a clock that drifts");
+                }
             }
         }
         self.acknowledge(n);
@@ -350,6 +363,9 @@ impl World {
         let policy = self.policy(n).filter(|p| p.epoch == epoch);
         let allowed = policy.is_some_and(|p| !sync_set::waits(&p, &name(n)).protects());
         let leased = self.nodes[n].lease.is_some_and(|(t, end)| t == term && self.now + SOFT < end);
+        if self.now < self.nodes[n].vouched_until {
+            return Err(CommandError::NoAnswer("what was vouched for is not over".into()));
+        }
         let late = self.nodes[n].armed >= epoch;
         if late {
             self.reach("an order to let commits through that came late");
@@ -432,7 +448,7 @@ impl World {
             }
             Act::StartDetached => self.nodes[n].start_detached(),
             Act::StartUnder | Act::Rejoin => self.rejoin(n, &record),
-            Act::Wait(_) | Act::Create | Act::ResumeCreation | Act::Clone | Act::StopFenced => {}
+            Act::Wait(_) | Act::Create | Act::ResumeCreation | Act::Clone | Act::StopFenced | Act::TakeOver => {}
         }
     }
 
@@ -518,6 +534,10 @@ impl World {
     /// A command arrives at an agent.
     pub(crate) fn order(&mut self, manager: usize, life: u32, n: usize, command: &Command, answered: bool) {
         let (term, kind) = (command.term(), command.kind());
+        if let Some(wait) = self.bound_by_signature(n, command) {
+            let command = Box::new(command.clone());
+            return self.after(wait, Event::Order { manager, life, node: n, command, answered });
+        }
         let result =
             if self.reachable(n) { self.obey(n, command) } else { Err(CommandError::Unreachable("no route".into())) };
         let short = match &result {
@@ -678,7 +698,8 @@ impl World {
             self.nodes[n].names = Names::Armed;
         }
         let revision = self.bump();
-        (self.primary_ends, self.nodes[n].lease) = (self.now + LEASE, Some((term, self.now + LEASE)));
+        self.primary_ends = self.now + LEASE;
+        (self.nodes[n].lease, self.nodes[n].renewed) = (Some((term, self.now + self.counted(n, LEASE))), self.now);
         if let Some(record) = &mut self.records.term {
             (record.value.phase, record.revision) = (Phase::Active, revision);
         }
