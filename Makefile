@@ -18,7 +18,7 @@ help:
 	@echo 'make nemesis        faults of hosts, networks, disks, clocks and operators against a checker (SCENARIO, SEED, RUNS)'
 	@echo 'make soak           the same, every scenario over and over, for HOURS=8'
 	@echo 'make bench-failover how long clients cannot write, over ROUNDS=50 failovers of each kind'
-	@echo 'make bench-managers CPU of one manager process with CLUSTERS=200 clusters, and 20 failovers at once'
+	@echo 'make bench-managers CPU of one manager process with CLUSTERS=200 clusters, and 20 failovers'
 	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
 	@echo 'make bench          what the endpoint costs, next to PgBouncer and a plain relay'
 
@@ -94,7 +94,7 @@ nemesis: set-up-nemesis
 	cargo build --locked
 	$(NEMESIS) run '$(SCENARIO)' '$(or $(SEED),1)' '$(RUNS)' '$(RESULTS)'
 
-# One manager process with CLUSTERS clusters whose agents only pretend: its CPU, and a tenth of them failing over at once.
+# One manager process with CLUSTERS clusters whose agents only pretend: its CPU, and a tenth of them failing over.
 CLUSTERS ?= 200
 bench-managers:
 	MANAGED_CLUSTERS='$(CLUSTERS)' cargo test --release --locked -p failover --test manager -- --nocapture many_clusters
