@@ -79,7 +79,7 @@ pub(crate) enum Sample {
         cpu: Option<(f64, f64)>,
         /// Mean, microseconds.
         latency: f64,
-        /// System calls of the endpoint, in the first round.
+        /// System calls of the endpoint.
         calls: Option<Calls>,
     },
     /// Of a stream.
@@ -144,19 +144,20 @@ impl Cell {
         }
     }
 
-    /// One run. System calls are counted in a run of their own, as counting costs time.
-    pub(crate) fn measure(&self, peer: &Peer, cluster: &Cluster, count: bool) -> anyhow::Result<Sample> {
+    /// One run. System calls are counted in a run of their own, as counting costs time; in each round, as how often an
+    /// endpoint sleeps in between depends on who runs where.
+    pub(crate) fn measure(&self, peer: &Peer, cluster: &Cluster) -> anyhow::Result<Sample> {
         match self.work {
             Work::Select(mode, clients) => {
                 let jobs = if clients < 16 { 1 } else { 2 };
                 let script = format!("-n -S -M {} -c {clients} -j {jobs}", mode.name());
-                self.transactions(peer, &script.split(' ').map(str::to_owned).collect::<Vec<_>>(), count)
+                self.transactions(peer, &script.split(' ').map(str::to_owned).collect::<Vec<_>>())
             }
             Work::WriteRead => {
                 let file = cluster.scratch.path().join("write.sql");
                 std::fs::write(&file, WRITE_READ)?;
                 let script = format!("-n -M prepared -c {ROUTED} -j 2 -f {}", file.display());
-                self.transactions(peer, &script.split(' ').map(str::to_owned).collect::<Vec<_>>(), count)
+                self.transactions(peer, &script.split(' ').map(str::to_owned).collect::<Vec<_>>())
             }
             Work::Connect => {
                 let mut pgbench = peer.client("pgbench")?;
@@ -188,14 +189,14 @@ impl Cell {
         }
     }
 
-    fn transactions(&self, peer: &Peer, script: &[String], count: bool) -> anyhow::Result<Sample> {
+    fn transactions(&self, peer: &Peer, script: &[String]) -> anyhow::Result<Sample> {
         let pgbench = |seconds: u32| -> anyhow::Result<Command> {
             let mut pgbench = peer.client("pgbench")?;
             pgbench.args(script).args(["-T", &seconds.to_string()]);
             Ok(pgbench)
         };
         let sample = each(peer, &mut pgbench(self.seconds)?)?;
-        Ok(with_calls(sample, if count { calls(peer, &pgbench(COUNTING)?)? } else { None }))
+        Ok(with_calls(sample, calls(peer, &pgbench(COUNTING)?)?))
     }
 
     fn wide(&self, peer: &Peer, cluster: &Cluster) -> anyhow::Result<Sample> {

@@ -101,7 +101,7 @@ fn compare() -> anyhow::Result<()> {
                 if !cell.suits(peer) {
                     continue;
                 }
-                match cell.measure(peer, &cluster, round == 0) {
+                match cell.measure(peer, &cluster) {
                     Ok(sample) => report.add(cell, peer.name(), round, sample),
                     Err(error) => println!("round {round}, {}, {}: {error:#}", cell.name(), peer.name()),
                 }

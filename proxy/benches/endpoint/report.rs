@@ -85,7 +85,7 @@ impl Report {
                 }
                 let value = |f: fn(&Sample) -> Option<f64>| self.spread(cell, peer, f);
                 println!(
-                    "  {peer:18} {:23} {:23} {:23} {:8} {:26} {:20} {}",
+                    "  {peer:18} {:23} {:23} {:23} {:20} {:26} {:20} {}",
                     value(cpu),
                     value(|s| parts(s).map(|(user, _)| user)),
                     value(|s| parts(s).map(|(_, system)| system)),
@@ -106,7 +106,7 @@ impl Report {
             Work::Idle(_) | Work::IdleTls(_) => return,
         };
         println!(
-            "  {:18} {unit:23} {:23} {:23} {calls:8} {speed:26} {:20} x pgbouncer",
+            "  {:18} {unit:23} {:23} {:23} {calls:20} {speed:26} {:20} x pgbouncer",
             "", "user", "system", "x relay"
         );
     }
