@@ -133,6 +133,8 @@ pub struct Worker {
     busy: Cell<u64>,
     held: Cell<u64>,
     in_use: [Cell<u64>; 2],
+    /// Connections that served at the same time, at most, since the thread's scheduling was looked at.
+    most_in_use: Cell<u64>,
 }
 
 impl Loads for Worker {
@@ -202,6 +204,7 @@ impl Worker {
             busy: Cell::new(0),
             held: Cell::new(0),
             in_use: Default::default(),
+            most_in_use: Cell::default(),
             shared,
         })
     }
@@ -216,9 +219,11 @@ impl Worker {
         self.config.borrow().clone()
     }
 
-    /// Have this thread scheduled as configured.
+    /// Have this thread scheduled as configured, and as what has happened since the last time asks for.
     fn schedule(&self) {
-        self.scheduling.set(self.scheduling.get().obey(self.config.borrow().batch_scheduling));
+        let most = self.most_in_use.replace(self.in_use[0].get() + self.in_use[1].get());
+        let (now, configured) = (self.scheduling.get(), self.config.borrow().batch_scheduling);
+        self.scheduling.set(now.obey(now.wants(configured, most)));
     }
 
     fn apply_config(&self, config: &Config) {
@@ -417,6 +422,7 @@ impl Worker {
         self.stir();
         let slot = &self.in_use[usize::from(meta.role == Role::Standby)];
         slot.set(if begins { slot.get() + 1 } else { slot.get() - 1 });
+        self.most_in_use.set(self.most_in_use.get().max(self.in_use[0].get() + self.in_use[1].get()));
         let mut outstanding = self.outstanding.borrow_mut();
         let index = outstanding.iter().position(|(n, _)| *n == meta.node).unwrap_or_else(|| {
             outstanding.push((meta.node.clone(), 0));
@@ -581,6 +587,7 @@ impl Worker {
 
     fn tick(&self) {
         self.stirred.set(false);
+        self.schedule();
         self.counts.flush();
         self.tallies.turn(self.now());
         if !self.misroutes.borrow().is_empty() {

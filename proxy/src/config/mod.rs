@@ -13,10 +13,12 @@ pub mod timeouts;
 pub mod listen;
 mod network;
 mod raw;
+mod scheduling;
 pub mod tls;
 
 pub use network::Network;
 pub use raw::Raw;
+pub use scheduling::BatchScheduling;
 
 pub use pools::PoolMode;
 pub mod auth;
@@ -41,7 +43,7 @@ pub struct Config {
     /// `worker_fill`
     pub worker_fill: usize,
     /// `batch_scheduling`
-    pub batch_scheduling: bool,
+    pub batch_scheduling: BatchScheduling,
     /// `pool_size`
     pub pool_size: usize,
     /// `max_client_connections`

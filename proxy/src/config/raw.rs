@@ -1,6 +1,8 @@
 //! The `[proxy]` section as typed, with its defaults.
 
-use super::{Addresses, auth, cancel, console, durability, nodes, pools, reads, throttle, timeouts, tls};
+use super::{
+    Addresses, BatchScheduling, auth, cancel, console, durability, nodes, pools, reads, throttle, timeouts, tls,
+};
 use cluster::config::{Size, Span};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,11 +26,11 @@ pub struct Raw {
     /// several when it wakes, and one serves 16 clients easily. 1 spreads them from the first on, for few clients that
     /// keep more than a core busy. Live, for clients that connect afterwards.
     pub worker_fill: usize,
-    /// Whether workers wait for what runs on their core instead of interrupting it when something arrives for them
-    /// (Linux's SCHED_BATCH). Default false: true takes less CPU where the cores are busy with work that waits for the
-    /// proxy, as PostgreSQL on the same host, but whatever else computes on them delays each message by milliseconds.
-    /// Live.
-    pub batch_scheduling: bool,
+    /// When workers wait for what runs on their core instead of interrupting it when something arrives for them (Linux's
+    /// SCHED_BATCH): `never`, `busy` (while six statements or more of a worker are with servers at the same time) or `always`.
+    /// Default busy: waiting finds more to do at once and takes less CPU, but whatever else computes on the core delays
+    /// each message by milliseconds, which a few clients would feel and many hardly do. Live.
+    pub batch_scheduling: BatchScheduling,
     /// Server connections that each pool of this process may hold; a pool is one node, database, user and set of
     /// startup parameters. Default 80: PostgreSQL's `max_connections` is 100 by default, and the rest is for agents,
     /// lagmon, replication and people. A node whose slots are all taken cannot be rejoined to. All pools of a node
@@ -143,7 +145,7 @@ impl Default for Raw {
             listen_read_only: None,
             workers: 0,
             worker_fill: 16,
-            batch_scheduling: false,
+            batch_scheduling: BatchScheduling::default(),
             pool_size: 80,
             max_client_connections: 10_000,
             query_wait_timeout: Span::secs(30),
