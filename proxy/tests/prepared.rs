@@ -6,6 +6,7 @@ mod common;
 use common::raw::{Raw, bind, block, close, describe, execute, ok, parse, run, sync, two_servers, value, words};
 use common::wait_for;
 use proxy::console::tally::Counter;
+use proxy::wire::frontend::write_query;
 use std::time::Duration;
 
 /// Bind and execute a statement by its name.
@@ -177,4 +178,58 @@ fn a_unit_that_fails_in_a_pipeline_prepares_nothing_for_those_behind_it() {
     for want in ["E 42P01 | Z I", "E 42P01 | Z I", "2 | D a | C SELECT 1 | Z I"] {
         assert_eq!(words(&client.until_ready()), want);
     }
+}
+
+/// What is sent to a server that lacks the statement must not be what the client's own unit is refused for.
+#[test]
+fn a_description_before_a_block_takes_no_snapshot() {
+    let c = two_servers();
+    for (name, begin) in
+        [("a", "begin isolation level serializable"), ("b", "begin; set transaction isolation level repeatable read")]
+    {
+        let (mut client, mut busy) = moved(&c, &[name]);
+        for subject in [name, ""] {
+            if subject.is_empty() {
+                assert_eq!(prepare(&mut client, "", "select 'unnamed'"), "1 | Z I");
+                // Now the client needs the other connection.
+                ok(&mut busy, "commit");
+                ok(&mut busy, "begin");
+            }
+            client.write(|out| {
+                describe(out, subject);
+                write_query(out, begin);
+            });
+            let described = words(&client.until_ready());
+            assert!(described.starts_with("t | T | C BEGIN"), "{subject:?}, {begin}: {described}");
+            ok(&mut client, "rollback");
+        }
+        ok(&mut busy, "rollback");
+    }
+}
+
+/// A server says it when the text is parsed, which for most clients that share it is long past.
+#[test]
+fn every_client_is_told_what_is_noticed_in_its_text() {
+    let c = two_servers();
+    let long = format!("select 1 as {}", "n".repeat(70));
+    let backslash = "select 'a\\\\b'";
+    let mut clients: Vec<Raw> = (0..3).map(|_| Raw::login(c.port, &[])).collect();
+    let mut direct = Raw::login(c.nodes[0].port, &[]);
+    for client in clients.iter_mut().chain([&mut direct]) {
+        for (name, text, code) in [("long", long.as_str(), "42622"), ("strings", backslash, "22P06")] {
+            if name == "strings" {
+                ok(client, "set standard_conforming_strings = off");
+            }
+            assert_eq!(prepare(client, name, text), format!("N {code} | 1 | Z I"));
+            // The name is taken, which is found after that.
+            assert_eq!(prepare(client, name, text), format!("N {code} | E 42P05 | Z I"));
+        }
+    }
+    // Nobody is told again when another server is to have it.
+    let mut busy = block(&c);
+    for client in &mut clients {
+        assert_eq!(used(client, "long"), "2 | D 1 | C SELECT 1 | Z I");
+        assert_eq!(prepare(client, "long", &long), "N 42622 | E 42P05 | Z I");
+    }
+    ok(&mut busy, "commit");
 }

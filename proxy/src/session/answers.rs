@@ -277,7 +277,7 @@ impl Session {
         match undo {
             Undo::None => {}
             Undo::All(all) => all.into_iter().rev().for_each(|undo| self.undo(undo)),
-            Undo::Unnamed { client, server } => {
+            Undo::Unnamed { client, server, illegible: _ } => {
                 if let Some(before) = client {
                     self.statements.unnamed = before;
                 }

@@ -194,7 +194,7 @@ impl Relay {
         }
         self.owed += usize::from(entry.kind.owes_ready());
         self.unconfirmed |= entry.undo.names();
-        self.unnamed_unconfirmed |= matches!(entry.undo, Undo::Unnamed { .. });
+        self.unnamed_unconfirmed |= entry.undo.is_of_unnamed();
         self.queue.push_back(entry);
     }
 

@@ -382,14 +382,14 @@ fn a_skipped_parse_leaves_the_unnamed_statement_and_a_failed_one_destroys_it() {
         if !failed {
             relay.push(plain(Kind::Bind));
         }
-        let undo = Undo::Unnamed { client: Some(Some(before())), server: Some(Some(7)) };
+        let undo = Undo::Unnamed { client: Some(Some(before())), server: Some(Some(7)), illegible: false };
         relay.push(Entry { undo, ..plain(Kind::Parse) });
         relay.push(plain(Kind::Sync));
         let mut s = Vec::new();
         error(&mut s, "ERROR", "42601", "r");
         feed(&mut relay, &s, &[]);
         let kept = relay.undone.iter().find_map(|undo| match undo {
-            Undo::Unnamed { client: Some(client), server: Some(server) } => Some((client.is_some(), server.is_some())),
+            Undo::Unnamed { client: Some(client), server: Some(server), .. } => Some((client.is_some(), server.is_some())),
             _ => None,
         });
         assert_eq!(kept, Some((!failed, !failed)));

@@ -41,9 +41,22 @@ pub struct Text {
     pub source: Source,
     /// A server said that its result has other columns than when it was prepared: it is not prepared any more.
     retired: Cell<bool>,
+    /// A server had something to say when it was prepared, without refusing it.
+    noticed: Cell<bool>,
 }
 
 impl Text {
+    /// Whoever prepares it is to be told something, so it must be sent for each client: a backslash in a string, a name
+    /// that was cut.
+    pub fn is_noticed(&self) -> bool {
+        self.noticed.get()
+    }
+
+    /// A notice has come while it was prepared.
+    pub fn notice(&self) {
+        self.noticed.set(true);
+    }
+
     /// Has a server refused it, because its result has other columns now?
     pub fn is_retired(&self) -> bool {
         self.retired.get()
@@ -123,9 +136,8 @@ impl Texts {
         let id = self.fresh_id();
         let known = self.known.get_key_value(tail).map(|(tail, _)| tail.clone());
         let tail: Rc<[u8]> = known.unwrap_or_else(|| tail.into());
-        let retired = Cell::new(false);
         let server_name = name.map_or_else(|| server_name(id), Into::into);
-        let text = Rc::new(Text { id, parse_key, server_name, tail: tail.clone(), source, retired });
+        let text = once(id, parse_key, server_name, tail.clone(), source);
         let of = self.known.entry(tail).or_default();
         of.retain(|text| text.strong_count() > 0);
         of.push(Rc::downgrade(&text));
@@ -153,13 +165,13 @@ impl Texts {
     /// A text that is prepared once, under the name its client gave it.
     pub fn named_once(&mut self, name: &[u8], tail: &[u8], parse_key: u64) -> Rc<Text> {
         let id = self.fresh_id();
-        once(id, parse_key, name.into(), tail, Source::Own)
+        once(id, parse_key, name.into(), tail.into(), Source::Own)
     }
 
     /// A text that is prepared once, under a name of ours.
     pub fn single(&mut self, tail: &[u8], parse_key: u64) -> Rc<Text> {
         let id = self.fresh_id();
-        once(id, parse_key, server_name(id), tail, Source::Shared)
+        once(id, parse_key, server_name(id), tail.into(), Source::Shared)
     }
 
     /// Retire a text, so that the next client that prepares it gets another name: its result has other columns now, and
@@ -178,8 +190,9 @@ impl Texts {
     }
 }
 
-fn once(id: u64, parse_key: u64, server_name: Box<[u8]>, tail: &[u8], source: Source) -> Rc<Text> {
-    Rc::new(Text { id, parse_key, server_name, tail: tail.into(), source, retired: Cell::new(false) })
+fn once(id: u64, parse_key: u64, server_name: Box<[u8]>, tail: Rc<[u8]>, source: Source) -> Rc<Text> {
+    let (retired, noticed) = (Cell::new(false), Cell::new(false));
+    Rc::new(Text { id, parse_key, server_name, tail, source, retired, noticed })
 }
 
 /// A client's named statement.

@@ -121,7 +121,7 @@ impl Translator<'_> {
                         self.query_by_name(input, frame, class.names, apart, &mut entry.uses, sink)
                     };
                     // A simple query destroys the unnamed statement, unless it is skipped.
-                    entry.undo = self.drop_unnamed().and(named);
+                    entry.undo = self.drop_unnamed(&frame[5..]).and(named);
                     sink.pass(input, span);
                     self.relay.open = None;
                     self.relay.push(entry);
@@ -173,9 +173,12 @@ impl Translator<'_> {
                 let refusal = Some(Box::new(taken));
                 return self.relay.push(Entry { refusal, ..Entry::plain(Kind::Parse) });
             }
-            let once = self.texts.single(p.tail, 0);
-            self.prepare(input, &once, None, false, sink);
-            return self.refuse(input, taken, sink);
+            // Nor does it lack what it says of it besides. An empty statement can always be prepared.
+            let stand_in = self.texts.single(&[0; 3], 0);
+            self.prepare(input, &stand_in, None, false, sink);
+            write_parse(sink.insert(input), &stand_in.server_name, p.tail);
+            let refusal = Some(Box::new(taken));
+            return self.relay.push(Entry { refusal, ..Entry::plain(Kind::Parse) });
         }
         if self.client.bytes() + p.name.len() + p.tail.len() > self.statement_bytes {
             let limit = self.statement_bytes as u64;
@@ -189,7 +192,11 @@ impl Translator<'_> {
             }
             // What it means is up to what its client has under the names in it.
             Naming::Shared { parse_key, .. } if class.names != Names::None => self.texts.single(p.tail, parse_key),
-            Naming::Shared { parse_key, .. } if !self.may_be_refused(class) => self.texts.intern(p.tail, parse_key),
+            Naming::Shared { parse_key, .. } if !self.may_be_refused(class) => {
+                let text = self.texts.intern(p.tail, parse_key);
+                // What the server says of it is for each that prepares it.
+                if text.is_noticed() { self.texts.single(p.tail, parse_key) } else { text }
+            }
             // In a block that has failed the server refuses it, whether the text is prepared there or not.
             Naming::Shared { parse_key, .. } => self.texts.single(p.tail, parse_key),
         };
@@ -225,13 +232,16 @@ impl Translator<'_> {
         });
         let client = Some(self.client.unnamed.replace(Unnamed { serial, tail, class }));
         let server = Some(self.server.unnamed.replace(serial));
-        self.relay.push(Entry { undo: Undo::Unnamed { client, server }, ..Entry::plain(Kind::Parse) });
+        let undo = Undo::Unnamed { client, server, illegible: false };
+        self.relay.push(Entry { undo, ..Entry::plain(Kind::Parse) });
     }
 
-    fn drop_unnamed(&mut self) -> Undo {
+    /// The unnamed statement is destroyed by a message with this text.
+    fn drop_unnamed(&mut self, text: &[u8]) -> Undo {
+        let illegible = self.client.unnamed.is_some() && std::str::from_utf8(text).is_err();
         // Also when there is none: what brings one back that was sent before must not.
         let (client, server) = (self.client.unnamed.take(), self.server.unnamed.take());
-        Undo::Unnamed { client: Some(client), server: Some(server) }
+        Undo::Unnamed { client: Some(client), server: Some(server), illegible }
     }
 
     /// Have a text prepared under its name there; hidden when the client has not asked for it here. `apart` from what
@@ -255,9 +265,14 @@ impl Translator<'_> {
         write_parse(sink.insert(input), &text.server_name, &text.tail);
         self.relay.push(Entry { hidden: name.is_none(), undo, ..Entry::plain(Kind::Parse) });
         if apart {
-            frontend::write_sync(sink.insert(input));
-            self.relay.push(Entry { hidden: true, ..Entry::plain(Kind::Sync) });
+            self.end_apart(input, sink);
         }
+    }
+
+    /// What was sent for ourselves is a unit of its own.
+    fn end_apart(&mut self, input: &[u8], sink: &mut Sink) {
+        frontend::write_sync(sink.insert(input));
+        self.relay.push(Entry { hidden: true, ..Entry::plain(Kind::Sync) });
     }
 
     /// Close a statement that the server has and that nobody asks for.
@@ -301,7 +316,7 @@ impl Translator<'_> {
             return false;
         };
         if b.statement.is_empty() {
-            if !self.ensure_unnamed(input, sink) {
+            if !self.ensure_unnamed(input, false, sink) {
                 self.refuse(input, ClientError::UnknownStatement { name: String::new() }, sink);
                 return true;
             }
@@ -316,7 +331,7 @@ impl Translator<'_> {
             }
             Resolved::Text(of, undo) => {
                 self.done.binds += 1;
-                self.ensure(input, &of.text, sink);
+                self.ensure(input, &of.text, false, sink);
                 if self.naming == Naming::Own {
                     sink.pass(input, span);
                 } else {
@@ -339,13 +354,16 @@ impl Translator<'_> {
 
     fn describe(&mut self, input: &[u8], span: Range<usize>, sink: &mut Sink) {
         let Some(subject) = frontend::subject(&input[span.clone()]) else { return self.malformed(input, span, sink) };
+        // To parse a query takes a snapshot, to describe it does not: what is behind it may begin a block, or set its
+        // isolation level, which must come first.
+        let apart = span.start == 0 && self.relay.open.is_none();
         match subject {
             Subject::Portal(_) => {
                 sink.pass(input, span);
                 self.relay.push(Entry::plain(Kind::DescribePortal));
             }
             Subject::Statement(b"") => {
-                if !self.ensure_unnamed(input, sink) {
+                if !self.ensure_unnamed(input, apart, sink) {
                     return self.refuse(input, ClientError::UnknownStatement { name: String::new() }, sink);
                 }
                 sink.pass(input, span);
@@ -357,7 +375,7 @@ impl Translator<'_> {
                     self.relay.push(Entry::plain(Kind::DescribeStatement));
                 }
                 Resolved::Text(of, undo) => {
-                    self.ensure(input, &of.text, sink);
+                    self.ensure(input, &of.text, apart, sink);
                     write_subject(sink.insert(input), b'D', &of.text.server_name);
                     let uses = self.shared(of);
                     self.relay.push(Entry { uses, undo, ..Entry::plain(Kind::DescribeStatement) });
@@ -371,7 +389,7 @@ impl Translator<'_> {
         let mut undo = Undo::None;
         let Some(subject) = frontend::subject(&input[span.clone()]) else { return self.malformed(input, span, sink) };
         match subject {
-            Subject::Statement(b"") => undo = self.drop_unnamed(),
+            Subject::Statement(b"") => undo = self.drop_unnamed(b""),
             Subject::Statement(name) => {
                 let known = self.client.remove(name);
                 let there = self.server.holder(name);
@@ -404,14 +422,14 @@ impl Translator<'_> {
         self.relay.push(Entry { undo, ..Entry::plain(Kind::Close) });
     }
 
-    fn ensure(&mut self, input: &[u8], text: &Rc<Text>, sink: &mut Sink) {
+    fn ensure(&mut self, input: &[u8], text: &Rc<Text>, apart: bool, sink: &mut Sink) {
         if !self.server.has(text.id) {
-            self.prepare(input, text, None, false, sink);
+            self.prepare(input, text, None, apart, sink);
         }
     }
 
     /// False when the client has no unnamed statement, or it is lost.
-    fn ensure_unnamed(&mut self, input: &[u8], sink: &mut Sink) -> bool {
+    fn ensure_unnamed(&mut self, input: &[u8], apart: bool, sink: &mut Sink) -> bool {
         let Some(unnamed) = &self.client.unnamed else { return false };
         if self.server.unnamed == Some(unnamed.serial) {
             return true;
@@ -419,8 +437,11 @@ impl Translator<'_> {
         let Some(tail) = &unnamed.tail else { return false };
         write_parse(sink.insert(input), b"", tail);
         let server = Some(self.server.unnamed.replace(unnamed.serial));
-        let undo = Undo::Unnamed { client: None, server };
+        let undo = Undo::Unnamed { client: None, server, illegible: false };
         self.relay.push(Entry { hidden: true, undo, ..Entry::plain(Kind::Parse) });
+        if apart {
+            self.end_apart(input, sink);
+        }
         true
     }
 

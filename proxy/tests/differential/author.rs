@@ -2,16 +2,13 @@
 //!
 //! * Bind and Describe of an earlier statement in an aborted block, when the server lacks it: it cannot be prepared
 //!   there, so the answer is 25P02. They come when no block can be aborted.
-//! * Describe of an earlier statement before a BEGIN with an isolation level in the same unit: where the server lacks it,
-//!   preparing it takes the snapshot that must not be there. So a Sync follows.
+//! * Describe of an earlier statement behind other messages and before a BEGIN with an isolation level, all in one unit:
+//!   where the server lacks the statement, preparing it takes the snapshot that must not be there. So a Sync comes first.
 //! * A setting of an extension that was set and reset is '' instead of unset, and so it is for the next session on that
 //!   server: here it has a default.
-//! * The warning 22P06 for a backslash, which a text gives again when it is prepared again: here it is off.
 //! * Unqualified names in a statement that is prepared again under another `search_path`: statements with names have
 //!   qualified ones. Likewise texts that another setting reads otherwise, and tables that gain columns.
 //! * FETCH under a name, which has columns if its cursor was there when the server prepared it.
-//! * A Query whose bytes are not text leaves PostgreSQL's unnamed statement as it was: only the message after its Parse
-//!   uses it.
 //! * `currval` and `lastval` of an earlier transaction, see the texts.
 
 use super::random::Random;
@@ -91,10 +88,12 @@ impl Author {
                 let script = self.in_order(script).bind(portal, statement, &values);
                 script.execute(portal, self.random.below(3) as u32)
             }
-            46..50 => script.execute(portal, self.random.below(4) as u32),
+            46..49 => script.execute(portal, self.random.below(4) as u32),
+            // The unnamed statement of an earlier unit, if nothing has destroyed it.
+            49 => self.in_order(script).bind("", "", &[]).execute("", 0),
             50..52 => {
-                let script = self.in_order(script).describe(b'S', statement);
-                self.ready(script).sync()
+                let script = self.ready(script);
+                self.in_order(script).describe(b'S', statement)
             }
             52 => script.describe(b'P', portal),
             53..56 => script.close(b'S', statement),

@@ -156,7 +156,7 @@ fn play_seeds(mode: PoolMode, standbys: usize, seeds: u64) {
     });
     cluster.nodes[0].psql(
         "create role r1; create role r2; grant r1, r2 to app;
-         alter role app set escape_string_warning = off; alter role app set my.v = 'none'",
+         alter role app set my.v = 'none'",
     );
     let first = number("PGTENURE_STRESS_SEED").unwrap_or(FIRST_SEED);
     let seeds = number("PGTENURE_STRESS_SEEDS").unwrap_or(seeds);

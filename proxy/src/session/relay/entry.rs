@@ -57,6 +57,8 @@ pub enum Undo {
         client: Client,
         /// The serial of the server's.
         server: Server,
+        /// The text is none in UTF-8: a server that cannot read it leaves the unnamed statement as it was.
+        illegible: bool,
     },
     /// A client's statement was registered under this name.
     Registered(Box<[u8]>),
@@ -110,18 +112,31 @@ impl Undo {
     /// The change of the unnamed statement among them: the client's and the server's.
     pub(super) fn unnamed(&mut self) -> Option<(&mut Client, &mut Server)> {
         match self {
-            Self::Unnamed { client, server } => Some((client, server)),
+            Self::Unnamed { client, server, .. } => Some((client, server)),
             Self::All(all) => all.iter_mut().find_map(Self::unnamed),
             _ => None,
         }
     }
 
-    /// What is left of it when the statement itself was run and has failed. A simple query has destroyed the unnamed
-    /// statement all the same.
-    pub(super) fn of_failed(self) -> Self {
+    /// Is the unnamed statement among what it changes?
+    pub(super) fn is_of_unnamed(&self) -> bool {
         match self {
+            Self::Unnamed { .. } => true,
+            Self::All(all) => all.iter().any(Self::is_of_unnamed),
+            _ => false,
+        }
+    }
+
+    /// What is left of it when the statement itself was run and has failed with this SQLSTATE. A simple query has
+    /// destroyed the unnamed statement all the same, unless its bytes were not even a text.
+    pub(super) fn of_failed(self, code: &[u8; 5]) -> Self {
+        match self {
+            // Which one the server has is not known then, so that it is sent again.
+            Self::Unnamed { client, illegible: true, .. } if is_no_text(code) => {
+                Self::Unnamed { client, server: None, illegible: true }
+            }
             Self::Unnamed { .. } | Self::LetGo(..) => Self::None,
-            Self::All(all) => all.into_iter().fold(Self::None, |sum, undo| sum.and(undo.of_failed())),
+            Self::All(all) => all.into_iter().fold(Self::None, |sum, undo| sum.and(undo.of_failed(code))),
             other => other,
         }
     }
@@ -130,7 +145,7 @@ impl Undo {
     pub(super) fn of_client(self) -> Self {
         match self {
             Self::Prepared(_, Some(name)) => Self::Registered(name),
-            Self::Unnamed { client, .. } => Self::Unnamed { client, server: None },
+            Self::Unnamed { client, illegible, .. } => Self::Unnamed { client, server: None, illegible },
             Self::RemovedOwn(named) | Self::LetGo(named, _) => Self::Removed(named),
             Self::All(all) => Self::All(all.into_iter().map(Self::of_client).collect()),
             Self::Prepared(_, None) | Self::Closed(..) => Self::None,
@@ -138,6 +153,11 @@ impl Undo {
             Self::None | Self::Registered(_) | Self::Removed(..) | Self::Moved(..) => self,
         }
     }
+}
+
+/// The SQLSTATEs of bytes that are no text in the client's encoding, or none in the server's.
+pub(super) fn is_no_text(code: &[u8; 5]) -> bool {
+    matches!(code, b"22021" | b"22P05")
 }
 
 /// A shared statement that a message names.

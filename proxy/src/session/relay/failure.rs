@@ -1,6 +1,7 @@
 //! An ErrorResponse: whose it is, what the server throws away behind it, and what has to be taken back.
 
 use crate::session::outcome::Record;
+use crate::session::relay::entry::is_no_text;
 use crate::session::relay::{Event, Kind, Relay, Step, Undo, Use};
 use crate::wire::backend::{TxStatus, fields, with_name};
 use crate::wire::codec::Sink;
@@ -77,18 +78,22 @@ impl Relay {
         let entry = self.queue.front_mut()?;
         if entry.kind.owes_ready() {
             // The ReadyForQuery comes by itself, or is the next Sync's.
-            let undo = std::mem::take(&mut entry.undo).of_failed();
-            self.undone.push(undo);
+            let mut undone = [std::mem::take(&mut entry.undo).of_failed(code)];
+            self.hand_down_unnamed(&mut undone);
+            self.undone.extend(undone);
             return None;
         }
         // A Parse under a name that is taken may fail for other reasons before that one.
         let refusal = entry.refusal.take().filter(|_| entry.kind != Kind::Parse || code == b"42P05");
-        if let (Kind::Parse, Undo::Unnamed { client, server }) = (entry.kind, &mut entry.undo) {
-            // A Parse that is skipped leaves the unnamed statement as it was; one that fails destroys it first.
-            (*client, *server) = (client.take().map(|_| None), Some(None));
+        if let (Kind::Parse, Undo::Unnamed { client, server, .. }) = (entry.kind, &mut entry.undo) {
+            // A Parse that is skipped leaves the unnamed statement as it was; one that fails destroys it first, unless
+            // its bytes are not even a text.
+            let before = client.take();
+            *client = if is_no_text(code) { before } else { before.map(|_| None) };
+            *server = Some(None);
         }
         if entry.kind == Kind::Execute {
-            entry.undo = std::mem::take(&mut entry.undo).of_failed();
+            entry.undo = std::mem::take(&mut entry.undo).of_failed(code);
         }
         self.skip_to_sync();
         refusal

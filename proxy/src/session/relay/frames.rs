@@ -1,6 +1,6 @@
 //! One whole message of the server: whose answer it is, and whether the client gets it.
 
-use crate::session::relay::{Event, Host, Kind, Relay, Step, Undo};
+use crate::session::relay::{Entry, Event, Host, Kind, Relay, Step, Undo};
 use crate::wire::backend::{self, TxStatus, fields};
 use crate::wire::codec::Sink;
 
@@ -158,10 +158,13 @@ impl Relay {
         if f.routine == b"SyncRepWaitForLSN" {
             self.doubt(host.not_replicated());
         }
-        if self.queue.front().is_some_and(|e| e.hidden) {
-            return Step::Pass { shown: false };
-        }
         let shown = self.ours_first(input, sink);
+        if let Some(Entry { kind: Kind::Parse, undo: Undo::Prepared(text, _), .. }) = self.queue.front() {
+            text.notice();
+        }
+        if self.queue.front().is_some_and(|e| e.hidden) {
+            return Step::Pass { shown };
+        }
         if !f.code.starts_with(b"57P") {
             sink.pass(input, span);
         }
