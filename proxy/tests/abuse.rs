@@ -224,3 +224,23 @@ fn a_named_statement_of_megabytes_follows_its_client_like_any() {
     assert_eq!(words(&raw.until_ready()), "2 | D 3145728 | C SELECT 1 | Z I");
     assert_eq!(words(&other.query("rollback")), "C ROLLBACK | Z I");
 }
+
+/// A notification may come in one read with an answer, behind it: nothing else comes then that would bring it along.
+#[test]
+fn a_notification_right_behind_an_answer_is_told_at_once() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    let (mut raw, mut other) = (Raw::login(c.port, &[]), Raw::login(c.nodes[0].port, &[]));
+    assert_eq!(words(&raw.query("listen news")), "C LISTEN | Z I");
+    for round in 0..500 {
+        // Behind it the server is asked what is still listened to.
+        raw.write(|out| write_query(out, "unlisten another"));
+        for _ in 0..round % 50 {
+            std::thread::yield_now();
+        }
+        other.write(|out| write_query(out, "notify news"));
+        let mut seen = [raw.next(), raw.next(), raw.next()];
+        seen.sort();
+        assert_eq!(seen, ["A", "C UNLISTEN", "Z I"], "round {round}");
+        assert_eq!(words(&other.until_ready()), "C NOTIFY | Z I");
+    }
+}

@@ -45,7 +45,13 @@ impl Host for Conversation<'_> {
 
 impl Session {
     pub(super) fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
-        if self.server_dry || !self.to_client.is_empty() {
+        if !self.to_client.is_empty() {
+            return Ok(false);
+        }
+        if self.behind {
+            return self.read_behind();
+        }
+        if self.server_dry {
             return Ok(false);
         }
         let Some(server) = &mut self.server else { return Ok(false) };
@@ -67,6 +73,19 @@ impl Session {
         };
         self.w.put_scratch(scratch);
         outcome
+    }
+
+    /// What came in one read with an answer, behind it: notifications and the like, or the end. Nothing else need come
+    /// that would bring it along.
+    #[cold]
+    fn read_behind(&mut self) -> Result<bool, Turn> {
+        self.behind = false;
+        let input = std::mem::take(&mut self.server_in);
+        let moved = self.server_bytes(&input)?;
+        if !self.behind && !self.relay.busy() && self.tracking.asked.is_none() {
+            self.rest(self.w.now());
+        }
+        Ok(moved)
     }
 
     pub(super) fn server_bytes(&mut self, input: &[u8]) -> Result<bool, Turn> {
@@ -94,6 +113,7 @@ impl Session {
         if self.server_in.is_empty() {
             self.server_in = Vec::new();
         }
+        self.behind = progress.event.is_some() && !self.server_in.is_empty();
         self.account(hiding, now);
         self.rescan |= matches!(self.inbox.first(), Some(b'd' | b'c' | b'f'));
         if sent.is_err() {

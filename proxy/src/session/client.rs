@@ -133,6 +133,8 @@ pub struct Session {
     pub(super) pool: Option<Rc<Pool>>,
     /// The start of a server's frame that has not come whole.
     pub(super) server_in: Vec<u8>,
+    /// That may be more than the start of one: nobody has looked at it.
+    pub(super) behind: bool,
     pub(super) relay: Relay,
     /// Units that may be sent again, as the client wrote them.
     pub(super) retained: Vec<u8>,
@@ -276,6 +278,7 @@ impl Session {
             server: None,
             pool: None,
             server_in: Vec::new(),
+            behind: false,
             relay: Relay::default(),
             retained: Vec::new(),
             retained_lens: VecDeque::new(),

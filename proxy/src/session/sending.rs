@@ -117,6 +117,9 @@ impl Session {
         self.reason = label;
         (self.server, self.pool) = (Some(server), Some(pool));
         (self.server_dry, self.server_wakes) = (false, false);
+        // Nothing that another one has said is of this one.
+        self.behind = false;
+        self.server_in.clear();
         self.generation = self.w.generation.get();
         self.show_server(Some(node));
         self.compare();

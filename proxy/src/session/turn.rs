@@ -39,7 +39,7 @@ impl Session {
     /// Would another turn find nothing to do? Most that move something leave it so, and to see that costs less than the turn.
     fn is_settled(&mut self) -> bool {
         let empty = self.inbox.is_empty() && self.to_client.is_empty() && self.to_server.is_empty();
-        let quiet = empty && !self.eof && !self.cancelling && self.hold.is_none();
+        let quiet = empty && !self.behind && !self.eof && !self.cancelling && self.hold.is_none();
         if !quiet || self.client.may_read() || self.server.as_ref().is_some_and(|s| s.stream.may_read()) {
             return false;
         }
