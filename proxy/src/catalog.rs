@@ -5,6 +5,8 @@
 //! first table is there, and whenever one is out of date, errors are on the safe side: unknown functions are writes,
 //! and a standby refuses what turns out to write.
 
+mod bodies;
+
 use crate::config::functions::Lists;
 use crate::config::{Config, PasswordFrom};
 use crate::reach::{Reach, ReachError};
@@ -364,7 +366,9 @@ async fn read_from(
         .dbname(database)
         .application_name("pgtenure_catalog")
         // pg_get_viewdef locks what a view stands on: rather fail and try again than queue behind somebody's DDL.
-        .options("-c search_path=pg_catalog -c lock_timeout=1s -c statement_timeout=30s");
+        .options(
+            "-c search_path=pg_catalog -c standard_conforming_strings=on -c lock_timeout=1s -c statement_timeout=30s",
+        );
     if let Some(password) = &settings.password {
         config.password(password.expose());
     }
@@ -446,6 +450,7 @@ async fn read_all(
         },
     });
     let table = FunctionTable::new(rows, &lists.allow, &lists.deny).with_pinning(settings.pinning.clone());
+    let table = bodies::read(table, client).await?;
     let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
     let table = table.with_operators(self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?))));
     let casts = self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));

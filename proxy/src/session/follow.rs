@@ -5,7 +5,7 @@ use crate::session::client::{Failure, Session, Tail, Turn};
 use crate::session::settings;
 use crate::session::statements::ClientStatements;
 use crate::session::tracking::{Asked, Reports};
-use crate::sql::{Access, Leaves, LexRules, Name, PinReason, Touched, executed, prepared};
+use crate::sql::{Access, FunctionTable, Leaves, LexRules, Name, PinReason, Touched, executed, prepared};
 use crate::wire::backend;
 use crate::wire::codec::head;
 use crate::wire::error_response::ClientError;
@@ -24,12 +24,16 @@ fn add_executed(
     (sql, values): (&[u8], &[&[u8]]),
     here: &[(Name, &[u8])],
     statements: &ClientStatements,
-    lex: LexRules,
+    (lex, functions): (LexRules, &FunctionTable),
 ) {
     touched.add(sql, values, lex);
+    functions.bodies().touch(sql, touched, lex);
     let Some(name) = executed(sql) else { return };
     let of = here.iter().filter(|(n, _)| *n == name).map(|(_, sql)| *sql).chain(statements.sql(&name));
-    of.for_each(|sql| touched.add(sql, &[], lex));
+    of.for_each(|sql| {
+        touched.add(sql, &[], lex);
+        functions.bodies().touch(sql, touched, lex);
+    });
 }
 
 impl Session {
@@ -90,7 +94,7 @@ impl Session {
             match head.kind {
                 b'Q' => {
                     let sql = frontend::query(frame).unwrap_or_default();
-                    add_executed(touched, (sql, &[]), &prepares, &self.statements, self.lex);
+                    add_executed(touched, (sql, &[]), &prepares, &self.statements, (self.lex, &self.table));
                 }
                 b'P' => {
                     let parse = frontend::parse(frame).map(|p| (p.name, p.sql));
@@ -104,7 +108,7 @@ impl Session {
                     match here.or_else(|| self.statements.sql(b.statement)) {
                         Some(sql) => {
                             prepares.extend(prepared(sql));
-                            add_executed(touched, (sql, &values), &prepares, &self.statements, self.lex);
+                            add_executed(touched, (sql, &values), &prepares, &self.statements, (self.lex, &self.table));
                         }
                         None => (touched.every, touched.nameless) = (true, true),
                     }

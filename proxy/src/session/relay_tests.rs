@@ -389,7 +389,9 @@ fn a_skipped_parse_leaves_the_unnamed_statement_and_a_failed_one_destroys_it() {
         error(&mut s, "ERROR", "42601", "r");
         feed(&mut relay, &s, &[]);
         let kept = relay.undone.iter().find_map(|undo| match undo {
-            Undo::Unnamed { client: Some(client), server: Some(server), .. } => Some((client.is_some(), server.is_some())),
+            Undo::Unnamed { client: Some(client), server: Some(server), .. } => {
+                Some((client.is_some(), server.is_some()))
+            }
             _ => None,
         });
         assert_eq!(kept, Some((!failed, !failed)));

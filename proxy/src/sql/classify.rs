@@ -3,10 +3,12 @@
 //! A text is a read only when every token is understood, its first word is one of the few that can read, no word in
 //! it can write, and every function it calls is known not to be volatile. Everything else is a write.
 
+mod body;
 mod long;
 mod part;
 mod why;
 
+pub(super) use body::{body_leaves, words};
 pub use long::{Leaves, LongText};
 pub use why::{Why, why};
 

@@ -3,6 +3,7 @@
 //! A name means the worst of all objects that bear it in all schemas, because which of them a statement means depends
 //! on search_path and argument types. An immutable snapshot, shared by the sessions of a database.
 
+use super::bodies::Bodies;
 use super::{Access, FunctionName, LexRules, classify};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -92,6 +93,8 @@ pub struct FunctionTable {
     number: u64,
     /// Functions that leave something in the session, as the configuration says; nearly always none.
     pinning: Arc<[String]>,
+    /// What functions leave there, as their bodies tell.
+    bodies: Bodies,
 }
 
 /// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, DISTINCT, USING, CASE, ORDER BY and the
@@ -156,6 +159,15 @@ impl FunctionTable {
     /// Is this one of them? The name is folded as the server folds it.
     pub fn is_pinning(&self, name: &[u8]) -> bool {
         self.pinning.iter().any(|known| known.as_bytes() == name)
+    }
+
+    /// What functions leave in the session that calls them.
+    pub fn bodies(&self) -> &Bodies {
+        &self.bodies
+    }
+
+    pub(super) fn set_bodies(&mut self, bodies: Bodies) {
+        self.bodies = bodies;
     }
 
     /// From the rows of `pg_proc`. Functions in `allow` may be called by reads whatever their volatility, those in

@@ -21,6 +21,9 @@ pub(super) fn pins_anywhere(sql: &[u8], functions: &FunctionTable) -> Pins {
         if functions.is_pinning(name) {
             pins.add(PinReason::Extension);
         }
+        if let Some(left) = functions.bodies().get(name) {
+            pins.join(left.pins);
+        }
         match (before, word) {
             (_, K::Temp) => pins.add(PinReason::Temp),
             (K::With, K::Hold) => pins.add(PinReason::HeldCursor),

@@ -7,6 +7,7 @@
 //! refusal, SQLSTATE 25006.
 
 mod aside;
+mod bodies;
 mod classify;
 mod effects;
 mod fingerprint;
@@ -23,6 +24,7 @@ mod redefines;
 mod touched;
 
 pub use aside::keeps_read_only;
+pub use bodies::{BodyRow, MAX_CALLS};
 pub use classify::{Leaves, LongText, Why, classify, first_of, why};
 pub use fingerprint::fingerprint;
 pub use function_name::{FunctionName, FunctionNameError};

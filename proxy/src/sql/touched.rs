@@ -55,6 +55,39 @@ impl Touched {
         parameters.iter().for_each(|p| self.loose(p));
     }
 
+    /// Add what the body of a function may change.
+    pub fn add_body(&mut self, body: &[u8], lex: LexRules) {
+        let (mut s, mut first) = (Scan { sql: body, at: 0, lexer: Lexer::new(body), ahead: None }, true);
+        let (mut called, mut executes) = (false, !lex.standard_conforming_strings);
+        while let Some(token) = s.next() {
+            match token {
+                Token::Odd => return self.unreadable(body, &[]),
+                Token::Word(word) => {
+                    let is = |name: &[u8]| word.eq_ignore_ascii_case(name);
+                    match () {
+                        () if first && is(b"set") => self.set(&mut s),
+                        () if first && is(b"reset") => self.reset(&mut s),
+                        () => {}
+                    }
+                    (called, executes) = (is(b"set_config"), executes | is(b"execute"));
+                    first = is(b"begin") || is(b"then") || is(b"else") || is(b"loop");
+                    continue;
+                }
+                Token::Quoted(name) => called = name == b"set_config",
+                Token::Open if called => {
+                    self.argument(&mut s, &[]);
+                    called = false;
+                }
+                _ => called = false,
+            }
+            first = token == Token::Semicolon;
+        }
+        if executes {
+            // What is put together there is not followed.
+            self.unreadable(body, &[]);
+        }
+    }
+
     /// One statement; returns the token that ended it.
     fn statement<'a>(&mut self, s: &mut Scan<'a>, parameters: &[&[u8]]) -> Option<Token<'a>> {
         let first = match s.next() {

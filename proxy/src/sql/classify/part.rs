@@ -370,6 +370,12 @@ impl<'t> Part<'t> {
         if self.functions.is_pinning(name) {
             self.head.calls.add(PinReason::Extension);
         }
+        if let Some(left) = self.functions.bodies().get(name) {
+            self.head.calls.join(left.pins);
+            self.head.unlocks |= left.unpins;
+            self.head.advisory |= left.pins.has(PinReason::AdvisoryLock);
+            self.writes |= !left.pins.is_empty();
+        }
         if name == b"set_config" {
             // One within the arguments of another is not followed.
             if self.set_config.replace(SetConfig::new(self.depth + 1)).is_some() {

@@ -1,0 +1,78 @@
+//! What functions leave in the session that calls them, under transaction pooling: it is the caller's, on whichever
+//! connection, and nobody else's, though no text names it.
+
+mod common;
+
+use common::raw::{Raw, block, ok, two_servers, value};
+use common::{Cluster, wait_for};
+
+const FUNCTIONS: &str = "create function sets() returns text language plpgsql as
+        $$ begin return set_config('work_mem', '9MB', false); end $$;
+    create function sets_own(v text) returns void language plpgsql as
+        $$ begin perform set_config('app.who', v, false); end $$;
+    create function sets_here() returns text language sql as $$ select set_config('app.who', 'here', true) $$;
+    create function becomes(r text) returns void language plpgsql as
+        $$ begin execute format('set role %I', r); end $$;
+    create function makes() returns void language plpgsql as $$ begin create temp table made(a int); end $$;
+    create function locks() returns void language sql as 'select pg_advisory_lock(5)';
+    create function outer_one() returns void language plpgsql as $$ begin perform locks(); end $$;
+    create function unlocks() returns void language sql as 'select pg_advisory_unlock_all()';
+    create function listens() returns void language plpgsql as $$ begin execute 'listen abc'; end $$;
+    create function updates() returns void language plpgsql as
+        $$ begin update t set a = 1; end $$;
+    create table t(a int); grant all on t to app";
+/// What nobody has who has done nothing.
+const NOTHING: &str = "select current_setting('work_mem'), current_user, \
+     coalesce(current_setting('app.who', true), ''), to_regclass('made') is null, \
+     (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()), \
+     (select count(*) from pg_listening_channels())";
+
+fn pinned(c: &Cluster) -> f64 {
+    c.counter("pgtenure_proxy_pinned_sessions")
+}
+
+#[test]
+fn what_a_function_leaves_is_its_callers_and_nobody_elses() {
+    let c = two_servers();
+    c.nodes[0].psql("create role r1; grant r1 to app");
+    c.nodes[0].psql(FUNCTIONS);
+    let mut first = Raw::login(c.port, &[]);
+    wait_for("the functions to be known", || {
+        ok(&mut first, "select locks()");
+        (pinned(&c) == 1.0).then_some(())
+    });
+    ok(&mut first, "select unlocks()");
+    wait_for("a function to end what a function has begun", || (pinned(&c) == 0.0).then_some(()));
+    for (call, pins, check, want) in [
+        ("select sets()", false, "show work_mem", "9MB"),
+        ("select public.sets_own('ann')", false, "show app.who", "ann"),
+        ("select becomes('r1')", false, "select current_user", "r1"),
+        ("begin; select sets(); rollback", false, "show work_mem", "4MB"),
+        ("select sets_here()", false, "select coalesce(current_setting('app.who', true), '') = ''", "t"),
+        ("select makes()", true, "select count(*) from made", "0"),
+        ("begin; select makes(); rollback", false, "select to_regclass('made') is null", "t"),
+        ("select outer_one()", true, "select count(*) from pg_locks where locktype = 'advisory'", "1"),
+        ("select listens()", true, "select * from pg_listening_channels()", "abc"),
+        ("select updates()", false, "select 1", "1"),
+    ] {
+        let mut a = Raw::login(c.port, &[]);
+        ok(&mut a, call);
+        // The server is asked behind the answer.
+        wait_for(call, || (pinned(&c) == f64::from(u8::from(pins))).then_some(()));
+        // It needs the other connection, unless it is bound.
+        let mut other = block(&c);
+        assert_eq!(value(&mut a, check), want, "{call}");
+        drop(a);
+        ok(&mut other, "commit");
+        wait_for("its end", || (pinned(&c) == 0.0).then_some(()));
+        let mut both = [block(&c), block(&c)];
+        for session in &mut both {
+            assert_eq!(value(session, NOTHING), "4MB app  t 0 0", "{call}");
+        }
+        both.iter_mut().for_each(|session| _ = ok(session, "commit"));
+    }
+    let bound = c.counter("pgtenure_proxy_pins_total");
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "select updates(), sets_here()");
+    assert_eq!(c.counter("pgtenure_proxy_pins_total"), bound, "what leaves nothing is not even asked about");
+}
