@@ -18,13 +18,22 @@ fn words(seen: &[String]) -> String {
 #[test]
 fn startup_is_answered_as_postgresql_does() {
     let c = Cluster::start(0, |_| {});
-    // SSL, then GSS, each declined once; then a session.
-    let mut s = dial(c.port);
-    let mut byte = [0];
-    for code in [80_877_103u32, 80_877_104] {
-        s.write_all(&[&8u32.to_be_bytes()[..], &code.to_be_bytes()[..]].concat()).unwrap();
-        s.read_exact(&mut byte).unwrap();
-        assert_eq!(&byte, b"N");
+    // SSL and GSS in either order, each declined once, and refused when asked again.
+    for codes in [[80_877_103u32, 80_877_104], [80_877_104, 80_877_103]] {
+        let mut s = dial(c.port);
+        let ask = |s: &mut std::net::TcpStream, code: u32| {
+            s.write_all(&[&8u32.to_be_bytes()[..], &code.to_be_bytes()[..]].concat()).unwrap();
+        };
+        let mut byte = [0];
+        for code in codes {
+            ask(&mut s, code);
+            s.read_exact(&mut byte).unwrap();
+            assert_eq!(&byte, b"N");
+        }
+        ask(&mut s, codes[0]);
+        let mut all = Vec::new();
+        let _ = s.read_to_end(&mut all);
+        assert!(String::from_utf8_lossy(&all).contains("08P01"), "{codes:?}");
     }
     // A second request for encryption, garbage, and an HTTP request end the connection with an error.
     for bytes in [&[0, 0, 0, 8, 4, 210, 22, 47, 0, 0, 0, 8, 4, 210, 22, 47][..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64]]

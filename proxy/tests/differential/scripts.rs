@@ -27,6 +27,11 @@ fn simple() -> Vec<Script> {
         Script::new("notices").query("do $$ begin raise notice 'one'; raise warning 'two' using hint = 'h', detail = 'd'; end $$")
             .query("rollback").query("select noisy(3)").query("drop table if exists never_there"),
         Script::new("a procedure that commits").query("call commits()").query("begin").query("call commits()").query("rollback"),
+        Script::new("a block of code that commits").query("do $$ begin perform 1; commit; perform 2; rollback; end $$").query("begin")
+            .query("do $$ begin commit; end $$").query("commit").query("select 1"),
+        Script::new("words for blocks").query("start transaction").query("end and chain").query("abort and no chain").query("end").query("abort")
+            .query("begin isolation level nonsense").query("begin isolation level serializable, read only, deferrable; show transaction_deferrable; end work")
+            .query("set transaction snapshot 'nowhere'").query("begin isolation level repeatable read; set transaction snapshot 'nowhere'").query("rollback"),
         Script::new("explain and show").query("explain (costs off) select 1").query("show server_version_num").query("show nothing"),
         Script::new("syntax errors").query("selec 1").query("select * from nowhere").query("select 'unterminated").query("select $$x"),
         Script::new("tags").query("create temp table tagged as select 1 as x").query("update t set word = 'u' where id < 3")
