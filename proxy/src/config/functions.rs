@@ -4,7 +4,7 @@
 //! What a function does is a matter of the database at the servers, so the lists of all names that lead to one database
 //! hold for it together. What a database says of a name comes before what `[proxy]` says of the same.
 
-use super::Raw;
+use super::pools::Database;
 use crate::pool::policy::dbname_of;
 use crate::sql::{FunctionName, is_primary_only};
 use cluster::config::BadSetting;
@@ -44,11 +44,16 @@ impl Functions {
     }
 }
 
-/// Read all names; what cannot be used is added to `bad`.
-pub fn check(raw: &Raw, bad: &mut Vec<BadSetting>) -> Functions {
-    let all = lists("proxy", (&raw.allow_functions, &raw.deny_functions), &Lists::default(), bad);
+/// Read all names, those allowed and those denied for all databases, and those of each; what cannot be used is added to
+/// `bad`.
+pub fn check(
+    typed: (&[String], &[String]),
+    databases: &BTreeMap<String, Database>,
+    bad: &mut Vec<BadSetting>,
+) -> Functions {
+    let all = lists("proxy", typed, &Lists::default(), bad);
     let mut own: BTreeMap<String, Lists> = BTreeMap::new();
-    for (name, database) in &raw.databases {
+    for (name, database) in databases {
         let known = own.entry(dbname_of(name, database).to_owned()).or_default();
         let typed = (&*database.allow_functions, &*database.deny_functions);
         let more = lists(&format!("proxy.databases.{name}"), typed, known, bad);
@@ -94,7 +99,6 @@ fn names(key: &str, typed: &[String], bad: &mut Vec<BadSetting>) -> Vec<Function
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::pools::Database;
 
     fn database(dbname: Option<&str>, allow: &[&str], deny: &[&str]) -> Database {
         let texts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
@@ -106,10 +110,11 @@ mod tests {
         }
     }
 
-    fn raw(allow: &[&str], deny: &[&str], databases: Vec<(&str, Database)>) -> Raw {
-        let all = database(None, allow, deny);
+    fn checked(all: &Database, databases: Vec<(&str, Database)>) -> (Functions, Vec<String>) {
         let databases = databases.into_iter().map(|(name, d)| (name.to_owned(), d)).collect();
-        Raw { allow_functions: all.allow_functions, deny_functions: all.deny_functions, databases, ..Raw::default() }
+        let mut bad = Vec::new();
+        let functions = check((&all.allow_functions, &all.deny_functions), &databases, &mut bad);
+        (functions, bad.iter().map(BadSetting::to_string).collect())
     }
 
     fn shown(names: &[FunctionName]) -> String {
@@ -120,10 +125,9 @@ mod tests {
     fn a_database_says_of_its_functions_what_all_do_not() {
         let of_shop = database(None, &["s.report", "tick"], &["f"]);
         let alias = database(Some("shop"), &["Stamp"], &[]);
-        let raw = raw(&["f", "g"], &["tick", "h"], vec![("shop", of_shop), ("old_shop", alias)]);
-        let mut bad = Vec::new();
-        let functions = check(&raw, &mut bad);
-        assert_eq!(bad.iter().map(BadSetting::to_string).collect::<Vec<_>>(), [""; 0]);
+        let all = database(None, &["f", "g"], &["tick", "h"]);
+        let (functions, bad) = checked(&all, vec![("shop", of_shop), ("old_shop", alias)]);
+        assert_eq!(bad, [""; 0]);
         for (dbname, allow, deny) in [("shop", "stamp s.report tick g", "f h"), ("other", "f g", "tick h")] {
             let lists = functions.of(dbname);
             assert_eq!((shown(&lists.allow).as_str(), shown(&lists.deny).as_str()), (allow, deny), "{dbname}");
@@ -137,11 +141,10 @@ mod tests {
         let one = database(None, &["f(int)", "g", "txid_current"], &["a.b.c", "g"]);
         let alias = database(Some("one"), &["x"], &[]);
         let other = database(Some("one"), &[], &["x"]);
-        let raw = raw(&["my report"], &["\"f"], vec![("one", one), ("two", alias), ("zwei", other)]);
-        let mut bad = Vec::new();
-        check(&raw, &mut bad);
+        let all = database(None, &["my report"], &["\"f"]);
+        let (_, bad) = checked(&all, vec![("one", one), ("two", alias), ("zwei", other)]);
         assert_eq!(
-            bad.iter().map(BadSetting::to_string).collect::<Vec<_>>(),
+            bad,
             [
                 "proxy.allow_functions = \"my report\": must have double quotes around a name with ' ' in it",
                 "proxy.deny_functions = \"\\\"f\": must have each quoted part between two double quotes",

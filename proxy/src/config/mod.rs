@@ -184,7 +184,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
     bad.extend(reads::check(&raw.reads, &raw.databases, &raw.users));
     bad.extend(throttle::check(&raw.throttle, raw.hold_timeout));
     let nodes = nodes::check(raw.zone.as_ref(), &raw.nodes, &mut bad);
-    let functions = functions::check(&raw, &mut bad);
+    let functions = functions::check((&raw.allow_functions, &raw.deny_functions), &raw.databases, &mut bad);
     let auth = auth::check(&raw.auth).map_err(|more| bad.extend(more));
     let cancel = cancel::check(&raw.cancel).map_err(|more| bad.extend(more));
     let (true, Ok(auth), Ok(cancel)) = (bad.is_empty(), auth, cancel) else { return Err(bad) };
