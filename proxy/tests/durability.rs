@@ -161,6 +161,51 @@ fn less_than_the_mode_is_refused_unless_it_is_allowed() {
 }
 
 #[test]
+fn a_statement_says_in_a_comment_what_its_commit_waits_for() {
+    let c = Cluster::start(0, |raw| {
+        (raw.workers, raw.pool_size, raw.durability, raw.reads.hints) = (1, 1, lowering(), true);
+    });
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    ok(&mut a, "create table t (i int, how text default current_setting('synchronous_commit'))");
+    let hint = |word: &str, sql: &str| format!("/* pgtenure: durability={word} */ {sql}");
+    let insert = |i: i32| format!("insert into t values ({i})");
+    let how = |client: &mut Raw, i: i32| value(client, &format!("select how from t where i = {i}"));
+    ok(&mut a, &hint("local", &insert(1)));
+    // Neither the next statement nor the connection's next client has anything of it.
+    ok(&mut a, &insert(2));
+    ok(&mut a, &hint("applied", &insert(3)));
+    ok(&mut b, &insert(4));
+    assert_eq!([1, 2, 3, 4].map(|i| how(&mut b, i)), ["local", "on", "remote_apply", "on"]);
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 1.0);
+    // What the session says itself holds again afterwards; what comes behind it in a pipeline, too.
+    ok(&mut a, "set pgtenure.durability = 'applied'");
+    a.write(|out| {
+        for sql in [&hint("async", &insert(5)), &insert(6), &hint("local", &insert(7)), &insert(8)] {
+            run(out, sql);
+            sync(out);
+        }
+    });
+    (0..4).for_each(|_| assert!(a.until_ready().contains(&"C INSERT 0 1".to_owned())));
+    assert_eq!([5, 6, 7, 8].map(|i| how(&mut b, i)), ["off", "remote_apply", "local", "remote_apply"]);
+    // A BEGIN says it for its block, and nothing else within one can.
+    ok(&mut a, &hint("local", "begin"));
+    let seen = ok(&mut a, &hint("semi_sync", &insert(9)));
+    assert!(seen.contains(&"N 01000".to_owned()), "{seen:?}");
+    ok(&mut a, "commit");
+    assert_eq!((how(&mut b, 9), value(&mut a, SHOW)), ("local".to_owned(), "remote_apply".to_owned()));
+    // What the statement itself sets stays.
+    ok(&mut a, &hint("local", "set synchronous_commit = off"));
+    assert_eq!(value(&mut a, SHOW), "off");
+    assert_eq!(a.query(&hint("twice", &insert(10))), ["E 22023", "Z I"]);
+    drop(c);
+
+    let c = Cluster::start(0, |raw| raw.reads.hints = true);
+    let mut a = Raw::login(c.port, &[]);
+    assert_eq!(a.query(&hint("local", "create table t (i int)")), ["E 42501", "Z I"]);
+    ok(&mut a, &hint("applied", "create table t (i int)"));
+}
+
+#[test]
 fn what_a_role_begins_with_is_raised_to_the_mode() {
     let c = cluster(Own::default());
     c.nodes[0].psql("alter role app set synchronous_commit = off");

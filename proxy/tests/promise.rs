@@ -329,6 +329,18 @@ fn a_statement_says_for_itself_what_it_may_miss() {
     assert_eq!(last_route(&mut a), "primary n1: as_asked");
     wait_for("a read at the standby", || (value(&mut a, WHERE) == "n2").then_some(()));
     assert_eq!(a.query(&format!("/* pgtenure: read_from=nowhere */ {WHERE}"))[0], "N 01000");
+    // The unnamed statement of before has nothing to do with the next one.
+    let mut unnamed = |sql: &str| {
+        a.write(|out| {
+            common::raw::run(out, sql);
+            common::raw::sync(out);
+        });
+        a.until_ready()
+    };
+    wait_for("a read at the standby behind a hinted one", || {
+        assert!(unnamed(&hinted).contains(&"D n1".to_owned()));
+        unnamed(WHERE).contains(&"D n2".to_owned()).then_some(())
+    });
     // Two sessions prepare what differs in the comment only, and one prepares both.
     let mut b = Raw::login(cluster.port, &[]);
     let run = |client: &mut Raw, statement: &str| {

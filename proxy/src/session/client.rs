@@ -148,6 +148,8 @@ pub struct Session {
     pub(super) promised: Option<Box<Promised>>,
     /// What the unit at the head of the inbox says for itself.
     pub(super) hinted: Option<Box<Promise>>,
+    /// While a unit commits as it says itself: the session's own `synchronous_commit`.
+    pub(super) unhinted: Option<Option<Box<str>>>,
     /// Where the last statement went.
     pub(super) route: Option<Route>,
     /// Why the server was chosen that the next statement goes to.
@@ -287,6 +289,7 @@ impl Session {
             tracking,
             promised: None,
             hinted: None,
+            unhinted: None,
             route: None,
             chosen: None,
             told: false,

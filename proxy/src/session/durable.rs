@@ -105,6 +105,12 @@ impl Session {
         self.w.view.borrow().topology.valid_until.is_none()
     }
 
+    /// What a unit's own comment asks for.
+    pub(super) fn judge_hint(&self, value: &str) -> Result<Durability, DurabilityError> {
+        judge(NAME, value, rule(&self.w, &self.identity), self.is_strict())?;
+        Durability::of(value).ok_or_else(|| DurabilityError::Invalid { value: value.to_owned() })
+    }
+
     /// Why a unit may not set what it sets, as far as its text tells.
     pub(super) fn objection_to_durability(&self, input: &[u8], unit: &Unit) -> Option<DurabilityError> {
         let mut found = None;

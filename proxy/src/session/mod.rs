@@ -18,6 +18,7 @@ mod durable;
 pub(crate) mod encrypt;
 mod follow;
 pub mod greeting;
+mod hinted;
 mod incoming;
 pub mod login;
 mod lost;

@@ -59,20 +59,22 @@ impl Session {
         if self.sets { Promise { after: None, ..promise } } else { promise }
     }
 
-    /// A unit may say for itself what it is promised.
-    pub(super) fn take_hint(&mut self, input: &[u8], unit: &Unit) {
+    /// A unit may say for itself what it is promised. `None`: it can be routed.
+    pub(super) fn take_hint(&mut self, input: &[u8], unit: &Unit) -> Option<Step> {
         self.hinted = None;
-        if !self.w.config().reads.hints || self.relay.status != TxStatus::Idle {
-            return;
-        }
         let mut settings = Vec::new();
-        self.each_text(input, unit, |sql| {
-            if settings.is_empty() {
-                settings = hint::settings(sql);
-            }
-        });
-        if settings.is_empty() {
-            return;
+        if self.w.config().reads.hints {
+            self.each_text(input, unit, |sql| {
+                if settings.is_empty() {
+                    settings = hint::settings(sql);
+                }
+            });
+        }
+        if let Some(step) = self.hint_durability(&settings, unit) {
+            return Some(step);
+        }
+        if settings.is_empty() || self.relay.status != TxStatus::Idle {
+            return None;
         }
         let (promise, bad) = promise::resolve(self.promise(), settings.iter().map(|(n, v)| (n.as_str(), v.as_str())));
         let detail = "The comment's statement goes to the primary.";
@@ -80,6 +82,7 @@ impl Session {
             bad.iter().for_each(|b| self.to_client.append(|out| backend::write_warning(out, &b.to_string(), detail)));
         }
         self.hinted = Some(Box::new(promise));
+        None
     }
 
     /// Before a unit is routed: does it ask for what cannot be? Then it is answered here. In a block the server must

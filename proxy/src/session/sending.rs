@@ -29,7 +29,9 @@ impl Session {
         if self.cancelling && self.server.is_some() {
             return Step::Wait;
         }
-        self.take_hint(input, unit);
+        if let Some(step) = self.take_hint(input, unit) {
+            return step;
+        }
         self.sets = unit.pins.has(PinReason::Set) || unit.discards;
         let comes_after = |p: &Promised| p.comes_after();
         if (unit.ours || self.hinted.is_some() || self.promised.as_deref().is_some_and(comes_after))

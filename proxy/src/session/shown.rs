@@ -42,7 +42,10 @@ impl Session {
             let sql = match frame[0] {
                 b'Q' => frontend::query(frame),
                 b'P' => frontend::parse(frame).map(|p| p.sql),
-                b'B' => frontend::bind(frame).and_then(|b| self.statements.sql(b.statement)),
+                // What the unit has parsed itself has been seen, and is not what the session had under the name before.
+                b'B' => frontend::bind(frame)
+                    .filter(|b| !parses(&input[..at], b.statement))
+                    .and_then(|b| self.statements.sql(b.statement)),
                 _ => None,
             }
             .unwrap_or_default();
@@ -202,6 +205,17 @@ fn position(rows: &[Vec<Option<String>>], term: Term) -> Option<Token> {
 
 fn find(text: &[u8], name: &[u8]) -> bool {
     text.windows(name.len()).any(|w| w.eq_ignore_ascii_case(name))
+}
+
+/// Do these whole messages parse a statement of that name?
+fn parses(mut messages: &[u8], name: &[u8]) -> bool {
+    while let Some(frame) = head(messages).ok().flatten().and_then(|h| messages.get(..h.total)) {
+        if frame[0] == b'P' && frontend::parse(frame).is_some_and(|p| p.name == name) {
+            return true;
+        }
+        messages = &messages[frame.len()..];
+    }
+    false
 }
 
 #[cfg(test)]
