@@ -59,10 +59,13 @@ impl Session {
     }
 }
 
-/// Sessions that may go by the old default still, by pid and start, each with its last command seen and how many it has
-/// begun since the first look. `None` before that: who comes later has read the new file.
+/// A session's last command seen, and how many it has begun since the first look.
+type Commands = (Option<String>, u32);
+
+/// Sessions that may go by the old default still, by pid and start. `None` before the first look: who comes later has
+/// read the new file.
 #[derive(Debug, Default)]
-struct Pending(Option<BTreeMap<(i32, String), (Option<String>, u32)>>);
+struct Pending(Option<BTreeMap<(i32, String), Commands>>);
 
 impl Pending {
     /// What one look shows; gives the pids of those that are left.
