@@ -228,7 +228,7 @@ pub async fn begin(
     let policy = PolicyRecord {
         epoch: 1,
         voters: cluster.voters.clone(),
-        k: if cluster.mode == Mode::Async { 0 } else { cluster.k },
+        k: cluster.k,
         mode: cluster.mode,
         suspended: (cluster.mode != Mode::Async).then_some(suspended),
         limits: Limits::default(),
