@@ -111,6 +111,8 @@ fn sessions_that_wait_for_less_are_ended_before_the_lease_is() {
         c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
         let (lowered, busy, idle) = (c.sql(p).await, c.sql(p).await, c.sql(p).await);
         lowered.batch_execute("SET synchronous_commit = off").await.unwrap();
+        // No other agent vouches for it.
+        c.crash_agent(1 - p).await;
         c.nodes[p].store.set_down(true);
         // Its command has begun under the default of before, and would commit by that.
         let busy = tokio::spawn(async move {
