@@ -113,13 +113,16 @@ impl Starting<'_> {
     fn manager(&mut self) -> Result<()> {
         let Some(section) = self.config.manager.clone() else { return Ok(()) };
         let file = self.config.secret_file.as_deref().context("cluster.secret_file is not set")?;
-        let read = |file: &std::path::Path| {
-            config::read_secret(file).with_context(|| format!("cannot read the shared secret {}", file.display()))
+        let read = |key: &str, file: &std::path::Path| {
+            config::read_secret(file).with_context(|| format!("cannot read {key} {}", file.display()))
         };
-        let mut clusters = vec![(self.config.name.clone(), self.keys(), read(file)?)];
+        let mut clusters = vec![(self.config.name.clone(), self.keys(), read("cluster.secret_file", file)?)];
         for further in &section.further {
             let prefix = further.prefix.as_deref().unwrap_or(&self.config.etcd.prefix);
-            let secret = read(further.secret_file.as_deref().unwrap_or(file))?;
+            let secret = match &further.secret_file {
+                Some(own) => read("manager.clusters.secret_file", own)?,
+                None => read("cluster.secret_file", file)?,
+            };
             clusters.push((further.name.clone(), Keys::new(prefix, &further.name), secret));
         }
         let one_of_several = clusters.len() > 1;
