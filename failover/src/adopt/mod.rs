@@ -169,7 +169,8 @@ pub async fn wanted(
     };
     let members = found.under(&keys.members()).filter_map(member).collect();
     let led = found.get(&keys.manager()).is_some();
-    Ok(Wanted { primary: primary.clone(), voters: cluster.voters.clone(), k: cluster.k, members, led })
+    let (voters, mode, k) = (cluster.voters.clone(), cluster.mode, cluster.k);
+    Ok(Wanted { primary: primary.clone(), voters, mode, k, members, led })
 }
 
 /// How far it has come.

@@ -1,7 +1,7 @@
 //! What is said before a running cluster is taken over: the steps, what forbids it, and what changes. Functions of what was found.
 
 use crate::config::agent::OWNED_PARAMETERS;
-use crate::record::MemberRecord;
+use crate::record::{MemberRecord, Mode};
 use cluster::{Lsn, NodeId, TimelineId};
 use std::collections::BTreeMap;
 
@@ -43,6 +43,8 @@ pub struct Wanted {
     pub primary: NodeId,
     /// Who is to vote.
     pub voters: Vec<NodeId>,
+    /// What a commit is promised.
+    pub mode: Mode,
     /// Copies besides the primary's.
     pub k: u32,
     /// Members that have registered.
@@ -129,7 +131,7 @@ fn check_server(found: &Found, obstacles: &mut Vec<String>) {
 }
 
 fn check_members(found: &Found, wanted: &Wanted, obstacles: &mut Vec<String>) {
-    if wanted.k == 0 {
+    if wanted.mode == Mode::Async {
         // Nothing would keep a standby from being promoted beside a primary that is not under its agent yet.
         obstacles.push("cluster.mode is async: adopt as strict or available, and change the mode afterwards".into());
     }
@@ -230,7 +232,7 @@ mod tests {
             standing: Standing::default(),
         };
         let members = voters.iter().map(|v| (v.clone(), member(v))).collect();
-        Wanted { primary: voters[0].clone(), voters, k: 1, members, led: true }
+        Wanted { primary: voters[0].clone(), voters, mode: Mode::Strict, k: 1, members, led: true }
     }
 
     #[test]
@@ -244,13 +246,21 @@ mod tests {
     }
 
     #[test]
+    fn async_is_refused_whatever_number_of_copies_its_sessions_may_ask_for() {
+        for (mode, refused) in [(Mode::Strict, false), (Mode::Available, false), (Mode::Async, true)] {
+            let obstacles = plan(&found(), &Wanted { mode, ..wanted() }).obstacles;
+            assert_eq!(obstacles.iter().any(|o| o.starts_with("cluster.mode is async")), refused, "{mode:?}");
+        }
+    }
+
+    #[test]
     fn every_obstacle_is_named_at_once() {
         let mut found = Found { in_recovery: true, superuser: false, port: 5433, ..found() };
         found.settings.insert("wal_level".into(), "minimal".into());
         found.settings.insert("data_checksums".into(), "off".into());
         found.settings.insert("max_wal_senders".into(), "2".into());
         found.settings.insert("synchronous_standby_names".into(), "FIRST 1 (b)".into());
-        let mut wanted = Wanted { led: false, k: 0, ..wanted() };
+        let mut wanted = Wanted { led: false, mode: Mode::Async, ..wanted() };
         wanted.members.remove(&wanted.voters[2]);
         wanted.members.get_mut(&wanted.voters[1]).unwrap().system_id = Some("78".into());
         assert_eq!(plan(&found, &wanted).obstacles.len(), 11, "{:#?}", plan(&found, &wanted).obstacles);
