@@ -161,6 +161,7 @@ fn a_node_is_worked_on_removed_and_added_again() {
         c.until_state(worked_on, "its fence", |s| (s.fenced && s.postgres == PostgresState::Absent).then_some(()))
             .await;
         assert!(m.status().borrow().nodes.len() == 2, "{:#?}", m.status().borrow());
+        assert_eq!(c.store.get(&c.keys.member(&id)).await.unwrap(), None, "nor does it register");
         let (code, answer) = order(&m, "unfence", json!({"node": id})).await;
         assert_eq!(code, 200, "{answer:#}");
         let s = status_is(&m, "the node without a vote", |s| s.nodes.len() == 3 && all_stream(s, 2)).await;

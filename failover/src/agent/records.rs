@@ -4,7 +4,7 @@ use super::Agent;
 use crate::record::{
     AdoptRecord, FenceRecord, InitRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord,
 };
-use crate::store::{Range, Snapshot, Store, StoreError, Versioned};
+use crate::store::{Compare, Range, Snapshot, Store, StoreError, Txn, Versioned};
 use cluster::keys::Keys;
 use cluster::{Endpoint, Instant, NodeId, Term};
 use serde::de::DeserializeOwned;
@@ -154,7 +154,7 @@ impl Agent {
 
     /// Keep `members/<node>` right: addresses stay known while the node is down.
     pub(crate) async fn register(&self) {
-        let mut state = self.state.subscribe();
+        let (mut state, mut records) = (self.state.subscribe(), self.records.subscribe());
         let mut written: Option<MemberRecord> = None;
         loop {
             let told = state.borrow_and_update().system_id.clone();
@@ -169,25 +169,37 @@ impl Agent {
                 host: self.env.host.clone(),
                 standing: c.standing.clone(),
             };
-            if self.records.borrow().fences.get(&c.node).is_some_and(|f| f.removed) {
+            let removed = records.borrow_and_update().fences.get(&c.node).is_some_and(|f| f.removed);
+            if removed {
                 // Until an operator lifts the fence; then it is told anew.
                 written = None;
             } else if written.as_ref() != Some(&member) {
-                let value = serde_json::to_vec(&member).expect("a record of texts and numbers can be written");
-                let put = crate::store::Txn::new().put(self.env.keys.member(&c.node), value);
-                match self.store.txn(put).await {
-                    Ok(_) => written = Some(member),
-                    Err(error) => {
-                        tracing::debug!(%error, "member record not written");
-                        tokio::time::sleep(Duration::from_millis(500)).await;
-                        continue;
-                    }
+                let put = self.put_member(&member).await;
+                if !matches!(put, Ok(true)) {
+                    tracing::debug!(?put, "member record not written");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    continue;
                 }
+                written = Some(member);
             }
             tokio::select! {
                 changed = state.changed() => if changed.is_err() { return },
+                _ = records.changed(), if removed => {}
                 () = self.register_again.notified() => written = None,
             }
         }
+    }
+
+    /// Put it, unless the node was removed (which an agent that has just started has not read yet) or its fence changes.
+    async fn put_member(&self, member: &MemberRecord) -> Result<bool, StoreError> {
+        let fence = self.env.keys.fence(&member.node);
+        let unchanged = match self.store.get(&fence).await? {
+            Some(found) if decode::<FenceRecord>(&found).is_some_and(|f| f.value.removed) => return Ok(false),
+            Some(found) => Compare::ModRevision(fence, found.mod_revision),
+            None => Compare::Absent(fence),
+        };
+        let value = serde_json::to_vec(member).expect("a record of texts and numbers can be written");
+        let put = Txn::new().when(unchanged).put(self.env.keys.member(&member.node), value);
+        Ok(self.store.txn(put).await?.succeeded)
     }
 }
