@@ -6,7 +6,9 @@ use super::control::Control;
 use super::layout::fsync_dir;
 use super::tool::{self, ToolError};
 use crate::store::{StoreError, Txn};
+use nix::unistd::{AccessFlags, access};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ pub(crate) enum AdoptError {
     OtherCluster { path: PathBuf, have: String, want: String },
     #[error("{} is not shut down cleanly: {state}", path.display())]
     NotClean { path: PathBuf, state: String },
-    #[error("{} could not be moved to {}; both must be in one file system", from.display(), to.display())]
+    #[error("{} cannot be moved to {}", from.display(), to.display())]
     Move {
         from: PathBuf,
         to: PathBuf,
@@ -28,6 +30,23 @@ pub(crate) enum AdoptError {
     Tool(#[from] ToolError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Could `from` be renamed to something in `root`? As far as can be told without doing it.
+fn check_movable(from: &Path, root: &Path) -> io::Result<()> {
+    let above = from.parent().ok_or_else(|| io::Error::other("the root directory cannot be moved"))?;
+    // A link would be moved itself.
+    let device = std::fs::symlink_metadata(from)?.dev();
+    if device != std::fs::metadata(above)?.dev() {
+        return Err(io::Error::other(
+            "it is a mount point; let agent.adopt and agent.data_dir be below one mount point",
+        ));
+    }
+    if device != std::fs::metadata(root)?.dev() {
+        return Err(io::Error::other("agent.data_dir is in another file system"));
+    }
+    access(above, AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|errno| io::Error::new(io::Error::from(errno).kind(), format!("{}: {errno}", above.display())))
 }
 
 impl Agent {
@@ -60,6 +79,10 @@ impl Agent {
         if control.system_id != want {
             return Err(AdoptError::OtherCluster { path: from, have: control.system_id, want });
         }
+        let to = self.env.layout.data();
+        let immovable = |source| AdoptError::Move { from: from.clone(), to: to.clone(), source };
+        // Before anything is stopped: a server whose directory cannot be moved goes on serving.
+        check_movable(&from, &self.env.layout.root).map_err(immovable)?;
         self.rejoining("taking over");
         if from.join("postmaster.pid").exists() {
             tracing::info!(node = %self.env.config.node, path = %from.display(), "stopping the postgres to adopt");
@@ -72,12 +95,11 @@ impl Agent {
         if !control.clean() {
             return Err(AdoptError::NotClean { path: from, state: control.state });
         }
-        let to = self.env.layout.data();
         let moved = std::fs::rename(&from, &to).and_then(|()| {
             from.parent().map_or(Ok(()), fsync_dir)?;
             fsync_dir(&self.env.layout.root)
         });
-        moved.map_err(|source| AdoptError::Move { from: from.clone(), to: to.clone(), source })?;
+        moved.map_err(immovable)?;
         tracing::info!(
             node = %self.env.config.node, from = %from.display(), timeline = control.timeline.0,
             lsn = %control.checkpoint, "adopted a data directory"
@@ -97,5 +119,22 @@ impl Agent {
         self.store.txn(Txn::new().delete(keys.adopt()).delete(keys.pause())).await?;
         self.read_records().await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_moved_is_found_out_before_its_server_is_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, root) = (dir.path().join("old"), dir.path().join("agent"));
+        [&from, &root].into_iter().for_each(|d| std::fs::create_dir(d).unwrap());
+        check_movable(&from, &root).unwrap();
+        let refused = |from: &Path, root: &Path| check_movable(from, root).unwrap_err().to_string();
+        assert!(refused(&from, Path::new("/proc")).contains("another file system"));
+        assert!(refused(Path::new("/proc"), &root).contains("mount point"));
+        assert!(refused(Path::new("/proc/self"), &root).contains("another file system"));
     }
 }
