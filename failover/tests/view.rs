@@ -179,6 +179,33 @@ async fn an_older_term_read_back_from_a_restored_etcd_is_ignored() {
 }
 
 #[tokio::test]
+async fn an_etcd_restored_within_the_term_is_obeyed_unless_its_policy_is_older() {
+    let (store, backup) = (cluster(Mode::Strict).await, cluster(Mode::Strict).await);
+    let (view, _) = view(&store, Purpose::Observe);
+    let mut topology = view.topology();
+    let fence = keys().fence(&"n2".parse().unwrap());
+    put(&store, fence.clone(), br#"{"by":"x","at":0,"stop_writes":false}"#.to_vec()).await;
+    let fenced = until("the fence", &mut topology, |t| t.standbys.iter().any(|s| s.fenced)).await;
+    store.restore(&backup);
+    let restored = until("no fence", &mut topology, |t| t.standbys.iter().all(|s| !s.fenced)).await;
+    assert!((restored.term, restored.revision) > (fenced.term, fenced.revision), "or no worker takes it");
+    put(&store, keys().term(), json(&term(3, Phase::Draining))).await;
+    until("draining", &mut topology, |t| t.gate == Gate::Draining).await;
+
+    let policy = store.get(&keys().policy()).await.unwrap().unwrap().value;
+    let raised = PolicyRecord { epoch: 2, ..serde_json::from_slice(&policy).unwrap() };
+    put(&store, keys().policy(), json(&raised)).await;
+    until("the next policy", &mut topology, |t| t.epoch == 2).await;
+    store.restore(&backup);
+    let reads = view.health();
+    let before = reads.borrow().read_at;
+    until("two more reads", &mut topology, |_| reads.borrow().read_at > before.map(|b| b + TIMES.validity)).await;
+    assert_eq!((topology.borrow().epoch, topology.borrow().gate), (2, Gate::Draining));
+    put(&store, keys().policy(), json(&raised)).await;
+    until("what is there now", &mut topology, |t| t.gate == Gate::Open).await;
+}
+
+#[tokio::test]
 async fn an_unreadable_record_leaves_the_last_view_and_says_so() {
     let store = cluster(Mode::Strict).await;
     let (view, _) = view(&store, Purpose::Observe);

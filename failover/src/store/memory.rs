@@ -76,6 +76,18 @@ impl MemoryStore {
         self.link().next.extend(faults);
     }
 
+    /// As restored from a backup: keys, leases and the revision are those of `backup`.
+    pub fn restore(&self, backup: &Self) {
+        let (revision, keys, leases) = {
+            let backup = backup.data();
+            (backup.revision, backup.keys.clone(), backup.leases.clone())
+        };
+        let mut data = self.data();
+        (data.revision, data.keys, data.leases) = (revision, keys, leases);
+        let keys: Vec<String> = data.keys.keys().cloned().collect();
+        keys.iter().for_each(|key| data.changed(key));
+    }
+
     /// Expire `lease` now: it and its keys are gone.
     pub fn expire(&self, lease: LeaseId) {
         self.data().drop_lease(lease);

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use topology::{Records, Validity, not_shortened, same_but_revision, steps_back};
+use topology::{Records, Validity, later, not_shortened, same_but_revision, steps_back};
 use tracing::{info, warn};
 
 /// Least pause between two reads, however many hints come.
@@ -214,9 +214,10 @@ impl Out {
         if was.error.is_some() {
             info!("etcd answers again");
         }
-        if let Some((current, read)) = steps_back(&self.topology.borrow(), &next) {
+        if let Some(back) = steps_back(&self.topology.borrow(), &next) {
             if !std::mem::replace(&mut self.stepped_back, true) {
-                warn!(term = current.0, read = read.0, "etcd went back to an older term, its records are ignored");
+                let topology::StepBack { what, current, read } = back;
+                warn!(what, current, read, "etcd went back to something older, its records are ignored");
             }
             return;
         }
@@ -229,7 +230,7 @@ impl Out {
             news
         });
         self.topology.send_if_modified(|current| {
-            let next = not_shortened(current, next);
+            let next = later(current, not_shortened(current, next));
             if same_but_revision(current, &next, validity.strict_lasts / 3) {
                 return false;
             }

@@ -195,9 +195,33 @@ pub fn vouched(current: &Topology, term: Term, epoch: u64, end: Instant) -> Opti
     })
 }
 
-/// Would `next` be a step back (etcd was restored from an older copy)? Terms only grow (INV-1).
-pub fn steps_back(current: &Topology, next: &Topology) -> Option<(Term, Term)> {
-    (next.term < current.term).then_some((current.term, next.term))
+/// A reading that is older than what is known: etcd was restored from an older copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepBack {
+    /// Of what.
+    pub what: &'static str,
+    /// As known.
+    pub current: u64,
+    /// As read.
+    pub read: u64,
+}
+
+/// Would `next` be a step back? Terms only grow (INV-1), and within one the policy's epochs.
+pub fn steps_back(current: &Topology, next: &Topology) -> Option<StepBack> {
+    let back = |what, current, read| (read < current).then_some(StepBack { what, current, read });
+    match back("term", current.term.0, next.term.0) {
+        None if next.term == current.term => back("epoch of the policy", current.epoch, next.epoch),
+        found => found,
+    }
+}
+
+/// `next`, which was read after `current` and does not step back, so that [`Topology::merge`] takes it for newer: an etcd
+/// that was restored counts its revisions from that of its backup.
+pub fn later(current: &Topology, mut next: Topology) -> Topology {
+    if next.term == current.term && next.revision < current.revision {
+        next.revision = current.revision + 1;
+    }
+    next
 }
 
 #[cfg(test)]
@@ -378,8 +402,25 @@ mod tests {
             assert_eq!(same_but_revision(&a, &Topology { confirmed_until, ..b.clone() }, step), same, "{later}");
         }
         let back = Topology { term: Term(6), ..b };
-        assert_eq!(steps_back(&a, &back), Some((Term(7), Term(6))));
+        assert_eq!(steps_back(&a, &back), Some(StepBack { what: "term", current: 7, read: 6 }));
         assert_eq!(steps_back(&back, &a), None);
+    }
+
+    #[test]
+    fn what_a_restored_etcd_says_of_the_same_term_is_news_unless_its_policy_is_older() {
+        let known = topology(&records(Phase::Active, Mode::Strict), VALIDITY);
+        let draining = topology(&Records { revision: 12, ..records(Phase::Draining, Mode::Strict) }, VALIDITY);
+        assert_eq!(steps_back(&known, &draining), None);
+        let mut view = known.clone();
+        assert!(view.merge(later(&known, draining.clone())));
+        assert_eq!((view.gate, view.revision), (Gate::Draining, known.revision + 1));
+        let higher = Topology { revision: 90, ..draining.clone() };
+        assert_eq!(later(&known, higher.clone()), higher, "as it is where revisions have grown");
+        let raised = Topology { epoch: known.epoch + 1, ..draining.clone() };
+        assert_eq!(steps_back(&known, &raised), None);
+        let (current, read) = (raised.epoch, draining.epoch);
+        assert_eq!(steps_back(&raised, &draining), Some(StepBack { what: "epoch of the policy", current, read }));
+        assert_eq!(steps_back(&raised, &Topology { term: Term(8), ..draining }), None, "a term of its own");
     }
 
     #[test]
