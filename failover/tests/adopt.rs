@@ -5,7 +5,7 @@ mod agents;
 
 use agents::{Cluster, SECRET, bin, kill_all, postmaster, signal, unprivileged, until};
 use cluster::secret::Secret;
-use cluster::{NodeId, Term};
+use cluster::{NodeId, Term, TimelineId};
 use failover::adopt::{self, plan};
 use failover::config::manager::{ManagerRaw, check};
 use failover::fsm::status::Status;
@@ -47,6 +47,16 @@ impl ByHand {
             run("pg_basebackup", &["-D", text(&it.data(i)), "-d", &from, "-R", "-c", "fast", "-N"]);
             it.configure(i);
         }
+        it
+    }
+
+    /// One that is promoted, and then asked at once.
+    fn promoted(port: u16) -> Self {
+        let it = Self { dir: tempfile::tempdir().unwrap(), ports: [port; 3] };
+        run("initdb", &["-D", text(&it.data(0)), "-U", "postgres", "-A", "trust", "-N"]);
+        std::fs::write(it.data(0).join("standby.signal"), "").unwrap();
+        it.configure(0);
+        run("pg_ctl", &["-D", text(&it.data(0)), "-w", "promote"]);
         it
     }
 
@@ -98,6 +108,20 @@ async fn status_is(m: &ManagerHandle, what: &str, test: impl Fn(&Status) -> bool
         Ok(found) => Arc::clone(&found.unwrap()),
         Err(_) => panic!("waited for {what}; the manager says {:#?}", m.status().borrow()),
     }
+}
+
+#[test]
+fn the_timeline_is_the_one_that_is_written_though_no_checkpoint_has_noted_it() {
+    unprivileged("the_timeline_is_the_one_that_is_written_though_no_checkpoint_has_noted_it", async {
+        let hand = ByHand::promoted(22470);
+        let client = connect(hand.ports[0]).await;
+        assert_eq!(adopt::survey(&client).await.unwrap().timeline, TimelineId(2));
+        // Nor does it fail on a standby, which the plan refuses by name.
+        std::fs::write(hand.data(0).join("standby.signal"), "").unwrap();
+        run("pg_ctl", &["-D", text(&hand.data(0)), "-w", "-l", text(&hand.dir.path().join("log")), "restart"]);
+        let found = adopt::survey(&connect(hand.ports[0]).await).await.unwrap();
+        assert!(found.in_recovery && found.timeline == TimelineId(2), "{found:?}");
+    });
 }
 
 #[test]

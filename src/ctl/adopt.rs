@@ -15,6 +15,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio_postgres::{Client, NoTls};
 
+/// Bound on a login.
+const LOGIN_BOUND: Duration = Duration::from_secs(10);
 /// Between two looks while nothing is stopped.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Between two looks while writes wait.
@@ -49,8 +51,9 @@ async fn adopt_cluster(args: &AdoptArgs) -> Result<ExitCode> {
     };
     let store = EtcdStore::new(&config.etcd).context("cannot reach etcd")?;
     let keys = Keys::new(&config.etcd.prefix, &config.name);
-    let (primary, connection) =
-        tokio_postgres::connect(&args.primary, NoTls).await.context("cannot connect to the primary")?;
+    let login = tokio::time::timeout(LOGIN_BOUND, tokio_postgres::connect(&args.primary, NoTls)).await;
+    let login = login.with_context(|| format!("the primary does not let in within {} s", LOGIN_BOUND.as_secs()))?;
+    let (primary, connection) = login.context("cannot connect to the primary")?;
     tokio::spawn(connection);
     let adoption = Adoption { args, store, keys, cluster, agent, primary };
     let found = adopt::survey(&adoption.primary).await?;
@@ -109,8 +112,9 @@ impl Adoption<'_> {
         adopt::prepare(&self.primary, found, &self.agent.node, &repl, &monitor).await?;
         let mut login = tokio_postgres::Config::new();
         login.host(&self.agent.advertise_host).port(self.agent.postgres_port).user("pgtenure_repl");
-        login.password(repl.expose()).dbname("postgres").connect_timeout(Duration::from_secs(5));
-        let tried = login.connect(NoTls).await.map(|(_, connection)| drop(connection));
+        login.password(repl.expose()).dbname("postgres");
+        let tried = tokio::time::timeout(LOGIN_BOUND, login.connect(NoTls)).await.map_err(anyhow::Error::new);
+        let tried = tried.and_then(|answered| Ok(answered.map(|(_, connection)| drop(connection))?));
         tried.with_context(|| {
             "pgtenure_repl cannot log in to the primary; its pg_hba.conf needs, for every node's address, the lines\n\
              host replication pgtenure_repl ADDRESS scram-sha-256\n\

@@ -63,6 +63,14 @@ pub enum AdoptError {
         /// Its term.
         term: Term,
     },
+    /// An operator has paused changes of primary since it was begun.
+    #[error("{by} has paused changes of primary ({why}): the primary would stay stopped; resume first")]
+    Paused {
+        /// Who.
+        by: String,
+        /// In the operator's words.
+        why: String,
+    },
     /// Something changed in etcd at the same time; nothing was written.
     #[error("something changed in etcd at the same time; nothing was written")]
     Lost,
@@ -109,7 +117,9 @@ async fn texts(client: &Client, what: &'static str, sql: &str) -> Result<Vec<Str
 pub async fn survey(client: &Client) -> Result<Found, AdoptError> {
     let what = "asking the primary";
     let basics = "SELECT current_setting('server_version_num'), pg_is_in_recovery(), \
-        (SELECT system_identifier FROM pg_control_system()), (SELECT timeline_id FROM pg_control_checkpoint()), \
+        (SELECT system_identifier FROM pg_control_system()), \
+        CASE WHEN pg_is_in_recovery() THEN (SELECT to_hex(timeline_id) FROM pg_control_checkpoint()) \
+        ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END, \
         CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END, current_setting('port'), \
         (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), \
         EXISTS (SELECT FROM pg_roles WHERE rolname = 'postgres' AND rolsuper)";
@@ -119,11 +129,14 @@ pub async fn survey(client: &Client) -> Result<Found, AdoptError> {
         return Err(AdoptError::Answer { what, answer: basics.join(", ") });
     };
     let number = |text: &str| text.parse::<u32>().map_err(|_| AdoptError::Answer { what, answer: text.to_owned() });
+    // That of the last checkpoint is an older one until the first after a promotion.
+    let timeline =
+        u32::from_str_radix(timeline, 16).map_err(|_| AdoptError::Answer { what, answer: timeline.clone() })?;
     Ok(Found {
         version: number(version)?,
         in_recovery: recovery == "t",
         system_id: system_id.clone(),
-        timeline: TimelineId(number(timeline)?),
+        timeline: TimelineId(timeline),
         lsn: lsn.parse().unwrap_or(Lsn::INVALID),
         port: u16::try_from(number(port)?).unwrap_or(0),
         settings: pairs(client, what, "SELECT name, setting FROM pg_settings").await?,
@@ -272,13 +285,93 @@ pub async fn begin(
 /// Let the primary's own agent take it over: from here on writes stop until the next term is open.
 ///
 /// # Errors
-/// etcd does not answer, or the adoption is not under way any more.
+/// etcd does not answer, the adoption is not under way any more, or somebody has paused changes of primary.
 pub async fn take_primary(store: &dyn Store, keys: &Keys) -> Result<(), AdoptError> {
-    let Some(found) = store.get(&keys.adopt()).await? else { return Err(AdoptError::Lost) };
-    let record: AdoptRecord = serde_json::from_slice(&found.value)?;
+    let found = store.read([keys.adopt(), keys.pause()].map(Range::Key).to_vec()).await?;
+    let Some(begun) = found.get(&keys.adopt()) else { return Err(AdoptError::Lost) };
+    let as_read = match found.get(&keys.pause()) {
+        Some(pause) if pause.mod_revision != begun.create_revision => {
+            let PauseRecord { by, why, .. } = serde_json::from_slice(&pause.value)?;
+            return Err(AdoptError::Paused { by, why });
+        }
+        Some(pause) => Compare::ModRevision(keys.pause(), pause.mod_revision),
+        None => Compare::Absent(keys.pause()),
+    };
+    let record: AdoptRecord = serde_json::from_slice(&begun.value)?;
     let record = AdoptRecord { take_primary: true, ..record };
     let txn = Txn::new()
-        .when(Compare::ModRevision(keys.adopt(), found.mod_revision))
+        .when(Compare::ModRevision(keys.adopt(), begun.mod_revision))
+        .when(as_read)
         .put(keys.adopt(), serde_json::to_vec(&record)?);
     if store.txn(txn).await?.succeeded { Ok(()) } else { Err(AdoptError::Lost) }
+}
+
+/// The primary's directory is taken over: forget the adoption, and the pause that it began with. One that an operator has
+/// put since stays.
+///
+/// # Errors
+/// etcd does not answer.
+pub(crate) async fn finish(store: &dyn Store, keys: &Keys) -> Result<(), StoreError> {
+    let found = store.read([keys.adopt(), keys.pause()].map(Range::Key).to_vec()).await?;
+    let Some(begun) = found.get(&keys.adopt()) else { return Ok(()) };
+    let over = Txn::new().delete(keys.adopt());
+    // Both were put by one transaction. One that loses the race is tried again.
+    let over = match found.get(&keys.pause()).filter(|p| p.mod_revision == begun.create_revision) {
+        Some(ours) => over.when(Compare::ModRevision(keys.pause(), ours.mod_revision)).delete(keys.pause()),
+        None => over,
+    };
+    store.txn(over).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    fn found() -> Found {
+        Found {
+            version: 150_018,
+            in_recovery: false,
+            system_id: "77".into(),
+            timeline: TimelineId(3),
+            lsn: Lsn(0x5000),
+            port: 5432,
+            settings: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            superuser: true,
+            has_postgres: true,
+            slots: Vec::new(),
+            tablespaces: Vec::new(),
+            standbys: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_pause_of_an_operator_is_obeyed_and_outlives_the_adoption() {
+        let (store, keys) = (MemoryStore::new(), Keys::new("/t", "t"));
+        let primary: NodeId = "n1".parse().unwrap();
+        let cluster = ClusterConfig {
+            name: "t".into(),
+            mode: Mode::Strict,
+            k: 1,
+            voters: vec![primary.clone(), "n2".parse().unwrap()],
+            secret_file: std::path::PathBuf::new(),
+        };
+        for theirs in [false, true] {
+            begin(&store, &keys, &cluster, &found(), (&primary, "me@host", 0)).await.unwrap();
+            take_primary(&store, &keys).await.unwrap();
+            let pause = PauseRecord { by: "me@host".into(), why: "network".into(), at: 1, until: None };
+            let put = Txn::new().put(keys.pause(), serde_json::to_vec(&pause).unwrap());
+            if theirs {
+                assert!(store.txn(put).await.unwrap().succeeded);
+                let refused = take_primary(&store, &keys).await;
+                assert!(matches!(&refused, Err(AdoptError::Paused { why, .. }) if why == "network"), "{refused:?}");
+            }
+            finish(&store, &keys).await.unwrap();
+            assert_eq!(store.get(&keys.adopt()).await.unwrap(), None);
+            assert_eq!(store.get(&keys.pause()).await.unwrap().is_some(), theirs);
+            assert!(store.txn(Txn::new().delete(keys.init()).delete(keys.term())).await.unwrap().succeeded);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use super::Agent;
 use super::control::Control;
 use super::layout::fsync_dir;
 use super::tool::{self, ToolError};
-use crate::store::{StoreError, Txn};
+use crate::store::StoreError;
 use nix::unistd::{AccessFlags, access};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -115,8 +115,7 @@ impl Agent {
         if !due || !self.env.layout.has_data() {
             return Ok(());
         }
-        let keys = &self.env.keys;
-        self.store.txn(Txn::new().delete(keys.adopt()).delete(keys.pause())).await?;
+        crate::adopt::finish(&*self.store, &self.env.keys).await?;
         self.read_records().await?;
         Ok(())
     }
