@@ -11,6 +11,7 @@ use crate::config::functions::Lists;
 use crate::config::{Config, PasswordFrom};
 use crate::reach::{Reach, ReachError};
 use crate::sql::{FunctionName, FunctionRow, FunctionTable, Volatility};
+use bodies::Unread;
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
@@ -210,12 +211,12 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
     let refresh = shared.settings.refresh;
     let mut retry = RETRY_MIN;
     let mut complained = false;
-    let mut missing = Vec::new();
+    let (mut missing, mut unread) = (Vec::new(), None);
     loop {
         let view = topology.borrow_and_update().clone();
         let lists = config.borrow_and_update().functions.of(&database);
         let pause = match read_any(&shared, &view, &database, &lists).await {
-            Ok(Catalog { table, defaults, names }) => {
+            Ok(Catalog { mut table, defaults, names, unread: now }) => {
                 defaults.into_iter().for_each(|defaults| compare(&shared, &database, defaults));
                 tracing::debug!(database = database.as_str(), names = table.len(), "catalog read");
                 let unknown = unknown_names(&config.borrow(), &database, &names);
@@ -223,10 +224,16 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
                     missing = unknown;
                     complain_of(&missing, &database);
                 }
+                let failed = bodies::complain_of(now, &mut unread, &database);
+                if failed && table.bodies().is_empty() {
+                    table = table.with_bodies_of(&sender.borrow());
+                }
                 let number = shared.read.fetch_add(1, Ordering::Relaxed) + 1;
                 sender.send_replace(Arc::new(table.numbered(number)));
-                (retry, complained) = (RETRY_MIN, false);
-                refresh
+                complained = false;
+                retry = if failed { (retry * 2).min(refresh) } else { RETRY_MIN };
+                // What stood in the way may have been a lock.
+                if failed { retry } else { refresh }
             }
             Err(error) => {
                 if !complained {
@@ -331,6 +338,8 @@ struct Catalog {
     defaults: Option<u64>,
     /// Its functions, as far as their names are in the lists.
     names: BTreeSet<FunctionName>,
+    /// What is not known of functions' bodies.
+    unread: Option<Unread>,
 }
 
 /// From the primary, else from the first standby that answers; of that one no defaults, which may be old.
@@ -450,7 +459,7 @@ async fn read_all(
         },
     });
     let table = FunctionTable::new(rows, &lists.allow, &lists.deny).with_pinning(settings.pinning.clone());
-    let table = bodies::read(table, client).await?;
+    let (table, unread) = bodies::read(table, client).await?;
     let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
     let table = table.with_operators(self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?))));
     let casts = self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));
@@ -463,7 +472,7 @@ async fn read_all(
         (0..3).for_each(|column| row.get(column).hash(&mut hasher));
     }
     let names = named_ones(lists, &functions);
-    Ok(Catalog { table: table.with_definitions(&definitions), defaults: Some(hasher.finish()), names })
+    Ok(Catalog { table: table.with_definitions(&definitions), defaults: Some(hasher.finish()), names, unread })
 }
 
 /// Those of the database's functions whose names are in the lists.

@@ -4,7 +4,8 @@
 mod common;
 
 use common::raw::{Raw, block, ok, two_servers, value};
-use common::{Cluster, wait_for};
+use common::{Cluster, bin, wait_for};
+use std::process::Command;
 
 const FUNCTIONS: &str = "create function sets() returns text language plpgsql as
         $$ begin return set_config('work_mem', '9MB', false); end $$;
@@ -20,13 +21,21 @@ const FUNCTIONS: &str = "create function sets() returns text language plpgsql as
     create function listens() returns void language plpgsql as $$ begin execute 'listen abc'; end $$;
     create function updates() returns void language plpgsql as
         $$ begin update t set a = 1; end $$;
+    create function ordinary(action text) returns int language plpgsql as $$ begin
+        if action = 'set' then return 1; elsif action = 'reset' then raise notice 'Reset password of %', action; end if;
+        perform length(concat('load', action)); return 2; end $$;
+    create function \"Odd sets\"() returns void language plpgsql as $$ begin set role r1; end $$;
+    create function locks_atomic() returns void language sql begin atomic select pg_advisory_lock(5); end;
+    create function sets_atomic() returns text language sql return set_config('app.who', 'atom', false);
+    create function makes_there() returns void language plpgsql as $$ begin create table pg_temp.made(a int); end $$;
+    create function executes() returns void language plpgsql as $$ begin execute 'select locks()'; end $$;
+    create function prepares() returns void language plpgsql as $$ begin execute 'prepare p1 as select 7'; end $$;
     create table t(a int); grant all on t to app";
 /// What nobody has who has done nothing.
 const NOTHING: &str = "select current_setting('work_mem'), current_user, \
      coalesce(current_setting('app.who', true), ''), to_regclass('made') is null, \
      (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()), \
      (select count(*) from pg_listening_channels())";
-
 fn pinned(c: &Cluster) -> f64 {
     c.counter("pgtenure_proxy_pinned_sessions")
 }
@@ -54,6 +63,13 @@ fn what_a_function_leaves_is_its_callers_and_nobody_elses() {
         ("select outer_one()", true, "select count(*) from pg_locks where locktype = 'advisory'", "1"),
         ("select listens()", true, "select * from pg_listening_channels()", "abc"),
         ("select updates()", false, "select 1", "1"),
+        ("select ordinary('x')", false, "select ordinary('set')", "1"),
+        ("select \"Odd sets\"()", false, "select current_user", "r1"),
+        ("select locks_atomic()", true, "select count(*) from pg_locks where locktype = 'advisory'", "1"),
+        ("select sets_atomic()", false, "show app.who", "atom"),
+        ("select makes_there()", true, "select count(*) from made", "0"),
+        ("select executes()", true, "select count(*) from pg_locks where locktype = 'advisory'", "1"),
+        ("select prepares()", true, "execute p1", "7"),
     ] {
         let mut a = Raw::login(c.port, &[]);
         ok(&mut a, call);
@@ -73,6 +89,36 @@ fn what_a_function_leaves_is_its_callers_and_nobody_elses() {
     }
     let bound = c.counter("pgtenure_proxy_pins_total");
     let mut a = Raw::login(c.port, &[]);
-    ok(&mut a, "select updates(), sets_here()");
+    ok(&mut a, "select updates(), sets_here(), ordinary('x')");
     assert_eq!(c.counter("pgtenure_proxy_pins_total"), bound, "what leaves nothing is not even asked about");
+}
+
+/// One body that is no UTF-8, in a database that does not say what it is, keeps no other part of the catalog from being
+/// read.
+#[test]
+fn a_body_that_cannot_be_read_leaves_the_rest_of_the_catalog() {
+    let c = Cluster::start(1, |raw| raw.workers = 1);
+    c.nodes[0].psql("create database ascii template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'");
+    let mut psql = Command::new(bin("psql"));
+    let odd = "create function odd() returns void language plpgsql as E'begin -- \\xe9\\n set role r1; end'";
+    psql.args([
+        "-X",
+        "-h",
+        "127.0.0.1",
+        "-U",
+        "postgres",
+        "-d",
+        "ascii",
+        "-p",
+        &c.nodes[0].port.to_string(),
+        "-c",
+        odd,
+    ]);
+    assert!(psql.status().expect("psql can be started").success());
+    wait_for("a read on the standby", || {
+        let mut psql = c.client("psql");
+        psql.env("PGDATABASE", "ascii").args(["-XAtc", "select current_setting('cluster_name')"]);
+        let output = psql.output().expect("psql can be started");
+        (output.stdout.trim_ascii() == b"n2").then_some(())
+    });
 }

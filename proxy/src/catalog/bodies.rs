@@ -1,37 +1,117 @@
 //! Reads the bodies of functions that leave something in the session that calls them.
+//!
+//! What cannot be read of them is told, and nothing else is missing for it: a database whose bodies are in no encoding of
+//! the server's must not be one without a catalog.
 
 use super::rows;
 use crate::sql::{BodyRow, FunctionTable, MAX_CALLS};
+use std::collections::BTreeSet;
+use tokio_postgres::SimpleQueryRow;
 
-/// Bodies that may leave something in the session that calls the function; the text says so, or calls what does.
+/// Bodies that may leave something in the session that calls the function, or that are too long to be looked at.
 const BODIES: &str = "\
-    SELECT DISTINCT p.proname, l.lanname IN ('sql', 'plpgsql'), p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
-    WHERE p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal') AND length(p.prosrc) <= 100000 AND p.prosrc ~* ";
-const LEAVING: &str = r#"'set_config|setseed|pg_(try_)?advisory_|\mlisten\M|dblink_connect|\mtemp|\mhold\M|\mGD\M|\mSD\M|_SHARED|(^|[;''">$]|\m(begin|then|else|loop)|\n)\s*(set|reset|load|prepare)\M'"#;
+    SELECT DISTINCT p.proname, l.lanname IN ('sql', 'plpgsql'), CASE WHEN length(p.body) <= 100000 THEN p.body END \
+    FROM (SELECT proname, prolang, BODY AS body FROM pg_proc WHERE oid >= 16384 OFFSET 0) p \
+    JOIN pg_language l ON l.oid = p.prolang \
+    WHERE l.lanname NOT IN ('c', 'internal') AND (length(p.body) > 100000 OR p.body ~* ";
+/// From PostgreSQL 14 on a body may be kept as parsed statements.
+const PARSED: &str = "CASE WHEN prosqlbody IS NULL THEN prosrc ELSE pg_get_function_sqlbody(oid) END";
+const HAS_PARSED: &str =
+    "SELECT FROM pg_attribute WHERE attrelid = 'pg_proc'::regclass AND attname = 'prosqlbody' AND NOT attisdropped";
+/// What says so in the body itself.
+const LEAVING: &str = r#"set_config|setseed|pg_(try_)?advisory_|\mlisten\M|dblink_connect|\m(pg_)?temp|\mhold\M|\mGD\M|\mSD\M|_SHARED|\m(drop|close|discard|deallocate|unlisten)\M|(^|[;'">$`/{(]|\m(begin|then|else|loop)|\n)\s*(set|reset|load|prepare)\M"#;
 /// Bodies that are looked at, at most.
 const MAX_BODIES: usize = 20_000;
+/// Functions whose callers are looked for, at most: their names are one regular expression.
+const MAX_CALLED: usize = 1000;
 
-/// The functions that leave something in the session, and those that call them.
+/// What is not known of functions' bodies.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unread {
+    #[error("the bodies of functions could not be read, what functions leave in a session is not known: {0}")]
+    Failed(String),
+    #[error(
+        "what functions leave in a session is not known of all: {long} bodies are too long; more than {MAX_BODIES} to \
+         read: {many}; {uncalled} functions' callers were not looked for; calls deeper than {MAX_CALLS}: {deeper}"
+    )]
+    Limited { long: usize, many: bool, uncalled: usize, deeper: bool },
+}
+
+/// Warn of it when it is not what was `told` last. True when bodies could not be read at all.
+pub(super) fn complain_of(unread: Option<Unread>, told: &mut Option<Unread>, database: &str) -> bool {
+    let failed = matches!(unread, Some(Unread::Failed(_)));
+    if *told != unread {
+        if let Some(why) = &unread {
+            tracing::warn!(database, %why, "not all bodies of functions are known");
+        }
+        *told = unread;
+    }
+    failed
+}
+
+/// The functions that leave something in the session, and those that call them; and what is not known of them. An error
+/// only of the connection.
 pub(super) async fn read(
     mut table: FunctionTable,
     client: &tokio_postgres::Client,
-) -> Result<FunctionTable, tokio_postgres::Error> {
-    let (mut found, mut pattern) = (Vec::new(), LEAVING.to_owned());
+) -> Result<(FunctionTable, Option<Unread>), tokio_postgres::Error> {
+    match read_bodies(&mut table, client).await {
+        Ok(unread) => Ok((table, unread)),
+        Err(error) => match error.as_db_error() {
+            Some(said) => {
+                let said = format!("{} ({})", said.message(), said.code().code());
+                Ok((table, Some(Unread::Failed(said))))
+            }
+            None => Err(error),
+        },
+    }
+}
+
+async fn read_bodies(
+    table: &mut FunctionTable,
+    client: &tokio_postgres::Client,
+) -> Result<Option<Unread>, tokio_postgres::Error> {
+    let parsed = rows(&client.simple_query(HAS_PARSED).await?).next().is_some();
+    let query = BODIES.replace("BODY", if parsed { PARSED } else { "prosrc" });
+    let pinning: Vec<&str> = table.pinning().iter().map(String::as_str).filter(is_plain).collect();
+    let mut pattern = LEAVING.to_owned();
+    if !pinning.is_empty() {
+        pattern = format!(r"{pattern}|\m({})\M", pinning.join("|"));
+    }
+    let (mut found, mut long) = (BTreeSet::new(), BTreeSet::new());
+    let (mut uncalled, mut deeper) = (0, false);
     for _ in 0..MAX_CALLS {
-        found.extend(client.simple_query(&format!("{BODIES}{pattern} LIMIT {MAX_BODIES}")).await?);
-        let of = |row: &'_ tokio_postgres::SimpleQueryRow, i: usize| row.get(i).unwrap_or("").to_owned();
-        let mut owned: Vec<_> = rows(&found).map(|row| (of(row, 0), row.get(1) == Some("t"), of(row, 2))).collect();
-        owned.sort();
-        owned.dedup();
-        let bodies: Vec<_> = owned.iter().map(|(name, sql, text)| BodyRow { name, sql: *sql, text }).collect();
+        let answer = client.simple_query(&format!("{query}$pattern${pattern}$pattern$) LIMIT {MAX_BODIES}")).await?;
+        for row in rows(&answer) {
+            let Some(name) = text(row, 0) else { continue };
+            match text(row, 2) {
+                Some(body) => _ = found.insert((name, text(row, 1).as_deref() == Some("t"), body)),
+                None => _ = long.insert(name),
+            }
+        }
+        let bodies: Vec<_> = found.iter().map(|(name, sql, text)| BodyRow { name, sql: *sql, text }).collect();
         let before = table.bodies().names().count();
-        table = table.with_bodies(&bodies);
-        let plain = |name: &&str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        let names: Vec<&str> = table.bodies().names().filter(plain).take(1000).collect();
-        if names.len() <= before || owned.len() >= MAX_BODIES {
+        *table = std::mem::take(table).with_bodies(&bodies);
+        let names: Vec<&str> = table.bodies().names().collect();
+        let plain: Vec<&str> = names.iter().copied().filter(is_plain).take(MAX_CALLED).collect();
+        uncalled = names.len() - plain.len();
+        deeper = names.len() > before;
+        if !deeper || plain.is_empty() || found.len() >= MAX_BODIES {
+            deeper = false;
             break;
         }
-        pattern = format!(r"'\m({})\M'", names.join("|"));
+        pattern = format!(r"\m({})\M", plain.join("|"));
     }
-    Ok(table)
+    let (long, many) = (long.len(), found.len() >= MAX_BODIES);
+    let limited = long > 0 || many || uncalled > 0 || deeper;
+    Ok(limited.then_some(Unread::Limited { long, many, uncalled, deeper }))
+}
+
+/// A name that is one word, in a regular expression too.
+fn is_plain(name: &&str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+fn text(row: &SimpleQueryRow, column: usize) -> Option<String> {
+    row.try_get(column).ok().flatten().map(str::to_owned)
 }

@@ -11,7 +11,7 @@ use crate::session::relay::{Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
 use crate::session::server::Meta;
 use crate::session::tracking::Tracking;
 use crate::session::turn::is_told;
-use crate::sql::{FunctionTable, Pins};
+use crate::sql::Pins;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
@@ -264,8 +264,7 @@ impl Session {
         self.w.shared.catalogs.refresh(&self.identity.dbname);
         self.w.misroutes.borrow_mut().forget();
         if self.table.is_loaded() {
-            let outdated = FunctionTable::outdated().with_pinning(self.table.pinning().clone());
-            self.table = Arc::new(outdated);
+            self.table = Arc::new(self.table.outdated());
             self.reclassify();
         }
     }

@@ -44,6 +44,9 @@ impl Session {
         }
         if unit.pins.has(PinReason::Set) {
             self.touch(input, unit);
+            let touched = &mut self.tracking.touched;
+            // Nobody stays on a server because of a setting that nothing asks about.
+            touched.every |= touched.is_empty();
             // What is prepared before the settings are known is this session's alone.
             self.parse_key = self.w.texts.borrow_mut().fresh_id();
         }
@@ -60,7 +63,8 @@ impl Session {
         if self.tail != Tail::None {
             return;
         }
-        let Some(long) = self.long.take() else { return };
+        let Some(mut long) = self.long.take() else { return };
+        self.tracking.touched.join(long.touched());
         let Leaves { pins, unpins, nameless } = long.finish();
         if pins.has(PinReason::Set) {
             self.tracking.touched.every = true;

@@ -217,8 +217,7 @@ impl Session {
         // A unit of shared statements may fail for a reason that is ours, before it has done anything.
         let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);
         self.retain(&input[..unit.len], unit, keep, begins);
-        self.long =
-            unit.text_at.filter(|_| !refused).map(|_| Box::new(LongText::new(self.lex, self.table.pinning().clone())));
+        self.long = unit.text_at.filter(|_| !refused).map(|_| Box::new(LongText::new(self.lex, self.table.clone())));
         if let Some(at) = unit.text_at {
             self.follow_long(&input[at..unit.len]);
         }

@@ -8,7 +8,7 @@ mod long;
 mod part;
 mod why;
 
-pub(super) use body::{body_leaves, words};
+pub(super) use body::{body_leaves, executes, literals, words};
 pub use long::{Leaves, LongText};
 pub use why::{Why, why};
 

@@ -94,7 +94,7 @@ pub struct FunctionTable {
     /// Functions that leave something in the session, as the configuration says; nearly always none.
     pinning: Arc<[String]>,
     /// What functions leave there, as their bodies tell.
-    bodies: Bodies,
+    bodies: Arc<Bodies>,
 }
 
 /// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, DISTINCT, USING, CASE, ORDER BY and the
@@ -139,9 +139,11 @@ impl FunctionTable {
         Self::default()
     }
 
-    /// Known once, and no more: nothing is a read until another table comes.
-    pub fn outdated() -> Self {
-        Self { unseen: true, ..Self::default() }
+    /// Known once, and no more: nothing is a read until another table comes. What functions leave in the session is as
+    /// likely the same as not, and is kept.
+    #[must_use]
+    pub fn outdated(&self) -> Self {
+        Self { unseen: true, pinning: self.pinning.clone(), bodies: self.bodies.clone(), ..Self::default() }
     }
 
     /// The same where the configuration says that these functions leave something in the session.
@@ -167,7 +169,14 @@ impl FunctionTable {
     }
 
     pub(super) fn set_bodies(&mut self, bodies: Bodies) {
-        self.bodies = bodies;
+        self.bodies = Arc::new(bodies);
+    }
+
+    /// The same where functions leave what they leave by another table.
+    #[must_use]
+    pub fn with_bodies_of(mut self, other: &Self) -> Self {
+        self.bodies = other.bodies.clone();
+        self
     }
 
     /// From the rows of `pg_proc`. Functions in `allow` may be called by reads whatever their volatility, those in
@@ -413,7 +422,7 @@ mod tests {
         for t in [table().with_operators([("=", "f")]), table().with_casts([("made", "f", true)])] {
             assert_eq!(access("select x in (1) from t", &t), Access::Write);
         }
-        assert_eq!(access("select 1", &FunctionTable::outdated()), Access::Write);
+        assert_eq!(access("select 1", &FunctionTable::unloaded().outdated()), Access::Write);
         // A function that the configuration allows is allowed behind an operator too.
         let t = FunctionTable::new(rows(), &named(&["f"]), &[]).with_operators([("=", "f")]);
         assert_eq!(access("select 1 = 1", &t), Access::Read);

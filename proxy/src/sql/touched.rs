@@ -4,6 +4,7 @@
 //! server is asked for each, and knows. What cannot be found out is said, and the session stays where it is.
 
 use super::LexRules;
+use super::classify::{executes, literals, words};
 use super::lexer::{Lexer, Token};
 use std::collections::BTreeSet;
 
@@ -31,6 +32,14 @@ impl Touched {
         !self.every && !self.nameless && self.names.is_empty()
     }
 
+    /// Add what functions may have changed.
+    pub fn join(&mut self, other: Self) {
+        self.every |= other.every;
+        self.nameless |= other.nameless;
+        other.names.iter().for_each(|name| self.name(name.as_bytes()));
+        self.renamed_back |= other.renamed_back;
+    }
+
     /// Add what a text may change when it is executed with these parameters.
     pub fn add(&mut self, sql: &[u8], parameters: &[&[u8]], lex: LexRules) {
         let standard = lex.standard_conforming_strings && lex.ascii_safe_encoding;
@@ -55,13 +64,16 @@ impl Touched {
         parameters.iter().for_each(|p| self.loose(p));
     }
 
-    /// Add what the body of a function may change.
-    pub fn add_body(&mut self, body: &[u8], lex: LexRules) {
+    /// Add what the body of a function may change, which is in SQL or PL/pgSQL. False when nothing was found.
+    pub fn add_body(&mut self, body: &[u8], lex: LexRules) -> bool {
         let (mut s, mut first) = (Scan { sql: body, at: 0, lexer: Lexer::new(body), ahead: None }, true);
-        let (mut called, mut executes) = (false, !lex.standard_conforming_strings);
+        let (mut called, mut found) = (false, false);
         while let Some(token) = s.next() {
             match token {
-                Token::Odd => return self.unreadable(body, &[]),
+                Token::Odd => {
+                    self.put_together(body);
+                    return true;
+                }
                 Token::Word(word) => {
                     let is = |name: &[u8]| word.eq_ignore_ascii_case(name);
                     match () {
@@ -69,23 +81,40 @@ impl Touched {
                         () if first && is(b"reset") => self.reset(&mut s),
                         () => {}
                     }
-                    (called, executes) = (is(b"set_config"), executes | is(b"execute"));
+                    found |= first && (is(b"set") || is(b"reset"));
+                    called = is(b"set_config");
                     first = is(b"begin") || is(b"then") || is(b"else") || is(b"loop");
                     continue;
                 }
                 Token::Quoted(name) => called = name == b"set_config",
                 Token::Open if called => {
                     self.argument(&mut s, &[]);
-                    called = false;
+                    (called, found) = (false, true);
                 }
                 _ => called = false,
             }
             first = token == Token::Semicolon;
         }
-        if executes {
-            // What is put together there is not followed.
-            self.unreadable(body, &[]);
+        if !lex.standard_conforming_strings {
+            self.put_together(body);
+            return true;
         }
+        if executes(body) {
+            // What is put together there is not followed.
+            literals(body).for_each(|literal| self.put_together(literal));
+            return true;
+        }
+        found
+    }
+
+    /// Add what a text may change that is, or holds, SQL in literals: what the server lists, and the custom settings that
+    /// are named.
+    pub fn put_together(&mut self, text: &[u8]) {
+        self.every = true;
+        self.nameless |= words(text).any(|(at, word)| {
+            word.eq_ignore_ascii_case(b"set_config") && calls_nameless(text[at + word.len()..].trim_ascii_start())
+        });
+        self.loose(text);
     }
 
     /// One statement; returns the token that ended it.
@@ -267,6 +296,17 @@ impl Touched {
     }
 }
 
+/// Behind `set_config` in a literal: a call whose first argument is anything but a whole literal of its own?
+fn calls_nameless(behind: &[u8]) -> bool {
+    let [b'(', inside @ ..] = behind else { return false };
+    let quote = |b: &u8| matches!(b, b'\'' | b'\\');
+    let inside = inside.trim_ascii_start();
+    let name = &inside[inside.iter().take_while(|b| quote(b)).count()..];
+    let rest = &name[name.iter().take_while(|b| !quote(b)).count()..];
+    let rest = rest[rest.iter().take_while(|b| quote(b)).count()..].trim_ascii_start();
+    name.len() == inside.len() || rest.first() != Some(&b',')
+}
+
 /// Which setting a statement names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Naming {
@@ -404,6 +444,27 @@ mod tests {
             let mut touched = Touched::default();
             touched.add(sql.as_bytes(), &[], LexRules::STANDARD);
             assert_eq!(touched.renamed_back, back, "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_body_names_what_it_sets_also_in_what_it_executes() {
+        let of = |body: &str| {
+            let mut touched = Touched::default();
+            let found = touched.add_body(body.as_bytes(), LexRules::STANDARD);
+            (found, touched.every, touched.nameless, touched.names.into_iter().collect::<Vec<_>>().join(" "))
+        };
+        for (body, want) in [
+            ("begin if action = 'set' then return; end if; end", (false, false, false, "")),
+            ("begin set role r1; end", (true, false, false, "role")),
+            ("begin perform set_config('app.x', v, false); execute 'select 1'; end", (true, true, false, "app.x")),
+            ("begin execute 'select set_config(''app.y'', $1, false)' using v; end", (true, true, false, "app.y")),
+            ("begin execute 'select set_config($1, $2, false)' using n, v; end", (true, true, true, "")),
+            ("begin execute 'select set_config(''app.' || n || ''', ''x'', false)'; end", (true, true, true, "")),
+            ("begin execute q; raise notice 'set_config failed'; end", (true, true, false, "")),
+        ] {
+            let (found, every, nameless, names) = of(body);
+            assert_eq!((found, every, nameless, names.as_str()), want, "{body}");
         }
     }
 

@@ -1,8 +1,10 @@
 //! What the body of a function leaves in the session that calls it. Pure.
 //!
 //! A body is code of another language with SQL in it, so this looks for what begins a statement: behind a semicolon, the
-//! few words that PL/pgSQL puts before one, or a quote, as in EXECUTE. The SET of an UPDATE is none. What is found too
-//! much costs the server a question, for it knows what is left; what is found too little stays in the session.
+//! few words that PL/pgSQL puts before one, or a quote. The SET of an UPDATE is none. In SQL and PL/pgSQL nothing but
+//! EXECUTE runs what is in a literal; without it a literal is looked at no more than a comment. What is found too much
+//! costs the server a question, for it knows what is left; what is found too little stays in the session. Of what the
+//! server cannot be asked about, LOAD above all, nothing may be found that is not there.
 
 use super::part::{End, Part};
 use crate::sql::effects::Head;
@@ -17,107 +19,205 @@ const MAX_NAME: usize = 63;
 
 /// What a body leaves, and whether it may end what others have left. `sql`: its language is SQL or PL/pgSQL.
 pub(in crate::sql) fn body_leaves(body: &[u8], sql: bool, functions: &FunctionTable) -> (Pins, bool) {
-    let mut head = Head::new();
-    let (mut pins, mut unpins) = (dynamic(body, &mut head, sql), false);
+    let mut found = Found { functions, head: Head::new(), pins: Pins::NONE, unpins: false };
     if sql {
+        found.statements(body);
+        found.begun(body);
+        if executes(body) {
+            literals(body).for_each(|literal| found.text(literal, true));
+        }
+    } else {
+        found.text(body, false);
+    }
+    let mut pins = found.pins;
+    pins.join(found.head.calls);
+    // What it asks of a sequence it has drawn itself, or the next one draws anew.
+    pins.remove(PinReason::Sequence);
+    (pins, found.unpins || found.head.unlocks)
+}
+
+/// What was found in a body.
+struct Found<'a> {
+    functions: &'a FunctionTable,
+    /// Of functions that are called.
+    head: Head,
+    pins: Pins,
+    unpins: bool,
+}
+
+impl Found<'_> {
+    /// A readable body, cut at its semicolons.
+    fn statements(&mut self, body: &[u8]) {
         let mut lexer = Lexer::new(body);
         loop {
-            let (part, end) = Part::scan(&mut lexer, functions);
-            pins.join(part.head.pins());
-            unpins |= part.head.unpins();
+            let (part, end) = Part::scan(&mut lexer, self.functions);
+            // What looks like LOAD may be a variable's name.
+            let mut pins = part.head.pins();
+            pins.remove(PinReason::Load);
+            pins.join(part.head.calls);
+            self.pins.join(pins);
+            self.unpins |= part.head.unpins();
             match end {
                 End::Semicolon => {}
-                End::Text => break,
+                End::Text => return,
                 End::Odd => {
-                    pins.join(pins_anywhere(body, functions));
-                    unpins = true;
-                    break;
+                    let mut anywhere = pins_anywhere(body, self.functions);
+                    // What would last for life is found only where it is called.
+                    for reason in [PinReason::Load, PinReason::Seed, PinReason::Dblink, PinReason::Extension] {
+                        anywhere.remove(reason);
+                    }
+                    self.pins.join(anywhere);
+                    self.unpins = true;
+                    return self.text(body, true);
                 }
             }
         }
-        begun(body, &mut pins);
-    } else {
-        pins.join(head.calls);
     }
-    // What it asks of a sequence it has drawn itself, or the next one draws anew.
-    pins.remove(PinReason::Sequence);
-    (pins, unpins || head.unlocks)
-}
 
-/// Statements of a readable body, behind whatever begins one.
-fn begun(body: &[u8], pins: &mut Pins) {
-    let (mut lexer, mut first) = (Lexer::new(body), true);
-    let (mut before, mut sets) = (K::None, false);
-    while let Some(token) = lexer.next() {
-        let Token::Word(word) = token else {
-            first = token == Token::Semicolon;
-            (before, sets) = (K::None, false);
-            continue;
-        };
-        let is = folded(word);
-        if sets && !is_of_transaction(is) {
-            pins.add(PinReason::Set);
+    /// Statements of a readable body, behind whatever begins one.
+    fn begun(&mut self, body: &[u8]) {
+        let (mut lexer, mut first) = (Lexer::new(body), true);
+        let (mut before, mut sets, mut loads) = (K::None, false, false);
+        while let Some(token) = lexer.next() {
+            if loads && token == Token::Literal {
+                self.pins.add(PinReason::Load);
+            }
+            loads = false;
+            let Token::Word(word) = token else {
+                first = token == Token::Semicolon;
+                (before, sets) = (K::None, false);
+                continue;
+            };
+            let is = folded(word);
+            if sets && !is_of_transaction(is) {
+                self.pins.add(PinReason::Set);
+            }
+            (sets, loads) = (first && is == K::Set, first && is == K::Load);
+            self.word(is, before, first);
+            first = is_before_statement(word);
+            before = is;
         }
-        sets = first && is == K::Set;
-        look(is, before, first, pins);
-        let begins = |w: &&[u8]| word.eq_ignore_ascii_case(w);
-        first = [&b"begin"[..], b"then", b"else", b"loop"].iter().any(begins);
-        before = is;
     }
-}
 
-/// SQL in literals: any word behind a quote may begin a statement, and so may any in another language.
-fn dynamic(body: &[u8], head: &mut Head, sql: bool) -> Pins {
-    let (mut pins, mut before, mut sets, mut calls) = (Pins::NONE, K::None, false, 0_usize);
-    for (at, word) in words(body) {
-        let is = folded(word);
-        if sets && !is_of_transaction(is) {
-            pins.add(PinReason::Set);
+    /// SQL in a literal that may be executed, or in the text of another language: any word behind a quote may begin a
+    /// statement, if it is not all that is quoted.
+    fn text(&mut self, text: &[u8], sql: bool) {
+        let (mut before, mut sets, mut first) = (K::None, false, false);
+        for (at, word) in words(text) {
+            let (ahead, behind) = (text[..at].trim_ascii_end(), &text[at + word.len()..]);
+            let is = folded(word);
+            if sets && !is_of_transaction(is) {
+                self.pins.add(PinReason::Set);
+            }
+            let opens = |b: &u8| matches!(b, b'\'' | b'"' | b'$' | b';') || !sql && matches!(b, b'`' | b'{' | b'(');
+            first = (first || ahead.last().is_some_and(opens)) && behind.first().is_some_and(u8::is_ascii_whitespace);
+            sets = first && is == K::Set;
+            if first && is == K::Load && names_library(behind) {
+                self.pins.add(PinReason::Load);
+            }
+            self.word(is, before, first);
+            if behind.trim_ascii_start().starts_with(b"(") {
+                self.call(word);
+            }
+            if let Some(lower) = lowered(word, &mut [0; MAX_NAME])
+                && lower.starts_with(b"pg_temp")
+            {
+                self.pins.add(PinReason::Temp);
+            }
+            // What PL/Python, PL/Perl and PL/Tcl keep for a session.
+            if !sql && matches!(word, b"GD" | b"SD" | b"_SHARED") {
+                self.pins.add(PinReason::Extension);
+            }
+            first = is_before_statement(word);
+            before = is;
         }
-        let quoted = body[..at].trim_ascii_end().last().is_some_and(|b| matches!(b, b'\'' | b'"' | b'$'));
-        sets = quoted && is == K::Set;
-        look(is, before, quoted, &mut pins);
-        if let Some(lower) = lowered(word, &mut [0; MAX_NAME]) {
-            head.call(lower);
-            calls += usize::from(lower == b"set_config");
-        }
-        // What PL/Python, PL/Perl and PL/Tcl keep for a session.
-        if !sql && matches!(word, b"GD" | b"SD" | b"_SHARED") {
-            pins.add(PinReason::Extension);
-        }
-        before = is;
     }
-    if calls > if sql { plain_calls(body) } else { 0 } {
-        pins.add(PinReason::Set);
-    }
-    pins
-}
 
-/// How often `set_config` stands outside literals and comments.
-fn plain_calls(body: &[u8]) -> usize {
-    let (mut lexer, mut found) = (Lexer::new(body), 0);
-    while let Some(token) = lexer.next() {
-        match token {
-            Token::Word(word) | Token::Quoted(word) => found += usize::from(word.eq_ignore_ascii_case(b"set_config")),
+    /// A word; `first`: it begins a statement.
+    fn word(&mut self, word: K, before: K, first: bool) {
+        match word {
+            K::Reset if first => self.pins.add(PinReason::Set),
+            K::Listen if first => self.pins.add(PinReason::Listen),
+            K::Prepare if first => self.pins.add(PinReason::Prepare),
+            K::Hold if before == K::With => self.pins.add(PinReason::HeldCursor),
+            K::Temp if matches!(before, K::Create | K::Replace | K::Local | K::Global | K::Into) => {
+                self.pins.add(PinReason::Temp);
+            }
+            K::Close | K::Deallocate | K::Discard | K::Drop | K::Unlisten => self.unpins |= first,
             _ => {}
         }
     }
-    found
+
+    /// A word that stands before `(` in a text.
+    fn call(&mut self, name: &[u8]) {
+        let mut space = [0; MAX_NAME];
+        let Some(lower) = lowered(name, &mut space) else { return };
+        self.head.call(lower);
+        if lower == b"set_config" {
+            self.pins.add(PinReason::Set);
+        }
+        if self.functions.is_pinning(lower) {
+            self.pins.add(PinReason::Extension);
+        }
+        if let Some(left) = self.functions.bodies().get(lower) {
+            self.pins.join(left.pins);
+            self.unpins |= left.unpins;
+        }
+    }
 }
 
-/// A word; `first`: it begins a statement.
-fn look(word: K, before: K, first: bool, pins: &mut Pins) {
-    match word {
-        K::Reset if first => pins.add(PinReason::Set),
-        K::Listen if first => pins.add(PinReason::Listen),
-        K::Load if first => pins.add(PinReason::Load),
-        K::Prepare if first => pins.add(PinReason::Prepare),
-        K::Hold if before == K::With => pins.add(PinReason::HeldCursor),
-        K::Temp if matches!(before, K::Create | K::Replace | K::Local | K::Global | K::Into) => {
-            pins.add(PinReason::Temp);
+/// Does a readable body run what is in a literal?
+pub(in crate::sql) fn executes(body: &[u8]) -> bool {
+    let mut lexer = Lexer::new(body);
+    while let Some(token) = lexer.next() {
+        match token {
+            Token::Word(word) if word.eq_ignore_ascii_case(b"execute") => return true,
+            Token::Odd => return false,
+            _ => {}
         }
-        _ => {}
     }
+    false
+}
+
+/// The literals of a readable body, as they are written: with a doubled quote inside, which the lexer reads as the end of
+/// one and the beginning of another.
+pub(in crate::sql) fn literals(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut lexer = Lexer::new(body);
+    std::iter::from_fn(move || {
+        loop {
+            match lexer.next()? {
+                Token::Literal => break,
+                Token::Odd => return None,
+                _ => {}
+            }
+        }
+        let from = lexer.at() - lexer.last().len();
+        while body.get(lexer.at()) == Some(&b'\'') && body[from..lexer.at()].ends_with(b"'") {
+            if lexer.next() != Some(Token::Literal) {
+                return None;
+            }
+        }
+        Some(&body[from..lexer.at()])
+    })
+}
+
+/// Behind LOAD in a text: is it the name of a library and nothing else, or what `format` makes one of?
+fn names_library(behind: &[u8]) -> bool {
+    let quote = |b: &u8| matches!(b, b'\'' | b'\\');
+    let text = behind.trim_ascii_start();
+    if let [b'%', form @ ..] = text {
+        return form.iter().find(|b| !b.is_ascii_digit() && **b != b'$') == Some(&b'L');
+    }
+    let name = &text[text.iter().take_while(|b| quote(b)).count()..];
+    let rest = &name[name.iter().take_while(|b| !quote(b)).count()..];
+    let rest = rest[rest.iter().take_while(|b| quote(b)).count()..].trim_ascii_start();
+    let plain = name.first().is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'$' | b'/' | b'_'));
+    plain && name.len() < text.len() && rest.first().is_none_or(|b| matches!(b, b';' | b'"' | b'$' | b'`'))
+}
+
+/// May a statement of PL/pgSQL stand behind this word?
+fn is_before_statement(word: &[u8]) -> bool {
+    [&b"begin"[..], b"then", b"else", b"loop"].iter().any(|w| word.eq_ignore_ascii_case(w))
 }
 
 /// Behind SET: for the transaction only.
@@ -179,6 +279,15 @@ mod tests {
             ("begin perform pg_advisory_xact_lock(5); end", &[]),
             ("begin execute 'listen abc'; end", &[P::Listen]),
             ("begin return nextval('s') + currval('s'); end", &[]),
+            ("begin execute 'create table pg_temp.made(a int)'; end", &[P::Temp]),
+            ("begin create table pg_temp.made(a int); end", &[P::Temp]),
+            ("begin execute 'select 1; set role r1'; end", &[P::Set]),
+            ("begin execute 'select pg_advisory_lock(1)'; end", &[P::AdvisoryLock]),
+            ("begin execute 'do $y$ begin set role r1; end $y$'; end", &[P::Set]),
+            ("begin load 'age'; end", &[P::Load]),
+            ("begin execute 'load ''age'''; end", &[P::Load]),
+            ("begin execute format('load %1$L', x); end", &[P::Load]),
+            ("begin execute $$ load '$libdir/age' ; $$; end", &[P::Load]),
             ("begin /* set role r1; */ return 'x'; end", &[]),
         ] {
             assert_eq!(leaves(body), want, "{body}");
@@ -186,9 +295,36 @@ mod tests {
     }
 
     #[test]
+    fn what_only_looks_like_a_statement_leaves_nothing() {
+        for body in [
+            "begin if action = 'set' then return 1; end if; end",
+            "begin raise notice 'Reset password for %', who; end",
+            "begin perform log_step('load', 'set x', $$reset all$$); end",
+            "begin /* set_config( */ return 1; -- load 'age'\n end",
+            "begin return 'set_config(''a'', ''b'', false)'; end",
+            "begin load := load + 1; return load; end",
+            // With EXECUTE a literal may be a statement, and these are still none that would last for life.
+            "begin execute q; perform log_step('load', 'x'); raise notice 'load % of %', a, b; end",
+            "begin execute q; raise notice 'load ''%'' done', a; raise notice 'load ''x'' done'; end",
+            "begin execute q; -- setseed(1), dblink_connect('x')\n raise notice 'setseed, reset'; end",
+            "begin execute q; if action = 'set' then return 1; end if; end",
+            "begin x := 0x1f; /* setseed, dblink_connect */ for i in 1..10 loop y := i; end loop; end",
+        ] {
+            assert_eq!(leaves(body), [], "{body}");
+        }
+    }
+
+    #[test]
     fn it_is_found_in_other_languages_too() {
         let leaves = |body: &str| body_leaves(body.as_bytes(), false, &FunctionTable::unloaded()).0.list();
         assert_eq!(leaves("plpy.execute(\"set role r1\")"), [PinReason::Set]);
+        assert_eq!(
+            leaves("plv8.execute(`set role r1`); f(`create table pg_temp.a(b int)`)"),
+            [PinReason::Set, PinReason::Temp]
+        );
+        assert_eq!(leaves("spi_exec_query(q(set role r1)); q{ reset role }"), [PinReason::Set]);
+        assert_eq!(leaves("plpy.execute(\"load 'age'\")"), [PinReason::Load]);
+        assert_eq!(leaves("log('load', 'x'); log('set'); log(\"load 'x' done\"); len(set(x))"), []);
         assert_eq!(leaves("GD['x'] = 1\nreturn set([1])"), [PinReason::Extension]);
         assert_eq!(leaves("temp = 1\nfor x in set(y): temp += x"), []);
     }
@@ -197,6 +333,8 @@ mod tests {
     fn what_ends_a_pin_is_found() {
         let ends = |body: &str| body_leaves(body.as_bytes(), true, &FunctionTable::unloaded()).1;
         assert!(ends("begin perform pg_advisory_unlock(5); end") && ends("begin x := 1; drop table made; end"));
+        assert!(ends("begin drop table made; end") && ends("begin execute 'drop table made'; end"));
+        assert!(!ends("begin raise notice 'drop it'; end"));
         assert!(!ends("begin perform pg_advisory_lock(5); end"));
     }
 }

@@ -7,7 +7,7 @@ use super::Part;
 use crate::sql::functions::FunctionTable;
 use crate::sql::keyword::Keyword as K;
 use crate::sql::lexer::{Token, is_blank, is_digit, is_operator, is_word, starts_word};
-use crate::sql::{LexRules, PinReason, Pins};
+use crate::sql::{LexRules, PinReason, Pins, Touched};
 use std::sync::{Arc, LazyLock};
 
 /// No function is looked up: it is a write.
@@ -81,8 +81,13 @@ pub struct LongText {
     /// It cannot be read with certainty.
     odd: bool,
     plain_backslash: bool,
-    /// Functions that leave something in the session, as the configuration says.
-    pinning: Arc<[String]>,
+    /// Knows the functions that leave something in the session.
+    functions: Arc<FunctionTable>,
+    lex: LexRules,
+    /// The last token was a name, which a parenthesis makes a call.
+    behind_name: bool,
+    /// Settings that the functions may change which are called.
+    touched: Touched,
     part: Part<'static>,
     /// A name in this statement may be one of a custom setting.
     custom: bool,
@@ -91,9 +96,12 @@ pub struct LongText {
 
 impl LongText {
     /// A text from its beginning.
-    pub fn new(lex: LexRules, pinning: Arc<[String]>) -> Self {
+    pub fn new(lex: LexRules, functions: Arc<FunctionTable>) -> Self {
         Self {
-            pinning,
+            functions,
+            lex,
+            behind_name: false,
+            touched: Touched::default(),
             within: Within::Nothing,
             kept: [0; MAX_WORD],
             len: 0,
@@ -116,6 +124,11 @@ impl LongText {
             self.byte(byte);
             at += 1;
         }
+    }
+
+    /// The settings that the functions may change which it calls.
+    pub fn touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
     }
 
     /// The text is over.
@@ -195,6 +208,9 @@ impl LongText {
             return;
         }
         let behind_escape = std::mem::take(&mut self.behind_escape);
+        // What begins like a comment may be one.
+        let behind_name = std::mem::take(&mut self.behind_name);
+        self.behind_name = behind_name && matches!(byte, b'-' | b'/');
         match byte {
             0 => {
                 self.statement_ends();
@@ -210,7 +226,12 @@ impl LongText {
                 self.keep(byte);
             }
             b';' => self.statement_ends(),
-            b'(' => self.part.take(Token::Open),
+            b'(' => {
+                if behind_name {
+                    self.called();
+                }
+                self.part.take(Token::Open);
+            }
             b')' => self.part.take(Token::Close),
             b',' => self.part.take(Token::Comma),
             b'.' => {
@@ -313,12 +334,23 @@ impl LongText {
         self.within = Within::Nothing;
         self.part.take(token);
         let name = &self.part.name[..self.part.name_len];
-        if matches!(token, Token::Word(_) | Token::Quoted(_)) && self.pinning.iter().any(|p| p.as_bytes() == name) {
+        if matches!(token, Token::Word(_) | Token::Quoted(_)) && self.functions.is_pinning(name) {
             // Called or not: it is named.
             self.leaves.pins.add(PinReason::Extension);
         }
+        self.behind_name = matches!(token, Token::Word(_) | Token::Quoted(_));
         // What runs inside is in a literal, and not looked at here.
         self.odd |= self.part.verb == K::Do;
+    }
+
+    /// A parenthesis stands behind a name.
+    fn called(&mut self) {
+        let name = &self.part.name[..self.part.name_len];
+        if let Some(left) = self.functions.bodies().get(name) {
+            self.leaves.pins.join(left.pins);
+            self.leaves.unpins |= left.unpins;
+            self.functions.bodies().touch(name, &mut self.touched, self.lex);
+        }
     }
 
     fn statement_ends(&mut self) {
@@ -334,12 +366,22 @@ impl LongText {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sql::BodyRow;
     use crate::sql::classify::End;
     use crate::sql::lexer::Lexer;
     use proptest::prelude::*;
 
+    fn table() -> Arc<FunctionTable> {
+        let row = |name, text| BodyRow { name, sql: true, text };
+        let bodies = [
+            row("sets", "begin perform set_config('app.x', 'y', false); end"),
+            row("locks", "begin perform pg_advisory_lock(1); end"),
+        ];
+        Arc::new(FunctionTable::unloaded().with_pinning(["opens".to_owned()].into()).with_bodies(&bodies))
+    }
+
     fn long(sql: &[u8], piece: usize) -> Option<(Pins, bool)> {
-        let mut text = LongText::new(LexRules::STANDARD, ["opens".to_owned()].into());
+        let mut text = LongText::new(LexRules::STANDARD, table());
         sql.chunks(piece.max(1)).for_each(|p| text.feed(p));
         let leaves = text.finish();
         (leaves != Leaves::UNKNOWN).then_some((leaves.pins, leaves.unpins))
@@ -378,6 +420,8 @@ mod tests {
             ("insert into t values (\"pg_advisory_lock\"(1))", Some((Pins::of(PinReason::AdvisoryLock), false))),
             ("create temp table x as values ('y')", Some((Pins::of(PinReason::Temp), false))),
             ("insert into t values (1); drop table u", Some((Pins::NONE, true))),
+            ("insert into t select Locks /* it */ ('x')", Some((Pins::of(PinReason::AdvisoryLock), false))),
+            ("insert into t (locks) values (1)", none),
             ("select Opens('x')", Some((Pins::of(PinReason::Extension), false))),
             ("select 'never ends", None),
             ("select U&'\\0041'", None),
@@ -398,16 +442,24 @@ mod tests {
             ("select set_config('work_mem', '1MB', false)", true),
             ("set work_mem = '1.5MB'; reset all", false),
         ] {
-            let mut text = LongText::new(LexRules::STANDARD, ["opens".to_owned()].into());
+            let mut text = LongText::new(LexRules::STANDARD, table());
             text.feed(sql.as_bytes());
             assert_eq!(text.finish().nameless, nameless, "{sql}");
         }
     }
 
     #[test]
+    fn what_functions_set_that_are_called_is_named() {
+        let mut text = LongText::new(LexRules::STANDARD, table());
+        b"insert into t select sets(), 'x'".chunks(3).for_each(|p| text.feed(p));
+        let names: Vec<Box<str>> = text.touched().names.into_iter().collect();
+        assert_eq!(names, ["app.x".into()]);
+        assert_eq!(text.finish(), Leaves { pins: Pins::of(PinReason::Set), unpins: false, nameless: false });
+    }
+
+    #[test]
     fn where_backslashes_may_mean_something_nothing_is_certain() {
-        let mut text =
-            LongText::new(LexRules { standard_conforming_strings: false, ..LexRules::STANDARD }, Arc::default());
+        let mut text = LongText::new(LexRules { standard_conforming_strings: false, ..LexRules::STANDARD }, table());
         text.feed(b"insert into t values ('\\'); set x = 1; --')");
         assert_eq!(text.finish(), Leaves::UNKNOWN);
     }

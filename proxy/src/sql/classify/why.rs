@@ -144,6 +144,6 @@ mod tests {
         }
         let other = LexRules { standard_conforming_strings: false, ..LexRules::STANDARD };
         assert_eq!(why(b"select '\\'", &table, other), Why::LexRules);
-        assert_eq!(why(b"select 1", &FunctionTable::outdated(), LexRules::STANDARD), Why::Hidden);
+        assert_eq!(why(b"select 1", &FunctionTable::unloaded().outdated(), LexRules::STANDARD), Why::Hidden);
     }
 }
