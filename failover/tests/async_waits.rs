@@ -101,6 +101,35 @@ fn a_commit_that_a_fence_held_is_released_without_a_standby_and_told() {
     });
 }
 
+/// A PostgreSQL that does not answer when its agent starts is adopted later: what it has is not what is presumed.
+#[test]
+fn a_fence_that_was_left_is_lifted_when_postgres_answers_late() {
+    unprivileged("a_fence_that_was_left_is_lifted_when_postgres_answers_late", async {
+        let mut c = Cluster::new(22465, 2, Mode::Async, 1);
+        let p = c.bootstrap().await;
+        c.until_streaming(1 - p, p, Term(1)).await;
+        let names = format!("ANY 1 ({})", c.nodes[1 - p].id);
+        until("the list", async || (c.value(p, "SHOW synchronous_standby_names").await == names).then_some(())).await;
+        c.crash_agent(p).await;
+        let conf = c.nodes[p].config.data_dir.join("conf/dynamic.conf");
+        let text = std::fs::read_to_string(&conf).unwrap();
+        let fenced = format!("synchronous_standby_names = '{}'", cluster::sync_names::SyncNames::Fenced);
+        std::fs::write(&conf, format!("{text}{fenced}\nsynchronous_commit = 'on'\n")).unwrap();
+        let postmaster = postmaster(&c.nodes[p].config);
+        signal(postmaster, nix::sys::signal::Signal::SIGHUP);
+        until("the fence", async || {
+            c.value(p, "SHOW synchronous_standby_names").await.contains("fenced").then_some(())
+        })
+        .await;
+        signal(postmaster, nix::sys::signal::Signal::SIGSTOP);
+        c.start(p).await;
+        assert_eq!(c.state(p).await.postgres, PostgresState::Starting, "it does not answer");
+        signal(postmaster, nix::sys::signal::Signal::SIGCONT);
+        until("the list", async || (c.value(p, "SHOW synchronous_standby_names").await == names).then_some(())).await;
+        until("the default", async || (c.value(p, "SHOW synchronous_commit").await == "local").then_some(())).await;
+    });
+}
+
 /// Before, only the hard stop at the lease's end ended them.
 #[test]
 fn sessions_that_wait_for_less_are_ended_before_the_lease_is() {

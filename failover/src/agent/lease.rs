@@ -235,14 +235,17 @@ impl Agent {
     /// Nothing here waits for etcd while this node serves, so that no deadline passes unseen.
     pub(super) async fn keep_lease(&self) {
         let mut guard = Guard::default();
-        // A fence that an agent left when it was killed: lifted like one of ours, or commits would wait for ever.
-        let mut left_fenced = self.conf.lock().await.waits.names == SyncNames::Fenced;
+        let mut left_fenced = false;
         let mut records = self.records.subscribe();
         let mut state = self.state.subscribe();
         // Far below the margin's last third.
         let tick = (self.env.config.lease_margin / 10).min(self.env.config.lease_renew);
         loop {
             let serves = self.serves().is_some() || self.is_unguarded();
+            // A fence that an agent left when it was killed: lifted like one of ours, or commits would wait for ever.
+            if let Ok(mut conf) = self.conf.try_lock() {
+                left_fenced |= std::mem::take(&mut conf.left_fenced);
+            }
             if serves {
                 if std::mem::take(&mut left_fenced) {
                     guard.fenced_from = Some(Waits::FENCED);

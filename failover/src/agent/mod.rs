@@ -224,6 +224,9 @@ pub async fn run(
     let mut conf = Dynamic::new(presumed_waits(&env));
     if postgres::postmaster(&env).is_none() {
         conf.write(&env).map_err(no_directory)?;
+    } else {
+        // Until it is looked at, its sessions may go by any default.
+        conf.not_taken_up();
     }
     let state = State::new(env.clock.now());
     let memory = keeper.get().clone();
@@ -258,11 +261,11 @@ pub async fn run(
     tracing::info!(node = %agent.env.config.node, term = memory.promise.0, address = %listen, "agent started");
     // First look before the first decision: a running PostgreSQL is adopted, not started.
     agent.look_once(&mut None).await;
-    agent.adopt().await;
+    let adopted = agent.adopt();
     let mut tasks = JoinSet::new();
     let spawn = |a: &Arc<Agent>| Arc::clone(a);
     let a = spawn(&agent);
-    tasks.spawn(async move { a.observe().await });
+    tasks.spawn(async move { a.observe(adopted).await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.follow_records().await });
     let a = spawn(&agent);
@@ -349,17 +352,22 @@ impl AgentHandle {
 }
 
 impl Agent {
-    /// A running PostgreSQL goes on with what its commits wait for now, whatever the configuration says.
-    async fn adopt(&self) {
+    /// A running PostgreSQL goes on with what its commits wait for now, whatever the configuration says. False while it
+    /// does not answer.
+    fn adopt(&self) -> bool {
         let names = self.state.look(|o| match &o.postgres {
             PostgresState::Primary(p) => p.sync_names.parse().ok(),
             PostgresState::Standby(s) => s.sync_names.parse().ok(),
             _ => None,
         });
-        if let Some(names) = names {
-            tracing::info!(node = %self.env.config.node, sync_names = %names, "adopted a running postgres");
-            self.conf.lock().await.adopt(&self.env, names);
+        let Some(names): Option<SyncNames> = names else { return false };
+        let told = names.to_string();
+        // Somebody is writing another: the next look finds that.
+        let Ok(mut conf) = self.conf.try_lock() else { return false };
+        if conf.adopt(&self.env, names) {
+            tracing::info!(node = %self.env.config.node, sync_names = told, "adopted a running postgres");
         }
+        true
     }
 
     /// Change what must not be forgotten, durably, and show it.

@@ -110,12 +110,14 @@ fn followers(rows: &[Row]) -> (Vec<Follower>, Vec<String>) {
 }
 
 impl Agent {
-    /// Look for ever: at once when the postmaster ends or somebody asks, else every `probe_interval`.
-    pub(crate) async fn observe(&self) {
+    /// Look for ever: at once when the postmaster ends or somebody asks, else every `probe_interval`. A PostgreSQL that did
+    /// not answer at first is adopted when it does.
+    pub(crate) async fn observe(&self, mut adopted: bool) {
         let mut sql: Option<Sql> = None;
         let mut watched: Option<(Pid, Death)> = None;
         loop {
             self.look_once(&mut sql).await;
+            adopted = adopted || self.adopt();
             let pid = postgres::postmaster(&self.env);
             if watched.as_ref().map(|(p, _)| *p) != pid {
                 watched = pid.and_then(|p| Some((p, Death::of(p).ok()??)));

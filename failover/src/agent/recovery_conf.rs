@@ -34,6 +34,8 @@ pub(crate) struct Dynamic {
     lenient: bool,
     /// How often this agent has written the file.
     written: u64,
+    /// An earlier agent's fence was found. For whoever lifts it.
+    pub(crate) left_fenced: bool,
 }
 
 /// Tells which of our files a session goes by, see [`Dynamic::stamp`].
@@ -48,15 +50,22 @@ const ALWAYS_SOON: &str = "synchronous_commit = 'on' # not of every session yet"
 
 impl Dynamic {
     pub(crate) const fn new(waits: Waits) -> Self {
-        Self { upstream: None, waits, lenient: false, written: 0 }
+        let lenient = waits.on_request;
+        Self { upstream: None, waits, lenient, written: 0, left_fenced: false }
     }
 
-    /// Of a server that runs: its list, and the rest as in the file that an earlier agent wrote.
-    pub(crate) fn adopt(&mut self, env: &Env, names: SyncNames) {
+    /// Of a server that runs: its list, and the rest as in the file that an earlier agent wrote. False: this agent has
+    /// written another, which the server goes by.
+    pub(crate) fn adopt(&mut self, env: &Env, names: SyncNames) -> bool {
+        if self.written > 0 {
+            return false;
+        }
+        self.left_fenced = names == SyncNames::Fenced;
         let text = std::fs::read_to_string(env.layout.dynamic_conf()).unwrap_or_default();
         let has = |line: &str| text.lines().any(|l| l == line);
         self.waits = Waits { names, on_request: has(ON_REQUEST) };
         self.lenient = !has(ALWAYS);
+        true
     }
 
     /// What it is to hold; true when that is another. To be written then.
@@ -70,6 +79,11 @@ impl Dynamic {
     /// May sessions commit without waiting although they do not ask for that?
     pub(crate) const fn is_lenient(&self) -> bool {
         self.lenient
+    }
+
+    /// That commits wait was not proved: sessions may go by an older default.
+    pub(crate) const fn not_taken_up(&mut self) {
+        self.lenient = true;
     }
 
     /// Every session goes by what the file says now.
