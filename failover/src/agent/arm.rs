@@ -54,7 +54,7 @@ impl Agent {
         let _turn = self.arming.lock().await;
         // Of two orders under way the later policy's must have the last word, and a policy only grows.
         self.read_records().await.map_err(|e| self.failed("arming", &e))?;
-        if self.records.borrow().policy.as_ref().map(|p| p.value.epoch) != Some(order.policy_epoch) {
+        if self.policy().map(|p| p.epoch) != Some(order.policy_epoch) {
             return Err(self.wrong_state("an order of the policy in force"));
         }
         self.remember(|m| m.armed = m.armed.max(order.policy_epoch)).map_err(|e| self.failed("arming", &e))?;

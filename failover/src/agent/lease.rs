@@ -105,7 +105,7 @@ impl Agent {
         self.must_be_primary(order.term)?;
         let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
         read.map_err(|e| failed(&e))?;
-        if order.suspend.is_none() && self.records.borrow().protects() {
+        if order.suspend.is_none() && self.protects() {
             self.protect_again().await.map_err(|e| failed(&e))?;
         }
         let records = self.records.borrow().clone();
@@ -154,12 +154,18 @@ impl Agent {
     /// again before the term opens with the promise that they wait.
     async fn protect_again(&self) -> Result<(), super::arm::ProofError> {
         let waits = self.waits_by_policy();
+        let _turn = self.arming.lock().await;
         if !waits.protects() || self.conf.lock().await.waits.protects() {
             return Ok(());
         }
         tracing::warn!(node = %self.env.config.node, "commits waited for nobody before the term is open");
+        self.make_all_wait(&waits).await
+    }
+
+    /// From whatever they waited for, with a proof that needs no standby.
+    pub(super) async fn make_all_wait(&self, waits: &Waits) -> Result<(), super::arm::ProofError> {
         if self.conf.lock().await.is_lenient() {
-            self.set_waits(&waits).await?;
+            self.set_waits(waits).await?;
             self.taken_up().await?;
         }
         self.prove_waiting(&waits.names, self.env.config.probe_timeout * 5).await
@@ -296,7 +302,10 @@ impl Agent {
     /// A primary adopted by an agent that has not reached etcd yet: where no quorum fences it may have been replaced
     /// already.
     fn is_unguarded(&self) -> bool {
-        (self.env.cluster.mode == Mode::Async || self.memory().leased)
+        let memory = self.memory();
+        // Whatever mode it was created in.
+        let unprotected = memory.leased || memory.policy.is_some_and(|p| !p.protects());
+        (self.env.cluster.mode == Mode::Async || unprotected)
             && self.records.borrow().read_at.is_none()
             && self.state.look(|o| matches!(o.postgres, PostgresState::Primary(_)))
     }
@@ -325,7 +334,7 @@ impl Agent {
         let now = self.env.clock.now();
         let held = self.held();
         guard.missing_since = if held.is_some() { None } else { guard.missing_since.or(Some(now)) };
-        if self.records.borrow().protects() {
+        if self.protects() {
             // Fenced before commits were protected again: the quorum fences from here on.
             self.lift(&mut guard.fenced_from).await;
             if self.memory().leased
@@ -471,9 +480,8 @@ impl Agent {
 
     /// What commits wait for if this node is the primary, by the policy in force.
     pub(super) fn waits_by_policy(&self) -> Waits {
-        let records = self.records.borrow();
-        match records.policy.as_ref().map(|p| &p.value) {
-            Some(policy) => crate::fsm::sync_set::waits(policy, &self.env.config.node),
+        match self.policy() {
+            Some(policy) => crate::fsm::sync_set::waits(&policy, &self.env.config.node),
             None => super::presumed_waits(&self.env),
         }
     }

@@ -40,6 +40,16 @@ pub(crate) struct Memory {
     pub(crate) suspended: Option<Suspension>,
 }
 
+impl Memory {
+    /// Of the policy read and the newest one remembered the later: an etcd restored from a backup tells of an older one
+    /// until the managers write the remembered one anew. Nothing remembered counts while nothing is read.
+    pub(crate) fn in_force(&self, read: Option<&PolicyRecord>) -> Option<PolicyRecord> {
+        let read = read?;
+        let newer = self.policy.as_ref().filter(|p| p.epoch > read.epoch);
+        Some(newer.unwrap_or(read).clone())
+    }
+}
+
 /// [`Memory`] with its file.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -104,6 +114,31 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{Limits, Mode};
+
+    #[test]
+    fn an_older_policy_of_a_restored_etcd_is_not_in_force() {
+        let policy = |epoch, mode| PolicyRecord {
+            epoch,
+            voters: Vec::new(),
+            k: 1,
+            mode,
+            suspended: None,
+            limits: Limits::default(),
+            joint: None,
+        };
+        let memory = Memory { policy: Some(policy(5, Mode::Strict)), ..Memory::default() };
+        let mode = |read: Option<PolicyRecord>| memory.in_force(read.as_ref()).map(|p| (p.epoch, p.mode));
+        assert_eq!(mode(Some(policy(3, Mode::Async))), Some((5, Mode::Strict)));
+        assert_eq!(
+            mode(Some(policy(5, Mode::Async))),
+            Some((5, Mode::Async)),
+            "what is read, as long as it is not older"
+        );
+        assert_eq!(mode(Some(policy(6, Mode::Async))), Some((6, Mode::Async)));
+        assert_eq!(mode(None), None);
+        assert_eq!(Memory::default().in_force(Some(&policy(3, Mode::Async))).map(|p| p.epoch), Some(3));
+    }
 
     #[test]
     fn a_promise_survives_a_restart_and_a_damaged_file_stops_the_agent() {

@@ -1,6 +1,7 @@
 //! The agent's own loop: facts in, one act out, done, and again.
 
 use super::adopt::AdoptError;
+use super::arm::ProofError;
 use super::postgres::{self, ServerError, Stop};
 use super::sql::Sql;
 use super::{Agent, bootstrap::BootstrapError, rejoin::RejoinError};
@@ -34,7 +35,9 @@ pub(super) enum ActError {
     #[error(transparent)]
     Adopt(#[from] AdoptError),
     #[error("settings could not be written")]
-    Settings(#[source] std::io::Error),
+    Settings(#[from] std::io::Error),
+    #[error("commits could not be made to wait")]
+    Protecting(#[from] ProofError),
 }
 
 impl Agent {
@@ -79,11 +82,15 @@ impl Agent {
     }
 
     async fn act_once(&self) -> Result<Act, ActError> {
-        self.preset_by_policy().await.map_err(ActError::Settings)?;
+        // That must not keep it from stopping what is to stop.
+        let unproved = match self.preset_by_policy().await {
+            Err(error @ ActError::Protecting(_)) => Err(error),
+            other => Ok(other?),
+        };
         self.reset_foreign_settings();
         self.finish_adoption().await?;
         if matches!(self.decide_now(), Act::Wait(_)) {
-            return Ok(self.decide_now());
+            return unproved.map(|()| self.decide_now());
         }
         let _held = self.actuator.lock().await;
         // Facts may have changed while another held it.
@@ -192,7 +199,7 @@ impl Agent {
 
     /// Every node holds what commits would wait for if it were promoted. On a primary only towards more waiting; the
     /// other way is a manager's or the lease's decision, but where it is on record already.
-    async fn preset_by_policy(&self) -> std::io::Result<()> {
+    async fn preset_by_policy(&self) -> Result<(), ActError> {
         if self.records.borrow().policy.is_none() {
             return Ok(());
         }
@@ -212,11 +219,39 @@ impl Agent {
             Some(false) => self.state.look(|o| o.frozen_for.is_none()),
             // Before the term is open the manager's orders hold.
             Some(true) if self.serves().is_none() => false,
-            Some(true) if waits.on_request => return self.preset_on_request(&waits).await,
-            Some(true) => waits.protects() && self.conf.lock().await.waits == Waits::NOBODY,
+            Some(true) if waits.on_request => return Ok(self.preset_on_request(&waits).await?),
+            Some(true) if waits.protects() => return self.preset_always(&waits).await,
+            Some(true) => false,
             None => false,
         };
-        if wanted { self.set_waits(&waits).await } else { Ok(()) }
+        if wanted {
+            self.set_waits(&waits).await?;
+        }
+        Ok(())
+    }
+
+    /// The primary of a cluster whose commits all wait. Where only those did that ask for it, each session must be seen to
+    /// go by the other default; until that is proved it is tried again.
+    async fn preset_always(&self, waits: &Waits) -> Result<(), ActError> {
+        let (holds, lenient) = {
+            let conf = self.conf.lock().await;
+            (conf.waits.clone(), conf.is_lenient())
+        };
+        if holds.names == SyncNames::Fenced || !holds.on_request && !lenient && holds.protects() {
+            return Ok(());
+        }
+        if !holds.on_request && !lenient {
+            return Ok(self.set_waits(waits).await?);
+        }
+        // An order to arm does all of it.
+        let Ok(_turn) = self.arming.try_lock() else { return Ok(()) };
+        tracing::warn!(node = %self.env.config.node, "the policy makes all commits wait, but they did not");
+        if let Err(error) = self.make_all_wait(waits).await {
+            self.conf.lock().await.not_taken_up();
+            self.set_waits(waits).await?;
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// The primary of an async cluster: nothing that is asked for is promised to a later term, so the list may be set or
@@ -228,6 +263,11 @@ impl Agent {
         }
         let Ok(_turn) = self.arming.try_lock() else { return Ok(()) };
         if !holds.on_request {
+            // As in `relax`: under this policy or a later one they were ordered to wait.
+            let armed = self.memory().armed;
+            if self.policy().is_some_and(|p| armed >= p.epoch) {
+                return Ok(());
+            }
             // Only an agent that ended in between leaves this, or a record of old.
             return if self.holds_lease() { self.let_through(waits.clone()).await } else { Ok(()) };
         }
@@ -255,7 +295,7 @@ impl Agent {
     }
 
     fn suspension(&self) -> Option<crate::record::Suspension> {
-        self.records.borrow().policy.as_ref()?.value.suspended.clone()
+        self.policy()?.suspended
     }
 
     async fn stop_fenced(&self) -> Result<(), ActError> {

@@ -47,11 +47,6 @@ impl Records {
     pub(crate) fn postgres_of(&self, node: &NodeId) -> Option<&Endpoint> {
         self.members.get(node).map(|m| &m.postgres)
     }
-
-    /// Do commits wait for standbys by the policy in force? Without a policy: no.
-    pub(crate) fn protects(&self) -> bool {
-        self.policy.as_ref().is_some_and(|p| p.value.protects())
-    }
 }
 
 /// A record that cannot be read is treated as absent and told: acting on a guess would be worse.

@@ -18,9 +18,8 @@ impl Agent {
         let _turn = self.arming.lock().await;
         self.read_records().await.map_err(|e| self.failed("relaxing", &e))?;
         let allowed = {
-            let records = self.records.borrow();
-            let policy = records.policy.as_ref().map(|p| &p.value).filter(|p| p.epoch == order.policy_epoch);
-            policy.map(|p| crate::fsm::sync_set::waits(p, &self.env.config.node)).filter(|w| !w.protects())
+            let policy = self.policy().filter(|p| p.epoch == order.policy_epoch);
+            policy.map(|p| crate::fsm::sync_set::waits(&p, &self.env.config.node)).filter(|w| !w.protects())
         };
         let Some(waits) = allowed else {
             return Err(self.wrong_state("an order of a policy in force that protects nothing"));

@@ -80,11 +80,22 @@ impl Agent {
         }
     }
 
+    /// The policy in force as far as this node knows; `None` before one was read.
+    pub(super) fn policy(&self) -> Option<PolicyRecord> {
+        let read = self.records.borrow().policy.as_ref().map(|p| p.value.clone());
+        self.memory().in_force(read.as_ref())
+    }
+
+    /// Do commits wait for standbys by the policy in force? Without a policy: no.
+    pub(super) fn protects(&self) -> bool {
+        self.policy().is_some_and(|p| p.protects())
+    }
+
     /// The policy of an open term of this node, by the records; by memory where an agent has been started since etcd was
     /// lost. Only who was told of the term by etcd asks, and a later one was promised by nobody here.
     fn policy_of(&self, term: Term) -> Option<PolicyRecord> {
         if self.serves() == Some(term) {
-            return self.records.borrow().policy.as_ref().map(|p| p.value.clone());
+            return self.policy();
         }
         let unread = self.records.borrow().read_at.is_none();
         let memory = self.memory();

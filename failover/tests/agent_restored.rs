@@ -1,0 +1,94 @@
+//! Agents with real PostgreSQL that start when etcd tells of an older policy than the one in force, or does not answer.
+
+#[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
+mod agents;
+
+use agents::{Cluster, unprivileged, until};
+use failover::api::PostgresState;
+use failover::record::{Mode, PolicyRecord};
+use failover::store::{Store, Txn};
+
+/// As a change of the mode or a restored backup leaves it.
+async fn put_policy(c: &Cluster, epoch: u64, mode: Mode) {
+    let (policy, _) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
+    let policy = PolicyRecord { epoch, mode, ..policy };
+    let put = Txn::new().put(c.keys.policy(), serde_json::to_vec(&policy).unwrap());
+    assert!(c.store.txn(put).await.unwrap().succeeded);
+}
+
+async fn until_noted(c: &Cluster, i: usize, epoch: u64) {
+    let noted = |p: &PolicyRecord| p.epoch == epoch;
+    c.until_state(i, "the policy", |s| s.policy.as_ref().is_some_and(noted).then_some(())).await;
+}
+
+async fn until_default(c: &Cluster, i: usize, want: &str) {
+    until("the default", async || (c.value(i, "SHOW synchronous_commit").await == want).then_some(())).await;
+}
+
+async fn until_stopped(c: &Cluster, i: usize) {
+    c.until_state(i, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+}
+
+#[test]
+fn commits_go_on_waiting_when_a_restored_etcd_says_that_they_need_not() {
+    unprivileged("commits_go_on_waiting_when_a_restored_etcd_says_that_they_need_not", async {
+        let mut c = Cluster::new(22470, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        put_policy(&c, 5, Mode::Strict).await;
+        until_noted(&c, p, 5).await;
+        c.crash_agent(p).await;
+        put_policy(&c, 3, Mode::Async).await;
+        c.start(p).await;
+        c.until_state(p, "the lease", |s| s.lease_left_ms).await;
+        // What the agent mends right after it has looked at what commits are to wait for.
+        let auto = c.nodes[p].config.data_dir.join("data/postgresql.auto.conf");
+        for _ in 0..2 {
+            c.sql(p).await.simple_query("ALTER SYSTEM SET wal_receiver_timeout = '1h'").await.unwrap();
+            until("the reset", async || (!std::fs::read_to_string(&auto).ok()?.contains("1h")).then_some(())).await;
+        }
+        let settings = std::fs::read_to_string(c.nodes[p].config.data_dir.join("conf/dynamic.conf")).unwrap();
+        assert!(settings.contains("\nsynchronous_commit = 'on'\n"), "{settings}");
+
+        // However it came that they did not: the policy in force has the last word.
+        put_policy(&c, 6, Mode::Async).await;
+        until_default(&c, p, "local").await;
+        put_policy(&c, 7, Mode::Strict).await;
+        until_default(&c, p, "on").await;
+        let names = format!("ANY 1 ({})", c.nodes[1 - p].id);
+        until("the list", async || (c.value(p, "SHOW synchronous_standby_names").await == names).then_some(())).await;
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+    });
+}
+
+#[test]
+fn the_lease_goes_on_fencing_when_a_restored_etcd_says_that_a_quorum_does() {
+    unprivileged("the_lease_goes_on_fencing_when_a_restored_etcd_says_that_a_quorum_does", async {
+        let mut c = Cluster::new(22474, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        put_policy(&c, 5, Mode::Async).await;
+        until_default(&c, p, "local").await;
+        // Nobody is left to sign for it.
+        c.crash_agent(1 - p).await;
+        c.crash_agent(p).await;
+        put_policy(&c, 3, Mode::Strict).await;
+        c.start(p).await;
+        c.until_state(p, "the lease", |s| s.lease_left_ms).await;
+        c.nodes[p].store.set_down(true);
+        until_stopped(&c, p).await;
+    });
+}
+
+#[test]
+fn without_etcd_a_started_agent_fences_by_the_mode_that_was_changed_to() {
+    unprivileged("without_etcd_a_started_agent_fences_by_the_mode_that_was_changed_to", async {
+        let mut c = Cluster::new(22478, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        put_policy(&c, 5, Mode::Async).await;
+        until_default(&c, p, "local").await;
+        c.crash_agent(1 - p).await;
+        c.crash_agent(p).await;
+        c.nodes[p].store.set_down(true);
+        c.start(p).await;
+        until_stopped(&c, p).await;
+    });
+}
