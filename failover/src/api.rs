@@ -363,6 +363,10 @@ pub struct Countersign {
 pub struct Countersigned {
     /// Who promises.
     pub node: NodeId,
+    /// For how long, ms, from when the order arrived: no longer than asked for. Older agents do not tell it, and their
+    /// promise does not count.
+    #[serde(default)]
+    pub lasts_ms: u64,
 }
 
 /// The primary's agent confirms a proxy's view.

@@ -346,8 +346,15 @@ fn without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins
     let name = "without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins_before_it_has_stopped";
     unprivileged(name, async {
         let mut c = Cluster::new(22260, 3, Mode::Async, 0);
+        let (long, short) = (Duration::from_secs(8), Duration::from_secs(6));
+        c.nodes.iter_mut().for_each(|n| n.config.lease_ttl = long);
         let p = c.bootstrap().await;
         let (candidate, third) = ((p + 1) % 3, (p + 2) % 3);
+        // One signs for less than the others.
+        c.crash_agent(candidate).await;
+        c.nodes[candidate].config.lease_ttl = short;
+        c.start(candidate).await;
+        c.until_streaming(candidate, p, Term(1)).await;
         let sql = c.sql(p).await;
         sql.batch_execute("CREATE TABLE t (i int)").await.unwrap();
         let link = c.store.client();
@@ -370,16 +377,20 @@ fn without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins
         let begun = Instant::now();
         link.set_down(true);
         c.nodes.iter().for_each(|n| n.store.set_down(true));
-        while begun.elapsed() < c.nodes[p].config.lease_ttl * 2 {
+        while begun.elapsed() < long + short / 3 {
             sql.batch_execute("INSERT INTO t VALUES (1)").await.expect("all agents sign");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert_eq!(gate(), Gate::Open, "the primary's agent vouches for the view");
+        until("the primary's agent to vouch for the view", async || (gate() == Gate::Open).then_some(())).await;
         let vouch = async |query: &str| c.request(p, "GET", &format!("/vouch?{query}"), String::new(), "").await.0;
         assert_eq!((vouch("term=1&epoch=1").await, vouch("term=2&epoch=1").await), (200, 409));
         assert_eq!((vouch("term=1&epoch=2").await, vouch("term=1").await), (409, 400));
 
-        // What was signed binds a signer that starts anew, too.
+        // What was signed binds a signer that starts anew, too, also when it has promised the later term already.
+        tokio::select! {
+            done = c.freeze(candidate, Term(2)) => panic!("frozen although it has signed for term 1: {done:?}"),
+            () = c.until_state(candidate, "the promise", |s| (s.promise == Term(2)).then_some(())) => {}
+        }
         c.crash_agent(candidate).await;
         c.start(candidate).await;
         let frozen = async {

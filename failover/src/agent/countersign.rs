@@ -28,16 +28,21 @@ pub(super) struct Signature {
     until: Instant,
 }
 
-/// What an agent must assume that one before it has signed.
+/// What an agent must assume that one before it has signed. For which term is not known, only that it was none above the
+/// promise; a freeze may have promised its own before it waited, so whatever begins here now waits.
 pub(super) fn remembered(env: &Env, memory: &Memory) -> Signature {
     let now = env.clock.now();
-    let until = if memory.signed { now + lengthened(env.config.lease_ttl) } else { now };
-    Signature { term: memory.promise, until }
+    let until = if memory.signed { now + lengthened(memory.signed_for(env.config.lease_ttl)) } else { now };
+    Signature { term: Term(0), until }
 }
 
 /// Is it time to ask for signatures? Two renewals in a row must have failed, and as many more must still fit. PURE.
 fn is_due(sent_at: Instant, renew: Duration, now: Instant) -> bool {
     now.since(sent_at) >= renew + renew / 2
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whose signatures are needed: of all members but this one. `None`: somebody follows who is none of them. PURE.
@@ -68,13 +73,18 @@ impl Agent {
         let mut signature = self.signature.lock().expect("no holder of this lock panics");
         // A freeze promises first and looks here then: one of a later term is either seen here or sees this.
         self.promise(order.term)?;
-        if !self.memory().signed {
-            self.remember(|m| m.signed = true).map_err(|e| self.failed("signing", &e))?;
+        let lasts_ms = millis(lasts);
+        let memory = self.memory();
+        if !memory.signed || memory.signed_ms < lasts_ms {
+            let longest = if memory.signed { memory.signed_ms.max(lasts_ms) } else { lasts_ms };
+            self.remember(|m| (m.signed, m.signed_ms) = (true, longest)).map_err(|e| self.failed("signing", &e))?;
+        }
+        if !memory.signed {
             tracing::warn!(%node, term = order.term.0, primary = %order.primary, "signing for a primary that has lost etcd");
         }
         let until = self.env.clock.now() + lengthened(lasts);
         *signature = Signature { term: order.term, until: signature.until.max(until) };
-        Ok(Countersigned { node })
+        Ok(Countersigned { node, lasts_ms })
     }
 
     /// Wait until nothing is signed for a term below `term`, which is promised. Bounded by the lease's length.
@@ -146,8 +156,7 @@ impl Agent {
         };
         let needed = needed.ok_or_else(|| "a standby streams that is no member known here".to_owned())?;
         let (sent, ttl) = (self.env.clock.now(), self.env.config.lease_ttl);
-        let lasts_ms = u64::try_from(ttl.as_millis()).unwrap_or(0);
-        let order = Countersign { term, primary: self.env.config.node.clone(), lasts_ms };
+        let order = Countersign { term, primary: self.env.config.node.clone(), lasts_ms: millis(ttl) };
         let body = Bytes::from(serde_json::to_vec(&order).expect("texts and numbers are JSON"));
         let bound = self.env.config.probe_timeout.max(self.env.config.lease_renew);
         let mut asked = JoinSet::new();
@@ -157,17 +166,23 @@ impl Agent {
             asked.spawn(async move {
                 let exchange = link.exchange(Method::POST, "/agent/countersign", body, bound);
                 match tokio::time::timeout(bound, exchange).await {
-                    Ok(Ok((StatusCode::OK, _))) => Ok(()),
+                    Ok(Ok((StatusCode::OK, body))) => match serde_json::from_slice::<Countersigned>(&body) {
+                        Ok(signed) if signed.lasts_ms > 0 => Ok(Duration::from_millis(signed.lasts_ms)),
+                        Ok(_) => Err(format!("{node}: does not tell for how long")),
+                        Err(error) => Err(format!("{node}: {error}")),
+                    },
                     Ok(Ok((status, body))) => Err(format!("{node}: HTTP {status}: {}", String::from_utf8_lossy(&body))),
                     Ok(Err(error)) => Err(format!("{node}: {error}")),
                     Err(_) => Err(format!("{node}: no answer within {bound:?}")),
                 }
             });
         }
+        // Each promises for no longer than its own configuration says: the first to be free again counts.
+        let mut lasts = ttl;
         while let Some(done) = asked.join_next().await {
-            done.map_err(|e| e.to_string())??;
+            lasts = lasts.min(done.map_err(|e| e.to_string())??);
         }
-        self.lease_signed(term, sent, shortened(ttl));
+        self.lease_signed(term, sent, shortened(lasts));
         Ok(())
     }
 }

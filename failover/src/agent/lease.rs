@@ -226,7 +226,12 @@ impl Agent {
     pub(super) fn lease_signed(&self, term: Term, sent: Instant, ttl: Duration) {
         let mut held = self.held.lock().expect("no holder of this lock panics");
         let Some(h) = held.as_mut().filter(|h| h.lease.term == term && h.lease.sent_at < sent) else { return };
-        h.lease = Lease { term, sent_at: sent, ttl };
+        let signed = Lease { term, sent_at: sent, ttl };
+        // They may sign for less than what is left.
+        if signed.deadline(Duration::ZERO) <= h.lease.deadline(Duration::ZERO) {
+            return;
+        }
+        h.lease = signed;
         let until = h.lease.deadline(self.env.config.lease_margin);
         drop(held);
         self.state.change(|o| o.lease_until = Some(until));

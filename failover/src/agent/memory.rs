@@ -10,6 +10,7 @@ use cluster::timeline::Fork;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The content of `agent.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub(crate) struct Memory {
     /// It has signed for a primary whose agent has lost etcd and may be bound by that: no later term begins here sooner
     /// than a lease's length after a start.
     pub(crate) signed: bool,
+    /// The longest that it has signed for since, ms; 0 by versions that did not note it.
+    pub(crate) signed_ms: u64,
     /// The mode was strict since commits were last let through: proxies may act on that for a while after it was lowered.
     pub(crate) was_strict: bool,
     /// The newest policy read.
@@ -41,6 +44,11 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// For how long it may have signed at most. `lease_ttl`: the bound in the configuration of now.
+    pub(crate) fn signed_for(&self, lease_ttl: Duration) -> Duration {
+        if self.signed_ms == 0 { lease_ttl } else { Duration::from_millis(self.signed_ms) }
+    }
+
     /// Of the policy read and the newest one remembered the later: an etcd restored from a backup tells of an older one
     /// until the managers write the remembered one anew. Nothing remembered counts while nothing is read.
     pub(crate) fn in_force(&self, read: Option<&PolicyRecord>) -> Option<PolicyRecord> {
