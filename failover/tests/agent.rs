@@ -287,7 +287,7 @@ fn an_interrupted_rewind_is_never_started_but_replaced() {
 #[test]
 fn a_running_postgres_is_adopted_by_a_new_agent_and_keeps_its_lease() {
     unprivileged("a_running_postgres_is_adopted_by_a_new_agent_and_keeps_its_lease", async {
-        let mut c = Cluster::new(22160, 2, Mode::Strict, 1);
+        let mut c = Cluster::new(22165, 2, Mode::Strict, 1);
         let p = c.bootstrap().await;
         let pids: Vec<i32> = c.nodes.iter().map(|n| postmaster(&n.config)).collect();
         let holder = c.record::<PrimaryRecord>(c.keys.primary()).await.unwrap().0.holder;
@@ -480,7 +480,7 @@ fn a_fenced_standby_stops_and_comes_back_and_a_primary_only_stops_when_told() {
 #[test]
 fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
     unprivileged("a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind", async {
-        let mut c = Cluster::new(22125, 3, Mode::Strict, 1);
+        let mut c = Cluster::new(22115, 3, Mode::Strict, 1);
         let p = c.bootstrap().await;
         let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
         c.sql(p).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();

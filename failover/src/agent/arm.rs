@@ -169,3 +169,13 @@ impl Agent {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn managers_wait_for_longer_than_arming_may_take() {
+        assert!(crate::fsm::rearm::ARM_WITHIN > super::super::take_up::LONGEST + PROOF_BOUND);
+    }
+}

@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Ended sessions are gone after that, or hang in the kernel.
 const ENDED_BOUND: Duration = Duration::from_secs(2);
 const BOUND: Duration = Duration::from_secs(2);
+/// Until every session goes by the new default, or that has failed.
+#[cfg(test)]
+pub(super) const LONGEST: Duration = BOUND.saturating_add(PATIENCE).saturating_add(ENDED_BOUND);
 
 /// Who could commit by its own default and tell a client so. Walsenders take commands too, until they stream.
 const SESSIONS: &str = "\

@@ -15,7 +15,7 @@ mod pause;
 pub mod planner;
 mod policy;
 pub mod preference;
-mod rearm;
+pub(crate) mod rearm;
 mod recruit;
 pub mod rejoin;
 mod remove;

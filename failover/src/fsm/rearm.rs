@@ -22,8 +22,8 @@ pub(super) enum Rearm {
     Writing,
 }
 
-/// A probe commit and the settings' own delays; the agent has its own, shorter bound.
-const ARM_WITHIN: Duration = Duration::from_secs(15);
+/// Longer than the agent's own bounds, of 9 s until every session goes by the settings and 15 s for the proof.
+pub(crate) const ARM_WITHIN: Duration = Duration::from_secs(30);
 
 impl Planner {
     /// Called while the primary is open and well.
