@@ -50,13 +50,12 @@ impl ByHand {
         it
     }
 
-    /// One that is promoted, and then asked at once.
-    fn promoted(port: u16) -> Self {
+    /// A standby of nobody.
+    fn alone(port: u16) -> Self {
         let it = Self { dir: tempfile::tempdir().unwrap(), ports: [port; 3] };
         run("initdb", &["-D", text(&it.data(0)), "-U", "postgres", "-A", "trust", "-N"]);
         std::fs::write(it.data(0).join("standby.signal"), "").unwrap();
         it.configure(0);
-        run("pg_ctl", &["-D", text(&it.data(0)), "-w", "promote"]);
         it
     }
 
@@ -113,9 +112,14 @@ async fn status_is(m: &ManagerHandle, what: &str, test: impl Fn(&Status) -> bool
 #[test]
 fn the_timeline_is_the_one_that_is_written_though_no_checkpoint_has_noted_it() {
     unprivileged("the_timeline_is_the_one_that_is_written_though_no_checkpoint_has_noted_it", async {
-        let hand = ByHand::promoted(22470);
+        let hand = ByHand::alone(22470);
         let client = connect(hand.ports[0]).await;
+        let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+        let checkpointer: i32 = client.query_one(checkpointer, &[]).await.unwrap().get(0);
+        signal(checkpointer, Signal::SIGSTOP);
+        run("pg_ctl", &["-D", text(&hand.data(0)), "-w", "promote"]);
         assert_eq!(adopt::survey(&client).await.unwrap().timeline, TimelineId(2));
+        signal(checkpointer, Signal::SIGCONT);
         // Nor does it fail on a standby, which the plan refuses by name.
         std::fs::write(hand.data(0).join("standby.signal"), "").unwrap();
         run("pg_ctl", &["-D", text(&hand.data(0)), "-w", "-l", text(&hand.dir.path().join("log")), "restart"]);

@@ -157,6 +157,8 @@ fn a_node_is_worked_on_removed_and_added_again() {
         c.crash_agent(worked_on).await;
         std::fs::remove_dir_all(c.nodes[worked_on].config.data_dir.join("data")).unwrap();
         c.nodes[worked_on].config.copy_from_standby = true;
+        // So that it comes to registering before it has read the records.
+        c.nodes[worked_on].store.fail_next([failover::store::memory::Fault::Unavailable]);
         c.start(worked_on).await;
         c.until_state(worked_on, "its fence", |s| (s.fenced && s.postgres == PostgresState::Absent).then_some(()))
             .await;
