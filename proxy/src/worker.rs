@@ -9,7 +9,7 @@ mod slow;
 
 pub use accept::{Entrance, Entrances, tune};
 pub use run::{Inbound, Seat, run};
-use scheduling::Scheduling;
+use scheduling::{Scheduling, Working};
 pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
 
 use crate::auth::cancel_keys::Secret;
@@ -133,8 +133,8 @@ pub struct Worker {
     busy: Cell<u64>,
     held: Cell<u64>,
     in_use: [Cell<u64>; 2],
-    /// Connections that served at the same time, at most, since the thread's scheduling was looked at.
-    most_in_use: Cell<u64>,
+    /// Sessions that servers work for.
+    working: Working,
 }
 
 impl Loads for Worker {
@@ -204,7 +204,7 @@ impl Worker {
             busy: Cell::new(0),
             held: Cell::new(0),
             in_use: Default::default(),
-            most_in_use: Cell::default(),
+            working: Working::default(),
             shared,
         })
     }
@@ -221,7 +221,7 @@ impl Worker {
 
     /// Have this thread scheduled as configured, and as what has happened since the last time asks for.
     fn schedule(&self) {
-        let most = self.most_in_use.replace(self.in_use[0].get() + self.in_use[1].get());
+        let most = self.working.take_most();
         let (now, configured) = (self.scheduling.get(), self.config.borrow().batch_scheduling);
         self.scheduling.set(now.obey(now.wants(configured, most)));
     }
@@ -422,7 +422,6 @@ impl Worker {
         self.stir();
         let slot = &self.in_use[usize::from(meta.role == Role::Standby)];
         slot.set(if begins { slot.get() + 1 } else { slot.get() - 1 });
-        self.most_in_use.set(self.most_in_use.get().max(self.in_use[0].get() + self.in_use[1].get()));
         let mut outstanding = self.outstanding.borrow_mut();
         let index = outstanding.iter().position(|(n, _)| *n == meta.node).unwrap_or_else(|| {
             outstanding.push((meta.node.clone(), 0));
@@ -431,6 +430,11 @@ impl Worker {
         let count = &mut outstanding[index].1;
         *count = if begins { *count + 1 } else { count.saturating_sub(1) };
         index
+    }
+
+    /// A server begins or ends to work for a session.
+    pub fn count_working(&self, begins: bool) {
+        self.working.count(begins);
     }
 
     /// Something happens that the next tick is to see.

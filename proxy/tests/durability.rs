@@ -206,6 +206,41 @@ fn a_statement_says_in_a_comment_what_its_commit_waits_for() {
 }
 
 #[test]
+fn a_session_keeps_what_it_sets_itself_in_a_block_that_a_comment_is_for() {
+    let c = Cluster::start(0, |raw| {
+        (raw.workers, raw.pool_size, raw.durability, raw.reads.hints) = (1, 1, lowering(), true);
+    });
+    let mut a = Raw::login(c.port, &[]);
+    let begin = "/* pgtenure: durability=local */ begin";
+    for (set, want) in [
+        ("set synchronous_commit = remote_apply", "remote_apply"),
+        // What held for the block alone does not count.
+        ("set local synchronous_commit = off", "remote_apply"),
+        ("set pgtenure.durability = 'async'", "off"),
+        ("reset synchronous_commit", "on"),
+    ] {
+        ok(&mut a, begin);
+        ok(&mut a, set);
+        ok(&mut a, "commit");
+        assert_eq!(value(&mut a, SHOW), want, "{set}");
+    }
+    // Another comment is for its own statement, and what was set stays the session's behind it.
+    ok(&mut a, begin);
+    ok(&mut a, "set synchronous_commit = remote_apply");
+    ok(&mut a, "commit");
+    ok(&mut a, "/* pgtenure: durability=async */ create table t (i int)");
+    assert_eq!(value(&mut a, SHOW), "remote_apply");
+    // A statement is warned of once, also when something is asked before it is sent.
+    ok(&mut a, begin);
+    for _ in 0..2 {
+        ok(&mut a, "set local pgtenure.durability = 'applied'");
+        let seen = ok(&mut a, "/* pgtenure: durability=local */ insert into t values (1)");
+        assert_eq!(seen.iter().filter(|s| *s == "N 01000").count(), 1, "{seen:?}");
+    }
+    ok(&mut a, "commit");
+}
+
+#[test]
 fn what_a_role_begins_with_is_raised_to_the_mode() {
     let c = cluster(Own::default());
     c.nodes[0].psql("alter role app set synchronous_commit = off");

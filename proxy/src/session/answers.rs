@@ -69,7 +69,14 @@ impl Session {
                 Ok(false)
             }
             Poll::Ready(Err(_) | Ok(0)) => Err(Turn::Lost(Loss::Gone)),
-            Poll::Ready(Ok(n)) => self.server_bytes(&scratch[..kept + n]),
+            Poll::Ready(Ok(n)) => {
+                let owed = kept == 0 || self.relay.busy() || self.tracking.asked.is_some();
+                let moved = self.server_bytes(&scratch[..kept + n]);
+                if !owed && moved.is_ok() {
+                    self.rest_behind();
+                }
+                moved
+            }
         };
         self.w.put_scratch(scratch);
         outcome
@@ -82,10 +89,18 @@ impl Session {
         self.behind = false;
         let input = std::mem::take(&mut self.server_in);
         let moved = self.server_bytes(&input)?;
-        if !self.behind && !self.relay.busy() && self.tracking.asked.is_none() {
+        self.rest_behind();
+        Ok(moved)
+    }
+
+    /// What had come behind an answer is dealt with, or a part of it: when that was all, the session rests as it could
+    /// not before. Unless a unit waits to be sent there: that one's answer leads to rest.
+    #[cold]
+    fn rest_behind(&mut self) {
+        let waits = self.hold.is_some() || self.chosen.is_some();
+        if !waits && !self.behind && !self.relay.mid_frame() && !self.relay.busy() && self.tracking.asked.is_none() {
             self.rest(self.w.now());
         }
-        Ok(moved)
     }
 
     pub(super) fn server_bytes(&mut self, input: &[u8]) -> Result<bool, Turn> {

@@ -13,8 +13,9 @@ use crate::pool::{Identity, Pool};
 use crate::route::{Causality, Promise, Reason};
 use crate::session::block::Fresh;
 use crate::session::durability::Noted;
+use crate::session::hinted::Unhinted;
 use crate::session::outbox::Outbox;
-use crate::session::presence::Presence;
+use crate::session::presence::{Activity, Presence};
 use crate::session::promised::Promised;
 use crate::session::relay::Relay;
 use crate::session::server::Server;
@@ -148,8 +149,10 @@ pub struct Session {
     pub(super) promised: Option<Box<Promised>>,
     /// What the unit at the head of the inbox says for itself.
     pub(super) hinted: Option<Box<Promise>>,
-    /// While a unit commits as it says itself: the session's own `synchronous_commit`.
-    pub(super) unhinted: Option<Option<Box<str>>>,
+    /// The client was warned of its comment.
+    pub(super) hint_warned: bool,
+    /// While a unit commits as it says itself.
+    pub(super) unhinted: Option<Unhinted>,
     /// Where the last statement went.
     pub(super) route: Option<Route>,
     /// Why the server was chosen that the next statement goes to.
@@ -289,6 +292,7 @@ impl Session {
             tracking,
             promised: None,
             hinted: None,
+            hint_warned: false,
             unhinted: None,
             route: None,
             chosen: None,
@@ -420,6 +424,7 @@ impl Session {
         self.w.places.borrow_mut().leave(self.place);
         self.w.patrons.leave(&self.identity);
         self.set_busy(false);
+        self.count_working(self.presence.doing.get().activity, Activity::Idle);
         self.count_pins(Pins::NONE);
         // A COPY may have failed while the client was in the middle of a message to it.
         let sent_whole = !matches!(self.tail, Tail::Forward(_)) && self.to_server.is_empty() && !self.relay.is_blind();

@@ -215,7 +215,8 @@ impl Session {
                 self.warn_of_durability(&DurabilityError::Invalid { value });
             }
             commit = chosen;
-        } else if commit.is_none_or(|level| level >= Durability::of_mode(strict)) {
+        } else if self.commits_as_hinted() || commit.is_none_or(|level| level >= Durability::of_mode(strict)) {
+            // What a comment asks for was judged when it came, and the session's own is kept meanwhile.
             return;
         }
         let rule = rule(&self.w, &self.identity);

@@ -17,6 +17,14 @@ use std::sync::Arc;
 const IN_BLOCK: &str = "a comment cannot set \"pgtenure.durability\" within a transaction block";
 const INSTEAD: &str = "Its COMMIT waits for what BEGIN or SET LOCAL pgtenure.durability has said.";
 
+/// What a session's `synchronous_commit` is while a comment's is in force.
+pub(super) struct Unhinted {
+    /// The session's own.
+    own: Option<Box<str>>,
+    /// The comment's. What the session has instead of it, it has set itself since.
+    given: &'static str,
+}
+
 impl Session {
     /// The unit at the head of the inbox comes with these hints; `None`: it can be routed.
     pub(super) fn hint_durability(&mut self, hints: &[(String, String)], unit: &Unit) -> Option<Step> {
@@ -26,8 +34,8 @@ impl Session {
         }
         match self.relay.status {
             TxStatus::Idle => {}
-            TxStatus::Block if hint.is_some() && !self.relay.mid_frame() => {
-                self.to_client.append(|out| backend::write_warning(out, IN_BLOCK, INSTEAD));
+            TxStatus::Block if hint.is_some() => {
+                self.warn_of_hint(&[IN_BLOCK], INSTEAD);
                 return None;
             }
             TxStatus::Block | TxStatus::Failed => return None,
@@ -46,10 +54,29 @@ impl Session {
         self.commit_as(asked).then_some(Step::Wait)
     }
 
+    /// Warn of the comment of the unit at the head of the inbox, once: it may be looked at again before it is sent.
+    pub(super) fn warn_of_hint(&mut self, texts: &[impl AsRef<str>], detail: &str) {
+        // Nothing can be said in the middle of a message.
+        if texts.is_empty() || self.hint_warned || self.relay.mid_frame() {
+            return;
+        }
+        self.hint_warned = true;
+        texts.iter().for_each(|text| self.to_client.append(|out| backend::write_warning(out, text.as_ref(), detail)));
+    }
+
+    /// Is what the session commits with a comment's, and not its own?
+    pub(super) fn commits_as_hinted(&self) -> bool {
+        let given = self.unhinted.as_ref().map(|u| u.given);
+        given.is_some() && self.tracking.settings.get(COMMIT) == given
+    }
+
     /// The session commits so from here on, or as it says itself. True when what is in flight must be answered first.
     fn commit_as(&mut self, asked: Option<Durability>) -> bool {
         let now: Option<Box<str>> = self.tracking.settings.get(COMMIT).map(Into::into);
-        let own = self.unhinted.clone().unwrap_or_else(|| now.clone());
+        let own = match &self.unhinted {
+            Some(unhinted) if self.commits_as_hinted() => unhinted.own.clone(),
+            _ => now.clone(),
+        };
         let next = asked.map_or_else(|| own.clone(), |level| Some(level.commit().into()));
         if next != now {
             if self.relay.busy() {
@@ -58,7 +85,7 @@ impl Session {
             Settings::set(Arc::make_mut(&mut self.tracking.settings), COMMIT, next.as_deref());
             self.tracking.due = true;
         }
-        self.unhinted = asked.map(|_| own);
+        self.unhinted = asked.map(|level| Unhinted { own, given: level.commit() });
         if asked.is_none() {
             self.raise_durability();
         }

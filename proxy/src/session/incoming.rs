@@ -33,7 +33,7 @@ impl Session {
     }
 
     pub(super) fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
-        if self.eof || self.client_dry || !self.to_server.is_empty() || !self.to_client.is_empty() {
+        if self.eof || self.client_dry || self.behind || !self.to_server.is_empty() || !self.to_client.is_empty() {
             return Ok(false);
         }
         let limit = self.w.config().relay_buffer;
@@ -208,7 +208,7 @@ impl Session {
                 self.to_client.queue(&backend::as_error(&frame));
             }
         }
-        (self.waiting_since, self.hold) = (None, None);
+        (self.waiting_since, self.hold, self.hint_warned) = (None, None, false);
         self.avoid.clear();
         self.give_up_block();
     }

@@ -46,7 +46,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         s.undo(undo);
     }
     s.to_server.clear();
-    (s.server_in, s.behind) = (Vec::new(), false);
+    (s.server_in, s.behind, s.hint_warned) = (Vec::new(), false, false);
     s.rescan = true;
     s.set_busy(false);
     if broken {
@@ -161,7 +161,7 @@ pub(super) fn leave(s: &mut Session) {
         s.undo(undo);
     }
     s.to_server.clear();
-    (s.server_in, s.behind) = (Vec::new(), false);
+    (s.server_in, s.behind, s.hint_warned) = (Vec::new(), false, false);
     s.rescan = true;
     s.set_busy(false);
     (s.wrote, s.saw) = (false, false);

@@ -21,6 +21,7 @@ impl Session {
             }
             Activity::Idle | Activity::Waiting | Activity::Active | Activity::InTransaction => {}
         }
+        self.count_working(was.activity, activity);
         if activity == Activity::Idle && was.activity != Activity::Idle {
             self.tally.spend(Counter::TransactionTime, now.since(was.began));
         }
@@ -29,6 +30,14 @@ impl Session {
         let on_server = self.server.as_ref().map_or(0, |s| s.meta.statements.len());
         self.presence.prepared.set((self.statements.len(), on_server));
         self.w.look_at_sessions(now);
+    }
+
+    /// A server begins or ends to work for the session, for the worker that counts those.
+    pub(super) fn count_working(&self, was: Activity, is: Activity) {
+        let (was, is) = (was == Activity::Active, is == Activity::Active);
+        if was != is {
+            self.w.count_working(is);
+        }
     }
 
     /// Nothing is owed to the client any more.

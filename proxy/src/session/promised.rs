@@ -78,9 +78,7 @@ impl Session {
         }
         let (promise, bad) = promise::resolve(self.promise(), settings.iter().map(|(n, v)| (n.as_str(), v.as_str())));
         let detail = "The comment's statement goes to the primary.";
-        if !self.relay.mid_frame() {
-            bad.iter().for_each(|b| self.to_client.append(|out| backend::write_warning(out, &b.to_string(), detail)));
-        }
+        self.warn_of_hint(&bad.iter().map(BadPromise::to_string).collect::<Vec<_>>(), detail);
         self.hinted = Some(Box::new(promise));
         None
     }

@@ -130,6 +130,12 @@ impl Session {
 
     /// The server is free of this session.
     pub(super) fn give_back(&mut self, now: Instant) {
+        if !self.server_in.is_empty() {
+            // The rest of what it has begun to say would be taken for the next client's.
+            (self.server_in, self.behind) = (Vec::new(), false);
+            self.drop_server();
+            return;
+        }
         if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
             self.show_server(None);
             self.w.release(&pool, server, now);
@@ -230,7 +236,7 @@ impl Session {
         if self.durability.is_guessed() && self.relay.status == TxStatus::Block {
             self.note_undone(input, unit);
         }
-        self.flushed = unit.flush;
+        (self.flushed, self.hint_warned) = (unit.flush, false);
         self.set_busy(primary || self.busy);
         (self.impatient, self.waited_at) = (false, 0);
         self.waiting_since = None;

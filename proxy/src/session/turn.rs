@@ -80,7 +80,8 @@ impl Session {
                 true
             });
         }
-        if self.rescan && self.to_client.is_empty() && self.to_server.is_empty() {
+        // What came behind an answer first: to go on with another server would lose it.
+        if self.rescan && !self.behind && self.to_client.is_empty() && self.to_server.is_empty() {
             self.rescan = false;
             if self.inbox.is_empty() {
                 self.wants_more = true;

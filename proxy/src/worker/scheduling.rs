@@ -2,22 +2,44 @@
 //! something arrives for it: it waits until that sleeps or has had its time, and finds more to do then.
 
 use crate::config::BatchScheduling;
+use std::cell::Cell;
 
-/// Connections that serve at the same time from which on a worker is busy: its clients wait for each other anyway.
+/// Sessions that servers work for at the same time from which on a worker is busy: its clients wait for each other anyway.
 const BUSY: u64 = 6;
 /// Below so many it is busy no more.
 const CALM: u64 = 3;
+
+/// For how many sessions servers work. One that only holds its connection is not among them.
+#[derive(Debug, Default)]
+pub(super) struct Working {
+    now: Cell<u64>,
+    most: Cell<u64>,
+}
+
+impl Working {
+    /// A server begins or ends to work for a session.
+    pub(super) fn count(&self, begins: bool) {
+        let now = if begins { self.now.get() + 1 } else { self.now.get().saturating_sub(1) };
+        self.now.set(now);
+        self.most.set(self.most.get().max(now));
+    }
+
+    /// The most at the same time since this was asked last.
+    pub(super) fn take_most(&self) -> u64 {
+        self.most.replace(self.now.get())
+    }
+}
 
 /// What a thread has been told, so that it is told only what is new.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Scheduling {
     batch: bool,
-    /// The kernel would not, and is not asked again.
+    /// The kernel would not, and is not asked to have it wait again.
     refused: bool,
 }
 
 impl Scheduling {
-    /// Should the thread wait for others, when `most` connections have served at the same time lately?
+    /// Should the thread wait for others, when servers have worked for `most` sessions at the same time lately?
     pub(super) fn wants(self, configured: BatchScheduling, most: u64) -> bool {
         match configured {
             BatchScheduling::Never => false,
@@ -28,13 +50,16 @@ impl Scheduling {
 
     /// Have the calling thread scheduled so. A kernel that will not is as good as one that was not asked.
     pub(super) fn obey(self, batch: bool) -> Self {
-        if self.batch == batch || self.refused {
+        // To be scheduled as threads are by default is asked for until it is so.
+        if self.batch == batch || self.refused && batch {
             return self;
         }
         match apply(batch) {
             Ok(()) => Self { batch, ..self },
             Err(error) => {
-                tracing::warn!(batch, %error, "worker is scheduled as before");
+                if !self.refused {
+                    tracing::warn!(batch, %error, "worker is scheduled as before");
+                }
                 Self { refused: true, ..self }
             }
         }
@@ -86,6 +111,15 @@ mod tests {
     }
 
     #[test]
+    fn the_most_at_the_same_time_are_counted_anew_from_those_that_are_left() {
+        let working = Working::default();
+        [true, true, true, false].into_iter().for_each(|begins| working.count(begins));
+        assert_eq!([working.take_most(), working.take_most()], [3, 2]);
+        [false, false, true].into_iter().for_each(|begins| working.count(begins));
+        assert_eq!([working.take_most(), working.take_most()], [2, 1]);
+    }
+
+    #[test]
     fn a_thread_is_scheduled_as_it_was_told_last() {
         // Of this test's thread alone.
         std::thread::spawn(|| {
@@ -96,6 +130,10 @@ mod tests {
             let second = first.obey(true);
             assert_eq!(policy(), libc::SCHED_BATCH);
             assert!(!second.obey(true).obey(false).batch);
+            assert_eq!(policy(), libc::SCHED_OTHER);
+            // A refusal does not keep it from what threads are by default.
+            let refused = Scheduling { refused: true, ..first.obey(true) };
+            assert!(refused.batch && !refused.obey(false).batch);
             assert_eq!(policy(), libc::SCHED_OTHER);
         })
         .join()
