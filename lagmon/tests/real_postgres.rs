@@ -57,9 +57,16 @@ impl Monitor {
         assert!(waited.is_ok(), "waited 20 s for {what}: {:#}", self.handle.status());
     }
 
-    /// Wait until what is shown is as `wanted` says; 20 s at most.
-    async fn until_shown(&self, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) {
-        self.until(what, |_| wanted(&self.handle.status())).await;
+    /// Wait until what is shown is as `wanted` says, 20 s at most, and give that: what is shown later may lack again
+    /// what a node did not tell in time.
+    async fn until_shown(&self, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let shown = std::cell::OnceCell::new();
+        self.until(what, |_| {
+            let status = self.handle.status();
+            wanted(&status) && shown.set(status).is_ok()
+        })
+        .await;
+        shown.into_inner().expect("set when it was as wanted")
     }
 
     fn standby(&self, i: usize) -> StandbyLag {
@@ -287,13 +294,13 @@ async fn a_cascade_is_named_and_slots_and_subscribers_are_shown_as_what_they_are
         from(s, 1) == Some(Upstream::Primary) && from(s, 2) == Some(Upstream::Cascade(n(1)))
     })
     .await;
-    m.until_shown("the subscriber at the primary", |shown| {
-        let nodes = shown["nodes"].as_array();
-        let primary = nodes.and_then(|nodes| nodes.iter().find(|node| node["node"] == "n1"));
-        primary.is_some_and(|p| p["senders"].as_array().is_some_and(|senders| senders.len() == 2))
-    })
-    .await;
-    let shown = m.handle.status();
+    let shown = m
+        .until_shown("the subscriber at the primary, and what every node tells", |shown| {
+            let senders = |node: usize| shown["nodes"][node]["senders"].as_array().map(Vec::len);
+            (0..3).all(|node| shown["nodes"][node]["node"] == n(node).as_str())
+                && (senders(0), senders(1)) == (Some(2), Some(1))
+        })
+        .await;
     let kinds = |node: usize, list: &str, name: &str| -> Vec<(String, String)> {
         let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
         let list = shown["nodes"][node][list].as_array().unwrap();
