@@ -15,7 +15,6 @@ use crate::fsm::report::observed;
 use crate::fsm::round::{Begin, Round, Step, phase_word};
 use crate::record::{Cause, Phase, PolicyRecord, TermRecord};
 use cluster::Instant;
-use std::collections::BTreeMap;
 
 impl Planner {
     /// A term found recruiting or promoting.
@@ -65,23 +64,8 @@ impl Planner {
         if term.phase != Phase::Recruiting {
             (journal.to, journal.fork, journal.xid_bound) = (term.node.clone(), term.fork, term.xid_bound);
         }
-        let round = Round {
-            begin,
-            term: term.term,
-            revision: self.seen.records.term.as_ref().map_or(0, |t| t.revision),
-            prev: term.prev.clone(),
-            newest_timeline: term.newest_timeline,
-            policy: policy.value.clone(),
-            policy_revision: policy.revision,
-            started: now,
-            step,
-            asks: BTreeMap::new(),
-            frozen: BTreeMap::new(),
-            enough_since: None,
-            catching_up: None,
-            suspend: None,
-            journal,
-        };
+        let revision = self.seen.records.term.as_ref().map_or(0, |t| t.revision);
+        let round = Round::new(now, begin, At { value: term, revision }, policy.clone(), step, journal);
         self.stage = Stage::Round(Box::new(round));
     }
 }

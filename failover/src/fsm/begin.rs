@@ -5,14 +5,14 @@
 use crate::api::{Position, PostgresState};
 use crate::fsm::action::{Action, Answer, ChangeKind, Guard, RecordKey, RecordPut};
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict};
-use crate::fsm::observe::millis;
+use crate::fsm::observe::{At, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::phase;
 use crate::fsm::round::{Begin, Round, Step, phase_word};
 use crate::fsm::sync_set::{self, Rule};
 use crate::record::{Cause, JournalRecord, Mode, Phase, PolicyRecord, Tenure, TermRecord};
 use cluster::{Instant, NodeId, Term};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 impl Planner {
     /// The primary was found dead: begin a term unless something forbids it.
@@ -326,23 +326,7 @@ impl Planner {
         let mut journal = self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value);
         phase(&mut journal, begin.began, begin.detected.unwrap_or(now), "detected");
         phase(&mut journal, begin.began, now, "recruiting");
-        let round = Round {
-            begin: *begin,
-            term: term.term,
-            revision,
-            prev: term.prev,
-            newest_timeline: term.newest_timeline,
-            policy: policy.value,
-            policy_revision: policy.revision,
-            started: now,
-            step: Step::Recruiting,
-            asks: BTreeMap::new(),
-            frozen: BTreeMap::new(),
-            enough_since: None,
-            catching_up: None,
-            suspend: None,
-            journal,
-        };
+        let round = Round::new(now, *begin, At { value: &term, revision }, policy, Step::Recruiting, journal);
         self.stage = Stage::Round(Box::new(round));
         let _ = self.advance_round(now, out);
     }

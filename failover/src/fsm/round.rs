@@ -8,6 +8,7 @@ use crate::fsm::action::{Action, Answer, Command, CommandError, CommandKind, Rep
 use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::candidate::Choice;
 use crate::fsm::catch_up::CatchingUp;
+use crate::fsm::observe::At;
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
 use crate::record::{Cause, JournalRecord, Phase, PolicyRecord, Suspension, Tenure, TermRecord};
@@ -103,6 +104,34 @@ impl Ask {
 }
 
 impl Round {
+    /// The term of that record, made for `begin`'s reasons, from `step` on.
+    pub(super) fn new(
+        now: Instant,
+        begin: Begin,
+        term: At<&TermRecord>,
+        policy: At<PolicyRecord>,
+        step: Step,
+        journal: JournalRecord,
+    ) -> Self {
+        Self {
+            begin,
+            term: term.value.term,
+            revision: term.revision,
+            prev: term.value.prev.clone(),
+            newest_timeline: term.value.newest_timeline,
+            policy: policy.value,
+            policy_revision: policy.revision,
+            started: now,
+            step,
+            asks: BTreeMap::new(),
+            frozen: BTreeMap::new(),
+            enough_since: None,
+            catching_up: None,
+            suspend: None,
+            journal,
+        }
+    }
+
     /// The node that an operator wants as primary, whatever is lost.
     pub(super) fn wanted_with_loss(&self, node: &NodeId) -> bool {
         self.begin.allow_loss && self.begin.prefer.as_ref() == Some(node)

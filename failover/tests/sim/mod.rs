@@ -1,5 +1,7 @@
 //! The world: a clock, a queue of events, etcd's records, nodes, managers, one proxy and its client.
 
+mod agent;
+mod commands;
 mod etcd;
 mod lease;
 mod manager;

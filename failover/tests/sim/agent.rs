@@ -1,0 +1,208 @@
+//! An agent's own loop: its lease, what it guards, and the shipped machine that says what is to be done.
+
+use super::node::{Is, Names, SOFT};
+use super::{Event, LEASE, World, ms, name};
+use cluster::{Term, TimelineId};
+use failover::fsm::agent::{Act, Facts, Server, decide};
+use failover::fsm::rejoin::{self, Plan, plan};
+use failover::fsm::sync_set;
+use failover::record::{Phase, PolicyRecord, PrimaryRecord, TermRecord};
+use std::time::Duration;
+
+/// A primary is stopped from so long before the end of its lease.
+const HARD: Duration = ms(200);
+
+impl World {
+    /// The agent's own loop.
+    pub(crate) fn reconcile(&mut self, n: usize) {
+        if self.nodes[n].awake(self.now) {
+            if self.etcd_up() && self.reachable(n) && !self.lost() {
+                self.nodes[n].view = Some(self.records.clone());
+                self.renew(n);
+                self.give_back(n);
+            }
+            self.gather_signatures(n);
+            self.guard(n);
+            self.look_at_primary(n);
+            self.act(n);
+        }
+        let next = 80 + self.chance.below(60);
+        self.after(next, Event::Reconcile(n));
+    }
+
+    pub(crate) fn policy(&self, n: usize) -> Option<PolicyRecord> {
+        Some(self.nodes[n].view.as_ref()?.policy.as_ref()?.value.clone())
+    }
+
+    /// The open term that the node serves, as its agent has read.
+    pub(crate) fn served(&self, n: usize) -> Option<Term> {
+        let term = &self.nodes[n].view.as_ref()?.term.as_ref()?.value;
+        let mine = term.node.as_ref() == Some(&self.nodes[n].name) && self.nodes[n].serves(term.term);
+        (mine && matches!(term.phase, Phase::Active | Phase::Draining)).then_some(term.term)
+    }
+
+    /// T4, as `Agent::renew`: what was read just now says that the term is ours.
+    fn renew(&mut self, n: usize) {
+        let Some(term) = self.served(n) else { return };
+        let holds = self.records.primary.as_ref().is_some_and(|p| p.term == term && p.node == self.nodes[n].name);
+        if !holds {
+            self.records.primary = Some(PrimaryRecord { term, node: name(n), holder: "h".into() });
+            self.bump();
+        }
+        self.primary_ends = self.now + LEASE;
+        (self.nodes[n].lease, self.nodes[n].renewed) = (Some((term, self.now + self.counted(n, LEASE))), self.now);
+    }
+
+    /// What is stopped acknowledges nothing: nobody needs to wait for its lease.
+    fn give_back(&mut self, n: usize) {
+        let stopped = matches!(self.nodes[n].is, Is::Stopped { .. });
+        if stopped && self.records.primary.as_ref().is_some_and(|p| p.node == self.nodes[n].name) {
+            (self.records.primary, self.nodes[n].lease) = (None, None);
+            self.bump();
+        }
+    }
+
+    /// `Agent::enforce` and `Agent::preset_by_policy`.
+    fn guard(&mut self, n: usize) {
+        let (Some(term), Some(policy)) = (self.served(n), self.policy(n)) else { return };
+        let armed = sync_set::waits(&policy, &name(n)).protects();
+        let now = self.now;
+        let node = &mut self.nodes[n];
+        if armed && node.names == Names::Off {
+            node.names = Names::Armed;
+        }
+        if policy.protects() {
+            node.names = Names::Armed;
+            return;
+        }
+        let held = node.lease.filter(|(t, _)| *t == term).map(|(_, end)| end);
+        node.unleased_since = if held.is_some() { None } else { node.unleased_since.or(Some(now)) };
+        let (soft, hard) = match (held, node.unleased_since) {
+            (Some(end), _) => (now + SOFT >= end, now + HARD >= end),
+            (None, Some(since)) => (true, now.since(since) >= LEASE),
+            (None, None) => (true, false),
+        };
+        match (soft, hard) {
+            (false, _) if node.names == Names::Fenced => node.names = if armed { Names::Armed } else { Names::Off },
+            (false, _) => {}
+            (true, false) => node.names = Names::Fenced,
+            (true, true) => {
+                node.stop();
+                self.say(format!("{} stops at the end of its lease", name(n)));
+                self.reach("a primary fenced by its lease");
+                if self.drift[n].abs() > 100 {
+                    self.reach("a lease that ended by a clock that drifts");
+                }
+            }
+        }
+        self.acknowledge(n);
+    }
+
+    fn look_at_primary(&mut self, n: usize) {
+        let record = self.nodes[n].view.as_ref().and_then(|v| v.term.as_ref()).map(|t| t.value.clone());
+        let Some((primary, term)) = record.and_then(|t| Some((t.node?, t.term))).filter(|(p, _)| *p != name(n)) else {
+            self.nodes[n].seen = None;
+            return;
+        };
+        let other = (0..3).find(|p| name(*p) == primary).expect("a node of ours");
+        let new = self.nodes[n].seen.as_ref().is_none_or(|(p, t, _)| (p, *t) != (&primary, term));
+        if new || self.linked(n, other) {
+            self.nodes[n].seen = Some((primary, term, self.now));
+        }
+    }
+
+    fn act(&mut self, n: usize) {
+        let Some(read) = self.nodes[n].view.as_ref().and_then(|v| v.term.as_ref()).map(|t| t.value.clone()) else {
+            return;
+        };
+        let node = &self.nodes[n];
+        // As `Agent::ordered_record`.
+        let ordered = node.ordered.filter(|(_, term)| {
+            *term > read.term || *term == read.term && matches!(read.phase, Phase::Recruiting | Phase::Promoting)
+        });
+        let record = match ordered {
+            Some((p, term)) => TermRecord { term, phase: Phase::Opening, node: Some(name(p)), ..read },
+            None => read,
+        };
+        let timeline = TimelineId(node.timeline);
+        let server = match node.is {
+            Is::Stopped { was_primary } => Server::Stopped { was_primary },
+            Is::Standby => Server::Standby { streaming: node.receiver.map(|_| timeline) },
+            Is::Primary => Server::Primary { timeline },
+        };
+        let upstream = node.upstream.map(|(p, term)| (name(p), term));
+        let act = decide(&Facts {
+            node: &node.name,
+            server,
+            promise: node.promise,
+            record: Some(&record),
+            init: None,
+            system_id: None,
+            fence: None,
+            maintenance: false,
+            adopts: None,
+            upstream: upstream.as_ref().map(|(p, term)| (p, *term)),
+            not_streaming_for: self.now.since(node.not_streaming_since),
+            rewind_interrupted: false,
+            quarantined: node.quarantine.is_some(),
+            voter: true,
+        });
+        match act {
+            Act::StopSuperseded => {
+                self.say(format!("{} sees term {} and stops", name(n), record.term));
+                self.nodes[n].stop();
+            }
+            Act::StartDetached => self.nodes[n].start_detached(),
+            Act::StartUnder | Act::Rejoin => self.rejoin(n, &record),
+            Act::Wait(_) | Act::Create | Act::ResumeCreation | Act::Clone | Act::StopFenced | Act::TakeOver => {}
+        }
+    }
+
+    fn rejoin(&mut self, n: usize, record: &TermRecord) {
+        let Some(p) = (0..3).find(|p| record.node.as_ref() == Some(&name(*p))) else { return };
+        let term = record.term;
+        if p == n || !self.linked(n, p) || !self.nodes[p].serves(term) || self.nodes[n].promise > term {
+            return;
+        }
+        let upstream = self.nodes[p].history();
+        for _ in 0..3 {
+            let own = self.nodes[n].history();
+            let (own_end, examined) = (self.nodes[n].end(), self.nodes[n].examined);
+            let facts =
+                rejoin::Facts { own_end, own: Some(&own), upstream: &upstream, rewind_interrupted: false, examined };
+            match plan(&facts) {
+                Plan::Follow => return self.follow(n, p, term),
+                Plan::Examine(fork) => self.nodes[n].examined = Some(fork),
+                Plan::Rewind(fork) => {
+                    let left = self.chance.below(fork.lsn.0 + 1) as usize;
+                    self.rewind(n, p, left);
+                    return self.follow(n, p, term);
+                }
+                Plan::Reclone(why) => {
+                    self.say(format!("{} is cloned: {}", name(n), why.as_str()));
+                    self.rewind(n, p, 0);
+                    return self.follow(n, p, term);
+                }
+            }
+        }
+    }
+
+    /// Back to a checkpoint that both have; counts for nothing until it has what the source has now.
+    fn rewind(&mut self, n: usize, p: usize, left: usize) {
+        self.say(format!("{} is rewound to {left} for {}", name(n), name(p)));
+        self.reach("WAL rewound");
+        let floor = self.nodes[p].end();
+        let node = &mut self.nodes[n];
+        node.truncate(left);
+        (node.quarantine, node.examined) = (Some(floor), None);
+    }
+
+    fn follow(&mut self, n: usize, p: usize, term: Term) {
+        let now = self.now;
+        let node = &mut self.nodes[n];
+        node.promise = node.promise.max(term);
+        (node.is, node.upstream, node.frozen_for) = (Is::Standby, Some((p, term)), None);
+        (node.receiver, node.told, node.not_streaming_since) = (None, None, now);
+        self.say(format!("{} follows {} of term {term}", name(n), name(p)));
+    }
+}

@@ -1,0 +1,237 @@
+//! What managers order, and what an agent answers.
+
+use super::node::{Is, Names, SOFT};
+use super::{Event, LEASE, RECORDS, World, name};
+use cluster::{Lsn, Term};
+use failover::api::{Armed, CatchUp, Frozen, Open, Opened, Promote, Promoted, Refused, Relaxed, Stopped};
+use failover::fsm::action::{Command, CommandError, Reply};
+use failover::fsm::sync_set;
+use failover::record::{Phase, PrimaryRecord};
+
+impl World {
+    /// A command arrives at an agent.
+    pub(crate) fn order(&mut self, manager: usize, life: u32, n: usize, command: &Command, answered: bool) {
+        let (term, kind) = (command.term(), command.kind());
+        if let Some(wait) = self.bound_by_signature(n, command) {
+            let command = Box::new(command.clone());
+            return self.after(wait, Event::Order { manager, life, node: n, command, answered });
+        }
+        let result =
+            if self.reachable(n) { self.obey(n, command) } else { Err(CommandError::Unreachable("no route".into())) };
+        let short = match &result {
+            Ok(_) => "done".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.say(format!("{} is ordered to {} in term {term}: {short}", name(n), kind.as_str()));
+        if matches!(&result, Err(CommandError::Refused(Refused::LowerTerm { .. }))) {
+            self.reach("a command refused for its term");
+        }
+        if answered {
+            let wait = self.delay();
+            self.after(wait, Event::Answer { manager, life, node: n, term, kind, result: Box::new(result) });
+        }
+    }
+
+    fn obey(&mut self, n: usize, command: &Command) -> Result<Reply, CommandError> {
+        let (term, promised) = (command.term(), self.nodes[n].promise);
+        if term < promised {
+            return Err(CommandError::Refused(Refused::LowerTerm { node: name(n), term, promised }));
+        }
+        self.nodes[n].promise = term;
+        match command {
+            Command::Freeze(_) | Command::Recover(_) if self.nodes[n].serves(term) => {
+                self.reach("a freeze that came late");
+                Err(wrong_state(n, "not the primary of the term already"))
+            }
+            Command::Freeze(_) => Ok(Reply::Frozen(self.freeze(n, term))),
+            Command::Recover(_) => {
+                if matches!(self.nodes[n].is, Is::Stopped { .. }) {
+                    if self.nodes[n].quarantine.is_some() {
+                        return Err(wrong_state(n, "out of quarantine"));
+                    }
+                    self.nodes[n].start_detached();
+                }
+                Ok(Reply::Frozen(self.freeze(n, term)))
+            }
+            Command::CatchUp(order) => self.catch_up(n, order),
+            Command::Promote(order) => self.promote(n, order),
+            Command::Follow(order) => {
+                let p = (0..3).find(|p| name(*p) == order.primary).expect("a node of ours");
+                self.nodes[n].ordered = Some((p, term));
+                Ok(Reply::Done)
+            }
+            Command::Open(order) => self.open(n, order),
+            Command::Checkpoint(_) => Ok(Reply::Done),
+            Command::Stop(_) => {
+                if !self.nodes[n].serves(term) {
+                    return Err(wrong_state(n, "primary of the term"));
+                }
+                let end = Some(self.nodes[n].end());
+                self.nodes[n].stop();
+                Ok(Reply::Stopped(Stopped { clean: true, end }))
+            }
+            Command::Relax(order) => self.relax(n, term, order.policy_epoch),
+            Command::Arm(order) => self.arm(n, term, order.policy_epoch),
+        }
+    }
+
+    fn freeze(&mut self, n: usize, term: Term) -> Frozen {
+        let node = &mut self.nodes[n];
+        node.frozen_for = Some(term);
+        (node.upstream, node.receiver, node.told) = (None, None, None);
+        let was_primary = matches!(node.is, Is::Primary | Is::Stopped { was_primary: true });
+        if node.is == Is::Primary {
+            node.stop();
+        }
+        let position = (node.is == Is::Standby).then(|| node.end());
+        let replay_lsn = position.map(|p| p.lsn);
+        let (node, quarantine) = (node.name.clone(), node.quarantine);
+        Frozen {
+            node,
+            term,
+            position,
+            replay_lsn,
+            history: None,
+            quarantine,
+            was_primary: was_primary && position.is_none(),
+            system_id: None,
+        }
+    }
+
+    /// Receives all that the other has, some of it, or nothing when that is not reached.
+    fn catch_up(&mut self, n: usize, order: &CatchUp) -> Result<Reply, CommandError> {
+        if self.nodes[n].is != Is::Standby || self.nodes[n].frozen_for != Some(order.term) {
+            return Err(wrong_state(n, "frozen for this term"));
+        }
+        let from = (0..self.nodes.len()).find(|p| name(*p) == order.from).expect("a node of ours");
+        let fits = self.nodes[from].is == Is::Standby && self.nodes[from].wal.starts_with(&self.nodes[n].wal);
+        if fits && self.linked(n, from) {
+            let (have, all) = (self.nodes[n].wal.len(), self.nodes[from].wal.len());
+            let upto = if self.chance.below(4) == 0 { have + (all - have) / 2 } else { all };
+            let new = self.nodes[from].wal[have..upto].to_vec();
+            let node = &mut self.nodes[n];
+            node.wal.extend(new);
+            node.timeline = node.wal.last().map_or(1, |e| e.0);
+            self.reach("a recruit that caught up with another");
+        }
+        Ok(Reply::Frozen(self.freeze(n, order.term)))
+    }
+
+    fn promote(&mut self, n: usize, order: &Promote) -> Result<Reply, CommandError> {
+        let node = &self.nodes[n];
+        let again = node.serves(order.term);
+        if !again {
+            if node.is != Is::Standby || node.frozen_for != Some(order.term) {
+                return Err(wrong_state(n, "frozen for this term"));
+            }
+            let have = node.end();
+            if have != order.base {
+                let refused = Refused::OtherPosition { node: name(n), have: Some(have), want: order.base };
+                return Err(CommandError::Refused(refused));
+            }
+            let timeline = order.term.timeline().expect("a small term");
+            let node = &mut self.nodes[n];
+            (node.is, node.timeline, node.frozen_for) = (Is::Primary, timeline.0, None);
+            node.names = if order.sync_names.is_empty() { Names::Off } else { Names::Armed };
+            node.released = node.wal.len();
+            self.append(n, RECORDS + order.term.0);
+        }
+        let node = &self.nodes[n];
+        let forks = node.history().forks;
+        let fork = *forks.last().expect("it was promoted");
+        Ok(Reply::Promoted(Promoted { fork, forks, xid_bound: 1, record_lsn: Lsn(fork.lsn.0 + 1) }))
+    }
+
+    fn open(&mut self, n: usize, order: &Open) -> Result<Reply, CommandError> {
+        let (term, term_revision) = (order.term, order.term_revision);
+        if !self.nodes[n].serves(term) {
+            return Err(wrong_state(n, "primary of the term"));
+        }
+        let away = || {
+            let (what, why) = ("opening".to_owned(), "etcd is away".to_owned());
+            CommandError::Failed(failover::api::Failed { node: name(n), what, why, at: 0 })
+        };
+        if !self.etcd_up() {
+            return Err(away());
+        }
+        let Some(record) = self.records.term.clone() else { return Err(away()) };
+        let mine = record.value.term == term && record.value.node == Some(name(n));
+        if mine && record.value.phase == Phase::Active {
+            return Ok(Reply::Opened(Opened { revision: record.revision }));
+        }
+        if !mine || record.revision != term_revision || self.records.primary.is_some() {
+            return Err(wrong_state(n, "the chosen node of an unchanged term record"));
+        }
+        if let Some(suspend) = &order.suspend {
+            self.nodes[n].names = Names::Off;
+            let revision = self.records.revision + 1;
+            let Some(policy) = self.records.policy.as_mut().filter(|p| p.revision == order.policy_revision) else {
+                return Err(wrong_state(n, "an unchanged policy"));
+            };
+            policy.revision = revision;
+            policy.value.epoch += 1;
+            policy.value.suspended = Some(suspend.clone());
+            self.reach("a term opened alone");
+        } else if self.records.policy.as_ref().is_some_and(|p| p.value.protects()) {
+            self.nodes[n].names = Names::Armed;
+        }
+        let revision = self.bump();
+        self.primary_ends = self.now + LEASE;
+        (self.nodes[n].lease, self.nodes[n].renewed) = (Some((term, self.now + self.counted(n, LEASE))), self.now);
+        if let Some(record) = &mut self.records.term {
+            (record.value.phase, record.revision) = (Phase::Active, revision);
+        }
+        self.records.primary = Some(PrimaryRecord { term, node: name(n), holder: "h".into() });
+        self.say(format!("{} opens term {term}", name(n)));
+        if order.suspend.is_none() && self.records.policy.as_ref().is_some_and(|p| !p.value.protects()) {
+            self.reach("a failover of a suspended cluster");
+        }
+        self.opened(n);
+        Ok(Reply::Opened(Opened { revision }))
+    }
+
+    fn relax(&mut self, n: usize, term: Term, epoch: u64) -> Result<Reply, CommandError> {
+        if !self.nodes[n].serves(term) {
+            return Err(wrong_state(n, "primary of the term"));
+        }
+        if !self.etcd_up() {
+            return Err(CommandError::NoAnswer("etcd is away".into()));
+        }
+        self.nodes[n].view = Some(self.records.clone());
+        let policy = self.policy(n).filter(|p| p.epoch == epoch);
+        let allowed = policy.is_some_and(|p| !sync_set::waits(&p, &name(n)).protects());
+        let leased = self.nodes[n].lease.is_some_and(|(t, end)| t == term && self.now + SOFT < end);
+        if self.now < self.nodes[n].vouched_until {
+            return Err(CommandError::NoAnswer("what was vouched for is not over".into()));
+        }
+        let late = self.nodes[n].armed >= epoch;
+        if late {
+            self.reach("an order to let commits through that came late");
+        }
+        if late || !allowed || !leased || self.served(n) != Some(term) {
+            return Err(wrong_state(n, "allowed to"));
+        }
+        self.nodes[n].names = Names::Off;
+        self.reach("commits let through without a standby");
+        self.acknowledge(n);
+        Ok(Reply::Relaxed(Relaxed { lsn: self.nodes[n].end().lsn }))
+    }
+
+    fn arm(&mut self, n: usize, term: Term, epoch: u64) -> Result<Reply, CommandError> {
+        if !self.nodes[n].serves(term) || !self.etcd_up() {
+            return Err(wrong_state(n, "primary of the term, and in touch with etcd"));
+        }
+        self.nodes[n].view = Some(self.records.clone());
+        if self.policy(n).is_none_or(|p| p.epoch != epoch) {
+            return Err(wrong_state(n, "an order of the policy in force"));
+        }
+        self.nodes[n].armed = self.nodes[n].armed.max(epoch);
+        self.nodes[n].names = Names::Armed;
+        Ok(Reply::Armed(Armed { lsn: self.nodes[n].end().lsn }))
+    }
+}
+
+fn wrong_state(n: usize, needs: &str) -> CommandError {
+    let state = "otherwise".to_owned();
+    CommandError::Refused(Refused::WrongState { node: name(n), state, needs: needs.to_owned() })
+}
