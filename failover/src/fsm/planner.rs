@@ -245,6 +245,9 @@ impl Planner {
         {
             self.saw_primary = term.term;
             self.clock.sample(term.term, now, p.insert_lsn);
+            if let Some(fork) = term.fork {
+                self.clock.begin(fork.lsn);
+            }
         }
         self.seen.hear(now, state);
     }

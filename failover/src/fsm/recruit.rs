@@ -1,6 +1,6 @@
 //! From T1 to T2: freeze everybody, wait until those frozen suffice, choose one of them. PURE.
 
-use crate::api::{Freeze, Frozen, Promote, Recover};
+use crate::api::{Freeze, Frozen, Position, Promote, Recover};
 use crate::fsm::action::{Action, ChangeKind, Command, Guard, RecordPut};
 use crate::fsm::begin::short;
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict, list};
@@ -12,8 +12,9 @@ use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
 use crate::record::{Cause, Phase, Recruit, TermRecord};
-use cluster::timeline::Fork;
+use cluster::timeline::{Fork, History};
 use cluster::{Instant, NodeId};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Planner {
@@ -203,8 +204,7 @@ impl Planner {
         round.journal.to = Some(choice.node.clone());
         let fork = Fork { timeline: choice.base.timeline, lsn: choice.base.lsn };
         round.journal.fork = Some(fork);
-        let old = round.prev.as_ref().filter(|p| p.timeline == fork.timeline);
-        round.journal.window = old.and_then(|p| self.clock.window(p.term, fork.lsn));
+        self.note_window(round, usable.get(&choice.node).and_then(|f| f.history.as_ref()), choice.base);
         let record = TermRecord {
             phase: Phase::Promoting,
             node: Some(choice.node.clone()),
@@ -216,6 +216,27 @@ impl Planner {
         self.verdict = Verdict::Acting { term: round.term, step: format!("choosing {}", choice.node) };
         round.step = Step::Choosing(choice);
         self.send(ChangeKind::Choose, guards, puts, Vec::new(), out);
+    }
+
+    /// What the last primary wrote and the choice has not, as far as is known before its WAL is read.
+    fn note_window(&self, round: &mut Round, history: Option<&History>, base: Position) {
+        let Some(prev) = &round.prev else { return };
+        let left = history.and_then(|h| h.forks.iter().find(|f| f.timeline == prev.timeline)).map(|f| f.lsn);
+        let from = match base.timeline.cmp(&prev.timeline) {
+            Ordering::Equal => Some(base.lsn),
+            Ordering::Greater => left,
+            // All that was written in the last term, and before it what the choice had not come to.
+            Ordering::Less => Some(self.clock.began(prev.term).map_or(base.lsn, |began| began.min(base.lsn))),
+        };
+        round.journal.window = from.and_then(|from| self.clock.window(prev.term, from));
+        if round.journal.window.is_none() && round.begin.end.is_none() {
+            let line = format!(
+                "how far {} had written in term {} is not known here: the unreplicated-write window is known when its \
+                 WAL is read",
+                prev.node, prev.term
+            );
+            observed(&mut round.journal, line);
+        }
     }
 
     /// T2 was not made: the policy changed, or the term is another's.

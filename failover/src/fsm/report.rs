@@ -17,6 +17,8 @@ const OBSERVED: usize = 40;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LsnClock {
     term: Term,
+    /// Where the term's timeline left its parent.
+    began: Option<Lsn>,
     ring: VecDeque<(Instant, Lsn)>,
 }
 
@@ -24,7 +26,7 @@ impl LsnClock {
     /// The primary of `term` had written up to `lsn` at `at`. Another term's samples are forgotten.
     pub fn sample(&mut self, term: Term, at: Instant, lsn: Lsn) {
         if term != self.term {
-            *self = Self { term, ring: VecDeque::new() };
+            *self = Self { term, ..Self::default() };
         }
         if self.ring.back().is_some_and(|(_, last)| lsn <= *last) {
             return;
@@ -33,6 +35,16 @@ impl LsnClock {
             self.ring.pop_front();
         }
         self.ring.push_back((at, lsn));
+    }
+
+    /// The timeline of the term that is sampled began there.
+    pub fn begin(&mut self, lsn: Lsn) {
+        self.began = Some(lsn);
+    }
+
+    /// Where the timeline of `term` began.
+    pub fn began(&self, term: Term) -> Option<Lsn> {
+        self.began.filter(|_| self.term == term)
     }
 
     /// The last position known of `term`'s primary.
