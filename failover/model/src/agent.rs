@@ -12,7 +12,7 @@ pub(crate) fn freeze<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, 
         Server::Standby | Server::Orphan(_) => {
             n.frozen_for = term;
             if !scope.lacks(Protection::ReceiverKill) {
-                n.upstream = 0;
+                (n.upstream, n.source) = (0, 0);
             }
             answer(scope, s, i, heard);
         }
@@ -45,6 +45,20 @@ fn answer<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, heard: bool
     lose(s, heard || !asked);
 }
 
+/// `agent/catch_up.rs`: receive from another, until the next freeze.
+pub(crate) fn may_catch_up<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
+    let (term, node, from) = s.brings;
+    let Some(n) = s.nodes.get(usize::from(node)).filter(|_| term != 0) else { return false };
+    let frozen = n.frozen_for == term && n.promise == term || scope.lacks(Protection::CatchUpFrozen);
+    n.server == Server::Standby && frozen && n.source != from + 1
+}
+
+pub(crate) fn catch_up<const M: usize>(s: &mut State<M>) {
+    let (_, node, from) = s.brings;
+    let n = &mut s.nodes[usize::from(node)];
+    (n.source, n.upstream) = (from + 1, 0);
+}
+
 fn lose<const M: usize>(s: &mut State<M>, heard: bool) {
     s.lost += u8::from(!heard);
 }
@@ -61,7 +75,7 @@ pub(crate) fn may_promote<const M: usize>(scope: &Scope, s: &State<M>, i: usize,
 /// `agent/promote.rs`, as far as the call of `pg_promote`.
 pub(crate) fn promote<const M: usize>(s: &mut State<M>, i: usize, term: u8) {
     let n = &mut s.nodes[i];
-    (n.promise, n.frozen_for, n.upstream) = (term, 0, 0);
+    (n.promise, n.frozen_for, n.upstream, n.source) = (term, 0, 0, 0);
     n.server = Server::Promoting(term);
     n.names = if s.round.protects() { s.round.next.unwrap_or(s.round.k) } else { 0 };
 }
@@ -84,7 +98,8 @@ pub(crate) fn follow<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, 
         n.wal = Wal::default();
         n.floor = upstream.end(scope.numbering());
     }
-    (n.server, n.upstream, n.frozen_for, n.names, n.visible) = (Server::Standby, term, 0, 0, 0);
+    (n.server, n.upstream, n.source) = (Server::Standby, term, 0);
+    (n.frozen_for, n.names, n.visible) = (0, 0, 0);
     if !scope.lacks(Protection::FollowPromises) {
         n.promise = term;
     }
@@ -119,5 +134,6 @@ pub(crate) fn kill_agent<const M: usize>(s: &mut State<M>, i: usize) {
 fn halt<const M: usize>(s: &mut State<M>, i: usize, was_primary: bool) {
     let n = &mut s.nodes[i];
     n.server = Server::Down { was_primary };
-    (n.frozen_for, n.upstream, n.names, n.visible) = (0, 0, 0, 0);
+    (n.frozen_for, n.upstream, n.source) = (0, 0, 0);
+    (n.names, n.visible) = (0, 0);
 }

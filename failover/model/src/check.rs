@@ -3,7 +3,7 @@
 use crate::Checked;
 use crate::scope::Change;
 use crate::state::{FENCED, Limbo, Phase, Server, State};
-use crate::wal::Entry;
+use crate::wal::{Entry, Position};
 use stateright::Property;
 
 /// An acknowledged strict write is missing in a term that was opened later.
@@ -94,6 +94,21 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
         all.push(("a promoted node is never opened and the next term is", |_, s| s.opened == 0b1010));
         all.push(("a superseded node is promoted all the same", |_, s| {
             s.nodes.iter().any(|n| matches!(n.server, Server::Primary(t) if t < s.etcd.term && s.opened & 1 << t == 0))
+        }));
+    }
+    if model.scope.leads > 0 {
+        all.push(("a round that another manager goes on with opens its term", |_, s| {
+            s.leads > 0 && s.etcd.term > 1 && s.etcd.phase == Phase::Active
+        }));
+        all.push(("the manager left behind could choose another node", |_, s| {
+            let best = |of: &[Position; M]| of.iter().max().copied().unwrap_or_default();
+            best(&s.left).is_known() && best(&s.left) != best(&s.recruits)
+        }));
+    }
+    if model.scope.catch_up {
+        all.push(("a node that caught up is chosen", |_, s| {
+            let (term, node, _) = s.brings;
+            term > 1 && s.chosen[usize::from(term)] == node && s.opened & 1 << term != 0
         }));
     }
     if model.scope.lost > 0 {

@@ -14,6 +14,8 @@ fn main() {
         ("two failovers, protection suspended", Scope { crashes: 1, lost: 0, change: Change::Suspension, ..three }),
         ("two failovers, more copies", Scope { crashes: 1, lost: 0, change: Change::Copies(2), ..three }),
         ("one failover, fewer copies", Scope { k: 2, terms: 2, change: Change::Copies(1), ..three }),
+        ("two failovers, a round changes hands", Scope { crashes: 1, lost: 1, leads: 1, ..three }),
+        ("two failovers, recruits catch up", Scope { crashes: 1, lost: 0, catch_up: true, ..three }),
         ("two failovers, async", Scope { k: 0, crashes: 2, lost: 1, ..three }),
     ] {
         failed |= !explore::<3>(what, scope);

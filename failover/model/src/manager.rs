@@ -25,7 +25,7 @@ fn begin_with<const M: usize>(s: &mut State<M>, policy: crate::state::Policy, op
     s.etcd.prev = if opened { s.etcd.term } else { s.etcd.prev };
     s.etcd.term += 1;
     (s.etcd.phase, s.etcd.leased, s.round) = (Phase::Recruiting, false, policy);
-    s.recruits = [Position::default(); M];
+    (s.recruits, s.left) = ([Position::default(); M], [Position::default(); M]);
     s.chosen[usize::from(s.etcd.term)] = NOBODY;
 }
 
@@ -42,15 +42,15 @@ pub(crate) fn begin_outdated<const M: usize>(scope: &Scope, s: &mut State<M>) {
 }
 
 /// `fsm/sync_set.rs`, for both rules of a change of k.
-fn sufficient<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
+fn sufficient<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position; M]) -> bool {
     let prev = s.primary_of(s.etcd.prev);
-    let known = |i: &usize| s.recruits[*i].is_known();
+    let known = |i: &usize| recruits[*i].is_known();
     if prev.as_ref().is_some_and(known) {
         return true;
     }
     let others = (0..M).filter(known).count();
     let needed = M - usize::from(s.round.least()) - usize::from(scope.lacks(Protection::Quorum));
-    let complete = s.round.complete.is_known() && s.recruits.iter().any(|end| *end >= s.round.complete);
+    let complete = s.round.complete.is_known() && recruits.iter().any(|end| *end >= s.round.complete);
     let kept = M - usize::from(s.round.k);
     match s.round {
         crate::state::Policy { suspended: true, lowered: true, .. } => others >= kept || complete,
@@ -61,12 +61,46 @@ fn sufficient<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
 }
 
 /// `fsm/candidate.rs`: the furthest; of several any.
-pub fn choices<const M: usize>(scope: &Scope, s: &State<M>) -> Vec<u8> {
-    if !sufficient(scope, s) {
+pub fn choices<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position; M]) -> Vec<u8> {
+    if !sufficient(scope, s, recruits) {
         return Vec::new();
     }
-    let furthest = s.recruits.iter().max().copied().unwrap_or_default();
-    (0..M).filter(|i| s.recruits[*i] == furthest).map(|i| i as u8).collect()
+    let furthest = recruits.iter().max().copied().unwrap_or_default();
+    (0..M).filter(|i| recruits[*i] == furthest).map(|i| i as u8).collect()
+}
+
+/// `fsm/adopt.rs`: a new leader goes on with the round and asks everybody again. The one before it may act on, with what
+/// it was told.
+pub(crate) fn take_over<const M: usize>(s: &mut State<M>) {
+    s.leads += 1;
+    s.left = std::mem::replace(&mut s.recruits, [Position::default(); M]);
+}
+
+/// The manager that was left behind makes its choice.
+pub(crate) fn choices_of_the_left<const M: usize>(scope: &Scope, s: &State<M>) -> Vec<u8> {
+    let unchanged = s.etcd.phase == Phase::Recruiting || scope.lacks(Protection::ChoiceCompare);
+    let mut chosen = choices(scope, s, &s.left);
+    chosen.retain(|_| unchanged);
+    chosen
+}
+
+pub(crate) fn choose_left<const M: usize>(s: &mut State<M>, node: u8) {
+    let base = s.left[usize::from(node)];
+    chosen(s, node, base);
+    s.left = [Position::default(); M];
+}
+
+/// `fsm/catch_up.rs`: whom a recruit that lacks something may be told to receive from; once in a term. `heard` or not is
+/// the same: the order may come late, again, or never.
+pub(crate) fn may_bring<const M: usize>(scope: &Scope, s: &State<M>, node: u8, from: u8) -> bool {
+    let (to, source) = (s.recruits[usize::from(node)], s.recruits[usize::from(from)]);
+    if s.brings.0 == s.etcd.term || !to.is_known() || node == from {
+        return false;
+    }
+    if scope.lacks(Protection::CatchUpRecruit) && s.primary_of(s.etcd.prev) == Some(usize::from(from)) {
+        return true;
+    }
+    choices(scope, s, &s.recruits).contains(&from) && to.timeline() == source.timeline() && to < source
 }
 
 pub(crate) fn choose<const M: usize>(s: &mut State<M>, node: u8, heard: bool) {
@@ -133,7 +167,10 @@ pub(crate) fn made_late<const M: usize>(s: &mut State<M>) {
 }
 
 /// A transaction whose guards will never hold again is as good as none.
-pub(crate) fn forget_the_impossible<const M: usize>(s: &mut State<M>) {
+pub(crate) fn forget_the_impossible<const M: usize>(scope: &Scope, s: &mut State<M>) {
+    if s.etcd.phase != Phase::Recruiting && !scope.lacks(Protection::ChoiceCompare) {
+        s.left = [Position::default(); M];
+    }
     let possible = match s.limbo {
         Limbo::Empty => true,
         Limbo::Begin { term, phase, epoch } => (term, phase, epoch) == (s.etcd.term, s.etcd.phase, s.etcd.policy.epoch),

@@ -28,10 +28,13 @@ pub(crate) fn write_noise<const M: usize>(s: &mut State<M>, i: usize) {
     s.nodes[i].wal = s.nodes[i].wal.with(Entry::Noise);
 }
 
-/// The primary that standby `i` receives from, when there is something to receive.
+/// The node that standby `i` receives from, when there is something to receive: the primary that it follows, or another
+/// recruit, whatever has become of that.
 pub(crate) fn receives<const M: usize>(scope: &Scope, s: &State<M>, i: usize) -> Option<usize> {
     let n = &s.nodes[i];
-    let from = s.running(n.upstream).filter(|from| *from != i)?;
+    let other = (n.source != 0).then(|| usize::from(n.source - 1));
+    let other = other.filter(|from| !matches!(s.nodes[*from].server, Server::Down { .. }));
+    let from = s.running(n.upstream).or(other).filter(|from| *from != i)?;
     let wal = s.nodes[from].wal;
     (n.wal.len() < wal.len() && wal.descends(n.wal, scope.numbering())).then_some(from)
 }

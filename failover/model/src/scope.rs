@@ -17,6 +17,10 @@ pub struct Scope {
     pub crashes: u8,
     /// Answers that are lost: of agents to managers, and of etcd to either.
     pub lost: u8,
+    /// Rounds that another manager goes on with while the one before it still acts.
+    pub leads: u8,
+    /// May recruits receive from others what they lack?
+    pub catch_up: bool,
     /// Changes of the policy.
     pub change: Change,
     /// The protection taken away.
@@ -65,6 +69,12 @@ pub enum Protection {
     Quarantine,
     /// Without protected commits T3 waits until no proxy acts on an older view.
     ViewWait,
+    /// T2 compares the term's record: of several managers that make one term, one chooses.
+    ChoiceCompare,
+    /// Who is told to receive from a recruit is frozen for that term.
+    CatchUpFrozen,
+    /// It receives from a recruit, not from who has most.
+    CatchUpRecruit,
 }
 
 impl Scope {
@@ -77,6 +87,8 @@ impl Scope {
             noise: 0,
             crashes: 2,
             lost: 2,
+            leads: 0,
+            catch_up: false,
             change: Change::None,
             without: None,
             symmetric: true,

@@ -40,6 +40,8 @@ pub struct Node {
     pub frozen_for: u8,
     /// Term whose primary its WAL receiver is given; 0: none.
     pub upstream: u8,
+    /// One more than the node that it receives from without following it; 0: none.
+    pub source: u8,
     /// Neither counted nor chosen before it has this.
     pub floor: Position,
     /// How many standbys its commits wait for, in force. [`FENCED`]: more than there are.
@@ -133,6 +135,8 @@ pub struct State<const M: usize> {
     pub nodes: [Node; M],
     /// Ends of WAL that the current term's manager was told.
     pub recruits: [Position; M],
+    /// The same of the manager that made the term before another went on with it, and that knows nothing of that.
+    pub left: [Position; M],
     /// The policy that the current round goes by.
     pub round: Policy,
     /// The node chosen in each term.
@@ -151,6 +155,10 @@ pub struct State<const M: usize> {
     pub relaxed: Position,
     /// The old primary relaxes what commits wait for: it has recorded the suspension in this term.
     pub relaxes: u8,
+    /// In this term this node was told to receive from that one; term 0: none was.
+    pub brings: (u8, u8, u8),
+    /// Rounds that changed hands so far.
+    pub leads: u8,
     /// Faults so far.
     pub crashes: u8,
     /// Answers lost so far.
@@ -178,6 +186,7 @@ impl<const M: usize> State<M> {
             promise: 1,
             frozen_for: 0,
             upstream: u8::from(i != 0),
+            source: 0,
             floor: Position::default(),
             names: if i == 0 { k } else { 0 },
             visible: 0,
@@ -190,6 +199,7 @@ impl<const M: usize> State<M> {
             etcd: Etcd { term: 1, phase: Phase::Active, prev: 0, policy, leased: true },
             nodes: std::array::from_fn(node),
             recruits: [Position::default(); M],
+            left: [Position::default(); M],
             round: policy,
             chosen,
             base: [Position::default(); TERMS],
@@ -199,6 +209,8 @@ impl<const M: usize> State<M> {
             armed: 0,
             relaxed: Position::default(),
             relaxes: 0,
+            brings: (0, NOBODY, NOBODY),
+            leads: 0,
             crashes: 0,
             lost: 0,
             writes: 0,
@@ -242,12 +254,21 @@ impl<const M: usize> State<M> {
             (0..TERMS).map(bit).fold(0, |all, one| all | one)
         };
         let limbo = |i: usize| matches!(self.limbo, Limbo::Choose { node, .. } if usize::from(node) == i);
+        let brought = |i: usize| (usize::from(self.brings.1) == i, usize::from(self.brings.2) == i);
+        // Names in a node's own state are renamed below; here they would make nodes differ by names.
+        let plain = |i: usize| Node { source: u8::from(self.nodes[i].source != 0), ..self.nodes[i] };
         let mut order: [usize; M] = std::array::from_fn(|i| i);
-        order.sort_unstable_by_key(|i| (self.nodes[*i], self.recruits[*i], terms(*i), limbo(*i)));
+        order
+            .sort_unstable_by_key(|i| (plain(*i), self.recruits[*i], self.left[*i], terms(*i), limbo(*i), brought(*i)));
         let renamed = |node: u8| order.iter().position(|i| *i == usize::from(node)).map_or(node, |at| at as u8);
         let mut same = *self;
         same.nodes = order.map(|i| self.nodes[i]);
+        for node in same.nodes.iter_mut().filter(|n| n.source != 0) {
+            node.source = renamed(node.source - 1) + 1;
+        }
+        same.brings = (self.brings.0, renamed(self.brings.1), renamed(self.brings.2));
         same.recruits = order.map(|i| self.recruits[i]);
+        same.left = order.map(|i| self.left[i]);
         same.chosen = self.chosen.map(renamed);
         if let Limbo::Choose { node, .. } = &mut same.limbo {
             *node = renamed(*node);

@@ -29,6 +29,14 @@ pub enum Step {
     Recover { node: u8, heard: bool },
     /// T2.
     Choose { node: u8, heard: bool },
+    /// Another manager leads and goes on with the round; the one before it does not know.
+    TakeOver,
+    /// T2 by the manager that was left behind.
+    ChooseLeft { node: u8 },
+    /// A recruit is told to receive what another has.
+    Bring { node: u8, from: u8 },
+    /// It obeys, now or later or again.
+    CatchUp,
     /// The chosen node's promotion is recorded.
     Record,
     /// T3.
@@ -95,9 +103,21 @@ fn managers<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
         }
     }
     if s.etcd.phase == Phase::Recruiting {
-        for node in manager::choices(scope, s) {
+        for node in manager::choices(scope, s, &s.recruits) {
             out.extend(answers.iter().map(|heard| Step::Choose { node, heard: *heard }));
         }
+        if s.leads < scope.leads {
+            out.push(Step::TakeOver);
+        }
+        if scope.catch_up {
+            let pairs = (0..M as u8).flat_map(|node| (0..M as u8).map(move |from| (node, from)));
+            let may = pairs.filter(|(node, from)| manager::may_bring(scope, s, *node, *from));
+            out.extend(may.map(|(node, from)| Step::Bring { node, from }));
+        }
+    }
+    out.extend(manager::choices_of_the_left(scope, s).into_iter().map(|node| Step::ChooseLeft { node }));
+    if agent::may_catch_up(scope, s) {
+        out.push(Step::CatchUp);
     }
     if s.etcd.phase == Phase::Promoting && s.running(s.etcd.term).is_some() {
         out.push(Step::Record);
@@ -206,6 +226,10 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         Step::Begin { heard } => manager::begin(s, heard),
         Step::BeginOutdated => manager::begin_outdated(scope, s),
         Step::Choose { node, heard } => manager::choose(s, node, heard),
+        Step::TakeOver => manager::take_over(s),
+        Step::ChooseLeft { node } => manager::choose_left(s, node),
+        Step::Bring { node, from } => s.brings = (s.etcd.term, node, from),
+        Step::CatchUp => agent::catch_up(s),
         Step::Record => s.etcd.phase = Phase::Opening,
         Step::Open { heard } => manager::open(s, heard),
         Step::MadeLate => manager::made_late(s),
@@ -221,5 +245,5 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         | Step::SetCopies
         | Step::ChangedCopies => etcd::perform(scope, s, step),
     }
-    manager::forget_the_impossible(s);
+    manager::forget_the_impossible(scope, s);
 }

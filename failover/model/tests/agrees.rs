@@ -83,7 +83,7 @@ fn compare_choices<const M: usize>() {
             let known = (0..M).filter(|i| s.recruits[*i].is_known());
             let recruits: BTreeMap<NodeId, Frozen> = known.map(|i| (node(i), frozen(i, s.recruits[i]))).collect();
             let names: BTreeSet<NodeId> = recruits.keys().cloned().collect();
-            let ours = choices(&Scope { k, ..Scope::three() }, &s);
+            let ours = choices(&Scope { k, ..Scope::three() }, &s, &s.recruits);
             let ends = recruits.values().filter_map(|f| f.position);
             let enough = sync_set::enough(&policy, Some(&prev), &names, ends);
             assert_eq!(!ours.is_empty(), enough, "{:?} under {policy:?}", s.recruits);

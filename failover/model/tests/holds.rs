@@ -31,6 +31,20 @@ fn without_a_quorum_lease_and_views_keep_terms_apart() {
 }
 
 #[test]
+fn a_round_that_changes_hands_promotes_one_node() {
+    let scope = Scope { terms: 2, writes: 1, crashes: 1, lost: 1, leads: 1, ..Scope::three() };
+    explore::<3>("a round changes hands", scope);
+    let scope = Scope { terms: 2, writes: 2, crashes: 0, lost: 1, leads: 2, catch_up: true, ..Scope::three() };
+    explore::<3>("a round changes hands twice", scope);
+}
+
+#[test]
+fn a_recruit_that_receives_from_another_loses_nothing() {
+    let scope = Scope { writes: 1, crashes: 0, lost: 0, catch_up: true, ..Scope::three() };
+    explore::<3>("catching up", scope);
+}
+
+#[test]
 fn k_changes_around_a_failover() {
     explore::<3>("more copies", Scope { terms: 2, crashes: 1, lost: 0, change: Change::Copies(2), ..Scope::three() });
     let scope = Scope { k: 2, terms: 2, crashes: 0, lost: 0, change: Change::Copies(1), ..Scope::three() };

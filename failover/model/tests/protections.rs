@@ -87,6 +87,21 @@ fn a_primary_restarted_in_its_term_shows_what_is_lost_later() {
 }
 
 #[test]
+fn a_choice_that_is_not_compared_promotes_two_nodes_in_one_term() {
+    needed(Protection::ChoiceCompare, TWIN, Scope { leads: 1, ..SMALL });
+}
+
+#[test]
+fn a_late_order_to_receive_from_a_recruit_loses_a_write() {
+    needed(Protection::CatchUpFrozen, LOST, Scope { terms: 3, writes: 2, catch_up: true, ..SMALL });
+}
+
+#[test]
+fn a_recruit_that_receives_from_the_old_primary_loses_a_write() {
+    needed(Protection::CatchUpRecruit, LOST, Scope { catch_up: true, ..SMALL });
+}
+
+#[test]
 fn one_recruit_less_loses_a_write() {
     needed(Protection::Quorum, LOST, SMALL);
 }
