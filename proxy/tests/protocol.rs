@@ -4,9 +4,10 @@ mod common;
 
 use common::raw::{Raw, bind, close, describe, execute, flush, parse, run, sync};
 use common::{Cluster, dial, wait_for};
-use proxy::wire::codec::message;
+use proxy::wire::backend::fields;
+use proxy::wire::codec::{head, message};
 use proxy::wire::frontend::write_query;
-use proxy::wire::startup::cancel_request;
+use proxy::wire::startup::{cancel_request, write_startup};
 use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -44,6 +45,29 @@ fn startup_is_answered_as_postgresql_does() {
         let _ = s.read_to_end(&mut all);
         let text = String::from_utf8_lossy(&all).into_owned();
         assert!(text.contains("08P01"), "{bytes:?}: {text:?}");
+    }
+    // What PostgreSQL says word for word; to protocol 2 in its own form. It reads what is `replication` first of all.
+    let replication = |value: &str| {
+        let mut out = Vec::new();
+        write_startup(&mut out, [("replication", value), ("user", "nobody")].into_iter());
+        out
+    };
+    let old = [&16u32.to_be_bytes()[..], &[0, 2, 0, 0], &[0; 8]].concat();
+    let said = |port, bytes: &[u8]| {
+        let mut s = dial(port);
+        s.write_all(bytes).unwrap();
+        let mut all = Vec::new();
+        let _ = s.read_to_end(&mut all);
+        match head(&all) {
+            Ok(Some(h)) if h.total == all.len() => {
+                let f = fields(&all);
+                format!("{} {} ", String::from_utf8_lossy(f.code), String::from_utf8_lossy(f.message))
+            }
+            _ => String::from_utf8_lossy(&all).into_owned(),
+        }
+    };
+    for bytes in [old, replication("nonsense"), replication("")] {
+        assert_eq!(said(c.port, &bytes), said(c.nodes[0].port, &bytes));
     }
     let raw = Raw::login(c.port, &[("application_name", "mine"), ("DateStyle", "SQL, DMY"), ("_pq_.x", "1")]);
     let setting = |name: &str| raw.settings.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());

@@ -5,6 +5,7 @@ mod common;
 
 use common::Cluster;
 use common::raw::{Raw, bind, block, execute, ok, parse, sync, two_servers, value};
+use proxy::wire::backend::fields;
 use proxy::wire::frontend::write_subject;
 
 fn message(client: &mut Raw, name: &str) -> Vec<String> {
@@ -45,6 +46,45 @@ fn statements_follow_a_client_and_nobody_else() {
     assert_eq!(b.query("execute p"), ["E 26000", "Z I"]);
     assert_eq!(value(&mut a, "execute p(3)"), "4");
     assert_eq!(c.counter("pgtenure_proxy_pins_total"), 0.0);
+}
+
+/// Columns are looked up when an EXECUTE is described, and so are those of a statement that is gone: those of others that
+/// the connection has under its name are never shown.
+#[test]
+fn an_execute_is_described_by_its_clients_statements() {
+    let c = Cluster::start(0, |raw| (raw.workers, raw.pool_size) = (1, 1));
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    ok(&mut a, "prepare x as select 1 as one, 2 as two");
+    a.write(|out| {
+        parse(out, "e", "execute x");
+        parse(out, "", "execute x");
+        sync(out);
+    });
+    assert_eq!(a.until_ready(), ["1", "1", "Z I"]);
+    let described = |a: &mut Raw, name: &str| {
+        a.write(|out| {
+            write_subject(out, b'D', name.as_bytes());
+            sync(out);
+        });
+        let mut columns = Vec::new();
+        loop {
+            match a.frame().expect("an answer") {
+                (b'Z', _) => return columns.join(" "),
+                (b'T', frame) => columns.push(format!("T {}", u16::from_be_bytes([frame[5], frame[6]]))),
+                (b'E', frame) => columns.push(String::from_utf8_lossy(fields(&frame).code).into_owned()),
+                (other, _) => columns.push((other as char).to_string()),
+            }
+        }
+    };
+    for name in ["e", ""] {
+        ok(&mut b, "prepare x as select 'b' as other");
+        assert_eq!(described(&mut a, name), "t T 2", "{name:?}");
+        ok(&mut b, "deallocate x");
+        assert_eq!(described(&mut a, name), "t T 2", "{name:?}");
+    }
+    ok(&mut a, "deallocate x");
+    ok(&mut b, "prepare x as select 'b' as other");
+    assert_eq!(described(&mut a, "e"), "t 26000");
 }
 
 #[test]

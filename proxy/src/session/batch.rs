@@ -289,8 +289,10 @@ impl<'a> Scanner<'a> {
         }
         self.unit.binds_commit |= class.may_commit;
         self.names(b.statement);
-        // It may be executed in a later unit, which does not know what the portal holds.
+        // It may be executed in a later unit, which does not know what the portal holds. Nor is what would stay in the
+        // session begun where it could not.
         self.unit.pins.join(class.pins);
+        self.unit.read &= class.pins.is_empty();
         self.unit.block.advisory |= class.advisory;
         self.unit.unpins |= class.unpins;
         self.unit.ours |= class.ours;

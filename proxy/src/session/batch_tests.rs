@@ -96,6 +96,15 @@ fn only_units_of_reads_may_go_to_a_standby() {
     write_subject(&mut out, b'D', b"w");
     bare(&mut out, b'S');
     assert!(unit(&out).read && unit(&out).statements == 0);
+    // What is bound and not executed is bound on the primary when it would stay in the session: a standby that is left
+    // would take with it what nobody has set.
+    for (sql, read) in [("select 1", true), ("set work_mem = 1", false), ("listen a", false)] {
+        let mut out = Vec::new();
+        parse(&mut out, "", sql);
+        bind(&mut out, "", "");
+        bare(&mut out, b'S');
+        assert_eq!(unit(&out).read, read, "{sql}");
+    }
 }
 
 #[test]

@@ -295,6 +295,7 @@ impl Greeter<'_> {
                 Packet::UnknownVersion { major, minor } => {
                     return Err(ClientError::UnsupportedProtocol { major, minor }.into());
                 }
+                Packet::BadReplication { value } => return Err(ClientError::BadReplication { value }.into()),
                 Packet::Startup(startup) => {
                     if self.stream.tls().is_some() {
                         self.w.counts.handshake("client", true);

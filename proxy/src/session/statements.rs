@@ -228,7 +228,7 @@ pub struct Unnamed {
     pub class: Statement,
 }
 
-/// A portal whose execution makes or drops prepared statements.
+/// A portal whose execution makes, drops or looks up prepared statements by their names.
 #[derive(Clone, Debug)]
 pub struct Portal {
     /// Its name.
@@ -249,7 +249,7 @@ pub struct ClientStatements {
     bytes: usize,
     /// The unnamed statement, until a simple query or a failed Parse destroys it.
     pub unnamed: Option<Unnamed>,
-    /// Portals of this transaction that make or drop statements.
+    /// Portals of this transaction that have names of statements in them.
     pub portals: Vec<Portal>,
 }
 

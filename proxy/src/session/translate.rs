@@ -158,7 +158,7 @@ impl Translator<'_> {
         let Some(p) = frontend::parse(&input[span.clone()]) else { return self.malformed(input, span, sink) };
         if class.names != Names::None {
             // What it will result in is decided here.
-            self.names_ready(input, class.names, p.sql, sink);
+            self.names_ready(input, class.names, p.sql, false, sink);
         }
         if p.name.is_empty() {
             sink.pass(input, span);
@@ -357,6 +357,13 @@ impl Translator<'_> {
         // To parse a query takes a snapshot, to describe it does not: what is behind it may begin a block, or set its
         // isolation level, which must come first.
         let apart = span.start == 0 && self.relay.open.is_none();
+        match subject {
+            Subject::Portal(name) if !self.client.portals.is_empty() => {
+                self.describe_portal_by_name(input, name, sink);
+            }
+            Subject::Portal(_) => {}
+            Subject::Statement(name) => self.describe_by_name(input, name, apart, sink),
+        }
         match subject {
             Subject::Portal(_) => {
                 sink.pass(input, span);

@@ -163,6 +163,11 @@ pub enum ClientError {
         /// Minor version asked for.
         minor: u16,
     },
+    /// `replication` in the startup packet is not what it may be.
+    BadReplication {
+        /// What it is.
+        value: String,
+    },
     /// The client broke the protocol.
     ProtocolViolation {
         /// How, as in `invalid message length`.
@@ -279,6 +284,7 @@ impl ClientError {
                 fatal(SqlState::FEATURE_NOT_SUPPORTED, format!("{feature} are not supported by this proxy"))
             }
             Self::UnsupportedProtocol { major, minor } => unsupported_protocol(*major, *minor),
+            Self::BadReplication { value } => bad_replication(value),
             Self::ProtocolViolation { what } => fatal(SqlState::PROTOCOL_VIOLATION, what.clone()),
             Self::MessageTooLong { length, limit } => message_too_long(*length, *limit),
             Self::NoUser => fatal(
@@ -401,7 +407,12 @@ fn statement_bytes(limit: u64) -> Report {
 
 fn unsupported_protocol(major: u16, minor: u16) -> Report {
     let text = format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.0");
-    fatal(SqlState::FEATURE_NOT_SUPPORTED, text)
+    Report { old: major < 3, ..fatal(SqlState::FEATURE_NOT_SUPPORTED, text) }
+}
+
+fn bad_replication(value: &str) -> Report {
+    fatal(SqlState::INVALID_PARAMETER_VALUE, format!("invalid value for parameter \"replication\": \"{value}\""))
+        .hint("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
 }
 
 fn message_too_long(length: u64, limit: u64) -> Report {

@@ -36,6 +36,11 @@ pub enum Packet {
     },
     /// Start a session.
     Startup(Startup),
+    /// `replication` is neither a truth value nor `database`.
+    BadReplication {
+        /// What it is.
+        value: String,
+    },
     /// A protocol version we do not speak.
     UnknownVersion {
         /// Major version.
@@ -108,11 +113,11 @@ pub fn parse(packet: &[u8]) -> Result<Packet, BadPacket> {
         CANCEL if !(16..=12 + MAX_SECRET).contains(&packet.len()) => Err(BadPacket::Length),
         CANCEL => Ok(Packet::Cancel { pid: word(8).ok_or(BadPacket::Length)?, secret: packet[12..].to_vec() }),
         _ if code >> 16 != 3 => Ok(Packet::UnknownVersion { major: (code >> 16) as u16, minor: code as u16 }),
-        _ => startup(code as u16, &packet[8..]).map(Packet::Startup),
+        _ => startup(code as u16, &packet[8..]),
     }
 }
 
-fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, BadPacket> {
+fn startup(minor: u16, mut rest: &[u8]) -> Result<Packet, BadPacket> {
     let mut s = Startup { minor, ..Startup::default() };
     let mut database = None;
     loop {
@@ -129,7 +134,9 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, BadPacket> {
             "database" => database = Some(value),
             "application_name" => s.application_name = Some(value),
             "replication" => {
-                s.replication = !matches!(value.as_str(), "false" | "off" | "no" | "0" | "f" | "n");
+                let asked = if value == "database" { Some(true) } else { truth(&value) };
+                let Some(asked) = asked else { return Ok(Packet::BadReplication { value }) };
+                s.replication = asked;
                 s.parameters.retain(|(n, _)| *n != name);
                 if s.replication {
                     s.parameters.push((name.to_owned(), value));
@@ -144,7 +151,21 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, BadPacket> {
     }?;
     s.parameters.sort();
     s.database = database.filter(|d| !d.is_empty()).unwrap_or_else(|| s.user.clone());
-    Ok(s)
+    Ok(Packet::Startup(s))
+}
+
+/// A truth value as PostgreSQL reads one: any beginning of its words that is no other's (parse_bool).
+fn truth(value: &str) -> Option<bool> {
+    let begins = |word: &str, least: usize| {
+        value.len() >= least && word.get(..value.len()).is_some_and(|w| w.eq_ignore_ascii_case(value))
+    };
+    match value {
+        "1" => Some(true),
+        "0" => Some(false),
+        _ if begins("true", 1) || begins("yes", 1) || begins("on", 2) => Some(true),
+        _ if begins("false", 1) || begins("no", 1) || begins("off", 2) => Some(false),
+        _ => None,
+    }
 }
 
 /// Append a StartupMessage of protocol 3.0.
@@ -213,6 +234,20 @@ mod tests {
             (s.extensions.as_slice(), s.application_name.as_deref()),
             (&["_pq_.x".to_owned()][..], Some("psql"))
         );
+    }
+
+    #[test]
+    fn replication_is_a_truth_value_or_a_database() {
+        for value in ["", "o", "2", "Database", "nonsense", "t ", "truest"] {
+            let bad = Packet::BadReplication { value: value.to_owned() };
+            assert_eq!(parse(&packet(&[("user", "u"), ("replication", value)])), Ok(bad));
+        }
+        for (value, want) in [("tr", true), ("ON", true), ("1", true), ("of", false), ("N", false), ("0", false)] {
+            let Ok(Packet::Startup(s)) = parse(&packet(&[("user", "u"), ("replication", value)])) else {
+                panic!("{value}")
+            };
+            assert_eq!(s.replication, want, "{value}");
+        }
     }
 
     #[test]

@@ -37,11 +37,30 @@ impl Translator<'_> {
         undo
     }
 
-    /// A statement with names is parsed or bound: what it results in is decided then.
-    pub(super) fn names_ready(&mut self, input: &[u8], names: Names, sql: &[u8], sink: &mut Sink) {
+    /// A statement with names is parsed, described or bound: what it results in is looked up then.
+    pub(super) fn names_ready(&mut self, input: &[u8], names: Names, sql: &[u8], apart: bool, sink: &mut Sink) {
         if matches!(names, Names::Execute { .. } | Names::Several | Names::List) {
-            self.run(input, names, sql, false, sink);
+            self.run(input, names, sql, apart, sink);
         }
+    }
+
+    /// A Describe of a statement that may have names: the client may have made or dropped them since it was parsed, and
+    /// others may have left theirs.
+    pub(super) fn describe_by_name(&mut self, input: &[u8], name: &[u8], apart: bool, sink: &mut Sink) {
+        let Some(class) = self.client.class(name).filter(|class| class.names != Names::None) else { return };
+        let sql: Box<[u8]> = self.client.sql(name).unwrap_or_default().into();
+        self.names_ready(input, class.names, &sql, apart, sink);
+    }
+
+    /// The same of a portal.
+    pub(super) fn describe_portal_by_name(&mut self, input: &[u8], name: &[u8], sink: &mut Sink) {
+        if let Some(portal) = self.portal(name) {
+            self.names_ready(input, portal.names, &portal.sql, false, sink);
+        }
+    }
+
+    fn portal(&self, name: &[u8]) -> Option<Portal> {
+        self.client.portals.iter().find(|portal| *portal.name == *name).cloned()
     }
 
     /// A Bind, in a unit with names or a transaction with portals that have.
@@ -50,16 +69,14 @@ impl Translator<'_> {
         self.client.portals.retain(|portal| *portal.name != *b.portal);
         let Some(class) = self.client.class(b.statement).filter(|class| class.names != Names::None) else { return };
         let sql: Box<[u8]> = self.client.sql(b.statement).unwrap_or_default().into();
-        self.names_ready(input, class.names, &sql, sink);
-        if matches!(class.names, Names::Prepare | Names::Deallocate | Names::All | Names::Unknown) {
-            self.client.portals.push(Portal { name: b.portal.into(), names: class.names, sql });
-        }
+        self.names_ready(input, class.names, &sql, false, sink);
+        self.client.portals.push(Portal { name: b.portal.into(), names: class.names, sql });
     }
 
-    /// An Execute of a portal that may make or drop statements; what to take back when it fails.
+    /// An Execute of a portal that has names, which it looks up again; what to take back when it fails.
     pub(super) fn execute_by_name(&mut self, input: &[u8], frame: &[u8], sink: &mut Sink) -> Undo {
         let Some((portal, _)) = split_cstring(&frame[5..]) else { return Undo::None };
-        let Some(portal) = self.client.portals.iter().find(|p| *p.name == *portal).cloned() else { return Undo::None };
+        let Some(portal) = self.portal(portal) else { return Undo::None };
         self.run(input, portal.names, &portal.sql, false, sink)
     }
 

@@ -35,6 +35,8 @@ pub struct Report {
     pub detail: Option<String>,
     /// Advice.
     pub hint: Option<&'static str>,
+    /// It is for a client before protocol 3, which could not read it in another form than its own.
+    pub old: bool,
 }
 
 impl Report {
@@ -49,6 +51,10 @@ impl Report {
     /// Append an ErrorResponse message. A NUL inside a text would end its field early and shift the rest, so it is
     /// left out.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        if self.old {
+            // A line of text, and nothing that tells its length.
+            return out.extend_from_slice(format!("E{}:  {}\n\0", self.severity.as_str(), self.message).as_bytes());
+        }
         let start = out.len();
         out.extend_from_slice(b"E\0\0\0\0");
         let mut field = |code: u8, text: &str| {
@@ -73,7 +79,7 @@ impl Report {
 }
 
 pub(in crate::wire) fn error(sqlstate: SqlState, message: impl Into<String>) -> Report {
-    Report { severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None }
+    Report { severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None, old: false }
 }
 
 pub(in crate::wire) fn fatal(sqlstate: SqlState, message: impl Into<String>) -> Report {

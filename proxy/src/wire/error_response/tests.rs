@@ -74,6 +74,10 @@ fn all() -> Vec<(ClientError, &'static str)> {
             E::UnsupportedProtocol { major: 2, minor: 0 },
             "FATAL 0A000 unsupported frontend protocol 2.0: server supports 3.0 to 3.0 |  | ",
         ),
+        (
+            E::BadReplication { value: "odd".into() },
+            "FATAL 22023 invalid value for parameter \"replication\": \"odd\" |  | Valid values are: \"false\", 0, \"true\", 1, \"database\".",
+        ),
         (E::ProtocolViolation { what: "odd".into() }, "FATAL 08P01 odd |  | "),
         (
             E::MessageTooLong { length: 9, limit: 8 },
@@ -173,10 +177,11 @@ fn every_variant_is_listed() {
         E::Promise(_) => 33,
         E::Durability(_) => 34,
         E::ReadOnly(_) => 35,
+        E::BadReplication { .. } => 36,
     };
     let mut seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
     seen.sort_unstable();
-    assert_eq!(seen, (0..36).collect::<Vec<_>>());
+    assert_eq!(seen, (0..37).collect::<Vec<_>>());
 }
 
 #[test]
@@ -187,4 +192,18 @@ fn an_error_response_is_framed_as_the_protocol_says() {
     let body = &out[7..];
     assert_eq!(u32::from_be_bytes(body[..4].try_into().unwrap()) as usize, body.len());
     assert_eq!(&body[4..], b"SFATAL\0VFATAL\0C08P01\0Mab\0\0");
+}
+
+#[test]
+fn a_client_before_protocol_3_reads_its_own_form() {
+    let text = |major| {
+        let mut out = Vec::new();
+        ClientError::UnsupportedProtocol { major, minor: 0 }.encode(&mut out);
+        out
+    };
+    assert_eq!(text(2), b"EFATAL:  unsupported frontend protocol 2.0: server supports 3.0 to 3.0\n\0");
+    assert_eq!(
+        &text(4)[5..],
+        b"SFATAL\0VFATAL\0C0A000\0Munsupported frontend protocol 4.0: server supports 3.0 to 3.0\0\0"
+    );
 }
