@@ -62,9 +62,10 @@ SEED ?=
 sim:
 	SIM_SEEDS='$(SEEDS)' SIM_SEED='$(SEED)' cargo test --locked -p failover --test sim -- --nocapture every_seed
 
-# What the tests explore within small bounds, further: hours and some GiB; it prints the states of each scope. See failover/model/src/main.rs.
+# What the tests explore within small bounds, further: hours and some GiB; it prints the states of each scope. SCOPE='catch up'
+# explores those whose names have it. See failover/model/src/main.rs.
 model:
-	cargo run --release --locked -p model
+	cargo run --release --locked -p model $(if $(SCOPE),-- '$(SCOPE)')
 
 # Every driver's script against PostgreSQL and through the endpoint in both pooling modes and over TLS, and turns of every
 # driver while the primary is replaced. Versions are pinned here, in

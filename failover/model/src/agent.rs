@@ -1,13 +1,16 @@
 //! Agents: the commands freeze, recover and promote, and what they do by themselves.
 
 use crate::scope::{Protection, Scope};
-use crate::state::{Server, State};
+use crate::state::{FENCED, Server, State};
 use crate::wal::Wal;
 
 /// `agent/freeze.rs`: promise, cut off, say where the WAL ends. What was a primary is stopped and has no end to tell.
 pub(crate) fn freeze<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, term: u8, heard: bool) {
+    s.nodes[i].promise = term;
+    if bound(scope, s, i, term) {
+        return;
+    }
     let n = &mut s.nodes[i];
-    n.promise = term;
     match n.server {
         Server::Standby | Server::Orphan(_) => {
             n.frozen_for = term;
@@ -30,9 +33,26 @@ pub(crate) fn freeze<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, 
 
 /// `agent/commands.rs`: start without upstream, then as freeze.
 pub(crate) fn recover<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, heard: bool) {
+    let term = s.etcd.term;
+    s.nodes[i].promise = term;
+    if bound(scope, s, i, term) {
+        return;
+    }
     let n = &mut s.nodes[i];
-    (n.promise, n.frozen_for, n.server) = (s.etcd.term, s.etcd.term, Server::Standby);
+    (n.frozen_for, n.server) = (term, Server::Standby);
     answer(scope, s, i, heard);
+}
+
+/// `agent/countersign.rs` `outlast_signature`: promised at once, done when what was signed is over.
+fn bound<const M: usize>(scope: &Scope, s: &State<M>, i: usize, term: u8) -> bool {
+    s.nodes[i].signed && s.signed_for() < term && !scope.lacks(Protection::SignatureBinds)
+}
+
+/// `agent/countersign.rs`: may the primary whose lease is its fence have this node sign for it?
+pub(crate) fn may_sign<const M: usize>(s: &State<M>, i: usize) -> bool {
+    let (term, n) = (s.signed_for(), &s.nodes[i]);
+    let serves = s.running(term).is_some_and(|p| p != i && s.nodes[p].names != FENCED);
+    serves && !s.etcd.policy.protects() && !n.signed && n.promise <= term && !matches!(n.server, Server::Primary(_))
 }
 
 fn answer<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, heard: bool) {
@@ -77,7 +97,8 @@ pub(crate) fn promote<const M: usize>(s: &mut State<M>, i: usize, term: u8) {
     let n = &mut s.nodes[i];
     (n.promise, n.frozen_for, n.upstream, n.source) = (term, 0, 0, 0);
     n.server = Server::Promoting(term);
-    n.names = if s.round.protects() { s.round.next.unwrap_or(s.round.k) } else { 0 };
+    let (voters, k) = s.round.target();
+    (n.names, n.of) = (if s.round.protects() { k } else { 0 }, voters);
 }
 
 /// `fsm/agent.rs`, `agent/rejoin.rs`: by the record, which may be outdated, or by an order that may be late.

@@ -51,19 +51,31 @@ pub fn always<const M: usize>() -> Vec<Named<M>> {
 
 fn policy_is_sound<const M: usize>(_: &Checked<M>, s: &State<M>) -> bool {
     let open = s.etcd.phase == Phase::Active;
-    s.running(s.etcd.term).filter(|_| open).is_none_or(|p| s.nodes[p].names >= s.etcd.policy.least())
+    let protected = s.running(s.etcd.term).filter(|_| open && s.etcd.policy.protects());
+    protected.is_none_or(|p| {
+        let n = &s.nodes[p];
+        n.names == FENCED || s.etcd.policy.quorums().any(|(voters, k)| n.of == voters && n.names >= k)
+    })
 }
 
 /// What must happen in some state: otherwise the model proves nothing.
 pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
     if model.scope.k == 0 {
-        return vec![
+        let mut all: Vec<Named<M>> = vec![
             ("the failover opens its term", |_, s| s.opened == 0b110),
             ("a write is lost", |_, s| s.newest_open() > 1 && ((1u16 << (s.writes + 1)) - 2) as u8 & !s.kept != 0),
             ("an agent that was paused leaves its primary unfenced", |_, s| {
                 s.newest_open() > 1 && s.nodes.iter().any(|n| n.server == Server::Primary(1) && n.names == 0)
             }),
         ];
+        if model.scope.signatures {
+            all.push(("a primary goes on by signatures", |m, s| {
+                s.etcd.term == 1 && !s.etcd.leased && s.is_signed(&m.scope) && s.nodes.iter().any(|n| n.names == 0)
+            }));
+            all.push(("a freeze waits for what was signed", |_, s| s.nodes.iter().any(|n| n.signed && n.promise > 1)));
+            all.push(("a view lasts because it is vouched for", |_, s| s.vouched != 0 && !s.etcd.leased));
+        }
+        return all;
     }
     let mut all: Vec<Named<M>> = vec![
         ("every failover opens its term", |m, s| {
@@ -111,6 +123,10 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
             term > 1 && s.chosen[usize::from(term)] == node && s.opened & 1 << term != 0
         }));
     }
+    if model.scope.cancels > 0 {
+        all.push(("a commit whose wait was cancelled is lost", |_, s| s.newest_open() > 1 && s.unknown & !s.kept != 0));
+        all.push(("a commit whose wait was cancelled survives", |_, s| s.newest_open() > 1 && s.unknown & s.kept != 0));
+    }
     if model.scope.lost > 0 {
         all.push(("a transaction's outcome is unknown", |_, s| s.limbo != Limbo::Empty));
     }
@@ -137,6 +153,11 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
         Change::Copies(_) => {
             all.push(("a failover while k changes", |_, s| s.round.next.is_some() && s.opened > 0b11));
             all.push(("k has changed", |_, s| s.etcd.policy.epoch == 3));
+        }
+        Change::Voters(_) => {
+            all.push(("a failover while voters change", |_, s| s.round.next.is_some() && s.opened > 0b11));
+            all.push(("a failover with one more voter", |_, s| s.round.epoch == 3 && s.opened > 0b11));
+            all.push(("a failover after the voters changed twice", |_, s| s.round.epoch == 5 && s.opened > 0b11));
         }
     }
     all

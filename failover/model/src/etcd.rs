@@ -2,7 +2,7 @@
 
 use crate::postgres::release;
 use crate::scope::{Change, Protection, Scope};
-use crate::state::{FENCED, Phase, State};
+use crate::state::{FENCED, Phase, Server, State};
 use crate::step::Step;
 use crate::wal::Position;
 
@@ -13,13 +13,20 @@ fn primary<const M: usize>(s: &State<M>) -> Option<usize> {
 
 /// Most changes of the policy.
 const EPOCHS: u8 = 3;
+/// The same where voters change, twice.
+const VOTERS_EPOCHS: u8 = 5;
 /// The same in available mode, where a suspension takes one more.
 const AVAILABLE_EPOCHS: u8 = 4;
 
 pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, step: Step) -> bool {
     let (policy, term) = (s.etcd.policy, s.etcd.term);
     let names = primary(s).map(|p| s.nodes[p].names);
-    let room = policy.epoch < if scope.change == Change::Available { AVAILABLE_EPOCHS } else { EPOCHS };
+    let most = match scope.change {
+        Change::Available => AVAILABLE_EPOCHS,
+        Change::Voters(_) => VOTERS_EPOCHS,
+        Change::None | Change::Suspension | Change::Copies(_) => EPOCHS,
+    };
+    let room = policy.epoch < most;
     match step {
         Step::Suspend => room && policy.protects() && names == Some(policy.k),
         Step::Relax => s.relaxes == term && policy.suspended && names == Some(policy.k),
@@ -34,18 +41,32 @@ pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, step: Step) 
         Step::Arm => room && policy.suspended && names == Some(0),
         Step::Rearm | Step::ChangedCopies => room && on_quorum(scope, s, step),
         Step::ChangeCopies => room && policy.epoch == 1 && primary(s).is_some(),
+        Step::ChangeVoters(node) => room && policy.next.is_none() && may_change_voters(s, usize::from(node)),
         Step::SetCopies => {
-            let to = wanted(scope, s);
-            policy.epoch == 2 && names.is_some_and(|n| n != to || s.armed == 0)
+            let (voters, to) = (policy.target().0, wanted(scope, s));
+            let changing = policy.next.is_some() || scope.lacks(Protection::JointRule) && policy.epoch == 2;
+            let other = |p: usize| (s.nodes[p].names, s.nodes[p].of) != (to, voters) || s.armed == 0;
+            changing && primary(s).is_some_and(other)
         }
         _ => true,
     }
+}
+
+/// `fsm/policy.rs` `policy_obstacles`: who is to vote follows and is whole, the primary goes on voting.
+fn may_change_voters<const M: usize>(s: &State<M>, node: usize) -> bool {
+    let n = &s.nodes[node];
+    let joins = s.etcd.policy.voters & 1 << node == 0;
+    let ready = n.server == Server::Standby && n.upstream == s.etcd.term && !n.floor.is_known();
+    // First one more, then one less, and no further.
+    let turn = joins == (s.etcd.policy.epoch == 1);
+    turn && primary(s).is_some_and(|p| p != node) && (ready || !joins)
 }
 
 /// The k that a change is to lead to.
 fn wanted<const M: usize>(scope: &Scope, s: &State<M>) -> u8 {
     match scope.change {
         Change::Copies(k) => k,
+        Change::Voters(_) => s.etcd.policy.target().1,
         Change::None | Change::Suspension | Change::Available => s.etcd.policy.k,
     }
 }
@@ -57,7 +78,9 @@ fn on_quorum<const M: usize>(scope: &Scope, s: &State<M>, step: Step) -> bool {
     let k = wanted(scope, s);
     primary(s).is_some_and(|p| {
         let n = &s.nodes[p];
-        under_way && s.armed > 0 && n.names == k && s.holders(p, n.wal, s.armed - 1, scope.numbering()) >= k
+        let (voters, _) = policy.target();
+        let there = s.holders(p, voters, n.wal, s.armed.saturating_sub(1), scope.numbering()) >= k;
+        under_way && s.armed > 0 && (n.names, n.of) == (k, voters) && there
     })
 }
 
@@ -91,7 +114,7 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
             release(scope, s, p);
         }
         Step::Arm | Step::SetCopies => {
-            s.nodes[p].names = k;
+            (s.nodes[p].names, s.nodes[p].of) = (k, s.etcd.policy.target().0);
             s.armed = s.nodes[p].wal.len() + 1;
             release(scope, s, p);
         }
@@ -102,8 +125,20 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
             s.shown |= s.nodes[p].wal.writes(s.armed - 1);
             s.armed = 0;
         }
+        Step::ChangeVoters(node) => change_voters(scope, s, node),
+        // Its own clock has not ended the lease: the others have signed.
+        Step::KeyEnds => s.etcd.leased = false,
+        Step::SignaturesEnd { fenced } => {
+            s.crashes += u8::from(!fenced && !s.etcd.leased);
+            if let Some(p) = s.running(s.signed_for()).filter(|_| fenced && !s.etcd.leased) {
+                s.nodes[p].names = FENCED;
+            }
+            s.nodes.iter_mut().for_each(|n| n.signed = false);
+            (s.views, s.vouched) = (s.views & !s.vouched, 0);
+        }
         Step::LeaseEnds { fenced } => {
             s.etcd.leased = false;
+            (s.views, s.vouched) = (s.views & !s.vouched, 0);
             s.crashes += u8::from(!fenced);
             // Also one whose commits wait again already, while the record does not say so yet.
             if fenced {
@@ -115,13 +150,28 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
             if scope.lacks(Protection::JointRule) {
                 s.etcd.policy.k = k;
             } else {
-                s.etcd.policy.next = Some(k);
+                (s.etcd.policy.next, s.etcd.policy.next_voters) = (Some(k), s.etcd.policy.voters);
             }
         }
         Step::ChangedCopies => {
+            let (voters, _) = s.etcd.policy.target();
+            (s.etcd.policy.voters, s.etcd.policy.next_voters) = (voters, 0);
             (s.etcd.policy.k, s.etcd.policy.next, s.armed) = (k, None, 0);
             s.etcd.policy.epoch += 1;
         }
         _ => {}
+    }
+}
+
+/// One votes that did not, or does no more.
+fn change_voters<const M: usize>(scope: &Scope, s: &mut State<M>, node: u8) {
+    let Change::Voters(more) = scope.change else { return };
+    let policy = &mut s.etcd.policy;
+    policy.epoch += 1;
+    let (k, voters) = (if policy.epoch == 2 { more } else { scope.k }, policy.voters ^ 1 << node);
+    if scope.lacks(Protection::JointRule) {
+        (policy.k, policy.voters) = (k, voters);
+    } else {
+        (policy.next, policy.next_voters) = (Some(k), voters);
     }
 }

@@ -21,14 +21,38 @@
 //! | `Suspend`, `Relax`, `Note` | `fsm/suspend.rs`, `agent/relax.rs` |
 //! | `OpenAlone` | `fsm/opening.rs` `suspension` |
 //! | `Arm`, `Rearm` | `agent/arm.rs`, `fsm/rearm.rs` |
-//! | `ChangeCopies`, `SetCopies`, `ChangedCopies` | `fsm/policy.rs`, `agent/arm.rs` |
+//! | `ChangeCopies`, `ChangeVoters`, `SetCopies`, `ChangedCopies` | `fsm/policy.rs`, `agent/arm.rs`, `fsm/rearm.rs` |
 //! | `LeaseEnds` | `agent/lease.rs` `enforce`; that it stops before etcd's lease ends is assumed |
+//! | `Sign`, `KeyEnds`, `SignaturesEnd` | `agent/countersign.rs`; that what is signed outlasts the primary's stop is assumed |
+//! | `Vouch` | `agent/vouch.rs`; that a view ends no later than the lease it rests on is assumed |
 //! | `ProxiesLeave` | `view/topology.rs` `Validity`, `fsm/opening.rs` `proxies_behind` |
+//! | `Cancel` | `proxy/src/session/answers.rs`: a notice of `SyncRepWaitForLSN` is answered by 08007 |
 //!
 //! `tests/agrees.rs` compares the arithmetic with the code's. Where the two differ, the model allows more: a manager
 //! chooses as soon as it may, an agent follows any term that it has not promised to leave, a rewind goes back to the
-//! beginning. Of the joint change only that of k is modelled, not that of voters. Not modelled: cancelled waits and standbys under a
-//! false name, which the proxy and the agent exclude; operators who allow loss; time.
+//! beginning, an order to catch up is obeyed late and again.
+//!
+//! What the protocol does, and where it is examined (the simulator is `failover/tests/sim.rs`):
+//!
+//! | | model | simulator |
+//! |---|---|---|
+//! | terms, freeze, choice, promotion, opening, rejoin | yes | yes |
+//! | a round continued by a new leader in the same term, the old one acting on | yes | yes |
+//! | catching up among recruits | yes | yes |
+//! | outcomes unknown, answers lost, orders late or repeated | yes | yes |
+//! | suspension and its end, available mode, a term opened alone | yes | yes |
+//! | k changed | yes, one change | no |
+//! | voters changed with k | yes: m = 3, 4, 3 with k = 1, 2, 1 | no |
+//! | async mode by the lease; signatures and vouching without etcd | yes, without time | yes, with drifting clocks |
+//! | cancelled waits | yes | no |
+//! | a standby under a false name | what it would lose; `pg_hba.conf` and the password exclude it | no |
+//! | nodes added, removed, adopted | as voters only | no |
+//! | loss that an operator allows (`--allow-data-loss`, `allow_lower`) | no: it breaks the properties knowingly | no |
+//! | switchover, fences, pause, budgets | no: a term may begin at any time | switchover |
+//!
+//! Two properties have exceptions. A commit whose wait was cancelled is seen by readers of the primary before a standby has
+//! it, as in PostgreSQL itself, so it is not counted among what clients could read; its own client is promised nothing.
+//! Commits of an unprotected time are promised nothing either.
 
 mod agent;
 pub mod check;
@@ -66,7 +90,13 @@ impl<const M: usize> Model for Checked<M> {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State<M>> {
-        vec![State::first(self.scope.k)]
+        let mut first = State::first(self.scope.k);
+        if let Change::Voters(_) = self.scope.change {
+            let all_but_one = ((1u16 << (M - 1)) - 1) as u8;
+            (first.etcd.policy.voters, first.round.voters) = (all_but_one, all_but_one);
+            first.nodes.iter_mut().for_each(|n| n.of = all_but_one);
+        }
+        vec![first]
     }
 
     fn actions(&self, state: &State<M>, out: &mut Vec<Step>) {

@@ -49,19 +49,27 @@ fn sufficient<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position;
         return true;
     }
     let others = (0..M).filter(known).count();
-    let needed = M - usize::from(s.round.least()) - usize::from(scope.lacks(Protection::Quorum));
+    let less = usize::from(scope.lacks(Protection::Quorum));
+    let quorum = |(voters, k): (u8, u8)| {
+        let of = |i: &usize| voters & 1 << *i != 0;
+        let standbys = (0..M).filter(of).filter(|i| Some(*i) != prev).count();
+        (0..M).filter(of).filter(known).count() >= standbys + 1 - usize::from(k) - less
+    };
     let complete = s.round.complete.is_known() && recruits.iter().any(|end| *end >= s.round.complete);
     let kept = M - usize::from(s.round.k);
     match s.round {
         crate::state::Policy { suspended: true, lowered: true, .. } => others >= kept || complete,
         crate::state::Policy { suspended: true, .. } => false,
         crate::state::Policy { k: 0, .. } => others > 0,
-        _ => others >= needed,
+        round => round.quorums().all(quorum),
     }
 }
 
 /// `fsm/candidate.rs`: the furthest; of several any.
 pub fn choices<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position; M]) -> Vec<u8> {
+    // Who does not vote does not count.
+    let counted = std::array::from_fn(|i| if s.round.counts(i) { recruits[i] } else { Position::default() });
+    let recruits: &[Position; M] = &counted;
     if !sufficient(scope, s, recruits) {
         return Vec::new();
     }
@@ -127,9 +135,11 @@ pub(crate) fn may_open<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
     let record = (0..wal.len()).find(|at| wal.get(*at) == Entry::Term(term)).map_or(0, |at| at + 1);
     if !s.round.protects() {
         // Every proxy has seen the term, or its view has run out.
-        return s.views & ((1 << term) - 1) == 0 || scope.lacks(Protection::ViewWait);
+        // One that the old primary has vouched for is registered nowhere.
+        return s.views & !s.vouched & ((1 << term) - 1) == 0 || scope.lacks(Protection::ViewWait);
     }
-    s.holders(p, wal, record, scope.numbering()) >= s.round.most() || scope.lacks(Protection::RecordWait)
+    let there = |(voters, k): (u8, u8)| s.holders(p, voters, wal, record, scope.numbering()) >= k;
+    s.round.quorums().all(there) || scope.lacks(Protection::RecordWait)
 }
 
 pub(crate) fn open<const M: usize>(s: &mut State<M>, heard: bool) {

@@ -5,7 +5,7 @@
 //! counts as long as its WAL reaches the commit, also when it streams no more; PostgreSQL counts fewer.
 
 use crate::check::{LATE, TWIN};
-use crate::scope::Scope;
+use crate::scope::{Protection, Scope};
 use crate::state::{FENCED, Server, State};
 use crate::wal::{Entry, Position, Wal};
 
@@ -55,7 +55,8 @@ pub(crate) fn stream<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) 
 pub(crate) fn release<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) {
     let n = s.nodes[i];
     let Server::Primary(term) = n.server else { return };
-    let enough = |lsn: &u8| n.names == 0 || s.holders(i, n.wal, *lsn, scope.numbering()) >= n.names;
+    let false_name = u8::from(scope.lacks(Protection::UniqueNames));
+    let enough = |lsn: &u8| n.names == 0 || s.holders(i, n.of, n.wal, *lsn, scope.numbering()) + false_name >= n.names;
     let Some(upto) = (n.visible + 1..=n.wal.len()).rev().find(enough).filter(|_| n.names != FENCED) else { return };
     let newly = n.wal.writes(upto) & !n.wal.writes(n.visible);
     s.nodes[i].visible = upto;
@@ -65,13 +66,31 @@ pub(crate) fn release<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize)
     // Knowingly unprotected is not promised, also while commits happen to wait.
     let promised = !(s.etcd.policy.suspended && s.etcd.policy.lowered);
     if n.names > 0 && promised {
-        s.acked |= newly;
+        s.acked |= newly & !s.unknown;
         s.shown |= n.wal.writes(upto);
     }
     // Without a proxy that acts on the term, nobody hears of it.
     let heard = s.views & 1 << term != 0;
     if heard && s.newest_open() > term && newly & !s.kept != 0 {
         s.wrong |= LATE;
+    }
+}
+
+/// The commits of a primary that wait, and whose clients have not been told anything yet.
+pub(crate) fn waiting<const M: usize>(s: &State<M>, i: usize) -> u8 {
+    let n = &s.nodes[i];
+    n.wal.writes(n.wal.len()) & !n.wal.writes(n.visible) & !s.unknown
+}
+
+/// A wait is cancelled: PostgreSQL reports success with a warning, the proxy an unknown outcome. Readers of the primary
+/// see the commit from here on, although no standby may have it: it is not among what clients could read, see the head
+/// of the crate.
+pub(crate) fn cancel<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) {
+    let first = waiting(s, i) & waiting(s, i).wrapping_neg();
+    s.cancels += 1;
+    s.unknown |= first;
+    if scope.lacks(Protection::CancelUnknown) {
+        s.acked |= first;
     }
 }
 
@@ -92,6 +111,7 @@ pub(crate) fn promoted<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize
 pub(crate) fn restart_in_place<const M: usize>(s: &mut State<M>, i: usize) {
     let term = s.etcd.term;
     let n = &mut s.nodes[i];
-    (n.server, n.visible, n.names) = (Server::Primary(term), n.wal.len(), s.etcd.policy.most());
+    let (voters, k) = s.etcd.policy.target();
+    (n.server, n.visible, n.names, n.of) = (Server::Primary(term), n.wal.len(), k, voters);
     s.shown |= n.wal.writes(n.visible);
 }

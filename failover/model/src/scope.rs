@@ -21,6 +21,10 @@ pub struct Scope {
     pub leads: u8,
     /// May recruits receive from others what they lack?
     pub catch_up: bool,
+    /// Waits of commits that are cancelled.
+    pub cancels: u8,
+    /// May etcd be lost to the primary whose lease is its fence, so that the others sign for it?
+    pub signatures: bool,
     /// Changes of the policy.
     pub change: Change,
     /// The protection taken away.
@@ -40,6 +44,8 @@ pub enum Change {
     Available,
     /// Changes k to this.
     Copies(u8),
+    /// All but the last node vote at first. One more does and k becomes this; then one less, with k as before.
+    Voters(u8),
 }
 
 /// What the protocol rests on. Each can be taken away to see that the properties notice.
@@ -73,8 +79,16 @@ pub enum Protection {
     ChoiceCompare,
     /// Who is told to receive from a recruit is frozen for that term.
     CatchUpFrozen,
-    /// It receives from a recruit, not from who has most.
+    /// It receives from a recruit, and from nobody else.
     CatchUpRecruit,
+    /// A commit whose wait was cancelled is told as of unknown outcome.
+    CancelUnknown,
+    /// Nobody but a node acknowledges under its name.
+    UniqueNames,
+    /// Who has signed for a term answers no freeze of a later one before that is over.
+    SignatureBinds,
+    /// All others sign, not just most.
+    AllSign,
 }
 
 impl Scope {
@@ -89,6 +103,8 @@ impl Scope {
             lost: 2,
             leads: 0,
             catch_up: false,
+            cancels: 0,
+            signatures: false,
             change: Change::None,
             without: None,
             symmetric: true,

@@ -1,5 +1,6 @@
 //! The state of the model: etcd's records, each node's disk and processes, and what clients were told.
 
+use crate::scope::{Protection, Scope};
 use crate::wal::{Numbering, Position, Wal};
 
 /// Room for terms 1 to 4.
@@ -46,6 +47,10 @@ pub struct Node {
     pub floor: Position,
     /// How many standbys its commits wait for, in force. [`FENCED`]: more than there are.
     pub names: u8,
+    /// Of which, one bit each.
+    pub of: u8,
+    /// It has signed for the primary's term: see [`State::signed_for`].
+    pub signed: bool,
     /// Commits in the first so many records are visible to readers.
     pub visible: u8,
 }
@@ -63,13 +68,17 @@ pub enum Phase {
     Active,
 }
 
-/// Who votes and how many copies. Every node votes.
+/// Who votes and how many copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Policy {
     /// Copies besides the primary's.
     pub k: u8,
-    /// A change of k is under way: to this.
+    /// Who votes, one bit each.
+    pub voters: u8,
+    /// A change of both is under way: to this k.
     pub next: Option<u8>,
+    /// And these voters.
+    pub next_voters: u8,
     /// Commits are not protected.
     pub suspended: bool,
     /// They were let through knowingly: what had been promised before is all that must be kept.
@@ -86,14 +95,19 @@ impl Policy {
         !self.suspended && self.k > 0
     }
 
-    /// Copies that satisfy every rule in force.
-    pub fn most(self) -> u8 {
-        self.k.max(self.next.unwrap_or(0))
+    /// Every rule in force: who votes and how many of them are needed.
+    pub fn quorums(self) -> impl Iterator<Item = (u8, u8)> {
+        std::iter::once((self.voters, self.k)).chain(self.next.map(|k| (self.next_voters, k)))
     }
 
-    /// Copies that a commit has at least.
-    pub fn least(self) -> u8 {
-        if self.suspended { 0 } else { self.k.min(self.next.unwrap_or(self.k)) }
+    /// Who votes by any of them.
+    pub fn counts(self, node: usize) -> bool {
+        self.quorums().any(|(voters, _)| voters & 1 << node != 0)
+    }
+
+    /// What it comes to: who votes, and how many copies.
+    pub fn target(self) -> (u8, u8) {
+        self.quorums().last().unwrap_or((self.voters, self.k))
     }
 }
 
@@ -155,6 +169,12 @@ pub struct State<const M: usize> {
     pub relaxed: Position,
     /// The old primary relaxes what commits wait for: it has recorded the suspension in this term.
     pub relaxes: u8,
+    /// Waits cancelled so far.
+    pub cancels: u8,
+    /// Writes whose clients were told that their outcome is unknown, one bit each.
+    pub unknown: u8,
+    /// Views of these terms, one bit each, last as long as the primary's lease: it has vouched for them.
+    pub vouched: u8,
     /// In this term this node was told to receive from that one; term 0: none was.
     pub brings: (u8, u8, u8),
     /// Rounds that changed hands so far.
@@ -180,6 +200,7 @@ pub struct State<const M: usize> {
 impl<const M: usize> State<M> {
     /// A healthy cluster in term 1 with node 0 as primary.
     pub fn first(k: u8) -> Self {
+        let all = ((1u16 << M) - 1) as u8;
         let node = |i| Node {
             wal: Wal::default(),
             server: if i == 0 { Server::Primary(1) } else { Server::Standby },
@@ -189,10 +210,13 @@ impl<const M: usize> State<M> {
             source: 0,
             floor: Position::default(),
             names: if i == 0 { k } else { 0 },
+            of: all,
+            signed: false,
             visible: 0,
         };
         let complete = Position::default();
-        let policy = Policy { k, next: None, suspended: false, lowered: false, complete, epoch: 1 };
+        let (next, suspended, lowered, epoch) = (None, false, false, 1);
+        let policy = Policy { k, voters: all, next, next_voters: 0, suspended, lowered, complete, epoch };
         let mut chosen = [NOBODY; TERMS];
         chosen[1] = 0;
         Self {
@@ -209,6 +233,9 @@ impl<const M: usize> State<M> {
             armed: 0,
             relaxed: Position::default(),
             relaxes: 0,
+            cancels: 0,
+            unknown: 0,
+            vouched: 0,
             brings: (0, NOBODY, NOBODY),
             leads: 0,
             crashes: 0,
@@ -233,16 +260,27 @@ impl<const M: usize> State<M> {
         self.primary_of(term).filter(|n| self.nodes[*n].server == Server::Primary(term))
     }
 
+    /// The term that signatures are given for: the newest open one.
+    pub fn signed_for(&self) -> u8 {
+        self.newest_open()
+    }
+
+    /// Have enough of the others signed for it, by the rule of `scope`?
+    pub fn is_signed(&self, scope: &Scope) -> bool {
+        let needed = if scope.lacks(Protection::AllSign) { M / 2 } else { M - 1 };
+        self.nodes.iter().filter(|n| n.signed).count() >= needed
+    }
+
     /// The newest term that was opened.
     pub fn newest_open(&self) -> u8 {
         (7 - self.opened.leading_zeros()) as u8
     }
 
-    /// Nodes other than `than` whose WAL lies on `wal`'s line and reaches `lsn`.
-    pub fn holders(&self, than: usize, wal: Wal, lsn: u8, numbering: Numbering) -> u8 {
+    /// Nodes of `among` other than `than` whose WAL lies on `wal`'s line and reaches `lsn`.
+    pub fn holders(&self, than: usize, among: u8, wal: Wal, lsn: u8, numbering: Numbering) -> u8 {
         let holds = |i: &usize| {
             let own = self.nodes[*i].wal;
-            *i != than && own.len() >= lsn && wal.descends(own, numbering)
+            *i != than && among & 1 << *i != 0 && own.len() >= lsn && wal.descends(own, numbering)
         };
         (0..M).filter(holds).count() as u8
     }
@@ -256,15 +294,23 @@ impl<const M: usize> State<M> {
         let limbo = |i: usize| matches!(self.limbo, Limbo::Choose { node, .. } if usize::from(node) == i);
         let brought = |i: usize| (usize::from(self.brings.1) == i, usize::from(self.brings.2) == i);
         // Names in a node's own state are renamed below; here they would make nodes differ by names.
-        let plain = |i: usize| Node { source: u8::from(self.nodes[i].source != 0), ..self.nodes[i] };
+        let plain = |i: usize| Node { source: u8::from(self.nodes[i].source != 0), of: 0, ..self.nodes[i] };
+        let voters = |i: usize| [self.etcd.policy, self.round].map(|p| (p.voters >> i & 1, p.next_voters >> i & 1));
+        let waited = |i: usize| self.nodes.iter().map(|n| n.of >> i & 1).sum::<u8>();
         let mut order: [usize; M] = std::array::from_fn(|i| i);
-        order
-            .sort_unstable_by_key(|i| (plain(*i), self.recruits[*i], self.left[*i], terms(*i), limbo(*i), brought(*i)));
+        order.sort_unstable_by_key(|i| {
+            (plain(*i), self.recruits[*i], self.left[*i], terms(*i), limbo(*i), brought(*i), voters(*i), waited(*i))
+        });
         let renamed = |node: u8| order.iter().position(|i| *i == usize::from(node)).map_or(node, |at| at as u8);
         let mut same = *self;
         same.nodes = order.map(|i| self.nodes[i]);
-        for node in same.nodes.iter_mut().filter(|n| n.source != 0) {
-            node.source = renamed(node.source - 1) + 1;
+        let set = |of: u8| (0..M).map(|at| (of >> order[at] & 1) << at).fold(0, |all, one| all | one);
+        for node in &mut same.nodes {
+            node.source = if node.source == 0 { 0 } else { renamed(node.source - 1) + 1 };
+            node.of = set(node.of);
+        }
+        for policy in [&mut same.etcd.policy, &mut same.round] {
+            (policy.voters, policy.next_voters) = (set(policy.voters), set(policy.next_voters));
         }
         same.brings = (self.brings.0, renamed(self.brings.1), renamed(self.brings.2));
         same.recruits = order.map(|i| self.recruits[i]);

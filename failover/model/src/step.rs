@@ -1,7 +1,7 @@
 //! What can happen next, and what it does.
 
 use crate::scope::{Change, Protection, Scope};
-use crate::state::{Limbo, Phase, Server, State};
+use crate::state::{FENCED, Limbo, Phase, Server, State};
 use crate::wal::LONGEST;
 use crate::{agent, etcd, manager, postgres};
 
@@ -73,6 +73,18 @@ pub enum Step {
     ProxiesLeave(u8),
     /// A change of k is recorded.
     ChangeCopies,
+    /// A change of voters, and of k with it, is recorded: of this node.
+    ChangeVoters(u8),
+    /// A commit's wait is cancelled.
+    Cancel(u8),
+    /// An agent signs for the primary of the newest open term, which etcd does not answer.
+    Sign(u8),
+    /// The primary vouches for views of its term.
+    Vouch,
+    /// etcd ends the primary's key; the signatures are its lease.
+    KeyEnds,
+    /// The signatures end, and what was vouched for; its agent has stopped acknowledging before, unless it was paused.
+    SignaturesEnd { fenced: bool },
     /// Commits wait for the new number, and that is proved.
     SetCopies,
     /// The change ends.
@@ -139,16 +151,46 @@ fn policy<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
             out.extend([Step::Suspend, Step::Relax, Step::Note, Step::OpenAlone, Step::Arm, Step::Rearm]);
         }
         Change::Copies(_) => out.extend([Step::ChangeCopies, Step::SetCopies, Step::ChangedCopies]),
+        Change::Voters(_) => {
+            out.extend([Step::SetCopies, Step::ChangedCopies]);
+            out.extend((0..M as u8).map(Step::ChangeVoters));
+        }
     }
     out.retain(|step| etcd::possible(scope, s, *step));
     if !s.etcd.policy.protects() && s.etcd.leased && s.etcd.phase == Phase::Active {
-        out.push(Step::LeaseEnds { fenced: true });
-        if s.crashes < scope.crashes {
-            out.push(Step::LeaseEnds { fenced: false });
+        if scope.signatures && s.is_signed(scope) {
+            out.push(Step::KeyEnds);
+        } else {
+            out.push(Step::LeaseEnds { fenced: true });
+            if s.crashes < scope.crashes {
+                out.push(Step::LeaseEnds { fenced: false });
+            }
+        }
+    }
+    if scope.signatures {
+        signatures(scope, s, out);
+        if s.nodes.iter().any(|n| n.signed) {
+            out.push(Step::SignaturesEnd { fenced: true });
+            if !s.etcd.leased && s.crashes < scope.crashes {
+                out.push(Step::SignaturesEnd { fenced: false });
+            }
         }
     }
     if matches!(scope.change, Change::Suspension | Change::Available) || scope.k == 0 {
         out.extend((1..s.etcd.term).filter(|t| s.views & 1 << t != 0).map(Step::ProxiesLeave));
+    }
+}
+
+/// While etcd does not answer the primary whose lease is its fence.
+fn signatures<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
+    let term = s.signed_for();
+    let Some(primary) = s.running(term) else { return };
+    let leased = s.etcd.leased && s.etcd.term == term;
+    // Fenced, it has let its lease run out.
+    let holds = (leased || s.is_signed(scope)) && s.nodes[primary].names != FENCED;
+    out.extend((0..M).filter(|i| holds && agent::may_sign(s, *i)).map(|i| Step::Sign(i as u8)));
+    if s.views & !s.vouched & 1 << term != 0 && holds {
+        out.push(Step::Vouch);
     }
 }
 
@@ -194,6 +236,9 @@ fn node<const M: usize>(scope: &Scope, s: &State<M>, i: usize, out: &mut Vec<Ste
             if term < s.etcd.term {
                 out.push(Step::StopSuperseded(node));
             }
+            if s.cancels < scope.cancels && n.names > 0 && postgres::waiting(s, i) != 0 {
+                out.push(Step::Cancel(node));
+            }
         }
         Server::Standby if postgres::receives(scope, s, i).is_some() => out.push(Step::Stream(node)),
         Server::Standby => {}
@@ -234,6 +279,13 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         Step::Open { heard } => manager::open(s, heard),
         Step::MadeLate => manager::made_late(s),
         Step::ProxiesLeave(term) => s.views &= !(1 << term),
+        Step::Cancel(node) => postgres::cancel(scope, s, usize::from(node)),
+        Step::Sign(node) => {
+            let term = s.signed_for();
+            let n = &mut s.nodes[usize::from(node)];
+            (n.promise, n.signed) = (term, true);
+        }
+        Step::Vouch => s.vouched |= 1 << s.signed_for(),
         Step::Suspend
         | Step::Relax
         | Step::Note
@@ -241,7 +293,10 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         | Step::Arm
         | Step::Rearm
         | Step::LeaseEnds { .. }
+        | Step::KeyEnds
+        | Step::SignaturesEnd { .. }
         | Step::ChangeCopies
+        | Step::ChangeVoters(_)
         | Step::SetCopies
         | Step::ChangedCopies => etcd::perform(scope, s, step),
     }

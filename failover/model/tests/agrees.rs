@@ -57,6 +57,7 @@ fn compare_choices<const M: usize>() {
         for set in 0..ends.len().pow(M as u32) {
             let mut s = State::<M>::first(k);
             (s.etcd.term, s.etcd.prev, s.round.suspended, s.round.next) = (2, 1, suspended, next);
+            s.round.next_voters = if next.is_some() { s.round.voters } else { 0 };
             (s.round.lowered, s.round.complete) = (lowered.is_some(), lowered.unwrap_or(no));
             s.recruits = std::array::from_fn(|i| ends[set / ends.len().pow(i as u32) % ends.len()]);
             let voters: Vec<NodeId> = (0..M).map(node).collect();

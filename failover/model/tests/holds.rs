@@ -52,6 +52,23 @@ fn k_changes_around_a_failover() {
 }
 
 #[test]
+fn voters_change_around_a_failover() {
+    let scope = Scope { terms: 2, writes: 1, crashes: 0, lost: 0, change: Change::Voters(2), ..Scope::three() };
+    explore::<4>("three voters, four, three", scope);
+}
+
+#[test]
+fn a_commit_whose_wait_was_cancelled_is_promised_nothing() {
+    let scope = Scope { terms: 2, crashes: 1, lost: 0, cancels: 2, ..Scope::three() };
+    explore::<3>("cancelled waits", scope);
+}
+
+#[test]
+fn without_etcd_signatures_keep_terms_apart() {
+    explore::<3>("signatures", Scope { k: 0, terms: 2, crashes: 1, lost: 0, signatures: true, ..Scope::three() });
+}
+
+#[test]
 fn four_and_five_nodes() {
     explore::<4>("four nodes", Scope { k: 2, terms: 2, writes: 1, crashes: 0, lost: 0, ..Scope::three() });
     explore::<5>("five nodes", Scope { k: 2, terms: 2, writes: 1, crashes: 0, lost: 0, ..Scope::three() });

@@ -18,7 +18,11 @@ const SMALL: Scope = Scope { terms: 2, writes: 1, crashes: 0, lost: 0, symmetric
 
 /// The shortest way to break `property` without `protection`, as a list of steps.
 fn breaks(protection: Protection, property: &'static str, scope: Scope) -> Vec<Step> {
-    let mut model = Checked::<3>::new(Scope { without: Some(protection), ..scope });
+    breaks_of::<3>(protection, property, scope)
+}
+
+fn breaks_of<const M: usize>(protection: Protection, property: &'static str, scope: Scope) -> Vec<Step> {
+    let mut model = Checked::<M>::new(Scope { without: Some(protection), ..scope });
     model.only = Some(property);
     let checked = model.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let path = checked.discovery(property);
@@ -99,6 +103,33 @@ fn a_late_order_to_receive_from_a_recruit_loses_a_write() {
 #[test]
 fn a_recruit_that_receives_from_the_old_primary_loses_a_write() {
     needed(Protection::CatchUpRecruit, LOST, Scope { catch_up: true, ..SMALL });
+}
+
+#[test]
+fn a_cancelled_wait_told_as_a_commit_loses_it() {
+    needed(Protection::CancelUnknown, LOST, Scope { cancels: 1, ..SMALL });
+}
+
+#[test]
+fn a_standby_under_a_false_name_loses_a_write() {
+    needed(Protection::UniqueNames, LOST, SMALL);
+}
+
+#[test]
+fn a_signature_that_does_not_bind_lets_two_terms_acknowledge() {
+    needed(Protection::SignatureBinds, LATE, Scope { k: 0, signatures: true, ..SMALL });
+}
+
+#[test]
+fn signatures_of_a_part_let_two_terms_acknowledge() {
+    needed(Protection::AllSign, LATE, Scope { k: 0, signatures: true, ..SMALL });
+}
+
+#[test]
+fn a_change_of_voters_in_one_step_loses_a_write() {
+    let scope = Scope { change: Change::Voters(2), ..SMALL };
+    let steps = breaks_of::<4>(Protection::JointRule, LOST, scope);
+    assert!(steps.len() < 40, "shortest, so short");
 }
 
 #[test]
