@@ -49,6 +49,8 @@ pub enum Command {
     Resume(ResumeArgs),
     /// Take over a primary and its standbys that run without agents: show the plan, with --yes carry it out.
     Adopt(AdoptArgs),
+    /// Make the records anew from the agents' disks after etcd lost all its data: show the plan, with --yes carry it out.
+    Rebuild(RebuildArgs),
     /// Add a node to the cluster, or remove one for good.
     Node(NodeArgs),
     /// Work on a node: its PostgreSQL may be stopped, reads go elsewhere, nobody is switched over to it.
@@ -290,6 +292,23 @@ pub struct AdoptArgs {
     pub yes: bool,
     /// How long to wait for each step.
     #[arg(long, value_name = "TIME", default_value = "10min", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+}
+
+/// `pgtenure rebuild`.
+#[derive(Debug, Args)]
+pub struct RebuildArgs {
+    /// The configuration file of any agent or manager of the cluster.
+    #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG")]
+    pub config: PathBuf,
+    /// Go on without these nodes, whose agents do not answer; the plan says what that risks.
+    #[arg(long, value_name = "NODES", value_delimiter = ',')]
+    pub without: Vec<String>,
+    /// Carry the plan out.
+    #[arg(long)]
+    pub yes: bool,
+    /// How long to wait for the term to open.
+    #[arg(long, value_name = "TIME", default_value = "2min", value_parser = humantime::parse_duration)]
     pub wait: Duration,
 }
 

@@ -43,6 +43,7 @@ pub fn run(command: Command) -> ExitCode {
             ctl::verify::run(&args)
         }
         Command::Adopt(args) => ctl::adopt::run(&args),
+        Command::Rebuild(args) => ctl::rebuild::run(&args),
         Command::Status(_)
         | Command::Lag(_)
         | Command::Switchover(_)

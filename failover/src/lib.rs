@@ -11,6 +11,7 @@ pub mod fsm;
 pub mod http;
 pub mod manager;
 pub mod metrics;
+pub mod rebuild;
 pub mod record;
 pub mod store;
 pub mod view;

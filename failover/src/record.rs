@@ -44,6 +44,10 @@ pub struct TermRecord {
     /// promoted past the managers. `None` in records of versions that did not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_timeline: Option<TimelineId>,
+    /// etcd was lost or restored from a backup since the last open term, so who was its primary is not known for sure:
+    /// as many nodes must be frozen as suffice whoever it was. Said by every term from then on until one is open.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub history_lost: bool,
     /// An operator allowed this term to begin or open with fewer nodes than its arithmetic asks for. Whoever goes on with
     /// it must know: such recruits may have left the old primary enough standbys to be acknowledged by.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -282,6 +282,7 @@ impl World {
             record_lsn: None,
             policy_epoch: 1,
             newest_timeline: None,
+            history_lost: false,
             data_loss_allowed: false,
         };
         let policy = PolicyRecord {

@@ -45,6 +45,7 @@ fn term(term: u64, phase: Phase) -> TermRecord {
         record_lsn: None,
         policy_epoch: 1,
         newest_timeline: None,
+        history_lost: false,
         data_loss_allowed: false,
     }
 }

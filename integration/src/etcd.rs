@@ -76,6 +76,16 @@ impl Etcd {
         self.restart();
     }
 
+    /// Lose all it holds, and start it empty.
+    ///
+    /// # Panics
+    /// When it does not become healthy.
+    pub fn wipe(&mut self) {
+        self.process.kill();
+        std::fs::remove_dir_all(self.dir.join("data")).expect("etcd had data");
+        self.restart();
+    }
+
     fn wait_healthy(&self) {
         let addr = self.endpoint().parse().expect("an address and a port");
         wait_for("etcd's health", Duration::from_secs(20), || {

@@ -7,6 +7,7 @@ pub mod adopt;
 pub mod client;
 mod lag;
 mod node;
+pub mod rebuild;
 pub mod reload;
 pub mod render;
 pub mod route;
@@ -211,6 +212,7 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
         | Command::Route(_)
         | Command::Verify(_)
         | Command::Adopt(_)
+        | Command::Rebuild(_)
         | Command::Node(_)
         | Command::Lag(_) => return None,
     })

@@ -261,6 +261,7 @@ pub async fn begin(
         record_lsn: Some(found.lsn),
         policy_epoch: 1,
         newest_timeline: None,
+        history_lost: false,
         data_loss_allowed: false,
     };
     let pause = PauseRecord { by: by.clone(), why, at: now, until: None };

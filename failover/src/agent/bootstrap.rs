@@ -150,6 +150,7 @@ impl Agent {
             record_lsn: Some(record_lsn),
             policy_epoch: 1,
             newest_timeline: None,
+            history_lost: false,
             data_loss_allowed: false,
         };
         let init = self.records.borrow().init.as_ref().map_or(0, |i| i.revision);

@@ -169,6 +169,7 @@ impl Agent {
             not_streaming_for: seen.not_streaming_since.map_or(Duration::ZERO, |t| self.env.clock.now().since(t)),
             rewind_interrupted: memory.rewinding,
             quarantined: memory.quarantine.is_some(),
+            remembers: memory.promise > Term(0) || memory.policy.is_some(),
             voter: self.env.is_voter(),
         })
     }

@@ -102,8 +102,6 @@ impl Agent {
             // Also when the record cannot be understood.
             maintenance: snapshot.get(&keys.maintenance_of(&self.env.config.node)).is_some(),
         };
-        let fenced = records.fences.contains_key(&self.env.config.node);
-        self.state.change(|o| o.fenced = fenced);
         self.records.send_if_modified(|old| {
             // An answer that overtook a newer one must not bring the older view back.
             let age = |r: &Records| (r.term.as_ref().map(|t| t.value.term), r.policy.as_ref().map(|p| p.value.epoch));
@@ -119,6 +117,8 @@ impl Agent {
             *old = records;
             !same
         });
+        let fenced = self.records.borrow().fences.contains_key(&self.env.config.node);
+        self.state.change(|o| o.fenced = fenced);
         self.note_policy();
         self.forget_signature();
         Ok(())

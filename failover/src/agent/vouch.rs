@@ -92,12 +92,12 @@ impl Agent {
     }
 
     /// The policy of an open term of this node, by the records; by memory where an agent has been started since etcd was
-    /// lost. Only who was told of the term by etcd asks, and a later one was promised by nobody here.
+    /// lost, or has lost all it held. Only who was told of the term by etcd asks, and a later one was promised by nobody here.
     fn policy_of(&self, term: Term) -> Option<PolicyRecord> {
         if self.serves() == Some(term) {
             return self.policy();
         }
-        let unread = self.records.borrow().read_at.is_none();
+        let unread = self.records.borrow().term.is_none();
         let memory = self.memory();
         let runs = self.state.look(|o| match &o.postgres {
             PostgresState::Primary(p) => Some(p.timeline) == term.timeline(),

@@ -66,6 +66,8 @@ pub struct Facts<'a> {
     pub rewind_interrupted: bool,
     /// It was rewound or copied and has not replayed past that yet.
     pub quarantined: bool,
+    /// It has promised a term, or read a policy: the cluster exists, whatever etcd says.
+    pub remembers: bool,
     /// Is this node a voter of the configuration (only such a node may create the cluster)?
     pub voter: bool,
 }
@@ -195,7 +197,8 @@ fn unborn(facts: &Facts<'_>) -> Act {
         // Created means that a term was put with the identifier: whatever took that record away (an etcd restored
         // from an old copy), filling a live cluster in anew would lift what its commits wait for.
         (Some(InitRecord { system_id: Some(_), .. }), _) => Act::Wait(Because::UnknownCluster),
-        (Some(_), _) if facts.promise > Term(0) => Act::Wait(Because::UnknownCluster),
+        // So has who remembers a term or a policy: etcd has lost all, and a new cluster would take the old one's place.
+        _ if facts.remembers => Act::Wait(Because::UnknownCluster),
         (Some(init), _) if init.node == *facts.node => Act::ResumeCreation,
         (Some(_), Server::Absent) => Act::Wait(Because::BeingCreated),
         (None, Server::Absent) if facts.voter => Act::Create,
@@ -263,6 +266,7 @@ mod tests {
             record_lsn: None,
             policy_epoch: 1,
             newest_timeline: None,
+            history_lost: false,
             data_loss_allowed: false,
         }
     }
@@ -293,6 +297,7 @@ mod tests {
             not_streaming_for: Duration::ZERO,
             rewind_interrupted: false,
             quarantined: false,
+            remembers: record.is_some(),
             voter: true,
         }
     }
@@ -369,8 +374,10 @@ mod tests {
         // The term's record is gone although the cluster was created, or a manager has already commanded here.
         let created = InitRecord { system_id: Some("7".into()), ..init("n1") };
         assert_eq!(decide(&Facts { init: Some(&created), ..unborn.clone() }), Act::Wait(Because::UnknownCluster));
-        let commanded = Facts { init: Some(&mine), promise: Term(4), server: STANDBY, ..unborn.clone() };
+        let commanded = Facts { init: Some(&mine), remembers: true, server: STANDBY, ..unborn.clone() };
         assert_eq!(decide(&commanded), Act::Wait(Because::UnknownCluster));
+        let wiped = Facts { remembers: true, ..unborn.clone() };
+        assert_eq!(decide(&wiped), Act::Wait(Because::UnknownCluster), "etcd has lost all, and this disk is a new one");
         check(Server::Absent, Some(&record(1, Phase::Opening, Some("n2"))), Act::Clone);
         check(STANDBY, None, Act::Wait(Because::UnknownCluster));
     }

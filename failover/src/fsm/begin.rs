@@ -96,7 +96,7 @@ impl Planner {
     /// What forbids to begin now.
     pub(super) fn obstacles(&mut self, now: Instant, begin: &Begin) -> Vec<Blocker> {
         let (Some(term), Some(policy)) = (self.seen.term().cloned(), self.seen.policy().cloned()) else {
-            return vec![Blocker::NoCluster];
+            return vec![self.no_cluster()];
         };
         let mut blockers = Vec::new();
         let was_open = matches!(term.phase, Phase::Active | Phase::Draining);
@@ -156,9 +156,9 @@ impl Planner {
             usable.remove(leaving);
         }
         let ends = usable.iter().filter_map(|n| self.end_reported(n, now));
-        let enough = match self.knows_of_every_term() {
-            true => sync_set::enough(policy, prev.as_ref(), &usable, ends),
-            false => sync_set::sufficient_for_any(policy, &usable),
+        let enough = match self.history_lost() {
+            false => sync_set::enough(policy, prev.as_ref(), &usable, ends),
+            true => sync_set::sufficient_for_any(policy, &usable),
         };
         if enough {
             return Vec::new();
@@ -172,6 +172,12 @@ impl Planner {
     /// Promises to terms that etcd does not know: it was restored from a backup, and the terms in between are unknown.
     pub(super) fn knows_of_every_term(&self) -> bool {
         self.seen.term().is_none_or(|t| self.promised <= t.term)
+    }
+
+    /// Is it unknown who was primary last? Also once a term was begun above the promised, until one is open.
+    pub(super) fn history_lost(&self) -> bool {
+        let open = |t: &TermRecord| matches!(t.phase, Phase::Active | Phase::Draining);
+        !self.knows_of_every_term() || self.seen.term().is_some_and(|t| t.history_lost && !open(t))
     }
 
     /// Where the WAL of a standby ends at least.
@@ -250,6 +256,7 @@ impl Planner {
             record_lsn: None,
             policy_epoch: policy.value.epoch,
             newest_timeline,
+            history_lost: self.history_lost(),
             data_loss_allowed: begin.allow_loss,
         };
         let mut guards = vec![Guard::Term(old.revision), Guard::Policy(policy.revision)];

@@ -96,6 +96,11 @@ pub enum Blocker {
     RecordsUnread,
     /// No term: the cluster has not been created yet.
     NoCluster,
+    /// No term, but agents have promised some: etcd has lost what it held.
+    RecordsLost {
+        /// The highest.
+        promised: Term,
+    },
     /// An agent has read a newer policy than etcd holds: etcd was restored from a backup. It is written anew once every
     /// member was heard, who may know a newer one still.
     PolicyLost {
@@ -287,6 +292,9 @@ pub enum Blocker {
     UnknownNode {
         /// The name.
         node: NodeId,
+        /// Those that there are. Older managers do not tell.
+        #[serde(default)]
+        known: Vec<NodeId>,
     },
     /// The node is the primary already.
     AlreadyPrimary {
@@ -401,6 +409,7 @@ impl Blocker {
             Self::NotLeading => "not_leading",
             Self::RecordsUnread => "records_unread",
             Self::NoCluster => "no_cluster",
+            Self::RecordsLost { .. } => "records_lost",
             Self::TooFewRecruits { .. } => "too_few_recruits",
             Self::TooFewObservers { .. } => "too_few_observers",
             Self::PrimaryStillAnswers { .. } => "primary_still_answers",
@@ -484,6 +493,11 @@ impl fmt::Display for Blocker {
             Self::NotLeading => f.write_str("this manager does not lead"),
             Self::RecordsUnread => f.write_str("the records in etcd have not been read"),
             Self::NoCluster => f.write_str("the cluster has not been created yet"),
+            Self::RecordsLost { promised } => write!(
+                f,
+                "etcd knows no term, and agents have promised term {promised}: it has lost what it held; restore a backup, or \
+                 make the records anew with `pgtenure rebuild`"
+            ),
             Self::TooFewRecruits { m, k, needed, have, missing } => write!(
                 f,
                 "too few standbys: m={m}, k={k}, {needed} needed, {} there ({}); missing: {}",
@@ -576,7 +590,8 @@ impl fmt::Display for Blocker {
             ),
             Self::Busy { what } => write!(f, "busy: {what}"),
             Self::OtherTerm { expected, current } => write!(f, "the term is {current}, not {expected}"),
-            Self::UnknownNode { node } => write!(f, "there is no node {node}"),
+            Self::UnknownNode { node, known } if known.is_empty() => write!(f, "there is no node {node}"),
+            Self::UnknownNode { node, known } => write!(f, "there is no node {node}; there are {}", list(known)),
             Self::AlreadyPrimary { node } => write!(f, "{node} is the primary already"),
             Self::PrimaryNotWell { node: Some(node) } => write!(f, "the primary {node} is not well"),
             Self::PrimaryNotWell { node: None } => f.write_str("there is no open primary"),

@@ -6,7 +6,7 @@
 
 use crate::api::{Frozen, Position};
 use crate::fsm::preference::{Preference, Willing};
-use crate::fsm::sync_set::enough;
+use crate::fsm::sync_set::{enough, sufficient_for_any};
 use crate::record::{PolicyRecord, Tenure};
 use cluster::{Lsn, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,8 @@ pub struct Wishes<'a> {
     pub policy: &'a PolicyRecord,
     /// The last open tenure.
     pub prev: Option<&'a Tenure>,
+    /// Who that was is not known for sure.
+    pub history_lost: bool,
     /// The operator's `--to`, or the primary to go back to.
     pub prefer: Option<&'a NodeId>,
     /// Not this one when the others suffice without it: the primary an operator wants to leave, or a node that has
@@ -86,7 +88,11 @@ type Known<'a> = (&'a NodeId, Position, Lsn);
 fn pool_of<'a>(known: &[Known<'a>], wishes: &Wishes<'_>, keep: impl Fn(&NodeId) -> bool) -> Option<Vec<Known<'a>>> {
     let pool: Vec<Known<'a>> = known.iter().filter(|(n, ..)| keep(n)).copied().collect();
     let names: BTreeSet<NodeId> = pool.iter().map(|(n, ..)| (*n).clone()).collect();
-    let complete = wishes.allow_loss || enough(wishes.policy, wishes.prev, &names, pool.iter().map(|(_, end, _)| *end));
+    let enough = match wishes.history_lost {
+        false => enough(wishes.policy, wishes.prev, &names, pool.iter().map(|(_, end, _)| *end)),
+        true => sufficient_for_any(wishes.policy, &names),
+    };
+    let complete = wishes.allow_loss || enough;
     (!pool.is_empty() && complete).then_some(pool)
 }
 
@@ -150,7 +156,16 @@ mod tests {
     }
 
     fn wishes<'a>(policy: &'a PolicyRecord, preferences: &'a BTreeMap<NodeId, Preference>) -> Wishes<'a> {
-        Wishes { policy, prev: None, prefer: None, avoid: None, end: None, allow_loss: false, preferences }
+        Wishes {
+            policy,
+            prev: None,
+            history_lost: false,
+            prefer: None,
+            avoid: None,
+            end: None,
+            allow_loss: false,
+            preferences,
+        }
     }
 
     fn check(recruits: &[(&str, u32, u64, u64)], wish: impl FnOnce(&mut Wishes<'_>), expected: &str) {

@@ -43,7 +43,7 @@ impl Planner {
         asked: Asked,
     ) -> Result<(), Vec<Blocker>> {
         if !self.seen.records.members.contains_key(&node) {
-            return Err(vec![Blocker::UnknownNode { node }]);
+            return Err(vec![self.no_such(&node)]);
         }
         if self.is_term_node(&node) {
             return Err(vec![Blocker::PrimaryMustMove { node }]);

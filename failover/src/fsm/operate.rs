@@ -56,7 +56,7 @@ impl Planner {
     }
 
     fn expected(&self, expect: Option<Term>) -> Result<(), Vec<Blocker>> {
-        let current = self.seen.term().map(|t| t.term).ok_or_else(|| vec![Blocker::NoCluster])?;
+        let current = self.seen.term().map(|t| t.term).ok_or_else(|| vec![self.no_cluster()])?;
         match expect {
             Some(expected) if expected != current => Err(vec![Blocker::OtherTerm { expected, current }]),
             _ => Ok(()), // nothing expected, or what was expected
@@ -152,7 +152,7 @@ impl Planner {
 
     fn known_voter(&self, node: &NodeId) -> Result<(), Blocker> {
         let voter = self.seen.policy().is_some_and(|p| p.target().0.contains(node));
-        if voter { Ok(()) } else { Err(Blocker::UnknownNode { node: node.clone() }) }
+        if voter { Ok(()) } else { Err(self.no_such(node)) }
     }
 
     fn failover(
@@ -196,7 +196,7 @@ impl Planner {
         out: &mut Vec<Action>,
     ) -> Result<(), Vec<Blocker>> {
         let (Some(term), Some(policy)) = (self.seen.term().cloned(), self.seen.policy().cloned()) else {
-            return Err(vec![Blocker::NoCluster]);
+            return Err(vec![self.no_cluster()]);
         };
         let primary = self.seen.open_primary().cloned();
         let at_work = primary.clone().filter(|p| {
@@ -261,7 +261,7 @@ impl Planner {
         by: String,
     ) -> Result<(), Vec<Blocker>> {
         if !self.seen.records.members.contains_key(&node) {
-            return Err(vec![Blocker::UnknownNode { node }]);
+            return Err(vec![self.no_such(&node)]);
         }
         if self.seen.records.fences.contains_key(&node) {
             return Err(vec![Blocker::AlreadyFenced { node }]);
@@ -278,7 +278,7 @@ impl Planner {
     }
 
     pub(super) fn writes_survive(&self, now: Instant, node: &NodeId, primary: bool) -> Result<(), Vec<Blocker>> {
-        let Some(policy) = self.seen.policy() else { return Err(vec![Blocker::NoCluster]) };
+        let Some(policy) = self.seen.policy() else { return Err(vec![self.no_cluster()]) };
         let streaming =
             |n: &&NodeId| *n != node && !self.taken_out(n) && self.seen.streaming(n, now, &self.settings).is_some();
         let left: Vec<NodeId> =

@@ -253,6 +253,10 @@ impl Planner {
     }
 
     fn take_records(&mut self, now: Instant, sent_at: Instant, records: Records, out: &mut Vec<Action>) {
+        if self.leading.is_none() {
+            // Nothing is decided here; and an etcd that was restored, or is empty, counts its revisions anew.
+            self.seen.records.revision = 0;
+        }
         if records.revision < self.seen.records.revision {
             out.push(Action::Read);
             return;
@@ -444,7 +448,7 @@ impl Planner {
 
     fn advance_idle(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
         let Some(term) = self.seen.term().cloned() else {
-            self.verdict = Verdict::Hold { blockers: vec![Blocker::NoCluster] };
+            self.verdict = Verdict::Hold { blockers: vec![self.no_cluster()] };
             return Flow::Wait;
         };
         match term.phase {
@@ -582,6 +586,19 @@ impl Planner {
             failures: 0,
             op: None,
         }
+    }
+
+    /// Why there is no term.
+    pub(super) fn no_cluster(&self) -> Blocker {
+        match self.promised {
+            Term(0) => Blocker::NoCluster,
+            promised => Blocker::RecordsLost { promised },
+        }
+    }
+
+    /// An operator named a node that is no member.
+    pub(super) fn no_such(&self, node: &NodeId) -> Blocker {
+        Blocker::UnknownNode { node: node.clone(), known: self.seen.records.members.keys().cloned().collect() }
     }
 
     /// The node's name if it is the node of the current term.

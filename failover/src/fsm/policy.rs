@@ -49,7 +49,7 @@ impl PolicyOp {
 
 impl Planner {
     pub(super) fn set_policy(&mut self, now: Instant, id: u64, change: PolicyChange) -> Result<(), Vec<Blocker>> {
-        let Some(policy) = self.seen.policy().cloned() else { return Err(vec![Blocker::NoCluster]) };
+        let Some(policy) = self.seen.policy().cloned() else { return Err(vec![self.no_cluster()]) };
         if let Some(expected) = change.expect_epoch.filter(|e| *e != policy.epoch) {
             return Err(vec![Blocker::OtherEpoch { expected, current: policy.epoch }]);
         }
@@ -115,7 +115,7 @@ impl Planner {
     fn unready_voters(&self, now: Instant, policy: &PolicyRecord, to: &Quorum, primary: &NodeId) -> Vec<Blocker> {
         let judge = |node: &NodeId| {
             if !self.seen.records.members.contains_key(node) {
-                Some(Blocker::UnknownNode { node: node.clone() })
+                Some(self.no_such(node))
             } else if let Some(unfit) = self.unfit(node, now) {
                 Some(Blocker::TargetUnfit { target: Missing { node: node.clone(), unfit } })
             } else if let delay_ms @ 1.. = self.standing(node).apply_delay_ms {

@@ -27,7 +27,8 @@ impl Planner {
         let names: BTreeSet<NodeId> = usable.keys().cloned().collect();
         let ends = usable.values().filter_map(|f| f.position);
         // Not told which timelines there may be, nobody knows who was primary last either.
-        let enough = match round.newest_timeline.is_some() || round.prev.is_none() {
+        let known = !round.history_lost && (round.newest_timeline.is_some() || round.prev.is_none());
+        let enough = match known {
             true => sync_set::enough(&round.policy, round.prev.as_ref(), &names, ends),
             false => sync_set::sufficient_for_any(&round.policy, &names),
         };
@@ -283,6 +284,7 @@ pub(super) fn wishes<'a>(round: &'a Round, preferences: &'a BTreeMap<NodeId, Pre
     Wishes {
         policy: &round.policy,
         prev: round.prev.as_ref(),
+        history_lost: round.history_lost,
         prefer: round.begin.prefer.as_ref().or(round.begin.home.as_ref()),
         avoid: round.begin.avoid.as_ref(),
         end: round.begin.end.as_ref().map(|(_, end)| *end),

@@ -27,12 +27,12 @@ impl Planner {
             return Err(vec![Blocker::Busy { what: "another request to remove a node".into() }]);
         }
         if !self.seen.records.members.contains_key(&node) {
-            return Err(vec![Blocker::UnknownNode { node }]);
+            return Err(vec![self.no_such(&node)]);
         }
         if self.is_term_node(&node) {
             return Err(vec![Blocker::PrimaryMustMove { node }]);
         }
-        let Some(policy) = self.seen.policy() else { return Err(vec![Blocker::NoCluster]) };
+        let Some(policy) = self.seen.policy() else { return Err(vec![self.no_cluster()]) };
         if policy.counts(&node) {
             let voters = policy.target().0.iter().filter(|v| **v != node).cloned().collect();
             self.set_policy(now, id, PolicyChange { voters: Some(voters), ..PolicyChange::default() })?;

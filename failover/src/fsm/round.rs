@@ -59,6 +59,8 @@ pub(super) struct Round {
     pub(super) prev: Option<Tenure>,
     /// See [`TermRecord::newest_timeline`].
     pub(super) newest_timeline: Option<TimelineId>,
+    /// See [`TermRecord::history_lost`].
+    pub(super) history_lost: bool,
     pub(super) policy: PolicyRecord,
     pub(super) policy_revision: i64,
     pub(super) started: Instant,
@@ -119,6 +121,7 @@ impl Round {
             revision: term.revision,
             prev: term.value.prev.clone(),
             newest_timeline: term.value.newest_timeline,
+            history_lost: term.value.history_lost,
             policy: policy.value,
             policy_revision: policy.revision,
             started: now,
@@ -205,6 +208,7 @@ impl Planner {
             record_lsn: None,
             policy_epoch: round.policy.epoch,
             newest_timeline: round.newest_timeline,
+            history_lost: round.history_lost,
             data_loss_allowed: round.begin.allow_loss,
         }
     }

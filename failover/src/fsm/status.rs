@@ -257,7 +257,7 @@ impl Planner {
             return not(vec![self.without_etcd(now).unwrap_or_else(|| "this manager does not lead".into())]);
         }
         let (Some(term), Some(policy)) = (self.seen.term(), self.seen.policy()) else {
-            return not(vec![Blocker::NoCluster.to_string()]);
+            return not(vec![self.no_cluster().to_string()]);
         };
         let Some(primary) = self.seen.open_primary() else {
             return not(vec![format!("term {} is not open", term.term)]);

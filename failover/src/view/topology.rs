@@ -269,6 +269,7 @@ mod tests {
                 record_lsn: None,
                 policy_epoch: 1,
                 newest_timeline: None,
+                history_lost: false,
                 data_loss_allowed: false,
             }),
             primary: Some(PrimaryRecord { term: Term(7), node: n("n2"), holder: "a".to_owned() }),

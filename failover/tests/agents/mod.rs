@@ -302,6 +302,7 @@ impl Cluster {
             record_lsn: None,
             policy_epoch: 1,
             newest_timeline: None,
+            history_lost: false,
             data_loss_allowed: false,
         };
         let revision = self.put_term(&next, revision).await;

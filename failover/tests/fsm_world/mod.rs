@@ -217,6 +217,7 @@ impl World {
             record_lsn: Some(Lsn(0x100)),
             policy_epoch: 1,
             newest_timeline: None,
+            history_lost: false,
             data_loss_allowed: false,
         };
         self.records.term = Some(At { value: record, revision: 90 });
@@ -393,6 +394,7 @@ impl World {
             coordinator: words.optional("by")?.unwrap_or_else(|| old.coordinator.clone()),
             node: words.optional("node")?.or(old.node),
             newest_timeline: prev.as_ref().map(|p| p.timeline),
+            history_lost: words.flag("history_lost"),
             fork: fork.map(|f| Fork { timeline: f.timeline, lsn: f.lsn }),
             prev,
             record_lsn: words.optional("record")?.or(old.record_lsn),

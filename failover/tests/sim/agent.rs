@@ -145,6 +145,7 @@ impl World {
             not_streaming_for: self.now.since(node.not_streaming_since),
             rewind_interrupted: false,
             quarantined: node.quarantine.is_some(),
+            remembers: true,
             voter: true,
         });
         match act {

@@ -36,6 +36,7 @@ pub(crate) fn first(m: usize, k: u32, mode: Mode) -> Records {
         record_lsn: Some(Lsn(0)),
         policy_epoch: 1,
         newest_timeline: None,
+        history_lost: false,
         data_loss_allowed: false,
     };
     let voters = (0..m).map(name).collect();
