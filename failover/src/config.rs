@@ -8,3 +8,4 @@ pub mod agent;
 pub mod cluster;
 pub mod etcd;
 pub mod manager;
+pub mod watchdog;

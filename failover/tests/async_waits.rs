@@ -5,8 +5,11 @@ mod agents;
 
 use agents::{Cluster, kill_all, postmaster, signal, unprivileged, until};
 use cluster::Term;
-use failover::api::PostgresState;
+use failover::api::{PostgresState, Promoted};
+use failover::config::watchdog::{WatchdogConfig, WatchdogMode};
 use failover::record::Mode;
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// The commit of a session that waits, once it is seen to.
 async fn waiting(
@@ -160,5 +163,47 @@ fn sessions_that_wait_for_less_are_ended_before_the_lease_is() {
         assert!(busy.as_db_error().is_some_and(told), "{busy:?}");
         until("the idle one's end", async || idle.is_closed().then_some(())).await;
         c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+    });
+}
+
+/// What a node's agent writes to, in place of a device.
+fn device(c: &Cluster, i: usize) -> PathBuf {
+    c.nodes[i].config.data_dir.with_extension("watchdog")
+}
+
+fn food(c: &Cluster, i: usize) -> String {
+    std::fs::read_to_string(device(c, i)).unwrap()
+}
+
+#[test]
+fn the_watchdog_is_fed_while_the_lease_lasts_and_stopped_once_postgres_is() {
+    unprivileged("the_watchdog_is_fed_while_the_lease_lasts_and_stopped_once_postgres_is", async {
+        let mut c = Cluster::new(22486, 2, Mode::Async, 1);
+        for i in 0..2 {
+            std::fs::write(device(&c, i), b"").unwrap();
+            let (timeout, longest) = (Duration::from_secs(1), Duration::from_millis(1800));
+            let mode = WatchdogMode::Required;
+            c.nodes[i].config.watchdog = WatchdogConfig { mode, device: device(&c, i), timeout, longest };
+        }
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        until("food", async || (food(&c, p).len() > 3).then_some(())).await;
+        assert_eq!(food(&c, s), "", "a standby has nothing to fence");
+
+        c.crash_agent(s).await;
+        c.nodes[p].store.set_down(true);
+        c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+        until("the device to be stopped", async || food(&c, p).ends_with(".V").then_some(())).await;
+
+        std::fs::remove_file(device(&c, s)).unwrap();
+        c.start(s).await;
+        let (record, _) = c.begin().await;
+        let base = c.freeze(s, record.term).await.unwrap().position.expect("it runs");
+        let order = c.promotion(s, record.term, base);
+        let refused = c.post::<Promoted>(s, "promote", &order).await.unwrap_err();
+        assert!(refused.contains("agent.watchdog.mode is required"), "{refused}");
+        std::fs::write(device(&c, s), b"").unwrap();
+        c.post::<Promoted>(s, "promote", &order).await.unwrap();
+        assert!(food(&c, s).starts_with('.'), "{}", food(&c, s));
     });
 }

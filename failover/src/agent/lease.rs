@@ -121,6 +121,7 @@ impl Agent {
         }
         // Only now: an order that comes late must not lower what an open term promises.
         if order.suspend.is_some() {
+            self.must_have_watchdog("opening")?;
             self.remember(|m| m.leased = true).map_err(|e| failed(&e))?;
             self.set_waits(&Waits::NOBODY).await.map_err(|e| failed(&e))?;
         }
@@ -286,7 +287,7 @@ impl Agent {
         loop {
             let began = tokio::time::Instant::now();
             let serves = self.serves();
-            if let Some(term) = serves {
+            if let Some(term) = serves.filter(|_| !self.lacks_watchdog()) {
                 // An attempt that etcd does not answer must not use up the time of the next ones.
                 let bound = self.env.config.lease_ttl / 3;
                 if tokio::time::timeout(bound, self.renew(term)).await.is_err() {
@@ -304,14 +305,19 @@ impl Agent {
         }
     }
 
-    /// A primary adopted by an agent that has not reached etcd yet: where no quorum fences it may have been replaced
-    /// already.
-    fn is_unguarded(&self) -> bool {
+    /// A primary adopted by an agent that has not reached etcd yet, or found it empty: where no quorum fences it may have
+    /// been replaced already.
+    pub(super) fn is_unguarded(&self) -> bool {
         let memory = self.memory();
         // Whatever mode it was created in.
         let unprotected = memory.leased || memory.policy.is_some_and(|p| !p.protects());
-        (self.env.cluster.mode == Mode::Async || unprotected)
-            && self.records.borrow().read_at.is_none()
+        let (unread, termless) = {
+            let records = self.records.borrow();
+            (records.read_at.is_none(), records.term.is_none())
+        };
+        // While a cluster is being created there is no term either, and nothing is remembered yet.
+        ((self.env.cluster.mode == Mode::Async && unread) || unprotected)
+            && termless
             && self.state.look(|o| matches!(o.postgres, PostgresState::Primary(_)))
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Metrics {
     records_age: Gauge,
     /// 1 while the lease rests on the other agents' signatures.
     pub(super) countersigned: IntGauge,
+    /// 1 while the watchdog device counts down.
+    pub(super) watchdog_armed: IntGauge,
     /// Commits found in lost WAL.
     pub(super) lost_commits: IntCounter,
     /// etcd calls that failed.
@@ -52,6 +54,7 @@ impl Metrics {
                 "countersigned",
                 "1 while etcd does not renew the lease and the other agents sign for it",
             )?,
+            watchdog_armed: gauge("watchdog_armed", "1 while the watchdog device counts down")?,
             lost_commits: counter("lost_commits_total", "Commits found in WAL that the cluster has not")?,
             store_errors: counter("store_errors_total", "Calls to etcd that failed")?,
         };
@@ -60,7 +63,7 @@ impl Metrics {
         for g in [&m.observed_age, &m.lease_left, &m.fsync, &m.records_age] {
             registry.register(Box::new(g.clone()))?;
         }
-        for g in [&m.fenced, &m.quarantined, &m.trouble, &m.impostors, &m.countersigned] {
+        for g in [&m.fenced, &m.quarantined, &m.trouble, &m.impostors, &m.countersigned, &m.watchdog_armed] {
             registry.register(Box::new(g.clone()))?;
         }
         for c in [&m.lost_commits, &m.store_errors] {

@@ -39,6 +39,7 @@ mod take_up;
 mod tool;
 mod vouch;
 mod wal_tail;
+mod watchdog;
 
 pub use memory::MemoryError;
 pub use tool::ToolError;
@@ -176,6 +177,8 @@ pub(crate) struct Agent {
     signature: Mutex<countersign::Signature>,
     /// Until when proxies may act on a policy that was in force; whoever vouches for one holds it.
     vouched_until: Mutex<cluster::Instant>,
+    /// What resets the host should this process stand still.
+    watchdog: Mutex<watchdog::Watchdog>,
     /// Something may have to be done by ourselves.
     wake: Notify,
     /// PostgreSQL was seen to have ended.
@@ -251,6 +254,7 @@ pub async fn run(
         held: Mutex::new(None),
         signature: Mutex::new(signature),
         vouched_until: Mutex::new(vouched_until),
+        watchdog: Mutex::default(),
         wake: Notify::new(),
         died: Notify::new(),
         register_again: Notify::new(),
@@ -276,7 +280,7 @@ pub async fn run(
     tasks.spawn(async move { a.keep_lease().await });
     let a = spawn(&agent);
     let leases = Apart::spawn(async move {
-        tokio::join!(a.renew_lease(), a.gather_signatures());
+        tokio::join!(a.renew_lease(), a.gather_signatures(), a.tend_watchdog());
     });
     let no_thread = |source| StartError::System { what: "could not start the thread that keeps the lease", source };
     let leases = leases.map_err(no_thread)?;
@@ -338,12 +342,14 @@ impl AgentHandle {
         self.tasks.shutdown().await;
         self.leases.stop().await;
         if !self.agent.env.config.stop_postgres_on_exit {
+            self.agent.leave_watchdog();
             return;
         }
         let bound = self.agent.env.config.stop_timeout;
         match postgres::stop(&self.agent.env, postgres::Stop::Fast(bound)).await {
             Ok(clean) => {
                 tracing::info!(node = %self.agent.env.config.node, clean, "postgres stopped with its agent");
+                self.agent.leave_watchdog();
                 self.agent.give_back_lease().await;
             }
             Err(error) => tracing::error!(node = %self.agent.env.config.node, %error, "postgres could not be stopped"),

@@ -84,6 +84,9 @@ impl Agent {
         let unreached = self.unreached_histories(order.base).map_err(|e| self.failed("reading histories", &e))?;
         let sql = if unreached.is_empty() { sql } else { self.restart_without(&unreached, order.term).await? };
         let waits = Waits { names, on_request: order.on_request };
+        if !waits.protects() {
+            self.must_have_watchdog("promoting")?;
+        }
         match self.try_promote(order, timeline, waits, &sql).await {
             Ok(promoted) => Ok(promoted),
             Err(error) => {

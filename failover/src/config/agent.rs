@@ -1,5 +1,6 @@
 //! `[agent]` and `[bootstrap]`: one node's PostgreSQL, and how a new cluster is filled.
 
+use crate::config::watchdog::{self, WatchdogConfig, WatchdogRaw};
 use crate::record::Standing;
 use ::cluster::config::{BadSetting, Size, Span};
 use ::cluster::{Endpoint, NodeId};
@@ -89,6 +90,8 @@ pub struct AgentRaw {
     /// Stop PostgreSQL when the agent is told to stop. Default true: stopping the service stops the database. False
     /// leaves it running, for an upgrade of the agent.
     pub stop_postgres_on_exit: bool,
+    /// A device that resets the host.
+    pub watchdog: WatchdogRaw,
 }
 
 impl Default for AgentRaw {
@@ -124,6 +127,7 @@ impl Default for AgentRaw {
             stop_timeout: Span::secs(20),
             start_timeout: Span::secs(600),
             stop_postgres_on_exit: true,
+            watchdog: WatchdogRaw::default(),
         }
     }
 }
@@ -202,6 +206,8 @@ pub struct AgentConfig {
     pub start_timeout: Duration,
     /// Stop PostgreSQL with the agent.
     pub stop_postgres_on_exit: bool,
+    /// `[agent.watchdog]`.
+    pub watchdog: WatchdogConfig,
     /// `[bootstrap]`.
     pub bootstrap: BootstrapRaw,
 }
@@ -269,6 +275,7 @@ pub fn check(raw: &AgentRaw, bootstrap: &BootstrapRaw) -> Result<AgentConfig, Ve
     check_paths(raw, &mut bad);
     check_parameters(&raw.parameters, &mut bad);
     check_times(raw, &mut bad);
+    let watchdog = watchdog::check(&raw.watchdog, raw.lease_ttl, raw.lease_renew, &mut bad);
     if raw.advertise_host.is_empty() || raw.advertise_host.contains(char::is_whitespace) {
         bad.push(BadSetting::new("agent.advertise_host", &raw.advertise_host, "expected a host name or address"));
     }
@@ -283,7 +290,7 @@ pub fn check(raw: &AgentRaw, bootstrap: &BootstrapRaw) -> Result<AgentConfig, Ve
         bad.push(BadSetting::new("agent.wal_keep", raw.wal_keep, "at least 16MiB, one segment"));
     }
     match (node, listen, bad.is_empty()) {
-        (Some(node), Some(listen), true) => Ok(checked(raw, bootstrap, node, listen)),
+        (Some(node), Some(listen), true) => Ok(checked(raw, bootstrap, node, listen, watchdog)),
         _ => Err(bad),
     }
 }
@@ -381,7 +388,13 @@ fn check_times(raw: &AgentRaw, bad: &mut Vec<BadSetting>) {
     relation("agent.start_timeout", raw.start_timeout, raw.start_timeout.0.as_secs() >= 1, "at least 1s".into());
 }
 
-fn checked(raw: &AgentRaw, bootstrap: &BootstrapRaw, node: NodeId, listen: SocketAddr) -> AgentConfig {
+fn checked(
+    raw: &AgentRaw,
+    bootstrap: &BootstrapRaw,
+    node: NodeId,
+    listen: SocketAddr,
+    watchdog: WatchdogConfig,
+) -> AgentConfig {
     AgentConfig {
         node,
         standing: Standing {
@@ -414,6 +427,7 @@ fn checked(raw: &AgentRaw, bootstrap: &BootstrapRaw, node: NodeId, listen: Socke
         stop_timeout: raw.stop_timeout.0,
         start_timeout: raw.start_timeout.0,
         stop_postgres_on_exit: raw.stop_postgres_on_exit,
+        watchdog,
         bootstrap: bootstrap.clone(),
     }
 }
@@ -421,6 +435,7 @@ fn checked(raw: &AgentRaw, bootstrap: &BootstrapRaw, node: NodeId, listen: Socke
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::watchdog::WatchdogMode;
 
     fn raw() -> AgentRaw {
         AgentRaw {
@@ -460,6 +475,19 @@ mod tests {
         let standing = check(&fine, &BootstrapRaw::default()).unwrap().standing;
         assert_eq!((standing.zone.as_deref(), standing.apply_delay_ms), (Some("dc-1"), 3_600_000));
         assert!(!standing.is_promoted_by_itself() && !standing.serves_reads());
+    }
+
+    #[test]
+    fn a_watchdog_that_could_not_be_fed_in_time_is_refused() {
+        let with = |mode, timeout| {
+            let watchdog = WatchdogRaw { mode, timeout, ..WatchdogRaw::default() };
+            problems(&AgentRaw { watchdog, ..raw() })
+        };
+        assert_eq!(with(WatchdogMode::Required, Span::secs(1)), Vec::<String>::new());
+        assert_eq!(with(WatchdogMode::Off, Span::secs(9)), Vec::<String>::new());
+        let long = with(WatchdogMode::Automatic, Span::secs(2));
+        assert!(long[0].contains("agent.lease_renew (600ms)") && long[0].contains("agent.lease_ttl (3s)"), "{long:?}");
+        assert!(with(WatchdogMode::Automatic, Span::millis(1500))[0].contains("whole seconds"));
     }
 
     #[test]

@@ -28,3 +28,4 @@ mod switchover;
 pub mod sync_set;
 pub mod timers;
 pub mod waldump;
+pub mod watchdog;
