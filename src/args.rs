@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use cluster::config::Span;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -150,9 +150,10 @@ pub enum UserlistCommand {
 
 /// Which cluster a verb is for, and how the answer is printed.
 #[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("where").args(["config", "admin"]).required(true).multiple(true))]
 pub struct TargetArgs {
     /// Find the leading manager through the etcd of this configuration file, whose secret is used too.
-    #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG", required_unless_present = "admin")]
+    #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG")]
     pub config: Option<PathBuf>,
     /// The cluster, where managers look after several; without it the one of --config, or their first.
     #[arg(long, value_name = "NAME")]
@@ -357,6 +358,7 @@ pub struct NodeRemoveArgs {
 
 /// `pgtenure maintenance`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("begin or end").args(["on", "off"]).required(true))]
 pub struct MaintenanceArgs {
     /// Which cluster.
     #[command(flatten)]
@@ -364,22 +366,22 @@ pub struct MaintenanceArgs {
     /// The node.
     pub node: String,
     /// The work begins.
-    #[arg(long, required_unless_present = "off", conflicts_with = "off")]
+    #[arg(long)]
     pub on: bool,
     /// The work is done.
     #[arg(long)]
     pub off: bool,
     /// It ends by itself after so long, as in 30min or 2h, at most 30days; without it, only by --off.
-    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration, requires = "on")]
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration, requires = "on", conflicts_with = "off")]
     pub length: Option<std::time::Duration>,
     /// Why, for those who find the node in maintenance.
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub why: String,
     /// If the node is the primary, switch over to another first.
-    #[arg(long, requires = "on")]
+    #[arg(long, requires = "on", conflicts_with = "off")]
     pub switchover: bool,
     /// Also when commits then wait because too few standbys are left.
-    #[arg(long, requires = "on")]
+    #[arg(long, requires = "on", conflicts_with = "off")]
     pub stop_writes: bool,
 }
 
@@ -504,5 +506,27 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_what_may_stand_for_it() {
+        let missing = |line: &str| {
+            let words = line.split(' ');
+            Cli::try_parse_from(words).map_or_else(|e| e.to_string(), |_| "nothing".to_owned())
+        };
+        if std::env::var_os("PGTENURE_CONFIG").is_none() && std::env::var_os("PGTENURE_ADMIN").is_none() {
+            assert!(
+                missing("pgtenure status").contains("<--config <FILE>|--admin <URL>>"),
+                "{}",
+                missing("pgtenure status")
+            );
+        }
+        let neither = missing("pgtenure maintenance n1 --admin a");
+        assert!(neither.contains("<--on|--off>"), "{neither}");
+        assert_eq!(missing("pgtenure status --config f --admin a"), "nothing");
+        for more in ["--on", "--switchover", "--stop-writes", "--for 1h"] {
+            let both = missing(&format!("pgtenure maintenance n1 --admin a --off {more}"));
+            assert!(both.contains("cannot be used with"), "--off {more}: {both}");
+        }
     }
 }

@@ -109,11 +109,12 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("could not read configuration file {}: {source}", file.display())]
+    #[error("could not read configuration file {}", file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
         /// Why.
+        #[source]
         source: std::io::Error,
     },
     /// The file was read and is wrong.

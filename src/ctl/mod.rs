@@ -278,6 +278,12 @@ async fn admin(target: &TargetArgs) -> Result<Option<Admin>> {
     }
     let Some(file) = &target.config else { bail!("give --config FILE or --admin URL") };
     let config = config::load(file)?;
+    if let (Some(wanted), Some(manager)) = (&target.cluster, &config.manager) {
+        let named: Vec<&str> = manager.further.iter().map(|f| f.name.as_str()).chain([config.name.as_str()]).collect();
+        if !named.contains(&wanted.as_str()) {
+            bail!("{} names no cluster {wanted}; it names {}", file.display(), named.join(", "));
+        }
+    }
     let store = EtcdStore::new(&config.etcd).context("cannot reach etcd")?;
     let further = config.manager.iter().flat_map(|m| &m.further).find(|f| target.cluster.as_ref() == Some(&f.name));
     let prefix = further.and_then(|f| f.prefix.as_ref()).unwrap_or(&config.etcd.prefix);

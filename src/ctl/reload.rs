@@ -33,7 +33,7 @@ pub fn run(args: &ReloadArgs) -> ExitCode {
         Ok(Err(error)) => failed(args, &explained(error)),
         // The file itself is wrong, so the running process would refuse it for the same reasons.
         Err(error) if error.downcast_ref::<config::ConfigError>().is_some() => {
-            eprintln!("nothing was changed:\n{error}");
+            eprintln!("nothing was changed:\n{error:#}");
             ExitCode::from(EXIT_REFUSED)
         }
         Err(error) => failed(args, &format!("{error:#}")),

@@ -3,7 +3,7 @@
 use super::client::Admin;
 use crate::args::RouteArgs;
 use crate::{EXIT_FAILED, config};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use proxy::explain::meaning;
 use proxy::sql::FunctionTable;
 use serde_json::{Value, json};
@@ -30,7 +30,16 @@ pub fn run(args: &RouteArgs) -> ExitCode {
 fn answer(args: &RouteArgs) -> Result<Value> {
     let url = match (&args.admin, &args.config) {
         (Some(url), _) => url.clone(),
-        (None, Some(file)) => config::load(file)?.admin.listen.to_string(),
+        (None, Some(file)) => {
+            let config = config::load(file)?;
+            if config.proxy.is_none() {
+                bail!(
+                    "{} has no role proxy: give the file of a proxy, or the address of one as --admin",
+                    file.display()
+                );
+            }
+            config.admin.listen.to_string()
+        }
         (None, None) => return Ok(json!(meaning(args.sql.as_bytes(), &FunctionTable::unloaded()))),
     };
     let [database, user, sql] = [&args.database, &args.user, &args.sql].map(|text| encoded(text));

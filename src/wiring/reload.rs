@@ -83,7 +83,8 @@ impl Reloader {
     }
 
     fn apply(&mut self) -> Result<Reloaded, Refused> {
-        let (raw, config) = config::load_raw(&self.file).map_err(|e| Refused(lines(&e.to_string())))?;
+        let (raw, config) =
+            config::load_raw(&self.file).map_err(|e| Refused(lines(&format!("{:#}", anyhow::Error::new(e)))))?;
         let Config { proxy, .. } = config;
         let new = keys(&raw);
         let mut outcome = Reloaded::default();

@@ -83,8 +83,10 @@ pub fn plan(found: &Found, without: &BTreeSet<NodeId>, by: &str, now: WallMillis
     };
     let (Some(system_id), Some(last)) = (ids.first(), last(&heard)) else { return plan };
     let term = above(&heard);
-    say(&mut plan, &heard, policy, term);
-    warn(&mut plan, &heard, policy, &absent, without);
+    if found.term.is_none() {
+        say(&mut plan, &heard, policy, term);
+        warn(&mut plan, &heard, policy, &absent, without);
+    }
     if plan.obstacles.is_empty() {
         plan.records = Some(records(term, last, policy, (*system_id).clone(), &heard, (by, now)));
     }
