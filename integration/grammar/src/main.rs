@@ -25,7 +25,7 @@ const SOURCES: [&str; 3] = [
 ];
 
 /// What mutations put in.
-const PIECES: [&str; 62] = [
+const PIECES: [&str; 72] = [
     "'",
     "''",
     "\"",
@@ -38,6 +38,16 @@ const PIECES: [&str; 62] = [
     "\\'",
     "\\",
     "U&'",
+    "u&'a''",
+    "uescape '!'",
+    "0x1f",
+    "0b1",
+    "1_000",
+    "_0",
+    "0x",
+    "(costs off)",
+    "(verbose, analyze)",
+    "(\"analyze\")",
     "x'",
     "b'1'",
     "N'a'",

@@ -84,9 +84,19 @@ pub fn of(text: &str) -> Verdict {
     if top.into_iter().any(|node| !may_read(node)) {
         return Verdict::Writes;
     }
-    // Below the top: what writes at any depth.
-    let writes = parsed.protobuf.nodes().into_iter().any(|(node, ..)| writes(&node));
+    // Below the top: what writes at any depth. What is only planned calls none of its functions.
+    let top = parsed.protobuf.stmts.iter().filter_map(|s| s.stmt.as_ref()).filter_map(|s| s.node.as_ref());
+    let writes = top.into_iter().any(|top| {
+        let calls = !only_plans(top);
+        top.nodes().iter().any(|(node, ..)| writes(node) || calls && calls_writing(node))
+    });
     if writes { Verdict::Writes } else { Verdict::Reads }
+}
+
+/// Is it EXPLAIN without ANALYZE, whatever that is set to?
+fn only_plans(node: &N) -> bool {
+    let N::ExplainStmt(e) = node else { return false };
+    !e.options.iter().any(|o| matches!(&o.node, Some(N::DefElem(d)) if d.defname == "analyze"))
 }
 
 /// Is a statement one of the kinds that can read only?
@@ -108,11 +118,14 @@ fn writes(node: &NodeRef<'_>) -> bool {
         NodeRef::InsertStmt(_) | NodeRef::UpdateStmt(_) | NodeRef::DeleteStmt(_) | NodeRef::MergeStmt(_) => true,
         NodeRef::SelectStmt(s) => s.into_clause.is_some() || !s.locking_clause.is_empty(),
         NodeRef::LockingClause(_) | NodeRef::IntoClause(_) => true,
-        NodeRef::FuncCall(call) => {
-            let name = call.funcname.last().and_then(|n| n.node.as_ref());
-            matches!(name, Some(N::String(s)) if WRITING.contains(&s.sval.as_str()))
-        }
         // Everything else is an expression or a clause; what it holds is looked at by itself.
         _ => false,
     }
+}
+
+/// Does a node call a function that writes?
+fn calls_writing(node: &NodeRef<'_>) -> bool {
+    let NodeRef::FuncCall(call) = node else { return false };
+    let name = call.funcname.last().and_then(|n| n.node.as_ref());
+    matches!(name, Some(N::String(s)) if WRITING.contains(&s.sval.as_str()))
 }
