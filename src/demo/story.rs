@@ -50,6 +50,8 @@ pub struct Seen {
     pub unreplicated: LossReport,
     /// Reads by the node that served them.
     pub reads_by_node: BTreeMap<String, u64>,
+    /// Why the primary served some of them, as the endpoint told its client.
+    pub primary_reads: BTreeMap<String, u64>,
     /// Milliseconds until the old primary streamed again.
     pub rejoined_ms: u64,
     /// Rows against answers, the failover.
@@ -73,8 +75,8 @@ pub async fn play(cluster: &Cluster, death: Death, say: &dyn Fn(&str)) -> Result
 
     let load = Load::start(&dsn, "demo_rows", WRITERS, 0).await?;
     load.wait_for(WARM_ROWS, Duration::from_secs(20)).await.context("the writers before the kill")?;
-    let reads_by_node = reads(&dsn, &before.primary).await?;
-    say(&format!("reads are served by {reads_by_node:?}"));
+    let (reads_by_node, primary_reads) = reads(&dsn, &before.primary).await?;
+    say(&format!("reads are served by {reads_by_node:?}; by the primary because of {primary_reads:?}"));
 
     let killed = Instant::now();
     let end_of_freeze = cluster.kill_node(&before.primary, death).await?;
@@ -119,6 +121,7 @@ pub async fn play(cluster: &Cluster, death: Death, say: &dyn Fn(&str)) -> Result
         phases,
         unreplicated,
         reads_by_node,
+        primary_reads,
         rejoined_ms,
         failover_rows,
         switchover_pause,
@@ -128,20 +131,28 @@ pub async fn play(cluster: &Cluster, death: Death, say: &dyn Fn(&str)) -> Result
     Ok(seen)
 }
 
-/// Autocommit reads: which nodes serve them?
-async fn reads(dsn: &str, primary: &str) -> Result<BTreeMap<String, u64>> {
+/// Autocommit reads: which nodes serve them, and why does the primary? A session that is the first of its database
+/// begins there, as what functions do is not known yet; and what it has seen there a standby must have replayed.
+async fn reads(dsn: &str, primary: &str) -> Result<(BTreeMap<String, u64>, BTreeMap<String, u64>)> {
     let client = load::connect(dsn).await?;
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut by_node: BTreeMap<String, u64> = BTreeMap::new();
+    let mut because: BTreeMap<String, u64> = BTreeMap::new();
     while Instant::now() < deadline {
         let row = client.query_one("select current_setting('cluster_name')", &[]).await?;
-        *by_node.entry(row.get(0)).or_default() += 1;
+        let node: String = row.get(0);
+        if node == primary {
+            let route = client.query_one("show pgtenure.last_route", &[]).await?.get::<_, String>(0);
+            let reason = route.split(": ").nth(1).unwrap_or("unknown").to_owned();
+            *because.entry(reason).or_default() += 1;
+        }
+        *by_node.entry(node).or_default() += 1;
         let by_standbys: u64 = by_node.iter().filter(|(node, _)| *node != primary).map(|(_, n)| n).sum();
         if by_standbys >= 100 {
-            return Ok(by_node);
+            return Ok((by_node, because));
         }
     }
-    bail!("reads were not served by standbys within 10 s: {by_node:?}")
+    bail!("reads were not served by standbys within 10 s: {by_node:?}, {because:?}")
 }
 
 fn millis(d: Duration) -> u64 {
@@ -175,7 +186,7 @@ impl Seen {
                 self.unreplicated.bytes, self.unreplicated.commits, self.unreplicated.fork_lsn, self.unreplicated.node
             ),
             format!("old primary       streams again after {} ms", self.rejoined_ms),
-            format!("reads             {:?}", self.reads_by_node),
+            format!("reads             {:?}, by the primary because of {:?}", self.reads_by_node, self.primary_reads),
             format!("rows, failover    {}", rows(&self.failover_rows)),
             format!(
                 "switchover        pause median {:.0} ms, worst {:.0} ms",
