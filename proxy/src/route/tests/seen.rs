@@ -1,0 +1,91 @@
+//! What a session has read at a standby.
+
+use super::*;
+
+/// Two standbys with the same sample, and a session that has read at n2 at 1010.
+fn read_at_n2() -> World {
+    let mut w = World::new();
+    w.causality.read_at(&node("n2"), Term(7), at(1010));
+    w
+}
+
+#[test]
+fn what_was_read_at_a_standby_is_served_by_that_one_until_a_sample_covers_it() {
+    let mut w = read_at_n2();
+    // n3 was sampled at the same position, but n2 may have replayed more since.
+    for seed in 0..20 {
+        assert_eq!(w.decide(Access::Read, 1020, seed).target, Target::Standby(node("n2")));
+    }
+    w.snapshot.primary = Some(sample("n1", 150, 1011));
+    w.snapshot.standbys = vec![standby("n2", 140, 1011), standby("n3", 149, 1011)];
+    w.publish();
+    assert_eq!(w.read(1020), "n2 fresh");
+    // Later positions of the primary do not raise what n3 needs.
+    w.snapshot.primary = Some(sample("n1", 999, 1111));
+    w.snapshot.standbys = vec![standby("n2", 150, 1111), standby("n3", 150, 1111)];
+    w.publish();
+    let targets: Vec<Target> = (0..20).map(|seed| w.decide(Access::Read, 1120, seed).target).collect();
+    assert!(targets.contains(&Target::Standby(node("n3"))), "{targets:?}");
+}
+
+#[test]
+fn a_standby_that_was_restarted_has_to_prove_that_it_shows_what_was_read_there() {
+    let mut w = read_at_n2().only_n2();
+    w.snapshot.standbys[0].sample.as_mut().unwrap().up_since = at(1010);
+    w.publish();
+    assert_eq!(w.read(1020), "n2 fresh");
+    w.snapshot.standbys[0].sample.as_mut().unwrap().up_since = at(1011);
+    w.publish();
+    assert_eq!(w.read(1020), "wait 5000 unconfirmed");
+    w.snapshot.primary = Some(sample("n1", 150, 1030));
+    w.snapshot.standbys[0].sample.as_mut().unwrap().replay_lsn = Lsn(150);
+    w.publish();
+    assert_eq!(w.read(1040), "n2 fresh");
+}
+
+#[test]
+fn the_primary_serves_what_was_read_at_a_standby_when_that_is_confirmed() {
+    let mut w = read_at_n2();
+    w.topology.standbys.clear();
+    w.since = Some(at(1020));
+    assert_eq!(w.read(1020), "wait 5000 unconfirmed");
+    w.snapshot.primary = Some(PrimarySample { confirmed_until: Some(at(1010)), ..sample("n1", 150, 1100) });
+    w.publish();
+    assert_eq!(w.read(1120), "wait 4900 unconfirmed", "confirmed only before it was read");
+    w.snapshot.primary = Some(PrimarySample { confirmed_until: None, ..sample("n1", 150, 1200) });
+    w.publish();
+    assert_eq!(w.read(6019), "wait 1 unconfirmed");
+    assert_eq!(w.read(6020), "primary unconfirmed", "it says so, and does not wait for ever");
+    w.promise.no_standby = NoStandby::Error;
+    assert_eq!(w.read(1220), "nowhere no_standby");
+    w.promise.no_standby = NoStandby::Primary;
+    w.promise.consistency = Consistency::Bounded;
+    assert_eq!(w.read(1220), "primary no_standby");
+    w.promise.consistency = Consistency::Session;
+    w.snapshot.primary = Some(PrimarySample { confirmed_until: Some(at(1011)), ..sample("n1", 150, 1300) });
+    w.publish();
+    assert_eq!(w.read(1310), "primary no_standby");
+}
+
+#[test]
+fn a_later_term_begins_with_all_that_any_standby_showed() {
+    let mut w = read_at_n2();
+    w.topology.term = Term(8);
+    w.topology.primary = Some(member("n2"));
+    w.topology.standbys = vec![member("n3")];
+    assert_eq!(w.read(1020), "primary other_term", "the new primary has it");
+    w.snapshot.term = Term(8);
+    w.publish();
+    assert_eq!(w.read(1020), "primary uncovered", "n3 may not");
+    w.snapshot.primary = Some(sample("n2", 100, 1030));
+    w.publish();
+    assert_eq!(w.read(1040), "n3 fresh");
+}
+
+#[test]
+fn a_write_of_its_own_covers_what_a_session_has_read() {
+    let mut w = read_at_n2();
+    w.topology.standbys.clear();
+    w.causality.wrote(at(1050));
+    assert_eq!(w.read(1060), "primary awaiting_sample");
+}
