@@ -2,8 +2,9 @@
 //! would decide now.
 
 use crate::pool::policy::dbname;
-use crate::route::{Decision, Target};
-use crate::sql::{Access, FunctionTable, LexRules, Why, classify, why};
+use crate::route::{Decision, Target, hint};
+use crate::session::misroute::shape;
+use crate::sql::{Access, Control, FunctionTable, LexRules, Statement, Why, classify, why};
 use crate::worker::{Shared, ToWorker};
 use serde::Serialize;
 use std::time::Duration;
@@ -45,6 +46,21 @@ pub struct Explained {
     pub detail: String,
 }
 
+/// A statement, as a worker is asked where it would go.
+#[derive(Debug)]
+pub struct Asked {
+    /// What it needs.
+    pub access: Access,
+    /// The number of its shape.
+    pub shape: u64,
+    /// The database, as clients name it.
+    pub database: String,
+    /// The user.
+    pub user: String,
+    /// What it says of itself in a comment.
+    pub hints: Vec<(String, String)>,
+}
+
 /// It could not be found out.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy did not answer within {} s", LIMIT.as_secs())]
@@ -52,9 +68,17 @@ pub struct ExplainError;
 
 /// What a text means to a session with PostgreSQL's defaults.
 pub fn meaning(sql: &[u8], functions: &FunctionTable) -> Meaning {
-    let class = classify(sql, functions, LexRules::STANDARD).access;
+    let statement = classify(sql, functions, LexRules::STANDARD);
+    let class = access(&statement);
     let (decided_by, word, because) = match why(sql, functions, LexRules::STANDARD) {
+        Why::ProvenRead if class == Access::Write => {
+            let because = "it leaves something in the session that only one server has";
+            ("session_state", None, because.to_owned())
+        }
         Why::ProvenRead => ("proven_read", None, "every word is understood and none can write".to_owned()),
+        Why::Verb(word) if class == Access::Read => {
+            ("verb", Some(word), "the block is READ ONLY: a standby serves all of it".to_owned())
+        }
         Why::Verb(word) => ("verb", Some(word), "what begins so is not proven to read only".to_owned()),
         Why::Word(word) => ("word", Some(word), "it writes, locks rows or is about the server itself".to_owned()),
         Why::Function(name) => {
@@ -87,6 +111,15 @@ pub fn meaning(sql: &[u8], functions: &FunctionTable) -> Meaning {
     Meaning { class, decided_by, word, because, catalog: functions.is_loaded() }
 }
 
+/// What a statement needs that begins a transaction, of a session with PostgreSQL's defaults.
+fn access(statement: &Statement) -> Access {
+    match statement.control {
+        Control::None | Control::Empty if statement.pins.is_empty() => statement.access,
+        Control::Begin(modes) if modes.suit_standby(|_| None) => Access::Read,
+        _ => Access::Write,
+    }
+}
+
 pub(crate) async fn explain(
     shared: &Shared,
     database: &str,
@@ -98,11 +131,16 @@ pub(crate) async fn explain(
     // Without a catalog every function is taken to write, which is what a session would meet.
     let _ = tokio::time::timeout(LIMIT, table.wait_for(|table| table.is_loaded())).await;
     let table = table.borrow().clone();
-    let access = classify(sql, &table, LexRules::STANDARD).access;
+    let asked = Asked {
+        access: access(&classify(sql, &table, LexRules::STANDARD)),
+        shape: shape(&at_servers, sql),
+        database: database.to_owned(),
+        user: user.to_owned(),
+        hints: hint::settings(sql),
+    };
     let (reply, answer) = oneshot::channel();
-    let whose = (database.to_owned(), user.to_owned());
     let asked = async {
-        shared.peers.first()?.send(ToWorker::Explain { access, whose, reply }).await.ok()?;
+        shared.peers.first()?.send(ToWorker::Explain { asked, reply }).await.ok()?;
         answer.await.ok()
     };
     let decision = tokio::time::timeout(LIMIT, asked).await.ok().flatten().ok_or(ExplainError)?;

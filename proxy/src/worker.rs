@@ -15,6 +15,7 @@ pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
 use crate::auth::cancel_keys::Secret;
 use crate::config::{Config, reads};
 use crate::console::tally::Tallies;
+use crate::explain::Asked;
 use crate::metrics::{Counts, Totals};
 use crate::pool::backoff::Backoff;
 use crate::pool::checkout::{Doorway, still_valid};
@@ -22,7 +23,9 @@ use crate::pool::policy::{Age, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Scope, health};
 use crate::route::sample::Sample;
-use crate::route::{self, Causality, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Request, Slowed};
+use crate::route::{
+    self, Causality, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed, Target,
+};
 use crate::session::greeting::Greeting;
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
@@ -316,10 +319,17 @@ impl Worker {
     }
 
     /// Where a statement would go now that a new session of that database and user sends.
-    fn explain(&self, access: Access, database: &str, user: &str) -> Decision {
+    fn explain(&self, asked: &Asked) -> Decision {
         let (config, now) = (self.config(), self.now());
-        let promise = reads::resolve(&config.reads, config.max_replay_lag, &config.pools, database, user);
-        let request = Request { access, avoid: &[], promise, since: now };
+        let (Asked { access, shape, database, user, hints }, reads) = (asked, &config.reads);
+        let mut promise = reads::resolve(reads, config.max_replay_lag, &config.pools, database, user);
+        if reads.hints {
+            promise = route::promise::resolve(promise, hints.iter().map(|(n, v)| (n.as_str(), v.as_str()))).0;
+        }
+        if *access == Access::Read && self.misroutes.borrow().holds(*shape, now) {
+            return Decision { target: Target::Primary, reason: Reason::RefusedBefore };
+        }
+        let request = Request { access: *access, avoid: &[], promise, since: now };
         self.decide(&request, &mut Causality::default(), now)
     }
 

@@ -193,6 +193,28 @@ fn a_statement_says_in_a_comment_what_its_commit_waits_for() {
     assert!(seen.contains(&"N 01000".to_owned()), "{seen:?}");
     ok(&mut a, "commit");
     assert_eq!((how(&mut b, 9), value(&mut a, SHOW)), ("local".to_owned(), "remote_apply".to_owned()));
+    // What the block sets for the session stays, also when it is just what the comment says, unless it is rolled back.
+    for (set, end, want) in [
+        ("set synchronous_commit = 'local'", "rollback", "remote_apply"),
+        ("set local synchronous_commit = 'local'", "commit", "remote_apply"),
+        ("set synchronous_commit = 'local'", "commit", "local"),
+        ("set pgtenure.durability = 'semi_sync'", "commit", "on"),
+        ("set pgtenure.durability = 'local'", "commit", "local"),
+        ("set pgtenure.durability = 'applied'", "commit", "remote_apply"),
+    ] {
+        ok(&mut a, &hint("local", "begin"));
+        ok(&mut a, set);
+        ok(&mut a, end);
+        ok(&mut a, "select 1");
+        assert_eq!(value(&mut a, SHOW), want, "{set}; {end}");
+    }
+    // Nor is what the session has had before lost to a comment that says the same.
+    ok(&mut a, "set synchronous_commit = 'local'");
+    ok(&mut a, &hint("local", &insert(11)));
+    ok(&mut a, &hint("local", "begin"));
+    ok(&mut a, "commit");
+    assert_eq!(value(&mut a, SHOW), "local");
+    ok(&mut a, "set pgtenure.durability = 'applied'");
     // What the statement itself sets stays.
     ok(&mut a, &hint("local", "set synchronous_commit = off"));
     assert_eq!(value(&mut a, SHOW), "off");

@@ -93,6 +93,54 @@ fn what_a_function_leaves_is_its_callers_and_nobody_elses() {
     assert_eq!(c.counter("pgtenure_proxy_pins_total"), bound, "what leaves nothing is not even asked about");
 }
 
+/// The catalog is read again some time after a function was made or changed; until then nothing is known of it, and the
+/// server is asked what it has left.
+#[test]
+fn what_a_function_leaves_that_was_just_made_is_its_callers_and_nobody_elses() {
+    let c = two_servers();
+    c.nodes[0].psql("create role r1; grant r1 to app; grant create on schema public to app");
+    c.nodes[0].psql("create function locks() returns void language sql as 'select pg_advisory_lock(5)'");
+    let mut first = Raw::login(c.port, &[]);
+    wait_for("the functions to be known", || {
+        ok(&mut first, "select locks()");
+        (pinned(&c) == 1.0).then_some(())
+    });
+    drop(first);
+    wait_for("its end", || (pinned(&c) == 0.0).then_some(()));
+    let body = |name: &str, does: &str| {
+        format!("create or replace function {name}() returns void language plpgsql as $x$ begin {does}; end $x$")
+    };
+    for (does, pins, check, want) in [
+        ("set role r1", false, "select current_user", "r1"),
+        ("perform set_config('work_mem', '9MB', false)", false, "show work_mem", "9MB"),
+        ("create temp table made(a int)", true, "select count(*) from made", "0"),
+        ("perform pg_advisory_lock(5)", true, "select count(*) from pg_locks where locktype = 'advisory'", "1"),
+        ("execute 'listen abc'", true, "select * from pg_listening_channels()", "abc"),
+    ] {
+        // Of another one by somebody else, whom the proxy does not see; of one's own, that was another a moment ago.
+        for (own, name) in [(false, format!("new_{}", does.len())), (true, "changed".to_owned())] {
+            let mut a = Raw::login(c.port, &[]);
+            if own {
+                ok(&mut a, &body(&name, does));
+            } else {
+                c.nodes[0].psql(&body(&name, does));
+            }
+            ok(&mut a, &format!("select {name}()"));
+            wait_for(does, || (pinned(&c) == f64::from(u8::from(pins))).then_some(()));
+            let mut other = block(&c);
+            assert_eq!(value(&mut a, check), want, "{does}, own: {own}");
+            drop(a);
+            ok(&mut other, "commit");
+            wait_for("its end", || (pinned(&c) == 0.0).then_some(()));
+            let mut both = [block(&c), block(&c)];
+            for session in &mut both {
+                assert_eq!(value(session, NOTHING), "4MB app  t 0 0", "{does}, own: {own}");
+            }
+            both.iter_mut().for_each(|session| _ = ok(session, "commit"));
+        }
+    }
+}
+
 /// One body that is no UTF-8, in a database that does not say what it is, keeps no other part of the catalog from being
 /// read.
 #[test]

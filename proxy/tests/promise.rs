@@ -267,7 +267,8 @@ fn a_session_can_ask_where_its_statements_go() {
     assert_eq!(value(&mut a, "show pgtenure.term"), "1");
     ok(&mut a, "set transaction isolation level serializable");
     ok(&mut a, "select n from seen");
-    assert_eq!(last_route(&mut a), "primary n1: same_server");
+    let within = "primary n1: same_server: its transaction block is there";
+    assert_eq!(value(&mut a, "show pgtenure.last_route"), within);
     ok(&mut a, "commit");
     // By the extended protocol.
     a.write(|out| {
@@ -281,6 +282,16 @@ fn a_session_can_ask_where_its_statements_go() {
     });
     assert_eq!(a.until_ready(), ["1", "Z I"]);
     ok(&mut a, "update seen set n = 1");
+    // What drivers do around it is no route either.
+    a.write(|out| {
+        common::raw::parse(out, "t", "show pgtenure.last_route");
+        common::raw::describe(out, "t");
+        common::raw::sync(out);
+        common::raw::close(out, "t");
+        common::raw::sync(out);
+    });
+    assert_eq!(a.until_ready(), ["1", "t", "T", "Z I"]);
+    assert_eq!(a.until_ready(), ["3", "Z I"]);
     a.write(|out| {
         common::raw::bind(out, "", "s", &[]);
         common::raw::execute(out, "");

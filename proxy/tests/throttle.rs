@@ -39,6 +39,7 @@ fn writes_wait_while_the_standby_does_not_replay_and_reads_do_not() {
     let c = start(|_| {});
     let mut session = Raw::login(c.port, &[]);
     assert_eq!(said(&mut session, "create table t(a int)"), "C CREATE TABLE | Z I");
+    assert_eq!(said(&mut session, "create unlogged table u(a int)"), "C CREATE TABLE | Z I");
     assert_eq!(delayed(&c), 0.0, "the standby keeps up");
     c.nodes[1].psql("select pg_wal_replay_pause()");
     c.nodes[0].psql("select pg_logical_emit_message(true, 'x', repeat('x', 300000))");
@@ -58,6 +59,8 @@ fn writes_wait_while_the_standby_does_not_replay_and_reads_do_not() {
     assert_eq!(said(&mut session, "insert into t values (2)"), "C INSERT 0 1 | Z T");
     assert_eq!(said(&mut session, "commit"), "C COMMIT | Z I");
     assert_eq!(said(&mut session, "select 1"), "T | D 1 | C SELECT 1 | Z I");
+    // Nor is what reads a table that only the primary has.
+    assert_eq!(said(&mut session, "select a from u"), "T | C SELECT 0 | Z I");
     assert_eq!((before, delayed(&c)), (2.0, 2.0));
     // Nor is a login, of somebody for whom no server has been asked yet.
     drop(Raw::login(c.port, &[("options", "-c work_mem=1234kB")]));
@@ -87,6 +90,9 @@ fn a_session_that_keeps_its_server_waits_as_well() {
         ("begin", "C BEGIN | Z T", true),
         ("insert into mine values (2)", "C INSERT 0 1 | Z T", false),
         ("commit", "C COMMIT | Z I", false),
+        ("select a from mine order by a", "T | D 1 | D 2 | C SELECT 2 | Z I", false),
+        ("select 1; select a from mine limit 1", "T | D 1 | C SELECT 1 | T | D 1 | C SELECT 1 | Z I", false),
+        ("select a from mine where a = 1 for update", "T | D 1 | C SELECT 1 | Z I", true),
         ("delete from mine; select 1", "C DELETE 2 | T | D 1 | C SELECT 1 | Z I", true),
     ] {
         let (before, began) = (delayed(&c), Instant::now());
@@ -114,7 +120,6 @@ fn who_waits_with_its_server_can_be_cancelled() {
     });
     session.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
     assert_eq!(session.until_ready().join(" | "), "E 57014 | Z I");
-    // What reads a temporary table is for the primary only, and waits like a write.
     c.nodes[1].psql("select pg_wal_replay_resume()");
     delay_is(&c, "no delay", |seconds| seconds == 0.0);
     assert_eq!(said(&mut session, "select count(*) from mine"), "T | D 0 | C SELECT 1 | Z I");

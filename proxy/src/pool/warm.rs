@@ -97,8 +97,8 @@ async fn add_one(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, credentials: Ar
         let identity = pool.key.identity.clone();
         let causality = Rc::new(RefCell::new(Causality::default()));
         let promise = Promise::session(w.config().max_replay_lag);
-        let access = Access::Write;
-        let want = Want { identity, credentials, causality, access, promise, avoid: Vec::new(), since: w.now() };
+        let (access, quiet) = (Access::Write, false);
+        let want = Want { identity, credentials, causality, access, quiet, promise, avoid: Vec::new(), since: w.now() };
         let limit = w.config().hold_timeout;
         match acquire::open(&w, &want, &primary, Role::Primary, permit, limit).await {
             Ok(server) => pool.give(server),

@@ -165,6 +165,24 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// How long before `now` that was which it waits for.
+    pub fn waits_for(&self, now: Instant) -> Option<Duration> {
+        match self {
+            Self::AwaitingSample { since }
+            | Self::Unconfirmed { since }
+            | Self::NoStandby { closest: Some((_, Unfit::Uncovered { since })) } => Some(now.since(*since)),
+            Self::Write
+            | Self::RefusedBefore
+            | Self::AsAsked
+            | Self::Fresh { .. }
+            | Self::AfterLost { .. }
+            | Self::AfterUnknown { .. }
+            | Self::NoStandby { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |d: &Duration| d.as_millis();

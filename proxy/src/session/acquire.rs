@@ -41,6 +41,8 @@ pub struct Want {
     pub causality: Rc<RefCell<Causality>>,
     /// What the unit needs.
     pub access: Access,
+    /// It only reads, wherever it must: it is not slowed.
+    pub quiet: bool,
     /// What the session is promised of its reads.
     pub promise: Promise,
     /// Standbys on which this very unit has failed.
@@ -60,8 +62,9 @@ impl Want {
     }
 
     fn need(&self) -> Need<'_> {
-        let Self { identity, causality, access, promise, avoid, since, .. } = self;
-        Need { database: &identity.database, causality, access: *access, promise: *promise, avoid, since: *since }
+        let Self { identity, causality, access, quiet, promise, avoid, since, .. } = self;
+        let (database, access, quiet) = (identity.database.as_str(), *access, *quiet);
+        Need { database, causality, access, quiet, promise: *promise, avoid, since: *since }
     }
 }
 
@@ -92,6 +95,8 @@ pub struct Need<'a> {
     pub causality: &'a RefCell<Causality>,
     /// What the unit needs.
     pub access: Access,
+    /// It only reads, wherever it must: it is not slowed.
+    pub quiet: bool,
     /// What the session is promised of its reads.
     pub promise: Promise,
     /// Standbys on which this very unit has failed.
@@ -112,7 +117,7 @@ pub fn at_hand(
     let node = match target {
         Target::Wait(_) | Target::Nowhere => return None,
         // Writes wait while the standbys do not keep up.
-        Target::Primary if need.access == Access::Write && w.slowed().is_some() => return None,
+        Target::Primary if need.access == Access::Write && !need.quiet && w.slowed().is_some() => return None,
         Target::Primary if w.gate(now) == Gate::Open => w.view.borrow().topology.primary.as_ref()?.node.clone(),
         Target::Primary => return None,
         Target::Standby(node) => node,
@@ -196,7 +201,7 @@ impl Drop for Held<'_> {
 pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found, NotFound> {
     let _held = Held::new(w, bytes).map_err(NotFound::Error)?;
     // A login, or a session that listens, has nothing to write.
-    if bytes > 0 && want.access == Access::Write {
+    if bytes > 0 && want.access == Access::Write && !want.quiet {
         slow::down(w, want.since).await;
     }
     let mut queue = Queue::default();

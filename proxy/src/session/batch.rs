@@ -20,6 +20,8 @@ use few::{Few, One};
 /// What nothing is known about: it may do anything.
 const OPAQUE: Statement = Statement {
     access: Access::Write,
+    quiet: false,
+    strange: false,
     control: Control::None,
     may_commit: true,
     pins: Pins::NONE,
@@ -103,7 +105,7 @@ enum Step {
 
 /// Cut the next unit from `input`. What its Parse messages do is appended to `classes`, in order.
 pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Scan {
-    let unit = Unit { record: cx.open.unwrap_or_default(), read: cx.open.is_none(), ..Unit::default() };
+    let unit = Unit { record: cx.open.unwrap_or_default(), read: cx.open.is_none(), quiet: true, ..Unit::default() };
     let (parsed, bound, prepared) = (Few::default(), Few::default(), Vec::new());
     let mut s = Scanner { cx, input, unit, parsed, bound, prepared };
     loop {
@@ -116,9 +118,11 @@ pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Sca
         match head.kind {
             b'X' if at == 0 => return Scan::Terminate,
             b'd' | b'c' | b'f' if at == 0 => return Scan::Ignore(head.total),
-            b'X' => return Scan::Unit(Unit { read: false, ..s.unit }),
+            b'X' => return Scan::Unit(Unit { read: false, quiet: false, ..s.unit }),
             // They may belong to what is executed before them: that is sent, and shows whether it copies.
-            b'd' | b'c' | b'f' if s.unit.statements > 0 => return Scan::Unit(Unit { read: false, ..s.unit }),
+            b'd' | b'c' | b'f' if s.unit.statements > 0 => {
+                return Scan::Unit(Unit { read: false, quiet: false, ..s.unit });
+            }
             _ => {}
         }
         let step = match input.get(at..at + head.total) {
@@ -160,7 +164,7 @@ impl<'a> Scanner<'a> {
         // A unit that is being sent goes on as it comes; one that grows too long starts.
         let begun = self.cx.open.is_some() || self.cx.impatient;
         if at > 0 && (begun || at >= self.cx.limits.unit) {
-            return Scan::Unit(Unit { read: false, ..self.unit });
+            return Scan::Unit(Unit { read: false, quiet: false, ..self.unit });
         }
         Scan::More
     }
@@ -233,7 +237,7 @@ impl<'a> Scanner<'a> {
             b'H' => {
                 self.unit.flush = true;
                 // What follows in the same transaction is not known: it may write.
-                self.unit.read = false;
+                (self.unit.read, self.unit.quiet) = (false, false);
                 Step::End
             }
             // Copy messages inside a unit: thrown away by translate, as the server would.
@@ -246,7 +250,7 @@ impl<'a> Scanner<'a> {
         let at = self.unit.len;
         self.unit.len += here.len();
         self.unit.tail_left = head.total - here.len();
-        self.unit.read = false;
+        (self.unit.read, self.unit.quiet) = (false, false);
         match head.kind {
             b'Q' => {
                 // What it leaves in the session is known when all of it has passed.
@@ -296,6 +300,7 @@ impl<'a> Scanner<'a> {
         self.unit.block.advisory |= class.advisory;
         self.unit.unpins |= class.unpins;
         self.unit.ours |= class.ours;
+        self.unit.strange |= class.strange;
         self.bound.push(One { name: b.portal, class, sql: b"" });
         true
     }
@@ -344,6 +349,8 @@ impl<'a> Scanner<'a> {
                 let may_commit = class.may_commit | of.may_commit;
                 Statement {
                     access: if reads { Access::Read } else { Access::Write },
+                    quiet: plain && of.quiet,
+                    strange: class.strange | of.strange,
                     pins,
                     unpins,
                     may_commit,
@@ -378,6 +385,8 @@ impl<'a> Scanner<'a> {
         self.unit.read &= class.access == Access::Read
             && matches!(class.control, Control::None | Control::Empty)
             && class.pins.is_empty();
+        self.unit.quiet &= class.quiet && matches!(class.control, Control::None | Control::Empty);
+        self.unit.strange |= class.strange;
         self.unit.forgets |= matches!(class.control, Control::DeallocateAll | Control::DiscardAll);
         self.unit.discards |= class.control == Control::DiscardAll;
         self.unit.pins.join(class.pins);

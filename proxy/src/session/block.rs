@@ -154,6 +154,7 @@ impl Session {
             database,
             causality: &self.causality,
             access: Access::Read,
+            quiet: true,
             promise,
             avoid: &self.avoid,
             since: now,

@@ -196,6 +196,8 @@ pub struct Session {
     pub(super) avoid: Vec<NodeId>,
     /// Since when the unit at the head of the inbox waits.
     pub(super) waiting_since: Option<Instant>,
+    /// It only reads, outside of any block: it does not wait for the standbys.
+    pub(super) quiet: bool,
     /// It has waited for the standbys.
     pub(super) was_slowed: bool,
     /// The term that the client was told.
@@ -318,6 +320,7 @@ impl Session {
             cancelling: false,
             avoid: Vec::new(),
             waiting_since: None,
+            quiet: false,
             was_slowed: false,
             term_told: Term(0),
             proven: false,

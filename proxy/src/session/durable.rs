@@ -10,7 +10,7 @@ use crate::config::durability::resolve;
 use crate::pool::Identity;
 use crate::route::durability::{COMMIT, Durability, NAME, Rule};
 use crate::route::promise;
-use crate::session::assigned::assigned;
+use crate::session::assigned::{Scope, assigned};
 use crate::session::batch::Unit;
 use crate::session::client::Session;
 use crate::session::durability::{Due, level};
@@ -134,12 +134,17 @@ impl Session {
     /// setting is all that it does, so that it commits nothing.
     pub(super) fn note_durability(&mut self, input: &[u8], unit: &Unit) -> bool {
         let (mut label, mut commit) = (false, false);
-        let mut alone = unit.statements <= 1;
+        let (mut alone, mut stays) = (unit.statements <= 1, false);
         self.each_text(input, unit, |sql| {
             alone &= !several(sql);
             label |= sets(sql, NAME);
             commit |= sets(sql, COMMIT) && assigned(sql, COMMIT).is_none();
+            let for_session = |name| assigned(sql, name).map_or_else(|| sets(sql, name), |a| a.scope == Scope::Session);
+            stays |= [NAME, COMMIT].into_iter().any(for_session);
         });
+        if stays {
+            self.keep_hinted();
+        }
         self.durability.named |= label;
         if label {
             self.durability.due = Some(Due::Set);

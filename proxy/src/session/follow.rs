@@ -3,6 +3,7 @@
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session, Tail, Turn};
 use crate::session::settings;
+use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
 use crate::session::tracking::{Asked, Reports};
 use crate::sql::{Access, FunctionTable, Leaves, LexRules, Name, PinReason, Touched, executed, prepared};
@@ -16,6 +17,16 @@ use std::sync::Arc;
 /// What a client is told whose notifications come from another server now.
 const MISSED: &str = "notifications may have been missed";
 const MISSED_DETAIL: &str = "The server that listened for this session was lost; another one listens now.";
+
+/// What a function may leave of which nothing is known yet, as far as the server can be asked.
+const ANYTHING: Pins = {
+    let mut pins = Pins::of(PinReason::Set);
+    pins.add(PinReason::Temp);
+    pins.add(PinReason::AdvisoryLock);
+    pins.add(PinReason::HeldCursor);
+    pins.add(PinReason::Listen);
+    pins
+};
 
 /// Add what a text may change when it is executed, and what an EXECUTE in it may; what that one is given is not looked
 /// at. `here` are the statements that the unit itself prepares.
@@ -39,20 +50,24 @@ fn add_executed(
 impl Session {
     /// A unit goes to the server: remember what it may change.
     pub(super) fn follow(&mut self, input: &[u8], unit: &Unit) {
-        if unit.pins.is_empty() && !unit.unpins && !unit.discards {
+        if unit.pins.is_empty() && !unit.unpins && !unit.discards && !unit.strange {
             return;
         }
-        if unit.pins.has(PinReason::Set) {
+        let mut pins = unit.pins;
+        if unit.strange {
+            pins.join(ANYTHING);
+        }
+        if pins.has(PinReason::Set) {
             self.touch(input, unit);
             let touched = &mut self.tracking.touched;
             // Nobody stays on a server because of a setting that nothing asks about.
-            touched.every |= touched.is_empty();
+            touched.every |= touched.is_empty() || unit.strange;
             // What is prepared before the settings are known is this session's alone.
             self.parse_key = self.w.texts.borrow_mut().fresh_id();
         }
-        self.tracking.fresh.join(unit.pins.without(self.pins));
-        self.pins.join(unit.pins);
-        self.tracking.unpins |= unit.unpins;
+        self.tracking.fresh.join(pins.without(self.pins));
+        self.pins.join(pins);
+        self.tracking.unpins |= unit.unpins || unit.strange;
         self.tracking.discards |= unit.discards;
     }
 

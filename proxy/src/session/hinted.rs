@@ -23,6 +23,8 @@ pub(super) struct Unhinted {
     own: Option<Box<str>>,
     /// The comment's. What the session has instead of it, it has set itself since.
     given: &'static str,
+    /// The session has set it itself in the block that the comment began: it may be the same, and stays.
+    kept: bool,
 }
 
 impl Session {
@@ -64,6 +66,14 @@ impl Session {
         texts.iter().for_each(|text| self.to_client.append(|out| backend::write_warning(out, text.as_ref(), detail)));
     }
 
+    /// The session sets for itself what its commits wait for, within a block that may have begun with a comment. What is
+    /// rolled back later, be it to a savepoint, is taken for undone.
+    pub(super) fn keep_hinted(&mut self) {
+        if let Some(unhinted) = self.unhinted.as_mut().filter(|_| self.relay.status == TxStatus::Block) {
+            (unhinted.kept, self.relay.rolled_back) = (true, false);
+        }
+    }
+
     /// Is what the session commits with a comment's, and not its own?
     pub(super) fn commits_as_hinted(&self) -> bool {
         let given = self.unhinted.as_ref().map(|u| u.given);
@@ -74,7 +84,9 @@ impl Session {
     fn commit_as(&mut self, asked: Option<Durability>) -> bool {
         let now: Option<Box<str>> = self.tracking.settings.get(COMMIT).map(Into::into);
         let own = match &self.unhinted {
-            Some(unhinted) if self.commits_as_hinted() => unhinted.own.clone(),
+            Some(unhinted) if self.commits_as_hinted() && !(unhinted.kept && !self.relay.rolled_back) => {
+                unhinted.own.clone()
+            }
             _ => now.clone(),
         };
         let next = asked.map_or_else(|| own.clone(), |level| Some(level.commit().into()));
@@ -85,7 +97,7 @@ impl Session {
             Settings::set(Arc::make_mut(&mut self.tracking.settings), COMMIT, next.as_deref());
             self.tracking.due = true;
         }
-        self.unhinted = asked.map(|level| Unhinted { own, given: level.commit() });
+        self.unhinted = asked.map(|level| Unhinted { own, given: level.commit(), kept: false });
         if asked.is_none() {
             self.raise_durability();
         }

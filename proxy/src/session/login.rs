@@ -479,6 +479,7 @@ impl Greeter<'_> {
             credentials: Arc::new(credentials),
             causality: Rc::default(),
             access: Access::Write,
+            quiet: false,
             promise: Promise::session(config.max_replay_lag),
             avoid: Vec::new(),
             since: self.w.now(),

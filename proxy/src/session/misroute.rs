@@ -33,7 +33,7 @@ impl<'a> Classifier<'a> {
         let key = (self.table.number(), self.lex);
         let class = self.recall.borrow_mut().of(sql, key, || classify(sql, self.table, self.lex));
         if class.access == Access::Read && !self.misroutes.is_empty() && self.refused(sql, Clock.now()) {
-            return Statement { access: Access::Write, ..class };
+            return Statement { access: Access::Write, quiet: false, ..class };
         }
         class
     }
@@ -44,7 +44,7 @@ impl<'a> Classifier<'a> {
 }
 
 /// A number for the shape of a text in a database: names mean something else in another one.
-fn shape(database: &str, sql: &[u8]) -> u64 {
+pub(crate) fn shape(database: &str, sql: &[u8]) -> u64 {
     fingerprint(sql).rotate_left(1) ^ fingerprint(database.as_bytes())
 }
 

@@ -23,7 +23,7 @@ mod incoming;
 pub mod login;
 mod lost;
 mod marks;
-mod misroute;
+pub(crate) mod misroute;
 pub mod outbox;
 pub mod outcome;
 mod outside;

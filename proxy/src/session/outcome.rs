@@ -309,6 +309,8 @@ mod tests {
 
     const PLAIN: Statement = Statement {
         access: Access::Write,
+        quiet: false,
+        strange: false,
         control: Control::None,
         may_commit: false,
         pins: Pins::NONE,

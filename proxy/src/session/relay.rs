@@ -152,6 +152,8 @@ pub struct Relay {
     pub redefined: bool,
     /// What sessions begin with may have been changed, by ALTER ROLE or ALTER DATABASE.
     pub redefaults: bool,
+    /// Something was rolled back since this was looked at.
+    pub rolled_back: bool,
     /// A unit in flight may drop all prepared statements.
     forgetting: bool,
     /// The oldest unit was kept whole, so that it can be sent again.

@@ -26,6 +26,7 @@ impl Session {
         let now = self.w.now();
         let missing = unit.ours && self.position_is_missing(input, unit);
         let access = if missing { Access::Write } else { self.access(unit) };
+        self.quiet = unit.quiet && self.relay.status == TxStatus::Idle && !self.replants;
         if self.cancelling && self.server.is_some() {
             return Step::Wait;
         }
@@ -57,7 +58,9 @@ impl Session {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
-                    Gate::Open if starts && access == Access::Write && self.must_slow() => Step::Turn(0, Turn::Slow),
+                    Gate::Open if starts && access == Access::Write && !self.quiet && self.must_slow() => {
+                        Step::Turn(0, Turn::Slow)
+                    }
                     Gate::Open => self.send_unit(input, unit, classes, now),
                     Gate::Draining if !starts => self.send_unit(input, unit, classes, now),
                     Gate::Draining | Gate::Closed(_) => self.hold_here(),
@@ -70,7 +73,7 @@ impl Session {
         let promise = self.promise_of_unit();
         let access = if unit.read && !missing && !self.replants { self.access_outside() } else { access };
         let (database, causality, avoid) = (self.identity.database.as_str(), &*self.causality, self.avoid.as_slice());
-        let need = acquire::Need { database, causality, access, promise, avoid, since: now };
+        let need = acquire::Need { database, causality, access, quiet: self.quiet, promise, avoid, since: now };
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
         let pool_of = |node: &NodeId| known(node).unwrap_or_else(|| self.w.pools.of(node, &self.identity));
         match acquire::at_hand(&self.w, need, &self.tracking.settings, pool_of, now) {
@@ -103,6 +106,7 @@ impl Session {
             credentials: self.credentials.clone(),
             causality: self.causality.clone(),
             access,
+            quiet: self.quiet,
             promise: self.promise_of_unit(),
             avoid: self.avoid.clone(),
             since: self.waiting_since.unwrap_or(now),
@@ -175,7 +179,7 @@ impl Session {
         let repeatable = self.may_repeat(unit);
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());
-        let (naming, config) = (self.naming(), self.w.config());
+        let (naming, config, kept) = (self.naming(), self.w.config(), self.pins);
         self.follow(&input[..unit.len], unit);
         let Some(server) = &mut self.server else { return Step::Wait };
         let mut done = Done::default();
@@ -209,6 +213,8 @@ impl Session {
             self.undo(undo);
         }
         self.note_block(unit, begins);
+        // What only prepares or closes goes nowhere, as far as a client is told.
+        let executes = unit.statements > 0 && (begins || self.relay.parse_only);
         self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);
         if begins {
             self.tell_refused_before(&input[..unit.len], now);
@@ -217,8 +223,8 @@ impl Session {
             self.reason = "same_server";
         }
         let chosen = self.chosen.take();
-        if begins && !unit.ours {
-            self.note_route(primary, chosen);
+        if executes && !unit.ours {
+            self.note_route(primary, chosen, kept, now);
         }
         // A unit of shared statements may fail for a reason that is ours, before it has done anything.
         let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);

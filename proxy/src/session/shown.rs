@@ -11,7 +11,7 @@ use crate::session::client::Session;
 use crate::session::relay::Hidden;
 use crate::session::settings::literal;
 use crate::session::tracking::Asked;
-use crate::sql::executed;
+use crate::sql::{PinReason, Pins, executed};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::frontend;
@@ -27,8 +27,20 @@ pub(super) struct Route {
     /// The node's place among those that the worker counts.
     node: usize,
     primary: bool,
-    /// Why; `None` when the session had the server already.
-    reason: Option<Reason>,
+    /// When.
+    at: Instant,
+    why: Why,
+}
+
+/// Why a statement went where it went.
+#[derive(Debug)]
+enum Why {
+    /// The server was chosen for it.
+    Chosen(Reason),
+    /// Its transaction block is there.
+    Block,
+    /// The session has these there, or in session mode just the server.
+    Kept(Pins),
 }
 
 impl Session {
@@ -167,9 +179,14 @@ impl Session {
     }
 
     /// A statement goes to the server.
-    pub(super) fn note_route(&mut self, primary: bool, reason: Option<Reason>) {
+    pub(super) fn note_route(&mut self, primary: bool, reason: Option<Reason>, kept: Pins, at: Instant) {
         let Some(serving) = self.presence.serving.get() else { return };
-        self.route = Some(Route { node: serving.node, primary, reason });
+        let why = match reason {
+            Some(reason) => Why::Chosen(reason),
+            None if self.relay.status == TxStatus::Idle => Why::Kept(kept),
+            None => Why::Block,
+        };
+        self.route = Some(Route { node: serving.node, primary, at, why });
         let explains = self.promised.as_ref().is_some_and(|p| p.explains());
         // Nothing can be said in the middle of a message.
         if explains && !self.relay.mid_frame() {
@@ -179,12 +196,20 @@ impl Session {
     }
 
     fn show_route(&self) -> String {
-        let Some(Route { node, primary, reason }) = &self.route else { return String::new() };
+        let Some(Route { node, primary, at, why }) = &self.route else { return String::new() };
         let role = if *primary { "primary" } else { "standby" };
         let node = self.w.node_at(*node).map_or_else(|| "unknown".to_owned(), |n| n.to_string());
-        match reason {
-            Some(reason) => format!("{role} {node}: {}: {reason}", reason.as_str()),
-            None => format!("{role} {node}: same_server: the session had it already"),
+        match why {
+            Why::Chosen(reason) => {
+                let ago = reason.waits_for(*at).map(|ago| format!(", {} ms before", ago.as_millis()));
+                format!("{role} {node}: {}: {reason}{}", reason.as_str(), ago.unwrap_or_default())
+            }
+            Why::Block => format!("{role} {node}: same_server: its transaction block is there"),
+            Why::Kept(pins) if pins.is_empty() => format!("{role} {node}: same_server: the session had it already"),
+            Why::Kept(pins) => {
+                let what = pins.list().into_iter().map(PinReason::as_str).collect::<Vec<_>>().join(", ");
+                format!("{role} {node}: same_server: the session keeps it for {what}")
+            }
         }
     }
 }

@@ -3,6 +3,8 @@ use crate::sql::{Access, Control, Names, Pins};
 
 const CLASS: Statement = Statement {
     access: Access::Read,
+    quiet: false,
+    strange: false,
     control: Control::None,
     may_commit: false,
     pins: Pins::NONE,

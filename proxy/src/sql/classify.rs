@@ -3,6 +3,7 @@
 //! A text is a read only when every token is understood, its first word is one of the few that can read, no word in
 //! it can write, and every function it calls is known not to be volatile. Everything else is a write.
 
+mod about;
 mod body;
 mod long;
 mod part;
@@ -40,6 +41,9 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
     }
     let proven = standard && all.access == Access::Read && !functions.may_hide_volatile(sql);
     let access = if proven { Access::Read } else { Access::Write };
+    // Where the functions are read anew everything may hide something, and hardly anything does.
+    let hides = !functions.is_outdated() && functions.may_hide_volatile(sql);
+    all.quiet &= standard && !hides;
     all.end(access)
 }
 
@@ -65,6 +69,10 @@ struct Sum<'a> {
     sql: &'a [u8],
     count: u32,
     access: Access,
+    quiet: bool,
+    strange: bool,
+    /// None of them does anything to the transaction block.
+    plain: bool,
     control: Control,
     may_commit: bool,
     begins: bool,
@@ -81,6 +89,9 @@ impl<'a> Sum<'a> {
             sql,
             count: 0,
             access: Access::Read,
+            quiet: true,
+            strange: false,
+            plain: true,
             control: Control::Empty,
             may_commit: false,
             begins: false,
@@ -98,6 +109,9 @@ impl<'a> Sum<'a> {
         }
         self.count += 1;
         self.access = self.access.max(part.access());
+        self.quiet &= part.reads();
+        self.strange |= part.strange;
+        self.plain &= part.head.control() == Control::None;
         self.control = part.head.control();
         self.may_commit |= part.head.may_commit();
         self.begins |= part.head.begins();
@@ -132,11 +146,24 @@ impl<'a> Sum<'a> {
         }
         let advisory = self.advisory && names != Names::Prepare;
         let ours = self.ours && names_ours(self.sql);
-        Statement { access, control, may_commit: self.may_commit, pins, unpins: self.unpins, advisory, ours, names }
+        Statement {
+            access,
+            quiet: self.quiet,
+            strange: self.strange && names != Names::Prepare,
+            control,
+            may_commit: self.may_commit,
+            pins,
+            unpins: self.unpins,
+            advisory,
+            ours,
+            names,
+        }
     }
 
+    /// Of several statements the order is not followed, unless all only read: then they are as good as one.
     fn control(&self) -> Control {
-        if self.count > 1 { Control::Multi { begins: self.begins } } else { self.control }
+        let one = self.count <= 1 || self.quiet && self.plain;
+        if one { self.control } else { Control::Multi { begins: self.begins } }
     }
 }
 
@@ -167,7 +194,9 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
         pins.join(loose_pins(sql));
     }
     let (unpins, advisory, ours) = (true, true, names_ours(sql));
-    Statement { access: Access::Write, control, may_commit: commits, pins, unpins, advisory, ours, names }
+    let access = Access::Write;
+    let (quiet, strange) = (false, first.strange);
+    Statement { access, quiet, strange, control, may_commit: commits, pins, unpins, advisory, ours, names }
 }
 
 #[cfg(test)]

@@ -82,13 +82,15 @@ pub fn is_primary_only(name: &str) -> bool {
 /// What is known of a database's names.
 #[derive(Clone, Debug, Default)]
 pub struct FunctionTable {
-    names: HashMap<Box<[u8]>, Meaning, BuildHasherDefault<NameHasher>>,
+    names: Arc<HashMap<Box<[u8]>, Meaning, BuildHasherDefault<NameHasher>>>,
     local_relations: Sieve,
     /// Operators behind which volatile functions hide; nearly always none.
     volatile_operators: Vec<Box<[u8]>>,
     /// A volatile function hides where no text shows it.
     unseen: bool,
     loaded: bool,
+    /// Definitions have changed since it was read.
+    outdated: bool,
     /// Its own among all tables of this process, when it may be told apart from them; else 0.
     number: u64,
     /// Functions that leave something in the session, as the configuration says; nearly always none.
@@ -131,6 +133,10 @@ struct Meaning {
     volatility: Option<Volatility>,
     /// A relation or type of that name must be used on the primary.
     local_relation: bool,
+    /// A volatile function hides behind it.
+    hides: bool,
+    /// A function of that name did not come with the server.
+    own: bool,
 }
 
 impl FunctionTable {
@@ -139,11 +145,16 @@ impl FunctionTable {
         Self::default()
     }
 
-    /// Known once, and no more: nothing is a read until another table comes. What functions leave in the session is as
-    /// likely the same as not, and is kept.
+    /// Known once, and no more: nothing is a read for standbys until another table comes. What functions leave in the
+    /// session is as likely the same as not, and is kept; the server is asked, too (`may_leave_anything`).
     #[must_use]
     pub fn outdated(&self) -> Self {
-        Self { unseen: true, pinning: self.pinning.clone(), bodies: self.bodies.clone(), ..Self::default() }
+        Self { unseen: true, outdated: true, number: 0, ..self.clone() }
+    }
+
+    /// Have definitions changed since it was read?
+    pub fn is_outdated(&self) -> bool {
+        self.outdated
     }
 
     /// The same where the configuration says that these functions leave something in the session.
@@ -191,8 +202,9 @@ impl FunctionTable {
             let harmless = row.schema == "pg_catalog" && HARMLESS.contains(&row.name);
             let allowed = harmless || allow.iter().any(|name| name.is(row.schema, row.name));
             let volatility = if allowed { Volatility::Stable } else { row.volatility };
-            let worst = &mut table.entry(row.name).volatility;
-            *worst = (*worst).max(Some(volatility));
+            let meaning = table.entry(row.name);
+            meaning.volatility = meaning.volatility.max(Some(volatility));
+            meaning.own |= row.schema != "pg_catalog";
         }
         for name in PRIMARY_ONLY.into_iter().chain(deny.iter().map(|name| name.name.as_str())) {
             table.entry(name).volatility = Some(Volatility::Volatile);
@@ -201,8 +213,7 @@ impl FunctionTable {
     }
 
     /// The same with relations that must be read on the primary: unlogged and temporary tables, which a standby
-    /// refuses to read; sequences, whose state in the WAL runs ahead of the values handed out; views and tables
-    /// behind which volatile functions hide.
+    /// refuses to read; sequences, whose state in the WAL runs ahead of the values handed out.
     #[must_use]
     pub fn with_local_relations<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
         for name in names {
@@ -232,8 +243,17 @@ impl FunctionTable {
         for (target, function, implicit) in casts {
             if self.volatility(function.as_bytes()) == Some(Volatility::Volatile) {
                 self.unseen |= implicit;
-                self = self.with_local_relations([target]);
+                self = self.with_hiding([target]);
             }
+        }
+        self
+    }
+
+    /// The same with relations and types behind which volatile functions hide.
+    fn with_hiding<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        for name in names {
+            self.entry(name).hides = true;
+            self = self.with_local_relations([name]);
         }
         self
     }
@@ -256,7 +276,7 @@ impl FunctionTable {
             if writes.is_empty() {
                 return self;
             }
-            self = self.with_local_relations(writes.iter().map(|(name, _)| *name));
+            self = self.with_hiding(writes.iter().map(|(name, _)| *name));
             left = reads;
         }
     }
@@ -302,8 +322,20 @@ impl FunctionTable {
         self.local_relations.may_hold(name) && self.meaning(name).local_relation
     }
 
+    /// May using a relation or type of that name call a volatile function?
+    pub(super) fn hides_volatile(&self, name: &[u8]) -> bool {
+        self.meaning(name).hides
+    }
+
+    /// May a function of that name, which may have been made or changed since the functions were read, leave in the
+    /// session what their bodies do not tell?
+    pub(super) fn may_leave_anything(&self, name: &[u8]) -> bool {
+        let meaning = self.meaning(name);
+        self.loaded && (meaning.volatility.is_none() || self.outdated && meaning.own)
+    }
+
     fn entry(&mut self, name: &str) -> &mut Meaning {
-        self.names.entry(name.as_bytes().into()).or_default()
+        Arc::make_mut(&mut self.names).entry(name.as_bytes().into()).or_default()
     }
 }
 

@@ -59,18 +59,19 @@ pub(super) fn is_reserved_before_parenthesis(lower: &[u8]) -> bool {
         | b"interval" | b"national" | b"position" | b"smallint" | b"trailing" | b"variadic" | b"xmlparse"
         | b"xmltable" | b"character" | b"intersect" | b"normalize" | b"returning" | b"symmetric" | b"timestamp"
         | b"xmlconcat" | b"xmlexists" | b"xmlforest" | b"asymmetric" | b"xmlelement" | b"xmlserialize"
-        | b"xmlattributes" | b"xmlnamespaces"
+        | b"xmlattributes" | b"xmlnamespaces" | b"current_time" | b"current_timestamp" | b"localtime" | b"localtimestamp"
     )
 }
 
-/// Words that the grammar may take for itself before `(`, but that a function can be named as well: a call unless the
-/// catalog is known and knows no volatile function of that name.
+/// Words that the grammar may take for itself before `(`, but that a function can be named as well, in some version at
+/// least: a call unless the catalog is known and knows no volatile function of that name.
 #[rustfmt::skip]
 pub(super) fn may_stand_before_parenthesis(lower: &[u8]) -> bool {
     matches!(
         lower,
         b"by" | b"is" | b"cube" | b"join" | b"like" | b"next" | b"over" | b"sets" | b"zone" | b"first" | b"ilike"
         | b"escape" | b"filter" | b"rollup" | b"operator" | b"overlaps" | b"repeatable" | b"materialized"
-        | b"varying" | b"recursive"
+        | b"varying" | b"recursive" | b"second" | b"columns" | b"json" | b"json_array" | b"json_arrayagg" | b"json_exists"
+        | b"json_objectagg" | b"json_query" | b"json_scalar" | b"json_serialize" | b"json_table" | b"json_value"
     )
 }

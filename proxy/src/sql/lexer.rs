@@ -198,7 +198,12 @@ impl<'a> Lexer<'a> {
                     odd => odd,
                 }
             }
-            (Some(b'&'), b'u') if single && matches!(self.text.get(self.at + 1), Some(b'\'' | b'"')) => Token::Odd,
+            // Its quotes are those of a plain one, whatever escapes it has: these are undone behind the scanner.
+            (Some(b'&'), b'u') if single && self.text.get(self.at + 1) == Some(&b'\'') => {
+                self.at += 2;
+                self.plain_string()
+            }
+            (Some(b'&'), b'u') if single && self.text.get(self.at + 1) == Some(&b'"') => Token::Odd,
             _ => Token::Word(word),
         }
     }
@@ -283,17 +288,26 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A decimal number with fraction and exponent. The other forms came with PostgreSQL 16 and are odd.
+    /// A number: decimal with fraction and exponent, or hexadecimal, octal or binary; underscores may part digits. Before
+    /// PostgreSQL 16 the forms other than plain decimals are errors (15), or a number and a name behind it that is no
+    /// keyword: nothing that writes either.
     fn number(&mut self) -> Token<'a> {
-        let digits = |lexer: &mut Self| {
-            while is(lexer.text.get(lexer.at), DIGIT) {
-                lexer.at += 1;
-            }
-        };
-        digits(self);
+        let base = self.text.get(self.at + 1).map(u8::to_ascii_lowercase);
+        if self.text[self.at] == b'0' && matches!(base, Some(b'x' | b'o' | b'b')) {
+            self.at += 2;
+            return match self.digits(|b| match base {
+                Some(b'x') => b.is_ascii_hexdigit(),
+                Some(b'o') => matches!(b, b'0'..=b'7'),
+                _ => matches!(b, b'0' | b'1'),
+            }) {
+                0 => Token::Odd,
+                _ => self.unless_glued(),
+            };
+        }
+        self.decimals();
         if self.text.get(self.at) == Some(&b'.') {
             self.at += 1;
-            digits(self);
+            self.decimals();
         }
         if matches!(self.text.get(self.at), Some(b'e' | b'E')) {
             self.at += 1;
@@ -303,9 +317,29 @@ impl<'a> Lexer<'a> {
             if !is(self.text.get(self.at), DIGIT) {
                 return Token::Odd;
             }
-            digits(self);
+            self.decimals();
         }
         self.unless_glued()
+    }
+
+    /// Decimal digits, if there are any; the first is not behind an underscore.
+    fn decimals(&mut self) {
+        if is(self.text.get(self.at), DIGIT) {
+            self.digits(|b| b.is_ascii_digit());
+        }
+    }
+
+    /// Digits, each of which may have an underscore before it; how many.
+    fn digits(&mut self, digit: impl Fn(&u8) -> bool) -> usize {
+        let mut count = 0;
+        loop {
+            let ahead = usize::from(self.text.get(self.at) == Some(&b'_'));
+            if !self.text.get(self.at + ahead).is_some_and(&digit) {
+                return count;
+            }
+            self.at += ahead + 1;
+            count += 1;
+        }
     }
 
     /// A number or parameter with an identifier glued to it is read differently by different versions.
@@ -412,17 +446,39 @@ mod tests {
         check("\"a\"\"b\" \"C;\" é", "\"a\"\"b\" \"C;\" é");
         check("u & 1", "u + L");
         check("u&\"x\"", "ODD");
-        check("U&'x'", "ODD");
+        check("U&\"x\" uescape '!'", "ODD");
         check("\"open", "ODD");
     }
 
     #[test]
     fn numbers_glued_to_words_are_odd() {
         check("1 1.5 .5 1. 1e5 1e-5 1.5E+3", "L L L L L L L");
-        for odd in ["1a", "0x1f", "1_000", "1$a$", "1e", "1ee5", "1.into", "1é"] {
+        for odd in
+            ["1a", "1$a$", "1e", "1ee5", "1.into", "1é", "1_", "1__0", "1_a", "1._5", "1e_5", "1e5_", "0x", "0x_"]
+        {
+            check(odd, "ODD");
+        }
+        for odd in ["0x1g", "0x1_", "0x1__f", "0xinto", "0o8", "0o17a", "0b", "0b12", "0b1é", "0x1$a$", "$1_0", "00x1"]
+        {
             check(odd, "ODD");
         }
         check("a[1:2]::int", "a + L + L + + + int");
+    }
+
+    #[test]
+    fn numbers_of_all_bases_end_where_the_server_ends_them() {
+        check("0x1F 0o17 0b101 0X_dead_BEEF 1_000 1_0.2_5e1_0 .5_0 1_000.", "L L L L L L L L");
+        check("0x1f.5 0x1e+5 0x1f-- 1\n,0b1'x'", "L L L + L L , L L");
+        check("0x1f from 1_000;delete", "L from L ; delete");
+    }
+
+    #[test]
+    fn unicode_strings_end_like_plain_ones() {
+        check("U&'x' u&'\\' x", "L L x");
+        check("u&'a''b' U&'d!0061' UESCAPE '!' x", "L L L UESCAPE L x");
+        check("U&'a'\n'\\' ; x", "L L ; x");
+        check("U &'x' nu&'x' u&", "U + L nu + L u +");
+        check("U&'open", "ODD");
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub use touched::Touched;
 pub struct Statement {
     /// May a standby run it?
     pub access: Access,
+    /// It only reads, be it what only the primary has.
+    pub quiet: bool,
+    /// It calls what may have been made since the functions were read, and may leave anything in the session.
+    pub strange: bool,
     /// What it does to the transaction block, by its text. Only ReadyForQuery tells what it really did.
     pub control: Control,
     /// It contains COMMIT, END or PREPARE TRANSACTION, or cannot be read well enough to exclude them.

@@ -420,7 +420,8 @@ mod tests {
         check("select set_config('it''s', 'a', false)", &[], true, true, &[]);
         check("select set_config(/* x */ 'a', 'a', false)", &[], true, true, &[]);
         check("do $$ begin set app.z = 1; end $$", &[], true, false, &["app.z"]);
-        check("set x = u&'app.q'", &[], true, false, &["app.q", "x"]);
+        check("set x = u&\"app.q\"", &[], true, false, &["app.q", "x"]);
+        check("set x = u&'app.q'", &[], false, false, &["x"]);
     }
 
     #[test]

@@ -131,8 +131,8 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
         ToWorker::KillClient { place, done } => {
             let _ = done.send(worker.kill_client(place));
         }
-        ToWorker::Explain { access, whose, reply } => {
-            let _ = reply.send(worker.explain(access, &whose.0, &whose.1));
+        ToWorker::Explain { asked, reply } => {
+            let _ = reply.send(worker.explain(&asked));
         }
         ToWorker::Survey { reply } => {
             let _ = reply.send(survey::of(worker));

@@ -7,6 +7,7 @@ use crate::auth::users::Users;
 use crate::catalog::Catalogs;
 use crate::config::Config;
 use crate::control::{CancelKey, ProcessOrder};
+use crate::explain::Asked;
 use crate::listener::AskSample;
 use crate::metrics::{Metrics, Totals};
 use crate::net::{Detached, Origin};
@@ -19,7 +20,6 @@ use crate::session::cancel::place_of;
 use crate::session::greeting::Greeting;
 use crate::session::peers::Cancelling;
 use crate::session::server::Meta;
-use crate::sql::Access;
 use crate::tls::Contexts;
 use crate::worker::run::Seat;
 use cluster::Term;
@@ -219,10 +219,8 @@ pub enum ToWorker {
     },
     /// An operator wants to know where a statement would go.
     Explain {
-        /// What it needs.
-        access: Access,
-        /// The database and the user.
-        whose: (String, String),
+        /// What it is.
+        asked: Asked,
         /// Where to say it.
         reply: oneshot::Sender<Decision>,
     },

@@ -21,6 +21,10 @@ pub struct Unit {
     pub record: Record,
     /// Proven reads only, so a standby may serve it.
     pub read: bool,
+    /// It only reads, be it what only the primary has: back-pressure does not slow it.
+    pub quiet: bool,
+    /// It may leave in the session what nothing tells.
+    pub strange: bool,
     /// What it does to the transaction it is in, when it is whole.
     pub block: Block,
     /// What binds the session to its server.

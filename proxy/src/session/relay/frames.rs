@@ -133,6 +133,7 @@ impl Relay {
         self.copy_in = false;
         self.end_blind();
         self.redefined |= crate::sql::redefines(&frame[5..]);
+        self.rolled_back |= &frame[5..] == b"ROLLBACK\0";
         self.redefaults |= matches!(&frame[5..], b"ALTER ROLE\0" | b"ALTER DATABASE\0");
         if matches!(&frame[5..], b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
             self.forgotten = Some(self.survivors());

@@ -1,5 +1,6 @@
 //! One statement of a text, token by token.
 
+use super::about::{is_about_this_server, is_about_transactions, plain_literal};
 use crate::sql::effects::{Head, SetConfig, Stop};
 use crate::sql::functions::{FunctionTable, Volatility};
 use crate::sql::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
@@ -27,6 +28,7 @@ enum Last {
     Quoted,
     Dot,
     Open,
+    Close,
     Comma,
     Other,
 }
@@ -50,12 +52,22 @@ pub(super) struct Part<'t> {
     pub(super) depth: u32,
     /// Depths at which a WITH list is open, as bits.
     with: u64,
+    /// Depths at which the last parenthesis followed `DISTINCT ON` or OPERATOR, as bits: a call may stand behind it.
+    calls_behind: u64,
     pub(super) writes: bool,
+    /// It names a relation that only the primary has.
+    pub(super) local: bool,
+    /// A query, or what an UPDATE sets, has begun: what stands before `(` may be called.
+    computes: bool,
+    /// It calls what may have been made since the functions were read.
+    pub(super) strange: bool,
     /// It may name a setting of ours: SHOW, SET, `current_setting`, `set_config`.
     pub(super) ours: bool,
     /// EXPLAIN: in its options, and has the statement explained begun?
     explain_options: bool,
     explained: bool,
+    /// EXPLAIN may run what it explains: ANALYZE came by, or an option that is not known.
+    analyzes: bool,
     /// EXECUTE of a prepared statement was met, and what shows all of them.
     executes: bool,
     lists: bool,
@@ -90,10 +102,15 @@ impl<'t> Part<'t> {
             words: [K::None; 2],
             depth: 0,
             with: 0,
+            calls_behind: 0,
             writes: false,
+            local: false,
+            computes: false,
+            strange: false,
             ours: false,
             explain_options: false,
             explained: false,
+            analyzes: false,
             executes: false,
             lists: false,
             to_stdout: false,
@@ -151,6 +168,11 @@ impl<'t> Part<'t> {
     }
 
     pub(super) fn access(&self) -> Access {
+        if self.reads() && !self.local { Access::Read } else { Access::Write }
+    }
+
+    /// Is it proven to read, be it what only the primary has?
+    pub(super) fn reads(&self) -> bool {
         let proven = match self.verb {
             // What it executes may write.
             _ if self.executes => false,
@@ -160,7 +182,7 @@ impl<'t> Part<'t> {
             // Whatever else begins a statement is not known to read only.
             _ => false,
         };
-        if proven && !self.writes && self.depth == 0 { Access::Read } else { Access::Write }
+        proven && !self.writes && self.depth == 0
     }
 
     /// A token of the name that `current_setting` is asked for, before it is taken.
@@ -222,7 +244,7 @@ impl<'t> Part<'t> {
             self.name_seen();
         } else {
             // Most of our keywords can be names of relations as well.
-            self.writes |= self.functions.is_local_relation(&self.name[..self.name_len]);
+            self.relation_seen();
         }
         self.steer(word);
         self.words = [self.words[1], word];
@@ -234,6 +256,8 @@ impl<'t> Part<'t> {
         self.needs_verb();
         self.remember_quoted(name);
         self.named = Some(Named { quoted: true, before: self.last });
+        // An option may be written so, too.
+        self.analyzes |= self.explain_options;
         self.name_seen();
         self.words = [self.words[1], K::None];
         Last::Quoted
@@ -282,8 +306,48 @@ impl<'t> Part<'t> {
         if self.writes {
             return;
         }
-        let attribute = self.last == Last::Dot && self.functions.volatility(name) == Some(Volatility::Volatile);
-        self.writes |= name.is_empty() || attribute || self.functions.is_local_relation(name);
+        let attribute = self.last == Last::Dot
+            && !self.only_plans()
+            && self.functions.volatility(name) == Some(Volatility::Volatile);
+        self.writes |= name.is_empty() || attribute;
+        self.relation_seen();
+    }
+
+    /// A name that may be one of a relation: does only the primary have it?
+    fn relation_seen(&mut self) {
+        let name = &self.name[..self.name_len];
+        if self.functions.is_local_relation(name) {
+            self.local = true;
+            self.writes |= self.functions.hides_volatile(name);
+        }
+    }
+
+    /// Within what EXPLAIN only plans: its volatile functions are not called.
+    fn only_plans(&self) -> bool {
+        self.explained && !self.analyzes && !self.executes
+    }
+
+    /// A word or name among the options of EXPLAIN.
+    fn explain_option(&mut self) {
+        self.analyzes |= !matches!(
+            &self.name[..self.name_len],
+            b"costs"
+                | b"verbose"
+                | b"buffers"
+                | b"settings"
+                | b"summary"
+                | b"memory"
+                | b"generic_plan"
+                | b"format"
+                | b"text"
+                | b"json"
+                | b"xml"
+                | b"yaml"
+                | b"on"
+                | b"off"
+                | b"true"
+                | b"false"
+        );
     }
 
     /// What a keyword changes.
@@ -296,9 +360,12 @@ impl<'t> Part<'t> {
                 self.writes |= word == K::None;
                 self.executes = word == K::Execute && self.last == Last::Start;
             }
-        } else if self.verb == K::Explain && !self.explained && !self.explain_options {
+        } else if self.explain_options {
+            self.explain_option();
+        } else if self.verb == K::Explain && !self.explained {
             match word {
-                K::Analyze | K::Verbose => {}
+                K::Analyze => self.analyzes = true,
+                K::Verbose => {}
                 K::Select | K::Values | K::Table | K::With => self.explained = true,
                 K::Execute => (self.explained, self.executes) = (true, true),
                 _ => self.writes = true,
@@ -311,7 +378,11 @@ impl<'t> Part<'t> {
             K::Insert | K::Update | K::Delete | K::Merge | K::Into => self.writes = true,
             K::Share if matches!(self.words[1], K::For | K::Key) => self.writes = true,
             K::With if matches!(self.last, Last::Start | Last::Open) => self.with |= 1 << self.depth,
-            K::Select | K::Values | K::Table => self.with &= !(1 << self.depth),
+            K::Select | K::Values | K::Table => {
+                self.with &= !(1 << self.depth);
+                self.computes |= word != K::Table;
+            }
+            K::Set | K::Call => self.computes = true,
             K::From if self.verb == K::Copy && self.depth == 0 => self.writes = true,
             K::Stdout if self.verb == K::Copy && self.depth == 0 => self.to_stdout |= self.words[1] == K::To,
             K::All if self.verb == K::Show => self.writes = true,
@@ -328,6 +399,13 @@ impl<'t> Part<'t> {
             self.explain_options = true;
         } else if let Some(named) = self.named.take() {
             self.call(named);
+        }
+        // What was named last, in the case that counts; anything but a word has cleared it.
+        let before = if matches!(self.last, Last::Word(_)) { &self.name[..self.name_len] } else { b"" };
+        if matches!(before, b"on" | b"operator") {
+            self.calls_behind |= 1 << self.depth;
+        } else {
+            self.calls_behind &= !(1 << self.depth);
         }
         // In a WITH list only names and AS stand before a parenthesis; any other one begins the query behind it.
         if !matches!(self.last, Last::Word(_) | Last::Quoted) {
@@ -360,13 +438,15 @@ impl<'t> Part<'t> {
             self.explain_options = false;
         }
         self.words = [self.words[1], K::None];
-        Last::Other
+        if self.calls_behind & (1 << self.depth) == 0 { Last::Close } else { Last::Other }
     }
 
     /// A name stands before `(`.
     fn call(&mut self, named: Named) {
-        let name = &self.name[..self.name_len];
-        self.head.call(name);
+        let (name, plans) = (&self.name[..self.name_len], self.only_plans());
+        if !plans {
+            self.head.call(name);
+        }
         if self.functions.is_pinning(name) {
             self.head.calls.add(PinReason::Extension);
         }
@@ -375,6 +455,9 @@ impl<'t> Part<'t> {
             self.head.unlocks |= left.unpins;
             self.head.advisory |= left.pins.has(PinReason::AdvisoryLock);
             self.writes |= !left.pins.is_empty();
+        }
+        if plans {
+            return;
         }
         if name == b"set_config" {
             // One within the arguments of another is not followed.
@@ -386,10 +469,15 @@ impl<'t> Part<'t> {
         if name == b"current_setting" {
             self.asks = Asks::Name;
         }
-        if self.writes || !self.may_be_call(named) {
+        // An INSERT's columns stand behind the table's name, before anything is computed, and behind CONFLICT.
+        let may_be_new = self.computes && !self.strange && keyword(name) == K::None && name != b"conflict";
+        if self.writes && !may_be_new || !self.may_be_call(named) {
             return;
         }
         let volatility = self.functions.volatility(name);
+        if may_be_new && (volatility.is_none() || self.functions.is_outdated()) {
+            self.strange = !may_stand_before_parenthesis(name) && self.functions.may_leave_anything(name);
+        }
         let keyword = !named.quoted && named.before != Last::Dot && may_stand_before_parenthesis(name);
         let reads = match volatility {
             // Outside ASCII the client's bytes need not be those of the catalog.
@@ -410,6 +498,8 @@ impl<'t> Part<'t> {
         let in_with = self.with & (1 << self.depth) != 0;
         match named.before {
             Last::Dot => return true,
+            // `(query) alias (columns)`, `f() alias (columns)`.
+            Last::Close => return false,
             // `AS alias (columns)`, `CAST(x AS type(3))`, a sampling method.
             Last::Word(K::As | K::Tablesample) => return false,
             Last::Word(K::Execute) if self.depth == 0 && self.executes => return false,
@@ -418,35 +508,4 @@ impl<'t> Part<'t> {
         }
         named.quoted || !is_reserved_before_parenthesis(&self.name[..self.name_len])
     }
-}
-
-/// The setting that tells what the session may do and that a standby answers otherwise. (`in_hot_standby` in an
-/// expression asks which server runs it, as `cluster_name` does; drivers SHOW it to learn what the session may do.)
-fn is_about_transactions(setting: &[u8]) -> bool {
-    setting.eq_ignore_ascii_case(b"transaction_read_only")
-}
-
-/// What stands in a plain literal, between its quotes.
-fn plain_literal(text: &[u8]) -> Option<&[u8]> {
-    text.strip_prefix(b"'")?.strip_suffix(b"'")
-}
-
-/// Relations and functions that tell about the server they run on rather than about data.
-fn is_about_this_server(name: &[u8]) -> bool {
-    name.starts_with(b"pg_stat_")
-        || name.starts_with(b"pg_statio_")
-        || name.starts_with(b"pg_temp")
-        || matches!(
-            name,
-            b"pg_locks"
-                | b"pg_cursors"
-                | b"pg_sequences"
-                | b"pg_prepared_statements"
-                | b"pg_prepared_xacts"
-                | b"pg_replication_slots"
-                | b"pg_replication_origin_status"
-                | b"pg_settings"
-                | b"pg_file_settings"
-                | b"pg_hba_file_rules"
-        )
 }

@@ -81,6 +81,58 @@ fn without_a_catalog_every_function_call_is_a_write() {
 }
 
 #[test]
+fn what_only_reads_what_the_primary_has_is_quiet() {
+    let of = |sql: &str, table: &FunctionTable| classify(sql.as_bytes(), table, LexRules::STANDARD);
+    for (sql, access, quiet) in [
+        ("select 1", Access::Read, true),
+        ("select count(*) from scratch", Access::Write, true),
+        ("select 1; table scratch", Access::Write, true),
+        ("copy scratch to stdout", Access::Write, true),
+        ("select last_value from s", Access::Write, true),
+        ("select * from volatile_view", Access::Write, false),
+        ("select nextval('s')", Access::Write, false),
+        ("select * from scratch for update", Access::Write, false),
+        ("select 1; delete from scratch", Access::Write, false),
+        ("select * from scratch; begin", Access::Write, false),
+        ("select * from pg_locks", Access::Write, false),
+        ("select '", Access::Write, false),
+    ] {
+        let got = of(sql, &table());
+        assert_eq!((got.access, got.quiet), (access, quiet), "{sql}");
+        let later = of(sql, &table().outdated());
+        assert_eq!((later.access, later.quiet), (Access::Write, quiet), "{sql}, outdated");
+    }
+}
+
+#[test]
+fn a_function_that_is_not_known_may_leave_anything() {
+    let of = |sql: &str, table: &FunctionTable| classify(sql.as_bytes(), table, LexRules::STANDARD).strange;
+    for (sql, new, own) in [
+        ("select newly(1)", true, false),
+        ("select id from t where public.newly(1)", true, false),
+        ("select 1; call newly()", true, false),
+        ("insert into fresh (a, b) values (1, newly(lower('x')))", true, false),
+        ("update t set a = newly(1)", true, false),
+        ("explain analyze select newly(1)", true, false),
+        ("select stable_fn(1)", false, true),
+        ("insert into t (a) select writing_fn(2)", false, true),
+        ("insert into fresh (a, b) values (1, lower('x')) on conflict (a) do update set (a, b) = (1, 2)", false, false),
+        ("create table x (a varchar(3), primary key (a))", false, false),
+        ("select * from (values (1)) w (n), generate_series(1, 2) x (y) where n in (1)", false, false),
+        ("select sum(a) over (order by b), json_value(a, 'b'), current_timestamp(3) from t", false, false),
+        ("with w (n) as (select 1) select n from w", false, false),
+        ("explain select newly(1)", false, false),
+        ("prepare p as select newly(1)", false, false),
+        ("execute p(1)", false, false),
+        ("select 1", false, false),
+    ] {
+        assert_eq!(of(sql, &table()), new, "{sql}");
+        assert_eq!(of(sql, &table().outdated()), new || own, "{sql}, outdated");
+        assert!(!of(sql, &FunctionTable::unloaded()), "{sql}, before any catalog");
+    }
+}
+
+#[test]
 fn nothing_is_a_read_when_the_server_lexes_differently() {
     for rules in [
         LexRules { standard_conforming_strings: false, ascii_safe_encoding: true },
@@ -139,11 +191,12 @@ fn transaction_statements_are_told_apart() {
         ("deallocate prepare all", C::DeallocateAll, false),
         ("discard all", C::DiscardAll, false),
         ("discard temp", C::Discard, false),
-        ("select 1; select 2", several(false), false),
+        ("select 1; select 2", C::None, false),
+        ("select 1; select nextval('s')", several(false), false),
         ("begin; select 1", several(true), false),
         ("select 1; commit; begin", several(true), true),
         ("select 1; end", several(false), true),
-        ("select 'commit'; select \"end\"", several(false), false),
+        ("select 'commit'; select \"end\"", C::None, false),
         ("select case when true then 1 end", C::None, false),
         ("insert into t values (u&'x')", C::None, false),
         ("insert into t values (u&'x'); commit", several(false), true),

@@ -65,7 +65,7 @@ fn statement(lexer: &mut Lexer<'_>, functions: &FunctionTable) -> Result<End, Wh
                 if begins {
                     first = Some(part.last_word());
                 }
-                if part.writes {
+                if part.writes || part.local {
                     return Err(asked.unwrap_or_else(|| of_token(&part, token, before, begins)));
                 }
             }
@@ -139,6 +139,8 @@ mod tests {
             ("select * from pg_locks", Why::Word(word("pg_locks"))),
             ("select (1", Why::Incomplete),
             ("select 1a", Why::Unreadable(8)),
+            ("explain select loud(1)", Why::ProvenRead),
+            ("explain analyze select loud(1)", Why::Function(word("loud"))),
         ] {
             assert_eq!(why(sql.as_bytes(), &table, LexRules::STANDARD), want, "{sql}");
         }
