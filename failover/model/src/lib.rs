@@ -41,13 +41,15 @@
 //! | catching up among recruits | yes | yes |
 //! | outcomes unknown, answers lost, orders late or repeated | yes | yes |
 //! | suspension and its end, available mode, a term opened alone | yes | yes |
-//! | k changed | yes, one change | no |
-//! | voters changed with k | yes: m = 3, 4, 3 with k = 1, 2, 1 | no |
+//! | k changed | yes, one change | yes |
+//! | voters changed with k | yes: m = 3, 4, 3 with k = 1, 2, 1 | yes, in any order |
 //! | async mode by the lease; signatures and vouching without etcd | yes, without time | yes, with drifting clocks |
 //! | cancelled waits | yes | no |
 //! | a standby under a false name | what it would lose; `pg_hba.conf` and the password exclude it | no |
-//! | nodes added, removed, adopted | as voters only | no |
-//! | loss that an operator allows (`--allow-data-loss`, `allow_lower`) | no: it breaks the properties knowingly | no |
+//! | nodes removed, and back | as voters only | yes |
+//! | nodes cloned for the first time, adopted | no | no |
+//! | `--allow-data-loss` | no: it breaks the properties knowingly | that what is lost is in the journal |
+//! | commits below the mode (`allow_lower`) | no | no |
 //! | switchover, fences, pause, budgets | no: a term may begin at any time | switchover |
 //!
 //! Two properties have exceptions. A commit whose wait was cancelled is seen by readers of the primary before a standby has

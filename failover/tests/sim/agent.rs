@@ -17,6 +17,7 @@ impl World {
     pub(crate) fn reconcile(&mut self, n: usize) {
         if self.nodes[n].awake(self.now) {
             if self.etcd_up() && self.reachable(n) && !self.lost() {
+                self.register(n);
                 self.nodes[n].view = Some(self.records.clone());
                 self.renew(n);
                 self.give_back(n);
@@ -39,6 +40,17 @@ impl World {
         let term = &self.nodes[n].view.as_ref()?.term.as_ref()?.value;
         let mine = term.node.as_ref() == Some(&self.nodes[n].name) && self.nodes[n].serves(term.term);
         (mine && matches!(term.phase, Phase::Active | Phase::Draining)).then_some(term.term)
+    }
+
+    /// `Agent::keep_registered`: whoever is not removed has a record.
+    fn register(&mut self, n: usize) {
+        let removed = self.records.fences.get(&name(n)).is_some_and(|f| f.removed);
+        if !removed && !self.records.members.contains_key(&name(n)) {
+            self.say(format!("{} registers", name(n)));
+            self.records.members.insert(name(n), super::etcd::member(n));
+            self.bump();
+            self.reach("a removed node that came back");
+        }
     }
 
     /// T4, as `Agent::renew`: what was read just now says that the term is ours.
@@ -68,11 +80,14 @@ impl World {
         let armed = sync_set::waits(&policy, &name(n)).protects();
         let now = self.now;
         let node = &mut self.nodes[n];
-        if armed && node.names == Names::Off {
+        // On a primary only towards more waiting: another list is a manager's to order.
+        if policy.protects() || armed && node.names == Names::Off {
+            if node.names != Names::Armed {
+                node.waits_for = sync_set::armed_names(&policy, &node.name);
+            }
             node.names = Names::Armed;
         }
         if policy.protects() {
-            node.names = Names::Armed;
             return;
         }
         let held = node.lease.filter(|(t, _)| *t == term).map(|(_, end)| end);
@@ -83,7 +98,10 @@ impl World {
             (None, None) => (true, false),
         };
         match (soft, hard) {
-            (false, _) if node.names == Names::Fenced => node.names = if armed { Names::Armed } else { Names::Off },
+            (false, _) if node.names == Names::Fenced => {
+                node.names = if armed { Names::Armed } else { Names::Off };
+                node.waits_for = sync_set::armed_names(&policy, &node.name);
+            }
             (false, _) => {}
             (true, false) => node.names = Names::Fenced,
             (true, true) => {
@@ -104,7 +122,7 @@ impl World {
             self.nodes[n].seen = None;
             return;
         };
-        let other = (0..3).find(|p| name(*p) == primary).expect("a node of ours");
+        let other = (0..self.nodes.len()).find(|p| name(*p) == primary).expect("a node of ours");
         let new = self.nodes[n].seen.as_ref().is_none_or(|(p, t, _)| (p, *t) != (&primary, term));
         if new || self.linked(n, other) {
             self.nodes[n].seen = Some((primary, term, self.now));
@@ -130,6 +148,10 @@ impl World {
             Is::Standby => Server::Standby { streaming: node.receiver.map(|_| timeline) },
             Is::Primary => Server::Primary { timeline },
         };
+        let view = node.view.as_ref().expect("it has a term");
+        let fence = view.fences.get(&node.name).cloned();
+        let votes = view.policy.as_ref().is_some_and(|p| p.value.counts(&node.name));
+        let fenced = fence.is_some();
         let upstream = node.upstream.map(|(p, term)| (name(p), term));
         let act = decide(&Facts {
             node: &node.name,
@@ -138,7 +160,7 @@ impl World {
             record: Some(&record),
             init: None,
             system_id: None,
-            fence: None,
+            fence: fence.as_ref(),
             maintenance: false,
             adopts: None,
             upstream: upstream.as_ref().map(|(p, term)| (p, *term)),
@@ -146,21 +168,26 @@ impl World {
             rewind_interrupted: false,
             quarantined: node.quarantine.is_some(),
             remembers: true,
-            voter: true,
+            voter: votes,
         });
+        self.nodes[n].fenced = fenced;
         match act {
+            Act::StopFenced => {
+                self.say(format!("{} is fenced and stops", name(n)));
+                self.nodes[n].stop();
+            }
             Act::StopSuperseded => {
                 self.say(format!("{} sees term {} and stops", name(n), record.term));
                 self.nodes[n].stop();
             }
             Act::StartDetached => self.nodes[n].start_detached(),
             Act::StartUnder | Act::Rejoin => self.rejoin(n, &record),
-            Act::Wait(_) | Act::Create | Act::ResumeCreation | Act::Clone | Act::StopFenced | Act::TakeOver => {}
+            Act::Wait(_) | Act::Create | Act::ResumeCreation | Act::Clone | Act::TakeOver => {}
         }
     }
 
     fn rejoin(&mut self, n: usize, record: &TermRecord) {
-        let Some(p) = (0..3).find(|p| record.node.as_ref() == Some(&name(*p))) else { return };
+        let Some(p) = (0..self.nodes.len()).find(|p| record.node.as_ref() == Some(&name(*p))) else { return };
         let term = record.term;
         if p == n || !self.linked(n, p) || !self.nodes[p].serves(term) || self.nodes[n].promise > term {
             return;

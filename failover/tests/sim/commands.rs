@@ -3,7 +3,7 @@
 use super::node::{Is, Names, SOFT};
 use super::{Event, LEASE, RECORDS, World, name};
 use cluster::{Lsn, Term};
-use failover::api::{Armed, CatchUp, Frozen, Open, Opened, Promote, Promoted, Refused, Relaxed, Stopped};
+use failover::api::{Arm, Armed, CatchUp, Frozen, Open, Opened, Promote, Promoted, Refused, Relaxed, Stopped};
 use failover::fsm::action::{Command, CommandError, Reply};
 use failover::fsm::sync_set;
 use failover::record::{Phase, PrimaryRecord};
@@ -38,6 +38,9 @@ impl World {
             return Err(CommandError::Refused(Refused::LowerTerm { node: name(n), term, promised }));
         }
         self.nodes[n].promise = term;
+        if self.nodes[n].fenced && matches!(command, Command::Recover(_) | Command::CatchUp(_) | Command::Promote(_)) {
+            return Err(CommandError::Refused(Refused::Fenced { node: name(n) }));
+        }
         match command {
             Command::Freeze(_) | Command::Recover(_) if self.nodes[n].serves(term) => {
                 self.reach("a freeze that came late");
@@ -56,7 +59,7 @@ impl World {
             Command::CatchUp(order) => self.catch_up(n, order),
             Command::Promote(order) => self.promote(n, order),
             Command::Follow(order) => {
-                let p = (0..3).find(|p| name(*p) == order.primary).expect("a node of ours");
+                let p = (0..self.nodes.len()).find(|p| name(*p) == order.primary).expect("a node of ours");
                 self.nodes[n].ordered = Some((p, term));
                 Ok(Reply::Done)
             }
@@ -71,7 +74,7 @@ impl World {
                 Ok(Reply::Stopped(Stopped { clean: true, end }))
             }
             Command::Relax(order) => self.relax(n, term, order.policy_epoch),
-            Command::Arm(order) => self.arm(n, term, order.policy_epoch),
+            Command::Arm(order) => self.arm(n, order),
         }
     }
 
@@ -85,13 +88,14 @@ impl World {
         }
         let position = (node.is == Is::Standby).then(|| node.end());
         let replay_lsn = position.map(|p| p.lsn);
+        let history = position.map(|_| node.history()).filter(|h| !h.forks.is_empty());
         let (node, quarantine) = (node.name.clone(), node.quarantine);
         Frozen {
             node,
             term,
             position,
             replay_lsn,
-            history: None,
+            history,
             quarantine,
             was_primary: was_primary && position.is_none(),
             system_id: None,
@@ -133,6 +137,7 @@ impl World {
             let node = &mut self.nodes[n];
             (node.is, node.timeline, node.frozen_for) = (Is::Primary, timeline.0, None);
             node.names = if order.sync_names.is_empty() { Names::Off } else { Names::Armed };
+            node.waits_for = order.sync_names.parse().expect("a list that the planner wrote");
             node.released = node.wal.len();
             self.append(n, RECORDS + order.term.0);
         }
@@ -172,7 +177,10 @@ impl World {
             policy.value.epoch += 1;
             policy.value.suspended = Some(suspend.clone());
             self.reach("a term opened alone");
-        } else if self.records.policy.as_ref().is_some_and(|p| p.value.protects()) {
+        } else if let Some(policy) = self.records.policy.as_ref().filter(|p| p.value.protects()) {
+            if self.nodes[n].names != Names::Armed {
+                self.nodes[n].waits_for = sync_set::armed_names(&policy.value, &name(n));
+            }
             self.nodes[n].names = Names::Armed;
         }
         let revision = self.bump();
@@ -217,7 +225,8 @@ impl World {
         Ok(Reply::Relaxed(Relaxed { lsn: self.nodes[n].end().lsn }))
     }
 
-    fn arm(&mut self, n: usize, term: Term, epoch: u64) -> Result<Reply, CommandError> {
+    fn arm(&mut self, n: usize, order: &Arm) -> Result<Reply, CommandError> {
+        let (term, epoch) = (order.term, order.policy_epoch);
         if !self.nodes[n].serves(term) || !self.etcd_up() {
             return Err(wrong_state(n, "primary of the term, and in touch with etcd"));
         }
@@ -226,7 +235,8 @@ impl World {
             return Err(wrong_state(n, "an order of the policy in force"));
         }
         self.nodes[n].armed = self.nodes[n].armed.max(epoch);
-        self.nodes[n].names = Names::Armed;
+        let waits_for = order.sync_names.parse().expect("a list that the planner wrote");
+        (self.nodes[n].names, self.nodes[n].waits_for) = (Names::Armed, waits_for);
         Ok(Reply::Armed(Armed { lsn: self.nodes[n].end().lsn }))
     }
 }

@@ -6,22 +6,26 @@ use failover::fsm::action::{Change, ChangeKind, ChangeOutcome, Guard, RecordKey,
 use failover::fsm::observe::{At, Records};
 use failover::record::{Cause, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, Standing, TermRecord};
 
-/// A cluster in term 1 with the first node as primary.
-pub(crate) fn first(m: usize, k: u32, mode: Mode) -> Records {
+/// What a node says of itself.
+pub(crate) fn member(i: usize) -> MemberRecord {
+    let endpoint = |port| Endpoint { host: "127.0.0.1".into(), port };
+    MemberRecord {
+        node: name(i),
+        postgres: endpoint(1),
+        agent: endpoint(2),
+        pg_version: 150_000,
+        system_id: None,
+        host: format!("h{i}"),
+        // One that is liked better than the others.
+        standing: Standing { priority: if i == 1 { 110 } else { 100 }, ..Standing::default() },
+    }
+}
+
+/// A cluster in term 1 with the first node as primary, and one besides that does not vote when it has a `spare`.
+pub(crate) fn first(m: usize, k: u32, mode: Mode, spare: bool) -> Records {
     let mut records = Records { revision: 100, ..Records::default() };
-    for i in 0..m {
-        let endpoint = |port| Endpoint { host: "127.0.0.1".into(), port };
-        let member = MemberRecord {
-            node: name(i),
-            postgres: endpoint(1),
-            agent: endpoint(2),
-            pg_version: 150_000,
-            system_id: None,
-            host: format!("h{i}"),
-            // One that is liked better than the others.
-            standing: Standing { priority: if i == 1 { 110 } else { 100 }, ..Standing::default() },
-        };
-        records.members.insert(name(i), member);
+    for i in 0..m + usize::from(spare) {
+        records.members.insert(name(i), member(i));
     }
     let term = TermRecord {
         term: Term(1),
@@ -96,6 +100,16 @@ impl World {
         }
     }
 
+    fn note_change(&mut self, to: &PolicyRecord) {
+        let Some(old) = self.records.policy.as_ref().map(|p| p.value.clone()) else { return };
+        match (&old.joint, &to.joint) {
+            (Some(joint), None) if joint.voters.len() > old.voters.len() => self.reach("one more votes"),
+            (Some(joint), None) if joint.voters.len() < old.voters.len() => self.reach("one votes no more"),
+            (Some(joint), None) if joint.k != old.k => self.reach("k has changed"),
+            _ => {}
+        }
+    }
+
     fn make(&mut self, change: &Change) {
         let revision = self.bump();
         for put in change.puts.clone() {
@@ -105,9 +119,13 @@ impl World {
                     if value.term < old {
                         self.fail(format!("the term went back from {old} to {}", value.term));
                     }
+                    if value.data_loss_allowed {
+                        self.loss_in = value.term;
+                    }
                     self.records.term = Some(At { value, revision });
                 }
                 RecordPut::Policy(value) => {
+                    self.note_change(&value);
                     if change.kind == ChangeKind::Rearm {
                         self.reach("protection restored");
                     }
@@ -125,7 +143,10 @@ impl World {
             match key {
                 RecordKey::Primary => self.records.primary = None,
                 RecordKey::Fence(node) => drop(self.records.fences.remove(node)),
-                RecordKey::Member(node) => drop(self.records.members.remove(node)),
+                RecordKey::Member(node) => {
+                    self.reach("a node removed");
+                    self.records.members.remove(node);
+                }
                 RecordKey::Maintenance(node) => drop(self.records.maintenance.remove(node)),
                 RecordKey::Pause => self.records.pause = None,
             }

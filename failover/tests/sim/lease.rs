@@ -10,13 +10,11 @@ use failover::record::Mode;
 use failover::view::topology::{lengthened, shortened};
 use std::time::Duration;
 
-/// The proxy, among those that have a clock.
-pub(crate) const PROXY: usize = 3;
 /// Two renewals have failed.
 const DUE: Duration = ms(900);
 
 impl World {
-    /// How long it takes `who`'s clock to count `span`.
+    /// How long it takes `who`'s clock to count `span`. The proxy's comes after the nodes'.
     pub(crate) fn counted(&self, who: usize, span: Duration) -> Duration {
         let rate = 1_000_000 + self.drift[who];
         Duration::from_nanos((span.as_nanos() as i128 * 1_000_000 / i128::from(rate)) as u64)
@@ -30,7 +28,7 @@ impl World {
             return;
         }
         let mut all = true;
-        for other in (0..3).filter(|o| *o != n) {
+        for other in (0..self.nodes.len()).filter(|o| *o != n) {
             all &= self.sign(n, other, term);
         }
         if all {
@@ -84,7 +82,7 @@ impl World {
         }
         let until = self.now + self.counted(n, lengthened(lasts));
         self.nodes[n].vouched_until = self.nodes[n].vouched_until.max(until);
-        self.view_ends = self.view_ends.max(self.now + self.counted(PROXY, shortened(lasts)));
+        self.view_ends = self.view_ends.max(self.now + self.counted(self.nodes.len(), shortened(lasts)));
         self.reach("a view vouched for");
     }
 }

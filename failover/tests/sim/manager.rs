@@ -3,7 +3,8 @@
 use super::{Event, World, ms, name};
 use cluster::{Instant, NodeId, Term};
 use failover::fsm::action::{
-    Action, Change, ChangeKind, ChangeOutcome, Command, CommandError, CommandKind, Input, Operation, Reply,
+    Action, Change, ChangeKind, ChangeOutcome, Command, CommandError, CommandKind, Input, Operation, PolicyChange,
+    Reply,
 };
 use failover::fsm::observe::Records;
 use failover::fsm::planner::Planner;
@@ -162,6 +163,50 @@ impl World {
             let operation = Operation::Switchover { to: None, expect_term: None };
             self.step(m, Input::Operator { id: 1, operation });
         }
+    }
+
+    /// A primary is replaced by what there is.
+    pub(crate) fn ask_to_lose(&mut self) {
+        let Some(m) = (0..self.managers.len()).find(|m| self.managers[*m].planner.leads()) else { return };
+        self.say(format!("an operator asks manager {m} for a failover, and allows data loss"));
+        // Whoever is asked for is liked better than who has most.
+        let to = Some(name(self.chance.below(self.nodes.len() as u64) as usize)).filter(|_| self.chance.percent(50));
+        let operation = Operation::Failover { to, expect_term: None, allow_data_loss: true };
+        self.step(m, Input::Operator { id: 2, operation });
+    }
+
+    /// One more or one less votes, k is another, a node is taken out for good or comes back.
+    pub(crate) fn ask_to_change_voters(&mut self) {
+        let leader = (0..self.managers.len()).find(|m| self.managers[*m].planner.leads());
+        let Some((m, policy)) = leader.zip(self.records.policy.as_ref().map(|p| p.value.clone())) else { return };
+        let n = self.chance.below(self.nodes.len() as u64) as usize;
+        let kind = self.chance.below(6);
+        let (mut voters, k) = (policy.voters.clone(), policy.k);
+        let votes = voters.contains(&name(n));
+        let removed = self.records.fences.keys().next().cloned();
+        let to =
+            |voters, k| Operation::SetPolicy(PolicyChange { voters: Some(voters), k: Some(k), ..Default::default() });
+        let operation = match (kind, removed) {
+            (0 | 1, Some(node)) => Operation::Unfence { node },
+            (0, None) if voters.len() > 2 => Operation::RemoveNode { node: name(n), by: "o".into() },
+            // What was, while a change is under way: that takes it back.
+            (1, _) if policy.joint.is_some() => to(voters, k),
+            (2, _) => to(voters, if k == 1 { 2 } else { 1 }),
+            _ if votes && voters.len() > 3 => {
+                voters.retain(|v| *v != name(n));
+                to(voters, 1)
+            }
+            _ if !votes => {
+                voters.push(name(n));
+                let k = if voters.len() > 3 { 2 } else { 1 };
+                to(voters, k)
+            }
+            _ => return,
+        };
+        self.say(format!("an operator asks manager {m} for {operation:?}"));
+        self.operations += 1;
+        let id = 1000 + self.operations;
+        self.step(m, Input::Operator { id, operation });
     }
 
     fn perform(&mut self, m: usize, action: Action) {

@@ -7,20 +7,28 @@ mod lease;
 mod manager;
 mod node;
 
+use cluster::sync_names::SyncNames;
 use cluster::topology::STRICT_VIEW;
 use cluster::{Instant, NodeId, Term};
 use failover::fsm::action::{Change, ChangeOutcome, Command, CommandError, CommandKind, Reply};
 use failover::fsm::observe::Records;
 use failover::record::{Mode, ProxyRecord};
 use failover::view::topology::shortened;
-use lease::PROXY;
 use manager::Manager;
 use node::{Names, Node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 21] = [
+pub(crate) const SOMETIMES: [&str; 29] = [
+    "an operator allowed data loss",
+    "acknowledged writes lost as an operator allowed, and reported",
+    "k has changed",
+    "one more votes",
+    "one votes no more",
+    "a node removed",
+    "a removed node that came back",
+    "a failover while voters change",
     "a recruit that caught up with another",
     "an async failover",
     "a lease signed by the others",
@@ -131,7 +139,7 @@ pub(crate) struct World {
     pub(crate) mode: Mode,
     /// How much faster than the simulator's the clocks of the nodes run, and of the proxy, in millionths. No two differ by
     /// more than a thousandth.
-    pub(crate) drift: [i64; 4],
+    pub(crate) drift: Vec<i64>,
     /// When etcd ends the primary's lease, the proxy's, and the time that commits may go unprotected.
     pub(crate) primary_ends: Instant,
     proxy_ends: Instant,
@@ -145,6 +153,12 @@ pub(crate) struct World {
     /// The policy that it goes by.
     pub(crate) view_epoch: u64,
     writes: u64,
+    /// The last term for which an operator allowed data loss.
+    pub(crate) loss_in: Term,
+    /// Operators allow data loss.
+    lossy: bool,
+    /// Operators' requests about voters so far.
+    pub(crate) operations: u64,
     /// Acknowledged as promised to survive; other acknowledgements are not kept.
     pub(crate) acked: BTreeSet<u64>,
     last_ack: Instant,
@@ -174,7 +188,10 @@ impl World {
             _ => Mode::Strict,
         };
         let mut chance = Chance(seed);
-        let drift = std::array::from_fn(|_| chance.below(1001) as i64 - 500);
+        // With a spare node operators change who votes.
+        let spare = mode != Mode::Async && seed % 4 < 2;
+        let nodes = if spare { 4 } else { 3 };
+        let drift = (0..=nodes).map(|_| chance.below(1001) as i64 - 500).collect();
         let mut world = Self {
             mode,
             drift,
@@ -188,13 +205,16 @@ impl World {
             chance,
             queue: BTreeMap::new(),
             queued: 0,
-            records: etcd::first(3, u32::from(mode != Mode::Async), mode),
+            records: etcd::first(3, u32::from(mode != Mode::Async), mode, spare),
             leader: None,
             etcd_down_until: Instant::default(),
             managers: (0..2).map(|m| Manager::new(m, mode)).collect(),
-            nodes: (0..3).map(Node::new).collect(),
+            nodes: (0..nodes).map(Node::new).collect(),
             view: Some((Term(1), 0)),
             writes: 0,
+            loss_in: Term(0),
+            lossy: mode == Mode::Strict && seed % 4 == 2,
+            operations: 0,
             acked: BTreeSet::new(),
             last_ack: Instant::default(),
             written: BTreeMap::new(),
@@ -203,13 +223,15 @@ impl World {
             wrong: None,
             disks_forget: false,
         };
+        let policy = world.records.policy.as_ref().expect("the first").value.clone();
+        world.nodes[0].waits_for = failover::fsm::sync_set::armed_names(&policy, &name(0));
         if mode == Mode::Async {
             world.nodes[0].names = Names::Off;
         }
         for m in 0..world.managers.len() {
             world.after(10 + m as u64, Event::Elect(m));
             world.after(20, Event::Manage(m));
-            (0..3).for_each(|n| world.after(30 + n as u64, Event::Poll(m, n)));
+            (0..nodes).for_each(|n| world.after(30 + n as u64, Event::Poll(m, n)));
         }
         for n in 0..world.nodes.len() {
             world.after(5, Event::Reconcile(n));
@@ -324,7 +346,8 @@ impl World {
             let policy = self.records.policy.as_ref().map(|p| p.value.clone());
             let strict = policy.as_ref().is_some_and(|p| p.mode == Mode::Strict && p.protects());
             // Its registration is renewed with the same stroke, so the view ends first.
-            self.view_ends = self.now + self.counted(PROXY, shortened(if strict { STRICT_VIEW } else { VIEW }));
+            self.view_ends =
+                self.now + self.counted(self.nodes.len(), shortened(if strict { STRICT_VIEW } else { VIEW }));
             self.view_epoch = policy.as_ref().map_or(0, |p| p.epoch);
             self.proxy_ends = self.now + LEASE;
             let newest = self.records.term.as_ref().map_or(Term(0), |t| t.value.term);
@@ -336,7 +359,7 @@ impl World {
             let term = self.records.term.as_ref().map(|t| &t.value);
             self.view = term.filter(|t| failover::record::Phase::Active == t.phase).and_then(|t| {
                 let node = t.node.as_ref()?;
-                Some((t.term, (0..3).find(|n| name(*n) == *node)?))
+                Some((t.term, (0..self.nodes.len()).find(|n| name(*n) == *node)?))
             });
         } else {
             self.ask_to_vouch();
@@ -379,9 +402,13 @@ impl World {
         if !node.is_primary() || !node.awake(self.now) {
             return;
         }
-        let holders = |lsn: usize| self.nodes.iter().filter(|s| s.has_told(n, term, lsn)).count();
+        let there = |name: &NodeId, lsn: usize| self.nodes.iter().any(|s| s.name == *name && s.has_told(n, term, lsn));
         let enough = |lsn: &usize| match node.names {
-            Names::Armed => holders(*lsn) >= 1,
+            Names::Armed => match &node.waits_for {
+                SyncNames::Any { k, names } => names.iter().filter(|s| there(s, *lsn)).count() >= *k as usize,
+                SyncNames::Off => true,
+                SyncNames::Fenced => false,
+            },
             Names::Off => true,
             Names::Fenced => false,
         };
@@ -390,6 +417,9 @@ impl World {
         let heard = node.names == Names::Armed || self.now < self.view_ends && self.view == Some((term, n));
         let protects = self.records.policy.as_ref().is_some_and(|p| p.value.protects());
         let promised = node.names == Names::Armed && protects;
+        // Who allows loss lets a primary that nobody froze go on with a standby that nobody froze either: see INV-1.
+        let lossy = self.loss_in > term;
+        let (heard, promised) = (heard && !lossy, promised && !lossy);
         let newly: Vec<u64> = node.wal[node.released..upto].iter().map(|e| e.1).filter(|w| *w < RECORDS).collect();
         let open = self.records.term.as_ref().map(|t| (t.value.term, t.value.phase, t.value.node.clone()));
         let own = node.name.clone();
@@ -411,11 +441,36 @@ impl World {
     /// A term opens: it must have everything that was acknowledged.
     pub(crate) fn opened(&mut self, n: usize) {
         let missing: Vec<u64> = self.acked.iter().copied().filter(|id| !self.nodes[n].has(*id)).collect();
-        if !missing.is_empty() {
+        let allowed = self.records.term.as_ref().is_some_and(|t| t.value.data_loss_allowed);
+        if allowed {
+            self.reach("an operator allowed data loss");
+            self.check_report(&missing);
+            self.acked.retain(|id| !missing.contains(id));
+        } else if !missing.is_empty() {
             let name = self.nodes[n].name.clone();
             self.fail(format!("{name} opens without the acknowledged writes {missing:?}"));
         }
         self.reach(if self.mode == Mode::Async { "an async failover" } else { "a failover" });
+        if self.records.policy.as_ref().is_some_and(|p| p.value.joint.is_some()) {
+            self.reach("a failover while voters change");
+        }
+    }
+
+    /// The journal of a term that an operator let lose something says from where on that is, or that it is not known yet.
+    fn check_report(&mut self, missing: &[u64]) {
+        let term = self.records.term.as_ref().map(|t| t.value.term);
+        let place = |id: &u64| self.nodes.iter().find_map(|n| n.wal.iter().position(|(_, what)| what == id));
+        let Some(first) = missing.iter().filter_map(place).min() else { return };
+        let journal = self.records.journal.as_ref().filter(|j| Some(j.term) == term);
+        let said = journal.is_some_and(|j| match &j.window {
+            Some(window) => window.fork_lsn.0 <= first as u64,
+            None => j.observed.iter().any(|line| line.contains("not known here")),
+        });
+        if said {
+            self.reach("acknowledged writes lost as an operator allowed, and reported");
+        } else {
+            self.fail(format!("lost {missing:?} from {first} on, and the journal does not say so: {journal:?}"));
+        }
     }
 
     /// What etcd's leases end.
@@ -438,6 +493,17 @@ impl World {
         let Some(term) = self.records.term.as_ref().map(|t| t.value.clone()) else { return };
         let protects = self.records.policy.as_ref().is_some_and(|p| p.value.protects());
         let open = term.phase == failover::record::Phase::Active;
+        let policy = self.records.policy.as_ref().map(|p| p.value.clone()).filter(|p| p.protects() && open);
+        let armed = |n: &&Node| n.serves(term.term) && n.names == Names::Armed && Some(&n.name) == term.node.as_ref();
+        if let (Some(policy), Some(node)) = (policy, self.nodes.iter().find(armed)) {
+            let by = |(voters, k): (&[NodeId], u32)| SyncNames::for_primary(&node.name, voters, k) == node.waits_for;
+            if !policy.quorums().any(by) {
+                let why =
+                    format!("commits of {} wait for {}, which is no quorum of {policy:?}", node.name, node.waits_for);
+                self.fail(why);
+                return;
+            }
+        }
         let bare = self.nodes.iter().find(|n| n.serves(term.term) && n.names == Names::Off);
         if let Some(name) =
             bare.filter(|n| protects && open && Some(&n.name) == term.node.as_ref()).map(|n| n.name.clone())
@@ -464,11 +530,15 @@ impl World {
         if !self.faulty() {
             return;
         }
-        let n = self.chance.below(3) as usize;
+        let n = self.chance.below(self.nodes.len() as u64) as usize;
         let m = self.chance.below(2) as usize;
         let span = 200 + self.chance.below(6000);
         let until = self.now + ms(span);
-        match self.chance.below(if self.mode == Mode::Strict { 10 } else { 14 }) {
+        let kinds = if self.mode == Mode::Strict { 10 } else { 14 };
+        let more = if self.nodes.len() > 3 { 5 } else { u64::from(self.lossy) * 2 };
+        match self.chance.below(kinds + more) {
+            kind if kind >= kinds && self.nodes.len() == 3 => self.ask_to_lose(),
+            kind if kind >= kinds => self.ask_to_change_voters(),
             0 | 1 => self.crash_postgres(n),
             2 => self.crash_host(n, until),
             3 => {
@@ -499,7 +569,7 @@ impl World {
             11..=13 => {
                 let primary = self.nodes.iter().position(Node::is_primary).unwrap_or(0);
                 self.say(format!("all but {} are cut off for {span} ms", self.nodes[primary].name));
-                for other in (0..3).filter(|o| *o != primary) {
+                for other in (0..self.nodes.len()).filter(|o| *o != primary) {
                     self.nodes[other].cut_until = until;
                 }
             }

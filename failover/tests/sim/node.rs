@@ -1,11 +1,11 @@
 //! A node: its WAL and what is on its disk, PostgreSQL as far as it matters, and what its agent reports.
 
 use super::{Event, World, ms, name};
+use cluster::sync_names::SyncNames;
 use cluster::timeline::{Fork, History};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use failover::api::{AgentState, Follower, Position, PostgresState, Primary, Sighting, Standby};
 use failover::fsm::observe::Records;
-use failover::fsm::sync_set;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub(crate) const SOFT: Duration = ms(600);
 
 pub(crate) struct Node {
     pub(crate) names: Names,
+    /// The standbys that its commits wait for while they wait.
+    pub(crate) waits_for: SyncNames,
     /// The end of its lease as its agent counts it, from when it asked.
     pub(crate) lease: Option<(Term, Instant)>,
     /// When it was last renewed, by etcd or by signatures.
@@ -41,6 +43,8 @@ pub(crate) struct Node {
     pub(crate) armed: u64,
     pub(crate) name: NodeId,
     pub(crate) is: Is,
+    /// An operator has taken it out, as its agent has read.
+    pub(crate) fenced: bool,
     /// Timeline and content of each record.
     pub(crate) wal: Vec<(u32, u64)>,
     /// Timeline of the end.
@@ -70,6 +74,7 @@ impl Node {
     pub(crate) fn new(i: usize) -> Self {
         Self {
             names: Names::Armed,
+            waits_for: SyncNames::Off,
             lease: None,
             renewed: Instant::default(),
             signed: (Term(0), Instant::default()),
@@ -77,6 +82,7 @@ impl Node {
             unleased_since: None,
             armed: 0,
             name: name(i),
+            fenced: false,
             is: if i == 0 { Is::Primary } else { Is::Standby },
             wal: Vec::new(),
             timeline: 1,
@@ -191,8 +197,8 @@ impl World {
     pub(crate) fn report(&mut self, n: usize) -> AgentState {
         let now = self.now;
         let followers = self.followers(n);
-        let policy = self.records.policy.as_ref().map(|p| sync_set::armed_names(&p.value, &name(n)).to_string());
-        let sync_names = if self.nodes[n].names == Names::Armed { policy.unwrap_or_default() } else { String::new() };
+        let armed = self.nodes[n].names == Names::Armed;
+        let sync_names = if armed { self.nodes[n].waits_for.to_string() } else { String::new() };
         let node = &mut self.nodes[n];
         node.seq += 1;
         let end = node.end();
@@ -233,7 +239,7 @@ impl World {
             frozen_for: node.frozen_for,
             quarantine: node.quarantine,
             rejoin: None,
-            fenced: false,
+            fenced: node.fenced,
             sees_primary: sighting,
             lease_left_ms: None,
             fsync_probe_ms: Some(1),
