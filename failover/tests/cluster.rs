@@ -205,6 +205,8 @@ fn a_failover_with_too_few_standbys_is_refused_unless_data_loss_is_allowed() {
         assert_eq!((code, &answer["node"]), (200, &json!(c.nodes[left].id)), "{answer:#}");
         let s = status_is(&m, "the suspension", |s| s.suspended.is_some()).await;
         assert!(!s.safe_to_lose_primary.safe);
+        let journal = s.last_failover.as_ref().expect("of this term");
+        assert!(journal.data_loss_allowed && journal.window.is_some(), "what may be lost is said: {journal:?}");
         c.sql(left).await.batch_execute("CREATE TABLE unprotected (i int)").await.unwrap();
 
         // A standby returns: commits are protected again.
