@@ -12,6 +12,7 @@ const PURE: &[&str] = &[
     "failover/src/api.rs",
     "failover/src/fsm",
     "failover/src/rebuild/plan.rs",
+    "failover/src/record",
     "failover/src/record.rs",
     "failover/src/store/etcd/classify.rs",
     "lagmon/src/model",

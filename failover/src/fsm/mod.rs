@@ -7,6 +7,7 @@ mod begin;
 pub mod blocker;
 pub mod candidate;
 mod catch_up;
+mod change;
 mod maintenance;
 pub mod observe;
 mod opening;
