@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod process;
 pub mod prometheus;
 pub mod scratch;
+mod segment;
 pub mod source;
 pub mod staleness;
 pub mod tap;

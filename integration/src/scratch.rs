@@ -2,7 +2,8 @@
 //!
 //! A small guard process waits on a pipe that only this test process holds. When the pipe closes, for whatever reason
 //! (the directory is dropped, the test panics, the test process is killed with -9), the guard kills every process
-//! whose working directory lies inside and then removes the directory. Everything the harness starts runs with its
+//! whose working directory lies inside, removes the shared memory that a PostgreSQL killed so leaves behind (see
+//! `segment`), and then removes the directory. Everything the harness starts runs with its
 //! working directory inside; PostgreSQL always does (its data directory).
 
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +22,10 @@ for round in 1 2 3 4 5; do
   done
   [ "$found" = 0 ] && break
   sleep 0.2
+done
+for pid in $(find "$1" -name postmaster.pid 2>/dev/null); do
+  id=$(awk 'NR == 7 { print $2 }' "$pid")
+  awk -v id="$id" '$2 == id && $7 == 0 { exit 1 }' /proc/sysvipc/shm || ipcrm -m "$id"
 done
 [ -e "$1/$2" ] || rm -rf "$1"
 "#;

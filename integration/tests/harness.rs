@@ -96,3 +96,17 @@ fn etcd_keeps_its_data_over_a_kill_and_nothing_outlives_its_directory() {
     wait_until("every process to be gone", SOON, || inside.iter().all(|p| !alive(*p)));
     wait_until("the directory to be removed", SOON, || !path.exists());
 }
+
+#[test]
+fn a_postgresql_that_was_killed_leaves_no_shared_memory() {
+    let scratch = Scratch::new();
+    let postgres = Postgres::start(&scratch);
+    let pid_file = std::fs::read_to_string(scratch.path().join("single/postmaster.pid")).expect("it runs");
+    let id = pid_file.lines().nth(6).and_then(|l| l.split_whitespace().nth(1)).expect("a segment").to_owned();
+    let segments = || std::fs::read_to_string("/proc/sysvipc/shm").expect("Linux has it");
+    let there = || segments().lines().any(|l| l.split_whitespace().nth(1) == Some(&id));
+    assert!(there(), "segment {id} is not in {}", segments());
+    drop(postgres);
+    drop(scratch);
+    assert!(!there(), "segment {id} is still there: {}", segments());
+}

@@ -1,5 +1,8 @@
 //! A cluster of real agents and real PostgreSQL over a store in memory, and the steps of a manager by hand.
 
+#[path = "../../../integration/src/segment.rs"]
+mod segment;
+
 use cluster::keys::Keys;
 use cluster::sync_names::SyncNames;
 use cluster::{Endpoint, NodeId, Term};
@@ -85,6 +88,7 @@ impl Drop for Cluster {
             data().for_each(|d| kill_all(&d));
             std::thread::sleep(Duration::from_millis(20));
         }
+        self.nodes.iter().for_each(|n| segment::remove_segment(&n.config.data_dir.join("data")));
         if std::thread::panicking() {
             for node in &self.nodes {
                 let log = std::fs::read_dir(node.config.data_dir.join("log")).into_iter().flatten().flatten();

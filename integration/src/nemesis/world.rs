@@ -10,6 +10,7 @@ use crate::http;
 use crate::postgres::{bin_dir, describe, postmaster};
 use crate::process::{Process, signal_all, state_of, tree, unprivileged};
 use crate::scratch::Scratch;
+use crate::segment::remove_segment;
 use crate::wait::wait_for;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -451,6 +452,9 @@ impl Drop for World {
         self.disks.clear();
         if !self.needs.etcd_on_disk {
             super::sandbox::shell(&format!("umount -l {} || true", self.scratch.path().join("etcd").display()));
+        for node in NODES {
+            remove_segment(&self.scratch.path().join(node).join("data"));
+        }
         }
     }
 }

@@ -1,6 +1,9 @@
 //! A real primary and its standbys for tests, on free loopback ports, stopped when dropped. PostgreSQL refuses to run
 //! as root, so root runs it as the user postgres.
 
+#[path = "../../../integration/src/segment.rs"]
+mod segment;
+
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::net::TcpListener;
@@ -167,6 +170,7 @@ impl Cluster {
         // Only now by force: a postmaster that is killed leaves its children behind.
         let _ = server.kill();
         let _ = server.wait();
+        segment::remove_segment(&self.data(i));
     }
 }
 

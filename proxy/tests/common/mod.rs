@@ -5,6 +5,8 @@
 
 pub mod authority;
 pub mod raw;
+#[path = "../../../integration/src/segment.rs"]
+mod segment;
 
 use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
@@ -147,6 +149,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
+        segment::remove_segment(&self.data);
     }
 }
 
