@@ -285,6 +285,8 @@ pub async fn run(
     let no_thread = |source| StartError::System { what: "could not start the thread that keeps the lease", source };
     let leases = leases.map_err(no_thread)?;
     let a = spawn(&agent);
+    tasks.spawn(async move { a.pulse().await });
+    let a = spawn(&agent);
     tasks.spawn(async move { a.observe_primary_agent().await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.observe_primary_sql().await });

@@ -3,7 +3,7 @@
 
 use super::Agent;
 use super::sql::Sql;
-use super::state::Sight;
+use super::state::{PULSE, Sight};
 use crate::api::PostgresState;
 use crate::record::Phase;
 use bytes::Bytes;
@@ -60,6 +60,15 @@ impl Agent {
                 change(sight);
             }
         });
+    }
+
+    /// Note that this agent runs: see [`super::state::Observed::runs`].
+    pub(super) async fn pulse(&self) {
+        loop {
+            let now = self.env.clock.now();
+            self.state.change(|o| o.runs(now));
+            tokio::time::sleep(PULSE).await;
+        }
     }
 
     /// Ask the primary's agent whether it lives, every `probe_interval`.

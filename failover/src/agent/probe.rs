@@ -161,7 +161,7 @@ impl Agent {
                 *sql = None;
                 let answers = error.code() == Some("57P03");
                 self.state.change(|o| {
-                    let since = self.env.clock.now().since(o.at);
+                    let since = o.unanswered(self.env.clock.now());
                     let was_up = matches!(
                         o.postgres,
                         PostgresState::Standby(_) | PostgresState::Primary(_) | PostgresState::Hung { .. }

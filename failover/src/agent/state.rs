@@ -17,6 +17,12 @@ pub(crate) struct Receiver {
     pub(crate) port: u16,
 }
 
+/// How often an agent notes that it runs.
+pub(crate) const PULSE: Duration = Duration::from_millis(100);
+/// Longer than this between two of them, and it has stood still: stopped, suspended or starved. What it did not hear
+/// meanwhile is nobody's silence.
+const LONGEST_PULSE: Duration = Duration::from_millis(300);
+
 /// The primary as this node reaches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sight {
@@ -49,6 +55,10 @@ pub(crate) struct Observed {
     pub(crate) rejoin: Option<String>,
     pub(crate) fenced: bool,
     pub(crate) sees: Option<Sight>,
+    /// When this agent last noted that it runs.
+    pub(crate) ran_at: Instant,
+    /// When it last stood still for a while before.
+    pub(crate) awake_since: Instant,
     pub(crate) lease_until: Option<Instant>,
     pub(crate) fsync_ms: Option<u64>,
     pub(crate) fsync_since: Option<Instant>,
@@ -77,6 +87,8 @@ impl State {
             rejoin: None,
             fenced: false,
             sees: None,
+            ran_at: now,
+            awake_since: now,
             lease_until: None,
             fsync_ms: None,
             fsync_since: None,
@@ -139,9 +151,29 @@ fn shape(o: &Observed) -> impl PartialEq + use<> {
 }
 
 impl Observed {
+    /// This agent runs at `now`. The time for which it has not is taken off the primary's silence.
+    pub(crate) fn runs(&mut self, now: Instant) {
+        let gap = now.since(self.ran_at);
+        if gap > LONGEST_PULSE {
+            self.awake_since = now;
+            if let Some(sight) = &mut self.sees {
+                sight.agent_at = (sight.agent_at + gap).min(now);
+                sight.sql_at = (sight.sql_at + gap).min(now);
+            }
+        }
+        self.ran_at = now;
+    }
+
+    /// For how long PostgreSQL has answered nothing while this agent could have heard it.
+    pub(crate) fn unanswered(&self, now: Instant) -> Duration {
+        now.min(self.ran_at + LONGEST_PULSE).since(self.at.max(self.awake_since))
+    }
+
     /// As told to managers at `now`.
     pub(crate) fn told(&self, env: &Env, now: Instant) -> AgentState {
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        // Woken up just now, it is asked before it has looked again.
+        let lived = now.min(self.ran_at + LONGEST_PULSE);
         AgentState {
             seq: self.seq,
             node: env.config.node.clone(),
@@ -158,8 +190,8 @@ impl Observed {
             sees_primary: self.sees.as_ref().map(|s| Sighting {
                 node: s.node.clone(),
                 term: s.term,
-                agent_ms_ago: ms(now.since(s.agent_at)),
-                sql_ms_ago: ms(now.since(s.sql_at)),
+                agent_ms_ago: ms(lived.since(s.agent_at)),
+                sql_ms_ago: ms(lived.since(s.sql_at)),
                 refused: s.agent_refused && s.sql_refused,
             }),
             lease_left_ms: self.lease_until.and_then(|end| end.checked_since(now)).map(ms),
@@ -187,5 +219,26 @@ mod tests {
         assert_eq!(state.get().seq, seq);
         state.change(|o| o.trouble = Some("disk full".into()));
         assert_eq!(state.get().seq, seq + 1);
+    }
+
+    #[test]
+    fn the_time_for_which_the_agent_stood_still_is_nobody_elses_silence() {
+        let at = Instant::from_millis;
+        let mut o = State::new(at(0)).get();
+        o.at = at(900);
+        let (node, term) = ("n1".parse().unwrap(), Term(7));
+        let sight = Sight { node, term, agent_at: at(950), sql_at: at(700), agent_refused: false, sql_refused: false };
+        o.sees = Some(sight);
+        (0..=10).for_each(|i| o.runs(at(100 * i)));
+        assert_eq!(o.unanswered(at(1100)), Duration::from_millis(200));
+        // It stands still from 1000 to 6000. Asked before it has noted that, it does not count what it did not hear.
+        assert_eq!(o.unanswered(at(6000)), Duration::from_millis(400));
+        o.runs(at(6000));
+        let sees = o.sees.clone().unwrap();
+        assert_eq!((sees.agent_at, sees.sql_at), (at(5950), at(5700)));
+        assert_eq!(o.unanswered(at(6100)), Duration::from_millis(100));
+        // Silence while it runs counts as before.
+        (61..=80).for_each(|i| o.runs(at(100 * i)));
+        assert_eq!(o.sees.unwrap().sql_at, at(5700));
     }
 }

@@ -353,8 +353,17 @@ enum Vote {
     Abstains(String),
 }
 
+/// A manager that has not run for a while, or that hears nobody, must not take its own deafness for their silence: agents
+/// report four times in a `detect_timeout` at least.
+fn unheard(age: Duration) -> Vote {
+    Vote::Abstains(format!("it last reported {} ms ago", millis(age)))
+}
+
 fn judge(voter: &NodeId, s: &Sighting, age: Duration, refused_for: Option<Duration>, settings: &Settings) -> Vote {
     if refused_for.is_some_and(|d| d >= settings.refused_confirm) {
+        if age >= settings.detect_timeout / 2 {
+            return unheard(age);
+        }
         return Vote::Lost(format!("{voter} is refused by its agent and its PostgreSQL"));
     }
     let (agent, sql) = (plus_age(s.agent_ms_ago, age), plus_age(s.sql_ms_ago, age));
@@ -363,6 +372,8 @@ fn judge(voter: &NodeId, s: &Sighting, age: Duration, refused_for: Option<Durati
         Vote::Sees(format!("its PostgreSQL answered {} ms ago", millis(sql)))
     } else if agent < limit {
         Vote::Sees(format!("its agent answered {} ms ago", millis(agent)))
+    } else if age >= limit / 2 {
+        unheard(age)
     } else {
         let ago = |d: Duration| format!("{} ms", millis(d));
         Vote::Lost(format!("{voter} has not heard its agent for {}, its PostgreSQL for {}", ago(agent), ago(sql)))
