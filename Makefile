@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test test-a-m test-n-z check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak bench-failover bench-managers
+.PHONY: help demo demo-exercise test test-a-m test-n-z check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak saturate bench-failover bench-managers
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test-staleness 100,000 reads per promise, checked while nodes fail and change roles'
 	@echo 'make nemesis        faults of hosts, networks, disks, clocks and operators against a checker (SCENARIO, SEED, RUNS)'
 	@echo 'make soak           the same, every scenario over and over, for HOURS=8'
+	@echo 'make saturate       MINUTES=60 without a free core and with disks that stall for a second: no failover may come of it'
 	@echo 'make bench-failover how long clients cannot write, over ROUNDS=50 failovers of each kind'
 	@echo 'make bench-managers CPU of one manager process with CLUSTERS=200 clusters, and 20 failovers'
 	@echo 'make fuzz           feed the decoders and scanners with bad input, a minute each'
@@ -103,6 +104,12 @@ bench-managers:
 soak: set-up-nemesis
 	cargo build --locked
 	$(NEMESIS) soak '$(HOURS)' '$(or $(SEED),1)' '$(RESULTS)'
+
+# A cluster in which nothing dies, on a machine that is much too busy; every host's disk, etcd's too, stalls now and then.
+MINUTES ?= 60
+saturate: set-up-nemesis
+	cargo build --locked
+	$(NEMESIS) saturate '$(MINUTES)' '$(or $(SEED),1)' '$(RESULTS)'
 
 # FAILOVERS names kinds, as in postmaster-killed,switchover. The program is the released one, the harness need not be.
 bench-failover: set-up-nemesis build

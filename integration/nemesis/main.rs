@@ -3,7 +3,8 @@
 //! * `run SCENARIO[,SCENARIO] SEED RUNS RESULTS`: so many runs of each, with seeds from SEED on; `all` for every
 //!   scenario, in turn;
 //! * `soak HOURS SEED RESULTS`: every scenario over and over, for so long;
-//! * `bench ROUNDS KINDS`: so many failovers of each kind, timed.
+//! * `bench ROUNDS KINDS`: so many failovers of each kind, timed;
+//! * `saturate MINUTES SEED RESULTS`: no free core and disks that stall, for so long.
 //!
 //! RESULTS is a file to which a line per run is added, or `-`. Exits 0 only when everything held, and 77 when this
 //! machine does not permit what is needed.
@@ -11,6 +12,7 @@
 use integration::nemesis::outage::{KINDS, measure, table};
 use integration::nemesis::run::needs;
 use integration::nemesis::sandbox::{again, impossible, inside};
+use integration::nemesis::saturation::saturate;
 use integration::nemesis::scenario::Scenario;
 use integration::nemesis::session::{Session, names, scenario};
 use std::fs::File;
@@ -42,7 +44,12 @@ fn main() -> ExitCode {
             hours.and_then(|hours| soak(hours, number(seed)?, results))
         }
         ["bench", rounds, kinds] => number(rounds).and_then(|rounds| bench(rounds, kinds)),
-        _ => Err("usage: run SCENARIO SEED RUNS RESULTS | soak HOURS SEED RESULTS | bench ROUNDS KINDS".to_owned()),
+        ["saturate", minutes, seed, results] => {
+            number(minutes).and_then(|minutes| saturated(minutes, number(seed)?, results))
+        }
+        _ => Err("usage: run SCENARIO SEED RUNS RESULTS | soak HOURS SEED RESULTS | bench ROUNDS KINDS | saturate \
+                  MINUTES SEED RESULTS"
+            .to_owned()),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -56,6 +63,19 @@ fn main() -> ExitCode {
 
 fn number(word: &str) -> Result<u64, String> {
     word.parse().map_err(|e| format!("{word}: {e}"))
+}
+
+/// The file of results, or none for `-`.
+fn open(results: &str) -> Result<Option<File>, String> {
+    let file = || File::options().create(true).append(true).open(results);
+    if results == "-" { Ok(None) } else { file().map(Some).map_err(|e| format!("{results}: {e}")) }
+}
+
+fn say(results: &mut Option<File>, line: &str) {
+    println!("{}", line.trim_end());
+    if let Some(file) = results {
+        let _ = writeln!(file, "{}", line.trim_end());
+    }
 }
 
 /// What was played so far.
@@ -72,10 +92,7 @@ struct Tally {
 
 impl Tally {
     fn new(results: &str) -> Result<Self, String> {
-        let open =
-            |path: &str| File::options().create(true).append(true).open(path).map_err(|e| format!("{path}: {e}"));
-        let results = if results == "-" { None } else { Some(open(results)?) };
-        let session = Session::default();
+        let (results, session) = (open(results)?, Session::default());
         Ok(Self { session, results, runs: 0, broken: 0, late: 0, unjudged: 0, acknowledged: 0, terms: 0 })
     }
 
@@ -103,10 +120,7 @@ impl Tally {
     }
 
     fn say(&mut self, line: &str) {
-        println!("{}", line.trim_end());
-        if let Some(file) = &mut self.results {
-            let _ = writeln!(file, "{}", line.trim_end());
-        }
+        say(&mut self.results, line);
     }
 
     fn end(mut self) -> bool {
@@ -179,4 +193,14 @@ fn bench(rounds: u64, kinds: &str) -> Result<bool, String> {
     }
     println!("\n{}", tables.join("\n"));
     Ok(true)
+}
+
+fn saturated(minutes: u64, seed: u64, results: &str) -> Result<bool, String> {
+    let mut results = open(results)?;
+    let done = saturate(Duration::from_secs(60 * minutes), seed, &mut |line| println!("{line}"))?;
+    say(&mut results, &done.line());
+    for violation in done.broken.iter().take(20) {
+        say(&mut results, &format!("  {violation}"));
+    }
+    Ok(done.broken.is_empty())
 }

@@ -7,6 +7,8 @@
 //! * S5 what was refused is not there, and nothing is there that nobody sent or twice;
 //! * S6 what was read is not lost and not reordered: every list read is a prefix of the list in the end, and a sum of
 //!   all accounts is always the same;
+//! * S7 and S10, of sessions: see [`super::check_sessions`];
+//! * S8, S9 and S11, of nodes: see [`super::check_nodes`];
 //! * S12 where it was asked for: no client saw an error.
 //!
 //! The run itself adds L1 (writes go on soon after the faults end) and L3 (a term changed, or did not, as expected).
@@ -14,6 +16,8 @@
 //! Reads at a primary that do not see what was acknowledged before they were sent are counted and are no violation: a
 //! proxy that is cut off together with the old primary reads there, and nothing tells either of them.
 
+use super::check_nodes::nodes;
+use super::check_sessions::sessions;
 use super::told::{Content, Event, OPENING_BALANCE, Op, Outcome, Stamp, Told};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -61,6 +65,8 @@ pub fn violations(told: &Told, rules: Rules) -> Vec<Violation> {
     bank(&told.events, end, &mut found);
     lists(&told.events, end, rules, &mut found);
     same_everywhere(told, end, &mut found);
+    sessions(told, &mut found);
+    nodes(told, &mut found);
     if rules.no_errors {
         for e in told.events.iter().filter(|e| e.outcome != Outcome::Ok) {
             found.add("S12", format!("client {} was told {:?} of {:?}", e.client, e.outcome, e.op));
@@ -94,10 +100,11 @@ fn acknowledged_appends(events: &[Event]) -> Vec<(i64, i64, std::time::Duration)
     events.iter().filter_map(append).collect()
 }
 
-struct Found(Vec<Violation>);
+/// What was found so far.
+pub(super) struct Found(Vec<Violation>);
 
 impl Found {
-    fn add(&mut self, invariant: &'static str, found: String) {
+    pub(super) fn add(&mut self, invariant: &'static str, found: String) {
         self.0.push(Violation { invariant, found });
     }
 }

@@ -1,5 +1,7 @@
 //! Hand-made runs, each with one thing wrong: a checker that finds nothing is worth nothing.
 
+use super::super::deeds::{At, Deed};
+use super::super::told::Policy;
 use super::*;
 use std::time::Duration;
 
@@ -7,13 +9,16 @@ const STRICT: Rules = Rules { strict: true, no_errors: false };
 const ASYNC: Rules = Rules { strict: false, no_errors: false };
 
 fn stamp(node: &str, term: u64, xid: u64) -> Option<Stamp> {
-    Some(Stamp { node: node.to_owned(), timeline: term, xid })
+    let others: Vec<&str> = ["n1", "n2", "n3"].into_iter().filter(|n| *n != node).collect();
+    let (sync_names, sync_commit) = (format!("ANY 1 ({})", others.join(", ")), "on".to_owned());
+    Some(Stamp { node: node.to_owned(), timeline: term, xid, sync_names, sync_commit })
 }
 
 /// Sent at `at`, answered a millisecond later.
 fn event(at: u64, op: Op, outcome: Outcome, by: Option<Stamp>, seen: &[i64]) -> Event {
     let sent = Duration::from_millis(at);
-    Event { client: 0, op, sent, answered: sent + Duration::from_millis(1), outcome, stamp: by, seen: seen.to_vec() }
+    let (answered, at_standby) = (sent + Duration::from_millis(1), matches!(op, Op::Read { at_primary: false, .. }));
+    Event { client: 0, session: 1, op, sent, answered, outcome, stamp: by, seen: seen.to_vec(), at_standby }
 }
 
 /// Two terms, everything as it should be: row 1 and value 10 in term 1, the rest in term 2.
@@ -30,6 +35,8 @@ fn sound() -> Told {
         event(50, Op::Read { list: 1, at_primary: false }, ok.clone(), None, &[10]),
         event(60, Op::Total, ok, None, &[2000]),
     ];
+    let mut events = events;
+    events[7].session = 2;
     let end = Content {
         rows: BTreeMap::from([(1, 1), (2, 1)]),
         balances: BTreeMap::from([(1, 970), (2, 1030)]),
@@ -44,7 +51,33 @@ fn sound() -> Told {
         timeline: 2,
         histories: ["n1", "n2"].map(|n| ((2, n.to_owned()), "1\t0/3000000\tno recovery target".to_owned())).into(),
         reported: BTreeMap::new(),
+        policy: Some(Policy { voters: ["n1", "n2", "n3"].map(str::to_owned).to_vec(), k: 1 }),
+        deeds: deeds().into_iter().map(|(node, all)| (node.to_owned(), all)).collect(),
+        promises: ["n1", "n2", "n3"].map(|n| (n.to_owned(), 2)).into(),
+        recruits: BTreeMap::from([(2, vec!["n2".to_owned(), "n3".to_owned()])]),
+        kept: BTreeSet::from([KEPT.to_owned()]),
+        began: Some(Duration::from_secs(1000)),
     }
+}
+
+const KEPT: &str = "/data/n1/lost/2";
+
+/// n1 was primary and comes back as a standby of n2.
+fn deeds() -> [(&'static str, Vec<At>); 3] {
+    let at = |ms: u64, deed: Deed| (Duration::from_millis(1_000_000 + ms), deed);
+    let follower = vec![at(0, Deed::Cloned), at(0, Deed::Counts), at(25, Deed::Promised(2)), at(26, Deed::Frozen(2))];
+    let old = vec![
+        at(0, Deed::Created),
+        at(0, Deed::Promised(1)),
+        at(35, Deed::Promised(2)),
+        at(36, Deed::Examined("0/30".into(), KEPT.into())),
+        at(37, Deed::Rewinding("0/30".into())),
+        at(38, Deed::Rewound),
+        at(39, Deed::Followed(2)),
+        at(40, Deed::Counts),
+    ];
+    let with = |more: Deed| [follower.clone(), vec![at(28, more)]].concat();
+    [("n1", old), ("n2", with(Deed::Promoted(2))), ("n3", with(Deed::Followed(2)))]
 }
 
 /// The same on every node.
@@ -130,6 +163,68 @@ fn every_broken_promise_is_seen() {
         let found = broken(&told, STRICT);
         assert!(found.contains(&invariant), "{what}: {invariant} expected, found {found:?}");
     }
+}
+
+fn did<'t>(told: &'t mut Told, node: &str) -> &'t mut Vec<At> {
+    told.deeds.get_mut(node).expect("a node")
+}
+
+#[test]
+fn every_broken_promise_to_sessions_is_seen() {
+    let cases: [(&str, &str, Break); 6] = [
+        ("commits wait for nobody", "S7", |t| stamped(t).sync_names.clear()),
+        ("commits wait for a stranger", "S7", |t| stamped(t).sync_names = "ANY 1 (n3, n9)".into()),
+        ("commits wait for the primary itself", "S7", |t| stamped(t).sync_names = "ANY 1 (n1, n2, n3)".into()),
+        ("commits wait for no disk", "S7", |t| stamped(t).sync_commit = "remote_write".into()),
+        ("a standby has not what the session wrote", "S10", |t| t.events[7].session = 1),
+        ("a standby lacks what is older than it may", "S10", |t| t.events[7].sent = Duration::from_millis(1100)),
+    ];
+    for (what, invariant, wrong) in cases {
+        let mut told = sound();
+        wrong(&mut told);
+        assert_eq!(broken(&told, STRICT), [invariant], "{what}");
+    }
+    let mut told = sound();
+    stamped(&mut told).sync_names = r#"ANY 2 ("n2", n3)"#.into();
+    assert_eq!(violations(&told, STRICT), [], "more than is asked for");
+}
+
+fn stamped(told: &mut Told) -> &mut Stamp {
+    told.events[0].stamp.as_mut().expect("it was acknowledged")
+}
+
+#[test]
+fn every_broken_promise_of_nodes_is_seen() {
+    let cases: [(&str, &str, Break); 11] = [
+        ("logs that are not understood", "S9", |t| t.deeds.clear()),
+        ("a recruit that did not count", "S8", |t| drop(did(t, "n3").remove(1))),
+        ("a primary that did not count", "S8", |t| {
+            t.recruits.clear();
+            drop(did(t, "n2").remove(1));
+        }),
+        ("a promise forgotten", "S9", |t| did(t, "n3").insert(4, (Duration::ZERO, Deed::Promised(1)))),
+        ("an act for a term below the promise", "S9", |t| did(t, "n3").push((Duration::ZERO, Deed::Followed(1)))),
+        ("a promise that is not on the disk", "S9", |t| t.promises.extend([("n3".to_owned(), 1)])),
+        ("an acknowledgement of a term that is over", "S9", |t| {
+            let at = |deeds: &mut Vec<At>| deeds.iter_mut().for_each(|d| d.0 = Duration::from_millis(1_000_005));
+            ["n2", "n3"].into_iter().for_each(|n| at(did(t, n)));
+        }),
+        ("a rewind of what nobody examined", "S11", |t| drop(did(t, "n1").remove(3))),
+        ("a rewind past what was examined", "S11", |t| did(t, "n1")[3].1 = Deed::Examined("0/40".into(), KEPT.into())),
+        ("a copy over what nobody examined", "S11", |t| {
+            did(t, "n1").splice(3..6, [(Duration::ZERO, Deed::Cloned)]);
+        }),
+        ("lost WAL that was not kept", "S11", |t| t.kept.clear()),
+    ];
+    for (what, invariant, wrong) in cases {
+        let mut told = sound();
+        wrong(&mut told);
+        assert_eq!(broken(&told, STRICT), [invariant], "{what}");
+    }
+    // What is a copy itself, and does not count yet, has nothing of its own.
+    let mut told = sound();
+    did(&mut told, "n3").insert(1, (Duration::ZERO, Deed::Cloned));
+    assert_eq!(violations(&told, STRICT), []);
 }
 
 #[test]

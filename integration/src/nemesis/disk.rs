@@ -3,7 +3,8 @@
 use super::sandbox::shell;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// Bytes of the file system; the file is sparse.
 const SIZE: &str = "900M";
@@ -74,9 +75,32 @@ impl Disk {
         shell(&format!("fsfreeze -f {dir}"));
     }
 
+    /// Let every write and every fsync wait for so long. What ends it is a process of its own.
+    ///
+    /// # Panics
+    /// When the programs for it cannot be started.
+    pub fn stall(&self, length: Duration) -> Stall {
+        let (dir, length) = (self.at.display(), length.as_secs_f64());
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("fsfreeze -f {dir} && sleep {length}; fsfreeze -u {dir}")]);
+        command.current_dir("/").process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Stall(command.spawn().expect("sh starts"))
+    }
+
     /// Let them go on.
     pub fn thaw(&self) {
         shell(&format!("fsfreeze -u {} 2>/dev/null || true", self.at.display()));
+    }
+}
+
+/// A disk that stands still for a while.
+#[derive(Debug)]
+pub struct Stall(Child);
+
+impl Stall {
+    /// Wait until it is over.
+    pub fn over(mut self) {
+        let _ = self.0.wait();
     }
 }
 

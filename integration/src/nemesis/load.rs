@@ -7,7 +7,7 @@ use crate::client::{Answer, Client, ClientError, Target};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Accounts of the bank.
 const ACCOUNTS: i64 = 8;
@@ -23,7 +23,13 @@ const KINDS: [Kind; 5] = [Kind::Insert, Kind::Insert, Kind::Bank, Kind::Lists, K
 /// What the server says of itself, in the statement that writes.
 const STAMP: &str = "current_setting('cluster_name'), \
      ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int, \
-     pg_current_xact_id()";
+     pg_current_xact_id(), current_setting('synchronous_standby_names'), current_setting('synchronous_commit')";
+/// How many columns that are.
+const STAMPS: usize = 5;
+/// Tells where a read was answered; a volatile function would send it to the primary.
+const WHERE: &str = "current_setting('in_hot_standby')";
+/// One in so many operations on lists is a read of the list that was appended to last, by the same session.
+const READ_BACK: u64 = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -70,6 +76,11 @@ impl Load {
         Self::of(&[Kind::Insert; 4], Duration::from_millis(4), targets, seed)
     }
 
+    /// Inserts and the bank, for hours: no list, which would grow without bound.
+    pub fn steady(targets: &[Target], seed: u64) -> Self {
+        Self::of(&[Kind::Insert, Kind::Insert, Kind::Bank], Duration::from_millis(100), targets, seed)
+    }
+
     fn of(kinds: &[Kind], pause: Duration, targets: &[Target], seed: u64) -> Self {
         let (stop, start) = (Arc::new(AtomicBool::new(false)), Instant::now());
         let acknowledged: Vec<Arc<AtomicU64>> = targets.iter().map(|_| Arc::default()).collect();
@@ -83,6 +94,8 @@ impl Load {
                     pause,
                     number,
                     next: (number as i64 + 1) * BLOCK,
+                    session: (number as u64) << 32,
+                    list: 1,
                     dice: Dice::new(seed ^ (number as u64 + 1) << 32),
                     start,
                     events: Vec::new(),
@@ -119,6 +132,12 @@ impl Load {
         Ok(begun.elapsed())
     }
 
+    /// When it began, since 1970.
+    pub fn began(&self) -> Duration {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        now.saturating_sub(self.start.elapsed())
+    }
+
     /// Stop after the present operations, and tell everything.
     ///
     /// # Panics
@@ -146,6 +165,9 @@ struct Runner {
     pause: Duration,
     number: usize,
     next: i64,
+    session: u64,
+    /// The list that was used last.
+    list: i64,
     dice: Dice,
     start: Instant,
     events: Vec<Event>,
@@ -168,7 +190,10 @@ impl Runner {
                 Some(client) => client,
                 // A proxy may be dead or cut off for a while: its clients come again.
                 None => match Client::connect(&self.target) {
-                    Ok(client) => client,
+                    Ok(client) => {
+                        self.session += 1;
+                        client
+                    }
                     Err(_) => {
                         std::thread::sleep(self.pause * 2);
                         continue;
@@ -178,7 +203,7 @@ impl Runner {
             let attempt = self.attempt(kind, &mut client);
             let event = self.event(attempt, &mut client);
             let gone = matches!(&event.outcome, Outcome::Unknown(why) if !why.starts_with("08007"));
-            if event.outcome == Outcome::Ok && kind != Kind::Read {
+            if event.outcome == Outcome::Ok && event.stamp.is_some() {
                 acknowledged.fetch_add(1, Ordering::Relaxed);
             }
             self.events.push(event);
@@ -199,8 +224,14 @@ impl Runner {
                 let sql = format!("insert into nemesis.rows values ({id}) returning {STAMP}");
                 Attempt { op: Op::Insert { id }, sent, result: client.query(&sql), in_doubt: true }
             }
+            Kind::Lists if self.dice.below(READ_BACK) == 0 => {
+                let (list, at_primary) = (self.list, false);
+                let result = client.query(&format!("{} where id = {list}", read_lists()));
+                Attempt { op: Op::Read { list, at_primary }, sent, result, in_doubt: false }
+            }
             Kind::Lists => {
                 let list = 1 + self.dice.below(LISTS as u64) as i64;
+                self.list = list;
                 let sql = format!(
                     "update nemesis.lists set list = list || {id}::bigint where id = {list} \
                      returning {STAMP}, array_to_string(list, ' ')"
@@ -211,9 +242,9 @@ impl Runner {
             Kind::Read => {
                 let list = 1 + self.dice.below(LISTS as u64) as i64;
                 let (op, sql) = match self.dice.below(3) {
-                    0 => (Op::Total, "select sum(balance) from nemesis.accounts".to_owned()),
+                    0 => (Op::Total, format!("select sum(balance), {WHERE} from nemesis.accounts")),
                     n => {
-                        let sql = format!("select array_to_string(list, ' ') from nemesis.lists where id = {list}");
+                        let sql = format!("{} where id = {list}", read_lists());
                         let at_primary = n == 1;
                         let sql = if at_primary { format!("begin; {sql}; commit") } else { sql };
                         (Op::Read { list, at_primary }, sql)
@@ -260,11 +291,13 @@ impl Runner {
         let Attempt { op, sent, result, in_doubt } = attempt;
         let read = matches!(op, Op::Read { .. } | Op::Total);
         let unknown = |why: String| if in_doubt { Outcome::Unknown(why) } else { Outcome::Failed(why) };
+        let mut at_standby = false;
         let (outcome, stamp, seen) = match result {
             Ok(answer) => {
                 let row = answer.rows.first().cloned().unwrap_or_default();
                 let stamp = if read { None } else { stamp(&row) };
-                let seen = row.get(if read { 0 } else { 3 }).and_then(Option::as_deref).map(numbers);
+                at_standby = read && row.get(1).and_then(Option::as_deref) == Some("on");
+                let seen = row.get(if read { 0 } else { STAMPS }).and_then(Option::as_deref).map(numbers);
                 (Outcome::Ok, stamp, seen.unwrap_or_default())
             }
             Err(ClientError::Server(e)) if e.severity != "FATAL" && e.sqlstate != "08007" => {
@@ -283,7 +316,7 @@ impl Runner {
             }
         };
         let (sent, answered) = (sent - self.start, self.start.elapsed());
-        Event { client: self.number, op, sent, answered, outcome, stamp, seen }
+        Event { client: self.number, session: self.session, op, sent, answered, outcome, stamp, seen, at_standby }
     }
 }
 
@@ -301,9 +334,15 @@ fn usable(client: &mut Client) -> bool {
     }
 }
 
+fn read_lists() -> String {
+    format!("select array_to_string(list, ' '), {WHERE} from nemesis.lists")
+}
+
 fn stamp(row: &[Option<String>]) -> Option<Stamp> {
     let number = |i: usize| row.get(i)?.as_deref()?.parse::<u64>().ok();
-    Some(Stamp { node: row.first()?.clone()?, timeline: number(1)?, xid: number(2)? })
+    let text = |i: usize| row.get(i).cloned().flatten().unwrap_or_default();
+    let (sync_names, sync_commit) = (text(3), text(4));
+    Some(Stamp { node: row.first()?.clone()?, timeline: number(1)?, xid: number(2)?, sync_names, sync_commit })
 }
 
 fn numbers(text: &str) -> Vec<i64> {

@@ -6,18 +6,23 @@
 //! * [`world`]: the processes on the hosts, how to kill, stop and heal them;
 //! * [`scenario`]: scenario files, as text and as steps;
 //! * [`play`]: what each step does;
-//! * [`load`]: the workload; [`told`]: what it was told;
+//! * [`load`]: the workload; [`told`]: what it was told; [`deeds`]: what agents did;
 //! * [`check`]: what must hold of that;
 //! * [`run`]: one run from a healthy cluster to a verdict; [`session`]: many of them, in as few worlds as will do;
-//! * [`outage`]: many failovers of one kind, timed.
+//! * [`outage`]: many failovers of one kind, timed;
+//! * [`saturation`]: no fault at all, on a machine without a free core and with disks that stall.
 
 pub mod check;
+mod check_nodes;
+mod check_sessions;
+pub mod deeds;
 pub mod disk;
 pub mod load;
 pub mod outage;
 pub mod play;
 pub mod run;
 pub mod sandbox;
+pub mod saturation;
 pub mod scenario;
 pub mod session;
 pub mod told;

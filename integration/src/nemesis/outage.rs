@@ -179,12 +179,14 @@ mod tests {
     fn a_round_is_the_longest_gap_of_each_client() {
         let event = |client, ms| Event {
             client,
+            session: 0,
             op: Op::Insert { id: 1 },
             sent: Duration::ZERO,
             answered: Duration::from_millis(ms),
             outcome: Outcome::Ok,
             stamp: Some(Stamp::default()),
             seen: Vec::new(),
+            at_standby: false,
         };
         let all = [event(0, 0), event(0, 10), event(0, 400), event(1, 0), event(1, 50), event(1, 70)];
         let found = round(&all);

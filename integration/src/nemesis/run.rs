@@ -1,10 +1,11 @@
 //! One run: from a healthy cluster through a scenario to a verdict.
 
 use super::check::{Rules, Violation, stale_primary_reads, violations};
+use super::deeds::deeds;
 use super::load::{Load, content, create};
 use super::play::Play;
 use super::scenario::{Dice, Expect, Need, Scenario};
-use super::told::{Content, Event, Outcome, Reported, Told};
+use super::told::{Content, Event, Outcome, Policy, Reported, Told};
 use super::world::{Needs, PROXIES, World};
 use crate::client::Client;
 use crate::cluster::Active;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 /// of it, and other things, may need more.
 const WRITES_AGAIN: Duration = Duration::from_secs(25);
 /// And every node has to stream within this.
-const NODES_AGAIN: Duration = Duration::from_secs(60);
+const NODES_AGAIN: Duration = Duration::from_secs(120);
 
 /// What came of a run.
 #[derive(Debug)]
@@ -136,9 +137,11 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
     world.healthy(NODES_AGAIN);
     let nodes = healed.elapsed();
     load.acknowledges(5, WRITES_AGAIN).map_err(|e| format!("after all nodes stream: {e}"))?;
+    let load_began = load.began();
     let events = load.finish();
     let after = wait_for("an open term", WRITES_AGAIN, || world.active());
-    let told = collect(world, events, &after, before.term)?;
+    let mut told = collect(world, events, &after, before.term)?;
+    told.began = (!world.needs().clocks).then_some(load_began);
 
     let rules = rules(world, scenario);
     broken.extend(violations(&told, rules));
@@ -197,7 +200,7 @@ fn settle(world: &World, primary: &str) -> Result<(), String> {
 }
 
 /// Everything that can be asked when all is over.
-fn collect(world: &World, events: Vec<Event>, after: &Active, began: u64) -> Result<Told, String> {
+pub(super) fn collect(world: &World, events: Vec<Event>, after: &Active, began: u64) -> Result<Told, String> {
     settle(world, &after.primary)?;
     let mut nodes: BTreeMap<String, Content> = BTreeMap::new();
     let mut histories = BTreeMap::new();
@@ -216,7 +219,51 @@ fn collect(world: &World, events: Vec<Event>, after: &Active, began: u64) -> Res
     let timeline = "select ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int";
     let timeline = world.superuser(&after.primary, timeline)?.parse().map_err(|e| format!("a timeline: {e}"))?;
     let reported = if world.needs().asynchronous { reported(world, began, after.term)? } else { Reported::new() };
-    Ok(Told { events, nodes, primary: after.primary.clone(), timeline, histories, reported })
+    let mut told =
+        Told { events, nodes, primary: after.primary.clone(), timeline, histories, reported, ..Told::default() };
+    told.policy = policy(world)?;
+    told.recruits = recruits(world);
+    for node in NODES {
+        agents(world, node, &mut told)?;
+    }
+    Ok(told)
+}
+
+/// The policy, where commits wait for standbys all the time.
+fn policy(world: &World) -> Result<Option<Policy>, String> {
+    if world.needs().asynchronous {
+        return Ok(None);
+    }
+    let policy = wait_for("the policy", WRITES_AGAIN, || Ok::<_, String>(world.status()?["policy"].clone()));
+    let voters = policy["voters"].as_array().into_iter().flatten().filter_map(|v| Some(v.as_str()?.to_owned()));
+    let k = policy["k"].as_u64().ok_or_else(|| format!("no policy in the status: {policy}"))?;
+    Ok(Some(Policy { voters: voters.collect(), k: usize::try_from(k).map_err(|e| e.to_string())? }))
+}
+
+/// The nodes that each term was decided on, as the managers' journal has them.
+fn recruits(world: &World) -> BTreeMap<u64, Vec<String>> {
+    let history: Value = wait_for("the managers' journal", WRITES_AGAIN, || {
+        let verb = world.verb(&["history", "--json"]);
+        serde_json::from_str(&verb.stdout).map_err(|e| format!("{e}: {verb:?}"))
+    });
+    let of = |entry: &Value| {
+        let all = entry["recruits"].as_array().into_iter().flatten();
+        Some((entry["term"].as_u64()?, all.filter_map(|r| Some(r["node"].as_str()?.to_owned())).collect()))
+    };
+    history["history"].as_array().into_iter().flatten().filter_map(of).collect()
+}
+
+/// What a node's agent did and keeps.
+fn agents(world: &World, node: &str, told: &mut Told) -> Result<(), String> {
+    let log = std::fs::read(world.log_file(node, "agent")).map_err(|e| format!("the log of {node}'s agent: {e}"))?;
+    told.deeds.insert(node.to_owned(), deeds(&String::from_utf8_lossy(&log)));
+    let dir = world.scratch().path().join(node);
+    let memory = std::fs::read_to_string(dir.join("agent.json")).map_err(|e| format!("{node}'s promise: {e}"))?;
+    let memory: Value = serde_json::from_str(&memory).map_err(|e| format!("{node}'s promise: {e}"))?;
+    told.promises.insert(node.to_owned(), memory["promise"].as_u64().ok_or("no promise")?);
+    let kept = std::fs::read_dir(dir.join("lost")).into_iter().flatten().flatten().map(|e| e.path());
+    told.kept.extend(kept.filter(|d| d.join("report.json").exists()).map(|d| d.display().to_string()));
+    Ok(())
 }
 
 /// A node's table of terms, in the order in which they were written.
@@ -261,7 +308,7 @@ fn lost_in(json: &Value, ids: &mut Vec<u64>) {
     }
 }
 
-fn counts(events: &[Event]) -> ((usize, usize, usize), BTreeMap<String, usize>) {
+pub(super) fn counts(events: &[Event]) -> ((usize, usize, usize), BTreeMap<String, usize>) {
     let (mut counts, mut answers) = ((0, 0, 0), BTreeMap::new());
     for event in events {
         match &event.outcome {

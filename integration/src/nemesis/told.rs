@@ -1,6 +1,7 @@
 //! What the clients of a run did and were told, and what the database held afterwards. PURE data.
 
-use std::collections::BTreeMap;
+use super::deeds::At;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What every account holds at first.
@@ -15,6 +16,19 @@ pub struct Stamp {
     pub timeline: u64,
     /// The transaction's id.
     pub xid: u64,
+    /// `synchronous_standby_names` as it saw it.
+    pub sync_names: String,
+    /// Its `synchronous_commit`.
+    pub sync_commit: String,
+}
+
+/// What commits have to wait for, by the record in etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Nodes that count.
+    pub voters: Vec<String>,
+    /// Of how many besides the primary.
+    pub k: usize,
 }
 
 /// What a client tried.
@@ -70,6 +84,8 @@ pub enum Outcome {
 pub struct Event {
     /// The client.
     pub client: usize,
+    /// Its session: one more with each connection.
+    pub session: u64,
     /// What it tried.
     pub op: Op,
     /// When the statement that could do it was sent.
@@ -82,6 +98,8 @@ pub struct Event {
     pub stamp: Option<Stamp>,
     /// The list as an append or a read answered it; the total, of a [`Op::Total`].
     pub seen: Vec<i64>,
+    /// A read that a standby answered.
+    pub at_standby: bool,
 }
 
 /// What a node held once everything had come to rest.
@@ -117,4 +135,16 @@ pub struct Told {
     pub histories: BTreeMap<(u64, String), String>,
     /// What was reported as lost.
     pub reported: Reported,
+    /// The policy, where commits wait for standbys all the time.
+    pub policy: Option<Policy>,
+    /// What each node's agent did, by its log, since the cluster was made.
+    pub deeds: BTreeMap<String, Vec<At>>,
+    /// The highest term that each agent has promised, on its disk.
+    pub promises: BTreeMap<String, u64>,
+    /// The nodes whose WAL each term was decided on.
+    pub recruits: BTreeMap<u64, Vec<String>>,
+    /// Directories with lost WAL and its report.
+    pub kept: BTreeSet<String>,
+    /// When the operations began, since 1970, where the agents' clocks are right.
+    pub began: Option<Duration>,
 }

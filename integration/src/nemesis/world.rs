@@ -38,8 +38,8 @@ pub struct Needs {
     pub disks: bool,
     /// A wall clock of its own for each database host.
     pub clocks: bool,
-    /// etcd waits for a real disk. Otherwise its files are in memory, where they survive its death as well: what else
-    /// uses this machine's disk would end its leases.
+    /// etcd waits for a real disk, its host's where hosts have their own. Otherwise its files are in memory, where they
+    /// survive its death as well: what else uses this machine's disk would end its leases.
     pub etcd_on_disk: bool,
 }
 
@@ -94,7 +94,8 @@ impl World {
         }
         world.write_files();
         world.start_missing();
-        world.healthy(Duration::from_secs(90));
+        // Where other things run as well, all of that may take a while.
+        world.healthy(Duration::from_secs(240));
         world
     }
 
@@ -188,7 +189,9 @@ impl World {
     }
 
     fn etcd(&self, host: &str) -> Command {
-        let (dir, ip) = (self.scratch.dir(&format!("etcd/{host}")), address(host));
+        let on_its_disk = self.needs.disks && self.needs.etcd_on_disk;
+        let dir = if on_its_disk { format!("{host}/etcd") } else { format!("etcd/{host}") };
+        let (dir, ip) = (self.scratch.dir(&dir), address(host));
         let mut command = self.sandbox.command(host, Path::new("/usr/bin/env"), false);
         let all: Vec<String> = NODES.iter().map(|n| format!("{n}=http://{}:2380", address(n))).collect();
         command.args(["-u", "ETCD_NAME", "etcd", "--name", host, "--data-dir"]).arg(dir.join("data"));
@@ -449,12 +452,12 @@ impl Drop for World {
         for host in hosts() {
             self.sandbox.kill_all(host);
         }
-        self.disks.clear();
-        if !self.needs.etcd_on_disk {
-            super::sandbox::shell(&format!("umount -l {} || true", self.scratch.path().join("etcd").display()));
         for node in NODES {
             remove_segment(&self.scratch.path().join(node).join("data"));
         }
+        self.disks.clear();
+        if !self.needs.etcd_on_disk {
+            super::sandbox::shell(&format!("umount -l {} || true", self.scratch.path().join("etcd").display()));
         }
     }
 }

@@ -1,0 +1,80 @@
+//! What must hold of each session: what its commits waited for, and what its reads see. PURE.
+//!
+//! * S7 whenever a write was acknowledged, the settings it ran under were at least as strong as the policy on record;
+//! * S10 a read at a standby sees what its session wrote before, and what had been acknowledged to anybody longer ago
+//!   than the proxies' `max_replay_lag`.
+
+use super::check::Found;
+use super::told::{Event, Op, Outcome, Policy, Told};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What the proxies promise: `proxy.max_replay_lag`, which no scenario changes.
+const MAX_REPLAY_LAG: Duration = Duration::from_secs(1);
+/// No standby has this name; a commit that waits for it waits until the list is another.
+const FENCED: &str = "__fenced__";
+
+/// S7, S10.
+pub(super) fn sessions(told: &Told, found: &mut Found) {
+    if let Some(policy) = &told.policy {
+        for event in told.events.iter().filter(|e| e.outcome == Outcome::Ok) {
+            let Some(stamp) = &event.stamp else { continue };
+            if let Err(why) = protects(policy, &stamp.node, &stamp.sync_names, &stamp.sync_commit) {
+                found.add(
+                    "S7",
+                    format!("{:?} was acknowledged by {} in term {}: {why}", event.op, stamp.node, stamp.timeline),
+                );
+            }
+        }
+    }
+    reads(told, found);
+}
+
+/// Do a primary's settings wait for what the policy asks for?
+fn protects(policy: &Policy, primary: &str, names: &str, commit: &str) -> Result<(), String> {
+    if matches!(commit, "off" | "local" | "remote_write") {
+        return Err(format!("synchronous_commit is {commit}"));
+    }
+    let weak = |why: &str| Err(format!("synchronous_standby_names is {names:?}: {why}"));
+    let Some((k, list)) = names.strip_prefix("ANY ").and_then(|n| n.strip_suffix(')')).and_then(|n| n.split_once('('))
+    else {
+        return weak("not of ANY");
+    };
+    if k.trim().parse::<usize>().ok().is_none_or(|k| k < policy.k) {
+        return weak(&format!("fewer than {}", policy.k));
+    }
+    let counts = |name: &str| name == FENCED || (name != primary && policy.voters.iter().any(|v| v == name));
+    match list.split(',').map(|n| n.trim().trim_matches('"')).find(|n| !counts(n)) {
+        Some(name) => weak(&format!("{name} does not count")),
+        None => Ok(()),
+    }
+}
+
+/// S10. In async mode what is lost in the end cannot be asked for.
+fn reads(told: &Told, found: &mut Found) {
+    let end = told.nodes.get(&told.primary).map(|c| &c.lists);
+    let kept = |list: i64, value: i64| end.and_then(|l| l.get(&list)).is_some_and(|l| l.contains(&value));
+    let mut appended: BTreeMap<i64, Vec<(&Event, i64)>> = BTreeMap::new();
+    for e in told.events.iter().filter(|e| e.outcome == Outcome::Ok) {
+        if let Op::Append { list, value } = e.op
+            && kept(list, value)
+        {
+            appended.entry(list).or_default().push((e, value));
+        }
+    }
+    for read in told.events.iter().filter(|e| e.at_standby && e.outcome == Outcome::Ok) {
+        let Op::Read { list, .. } = read.op else { continue };
+        for (append, value) in appended.get(&list).into_iter().flatten() {
+            let own = append.session == read.session && append.answered <= read.sent;
+            let old = append.answered + MAX_REPLAY_LAG < read.sent;
+            if (own || old) && !read.seen.contains(value) {
+                let ago = read.sent.saturating_sub(append.answered);
+                let whose = if own { "its own session's" } else { "a" };
+                found.add(
+                    "S10",
+                    format!("a read of list {list} at a standby missed {whose} value {value}, {ago:?} old"),
+                );
+            }
+        }
+    }
+}
