@@ -53,6 +53,9 @@ const HANDSHAKES_IN_A_ROUND: usize = 1;
 const TICK: Duration = Duration::from_millis(100);
 /// How often while nothing does.
 const QUIET_TICK: Duration = Duration::from_secs(1);
+/// Those who wait for a connection are told this late at most that they have waited for long enough: so that many are one
+/// look.
+const GRAIN: Duration = Duration::from_millis(10);
 /// When to look again at sessions that were told that they are over a limit.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// Buffers kept for the next session that needs one.
@@ -259,19 +262,20 @@ impl Worker {
         }
     }
 
-    fn look_no_later(&self, at: Instant) {
+    /// Something is over at that time.
+    pub fn look_no_later(&self, at: Instant) {
         if self.look_at.get().is_none_or(|planned| at < planned) {
             self.look_at.set(Some(at));
             self.look_earlier.notify_one();
         }
     }
 
-    /// Tell each session that is over one of its limits, and plan the next look.
+    /// Tell each session that is over one of its limits, and those that have waited for long enough, and plan the next look.
     fn look(&self, now: Instant) {
         self.look_at.set(None);
         let config = self.config();
         let places = self.places.borrow();
-        let mut next: Option<Instant> = None;
+        let mut next = self.pools.expire(now).map(|at| at.max(now + GRAIN));
         for (_, presence) in places.all() {
             match timers::over(&presence.progress(), &config.timeouts, now) {
                 Ok(expiry) => {
@@ -389,7 +393,7 @@ impl Worker {
             backoffs.entry(node.clone()).or_default().failed(self.now(), seed);
         } else if backoffs.get_mut(node).is_some_and(Backoff::succeeded) {
             // Those who were kept waiting go on at once.
-            self.changed.notify_waiters();
+            self.tell_change();
         }
     }
 
@@ -398,6 +402,12 @@ impl Worker {
         let seed = self.seed.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.seed.set(seed);
         seed
+    }
+
+    /// Topology, lag or what operators have said is another one: who waits looks again.
+    fn tell_change(&self) {
+        self.changed.notify_waiters();
+        self.pools.reconsider();
     }
 
     fn obey(&self, order: Order, scope: &Scope) {
@@ -412,7 +422,7 @@ impl Worker {
             let meant = |p: &Presence| p.facts.get().is_some_and(|f| scope.covers(&f.identity.database));
             places.all().filter(|(_, p)| meant(p)).for_each(|(_, p)| p.end(End::Killed));
         }
-        self.changed.notify_waiters();
+        self.tell_change();
     }
 
     fn kill_client(&self, place: usize) -> bool {
@@ -573,7 +583,7 @@ impl Worker {
         *board.applied.lock().unwrap_or_else(PoisonError::into_inner) = applied;
         self.shared.applied.notify_one();
         self.each_session(Presence::wake);
-        self.changed.notify_waiters();
+        self.tell_change();
     }
 
     fn apply_lag(&self, lag: Arc<LagSnapshot>) {
@@ -589,7 +599,7 @@ impl Worker {
         view.lag.update(lag);
         drop(view);
         self.throttle();
-        self.changed.notify_waiters();
+        self.tell_change();
     }
 
     fn cancel(&self, place: usize, secret: Secret, done: oneshot::Sender<()>) {

@@ -7,10 +7,11 @@ use cluster::topology::Topology;
 use cluster::{Instant, NodeId, Role};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::sync::oneshot;
 
 /// A waiter of another worker is served first when it has waited this much longer: moving a connection costs more
 /// than a short wait.
@@ -34,7 +35,8 @@ pub enum Checkout {
 pub enum Offer {
     /// A connection.
     Server(Server),
-    /// There may be a place for a new connection: check out again, and wait at the head of the queue if not.
+    /// Things may be otherwise now, as where there is a place for a new connection: check out again, and wait at the same
+    /// place in the queue if there is none.
     TryAgain,
 }
 
@@ -71,7 +73,44 @@ impl Doorway {
 
 struct Waiter {
     since: Instant,
-    give: oneshot::Sender<Offer>,
+    until: Instant,
+    slot: Rc<Slot>,
+}
+
+/// Where a waiter finds what it is given. Both ends are of one thread.
+#[derive(Default)]
+struct Slot {
+    offer: Cell<Option<Offer>>,
+    /// It is to look again, and keeps its place meanwhile.
+    look: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Slot {
+    fn give(&self, offer: Offer) {
+        self.offer.set(Some(offer));
+        self.wake();
+    }
+
+    fn look_again(&self) {
+        self.look.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<Option<Offer>> {
+        let offer = self.offer.take();
+        if offer.is_some() || self.look.take() {
+            return Poll::Ready(offer);
+        }
+        self.waker.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
 }
 
 /// One worker's part of a pool.
@@ -142,14 +181,14 @@ impl Pool {
         Some(server)
     }
 
-    /// Queue for a connection since `since`; those that began earlier are served earlier. `for_room`: or for a place
-    /// for a new one.
-    pub fn wait(self: &Rc<Self>, since: Instant, for_room: bool) -> Wait {
-        let (give, take) = oneshot::channel();
+    /// Queue for a connection since `since`, to be told at `until` that it is time to look again (see [`Pools::expire`]);
+    /// those that began earlier are served earlier. `for_room`: or for a place for a new one.
+    pub fn wait(self: &Rc<Self>, since: Instant, until: Instant, for_room: bool) -> Wait {
+        let slot = Rc::<Slot>::default();
         {
             let mut waiters = self.waiters.borrow_mut();
             let at = waiters.iter().rposition(|w| w.since <= since).map_or(0, |i| i + 1);
-            waiters.insert(at, Waiter { since, give });
+            waiters.insert(at, Waiter { since, until, slot: slot.clone() });
         }
         self.limit.count_waiter(true);
         self.show_oldest();
@@ -159,7 +198,7 @@ impl Pool {
         } else if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
             (self.ask)(worker, self.key.clone());
         }
-        Wait { pool: self.clone(), take }
+        Wait { pool: self.clone(), slot, served: false }
     }
 
     /// Give a connection back, or one that came from another worker.
@@ -186,7 +225,7 @@ impl Pool {
         }
     }
 
-    fn serve_waiter(&self, mut server: Server) -> Option<Server> {
+    fn serve_waiter(&self, server: Server) -> Option<Server> {
         if !self.limit.waited_for() {
             return Some(server);
         }
@@ -197,15 +236,9 @@ impl Pool {
             (self.hand_over)(worker, self.key.clone(), server);
             return None;
         }
-        loop {
-            let Some(waiter) = self.waiters.borrow_mut().pop_front() else { return Some(server) };
-            self.show_oldest();
-            match waiter.give.send(Offer::Server(server)) {
-                Ok(()) => return None,
-                Err(Offer::Server(back)) => server = back,
-                Err(Offer::TryAgain) => unreachable!("a server was offered"),
-            }
-        }
+        let Some(waiter) = self.next_waiter() else { return Some(server) };
+        waiter.slot.give(Offer::Server(server));
+        None
     }
 
     /// Another worker asks: let one idle connection go.
@@ -217,13 +250,22 @@ impl Pool {
 
     /// A place has become free: let the first waiter try.
     pub fn room(&self) {
-        loop {
-            let Some(waiter) = self.waiters.borrow_mut().pop_front() else { return };
-            self.show_oldest();
-            if waiter.give.send(Offer::TryAgain).is_ok() {
-                return;
-            }
+        if let Some(waiter) = self.next_waiter() {
+            waiter.slot.give(Offer::TryAgain);
         }
+    }
+
+    fn next_waiter(&self) -> Option<Waiter> {
+        let waiter = self.waiters.borrow_mut().pop_front()?;
+        self.show_oldest();
+        Some(waiter)
+    }
+
+    /// Those whose time is over look again. When the next one's will be.
+    fn expire(&self, now: Instant) -> Option<Instant> {
+        let waiters = self.waiters.borrow();
+        waiters.iter().filter(|w| w.until <= now).for_each(|w| w.slot.look_again());
+        waiters.iter().map(|w| w.until).filter(|until| *until > now).min()
     }
 
     fn show_oldest(&self) {
@@ -281,25 +323,32 @@ impl Pool {
 /// A place in the queue; dropping it leaves the queue.
 pub struct Wait {
     pool: Rc<Pool>,
-    take: oneshot::Receiver<Offer>,
+    slot: Rc<Slot>,
+    /// Something was given, and taken.
+    served: bool,
 }
 
 impl Wait {
-    /// Wait. Cancel-safe: a connection that was given and not taken is closed with the `Wait`.
+    /// Wait. Cancel-safe: a connection that was given and not taken goes to the next one with the `Wait`.
     pub async fn offer(&mut self) -> Offer {
-        (&mut self.take).await.unwrap_or(Offer::TryAgain)
+        let offer = poll_fn(|cx| self.slot.poll(cx)).await;
+        self.served = offer.is_some();
+        offer.unwrap_or(Offer::TryAgain)
     }
 }
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        self.take.close();
         self.pool.limit.count_waiter(false);
+        if self.served {
+            // Who gave has taken it out of the queue.
+            return;
+        }
         // What was given at the last moment goes to the next.
-        match self.take.try_recv() {
-            Ok(Offer::Server(server)) => self.pool.give(server),
-            Ok(Offer::TryAgain) => self.pool.room(),
-            Err(_) => self.pool.waiters.borrow_mut().retain(|w| !w.give.is_closed()),
+        match self.slot.offer.take() {
+            Some(Offer::Server(server)) => self.pool.give(server),
+            Some(Offer::TryAgain) => self.pool.room(),
+            None => self.pool.waiters.borrow_mut().retain(|w| !Rc::ptr_eq(&w.slot, &self.slot)),
         }
         self.pool.show_oldest();
     }
@@ -374,11 +423,15 @@ impl Pools {
         let _ = self.all().iter().filter(|p| sibling(p) && p.waiting() == 0).any(|p| p.close_oldest());
     }
 
-    /// The rules have changed: who waits looks again.
+    /// What has been decided may be decided otherwise now: who waits looks again, and keeps its place meanwhile.
     pub fn reconsider(&self) {
-        for pool in self.all() {
-            (0..pool.waiting()).for_each(|_| pool.room());
-        }
+        let pools = self.pools.borrow();
+        pools.values().for_each(|pool| pool.waiters.borrow().iter().for_each(|w| w.slot.look_again()));
+    }
+
+    /// Who has waited until its time is over looks again. When the next one's will be.
+    pub fn expire(&self, now: Instant) -> Option<Instant> {
+        self.pools.borrow().values().filter_map(|pool| pool.expire(now)).min()
     }
 
     /// Forget pools that nothing is left of.

@@ -105,37 +105,49 @@ pub struct Need<'a> {
     pub since: Instant,
 }
 
+/// Where a unit goes that has no connection yet.
+pub struct Decided {
+    pool: Rc<Pool>,
+    role: Role,
+    reason: Reason,
+}
+
 /// A connection that is at hand: no waiting, no connecting.
+///
+/// # Errors
+/// There is none. Where one is to be waited for, when that is known and nothing but a connection is missing.
 pub fn at_hand(
     w: &Worker,
     need: Need<'_>,
     settings: &Shared,
     pool_of: impl FnOnce(&NodeId) -> Rc<Pool>,
     now: Instant,
-) -> Option<Found> {
+) -> Result<Found, Option<Decided>> {
     let (target, reason) = target(w, need, now);
-    let node = match target {
-        Target::Wait(_) | Target::Nowhere => return None,
-        // Writes wait while the standbys do not keep up.
-        Target::Primary if need.access == Access::Write && !need.quiet && w.slowed().is_some() => return None,
-        Target::Primary if w.gate(now) == Gate::Open => w.view.borrow().topology.primary.as_ref()?.node.clone(),
-        Target::Primary => return None,
-        Target::Standby(node) => node,
-    };
+    // Writes wait while the standbys do not keep up.
+    if target == Target::Primary && need.access == Access::Write && !need.quiet && w.slowed().is_some() {
+        return Err(None);
+    }
+    let (node, role) = serving(w, target, now).ok_or(None)?;
+    if w.doorway.paused(need.database) {
+        return Err(None);
+    }
     let pool = pool_of(&node);
     // Who waits already goes first.
-    if pool.waiting() > 0 || w.doorway.paused(need.database) {
-        return None;
+    if pool.waiting() > 0 {
+        return Err(Some(Decided { pool, role, reason }));
     }
-    let mut server = pool.at_hand(w.check_before(now), settings)?;
+    let Some(mut server) = pool.at_hand(w.check_before(now), settings) else {
+        return Err(Some(Decided { pool, role, reason }));
+    };
     if !w.still_valid(&server.meta) {
-        return None;
+        return Err(None);
     }
     if !sampled(w, &mut server, &need.promise) {
         pool.give(server);
-        return None;
+        return Err(None);
     }
-    Some(Found { server, pool, reason })
+    Ok(Found { server, pool, reason })
 }
 
 /// Is what is known of the server's node of this very server? A standby that was restarted begins with less replayed than
@@ -193,23 +205,27 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Find a connection for a unit of so many bytes. Cancel-safe: a connection that was got and not returned goes back
-/// or is closed.
+/// Find a connection for a unit of so many bytes; `decided`: where, when that was decided just now. Cancel-safe: a
+/// connection that was got and not returned goes back or is closed.
+///
+/// It is as small as what those need who wait for a connection that is given back: what is awaited rarely is boxed.
 ///
 /// # Errors
 /// What to tell the client when the time is over, or when the server refuses this user.
-pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found, NotFound> {
+pub async fn find(
+    w: &Rc<Worker>,
+    mut want: Want,
+    bytes: usize,
+    mut decided: Option<Decided>,
+) -> Result<Found, NotFound> {
     let _held = Held::new(w, bytes).map_err(NotFound::Error)?;
     // A login, or a session that listens, has nothing to write.
-    if bytes > 0 && want.access == Access::Write && !want.quiet {
-        slow::down(w, want.since).await;
+    if bytes > 0 && want.access == Access::Write && !want.quiet && w.slowed().is_some() {
+        Box::pin(slow::down(w, want.since)).await;
     }
     let mut queue = Queue::default();
     let mut unknown = None;
     loop {
-        // Listened for before it is looked at: a change in between is not missed.
-        let mut changed = std::pin::pin!(w.changed.notified());
-        changed.as_mut().enable();
         let now = w.now();
         let hold_left = want.hold(w).saturating_sub(now.since(want.since));
         if hold_left.is_zero() {
@@ -218,52 +234,73 @@ pub async fn find(w: &Rc<Worker>, mut want: Want, bytes: usize) -> Result<Found,
             }
             return Err(NotFound::Error(hold_timeout(w, want.since, now)));
         }
-        let waited_enough = now.since(want.since) >= rules(w, &want).query_wait_timeout;
-        if let Some(frame) = queue.server_full.take_if(|_| waited_enough) {
+        let waited_enough = || now.since(want.since) >= rules(w, &want).query_wait_timeout;
+        if let Some(frame) = queue.server_full.take_if(|_| waited_enough()) {
             return Err(NotFound::Refused(frame));
         }
         if let Some(left) = paused(w, &want, now).map_err(NotFound::Error)? {
-            let _ = tokio::time::timeout(left, changed).await;
+            change(w, left).await;
             continue;
         }
-        let (target, reason) = target(w, want.need(), now);
-        let promised_left = match target {
-            Target::Nowhere => return Err(NotFound::Error(nowhere(&want, reason, now))),
-            Target::Wait(left) => Some(left),
-            Target::Primary | Target::Standby(_) => None,
+        let Decided { pool, role, reason } = match decided.take() {
+            Some(decided) => decided,
+            None => match decide(w, &want, &mut unknown, now).map_err(NotFound::Error)? {
+                Ok(decided) => decided,
+                Err(left) => {
+                    change(w, left.min(hold_left)).await;
+                    continue;
+                }
+            },
         };
-        if let Some(left) = promised_left {
-            if let Reason::AfterUnknown { after, term } = reason {
-                unknown = Some(PromiseError::AfterUnknown { after, term, waited: now.since(want.since) });
-            }
-            let _ = tokio::time::timeout(left.min(hold_left), changed).await;
-            continue;
-        }
-        let Some((member, role)) = member(w, &target, now) else {
-            // The gate is shut: wait for a change, or until the view's validity or the time to hold is over.
-            let _ = tokio::time::timeout(hold_left.min(LOOK_AGAIN), changed).await;
-            continue;
-        };
-        let pool = w.pools.of(&member.node, &want.identity);
         let server = match pool.checkout(w.check_before(now), queue.share(w, &want, now)) {
             Checkout::Ready(server) => Some(server),
-            Checkout::Check(server) => check(w, server, hold_left).await,
-            Checkout::Full(full) => queue.wait(w, &want, &pool, full, changed).await.map_err(NotFound::Error)?,
-            Checkout::Open(permit) => queue.make(w, &mut want, (&member, role), &pool, permit, changed).await?,
+            Checkout::Check(server) => Box::pin(check(w, server, hold_left)).await,
+            Checkout::Full(full) => queue.wait(w, &want, &pool, full).await.map_err(NotFound::Error)?,
+            Checkout::Open(permit) => match member(w, &pool.key.node, role) {
+                Some(member) => Box::pin(queue.make(w, &mut want, (&member, role), &pool, permit)).await?,
+                None => None,
+            },
         };
         if let Some(mut server) = server.filter(|s| w.still_valid(&s.meta)) {
-            let mut newer = std::pin::pin!(w.changed.notified());
-            newer.as_mut().enable();
             if !sampled(w, &mut server, &want.promise) {
                 // It may turn out to be staler than was thought: everything is decided anew.
                 pool.give(server);
-                let _ = tokio::time::timeout(hold_left, newer).await;
+                change(w, hold_left).await;
                 continue;
             }
             w.counts.waited(w.now().since(want.since));
             return Ok(Found { server, pool, reason });
         }
     }
+}
+
+/// Wait until something has changed, for so long at most. What was looked at without waiting since has not changed
+/// before this: changes come on the worker's own thread.
+async fn change(w: &Worker, most: Duration) {
+    let _ = tokio::time::timeout(most, w.changed.notified()).await;
+}
+
+/// Where a unit goes now; within, how long to wait for a change when that is nowhere yet. The gate is one that may open:
+/// it is looked at again from time to time, as the view's validity may be over.
+fn decide(
+    w: &Worker,
+    want: &Want,
+    unknown: &mut Option<PromiseError>,
+    now: Instant,
+) -> Result<Result<Decided, Duration>, ClientError> {
+    let (target, reason) = target(w, want.need(), now);
+    match target {
+        Target::Nowhere => return Err(nowhere(want, reason, now)),
+        Target::Wait(left) => {
+            if let Reason::AfterUnknown { after, term } = reason {
+                *unknown = Some(PromiseError::AfterUnknown { after, term, waited: now.since(want.since) });
+            }
+            return Ok(Err(left));
+        }
+        Target::Primary | Target::Standby(_) => {}
+    }
+    let Some((node, role)) = serving(w, target, now) else { return Ok(Err(LOOK_AGAIN)) };
+    Ok(Ok(Decided { pool: w.pools.of(&node, &want.identity), role, reason }))
 }
 
 fn rules(w: &Worker, want: &Want) -> PoolPolicy {
@@ -294,14 +331,24 @@ async fn check(w: &Rc<Worker>, mut server: Server, left: Duration) -> Option<Ser
     lives.then_some(server)
 }
 
-fn member(w: &Worker, target: &Target, now: Instant) -> Option<(Member, Role)> {
-    let view = w.view.borrow();
+/// Which node a target is, as things are: a primary only while the gate is open.
+fn serving(w: &Worker, target: Target, now: Instant) -> Option<(NodeId, Role)> {
     match target {
-        Target::Primary if view.topology.gate_at(now) == Gate::Open => {
-            view.topology.primary.clone().map(|m| (m, Role::Primary))
+        Target::Wait(_) | Target::Nowhere => None,
+        Target::Standby(node) => Some((node, Role::Standby)),
+        Target::Primary => {
+            let view = w.view.borrow();
+            let primary = view.topology.primary.as_ref().filter(|_| view.topology.gate_at(now) == Gate::Open);
+            primary.map(|primary| (primary.node.clone(), Role::Primary))
         }
-        Target::Primary | Target::Wait(_) | Target::Nowhere => None,
-        Target::Standby(node) => view.topology.member(node).cloned().map(|m| (m, Role::Standby)),
+    }
+}
+
+fn member(w: &Worker, node: &NodeId, role: Role) -> Option<Member> {
+    let view = w.view.borrow();
+    match role {
+        Role::Primary => view.topology.primary.clone().filter(|primary| &primary.node == node),
+        Role::Standby => view.topology.member(node).cloned(),
     }
 }
 

@@ -11,6 +11,8 @@ use crate::console::tally::{Counter, Tally};
 use crate::net::Stream;
 use crate::pool::{Identity, Pool};
 use crate::route::{Causality, Promise, Reason};
+use crate::session::acquire::Decided;
+use crate::session::batch::Unit;
 use crate::session::block::Fresh;
 use crate::session::durability::Noted;
 use crate::session::hinted::Unhinted;
@@ -212,6 +214,10 @@ pub struct Session {
     pub(super) impatient: bool,
     pub(super) generation: u64,
     pub(super) classes: Vec<Statement>,
+    /// The unit at the head of the inbox, cut before a server was looked for; `classes` are its.
+    pub(super) cut: Option<Box<Unit>>,
+    /// Where the one that is looked for now is waited for.
+    pub(super) decided: Option<Decided>,
     /// The client will send no more.
     pub(super) eof: bool,
     /// The server ends the connection, because of what the client sent within a COPY.
@@ -330,6 +336,8 @@ impl Session {
             impatient: false,
             generation,
             classes: Vec::new(),
+            cut: None,
+            decided: None,
             eof: false,
             desynchronised: false,
             flushed: false,
@@ -356,6 +364,7 @@ impl Session {
 
     /// A setting that changes how the server reads the client's text.
     pub(super) fn learn(&mut self, name: &str, value: &str) {
+        self.cut = None;
         match name {
             "standard_conforming_strings" => self.lex.standard_conforming_strings = value == "on",
             "client_encoding" => self.lex.ascii_safe_encoding = LexRules::encoding_is_ascii_safe(value),
@@ -399,15 +408,16 @@ pub async fn run(mut session: Box<Session>) {
         return Box::pin(tunnel::run(*session)).await;
     }
     loop {
-        // What was done between two turns may have read from them.
-        (session.client_wakes, session.server_wakes) = (false, false);
         match poll_fn(|cx| session.poll(cx)).await {
             Turn::Acquire { access, bytes } => Box::pin(session.acquire(access, bytes)).await,
             Turn::Slow => Box::pin(session.slow_down()).await,
             Turn::Lost(loss) => {
+                session.cut = None;
                 if !lost::explain(&mut session, loss) || session.listens && !Box::pin(session.listen_again()).await {
                     break;
                 }
+                // What was done may have read from them.
+                (session.client_wakes, session.server_wakes) = (false, false);
             }
             Turn::Close => break,
         }

@@ -7,7 +7,7 @@ use crate::session::client::{Failure, MAX_PENDING, MAX_TEXT, Session, Tail, Turn
 use crate::session::lost;
 use crate::session::statements::OVERHEAD;
 use crate::session::turn::is_told;
-use crate::sql::PinReason;
+use crate::sql::{PinReason, Statement};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::error_response::{ClientError, Severity};
@@ -334,30 +334,26 @@ impl Session {
     fn cut_unit(&mut self, input: &[u8]) -> Step {
         // Within a COPY nothing of what is owed will come: the server waits for the client.
         let waits = self.relay.owed() > 0 && !self.relay.copy_in();
-        if self.functions.has_changed().unwrap_or(false) {
+        let mut cut = self.cut.take();
+        let functions = self.functions.has_changed().unwrap_or(false);
+        if functions {
             self.table = self.functions.borrow_and_update().clone();
+        }
+        if functions || self.misroutes != self.w.misroutes.borrow().version() {
             self.reclassify();
-        } else if self.misroutes != self.w.misroutes.borrow().version() {
-            self.reclassify();
+            cut = None;
         }
         let mut classes = std::mem::take(&mut self.classes);
-        classes.clear();
-        let scan = {
-            let classifier = self.classifier();
-            let cx = batch::Context {
-                statements: &self.statements,
-                classify: &|sql| classifier.of(sql),
-                open: self.relay.open,
-                portal_may_commit: self.portal_may_commit,
-                impatient: self.impatient || self.relay.copy_in(),
-                limits: Limits {
-                    unit: self.w.config().relay_buffer,
-                    text: MAX_TEXT,
-                    message: self.longest_message(),
-                    statements: usize::try_from(self.w.config().prepared_statement_bytes).unwrap_or(usize::MAX),
-                },
-            };
-            batch::scan(input, &cx, &mut classes)
+        let scan = match cut {
+            // What has come since is behind it.
+            Some(unit) => {
+                debug_assert!(self.is_cut_so(input, &unit));
+                Scan::Unit(*unit)
+            }
+            None => {
+                classes.clear();
+                self.scan(input, &mut classes)
+            }
         };
         let step = match scan {
             Scan::More => Step::More,
@@ -369,10 +365,40 @@ impl Session {
             // An earlier unit that fails leaves the server another unnamed statement than one that does not.
             Scan::Unit(unit) if waits && unit.takes_unnamed && self.relay.unnamed_unconfirmed() => Step::Wait,
             Scan::Unit(unit) if waits && self.names_in_doubt(input, &unit) => Step::Wait,
-            Scan::Unit(unit) => self.route(input, &unit, &classes),
+            Scan::Unit(unit) => {
+                let step = self.route(input, &unit, &classes);
+                if matches!(step, Step::Turn(0, Turn::Acquire { .. })) && unit.complete && unit.tail_left == 0 {
+                    self.cut = Some(Box::new(unit));
+                }
+                step
+            }
         };
         self.classes = classes;
         step
+    }
+
+    /// What the input starts with.
+    fn scan(&self, input: &[u8], classes: &mut Vec<Statement>) -> Scan {
+        let (classifier, config) = (self.classifier(), self.w.config());
+        let cx = batch::Context {
+            statements: &self.statements,
+            classify: &|sql| classifier.of(sql),
+            open: self.relay.open,
+            portal_may_commit: self.portal_may_commit,
+            impatient: self.impatient || self.relay.copy_in(),
+            limits: Limits {
+                unit: config.relay_buffer,
+                text: MAX_TEXT,
+                message: self.longest_message(),
+                statements: usize::try_from(config.prepared_statement_bytes).unwrap_or(usize::MAX),
+            },
+        };
+        batch::scan(input, &cx, classes)
+    }
+
+    /// Would the unit be cut the same now? What is remembered of refusals may end at any time.
+    fn is_cut_so(&self, input: &[u8], unit: &Unit) -> bool {
+        !self.w.misroutes.borrow().is_empty() || self.scan(input, &mut Vec::new()) == Scan::Unit(unit.clone())
     }
 
     /// Does a unit name what units before it in the pipeline may have made or dropped?

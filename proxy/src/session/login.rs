@@ -528,7 +528,7 @@ fn shown_name(given: &str) -> String {
 
 /// A connection to the primary that is the client's alone.
 async fn own(w: &Rc<Worker>, want: &Want) -> Result<Found, Farewell> {
-    acquire::find(w, want.clone(), 0).await.map_err(|error| match error {
+    acquire::find(w, want.clone(), 0, None).await.map_err(|error| match error {
         NotFound::Error(error) => error.into(),
         NotFound::Refused(frame) => Farewell::Refused(frame),
     })
@@ -543,7 +543,7 @@ async fn ask(w: &Rc<Worker>, want: &Want) -> Result<Arc<Settings>, Farewell> {
         pool.give(server);
         return Ok(settings);
     }
-    match acquire::find(w, want.clone(), 0).await {
+    match acquire::find(w, want.clone(), 0, None).await {
         Ok(found) => {
             let settings = found.server.meta.settings.clone();
             found.pool.give(found.server);

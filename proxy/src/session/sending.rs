@@ -10,6 +10,7 @@ use crate::session::misroute::Classifier;
 use crate::session::presence::Activity;
 use crate::session::promised::Promised;
 use crate::session::translate::{Done, Naming, Translator};
+use crate::session::turn::is_told;
 use crate::sql::{Access, LongText, PinReason, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::Sink;
@@ -77,13 +78,16 @@ impl Session {
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
         let pool_of = |node: &NodeId| known(node).unwrap_or_else(|| self.w.pools.of(node, &self.identity));
         match acquire::at_hand(&self.w, need, &self.tracking.settings, pool_of, now) {
-            Some(found) => {
+            Ok(found) => {
                 self.w.counts.waited(std::time::Duration::ZERO);
                 self.remember(&found.pool);
                 self.attach(found);
                 self.send_unit(input, unit, classes, now)
             }
-            None => Step::Turn(0, Turn::Acquire { access, bytes: unit.len }),
+            Err(decided) => {
+                self.decided = decided;
+                Step::Turn(0, Turn::Acquire { access, bytes: unit.len })
+            }
         }
     }
 
@@ -307,20 +311,22 @@ impl Session {
         let now = self.w.now();
         self.waiting_since.get_or_insert(now);
         self.mark(Activity::Waiting, now, self.status() == TxStatus::Idle);
-        let want = self.want(access, now);
+        let (want, decided, cut) = (self.want(access, now), self.decided.take(), self.cut.take());
         let w = self.w.clone();
-        let find = acquire::find(&w, want, bytes);
+        let find = acquire::find(&w, want, bytes, decided);
         let outcome = tokio::select! {
-            outcome = find => outcome,
+            biased;
             outcome = poll_fn(|cx| self.watch_client(cx)) => match outcome {
                 Some(error) => Err(NotFound::Error(error)),
                 // The next turn sees the end of the connection.
                 None => return,
             },
+            outcome = find => outcome,
         };
         self.rescan = true;
         match outcome {
             Ok(found) => {
+                self.cut = cut;
                 self.remember(&found.pool);
                 self.attach(found);
             }
@@ -339,7 +345,15 @@ impl Session {
             return Poll::Ready(Some(ClientError::Cancelled));
         }
         while self.inbox.len() < 2 * self.w.config().relay_buffer && !self.eof {
+            if !self.client.may_read() {
+                if !self.client_wakes && self.client.poll_read_ready(cx).is_ready() {
+                    continue;
+                }
+                self.client_wakes = self.client_wakes || is_told();
+                break;
+            }
             let limit = self.w.config().relay_buffer;
+            self.client_wakes = false;
             match read_more(&self.w, &mut self.client, &mut self.inbox, limit, cx) {
                 Poll::Pending => break,
                 Poll::Ready(Err(_)) => {

@@ -11,7 +11,6 @@ use crate::worker::{ToWorker, Worker};
 use cluster::topology::Member;
 use cluster::{Instant, Role};
 use std::rc::Rc;
-use std::time::Duration;
 
 /// too_many_connections: the server has as many as it takes, of all or of this user.
 const TOO_MANY: &str = "53300";
@@ -39,7 +38,6 @@ impl Queue {
         (member, role): (&Member, Role),
         pool: &Rc<Pool>,
         permit: Permit,
-        changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
     ) -> Result<Option<Server>, NotFound> {
         let now = w.now();
         let left = want.hold(w).saturating_sub(now.since(want.since));
@@ -51,8 +49,9 @@ impl Queue {
                 want.avoid.push(member.node.clone());
                 return Ok(None);
             }
-            let wait = pool.wait(*self.since.get_or_insert(now), false);
-            return Ok(turn(wait, left.min(pause), changed).await);
+            let until = now + left.min(pause);
+            w.look_no_later(until);
+            return Ok(turn(pool.wait(*self.since.get_or_insert(now), until, false)).await);
         }
         let error = match open(w, want, member, role, permit, left).await {
             Ok(server) => return Ok(Some(server)),
@@ -78,7 +77,6 @@ impl Queue {
         want: &Want,
         pool: &Rc<Pool>,
         full: Full,
-        changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
     ) -> Result<Option<Server>, ClientError> {
         let now = w.now();
         let since = *self.since.get_or_insert(now);
@@ -96,29 +94,23 @@ impl Queue {
         if pool.limit.has_reserve() && waited < rules.reserve_after {
             left = left.min(rules.reserve_after - waited);
         }
-        let wait = pool.wait(since, true);
+        // No timer of its own: the worker looks when the first of those who wait has waited for long enough.
+        let until = now + left;
+        w.look_no_later(until);
+        let wait = pool.wait(since, until, true);
         if let Full::Database { .. } = full {
             // Other pools of the database, on any worker, may have a connection that nobody uses.
             let evict = |peer: &tokio::sync::mpsc::Sender<ToWorker>| peer.try_send(ToWorker::Evict(pool.key.clone()));
             w.shared.peers.iter().for_each(|peer| drop(evict(peer)));
         }
-        Ok(turn(wait, left, changed).await)
+        Ok(turn(wait).await)
     }
 }
 
 /// A turn in the queue. `None` when something has changed, or the time is over.
-async fn turn(
-    mut wait: Wait,
-    left: Duration,
-    changed: std::pin::Pin<&mut tokio::sync::futures::Notified<'_>>,
-) -> Option<Server> {
-    tokio::select! {
-        biased;
-        offer = wait.offer() => match offer {
-            Offer::Server(server) => Some(server),
-            Offer::TryAgain => None,
-        },
-        () = changed => None,
-        () = tokio::time::sleep(left) => None,
+async fn turn(mut wait: Wait) -> Option<Server> {
+    match wait.offer().await {
+        Offer::Server(server) => Some(server),
+        Offer::TryAgain => None,
     }
 }
