@@ -459,14 +459,14 @@ async fn read_all(
         },
     });
     let table = FunctionTable::new(rows, &lists.allow, &lists.deny).with_pinning(settings.pinning.clone());
-    let (table, unread) = bodies::read(table, client).await?;
+    let definitions: Vec<(&str, &str)> = self::rows(&definitions)
+        .filter_map(|row| Some((row.get(0)?, row.get(1).filter(|text| text.len() <= MAX_DEFINITION).unwrap_or("?"))))
+        .collect();
+    let (table, unread) = bodies::read(table, &definitions, client).await?;
     let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
     let table = table.with_operators(self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?))));
     let casts = self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));
     let table = table.with_casts(casts);
-    let definitions: Vec<(&str, &str)> = self::rows(&definitions)
-        .filter_map(|row| Some((row.get(0)?, row.get(1).filter(|text| text.len() <= MAX_DEFINITION).unwrap_or("?"))))
-        .collect();
     let mut hasher = DefaultHasher::new();
     for row in self::rows(&defaults) {
         (0..3).for_each(|column| row.get(column).hash(&mut hasher));

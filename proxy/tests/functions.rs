@@ -1,5 +1,5 @@
-//! What functions leave in the session that calls them, under transaction pooling: it is the caller's, on whichever
-//! connection, and nobody else's, though no text names it.
+//! What functions leave in the session that calls them, and relations in one that uses them, under transaction pooling: it
+//! is the caller's, on whichever connection, and nobody else's, though no text names it.
 
 mod common;
 
@@ -31,13 +31,70 @@ const FUNCTIONS: &str = "create function sets() returns text language plpgsql as
     create function executes() returns void language plpgsql as $$ begin execute 'select locks()'; end $$;
     create function prepares() returns void language plpgsql as $$ begin execute 'prepare p1 as select 7'; end $$;
     create table t(a int); grant all on t to app";
+const RELATIONS: &str = "create extension pg_trgm;
+    create function set_who() returns trigger language plpgsql as
+        $$ begin perform set_config('app.who', tg_table_name, false); return new; end $$;
+    create table audited(a int primary key);
+    create table whole(a int) partition by range (a);
+    create table piece partition of whole for values from (0) to (10);
+    create table kid(a int references audited on delete cascade);
+    create trigger t before insert on audited for each row execute function set_who();
+    create trigger t before insert on piece for each row execute function set_who();
+    create trigger t after delete on kid for each row execute function set_who();
+    create trigger emptied before truncate on piece for each statement execute function set_who();
+    create function set_default() returns text language sql as $$ select set_config('app.who', 'default', false) $$;
+    create table defaulted(a int, b text default set_default());
+    create table checked(a int check (set_config('app.who', 'check', false) is not null));
+    create table ruled(a int);
+    create rule r as on insert to ruled do also select set_config('app.who', 'rule', false);
+    create view shows as select set_config('app.who', 'view', false) as a;
+    create view over as select a from audited;
+    create view outermost as select a from shows;
+    create function fills() returns void language plpgsql as $$ begin insert into audited values (2); end $$;
+    create function my_lock(bigint) returns void language internal strict as 'pg_advisory_lock_int8';
+    create function my_unlocks() returns void language internal as 'pg_advisory_unlock_all';
+    create table \"Odd one\"(a int);
+    create trigger t before insert on \"Odd one\" for each row execute function set_who();
+    grant all on all tables in schema public to app;
+    grant set on parameter session_replication_role to app";
 /// What nobody has who has done nothing.
 const NOTHING: &str = "select current_setting('work_mem'), current_user, \
      coalesce(current_setting('app.who', true), ''), to_regclass('made') is null, \
      (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()), \
-     (select count(*) from pg_listening_channels())";
+     (select count(*) from pg_listening_channels()), current_setting('session_replication_role')";
+
 fn pinned(c: &Cluster) -> f64 {
     c.counter("pgtenure_proxy_pinned_sessions")
+}
+
+/// `call` leaves what `check` says, bound to its server or not, to who has called it and to nobody else.
+fn is_its_callers(c: &Cluster, call: &str, pins: bool, (check, want): (&str, &str)) {
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, call);
+    // The server is asked behind the answer.
+    wait_for(call, || (pinned(c) == f64::from(u8::from(pins))).then_some(()));
+    // It needs the other connection, unless it is bound.
+    let mut other = block(c);
+    assert_eq!(value(&mut a, check), want, "{call}");
+    drop(a);
+    ok(&mut other, "commit");
+    wait_for("its end", || (pinned(c) == 0.0).then_some(()));
+    let mut both = [block(c), block(c)];
+    for session in &mut both {
+        assert_eq!(value(session, NOTHING), "4MB app  t 0 0 origin", "{call}");
+    }
+    both.iter_mut().for_each(|session| _ = ok(session, "commit"));
+}
+
+/// The connections' catalog knows the functions, and what was defined before them.
+fn known(c: &Cluster) {
+    let mut first = Raw::login(c.port, &[]);
+    wait_for("the functions to be known", || {
+        ok(&mut first, "select locks()");
+        (pinned(c) == 1.0).then_some(())
+    });
+    ok(&mut first, "select unlocks()");
+    wait_for("a function to end what a function has begun", || (pinned(c) == 0.0).then_some(()));
 }
 
 #[test]
@@ -45,13 +102,7 @@ fn what_a_function_leaves_is_its_callers_and_nobody_elses() {
     let c = two_servers();
     c.nodes[0].psql("create role r1; grant r1 to app");
     c.nodes[0].psql(FUNCTIONS);
-    let mut first = Raw::login(c.port, &[]);
-    wait_for("the functions to be known", || {
-        ok(&mut first, "select locks()");
-        (pinned(&c) == 1.0).then_some(())
-    });
-    ok(&mut first, "select unlocks()");
-    wait_for("a function to end what a function has begun", || (pinned(&c) == 0.0).then_some(()));
+    known(&c);
     for (call, pins, check, want) in [
         ("select sets()", false, "show work_mem", "9MB"),
         ("select public.sets_own('ann')", false, "show app.who", "ann"),
@@ -71,21 +122,7 @@ fn what_a_function_leaves_is_its_callers_and_nobody_elses() {
         ("select executes()", true, "select count(*) from pg_locks where locktype = 'advisory'", "1"),
         ("select prepares()", true, "execute p1", "7"),
     ] {
-        let mut a = Raw::login(c.port, &[]);
-        ok(&mut a, call);
-        // The server is asked behind the answer.
-        wait_for(call, || (pinned(&c) == f64::from(u8::from(pins))).then_some(()));
-        // It needs the other connection, unless it is bound.
-        let mut other = block(&c);
-        assert_eq!(value(&mut a, check), want, "{call}");
-        drop(a);
-        ok(&mut other, "commit");
-        wait_for("its end", || (pinned(&c) == 0.0).then_some(()));
-        let mut both = [block(&c), block(&c)];
-        for session in &mut both {
-            assert_eq!(value(session, NOTHING), "4MB app  t 0 0", "{call}");
-        }
-        both.iter_mut().for_each(|session| _ = ok(session, "commit"));
+        is_its_callers(&c, call, pins, (check, want));
     }
     let bound = c.counter("pgtenure_proxy_pins_total");
     let mut a = Raw::login(c.port, &[]);
@@ -134,11 +171,77 @@ fn what_a_function_leaves_that_was_just_made_is_its_callers_and_nobody_elses() {
             wait_for("its end", || (pinned(&c) == 0.0).then_some(()));
             let mut both = [block(&c), block(&c)];
             for session in &mut both {
-                assert_eq!(value(session, NOTHING), "4MB app  t 0 0", "{does}, own: {own}");
+                assert_eq!(value(session, NOTHING), "4MB app  t 0 0 origin", "{does}, own: {own}");
             }
             both.iter_mut().for_each(|session| _ = ok(session, "commit"));
         }
     }
+}
+
+/// What no text names: triggers, also of partitions and behind foreign keys, defaults, checks, rules, views; functions in C
+/// under other names; and the odd ways to change a setting.
+#[test]
+fn what_a_relation_runs_is_its_users_and_nobody_elses() {
+    let c = two_servers();
+    c.nodes[0].psql(RELATIONS);
+    c.nodes[0].psql("create role r1; grant r1 to app");
+    c.nodes[0].psql(FUNCTIONS);
+    known(&c);
+    const WHO: &str = "show app.who";
+    for (call, pins, check, want) in [
+        ("insert into audited values (1)", false, WHO, "audited"),
+        ("select fills()", false, WHO, "audited"),
+        ("insert into over values (3)", false, WHO, "audited"),
+        (
+            "begin; insert into audited values (4); rollback",
+            false,
+            "select coalesce(current_setting('app.who', true), '') = ''",
+            "t",
+        ),
+        ("insert into whole values (1)", false, WHO, "piece"),
+        ("truncate piece", false, WHO, "piece"),
+        ("insert into kid values (1)", false, "select coalesce(current_setting('app.who', true), '') = ''", "t"),
+        ("delete from audited where a = 1", false, WHO, "kid"),
+        ("insert into defaulted values (1)", false, WHO, "default"),
+        ("insert into checked values (1)", false, WHO, "check"),
+        ("insert into ruled values (1)", false, WHO, "rule"),
+        ("insert into \"Odd one\" values (1)", false, WHO, "Odd one"),
+        ("select * from shows", false, WHO, "view"),
+        ("select * from outermost", false, WHO, "view"),
+        ("do $$ begin insert into defaulted values (1); end $$", false, WHO, "default"),
+        ("select my_lock(5)", true, "select count(*) from pg_locks where locktype = 'advisory'", "1"),
+        ("select my_lock(5); select my_unlocks()", false, "select 1", "1"),
+        ("update pg_settings set setting = '9MB' where name = 'work_mem'", false, "show work_mem", "9MB"),
+        ("select set_limit(0.25)", false, "select show_limit()", "0.25"),
+        ("set session_replication_role = 'replica'", false, "show session_replication_role", "replica"),
+    ] {
+        is_its_callers(&c, call, pins, (check, want));
+    }
+    let bound = c.counter("pgtenure_proxy_pins_total");
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "select count(*) from audited, whole, defaulted, over");
+    ok(&mut a, "select setting from pg_settings where name = 'work_mem'");
+    assert_eq!(c.counter("pgtenure_proxy_pins_total"), bound, "what is only read leaves nothing");
+}
+
+/// A DROP that a savepoint undoes has not ended anything.
+#[test]
+fn a_temporary_table_whose_drop_is_undone_still_binds() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "create temp table made(a int)");
+    for sql in ["begin", "savepoint s", "drop table made", "rollback to s", "commit"] {
+        ok(&mut a, sql);
+    }
+    let mut other = block(&c);
+    assert_eq!((value(&mut a, "select count(*) from made"), pinned(&c)), ("0".to_owned(), 1.0));
+    for sql in ["begin", "drop table made", "rollback"] {
+        ok(&mut a, sql);
+    }
+    assert_eq!((value(&mut a, "select count(*) from made"), pinned(&c)), ("0".to_owned(), 1.0));
+    ok(&mut a, "drop table made");
+    wait_for("its end", || (pinned(&c) == 0.0).then_some(()));
+    ok(&mut other, "commit");
 }
 
 /// One body that is no UTF-8, in a database that does not say what it is, keeps no other part of the catalog from being

@@ -1,12 +1,13 @@
-//! Reads the bodies of functions that leave something in the session that calls them.
+//! Reads the bodies of functions that leave something in the session that calls them, and what relations run when they are
+//! used.
 //!
 //! What cannot be read of them is told, and nothing else is missing for it: a database whose bodies are in no encoding of
 //! the server's must not be one without a catalog.
 
 use super::rows;
-use crate::sql::{BodyRow, FunctionTable, MAX_CALLS};
+use crate::sql::{BodyRow, FunctionTable, MAX_CALLS, RelationRow};
 use std::collections::BTreeSet;
-use tokio_postgres::SimpleQueryRow;
+use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 /// Bodies that may leave something in the session that calls the function, or that are too long to be looked at.
 const BODIES: &str = "\
@@ -19,7 +20,39 @@ const PARSED: &str = "CASE WHEN prosqlbody IS NULL THEN prosrc ELSE pg_get_funct
 const HAS_PARSED: &str =
     "SELECT FROM pg_attribute WHERE attrelid = 'pg_proc'::regclass AND attname = 'prosqlbody' AND NOT attisdropped";
 /// What says so in the body itself.
-const LEAVING: &str = r#"set_config|setseed|pg_(try_)?advisory_|\mlisten\M|dblink_connect|\m(pg_)?temp|\mhold\M|\mGD\M|\mSD\M|_SHARED|\m(drop|close|discard|deallocate|unlisten)\M|(^|[;'">$`/{(]|\m(begin|then|else|loop)|\n)\s*(set|reset|load|prepare)\M"#;
+const LEAVING: &str = r#"set_config|setseed|set_limit|isn_weak|pg_settings|_session_setup|_backup_start|pg_start_backup|pg_(try_)?advisory_|\mlisten\M|dblink_connect|\m(pg_)?temp|\mhold\M|\mGD\M|\mSD\M|_SHARED|\m(drop|close|discard|deallocate|unlisten)\M|(^|[;'">$`/{(]|\m(begin|then|else|loop)|\n)\s*(set|reset|load|prepare)\M"#;
+/// Functions in C that were given other names than those by which they are known, by the latter's code.
+const NATIVE: &str = "\
+    SELECT p.proname, p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+    WHERE p.oid >= 16384 AND l.lanname IN ('c', 'internal') AND p.prosrc ~ \
+    '^(set_config_by_name|setseed|pg_(try_)?advisory_(un)?lock.*|dblink_connect|set_limit|weak_input_status|accept_weak_input)$'";
+/// What relations run when they are changed: triggers, rules, defaults and generated columns, checks; and what is changed
+/// with them: partitions and other heirs, what refers to them. Defaults that only draw from a sequence leave nothing, and
+/// are the most.
+const RELATIONS: &str = "\
+    SELECT DISTINCT name, body FROM ( \
+    SELECT c.relname, 'PERFORM ' || quote_ident(p.proname) || '()' \
+    FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid WHERE p.oid >= 16384 \
+    UNION ALL \
+    SELECT c.relname, pg_get_ruledef(r.oid) FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class \
+    WHERE r.rulename <> '_RETURN' AND r.oid >= 16384 \
+    UNION ALL \
+    SELECT c.relname, 'SELECT ' || pg_get_expr(d.adbin, d.adrelid) \
+    FROM pg_attrdef d JOIN pg_class c ON c.oid = d.adrelid WHERE d.adbin::text ~ 'FUNCEXPR|OPEXPR' \
+    UNION ALL \
+    SELECT c.relname, 'SELECT ' || pg_get_expr(k.conbin, k.conrelid) \
+    FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid WHERE k.contype = 'c' AND k.conbin::text ~ 'FUNCEXPR' \
+    UNION ALL \
+    SELECT c.relname, 'SELECT ' || pg_get_expr(p.polwithcheck, p.polrelid) \
+    FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE p.polwithcheck IS NOT NULL \
+    UNION ALL \
+    SELECT o.relname, 'UPDATE ' || quote_ident(c.relname) \
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class o ON o.oid = i.inhparent WHERE c.relkind <> 'i' AND c.relkind <> 'I' \
+    UNION ALL \
+    SELECT o.relname, 'UPDATE ' || quote_ident(c.relname) \
+    FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_class o ON o.oid = k.confrelid \
+    WHERE k.contype = 'f' AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd')) \
+    ) r(name, body) WHERE length(body) <= 100000 AND body !~ '^SELECT nextval[(][^()]*[)]$'";
 /// Bodies that are looked at, at most.
 const MAX_BODIES: usize = 20_000;
 /// Functions whose callers are looked for, at most: their names are one regular expression.
@@ -49,13 +82,14 @@ pub(super) fn complain_of(unread: Option<Unread>, told: &mut Option<Unread>, dat
     failed
 }
 
-/// The functions that leave something in the session, and those that call them; and what is not known of them. An error
-/// only of the connection.
+/// The functions that leave something in the session, and those that call them, and the relations whose use does, with
+/// the `definitions` of views and policies; and what is not known of them. An error only of the connection.
 pub(super) async fn read(
     mut table: FunctionTable,
+    definitions: &[(&str, &str)],
     client: &tokio_postgres::Client,
 ) -> Result<(FunctionTable, Option<Unread>), tokio_postgres::Error> {
-    match read_bodies(&mut table, client).await {
+    match read_bodies(&mut table, definitions, client).await {
         Ok(unread) => Ok((table, unread)),
         Err(error) => match error.as_db_error() {
             Some(said) => {
@@ -69,8 +103,15 @@ pub(super) async fn read(
 
 async fn read_bodies(
     table: &mut FunctionTable,
+    definitions: &[(&str, &str)],
     client: &tokio_postgres::Client,
 ) -> Result<Option<Unread>, tokio_postgres::Error> {
+    let used = client.simple_query(&format!("{RELATIONS} LIMIT {MAX_BODIES}")).await?;
+    let shown = definitions.iter().map(|&(name, text)| RelationRow { name, read: true, text });
+    let changed = rows(&used).filter_map(|row| Some((row.try_get(0).ok()??, row.try_get(1).ok()??)));
+    let changed = changed.map(|(name, text)| RelationRow { name, read: false, text });
+    let relations: Vec<_> = shown.chain(changed).collect();
+    let native = native(&client.simple_query(NATIVE).await?);
     let parsed = rows(&client.simple_query(HAS_PARSED).await?).next().is_some();
     let query = BODIES.replace("BODY", if parsed { PARSED } else { "prosrc" });
     let pinning: Vec<&str> = table.pinning().iter().map(String::as_str).filter(is_plain).collect();
@@ -78,7 +119,7 @@ async fn read_bodies(
     if !pinning.is_empty() {
         pattern = format!(r"{pattern}|\m({})\M", pinning.join("|"));
     }
-    let (mut found, mut long) = (BTreeSet::new(), BTreeSet::new());
+    let (mut found, mut long) = (native, BTreeSet::new());
     let (mut uncalled, mut deeper) = (0, false);
     for _ in 0..MAX_CALLS {
         let answer = client.simple_query(&format!("{query}$pattern${pattern}$pattern$) LIMIT {MAX_BODIES}")).await?;
@@ -91,7 +132,7 @@ async fn read_bodies(
         }
         let bodies: Vec<_> = found.iter().map(|(name, sql, text)| BodyRow { name, sql: *sql, text }).collect();
         let before = table.bodies().names().count();
-        *table = std::mem::take(table).with_bodies(&bodies);
+        *table = std::mem::take(table).with_bodies(&bodies, &relations);
         let names: Vec<&str> = table.bodies().names().collect();
         let plain: Vec<&str> = names.iter().copied().filter(is_plain).take(MAX_CALLED).collect();
         uncalled = names.len() - plain.len();
@@ -102,9 +143,29 @@ async fn read_bodies(
         }
         pattern = format!(r"\m({})\M", plain.join("|"));
     }
-    let (long, many) = (long.len(), found.len() >= MAX_BODIES);
+    let (long, many) = (long.len(), found.len() >= MAX_BODIES || relations.len() >= MAX_BODIES);
     let limited = long > 0 || many || uncalled > 0 || deeper;
     Ok(limited.then_some(Unread::Limited { long, many, uncalled, deeper }))
+}
+
+/// Functions in C as if they called those by whose names they are known.
+fn native(answer: &[SimpleQueryMessage]) -> BTreeSet<(String, bool, String)> {
+    let known = |code: &str| match code {
+        "set_config_by_name" => "set_config".to_owned(),
+        "weak_input_status" | "accept_weak_input" => "isn_weak".to_owned(),
+        // Their codes tell the types of their arguments, too.
+        code if code.starts_with("pg_") => {
+            let shared = if code.contains("_shared") { "_shared" } else { "" };
+            let stem = code.find("lock").map_or(code, |at| &code[..at + "lock".len()]);
+            [stem, shared].concat()
+        }
+        code => code.to_owned(),
+    };
+    let calls = |row: &SimpleQueryRow| {
+        let (name, known) = (text(row, 0)?, known(&text(row, 1)?));
+        (name != known).then(|| (name, true, format!("PERFORM {known}()")))
+    };
+    rows(answer).filter_map(calls).collect()
 }
 
 /// A name that is one word, in a regular expression too.

@@ -1,7 +1,7 @@
-//! What the functions of a database leave in the session that calls them, as their bodies tell. Pure.
+//! What the functions of a database leave in the session that calls them, as their bodies tell, and its relations in one
+//! that uses them: by triggers, rules, defaults, checks, and the queries of views. Pure.
 //!
-//! Only those are known that leave something. A trigger is not named by the text that fires it, so its function is not
-//! found; nor is what a function in C does.
+//! Only those are known that leave something.
 
 use super::classify::{body_leaves, words};
 use super::functions::FunctionTable;
@@ -23,12 +23,33 @@ pub struct BodyRow<'a> {
     pub text: &'a str,
 }
 
-/// The functions that leave something, by name.
+/// What runs when a relation is used.
+#[derive(Clone, Copy, Debug)]
+pub struct RelationRow<'a> {
+    /// `relname`
+    pub name: &'a str,
+    /// When it is read, too; else only when it is changed.
+    pub read: bool,
+    /// SQL, or what stands for it: what is named in it is used.
+    pub text: &'a str,
+}
+
+/// The functions that leave something, and the relations whose use does, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bodies {
     left: BTreeMap<Box<[u8]>, Left>,
+    relations: BTreeMap<Box<[u8]>, Used>,
     /// Names of those that change settings and are not made of one word.
     odd: Vec<Box<[u8]>>,
+}
+
+/// What the use of the relations of one name leaves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Used {
+    /// Of any use.
+    pub(super) read: Left,
+    /// When they are changed; with the texts of either.
+    pub(super) changed: Left,
 }
 
 /// What the functions of one name leave.
@@ -46,11 +67,44 @@ impl Left {
     fn sets(&self) -> bool {
         self.pins.has(PinReason::Set)
     }
+
+    fn is_empty(&self) -> bool {
+        self.pins.is_empty() && !self.unpins
+    }
+
+    fn add(&mut self, pins: Pins, unpins: bool) {
+        self.pins.join(pins);
+        self.unpins |= unpins;
+    }
+}
+
+/// What these relations leave, where `functions` knows what those leave that they use.
+fn used(rows: &[RelationRow<'_>], functions: &FunctionTable) -> BTreeMap<Box<[u8]>, Used> {
+    let mut all: BTreeMap<Box<[u8]>, Used> = BTreeMap::new();
+    for row in rows {
+        let (pins, unpins) = body_leaves(row.text.as_bytes(), true, functions);
+        let mut used = Used::default();
+        if row.read {
+            used.read.add(pins, unpins);
+            // A view may be changed, and what it stands on with it.
+            let change = ["UPDATE ", row.text].concat();
+            let (pins, unpins) = body_leaves(change.as_bytes(), true, functions);
+            used.changed.add(pins, unpins);
+        }
+        used.changed.add(pins, unpins);
+        if !used.changed.is_empty() {
+            let known = all.entry(row.name.as_bytes().into()).or_default();
+            known.read.add(used.read.pins, used.read.unpins);
+            known.changed.add(used.changed.pins, used.changed.unpins);
+            known.changed.texts.push((true, row.text.into()));
+        }
+    }
+    all
 }
 
 impl Bodies {
-    /// What these functions leave, where `functions` knows what those leave that they call.
-    fn of(rows: &[BodyRow<'_>], functions: &FunctionTable) -> Self {
+    /// What these functions and relations leave, where `functions` knows what those leave that they use.
+    fn of(rows: &[BodyRow<'_>], relations: &[RelationRow<'_>], functions: &FunctionTable) -> Self {
         let mut left: BTreeMap<Box<[u8]>, Left> = BTreeMap::new();
         for row in rows {
             let (pins, unpins) = body_leaves(row.text.as_bytes(), row.sql, functions);
@@ -62,9 +116,11 @@ impl Bodies {
             }
         }
         let plain = |name: &[u8]| words(name).next() == Some((0, name));
-        let odd =
-            left.iter().filter(|(name, left)| left.sets() && !plain(name)).map(|(name, _)| name.clone()).collect();
-        Self { left, odd }
+        let relations = used(relations, functions);
+        let setting = left.iter().filter(|(_, left)| left.sets()).map(|(name, _)| name);
+        let used = relations.iter().filter(|(_, used)| used.changed.sets()).map(|(name, _)| name);
+        let odd = setting.chain(used).filter(|name| !plain(name)).cloned().collect();
+        Self { left, relations, odd }
     }
 
     /// What functions of that exact name leave.
@@ -72,26 +128,36 @@ impl Bodies {
         if self.left.is_empty() { None } else { self.left.get(name) }
     }
 
-    /// Is nothing known of any function?
-    pub fn is_empty(&self) -> bool {
-        self.left.is_empty()
+    /// What the use of relations of that exact name leaves.
+    pub(super) fn relation(&self, name: &[u8]) -> Option<&Used> {
+        if self.relations.is_empty() { None } else { self.relations.get(name) }
     }
 
-    /// Names of functions that leave something or end it, in order.
+    /// Is nothing known of any function or relation?
+    pub fn is_empty(&self) -> bool {
+        self.left.is_empty() && self.relations.is_empty()
+    }
+
+    /// Names of functions that leave something or end it, in order, and then those of such relations.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.left.keys().filter_map(|name| std::str::from_utf8(name).ok())
+        self.left.keys().chain(self.relations.keys()).filter_map(|name| std::str::from_utf8(name).ok())
+    }
+
+    /// Names of such relations.
+    pub(super) fn relations(&self) -> impl Iterator<Item = &[u8]> {
+        self.relations.keys().map(Box::as_ref)
     }
 
     /// Add the settings that functions may change which a text may call, and those that these call. Where a function is
     /// known to change some and its text does not show which, all are asked for: nobody stays on a server for that.
     pub fn touch(&self, sql: &[u8], touched: &mut Touched, lex: LexRules) {
-        if self.left.is_empty() {
+        if self.is_empty() {
             return;
         }
         let (mut seen, mut look) = (BTreeSet::new(), vec![sql]);
         while let Some(text) = look.pop() {
             for (name, left) in self.setting_in(text) {
-                if !seen.insert(name) {
+                if !seen.insert((name, std::ptr::from_ref(left))) {
                     continue;
                 }
                 for (sql, text) in &left.texts {
@@ -107,26 +173,28 @@ impl Bodies {
         }
     }
 
-    /// The functions that change settings and that a text may call.
+    /// The functions that change settings and that a text may call, and such relations that it may use.
     fn setting_in<'a>(&'a self, text: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a Left)> {
-        let named = words(text).filter_map(|(_, word)| {
+        let of = |name: &[u8]| {
+            let used = self.relations.get_key_value(name).map(|(name, used)| (&**name, &used.changed));
+            [self.left.get_key_value(name).map(|(name, left)| (&**name, left)), used]
+        };
+        let named = words(text).flat_map(move |(_, word)| {
             let lower = word.to_ascii_lowercase();
-            self.left.get_key_value(&*lower).or_else(|| self.left.get_key_value(word))
+            let mixed = if *lower == *word { [None, None] } else { of(word) };
+            of(&lower).into_iter().chain(mixed).flatten()
         });
         let odd = self.odd.iter().filter(|name| text.windows(name.len()).any(|part| part == &***name));
-        named
-            .chain(odd.filter_map(|name| self.left.get_key_value(&**name)))
-            .map(|(name, left)| (&**name, left))
-            .filter(|(_, left)| left.sets())
+        named.chain(odd.flat_map(move |name| of(name).into_iter().flatten())).filter(|(_, left)| left.sets())
     }
 }
 
 impl FunctionTable {
-    /// The same with what functions leave in the session that calls them.
+    /// The same with what functions leave in the session that calls them, and relations in one that uses them.
     #[must_use]
-    pub fn with_bodies(mut self, rows: &[BodyRow<'_>]) -> Self {
+    pub fn with_bodies(mut self, rows: &[BodyRow<'_>], relations: &[RelationRow<'_>]) -> Self {
         for _ in 0..MAX_CALLS {
-            let found = Bodies::of(rows, &self);
+            let found = Bodies::of(rows, relations, &self);
             if found == *self.bodies() {
                 break;
             }
@@ -143,13 +211,25 @@ mod tests {
 
     fn table() -> FunctionTable {
         let row = |name, text| BodyRow { name, sql: true, text };
-        FunctionTable::new([], &[], &[]).with_bodies(&[
+        let functions = [
+            row("fills", "begin insert into parent values (1); end"),
             row("outer_one", "begin perform inner_one(); end"),
             row("inner_one", "begin perform set_config('app.x', 'y', false); set role r1; end"),
             row("locks", "begin perform pg_advisory_lock(1); end"),
             row("harmless", "begin update t set a = 1; end"),
             row("Odd one", "begin create temp table made(a int); end"),
-        ])
+        ];
+        let used = |name, text| RelationRow { name, read: false, text };
+        FunctionTable::new([], &[], &[]).with_bodies(
+            &functions,
+            &[
+                used("audited", "PERFORM inner_one()"),
+                used("parent", "UPDATE audited"),
+                used("Odd table", "SELECT locks()"),
+                used("plain", "SELECT nextval('s')"),
+                RelationRow { name: "shown", read: true, text: "SELECT locks() AS a FROM audited;" },
+            ],
+        )
     }
 
     #[test]
@@ -163,31 +243,50 @@ mod tests {
             ("select locks from t", &[]),
             ("select \"Odd one\"()", &[PinReason::Temp]),
             ("do $$ begin perform locks(); end $$", &[PinReason::AdvisoryLock]),
+            ("insert into public.audited values (1)", &[PinReason::Set]),
+            ("with x as (delete from parent returning a) select * from x", &[PinReason::Set]),
+            ("copy audited from stdin", &[PinReason::Set]),
+            ("truncate audited", &[PinReason::Set]),
+            ("select * from audited", &[]),
+            ("copy audited to stdout", &[]),
+            ("insert into \"Odd table\" values (1)", &[PinReason::AdvisoryLock]),
+            ("insert into odd values (1)", &[]),
+            ("insert into plain values (1)", &[]),
+            ("select a from shown", &[PinReason::AdvisoryLock]),
+            ("update shown set a = 1", &[PinReason::Set, PinReason::AdvisoryLock]),
+            ("select fills()", &[PinReason::Set]),
+            ("do $$ begin insert into audited values (1); end $$", &[PinReason::Set]),
         ] {
             let statement = classify(sql.as_bytes(), &table, LexRules::STANDARD);
             assert_eq!(statement.pins.list(), want, "{sql}");
             assert!(want.is_empty() || statement.access == Access::Write, "{sql}");
         }
-        assert_eq!(table.bodies().names().collect::<Vec<_>>(), ["Odd one", "inner_one", "locks", "outer_one"]);
+        assert_eq!(
+            table.bodies().names().collect::<Vec<_>>(),
+            ["Odd one", "fills", "inner_one", "locks", "outer_one", "Odd table", "audited", "parent", "shown"]
+        );
     }
 
     #[test]
     fn the_settings_of_all_functions_that_are_called_are_asked_for() {
-        let mut touched = Touched::default();
-        table().bodies().touch(b"select outer_one()", &mut touched, LexRules::STANDARD);
-        let names: Vec<&str> = touched.names.iter().map(Box::as_ref).collect();
-        assert_eq!((touched.every, touched.nameless, names), (false, false, vec!["app.x", "role"]));
+        for sql in ["select outer_one()", "insert into parent values (1)", "select fills()", "update shown set a = 1"] {
+            let mut touched = Touched::default();
+            table().bodies().touch(sql.as_bytes(), &mut touched, LexRules::STANDARD);
+            let names: Vec<&str> = touched.names.iter().map(Box::as_ref).collect();
+            assert_eq!((touched.every, touched.nameless, names), (false, false, vec!["app.x", "role"]), "{sql}");
+        }
     }
 
     #[test]
     fn where_no_name_is_found_all_settings_are_asked_for() {
         let row = |name, sql, text| BodyRow { name, sql, text };
-        let table = FunctionTable::new([], &[], &[]).with_bodies(&[
+        let rows = [
             row("Odd set", true, "begin set role r1; end"),
             row("by_odd", true, "begin perform \"Odd set\"(); end"),
             row("tcl", false, "spi_exec {set role r1}"),
             row("ends", true, "begin drop table made; end"),
-        ]);
+        ];
+        let table = FunctionTable::new([], &[], &[]).with_bodies(&rows, &[]);
         for (sql, every, names) in [
             ("select \"Odd set\"()", false, "role"),
             ("select by_odd()", false, "role"),

@@ -1,5 +1,6 @@
 //! What a statement does beyond reading and writing: to the transaction block, and to the session.
 
+use super::bodies::Used;
 use super::keyword::Keyword as K;
 use super::{Control, Isolation, Modes, Names, PinReason, Pins};
 
@@ -41,6 +42,10 @@ pub(super) struct Head {
     pub(super) unlocks: bool,
     /// A function of advisory locks is called.
     pub(super) advisory: bool,
+    /// Something in it changes rows.
+    pub(super) changes: bool,
+    /// What the relations that are named leave in the session when they are changed, and whether that may end something.
+    changed: (Pins, bool),
 }
 
 impl Head {
@@ -57,6 +62,8 @@ impl Head {
             calls: Pins::NONE,
             unlocks: false,
             advisory: false,
+            changes: false,
+            changed: (Pins::NONE, false),
         }
     }
 
@@ -103,6 +110,12 @@ impl Head {
             b"pg_try_advisory_lock" | b"pg_try_advisory_lock_shared" => PinReason::AdvisoryLock,
             b"dblink_connect" | b"dblink_connect_u" => PinReason::Dblink,
             b"currval" | b"lastval" => PinReason::Sequence,
+            // Of pg_trgm: it changes a setting.
+            b"set_limit" => PinReason::Set,
+            // Of isn, and the server's own.
+            b"isn_weak" | b"pg_replication_origin_session_setup" | b"pg_backup_start" | b"pg_start_backup" => {
+                PinReason::Extension
+            }
             _ => {
                 self.unlocks |= name.starts_with(b"pg_advisory_unlock");
                 self.advisory |= name.starts_with(b"pg_advisory_") || name.starts_with(b"pg_try_advisory_");
@@ -111,6 +124,30 @@ impl Head {
         };
         self.advisory |= reason == PinReason::AdvisoryLock;
         self.calls.add(reason);
+    }
+
+    /// A relation is named whose use leaves something in the session.
+    #[cold]
+    pub(super) fn relation(&mut self, used: &Used) {
+        self.calls.join(used.read.pins);
+        self.unlocks |= used.read.unpins;
+        self.advisory |= used.read.pins.has(PinReason::AdvisoryLock);
+        self.changed.0.join(used.changed.pins);
+        self.changed.1 |= used.changed.unpins;
+    }
+
+    /// `pg_settings` is named: to change it is to change settings.
+    pub(super) fn settings_named(&mut self) {
+        self.changed.0.add(PinReason::Set);
+    }
+
+    /// What the functions leave that are called, and the relations that are used.
+    pub(super) fn left(&self) -> Pins {
+        let mut pins = self.calls;
+        if self.changes {
+            pins.join(self.changed.0);
+        }
+        pins
     }
 
     /// `set_config` is called and not for the transaction only.
@@ -188,7 +225,7 @@ impl Head {
             K::Create => (self.is_create_temp() || self.pg_temp).then_some(PinReason::Temp),
             _ => None,
         };
-        let mut pins = self.calls;
+        let mut pins = self.left();
         for reason in own.into_iter().chain((self.into_temp || self.pg_temp).then_some(PinReason::Temp)) {
             pins.add(reason);
         }
@@ -198,7 +235,9 @@ impl Head {
     /// May it end what binds the session to its server? What ends with its transaction is not meant.
     pub(super) fn unpins(&self) -> bool {
         let verb = self.words[0];
-        self.unlocks || matches!(verb, K::Close | K::Deallocate | K::Discard | K::Drop | K::Unlisten | K::Do | K::Call)
+        self.unlocks
+            || self.changes && self.changed.1
+            || matches!(verb, K::Close | K::Deallocate | K::Discard | K::Drop | K::Unlisten | K::Do | K::Call)
     }
 
     /// `SET LOCAL`, `SET TRANSACTION`, `SET CONSTRAINTS`; not a setting that is named like one of them.

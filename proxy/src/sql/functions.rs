@@ -3,7 +3,7 @@
 //! A name means the worst of all objects that bear it in all schemas, because which of them a statement means depends
 //! on search_path and argument types. An immutable snapshot, shared by the sessions of a database.
 
-use super::bodies::Bodies;
+use super::bodies::{Bodies, Used};
 use super::{Access, FunctionName, LexRules, classify};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -95,8 +95,10 @@ pub struct FunctionTable {
     number: u64,
     /// Functions that leave something in the session, as the configuration says; nearly always none.
     pinning: Arc<[String]>,
-    /// What functions leave there, as their bodies tell.
+    /// What functions leave there, as their bodies tell, and relations.
     bodies: Arc<Bodies>,
+    /// Of the names of such relations; nearly always there are none.
+    leaving_relations: Sieve,
 }
 
 /// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, DISTINCT, USING, CASE, ORDER BY and the
@@ -121,6 +123,9 @@ impl Sieve {
     }
 
     fn may_hold(&self, name: &[u8]) -> bool {
+        if self.0 == [0; 4] {
+            return false;
+        }
         let (word, bit) = Self::place(name);
         self.0[word] & bit != 0
     }
@@ -180,13 +185,21 @@ impl FunctionTable {
     }
 
     pub(super) fn set_bodies(&mut self, bodies: Bodies) {
+        self.leaving_relations = Sieve::default();
+        bodies.relations().for_each(|name| self.leaving_relations.add(name));
         self.bodies = Arc::new(bodies);
+    }
+
+    /// What the use of a relation of that exact name leaves in the session.
+    pub(super) fn used(&self, name: &[u8]) -> Option<&Used> {
+        if self.leaving_relations.may_hold(name) { self.bodies.relation(name) } else { None }
     }
 
     /// The same where functions leave what they leave by another table.
     #[must_use]
     pub fn with_bodies_of(mut self, other: &Self) -> Self {
         self.bodies = other.bodies.clone();
+        self.leaving_relations = other.leaving_relations;
         self
     }
 

@@ -24,6 +24,9 @@ pub(super) fn pins_anywhere(sql: &[u8], functions: &FunctionTable) -> Pins {
         if let Some(left) = functions.bodies().get(name) {
             pins.join(left.pins);
         }
+        if let Some(used) = functions.used(name) {
+            pins.join(used.changed.pins);
+        }
         match (before, word) {
             (_, K::Temp) => pins.add(PinReason::Temp),
             (K::With, K::Hold) => pins.add(PinReason::HeldCursor),

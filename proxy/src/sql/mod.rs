@@ -24,7 +24,7 @@ mod redefines;
 mod touched;
 
 pub use aside::keeps_read_only;
-pub use bodies::{BodyRow, MAX_CALLS};
+pub use bodies::{BodyRow, MAX_CALLS, RelationRow};
 pub use classify::{Leaves, LongText, Why, classify, first_of, why};
 pub use fingerprint::fingerprint;
 pub use function_name::{FunctionName, FunctionNameError};

@@ -83,6 +83,7 @@ impl Touched {
                     }
                     found |= first && (is(b"set") || is(b"reset"));
                     called = is(b"set_config");
+                    found |= self.odd_ways(word);
                     first = is(b"begin") || is(b"then") || is(b"else") || is(b"loop");
                     continue;
                 }
@@ -141,13 +142,16 @@ impl Touched {
         self.calls(s, parameters)
     }
 
-    /// The rest of a statement: calls of `set_config`.
+    /// The rest of a statement: calls of `set_config`, and what else changes settings.
     fn calls<'a>(&mut self, s: &mut Scan<'a>, parameters: &[&[u8]]) -> Option<Token<'a>> {
         let mut called = false;
         loop {
             match s.next() {
                 end @ (None | Some(Token::Semicolon | Token::Odd)) => return end,
-                Some(Token::Word(word)) => called = word.eq_ignore_ascii_case(b"set_config"),
+                Some(Token::Word(word)) => {
+                    called = word.eq_ignore_ascii_case(b"set_config");
+                    self.odd_ways(word);
+                }
                 Some(Token::Quoted(name)) => called = name == b"set_config",
                 Some(Token::Open) if std::mem::take(&mut called) => self.argument(s, parameters),
                 Some(_) => called = false,
@@ -155,9 +159,21 @@ impl Touched {
         }
     }
 
+    /// A word that changes settings in another way than by naming them: an UPDATE of `pg_settings`, and a function of
+    /// pg_trgm.
+    fn odd_ways(&mut self, word: &[u8]) -> bool {
+        let (every, limit) = (word.eq_ignore_ascii_case(b"pg_settings"), word.eq_ignore_ascii_case(b"set_limit"));
+        self.every |= every;
+        if limit {
+            self.name(b"pg_trgm.similarity_threshold");
+        }
+        every || limit
+    }
+
     /// The first argument of `set_config`: a literal or a parameter, or it is not known.
     fn argument(&mut self, s: &mut Scan<'_>, parameters: &[&[u8]]) {
         let literal = s.literal();
+        s.cast();
         let name = match (literal, s.peek()) {
             (Some([b'\'', name @ .., b'\'']), Some(Token::Comma)) if !name.contains(&b'\'') => Some(name),
             (Some([b'$', digits @ ..]), Some(Token::Comma)) => {
@@ -354,6 +370,17 @@ impl<'a> Scan<'a> {
         is
     }
 
+    /// Take a cast to a type of one word, as the server writes it behind every literal.
+    fn cast(&mut self) {
+        if self.peek() == Some(Token::Operator) && self.sql[self.at..].trim_ascii_start().starts_with(b"::") {
+            self.next();
+            self.next();
+            if let Some(Token::Word(_)) = self.peek() {
+                self.next();
+            }
+        }
+    }
+
     /// Take the next token if it is a literal: its text, blanks before it taken off.
     fn literal(&mut self) -> Option<&'a [u8]> {
         if self.peek() != Some(Token::Literal) {
@@ -395,6 +422,7 @@ mod tests {
             ("reset session authorization", &["role", "session_authorization"]),
             ("select 1; reset time zone", &["timezone"]),
             ("select set_config('app.x', 'a', false)", &["app.x"]),
+            ("SELECT set_config('app.x'::text, 'a'::text, false) AS set_config", &["app.x"]),
             ("select pg_catalog . set_config ( 'A', f('b', 'c'), false), set_config('b', '', false)", &["a", "b"]),
         ] {
             check(sql, &[], false, false, names);
@@ -416,12 +444,15 @@ mod tests {
         check("discard all", &[], true, false, &[]);
         check("discard temp", &[], false, false, &[]);
         check("select set_config('app.' || x, 'a', false)", &[], true, true, &[]);
+        check("select set_config('app.'::text || x, 'a', false)", &[], true, true, &[]);
         check("select set_config(E'a', 'a', false)", &[], true, true, &[]);
         check("select set_config('it''s', 'a', false)", &[], true, true, &[]);
         check("select set_config(/* x */ 'a', 'a', false)", &[], true, true, &[]);
         check("do $$ begin set app.z = 1; end $$", &[], true, false, &["app.z"]);
         check("set x = u&\"app.q\"", &[], true, false, &["app.q", "x"]);
         check("set x = u&'app.q'", &[], false, false, &["x"]);
+        check("set x = 1; update pg_settings set setting = '1' where name = 'y'", &[], true, false, &["x"]);
+        check("select set_limit(0.5)", &[], false, false, &["pg_trgm.similarity_threshold"]);
     }
 
     #[test]

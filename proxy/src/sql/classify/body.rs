@@ -54,19 +54,15 @@ impl Found<'_> {
             // What looks like LOAD may be a variable's name.
             let mut pins = part.head.pins();
             pins.remove(PinReason::Load);
-            pins.join(part.head.calls);
+            pins.join(part.head.left());
             self.pins.join(pins);
             self.unpins |= part.head.unpins();
             match end {
                 End::Semicolon => {}
                 End::Text => return,
                 End::Odd => {
-                    let mut anywhere = pins_anywhere(body, self.functions);
                     // What would last for life is found only where it is called.
-                    for reason in [PinReason::Load, PinReason::Seed, PinReason::Dblink, PinReason::Extension] {
-                        anywhere.remove(reason);
-                    }
-                    self.pins.join(anywhere);
+                    self.pins.join(askable(pins_anywhere(body, self.functions)));
                     self.unpins = true;
                     return self.text(body, true);
                 }
@@ -119,10 +115,15 @@ impl Found<'_> {
             if behind.trim_ascii_start().starts_with(b"(") {
                 self.call(word);
             }
-            if let Some(lower) = lowered(word, &mut [0; MAX_NAME])
-                && lower.starts_with(b"pg_temp")
-            {
-                self.pins.add(PinReason::Temp);
+            if let Some(lower) = lowered(word, &mut [0; MAX_NAME]) {
+                if lower.starts_with(b"pg_temp") {
+                    self.pins.add(PinReason::Temp);
+                }
+                if let Some(used) = self.functions.used(lower) {
+                    // Whether it is used, and how, cannot be told.
+                    self.pins.join(askable(used.changed.pins));
+                    self.unpins |= used.changed.unpins;
+                }
             }
             // What PL/Python, PL/Perl and PL/Tcl keep for a session.
             if !sql && matches!(word, b"GD" | b"SD" | b"_SHARED") {
@@ -164,6 +165,14 @@ impl Found<'_> {
             self.unpins |= left.unpins;
         }
     }
+}
+
+/// Those of which the server knows whether they are still there.
+fn askable(mut pins: Pins) -> Pins {
+    for reason in [PinReason::Load, PinReason::Seed, PinReason::Dblink, PinReason::Extension] {
+        pins.remove(reason);
+    }
+    pins
 }
 
 /// Does a readable body run what is in a literal?

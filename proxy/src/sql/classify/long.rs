@@ -338,6 +338,14 @@ impl LongText {
             // Called or not: it is named.
             self.leaves.pins.add(PinReason::Extension);
         }
+        if matches!(token, Token::Word(_) | Token::Quoted(_))
+            && let Some(used) = self.functions.used(name)
+        {
+            // As a rule such a text changes what it names.
+            self.leaves.pins.join(used.changed.pins);
+            self.leaves.unpins |= used.changed.unpins;
+            self.functions.bodies().touch(name, &mut self.touched, self.lex);
+        }
         self.behind_name = matches!(token, Token::Word(_) | Token::Quoted(_));
         // What runs inside is in a literal, and not looked at here.
         self.odd |= self.part.verb == K::Do;
@@ -377,7 +385,7 @@ mod tests {
             row("sets", "begin perform set_config('app.x', 'y', false); end"),
             row("locks", "begin perform pg_advisory_lock(1); end"),
         ];
-        Arc::new(FunctionTable::unloaded().with_pinning(["opens".to_owned()].into()).with_bodies(&bodies))
+        Arc::new(FunctionTable::unloaded().with_pinning(["opens".to_owned()].into()).with_bodies(&bodies, &[]))
     }
 
     fn long(sql: &[u8], piece: usize) -> Option<(Pins, bool)> {

@@ -245,6 +245,7 @@ impl<'t> Part<'t> {
         } else {
             // Most of our keywords can be names of relations as well.
             self.relation_seen();
+            self.used();
         }
         self.steer(word);
         self.words = [self.words[1], word];
@@ -292,10 +293,22 @@ impl<'t> Part<'t> {
         }
     }
 
+    /// A name: of a relation whose use leaves something in the session?
+    fn used(&mut self) {
+        if let Some(used) = self.functions.used(&self.name[..self.name_len]) {
+            self.head.relation(used);
+            self.writes |= !used.read.pins.is_empty();
+        }
+    }
+
     /// A name: of a relation that only the primary has, or of a volatile function in attribute notation?
     fn name_seen(&mut self) {
+        self.used();
         let name = &self.name[..self.name_len];
         if name.starts_with(b"pg_") {
+            if name == b"pg_settings" {
+                self.head.settings_named();
+            }
             self.head.pg_temp |= name.starts_with(b"pg_temp");
             self.writes |= is_about_this_server(name);
             self.lists |= name.starts_with(b"pg_prepared_statement");
@@ -359,6 +372,7 @@ impl<'t> Part<'t> {
                 // A word that begins nothing we know still is the verb: it must not be looked for further on.
                 self.writes |= word == K::None;
                 self.executes = word == K::Execute && self.last == Last::Start;
+                self.head.changes |= self.name[..self.name_len] == *b"truncate";
             }
         } else if self.explain_options {
             self.explain_option();
@@ -375,7 +389,8 @@ impl<'t> Part<'t> {
             }
         }
         match word {
-            K::Insert | K::Update | K::Delete | K::Merge | K::Into => self.writes = true,
+            K::Insert | K::Update | K::Delete | K::Merge => (self.writes, self.head.changes) = (true, true),
+            K::Into => self.writes = true,
             K::Share if matches!(self.words[1], K::For | K::Key) => self.writes = true,
             K::With if matches!(self.last, Last::Start | Last::Open) => self.with |= 1 << self.depth,
             K::Select | K::Values | K::Table => {
@@ -383,7 +398,7 @@ impl<'t> Part<'t> {
                 self.computes |= word != K::Table;
             }
             K::Set | K::Call => self.computes = true,
-            K::From if self.verb == K::Copy && self.depth == 0 => self.writes = true,
+            K::From if self.verb == K::Copy && self.depth == 0 => (self.writes, self.head.changes) = (true, true),
             K::Stdout if self.verb == K::Copy && self.depth == 0 => self.to_stdout |= self.words[1] == K::To,
             K::All if self.verb == K::Show => self.writes = true,
             K::Execute if self.words[1] == K::As && self.depth == 0 => {

@@ -17,7 +17,7 @@ pub enum Why {
     Function(String),
     /// `current_setting` of this, which a standby answers otherwise, or which is not a plain literal.
     Setting(String),
-    /// A relation or type of this name must be used on the primary.
+    /// A relation or type of this name must be used on the primary, or leaves something in the session.
     Local(String),
     /// It cannot be read with certainty from this byte on.
     Unreadable(usize),
@@ -105,7 +105,9 @@ impl Part<'_> {
     }
 
     fn is_local(&self) -> bool {
-        self.functions.is_local_relation(&self.name[..self.name_len])
+        let name = &self.name[..self.name_len];
+        let leaves = || self.functions.used(name).is_some_and(|used| !used.read.pins.is_empty());
+        self.functions.is_local_relation(name) || leaves()
     }
 }
 
