@@ -19,6 +19,9 @@ pub struct LagSnapshot {
     pub primary: Option<PrimarySample>,
     /// One entry per standby known to the topology, ordered by name.
     pub standbys: Vec<StandbyLag>,
+    /// No later term was open at this instant, as the voters prove that were seen receiving WAL from the primary
+    /// ([`crate::topology::Quorum::proven`]). `None`: that was never proven.
+    pub proven_at: Option<Instant>,
 }
 
 /// Where the primary's WAL ended.

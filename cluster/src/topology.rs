@@ -38,11 +38,42 @@ pub struct Topology {
     pub epoch: u64,
     /// Commits wait for standbys, by that policy.
     pub protected: bool,
+    /// The mode promises of every commit that standbys confirm it: strict, and available also while it is suspended.
+    pub semi_sync: bool,
+    /// The quorums that confirm commits, two while one is changed to another. A later term opens when it has frozen enough
+    /// of each. Empty where time is what keeps a later term from opening (`valid_until`).
+    pub quorums: Vec<Quorum>,
+    /// When etcd was asked for this view, or last confirmed it: no later term was open then. `None`: never.
+    pub read_at: Option<Instant>,
     /// Where this term's timeline left the previous one; `None` in the first term.
     pub fork: Option<Fork>,
     /// That and the forks before it, oldest first: what of older timelines this term's holds. Empty while the term's
     /// primary is not promoted.
     pub forks: Vec<Fork>,
+}
+
+/// How many standbys confirm a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quorum {
+    /// The nodes that count.
+    pub voters: Vec<NodeId>,
+    /// How many of them, besides the primary, have flushed a commit before it is acknowledged.
+    pub k: u32,
+}
+
+impl Quorum {
+    /// Since when no later term can have been open, as the voters seen receiving WAL from `primary` prove it. `seen` tells
+    /// when each was asked that answered so.
+    ///
+    /// A node that is frozen for a later term receives nothing more from this one. k voters besides the primary that are
+    /// not frozen leave m - 1 - k others, one less than a later term needs. (Of a primary that is no voter, which only an
+    /// operator's word makes, one more must be seen.)
+    pub fn proven(&self, primary: &NodeId, seen: impl Fn(&NodeId) -> Option<Instant>) -> Option<Instant> {
+        let mut asked: Vec<Instant> = self.voters.iter().filter(|v| *v != primary).filter_map(seen).collect();
+        asked.sort_unstable_by(|a, b| b.cmp(a));
+        let needed = self.k as usize + usize::from(!self.voters.contains(primary));
+        asked.get(needed.checked_sub(1)?).copied()
+    }
 }
 
 /// A node and how to reach it.
@@ -131,6 +162,9 @@ impl Topology {
             confirmed_until: None,
             epoch: 0,
             protected: false,
+            semi_sync: false,
+            quorums: Vec::new(),
+            read_at: None,
             fork: None,
             forks: Vec::new(),
         }
@@ -147,6 +181,27 @@ impl Topology {
             (Gate::Open | Gate::Draining, Some(end)) if now >= end => Gate::Closed(Closed::Stale),
             (gate, _) => gate,
         }
+    }
+
+    /// The instant as of which it is known that no later term was open: by etcd, or by `streams`, the standbys that were seen
+    /// receiving WAL from this view's primary. `None` where time keeps a later term from opening: as of any instant before
+    /// the view ends.
+    pub fn proven_at(&self, streams: Option<Instant>, now: Instant) -> Option<Instant> {
+        let read_at = self.read_at.unwrap_or_default();
+        match self.gate_at(now) {
+            _ if self.quorums.is_empty() => None,
+            Gate::Open | Gate::Draining => Some(read_at.max(streams.unwrap_or_default())),
+            // The term that begins may have opened since, and its own standbys stream.
+            Gate::Closed(_) => Some(read_at),
+        }
+    }
+
+    /// Does `newer` differ in nothing but until when it may be acted on, and by which reading of etcd?
+    pub fn is_renewed_by(&self, newer: &Self) -> bool {
+        let Self { revision, valid_until, confirmed_until, read_at, .. } = newer.clone();
+        *newer == Self { revision, valid_until, confirmed_until, read_at, ..self.clone() }
+            && (valid_until.is_some(), confirmed_until.is_some())
+                == (self.valid_until.is_some(), self.confirmed_until.is_some())
     }
 
     /// Replace by `newer` unless that is older. True when something changed.
@@ -226,6 +281,64 @@ mod tests {
         assert!(!t.merge(view(7, 100)));
         assert!(t.merge(view(7, 101)) && t.merge(view(8, 1)));
         assert_eq!(t.term, Term(8));
+    }
+
+    #[test]
+    fn voters_that_receive_prove_the_term_as_of_when_enough_were_asked() {
+        let node = |n: u64| -> NodeId { format!("n{n}").parse().unwrap() };
+        let quorum = |m: u64, k| Quorum { voters: (1..=m).map(node).collect(), k };
+        // When n2, n3, ... were asked that receive from n1.
+        let seen = |times: &'static [u64]| {
+            move |who: &NodeId| {
+                let (_, at) = times.iter().enumerate().find(|(i, _)| *who == node(*i as u64 + 2))?;
+                (*at > 0).then(|| Instant::from_millis(*at))
+            }
+        };
+        for (m, k, times, want) in [
+            (2, 1, &[9][..], Some(9)),
+            (2, 1, &[0], None),
+            (3, 1, &[9, 0], Some(9)),
+            (3, 1, &[5, 9], Some(9)),
+            (3, 2, &[5, 9], Some(5)),
+            (3, 2, &[0, 9], None),
+            (5, 2, &[7, 0, 9, 0], Some(7)),
+            (5, 2, &[0, 0, 9, 0], None),
+            (5, 3, &[7, 8, 9, 0], Some(7)),
+            // n5 has no vote.
+            (3, 2, &[5, 0, 0, 9], None),
+        ] {
+            let proven = quorum(m, k).proven(&node(1), seen(times));
+            assert_eq!(proven, want.map(Instant::from_millis), "m = {m}, k = {k}, {times:?}");
+        }
+        let others = Quorum { voters: vec![node(2), node(3), node(4)], k: 1 };
+        assert_eq!(others.proven(&node(1), seen(&[5, 9])), Some(Instant::from_millis(5)), "n1 is no voter");
+        assert_eq!(others.proven(&node(1), seen(&[0, 9])), None);
+    }
+
+    #[test]
+    fn a_term_is_proven_by_etcd_or_by_streams_and_once_closed_by_etcd_alone() {
+        let at = Instant::from_millis;
+        let quorums = vec![Quorum { voters: Vec::new(), k: 1 }];
+        let t = Topology { quorums, read_at: Some(at(5)), confirmed_until: Some(at(20)), ..view(7, 1) };
+        assert_eq!(t.proven_at(None, at(10)), Some(at(5)));
+        assert_eq!(t.proven_at(Some(at(8)), at(10)), Some(at(8)));
+        assert_eq!(t.proven_at(Some(at(3)), at(10)), Some(at(5)));
+        assert_eq!(t.proven_at(Some(at(8)), at(20)), Some(at(5)), "the view has ended");
+        let closed = Topology { gate: Gate::Closed(Closed::Opening), ..t.clone() };
+        assert_eq!(closed.proven_at(Some(at(8)), at(10)), Some(at(5)));
+        let timed = Topology { quorums: Vec::new(), ..t };
+        assert_eq!(timed.proven_at(None, at(10)), None);
+    }
+
+    #[test]
+    fn a_view_read_again_is_renewed_unless_it_says_something_else() {
+        let at = Instant::from_millis;
+        let t = Topology { confirmed_until: Some(at(20)), ..view(7, 1) };
+        let again = Topology { confirmed_until: Some(at(40)), read_at: Some(at(30)), revision: 9, ..t.clone() };
+        assert!(t.is_renewed_by(&again));
+        assert!(!t.is_renewed_by(&Topology { epoch: 3, ..again.clone() }));
+        assert!(!t.is_renewed_by(&Topology { gate: Gate::Draining, ..again.clone() }));
+        assert!(!t.is_renewed_by(&Topology { confirmed_until: None, valid_until: Some(at(40)), ..again }));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! cluster; what workers share is a few atomics and the messages of [`ToWorker`].
 
 mod accept;
+mod follow;
 mod run;
 mod scheduling;
 mod shared;
@@ -21,7 +22,7 @@ use crate::pool::backoff::Backoff;
 use crate::pool::checkout::{Doorway, still_valid};
 use crate::pool::policy::{Age, too_old};
 use crate::pool::warm::Patrons;
-use crate::pool::{Identity, Order, PoolKey, Pools, Scope, health};
+use crate::pool::{Identity, Order, PoolKey, Pools, Scope};
 use crate::route::sample::Sample;
 use crate::route::{
     self, Causality, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed, Target,
@@ -34,7 +35,6 @@ use crate::session::statements::Texts;
 use crate::session::timers;
 use crate::session::tracking::Tracking;
 use crate::sql::{Access, Recall};
-use cluster::lag::LagSnapshot;
 use cluster::topology::{Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
 use std::cell::{Cell, RefCell};
@@ -83,6 +83,8 @@ pub struct Worker {
     pub view: RefCell<View>,
     /// Grows with each change of the topology.
     pub generation: Cell<u64>,
+    /// A session waits, with a server of its own, for a proof that its term is not over.
+    unproven: Cell<bool>,
     /// Told at each change of topology or lag.
     pub changed: Notify,
     /// Server connections.
@@ -186,6 +188,7 @@ impl Worker {
             scheduling: Cell::default(),
             view: RefCell::new(View { topology: Topology::unknown(), lag: Lag::default() }),
             generation: Cell::new(0),
+            unproven: Cell::new(false),
             changed: Notify::new(),
             places: RefCell::default(),
             texts: RefCell::new(Texts::new((index as u64) << 48)),
@@ -556,50 +559,6 @@ impl Worker {
     /// Run `tell` for every session's presence.
     fn each_session(&self, tell: impl Fn(&Presence)) {
         self.places.borrow().all().for_each(|(_, p)| tell(p));
-    }
-
-    fn apply_topology(&self, topology: Topology) {
-        let applied =
-            Applied { term: topology.term, epoch: topology.epoch, revision: topology.revision, gate: topology.gate };
-        {
-            let mut view = self.view.borrow_mut();
-            if !view.topology.merge(topology) {
-                return;
-            }
-            // Names are cloned at every statement: their counts must not be shared with other workers.
-            let View { topology, .. } = &mut *view;
-            for member in topology.primary.iter_mut().chain(&mut topology.standbys) {
-                member.node = member.node.unshared();
-            }
-        }
-        self.generation.set(self.generation.get() + 1);
-        self.throttle();
-        self.stir();
-        // What could not be reached may be now.
-        self.backoffs.borrow_mut().clear();
-        health::apply_topology(&self.pools, &self.view.borrow().topology);
-        // From here on nothing is sent under the older view: every sender looks at this one first.
-        let board = &self.shared.boards[self.index];
-        *board.applied.lock().unwrap_or_else(PoisonError::into_inner) = applied;
-        self.shared.applied.notify_one();
-        self.each_session(Presence::wake);
-        self.tell_change();
-    }
-
-    fn apply_lag(&self, lag: Arc<LagSnapshot>) {
-        let config = self.config();
-        let now = self.now();
-        let mut view = self.view.borrow_mut();
-        self.footings.borrow_mut().observe(
-            &lag,
-            |node| config.nodes.favour(node, view.topology.member(node)),
-            (config.max_replay_lag, config.reads.slow_start.0),
-            now,
-        );
-        view.lag.update(lag);
-        drop(view);
-        self.throttle();
-        self.tell_change();
     }
 
     fn cancel(&self, place: usize, secret: Secret, done: oneshot::Sender<()>) {

@@ -346,3 +346,56 @@ fn a_login_chooses_too_and_the_configuration_for_who_does_not() {
     ok(&mut a, "set pgtenure.durability = 'local'");
     assert_eq!(a.query("set pgtenure.durability = 'async'"), ["E 42501", "Z I"]);
 }
+
+#[test]
+fn every_level_is_had_in_every_way_from_the_mode_up() {
+    let c = Cluster::start(0, |raw| (raw.workers, raw.pool_size, raw.reads.hints) = (1, 2, true));
+    c.nodes[0].psql("create table app.public.t (i int, how text default current_setting('synchronous_commit'))");
+    c.nodes[0].psql("alter table t owner to app");
+    let later = || Some(cluster::Clock.now() + std::time::Duration::from_secs(3600));
+    let levels =
+        [Durability::Async, Durability::Local, Durability::Received, Durability::SemiSync, Durability::Applied];
+    for (mode, least) in
+        [("strict", Durability::SemiSync), ("available", Durability::SemiSync), ("async", Durability::Local)]
+    {
+        c.publish(|t| {
+            (t.protected, t.semi_sync, t.epoch) = (mode != "async", mode != "async", t.epoch + 1);
+            t.valid_until = if mode == "strict" { None } else { later() };
+        });
+        let mut a = Raw::login(c.port, &[]);
+        for level in levels {
+            let (word, commit) = (level.as_str(), level.commit());
+            let what = format!("{word} in {mode} mode");
+            let sets = [
+                format!("set pgtenure.durability = '{word}'"),
+                format!("set synchronous_commit = {commit}"),
+                format!("select set_config('pgtenure.durability', '{word}', false)"),
+            ];
+            let locally = format!("set local pgtenure.durability = '{word}'");
+            let hinted = format!("/* pgtenure: durability={word} */ insert into t values (1) returning how");
+            let startup = [("user", "app"), ("database", "app"), ("pgtenure.durability", word)];
+            let (admitted, begins) = (refused(c.port, &startup), ok(&mut a, "begin"));
+            assert!(begins.contains(&"Z T".to_owned()), "{what}");
+            if level < least {
+                assert_eq!(a.query(&locally), ["E 42501", "Z E"], "{what}");
+                ok(&mut a, "rollback");
+                for set in &sets {
+                    assert_eq!(a.query(set), ["E 42501", "Z I"], "{set} in {mode} mode");
+                }
+                assert_eq!(a.query(&hinted), ["E 42501", "Z I"], "{what}");
+                assert_eq!(admitted, "E 42501", "{what}");
+                continue;
+            }
+            ok(&mut a, &locally);
+            assert_eq!(value(&mut a, SHOW), commit, "{what}, locally");
+            ok(&mut a, "rollback");
+            for set in &sets {
+                ok(&mut a, set);
+                assert_eq!(value(&mut a, SHOW), commit, "{set} in {mode} mode");
+                ok(&mut a, "discard all");
+            }
+            assert_eq!(value(&mut a, &hinted), commit, "{what}, by a comment");
+            assert_eq!(admitted, "admitted", "{what}");
+        }
+    }
+}

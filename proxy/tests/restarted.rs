@@ -24,7 +24,7 @@ fn snapshot(cluster: &Cluster, asked_at: Instant) -> Arc<LagSnapshot> {
     };
     let node = cluster.nodes[1].name.clone();
     let standby = StandbyLag { node, sample: Some(sample), replay_lag: Ok(Duration::ZERO), detail: Detail::default() };
-    Arc::new(LagSnapshot { term: Term(1), primary: None, standbys: vec![standby] })
+    Arc::new(LagSnapshot { term: Term(1), primary: None, standbys: vec![standby], proven_at: None })
 }
 
 #[test]

@@ -92,6 +92,9 @@ fn where_the_view_has_an_end_that_is_the_proof() {
     let mut a = strong(&cluster);
     cut(&cluster);
     cluster.publish(|t| t.valid_until = Some(Clock.now() + Duration::from_secs(3600)));
+    // Where a quorum confirms commits no new term waits for that end, as in available mode.
+    assert_eq!(a.query(READ), ["E 57P03", "Z I"]);
+    cluster.publish(|t| t.protected = false);
     assert_eq!(a.query(READ), ["T", "D 1 n1", "C SELECT 1", "Z I"]);
     cluster.topology.send_modify(|t| (t.valid_until, t.revision) = (Some(Instant::from_millis(1)), t.revision + 1));
     wait_for("the view's end to be known", || (a.query(READ) == ["E 57P03", "Z I"]).then_some(()));

@@ -231,7 +231,7 @@ impl Out {
         });
         self.topology.send_if_modified(|current| {
             let next = later(current, not_shortened(current, next));
-            if same_but_revision(current, &next, validity.strict_lasts / 3) {
+            if same_but_revision(current, &next, validity.lasts / 4) {
                 return false;
             }
             if (current.term, current.gate) != (next.term, next.gate) || node(current) != node(&next) {

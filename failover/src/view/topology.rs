@@ -11,7 +11,7 @@
 use crate::record::{
     FenceRecord, InitRecord, MaintenanceRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord,
 };
-use cluster::topology::{Closed, Gate, Member, Topology};
+use cluster::topology::{Closed, Gate, Member, Quorum, Topology};
 use cluster::{Instant, NodeId, Term};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -84,6 +84,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
             gate: Gate::Closed(Closed::Vacant),
             revision: records.revision,
             system_id: system_id(records),
+            read_at: Some(validity.sent_at),
             ..Topology::unknown()
         };
         return Topology { standbys: members(records, None), ..nobody };
@@ -109,9 +110,17 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         confirmed_until: (protected && strict).then(|| validity.strict_end()),
         epoch: records.policy.as_ref().map_or(0, |p| p.epoch),
         protected,
+        semi_sync: records.policy.as_ref().is_some_and(|p| p.mode != Mode::Async),
+        quorums: records.policy.as_ref().filter(|p| p.protects()).map_or_else(Vec::new, quorums),
+        read_at: Some(validity.sent_at),
         fork: term.fork,
         forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
     }
+}
+
+/// What a later term must have frozen enough of.
+fn quorums(policy: &PolicyRecord) -> Vec<Quorum> {
+    policy.quorums().map(|(voters, k)| Quorum { voters: voters.to_vec(), k }).collect()
 }
 
 fn system_id(records: &Records) -> Option<u64> {
@@ -160,15 +169,17 @@ fn members(records: &Records, except: Option<&NodeId>) -> Vec<Member> {
     standbys.map(kept).collect()
 }
 
-/// Do the two views tell a proxy the same, though read at different revisions? A strict view that was confirmed again a
-/// little later is the same: proxies need not wake for that. `step`: what is more than a little.
+/// Do the two views tell a proxy the same, though read at different revisions? A view that was confirmed again a little
+/// later is the same: proxies need not wake for that. `step`: what is more than a little.
 pub fn same_but_revision(a: &Topology, b: &Topology, step: Duration) -> bool {
-    let blank = |t: &Topology| Topology { revision: 0, confirmed_until: None, ..t.clone() };
-    let longer = match (a.confirmed_until, b.confirmed_until) {
+    let blank = |t: &Topology| Topology { revision: 0, confirmed_until: None, read_at: None, ..t.clone() };
+    let later = |a: Option<Instant>, b: Option<Instant>| match (a, b) {
         (Some(a), Some(b)) => b >= a + step,
         (a, b) => a != b,
     };
-    !longer && blank(a) == blank(b)
+    // How old a reading is matters only where nothing else tells whether the term is over.
+    let read_again = !b.quorums.is_empty() && later(a.read_at, b.read_at);
+    !read_again && !later(a.confirmed_until, b.confirmed_until) && blank(a) == blank(b)
 }
 
 /// `next`, which was just read, for at least as long as `current` may be acted on: the primary's agent may have vouched
@@ -227,7 +238,7 @@ pub fn later(current: &Topology, mut next: Topology) -> Topology {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Cause, Limits, Standing, Suspension, Tenure};
+    use crate::record::{self, Cause, Limits, Standing, Suspension, Tenure};
     use cluster::{Endpoint, Lsn, TimelineId};
 
     const SENT: Instant = Instant::from_millis(10_000);
@@ -334,6 +345,33 @@ mod tests {
         assert_eq!(topology(&records(Phase::Active, Mode::Available), VALIDITY).valid_until, end);
         r.policy = None;
         assert_eq!(topology(&r, VALIDITY).valid_until, end, "an unknown policy protects nothing");
+    }
+
+    #[test]
+    fn a_view_names_what_a_later_term_must_freeze_where_that_is_what_keeps_it_from_opening() {
+        for (mode, quorum) in [(Mode::Strict, true), (Mode::Available, true), (Mode::Async, false)] {
+            let mut r = records(Phase::Active, mode);
+            let voters = vec![n("n1"), n("n2"), n("n3")];
+            let want = if quorum { vec![Quorum { voters: voters.clone(), k: 1 }] } else { Vec::new() };
+            let t = topology(&r, VALIDITY);
+            assert_eq!((t.quorums, t.read_at, t.semi_sync), (want, Some(SENT), quorum), "{mode:?}");
+            let changed = Quorum { voters: vec![n("n1"), n("n3")], k: 1 };
+            let joint = record::Quorum { voters: changed.voters.clone(), k: 1 };
+            let policy = r.policy.as_mut().unwrap();
+            policy.joint = Some(joint);
+            let want = if quorum { vec![Quorum { voters, k: 1 }, changed] } else { Vec::new() };
+            assert_eq!(topology(&r, VALIDITY).quorums, want, "{mode:?}, while voters are changed");
+        }
+    }
+
+    #[test]
+    fn a_reading_that_is_newer_is_news_where_its_age_matters() {
+        let step = Duration::from_millis(500);
+        for (mode, ms, same) in [(Mode::Strict, 499, true), (Mode::Strict, 500, false), (Mode::Async, 500, true)] {
+            let a = topology(&records(Phase::Active, mode), VALIDITY);
+            let b = Topology { read_at: Some(SENT + Duration::from_millis(ms)), ..a.clone() };
+            assert_eq!(same_but_revision(&a, &b, step), same, "{mode:?} after {ms} ms");
+        }
     }
 
     #[test]

@@ -168,6 +168,11 @@ impl Members {
         }
     }
 
+    /// Where a member's PostgreSQL listens.
+    pub fn endpoint(&self, node: &NodeId) -> Option<&Endpoint> {
+        self.endpoints.get(node)
+    }
+
     /// What receives what `sender` sends.
     pub fn receiver(&self, sender: &Sender) -> Receiver {
         match sender.logical {

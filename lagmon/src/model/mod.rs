@@ -11,8 +11,8 @@ pub mod sample;
 pub mod window;
 
 use cluster::lag::{LagSnapshot, PrimarySample, Upstream};
-use cluster::topology::Topology;
-use cluster::{Instant, NodeId, Term};
+use cluster::topology::{Quorum, Topology};
+use cluster::{Endpoint, Instant, NodeId, Term};
 use detail::{Members, NodeDetail, Sender};
 use estimate::{Estimate, Reference};
 use sample::{Answer, Facts, Outcome, PrimaryFacts};
@@ -44,10 +44,13 @@ pub struct Model {
     primary: Option<NodeId>,
     system_id: Option<u64>,
     members: Members,
+    quorums: Vec<Quorum>,
     nodes: BTreeMap<NodeId, Track>,
     window: Window,
     /// The newest answer of the primary; `None` while it does not answer as this term's primary.
     sampled: Option<(Instant, PrimaryFacts)>,
+    /// No later term was open then.
+    proven_at: Option<Instant>,
 }
 
 impl Default for Model {
@@ -64,9 +67,11 @@ impl Model {
             primary: None,
             system_id: None,
             members: Members::default(),
+            quorums: Vec::new(),
             nodes: BTreeMap::new(),
             window: Window::new(WINDOW),
             sampled: None,
+            proven_at: None,
         }
     }
 
@@ -83,6 +88,7 @@ impl Model {
             self.primary = primary;
             self.window.clear();
             self.sampled = None;
+            self.proven_at = None;
             for track in self.nodes.values_mut() {
                 let (complete_until, up_since) = (track.complete_until, track.up_since);
                 *track = Track { complete_until, up_since, ..Track::NEW };
@@ -90,6 +96,7 @@ impl Model {
         }
         self.system_id = topology.system_id;
         self.members = Members::of(topology);
+        self.quorums.clone_from(&topology.quorums);
         let members = || topology.primary.iter().chain(&topology.standbys).map(|m| &m.node);
         self.nodes.retain(|node, _| members().any(|m| m == node));
         for node in members() {
@@ -121,6 +128,25 @@ impl Model {
             }
         }
         self.date();
+        self.proven_at = self.proven_at.max(self.prove());
+    }
+
+    /// As of when do the voters that receive from the primary prove that its term is not over? Of several quorums each
+    /// must say so: which of them is in force may have changed.
+    fn prove(&self) -> Option<Instant> {
+        let primary = self.primary.as_ref()?;
+        let sends = self.members.endpoint(primary)?;
+        let seen = |node: &NodeId| self.nodes.get(node).and_then(|track| self.receives(track, sends));
+        self.quorums.iter().map(|quorum| quorum.proven(primary, seen)).min().flatten()
+    }
+
+    /// When a standby was asked that receives this term's WAL from the sender at that address. One that follows a later
+    /// primary receives this timeline too, up to where it was left.
+    fn receives(&self, track: &Track, sends: &Endpoint) -> Option<Instant> {
+        let answer = track.answer.as_ref().filter(|answer| !freshness::is_foreign(answer, self.system_id))?;
+        let Facts::Standby(standby) = &answer.facts else { return None };
+        let timeline = standby.streams.filter(|streams| Some(*streams) == self.term.timeline());
+        timeline.filter(|_| standby.sender.as_ref() == Some(sends)).map(|_| answer.sent_at)
     }
 
     /// Take what `node` said of its slots and senders in `term`; `None`: it could not say.
@@ -192,7 +218,7 @@ impl Model {
     /// The snapshot that is published, made of `estimates`.
     pub fn snapshot(&self, estimates: &[Estimate]) -> LagSnapshot {
         let standbys = estimates.iter().map(|e| e.lag.clone()).collect();
-        LagSnapshot { term: self.term, primary: self.primary(), standbys }
+        LagSnapshot { term: self.term, primary: self.primary(), standbys, proven_at: self.proven_at }
     }
 }
 

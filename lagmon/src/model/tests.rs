@@ -291,3 +291,54 @@ fn a_standby_that_did_not_answer_may_have_been_restarted_also_when_a_term_began_
     m.record(Term(8), &n("n2"), replayed(500, 10));
     assert_eq!(up_since(&m), at(500));
 }
+
+/// A standby that receives `timeline` from the sender at `host`.
+fn receives(ms: u64, timeline: Option<u32>, host: &str, system_id: u64) -> Outcome {
+    let facts = StandbyFacts {
+        replay_lsn: Some(Lsn(5)),
+        streams: timeline.map(TimelineId),
+        sender: Some(Endpoint { host: host.to_owned(), port: 5432 }),
+        ..StandbyFacts::default()
+    };
+    Outcome::Answered(Answer { sent_at: at(ms), system_id, facts: Facts::Standby(facts) })
+}
+
+#[test]
+fn voters_that_receive_from_the_primary_prove_its_term_as_of_when_they_were_asked() {
+    let mut cluster = topology(TERM, "n1");
+    cluster.system_id = Some(CLUSTER);
+    for member in cluster.primary.iter_mut().chain(&mut cluster.standbys) {
+        member.postgres.host = member.node.to_string();
+    }
+    let quorum = |k| Quorum { voters: ["n1", "n2", "n3"].map(n).to_vec(), k };
+    let proven = |quorums: Vec<Quorum>, answers: Vec<(&str, Outcome)>| {
+        let mut m = Model::new();
+        m.follow(&Topology { quorums, ..cluster.clone() });
+        answers.into_iter().for_each(|(node, outcome)| m.record(TERM, &n(node), outcome));
+        m.snapshot(&m.estimates()).proven_at
+    };
+    let both = || vec![("n2", receives(100, Some(7), "n1", CLUSTER)), ("n3", receives(110, Some(7), "n1", CLUSTER))];
+    assert_eq!(proven(vec![quorum(1)], both()), Some(at(110)));
+    assert_eq!(proven(vec![quorum(2)], both()), Some(at(100)));
+    assert_eq!(proven(vec![quorum(1), quorum(2)], both()), Some(at(100)), "each of two must be proven");
+    assert_eq!(proven(vec![], both()), None, "where time fences");
+    for (what, proves_nothing) in [
+        ("frozen", receives(200, None, "n1", CLUSTER)),
+        ("another timeline", receives(200, Some(6), "n1", CLUSTER)),
+        ("follows a later primary up to the fork", receives(200, Some(7), "n3", CLUSTER)),
+        ("another cluster", receives(200, Some(7), "n1", CLUSTER + 1)),
+        ("silent", Outcome::Failed),
+        ("promoted", wrote(200, 8, 50)),
+    ] {
+        assert_eq!(proven(vec![quorum(1)], vec![("n2", proves_nothing.clone())]), None, "{what}");
+        let before = vec![("n2", receives(100, Some(7), "n1", CLUSTER)), ("n2", proves_nothing)];
+        assert_eq!(proven(vec![quorum(1)], before), Some(at(100)), "{what}: what was proven before stays");
+    }
+    // A later term begins with nothing.
+    let mut m = Model::new();
+    m.follow(&Topology { quorums: vec![quorum(1)], ..cluster.clone() });
+    m.record(TERM, &n("n2"), receives(100, Some(7), "n1", CLUSTER));
+    m.follow(&Topology { quorums: vec![quorum(1)], term: Term(8), ..cluster.clone() });
+    m.record(Term(8), &n("n2"), receives(200, Some(7), "n1", CLUSTER));
+    assert_eq!(m.snapshot(&m.estimates()).proven_at, None);
+}

@@ -48,6 +48,9 @@ pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -
         confirmed_until: None,
         epoch: 1,
         protected: true,
+        semi_sync: true,
+        quorums: Vec::new(),
+        read_at: None,
         fork: None,
         forks: Vec::new(),
     };
@@ -104,7 +107,7 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
             replay_lag,
             detail: Detail::default(),
         }];
-        lag.send_replace(Arc::new(LagSnapshot { term: Term(1), primary: Some(sampled), standbys }));
+        lag.send_replace(Arc::new(LagSnapshot { term: Term(1), primary: Some(sampled), standbys, proven_at: None }));
     }
 }
 

@@ -13,6 +13,8 @@
 //!    until that exceeds `max_replay_lag`. In the ordinary case a broken stream is never fresh.
 //! 5. When the view of the cluster has run out at `valid_until`, another primary may have begun to acknowledge writes
 //!    then, so staleness is at least the time since.
+//! 6. Where a quorum and not time keeps a later term from opening, whatever is read in this one, at the primary too, is
+//!    at least as stale as the last proof that it is not over (`tenure`). Too old a proof makes a statement wait.
 //!
 //! A read that went to the primary for want of a standby and is held there should be decided again when the topology
 //! or the lag changes.
@@ -27,6 +29,7 @@ pub mod policy;
 pub mod promise;
 pub mod sample;
 mod seen;
+pub mod tenure;
 pub mod throttle;
 pub mod token;
 
@@ -37,6 +40,7 @@ pub use footing::{Favour, Footing, Footings};
 pub use misroute::Misroutes;
 pub use policy::{Lag, Unfit};
 pub use promise::{Consistency, NoStandby, Promise, ReadFrom};
+pub use tenure::Unproven;
 pub use throttle::Slowed;
 pub use token::{Standing, Token};
 
@@ -88,6 +92,8 @@ impl Decision {
         match (&self.target, &self.reason) {
             (Target::Wait(_) | Target::Primary, Reason::AwaitingSample { .. })
             | (Target::Wait(_), Reason::Unconfirmed { .. }) => true,
+            // Who waits longer waits for what the ordinary samples show.
+            (Target::Wait(_), Reason::Unproven { waited, .. }) => *waited < ASK_FOR_PROOF,
             (Target::Wait(_), Reason::NoStandby { closest: Some((_, unfit)) }) => {
                 matches!(unfit, Unfit::ReplayBehind { .. } | Unfit::Uncovered { .. } | Unfit::Lagging { .. })
             }
@@ -140,6 +146,13 @@ pub enum Reason {
         /// When that read was answered.
         since: Instant,
     },
+    /// Waiting: it was proven too long ago that the term is not over.
+    Unproven {
+        /// How long ago.
+        what: Unproven,
+        /// How long the statement has waited.
+        waited: Duration,
+    },
     /// No standby qualifies.
     NoStandby {
         /// The one that came closest; `None` when there is no standby at all.
@@ -159,6 +172,7 @@ impl Reason {
             Self::AfterLost { .. } => "after_lost",
             Self::AfterUnknown { .. } => "after_unknown",
             Self::Unconfirmed { .. } => "unconfirmed",
+            Self::Unproven { .. } => "unproven",
             Self::NoStandby { closest: None } => "no_standby",
             Self::NoStandby { closest: Some((_, unfit)) } => unfit.as_str(),
         }
@@ -178,6 +192,7 @@ impl Reason {
             | Self::Fresh { .. }
             | Self::AfterLost { .. }
             | Self::AfterUnknown { .. }
+            | Self::Unproven { .. }
             | Self::NoStandby { .. } => None,
         }
     }
@@ -213,11 +228,15 @@ impl fmt::Display for Reason {
             Self::Unconfirmed { .. } => {
                 write!(f, "the primary may not show yet what was read at a standby and waits to be confirmed")
             }
+            Self::Unproven { what, .. } => write!(f, "{what}"),
             Self::NoStandby { closest: None } => write!(f, "there is no standby"),
             Self::NoStandby { closest: Some((node, unfit)) } => write!(f, "closest is {node}, {unfit}"),
         }
     }
 }
+
+/// For how long a statement that waits for a proof has the nodes asked at once.
+pub const ASK_FOR_PROOF: Duration = Duration::from_millis(100);
 
 /// Decide. `causality` is the session's own; `seed` is any number that differs from call to call.
 pub fn decide(
@@ -235,6 +254,10 @@ pub fn decide(
         Ok(after) => after,
         Err(decision) => return decision,
     };
+    if let Err(what) = tenure::check((promise, request.access), topology, lag, request.since, now) {
+        let waited = now.since(request.since);
+        return Decision { target: Target::Wait(promise::LONGEST), reason: Reason::Unproven { what, waited } };
+    }
     match (request.access, promise.read_from) {
         (Access::Write, _) => return to_primary(Reason::Write),
         (Access::Read, ReadFrom::Primary) => return to_primary(Reason::AsAsked),
@@ -305,13 +328,28 @@ pub fn still_fits(
 ) -> bool {
     let Some(member) = topology.standbys.iter().find(|member| member.node == *node) else { return false };
     let (ReadFrom::Standby, Ok(after)) = (promise.read_from, after(promise, topology, now)) else { return false };
-    if promise.consistency == Consistency::Strong {
+    let proven = tenure::check((promise, Access::Read), topology, lag, now, now);
+    if promise.consistency == Consistency::Strong || proven.is_err() {
         return false;
     }
     let Ok(need) = need(promise, causality, topology, lag, now) else { return false };
     let needs = (need.max(after), &causality.seen);
     let fresh = policy::fit(promise, member, topology, lag, needs, now);
     fresh.map(|fresh| causality.read(topology, lag, fresh.replay_lsn)).is_ok()
+}
+
+/// May a statement go to the primary that the session has already, as far as its term is proven?
+///
+/// # Errors
+/// Not yet.
+pub fn proven(
+    promise: &Promise,
+    access: Access,
+    topology: &Topology,
+    lag: &Lag,
+    (since, now): (Instant, Instant),
+) -> Result<(), Unproven> {
+    tenure::check((promise, access), topology, lag, since, now)
 }
 
 /// The position that the session names, as one to have replayed.

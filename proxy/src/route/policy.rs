@@ -30,6 +30,11 @@ impl Lag {
         &self.snapshot
     }
 
+    /// When the standbys were asked that prove that `topology`'s term is not over.
+    pub(super) fn proven_at(&self, topology: &Topology) -> Option<Instant> {
+        self.snapshot.proven_at.filter(|_| self.snapshot.term == topology.term)
+    }
+
     /// The position of `topology`'s primary, when it was sampled in that very term.
     pub(super) fn primary_of(&self, topology: &Topology) -> Option<&PrimarySample> {
         let primary = topology.primary.as_ref()?;

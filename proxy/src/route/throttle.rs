@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn delay(rules: &Throttle, standbys: Vec<StandbyLag>) -> Option<(u128, &'static str)> {
-        let lag = LagSnapshot { term: Term(7), primary: None, standbys };
+        let lag = LagSnapshot { term: Term(7), primary: None, standbys, proven_at: None };
         slowed(rules, &lag, &topology(false)).map(|s| (s.delay.as_millis(), s.cause.as_str()))
     }
 
@@ -189,7 +189,8 @@ mod tests {
         assert_eq!(delay(&both, vec![near.clone(), far.clone()]), Some((50, "bytes")));
         assert_eq!(delay(&both, vec![near, standby("n3", Ok(10), 10)]), None);
         // A node that is fenced cannot take over, and one that is no member is nobody's standby.
-        let lag = LagSnapshot { term: Term(7), primary: None, standbys: vec![far, standby("n9", Ok(0), 0)] };
+        let lag =
+            LagSnapshot { term: Term(7), primary: None, standbys: vec![far, standby("n9", Ok(0), 0)], proven_at: None };
         assert_eq!(slowed(&both, &lag, &topology(true)), None);
         assert!(slowed(&both, &lag, &topology(false)).is_some());
     }
@@ -205,7 +206,8 @@ mod tests {
         // One that is known counts alone.
         assert_eq!(delay(&slow, vec![standby("n2", Err(LagUnknown::Unreachable), 0), standby("n3", Ok(0), 0)]), None);
         // Another term's lag says nothing.
-        let lag = LagSnapshot { term: Term(6), primary: None, standbys: vec![standby("n2", Ok(0), 0)] };
+        let lag =
+            LagSnapshot { term: Term(6), primary: None, standbys: vec![standby("n2", Ok(0), 0)], proven_at: None };
         assert_eq!(slowed(&slow, &lag, &topology(false)).map(|s| s.cause), Some(Cause::Unknown));
         // Of a paused replay the bytes are known, and only they.
         assert_eq!(delay(&rules(0, 1000), lost(LagUnknown::ReplayPaused)), Some((100, "bytes")));

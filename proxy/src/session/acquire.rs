@@ -9,7 +9,7 @@ pub use open::{any_standby, open};
 use crate::auth::credentials::Credentials;
 use crate::pool::policy::{PoolPolicy, resolve};
 use crate::pool::{Checkout, Identity, Pool};
-use crate::route::{Causality, Consistency, Promise, Reason, Request, Target};
+use crate::route::{Causality, Consistency, Promise, Reason, Request, Target, Unproven};
 use crate::session::server::{ConnectError, Server};
 use crate::session::settings::Shared;
 use crate::session::slow;
@@ -230,7 +230,7 @@ pub async fn find(
         let hold_left = want.hold(w).saturating_sub(now.since(want.since));
         if hold_left.is_zero() {
             if let Some(error) = unknown {
-                return Err(NotFound::Error(ClientError::Promise(error)));
+                return Err(NotFound::Error(error));
             }
             return Err(NotFound::Error(hold_timeout(w, want.since, now)));
         }
@@ -285,19 +285,24 @@ async fn change(w: &Worker, most: Duration) {
 fn decide(
     w: &Worker,
     want: &Want,
-    unknown: &mut Option<PromiseError>,
+    unknown: &mut Option<ClientError>,
     now: Instant,
 ) -> Result<Result<Decided, Duration>, ClientError> {
     let (target, reason) = target(w, want.need(), now);
     match target {
         Target::Nowhere => return Err(nowhere(want, reason, now)),
         Target::Wait(left) => {
-            if let Reason::AfterUnknown { after, term } = reason {
-                *unknown = Some(PromiseError::AfterUnknown { after, term, waited: now.since(want.since) });
-            }
+            let waited = now.since(want.since);
+            *unknown = match reason {
+                Reason::AfterUnknown { after, term } => {
+                    Some(ClientError::Promise(PromiseError::AfterUnknown { after, term, waited }))
+                }
+                Reason::Unproven { what, .. } => Some(unproven(w, &what, want.since, now)),
+                _ => None,
+            };
             return Ok(Err(left));
         }
-        Target::Primary | Target::Standby(_) => {}
+        Target::Primary | Target::Standby(_) => *unknown = None,
     }
     let Some((node, role)) = serving(w, target, now) else { return Ok(Err(LOOK_AGAIN)) };
     Ok(Ok(Decided { pool: w.pools.of(&node, &want.identity), role, reason }))
@@ -374,6 +379,14 @@ pub fn hold_timeout(w: &Worker, since: Instant, now: Instant) -> ClientError {
         term: view.topology.term,
         node: view.topology.primary.as_ref().map(|p| p.node.clone()),
     }
+}
+
+/// The error for a unit that could not be sent because its term may be over.
+pub fn unproven(w: &Worker, what: &Unproven, since: Instant, now: Instant) -> ClientError {
+    let view = w.view.borrow();
+    let Some(primary) = &view.topology.primary else { return hold_timeout(w, since, now) };
+    let (node, term, waited) = (primary.node.clone(), what.term, now.since(since));
+    ClientError::Promise(PromiseError::Unproven { node, term, waited, why: what.to_string() })
 }
 
 fn refused(error: ConnectError) -> NotFound {

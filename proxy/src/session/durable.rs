@@ -67,7 +67,7 @@ fn several(sql: &[u8]) -> bool {
 /// It asks for what it may not have.
 pub(super) fn at_login(w: &Worker, identity: &Identity) -> Result<Vec<(String, String)>, ClientError> {
     let (rule, view) = (rule(w, identity), w.view.borrow());
-    let strict = view.topology.valid_until.is_none();
+    let strict = view.topology.semi_sync;
     // Nothing is judged by a mode that is not known.
     let known = view.topology.term != Term(0);
     let (mut own, mut commit) = (None, None);
@@ -102,7 +102,7 @@ pub(super) fn at_login(w: &Worker, identity: &Identity) -> Result<Vec<(String, S
 
 impl Session {
     fn is_strict(&self) -> bool {
-        self.w.view.borrow().topology.valid_until.is_none()
+        self.w.view.borrow().topology.semi_sync
     }
 
     /// What a unit's own comment asks for.

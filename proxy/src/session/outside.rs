@@ -5,10 +5,12 @@ use crate::session::client::{Failure, Loss, Session, Turn};
 use crate::session::presence::{Activity, End};
 use crate::session::timers::Expiry;
 use crate::session::{acquire, cancel};
+use crate::sql::Access;
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
 use cluster::topology::Gate;
+use cluster::{Instant, Role};
 use std::future::Future;
 use std::task::Context;
 
@@ -57,7 +59,7 @@ impl Session {
             }
             let now = self.w.now();
             match self.w.gate(now) {
-                Gate::Open => {}
+                Gate::Open => self.fail_unproven(now),
                 // Outside a block there is nothing to lose: only the statement fails.
                 Gate::Draining => {
                     let since = self.waiting_since.unwrap_or(now);
@@ -67,6 +69,19 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// The primary that the session has could not be proven to be that for as long as a statement is held.
+    fn fail_unproven(&mut self, now: Instant) {
+        let primary = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary);
+        if !primary || self.relay.busy() || self.relay.status != TxStatus::Idle {
+            return;
+        }
+        let since = self.waiting_since.unwrap_or(now);
+        // What it needs is judged when it is routed again; a read needs no less.
+        if let Some(what) = self.doubts(Access::Read, now) {
+            self.fail = Some(Failure::Error(acquire::unproven(&self.w, &what, since, now)));
+        }
     }
 
     /// The client is told why its session ends.

@@ -34,8 +34,8 @@ impl Session {
         if self.relay.busy() {
             return true;
         }
-        let strict = self.w.view.borrow().topology.valid_until.is_none();
-        let asks = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary) && strict;
+        let protected = self.w.view.borrow().topology.protected;
+        let asks = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary) && protected;
         if self.proven || !asks {
             return false;
         }

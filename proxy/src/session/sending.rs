@@ -2,6 +2,7 @@
 
 use crate::config::PoolMode;
 use crate::console::tally::Counter;
+use crate::route::Unproven;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
@@ -59,6 +60,7 @@ impl Session {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
+                    Gate::Open if starts && self.doubts(access, now).is_some() => self.hold_here(),
                     Gate::Open if starts && access == Access::Write && !self.quiet && self.must_slow() => {
                         Step::Turn(0, Turn::Slow)
                     }
@@ -92,6 +94,16 @@ impl Session {
     }
 
     /// A session that keeps its server waits for the gate: the statement is neither sent nor refused yet.
+    /// Why a statement that needs `access` must wait for a proof that the primary which the session has is still that. One
+    /// that was looked for just now is.
+    pub(super) fn doubts(&mut self, access: Access, now: Instant) -> Option<Unproven> {
+        if self.chosen.is_some() {
+            return None;
+        }
+        let (promise, since) = (self.promise_of_unit(), self.waiting_since.unwrap_or(now));
+        self.w.proven(&promise, access, since).err()
+    }
+
     pub(super) fn hold_here(&mut self) -> Step {
         if self.hold.is_none() {
             self.hold = Some(Box::pin(tokio::time::sleep(self.w.config().hold_timeout)));

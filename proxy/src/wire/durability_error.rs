@@ -15,7 +15,7 @@ pub enum DurabilityError {
         asked: Durability,
         /// The least that it may have.
         least: Durability,
-        /// The cluster is in strict mode.
+        /// The cluster is in strict mode, or in available mode.
         strict: bool,
     },
     /// `pgtenure.durability` is set in the middle of what it is to hold for.
@@ -37,7 +37,7 @@ impl DurabilityError {
     pub fn report(&self) -> Report {
         match self {
             Self::Below { setting, asked, least, strict } => {
-                let mode = if *strict { "strict" } else { "async" };
+                let mode = if *strict { "strict or available" } else { "async" };
                 let what = format!("permission denied to set parameter \"{setting}\" below the cluster's mode");
                 let (asked, least) = (both(*asked), both(*least));
                 error(SqlState::INSUFFICIENT_PRIVILEGE, what)
@@ -81,7 +81,7 @@ mod tests {
         for (error, want) in [
             (
                 below("synchronous_commit", true),
-                "ERROR 42501 permission denied to set parameter \"synchronous_commit\" below the cluster's mode | \"async\" (synchronous_commit = off) was asked for; the cluster is in strict mode and the least is \"semi_sync\" (synchronous_commit = on). | An operator can permit it by proxy.durability.allow_lower, also for one database or user.",
+                "ERROR 42501 permission denied to set parameter \"synchronous_commit\" below the cluster's mode | \"async\" (synchronous_commit = off) was asked for; the cluster is in strict or available mode and the least is \"semi_sync\" (synchronous_commit = on). | An operator can permit it by proxy.durability.allow_lower, also for one database or user.",
             ),
             (
                 below(NAME, false),

@@ -249,11 +249,14 @@ impl Cluster {
             change(t);
             t.revision += 1;
         });
-        let (term, gate) = (self.topology.borrow().term, self.topology.borrow().gate);
+        let (term, epoch, gate) = {
+            let t = self.topology.borrow();
+            (t.term, t.epoch, t.gate)
+        };
         let state = self.handle.as_ref().expect("the proxy runs").state.clone();
         wait_for("all workers to act on the view", || {
             let s = *state.borrow();
-            (s.term == term && s.gate == gate).then_some(())
+            (s.term == term && s.epoch == epoch && s.gate == gate).then_some(())
         });
     }
 
@@ -307,6 +310,9 @@ fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
         confirmed_until: None,
         epoch: 1,
         protected: true,
+        semi_sync: true,
+        quorums: Vec::new(),
+        read_at: None,
         fork: None,
         forks: Vec::new(),
     }

@@ -79,7 +79,7 @@ fn reads_go_on_when_a_new_term_recruits_as_soon_as_a_standby_was_sampled_again()
     w.topology.term = Term(8);
     w.topology.gate = Gate::Closed(Closed::Recruiting);
     let blank = StandbyLag { sample: None, replay_lag: Err(LagUnknown::NeverSampled), ..standby("n2", 0, 0) };
-    w.snapshot = LagSnapshot { term: Term(8), primary: None, standbys: vec![blank] };
+    w.snapshot = LagSnapshot { term: Term(8), primary: None, standbys: vec![blank], proven_at: None };
     w.publish();
     assert_eq!(w.read(1300), "primary never_sampled");
     w.snapshot.standbys = vec![StandbyLag { replay_lag: Err(LagUnknown::StreamBroken), ..standby("n2", 100, 1310) }];

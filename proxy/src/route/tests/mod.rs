@@ -5,6 +5,7 @@ mod causality;
 mod fitness;
 mod promises;
 mod seen;
+mod tenure;
 
 use super::*;
 use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
@@ -90,6 +91,7 @@ impl World {
             term: Term(7),
             primary: Some(sample("n1", 100, 1000)),
             standbys: vec![standby("n2", 100, 1000), standby("n3", 100, 1000)],
+            proven_at: None,
         };
         let mut world = Self {
             topology,

@@ -1,0 +1,132 @@
+//! What is read in a term that may be over.
+
+use super::*;
+use cluster::topology::Quorum;
+
+/// A strict cluster whose view was read at 1000 ms and that no standby has proven since, without standbys to read at.
+fn strict() -> World {
+    let mut w = World::new();
+    w.topology.quorums = vec![Quorum { voters: ["n1", "n2", "n3"].map(node).to_vec(), k: 1 }];
+    w.topology.read_at = Some(at(1000));
+    w.topology.confirmed_until = Some(at(60_000));
+    w.topology.standbys.clear();
+    w
+}
+
+fn word(decision: &Decision) -> String {
+    let target = match &decision.target {
+        Target::Primary => "primary",
+        Target::Standby(_) => "standby",
+        Target::Wait(_) => "wait",
+        Target::Nowhere => "nowhere",
+    };
+    format!("{target} {}", decision.reason.as_str())
+}
+
+#[test]
+fn the_primary_is_as_stale_as_the_last_proof_that_its_term_is_not_over() {
+    for (consistency, access, now, want) in [
+        (Consistency::Bounded, Access::Read, 2000, "primary no_standby"),
+        (Consistency::Bounded, Access::Read, 2001, "wait unproven"),
+        (Consistency::Session, Access::Read, 2000, "primary no_standby"),
+        (Consistency::Session, Access::Read, 2001, "wait unproven"),
+        // Whoever is promised everything needs a proof of later than the question.
+        (Consistency::Global, Access::Read, 1001, "wait unproven"),
+        (Consistency::Global, Access::Write, 2000, "primary write"),
+        (Consistency::Global, Access::Write, 2001, "wait unproven"),
+        // A block reads, too.
+        (Consistency::Session, Access::Write, 2000, "primary write"),
+        (Consistency::Session, Access::Write, 2001, "wait unproven"),
+        // Anything may be missing, or a commit proves it.
+        (Consistency::Eventual, Access::Read, 50_000, "primary no_standby"),
+        (Consistency::Eventual, Access::Write, 50_000, "primary write"),
+        (Consistency::Strong, Access::Read, 50_000, "primary as_asked"),
+        (Consistency::Strong, Access::Write, 50_000, "primary write"),
+    ] {
+        let mut w = strict();
+        w.promise.consistency = consistency;
+        assert_eq!(word(&w.decide(access, now, 1)), want, "{consistency:?} {access:?} at {now}");
+        w.promise.read_from = ReadFrom::Primary;
+        let held = word(&w.decide(access, now, 1)) == "wait unproven";
+        assert_eq!(held, want == "wait unproven", "{consistency:?} {access:?} at {now}, asked for from the primary");
+    }
+}
+
+#[test]
+fn standbys_that_receive_prove_it_and_are_as_stale_as_that_proof_themselves() {
+    let mut w = strict();
+    w.topology.standbys = vec![member("n2")];
+    // Whatever it has replayed of this term, it was asked for at 3000 ms.
+    w.snapshot.standbys = vec![standby("n2", 100, 3000)];
+    w.publish();
+    assert_eq!(word(&w.decide(Access::Read, 3000, 1)), "wait unproven");
+    w.snapshot.proven_at = Some(at(2500));
+    w.publish();
+    assert_eq!(word(&w.decide(Access::Read, 3500, 1)), "standby fresh");
+    assert_eq!(word(&w.decide(Access::Read, 3501, 1)), "wait unproven");
+    w.snapshot.term = Term(6);
+    w.publish();
+    assert_eq!(word(&w.decide(Access::Write, 3000, 1)), "wait unproven", "another term was proven");
+}
+
+#[test]
+fn a_statement_that_waits_is_judged_by_when_it_came_and_says_what_it_waits_for() {
+    let mut w = strict();
+    w.since = Some(at(2500));
+    let d = w.decide(Access::Read, 2600, 1);
+    assert_eq!(word(&d), "wait unproven");
+    assert_eq!(d.reason.to_string(), "the last proof that term 7 is not over is 1600 ms old where 1000 ms are allowed");
+    assert!(!d.wants_sample() && w.decide(Access::Read, 2599, 1).wants_sample(), "at once, and not for ever");
+    w.topology.read_at = Some(at(1500));
+    assert_eq!(word(&w.decide(Access::Read, 9000, 1)), "primary no_standby");
+    w.topology.read_at = None;
+    assert_eq!(w.decide(Access::Read, 2600, 1).reason.to_string(), "nothing has proven that term 7 is not over");
+    w.promise.consistency = Consistency::Global;
+    w.topology.read_at = Some(at(2499));
+    let why = w.decide(Access::Read, 2600, 1).reason.to_string();
+    assert_eq!(why, "the last proof that term 7 is not over is 101 ms old, a newer one is needed");
+    w.topology.read_at = Some(at(2500));
+    w.snapshot.primary = Some(sample("n1", 100, 2550));
+    w.publish();
+    assert_eq!(word(&w.decide(Access::Read, 2600, 1)), "primary no_standby");
+}
+
+#[test]
+fn a_block_at_a_standby_begins_only_while_the_term_is_proven() {
+    let mut w = strict();
+    w.topology.standbys = vec![member("n2")];
+    w.snapshot.standbys = vec![standby("n2", 100, 2001)];
+    w.publish();
+    for (now, fits) in [(2000, true), (2001, false)] {
+        let World { topology, lag, causality, promise, .. } = &mut w;
+        assert_eq!(still_fits(&node("n2"), promise, causality, topology, lag, at(now)), fits, "at {now}");
+    }
+}
+
+#[test]
+fn where_time_keeps_a_later_term_from_opening_the_view_is_the_proof() {
+    let mut w = strict();
+    w.topology.quorums.clear();
+    (w.topology.valid_until, w.topology.confirmed_until) = (Some(at(9000)), None);
+    assert_eq!(word(&w.decide(Access::Read, 8999, 1)), "primary no_standby");
+    assert_eq!(word(&w.decide(Access::Write, 8999, 1)), "primary write");
+}
+
+#[test]
+fn once_a_term_begins_only_etcd_tells_that_it_has_not_opened() {
+    let mut w = strict();
+    w.topology.standbys = vec![member("n2")];
+    w.topology.gate = Gate::Closed(Closed::Recruiting);
+    w.snapshot = LagSnapshot {
+        primary: None,
+        standbys: vec![StandbyLag { replay_lag: Err(LagUnknown::NoPrimarySample), ..standby("n2", 100, 1900) }],
+        proven_at: Some(at(1900)),
+        ..w.snapshot
+    };
+    w.snapshot.primary = Some(sample("n1", 100, 1900));
+    w.publish();
+    w.snapshot.primary = None;
+    w.publish();
+    assert_eq!(word(&w.decide(Access::Read, 2000, 1)), "standby fresh");
+    assert_eq!(word(&w.decide(Access::Read, 2001, 1)), "wait unproven");
+}

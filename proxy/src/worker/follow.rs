@@ -1,0 +1,94 @@
+//! A worker takes over newer views of the cluster and newer samples, and tells those who wait for them.
+
+use super::{Applied, Worker};
+use crate::pool::health;
+use crate::route::{self, Promise, Unproven};
+use crate::session::presence::Presence;
+use crate::sql::Access;
+use cluster::Instant;
+use cluster::lag::LagSnapshot;
+use cluster::topology::Topology;
+use std::sync::{Arc, PoisonError};
+
+impl Worker {
+    pub(super) fn apply_topology(&self, topology: Topology) {
+        let applied =
+            Applied { term: topology.term, epoch: topology.epoch, revision: topology.revision, gate: topology.gate };
+        let renewed;
+        {
+            let mut view = self.view.borrow_mut();
+            // What had ended opens again: that is a change.
+            let ended = view.topology.gate_at(self.now()) != view.topology.gate;
+            renewed = !ended && view.topology.is_renewed_by(&topology);
+            if !view.topology.merge(topology) {
+                return;
+            }
+            // Names are cloned at every statement: their counts must not be shared with other workers.
+            let view = &mut *view;
+            for member in view.topology.primary.iter_mut().chain(&mut view.topology.standbys) {
+                member.node = member.node.unshared();
+            }
+        }
+        if renewed {
+            // Nobody has to do anything else than before.
+            self.tell_the_unproven();
+        } else {
+            self.generation.set(self.generation.get() + 1);
+            self.throttle();
+            self.stir();
+            // What could not be reached may be now.
+            self.backoffs.borrow_mut().clear();
+            health::apply_topology(&self.pools, &self.view.borrow().topology);
+        }
+        // From here on nothing is sent under the older view: every sender looks at this one first.
+        let board = &self.shared.boards[self.index];
+        *board.applied.lock().unwrap_or_else(PoisonError::into_inner) = applied;
+        self.shared.applied.notify_one();
+        if !renewed {
+            self.each_session(Presence::wake);
+        }
+        self.tell_change();
+    }
+
+    pub(super) fn apply_lag(&self, lag: Arc<LagSnapshot>) {
+        let config = self.config();
+        let now = self.now();
+        let mut view = self.view.borrow_mut();
+        self.footings.borrow_mut().observe(
+            &lag,
+            |node| config.nodes.favour(node, view.topology.member(node)),
+            (config.max_replay_lag, config.reads.slow_start.0),
+            now,
+        );
+        view.lag.update(lag);
+        drop(view);
+        self.throttle();
+        self.tell_the_unproven();
+        self.tell_change();
+    }
+
+    /// May a statement that came at `since` go to the primary which its session has, as far as that is proven to be it?
+    ///
+    /// # Errors
+    /// Not yet. The session is woken when that may have changed.
+    pub fn proven(&self, promise: &Promise, access: Access, since: Instant) -> Result<(), Unproven> {
+        let now = self.now();
+        let view = self.view.borrow();
+        let proven = route::proven(promise, access, &view.topology, &view.lag, (since, now));
+        if proven.is_err() {
+            self.unproven.set(true);
+            if now.since(since) < route::ASK_FOR_PROOF {
+                self.ask_sample();
+            }
+        }
+        proven
+    }
+
+    fn tell_the_unproven(&self) {
+        if self.unproven.take() {
+            // What has changed is all that they look at.
+            self.generation.set(self.generation.get() + 1);
+            self.each_session(Presence::wake);
+        }
+    }
+}
