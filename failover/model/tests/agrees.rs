@@ -93,6 +93,7 @@ fn compare_choices<const M: usize>() {
                 let wishes = Wishes {
                     policy: &policy,
                     prev: Some(&prev),
+                    history_lost: false,
                     prefer: None,
                     avoid: None,
                     end: None,

@@ -84,7 +84,7 @@ impl Session {
     fn commit_as(&mut self, asked: Option<Durability>) -> bool {
         let now: Option<Box<str>> = self.tracking.settings.get(COMMIT).map(Into::into);
         let own = match &self.unhinted {
-            Some(unhinted) if self.commits_as_hinted() && !(unhinted.kept && !self.relay.rolled_back) => {
+            Some(unhinted) if self.commits_as_hinted() && (!unhinted.kept || self.relay.rolled_back) => {
                 unhinted.own.clone()
             }
             _ => now.clone(),
