@@ -43,6 +43,8 @@ pub struct FaultProxy {
 #[derive(Debug)]
 struct Shared {
     target: SocketAddr,
+    /// What passes is no PostgreSQL.
+    plain: bool,
     cut: AtomicBool,
     replication: Mutex<Vec<TcpStream>>,
     slowness: Mutex<Slowness>,
@@ -85,10 +87,23 @@ impl FaultProxy {
     /// # Errors
     /// When the address is taken.
     pub fn start(at: SocketAddr, target: SocketAddr) -> io::Result<Self> {
+        Self::in_front_of(at, target, false)
+    }
+
+    /// The same in front of something that is no PostgreSQL, on a port that the system chooses: all can be held.
+    ///
+    /// # Errors
+    /// When no socket can be made.
+    pub fn plain(target: SocketAddr) -> io::Result<Self> {
+        Self::in_front_of(SocketAddr::from(([127, 0, 0, 1], 0)), target, true)
+    }
+
+    fn in_front_of(at: SocketAddr, target: SocketAddr, plain: bool) -> io::Result<Self> {
         let listener = TcpListener::bind(at)?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
             target,
+            plain,
             cut: AtomicBool::new(false),
             replication: Mutex::default(),
             slowness: Mutex::default(),
@@ -148,7 +163,8 @@ fn pass(mut client: TcpStream, shared: &Shared) {
     shared.gate(None);
     let Ok(mut server) = TcpStream::connect(shared.target) else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let Ok(startup) = read_startup(&mut client, &mut server) else { return };
+    let startup = if shared.plain { Ok(Vec::new()) } else { read_startup(&mut client, &mut server) };
+    let Ok(startup) = startup else { return };
     let replication = parameter(&startup, "replication").is_some();
     let standby = parameter(&startup, "application_name").filter(|_| replication);
     if replication {

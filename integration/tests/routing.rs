@@ -2,7 +2,11 @@
 
 use integration::client::Client;
 use integration::cluster::{Cluster, LONG, one_at_a_time};
+use integration::config_file::Options;
+use integration::fault::FaultProxy;
+use integration::wait::wait_for;
 use integration::workload::{Readers, Style, Workload};
+use nix::sys::signal::Signal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -156,4 +160,57 @@ fn a_paused_standby_serves_nothing(cluster: &Cluster, primary: &str) {
         cluster.superuser(standby, "select pg_wal_replay_resume()").expect("replay resumes");
     }
     drop(load.finish());
+}
+
+/// The proxy loses etcd, and the agent of the primary stands still; the rest replaces the primary, which goes on answering
+/// that proxy. What is committed elsewhere is missing there for no longer than it may.
+#[test]
+fn a_proxy_that_is_cut_off_with_a_replaced_primary_reads_nothing_too_old() {
+    let _turn = one_at_a_time();
+    let options = Options { second_proxy: true, proxy: "hold_timeout = \"5s\"\n", ..Options::default() };
+    let mut cluster = Cluster::start(&options);
+    let etcd = FaultProxy::plain(cluster.layout().etcd.parse().expect("an address")).expect("a port is free");
+    cluster.stop_role("proxy");
+    let file = cluster.config("proxy");
+    let text = std::fs::read_to_string(&file).expect("the proxy's configuration");
+    std::fs::write(&file, text.replace(&cluster.layout().etcd, &etcd.addr().to_string())).expect("it can be written");
+    cluster.start_role("proxy");
+    cluster.endpoint_writes();
+    let first = cluster.active();
+    let mut elsewhere = Client::connect(&cluster.second_target()).expect("the second proxy accepts");
+    elsewhere.query("create table seen(v int); insert into seen values (1)").expect("a table");
+    let bounded = [("options", "-c pgtenure.consistency=bounded")];
+    let mut here = Client::connect_with(&cluster.target(), &bounded).expect("the proxy accepts");
+    assert_eq!(here.query("select v from seen").expect("a read").value(), "1");
+
+    etcd.hold();
+    cluster.role(&first.primary).signal(Signal::SIGSTOP);
+    cluster.verb(&["failover"]).exits(0);
+    let replaced = cluster.active_after(first.term);
+    assert_ne!(replaced.primary, first.primary, "its agent stands still");
+    wait_for("a write elsewhere", LONG, || {
+        elsewhere.query("update seen set v = 2").map(drop).map_err(|e| e.to_string())
+    });
+    let acknowledged = Instant::now();
+    let (mut old, mut newest) = (0, Duration::ZERO);
+    let refused = wait_for("the proxy to have no proof of the term left", LONG, || {
+        let asked = Instant::now();
+        match here.query("select v from seen") {
+            Ok(answer) if answer.value() == "1" => {
+                (old, newest) = (old + 1, asked.duration_since(acknowledged));
+                assert!(newest <= MAX_REPLAY_LAG, "what was replaced {newest:?} before was read, as {old} times");
+                Err("an old read within the bound".to_owned())
+            }
+            Ok(answer) => panic!("{} cannot be known there", answer.value()),
+            Err(error) => Ok(error.to_string()),
+        }
+    });
+    println!("{old} reads of what was replaced, the last {newest:?} after that, then: {refused}");
+    assert!(refused.contains("57P03"), "{refused}");
+    cluster.role(&first.primary).signal(Signal::SIGCONT);
+    etcd.release();
+    wait_for("the proxy to read at the new primary", LONG, || {
+        let answer = here.query("select v from seen").map_err(|e| e.to_string())?;
+        if answer.value() == "2" { Ok(()) } else { Err(answer.value().to_owned()) }
+    });
 }
