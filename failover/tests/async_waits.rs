@@ -9,7 +9,8 @@ use failover::api::{PostgresState, Promoted};
 use failover::config::watchdog::{WatchdogConfig, WatchdogMode};
 use failover::record::Mode;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// The commit of a session that waits, once it is seen to.
 async fn waiting(
@@ -166,44 +167,109 @@ fn sessions_that_wait_for_less_are_ended_before_the_lease_is() {
     });
 }
 
-/// What a node's agent writes to, in place of a device.
-fn device(c: &Cluster, i: usize) -> PathBuf {
-    c.nodes[i].config.data_dir.with_extension("watchdog")
+/// What a node's agent writes to, in place of a device: a FIFO, of which it is noted when which byte came.
+struct Device {
+    path: PathBuf,
+    bytes: Arc<Mutex<Vec<(Instant, u8)>>>,
 }
 
-fn food(c: &Cluster, i: usize) -> String {
-    std::fs::read_to_string(device(c, i)).unwrap()
+const FIRES_AFTER: Duration = Duration::from_secs(1);
+
+impl Device {
+    /// Give every node one that is required.
+    fn of_all(c: &mut Cluster) -> Vec<Self> {
+        let of_each = c.nodes.iter_mut().map(|node| {
+            let path = node.config.data_dir.with_extension("watchdog");
+            let (mode, device) = (WatchdogMode::Required, path.clone());
+            let longest = Duration::from_millis(1800);
+            node.config.watchdog = WatchdogConfig { mode, device, timeout: FIRES_AFTER, longest };
+            Self::new(path)
+        });
+        of_each.collect()
+    }
+
+    fn new(path: PathBuf) -> Self {
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        // Open for both, so that it has a writer whatever the agent does.
+        let mut fifo = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&bytes);
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while std::io::Read::read_exact(&mut fifo, &mut byte).is_ok() {
+                noted.lock().unwrap().push((Instant::now(), byte[0]));
+            }
+        });
+        Self { path, bytes }
+    }
+
+    fn food(&self) -> String {
+        self.bytes.lock().unwrap().iter().map(|(_, b)| char::from(*b)).collect()
+    }
+
+    /// Would the host have been reset, between two bytes of which the earlier is no `V`?
+    fn has_fired(&self) -> bool {
+        let bytes = self.bytes.lock().unwrap();
+        bytes.windows(2).any(|w| w[0].1 == b'.' && w[1].0.duration_since(w[0].0) > FIRES_AFTER)
+    }
 }
 
 #[test]
 fn the_watchdog_is_fed_while_the_lease_lasts_and_stopped_once_postgres_is() {
     unprivileged("the_watchdog_is_fed_while_the_lease_lasts_and_stopped_once_postgres_is", async {
         let mut c = Cluster::new(22486, 2, Mode::Async, 1);
-        for i in 0..2 {
-            std::fs::write(device(&c, i), b"").unwrap();
-            let (timeout, longest) = (Duration::from_secs(1), Duration::from_millis(1800));
-            let mode = WatchdogMode::Required;
-            c.nodes[i].config.watchdog = WatchdogConfig { mode, device: device(&c, i), timeout, longest };
-        }
+        let devices = Device::of_all(&mut c);
         let p = c.bootstrap().await;
         let s = 1 - p;
-        until("food", async || (food(&c, p).len() > 3).then_some(())).await;
-        assert_eq!(food(&c, s), "", "a standby has nothing to fence");
+        until("food", async || (devices[p].food().len() > 3).then_some(())).await;
+        assert_eq!(devices[s].food(), "", "a standby has nothing to fence");
 
         c.crash_agent(s).await;
         c.nodes[p].store.set_down(true);
         c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
-        until("the device to be stopped", async || food(&c, p).ends_with(".V").then_some(())).await;
+        until("the device to be stopped", async || devices[p].food().ends_with(".V").then_some(())).await;
+        assert!(!devices[p].has_fired(), "postgres was stopped in time, and the host is reset nevertheless");
 
-        std::fs::remove_file(device(&c, s)).unwrap();
+        std::fs::remove_file(&devices[s].path).unwrap();
         c.start(s).await;
         let (record, _) = c.begin().await;
         let base = c.freeze(s, record.term).await.unwrap().position.expect("it runs");
         let order = c.promotion(s, record.term, base);
         let refused = c.post::<Promoted>(s, "promote", &order).await.unwrap_err();
         assert!(refused.contains("agent.watchdog.mode is required"), "{refused}");
-        std::fs::write(device(&c, s), b"").unwrap();
+        let again = Device::new(devices[s].path.clone());
         c.post::<Promoted>(s, "promote", &order).await.unwrap();
-        assert!(food(&c, s).starts_with('.'), "{}", food(&c, s));
+        until("food", async || again.food().starts_with('.').then_some(())).await;
+    });
+}
+
+/// A shutdown that takes longer than the device's patience.
+#[test]
+fn the_watchdog_is_fed_while_an_agent_that_ends_stops_its_postgres() {
+    unprivileged("the_watchdog_is_fed_while_an_agent_that_ends_stops_its_postgres", async {
+        let mut c = Cluster::new(22490, 2, Mode::Async, 1);
+        let devices = Device::of_all(&mut c);
+        c.nodes.iter_mut().for_each(|n| n.config.stop_timeout = 2 * FIRES_AFTER);
+        let p = c.bootstrap().await;
+        until("food", async || (devices[p].food().len() > 3).then_some(())).await;
+        let pid = c.value(p, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'").await;
+        signal(pid.parse().unwrap(), nix::sys::signal::Signal::SIGSTOP);
+        c.nodes[p].handle.take().unwrap().stop().await;
+        until("the device to be stopped", async || devices[p].food().ends_with(".V").then_some(())).await;
+        assert!(!devices[p].has_fired(), "the host is reset, because its agent is restarted");
+    });
+}
+
+/// An agent that starts on a running primary whose device is gone: it serves no longer.
+#[test]
+fn a_primary_whose_required_watchdog_is_gone_ends() {
+    unprivileged("a_primary_whose_required_watchdog_is_gone_ends", async {
+        let mut c = Cluster::new(22494, 2, Mode::Async, 1);
+        let devices = Device::of_all(&mut c);
+        let p = c.bootstrap().await;
+        c.crash_agent(p).await;
+        std::fs::remove_file(&devices[p].path).unwrap();
+        c.start(p).await;
+        c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
     });
 }

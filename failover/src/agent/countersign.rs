@@ -118,7 +118,7 @@ impl Agent {
             tokio::time::sleep(renew / 2).await;
             let Some((term, lease)) = self.serves().zip(self.lease()) else { continue };
             let due = lease.term == term && is_due(lease.sent_at, renew, self.env.clock.now());
-            if self.protects() || !due {
+            if self.protects() || self.lacks_watchdog() || !due {
                 let silent = self.records.borrow().read_at.map(|at| self.env.clock.now().since(at));
                 if signed && silent.is_some_and(|s| s < renew * 2) {
                     signed = false;

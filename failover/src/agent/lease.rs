@@ -10,7 +10,7 @@
 
 use super::commands::CommandError;
 use super::env::Env;
-use super::postgres::{self, Stop};
+use super::postgres::{self, ServerError, Stop};
 use super::records::Records;
 use super::sql::Sql;
 use super::take_up::END_ALL;
@@ -215,7 +215,8 @@ impl Agent {
     pub(super) fn holds_lease(&self) -> bool {
         let (config, now) = (&self.env.config, self.env.clock.now());
         let held = self.held();
-        fence_at(held.as_ref().map(|h| &h.lease), None, config.lease_margin, config.lease_ttl, now) == Fence::Free
+        let fence = fence_at(held.as_ref().map(|h| &h.lease), None, config.lease_margin, config.lease_ttl, now);
+        fence == Fence::Free && !self.lacks_watchdog()
     }
 
     /// The end of the lease by which this node may acknowledge, and the time until which it is renewed in any case.
@@ -356,7 +357,8 @@ impl Agent {
             return;
         }
         let (margin, ttl) = (self.env.config.lease_margin, self.env.config.lease_ttl);
-        let fence = fence_at(held.as_ref().map(|h| &h.lease), guard.missing_since, margin, ttl, now);
+        let by_lease = fence_at(held.as_ref().map(|h| &h.lease), guard.missing_since, margin, ttl, now);
+        let fence = if self.watchdog_is_about_to_fire() { Fence::Hard } else { by_lease };
         let done = match fence {
             Fence::Free => {
                 self.lift(&mut guard.fenced_from).await;
@@ -366,12 +368,32 @@ impl Agent {
             Fence::Hard => {
                 tracing::error!(node = %self.env.config.node, "lease ended: stopping postgres");
                 let stopped = postgres::stop(&self.env, Stop::Immediate).await;
+                if !matches!(stopped, Err(ServerError::Unkillable)) {
+                    self.disarm_watchdog();
+                }
                 self.look_again(Duration::from_millis(500)).await;
                 stopped.map(drop).map_err(|e| e.to_string())
             }
         };
         if let Err(why) = done {
             self.trouble(&format!("fencing failed: {why}"));
+        }
+    }
+
+    /// Ends when PostgreSQL, which is being stopped, must be gone: its lease is the fence, and ends.
+    pub(super) async fn outlasts_lease(&self) {
+        let (margin, ttl) = (self.env.config.lease_margin, self.env.config.lease_ttl);
+        let since = self.env.clock.now();
+        loop {
+            tokio::time::sleep(margin / 10).await;
+            if self.protects() || self.serves().is_none() && !self.is_unguarded() {
+                continue;
+            }
+            let held = self.held();
+            let fence = fence_at(held.as_ref().map(|h| &h.lease), Some(since), margin, ttl, self.env.clock.now());
+            if fence == Fence::Hard || self.watchdog_is_about_to_fire() {
+                return;
+            }
         }
     }
 
@@ -458,6 +480,10 @@ impl Agent {
             granted.lease,
         );
         if self.leases.txn(txn).await?.succeeded {
+            // Where it does not count it is left to expire, after PostgreSQL was stopped for want of one.
+            if !self.lease_counts() {
+                return Ok(());
+            }
             tracing::info!(node = %self.env.config.node, term = term.0, "lease taken");
             self.hold(Some(Held { id: granted.lease, lease: Lease { term, sent_at: sent, ttl: granted.ttl } }));
         } else {

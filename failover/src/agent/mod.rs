@@ -314,6 +314,12 @@ fn presumed_waits(env: &Env) -> Waits {
     Waits { names, on_request: env.cluster.mode == Mode::Async }
 }
 
+async fn end(leases: &mut Option<Apart>) {
+    if let Some(leases) = leases.take() {
+        leases.stop().await;
+    }
+}
+
 impl AgentHandle {
     /// The state, as served to managers.
     pub fn state(&self) -> AgentState {
@@ -342,19 +348,37 @@ impl AgentHandle {
     /// `agent.stop_timeout` and some seconds). A primary gives back its lease once it is stopped.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
-        self.leases.stop().await;
-        if !self.agent.env.config.stop_postgres_on_exit {
-            self.agent.leave_watchdog();
+        let agent = &self.agent;
+        let mut leases = Some(self.leases);
+        if !agent.env.config.stop_postgres_on_exit {
+            end(&mut leases).await;
+            agent.leave_watchdog();
             return;
         }
-        let bound = self.agent.env.config.stop_timeout;
-        match postgres::stop(&self.agent.env, postgres::Stop::Fast(bound)).await {
-            Ok(clean) => {
-                tracing::info!(node = %self.agent.env.config.node, clean, "postgres stopped with its agent");
-                self.agent.leave_watchdog();
-                self.agent.give_back_lease().await;
+        let bound = agent.env.config.stop_timeout;
+        let stop = |how| postgres::stop(&agent.env, how);
+        // Where the lease is the fence it is kept, and the watchdog device fed, until the server is gone. Else whoever is
+        // to take over needs not wait for a shutdown that takes long.
+        if agent.protects() {
+            end(&mut leases).await;
+        }
+        let stopped = tokio::select! {
+            stopped = stop(postgres::Stop::Fast(bound)) => stopped,
+            () = agent.outlasts_lease() => {
+                tracing::error!(node = %agent.env.config.node, "lease ended during the shutdown: stopping postgres at once");
+                stop(postgres::Stop::Immediate).await
             }
-            Err(error) => tracing::error!(node = %self.agent.env.config.node, %error, "postgres could not be stopped"),
+        };
+        if !matches!(stopped, Err(postgres::ServerError::Unkillable)) {
+            end(&mut leases).await;
+            agent.leave_watchdog();
+        }
+        match stopped {
+            Ok(clean) => {
+                tracing::info!(node = %agent.env.config.node, clean, "postgres stopped with its agent");
+                agent.give_back_lease().await;
+            }
+            Err(error) => tracing::error!(node = %agent.env.config.node, %error, "postgres could not be stopped"),
         }
     }
 }

@@ -6,9 +6,10 @@
 use super::Agent;
 use super::commands::CommandError;
 use crate::config::watchdog::{WatchdogConfig, WatchdogMode};
-use crate::fsm::watchdog::{Act, Facts, decide};
+use crate::fsm::watchdog::{self, Act, Facts, decide};
 use crate::record::Phase;
 use crate::view::topology::shortened;
+use cluster::Instant;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -38,7 +39,12 @@ struct Device {
     file: File,
     timeout: Duration,
     stoppable: bool,
+    /// When it was last fed.
+    fed_at: Option<Instant>,
 }
+
+/// Between two feedings at most, however long the timeout is: so exactly is it known when it fires.
+const LONGEST_TICK: Duration = Duration::from_millis(200);
 
 /// The device of a node, open or not.
 #[derive(Debug, Default)]
@@ -52,9 +58,10 @@ impl Device {
     fn open(config: &WatchdogConfig) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).custom_flags(libc::O_NONBLOCK).open(&config.device)?;
         if !file.metadata()?.file_type().is_char_device() {
-            return Ok(Self { file, timeout: config.timeout, stoppable: true });
+            return Ok(Self { file, timeout: config.timeout, stoppable: true, fed_at: None });
         }
-        let mut device = Self { stoppable: stoppable(&file, &config.device)?, file, timeout: config.timeout };
+        let stoppable = stoppable(&file, &config.device)?;
+        let mut device = Self { stoppable, file, timeout: config.timeout, fed_at: None };
         let mut seconds = libc::c_int::try_from(config.timeout.as_secs()).unwrap_or(libc::c_int::MAX);
         // SAFETY: the request takes a pointer to an int, which lives during the call.
         let done = unsafe { libc::ioctl(device.file.as_raw_fd(), SET_TIMEOUT, &raw mut seconds) };
@@ -85,8 +92,10 @@ impl Device {
         }
     }
 
-    fn feed(&mut self) -> io::Result<()> {
-        self.file.write_all(b".")
+    fn feed(&mut self, now: Instant) -> io::Result<()> {
+        self.file.write_all(b".")?;
+        self.fed_at = Some(now);
+        Ok(())
     }
 
     fn stop(&mut self) -> io::Result<()> {
@@ -120,24 +129,40 @@ impl Watchdog {
         Ok(())
     }
 
-    fn feed(&mut self, config: &WatchdogConfig) -> io::Result<()> {
+    fn feed(&mut self, config: &WatchdogConfig, now: Instant) -> io::Result<()> {
         self.arm(config)?;
         match &mut self.device {
-            Some(device) => device.feed(),
+            Some(device) => device.feed(now),
             None => Ok(()),
         }
     }
 
     /// Stop it, if that is possible; else feed it on.
-    fn disarm(&mut self) -> io::Result<()> {
+    fn disarm(&mut self, now: Instant) -> io::Result<()> {
         match &mut self.device {
-            Some(device) if !device.stoppable => return device.feed(),
+            Some(device) if !device.stoppable => return device.feed(now),
             Some(device) => device.stop()?,
             None => return Ok(()),
         }
         self.device = None;
         tracing::info!("watchdog disarmed");
         Ok(())
+    }
+
+    /// Act, and keep what came of it. An act that does not touch the device says nothing about it: what failed stays so.
+    fn act(&mut self, act: Act, config: &WatchdogConfig, now: Instant) {
+        let done = match act {
+            Act::Feed => self.feed(config, now),
+            Act::Disarm => self.disarm(now),
+            Act::Starve | Act::Rest => return,
+        };
+        self.failed = done.err().map(|e| format!("watchdog {}: {e}", config.device.display()));
+    }
+
+    /// What is left until it fires.
+    fn fires_in(&self, now: Instant) -> Option<Duration> {
+        let device = self.device.as_ref()?;
+        Some((device.fed_at? + device.timeout).since(now))
     }
 }
 
@@ -149,25 +174,40 @@ impl Agent {
             return std::future::pending().await;
         }
         loop {
-            tokio::time::sleep(config.timeout / 5).await;
+            tokio::time::sleep((config.timeout / 5).min(LONGEST_TICK)).await;
             let mut watchdog = self.watchdog.lock().expect("no holder of this lock panics");
             let act = decide(&self.watchdog_facts(&watchdog));
-            let done = match act {
-                Act::Feed => watchdog.feed(config),
-                Act::Disarm => watchdog.disarm(),
-                Act::Starve | Act::Rest => Ok(()),
-            };
-            self.metrics.watchdog_armed.set(i64::from(watchdog.device.is_some()));
-            let failed = done.err().map(|e| format!("watchdog {}: {e}", config.device.display()));
-            if watchdog.failed != failed {
-                if let Some(why) = &failed {
-                    tracing::error!(node = %self.env.config.node, why, ?act, "the watchdog cannot be used");
-                    self.trouble(why);
-                } else {
-                    self.untroubled();
-                }
-                watchdog.failed = failed;
-            }
+            self.act_on(&mut watchdog, act);
+        }
+    }
+
+    /// Do it, and tell when the device can no longer be used, or can again.
+    fn act_on(&self, watchdog: &mut Watchdog, act: Act) {
+        let before = watchdog.failed.clone();
+        watchdog.act(act, &self.env.config.watchdog, self.env.clock.now());
+        self.metrics.watchdog_armed.set(i64::from(watchdog.device.is_some()));
+        if watchdog.failed == before {
+            return;
+        }
+        if let Some(why) = &watchdog.failed {
+            tracing::error!(node = %self.env.config.node, why, ?act, "the watchdog cannot be used");
+            self.trouble(why);
+        } else {
+            self.untroubled();
+        }
+    }
+
+    /// Must PostgreSQL be stopped now, or the device fires before the stop is done?
+    pub(super) fn watchdog_is_about_to_fire(&self) -> bool {
+        let watchdog = self.watchdog.lock().expect("no holder of this lock panics");
+        watchdog::must_stop(&self.watchdog_facts(&watchdog), watchdog.fires_in(self.env.clock.now()))
+    }
+
+    /// PostgreSQL was just stopped, which is not seen yet: the device needs not wait for that.
+    pub(super) fn disarm_watchdog(&self) {
+        let mut watchdog = self.watchdog.lock().expect("no holder of this lock panics");
+        if watchdog.device.is_some() {
+            self.act_on(&mut watchdog, Act::Disarm);
         }
     }
 
@@ -196,10 +236,21 @@ impl Agent {
         if config.mode != WatchdogMode::Required {
             return Ok(());
         }
-        let armed = self.watchdog.lock().expect("no holder of this lock panics").feed(config);
-        let told =
-            |e| io::Error::other(format!("agent.watchdog.mode is required, and {}: {e}", config.device.display()));
-        armed.map_err(|e| self.failed(what, &told(e)).into())
+        let mut watchdog = self.watchdog.lock().expect("no holder of this lock panics");
+        self.act_on(&mut watchdog, Act::Feed);
+        match &watchdog.failed {
+            None => Ok(()),
+            Some(why) => {
+                let told = io::Error::other(format!("agent.watchdog.mode is required, and {why}"));
+                Err(self.failed(what, &told).into())
+            }
+        }
+    }
+
+    /// A lease was taken by which commits may be acknowledged: it does not count where the device is required for that and
+    /// cannot be used.
+    pub(super) fn lease_counts(&self) -> bool {
+        self.protects() || self.must_have_watchdog("taking the lease").is_ok()
     }
 
     /// A primary that must not be one without the device does not renew its lease without it.
@@ -211,8 +262,16 @@ impl Agent {
 
     /// The agent ends, and PostgreSQL has or is to go on without it.
     pub(super) fn leave_watchdog(&self) {
-        if let Err(error) = self.watchdog.lock().expect("no holder of this lock panics").disarm() {
-            tracing::error!(node = %self.env.config.node, %error, "the watchdog could not be stopped: the host will be reset");
+        let mut watchdog = self.watchdog.lock().expect("no holder of this lock panics");
+        let node = &self.env.config.node;
+        match watchdog.disarm(self.env.clock.now()) {
+            Err(error) => tracing::error!(%node, %error, "the watchdog could not be stopped: the host will be reset"),
+            Ok(()) => {
+                if let Some(device) = &watchdog.device {
+                    let after = device.timeout;
+                    tracing::error!(%node, ?after, "this watchdog cannot be stopped (nowayout): the host will be reset");
+                }
+            }
         }
     }
 }
@@ -226,6 +285,26 @@ mod tests {
         WatchdogConfig { mode: WatchdogMode::Required, device: device.to_owned(), timeout, longest }
     }
 
+    fn now(ms: u64) -> Instant {
+        Instant::from_millis(ms)
+    }
+
+    #[test]
+    fn what_failed_stays_so_until_the_device_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(&dir.path().join("watchdog"));
+        let mut watchdog = Watchdog::default();
+        watchdog.act(Act::Feed, &config, now(0));
+        assert!(watchdog.failed.is_some());
+        for idle in [Act::Rest, Act::Starve] {
+            watchdog.act(idle, &config, now(0));
+            assert!(watchdog.failed.is_some(), "{idle:?} has not tried it");
+        }
+        std::fs::write(&config.device, b"").unwrap();
+        watchdog.act(Act::Feed, &config, now(1000));
+        assert_eq!((watchdog.failed.clone(), watchdog.fires_in(now(1300))), (None, Some(Duration::from_millis(700))));
+    }
+
     #[test]
     fn it_is_fed_by_writing_and_stopped_by_a_last_v() {
         let dir = tempfile::tempdir().unwrap();
@@ -233,12 +312,12 @@ mod tests {
         std::fs::write(&device, b"").unwrap();
         let mut watchdog = Watchdog::default();
         for _ in 0..2 {
-            watchdog.feed(&config(&device)).unwrap();
-            watchdog.feed(&config(&device)).unwrap();
-            watchdog.disarm().unwrap();
+            watchdog.feed(&config(&device), now(0)).unwrap();
+            watchdog.feed(&config(&device), now(0)).unwrap();
+            watchdog.disarm(now(0)).unwrap();
             assert!(watchdog.device.is_none());
         }
-        watchdog.disarm().unwrap();
+        watchdog.disarm(now(0)).unwrap();
         assert_eq!(std::fs::read(&device).unwrap(), b"..V..V");
     }
 
@@ -248,17 +327,17 @@ mod tests {
         let device = dir.path().join("watchdog");
         std::fs::write(&device, b"").unwrap();
         let mut watchdog = Watchdog::default();
-        watchdog.feed(&config(&device)).unwrap();
+        watchdog.feed(&config(&device), now(0)).unwrap();
         drop(watchdog);
         assert_eq!(std::fs::read(&device).unwrap(), b".");
     }
 
     #[test]
     fn one_that_cannot_be_opened_or_is_no_watchdog_is_an_error() {
-        let gone = Watchdog::default().feed(&config(Path::new("/nonexistent/watchdog"))).unwrap_err();
+        let gone = Watchdog::default().feed(&config(Path::new("/nonexistent/watchdog")), now(0)).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::NotFound);
         // A character device, which knows nothing of the requests.
-        let other = Watchdog::default().feed(&config(Path::new("/dev/null"))).unwrap_err();
+        let other = Watchdog::default().feed(&config(Path::new("/dev/null")), now(0)).unwrap_err();
         assert_eq!(other.raw_os_error(), Some(libc::ENOTTY));
     }
 }

@@ -22,6 +22,10 @@ pub struct Facts {
     pub timeout: Duration,
 }
 
+/// So long before the device fires PostgreSQL is stopped at once, if it is the lease's end that lets it fire: what is
+/// stopped in time must not cost the host.
+const STOP_WITHIN: Duration = Duration::from_millis(500);
+
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
@@ -47,6 +51,12 @@ pub fn decide(facts: &Facts) -> Act {
         (false, false, true) => Act::Disarm,
         (false, false, false) => Act::Rest,
     }
+}
+
+/// Must PostgreSQL be stopped now, for the device not to fire while that is being done? `fires_in` is what is left until it
+/// fires. A device that is merely fed late, under a lease that lasts, stops nothing.
+pub fn must_stop(facts: &Facts, fires_in: Option<Duration>) -> bool {
+    decide(facts) == Act::Starve && fires_in.is_some_and(|left| left <= STOP_WITHIN)
 }
 
 #[cfg(test)]
@@ -78,6 +88,20 @@ mod tests {
         ] {
             assert_eq!(decide(&facts(armed, fenced, becoming, left)), want, "{armed} {fenced} {becoming} {left:?}");
         }
+    }
+
+    #[test]
+    fn postgres_is_stopped_before_a_starved_device_fires_and_not_because_of_a_late_feeding() {
+        let at = |armed, fenced, left, fires_ms: Option<u64>| {
+            must_stop(&facts(armed, fenced, false, left), fires_ms.map(Duration::from_millis))
+        };
+        // As the margins are by default the lease's own hard end comes with 233 ms left: this device fires at 100.
+        assert!(at(true, true, Some(600), Some(500)));
+        assert!(!at(true, true, Some(601), Some(501)));
+        assert!(at(true, true, None, Some(500)));
+        assert!(!at(true, true, Some(2000), Some(10)), "the lease lasts, the next feeding is on its way");
+        assert!(!at(true, false, None, Some(10)), "the quorum fences");
+        assert!(!at(false, true, None, None));
     }
 
     proptest! {
