@@ -168,7 +168,7 @@ impl Agent {
                     );
                     if answers || !was_up {
                         o.postgres = PostgresState::Starting;
-                        o.at = now;
+                        o.heard(now);
                     } else if since >= self.env.config.probe_timeout {
                         o.postgres = PostgresState::Hung { for_ms: since.as_millis().try_into().unwrap_or(u64::MAX) };
                     }
@@ -189,7 +189,10 @@ impl Agent {
     async fn saw_stopped(&self) {
         if !self.env.layout.has_data() {
             let now = self.env.clock.now();
-            self.state.change(|o| (o.postgres, o.system_id, o.at) = (PostgresState::Absent, None, now));
+            self.state.change(|o| {
+                (o.postgres, o.system_id) = (PostgresState::Absent, None);
+                o.heard(now);
+            });
             return;
         }
         let was_stopped = self.state.look(|o| matches!(o.postgres, PostgresState::Stopped { .. }));
@@ -211,7 +214,7 @@ impl Agent {
                 }
                 self.state.change(|o| {
                     o.postgres = control.stopped();
-                    o.at = now;
+                    o.heard(now);
                     o.receiver = None;
                     o.not_streaming_since = None;
                     o.last_timeline = None;
@@ -248,7 +251,7 @@ impl Agent {
             out_of_quarantine |= o.was_primary && o.quarantine.is_some();
             o.receiver = look.receiver;
             o.system_id = look.system_id;
-            o.at = now;
+            o.heard(now);
         });
         if out_of_quarantine && self.remember(|m| m.quarantine = None).is_ok() {
             tracing::info!(node = %self.env.config.node, "replay has passed the quarantine");

@@ -57,8 +57,8 @@ pub(crate) struct Observed {
     pub(crate) sees: Option<Sight>,
     /// When this agent last noted that it runs.
     pub(crate) ran_at: Instant,
-    /// When it last stood still for a while before.
-    pub(crate) awake_since: Instant,
+    /// For how long it has stood still since PostgreSQL last answered.
+    pub(crate) missed: Duration,
     pub(crate) lease_until: Option<Instant>,
     pub(crate) fsync_ms: Option<u64>,
     pub(crate) fsync_since: Option<Instant>,
@@ -88,7 +88,7 @@ impl State {
             fenced: false,
             sees: None,
             ran_at: now,
-            awake_since: now,
+            missed: Duration::ZERO,
             lease_until: None,
             fsync_ms: None,
             fsync_since: None,
@@ -155,7 +155,8 @@ impl Observed {
     pub(crate) fn runs(&mut self, now: Instant) {
         let gap = now.since(self.ran_at);
         if gap > LONGEST_PULSE {
-            self.awake_since = now;
+            // The rest of it is the pause between two that counts as hearing.
+            self.missed += now.since((self.ran_at + LONGEST_PULSE).max(self.at));
             if let Some(sight) = &mut self.sees {
                 sight.agent_at = (sight.agent_at + gap).min(now);
                 sight.sql_at = (sight.sql_at + gap).min(now);
@@ -166,7 +167,12 @@ impl Observed {
 
     /// For how long PostgreSQL has answered nothing while this agent could have heard it.
     pub(crate) fn unanswered(&self, now: Instant) -> Duration {
-        now.min(self.ran_at + LONGEST_PULSE).since(self.at.max(self.awake_since))
+        now.min(self.ran_at + LONGEST_PULSE).since(self.at).saturating_sub(self.missed)
+    }
+
+    /// PostgreSQL answered, or was seen not to run.
+    pub(crate) fn heard(&mut self, at: Instant) {
+        (self.at, self.missed) = (at, Duration::ZERO);
     }
 
     /// As told to managers at `now`.
@@ -236,9 +242,29 @@ mod tests {
         o.runs(at(6000));
         let sees = o.sees.clone().unwrap();
         assert_eq!((sees.agent_at, sees.sql_at), (at(5950), at(5700)));
-        assert_eq!(o.unanswered(at(6100)), Duration::from_millis(100));
+        assert_eq!(
+            o.unanswered(at(6100)),
+            Duration::from_millis(500),
+            "what it has heard before it stood still counts"
+        );
         // Silence while it runs counts as before.
         (61..=80).for_each(|i| o.runs(at(100 * i)));
         assert_eq!(o.sees.unwrap().sql_at, at(5700));
+    }
+
+    #[test]
+    fn on_a_busy_host_a_silent_postgres_is_noticed_and_one_that_has_answered_begins_anew() {
+        let at = Instant::from_millis;
+        let mut o = State::new(at(0)).get();
+        // Every pulse comes late.
+        (1..=10).for_each(|i| o.runs(at(400 * i)));
+        assert_eq!(o.unanswered(at(4000)), Duration::from_secs(3));
+        o.heard(at(4100));
+        o.runs(at(4600));
+        assert_eq!(
+            o.unanswered(at(4700)),
+            Duration::from_millis(300),
+            "silent from 4100 on, unheard from 4300 to 4600"
+        );
     }
 }
