@@ -199,6 +199,10 @@ impl Metrics {
         if let Some(at) = *self.read_at.lock().expect("no holder panics") {
             self.records_age.set(Clock.now().since(at).as_secs_f64());
         }
+        // A node that was removed is gone from them too.
+        for of_each_node in [&self.node_primary, &self.fenced, &self.maintenance] {
+            of_each_node.reset();
+        }
         for only_of_the_leader in [
             &self.recruits_needed,
             &self.recruits_available,
