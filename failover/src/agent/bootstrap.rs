@@ -11,9 +11,9 @@ use super::rewind::remove_tree;
 use super::sql::{Sql, SqlError};
 use super::tool::{self, ToolError};
 use crate::fsm::sync_set::Waits;
-use crate::record::{Cause, InitRecord, Limits, Phase, PolicyRecord, TermRecord};
-use crate::store::{Compare, StoreError, Txn};
-use cluster::{Lsn, Term};
+use crate::record::{Cause, InitRecord, Limits, MemberRecord, Phase, PolicyRecord, TermRecord};
+use crate::store::{Compare, Range, StoreError, Txn};
+use cluster::{Lsn, NodeId, Term};
 use std::io;
 use std::time::Duration;
 
@@ -39,7 +39,9 @@ pub(crate) enum BootstrapError {
     },
     #[error("line {line} of {file}: expected \"name\" \"SCRAM-SHA-256$…\"")]
     Userlist { file: String, line: usize },
-    #[error("a record could not be written")]
+    #[error("{node} has registered with data: the cluster exists, and etcd has lost it")]
+    Exists { node: NodeId },
+    #[error("a record could not be written or read")]
     Record(#[from] serde_json::Error),
 }
 
@@ -48,7 +50,8 @@ impl Agent {
     pub(super) async fn claim_creation(&self) -> Result<(), BootstrapError> {
         let key = self.env.keys.init();
         let record = InitRecord { node: self.env.config.node.clone(), system_id: None };
-        let txn = Txn::new()
+        let txn = self.while_none_has_data().await?;
+        let txn = txn
             .when(Compare::Absent(key.clone()))
             .when(Compare::Absent(self.env.keys.term()))
             .put(key, serde_json::to_vec(&record)?);
@@ -56,6 +59,25 @@ impl Agent {
         tracing::info!(node = %self.env.config.node, won, "asked to create the cluster");
         self.read_records().await?;
         Ok(())
+    }
+
+    /// Conditions of a transaction that must not come after another voter has registered with data: then there is a cluster,
+    /// which etcd has lost.
+    async fn while_none_has_data(&self) -> Result<Txn, BootstrapError> {
+        let keys = &self.env.keys;
+        let read = self.store.read(vec![Range::Prefix(keys.members())]).await?;
+        let own = keys.member(&self.env.config.node);
+        for found in read.under(&keys.members()).filter(|f| f.key != own) {
+            let member: MemberRecord = serde_json::from_slice(&found.value)?;
+            if member.system_id.is_some() {
+                return Err(BootstrapError::Exists { node: member.node });
+            }
+        }
+        let voters = self.env.cluster.voters.iter().map(|v| keys.member(v)).filter(|key| *key != own);
+        Ok(voters.fold(Txn::new(), |txn, key| match read.get(&key) {
+            Some(found) => txn.when(Compare::ModRevision(key, found.mod_revision)),
+            None => txn.when(Compare::Absent(key)),
+        }))
     }
 
     /// Create it: this node has won.
@@ -154,7 +176,8 @@ impl Agent {
             data_loss_allowed: false,
         };
         let init = self.records.borrow().init.as_ref().map_or(0, |i| i.revision);
-        let txn = Txn::new()
+        let txn = self.while_none_has_data().await?;
+        let txn = txn
             .when(Compare::Absent(keys.term()))
             .when(Compare::ModRevision(keys.init(), init))
             .put(keys.init(), serde_json::to_vec(&InitRecord { node, system_id: Some(system_id) })?)

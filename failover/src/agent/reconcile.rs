@@ -170,6 +170,7 @@ impl Agent {
             rewind_interrupted: memory.rewinding,
             quarantined: memory.quarantine.is_some(),
             remembers: memory.promise > Term(0) || memory.policy.is_some(),
+            others: records.others(&self.env.config.node, &self.env.cluster.voters, self.env.clock.now()),
             voter: self.env.is_voter(),
         })
     }

@@ -1,6 +1,7 @@
 //! The cluster's records in etcd as this agent last read them.
 
 use super::Agent;
+use crate::fsm::agent::Others;
 use crate::record::{
     AdoptRecord, FenceRecord, InitRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord,
 };
@@ -23,6 +24,8 @@ pub(crate) struct At<T> {
 pub(crate) struct Records {
     /// When the read was sent; `None` before the first.
     pub(crate) read_at: Option<Instant>,
+    /// Since when etcd has known no term.
+    pub(crate) termless_since: Option<Instant>,
     pub(crate) term: Option<At<TermRecord>>,
     pub(crate) policy: Option<At<PolicyRecord>>,
     pub(crate) init: Option<At<InitRecord>>,
@@ -41,6 +44,17 @@ impl Records {
         let t = &self.term.as_ref()?.value;
         matches!(t.phase, Phase::Opening | Phase::Active | Phase::Draining).then_some(())?;
         Some((t.node.as_ref()?, t.term))
+    }
+
+    /// What the other agents have registered tells of a cluster that etcd does not know.
+    pub(crate) fn others(&self, own: &NodeId, voters: &[NodeId], now: Instant) -> Others {
+        if self.members.iter().any(|(node, m)| node != own && m.system_id.is_some()) {
+            return Others::HaveData;
+        }
+        if voters.iter().all(|v| v == own || self.members.contains_key(v)) {
+            return Others::Empty;
+        }
+        Others::Missing(self.termless_since.map_or(Duration::ZERO, |since| now.since(since)))
     }
 
     /// Where a node's PostgreSQL listens.
@@ -90,8 +104,9 @@ impl Agent {
         let keys = &self.env.keys;
         let sent = self.env.clock.now();
         let snapshot = store.read(ranges(keys)).await?;
-        let records = Records {
+        let mut records = Records {
             read_at: Some(sent),
+            termless_since: None,
             term: snapshot.get(&keys.term()).and_then(decode),
             policy: snapshot.get(&keys.policy()).and_then(decode),
             init: snapshot.get(&keys.init()).and_then(decode),
@@ -113,6 +128,7 @@ impl Agent {
                 }
                 return false;
             }
+            records.termless_since = records.term.is_none().then(|| old.termless_since.unwrap_or(sent));
             let same = Records { read_at: None, ..old.clone() } == Records { read_at: None, ..records.clone() };
             *old = records;
             !same

@@ -37,6 +37,20 @@ pub enum Server {
     },
 }
 
+/// The other agents, as they have registered in an etcd that knows no term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// One of them has data: the cluster exists, and etcd has lost it.
+    HaveData,
+    /// Not all of the configuration have registered, for so long.
+    Missing(Duration),
+    /// All have, and none has data.
+    Empty,
+}
+
+/// So long a node without data waits for the others to register, before it takes it that there is no cluster yet.
+pub const REGISTERING: Duration = Duration::from_secs(5);
+
 /// What is known when the decision is made.
 #[derive(Clone, Debug)]
 pub struct Facts<'a> {
@@ -68,6 +82,8 @@ pub struct Facts<'a> {
     pub quarantined: bool,
     /// It has promised a term, or read a policy: the cluster exists, whatever etcd says.
     pub remembers: bool,
+    /// What is registered in etcd says whether the cluster exists.
+    pub others: Others,
     /// Is this node a voter of the configuration (only such a node may create the cluster)?
     pub voter: bool,
 }
@@ -118,6 +134,8 @@ pub enum Because {
     Maintenance,
     /// `pgtenure adopt` has not come to this node yet.
     AwaitsAdoption,
+    /// The others have to register first, who may have the cluster's data.
+    AwaitsOthers,
     /// Another node creates the cluster.
     BeingCreated,
     /// The data directory belongs to another cluster.
@@ -199,9 +217,13 @@ fn unborn(facts: &Facts<'_>) -> Act {
         (Some(InitRecord { system_id: Some(_), .. }), _) => Act::Wait(Because::UnknownCluster),
         // So has who remembers a term or a policy: etcd has lost all, and a new cluster would take the old one's place.
         _ if facts.remembers => Act::Wait(Because::UnknownCluster),
+        _ if facts.others == Others::HaveData => Act::Wait(Because::UnknownCluster),
         (Some(init), _) if init.node == *facts.node => Act::ResumeCreation,
         (Some(_), Server::Absent) => Act::Wait(Because::BeingCreated),
-        (None, Server::Absent) if facts.voter => Act::Create,
+        (None, Server::Absent) if facts.voter => match facts.others {
+            Others::Missing(since) if since < REGISTERING => Act::Wait(Because::AwaitsOthers),
+            _ => Act::Create,
+        },
         (None, Server::Absent) => Act::Wait(Because::NotAVoter),
         (Some(_) | None, _) => Act::Wait(Because::UnknownCluster),
     }
@@ -298,6 +320,7 @@ mod tests {
             rewind_interrupted: false,
             quarantined: false,
             remembers: record.is_some(),
+            others: Others::Empty,
             voter: true,
         }
     }
@@ -378,6 +401,16 @@ mod tests {
         assert_eq!(decide(&commanded), Act::Wait(Because::UnknownCluster));
         let wiped = Facts { remembers: true, ..unborn.clone() };
         assert_eq!(decide(&wiped), Act::Wait(Because::UnknownCluster), "etcd has lost all, and this disk is a new one");
+        let with = |others| decide(&Facts { others, ..unborn.clone() });
+        assert_eq!(
+            with(Others::HaveData),
+            Act::Wait(Because::UnknownCluster),
+            "etcd has lost all, and this node is a new one"
+        );
+        assert_eq!(with(Others::Missing(Duration::from_secs(1))), Act::Wait(Because::AwaitsOthers));
+        assert_eq!(with(Others::Missing(REGISTERING)), Act::Create);
+        let late = Facts { init: Some(&mine), others: Others::HaveData, ..unborn.clone() };
+        assert_eq!(decide(&late), Act::Wait(Because::UnknownCluster), "they registered after it had won the right");
         check(Server::Absent, Some(&record(1, Phase::Opening, Some("n2"))), Act::Clone);
         check(STANDBY, None, Act::Wait(Because::UnknownCluster));
     }

@@ -3,7 +3,7 @@
 use super::node::{Is, Names, SOFT};
 use super::{Event, LEASE, World, ms, name};
 use cluster::{Term, TimelineId};
-use failover::fsm::agent::{Act, Facts, Server, decide};
+use failover::fsm::agent::{Act, Facts, Others, Server, decide};
 use failover::fsm::rejoin::{self, Plan, plan};
 use failover::fsm::sync_set;
 use failover::record::{Phase, PolicyRecord, PrimaryRecord, TermRecord};
@@ -168,6 +168,7 @@ impl World {
             rewind_interrupted: false,
             quarantined: node.quarantine.is_some(),
             remembers: true,
+            others: Others::Empty,
             voter: votes,
         });
         self.nodes[n].fenced = fenced;
