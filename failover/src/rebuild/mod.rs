@@ -9,11 +9,11 @@ pub mod plan;
 use crate::api::AgentState;
 use crate::config::cluster::ClusterConfig;
 use crate::manager::client::AgentLink;
-use crate::record::{MemberRecord, TermRecord};
+use crate::record::{InitRecord, MemberRecord, ProxyRecord, TermRecord};
 use crate::store::{Compare, Range, Store, StoreError, Txn};
 use cluster::keys::Keys;
 use cluster::secret::Secret;
-use cluster::{Endpoint, NodeId};
+use cluster::{Endpoint, NodeId, Term};
 use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 use plan::{Found, Rebuilt};
@@ -47,8 +47,20 @@ pub async fn survey(
     cluster: &ClusterConfig,
     secret: &Secret,
 ) -> Result<Found, RebuildError> {
-    let ranges = vec![Range::Prefix(keys.members()), Range::Key(keys.term()), Range::Key(keys.manager())];
+    let ranges = vec![
+        Range::Prefix(keys.members()),
+        Range::Prefix(keys.proxies()),
+        Range::Key(keys.term()),
+        Range::Key(keys.init()),
+        Range::Key(keys.manager()),
+    ];
     let read = store.read(ranges).await?;
+    let init = read.get(&keys.init()).map(|v| serde_json::from_slice::<InitRecord>(&v.value)).transpose()?;
+    let mut proxied = (Term(0), 0);
+    for proxy in read.under(&keys.proxies()) {
+        let proxy: ProxyRecord = serde_json::from_slice(&proxy.value)?;
+        proxied = (proxied.0.max(proxy.term), proxied.1.max(proxy.epoch));
+    }
     let mut asked = JoinSet::new();
     for found in read.under(&keys.members()) {
         let member: MemberRecord = serde_json::from_slice(&found.value)?;
@@ -65,6 +77,8 @@ pub async fn survey(
             .map(|v| serde_json::from_slice::<TermRecord>(&v.value))
             .transpose()?
             .map(|t| t.term),
+        system_id: init.and_then(|i| i.system_id),
+        proxied,
         led: read.get(&keys.manager()).is_some(),
         ..Found::default()
     };

@@ -19,6 +19,10 @@ pub struct Found {
     pub agents: BTreeMap<NodeId, Result<AgentState, String>>,
     /// The term that etcd knows.
     pub term: Option<Term>,
+    /// The identifier of the data of the cluster that etcd knows.
+    pub system_id: Option<String>,
+    /// The newest term and the newest policy's epoch that a registered proxy acts on.
+    pub proxied: (Term, u64),
     /// A manager leads.
     pub led: bool,
 }
@@ -49,12 +53,21 @@ pub struct Rebuilt {
     pub fences: BTreeMap<NodeId, FenceRecord>,
 }
 
+/// So many terms are left free where a node is left out, which may have promised or made some that nobody else knows.
+const GAP: u64 = 16;
+
+/// Does it answer for a node whose disk was replaced? What it had promised it no longer knows.
+fn has_forgotten(state: &AgentState) -> bool {
+    state.promise == Term(0) && state.policy.is_none() && matches!(state.postgres, PostgresState::Absent)
+}
+
 /// Decide whether it can be done, without the nodes of `without`. `by` and `now` are for display.
 pub fn plan(found: &Found, without: &BTreeSet<NodeId>, by: &str, now: WallMillis) -> Plan {
     let mut plan = Plan::default();
-    let heard: Vec<&AgentState> = found.agents.values().filter_map(|a| a.as_ref().ok()).collect();
+    let answers = found.agents.values().filter_map(|a| a.as_ref().ok());
+    let heard: Vec<&AgentState> = answers.filter(|s| !has_forgotten(s)).collect();
     let policy = heard.iter().filter_map(|s| s.policy.as_ref()).max_by_key(|p| p.epoch);
-    check_etcd(found, &mut plan.obstacles);
+    check_etcd(found, &heard, &mut plan.obstacles);
     let absent = absent(found, policy);
     for (node, why) in &absent {
         if !without.contains(node) {
@@ -66,7 +79,9 @@ pub fn plan(found: &Found, without: &BTreeSet<NodeId>, by: &str, now: WallMillis
     }
     for node in without {
         match found.agents.get(node) {
-            Some(Ok(_)) => plan.obstacles.push(format!("{node} answers: there is no need to leave it out")),
+            Some(Ok(state)) if !has_forgotten(state) => {
+                plan.obstacles.push(format!("{node} answers: there is no need to leave it out"))
+            }
             None if !absent.contains_key(node) => plan.obstacles.push(format!("there is no node {node}")),
             _ => {}
         }
@@ -81,8 +96,14 @@ pub fn plan(found: &Found, without: &BTreeSet<NodeId>, by: &str, now: WallMillis
         plan.obstacles.push("no agent that answers remembers a policy".into());
         return plan;
     };
-    let (Some(system_id), Some(last)) = (ids.first(), last(&heard)) else { return plan };
-    let term = above(&heard);
+    check_proxies(found, policy, without, &mut plan);
+    let last = last(&heard);
+    if last.is_none() {
+        plan.obstacles.push("no node's timeline is known yet: wait until a PostgreSQL answers or is stopped".into());
+    }
+    let (Some(system_id), Some(last)) = (ids.first(), last) else { return plan };
+    let known = above(&heard, found.proxied.0);
+    let term = if without.is_empty() { known } else { Term(known.0 + GAP) };
     if found.term.is_none() {
         say(&mut plan, &heard, policy, term);
         warn(&mut plan, &heard, policy, &absent, without);
@@ -93,15 +114,42 @@ pub fn plan(found: &Found, without: &BTreeSet<NodeId>, by: &str, now: WallMillis
     plan
 }
 
-fn check_etcd(found: &Found, obstacles: &mut Vec<String>) {
+fn check_etcd(found: &Found, heard: &[&AgentState], obstacles: &mut Vec<String>) {
     if let Some(term) = found.term {
-        obstacles.push(format!(
-            "etcd knows this cluster, in term {term}: nothing is to be rebuilt. After a restored backup the managers begin a \
-             term above all promises by themselves; `pgtenure status` says what they wait for"
-        ));
+        let other = |s: &&&AgentState| s.promise > Term(0) && s.system_id.is_some() && s.system_id != found.system_id;
+        let stray = found.system_id.as_ref().filter(|_| heard.iter().any(|s| other(&s)));
+        obstacles.push(match stray {
+            Some(id) => format!(
+                "etcd knows, in term {term}, a cluster whose data have the system identifier {id}; the agents tell {}. If that one \
+                 was created when etcd was empty, by a node without data: stop the agents of its nodes, remove their new and \
+                 empty data, delete all keys below etcd.prefix, and begin again",
+                of_each(heard)
+            ),
+            None => format!(
+                "etcd knows this cluster, in term {term}: nothing is to be rebuilt. After a restored backup the managers begin a \
+                 term above all promises by themselves; `pgtenure status` says what they wait for"
+            ),
+        });
     }
     if !found.led {
         obstacles.push("no manager leads: start the managers first".into());
+    }
+}
+
+/// A proxy has seen a policy that no agent which answers has.
+fn check_proxies(found: &Found, policy: &PolicyRecord, without: &BTreeSet<NodeId>, plan: &mut Plan) {
+    let epoch = found.proxied.1;
+    if epoch <= policy.epoch {
+        return;
+    }
+    let known = format!(
+        "a proxy acts on the policy of epoch {epoch}, and the newest that an agent remembers is {}",
+        policy.epoch
+    );
+    if without.is_empty() {
+        plan.obstacles.push(format!("{known}: find the agent that has read it, or leave it out with --without"));
+    } else {
+        plan.notes.push(format!("{known}: who is left out may know it (a suspension, other voters)"));
     }
 }
 
@@ -109,10 +157,20 @@ fn check_etcd(found: &Found, obstacles: &mut Vec<String>) {
 fn absent(found: &Found, policy: Option<&PolicyRecord>) -> BTreeMap<NodeId, String> {
     let voters = policy.into_iter().flat_map(|p| p.quorums().flat_map(|(voters, _)| voters));
     let expected: BTreeSet<&NodeId> = found.configured.iter().chain(voters).chain(found.agents.keys()).collect();
-    let one = |node: &NodeId| match found.agents.get(node) {
+    let one = |node: &NodeId| {
+        match found.agents.get(node) {
+        Some(Ok(state)) if has_forgotten(state) => {
+            Some("answers, but has no data and remembers nothing (a new disk?)".to_owned())
+        }
         Some(Ok(_)) => None,
         Some(Err(why)) => Some(format!("does not answer ({why})")),
+        None if policy.is_some_and(|p| !p.counts(node)) => Some(
+            "has not registered, and only cluster.voters of this file names it, not the newest policy (if it was removed, take it \
+             out of the file)"
+                .to_owned(),
+        ),
         None => Some("has not registered".to_owned()),
+    }
     };
     expected.into_iter().filter_map(|n| Some((n.clone(), one(n)?))).collect()
 }
@@ -132,10 +190,10 @@ fn timeline(state: &AgentState) -> Option<TimelineId> {
     }
 }
 
-/// The next term after every promise and every timeline, which a term's number must not be below either.
-fn above(heard: &[&AgentState]) -> Term {
+/// The next term after every promise, every term a proxy acts on, and every timeline, which a term's number must not be below either.
+fn above(heard: &[&AgentState], proxied: Term) -> Term {
     let timelines = heard.iter().filter_map(|s| timeline(s)).map(|t| Term(u64::from(t.0)));
-    heard.iter().map(|s| s.promise).chain(timelines).max().unwrap_or(Term(0)).next()
+    heard.iter().map(|s| s.promise).chain(timelines).chain([proxied]).max().unwrap_or(Term(0)).next()
 }
 
 /// Who was primary last, as far as one can see: who is, else who has been, or who is followed, on the newest timeline. A
@@ -182,11 +240,13 @@ fn say(plan: &mut Plan, heard: &[&AgentState], policy: &PolicyRecord, term: Term
         voters.join(", ")
     ));
     plan.steps.push(format!("in etcd: term {term}, above every promise and every timeline heard of"));
-    let names: BTreeSet<NodeId> = heard.iter().map(|s| s.node.clone()).collect();
+    // A manager freezes no other.
+    let able = heard.iter().filter(|s| s.system_id.is_some() && !s.fenced && s.quarantine.is_none());
+    let names: BTreeSet<NodeId> = able.map(|s| s.node.clone()).collect();
     let enough = if sufficient_for_any(policy, &names) {
-        "those that answer suffice"
+        "those that answer with data suffice"
     } else {
-        "those that answer do not suffice: they wait for more, or for `pgtenure failover --allow-data-loss`"
+        "those that answer with data, unfenced and not quarantined, do not suffice: they wait for more, or for `pgtenure failover --allow-data-loss`"
     };
     plan.steps.push(format!(
         "the managers freeze as many voters as suffice whoever was primary ({enough}) and promote the one whose WAL ends last \

@@ -73,8 +73,8 @@ fn found() -> Found {
     Found {
         configured: ["n1", "n2", "n3"].map(n).to_vec(),
         agents: agents.into_iter().map(|a| (a.node.clone(), Ok(a))).collect(),
-        term: None,
         led: true,
+        ..Found::default()
     }
 }
 
@@ -106,7 +106,7 @@ fn an_agent_that_does_not_answer_forbids_it_until_it_is_left_out_knowingly() {
     assert_eq!((refused.obstacles.len(), refused.records), (1, None), "{:?}", refused.obstacles);
     assert!(refused.obstacles[0].starts_with("n3 does not answer (connection refused)"), "{:?}", refused.obstacles);
     let allowed = made(&found, &["n3"]);
-    assert_eq!(allowed.records.expect("nothing forbids it").term.term, Term(5));
+    assert_eq!(allowed.records.expect("nothing forbids it").term.term, Term(5 + GAP), "n3 may have promised more");
     assert!(allowed.notes[0].starts_with("n3 is left out"), "{:?}", allowed.notes);
 
     // Nor is one forgotten that never registered again.
@@ -136,4 +136,63 @@ fn a_fence_that_an_agent_still_obeys_is_put_again() {
     found.agents.insert(n("n2"), Ok(fenced));
     let records = made(&found, &[]).records.expect("nothing forbids it");
     assert_eq!(records.fences.keys().collect::<Vec<_>>(), [&n("n2")]);
+}
+
+#[test]
+fn what_a_proxy_acts_on_is_heeded() {
+    let mut found = found();
+    found.proxied = (Term(9), 3);
+    assert_eq!(made(&found, &[]).records.expect("nothing forbids it").term.term, Term(10));
+    found.proxied = (Term(9), 4);
+    let refused = made(&found, &[]);
+    assert!(refused.obstacles[0].starts_with("a proxy acts on the policy of epoch 4"), "{:?}", refused.obstacles);
+    found.agents.remove(&n("n3"));
+    let allowed = made(&found, &["n3"]);
+    assert_eq!(allowed.records.expect("nothing forbids it").term.term, Term(10 + GAP));
+    assert!(allowed.notes[0].starts_with("a proxy acts on"), "{:?}", allowed.notes);
+}
+
+#[test]
+fn an_agent_without_memory_and_data_is_not_heard() {
+    let mut found = found();
+    let new_disk = AgentState { policy: None, system_id: None, ..agent("n3", 0, 2, PostgresState::Absent) };
+    found.agents.insert(n("n3"), Ok(new_disk));
+    let refused = made(&found, &[]);
+    assert!(refused.obstacles[0].starts_with("n3 answers, but has no data"), "{:?}", refused.obstacles);
+    assert!(made(&found, &["n3"]).records.is_some());
+}
+
+#[test]
+fn whoever_cannot_be_frozen_does_not_count_towards_what_suffices() {
+    let suffices = |found: &Found| made(found, &[]).steps.iter().any(|s| s.contains("with data suffice"));
+    let mut found = found();
+    assert!(suffices(&found));
+    for node in ["n2", "n3"] {
+        let fenced = AgentState { fenced: true, ..agent(node, 4, 3, standby(4, None)) };
+        found.agents.insert(n(node), Ok(fenced));
+    }
+    assert!(!suffices(&found));
+}
+
+#[test]
+fn nothing_is_refused_without_a_word() {
+    let mut found = found();
+    for node in ["n1", "n2", "n3"] {
+        found.agents.insert(n(node), Ok(agent(node, 4, 3, PostgresState::Starting)));
+    }
+    let refused = made(&found, &[]);
+    assert!(refused.obstacles[0].starts_with("no node's timeline is known yet"), "{:?}", refused.obstacles);
+    found.configured.push(n("n4"));
+    let refused = made(&found, &[]);
+    assert!(refused.obstacles[0].contains("only cluster.voters of this file names it"), "{:?}", refused.obstacles);
+}
+
+#[test]
+fn a_cluster_that_was_created_in_the_empty_etcd_is_told_from_the_old_one() {
+    let mut found = found();
+    (found.term, found.system_id) = (Some(Term(1)), Some("78".into()));
+    let refused = made(&found, &[]);
+    assert!(refused.obstacles[0].contains("delete all keys below etcd.prefix"), "{:?}", refused.obstacles);
+    found.system_id = Some("77".into());
+    assert!(made(&found, &[]).obstacles[0].starts_with("etcd knows this cluster"));
 }
