@@ -8,6 +8,7 @@ use common::{Cluster, wait_for};
 use proxy::wire::frontend::write_query;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 /// What a server says by itself, as in a reload of its configuration.
@@ -116,4 +117,72 @@ fn a_worker_is_busy_with_statements_not_with_clients_that_hold_servers() {
     c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'");
     clients.iter_mut().for_each(|client| drop(client.until_ready()));
     wait_for("the worker to be calm", || (!waits()).then_some(()));
+}
+
+/// Does the first worker's thread sleep? One that polls without end is running, or about to, whatever else runs.
+fn sleeps() -> bool {
+    let of = |entry: std::fs::DirEntry| {
+        let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let state = stat.rsplit_once(')')?.1.split_whitespace().next()?.to_owned();
+        (name.trim() == "proxy-0").then_some(state == "S")
+    };
+    std::fs::read_dir("/proc/self/task").unwrap().flatten().find_map(of).expect("a worker")
+}
+
+/// Wait until the worker sleeps most of the time, while `stays` does not change.
+fn rests(mut stays: impl FnMut() -> u64) {
+    wait_for("the worker to rest", || {
+        let before = stays();
+        let asleep = (0..50).filter(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            sleeps()
+        });
+        (asleep.count() >= 25 && stays() == before).then_some(())
+    });
+}
+
+#[test]
+fn a_worker_rests_while_a_client_does_not_read() {
+    const QUERIES: usize = 5000;
+    let c = Cluster::start(0, |raw| raw.workers = 1);
+    let mut client = Raw::login(c.port, &[]);
+    client.write(|out| (0..QUERIES).for_each(|_| write_query(out, "select repeat('x', 15000)")));
+    let blocked = "select count(*) from pg_stat_activity where usename = 'app' and wait_event = 'ClientWrite'";
+    wait_for("the server to wait for the client", || (c.nodes[0].psql(blocked) == "1").then_some(()));
+    rests(|| 0);
+    for _ in 0..QUERIES {
+        assert_eq!(client.until_ready().last().unwrap(), "Z I");
+    }
+}
+
+#[test]
+fn a_worker_rests_while_a_server_does_not_read() {
+    let c = Cluster::start(0, |raw| raw.workers = 1);
+    let mut client = Raw::login(c.port, &[]);
+    client.query("create table rows(a text)");
+    client.write(|out| write_query(out, "copy rows from stdin"));
+    assert!(client.next().starts_with('G'));
+    let pid = c.nodes[0].psql("select pid from pg_stat_activity where query like 'copy%' and usename = 'app'");
+    let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let written = Arc::new(AtomicU64::new(0));
+    let (count, mut stream) = (written.clone(), client.stream.try_clone().unwrap());
+    let enough = Arc::new(AtomicBool::new(false));
+    let stop = enough.clone();
+    let writer = std::thread::spawn(move || {
+        let row = [&b"d\0\0\x03\xed"[..], &[b'x'; 1000], b"\n"].concat();
+        while !stop.load(Ordering::SeqCst) {
+            stream.write_all(&row).unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    wait_for("rows on their way", || (written.load(Ordering::SeqCst) > 1000).then_some(()));
+    rests(|| written.load(Ordering::SeqCst));
+    enough.store(true, Ordering::SeqCst);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    writer.join().unwrap();
+    client.send(b"c\0\0\0\x04");
+    let rows = written.load(Ordering::SeqCst);
+    assert_eq!(words(&client.until_ready()), format!("C COPY {rows} | Z I"));
 }

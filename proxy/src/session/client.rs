@@ -208,6 +208,8 @@ pub struct Session {
     pub(super) proven: bool,
     /// A unit of a held server's session waits for the gate, or for the proof that its server is the primary.
     pub(super) hold: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// What that unit needs.
+    pub(super) held_for: Access,
     /// The rest of an extended unit is waited for, and how much of it was there when that was over.
     pub(super) patience: Option<Pin<Box<tokio::time::Sleep>>>,
     pub(super) waited_at: usize,
@@ -331,6 +333,7 @@ impl Session {
             term_told: Term(0),
             proven: false,
             hold: None,
+            held_for: Access::Write,
             patience: None,
             waited_at: 0,
             impatient: false,

@@ -5,7 +5,6 @@ use crate::session::client::{Failure, Loss, Session, Turn};
 use crate::session::presence::{Activity, End};
 use crate::session::timers::Expiry;
 use crate::session::{acquire, cancel};
-use crate::sql::Access;
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
@@ -78,8 +77,7 @@ impl Session {
             return;
         }
         let since = self.waiting_since.unwrap_or(now);
-        // What it needs is judged when it is routed again; a read needs no less.
-        if let Some(what) = self.doubts(Access::Read, now) {
+        if let Some(what) = self.doubts(self.held_for, now) {
             self.fail = Some(Failure::Error(acquire::unproven(&self.w, &what, since, now)));
         }
     }

@@ -60,13 +60,13 @@ impl Session {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
-                    Gate::Open if starts && self.doubts(access, now).is_some() => self.hold_here(),
+                    Gate::Open if starts && self.doubts(access, now).is_some() => self.hold_here(access),
                     Gate::Open if starts && access == Access::Write && !self.quiet && self.must_slow() => {
                         Step::Turn(0, Turn::Slow)
                     }
                     Gate::Open => self.send_unit(input, unit, classes, now),
                     Gate::Draining if !starts => self.send_unit(input, unit, classes, now),
-                    Gate::Draining | Gate::Closed(_) => self.hold_here(),
+                    Gate::Draining | Gate::Closed(_) => self.hold_here(access),
                 };
             }
         }
@@ -93,7 +93,6 @@ impl Session {
         }
     }
 
-    /// A session that keeps its server waits for the gate: the statement is neither sent nor refused yet.
     /// Why a statement that needs `access` must wait for a proof that the primary which the session has is still that. One
     /// that was looked for just now is.
     pub(super) fn doubts(&mut self, access: Access, now: Instant) -> Option<Unproven> {
@@ -104,7 +103,10 @@ impl Session {
         self.w.proven(&promise, access, since).err()
     }
 
-    pub(super) fn hold_here(&mut self) -> Step {
+    /// A session that keeps its server waits for the gate, or for a proof: the statement is neither sent nor refused yet.
+    /// What was known when the server was looked for holds no longer when it goes on.
+    pub(super) fn hold_here(&mut self, access: Access) -> Step {
+        (self.chosen, self.held_for) = (None, access);
         if self.hold.is_none() {
             self.hold = Some(Box::pin(tokio::time::sleep(self.w.config().hold_timeout)));
             let now = self.w.now();
@@ -150,8 +152,9 @@ impl Session {
 
     /// The server is free of this session.
     pub(super) fn give_back(&mut self, now: Instant) {
-        if !self.server_in.is_empty() {
-            // The rest of what it has begun to say would be taken for the next client's.
+        if !self.server_in.is_empty() || !self.to_server.is_empty() {
+            // The rest of what it has begun to say would be taken for the next client's, and the rest of what it was
+            // sent, as of a COPY that has failed, would never come.
             (self.server_in, self.behind) = (Vec::new(), false);
             self.drop_server();
             return;
@@ -166,6 +169,8 @@ impl Session {
     pub(super) fn drop_server(&mut self) -> Option<(NodeId, cluster::Term)> {
         let server = self.server.take()?;
         self.pool = None;
+        // Nobody else is to be sent the rest, and nothing waits for it to be sent.
+        self.to_server.clear();
         self.show_server(None);
         self.w.count_in_use(&server.meta, false);
         Some((server.meta.node.clone(), server.meta.term))

@@ -81,7 +81,7 @@ impl Session {
             });
         }
         // What came behind an answer first: to go on with another server would lose it.
-        if self.rescan && !self.behind && self.to_client.is_empty() && self.to_server.is_empty() {
+        if self.may_rescan() {
             self.rescan = false;
             if self.inbox.is_empty() {
                 self.wants_more = true;
@@ -101,7 +101,13 @@ impl Session {
             return Err(Turn::Close);
         }
         self.await_rest(cx);
-        Ok(moved || self.rescan)
+        // What waits for a socket is woken by it: to look again before that would be all that the worker does.
+        Ok(moved || self.may_rescan())
+    }
+
+    /// The inbox is to be looked at again, and nothing is in the way.
+    fn may_rescan(&self) -> bool {
+        self.rescan && !self.behind && self.to_client.is_empty() && self.to_server.is_empty()
     }
 
     /// The inbox ends within an extended unit: send what is there when no more comes for a while.
