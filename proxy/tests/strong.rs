@@ -1,10 +1,12 @@
-//! Strong reads against a primary that its standby, and nobody else, has left.
+//! Strong reads against a primary that its standby, and nobody else, has left; and what nothing proves of a term.
 
 mod common;
 
+use cluster::topology::{Gate, Quorum, Topology};
 use cluster::{Clock, Instant};
 use common::raw::Raw;
 use common::{Cluster, wait_for};
+use proxy::session::presence::Activity;
 use proxy::wire::frontend::write_query;
 use std::time::Duration;
 
@@ -98,4 +100,54 @@ fn where_the_view_has_an_end_that_is_the_proof() {
     assert_eq!(a.query(READ), ["T", "D 1 n1", "C SELECT 1", "Z I"]);
     cluster.topology.send_modify(|t| (t.valid_until, t.revision) = (Some(Instant::from_millis(1)), t.revision + 1));
     wait_for("the view's end to be known", || (a.query(READ) == ["E 57P03", "Z I"]).then_some(()));
+}
+
+/// Nothing has proven that the term is not over.
+fn unproven(topology: &mut Topology) {
+    let voters = vec!["n1".parse().unwrap(), "n2".parse().unwrap()];
+    (topology.quorums, topology.read_at) = (vec![Quorum { voters, k: 1 }], None);
+}
+
+#[test]
+fn who_logs_in_needs_no_proof() {
+    let c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::secs(2)));
+    c.publish(unproven);
+    let mut any = Raw::login(c.port, &[("pgtenure.consistency", "eventual")]);
+    assert_eq!(any.query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
+    let mut own = Raw::login(c.port, &[]);
+    assert_eq!(own.query("select 1"), ["E 57P03", "Z I"]);
+    c.publish(|t| t.read_at = Some(Clock.now()));
+    assert_eq!(own.query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
+}
+
+#[test]
+fn who_was_held_for_the_gate_is_not_sent_with_the_proof_from_before() {
+    let c = Cluster::start(0, |raw| {
+        (raw.workers, raw.pool_size, raw.hold_timeout) = (1, 1, cluster::config::Span::secs(3));
+    });
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    ok(&mut a, "set work_mem = '8MB'");
+    ok(&mut b, "select 1");
+    let pid = c.nodes[0].psql("select pid from pg_stat_activity where usename = 'app'");
+    let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    a.write(|out| write_query(out, "select current_setting('work_mem')"));
+    wait_for("the server to be asked for its settings", || {
+        (c.counter_of("pgtenure_proxy_servers", "in_use") == 1.0).then_some(())
+    });
+    c.publish(|t| {
+        unproven(t);
+        t.gate = Gate::Draining;
+    });
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    wait_for("the statement to be held", || {
+        let view = c.handle.as_ref().unwrap().view(common::DEADLINE);
+        let view = runtime.block_on(view).expect("the workers answer");
+        view.clients.iter().any(|client| client.activity == Activity::Waiting).then_some(())
+    });
+    c.publish(|t| t.gate = Gate::Open);
+    assert_eq!(a.until_ready(), ["E 57P03", "Z I"]);
+    c.publish(|t| t.read_at = Some(Clock.now()));
+    assert_eq!(a.query("select current_setting('work_mem')")[1], "D 8MB");
 }

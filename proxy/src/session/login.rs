@@ -7,7 +7,7 @@ use crate::net::{Origin, Stream};
 use crate::pool::Identity;
 use crate::pool::clients::Admission;
 use crate::pool::policy::{ClientLimit, dbname, forced_user};
-use crate::route::{Causality, Promise};
+use crate::route::{Causality, Consistency, Promise};
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::cancel::pid_of;
 use crate::session::client::Session;
@@ -480,7 +480,8 @@ impl Greeter<'_> {
             causality: Rc::default(),
             access: Access::Write,
             quiet: false,
-            promise: Promise::session(config.max_replay_lag),
+            // A login reads nothing: each statement is judged by what its session is promised.
+            promise: Promise { consistency: Consistency::Eventual, ..Promise::session(config.max_replay_lag) },
             avoid: Vec::new(),
             since: self.w.now(),
         };
