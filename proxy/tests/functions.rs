@@ -45,6 +45,14 @@ const RELATIONS: &str = "create extension pg_trgm;
     create function set_default() returns text language sql as $$ select set_config('app.who', 'default', false) $$;
     create table defaulted(a int, b text default set_default());
     create table checked(a int check (set_config('app.who', 'check', false) is not null));
+    create domain says as text check (set_config('app.who', value, false) is not null);
+    create domain over_says as says;
+    create domain says_itself as text default set_default();
+    create type pair as (a int, b over_says);
+    create table of_domain(a over_says);
+    create table of_default(a int, b says_itself);
+    create table of_array(a says[]);
+    create table of_pair(a pair);
     create table ruled(a int);
     create rule r as on insert to ruled do also select set_config('app.who', 'rule', false);
     create view shows as select set_config('app.who', 'view', false) as a;
@@ -178,7 +186,7 @@ fn what_a_function_leaves_that_was_just_made_is_its_callers_and_nobody_elses() {
     }
 }
 
-/// What no text names: triggers, also of partitions and behind foreign keys, defaults, checks, rules, views; functions in C
+/// What no text names: triggers, also of partitions and behind foreign keys, defaults, checks, domains, rules, views; functions in C
 /// under other names; and the odd ways to change a setting.
 #[test]
 fn what_a_relation_runs_is_its_users_and_nobody_elses() {
@@ -204,6 +212,11 @@ fn what_a_relation_runs_is_its_users_and_nobody_elses() {
         ("delete from audited where a = 1", false, WHO, "kid"),
         ("insert into defaulted values (1)", false, WHO, "default"),
         ("insert into checked values (1)", false, WHO, "check"),
+        ("insert into of_domain values ('domain')", false, WHO, "domain"),
+        ("insert into of_default values (1)", false, WHO, "default"),
+        ("insert into of_array values (array['array'])", false, WHO, "array"),
+        ("insert into of_pair values (row(1, 'pair'))", false, WHO, "pair"),
+        ("select 'cast'::over_says", false, WHO, "cast"),
         ("insert into ruled values (1)", false, WHO, "rule"),
         ("insert into \"Odd one\" values (1)", false, WHO, "Odd one"),
         ("select * from shows", false, WHO, "view"),

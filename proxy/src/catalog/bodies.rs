@@ -27,7 +27,8 @@ const NATIVE: &str = "\
     WHERE p.oid >= 16384 AND l.lanname IN ('c', 'internal') AND p.prosrc ~ \
     '^(set_config_by_name|setseed|pg_(try_)?advisory_(un)?lock.*|dblink_connect|set_limit|weak_input_status|accept_weak_input)$'";
 /// What relations run when they are changed: triggers, rules, defaults and generated columns, checks; and what is changed
-/// with them: partitions and other heirs, what refers to them. Defaults that only draw from a sequence leave nothing, and
+/// with them: partitions and other heirs, what refers to them, domains and composite types of columns, and with a domain
+/// its default. Defaults that only draw from a sequence leave nothing, and
 /// are the most.
 const RELATIONS: &str = "\
     SELECT DISTINCT name, body FROM ( \
@@ -45,6 +46,14 @@ const RELATIONS: &str = "\
     UNION ALL \
     SELECT c.relname, 'SELECT ' || pg_get_expr(p.polwithcheck, p.polrelid) \
     FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE p.polwithcheck IS NOT NULL \
+    UNION ALL \
+    SELECT t.typname, 'SELECT ' || pg_get_expr(t.typdefaultbin, 0) \
+    FROM pg_type t WHERE t.oid >= 16384 AND t.typtype = 'd' AND t.typdefaultbin::text ~ 'FUNCEXPR|OPEXPR' \
+    UNION ALL \
+    SELECT c.relname, 'UPDATE ' || format_type(t.oid, NULL) \
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type y ON y.oid = a.atttypid \
+    JOIN pg_type t ON t.oid = CASE y.typcategory WHEN 'A' THEN y.typelem ELSE y.oid END \
+    WHERE t.oid >= 16384 AND t.typtype IN ('d', 'c') AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'f', 'c') \
     UNION ALL \
     SELECT o.relname, 'UPDATE ' || quote_ident(c.relname) \
     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class o ON o.oid = i.inhparent WHERE c.relkind <> 'i' AND c.relkind <> 'I' \
