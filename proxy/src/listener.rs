@@ -293,7 +293,7 @@ fn listen_locally(
 fn limits(rules: Pools, peers: &Arc<Vec<mpsc::Sender<ToWorker>>>) -> Limits {
     let ways = peers.clone();
     let wake = Arc::new(move |worker: usize, key: &PoolKey| {
-        // A full queue means a busy worker: its own releases serve its waiters.
+        // A full queue means a busy worker: its own releases serve its waiters, or its next tick.
         let _ = ways[worker].try_send(ToWorker::Room(key.clone()));
     });
     Limits::new(rules, peers.len(), wake)

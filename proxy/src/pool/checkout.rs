@@ -261,6 +261,18 @@ impl Pool {
         Some(waiter)
     }
 
+    /// Who waits looks again where it need not wait.
+    fn retry(&self) {
+        if self.waiting() == 0 {
+            return;
+        }
+        if self.limit.has_room() {
+            self.room();
+        } else if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
+            (self.ask)(worker, self.key.clone());
+        }
+    }
+
     /// Those whose time is over look again. When the next one's will be.
     fn expire(&self, now: Instant) -> Option<Instant> {
         let waiters = self.waiters.borrow();
@@ -429,6 +441,12 @@ impl Pools {
         pools.values().for_each(|pool| pool.waiters.borrow().iter().for_each(|w| w.slot.look_again()));
     }
 
+    /// Of each pool the first who waits looks again where there is room, and asks where there are connections: the queues
+    /// between workers have an end, and what one worker tells another may be lost.
+    pub fn retry(&self) {
+        self.all().iter().for_each(|pool| pool.retry());
+    }
+
     /// Who has waited until its time is over looks again. When the next one's will be.
     pub fn expire(&self, now: Instant) -> Option<Instant> {
         self.pools.borrow().values().filter_map(|pool| pool.expire(now)).min()
@@ -439,5 +457,40 @@ impl Pools {
         let unused = |p: &Rc<Pool>| Rc::strong_count(p) == 1 && p.idle() == 0 && p.waiting() == 0;
         self.pools.borrow_mut().retain(|_, p| !unused(p));
         self.limits.sweep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::pools::Pools as Rules;
+    use std::pin::pin;
+
+    #[test]
+    fn what_another_worker_has_told_in_vain_is_found_again() {
+        let asked = Rc::new(Cell::new(0));
+        let ask = asked.clone();
+        // Nobody is told that there is room.
+        let limits = Arc::new(Limits::new(Rules::new(1, Duration::from_secs(30)), 2, Arc::new(|_, _| {})));
+        let ask = Rc::new(move |_, _| ask.set(ask.get() + 1));
+        let pools = Pools::new(0, limits, Rc::default(), Rc::new(|_, _, _| {}), ask);
+        let (database, dbname, user) = ("d".to_owned(), "d".to_owned(), "u".to_owned());
+        let identity = Arc::new(Identity { database, dbname, user, parameters: Vec::new() });
+        let pool = pools.of(&"n1".parse().unwrap(), &identity);
+        let permit = pool.limit.permit(Share::Usual).unwrap();
+        let (start, later) = (Instant::from_millis(1), Instant::from_millis(30_000));
+        let mut wait = pool.wait(start, later, true);
+        let mut offer = pin!(wait.offer());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(offer.as_mut().poll(&mut cx).is_pending());
+        pools.retry();
+        assert!(offer.as_mut().poll(&mut cx).is_pending(), "there is no room");
+        pool.limit.show_idle(1, 1);
+        pools.retry();
+        assert_eq!((asked.get(), offer.as_mut().poll(&mut cx).is_pending()), (1, true));
+        drop(permit);
+        assert!(offer.as_mut().poll(&mut cx).is_pending());
+        pools.retry();
+        assert!(matches!(offer.as_mut().poll(&mut cx), Poll::Ready(Offer::TryAgain)));
     }
 }

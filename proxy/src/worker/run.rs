@@ -77,6 +77,7 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
                 ticked = worker.now();
                 let config = worker.config();
                 worker.tick();
+                worker.pools.retry();
                 health::sweep(&worker.pools, config.server_idle_timeout, config.server_lifetime, ticked);
                 if warm::top_up(&worker) {
                     worker.stir();
