@@ -274,3 +274,56 @@ const fn phase_word(phase: Phase) -> &'static str {
         Phase::Draining => "draining",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fsm::planner::Planner;
+    use crate::fsm::status::NodeStatus;
+    use crate::fsm::timers::Settings;
+    use crate::record::{MaintenanceRecord, Standing};
+    use cluster::Endpoint;
+
+    fn in_maintenance(node: &str) -> NodeStatus {
+        NodeStatus {
+            node: node.parse().unwrap(),
+            postgres: Endpoint { host: "h".into(), port: 1 },
+            role: None,
+            state: "stopped".into(),
+            voter: false,
+            agent_reachable: false,
+            silent_ms: 0,
+            timeline: None,
+            receive_lsn: None,
+            replay_lsn: None,
+            replay_lag_bytes: None,
+            replay_lag_ms: None,
+            streams_from: None,
+            fenced: true,
+            quarantine: None,
+            rejoin: None,
+            promise: None,
+            maintenance: Some(MaintenanceRecord { by: "me".into(), why: "disk".into(), at: 0, until: None }),
+            standing: Standing::default(),
+            trouble: None,
+            agent: None,
+        }
+    }
+
+    #[test]
+    fn a_node_that_was_removed_is_shown_no_longer() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry, None).unwrap();
+        let mut status = Planner::new("m", Settings::default()).status(Instant::from_millis(0), "t", None);
+        status.nodes = vec![in_maintenance("n1"), in_maintenance("n2")];
+        metrics.show(&status, None);
+        status.nodes.pop();
+        metrics.show(&status, None);
+        let shown = |name: &str| {
+            let families = registry.gather();
+            let family = families.iter().find(|f| f.name() == format!("pgtenure_failover_{name}")).unwrap();
+            family.get_metric().len()
+        };
+        assert_eq!((shown("node_primary"), shown("node_fenced"), shown("node_maintenance")), (1, 1, 1));
+    }
+}
