@@ -89,6 +89,36 @@ fn what_cannot_be_proved_is_an_error_in_time() {
 }
 
 #[test]
+fn a_commit_proves_the_term_when_nobody_else_does() {
+    let mut cluster = semi_sync(Duration::from_secs(2));
+    let mut kept = Raw::login(cluster.port, &[]);
+    ok(&mut kept, "create temp table pins_the_session(n int)");
+    // etcd is gone, and nobody looks at what the standbys receive.
+    let voters = cluster.nodes.iter().map(|n| n.member().node).collect();
+    cluster.publish(|t| {
+        t.quorums = vec![Quorum { voters, k: 1 }];
+        t.read_at = Some(Instant::from_millis(1));
+    });
+    let mut client = Raw::login(cluster.port, &[]);
+    let mut global = Raw::login(cluster.port, &[("pgtenure.consistency", "global")]);
+    let proofs = |cluster: &Cluster| cluster.nodes[0].psql("select pg_current_wal_insert_lsn()");
+    for client in [&mut kept, &mut client, &mut global] {
+        ok(client, "begin; update seen set n = n + 1; commit");
+        ok(client, "update seen set n = n + 1 returning n");
+        assert_eq!(ok(client, READ)[0], "T");
+    }
+    for n in 0..3 {
+        let before = proofs(&cluster);
+        let seen = ok(&mut global, "select n from seen");
+        assert_ne!(proofs(&cluster), before, "global read {n} needs a proof of its own: {seen:?}");
+    }
+    cluster.nodes[1].kill();
+    for client in [&mut global, &mut client, &mut kept] {
+        wait_for("the last proof to be too old", || (client.query(READ) == ["E 57P03", "Z I"]).then_some(()));
+    }
+}
+
+#[test]
 fn where_the_view_has_an_end_that_is_the_proof() {
     let cluster = semi_sync(Duration::from_secs(2));
     let mut a = strong(&cluster);
@@ -102,10 +132,10 @@ fn where_the_view_has_an_end_that_is_the_proof() {
     wait_for("the view's end to be known", || (a.query(READ) == ["E 57P03", "Z I"]).then_some(()));
 }
 
-/// Nothing has proven that the term is not over.
+/// Nothing has proven that the term is not over, nor can a commit.
 fn unproven(topology: &mut Topology) {
     let voters = vec!["n1".parse().unwrap(), "n2".parse().unwrap()];
-    (topology.quorums, topology.read_at) = (vec![Quorum { voters, k: 1 }], None);
+    (topology.quorums, topology.read_at, topology.protected) = (vec![Quorum { voters, k: 1 }], None, false);
 }
 
 #[test]

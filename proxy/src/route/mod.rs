@@ -146,7 +146,7 @@ pub enum Reason {
         /// When that read was answered.
         since: Instant,
     },
-    /// Waiting: it was proven too long ago that the term is not over.
+    /// It was proven too long ago that the term is not over: waiting, or to the primary behind a commit that proves it.
     Unproven {
         /// How long ago.
         what: Unproven,
@@ -255,8 +255,11 @@ pub fn decide(
         Err(decision) => return decision,
     };
     if let Err(what) = tenure::check((promise, request.access), topology, lag, request.since, now) {
-        let waited = now.since(request.since);
-        return Decision { target: Target::Wait(promise::LONGEST), reason: Reason::Unproven { what, waited } };
+        let reason = Reason::Unproven { what, waited: now.since(request.since) };
+        return match commit_proves_in(topology, lag, now) {
+            Some(Duration::ZERO) => to_primary(reason),
+            left => Decision { target: Target::Wait(left.unwrap_or(promise::LONGEST)), reason },
+        };
     }
     match (request.access, promise.read_from) {
         (Access::Write, _) => return to_primary(Reason::Write),
@@ -350,6 +353,12 @@ pub fn proven(
     (since, now): (Instant, Instant),
 ) -> Result<(), Unproven> {
     tenure::check((promise, access), topology, lag, since, now)
+}
+
+/// After what time a statement that waits for a proof may be sent to the primary behind a commit that proves the term.
+/// `None`: not as things are.
+pub fn commit_proves_in(topology: &Topology, lag: &Lag, now: Instant) -> Option<Duration> {
+    tenure::commit_proves_in(topology, lag, now)
 }
 
 /// The position that the session names, as one to have replayed.

@@ -14,6 +14,8 @@ use std::time::Duration;
 pub struct Lag {
     snapshot: Arc<LagSnapshot>,
     last_primary: Option<PrimarySample>,
+    /// The last commit of ours that standbys confirmed: of which term, and when it was sent.
+    committed: Option<(Term, Instant)>,
 }
 
 impl Lag {
@@ -30,8 +32,19 @@ impl Lag {
         &self.snapshot
     }
 
-    /// When the standbys were asked that prove that `topology`'s term is not over.
+    /// A commit that was sent in `term` at that time was confirmed by the standbys that commits wait for.
+    pub fn committed(&mut self, term: Term, sent_at: Instant) {
+        self.committed = self.committed.max(Some((term, sent_at)));
+    }
+
+    /// When that was asked or sent which proves that `topology`'s term is not over, besides etcd's readings.
     pub(super) fn proven_at(&self, topology: &Topology) -> Option<Instant> {
+        let committed = self.committed.filter(|(term, _)| *term == topology.term).map(|(_, sent_at)| sent_at);
+        committed.max(self.streams_at(topology))
+    }
+
+    /// When the standbys were asked that prove that `topology`'s term is not over.
+    pub(super) fn streams_at(&self, topology: &Topology) -> Option<Instant> {
         self.snapshot.proven_at.filter(|_| self.snapshot.term == topology.term)
     }
 

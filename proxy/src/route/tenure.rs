@@ -8,10 +8,18 @@
 use super::policy::Lag;
 use super::promise::{Consistency, Promise};
 use crate::sql::Access;
-use cluster::topology::Topology;
+use cluster::topology::{Gate, Topology};
 use cluster::{Instant, Term};
 use std::fmt;
 use std::time::Duration;
+
+/// What writes, and a block that may, goes on for at least this long after a proof, however fresh reads are to be: its own
+/// commit proves more.
+const LEAST_FOR_WRITES: Duration = Duration::from_secs(1);
+
+/// When neither etcd nor the standbys have proven anything for this long they are not expected to: a commit of ours does
+/// it. Before that they are waited for, as etcd proves the term where no standby confirms a commit.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// It was proven too long ago that the term is not over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +69,9 @@ pub(super) fn check(
         // Anything may be missing, or it is proven by a commit of its own.
         (Consistency::Eventual | Consistency::Strong, _) => return Ok(()),
         (Consistency::Global, Access::Read) => Duration::ZERO,
-        (Consistency::Global, Access::Write) | (Consistency::Bounded | Consistency::Session, _) => {
-            promise.max_replay_lag
+        (Consistency::Bounded | Consistency::Session, Access::Read) => promise.max_replay_lag,
+        (Consistency::Global | Consistency::Bounded | Consistency::Session, Access::Write) => {
+            promise.max_replay_lag.max(LEAST_FOR_WRITES)
         }
     };
     match topology.proven_at(lag.proven_at(topology), now) {
@@ -72,4 +81,12 @@ pub(super) fn check(
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// After what time a commit at the primary, which standbys confirm, may prove the term before a statement is sent there.
+/// `None`: never, as things are.
+pub(super) fn commit_proves_in(topology: &Topology, lag: &Lag, now: Instant) -> Option<Duration> {
+    let may = topology.protected && topology.primary.is_some() && topology.gate_at(now) == Gate::Open;
+    let proven = topology.proven_at(lag.streams_at(topology), now).filter(|_| may)?;
+    Some((proven + SILENCE).since(now))
 }

@@ -159,6 +159,8 @@ pub struct Session {
     pub(super) route: Option<Route>,
     /// Why the server was chosen that the next statement goes to.
     pub(super) chosen: Option<Reason>,
+    /// The server that the session has already needs a commit that proves it before the next statement.
+    pub(super) doubted: bool,
     /// The server has been given the settings that the unit at the head of the inbox asks for.
     pub(super) told: bool,
     /// The unit at the head of the inbox changes settings.
@@ -306,6 +308,7 @@ impl Session {
             unhinted: None,
             route: None,
             chosen: None,
+            doubted: false,
             told: false,
             sets: false,
             saw: false,

@@ -57,6 +57,9 @@ impl Session {
                 return Ok(());
             }
             let now = self.w.now();
+            if self.holds_on(now) {
+                return Ok(());
+            }
             match self.w.gate(now) {
                 Gate::Open => self.fail_unproven(now),
                 // Outside a block there is nothing to lose: only the statement fails.

@@ -6,17 +6,24 @@
 //! confirmed; so no later term was open when the statement came, and whatever such a term has acknowledged since is
 //! concurrent with it.
 //!
+//! Other statements are proven like that where neither etcd nor the standbys' samples prove the term any more
+//! ([`crate::route::Unproven`]); what one has proven holds for all of its worker as long as a proof does.
+//!
 //! A block is proven as of its BEGIN. Nothing of a session is sent ahead of an answer.
 
-use crate::route::Consistency;
+use crate::route::{Consistency, Reason};
 use crate::session::client::{Failure, Session};
+use crate::session::incoming::Step;
 use crate::session::lost;
+use crate::session::presence::Activity;
 use crate::session::relay::Hidden;
 use crate::session::tracking::Asked;
+use crate::sql::Access;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::ClientError;
 use crate::wire::promise_error::PromiseError;
 use cluster::{Instant, Role};
+use std::time::Duration;
 
 /// A commit that waits for the standbys and writes nothing that anybody sees. It has a transaction id, or it would not wait;
 /// the notice of a wait that was given up must come.
@@ -28,7 +35,8 @@ impl Session {
     /// Must a unit wait until it is proven that its server is the primary? The proof is on its way then.
     pub(super) fn must_prove(&mut self, now: Instant) -> bool {
         let begins = self.relay.open.is_none() && self.relay.status == TxStatus::Idle;
-        if !begins || self.promise_of_unit().consistency != Consistency::Strong {
+        let doubted = self.doubted || matches!(self.chosen, Some(Reason::Unproven { .. }));
+        if !begins || !doubted && self.promise_of_unit().consistency != Consistency::Strong {
             return false;
         }
         if self.relay.busy() {
@@ -48,6 +56,39 @@ impl Session {
         true
     }
 
+    /// Must a statement wait before it goes to the primary that the session has, for a proof that comes from elsewhere?
+    pub(super) fn must_await_proof(&mut self, access: Access, now: Instant) -> bool {
+        let doubts = self.doubts(access, now).is_some();
+        self.doubted |= doubts && self.w.commit_proves_in(now) == Some(Duration::ZERO);
+        doubts && !self.doubted
+    }
+
+    /// The statement waits for that, or until a commit may prove it.
+    pub(super) fn hold_unproven(&mut self, access: Access, now: Instant) -> Step {
+        self.held_for = access;
+        let since = *self.waiting_since.get_or_insert(now);
+        let most = self.w.config().hold_timeout.saturating_sub(now.since(since));
+        let left = self.w.commit_proves_in(now).map_or(most, |left| left.min(most));
+        self.hold = Some(Box::pin(tokio::time::sleep(left)));
+        self.mark(Activity::Waiting, now, true);
+        // The next turn polls the timer.
+        self.presence.wake();
+        Step::Wait
+    }
+
+    /// The hold has ended before its time, to look again: it goes on.
+    pub(super) fn holds_on(&mut self, now: Instant) -> bool {
+        let waited = self.waiting_since.map_or(Duration::MAX, |since| now.since(since));
+        let left = self.w.config().hold_timeout.saturating_sub(waited);
+        if left.is_zero() {
+            return false;
+        }
+        self.hold = Some(Box::pin(tokio::time::sleep(left)));
+        // The next turn polls the timer.
+        self.presence.wake();
+        true
+    }
+
     /// The commit is answered.
     pub(super) fn proof_answered(&mut self, since: Instant, answer: &Hidden) {
         self.hold = None;
@@ -55,6 +96,9 @@ impl Session {
             None if answer.unreplicated => "a wait for the standbys was given up".to_owned(),
             None => {
                 self.proven = true;
+                if let Some(server) = &self.server {
+                    self.w.committed(server.meta.term, since);
+                }
                 return;
             }
             Some(frame) => String::from_utf8_lossy(backend::fields(frame).message).into_owned(),
@@ -80,7 +124,7 @@ impl Session {
     }
 
     fn drop_proof(&mut self, error: ClientError) {
-        self.hold = None;
+        (self.hold, self.doubted) = (None, false);
         lost::leave(self);
         self.fail = Some(Failure::Error(error));
     }

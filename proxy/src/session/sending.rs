@@ -60,7 +60,7 @@ impl Session {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
-                    Gate::Open if starts && self.doubts(access, now).is_some() => self.hold_here(access),
+                    Gate::Open if starts && self.must_await_proof(access, now) => self.hold_unproven(access, now),
                     Gate::Open if starts && access == Access::Write && !self.quiet && self.must_slow() => {
                         Step::Turn(0, Turn::Slow)
                     }
@@ -96,7 +96,7 @@ impl Session {
     /// Why a statement that needs `access` must wait for a proof that the primary which the session has is still that. One
     /// that was looked for just now is.
     pub(super) fn doubts(&mut self, access: Access, now: Instant) -> Option<Unproven> {
-        if self.chosen.is_some() {
+        if self.chosen.is_some() || self.proven {
             return None;
         }
         let (promise, since) = (self.promise_of_unit(), self.waiting_since.unwrap_or(now));
@@ -196,7 +196,7 @@ impl Session {
         if asks || self.must_prove(now) {
             return Step::Wait;
         }
-        self.proven = false;
+        (self.proven, self.doubted) = (false, false);
         let repeatable = self.may_repeat(unit);
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());

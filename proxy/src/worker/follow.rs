@@ -5,10 +5,11 @@ use crate::pool::health;
 use crate::route::{self, Promise, Unproven};
 use crate::session::presence::Presence;
 use crate::sql::Access;
-use cluster::Instant;
 use cluster::lag::LagSnapshot;
 use cluster::topology::Topology;
+use cluster::{Instant, Term};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 impl Worker {
     pub(super) fn apply_topology(&self, topology: Topology) {
@@ -82,6 +83,17 @@ impl Worker {
             }
         }
         proven
+    }
+
+    /// After what time a commit may prove the term for a statement that waits for a proof. `None`: not as things are.
+    pub fn commit_proves_in(&self, now: Instant) -> Option<Duration> {
+        let view = self.view.borrow();
+        route::commit_proves_in(&view.topology, &view.lag, now)
+    }
+
+    /// A commit that was sent in `term` at that time was confirmed: that is proven for others, too.
+    pub fn committed(&self, term: Term, sent_at: Instant) {
+        self.view.borrow_mut().lag.committed(term, sent_at);
     }
 
     fn tell_the_unproven(&self) {

@@ -104,6 +104,41 @@ fn a_block_at_a_standby_begins_only_while_the_term_is_proven() {
 }
 
 #[test]
+fn writes_have_a_second_however_fresh_reads_are_to_be() {
+    let mut w = strict();
+    w.promise.max_replay_lag = Duration::ZERO;
+    assert_eq!(word(&w.decide(Access::Read, 1001, 1)), "wait unproven");
+    assert_eq!(word(&w.decide(Access::Write, 2000, 1)), "primary write");
+    assert_eq!(word(&w.decide(Access::Write, 2001, 1)), "wait unproven");
+}
+
+#[test]
+fn where_everybody_else_is_silent_a_commit_proves_it() {
+    for access in [Access::Read, Access::Write] {
+        let mut w = strict();
+        let waits = |w: &mut World, now| w.decide(access, now, 1).target;
+        w.since = Some(at(2500));
+        assert_eq!(waits(&mut w, 2600), Target::Wait(promise::LONGEST), "no standby confirms commits");
+        w.topology.protected = true;
+        assert_eq!(waits(&mut w, 2600), Target::Wait(Duration::from_millis(400)));
+        w.snapshot.proven_at = Some(at(1200));
+        w.publish();
+        assert_eq!(waits(&mut w, 3100), Target::Wait(Duration::from_millis(100)));
+        let d = w.decide(access, 3200, 1);
+        assert_eq!((word(&d).as_str(), d.wants_sample()), ("primary unproven", false));
+        // It holds for others as well, and does not put off the next one.
+        w.lag.committed(Term(7), at(3200));
+        w.since = None;
+        assert_ne!(word(&w.decide(access, 4200, 1)), "primary unproven");
+        assert_eq!(word(&w.decide(access, 4201, 1)), "primary unproven");
+        w.lag.committed(Term(8), at(4201));
+        assert_eq!(word(&w.decide(access, 4201, 1)), "primary unproven", "of another term");
+        w.topology.gate = Gate::Draining;
+        assert_eq!(waits(&mut w, 4201), Target::Wait(promise::LONGEST));
+    }
+}
+
+#[test]
 fn where_time_keeps_a_later_term_from_opening_the_view_is_the_proof() {
     let mut w = strict();
     w.topology.quorums.clear();
