@@ -119,8 +119,8 @@ struct Shared {
     databases: Mutex<BTreeMap<String, Database>>,
     /// What sessions of a database begin with, as far as roles and databases say, as it was read last.
     defaults: Mutex<BTreeMap<String, u64>>,
-    /// Tables read so far.
-    read: AtomicU64,
+    /// Readings begun so far.
+    begun: AtomicU64,
     changes: watch::Sender<Changes>,
 }
 
@@ -155,7 +155,7 @@ impl Catalogs {
                 reach,
                 databases,
                 defaults,
-                read: AtomicU64::new(0),
+                begun: AtomicU64::new(0),
                 changes,
             }),
         }
@@ -196,12 +196,15 @@ impl Catalogs {
         receiver
     }
 
-    /// Read the catalog of `database` again soon: a client has changed definitions in it. Takes the same lock.
-    pub fn refresh(&self, database: &str) {
+    /// Read the catalog of `database` again soon: a client has changed definitions in it. Takes the same lock. Tables of
+    /// the number returned and above know of it; one below may have been on its way already.
+    pub fn refresh(&self, database: &str) -> u64 {
+        let knows = self.shared.begun.load(Ordering::SeqCst) + 1;
         let databases = self.shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = databases.get(database) {
             known.changed.notify_one();
         }
+        knows
     }
 }
 
@@ -215,6 +218,7 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
     loop {
         let view = topology.borrow_and_update().clone();
         let lists = config.borrow_and_update().functions.of(&database);
+        let number = shared.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let pause = match read_any(&shared, &view, &database, &lists).await {
             Ok(Catalog { mut table, defaults, names, unread: now }) => {
                 defaults.into_iter().for_each(|defaults| compare(&shared, &database, defaults));
@@ -228,7 +232,6 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
                 if failed && table.bodies().is_empty() {
                     table = table.with_bodies_of(&sender.borrow());
                 }
-                let number = shared.read.fetch_add(1, Ordering::Relaxed) + 1;
                 sender.send_replace(Arc::new(table.numbered(number)));
                 complained = false;
                 retry = if failed { (retry * 2).min(refresh) } else { RETRY_MIN };

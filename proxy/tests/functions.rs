@@ -150,6 +150,8 @@ fn what_a_function_leaves_that_was_just_made_is_its_callers_and_nobody_elses() {
         ok(&mut first, "select locks()");
         (pinned(&c) == 1.0).then_some(())
     });
+    // While nobody is connected to a database its catalog need not be known.
+    let _somebody = Raw::login(c.port, &[]);
     drop(first);
     wait_for("its end", || (pinned(&c) == 0.0).then_some(()));
     let body = |name: &str, does: &str| {
@@ -171,7 +173,7 @@ fn what_a_function_leaves_that_was_just_made_is_its_callers_and_nobody_elses() {
                 c.nodes[0].psql(&body(&name, does));
             }
             ok(&mut a, &format!("select {name}()"));
-            wait_for(does, || (pinned(&c) == f64::from(u8::from(pins))).then_some(()));
+            wait_for(&format!("{does}, own: {own}"), || (pinned(&c) == f64::from(u8::from(pins))).then_some(()));
             let mut other = block(&c);
             assert_eq!(value(&mut a, check), want, "{does}, own: {own}");
             drop(a);

@@ -183,6 +183,14 @@ fn what_an_idle_server_is_notified_of_is_nobodys() {
     assert_eq!(value(&mut b, "select pg_backend_pid()"), pid, "the connection is kept");
     c.nodes[0].psql("notify news, 'two'");
     assert_eq!(ok(&mut b, "select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
+    // What comes while the next client is served is not that one's either.
+    ok(&mut a, "select hears()");
+    let pid = value(&mut a, "select pg_backend_pid()");
+    ok(&mut b, "begin");
+    assert_eq!(value(&mut b, "select pg_backend_pid()"), pid);
+    c.nodes[0].psql("notify news, 'three'");
+    assert_eq!(ok(&mut b, "commit"), ["C COMMIT", "Z I"]);
+    assert_eq!(value(&mut b, "select count(*) from pg_listening_channels()"), "0");
 }
 
 #[test]

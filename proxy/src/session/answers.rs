@@ -23,6 +23,8 @@ use std::task::{Context, Poll};
 struct Conversation<'a> {
     meta: &'a Meta,
     tracking: &'a Tracking,
+    /// The server is the session's own, or kept for it.
+    keeps: bool,
 }
 
 impl Host for Conversation<'_> {
@@ -32,6 +34,10 @@ impl Host for Conversation<'_> {
 
     fn name_told(&self, value: &str) -> Option<&str> {
         self.tracking.name_told(value, self.meta)
+    }
+
+    fn hears(&self) -> bool {
+        self.keeps
     }
 
     fn name_taken_back(&self) -> Option<(&str, &str)> {
@@ -111,7 +117,8 @@ impl Session {
             return Err(Turn::Lost(Loss::ViewStale));
         }
         let meta = &server.meta;
-        let host = Conversation { meta, tracking: &self.tracking };
+        let keeps = self.mode == PoolMode::Session || !self.pins.is_empty();
+        let host = Conversation { meta, tracking: &self.tracking, keeps };
         // A cancelled wait for a standby is told by a notice, unless the session has switched notices off.
         if self.cancelled && self.hides_notices() {
             self.relay.doubt(host.not_replicated());
@@ -129,6 +136,11 @@ impl Session {
             self.server_in = Vec::new();
         }
         self.behind = progress.event.is_some() && !self.server_in.is_empty();
+        if std::mem::take(&mut self.relay.misheard)
+            && let Some(server) = &mut self.server
+        {
+            server.meta.listens = true;
+        }
         self.account(hiding, now);
         self.rescan |= matches!(self.inbox.first(), Some(b'd' | b'c' | b'f'));
         if sent.is_err() {
@@ -276,7 +288,7 @@ impl Session {
     /// This client may have changed what functions do: until the catalog has been read again, its statements go to the
     /// primary. Where no catalog can be read, nothing is expected to change.
     fn distrust_table(&mut self) {
-        self.w.shared.catalogs.refresh(&self.identity.dbname);
+        self.knows_from = self.w.shared.catalogs.refresh(&self.identity.dbname);
         self.w.misroutes.borrow_mut().forget();
         if self.table.is_loaded() {
             self.table = Arc::new(self.table.outdated());

@@ -105,6 +105,8 @@ pub struct Session {
     pub(super) pools: Vec<Rc<Pool>>,
     pub(super) functions: watch::Receiver<Arc<FunctionTable>>,
     pub(super) table: Arc<FunctionTable>,
+    /// A table below that number may be older than what this client has defined since.
+    pub(super) knows_from: u64,
     pub(super) lex: LexRules,
     /// What is remembered of refusals when the statements were classified.
     pub(super) misroutes: u64,
@@ -278,6 +280,7 @@ impl Session {
             table,
             lex: LexRules::STANDARD,
             misroutes: 0,
+            knows_from: 0,
             serializable: false,
             statements: ClientStatements::default(),
             causality,

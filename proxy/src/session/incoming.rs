@@ -14,6 +14,7 @@ use crate::wire::error_response::{ClientError, Severity};
 use crate::wire::frontend::{self, Subject};
 use cluster::Role;
 use cluster::topology::Gate;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// Bytes of a message above which it is gathered in place.
@@ -337,7 +338,9 @@ impl Session {
         let mut cut = self.cut.take();
         let functions = self.functions.has_changed().unwrap_or(false);
         if functions {
-            self.table = self.functions.borrow_and_update().clone();
+            let table = self.functions.borrow_and_update().clone();
+            let knows = table.number() >= self.knows_from;
+            self.table = if knows { table } else { Arc::new(table.outdated()) };
         }
         if functions || self.misroutes != self.w.misroutes.borrow().version() {
             self.reclassify();

@@ -88,6 +88,11 @@ pub trait Host {
         None
     }
 
+    /// May a notification be meant for the client? Not when it shares the server and has not asked to listen.
+    fn hears(&self) -> bool {
+        true
+    }
+
     /// The server's and the client's own `application_name`, when that was taken back on a server that had its login's
     /// already and so reports nothing.
     fn name_taken_back(&self) -> Option<(&str, &str)> {
@@ -129,6 +134,8 @@ pub struct Relay {
     doubt: Option<Box<ClientError>>,
     /// The doubt was reported: the rest of this unit's answers is withheld.
     withhold: bool,
+    /// The server listens for nobody it serves: a notification came that was not meant for the client.
+    pub misheard: bool,
     /// The server is a standby.
     pub standby: bool,
     /// Retry the errors of what is sent elsewhere: it is a read, or begins a block, and nothing before it would be lost.

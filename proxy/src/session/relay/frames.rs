@@ -61,8 +61,12 @@ impl Relay {
                 self.report(frame, input, span, sink, host);
                 Step::Pass { shown }
             }
-            b'A' => {
+            b'A' if host.hears() => {
                 sink.pass(input, span);
+                Step::Pass { shown: false }
+            }
+            b'A' => {
+                self.misheard = true;
                 Step::Pass { shown: false }
             }
             b'W' => Step::Stop(Event::Violation("a COPY in both directions")),
