@@ -142,7 +142,13 @@ async fn reads(dsn: &str, primary: &str) -> Result<(BTreeMap<String, u64>, BTree
         let row = client.query_one("select current_setting('cluster_name')", &[]).await?;
         let node: String = row.get(0);
         if node == primary {
-            let route = client.query_one("show pgtenure.last_route", &[]).await?.get::<_, String>(0);
+            // The proxy answers it as a simple query.
+            let shown = client.simple_query("show pgtenure.last_route").await?;
+            let route = shown.iter().find_map(|said| match said {
+                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+                _ => None,
+            });
+            let route = route.unwrap_or_default();
             let reason = route.split(": ").nth(1).unwrap_or("unknown").to_owned();
             *because.entry(reason).or_default() += 1;
         }
