@@ -3,7 +3,7 @@
 
 use model::{Change, Checked, Scope};
 use stateright::{Checker, Model};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn main() {
     let three = Scope::three();
@@ -43,7 +43,17 @@ fn explore<const M: usize>(what: &str, scope: Scope) -> bool {
     let Scope { k, terms, writes, noise, crashes, lost, .. } = scope;
     let began = Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let checked = Checked::<M>::new(scope).checker().threads(threads).spawn_bfs().join();
+    // Depth first, of each state its fingerprint alone is kept: ten to twenty bytes.
+    let running = Checked::<M>::new(scope).checker().threads(threads).spawn_dfs();
+    let mut told = began;
+    while !running.is_done() {
+        std::thread::sleep(Duration::from_millis(200));
+        if told.elapsed() >= Duration::from_secs(60) {
+            told = Instant::now();
+            eprintln!("  {} s: {} states", began.elapsed().as_secs(), running.unique_state_count());
+        }
+    }
+    let checked = running.join();
     println!(
         "m={M} k={k}: {what}; at most {} failovers, {writes} writes, {noise} others, {crashes} crashes, {lost} lost answers: \
          {} states, {} ms",

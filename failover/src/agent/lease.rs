@@ -121,7 +121,7 @@ impl Agent {
         }
         // Only now: an order that comes late must not lower what an open term promises.
         if order.suspend.is_some() {
-            self.must_have_watchdog("opening")?;
+            self.must_have_watchdog("opening", None).await?;
             self.remember(|m| m.leased = true).map_err(|e| failed(&e))?;
             self.set_waits(&Waits::NOBODY).await.map_err(|e| failed(&e))?;
         }
@@ -267,6 +267,12 @@ impl Agent {
             } else {
                 left_fenced |= guard.fenced_from.take().is_some();
                 guard.missing_since = None;
+                if self.watchdog_is_about_to_fire() {
+                    // Superseded, and still not stopped: that must not cost the host.
+                    if let Err(why) = self.stop_at_once("a newer term, and the watchdog is about to fire").await {
+                        self.trouble(&format!("fencing failed: {why}"));
+                    }
+                }
                 if self.is_stopped() {
                     // Whoever starts or promotes it sets the names anew.
                     left_fenced = false;
@@ -365,19 +371,21 @@ impl Agent {
                 return;
             }
             Fence::Soft => self.fence_softly(guard, margin, now).await.map_err(|e| e.to_string()),
-            Fence::Hard => {
-                tracing::error!(node = %self.env.config.node, "lease ended: stopping postgres");
-                let stopped = postgres::stop(&self.env, Stop::Immediate).await;
-                if !matches!(stopped, Err(ServerError::Unkillable)) {
-                    self.disarm_watchdog();
-                }
-                self.look_again(Duration::from_millis(500)).await;
-                stopped.map(drop).map_err(|e| e.to_string())
-            }
+            Fence::Hard => self.stop_at_once("lease ended").await,
         };
         if let Err(why) = done {
             self.trouble(&format!("fencing failed: {why}"));
         }
+    }
+
+    async fn stop_at_once(&self, why: &str) -> Result<(), String> {
+        tracing::error!(node = %self.env.config.node, why, "stopping postgres at once");
+        let stopped = postgres::stop(&self.env, Stop::Immediate).await;
+        if !matches!(stopped, Err(ServerError::Unkillable)) {
+            self.disarm_watchdog().await;
+        }
+        self.look_again(Duration::from_millis(500)).await;
+        stopped.map(drop).map_err(|e| e.to_string())
     }
 
     /// Ends when PostgreSQL, which is being stopped, must be gone: its lease is the fence, and ends.
@@ -481,11 +489,12 @@ impl Agent {
         );
         if self.leases.txn(txn).await?.succeeded {
             // Where it does not count it is left to expire, after PostgreSQL was stopped for want of one.
-            if !self.lease_counts() {
+            let lease = Lease { term, sent_at: sent, ttl: granted.ttl };
+            if !self.lease_counts(lease).await {
                 return Ok(());
             }
             tracing::info!(node = %self.env.config.node, term = term.0, "lease taken");
-            self.hold(Some(Held { id: granted.lease, lease: Lease { term, sent_at: sent, ttl: granted.ttl } }));
+            self.hold(Some(Held { id: granted.lease, lease }));
         } else {
             let _ = self.leases.revoke(granted.lease).await;
             self.read_records_by(&*self.leases).await?;

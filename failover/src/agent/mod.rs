@@ -178,7 +178,7 @@ pub(crate) struct Agent {
     /// Until when proxies may act on a policy that was in force; whoever vouches for one holds it.
     vouched_until: Mutex<cluster::Instant>,
     /// What resets the host should this process stand still.
-    watchdog: Mutex<watchdog::Watchdog>,
+    watchdog: watchdog::Watchdog,
     /// Something may have to be done by ourselves.
     wake: Notify,
     /// PostgreSQL was seen to have ended.
@@ -235,6 +235,8 @@ pub async fn run(
     let memory = keeper.get().clone();
     let (signature, vouched_until) = (countersign::remembered(&env, &memory), vouch::remembered(&env, &memory));
     state.change(|o| (o.promise, o.quarantine, o.policy) = (memory.promise, memory.quarantine, memory.policy.clone()));
+    let no_thread = |source| StartError::System { what: "could not start the watchdog's thread", source };
+    let watchdog = watchdog::Watchdog::start(&env).map_err(no_thread)?;
     let agent = Arc::new(Agent {
         metrics: Metrics::register(registry)?,
         env: Arc::new(env),
@@ -254,7 +256,7 @@ pub async fn run(
         held: Mutex::new(None),
         signature: Mutex::new(signature),
         vouched_until: Mutex::new(vouched_until),
-        watchdog: Mutex::default(),
+        watchdog,
         wake: Notify::new(),
         died: Notify::new(),
         register_again: Notify::new(),
@@ -352,7 +354,7 @@ impl AgentHandle {
         let mut leases = Some(self.leases);
         if !agent.env.config.stop_postgres_on_exit {
             end(&mut leases).await;
-            agent.leave_watchdog();
+            agent.leave_watchdog().await;
             return;
         }
         let bound = agent.env.config.stop_timeout;
@@ -371,7 +373,7 @@ impl AgentHandle {
         };
         if !matches!(stopped, Err(postgres::ServerError::Unkillable)) {
             end(&mut leases).await;
-            agent.leave_watchdog();
+            agent.leave_watchdog().await;
         }
         match stopped {
             Ok(clean) => {

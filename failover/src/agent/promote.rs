@@ -85,7 +85,7 @@ impl Agent {
         let sql = if unreached.is_empty() { sql } else { self.restart_without(&unreached, order.term).await? };
         let waits = Waits { names, on_request: order.on_request };
         if !waits.protects() {
-            self.must_have_watchdog("promoting")?;
+            self.must_have_watchdog("promoting", None).await?;
         }
         match self.try_promote(order, timeline, waits, &sql).await {
             Ok(promoted) => Ok(promoted),

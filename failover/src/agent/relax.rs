@@ -31,7 +31,7 @@ impl Agent {
         if self.serves() != Some(order.term) || !self.holds_lease() {
             return Err(self.wrong_state("in possession of its lease"));
         }
-        self.must_have_watchdog("relaxing")?;
+        self.must_have_watchdog("relaxing", self.lease()).await?;
         self.remember(|m| (m.leased, m.was_strict) = (true, false)).map_err(|e| self.failed("relaxing", &e))?;
         if self.conf.lock().await.waits != waits {
             self.let_through(waits).await.map_err(|e| self.failed("relaxing", &e))?;

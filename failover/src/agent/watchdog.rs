@@ -1,169 +1,140 @@
-//! The watchdog device: opened, fed by writing to it, and stopped by a last `V` before it is closed.
+//! The host's watchdog device, as the agent has it fed and stopped.
 //!
-//! What is done is decided in [`crate::fsm::watchdog`]. The task has the thread that keeps the lease: a process that is busy must
-//! not lose its host. Whoever opens the device has begun its countdown.
+//! What is done is decided in [`crate::fsm::watchdog`], on the thread that keeps the lease: a process that is busy must not
+//! lose its host. The device is talked to on a thread of its own, in which a driver may take its time: nobody waits for it
+//! longer than [`ANSWERS_WITHIN`], and a device that does not answer counts as failed until it does. Whoever opens it has
+//! begun its countdown.
 
+mod device;
+
+use self::device::{Armed, Held, NotDone};
 use super::Agent;
 use super::commands::CommandError;
-use crate::config::watchdog::{WatchdogConfig, WatchdogMode};
+use super::env::Env;
+use crate::api::PostgresState;
+use crate::config::watchdog::WatchdogMode;
 use crate::fsm::watchdog::{self, Act, Facts, decide};
 use crate::record::Phase;
 use crate::view::topology::shortened;
 use cluster::Instant;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use cluster::lease::Lease;
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-/// `_IOR('W', 0, struct watchdog_info)` of linux/watchdog.h.
-const GET_SUPPORT: libc::Ioctl = 0x8028_5700;
-/// `_IOWR('W', 6, int)`.
-const SET_TIMEOUT: libc::Ioctl = 0xC004_5706;
-/// The device is stopped by a `V` before it is closed.
-const MAGIC_CLOSE: u32 = 0x0100;
-
-/// `struct watchdog_info`.
-#[repr(C)]
-#[derive(Default)]
-struct Support {
-    options: u32,
-    firmware: u32,
-    identity: [u8; 32],
-}
-
-/// A device that counts down.
-#[derive(Debug)]
-struct Device {
-    file: File,
-    timeout: Duration,
-    stoppable: bool,
-    /// When it was last fed.
-    fed_at: Option<Instant>,
-}
+use tokio::sync::oneshot;
 
 /// Between two feedings at most, however long the timeout is: so exactly is it known when it fires.
 const LONGEST_TICK: Duration = Duration::from_millis(200);
 
-/// The device of a node, open or not.
-#[derive(Debug, Default)]
-pub(super) struct Watchdog {
-    device: Option<Device>,
+/// So long is an answer of the device waited for. Less than the shortest timeout, so that it is known to have failed before
+/// it fires.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
+
+/// What is to be done with the device.
+struct Order {
+    act: Act,
+    /// To feed it later would let it fire too late.
+    not_after: Option<Instant>,
+    /// The agent ends.
+    last: bool,
+    done: oneshot::Sender<Result<(), NotDone>>,
+}
+
+/// What is known of it.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    armed: Option<Armed>,
     /// Why it could not be opened or fed when that was last tried.
     failed: Option<String>,
 }
 
-impl Device {
-    fn open(config: &WatchdogConfig) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).custom_flags(libc::O_NONBLOCK).open(&config.device)?;
-        if !file.metadata()?.file_type().is_char_device() {
-            return Ok(Self { file, timeout: config.timeout, stoppable: true, fed_at: None });
-        }
-        let stoppable = stoppable(&file, &config.device)?;
-        let mut device = Self { stoppable, file, timeout: config.timeout, fed_at: None };
-        let mut seconds = libc::c_int::try_from(config.timeout.as_secs()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: the request takes a pointer to an int, which lives during the call.
-        let done = unsafe { libc::ioctl(device.file.as_raw_fd(), SET_TIMEOUT, &raw mut seconds) };
-        let set = if done == 0 {
-            Ok(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
-        } else {
-            Err(io::Error::last_os_error())
-        };
-        match set {
-            Ok(set) if set <= config.longest && !set.is_zero() => device.timeout = set,
-            Ok(set) => {
-                let error = io::Error::other(format!(
-                    "it sets a timeout of {set:?}, {:?} is the most possible",
-                    config.longest
-                ));
-                return Err(device.given_up(error));
-            }
-            Err(error) => return Err(device.given_up(error)),
-        }
-        Ok(device)
-    }
-
-    /// It must not reset the host for a timeout that does not fit.
-    fn given_up(&mut self, error: io::Error) -> io::Error {
-        match self.stop() {
-            Ok(()) => error,
-            Err(stopping) => io::Error::other(format!("{error}; and it could not be stopped: {stopping}")),
-        }
-    }
-
-    fn feed(&mut self, now: Instant) -> io::Result<()> {
-        self.file.write_all(b".")?;
-        self.fed_at = Some(now);
-        Ok(())
-    }
-
-    fn stop(&mut self) -> io::Result<()> {
-        self.file.write_all(b"V")
-    }
+/// The way to the thread that has the device.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    seen: Arc<Mutex<Seen>>,
+    /// One order waits at most while another is carried out.
+    orders: SyncSender<Order>,
 }
 
-/// Can it be stopped once it was opened?
-fn stoppable(file: &File, device: &Path) -> io::Result<bool> {
-    let mut support = Support::default();
-    // SAFETY: the request fills a struct of this layout, which lives during the call.
-    if unsafe { libc::ioctl(file.as_raw_fd(), GET_SUPPORT, &raw mut support) } != 0 {
-        return Err(io::Error::last_os_error());
+/// Carry orders out, until nobody can give one any more.
+fn serve(
+    orders: &Receiver<Order>,
+    seen: &Mutex<Seen>,
+    mut act: impl FnMut(&Order) -> (Result<(), NotDone>, Option<Armed>),
+) {
+    while let Ok(order) = orders.recv() {
+        let (done, armed) = act(&order);
+        {
+            let mut seen = seen.lock().expect("no holder of this lock panics");
+            seen.armed = armed;
+            match &done {
+                Ok(()) => seen.failed = None,
+                Err(NotDone::Failed(why)) => seen.failed = Some(why.clone()),
+                Err(NotDone::Late) => {}
+            }
+        }
+        let _ = order.done.send(done); // whoever gave it may have gone
     }
-    let name = device.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let name = if name == "watchdog" { "watchdog0" } else { name };
-    let nowayout = std::fs::read_to_string(format!("/sys/class/watchdog/{name}/nowayout")).unwrap_or_default();
-    Ok(support.options & MAGIC_CLOSE != 0 && nowayout.trim() != "1")
 }
 
 impl Watchdog {
-    fn arm(&mut self, config: &WatchdogConfig) -> io::Result<()> {
-        if self.device.is_none() {
-            let device = Device::open(config)?;
-            tracing::info!(device = %config.device.display(), timeout = ?device.timeout, "watchdog armed");
-            if !device.stoppable {
-                tracing::warn!(device = %config.device.display(), "this watchdog cannot be stopped: it is fed until the agent ends");
-            }
-            self.device = Some(device);
-        }
-        Ok(())
+    /// Start the thread. The device is not touched.
+    pub(super) fn start(env: &Env) -> io::Result<Self> {
+        let (mut held, clock) = (Held::new(env.config.watchdog.clone()), env.clock);
+        Self::with(move |order| {
+            let now = || clock.now();
+            let done = if order.last {
+                held.leave(now());
+                Ok(())
+            } else {
+                held.act(order.act, order.not_after, &now)
+            };
+            (done, held.armed())
+        })
     }
 
-    fn feed(&mut self, config: &WatchdogConfig, now: Instant) -> io::Result<()> {
-        self.arm(config)?;
-        match &mut self.device {
-            Some(device) => device.feed(now),
-            None => Ok(()),
-        }
+    fn with(act: impl FnMut(&Order) -> (Result<(), NotDone>, Option<Armed>) + Send + 'static) -> io::Result<Self> {
+        let (orders, taken) = sync_channel(1);
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let known = Arc::clone(&seen);
+        std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || serve(&taken, &known, act))?;
+        Ok(Self { seen, orders })
     }
 
-    /// Stop it, if that is possible; else feed it on.
-    fn disarm(&mut self, now: Instant) -> io::Result<()> {
-        match &mut self.device {
-            Some(device) if !device.stoppable => return device.feed(now),
-            Some(device) => device.stop()?,
-            None => return Ok(()),
-        }
-        self.device = None;
-        tracing::info!("watchdog disarmed");
-        Ok(())
+    fn seen(&self) -> Seen {
+        self.seen.lock().expect("no holder of this lock panics").clone()
     }
 
-    /// Act, and keep what came of it. An act that does not touch the device says nothing about it: what failed stays so.
-    fn act(&mut self, act: Act, config: &WatchdogConfig, now: Instant) {
-        let done = match act {
-            Act::Feed => self.feed(config, now),
-            Act::Disarm => self.disarm(now),
-            Act::Starve | Act::Rest => return,
+    /// Have it done, and wait for that no longer than [`ANSWERS_WITHIN`]. An act that does not touch the device says nothing
+    /// about it: what failed stays so.
+    async fn order(&self, act: Act, not_after: Option<Instant>, last: bool) -> Result<(), NotDone> {
+        if matches!(act, Act::Starve | Act::Rest) {
+            return Ok(());
+        }
+        let (done, answer) = oneshot::channel();
+        let sent = self.orders.try_send(Order { act, not_after, last, done });
+        let answered = match sent {
+            Ok(()) => tokio::time::timeout(ANSWERS_WITHIN, answer).await.ok().and_then(Result::ok),
+            Err(_) => None,
         };
-        self.failed = done.err().map(|e| format!("watchdog {}: {e}", config.device.display()));
+        answered.unwrap_or_else(|| {
+            let why = format!("the watchdog device has not answered for {} ms", ANSWERS_WITHIN.as_millis());
+            self.seen.lock().expect("no holder of this lock panics").failed = Some(why.clone());
+            Err(NotDone::Failed(why))
+        })
     }
 
     /// What is left until it fires.
     fn fires_in(&self, now: Instant) -> Option<Duration> {
-        let device = self.device.as_ref()?;
-        Some((device.fed_at? + device.timeout).since(now))
+        let armed = self.seen().armed?;
+        Some((armed.fed_at? + armed.timeout).since(now))
     }
+}
+
+/// After this the device must not be fed by a lease that ends then.
+fn last_feeding(lease: &Lease, timeout: Duration) -> Instant {
+    lease.sent_at + shortened(lease.ttl).saturating_sub(timeout)
 }
 
 impl Agent {
@@ -175,44 +146,43 @@ impl Agent {
         }
         loop {
             tokio::time::sleep((config.timeout / 5).min(LONGEST_TICK)).await;
-            let mut watchdog = self.watchdog.lock().expect("no holder of this lock panics");
-            let act = decide(&self.watchdog_facts(&watchdog));
-            self.act_on(&mut watchdog, act);
+            let facts = self.watchdog_facts();
+            let lease = self.lease().filter(|_| !facts.becoming);
+            let not_after = lease.map(|l| last_feeding(&l, facts.timeout));
+            let _ = self.have_done(decide(&facts), not_after).await; // told, and tried again
         }
     }
 
     /// Do it, and tell when the device can no longer be used, or can again.
-    fn act_on(&self, watchdog: &mut Watchdog, act: Act) {
-        let before = watchdog.failed.clone();
-        watchdog.act(act, &self.env.config.watchdog, self.env.clock.now());
-        self.metrics.watchdog_armed.set(i64::from(watchdog.device.is_some()));
-        if watchdog.failed == before {
-            return;
+    async fn have_done(&self, act: Act, not_after: Option<Instant>) -> Result<(), NotDone> {
+        let before = self.watchdog.seen().failed;
+        let done = self.watchdog.order(act, not_after, false).await;
+        let Seen { armed, failed } = self.watchdog.seen();
+        self.metrics.watchdog_armed.set(i64::from(armed.is_some()));
+        match failed {
+            failed if failed == before => {}
+            Some(why) => {
+                tracing::error!(node = %self.env.config.node, why, ?act, "the watchdog cannot be used");
+                self.trouble(&why);
+            }
+            None => self.untroubled(),
         }
-        if let Some(why) = &watchdog.failed {
-            tracing::error!(node = %self.env.config.node, why, ?act, "the watchdog cannot be used");
-            self.trouble(why);
-        } else {
-            self.untroubled();
-        }
+        done
     }
 
     /// Must PostgreSQL be stopped now, or the device fires before the stop is done?
     pub(super) fn watchdog_is_about_to_fire(&self) -> bool {
-        let watchdog = self.watchdog.lock().expect("no holder of this lock panics");
-        watchdog::must_stop(&self.watchdog_facts(&watchdog), watchdog.fires_in(self.env.clock.now()))
+        watchdog::must_stop(&self.watchdog_facts(), self.watchdog.fires_in(self.env.clock.now()))
     }
 
     /// PostgreSQL was just stopped, which is not seen yet: the device needs not wait for that.
-    pub(super) fn disarm_watchdog(&self) {
-        let mut watchdog = self.watchdog.lock().expect("no holder of this lock panics");
-        if watchdog.device.is_some() {
-            self.act_on(&mut watchdog, Act::Disarm);
+    pub(super) async fn disarm_watchdog(&self) {
+        if self.watchdog.seen().armed.is_some() {
+            let _ = self.have_done(Act::Disarm, None).await; // told; tried again once the stop is seen
         }
     }
 
-    fn watchdog_facts(&self, watchdog: &Watchdog) -> Facts {
-        let unprotected = !self.protects();
+    fn watchdog_facts(&self) -> Facts {
         let now = self.env.clock.now();
         let becoming = {
             let records = self.records.borrow();
@@ -221,57 +191,56 @@ impl Agent {
                 ours && matches!(t.value.phase, Phase::Promoting | Phase::Opening)
             })
         };
+        let stopped = self.state.look(|o| {
+            matches!(o.postgres, PostgresState::Stopped { .. } | PostgresState::Absent | PostgresState::Standby(_))
+        });
+        let armed = self.watchdog.seen().armed;
         Facts {
-            armed: watchdog.device.is_some(),
-            fenced_by_lease: unprotected && (self.serves().is_some() || self.is_unguarded()),
-            becoming: unprotected && becoming,
+            armed: armed.is_some(),
+            protects: self.protects(),
+            serves: self.serves().is_some() || self.is_unguarded(),
+            becoming,
+            stopped,
             lease_left: self.lease().map(|l| (l.sent_at + shortened(l.ttl)).since(now)),
-            timeout: watchdog.device.as_ref().map_or(self.env.config.watchdog.timeout, |d| d.timeout),
+            timeout: armed.map_or(self.env.config.watchdog.timeout, |d| d.timeout),
         }
     }
 
-    /// Before commits may be acknowledged by the lease alone: is the device armed that is to fence this node then?
-    pub(super) fn must_have_watchdog(&self, what: &str) -> Result<(), CommandError> {
+    /// Before commits may be acknowledged by the lease alone: is the device armed that is to fence this node then, and does
+    /// it fire before `lease` ends, if that is what commits are acknowledged by?
+    pub(super) async fn must_have_watchdog(&self, what: &str, lease: Option<Lease>) -> Result<(), CommandError> {
         let config = &self.env.config.watchdog;
         if config.mode != WatchdogMode::Required {
             return Ok(());
         }
-        let mut watchdog = self.watchdog.lock().expect("no holder of this lock panics");
-        self.act_on(&mut watchdog, Act::Feed);
-        match &watchdog.failed {
-            None => Ok(()),
-            Some(why) => {
-                let told = io::Error::other(format!("agent.watchdog.mode is required, and {why}"));
-                Err(self.failed(what, &told).into())
-            }
-        }
+        let timeout = self.watchdog.seen().armed.map_or(config.timeout, |d| d.timeout);
+        let not_after = lease.map(|l| last_feeding(&l, timeout));
+        self.have_done(Act::Feed, not_after).await.map_err(|why| {
+            let told = io::Error::other(format!("agent.watchdog.mode is required, and {why}"));
+            self.failed(what, &told).into()
+        })
     }
 
     /// A lease was taken by which commits may be acknowledged: it does not count where the device is required for that and
     /// cannot be used.
-    pub(super) fn lease_counts(&self) -> bool {
-        self.protects() || self.must_have_watchdog("taking the lease").is_ok()
+    pub(super) async fn lease_counts(&self, lease: Lease) -> bool {
+        self.protects() || self.must_have_watchdog("taking the lease", Some(lease)).await.is_ok()
     }
 
     /// A primary that must not be one without the device does not renew its lease without it.
     pub(super) fn lacks_watchdog(&self) -> bool {
         self.env.config.watchdog.mode == WatchdogMode::Required
             && !self.protects()
-            && self.watchdog.lock().expect("no holder of this lock panics").failed.is_some()
+            && self.watchdog.seen().failed.is_some()
     }
 
     /// The agent ends, and PostgreSQL has or is to go on without it.
-    pub(super) fn leave_watchdog(&self) {
-        let mut watchdog = self.watchdog.lock().expect("no holder of this lock panics");
-        let node = &self.env.config.node;
-        match watchdog.disarm(self.env.clock.now()) {
-            Err(error) => tracing::error!(%node, %error, "the watchdog could not be stopped: the host will be reset"),
-            Ok(()) => {
-                if let Some(device) = &watchdog.device {
-                    let after = device.timeout;
-                    tracing::error!(%node, ?after, "this watchdog cannot be stopped (nowayout): the host will be reset");
-                }
-            }
+    pub(super) async fn leave_watchdog(&self) {
+        if self.watchdog.seen().armed.is_none() {
+            return;
+        }
+        if let Err(why) = self.watchdog.order(Act::Disarm, None, true).await {
+            tracing::error!(node = %self.env.config.node, %why, "the watchdog could not be stopped: the host may be reset");
         }
     }
 }
@@ -279,65 +248,67 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc::channel;
 
-    fn config(device: &Path) -> WatchdogConfig {
-        let (timeout, longest) = (Duration::from_secs(1), Duration::from_secs(2));
-        WatchdogConfig { mode: WatchdogMode::Required, device: device.to_owned(), timeout, longest }
+    /// A device that takes its time: each answer is one that the test gives.
+    fn slow() -> (Watchdog, std::sync::mpsc::Sender<Result<(), NotDone>>) {
+        let (answers, given) = channel();
+        let watchdog = Watchdog::with(move |order| {
+            let done: Result<(), NotDone> = given.recv().unwrap_or(Err(NotDone::Late));
+            let armed = (order.act == Act::Feed && done.is_ok())
+                .then_some(Armed { timeout: Duration::from_secs(1), fed_at: Some(Instant::from_millis(500)) });
+            (done, armed)
+        });
+        (watchdog.unwrap(), answers)
     }
 
-    fn now(ms: u64) -> Instant {
-        Instant::from_millis(ms)
+    async fn until(watchdog: &Watchdog, what: &str, test: impl Fn(&Seen) -> bool) {
+        let seen = async {
+            while !test(&watchdog.seen()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(20), seen).await;
+        assert!(ended.is_ok(), "waited for {what}: {:?}", watchdog.seen());
     }
 
-    #[test]
-    fn what_failed_stays_so_until_the_device_is_tried_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = config(&dir.path().join("watchdog"));
-        let mut watchdog = Watchdog::default();
-        watchdog.act(Act::Feed, &config, now(0));
-        assert!(watchdog.failed.is_some());
+    #[tokio::test]
+    async fn a_device_that_does_not_answer_has_failed_until_it_does_and_holds_nobody_up() {
+        let (watchdog, answers) = slow();
+        let told = watchdog.order(Act::Feed, None, false).await.unwrap_err().to_string();
+        assert!(told.contains("has not answered"), "{told}");
+        // One order waits behind it, no more.
+        assert!(watchdog.order(Act::Feed, None, false).await.is_err());
+        assert!(watchdog.order(Act::Disarm, None, false).await.is_err());
+        assert_eq!(watchdog.seen().armed, None);
+        assert!(watchdog.seen().failed.is_some());
+        answers.send(Ok(())).unwrap();
+        until(&watchdog, "the first feeding", |s| s.armed.is_some() && s.failed.is_none()).await;
+        assert_eq!(watchdog.fires_in(Instant::from_millis(800)), Some(Duration::from_millis(700)));
+        answers.send(Ok(())).unwrap();
+        answers.send(Ok(())).unwrap();
+        watchdog.order(Act::Disarm, None, false).await.unwrap();
+        assert_eq!(watchdog.seen().armed, None);
+    }
+
+    #[tokio::test]
+    async fn what_failed_stays_so_until_the_device_is_tried_again() {
+        let (watchdog, answers) = slow();
+        let gone = NotDone::Failed("gone".into());
+        answers.send(Err(gone.clone())).unwrap();
+        assert_eq!(watchdog.order(Act::Feed, None, false).await, Err(gone));
         for idle in [Act::Rest, Act::Starve] {
-            watchdog.act(idle, &config, now(0));
-            assert!(watchdog.failed.is_some(), "{idle:?} has not tried it");
+            watchdog.order(idle, None, false).await.unwrap();
+            assert_eq!(watchdog.seen().failed.as_deref(), Some("gone"), "{idle:?} has not tried it");
         }
-        std::fs::write(&config.device, b"").unwrap();
-        watchdog.act(Act::Feed, &config, now(1000));
-        assert_eq!((watchdog.failed.clone(), watchdog.fires_in(now(1300))), (None, Some(Duration::from_millis(700))));
-    }
-
-    #[test]
-    fn it_is_fed_by_writing_and_stopped_by_a_last_v() {
-        let dir = tempfile::tempdir().unwrap();
-        let device = dir.path().join("watchdog");
-        std::fs::write(&device, b"").unwrap();
-        let mut watchdog = Watchdog::default();
-        for _ in 0..2 {
-            watchdog.feed(&config(&device), now(0)).unwrap();
-            watchdog.feed(&config(&device), now(0)).unwrap();
-            watchdog.disarm(now(0)).unwrap();
-            assert!(watchdog.device.is_none());
-        }
-        watchdog.disarm(now(0)).unwrap();
-        assert_eq!(std::fs::read(&device).unwrap(), b"..V..V");
-    }
-
-    #[test]
-    fn what_is_closed_without_being_stopped_goes_on_counting() {
-        let dir = tempfile::tempdir().unwrap();
-        let device = dir.path().join("watchdog");
-        std::fs::write(&device, b"").unwrap();
-        let mut watchdog = Watchdog::default();
-        watchdog.feed(&config(&device), now(0)).unwrap();
-        drop(watchdog);
-        assert_eq!(std::fs::read(&device).unwrap(), b".");
-    }
-
-    #[test]
-    fn one_that_cannot_be_opened_or_is_no_watchdog_is_an_error() {
-        let gone = Watchdog::default().feed(&config(Path::new("/nonexistent/watchdog")), now(0)).unwrap_err();
-        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
-        // A character device, which knows nothing of the requests.
-        let other = Watchdog::default().feed(&config(Path::new("/dev/null")), now(0)).unwrap_err();
-        assert_eq!(other.raw_os_error(), Some(libc::ENOTTY));
+        answers.send(Err(NotDone::Late)).unwrap();
+        assert_eq!(watchdog.order(Act::Feed, None, false).await, Err(NotDone::Late));
+        assert!(watchdog.seen().failed.is_some(), "it was not tried");
+        answers.send(Ok(())).unwrap();
+        watchdog.order(Act::Feed, None, false).await.unwrap();
+        assert_eq!(watchdog.seen().failed, None);
+        answers.send(Err(NotDone::Late)).unwrap();
+        assert_eq!(watchdog.order(Act::Feed, None, false).await, Err(NotDone::Late));
+        assert_eq!(watchdog.seen().failed, None, "what comes late says nothing against the device");
     }
 }
