@@ -64,3 +64,14 @@ fn disks_that_forget_what_was_flushed_are_noticed() {
     println!("first noticed with seed {lost:?}");
     assert!(lost.is_some(), "no seed lost anything although what is acknowledged is not on disk");
 }
+
+#[test]
+fn a_proxy_that_asks_for_no_proof_is_noticed() {
+    let old = (0..300).step_by(2).find(|seed| {
+        let mut world = World::new(*seed);
+        world.reader.trusts = true;
+        world.run().is_err_and(|why| why.contains("misses"))
+    });
+    println!("first noticed with seed {old:?}");
+    assert!(old.is_some(), "no seed read anything too old although nothing proved the term");
+}

@@ -23,9 +23,11 @@ impl World {
                 self.give_back(n);
             }
             self.gather_signatures(n);
+            self.tend_watchdog(n);
             self.guard(n);
             self.look_at_primary(n);
             self.act(n);
+            self.tend_watchdog(n);
         }
         let next = 80 + self.chance.below(60);
         self.after(next, Event::Reconcile(n));
@@ -97,6 +99,8 @@ impl World {
             (None, Some(since)) => (true, now.since(since) >= LEASE),
             (None, None) => (true, false),
         };
+        let (soft, hard) = if self.must_stop(n) { (true, true) } else { (soft, hard) };
+        let node = &mut self.nodes[n];
         match (soft, hard) {
             (false, _) if node.names == Names::Fenced => {
                 node.names = if armed { Names::Armed } else { Names::Off };

@@ -134,6 +134,9 @@ impl World {
                 return Err(CommandError::Refused(refused));
             }
             let timeline = order.term.timeline().expect("a small term");
+            if order.sync_names.is_empty() {
+                self.has_watchdog(n);
+            }
             let node = &mut self.nodes[n];
             (node.is, node.timeline, node.frozen_for) = (Is::Primary, timeline.0, None);
             node.names = if order.sync_names.is_empty() { Names::Off } else { Names::Armed };
@@ -168,6 +171,7 @@ impl World {
             return Err(wrong_state(n, "the chosen node of an unchanged term record"));
         }
         if let Some(suspend) = &order.suspend {
+            self.has_watchdog(n);
             self.nodes[n].names = Names::Off;
             let revision = self.records.revision + 1;
             let Some(policy) = self.records.policy.as_mut().filter(|p| p.revision == order.policy_revision) else {
@@ -216,7 +220,7 @@ impl World {
         if late {
             self.reach("an order to let commits through that came late");
         }
-        if late || !allowed || !leased || self.served(n) != Some(term) {
+        if late || !allowed || !leased || self.served(n) != Some(term) || !self.has_watchdog(n) {
             return Err(wrong_state(n, "allowed to"));
         }
         self.nodes[n].names = Names::Off;

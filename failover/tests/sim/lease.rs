@@ -68,21 +68,29 @@ impl World {
         let strict = self.mode == Mode::Strict;
         let left = self.view_ends.since(self.now);
         let due = left < if strict { STRICT_VIEW } else { VIEW } / 2;
+        if !due || self.lost() {
+            return;
+        }
+        let Some(lasts) = self.vouches(n, term, self.view_epoch) else { return };
+        self.view_ends = self.view_ends.max(self.now + self.counted(self.nodes.len(), shortened(lasts)));
+        self.reach("a view vouched for");
+    }
+
+    /// `Agent::vouch`.
+    pub(crate) fn vouches(&mut self, n: usize, term: Term, epoch: u64) -> Option<Duration> {
         let runs = self.nodes[n].awake(self.now) && self.nodes[n].promise == term && self.served(n) == Some(term);
-        let policy = self.policy(n).filter(|p| p.epoch == self.view_epoch);
-        let Some(policy) = policy.filter(|_| due && runs && !self.lost()) else { return };
+        let policy = self.policy(n).filter(|p| runs && p.epoch == epoch)?;
         let leased = self.nodes[n].lease.filter(|(t, _)| *t == term).map(|(_, end)| (end - SOFT).since(self.now));
-        let lasts = match (policy.protects(), strict) {
-            (true, true) => STRICT_VIEW,
-            (true, false) => VIEW,
+        let lasts = match (policy.protects(), policy.mode) {
+            (true, Mode::Strict) => STRICT_VIEW,
+            (true, Mode::Available | Mode::Async) => VIEW,
             (false, _) => leased.unwrap_or_default().min(VIEW),
         };
         if lasts.is_zero() {
-            return;
+            return None;
         }
         let until = self.now + self.counted(n, lengthened(lasts));
         self.nodes[n].vouched_until = self.nodes[n].vouched_until.max(until);
-        self.view_ends = self.view_ends.max(self.now + self.counted(self.nodes.len(), shortened(lasts)));
-        self.reach("a view vouched for");
+        Some(lasts)
     }
 }

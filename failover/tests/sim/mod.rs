@@ -6,6 +6,8 @@ mod etcd;
 mod lease;
 mod manager;
 mod node;
+mod reader;
+mod watchdog;
 
 use cluster::sync_names::SyncNames;
 use cluster::topology::STRICT_VIEW;
@@ -16,11 +18,12 @@ use failover::record::{Mode, ProxyRecord};
 use failover::view::topology::shortened;
 use manager::Manager;
 use node::{Names, Node};
+use reader::Reader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 29] = [
+pub(crate) const SOMETIMES: [&str; 35] = [
     "an operator allowed data loss",
     "acknowledged writes lost as an operator allowed, and reported",
     "k has changed",
@@ -50,6 +53,12 @@ pub(crate) const SOMETIMES: [&str; 29] = [
     "WAL rewound",
     "a superseded primary running",
     "a command refused for its term",
+    "a term proven by the standbys that receive",
+    "a read refused at a replaced primary",
+    "a strict view that ended",
+    "a host reset by its watchdog",
+    "a watchdog that starved and was stopped in time",
+    "a watchdog stopped because a quorum fences again",
 ];
 
 /// Faults come until here, then everything heals.
@@ -161,12 +170,15 @@ pub(crate) struct World {
     pub(crate) operations: u64,
     /// Acknowledged as promised to survive; other acknowledgements are not kept.
     pub(crate) acked: BTreeSet<u64>,
+    pub(crate) reader: Reader,
     last_ack: Instant,
     /// What was first written at each place of each timeline.
     written: BTreeMap<(u32, usize), u64>,
     lines: Vec<String>,
     reached: BTreeSet<&'static str>,
     wrong: Option<String>,
+    /// Every node has a watchdog device, which it must have.
+    pub(crate) devices: bool,
     /// Broken on purpose: a crash takes back what was flushed last.
     pub(crate) disks_forget: bool,
 }
@@ -216,11 +228,13 @@ impl World {
             lossy: mode == Mode::Strict && seed % 4 == 2,
             operations: 0,
             acked: BTreeSet::new(),
+            reader: Reader::new(seed),
             last_ack: Instant::default(),
             written: BTreeMap::new(),
             lines: Vec::new(),
             reached: BTreeSet::new(),
             wrong: None,
+            devices: mode != Mode::Strict && seed / 2 % 2 == 0,
             disks_forget: false,
         };
         let policy = world.records.policy.as_ref().expect("the first").value.clone();
@@ -300,6 +314,7 @@ impl World {
             if self.elapsed() >= END {
                 break;
             }
+            self.fire_watchdogs();
             self.happen(event);
             self.check();
             if let Some(why) = self.wrong.take() {
@@ -334,8 +349,14 @@ impl World {
             Event::Outcome { manager, life, id, outcome } => self.outcome(manager, life, id, outcome),
             Event::Reconcile(n) => self.reconcile(n),
             Event::Stream(n) => self.stream(n),
-            Event::Write => self.write(),
-            Event::Proxy => self.look(),
+            Event::Write => {
+                self.reader_asks();
+                self.write();
+            }
+            Event::Proxy => {
+                self.reader_looks();
+                self.look();
+            }
             Event::Fault => self.fault(),
         }
     }
@@ -427,6 +448,7 @@ impl World {
         for id in newly.into_iter().filter(|_| heard) {
             if promised {
                 self.acked.insert(id);
+                self.reader.note(id, self.now);
             }
             self.last_ack = self.now;
             if let Some((newest, failover::record::Phase::Active, Some(primary))) = &open
@@ -446,10 +468,12 @@ impl World {
             self.reach("an operator allowed data loss");
             self.check_report(&missing);
             self.acked.retain(|id| !missing.contains(id));
+            self.reader.excuse(&missing);
         } else if !missing.is_empty() {
             let name = self.nodes[n].name.clone();
             self.fail(format!("{name} opens without the acknowledged writes {missing:?}"));
         }
+        self.check_watchdogs(n);
         self.reach(if self.mode == Mode::Async { "an async failover" } else { "a failover" });
         if self.records.policy.as_ref().is_some_and(|p| p.value.joint.is_some()) {
             self.reach("a failover while voters change");
@@ -548,6 +572,7 @@ impl World {
             4 => {
                 self.say(format!("{} is cut off for {span} ms", self.nodes[n].name));
                 self.nodes[n].cut_until = until;
+                self.maroon(n, until);
             }
             5 => {
                 self.say(format!("etcd is away for {span} ms"));
@@ -575,6 +600,7 @@ impl World {
             }
             _ => self.ask_to_switch_over(),
         }
+        self.cut_reader(until);
         let next = 500 + self.chance.below(4000);
         self.after(next, Event::Fault);
     }

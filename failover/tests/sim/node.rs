@@ -1,5 +1,6 @@
 //! A node: its WAL and what is on its disk, PostgreSQL as far as it matters, and what its agent reports.
 
+use super::watchdog::Armed;
 use super::{Event, World, ms, name};
 use cluster::sync_names::SyncNames;
 use cluster::timeline::{Fork, History};
@@ -39,6 +40,7 @@ pub(crate) struct Node {
     /// Until when the proxy may act on what it has vouched for.
     pub(crate) vouched_until: Instant,
     pub(crate) unleased_since: Option<Instant>,
+    pub(crate) watchdog: Option<Armed>,
     /// The newest epoch under which it was ordered to make commits wait.
     pub(crate) armed: u64,
     pub(crate) name: NodeId,
@@ -80,6 +82,7 @@ impl Node {
             signed: (Term(0), Instant::default()),
             vouched_until: Instant::default(),
             unleased_since: None,
+            watchdog: None,
             armed: 0,
             name: name(i),
             fenced: false,
@@ -113,6 +116,11 @@ impl Node {
 
     pub(crate) fn is_primary(&self) -> bool {
         self.is == Is::Primary
+    }
+
+    /// Its WAL receiver is connected to `primary`, in that term.
+    pub(crate) fn receives_from(&self, primary: usize, term: Term) -> bool {
+        self.receiver == Some((primary, term))
     }
 
     pub(crate) fn serves(&self, term: Term) -> bool {
@@ -191,6 +199,7 @@ impl World {
         let node = &mut self.nodes[n];
         node.stop();
         (node.frozen_for, node.view, node.ordered, node.seen) = (None, None, None, None);
+        (node.lease, node.watchdog) = (None, None);
         node.down_until = until;
     }
 
