@@ -268,3 +268,70 @@ fn a_held_statement_is_refused_with_57p03_when_no_primary_comes_in_time() {
         client.query("insert into rows(id) values (4)")
     });
 }
+
+/// PostgreSQL asks a new primary for WAL only once it has replayed what it has.
+#[test]
+fn paused_replay_and_readers_in_its_way_keep_no_failover_back() {
+    let _turn = one_at_a_time();
+    let parameters = "max_standby_streaming_delay = \"-1\"\n";
+    let mut cluster = Cluster::start(&Options { parameters, ..Options::default() });
+    Workload::create_table(&cluster.target()).expect("a table");
+    for (block, obstacle) in [(1, Obstacle::Pause), (101, Obstacle::Readers)] {
+        let before = cluster.active();
+        let load = Workload::start(&cluster.target(), CONNECTIONS, &STYLES, block, PAUSE);
+        load.wait_for_more(100, LONG);
+        let readers: Vec<Client> =
+            cluster.standbys().into_iter().filter_map(|standby| obstacle.put(&cluster, standby)).collect();
+        obstacle.stops_replay(&cluster);
+        load.wait_for_more(100, LONG);
+        // The old one must not come back as the standby that the new one needs.
+        let undo = kill(&mut cluster, Death::PostmasterAndAgent, &before);
+        let after = cluster.active_after(before.term);
+        load.wait_for_more(100, LONG);
+        drop(readers);
+        undo.apply(&mut cluster, &before.primary);
+        cluster.all_stream();
+        cluster.verify(&load.finish(), block);
+        cluster.timelines_are(after.term);
+    }
+}
+
+/// What keeps a standby from replaying.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Obstacle {
+    Pause,
+    Readers,
+}
+
+impl Obstacle {
+    /// Put it in the way; gives the reader who holds a lock.
+    fn put(self, cluster: &Cluster, standby: &str) -> Option<Client> {
+        if self == Self::Pause {
+            cluster.superuser(standby, "select pg_wal_replay_pause()").expect("replay pauses");
+            return None;
+        }
+        cluster.connect().query("create table if not exists obstacle (id int)").expect("a table");
+        Some(integration::wait::wait_for(&format!("a reader of the table on {standby}"), LONG, || {
+            let mut reader = Client::connect(&cluster.node_target(standby))?;
+            reader.query("begin; select count(*) from obstacle")?;
+            Ok::<_, integration::client::ClientError>(reader)
+        }))
+    }
+
+    /// Wait until no standby replays.
+    fn stops_replay(self, cluster: &Cluster) {
+        if self == Self::Readers {
+            cluster.connect().query("drop table obstacle").expect("the primary has no reader of it");
+        }
+        for standby in cluster.standbys() {
+            integration::wait::wait_for(&format!("replay to stand still on {standby}"), LONG, || {
+                let waits = "select pg_get_wal_replay_pause_state() = 'paused' or exists (select from \
+                             pg_stat_activity where backend_type = 'startup' and wait_event_type = 'Lock')";
+                match cluster.superuser(standby, waits) {
+                    Ok(stands) if stands == "t" => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            });
+        }
+    }
+}

@@ -241,7 +241,7 @@ impl Agent {
             receiver: text(2)
                 .and_then(|p| p.parse().ok())
                 .map(|pid| (pid, text(3).and_then(|t| t.parse().ok()).map(TimelineId))),
-            at_end: matches!(text(4), Some("RecoveryRetrieveRetryInterval" | "RecoveryWalStream")),
+            at_end: text(4).is_some_and(is_at_end),
             paused: text(5) == Some("t"),
         })
     }
@@ -257,4 +257,9 @@ impl Agent {
         // An empty file is a stub that only keeps the number from being used.
         if history.forks.is_empty() { None } else { Some(history) }
     }
+}
+
+/// Is the startup process waiting for more WAL than there is locally, by its wait event?
+pub(super) fn is_at_end(wait_event: &str) -> bool {
+    matches!(wait_event, "RecoveryRetrieveRetryInterval" | "RecoveryWalStream")
 }

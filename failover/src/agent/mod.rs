@@ -37,6 +37,7 @@ mod sql;
 mod state;
 mod take_up;
 mod tool;
+mod unblock;
 mod vouch;
 mod wal_tail;
 mod watchdog;

@@ -146,10 +146,10 @@ impl Agent {
         }
         let what = "replaying what was received";
         // Conflicts with readers block replay and promotion; setting the delay to 0 does not help those that wait.
-        let clear = "SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume()::text END; \
-            SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-             WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> 'pgtenure_agent'";
-        sql.batch("ending readers", clear, left(what)?).await?;
+        let end_readers = super::unblock::end_readers();
+        let clear =
+            format!("SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume()::text END; {end_readers}");
+        sql.batch("ending readers", &clear, left(what)?).await?;
         self.conf.lock().await.taken_up();
         self.replayed(sql, order.base, &left).await?;
         let bound = "SELECT pg_snapshot_xmax(pg_current_snapshot())";
@@ -209,7 +209,7 @@ impl Agent {
             let text = |i: usize| row.get(i).and_then(Option::as_deref);
             let lsn = text(0).and_then(|t| t.parse::<Lsn>().ok()).unwrap_or_default();
             // The last bytes received may be the beginning of a record that never came.
-            let at_end = matches!(text(1), Some("RecoveryRetrieveRetryInterval" | "RecoveryWalStream"));
+            let at_end = text(1).is_some_and(super::freeze::is_at_end);
             if lsn >= base.lsn || at_end {
                 return Ok(());
             }

@@ -41,6 +41,10 @@ pub(crate) enum RejoinError {
     },
     #[error("term {promised} was promised meanwhile")]
     Superseded { promised: Term },
+    #[error(
+        "replay is paused at {lsn}, and a standby follows another primary only once it has replayed all that it has: pg_wal_replay_resume()"
+    )]
+    ReplayPaused { lsn: Lsn },
     #[error(transparent)]
     Own(#[from] SqlError),
     #[error(transparent)]
@@ -122,6 +126,7 @@ impl Agent {
         let (sql, opened) = tokio::join!(Sql::local(&self.env, "postgres", bound), Replication::open(&self.env, bound));
         let sql = sql?;
         let received = if cut_off { None } else { self.receiver_gone(&sql).await? };
+        self.replay_all(&sql).await?;
         let (end, replay) = self.local_end(&sql, received, opened.ok()).await?;
         // What was received past the end of replay is the beginning of a record, which PostgreSQL drops.
         Ok(Position { lsn: replay, ..end })

@@ -10,6 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
+/// What the agent's sessions call themselves, in its own PostgreSQL and in others.
+pub(super) const APPLICATION_NAME: &str = "pgtenure_agent";
+
 /// A row of texts.
 pub(crate) type Row = Vec<Option<String>>;
 
@@ -90,7 +93,7 @@ impl Sql {
         let mut config = Config::new();
         config.host_path(env.layout.socket_dir()).port(env.config.postgres_port).user("postgres").dbname(database);
         // The agent's own statements never wait for standbys.
-        config.application_name("pgtenure_agent").options("-c synchronous_commit=local -c statement_timeout=0");
+        config.application_name(APPLICATION_NAME).options("-c synchronous_commit=local -c statement_timeout=0");
         Self::connect(config, bound).await
     }
 
@@ -107,7 +110,7 @@ impl Sql {
     async fn remote(to: &Endpoint, user: &str, password: &Secret, bound: Duration) -> Result<Self, SqlError> {
         let mut config = Config::new();
         config.host(&to.host).port(to.port).user(user).password(password.expose()).dbname("postgres");
-        config.application_name("pgtenure_agent").connect_timeout(bound);
+        config.application_name(APPLICATION_NAME).connect_timeout(bound);
         Self::connect(config, bound).await
     }
 

@@ -121,9 +121,9 @@ impl Sandbox {
         pids.filter(|pid| alive(*pid) && of(Path::new(&format!("/proc/{pid}/ns/net"))) == wanted).collect()
     }
 
-    /// SIGKILL to every process on a host, until there is none.
+    /// SIGKILL to every process on a host, until there is none, for five seconds at most.
     pub fn kill_all(&self, host: &str) {
-        for _ in 0..50 {
+        for _ in 0..500 {
             let all = self.processes(host);
             if all.is_empty() {
                 return;
@@ -178,7 +178,8 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         for host in self.namespaces.keys() {
             self.kill_all(host);
-            shell(&format!("ip netns del {host} || true"));
+            // A namespace outlives its name while a process is left in it; its cable must not.
+            shell(&format!("ip link del to-{host} || true\nip netns del {host} || true"));
         }
         shell("ip link del hosts || true\numount /run/netns || true");
     }
