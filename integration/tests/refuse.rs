@@ -63,6 +63,25 @@ fn a_failover_that_could_lose_commits_needs_a_word_and_leaves_a_mark_until_rearm
     cluster.verb(&["lag"]).exits(0);
     let lag = cluster.verb(&["lag", "--json"]).exits(0);
     assert!(lag.json().is_object() || lag.json().is_array(), "{lag:?}");
+    watches_the_lag(&cluster);
+}
+
+/// `lag --watch`: each look a table, and the past of every standby as a line that grows by a point.
+fn watches_the_lag(cluster: &Cluster) {
+    let standbys = cluster.verb(&["lag", "--json"]).exits(0).json()["standbys"].as_array().cloned().unwrap_or_default();
+    assert_eq!(standbys.len(), 2, "{standbys:?}");
+    let watched = cluster.verb(&["lag", "--watch", "--interval", "100ms", "--count", "3"]).exits(0).stdout;
+    assert_eq!(watched.matches("REPLAY LAG").count(), 3, "{watched}");
+    for standby in &standbys {
+        let node = standby["node"].as_str().expect("a standby has a name");
+        let past = watched.lines().filter(|line| line.starts_with(node));
+        let points = |line: &str| line.chars().filter(|c| ('▁'..='█').contains(c) || *c == '?').count();
+        let past: Vec<usize> = past.map(points).filter(|points| *points > 0).collect();
+        assert!(past.len() == 3 && past.is_sorted_by(|a, b| a < b || *b == 60), "{node}: {past:?} in {watched}");
+    }
+    let json = cluster.verb(&["lag", "--watch", "--interval", "100ms", "--count", "2", "--json"]).exits(0).stdout;
+    let looks: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert!(looks.len() == 2 && looks.iter().all(|look| look["standbys"].is_array()), "{json}");
 }
 
 /// `failover` says no, with m, k and who is missing, in words and in JSON.

@@ -399,3 +399,51 @@ fn every_level_is_had_in_every_way_from_the_mode_up() {
         }
     }
 }
+
+#[test]
+fn a_database_and_a_user_are_given_every_level_and_the_users_own_counts() {
+    let levels =
+        [Durability::Async, Durability::Local, Durability::Received, Durability::SemiSync, Durability::Applied];
+    let of = |level: Durability| Own { level: Some(level), ..Own::default() };
+    for user in [None, Some(Durability::Received)] {
+        let c = Cluster::start(0, |raw| {
+            (raw.workers, raw.pool_size) = (1, 2);
+            for level in levels {
+                let dbname = Some("app".to_owned());
+                let database = proxy::config::pools::Database { dbname, durability: of(level), ..Default::default() };
+                raw.databases.insert(level.as_str().to_owned(), database);
+            }
+            if let Some(level) = user {
+                let user = proxy::config::pools::User { durability: of(level), ..Default::default() };
+                raw.users.insert("app".to_owned(), user);
+            }
+        });
+        c.nodes[0].psql("create table app.public.t (i int, how text default current_setting('synchronous_commit'))");
+        c.nodes[0].psql("alter table t owner to app");
+        let mut below = 0.0;
+        for semi_sync in [true, false] {
+            c.publish(|t| (t.protected, t.semi_sync, t.epoch) = (semi_sync, semi_sync, t.epoch + 1));
+            for level in levels {
+                let given = user.unwrap_or(level);
+                let what = format!("{level} for the database, {user:?} for the user, quorum: {semi_sync}");
+                let mut a = Raw::login(c.port, &[("database", level.as_str())]);
+                assert_eq!(value(&mut a, "insert into t values (1) returning how"), given.commit(), "{what}");
+                assert_eq!(value(&mut a, "show pgtenure.durability"), given.as_str(), "{what}");
+                // What is less than the mode is counted, with the operator's leave or not.
+                below += f64::from(u8::from(given < Durability::of_mode(semi_sync)));
+                assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), below, "{what}");
+                // A session has more where it asks for it, and returns to what it was given.
+                ok(&mut a, "set pgtenure.durability = 'applied'");
+                assert_eq!(value(&mut a, SHOW), "remote_apply", "{what}");
+                ok(&mut a, "reset pgtenure.durability");
+                assert_eq!(value(&mut a, SHOW), given.commit(), "{what}");
+                // Less than both it may not have.
+                let least = given.min(Durability::of_mode(semi_sync));
+                for less in levels.into_iter().filter(|less| *less < least) {
+                    let set = format!("set pgtenure.durability = '{less}'");
+                    assert_eq!(a.query(&set), ["E 42501", "Z I"], "{set}: {what}");
+                }
+            }
+        }
+    }
+}

@@ -99,3 +99,67 @@ fn what_is_said_before_and_after_a_statement_agrees_and_is_what_was_counted() {
     wait_for("all statements to be counted", || (counted() >= f64::from(sent)).then_some(()));
     assert_eq!(counted(), f64::from(sent));
 }
+
+/// What is logged, for a test to read.
+#[derive(Clone, Default)]
+struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no writer panics").extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Lines {
+    /// The lines of routed statements.
+    fn routed(&self) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().expect("no writer panics").clone()).expect("logs are UTF-8");
+        text.lines().filter(|line| line.contains("statement routed")).map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn one_in_so_many_routes_is_logged_and_no_text_of_it() {
+    let lines = Lines::default();
+    let to = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || to.clone());
+    // Workers are threads of their own: nothing less reaches them.
+    subscriber.try_init().expect("no other test of this program logs");
+    let c = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.max_replay_lag = cluster::config::Span::secs(3600);
+        raw.reads.log_one_in = 4;
+    });
+    let mut session = Raw::login(c.port, &[]);
+    wait_for("the standby to serve reads", || {
+        (value(&mut session, "select current_setting('cluster_name')") == "n2").then_some(())
+    });
+    // Some of the four may have been counted before.
+    let before = lines.routed().len();
+    for secret in 0..12 {
+        value(&mut session, &format!("select 'secret {secret}'"));
+    }
+    let reads = lines.routed().split_off(before);
+    assert_eq!(reads.len(), 3, "{reads:?}");
+    for line in &reads {
+        assert!(
+            ["node=n2", "role=Standby", "reason=\"fresh\"", "database=\"app\""].iter().all(|w| line.contains(w)),
+            "{line}"
+        );
+        assert!(!line.contains("secret"), "{line}");
+    }
+    let shape = |line: &String| line.split("shapes=").nth(1).map(str::to_owned);
+    assert!(reads.iter().all(|line| shape(line) == shape(&reads[0]) && shape(line).is_some()), "{reads:?}");
+    for _ in 0..4 {
+        session.query("create table if not exists t()");
+    }
+    let writes = lines.routed().split_off(before + 3);
+    assert_eq!(writes.len(), 1, "{writes:?}");
+    assert!(writes[0].contains("node=n1") && writes[0].contains("reason=\"write\""), "{writes:?}");
+    assert_ne!(shape(&writes[0]), shape(&reads[0]));
+}
