@@ -127,6 +127,17 @@ pub const PREFIX: &str = "pgtenure.";
 pub const AFTER: &str = "pgtenure.after";
 /// Settings that only tell: the proxy has the server answer with their values.
 pub const TOLD: [&str; 3] = ["pgtenure.token", "pgtenure.last_route", "pgtenure.term"];
+/// Settings that a session may set.
+pub const SETTINGS: [&str; 8] = [
+    "pgtenure.consistency",
+    "pgtenure.read_from",
+    "pgtenure.max_replay_lag",
+    "pgtenure.standby_wait",
+    "pgtenure.no_standby",
+    AFTER,
+    "pgtenure.explain_route",
+    "pgtenure.durability",
+];
 /// Longest wait and greatest lag that a session may ask for.
 pub const LONGEST: Duration = Duration::from_secs(3600);
 
@@ -258,6 +269,17 @@ fn time(name: &str, value: &str) -> Result<Duration, BadPromise> {
         Err(_) => text.parse::<cluster::config::Span>().map_err(|_| bad())?.0,
     };
     (span <= LONGEST).then_some(span).ok_or_else(bad)
+}
+
+/// The custom settings in a startup packet's parameters, in lower case; of those in its `options`, ours.
+pub fn of_startup(parameters: &[(String, String)]) -> Vec<(String, String)> {
+    let each = parameters.iter().flat_map(|(name, value)| match name.as_str() {
+        options if options.eq_ignore_ascii_case("options") => in_options(value),
+        // Names of others are none of its business.
+        name if !name.contains('.') => Vec::new(),
+        name => vec![(name.to_ascii_lowercase(), value.clone())],
+    });
+    each.collect()
 }
 
 /// The settings in `options` of a startup packet that are ours, in lower case.

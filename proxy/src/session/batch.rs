@@ -217,6 +217,9 @@ impl<'a> Scanner<'a> {
             b'D' | b'C' => match frontend::subject(frame) {
                 Some(Subject::Statement(name)) => {
                     self.names(name);
+                    // The server describes SHOW only of what it knows.
+                    let class = self.class(name).0;
+                    self.unit.ours |= head.kind == b'D' && class.ours && class.access == Access::Read;
                     Step::Next
                 }
                 Some(Subject::Portal(_)) | None => Step::Next,

@@ -167,6 +167,10 @@ pub struct Session {
     pub(super) told: bool,
     /// The unit at the head of the inbox changes settings.
     pub(super) sets: bool,
+    /// All that it does is to set or to show a setting of ours.
+    pub(super) own: bool,
+    /// Settings of ours that this transaction may have set, as bits.
+    pub(super) own_set: u32,
     /// A proven read ran on the primary in this transaction.
     pub(super) saw: bool,
     /// The server that listened for the client is lost, and another one is to listen.
@@ -314,6 +318,8 @@ impl Session {
             doubted: false,
             told: false,
             sets: false,
+            own: false,
+            own_set: 0,
             saw: false,
             listens: false,
             reported: false,

@@ -210,22 +210,26 @@ impl Session {
 
     /// Give the server the session's settings. True when that takes an answer of the server first.
     pub(super) fn apply(&mut self) -> bool {
-        if !self.tracking.due {
+        let shown = self.shows();
+        if !self.tracking.due && !shown {
             return false;
         }
+        if shown && self.relay.busy() {
+            return true;
+        }
+        let mut sql = if shown { self.forget_shown() } else { String::new() };
         let Some(server) = &mut self.server else { return false };
-        let meta = &server.meta;
-        let sql = settings::apply(&self.tracking.settings, &meta.given, |name| meta.reported(name));
-        let unlisten = std::mem::take(&mut server.meta.listens).then(|| "UNLISTEN *".to_owned());
-        let sql = match (unlisten, sql) {
-            (None, None) => {
-                server.meta.given = self.tracking.settings.clone();
-                self.tracking.due = false;
-                return false;
-            }
-            (Some(first), Some(second)) => first + ";" + &second,
-            (Some(sql), None) | (None, Some(sql)) => sql,
-        };
+        if std::mem::take(&mut server.meta.listens) {
+            sql.push_str("UNLISTEN *;");
+        }
+        let meta = &mut server.meta;
+        meta.shown &= !shown;
+        sql.extend(settings::apply(&self.tracking.settings, &meta.given, |name| meta.reported(name)));
+        if sql.is_empty() {
+            meta.given = self.tracking.settings.clone();
+            self.tracking.due = false;
+            return false;
+        }
         self.tracking.asked = Some(Asked::Apply);
         self.send_hidden(&sql);
         true

@@ -19,6 +19,7 @@ pub(crate) mod encrypt;
 mod follow;
 pub mod greeting;
 mod hinted;
+mod in_force;
 mod incoming;
 pub mod login;
 mod lost;

@@ -4,7 +4,7 @@
 use crate::config::{Config, reads};
 use crate::route::hint;
 use crate::route::promise::{self, AFTER, BadPromise};
-use crate::route::{Promise, ReadFrom, Standing, Token};
+use crate::route::{Consistency, Promise, ReadFrom, Standing, Token};
 use crate::session::assigned::assigned;
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session};
@@ -56,7 +56,12 @@ impl Session {
             Some(hinted) => *hinted,
             None => self.promise(),
         };
-        if self.sets { Promise { after: None, ..promise } } else { promise }
+        match (self.own, self.sets) {
+            // It sees nothing that anybody has written: a server is all that it needs.
+            (true, _) => Promise { after: None, consistency: Consistency::Eventual, ..promise },
+            (false, true) => Promise { after: None, ..promise },
+            (false, false) => promise,
+        }
     }
 
     /// A unit may say for itself what it is promised. `None`: it can be routed.
@@ -148,16 +153,7 @@ impl Session {
         }
         let settings = self.tracking.settings.clone();
         let identity = &self.identity;
-        let startup: Vec<(String, String)> = identity
-            .parameters
-            .iter()
-            .flat_map(|(name, value)| match name.as_str() {
-                options if options.eq_ignore_ascii_case("options") => promise::in_options(value),
-                // Names of others are none of its business.
-                name if !name.contains('.') => Vec::new(),
-                name => vec![(name.to_ascii_lowercase(), value.clone())],
-            })
-            .collect();
+        let startup = promise::of_startup(&identity.parameters);
         let startup = startup.iter().map(|(n, v)| (n.as_str(), v.as_str()));
         // What was set since comes later and wins.
         let startup = startup.filter(|(name, _)| settings.get(name).is_none());

@@ -36,6 +36,7 @@ impl Session {
             return step;
         }
         self.sets = unit.pins.has(PinReason::Set) || unit.discards;
+        self.own = unit.ours && unit.tail_left == 0 && self.is_own(input, unit);
         let comes_after = |p: &Promised| p.comes_after();
         if (unit.ours || self.hinted.is_some() || self.promised.as_deref().is_some_and(comes_after))
             && let Some(step) = self.object(input, unit, now)
@@ -197,6 +198,9 @@ impl Session {
             return Step::Wait;
         }
         (self.proven, self.doubted) = (false, false);
+        if unit.ours {
+            self.note_own_set(input, unit);
+        }
         let repeatable = self.may_repeat(unit);
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());

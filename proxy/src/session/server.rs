@@ -137,6 +137,8 @@ pub struct Meta {
     pub given: Shared,
     /// It listens to something that no session it serves knows of.
     pub listens: bool,
+    /// It has values of our settings that it was given only for a client to see.
+    pub shown: bool,
     /// It must not serve another client.
     pub spoilt: bool,
     /// When it was made.

@@ -8,13 +8,14 @@ use crate::route::promise::TOLD;
 use crate::route::{Consistency, ReadFrom, Reason, Token};
 use crate::session::batch::Unit;
 use crate::session::client::Session;
+use crate::session::in_force;
 use crate::session::relay::Hidden;
 use crate::session::settings::literal;
 use crate::session::tracking::Asked;
 use crate::sql::{PinReason, Pins, executed};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
-use crate::wire::frontend;
+use crate::wire::frontend::{self, Subject};
 use cluster::{Instant, Role, Term, TimelineId};
 
 /// Where the WAL ends, and on which timeline. Only a primary answers.
@@ -44,9 +45,13 @@ enum Why {
 }
 
 impl Session {
-    /// Statements of a unit as the client wrote them, those that it binds included.
+    /// Statements of a unit as the client wrote them, those that it binds or has described included.
     pub(super) fn each_text(&self, input: &[u8], unit: &Unit, mut each: impl FnMut(&[u8])) {
         let mut at = 0;
+        // What the unit has parsed itself has been seen, and is not what the session had under the name before.
+        let known = |name: &[u8], at: usize| {
+            Some(name).filter(|name| !parses(&input[..at], name)).and_then(|name| self.statements.sql(name))
+        };
         while at < unit.len {
             let Some(frame) = head(&input[at..]).ok().flatten().and_then(|h| input.get(at..at + h.total)) else {
                 return;
@@ -54,10 +59,11 @@ impl Session {
             let sql = match frame[0] {
                 b'Q' => frontend::query(frame),
                 b'P' => frontend::parse(frame).map(|p| p.sql),
-                // What the unit has parsed itself has been seen, and is not what the session had under the name before.
-                b'B' => frontend::bind(frame)
-                    .filter(|b| !parses(&input[..at], b.statement))
-                    .and_then(|b| self.statements.sql(b.statement)),
+                b'B' => frontend::bind(frame).and_then(|b| known(b.statement, at)),
+                b'D' => match frontend::subject(frame) {
+                    Some(Subject::Statement(name)) => known(name, at),
+                    Some(Subject::Portal(_)) | None => None,
+                },
                 _ => None,
             }
             .unwrap_or_default();
@@ -78,7 +84,8 @@ impl Session {
 
     /// Does a unit ask for a token that no position covers yet?
     pub(super) fn position_is_missing(&mut self, input: &[u8], unit: &Unit) -> bool {
-        self.names(input, unit, TOLD[0]) && self.token().is_err()
+        // A description tells no value.
+        unit.statements > 0 && self.names(input, unit, TOLD[0]) && self.token().is_err()
     }
 
     fn token(&mut self) -> Result<Option<Token>, crate::route::consistency::Pending> {
@@ -104,7 +111,7 @@ impl Session {
             let value = match name {
                 "pgtenure.token" => match self.token() {
                     Ok(token) => token.map_or_else(String::new, |t| t.to_string()),
-                    Err(_) if self.on_primary() && self.causality.borrow().may_ask() => {
+                    Err(_) if unit.statements > 0 && self.on_primary() && self.causality.borrow().may_ask() => {
                         self.send_position();
                         return true;
                     }
@@ -119,6 +126,9 @@ impl Session {
             literal(&mut sql, &value);
             sql.push(';');
         }
+        let mut asked = 0;
+        self.each_text(input, unit, |sql| asked |= in_force::asked(sql));
+        self.give_settings_in_force(&mut sql, asked);
         if sql.is_empty() {
             return false;
         }
@@ -228,7 +238,8 @@ fn position(rows: &[Vec<Option<String>>], term: Term) -> Option<Token> {
     Some(Token { term, timeline, lsn: lsn.normalised_insert() })
 }
 
-fn find(text: &[u8], name: &[u8]) -> bool {
+/// Is the name in the text?
+pub(super) fn find(text: &[u8], name: &[u8]) -> bool {
     text.windows(name.len()).any(|w| w.eq_ignore_ascii_case(name))
 }
 

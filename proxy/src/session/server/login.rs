@@ -82,6 +82,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         changed: Vec::new(),
         given: Shared::default(),
         listens: false,
+        shown: false,
         spoilt: false,
         born: now,
         ready: login.worker.now(),
