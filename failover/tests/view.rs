@@ -141,6 +141,21 @@ async fn a_change_in_etcd_is_seen_at_once_by_its_hint_and_soon_without() {
 }
 
 #[tokio::test]
+async fn a_reading_that_somebody_waits_for_comes_at_once_and_is_published() {
+    let store = cluster(Mode::Strict).await;
+    // By itself it reads again in twenty minutes.
+    let times = Times { validity: Duration::from_secs(3600), strict: Duration::from_secs(7200), ..TIMES };
+    let view = start(Arc::new(store.client()), keys(), times, Purpose::Observe, &Registry::new()).unwrap();
+    let (mut topology, ask) = (view.topology(), view.ask());
+    until("term 3 to be open", &mut topology, |t| t.gate == Gate::Open).await;
+    for _ in 0..3 {
+        let since = Clock.now();
+        ask();
+        until("a reading that began since", &mut topology, |t| t.read_at.is_some_and(|at| at >= since)).await;
+    }
+}
+
+#[tokio::test]
 async fn cut_off_from_etcd_an_async_view_ends_and_a_strict_one_much_later() {
     for (mode, gate) in [(Mode::Strict, Gate::Open), (Mode::Async, Gate::Closed(Closed::Stale))] {
         let store = cluster(mode).await;

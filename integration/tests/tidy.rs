@@ -51,6 +51,7 @@ const PURE: &[&str] = &[
     "proxy/src/session/timers.rs",
     "proxy/src/session/tracking.rs",
     "proxy/src/session/translate.rs",
+    "proxy/src/silence.rs",
     "proxy/src/sql",
     "proxy/src/tls/x509.rs",
     "proxy/src/wire",

@@ -13,17 +13,18 @@ use crate::control::{Control, ORDERS, ProcessOrder};
 use crate::http::{Status, WorkerStatus};
 use crate::inherit::{Inherited, Listening, tcp_name};
 use crate::local;
-use crate::metrics::{Metrics, Totals};
+use crate::metrics::Metrics;
 use crate::pool::admin::{self, OrderError};
 use crate::pool::view::View;
 use crate::pool::{Limits, Order, PoolKey, Scope};
 use crate::reach::Reach;
 use crate::resolve::Resolver;
 use crate::session::peers::Cancelling;
+use crate::sums::{TICK, publish_state, state_of, totals};
 use crate::tls;
 use crate::worker::{self, Board, Entrance, Entrances, Inbound, Shared, ToWorker, Worker, tune};
 use cluster::lag::LagSnapshot;
-use cluster::topology::{BelowMode, ProxyState, Topology};
+use cluster::topology::{ProxyState, Topology};
 use cluster::{Clock, Term};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,10 +37,6 @@ use tokio::sync::{Notify, mpsc, watch};
 const QUEUE: usize = 4096;
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: i32 = 1024;
-/// How often sums are shown at most.
-const TICK: Duration = Duration::from_millis(100);
-/// How often they are shown while the workers say nothing new.
-const QUIET_TICK: Duration = Duration::from_secs(1);
 /// How often the userlists are looked at.
 const LOOK_AT_FILES: Duration = Duration::from_secs(1);
 /// What the proxy acts on.
@@ -51,9 +48,12 @@ pub struct Inputs {
     /// Asks for a sample now, because a read waits for one. Called from any thread and for many reads at once; what it asks
     /// for comes by `lag`. `None`: samples come when they come.
     pub ask: Option<AskSample>,
+    /// The same for a newer view, which comes by `topology`: when a statement waits for a proof that its term is not over
+    /// and no standby gives one.
+    pub ask_view: Option<AskSample>,
 }
 
-/// See [`Inputs::ask`].
+/// See [`Inputs::ask`] and [`Inputs::ask_view`].
 pub type AskSample = Arc<dyn Fn() + Send + Sync>;
 
 /// Why the proxy did not start.
@@ -199,6 +199,7 @@ fn start_with(
         metrics,
         config,
         ask_sample: inputs.ask,
+        ask_view: inputs.ask_view,
     });
     let mut threads = Vec::with_capacity(count + 1);
     let tcp = |sockets: Vec<Socket>, reads| sockets.into_iter().map(move |(s, _)| Entrance::Tcp(s, reads));
@@ -211,12 +212,13 @@ fn start_with(
     }
     let (publish, state) = watch::channel(state_of(&shared));
     let (all, lag, topology) = (shared.clone(), inputs.lag, inputs.topology.clone());
+    let seen = topology.clone();
     let thread = std::thread::Builder::new().name("proxy-oversee".to_owned()).spawn(move || {
         overseer.block_on(async {
             let files = keep_users(&all, stopped.clone());
             let tls = tls.follow(all.config.subscribe(), stopped.clone());
             let defaults = crate::pool::defaults::follow(&all, all.catalogs.changes(), stopped.clone());
-            tokio::join!(publish_state(&all, publish, lag, stopped.clone()), tls, files, defaults);
+            tokio::join!(publish_state(&all, publish, (seen, lag), stopped.clone()), tls, files, defaults);
         });
     });
     threads.push(thread.map_err(StartError::Thread)?);
@@ -355,49 +357,6 @@ fn warn_of_trust(config: &Config) {
     for rule in config.auth.rules.trusting() {
         tracing::warn!(%rule, "a rule of proxy.auth.rules lets anybody in from other hosts without a password");
     }
-}
-
-fn state_of(shared: &Shared) -> ProxyState {
-    // The oldest view of any worker is what the whole process can be relied on to act on.
-    let oldest = shared.boards.iter().map(Board::applied).min_by_key(|a| (a.term, a.revision)).unwrap_or_default();
-    let mut below_mode = BelowMode::default();
-    for (term, commits) in shared.boards.iter().flat_map(|b| b.below_mode().iter().collect::<Vec<_>>()) {
-        below_mode.add(term, commits);
-    }
-    let busy = shared.boards.iter().map(Board::busy).sum();
-    ProxyState { term: oldest.term, epoch: oldest.epoch, gate: oldest.gate, busy, below_mode }
-}
-
-async fn publish_state(
-    shared: &Shared,
-    publish: watch::Sender<ProxyState>,
-    lag: watch::Receiver<Arc<LagSnapshot>>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let mut shown = None;
-    loop {
-        tokio::select! {
-            () = shared.applied.notified() => {}
-            () = tokio::time::sleep(QUIET_TICK) => shown = None,
-            _ = stop.wait_for(|stop| *stop) => return,
-        }
-        let now = Clock.now();
-        if shown.is_none_or(|shown| now.since(shown) >= TICK) {
-            shown = Some(now);
-            shared.metrics.show(&totals(shared));
-            let snapshot = lag.borrow().clone();
-            let known = snapshot.standbys.iter().filter_map(|s| Some((s, s.staleness_at(now).ok()?)));
-            shared.metrics.show_staleness(known.map(|(s, staleness)| (s.node.as_str(), staleness.as_secs_f64())));
-        }
-        let state = state_of(shared);
-        publish.send_if_modified(|old| std::mem::replace(old, state) != state);
-    }
-}
-
-fn totals(shared: &Shared) -> Totals {
-    let mut sum = Totals::default();
-    shared.boards.iter().for_each(|board| sum += board.totals());
-    sum
 }
 
 impl Handle {

@@ -30,6 +30,7 @@ pub struct Metrics {
     pub(crate) below_mode: IntCounter,
     servers: IntGaugeVec,
     standby_staleness: GaugeVec,
+    stream_proof: GaugeVec,
     slowed: IntCounterVec,
     slowed_seconds: Counter,
     write_delay: Gauge,
@@ -115,6 +116,13 @@ impl Metrics {
                 ),
                 &["node"],
             )?,
+            stream_proof: GaugeVec::new(
+                Opts::new(
+                    "pgtenure_proxy_stream_proof_age_seconds",
+                    "Age of the standbys' last proof that the term is not over; absent without one, and where none is needed",
+                ),
+                &[],
+            )?,
             slowed: counters(
                 "pgtenure_proxy_slowed_transactions_total",
                 "Transactions that may write and waited because the standbys do not keep up, by cause",
@@ -169,6 +177,7 @@ impl Metrics {
             Box::new(self.below_mode.clone()),
             Box::new(self.servers.clone()),
             Box::new(self.standby_staleness.clone()),
+            Box::new(self.stream_proof.clone()),
             Box::new(self.slowed.clone()),
             Box::new(self.slowed_seconds.clone()),
             Box::new(self.write_delay.clone()),
@@ -203,6 +212,16 @@ impl Metrics {
         self.standby_staleness.reset();
         for (node, seconds) in known {
             self.standby_staleness.with_label_values(&[node]).set(seconds);
+        }
+    }
+}
+
+impl Metrics {
+    /// Show how old the standbys' proof of the term is, when there is one.
+    pub fn show_proof(&self, age: Option<std::time::Duration>) {
+        match age {
+            Some(age) => self.stream_proof.with_label_values::<&str>(&[]).set(age.as_secs_f64()),
+            None => self.stream_proof.reset(),
         }
     }
 }

@@ -83,8 +83,10 @@ pub struct Worker {
     pub view: RefCell<View>,
     /// Grows with each change of the topology.
     pub generation: Cell<u64>,
-    /// A session waits, with a server of its own, for a proof that its term is not over.
-    unproven: Cell<bool>,
+    /// Sessions that wait, with a server of their own, for a proof that its term is not over.
+    unproven: RefCell<Vec<Rc<Presence>>>,
+    /// When a proof was asked for last.
+    proof_asked: Cell<Instant>,
     /// Told at each change of topology or lag.
     pub changed: Notify,
     /// Server connections.
@@ -188,7 +190,8 @@ impl Worker {
             scheduling: Cell::default(),
             view: RefCell::new(View { topology: Topology::unknown(), lag: Lag::default() }),
             generation: Cell::new(0),
-            unproven: Cell::new(false),
+            unproven: RefCell::default(),
+            proof_asked: Cell::default(),
             changed: Notify::new(),
             places: RefCell::default(),
             texts: RefCell::new(Texts::new((index as u64) << 48)),

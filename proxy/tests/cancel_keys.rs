@@ -135,7 +135,7 @@ impl Pair {
         });
         let config = proxy::config::check(other.expect("set above")).expect("the settings are right");
         let (_lag, lag) = watch::channel(Arc::new(LagSnapshot::default()));
-        let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag, ask: None };
+        let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag, ask: None, ask_view: None };
         let _peer = proxy::start(config, inputs, &prometheus::Registry::new()).expect("the second proxy starts");
         Self { cluster, ports: [first, second], _peer, _lag, _scratch: scratch }
     }

@@ -39,7 +39,7 @@ fn a_new_connection_to_a_standby_serves_only_once_the_standby_was_sampled_since(
     let ask: proxy::AskSample = Arc::new(move || {
         count.fetch_add(1, Ordering::SeqCst);
     });
-    let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag: seen, ask: Some(ask) };
+    let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag: seen, ask: Some(ask), ask_view: None };
     let proxy = proxy::start(config, inputs, &prometheus::Registry::new()).expect("the proxy starts");
     let port = proxy.addr.port().to_string();
     let (stop, answers) = (AtomicBool::new(false), Mutex::new(Vec::new()));

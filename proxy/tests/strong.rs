@@ -181,3 +181,65 @@ fn who_was_held_for_the_gate_is_not_sent_with_the_proof_from_before() {
     c.publish(|t| t.read_at = Some(Clock.now()));
     assert_eq!(a.query("select current_setting('work_mem')")[1], "D 8MB");
 }
+
+#[test]
+fn settings_of_ours_wait_for_no_proof() {
+    let c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::secs(1)));
+    let mut kept = Raw::login(c.port, &[]);
+    ok(&mut kept, "create temp table pins_the_session(n int)");
+    c.publish(unproven);
+    for client in [&mut kept, &mut Raw::login(c.port, &[])] {
+        assert_eq!(client.query("set pgtenure.standby_wait = '1s'"), ["C SET", "Z I"]);
+        assert_eq!(client.query("show pgtenure.standby_wait"), ["T", "D 1s", "C SHOW", "Z I"]);
+        assert_eq!(client.query("show pgtenure.consistency"), ["T", "D session", "C SHOW", "Z I"]);
+        assert_eq!(client.query("reset pgtenure.standby_wait"), ["C RESET", "Z I"]);
+        client.write(|out| {
+            common::raw::run(out, "set pgtenure.read_from = 'primary'");
+            common::raw::sync(out);
+        });
+        assert_eq!(client.until_ready(), ["1", "2", "C SET", "Z I"]);
+        // Others do, until it comes or they are told.
+        assert_eq!(client.query("select 1"), ["E 57P03", "Z I"]);
+        assert_eq!(client.query("set pgtenure.standby_wait = '1s'; select 1"), ["E 57P03", "Z I"]);
+        // What asks for less than a proof gets it at once.
+        assert_eq!(client.query("set pgtenure.consistency = 'eventual'"), ["C SET", "Z I"]);
+        assert_eq!(client.query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
+    }
+}
+
+#[test]
+fn where_no_standby_proves_the_term_etcd_is_asked_while_a_statement_waits() {
+    let mut typed = None;
+    let c = Cluster::start(0, |raw| (raw.workers, typed) = (1, Some(raw.clone())));
+    let mut typed = typed.expect("the closure ran");
+    typed.max_replay_lag = cluster::config::Span::millis(50);
+    let config = proxy::config::check(typed).expect("valid");
+    c.publish(unproven);
+    let (_lag, lag) = tokio::sync::watch::channel(Default::default());
+    let (view, seen) = tokio::sync::watch::channel(c.topology.borrow().clone());
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = asked.clone();
+    // etcd's reading, as the view publishes it: asked for now, and there at once.
+    let ask_view: proxy::AskSample = std::sync::Arc::new(move || {
+        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        view.send_modify(|t| (t.read_at, t.revision) = (Some(Clock.now()), t.revision + 1));
+    });
+    let inputs = proxy::Inputs { topology: seen, lag, ask: None, ask_view: Some(ask_view) };
+    let proxy = proxy::start(config, inputs, &prometheus::Registry::new()).expect("the proxy starts");
+    let mut kept = Raw::login(proxy.addr.port(), &[]);
+    ok(&mut kept, "create temp table pins_the_session(n int)");
+    let mut client = Raw::login(proxy.addr.port(), &[]);
+    let mut global = Raw::login(proxy.addr.port(), &[("pgtenure.consistency", "global")]);
+    let asked = || asked.load(std::sync::atomic::Ordering::SeqCst);
+    for client in [&mut kept, &mut client] {
+        let before = asked();
+        wait_for("a read that has etcd asked", || {
+            assert_eq!(client.query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
+            (asked() > before).then_some(())
+        });
+    }
+    let before = asked();
+    assert_eq!(global.query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
+    assert!(asked() > before, "a global read needs a proof of its own");
+    drop(proxy);
+}

@@ -23,7 +23,7 @@ fn succeed(cluster: &mut Cluster, config: &proxy::config::Config) -> proxy::Hand
     let control = before.control();
     let inherited = Inherited::new(control.listeners().expect("descriptors are left"));
     let (_lag, lag) = tokio::sync::watch::channel(std::sync::Arc::default());
-    let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag, ask: None };
+    let inputs = proxy::Inputs { topology: cluster.topology.subscribe(), lag, ask: None, ask_view: None };
     let config = config.clone();
     let next = proxy::take_over(config, inputs, &prometheus::Registry::new(), inherited).expect("the next one starts");
     next.control().begin_accepting();

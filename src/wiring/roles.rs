@@ -169,7 +169,8 @@ impl Starting<'_> {
             self.running.add(Role::Lagmon, |show, stop| play_lagmon(lagmon, topology, show, stop));
         }
         if let Some(section) = config.proxy.clone() {
-            let inputs = proxy::Inputs { topology: view.topology(), lag, ask };
+            let ask_view = Some(Arc::new(view.ask()) as proxy::AskSample);
+            let inputs = proxy::Inputs { topology: view.topology(), lag, ask, ask_view };
             let mut proxy = match self.inherited.take() {
                 Some(inherited) => proxy::take_over(section, inputs, self.registry, inherited),
                 None => proxy::start(section, inputs, self.registry),

@@ -1,7 +1,7 @@
 //! The cluster as this process sees it: etcd's records read again and again, published as a [`Topology`].
 //!
-//! A change hint makes the next read happen at once; without hints a read happens every third of the view's validity,
-//! so that two may fail. What the records mean is decided in [`topology`] (PURE); [`register`] tells the managers what
+//! A change hint makes the next read happen at once, and so does who asks for one; else a read happens every third of the
+//! view's validity, so that two may fail. What the records mean is decided in [`topology`] (PURE); [`register`] tells the managers what
 //! a proxy has applied; [`vouch`] asks the primary's agent while etcd does not answer.
 //!
 //! Duties of a user:
@@ -32,6 +32,8 @@ use tracing::{info, warn};
 
 /// Least pause between two reads, however many hints come.
 const MIN_GAP: Duration = Duration::from_millis(10);
+/// Least pause between two reads, however many ask: a proxy asks only while a statement waits and no standby proves the term.
+const ASKED_GAP: Duration = Duration::from_millis(50);
 /// Pause after a read that failed; the read itself has already waited.
 const FAILED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -79,6 +81,7 @@ pub struct View {
     keys: Keys,
     times: Times,
     registered: Arc<Registered>,
+    asked: Arc<Notify>,
     reader: AbortHandle,
     voucher: AbortHandle,
 }
@@ -98,6 +101,7 @@ pub fn start(
     let (records_out, records) = watch::channel(Arc::new(Records::default()));
     let (health_out, health) = watch::channel(Health::default());
     let registered = Arc::new(Registered::default());
+    let asked = Arc::<Notify>::default();
     let metrics = Metrics::new(registry, topology.clone(), health.clone())?;
     let topology_out = Arc::new(topology_out);
     let voucher = vouch::Voucher { topology: Arc::clone(&topology_out), records: records.clone(), times };
@@ -106,11 +110,12 @@ pub fn start(
         keys: keys.clone(),
         times,
         registered: (purpose == Purpose::Proxy).then(|| Arc::clone(&registered)),
+        asked: Arc::clone(&asked),
         out: Out { topology: topology_out, records: records_out, health: health_out, stepped_back: false, metrics },
     };
     let reader = tokio::spawn(reader.run()).abort_handle();
     let voucher = tokio::spawn(voucher.run()).abort_handle();
-    Ok(View { topology, records, health, store, keys, times, registered, reader, voucher })
+    Ok(View { topology, records, health, store, keys, times, registered, asked, reader, voucher })
 }
 
 impl View {
@@ -127,6 +132,13 @@ impl View {
     /// How reading goes.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
+    }
+
+    /// Asks for a reading now, because somebody waits for one that is newer than the last. All who ask before it begins
+    /// share it.
+    pub fn ask(&self) -> impl Fn() + Send + Sync + 'static {
+        let asked = Arc::clone(&self.asked);
+        move || asked.notify_one()
     }
 
     /// Tell the managers, as `proxies/<id>` under a lease, what this proxy has applied. At most once per view.
@@ -149,6 +161,8 @@ struct Reader {
     times: Times,
     /// Set for a proxy: the registration its view's validity depends on.
     registered: Option<Arc<Registered>>,
+    /// Told when somebody waits for a reading.
+    asked: Arc<Notify>,
     out: Out,
 }
 
@@ -167,14 +181,18 @@ impl Reader {
         let never = Notify::new();
         let registered = self.registered.clone();
         let newly_registered = registered.as_ref().map_or(&never, |r| r.newly());
+        let asked = Arc::clone(&self.asked);
+        let mut waited_for = false;
         loop {
-            let sent_at = clock.now();
+            let (sent_at, next_asked) = (clock.now(), tokio::time::Instant::now() + ASKED_GAP);
             let until = self.registered.as_ref().map(|r| r.until().unwrap_or(sent_at));
             let (lasts, strict_lasts) = (self.times.validity, self.times.strict);
             let validity = Validity { sent_at, lasts, strict_lasts, registered_until: until };
-            let pause = match read::records(self.store.as_ref(), &self.keys).await {
+            let read = read::records(self.store.as_ref(), &self.keys).await;
+            let failed = read.is_err();
+            let pause = match read {
                 Ok(records) => {
-                    self.out.publish(records, validity);
+                    self.out.publish(records, validity, waited_for);
                     tokio::time::sleep(MIN_GAP).await;
                     self.times.validity / 3
                 }
@@ -184,10 +202,17 @@ impl Reader {
                     Duration::ZERO
                 }
             };
+            let ask = async {
+                tokio::time::sleep_until(next_asked).await;
+                asked.notified().await;
+            };
+            // Who waits still does when that reading failed.
+            waited_for &= failed;
             tokio::select! {
                 () = any_hint(&mut hints) => (),
                 () = newly_registered.notified() => (),
                 () = tokio::time::sleep(pause) => (),
+                () = ask => waited_for = true,
             }
         }
     }
@@ -207,7 +232,8 @@ async fn any_hint(hints: &mut [Hints; 6]) {
 }
 
 impl Out {
-    fn publish(&mut self, records: Records, validity: Validity) {
+    /// `waited_for`: who waits is told by how new the reading is.
+    fn publish(&mut self, records: Records, validity: Validity, waited_for: bool) {
         let next = topology::topology(&records, validity);
         self.metrics.read_ok();
         let was = self.health.send_replace(Health { read_at: Some(validity.sent_at), error: None });
@@ -231,7 +257,8 @@ impl Out {
         });
         self.topology.send_if_modified(|current| {
             let next = later(current, not_shortened(current, next));
-            if same_but_revision(current, &next, validity.lasts / 4) {
+            let step = if waited_for { Duration::ZERO } else { validity.lasts / 4 };
+            if same_but_revision(current, &next, step) {
                 return false;
             }
             if (current.term, current.gate) != (next.term, next.gate) || node(current) != node(&next) {

@@ -56,7 +56,7 @@ pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -
     };
     let (_publish, topology) = watch::channel(topology);
     let (lag, lag_seen) = watch::channel(Arc::new(LagSnapshot::default()));
-    let inputs = proxy::Inputs { topology, lag: lag_seen, ask: None };
+    let inputs = proxy::Inputs { topology, lag: lag_seen, ask: None, ask_view: None };
     let handle = proxy::start(config, inputs, &prometheus::Registry::new())?;
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -86,14 +86,17 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// Does the statement wait for a proof of its term? Then that is worth asking for.
+    pub fn wants_proof(&self) -> bool {
+        matches!((&self.target, &self.reason), (Target::Wait(_), Reason::Unproven { .. }))
+    }
+
     /// Would a newer sample change it? Then one is worth asking for: the read waits for it, or it went to the primary and
     /// the session's next ones need not.
     pub fn wants_sample(&self) -> bool {
         match (&self.target, &self.reason) {
             (Target::Wait(_) | Target::Primary, Reason::AwaitingSample { .. })
             | (Target::Wait(_), Reason::Unconfirmed { .. }) => true,
-            // Who waits longer waits for what the ordinary samples show.
-            (Target::Wait(_), Reason::Unproven { waited, .. }) => *waited < ASK_FOR_PROOF,
             (Target::Wait(_), Reason::NoStandby { closest: Some((_, unfit)) }) => {
                 matches!(unfit, Unfit::ReplayBehind { .. } | Unfit::Uncovered { .. } | Unfit::Lagging { .. })
             }
@@ -235,7 +238,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// For how long a statement that waits for a proof has the nodes asked at once.
+/// For how long a statement that waits for a proof has that asked for at once, and not with pauses.
 pub const ASK_FOR_PROOF: Duration = Duration::from_millis(100);
 
 /// Decide. `causality` is the session's own; `seed` is any number that differs from call to call.
@@ -359,6 +362,11 @@ pub fn proven(
 /// `None`: not as things are.
 pub fn commit_proves_in(topology: &Topology, lag: &Lag, now: Instant) -> Option<Duration> {
     tenure::commit_proves_in(topology, lag, now)
+}
+
+/// Is etcd alone to prove the term, as no standby is seen to?
+pub fn only_etcd_proves(topology: &Topology, lag: &Lag, now: Instant) -> bool {
+    tenure::only_etcd_proves(topology, lag, now)
 }
 
 /// The position that the session names, as one to have replayed.

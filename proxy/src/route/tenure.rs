@@ -21,6 +21,9 @@ const LEAST_FOR_WRITES: Duration = Duration::from_secs(1);
 /// it. Before that they are waited for, as etcd proves the term where no standby confirms a commit.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// Standbys that are sampled prove the term about as often as that; some samples may be lost.
+const STREAMS: Duration = Duration::from_millis(500);
+
 /// It was proven too long ago that the term is not over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unproven {
@@ -89,4 +92,12 @@ pub(super) fn commit_proves_in(topology: &Topology, lag: &Lag, now: Instant) -> 
     let may = topology.protected && topology.primary.is_some() && topology.gate_at(now) == Gate::Open;
     let proven = topology.proven_at(lag.streams_at(topology), now).filter(|_| may)?;
     Some((proven + SILENCE).since(now))
+}
+
+/// Is etcd alone to prove the term, as no standby is seen to receive from its primary, or none of them would prove it?
+pub(super) fn only_etcd_proves(topology: &Topology, lag: &Lag, now: Instant) -> bool {
+    match topology.gate_at(now) {
+        Gate::Open | Gate::Draining => lag.streams_at(topology).is_none_or(|at| now.since(at) > STREAMS),
+        Gate::Closed(_) => true,
+    }
 }

@@ -174,6 +174,9 @@ pub fn target(w: &Worker, need: Need<'_>, now: Instant) -> (Target, Reason) {
     if decision.wants_sample() {
         w.ask_sample();
     }
+    if decision.wants_proof() {
+        w.ask_proof(since, now);
+    }
     (decision.target, decision.reason)
 }
 

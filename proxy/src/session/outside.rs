@@ -25,6 +25,7 @@ impl Session {
                 return Err(Turn::Lost(Loss::Deposed));
             }
         }
+        self.rescan |= self.presence.again.take();
         if let Some(waiters) = self.presence.cancel.take() {
             self.cancel(waiters);
         }

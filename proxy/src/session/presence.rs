@@ -80,6 +80,10 @@ pub struct Presence {
     pub blocked: Cell<Option<Instant>>,
     /// It has taken too long over something.
     pub expired: Cell<Option<Expiry>>,
+    /// Its statement waits for a proof that the primary is still that.
+    pub unproven: Cell<bool>,
+    /// What it waits for may have come.
+    pub again: Cell<bool>,
     told: Cell<Option<Instant>>,
 }
 
@@ -99,6 +103,8 @@ impl Presence {
             pins: Cell::new(Pins::default()),
             blocked: Cell::new(None),
             expired: Cell::new(None),
+            unproven: Cell::new(false),
+            again: Cell::new(false),
             told: Cell::new(None),
         }
     }
@@ -136,6 +142,12 @@ impl Presence {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+
+    /// What it waits for may have come: it looks again.
+    pub fn look_again(&self) {
+        self.again.set(true);
+        self.wake();
     }
 
     /// A client of another connection asks to cancel what it does; `done` is told when that has been acted on.

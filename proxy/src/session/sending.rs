@@ -101,7 +101,7 @@ impl Session {
             return None;
         }
         let (promise, since) = (self.promise_of_unit(), self.waiting_since.unwrap_or(now));
-        self.w.proven(&promise, access, since).err()
+        self.w.proven(&self.presence, &promise, access, since).err()
     }
 
     /// A session that keeps its server waits for the gate, or for a proof: the statement is neither sent nor refused yet.

@@ -8,8 +8,12 @@ use crate::sql::Access;
 use cluster::lag::LagSnapshot;
 use cluster::topology::Topology;
 use cluster::{Instant, Term};
+use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+
+/// Between two questions for one proof, once it has not come at once.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Worker {
     pub(super) fn apply_topology(&self, topology: Topology) {
@@ -71,18 +75,41 @@ impl Worker {
     /// May a statement that came at `since` go to the primary which its session has, as far as that is proven to be it?
     ///
     /// # Errors
-    /// Not yet. The session is woken when that may have changed.
-    pub fn proven(&self, promise: &Promise, access: Access, since: Instant) -> Result<(), Unproven> {
+    /// Not yet. `who` asks is woken when that may have changed.
+    pub fn proven(
+        &self,
+        who: &Rc<Presence>,
+        promise: &Promise,
+        access: Access,
+        since: Instant,
+    ) -> Result<(), Unproven> {
         let now = self.now();
         let view = self.view.borrow();
         let proven = route::proven(promise, access, &view.topology, &view.lag, (since, now));
         if proven.is_err() {
-            self.unproven.set(true);
-            if now.since(since) < route::ASK_FOR_PROOF {
-                self.ask_sample();
+            if !who.unproven.replace(true) {
+                self.unproven.borrow_mut().push(who.clone());
             }
+            self.ask_proof(since, now);
         }
         proven
+    }
+
+    /// A statement that came at `since` waits for a proof that the term is not over: the nodes are asked for one, and
+    /// where they give none etcd. At once; with pauses when it has waited for longer, as what is cut off does not answer
+    /// the more for being asked.
+    pub fn ask_proof(&self, since: Instant, now: Instant) {
+        if now.since(since) >= route::ASK_FOR_PROOF && now.since(self.proof_asked.get()) < ASK_AGAIN {
+            return;
+        }
+        self.proof_asked.set(now);
+        self.ask_sample();
+        let view = self.view.borrow();
+        if let Some(ask) = &self.shared.ask_view
+            && route::only_etcd_proves(&view.topology, &view.lag, now)
+        {
+            ask();
+        }
     }
 
     /// After what time a commit may prove the term for a statement that waits for a proof. `None`: not as things are.
@@ -96,11 +123,11 @@ impl Worker {
         self.view.borrow_mut().lag.committed(term, sent_at);
     }
 
+    /// Nobody else looks at what has changed.
     fn tell_the_unproven(&self) {
-        if self.unproven.take() {
-            // What has changed is all that they look at.
-            self.generation.set(self.generation.get() + 1);
-            self.each_session(Presence::wake);
+        for presence in self.unproven.take() {
+            presence.unproven.set(false);
+            presence.look_again();
         }
     }
 }

@@ -82,6 +82,8 @@ pub struct Shared {
     pub elder: Mutex<Option<mpsc::Sender<CancelKey>>>,
     /// Asks for a sample of all nodes.
     pub ask_sample: Option<AskSample>,
+    /// Asks for a newer view of the cluster.
+    pub ask_view: Option<AskSample>,
     /// The metrics.
     pub metrics: Metrics,
 }

@@ -208,7 +208,7 @@ impl Cluster {
         let seen = topology.subscribe();
         let lag_thread = Some(std::thread::spawn(move || sample_lag(&seen, &lag, stopped)));
         let registry = prometheus::Registry::new();
-        let inputs = proxy::Inputs { topology: topology_seen, lag: lag_seen, ask: None };
+        let inputs = proxy::Inputs { topology: topology_seen, lag: lag_seen, ask: None, ask_view: None };
         let handle = proxy::start(config, inputs, &registry).expect("the proxy starts");
         let port = handle.addr.port();
         Self { nodes, topology, registry, handle: Some(handle), port, stop_lag, lag_thread, scratch }

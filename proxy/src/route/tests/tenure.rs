@@ -76,7 +76,7 @@ fn a_statement_that_waits_is_judged_by_when_it_came_and_says_what_it_waits_for()
     let d = w.decide(Access::Read, 2600, 1);
     assert_eq!(word(&d), "wait unproven");
     assert_eq!(d.reason.to_string(), "the last proof that term 7 is not over is 1600 ms old where 1000 ms are allowed");
-    assert!(!d.wants_sample() && w.decide(Access::Read, 2599, 1).wants_sample(), "at once, and not for ever");
+    assert!(d.wants_proof() && !d.wants_sample());
     w.topology.read_at = Some(at(1500));
     assert_eq!(word(&w.decide(Access::Read, 9000, 1)), "primary no_standby");
     w.topology.read_at = None;
@@ -164,4 +164,16 @@ fn once_a_term_begins_only_etcd_tells_that_it_has_not_opened() {
     w.publish();
     assert_eq!(word(&w.decide(Access::Read, 2000, 1)), "standby fresh");
     assert_eq!(word(&w.decide(Access::Read, 2001, 1)), "wait unproven");
+}
+
+#[test]
+fn etcd_is_asked_where_no_standby_proves_the_term() {
+    let mut w = strict();
+    let only_etcd = |w: &World, now| super::super::only_etcd_proves(&w.topology, &w.lag, at(now));
+    assert!(only_etcd(&w, 2000), "no standby was seen to stream");
+    w.snapshot.proven_at = Some(at(2000));
+    w.publish();
+    assert!(!only_etcd(&w, 2500) && only_etcd(&w, 2501), "those that are sampled say it several times a second");
+    w.topology.gate = cluster::topology::Gate::Closed(cluster::topology::Closed::Promoting);
+    assert!(only_etcd(&w, 2000), "a term that begins is proven by none of them");
 }
