@@ -20,6 +20,8 @@ pub(crate) struct Metrics {
     quarantined: IntGauge,
     trouble: IntGauge,
     impostors: IntGauge,
+    /// Of those, ended because the node itself was connected too.
+    pub(super) impostors_ended: IntCounter,
     records_age: Gauge,
     /// 1 while the lease rests on the other agents' signatures.
     pub(super) countersigned: IntGauge,
@@ -49,6 +51,10 @@ impl Metrics {
             quarantined: gauge("quarantined", "1 while this node counts neither as recruit nor as candidate")?,
             trouble: gauge("trouble", "1 while something is wrong that the agent cannot repair")?,
             impostors: gauge("impostors", "Walsenders that use a node's name without being that node")?,
+            impostors_ended: counter(
+                "impostors_ended_total",
+                "Walsenders under a connected node's name that were ended",
+            )?,
             records_age: seconds("records_age_seconds", "Since etcd's records were last read")?,
             countersigned: gauge(
                 "countersigned",
@@ -66,7 +72,7 @@ impl Metrics {
         for g in [&m.fenced, &m.quarantined, &m.trouble, &m.impostors, &m.countersigned, &m.watchdog_armed] {
             registry.register(Box::new(g.clone()))?;
         }
-        for c in [&m.lost_commits, &m.store_errors] {
+        for c in [&m.lost_commits, &m.store_errors, &m.impostors_ended] {
             registry.register(Box::new(c.clone()))?;
         }
         Ok(m)

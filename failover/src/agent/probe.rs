@@ -6,7 +6,7 @@ use super::sql::{Row, Sql, SqlError};
 use super::state::Receiver;
 use super::{Agent, Env, postgres};
 use crate::api::{Follower, PostgresState, Primary, Standby};
-use cluster::{Lsn, TimelineId};
+use cluster::{Lsn, NodeId, TimelineId};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -32,6 +32,8 @@ pub(crate) struct Look {
     pub(crate) receiver: Option<Receiver>,
     pub(crate) timeline: Option<TimelineId>,
     pub(crate) system_id: Option<String>,
+    /// Names of walsenders of other users, under which a node of ours is connected as well.
+    doubles: Vec<NodeId>,
 }
 
 /// Ask a running PostgreSQL.
@@ -55,6 +57,7 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
     });
     let control_timeline = text(14).and_then(|t| t.parse().ok()).map(TimelineId);
     let sync_names = text(1)?.to_owned();
+    let mut doubles = Vec::new();
     let (state, timeline) = if text(0)? == "t" {
         let replay_lsn = lsn(6).unwrap_or_default();
         let standby = Standby {
@@ -69,7 +72,9 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
         (PostgresState::Standby(standby), timeline)
     } else {
         let timeline = TimelineId(u32::from_str_radix(text(4)?, 16).ok()?);
-        let (followers, impostors) = followers(walsenders);
+        let walsenders = followers(walsenders);
+        let (followers, impostors) = (walsenders.followers, walsenders.impostors);
+        doubles = walsenders.doubles;
         let primary = Primary {
             timeline,
             insert_lsn: lsn(2)?.normalised_insert(),
@@ -80,24 +85,36 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
         };
         (PostgresState::Primary(primary), Some(timeline))
     };
-    Some(Look { state, receiver, timeline, system_id: text(13).map(str::to_owned) })
+    Some(Look { state, receiver, timeline, system_id: text(13).map(str::to_owned), doubles })
 }
 
-/// Walsenders of nodes, and those that use a node's name without being it: the wrong user, or one name twice.
-fn followers(rows: &[Row]) -> (Vec<Follower>, Vec<String>) {
-    let (mut followers, mut impostors) = (Vec::<Follower>::new(), Vec::new());
+/// What walsenders there are.
+#[derive(Debug, Default, PartialEq)]
+struct Walsenders {
+    /// Those of nodes.
+    followers: Vec<Follower>,
+    /// Those that use a name as if they were a node: the wrong user, or one name twice.
+    impostors: Vec<String>,
+    /// Names that the wrong user has although the right one is connected under them.
+    doubles: Vec<NodeId>,
+}
+
+fn followers(rows: &[Row]) -> Walsenders {
+    let mut seen = Walsenders::default();
+    let mut false_names = Vec::<NodeId>::new();
     for row in rows {
         let text = |i: usize| row.get(i).and_then(Option::as_deref);
-        let Some(node) = text(0).and_then(|n| n.parse().ok()) else { continue };
+        let Some(node) = text(0).and_then(|n| n.parse::<NodeId>().ok()) else { continue };
         let user = text(5).unwrap_or("");
         if user != super::env::REPLICATION_USER {
-            impostors.push(format!("{node} is used by user {user}"));
+            seen.impostors.push(format!("{node} is used by user {user}"));
+            false_names.push(node);
             continue;
         }
-        if followers.iter().any(|f| f.node == node) {
-            impostors.push(format!("{node} is connected twice"));
+        if seen.followers.iter().any(|f| f.node == node) {
+            seen.impostors.push(format!("{node} is connected twice"));
         }
-        followers.push(Follower {
+        seen.followers.push(Follower {
             node,
             state: text(1).unwrap_or("").to_owned(),
             flush_lsn: text(2).and_then(|t| t.parse().ok()),
@@ -105,8 +122,10 @@ fn followers(rows: &[Row]) -> (Vec<Follower>, Vec<String>) {
             sync_state: text(4).unwrap_or("").to_owned(),
         });
     }
-    followers.sort_by(|a, b| a.node.cmp(&b.node));
-    (followers, impostors)
+    seen.followers.sort_by(|a, b| a.node.cmp(&b.node));
+    false_names.retain(|n| seen.followers.iter().any(|f| f.node == *n));
+    seen.doubles = false_names;
+    seen
 }
 
 impl Agent {
@@ -156,7 +175,13 @@ impl Agent {
             return;
         };
         match self.ask(sql).await {
-            Ok(look) => self.saw(now, look),
+            Ok(look) => {
+                let doubles = self.doubles_of_nodes(&look);
+                self.saw(now, look);
+                if let Some(sql) = sql.as_ref().filter(|_| !doubles.is_empty()) {
+                    self.end_doubles(sql, &doubles).await;
+                }
+            }
             Err(error) => {
                 *sql = None;
                 let answers = error.code() == Some("57P03");
@@ -176,6 +201,31 @@ impl Agent {
             }
         }
         self.looked.send_modify(|n| *n += 1);
+    }
+
+    /// Only names of nodes count for commits.
+    fn doubles_of_nodes(&self, look: &Look) -> Vec<NodeId> {
+        let records = self.records.borrow();
+        look.doubles.iter().filter(|n| records.members.contains_key(*n)).cloned().collect()
+    }
+
+    /// A commit that waits for two standbys would count this one and the node: end it, whoever it is. One that is alone
+    /// under its name is only told of. It may be the node itself, which its agent has not taken over yet.
+    async fn end_doubles(&self, sql: &Sql, names: &[NodeId]) {
+        let quoted: Vec<String> = names.iter().map(|n| format!("'{n}'")).collect();
+        let query = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication \
+             WHERE usename <> '{}' AND application_name IN ({})",
+            super::env::REPLICATION_USER,
+            quoted.join(", ")
+        );
+        match sql.value::<u64>("ending walsenders under a node's name", &query, self.env.config.probe_timeout).await {
+            Ok(ended) => {
+                self.metrics.impostors_ended.inc_by(ended);
+                tracing::error!(node = %self.env.config.node, names = quoted.join(", "), ended, "impostors ended");
+            }
+            Err(error) => tracing::error!(node = %self.env.config.node, %error, "impostors not ended"),
+        }
     }
 
     async fn ask(&self, sql: &mut Option<Sql>) -> Result<Look, SqlError> {
@@ -266,5 +316,31 @@ impl Agent {
         let records = self.records.borrow();
         let mut at = records.members.values().filter(|m| m.postgres.host == host && m.postgres.port == port);
         at.next().map(|m| m.node.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str, user: &str) -> Row {
+        [name, "streaming", "0/10", "0/10", "quorum", user].map(|t| Some(t.to_owned())).to_vec()
+    }
+
+    #[test]
+    fn a_name_that_is_used_by_another_user_or_twice_is_an_impostors() {
+        let ours = super::super::env::REPLICATION_USER;
+        let told = |rows: &[Row]| {
+            let seen = followers(rows);
+            let names: Vec<String> = seen.followers.iter().map(|f| f.node.to_string()).collect();
+            let doubles: Vec<String> = seen.doubles.iter().map(ToString::to_string).collect();
+            (names.join(" "), seen.impostors.join(", "), doubles.join(" "))
+        };
+        let want = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
+        assert_eq!(told(&[row("n3", ours), row("n2", ours), row("Not A Node", "backup")]), want("n2 n3", "", ""));
+        assert_eq!(told(&[row("n2", ours), row("n2", ours)]), want("n2 n2", "n2 is connected twice", ""));
+        assert_eq!(told(&[row("n2", "backup")]), want("", "n2 is used by user backup", ""));
+        let both = [row("n2", "backup"), row("n2", ours)];
+        assert_eq!(told(&both), want("n2", "n2 is used by user backup", "n2"));
     }
 }

@@ -1,0 +1,88 @@
+//! What receives WAL under a node's name without being that node: told of, and ended where a commit might count both.
+
+#[allow(dead_code)] // another test's harness, of which this one needs the half
+mod agents;
+
+use agents::{Cluster, bin, postmaster, signal, unprivileged, until};
+use failover::api::PostgresState;
+use failover::record::Mode;
+use nix::sys::signal::Signal;
+use std::process::{Child, Command, Stdio};
+
+/// `pg_receivewal` under a standby's name. It ends with the test.
+struct Receiver {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Receiver {
+    /// `whom`: how it connects, without the name.
+    fn start(c: &Cluster, primary: usize, whom: &str) -> Self {
+        let config = &c.nodes[primary].config;
+        let dir = tempfile::tempdir().unwrap();
+        let standby = &c.nodes[1 - primary].id;
+        let dsn = format!("{whom} port={} application_name={standby}", config.postgres_port);
+        let mut command = Command::new(format!("{}/pg_receivewal", bin()));
+        command.args(["--no-loop", "--synchronous", "-D"]).arg(dir.path()).args(["-d", &dsn]);
+        let child = command.env("PGPASSWORD", "repl's: password\\").stderr(Stdio::piped()).spawn();
+        Self { child: child.expect("PostgreSQL's programs are installed"), _dir: dir }
+    }
+
+    /// Why the server has ended it.
+    async fn told(&mut self) -> String {
+        until("the receiver to be ended", async || self.child.try_wait().unwrap()).await;
+        let mut told = String::new();
+        std::io::Read::read_to_string(&mut self.child.stderr.take().expect("it is piped"), &mut told).unwrap();
+        told
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn until_impostors(c: &Cluster, primary: usize, want: &[String]) {
+    c.until_state(primary, &format!("the impostors {want:?}"), |s| match &s.postgres {
+        PostgresState::Primary(p) => (p.impostors == want).then_some(()),
+        _ => None,
+    })
+    .await;
+}
+
+#[test]
+fn whoever_receives_under_a_standbys_name_is_told_of_and_ended_where_it_counts_twice() {
+    unprivileged("whoever_receives_under_a_standbys_name_is_told_of_and_ended_where_it_counts_twice", async {
+        let mut c = Cluster::new(22520, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        until_impostors(&c, p, &[]).await;
+        let standby = c.nodes[s].id.clone();
+        let local = format!("host={} user=postgres", c.nodes[p].config.data_dir.join("sock").display());
+
+        // A copy of the standby has its password: which of the two is the node nobody can tell.
+        let twin = Receiver::start(&c, p, "host=127.0.0.1 user=pgtenure_repl");
+        until_impostors(&c, p, &[format!("{standby} is connected twice")]).await;
+        drop(twin);
+        until_impostors(&c, p, &[]).await;
+
+        // Another user: the node is the other one.
+        let told = Receiver::start(&c, p, &local).told().await;
+        assert!(told.contains("terminating connection due to administrator command"), "{told}");
+        until_impostors(&c, p, &[]).await;
+        c.until_streaming(s, p, cluster::Term(1)).await;
+
+        // Alone under the name it may be the node itself, not taken over yet.
+        c.crash_agent(s).await;
+        signal(postmaster(&c.nodes[s].config), Signal::SIGQUIT);
+        until("the standby to be gone", async || {
+            (c.value(p, "SELECT count(*) FROM pg_stat_replication").await == "0").then_some(())
+        })
+        .await;
+        let mut alone = Receiver::start(&c, p, &local);
+        until_impostors(&c, p, &[format!("{standby} is used by user postgres")]).await;
+        assert!(alone.child.try_wait().unwrap().is_none(), "it goes on");
+    });
+}
