@@ -3,8 +3,13 @@
 //! Reading and writing never wait by themselves: a call moves what can be moved now, or registers the task.
 
 mod calls;
+mod plain;
+#[cfg_attr(not(target_os = "linux"), path = "net/no_ring.rs")]
+mod ring;
+pub mod round;
 
 use crate::tls::{Peer, Tls};
+use plain::Plain;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,9 +21,9 @@ use tokio::net::{TcpStream, UnixStream};
 #[derive(Debug)]
 pub enum Stream {
     /// TCP.
-    Tcp(TcpStream),
+    Tcp(Plain<TcpStream>),
     /// A Unix-domain socket.
-    Unix(UnixStream),
+    Unix(Plain<UnixStream>),
     /// TLS over one of the others.
     Tls(Box<Tls>),
 }
@@ -63,13 +68,25 @@ impl Detached {
     /// The runtime's.
     pub fn attach(self) -> io::Result<Stream> {
         Ok(match self {
-            Self::Tcp(socket) => Stream::Tcp(TcpStream::from_std(socket)?),
-            Self::Unix(socket) => Stream::Unix(UnixStream::from_std(socket)?),
+            Self::Tcp(socket) => TcpStream::from_std(socket)?.into(),
+            Self::Unix(socket) => UnixStream::from_std(socket)?.into(),
             Self::Tls(socket, mut tls) => {
                 tls.attach(socket.attach()?);
                 Stream::Tls(tls)
             }
         })
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(socket: TcpStream) -> Self {
+        Self::Tcp(Plain::new(socket))
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(socket: UnixStream) -> Self {
+        Self::Unix(Plain::new(socket))
     }
 }
 
@@ -80,8 +97,8 @@ impl Stream {
     /// The runtime's.
     pub fn detach(self) -> io::Result<Detached> {
         Ok(match self {
-            Self::Tcp(socket) => Detached::Tcp(socket.into_std()?),
-            Self::Unix(socket) => Detached::Unix(socket.into_std()?),
+            Self::Tcp(socket) => Detached::Tcp(socket.into_inner()?.into_std()?),
+            Self::Unix(socket) => Detached::Unix(socket.into_inner()?.into_std()?),
             Self::Tls(mut tls) => Detached::Tls(Box::new(tls.detach()?), tls),
         })
     }
@@ -111,7 +128,7 @@ impl Stream {
     /// The other end, when it has an address.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(socket) => socket.peer_addr().ok(),
+            Self::Tcp(socket) => socket.get().peer_addr().ok(),
             Self::Unix(_) => None,
             Self::Tls(tls) => tls.below().peer_addr(),
         }
@@ -123,9 +140,29 @@ impl Stream {
     /// `WouldBlock` when that is nothing; else the socket's.
     pub fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(socket) => calls::try_write(socket, bytes),
-            Self::Unix(socket) => calls::try_write(socket, bytes),
+            Self::Tcp(socket) => socket.try_write(bytes),
+            Self::Unix(socket) => socket.try_write(bytes),
             Self::Tls(tls) => tls.try_write(bytes),
+        }
+    }
+
+    /// Take a message for sent that is sent with what others send in this round of the worker's loop ([`round`]), and have
+    /// the session at `place` woken if the socket does not take it. False when that is not possible: it is to be written.
+    #[inline]
+    pub fn write_in_round(&mut self, message: &[u8], place: usize) -> bool {
+        match self {
+            Self::Tcp(socket) => socket.write_in_round(message, place),
+            Self::Unix(socket) => socket.write_in_round(message, place),
+            Self::Tls(_) => false,
+        }
+    }
+
+    /// Has the socket all that was taken? What waits for the end of the round is sent.
+    pub fn is_sent(&mut self) -> bool {
+        match self {
+            Self::Tcp(socket) => socket.is_sent(),
+            Self::Unix(socket) => socket.is_sent(),
+            Self::Tls(tls) => !tls.unsent(),
         }
     }
 
@@ -135,17 +172,19 @@ impl Stream {
     /// As [`Self::try_write`].
     pub fn try_write_vectored(&mut self, pieces: &[io::IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Tcp(socket) => socket.try_write_vectored(pieces),
-            Self::Unix(socket) => socket.try_write_vectored(pieces),
+            Self::Tcp(socket) => socket.ready()?.try_write_vectored(pieces),
+            Self::Unix(socket) => socket.ready()?.try_write_vectored(pieces),
             // Each record is a piece of its own anyway.
             Self::Tls(tls) => tls.try_write(pieces.iter().find(|p| !p.is_empty()).map_or(&[][..], |p| p)),
         }
     }
 
-    /// Does something that was taken wait for the socket? Encrypted data only: the others take what they can send.
+    /// Does something that was taken wait for the socket? Encrypted data, or what it has not taken at the end of a round.
+    #[inline]
     pub fn unsent(&self) -> bool {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Tcp(socket) => socket.unsent(),
+            Self::Unix(socket) => socket.unsent(),
             Self::Tls(tls) => tls.unsent(),
         }
     }
@@ -156,7 +195,8 @@ impl Stream {
     /// The socket's.
     pub fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Tcp(socket) => socket.poll_unsent(cx),
+            Self::Unix(socket) => socket.poll_unsent(cx),
             Self::Tls(tls) => tls.poll_flush(cx),
         }
     }
@@ -167,8 +207,8 @@ impl Stream {
     /// The socket's.
     pub fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(socket) => socket.poll_write_ready(cx),
-            Self::Unix(socket) => socket.poll_write_ready(cx),
+            Self::Tcp(socket) => socket.get().poll_write_ready(cx),
+            Self::Unix(socket) => socket.get().poll_write_ready(cx),
             Self::Tls(tls) => tls.poll_write_ready(cx),
         }
     }
@@ -178,8 +218,8 @@ impl Stream {
     #[inline]
     pub fn may_read(&self) -> bool {
         match self {
-            Self::Tcp(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
-            Self::Unix(socket) => socket.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::Tcp(socket) => socket.get().try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::Unix(socket) => socket.get().try_io(Interest::READABLE, || Ok(())).is_ok(),
             Self::Tls(_) => true,
         }
     }
@@ -190,8 +230,8 @@ impl Stream {
     /// The runtime's.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(socket) => socket.poll_read_ready(cx),
-            Self::Unix(socket) => socket.poll_read_ready(cx),
+            Self::Tcp(socket) => socket.get().poll_read_ready(cx),
+            Self::Unix(socket) => socket.get().poll_read_ready(cx),
             Self::Tls(_) => Poll::Ready(Ok(())),
         }
     }
@@ -211,8 +251,8 @@ impl Stream {
     /// Read what has come from a socket without TLS.
     pub(crate) fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(socket) => calls::try_read(socket, buf),
-            Self::Unix(socket) => calls::try_read(socket, buf),
+            Self::Tcp(socket) => calls::try_read(socket.get(), buf),
+            Self::Unix(socket) => calls::try_read(socket.get(), buf),
             Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -235,8 +275,8 @@ impl Stream {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
-            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Tcp(socket) => Pin::new(socket.get_mut()).poll_read(cx, buf),
+            Self::Unix(socket) => Pin::new(socket.get_mut()).poll_read(cx, buf),
             Self::Tls(tls) => tls.poll_fill(buf.initialize_unfilled(), cx).map_ok(|n| buf.advance(n)),
         }
     }
@@ -245,8 +285,14 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Self::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tcp(socket) => {
+                ready!(socket.poll_unsent(cx))?;
+                Pin::new(socket.get_mut()).poll_write(cx, bytes)
+            }
+            Self::Unix(socket) => {
+                ready!(socket.poll_unsent(cx))?;
+                Pin::new(socket.get_mut()).poll_write(cx, bytes)
+            }
             Self::Tls(tls) => loop {
                 match tls.try_write(bytes) {
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready!(tls.poll_write_ready(cx))?,
@@ -258,16 +304,28 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
-            Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tcp(socket) => {
+                ready!(socket.poll_unsent(cx))?;
+                Pin::new(socket.get_mut()).poll_flush(cx)
+            }
+            Self::Unix(socket) => {
+                ready!(socket.poll_unsent(cx))?;
+                Pin::new(socket.get_mut()).poll_flush(cx)
+            }
             Self::Tls(tls) => tls.poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tcp(socket) => {
+                ready!(socket.poll_unsent(cx))?;
+                Pin::new(socket.get_mut()).poll_shutdown(cx)
+            }
+            Self::Unix(socket) => {
+                ready!(socket.poll_unsent(cx))?;
+                Pin::new(socket.get_mut()).poll_shutdown(cx)
+            }
             // Announced when it is dropped.
             Self::Tls(tls) => tls.poll_flush(cx),
         }

@@ -91,7 +91,7 @@ impl Reach {
     ) -> Result<(tokio_postgres::Client, Conversation), ReachError> {
         let (config, contexts) = (self.config.borrow().clone(), self.tls.borrow().clone());
         let dialled = self.dial(endpoint, &config, config.connect_timeout).await;
-        let mut stream = Stream::Tcp(dialled.map_err(ReachError::Dial)?);
+        let mut stream = Stream::from(dialled.map_err(ReachError::Dial)?);
         let secured = encrypt::secure(&mut stream, &contexts, &endpoint.host, &self.handshakes).await;
         secured.map_err(ReachError::Tls)?;
         // Encrypted already, where it is to be.

@@ -14,10 +14,11 @@ use scheduling::{Scheduling, Working};
 pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
 
 use crate::auth::cancel_keys::Secret;
-use crate::config::{Config, reads};
+use crate::config::{Config, IoUring, reads};
 use crate::console::tally::Tallies;
 use crate::explain::Asked;
 use crate::metrics::{Counts, Totals};
+use crate::net::round;
 use crate::pool::backoff::Backoff;
 use crate::pool::checkout::{Doorway, still_valid};
 use crate::pool::policy::{Age, too_old};
@@ -238,11 +239,26 @@ impl Worker {
         self.scheduling.set(now.obey(now.wants(configured, most)));
     }
 
+    /// Send together what a round of the loop sends, as configured.
+    fn send_together(&self) {
+        let wanted = self.config.borrow().io_uring == IoUring::Auto;
+        match round::together(wanted) {
+            Ok(true) if self.index == 0 => tracing::info!(io_uring = wanted, "how workers send has changed"),
+            Ok(_) => {}
+            // As good as one that is not wanted.
+            Err(error) if self.index == 0 => {
+                tracing::info!(%error, "the kernel lets us not use io_uring, which saves calls")
+            }
+            Err(_) => {}
+        }
+    }
+
     fn apply_config(&self, config: &Config) {
         self.shortest.set(timers::shortest(&config.timeouts));
         self.look_no_later(self.now());
         *self.config.borrow_mut() = Rc::new(config.clone());
         self.schedule();
+        self.send_together();
         self.throttle();
         self.shared.limits.obey(&config.pools);
         self.pools.reconsider();
@@ -363,7 +379,12 @@ impl Worker {
     pub fn release(self: &Rc<Self>, pool: &Rc<crate::pool::Pool>, mut server: Server, now: Instant) {
         self.count_in_use(&server.meta, false);
         let old = too_old(Age { born: server.meta.born, lifetime: self.config().server_lifetime }, now);
-        if server.meta.spoilt || !server.meta.explained() || old || !self.still_valid(&server.meta) {
+        if server.meta.spoilt
+            || !server.meta.explained()
+            || old
+            || !self.still_valid(&server.meta)
+            || !server.stream.is_sent()
+        {
             return;
         }
         server.meta.idle_since = now;
@@ -562,6 +583,13 @@ impl Worker {
     /// Run `tell` for every session's presence.
     fn each_session(&self, tell: impl Fn(&Presence)) {
         self.places.borrow().all().for_each(|(_, p)| tell(p));
+    }
+
+    /// Wake the session at that place, whoever has it.
+    fn wake(&self, place: usize) {
+        if let Some(presence) = self.places.borrow().at(place) {
+            presence.wake();
+        }
     }
 
     fn cancel(&self, place: usize, secret: Secret, done: oneshot::Sender<()>) {

@@ -8,6 +8,7 @@ mod common;
 
 use common::raw::{Raw, bind, close, execute, flush, parse, run, sync};
 use common::{Cluster, dial, wait_for};
+use proxy::config::{self, IoUring};
 use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
@@ -334,4 +335,56 @@ fn no_client_of_a_crowd_meets_another() {
     let there: BTreeSet<u64> = there.lines().map(|l| l.parse().expect("a number")).collect();
     assert_eq!(acknowledged.difference(&there).count(), 0, "rows are lost, with PGTENURE_CROWD_SEED={seed}");
     assert_eq!(never.intersection(&there).count(), 0, "rows are there that must not be, PGTENURE_CROWD_SEED={seed}");
+}
+
+/// Statements of a client that does not read: their answers are more than sockets hold.
+const UNREAD: usize = 6000;
+
+#[test]
+fn who_does_not_read_gets_all_answers_in_order_later_however_they_are_sent() {
+    let mut typed = config::Raw::default();
+    let cluster = Cluster::start(0, |raw| {
+        (raw.workers, raw.pool_size) = (1, 8);
+        typed = raw.clone();
+    });
+    let (control, port) = (cluster.handle.as_ref().expect("it runs").control(), cluster.port);
+    let reload = |io_uring| {
+        let changed = config::Raw { io_uring, ..typed.clone() };
+        control.reload(config::check(changed).expect("nothing else has changed")).expect("nothing to open");
+    };
+    let mut slow: Vec<Raw> = (0..2).map(|_| Raw::login(cluster.port, &[])).collect();
+    std::thread::scope(|scope| {
+        for raw in &slow {
+            let mut stream = raw.stream.try_clone().expect("a descriptor");
+            scope.spawn(move || {
+                for i in 0..UNREAD {
+                    let mut out = Vec::new();
+                    write_query(&mut out, &format!("select '{i}', repeat('x', 1000)"));
+                    stream.write_all(&out).expect("the endpoint reads");
+                }
+            });
+        }
+        let others: Vec<_> = (0..5)
+            .map(|n| {
+                scope.spawn(move || {
+                    let mut raw = Raw::login(port, &[]);
+                    for i in 0..300 {
+                        let sql = format!("select '{n} {i}'");
+                        is(&sql, &raw.query(&sql), &[&format!("D {n} {i}"), "C SELECT 1", "Z I"]);
+                    }
+                })
+            })
+            .collect();
+        for io_uring in [IoUring::Off, IoUring::Auto] {
+            reload(io_uring);
+        }
+        others.into_iter().for_each(|thread| thread.join().expect("all answers as they should be"));
+        for raw in &mut slow {
+            for i in 0..UNREAD {
+                let seen = raw.until_ready();
+                assert!(seen[1].starts_with(&format!("D {i} x")), "{i}: {seen:?}");
+                assert_eq!(seen[2..], ["C SELECT 1", "Z I"]);
+            }
+        }
+    });
 }

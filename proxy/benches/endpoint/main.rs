@@ -9,7 +9,8 @@
 //! * `BENCH_ONLY`: only cells whose name contains this, as `prepared c=16` or `idle`; several, by commas;
 //! * `BENCH_PEER`: another endpoint to measure, `NAME HOST:PORT PID`, which must lead to the PostgreSQL whose port is
 //!   printed at the start (`BENCH_POSTGRES_PORT` chooses it) and let user `app` in without a password;
-//! * `BENCH_WORKERS` of the proxy (2); `BENCH_BATCH`: its `batch_scheduling` (`never`, `busy` or `always`);
+//! * `BENCH_WORKERS` of the proxy (2); `BENCH_BATCH`: its `batch_scheduling` (`never`, `busy` or `always`); `BENCH_URING`: its
+//!   `io_uring` (`auto` or `off`);
 //! * `BENCH_BEFORE`: an older build of this program, whose proxy is measured next to the new one's.
 
 mod idle;

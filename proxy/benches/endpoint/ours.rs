@@ -22,6 +22,7 @@ pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -
         listen: ([127, 0, 0, 1], 0).into(),
         workers: crate::variable("BENCH_WORKERS", 2)?,
         batch_scheduling: crate::variable("BENCH_BATCH", config::BatchScheduling::default())?,
+        io_uring: crate::variable("BENCH_URING", config::IoUring::default())?,
         pool_size: 20,
         max_client_connections: 20_000,
         userlist: userlist.clone(),

@@ -3,6 +3,7 @@
 pub mod console;
 pub mod durability;
 pub mod functions;
+mod io_uring;
 pub mod nodes;
 pub mod pools;
 pub mod reads;
@@ -16,6 +17,7 @@ mod raw;
 mod scheduling;
 pub mod tls;
 
+pub use io_uring::IoUring;
 pub use network::Network;
 pub use raw::Raw;
 pub use scheduling::BatchScheduling;
@@ -44,6 +46,8 @@ pub struct Config {
     pub worker_fill: usize,
     /// `batch_scheduling`
     pub batch_scheduling: BatchScheduling,
+    /// `io_uring`
+    pub io_uring: IoUring,
     /// `pool_size`
     pub pool_size: usize,
     /// `max_client_connections`
@@ -196,6 +200,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         workers: (raw.workers > 0).then_some(raw.workers),
         worker_fill: raw.worker_fill,
         batch_scheduling: raw.batch_scheduling,
+        io_uring: raw.io_uring,
         pool_size: raw.pool_size,
         max_client_connections: raw.max_client_connections,
         query_wait_timeout: raw.query_wait_timeout.0,

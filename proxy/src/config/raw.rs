@@ -1,7 +1,8 @@
 //! The `[proxy]` section as typed, with its defaults.
 
 use super::{
-    Addresses, BatchScheduling, auth, cancel, console, durability, nodes, pools, reads, throttle, timeouts, tls,
+    Addresses, BatchScheduling, IoUring, auth, cancel, console, durability, nodes, pools, reads, throttle, timeouts,
+    tls,
 };
 use cluster::config::{Size, Span};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,10 @@ pub struct Raw {
     /// Default busy: waiting finds more to do at once and takes less CPU, but whatever else computes on the core delays
     /// each message by milliseconds, which a few clients would feel and many hardly do. Live.
     pub batch_scheduling: BatchScheduling,
+    /// Whether what a worker sends in one round of its loop is handed to the kernel in one call, by io_uring: `auto` (where
+    /// the kernel lets it) or `off`. Default auto: where it is forbidden, as in many containers, each message is sent by
+    /// itself. Off where a filter of system calls ends who tries instead of refusing. Live.
+    pub io_uring: IoUring,
     /// Server connections that each pool of this process may hold; a pool is one node, database, user and set of
     /// startup parameters. Default 80: PostgreSQL's `max_connections` is 100 by default, and the rest is for agents,
     /// lagmon, replication and people. A node whose slots are all taken cannot be rejoined to. All pools of a node
@@ -146,6 +151,7 @@ impl Default for Raw {
             workers: 0,
             worker_fill: 16,
             batch_scheduling: BatchScheduling::default(),
+            io_uring: IoUring::default(),
             pool_size: 80,
             max_client_connections: 10_000,
             query_wait_timeout: Span::secs(30),

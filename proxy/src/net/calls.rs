@@ -4,13 +4,17 @@
 //! that nobody here does. A statement is four such calls, and little else as far as the proxy goes.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::task::{Context, Poll};
 use tokio::io::Interest;
 
 /// A socket as the runtime watches it.
-pub(super) trait Watched: AsFd {
+pub trait Watched: AsFd {
     /// Call `f` if the socket may be ready; that it is not is noted when `f` says so.
     fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R>;
+
+    /// Be woken when it takes more.
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
 impl Watched for tokio::net::TcpStream {
@@ -18,12 +22,20 @@ impl Watched for tokio::net::TcpStream {
     fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         Self::try_io(self, interest, f)
     }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_write_ready(self, cx)
+    }
 }
 
 impl Watched for tokio::net::UnixStream {
     #[inline]
     fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         Self::try_io(self, interest, f)
+    }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_write_ready(self, cx)
     }
 }
 
@@ -45,7 +57,7 @@ pub(super) fn try_read(socket: &impl Watched, buf: &mut [u8]) -> io::Result<usiz
 /// Write what can be written now.
 #[inline]
 pub(super) fn try_write(socket: &impl Watched, bytes: &[u8]) -> io::Result<usize> {
-    socket.try_io(Interest::WRITABLE, || send(socket, bytes))
+    socket.try_io(Interest::WRITABLE, || send(socket.as_fd().as_raw_fd(), bytes))
 }
 
 #[cfg(target_os = "linux")]
@@ -57,8 +69,8 @@ fn receive(socket: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
 }
 
 #[cfg(target_os = "linux")]
-fn send(socket: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    let (fd, null) = (socket.as_fd().as_raw_fd(), std::ptr::null::<libc::c_void>());
+pub(super) fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    let null = std::ptr::null::<libc::c_void>();
     // SAFETY: the kernel reads at most `bytes.len()` bytes, of `bytes`; null is for no address.
     let n =
         unsafe { libc::syscall(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), libc::MSG_NOSIGNAL, null, 0_usize) };
@@ -71,8 +83,10 @@ fn receive(socket: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn send(socket: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    io::Write::write(&mut &*socket2::SockRef::from(&socket.as_fd()), bytes)
+pub(super) fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: who sends has the socket.
+    let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    io::Write::write(&mut &*socket2::SockRef::from(&socket), bytes)
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ impl Session {
         let mut sink = Sink::new(self.w.take_spare());
         let progress = self.relay.server_bytes(input, &mut sink, &host);
         self.tally.add(Counter::Sent, sink.len() as u64);
-        let sent = self.to_client.send(&mut self.client, sink.bytes(input));
+        let sent = self.to_client.send_in_round(&mut self.client, sink.bytes(input), self.place);
         self.w.put_spare(sink.into_spare());
         self.server_in.clear();
         self.server_in.extend_from_slice(&input[progress.consumed..]);

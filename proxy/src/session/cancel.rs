@@ -94,7 +94,7 @@ pub struct Way {
 pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Cancels>) {
     let Way { worker, host, peer } = way;
     let talk = async {
-        let mut stream = Stream::Tcp(TcpStream::connect(peer).await?);
+        let mut stream = Stream::from(TcpStream::connect(peer).await?);
         let contexts = worker.shared.tls.borrow().clone();
         encrypt::secure(&mut stream, &contexts, &host, &worker.handshakes).await?;
         stream.write_all(&cancel_request(key.0, key.1)).await?;

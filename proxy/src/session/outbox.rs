@@ -38,6 +38,16 @@ impl Outbox {
         write(&mut self.bytes);
     }
 
+    /// Send `bytes` behind what waits, at the end of this round of the worker's loop when nothing does. What the socket
+    /// does not take then waits, and the session at `place` is woken.
+    ///
+    /// # Errors
+    /// The socket failed.
+    #[inline]
+    pub fn send_in_round(&mut self, stream: &mut Stream, bytes: &[u8], place: usize) -> io::Result<()> {
+        if self.is_empty() && stream.write_in_round(bytes, place) { Ok(()) } else { self.send(stream, bytes) }
+    }
+
     /// Send `bytes` behind what waits. What the socket does not take now waits.
     ///
     /// # Errors
@@ -63,6 +73,8 @@ impl Outbox {
     /// The socket failed.
     #[inline]
     pub fn flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
+        // What was taken for sent may have come back.
+        self.unsent |= stream.unsent();
         if self.is_empty() { Ok(false) } else { self.flush_some(stream, cx) }
     }
 

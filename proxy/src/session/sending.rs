@@ -321,7 +321,7 @@ impl Session {
     /// finds that, and then the end.
     pub(super) fn send(&mut self, bytes: &[u8]) {
         let Some(server) = &mut self.server else { return };
-        if self.to_server.send(&mut server.stream, bytes).is_err() {
+        if self.to_server.send_in_round(&mut server.stream, bytes, self.place).is_err() {
             self.to_server.clear();
             self.server_dry = false;
         }

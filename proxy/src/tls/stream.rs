@@ -1,7 +1,7 @@
 //! TLS over a socket that never waits: the library's connection is driven directly, so that an idle one keeps no buffer
 //! and moves between workers as it is.
 
-use crate::net::{Detached, Stream};
+use crate::net::{Detached, Stream, round};
 use crate::tls::Peer;
 use rustls::Connection;
 use std::cell::RefCell;
@@ -56,6 +56,8 @@ impl Engine {
             }
             let turn = turns.acquire().await.expect("the semaphore is never closed");
             let carry = std::mem::take(&mut self.carry);
+            // What others send does not wait until that is computed.
+            round::send();
             let computed = self.feed_handshake(&carry);
             if let Err(error) = computed {
                 // The alert says why. Best effort: the other end may have gone.

@@ -72,12 +72,12 @@ impl Listener {
         match self {
             Self::Tcp(listener, _) => {
                 let (stream, address) = listener.accept().await?;
-                Ok((Stream::Tcp(stream), Origin::Tcp(address)))
+                Ok((stream.into(), Origin::Tcp(address)))
             }
             Self::Unix(listener) => {
                 let stream = listener.accept().await?.0;
                 let origin = Origin::Local { uid: stream.peer_cred()?.uid() };
-                Ok((Stream::Unix(stream), origin))
+                Ok((stream.into(), origin))
             }
         }
     }

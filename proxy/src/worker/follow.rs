@@ -1,6 +1,7 @@
 //! A worker takes over newer views of the cluster and newer samples, and tells those who wait for them.
 
 use super::{Applied, Worker};
+use crate::net::round;
 use crate::pool::health;
 use crate::route::{self, Promise, Unproven};
 use crate::session::presence::Presence;
@@ -17,6 +18,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Worker {
     pub(super) fn apply_topology(&self, topology: Topology) {
+        // What was sent under the older view.
+        round::send();
         let applied =
             Applied { term: topology.term, epoch: topology.epoch, revision: topology.revision, gate: topology.gate };
         let renewed;

@@ -1,6 +1,6 @@
 //! A worker's loop, and the clients that it is given.
 
-use crate::net::{Origin, Stream};
+use crate::net::{Origin, Stream, round};
 use crate::pool::{health, survey, warm};
 use crate::session::presence::End;
 use crate::session::server::Server;
@@ -35,6 +35,9 @@ pub struct Inbound {
 /// Run a worker until it is told to stop.
 pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
     worker.schedule();
+    worker.send_together();
+    let of = worker.clone();
+    tokio::task::spawn_local(round::run(move |place| of.wake(place)));
     let topology = inbound.topology.borrow_and_update().clone();
     worker.apply_topology(topology);
     let lag = inbound.lag.borrow_and_update().clone();

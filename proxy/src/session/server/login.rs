@@ -56,7 +56,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
     let shared = &login.worker.shared;
     let stream = shared.reach.dial(endpoint, &login.worker.config(), login.connect_timeout).await.map_err(io)?;
     let peer = stream.peer_addr().map_err(io)?;
-    let mut wire = LoginWire { stream: Stream::Tcp(stream), node: node.clone(), buf: Vec::new(), at: 0 };
+    let mut wire = LoginWire { stream: stream.into(), node: node.clone(), buf: Vec::new(), at: 0 };
     let contexts = shared.tls.borrow().clone();
     let talk = async {
         let secured = encrypt::secure(&mut wire.stream, &contexts, &endpoint.host, &login.worker.handshakes).await;
