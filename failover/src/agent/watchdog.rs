@@ -248,11 +248,10 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::channel;
 
     /// A device that takes its time: each answer is one that the test gives.
-    fn slow() -> (Watchdog, std::sync::mpsc::Sender<Result<(), NotDone>>) {
-        let (answers, given) = channel();
+    fn slow() -> (Watchdog, SyncSender<Result<(), NotDone>>) {
+        let (answers, given) = sync_channel(4);
         let watchdog = Watchdog::with(move |order| {
             let done: Result<(), NotDone> = given.recv().unwrap_or(Err(NotDone::Late));
             let armed = (order.act == Act::Feed && done.is_ok())

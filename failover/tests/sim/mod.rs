@@ -234,7 +234,7 @@ impl World {
             lines: Vec::new(),
             reached: BTreeSet::new(),
             wrong: None,
-            devices: mode != Mode::Strict && seed / 2 % 2 == 0,
+            devices: mode != Mode::Strict && (seed / 2).is_multiple_of(2),
             disks_forget: false,
         };
         let policy = world.records.policy.as_ref().expect("the first").value.clone();
