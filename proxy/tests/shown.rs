@@ -105,6 +105,15 @@ fn what_a_session_is_shown_is_what_holds_and_nothing_of_it_stays() {
     assert_eq!(value(&mut a, "show pgtenure.standby_wait"), "1s");
     ok(&mut a, "reset all");
     assert_eq!(value(&mut a, show), "bounded");
+    // A string that begins a block which fails, or is rolled back.
+    assert_eq!(
+        a.query("begin; show pgtenure.consistency; select 1/0"),
+        ["C BEGIN", "T", "D bounded", "C SHOW", "E 22012", "Z E"]
+    );
+    ok(&mut a, "rollback");
+    assert_eq!(value(&mut a, "begin; show pgtenure.no_standby"), "primary");
+    ok(&mut a, "rollback");
+    assert_eq!(value(&mut a, left), "");
     // A block's modes can still be set behind it, and what it has set itself is shown.
     ok(&mut a, "begin");
     assert_eq!(value(&mut a, show), "bounded");

@@ -134,9 +134,10 @@ impl Session {
         self.tracking.settings.get(COMMIT).map(level).or_else(begins).unwrap_or_else(mode)
     }
 
-    /// Has the server values that it was only given for the client to see, and that are in the way of the next unit?
+    /// Has the server values that it was only given for the client to see, and that are in the way of the next unit? A
+    /// block could undo that they are taken back, and one that has failed refuses it.
     pub(super) fn shows(&self) -> bool {
-        let begins = self.relay.open.is_none() && !self.told;
+        let begins = self.relay.open.is_none() && self.relay.status == TxStatus::Idle && !self.told;
         begins && self.server.as_ref().is_some_and(|server| server.meta.shown)
     }
 
