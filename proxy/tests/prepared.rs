@@ -6,6 +6,8 @@ mod common;
 use common::raw::{Raw, bind, block, close, describe, execute, ok, parse, run, sync, two_servers, value, words};
 use common::wait_for;
 use proxy::console::tally::Counter;
+use proxy::wire::backend;
+use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
 use std::time::Duration;
 
@@ -232,4 +234,63 @@ fn every_client_is_told_what_is_noticed_in_its_text() {
         assert_eq!(prepare(client, "long", &long), "N 42622 | E 42P05 | Z I");
     }
     ok(&mut busy, "commit");
+}
+
+/// In a block that has failed a server cannot be given a statement that it lacks; a Bind that does not fit it is refused as
+/// PostgreSQL refuses it all the same, before the block is looked at.
+#[test]
+fn a_bind_that_does_not_fit_its_statement_is_told_so_in_a_failed_block() {
+    let c = two_servers();
+    let fail = |client: &mut Raw| {
+        ok(client, "begin");
+        assert_eq!(words(&client.query("select 1 / 0")), "E 22012 | Z E");
+    };
+    let said = |client: &mut Raw, formats: &[u8], parameters: &[&str]| {
+        client.write(|out| {
+            message(out, b'B', |b| {
+                b.extend_from_slice(b"\0s\0");
+                b.extend_from_slice(formats);
+                b.extend_from_slice(&(parameters.len() as u16).to_be_bytes());
+                for p in parameters {
+                    b.extend_from_slice(&(p.len() as u32).to_be_bytes());
+                    b.extend_from_slice(p.as_bytes());
+                }
+                b.extend_from_slice(&[0, 0]);
+            });
+            sync(out);
+        });
+        let (kind, frame) = client.frame().expect("an answer");
+        assert_eq!(kind, b'E');
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        let fields = backend::fields(&frame);
+        let said = (text(fields.code), text(fields.message));
+        assert_eq!(client.until_ready(), ["Z E"]);
+        said
+    };
+    let [mut a, mut direct] = [c.port, c.nodes[0].port].map(|port| Raw::login(port, &[]));
+    for client in [&mut a, &mut direct] {
+        client.write(|out| {
+            parse(out, "s", "select $1::int + $2");
+            bind(out, "", "s", &["1", "2"]);
+            execute(out, "");
+            sync(out);
+        });
+        assert_eq!(words(&client.until_ready()), "1 | 2 | D 3 | C SELECT 1 | Z I");
+    }
+    // It takes the connection that has the statement.
+    let mut other = block(&c);
+    fail(&mut a);
+    fail(&mut direct);
+    for (formats, parameters, code) in [
+        (&[0, 0][..], &["1"][..], "08P01"),
+        (&[0, 0], &["1", "2", "3"], "08P01"),
+        (&[0, 2, 0, 0, 0, 0], &["1"], "08P01"),
+        (&[0, 0], &["1", "2"], "25P02"),
+    ] {
+        let got = said(&mut a, formats, parameters);
+        assert_eq!(got, said(&mut direct, formats, parameters), "{formats:?} {parameters:?}");
+        assert_eq!(got.0, code, "{formats:?} {parameters:?}");
+    }
+    assert_eq!(words(&a.query("rollback")), "C ROLLBACK | Z I");
+    ok(&mut other, "commit");
 }

@@ -1,6 +1,7 @@
 //! A unit as one particular server must read it: statement names are the shared ones, and what the server lacks is
 //! prepared on the way.
 
+mod fits;
 mod named;
 
 use crate::session::batch::Unit;
@@ -330,6 +331,13 @@ impl Translator<'_> {
                 self.relay.push(Entry::plain(Kind::Bind));
             }
             Resolved::Text(of, undo) => {
+                if self.relay.may_be_failed()
+                    && !self.server.has(of.text.id)
+                    && let Some(error) = fits::misfit(&input[span.clone()], &of.name, &of.text)
+                {
+                    self.refuse_undoing(input, error, undo, sink);
+                    return true;
+                }
                 self.done.binds += 1;
                 self.ensure(input, &of.text, false, sink);
                 if self.naming == Naming::Own {
@@ -460,12 +468,16 @@ impl Translator<'_> {
 
     /// Make the server fail here, and report `error` for it.
     fn refuse(&mut self, input: &[u8], error: ClientError, sink: &mut Sink) {
+        self.refuse_undoing(input, error, Undo::None, sink);
+    }
+
+    fn refuse_undoing(&mut self, input: &[u8], error: ClientError, undo: Undo, sink: &mut Sink) {
         message(sink.insert(input), b'B', |b| {
             b.push(0);
             b.extend_from_slice(REFUSED);
             b.extend_from_slice(&[0; 7]);
         });
-        self.relay.push(Entry { refusal: Some(Box::new(error)), ..Entry::plain(Kind::Bind) });
+        self.relay.push(Entry { refusal: Some(Box::new(error)), undo, ..Entry::plain(Kind::Bind) });
     }
 }
 

@@ -136,6 +136,11 @@ pub enum ClientError {
     },
     /// The result of a prepared statement has other columns than the client was told.
     ResultChanged,
+    /// A Bind that does not fit its statement.
+    BadBind {
+        /// How, as PostgreSQL says it.
+        what: String,
+    },
     /// No prepared statement of that name exists.
     UnknownStatement {
         /// Its name; empty for the unnamed one.
@@ -275,6 +280,7 @@ impl ClientError {
             ),
             Self::Cancelled => error(SqlState::QUERY_CANCELED, "canceling statement due to user request"),
             Self::DuplicateStatement { name } => duplicate_statement(name),
+            Self::BadBind { what } => error(SqlState::PROTOCOL_VIOLATION, what.clone()),
             Self::UnknownStatement { name } => unknown_statement(name),
             Self::StatementBytes { limit } => statement_bytes(*limit),
             Self::Unsupported { feature } => {

@@ -69,6 +69,16 @@ pub fn bind_values(frame: &[u8]) -> Option<Vec<&[u8]>> {
     Some(values)
 }
 
+/// How many formats of parameters and how many parameters a Bind has; `None` when they are not there.
+pub fn bind_counts(frame: &[u8]) -> Option<(u16, u16)> {
+    let (_, rest) = split_cstring(frame.get(HEAD..)?)?;
+    let (_, rest) = split_cstring(rest)?;
+    let (formats, rest) = rest.split_first_chunk::<2>()?;
+    let formats = u16::from_be_bytes(*formats);
+    let (count, _) = rest.get(2 * usize::from(formats)..)?.split_first_chunk::<2>()?;
+    Some((formats, u16::from_be_bytes(*count)))
+}
+
 /// What a Describe or Close message is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject<'a> {

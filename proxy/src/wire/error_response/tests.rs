@@ -60,6 +60,7 @@ fn all() -> Vec<(ClientError, &'static str)> {
         ),
         (E::Cancelled, "ERROR 57014 canceling statement due to user request |  | "),
         (E::DuplicateStatement { name: "s".into() }, "ERROR 42P05 prepared statement \"s\" already exists |  | "),
+        (E::BadBind { what: "bind message has 2 ...".into() }, "ERROR 08P01 bind message has 2 ... |  | "),
         (E::UnknownStatement { name: "s".into() }, "ERROR 26000 prepared statement \"s\" does not exist |  | "),
         (
             E::StatementBytes { limit: 1024 },
@@ -178,10 +179,11 @@ fn every_variant_is_listed() {
         E::Durability(_) => 34,
         E::ReadOnly(_) => 35,
         E::BadReplication { .. } => 36,
+        E::BadBind { .. } => 37,
     };
     let mut seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
     seen.sort_unstable();
-    assert_eq!(seen, (0..37).collect::<Vec<_>>());
+    assert_eq!(seen, (0..38).collect::<Vec<_>>());
 }
 
 #[test]

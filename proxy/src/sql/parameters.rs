@@ -1,0 +1,43 @@
+//! The parameters of a text. Pure.
+
+use super::lexer::{Lexer, Token};
+
+/// The highest number of a parameter in a text, 0 when it has none; `None` when it cannot be read with certainty.
+pub fn highest_parameter(sql: &[u8]) -> Option<u16> {
+    // Where a backslash or another encoding's byte stands, a literal may end elsewhere.
+    if sql.iter().any(|b| *b == b'\\' || !b.is_ascii()) {
+        return None;
+    }
+    let (mut lexer, mut highest) = (Lexer::new(sql), 0);
+    while let Some(token) = lexer.next() {
+        match (token, lexer.last()) {
+            (Token::Odd, _) => return None,
+            (Token::Literal, [b'$', digits @ ..]) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
+                highest = highest.max(std::str::from_utf8(digits).ok()?.parse().ok()?);
+            }
+            _ => {}
+        }
+    }
+    Some(highest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::highest_parameter;
+
+    #[test]
+    fn parameters_are_counted_where_they_are_some() {
+        for (sql, want) in [
+            ("select 1", Some(0)),
+            ("select $1, $12 + $3", Some(12)),
+            ("select a$5, '$7', \"$8\", $$ $9 $$ -- $4", Some(0)),
+            ("select $1::int /* $2 */", Some(1)),
+            ("select '\\', $1", None),
+            ("select 'é', $1", None),
+            ("select '$1", None),
+            ("select $70000", None),
+        ] {
+            assert_eq!(highest_parameter(sql.as_bytes()), want, "{sql}");
+        }
+    }
+}
