@@ -8,6 +8,8 @@ use crate::fsm::planner::Planner;
 use crate::fsm::suspend::Suspend;
 use crate::fsm::sync_set;
 use crate::record::{Mode, PolicyRecord};
+use crate::view::topology::lengthened;
+use cluster::topology::STRICT_VIEW;
 use cluster::{Instant, Lsn, NodeId, Term};
 use std::time::Duration;
 
@@ -17,13 +19,25 @@ pub(super) enum Rearm {
     /// The primary was ordered to wait for standbys, and to prove it.
     Arming { term: Term },
     /// Commits past `lsn` wait for the quorum that is to be; k of it must have that position.
-    Confirming { term: Term, lsn: Lsn },
+    Confirming { term: Term, lsn: Lsn, since: Instant },
     /// The policy is being written.
     Writing,
 }
 
 /// Longer than the agent's own bounds, of 9 s until every session goes by the settings and 15 s for the proof.
 pub(crate) const ARM_WITHIN: Duration = Duration::from_secs(30);
+
+/// So long after the primary's agent has read of a change a proxy may still go by the quorum before it.
+///
+/// One that has lost etcd takes k voters that receive for a proof that no later term is open ([`cluster::topology::Quorum`]).
+/// Who votes no more, or a smaller part of those that must be frozen, proves nothing once the new quorum is alone; so both
+/// count until the last view of the old one has ended. The agent vouches for none of them any more. Where k of the old
+/// voters are always enough of the new ones nothing needs to be waited for.
+fn views_to_outlast(policy: &PolicyRecord) -> Duration {
+    let Some(to) = policy.joint.as_ref().filter(|_| policy.protects()) else { return Duration::ZERO };
+    let gone = policy.voters.iter().filter(|v| !to.voters.contains(v)).count();
+    if to.k as usize + gone <= policy.k as usize { Duration::ZERO } else { lengthened(STRICT_VIEW) }
+}
 
 impl Planner {
     /// Called while the primary is open and well.
@@ -52,8 +66,9 @@ impl Planner {
                 self.rearm = None;
             }
             Some(Rearm::Arming { .. } | Rearm::Writing) => {}
-            Some(Rearm::Confirming { lsn, .. }) => {
-                if self.caught_up(now, &policy, &primary, *lsn) >= k {
+            Some(Rearm::Confirming { lsn, since, .. }) => {
+                let known = now >= *since + views_to_outlast(&policy);
+                if known && self.caught_up(now, &policy, &primary, *lsn) >= k {
                     self.rearm = Some(Rearm::Writing);
                     self.send_rearmed(policy, out);
                 }
@@ -91,7 +106,7 @@ impl Planner {
             return;
         }
         self.rearm = match result {
-            Ok(Reply::Armed(armed)) => Some(Rearm::Confirming { term, lsn: armed.lsn }),
+            Ok(Reply::Armed(armed)) => Some(Rearm::Confirming { term, lsn: armed.lsn, since: now }),
             Ok(_) | Err(_) => {
                 self.rearm_not_before = now + self.settings.retry_longest;
                 None
