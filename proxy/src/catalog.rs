@@ -124,6 +124,9 @@ struct Shared {
     changes: watch::Sender<Changes>,
 }
 
+/// The tables of a database.
+pub type Tables = watch::Receiver<Arc<FunctionTable>>;
+
 /// How often the defaults of roles and databases were found changed, by database.
 pub type Changes = BTreeMap<String, u64>;
 
@@ -179,7 +182,7 @@ impl Catalogs {
 
     /// The table of `database`, now and as it changes. The first call starts its task, which ends when all receivers
     /// are gone. Takes a lock: call it at the start of a session, after authentication.
-    pub fn table(&self, database: &str) -> watch::Receiver<Arc<FunctionTable>> {
+    pub fn table(&self, database: &str) -> Tables {
         let mut databases = self.shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = databases.get(database) {
             return known.tables.subscribe();
@@ -188,6 +191,7 @@ impl Catalogs {
         let (sender, receiver) = watch::channel(Arc::new(unloaded));
         if databases.len() >= MAX_DATABASES {
             tracing::warn!(limit = MAX_DATABASES, "too many databases in use, reads of this one stay on the primary");
+            sender.send_modify(|table| *table = Arc::new(FunctionTable::clone(table).failed()));
             return receiver;
         }
         let changed = Arc::new(Notify::new());
@@ -243,6 +247,9 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
                     let error = with_sources(&error);
                     tracing::warn!(database = database.as_str(), error, "could not read the catalog, retrying");
                     complained = true;
+                }
+                if sender.borrow().is_awaited() {
+                    sender.send_modify(|table| *table = Arc::new(FunctionTable::clone(table).failed()));
                 }
                 retry = (retry * 2).min(refresh);
                 retry

@@ -188,6 +188,15 @@ fn what_a_function_leaves_that_was_just_made_is_its_callers_and_nobody_elses() {
     }
 }
 
+/// The first client of a database may call at once what nobody has read yet: its login waits for that.
+#[test]
+fn what_a_function_leaves_of_which_nothing_was_known_before_is_its_callers_and_nobody_elses() {
+    let c = two_servers();
+    c.nodes[0].psql("create role r1; grant r1 to app");
+    c.nodes[0].psql(FUNCTIONS);
+    is_its_callers(&c, "select sets_own('ann')", false, ("show app.who", "ann"));
+}
+
 /// What no text names: triggers, also of partitions and behind foreign keys, defaults, checks, domains, rules, views; functions in C
 /// under other names; and the odd ways to change a setting.
 #[test]

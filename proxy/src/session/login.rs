@@ -2,6 +2,7 @@
 
 use crate::auth::cancel_keys::Secret;
 use crate::auth::credentials::Credentials;
+use crate::catalog::Tables;
 use crate::console;
 use crate::net::{Origin, Stream};
 use crate::pool::Identity;
@@ -30,10 +31,14 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longest message of a login, bytes: SCRAM messages are far shorter.
 const MAX_MESSAGE: usize = 4096;
+
+/// How long a login waits for the functions of its database to be read, when it is the first there.
+const CATALOG_WAIT: Duration = Duration::from_secs(3);
 
 /// Room for what a client sends first, bytes: a startup packet comes in one piece nearly always.
 const ROOM: usize = 512;
@@ -156,6 +161,7 @@ pub struct Prepared {
     hello: Vec<u8>,
     /// The server of a replication connection.
     tunnel: Option<Found>,
+    functions: Tables,
     origin: Origin,
     admission: Admission,
     read_only: bool,
@@ -178,7 +184,6 @@ impl Prepared {
         }
         backend::write_backend_key(&mut hello, pid, &secret);
         backend::write_ready(&mut hello, TxStatus::Idle);
-        let functions = self.w.shared.catalogs.table(&self.identity.dbname);
         let (identity, connected) = (self.identity.clone(), self.w.now());
         // Logical replication belongs to a database, physical to none.
         let logical = |name: &str, value: &str| name == "replication" && value == "database";
@@ -196,7 +201,7 @@ impl Prepared {
             (self.identity, self.credentials),
             self.causality,
             (self.settings, self.application_name.as_deref()),
-            functions,
+            self.functions,
         );
         session.term_told = term;
         if self.read_only {
@@ -443,7 +448,22 @@ impl Greeter<'_> {
                 (want.identity.clone(), greeting, tunnel)
             }
         };
-        Ok(self.prepared(entering, identity, &greeting, tunnel))
+        let functions = self.functions(&identity.dbname).await?;
+        Ok(self.prepared(entering, identity, &greeting, (tunnel, functions)))
+    }
+
+    /// What is known of the database's functions. Its first client waits a moment for that to be read: what its statements
+    /// leave in the session could not be followed before.
+    async fn functions(&mut self, dbname: &str) -> Result<Tables, Farewell> {
+        let mut functions = self.w.shared.catalogs.table(dbname);
+        if functions.borrow().is_awaited() {
+            self.flush().await?;
+            tokio::select! {
+                _ = tokio::time::timeout(CATALOG_WAIT, functions.wait_for(|table| !table.is_awaited())) => {}
+                farewell = gone(&mut self.stream, &mut self.buf) => return Err(farewell),
+            }
+        }
+        Ok(functions)
     }
 
     /// Whose session it is to be, if there is room for it.
@@ -494,7 +514,7 @@ impl Greeter<'_> {
         entering: Entering,
         identity: Arc<Identity>,
         greeting: &Greeting,
-        tunnel: Option<Found>,
+        (tunnel, functions): (Option<Found>, Tables),
     ) -> Prepared {
         let Entering { want, admission, long_key, application_name, replication: _ } = entering;
         let Want { credentials, causality, .. } = want;
@@ -515,6 +535,7 @@ impl Greeter<'_> {
             long_key,
             hello,
             tunnel,
+            functions,
             origin,
             admission,
             read_only: self.read_only,

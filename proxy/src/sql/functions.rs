@@ -89,6 +89,8 @@ pub struct FunctionTable {
     /// A volatile function hides where no text shows it.
     unseen: bool,
     loaded: bool,
+    /// It could not be read.
+    failed: bool,
     /// Definitions have changed since it was read.
     outdated: bool,
     /// Its own among all tables of this process, when it may be told apart from them; else 0.
@@ -148,6 +150,18 @@ impl FunctionTable {
     /// Nothing known yet: every function call is a write.
     pub fn unloaded() -> Self {
         Self::default()
+    }
+
+    /// The same where it could not be read.
+    #[must_use]
+    pub fn failed(mut self) -> Self {
+        self.failed = true;
+        self
+    }
+
+    /// Is nothing known yet, and will it be soon?
+    pub fn is_awaited(&self) -> bool {
+        !self.loaded && !self.failed
     }
 
     /// Known once, and no more: nothing is a read for standbys until another table comes. What functions leave in the

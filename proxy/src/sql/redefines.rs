@@ -2,7 +2,7 @@
 
 /// Kinds of object whose definition matters to routing. Tables do in that row security may be switched on; new ones do
 /// not, as they are made all the time and a standby itself refuses to read an unlogged one.
-const KINDS: [&[u8]; 14] = [
+const KINDS: [&[u8]; 15] = [
     b"FUNCTION",
     b"PROCEDURE",
     b"ROUTINE",
@@ -17,6 +17,7 @@ const KINDS: [&[u8]; 14] = [
     b"DOMAIN",
     b"TYPE",
     b"OWNED",
+    b"TRIGGER",
 ];
 
 /// May the command that ended with this tag (a zero byte behind it) have changed it? DO runs anything.
