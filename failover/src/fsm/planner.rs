@@ -28,7 +28,7 @@ use crate::fsm::round::{Begin, Round};
 use crate::fsm::suspend::Suspend;
 use crate::fsm::switchover::Prelude;
 use crate::fsm::timers::Settings;
-use crate::record::{Cause, JournalRecord, Phase, Tenure, WallMillis};
+use crate::record::{Cause, JournalRecord, Phase, PolicyRecord, Tenure, WallMillis};
 use cluster::{Instant, NodeId, Term};
 use std::collections::VecDeque;
 
@@ -62,7 +62,13 @@ pub struct Planner {
     pub(super) wall: WallMillis,
     pub(super) verdict: Verdict,
     pub(super) last: Option<JournalRecord>,
+    /// Since when this leader has known what it decides by: since it leads, or since before, when it was listening already.
     pub(super) leading_since: Instant,
+    /// Since when agents' reports have come without a gap, and the last of them.
+    listening: Option<(Instant, Instant)>,
+    /// Since when the term in the records has been known as it is, to a manager that does not lead: what an agent said
+    /// before may be of an earlier one.
+    term_known_since: Instant,
     pub(super) change_ids: u64,
 }
 
@@ -116,6 +122,8 @@ impl Planner {
             verdict: Verdict::Following,
             last: None,
             leading_since: Instant::default(),
+            listening: None,
+            term_known_since: Instant::default(),
             change_ids: 0,
         }
     }
@@ -178,7 +186,13 @@ impl Planner {
         self.follow(out);
         self.leading = Some(revision);
         self.leading_since = now;
-        self.seen.start_listening(now);
+        match self.listening {
+            // Who listened all the time need not hear it all again.
+            Some((since, last)) if now.since(last) <= self.settings.settle => {
+                self.leading_since = since.max(self.term_known_since);
+            }
+            _ => self.seen.start_listening(now),
+        }
         self.seen.read_at = None;
         // An etcd restored from a backup counts its revisions anew; it also costs the lease, so this is the place.
         self.seen.records.revision = 0;
@@ -217,7 +231,20 @@ impl Planner {
         }
     }
 
+    /// A manager that does not lead and would begin a failover: the term whose primary it takes for dead. Not while the
+    /// leader has a reason to wait that this one sees too: an operator's pause or work on the node, a switchover that stops
+    /// the primary, a lease that has to run out.
+    pub fn would_replace(&self, now: Instant) -> Option<Term> {
+        let term = self.seen.term().filter(|term| self.leading.is_none() && term.phase == Phase::Active)?;
+        let leased = self.seen.records.primary.is_some() && !self.seen.policy().is_some_and(PolicyRecord::protects);
+        let kept = term.node.as_ref().is_some_and(|n| self.seen.maintained(n) || self.seen.fenced(n));
+        let waits = leased || kept || self.seen.records.pause.is_some();
+        (!waits && matches!(self.seen.health(now, &self.settings), Health::Dead { .. })).then_some(term.term)
+    }
+
     fn take_report(&mut self, now: Instant, state: crate::api::AgentState) {
+        let since = self.listening.filter(|(_, last)| now.since(*last) <= self.settings.settle).map(|(since, _)| since);
+        self.listening = Some((since.unwrap_or(now), now));
         self.promised = self.promised.max(state.promise);
         if let (PostgresState::Primary(p), Some(term)) = (&state.postgres, self.seen.term())
             && term.node.as_ref() == Some(&state.node)
@@ -244,10 +271,22 @@ impl Planner {
         if let Some(journal) = &records.journal {
             self.last = Some(journal.clone());
         }
+        self.note_term(now, &records);
         self.seen.read(now, sent_at, records);
         self.settle_pending(now, sent_at, out);
         if self.pending.is_none() {
             self.notice_superseded(now, out);
+        }
+    }
+
+    /// A term that another manager made or changed: agents are to be heard again before anything is concluded from it.
+    fn note_term(&mut self, now: Instant, records: &Records) {
+        let known = self.seen.records.term.as_ref().map(|t| t.revision);
+        let ours = records.term.as_ref().is_some_and(|t| t.value.coordinator == self.id);
+        let ours = ours && self.leading.is_some() && self.seen.read_at.is_some();
+        if !ours && records.term.as_ref().map(|t| t.revision) != known {
+            self.term_known_since = now;
+            self.leading_since = self.leading_since.max(now);
         }
     }
 

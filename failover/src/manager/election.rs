@@ -5,9 +5,9 @@ use crate::fsm::action::Input;
 use crate::manager::perform::json;
 use crate::manager::records::LeaderSeen;
 use crate::record::LeaderRecord;
-use crate::store::{Compare, LeaseId, Store, StoreError, Txn};
+use crate::store::{Compare, LeaseId, Range, Store, StoreError, Txn};
 use cluster::keys::Keys;
-use cluster::{Clock, Instant};
+use cluster::{Clock, Instant, Term};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -17,6 +17,9 @@ use tracing::{debug, info, warn};
 /// A manager on the primary's host leaves the key to others for so long, so that a lost host takes only one of both.
 const DEFERENCE: Duration = Duration::from_secs(1);
 
+/// Between two attempts to renew a lease that may have run out.
+const RETRY: Duration = Duration::from_millis(50);
+
 pub(super) struct Election {
     pub(super) store: Arc<dyn Store>,
     pub(super) keys: Keys,
@@ -24,6 +27,8 @@ pub(super) struct Election {
     pub(super) ttl: Duration,
     pub(super) seen: watch::Receiver<LeaderSeen>,
     pub(super) inputs: mpsc::Sender<Input>,
+    /// The term for which the leader does not begin a failover that this manager would begin.
+    pub(super) overdue: watch::Receiver<Option<Term>>,
     /// Set to end the leadership and give the key back.
     pub(super) stop: watch::Receiver<bool>,
 }
@@ -31,14 +36,25 @@ pub(super) struct Election {
 impl Election {
     /// Campaign, lead, campaign again, until stopped.
     pub(super) async fn run(mut self) {
+        // The lead is taken from another once for each term: if that did not help, the reason is not who leads.
+        let mut taken_for = Term(0);
         loop {
-            tokio::select! {
+            let instead_of = tokio::select! {
                 biased;
                 _ = self.stop.wait_for(|s| *s) => return,
-                () = vacancy(&mut self.seen) => {}
-            }
+                () = vacancy(&mut self.seen) => None,
+                term = overdue(&mut self.overdue, taken_for) => {
+                    taken_for = term;
+                    let leader = self.seen.borrow().clone();
+                    warn!(
+                        manager = self.me.id, term = term.0, leader = leader.leader.as_ref().map(|l| &*l.id),
+                        "the primary is dead and the leading manager does nothing: taking the lead"
+                    );
+                    leader.leader.map(|_| leader.revision)
+                }
+            };
             let sent_at = Clock.now();
-            match self.campaign().await {
+            match self.campaign(instead_of).await {
                 Ok(Some((lease, ttl, revision))) => self.lead(lease, ttl, revision, sent_at).await,
                 Ok(None) => debug!("another manager was elected"),
                 Err(error) => debug!(%error, "campaign failed"),
@@ -48,10 +64,16 @@ impl Election {
         }
     }
 
-    async fn campaign(&self) -> Result<Option<(LeaseId, Duration, i64)>, StoreError> {
+    /// Take the key, when nobody has it or when it is still that of `instead_of`. Whoever had it finds that out at its next
+    /// change of a record at the latest: all compare the key's revision.
+    async fn campaign(&self, instead_of: Option<i64>) -> Result<Option<(LeaseId, Duration, i64)>, StoreError> {
         let granted = self.store.grant(self.ttl).await?;
         let key = self.keys.manager();
-        let txn = Txn::new().when(Compare::Absent(key.clone())).put_leased(key, json(&self.me), granted.lease);
+        let free = match instead_of {
+            Some(revision) => Compare::ModRevision(key.clone(), revision),
+            None => Compare::Absent(key.clone()),
+        };
+        let txn = Txn::new().when(free).put_leased(key, json(&self.me), granted.lease);
         match self.store.txn(txn).await {
             Ok(done) if done.succeeded => Ok(Some((granted.lease, granted.ttl, done.revision))),
             other => {
@@ -62,27 +84,38 @@ impl Election {
         }
     }
 
-    /// Lead until the lease is lost, cannot be renewed in time, or the manager is stopped.
+    /// Lead until the lease is lost or the manager is stopped. While it could not be renewed in time nothing is led, but
+    /// the lease may live on: etcd gives all of them more time when it has elected a leader of its own.
     async fn lead(&mut self, lease: LeaseId, ttl: Duration, revision: i64, sent_at: Instant) {
-        info!(manager = self.me.id, revision, "this manager leads");
         let usable = |ttl: Duration| ttl.mul_f64(0.75);
         let mut until = sent_at + usable(ttl);
-        if self.inputs.send(Input::Leading { revision }).await.is_err() {
-            return;
-        }
+        let mut leads = false;
         let why = loop {
             let left = until.since(Clock.now());
-            if left.is_zero() {
-                break "its lease could not be renewed in time";
+            match (leads, left.is_zero()) {
+                (true, true) => {
+                    leads = false;
+                    self.resign("its lease could not be renewed in time").await;
+                }
+                (false, false) => {
+                    info!(manager = self.me.id, revision, "this manager leads");
+                    leads = true;
+                    if self.inputs.send(Input::Leading { revision }).await.is_err() {
+                        return;
+                    }
+                }
+                _ => {}
             }
             tokio::select! {
                 biased;
                 _ = self.stop.wait_for(|s| *s) => break "it is being stopped",
-                () = sleep((ttl / 6).min(left)) => {}
+                () = sleep(if leads { (ttl / 6).min(left) } else { RETRY }) => {}
             }
             let sent_at = Clock.now();
-            match timeout(until.since(sent_at), self.store.keep_alive(lease)).await {
-                Ok(Ok(ttl)) => until = sent_at + usable(ttl),
+            let bound = if leads { until.since(sent_at) } else { ttl };
+            match timeout(bound, self.store.keep_alive(lease)).await {
+                Ok(Ok(ttl)) if leads || self.has_key(revision, ttl).await => until = sent_at + usable(ttl),
+                Ok(Ok(_)) => break "its key is gone",
                 Ok(Err(StoreError::LeaseLost { .. })) => break "its lease is lost",
                 Ok(Err(error)) => debug!(%error, "lease not renewed, trying again"),
                 Err(_) => {} // the loop's head sees that time is up
@@ -93,11 +126,34 @@ impl Election {
                 break "another manager leads";
             }
         };
-        warn!(manager = self.me.id, reason = why, "this manager does not lead any more");
-        let _ = self.inputs.send(Input::NotLeading).await;
+        if leads {
+            self.resign(why).await;
+        }
         if let Err(error) = self.store.revoke(lease).await {
             debug!(%error, "lease not given back; it runs out by itself");
         }
+    }
+
+    async fn resign(&self, reason: &str) {
+        warn!(manager = self.me.id, reason, "this manager does not lead any more");
+        let _ = self.inputs.send(Input::NotLeading).await;
+    }
+
+    /// Is the key still the one that was written at `revision`? Not knowing is no.
+    async fn has_key(&self, revision: i64, within: Duration) -> bool {
+        let key = self.keys.manager();
+        match timeout(within, self.store.read(vec![Range::Key(key.clone())])).await {
+            Ok(Ok(found)) => found.get(&key).is_some_and(|v| v.mod_revision == revision),
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+}
+
+/// Wait until a failover of a term above `done` is overdue.
+async fn overdue(told: &mut watch::Receiver<Option<Term>>, done: Term) -> Term {
+    match told.wait_for(|term| term.is_some_and(|t| t > done)).await.map(|term| *term) {
+        Ok(Some(term)) => term,
+        Ok(None) | Err(_) => std::future::pending().await,
     }
 }
 

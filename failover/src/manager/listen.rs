@@ -1,4 +1,5 @@
-//! Listens to one agent: long polls of its state for as long as this manager leads.
+//! Listens to one agent: long polls of its state. Managers that do not lead listen as well, so that whoever comes to lead
+//! knows already what the leader knew.
 
 use crate::api::AgentState;
 use crate::fsm::action::Input;
@@ -15,8 +16,6 @@ use tracing::{info, warn};
 /// How often agents are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pace {
-    /// Not at all: another manager leads.
-    Rest,
     /// Answer at a change, or after the configured wait.
     Walk,
     /// Answer at once: a change of primary waits for positions.
@@ -44,7 +43,7 @@ impl Listener {
         let mut link = AgentLink::new(self.endpoint.clone(), self.secret.clone());
         let mut seq = 0;
         let mut silent = false;
-        while self.pace.wait_for(|p| *p != Pace::Rest).await.is_ok() {
+        while self.pace.has_changed().is_ok() {
             let hurry = *self.pace.borrow_and_update() == Pace::Hurry;
             let wait = if hurry { HURRY_WAIT } else { self.wait };
             let path = format!("/agent/state?after={seq}&wait_ms={}", wait.as_millis());

@@ -6,6 +6,7 @@
 pub mod client;
 mod election;
 mod listen;
+mod overdue;
 mod perform;
 mod records;
 
@@ -23,6 +24,7 @@ use cluster::secret::Secret;
 use cluster::{Clock, Endpoint, Instant, NodeId};
 use election::Election;
 use listen::{Listener, Pace};
+use overdue::Overdue;
 use perform::Performer;
 use records::{LeaderSeen, Reader};
 use std::collections::BTreeMap;
@@ -165,6 +167,7 @@ pub fn start(
     let planner = Planner::new(&*id, settings);
     let (show, status) = watch::channel(Arc::new(planner.status(Clock.now(), &config.cluster, None)));
     let (stop, stopping) = watch::channel(false);
+    let (overdue, overdue_seen) = watch::channel(None);
     let me = LeaderRecord { id: id.to_string(), host: host.to_string(), admin: config.admin.clone() };
     let mut tasks = JoinSet::new();
     let reader = Reader {
@@ -188,6 +191,7 @@ pub fn start(
         ttl: config.section.lease_ttl,
         seen: leader_seen.clone(),
         inputs: inputs.clone(),
+        overdue: overdue_seen,
         stop: stopping,
     };
     let election = Apart::spawn(election.run()).map_err(StartError::Thread)?;
@@ -200,13 +204,15 @@ pub fn start(
         agent_timeout: config.section.agent_timeout,
         id,
     };
-    let (pace, _) = watch::channel(Pace::Rest);
+    let (pace, _) = watch::channel(Pace::Walk);
+    let read_interval = config.section.read_interval;
     let manager = Manager {
         config,
         store,
         planner,
         performer,
         pace,
+        overdue: Overdue::new(overdue, read_interval),
         leader: leader_seen,
         asked,
         show,
@@ -232,6 +238,7 @@ struct Manager {
     planner: Planner,
     performer: Performer,
     pace: watch::Sender<Pace>,
+    overdue: Overdue,
     leader: watch::Receiver<LeaderSeen>,
     asked: Arc<Notify>,
     show: watch::Sender<Arc<Status>>,
@@ -280,6 +287,7 @@ impl Manager {
                 self.listen();
             }
             self.set_pace();
+            self.overdue.look(Clock.now(), &self.planner);
             self.publish(news);
         }
     }
@@ -360,11 +368,7 @@ impl Manager {
     }
 
     fn set_pace(&self) {
-        let pace = match (self.planner.leads(), self.planner.hurries()) {
-            (false, _) => Pace::Rest,
-            (true, false) => Pace::Walk,
-            (true, true) => Pace::Hurry,
-        };
+        let pace = if self.planner.leads() && self.planner.hurries() { Pace::Hurry } else { Pace::Walk };
         self.pace.send_if_modified(|p| std::mem::replace(p, pace) != pace);
     }
 

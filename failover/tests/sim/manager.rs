@@ -18,6 +18,9 @@ pub(crate) struct Manager {
     pub(crate) paused_until: Instant,
     lease_until: Instant,
     read_at: Instant,
+    /// Since when it would have begun a failover of a term.
+    overdue: Option<(Term, Instant)>,
+    taken_for: Term,
 }
 
 impl Manager {
@@ -32,6 +35,8 @@ impl Manager {
             paused_until: Instant::default(),
             lease_until: Instant::default(),
             read_at: Instant::default(),
+            overdue: None,
+            taken_for: Term(0),
         }
     }
 }
@@ -58,12 +63,32 @@ impl World {
         if leads && self.now >= self.managers[m].lease_until {
             self.say(format!("manager {m} does not lead any more"));
             self.step(m, Input::NotLeading);
-        } else if leads && self.now.since(self.managers[m].read_at) >= ms(300) {
+        } else if self.now.since(self.managers[m].read_at) >= ms(300) {
             self.managers[m].read_at = self.now;
             self.perform(m, Action::Read);
         }
         self.step(m, Input::Tick { wall: 0 });
+        self.note_overdue(m);
         self.after(50, Event::Manage(m));
+    }
+
+    /// A leader that does not begin a failover which another would begin loses its place to that one.
+    fn note_overdue(&mut self, m: usize) {
+        let term = self.managers[m].planner.would_replace(self.now);
+        let manager = &mut self.managers[m];
+        let since = manager.overdue.filter(|(earlier, _)| Some(*earlier) == term).map_or(self.now, |(_, since)| since);
+        manager.overdue = term.map(|term| (term, since));
+        let taken = term.is_some_and(|term| term <= manager.taken_for);
+        if term.is_none() || taken || self.now.since(since) < ms(300) || !self.etcd_up() || self.lost() {
+            return;
+        }
+        self.managers[m].taken_for = term.unwrap_or_default();
+        let revision = self.bump();
+        self.leader = Some((m, revision, self.now + ms(2000)));
+        self.managers[m].lease_until = self.now + ms(1500);
+        self.say(format!("manager {m} takes the lead"));
+        self.reach("a manager took the lead from another");
+        self.step(m, Input::Leading { revision });
     }
 
     pub(crate) fn elect(&mut self, m: usize) {
@@ -109,13 +134,11 @@ impl World {
         if let Some(wait) = self.asleep(m) {
             return self.after(wait, Event::Poll(m, n));
         }
-        if self.managers[m].planner.leads() {
-            if self.reachable(n) && !self.lost() {
-                let report = self.report(n);
-                self.step(m, Input::Report(Box::new(report)));
-            } else {
-                self.step(m, Input::Silent { node: name(n), refused: false });
-            }
+        if self.reachable(n) && !self.lost() {
+            let report = self.report(n);
+            self.step(m, Input::Report(Box::new(report)));
+        } else {
+            self.step(m, Input::Silent { node: name(n), refused: false });
         }
         let next = 50 + self.chance.below(20);
         self.after(next, Event::Poll(m, n));

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 35] = [
+pub(crate) const SOMETIMES: [&str; 36] = [
     "an operator allowed data loss",
     "acknowledged writes lost as an operator allowed, and reported",
     "k has changed",
@@ -47,6 +47,7 @@ pub(crate) const SOMETIMES: [&str; 35] = [
     "a freeze that came late",
     "a failover",
     "a compare-and-put lost",
+    "a manager took the lead from another",
     "an outcome unknown and made",
     "a promotion's answer lost",
     "two leaders at once",
@@ -561,7 +562,12 @@ impl World {
         let kinds = if self.mode == Mode::Strict { 10 } else { 14 };
         let more = if self.nodes.len() > 3 { 5 } else { u64::from(self.lossy) * 2 };
         match self.chance.below(kinds + more) {
-            kind if kind >= kinds && self.nodes.len() == 3 => self.ask_to_lose(),
+            kind if kind >= kinds && self.nodes.len() == 3 => {
+                // That is what it is for: one host is left.
+                let alone = self.chance.percent(50);
+                (0..3).filter(|other| alone && *other != n).for_each(|other| self.crash_host(other, until));
+                self.ask_to_lose();
+            }
             kind if kind >= kinds => self.ask_to_change_voters(),
             0 | 1 => self.crash_postgres(n),
             2 => self.crash_host(n, until),
