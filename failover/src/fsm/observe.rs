@@ -149,7 +149,7 @@ impl Observed {
         self.read_at = Some(sent_at);
     }
 
-    /// Forget what was heard: a new leader listens afresh.
+    /// Forget what was heard: a leader that has not listened all the time listens afresh.
     pub fn start_listening(&mut self, now: Instant) {
         for agent in self.agents.values_mut() {
             *agent = Agent::unheard(now);
