@@ -18,10 +18,13 @@ struct Receiver {
 impl Receiver {
     /// `whom`: how it connects, without the name.
     fn start(c: &Cluster, primary: usize, whom: &str) -> Self {
+        Self::named(c, primary, whom, c.nodes[1 - primary].id.as_str())
+    }
+
+    fn named(c: &Cluster, primary: usize, whom: &str, name: &str) -> Self {
         let config = &c.nodes[primary].config;
         let dir = tempfile::tempdir().unwrap();
-        let standby = &c.nodes[1 - primary].id;
-        let dsn = format!("{whom} port={} application_name={standby}", config.postgres_port);
+        let dsn = format!("{whom} port={} application_name={name}", config.postgres_port);
         let mut command = Command::new(format!("{}/pg_receivewal", bin()));
         command.args(["--no-loop", "--synchronous", "-D"]).arg(dir.path()).args(["-d", &dsn]);
         let child = command.env("PGPASSWORD", "repl's: password\\").stderr(Stdio::piped()).spawn();
@@ -74,6 +77,13 @@ fn whoever_receives_under_a_standbys_name_is_told_of_and_ended_where_it_counts_t
         until_impostors(&c, p, &[]).await;
         c.until_streaming(s, p, cluster::Term(1)).await;
 
+        // PostgreSQL does not look at case when it counts, so nor does who is a standby's user help.
+        let upper = standby.as_str().to_uppercase();
+        let told = Receiver::named(&c, p, "host=127.0.0.1 user=pgtenure_repl", &upper).told().await;
+        assert!(told.contains("terminating connection due to administrator command"), "{told}");
+        until_impostors(&c, p, &[]).await;
+        c.until_streaming(s, p, cluster::Term(1)).await;
+
         // Alone under the name it may be the node itself, not taken over yet.
         c.crash_agent(s).await;
         signal(postmaster(&c.nodes[s].config), Signal::SIGQUIT);
@@ -83,6 +93,19 @@ fn whoever_receives_under_a_standbys_name_is_told_of_and_ended_where_it_counts_t
         .await;
         let mut alone = Receiver::start(&c, p, &local);
         until_impostors(&c, p, &[format!("{standby} is used by user postgres")]).await;
+        // The agent looks at it again and again, as it does at what is written meanwhile.
+        let walsender = "SELECT string_agg(pid::text, ' ') FROM pg_stat_replication";
+        let pid = c.value(p, walsender).await;
+        for look in 1..=5 {
+            let message = "SELECT pg_logical_emit_message(false, 'look', 'again')";
+            let written: cluster::Lsn = c.value(p, message).await.parse().unwrap();
+            c.until_state(p, "what was written", |s| match &s.postgres {
+                PostgresState::Primary(p) => (p.insert_lsn >= written).then_some(()),
+                _ => None,
+            })
+            .await;
+            assert_eq!(c.value(p, walsender).await, pid, "it goes on after look {look}");
+        }
         assert!(alone.child.try_wait().unwrap().is_none(), "it goes on");
     });
 }

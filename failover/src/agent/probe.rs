@@ -32,7 +32,7 @@ pub(crate) struct Look {
     pub(crate) receiver: Option<Receiver>,
     pub(crate) timeline: Option<TimelineId>,
     pub(crate) system_id: Option<String>,
-    /// Names of walsenders of other users, under which a node of ours is connected as well.
+    /// Names that walsenders have who are not the node, which is connected as well.
     doubles: Vec<NodeId>,
 }
 
@@ -93,9 +93,9 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
 struct Walsenders {
     /// Those of nodes.
     followers: Vec<Follower>,
-    /// Those that use a name as if they were a node: the wrong user, or one name twice.
+    /// Those that use a name as if they were a node: the wrong user, another spelling, or one name twice.
     impostors: Vec<String>,
-    /// Names that the wrong user has although the right one is connected under them.
+    /// Names that somebody has in one of the two former ways although the right user is connected under them.
     doubles: Vec<NodeId>,
 }
 
@@ -104,8 +104,15 @@ fn followers(rows: &[Row]) -> Walsenders {
     let mut false_names = Vec::<NodeId>::new();
     for row in rows {
         let text = |i: usize| row.get(i).and_then(Option::as_deref);
-        let Some(node) = text(0).and_then(|n| n.parse::<NodeId>().ok()) else { continue };
+        let name = text(0).unwrap_or_default();
+        // PostgreSQL compares names without regard to case: whoever is called N2 counts as n2.
+        let Ok(node) = name.to_ascii_lowercase().parse::<NodeId>() else { continue };
         let user = text(5).unwrap_or("");
+        if name != node.as_str() {
+            seen.impostors.push(format!("{node} is used as {name} by user {user}"));
+            false_names.push(node);
+            continue;
+        }
         if user != super::env::REPLICATION_USER {
             seen.impostors.push(format!("{node} is used by user {user}"));
             false_names.push(node);
@@ -124,8 +131,19 @@ fn followers(rows: &[Row]) -> Walsenders {
     }
     seen.followers.sort_by(|a, b| a.node.cmp(&b.node));
     false_names.retain(|n| seen.followers.iter().any(|f| f.node == *n));
+    false_names.sort();
+    false_names.dedup();
     seen.doubles = false_names;
     seen
+}
+
+/// Ends the walsenders that [`followers`] calls false, under these names. No locale but C lowers an I to an i everywhere.
+fn end_false(names: &str) -> String {
+    let (user, lower) = (super::env::REPLICATION_USER, "lower(application_name COLLATE \"C\")");
+    format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication \
+         WHERE {lower} IN ({names}) AND (usename <> '{user}' OR application_name <> {lower})"
+    )
 }
 
 impl Agent {
@@ -213,12 +231,7 @@ impl Agent {
     /// under its name is only told of. It may be the node itself, which its agent has not taken over yet.
     async fn end_doubles(&self, sql: &Sql, names: &[NodeId]) {
         let quoted: Vec<String> = names.iter().map(|n| format!("'{n}'")).collect();
-        let query = format!(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication \
-             WHERE usename <> '{}' AND application_name IN ({})",
-            super::env::REPLICATION_USER,
-            quoted.join(", ")
-        );
+        let query = end_false(&quoted.join(", "));
         match sql.value::<u64>("ending walsenders under a node's name", &query, self.env.config.probe_timeout).await {
             Ok(ended) => {
                 self.metrics.impostors_ended.inc_by(ended);
@@ -342,5 +355,12 @@ mod tests {
         assert_eq!(told(&[row("n2", "backup")]), want("", "n2 is used by user backup", ""));
         let both = [row("n2", "backup"), row("n2", ours)];
         assert_eq!(told(&both), want("n2", "n2 is used by user backup", "n2"));
+
+        // PostgreSQL counts another spelling for the quorum too, whoever has it.
+        assert_eq!(told(&[row("N2", "backup")]), want("", "n2 is used as N2 by user backup", ""));
+        let spelled = format!("n_i is used as N_I by user {ours}");
+        assert_eq!(told(&[row("N_I", ours), row("n3", ours)]), want("n3", &spelled, ""));
+        let several = [row("N_I", ours), row("n_I", "backup"), row("n_i", ours)];
+        assert_eq!(told(&several), want("n_i", &format!("{spelled}, n_i is used as n_I by user backup"), "n_i"));
     }
 }
