@@ -7,7 +7,7 @@ use super::tool::{self, ToolError};
 use super::{Agent, wall_millis};
 use crate::api::Position;
 use crate::fsm::rejoin::tail;
-use crate::fsm::waldump::{Tail, parse, record_end};
+use crate::fsm::waldump::{self, Tail, parse, record_end};
 use crate::record::{LossReport, Suspension};
 use crate::store::{Compare, StoreError, Txn};
 use cluster::timeline::{Fork, History};
@@ -62,7 +62,8 @@ impl Agent {
 
     /// End of the record at the latest checkpoint.
     pub(super) async fn end_of_record(&self, control: &Control) -> Result<Lsn, ToolError> {
-        let mut command = self.waldump(control.timeline, control.checkpoint);
+        let files = wal_files(&self.env.layout.data().join("pg_wal"));
+        let mut command = self.waldump(&files, control.timeline, control.checkpoint, None, control.segment_size);
         command.arg("-n").arg("1");
         let out = tool::run(command, Duration::from_secs(30)).await?;
         let record = out.stdout.lines().find_map(parse);
@@ -71,10 +72,17 @@ impl Agent {
         Ok(record_end(record.lsn, record.total, control.segment_size))
     }
 
-    fn waldump(&self, timeline: TimelineId, from: Lsn) -> Command {
+    /// The files are named: left to itself `pg_waldump` learns the segments' size from any file of the directory, and fails
+    /// when that is one which PostgreSQL has made in advance.
+    fn waldump(&self, files: &[WalFile], timeline: TimelineId, from: Lsn, to: Option<Lsn>, segment: u64) -> Command {
         let mut command = self.env.program("pg_waldump");
         command.arg("-p").arg(self.env.layout.data().join("pg_wal"));
         command.arg("-t").arg(timeline.to_string()).arg("-s").arg(from.to_string());
+        let (names, to) = span(files, timeline, from, to, segment);
+        if let Some(to) = to {
+            command.arg("-e").arg(to.to_string());
+        }
+        command.args(names);
         command
     }
 
@@ -93,16 +101,18 @@ impl Agent {
         let lineage = own.forks.iter().map(|f| f.timeline).chain([own.timeline]).filter(|t| *t >= timeline);
         let here = lineage.clone().find(|t| files.iter().any(|f| f.timeline == *t && f.number == from.0 / segment));
         let here = here.ok_or(ExamineError::Missing { timeline, lsn: from })?;
-        let mut command = self.waldump(here, from);
-        if let Some(to) = to {
-            command.arg("-e").arg(to.to_string());
-        }
+        let command = self.waldump(&files, here, from, to, segment);
         let mut found = Tail::default();
         let done =
             tool::run_lines(command, READ_BOUND, |line| found.take(line, segment, unprotected_from), |_| {}).await;
         match done {
+            Ok(()) => Ok(found),
             // Ending with an error is how it tells that the next record is not valid: the end of WAL.
-            Ok(()) | Err(ToolError::Failed { .. }) => Ok(found),
+            Err(ToolError::Failed { stderr, .. })
+                if waldump::is_end(&stderr) || unbegun(&self.env, here, from, segment) =>
+            {
+                Ok(found)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -271,6 +281,38 @@ fn wal_files(dir: &Path) -> Vec<WalFile> {
         .collect()
 }
 
+/// The names of the first and last of `timeline`'s files that hold what lies between `from` and `to`, and `to` where they
+/// reach so far. Those behind the end of WAL are among them: PostgreSQL makes some in advance.
+fn span(
+    files: &[WalFile],
+    timeline: TimelineId,
+    from: Lsn,
+    to: Option<Lsn>,
+    segment: u64,
+) -> (Vec<String>, Option<Lsn>) {
+    let name = |number: u64| files.iter().find(|f| f.timeline == timeline && f.number == number).map(|f| &f.name);
+    let first = from.0 / segment;
+    let wanted = to.map_or(u64::MAX, |to| (to.0.saturating_sub(1) / segment).max(first));
+    let Some(begin) = name(first) else { return (Vec::new(), to) };
+    let mut names = vec![begin.clone()];
+    let last = (first + 1..=wanted).map_while(|n| name(n).map(|file| (n, file))).last();
+    names.extend(last.map(|(_, file)| file.clone()));
+    let reached = last.map_or(first, |(n, _)| n);
+    (names, to.filter(|_| reached == wanted))
+}
+
+/// Is the segment at `from` one that was made in advance, of zeros?
+fn unbegun(env: &super::env::Env, timeline: TimelineId, from: Lsn, segment: u64) -> bool {
+    let wal = env.layout.data().join("pg_wal");
+    let Some(file) = wal_files(&wal).into_iter().find(|f| f.timeline == timeline && f.number == from.0 / segment)
+    else {
+        return false;
+    };
+    let mut page = [0; 512];
+    let read = fs::File::open(wal.join(file.name)).and_then(|mut f| io::Read::read_exact(&mut f, &mut page));
+    read.is_ok() && page == [0; 512]
+}
+
 /// Keep the newest `keep` directories; their names sort by term.
 fn forget_oldest(lost: &Path, keep: usize) -> io::Result<()> {
     let mut tails: Vec<PathBuf> = fs::read_dir(lost)?.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
@@ -289,6 +331,34 @@ mod tests {
         let at = |t, l| Fork { timeline: TimelineId(t), lsn: Lsn(l) };
         assert_eq!(began_at(&history, at(1, 0x100)), Term(4));
         assert_eq!(began_at(&history, at(4, 0x200)), Term(7));
+    }
+
+    #[test]
+    fn the_files_that_hold_a_tail_are_named() {
+        const SEGMENT: u64 = 16 << 20;
+        let file = |timeline: u32, number: u64| WalFile {
+            name: format!("{timeline:08X}00000000{number:08X}"),
+            timeline: TimelineId(timeline),
+            number,
+        };
+        let files = [file(1, 9), file(2, 4), file(2, 3), file(2, 6), file(1, 3), file(2, 5), file(2, 8)];
+        let at = |segment: u64, bytes: u64| Lsn(segment * SEGMENT + bytes);
+        let names = |from, to| {
+            let (names, to) = span(&files, TimelineId(2), from, to, SEGMENT);
+            (names.iter().map(|n| n[23..].to_owned()).collect::<Vec<_>>().join(" "), to)
+        };
+        assert_eq!(names(at(3, 40), None), ("3 6".into(), None));
+        assert_eq!(names(at(6, 0), None), ("6".into(), None));
+        assert_eq!(names(at(3, 40), Some(at(3, 90))), ("3".into(), Some(at(3, 90))));
+        assert_eq!(
+            names(at(3, 40), Some(at(4, 0))),
+            ("3".into(), Some(at(4, 0))),
+            "its last byte is in the one before"
+        );
+        assert_eq!(names(at(3, 40), Some(at(4, 1))), ("3 4".into(), Some(at(4, 1))));
+        assert_eq!(names(at(4, 0), Some(at(4, 0))), ("4".into(), Some(at(4, 0))));
+        assert_eq!(names(at(5, 0), Some(at(8, 1))), ("5 6".into(), None), "7 is missing");
+        assert_eq!(names(at(7, 0), None), (String::new(), None), "the first is missing");
     }
 
     #[test]

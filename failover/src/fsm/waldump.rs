@@ -49,6 +49,14 @@ pub fn parse(line: &str) -> Option<Record<'_>> {
     })
 }
 
+/// Did it end because valid WAL ends, and not because it could not read what there is? Given what it complained of, in
+/// English.
+pub fn is_end(complaint: &str) -> bool {
+    ["error in WAL record at ", "could not find a valid record after ", "could not find file "]
+        .iter()
+        .any(|end| complaint.contains(end))
+}
+
 /// The first byte past a record, counting the page headers that it runs across. `segment` in bytes.
 pub fn record_end(lsn: Lsn, total: u64, segment: u64) -> Lsn {
     let header = |at: u64| if at.is_multiple_of(segment) { LONG_HEADER } else { SHORT_HEADER };
@@ -190,6 +198,15 @@ pg_waldump: error: error in WAL record at 0/3000220: invalid record length at 0/
 
     fn lsn(text: &str) -> Lsn {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_the_end_of_valid_wal_is_taken_for_its_end() {
+        assert!(LINES.lines().last().is_some_and(is_end));
+        assert!(is_end("pg_waldump: fatal: could not find a valid record after 0/3000000"));
+        assert!(!is_end("pg_waldump: error: could not read file \"000000010000000000000003\": Input/output error"));
+        let zeros = "WAL segment size must be a power of two between 1 MB and 1 GB, but the WAL file \"x\" header specifies 0 bytes";
+        assert!(!is_end(zeros));
     }
 
     #[test]
