@@ -35,7 +35,7 @@ impl Agent {
         self.promise(order.term)?;
         self.cut_off_for.store(0, Ordering::Release);
         let (node, endpoint) = (order.from.clone(), order.endpoint.clone());
-        conf.upstream = Some(Upstream { node, endpoint, term: order.term });
+        conf.connect(Upstream { node, endpoint, term: order.term });
         conf.write(&self.env).map_err(|e| self.failed("writing settings", &e))?;
         postgres::reload(&self.env);
         tracing::info!(

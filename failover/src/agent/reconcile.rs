@@ -12,6 +12,7 @@ use crate::record::{Phase, TermRecord};
 use crate::store::StoreError;
 use cluster::sync_names::SyncNames;
 use cluster::{NodeId, Term};
+use std::io;
 use std::time::Duration;
 
 /// Between two decisions when nothing wakes the loop.
@@ -20,6 +21,9 @@ const IDLE: Duration = Duration::from_millis(500);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest pause after failures.
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+/// How long a new upstream is connected to without PostgreSQL's pauses in between.
+const EAGER_FOR: Duration = Duration::from_secs(3);
 
 /// An act that failed; tried again after a pause.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +92,7 @@ impl Agent {
             other => Ok(other?),
         };
         self.reset_foreign_settings();
+        self.calm_down()?;
         self.finish_adoption().await?;
         if matches!(self.decide_now(), Act::Wait(_)) {
             return unproved.map(|()| self.decide_now());
@@ -134,6 +139,23 @@ impl Agent {
             }
         }
         Ok(act)
+    }
+
+    /// The upstream is connected to and the term open, or it has been tried for long enough to be tried at leisure.
+    fn calm_down(&self) -> io::Result<()> {
+        let open = self.records.borrow().term.as_ref().is_some_and(|t| t.value.phase == Phase::Active);
+        let now = self.env.clock.now();
+        let missing = self.state.look(|o| o.not_streaming_since.map(|t| now.since(t)));
+        if missing.map_or(!open, |missing| missing < EAGER_FOR) {
+            return Ok(());
+        }
+        // Somebody is changing it right now; the next round looks again.
+        let Ok(mut conf) = self.conf.try_lock() else { return Ok(()) };
+        if conf.calm() {
+            conf.write(&self.env)?;
+            postgres::reload(&self.env);
+        }
+        Ok(())
     }
 
     fn decide_now(&self) -> Act {

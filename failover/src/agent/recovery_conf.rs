@@ -32,6 +32,8 @@ pub(crate) struct Dynamic {
     pub(crate) waits: Waits,
     /// Sessions may go by a default under which their commits wait only when they ask for it.
     lenient: bool,
+    /// A new upstream is being connected to.
+    eager: bool,
     /// How often this agent has written the file.
     written: u64,
     /// An earlier agent's fence was found. For whoever lifts it.
@@ -47,11 +49,14 @@ const ON_REQUEST: &str = "synchronous_commit = 'local'";
 const ALWAYS: &str = "synchronous_commit = 'on'";
 /// The same, where that is not known of every session.
 const ALWAYS_SOON: &str = "synchronous_commit = 'on' # not of every session yet";
+/// The line by which the startup process connects again at once (wal_retrieve_retry_interval in PostgreSQL's
+/// documentation); as long as the upstream is away each attempt costs a process and lines of the log.
+const EAGER: &str = "wal_retrieve_retry_interval = '20ms'";
 
 impl Dynamic {
     pub(crate) const fn new(waits: Waits) -> Self {
         let lenient = waits.on_request;
-        Self { upstream: None, waits, lenient, written: 0, left_fenced: false }
+        Self { upstream: None, waits, lenient, eager: false, written: 0, left_fenced: false }
     }
 
     /// Of a server that runs: its list, and the rest as in the file that an earlier agent wrote. False: this agent has
@@ -65,7 +70,20 @@ impl Dynamic {
         let has = |line: &str| text.lines().any(|l| l == line);
         self.waits = Waits { names, on_request: has(ON_REQUEST) };
         self.lenient = !has(ALWAYS);
+        self.eager = has(EAGER);
         true
+    }
+
+    /// Follow that one from now on, and soon: PostgreSQL's first connection to a primary of a later timeline only learns
+    /// of it, and streams at the second.
+    pub(crate) fn connect(&mut self, upstream: Upstream) {
+        self.upstream = Some(upstream);
+        self.eager = true;
+    }
+
+    /// Connections that fail are tried again at PostgreSQL's usual pace; true when that is another. To be written then.
+    pub(crate) const fn calm(&mut self) -> bool {
+        std::mem::replace(&mut self.eager, false)
     }
 
     /// What it is to hold; true when that is another. To be written then.
@@ -101,19 +119,23 @@ impl Dynamic {
     pub(crate) fn write(&mut self, env: &Env) -> io::Result<()> {
         self.written += 1;
         let conninfo = self.upstream.as_ref().map_or_else(String::new, |u| conninfo(env, &u.endpoint));
-        let text = format!(
+        write_atomically(&env.layout.dynamic_conf(), self.text(&conninfo, &self.stamp(env)).as_bytes())
+    }
+
+    fn text(&self, conninfo: &str, stamp: &str) -> String {
+        format!(
             "# Written by pgtenure, replaced at each change.\n\
-             primary_conninfo = {}\nrestore_command = ''\nsynchronous_standby_names = {}\n{}\n{STAMP} = {}\n",
-            quoted(&conninfo),
+             primary_conninfo = {}\nrestore_command = ''\nsynchronous_standby_names = {}\n{}\n{}\n{STAMP} = {}\n",
+            quoted(conninfo),
             quoted(&self.waits.names.to_string()),
             match (self.waits.on_request, self.lenient) {
                 (true, _) => ON_REQUEST,
                 (false, true) => ALWAYS_SOON,
                 (false, false) => ALWAYS,
             },
-            quoted(&self.stamp(env)),
-        );
-        write_atomically(&env.layout.dynamic_conf(), text.as_bytes())
+            if self.eager { EAGER } else { "" },
+            quoted(stamp),
+        )
     }
 }
 
@@ -257,6 +279,17 @@ mod tests {
         let found = foreign_settings(text);
         assert_eq!(found, ["primary_conninfo", "synchronous_standby_names"]);
         assert_eq!(without(text, &found), "# Do not edit\nwork_mem = '8MB'\n");
+    }
+
+    #[test]
+    fn a_new_upstream_is_connected_to_without_pauses_until_it_is_there() {
+        let mut conf = Dynamic::new(Waits { names: SyncNames::Off, on_request: false });
+        assert!(!conf.text("", "1").contains("wal_retrieve_retry_interval"));
+        let endpoint = Endpoint { host: "n2".into(), port: 5432 };
+        conf.connect(Upstream { node: "n2".parse().unwrap(), endpoint, term: Term(2) });
+        assert!(conf.text("host=n2", "2").lines().any(|l| l == EAGER));
+        assert!(conf.calm() && !conf.calm());
+        assert!(!conf.text("host=n2", "3").contains("wal_retrieve_retry_interval"));
     }
 
     #[test]

@@ -288,8 +288,7 @@ impl Agent {
                     .map_err(|e| RejoinError::File { what: "the promise could not be written", source: e })?;
             }
             self.cut_off_for.store(0, Ordering::Release);
-            conf.upstream =
-                Some(Upstream { node: source.node.clone(), endpoint: source.endpoint.clone(), term: source.term });
+            conf.connect(Upstream { node: source.node.clone(), endpoint: source.endpoint.clone(), term: source.term });
             let now = self.env.clock.now();
             self.state.change(|o| {
                 o.frozen_for = None;
