@@ -2,7 +2,9 @@
 
 mod common;
 
+use cluster::Role;
 use cluster::config::Span;
+use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
 use common::{Cluster, dial, wait_for};
 use proxy::config::pools::Database;
@@ -398,6 +400,38 @@ fn a_pool_keeps_its_minimum_while_it_has_clients_also_at_a_new_primary() {
     wait_for("its connections to be closed", || view(&c).servers.is_empty().then_some(()));
     std::thread::sleep(SHORT);
     assert!(view(&c).servers.is_empty());
+}
+
+#[test]
+fn connections_are_made_while_a_new_primary_is_not_open_yet() {
+    let c = Cluster::start(1, |_| {});
+    let mut clients: Vec<Raw> = (0..3).map(|_| Raw::login(c.port, &[])).collect();
+    for client in &mut clients {
+        assert_eq!(words(&client.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    }
+    c.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
+    c.nodes[1].promote();
+    clients[0].write(|out| write_query(out, "begin; select pg_backend_pid()"));
+    let primary = c.nodes[1].member();
+    c.publish(|t| {
+        t.term = t.term.next();
+        t.gate = Gate::Closed(Closed::Opening);
+        t.standbys.retain(|s| s.node != primary.node);
+        t.primary = Some(primary);
+    });
+    let made = wait_for("a connection for each client", || {
+        let servers = view(&c).servers;
+        let idle = servers.iter().filter(|s| s.role == Role::Primary && s.state == ServerState::Idle);
+        let pids: Vec<String> = idle.map(|s| s.pid.to_string()).collect();
+        (pids.len() == 3 && servers.len() == 3).then_some(pids)
+    });
+    // A view that says the same again makes no more.
+    c.publish(|t| t.revision += 1);
+    assert_eq!(view(&c).servers.len(), 3);
+    c.publish(|t| t.gate = Gate::Open);
+    let answer = words(&clients[0].until_ready());
+    let pid = answer.split(" | ").find_map(|frame| frame.strip_prefix("D ")).expect("the pid").to_owned();
+    assert!(made.contains(&pid), "{answer} is none of {made:?}");
 }
 
 #[test]

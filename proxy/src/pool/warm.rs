@@ -1,16 +1,17 @@
 //! Keeping `min_pool_size` connections to the primary open for those who are connected, so that a new primary, or a
-//! first burst, is not met by everybody's logins at once.
+//! first burst, is not met by everybody's logins at once; and making a few to a new primary while it is not open yet, so
+//! that nobody waits for them when it is.
 
 use crate::auth::credentials::Credentials;
 use crate::pool::backoff::mix;
 use crate::pool::policy::resolve;
-use crate::pool::{Identity, Pool, Share};
+use crate::pool::{Identity, Permit, Pool, Share};
 use crate::route::{Causality, Promise};
 use crate::session::acquire::{self, Want};
 use crate::sql::Access;
 use crate::worker::Worker;
-use cluster::Role;
-use cluster::topology::{Gate, Member};
+use cluster::topology::{Closed, Gate, Member};
+use cluster::{Role, Term};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -19,6 +20,8 @@ use std::time::Duration;
 
 /// A connection is begun so much later at most, so that workers and processes do not log in at the same moment.
 const JITTER: Duration = Duration::from_millis(100);
+/// Connections that a worker makes to a primary that is about to open, at most: for one pool, and for all.
+const PREPARED: (usize, usize) = (4, 32);
 
 /// Who is connected to one worker, and how it logs in. Keys are kept no longer than their clients.
 #[derive(Default)]
@@ -30,13 +33,15 @@ struct Patron {
     credentials: Arc<Credentials>,
     clients: usize,
     warming: bool,
+    /// Connections were made to the primary of this term before it opened.
+    prepared: Term,
 }
 
 impl Patrons {
     /// One more client.
     pub fn enter(&self, identity: &Arc<Identity>, credentials: &Arc<Credentials>) {
         let mut all = self.by_identity.borrow_mut();
-        let new = || Patron { credentials: credentials.clone(), clients: 0, warming: false };
+        let new = || Patron { credentials: credentials.clone(), clients: 0, warming: false, prepared: Term(0) };
         let patron = all.entry(identity.clone()).or_insert_with(new);
         patron.clients += 1;
         // The newest are right after a change of password.
@@ -90,21 +95,56 @@ pub fn top_up(w: &Rc<Worker>) -> bool {
     any
 }
 
+/// A primary that was promoted and waits for standbys to follow takes logins already, and those whose statements are held
+/// will all want one at once: for each who is connected some are made now, once in a term.
+pub fn prepare(w: &Rc<Worker>) {
+    let (now, (each, mut left)) = (w.now(), PREPARED);
+    if w.gate(now) != Gate::Closed(Closed::Opening) {
+        return;
+    }
+    let (term, primary) = {
+        let view = w.view.borrow();
+        let Some(primary) = view.topology.primary.clone() else { return };
+        (view.topology.term, primary)
+    };
+    if w.may_connect(&primary.node, now).is_err() {
+        return;
+    }
+    let mut lacking = Vec::new();
+    for (identity, patron) in &mut *w.patrons.by_identity.borrow_mut() {
+        let done = std::mem::replace(&mut patron.prepared, term) == term;
+        if !done && !identity.is_replication() && !w.doorway.paused(&identity.database) {
+            lacking.push((w.pools.of(&primary.node, identity), patron.credentials.clone(), patron.clients));
+        }
+    }
+    for (pool, credentials, clients) in lacking {
+        for _ in 0..clients.min(each).min(left) {
+            let Ok(permit) = pool.limit.permit(Share::Usual) else { break };
+            left -= 1;
+            tokio::task::spawn_local(add(w.clone(), pool.clone(), primary.clone(), credentials.clone(), permit));
+        }
+    }
+}
+
 async fn add_one(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, credentials: Arc<Credentials>) {
     let jitter = u64::try_from(JITTER.as_nanos()).unwrap_or(u64::MAX);
     tokio::time::sleep(Duration::from_nanos(mix(w.next_seed()) % jitter)).await;
     if let Ok(permit) = pool.limit.permit(Share::Minimum) {
-        let identity = pool.key.identity.clone();
-        let causality = Rc::new(RefCell::new(Causality::default()));
-        let promise = Promise::session(w.config().max_replay_lag);
-        let (access, quiet) = (Access::Write, false);
-        let want = Want { identity, credentials, causality, access, quiet, promise, avoid: Vec::new(), since: w.now() };
-        let limit = w.config().hold_timeout;
-        match acquire::open(&w, &want, &primary, Role::Primary, permit, limit).await {
-            Ok(server) => pool.give(server),
-            Err(Some(error)) => tracing::debug!(node = %primary.node, %error, "pool not filled to its minimum"),
-            Err(None) => {}
-        }
+        add(w.clone(), pool.clone(), primary, credentials, permit).await;
     }
     w.patrons.set_warming(&pool.key.identity, false);
+}
+
+async fn add(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, credentials: Arc<Credentials>, permit: Permit) {
+    let identity = pool.key.identity.clone();
+    let causality = Rc::new(RefCell::new(Causality::default()));
+    let promise = Promise::session(w.config().max_replay_lag);
+    let (access, quiet) = (Access::Write, false);
+    let want = Want { identity, credentials, causality, access, quiet, promise, avoid: Vec::new(), since: w.now() };
+    let limit = w.config().hold_timeout;
+    match acquire::open(&w, &want, &primary, Role::Primary, permit, limit).await {
+        Ok(server) => pool.give(server),
+        Err(Some(error)) => tracing::debug!(node = %primary.node, %error, "no connection made before one is asked for"),
+        Err(None) => {}
+    }
 }

@@ -59,6 +59,7 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
                 topology_lives = changed.is_ok();
                 let topology = inbound.topology.borrow_and_update().clone();
                 worker.apply_topology(topology);
+                warm::prepare(&worker);
             }
             _ = inbound.stop.wait_for(|stop| *stop) => return dismiss(&worker).await,
             changed = inbound.lag.changed(), if lag_lives => {
