@@ -2,9 +2,16 @@
 
 mod common;
 
-use common::{Cluster, dial};
+use common::raw::Raw;
+use common::{Cluster, DEADLINE, dial, wait_for};
+use proxy::console::tally::Counter;
+use proxy::wire::frontend::write_query;
 use proxy::wire::startup::write_startup;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 #[test]
 fn clients_of_this_host_come_through_the_unix_socket() {
@@ -24,6 +31,90 @@ fn clients_of_this_host_come_through_the_unix_socket() {
         .args(["-X", "-A", "-t", "-c", "select repeat('x', 5000000)"])
         .output();
     assert_eq!(big.unwrap().stdout.len(), 5_000_001);
+}
+
+/// So many messages of this length does a socket of this host hold.
+fn capacity(length: usize) -> usize {
+    let (mut ours, _theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let message = vec![0; length];
+    let mut taken = 0;
+    loop {
+        match ours.write(&message) {
+            Ok(n) => assert_eq!(n, length, "a short message is taken whole or not"),
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::WouldBlock);
+                return taken;
+            }
+        }
+        taken += 1;
+    }
+}
+
+/// Bytes that have come and were not read.
+fn unread(socket: &UnixStream) -> usize {
+    let mut unread: libc::c_int = 0;
+    // SAFETY: the kernel writes a number there.
+    assert_eq!(unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut unread) }, 0);
+    usize::try_from(unread).unwrap()
+}
+
+/// Statements that were answered.
+fn answered(c: &Cluster) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let view = runtime.block_on(c.handle.as_ref().unwrap().view(DEADLINE)).expect("the worker answers");
+    view.tallies.iter().map(|t| t.totals[Counter::Queries as usize]).sum()
+}
+
+#[test]
+fn who_goes_before_it_has_read_finds_all_answers() {
+    let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").unwrap();
+    let c = Cluster::start(0, |raw| {
+        raw.unix_socket_dir = Some(dir.path().to_owned());
+        raw.workers = 1;
+    });
+    let path = dir.path().join(format!(".s.PGSQL.{}", c.port));
+    let login = || Raw::over(UnixStream::connect(&path).unwrap(), &[]);
+    let mut question = Vec::new();
+    write_query(&mut question, "select repeat('x', 1900)");
+    let length = {
+        let mut raw = login();
+        raw.send(&question);
+        let mut length = 0;
+        while let Some((kind, frame)) = raw.frame() {
+            length += frame.len();
+            if kind == b'Z' {
+                break;
+            }
+        }
+        length
+    };
+    let holds = capacity(length);
+    for (answers, half_closes) in [(holds, true), (holds, false), (holds + 1, true), (holds + 1, false)] {
+        let mut raw = login();
+        let all_of_them = answered(&c) + answers as u64;
+        // Each by itself, so that each is a message of its own.
+        for nth in 1..answers {
+            raw.send(&question);
+            let begun = Instant::now();
+            while unread(&raw.stream) < nth * length {
+                assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for answer {nth} of {answers}");
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+        // The last one comes when it is known already that nothing follows.
+        if half_closes {
+            raw.send(&question);
+            raw.stream.shutdown(Shutdown::Write).unwrap();
+        } else {
+            raw.send(&[&question[..], b"X\0\0\0\x04"].concat());
+        }
+        wait_for("the last answer", || (answered(&c) >= all_of_them).then_some(()));
+        assert_eq!(unread(&raw.stream), holds.min(answers) * length, "a socket holds {holds}");
+        let mut all = Vec::new();
+        raw.stream.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), answers * length, "{answers} answers, a socket holds {holds}, {half_closes}");
+    }
 }
 
 /// What is answered to a startup packet behind `header`.

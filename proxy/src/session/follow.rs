@@ -324,7 +324,7 @@ impl Session {
             return Ok(());
         }
         let why = String::from_utf8_lossy(backend::fields(frame).message).into_owned();
-        self.violation(&ClientError::SettingsRefused { node, why });
+        self.fatal(&ClientError::SettingsRefused { node, why });
         Err(Turn::Close)
     }
 
@@ -351,7 +351,7 @@ impl Session {
     /// Nobody listens for a client that waits for notifications: it must notice.
     fn deaf(&mut self) -> Turn {
         if let Some(error) = self.view_of_loss() {
-            self.violation(&error);
+            self.fatal(&error);
         }
         Turn::Close
     }

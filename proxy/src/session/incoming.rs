@@ -180,7 +180,7 @@ impl Session {
             Err(error) => return self.violation(&error),
         };
         match (head.kind, self.fail.take()) {
-            (b'X', _) => return Step::Turn(0, Turn::Close),
+            (b'X', _) => return self.terminate(),
             (b'Q' | b'F', Some(failure)) => {
                 self.tell(failure);
                 self.ready(self.status());
@@ -234,13 +234,26 @@ impl Session {
         }
     }
 
-    /// FATAL, and the end: the client broke the protocol, or the process stops.
+    /// The client says that it goes: it may read its last answer still, so that is sent whole before.
+    pub(super) fn terminate(&mut self) -> Step {
+        if self.to_client.settle(&mut self.client) { Step::Turn(0, Turn::Close) } else { Step::Wait }
+    }
+
+    /// FATAL, and the end: the client broke the protocol, or the process stops. What was answered before is sent first.
     pub(super) fn violation(&mut self, error: &ClientError) -> Step {
+        if !self.to_client.settle(&mut self.client) {
+            return Step::Wait;
+        }
+        self.fatal(error);
+        Step::Turn(0, Turn::Close)
+    }
+
+    /// Tell the client why its connection ends now, as far as its socket takes that.
+    pub(super) fn fatal(&mut self, error: &ClientError) {
         let mut report = error.report();
         report.severity = Severity::Fatal;
         self.to_client.append(|out| report.encode(out));
         self.to_client.try_flush(&mut self.client);
-        Step::Turn(0, Turn::Close)
     }
 
     pub(super) fn longest_message(&self) -> usize {
@@ -280,7 +293,7 @@ impl Session {
                     break;
                 }
                 _ if run > 0 => break,
-                b'X' => return Step::Turn(0, Turn::Close),
+                b'X' => return self.terminate(),
                 // The COPY may have failed, which the server has told and we have not heard; else it will say that this
                 // is none of its messages, and end the connection.
                 _ => return self.cut_unit(input),
@@ -362,7 +375,7 @@ impl Session {
             Scan::More => Step::More,
             // What was asked before is answered first.
             Scan::Terminate if self.relay.owed() > 0 && self.server.is_some() => Step::Wait,
-            Scan::Terminate => Step::Turn(0, Turn::Close),
+            Scan::Terminate => self.terminate(),
             Scan::Ignore(total) => self.discard(total, input),
             Scan::Violation(error) => self.violation(&error),
             // An earlier unit that fails leaves the server another unnamed statement than one that does not.

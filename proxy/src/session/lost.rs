@@ -184,7 +184,7 @@ pub(super) fn leave(s: &mut Session) {
 fn desynchronised(s: &mut Session) -> bool {
     if !s.relay.mid_frame() {
         let what = "terminating connection because protocol synchronization was lost".to_owned();
-        s.violation(&ClientError::ProtocolViolation { what });
+        s.fatal(&ClientError::ProtocolViolation { what });
     }
     false
 }
@@ -326,7 +326,7 @@ pub(super) fn step(s: &mut Session, input: &[u8]) -> Step {
         return fail(s, head.kind, head.total, input);
     };
     match head.kind {
-        b'X' => Step::Turn(0, super::client::Turn::Close),
+        b'X' => s.terminate(),
         b'd' | b'c' | b'f' | b'H' => Step::Used(head.total),
         b'S' => {
             s.ends_block = false;

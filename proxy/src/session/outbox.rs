@@ -38,6 +38,12 @@ impl Outbox {
         write(&mut self.bytes);
     }
 
+    /// Has the socket taken all, what is kept for the end of the round included? What it has not waits.
+    pub fn settle(&mut self, stream: &mut Stream) -> bool {
+        self.unsent |= !stream.is_sent();
+        self.is_empty()
+    }
+
     /// Send `bytes` behind what waits, at the end of this round of the worker's loop when nothing does. What the socket
     /// does not take then waits, and the session at `place` is woken.
     ///

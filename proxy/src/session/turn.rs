@@ -98,7 +98,11 @@ impl Session {
         let answered = self.relay.owed() > 0 || (self.flushed && self.relay.pending() > 0);
         let owed = answered && !self.relay.copy_in();
         if self.eof && !moved && !owed && self.to_client.is_empty() {
-            return Err(Turn::Close);
+            if self.to_client.settle(&mut self.client) {
+                return Err(Turn::Close);
+            }
+            // The next turn waits until the client has taken the end of its last answer.
+            return Ok(true);
         }
         self.await_rest(cx);
         // What waits for a socket is woken by it: to look again before that would be all that the worker does.

@@ -12,8 +12,8 @@ use proxy::wire::startup::write_startup;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-pub struct Raw {
-    pub stream: TcpStream,
+pub struct Raw<S = TcpStream> {
+    pub stream: S,
     buf: Vec<u8>,
     /// The key for cancel requests.
     pub key: (u32, u32),
@@ -27,7 +27,14 @@ pub type Seen = String;
 impl Raw {
     /// Log in with further startup parameters.
     pub fn login(port: u16, parameters: &[(&str, &str)]) -> Self {
-        let mut raw = Self { stream: dial(port), buf: Vec::new(), key: (0, 0), settings: Vec::new() };
+        Self::over(dial(port), parameters)
+    }
+}
+
+impl<S: Read + Write> Raw<S> {
+    /// Log in over a socket.
+    pub fn over(stream: S, parameters: &[(&str, &str)]) -> Self {
+        let mut raw = Self { stream, buf: Vec::new(), key: (0, 0), settings: Vec::new() };
         let mut out = Vec::new();
         let all = [("user", "app"), ("database", "app")].into_iter().chain(parameters.iter().copied());
         write_startup(&mut out, all);
