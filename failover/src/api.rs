@@ -26,6 +26,7 @@ use crate::record::{PolicyRecord, WallMillis};
 use cluster::timeline::{Fork, History};
 use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// Everything an agent knows about its node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,7 +91,7 @@ pub enum PostgresState {
     Standby(Standby),
     /// Accepting writes as far as PostgreSQL is concerned.
     Primary(Primary),
-    /// Its postmaster lives but no query was answered within the probe's deadline.
+    /// Its postmaster lives, but no query or no new connection was answered within the probe's deadline.
     Hung {
         /// For how long, ms.
         for_ms: u64,
@@ -155,6 +156,10 @@ pub struct Position {
     pub lsn: Lsn,
 }
 
+/// Pause between two new connections by which an agent sees whether a postmaster, which its sessions do not need, takes
+/// any.
+pub const KNOCK: Duration = Duration::from_secs(1);
+
 /// When this agent last reached the primary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sighting {
@@ -166,6 +171,9 @@ pub struct Sighting {
     pub agent_ms_ago: u64,
     /// Since its PostgreSQL last answered a query, ms.
     pub sql_ms_ago: u64,
+    /// Since it last answered a new connection, ms, which is tried every [`KNOCK`]; `None` from an agent that does not.
+    #[serde(default)]
+    pub accept_ms_ago: Option<u64>,
     /// The last attempt was refused outright (nothing listens), at both.
     pub refused: bool,
 }

@@ -3,6 +3,8 @@
 
 #[allow(dead_code)] // another test's harness, of which this one needs the half
 mod agents;
+#[path = "cluster/hung.rs"]
+mod hung;
 
 use agents::{Cluster, SECRET, postgres_of, postmaster, signal, unprivileged, until};
 use cluster::Term;

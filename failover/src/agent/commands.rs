@@ -85,7 +85,7 @@ impl Agent {
             let pid = postgres::start(&self.env, how).await?;
             self.state.change(|o| {
                 o.postgres = PostgresState::Starting;
-                o.at = self.env.clock.now();
+                o.not_expected(self.env.clock.now());
             });
             postgres::wait_ready(&self.env, pid, || self.memory().promise > at_term).await
         }

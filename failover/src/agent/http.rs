@@ -160,7 +160,7 @@ impl Agent {
             let _ = tokio::time::timeout(wait, state.wait_for(|o| o.seq > after)).await;
         }
         let now = self.env.clock.now();
-        if self.state.look(|o| now.since(o.at)) > FRESH {
+        if self.state.look(|o| now.since(o.answered.since)) > FRESH {
             self.look_again(Duration::from_millis(100)).await;
         }
         json(StatusCode::OK, &self.state.get().told(&self.env, self.env.clock.now()))

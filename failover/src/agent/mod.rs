@@ -1,7 +1,7 @@
 //! The agent: drives the one PostgreSQL of its node, obeys managers' commands, and follows the cluster's records.
 //!
 //! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), three keep the primary's
-//! lease and fence by it (two of them on a thread of their own), two observe the primary, one serves managers over HTTP. Whoever starts, stops, promotes or
+//! lease and fence by it (two of them on a thread of their own), three observe the primary, one serves managers over HTTP. Whoever starts, stops, promotes or
 //! replaces PostgreSQL holds `actuator`; whoever changes where the WAL receiver connects or what commits wait for holds
 //! `conf`. A freeze gives its promise and cuts the node off before it waits for `actuator`, and whoever holds that gives
 //! up on seeing a newer promise.
@@ -17,6 +17,7 @@ mod env;
 pub(crate) mod founding;
 mod freeze;
 mod http;
+mod knock;
 mod layout;
 mod lease;
 mod memory;
@@ -293,6 +294,10 @@ pub async fn run(
     tasks.spawn(async move { a.observe_primary_agent().await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.observe_primary_sql().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.knock().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.knock_at_primary().await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.beat().await });
     let a = spawn(&agent);

@@ -21,15 +21,15 @@ const DISK_PROBE: Duration = Duration::from_secs(1);
 
 /// Whom to observe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Observed {
+pub(super) struct Observed {
     node: NodeId,
     term: Term,
     agent: Endpoint,
-    postgres: Endpoint,
+    pub(super) postgres: Endpoint,
 }
 
 impl Agent {
-    fn observed(&self) -> Option<Observed> {
+    pub(super) fn observed(&self) -> Option<Observed> {
         let records = self.records.borrow();
         let term = &records.term.as_ref()?.value;
         let node = term.node.as_ref().filter(|n| **n != self.env.config.node)?;
@@ -42,7 +42,7 @@ impl Agent {
     }
 
     /// Ages count from the last answer, or from when observing began.
-    fn sighted(&self, whom: &Observed, change: impl FnOnce(&mut Sight)) {
+    pub(super) fn sighted(&self, whom: &Observed, change: impl FnOnce(&mut Sight)) {
         let now = self.env.clock.now();
         self.state.change(|o| {
             let same = o.sees.as_ref().is_some_and(|s| s.node == whom.node && s.term == whom.term);
@@ -52,6 +52,7 @@ impl Agent {
                     term: whom.term,
                     agent_at: now,
                     sql_at: now,
+                    accept_at: now,
                     agent_refused: false,
                     sql_refused: false,
                 });

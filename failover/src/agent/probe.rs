@@ -5,7 +5,7 @@ use super::process::{self, Death};
 use super::sql::{Row, Sql, SqlError};
 use super::state::Receiver;
 use super::{Agent, Env, postgres};
-use crate::api::{Follower, PostgresState, Primary, Standby};
+use crate::api::{Follower, KNOCK, PostgresState, Primary, Standby};
 use cluster::{Lsn, NodeId, TimelineId};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -202,7 +202,7 @@ impl Agent {
             }
             Err(error) => {
                 *sql = None;
-                let answers = error.code() == Some("57P03");
+                let (answers, full) = (error.code() == Some("57P03"), error.code() == Some("53300"));
                 self.state.change(|o| {
                     let since = o.unanswered(self.env.clock.now());
                     let was_up = matches!(
@@ -211,7 +211,13 @@ impl Agent {
                     );
                     if answers || !was_up {
                         o.postgres = PostgresState::Starting;
+                        o.not_expected(now);
+                    } else if full {
+                        // Its state is not known any better, but it does not hang.
                         o.heard(now);
+                        if let PostgresState::Hung { for_ms } = &mut o.postgres {
+                            *for_ms = 0;
+                        }
                     } else if since >= self.env.config.probe_timeout {
                         o.postgres = PostgresState::Hung { for_ms: since.as_millis().try_into().unwrap_or(u64::MAX) };
                     }
@@ -254,7 +260,7 @@ impl Agent {
             let now = self.env.clock.now();
             self.state.change(|o| {
                 (o.postgres, o.system_id) = (PostgresState::Absent, None);
-                o.heard(now);
+                o.not_expected(now);
             });
             return;
         }
@@ -262,7 +268,8 @@ impl Agent {
         // While it stays stopped pg_control is read now and then only, or when somebody asks.
         // Backends whose postmaster was killed come to us as orphans.
         process::reap();
-        if was_stopped && self.state.look(|o| self.env.clock.now().since(o.at)) < Duration::from_millis(100) {
+        if was_stopped && self.state.look(|o| self.env.clock.now().since(o.answered.since)) < Duration::from_millis(100)
+        {
             return;
         }
         if !was_stopped && !process::kill_all(&self.env.layout.data(), Duration::from_secs(5)).await {
@@ -277,7 +284,7 @@ impl Agent {
                 }
                 self.state.change(|o| {
                     o.postgres = control.stopped();
-                    o.heard(now);
+                    o.not_expected(now);
                     o.receiver = None;
                     o.not_streaming_since = None;
                     o.last_timeline = None;
@@ -310,11 +317,16 @@ impl Agent {
                 other => other,
             };
             o.was_primary = matches!(o.postgres, PostgresState::Primary(_));
+            let unaccepted = o.unaccepted(self.env.clock.now());
             // A primary has replayed all there is.
             out_of_quarantine |= o.was_primary && o.quarantine.is_some();
             o.receiver = look.receiver;
             o.system_id = look.system_id;
             o.heard(now);
+            // Its sessions answer; but nobody can begin one, and whatever it should start or reload it does not.
+            if unaccepted >= KNOCK + self.env.config.probe_timeout {
+                o.postgres = PostgresState::Hung { for_ms: unaccepted.as_millis().try_into().unwrap_or(u64::MAX) };
+            }
         });
         if out_of_quarantine && self.remember(|m| m.quarantine = None).is_ok() {
             tracing::info!(node = %self.env.config.node, "replay has passed the quarantine");

@@ -193,15 +193,9 @@ impl Replication {
 
     async fn log_in(env: &Env) -> Result<Self, SqlError> {
         let io = |source| SqlError::Socket { what: IDENTIFY, source };
-        let path = env.layout.socket_dir().join(format!(".s.PGSQL.{}", env.config.postgres_port));
-        let mut socket = UnixStream::connect(path).await.map_err(io)?;
-        let mut hello = 196_608u32.to_be_bytes().to_vec();
-        for word in ["user", "postgres", "replication", "true", "application_name", "pgtenure_agent"] {
-            hello.extend_from_slice(word.as_bytes());
-            hello.push(0);
-        }
-        hello.push(0);
-        socket.write_all(&framed(None, &hello)).await.map_err(io)?;
+        let mut socket = UnixStream::connect(socket(env)).await.map_err(io)?;
+        let hello = startup(&["user", "postgres", "replication", "true", "application_name", APPLICATION_NAME]);
+        socket.write_all(&hello).await.map_err(io)?;
         let mut opened = Self(socket);
         opened.until_ready().await?;
         Ok(opened)
@@ -242,6 +236,22 @@ impl Replication {
             }
         }
     }
+}
+
+/// Where our own PostgreSQL listens.
+pub(super) fn socket(env: &Env) -> std::path::PathBuf {
+    env.layout.socket_dir().join(format!(".s.PGSQL.{}", env.config.postgres_port))
+}
+
+/// The first message of a login: names and values.
+pub(super) fn startup(words: &[&str]) -> Vec<u8> {
+    let mut hello = 196_608u32.to_be_bytes().to_vec();
+    for word in words {
+        hello.extend_from_slice(word.as_bytes());
+        hello.push(0);
+    }
+    hello.push(0);
+    framed(None, &hello)
 }
 
 fn framed(kind: Option<u8>, body: &[u8]) -> Vec<u8> {

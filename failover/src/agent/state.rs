@@ -23,6 +23,30 @@ pub(crate) const PULSE: Duration = Duration::from_millis(100);
 /// meanwhile is nobody's silence.
 const LONGEST_PULSE: Duration = Duration::from_millis(300);
 
+/// Something that does not answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Silence {
+    /// When it last did.
+    pub(crate) since: Instant,
+    /// For how long this agent has stood still since.
+    missed: Duration,
+}
+
+impl Silence {
+    pub(crate) fn from(since: Instant) -> Self {
+        Self { since, missed: Duration::ZERO }
+    }
+
+    /// This agent stood still from `ran_at` to `now`; a pause between two pulses of that counts as hearing.
+    fn missed(&mut self, ran_at: Instant, now: Instant) {
+        self.missed += now.since((ran_at + LONGEST_PULSE).max(self.since));
+    }
+
+    fn lasts(&self, ran_at: Instant, now: Instant) -> Duration {
+        now.min(ran_at + LONGEST_PULSE).since(self.since).saturating_sub(self.missed)
+    }
+}
+
 /// The primary as this node reaches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sight {
@@ -30,6 +54,8 @@ pub(crate) struct Sight {
     pub(crate) term: Term,
     pub(crate) agent_at: Instant,
     pub(crate) sql_at: Instant,
+    /// When it last answered a new connection.
+    pub(crate) accept_at: Instant,
     pub(crate) agent_refused: bool,
     pub(crate) sql_refused: bool,
 }
@@ -41,8 +67,10 @@ pub(crate) struct Observed {
     pub(crate) promise: Term,
     pub(crate) quarantine: Option<Position>,
     pub(crate) postgres: PostgresState,
-    /// When PostgreSQL last answered (or was seen to be stopped).
-    pub(crate) at: Instant,
+    /// Since PostgreSQL last answered a query (or was seen to be stopped).
+    pub(crate) answered: Silence,
+    /// Since its postmaster last answered a new connection.
+    pub(crate) accepted: Silence,
     /// It was a primary when it last answered.
     pub(crate) was_primary: bool,
     pub(crate) receiver: Option<Receiver>,
@@ -57,8 +85,6 @@ pub(crate) struct Observed {
     pub(crate) sees: Option<Sight>,
     /// When this agent last noted that it runs.
     pub(crate) ran_at: Instant,
-    /// For how long it has stood still since PostgreSQL last answered.
-    pub(crate) missed: Duration,
     pub(crate) lease_until: Option<Instant>,
     pub(crate) fsync_ms: Option<u64>,
     pub(crate) fsync_since: Option<Instant>,
@@ -77,7 +103,8 @@ impl State {
             promise: Term(0),
             quarantine: None,
             postgres: PostgresState::Absent,
-            at: now,
+            answered: Silence::from(now),
+            accepted: Silence::from(now),
             was_primary: false,
             receiver: None,
             not_streaming_since: None,
@@ -88,7 +115,6 @@ impl State {
             fenced: false,
             sees: None,
             ran_at: now,
-            missed: Duration::ZERO,
             lease_until: None,
             fsync_ms: None,
             fsync_since: None,
@@ -155,24 +181,40 @@ impl Observed {
     pub(crate) fn runs(&mut self, now: Instant) {
         let gap = now.since(self.ran_at);
         if gap > LONGEST_PULSE {
-            // The rest of it is the pause between two that counts as hearing.
-            self.missed += now.since((self.ran_at + LONGEST_PULSE).max(self.at));
+            self.answered.missed(self.ran_at, now);
+            self.accepted.missed(self.ran_at, now);
             if let Some(sight) = &mut self.sees {
                 sight.agent_at = (sight.agent_at + gap).min(now);
                 sight.sql_at = (sight.sql_at + gap).min(now);
+                sight.accept_at = (sight.accept_at + gap).min(now);
             }
         }
         self.ran_at = now;
     }
 
-    /// For how long PostgreSQL has answered nothing while this agent could have heard it.
+    /// For how long PostgreSQL has answered no query while this agent could have heard it.
     pub(crate) fn unanswered(&self, now: Instant) -> Duration {
-        now.min(self.ran_at + LONGEST_PULSE).since(self.at).saturating_sub(self.missed)
+        self.answered.lasts(self.ran_at, now)
     }
 
-    /// PostgreSQL answered, or was seen not to run.
+    /// For how long its postmaster has answered no new connection while this agent could have heard it.
+    pub(crate) fn unaccepted(&self, now: Instant) -> Duration {
+        self.accepted.lasts(self.ran_at, now)
+    }
+
+    /// PostgreSQL answered a query.
     pub(crate) fn heard(&mut self, at: Instant) {
-        (self.at, self.missed) = (at, Duration::ZERO);
+        self.answered = Silence::from(at);
+    }
+
+    /// Its postmaster answered a new connection.
+    pub(crate) fn accepts(&mut self, at: Instant) {
+        self.accepted = Silence::from(at);
+    }
+
+    /// PostgreSQL was seen not to run, or to be starting: it is not silent.
+    pub(crate) fn not_expected(&mut self, at: Instant) {
+        (self.answered, self.accepted) = (Silence::from(at), Silence::from(at));
     }
 
     /// As told to managers at `now`.
@@ -187,7 +229,7 @@ impl Observed {
             host: env.host.clone(),
             promise: self.promise,
             postgres: self.postgres.clone(),
-            observed_ms_ago: ms(now.since(self.at)),
+            observed_ms_ago: ms(now.since(self.answered.since)),
             system_id: self.system_id.clone(),
             frozen_for: self.frozen_for,
             quarantine: self.quarantine,
@@ -198,6 +240,7 @@ impl Observed {
                 term: s.term,
                 agent_ms_ago: ms(lived.since(s.agent_at)),
                 sql_ms_ago: ms(lived.since(s.sql_at)),
+                accept_ms_ago: Some(ms(lived.since(s.accept_at))),
                 refused: s.agent_refused && s.sql_refused,
             }),
             lease_left_ms: self.lease_until.and_then(|end| end.checked_since(now)).map(ms),
@@ -220,7 +263,7 @@ mod tests {
         let seq = state.get().seq;
         state.change(|o| {
             o.postgres = PostgresState::Hung { for_ms: 500 };
-            o.at = Instant::from_millis(9);
+            o.heard(Instant::from_millis(9));
         });
         assert_eq!(state.get().seq, seq);
         state.change(|o| o.trouble = Some("disk full".into()));
@@ -231,17 +274,18 @@ mod tests {
     fn the_time_for_which_the_agent_stood_still_is_nobody_elses_silence() {
         let at = Instant::from_millis;
         let mut o = State::new(at(0)).get();
-        o.at = at(900);
+        o.heard(at(900));
         let (node, term) = ("n1".parse().unwrap(), Term(7));
-        let sight = Sight { node, term, agent_at: at(950), sql_at: at(700), agent_refused: false, sql_refused: false };
-        o.sees = Some(sight);
+        let (agent_at, sql_at, accept_at) = (at(950), at(700), at(200));
+        o.sees = Some(Sight { node, term, agent_at, sql_at, accept_at, agent_refused: false, sql_refused: false });
         (0..=10).for_each(|i| o.runs(at(100 * i)));
         assert_eq!(o.unanswered(at(1100)), Duration::from_millis(200));
         // It stands still from 1000 to 6000. Asked before it has noted that, it does not count what it did not hear.
         assert_eq!(o.unanswered(at(6000)), Duration::from_millis(400));
         o.runs(at(6000));
         let sees = o.sees.clone().unwrap();
-        assert_eq!((sees.agent_at, sees.sql_at), (at(5950), at(5700)));
+        assert_eq!((sees.agent_at, sees.sql_at, sees.accept_at), (at(5950), at(5700), at(5200)));
+        assert_eq!(o.unaccepted(at(6000)), Duration::from_millis(1300), "1 s before it stood still, and one pause");
         assert_eq!(
             o.unanswered(at(6100)),
             Duration::from_millis(500),

@@ -159,6 +159,17 @@ pub enum Blocker {
         for_ms: u64,
         /// Counts as dead from here.
         limit_ms: u64,
+        /// It is, and a failover would not help: what is wrong with the nodes that would take over.
+        others: Vec<String>,
+    },
+    /// The primary's PostgreSQL does not answer its own agent, but others.
+    PrimaryAnswersOthers {
+        /// The primary.
+        node: NodeId,
+        /// So far.
+        for_ms: u64,
+        /// Who sees what.
+        observers: Vec<String>,
     },
     /// The primary answers and cannot commit, and a failover would not help.
     PrimaryStuck {
@@ -417,6 +428,7 @@ impl Blocker {
             Self::PrimaryStillAnswers { .. } => "primary_still_answers",
             Self::PrimaryAwaited { .. } => "primary_awaited",
             Self::PrimaryHung { .. } => "primary_hung",
+            Self::PrimaryAnswersOthers { .. } => "primary_answers_others",
             Self::PrimaryStuck { .. } => Self::PRIMARY_STUCK,
             Self::PrimaryOnOtherTimeline { .. } => "primary_on_other_timeline",
             Self::PrimaryFenced { .. } => "primary_fenced",

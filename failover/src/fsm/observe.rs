@@ -3,7 +3,7 @@
 //! Nothing here trusts one witness: a primary whose agent is silent is dead only when enough of the other agents
 //! have lost both its agent and its PostgreSQL, and alive as soon as one of them still gets an answer.
 
-use crate::api::{AgentState, PostgresState, Sighting, Standby};
+use crate::api::{AgentState, KNOCK, PostgresState, Sighting, Standby};
 use crate::fsm::blocker::Blocker;
 use crate::fsm::stuck::Progress;
 use crate::fsm::timers::Settings;
@@ -250,13 +250,10 @@ impl Observed {
                 let (node, have) = (state.node.clone(), p.timeline);
                 Health::Unsure(vec![Blocker::PrimaryOnOtherTimeline { node, term, timeline: have }])
             }
-            PostgresState::Hung { for_ms } if Duration::from_millis(*for_ms) >= settings.hung_timeout => {
-                dead(format!("without an answer for {for_ms} ms"), false)
-            }
-            PostgresState::Hung { for_ms } => {
-                let limit_ms = millis(settings.hung_timeout);
-                Health::Unsure(vec![Blocker::PrimaryHung { node: state.node.clone(), for_ms: *for_ms, limit_ms }])
-            }
+            PostgresState::Hung { for_ms } => match self.hangs(now, term, &state.node, *for_ms, settings) {
+                Some(blocker) => Health::Unsure(vec![blocker]),
+                None => dead(format!("without an answer for {for_ms} ms"), false),
+            },
             PostgresState::Absent => dead("without a data directory".into(), false),
             PostgresState::Stopped { clean, .. } => {
                 dead(format!("stopped {}", if *clean { "cleanly" } else { "without a shutdown checkpoint" }), false)
@@ -277,6 +274,41 @@ impl Observed {
         let since = now - Duration::from_millis(stuck.for_ms);
         let evidence = vec![format!("{} cannot commit: {stuck}; the others can", state.node)];
         Health::Dead { since, evidence, restarted: false }
+    }
+
+    /// Why a primary that does not answer its own agent is no reason for a failover: not for long enough, it answers
+    /// others, or those could not take its place.
+    fn hangs(&self, now: Instant, term: Term, node: &NodeId, for_ms: u64, settings: &Settings) -> Option<Blocker> {
+        let (node, limit_ms) = (node.clone(), millis(settings.hung_timeout));
+        if for_ms < limit_ms {
+            return Some(Blocker::PrimaryHung { node, for_ms, limit_ms, others: Vec::new() });
+        }
+        let voters = self.policy().map(|p| &p.voters[..]).unwrap_or_default();
+        let observers: Vec<String> =
+            voters.iter().filter_map(|v| self.is_answered(v, &node, term, now, settings)).collect();
+        if !observers.is_empty() {
+            return Some(Blocker::PrimaryAnswersOthers { node, for_ms, observers });
+        }
+        let others = self.no_better(&node, now, settings);
+        (!others.is_empty()).then_some(Blocker::PrimaryHung { node, for_ms, limit_ms, others })
+    }
+
+    /// A session of the observer's was answered, and so was a new one: the former alone needs no postmaster.
+    fn is_answered(
+        &self,
+        observer: &NodeId,
+        primary: &NodeId,
+        term: Term,
+        now: Instant,
+        settings: &Settings,
+    ) -> Option<String> {
+        let sight = self.reachable(observer, now, settings)?.sees_primary.as_ref()?;
+        let age = now.since(self.agents.get(observer)?.heard_at?);
+        let sql = plus_age(sight.sql_ms_ago, age);
+        let accepted = sight.accept_ms_ago.map_or(sql, |ms| plus_age(ms, age));
+        let answered = sql < settings.detect_timeout && accepted < settings.detect_timeout + KNOCK;
+        let looks = sight.node == *primary && sight.term == term;
+        (looks && answered).then(|| format!("{observer}: its PostgreSQL answered {} ms ago", millis(sql.max(accepted))))
     }
 
     fn health_as_observed(&self, now: Instant, term: Term, node: &NodeId, settings: &Settings) -> Health {

@@ -37,6 +37,8 @@ struct Heard {
     state: AgentState,
     /// Both sightings grow from this instant.
     lost_since: Option<Instant>,
+    /// But that of the agent.
+    agent_answers: bool,
 }
 
 type Done = Result<(), String>;
@@ -246,8 +248,8 @@ impl World {
         Ok(())
     }
 
-    /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|refused|ok]
-    /// [acks=LSN] [flush=LSN] [fsync=MS] [sql=ok] [hung=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]
+    /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|refused|ok]
+    /// [sql_answers] [accepts=MS] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]
     /// [policy=EPOCH[:K]]`; what is not said is as in a healthy cluster.
     fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
@@ -258,9 +260,10 @@ impl World {
         let at: Lsn = words.optional("at")?.unwrap_or(Lsn(0x5000));
         let postgres = parse::postgres(&is, timeline, at, primary.clone(), words)?;
         let sees = words.optional::<String>("sees")?;
-        let lost = matches!(sees.as_deref(), Some("lost"));
+        let lost = matches!(sees.as_deref(), Some("lost" | "hung"));
         let kept = self.reports.get(&node).and_then(|h| h.lost_since).unwrap_or(self.now);
-        let sql_fresh = words.flag("sql_answers");
+        let (sql_fresh, accepts) = (words.flag("sql_answers"), words.optional("accepts")?);
+        let agent_answers = sees.as_deref() == Some("hung");
         let looks = primary.filter(|p| *p != node && sees.as_deref() != Some("nothing"));
         let state = AgentState {
             seq: 1,
@@ -280,6 +283,7 @@ impl World {
                 term,
                 agent_ms_ago: 0,
                 sql_ms_ago: if sql_fresh { 1 } else { 0 },
+                accept_ms_ago: accepts,
                 refused: sees.as_deref() == Some("refused"),
             }),
             lease_left_ms: None,
@@ -288,7 +292,7 @@ impl World {
             trouble: None,
             policy: self.known_policy(words)?,
         };
-        self.reports.insert(node.clone(), Heard { state, lost_since: lost.then_some(kept) });
+        self.reports.insert(node.clone(), Heard { state, lost_since: lost.then_some(kept), agent_answers });
         self.hear(&node);
         Ok(())
     }
@@ -308,7 +312,7 @@ impl World {
         let mut state = heard.state.clone();
         if let (Some(since), Some(s)) = (heard.lost_since, &mut state.sees_primary) {
             let ms = u64::try_from(self.now.since(since).as_millis()).unwrap();
-            s.agent_ms_ago = ms;
+            s.agent_ms_ago = if heard.agent_answers { 0 } else { ms };
             s.sql_ms_ago = if s.sql_ms_ago == 1 { 1 } else { ms };
         }
         self.step(Input::Report(Box::new(state)));

@@ -234,7 +234,7 @@ impl World {
         };
         let sighting = node.seen.clone().map(|(node, term, at)| {
             let ago = now.since(at).as_millis() as u64;
-            Sighting { node, term, agent_ms_ago: ago, sql_ms_ago: ago, refused: false }
+            Sighting { node, term, agent_ms_ago: ago, sql_ms_ago: ago, accept_ms_ago: Some(ago), refused: false }
         });
         AgentState {
             seq: node.seq,

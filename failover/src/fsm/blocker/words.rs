@@ -57,9 +57,19 @@ impl fmt::Display for Blocker {
                 "only {node} has every acknowledged commit and it has not been heard since this manager leads; it is \
                  waited for, {left_ms} ms more"
             ),
-            Self::PrimaryHung { node, for_ms, limit_ms } => {
+            Self::PrimaryHung { node, for_ms, limit_ms, others } if others.is_empty() => {
                 write!(f, "PostgreSQL of {node} has not answered for {for_ms} ms of {limit_ms} ms")
             }
+            Self::PrimaryHung { node, for_ms, others, .. } => write!(
+                f,
+                "PostgreSQL of {node} has not answered for {for_ms} ms; a failover would not help: {}",
+                list(others)
+            ),
+            Self::PrimaryAnswersOthers { node, for_ms, observers } => write!(
+                f,
+                "PostgreSQL of {node} has not answered its own agent for {for_ms} ms but answers others: {}",
+                list(observers)
+            ),
             Self::PrimaryStuck { node, stuck, others } => {
                 write!(f, "{node} cannot commit: {stuck}; a failover would not help: {}", list(others))
             }
