@@ -148,14 +148,23 @@ impl Agent {
         }
     }
 
-    /// `/agent/stop`.
+    /// Refuse unless PostgreSQL is primary on the timeline of `term`, or does not answer and was.
+    pub(super) fn must_serve(&self, term: cluster::Term) -> Result<(), CommandError> {
+        let hung = self.state.look(|o| match &o.postgres {
+            PostgresState::Hung { .. } if o.was_primary => o.last_timeline,
+            _ => None,
+        });
+        if hung.is_some() && hung == term.timeline() { Ok(()) } else { self.must_be_primary(term) }
+    }
+
+    /// `/agent/stop`. Also of one that hangs: then it is killed.
     pub(super) async fn stop(&self, order: &StopOrder) -> Result<Stopped, CommandError> {
         self.promise(order.term)?;
         let _held = self.act_alone().await?;
         let failed = |e: &dyn std::error::Error| self.failed("stopping", e);
         if postgres::postmaster(&self.env).is_some() {
             self.look_again(self.env.config.probe_timeout).await;
-            self.must_be_primary(order.term)?;
+            self.must_serve(order.term)?;
             let bound = Duration::from_millis(order.deadline_ms);
             postgres::stop(&self.env, Stop::Fast(bound)).await.map_err(|e| failed(&e))?;
         }

@@ -57,7 +57,7 @@ impl Agent {
 
     /// A freeze that comes late must not stop the very primary that its term has got.
     pub(super) fn must_not_be_its_primary(&self, term: Term) -> Result<(), CommandError> {
-        match self.must_be_primary(term) {
+        match self.must_serve(term) {
             Ok(()) => Err(self.wrong_state("not the primary of the term already")),
             Err(_) => Ok(()),
         }

@@ -28,7 +28,8 @@ impl Planner {
             return Flow::Wait;
         };
         let there = self.seen.reachable(&node, now, &self.settings).is_some();
-        let stopped_before_us = there && (restarted || self.saw_primary != term);
+        let runs = self.seen.at_work(&node, now, &self.settings);
+        let stopped_before_us = there && !runs && (restarted || self.saw_primary != term);
         let mut begin = if stopped_before_us {
             Self::automatic(Cause::Restart, since, evidence)
         } else {
@@ -37,7 +38,10 @@ impl Planner {
         if stopped_before_us {
             begin.home = Some(node);
         }
-        self.begin_or_hold(now, begin, out)
+        match self.stop_before(now, begin) {
+            Some(begin) => self.begin_or_hold(now, begin, out),
+            None => Flow::Again,
+        }
     }
 
     /// The agents have promised terms that etcd does not know: it was restored from a backup, and what it says of the

@@ -226,6 +226,12 @@ impl Observed {
         }
     }
 
+    /// Its agent is reachable and says that a PostgreSQL that may write runs, also one that does not answer.
+    pub(super) fn at_work(&self, node: &NodeId, now: Instant, settings: &Settings) -> bool {
+        let state = self.reachable(node, now, settings);
+        matches!(state.map(|s| &s.postgres), Some(PostgresState::Primary(_) | PostgresState::Hung { .. }))
+    }
+
     /// Does the primary of the current term live?
     pub fn health(&self, now: Instant, settings: &Settings) -> Health {
         let Some((term, node)) = self.term().and_then(|t| Some((t.term, self.open_primary()?))) else {

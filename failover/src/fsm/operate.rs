@@ -1,6 +1,5 @@
 //! Operators' requests: what is checked before anything is touched, and fences. PURE.
 
-use crate::api::PostgresState;
 use crate::fsm::action::{Action, Answer, ChangeKind, Guard, Operation, RecordKey, RecordPut};
 use crate::fsm::blocker::{Blocker, Missing, Verdict, list};
 use crate::fsm::maintenance::Asked;
@@ -99,7 +98,11 @@ impl Planner {
         let evidence = vec![format!("an operator asked for a switchover from {primary} to {target}")];
         let step = PreludeStep::Checkpointing;
         let target = Some(target);
-        self.begin_prelude(Prelude { op, term, primary, began: now, target, forced: None, step, evidence }, out);
+        let (op, detected) = (Some(op), None);
+        self.begin_prelude(
+            Prelude { op, term, primary, began: now, detected, target, forced: None, step, evidence },
+            out,
+        );
         Ok(())
     }
 
@@ -199,10 +202,7 @@ impl Planner {
             return Err(vec![self.no_cluster()]);
         };
         let primary = self.seen.open_primary().cloned();
-        let at_work = primary.clone().filter(|p| {
-            let state = self.seen.reachable(p, now, &self.settings);
-            matches!(state.map(|s| &s.postgres), Some(PostgresState::Primary(_)))
-        });
+        let at_work = primary.clone().filter(|p| self.seen.at_work(p, now, &self.settings));
         if let Some(to) = &to {
             if at_work.as_ref() == Some(to) {
                 return Err(vec![Blocker::AlreadyPrimary { node: to.clone() }]);
@@ -225,8 +225,11 @@ impl Planner {
             // No quorum fences it, so it is stopped first; its agent then gives up the lease.
             let (term, step) = (term.term, PreludeStep::ToStop);
             let forced = Some(Forced { allow_loss });
-            let primary = primary.clone();
-            self.begin_prelude(Prelude { op, term, primary, began: now, target: to, forced, step, evidence }, out);
+            let (op, detected, primary) = (Some(op), None, primary.clone());
+            self.begin_prelude(
+                Prelude { op, term, primary, began: now, detected, target: to, forced, step, evidence },
+                out,
+            );
             return Ok(());
         }
         let begin = Begin {

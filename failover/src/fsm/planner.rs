@@ -44,6 +44,8 @@ pub struct Planner {
     pub(super) rearm: Option<Rearm>,
     pub(super) rearm_not_before: Instant,
     pub(super) suspend: Option<Suspend>,
+    /// A primary that could not be stopped before a failover is not tried again before.
+    pub(super) stop_not_before: Instant,
     pub(super) relax_not_before: Instant,
     /// The epoch under which the primary would not let commits through.
     pub(super) relax_refused: u64,
@@ -107,6 +109,7 @@ impl Planner {
             rearm: None,
             rearm_not_before: Instant::default(),
             suspend: None,
+            stop_not_before: Instant::default(),
             relax_not_before: Instant::default(),
             relax_refused: 0,
             fence_ops: Vec::new(),
@@ -225,7 +228,7 @@ impl Planner {
     fn take_stage_operation(&mut self) -> Option<u64> {
         match &mut self.stage {
             Stage::Idle => None,
-            Stage::Prelude(p) => Some(p.op.id),
+            Stage::Prelude(p) => p.op.take().map(|o| o.id),
             Stage::Intent(b) | Stage::Beginning(b) => b.op.take().map(|o| o.id),
             Stage::Round(r) => r.begin.op.take().map(|o| o.id),
         }

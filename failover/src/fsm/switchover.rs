@@ -5,7 +5,7 @@
 
 use crate::api::{Checkpoint, Stop};
 use crate::fsm::action::{Action, Answer, ChangeKind, Command, CommandError, Guard, RecordPut, Reply};
-use crate::fsm::blocker::{Verdict, list};
+use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::{Health, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::round::{Begin, Op};
@@ -16,19 +16,22 @@ use std::time::Duration;
 /// The steps before T1.
 #[derive(Debug)]
 pub(super) struct Prelude {
-    pub(super) op: Op,
+    /// Whose request it is; none of a failover for what was seen.
+    pub(super) op: Option<Op>,
     pub(super) term: Term,
     pub(super) primary: NodeId,
     pub(super) began: Instant,
+    /// When what was seen sufficed; none of an operator's request.
+    pub(super) detected: Option<Instant>,
     /// The target of a switchover; of a forced failover only if one was named.
     pub(super) target: Option<NodeId>,
-    /// A forced failover stops the old primary hard, without a drain, and does not return to it.
+    /// A failover stops the old primary hard, without a drain, and does not return to it.
     pub(super) forced: Option<Forced>,
     pub(super) step: PreludeStep,
     pub(super) evidence: Vec<String>,
 }
 
-/// What a forced failover allows.
+/// What a failover that stops the old primary allows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Forced {
     pub(super) allow_loss: bool,
@@ -93,6 +96,35 @@ impl Planner {
         }
     }
 
+    /// The primary is taken for dead by what its own agent says, and still runs where the lease is the fence: that agent
+    /// lives and would renew the lease for ever. If nothing else stands in the way it is stopped first, and its agent gives
+    /// the lease up. Gives the failover back if that is not so.
+    pub(super) fn stop_before(&mut self, now: Instant, begin: Begin) -> Option<Begin> {
+        let obstacles = self.obstacles(now, &begin);
+        let running = self.seen.open_primary().filter(|p| self.seen.at_work(p, now, &self.settings));
+        let (Some(primary), Some(term), Some(policy)) = (running.cloned(), self.seen.term(), self.seen.policy()) else {
+            return Some(begin);
+        };
+        let leased = matches!(&obstacles[..], [Blocker::LeaseHeld { node, .. }] if *node == primary);
+        let others_suffice = self.too_few(now, policy, Some(&primary)).is_empty();
+        if !leased || !others_suffice || now < self.stop_not_before {
+            return Some(begin);
+        }
+        let term = term.term;
+        self.stage = Stage::Prelude(Box::new(Prelude {
+            op: None,
+            term,
+            primary,
+            began: begin.began,
+            detected: Some(now),
+            target: None,
+            forced: Some(Forced { allow_loss: false }),
+            step: PreludeStep::ToStop,
+            evidence: begin.evidence,
+        }));
+        None
+    }
+
     /// Begin the steps of a switchover.
     pub(super) fn begin_prelude(&mut self, prelude: Prelude, out: &mut Vec<Action>) {
         if prelude.step == PreludeStep::Checkpointing {
@@ -124,6 +156,7 @@ impl Planner {
             }
             (PreludeStep::Stopping, Ok(Reply::Stopped(stopped))) => self.old_primary_stopped(now, &stopped),
             (PreludeStep::Stopping, Err(error)) => {
+                self.stop_not_before = now + self.settings.retry_longest;
                 // It may be stopped or not: from here its health decides, and the gate opens again if it lives.
                 let why = format!("the order to stop the primary failed: {error}");
                 self.prelude_failed(why, out);
@@ -151,7 +184,7 @@ impl Planner {
                 begin.prefer = Some(old.clone());
                 begin.home = Some(old);
             }
-            _ => begin.avoid = Some(old), // an operator's failover leaves it
+            _ => begin.avoid = Some(old), // a failover leaves it
         }
         begin.not_before = now;
         self.stage = Stage::Intent(Box::new(begin));
@@ -170,8 +203,9 @@ impl Planner {
 
     fn prelude_failed(&mut self, why: String, out: &mut Vec<Action>) {
         let Stage::Prelude(prelude) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
-        let answer = Box::new(Answer::Failed { why, journal: None });
-        out.push(Action::Answer { id: prelude.op.id, answer });
+        if let Some(op) = prelude.op {
+            out.push(Action::Answer { id: op.id, answer: Box::new(Answer::Failed { why, journal: None }) });
+        }
     }
 
     pub(super) fn drained_gate(&mut self, now: Instant) {
@@ -209,10 +243,15 @@ impl Planner {
 
 fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
     let forced = prelude.forced;
+    let cause = match (&prelude.op, forced) {
+        (None, _) => Cause::Failover,
+        (Some(_), Some(_)) => Cause::OperatorFailover,
+        (Some(_), None) => cause,
+    };
     Begin {
-        cause: if forced.is_some() { Cause::OperatorFailover } else { cause },
+        cause,
         began: prelude.began,
-        detected: None,
+        detected: prelude.detected,
         evidence: prelude.evidence,
         prefer: prelude.target,
         avoid: Some(prelude.primary),
@@ -221,7 +260,7 @@ fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
         allow_loss: forced.is_some_and(|f| f.allow_loss),
         not_before: Instant::default(),
         failures: 0,
-        op: Some(prelude.op),
+        op: prelude.op,
     }
 }
 
