@@ -384,6 +384,7 @@ impl Worker {
             || old
             || !self.still_valid(&server.meta)
             || !server.stream.is_sent()
+            || server.cancels.astray()
         {
             return;
         }
@@ -395,7 +396,7 @@ impl Worker {
         let (worker, pool) = (self.clone(), pool.clone());
         tokio::task::spawn_local(async move {
             server.cancels.ended().await;
-            if worker.still_valid(&server.meta) {
+            if worker.still_valid(&server.meta) && !server.cancels.astray() {
                 pool.give(server);
             }
         });

@@ -9,7 +9,7 @@ use proxy::wire::codec::head;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::{long_cancel_request, write_startup};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -197,4 +197,107 @@ fn a_request_never_hits_the_clients_own_next_statement() {
     }
     // Some came in time and some too late, or the moments are badly chosen.
     assert!((1..200).contains(&hits), "{hits}");
+}
+
+/// A way to a server whose postmaster takes its time with cancel requests: each is passed on when it is told so, and
+/// said to have been acted on.
+struct Slow {
+    port: u16,
+    go_on: std::sync::mpsc::Sender<()>,
+    came: std::sync::mpsc::Receiver<()>,
+    acted_on: std::sync::mpsc::Receiver<()>,
+}
+
+fn slow_with_cancels(port: u16) -> Slow {
+    use std::sync::mpsc::channel;
+    const CANCEL: [u8; 8] = [0, 0, 0, 16, 4, 210, 22, 46];
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let here = listener.local_addr().expect("it listens").port();
+    let ((go_on, told), (comes, came), (acts, acted_on)) = (channel::<()>(), channel(), channel());
+    let told = Arc::new(std::sync::Mutex::new(told));
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let (told, comes, acts) = (told.clone(), comes.clone(), acts.clone());
+            std::thread::spawn(move || -> std::io::Result<()> {
+                let mut first = [0; 8];
+                client.read_exact(&mut first)?;
+                let mut server = TcpStream::connect(("127.0.0.1", port))?;
+                if first == CANCEL {
+                    let mut key = [0; 8];
+                    client.read_exact(&mut key)?;
+                    let _ = comes.send(());
+                    let _ = told.lock().map(|told| told.recv());
+                    server.write_all(&[first, key].concat())?;
+                    let _ = server.read(&mut [0])?;
+                    let _ = acts.send(());
+                    return Ok(());
+                }
+                server.write_all(&first)?;
+                let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                std::io::copy(&mut server, &mut client).map(drop)
+            });
+        }
+    });
+    Slow { port: here, go_on, came, acted_on }
+}
+
+/// What the client is answered, up to ReadyForQuery: SQLSTATEs of errors only.
+fn errors(client: &mut Client) -> Vec<String> {
+    let mut errors = Vec::new();
+    loop {
+        let (kind, frame) = frame(&mut client.stream);
+        match kind {
+            b'E' => errors.push(String::from_utf8_lossy(fields(&frame).code).into_owned()),
+            b'Z' => return errors,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_cancel_request_that_comes_late_hits_no_other_client() {
+    let cluster = trusting(|raw| {
+        raw.pool_size = 1;
+        raw.connect_timeout = cluster::config::Span::millis(300);
+    });
+    let slow = slow_with_cancels(cluster.nodes[0].port);
+    cluster.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = slow.port);
+    let node = &cluster.nodes[0];
+    let mut holder = log_in(node.port, 0, &[]);
+    let say = |client: &mut Client, sql: &str| {
+        let mut out = Vec::new();
+        write_query(&mut out, sql);
+        client.stream.write_all(&out).expect("the other end reads");
+    };
+    let waits = |sql: &str| {
+        let of = format!("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query = '{sql}'");
+        wait_for("the statement to wait", || (node.psql(&of) == "1").then_some(()));
+    };
+    // Its session goes on, or leaves its server in the middle of the statement.
+    for leaves in [false, true] {
+        let (mut first, mut second) = (log_in(cluster.port, 0, &[]), log_in(cluster.port, 0, &[]));
+        say(&mut holder, "select pg_advisory_lock(7)");
+        assert!(errors(&mut holder).is_empty());
+        let sql = "select pg_advisory_xact_lock(7) as first";
+        say(&mut first, sql);
+        waits(sql);
+        let mut request = dial(cluster.port);
+        request.write_all(&long_cancel_request(first.pid, &first.secret)).expect("the endpoint reads");
+        slow.came.recv_timeout(common::DEADLINE).expect("the request is passed on");
+        if leaves {
+            drop(first);
+        }
+        say(&mut holder, "select pg_advisory_unlock(7); select pg_advisory_lock(8)");
+        assert!(errors(&mut holder).is_empty());
+        // The only connection is free when the request was given up, and the next client runs something.
+        let sql = "select pg_advisory_xact_lock(8) as second";
+        say(&mut second, sql);
+        waits(sql);
+        slow.go_on.send(()).expect("it waits for that");
+        slow.acted_on.recv_timeout(common::DEADLINE).expect("the server acts on it");
+        say(&mut holder, "select pg_advisory_unlock(8)");
+        assert!(errors(&mut holder).is_empty());
+        assert_eq!(errors(&mut second), [""; 0], "leaves: {leaves}");
+    }
 }

@@ -56,6 +56,8 @@ impl Waiters {
 #[derive(Debug, Default)]
 pub struct Cancels {
     running: Cell<u32>,
+    /// One was sent and never seen to end: it may lie in the postmaster's queue, and hit whatever runs when it is read.
+    astray: Cell<bool>,
     ended: Notify,
 }
 
@@ -63,6 +65,11 @@ impl Cancels {
     /// Is any on its way?
     pub fn running(&self) -> bool {
         self.running.get() > 0
+    }
+
+    /// May one still come that nobody waits for any more? The server must not serve another client.
+    pub fn astray(&self) -> bool {
+        self.astray.get()
     }
 
     /// Count one more; it ends when [`forward`] does.
@@ -90,23 +97,29 @@ pub struct Way {
 }
 
 /// Send a request to a server and wait until it has been acted on: the server closes the connection then. `cancels`
-/// has counted it already ([`Cancels::begin`]).
+/// has counted it already ([`Cancels::begin`]), and knows afterwards whether it was seen to end.
 pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Cancels>) {
     let Way { worker, host, peer } = way;
+    let sent = Cell::new(false);
     let talk = async {
         let mut stream = Stream::from(TcpStream::connect(peer).await?);
         let contexts = worker.shared.tls.borrow().clone();
         encrypt::secure(&mut stream, &contexts, &host, &worker.handshakes).await?;
+        sent.set(true);
         stream.write_all(&cancel_request(key.0, key.1)).await?;
         let mut byte = [0];
         // It ends; what it says before does not matter.
         let _ended = stream.read(&mut byte).await?;
+        sent.set(false);
         Ok::<(), SecureError>(())
     };
     match tokio::time::timeout(limit, talk).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%peer, %error, "cancel request failed"),
         Err(_) => tracing::debug!(%peer, ?limit, "cancel request was not answered in time"),
+    }
+    if sent.get() {
+        cancels.astray.set(true);
     }
     cancels.running.set(cancels.running.get() - 1);
     cancels.ended.notify_one();

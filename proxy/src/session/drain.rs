@@ -30,6 +30,8 @@ enum DrainError {
     Ended,
     #[error("it did not come to rest")]
     Restless,
+    #[error("a cancel request for it was not seen to end")]
+    CancelAstray,
 }
 
 struct Drained {
@@ -147,6 +149,9 @@ impl Drained {
         }
         // A cancel request on its way must not hit what follows.
         self.server.cancels.ended().await;
+        if self.server.cancels.astray() {
+            return Err(DrainError::CancelAstray);
+        }
         self.relay.errors.clear();
         self.run("DISCARD ALL").await?;
         if !self.relay.errors.is_empty() || self.relay.status != TxStatus::Idle || !self.rest.is_empty() {
