@@ -155,6 +155,28 @@ fn a_databases_limit_moves_connections_to_the_pool_that_lacks_one() {
 }
 
 #[test]
+fn a_limit_of_the_server_moves_connections_to_the_pool_that_lacks_one() {
+    let c = Cluster::start(0, |raw| raw.query_wait_timeout = Span::secs(5));
+    c.nodes[0].psql("alter role app connection limit 2");
+    let mut a: Vec<Raw> = (0..2).map(|_| Raw::login(c.port, &[("work_mem", "1MB")])).collect();
+    a.iter_mut().for_each(|client| assert_eq!(words(&client.query("begin")), "C BEGIN | Z T"));
+    a.iter_mut().for_each(|client| drop(client.query("commit")));
+    // Both are idle in the first pool; a login needs one.
+    let mut b = Raw::login(c.port, &[("work_mem", "2MB")]);
+    assert_eq!(words(&b.query("begin")), "C BEGIN | Z T");
+    // The limit is the database's now, for another user too, and one that is in use is let go when it is given back.
+    c.nodes[0].psql("alter role app connection limit -1");
+    c.nodes[0].psql("alter database app connection limit 2");
+    assert_eq!(words(&a[0].query("begin")), "C BEGIN | Z T");
+    b.query("commit");
+    b.query("begin");
+    a[1].write(|out| write_query(out, "show work_mem"));
+    wait_until_waiting(&c, 1);
+    b.query("commit");
+    assert_eq!(words(&a[1].until_ready()), "T | D 1MB | C SHOW | Z I");
+}
+
+#[test]
 fn an_alias_has_its_own_limits_and_leads_to_its_database() {
     let c = Cluster::start(0, |raw| {
         let alias = Database {

@@ -1,6 +1,6 @@
 //! Taking a server connection and giving it back.
 
-use crate::pool::{Doors, Full, Identity, Limit, Limits, Permit, PoolKey, Share};
+use crate::pool::{Doors, Full, Identity, Limit, Limits, Permit, PoolKey, Rivals, Share};
 use crate::session::server::Server;
 use crate::session::settings::Shared;
 use cluster::topology::Topology;
@@ -426,13 +426,10 @@ impl Pools {
         self.pools.borrow().values().cloned().collect()
     }
 
-    /// Another pool of the database lacks a connection: let go one that nobody waits for here.
-    pub fn evict(&self, for_whom: &PoolKey) {
-        let sibling = |p: &Rc<Pool>| {
-            let key = &p.key;
-            key.node == for_whom.node && key.identity.database == for_whom.identity.database && key != for_whom
-        };
-        let _ = self.all().iter().filter(|p| sibling(p) && p.waiting() == 0).any(|p| p.close_oldest());
+    /// Another pool lacks a connection: let go one of its rivals' that nobody waits for here.
+    pub fn evict(&self, for_whom: &PoolKey, rivals: Rivals) {
+        let rival = |p: &&Rc<Pool>| p.waiting() == 0 && rivals.has(&p.key, for_whom);
+        let _ = self.all().iter().filter(rival).any(|p| p.close_oldest());
     }
 
     /// What has been decided may be decided otherwise now: who waits looks again, and keeps its place meanwhile.

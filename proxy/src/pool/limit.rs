@@ -2,7 +2,7 @@
 
 use crate::config::pools::Pools as Rules;
 use crate::pool::policy::{self, PoolPolicy};
-use crate::pool::{PoolKey, Scope};
+use crate::pool::{PoolKey, Rivals, Scope};
 use cluster::NodeId;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -56,6 +56,8 @@ pub struct Limit {
     min: AtomicUsize,
     open: AtomicUsize,
     waiting: AtomicUsize,
+    /// A pool that the server refuses a connection has asked for one of these.
+    claimed: AtomicBool,
     lanes: Box<[Lane]>,
     database: Arc<DatabaseLimit>,
     /// Called with a worker's index when a place has become free and somebody waits there.
@@ -105,6 +107,14 @@ impl Limit {
         Err(Full::Pool { limit })
     }
 
+    /// The server takes no more connections: of each rival of this database one that is given back is closed, where
+    /// nobody waits for it. Those of other databases are only asked for idle ones.
+    pub fn claim(&self, rivals: Rivals) {
+        let pools = self.database.pools.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let rivals = pools.iter().filter_map(Weak::upgrade).filter(|limit| rivals.has(&limit.key, &self.key));
+        rivals.for_each(|limit| limit.claimed.store(true, Ordering::SeqCst));
+    }
+
     fn most(&self, share: Share) -> usize {
         let size = self.size();
         match share {
@@ -146,7 +156,7 @@ impl Limit {
         let database = &self.database;
         self.open.load(Ordering::SeqCst) > self.size()
             || database.open.load(Ordering::SeqCst) > database.max.load(Ordering::SeqCst)
-            || (database.starved.load(Ordering::SeqCst) && !self.waited_for())
+            || ((database.starved.load(Ordering::SeqCst) || self.claimed.load(Ordering::SeqCst)) && !self.waited_for())
     }
 
     /// Could one more be opened?
@@ -198,6 +208,7 @@ impl Limit {
 
     fn close(&self) {
         self.open.fetch_sub(1, Ordering::SeqCst);
+        self.claimed.store(false, Ordering::SeqCst);
         self.wake_oldest();
         self.database.close();
     }
@@ -292,6 +303,7 @@ impl Limits {
             min: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            claimed: AtomicBool::new(false),
             lanes: (0..self.workers).map(|_| Lane::default()).collect(),
             database,
             wake: self.wake.clone(),
@@ -426,6 +438,22 @@ mod tests {
         assert_eq!(s.woken(), "b@1");
         assert!(!a.surplus());
         assert!(b.permit(Share::Usual).is_ok());
+    }
+
+    #[test]
+    fn one_connection_of_each_rival_goes_to_who_is_refused_by_the_server() {
+        let s = setup(|rules| rules.pool_size = 5);
+        let (a, b) = (s.of("a"), s.of("b"));
+        let (first, _second) = (a.permit(Share::Usual).unwrap(), a.permit(Share::Usual).unwrap());
+        b.claim(Rivals::User);
+        assert!(!a.surplus(), "it is of another user");
+        b.claim(Rivals::ServerDatabase);
+        assert!(a.surplus() && !b.surplus());
+        a.count_waiter(true);
+        assert!(!a.surplus(), "somebody waits for it");
+        a.count_waiter(false);
+        drop(first);
+        assert!(!a.surplus(), "one is enough");
     }
 
     #[test]

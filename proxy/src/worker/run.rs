@@ -127,7 +127,7 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
         }
         ToWorker::Ask { from, key } => worker.pools.of(&key.node, &key.identity).asked_by(from),
         ToWorker::Room(key) => worker.pools.of(&key.node, &key.identity).room(),
-        ToWorker::Evict(key) => worker.pools.evict(&key),
+        ToWorker::Evict { key, rivals } => worker.pools.evict(&key, rivals),
         ToWorker::Order { order, scope, done } => {
             worker.obey(order, &scope);
             // Who asked may have given up.

@@ -13,7 +13,7 @@ use crate::metrics::{Metrics, Totals};
 use crate::net::{Detached, Origin};
 use crate::pool::clients::Clients;
 use crate::pool::view::View as Inventory;
-use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Scope};
+use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Rivals, Scope};
 use crate::reach::Reach;
 use crate::route::Decision;
 use crate::session::cancel::place_of;
@@ -201,8 +201,13 @@ pub enum ToWorker {
     },
     /// A place in that pool has become free.
     Room(PoolKey),
-    /// That pool lacks a connection that another pool of its database may have.
-    Evict(PoolKey),
+    /// That pool lacks a connection that another pool may have.
+    Evict {
+        /// The pool.
+        key: PoolKey,
+        /// Which others.
+        rivals: Rivals,
+    },
     /// An operator has said something: [`Shared::doors`] has it.
     Order {
         /// What.

@@ -3,8 +3,9 @@
 use super::open::{describe, open};
 use super::{NotFound, Want, refused, rules};
 use crate::pool::checkout::Wait;
-use crate::pool::{Full, Offer, Permit, Pool, Share};
+use crate::pool::{Full, Offer, Permit, Pool, Rivals, Share};
 use crate::session::server::{ConnectError, Server};
+use crate::wire::backend::fields;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
 use crate::worker::{ToWorker, Worker};
@@ -60,6 +61,14 @@ impl Queue {
             Err(Some(error)) => error,
         };
         tracing::debug!(node = %member.node, ?role, error = %describe(&error), "server not reached");
+        if let ConnectError::Refused { code, frame, .. } = &error
+            && code == TOO_MANY
+        {
+            // The next attempt, a pause from now, finds a place if one of these was idle or is given back until then.
+            let rivals = Rivals::of_refusal(fields(frame).routine);
+            pool.limit.claim(rivals);
+            evict(w, pool, rivals);
+        }
         match (role, error) {
             (Role::Standby, _) => want.avoid.push(member.node.clone()),
             (Role::Primary, ConnectError::Refused { code, frame, .. }) if code == TOO_MANY => {
@@ -99,12 +108,16 @@ impl Queue {
         w.look_no_later(until);
         let wait = pool.wait(since, until, true);
         if let Full::Database { .. } = full {
-            // Other pools of the database, on any worker, may have a connection that nobody uses.
-            let evict = |peer: &tokio::sync::mpsc::Sender<ToWorker>| peer.try_send(ToWorker::Evict(pool.key.clone()));
-            w.shared.peers.iter().for_each(|peer| drop(evict(peer)));
+            evict(w, pool, Rivals::Database);
         }
         Ok(turn(wait).await)
     }
+}
+
+/// Other pools, on any worker, may have a connection that nobody uses.
+fn evict(w: &Worker, pool: &Pool, rivals: Rivals) {
+    let evict = || ToWorker::Evict { key: pool.key.clone(), rivals };
+    w.shared.peers.iter().for_each(|peer| drop(peer.try_send(evict())));
 }
 
 /// A turn in the queue. `None` when something has changed, or the time is over.
