@@ -2,10 +2,12 @@
 
 use crate::auth::cancel_keys::Secret;
 use crate::auth::userlist::LoadUserlistError;
+use crate::auth::users::Users;
 use crate::config::{Config, reload};
 pub use crate::console::command::Wait;
 use crate::explain::{self, ExplainError, Explained};
 use crate::inherit::{Listening, Named};
+use crate::session::peers;
 use crate::tls::Contexts;
 use crate::tls::live::chain;
 use crate::worker::Shared;
@@ -75,10 +77,14 @@ impl Control {
             let cause = std::error::Error::source(&error).map(|c| format!(": {c}")).unwrap_or_default();
             Refused(vec![format!("{error}{cause}")])
         };
-        // Read for the answer: the thread that follows the files reads them again, and puts them in force.
+        // All is read before anything takes effect. For the answer: the thread that follows the files reads them again, and puts them in force.
         Contexts::load(&new).map_err(|error| Refused(vec![chain(&error)]))?;
-        self.shared.users.reload(&new).map_err(unusable)?;
-        self.shared.cancelling.reload(&new).map_err(|error| Refused(vec![error.to_string()]))?;
+        let users = Users::read(&new).map_err(unusable)?;
+        let secret = peers::read(&new).map_err(|error| Refused(vec![error.to_string()]))?;
+        self.shared.users.put(users);
+        if let Some(secret) = secret {
+            self.shared.cancelling.rotate(secret);
+        }
         if new.auth.query != old.auth.query {
             self.shared.lookups.forget();
         }

@@ -233,3 +233,23 @@ fn a_user_who_asks_for_an_alias_is_looked_up_in_the_database_behind_it() {
     let output = output.expect("psql runs");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "app", "{output:?}");
 }
+
+#[test]
+fn a_reload_that_is_refused_changes_no_users() {
+    let mut settings = None;
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(0, |raw| settings = Some(raw.clone()));
+    let control = cluster.handle.as_ref().unwrap().control();
+    let mut changed = settings.unwrap();
+    changed.userlist = dir.path().join("others.txt");
+    std::fs::write(&changed.userlist, "\"other\" \"x\"\n").unwrap();
+    changed.cancel.secret_file = Some(dir.path().join("secret"));
+    std::fs::write(dir.path().join("secret"), "short").unwrap();
+    let check = |raw: &proxy::config::Raw| proxy::config::check(raw.clone()).expect("the file cannot be looked into");
+    let refused = control.reload(check(&changed)).unwrap_err();
+    assert!(refused.to_string().contains("at least 16 bytes"), "{refused}");
+    assert_eq!(cluster.psql("select 1"), Ok("1".to_owned()));
+    std::fs::write(dir.path().join("secret"), "long enough for a secret").unwrap();
+    control.reload(check(&changed)).unwrap();
+    assert!(cluster.psql("select 1").is_err(), "the users of the new file are in force");
+}

@@ -13,6 +13,10 @@ pub struct Users {
     files: RwLock<Arc<Files>>,
 }
 
+/// What was read and is not in force yet.
+#[derive(Debug)]
+pub struct Read(Files);
+
 #[derive(Debug, Default)]
 struct Files {
     clients: Userlist,
@@ -37,11 +41,24 @@ impl Users {
     /// # Errors
     /// One of them cannot be read or used; what was read before stays.
     pub fn reload(&self, config: &Config) -> Result<bool, LoadUserlistError> {
-        let new = Files::load(config)?;
+        let new = Read(Files::load(config)?);
         let old = self.files();
-        let changed = new.clients != old.clients || new.servers != old.servers;
-        *self.files.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        let changed = new.0.clients != old.clients || new.0.servers != old.servers;
+        self.put(new);
         Ok(changed)
+    }
+
+    /// Read the files, and put nothing in force yet. Blocks.
+    ///
+    /// # Errors
+    /// One of them cannot be read or used.
+    pub fn read(config: &Config) -> Result<Read, LoadUserlistError> {
+        Files::load(config).map(Read)
+    }
+
+    /// Put what was read in force.
+    pub fn put(&self, read: Read) {
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(read.0);
     }
 
     /// When the files were written, if that is not when they were read. Blocks.

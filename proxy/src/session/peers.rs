@@ -48,17 +48,12 @@ impl Cancelling {
         Ok(Self { ring: RwLock::new((Keyring::new(&secret), secret)), forged: Mutex::default(), passing })
     }
 
-    /// Read the secret again. Keys that were given out under the one before still count. Blocks.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is too short; nothing is changed then.
-    pub fn reload(&self, config: &Config) -> io::Result<()> {
-        let Some(secret) = read(config)? else { return Ok(()) };
+    /// Put a secret in force that was [`read`] again. Keys that were given out under the one before still count.
+    pub fn rotate(&self, secret: Vec<u8>) {
         let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
         if ring.1 != secret {
             *ring = (ring.0.rotated(&secret), secret);
         }
-        Ok(())
     }
 
     /// A secret for a session of this process; `long` for clients of protocol 3.2.
@@ -89,7 +84,11 @@ impl Cancelling {
     }
 }
 
-fn read(config: &Config) -> io::Result<Option<Vec<u8>>> {
+/// The secret of `proxy.cancel.secret_file`, if there is one. Blocks.
+///
+/// # Errors
+/// The file cannot be read, or is too short.
+pub fn read(config: &Config) -> io::Result<Option<Vec<u8>>> {
     let Some(path) = &config.cancel.secret_file else { return Ok(None) };
     let named = |error: io::Error| io::Error::new(error.kind(), format!("proxy.cancel.secret_file {path:?}: {error}"));
     let mut secret = std::fs::read(path).map_err(named)?;
