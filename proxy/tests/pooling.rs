@@ -243,6 +243,21 @@ fn pause_waits_for_transactions_and_holds_what_comes() {
 }
 
 #[test]
+fn a_pause_of_all_that_does_not_come_about_leaves_what_was_paused_before() {
+    let c = Cluster::start(0, |_| {});
+    let other = || Scope::Database("other".into());
+    order(&c, Order::Pause, other(), LIMIT).unwrap();
+    let mut busy = Raw::login(c.port, &[]);
+    busy.query("begin");
+    let error = order(&c, Order::Pause, Scope::All, SHORT).unwrap_err();
+    assert!(matches!(error, OrderError::StillInUse { servers: 1, .. }), "{error}");
+    assert_eq!(words(&Raw::login(c.port, &[]).query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    order(&c, Order::Resume, other(), LIMIT).expect("it is paused still");
+    let error = order(&c, Order::Resume, Scope::All, LIMIT).unwrap_err();
+    assert!(matches!(error, OrderError::Refused(_)), "{error}");
+}
+
+#[test]
 fn a_pause_longer_than_the_wait_is_told_and_new_clients_wait_too() {
     let c = Cluster::start(0, |raw| raw.query_wait_timeout = Span::millis(200));
     let mut client = Raw::login(c.port, &[]);

@@ -42,7 +42,7 @@ pub enum OrderError {
 /// See [`OrderError`].
 pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration) -> Result<(), OrderError> {
     let until = Instant::now() + limit;
-    announce(shared, order, &scope, until, limit).await?;
+    let paused_before = announce(shared, order, &scope, until, limit).await?;
     if !matches!(order, Order::Pause | Order::Kill) {
         return Ok(());
     }
@@ -62,9 +62,11 @@ pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration)
         return Ok(());
     }
     let servers = shared.limits.open(&scope);
-    if order == Order::Pause {
+    // What had been paused before stays so: databases of their own, when this was for all.
+    if order == Order::Pause && !paused_before {
         let (until, limit) = (Instant::now() + TAKE_BACK, TAKE_BACK);
-        announce(shared, Order::Resume, &scope, until, limit).await?;
+        shared.doors.lock().unwrap_or_else(PoisonError::into_inner).unpause(&scope);
+        tell(shared, Order::Resume, &scope, until, limit).await?;
     }
     Err(OrderError::StillInUse { servers, limit })
 }
@@ -95,15 +97,27 @@ pub async fn wait_close(shared: &Shared, scope: &Scope, limit: Duration) -> Resu
 /// How long the workers have to take a pause back.
 const TAKE_BACK: Duration = Duration::from_secs(5);
 
+/// Put an order in force. Was it paused before?
 async fn announce(
     shared: &Shared,
     order: Order,
     scope: &Scope,
     until: Instant,
     limit: Duration,
-) -> Result<(), OrderError> {
+) -> Result<bool, OrderError> {
     let now = cluster::Clock.now();
-    shared.doors.lock().unwrap_or_else(PoisonError::into_inner).obey(order, scope, now)?;
+    let paused_before = {
+        let mut doors = shared.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        let paused = doors.pauses(scope);
+        doors.obey(order, scope, now)?;
+        paused
+    };
+    tell(shared, order, scope, until, limit).await?;
+    Ok(paused_before)
+}
+
+/// Have every worker act on what was said.
+async fn tell(shared: &Shared, order: Order, scope: &Scope, until: Instant, limit: Duration) -> Result<(), OrderError> {
     each(shared, until, limit, |done| ToWorker::Order { order, scope: scope.clone(), done }).await?;
     Ok(())
 }

@@ -86,6 +86,20 @@ impl Doors {
         Ok(())
     }
 
+    /// Was a pause ordered of just that? Others may pause a part of it, or more.
+    pub fn pauses(&self, scope: &Scope) -> bool {
+        match scope {
+            Scope::All => self.all.paused,
+            Scope::Database(name) => self.databases.get(name).is_some_and(|door| door.paused),
+        }
+    }
+
+    /// Take a pause of just that back, and no other.
+    pub fn unpause(&mut self, scope: &Scope) {
+        self.door(scope).paused = false;
+        self.databases.retain(|_, door| *door != Door::default());
+    }
+
     fn door(&mut self, scope: &Scope) -> &mut Door {
         match scope {
             Scope::All => &mut self.all,
