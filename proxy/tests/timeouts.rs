@@ -155,3 +155,29 @@ fn a_server_that_does_not_end_a_cancelled_statement_is_given_up_and_a_write_is_i
     assert!(seen == "E 08007 | Z I", "{seen}");
     assert_eq!(words(&a.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
 }
+
+#[test]
+fn a_limit_of_the_clients_own_is_told_in_the_servers_words_and_no_server_is_lost() {
+    let c = Cluster::start(0, |_| {});
+    let timed_out = |client: &mut Raw, code: &str| {
+        assert_eq!((client.next(), client.next()), (format!("E {code}"), "EOF".to_owned()));
+    };
+    let mut a = Raw::login(c.port, &[]);
+    a.query("set idle_in_transaction_session_timeout = '200ms'");
+    a.query("begin");
+    timed_out(&mut a, "25P03");
+    // Its role may have it, or its login.
+    let mut b = Raw::login(c.port, &[("idle_in_transaction_session_timeout", "200ms")]);
+    b.query("begin; select 1");
+    timed_out(&mut b, "25P03");
+    // Outside a transaction only a session that keeps its server is told; who has none never waits there.
+    let mut d = Raw::login(c.port, &[("idle_session_timeout", "200ms")]);
+    d.query("listen news");
+    timed_out(&mut d, "57P05");
+    wait_for("the counters to be handed over", || {
+        (c.counter_of("pgtenure_proxy_errors_total", "server") >= 3.0).then_some(())
+    });
+    assert_eq!(c.counter("pgtenure_proxy_server_losses_total"), 0.0);
+    let mut e = Raw::login(c.port, &[]);
+    assert_eq!(words(&e.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}

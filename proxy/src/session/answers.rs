@@ -173,8 +173,24 @@ impl Session {
                 self.desynchronised |= code == *PROTOCOL_VIOLATION;
                 Err(Turn::Lost(Loss::Fatal(code)))
             }
+            Some(Event::TimedOut { code, told }) => Err(self.timed_out(code, &told)),
             Some(Event::Violation(what)) => Err(Turn::Lost(Loss::Violation(what))),
         }
+    }
+
+    /// The server ends the session that it has with this one, which has sent it nothing: the client had asked for that, or
+    /// its role has it, and is told as PostgreSQL tells it. What no client could know of is a lost server.
+    #[cold]
+    fn timed_out(&mut self, code: [u8; 5], told: &[u8]) -> Turn {
+        let knows = self.relay.status != TxStatus::Idle || self.mode == PoolMode::Session || !self.pins.is_empty();
+        if !knows {
+            return Turn::Lost(Loss::Fatal(code));
+        }
+        self.w.counts.error([code[0], code[1]], Source::Server);
+        self.drop_server();
+        self.to_client.append(|out| out.extend_from_slice(told));
+        self.to_client.try_flush(&mut self.client);
+        Turn::Close
     }
 
     /// What the relay found out on the way; the answer came at `now`.

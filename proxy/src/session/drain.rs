@@ -222,9 +222,13 @@ impl Drained {
                 None => return Ok(()),
                 Some(Event::Idle | Event::Hidden | Event::Again) if self.rest.is_empty() => return Ok(()),
                 Some(Event::Idle | Event::Hidden | Event::Again) => {}
-                Some(Event::Retry { .. } | Event::Seen { .. } | Event::Fatal { .. } | Event::Violation(_)) => {
-                    return Err(DrainError::Ended);
-                }
+                Some(
+                    Event::Retry { .. }
+                    | Event::Seen { .. }
+                    | Event::Fatal { .. }
+                    | Event::TimedOut { .. }
+                    | Event::Violation(_),
+                ) => return Err(DrainError::Ended),
             }
         }
     }

@@ -65,6 +65,14 @@ pub enum Event {
         /// The server's SQLSTATE.
         code: [u8; 5],
     },
+    /// The server ends a session of which nothing is in flight, for a limit that may be the client's own: it has been
+    /// idle, or in its transaction, for too long.
+    TimedOut {
+        /// The server's SQLSTATE.
+        code: [u8; 5],
+        /// Its words.
+        told: Box<[u8]>,
+    },
     /// The server said something that is not an answer to anything.
     Violation(&'static str),
 }
@@ -326,7 +334,12 @@ impl Relay {
                         // What came before it is why it ends the connection.
                         Event::Fatal { code } => code != *PROTOCOL_VIOLATION,
                         Event::Retry { .. } => true,
-                        Event::Idle | Event::Hidden | Event::Again | Event::Seen { .. } | Event::Violation(_) => false,
+                        Event::Idle
+                        | Event::Hidden
+                        | Event::Again
+                        | Event::Seen { .. }
+                        | Event::TimedOut { .. }
+                        | Event::Violation(_) => false,
                     };
                     if unfounded && !self.delivered {
                         sink.truncate(mark);

@@ -205,6 +205,18 @@ fn whatever_recovery_cancels_a_read_for_it_runs_elsewhere() {
 }
 
 #[test]
+fn a_session_that_the_server_ends_for_its_own_limit_is_told_so_only_when_nothing_was_sent() {
+    let mut s = Vec::new();
+    error(&mut s, "FATAL", "25P03", "ProcessInterrupts");
+    let code = *b"25P03";
+    let (out, events) = feed(&mut Relay::default(), &s, &[]);
+    assert_eq!((out.len(), events), (0, vec![Event::TimedOut { code, told: s.as_slice().into() }]));
+    let mut relay = Relay::default();
+    relay.push(plain(Kind::Query));
+    assert_eq!(feed(&mut relay, &s, &[]).1, [Event::Fatal { code }]);
+}
+
+#[test]
 fn a_fatal_error_is_an_event_and_does_not_reach_the_client() {
     let mut relay = Relay::default();
     relay.push(plain(Kind::Query));

@@ -14,6 +14,9 @@ impl Relay {
         if f.code.len() == 5 {
             code.copy_from_slice(f.code);
         }
+        if f.is_fatal() && !self.busy() && matches!(&code, b"25P03" | b"25P04" | b"57P05") {
+            return Step::Stop(Event::TimedOut { code, told: frame.into() });
+        }
         if f.is_fatal() {
             return Step::Stop(Event::Fatal { code });
         }
