@@ -5,6 +5,7 @@ mod common;
 use cluster::topology::{Closed, Gate};
 use common::raw::{Raw, bind, describe, execute, flush, parse, run, sync};
 use common::{Cluster, dial, wait_for};
+use proxy::wire::backend;
 use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
@@ -242,5 +243,39 @@ fn a_notification_right_behind_an_answer_is_told_at_once() {
         seen.sort();
         assert_eq!(seen, ["A", "C UNLISTEN", "Z I"], "round {round}");
         assert_eq!(words(&other.until_ready()), "C NOTIFY | Z I");
+    }
+}
+
+/// Who notifies next, and of what.
+fn notified(client: &mut Raw) -> (Option<u32>, Vec<u8>) {
+    loop {
+        let (kind, frame) = client.frame().expect("the session goes on");
+        if kind == b'A' {
+            return (backend::notifying_pid(&frame), frame[9..].to_vec());
+        }
+    }
+}
+
+#[test]
+fn a_client_knows_its_own_notifications_by_the_process_number_it_was_given() {
+    let c = Cluster::start(0, |raw| {
+        let own = proxy::config::pools::Database {
+            dbname: Some("app".into()),
+            pool_mode: Some(proxy::config::PoolMode::Session),
+            ..Default::default()
+        };
+        raw.databases.insert("own".into(), own);
+    });
+    for database in ["app", "own"] {
+        let mut a = Raw::login(c.port, &[("database", database)]);
+        let mut other = Raw::login(c.port, &[]);
+        a.query("listen news");
+        other.query("notify news, 'other'");
+        let (pid, told) = notified(&mut a);
+        assert_eq!(told, b"news\0other\0");
+        let served = c.nodes[0].psql("select string_agg(pid::text, ' ') from pg_stat_activity where usename = 'app'");
+        assert!(served.split(' ').any(|p| p.parse().ok() == pid), "{pid:?} of {served}");
+        a.write(|out| write_query(out, "notify news, 'own'"));
+        assert_eq!(notified(&mut a), (Some(a.key.0), b"news\0own\0".to_vec()), "{database}");
     }
 }

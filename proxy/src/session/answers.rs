@@ -4,6 +4,7 @@ use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::metrics::Source;
 use crate::route::durability::COMMIT;
+use crate::session::cancel::pid_of;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::durability::level;
 use crate::session::presence::Activity;
@@ -25,6 +26,8 @@ struct Conversation<'a> {
     tracking: &'a Tracking,
     /// The server is the session's own, or kept for it.
     keeps: bool,
+    /// The process number that the client was given.
+    pid: u32,
 }
 
 impl Host for Conversation<'_> {
@@ -38,6 +41,11 @@ impl Host for Conversation<'_> {
 
     fn hears(&self) -> bool {
         self.keeps
+    }
+
+    fn pid_told(&self, pid: u32) -> Option<u32> {
+        // What another session notifies comes from a process that its client may not know either.
+        (pid == self.meta.key.0).then_some(self.pid)
     }
 
     fn name_taken_back(&self) -> Option<(&str, &str)> {
@@ -118,7 +126,8 @@ impl Session {
         }
         let meta = &server.meta;
         let keeps = self.mode == PoolMode::Session || !self.pins.is_empty();
-        let host = Conversation { meta, tracking: &self.tracking, keeps };
+        let pid = pid_of(self.w.index, self.place);
+        let host = Conversation { meta, tracking: &self.tracking, keeps, pid };
         // A cancelled wait for a standby is told by a notice, unless the session has switched notices off.
         if self.cancelled && self.hides_notices() {
             self.relay.doubt(host.not_replicated());

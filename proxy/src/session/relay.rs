@@ -101,6 +101,11 @@ pub trait Host {
         true
     }
 
+    /// The process number that the client knows a notifying one by, when that is another: its own.
+    fn pid_told(&self, _pid: u32) -> Option<u32> {
+        None
+    }
+
     /// The server's and the client's own `application_name`, when that was taken back on a server that had its login's
     /// already and so reports nothing.
     fn name_taken_back(&self) -> Option<(&str, &str)> {

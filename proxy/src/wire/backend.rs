@@ -143,6 +143,19 @@ pub fn text_row(frame: &[u8]) -> Option<Vec<Option<String>>> {
     Some(row)
 }
 
+/// The process that notifies, of a whole NotificationResponse frame.
+pub fn notifying_pid(frame: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(*frame.get(HEAD..)?.first_chunk()?))
+}
+
+/// A whole NotificationResponse frame as if that process notified.
+pub fn with_notifying_pid(out: &mut Vec<u8>, frame: &[u8], pid: u32) {
+    let (head, body) = frame.split_at(HEAD);
+    out.extend_from_slice(head);
+    out.extend_from_slice(&pid.to_be_bytes());
+    out.extend_from_slice(&body[4..]);
+}
+
 /// Process number and secret of a whole BackendKeyData frame of protocol 3.0.
 pub fn backend_key(frame: &[u8]) -> Option<(u32, u32)> {
     let (pid, rest) = frame.get(HEAD..)?.split_first_chunk::<4>()?;

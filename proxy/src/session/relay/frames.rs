@@ -62,7 +62,11 @@ impl Relay {
                 Step::Pass { shown }
             }
             b'A' if host.hears() => {
-                sink.pass(input, span);
+                let notifying = backend::notifying_pid(frame).and_then(|pid| host.pid_told(pid));
+                match notifying {
+                    Some(own) => backend::with_notifying_pid(sink.insert(input), frame, own),
+                    None => sink.pass(input, span),
+                }
                 Step::Pass { shown: false }
             }
             b'A' => {
