@@ -246,6 +246,24 @@ fn a_notification_right_behind_an_answer_is_told_at_once() {
     }
 }
 
+#[test]
+fn an_error_or_a_notice_of_megabytes_is_told_whole() {
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    let mut a = Raw::login(c.port, &[]);
+    let before = words(&a.query("select pg_backend_pid()"));
+    for (level, kind) in [("notice", b'N'), ("exception", b'E')] {
+        for length in [2_000_000, 20_000_000] {
+            let sql = format!("do $$ begin raise {level} '%', repeat('#', {length}); end $$");
+            a.write(|out| write_query(out, &sql));
+            let (seen, frame) = a.frame().expect("it is told");
+            assert_eq!((seen, frame.len() > length), (kind, true), "{level} {length}");
+            assert_eq!(frame.iter().filter(|b| **b == b'#').count(), length);
+            a.until_ready();
+        }
+    }
+    assert_eq!(words(&a.query("select pg_backend_pid()")), before, "no server was lost");
+}
+
 /// Who notifies next, and of what.
 fn notified(client: &mut Raw) -> (Option<u32>, Vec<u8>) {
     loop {

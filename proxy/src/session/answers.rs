@@ -76,7 +76,8 @@ impl Session {
         self.server_wakes = false;
         let limit = self.w.config().relay_buffer;
         let mut scratch = self.w.take_scratch();
-        let kept = fill(&mut scratch, &self.server_in, limit);
+        let assembles = self.relay.assembles(&self.server_in);
+        let kept = fill(&mut scratch, if assembles { &[] } else { &self.server_in }, limit);
         let outcome = match server.stream.poll_fill(&mut scratch[kept..kept + limit], cx) {
             Poll::Pending => {
                 (self.server_dry, self.server_wakes) = (true, is_told());
@@ -84,8 +85,11 @@ impl Session {
             }
             Poll::Ready(Err(_) | Ok(0)) => Err(Turn::Lost(Loss::Gone)),
             Poll::Ready(Ok(n)) => {
-                let owed = kept == 0 || self.relay.busy() || self.tracking.asked.is_some();
-                let moved = self.server_bytes(&scratch[..kept + n]);
+                let owed = self.server_in.is_empty() || self.relay.busy() || self.tracking.asked.is_some();
+                let moved = match assembles {
+                    true => self.assemble(&scratch[..n]),
+                    false => self.server_bytes(&scratch[..kept + n]),
+                };
                 if !owed && moved.is_ok() {
                     self.rest_behind();
                 }
@@ -94,6 +98,17 @@ impl Session {
         };
         self.w.put_scratch(scratch);
         outcome
+    }
+
+    /// More of a long message that is read whole.
+    #[cold]
+    fn assemble(&mut self, more: &[u8]) -> Result<bool, Turn> {
+        self.server_in.extend_from_slice(more);
+        if self.relay.assembles(&self.server_in) {
+            return Ok(true);
+        }
+        let whole = std::mem::take(&mut self.server_in);
+        self.server_bytes(&whole)
     }
 
     /// What came in one read with an answer, behind it: notifications and the like, or the end. Nothing else need come

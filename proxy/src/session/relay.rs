@@ -30,8 +30,12 @@ use std::rc::Rc;
 
 /// A data frame above this size passes before it is complete, bytes.
 const STREAM_ABOVE: usize = 32 * 1024;
-/// Longest frame that must be read whole (errors, notices, tags), bytes.
+/// Longest frame that must be read whole (settings, tags), bytes.
 const MAX_WHOLE: usize = 1 << 20;
+/// Longest error or notice, bytes: a function may raise what it has been given.
+const MAX_TOLD: usize = 64 << 20;
+/// A frame above this size that must be read whole is put together before it is looked at again, bytes.
+const ASSEMBLE_ABOVE: usize = 64 * 1024;
 /// The SQLSTATE of a server that cannot make sense of what it is sent. What we send is well formed, but a client may
 /// send the wrong messages within a COPY.
 pub const PROTOCOL_VIOLATION: &[u8; 5] = b"08P01";
@@ -305,7 +309,7 @@ impl Relay {
                     self.body_left = end - input.len();
                     sink.pass(input, at..input.len());
                     at = input.len();
-                } else if head.total > MAX_WHOLE {
+                } else if head.total > longest(head.kind) {
                     break Some(Event::Violation("a message longer than expected"));
                 }
                 break None;
@@ -357,6 +361,16 @@ impl Relay {
         };
         self.delivered |= visible;
         Progress { consumed: at, event }
+    }
+
+    /// Is more of the frame that `begun` is the start of to come before it is looked at? Else it would be copied again with
+    /// each read.
+    pub fn assembles(&self, begun: &[u8]) -> bool {
+        if begun.is_empty() || self.body_left > 0 {
+            return false;
+        }
+        let whole = head(begun).ok().flatten().filter(|h| h.total > ASSEMBLE_ABOVE && h.total <= longest(h.kind));
+        whole.is_some_and(|h| h.total > begun.len())
     }
 
     /// Until its unit is over, what was registered may have to be taken back: the unit is sent again elsewhere.
@@ -449,6 +463,10 @@ impl Relay {
         self.local_answers(&[], sink);
         self.delivered |= !sink.is_empty();
     }
+}
+
+fn longest(kind: u8) -> usize {
+    if matches!(kind, b'E' | b'N') { MAX_TOLD } else { MAX_WHOLE }
 }
 
 enum Step {
