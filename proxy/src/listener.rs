@@ -150,7 +150,7 @@ fn start_with(
     let count = config.workers.unwrap_or(cores);
     let listening = Arc::<Listening>::default();
     let wanted = [config.listen.all(), &config.listen_read_only].concat();
-    let mut sockets = listen_tcp(&wanted, &mut inherited, &listening)?;
+    let mut sockets = listen_tcp(&wanted, config.timeouts.client_tcp_user, &mut inherited, &listening)?;
     let read_only = sockets.split_off(config.listen.all().len());
     let addrs: Vec<SocketAddr> = sockets.iter().map(|(_, addr)| *addr).collect();
     let addr = addrs[0];
@@ -245,6 +245,7 @@ type Socket = (std::net::TcpListener, SocketAddr);
 /// Listen on all of these, on the sockets of the process before where it has them; each with what it became.
 fn listen_tcp(
     wanted: &[SocketAddr],
+    user_timeout: Option<std::time::Duration>,
     inherited: &mut Inherited,
     listening: &Listening,
 ) -> Result<Vec<Socket>, StartError> {
@@ -256,7 +257,7 @@ fn listen_tcp(
             // An IPv6 socket for all addresses would take the IPv4 ones as well.
             None => bind(addr, wanted.iter().any(|a| a.is_ipv4() && a.port() == addr.port())).map_err(failed)?,
         };
-        tune(&socket).map_err(failed)?;
+        tune(&socket, user_timeout).map_err(failed)?;
         listening.keep(tcp_name(addr), socket.try_clone().map_err(failed)?.into());
         let addr = socket.local_addr().map_err(failed)?;
         sockets.push((socket, addr));

@@ -18,6 +18,7 @@ const AT_START: &[(&str, Keep)] = &[
     ("pools.pin_functions", |old, new| {
         new.pools.defaults.pin_functions.clone_from(&old.pools.defaults.pin_functions);
     }),
+    ("timeouts.client_tcp_user_timeout", |old, new| new.timeouts.client_tcp_user = old.timeouts.client_tcp_user),
     ("cancel.id", |old, new| new.cancel.id = old.cancel.id),
     ("auth.max_logins", |old, new| new.auth.max_logins = old.auth.max_logins),
     ("catalog_refresh", |old, new| new.catalog_refresh = old.catalog_refresh),

@@ -27,6 +27,10 @@ pub struct Raw {
     /// A client that takes nothing of what is sent to it for so long is disconnected, so that it frees its server.
     /// Default 10min: longer than a person looks at a page of output.
     pub client_write_timeout: Span,
+    /// TCP_USER_TIMEOUT on clients' connections: what was sent to a client and is unacknowledged for so long means that
+    /// its host is gone. It ends one that takes nothing for so long as well, and a silent one only then. Default 0s: the
+    /// kernel's own, a quarter of an hour while something is unacknowledged, a minute and a half in silence.
+    pub client_tcp_user_timeout: Span,
 }
 
 impl Default for Raw {
@@ -38,6 +42,7 @@ impl Default for Raw {
             query_timeout: Span::secs(0),
             transaction_timeout: Span::secs(0),
             client_write_timeout: Span::secs(600),
+            client_tcp_user_timeout: Span::secs(0),
         }
     }
 }
@@ -57,6 +62,8 @@ pub struct Timeouts {
     pub transaction: Option<Duration>,
     /// `client_write_timeout`
     pub client_write: Option<Duration>,
+    /// `client_tcp_user_timeout`
+    pub client_tcp_user: Option<Duration>,
 }
 
 impl Raw {
@@ -70,6 +77,7 @@ impl Raw {
             query: on(self.query_timeout),
             transaction: on(self.transaction_timeout),
             client_write: on(self.client_write_timeout),
+            client_tcp_user: on(self.client_tcp_user_timeout),
         }
     }
 }
@@ -83,6 +91,7 @@ pub fn check(raw: &Raw) -> Vec<BadSetting> {
         ("query_timeout", raw.query_timeout),
         ("transaction_timeout", raw.transaction_timeout),
         ("client_write_timeout", raw.client_write_timeout),
+        ("client_tcp_user_timeout", raw.client_tcp_user_timeout),
     ];
     let most = Span::secs(30 * 24 * 3600);
     let over = spans.into_iter().filter(|(_, value)| *value > most);

@@ -123,6 +123,7 @@ mod tests {
         query: secs(5),
         transaction: secs(50),
         client_write: secs(30),
+        client_tcp_user: None,
     };
 
     fn progress(activity: Activity, since: u64, began: u64) -> Progress {

@@ -44,12 +44,15 @@ pub struct Entrances {
 }
 
 /// Set what every connection of this socket is to have: the kernel hands it on to each, which saves as many calls.
+/// `user_timeout`: TCP_USER_TIMEOUT; `None`: the kernel's own.
 ///
 /// # Errors
 /// The kernel's.
-pub fn tune(socket: &std::net::TcpListener) -> io::Result<()> {
+pub fn tune(socket: &std::net::TcpListener, user_timeout: Option<Duration>) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
+    // Also without one: the socket may come from a process that had one.
+    socket.set_tcp_user_timeout(user_timeout)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES))
 }
@@ -152,7 +155,8 @@ mod tests {
     #[test]
     fn an_accepted_connection_has_what_its_listener_was_given() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        tune(&listener).unwrap();
+        let user_timeout = Some(Duration::from_secs(77));
+        tune(&listener, user_timeout).unwrap();
         let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let accepted = listener.accept().unwrap().0;
         let socket = SockRef::from(&accepted);
@@ -160,5 +164,6 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_RETRIES);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), user_timeout);
     }
 }
