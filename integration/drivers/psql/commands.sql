@@ -1,4 +1,4 @@
--- Every command of psql, over objects of every kind.
+-- Every command of psql that a script can give and that says the same each time, over objects of every kind.
 \cd :scratch
 \pset pager off
 \qecho every command of psql
@@ -145,6 +145,23 @@ select count(*) from matrix_psql
 \! cat written.sql
 \i written.sql
 ;
+\! echo "select 'relative' as included;" > inner.sql
+\! printf '%s\n' '\ir inner.sql' > outer.sql
+\i outer.sql
+\ir no_such_file.sql
+\warn to standard error
+\T border=1
+\H
+select 1 as a;
+\H
+\T
+\s history.txt
+\copyright
+\? variables
+create sequence matrix_watch;
+\t on
+select 6 / (3 - nextval('matrix_watch')) as left \watch 0.01
+\t off
 \echo ==== copy
 \copy (select * from matrix_psql order by id limit 2) to stdout csv header
 \copy (select * from matrix_psql order by id) to 'all.csv' csv
