@@ -50,9 +50,44 @@ impl Greeting {
     }
 }
 
+/// Longest name of an application, bytes: PostgreSQL's for names of any kind.
+const MAX_NAME: usize = 63;
+
+/// The name of an application as a server with these settings shows it. What is not printable ASCII is a question mark,
+/// or since PostgreSQL 16 its number; the whole is no longer than a name, as servers are given it by SET.
+pub fn shown_name(given: &str, settings: &Settings) -> String {
+    let version = settings.iter().find(|(name, _)| name == "server_version").map(|(_, version)| version.as_str());
+    let major = version.and_then(|v| v.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
+    let numbers = major.is_some_and(|major| major >= 16);
+    let mut shown = String::with_capacity(MAX_NAME);
+    for b in given.bytes().take(MAX_NAME) {
+        match b {
+            b' '..=b'~' => shown.push(b as char),
+            _ if numbers => shown.push_str(&format!("\\x{b:02x}")),
+            _ => shown.push('?'),
+        }
+    }
+    shown.truncate(MAX_NAME);
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_shown_as_the_version_of_the_server_shows_it() {
+        let with = |version: &str| vec![("server_version".to_owned(), version.to_owned())];
+        for (version, given, shown) in [
+            ("15.18 (Debian 15.18-0+deb12u1)", "caf\u{e9}\n", "caf???"),
+            ("16.1", "caf\u{e9}\n", "caf\\xc3\\xa9\\x0a"),
+            ("18beta1", "\u{e9}", "\\xc3\\xa9"),
+            ("", "\u{e9}", "??"),
+        ] {
+            assert_eq!(shown_name(given, &with(version)), shown, "{version}");
+        }
+        assert_eq!(shown_name(&"\u{e9}".repeat(40), &with("17.0")).len(), 63);
+    }
 
     #[test]
     fn the_name_of_the_application_is_told_in_its_place() {

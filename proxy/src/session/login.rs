@@ -12,7 +12,7 @@ use crate::route::{Causality, Consistency, Promise};
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::cancel::pid_of;
 use crate::session::client::Session;
-use crate::session::greeting::Greeting;
+use crate::session::greeting::{Greeting, shown_name};
 use crate::session::peers;
 use crate::session::presence::{Facts, Presence};
 use crate::session::{durable, encrypt, proxied, read_only, shown};
@@ -505,7 +505,6 @@ impl Greeter<'_> {
             avoid: Vec::new(),
             since: self.w.now(),
         };
-        let application_name = application_name.as_deref().map(shown_name);
         Ok(Entering { want, admission, long_key: minor >= 2, application_name, replication })
     }
 
@@ -518,6 +517,7 @@ impl Greeter<'_> {
     ) -> Prepared {
         let Entering { want, admission, long_key, application_name, replication: _ } = entering;
         let Want { credentials, causality, .. } = want;
+        let application_name = application_name.map(|given| shown_name(&given, &greeting.settings));
         let mut hello = std::mem::take(&mut self.out);
         if self.read_only {
             Greeting::of_standby(greeting.settings.clone()).write(application_name.as_deref(), &mut hello);
@@ -541,11 +541,6 @@ impl Greeter<'_> {
             read_only: self.read_only,
         }
     }
-}
-
-/// The name of an application as a server shows it.
-fn shown_name(given: &str) -> String {
-    given.bytes().take(63).map(|b| if matches!(b, b' '..=b'~') { b as char } else { '?' }).collect()
 }
 
 /// A connection to the primary that is the client's alone.
