@@ -571,3 +571,66 @@ fn kill_ends_those_who_wait() {
     order(&c, Order::Resume, Scope::All, LIMIT).unwrap();
     assert_eq!(words(&Raw::login(c.port, &[]).query("select 1")), "T | D 1 | C SELECT 1 | Z I");
 }
+
+#[test]
+fn unused_servers_are_closed_down_to_those_to_keep() {
+    let c = Cluster::start(0, |raw| {
+        raw.server_idle_timeout = Span::secs(1);
+        raw.pools.min_pool_size = 1;
+        raw.pool_size = 3;
+    });
+    let mut clients: Vec<Raw> = (0..3).map(|_| Raw::login(c.port, &[])).collect();
+    clients.iter_mut().for_each(|client| drop(client.query("begin")));
+    assert_eq!(view(&c).servers.len(), 3);
+    clients.iter_mut().for_each(|client| drop(client.query("commit")));
+    let open = |since: &str| {
+        let of = "select string_agg(pid::text, ' ') from pg_stat_activity where usename = 'app' and state_change <";
+        c.nodes[0].psql(&format!("{of} clock_timestamp() - interval '{since}'"))
+    };
+    let one = wait_for("two to be closed", || Some(open("0")).filter(|pids| pids.parse::<u32>().is_ok()));
+    wait_for("the last one to have been idle for longer than that", || (open("2.5 s") == one).then_some(()));
+    assert_eq!(open("0"), one);
+}
+
+#[test]
+fn a_server_that_has_lived_for_long_is_replaced_unnoticed() {
+    let c = Cluster::start(0, |raw| {
+        (raw.server_idle_timeout, raw.server_lifetime) = (Span::secs(1), Span::secs(1));
+        raw.pool_size = 1;
+    });
+    let pid = |client: &mut Raw| {
+        let seen = client.query("select pg_backend_pid()");
+        seen[1].strip_prefix("D ").unwrap_or_else(|| panic!("{seen:?}")).to_owned()
+    };
+    let mut a = Raw::login(c.port, &[]);
+    a.query("begin");
+    let first = pid(&mut a);
+    wait_for("it to be old", || {
+        let sql = "select clock_timestamp() - backend_start > interval '1.5 s' from pg_stat_activity where pid = ";
+        (c.nodes[0].psql(&format!("{sql}{first}")) == "t").then_some(())
+    });
+    assert_eq!(pid(&mut a), first, "a transaction keeps it");
+    a.query("commit");
+    assert_ne!(pid(&mut a), first);
+    // An idle one is replaced as well, and nobody fails meanwhile.
+    let second = pid(&mut a);
+    wait_for("it to be replaced", || (pid(&mut a) != second).then_some(()));
+}
+
+#[test]
+fn no_more_is_held_than_hold_bytes() {
+    let c = Cluster::start(0, |raw| raw.hold_bytes = cluster::config::Size(64 << 10));
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    let long = format!("select length('{}')", "x".repeat(40_000));
+    c.publish(|t| t.gate = cluster::topology::Gate::Closed(cluster::topology::Closed::Promoting));
+    a.write(|out| write_query(out, &long));
+    wait_until_waiting(&c, 1);
+    assert_eq!(words(&b.query(&long)), "E 57P03 | Z I");
+    // What is small enough waits with it.
+    b.write(|out| write_query(out, "select 1"));
+    wait_until_waiting(&c, 2);
+    c.publish(|t| t.gate = cluster::topology::Gate::Open);
+    assert_eq!(words(&a.until_ready()), "T | D 40000 | C SELECT 1 | Z I");
+    assert_eq!(words(&b.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+    assert_eq!(words(&b.query(&long)), "T | D 40000 | C SELECT 1 | Z I");
+}

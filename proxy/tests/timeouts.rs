@@ -4,10 +4,12 @@ mod common;
 
 use cluster::config::Span;
 use common::raw::Raw;
-use common::{Cluster, wait_for};
+use common::{Cluster, dial, wait_for};
 use nix::sys::signal::{Signal, kill};
 use proxy::config::timeouts;
 use proxy::wire::frontend::write_query;
+use proxy::wire::startup::write_startup;
+use std::io::{Read, Write};
 
 fn words(seen: &[String]) -> String {
     seen.join(" | ")
@@ -180,4 +182,50 @@ fn a_limit_of_the_clients_own_is_told_in_the_servers_words_and_no_server_is_lost
     assert_eq!(c.counter("pgtenure_proxy_server_losses_total"), 0.0);
     let mut e = Raw::login(c.port, &[]);
     assert_eq!(words(&e.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn who_does_not_log_in_in_time_is_told_so_and_leaves() {
+    let c = Cluster::start(0, |raw| (raw.login_timeout, raw.connect_timeout) = (Span::secs(1), Span::secs(1)));
+    let mut packet = Vec::new();
+    write_startup(&mut packet, [("user", "app"), ("database", "app")].into_iter());
+    // One says nothing, one does not end its startup packet, one does not answer the challenge.
+    let sent = [&packet[..0], &packet[..packet.len() - 3], &packet];
+    let mut waiting: Vec<_> = sent.map(|bytes| (dial(c.port), bytes)).into();
+    for (stream, bytes) in &mut waiting {
+        stream.write_all(bytes).expect("the endpoint reads");
+    }
+    for (stream, bytes) in &mut waiting {
+        let mut told = Vec::new();
+        stream.read_to_end(&mut told).expect("the connection ends");
+        let text = String::from_utf8_lossy(&told);
+        let whole = text.contains("FATAL") && text.contains("C57014\0Mcanceling authentication due to timeout\0");
+        assert!(whole, "{} bytes: {text}", bytes.len());
+    }
+    assert_eq!(c.counter_of("pgtenure_proxy_logins_total", "timeout"), 3.0);
+    assert_eq!(words(&Raw::login(c.port, &[]).query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn more_clients_than_are_taken_are_refused_except_at_the_console() {
+    let c = Cluster::start(0, |raw| {
+        raw.max_client_connections = 2;
+        raw.console.stats_users = vec!["app".to_owned()];
+    });
+    let psql = |database: &str, sql: &str| {
+        let mut command = c.client("psql");
+        command.env("PGDATABASE", database).args(["-X", "-A", "-t", "-v", "VERBOSITY=verbose", "-c", sql]);
+        let output = command.output().expect("psql can be started");
+        let said = if output.status.success() { &output.stdout } else { &output.stderr };
+        (output.status.success(), String::from_utf8_lossy(said).trim().to_owned())
+    };
+    let (first, mut second) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    let (served, said) = psql("app", "select 1");
+    assert!(!served && said.contains("FATAL:  sorry, too many clients already"), "{said}");
+    assert!(said.contains("This proxy takes 2 connections."), "{said}");
+    assert!(psql("pgtenure", "show clients").0, "who looks why is let in");
+    assert_eq!(words(&second.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    drop(first);
+    wait_for("the next one to be served", || (psql("app", "select 1") == (true, "1".to_owned())).then_some(()));
+    assert!(c.counter_of("pgtenure_proxy_logins_total", "too_many") >= 1.0);
 }
