@@ -10,7 +10,7 @@ use proxy::wire::frontend::write_query;
 use proxy::wire::startup::{long_cancel_request, write_startup};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use tokio::sync::watch;
 
 /// A client that was let in without a password, by the protocol version it asked for.
@@ -203,18 +203,18 @@ fn a_request_never_hits_the_clients_own_next_statement() {
 /// said to have been acted on.
 struct Slow {
     port: u16,
-    go_on: std::sync::mpsc::Sender<()>,
-    came: std::sync::mpsc::Receiver<()>,
-    acted_on: std::sync::mpsc::Receiver<()>,
+    go_on: mpsc::SyncSender<()>,
+    came: mpsc::Receiver<()>,
+    acted_on: mpsc::Receiver<()>,
 }
 
 fn slow_with_cancels(port: u16) -> Slow {
-    use std::sync::mpsc::channel;
     const CANCEL: [u8; 8] = [0, 0, 0, 16, 4, 210, 22, 46];
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let here = listener.local_addr().expect("it listens").port();
-    let ((go_on, told), (comes, came), (acts, acted_on)) = (channel::<()>(), channel(), channel());
-    let told = Arc::new(std::sync::Mutex::new(told));
+    let ((go_on, told), (comes, came)) = (mpsc::sync_channel::<()>(1), mpsc::sync_channel(1));
+    let (acts, acted_on) = mpsc::sync_channel(1);
+    let told = Arc::new(Mutex::new(told));
     std::thread::spawn(move || {
         for mut client in listener.incoming().map_while(Result::ok) {
             let (told, comes, acts) = (told.clone(), comes.clone(), acts.clone());
