@@ -5,6 +5,7 @@ mod common;
 
 use common::raw::{Raw, block, ok, two_servers, value};
 use common::{Cluster, bin, wait_for};
+use proxy::wire::codec::message;
 use std::process::Command;
 
 const FUNCTIONS: &str = "create function sets() returns text language plpgsql as
@@ -197,6 +198,73 @@ fn what_a_function_leaves_of_which_nothing_was_known_before_is_its_callers_and_n
     is_its_callers(&c, "select sets_own('ann')", false, ("show app.who", "ann"));
 }
 
+/// Where nothing can be read of what functions and relations leave, the server is asked behind every statement that may run
+/// any. It does not tell of custom settings: their callers may miss them, and nobody else gets them.
+#[test]
+fn what_is_left_where_no_catalog_can_be_read_is_nobody_elses() {
+    let c = Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.pool_size = 2;
+        raw.monitor_user = "nobody".to_owned();
+    });
+    c.nodes[0].psql("create role r1; grant r1 to app");
+    c.nodes[0].psql(FUNCTIONS);
+    c.nodes[0].psql(RELATIONS);
+    c.nodes[0].psql(
+        "create view sets_it as select sets() as a; grant select on sets_it to app;
+        create function locks_it() returns trigger language plpgsql as $$ begin perform locks(); return new; end $$;
+        create table locked(a int); grant all on locked to app;
+        create trigger t before insert on locked for each row execute function locks_it()",
+    );
+    const LOCKS: &str = "select count(*) from pg_locks where locktype = 'advisory'";
+    for (call, pins, check, want) in [
+        ("select sets()", false, "show work_mem", "9MB"),
+        ("select a from sets_it", false, "show work_mem", "9MB"),
+        ("select becomes('r1')", false, "select current_user", "r1"),
+        ("begin; select sets(); rollback", false, "show work_mem", "4MB"),
+        ("select makes()", true, "select count(*) from made", "0"),
+        ("select outer_one()", true, LOCKS, "1"),
+        ("insert into locked values (1)", true, LOCKS, "1"),
+        ("select listens()", true, "select * from pg_listening_channels()", "abc"),
+        ("select sets_own('ann')", false, "select 1", "1"),
+        ("insert into audited values (1)", false, "select 1", "1"),
+    ] {
+        is_its_callers(&c, call, pins, (check, want));
+    }
+}
+
+/// A FunctionCall names its function by number.
+#[test]
+fn what_a_function_leaves_that_is_called_by_number_is_its_callers_and_nobody_elses() {
+    let c = two_servers();
+    c.nodes[0].psql(FUNCTIONS);
+    let of = |name: &str| c.nodes[0].psql(&format!("select '{name}'::regproc::oid")).parse().expect("a number");
+    for (name, pins, check, want) in [
+        ("sets", false, "show work_mem", "9MB"),
+        ("locks", true, "select count(*) from pg_locks where locktype = 'advisory'", "1"),
+    ] {
+        let function: u32 = of(name);
+        let mut a = Raw::login(c.port, &[]);
+        a.write(|out| {
+            message(out, b'F', |b| {
+                b.extend_from_slice(&function.to_be_bytes());
+                b.extend_from_slice(&[0; 6]);
+            });
+        });
+        assert_eq!(a.until_ready(), ["V", "Z I"]);
+        wait_for(name, || (pinned(&c) == f64::from(u8::from(pins))).then_some(()));
+        let mut other = block(&c);
+        assert_eq!(value(&mut a, check), want, "{name}");
+        drop(a);
+        ok(&mut other, "commit");
+        wait_for("its end", || (pinned(&c) == 0.0).then_some(()));
+        let mut both = [block(&c), block(&c)];
+        for session in &mut both {
+            assert_eq!(value(session, NOTHING), "4MB app  t 0 0 origin", "{name}");
+        }
+    }
+}
+
 /// What no text names: triggers, also of partitions and behind foreign keys, defaults, checks, domains, rules, views; functions in C
 /// under other names; and the odd ways to change a setting.
 #[test]
@@ -246,6 +314,86 @@ fn what_a_relation_runs_is_its_users_and_nobody_elses() {
     ok(&mut a, "select count(*) from audited, whole, defaulted, over");
     ok(&mut a, "select setting from pg_settings where name = 'work_mem'");
     assert_eq!(c.counter("pgtenure_proxy_pins_total"), bound, "what is only read leaves nothing");
+}
+
+const UNSEEN: &str = "
+    create function by_operator(int, int) returns int language plpgsql as
+        $$ begin perform set_config('app.who', 'operator', false); return 1; end $$;
+    create operator |+| (leftarg = int, rightarg = int, function = by_operator);
+    create table combined(a int check (a |+| 1 = 1));
+    create type made_of as (a int);
+    create function by_cast(int) returns made_of language plpgsql as
+        $$ begin perform set_config('app.who', 'cast', false); return row(1); end $$;
+    create cast (int as made_of) with function by_cast(int);
+    create function by_step(int, int) returns int language plpgsql as
+        $$ begin perform set_config('app.who', 'aggregate', false); return 1; end $$;
+    create aggregate steps(int) (sfunc = by_step, stype = int, initcond = '0');
+    create function by_index(int) returns int language plpgsql immutable as
+        $$ begin perform set_config('app.who', 'index', false); return $1; end $$;
+    create table indexed(a int);
+    create index on indexed (by_index(a));
+    create materialized view kept as select locks()::text as a;
+    alter materialized view kept owner to app;
+    create function runs(q text) returns void language plpgsql as $$ begin execute q; end $$;
+    create function runs_it() returns void language sql as $$ select runs('select sets()') $$;
+    create extension tablefunc;
+    grant all on all tables in schema public to app";
+
+/// What is called under other names than its own, and what nothing tells of.
+#[test]
+fn what_is_called_unseen_leaves_it_to_its_callers_and_nobody_else() {
+    const WHO: &str = "show app.who";
+    const MEMORY: &str = "show work_mem";
+    const LOCKS: &str = "select count(*) from pg_locks where locktype = 'advisory'";
+    let c = two_servers();
+    c.nodes[0].psql(FUNCTIONS);
+    c.nodes[0].psql(UNSEEN);
+    for (call, pins, check, want) in [
+        ("select 1 |+| 2", false, WHO, "operator"),
+        ("select 1 operator(public.|+|) 2", false, WHO, "operator"),
+        ("insert into combined values (1)", false, WHO, "operator"),
+        ("select 5::made_of", false, WHO, "cast"),
+        ("select cast(5 as public.\"made_of\")", false, WHO, "cast"),
+        ("select steps(1)", false, WHO, "aggregate"),
+        ("select steps(1) over ()", false, WHO, "aggregate"),
+        ("insert into indexed values (1)", false, WHO, "index"),
+        ("refresh materialized view kept", true, LOCKS, "1"),
+        ("select runs('set work_mem = ''9MB''')", false, MEMORY, "9MB"),
+        ("select runs_it()", false, MEMORY, "9MB"),
+        ("select query_to_xml('select sets()', true, true, '')", false, MEMORY, "9MB"),
+        ("select * from crosstab('select 1::text, ''a''::text, sets()') as t(a text, b text)", false, MEMORY, "9MB"),
+    ] {
+        is_its_callers(&c, call, pins, (check, want));
+    }
+    let bound = c.counter("pgtenure_proxy_pins_total");
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "select count(*), sum(1 + 1) from indexed, combined, kept");
+    ok(&mut a, "insert into t values (1::bigint)");
+    assert_eq!(c.counter("pgtenure_proxy_pins_total"), bound, "the rest leaves nothing");
+}
+
+/// Where what no text shows leaves something, the server is asked behind every statement that may run it.
+#[test]
+fn what_may_be_called_anywhere_leaves_it_to_its_callers_and_nobody_else() {
+    for (made, call) in [
+        (
+            "create function on_command() returns event_trigger language plpgsql as $$ begin perform sets(); end $$;
+            create event trigger e on ddl_command_end execute function on_command();
+            grant create on schema public to app",
+            "create table x(a int)",
+        ),
+        (
+            "create type tiny as (a int);
+            create function by_cast(tiny) returns int language plpgsql as $$ begin perform sets(); return 1; end $$;
+            create cast (tiny as int) with function by_cast(tiny) as implicit",
+            "select abs(row(1)::tiny)",
+        ),
+    ] {
+        let c = two_servers();
+        c.nodes[0].psql(FUNCTIONS);
+        c.nodes[0].psql(made);
+        is_its_callers(&c, call, false, ("show work_mem", "9MB"));
+    }
 }
 
 /// A DROP that a savepoint undoes has not ended anything.

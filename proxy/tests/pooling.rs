@@ -371,7 +371,12 @@ fn a_server_that_was_killed_while_idle_is_replaced_when_postgresql_is_back() {
     let c = Cluster::start(0, |_| {});
     let mut client = Raw::login(c.port, &[]);
     client.query("create table t(a int)");
-    let pid: i32 = view(&c).servers[0].pid.try_into().unwrap();
+    // On a busy machine what functions leave may not be known yet, and it is still asked what the statement has left.
+    let pid = wait_for("the server to be idle", || {
+        let servers = view(&c).servers;
+        servers.iter().find(|server| server.state != ServerState::Active).map(|server| server.pid)
+    });
+    let pid: i32 = pid.try_into().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     wait_for("PostgreSQL to have restarted", || {
         (c.nodes[0].try_psql("select count(*) from pg_stat_activity where usename = 'app'").ok()? == "0").then_some(())

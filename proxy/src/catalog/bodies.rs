@@ -20,7 +20,7 @@ const PARSED: &str = "CASE WHEN prosqlbody IS NULL THEN prosrc ELSE pg_get_funct
 const HAS_PARSED: &str =
     "SELECT FROM pg_attribute WHERE attrelid = 'pg_proc'::regclass AND attname = 'prosqlbody' AND NOT attisdropped";
 /// What says so in the body itself.
-const LEAVING: &str = r#"set_config|setseed|set_limit|isn_weak|pg_settings|_session_setup|_backup_start|pg_start_backup|pg_(try_)?advisory_|\mlisten\M|dblink_connect|\m(pg_)?temp|\mhold\M|\mGD\M|\mSD\M|_SHARED|\m(drop|close|discard|deallocate|unlisten)\M|(^|[;'">$`/{(]|\m(begin|then|else|loop)|\n)\s*(set|reset|load|prepare)\M"#;
+const LEAVING: &str = r#"set_config|setseed|set_limit|isn_weak|pg_settings|_session_setup|_backup_start|pg_start_backup|pg_(try_)?advisory_|\mlisten\M|dblink_connect|\m(pg_)?temp|\mhold\M|\mGD\M|\mSD\M|_SHARED|\m(drop|close|discard|deallocate|unlisten|execute)\M|(^|[;'">$`/{(]|\m(begin|then|else|loop)|\n)\s*(set|reset|load|prepare)\M"#;
 /// Functions in C that were given other names than those by which they are known, by the latter's code.
 const NATIVE: &str = "\
     SELECT p.proname, p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
@@ -42,7 +42,17 @@ const RELATIONS: &str = "\
     FROM pg_attrdef d JOIN pg_class c ON c.oid = d.adrelid WHERE d.adbin::text ~ 'FUNCEXPR|OPEXPR' \
     UNION ALL \
     SELECT c.relname, 'SELECT ' || pg_get_expr(k.conbin, k.conrelid) \
-    FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid WHERE k.contype = 'c' AND k.conbin::text ~ 'FUNCEXPR' \
+    FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid \
+    WHERE k.contype = 'c' AND k.conbin::text ~ 'FUNCEXPR|:opno (1638[4-9]|1639|16[4-9]|1[7-9]...|[2-9]....|[0-9]{6})' \
+    UNION ALL \
+    SELECT c.relname, 'SELECT ' || concat_ws(', ', pg_get_expr(i.indexprs, i.indrelid), pg_get_expr(i.indpred, i.indrelid)) \
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid \
+    WHERE i.indrelid >= 16384 AND concat(i.indexprs, i.indpred) ~ 'FUNCEXPR|OPEXPR' \
+    UNION ALL \
+    SELECT c.relname, 'SELECT ' || pg_get_expr(p.partexprs, p.partrelid) \
+    FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid WHERE p.partexprs IS NOT NULL \
+    UNION ALL \
+    SELECT relname, pg_get_viewdef(oid) FROM pg_class WHERE relkind = 'm' \
     UNION ALL \
     SELECT c.relname, 'SELECT ' || pg_get_expr(p.polwithcheck, p.polrelid) \
     FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE p.polwithcheck IS NOT NULL \
@@ -62,6 +72,37 @@ const RELATIONS: &str = "\
     FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_class o ON o.oid = k.confrelid \
     WHERE k.contype = 'f' AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd')) \
     ) r(name, body) WHERE length(body) <= 100000 AND body !~ '^SELECT nextval[(][^()]*[)]$'";
+/// What runs functions behind other names, by kind: `a`, what an aggregate calls; `r`, operators, and types by casts to
+/// them; `h`, what no text shows (implicit casts, operators that the grammar uses unwritten, the comparisons of operator
+/// classes); `d`, event triggers; `u`, functions of which nothing tells what they do: in C, of no module of contrib, and
+/// those that run what they are given as text.
+const HIDDEN: &str = "\
+    WITH own AS (SELECT oid, proname, 'PERFORM ' || quote_ident(proname) || '()' AS call FROM pg_proc WHERE oid >= 16384) \
+    SELECT 'a', p.proname, (SELECT string_agg('PERFORM ' || quote_ident(part.proname) || '()', '; ') FROM pg_proc part \
+        WHERE part.oid = ANY (ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, \
+                                    a.aggmfinalfn]::oid[])) \
+    FROM pg_aggregate a JOIN own p ON p.oid = a.aggfnoid \
+    UNION ALL \
+    SELECT CASE WHEN o.oprname = ANY ('{=,<,>,<=,>=,<>,~~,!~~,~~*,!~~*,~}') THEN 'h' ELSE 'r' END, o.oprname, p.call \
+    FROM pg_operator o JOIN own p ON p.oid = o.oprcode \
+    UNION ALL \
+    SELECT CASE WHEN c.castcontext = 'e' AND t.oid >= 16384 THEN 'r' ELSE 'h' END, t.typname, p.call \
+    FROM pg_cast c JOIN own p ON p.oid = c.castfunc JOIN pg_type t ON t.oid = c.casttarget \
+    UNION ALL \
+    SELECT 'h', p.proname, p.call FROM pg_amproc a JOIN own p ON p.oid = a.amproc \
+    UNION ALL \
+    SELECT 'd', p.proname, p.call FROM pg_event_trigger e JOIN own p ON p.oid = e.evtfoid WHERE e.evtenabled <> 'D' \
+    UNION ALL \
+    SELECT 'u', p.proname, '' FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+    WHERE p.oid >= 16384 AND l.lanname = 'c' AND (p.provolatile = 'v' OR p.probin ~ '/tablefunc$') AND p.prorettype::regtype::text !~ '(handler|internal|trigger)$' \
+    AND 'internal'::regtype::oid <> ALL (p.proargtypes) AND p.probin !~ '/(adminpack|amcheck|autoinc|bloom|btree_gin|btree_gist|citext|\
+cube|dblink|dict_int|dict_xsyn|earthdistance|file_fdw|fuzzystrmatch|hstore|hstore_pl.*|insert_username|_int|isn|jsonb_pl.*|lo|\
+ltree|ltree_pl.*|moddatetime|old_snapshot|pageinspect|pg_buffercache|pg_freespacemap|pg_prewarm|pg_stat_statements|pg_surgery|\
+pg_trgm|pgrowlocks|pgstattuple|pg_visibility|pg_walinspect|pgcrypto|plperl|plpython.*|pltcl|plpgsql|postgres_fdw|refint|seg|\
+sslinfo|tcn|tsm_system_rows|tsm_system_time|unaccent|uuid-ossp|pgxml)$' \
+    UNION ALL \
+    SELECT 'u', proname, '' FROM pg_proc \
+    WHERE oid < 16384 AND proname IN ('query_to_xml', 'query_to_xmlschema', 'query_to_xml_and_xmlschema', 'ts_stat')";
 /// Bodies that are looked at, at most.
 const MAX_BODIES: usize = 20_000;
 /// Functions whose callers are looked for, at most: their names are one regular expression.
@@ -119,7 +160,14 @@ async fn read_bodies(
     let shown = definitions.iter().map(|&(name, text)| RelationRow { name, read: true, text });
     let changed = rows(&used).filter_map(|row| Some((row.try_get(0).ok()??, row.try_get(1).ok()??)));
     let changed = changed.map(|(name, text)| RelationRow { name, read: false, text });
-    let relations: Vec<_> = shown.chain(changed).collect();
+    let hidden = client.simple_query(&format!("{HIDDEN} LIMIT {MAX_BODIES}")).await?;
+    let hidden: Vec<(&str, &str, &str)> =
+        rows(&hidden).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)?))).collect();
+    let of =
+        |kind: &'static str| hidden.iter().filter(move |(k, _, _)| *k == kind).map(|&(_, name, text)| (name, text));
+    let named = of("r").map(|(name, text)| RelationRow { name, read: true, text });
+    let relations: Vec<_> = shown.chain(changed).chain(named).collect();
+    *table = std::mem::take(table).with_unfollowed(of("u").map(|(name, _)| name));
     let native = native(&client.simple_query(NATIVE).await?);
     let parsed = rows(&client.simple_query(HAS_PARSED).await?).next().is_some();
     let query = BODIES.replace("BODY", if parsed { PARSED } else { "prosrc" });
@@ -128,7 +176,8 @@ async fn read_bodies(
     if !pinning.is_empty() {
         pattern = format!(r"{pattern}|\m({})\M", pinning.join("|"));
     }
-    let (mut found, mut long) = (native, BTreeSet::new());
+    let aggregates = of("a").map(|(name, text)| (name.to_owned(), true, text.to_owned()));
+    let (mut found, mut long): (BTreeSet<_>, _) = (native.into_iter().chain(aggregates).collect(), BTreeSet::new());
     let (mut uncalled, mut deeper) = (0, false);
     for _ in 0..MAX_CALLS {
         let answer = client.simple_query(&format!("{query}$pattern${pattern}$pattern$) LIMIT {MAX_BODIES}")).await?;
@@ -152,6 +201,8 @@ async fn read_bodies(
         }
         pattern = format!(r"\m({})\M", plain.join("|"));
     }
+    let everywhere = of("h").map(|(_, text)| (true, text)).chain(of("d").map(|(_, text)| (false, text)));
+    *table = std::mem::take(table).with_hidden(everywhere);
     let (long, many) = (long.len(), found.len() >= MAX_BODIES || relations.len() >= MAX_BODIES);
     let limited = long > 0 || many || uncalled > 0 || deeper;
     Ok(limited.then_some(Unread::Limited { long, many, uncalled, deeper }))

@@ -233,7 +233,7 @@ impl<'a> Scanner<'a> {
                 Step::Next
             }
             b'F' => {
-                self.execute(Statement { may_commit: false, ..OPAQUE });
+                self.execute(called(frame));
                 self.end()
             }
             b'S' => self.end(),
@@ -279,7 +279,7 @@ impl<'a> Scanner<'a> {
                 }
             }
             b'F' => {
-                self.execute(Statement { may_commit: false, ..OPAQUE });
+                self.execute(called(here));
                 self.unit.complete = true;
             }
             _ => return malformed("message"),
@@ -299,7 +299,7 @@ impl<'a> Scanner<'a> {
         // It may be executed in a later unit, which does not know what the portal holds. Nor is what would stay in the
         // session begun where it could not.
         self.unit.pins.join(class.pins);
-        self.unit.read &= class.pins.is_empty();
+        self.unit.read &= class.pins.is_empty() && !class.strange;
         self.unit.block.advisory |= class.advisory;
         self.unit.unpins |= class.unpins;
         self.unit.ours |= class.ours;
@@ -387,7 +387,8 @@ impl<'a> Scanner<'a> {
         self.unit.statements = self.unit.statements.saturating_add(1);
         self.unit.read &= class.access == Access::Read
             && matches!(class.control, Control::None | Control::Empty)
-            && class.pins.is_empty();
+            && class.pins.is_empty()
+            && !class.strange;
         self.unit.quiet &= class.quiet && matches!(class.control, Control::None | Control::Empty);
         self.unit.strange |= class.strange;
         self.unit.forgets |= matches!(class.control, Control::DeallocateAll | Control::DiscardAll);
@@ -401,6 +402,15 @@ impl<'a> Scanner<'a> {
         self.unit.complete = true;
         Step::End
     }
+}
+
+/// What a FunctionCall does: of those by which drivers use large objects, as libpq does, it is known what they leave.
+/// Numbers are those of PostgreSQL's src/include/catalog/pg_proc.dat.
+fn called(frame: &[u8]) -> Statement {
+    const LARGE_OBJECTS: [u32; 14] = [715, 764, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172];
+    let function = frame.get(5..9).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+    let known = function.is_some_and(|oid| LARGE_OBJECTS.contains(&oid));
+    Statement { may_commit: false, strange: !known, ..OPAQUE }
 }
 
 fn malformed(what: &str) -> Step {

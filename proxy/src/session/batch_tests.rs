@@ -7,7 +7,8 @@ use crate::wire::frontend::{write_parse, write_query, write_subject};
 const LIMITS: Limits = Limits { unit: 1000, text: 5000, message: 100_000, statements: 200 };
 
 fn scan_with(input: &[u8], open: Option<Record>, portal_may_commit: bool) -> Scan {
-    let functions = FunctionTable::unloaded();
+    // Known, and nothing in it.
+    let functions = FunctionTable::new([], &[], &[]);
     let statements = ClientStatements::default();
     let cx = Context {
         statements: &statements,

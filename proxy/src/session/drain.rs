@@ -160,7 +160,7 @@ impl Drained {
         let meta = &mut self.server.meta;
         meta.statements.clear(&[]);
         meta.statements.unnamed = None;
-        meta.given = Default::default();
+        (meta.given, meta.estranged) = (Default::default(), 0);
         Ok(())
     }
 

@@ -56,6 +56,7 @@ impl Session {
         let mut pins = unit.pins;
         if unit.strange {
             pins.join(ANYTHING);
+            self.estrange();
         }
         if pins.has(PinReason::Set) {
             self.touch(input, unit);
@@ -63,12 +64,25 @@ impl Session {
             // Nobody stays on a server because of a setting that nothing asks about.
             touched.every |= touched.is_empty() || unit.strange;
             // What is prepared before the settings are known is this session's alone.
-            self.parse_key = self.w.texts.borrow_mut().fresh_id();
+            if unit.pins.has(PinReason::Set) {
+                self.parse_key = self.w.texts.borrow_mut().fresh_id();
+            }
+            self.statements.apart = true;
         }
         self.tracking.fresh.join(pins.without(self.pins));
         self.pins.join(pins);
         self.tracking.unpins |= unit.unpins || unit.strange;
         self.tracking.discards |= unit.discards;
+    }
+
+    /// Custom settings may be left on the server that no question asks about: the next session resets them.
+    fn estrange(&mut self) {
+        if self.tracking.number == 0 {
+            self.tracking.number = self.w.texts.borrow_mut().fresh_id();
+        }
+        if let Some(server) = &mut self.server {
+            server.meta.estranged = self.tracking.number;
+        }
     }
 
     /// A piece of a text that is read as it passes; behind the last one, remember what it may change.
@@ -80,11 +94,20 @@ impl Session {
         }
         let Some(mut long) = self.long.take() else { return };
         self.tracking.touched.join(long.touched());
-        let Leaves { pins, unpins, nameless } = long.finish();
+        let Leaves { mut pins, mut unpins, nameless, strange } = long.finish();
+        let sets = pins.has(PinReason::Set);
+        if strange {
+            pins.join(ANYTHING);
+            unpins = true;
+            self.estrange();
+        }
         if pins.has(PinReason::Set) {
             self.tracking.touched.every = true;
             self.tracking.touched.nameless |= nameless;
-            self.parse_key = self.w.texts.borrow_mut().fresh_id();
+            if sets {
+                self.parse_key = self.w.texts.borrow_mut().fresh_id();
+            }
+            self.statements.apart = true;
         }
         self.tracking.fresh.join(pins.without(self.pins));
         self.pins.join(pins);
@@ -93,6 +116,7 @@ impl Session {
             // It is the one that was parsed: a Query leaves none.
             unnamed.class.pins.join(pins);
             unnamed.class.unpins |= unpins;
+            unnamed.class.strange |= strange;
         }
     }
 
@@ -177,6 +201,7 @@ impl Session {
         self.presence.settings.replace(self.tracking.settings.clone());
         if !self.pins.has(PinReason::Set) {
             self.parse_key = self.tracking.settings.parse_key();
+            self.statements.apart = false;
         }
         let name = "application_name";
         let wanted = self.tracking.settings.get(name);
@@ -219,14 +244,20 @@ impl Session {
         }
         let mut sql = if shown { self.forget_shown() } else { String::new() };
         let Some(server) = &mut self.server else { return false };
-        if std::mem::take(&mut server.meta.listens) {
+        let (meta, wanted) = (&mut *server.meta, &self.tracking.settings);
+        if std::mem::take(&mut meta.listens) {
             sql.push_str("UNLISTEN *;");
         }
-        let meta = &mut server.meta;
         meta.shown &= !shown;
-        sql.extend(settings::apply(&self.tracking.settings, &meta.given, |name| meta.reported(name)));
+        if meta.is_strange_to(self.tracking.number) {
+            meta.estranged = 0;
+            sql.push_str("RESET ALL;");
+            sql.extend(settings::apply(wanted, &settings::not_reset(&meta.given), |_| None));
+        } else {
+            sql.extend(settings::apply(wanted, &meta.given, |name| meta.reported(name)));
+        }
         if sql.is_empty() {
-            meta.given = self.tracking.settings.clone();
+            meta.given = wanted.clone();
             self.tracking.due = false;
             return false;
         }
@@ -249,9 +280,10 @@ impl Session {
     pub(super) fn compare(&mut self) {
         self.raise_durability();
         let Some(server) = &mut self.server else { return };
+        let strange = server.meta.is_strange_to(self.tracking.number);
         let (ours, its) = (&mut self.tracking.settings, &mut server.meta.given);
         let (one, same) = (Arc::ptr_eq(ours, its), Arc::ptr_eq(ours, its) || ours == its);
-        self.tracking.due = !same || server.meta.listens;
+        self.tracking.due = !same || server.meta.listens || strange;
         if same && !one {
             // Those that are equal come to be one, so that most comparisons are of addresses: the lower one stays.
             if Arc::as_ptr(its) < Arc::as_ptr(ours) {

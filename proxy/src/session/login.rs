@@ -37,7 +37,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// Longest message of a login, bytes: SCRAM messages are far shorter.
 const MAX_MESSAGE: usize = 4096;
 
-/// How long a login waits for the functions of its database to be read, when it is the first there.
+/// How long a login waits for the functions of its database to be read, when it is the first there. Behind that the
+/// server is asked what its statements leave.
 const CATALOG_WAIT: Duration = Duration::from_secs(3);
 
 /// Room for what a client sends first, bytes: a startup packet comes in one piece nearly always.

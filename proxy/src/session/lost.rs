@@ -67,6 +67,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     s.tracking.lose(&mut s.pins, undone);
     s.parse_key = s.tracking.settings.parse_key();
+    s.statements.apart = false;
     if s.pins.has(PinReason::Listen) && !s.tracking.channels.is_empty() && loss != Loss::HoldTimeout {
         // Listening is taken up elsewhere, without waiting for a statement of the client.
         s.pins.remove(PinReason::Listen);
@@ -167,6 +168,7 @@ pub(super) fn leave(s: &mut Session) {
     (s.wrote, s.saw) = (false, false);
     s.tracking.lose(&mut s.pins, true);
     s.parse_key = s.tracking.settings.parse_key();
+    s.statements.apart = false;
     s.durability.settle();
     s.count_pins(Pins::NONE);
     let pins = std::mem::take(&mut s.pins);

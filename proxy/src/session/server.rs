@@ -139,6 +139,8 @@ pub struct Meta {
     pub listens: bool,
     /// It has values of our settings that it was given only for a client to see.
     pub shown: bool,
+    /// The number of the session that may have left custom settings here that nobody knows of; 0 when none has.
+    pub estranged: u64,
     /// It must not serve another client.
     pub spoilt: bool,
     /// When it was made.
@@ -154,6 +156,11 @@ pub struct Meta {
 }
 
 impl Meta {
+    /// May another session than the one of that number have left here what nobody knows of?
+    pub fn is_strange_to(&self, session: u64) -> bool {
+        self.estranged != 0 && self.estranged != session
+    }
+
     /// The server reported a setting.
     pub fn report(&mut self, name: &str, value: &str) {
         self.changed.retain(|(n, _)| n != name);

@@ -144,6 +144,13 @@ pub fn apply<'a>(
     Some(sql)
 }
 
+/// What is left of a server's settings behind RESET ALL: who the session is.
+pub fn not_reset(has: &Settings) -> Settings {
+    let mut left = Settings::default();
+    IDENTITY.iter().for_each(|name| left.set(name, has.get(name)));
+    left
+}
+
 /// Append a string literal that reads the same whatever `standard_conforming_strings` is.
 pub fn literal(out: &mut String, text: &str) {
     out.push_str("E'");

@@ -251,6 +251,8 @@ pub struct ClientStatements {
     pub unnamed: Option<Unnamed>,
     /// Portals of this transaction that have names of statements in them.
     pub portals: Vec<Portal>,
+    /// What is prepared now is shared with no other session: settings that it depends on may not be known.
+    pub apart: bool,
 }
 
 impl ClientStatements {

@@ -113,6 +113,8 @@ pub struct Tracking {
     pub channels: Vec<String>,
     /// Transactions stay READ ONLY by default, whatever the client sets.
     pub read_only: bool,
+    /// What tells the session apart from others where it has left what nobody knows of; 0 before.
+    pub number: u64,
     /// Settings the server reported, as the client knows them.
     pub told: Vec<(String, String)>,
 }
@@ -292,8 +294,8 @@ impl Tracking {
         }
         if self.stuck {
             let (told, channels) = (std::mem::take(&mut self.told), std::mem::take(&mut self.channels));
-            let read_only = self.read_only;
-            *self = Self { told, channels, read_only, ..Self::new(self.application_name.as_deref()) };
+            let (read_only, number) = (self.read_only, self.number);
+            *self = Self { told, channels, read_only, number, ..Self::new(self.application_name.as_deref()) };
         }
         self.touched = Touched::default();
         (self.stuck, self.unpins, self.discards, self.failed, self.due) = (false, false, false, false, false);

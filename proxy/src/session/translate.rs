@@ -193,12 +193,13 @@ impl Translator<'_> {
             }
             // What it means is up to what its client has under the names in it.
             Naming::Shared { parse_key, .. } if class.names != Names::None => self.texts.single(p.tail, parse_key),
-            Naming::Shared { parse_key, .. } if !self.may_be_refused(class) => {
+            Naming::Shared { parse_key, .. } if !self.may_be_refused(class) && !self.client.apart => {
                 let text = self.texts.intern(p.tail, parse_key);
                 // What the server says of it is for each that prepares it.
                 if text.is_noticed() { self.texts.single(p.tail, parse_key) } else { text }
             }
-            // In a block that has failed the server refuses it, whether the text is prepared there or not.
+            // In a block that has failed the server refuses it, whether the text is prepared there or not; and what it
+            // means may be up to settings that are not known yet.
             Naming::Shared { parse_key, .. } => self.texts.single(p.tail, parse_key),
         };
         self.client.insert(Named::new(p.name, text.clone(), class));

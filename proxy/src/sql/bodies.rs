@@ -23,10 +23,10 @@ pub struct BodyRow<'a> {
     pub text: &'a str,
 }
 
-/// What runs when a relation is used.
+/// What runs when a relation is used; or a type, by casts to it, or an operator.
 #[derive(Clone, Copy, Debug)]
 pub struct RelationRow<'a> {
-    /// `relname`
+    /// `relname`, `typname` or `oprname`
     pub name: &'a str,
     /// When it is read, too; else only when it is changed.
     pub read: bool,
@@ -41,6 +41,10 @@ pub struct Bodies {
     relations: BTreeMap<Box<[u8]>, Used>,
     /// Names of those that change settings and are not made of one word.
     odd: Vec<Box<[u8]>>,
+    /// Those of the relations that are operators.
+    operators: Vec<Box<[u8]>>,
+    /// Some of them change settings.
+    sets: bool,
 }
 
 /// What the use of the relations of one name leaves.
@@ -115,12 +119,36 @@ impl Bodies {
                 left.texts.push((row.sql, row.text.into()));
             }
         }
+        for name in functions.unfollowed() {
+            left.entry(name.clone()).or_default().pins.join(Pins::ANYTHING);
+        }
         let plain = |name: &[u8]| words(name).next() == Some((0, name));
         let relations = used(relations, functions);
         let setting = left.iter().filter(|(_, left)| left.sets()).map(|(name, _)| name);
         let used = relations.iter().filter(|(_, used)| used.changed.sets()).map(|(name, _)| name);
-        let odd = setting.chain(used).filter(|name| !plain(name)).cloned().collect();
-        Self { left, relations, odd }
+        let setting: Vec<_> = setting.chain(used).collect();
+        let sets = !setting.is_empty();
+        let odd = setting.into_iter().filter(|name| !plain(name)).cloned().collect();
+        let operators = relations.keys().filter(|name| is_operator(name)).cloned().collect();
+        Self { left, relations, odd, operators, sets }
+    }
+
+    /// Do any operators leave something?
+    pub(super) fn has_operators(&self) -> bool {
+        !self.operators.is_empty()
+    }
+
+    /// What the operators leave in the session that stand anywhere in a text, be it in a literal, and whether they may end
+    /// something.
+    pub(super) fn operators_in(&self, text: &[u8]) -> (Pins, bool) {
+        let (mut pins, mut unpins) = (Pins::NONE, false);
+        for name in self.operators.iter().filter(|name| text.windows(name.len()).any(|part| part == &***name)) {
+            if let Some(used) = self.relation(name) {
+                pins.join(used.changed.pins);
+                unpins |= used.changed.unpins;
+            }
+        }
+        (pins, unpins)
     }
 
     /// What functions of that exact name leave.
@@ -138,9 +166,10 @@ impl Bodies {
         self.left.is_empty() && self.relations.is_empty()
     }
 
-    /// Names of functions that leave something or end it, in order, and then those of such relations.
+    /// Names of functions that leave something or end it, in order, and then those of such relations and types.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.left.keys().chain(self.relations.keys()).filter_map(|name| std::str::from_utf8(name).ok())
+        let relations = self.relations.keys().filter(|name| !is_operator(name));
+        self.left.keys().chain(relations).filter_map(|name| std::str::from_utf8(name).ok())
     }
 
     /// Names of such relations.
@@ -151,7 +180,7 @@ impl Bodies {
     /// Add the settings that functions may change which a text may call, and those that these call. Where a function is
     /// known to change some and its text does not show which, all are asked for: nobody stays on a server for that.
     pub fn touch(&self, sql: &[u8], touched: &mut Touched, lex: LexRules) {
-        if self.is_empty() {
+        if !self.sets {
             return;
         }
         let (mut seen, mut look) = (BTreeSet::new(), vec![sql]);
@@ -189,7 +218,24 @@ impl Bodies {
     }
 }
 
+fn is_operator(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|b| super::lexer::is_operator(*b))
+}
+
 impl FunctionTable {
+    /// The same with what runs where no text shows it, as SQL: anywhere, or only where a statement does more than read or change
+    /// rows.
+    #[must_use]
+    pub fn with_hidden<'a>(mut self, hidden: impl IntoIterator<Item = (bool, &'a str)>) -> Self {
+        for (everywhere, text) in hidden {
+            let (pins, unpins) = body_leaves(text.as_bytes(), true, &self);
+            if !pins.is_empty() || unpins {
+                self.set_anywhere(everywhere, !everywhere);
+            }
+        }
+        self
+    }
+
     /// The same with what functions leave in the session that calls them, and relations in one that uses them.
     #[must_use]
     pub fn with_bodies(mut self, rows: &[BodyRow<'_>], relations: &[RelationRow<'_>]) -> Self {
@@ -207,7 +253,7 @@ impl FunctionTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::{Access, classify};
+    use crate::sql::{Access, FunctionRow, Volatility, classify};
 
     fn table() -> FunctionTable {
         let row = |name, text| BodyRow { name, sql: true, text };
@@ -274,6 +320,60 @@ mod tests {
             table().bodies().touch(sql.as_bytes(), &mut touched, LexRules::STANDARD);
             let names: Vec<&str> = touched.names.iter().map(Box::as_ref).collect();
             assert_eq!((touched.every, touched.nameless, names), (false, false, vec!["app.x", "role"]), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_stands_for_functions_leaves_what_they_leave() {
+        let row = |name, text| BodyRow { name, sql: true, text };
+        let functions = [
+            row("sets", "begin perform set_config('app.x', 'y', false); end"),
+            row("calls_it", "begin perform runs_text('x'); end"),
+            row("steps", "PERFORM sets()"),
+        ];
+        let stands = |name, text| RelationRow { name, read: true, text };
+        let relations = [
+            stands("|+|", "PERFORM sets()"),
+            stands("|-|", "PERFORM plain()"),
+            stands("made", "PERFORM sets()"),
+            stands("shown", "SELECT 1 |+| 2"),
+        ];
+        let known = ["sum", "lower", "plain", "calls_it", "runs_text", "steps", "sets"];
+        let known = known.map(|name| FunctionRow { schema: "public", name, volatility: Volatility::Stable });
+        let table = || {
+            let table = FunctionTable::new(known, &[], &[]).with_unfollowed(["runs_text"]);
+            table.with_bodies(&functions, &relations)
+        };
+        let found = |sql: &str, table: &FunctionTable| classify(sql.as_bytes(), table, LexRules::STANDARD);
+        for (sql, sets, strange) in [
+            ("select 1|+|2", true, false),
+            ("select 1 |-| 2", false, false),
+            ("select 1::made", true, false),
+            ("select * from shown", true, false),
+            ("select steps(1)", true, false),
+            ("select runs_text('x')", false, true),
+            ("select calls_it()", false, true),
+            ("select plain(1)", false, false),
+        ] {
+            let found = found(sql, &table());
+            assert_eq!((found.pins.has(PinReason::Set), found.strange), (sets, strange), "{sql}");
+            assert_eq!(found.access == Access::Read, !sets && !strange, "{sql}");
+            let mut touched = Touched::default();
+            table().bodies().touch(sql.as_bytes(), &mut touched, LexRules::STANDARD);
+            assert_eq!(touched.names.contains("app.x"), sets, "{sql}");
+        }
+        assert!(found("do $$ begin perform calls_it(); end $$", &table()).strange);
+        // What no text shows.
+        let hidden = |everywhere, text| table().with_hidden([(everywhere, text)]);
+        for (sql, everywhere, commands) in [
+            ("select plain(1)", true, false),
+            ("insert into t values (1)", true, false),
+            ("create table x (a int)", true, true),
+            ("begin", false, false),
+        ] {
+            assert_eq!(found(sql, &hidden(true, "PERFORM sets()")).strange, everywhere, "{sql}");
+            assert_eq!(found(sql, &hidden(false, "PERFORM sets()")).strange, commands, "{sql}");
+            assert!(!found(sql, &hidden(true, "PERFORM plain()")).strange, "{sql}");
         }
     }
 

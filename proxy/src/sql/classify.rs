@@ -16,7 +16,7 @@ pub use why::{Why, why};
 use super::functions::FunctionTable;
 use super::keyword::Keyword as K;
 use super::lexer::Lexer;
-use super::loose::{each_word, loose_pins, names_anywhere, pins_anywhere, worse};
+use super::loose::{calls_new, each_word, loose_pins, names_anywhere, pins_anywhere, worse};
 use super::{Access, Control, LexRules, Names, PinReason, Pins, Statement, named};
 use part::{End, Part};
 
@@ -40,7 +40,10 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
         }
     }
     let proven = standard && all.access == Access::Read && !functions.may_hide_volatile(sql);
-    let access = if proven { Access::Read } else { Access::Write };
+    let operators = functions.bodies().operators_in(sql);
+    all.pins.join(operators.0);
+    all.unpins |= operators.1;
+    let access = if proven && operators.0.is_empty() { Access::Read } else { Access::Write };
     // Where the functions are read anew everything may hide something, and hardly anything does.
     let hides = !functions.is_outdated() && functions.may_hide_volatile(sql);
     all.quiet &= standard && !hides;
@@ -110,7 +113,11 @@ impl<'a> Sum<'a> {
         self.count += 1;
         self.access = self.access.max(part.access());
         self.quiet &= part.reads();
-        self.strange |= part.strange;
+        // Where it is not known what statements run, none but those about the block itself is known to leave nothing.
+        let rows = matches!(part.verb, K::Insert | K::Update | K::Delete | K::Merge | K::Copy);
+        let command = part.functions.tells_of_rows_only() && !rows && !part.reads();
+        let unknown = !part.functions.tells_all() || command;
+        self.strange |= part.strange || unknown && part.runs();
         self.plain &= part.head.control() == Control::None;
         self.control = part.head.control();
         self.may_commit |= part.head.may_commit();
@@ -121,6 +128,7 @@ impl<'a> Sum<'a> {
             self.pins.join(pins_anywhere(self.sql, part.functions));
             // EXECUTE is another thing there.
             names = Some(names_anywhere(self.sql)).filter(|n| *n == Names::Unknown).unwrap_or(names);
+            self.strange |= calls_new(self.sql, part.functions);
         }
         self.unpins |= part.head.unpins();
         self.advisory |= part.head.advisory;
@@ -138,6 +146,7 @@ impl<'a> Sum<'a> {
             found => found,
         };
         let mut pins = self.pins;
+        let strange = pins.take_anything() || self.strange;
         match names {
             // What it prepares does nothing yet.
             Names::Prepare => pins = Pins::NONE,
@@ -149,7 +158,7 @@ impl<'a> Sum<'a> {
         Statement {
             access,
             quiet: self.quiet,
-            strange: self.strange && names != Names::Prepare,
+            strange: strange && names != Names::Prepare,
             control,
             may_commit: self.may_commit,
             pins,
@@ -195,7 +204,10 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     }
     let (unpins, advisory, ours) = (true, true, names_ours(sql));
     let access = Access::Write;
-    let (quiet, strange) = (false, first.strange);
+    pins.join(functions.bodies().operators_in(sql).0);
+    let strange = pins.take_anything() || !functions.tells_all() || calls_new(sql, functions);
+    let strange = strange || functions.tells_of_rows_only();
+    let quiet = false;
     Statement { access, quiet, strange, control, may_commit: commits, pins, unpins, advisory, ours, names }
 }
 

@@ -5,7 +5,7 @@
 
 use super::bodies::{Bodies, Used};
 use super::{Access, FunctionName, LexRules, classify};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -101,6 +101,11 @@ pub struct FunctionTable {
     bodies: Arc<Bodies>,
     /// Of the names of such relations; nearly always there are none.
     leaving_relations: Sieve,
+    /// Functions of which nothing tells what they leave.
+    unfollowed: Arc<BTreeSet<Box<[u8]>>>,
+    /// Every statement, or every one that does more than read or change rows, may run what leaves something where no text
+    /// shows it.
+    anywhere: (bool, bool),
 }
 
 /// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, DISTINCT, USING, CASE, ORDER BY and the
@@ -142,12 +147,10 @@ struct Meaning {
     local_relation: bool,
     /// A volatile function hides behind it.
     hides: bool,
-    /// A function of that name did not come with the server.
-    own: bool,
 }
 
 impl FunctionTable {
-    /// Nothing known yet: every function call is a write.
+    /// Nothing known yet: every function call is a write, and every statement may leave anything.
     pub fn unloaded() -> Self {
         Self::default()
     }
@@ -165,7 +168,7 @@ impl FunctionTable {
     }
 
     /// Known once, and no more: nothing is a read for standbys until another table comes. What functions leave in the
-    /// session is as likely the same as not, and is kept; the server is asked, too (`may_leave_anything`).
+    /// session is as likely the same as not, and is kept; the server is asked, too (`tells_all`).
     #[must_use]
     pub fn outdated(&self) -> Self {
         Self { unseen: true, outdated: true, number: 0, ..self.clone() }
@@ -198,6 +201,22 @@ impl FunctionTable {
         &self.bodies
     }
 
+    /// The same where nothing tells what these functions leave in the session.
+    #[must_use]
+    pub fn with_unfollowed<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        self.unfollowed = Arc::new(names.into_iter().map(|name| name.as_bytes().into()).collect());
+        self
+    }
+
+    /// Functions of which nothing tells what they leave.
+    pub(super) fn unfollowed(&self) -> &BTreeSet<Box<[u8]>> {
+        &self.unfollowed
+    }
+
+    pub(super) fn set_anywhere(&mut self, every: bool, commands: bool) {
+        self.anywhere = (self.anywhere.0 | every, self.anywhere.1 | commands);
+    }
+
     pub(super) fn set_bodies(&mut self, bodies: Bodies) {
         self.leaving_relations = Sieve::default();
         bodies.relations().for_each(|name| self.leaving_relations.add(name));
@@ -214,6 +233,7 @@ impl FunctionTable {
     pub fn with_bodies_of(mut self, other: &Self) -> Self {
         self.bodies = other.bodies.clone();
         self.leaving_relations = other.leaving_relations;
+        (self.unfollowed, self.anywhere) = (other.unfollowed.clone(), other.anywhere);
         self
     }
 
@@ -231,7 +251,6 @@ impl FunctionTable {
             let volatility = if allowed { Volatility::Stable } else { row.volatility };
             let meaning = table.entry(row.name);
             meaning.volatility = meaning.volatility.max(Some(volatility));
-            meaning.own |= row.schema != "pg_catalog";
         }
         for name in PRIMARY_ONLY.into_iter().chain(deny.iter().map(|name| name.name.as_str())) {
             table.entry(name).volatility = Some(Volatility::Volatile);
@@ -354,11 +373,19 @@ impl FunctionTable {
         self.meaning(name).hides
     }
 
-    /// May a function of that name, which may have been made or changed since the functions were read, leave in the
-    /// session what their bodies do not tell?
-    pub(super) fn may_leave_anything(&self, name: &[u8]) -> bool {
-        let meaning = self.meaning(name);
-        self.loaded && (meaning.volatility.is_none() || self.outdated && meaning.own)
+    /// Is it known what functions and relations leave in the session? Else any statement may leave anything.
+    pub(super) fn tells_all(&self) -> bool {
+        self.loaded && !self.outdated && !self.anywhere.0
+    }
+
+    /// Is it known only of statements that read or change rows what they leave?
+    pub(super) fn tells_of_rows_only(&self) -> bool {
+        self.anywhere.1
+    }
+
+    /// Is a function of that name newer than what is known, so that it may leave anything?
+    pub(super) fn is_new(&self, name: &[u8]) -> bool {
+        self.meaning(name).volatility.is_none()
     }
 
     fn entry(&mut self, name: &str) -> &mut Meaning {

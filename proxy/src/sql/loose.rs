@@ -1,9 +1,10 @@
 //! What the words of a text could do, wherever they stand: for texts that cannot be read with certainty, and for the
 //! bodies of DO.
 
+use super::classify::words;
 use super::effects::Head;
 use super::functions::FunctionTable;
-use super::keyword::{Keyword as K, keyword};
+use super::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
 use super::{Names, PinReason, Pins};
 
 /// Longer words are none that matter.
@@ -38,6 +39,20 @@ pub(super) fn pins_anywhere(sql: &[u8], functions: &FunctionTable) -> Pins {
     });
     pins.join(head.calls);
     pins
+}
+
+/// May a function be called, wherever that stands, that is newer than what is known?
+pub(super) fn calls_new(sql: &[u8], functions: &FunctionTable) -> bool {
+    let mut lower = [0_u8; MAX_NAME];
+    words(sql).any(|(at, word)| {
+        let called = sql[at + word.len()..].trim_ascii_start().starts_with(b"(");
+        let Some(lower) = lower.get_mut(..word.len()).filter(|_| called) else { return false };
+        lower.copy_from_slice(word);
+        lower.make_ascii_lowercase();
+        let grammar =
+            keyword(lower) != K::None || is_reserved_before_parenthesis(lower) || may_stand_before_parenthesis(lower);
+        !grammar && functions.is_new(lower)
+    })
 }
 
 /// What any word of a text could do with prepared statements, wherever it stands.

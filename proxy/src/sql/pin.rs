@@ -86,6 +86,16 @@ impl Pins {
     /// No reason.
     pub const NONE: Self = Self(0);
 
+    /// What nothing tells, and may be anything: no reason by itself, but one to ask the server.
+    pub const ANYTHING: Self = Self(1 << 15);
+
+    /// Take away what nothing tells. Was it there?
+    pub const fn take_anything(&mut self) -> bool {
+        let anything = self.0 & Self::ANYTHING.0 != 0;
+        self.0 &= !Self::ANYTHING.0;
+        anything
+    }
+
     /// One reason.
     pub const fn of(reason: PinReason) -> Self {
         Self(1 << reason as u16)

@@ -2,7 +2,7 @@
 
 /// Kinds of object whose definition matters to routing. Tables do in that row security may be switched on; new ones do
 /// not, as they are made all the time and a standby itself refuses to read an unlogged one.
-const KINDS: [&[u8]; 15] = [
+const KINDS: [&[u8]; 16] = [
     b"FUNCTION",
     b"PROCEDURE",
     b"ROUTINE",
@@ -18,6 +18,7 @@ const KINDS: [&[u8]; 15] = [
     b"TYPE",
     b"OWNED",
     b"TRIGGER",
+    b"EVENT TRIGGER",
 ];
 
 /// May the command that ended with this tag (a zero byte behind it) have changed it? DO runs anything.
@@ -40,7 +41,15 @@ mod tests {
 
     #[test]
     fn commands_that_define_what_reads_may_call_are_known_by_their_tags() {
-        for tag in ["CREATE FUNCTION", "ALTER FUNCTION", "DROP OPERATOR CLASS", "CREATE VIEW", "ALTER TABLE", "DO"] {
+        for tag in [
+            "CREATE FUNCTION",
+            "ALTER FUNCTION",
+            "DROP OPERATOR CLASS",
+            "CREATE VIEW",
+            "CREATE TRIGGER",
+            "ALTER TABLE",
+            "DO",
+        ] {
             assert!(redefines(format!("{tag}\0").as_bytes()), "{tag}");
         }
         for tag in [

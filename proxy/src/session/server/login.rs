@@ -83,6 +83,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         given: Shared::default(),
         listens: false,
         shown: false,
+        estranged: 0,
         spoilt: false,
         born: now,
         ready: login.worker.now(),

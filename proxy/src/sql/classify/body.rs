@@ -25,12 +25,18 @@ pub(in crate::sql) fn body_leaves(body: &[u8], sql: bool, functions: &FunctionTa
         found.begun(body);
         if executes(body) {
             literals(body).for_each(|literal| found.text(literal, true));
+            if executes_anything(body) {
+                found.pins.join(Pins::ANYTHING);
+            }
         }
     } else {
         found.text(body, false);
     }
     let mut pins = found.pins;
     pins.join(found.head.calls);
+    let operators = functions.bodies().operators_in(body);
+    pins.join(operators.0);
+    found.unpins |= operators.1;
     // What it asks of a sequence it has drawn itself, or the next one draws anew.
     pins.remove(PinReason::Sequence);
     (pins, found.unpins || found.head.unlocks)
@@ -188,6 +194,67 @@ pub(in crate::sql) fn executes(body: &[u8]) -> bool {
     false
 }
 
+/// Does a readable body run what no literal of it shows: a text that is put together without any, whole pieces of SQL, or
+/// the name of a function that is put in?
+fn executes_anything(body: &[u8]) -> bool {
+    let mut lexer = Lexer::new(body);
+    // Within what is executed: the literal that came last, and is this behind its first token?
+    let mut text: Option<(Option<&[u8]>, bool)> = None;
+    while let Some(token) = lexer.next() {
+        let is = |word: &[u8]| matches!(token, Token::Word(w) if w.eq_ignore_ascii_case(word));
+        if is(b"execute") {
+            text = Some((None, false));
+            continue;
+        }
+        let Some((shown, begun)) = text else { continue };
+        // EXECUTE FUNCTION of a trigger, GRANT EXECUTE ON.
+        let other = !begun && (is(b"function") || is(b"procedure") || is(b"on"));
+        let ends = token == Token::Semicolon || is(b"using") || is(b"into") || is(b"loop");
+        match token {
+            Token::Odd => return true,
+            Token::Literal if puts_in_calls(shown, lexer.last()) => return true,
+            Token::Literal => text = Some((Some(lexer.last()), true)),
+            _ if other => text = None,
+            _ if ends && shown.is_none() => return true,
+            _ if ends => text = None,
+            _ => text = Some((shown, true)),
+        }
+    }
+    text.is_some_and(|(shown, _)| shown.is_none())
+}
+
+/// May what is put into a literal, or between it and the one `before`, be more than the name of a relation or a value?
+fn puts_in_calls(before: Option<&[u8]>, literal: &[u8]) -> bool {
+    let text = literal.strip_prefix(b"'").unwrap_or(literal);
+    let called = |at: usize| text[at + 1..].trim_ascii_start().starts_with(b"(");
+    // A place for something, of which a letter tells what, and what stands before it.
+    let place = |at: usize| {
+        let form = text[..at].iter().rposition(|b| *b == b'%')?;
+        let plain = |b: &u8| b.is_ascii_digit() || *b == b'$';
+        text[form + 1..at].iter().all(plain).then(|| &text[..form])
+    };
+    let behind = before.map_or(&b""[..], |before| before.strip_suffix(b"'").unwrap_or(before));
+    text.trim_ascii_start().starts_with(b"(") && !names_relation(behind, true)
+        || text.iter().enumerate().any(|(at, b)| match b {
+            b's' => place(at).is_some_and(|ahead| !names_relation(ahead, called(at))),
+            b'I' => called(at) && place(at).is_some_and(|ahead| !names_relation(ahead, true)),
+            _ => false,
+        })
+}
+
+/// Is what stands behind this text the name of a relation, with its columns behind it?
+fn names_relation(ahead: &[u8], columns: bool) -> bool {
+    let mut ahead = ahead.trim_ascii_end();
+    while let Some(schema) = ahead.strip_suffix(b".") {
+        let from = schema.iter().rposition(u8::is_ascii_whitespace).map_or(0, |at| at + 1);
+        ahead = schema[..from].trim_ascii_end();
+    }
+    let from = ahead.iter().rposition(|b| !b.is_ascii_alphabetic()).map_or(0, |at| at + 1);
+    let is = |words: &[&[u8]]| words.iter().any(|word| ahead[from..].eq_ignore_ascii_case(word));
+    is(&[b"into", b"table", b"exists", b"on", b"of", b"view"])
+        || !columns && is(&[b"from", b"join", b"update", b"only"])
+}
+
 /// The literals of a readable body, as they are written: with a doubled quote inside, which the lexer reads as the end of
 /// one and the beginning of another.
 pub(in crate::sql) fn literals(body: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -336,6 +403,36 @@ mod tests {
         assert_eq!(leaves("log('load', 'x'); log('set'); log(\"load 'x' done\"); len(set(x))"), []);
         assert_eq!(leaves("GD['x'] = 1\nreturn set([1])"), [PinReason::Extension]);
         assert_eq!(leaves("temp = 1\nfor x in set(y): temp += x"), []);
+    }
+
+    #[test]
+    fn a_body_that_runs_what_it_does_not_show_may_leave_anything() {
+        let anything = |body: &str| body_leaves(body.as_bytes(), true, &FunctionTable::unloaded()).0.take_anything();
+        for (body, want) in [
+            ("begin execute q; end", true),
+            ("begin execute format(q, x) into y; end", true),
+            ("begin execute 'select ' || f || '()'; end", true),
+            ("begin execute format('select %I(1)', f); end", true),
+            ("begin execute format('select %1$s', list) into x; end", true),
+            ("begin for r in execute q loop x := 1; end loop; end", true),
+            ("begin execute 'select 1'; execute q using x; end", true),
+            ("begin execute format('set role %I', r); end", false),
+            ("begin execute format('insert into %I (a) values ($1)', t) using x; end", false),
+            ("begin execute 'create table ' || quote_ident(t) || ' (a int)'; end", false),
+            ("begin execute format('insert into %s values ($1.*)', t) using new; end", false),
+            ("begin execute format('insert into %I.%I (a) values (1)', s, t); end", false),
+            ("begin execute 'insert into ' || t || ' (a) values (1)'; end", false),
+            ("begin execute format('select * from %s where a = 1', t) into x; end", false),
+            ("begin execute format('select * from %I(1)', f); end", true),
+            ("begin execute 'drop table ' || quote_ident(t); end", false),
+            (
+                "begin create trigger a after insert on t execute function b(); grant execute on function b to c; end",
+                false,
+            ),
+            ("begin perform x; end", false),
+        ] {
+            assert_eq!(anything(body), want, "{body}");
+        }
     }
 
     #[test]

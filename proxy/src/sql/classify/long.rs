@@ -61,11 +61,13 @@ pub struct Leaves {
     pub unpins: bool,
     /// It may change custom settings, whose names were not kept.
     pub nameless: bool,
+    /// It may leave what nothing tells.
+    pub strange: bool,
 }
 
 impl Leaves {
     /// Of a text that cannot be read: settings, of any name.
-    const UNKNOWN: Self = Self { pins: Pins::of(PinReason::Set), unpins: true, nameless: true };
+    const UNKNOWN: Self = Self { pins: Pins::of(PinReason::Set), unpins: true, nameless: true, strange: true };
 }
 
 /// A long text on its way.
@@ -137,7 +139,11 @@ impl LongText {
             self.byte(0);
         }
         let read = self.over && !self.odd && self.within == Within::Nothing;
-        if read { self.leaves } else { Leaves::UNKNOWN }
+        let functions = &self.functions;
+        // Operators are not looked for.
+        let hides = !functions.tells_all() || functions.tells_of_rows_only() || functions.bodies().has_operators();
+        let strange = self.leaves.pins.take_anything() || self.leaves.strange || hides;
+        if read { Leaves { strange, ..self.leaves } } else { Leaves::UNKNOWN }
     }
 
     /// Bytes within a literal that change nothing: the bulk of a long text.
@@ -231,6 +237,9 @@ impl LongText {
                     self.called();
                 }
                 self.part.take(Token::Open);
+                if std::mem::take(&mut self.part.strange) {
+                    self.leaves.strange |= self.functions.is_new(&self.part.name[..self.part.name_len]);
+                }
             }
             b')' => self.part.take(Token::Close),
             b',' => self.part.take(Token::Comma),
@@ -374,9 +383,9 @@ impl LongText {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::BodyRow;
     use crate::sql::classify::End;
     use crate::sql::lexer::Lexer;
+    use crate::sql::{BodyRow, FunctionRow, Volatility};
     use proptest::prelude::*;
 
     fn table() -> Arc<FunctionTable> {
@@ -462,7 +471,24 @@ mod tests {
         b"insert into t select sets(), 'x'".chunks(3).for_each(|p| text.feed(p));
         let names: Vec<Box<str>> = text.touched().names.into_iter().collect();
         assert_eq!(names, ["app.x".into()]);
-        assert_eq!(text.finish(), Leaves { pins: Pins::of(PinReason::Set), unpins: false, nameless: false });
+        assert_eq!(text.finish(), Leaves { pins: Pins::of(PinReason::Set), strange: true, ..Leaves::default() });
+    }
+
+    #[test]
+    fn a_function_that_is_not_known_may_leave_anything() {
+        let lower = FunctionRow { schema: "pg_catalog", name: "lower", volatility: Volatility::Immutable };
+        let known = Arc::new(FunctionTable::new([lower], &[], &[]));
+        for (sql, strange) in [
+            ("insert into fresh (a) values (lower('x'))", false),
+            ("insert into fresh (a) values (lower(newly ('x')))", true),
+            ("insert into fresh (a) values (1); select newly/* x */(1)", true),
+        ] {
+            for (functions, strange) in [(&known, strange), (&Arc::new(known.outdated()), true)] {
+                let mut text = LongText::new(LexRules::STANDARD, functions.clone());
+                sql.as_bytes().chunks(3).for_each(|p| text.feed(p));
+                assert_eq!(text.finish(), Leaves { strange, ..Leaves::default() }, "{sql}");
+            }
+        }
     }
 
     #[test]

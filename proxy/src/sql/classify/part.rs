@@ -5,7 +5,7 @@ use crate::sql::effects::{Head, SetConfig, Stop};
 use crate::sql::functions::{FunctionTable, Volatility};
 use crate::sql::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
 use crate::sql::lexer::{Lexer, Token};
-use crate::sql::{Access, Names, PinReason, Pins};
+use crate::sql::{Access, Control, Names, PinReason, Pins};
 
 /// NAMEDATALEN - 1: PostgreSQL cuts longer names, so they are not looked up.
 const MAX_NAME: usize = 63;
@@ -169,6 +169,11 @@ impl<'t> Part<'t> {
 
     pub(super) fn access(&self) -> Access {
         if self.reads() && !self.local { Access::Read } else { Access::Write }
+    }
+
+    /// May it run functions? Not if it is about the transaction block only, or shows a setting.
+    pub(super) fn runs(&self) -> bool {
+        self.head.control() == Control::None && self.verb != K::Show
     }
 
     /// Is it proven to read, be it what only the primary has?
@@ -372,7 +377,11 @@ impl<'t> Part<'t> {
                 // A word that begins nothing we know still is the verb: it must not be looked for further on.
                 self.writes |= word == K::None;
                 self.executes = word == K::Execute && self.last == Last::Start;
-                self.head.changes |= self.name[..self.name_len] == *b"truncate";
+                self.head.changes |= matches!(
+                    &self.name[..self.name_len],
+                    // The rest computes what an index holds, or a materialized view, or runs checks.
+                    b"truncate" | b"refresh" | b"reindex" | b"cluster" | b"vacuum" | b"analyze" | b"analyse" | b"alter"
+                );
             }
         } else if self.explain_options {
             self.explain_option();
@@ -490,8 +499,8 @@ impl<'t> Part<'t> {
             return;
         }
         let volatility = self.functions.volatility(name);
-        if may_be_new && (volatility.is_none() || self.functions.is_outdated()) {
-            self.strange = !may_stand_before_parenthesis(name) && self.functions.may_leave_anything(name);
+        if may_be_new && volatility.is_none() {
+            self.strange = !may_stand_before_parenthesis(name);
         }
         let keyword = !named.quoted && named.before != Last::Dot && may_stand_before_parenthesis(name);
         let reads = match volatility {

@@ -107,29 +107,44 @@ fn what_only_reads_what_the_primary_has_is_quiet() {
 #[test]
 fn a_function_that_is_not_known_may_leave_anything() {
     let of = |sql: &str, table: &FunctionTable| classify(sql.as_bytes(), table, LexRules::STANDARD).strange;
-    for (sql, new, own) in [
-        ("select newly(1)", true, false),
-        ("select id from t where public.newly(1)", true, false),
-        ("select 1; call newly()", true, false),
-        ("insert into fresh (a, b) values (1, newly(lower('x')))", true, false),
-        ("update t set a = newly(1)", true, false),
-        ("explain analyze select newly(1)", true, false),
-        ("select stable_fn(1)", false, true),
-        ("insert into t (a) select writing_fn(2)", false, true),
-        ("insert into fresh (a, b) values (1, lower('x')) on conflict (a) do update set (a, b) = (1, 2)", false, false),
-        ("create table x (a varchar(3), primary key (a))", false, false),
-        ("select * from (values (1)) w (n), generate_series(1, 2) x (y) where n in (1)", false, false),
-        ("select sum(a) over (order by b), json_value(a, 'b'), current_timestamp(3) from t", false, false),
-        ("with w (n) as (select 1) select n from w", false, false),
-        ("explain select newly(1)", false, false),
-        ("prepare p as select newly(1)", false, false),
-        ("execute p(1)", false, false),
-        ("select 1", false, false),
+    for (sql, new) in [
+        ("select newly(1)", true),
+        ("select id from t where public.newly(1)", true),
+        ("select 1; call newly()", true),
+        ("insert into fresh (a, b) values (1, newly(lower('x')))", true),
+        ("update t set a = newly(1)", true),
+        ("explain analyze select newly(1)", true),
+        ("do $$ begin if lower('x') = 'x' then perform newly(1); end if; end $$", true),
+        ("do $$ begin raise notice '%', lower('x'); end $$", false),
+        ("select stable_fn(1)", false),
+        ("insert into t (a) select writing_fn(2)", false),
+        ("insert into fresh (a, b) values (1, lower('x')) on conflict (a) do update set (a, b) = (1, 2)", false),
+        ("create table x (a varchar(3), primary key (a))", false),
+        ("select * from (values (1)) w (n), generate_series(1, 2) x (y) where n in (1)", false),
+        ("select sum(a) over (order by b), json_value(a, 'b'), current_timestamp(3) from t", false),
+        ("with w (n) as (select 1) select n from w", false),
+        ("explain select newly(1)", false),
+        ("execute p(1)", false),
+        ("select 1", false),
     ] {
         assert_eq!(of(sql, &table()), new, "{sql}");
-        assert_eq!(of(sql, &table().outdated()), new || own, "{sql}, outdated");
-        assert!(!of(sql, &FunctionTable::unloaded()), "{sql}, before any catalog");
+        for unknown in [table().outdated(), FunctionTable::unloaded()] {
+            assert!(of(sql, &unknown), "{sql}, where nothing is known");
+        }
     }
+    for sql in ["prepare p as select newly(1)", "begin", "commit", "rollback to a", "show work_mem", ""] {
+        for table in [table(), table().outdated(), FunctionTable::unloaded()] {
+            assert!(!of(sql, &table), "{sql}");
+        }
+    }
+}
+
+#[test]
+fn a_new_function_is_seen_in_a_text_that_cannot_be_read() {
+    let rules = LexRules { standard_conforming_strings: true, ascii_safe_encoding: false };
+    let of = |sql: &str| classify(sql.as_bytes(), &table(), rules).strange;
+    assert!(of("select 'é'; select newly (1)"));
+    assert!(!of("select 'é', lower('x') from t where a in (1)"));
 }
 
 #[test]
