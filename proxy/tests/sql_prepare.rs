@@ -148,9 +148,11 @@ fn definitions_change_under_a_statement() {
     let prepare = "prepare p as select * from t";
     ok(&mut a, prepare);
     ok(&mut a, "execute p");
+    let pid = value(&mut a, "select pg_backend_pid()");
     ok(&mut direct, "alter table t add j int default 2");
     // PostgreSQL refuses for ever ("cached plan must not change result type"); outside a block it is prepared again.
     assert_eq!(ok(&mut a, "execute p")[1], "D 1 2");
+    assert_eq!(value(&mut a, "select pg_backend_pid()"), pid, "on the same connection");
     ok(&mut direct, "alter table t add k int default 3");
     ok(&mut a, "begin");
     assert_eq!(a.query("execute p"), ["E 0A000", "Z E"]);

@@ -385,6 +385,20 @@ fn a_result_that_changed_is_hidden_only_from_a_client_that_does_not_know_the_old
     }
 }
 
+/// EXECUTE by a simple query has no Sync to skip to.
+#[test]
+fn a_result_that_changed_is_hidden_from_a_simple_query() {
+    let mut relay = Relay { head_kept: true, ..Relay::default() };
+    let of = Use { text: text("s"), name: (*b"s").into(), first: true, foreign: false };
+    relay.push(Entry { uses: Some(of), ..plain(Kind::Query) });
+    let mut s = Vec::new();
+    error(&mut s, "ERROR", "0A000", "RevalidateCachedQuery");
+    write_ready(&mut s, TxStatus::Idle);
+    let (out, events) = feed(&mut relay, &s, &[]);
+    assert_eq!((shape(&out).as_str(), events), ("", vec![Event::Again]));
+    assert_eq!((relay.retired.len(), relay.pending(), relay.owed(), relay.busy()), (1, 0, 0, false));
+}
+
 #[test]
 fn a_skipped_parse_leaves_the_unnamed_statement_and_a_failed_one_destroys_it() {
     let class = crate::sql::classify(b"select", &crate::sql::FunctionTable::unloaded(), crate::sql::LexRules::STANDARD);

@@ -43,7 +43,8 @@ impl Relay {
             return Step::Pass { shown: false };
         }
         if stale && self.retire_head() {
-            self.skip_to_sync();
+            // A simple query is answered by a ReadyForQuery of its own.
+            self.fail_head(&code);
             (self.again, self.withhold) = (true, true);
             return Step::Again;
         }
