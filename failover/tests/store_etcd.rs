@@ -173,7 +173,14 @@ async fn a_killed_follower_of_three_and_an_endpoint_where_nothing_listens_are_sk
         // A write has a deadline of a second: one that waited for the dead member would fail.
         s.txn(Txn::new().put("/a", n.to_string())).await.unwrap();
     }
-    assert_eq!(s.check_versions().await.len(), 2);
+    let mut told = std::collections::BTreeMap::new();
+    assert_eq!(s.check_versions(&mut told).await.len(), 2);
+    // One that was down is told of once it is back, and nobody twice.
+    etcd.spawn(follower);
+    etcd.await_healthy();
+    let back = s.check_versions(&mut told).await;
+    assert_eq!(back.iter().map(|(url, _)| url).collect::<Vec<_>>(), [&etcd.urls()[follower]]);
+    assert!(s.check_versions(&mut told).await.is_empty());
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ pub(super) struct Running {
 pub(super) async fn start(config: &Config, registry: &Registry, inherited: Option<Inherited>) -> Result<Running> {
     let etcd = EtcdStore::new(&config.etcd).context("cannot use etcd")?;
     let versions = etcd.clone();
-    tokio::spawn(async move { versions.check_versions().await });
+    tokio::spawn(async move { versions.watch_versions().await });
     let store: Arc<dyn Store> = Arc::new(etcd);
     let mut starting = Starting { config, registry, store, inherited, running: Running::default() };
     // Whoever can fail by itself, and is cheap to undo, comes first; PostgreSQL comes last.

@@ -17,6 +17,7 @@ use etcd_client::{
     Certificate, Client, CompareOp, ConnectOptions, GetOptions, Identity, KeyValue, PutOptions, TlsOptions, TxnOp,
     TxnOpResponse,
 };
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -33,6 +34,8 @@ const HEDGE: Duration = Duration::from_millis(150);
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 /// An endpoint that answered so recently gets a write without being asked first whether it is alive.
 const PROVEN: Duration = Duration::from_millis(300);
+/// Between two looks at the members' versions.
+const VERSIONS_AGAIN: Duration = Duration::from_secs(60);
 /// HTTP/2 pings find a dead connection in the sum of these; pings only flow while nothing else arrives.
 const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(500));
 
@@ -104,10 +107,19 @@ impl EtcdStore {
         Ok(Self { shared: Arc::new(Shared::new(endpoints, config.request_timeout)) })
     }
 
-    /// Ask every member for its version and warn, once each, about those whose leases are known to misbehave. Returns
-    /// the versions of the members that answered.
-    pub async fn check_versions(&self) -> Vec<(String, String)> {
-        let mut versions = Vec::new();
+    /// Check the members' versions for ever: one may be down at first, or be replaced by an older one.
+    pub async fn watch_versions(&self) {
+        let mut told = BTreeMap::new();
+        loop {
+            self.check_versions(&mut told).await;
+            tokio::time::sleep(VERSIONS_AGAIN).await;
+        }
+    }
+
+    /// Ask every member for its version and warn about those whose leases are known to misbehave, unless that was `told`
+    /// of it before. Returns what was new: members that answered and their versions.
+    pub async fn check_versions(&self, told: &mut BTreeMap<String, String>) -> Vec<(String, String)> {
+        let mut new = Vec::new();
         for endpoint in &self.shared.endpoints {
             let asked = async {
                 let mut client = endpoint.client().await?;
@@ -115,14 +127,17 @@ impl EtcdStore {
             };
             let Ok(Ok(version)) = tokio::time::timeout(self.shared.request_timeout, asked).await else { continue };
             let url = &endpoint.url;
+            if told.insert(url.clone(), version.clone()).as_ref() == Some(&version) {
+                continue;
+            }
             if is_older_than_fixed(&version) {
                 warn!(endpoint = url, version, fixed_in = "3.4.38, 3.5.23, 3.6.5", "etcd has known lease bugs");
             } else {
                 info!(endpoint = url, version, "etcd member found");
             }
-            versions.push((url.clone(), version));
+            new.push((url.clone(), version));
         }
-        versions
+        new
     }
 
     /// Every endpoint's URL.
