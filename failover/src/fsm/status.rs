@@ -295,11 +295,22 @@ impl Planner {
         if let Some(s) = policy.suspended.as_ref().filter(|s| s.lowered.is_some() && policy.mode != Mode::Async) {
             why.push(format!("commits past {} (term {}) are on no standby for certain: {}", s.since, s.term, s.why));
         }
+        why.extend(self.impostors(now, primary));
         if policy.mode == Mode::Async {
             why.push("async mode: what no standby has received would be lost".into());
         }
         why.dedup();
         Safety { safe: why.is_empty(), why }
+    }
+
+    /// Somebody acknowledges commits in the name of a standby, and no failover would ask him.
+    fn impostors(&self, now: Instant, primary: &NodeId) -> Option<String> {
+        match &self.seen.reachable(primary, now, &self.settings)?.postgres {
+            PostgresState::Primary(p) if !p.impostors.is_empty() => {
+                Some(format!("the newest commits may be with impostors only: {}", list(&p.impostors)))
+            }
+            _ => None, // what does not answer as primary tells of none
+        }
     }
 
     /// What it means that etcd does not answer this manager, once that has lasted.

@@ -115,7 +115,7 @@ pub(super) fn postgres(
                 let all = followers(words.optional("acks")?.unwrap_or(at));
                 all.into_iter().filter(|f| streaming.as_ref().is_none_or(|s| s.contains(&f.node))).collect()
             },
-            impostors: Vec::new(),
+            impostors: words.optional::<String>("impostors")?.map(|i| i.replace('_', " ")).into_iter().collect(),
         }),
         "standby" => PostgresState::Standby(Standby {
             timeline,
