@@ -166,6 +166,25 @@ pub struct PolicyRecord {
     /// these, for whatever a failover needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joint: Option<Quorum>,
+    /// Where the last suspension before this record ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rearmed: Option<Rearmed>,
+}
+
+/// Commits past there were protected again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rearmed {
+    /// The term in which they were.
+    pub term: Term,
+    /// They wait for the quorum from here on.
+    pub lsn: Lsn,
+}
+
+impl Rearmed {
+    /// Did it end that suspension, rather than one before it?
+    pub fn ended(&self, suspended: &Suspension) -> bool {
+        (self.term, self.lsn) > (suspended.term, suspended.since)
+    }
 }
 
 /// How far and for how long commits may go unprotected in `available` mode; beyond either they wait again.

@@ -223,13 +223,27 @@ fn lost_transactions_are_reported_before_the_rewind() {
             std::fs::read_to_string(&memory).ok()?.contains("\"why\"").then_some(())
         })
         .await;
-        // The term begins and the standby is frozen while the primary goes on: its agent does not hear of it.
-        let lost = 25;
+        // The standby is frozen while the primary goes on, and protection is back after some of what is lost.
+        let (unprotected, lost) = (10, 25);
+        c.freeze(s, Term(2)).await.unwrap();
+        let sql = c.sql(p).await;
+        for i in 1..=unprotected {
+            sql.batch_execute(&format!("INSERT INTO t VALUES ({i})")).await.unwrap();
+        }
+        let end = c.value(p, "SELECT pg_current_wal_flush_lsn()").await.parse().unwrap();
+        let rearmed = Some(Rearmed { term: Term(1), lsn: end });
+        let rearmed = PolicyRecord { epoch: suspended.epoch + 1, suspended: None, rearmed, ..suspended };
+        let put = Txn::new().put(c.keys.policy(), serde_json::to_vec(&rearmed).unwrap());
+        assert!(c.store.txn(put).await.unwrap().succeeded);
+        until("the end of the suspension at the primary", async || {
+            let memory: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&memory).ok()?).ok()?;
+            (memory["rearmed"]["lsn"] == end.to_string()).then_some(())
+        })
+        .await;
+        // The term begins, and its agent does not hear of it.
         c.nodes[p].store.set_down(true);
         let (record, revision) = c.begin().await;
-        c.freeze(s, record.term).await.unwrap();
-        let sql = c.sql(p).await;
-        for i in 1..=lost {
+        for i in unprotected + 1..=lost {
             sql.batch_execute(&format!("INSERT INTO t VALUES ({i})")).await.unwrap();
         }
         sql.batch_execute("BEGIN; INSERT INTO t VALUES (1000); ROLLBACK").await.unwrap();
@@ -245,15 +259,17 @@ fn lost_transactions_are_reported_before_the_rewind() {
         let total = lost + 1;
         assert_eq!(i32::try_from(report.commits).unwrap(), total - rows, "{report:#?}");
         assert_eq!((report.commits, report.aborts), (lost as u64, 1));
-        assert_eq!(report.commits_while_suspended, report.commits);
+        assert_eq!(report.commits_while_suspended, unprotected as u64);
         assert_eq!(report.fork_lsn, promoted.fork.lsn);
         assert_eq!(report.bytes, report.end_lsn.bytes_since(report.fork_lsn));
         assert_eq!(report.transactions.len(), lost as usize);
         let kept = report.kept_in.unwrap();
         assert!(std::fs::read_dir(&kept).unwrap().count() >= 2, "segments and the report in {kept}");
         assert_eq!(c.value(p, "SELECT count(*) FROM t").await, rows.to_string());
-        // It was rewound, not cloned: a file that only this directory has is still there.
         assert_eq!(c.state(p).await.trouble, None);
+        let label = c.nodes[p].config.data_dir.join("data/backup_label.old");
+        let label = std::fs::read_to_string(label).unwrap();
+        assert!(label.contains("BACKUP METHOD: pg_rewind"), "rewound, not cloned: {label}");
     });
 }
 

@@ -293,6 +293,7 @@ impl World {
             suspended: None,
             limits: Limits::default(),
             joint: None,
+            rearmed: None,
         };
         let txn = txn
             .put(keys.term(), serde_json::to_vec(&term).unwrap())

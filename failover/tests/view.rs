@@ -74,7 +74,16 @@ async fn cluster(mode: Mode) -> MemoryStore {
     put(
         &store,
         keys().policy(),
-        json(&PolicyRecord { epoch: 1, voters, k, mode, suspended: None, limits: Limits::default(), joint: None }),
+        json(&PolicyRecord {
+            epoch: 1,
+            voters,
+            k,
+            mode,
+            suspended: None,
+            limits: Limits::default(),
+            joint: None,
+            rearmed: None,
+        }),
     )
     .await;
     let primary = PrimaryRecord { term: Term(3), node: "n1".parse().unwrap(), holder: "a".to_owned() };

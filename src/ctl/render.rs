@@ -153,6 +153,8 @@ fn one_policy(p: &PolicyRecord) -> String {
         if let Some(ended) = since.lowered.as_ref().and_then(|l| l.ended.as_ref()) {
             let _ = writeln!(out, "commits wait again: {ended}");
         }
+    } else if let Some(end) = &p.rearmed {
+        let _ = writeln!(out, "the last suspension ended at {} (term {})", end.lsn, end.term);
     }
     out
 }

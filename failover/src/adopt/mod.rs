@@ -247,6 +247,7 @@ pub async fn begin(
         suspended: (cluster.mode != Mode::Async).then_some(suspended),
         limits: Limits::default(),
         joint: None,
+        rearmed: None,
     };
     let record = TermRecord {
         term,

@@ -158,6 +158,7 @@ impl Agent {
             suspended: None,
             limits: Limits::default(),
             joint: None,
+            rearmed: None,
         };
         let term = TermRecord {
             term: Term(1),

@@ -4,7 +4,7 @@
 
 use super::layout::{Layout, write_durably};
 use crate::api::Position;
-use crate::record::{PolicyRecord, Suspension};
+use crate::record::{PolicyRecord, Rearmed, Suspension};
 use cluster::Term;
 use cluster::timeline::Fork;
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub(crate) struct Memory {
     pub(crate) policy: Option<PolicyRecord>,
     /// The last suspension seen while this node was primary: what it committed past it was unprotected.
     pub(crate) suspended: Option<Suspension>,
+    /// Where it ended, once it had and this node was primary still.
+    pub(crate) rearmed: Option<Rearmed>,
 }
 
 impl Memory {
@@ -134,6 +136,7 @@ mod tests {
             suspended: None,
             limits: Limits::default(),
             joint: None,
+            rearmed: None,
         };
         let memory = Memory { policy: Some(policy(5, Mode::Strict)), ..Memory::default() };
         let mode = |read: Option<PolicyRecord>| memory.in_force(read.as_ref()).map(|p| (p.epoch, p.mode));

@@ -233,10 +233,8 @@ impl Agent {
             PostgresState::Standby(_) => Some(false),
             _ => None,
         });
-        if let (true, Some(suspended)) = (serving == Some(true), self.suspension())
-            && let Err(error) = self.remember(|m| m.suspended = Some(suspended))
-        {
-            tracing::debug!(%error, "suspension not remembered");
+        if serving == Some(true) {
+            self.note_protection();
         }
         let wanted = match serving {
             // Frozen: the manager chooses the names with the promotion.
@@ -320,6 +318,22 @@ impl Agent {
 
     fn suspension(&self) -> Option<crate::record::Suspension> {
         self.policy()?.suspended
+    }
+
+    /// From where to where commits of this primary were unprotected: what a report of its WAL will need.
+    fn note_protection(&self) {
+        let Some(policy) = self.policy() else { return };
+        let memory = self.memory();
+        let (suspended, rearmed) = match (policy.suspended, policy.rearmed, memory.suspended.clone()) {
+            (Some(now), ..) => (Some(now), None),
+            (None, Some(end), Some(last)) if end.ended(&last) => (Some(last), Some(end)),
+            (None, ..) => return,
+        };
+        if (&memory.suspended, memory.rearmed) != (&suspended, rearmed)
+            && let Err(error) = self.remember(|m| (m.suspended, m.rearmed) = (suspended, rearmed))
+        {
+            tracing::debug!(%error, "suspension not remembered");
+        }
     }
 
     async fn stop_fenced(&self) -> Result<(), ActError> {

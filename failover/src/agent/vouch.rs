@@ -135,6 +135,7 @@ mod tests {
             suspended: None,
             limits: Limits::default(),
             joint: None,
+            rearmed: None,
         };
         let ms = |n| Some(Duration::from_millis(n));
         assert_eq!(lasts(&policy(Mode::Strict, 1), None), Some(STRICT_VIEW));

@@ -8,12 +8,13 @@ use super::{Agent, wall_millis};
 use crate::api::Position;
 use crate::fsm::rejoin::tail;
 use crate::fsm::waldump::{self, Tail, parse, record_end};
-use crate::record::{LossReport, Suspension};
+use crate::record::{LossReport, Rearmed, Suspension};
 use crate::store::{Compare, StoreError, Txn};
 use cluster::timeline::{Fork, History};
 use cluster::{Lsn, Term, TimelineId};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::process::Command;
@@ -94,7 +95,7 @@ impl Agent {
         from: Lsn,
         to: Option<Lsn>,
         segment: u64,
-        unprotected_from: Option<Lsn>,
+        unprotected: Option<Range<Lsn>>,
     ) -> Result<Tail, ExamineError> {
         let files = wal_files(&self.env.layout.data().join("pg_wal"));
         // A promotion renames the old timeline's last segment; the new one's begins with a copy of it.
@@ -104,7 +105,7 @@ impl Agent {
         let command = self.waldump(&files, here, from, to, segment);
         let mut found = Tail::default();
         let done =
-            tool::run_lines(command, READ_BOUND, |line| found.take(line, segment, unprotected_from), |_| {}).await;
+            tool::run_lines(command, READ_BOUND, |line| found.take(line, segment, unprotected.as_ref()), |_| {}).await;
         match done {
             Ok(()) => Ok(found),
             // Ending with an error is how it tells that the next record is not valid: the end of WAL.
@@ -128,11 +129,15 @@ impl Agent {
         let control = Control::read(&self.env).await?;
         let alone = History::root(end.timeline);
         let own = own.unwrap_or(&alone);
-        let suspended = self.memory().suspended;
+        let (memory, policy) = (self.memory(), self.policy());
+        let suspended = memory.suspended.as_ref();
+        // It may have ended without having read of it.
+        let read = policy.and_then(|p| p.rearmed).filter(|r| suspended.is_some_and(|s| r.ended(s)));
+        let rearmed = memory.rearmed.or(read);
         let mut total = Tail::default();
         for (timeline, from, to) in tail(own, end.lsn, parted) {
             let last = timeline == own.timeline;
-            let unprotected = unprotected_from(suspended.as_ref(), timeline, from);
+            let unprotected = unprotected(suspended, rearmed, timeline, from);
             let part =
                 self.read_tail(own, timeline, from, (!last).then_some(to), control.segment_size, unprotected).await;
             match part {
@@ -238,13 +243,24 @@ impl Agent {
     }
 }
 
-/// From where on commits of `timeline` were unprotected, given the last suspension that this node saw as primary.
-fn unprotected_from(suspended: Option<&Suspension>, timeline: TimelineId, from: Lsn) -> Option<Lsn> {
+/// From where to where commits of `timeline`, which begins at `from`, were unprotected: given the last suspension that this
+/// node saw as primary, and its end.
+fn unprotected(
+    suspended: Option<&Suspension>,
+    rearmed: Option<Rearmed>,
+    timeline: TimelineId,
+    from: Lsn,
+) -> Option<Range<Lsn>> {
     let suspended = suspended?;
-    match suspended.term.timeline()? {
-        t if t == timeline => Some(suspended.since),
-        t if t < timeline => Some(from),
-        _ => None,
+    let since = match suspended.term.timeline()? {
+        t if t == timeline => suspended.since,
+        t if t < timeline => from,
+        _ => return None,
+    };
+    match rearmed.and_then(|r| Some((r.term.timeline()?, r.lsn))) {
+        Some((t, lsn)) if t == timeline => Some(since..lsn),
+        Some((t, _)) if t < timeline => None,
+        _ => Some(since..Lsn(u64::MAX)), // not over, or only later
     }
 }
 
@@ -359,6 +375,24 @@ mod tests {
         assert_eq!(names(at(4, 0), Some(at(4, 0))), ("4".into(), Some(at(4, 0))));
         assert_eq!(names(at(5, 0), Some(at(8, 1))), ("5 6".into(), None), "7 is missing");
         assert_eq!(names(at(7, 0), None), (String::new(), None), "the first is missing");
+    }
+
+    #[test]
+    fn what_was_committed_after_protection_was_back_was_not_unprotected() {
+        let lowered =
+            |term| Suspension { term: Term(term), since: Lsn(50), since_wall: 0, why: String::new(), lowered: None };
+        let check = |suspended: u64, rearmed: Option<(u64, u64)>, expected: Option<(u64, u64)>| {
+            let rearmed = rearmed.map(|(term, lsn)| Rearmed { term: Term(term), lsn: Lsn(lsn) });
+            let found = unprotected(Some(&lowered(suspended)), rearmed, TimelineId(7), Lsn(20));
+            assert_eq!(found, expected.map(|(from, to)| Lsn(from)..Lsn(to)));
+        };
+        check(7, None, Some((50, u64::MAX)));
+        check(7, Some((7, 90)), Some((50, 90)));
+        check(7, Some((8, 90)), Some((50, u64::MAX)));
+        check(5, None, Some((20, u64::MAX)));
+        check(5, Some((6, 90)), None);
+        check(5, Some((7, 90)), Some((20, 90)));
+        check(8, None, None);
     }
 
     #[test]

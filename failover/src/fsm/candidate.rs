@@ -152,6 +152,7 @@ mod tests {
             suspended: None,
             limits: Limits::default(),
             joint: None,
+            rearmed: None,
         }
     }
 

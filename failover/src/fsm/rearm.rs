@@ -7,7 +7,7 @@ use crate::fsm::action::{Action, ChangeKind, Command, CommandError, Guard, Recor
 use crate::fsm::planner::Planner;
 use crate::fsm::suspend::Suspend;
 use crate::fsm::sync_set;
-use crate::record::{Mode, PolicyRecord};
+use crate::record::{Mode, PolicyRecord, Rearmed};
 use crate::view::topology::lengthened;
 use cluster::topology::STRICT_VIEW;
 use cluster::{Instant, Lsn, NodeId, Term};
@@ -69,8 +69,9 @@ impl Planner {
             Some(Rearm::Confirming { lsn, since, .. }) => {
                 let known = now >= *since + views_to_outlast(&policy);
                 if known && self.caught_up(now, &policy, &primary, *lsn) >= k {
+                    let rearmed = Rearmed { term: term.term, lsn: *lsn };
                     self.rearm = Some(Rearm::Writing);
-                    self.send_rearmed(policy, out);
+                    self.send_rearmed(policy, rearmed, out);
                 }
             }
         }
@@ -86,13 +87,14 @@ impl Planner {
         u32::try_from(policy.target().0.iter().filter(has).count()).unwrap_or(u32::MAX)
     }
 
-    fn send_rearmed(&mut self, policy: PolicyRecord, out: &mut Vec<Action>) {
+    fn send_rearmed(&mut self, policy: PolicyRecord, rearmed: Rearmed, out: &mut Vec<Action>) {
         let (Some(term), Some(old)) = (self.seen.records.term.clone(), self.seen.records.policy.clone()) else {
             return;
         };
         let (voters, k) = policy.target();
         let (voters, epoch) = (voters.to_vec(), policy.epoch + 1);
-        let policy = PolicyRecord { epoch, voters, k, suspended: None, joint: None, ..policy };
+        let rearmed = if policy.suspended.is_some() { Some(rearmed) } else { policy.rearmed };
+        let policy = PolicyRecord { epoch, voters, k, suspended: None, joint: None, rearmed, ..policy };
         let guards = vec![Guard::Term(term.revision), Guard::Policy(old.revision)];
         self.send(ChangeKind::Rearm, guards, vec![RecordPut::Policy(policy)], Vec::new(), out);
     }

@@ -206,6 +206,7 @@ mod tests {
             suspended: None,
             limits: Limits::default(),
             joint: None,
+            rearmed: None,
         };
         let mut progress = Progress::default();
         for (ms, flush, followers) in reports {

@@ -186,6 +186,7 @@ mod tests {
             suspended: None,
             limits: Limits::default(),
             joint: None,
+            rearmed: None,
         }
     }
 

@@ -6,6 +6,7 @@
 
 use crate::record::LostTransaction;
 use cluster::Lsn;
+use std::ops::Range;
 
 /// WAL page size, bytes (XLOG_BLCKSZ).
 const PAGE: u64 = 8192;
@@ -84,7 +85,7 @@ pub struct Tail {
     pub commits: u64,
     /// Aborts.
     pub aborts: u64,
-    /// Commits at or past the position given to [`Tail::take`].
+    /// Commits in the range given to [`Tail::take`].
     pub unprotected: u64,
     /// The first [`MAX_LISTED`] commits.
     pub listed: Vec<LostTransaction>,
@@ -95,9 +96,9 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Take one line of output. `segment` in bytes; `unprotected_from`: commits from here on were made below the
+    /// Take one line of output. `segment` in bytes; `unprotected`: commits in there were made below the
     /// cluster's mode.
-    pub fn take(&mut self, line: &str, segment: u64, unprotected_from: Option<Lsn>) {
+    pub fn take(&mut self, line: &str, segment: u64, unprotected: Option<&Range<Lsn>>) {
         let Some(record) = parse(line) else { return };
         self.first.get_or_insert(record.lsn);
         self.end = Some(record_end(record.lsn, record.total, segment));
@@ -107,7 +108,7 @@ impl Tail {
         match outcome(record.desc) {
             Some(Outcome::Commit { at, xid }) => {
                 self.commits += 1;
-                self.unprotected += u64::from(unprotected_from.is_some_and(|from| record.lsn >= from));
+                self.unprotected += u64::from(unprotected.is_some_and(|range| range.contains(&record.lsn)));
                 let time = micros(at);
                 self.first_commit = self.first_commit.or(time);
                 self.last_commit = time.or(self.last_commit);
@@ -212,7 +213,7 @@ pg_waldump: error: error in WAL record at 0/3000220: invalid record length at 0/
     #[test]
     fn lost_transactions_are_counted_and_listed() {
         let mut tail = Tail::default();
-        LINES.lines().for_each(|l| tail.take(l, SEGMENT, Some(lsn("0/3000220"))));
+        LINES.lines().for_each(|l| tail.take(l, SEGMENT, Some(&(lsn("0/3000220")..Lsn(u64::MAX)))));
         assert_eq!((tail.commits, tail.aborts, tail.unprotected), (2, 1, 1));
         assert_eq!((tail.first, tail.end), (Some(lsn("0/3000138")), Some(lsn("0/3000278"))));
         assert_eq!(tail.listed[1].xid, 731);

@@ -292,6 +292,7 @@ mod tests {
                 suspended: None,
                 limits: Limits::default(),
                 joint: None,
+                rearmed: None,
             }),
             members: ["n1", "n2", "n3"].into_iter().map(|name| (n(name), member(name))).collect(),
             fences: BTreeMap::new(),

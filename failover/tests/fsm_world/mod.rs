@@ -231,6 +231,7 @@ impl World {
             suspended,
             limits: Limits::default(),
             joint: None,
+            rearmed: None,
         };
         self.records.policy = Some(At { value: policy, revision: 91 });
         self.records.primary = Some(PrimaryRecord { term, node: primary.clone(), holder: "h".into() });

@@ -83,7 +83,12 @@ fn put(put: &RecordPut) -> String {
                     s.since, s.term, s.why, l.k
                 )
             });
-            format!("policy epoch={}{mode} suspended={}{lowered} {quorum}{joint}", p.epoch, p.suspended.is_some())
+            let ended = p.rearmed.map_or_else(String::new, |r| format!(" rearmed at {} of term {}", r.lsn, r.term));
+            format!(
+                "policy epoch={}{mode} suspended={}{lowered}{ended} {quorum}{joint}",
+                p.epoch,
+                p.suspended.is_some()
+            )
         }
         RecordPut::Journal(_) => String::new(),
         RecordPut::Maintenance(node, m, length) => format!("maintenance {node} by {} for {length:?}", m.by),

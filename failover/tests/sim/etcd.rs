@@ -52,6 +52,7 @@ pub(crate) fn first(m: usize, k: u32, mode: Mode, spare: bool) -> Records {
         suspended: None,
         limits: Limits { max_ms: 8000, ..Limits::default() },
         joint: None,
+        rearmed: None,
     };
     records.term = Some(At { value: term, revision: 90 });
     records.policy = Some(At { value: policy, revision: 91 });

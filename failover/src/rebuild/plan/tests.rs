@@ -16,6 +16,7 @@ fn policy(epoch: u64, k: u32) -> PolicyRecord {
         suspended: None,
         limits: Limits::default(),
         joint: None,
+        rearmed: None,
     }
 }
 
