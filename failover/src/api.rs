@@ -263,6 +263,18 @@ pub struct Promoted {
     pub xid_bound: u64,
     /// End of the term record's commit.
     pub record_lsn: Lsn,
+    /// Transactions that were prepared and have survived: they hold their locks until somebody ends them.
+    #[serde(default)]
+    pub prepared: Prepared,
+}
+
+/// `pg_prepared_xacts` of a new primary.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// How many.
+    pub count: u64,
+    /// The names of the oldest, at most 20.
+    pub oldest: Vec<String>,
 }
 
 /// Stream from this primary.

@@ -1,6 +1,8 @@
 //! Agents with real PostgreSQL: promises, freezing, promotion, deaths, and every way of coming back.
 
 mod agents;
+#[path = "agent/obstacles.rs"]
+mod obstacles;
 
 use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivileged, until};
 use cluster::topology::{Closed, Gate};

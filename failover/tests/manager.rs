@@ -171,7 +171,7 @@ impl Pretender {
         let timeline = u32::try_from(order.term.0).unwrap();
         self.change(|s| s.postgres = primary(timeline, 0x6100));
         let fork = Fork { timeline: order.base.timeline, lsn: order.base.lsn };
-        Promoted { fork, forks: vec![fork], xid_bound: 700, record_lsn: Lsn(0x6100) }
+        Promoted { fork, forks: vec![fork], xid_bound: 700, record_lsn: Lsn(0x6100), prepared: Prepared::default() }
     }
 
     async fn open(&self, order: Open) -> Opened {

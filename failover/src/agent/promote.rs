@@ -9,7 +9,7 @@ use super::env::literal;
 use super::layout::fsync_dir;
 use super::postgres::{self, Stop, remove};
 use super::sql::{Sql, SqlError};
-use crate::api::{Position, PostgresState, Promote, Promoted, Refused};
+use crate::api::{Position, PostgresState, Prepared, Promote, Promoted, Refused};
 use crate::fsm::sync_set::Waits;
 use crate::record::Phase;
 use cluster::sync_names::SyncNames;
@@ -121,7 +121,10 @@ impl Agent {
         let lsn = row.next().and_then(|t| t.parse::<Lsn>().ok());
         let forks = self.own_history(timeline).map(|h| h.forks).unwrap_or_default();
         match (bound, lsn, forks.last().copied()) {
-            (Some(xid_bound), Some(record_lsn), Some(fork)) => Ok(Promoted { fork, forks, xid_bound, record_lsn }),
+            (Some(xid_bound), Some(record_lsn), Some(fork)) => {
+                let prepared = self.prepared(sql, Duration::from_secs(5)).await;
+                Ok(Promoted { fork, forks, xid_bound, record_lsn, prepared })
+            }
             _ => Err(self.wrong_state("promoted under this term with its record")),
         }
     }
@@ -176,10 +179,22 @@ impl Agent {
         });
         self.checkpoint_later(order.term);
         self.look_now.notify_one();
-        Ok(Promoted { fork, forks, xid_bound, record_lsn })
+        let prepared = self.prepared(sql, left("looking for prepared transactions")?).await;
+        Ok(Promoted { fork, forks, xid_bound, record_lsn, prepared })
     }
 
-    /// What commits wait for before and after; true when the names had to be changed.
+    /// Told to an operator, and nothing depends on it.
+    async fn prepared(&self, sql: &Sql, left: Duration) -> Prepared {
+        let query = "SELECT gid, count(*) OVER () FROM pg_prepared_xacts ORDER BY prepared LIMIT 20";
+        let rows = sql.rows("looking for prepared transactions", query, left).await.unwrap_or_else(|error| {
+            tracing::warn!(node = %self.env.config.node, %error, "prepared transactions not known");
+            Vec::new()
+        });
+        let count = rows.first().and_then(|r| r.get(1)?.as_deref()?.parse().ok()).unwrap_or(0);
+        Prepared { count, oldest: rows.into_iter().filter_map(|r| r.into_iter().next()?).collect() }
+    }
+
+    /// What commits wait for before and after, and replay without delay; true when the names had to be changed.
     async fn preset_waits(&self, waits: &Waits) -> Result<bool, PromoteError> {
         let mut conf = self.conf.lock().await;
         let effective = self.state.look(|o| match &o.postgres {
@@ -187,7 +202,9 @@ impl Agent {
             _ => None,
         });
         let names_hold = conf.waits.names == waits.names && effective.as_deref() == Some(&waits.names.to_string());
-        if conf.change(waits) || !names_hold {
+        // All that was received is to be replayed first, now.
+        let delayed = self.env.config.standing.apply_delay_ms > 0 && !std::mem::replace(&mut conf.undelayed, true);
+        if conf.change(waits) || !names_hold || delayed {
             conf.write(&self.env).map_err(|source| PromoteError::File { what: "settings", source })?;
             postgres::reload(&self.env);
         }

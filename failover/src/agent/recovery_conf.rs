@@ -36,6 +36,8 @@ pub(crate) struct Dynamic {
     eager: bool,
     /// How often this agent has written the file.
     written: u64,
+    /// Replay does not wait for `recovery_min_apply_delay`, until the node follows somebody again.
+    pub(crate) undelayed: bool,
     /// An earlier agent's fence was found. For whoever lifts it.
     pub(crate) left_fenced: bool,
 }
@@ -56,7 +58,7 @@ const EAGER: &str = "wal_retrieve_retry_interval = '20ms'";
 impl Dynamic {
     pub(crate) const fn new(waits: Waits) -> Self {
         let lenient = waits.on_request;
-        Self { upstream: None, waits, lenient, eager: false, written: 0, left_fenced: false }
+        Self { upstream: None, waits, lenient, eager: false, written: 0, undelayed: false, left_fenced: false }
     }
 
     /// Of a server that runs: its list, and the rest as in the file that an earlier agent wrote. False: this agent has
@@ -118,6 +120,7 @@ impl Dynamic {
     /// Replace the file. It takes effect at the next start or SIGHUP.
     pub(crate) fn write(&mut self, env: &Env) -> io::Result<()> {
         self.written += 1;
+        self.undelayed &= self.upstream.is_none();
         let conninfo = self.upstream.as_ref().map_or_else(String::new, |u| conninfo(env, &u.endpoint));
         write_atomically(&env.layout.dynamic_conf(), self.text(&conninfo, &self.stamp(env)).as_bytes())
     }
@@ -125,7 +128,7 @@ impl Dynamic {
     fn text(&self, conninfo: &str, stamp: &str) -> String {
         format!(
             "# Written by pgtenure, replaced at each change.\n\
-             primary_conninfo = {}\nrestore_command = ''\nsynchronous_standby_names = {}\n{}\n{}\n{STAMP} = {}\n",
+             primary_conninfo = {}\nrestore_command = ''\nsynchronous_standby_names = {}\n{}\n{}\n{}{STAMP} = {}\n",
             quoted(conninfo),
             quoted(&self.waits.names.to_string()),
             match (self.waits.on_request, self.lenient) {
@@ -134,6 +137,7 @@ impl Dynamic {
                 (false, false) => ALWAYS,
             },
             if self.eager { EAGER } else { "" },
+            if self.undelayed { "recovery_min_apply_delay = 0\n" } else { "" },
             quoted(stamp),
         )
     }

@@ -55,7 +55,9 @@ impl Agent {
         let read = self.read_tail(own, own.timeline, begin, None, control.segment_size, None).await;
         match read {
             Ok(found) => Ok(found.end.unwrap_or(begin)),
-            // The segment was never begun: nothing was written past this point.
+            // The segment was never begun: nothing was written past this point. Or it is not kept any more, if a checkpoint
+            // came later.
+            Err(ExamineError::Missing { .. }) if control.timeline == own.timeline => Ok(begin.max(control.checkpoint)),
             Err(ExamineError::Missing { .. }) => Ok(begin),
             Err(error) => Err(error.into()),
         }

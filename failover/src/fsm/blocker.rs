@@ -386,6 +386,11 @@ pub enum Blocker {
         /// The node.
         node: NodeId,
     },
+    /// An operator named a node without a vote, and allowed no data loss.
+    TargetDoesNotVote {
+        /// That node.
+        node: NodeId,
+    },
     /// Only a node that is never promoted by itself would do.
     NeverPromoted {
         /// The node.
@@ -463,6 +468,7 @@ impl Blocker {
             Self::AlreadyFenced { .. } => "already_fenced",
             Self::NotFenced { .. } => "not_fenced",
             Self::NeverPromoted { .. } => "never_promoted",
+            Self::TargetDoesNotVote { .. } => "target_does_not_vote",
             Self::DelayedVoter { .. } => "delayed_voter",
             Self::CandidateLost { .. } => "candidate_lost",
             Self::Failing { .. } => "failing",

@@ -1,6 +1,6 @@
 //! From T2 to T3: promote, let the others follow, and open once the term's record is on a quorum. PURE.
 
-use crate::api::{Follow, Open, PostgresState, Promoted};
+use crate::api::{Follow, Open, PostgresState, Prepared, Promoted};
 use crate::fsm::action::{Action, ChangeKind, Command, CommandError, Guard, RecordPut};
 use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::millis;
@@ -28,6 +28,14 @@ impl Planner {
         phase(&mut round.journal, round.begin.began, now, "promoted");
         round.journal.fork = Some(promoted.fork);
         round.journal.xid_bound = Some(promoted.xid_bound);
+        let Prepared { count, oldest } = &promoted.prepared;
+        if *count > 0 {
+            let what = format!(
+                "{count} prepared transactions wait at {node} for COMMIT or ROLLBACK PREPARED: {}",
+                list(oldest)
+            );
+            observed(&mut round.journal, what);
+        }
         round.step = Step::Recording(choice, promoted);
         self.ask_to_follow(now, out);
     }

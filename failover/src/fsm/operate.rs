@@ -169,7 +169,13 @@ impl Planner {
     ) -> Result<(), Vec<Blocker>> {
         self.expected(expect)?;
         if let Some(to) = &to {
-            self.known_voter(to).map_err(|b| vec![b])?;
+            // Who does not vote may lack what was promised: only for an operator who takes what there is.
+            let member = self.seen.records.members.contains_key(to);
+            match self.known_voter(to) {
+                Err(_) if member && allow_loss => {}
+                Err(_) if member => return Err(vec![Blocker::TargetDoesNotVote { node: to.clone() }]),
+                known => known.map_err(|b| vec![b])?,
+            }
         }
         let op = self.op(now, id, to.clone());
         match &mut self.stage {

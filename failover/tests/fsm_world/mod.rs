@@ -5,7 +5,7 @@ mod show;
 
 use cluster::timeline::Fork;
 use cluster::{Endpoint, Instant, Lsn, NodeId, Term, TimelineId};
-use failover::api::{AgentState, Frozen, Opened, Promoted, Refused, Sighting, Stopped};
+use failover::api::{AgentState, Frozen, Opened, Prepared, Promoted, Refused, Sighting, Stopped};
 use failover::fsm::action::{
     Action, Change, ChangeKind, ChangeOutcome, CommandError, CommandKind, Input, Operation, PolicyChange, RecordKey,
     RecordPut, Reply,
@@ -466,7 +466,12 @@ impl World {
         let base = parse::position(&words.value::<String>("fork")?)?;
         let record_lsn = words.value("record")?;
         let fork = Fork { timeline: base.timeline, lsn: base.lsn };
-        let promoted = Promoted { fork, forks: vec![fork], xid_bound: 700, record_lsn };
+        let oldest: Vec<String> = words
+            .optional::<String>("prepared")?
+            .map(|l| l.split(',').map(str::to_owned).collect())
+            .unwrap_or_default();
+        let prepared = Prepared { count: oldest.len() as u64, oldest };
+        let promoted = Promoted { fork, forks: vec![fork], xid_bound: 700, record_lsn, prepared };
         self.answer(&node, CommandKind::Promote, Ok(Reply::Promoted(promoted)))
     }
 

@@ -123,5 +123,7 @@ fn reply(answer: &Answer) -> String {
 fn ended(journal: &JournalRecord) -> String {
     let phases: Vec<String> = journal.phases.iter().map(|p| format!("{} {}", p.phase, p.ms)).collect();
     let window = journal.window.map_or_else(String::new, |w| format!("; window {} bytes, {:?} ms", w.bytes, w.ms));
-    format!("{}; {}{window}", journal.finished.as_deref().unwrap_or("unfinished"), phases.join(", "))
+    let prepared = journal.observed.iter().find(|o| o.contains("prepared transactions"));
+    let prepared = prepared.map_or_else(String::new, |o| format!("; {o}"));
+    format!("{}; {}{window}{prepared}", journal.finished.as_deref().unwrap_or("unfinished"), phases.join(", "))
 }

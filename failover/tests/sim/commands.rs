@@ -3,7 +3,9 @@
 use super::node::{Is, Names, SOFT};
 use super::{Event, LEASE, RECORDS, World, name};
 use cluster::{Lsn, Term};
-use failover::api::{Arm, Armed, CatchUp, Frozen, Open, Opened, Promote, Promoted, Refused, Relaxed, Stopped};
+use failover::api::{
+    Arm, Armed, CatchUp, Frozen, Open, Opened, Prepared, Promote, Promoted, Refused, Relaxed, Stopped,
+};
 use failover::fsm::action::{Command, CommandError, Reply};
 use failover::fsm::sync_set;
 use failover::record::{Phase, PrimaryRecord};
@@ -147,7 +149,13 @@ impl World {
         let node = &self.nodes[n];
         let forks = node.history().forks;
         let fork = *forks.last().expect("it was promoted");
-        Ok(Reply::Promoted(Promoted { fork, forks, xid_bound: 1, record_lsn: Lsn(fork.lsn.0 + 1) }))
+        Ok(Reply::Promoted(Promoted {
+            fork,
+            forks,
+            xid_bound: 1,
+            record_lsn: Lsn(fork.lsn.0 + 1),
+            prepared: Prepared::default(),
+        }))
     }
 
     fn open(&mut self, n: usize, order: &Open) -> Result<Reply, CommandError> {

@@ -176,6 +176,10 @@ impl fmt::Display for Blocker {
             Self::NeverPromoted { node, have: None } => {
                 write!(f, "{node} is never promoted by itself; an operator can name it with --to")
             }
+            Self::TargetDoesNotVote { node } => write!(
+                f,
+                "{node} does not vote, so that it may lack commits that were promised; --allow-data-loss takes what it has"
+            ),
             Self::DelayedVoter { node, delay_ms } => write!(
                 f,
                 "{node} replays {delay_ms} ms later (agent.apply_delay): who votes must be able to take over at once"

@@ -1,0 +1,133 @@
+//! What holds up promotions, proofs and rejoins.
+
+use super::*;
+
+/// Empty histories, by which a promotion keeps numbers from being used.
+fn stubs(c: &Cluster, i: usize) -> usize {
+    let wal = std::fs::read_dir(c.nodes[i].config.data_dir.join("data/pg_wal")).unwrap().flatten();
+    let histories = wal.filter(|e| e.file_name().to_string_lossy().ends_with(".history"));
+    histories.filter(|e| e.metadata().is_ok_and(|m| m.len() == 0)).count()
+}
+
+#[test]
+fn a_promotion_that_is_not_over_in_time_leaves_nothing_that_could_end_it_later() {
+    unprivileged("obstacles::a_promotion_that_is_not_over_in_time_leaves_nothing_that_could_end_it_later", async {
+        let mut c = Cluster::new(22540, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        // A number is left out, for which there is a stub.
+        c.begin().await;
+        let (mut record, revision) = c.begin().await;
+        let base = c.freeze(s, record.term).await.unwrap().position.unwrap();
+        (record.phase, record.node) = (Phase::Promoting, Some(c.nodes[s].id.clone()));
+        c.put_term(&record, revision).await;
+        let startup = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'";
+        signal(c.value(s, startup).await.parse().unwrap(), Signal::SIGSTOP);
+        let data = c.nodes[s].config.data_dir.join("data");
+        let order = Promote { deadline_ms: 3000, ..c.promotion(s, record.term, base) };
+        let promotion = c.post::<Promoted>(s, "promote", &order);
+        let begun = until("the stub", async || (stubs(&c, s) == 1).then_some(()));
+        let (failed, ()) = tokio::join!(promotion, begun);
+        let failed = failed.unwrap_err();
+        assert!(failed.starts_with("503"), "{failed}");
+        assert_eq!((postgres_of(&data), stubs(&c, s)), (Vec::new(), 0));
+        assert!(matches!(c.state(s).await.postgres, PostgresState::Stopped { was_primary: false, .. }));
+
+        let (record, revision) = c.begin().await;
+        let order = Recover { term: record.term };
+        c.post::<Frozen>(s, "recover", &order).await.unwrap();
+        let (term, promoted) = c.failover_begun(record, revision, s, &[s]).await;
+        assert_eq!((term, promoted.fork.timeline), (Term(4), TimelineId(1)));
+    });
+}
+
+#[test]
+fn a_delayed_standby_is_promoted_with_all_it_has_received_and_tells_what_was_prepared() {
+    unprivileged(
+        "obstacles::a_delayed_standby_is_promoted_with_all_it_has_received_and_tells_what_was_prepared",
+        async {
+            let mut c = Cluster::new(22545, 2, Mode::Async, 0);
+            for node in &mut c.nodes {
+                node.config.standing.apply_delay_ms = 3_600_000;
+                node.config.parameters.insert("max_prepared_transactions".into(), "4".into());
+            }
+            let p = c.bootstrap().await;
+            let s = 1 - p;
+            let sql = c.sql(p).await;
+            sql.batch_execute("CREATE TABLE t (i int); INSERT INTO t SELECT generate_series(1, 100)").await.unwrap();
+            sql.batch_execute("BEGIN; INSERT INTO t VALUES (101); PREPARE TRANSACTION 'in doubt'").await.unwrap();
+            let written = c.value(p, "SELECT pg_current_wal_flush_lsn()").await;
+            until("the WAL at the standby", async || {
+                let query = format!("SELECT pg_last_wal_receive_lsn() >= '{written}'");
+                (c.value(s, &query).await == "t").then_some(())
+            })
+            .await;
+            assert_eq!(c.value(s, "SELECT to_regclass('t') IS NULL").await, "t", "it is an hour behind");
+            let (term, promoted) = c.failover(s, &[s]).await;
+            assert_eq!(c.value(s, "SELECT count(*) FROM t").await, "100");
+            assert_eq!(promoted.prepared, Prepared { count: 1, oldest: vec!["in doubt".into()] });
+            c.until_streaming(p, s, term).await;
+            assert_eq!(c.value(p, "SHOW recovery_min_apply_delay").await, "1h", "who follows is delayed");
+        },
+    );
+}
+
+#[test]
+fn commits_that_do_not_wait_yet_are_not_called_protected_whatever_the_setting_says() {
+    unprivileged("obstacles::commits_that_do_not_wait_yet_are_not_called_protected_whatever_the_setting_says", async {
+        let mut c = Cluster::new(22555, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        assert_eq!(c.value(p, "SHOW synchronous_standby_names").await, "");
+        // It tells all others that there is a list at all.
+        let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+        let checkpointer = c.value(p, checkpointer).await.parse().unwrap();
+        signal(checkpointer, Signal::SIGSTOP);
+        let (policy, _) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
+        let sync_names = format!("ANY 1 ({})", c.nodes[1 - p].id);
+        let order = Arm { term: Term(1), sync_names, policy_epoch: policy.epoch };
+        let armed = c.post::<Armed>(p, "arm", &order);
+        let read = until("the list, as it reads", async || {
+            let names = c.value(p, "SHOW synchronous_standby_names").await;
+            (!names.is_empty()).then_some(())
+        });
+        let (refused, ()) = tokio::join!(armed, read);
+        let refused = refused.unwrap_err();
+        assert!(refused.starts_with("503"), "{refused}");
+        assert_eq!(c.value(p, "SHOW synchronous_standby_names").await, "", "back to what is on record");
+        signal(checkpointer, Signal::SIGCONT);
+        c.post::<Armed>(p, "arm", &order).await.unwrap();
+        assert_eq!(c.value(p, "SHOW synchronous_standby_names").await, order.sync_names);
+    });
+}
+
+#[test]
+fn a_tail_that_cannot_be_read_is_set_aside_with_its_directory() {
+    unprivileged("obstacles::a_tail_that_cannot_be_read_is_set_aside_with_its_directory", async {
+        let mut c = Cluster::new(22560, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.crash_agent(p).await;
+        let (record, revision) = c.begin().await;
+        c.freeze(s, record.term).await.unwrap();
+        let sql = c.sql(p).await;
+        sql.batch_execute("CREATE TABLE lost (i int)").await.unwrap();
+        sql.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        sql.batch_execute("CHECKPOINT").await.unwrap();
+        drop(sql);
+        let newest = c.value(p, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())").await;
+        let data = c.nodes[p].config.data_dir.join("data");
+        kill_all(&data);
+        let (term, _) = c.failover_begun(record, revision, s, &[s]).await;
+        // What follows the fork is gone, what came later is there.
+        for file in std::fs::read_dir(data.join("pg_wal")).unwrap().flatten() {
+            let name = file.file_name().to_string_lossy().into_owned();
+            if name.len() == 24 && name < newest {
+                std::fs::remove_file(file.path()).unwrap();
+            }
+        }
+        c.start(p).await;
+        c.until_streaming(p, s, term).await;
+        let aside = c.nodes[p].config.data_dir.join(format!("data.unexamined-{term}"));
+        assert!(aside.join("pg_wal").join(&newest).exists(), "{}", aside.display());
+    });
+}
