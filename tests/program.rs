@@ -3,6 +3,10 @@
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use proxy::wire::backend::fields;
+use proxy::wire::codec::head;
+use proxy::wire::frontend::write_query;
+use proxy::wire::startup::write_startup;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -252,6 +256,112 @@ fn a_good_file_is_reloaded_and_a_wrong_one_refused_whole() {
         assert!(start.elapsed() < BOUND, "waited {BOUND:?} for the reload by signal");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A client that is let in without a password says one thing; what it is told, as `SEVERITY CODE message` for errors, up
+/// to the end of the answer. `None`: nothing listens.
+fn say(port: u16, (user, database): (&str, &str), sql: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(BOUND)).ok()?;
+    let mut out = Vec::new();
+    write_startup(&mut out, [("user", user), ("database", database)].into_iter());
+    write_query(&mut out, sql);
+    stream.write_all(&out).ok()?;
+    let (mut told, mut ready) = (Vec::new(), 0);
+    loop {
+        let mut message = vec![0; 5];
+        if stream.read_exact(&mut message).is_err() {
+            return Some(told.join("; "));
+        }
+        let total = head(&message).expect("a good length").expect("five bytes").total;
+        message.resize(total, 0);
+        stream.read_exact(&mut message[5..]).expect("the whole message");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match message[0] {
+            b'E' | b'N' => {
+                let f = fields(&message);
+                told.push(format!("{} {} {}", text(f.severity), text(f.code), text(f.message)));
+            }
+            b'D' => told.push(text(&message[7..]).chars().filter(|c| !c.is_control()).collect()),
+            b'C' => told.push(text(&message[5..message.len() - 1])),
+            // The first is the login's.
+            b'Z' if ready > 0 => return Some(told.join("; ")),
+            b'Z' => ready += 1,
+            _ => {}
+        }
+    }
+}
+
+/// Wait until the process reads and says this.
+fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < BOUND, "waited {BOUND:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn each_way_to_reload_puts_a_live_key_in_force_and_refuses_a_wrong_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (admin, endpoint) = (free_port(), free_port());
+    let file = proxy_file(dir.path(), admin, endpoint);
+    std::fs::write(dir.path().join("secret"), "0123456789abcdef\n").unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text =
+        text.replace("name = \"t\"", &format!("name = \"t\"\nsecret_file = \"{}/secret\"", dir.path().display()));
+    let write = |hold: &str, workers: &str| {
+        let more =
+            "[proxy.auth]\nrules = [\"host all all 127.0.0.1/32 trust\"]\n[proxy.console]\nadmin_users = [\"op\"]\n";
+        let proxy = format!("{}hold_timeout = \"{hold}\"\n{more}", text.replace("workers = 1", workers));
+        std::fs::write(&file, proxy).unwrap();
+    };
+    write("50s", "workers = 1");
+    let running = Running::start(&file);
+    wait_for(admin, "/livez", "200");
+    let console = |sql: &str| say(endpoint, ("op", "pgtenure"), sql).expect("the console answers");
+    let in_force = || {
+        let config = console("show config");
+        let row = config.split("; ").find(|row| row.starts_with("hold_timeout")).expect("it is a key");
+        row.trim_start_matches("hold_timeout").to_owned()
+    };
+    assert!(in_force().starts_with("50s"), "{}", in_force());
+    let post = "POST /reload HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer 0123456789abcdef\r\nContent-Length: 0\r\n\
+                Connection: close\r\n\r\n";
+    let successful = || metric(admin, "pgtenure_admin_config_last_reload_successful");
+    for (way, hold) in [("SIGHUP", "51s"), ("POST /reload", "52s"), ("RELOAD", "53s")] {
+        let reload = || match way {
+            "SIGHUP" => {
+                signal(&running, Signal::SIGHUP);
+                String::new()
+            }
+            "RELOAD" => console("reload"),
+            _ => ask(admin, post).expect("the admin pages are served"),
+        };
+        // Workers are made at the start: that key is named, where somebody is told anything.
+        write(hold, "workers = 2");
+        let told = reload();
+        until(&format!("{way} to take effect"), || in_force().starts_with(hold).then_some(()));
+        assert!(way == "SIGHUP" || told.contains("proxy.workers"), "{way}: {told}");
+        assert_eq!(successful(), Some(1.0), "{way}");
+        write("54s", "wrokers = 2");
+        let told = reload();
+        until(&format!("{way} to be refused"), || (successful() == Some(0.0)).then_some(()));
+        let refused = told.contains("proxy.wrokers") || told.contains("the configuration was not reloaded");
+        assert!(way == "SIGHUP" || refused, "{way}: {told}");
+        assert!(in_force().starts_with(hold), "{way}: {}", in_force());
+    }
+    // The workers act on it: another user may look.
+    let looks = || say(endpoint, ("looker", "pgtenure"), "show version").expect("the endpoint answers");
+    assert!(looks().starts_with("FATAL"), "{}", looks());
+    write("50s", "workers = 1");
+    let more = std::fs::read_to_string(&file).unwrap() + "stats_users = [\"looker\"]\n";
+    std::fs::write(&file, more).unwrap();
+    assert_eq!(console("reload"), "RELOAD");
+    until("another user to be let in", || looks().ends_with("SHOW").then_some(()));
 }
 
 #[test]
