@@ -151,6 +151,13 @@ pub enum Blocker {
         /// Until it counts as lost.
         left_ms: u64,
     },
+    /// What the primary's agent said last may be of a time before the term.
+    PrimaryUnheard {
+        /// The primary.
+        node: NodeId,
+        /// The term.
+        term: Term,
+    },
     /// The primary's PostgreSQL does not answer, not long enough yet.
     PrimaryHung {
         /// The primary.
@@ -432,6 +439,7 @@ impl Blocker {
             Self::TooFewObservers { .. } => "too_few_observers",
             Self::PrimaryStillAnswers { .. } => "primary_still_answers",
             Self::PrimaryAwaited { .. } => "primary_awaited",
+            Self::PrimaryUnheard { .. } => "primary_unheard",
             Self::PrimaryHung { .. } => "primary_hung",
             Self::PrimaryAnswersOthers { .. } => "primary_answers_others",
             Self::PrimaryStuck { .. } => Self::PRIMARY_STUCK,

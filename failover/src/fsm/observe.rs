@@ -77,6 +77,8 @@ pub struct Observed {
     pub records: Records,
     /// When the read that gave them was sent.
     pub read_at: Option<Instant>,
+    /// Since when the term in them has been known as it is: what an agent said before may be of an earlier one.
+    pub term_known_since: Instant,
     /// Every agent known.
     pub agents: BTreeMap<NodeId, Agent>,
     /// Whether the voters follow the primary.
@@ -111,7 +113,10 @@ impl Observed {
         self.watch_progress(now, &state);
         let agent = self.agents.entry(state.node.clone()).or_insert_with(|| Agent::unheard(now));
         let refused = state.sees_primary.as_ref().is_some_and(|s| s.refused);
-        agent.sighting_refused_since = if refused { agent.sighting_refused_since.or(Some(now)) } else { None };
+        let of = |s: &AgentState| s.sees_primary.as_ref().map(|s| (s.node.clone(), s.term));
+        let same = agent.state.as_ref().is_some_and(|old| of(old) == of(&state));
+        let since = agent.sighting_refused_since.filter(|_| same);
+        agent.sighting_refused_since = refused.then_some(since.unwrap_or(now));
         agent.refused_since = None;
         agent.heard_at = Some(now);
         agent.state = Some(state);
@@ -161,6 +166,12 @@ impl Observed {
         let agent = self.agents.get(node)?;
         let fresh = now.since(agent.heard_at?) < settings.detect_timeout && agent.refused_since.is_none();
         agent.state.as_ref().filter(|_| fresh)
+    }
+
+    /// Is the node's last report from before the term was known as it is, or too soon after to tell?
+    pub(super) fn is_outdated(&self, node: &NodeId, settings: &Settings) -> bool {
+        let heard = self.agents.get(node).and_then(|a| a.heard_at);
+        heard.is_none_or(|at| at <= self.term_known_since + settings.refused_confirm)
     }
 
     /// For how long nothing was heard of an agent.
@@ -238,7 +249,13 @@ impl Observed {
             return Health::Well;
         };
         match self.reachable(node, now, settings) {
-            Some(state) => self.health_as_reported(now, term, state, settings),
+            Some(state) => match self.health_as_reported(now, term, state, settings) {
+                // It may not have been promoted yet when it said so.
+                Health::Dead { .. } if self.is_outdated(node, settings) => {
+                    Health::Unsure(vec![Blocker::PrimaryUnheard { node: node.clone(), term }])
+                }
+                health => health,
+            },
             None => self.health_as_observed(now, term, node, settings),
         }
     }

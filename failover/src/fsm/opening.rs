@@ -109,6 +109,11 @@ impl Planner {
         };
         match &state.postgres {
             PostgresState::Primary(p) if Some(p.timeline) == term.term.timeline() => {}
+            // It may not have been promoted yet when it said so.
+            _ if self.seen.is_outdated(&node, &self.settings) => {
+                self.verdict = Verdict::Acting { term: term.term, step: format!("listening for {node}") };
+                return Flow::Wait;
+            }
             _ => return self.take_over(now, term, out), // in no other state can it be opened
         }
         let step = Step::Opening { node, record_lsn, since: now, open: Ask::default() };

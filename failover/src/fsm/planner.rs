@@ -68,9 +68,6 @@ pub struct Planner {
     pub(super) leading_since: Instant,
     /// Since when agents' reports have come without a gap, and the last of them.
     listening: Option<(Instant, Instant)>,
-    /// Since when the term in the records has been known as it is, to a manager that does not lead: what an agent said
-    /// before may be of an earlier one.
-    term_known_since: Instant,
     pub(super) change_ids: u64,
 }
 
@@ -126,7 +123,6 @@ impl Planner {
             last: None,
             leading_since: Instant::default(),
             listening: None,
-            term_known_since: Instant::default(),
             change_ids: 0,
         }
     }
@@ -192,7 +188,7 @@ impl Planner {
         match self.listening {
             // Who listened all the time need not hear it all again.
             Some((since, last)) if now.since(last) <= self.settings.settle => {
-                self.leading_since = since.max(self.term_known_since);
+                self.leading_since = since.max(self.seen.term_known_since);
             }
             _ => self.seen.start_listening(now),
         }
@@ -282,13 +278,17 @@ impl Planner {
         }
     }
 
-    /// A term that another manager made or changed: agents are to be heard again before anything is concluded from it.
+    /// A term that was made or changed: agents are to be heard again before anything is concluded from it. Where another
+    /// manager did it, all of them.
     fn note_term(&mut self, now: Instant, records: &Records) {
         let known = self.seen.records.term.as_ref().map(|t| t.revision);
         let ours = records.term.as_ref().is_some_and(|t| t.value.coordinator == self.id);
         let ours = ours && self.leading.is_some() && self.seen.read_at.is_some();
-        if !ours && records.term.as_ref().map(|t| t.revision) != known {
-            self.term_known_since = now;
+        if records.term.as_ref().map(|t| t.revision) == known {
+            return;
+        }
+        self.seen.term_known_since = now;
+        if !ours {
             self.leading_since = self.leading_since.max(now);
         }
     }

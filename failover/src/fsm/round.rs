@@ -325,6 +325,7 @@ impl Planner {
         round.journal.below_mode = self.below_mode(&round.journal);
         self.write_journal(&round.journal, out);
         self.saw_primary = round.term;
+        self.seen.term_known_since = now;
         self.rearm_not_before = now + self.settings.retry;
         let journal = Box::new(round.journal);
         if let Some(op) = round.begin.op {

@@ -57,6 +57,9 @@ impl fmt::Display for Blocker {
                 "only {node} has every acknowledged commit and it has not been heard since this manager leads; it is \
                  waited for, {left_ms} ms more"
             ),
+            Self::PrimaryUnheard { node, term } => {
+                write!(f, "{node} has not reported yet since it is known as the primary of term {term}")
+            }
             Self::PrimaryHung { node, for_ms, limit_ms, others } if others.is_empty() => {
                 write!(f, "PostgreSQL of {node} has not answered for {for_ms} ms of {limit_ms} ms")
             }
