@@ -387,6 +387,37 @@ async fn a_leader_that_loses_etcd_is_replaced_and_its_round_taken_over() {
     second.stop().await;
 }
 
+#[tokio::test]
+async fn one_of_the_others_takes_the_lead_from_a_leader_that_does_nothing() {
+    let world = World::new().await;
+    let link = world.store.client();
+    let first = world.manager(Arc::new(link.clone()), "a:1");
+    status_is(&first, "the agents", heard_all).await;
+    let others = ["b:1", "c:1"].map(|admin| world.manager(Arc::new(world.store.client()), admin));
+    for m in &others {
+        let follows = |s: &Status| s.leader.as_ref().is_some_and(|l| l.admin == "a:1");
+        let hears = |s: &Status| s.nodes.len() == 3 && s.nodes.iter().all(|n| n.agent_reachable);
+        status_is(m, "the leader and the agents", |s| follows(s) && hears(s)).await;
+    }
+    // Its lease does not end by itself in this store.
+    link.set_down(true);
+    world.kill_n1();
+    let mut leading = 0;
+    for m in &others {
+        let opened = |s: &Status| s.term == Some(Term(8)) && s.phase == Some(Phase::Active);
+        leading += u32::from(status_is(m, "term 8", opened).await.leading);
+    }
+    assert_eq!(leading, 1, "the other one follows");
+    for agent in &world.agents {
+        assert_eq!(*agent.frozen_terms.lock().unwrap(), [Term(8)], "one round, by one manager");
+    }
+    assert!(world.store.get(&world.keys.spent_on(Term(8))).await.unwrap().is_some(), "the budget counts it");
+    for m in others {
+        m.stop().await;
+    }
+    first.stop().await;
+}
+
 /// CPU time of this process's threads of that name.
 fn cpu_of(threads: &str) -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();

@@ -7,6 +7,7 @@ use crate::fsm::action::{Action, Answer, ChangeKind, Guard, RecordKey, RecordPut
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict};
 use crate::fsm::observe::{At, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
+use crate::fsm::preference::Willing;
 use crate::fsm::report::phase;
 use crate::fsm::round::{Begin, Round, Step, phase_word};
 use crate::fsm::sync_set::{self, Rule};
@@ -24,9 +25,22 @@ impl Planner {
         restarted: bool,
         out: &mut Vec<Action>,
     ) -> Flow {
-        let Some((term, node)) = self.seen.term().and_then(|t| Some((t.term, t.node.clone()?))) else {
-            return Flow::Wait;
-        };
+        let Some(begin) = self.begin_for(now, since, evidence, restarted) else { return Flow::Wait };
+        match self.stop_before(now, begin) {
+            Some(begin) => self.begin_or_hold(now, begin, out),
+            None => Flow::Again,
+        }
+    }
+
+    /// The term that follows that death, if there is one of which the primary is known.
+    pub(super) fn begin_for(
+        &self,
+        now: Instant,
+        since: Instant,
+        evidence: Vec<String>,
+        restarted: bool,
+    ) -> Option<Begin> {
+        let (term, node) = self.seen.term().and_then(|t| Some((t.term, t.node.clone()?)))?;
         let there = self.seen.reachable(&node, now, &self.settings).is_some();
         let runs = self.seen.at_work(&node, now, &self.settings);
         let stopped_before_us = there && !runs && (restarted || self.saw_primary != term);
@@ -38,10 +52,18 @@ impl Planner {
         if stopped_before_us {
             begin.home = Some(node);
         }
-        match self.stop_before(now, begin) {
-            Some(begin) => self.begin_or_hold(now, begin, out),
-            None => Flow::Again,
-        }
+        Some(begin)
+    }
+
+    /// Could another node than `dead` become primary, and enough others follow it, as far as this manager hears them?
+    pub(super) fn could_open_without(&self, now: Instant, dead: &NodeId) -> bool {
+        let Some(policy) = self.seen.policy() else { return false };
+        let there: Vec<NodeId> = self.prospects(now).into_iter().filter(|n| n != dead && policy.counts(n)).collect();
+        let preferences = self.preferences(Some(dead));
+        let willing = |n: &&NodeId| preferences.get(*n).copied().unwrap_or_default().willing != Willing::Never;
+        // In available mode a term opens alone if it must.
+        let opens = |n| policy.mode == Mode::Available || sync_set::opens(policy, n, &there);
+        there.iter().filter(willing).any(opens)
     }
 
     /// The agents have promised terms that etcd does not know: it was restored from a backup, and what it says of the

@@ -13,6 +13,7 @@ pub mod observe;
 mod opening;
 mod operate;
 mod pause;
+pub mod overdue;
 pub mod planner;
 mod policy;
 pub mod preference;

@@ -17,7 +17,7 @@ use crate::fsm::action::{Action, Answer, Input, Operation};
 use crate::fsm::blocker::{Blocker, Verdict};
 use crate::fsm::change::{Pending, PendingState};
 use crate::fsm::maintenance::MaintenanceOp;
-use crate::fsm::observe::{Health, Observed, Records};
+use crate::fsm::observe::{At, Health, Observed, Records};
 use crate::fsm::operate::FenceOp;
 use crate::fsm::pause::PauseOp;
 use crate::fsm::policy::PolicyOp;
@@ -28,7 +28,7 @@ use crate::fsm::round::{Begin, Round};
 use crate::fsm::suspend::Suspend;
 use crate::fsm::switchover::Prelude;
 use crate::fsm::timers::Settings;
-use crate::record::{Cause, JournalRecord, Phase, PolicyRecord, Tenure, WallMillis};
+use crate::record::{Cause, JournalRecord, Phase, Tenure, WallMillis};
 use cluster::{Instant, NodeId, Term};
 use std::collections::VecDeque;
 
@@ -231,14 +231,18 @@ impl Planner {
     }
 
     /// A manager that does not lead and would begin a failover: the term whose primary it takes for dead. Not while the
-    /// leader has a reason to wait that this one sees too: an operator's pause or work on the node, a switchover that stops
-    /// the primary, a lease that has to run out.
-    pub fn would_replace(&self, now: Instant) -> Option<Term> {
-        let term = self.seen.term().filter(|term| self.leading.is_none() && term.phase == Phase::Active)?;
-        let leased = self.seen.records.primary.is_some() && !self.seen.policy().is_some_and(PolicyRecord::protects);
-        let kept = term.node.as_ref().is_some_and(|n| self.seen.maintained(n) || self.seen.fenced(n));
-        let waits = leased || kept || self.seen.records.pause.is_some();
-        (!waits && matches!(self.seen.health(now, &self.settings), Health::Dead { .. })).then_some(term.term)
+    /// leader has a reason to wait that this one sees too: whatever would keep this one from beginning, or from ending what
+    /// it began, work on the node, or a switchover that stops the primary.
+    pub fn would_replace(&mut self, now: Instant) -> Option<At<Term>> {
+        let following = self.leading.is_none() && self.knows_of_every_term();
+        let record = self.seen.records.term.as_ref().filter(|t| following && t.value.phase == Phase::Active)?;
+        let (term, node) = (At { value: record.value.term, revision: record.revision }, record.value.node.clone()?);
+        if self.seen.maintained(&node) || self.seen.fenced(&node) {
+            return None;
+        }
+        let Health::Dead { since, evidence, restarted } = self.seen.health(now, &self.settings) else { return None };
+        let begin = self.begin_for(now, since, evidence, restarted)?;
+        (self.obstacles(now, &begin).is_empty() && self.could_open_without(now, &node)).then_some(term)
     }
 
     fn take_report(&mut self, now: Instant, state: crate::api::AgentState) {

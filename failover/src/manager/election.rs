@@ -2,6 +2,7 @@
 //! clocks run alike; safety does not depend on it.
 
 use crate::fsm::action::Input;
+use crate::fsm::overdue::Inaction;
 use crate::manager::perform::json;
 use crate::manager::records::LeaderSeen;
 use crate::record::LeaderRecord;
@@ -27,8 +28,8 @@ pub(super) struct Election {
     pub(super) ttl: Duration,
     pub(super) seen: watch::Receiver<LeaderSeen>,
     pub(super) inputs: mpsc::Sender<Input>,
-    /// The term for which the leader does not begin a failover that this manager would begin.
-    pub(super) overdue: watch::Receiver<Option<Term>>,
+    /// A failover that the leader does not begin and this manager would begin.
+    pub(super) overdue: watch::Receiver<Option<Inaction>>,
     /// Set to end the leadership and give the key back.
     pub(super) stop: watch::Receiver<bool>,
 }
@@ -38,25 +39,34 @@ impl Election {
     pub(super) async fn run(mut self) {
         // The lead is taken from another once for each term: if that did not help, the reason is not who leads.
         let mut taken_for = Term(0);
+        // Something has changed since that was seen: it is not tried again.
+        let mut outdated = None;
         loop {
-            let instead_of = tokio::select! {
+            let instead = tokio::select! {
                 biased;
                 _ = self.stop.wait_for(|s| *s) => return,
                 () = vacancy(&mut self.seen) => None,
-                term = overdue(&mut self.overdue, taken_for) => {
-                    taken_for = term;
-                    let leader = self.seen.borrow().clone();
-                    warn!(
-                        manager = self.me.id, term = term.0, leader = leader.leader.as_ref().map(|l| &*l.id),
-                        "the primary is dead and the leading manager does nothing: taking the lead"
-                    );
-                    leader.leader.map(|_| leader.revision)
-                }
+                inaction = overdue(&mut self.overdue, taken_for, outdated) => Some(inaction),
             };
             let sent_at = Clock.now();
-            match self.campaign(instead_of).await {
-                Ok(Some((lease, ttl, revision))) => self.lead(lease, ttl, revision, sent_at).await,
-                Ok(None) => debug!("another manager was elected"),
+            match self.campaign(instead).await {
+                Ok(Some((lease, ttl, revision))) => {
+                    if let Some(Inaction { term, leader, .. }) = instead {
+                        taken_for = term;
+                        let manager = &self.me.id;
+                        warn!(
+                            manager,
+                            term = term.0,
+                            leader,
+                            "the primary is dead and its manager does nothing: lead taken"
+                        );
+                    }
+                    self.lead(lease, ttl, revision, sent_at).await;
+                }
+                Ok(None) => {
+                    outdated = instead.or(outdated);
+                    debug!("another manager was elected");
+                }
                 Err(error) => debug!(%error, "campaign failed"),
             }
             // Without news of the key there is nothing to campaign for; with news, no two managers race in step.
@@ -64,16 +74,20 @@ impl Election {
         }
     }
 
-    /// Take the key, when nobody has it or when it is still that of `instead_of`. Whoever had it finds that out at its next
-    /// change of a record at the latest: all compare the key's revision.
-    async fn campaign(&self, instead_of: Option<i64>) -> Result<Option<(LeaseId, Duration, i64)>, StoreError> {
+    /// Take the key, when nobody has it, or `instead` of a leader who has still not begun what it should have. Whoever had
+    /// it finds that out at its next change of a record at the latest: all compare the key's revision.
+    async fn campaign(&self, instead: Option<Inaction>) -> Result<Option<(LeaseId, Duration, i64)>, StoreError> {
         let granted = self.store.grant(self.ttl).await?;
         let key = self.keys.manager();
-        let free = match instead_of {
+        let free = match instead.and_then(|i| i.leader) {
             Some(revision) => Compare::ModRevision(key.clone(), revision),
             None => Compare::Absent(key.clone()),
         };
-        let txn = Txn::new().when(free).put_leased(key, json(&self.me), granted.lease);
+        let mut txn = Txn::new().when(free);
+        if let Some(inaction) = instead {
+            txn = txn.when(Compare::ModRevision(self.keys.term(), inaction.term_revision));
+        }
+        let txn = txn.put_leased(key, json(&self.me), granted.lease);
         match self.store.txn(txn).await {
             Ok(done) if done.succeeded => Ok(Some((granted.lease, granted.ttl, done.revision))),
             other => {
@@ -149,10 +163,11 @@ impl Election {
     }
 }
 
-/// Wait until a failover of a term above `done` is overdue.
-async fn overdue(told: &mut watch::Receiver<Option<Term>>, done: Term) -> Term {
-    match told.wait_for(|term| term.is_some_and(|t| t > done)).await.map(|term| *term) {
-        Ok(Some(term)) => term,
+/// Wait until a failover of a term above `done` is overdue, in another way than `outdated`.
+async fn overdue(told: &mut watch::Receiver<Option<Inaction>>, done: Term, outdated: Option<Inaction>) -> Inaction {
+    let counts = |told: &Option<Inaction>| told.is_some_and(|i| i.term > done && outdated != Some(i));
+    match told.wait_for(counts).await.map(|told| *told) {
+        Ok(Some(inaction)) => inaction,
         Ok(None) | Err(_) => std::future::pending().await,
     }
 }
@@ -169,6 +184,83 @@ async fn vacancy(seen: &mut watch::Receiver<LeaderSeen>) {
         }
         if timeout(DEFERENCE, seen.wait_for(|s| s.leader.is_some())).await.is_err() {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::{Fault, MemoryStore};
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    struct Bench {
+        store: MemoryStore,
+        keys: Keys,
+        seen: watch::Sender<LeaderSeen>,
+        overdue: watch::Sender<Option<Inaction>>,
+        stop: watch::Sender<bool>,
+        inputs: mpsc::Receiver<Input>,
+    }
+
+    fn leader(id: &str) -> LeaderRecord {
+        LeaderRecord { id: id.into(), host: "h".into(), admin: String::new() }
+    }
+
+    /// A manager m1 on a connection of its own, while m0 leads in term 7.
+    async fn bench() -> (Bench, Election, MemoryStore, Inaction) {
+        let (store, keys) = (MemoryStore::new(), Keys::new("/t", "t"));
+        let term = store.txn(Txn::new().put(keys.term(), "7")).await.unwrap().revision;
+        let lead = store.txn(Txn::new().put(keys.manager(), json(&leader("m0")))).await.unwrap().revision;
+        let link = store.client();
+        let led = LeaderSeen { leader: Some(leader("m0")), revision: lead, read: true, ..LeaderSeen::default() };
+        let ((seen, s), (overdue, o), (stop, st)) = (watch::channel(led), watch::channel(None), watch::channel(false));
+        let (sender, inputs) = mpsc::channel(8);
+        let election = Election {
+            store: Arc::new(link.clone()),
+            keys: keys.clone(),
+            me: leader("m1"),
+            ttl: Duration::from_secs(2),
+            seen: s,
+            inputs: sender,
+            overdue: o,
+            stop: st,
+        };
+        let inaction = Inaction { term: Term(7), term_revision: term, leader: Some(lead) };
+        (Bench { store, keys, seen, overdue, stop, inputs }, election, link, inaction)
+    }
+
+    #[tokio::test]
+    async fn the_lead_is_taken_only_from_who_was_seen_to_do_nothing() {
+        let (bench, election, _, inaction) = bench().await;
+        // The leader has begun the next term meanwhile, or has lost its place to another manager.
+        let begun = Inaction { term_revision: inaction.term_revision - 1, ..inaction };
+        let replaced = Inaction { leader: inaction.leader.map(|r| r - 1), ..inaction };
+        for outdated in [begun, replaced, Inaction { leader: None, ..inaction }] {
+            assert_eq!(election.campaign(Some(outdated)).await, Ok(None), "{outdated:?}");
+        }
+        assert!(election.campaign(None).await.unwrap().is_none());
+        let before = bench.store.get(&bench.keys.manager()).await.unwrap().unwrap();
+        assert_eq!(Some(before.mod_revision), inaction.leader);
+        assert!(election.campaign(Some(inaction)).await.unwrap().is_some());
+        // And not again.
+        assert_eq!(election.campaign(Some(inaction)).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_campaign_that_etcd_did_not_answer_is_repeated() {
+        for fault in [Fault::Unavailable, Fault::NotDoneAndUnknown] {
+            let (mut bench, election, link, inaction) = bench().await;
+            link.fail_next([fault]);
+            let running = tokio::spawn(election.run());
+            bench.overdue.send_replace(Some(inaction));
+            let led = timeout(LONG, bench.inputs.recv()).await.expect("the lead to be taken").unwrap();
+            assert!(matches!(led, Input::Leading { revision } if Some(revision) > inaction.leader), "{led:?}");
+            bench.stop.send_replace(true);
+            timeout(LONG, running).await.expect("the lead to be given back").unwrap();
+            assert!(bench.store.get(&bench.keys.manager()).await.unwrap().is_none());
+            drop(bench.seen);
         }
     }
 }

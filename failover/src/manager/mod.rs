@@ -287,7 +287,11 @@ impl Manager {
                 self.listen();
             }
             self.set_pace();
-            self.overdue.look(Clock.now(), &self.planner);
+            let leader = {
+                let seen = self.leader.borrow();
+                seen.leader.as_ref().map(|_| seen.revision)
+            };
+            self.overdue.look(Clock.now(), &mut self.planner, leader);
             self.publish(news);
         }
     }

@@ -96,6 +96,13 @@ impl World {
             "read" => self.read(),
             "record" => self.record(&mut words)?,
             "proxy" => self.proxy(&mut words)?,
+            // Whether a manager that does not lead would take the lead.
+            "would" => {
+                words.expect("replace")?;
+                let term = self.planner.would_replace(self.now);
+                let what = term.map_or_else(|| "nothing".to_owned(), |t| format!("the primary of term {}", t.value));
+                self.seen.push(format!("would replace {what}"));
+            }
             "safe" => {
                 let safety = self.planner.safety(self.now);
                 self.seen.push(format!("safe: {}; {}", safety.safe, list(&safety.why)));

@@ -7,6 +7,7 @@ use failover::fsm::action::{
     Reply,
 };
 use failover::fsm::observe::Records;
+use failover::fsm::overdue::{Inaction, Overdue};
 use failover::fsm::planner::Planner;
 use failover::fsm::timers::Settings;
 use failover::record::Mode;
@@ -18,9 +19,10 @@ pub(crate) struct Manager {
     pub(crate) paused_until: Instant,
     lease_until: Instant,
     read_at: Instant,
-    /// Since when it would have begun a failover of a term.
-    overdue: Option<(Term, Instant)>,
+    overdue: Overdue,
+    /// The lead was taken from another, or that is under way, or it was found out of date.
     taken_for: Term,
+    outdated: Option<Inaction>,
 }
 
 impl Manager {
@@ -35,8 +37,9 @@ impl Manager {
             paused_until: Instant::default(),
             lease_until: Instant::default(),
             read_at: Instant::default(),
-            overdue: None,
+            overdue: Overdue::default(),
             taken_for: Term(0),
+            outdated: None,
         }
     }
 }
@@ -72,20 +75,54 @@ impl World {
         self.after(50, Event::Manage(m));
     }
 
-    /// A leader that does not begin a failover which another would begin loses its place to that one.
+    /// `Overdue` and `Election::campaign`: a leader that does not begin a failover which another would begin loses its place
+    /// to that one.
     fn note_overdue(&mut self, m: usize) {
-        let term = self.managers[m].planner.would_replace(self.now);
+        let leader = self.leader.filter(|(_, _, until)| *until > self.now).map(|(_, since, _)| since);
         let manager = &mut self.managers[m];
-        let since = manager.overdue.filter(|(earlier, _)| Some(*earlier) == term).map_or(self.now, |(_, since)| since);
-        manager.overdue = term.map(|term| (term, since));
-        let taken = term.is_some_and(|term| term <= manager.taken_for);
-        if term.is_none() || taken || self.now.since(since) < ms(300) || !self.etcd_up() || self.lost() {
+        let dead = manager.planner.would_replace(self.now);
+        let Some(instead) = manager.overdue.look(self.now, dead, leader) else { return };
+        if instead.term <= manager.taken_for || manager.outdated == Some(instead) || self.lost() {
             return;
         }
-        self.managers[m].taken_for = term.unwrap_or_default();
-        let revision = self.bump();
-        self.leader = Some((m, revision, self.now + ms(2000)));
-        self.managers[m].lease_until = self.now + ms(1500);
+        // One campaign at a time: the same is not begun again.
+        let (manager, life) = (m, self.managers[m].life);
+        self.managers[m].outdated = Some(instead);
+        let wait = self.delay().max(self.chance.below(400));
+        self.after(wait, Event::Take { manager, life, instead });
+    }
+
+    pub(crate) fn take_lead(&mut self, m: usize, life: u32, instead: Inaction) {
+        let leader = self.leader.filter(|(_, _, until)| *until > self.now).map(|(_, since, _)| since);
+        let revision = self.records.term.as_ref().map(|t| t.revision);
+        if !self.etcd_up() || self.managers[m].life != life || leader != instead.leader {
+            return;
+        }
+        if revision != Some(instead.term_revision) {
+            return self.reach("a lead not taken because the leader had begun");
+        }
+        let since = self.bump();
+        let until = self.now + ms(2000);
+        if self.lost() {
+            // Whoever campaigned knows nothing of it, and the key ends with its lease.
+            self.leader = Some((usize::MAX, since, until));
+            return self.reach("a lead taken without knowing");
+        }
+        self.leader = Some((m, since, until));
+        let (wait, sent) = (self.delay(), self.now);
+        self.after(wait, Event::Taken { manager: m, life, revision: since, sent });
+    }
+
+    pub(crate) fn taken(&mut self, m: usize, life: u32, revision: i64, sent: Instant) {
+        let until = sent + ms(1500);
+        if self.managers[m].life != life || self.now >= until {
+            return;
+        }
+        if let Some(wait) = self.asleep(m) {
+            return self.after(wait, Event::Taken { manager: m, life, revision, sent });
+        }
+        let manager = &mut self.managers[m];
+        (manager.lease_until, manager.taken_for) = (until, manager.outdated.map_or(Term(0), |i| i.term));
         self.say(format!("manager {m} takes the lead"));
         self.reach("a manager took the lead from another");
         self.step(m, Input::Leading { revision });

@@ -14,6 +14,7 @@ use cluster::topology::STRICT_VIEW;
 use cluster::{Instant, NodeId, Term};
 use failover::fsm::action::{Change, ChangeOutcome, Command, CommandError, CommandKind, Reply};
 use failover::fsm::observe::Records;
+use failover::fsm::overdue::Inaction;
 use failover::record::{Mode, ProxyRecord};
 use failover::view::topology::shortened;
 use manager::Manager;
@@ -23,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 36] = [
+pub(crate) const SOMETIMES: [&str; 38] = [
     "an operator allowed data loss",
     "acknowledged writes lost as an operator allowed, and reported",
     "k has changed",
@@ -49,6 +50,8 @@ pub(crate) const SOMETIMES: [&str; 36] = [
     "a compare-and-put lost",
     "a manager took the lead from another",
     "an outcome unknown and made",
+    "a lead not taken because the leader had begun",
+    "a lead taken without knowing",
     "a promotion's answer lost",
     "two leaders at once",
     "WAL rewound",
@@ -111,6 +114,19 @@ pub(crate) enum Event {
         outcome: ChangeOutcome,
     },
     Reconcile(usize),
+    /// A campaign for the lead of another arrives at etcd.
+    Take {
+        manager: usize,
+        life: u32,
+        instead: Inaction,
+    },
+    /// Its answer arrives.
+    Taken {
+        manager: usize,
+        life: u32,
+        revision: i64,
+        sent: Instant,
+    },
     Stream(usize),
     Write,
     Proxy,
@@ -349,6 +365,8 @@ impl World {
             Event::Transact { manager, life, change, heard } => self.transact(manager, life, &change, heard),
             Event::Outcome { manager, life, id, outcome } => self.outcome(manager, life, id, outcome),
             Event::Reconcile(n) => self.reconcile(n),
+            Event::Take { manager, life, instead } => self.take_lead(manager, life, instead),
+            Event::Taken { manager, life, revision, sent } => self.taken(manager, life, revision, sent),
             Event::Stream(n) => self.stream(n),
             Event::Write => {
                 self.reader_asks();
