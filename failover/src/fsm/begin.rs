@@ -294,7 +294,11 @@ impl Planner {
         }
         begin.detected = begin.detected.or(Some(now));
         let journal = self.new_journal(term, &begin, prev.as_ref(), &policy.value);
-        let puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(journal))];
+        let mut puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(journal))];
+        if counts_for_budget(&begin) {
+            // In the same transaction: whoever leads next counts it too, whatever becomes of this manager.
+            puts.push(RecordPut::Spent(term, self.settings.failover_window));
+        }
         self.verdict = Verdict::Acting { term, step: "beginning the term".into() };
         self.stage = Stage::Beginning(Box::new(begin));
         self.send(ChangeKind::Begin, guards, puts, vec![RecordKey::Primary], out);
@@ -353,8 +357,8 @@ impl Planner {
         let (Some(term), Some(policy)) = (self.seen.term().cloned(), self.seen.records.policy.clone()) else {
             return;
         };
-        if begin.cause == Cause::Failover && begin.failures == 0 {
-            self.spend(now, term.term, out);
+        if counts_for_budget(&begin) {
+            self.spent.push_back((now, term.term));
         }
         let mut journal = self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value);
         phase(&mut journal, begin.began, begin.detected.unwrap_or(now), "detected");
@@ -363,6 +367,11 @@ impl Planner {
         self.stage = Stage::Round(Box::new(round));
         let _ = self.advance_round(now, out);
     }
+}
+
+/// Is this an automatic failover's first attempt?
+fn counts_for_budget(begin: &Begin) -> bool {
+    begin.cause == Cause::Failover && begin.failures == 0
 }
 
 pub(super) fn short(

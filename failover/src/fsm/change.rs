@@ -158,11 +158,7 @@ impl Planner {
     pub(super) fn write_journal(&mut self, journal: &JournalRecord, out: &mut Vec<Action>) {
         self.last = Some(journal.clone());
         let guards = self.leading.map(Guard::Leader).into_iter().collect();
-        self.note(guards, vec![RecordPut::Journal(Box::new(journal.clone()))], out);
-    }
-
-    /// Write something that nobody waits for.
-    pub(super) fn note(&self, guards: Vec<Guard>, puts: Vec<RecordPut>, out: &mut Vec<Action>) {
+        let puts = vec![RecordPut::Journal(Box::new(journal.clone()))];
         let change = Change { id: 0, kind: ChangeKind::Journal, guards, puts, deletes: Vec::new() };
         out.push(Action::Change(Box::new(change)));
     }

@@ -4,7 +4,7 @@
 //! key, so a pause that was acknowledged holds whatever a leader has read. Operators' orders, and the completion of a
 //! change that had begun, go on. A pause of limited length is bound to a lease: etcd ends it, no clock is compared.
 
-use crate::fsm::action::{Action, Answer, ChangeKind, Guard, RecordKey, RecordPut};
+use crate::fsm::action::{Action, Answer, ChangeKind, RecordKey, RecordPut};
 use crate::fsm::blocker::Blocker;
 use crate::fsm::observe::millis;
 use crate::fsm::planner::Planner;
@@ -112,13 +112,5 @@ impl Planner {
     pub(super) fn bound_by_pause(&self, begin: &Begin) -> bool {
         let was_open = self.seen.term().is_some_and(|t| matches!(t.phase, Phase::Active | Phase::Draining));
         was_open && matches!(begin.cause, Cause::Failover | Cause::Restart)
-    }
-
-    /// Count an automatic failover, here and for later leaders. Nobody waits for the record.
-    pub(super) fn spend(&mut self, now: Instant, term: Term, out: &mut Vec<Action>) {
-        self.spent.push_back((now, term));
-        let guards = self.leading.map(Guard::Leader).into_iter().collect();
-        let puts = vec![RecordPut::Spent(term, self.settings.failover_window)];
-        self.note(guards, puts, out);
     }
 }

@@ -16,10 +16,8 @@ pub(super) fn verdict(verdict: &Verdict) -> String {
 pub(super) fn action(action: &Action) -> String {
     match action {
         Action::Send { node, command, .. } => format!("send {node}: {}", order(command)),
-        Action::Change(change) if change.kind == ChangeKind::Journal => match change.puts.as_slice() {
-            [RecordPut::Spent(term, _)] => format!("count failover {term}"),
-            _ => "write journal".into(), // whatever it says is shown when the round ends
-        },
+        // Whatever it says is shown when the round ends.
+        Action::Change(change) if change.kind == ChangeKind::Journal => "write journal".into(),
         Action::Change(change) => {
             let puts: Vec<String> = change.puts.iter().map(put).collect();
             let deletes = change.deletes.iter().map(|d| match d {

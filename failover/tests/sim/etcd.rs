@@ -111,7 +111,21 @@ impl World {
         }
     }
 
+    /// An automatic failover is counted by the transaction that begins it, whatever becomes of its manager.
+    fn check_budget(&mut self, change: &Change) {
+        let open = self.records.term.as_ref().is_some_and(|t| matches!(t.value.phase, Phase::Active | Phase::Draining));
+        let counted = change.puts.iter().any(|p| matches!(p, RecordPut::Spent(..)));
+        let begun = change.puts.iter().find_map(|p| match p {
+            RecordPut::Term(t) if t.cause == Cause::Failover => Some(t.term),
+            _ => None, // no failover
+        });
+        if let Some(term) = begun.filter(|_| change.kind == ChangeKind::Begin && open && !counted) {
+            self.fail(format!("the failover of term {term} is not counted"));
+        }
+    }
+
     fn make(&mut self, change: &Change) {
+        self.check_budget(change);
         let revision = self.bump();
         for put in change.puts.clone() {
             match put {
