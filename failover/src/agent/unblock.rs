@@ -4,13 +4,11 @@
 use super::Agent;
 use super::rejoin::RejoinError;
 use super::sql::{APPLICATION_NAME, Sql, SqlError};
-use crate::record::PolicyRecord;
+use crate::fsm::unblock::{self, Waits};
 use cluster::Lsn;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Readers that keep replay from going on for this long are ended.
-const READERS_MAY: Duration = Duration::from_millis(500);
 /// How long replay is waited for here; whoever needs its end waits further.
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -19,18 +17,25 @@ struct Standing {
     replay: Lsn,
     at_end: bool,
     paused: bool,
-    /// It may be readers that it waits for: a lock, a pinned buffer, a snapshot. PostgreSQL 13 does not name the last.
-    may_be_blocked: bool,
+    version: u32,
+    event: String,
+    kind: String,
 }
 
-const STANDING: &str = "SELECT pg_last_wal_replay_lsn(), pg_is_wal_replay_paused(), a.wait_event, a.wait_event_type \
+const STANDING: &str = "SELECT pg_last_wal_replay_lsn(), pg_is_wal_replay_paused(), a.wait_event, a.wait_event_type, \
+ current_setting('server_version_num') \
  FROM (SELECT 1) one LEFT JOIN pg_stat_activity a ON a.backend_type = 'startup'";
+
+impl Standing {
+    fn waits(&self) -> Waits<'_> {
+        Waits { version: self.version, event: &self.event, kind: &self.kind }
+    }
+}
 
 impl Agent {
     /// Does this node vote, as far as it knows?
     pub(super) fn votes(&self) -> bool {
-        let is_among = |policy: &PolicyRecord| policy.voters.contains(&self.env.config.node);
-        self.memory().policy.as_ref().map_or_else(|| self.env.is_voter(), is_among)
+        unblock::votes(self.memory().policy.as_ref(), &self.env.config.node, self.env.is_voter())
     }
 
     /// Let a voter replay what it has: a pause is lifted, readers in the way are ended. Nobody waits for a node without a
@@ -56,7 +61,7 @@ impl Agent {
                 let node = &self.env.config.node;
                 tracing::warn!(%node, lsn = %now.replay, "replay was paused: it goes on, to follow the new primary");
                 sql.batch("resuming replay", "SELECT pg_wal_replay_resume()", BOUND).await?;
-            } else if now.may_be_blocked && moved.elapsed() >= READERS_MAY {
+            } else if unblock::ends_readers(&now.waits(), moved.elapsed()) {
                 let node = &self.env.config.node;
                 let ended: String = sql.value("ending readers", &end_readers(), BOUND).await?;
                 tracing::warn!(%node, lsn = %now.replay, ended, "readers were in the way of replay");
@@ -72,14 +77,13 @@ impl Agent {
         let row = sql.rows("asking for replay", STANDING, bound).await?.into_iter().next().unwrap_or_default();
         let text = |i: usize| row.get(i).and_then(Option::as_deref);
         let event = text(2).unwrap_or_default();
-        let kind = text(3).unwrap_or_default();
         Ok(Standing {
             replay: text(0).and_then(|t| t.parse().ok()).unwrap_or_default(),
             paused: text(1) == Some("t"),
             at_end: super::freeze::is_at_end(event),
-            may_be_blocked: event.is_empty()
-                || event.starts_with("RecoveryConflict")
-                || matches!(kind, "Lock" | "BufferPin"),
+            version: text(4).and_then(|t| t.parse().ok()).unwrap_or_default(),
+            event: event.to_owned(),
+            kind: text(3).unwrap_or_default().to_owned(),
         })
     }
 }

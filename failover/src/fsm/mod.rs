@@ -30,4 +30,5 @@ mod switchover;
 pub mod sync_set;
 pub mod timers;
 pub mod waldump;
+pub mod unblock;
 pub mod watchdog;
