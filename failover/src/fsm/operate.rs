@@ -228,8 +228,9 @@ impl Planner {
             evidence.push("an operator allowed data loss".into());
         }
         if let (Some(primary), false) = (&at_work, policy.protects()) {
-            // No quorum fences it, so it is stopped first; its agent then gives up the lease.
-            let (term, step) = (term.term, PreludeStep::ToStop);
+            // No quorum fences it, so it is stopped first; its agent then gives up the lease. The gate is closed before, so
+            // that no manager takes it for dead while its leader is about to go on.
+            let (term, step) = (term.term, PreludeStep::ToCloseGate);
             let forced = Some(Forced { allow_loss });
             let (op, detected, primary) = (Some(op), None, primary.clone());
             self.begin_prelude(

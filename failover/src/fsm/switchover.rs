@@ -60,7 +60,11 @@ impl Planner {
         let term = prelude.term;
         self.verdict = Verdict::Acting { term, step: prelude_word(prelude) };
         let stopping = matches!(prelude.step, PreludeStep::ToStop | PreludeStep::Stopping);
-        if !stopping && let Health::Dead { since, evidence, .. } = self.seen.health(now, &self.settings) {
+        // What hangs is still to be stopped.
+        let runs = prelude.forced.is_some() && self.seen.at_work(&prelude.primary, now, &self.settings);
+        if !(stopping || runs)
+            && let Health::Dead { since, evidence, .. } = self.seen.health(now, &self.settings)
+        {
             return self.prelude_overtaken(since, evidence);
         }
         let Stage::Prelude(prelude) = &mut self.stage else { return Flow::Wait };
@@ -210,7 +214,10 @@ impl Planner {
 
     pub(super) fn drained_gate(&mut self, now: Instant) {
         if let Stage::Prelude(prelude) = &mut self.stage {
-            prelude.step = PreludeStep::Draining { since: now };
+            prelude.step = match prelude.forced {
+                Some(_) => PreludeStep::ToStop,
+                None => PreludeStep::Draining { since: now },
+            };
         }
     }
 
