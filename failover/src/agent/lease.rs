@@ -16,10 +16,11 @@ use super::sql::Sql;
 use super::take_up::END_ALL;
 use super::{Agent, wall_millis};
 use crate::api::{Failed, Open, Opened, PostgresState};
+use crate::fsm::lease::{Fence, fence_at};
 use crate::fsm::sync_set::Waits;
 use crate::record::{Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
 use crate::store::{Compare, LeaseId, StoreError, Txn};
-use cluster::lease::{Lease, LeaseState};
+use cluster::lease::Lease;
 use cluster::sync_names::SyncNames;
 use cluster::{Instant, Term};
 use std::sync::Arc;
@@ -58,41 +59,6 @@ async fn end_sessions(env: Arc<Env>) {
             tracing::warn!(node = %env.config.node, sessions, "sessions ended: their commits might not wait")
         }
         Err(error) => tracing::debug!(node = %env.config.node, %error, "sessions not ended"),
-    }
-}
-
-/// What an unprotected primary must do now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fence {
-    /// Go on.
-    Free,
-    /// Acknowledge nothing.
-    Soft,
-    /// Stop.
-    Hard,
-}
-
-/// Decide from the lease alone; without one, from when it was first missing. PURE.
-///
-/// Without one (the agent was restarted, or etcd lost the lease) nothing is acknowledged until it is taken again, and
-/// after a whole `ttl` PostgreSQL stops.
-fn fence_at(
-    lease: Option<&Lease>,
-    missing_since: Option<Instant>,
-    margin: Duration,
-    ttl: Duration,
-    now: Instant,
-) -> Fence {
-    // The last third of the margin is for stopping PostgreSQL.
-    let hard_margin = margin / 3;
-    match (lease, missing_since) {
-        (Some(l), _) => match (l.state_at(now, margin), l.state_at(now, hard_margin)) {
-            (LeaseState::Held { .. }, _) => Fence::Free,
-            (_, LeaseState::Held { .. }) => Fence::Soft,
-            _ => Fence::Hard,
-        },
-        (None, Some(since)) if now.since(since) >= ttl => Fence::Hard,
-        (None, _) => Fence::Soft,
     }
 }
 
@@ -251,7 +217,7 @@ impl Agent {
         let mut left_fenced = false;
         let mut records = self.records.subscribe();
         let mut state = self.state.subscribe();
-        // Far below the margin's last third.
+        // Far below the margin's last third, and below the time in which a watchdog's firing can be forestalled.
         let tick = (self.env.config.lease_margin / 10).min(self.env.config.lease_renew);
         loop {
             let serves = self.serves().is_some() || self.is_unguarded();
@@ -280,7 +246,7 @@ impl Agent {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(if serves { tick } else { self.env.config.lease_renew }) => {}
+                () = tokio::time::sleep(if serves || self.has_armed_watchdog() { tick } else { self.env.config.lease_renew }) => {}
                 _ = records.changed() => {}
                 _ = state.changed() => {}
             }
@@ -530,30 +496,5 @@ impl Agent {
             Some(policy) => crate::fsm::sync_set::waits(&policy, &self.env.config.node),
             None => super::presumed_waits(&self.env),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn acknowledgements_stop_before_the_lease_ends_and_postgres_at_its_end() {
-        let lease = Lease { term: Term(3), sent_at: Instant::from_millis(1000), ttl: Duration::from_secs(3) };
-        let margin = Duration::from_millis(600);
-        let at = |ms| fence_at(Some(&lease), None, margin, lease.ttl, Instant::from_millis(ms));
-        assert_eq!([at(1000), at(3399), at(3400), at(3799), at(3800), at(9000)], {
-            use Fence::{Free, Hard, Soft};
-            [Free, Free, Soft, Soft, Hard, Hard]
-        });
-    }
-
-    #[test]
-    fn without_a_lease_nothing_is_acknowledged_and_soon_nothing_runs() {
-        let margin = Duration::from_millis(600);
-        let ttl = Duration::from_secs(3);
-        let at = |ms| fence_at(None, Some(Instant::from_millis(1000)), margin, ttl, Instant::from_millis(ms));
-        assert_eq!((at(1000), at(3999), at(4000)), (Fence::Soft, Fence::Soft, Fence::Hard));
-        assert_eq!(fence_at(None, None, margin, ttl, Instant::from_millis(5)), Fence::Soft);
     }
 }

@@ -10,32 +10,21 @@ use super::commands::CommandError;
 use super::env::Env;
 use super::memory::Memory;
 use crate::api::{PostgresState, Vouched};
+use crate::fsm::lease::{VOUCHED, vouched_for};
 use crate::record::{Mode, PolicyRecord};
 use crate::view::topology::lengthened;
 use cluster::topology::STRICT_VIEW;
 use cluster::{Instant, Term};
 use std::time::Duration;
 
-/// For how long at most, but in strict mode.
-const LASTS: Duration = Duration::from_secs(2);
 /// An order to let commits through waits no longer than this within the order itself; then it is given again.
 const WAIT: Duration = Duration::from_secs(4);
 
 /// What an agent must assume that one before it has vouched for; of a policy before the last one, too, while that is
 /// not known to be older than a view.
 pub(super) fn remembered(env: &Env, memory: &Memory) -> Instant {
-    let lasts = if memory.was_strict { STRICT_VIEW } else { LASTS };
+    let lasts = if memory.was_strict { STRICT_VIEW } else { VOUCHED };
     env.clock.now() + lengthened(lasts)
-}
-
-/// For how long may a view that goes by `policy` be confirmed? `lease_left`: until the lease is too short to acknowledge
-/// by. PURE.
-fn lasts(policy: &PolicyRecord, lease_left: Option<Duration>) -> Option<Duration> {
-    match (policy.protects(), policy.mode) {
-        (true, Mode::Strict) => Some(STRICT_VIEW),
-        (true, Mode::Available | Mode::Async) => Some(LASTS),
-        (false, _) => lease_left.map(|left| left.min(LASTS)).filter(|l| !l.is_zero()),
-    }
 }
 
 impl Agent {
@@ -54,7 +43,7 @@ impl Agent {
         }
         let margin = self.env.config.lease_margin;
         let lease_left = self.lease().and_then(|l| l.deadline(margin).checked_since(now));
-        let lasts = lasts(&policy, lease_left).ok_or_else(|| "the lease is over".to_owned())?;
+        let lasts = vouched_for(&policy, lease_left).ok_or_else(|| "the lease is over".to_owned())?;
         *until = (*until).max(now + lengthened(lasts));
         Ok(Vouched { lasts_ms: u64::try_from(lasts.as_millis()).unwrap_or(0) })
     }
@@ -117,32 +106,5 @@ impl Agent {
         }
         tokio::time::sleep(left).await;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::Limits;
-
-    #[test]
-    fn an_unprotected_view_is_confirmed_for_no_longer_than_the_lease() {
-        let policy = |mode, k| PolicyRecord {
-            epoch: 1,
-            voters: Vec::new(),
-            k,
-            mode,
-            suspended: None,
-            limits: Limits::default(),
-            joint: None,
-            rearmed: None,
-        };
-        let ms = |n| Some(Duration::from_millis(n));
-        assert_eq!(lasts(&policy(Mode::Strict, 1), None), Some(STRICT_VIEW));
-        assert_eq!(lasts(&policy(Mode::Available, 1), None), Some(LASTS));
-        assert_eq!(lasts(&policy(Mode::Async, 0), ms(900)), ms(900));
-        assert_eq!(lasts(&policy(Mode::Async, 0), ms(9000)), Some(LASTS));
-        assert_eq!(lasts(&policy(Mode::Async, 0), ms(0)), None);
-        assert_eq!(lasts(&policy(Mode::Async, 0), None), None);
     }
 }

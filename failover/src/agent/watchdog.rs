@@ -175,9 +175,14 @@ impl Agent {
         watchdog::must_stop(&self.watchdog_facts(), self.watchdog.fires_in(self.env.clock.now()))
     }
 
+    /// Does the device count down?
+    pub(super) fn has_armed_watchdog(&self) -> bool {
+        self.watchdog.seen().armed.is_some()
+    }
+
     /// PostgreSQL was just stopped, which is not seen yet: the device needs not wait for that.
     pub(super) async fn disarm_watchdog(&self) {
-        if self.watchdog.seen().armed.is_some() {
+        if self.has_armed_watchdog() {
             let _ = self.have_done(Act::Disarm, None).await; // told; tried again once the stop is seen
         }
     }

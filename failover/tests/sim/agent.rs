@@ -1,17 +1,14 @@
 //! An agent's own loop: its lease, what it guards, and the shipped machine that says what is to be done.
 
 use super::node::{Is, Names, SOFT};
-use super::{Event, LEASE, World, ms, name};
+use super::{Event, LEASE, World, name};
+use cluster::lease::Lease;
 use cluster::{Term, TimelineId};
 use failover::fsm::agent::{Act, Facts, Others, Server, decide};
+use failover::fsm::lease::{Fence, fence_at};
 use failover::fsm::rejoin::{self, Plan, plan};
 use failover::fsm::sync_set;
 use failover::record::{Phase, PolicyRecord, PrimaryRecord, TermRecord};
-use std::time::Duration;
-
-/// A primary is stopped from so long before the end of its lease.
-const HARD: Duration = ms(200);
-
 impl World {
     /// The agent's own loop.
     pub(crate) fn reconcile(&mut self, n: usize) {
@@ -94,21 +91,18 @@ impl World {
         }
         let held = node.lease.filter(|(t, _)| *t == term).map(|(_, end)| end);
         node.unleased_since = if held.is_some() { None } else { node.unleased_since.or(Some(now)) };
-        let (soft, hard) = match (held, node.unleased_since) {
-            (Some(end), _) => (now + SOFT >= end, now + HARD >= end),
-            (None, Some(since)) => (true, now.since(since) >= LEASE),
-            (None, None) => (true, false),
-        };
-        let (soft, hard) = if self.must_stop(n) { (true, true) } else { (soft, hard) };
+        let lease = held.map(|end| Lease { term, sent_at: end - LEASE, ttl: LEASE });
+        let by_lease = fence_at(lease.as_ref(), node.unleased_since, SOFT, LEASE, now);
+        let fence = if self.must_stop(n) { Fence::Hard } else { by_lease };
         let node = &mut self.nodes[n];
-        match (soft, hard) {
-            (false, _) if node.names == Names::Fenced => {
+        match fence {
+            Fence::Free if node.names == Names::Fenced => {
                 node.names = if armed { Names::Armed } else { Names::Off };
                 node.waits_for = sync_set::armed_names(&policy, &node.name);
             }
-            (false, _) => {}
-            (true, false) => node.names = Names::Fenced,
-            (true, true) => {
+            Fence::Free => {}
+            Fence::Soft => node.names = Names::Fenced,
+            Fence::Hard => {
                 node.stop();
                 self.say(format!("{} stops at the end of its lease", name(n)));
                 self.reach("a primary fenced by its lease");
@@ -127,10 +121,13 @@ impl World {
             return;
         };
         let other = (0..self.nodes.len()).find(|p| name(*p) == primary).expect("a node of ours");
-        let new = self.nodes[n].seen.as_ref().is_none_or(|(p, t, _)| (p, *t) != (&primary, term));
-        if new || self.linked(n, other) {
-            self.nodes[n].seen = Some((primary, term, self.now));
+        let before = self.nodes[n].seen.take().filter(|(p, t, ..)| (p, *t) == (&primary, term));
+        let (mut agent, mut sql) = before.map_or((self.now, self.now), |(.., agent, sql)| (agent, sql));
+        if self.linked(n, other) {
+            agent = self.now;
+            sql = if self.nodes[other].hangs(self.now) { sql } else { self.now };
         }
+        self.nodes[n].seen = Some((primary, term, agent, sql));
     }
 
     fn act(&mut self, n: usize) {

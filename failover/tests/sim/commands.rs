@@ -43,6 +43,13 @@ impl World {
         if self.nodes[n].fenced && matches!(command, Command::Recover(_) | Command::CatchUp(_) | Command::Promote(_)) {
             return Err(CommandError::Refused(Refused::Fenced { node: name(n) }));
         }
+        let asks_postgres = matches!(
+            command,
+            Command::Promote(_) | Command::Open(_) | Command::Checkpoint(_) | Command::Relax(_) | Command::Arm(_)
+        );
+        if asks_postgres && self.nodes[n].hangs(self.now) {
+            return Err(CommandError::NoAnswer("PostgreSQL hangs".into()));
+        }
         match command {
             Command::Freeze(_) | Command::Recover(_) if self.nodes[n].serves(term) => {
                 self.reach("a freeze that came late");
@@ -85,9 +92,14 @@ impl World {
         node.frozen_for = Some(term);
         (node.upstream, node.receiver, node.told) = (None, None, None);
         let was_primary = matches!(node.is, Is::Primary | Is::Stopped { was_primary: true });
+        let hung = node.hangs(self.now);
         if node.is == Is::Primary {
             node.stop();
         }
+        if hung {
+            self.reach("a primary that hung and was stopped");
+        }
+        let node = &self.nodes[n];
         let position = (node.is == Is::Standby).then(|| node.end());
         let replay_lsn = position.map(|p| p.lsn);
         let history = position.map(|_| node.history()).filter(|h| !h.forks.is_empty());

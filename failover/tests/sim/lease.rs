@@ -6,6 +6,7 @@ use super::{LEASE, VIEW, World, ms};
 use cluster::Term;
 use cluster::topology::STRICT_VIEW;
 use failover::fsm::action::Command;
+use failover::fsm::lease::vouched_for;
 use failover::record::Mode;
 use failover::view::topology::{lengthened, shortened};
 use std::time::Duration;
@@ -81,14 +82,7 @@ impl World {
         let runs = self.nodes[n].awake(self.now) && self.nodes[n].promise == term && self.served(n) == Some(term);
         let policy = self.policy(n).filter(|p| runs && p.epoch == epoch)?;
         let leased = self.nodes[n].lease.filter(|(t, _)| *t == term).map(|(_, end)| (end - SOFT).since(self.now));
-        let lasts = match (policy.protects(), policy.mode) {
-            (true, Mode::Strict) => STRICT_VIEW,
-            (true, Mode::Available | Mode::Async) => VIEW,
-            (false, _) => leased.unwrap_or_default().min(VIEW),
-        };
-        if lasts.is_zero() {
-            return None;
-        }
+        let lasts = vouched_for(&policy, leased)?;
         let until = self.now + self.counted(n, lengthened(lasts));
         self.nodes[n].vouched_until = self.nodes[n].vouched_until.max(until);
         Some(lasts)

@@ -52,6 +52,8 @@ pub(crate) struct Node {
     /// Timeline of the end.
     pub(crate) timeline: u32,
     pub(crate) promise: Term,
+    /// The highest that it was seen to have promised.
+    pub(crate) promised: Term,
     pub(crate) frozen_for: Option<Term>,
     pub(crate) upstream: Option<(usize, Term)>,
     /// Where its WAL receiver is connected, and what it has acknowledged there.
@@ -63,12 +65,15 @@ pub(crate) struct Node {
     pub(crate) released: usize,
     pub(crate) view: Option<Records>,
     pub(crate) ordered: Option<(usize, Term)>,
-    pub(crate) seen: Option<(NodeId, Term, Instant)>,
+    /// Whom it takes for the primary, and when its agent and its PostgreSQL last answered.
+    pub(crate) seen: Option<(NodeId, Term, Instant, Instant)>,
     pub(crate) not_streaming_since: Instant,
     pub(crate) down_until: Instant,
     pub(crate) paused_until: Instant,
     pub(crate) cut_until: Instant,
     pub(crate) stalled_until: Instant,
+    /// Its PostgreSQL does nothing and answers nothing, since and until when.
+    pub(crate) hung: (Instant, Instant),
     pub(crate) seq: u64,
 }
 
@@ -90,6 +95,7 @@ impl Node {
             wal: Vec::new(),
             timeline: 1,
             promise: Term(1),
+            promised: Term(1),
             frozen_for: None,
             upstream: (i != 0).then_some((0, Term(1))),
             receiver: (i != 0).then_some((0, Term(1))),
@@ -105,6 +111,7 @@ impl Node {
             paused_until: Instant::default(),
             cut_until: Instant::default(),
             stalled_until: Instant::default(),
+            hung: Default::default(),
             seq: 0,
         }
     }
@@ -116,6 +123,10 @@ impl Node {
 
     pub(crate) fn is_primary(&self) -> bool {
         self.is == Is::Primary
+    }
+
+    pub(crate) fn hangs(&self, now: Instant) -> bool {
+        now < self.hung.1
     }
 
     /// Its WAL receiver is connected to `primary`, in that term.
@@ -157,7 +168,7 @@ impl Node {
             is => is == Is::Primary,
         };
         self.is = Is::Stopped { was_primary };
-        (self.receiver, self.told) = (None, None);
+        (self.receiver, self.told, self.hung) = (None, None, Default::default());
     }
 
     pub(crate) fn start_detached(&mut self) {
@@ -223,6 +234,7 @@ impl World {
                 replay_paused: false,
                 sync_names: String::new(),
             }),
+            Is::Primary if node.hangs(now) => PostgresState::Hung { for_ms: now.since(node.hung.0).as_millis() as u64 },
             Is::Primary => PostgresState::Primary(Primary {
                 timeline: end.timeline,
                 insert_lsn: end.lsn,
@@ -232,9 +244,10 @@ impl World {
                 impostors: Vec::new(),
             }),
         };
-        let sighting = node.seen.clone().map(|(node, term, at)| {
-            let ago = now.since(at).as_millis() as u64;
-            Sighting { node, term, agent_ms_ago: ago, sql_ms_ago: ago, accept_ms_ago: Some(ago), refused: false }
+        let sighting = node.seen.clone().map(|(node, term, agent, sql)| {
+            let ago = |at| now.since(at).as_millis() as u64;
+            let (agent_ms_ago, sql_ms_ago) = (ago(agent), ago(sql));
+            Sighting { node, term, agent_ms_ago, sql_ms_ago, accept_ms_ago: Some(sql_ms_ago), refused: false }
         });
         AgentState {
             seq: node.seq,
@@ -283,6 +296,9 @@ impl World {
             return;
         }
         let Some((p, term)) = node.upstream.filter(|_| node.is == Is::Standby) else { return };
+        if self.nodes[p].hangs(self.now) {
+            return; // the connection stays
+        }
         let there = self.linked(n, p) && self.nodes[p].serves(term);
         let fits = there && self.nodes[p].wal.starts_with(&node.wal);
         if !fits {

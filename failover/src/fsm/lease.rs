@@ -1,0 +1,103 @@
+//! What a primary may do by its lease, where that is the fence: acknowledge, and have proxies go by it. PURE.
+
+use crate::record::{Mode, PolicyRecord};
+use cluster::Instant;
+use cluster::lease::{Lease, LeaseState};
+use cluster::topology::STRICT_VIEW;
+use std::time::Duration;
+
+/// What an unprotected primary must do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// Go on.
+    Free,
+    /// Acknowledge nothing.
+    Soft,
+    /// Stop.
+    Hard,
+}
+
+/// Decide from the lease alone; without one, from when it was first missing.
+///
+/// Without one (the agent was restarted, or etcd lost the lease) nothing is acknowledged until it is taken again, and
+/// after a whole `ttl` PostgreSQL stops.
+pub fn fence_at(
+    lease: Option<&Lease>,
+    missing_since: Option<Instant>,
+    margin: Duration,
+    ttl: Duration,
+    now: Instant,
+) -> Fence {
+    // The last third of the margin is for stopping PostgreSQL.
+    let hard_margin = margin / 3;
+    match (lease, missing_since) {
+        (Some(l), _) => match (l.state_at(now, margin), l.state_at(now, hard_margin)) {
+            (LeaseState::Held { .. }, _) => Fence::Free,
+            (_, LeaseState::Held { .. }) => Fence::Soft,
+            _ => Fence::Hard,
+        },
+        (None, Some(since)) if now.since(since) >= ttl => Fence::Hard,
+        (None, _) => Fence::Soft,
+    }
+}
+
+/// For how long at most a view is confirmed, but in strict mode.
+pub const VOUCHED: Duration = Duration::from_secs(2);
+
+/// For how long may a view that goes by `policy` be confirmed? `lease_left`: until the lease is too short to acknowledge
+/// by.
+pub fn vouched_for(policy: &PolicyRecord, lease_left: Option<Duration>) -> Option<Duration> {
+    match (policy.protects(), policy.mode) {
+        (true, Mode::Strict) => Some(STRICT_VIEW),
+        (true, Mode::Available | Mode::Async) => Some(VOUCHED),
+        (false, _) => lease_left.map(|left| left.min(VOUCHED)).filter(|l| !l.is_zero()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Limits;
+    use cluster::Term;
+
+    #[test]
+    fn acknowledgements_stop_before_the_lease_ends_and_postgres_at_its_end() {
+        let lease = Lease { term: Term(3), sent_at: Instant::from_millis(1000), ttl: Duration::from_secs(3) };
+        let margin = Duration::from_millis(600);
+        let at = |ms| fence_at(Some(&lease), None, margin, lease.ttl, Instant::from_millis(ms));
+        assert_eq!([at(1000), at(3399), at(3400), at(3799), at(3800), at(9000)], {
+            use Fence::{Free, Hard, Soft};
+            [Free, Free, Soft, Soft, Hard, Hard]
+        });
+    }
+
+    #[test]
+    fn without_a_lease_nothing_is_acknowledged_and_soon_nothing_runs() {
+        let margin = Duration::from_millis(600);
+        let ttl = Duration::from_secs(3);
+        let at = |ms| fence_at(None, Some(Instant::from_millis(1000)), margin, ttl, Instant::from_millis(ms));
+        assert_eq!((at(1000), at(3999), at(4000)), (Fence::Soft, Fence::Soft, Fence::Hard));
+        assert_eq!(fence_at(None, None, margin, ttl, Instant::from_millis(5)), Fence::Soft);
+    }
+
+    #[test]
+    fn an_unprotected_view_is_confirmed_for_no_longer_than_the_lease() {
+        let policy = |mode, k| PolicyRecord {
+            epoch: 1,
+            voters: Vec::new(),
+            k,
+            mode,
+            suspended: None,
+            limits: Limits::default(),
+            joint: None,
+            rearmed: None,
+        };
+        let ms = |n| Some(Duration::from_millis(n));
+        assert_eq!(vouched_for(&policy(Mode::Strict, 1), None), Some(STRICT_VIEW));
+        assert_eq!(vouched_for(&policy(Mode::Available, 1), None), Some(VOUCHED));
+        assert_eq!(vouched_for(&policy(Mode::Async, 0), ms(900)), ms(900));
+        assert_eq!(vouched_for(&policy(Mode::Async, 0), ms(9000)), Some(VOUCHED));
+        assert_eq!(vouched_for(&policy(Mode::Async, 0), ms(0)), None);
+        assert_eq!(vouched_for(&policy(Mode::Async, 0), None), None);
+    }
+}
