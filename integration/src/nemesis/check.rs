@@ -13,8 +13,9 @@
 //!
 //! The run itself adds L1 (writes go on soon after the faults end) and L3 (a term changed, or did not, as expected).
 //!
-//! Reads at a primary that do not see what was acknowledged before they were sent are counted and are no violation: a
-//! proxy that is cut off together with the old primary reads there, and nothing tells either of them.
+//! Reads at a primary that do not see what was acknowledged just before they were sent are counted and are no violation: a
+//! proxy that is cut off together with the old primary reads there, and nothing tells either of them, for as long as the
+//! proxies' `max_replay_lag`. In async mode it is as long as their views, and only counted.
 
 use super::check_nodes::nodes;
 use super::check_sessions::sessions;

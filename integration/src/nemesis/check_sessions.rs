@@ -2,7 +2,8 @@
 //!
 //! * S7 whenever a write was acknowledged, the settings it ran under were at least as strong as the policy on record;
 //! * S10 a read at a standby sees what its session wrote before, and what had been acknowledged to anybody longer ago
-//!   than the proxies' `max_replay_lag`.
+//!   than the proxies' `max_replay_lag`;
+//! * S6 so does a read at a primary, where commits wait for standbys.
 
 use super::check::Found;
 use super::told::{Event, Op, Outcome, Policy, Told};
@@ -50,7 +51,7 @@ fn protects(policy: &Policy, primary: &str, names: &str, commit: &str) -> Result
     }
 }
 
-/// S10. In async mode what is lost in the end cannot be asked for.
+/// S10, and S6 of reads at a primary. In async mode what is lost in the end cannot be asked for.
 fn reads(told: &Told, found: &mut Found) {
     let end = told.nodes.get(&told.primary).map(|c| &c.lists);
     let kept = |list: i64, value: i64| end.and_then(|l| l.get(&list)).is_some_and(|l| l.contains(&value));
@@ -74,6 +75,18 @@ fn reads(told: &Told, found: &mut Found) {
                     "S10",
                     format!("a read of list {list} at a standby missed {whose} value {value}, {ago:?} old"),
                 );
+            }
+        }
+    }
+    // A primary may have been replaced without knowing it; but whoever reads there through a proxy, while commits wait for
+    // standbys, does so on a proof that is no older than this that it was not.
+    let at_primary = |e: &&Event| e.outcome == Outcome::Ok && matches!(e.op, Op::Read { at_primary: true, .. });
+    for read in told.events.iter().filter(|e| told.policy.is_some() && at_primary(e)) {
+        let Op::Read { list, .. } = read.op else { continue };
+        for (append, value) in appended.get(&list).into_iter().flatten() {
+            if append.answered + MAX_REPLAY_LAG < read.sent && !read.seen.contains(value) {
+                let ago = read.sent.saturating_sub(append.answered);
+                found.add("S6", format!("a read of list {list} at a primary missed a value {value}, {ago:?} old"));
             }
         }
     }

@@ -274,6 +274,13 @@ fn a_stale_read_at_a_primary_is_counted() {
     told.events[6].seen = vec![10];
     assert_eq!(stale_primary_reads(&told), 1);
     assert_eq!(violations(&told, STRICT), []);
+    // For longer than that nobody reads at a primary that was replaced.
+    told.events[6].sent = Duration::from_millis(1031);
+    assert_eq!(violations(&told, STRICT), [], "acknowledged at 31 ms");
+    told.events[6].sent = Duration::from_millis(1032);
+    assert_eq!(broken(&told, STRICT), ["S6"]);
+    told.policy = None;
+    assert_eq!(violations(&told, ASYNC), []);
     // What is lost in the end nobody can see any more.
     everywhere(&mut told, |c| {
         let _ = c.lists.insert(1, vec![10]);
