@@ -311,7 +311,7 @@ fn journal_text(j: &JournalRecord) -> String {
     if let Some(w) = j.window {
         let _ = writeln!(
             out,
-            "unreplicated-write window, provisional: {}{} from {} to {}",
+            "unreplicated-write window, provisional: {}{} from {} to {} as last heard of the old primary",
             bytes(w.bytes),
             w.ms.map_or(String::new(), |ms| format!(" in {ms} ms")),
             w.fork_lsn,

@@ -53,7 +53,8 @@ pub enum Change {
 pub enum Protection {
     /// An agent's promise is on disk before it answers.
     PromiseFsync,
-    /// T1 and T2 compare the policy.
+    /// T1 compares the policy. T2 does so too, for which nothing here depends: once a term has begun the policy does not
+    /// change, as T5 compares the term's record.
     PolicyCompare,
     /// T1 compares the term's record.
     TermCompare,

@@ -65,7 +65,8 @@ pub struct Recruit {
     pub lsn: Lsn,
 }
 
-/// The provisional unreplicated-write window: from the fork to the last position known of the old primary.
+/// The provisional unreplicated-write window: from the fork to the last position heard of the old primary. It may have
+/// written more since, or not have flushed all of that; [`LossReport`] is exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// Where the new timeline starts.
