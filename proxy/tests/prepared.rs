@@ -294,3 +294,115 @@ fn a_bind_that_does_not_fit_its_statement_is_told_so_in_a_failed_block() {
     assert_eq!(words(&a.query("rollback")), "C ROLLBACK | Z I");
     ok(&mut other, "commit");
 }
+
+/// `s` prepared, described and used.
+fn knows(client: &mut Raw, text: &str) {
+    assert_eq!(prepare(client, "s", text), "1 | Z I");
+    client.write(|out| {
+        describe(out, "s");
+        sync(out);
+    });
+    assert_eq!(words(&client.until_ready()), "t | T | Z I");
+}
+
+/// The same text means another table in another database, and on a server where a temporary one hides the table.
+#[test]
+fn a_table_that_changes_elsewhere_leaves_the_same_text_alone() {
+    const TEXT: &str = "select * from shape";
+    let c = two_servers();
+    c.nodes[0].psql("create database other owner app");
+    let mut clients = ["app", "other"].map(|database| Raw::login(c.port, &[("database", database)]));
+    for client in &mut clients {
+        ok(client, "create table shape(a int); insert into shape values (1)");
+        knows(client, TEXT);
+        assert_eq!(used(client, "s"), "2 | D 1 | C SELECT 1 | Z I");
+    }
+    let [here, there] = &mut clients;
+    let mut hides = Raw::login(c.port, &[]);
+    ok(&mut hides, "create temp table shape(b text, c text); insert into shape values ('x', 'y')");
+    assert_eq!(prepare(&mut hides, "s", TEXT), "1 | Z I");
+    assert_eq!(used(&mut hides, "s"), "2 | D x y | C SELECT 1 | Z I");
+    ok(&mut hides, "alter table shape drop c");
+    assert_eq!(used(&mut hides, "s"), "E 0A000 | Z I");
+    assert_eq!(used(here, "s"), "2 | D 1 | C SELECT 1 | Z I");
+    ok(&mut hides, "drop table shape");
+    // Now also where it was hidden.
+    wait_for("nothing to be hidden", || (c.counter("pgtenure_proxy_pinned_sessions") == 0.0).then_some(()));
+    assert_eq!(used(here, "s"), "2 | D 1 | C SELECT 1 | Z I");
+    let mut other = block(&c);
+    assert_eq!(used(here, "s"), "2 | D 1 | C SELECT 1 | Z I");
+    ok(&mut other, "commit");
+    ok(here, "alter table shape add b int default 2");
+    assert_eq!(used(here, "s"), "E 0A000 | Z I");
+    assert_eq!(used(there, "s"), "2 | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn columns_that_a_search_path_changes_are_refused_to_who_knows_others() {
+    let c = two_servers();
+    c.nodes[0].psql(
+        "create schema wide authorization app; create table wide.shape(a int, b int); create table shape(a int);
+         insert into wide.shape values (1, 2); insert into shape values (1); grant all on shape, wide.shape to app",
+    );
+    let [mut a, mut direct] = [c.port, c.nodes[0].port].map(|port| Raw::login(port, &[]));
+    for client in [&mut a, &mut direct] {
+        ok(client, "set search_path = wide");
+        knows(client, "select * from shape");
+        ok(client, "reset search_path");
+        assert_eq!(used(client, "s"), "E 0A000 | Z I");
+        ok(client, "set search_path = wide");
+        assert_eq!(used(client, "s"), "2 | D 1 2 | C SELECT 1 | Z I");
+    }
+}
+
+/// PostgreSQL looks at the cursor when FETCH is parsed.
+#[test]
+fn a_fetch_has_the_columns_of_its_own_cursor() {
+    let c = two_servers();
+    let mut clients = [Raw::login(c.port, &[]), Raw::login(c.port, &[])];
+    for (client, columns) in clients.iter_mut().zip([1_u16, 2]) {
+        let row = if columns == 1 { "select 'a'" } else { "select 'a', 'b'" };
+        ok(client, &format!("begin; declare c cursor for {row}"));
+        client.write(|out| {
+            parse(out, "f", "/* next */ fetch c");
+            describe(out, "f");
+            sync(out);
+        });
+        let described = loop {
+            match client.frame().expect("an answer") {
+                (b'T', frame) => break u16::from_be_bytes([frame[5], frame[6]]),
+                (b'E' | b'Z', frame) => panic!("{}", String::from_utf8_lossy(&frame)),
+                _ => {}
+            }
+        };
+        assert_eq!(client.until_ready(), ["Z T"]);
+        assert_eq!(described, columns);
+        ok(client, "commit");
+    }
+}
+
+/// What is closed to make room is prepared again when it is used.
+#[test]
+fn a_server_keeps_no_more_statements_than_it_has_room_for() {
+    let c = common::Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.pool_size = 1;
+        raw.server_statement_bytes = cluster::config::Size(64 << 10);
+    });
+    let mut clients = [Raw::login(c.port, &[]), Raw::login(c.port, &[])];
+    for round in 0..2 {
+        for (who, client) in clients.iter_mut().enumerate() {
+            for i in 0..100 {
+                let name = format!("s{i}");
+                if round == 0 {
+                    assert_eq!(prepare(client, &name, &format!("select '{who} {i}'")), "1 | Z I");
+                }
+                assert_eq!(used(client, &name), format!("2 | D {who} {i} | C SELECT 1 | Z I"));
+            }
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let view = runtime.block_on(c.handle.as_ref().unwrap().view(Duration::from_secs(10))).expect("the workers answer");
+    let prepared: Vec<usize> = view.servers.iter().map(|server| server.prepared).collect();
+    assert!(matches!(prepared[..], [1..=64]), "{prepared:?}");
+}

@@ -144,8 +144,8 @@ impl Pool {
     }
 
     /// Take an idle connection that needs no check: the one used last, or one of the few before it that has the
-    /// settings `wanted` already.
-    pub fn at_hand(&self, check_before: Instant, wanted: &Shared) -> Option<Server> {
+    /// settings `wanted` already, or on which the session of that number, if any, was the last to draw from sequences.
+    pub fn at_hand(&self, check_before: Instant, wanted: (&Shared, u64)) -> Option<Server> {
         loop {
             if self.idle.borrow().last()?.meta.idle_since < check_before {
                 return None;
@@ -160,9 +160,12 @@ impl Pool {
 
     /// Put the connection that needs no other settings where it is taken next. Giving another one its settings costs a
     /// round trip; looking further than this for one would cost more than that when there is none.
-    fn prefer(&self, check_before: Instant, wanted: &Shared) {
+    fn prefer(&self, check_before: Instant, (wanted, own): (&Shared, u64)) {
         let mut idle = self.idle.borrow_mut();
         let fits = |server: &Server| {
+            if own != 0 {
+                return server.meta.drew == own;
+            }
             let given = &server.meta.given;
             Arc::ptr_eq(given, wanted) || given == wanted
         };

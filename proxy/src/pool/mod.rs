@@ -22,6 +22,7 @@ pub use checkout::{Checkout, Offer, Pool, Pools};
 pub use doors::{Doors, Order, Scope};
 pub use limit::{Full, Limit, Limits, Permit, Share};
 
+use crate::session::settings;
 use cluster::NodeId;
 use std::sync::Arc;
 
@@ -39,6 +40,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Tells apart what sessions begin with that decides what their texts mean.
+    pub fn begins(&self) -> u64 {
+        settings::begins(&self.dbname, &self.user, self.parameters.iter().map(|(n, v)| (n.as_str(), v.as_str())))
+    }
+
     /// Is it for physical replication, which belongs to no database?
     pub fn is_physical(&self) -> bool {
         self.parameters.iter().any(|(name, value)| name == "replication" && value != "database")

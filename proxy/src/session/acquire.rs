@@ -119,7 +119,7 @@ pub struct Decided {
 pub fn at_hand(
     w: &Worker,
     need: Need<'_>,
-    settings: &Shared,
+    wanted: (&Shared, u64),
     pool_of: impl FnOnce(&NodeId) -> Rc<Pool>,
     now: Instant,
 ) -> Result<Found, Option<Decided>> {
@@ -137,7 +137,7 @@ pub fn at_hand(
     if pool.waiting() > 0 {
         return Err(Some(Decided { pool, role, reason }));
     }
-    let Some(mut server) = pool.at_hand(w.check_before(now), settings) else {
+    let Some(mut server) = pool.at_hand(w.check_before(now), wanted) else {
         return Err(Some(Decided { pool, role, reason }));
     };
     if !w.still_valid(&server.meta) {

@@ -265,6 +265,7 @@ impl Session {
         mut functions: watch::Receiver<Arc<FunctionTable>>,
     ) -> Box<Self> {
         let table = functions.borrow_and_update().clone();
+        let parse_key = identity.begins();
         let generation = w.generation.get();
         let mode = pool_mode(&w, &identity);
         let tracking = w.begin_tracking(application_name);
@@ -360,7 +361,7 @@ impl Session {
             mode,
             read_only: false,
             tunnel: false,
-            parse_key: 0,
+            parse_key,
         });
         settings.iter().for_each(|(name, value)| session.learn(name, value));
         session.presence.settings.replace(session.tracking.settings.clone());

@@ -160,7 +160,7 @@ impl Drained {
         let meta = &mut self.server.meta;
         meta.statements.clear(&[]);
         meta.statements.unnamed = None;
-        (meta.given, meta.estranged) = (Default::default(), 0);
+        (meta.given, meta.estranged, meta.drew) = (Default::default(), 0, 0);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The queries of ours that keep a session's settings the same on whichever server serves it.
 
+use crate::config::PoolMode;
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session, Tail, Turn};
 use crate::session::settings;
@@ -7,7 +8,7 @@ use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
 use crate::session::tracking::{Asked, Reports};
 use crate::sql::{Access, FunctionTable, Leaves, LexRules, Name, PinReason, Touched, executed, prepared};
-use crate::wire::backend;
+use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend;
@@ -50,10 +51,21 @@ fn add_executed(
 impl Session {
     /// A unit goes to the server: remember what it may change.
     pub(super) fn follow(&mut self, input: &[u8], unit: &Unit) {
-        if unit.pins.is_empty() && !unit.unpins && !unit.discards && !unit.strange {
+        let temp = !unit.read && self.creates_temp();
+        if unit.pins.is_empty() && !unit.unpins && !unit.discards && !unit.strange && !temp {
             return;
         }
         let mut pins = unit.pins;
+        if pins.has(PinReason::Temp) {
+            // The same text may mean what nobody else has.
+            if !self.pins.has(PinReason::Temp) {
+                self.parse_key = self.w.texts.borrow_mut().fresh_id();
+            }
+            self.statements.apart = true;
+        }
+        if temp {
+            pins.add(PinReason::Temp);
+        }
         if unit.strange {
             pins.join(ANYTHING);
             self.estrange();
@@ -77,12 +89,55 @@ impl Session {
 
     /// Custom settings may be left on the server that no question asks about: the next session resets them.
     fn estrange(&mut self) {
+        let number = self.number();
+        if let Some(server) = &mut self.server {
+            server.meta.estranged = number;
+        }
+    }
+
+    /// What tells the session apart from others.
+    fn number(&mut self) -> u64 {
         if self.tracking.number == 0 {
             self.tracking.number = self.w.texts.borrow_mut().fresh_id();
         }
+        self.tracking.number
+    }
+
+    /// What more than reads was sent to the primary: it may have drawn from sequences there.
+    pub(super) fn note_draws(&mut self) {
+        let number = self.number();
         if let Some(server) = &mut self.server {
-            server.meta.estranged = self.tracking.number;
+            server.meta.drew = number;
         }
+    }
+
+    /// Does the unit ask for what its session has drawn last, on a server where another one has drawn since? That one's
+    /// values are discarded first, so that PostgreSQL says that there are none. True when that takes an answer first.
+    pub(super) fn forget_draws(&mut self, unit: &Unit) -> bool {
+        let asks = unit.pins.has(PinReason::Sequence) && !self.pins.has(PinReason::Sequence);
+        let Some(server) = self.server.as_ref().filter(|_| asks && self.mode == PoolMode::Transaction) else {
+            return false;
+        };
+        let foreign = server.meta.drew != 0 && server.meta.drew != self.tracking.number;
+        if !foreign || self.relay.status == TxStatus::Failed || self.relay.open.is_some() {
+            return false;
+        }
+        if !self.relay.busy() {
+            self.tracking.asked = Some(Asked::Discard);
+            self.send_hidden("DISCARD SEQUENCES");
+        }
+        true
+    }
+
+    /// May a new table be a temporary one although its text does not say so?
+    fn creates_temp(&self) -> bool {
+        let begins = || self.server.as_ref().is_some_and(|server| server.meta.defaults.creates_temp);
+        self.tracking.creates_temp.unwrap_or_else(begins)
+    }
+
+    /// The parse key of what is shared with all sessions that began alike and have the same settings.
+    pub(super) fn shared_key(&self) -> u64 {
+        self.tracking.settings.parse_key(self.identity.begins())
     }
 
     /// A piece of a text that is read as it passes; behind the last one, remember what it may change.
@@ -189,6 +244,9 @@ impl Session {
 
     /// The server has the settings that the session is known to have.
     fn settled(&mut self) {
+        if self.server.is_some() {
+            self.settle_meaning();
+        }
         let Some(server) = &mut self.server else { return };
         server.meta.given = self.tracking.settings.clone();
         if server.meta.adopt() {
@@ -199,10 +257,6 @@ impl Session {
             self.pins.add(PinReason::Extension);
         }
         self.presence.settings.replace(self.tracking.settings.clone());
-        if !self.pins.has(PinReason::Set) {
-            self.parse_key = self.tracking.settings.parse_key();
-            self.statements.apart = false;
-        }
         let name = "application_name";
         let wanted = self.tracking.settings.get(name);
         let due = wanted.is_some() && server.meta.reported(name).is_some_and(|(_, now)| Some(now) != wanted);
@@ -216,6 +270,26 @@ impl Session {
         self.raise_durability();
         self.begin_as_server();
         self.correct();
+    }
+
+    /// What a text means now, and who may share it. Where the temporary schema is first now, the transaction that did so
+    /// may have made a table there already.
+    fn settle_meaning(&mut self) {
+        let now = self.tracking.settings.get("search_path").map(settings::creates_temp);
+        if std::mem::replace(&mut self.tracking.creates_temp, now) != now && now == Some(true) {
+            self.pins.add(PinReason::Temp);
+            self.tracking.fresh.add(PinReason::Temp);
+        }
+        if self.pins.has(PinReason::Set) {
+            return;
+        }
+        let shared = self.shared_key();
+        if !self.pins.has(PinReason::Temp) {
+            self.parse_key = shared;
+        } else if self.parse_key == shared {
+            self.parse_key = self.w.texts.borrow_mut().fresh_id();
+        }
+        self.statements.apart = false;
     }
 
     /// The server may begin with other settings than the client was told: its configuration was reloaded, or its user's
@@ -327,6 +401,10 @@ impl Session {
                 self.idle(now);
             }
             Some(Asked::Begin) => self.block_begun(hidden.error),
+            Some(Asked::Discard) => match hidden.error {
+                None => self.note_draws(),
+                Some(frame) => self.fail = Some(Failure::Frame(frame)),
+            },
             Some(Asked::Position { at }) => {
                 self.positioned(at, &hidden);
                 self.idle(now);

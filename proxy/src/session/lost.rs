@@ -66,7 +66,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         s.hold = None;
     }
     s.tracking.lose(&mut s.pins, undone);
-    s.parse_key = s.tracking.settings.parse_key();
+    s.parse_key = s.shared_key();
     s.statements.apart = false;
     if s.pins.has(PinReason::Listen) && !s.tracking.channels.is_empty() && loss != Loss::HoldTimeout {
         // Listening is taken up elsewhere, without waiting for a statement of the client.
@@ -167,7 +167,7 @@ pub(super) fn leave(s: &mut Session) {
     s.set_busy(false);
     (s.wrote, s.saw) = (false, false);
     s.tracking.lose(&mut s.pins, true);
-    s.parse_key = s.tracking.settings.parse_key();
+    s.parse_key = s.shared_key();
     s.statements.apart = false;
     s.durability.settle();
     s.count_pins(Pins::NONE);

@@ -80,7 +80,8 @@ impl Session {
         let need = acquire::Need { database, causality, access, quiet: self.quiet, promise, avoid, since: now };
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
         let pool_of = |node: &NodeId| known(node).unwrap_or_else(|| self.w.pools.of(node, &self.identity));
-        match acquire::at_hand(&self.w, need, &self.tracking.settings, pool_of, now) {
+        let own = if unit.pins.has(PinReason::Sequence) { self.tracking.number } else { 0 };
+        match acquire::at_hand(&self.w, need, (&self.tracking.settings, own), pool_of, now) {
             Ok(found) => {
                 self.w.counts.waited(std::time::Duration::ZERO);
                 self.remember(&found.pool);
@@ -193,7 +194,10 @@ impl Session {
         if !self.relay.busy() {
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
-        let asks = self.apply() || self.put_durability_in_force() || unit.ours && self.give_values(input, unit);
+        let asks = self.apply()
+            || self.forget_draws(unit)
+            || self.put_durability_in_force()
+            || unit.ours && self.give_values(input, unit);
         if asks || self.must_prove(now) {
             return Step::Wait;
         }
@@ -260,6 +264,9 @@ impl Session {
         }
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read;
+        if primary && unit.block.unproven && !unit.pins.has(PinReason::Set) {
+            self.note_draws();
+        }
         self.saw |= primary;
         let only_sets = !unit.read && self.durability.note(&input[..unit.len]);
         let only_chooses = unit.ours && self.note_durability(input, unit);

@@ -108,6 +108,8 @@ pub struct Defaults {
     pub client_min_messages: Box<str>,
     /// `synchronous_commit`: may ask for less than the cluster's mode.
     pub synchronous_commit: Box<str>,
+    /// `search_path` puts new tables into the temporary schema.
+    pub creates_temp: bool,
 }
 
 /// All that moves with a connection from one worker to another.
@@ -141,6 +143,8 @@ pub struct Meta {
     pub shown: bool,
     /// The number of the session that may have left custom settings here that nobody knows of; 0 when none has.
     pub estranged: u64,
+    /// The number of the session that may have drawn from sequences here last; 0 when none has.
+    pub drew: u64,
     /// It must not serve another client.
     pub spoilt: bool,
     /// When it was made.

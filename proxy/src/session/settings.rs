@@ -80,17 +80,36 @@ const WITHOUT_MEANING: [&str; 11] = [
 
 impl Settings {
     /// Tells apart the settings under which one text may be prepared to mean different things: `search_path` and the
-    /// role above all, but also how literals are read. 0 for the session's defaults. FNV-1a.
-    pub fn parse_key(&self) -> u64 {
-        let telling = self.iter().filter(|(name, _)| !WITHOUT_MEANING.contains(name) && !name.contains('.'));
-        let mut key = 0_u64;
-        for (name, value) in telling {
-            for byte in name.bytes().chain([0]).chain(value.bytes()).chain([0]) {
-                key = (key ^ u64::from(byte) ^ 0xcbf2_9ce4_8422_2325).wrapping_mul(0x0000_0100_0000_01b3);
-            }
-        }
-        key
+    /// role above all, but also how literals are read. `begins` tells apart what sessions begin with, and is the key for the
+    /// session's defaults.
+    pub fn parse_key(&self, begins: u64) -> u64 {
+        let telling = self.iter().filter(|(name, _)| tells(name));
+        telling.fold(begins, |key, (name, value)| mix(mix(key, name), value))
     }
+}
+
+/// Does it matter to what a text means?
+fn tells(name: &str) -> bool {
+    !WITHOUT_MEANING.contains(&name) && !name.contains('.')
+}
+
+/// FNV-1a, of a string and its end.
+fn mix(key: u64, text: &str) -> u64 {
+    let byte = |key: u64, byte| (key ^ u64::from(byte) ^ 0xcbf2_9ce4_8422_2325).wrapping_mul(0x0000_0100_0000_01b3);
+    text.bytes().chain([0]).fold(key, byte)
+}
+
+/// Tells apart what sessions begin with that decides what their texts mean: the database, the user, and the settings of
+/// the startup packet.
+pub fn begins<'a>(dbname: &str, user: &str, parameters: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
+    let telling = parameters.filter(|(name, _)| tells(&name.to_ascii_lowercase()));
+    telling.fold(mix(mix(0, dbname), user), |key, (name, value)| mix(mix(key, name), value))
+}
+
+/// Does this `search_path` put new tables where only the session sees them? The schema of the user's name rarely exists.
+pub fn creates_temp(search_path: &str) -> bool {
+    let mut schemas = search_path.split(',').map(|name| name.trim().trim_matches('"'));
+    schemas.find(|name| *name != "$user").is_some_and(|name| name.eq_ignore_ascii_case("pg_temp"))
 }
 
 /// Settings that change who the session is. They come last when they are set, and first when they are reset: what a
@@ -277,12 +296,39 @@ mod tests {
 
     #[test]
     fn a_text_is_shared_by_those_who_read_it_alike() {
-        let key = |entries: &[(&str, &str)]| map(entries).parse_key();
+        let key = |entries: &[(&str, &str)]| map(entries).parse_key(0);
         assert_eq!(key(&[]), 0);
         assert_eq!(key(&[("application_name", "x"), ("work_mem", "1MB"), ("app.user", "7")]), 0);
         assert_ne!(key(&[("search_path", "a")]), 0);
         assert_ne!(key(&[("search_path", "a")]), key(&[("search_path", "b")]));
         assert_ne!(key(&[("role", "a")]), key(&[("datestyle", "a")]));
+    }
+
+    #[test]
+    fn a_text_is_shared_only_by_those_who_begin_alike() {
+        let of = |dbname, user, parameters: &[(&'static str, &'static str)]| {
+            map(&[("role", "r")]).parse_key(begins(dbname, user, parameters.iter().copied()))
+        };
+        let one = of("a", "u", &[("search_path", "x")]);
+        assert_eq!(of("a", "u", &[("search_path", "x"), ("Work_Mem", "1MB")]), one);
+        for other in [of("b", "u", &[("search_path", "x")]), of("a", "v", &[("search_path", "x")]), of("a", "u", &[])] {
+            assert_ne!(other, one);
+        }
+    }
+
+    #[test]
+    fn only_a_path_that_begins_with_the_temporary_schema_makes_temporary_tables() {
+        for (path, temp) in [
+            ("pg_temp", true),
+            ("pg_temp, public", true),
+            ("\"PG_TEMP\",x", true),
+            ("\"$user\", pg_temp", true),
+            ("\"$user\", public", false),
+            ("admin, pg_temp", false),
+            ("", false),
+        ] {
+            assert_eq!(creates_temp(path), temp, "{path}");
+        }
     }
 
     #[test]

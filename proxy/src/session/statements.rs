@@ -5,7 +5,7 @@
 //! because its texts go to the server as they are. What is never shared is the verdict on the text: it depends on how
 //! the client's session reads it.
 
-use crate::sql::{Names, Statement, prepared};
+use crate::sql::{Names, Statement, fetches, prepared};
 use crate::wire::codec::split_cstring;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -114,6 +114,9 @@ impl Texts {
 
     /// The same text for sessions with another `parse_key`, or anew because it is retired.
     pub fn again(&mut self, text: &Text, parse_key: u64) -> Rc<Text> {
+        if text.statement().is_some_and(fetches) {
+            return self.single(&text.tail, parse_key);
+        }
         let name = (text.source != Source::Shared).then_some(&*text.server_name);
         self.find_or_keep(&text.tail, parse_key, text.source, name)
     }

@@ -42,6 +42,8 @@ pub enum Asked {
     },
     /// The server is given the values of settings that only tell.
     Tell,
+    /// The server forgets what another session has drawn from sequences.
+    Discard,
     /// The server is told what the open block's commit waits for.
     Durability,
     /// It is proven that the server is the primary.
@@ -115,6 +117,8 @@ pub struct Tracking {
     pub read_only: bool,
     /// What tells the session apart from others where it has left what nobody knows of; 0 before.
     pub number: u64,
+    /// The session's `search_path`, where it has set one, puts new tables into the temporary schema.
+    pub creates_temp: Option<bool>,
     /// Settings the server reported, as the client knows them.
     pub told: Vec<(String, String)>,
 }

@@ -7,7 +7,7 @@ mod named;
 use crate::session::batch::Unit;
 use crate::session::relay::{Entry, Kind, Relay, Undo, Use};
 use crate::session::statements::{ClientStatements, Named, ServerStatements, Source, Text, Texts, Unnamed};
-use crate::sql::{Control, Names, Statement};
+use crate::sql::{Control, Names, Statement, fetches};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::{Sink, head, message, split_cstring};
 use crate::wire::error_response::ClientError;
@@ -191,8 +191,10 @@ impl Translator<'_> {
             Naming::Shared { parse_key, sql } if sql || class.names == Names::List => {
                 self.texts.named_once(p.name, p.tail, parse_key)
             }
-            // What it means is up to what its client has under the names in it.
-            Naming::Shared { parse_key, .. } if class.names != Names::None => self.texts.single(p.tail, parse_key),
+            // What it means is up to what its client has under the names in it, or to its cursor.
+            Naming::Shared { parse_key, .. } if class.names != Names::None || fetches(p.sql) => {
+                self.texts.single(p.tail, parse_key)
+            }
             Naming::Shared { parse_key, .. } if !self.may_be_refused(class) && !self.client.apart => {
                 let text = self.texts.intern(p.tail, parse_key);
                 // What the server says of it is for each that prepares it.
@@ -300,8 +302,9 @@ impl Translator<'_> {
                 return Resolved::Refuse(ClientError::ResultChanged);
             }
             foreign = named.text.parse_key != parse_key;
-            // In a block that has failed nothing can be prepared; and where it is known, the server plans it anew.
-            let stays = may_be_failed && self.server.has(named.text.id);
+            // Where it is known the server plans it anew, and says so when its columns are not those that its client may
+            // know. In a block that has failed nothing can be prepared.
+            let stays = (may_be_failed || !first) && self.server.has(named.text.id);
             if retired || foreign && !stays {
                 foreign = false;
                 let again = self.texts.again(&named.text, parse_key);

@@ -31,7 +31,7 @@ pub use fingerprint::fingerprint;
 pub use function_name::{FunctionName, FunctionNameError};
 pub use functions::{FunctionRow, FunctionTable, Volatility, is_primary_only};
 pub use modes::{Isolation, Modes};
-pub use named::{Name, about_names, deallocated, executed, prepared};
+pub use named::{Name, about_names, deallocated, executed, fetches, prepared};
 pub use parameters::highest_parameter;
 pub use pin::{PinReason, Pins};
 pub use recall::Recall;

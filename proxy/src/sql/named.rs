@@ -63,6 +63,11 @@ pub fn about_names(sql: &[u8]) -> bool {
     [&b"prepare"[..], b"execute", b"deallocate"].iter().any(|word| is(first, word))
 }
 
+/// Is it a FETCH? Its columns are those that its session's cursor of that name has when it is parsed.
+pub fn fetches(sql: &[u8]) -> bool {
+    is(Lexer::new(sql).next(), b"fetch")
+}
+
 /// The name and the statement of a PREPARE.
 pub fn prepared(sql: &[u8]) -> Option<(Name, &[u8])> {
     let mut lexer = Lexer::new(sql);

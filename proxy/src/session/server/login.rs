@@ -7,7 +7,7 @@ use crate::net::Stream;
 use crate::pool::{Identity, Permit};
 use crate::session::challenge::{Allowed, Answers};
 use crate::session::encrypt;
-use crate::session::settings::Shared;
+use crate::session::settings::{Shared, creates_temp};
 use crate::session::statements::ServerStatements;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
@@ -84,6 +84,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         listens: false,
         shown: false,
         estranged: 0,
+        drew: 0,
         spoilt: false,
         born: now,
         ready: login.worker.now(),
@@ -185,13 +186,17 @@ async fn ask(wire: &mut LoginWire) -> Result<(bool, Defaults), ConnectError> {
     // A standby refuses even this to a role whose transactions are SERIALIZABLE by default.
     const QUESTION: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;\
                             SELECT pg_catalog.pg_is_in_recovery(),pg_catalog.current_setting('client_min_messages'),\
-                            pg_catalog.current_setting('synchronous_commit');COMMIT";
+                            pg_catalog.current_setting('synchronous_commit'),\
+                            pg_catalog.current_setting('search_path');COMMIT";
     let row = ask_row(wire, QUESTION).await?;
-    let [Some(in_recovery), Some(messages), Some(commit)] = row.as_slice() else {
+    let [Some(in_recovery), Some(messages), Some(commit), Some(path)] = row.as_slice() else {
         return Err(ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" });
     };
-    let defaults =
-        Defaults { client_min_messages: messages.as_str().into(), synchronous_commit: commit.as_str().into() };
+    let defaults = Defaults {
+        client_min_messages: messages.as_str().into(),
+        synchronous_commit: commit.as_str().into(),
+        creates_temp: creates_temp(path),
+    };
     Ok((in_recovery == "t", defaults))
 }
 
