@@ -355,6 +355,32 @@ fn columns_that_a_search_path_changes_are_refused_to_who_knows_others() {
     }
 }
 
+/// A server that lacks the statement would prepare it with the columns of now.
+#[test]
+fn columns_that_a_table_has_got_are_refused_to_who_knows_others_on_any_server() {
+    let c = two_servers();
+    c.nodes[0].psql("create table shape(a int); grant all on shape to app");
+    for (text, changes, want) in [
+        ("select * from shape", "alter table shape add b int", "E 0A000 | Z I"),
+        ("insert into shape values (1) returning *", "alter table shape drop b", "E 0A000 | Z I"),
+        ("select * from shape as s", "drop table shape; create table shape(a int)", "2 | C SELECT 0 | Z I"),
+    ] {
+        let mut a = Raw::login(c.port, &[]);
+        knows(&mut a, text);
+        c.nodes[0].psql(&format!("{changes}; grant all on shape to app"));
+        // It needs the other connection.
+        let mut other = block(&c);
+        for _ in 0..2 {
+            assert_eq!(used(&mut a, "s"), want, "{text}");
+        }
+        ok(&mut a, "begin");
+        assert_eq!(used(&mut a, "s") == "E 0A000 | Z E", want.starts_with('E'), "{text}");
+        ok(&mut a, "rollback");
+        ok(&mut other, "commit");
+        assert_eq!(c.nodes[0].psql("select count(*) from shape"), "0", "{text}");
+    }
+}
+
 /// PostgreSQL looks at the cursor when FETCH is parsed.
 #[test]
 fn a_fetch_has_the_columns_of_its_own_cursor() {

@@ -8,7 +8,7 @@ use crate::session::cancel::pid_of;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::durability::level;
 use crate::session::presence::Activity;
-use crate::session::relay::{Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
+use crate::session::relay::{Described, Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
 use crate::session::server::Meta;
 use crate::session::tracking::Tracking;
 use crate::session::turn::is_told;
@@ -227,6 +227,12 @@ impl Session {
         }
         for undo in std::mem::take(&mut self.relay.undone) {
             self.undo(undo);
+        }
+        for Described { name, text, columns } in std::mem::take(&mut self.relay.described) {
+            if let Some(named) = self.statements.named_mut(&name).filter(|named| named.text.id == text.id) {
+                named.columns = columns;
+                self.statements.described = true;
+            }
         }
         for text in std::mem::take(&mut self.relay.retired) {
             self.w.texts.borrow_mut().retire(&text);

@@ -51,7 +51,7 @@ fn add_executed(
 impl Session {
     /// A unit goes to the server: remember what it may change.
     pub(super) fn follow(&mut self, input: &[u8], unit: &Unit) {
-        let temp = !unit.read && self.creates_temp();
+        let temp = !unit.read && !self.relay.standby && self.creates_temp();
         if unit.pins.is_empty() && !unit.unpins && !unit.discards && !unit.strange && !temp {
             return;
         }
@@ -401,9 +401,13 @@ impl Session {
                 self.idle(now);
             }
             Some(Asked::Begin) => self.block_begun(hidden.error),
+            Some(Asked::Columns { name, text }) => self.columns_told(&name, &text, hidden),
             Some(Asked::Discard) => match hidden.error {
                 None => self.note_draws(),
-                Some(frame) => self.fail = Some(Failure::Frame(frame)),
+                Some(frame) => {
+                    self.fail = Some(Failure::Frame(frame));
+                    self.rest(now);
+                }
             },
             Some(Asked::Position { at }) => {
                 self.positioned(at, &hidden);

@@ -12,6 +12,7 @@ mod block;
 pub mod cancel;
 pub mod challenge;
 pub mod client;
+mod columns;
 mod drain;
 mod durability;
 mod durable;

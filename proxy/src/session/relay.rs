@@ -6,6 +6,7 @@
 //! they are, and a frame that is larger than what was read passes in pieces.
 
 mod blind;
+mod described;
 mod entry;
 mod failure;
 mod flight;
@@ -14,6 +15,7 @@ mod hidden;
 mod names;
 mod reports;
 
+pub use described::Described;
 pub use entry::{Entry, Kind, Survivors, Undo, Use};
 pub use hidden::Hidden;
 pub use names::InDoubt;
@@ -168,6 +170,8 @@ pub struct Relay {
     pub undone: Vec<Undo>,
     /// Settings the server reported.
     pub reported: Vec<Reported>,
+    /// Statements whose description has passed.
+    pub described: Vec<Described>,
     /// Shared statements whose results have other columns now.
     pub retired: Vec<Rc<Text>>,
     /// All prepared statements were dropped, but for these that were prepared behind it.

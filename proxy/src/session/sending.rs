@@ -196,6 +196,7 @@ impl Session {
         }
         let asks = self.apply()
             || self.forget_draws(unit)
+            || self.ask_columns(input, unit)
             || self.put_durability_in_force()
             || unit.ours && self.give_values(input, unit);
         if asks || self.must_prove(now) {

@@ -211,12 +211,14 @@ pub struct Named {
     pub class: Statement,
     /// The client has described or bound it, so it may know the columns of its result.
     pub used: bool,
+    /// Those that it was told, hashed; 0 before.
+    pub columns: u64,
 }
 
 impl Named {
     /// A statement that its client has just prepared.
     pub fn new(name: &[u8], text: Rc<Text>, class: Statement) -> Self {
-        Self { name: name.into(), text, alias: None, class, used: false }
+        Self { name: name.into(), text, alias: None, class, used: false, columns: 0 }
     }
 }
 
@@ -254,6 +256,8 @@ pub struct ClientStatements {
     pub unnamed: Option<Unnamed>,
     /// Portals of this transaction that have names of statements in them.
     pub portals: Vec<Portal>,
+    /// One of them was described.
+    pub described: bool,
     /// What is prepared now is shared with no other session: settings that it depends on may not be known.
     pub apart: bool,
 }
@@ -380,6 +384,11 @@ impl ServerStatements {
         self.clock += 1;
         let found = self.prepared.get_mut(&id);
         found.map(|p| p.used = self.clock).is_some()
+    }
+
+    /// Is this text prepared? Only asked, not used.
+    pub fn knows(&self, id: u64) -> bool {
+        self.prepared.contains_key(&id)
     }
 
     /// Note that a text is prepared. Those to close to make room within `limit` bytes: the least recently used.

@@ -5,8 +5,10 @@
 //! settings by itself. The next server is given the settings before the session's next unit.
 
 use crate::session::settings::{self, Settings, Shared};
+use crate::session::statements::Text;
 use crate::sql::{PinReason, Pins, Touched};
 use cluster::Instant;
+use std::rc::Rc;
 
 /// Which reasons to stay the server can be asked about.
 const ASKABLE: [(PinReason, &str); 4] = [
@@ -42,6 +44,13 @@ pub enum Asked {
     },
     /// The server is given the values of settings that only tell.
     Tell,
+    /// The server has prepared a text, and tells its columns, which its client may know otherwise.
+    Columns {
+        /// The client's name for it.
+        name: Rc<[u8]>,
+        /// The text.
+        text: Rc<Text>,
+    },
     /// The server forgets what another session has drawn from sequences.
     Discard,
     /// The server is told what the open block's commit waits for.

@@ -42,6 +42,7 @@ impl Relay {
             }
             b'T' | b'n' => {
                 self.local_answers(input, sink);
+                self.note_description(frame);
                 self.pop_described();
                 self.pass(input, span, sink)
             }

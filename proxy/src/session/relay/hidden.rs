@@ -1,5 +1,6 @@
 //! Queries of ours to the server that a session holds: alone in flight, and nothing of their answers is the client's.
 
+use crate::session::relay::described::columns;
 use crate::session::relay::{Entry, Event, Kind, Relay, Step};
 use crate::wire::backend::{self, fields};
 
@@ -11,6 +12,8 @@ const MAX_HIDDEN_ROWS: usize = 4096;
 pub struct Hidden {
     /// Its rows, as far as they are text.
     pub rows: Vec<Vec<Option<String>>>,
+    /// The columns that were described last, hashed.
+    pub columns: u64,
     /// The ErrorResponse, when it failed.
     pub error: Option<Vec<u8>>,
     /// A commit in it has given up waiting for standbys.
@@ -56,7 +59,8 @@ impl Relay {
                 return Step::Stop(Event::Hidden);
             }
             b'N' => self.hidden.unreplicated |= fields(frame).routine == b"SyncRepWaitForLSN",
-            b'T' | b'C' | b'I' => {}
+            b'T' | b'n' => self.hidden.columns = columns(frame),
+            b'C' | b'I' | b'1' | b'3' | b't' => {}
             _ => return Step::Stop(Event::Violation("an answer to something that was not asked")),
         }
         Step::Pass { shown: false }
