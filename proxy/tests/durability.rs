@@ -104,10 +104,17 @@ fn what_a_block_sets_holds_for_its_own_commit() {
     ok(&mut a, "set local pgtenure.durability = 'semi_sync'");
     ok(&mut a, "insert into t values (3)");
     ok(&mut a, "commit");
+    // By a statement that was prepared by SQL: asked for once it has run, and counted.
+    ok(&mut a, "prepare d(text) as select set_config('synchronous_commit', $1, true)");
+    ok(&mut a, "begin");
+    ok(&mut a, "execute d('off')");
+    ok(&mut a, "insert into t values (3)");
+    ok(&mut a, "commit");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 3.0);
     let among = "begin; set local pgtenure.durability = 'async'; insert into t values (4); commit";
     assert_eq!(a.query(among), ["E 0A000", "Z I"]);
-    assert_eq!(value(&mut a, "select count(*) from t"), "3");
-    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 2.0);
+    assert_eq!(value(&mut a, "select count(*) from t"), "4");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 3.0);
 }
 
 #[test]
@@ -147,6 +154,16 @@ fn less_than_the_mode_is_refused_unless_it_is_allowed() {
         a.until_ready();
         assert_eq!(a.query("insert into t values (2)"), [error, "Z E"]);
         assert_eq!(a.query("commit"), ["C ROLLBACK", "Z I"]);
+    }
+    // Prepared by SQL it is the same, by either name.
+    for (setting, value) in [("synchronous_commit", "off"), ("pgtenure.durability", "local")] {
+        ok(&mut a, &format!("prepare d(text) as select set_config('{setting}', $1, true)"));
+        ok(&mut a, "begin");
+        ok(&mut a, "insert into t values (1)");
+        ok(&mut a, &format!("execute d('{value}')"));
+        assert_eq!(a.query("insert into t values (2)"), ["E 42501", "Z E"], "{setting}");
+        ok(&mut a, "rollback");
+        ok(&mut a, "deallocate d");
     }
     ok(&mut a, "begin");
     assert_eq!(a.query("set local synchronous_commit = off"), ["E 42501", "Z E"]);

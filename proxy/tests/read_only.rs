@@ -106,6 +106,8 @@ fn its_sessions_are_as_those_of_a_standby() {
     }
     // Locks that others would not see are not given.
     assert_eq!(refusal(&mut a, "select pg_advisory_lock(1)"), "E 0A000 | Z I");
+    ok(&mut a, "prepare l as select pg_advisory_xact_lock(1)");
+    assert_eq!(refusal(&mut a, "execute l"), "E 0A000 | Z I");
     // A standby takes these, and nothing follows from them.
     for sql in [
         "set default_transaction_read_only = off",

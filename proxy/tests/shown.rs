@@ -85,6 +85,10 @@ fn what_a_session_is_shown_is_what_holds_and_nothing_of_it_stays() {
     assert_eq!(extended(&mut a, show), ["1", "2", "D bounded", "C SHOW", "Z I"]);
     assert_eq!(value(&mut a, "select current_setting('pgtenure.max_replay_lag')"), "10s");
     assert_eq!(value(&mut a, "begin; show pgtenure.no_standby; rollback"), "primary");
+    ok(&mut a, "prepare p as select current_setting('pgtenure.last_route'), current_setting('pgtenure.consistency')");
+    let route = value(&mut a, "show pgtenure.last_route");
+    assert!(route.contains(": "), "{route}");
+    assert_eq!(value(&mut a, "execute p"), format!("{route} bounded"));
     // What it is shown does not become what it has set: neither by what a block takes back, nor by the block's end.
     ok(&mut a, "begin; set local pgtenure.consistency = 'global'");
     assert_eq!(value(&mut a, show), "global");

@@ -357,6 +357,8 @@ impl<'a> Scanner<'a> {
                     pins,
                     unpins,
                     may_commit,
+                    advisory: class.advisory | of.advisory,
+                    ours: class.ours | of.ours,
                     ..class
                 }
             }
