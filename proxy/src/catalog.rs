@@ -430,9 +430,9 @@ const CASTS: &str = "\
 /// Relations that a standby cannot read, or reads differently.
 const LOCAL_RELATIONS: &str = "\
     SELECT relname FROM pg_class \
-    WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 'p' OR relkind = 'S'";
+    WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 'p' OR relkind IN ('S', 'f')";
 
-/// Views, row security policies and domains, as text to classify.
+/// Views, row security policies, domains, and what functions are given where their callers give less, as text to classify.
 const DEFINITIONS: &str = "\
     SELECT relname, pg_get_viewdef(oid) FROM pg_class \
     WHERE relkind = 'v' AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) \
@@ -441,7 +441,10 @@ const DEFINITIONS: &str = "\
     FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE p.polqual IS NOT NULL \
     UNION ALL \
     SELECT t.typname, 'SELECT NULL::' || format_type(t.typbasetype, NULL) || coalesce(', ' || pg_get_expr(c.conbin, 0), '') \
-    FROM pg_type t LEFT JOIN pg_constraint c ON c.contypid = t.oid WHERE t.typtype = 'd' AND t.oid >= 16384";
+    FROM pg_type t LEFT JOIN pg_constraint c ON c.contypid = t.oid WHERE t.typtype = 'd' AND t.oid >= 16384 \
+    UNION ALL \
+    SELECT proname, 'SELECT ' || pg_get_expr(proargdefaults, 0) \
+    FROM pg_proc WHERE proargdefaults IS NOT NULL AND oid >= 16384";
 
 /// What ALTER ROLE … SET and ALTER DATABASE … SET say of sessions of this database.
 const DEFAULTS: &str = "\

@@ -28,6 +28,7 @@ const OPAQUE: Statement = Statement {
     unpins: true,
     advisory: true,
     ours: false,
+    aside: false,
     names: Names::None,
 };
 

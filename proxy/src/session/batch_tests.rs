@@ -219,6 +219,11 @@ fn what_a_unit_does_to_its_block_is_summed_up() {
         (&["begin read only", "insert into t values (1)"], Block { begins: only, more: true, unproven: true, ..block }),
         (&["select 1", "begin read only"], Block { more: true, unproven: true, ..block }),
         (&["select 1", "set transaction read only"], Block { more: true, unproven: true, ..block }),
+        (&["begin read only", "set local work_mem = '1MB'"], Block { begins: only, more: true, aside: true, ..block }),
+        (&["begin read only", "set work_mem = '1MB'"], Block { begins: only, more: true, aside: true, ..block }),
+        (&["declare c cursor for select 1"], Block { more: true, aside: true, ..block }),
+        (&["declare c cursor with hold for select 1"], Block { more: true, unproven: true, ..block }),
+        (&["set local transaction_read_only = off"], Block { more: true, unproven: true, ..block }),
         (&["select pg_advisory_unlock(1)"], Block { more: true, unproven: true, advisory: true, ..block }),
     ] {
         assert_eq!(unit(&extended(sqls)).block, want, "{sqls:?}");

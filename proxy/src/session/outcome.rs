@@ -317,6 +317,7 @@ mod tests {
         unpins: false,
         advisory: false,
         ours: false,
+        aside: false,
         names: Names::None,
     };
 

@@ -11,6 +11,7 @@ const CLASS: Statement = Statement {
     unpins: false,
     advisory: false,
     ours: false,
+    aside: false,
     names: Names::None,
 };
 

@@ -5,10 +5,24 @@ use super::lexer::{Lexer, Token};
 /// Is this one statement that changes or shows settings, of which none decides whether transactions may write? The text is
 /// read as with `standard_conforming_strings` on. What is in doubt is not.
 pub fn keeps_read_only(sql: &[u8]) -> bool {
+    only(sql, &["set", "reset", "show", "discard", "deallocate"], |_| false)
+}
+
+/// Is this one SET of what does not decide what transactions may do, this one or later ones? It means the same at a
+/// standby and at the primary.
+pub(super) fn sets_aside(sql: &[u8]) -> bool {
+    only(sql, &["set"], |word| word.get(..11).is_some_and(|start| is(start, "transaction")))
+}
+
+fn is(word: &[u8], what: &str) -> bool {
+    word.eq_ignore_ascii_case(what.as_bytes())
+}
+
+/// One statement of these verbs, none of whose words decides whether transactions may write, or what `more` tells.
+fn only(sql: &[u8], verbs: &[&str], more: impl Fn(&[u8]) -> bool) -> bool {
     let mut lexer = Lexer::new(sql);
     let Some(Token::Word(verb)) = lexer.next() else { return false };
-    let is = |word: &[u8], what: &str| word.eq_ignore_ascii_case(what.as_bytes());
-    if !["set", "reset", "show", "discard", "deallocate"].iter().any(|v| is(verb, v)) {
+    if !verbs.iter().any(|v| is(verb, v)) {
         return false;
     }
     let shows = is(verb, "show");
@@ -18,7 +32,7 @@ pub fn keeps_read_only(sql: &[u8]) -> bool {
             Token::Semicolon => over = true,
             _ if over => return false,
             Token::Word(word) => {
-                let decides = is(word, "write") || word.to_ascii_lowercase().ends_with(b"_read_only");
+                let decides = is(word, "write") || word.to_ascii_lowercase().ends_with(b"_read_only") || more(word);
                 if decides && !shows {
                     return false;
                 }
@@ -65,6 +79,25 @@ mod tests {
             ("set x = 'a", false),
         ] {
             assert_eq!(keeps_read_only(sql.as_bytes()), want, "{sql}");
+        }
+    }
+    #[test]
+    fn a_set_of_what_transactions_may_do_is_not_aside() {
+        for (sql, want) in [
+            ("set local statement_timeout = '5s'", true),
+            ("SET work_mem TO '1MB';", true),
+            ("set constraints all deferred", true),
+            ("set local pgtenure.consistency = 'eventual'", true),
+            ("set default_transaction_isolation = 'serializable'", true),
+            ("set transaction snapshot '00000003-0000001B-1'", false),
+            ("set local transaction_isolation = 'serializable'", false),
+            ("set session characteristics as transaction read only", false),
+            ("set local transaction_read_only = off", false),
+            ("set local default_transaction_read_only = off", false),
+            ("reset work_mem", false),
+            ("set local work_mem = '1MB'; select 1", false),
+        ] {
+            assert_eq!(sets_aside(sql.as_bytes()), want, "{sql}");
         }
     }
 }

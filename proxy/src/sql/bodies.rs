@@ -3,7 +3,7 @@
 //!
 //! Only those are known that leave something.
 
-use super::classify::{body_leaves, words};
+use super::classify::{BodyLeaves, body_leaves, words};
 use super::functions::FunctionTable;
 use super::{LexRules, PinReason, Pins, Touched};
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +63,8 @@ pub(super) struct Left {
     pub(super) pins: Pins,
     /// They may end what binds it.
     pub(super) unpins: bool,
+    /// They take or leave advisory locks.
+    pub(super) advisory: bool,
     /// Their texts, and whether these are SQL or PL/pgSQL.
     texts: Vec<(bool, Arc<str>)>,
 }
@@ -73,12 +75,17 @@ impl Left {
     }
 
     fn is_empty(&self) -> bool {
-        self.pins.is_empty() && !self.unpins
+        self.pins.is_empty() && !self.unpins && !self.advisory
     }
 
-    fn add(&mut self, pins: Pins, unpins: bool) {
-        self.pins.join(pins);
-        self.unpins |= unpins;
+    fn add(&mut self, leaves: BodyLeaves) {
+        self.pins.join(leaves.pins);
+        self.unpins |= leaves.unpins;
+        self.advisory |= leaves.advisory;
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.add(BodyLeaves { pins: other.pins, unpins: other.unpins, advisory: other.advisory });
     }
 }
 
@@ -86,20 +93,19 @@ impl Left {
 fn used(rows: &[RelationRow<'_>], functions: &FunctionTable) -> BTreeMap<Box<[u8]>, Used> {
     let mut all: BTreeMap<Box<[u8]>, Used> = BTreeMap::new();
     for row in rows {
-        let (pins, unpins) = body_leaves(row.text.as_bytes(), true, functions);
+        let leaves = body_leaves(row.text.as_bytes(), true, functions);
         let mut used = Used::default();
         if row.read {
-            used.read.add(pins, unpins);
+            used.read.add(leaves);
             // A view may be changed, and what it stands on with it.
             let change = ["UPDATE ", row.text].concat();
-            let (pins, unpins) = body_leaves(change.as_bytes(), true, functions);
-            used.changed.add(pins, unpins);
+            used.changed.add(body_leaves(change.as_bytes(), true, functions));
         }
-        used.changed.add(pins, unpins);
+        used.changed.add(leaves);
         if !used.changed.is_empty() {
             let known = all.entry(row.name.as_bytes().into()).or_default();
-            known.read.add(used.read.pins, used.read.unpins);
-            known.changed.add(used.changed.pins, used.changed.unpins);
+            known.read.join(&used.read);
+            known.changed.join(&used.changed);
             known.changed.texts.push((true, row.text.into()));
         }
     }
@@ -111,11 +117,10 @@ impl Bodies {
     fn of(rows: &[BodyRow<'_>], relations: &[RelationRow<'_>], functions: &FunctionTable) -> Self {
         let mut left: BTreeMap<Box<[u8]>, Left> = BTreeMap::new();
         for row in rows {
-            let (pins, unpins) = body_leaves(row.text.as_bytes(), row.sql, functions);
-            if !pins.is_empty() || unpins {
+            let leaves = body_leaves(row.text.as_bytes(), row.sql, functions);
+            if !leaves.pins.is_empty() || leaves.unpins || leaves.advisory {
                 let left = left.entry(row.name.as_bytes().into()).or_default();
-                left.pins.join(pins);
-                left.unpins |= unpins;
+                left.add(leaves);
                 left.texts.push((row.sql, row.text.into()));
             }
         }
@@ -228,7 +233,7 @@ impl FunctionTable {
     #[must_use]
     pub fn with_hidden<'a>(mut self, hidden: impl IntoIterator<Item = (bool, &'a str)>) -> Self {
         for (everywhere, text) in hidden {
-            let (pins, unpins) = body_leaves(text.as_bytes(), true, &self);
+            let BodyLeaves { pins, unpins, .. } = body_leaves(text.as_bytes(), true, &self);
             if !pins.is_empty() || unpins {
                 self.set_anywhere(everywhere, !everywhere);
             }
@@ -262,6 +267,7 @@ mod tests {
             row("outer_one", "begin perform inner_one(); end"),
             row("inner_one", "begin perform set_config('app.x', 'y', false); set role r1; end"),
             row("locks", "begin perform pg_advisory_lock(1); end"),
+            row("waits", "begin perform pg_advisory_xact_lock(1); end"),
             row("harmless", "begin update t set a = 1; end"),
             row("Odd one", "begin create temp table made(a int); end"),
         ];
@@ -309,8 +315,24 @@ mod tests {
         }
         assert_eq!(
             table.bodies().names().collect::<Vec<_>>(),
-            ["Odd one", "fills", "inner_one", "locks", "outer_one", "Odd table", "audited", "parent", "shown"]
+            ["Odd one", "fills", "inner_one", "locks", "outer_one", "waits", "Odd table", "audited", "parent", "shown"]
         );
+    }
+
+    #[test]
+    fn a_function_that_locks_for_its_transaction_is_no_read_and_known_to_lock() {
+        let rows = [FunctionRow { schema: "public", name: "waits", volatility: Volatility::Stable }];
+        let text = "begin perform pg_advisory_xact_lock(1); end";
+        let used = RelationRow { name: "waiting", read: true, text: "SELECT waits() AS a;" };
+        let table = FunctionTable::new(rows, &[], &[]);
+        let table = table.with_bodies(&[BodyRow { name: "waits", sql: true, text }], &[used]);
+        for sql in ["select waits()", "do $$ begin perform waits(); end $$", "select a from waiting"] {
+            let statement = classify(sql.as_bytes(), &table, LexRules::STANDARD);
+            assert_eq!((statement.access, statement.advisory), (Access::Write, true), "{sql}");
+        }
+        let statement =
+            classify(b"do $$ begin perform pg_try_advisory_xact_lock(1); end $$", &table, LexRules::STANDARD);
+        assert!(statement.advisory && statement.pins.is_empty());
     }
 
     #[test]

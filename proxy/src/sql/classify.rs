@@ -9,14 +9,15 @@ mod long;
 mod part;
 mod why;
 
-pub(super) use body::{body_leaves, executes, literals, words};
+pub(super) use body::{BodyLeaves, body_leaves, executes, literals, words};
 pub use long::{Leaves, LongText};
 pub use why::{Why, why};
 
+use super::aside::sets_aside;
 use super::functions::FunctionTable;
 use super::keyword::Keyword as K;
 use super::lexer::Lexer;
-use super::loose::{calls_new, each_word, loose_pins, names_anywhere, pins_anywhere, worse};
+use super::loose::{calls_new, each_word, locks_anywhere, loose_pins, names_anywhere, pins_anywhere, worse};
 use super::{Access, Control, LexRules, Names, PinReason, Pins, Statement, named};
 use part::{End, Part};
 
@@ -39,15 +40,17 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
             }
         }
     }
-    let proven = standard && all.access == Access::Read && !functions.may_hide_volatile(sql);
+    let known = standard && !((all.access == Access::Read || all.declares) && functions.may_hide_volatile(sql));
     let operators = functions.bodies().operators_in(sql);
     all.pins.join(operators.0);
     all.unpins |= operators.1;
-    let access = if proven && operators.0.is_empty() { Access::Read } else { Access::Write };
+    let known = known && operators.0.is_empty();
+    let access = if known && all.access == Access::Read { Access::Read } else { Access::Write };
+    let aside = all.count == 1 && (known && all.declares || standard && all.sets && sets_aside(sql));
     // Where the functions are read anew everything may hide something, and hardly anything does.
     let hides = !functions.is_outdated() && functions.may_hide_volatile(sql);
     all.quiet &= standard && !hides;
-    all.end(access)
+    Statement { aside, ..all.end(access) }
 }
 
 /// What the first statement of a text does to the transaction block, and the text behind it. What cannot be read does
@@ -83,6 +86,9 @@ struct Sum<'a> {
     unpins: bool,
     advisory: bool,
     ours: bool,
+    /// One of them is a SET, or declares a cursor for what is proven to read.
+    sets: bool,
+    declares: bool,
     names: Names,
 }
 
@@ -102,6 +108,8 @@ impl<'a> Sum<'a> {
             unpins: false,
             advisory: false,
             ours: false,
+            sets: false,
+            declares: false,
             names: Names::None,
         }
     }
@@ -126,6 +134,7 @@ impl<'a> Sum<'a> {
         let mut names = part.names();
         if part.verb == K::Do {
             self.pins.join(pins_anywhere(self.sql, part.functions));
+            self.advisory |= locks_anywhere(self.sql, part.functions);
             // EXECUTE is another thing there.
             names = Some(names_anywhere(self.sql)).filter(|n| *n == Names::Unknown).unwrap_or(names);
             self.strange |= calls_new(self.sql, part.functions);
@@ -133,6 +142,8 @@ impl<'a> Sum<'a> {
         self.unpins |= part.head.unpins();
         self.advisory |= part.head.advisory;
         // What a body or a clause sets, of CREATE or of ALTER (which is no word we know), is set some day.
+        self.sets |= part.verb == K::Set;
+        self.declares |= part.declares();
         self.ours |= part.ours || matches!(part.verb, K::Do | K::Create | K::None);
         self.names = if self.count == 1 { names } else { worse(self.names, names) };
     }
@@ -165,6 +176,7 @@ impl<'a> Sum<'a> {
             unpins: self.unpins,
             advisory,
             ours,
+            aside: false,
             names,
         }
     }
@@ -207,8 +219,8 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     pins.join(functions.bodies().operators_in(sql).0);
     let strange = pins.take_anything() || !functions.tells_all() || calls_new(sql, functions);
     let strange = strange || functions.tells_of_rows_only();
-    let quiet = false;
-    Statement { access, quiet, strange, control, may_commit: commits, pins, unpins, advisory, ours, names }
+    let (quiet, aside) = (false, false);
+    Statement { access, quiet, strange, control, may_commit: commits, pins, unpins, advisory, ours, aside, names }
 }
 
 #[cfg(test)]

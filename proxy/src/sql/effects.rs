@@ -131,7 +131,7 @@ impl Head {
     pub(super) fn relation(&mut self, used: &Used) {
         self.calls.join(used.read.pins);
         self.unlocks |= used.read.unpins;
-        self.advisory |= used.read.pins.has(PinReason::AdvisoryLock);
+        self.advisory |= used.read.advisory;
         self.changed.0.join(used.changed.pins);
         self.changed.1 |= used.changed.unpins;
     }

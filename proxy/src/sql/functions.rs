@@ -259,7 +259,8 @@ impl FunctionTable {
     }
 
     /// The same with relations that must be read on the primary: unlogged and temporary tables, which a standby
-    /// refuses to read; sequences, whose state in the WAL runs ahead of the values handed out.
+    /// refuses to read; sequences, whose state in the WAL runs ahead of the values handed out; foreign tables, which may be
+    /// a server's own files.
     #[must_use]
     pub fn with_local_relations<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
         for name in names {

@@ -55,6 +55,17 @@ pub(super) fn calls_new(sql: &[u8], functions: &FunctionTable) -> bool {
     })
 }
 
+/// Could any word of a text take or leave an advisory lock?
+pub(super) fn locks_anywhere(sql: &[u8], functions: &FunctionTable) -> bool {
+    let (mut head, mut locks) = (Head::new(), false);
+    each_word(sql, |_, name| {
+        head.call(name);
+        locks |= functions.bodies().get(name).is_some_and(|left| left.advisory);
+        locks |= functions.used(name).is_some_and(|used| used.changed.advisory);
+    });
+    head.advisory || locks
+}
+
 /// What any word of a text could do with prepared statements, wherever it stands.
 pub(super) fn names_anywhere(sql: &[u8]) -> Names {
     let mut names = Names::None;

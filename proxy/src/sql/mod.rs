@@ -61,6 +61,9 @@ pub struct Statement {
     /// It may name a setting of the proxy's own or `synchronous_commit`, by SHOW, SET, `current_setting` or `set_config`,
     /// or in what it defines.
     pub ours: bool,
+    /// Not proven to read, and yet a standby may run it within a READ ONLY block: it sets what does not decide what
+    /// transactions may do, or declares a cursor for what is proven to read.
+    pub aside: bool,
     /// What it does with prepared statements by their names.
     pub names: Names,
 }

@@ -2,7 +2,7 @@
 
 /// Kinds of object whose definition matters to routing. Tables do in that row security may be switched on; new ones do
 /// not, as they are made all the time and a standby itself refuses to read an unlogged one.
-const KINDS: [&[u8]; 16] = [
+const KINDS: [&[u8]; 17] = [
     b"FUNCTION",
     b"PROCEDURE",
     b"ROUTINE",
@@ -19,6 +19,7 @@ const KINDS: [&[u8]; 16] = [
     b"OWNED",
     b"TRIGGER",
     b"EVENT TRIGGER",
+    b"SEQUENCE",
 ];
 
 /// May the command that ended with this tag (a zero byte behind it) have changed it? DO runs anything.
@@ -48,6 +49,7 @@ mod tests {
             "CREATE VIEW",
             "CREATE TRIGGER",
             "ALTER TABLE",
+            "CREATE SEQUENCE",
             "DO",
         ] {
             assert!(redefines(format!("{tag}\0").as_bytes()), "{tag}");

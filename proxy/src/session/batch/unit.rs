@@ -2,7 +2,7 @@
 
 use crate::session::outcome::Record;
 use crate::session::state::Pins;
-use crate::sql::{Access, Control, Modes, Statement};
+use crate::sql::{Access, Control, Modes, PinReason, Statement};
 
 /// A unit, or the part of one that has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,8 +58,11 @@ pub struct Block {
     pub sets: Option<Modes>,
     /// It does more than that.
     pub more: bool,
-    /// What it does more is more than proven reads, savepoints, COMMIT and ROLLBACK.
+    /// What it does more is more than proven reads, SET of what decides nothing here, cursors for such reads, savepoints,
+    /// COMMIT and ROLLBACK.
     pub unproven: bool,
+    /// It sets something, or declares a cursor.
+    pub aside: bool,
     /// It locks or unlocks an advisory lock.
     pub advisory: bool,
 }
@@ -81,8 +84,10 @@ impl Block {
             | Control::RollbackTo
             | Control::Release => self.more = true,
             Control::None => {
-                self.more = true;
-                self.unproven |= class.access != Access::Read || !class.pins.is_empty();
+                (self.more, self.aside) = (true, self.aside | class.aside);
+                // Settings follow the session.
+                let pins = if class.aside { class.pins.without(Pins::of(PinReason::Set)) } else { class.pins };
+                self.unproven |= class.access != Access::Read && !class.aside || !pins.is_empty();
             }
             Control::Begin(_)
             | Control::SetTransaction(_)

@@ -17,9 +17,20 @@ use crate::sql::{PinReason, Pins};
 /// Longer words are none that matter.
 const MAX_NAME: usize = 63;
 
-/// What a body leaves, and whether it may end what others have left. `sql`: its language is SQL or PL/pgSQL.
-pub(in crate::sql) fn body_leaves(body: &[u8], sql: bool, functions: &FunctionTable) -> (Pins, bool) {
-    let mut found = Found { functions, head: Head::new(), pins: Pins::NONE, unpins: false };
+/// What a body leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::sql) struct BodyLeaves {
+    /// In the session.
+    pub(in crate::sql) pins: Pins,
+    /// It may end what others have left.
+    pub(in crate::sql) unpins: bool,
+    /// It takes or leaves advisory locks, be it for its transaction.
+    pub(in crate::sql) advisory: bool,
+}
+
+/// What a body leaves. `sql`: its language is SQL or PL/pgSQL.
+pub(in crate::sql) fn body_leaves(body: &[u8], sql: bool, functions: &FunctionTable) -> BodyLeaves {
+    let mut found = Found { functions, head: Head::new(), pins: Pins::NONE, unpins: false, advisory: false };
     if sql {
         found.statements(body);
         found.begun(body);
@@ -39,7 +50,9 @@ pub(in crate::sql) fn body_leaves(body: &[u8], sql: bool, functions: &FunctionTa
     found.unpins |= operators.1;
     // What it asks of a sequence it has drawn itself, or the next one draws anew.
     pins.remove(PinReason::Sequence);
-    (pins, found.unpins || found.head.unlocks)
+    let unpins = found.unpins || found.head.unlocks;
+    let advisory = found.advisory || found.head.advisory || pins.has(PinReason::AdvisoryLock);
+    BodyLeaves { pins, unpins, advisory }
 }
 
 /// What was found in a body.
@@ -49,6 +62,7 @@ struct Found<'a> {
     head: Head,
     pins: Pins,
     unpins: bool,
+    advisory: bool,
 }
 
 impl Found<'_> {
@@ -63,6 +77,7 @@ impl Found<'_> {
             pins.join(part.head.left());
             self.pins.join(pins);
             self.unpins |= part.head.unpins();
+            self.advisory |= part.head.advisory;
             match end {
                 End::Semicolon => {}
                 End::Text => return,
@@ -328,7 +343,7 @@ mod tests {
     use super::*;
 
     fn leaves(body: &str) -> Vec<PinReason> {
-        body_leaves(body.as_bytes(), true, &FunctionTable::unloaded()).0.list()
+        body_leaves(body.as_bytes(), true, &FunctionTable::unloaded()).pins.list()
     }
 
     #[test]
@@ -392,7 +407,7 @@ mod tests {
 
     #[test]
     fn it_is_found_in_other_languages_too() {
-        let leaves = |body: &str| body_leaves(body.as_bytes(), false, &FunctionTable::unloaded()).0.list();
+        let leaves = |body: &str| body_leaves(body.as_bytes(), false, &FunctionTable::unloaded()).pins.list();
         assert_eq!(leaves("plpy.execute(\"set role r1\")"), [PinReason::Set]);
         assert_eq!(
             leaves("plv8.execute(`set role r1`); f(`create table pg_temp.a(b int)`)"),
@@ -407,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_body_that_runs_what_it_does_not_show_may_leave_anything() {
-        let anything = |body: &str| body_leaves(body.as_bytes(), true, &FunctionTable::unloaded()).0.take_anything();
+        let anything = |body: &str| body_leaves(body.as_bytes(), true, &FunctionTable::unloaded()).pins.take_anything();
         for (body, want) in [
             ("begin execute q; end", true),
             ("begin execute format(q, x) into y; end", true),
@@ -437,7 +452,7 @@ mod tests {
 
     #[test]
     fn what_ends_a_pin_is_found() {
-        let ends = |body: &str| body_leaves(body.as_bytes(), true, &FunctionTable::unloaded()).1;
+        let ends = |body: &str| body_leaves(body.as_bytes(), true, &FunctionTable::unloaded()).unpins;
         assert!(ends("begin perform pg_advisory_unlock(5); end") && ends("begin x := 1; drop table made; end"));
         assert!(ends("begin drop table made; end") && ends("begin execute 'drop table made'; end"));
         assert!(!ends("begin raise notice 'drop it'; end"));

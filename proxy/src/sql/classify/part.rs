@@ -57,6 +57,8 @@ pub(super) struct Part<'t> {
     pub(super) writes: bool,
     /// It names a relation that only the primary has.
     pub(super) local: bool,
+    /// The same, unless what was named last is called.
+    pub(super) maybe_local: bool,
     /// A query, or what an UPDATE sets, has begun: what stands before `(` may be called.
     computes: bool,
     /// It calls what may have been made since the functions were read.
@@ -105,6 +107,7 @@ impl<'t> Part<'t> {
             calls_behind: 0,
             writes: false,
             local: false,
+            maybe_local: false,
             computes: false,
             strange: false,
             ours: false,
@@ -168,7 +171,12 @@ impl<'t> Part<'t> {
     }
 
     pub(super) fn access(&self) -> Access {
-        if self.reads() && !self.local { Access::Read } else { Access::Write }
+        if self.reads() && !self.names_local() { Access::Read } else { Access::Write }
+    }
+
+    /// Does it name what only the primary has?
+    fn names_local(&self) -> bool {
+        self.local || self.maybe_local
     }
 
     /// May it run functions? Not if it is about the transaction block only, or shows a setting.
@@ -190,6 +198,11 @@ impl<'t> Part<'t> {
         proven && !self.writes && self.depth == 0
     }
 
+    /// Does it declare a cursor, that ends with the transaction, for what is proven to read?
+    pub(super) fn declares(&self) -> bool {
+        self.verb == K::Declare && !self.writes && !self.names_local() && self.depth == 0 && !self.head.with_hold
+    }
+
     /// A token of the name that `current_setting` is asked for, before it is taken.
     pub(super) fn asked(&mut self, token: Token<'_>, text: &[u8]) {
         self.asks = match (self.asks, token) {
@@ -209,6 +222,10 @@ impl<'t> Part<'t> {
     }
 
     pub(super) fn take(&mut self, token: Token<'_>) {
+        if self.maybe_local {
+            self.maybe_local = false;
+            self.local |= token != Token::Open;
+        }
         if let Some(call) = &mut self.set_config {
             match token {
                 Token::Comma => call.comma(self.depth),
@@ -302,7 +319,7 @@ impl<'t> Part<'t> {
     fn used(&mut self) {
         if let Some(used) = self.functions.used(&self.name[..self.name_len]) {
             self.head.relation(used);
-            self.writes |= !used.read.pins.is_empty();
+            self.writes |= !used.read.pins.is_empty() || used.read.advisory;
         }
     }
 
@@ -334,6 +351,9 @@ impl<'t> Part<'t> {
     /// A name that may be one of a relation: does only the primary have it?
     fn relation_seen(&mut self) {
         let name = &self.name[..self.name_len];
+        // The columns of a sequence, which may be too new to be known, and a window function.
+        self.local |= matches!(name, b"is_called" | b"log_cnt");
+        self.maybe_local = name == b"last_value";
         if self.functions.is_local_relation(name) {
             self.local = true;
             self.writes |= self.functions.hides_volatile(name);
@@ -477,8 +497,8 @@ impl<'t> Part<'t> {
         if let Some(left) = self.functions.bodies().get(name) {
             self.head.calls.join(left.pins);
             self.head.unlocks |= left.unpins;
-            self.head.advisory |= left.pins.has(PinReason::AdvisoryLock);
-            self.writes |= !left.pins.is_empty();
+            self.head.advisory |= left.advisory;
+            self.writes |= !left.pins.is_empty() || left.advisory;
         }
         if plans {
             return;

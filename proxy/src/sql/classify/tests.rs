@@ -89,6 +89,8 @@ fn what_only_reads_what_the_primary_has_is_quiet() {
         ("select 1; table scratch", Access::Write, true),
         ("copy scratch to stdout", Access::Write, true),
         ("select last_value from s", Access::Write, true),
+        ("select last_value from too_new", Access::Write, true),
+        ("select n.is_called from too_new n", Access::Write, true),
         ("select * from volatile_view", Access::Write, false),
         ("select nextval('s')", Access::Write, false),
         ("select * from scratch for update", Access::Write, false),

@@ -60,7 +60,11 @@ fn statement(lexer: &mut Lexer<'_>, functions: &FunctionTable) -> Result<End, Wh
             token => {
                 let before = part.last_word();
                 let asked = part.setting_asked(token, lexer.last());
+                let column = part.maybe_local;
                 part.take(token);
+                if column && part.local {
+                    return Err(Why::Local(before));
+                }
                 let begins = first.is_none() && matches!(token, Token::Word(_));
                 if begins {
                     first = Some(part.last_word());
@@ -75,6 +79,7 @@ fn statement(lexer: &mut Lexer<'_>, functions: &FunctionTable) -> Result<End, Wh
         Access::Read => Ok(end),
         Access::Write if part.is_empty() => Ok(end),
         Access::Write if part.depth > 0 => Err(Why::Incomplete),
+        Access::Write if part.maybe_local => Err(Why::Local(part.last_word())),
         Access::Write => Err(Why::Verb(first.unwrap_or_default())),
     }
 }
@@ -106,8 +111,8 @@ impl Part<'_> {
 
     fn is_local(&self) -> bool {
         let name = &self.name[..self.name_len];
-        let leaves = || self.functions.used(name).is_some_and(|used| !used.read.pins.is_empty());
-        self.functions.is_local_relation(name) || leaves()
+        let leaves = || self.functions.used(name).is_some_and(|used| !used.read.pins.is_empty() || used.read.advisory);
+        self.functions.is_local_relation(name) || leaves() || matches!(name, b"is_called" | b"log_cnt")
     }
 }
 
@@ -138,6 +143,8 @@ mod tests {
             ("select current_setting('Transaction_Read_Only')", Why::Setting(word("'Transaction_Read_Only'"))),
             ("select current_setting($1)", Why::Setting(word("$1"))),
             ("select * from notes", Why::Local(word("notes"))),
+            ("select last_value from new_one", Why::Local(word("last_value"))),
+            ("select is_called from new_one", Why::Local(word("is_called"))),
             ("select * from pg_locks", Why::Word(word("pg_locks"))),
             ("select (1", Why::Incomplete),
             ("select 1a", Why::Unreadable(8)),
