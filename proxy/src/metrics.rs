@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 #[derive(Clone, Debug)]
 pub struct Metrics {
     queries: IntCounterVec,
+    no_standby: IntCounterVec,
     checkout_wait: Histogram,
     errors: IntCounterVec,
     in_doubt: IntCounter,
@@ -71,6 +72,12 @@ impl Metrics {
                 "pgtenure_proxy_queries_total",
                 "Units of statements sent, by target and by why they went there",
                 &["target", "reason"],
+            )?,
+            no_standby: counters(
+                "pgtenure_proxy_no_standby_total",
+                "Reads, and READ ONLY transactions, that no standby could serve at once, by what became of them (waited for \
+                 a standby, sent to the primary, or an error) and by why there was none",
+                &["outcome", "reason"],
             )?,
             checkout_wait: Histogram::with_opts(wait.buckets(buckets))?,
             errors: counters(
@@ -160,6 +167,7 @@ impl Metrics {
     fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
         vec![
             Box::new(self.queries.clone()),
+            Box::new(self.no_standby.clone()),
             Box::new(self.checkout_wait.clone()),
             Box::new(self.errors.clone()),
             Box::new(self.in_doubt.clone()),
@@ -295,6 +303,28 @@ impl Retried {
     }
 }
 
+/// What became of a read that no standby could serve at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// One did, after a wait.
+    Waited,
+    /// It went to the primary.
+    Primary,
+    /// The client was told an error.
+    Error,
+}
+
+impl Outcome {
+    /// As one snake_case word.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waited => "waited",
+            Self::Primary => "primary",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// Who reported an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -311,6 +341,7 @@ pub struct Counts {
     wait: RefCell<LocalHistogram>,
     query_time: RefCell<LocalHistogram>,
     queries: RefCell<Vec<(&'static str, &'static str, u64)>>,
+    no_standby: RefCell<Vec<(&'static str, &'static str, u64)>>,
     errors: RefCell<Vec<([u8; 2], Source, u64)>>,
     /// Statements answered 08007.
     pub in_doubt: Cell<u64>,
@@ -328,6 +359,7 @@ impl Counts {
             query_time: RefCell::new(shared.query_time.local()),
             shared: shared.clone(),
             queries: RefCell::default(),
+            no_standby: RefCell::default(),
             errors: RefCell::default(),
             in_doubt: Cell::default(),
             misroutes: Cell::default(),
@@ -337,11 +369,12 @@ impl Counts {
 
     /// A unit was sent to `target` because of `reason`.
     pub fn query(&self, target: &'static str, reason: &'static str) {
-        let mut queries = self.queries.borrow_mut();
-        match queries.iter_mut().find(|(t, r, _)| std::ptr::eq(*t, target) && std::ptr::eq(*r, reason)) {
-            Some((_, _, n)) => *n += 1,
-            None => queries.push((target, reason, 1)),
-        }
+        count(&self.queries, target, reason);
+    }
+
+    /// No standby could serve a read at once, for `reason`.
+    pub fn no_standby(&self, outcome: Outcome, reason: &'static str) {
+        count(&self.no_standby, outcome.as_str(), reason);
     }
 
     /// What binds a session to its server between transactions has changed. Rare: most are bound by nothing.
@@ -415,6 +448,9 @@ impl Counts {
         for (target, reason, n) in self.queries.borrow_mut().iter_mut().filter(|(_, _, n)| *n > 0) {
             self.shared.queries.with_label_values(&[*target, *reason]).inc_by(std::mem::take(n));
         }
+        for (outcome, reason, n) in self.no_standby.borrow_mut().iter_mut().filter(|(_, _, n)| *n > 0) {
+            self.shared.no_standby.with_label_values(&[*outcome, *reason]).inc_by(std::mem::take(n));
+        }
         for (class, source, n) in self.errors.borrow_mut().iter_mut().filter(|(_, _, n)| *n > 0) {
             let source = match source {
                 Source::Server => "server",
@@ -426,6 +462,15 @@ impl Counts {
         self.shared.in_doubt.inc_by(self.in_doubt.take());
         self.shared.misroutes.inc_by(self.misroutes.take());
         self.shared.server_losses.inc_by(self.server_losses.take());
+    }
+}
+
+/// Add one to the sum of two words of ours, which are the same strings whenever they are equal.
+fn count(sums: &RefCell<Vec<(&'static str, &'static str, u64)>>, one: &'static str, other: &'static str) {
+    let mut sums = sums.borrow_mut();
+    match sums.iter_mut().find(|(a, b, _)| std::ptr::eq(*a, one) && std::ptr::eq(*b, other)) {
+        Some((_, _, n)) => *n += 1,
+        None => sums.push((one, other, 1)),
     }
 }
 

@@ -59,6 +59,165 @@ fn a_read_waits_for_a_standby_as_long_as_it_is_told() {
 }
 
 #[test]
+fn a_statement_that_waits_is_over_when_the_sessions_timeout_is() {
+    let cluster = one_standby();
+    cluster.nodes[1].psql("select pg_wal_replay_pause()");
+    let options = "-c pgtenure.standby_wait=50s -c pgtenure.no_standby=error";
+    let mut a = Raw::login(cluster.port, &[("options", options)]);
+    ok(&mut a, "update seen set n = 2");
+    ok(&mut a, "set statement_timeout = '300ms'");
+    assert_eq!(a.query("select n from seen"), ["E 57014", "Z I"]);
+    ok(&mut a, "set statement_timeout = 0");
+    ok(&mut a, "set pgtenure.consistency = 'eventual'");
+    assert_eq!(value(&mut a, "select n from seen"), "0");
+    // As a startup packet says it, and where a block begins.
+    let token = value(&mut a, "show pgtenure.token");
+    let options = format!("{options} -c statement_timeout=300 -c pgtenure.after={token}");
+    let mut b = Raw::login(cluster.port, &[("options", &options)]);
+    for sql in ["select n from seen", "begin read only"] {
+        assert_eq!(b.query(sql), ["E 57014", "Z I"], "{sql}");
+    }
+}
+
+#[test]
+fn what_becomes_of_a_read_that_no_standby_can_serve_is_counted() {
+    let cluster = one_standby();
+    let counted = |outcome: &str| cluster.counter_of("pgtenure_proxy_no_standby_total", outcome);
+    let all = || ["waited", "primary", "error"].map(counted);
+    // What was counted while the standby was waited for is there with the read that it served.
+    wait_for("the counts of before", || {
+        (cluster.counter_of("pgtenure_proxy_queries_total", "standby") > 0.0).then_some(())
+    });
+    let before = all();
+    let becomes = |what: [f64; 3]| {
+        let want = [0, 1, 2].map(|i| before[i] + what[i]);
+        wait_for(&format!("{want:?} to be counted"), || (all() == want).then_some(()));
+    };
+    cluster.nodes[1].psql("select pg_wal_replay_pause()");
+    let mut a = Raw::login(cluster.port, &[("pgtenure.no_standby", "error")]);
+    ok(&mut a, "update seen set n = 1");
+    assert_eq!(a.query(WHERE), ["E 57P03", "Z I"]);
+    becomes([0.0, 0.0, 1.0]);
+    let mut b = Raw::login(cluster.port, &[]);
+    ok(&mut b, "update seen set n = 2");
+    assert_eq!(value(&mut b, WHERE), "n1");
+    becomes([0.0, 1.0, 1.0]);
+    let mut c = Raw::login(cluster.port, &[("pgtenure.standby_wait", "50s")]);
+    ok(&mut c, "update seen set n = 3");
+    c.write(|out| proxy::wire::frontend::write_query(out, WHERE));
+    wait_for("the read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
+    cluster.nodes[1].psql("select pg_wal_replay_resume()");
+    assert_eq!(c.until_ready(), ["T", "D n2", "C SELECT 1", "Z I"]);
+    becomes([1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn a_read_only_block_is_promised_what_it_says() {
+    let cluster = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.reads.hints = true;
+    });
+    cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
+    wait_for("the standby to have it", || {
+        (cluster.nodes[1].psql("select count(*) from pg_class where relname = 'seen'") == "1").then_some(())
+    });
+    let options = "-c pgtenure.max_replay_lag=1h";
+    let [mut a, mut any] = [(); 2].map(|()| Raw::login(cluster.port, &[("options", options)]));
+    wait_for("the standby to serve reads", || (value(&mut a, WHERE) == "n2").then_some(()));
+    ok(&mut a, "begin read only");
+    ok(&mut a, "set local pgtenure.read_from = 'primary'");
+    assert_eq!(value(&mut a, WHERE), "n1");
+    ok(&mut a, "commit");
+    // One that wants less than its session would be given, which the standby can do at its BEGIN and not any more later: the
+    // monitor of these tests calls a standby that lacks anything 100 ms late.
+    ok(&mut a, "/* pgtenure: max_replay_lag=99ms */ begin read only");
+    cluster.nodes[1].psql("select pg_wal_replay_pause()");
+    let mut c = Raw::login(cluster.port, &[]);
+    ok(&mut c, "update seen set n = 1");
+    let behind = |client: &mut Raw| {
+        wait_for("the standby to be known to be behind", || {
+            assert_eq!(value(client, WHERE), "n1");
+            (last_route(client) == "primary n1: replay_behind").then_some(())
+        });
+    };
+    behind(&mut c);
+    assert_eq!(value(&mut a, WHERE), "n1");
+    ok(&mut a, "commit");
+    assert_eq!(value(&mut any, "select n, current_setting('cluster_name') from seen"), "0 n2", "the session's own");
+    // One that wants more.
+    let local = "set local pgtenure.consistency = 'eventual'";
+    for begin in [
+        &["/* pgtenure: consistency=eventual */ begin read only"][..],
+        &["begin read only", local],
+        &["begin", "set transaction read only", "set local pgtenure.standby_wait = '9ms'", local],
+        &["begin read only", "select set_config('pgtenure.no_standby', 'error', true)"],
+    ] {
+        begin.iter().for_each(|sql| drop(ok(&mut c, sql)));
+        let node = if begin.last().is_some_and(|sql| sql.starts_with("select")) { "n1" } else { "n2" };
+        assert_eq!(value(&mut c, WHERE), node, "{begin:?}");
+        assert_eq!(value(&mut c, WHERE), node, "{begin:?}");
+        ok(&mut c, "commit");
+        assert_eq!(value(&mut c, WHERE), "n1", "behind {begin:?}");
+    }
+    ok(&mut c, "begin read only");
+    assert_eq!(c.query("set local pgtenure.no_standby = 'error'"), ["E 57P03", "Z E"]);
+    ok(&mut c, "rollback");
+    // A block that says what means nothing reads at the primary, and is told.
+    ok(&mut c, "begin read only");
+    assert_eq!(c.query("set local pgtenure.consistency = 'evntual'"), ["N 01000", "C SET", "Z T"]);
+    assert_eq!(value(&mut c, WHERE), "n1");
+    ok(&mut c, "commit");
+}
+
+#[test]
+fn what_the_server_may_read_otherwise_than_a_scanner_goes_to_the_primary() {
+    let cluster = one_standby();
+    let (sjis, odd) = ("set client_encoding = 'SJIS'", "set standard_conforming_strings = off");
+    let plain = ["set client_encoding = 'UTF8'", "set standard_conforming_strings = on"];
+    for set in [sjis, "set client_encoding = 'GBK'", odd, "select set_config('client_encoding', 'BIG5', false)"] {
+        let mut a = Raw::login(cluster.port, &[]);
+        wait_for("a read at the standby", || (value(&mut a, WHERE) == "n2").then_some(()));
+        ok(&mut a, set);
+        // For this, and not because the standby lacks what was done at the primary.
+        for _ in 0..5 {
+            assert_eq!(value(&mut a, WHERE), "n1", "{set}");
+            assert_eq!(last_route(&mut a), "primary n1: write", "{set}");
+        }
+        plain.iter().for_each(|sql| drop(ok(&mut a, sql)));
+        wait_for("a read at the standby again", || (value(&mut a, WHERE) == "n2").then_some(()));
+    }
+    let mut b = Raw::login(cluster.port, &[("client_encoding", "SJIS")]);
+    (0..5).for_each(|_| assert_eq!(value(&mut b, WHERE), "n1"));
+    assert_eq!(last_route(&mut b), "primary n1: write");
+}
+
+#[test]
+fn a_write_that_was_prepared_by_sql_is_never_tried_at_a_standby() {
+    let cluster = one_standby();
+    let mut a = Raw::login(cluster.port, &[]);
+    ok(&mut a, "prepare w as update seen set n = n + 1 returning current_setting('cluster_name')");
+    for _ in 0..20 {
+        assert_eq!(value(&mut a, "execute w"), "n1");
+        assert_eq!(last_route(&mut a), "primary n1: write");
+    }
+    assert_eq!(cluster.counter("pgtenure_proxy_retries_total"), 0.0);
+    assert_eq!(value(&mut a, "select n from seen"), "20");
+}
+
+#[test]
+fn a_sequence_that_was_just_made_is_read_at_the_primary() {
+    let cluster = one_standby();
+    cluster.nodes[0].psql("grant create on schema public to app");
+    let mut a = Raw::login(cluster.port, &[("pgtenure.standby_wait", "20s"), ("pgtenure.max_replay_lag", "1h")]);
+    for n in 0..5 {
+        ok(&mut a, &format!("create sequence s{n}"));
+        assert_eq!(value(&mut a, &format!("select nextval('s{n}')")), "1");
+        assert_eq!(value(&mut a, &format!("select last_value, is_called from s{n}")), "1 t");
+        assert_eq!(value(&mut a, &format!("select log_cnt > 0 from s{n}")), "t");
+    }
+}
+
+#[test]
 fn global_reads_see_what_others_were_acknowledged_before_they_began() {
     let cluster = one_standby();
     let mut writer = Raw::login(cluster.port, &[]);

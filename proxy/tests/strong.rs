@@ -89,6 +89,43 @@ fn what_cannot_be_proved_is_an_error_in_time() {
 }
 
 #[test]
+fn a_block_that_asks_for_a_proof_before_its_first_statement_gets_it() {
+    let cluster = semi_sync(Duration::from_secs(2));
+    let mut a = Raw::login(cluster.port, &[]);
+    let mut pinned = Raw::login(cluster.port, &[]);
+    ok(&mut pinned, "create temp table pins_the_session(n int)");
+    let set = "set local pgtenure.consistency = 'strong'";
+    for begin in ["begin", "begin read only"] {
+        ok(&mut a, begin);
+        ok(&mut a, "set local pgtenure.standby_wait = '7ms'");
+        ok(&mut a, set);
+        // It has begun anew, with what it had said before.
+        assert_eq!(a.query("show pgtenure.standby_wait")[1], "D 7ms");
+        assert_eq!(a.query("show pgtenure.consistency")[1], "D strong");
+        assert_eq!(a.query(READ), ["T", "D 1 n1", "C SELECT 1", "Z T"]);
+        ok(&mut a, "commit");
+    }
+    assert_eq!(a.query("show pgtenure.consistency")[1], "D session");
+    cut(&cluster);
+    for begin in ["begin", "begin read only"] {
+        ok(&mut a, begin);
+        assert_eq!(a.query(set), ["E 57P03", "Z E"], "{begin}");
+        assert_eq!(a.query(READ), ["E 25P02", "Z E"]);
+        assert_eq!(a.query("rollback"), ["C ROLLBACK", "Z I"]);
+    }
+    let whole = format!("begin; {set}; {READ}; commit");
+    assert_eq!(a.query(&whole), ["E 57P03", "Z I"]);
+    // Who does not ask for it is answered, and a session that keeps its server cannot ask within a block.
+    ok(&mut a, "begin; select n from seen; commit");
+    ok(&mut pinned, "begin");
+    assert_eq!(pinned.query(set), ["E 0A000", "Z E"]);
+    ok(&mut pinned, "rollback");
+    // What is sent behind a block's end waits for it: the next one is proven as of its own BEGIN.
+    let mut strong = strong(&cluster);
+    assert_eq!(strong.query("begin"), ["E 57P03", "Z I"]);
+}
+
+#[test]
 fn a_commit_proves_the_term_when_nobody_else_does() {
     let mut cluster = semi_sync(Duration::from_secs(2));
     let mut kept = Raw::login(cluster.port, &[]);

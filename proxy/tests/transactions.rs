@@ -80,6 +80,26 @@ fn a_read_only_block_is_served_by_one_standby() {
     assert_eq!(block(&mut a, &["begin isolation level serializable read only deferrable"]), "n1 serializable");
     assert_eq!(block(&mut a, &["begin read only", "set transaction isolation level serializable"]), "n1 serializable");
     assert_eq!(block(&mut a, &["begin; set transaction read only"]), "n1 read committed", "a string of several");
+    // What a driver or an application sets first decides nothing of that.
+    for first in ["set local statement_timeout = '60s'", "set work_mem = '4MB'", "set constraints all deferred"] {
+        let at = block(&mut a, &["begin read only", first]);
+        assert!(at == "n2 read committed" || at == "n3 read committed", "{first}: {at}");
+    }
+    assert_eq!(
+        block(&mut a, &["begin read only", "set local transaction_isolation = serializable"]),
+        "n1 serializable"
+    );
+    settle(&mut a);
+    ok(&mut a, "begin read only");
+    ok(&mut a, "declare c cursor for select current_setting('cluster_name') from t");
+    let at = value(&mut a, "fetch c");
+    assert!(at == "n2" || at == "n3", "{at}");
+    ok(&mut a, "commit");
+    settle(&mut a);
+    ok(&mut a, "begin read only");
+    ok(&mut a, "declare c cursor for select current_setting('cluster_name'), loud()");
+    assert_eq!(value(&mut a, "fetch c"), "n1 7");
+    ok(&mut a, "commit");
     // What a block reads it must have written: a standby that has not replayed that is not chosen.
     ok(&mut a, "insert into t values (6)");
     ok(&mut a, "begin read only");
@@ -220,6 +240,11 @@ fn a_block_that_turns_out_to_need_the_primary_is_moved_before_its_first_answer()
     ok(&mut a, "begin read only");
     assert_eq!(value(&mut a, &format!("select 'locked' || pg_advisory_xact_lock(1), {here}")), "locked n1");
     ok(&mut a, "commit");
+    ok(&mut a, &format!("prepare l as select 'locked' || pg_advisory_xact_lock(1), {here}"));
+    settle(&mut a);
+    ok(&mut a, "begin read only");
+    assert_eq!(value(&mut a, "execute l"), "locked n1");
+    ok(&mut a, "commit");
     // Known from the standbys' refusals; the primary's answer is what counts.
     let refused = cluster.counter("pgtenure_proxy_retries_total");
     wait_for("a standby to refuse it", || {
@@ -233,17 +258,19 @@ fn a_block_that_turns_out_to_need_the_primary_is_moved_before_its_first_answer()
         (cluster.counter("pgtenure_proxy_retries_total") > refused).then_some(())
     });
     // Later it stays, and is told what cannot be.
-    wait_for("a block at a standby", || {
-        settle(&mut a);
-        ok(&mut a, "begin read only");
-        let there = value(&mut a, &format!("select {here} from t limit 1")) != "n1";
-        if there {
-            assert_eq!(words(&a.query("select pg_try_advisory_lock(1)")), "E 0A000 | Z E");
-            assert_eq!(words(&a.query("select 1")), "E 25P02 | Z E");
-        }
-        assert_eq!(words(&a.query("commit")).split_whitespace().last(), Some("I"));
-        there.then_some(())
-    });
+    for lock in ["select pg_try_advisory_lock(1)", "execute l"] {
+        wait_for("a block at a standby", || {
+            settle(&mut a);
+            ok(&mut a, "begin read only");
+            let there = value(&mut a, &format!("select {here} from t limit 1")) != "n1";
+            if there {
+                assert_eq!(words(&a.query(lock)), "E 0A000 | Z E");
+                assert_eq!(words(&a.query("select 1")), "E 25P02 | Z E");
+            }
+            assert_eq!(words(&a.query("commit")).split_whitespace().last(), Some("I"));
+            there.then_some(())
+        });
+    }
     settle(&mut a);
     ok(&mut a, "begin read only");
     ok(&mut a, "select 1");
@@ -257,6 +284,17 @@ fn a_block_that_turns_out_to_need_the_primary_is_moved_before_its_first_answer()
                 .then_some(())
         });
     }
+}
+
+#[test]
+fn a_read_only_block_writes_to_its_sessions_own_temporary_table() {
+    let (_cluster, mut a) = start(1, |_| {});
+    ok(&mut a, "create temp table own(n int)");
+    ok(&mut a, "begin read only");
+    assert_eq!(words(&ok(&mut a, "insert into own values (1)")), "C INSERT 0 1 | Z T");
+    assert_eq!(value(&mut a, "select current_setting('cluster_name'), count(*) from own"), "n1 1");
+    ok(&mut a, "commit");
+    assert_eq!(value(&mut a, "select count(*) from own"), "1");
 }
 
 #[test]

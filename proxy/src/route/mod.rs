@@ -183,6 +183,20 @@ impl Reason {
 }
 
 impl Reason {
+    /// Is it that no standby may serve a read, or could without a wait?
+    pub const fn lacks_standby(&self) -> bool {
+        match self {
+            Self::AwaitingSample { .. } | Self::Unconfirmed { .. } | Self::NoStandby { .. } => true,
+            Self::Write
+            | Self::RefusedBefore
+            | Self::AsAsked
+            | Self::Fresh { .. }
+            | Self::AfterLost { .. }
+            | Self::AfterUnknown { .. }
+            | Self::Unproven { .. } => false,
+        }
+    }
+
     /// How long before `now` that was which it waits for.
     pub fn waits_for(&self, now: Instant) -> Option<Duration> {
         match self {

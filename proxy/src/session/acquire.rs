@@ -7,6 +7,7 @@ mod queue;
 pub use open::{any_standby, open};
 
 use crate::auth::credentials::Credentials;
+use crate::metrics::Outcome;
 use crate::pool::policy::{PoolPolicy, resolve};
 use crate::pool::{Checkout, Identity, Pool};
 use crate::route::{Causality, Consistency, Promise, Reason, Request, Target, Unproven};
@@ -76,6 +77,8 @@ pub struct Found {
     pub pool: Rc<Pool>,
     /// Why it was chosen.
     pub reason: Reason,
+    /// Why no standby could serve a read when it began to wait.
+    pub lacked: Option<&'static str>,
 }
 
 /// Why there is none.
@@ -147,7 +150,7 @@ pub fn at_hand(
         pool.give(server);
         return Err(None);
     }
-    Ok(Found { server, pool, reason })
+    Ok(Found { server, pool, reason, lacked: None })
 }
 
 /// Is what is known of the server's node of this very server? A standby that was restarted begins with less replayed than
@@ -227,11 +230,12 @@ pub async fn find(
         Box::pin(slow::down(w, want.since)).await;
     }
     let mut queue = Queue::default();
-    let mut unknown = None;
+    let (mut unknown, mut lacked): (_, Option<&'static str>) = (None, None);
     loop {
         let now = w.now();
         let hold_left = want.hold(w).saturating_sub(now.since(want.since));
         if hold_left.is_zero() {
+            lacked.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
             if let Some(error) = unknown {
                 return Err(NotFound::Error(error));
             }
@@ -247,7 +251,7 @@ pub async fn find(
         }
         let Decided { pool, role, reason } = match decided.take() {
             Some(decided) => decided,
-            None => match decide(w, &want, &mut unknown, now).map_err(NotFound::Error)? {
+            None => match decide(w, &want, (&mut unknown, &mut lacked), now).map_err(NotFound::Error)? {
                 Ok(decided) => decided,
                 Err(left) => {
                     change(w, left.min(hold_left)).await;
@@ -272,7 +276,7 @@ pub async fn find(
                 continue;
             }
             w.counts.waited(w.now().since(want.since));
-            return Ok(Found { server, pool, reason });
+            return Ok(Found { server, pool, reason, lacked });
         }
     }
 }
@@ -284,16 +288,23 @@ async fn change(w: &Worker, most: Duration) {
 }
 
 /// Where a unit goes now; within, how long to wait for a change when that is nowhere yet. The gate is one that may open:
-/// it is looked at again from time to time, as the view's validity may be over.
+/// it is looked at again from time to time, as the view's validity may be over. `lacked`: why no standby could serve it
+/// first.
 fn decide(
     w: &Worker,
     want: &Want,
-    unknown: &mut Option<ClientError>,
+    (unknown, lacked): (&mut Option<ClientError>, &mut Option<&'static str>),
     now: Instant,
 ) -> Result<Result<Decided, Duration>, ClientError> {
     let (target, reason) = target(w, want.need(), now);
+    if reason.lacks_standby() {
+        lacked.get_or_insert(reason.as_str());
+    }
     match target {
-        Target::Nowhere => return Err(nowhere(want, reason, now)),
+        Target::Nowhere => {
+            lacked.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
+            return Err(nowhere(want, reason, now));
+        }
         Target::Wait(left) => {
             let waited = now.since(want.since);
             *unknown = match reason {

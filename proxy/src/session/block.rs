@@ -112,22 +112,29 @@ impl Session {
         if self.relay.status != TxStatus::Block || self.relay.busy() {
             return None;
         }
-        let reads = unit.statements > 0 && unit.block.more;
+        let block = &unit.block;
+        let reads = unit.statements > 0 && block.more;
+        let says = self.says();
         let leaves = self.fresh.filter(|_| self.may_leave()).is_some_and(|fresh| match (role, access) {
             (Role::Standby, Access::Write) => true,
-            (Role::Standby, Access::Read) => reads && unit.read && !self.still_fits(now),
+            (Role::Standby, Access::Read) if says => !self.still_fits(now),
+            (Role::Standby, Access::Read) => reads && (unit.read || block.aside) && !self.still_fits(now),
             (Role::Primary, Access::Read) => {
-                let sets = !unit.block.more && unit.block.sets.is_some();
-                let unproven = self.read_only && unit.block.unproven;
-                !fresh.moved && (sets || unproven) && self.standby_fits(now)
+                let sets = !block.more && block.sets.is_some();
+                let unproven = self.read_only && block.unproven;
+                let there = !fresh.moved && (sets || unproven);
+                there && matches!(self.target(now), Target::Standby(_)) || self.must_move(now)
             }
-            (Role::Primary, Access::Write) => false,
+            (Role::Primary, Access::Write) => self.needs_proof(access, now),
         });
         if leaves {
             self.leave_block();
             (self.replants, self.wrote) = (true, false);
             self.fresh = self.fresh.map(|fresh| Fresh { moved: fresh.moved || role == Role::Primary, ..fresh });
             return Some(Step::Turn(0, Turn::Acquire { access, bytes: unit.len }));
+        }
+        if role == Role::Primary && self.refuse_late_proof(now) {
+            return Some(Step::Used(0));
         }
         // Sessions that only read are asked everywhere, not only in blocks, and just before anything is sent.
         let foreign = !self.read_only && !self.foreign(unit).is_empty();
@@ -147,7 +154,15 @@ impl Session {
         self.w.still_fits(&server.meta.node, &promise, &mut self.causality.borrow_mut(), now)
     }
 
-    fn standby_fits(&mut self, now: Instant) -> bool {
+    /// A READ ONLY block at the primary says what it is promised: can that not be kept there? A server that was looked for
+    /// just now keeps it.
+    fn must_move(&mut self, now: Instant) -> bool {
+        let says = self.says() && self.chosen.is_none();
+        says && (self.target(now) != Target::Primary || self.needs_proof(Access::Read, now))
+    }
+
+    /// Where a READ ONLY block that begins now would go.
+    fn target(&mut self, now: Instant) -> Target {
         let promise = self.promise_of_unit();
         let database = self.identity.database.as_str();
         let need = acquire::Need {
@@ -159,7 +174,7 @@ impl Session {
             avoid: &self.avoid,
             since: now,
         };
-        matches!(acquire::target(&self.w, need, now).0, Target::Standby(_))
+        acquire::target(&self.w, need, now).0
     }
 
     /// The block begins anew on a server that is found for it.
@@ -172,11 +187,13 @@ impl Session {
                 Some(Step::Turn(0, Turn::Acquire { access, bytes }))
             }
             Some(_) => {
-                if !self.apply() {
+                if !self.apply() && !self.must_prove(now) {
                     let modes = self.fresh.map(|fresh| fresh.modes).unwrap_or_default();
+                    let mut sql = modes.begin();
+                    self.said.iter().for_each(|said| said.write(&mut sql));
                     self.tracking.asked = Some(Asked::Begin);
                     self.set_busy(!self.relay.standby);
-                    self.send_hidden(&modes.begin());
+                    self.send_hidden(&sql);
                 }
                 Some(Step::Wait)
             }
@@ -226,11 +243,13 @@ impl Session {
     /// A unit goes to the server: is the block still as if it had just begun? `begins`: it is the start of a unit.
     pub(super) fn note_block(&mut self, unit: &Unit, begins: bool) {
         let (block, whole) = (&unit.block, begins && is_whole(unit));
+        let anew = self.fresh.is_none();
         self.fresh = match (self.fresh, block.begins) {
             (Some(fresh), None) if unit.statements == 0 => Some(Fresh { sent: Sent::Parse, ..fresh }),
             (Some(fresh), None) if whole && !block.more => {
                 Some(Fresh { modes: fresh.modes.then(block.sets.unwrap_or_default()), ..fresh })
             }
+            (Some(fresh), None) if whole && self.only_says(unit) => Some(fresh),
             (Some(fresh), _) => Some(Fresh { sent: Sent::Statement, ..fresh }),
             (None, Some(modes)) if whole && !block.more && self.relay.status == TxStatus::Idle => {
                 let modes = modes.then(block.sets.unwrap_or_default());
@@ -238,6 +257,7 @@ impl Session {
             }
             (None, _) => None,
         };
+        self.note_said(anew);
     }
 
     /// Units were answered.

@@ -10,7 +10,7 @@ use crate::config::PoolMode;
 use crate::console::tally::{Counter, Tally};
 use crate::net::Stream;
 use crate::pool::{Identity, Pool};
-use crate::route::{Causality, Promise, Reason};
+use crate::route::{Causality, Reason};
 use crate::session::acquire::Decided;
 use crate::session::batch::Unit;
 use crate::session::block::Fresh;
@@ -20,6 +20,7 @@ use crate::session::outbox::Outbox;
 use crate::session::presence::{Activity, Presence};
 use crate::session::promised::Promised;
 use crate::session::relay::Relay;
+use crate::session::said::Said;
 use crate::session::server::Server;
 use crate::session::shown::Route;
 use crate::session::state::{LostBlock, Pins};
@@ -152,7 +153,9 @@ pub struct Session {
     pub(super) tracking: Tracking,
     pub(super) promised: Option<Box<Promised>>,
     /// What the unit at the head of the inbox says for itself.
-    pub(super) hinted: Option<Box<Promise>>,
+    pub(super) hinted: Option<Box<Said>>,
+    /// What the open block has said for itself, while it has done nothing else.
+    pub(super) said: Option<Box<Said>>,
     /// The client was warned of its comment.
     pub(super) hint_warned: bool,
     /// While a unit commits as it says itself.
@@ -312,6 +315,7 @@ impl Session {
             tracking,
             promised: None,
             hinted: None,
+            said: None,
             hint_warned: false,
             unhinted: None,
             route: None,

@@ -34,7 +34,7 @@ impl Session {
         if hint.is_none() && self.unhinted.is_none() || self.relay.open.is_some() {
             return None;
         }
-        match self.relay.status {
+        match self.status() {
             TxStatus::Idle => {}
             TxStatus::Block if hint.is_some() => {
                 self.warn_of_hint(&[IN_BLOCK], INSTEAD);

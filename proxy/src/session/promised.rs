@@ -10,6 +10,7 @@ use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session};
 use crate::session::incoming::Step;
 use crate::session::lost;
+use crate::session::said::Said;
 use crate::session::settings::Shared;
 use crate::sql::Access;
 use crate::wire::backend::{self, TxStatus};
@@ -53,10 +54,10 @@ impl Session {
     /// What the unit at the head of the inbox is promised.
     pub(super) fn promise_of_unit(&mut self) -> Promise {
         let promise = match self.hinted.as_deref() {
-            Some(hinted) => *hinted,
-            None => self.promise(),
+            Some(hinted) => hinted.promise,
+            None => self.promise_of_block().unwrap_or_else(|| self.promise()),
         };
-        match (self.own, self.sets) {
+        match (self.own && !self.says(), self.sets) {
             // It sees nothing that anybody has written: a server is all that it needs.
             (true, _) => Promise { after: None, consistency: Consistency::Eventual, ..promise },
             (false, true) => Promise { after: None, ..promise },
@@ -67,24 +68,36 @@ impl Session {
     /// A unit may say for itself what it is promised. `None`: it can be routed.
     pub(super) fn take_hint(&mut self, input: &[u8], unit: &Unit) -> Option<Step> {
         self.hinted = None;
-        let mut settings = Vec::new();
+        let mut hints = Vec::new();
         if self.w.config().reads.hints {
             self.each_text(input, unit, |sql| {
-                if settings.is_empty() {
-                    settings = hint::settings(sql);
+                if hints.is_empty() {
+                    hints = hint::settings(sql);
                 }
             });
         }
-        if let Some(step) = self.hint_durability(&settings, unit) {
+        if let Some(step) = self.hint_durability(&hints, unit) {
             return Some(step);
         }
-        if settings.is_empty() || self.relay.status != TxStatus::Idle {
+        let local = self.sets_locally(input, unit);
+        let within = self.fresh.is_some() || self.status() != TxStatus::Idle;
+        if within {
+            // The promise of a block holds as of its BEGIN, and within it no comment counts.
+            hints.clear();
+        }
+        if hints.is_empty() && local.is_empty() || within && self.fresh.is_none() {
             return None;
         }
-        let (promise, bad) = promise::resolve(self.promise(), settings.iter().map(|(n, v)| (n.as_str(), v.as_str())));
-        let detail = "The comment's statement goes to the primary.";
+        if within && self.relay.busy() {
+            // What was asked before is answered first.
+            return Some(Step::Wait);
+        }
+        let holds = self.promise_of_block().unwrap_or_else(|| self.promise());
+        let (said, bad) = Said::new(holds, &hints, local);
+        let detail =
+            if within { "Reads of this block go to the primary." } else { "The statement goes to the primary." };
         self.warn_of_hint(&bad.iter().map(BadPromise::to_string).collect::<Vec<_>>(), detail);
-        self.hinted = Some(Box::new(promise));
+        self.hinted = Some(Box::new(said));
         None
     }
 

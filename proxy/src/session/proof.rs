@@ -34,13 +34,17 @@ const COMMIT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\
 impl Session {
     /// Must a unit wait until it is proven that its server is the primary? The proof is on its way then.
     pub(super) fn must_prove(&mut self, now: Instant) -> bool {
-        let begins = self.relay.open.is_none() && self.relay.status == TxStatus::Idle;
         let doubted = self.doubted || matches!(self.chosen, Some(Reason::Unproven { .. }));
-        if !begins || !doubted && self.promise_of_unit().consistency != Consistency::Strong {
+        let asked = doubted || self.promise_of_unit().consistency == Consistency::Strong;
+        if self.relay.open.is_some() || !asked {
             return false;
         }
         if self.relay.busy() {
+            // What is in flight may end the block that it is in.
             return true;
+        }
+        if self.relay.status != TxStatus::Idle {
+            return false;
         }
         let protected = self.w.view.borrow().topology.protected;
         let asks = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary) && protected;
@@ -125,7 +129,10 @@ impl Session {
 
     fn drop_proof(&mut self, error: ClientError) {
         (self.hold, self.doubted) = (None, false);
+        // A block that was to begin anew fails with the statement.
+        let replants = self.replants;
         lost::leave(self);
+        self.replants = replants;
         self.fail = Some(Failure::Error(error));
     }
 }

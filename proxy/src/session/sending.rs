@@ -2,6 +2,7 @@
 
 use crate::config::PoolMode;
 use crate::console::tally::Counter;
+use crate::metrics::Outcome;
 use crate::route::Unproven;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
@@ -18,7 +19,7 @@ use crate::wire::codec::Sink;
 use crate::wire::error_response::ClientError;
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId, Role};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
@@ -134,8 +135,14 @@ impl Session {
     }
 
     pub(super) fn attach(&mut self, found: Found) {
-        let Found { server, pool, reason } = found;
+        let Found { server, pool, reason, lacked } = found;
         let label = reason.as_str();
+        let standby = server.meta.role == Role::Standby;
+        match lacked.or_else(|| reason.lacks_standby().then_some(label)) {
+            Some(lacked) if standby => self.w.counts.no_standby(Outcome::Waited, lacked),
+            Some(lacked) => self.w.counts.no_standby(Outcome::Primary, lacked),
+            None => {}
+        }
         (self.chosen, self.told, self.proven) = (Some(reason), false, false);
         let node = self.w.count_in_use(&server.meta, true);
         self.tally.add(Counter::Assignments, 1);
@@ -343,6 +350,9 @@ impl Session {
         let (want, decided, cut) = (self.want(access, now), self.decided.take(), self.cut.take());
         let w = self.w.clone();
         let find = acquire::find(&w, want, bytes, decided);
+        // Without a statement nothing of the client's is over.
+        let over = self.statement_over(now).filter(|_| bytes > 0);
+        let mut over = over.map(|left| Box::pin(tokio::time::sleep(left)));
         let outcome = tokio::select! {
             biased;
             outcome = poll_fn(|cx| self.watch_client(cx)) => match outcome {
@@ -351,6 +361,9 @@ impl Session {
                 None => return,
             },
             outcome = find => outcome,
+            () = poll_fn(|cx| over.as_mut().map_or(Poll::Pending, |over| over.as_mut().poll(cx))) => {
+                Err(NotFound::Error(self.statement_timeout_error(w.now())))
+            }
         };
         self.rescan = true;
         match outcome {

@@ -55,6 +55,11 @@ pub enum PoolError {
     IdleInTransaction,
     /// Its transaction was open for longer than `proxy.timeouts.transaction_timeout`.
     Transaction,
+    /// A statement has waited for as long as the session's `statement_timeout`.
+    Statement {
+        /// How long.
+        waited: Duration,
+    },
 }
 
 impl PoolError {
@@ -91,6 +96,10 @@ impl PoolError {
             ),
             Self::Transaction => {
                 fatal(SqlState::TRANSACTION_TIMEOUT, "terminating connection due to transaction timeout")
+            }
+            Self::Statement { waited } => {
+                error(SqlState::QUERY_CANCELED, "canceling statement due to statement timeout")
+                    .detail(format!("It waited {} for a server.", millis(*waited)))
             }
         }
     }
@@ -154,6 +163,10 @@ mod tests {
         );
         check(&E::Idle, "FATAL 57P05 terminating connection due to idle-session timeout |  | ");
         check(&E::IdleInTransaction, "FATAL 25P03 terminating connection due to idle-in-transaction timeout |  | ");
+        check(
+            &E::Statement { waited },
+            "ERROR 57014 canceling statement due to statement timeout | It waited 1500 ms for a server. | ",
+        );
         check(&E::Transaction, "FATAL 25P04 terminating connection due to transaction timeout |  | ");
     }
 }

@@ -38,6 +38,8 @@ pub enum PromiseError {
         /// What is lacking.
         why: String,
     },
+    /// `strong` was asked for in a block whose server cannot be proven to be the primary any more before it begins.
+    Late,
     /// A value that a setting of ours cannot have.
     Invalid {
         /// PostgreSQL's words for it.
@@ -61,6 +63,15 @@ impl PromiseError {
                 error(SqlState::CANNOT_CONNECT_NOW, what)
                     .detail(format!("Server {node}, primary in term {term}, was asked for {}: {why}.", millis(*waited)))
                     .hint("Retry later, or choose another pgtenure.consistency.")
+            }
+            Self::Late => {
+                let what = "pgtenure.consistency cannot become \"strong\" in this transaction block";
+                error(SqlState::FEATURE_NOT_SUPPORTED, what)
+                    .detail(
+                        "A server is proven to be the primary before BEGIN, and the session keeps its server."
+                            .to_owned(),
+                    )
+                    .hint("Set it before BEGIN.")
             }
             Self::Invalid { what } => error(SqlState::INVALID_PARAMETER_VALUE, what.clone()),
         }
@@ -106,6 +117,10 @@ mod tests {
                     why: "odd".into(),
                 },
                 "ERROR 57P03 it cannot be proved at present that the server is still the primary | Server n1, primary in term 7, was asked for 2000 ms: odd. | Retry later, or choose another pgtenure.consistency.",
+            ),
+            (
+                PromiseError::Late,
+                "ERROR 0A000 pgtenure.consistency cannot become \"strong\" in this transaction block | A server is proven to be the primary before BEGIN, and the session keeps its server. | Set it before BEGIN.",
             ),
             (PromiseError::Invalid { what: "odd".into() }, "ERROR 22023 odd |  | "),
         ] {

@@ -29,6 +29,19 @@ fn after_a_write_reads_stay_on_the_primary_until_a_sample_covers_it() {
 }
 
 #[test]
+fn a_write_that_was_acknowledged_before_it_was_flushed_is_not_missed() {
+    let mut w = World::new().only_n2();
+    w.causality.wrote(at(1000));
+    // As with synchronous_commit = off: the write may lie up to 130, and the standby has all that was flushed.
+    w.snapshot.primary = Some(PrimarySample { insert_lsn: Lsn(130), ..sample("n1", 100, 1000) });
+    w.publish();
+    assert_eq!(w.read(1010), "primary replay_behind");
+    w.snapshot.standbys = vec![standby("n2", 130, 1050)];
+    w.publish();
+    assert_eq!(w.read(1060), "n2 fresh");
+}
+
+#[test]
 fn a_bound_of_an_older_term_is_resolved_again_in_the_newer_one() {
     let mut w = World::new();
     w.causality.wrote(at(1000));

@@ -136,11 +136,12 @@ proptest! {
         replay in prop::collection::vec(0u64..300, 2), fenced in prop::collection::vec(any::<bool>(), 2),
         sent in prop::collection::vec(0u64..3000, 2), lag_ms in prop::collection::vec(0u64..2000, 2),
         wrote in prop::option::of(0u64..3000), insert in 0u64..300, sampled in 0u64..3000,
-        now in 0u64..4000, seed: u64, newer: bool,
+        unflushed in 0u64..50, now in 0u64..4000, seed: u64, newer: bool,
     ) {
         let mut w = World::new();
         w.topology.term = Term(if newer { 8 } else { 7 });
-        w.snapshot.primary = Some(sample("n1", insert, sampled));
+        let flush_lsn = Lsn(insert.saturating_sub(unflushed));
+        w.snapshot.primary = Some(PrimarySample { flush_lsn, ..sample("n1", insert, sampled) });
         w.snapshot.standbys = vec![standby("n2", replay[0], sent[0]), standby("n3", replay[1], sent[1])];
         for i in 0..2 {
             w.topology.standbys[i].fenced = fenced[i];

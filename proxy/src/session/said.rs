@@ -1,0 +1,163 @@
+//! What a transaction block is promised by itself: by a comment of its BEGIN, and by SET LOCAL before its first statement.
+//!
+//! A promise holds as of BEGIN. So what is said behind that counts while the block has done nothing else: it begins anew
+//! where it can be kept, or once it is proven, with what was said before it. Later it is a setting of the server's only.
+
+use crate::route::promise::{self, AFTER, BadPromise};
+use crate::route::{Consistency, Promise};
+use crate::session::assigned::{Scope, assigned};
+use crate::session::batch::Unit;
+use crate::session::client::Session;
+use crate::session::lost;
+use crate::session::settings::literal;
+use crate::sql::Access;
+use crate::wire::error_response::ClientError;
+use crate::wire::promise_error::PromiseError;
+use cluster::Instant;
+
+/// The settings that a promise is made of.
+const NAMES: [&str; 6] = [
+    "pgtenure.consistency",
+    "pgtenure.read_from",
+    "pgtenure.max_replay_lag",
+    "pgtenure.standby_wait",
+    "pgtenure.no_standby",
+    AFTER,
+];
+
+/// What a unit or a block is promised that says so itself.
+pub(super) struct Said {
+    /// All of it.
+    pub(super) promise: Promise,
+    /// What was set for the transaction.
+    settings: Vec<(&'static str, String)>,
+}
+
+impl Said {
+    /// What a comment says and what is set for the transaction, on top of what holds without.
+    pub(super) fn new(
+        holds: Promise,
+        hints: &[(String, String)],
+        settings: Vec<(&'static str, String)>,
+    ) -> (Self, Vec<BadPromise>) {
+        let all = hints.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+        let (promise, bad) = promise::resolve(holds, all.chain(settings.iter().map(|(n, v)| (*n, v.as_str()))));
+        (Self { promise, settings }, bad)
+    }
+
+    /// What was set for the transaction, to be set again.
+    pub(super) fn write(&self, sql: &mut String) {
+        for (name, value) in &self.settings {
+            sql.push_str(";SET LOCAL ");
+            sql.push_str(name);
+            sql.push_str(" TO ");
+            literal(sql, value);
+        }
+    }
+
+    /// The same, behind what was said before.
+    fn behind(mut self, earlier: Self) -> Self {
+        let again = |name: &str| self.settings.iter().any(|(n, _)| *n == name);
+        let mut settings = earlier.settings;
+        settings.retain(|(name, _)| !again(name));
+        settings.append(&mut self.settings);
+        Self { promise: self.promise, settings }
+    }
+}
+
+impl Session {
+    /// What the open block is promised by itself, while that counts.
+    pub(super) fn promise_of_block(&self) -> Option<Promise> {
+        self.fresh.and(self.said.as_deref()).map(|said| said.promise)
+    }
+
+    /// What a unit sets for its transaction of what reads are promised.
+    pub(super) fn sets_locally(&self, input: &[u8], unit: &Unit) -> Vec<(&'static str, String)> {
+        let mut settings = Vec::new();
+        if !unit.ours || unit.tail_left > 0 {
+            return settings;
+        }
+        self.each_text(input, unit, |sql| {
+            for name in NAMES {
+                let local = assigned(sql, name).filter(|a| a.scope == Scope::Transaction).and_then(|a| a.value);
+                settings.extend(local.map(|value| (name, String::from_utf8_lossy(value).into_owned())));
+            }
+        });
+        settings
+    }
+
+    /// Does the unit say something of the open block's promise that may still be kept?
+    pub(super) fn says(&self) -> bool {
+        self.fresh.is_some() && self.hinted.is_some()
+    }
+
+    /// Is all that a unit does to say what its block is promised? The block has done nothing then.
+    pub(super) fn only_says(&self, unit: &Unit) -> bool {
+        let said = self.hinted.as_deref().map_or(0, |said| said.settings.len());
+        self.own && said > 0 && usize::try_from(unit.statements) == Ok(said)
+    }
+
+    /// A unit goes to the server that says what its block is promised, or begins one with that.
+    pub(super) fn note_said(&mut self, begins: bool) {
+        if self.fresh.is_none() {
+            self.said = None;
+        } else if begins {
+            self.said = self.hinted.take();
+        } else if let Some(said) = self.hinted.take() {
+            self.said = Some(match self.said.take() {
+                Some(earlier) => Box::new(said.behind(*earlier)),
+                None => said,
+            });
+        }
+    }
+
+    /// Does the open block need a proof for what it is promised now, which what began it did not? One that was begun for
+    /// that has it.
+    pub(super) fn needs_proof(&mut self, access: Access, now: Instant) -> bool {
+        if self.chosen.is_some() || !self.says() {
+            return false;
+        }
+        let promise = self.promise_of_unit();
+        if promise.consistency == Consistency::Strong {
+            let before = self.promise_of_block().unwrap_or_else(|| self.promise());
+            let protected = self.w.view.borrow().topology.protected;
+            return protected && before.consistency != Consistency::Strong;
+        }
+        self.w.proven(&self.presence, &promise, access, now).is_err()
+    }
+
+    /// A block that cannot begin anew asks for `strong`, which its server can only be proven for before BEGIN: it fails.
+    /// True when it does.
+    pub(super) fn refuse_late_proof(&mut self, now: Instant) -> bool {
+        let strong = self.says() && self.promise_of_unit().consistency == Consistency::Strong;
+        let refused = strong && self.needs_proof(Access::Write, now);
+        if refused {
+            lost::fail_block(self, ClientError::Promise(PromiseError::Late));
+        }
+        refused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_said_later_counts_and_all_of_it_is_said_again() {
+        let holds = Promise::session(Duration::from_secs(1));
+        let hint = [("pgtenure.standby_wait".to_owned(), "2s".to_owned())];
+        let (first, bad) = Said::new(holds, &hint, vec![("pgtenure.consistency", "global".to_owned())]);
+        assert!(bad.is_empty());
+        let more = vec![("pgtenure.max_replay_lag", "5s".to_owned()), ("pgtenure.consistency", "it's".to_owned())];
+        let (second, bad) = Said::new(first.promise, &[], more);
+        assert_eq!(bad.len(), 1);
+        assert_eq!(
+            (second.promise.consistency, second.promise.standby_wait),
+            (Consistency::Global, Duration::from_secs(2))
+        );
+        let mut sql = "BEGIN".to_owned();
+        second.behind(first).write(&mut sql);
+        assert_eq!(sql, "BEGIN;SET LOCAL pgtenure.max_replay_lag TO E'5s';SET LOCAL pgtenure.consistency TO E'it''s'");
+    }
+}
