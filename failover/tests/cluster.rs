@@ -64,6 +64,24 @@ async fn order(m: &ManagerHandle, verb: &str, body: Value) -> (u16, Value) {
     routes.handle("POST", &format!("/ops/{verb}"), "", body.to_string().as_bytes()).await.unwrap()
 }
 
+/// The trigger that README shows, on a table of its own.
+async fn fence_by_trigger(c: &Cluster, primary: usize) {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("    CREATE FUNCTION fence()").expect("README shows it");
+    let (body, _) = rest.split_once("    END $$;").expect("README shows its end");
+    let sql = format!(
+        "CREATE FUNCTION fence(){body}END $$; CREATE TABLE fenced (term bigint); \
+         CREATE TRIGGER fence BEFORE INSERT ON fenced FOR EACH ROW EXECUTE FUNCTION fence()"
+    );
+    c.sql(primary).await.batch_execute(&sql).await.unwrap();
+}
+
+/// What a write with that fencing token is told.
+async fn write_in(c: &Cluster, primary: usize, term: u64) -> Result<(), String> {
+    let done = c.sql(primary).await.batch_execute(&format!("INSERT INTO fenced VALUES ({term})")).await;
+    done.map_err(|e| e.as_db_error().map_or_else(|| e.to_string(), |e| e.message().to_owned()))
+}
+
 async fn started(c: &mut Cluster) -> ManagerHandle {
     for i in 0..c.nodes.len() {
         c.start(i).await;
@@ -87,6 +105,8 @@ fn a_killed_primary_is_replaced_and_comes_back_and_a_switchover_returns_to_it() 
         let first = s.term.expect("it is active").0;
         let old = primary_of(&c, &s);
         c.sql(old).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+        fence_by_trigger(&c, old).await;
+        assert_eq!(write_in(&c, old, first).await, Ok(()));
         let begun = Instant::now();
         signal(postmaster(&c.nodes[old].config), Signal::SIGKILL);
         let s = status_is(&m, "the second term", |s| is_open(s, first + 1)).await;
@@ -96,6 +116,8 @@ fn a_killed_primary_is_replaced_and_comes_back_and_a_switchover_returns_to_it() 
         let new = primary_of(&c, &s);
         assert_ne!(new, old);
         c.sql(new).await.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+        assert_eq!(write_in(&c, new, first).await, Err(format!("term {first} is over")));
+        assert_eq!(write_in(&c, new, first + 1).await, Ok(()));
         let s = status_is(&m, "the old primary as a standby", |s| all_stream(s, 2)).await;
         assert!(s.safe_to_lose_primary.safe, "{:?}", s.safe_to_lose_primary);
 
