@@ -63,5 +63,9 @@ async fn local(env: &Env) -> io::Result<()> {
 async fn remote(to: &Endpoint) -> io::Result<()> {
     let mut stream = TcpStream::connect((to.host.as_str(), to.port)).await?;
     stream.write_all(&startup(&["user", MONITOR_USER, "database", "postgres"])).await?;
-    stream.read_u8().await.map(drop)
+    stream.read_u8().await?;
+    // All of the answer: a connection closed with something unread is reset, and the server would log that.
+    let length = stream.read_u32().await?;
+    let mut rest = vec![0; length.saturating_sub(4).min(64 * 1024) as usize];
+    stream.read_exact(&mut rest).await.map(drop)
 }

@@ -49,12 +49,6 @@ fn a_postmaster_that_stands_still_alone_is_replaced_though_its_sessions_answer()
         assert_ne!(new, old);
         c.sql(new).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
         status_is(&m, "the old primary as a standby", |s| all_stream(s, 2)).await;
-        for node in &c.nodes {
-            let logs = std::fs::read_dir(node.config.data_dir.join("log")).unwrap();
-            let logs: String = logs.map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap()).collect();
-            let complains = |l: &&str| ["SSL", "startup packet", "password", "client"].iter().any(|w| l.contains(w));
-            assert_eq!(logs.lines().find(complains), None, "whoever knocks leaves nothing in the log of {}", node.id);
-        }
         m.stop().await;
     });
 }
