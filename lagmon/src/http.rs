@@ -91,6 +91,8 @@ fn node(of: &Node) -> Value {
         "senders": senders.collect::<Vec<_>>(),
         "recovery_conflicts": of.detail.conflicts.map(|c| c.by_cause().map(|(cause, n)| (cause.to_owned(), n.into())))
             .map(|causes| Value::Object(causes.into_iter().collect())),
+        "collations": of.detail.collations,
+        "sorts_otherwise": of.sorts_otherwise,
     })
 }
 

@@ -11,6 +11,7 @@ use cluster::{Clock, NodeId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
+use tracing::warn;
 
 /// One state of the model, published whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,6 +33,8 @@ pub struct Node {
     pub detail: NodeDetail,
     /// What each of its senders sends to, in the same order.
     pub receivers: Vec<Receiver>,
+    /// It sorts text by other rules than the primary.
+    pub sorts_otherwise: bool,
 }
 
 pub(crate) struct Publisher {
@@ -87,13 +90,25 @@ impl Publisher {
         let snapshot = Arc::new(model.snapshot(&estimates));
         self.history.lock().expect("no code panics while it holds this lock").add(Clock.now(), &snapshot.standbys);
         self.lag.send_replace(Arc::clone(&snapshot));
+        let primary = snapshot.primary.as_ref().and_then(|p| model.details().find(|(node, _)| **node == p.node));
         let nodes = model.details().map(|(node, detail)| Node {
             node: node.clone(),
             detail: detail.clone(),
             receivers: detail.senders.iter().map(|s| model.members().receiver(s)).collect(),
+            sorts_otherwise: primary.is_some_and(|(_, primary)| detail.sorts_otherwise(primary)),
         });
-        let nodes = nodes.collect();
+        let nodes: Vec<Node> = nodes.collect();
+        warn_of_collations(&self.published.borrow().nodes, &nodes);
         self.published.send_replace(Arc::new(Published { snapshot, estimates, nodes }));
+    }
+}
+
+/// Warn of those of `now` that sort text otherwise, once: those of `before` were told.
+fn warn_of_collations(before: &[Node], now: &[Node]) {
+    let told = |node: &Node| before.iter().any(|b| b.node == node.node && b.sorts_otherwise);
+    for node in now.iter().filter(|node| node.sorts_otherwise && !told(node)) {
+        let collations = node.detail.collations.as_deref().unwrap_or_default();
+        warn!(node = %node.node, collations, "standby sorts text by other rules than the primary, its reads may be wrong");
     }
 }
 

@@ -72,10 +72,17 @@ SELECT r.in_recovery,
     )
 }
 
-/// Asks a node for its slots and senders, and a standby for its recovery conflicts, each as JSON.
+/// Asks a node for its slots and senders, and a standby for its recovery conflicts, each as JSON; and for the versions of its
+/// operating system's collations.
 pub(crate) fn details(major: u32) -> String {
     let since = |from: u32, column: &str| if major >= from { column.to_owned() } else { "NULL".to_owned() };
     let inactive = since(17, "(extract(epoch FROM clock_timestamp() - s.inactive_since) * 1000)::bigint");
+    let database = if major >= 15 {
+        "UNION ALL SELECT 'database ' || pg_database_collation_actual_version(oid) FROM pg_database \
+         WHERE datname = current_database()"
+    } else {
+        ""
+    };
     let (reason, logicalslot) = (since(17, "s.invalidation_reason"), since(16, "sum(confl_active_logicalslot)"));
     format!(
         "\
@@ -95,7 +102,11 @@ SELECT (SELECT json_agg(x)::text FROM (
                  'tablespace', coalesce(sum(confl_tablespace), 0), 'lock', coalesce(sum(confl_lock), 0),
                  'snapshot', coalesce(sum(confl_snapshot), 0), 'bufferpin', coalesce(sum(confl_bufferpin), 0),
                  'deadlock', coalesce(sum(confl_deadlock), 0), 'logicalslot', coalesce({logicalslot}, 0))::text
-          FROM pg_stat_database_conflicts WHERE pg_is_in_recovery()) AS conflicts"
+          FROM pg_stat_database_conflicts WHERE pg_is_in_recovery()) AS conflicts,
+       (SELECT string_agg(x.what, ', ' ORDER BY x.what COLLATE \"C\") FROM (
+          SELECT 'libc ' || max(pg_collation_actual_version(oid)) FROM pg_collation WHERE collprovider = 'c'
+          UNION ALL SELECT 'icu ' || pg_collation_actual_version(oid) FROM pg_collation WHERE collname = 'und-x-icu'
+          {database}) x(what)) AS collations"
     )
 }
 
@@ -153,6 +164,7 @@ pub(crate) fn detail(row: &Row) -> Result<NodeDetail, AnswerError> {
         slots: json(row, "slots")?.unwrap_or_default(),
         senders: json(row, "senders")?.unwrap_or_default(),
         conflicts: json::<Conflicts>(row, "conflicts")?,
+        collations: row.try_get("collations").map_err(AnswerError::Column)?,
     })
 }
 
@@ -193,6 +205,7 @@ mod tests {
                 details(version).contains(&format!("{column})")) || details(version).contains(&format!(".{column}"))
             })
         };
+        assert_eq!([14, 15].map(|v| details(v).contains("pg_database_collation_actual_version")), [false, true]);
         assert_eq!([15, 16, 17].map(wants), [[false; 3], [true, false, false], [true; 3]]);
     }
 

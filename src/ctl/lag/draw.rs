@@ -104,12 +104,21 @@ pub(super) fn table(answer: &Value) -> String {
         ]);
     }
     out.push_str(&if table.is_empty() { "no standbys known\n".to_owned() } else { table.text() });
-    let told: String = list(answer, "nodes").map(node).collect();
+    let told: String = list(answer, "nodes").map(|told| node(told) + &sorts(told)).collect();
     if !told.is_empty() {
         out.push('\n');
         out.push_str(&told);
     }
     out
+}
+
+/// A node that sorts text by other rules than the primary has indexes that are wrong for it.
+fn sorts(of: &Value) -> String {
+    if of.get("sorts_otherwise").and_then(Value::as_bool) != Some(true) {
+        return String::new();
+    }
+    let (node, own) = (field(of, "node"), field(of, "collations"));
+    format!("{node} sorts text by other rules than the primary ({own}): what it reads by an index may be wrong\n")
 }
 
 fn number(of: &Value, key: &str) -> Option<u64> {
@@ -190,7 +199,7 @@ mod tests {
                     { "application_name": "n2", "kind": "standby", "state": "streaming" },
                     { "application_name": "copy", "kind": "logical", "state": "streaming" },
                 ],
-            }],
+            }, { "node": "n2", "collations": "libc 2.31", "sorts_otherwise": true }],
         });
         let want = "\
             term 3  primary n1  at 0/500\n\n\
@@ -200,7 +209,8 @@ mod tests {
             n3       -      -      unknown     -       0/300     10 ms       -      replay_paused; cascade of n2; \
             replay pause requested\n\n\
             slot old on n1 (logical): inactive for 90 s, retains 1024 MiB, extended\n\
-            n1 also sends to copy (a logical subscriber): streaming\n";
+            n1 also sends to copy (a logical subscriber): streaming\n\
+            n2 sorts text by other rules than the primary (libc 2.31): what it reads by an index may be wrong\n";
         assert_eq!(table(&answer), want);
     }
 
