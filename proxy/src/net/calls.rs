@@ -77,6 +77,12 @@ pub(super) fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
+/// End a connection both ways, whatever is under way.
+pub(super) fn shut_down(fd: RawFd) {
+    // SAFETY: it touches no memory. That it fails means that the connection has ended.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
 #[cfg(not(target_os = "linux"))]
 fn receive(socket: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
     io::Read::read(&mut &*socket2::SockRef::from(&socket.as_fd()), buf)

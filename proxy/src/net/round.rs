@@ -36,7 +36,8 @@ impl Slot {
     /// Keep a message until the end of the round; `whose` is woken if the socket does not take it. False when it is not
     /// kept: it is to be sent now.
     pub(super) fn keep(&mut self, fd: RawFd, message: &[u8], whose: usize) -> bool {
-        with(|round| round.keep(&mut self.0, fd, message, whose)).unwrap_or(false)
+        // Nothing is as good as sent, and costs no call.
+        message.is_empty() || with(|round| round.keep(&mut self.0, fd, message, whose)).unwrap_or(false)
     }
 
     /// Send what is kept.
@@ -301,8 +302,11 @@ impl Round {
             match ring.result(i) {
                 Some(result) => self.note(i, outcome(result)),
                 None if i >= broken.taken => self.send_alone(i),
-                // Nobody knows what became of it.
-                None => self.note(i, Err(io::Error::from_raw_os_error(libc::EIO))),
+                // Nobody knows what became of it: the connection ends, for who reads there too.
+                None => {
+                    calls::shut_down(self.messages[i].0);
+                    self.note(i, Err(io::Error::from_raw_os_error(libc::EIO)));
+                }
             }
         }
         if broken.unfinished {

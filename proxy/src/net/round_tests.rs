@@ -1,12 +1,15 @@
 //! Against real sockets, with a ring and without.
 
 use super::*;
+use socket2::SockRef;
 use std::io::{ErrorKind, Read};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Wake;
+use std::time::Duration;
 
 /// Counts how often a round begins.
 #[derive(Default)]
@@ -30,6 +33,9 @@ fn both(test: impl Fn(&Begun) + Copy + Send + 'static) {
             });
             if made == Some(ring) {
                 test(&begun);
+            } else {
+                let told = !cfg!(target_os = "linux") || std::env::var_os("PGTENURE_NO_IO_URING").is_some();
+                assert!(told, "this kernel gives no ring: PGTENURE_NO_IO_URING=1 tests without");
             }
             assert_eq!(STUCK.get(), 0, "all has been sent or given up");
         });
@@ -91,6 +97,7 @@ fn told() -> Vec<usize> {
 fn what_a_round_keeps_goes_at_its_end() {
     both(|begun| {
         let mut sockets: Vec<Socket> = (0..5).map(|_| Socket::new()).collect();
+        assert!(sockets[0].keep(b"", 0) && begun.0.load(Ordering::SeqCst) == 0, "nothing begins no round");
         for (i, socket) in sockets.iter_mut().enumerate() {
             assert!(socket.keep(format!("to {i}").as_bytes(), i));
             assert!(socket.keep(b", twice", i), "behind its last one");
@@ -162,6 +169,52 @@ fn what_a_socket_does_not_take_waits_and_its_session_is_woken() {
     });
 }
 
+/// A socket over TCP that holds little, and the end that reads it.
+fn narrow() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    SockRef::from(&listener).set_recv_buffer_size(1024).unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    SockRef::from(&ours).set_send_buffer_size(2048).unwrap();
+    let (theirs, _) = listener.accept().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    theirs.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    (ours, theirs)
+}
+
+#[test]
+fn what_a_socket_has_taken_of_a_message_is_not_sent_again() {
+    both(|_| {
+        let ((ours, mut theirs), mut other) = (narrow(), Socket::new());
+        let (fd, mut slot, mut said, mut short) = (ours.as_raw_fd(), Slot::default(), Vec::new(), 0);
+        for i in 0..300_usize {
+            let message = vec![u8::try_from(i % 251).unwrap(); 500 + i % 1500];
+            assert!(slot.keep(fd, &message, 5) && other.keep(b"x", 6));
+            said.extend_from_slice(&message);
+            send();
+            assert_eq!(other.arrived(), b"x");
+            if !slot.is_stuck() {
+                continue;
+            }
+            assert_eq!(told(), [5]);
+            let rest = with(|round| round.slots[slot.0.unwrap()].rest.len()).unwrap();
+            short += usize::from(rest < message.len());
+            // Whatever the socket does not take now it takes later.
+            let mut heard = vec![0; said.len()];
+            let end = std::thread::scope(|scope| {
+                let reader = scope.spawn(|| theirs.read_exact(&mut heard));
+                while slot.send_rest(|rest| calls::send(fd, rest)).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
+                    std::thread::yield_now();
+                }
+                reader.join().unwrap()
+            });
+            end.unwrap();
+            assert!(heard == said, "message {i}, {rest} bytes of it late");
+            said.clear();
+        }
+        assert!(short > 0, "no message was taken in part");
+    });
+}
+
 #[test]
 fn a_socket_that_failed_says_so_once() {
     both(|_| {
@@ -211,6 +264,7 @@ fn without_a_ring_all_that_it_has_not_taken_is_sent_and_nothing_is_kept_any_more
             assert_eq!([1, 2].map(|i: usize| sockets[i].arrived()), [b"x", b"x"]);
             // Of the first nobody knows.
             assert_eq!(told(), [0]);
+            assert_eq!(sockets[0].theirs.read(&mut [0; 8]).unwrap(), 0, "who reads sees that the connection ends");
             assert_eq!(sockets[0].send_rest().unwrap_err().raw_os_error(), Some(libc::EIO));
             assert!(!sockets[1].keep(b"y", 1));
         }
