@@ -41,6 +41,7 @@ pub use misroute::Misroutes;
 pub use policy::{Lag, Unfit};
 pub use promise::{Consistency, NoStandby, Promise, ReadFrom};
 pub use tenure::Unproven;
+pub(crate) use tenure::only_time_protects;
 pub use throttle::Slowed;
 pub use token::{Standing, Token};
 

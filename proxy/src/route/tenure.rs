@@ -101,3 +101,9 @@ pub(super) fn only_etcd_proves(topology: &Topology, lag: &Lag, now: Instant) -> 
         Gate::Closed(_) => true,
     }
 }
+
+/// Is it time alone that keeps a later term from opening while commits of this one are acknowledged? Then an acknowledgement
+/// must not leave after the view has ended.
+pub(crate) fn only_time_protects(topology: &Topology) -> bool {
+    topology.ends_at().is_some() && topology.quorums.is_empty()
+}

@@ -335,8 +335,15 @@ impl Session {
     /// Send bytes to the server; what it does not take now waits. One that takes no more may have said why: reading
     /// finds that, and then the end.
     pub(super) fn send(&mut self, bytes: &[u8]) {
+        let primary = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary);
+        let at_once = primary && self.leaves_at_once();
         let Some(server) = &mut self.server else { return };
-        if self.to_server.send_in_round(&mut server.stream, bytes, self.place).is_err() {
+        let sent = if at_once {
+            self.to_server.send(&mut server.stream, bytes)
+        } else {
+            self.to_server.send_in_round(&mut server.stream, bytes, self.place)
+        };
+        if sent.is_err() {
             self.to_server.clear();
             self.server_dry = false;
         }

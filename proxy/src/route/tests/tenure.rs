@@ -177,3 +177,13 @@ fn etcd_is_asked_where_no_standby_proves_the_term() {
     w.topology.gate = cluster::topology::Gate::Closed(cluster::topology::Closed::Promoting);
     assert!(only_etcd(&w, 2000), "a term that begins is proven by none of them");
 }
+
+#[test]
+fn only_a_view_that_ends_and_has_no_quorum_is_protected_by_time_alone() {
+    let confirmed = strict().topology;
+    assert!(!only_time_protects(&confirmed), "a later term freezes a quorum of it");
+    let timed = Topology { quorums: Vec::new(), valid_until: Some(at(60_000)), ..confirmed.clone() };
+    assert!(only_time_protects(&timed));
+    assert!(!only_time_protects(&Topology { valid_until: timed.valid_until, ..confirmed }));
+    assert!(!only_time_protects(&Topology { valid_until: None, confirmed_until: None, ..timed }), "it never ends");
+}
