@@ -2,6 +2,7 @@
 
 mod common;
 
+use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
 use common::{Cluster, DEADLINE, dial, wait_for};
 use proxy::console::tally::Counter;
@@ -59,6 +60,27 @@ fn unread(socket: &UnixStream) -> usize {
     usize::try_from(unread).unwrap()
 }
 
+fn wait_until_unread(socket: &UnixStream, bytes: usize) {
+    let begun = Instant::now();
+    while unread(socket) < bytes {
+        assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for {bytes} bytes");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// Bytes of the answer to a question.
+fn length_of_answer(raw: &mut Raw<UnixStream>, question: &[u8]) -> usize {
+    raw.send(question);
+    let mut length = 0;
+    while let Some((kind, frame)) = raw.frame() {
+        length += frame.len();
+        if kind == b'Z' {
+            break;
+        }
+    }
+    length
+}
+
 /// Statements that were answered.
 fn answered(c: &Cluster) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -77,18 +99,7 @@ fn who_goes_before_it_has_read_finds_all_answers() {
     let login = || Raw::over(UnixStream::connect(&path).unwrap(), &[]);
     let mut question = Vec::new();
     write_query(&mut question, "select repeat('x', 1900)");
-    let length = {
-        let mut raw = login();
-        raw.send(&question);
-        let mut length = 0;
-        while let Some((kind, frame)) = raw.frame() {
-            length += frame.len();
-            if kind == b'Z' {
-                break;
-            }
-        }
-        length
-    };
+    let length = length_of_answer(&mut login(), &question);
     let holds = capacity(length);
     for (answers, half_closes) in [(holds, true), (holds, false), (holds + 1, true), (holds + 1, false)] {
         let mut raw = login();
@@ -96,11 +107,7 @@ fn who_goes_before_it_has_read_finds_all_answers() {
         // Each by itself, so that each is a message of its own.
         for nth in 1..answers {
             raw.send(&question);
-            let begun = Instant::now();
-            while unread(&raw.stream) < nth * length {
-                assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for answer {nth} of {answers}");
-                std::thread::sleep(Duration::from_micros(100));
-            }
+            wait_until_unread(&raw.stream, nth * length);
         }
         // The last one comes when it is known already that nothing follows.
         if half_closes {
@@ -115,6 +122,47 @@ fn who_goes_before_it_has_read_finds_all_answers() {
         raw.stream.read_to_end(&mut all).unwrap();
         assert_eq!(all.len(), answers * length, "{answers} answers, a socket holds {holds}, {half_closes}");
     }
+}
+
+#[test]
+fn the_rest_of_an_answer_is_sent_while_the_next_statement_waits_for_a_server() {
+    let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").unwrap();
+    let c = Cluster::start(0, |raw| {
+        raw.unix_socket_dir = Some(dir.path().to_owned());
+        raw.workers = 1;
+        raw.hold_timeout = cluster::config::Span::secs(600);
+    });
+    c.nodes[0].psql("create table t(a int); insert into t values (1); grant all on t to app");
+    let path = dir.path().join(format!(".s.PGSQL.{}", c.port));
+    let mut raw = Raw::over(UnixStream::connect(&path).unwrap(), &[]);
+    raw.stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut question = Vec::new();
+    write_query(&mut question, "select repeat('x', 1900) from t");
+    let length = length_of_answer(&mut raw, &question);
+    let holds = capacity(length);
+    for nth in 1..=holds {
+        raw.send(&question);
+        wait_until_unread(&raw.stream, nth * length);
+    }
+    // One more answer, which comes when the gate is closed, and a statement that waits for that to open.
+    let mut locker = Raw::login(c.nodes[0].port, &[]);
+    locker.query("begin");
+    locker.query("lock table t");
+    let before = answered(&c);
+    let mut both = question.clone();
+    write_query(&mut both, "select 'and then'");
+    raw.send(&both);
+    wait_for("the statement to wait for the table", || {
+        (c.nodes[0].psql("select count(*) from pg_locks where not granted") == "1").then_some(())
+    });
+    c.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
+    locker.query("commit");
+    wait_for("the last answer", || (answered(&c) > before).then_some(()));
+    for nth in 0..=holds {
+        assert_eq!(raw.until_ready().last().map(String::as_str), Some("Z I"), "answer {nth} of {}", holds + 1);
+    }
+    c.publish(|t| t.gate = Gate::Open);
+    assert_eq!(raw.until_ready()[1..], ["D and then", "C SELECT 1", "Z I"]);
 }
 
 /// What is answered to a startup packet behind `header`.

@@ -4,6 +4,7 @@
 use crate::config::PoolMode;
 use crate::pool::Pool;
 use crate::session::client::{Session, Tail};
+use crate::session::outbox::Outbox;
 use crate::session::relay::{Entry, Event, Kind, Relay, Reported};
 use crate::session::server::Server;
 use crate::sql::PinReason;
@@ -14,7 +15,6 @@ use crate::wire::frontend::write_query;
 use crate::worker::Worker;
 use std::io;
 use std::rc::Rc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bytes read at a time.
 const CHUNK: usize = 16 * 1024;
@@ -40,7 +40,7 @@ struct Drained {
     /// The start of a frame that has not come whole.
     rest: Vec<u8>,
     /// What was not sent yet.
-    unsent: Vec<u8>,
+    to_server: Outbox,
     left: u64,
     limit: u64,
 }
@@ -69,7 +69,8 @@ impl Session {
         (relay.retries, relay.head_kept) = (false, false);
         let limit = self.w.config().drain_bytes;
         let rest = std::mem::take(&mut self.server_in);
-        let drained = Drained { server, relay, rest, unsent: self.to_server.take(), left: limit, limit };
+        let drained =
+            Drained { server, relay, rest, to_server: std::mem::take(&mut self.to_server), left: limit, limit };
         let busy = std::mem::take(&mut self.busy);
         tokio::task::spawn_local(drain(self.w.clone(), pool, drained, busy));
     }
@@ -90,7 +91,7 @@ impl Session {
         if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
             self.show_server(None);
             let (rest, limit) = (std::mem::take(&mut self.server_in), self.w.config().drain_bytes);
-            let drained = Drained { server, relay, rest, unsent: Vec::new(), left: limit, limit };
+            let drained = Drained { server, relay, rest, to_server: Outbox::default(), left: limit, limit };
             tokio::task::spawn_local(drain(self.w.clone(), pool, drained, false));
         }
         entries
@@ -106,7 +107,7 @@ impl Session {
         let mut relay = std::mem::take(&mut self.relay);
         relay.retries = false;
         let (rest, limit) = (std::mem::take(&mut self.server_in), self.w.config().drain_bytes);
-        let drained = Drained { server, relay, rest, unsent: Vec::new(), left: limit, limit };
+        let drained = Drained { server, relay, rest, to_server: Outbox::default(), left: limit, limit };
         tokio::task::spawn_local(roll_back(self.w.clone(), pool, drained));
     }
 }
@@ -141,8 +142,6 @@ async fn drain(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained, busy: bool) {
 
 impl Drained {
     async fn finish(&mut self) -> Result<(), DrainError> {
-        let unsent = std::mem::take(&mut self.unsent);
-        self.server.stream.write_all(&unsent).await?;
         self.settle().await?;
         if self.relay.status != TxStatus::Idle {
             self.run("ROLLBACK").await?;
@@ -167,7 +166,7 @@ impl Drained {
     async fn run(&mut self, sql: &str) -> Result<(), DrainError> {
         let mut out = Vec::new();
         write_query(&mut out, sql);
-        self.server.stream.write_all(&out).await?;
+        self.to_server.send(&mut self.server.stream, &out)?;
         self.relay.push(Entry::plain(Kind::Query));
         self.settle().await
     }
@@ -176,11 +175,12 @@ impl Drained {
     async fn settle(&mut self) -> Result<(), DrainError> {
         let mut chunk = vec![0; CHUNK];
         loop {
-            self.end_open().await?;
+            self.end_open()?;
             if !self.relay.busy() {
-                return Ok(());
+                // The rest of a COPY that has failed, say: the next client's must not come behind a part of it.
+                return Ok(self.to_server.empty(&mut self.server.stream).await?);
             }
-            let n = self.server.stream.read(&mut chunk).await?;
+            let n = self.to_server.exchange(&mut self.server.stream, &mut chunk).await?;
             if n == 0 {
                 return Err(DrainError::Ended);
             }
@@ -191,7 +191,7 @@ impl Drained {
     }
 
     /// The client will send no more: an open COPY fails, and an open unit gets its Sync.
-    async fn end_open(&mut self) -> Result<(), DrainError> {
+    fn end_open(&mut self) -> Result<(), DrainError> {
         let mut out = Vec::new();
         if self.relay.is_blind() {
             return Err(DrainError::Restless);
@@ -204,7 +204,7 @@ impl Drained {
             message(&mut out, b'S', |_| {});
             self.relay.push(Entry { record: Some(record), ..Entry::plain(Kind::Sync) });
         }
-        Ok(self.server.stream.write_all(&out).await?)
+        Ok(self.to_server.send(&mut self.server.stream, &out)?)
     }
 
     fn read_rest(&mut self) -> Result<(), DrainError> {

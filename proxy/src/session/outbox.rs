@@ -1,6 +1,7 @@
 //! Bytes that a socket has not taken yet. Empty nearly always: what is sent goes straight to the socket.
 
 use crate::net::Stream;
+use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
 
@@ -116,6 +117,33 @@ impl Outbox {
         Ok(moved)
     }
 
+    /// Read into `buf` what the other end says, and send what waits meanwhile: it may be what that end waits for, and it
+    /// may take nothing before it is read from. Also what is kept for the end of a round, when nobody is woken for it.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub async fn exchange(&mut self, stream: &mut Stream, buf: &mut [u8]) -> io::Result<usize> {
+        self.settle(stream);
+        poll_fn(|cx| match self.flush(stream, cx) {
+            Ok(_) => stream.poll_fill(buf, cx),
+            Err(e) => Poll::Ready(Err(e)),
+        })
+        .await
+    }
+
+    /// Send all that waits.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub async fn empty(&mut self, stream: &mut Stream) -> io::Result<()> {
+        self.settle(stream);
+        poll_fn(|cx| match self.flush(stream, cx) {
+            Ok(_) if !self.is_empty() => Poll::Pending,
+            sent => Poll::Ready(sent.map(drop)),
+        })
+        .await
+    }
+
     /// Send what can be sent before the connection is closed.
     pub fn try_flush(&mut self, stream: &mut Stream) {
         if let Ok(n) = stream.try_write(&self.bytes[self.at..]) {
@@ -123,16 +151,12 @@ impl Outbox {
         }
     }
 
-    /// What waits.
-    pub fn take(&mut self) -> Vec<u8> {
-        let at = std::mem::take(&mut self.at);
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.drain(..at);
-        bytes
-    }
-
     /// Throw away what waits. An idle session keeps no buffer.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 }
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

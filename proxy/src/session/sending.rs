@@ -384,9 +384,14 @@ impl Session {
         }
     }
 
-    /// While a statement waits: has the client gone (`None`), or cancelled it?
+    /// While a statement waits: has the client gone (`None`), or cancelled it? What its socket has not taken of the
+    /// answer before goes on being sent.
     pub(super) fn watch_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<ClientError>> {
         self.presence.park(cx.waker());
+        if self.to_client.flush(&mut self.client, cx).is_err() {
+            (self.eof, self.inbox) = (true, Vec::new());
+            return Poll::Ready(None);
+        }
         if self.presence.end.get().is_some() || self.presence.expired.get().is_some() {
             return Poll::Ready(None);
         }
