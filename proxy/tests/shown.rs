@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::raw::{Raw, ok, value};
+use common::raw::{Raw, bind, describe, execute, flush, ok, parse, sync, value};
 use common::{Cluster, wait_for};
 
 /// Every setting of the proxy's, and what holds for a session that has set none.
@@ -133,4 +133,52 @@ fn what_a_session_is_shown_is_what_holds_and_nothing_of_it_stays() {
     assert_eq!(value(&mut b, "show pgtenure.standby_wait"), "250ms");
     assert_eq!(a.query("show pgtenure.nonsense"), ["E 42704", "Z I"]);
     assert_eq!(value(&mut a, "show pgtenure.explain_route"), "off");
+}
+
+#[test]
+fn a_block_that_is_rolled_back_leaves_nothing_of_what_was_shown_within_it() {
+    let c = cluster(0);
+    let mut a = Raw::login(c.port, &[]);
+    for (name, shown, set) in [
+        ("consistency", "bounded", "global"),
+        ("durability", "semi_sync", "applied"),
+        ("read_from", "standby", "primary"),
+    ] {
+        let sql = format!("begin; show pgtenure.{name}; set pgtenure.{name} = '{set}'; rollback");
+        assert_eq!(value(&mut a, &sql), shown);
+        let left = format!("select coalesce(current_setting('pgtenure.' || '{name}', true), '')");
+        assert_eq!(value(&mut a, &left), "", "{name} is not the session's own");
+        let source = "select source from pg_settings where name = 'synchronous_commit'";
+        assert_ne!(value(&mut a, source), "session", "{name}");
+        // What it does set it keeps.
+        let show = if name == "durability" { String::new() } else { format!("show pgtenure.{name};") };
+        ok(&mut a, &format!("{show} set pgtenure.{name} = '{set}'"));
+        assert_eq!(value(&mut a, &left), set);
+        ok(&mut a, &format!("reset pgtenure.{name}"));
+        assert_eq!(value(&mut a, &left), "");
+    }
+}
+
+#[test]
+fn a_token_that_is_described_first_covers_the_write_before_it() {
+    let c = cluster(0);
+    ok(&mut Raw::login(c.port, &[]), "create table t(a int)");
+    for _ in 0..5 {
+        let mut a = Raw::login(c.port, &[]);
+        ok(&mut a, "insert into t values (1)");
+        // As asyncpg does it.
+        a.write(|out| {
+            parse(out, "", "show pgtenure.token");
+            describe(out, "");
+            flush(out);
+        });
+        assert_eq!([a.next(), a.next(), a.next()], ["1", "t", "T"]);
+        a.write(|out| {
+            bind(out, "", "", &[]);
+            execute(out, "");
+            sync(out);
+        });
+        let seen = a.until_ready();
+        assert!(seen[1].starts_with("D 1-1-0/"), "{seen:?}");
+    }
 }

@@ -3,10 +3,10 @@
 use crate::config::PoolMode;
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session, Tail, Turn};
-use crate::session::settings;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
 use crate::session::tracking::{Asked, Reports};
+use crate::session::{in_force, settings};
 use crate::sql::{Access, FunctionTable, Leaves, LexRules, Name, PinReason, Touched, executed, prepared};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
@@ -322,7 +322,9 @@ impl Session {
         if std::mem::take(&mut meta.listens) {
             sql.push_str("UNLISTEN *;");
         }
-        meta.shown &= !shown;
+        if shown {
+            meta.shown.clear();
+        }
         if meta.is_strange_to(self.tracking.number) {
             meta.estranged = 0;
             sql.push_str("RESET ALL;");
@@ -372,7 +374,7 @@ impl Session {
 
     /// A query of ours is answered.
     pub(super) fn hidden_done(&mut self, now: Instant) -> Result<bool, Turn> {
-        let hidden = std::mem::take(&mut self.relay.hidden);
+        let mut hidden = std::mem::take(&mut self.relay.hidden);
         self.rescan = true;
         match self.tracking.asked.take() {
             Some(Asked::Apply) => match hidden.error {
@@ -388,6 +390,7 @@ impl Session {
             Some(Asked::Question { settings, pins }) => {
                 match (&self.server, hidden.error) {
                     (Some(server), None) => {
+                        hidden.rows.retain(|row| !in_force::is_shown(row, &server.meta.shown));
                         self.tracking.answer((settings, pins), &hidden.rows, &mut self.pins, &*server.meta);
                         self.settled();
                     }

@@ -71,7 +71,7 @@ impl Session {
     /// Append the statements that give the server those of the settings that the session has not set.
     pub(super) fn give_settings_in_force(&mut self, sql: &mut String, asked: u32) {
         let in_block = self.relay.status != TxStatus::Idle;
-        let mut shown = false;
+        let mut shown = Vec::new();
         for (place, name) in SETTINGS.iter().enumerate() {
             let bit = 1 << place;
             let doubtful = self.tracking.touched.every || self.tracking.stuck || self.own_set & bit != 0;
@@ -93,14 +93,16 @@ impl Session {
             }
             // No query: a block's modes may still be set behind it.
             sql.push_str(if in_block { "SET LOCAL " } else { "SET " });
-            shown |= !in_block;
             sql.push_str(name);
             sql.push_str(" TO ");
             literal(sql, &value);
             sql.push(';');
+            if !in_block {
+                shown.push((*name, value));
+            }
         }
-        if let Some(server) = self.server.as_mut().filter(|_| shown) {
-            server.meta.shown = true;
+        if let Some(server) = &mut self.server {
+            server.meta.shown.append(&mut shown);
         }
     }
 
@@ -138,7 +140,7 @@ impl Session {
     /// block could undo that they are taken back, and one that has failed refuses it.
     pub(super) fn shows(&self) -> bool {
         let begins = self.relay.open.is_none() && self.relay.status == TxStatus::Idle && !self.told;
-        begins && self.server.as_ref().is_some_and(|server| server.meta.shown)
+        begins && self.server.as_ref().is_some_and(|server| !server.meta.shown.is_empty())
     }
 
     /// The statements that take them back; what the client has set since stays.
@@ -154,6 +156,13 @@ impl Session {
         }
         sql
     }
+}
+
+/// Is a row of an answer about settings a value that the server was only given for the client to see? A client that has
+/// set the same has it either way.
+pub(super) fn is_shown(row: &[Option<String>], shown: &[(&str, String)]) -> bool {
+    let [Some(kind), Some(name), Some(value)] = row else { return false };
+    kind == "s" && shown.iter().any(|(n, v)| n.eq_ignore_ascii_case(name) && v == value)
 }
 
 #[cfg(test)]

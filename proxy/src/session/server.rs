@@ -139,8 +139,8 @@ pub struct Meta {
     pub given: Shared,
     /// It listens to something that no session it serves knows of.
     pub listens: bool,
-    /// It has values of our settings that it was given only for a client to see.
-    pub shown: bool,
+    /// Values of our settings that it was given only for a client to see.
+    pub shown: Vec<(&'static str, String)>,
     /// The number of the session that may have left custom settings here that nobody knows of; 0 when none has.
     pub estranged: u64,
     /// The number of the session that may have drawn from sequences here last; 0 when none has.

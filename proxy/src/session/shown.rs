@@ -84,8 +84,7 @@ impl Session {
 
     /// Does a unit ask for a token that no position covers yet?
     pub(super) fn position_is_missing(&mut self, input: &[u8], unit: &Unit) -> bool {
-        // A description tells no value.
-        unit.statements > 0 && self.names(input, unit, TOLD[0]) && self.token().is_err()
+        tells(unit) && self.names(input, unit, TOLD[0]) && self.token().is_err()
     }
 
     fn token(&mut self) -> Result<Option<Token>, crate::route::consistency::Pending> {
@@ -111,7 +110,7 @@ impl Session {
             let value = match name {
                 "pgtenure.token" => match self.token() {
                     Ok(token) => token.map_or_else(String::new, |t| t.to_string()),
-                    Err(_) if unit.statements > 0 && self.on_primary() && self.causality.borrow().may_ask() => {
+                    Err(_) if tells(unit) && self.on_primary() && self.causality.borrow().may_ask() => {
                         self.send_position();
                         return true;
                     }
@@ -222,6 +221,12 @@ impl Session {
             }
         }
     }
+}
+
+/// May a unit be answered by the value that it asks for? A description alone is not; behind one without its Sync the value
+/// may be asked for, and then nothing can be asked in between.
+fn tells(unit: &Unit) -> bool {
+    unit.statements > 0 || !unit.complete
 }
 
 /// Append the term as a setting that is reported: drivers keep those that they do not know.

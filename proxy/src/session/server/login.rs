@@ -82,7 +82,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         changed: Vec::new(),
         given: Shared::default(),
         listens: false,
-        shown: false,
+        shown: Vec::new(),
         estranged: 0,
         drew: 0,
         spoilt: false,
