@@ -432,3 +432,34 @@ fn a_server_keeps_no_more_statements_than_it_has_room_for() {
     let prepared: Vec<usize> = view.servers.iter().map(|server| server.prepared).collect();
     assert!(matches!(prepared[..], [1..=64]), "{prepared:?}");
 }
+
+#[test]
+fn a_text_whose_parameters_are_looked_for_only_when_it_runs_is_bound_without_any() {
+    let c = two_servers();
+    let [mut a, mut direct] = [c.port, c.nodes[0].port].map(|port| Raw::login(port, &[]));
+    for (name, sql, tag) in [
+        ("f", "create or replace function one(int) returns int language sql return $1", "CREATE FUNCTION"),
+        ("p", "prepare ready(int) as select $1", "PREPARE"),
+    ] {
+        for client in [&mut a, &mut direct] {
+            assert_eq!(prepare(client, name, sql), "1 | Z I");
+        }
+        // It takes the connection that has the statement.
+        let mut other = block(&c);
+        for client in [&mut a, &mut direct] {
+            // A block that may have failed, as far as is known when the statement comes.
+            client.write(|out| {
+                write_query(out, "begin");
+                write_query(out, "savepoint s");
+                use_it(out, name);
+            });
+            assert_eq!(words(&client.until_ready()), "C BEGIN | Z T");
+            assert_eq!(words(&client.until_ready()), "C SAVEPOINT | Z T");
+            assert_eq!(words(&client.until_ready()), format!("2 | C {tag} | Z T"));
+            assert_eq!(words(&client.query("select 1 / 0")), "E 22012 | Z E");
+            assert_eq!(used(client, name), "E 25P02 | Z E");
+            assert_eq!(words(&client.query("rollback")), "C ROLLBACK | Z I");
+        }
+        ok(&mut other, "commit");
+    }
+}

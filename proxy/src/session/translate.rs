@@ -335,7 +335,7 @@ impl Translator<'_> {
                 self.relay.push(Entry::plain(Kind::Bind));
             }
             Resolved::Text(of, undo) => {
-                if self.relay.may_be_failed()
+                if self.relay.status == TxStatus::Failed
                     && !self.server.has(of.text.id)
                     && let Some(error) = fits::misfit(&input[span.clone()], &of.name, &of.text)
                 {

@@ -2,13 +2,22 @@
 
 use super::lexer::{Lexer, Token};
 
-/// The highest number of a parameter in a text, 0 when it has none; `None` when it cannot be read with certainty.
+/// What a text begins with whose parameters PostgreSQL looks for when it is prepared. In what it only executes none are.
+const ANALYSED: [&[u8]; 8] = [b"select", b"values", b"with", b"table", b"insert", b"update", b"delete", b"merge"];
+
+/// The highest number of a parameter in a query or a change of rows, 0 when it has none; `None` for other texts, and when
+/// it cannot be read with certainty.
 pub fn highest_parameter(sql: &[u8]) -> Option<u16> {
     // Where a backslash or another encoding's byte stands, a literal may end elsewhere.
     if sql.iter().any(|b| *b == b'\\' || !b.is_ascii()) {
         return None;
     }
     let (mut lexer, mut highest) = (Lexer::new(sql), 0);
+    let mut opened = Lexer::new(sql);
+    let first = std::iter::from_fn(|| opened.next()).find(|token| *token != Token::Open);
+    if !matches!(first, Some(Token::Word(word)) if ANALYSED.iter().any(|one| one.eq_ignore_ascii_case(word))) {
+        return None;
+    }
     while let Some(token) = lexer.next() {
         match (token, lexer.last()) {
             (Token::Odd, _) => return None,
@@ -36,6 +45,12 @@ mod tests {
             ("select 'é', $1", None),
             ("select '$1", None),
             ("select $70000", None),
+            ("((VALUES ($2)))", Some(2)),
+            ("/* $3 */ With a as (select $1) select $2", Some(2)),
+            ("create function f(int) returns int return $1", None),
+            ("prepare x(int) as select $1", None),
+            ("selects $1", None),
+            ("", None),
         ] {
             assert_eq!(highest_parameter(sql.as_bytes()), want, "{sql}");
         }
