@@ -7,14 +7,14 @@
 mod common;
 
 use common::raw::{Raw, bind, close, execute, flush, parse, run, sync};
-use common::{Cluster, dial, wait_for};
+use common::{Cluster, DEADLINE, dial, wait_for};
 use proxy::config::{self, IoUring};
 use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const CLIENTS: u64 = 16;
@@ -340,6 +340,15 @@ fn no_client_of_a_crowd_meets_another() {
 /// Statements of a client that does not read: their answers are more than sockets hold.
 const UNREAD: usize = 6000;
 
+/// Tells the others that they may end, also when the test fails.
+struct Telling<'a>(&'a AtomicBool);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn who_does_not_read_gets_all_answers_in_order_later_however_they_are_sent() {
     let mut typed = config::Raw::default();
@@ -352,6 +361,13 @@ fn who_does_not_read_gets_all_answers_in_order_later_however_they_are_sent() {
         let changed = config::Raw { io_uring, ..typed.clone() };
         control.reload(config::check(changed).expect("nothing else has changed")).expect("nothing to open");
     };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let blocked = || {
+        let view =
+            runtime.block_on(cluster.handle.as_ref().expect("it runs").view(DEADLINE)).expect("the worker answers");
+        view.clients.iter().filter(|client| client.blocked_since.is_some()).count()
+    };
+    let told = AtomicBool::new(false);
     let mut slow: Vec<Raw> = (0..2).map(|_| Raw::login(cluster.port, &[])).collect();
     std::thread::scope(|scope| {
         for raw in &slow {
@@ -364,11 +380,13 @@ fn who_does_not_read_gets_all_answers_in_order_later_however_they_are_sent() {
                 }
             });
         }
+        let (told, telling) = (&told, Telling(&told));
         let others: Vec<_> = (0..5)
             .map(|n| {
                 scope.spawn(move || {
-                    let mut raw = Raw::login(port, &[]);
-                    for i in 0..300 {
+                    let (mut raw, mut i) = (Raw::login(port, &[]), 0);
+                    while i < 300 || !told.load(Ordering::SeqCst) {
+                        i += 1;
                         let sql = format!("select '{n} {i}'");
                         is(&sql, &raw.query(&sql), &[&format!("D {n} {i}"), "C SELECT 1", "Z I"]);
                     }
@@ -376,8 +394,10 @@ fn who_does_not_read_gets_all_answers_in_order_later_however_they_are_sent() {
             })
             .collect();
         for io_uring in [IoUring::Off, IoUring::Auto] {
+            wait_for("both to take nothing any more", || (blocked() == 2).then_some(()));
             reload(io_uring);
         }
+        drop(telling);
         others.into_iter().for_each(|thread| thread.join().expect("all answers as they should be"));
         for raw in &mut slow {
             for i in 0..UNREAD {

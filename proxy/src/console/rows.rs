@@ -322,6 +322,7 @@ mod tests {
             connected: at,
             activity: Activity::Waiting,
             since: at,
+            blocked_since: None,
             transaction_since: None,
             pins: vec![crate::sql::PinReason::Temp],
             tls: None,

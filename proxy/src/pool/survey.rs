@@ -93,6 +93,7 @@ fn client(w: &Worker, place: usize, presence: &Presence, facts: &Facts, view: &m
         connected: facts.connected,
         activity: doing.activity,
         since: doing.since,
+        blocked_since: presence.blocked.get(),
         transaction_since: (doing.activity != Activity::Idle).then_some(doing.began),
         pins: presence.pins.get().list(),
         tls: facts.tls,

@@ -29,6 +29,8 @@ pub struct ClientView {
     pub activity: Activity,
     /// Since when.
     pub since: Instant,
+    /// Since when it has taken nothing of what waits for it.
+    pub blocked_since: Option<Instant>,
     /// When its transaction, or the statement it is at, began.
     pub transaction_since: Option<Instant>,
     /// Why it keeps its server between transactions.
@@ -227,6 +229,7 @@ mod tests {
             connected: at(0),
             activity,
             since: at(since),
+            blocked_since: None,
             transaction_since: None,
             pins: Vec::new(),
             tls: None,
