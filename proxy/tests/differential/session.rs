@@ -40,7 +40,7 @@ const SILENCE: &str = "(silence)";
 /// The connection was closed.
 pub const CLOSED: &str = "(closed)";
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(4);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Session {
     pub fn login(port: u16, ours: bool) -> Self {
