@@ -4,6 +4,7 @@
 //! `%08X.history` lists, oldest first, each ancestor and the LSN at which its successor forked off.
 
 use crate::lsn::Lsn;
+use crate::term::Term;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -32,6 +33,16 @@ pub struct Fork {
     pub timeline: TimelineId,
     /// The position at which the next timeline branched off: the first byte that is no longer the ancestor's.
     pub lsn: Lsn,
+}
+
+/// Where a term begins in the numbering of transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XidBound {
+    /// The term.
+    pub term: Term,
+    /// The first 64-bit transaction id that no earlier term has completed: what has it, or one past it, in an earlier term
+    /// is not in this one.
+    pub xid: u64,
 }
 
 /// The line of descent of one timeline.

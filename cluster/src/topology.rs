@@ -5,7 +5,7 @@
 use crate::clock::Instant;
 use crate::node::{Endpoint, NodeId};
 use crate::term::Term;
-use crate::timeline::Fork;
+use crate::timeline::{Fork, XidBound};
 use std::time::Duration;
 
 /// How long a view of a strict cluster may be acted on without anybody confirming it. The primary's agent does not let
@@ -50,6 +50,9 @@ pub struct Topology {
     /// That and the forks before it, oldest first: what of older timelines this term's holds. Empty while the term's
     /// primary is not promoted.
     pub forks: Vec<Fork>,
+    /// Where this term, and those before it that are known, begin in the numbering of transactions. Empty while the term's
+    /// primary is not promoted.
+    pub xid_bounds: Vec<XidBound>,
 }
 
 /// How many standbys confirm a commit.
@@ -167,6 +170,7 @@ impl Topology {
             read_at: None,
             fork: None,
             forks: Vec::new(),
+            xid_bounds: Vec::new(),
         }
     }
 

@@ -23,7 +23,7 @@
 //! Errors: `401` wrong secret, `409` [`Refused`], `503` [`Failed`] (tried, did not work; says where things stand).
 
 use crate::record::{PolicyRecord, WallMillis};
-use cluster::timeline::{Fork, History};
+use cluster::timeline::{Fork, History, XidBound};
 use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -261,6 +261,10 @@ pub struct Promoted {
     pub forks: Vec<Fork>,
     /// `pg_snapshot_xmax(pg_current_snapshot())` before promotion, as a 64-bit xid.
     pub xid_bound: u64,
+    /// The same of every term in the line of descent that the new primary has a record of, oldest first, this one last.
+    /// Older agents do not tell it.
+    #[serde(default)]
+    pub xid_bounds: Vec<XidBound>,
     /// End of the term record's commit.
     pub record_lsn: Lsn,
     /// Transactions that were prepared and have survived: they hold their locks until somebody ends them.

@@ -7,7 +7,7 @@ mod journal;
 
 pub use journal::{JournalRecord, LossReport, LostTransaction, PhaseTime, Recruit, Window};
 
-use cluster::timeline::Fork;
+use cluster::timeline::{Fork, XidBound};
 use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,10 @@ pub struct TermRecord {
     pub forks: Vec<Fork>,
     /// The first transaction id that can only belong to this term. An xid at or past it seen in the old term is lost.
     pub xid_bound: Option<u64>,
+    /// The same of this term and of those before it in the line of descent, oldest first, as the new primary knows them.
+    /// One that was promoted and never recorded is missing. Set once promoted; the newest [`MOST_FORKS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub xid_bounds: Vec<XidBound>,
     /// End of this term's record in `pgtenure.term`; the term opens when it is on a quorum.
     pub record_lsn: Option<Lsn>,
     /// The policy this term's arithmetic used.

@@ -171,7 +171,14 @@ impl Pretender {
         let timeline = u32::try_from(order.term.0).unwrap();
         self.change(|s| s.postgres = primary(timeline, 0x6100));
         let fork = Fork { timeline: order.base.timeline, lsn: order.base.lsn };
-        Promoted { fork, forks: vec![fork], xid_bound: 700, record_lsn: Lsn(0x6100), prepared: Prepared::default() }
+        Promoted {
+            fork,
+            forks: vec![fork],
+            xid_bound: 700,
+            xid_bounds: Vec::new(),
+            record_lsn: Lsn(0x6100),
+            prepared: Prepared::default(),
+        }
     }
 
     async fn open(&self, order: Open) -> Opened {
@@ -279,6 +286,7 @@ impl World {
             fork: None,
             forks: Vec::new(),
             xid_bound: None,
+            xid_bounds: Vec::new(),
             record_lsn: None,
             policy_epoch: 1,
             newest_timeline: None,

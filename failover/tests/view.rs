@@ -42,6 +42,7 @@ fn term(term: u64, phase: Phase) -> TermRecord {
         fork: None,
         forks: Vec::new(),
         xid_bound: None,
+        xid_bounds: Vec::new(),
         record_lsn: None,
         policy_epoch: 1,
         newest_timeline: None,

@@ -259,6 +259,7 @@ pub async fn begin(
         fork: None,
         forks: Vec::new(),
         xid_bound: None,
+        xid_bounds: Vec::new(),
         record_lsn: Some(found.lsn),
         policy_epoch: 1,
         newest_timeline: None,

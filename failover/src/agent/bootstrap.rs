@@ -170,6 +170,7 @@ impl Agent {
             fork: None,
             forks: Vec::new(),
             xid_bound: None,
+            xid_bounds: Vec::new(),
             record_lsn: Some(record_lsn),
             policy_epoch: 1,
             newest_timeline: None,

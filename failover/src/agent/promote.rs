@@ -13,8 +13,8 @@ use crate::api::{Position, PostgresState, Prepared, Promote, Promoted, Refused};
 use crate::fsm::sync_set::Waits;
 use crate::record::Phase;
 use cluster::sync_names::SyncNames;
-use cluster::timeline::{Fork, History};
-use cluster::{Lsn, TimelineId};
+use cluster::timeline::{Fork, History, XidBound};
+use cluster::{Lsn, Term, TimelineId};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -25,6 +25,19 @@ use tokio::time::Instant;
 const MAX_GAP: u32 = 100_000;
 /// How long the checkpoint after a promotion is put off at most.
 const OPEN_BOUND: Duration = Duration::from_secs(5);
+
+/// A position past the term's record, and where the terms begin that have one: this database has those that lead to it.
+const RECORDED: &str = "pg_current_wal_flush_lsn(), (SELECT string_agg(term || ':' || xid_bound, ',' ORDER BY term) \
+    FROM (SELECT term, xid_bound FROM pgtenure.term WHERE xid_bound IS NOT NULL ORDER BY term DESC LIMIT 64) AS newest)";
+
+/// `term:xid,term:xid`.
+fn parse_bounds(text: &str) -> Vec<XidBound> {
+    let bound = |pair: &str| {
+        let (term, xid) = pair.split_once(':')?;
+        Some(XidBound { term: Term(term.parse().ok()?), xid: xid.parse().ok()? })
+    };
+    text.split(',').filter_map(bound).collect()
+}
 
 #[derive(Debug, thiserror::Error)]
 enum PromoteError {
@@ -111,19 +124,19 @@ impl Agent {
     ) -> Result<Promoted, CommandError> {
         self.look_again(self.env.config.probe_timeout).await;
         self.must_be_primary(order.term)?;
-        let query =
-            format!("SELECT xid_bound, pg_current_wal_flush_lsn() FROM pgtenure.term WHERE term = {}", order.term);
+        let query = format!("SELECT xid_bound, {RECORDED} FROM pgtenure.term WHERE term = {}", order.term);
         let rows = sql.rows("reading the term's record", &query, Duration::from_secs(5)).await;
         let rows = rows.map_err(|e| self.failed("promoting", &e))?;
         let mut row = rows.into_iter().next().unwrap_or_default().into_iter().flatten();
         let bound = row.next().and_then(|t| t.parse().ok());
         // At or past the end of the record.
         let lsn = row.next().and_then(|t| t.parse::<Lsn>().ok());
+        let xid_bounds = row.next().map(|t| parse_bounds(&t)).unwrap_or_default();
         let forks = self.own_history(timeline).map(|h| h.forks).unwrap_or_default();
         match (bound, lsn, forks.last().copied()) {
             (Some(xid_bound), Some(record_lsn), Some(fork)) => {
                 let prepared = self.prepared(sql, Duration::from_secs(5)).await;
-                Ok(Promoted { fork, forks, xid_bound, record_lsn, prepared })
+                Ok(Promoted { fork, forks, xid_bound, xid_bounds, record_lsn, prepared })
             }
             _ => Err(self.wrong_state("promoted under this term with its record")),
         }
@@ -169,7 +182,8 @@ impl Agent {
             // The list may have been empty a moment ago: prove that it is in force.
             self.prove_waiting(&waits.names, left("proving the names")?).await?;
         }
-        let record_lsn = self.record_term(sql, order, fork, xid_bound, left("recording the term")?).await?;
+        let (record_lsn, xid_bounds) =
+            self.record_term(sql, order, fork, xid_bound, left("recording the term")?).await?;
         tracing::info!(
             node = %self.env.config.node, term = order.term.0, timeline = timeline.0, lsn = %fork.lsn, "promoted"
         );
@@ -180,7 +194,7 @@ impl Agent {
         self.checkpoint_later(order.term);
         self.look_now.notify_one();
         let prepared = self.prepared(sql, left("looking for prepared transactions")?).await;
-        Ok(Promoted { fork, forks, xid_bound, record_lsn, prepared })
+        Ok(Promoted { fork, forks, xid_bound, xid_bounds, record_lsn, prepared })
     }
 
     /// Told to an operator, and nothing depends on it.
@@ -256,7 +270,7 @@ impl Agent {
 
     /// PostgreSQL has taken such a history for its own line and would put it into the new one, with a fork past the
     /// end; whoever goes by that would be rewound to the wrong place. It only forgets it with a restart.
-    async fn restart_without(&self, unreached: &[PathBuf], term: cluster::Term) -> Result<Sql, CommandError> {
+    async fn restart_without(&self, unreached: &[PathBuf], term: Term) -> Result<Sql, CommandError> {
         tracing::warn!(node = %self.env.config.node, term = term.0, files = ?unreached, "restarting without unreached histories");
         postgres::stop(&self.env, Stop::Immediate).await.map_err(|e| self.failed("promoting", &e))?;
         for path in unreached {
@@ -315,7 +329,8 @@ impl Agent {
         Ok((last, forks))
     }
 
-    /// Insert the term's record without waiting for standbys: managers verify that it reaches them.
+    /// Insert the term's record without waiting for standbys: managers verify that it reaches them. Its end, and where the
+    /// terms begin that have one.
     async fn record_term(
         &self,
         sql: &Sql,
@@ -323,7 +338,7 @@ impl Agent {
         fork: Fork,
         xid_bound: u64,
         left: Duration,
-    ) -> Result<Lsn, PromoteError> {
+    ) -> Result<(Lsn, Vec<XidBound>), PromoteError> {
         let prev = order.prev_term.map_or_else(|| "NULL".into(), |t| t.to_string());
         let insert = format!(
             "SET synchronous_commit = local; \
@@ -337,12 +352,16 @@ impl Agent {
         );
         sql.batch("recording the term", &insert, left).await?;
         // The commit is flushed; what was inserted behind it may not be for a while, and standbys only get what is.
-        sql.value("recording the term", "SELECT pg_current_wal_flush_lsn()", left).await.map_err(Into::into)
+        let rows = sql.rows("recording the term", &format!("SELECT {RECORDED}"), left).await?;
+        let mut row = rows.into_iter().next().unwrap_or_default().into_iter();
+        let lsn = row.next().flatten().and_then(|t| t.parse().ok());
+        let lsn = lsn.ok_or(PromoteError::Other("the end of the term's record is not known"))?;
+        Ok((lsn, row.next().flatten().map(|t| parse_bounds(&t)).unwrap_or_default()))
     }
 
     /// pg_rewind before PostgreSQL 16 looks for the new timeline in the source's last checkpoint. In the background, and
     /// not before the term is open (or [`OPEN_BOUND`]): clients wait for the standbys to follow, whose WAL needs the disk.
-    fn checkpoint_later(&self, term: cluster::Term) {
+    fn checkpoint_later(&self, term: Term) {
         let env = std::sync::Arc::clone(&self.env);
         let mut records = self.records.subscribe();
         tokio::spawn(async move {

@@ -285,6 +285,7 @@ mod tests {
             fork: None,
             forks: Vec::new(),
             xid_bound: None,
+            xid_bounds: Vec::new(),
             record_lsn: None,
             policy_epoch: 1,
             newest_timeline: None,

@@ -279,6 +279,7 @@ impl Planner {
             fork: None,
             forks: Vec::new(),
             xid_bound: None,
+            xid_bounds: Vec::new(),
             record_lsn: None,
             policy_epoch: policy.value.epoch,
             newest_timeline,

@@ -9,13 +9,12 @@ use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
 use crate::record::{Lowered, MOST_FORKS, Mode, Phase, Suspension, TermRecord};
-use cluster::timeline::Fork;
 use cluster::{Instant, Lsn, NodeId, Term};
 use std::time::Duration;
 
-/// As many forks as a record keeps.
-fn newest(forks: &[Fork]) -> Vec<Fork> {
-    forks[forks.len().saturating_sub(MOST_FORKS)..].to_vec()
+/// As many forks, or bounds, as a record keeps.
+fn newest<T: Copy>(all: &[T]) -> Vec<T> {
+    all[all.len().saturating_sub(MOST_FORKS)..].to_vec()
 }
 
 impl Planner {
@@ -49,6 +48,7 @@ impl Planner {
             fork: Some(promoted.fork),
             forks: newest(&promoted.forks),
             xid_bound: Some(promoted.xid_bound),
+            xid_bounds: newest(&promoted.xid_bounds),
             record_lsn: Some(promoted.record_lsn),
             ..self.round_record(round)
         };

@@ -205,6 +205,7 @@ impl Planner {
             fork: None,
             forks: Vec::new(),
             xid_bound: None,
+            xid_bounds: Vec::new(),
             record_lsn: None,
             policy_epoch: round.policy.epoch,
             newest_timeline: round.newest_timeline,

@@ -298,6 +298,7 @@ fn records(
         fork: None,
         forks: Vec::new(),
         xid_bound: None,
+        xid_bounds: Vec::new(),
         record_lsn: None,
         policy_epoch: policy.epoch,
         newest_timeline: None,

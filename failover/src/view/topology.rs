@@ -11,6 +11,7 @@
 use crate::record::{
     FenceRecord, InitRecord, MaintenanceRecord, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord,
 };
+use cluster::timeline::XidBound;
 use cluster::topology::{Closed, Gate, Member, Quorum, Topology};
 use cluster::{Instant, NodeId, Term};
 use std::collections::BTreeMap;
@@ -115,7 +116,16 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         read_at: Some(validity.sent_at),
         fork: term.fork,
         forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
+        xid_bounds: xid_bounds(term),
     }
+}
+
+/// Where the terms begin that lead to this one; older managers record but this one's own.
+fn xid_bounds(term: &TermRecord) -> Vec<XidBound> {
+    if term.xid_bounds.is_empty() {
+        return term.xid_bound.map(|xid| XidBound { term: term.term, xid }).into_iter().collect();
+    }
+    term.xid_bounds.clone()
 }
 
 /// What a later term must have frozen enough of.
@@ -277,6 +287,7 @@ mod tests {
                 fork: None,
                 forks: Vec::new(),
                 xid_bound: None,
+                xid_bounds: Vec::new(),
                 record_lsn: None,
                 policy_epoch: 1,
                 newest_timeline: None,

@@ -303,6 +303,7 @@ impl Cluster {
             fork: None,
             forks: Vec::new(),
             xid_bound: None,
+            xid_bounds: Vec::new(),
             record_lsn: None,
             policy_epoch: 1,
             newest_timeline: None,

@@ -223,6 +223,7 @@ impl World {
             fork: None,
             forks: Vec::new(),
             xid_bound: None,
+            xid_bounds: Vec::new(),
             record_lsn: Some(Lsn(0x100)),
             policy_epoch: 1,
             newest_timeline: None,
@@ -478,7 +479,8 @@ impl World {
             .map(|l| l.split(',').map(str::to_owned).collect())
             .unwrap_or_default();
         let prepared = Prepared { count: oldest.len() as u64, oldest };
-        let promoted = Promoted { fork, forks: vec![fork], xid_bound: 700, record_lsn, prepared };
+        let promoted =
+            Promoted { fork, forks: vec![fork], xid_bound: 700, xid_bounds: Vec::new(), record_lsn, prepared };
         self.answer(&node, CommandKind::Promote, Ok(Reply::Promoted(promoted)))
     }
 

@@ -165,6 +165,7 @@ impl World {
             fork,
             forks,
             xid_bound: 1,
+            xid_bounds: Vec::new(),
             record_lsn: Lsn(fork.lsn.0 + 1),
             prepared: Prepared::default(),
         }))

@@ -37,6 +37,7 @@ pub(crate) fn first(m: usize, k: u32, mode: Mode, spare: bool) -> Records {
         fork: None,
         forks: Vec::new(),
         xid_bound: None,
+        xid_bounds: Vec::new(),
         record_lsn: Some(Lsn(0)),
         policy_epoch: 1,
         newest_timeline: None,

@@ -54,6 +54,7 @@ pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -
         read_at: None,
         fork: None,
         forks: Vec::new(),
+        xid_bounds: Vec::new(),
     };
     let (_publish, topology) = watch::channel(topology);
     let (lag, lag_seen) = watch::channel(Arc::new(LagSnapshot::default()));

@@ -315,6 +315,7 @@ fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
         read_at: None,
         fork: None,
         forks: Vec::new(),
+        xid_bounds: Vec::new(),
     }
 }
 
