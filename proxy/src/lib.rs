@@ -9,6 +9,7 @@ mod control;
 pub mod explain;
 pub mod http;
 pub mod inherit;
+pub mod ledger;
 mod listener;
 mod local;
 pub mod metrics;

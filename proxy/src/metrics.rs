@@ -17,6 +17,7 @@ pub struct Metrics {
     checkout_wait: Histogram,
     errors: IntCounterVec,
     in_doubt: IntCounter,
+    resolved: IntCounterVec,
     retries: IntCounterVec,
     refused_shapes: IntGauge,
     misroutes: IntCounter,
@@ -86,6 +87,11 @@ impl Metrics {
                 &["class", "source"],
             )?,
             in_doubt: IntCounter::new("pgtenure_proxy_in_doubt_total", "Statements answered 08007")?,
+            resolved: counters(
+                "pgtenure_proxy_commits_resolved_total",
+                "COMMITs that were lost with their server and looked into, by what became of them",
+                &["outcome"],
+            )?,
             retries: counters(
                 "pgtenure_proxy_retries_total",
                 "Reads, and beginnings of transactions, that were run again elsewhere, by what the first server did",
@@ -155,6 +161,9 @@ impl Metrics {
         for cause in Cause::NAMES {
             metrics.slowed.with_label_values(&[cause]);
         }
+        for outcome in Resolved::ALL {
+            metrics.resolved.with_label_values(&[outcome.as_str()]);
+        }
         for reason in Retried::ALL {
             metrics.retries.with_label_values(&[reason.as_str()]);
         }
@@ -171,6 +180,7 @@ impl Metrics {
             Box::new(self.checkout_wait.clone()),
             Box::new(self.errors.clone()),
             Box::new(self.in_doubt.clone()),
+            Box::new(self.resolved.clone()),
             Box::new(self.retries.clone()),
             Box::new(self.refused_shapes.clone()),
             Box::new(self.misroutes.clone()),
@@ -325,6 +335,31 @@ impl Outcome {
     }
 }
 
+/// What became of a COMMIT that was lost with its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// It is committed, and its client was told so.
+    Survived,
+    /// It is not, and its client was told that it may be done again.
+    Lost,
+    /// Nobody can tell: 08007.
+    Unknown,
+}
+
+impl Resolved {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Survived, Self::Lost, Self::Unknown];
+
+    /// As one snake_case word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Survived => "survived",
+            Self::Lost => "lost",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Who reported an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -391,6 +426,11 @@ impl Counts {
     /// Something is run again on another server. Rare.
     pub fn retried(&self, reason: Retried) {
         self.shared.retries.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// It was found out what became of a COMMIT, or that nobody can tell. Rare.
+    pub fn resolved(&self, outcome: Resolved) {
+        self.shared.resolved.with_label_values(&[outcome.as_str()]).inc();
     }
 
     /// A transaction that may write has waited so long because of `cause`.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::raw::{Raw, run, sync};
+use common::raw::{Raw, let_commits_wait, run, sync, wait_until_waiting};
 use common::{Cluster, dial, wait_for};
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
@@ -17,34 +17,8 @@ fn words(seen: &[String]) -> String {
 fn hung() -> Cluster {
     let c = Cluster::start(0, |_| {});
     c.psql("create table t(a int)").expect("nothing hangs yet");
-    c.nodes[0].psql("alter system set synchronous_standby_names = 'nobody'");
-    c.nodes[0].psql("select pg_reload_conf()");
-    // The checkpointer reads it later than those who are asked: only a commit can tell.
-    let mut direct = Raw::login(c.nodes[0].port, &[]);
-    let pid = direct.key.0;
-    let mut attempt = 0;
-    wait_for("commits to wait", || {
-        attempt += 1;
-        let sql = format!("create table probe_{attempt}()");
-        let doing = format!(
-            "select wait_event from pg_stat_activity where pid = {pid} and query = '{sql}' \
-             and (state, wait_event) in (('active', 'SyncRep'), ('idle', 'ClientRead'))"
-        );
-        send(&mut direct, &sql);
-        let now = wait_for("the commit to wait or to be done", || {
-            let seen = c.nodes[0].psql(&doing);
-            (!seen.is_empty()).then_some(seen)
-        });
-        c.nodes[0].psql(&format!("select pg_cancel_backend({pid})"));
-        direct.until_ready();
-        (now == "SyncRep").then_some(())
-    });
+    let_commits_wait(&c);
     c
-}
-
-fn waiting(c: &Cluster, count: usize) {
-    let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-    wait_for("commits to wait for a standby", || (c.nodes[0].psql(sql) == count.to_string()).then_some(()));
 }
 
 /// As libpq: send the request, and wait until it has been dealt with.
@@ -72,11 +46,11 @@ fn an_explicit_commit_is_not_told_to_stop_waiting() {
         run(out, "commit");
         sync(out);
     });
-    waiting(&c, 2);
+    wait_until_waiting(&c, 2);
     cancel(&c, &simple);
     cancel(&c, &ext);
     // The requests have been dealt with, and both still wait.
-    waiting(&c, 2);
+    wait_until_waiting(&c, 2);
     c.nodes[0].psql("alter system reset synchronous_standby_names");
     c.nodes[0].psql("select pg_reload_conf()");
     assert_eq!(words(&simple.until_ready()), "C COMMIT | Z I");
@@ -93,14 +67,14 @@ fn a_commit_of_its_own_that_stopped_waiting_is_told_by_its_notice() {
         run(out, "insert into t values (2)");
         sync(out);
     });
-    waiting(&c, 2);
+    wait_until_waiting(&c, 2);
     cancel(&c, &simple);
     cancel(&c, &ext);
     assert_eq!(words(&simple.until_ready()), "N 01000 | E 08007 | Z I");
     assert_eq!(words(&ext.until_ready()), "1 | 2 | C INSERT 0 1 | N 01000 | E 08007 | Z I");
     // Somebody else may have stopped it as well.
     send(&mut simple, "insert into t values (3)");
-    waiting(&c, 1);
+    wait_until_waiting(&c, 1);
     c.nodes[0].psql("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'");
     assert_eq!(words(&simple.until_ready()), "N 01000 | E 08007 | Z I");
     // It is there all the same.
@@ -120,7 +94,7 @@ fn a_session_that_hides_the_notice_is_told_all_the_same() {
         send(s, insert);
     }
     send(&mut at_once, &format!("set client_min_messages = error; {insert}"));
-    waiting(&c, 4);
+    wait_until_waiting(&c, 4);
     for s in [&mut by_set, &mut by_startup, &mut by_options] {
         cancel(&c, s);
         assert_eq!(words(&s.until_ready()), "E 08007 | Z I");

@@ -58,6 +58,8 @@ pub struct Config {
     pub hold_timeout: Duration,
     /// `hold_bytes`
     pub hold_bytes: u64,
+    /// `resolve_commits`
+    pub resolve_commits: bool,
     /// `max_replay_lag`
     pub max_replay_lag: Duration,
     /// `server_idle_timeout`
@@ -206,6 +208,7 @@ pub fn check(raw: Raw) -> Result<Config, Vec<BadSetting>> {
         query_wait_timeout: raw.query_wait_timeout.0,
         hold_timeout: raw.hold_timeout.0,
         hold_bytes: raw.hold_bytes.0,
+        resolve_commits: raw.resolve_commits,
         max_replay_lag: raw.max_replay_lag.0,
         nodes,
         reads: raw.reads,

@@ -51,6 +51,11 @@ pub struct Raw {
     /// Memory for statements that are held, in all sessions together. What exceeds it gets ERROR 57P03 at once.
     /// Default 64MiB.
     pub hold_bytes: Size,
+    /// Find out what became of a COMMIT whose server was lost before it answered. The COMMIT of a block that may have
+    /// written goes out behind a query for its transaction id, in the same write, which costs the server some 20 us; the
+    /// client then waits, `hold_timeout` at most, and is told success, 40001 or, where nobody can tell, 08007. Off: it is
+    /// 08007 at once. Default true. Live.
+    pub resolve_commits: bool,
     /// How stale a standby may be to serve reads: its replay lag plus the age of the sample that told it. Default 1s.
     pub max_replay_lag: Span,
     /// A server connection unused for so long is closed. Default 10min.
@@ -156,6 +161,7 @@ impl Default for Raw {
             max_client_connections: 10_000,
             query_wait_timeout: Span::secs(30),
             hold_timeout: Span::secs(30),
+            resolve_commits: true,
             hold_bytes: Size(64 << 20),
             max_replay_lag: Span::secs(1),
             server_idle_timeout: Span::secs(600),

@@ -283,7 +283,7 @@ pub async fn find(
 
 /// Wait until something has changed, for so long at most. What was looked at without waiting since has not changed
 /// before this: changes come on the worker's own thread.
-async fn change(w: &Worker, most: Duration) {
+pub(super) async fn change(w: &Worker, most: Duration) {
     let _ = tokio::time::timeout(most, w.changed.notified()).await;
 }
 

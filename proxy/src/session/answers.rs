@@ -325,6 +325,7 @@ impl Session {
         self.mark_rest(now);
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.saw, self.portal_may_commit, self.own_set) = (false, false, false, 0);
+            self.may_have_xid = false;
             self.statements.portals.clear();
             if std::mem::take(&mut self.relay.redefined) {
                 self.distrust_table();

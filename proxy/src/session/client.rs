@@ -20,6 +20,7 @@ use crate::session::outbox::Outbox;
 use crate::session::presence::{Activity, Presence};
 use crate::session::promised::Promised;
 use crate::session::relay::Relay;
+use crate::session::resolve::InDoubt;
 use crate::session::said::Said;
 use crate::session::server::Server;
 use crate::session::shown::Route;
@@ -185,6 +186,8 @@ pub struct Session {
     /// Pins lost with their server, not told yet.
     pub(super) lost_pins: Option<(NodeId, Pins)>,
     pub(super) lost_block: LostBlock,
+    /// A COMMIT was lost with its server, and its client has not been told what became of it.
+    pub(super) in_doubt: Option<Box<InDoubt>>,
     /// What ends a lost block is bound, and not executed yet.
     pub(super) ends_block: bool,
     /// The block has done nothing yet but begin.
@@ -200,6 +203,8 @@ pub struct Session {
     /// More than a change of `synchronous_commit` was sent since the last commit.
     pub(super) commits: bool,
     pub(super) wrote: bool,
+    /// More than a proven read was sent to the primary in this transaction: it may have an id.
+    pub(super) may_have_xid: bool,
     pub(super) busy: bool,
     /// A cancel request went to the server while something may commit there.
     pub(super) cancelled: bool,
@@ -331,6 +336,7 @@ impl Session {
             base: settings.clone(),
             lost_pins: None,
             lost_block: LostBlock::None,
+            in_doubt: None,
             ends_block: false,
             fresh: None,
             replants: false,
@@ -340,6 +346,7 @@ impl Session {
             durability: Noted::default(),
             commits: false,
             wrote: false,
+            may_have_xid: false,
             busy: false,
             cancelled: false,
             cancelling: false,
@@ -433,7 +440,13 @@ pub async fn run(mut session: Box<Session>) {
             Turn::Slow => Box::pin(session.slow_down()).await,
             Turn::Lost(loss) => {
                 session.cut = None;
-                if !lost::explain(&mut session, loss) || session.listens && !Box::pin(session.listen_again()).await {
+                if !lost::explain(&mut session, loss) {
+                    break;
+                }
+                if session.in_doubt.is_some() {
+                    Box::pin(session.resolve_commit()).await;
+                }
+                if session.listens && !Box::pin(session.listen_again()).await {
                     break;
                 }
                 // What was done may have read from them.

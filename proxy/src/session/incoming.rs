@@ -219,7 +219,7 @@ impl Session {
         let report = error.report();
         let code = report.sqlstate.as_str().as_bytes();
         self.w.counts.error([code[0], code[1]], Source::Proxy);
-        if matches!(error, ClientError::CommitUnknown { .. }) {
+        if matches!(error, ClientError::CommitUnknown { .. } | ClientError::CommitUnresolved { .. }) {
             bump(&self.w.counts.in_doubt);
         }
         self.to_client.append(|out| report.encode(out));

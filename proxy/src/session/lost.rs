@@ -3,11 +3,13 @@
 //! [`outcome`](super::outcome) decides; here its answers become messages, one for each unit that was sent. What is
 //! left of a transaction block lives on in the session until the client ends it.
 
+use crate::ledger::{Mark, Verdict, Why};
 use crate::metrics::{Retried, bump};
 use crate::session::client::{Failure, Loss, Session};
 use crate::session::incoming::Step;
 use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind, Undo};
+use crate::session::resolve::InDoubt;
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::{Named, Unnamed};
 use crate::session::tracking::Asked;
@@ -31,6 +33,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let (status, delivered, broken) = (s.relay.status, s.relay.delivered(), s.relay.mid_frame());
     let sent = s.relay.sent();
     let undone = status != TxStatus::Idle && !s.relay.may_commit();
+    let mark = s.relay.mark().filter(|_| loss != Loss::HoldTimeout);
     if let Loss::Refused(code) = loss {
         s.remember_refusal(code);
     }
@@ -103,6 +106,47 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     if loss == Loss::HoldTimeout {
         hold_timeout(s);
     }
+    let owed = Owed { verdicts, entries, facts, loss };
+    match mark.filter(|_| owed.verdicts.first() == Some(&Answer::Unknown)) {
+        // Nothing is told before it is known.
+        Some(mark) => s.in_doubt = Some(Box::new(InDoubt { mark, owed })),
+        None => tell(s, owed, None),
+    }
+    true
+}
+
+/// What a client is to be told about all that was sent and not answered.
+pub(super) struct Owed {
+    verdicts: Vec<Answer>,
+    entries: Vec<Entry>,
+    facts: Facts,
+    loss: Loss,
+}
+
+impl Owed {
+    /// The term of the server that was lost.
+    pub(super) fn term(&self) -> Term {
+        self.facts.term
+    }
+}
+
+/// Tell the client what became of its COMMIT, and of what it sent behind it.
+pub(super) fn tell_resolved(s: &mut Session, owed: Owed, mark: &Mark, verdict: Verdict) {
+    let (node, term) = (owed.facts.node.clone(), owed.facts.term);
+    let first = match verdict {
+        Verdict::Survived => Ok(()),
+        Verdict::Lost(proof) => Err(ClientError::CommitLost { node, term, xid: mark.xid, proof }),
+        Verdict::Unknown(why) => Err(ClientError::CommitUnresolved { node, term, mark: *mark, why }),
+        Verdict::Ask(_) | Verdict::Running | Verdict::Unconfirmed => {
+            Err(ClientError::CommitUnresolved { node, term, mark: *mark, why: Why::NoPrimary })
+        }
+    };
+    tell(s, owed, Some(first));
+}
+
+/// One answer for each unit; `first` is that of the first where more is known of it.
+fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>) {
+    let Owed { verdicts, entries, facts, loss } = owed;
     let mut entries = entries.into_iter();
     let mut kept = 0;
     for (i, verdict) in verdicts.iter().enumerate() {
@@ -114,12 +158,21 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
             break;
         }
         kept += len;
-        answer(s, *verdict, &unit, &facts);
+        match first.take() {
+            Some(known) => {
+                match known {
+                    Ok(()) => succeed(s, &unit, "COMMIT"),
+                    Err(error) => s.error(&error),
+                }
+                s.lost_block = LostBlock::None;
+                s.ready(TxStatus::Idle);
+            }
+            None => answer(s, *verdict, &unit, &facts),
+        }
     }
     s.correct();
     s.retained.clear();
     s.retained_lens.clear();
-    true
 }
 
 /// Why something runs again, for the metric.
@@ -302,7 +355,7 @@ fn succeed(s: &mut Session, unit: &[Entry], tag: &str) {
                     backend::write_bare(out, b'n');
                 }
                 Kind::Execute | Kind::Query => backend::write_command_complete(out, tag),
-                Kind::Sync | Kind::Function => {}
+                Kind::Sync | Kind::Function | Kind::Mark => {}
             }
         }
     });

@@ -37,6 +37,7 @@ mod prove;
 mod proxied;
 mod read_only;
 pub mod relay;
+mod resolve;
 mod said;
 mod sending;
 pub mod server;

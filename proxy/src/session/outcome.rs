@@ -96,6 +96,11 @@ impl Record {
         course.commits || (course.pending && course.at == TxStatus::Idle)
     }
 
+    /// Is it a COMMIT, without AND CHAIN, and nothing else?
+    pub fn is_commit(&self) -> bool {
+        self.statements == Statements::Commit
+    }
+
     /// Is nothing in it more than a proven read?
     pub const fn is_read(&self) -> bool {
         self.reads_only

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 /// A commit that waits for the standbys and writes nothing that anybody sees. It has a transaction id, or it would not wait;
 /// the notice of a wait that was given up must come.
-const COMMIT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\
+pub(super) const COMMIT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\
                       SET LOCAL synchronous_commit TO on;SET LOCAL client_min_messages TO warning;\
                       SELECT pg_catalog.pg_logical_emit_message(true,'pgtenure','');COMMIT";
 

@@ -12,6 +12,7 @@ mod failure;
 mod flight;
 mod frames;
 mod hidden;
+mod mark;
 mod names;
 mod reports;
 
@@ -21,6 +22,7 @@ pub use hidden::Hidden;
 pub use names::InDoubt;
 pub use reports::Reported;
 
+use crate::ledger::Mark;
 use crate::session::outcome::Record;
 use crate::session::statements::{Text, Unnamed};
 use crate::wire::backend::{self, TxStatus};
@@ -208,6 +210,10 @@ pub struct Relay {
     pub hidden: Hidden,
     /// The ErrorResponse to what was to be prepared before the oldest unit: it is told in place of that one's own.
     untold: Option<Box<[u8]>>,
+    /// What the server said just before the COMMIT that is the oldest unit.
+    mark: Option<Mark>,
+    /// The ErrorResponse to the question about it, which has failed the COMMIT's block: to be told in place of success.
+    foiled: Option<Box<[u8]>>,
 }
 
 impl Relay {
@@ -354,7 +360,7 @@ impl Relay {
                         | Event::TimedOut { .. }
                         | Event::Violation(_) => false,
                     };
-                    if unfounded && !self.delivered {
+                    if unfounded && !self.delivered && !self.stays_begun() {
                         sink.truncate(mark);
                         visible = false;
                     }
@@ -433,7 +439,7 @@ impl Relay {
     /// Do rows pass as they are? Nothing is hidden or withheld, and no answer of ours is next.
     #[inline]
     fn passes_rows(&self) -> bool {
-        let ours = || self.head_is(Kind::LocalParse) || self.head_is(Kind::LocalClose);
+        let ours = || self.head_is(Kind::LocalParse) || self.head_is(Kind::LocalClose) || self.head_is(Kind::Mark);
         !self.hiding && !self.withhold && !ours()
     }
 

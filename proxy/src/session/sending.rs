@@ -218,7 +218,11 @@ impl Session {
         let mut sink = Sink::new(self.w.take_spare());
         let (naming, config, kept) = (self.naming(), self.w.config(), self.pins);
         self.follow(&input[..unit.len], unit);
+        let marks = begins && self.is_marked(unit);
         let Some(server) = &mut self.server else { return Step::Wait };
+        if marks {
+            self.relay.ask_mark(input, &mut server.meta.statements.unnamed, &mut sink);
+        }
         let mut done = Done::default();
         let classifier = Classifier::new(&self.table, self.lex, &self.identity.dbname, &self.w);
         let refused = Translator {
@@ -275,6 +279,7 @@ impl Session {
         if primary && unit.block.unproven && !unit.pins.has(PinReason::Set) {
             self.note_draws();
         }
+        self.may_have_xid |= primary && unit.record.writes;
         self.saw |= primary;
         let only_sets = !unit.read && self.durability.note(&input[..unit.len]);
         let only_chooses = unit.ours && self.note_durability(input, unit);
@@ -291,6 +296,17 @@ impl Session {
         self.w.put_spare(sink.into_spare());
         self.flush_local(unit);
         Step::Used(unit.len)
+    }
+
+    /// Is the unit the COMMIT of a block that may have written? Then what it commits is asked for in the same write.
+    fn is_marked(&self, unit: &Unit) -> bool {
+        let commits = unit.complete && unit.record.is_commit() && self.may_have_xid;
+        commits
+            && self.w.config().resolve_commits
+            && !self.relay.standby
+            && !self.relay.skipping()
+            && !self.relay.copy_in()
+            && self.relay.leads_to() == TxStatus::Block
     }
 
     /// Whose names prepared statements have on the server.

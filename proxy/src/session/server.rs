@@ -1,5 +1,6 @@
 //! A connection to a PostgreSQL server: how it is made, and what is known of it.
 
+mod ask;
 mod error;
 mod login;
 

@@ -156,6 +156,24 @@ pub fn with_notifying_pid(out: &mut Vec<u8>, frame: &[u8], pid: u32) {
     out.extend_from_slice(&body[4..]);
 }
 
+/// The same of a row of `N` columns, without a copy; `None` when it has another number of them, or is not UTF-8.
+pub fn text_columns<const N: usize>(frame: &[u8]) -> Option<[Option<&str>; N]> {
+    let (count, mut rest) = frame.get(HEAD..)?.split_first_chunk::<2>()?;
+    if usize::from(u16::from_be_bytes(*count)) != N {
+        return None;
+    }
+    let mut row = [None; N];
+    for column in &mut row {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        rest = after;
+        if let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) {
+            let (value, after) = rest.split_at_checked(length)?;
+            (*column, rest) = (Some(std::str::from_utf8(value).ok()?), after);
+        }
+    }
+    Some(row)
+}
+
 /// Process number and secret of a whole BackendKeyData frame of protocol 3.0.
 pub fn backend_key(frame: &[u8]) -> Option<(u32, u32)> {
     let (pid, rest) = frame.get(HEAD..)?.split_first_chunk::<4>()?;

@@ -12,6 +12,8 @@ pub use report::{Report, Severity};
 pub(super) use report::{error, fatal, millis};
 
 use crate::auth::rules::{Method, Way};
+use crate::ledger::Mark;
+use crate::ledger::verdict::{Proof, Why};
 use crate::sql::PinReason;
 use crate::wire::durability_error::DurabilityError;
 use crate::wire::pool_error::PoolError;
@@ -102,6 +104,28 @@ pub enum ClientError {
         term: Term,
         /// Why.
         doubt: Doubt,
+    },
+    /// A COMMIT was lost with its server, and it is proven that nothing of it is committed.
+    CommitLost {
+        /// The server that had it.
+        node: NodeId,
+        /// The term under which it was sent.
+        term: Term,
+        /// The transaction's id, when it had one before the COMMIT.
+        xid: Option<u64>,
+        /// What proves it.
+        proof: Proof,
+    },
+    /// A COMMIT was lost with its server, and nobody can tell whether it is committed.
+    CommitUnresolved {
+        /// The server that had it.
+        node: NodeId,
+        /// The term under which it was sent.
+        term: Term,
+        /// What the server said before it.
+        mark: Mark,
+        /// Why nobody can tell.
+        why: Why,
     },
     /// A session pinned to a server lost what that server kept for it.
     SessionLost {
@@ -270,6 +294,8 @@ impl ClientError {
             Self::BlockAborted { node, term } => block_aborted(node, *term),
             Self::ReadLost { node } => read_lost(node),
             Self::CommitUnknown { node, term, doubt } => commit_unknown(node, *term, *doubt),
+            Self::CommitLost { node, term, xid, proof } => commit_lost(node, *term, *xid, proof),
+            Self::CommitUnresolved { node, term, mark, why } => commit_unresolved(node, *term, mark, *why),
             Self::SessionLost { node, lost } => session_lost(node, lost),
             Self::ResultChanged => error(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"),
             Self::SettingsRefused { node, why } => settings_refused(node, why),
@@ -367,6 +393,23 @@ fn commit_unknown(node: &NodeId, term: Term, doubt: Doubt) -> Report {
     };
     error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "it is unknown whether the statement was committed")
         .detail(format!("Server {node}, primary in term {term}, {why}."))
+        .hint("Check whether its effects are there before doing it again.")
+}
+
+fn commit_lost(node: &NodeId, term: Term, xid: Option<u64>, proof: &Proof) -> Report {
+    let what = xid.map_or_else(String::new, |xid| format!(" of transaction {xid}"));
+    error(SqlState::SERIALIZATION_FAILURE, "transaction was not committed because its server was lost")
+        .detail(format!("Server {node}, primary in term {term}, was lost during the COMMIT{what}: {proof}."))
+        .hint(RETRY)
+}
+
+fn commit_unresolved(node: &NodeId, term: Term, mark: &Mark, why: Why) -> Report {
+    let Mark { xid, lsn } = mark;
+    let what = xid.map_or_else(String::new, |xid| format!(" of transaction {xid}"));
+    error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "it is unknown whether the transaction was committed")
+        .detail(format!(
+            "Server {node}, primary in term {term}, was lost during the COMMIT{what} at {lsn} or later: {why}."
+        ))
         .hint("Check whether its effects are there before doing it again.")
 }
 

@@ -1,6 +1,6 @@
 //! A client that speaks in bytes: what drivers never send can be sent, and what is answered is seen as it is.
 
-use super::{Cluster, PASSWORD, dial};
+use super::{Cluster, PASSWORD, dial, wait_for};
 use proxy::auth::md5::Md5Hash;
 use proxy::auth::scram::ClientSide;
 use proxy::wire::backend::{self, Authentication};
@@ -246,4 +246,36 @@ pub fn run(out: &mut Vec<u8>, sql: &str) {
     parse(out, "", sql);
     bind(out, "", "", &[]);
     execute(out, "");
+}
+
+/// From here on commits at the first node wait for a standby that never comes.
+pub fn let_commits_wait(c: &Cluster) {
+    c.nodes[0].psql("alter system set synchronous_standby_names = 'nobody'");
+    c.nodes[0].psql("select pg_reload_conf()");
+    // The checkpointer reads it later than those who are asked: only a commit can tell.
+    let mut direct = Raw::login(c.nodes[0].port, &[]);
+    let pid = direct.key.0;
+    let mut attempt = 0;
+    wait_for("commits to wait", || {
+        attempt += 1;
+        let sql = format!("create table probe_{attempt}()");
+        let doing = format!(
+            "select wait_event from pg_stat_activity where pid = {pid} and query = '{sql}' \
+             and (state, wait_event) in (('active', 'SyncRep'), ('idle', 'ClientRead'))"
+        );
+        direct.write(|out| write_query(out, &sql));
+        let now = wait_for("the commit to wait or to be done", || {
+            let seen = c.nodes[0].psql(&doing);
+            (!seen.is_empty()).then_some(seen)
+        });
+        c.nodes[0].psql(&format!("select pg_cancel_backend({pid})"));
+        direct.until_ready();
+        (now == "SyncRep").then_some(())
+    });
+}
+
+/// Wait until so many commits at the first node wait for a standby.
+pub fn wait_until_waiting(c: &Cluster, count: usize) {
+    let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    wait_for("commits to wait for a standby", || (c.nodes[0].psql(sql) == count.to_string()).then_some(()));
 }

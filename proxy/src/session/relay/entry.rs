@@ -30,12 +30,14 @@ pub enum Kind {
     LocalParse,
     /// A Close that needs no server: CloseComplete is ours.
     LocalClose,
+    /// A Query of ours in front of a COMMIT, that marks it.
+    Mark,
 }
 
 impl Kind {
     /// Does it owe a ReadyForQuery?
     pub const fn owes_ready(self) -> bool {
-        matches!(self, Self::Sync | Self::Query | Self::Function)
+        matches!(self, Self::Sync | Self::Query | Self::Function | Self::Mark)
     }
 }
 

@@ -38,6 +38,11 @@ impl Relay {
         self.records().any(|r| r.commits_explicitly)
     }
 
+    /// The status that the server has behind all that was sent, when nothing of it fails.
+    pub fn leads_to(&self) -> TxStatus {
+        self.records().fold(self.status, |at, record| record.leads_to(at))
+    }
+
     /// Has part of the answer to the oldest unit reached the client?
     pub fn delivered(&self) -> bool {
         self.delivered || self.body_left > 0
@@ -66,6 +71,7 @@ impl Relay {
         self.end_blind();
         (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
         (self.again, self.forgetting) = (false, false);
+        (self.mark, self.foiled) = (None, None);
         entries
     }
 

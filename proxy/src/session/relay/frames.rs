@@ -22,6 +22,9 @@ impl Relay {
         if self.hiding && kind != b'A' {
             return self.hide_frame(kind, frame);
         }
+        if self.head_is(Kind::Mark) && !matches!(kind, b'A' | b'S') {
+            return self.mark_frame(kind, frame);
+        }
         match kind {
             // The bulk of all traffic first.
             b'D' | b'd' | b'c' => {
@@ -104,7 +107,7 @@ impl Relay {
         if hidden {
             return Step::Pass { shown: false };
         }
-        self.untold = None;
+        (self.untold, self.mark, self.foiled) = (None, None, None);
         self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
         self.forgetting &= !self.queue.is_empty();
         self.unnamed_unconfirmed &= !self.queue.is_empty();
@@ -146,6 +149,13 @@ impl Relay {
         self.redefaults |= matches!(&frame[5..], b"ALTER ROLE\0" | b"ALTER DATABASE\0");
         if matches!(&frame[5..], b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
             self.forgotten = Some(self.survivors());
+        }
+        if let Some(frame) = self.foiled.take() {
+            if !self.withhold {
+                sink.insert(input).extend_from_slice(&frame);
+            }
+            self.withhold = true;
+            return Step::Pass { shown: true };
         }
         if let Some(error) = self.doubt.take() {
             error.encode(sink.insert(input));

@@ -51,6 +51,24 @@ fn all() -> Vec<(ClientError, &'static str)> {
             "ERROR 08007 it is unknown whether the statement was committed | Server n1, primary in term 7, committed it without waiting for a standby. | Check whether its effects are there before doing it again.",
         ),
         (
+            E::CommitLost {
+                node: node.clone(),
+                term,
+                xid: Some(731),
+                proof: Proof::PastBound { by: Term(8), bound: 731 },
+            },
+            "ERROR 40001 transaction was not committed because its server was lost | Server n1, primary in term 7, was lost during the COMMIT of transaction 731: term 8 begins at transaction 731. | Retry the transaction.",
+        ),
+        (
+            E::CommitUnresolved {
+                node: node.clone(),
+                term,
+                mark: Mark { xid: Some(731), lsn: cluster::Lsn(0x500_0060) },
+                why: Why::NoPrimary,
+            },
+            "ERROR 08007 it is unknown whether the transaction was committed | Server n1, primary in term 7, was lost during the COMMIT of transaction 731 at 0/5000060 or later: no primary could be asked in time. | Check whether its effects are there before doing it again.",
+        ),
+        (
             E::SessionLost { node, lost: vec![PinReason::Set, PinReason::Temp] },
             "ERROR 08006 session state was lost with its server | Server n1 was lost. Gone: session settings (SET), temporary objects. | Set up the session again; the connection itself goes on.",
         ),
@@ -180,10 +198,12 @@ fn every_variant_is_listed() {
         E::ReadOnly(_) => 35,
         E::BadReplication { .. } => 36,
         E::BadBind { .. } => 37,
+        E::CommitLost { .. } => 38,
+        E::CommitUnresolved { .. } => 39,
     };
     let mut seen: Vec<usize> = all().iter().map(|(e, _)| index(e)).collect();
     seen.sort_unstable();
-    assert_eq!(seen, (0..38).collect::<Vec<_>>());
+    assert_eq!(seen, (0..40).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,0 +1,44 @@
+//! What is known of a COMMIT in flight.
+
+use cluster::Lsn;
+
+/// The question in front of a COMMIT: the transaction's id, when it has one, and a position that its commit record cannot
+/// begin before.
+pub const ASK: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned(),pg_catalog.pg_current_wal_insert_lsn()";
+
+/// What the server said just before it began to commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The transaction's 64-bit id. `None`: it had none; what runs at the end of a transaction may have given it one since.
+    pub xid: Option<u64>,
+    /// The commit's record begins here or later, on the timeline of the term.
+    pub lsn: Lsn,
+}
+
+impl Mark {
+    /// Of the row that [`ASK`] is answered; `None` when it is none.
+    pub fn of_row([xid, lsn]: [Option<&str>; 2]) -> Option<Self> {
+        let xid = match xid {
+            Some(xid) => Some(xid.parse().ok()?),
+            None => None,
+        };
+        Some(Self { xid, lsn: lsn?.parse().ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_question_is_answered_is_a_mark() {
+        let mark = Mark::of_row;
+        assert_eq!(mark([Some("731"), Some("0/5000060")]), Some(Mark { xid: Some(731), lsn: Lsn(0x500_0060) }));
+        // Beyond 32 bits: an epoch and more.
+        assert_eq!(mark([Some("4294968027"), Some("1/0")]).and_then(|m| m.xid), Some(4_294_968_027));
+        assert_eq!(mark([None, Some("0/5000060")]), Some(Mark { xid: None, lsn: Lsn(0x500_0060) }));
+        for row in [[Some("731"), None], [Some("x"), Some("0/1")], [Some("731"), Some("x")], [None, None]] {
+            assert_eq!(mark(row), None, "{row:?}");
+        }
+    }
+}

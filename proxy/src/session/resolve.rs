@@ -1,0 +1,176 @@
+//! A COMMIT was sent, and its server is gone before it answered: what became of it is found out while its client waits.
+//!
+//! [`crate::ledger`] decides. Here the view is waited for in which the term is open that has the say, and that term's
+//! primary is asked, on a connection of the client's own pool. All of that takes `proxy.hold_timeout` at most; a cancel
+//! request ends it sooner. Where nobody can tell it is 08007, as it would have been at once.
+
+use crate::config::PoolMode;
+use crate::ledger::verdict::{after_asking, before_asking};
+use crate::ledger::{Descent, Mark, Since, Status, Verdict, Why};
+use crate::metrics::Resolved;
+use crate::pool::Pool;
+use crate::session::acquire::{self, Found, Want, change};
+use crate::session::client::Session;
+use crate::session::lost::{self, Owed};
+use crate::session::presence::Activity;
+use crate::session::proof;
+use crate::session::server::Server;
+use crate::sql::Access;
+use crate::worker::Worker;
+use cluster::topology::Gate;
+use cluster::{Instant, Term};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long until a primary is asked again that could not tell.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// A COMMIT whose outcome is not known.
+pub(super) struct InDoubt {
+    /// What its server said before it.
+    pub(super) mark: Mark,
+    /// What the client is owed, the COMMIT's answer first.
+    pub(super) owed: Owed,
+}
+
+impl Session {
+    /// Find out what became of a COMMIT, and tell the client of it and of what came behind it.
+    pub(super) async fn resolve_commit(&mut self) {
+        let Some(doubt) = self.in_doubt.take() else { return };
+        let now = self.w.now();
+        self.mark(Activity::Waiting, now, true);
+        let w = self.w.clone();
+        let want = Want { quiet: true, avoid: Vec::new(), since: now, ..self.want(Access::Write, now) };
+        let search = Search { w: &w, want, keeps: self.mode == PoolMode::Transaction, term: doubt.owed.term() };
+        let verdict = tokio::select! {
+            biased;
+            ended = poll_fn(|cx| self.watch_client(cx)) => match ended {
+                Some(_) => Verdict::Unknown(Why::GivenUp),
+                // The next turn sees the end of the connection.
+                None => return,
+            },
+            verdict = search.run(&doubt.mark) => verdict,
+        };
+        self.w.counts.resolved(match verdict {
+            Verdict::Survived => Resolved::Survived,
+            Verdict::Lost(_) => Resolved::Lost,
+            _ => Resolved::Unknown,
+        });
+        if verdict == Verdict::Survived {
+            self.causality.borrow_mut().wrote(self.w.now());
+        }
+        lost::tell_resolved(self, doubt.owed, &doubt.mark, verdict);
+    }
+}
+
+/// What is looked for, and how.
+struct Search<'a> {
+    w: &'a Rc<Worker>,
+    want: Want,
+    /// Connections may serve others afterwards.
+    keeps: bool,
+    /// The COMMIT's term.
+    term: Term,
+}
+
+impl Search<'_> {
+    async fn run(&self, mark: &Mark) -> Verdict {
+        let deadline = self.want.since + self.w.config().hold_timeout;
+        loop {
+            let now = self.w.now();
+            let left = deadline.since(now);
+            if left.is_zero() {
+                return Verdict::Unknown(Why::NoPrimary);
+            }
+            let verdict = match self.open_since(now) {
+                // Nothing is final before a term is open.
+                None => None,
+                Some((since, term)) => match before_asking(mark, since) {
+                    Verdict::Ask(xid) => Box::pin(self.ask(xid, since, term, left)).await,
+                    known => Some(known),
+                },
+            };
+            match verdict {
+                Some(Verdict::Running | Verdict::Unconfirmed | Verdict::Ask(_)) | None => {
+                    change(self.w, ASK_AGAIN.min(left)).await;
+                }
+                Some(known) => return known,
+            }
+        }
+    }
+
+    /// What the term that is open has to do with the COMMIT's, and which it is; `None` while none is open.
+    fn open_since(&self, now: Instant) -> Option<(Since, Term)> {
+        let view = self.w.view.borrow();
+        let open = view.topology.gate_at(now) == Gate::Open && view.topology.term >= self.term;
+        open.then(|| (Descent::of(&view.topology).since(self.term), view.topology.term))
+    }
+
+    /// Ask the primary of `term` about a transaction; `None`: it could not be asked, or not be trusted.
+    async fn ask(&self, xid: u64, since: Since, term: Term, left: Duration) -> Option<Verdict> {
+        let found = acquire::find(self.w, self.want.clone(), 0, None).await.ok()?;
+        let mut primary = InUse::new(self.w, found, self.keeps);
+        let answer = primary.ask(&question(xid), left).await?;
+        let [row] = answer.rows.as_slice() else { return None };
+        let [status, Some(timeline)] = row.as_slice() else { return None };
+        // A view may be behind what its primary has become: a transaction's id means something on one timeline only.
+        if u64::from_str_radix(timeline, 16).ok().map(Term) != Some(term) {
+            return None;
+        }
+        match after_asking(Status::of(status.as_deref()), since) {
+            Verdict::Unconfirmed => {
+                // Who confirms a later commit has this one.
+                let proof = primary.ask(proof::COMMIT, left).await?;
+                let confirmed = proof.error.is_none() && !proof.unreplicated;
+                let still = self.open_since(self.w.now()).is_some_and(|(_, now)| now == term);
+                (confirmed && still).then_some(Verdict::Survived)
+            }
+            verdict => Some(verdict),
+        }
+    }
+}
+
+/// What became of a transaction, and on which timeline that is so.
+fn question(xid: u64) -> String {
+    format!(
+        "SELECT pg_catalog.pg_xact_status('{xid}'),\
+         pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),1,8)"
+    )
+}
+
+/// A connection that is counted while it is used, and given back unless it broke.
+struct InUse<'a> {
+    w: &'a Rc<Worker>,
+    pool: Rc<Pool>,
+    server: Option<Server>,
+    /// It is as it was, and may serve others.
+    whole: bool,
+}
+
+impl<'a> InUse<'a> {
+    fn new(w: &'a Rc<Worker>, found: Found, whole: bool) -> Self {
+        w.count_in_use(&found.server.meta, true);
+        Self { w, pool: found.pool, server: Some(found.server), whole }
+    }
+
+    async fn ask(&mut self, sql: &str, left: Duration) -> Option<crate::session::relay::Hidden> {
+        let server = self.server.as_mut()?;
+        // Until it has answered, it is in the middle of something.
+        let whole = std::mem::replace(&mut self.whole, false);
+        let answer = tokio::time::timeout(left, server.ask(sql)).await.ok()??;
+        self.whole = whole;
+        Some(answer)
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let Some(server) = self.server.take() else { return };
+        if self.whole {
+            self.w.release(&self.pool, server, self.w.now());
+        } else {
+            self.w.count_in_use(&server.meta, false);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! A COMMIT that is lost with its server: what became of it is found out, and told as it is. With real servers, where
+//! every window is held open by a wait: for a standby that never comes, for a lock that a deferred trigger wants.
+
+mod common;
+
+use cluster::timeline::{Fork, XidBound};
+use cluster::topology::{Closed, Gate};
+use cluster::{Lsn, Term, TimelineId};
+use common::raw::{Raw, let_commits_wait, ok, run, sync, value, wait_until_waiting};
+use common::{Cluster, dial, wait_for};
+use proxy::wire::frontend::write_query;
+use proxy::wire::startup::cancel_request;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+const RESOLVED: &str = "pgtenure_proxy_commits_resolved_total";
+
+fn words(seen: &[String]) -> String {
+    seen.join(" | ")
+}
+
+fn send(s: &mut Raw, sql: &str) {
+    s.write(|out| write_query(out, sql));
+}
+
+/// `t`, and `slow`, whose rows are only committed when `gate` is free.
+const TABLES: &str = "create table t(a int); create table slow(a int); create table gate(); \
+    create function pass() returns trigger language plpgsql as 'begin perform from gate; return null; end'; \
+    create constraint trigger late after insert on slow deferrable initially deferred \
+    for each row execute function pass()";
+
+/// A session in a block that has written `sql`, and the id of its transaction.
+fn begun(c: &Cluster, sql: &str) -> (Raw, u64) {
+    let mut s = Raw::login(c.port, &[]);
+    ok(&mut s, "begin");
+    ok(&mut s, sql);
+    let xid = value(&mut s, "select pg_current_xact_id()");
+    (s, xid.parse().expect("an id"))
+}
+
+/// Shut the gate of `slow`, as long as what is returned lives.
+fn shut(c: &Cluster) -> Raw {
+    let mut holder = Raw::login(c.nodes[0].port, &[]);
+    ok(&mut holder, "begin");
+    ok(&mut holder, "lock table gate in access exclusive mode");
+    holder
+}
+
+fn wait_until_blocked(c: &Cluster, count: usize) {
+    let sql = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query ilike 'commit%'";
+    wait_for("commits to wait for the gate", || (c.nodes[0].psql(sql) == count.to_string()).then_some(()));
+}
+
+/// Wait until the standby has all that the primary has flushed.
+fn replicate(c: &Cluster) {
+    // Flushes, and completes no transaction.
+    c.nodes[0].psql("select pg_logical_emit_message(false, 'x', 'y')");
+    let lsn = c.nodes[0].psql("select pg_switch_wal()");
+    let there = format!("select pg_last_wal_replay_lsn() >= '{lsn}'");
+    wait_for("the standby to have it", || (c.nodes[1].psql(&there) == "t").then_some(()));
+}
+
+/// Promote the standby behind a closed gate; what its view will say of it.
+fn promote(c: &Cluster) -> (Fork, XidBound) {
+    c.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
+    let xid = c.nodes[1].psql("select pg_snapshot_xmax(pg_current_snapshot())").parse().expect("an id");
+    c.nodes[1].promote();
+    let history = std::fs::read_to_string(c.nodes[1].data.join("pg_wal/00000002.history")).expect("it was promoted");
+    let lsn: Lsn = history.split_whitespace().nth(1).expect("a position").parse().expect("a position");
+    (Fork { timeline: TimelineId(1), lsn }, XidBound { term: Term(2), xid })
+}
+
+fn open(c: &Cluster, fork: Fork, bound: Option<XidBound>) {
+    let primary = c.nodes[1].member();
+    c.publish(|t| {
+        (t.term, t.gate) = (Term(2), Gate::Open);
+        t.standbys.clear();
+        t.primary = Some(primary);
+        (t.fork, t.forks, t.xid_bounds) = (Some(fork), vec![fork], bound.into_iter().collect());
+    });
+}
+
+fn cancel(c: &Cluster, s: &Raw) {
+    let mut request = dial(c.port);
+    request.write_all(&cancel_request(s.key.0, s.key.1)).expect("the endpoint reads");
+    assert_eq!(request.read(&mut [0]).expect("it is closed"), 0);
+}
+
+#[test]
+fn commits_in_flight_at_a_failover_are_told_as_the_new_primary_has_them() {
+    let mut c = Cluster::start(1, |_| {});
+    c.psql(TABLES).unwrap();
+    let_commits_wait(&c);
+    let _holder = shut(&c);
+    // Never completed, and older than what is: the new primary will say that it is aborted.
+    let (mut aborted, _) = begun(&c, "insert into slow values (1)");
+    // On the standby, and never acknowledged.
+    let (mut simple, _) = begun(&c, "insert into t values (2)");
+    let (mut extended, _) = begun(&c, "insert into t values (3)");
+    // Not completed either, and newer than all that is.
+    let (mut unfinished, newest) = begun(&c, "insert into slow values (4)");
+    send(&mut aborted, "commit");
+    send(&mut unfinished, "end");
+    wait_for("the commits to wait for the gate", || {
+        let sql = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query in ('commit', 'end')";
+        (c.nodes[0].psql(sql) == "2").then_some(())
+    });
+    simple.write(|out| {
+        write_query(out, "commit");
+        write_query(out, "insert into t values (20)");
+    });
+    extended.write(|out| {
+        run(out, "commit");
+        sync(out);
+    });
+    wait_until_waiting(&c, 2);
+    replicate(&c);
+    c.nodes[1].psql("alter system set primary_conninfo = ''");
+    c.nodes[1].psql("select pg_reload_conf()");
+    wait_for("the standby to receive no more", || {
+        (c.nodes[1].psql("select count(*) from pg_stat_wal_receiver") == "0").then_some(())
+    });
+    // Begins past the end of what the standby has, which has never seen its id.
+    let (mut past, again) = begun(&c, "insert into t values (5)");
+    past.write(|out| {
+        run(out, "commit");
+        sync(out);
+    });
+    wait_until_waiting(&c, 3);
+    c.nodes[0].kill();
+    let (fork, bound) = promote(&c);
+    assert!(bound.xid <= newest, "nothing completed behind it: {bound:?}, {newest}");
+    // Now the id is somebody else's, who has committed: who asks for it is told a lie.
+    wait_for("the id to be given out again", || {
+        c.nodes[1].psql("create table if not exists other(a int); insert into other values (1)");
+        let used = c.nodes[1].psql("select pg_snapshot_xmax(pg_current_snapshot())").parse::<u64>().unwrap() > again;
+        (used && c.nodes[1].psql(&format!("select pg_xact_status('{again}')")) == "committed").then_some(())
+    });
+    open(&c, fork, Some(bound));
+    assert_eq!(words(&simple.until_ready()), "C COMMIT | Z I");
+    // What was sent behind it was never looked at: nothing is known of that.
+    assert_eq!(words(&simple.until_ready()), "E 08007 | Z I");
+    assert_eq!(words(&extended.until_ready()), "1 | 2 | C COMMIT | Z I");
+    for (lost, what) in [(&mut aborted, "aborted"), (&mut unfinished, "unfinished"), (&mut past, "past")] {
+        assert_eq!(words(&lost.until_ready()), "E 40001 | Z I", "{what}");
+        assert_eq!(words(&lost.query("insert into t values (10)")), "C INSERT 0 1 | Z I", "{what}");
+    }
+    assert_eq!(c.nodes[1].psql("select string_agg(a::text, ' ' order by a) from t"), "2 3 10 10 10");
+    assert_eq!(c.nodes[1].psql("select count(*) from slow"), "0");
+    let count = |outcome| c.counter_of(RESOLVED, outcome);
+    assert_eq!((count("survived"), count("lost"), count("unknown")), (2.0, 3.0, 0.0));
+    wait_for("the doubts to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 1.0).then_some(()));
+}
+
+#[test]
+fn what_nobody_can_tell_stays_in_doubt() {
+    let mut c = Cluster::start(1, |_| {});
+    c.psql(TABLES).unwrap();
+    let_commits_wait(&c);
+    let (mut unbound, _) = begun(&c, "insert into t values (1)");
+    let (mut cancelled, _) = begun(&c, "insert into t values (2)");
+    let mut without = Raw::login(c.port, &[]);
+    ok(&mut without, "begin");
+    // Takes an id only when it commits, and has something to wait for.
+    ok(&mut without, "notify news");
+    ok(&mut without, "select pg_logical_emit_message(false, 'x', 'y')");
+    for s in [&mut unbound, &mut cancelled, &mut without] {
+        send(s, "commit");
+    }
+    wait_until_waiting(&c, 3);
+    replicate(&c);
+    c.nodes[0].kill();
+    // Without an id there is nothing to ask for.
+    assert_eq!(words(&without.until_ready()), "E 08007 | Z I");
+    // Nobody is left who could be asked, and who does not want to wait need not.
+    wait_for("the others to look for a primary", || (c.handle.as_ref()?.status().totals.held >= 2).then_some(()));
+    cancel(&c, &cancelled);
+    assert_eq!(words(&cancelled.until_ready()), "E 08007 | Z I");
+    let (fork, _) = promote(&c);
+    open(&c, fork, None);
+    assert_eq!(words(&unbound.until_ready()), "E 08007 | Z I");
+    assert_eq!(c.nodes[1].psql("select count(*) from t"), "2");
+    assert_eq!(c.counter_of(RESOLVED, "unknown"), 3.0);
+    wait_for("the doubts to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 3.0).then_some(()));
+}
+
+#[test]
+fn a_backend_that_is_lost_alone_is_asked_for_at_its_own_primary() {
+    let c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::secs(60));
+    c.psql(TABLES).unwrap();
+    let holder = shut(&c);
+    let end_waiting = |event: &str| {
+        let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query ilike 'commit%' and ";
+        c.nodes[0].psql(&format!("{sql} wait_event = '{event}'"))
+    };
+    // Ended before it committed.
+    let (mut aborted, _) = begun(&c, "insert into slow values (1)");
+    send(&mut aborted, "commit");
+    wait_until_blocked(&c, 1);
+    assert_eq!(end_waiting("relation"), "1");
+    assert_eq!(words(&aborted.until_ready()), "E 40001 | Z I");
+    drop(holder);
+    // Committed at the primary, and no standby has it: nothing is told before one does.
+    let_commits_wait(&c);
+    let (mut waits, _) = begun(&c, "insert into t values (2)");
+    waits.write(|out| {
+        run(out, "commit");
+        sync(out);
+    });
+    wait_until_waiting(&c, 1);
+    assert_eq!(end_waiting("SyncRep"), "1");
+    wait_for("its proof to wait in its place", || {
+        let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query like '%emit_message%'";
+        (c.nodes[0].psql(sql) == "1").then_some(())
+    });
+    assert_eq!(c.counter(RESOLVED), 1.0, "the other's");
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(words(&waits.until_ready()), "1 | 2 | C COMMIT | Z I");
+    assert_eq!(value(&mut waits, "select count(*) from t"), "1");
+    assert_eq!((c.counter_of(RESOLVED, "survived"), c.counter_of(RESOLVED, "lost")), (1.0, 1.0));
+}
+
+#[test]
+fn a_client_sees_nothing_of_what_is_asked_before_its_commit() {
+    let c = Cluster::start(0, |_| {});
+    c.psql("create table t(a int primary key deferrable initially deferred)").unwrap();
+    let mut s = Raw::login(c.port, &[]);
+    for (block, want) in [
+        (&["begin", "insert into t values (1)", "commit"][..], "C COMMIT | Z I"),
+        (&["begin", "select 1", "commit"], "C COMMIT | Z I"),
+        (&["begin", "insert into t values (1)", "commit"], "E 23505 | Z I"),
+        (&["begin", "insert into t values (2)", "select 1/0", "commit"], "C ROLLBACK | Z I"),
+        (&["begin", "insert into t values (2)", "commit and chain"], "C COMMIT | Z T"),
+        (&["insert into t values (3)", "commit work"], "C COMMIT | Z I"),
+        (&["begin", "insert into t values (4)", "prepare transaction 'p'"], "C PREPARE TRANSACTION | Z I"),
+        (&["begin", "savepoint s", "insert into t values (5)", "release s", "end"], "C COMMIT | Z I"),
+        (&["begin isolation level serializable", "insert into t values (6)", "commit"], "C COMMIT | Z I"),
+    ] {
+        let seen: Vec<String> = block.iter().map(|sql| words(&s.query(sql))).collect();
+        assert_eq!(seen.last().map(String::as_str), Some(want), "{block:?}: {seen:?}");
+    }
+    ok(&mut s, "commit prepared 'p'");
+    // A pipeline: the state of the block is not known when its COMMIT is sent.
+    for bad in [false, true] {
+        s.write(|out| {
+            run(out, "begin");
+            sync(out);
+            run(out, if bad { "insert into t values (1/0)" } else { "insert into t values (7)" });
+            sync(out);
+            run(out, "commit");
+            sync(out);
+            run(out, "select 9");
+            sync(out);
+        });
+        let units: Vec<String> = (0..4).map(|_| words(&s.until_ready())).collect();
+        let (second, third) = if bad {
+            ("1 | E 22012 | Z E", "C ROLLBACK | Z I")
+        } else {
+            ("1 | 2 | C INSERT 0 1 | Z T", "C COMMIT | Z I")
+        };
+        assert!(units[1] == second || bad && units[1] == "E 22012 | Z E", "{units:?}");
+        assert_eq!(units[2], format!("1 | 2 | {third}"), "{units:?}");
+        assert_eq!(units[3], "1 | 2 | D 9 | C SELECT 1 | Z I", "{units:?}");
+    }
+    // The unnamed statement outlives a block as if nothing had come between.
+    s.write(|out| {
+        common::raw::parse(out, "", "select 8");
+        sync(out);
+    });
+    assert_eq!(words(&s.until_ready()), "1 | Z I");
+    s.write(|out| {
+        common::raw::bind(out, "", "", &[]);
+        common::raw::execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&s.until_ready()), "2 | D 8 | C SELECT 1 | Z I");
+    assert_eq!(value(&mut s, "select string_agg(a::text, ' ' order by a) from t"), "1 2 3 4 5 6 7");
+}
+
+#[test]
+fn a_commit_waits_for_its_outcome_no_longer_than_a_statement_is_held() {
+    let mut c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::millis(500));
+    c.psql(TABLES).unwrap();
+    let_commits_wait(&c);
+    let (mut s, _) = begun(&c, "insert into t values (1)");
+    send(&mut s, "commit");
+    wait_until_waiting(&c, 1);
+    c.nodes[0].kill();
+    let began = std::time::Instant::now();
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+    assert!(began.elapsed() >= Duration::from_millis(500), "it was tried: {:?}", began.elapsed());
+}
