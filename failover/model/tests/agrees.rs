@@ -78,6 +78,7 @@ fn compare_choices<const M: usize>() {
                 mode: Mode::Strict,
                 joint,
                 suspended,
+                rearmed: None,
                 limits: Limits::default(),
             };
             let prev = Tenure { term: Term(1), node: node(0), timeline: TimelineId(1) };
