@@ -8,6 +8,8 @@ use cluster::topology::{Closed, Gate};
 use cluster::{Lsn, Term, TimelineId};
 use common::raw::{Raw, let_commits_wait, ok, run, sync, value, wait_until_waiting};
 use common::{Cluster, dial, wait_for};
+use proxy::pool::{Order, Scope};
+use proxy::session::presence::Activity;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
 use std::io::{Read, Write};
@@ -290,4 +292,42 @@ fn a_commit_waits_for_its_outcome_no_longer_than_a_statement_is_held() {
     let began = std::time::Instant::now();
     assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
     assert!(began.elapsed() >= Duration::from_millis(500), "it was tried: {:?}", began.elapsed());
+}
+
+#[test]
+fn a_session_that_ends_while_its_commit_is_in_doubt_is_told_that_first() {
+    let mut c = Cluster::start(0, |_| {});
+    c.psql(TABLES).unwrap();
+    let_commits_wait(&c);
+    let (mut s, _) = begun(&c, "insert into t values (1)");
+    send(&mut s, "commit");
+    wait_until_waiting(&c, 1);
+    c.nodes[0].kill();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let handle = c.handle.as_ref().unwrap();
+    wait_for("its outcome to be looked for", || {
+        let view = runtime.block_on(handle.view(Duration::from_secs(10))).expect("the workers answer");
+        view.clients.iter().any(|client| client.activity == Activity::Waiting).then_some(())
+    });
+    runtime.block_on(handle.order(Order::Kill, Scope::All, Duration::from_secs(10))).unwrap();
+    assert_eq!(s.next(), "E 08007");
+    assert_eq!(s.next(), "Z I");
+    assert_eq!(s.next(), "E 57P01");
+}
+
+#[test]
+fn a_commit_that_also_registers_a_name_is_not_said_to_have_done_both() {
+    let mut c = Cluster::start(1, |_| {});
+    c.psql(TABLES).unwrap();
+    let_commits_wait(&c);
+    let (mut s, _) = begun(&c, "insert into t values (1)");
+    s.write(|out| {
+        common::raw::parse(out, "mine", "commit");
+        common::raw::bind(out, "", "mine", &[]);
+        common::raw::execute(out, "");
+        sync(out);
+    });
+    wait_until_waiting(&c, 1);
+    c.nodes[0].kill();
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
 }

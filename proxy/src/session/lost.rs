@@ -161,7 +161,13 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
         match first.take() {
             Some(known) => {
                 match known {
-                    Ok(()) => succeed(s, &unit, "COMMIT"),
+                    Ok(()) => {
+                        succeed(s, &unit, "COMMIT");
+                        if unit.iter().any(|e| matches!(e.kind, Kind::Parse | Kind::LocalParse)) {
+                            // The unnamed statement is its COMMIT now, and not again what it was before.
+                            s.statements.unnamed = None;
+                        }
+                    }
                     Err(error) => s.error(&error),
                 }
                 s.lost_block = LostBlock::None;

@@ -40,16 +40,15 @@ impl Session {
         let Some(doubt) = self.in_doubt.take() else { return };
         let now = self.w.now();
         self.mark(Activity::Waiting, now, true);
+        // A limit that the statement exceeded while its server ran it says nothing about this wait.
+        self.presence.expired.set(None);
         let w = self.w.clone();
         let want = Want { quiet: true, avoid: Vec::new(), since: now, ..self.want(Access::Write, now) };
         let search = Search { w: &w, want, keeps: self.mode == PoolMode::Transaction, term: doubt.owed.term() };
         let verdict = tokio::select! {
             biased;
-            ended = poll_fn(|cx| self.watch_client(cx)) => match ended {
-                Some(_) => Verdict::Unknown(Why::GivenUp),
-                // The next turn sees the end of the connection.
-                None => return,
-            },
+            // Also where the session ends: why it does would be taken for the outcome, were that not told before.
+            _ = poll_fn(|cx| self.watch_client(cx)) => Verdict::Unknown(Why::GivenUp),
             verdict = search.run(&doubt.mark) => verdict,
         };
         self.w.counts.resolved(match verdict {
@@ -87,7 +86,7 @@ impl Search<'_> {
                 // Nothing is final before a term is open.
                 None => None,
                 Some((since, term)) => match before_asking(mark, since) {
-                    Verdict::Ask(xid) => Box::pin(self.ask(xid, since, term, left)).await,
+                    Verdict::Ask(xid) => Box::pin(self.ask(xid, since, term, deadline)).await,
                     known => Some(known),
                 },
             };
@@ -108,10 +107,26 @@ impl Search<'_> {
     }
 
     /// Ask the primary of `term` about a transaction; `None`: it could not be asked, or not be trusted.
-    async fn ask(&self, xid: u64, since: Since, term: Term, left: Duration) -> Option<Verdict> {
+    async fn ask(&self, xid: u64, since: Since, term: Term, deadline: Instant) -> Option<Verdict> {
+        tokio::select! {
+            verdict = self.ask_primary(xid, since, term, deadline) => verdict,
+            // Whoever was asked may never answer, and another has the say now.
+            () = self.replaced(term) => None,
+        }
+    }
+
+    /// Until the term is another.
+    async fn replaced(&self, term: Term) {
+        while self.w.view.borrow().topology.term == term {
+            change(self.w, ASK_AGAIN).await;
+        }
+    }
+
+    async fn ask_primary(&self, xid: u64, since: Since, term: Term, deadline: Instant) -> Option<Verdict> {
         let found = acquire::find(self.w, self.want.clone(), 0, None).await.ok()?;
         let mut primary = InUse::new(self.w, found, self.keeps);
-        let answer = primary.ask(&question(xid), left).await?;
+        let left = || deadline.since(self.w.now());
+        let answer = primary.ask(&question(xid), left()).await?;
         let [row] = answer.rows.as_slice() else { return None };
         let [status, Some(timeline)] = row.as_slice() else { return None };
         // A view may be behind what its primary has become: a transaction's id means something on one timeline only.
@@ -121,7 +136,7 @@ impl Search<'_> {
         match after_asking(Status::of(status.as_deref()), since) {
             Verdict::Unconfirmed => {
                 // Who confirms a later commit has this one.
-                let proof = primary.ask(proof::COMMIT, left).await?;
+                let proof = primary.ask(proof::COMMIT, left()).await?;
                 let confirmed = proof.error.is_none() && !proof.unreplicated;
                 let still = self.open_since(self.w.now()).is_some_and(|(_, now)| now == term);
                 (confirmed && still).then_some(Verdict::Survived)

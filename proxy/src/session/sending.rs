@@ -15,8 +15,9 @@ use crate::session::translate::{Done, Naming, Translator};
 use crate::session::turn::is_told;
 use crate::sql::{Access, LongText, PinReason, Statement};
 use crate::wire::backend::TxStatus;
-use crate::wire::codec::Sink;
+use crate::wire::codec::{self, Sink};
 use crate::wire::error_response::ClientError;
+use crate::wire::frontend;
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId, Role};
 use std::future::{Future, poll_fn};
@@ -218,7 +219,7 @@ impl Session {
         let mut sink = Sink::new(self.w.take_spare());
         let (naming, config, kept) = (self.naming(), self.w.config(), self.pins);
         self.follow(&input[..unit.len], unit);
-        let marks = begins && self.is_marked(unit);
+        let marks = begins && self.is_marked(unit) && speaks_of_one(&input[..unit.len]);
         let Some(server) = &mut self.server else { return Step::Wait };
         if marks {
             self.relay.ask_mark(input, &mut server.meta.statements.unnamed, &mut sink);
@@ -437,4 +438,22 @@ impl Session {
         }
         Poll::Pending
     }
+}
+
+/// Do these messages, which execute one statement, name and describe no other, and register no name? What they are answered
+/// can be told without their server then: nothing of it is undone with that.
+fn speaks_of_one(messages: &[u8]) -> bool {
+    let (mut at, mut parsed, mut named) = (0, false, false);
+    while let Some(frame) = codec::head(&messages[at..]).ok().flatten().and_then(|h| messages.get(at..at + h.total)) {
+        at += frame.len();
+        match frame[0] {
+            b'P' if parsed || frontend::parse(frame).is_none_or(|p| !p.name.is_empty()) => return false,
+            b'P' => parsed = true,
+            b'B' => named |= frontend::bind(frame).is_none_or(|b| !b.statement.is_empty()),
+            b'C' => return false,
+            b'D' if frame.get(codec::HEAD) == Some(&b'S') => return false,
+            _ => {}
+        }
+    }
+    !(parsed && named)
 }

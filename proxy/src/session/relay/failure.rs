@@ -53,7 +53,8 @@ impl Relay {
         }
         let named = self.queue.front_mut().and_then(|e| e.uses.take());
         let refusal = self.fail_head(&code);
-        (self.doubt, self.foiled) = (None, None);
+        // Of a COMMIT that has failed nothing is left to be found out.
+        (self.doubt, self.foiled, self.mark) = (None, None, None);
         // What was to be prepared before it could not be, and that is why.
         if let Some(before) = self.untold.take() {
             if !self.withhold {
