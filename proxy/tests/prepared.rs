@@ -381,6 +381,128 @@ fn columns_that_a_table_has_got_are_refused_to_who_knows_others_on_any_server() 
     }
 }
 
+/// A standby that has not replayed yet what changed the columns says nothing of what they are.
+#[test]
+fn a_standby_that_lags_is_not_asked_for_good_what_columns_a_table_has() {
+    const WHERE: &str = "select current_setting('cluster_name')";
+    let c = common::Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.max_replay_lag = cluster::config::Span::secs(60);
+    });
+    c.nodes[0].psql("create table shape(a int); insert into shape values (1); grant all on shape to app");
+    let mut a = Raw::login(c.port, &[("pgtenure.consistency", "eventual")]);
+    wait_for("the standby to serve reads", || {
+        (value(&mut a, "select current_setting('cluster_name') from shape") == "n2").then_some(())
+    });
+    c.nodes[1].psql("select pg_wal_replay_pause()");
+    c.nodes[0].psql(
+        "alter table shape add b int default 2; create table fresh(a int); insert into fresh values (3);
+         grant all on fresh to app",
+    );
+    // One whose columns are others there, and one that is refused there.
+    ok(&mut a, "set pgtenure.read_from = 'primary'");
+    for (name, text) in [("s", "select * from shape"), ("f", "select * from fresh")] {
+        assert_eq!(prepare(&mut a, name, text), "1 | Z I");
+        a.write(|out| {
+            describe(out, name);
+            sync(out);
+        });
+        assert_eq!(words(&a.until_ready()), "t | T | Z I");
+    }
+    ok(&mut a, "reset pgtenure.read_from");
+    for _ in 0..2 {
+        assert_eq!(value(&mut a, WHERE), "n2");
+        assert_eq!(used(&mut a, "s"), "2 | D 1 2 | C SELECT 1 | Z I");
+        assert_eq!(used(&mut a, "f"), "2 | D 3 | C SELECT 1 | Z I");
+    }
+    // A block stays where it is, and fails; what its client knows is true all the same.
+    ok(&mut a, "begin read only");
+    assert_eq!(used(&mut a, "s"), "E 0A000 | Z E");
+    ok(&mut a, "rollback");
+    c.nodes[1].psql("select pg_wal_replay_resume()");
+    wait_for("the standby to have the table", || {
+        (c.nodes[1].psql("select to_regclass('fresh') is not null") == "t").then_some(())
+    });
+    assert_eq!(value(&mut a, WHERE), "n2");
+    assert_eq!(used(&mut a, "s"), "2 | D 1 2 | C SELECT 1 | Z I");
+    ok(&mut a, "begin read only");
+    assert_eq!(used(&mut a, "s"), "2 | D 1 2 | C SELECT 1 | Z T");
+    assert_eq!(value(&mut a, WHERE), "n2");
+    ok(&mut a, "commit");
+}
+
+/// Drivers that prepare by themselves close and prepare in the unit that uses the statement.
+#[test]
+fn a_name_that_its_unit_makes_anew_is_not_asked_for_what_it_was() {
+    let c = two_servers();
+    c.nodes[0].psql("create table shape(a int); create table other(a int); grant all on shape, other to app");
+    let mut a = Raw::login(c.port, &[]);
+    knows(&mut a, "select * from shape");
+    c.nodes[0].psql("drop table shape");
+    let mut busy = block(&c);
+    a.write(|out| {
+        close(out, "s");
+        parse(out, "s", "select * from other");
+        describe(out, "s");
+        use_it(out, "s");
+    });
+    assert_eq!(words(&a.until_ready()), "3 | 1 | t | T | 2 | C SELECT 0 | Z I");
+    ok(&mut busy, "commit");
+}
+
+/// What makes room for one closes another that the same unit binds.
+#[test]
+fn a_unit_binds_more_described_statements_than_its_server_has_room_for() {
+    let c = common::Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.pool_size = 2;
+        raw.server_statement_bytes = cluster::config::Size(64 << 10);
+    });
+    let names = ["a", "b", "c", "d"];
+    let mut a = Raw::login(c.port, &[]);
+    for name in names {
+        let text = format!("select '{name}' /* {} */", "x".repeat(24 << 10));
+        assert_eq!(prepare(&mut a, name, &text), "1 | Z I");
+        a.write(|out| {
+            describe(out, name);
+            sync(out);
+        });
+        assert_eq!(words(&a.until_ready()), "t | T | Z I");
+    }
+    let mut busy = block(&c);
+    a.write(|out| {
+        for name in names {
+            bind(out, "", name, &[]);
+            execute(out, "");
+        }
+        sync(out);
+    });
+    let all: Vec<String> = names.iter().map(|name| format!("2 | D {name} | C SELECT 1")).collect();
+    assert_eq!(words(&a.until_ready()), format!("{} | Z I", all.join(" | ")));
+    ok(&mut busy, "commit");
+}
+
+/// A Bind that does not come whole.
+#[test]
+fn columns_are_asked_for_before_a_long_bind_too() {
+    let c = two_servers();
+    c.nodes[0].psql("create table shape(a text); grant all on shape to app");
+    let mut a = Raw::login(c.port, &[]);
+    knows(&mut a, "select * from shape where a <> $1");
+    c.nodes[0].psql("alter table shape add b int");
+    let mut busy = block(&c);
+    let long = "x".repeat(200 << 10);
+    for _ in 0..2 {
+        a.write(|out| {
+            bind(out, "", "s", &[&long]);
+            execute(out, "");
+            sync(out);
+        });
+        assert_eq!(words(&a.until_ready()), "E 0A000 | Z I");
+    }
+    ok(&mut busy, "commit");
+}
+
 /// PostgreSQL looks at the cursor when FETCH is parsed.
 #[test]
 fn a_fetch_has_the_columns_of_its_own_cursor() {

@@ -3,18 +3,22 @@
 //! A client that has described a statement decodes its rows by that for as long as it keeps it, and PostgreSQL refuses to run
 //! it when its columns have become others (0A000). A server that has the statement does so by itself. One that lacks it
 //! would prepare it with the columns of now, so there it is described first, and its client refused where they differ: a
-//! round trip of its own, as what is sent behind it may write; once for each text and server.
+//! round trip of its own, as what is sent behind it may write; once for each text and server. A standby that has other
+//! columns may not have replayed yet what changed them: another server is looked for then.
 
 use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session};
+use crate::session::lost;
 use crate::session::relay::Hidden;
 use crate::session::statements::{Source, Text};
 use crate::session::tracking::Asked;
 use crate::wire::backend::TxStatus;
-use crate::wire::codec::head;
-use crate::wire::frontend::{self, write_parse, write_subject, write_sync};
+use crate::wire::codec::{HEAD, head, split_cstring};
+use crate::wire::error_response::ClientError;
+use crate::wire::frontend::{self, Subject, write_parse, write_subject, write_sync};
+use cluster::Role;
 use std::rc::Rc;
 
 impl Session {
@@ -33,6 +37,8 @@ impl Session {
         }
         let limit = usize::try_from(self.w.config().server_statement_bytes).unwrap_or(usize::MAX);
         let Some(server) = &mut self.server else { return false };
+        // It may be evicted by the next one of the same unit.
+        self.tracking.described.push(text.id);
         let mut out = Vec::with_capacity(text.tail.len() + 64);
         for id in server.meta.statements.insert(&text, limit) {
             if let Some(evicted) = server.meta.statements.remove(id) {
@@ -49,16 +55,35 @@ impl Session {
         true
     }
 
-    /// The first statement that these messages bind, that its client has described, and that the server lacks.
+    /// The first statement that these messages bind, that its client has described, and that the server lacks and was not
+    /// asked for yet.
     fn unknown_here(&self, messages: &[u8]) -> Option<(Rc<[u8]>, Rc<Text>)> {
         let server = self.server.as_ref()?;
+        let lacks = |id| !server.meta.statements.knows(id) && !self.tracking.described.contains(&id);
+        // Names that the unit itself makes or closes: behind that they are of other statements.
+        let mut anew: Vec<&[u8]> = Vec::new();
         let mut at = 0;
-        while let Some(frame) = head(&messages[at..]).ok().flatten().and_then(|h| messages.get(at..at + h.total)) {
+        while let Some(head) = head(&messages[at..]).ok().flatten() {
+            // The last one may not have come whole: its names have.
+            let frame = &messages[at..messages.len().min(at + head.total)];
             at += frame.len();
-            let bound = (frame[0] == b'B').then(|| frontend::bind(frame)).flatten();
-            let Some(named) = bound.and_then(|b| self.statements.named(b.statement)) else { continue };
+            let bound = match head.kind {
+                b'B' => frontend::bind(frame).map(|b| b.statement),
+                b'P' => {
+                    anew.extend(frame.get(HEAD..).and_then(split_cstring).map(|(name, _)| name));
+                    None
+                }
+                b'C' => {
+                    if let Some(Subject::Statement(name)) = frontend::subject(frame) {
+                        anew.push(name);
+                    }
+                    None
+                }
+                _ => None,
+            };
+            let known = bound.filter(|name| !anew.contains(name));
+            let Some(named) = known.and_then(|name| self.statements.named(name)) else { continue };
             let text = &named.text;
-            let lacks = |id| !server.meta.statements.knows(id);
             if named.columns == 0 || text.source != Source::Shared || text.is_retired() || !lacks(text.id) {
                 continue;
             }
@@ -76,12 +101,14 @@ impl Session {
 
     /// The columns have come, or why there are none.
     pub(super) fn columns_told(&mut self, name: &[u8], text: &Rc<Text>, answer: Hidden) {
+        let Some(server) = &mut self.server else { return };
+        let standby = server.meta.role == Role::Standby;
         if let Some(frame) = answer.error {
-            if let Some(server) = &mut self.server {
-                server.meta.statements.remove(text.id);
+            server.meta.statements.remove(text.id);
+            if !standby || !self.looks_elsewhere() {
+                self.fail = Some(Failure::Frame(frame));
+                self.rest(self.w.now());
             }
-            self.fail = Some(Failure::Frame(frame));
-            self.rest(self.w.now());
             return;
         }
         let Some(named) = self.statements.named_mut(name) else { return };
@@ -89,10 +116,44 @@ impl Session {
             named.text = text.clone();
             return;
         }
+        if standby {
+            // What changed them may not be replayed there yet. Nobody is to find the statement there that has them.
+            server.meta.statements.remove(text.id);
+            let mut out = Vec::new();
+            write_subject(&mut out, b'C', &text.server_name);
+            write_sync(&mut out);
+            self.relay.hide();
+            self.tracking.asked = Some(Asked::Close);
+            self.send(&out);
+            return;
+        }
         // Refused for as long as its client keeps it.
         let mut texts = self.w.texts.borrow_mut();
         let gone = texts.single(&text.tail, text.parse_key);
         texts.retire(&gone);
         named.text = gone;
+    }
+
+    /// A standby has closed a statement that has other columns there: another server may have those that its client knows.
+    pub(super) fn other_columns_closed(&mut self) {
+        if self.looks_elsewhere() {
+            return;
+        }
+        if self.relay.status == TxStatus::Block {
+            lost::fail_block(self, ClientError::ResultChanged);
+        } else {
+            self.fail = Some(Failure::Error(ClientError::ResultChanged));
+            self.rest(self.w.now());
+        }
+    }
+
+    /// The unit at the head of the inbox is for another server than this standby, where nothing keeps the session on it.
+    fn looks_elsewhere(&mut self) -> bool {
+        let may = self.relay.status == TxStatus::Idle && self.pins.is_empty() && !self.tracking.stuck;
+        if let Some(server) = self.server.as_ref().filter(|_| may) {
+            self.avoid.push(server.meta.node.clone());
+            self.give_back(self.w.now());
+        }
+        may
     }
 }

@@ -154,6 +154,7 @@ impl Session {
         // Nothing that another one has said is of this one.
         self.behind = false;
         self.server_in.clear();
+        self.tracking.described.clear();
         self.generation = self.w.generation.get();
         self.show_server(Some(node));
         self.compare();
@@ -211,6 +212,7 @@ impl Session {
             return Step::Wait;
         }
         (self.proven, self.doubted) = (false, false);
+        self.tracking.described.clear();
         if unit.ours {
             self.note_own_set(input, unit);
         }
@@ -277,7 +279,7 @@ impl Session {
         }
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read;
-        if primary && unit.block.unproven && !unit.pins.has(PinReason::Set) {
+        if primary && unit.block.unproven && !(unit.pins.has(PinReason::Set) && self.is_aside(input, unit)) {
             self.note_draws();
         }
         self.may_have_xid |= primary && unit.record.writes;

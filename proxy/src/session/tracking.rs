@@ -51,6 +51,8 @@ pub enum Asked {
         /// The text.
         text: Rc<Text>,
     },
+    /// A standby closes a text that has other columns there than its client was told.
+    Close,
     /// The server forgets what another session has drawn from sequences.
     Discard,
     /// The server is told what the open block's commit waits for.
@@ -118,6 +120,8 @@ pub struct Tracking {
     pub failed: bool,
     /// The server has other settings than the session.
     pub due: bool,
+    /// The texts whose columns the server was asked for since a unit was sent to it.
+    pub described: Vec<u64>,
     /// What the query of ours in flight is for.
     pub asked: Option<Asked>,
     /// Channels listened to.
