@@ -670,6 +670,33 @@ fn nobody_is_told_what_another_has_drawn_from_a_sequence() {
     ok(&mut a, "commit");
 }
 
+/// What also sets something has drawn all the same.
+#[test]
+fn what_sets_and_draws_is_known_to_have_drawn() {
+    let c = two_servers();
+    c.nodes[0].psql(
+        "create table drawn(id serial primary key); create table kept(id serial primary key);
+         create function sets() returns trigger language plpgsql as
+         $$begin perform set_config('app.kept', 'yes', true); return new; end$$;
+         create trigger sets before insert on kept for each row execute function sets();
+         grant all on drawn, drawn_id_seq, kept, kept_id_seq to app",
+    );
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    for (before, insert) in [
+        ("select 1", "insert into kept default values"),
+        ("select 1", "set local app.x = '1'; insert into drawn default values"),
+        ("set local app.x = '2'", "insert into drawn default values"),
+    ] {
+        // It has drawn where the other one draws next.
+        ok(&mut b, "insert into drawn default values");
+        ok(&mut a, "begin");
+        ok(&mut a, before);
+        let own = value(&mut a, &format!("{insert} returning id"));
+        assert_eq!(value(&mut a, "select lastval()"), own, "{before}, {insert}");
+        ok(&mut a, "commit");
+    }
+}
+
 /// A plain CREATE TABLE makes a temporary one where the temporary schema comes first.
 #[test]
 fn a_table_that_a_search_path_makes_temporary_is_its_sessions_alone() {

@@ -94,7 +94,7 @@ impl Session {
     }
 
     /// Is all that a unit executes about settings, and not about this one? What was bound before it is not known.
-    fn is_aside(&self, input: &[u8], unit: &Unit) -> bool {
+    pub(super) fn is_aside(&self, input: &[u8], unit: &Unit) -> bool {
         if unit.tail_left > 0 || !unit.complete || self.lex_is_odd() {
             return false;
         }
