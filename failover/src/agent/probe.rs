@@ -202,26 +202,8 @@ impl Agent {
             }
             Err(error) => {
                 *sql = None;
-                let (answers, full) = (error.code() == Some("57P03"), error.code() == Some("53300"));
-                self.state.change(|o| {
-                    let since = o.unanswered(self.env.clock.now());
-                    let was_up = matches!(
-                        o.postgres,
-                        PostgresState::Standby(_) | PostgresState::Primary(_) | PostgresState::Hung { .. }
-                    );
-                    if answers || !was_up {
-                        o.postgres = PostgresState::Starting;
-                        o.not_expected(now);
-                    } else if full {
-                        // Its state is not known any better, but it does not hang.
-                        o.heard(now);
-                        if let PostgresState::Hung { for_ms } = &mut o.postgres {
-                            *for_ms = 0;
-                        }
-                    } else if since >= self.env.config.probe_timeout {
-                        o.postgres = PostgresState::Hung { for_ms: since.as_millis().try_into().unwrap_or(u64::MAX) };
-                    }
-                });
+                let bound = self.env.config.probe_timeout;
+                self.state.change(|o| o.not_told(now, self.env.clock.now(), error.code(), bound));
             }
         }
         self.looked.send_modify(|n| *n += 1);
@@ -323,6 +305,7 @@ impl Agent {
             o.receiver = look.receiver;
             o.system_id = look.system_id;
             o.heard(now);
+            o.known_at = now;
             // Its sessions answer; but nobody can begin one, and whatever it should start or reload it does not.
             if unaccepted >= KNOCK + self.env.config.probe_timeout {
                 o.postgres = PostgresState::Hung { for_ms: unaccepted.as_millis().try_into().unwrap_or(u64::MAX) };

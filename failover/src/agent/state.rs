@@ -67,7 +67,9 @@ pub(crate) struct Observed {
     pub(crate) promise: Term,
     pub(crate) quarantine: Option<Position>,
     pub(crate) postgres: PostgresState,
-    /// Since PostgreSQL last answered a query (or was seen to be stopped).
+    /// Since when what `postgres` says is known: when it last told, or was seen not to run.
+    pub(crate) known_at: Instant,
+    /// Since PostgreSQL last answered, if only that it is full (or was seen to be stopped).
     pub(crate) answered: Silence,
     /// Since its postmaster last answered a new connection.
     pub(crate) accepted: Silence,
@@ -103,6 +105,7 @@ impl State {
             promise: Term(0),
             quarantine: None,
             postgres: PostgresState::Absent,
+            known_at: now,
             answered: Silence::from(now),
             accepted: Silence::from(now),
             was_primary: false,
@@ -202,7 +205,7 @@ impl Observed {
         self.accepted.lasts(self.ran_at, now)
     }
 
-    /// PostgreSQL answered a query.
+    /// PostgreSQL answered.
     pub(crate) fn heard(&mut self, at: Instant) {
         self.answered = Silence::from(at);
     }
@@ -215,6 +218,31 @@ impl Observed {
     /// PostgreSQL was seen not to run, or to be starting: it is not silent.
     pub(crate) fn not_expected(&mut self, at: Instant) {
         (self.answered, self.accepted) = (Silence::from(at), Silence::from(at));
+        self.known_at = at;
+    }
+
+    /// A look that began at `at` ended at `now` with an error of this SQLSTATE, if any: its state is not known any better.
+    pub(crate) fn not_told(&mut self, at: Instant, now: Instant, code: Option<&str>, probe_timeout: Duration) {
+        let since = self.unanswered(now);
+        let up =
+            matches!(self.postgres, PostgresState::Standby(_) | PostgresState::Primary(_) | PostgresState::Hung { .. });
+        match code {
+            // It is full, and so it neither hangs nor starts. What it said last is no younger for that.
+            Some("53300") => {
+                self.heard(at);
+                if !up || matches!(self.postgres, PostgresState::Hung { .. }) {
+                    self.postgres = PostgresState::Hung { for_ms: 0 };
+                }
+            }
+            code if code == Some("57P03") || !up => {
+                self.postgres = PostgresState::Starting;
+                self.not_expected(at);
+            }
+            _ if since >= probe_timeout => {
+                self.postgres = PostgresState::Hung { for_ms: since.as_millis().try_into().unwrap_or(u64::MAX) };
+            }
+            _ => {} // not for long enough
+        }
     }
 
     /// As told to managers at `now`.
@@ -229,7 +257,7 @@ impl Observed {
             host: env.host.clone(),
             promise: self.promise,
             postgres: self.postgres.clone(),
-            observed_ms_ago: ms(now.since(self.answered.since)),
+            observed_ms_ago: ms(now.since(self.known_at)),
             system_id: self.system_id.clone(),
             frozen_for: self.frozen_for,
             quarantine: self.quarantine,
@@ -268,6 +296,25 @@ mod tests {
         assert_eq!(state.get().seq, seq);
         state.change(|o| o.trouble = Some("disk full".into()));
         assert_eq!(state.get().seq, seq + 1);
+    }
+
+    #[test]
+    fn a_full_postgres_neither_hangs_nor_starts_and_what_it_said_grows_old() {
+        let at = Instant::from_millis;
+        let bound = Duration::from_secs(1);
+        // An agent that was restarted beside it has never heard what it is.
+        let mut o = State::new(at(0)).get();
+        o.not_told(at(100), at(110), Some("53300"), bound);
+        assert_eq!(o.postgres, PostgresState::Hung { for_ms: 0 });
+        // Full for long, it is not silent; what is known of it is as old as the last look.
+        (1..=100).for_each(|i| o.runs(at(100 * i)));
+        o.not_told(at(10_000), at(10_010), Some("53300"), bound);
+        assert_eq!(o.postgres, PostgresState::Hung { for_ms: 0 });
+        assert_eq!((o.answered.since, o.known_at), (at(10_000), at(0)));
+        o.not_told(at(10_100), at(10_200), None, bound);
+        assert_eq!(o.postgres, PostgresState::Hung { for_ms: 0 }, "silent for 200 ms only");
+        o.not_told(at(10_300), at(10_310), Some("57P03"), bound);
+        assert_eq!((&o.postgres, o.known_at), (&PostgresState::Starting, at(10_300)));
     }
 
     #[test]

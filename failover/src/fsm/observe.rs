@@ -129,7 +129,9 @@ impl Observed {
         };
         if term.node.as_ref() == Some(&state.node) && Some(p.timeline) == term.term.timeline() {
             let (term, policy) = (term.term, policy.clone());
-            self.progress.hear(now, term, p, &policy);
+            // A server that is full tells nothing new: the same positions again are no sign that they stand still.
+            let looked_at = now - Duration::from_millis(state.observed_ms_ago);
+            self.progress.hear(looked_at, term, p, &policy);
         }
     }
 

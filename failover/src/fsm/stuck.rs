@@ -91,11 +91,12 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The primary of `term` reported.
+    /// What the primary of `term` reported was so at `now`.
     pub(super) fn hear(&mut self, now: Instant, term: Term, primary: &Primary, policy: &PolicyRecord) {
         if self.term != term {
             *self = Self { term, ..Self::default() };
         }
+        let now = now.max(self.heard_at);
         self.heard_at = now;
         self.disk.hear(now, primary.insert_lsn, primary.flush_lsn);
         self.quorum.hear(now, primary.flush_lsn, quorum_flush(primary, policy));

@@ -39,6 +39,8 @@ struct Heard {
     lost_since: Option<Instant>,
     /// But that of the agent.
     agent_answers: bool,
+    /// When its PostgreSQL became full: its agent has learnt nothing since.
+    full_since: Option<Instant>,
 }
 
 type Done = Result<(), String>;
@@ -258,7 +260,7 @@ impl World {
     }
 
     /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|refused|ok]
-    /// [sql_answers] [accepts=MS] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]
+    /// [sql_answers] [accepts=MS] [full] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]
     /// [policy=EPOCH[:K]]`; what is not said is as in a healthy cluster.
     fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
@@ -273,6 +275,7 @@ impl World {
         let kept = self.reports.get(&node).and_then(|h| h.lost_since).unwrap_or(self.now);
         let (sql_fresh, accepts) = (words.flag("sql_answers"), words.optional("accepts")?);
         let agent_answers = sees.as_deref() == Some("hung");
+        let full_since = words.flag("full").then_some(self.now);
         let looks = primary.filter(|p| *p != node && sees.as_deref() != Some("nothing"));
         let state = AgentState {
             seq: 1,
@@ -301,7 +304,7 @@ impl World {
             trouble: None,
             policy: self.known_policy(words)?,
         };
-        self.reports.insert(node.clone(), Heard { state, lost_since: lost.then_some(kept), agent_answers });
+        self.reports.insert(node.clone(), Heard { state, lost_since: lost.then_some(kept), agent_answers, full_since });
         self.hear(&node);
         Ok(())
     }
@@ -323,6 +326,9 @@ impl World {
             let ms = u64::try_from(self.now.since(since).as_millis()).unwrap();
             s.agent_ms_ago = if heard.agent_answers { 0 } else { ms };
             s.sql_ms_ago = if s.sql_ms_ago == 1 { 1 } else { ms };
+        }
+        if let Some(since) = heard.full_since {
+            state.observed_ms_ago = u64::try_from(self.now.since(since).as_millis()).unwrap();
         }
         self.step(Input::Report(Box::new(state)));
     }
