@@ -133,13 +133,24 @@ impl Observed {
         let needed = sync_set::needed(policy, Some(primary)).max(sync_set::open_quorum(policy) as usize + 1);
         let mut wrong = Vec::new();
         let mut well = 0;
+        let mut unwilling = Vec::new();
         for voter in policy.voters.iter().filter(|v| *v != primary) {
             match self.trouble_of(voter, term.term, now, settings) {
                 Some(why) => wrong.push(format!("{voter} {why}")),
-                None => well += 1,
+                None => {
+                    well += 1;
+                    let standing = self.records.members.get(voter).map(|m| m.standing.clone()).unwrap_or_default();
+                    if !standing.is_promoted_by_itself() {
+                        unwilling.push(format!("{voter} is never promoted by itself"));
+                    }
+                }
             }
         }
-        if well >= needed { Vec::new() } else { wrong }
+        if well >= needed && unwilling.len() < well {
+            return Vec::new();
+        }
+        wrong.extend(unwilling);
+        wrong
     }
 
     fn trouble_of(&self, voter: &NodeId, term: Term, now: Instant, settings: &Settings) -> Option<String> {

@@ -110,7 +110,8 @@ impl Planner {
             return Some(begin);
         };
         let leased = matches!(&obstacles[..], [Blocker::LeaseHeld { node, .. }] if *node == primary);
-        let others_suffice = self.too_few(now, policy, Some(&primary)).is_empty();
+        let others_suffice =
+            self.too_few(now, policy, Some(&primary)).is_empty() && self.could_open_without(now, &primary);
         if !leased || !others_suffice || now < self.stop_not_before {
             return Some(begin);
         }
