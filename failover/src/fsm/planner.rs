@@ -355,6 +355,11 @@ impl Planner {
                 self.undrain(out);
                 Flow::Wait
             }
+            // It may serve, and whoever closed its gate has given up.
+            Health::Unsure(_) if phase == Phase::Draining && now.since(self.leading_since) >= self.settings.settle => {
+                self.undrain(out);
+                Flow::Wait
+            }
             Health::Well => {
                 self.verdict = Verdict::Steady;
                 self.advance_rearm(now, out);
