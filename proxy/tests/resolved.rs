@@ -289,9 +289,8 @@ fn a_commit_waits_for_its_outcome_no_longer_than_a_statement_is_held() {
     send(&mut s, "commit");
     wait_until_waiting(&c, 1);
     c.nodes[0].kill();
-    let began = std::time::Instant::now();
     assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
-    assert!(began.elapsed() >= Duration::from_millis(500), "it was tried: {:?}", began.elapsed());
+    assert_eq!(c.counter_of(RESOLVED, "unknown"), 1.0, "it was tried");
 }
 
 #[test]
