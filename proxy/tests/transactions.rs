@@ -118,6 +118,46 @@ fn a_read_only_block_is_served_by_one_standby() {
     });
 }
 
+/// What a block sets first does not keep it where the rest of it cannot be.
+#[test]
+fn what_a_block_sets_first_goes_with_it_to_another_server() {
+    const SET: &str = "select current_setting('cluster_name'), current_setting('statement_timeout'),
+        current_setting('work_mem')";
+    let (cluster, mut a) = start(1, |_| {});
+    cluster.nodes[0].psql("create unlogged table u(n int); insert into u values (3); grant all on u to app");
+    let before = value(&mut a, "select current_setting('statement_timeout'), current_setting('work_mem')");
+    for (then, want) in [
+        ("select n from u", "3"),
+        ("select loud()", "7"),
+        ("select pg_try_advisory_xact_lock(5)", "t"),
+        ("select n from t limit 1", "1"),
+    ] {
+        settle(&mut a);
+        ok(&mut a, "begin read only");
+        ok(&mut a, "set local statement_timeout = '50s' -- at most");
+        a.write(|out| {
+            run(out, "set work_mem = '3MB'");
+            sync(out);
+        });
+        assert_eq!(words(&a.until_ready()), "1 | 2 | C SET | Z T");
+        assert_eq!(value(&mut a, then), want, "{then}");
+        let node = if then.contains(" t ") { "n2" } else { "n1" };
+        assert_eq!(value(&mut a, SET), format!("{node} 50s 3MB"), "{then}");
+        ok(&mut a, "rollback");
+        let after = value(&mut a, "select current_setting('statement_timeout'), current_setting('work_mem')");
+        assert_eq!(after, before, "{then}");
+    }
+    // What is kept is the session's then.
+    ok(&mut a, "begin read only");
+    ok(&mut a, "set work_mem = '5MB'");
+    assert_eq!(value(&mut a, "select loud()"), "7");
+    ok(&mut a, "commit");
+    assert_eq!(value(&mut a, "show work_mem"), "5MB");
+    settle(&mut a);
+    assert_eq!(value(&mut a, "select current_setting('work_mem') from t limit 1"), "5MB");
+    wait_for("nothing to keep it", || (cluster.counter("pgtenure_proxy_pinned_sessions") == 0.0).then_some(()));
+}
+
 #[test]
 fn a_client_can_say_that_its_transactions_only_read() {
     let (cluster, mut a) = start(1, |_| {});

@@ -129,6 +129,7 @@ impl Session {
         });
         if leaves {
             self.leave_block();
+            self.unfollow_sets();
             (self.replants, self.wrote) = (true, false);
             self.fresh = self.fresh.map(|fresh| Fresh { moved: fresh.moved || role == Role::Primary, ..fresh });
             return Some(Step::Turn(0, Turn::Acquire { access, bytes: unit.len }));
@@ -144,7 +145,11 @@ impl Session {
     /// Can the block be elsewhere?
     fn may_leave(&self) -> bool {
         let still = self.to_server.is_empty() && self.tail == Tail::None && self.server_in.is_empty();
-        still && !self.cancelling && self.mode == PoolMode::Transaction && self.pins.is_empty() && !self.tracking.stuck
+        still
+            && !self.cancelling
+            && self.mode == PoolMode::Transaction
+            && self.pins_but_first().is_empty()
+            && !self.tracking.stuck
     }
 
     /// Would the standby that has the block still be chosen for it?
@@ -191,6 +196,7 @@ impl Session {
                     let modes = self.fresh.map(|fresh| fresh.modes).unwrap_or_default();
                     let mut sql = modes.begin();
                     self.said.iter().for_each(|said| said.write(&mut sql));
+                    self.set_first.iter().for_each(|texts| sql.push_str(texts));
                     self.tracking.asked = Some(Asked::Begin);
                     self.set_busy(!self.relay.standby);
                     self.send_hidden(&sql);
@@ -203,7 +209,10 @@ impl Session {
     /// The block has begun anew, or has not.
     pub(super) fn block_begun(&mut self, error: Option<Vec<u8>>) {
         match error {
-            None => self.replants = false,
+            None => {
+                self.replants = false;
+                self.follow_sets_again();
+            }
             Some(frame) => self.fail = Some(Failure::Frame(frame)),
         }
     }
@@ -241,7 +250,7 @@ impl Session {
     }
 
     /// A unit goes to the server: is the block still as if it had just begun? `begins`: it is the start of a unit.
-    pub(super) fn note_block(&mut self, unit: &Unit, begins: bool) {
+    pub(super) fn note_block(&mut self, input: &[u8], unit: &Unit, begins: bool) {
         let (block, whole) = (&unit.block, begins && is_whole(unit));
         let anew = self.fresh.is_none();
         self.fresh = match (self.fresh, block.begins) {
@@ -250,6 +259,7 @@ impl Session {
                 Some(Fresh { modes: fresh.modes.then(block.sets.unwrap_or_default()), ..fresh })
             }
             (Some(fresh), None) if whole && self.only_says(unit) => Some(fresh),
+            (Some(fresh), None) if whole && self.only_sets(input, unit) => Some(Fresh { sent: Sent::Parse, ..fresh }),
             (Some(fresh), _) => Some(Fresh { sent: Sent::Statement, ..fresh }),
             (None, Some(modes)) if whole && !block.more && self.relay.status == TxStatus::Idle => {
                 let modes = modes.then(block.sets.unwrap_or_default());
@@ -258,6 +268,9 @@ impl Session {
             (None, _) => None,
         };
         self.note_said(anew);
+        if anew || self.fresh.is_none() {
+            self.set_first = None;
+        }
     }
 
     /// Units were answered.
@@ -266,5 +279,10 @@ impl Session {
             Sent::Nothing | Sent::Parse => Some(fresh.unsent()),
             Sent::Statement => None,
         });
+        if self.reported {
+            // What it has set is told of as if its session had it.
+            self.fresh = self.fresh.filter(|_| self.set_first.is_none());
+        }
+        self.set_first = self.set_first.take().filter(|_| self.fresh.is_some());
     }
 }

@@ -157,6 +157,8 @@ pub struct Session {
     pub(super) hinted: Option<Box<Said>>,
     /// What the open block has said for itself, while it has done nothing else.
     pub(super) said: Option<Box<Said>>,
+    /// What the open block has set at its standby, while it has done nothing else: the texts.
+    pub(super) set_first: Option<Box<str>>,
     /// The client was warned of its comment.
     pub(super) hint_warned: bool,
     /// While a unit commits as it says itself.
@@ -321,6 +323,7 @@ impl Session {
             promised: None,
             hinted: None,
             said: None,
+            set_first: None,
             hint_warned: false,
             unhinted: None,
             route: None,

@@ -10,7 +10,8 @@ use crate::session::batch::Unit;
 use crate::session::client::Session;
 use crate::session::lost;
 use crate::session::settings::literal;
-use crate::sql::Access;
+use crate::session::state::Pins;
+use crate::sql::{Access, PinReason, sets_aside};
 use crate::wire::error_response::ClientError;
 use crate::wire::promise_error::PromiseError;
 use cluster::Instant;
@@ -24,6 +25,9 @@ const NAMES: [&str; 6] = [
     "pgtenure.no_standby",
     AFTER,
 ];
+
+/// Bytes that are kept of what a block sets first.
+const MAX_SET_FIRST: usize = 4096;
 
 /// What a unit or a block is promised that says so itself.
 pub(super) struct Said {
@@ -95,6 +99,57 @@ impl Session {
     pub(super) fn only_says(&self, unit: &Unit) -> bool {
         let said = self.hinted.as_deref().map_or(0, |said| said.settings.len());
         self.own && said > 0 && usize::try_from(unit.statements) == Ok(said)
+    }
+
+    /// Is all that a unit does to set, at the standby that has the block, what decides nothing of where that is? It is kept
+    /// then, to be said again where the block begins anew.
+    pub(super) fn only_sets(&mut self, input: &[u8], unit: &Unit) -> bool {
+        let alone = self.relay.standby && unit.block.aside && !unit.block.unproven && unit.statements == 1;
+        if !alone {
+            return false;
+        }
+        let mut texts: Vec<String> = Vec::new();
+        self.each_text(input, unit, |sql| {
+            let text = String::from_utf8_lossy(sql);
+            if !text.is_empty() && !texts.iter().any(|known| *known == *text) {
+                texts.push(text.into_owned());
+            }
+        });
+        let [text] = texts.as_slice() else { return false };
+        let before = self.set_first.as_deref().unwrap_or_default();
+        let keeps = sets_aside(text.as_bytes()) && text.is_ascii() && before.len() + text.len() <= MAX_SET_FIRST;
+        if keeps {
+            // It may end in a comment.
+            self.set_first = Some(format!("{before}\n;{text}").into());
+        }
+        keeps
+    }
+
+    /// What keeps the session on its server but for what the open block has set first.
+    pub(super) fn pins_but_first(&self) -> Pins {
+        let first = self.set_first.is_some() && self.tracking.fresh.has(PinReason::Set);
+        if first { self.pins.without(Pins::of(PinReason::Set)) } else { self.pins }
+    }
+
+    /// The block has left the server where it has set something.
+    pub(super) fn unfollow_sets(&mut self) {
+        if self.set_first.is_some() {
+            self.tracking.lose(&mut self.pins, true);
+            self.parse_key = self.shared_key();
+            self.statements.apart = false;
+        }
+    }
+
+    /// It is set again where the block has begun anew.
+    pub(super) fn follow_sets_again(&mut self) {
+        let Some(texts) = &self.set_first else { return };
+        let touched = &mut self.tracking.touched;
+        touched.add(texts.as_bytes(), &[], self.lex);
+        touched.every |= touched.is_empty();
+        self.parse_key = self.w.texts.borrow_mut().fresh_id();
+        self.statements.apart = true;
+        self.pins.add(PinReason::Set);
+        self.tracking.fresh.add(PinReason::Set);
     }
 
     /// A unit goes to the server that says what its block is promised, or begins one with that.

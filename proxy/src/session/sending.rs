@@ -256,7 +256,7 @@ impl Session {
         for undo in std::mem::take(&mut self.relay.undone).into_iter().rev() {
             self.undo(undo);
         }
-        self.note_block(unit, begins);
+        self.note_block(&input[..unit.len], unit, begins);
         // What only prepares or closes goes nowhere, as far as a client is told.
         let executes = unit.statements > 0 && (begins || self.relay.parse_only);
         self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);

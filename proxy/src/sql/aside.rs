@@ -10,7 +10,7 @@ pub fn keeps_read_only(sql: &[u8]) -> bool {
 
 /// Is this one SET of what does not decide what transactions may do, this one or later ones? It means the same at a
 /// standby and at the primary.
-pub(super) fn sets_aside(sql: &[u8]) -> bool {
+pub fn sets_aside(sql: &[u8]) -> bool {
     only(sql, &["set"], |word| word.get(..11).is_some_and(|start| is(start, "transaction")))
 }
 
