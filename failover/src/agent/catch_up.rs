@@ -34,6 +34,9 @@ impl Agent {
         // Under the lock that a freeze needs: either its promise is seen here, or it cuts off after us.
         self.promise(order.term)?;
         self.cut_off_for.store(0, Ordering::Release);
+        // It begins anew: with the age of the former upstream's silence it would be tried at leisure at once.
+        let now = self.env.clock.now();
+        self.state.change(|o| o.not_streaming_since = Some(now));
         let (node, endpoint) = (order.from.clone(), order.endpoint.clone());
         conf.connect(Upstream { node, endpoint, term: order.term });
         conf.write(&self.env).map_err(|e| self.failed("writing settings", &e))?;

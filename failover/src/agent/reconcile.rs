@@ -152,7 +152,10 @@ impl Agent {
         // Somebody is changing it right now; the next round looks again.
         let Ok(mut conf) = self.conf.try_lock() else { return Ok(()) };
         if conf.calm() {
-            conf.write(&self.env)?;
+            if let Err(error) = conf.write(&self.env) {
+                conf.not_calmed();
+                return Err(error);
+            }
             postgres::reload(&self.env);
         }
         Ok(())

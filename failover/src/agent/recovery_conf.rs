@@ -88,6 +88,11 @@ impl Dynamic {
         std::mem::replace(&mut self.eager, false)
     }
 
+    /// That could not be written: it is to be tried again.
+    pub(crate) const fn not_calmed(&mut self) {
+        self.eager = true;
+    }
+
     /// What it is to hold; true when that is another. To be written then.
     pub(crate) fn change(&mut self, waits: &Waits) -> bool {
         let other = self.waits != *waits;
