@@ -326,6 +326,9 @@ pub struct Stop {
     pub term: Term,
     /// Immediate shutdown after so long, ms.
     pub deadline_ms: u64,
+    /// Refuse when it answers (again).
+    #[serde(default)]
+    pub only_if_hung: bool,
 }
 
 /// The primary is stopped.

@@ -509,7 +509,11 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
             let ahead = std::fs::File::create(wal.join(format!("0000000100000000000000{number:02X}"))).unwrap();
             ahead.set_len(16 << 20).unwrap();
         }
-        let stop = Stop { term: Term(1), deadline_ms: 10_000 };
+        let only_if_hung = Stop { term: Term(1), deadline_ms: 0, only_if_hung: true };
+        let refused = c.post::<Stopped>(p, "stop", &only_if_hung).await;
+        assert!(refused.is_err(), "it answers: {refused:?}");
+        c.sql(p).await.batch_execute("SELECT 1").await.expect("nothing was stopped");
+        let stop = Stop { term: Term(1), deadline_ms: 10_000, only_if_hung: false };
         let stopped: Stopped = c.post(p, "stop", &stop).await.unwrap();
         let end = stopped.end.expect("a clean end");
         let again: Stopped = c.post(p, "stop", &stop).await.unwrap();

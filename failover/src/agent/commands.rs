@@ -4,6 +4,7 @@ use super::Agent;
 use super::control::Control;
 use super::postgres::{self, As, Stop};
 use super::sql::Sql;
+use super::state::Observed;
 use crate::api::{
     Checkpoint, Failed, Follow, Frozen, Position, PostgresState, Recover, Refused, Stop as StopOrder, Stopped,
 };
@@ -165,6 +166,11 @@ impl Agent {
         if postgres::postmaster(&self.env).is_some() {
             self.look_again(self.env.config.probe_timeout).await;
             self.must_serve(order.term)?;
+            // One that is full answers, if only that.
+            let hangs = |o: &Observed| matches!(o.postgres, PostgresState::Hung { for_ms: 1.. });
+            if order.only_if_hung && !self.state.look(hangs) {
+                return Err(self.wrong_state("a primary that does not answer"));
+            }
             let bound = Duration::from_millis(order.deadline_ms);
             postgres::stop(&self.env, Stop::Fast(bound)).await.map_err(|e| failed(&e))?;
         }

@@ -190,6 +190,13 @@ impl Planner {
                 round.journal.data_loss_allowed |= allow_loss;
                 return Ok(());
             }
+            Stage::Prelude(prelude) if prelude.op.is_none() => {
+                if to.as_ref() == Some(&prelude.primary) {
+                    return Err(vec![Blocker::AlreadyPrimary { node: prelude.primary.clone() }]);
+                }
+                prelude.join(op, to, allow_loss);
+                return Ok(());
+            }
             Stage::Intent(_) | Stage::Round(_) | Stage::Prelude(_) | Stage::Beginning(_) => return Err(self.busy()),
         }
         self.forced(now, op, to, allow_loss, out)

@@ -3,7 +3,7 @@
 //! Up to the order to stop, everything can be undone in the same term, because the primary was never fenced. Once it
 //! may have been stopped, the only way on is a new term: for the target, or for the old primary again.
 
-use crate::api::{Checkpoint, Stop};
+use crate::api::{Checkpoint, PostgresState, Stop};
 use crate::fsm::action::{Action, Answer, ChangeKind, Command, CommandError, Guard, RecordPut, Reply};
 use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::{Health, millis};
@@ -53,6 +53,21 @@ pub(super) enum PreludeStep {
     Stopping,
 }
 
+impl Prelude {
+    /// An operator asks for what is under way by itself.
+    pub(super) fn join(&mut self, op: Op, to: Option<NodeId>, allow_loss: bool) {
+        self.op = Some(op);
+        self.target = to.or(self.target.take());
+        if let Some(forced) = &mut self.forced {
+            forced.allow_loss |= allow_loss;
+        }
+        self.evidence.push("an operator asked for a failover".into());
+        if allow_loss {
+            self.evidence.push("an operator allowed data loss".into());
+        }
+    }
+}
+
 impl Planner {
     /// Move the prelude on. A primary that dies meanwhile is replaced all the same.
     pub(super) fn advance_prelude(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
@@ -90,8 +105,12 @@ impl Planner {
             PreludeStep::ToStop => {
                 let bound = if prelude.forced.is_some() { Duration::ZERO } else { self.settings.stop_timeout };
                 prelude.step = PreludeStep::Stopping;
-                let command = Box::new(Command::Stop(Stop { term, deadline_ms: millis(bound) }));
                 let node = prelude.primary.clone();
+                // Nobody asked for it: if it answers again when the order comes, there is no reason any more.
+                let hangs = self.seen.reachable(&node, now, &self.settings).map(|s| &s.postgres);
+                let only_if_hung = prelude.op.is_none() && matches!(hangs, Some(PostgresState::Hung { .. }));
+                let stop = Stop { term, deadline_ms: millis(bound), only_if_hung };
+                let command = Box::new(Command::Stop(stop));
                 // A hard stop follows a clean one that takes too long, and needs its own time.
                 let within = bound + self.settings.stop_timeout;
                 out.push(Action::Send { node, command, within });

@@ -52,7 +52,10 @@ fn order(command: &Command) -> String {
             Some(s) => format!("open term={term} suspended since {}: {}", s.since, s.why),
             None => format!("open term={term}"),
         },
-        Command::Stop(s) => format!("stop term={term} within {} ms", s.deadline_ms),
+        Command::Stop(s) => {
+            let only = if s.only_if_hung { " if it hangs" } else { "" };
+            format!("stop term={term} within {} ms{only}", s.deadline_ms)
+        }
         Command::Relax(r) => format!("relax term={term} epoch={}", r.policy_epoch),
         Command::Arm(a) => format!("arm term={term} names=\"{}\"", a.sync_names),
         Command::Freeze(_) | Command::Recover(_) | Command::Checkpoint(_) => {
