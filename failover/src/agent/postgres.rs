@@ -96,7 +96,7 @@ pub(crate) async fn start(env: &Env, how: As) -> Result<Pid, ServerError> {
         return Ok(pid);
     }
     // Backends that a killed postmaster left behind hold its shared memory and could still write.
-    if !process::kill_all(&env.layout.data(), KILL_BOUND).await {
+    if !process::kill_all(&env.layout.data(), KILL_BOUND, || true).await {
         return Err(ServerError::Unkillable);
     }
     prepare(env, how).map_err(|source| ServerError::Start { what: "preparing the data directory", source })?;
@@ -109,7 +109,9 @@ pub(crate) async fn start(env: &Env, how: As) -> Result<Pid, ServerError> {
         .arg("-c")
         .arg(format!("config_file={}", env.layout.config_file().display()));
     command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
-    command.env("LC_ALL", "C").current_dir("/");
+    // Where it changes to anyway: it counts as one of the directory's processes from its first moment, not only once it
+    // has got there. Whoever starts, stops or kills next, as when a newer term ends the wait for this one, finds it.
+    command.env("LC_ALL", "C").current_dir(env.layout.data());
     // SAFETY: setsid is async-signal-safe and touches no memory of ours.
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
@@ -177,7 +179,8 @@ pub(crate) async fn wait_ready(env: &Env, pid: Pid, given_up: impl Fn() -> bool)
         if !alive(pid) {
             return Err(ServerError::Ended { log: log_tail(env) });
         }
-        if given_up() {
+        // Not before it has told its pid: whoever comes next would find no postmaster, and start another.
+        if given_up() && postmaster(env) == Some(pid) {
             return Err(ServerError::Superseded);
         }
         if tokio::time::Instant::now() >= deadline {
@@ -206,7 +209,7 @@ pub(crate) async fn stop(env: &Env, how: Stop) -> Result<bool, ServerError> {
             ended(pid, IMMEDIATE_BOUND).await;
         }
     }
-    if !process::kill_all(&env.layout.data(), KILL_BOUND).await {
+    if !process::kill_all(&env.layout.data(), KILL_BOUND, || true).await {
         return Err(ServerError::Unkillable);
     }
     if !env.layout.has_data() {

@@ -170,6 +170,11 @@ impl Agent {
         }
     }
 
+    /// PostgreSQL is being started, and its pid not written yet.
+    fn is_spawning(&self) -> bool {
+        self.spawning.load(std::sync::atomic::Ordering::Acquire)
+    }
+
     fn is_eager(&self) -> bool {
         self.state.look(|o| match &o.postgres {
             PostgresState::Starting => true,
@@ -186,7 +191,7 @@ impl Agent {
         let now = self.env.clock.now();
         let Some(_) = postgres::postmaster(&self.env) else {
             *sql = None;
-            if !self.spawning.load(std::sync::atomic::Ordering::Acquire) {
+            if !self.is_spawning() {
                 self.saw_stopped().await;
             }
             self.looked.send_modify(|n| *n += 1);
@@ -254,8 +259,12 @@ impl Agent {
         {
             return;
         }
-        if !was_stopped && !process::kill_all(&self.env.layout.data(), Duration::from_secs(5)).await {
-            self.trouble("processes of a dead PostgreSQL are left after SIGKILL");
+        // Not one that is being started meanwhile.
+        let dead = || !self.is_spawning() && postgres::postmaster(&self.env).is_none();
+        if !was_stopped && !process::kill_all(&self.env.layout.data(), Duration::from_secs(5), dead).await {
+            if dead() {
+                self.trouble("processes of a dead PostgreSQL are left after SIGKILL");
+            }
             return;
         }
         match Control::read(&self.env).await {

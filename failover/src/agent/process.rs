@@ -56,13 +56,19 @@ pub(crate) fn send(pid: Pid, signal: Signal) {
 }
 
 /// SIGKILL everything of `data` until nothing is left, at most `bound`. False: something is still there.
-pub(crate) async fn kill_all(data: &Path, bound: Duration) -> bool {
+///
+/// `still` is asked after each look for processes and before they are killed: once it says no, what was found may have
+/// been started just now by somebody else, and is left alone.
+pub(crate) async fn kill_all(data: &Path, bound: Duration, still: impl Fn() -> bool) -> bool {
     let deadline = tokio::time::Instant::now() + bound;
     loop {
         let left = of_directory(data);
         if left.is_empty() {
             reap();
             return true;
+        }
+        if !still() {
+            return false;
         }
         for pid in &left {
             send(*pid, Signal::SIGKILL);

@@ -42,6 +42,36 @@ fn a_promotion_that_is_not_over_in_time_leaves_nothing_that_could_end_it_later()
 }
 
 #[test]
+fn a_start_that_a_newer_term_overtakes_leaves_no_postmaster_unseen() {
+    unprivileged("obstacles::a_start_that_a_newer_term_overtakes_leaves_no_postmaster_unseen", async {
+        let mut c = Cluster::new(22525, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        let data = c.nodes[s].config.data_dir.join("data");
+        let postmasters = || {
+            let of_it = postgres_of(&data).into_iter();
+            let parents = of_it.map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default());
+            parents.filter(|line| line.contains("config_file=")).count()
+        };
+        for _ in 0..8 {
+            let (older, _) = c.begin().await;
+            let (newer, _) = c.begin().await;
+            kill_all(&data);
+            // The first gives up as soon as the second's term is promised: right after it has started PostgreSQL.
+            let order = Recover { term: older.term };
+            let first = c.post::<Frozen>(s, "recover", &order);
+            let second = async {
+                until("the first's promise", async || (c.state(s).await.promise >= older.term).then_some(())).await;
+                c.post::<Frozen>(s, "recover", &Recover { term: newer.term }).await
+            };
+            let (_, second) = tokio::join!(first, second);
+            second.unwrap();
+            assert_eq!(postmasters(), 1);
+        }
+    });
+}
+
+#[test]
 fn a_delayed_standby_is_promoted_with_all_it_has_received_and_tells_what_was_prepared() {
     unprivileged(
         "obstacles::a_delayed_standby_is_promoted_with_all_it_has_received_and_tells_what_was_prepared",
