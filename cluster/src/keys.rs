@@ -130,6 +130,21 @@ impl Keys {
         format!("{}/report/{:020}/{node}", self.root, term.0)
     }
 
+    /// What all proxies found out about writes that were in flight.
+    pub fn doubts(&self) -> String {
+        format!("{}/doubts/", self.root)
+    }
+
+    /// The same of one term.
+    pub fn doubts_of(&self, term: Term) -> String {
+        format!("{}/doubts/{:020}/", self.root, term.0)
+    }
+
+    /// What one proxy found out about writes that `term` had not answered. Not under its lease: it stays.
+    pub fn doubts_by(&self, term: Term, proxy: &str) -> String {
+        format!("{}/doubts/{:020}/{proxy}", self.root, term.0)
+    }
+
     /// All proxies' states.
     pub fn proxies(&self) -> String {
         format!("{}/proxies/", self.root)

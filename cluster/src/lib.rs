@@ -10,6 +10,7 @@ pub mod lag;
 pub mod lease;
 pub mod lsn;
 pub mod node;
+pub mod per_term;
 pub mod secret;
 pub mod sync_names;
 pub mod term;

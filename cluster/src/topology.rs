@@ -4,6 +4,7 @@
 
 use crate::clock::Instant;
 use crate::node::{Endpoint, NodeId};
+pub use crate::per_term::{BelowMode, Doubts, PerTerm};
 use crate::term::Term;
 use crate::timeline::{Fork, XidBound};
 use std::time::Duration;
@@ -236,37 +237,8 @@ pub struct ProxyState {
     pub busy: u64,
     /// Commits acknowledged with less durability than the cluster's mode.
     pub below_mode: BelowMode,
-}
-
-/// How many commits were acknowledged below the cluster's mode, for the newest two terms that had any: the report of
-/// a failover is about the term before the present one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BelowMode {
-    counts: [(Term, u64); 2],
-}
-
-impl BelowMode {
-    /// Count `commits` more in `term`. Those of a term older than both kept are dropped.
-    pub fn add(&mut self, term: Term, commits: u64) {
-        if commits == 0 {
-            return;
-        }
-        let [newest, second] = self.counts;
-        if term == newest.0 {
-            self.counts[0].1 += commits;
-        } else if term > newest.0 {
-            self.counts = [(term, commits), newest];
-        } else if term == second.0 {
-            self.counts[1].1 += commits;
-        } else if term > second.0 {
-            self.counts[1] = (term, commits);
-        }
-    }
-
-    /// Terms and their counts, newest first.
-    pub fn iter(&self) -> impl Iterator<Item = (Term, u64)> {
-        self.counts.into_iter().filter(|(_, n)| *n > 0)
-    }
+    /// What became of writes whose server was lost before it answered.
+    pub doubts: PerTerm<Doubts>,
 }
 
 #[cfg(test)]
@@ -343,18 +315,6 @@ mod tests {
         assert!(!t.is_renewed_by(&Topology { epoch: 3, ..again.clone() }));
         assert!(!t.is_renewed_by(&Topology { gate: Gate::Draining, ..again.clone() }));
         assert!(!t.is_renewed_by(&Topology { confirmed_until: None, valid_until: Some(at(40)), ..again }));
-    }
-
-    #[test]
-    fn commits_below_the_mode_are_kept_for_two_terms() {
-        let mut b = BelowMode::default();
-        for (term, n) in [(3, 1), (3, 2), (5, 4), (3, 1), (4, 0)] {
-            b.add(Term(term), n);
-        }
-        assert_eq!(b.iter().collect::<Vec<_>>(), [(Term(5), 4), (Term(3), 4)]);
-        b.add(Term(7), 1);
-        b.add(Term(3), 9);
-        assert_eq!(b.iter().collect::<Vec<_>>(), [(Term(7), 1), (Term(5), 4)]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! | `GET /status` | | [`Status`]; on a manager that does not lead, 307 unless `local=1` |
 //! | `GET /lag` | | replay lag per standby by the agents' reports |
 //! | `GET /history` | | `{"history": [journal…]}`, oldest first |
-//! | `GET /report` | `term=N`, default the newest | `{"journal": …, "reports": [loss report…]}` |
+//! | `GET /report` | `term=N`, default the newest | `{"journal": …, "reports": [loss report…], "doubts": [what a proxy found out…]}` |
 //! | `POST /ops/switchover` | `{to?, expect_term?}` | done, refused or failed |
 //! | `POST /ops/failover` | `{to?, expect_term?, allow_data_loss?}` | done, refused or failed |
 //! | `POST /ops/fence` | `{node, stop_writes?, by?}` | done, refused or failed |
@@ -25,7 +25,7 @@ use crate::fsm::action::{Answer, Operation, PolicyChange};
 use crate::fsm::blocker::list;
 use crate::fsm::status::Status;
 use crate::manager::Request;
-use crate::record::{JournalRecord, LossReport, Mode, PolicyRecord};
+use crate::record::{DoubtsRecord, JournalRecord, LossReport, Mode, PolicyRecord};
 use crate::store::{Range, Snapshot, Store};
 use cluster::keys::Keys;
 use cluster::{NodeId, Term};
@@ -242,7 +242,8 @@ impl ManagerRoutes {
             Some(Ok(term)) => Some(Term(term)),
             Some(Err(_)) => return (400, json!({ "error": "term is not a number" })),
         };
-        let ranges = vec![Range::Prefix(self.keys.journals()), Range::Prefix(self.keys.reports())];
+        let prefixes = [self.keys.journals(), self.keys.reports(), self.keys.doubts()];
+        let ranges = prefixes.into_iter().map(Range::Prefix).collect();
         let found = match self.store.read(ranges).await {
             Ok(found) => found,
             Err(error) => return (503, json!({ "error": error.to_string() })),
@@ -259,7 +260,11 @@ impl ManagerRoutes {
         };
         let reports: Vec<LossReport> = understood(&found, &self.keys.reports());
         let reports: Vec<LossReport> = reports.into_iter().filter(|r| r.term == journal.term).collect();
-        (200, json!({ "journal": journal, "reports": reports }))
+        let doubts: Vec<DoubtsRecord> = match journal.ended() {
+            Some(ended) => understood(&found, &self.keys.doubts_of(ended)),
+            None => Vec::new(),
+        };
+        (200, json!({ "journal": journal, "reports": reports, "doubts": doubts }))
     }
 
     async fn order(&self, operation: Result<Operation, String>) -> Reply {

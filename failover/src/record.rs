@@ -421,6 +421,22 @@ pub struct ProxyRecord {
     pub below_mode: Vec<TermCommits>,
 }
 
+/// `doubts/<term>/<proxy>`: what became of a term's writes whose outcome was in doubt at that proxy. Not under its lease,
+/// and only ever written by it: counts only grow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoubtsRecord {
+    /// The term that took the writes, not the one that tells.
+    pub term: Term,
+    /// The proxy.
+    pub proxy: String,
+    /// COMMITs found in the cluster, and answered so.
+    pub survived: u64,
+    /// COMMITs proven not to be there, and answered 40001.
+    pub lost: u64,
+    /// Writes answered 08007.
+    pub unknown: u64,
+}
+
 /// So many commits in a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TermCommits {

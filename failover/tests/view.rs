@@ -1,10 +1,12 @@
 //! The view of the cluster, on a store in memory whose connection and leases fail on demand.
 
 use cluster::keys::Keys;
-use cluster::topology::{BelowMode, Closed, Gate, ProxyState, Topology};
+use cluster::per_term::Fate;
+use cluster::topology::{BelowMode, Closed, Gate, PerTerm, ProxyState, Topology};
 use cluster::{Clock, Endpoint, Term};
 use failover::record::{
-    Cause, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Standing, TermRecord,
+    Cause, DoubtsRecord, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Standing,
+    TermRecord,
 };
 use failover::store::memory::MemoryStore;
 use failover::store::{Store, Txn};
@@ -252,26 +254,21 @@ async fn a_proxy_writes_in_async_mode_only_while_it_is_registered() {
     let mut topology = view.topology();
     let stale = Gate::Closed(Closed::Stale);
     until("a first view, not valid", &mut topology, |t| t.term == Term(3) && gate_now(t) == stale).await;
-    let (state, states) =
-        watch::channel(ProxyState { term: Term(3), epoch: 1, gate: stale, busy: 0, below_mode: BelowMode::default() });
+    let of = |gate, busy| ProxyState {
+        term: Term(3),
+        epoch: 1,
+        gate,
+        busy,
+        below_mode: BelowMode::default(),
+        doubts: PerTerm::default(),
+    };
+    let (state, states) = watch::channel(of(stale, 0));
     let registration = view.register("p1", states);
     until("open", &mut topology, |t| gate_now(t) == Gate::Open).await;
     proxy_record(&store, "the key", |r| r.is_some_and(|r| r.gate == "stale")).await;
-    state.send_replace(ProxyState {
-        term: Term(3),
-        epoch: 1,
-        gate: Gate::Draining,
-        busy: 2,
-        below_mode: BelowMode::default(),
-    });
+    state.send_replace(of(Gate::Draining, 2));
     proxy_record(&store, "draining", |r| r.is_some_and(|r| (r.gate.as_str(), r.busy) == ("draining", 2))).await;
-    state.send_replace(ProxyState {
-        term: Term(3),
-        epoch: 1,
-        gate: Gate::Draining,
-        busy: 0,
-        below_mode: BelowMode::default(),
-    });
+    state.send_replace(of(Gate::Draining, 0));
     proxy_record(&store, "no more busy sessions", |r| r.is_some_and(|r| r.busy == 0)).await;
     // The lease is lost without the proxy's fault: it registers anew by itself.
     let before = store.get(&keys().proxy("p1")).await.unwrap().unwrap().lease;
@@ -282,4 +279,46 @@ async fn a_proxy_writes_in_async_mode_only_while_it_is_registered() {
     registration.end().await;
     assert_eq!(store.get(&keys().proxy("p1")).await.unwrap(), None);
     until("no valid view after the registration's end", &mut topology, |t| gate_now(t) == stale).await;
+}
+
+#[tokio::test]
+async fn what_became_of_writes_in_doubt_outlives_the_proxy_that_tells_it() {
+    let store = cluster(Mode::Strict).await;
+    let link = store.client();
+    let view = start(Arc::new(link.clone()), keys(), TIMES, Purpose::Proxy, &Registry::new()).unwrap();
+    let mut now = ProxyState {
+        term: Term(3),
+        epoch: 1,
+        gate: Gate::Open,
+        busy: 0,
+        below_mode: BelowMode::default(),
+        doubts: PerTerm::default(),
+    };
+    let (state, states) = watch::channel(now);
+    let registration = view.register("p1", states);
+    proxy_record(&store, "the key", |r| r.is_some()).await;
+    let told = async |term| {
+        let found = store.get(&keys().doubts_by(Term(term), "p1")).await.unwrap();
+        found.map(|v| serde_json::from_slice::<DoubtsRecord>(&v.value).unwrap())
+    };
+    assert_eq!(told(2).await, None, "there was none");
+    for fate in [Fate::Survived, Fate::Lost, Fate::Lost, Fate::Unknown] {
+        now.doubts.add(Term(2), fate.into());
+    }
+    state.send_replace(now);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while told(2).await.is_none() {
+        assert!(tokio::time::Instant::now() < deadline, "waited for the doubts of term 2");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let of =
+        |term, survived, lost, unknown| DoubtsRecord { term: Term(term), proxy: "p1".into(), survived, lost, unknown };
+    assert_eq!(told(2).await, Some(of(2, 1, 2, 1)));
+    // The last ones are told on the way out, and stay when the proxy's own key is gone.
+    now.doubts.add(Term(2), Fate::Survived.into());
+    now.doubts.add(Term(3), Fate::Unknown.into());
+    state.send_replace(now);
+    registration.end().await;
+    assert_eq!(store.get(&keys().proxy("p1")).await.unwrap(), None);
+    assert_eq!((told(2).await, told(3).await), (Some(of(2, 2, 2, 1)), Some(of(3, 0, 0, 1))));
 }

@@ -5,7 +5,7 @@ use crate::silence::{self, Silence, Silenced};
 use crate::worker::{Board, Shared};
 use cluster::Clock;
 use cluster::lag::LagSnapshot;
-use cluster::topology::{BelowMode, ProxyState, Topology};
+use cluster::topology::{BelowMode, PerTerm, ProxyState, Topology};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -19,12 +19,13 @@ const QUIET_TICK: Duration = Duration::from_secs(1);
 pub(crate) fn state_of(shared: &Shared) -> ProxyState {
     // The oldest view of any worker is what the whole process can be relied on to act on.
     let oldest = shared.boards.iter().map(Board::applied).min_by_key(|a| (a.term, a.revision)).unwrap_or_default();
-    let mut below_mode = BelowMode::default();
-    for (term, commits) in shared.boards.iter().flat_map(|b| b.below_mode().iter().collect::<Vec<_>>()) {
-        below_mode.add(term, commits);
+    let (mut below_mode, mut doubts) = (BelowMode::default(), PerTerm::default());
+    for board in &shared.boards {
+        below_mode.merge(board.below_mode());
+        doubts.merge(board.doubts());
     }
     let busy = shared.boards.iter().map(Board::busy).sum();
-    ProxyState { term: oldest.term, epoch: oldest.epoch, gate: oldest.gate, busy, below_mode }
+    ProxyState { term: oldest.term, epoch: oldest.epoch, gate: oldest.gate, busy, below_mode, doubts }
 }
 
 /// Until `stop`.

@@ -36,6 +36,7 @@ use crate::session::statements::Texts;
 use crate::session::timers;
 use crate::session::tracking::Tracking;
 use crate::sql::{Access, Recall};
+use cluster::per_term::Fate;
 use cluster::topology::{Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
 use std::cell::{Cell, RefCell};
@@ -521,6 +522,13 @@ impl Worker {
         let board = &self.shared.boards[self.index];
         board.below_mode.lock().unwrap_or_else(PoisonError::into_inner).add(term, 1);
         self.shared.metrics.below_mode.inc();
+    }
+
+    /// A write that a server of `term` has not answered met this fate. Rare: the server was lost.
+    pub fn count_doubt(&self, term: Term, fate: Fate) {
+        let board = &self.shared.boards[self.index];
+        board.doubts.lock().unwrap_or_else(PoisonError::into_inner).add(term, fate.into());
+        self.shared.applied.notify_one();
     }
 
     /// A statement begins or ends to wait.

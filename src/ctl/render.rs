@@ -1,9 +1,10 @@
 //! Answers of managers as text for people. The same answers are what `--json` prints.
 
 use super::table::Table;
+use cluster::Term;
 use failover::fsm::blocker::{Blocker, Verdict};
 use failover::fsm::status::{NodeStatus, Status};
-use failover::record::{Cause, JournalRecord, LossReport, Mode, PolicyRecord, Standing, WallMillis};
+use failover::record::{Cause, DoubtsRecord, JournalRecord, LossReport, Mode, PolicyRecord, Standing, WallMillis};
 use serde_json::Value;
 use std::fmt::{self, Write};
 
@@ -277,6 +278,10 @@ pub fn report(answer: &Value) -> String {
     let reports = list(answer, "reports").filter_map(|r| serde_json::from_value::<LossReport>(r.clone()).ok());
     let losses: String = reports.map(|r| loss_text(&r)).collect();
     let mut out = journal_text(&journal);
+    if let Some(ended) = journal.ended() {
+        let doubts = list(answer, "doubts").filter_map(|d| serde_json::from_value::<DoubtsRecord>(d.clone()).ok());
+        out.push_str(&doubts_text(ended, &doubts.collect::<Vec<_>>()));
+    }
     match (losses.is_empty(), journal.cause) {
         (false, _) => out.push_str(&losses),
         (true, Cause::Bootstrap) => {}
@@ -311,7 +316,8 @@ fn journal_text(j: &JournalRecord) -> String {
     if let Some(w) = j.window {
         let _ = writeln!(
             out,
-            "unreplicated-write window, provisional: {}{} from {} to {} as last heard of the old primary",
+            "unreplicated-write window, provisional: {}{} from {} to {} as last heard of the old primary, which may have \
+             written more since",
             bytes(w.bytes),
             w.ms.map_or(String::new(), |ms| format!(" in {ms} ms")),
             w.fork_lsn,
@@ -319,6 +325,22 @@ fn journal_text(j: &JournalRecord) -> String {
         );
     }
     out
+}
+
+/// What proxies found out about the writes that the term had not answered. Told by each when it knows, so it may grow.
+fn doubts_text(term: Term, doubts: &[DoubtsRecord]) -> String {
+    if doubts.is_empty() {
+        return format!("writes in doubt in term {term}: no proxy has told of any\n");
+    }
+    let sum = |of: fn(&DoubtsRecord) -> u64| doubts.iter().map(of).sum::<u64>();
+    format!(
+        "writes in doubt in term {term}: {} commits survived and were answered so, {} were lost and answered 40001, {} stayed \
+         unknown and were answered 08007, as told by {} proxies\n",
+        sum(|d| d.survived),
+        sum(|d| d.lost),
+        sum(|d| d.unknown),
+        doubts.len()
+    )
 }
 
 /// Transactions shown; `--json` has more.

@@ -317,6 +317,7 @@ impl Planner {
             cause: begin.cause,
             observed: begin.evidence.clone(),
             from: prev.map(|p| p.node.clone()),
+            ended: prev.map(|p| p.term),
             to: None,
             started: self.wall,
             phases: Vec::new(),

@@ -312,8 +312,7 @@ impl Planner {
 
     /// Commits of the term that ended, acknowledged below the mode, as the proxies have written them by now.
     fn below_mode(&self, journal: &JournalRecord) -> u64 {
-        // A timeline is its term's number (INV-4), and the fork names the one that ended.
-        let Some(ended) = journal.fork.map(|f| Term(u64::from(f.timeline.0))) else { return 0 };
+        let Some(ended) = journal.ended() else { return 0 };
         let counts = self.seen.records.proxies.values().flat_map(|p| &p.below_mode);
         counts.filter(|c| c.term == ended).map(|c| c.commits).sum()
     }

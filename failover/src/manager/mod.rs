@@ -18,7 +18,7 @@ use crate::fsm::status::{Leader, Status};
 use crate::http::ManagerRoutes;
 use crate::metrics::Metrics;
 use crate::record::{JournalRecord, LeaderRecord};
-use crate::store::{Range, Store, Txn};
+use crate::store::{Range, Store, Txn, Versioned};
 use cluster::keys::Keys;
 use cluster::secret::Secret;
 use cluster::{Clock, Endpoint, Instant, NodeId};
@@ -390,13 +390,22 @@ impl Manager {
     }
 }
 
-/// Keep the newest journals only; etcd is no archive.
+/// Keep the newest journals only, and what belongs to them; etcd is no archive.
 async fn forget_old_journals(store: Arc<dyn Store>, keys: Keys) {
-    let Ok(all) = store.read(vec![Range::Prefix(keys.journals())]).await else { return };
-    let old = all.found.len().saturating_sub(JOURNALS);
+    let (journals, doubts) = (keys.journals(), keys.doubts());
+    let ranges = vec![Range::Prefix(journals.clone()), Range::Prefix(doubts.clone())];
+    let Ok(all) = store.read(ranges).await else { return };
+    let journals: Vec<&Versioned> = all.under(&journals).collect();
+    let old = journals.len().saturating_sub(JOURNALS).min(100);
     let mut txn = Txn::new();
-    for journal in all.found.iter().take(old.min(100)) {
+    for journal in &journals[..old] {
         txn = txn.delete(journal.key.clone());
+    }
+    // Terms have one length in keys, so that these are ordered as they are.
+    let oldest = journals.get(old).and_then(|v| records::one::<JournalRecord>(v)).and_then(|j| j.ended());
+    let kept_from = oldest.map(|term| keys.doubts_of(term));
+    for doubts in all.under(&doubts).filter(|v| kept_from.as_ref().is_some_and(|kept| v.key < *kept)).take(100) {
+        txn = txn.delete(doubts.key.clone());
     }
     if !txn.deletes.is_empty()
         && let Err(error) = store.txn(txn).await

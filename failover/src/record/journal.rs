@@ -16,6 +16,9 @@ pub struct JournalRecord {
     pub observed: Vec<String>,
     /// The previous primary.
     pub from: Option<NodeId>,
+    /// The term that ends with it: the last that was open. Older managers did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Term>,
     /// The new primary, once chosen.
     pub to: Option<NodeId>,
     /// When it began, for display.
@@ -43,6 +46,13 @@ pub struct JournalRecord {
     pub finished: Option<String>,
     /// Data loss was allowed by an operator.
     pub data_loss_allowed: bool,
+}
+
+impl JournalRecord {
+    /// The term that ends with it, also where the record does not tell: a timeline is its term's number (INV-4).
+    pub fn ended(&self) -> Option<Term> {
+        self.ended.or_else(|| self.fork.map(|f| Term(u64::from(f.timeline.0))))
+    }
 }
 
 /// A phase and when it ended.

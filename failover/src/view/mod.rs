@@ -141,10 +141,11 @@ impl View {
         move || asked.notify_one()
     }
 
-    /// Tell the managers, as `proxies/<id>` under a lease, what this proxy has applied. At most once per view.
+    /// Tell the managers, as `proxies/<id>` under a lease, what this proxy has applied; and for good, as
+    /// `doubts/<term>/<id>`, what it found out about writes in doubt. No other process has this id. At most once per view.
     pub fn register(&self, id: &str, state: watch::Receiver<ProxyState>) -> Registration {
-        let key = self.keys.proxy(id);
-        register::start(Arc::clone(&self.store), key, self.times.lease_ttl, state, Arc::clone(&self.registered))
+        let (store, registered) = (Arc::clone(&self.store), Arc::clone(&self.registered));
+        register::start(store, self.keys.clone(), id, self.times.lease_ttl, state, registered)
     }
 }
 

@@ -4,11 +4,12 @@
 //! gone while the proxy still acts on an old view: [`Registered::until`] bounds the view's validity.
 
 use super::topology::CLOCK_DRIFT_PER_MILLE;
-use crate::record::{ProxyRecord, TermCommits};
+use crate::record::{DoubtsRecord, ProxyRecord, TermCommits};
 use crate::store::{LeaseId, Store, StoreError, Txn};
+use cluster::keys::Keys;
 use cluster::lease::Lease;
-use cluster::topology::{Gate, ProxyState};
-use cluster::{Clock, Instant};
+use cluster::topology::{Doubts, Gate, PerTerm, ProxyState};
+use cluster::{Clock, Instant, Term};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
@@ -19,6 +20,8 @@ use tracing::{info, warn};
 const MIN_GAP: Duration = Duration::from_millis(20);
 /// While the gate is open nobody waits for `busy`: it is written this seldom, for status pages.
 const IDLE_GAP: Duration = Duration::from_secs(5);
+/// What became of writes in doubt is told this soon: a person may be looking at the report of a failover.
+const DOUBTS_GAP: Duration = Duration::from_millis(500);
 /// Pause after a failed attempt to get a lease or write the record.
 const FAILED_PAUSE: Duration = Duration::from_millis(200);
 
@@ -78,22 +81,29 @@ impl Drop for Registration {
 
 pub(super) fn start(
     store: Arc<dyn Store>,
-    key: String,
+    keys: Keys,
+    id: &str,
     ttl: Duration,
     state: watch::Receiver<ProxyState>,
     registered: Arc<Registered>,
 ) -> Registration {
     let (end, ended) = oneshot::channel();
-    let registrar = Registrar { store, key, ttl, state, registered };
+    let key = keys.proxy(id);
+    let told = PerTerm::default();
+    let registrar = Registrar { store, keys, id: id.to_owned(), key, ttl, state, told, registered };
     let task = tokio::spawn(registrar.run(ended));
     Registration { abort: task.abort_handle(), end: Some(end), task: Some(task) }
 }
 
 struct Registrar {
     store: Arc<dyn Store>,
+    keys: Keys,
+    id: String,
     key: String,
     ttl: Duration,
     state: watch::Receiver<ProxyState>,
+    /// The doubts that are written.
+    told: PerTerm<Doubts>,
     registered: Arc<Registered>,
 }
 
@@ -129,6 +139,7 @@ impl Registrar {
             match over {
                 Over::Lost(error) => warn!(key = self.key, %error, "registration lost, registering again"),
                 Over::Ended => {
+                    self.tell_doubts().await;
                     if let Err(error) = self.store.revoke(id).await {
                         info!(key = self.key, %error, "registration is left to expire");
                     }
@@ -204,12 +215,37 @@ impl Registrar {
         }
     }
 
-    async fn write(&self, lease: LeaseId, state: ProxyState) -> Result<(), StoreError> {
+    /// The last word of a proxy that ends: with it goes what it alone knows.
+    async fn tell_doubts(&mut self) {
+        let state = *self.state.borrow_and_update();
+        let txn = self.with_doubts(Txn::new(), &state);
+        if !txn.puts.is_empty()
+            && let Err(error) = self.store.txn(txn).await
+        {
+            warn!(key = self.key, %error, "what became of writes in doubt is not told");
+        }
+    }
+
+    /// With what is not told yet of writes in doubt.
+    fn with_doubts(&self, txn: Txn, state: &ProxyState) -> Txn {
+        let told: Vec<(Term, Doubts)> = self.told.iter().collect();
+        state.doubts.iter().filter(|counted| !told.contains(counted)).fold(txn, |txn, (term, counted)| {
+            let Doubts { survived, lost, unknown } = counted;
+            let record = DoubtsRecord { term, proxy: self.id.clone(), survived, lost, unknown };
+            let value = serde_json::to_vec(&record).expect("a record of numbers and text is JSON");
+            txn.put(self.keys.doubts_by(term, &self.id), value)
+        })
+    }
+
+    async fn write(&mut self, lease: LeaseId, state: ProxyState) -> Result<(), StoreError> {
         let below_mode = state.below_mode.iter().map(|(term, commits)| TermCommits { term, commits }).collect();
         let gate = state.gate.as_str().to_owned();
         let record = ProxyRecord { term: state.term, epoch: state.epoch, gate, busy: state.busy, below_mode };
         let value = serde_json::to_vec(&record).expect("a record of numbers and text is JSON");
-        self.store.txn(Txn::new().put_leased(self.key.as_str(), value, lease)).await.map(|_| ())
+        let txn = self.with_doubts(Txn::new().put_leased(self.key.as_str(), value, lease), &state);
+        self.store.txn(txn).await?;
+        self.told = state.doubts;
+        Ok(())
     }
 }
 
@@ -223,21 +259,34 @@ fn write_in(written: &ProxyState, ago: Duration, state: &ProxyState) -> Option<D
     if written == state {
         return None;
     }
-    let only_busy = (written.term, written.epoch, written.gate) == (state.term, state.epoch, state.gate);
-    let gap = if only_busy && state.gate == Gate::Open { IDLE_GAP } else { MIN_GAP };
+    let waited_for = (written.term, written.epoch, written.gate) != (state.term, state.epoch, state.gate);
+    let gap = match state.gate {
+        _ if waited_for => MIN_GAP,
+        Gate::Open if written.doubts == state.doubts => IDLE_GAP,
+        Gate::Open => DOUBTS_GAP,
+        Gate::Draining | Gate::Closed(_) => MIN_GAP,
+    };
     Some(gap.saturating_sub(ago))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cluster::Term;
+    use cluster::per_term::Fate;
     use cluster::topology::BelowMode;
 
     #[test]
     fn only_what_a_manager_waits_for_is_written_promptly() {
-        let s =
-            |term, gate, busy| ProxyState { term: Term(term), epoch: 1, gate, busy, below_mode: BelowMode::default() };
+        let s = |term, gate, busy| ProxyState {
+            term: Term(term),
+            epoch: 1,
+            gate,
+            busy,
+            below_mode: BelowMode::default(),
+            doubts: PerTerm::default(),
+        };
+        let mut resolved = s(3, Gate::Open, 9);
+        resolved.doubts.add(Term(2), Fate::Lost.into());
         let open = s(3, Gate::Open, 9);
         let ms = Duration::from_millis;
         for (written, ago, state, want) in [
@@ -246,6 +295,7 @@ mod tests {
             (open, 6000, s(3, Gate::Open, 8), Some(ms(0))),
             (open, 1000, s(3, Gate::Draining, 9), Some(ms(0))),
             (open, 5, s(4, Gate::Open, 9), Some(ms(15))),
+            (open, 100, resolved, Some(ms(400))),
             (s(3, Gate::Draining, 9), 30, s(3, Gate::Draining, 0), Some(ms(0))),
         ] {
             assert_eq!(write_in(&written, ms(ago), &state), want, "{written:?} -> {state:?}");

@@ -13,6 +13,7 @@ use crate::wire::codec::head;
 use crate::wire::error_response::{ClientError, Severity};
 use crate::wire::frontend::{self, Subject};
 use cluster::Role;
+use cluster::per_term::Fate;
 use cluster::topology::Gate;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -219,8 +220,9 @@ impl Session {
         let report = error.report();
         let code = report.sqlstate.as_str().as_bytes();
         self.w.counts.error([code[0], code[1]], Source::Proxy);
-        if matches!(error, ClientError::CommitUnknown { .. } | ClientError::CommitUnresolved { .. }) {
+        if let ClientError::CommitUnknown { term, .. } | ClientError::CommitUnresolved { term, .. } = error {
             bump(&self.w.counts.in_doubt);
+            self.w.count_doubt(*term, Fate::Unknown);
         }
         self.to_client.append(|out| report.encode(out));
     }

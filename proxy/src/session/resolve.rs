@@ -17,6 +17,7 @@ use crate::session::proof;
 use crate::session::server::Server;
 use crate::sql::Access;
 use crate::worker::Worker;
+use cluster::per_term::Fate;
 use cluster::topology::Gate;
 use cluster::{Instant, Term};
 use std::future::poll_fn;
@@ -51,11 +52,16 @@ impl Session {
             _ = poll_fn(|cx| self.watch_client(cx)) => Verdict::Unknown(Why::GivenUp),
             verdict = search.run(&doubt.mark) => verdict,
         };
-        self.w.counts.resolved(match verdict {
-            Verdict::Survived => Resolved::Survived,
-            Verdict::Lost(_) => Resolved::Lost,
-            _ => Resolved::Unknown,
-        });
+        let (outcome, fate) = match verdict {
+            Verdict::Survived => (Resolved::Survived, Some(Fate::Survived)),
+            Verdict::Lost(_) => (Resolved::Lost, Some(Fate::Lost)),
+            // Counted with all that is told so.
+            _ => (Resolved::Unknown, None),
+        };
+        self.w.counts.resolved(outcome);
+        if let Some(fate) = fate {
+            self.w.count_doubt(doubt.owed.term(), fate);
+        }
         if verdict == Verdict::Survived {
             self.causality.borrow_mut().wrote(self.w.now());
         }

@@ -23,7 +23,7 @@ use crate::session::server::Meta;
 use crate::tls::Contexts;
 use crate::worker::run::Seat;
 use cluster::Term;
-use cluster::topology::{BelowMode, Gate, Topology};
+use cluster::topology::{BelowMode, Doubts, Gate, PerTerm, Topology};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -95,6 +95,7 @@ pub struct Board {
     pub(super) applied: Mutex<Applied>,
     pub(super) busy: AtomicU64,
     pub(super) below_mode: Mutex<BelowMode>,
+    pub(super) doubts: Mutex<PerTerm<Doubts>>,
     /// Sessions, to choose the worker with the fewest.
     pub sessions: AtomicUsize,
     pub(super) totals: Mutex<Totals>,
@@ -162,6 +163,11 @@ impl Board {
     /// Commits acknowledged with less durability than the cluster's mode.
     pub fn below_mode(&self) -> BelowMode {
         *self.below_mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of writes whose server was lost before it answered.
+    pub fn doubts(&self) -> PerTerm<Doubts> {
+        *self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The worker's gauges as of its last tick.
