@@ -223,6 +223,102 @@ fn a_backend_that_is_lost_alone_is_asked_for_at_its_own_primary() {
     assert_eq!((c.counter_of(RESOLVED, "survived"), c.counter_of(RESOLVED, "lost")), (1.0, 1.0));
 }
 
+/// Start node 0 again as a standby of nobody, and promote it: on timeline 2, of which the view knows nothing.
+fn promote_behind_the_view(c: &mut Cluster) -> (Fork, XidBound) {
+    c.nodes[0].kill();
+    std::fs::write(c.nodes[0].data.join("standby.signal"), "").expect("it is written");
+    c.nodes[0].start();
+    let xid = c.nodes[0].psql("select pg_snapshot_xmax(pg_current_snapshot())").parse().expect("an id");
+    c.nodes[0].promote();
+    let history = std::fs::read_to_string(c.nodes[0].data.join("pg_wal/00000002.history")).expect("it was promoted");
+    let lsn: Lsn = history.split_whitespace().nth(1).expect("a position").parse().expect("a position");
+    (Fork { timeline: TimelineId(1), lsn }, XidBound { term: Term(2), xid })
+}
+
+#[test]
+fn a_commit_belongs_to_the_timeline_of_its_server_whatever_the_view_said() {
+    let mut c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::secs(60));
+    c.psql(TABLES).unwrap();
+    // The view says term 1 for a while yet: its primary is the same node.
+    let (fork, bound) = promote_behind_the_view(&mut c);
+    let_commits_wait(&c);
+    let (mut s, _) = begun(&c, "insert into t values (1)");
+    send(&mut s, "commit");
+    wait_until_waiting(&c, 1);
+    // Past the fork of term 1, and not of term 1: it is there, and was not lost.
+    c.publish(|t| {
+        t.term = Term(2);
+        (t.fork, t.forks, t.xid_bounds) = (Some(fork), vec![fork], vec![bound]);
+    });
+    wait_for("its outcome to be looked for", || (c.counter("pgtenure_proxy_server_losses_total") > 0.0).then_some(()));
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(words(&s.until_ready()), "C COMMIT | Z I");
+    assert_eq!(c.nodes[0].psql("select count(*) from t"), "1");
+}
+
+#[test]
+fn nothing_is_said_to_be_lost_while_a_later_term_may_have_it() {
+    let mut c = Cluster::start(1, |_| {});
+    c.psql(TABLES).unwrap();
+    c.publish(|t| t.protected = false);
+    let_commits_wait(&c);
+    // On the standby before it is promoted, and past what it has.
+    let (mut there, _) = begun(&c, "insert into t values (1)");
+    send(&mut there, "commit");
+    wait_until_waiting(&c, 1);
+    replicate(&c);
+    c.nodes[1].psql("alter system set primary_conninfo = ''");
+    c.nodes[1].psql("select pg_reload_conf()");
+    wait_for("the standby to receive no more", || {
+        (c.nodes[1].psql("select count(*) from pg_stat_wal_receiver") == "0").then_some(())
+    });
+    let (mut past, _) = begun(&c, "insert into t values (2)");
+    send(&mut past, "commit");
+    wait_until_waiting(&c, 2);
+    c.nodes[0].kill();
+    let (fork, bound) = promote(&c);
+    open(&c, fork, Some(bound));
+    assert_eq!(words(&there.until_ready()), "C COMMIT | Z I");
+    // Another standby may have it, and be promoted next.
+    assert_eq!(words(&past.until_ready()), "E 08007 | Z I");
+    assert_eq!(c.counter_of(RESOLVED, "lost"), 0.0);
+}
+
+#[test]
+fn what_was_to_be_applied_by_standbys_is_so_before_it_is_told() {
+    let c = Cluster::start(1, |raw| raw.hold_timeout = cluster::config::Span::secs(60));
+    c.psql(TABLES).unwrap();
+    let name = c.nodes[0].psql("select application_name from pg_stat_replication");
+    c.nodes[0].psql(&format!("alter system set synchronous_standby_names = '\"{name}\"'"));
+    c.nodes[0].psql("select pg_reload_conf()");
+    wait_for("the standby to count", || {
+        (c.nodes[0].psql("select count(*) from pg_stat_replication where sync_state = 'sync'") == "1").then_some(())
+    });
+    c.nodes[1].psql("select pg_wal_replay_pause()");
+    wait_for("replay to pause", || {
+        (c.nodes[1].psql("select pg_get_wal_replay_pause_state()") == "paused").then_some(())
+    });
+    let mut s = Raw::login(c.port, &[]);
+    ok(&mut s, "set pgtenure.durability = 'applied'");
+    ok(&mut s, "begin");
+    ok(&mut s, "insert into t values (1)");
+    send(&mut s, "commit");
+    wait_until_waiting(&c, 1);
+    let ended = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query ilike 'commit%' and \
+        wait_event = 'SyncRep'";
+    assert_eq!(c.nodes[0].psql(ended), "1");
+    // The standby has it all the time, and shows it only now.
+    wait_for("its proof to wait in its place", || {
+        let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query like '%emit_message%'";
+        (c.nodes[0].psql(sql) == "1").then_some(())
+    });
+    assert_eq!(c.counter(RESOLVED), 0.0);
+    c.nodes[1].psql("select pg_wal_replay_resume()");
+    assert_eq!(words(&s.until_ready()), "C COMMIT | Z I");
+    assert_eq!(c.nodes[1].psql("select count(*) from t"), "1");
+}
+
 #[test]
 fn a_client_sees_nothing_of_what_is_asked_before_its_commit() {
     let c = Cluster::start(0, |_| {});

@@ -55,8 +55,14 @@ pub enum Why {
     NoBound,
     /// The primary does not know it any more.
     Forgotten,
+    /// Nothing keeps a later term from following one that has it, while the open one is not protected by a quorum.
+    NotFinal,
     /// No primary could be asked in time.
     NoPrimary,
+    /// The primary had not ended it in time.
+    StillRunning,
+    /// The primary has committed it, and no standby confirmed that in time.
+    Unconfirmed,
     /// The client did not want to wait.
     GivenUp,
 }
@@ -86,8 +92,16 @@ impl Status {
     }
 }
 
-/// What is known of a commit before anybody was asked.
-pub fn before_asking(mark: &Mark, since: Since) -> Verdict {
+/// What is known of a commit before anybody was asked. `protected`: commits of the open term wait for a quorum, so that
+/// whatever follows it descends from it. Else a node that did not hear of it may come later with what it lacks.
+pub fn before_asking(mark: &Mark, since: Since, protected: bool) -> Verdict {
+    match told(mark, since) {
+        Verdict::Lost(_) if !protected => Verdict::Unknown(Why::NotFinal),
+        told => told,
+    }
+}
+
+fn told(mark: &Mark, since: Since) -> Verdict {
     match since {
         Since::Same => mark.xid.map_or(Verdict::Unknown(Why::NoXid), Verdict::Ask),
         Since::Passed => Verdict::Lost(Proof::Passed),
@@ -105,8 +119,9 @@ pub fn before_asking(mark: &Mark, since: Since) -> Verdict {
 
 /// What the primary's word comes to. Of a later term all is settled that came before it. In the commit's own term one
 /// that waits for standbys has committed on the primary alone, and may yet be lost.
-pub fn after_asking(status: Status, since: Since) -> Verdict {
+pub fn after_asking(status: Status, since: Since, protected: bool) -> Verdict {
     match (status, since) {
+        (Status::Aborted, Since::Left { .. }) if !protected => Verdict::Unknown(Why::NotFinal),
         (Status::Aborted, _) => Verdict::Lost(Proof::Aborted),
         (Status::Committed, Since::Same) => Verdict::Unconfirmed,
         (Status::Committed, _) => Verdict::Survived,
@@ -134,7 +149,10 @@ impl fmt::Display for Why {
             Self::NoDescent => "what followed its term is not known",
             Self::NoBound => "where the next term begins was not recorded",
             Self::Forgotten => "the primary does not know it",
+            Self::NotFinal => "the term that is open has not got it, and a later one may",
             Self::NoPrimary => "no primary could be asked in time",
+            Self::StillRunning => "its primary had not ended it in time",
+            Self::Unconfirmed => "its primary has committed it, and no standby has confirmed that in time",
             Self::GivenUp => "it was not waited for",
         })
     }
@@ -172,7 +190,10 @@ mod tests {
             (None, 0x100, Since::Unknown, Unknown(Why::NoDescent)),
         ] {
             let mark = Mark { xid, lsn: Lsn(lsn) };
-            assert_eq!(before_asking(&mark, since), want, "{mark:?} {since:?}");
+            assert_eq!(before_asking(&mark, since, true), want, "{mark:?} {since:?}");
+            // Where a later term may have it after all, none is said to be lost.
+            let want = if matches!(want, Lost(_)) { Unknown(Why::NotFinal) } else { want };
+            assert_eq!(before_asking(&mark, since, false), want, "{mark:?} {since:?}, not protected");
         }
     }
 
@@ -185,8 +206,14 @@ mod tests {
             (None, Verdict::Unknown(Why::Forgotten), Verdict::Unknown(Why::Forgotten)),
             (Some("odd"), Verdict::Unknown(Why::Forgotten), Verdict::Unknown(Why::Forgotten)),
         ] {
-            assert_eq!(after_asking(Status::of(said), Since::Same), same, "{said:?}");
-            assert_eq!(after_asking(Status::of(said), LEFT), later, "{said:?}");
+            for protected in [true, false] {
+                assert_eq!(after_asking(Status::of(said), Since::Same, protected), same, "{said:?}");
+            }
+            assert_eq!(after_asking(Status::of(said), LEFT, true), later, "{said:?}");
+            let later = if later == Verdict::Survived { later } else { Verdict::Unknown(Why::NotFinal) };
+            let unknown = matches!(Status::of(said), Status::InProgress | Status::Unknown);
+            let later = if unknown { Verdict::Unknown(Why::Forgotten) } else { later };
+            assert_eq!(after_asking(Status::of(said), LEFT, false), later, "{said:?}");
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::metrics::Source;
 use crate::route;
-use crate::route::durability::COMMIT;
+use crate::route::durability::{COMMIT, Durability};
 use crate::session::cancel::pid_of;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::durability::level;
@@ -309,10 +309,15 @@ impl Session {
         let strict = self.w.view.borrow().topology.protected;
         let commits = std::mem::take(&mut self.commits);
         let Some(server) = self.server.as_ref().filter(|_| commits) else { return };
-        let session = self.tracking.settings.get(COMMIT).map(level);
-        if self.durability.is_below(session, level(&server.meta.defaults.synchronous_commit), strict) {
+        if self.commits_as(&server.meta) < Durability::of_mode(strict) {
             self.w.count_below_mode(server.meta.term);
         }
+    }
+
+    /// What a commit waits for now, on the session's server.
+    pub(super) fn commits_as(&self, server: &Meta) -> Durability {
+        let session = self.tracking.settings.get(COMMIT).map(level);
+        self.durability.level(session, level(&server.defaults.synchronous_commit))
     }
 
     /// Nothing is owed.

@@ -80,15 +80,13 @@ impl Noted {
         (self.guess, self.due, self.named) = (None, None, false);
     }
 
-    /// Is a commit now less durable than the mode? `session` is what it is known to have set, `default` what its server
-    /// began with.
-    pub(super) fn is_below(self, session: Option<Durability>, default: Durability, strict: bool) -> bool {
-        let level = match self.guess {
+    /// What a commit now waits for. `session` is what it is known to have set, `default` what its server began with.
+    pub(super) fn level(self, session: Option<Durability>, default: Durability) -> Durability {
+        match self.guess {
             Some(Guess::To(level)) => level,
             Some(Guess::Default) => default,
             None => session.unwrap_or(default),
-        };
-        level < Durability::of_mode(strict)
+        }
     }
 }
 
@@ -137,6 +135,13 @@ fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 mod tests {
     use super::*;
     use Durability::{Async, SemiSync};
+
+    impl Noted {
+        /// Is a commit now less durable than the mode?
+        fn is_below(self, session: Option<Durability>, default: Durability, strict: bool) -> bool {
+            self.level(session, default) < Durability::of_mode(strict)
+        }
+    }
 
     /// (below strict, below async) while these are in flight, and when the session is known to have `after`.
     fn check(texts: &[&str], during: (bool, bool), after: &str, then: (bool, bool)) {

@@ -23,7 +23,9 @@ use cluster::{NodeId, Term};
 /// Explain a loss to the client. False when the connection cannot go on: the server died within a message that was
 /// too long to be held back, and nothing can be said in the middle of it.
 pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
-    let Some((node, term)) = s.server.as_ref().map(|s| (s.meta.node.clone(), s.meta.term)) else { return true };
+    let Some(meta) = s.server.as_ref().map(|server| &server.meta) else { return true };
+    let (node, term, wrote_in) = (meta.node.clone(), meta.term, meta.wrote_in());
+    let level = s.commits_as(meta);
     if s.desynchronised {
         s.drop_server();
         return desynchronised(s);
@@ -109,7 +111,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let owed = Owed { verdicts, entries, facts, loss };
     match mark.filter(|_| owed.verdicts.first() == Some(&Answer::Unknown)) {
         // Nothing is told before it is known.
-        Some(mark) => s.in_doubt = Some(Box::new(InDoubt { mark, owed })),
+        Some(mark) => s.in_doubt = Some(Box::new(InDoubt { mark, term: wrote_in, level, owed })),
         None => tell(s, owed, None),
     }
     true
@@ -123,22 +125,15 @@ pub(super) struct Owed {
     loss: Loss,
 }
 
-impl Owed {
-    /// The term of the server that was lost.
-    pub(super) fn term(&self) -> Term {
-        self.facts.term
-    }
-}
-
 /// Tell the client what became of its COMMIT, and of what it sent behind it.
 pub(super) fn tell_resolved(s: &mut Session, owed: Owed, mark: &Mark, verdict: Verdict) {
-    let (node, term) = (owed.facts.node.clone(), owed.facts.term);
+    let (node, term, doubt) = (owed.facts.node.clone(), owed.facts.term, owed.facts.doubt);
     let first = match verdict {
         Verdict::Survived => Ok(()),
         Verdict::Lost(proof) => Err(ClientError::CommitLost { node, term, xid: mark.xid, proof }),
-        Verdict::Unknown(why) => Err(ClientError::CommitUnresolved { node, term, mark: *mark, why }),
+        Verdict::Unknown(why) => Err(ClientError::CommitUnresolved { node, term, mark: *mark, why, doubt }),
         Verdict::Ask(_) | Verdict::Running | Verdict::Unconfirmed => {
-            Err(ClientError::CommitUnresolved { node, term, mark: *mark, why: Why::NoPrimary })
+            Err(ClientError::CommitUnresolved { node, term, mark: *mark, why: Why::NoPrimary, doubt })
         }
     };
     tell(s, owed, Some(first));

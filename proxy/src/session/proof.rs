@@ -11,6 +11,7 @@
 //!
 //! A block is proven as of its BEGIN. Nothing of a session is sent ahead of an answer.
 
+use crate::route::durability::Durability;
 use crate::route::{Consistency, Reason};
 use crate::session::client::{Failure, Session};
 use crate::session::incoming::Step;
@@ -27,9 +28,14 @@ use std::time::Duration;
 
 /// A commit that waits for the standbys and writes nothing that anybody sees. It has a transaction id, or it would not wait;
 /// the notice of a wait that was given up must come.
-pub(super) const COMMIT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\
+const COMMIT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\
                       SET LOCAL synchronous_commit TO on;SET LOCAL client_min_messages TO warning;\
                       SELECT pg_catalog.pg_logical_emit_message(true,'pgtenure','');COMMIT";
+
+/// The same, waiting for what `level` stands for.
+pub(super) fn commit_as(level: Durability) -> String {
+    COMMIT.replace("synchronous_commit TO on", &format!("synchronous_commit TO {}", level.commit()))
+}
 
 impl Session {
     /// Must a unit wait until it is proven that its server is the primary? The proof is on its way then.

@@ -9,6 +9,8 @@ use crate::ledger::verdict::{after_asking, before_asking};
 use crate::ledger::{Descent, Mark, Since, Status, Verdict, Why};
 use crate::metrics::Resolved;
 use crate::pool::Pool;
+use crate::route::durability::Durability;
+use crate::route::{Consistency, Promise};
 use crate::session::acquire::{self, Found, Want, change};
 use crate::session::client::Session;
 use crate::session::lost::{self, Owed};
@@ -31,6 +33,10 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 pub(super) struct InDoubt {
     /// What its server said before it.
     pub(super) mark: Mark,
+    /// The term that it wrote in.
+    pub(super) term: Term,
+    /// What it waited for.
+    pub(super) level: Durability,
     /// What the client is owed, the COMMIT's answer first.
     pub(super) owed: Owed,
 }
@@ -44,8 +50,12 @@ impl Session {
         // A limit that the statement exceeded while its server ran it says nothing about this wait.
         self.presence.expired.set(None);
         let w = self.w.clone();
-        let want = Want { quiet: true, avoid: Vec::new(), since: now, ..self.want(Access::Write, now) };
-        let search = Search { w: &w, want, keeps: self.mode == PoolMode::Transaction, term: doubt.owed.term() };
+        let want = self.want(Access::Write, now);
+        // Whatever its reads are promised: this one may be what an answer to a promise hangs on.
+        let promise = Promise { after: None, consistency: Consistency::Eventual, ..want.promise };
+        let want = Want { quiet: true, avoid: Vec::new(), since: now, promise, ..want };
+        let keeps = self.mode == PoolMode::Transaction;
+        let search = Search { w: &w, want, keeps, term: doubt.term, level: doubt.level };
         let verdict = tokio::select! {
             biased;
             // Also where the session ends: why it does would be taken for the outcome, were that not told before.
@@ -77,48 +87,66 @@ struct Search<'a> {
     keeps: bool,
     /// The COMMIT's term.
     term: Term,
+    /// What it waited for.
+    level: Durability,
+}
+
+/// The term that is open.
+#[derive(Clone, Copy)]
+struct Open {
+    term: Term,
+    /// What it has to do with the COMMIT's.
+    since: Since,
+    /// Its commits wait for a quorum.
+    protected: bool,
 }
 
 impl Search<'_> {
     async fn run(&self, mark: &Mark) -> Verdict {
         let deadline = self.want.since + self.w.config().hold_timeout;
+        let mut why = Why::NoPrimary;
         loop {
             let now = self.w.now();
             let left = deadline.since(now);
             if left.is_zero() {
-                return Verdict::Unknown(Why::NoPrimary);
+                return Verdict::Unknown(why);
             }
-            let verdict = match self.open_since(now) {
+            let verdict = match self.open(now) {
                 // Nothing is final before a term is open.
                 None => None,
-                Some((since, term)) => match before_asking(mark, since) {
-                    Verdict::Ask(xid) => Box::pin(self.ask(xid, since, term, deadline)).await,
+                Some(open) => match before_asking(mark, open.since, open.protected) {
+                    Verdict::Ask(xid) => Box::pin(self.ask(xid, open, deadline)).await,
                     known => Some(known),
                 },
             };
             match verdict {
-                Some(Verdict::Running | Verdict::Unconfirmed | Verdict::Ask(_)) | None => {
-                    change(self.w, ASK_AGAIN.min(left)).await;
-                }
+                Some(Verdict::Running) => why = Why::StillRunning,
+                Some(Verdict::Unconfirmed) => why = Why::Unconfirmed,
+                Some(Verdict::Ask(_)) | None => {}
                 Some(known) => return known,
             }
+            change(self.w, ASK_AGAIN.min(left)).await;
         }
     }
 
-    /// What the term that is open has to do with the COMMIT's, and which it is; `None` while none is open.
-    fn open_since(&self, now: Instant) -> Option<(Since, Term)> {
+    /// The term that is open, if one is that is not older than the COMMIT's.
+    fn open(&self, now: Instant) -> Option<Open> {
         let view = self.w.view.borrow();
-        let open = view.topology.gate_at(now) == Gate::Open && view.topology.term >= self.term;
-        open.then(|| (Descent::of(&view.topology).since(self.term), view.topology.term))
+        let topology = &view.topology;
+        let open = topology.gate_at(now) == Gate::Open && topology.term >= self.term;
+        let since = Descent::of(topology).since(self.term);
+        open.then_some(Open { term: topology.term, since, protected: topology.protected })
     }
 
-    /// Ask the primary of `term` about a transaction; `None`: it could not be asked, or not be trusted.
-    async fn ask(&self, xid: u64, since: Since, term: Term, deadline: Instant) -> Option<Verdict> {
-        tokio::select! {
-            verdict = self.ask_primary(xid, since, term, deadline) => verdict,
+    /// Ask the primary of a term about a transaction; `None`: it could not be asked, or not be trusted.
+    async fn ask(&self, xid: u64, open: Open, deadline: Instant) -> Option<Verdict> {
+        let verdict = tokio::select! {
+            verdict = self.ask_primary(xid, open, deadline) => verdict,
             // Whoever was asked may never answer, and another has the say now.
-            () = self.replaced(term) => None,
-        }
+            () = self.replaced(open.term) => None,
+        };
+        // As with any answer: what comes when the view has ended is nobody's word.
+        verdict.filter(|_| self.open(self.w.now()).is_some_and(|now| now.term == open.term))
     }
 
     /// Until the term is another.
@@ -128,7 +156,7 @@ impl Search<'_> {
         }
     }
 
-    async fn ask_primary(&self, xid: u64, since: Since, term: Term, deadline: Instant) -> Option<Verdict> {
+    async fn ask_primary(&self, xid: u64, open: Open, deadline: Instant) -> Option<Verdict> {
         let found = acquire::find(self.w, self.want.clone(), 0, None).await.ok()?;
         let mut primary = InUse::new(self.w, found, self.keeps);
         let left = || deadline.since(self.w.now());
@@ -136,19 +164,28 @@ impl Search<'_> {
         let [row] = answer.rows.as_slice() else { return None };
         let [status, Some(timeline)] = row.as_slice() else { return None };
         // A view may be behind what its primary has become: a transaction's id means something on one timeline only.
-        if u64::from_str_radix(timeline, 16).ok().map(Term) != Some(term) {
+        if u64::from_str_radix(timeline, 16).ok().map(Term) != Some(open.term) {
             return None;
         }
-        match after_asking(Status::of(status.as_deref()), since) {
-            Verdict::Unconfirmed => {
-                // Who confirms a later commit has this one.
-                let proof = primary.ask(proof::COMMIT, left()).await?;
-                let confirmed = proof.error.is_none() && !proof.unreplicated;
-                let still = self.open_since(self.w.now()).is_some_and(|(_, now)| now == term);
-                (confirmed && still).then_some(Verdict::Survived)
-            }
-            verdict => Some(verdict),
-        }
+        let verdict = after_asking(Status::of(status.as_deref()), open.since, open.protected);
+        let Some(level) = confirming(verdict, self.level, open.protected) else { return Some(verdict) };
+        // Who confirms a later commit has this one.
+        let proof = primary.ask(&proof::commit_as(level), left()).await;
+        let confirmed = proof.is_some_and(|proof| proof.error.is_none() && !proof.unreplicated);
+        Some(if confirmed { Verdict::Survived } else { Verdict::Unconfirmed })
+    }
+}
+
+/// What a later commit is to wait for before a transaction is told as committed that waited for `level`: in its own term
+/// for what the mode promises, and where standbys were to show it, until those do, in a later one too.
+fn confirming(verdict: Verdict, level: Durability, protected: bool) -> Option<Durability> {
+    match verdict {
+        Verdict::Unconfirmed if level == Durability::Applied => Some(level),
+        Verdict::Unconfirmed if protected => Some(Durability::SemiSync),
+        // Its primary has it; now on disk.
+        Verdict::Unconfirmed => Some(Durability::Local),
+        Verdict::Survived if level == Durability::Applied => Some(level),
+        _ => None,
     }
 }
 

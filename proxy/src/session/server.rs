@@ -15,7 +15,7 @@ use crate::session::statements::ServerStatements;
 use crate::session::tracking::Reports;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
-use cluster::{Instant, NodeId, Role, Term};
+use cluster::{Instant, NodeId, Role, Term, TimelineId};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -118,6 +118,9 @@ pub struct Defaults {
 pub struct Meta {
     /// The node it leads to.
     pub node: NodeId,
+    /// The timeline it writes, which a primary does for as long as it runs. `None`: a standby, or it was not asked, on a
+    /// replication connection. A view that is behind may take it for the primary of another term.
+    pub timeline: Option<TimelineId>,
     /// What the node was when the connection was made, verified.
     pub role: Role,
     /// The term in which it was made.
@@ -161,6 +164,11 @@ pub struct Meta {
 }
 
 impl Meta {
+    /// The term that its transactions are of: its own timeline's, whatever the view said when the connection was made.
+    pub fn wrote_in(&self) -> Term {
+        self.timeline.map_or(self.term, |timeline| Term(u64::from(timeline.0)))
+    }
+
     /// May another session than the one of that number have left here what nobody knows of?
     pub fn is_strange_to(&self, session: u64) -> bool {
         self.estranged != 0 && self.estranged != session

@@ -126,6 +126,8 @@ pub enum ClientError {
         mark: Mark,
         /// Why nobody can tell.
         why: Why,
+        /// How its answer was lost.
+        doubt: Doubt,
     },
     /// A session pinned to a server lost what that server kept for it.
     SessionLost {
@@ -295,7 +297,9 @@ impl ClientError {
             Self::ReadLost { node } => read_lost(node),
             Self::CommitUnknown { node, term, doubt } => commit_unknown(node, *term, *doubt),
             Self::CommitLost { node, term, xid, proof } => commit_lost(node, *term, *xid, proof),
-            Self::CommitUnresolved { node, term, mark, why } => commit_unresolved(node, *term, mark, *why),
+            Self::CommitUnresolved { node, term, mark, why, doubt } => {
+                commit_unresolved(node, *term, mark, *why, *doubt)
+            }
             Self::SessionLost { node, lost } => session_lost(node, lost),
             Self::ResultChanged => error(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"),
             Self::SettingsRefused { node, why } => settings_refused(node, why),
@@ -403,13 +407,15 @@ fn commit_lost(node: &NodeId, term: Term, xid: Option<u64>, proof: &Proof) -> Re
         .hint(RETRY)
 }
 
-fn commit_unresolved(node: &NodeId, term: Term, mark: &Mark, why: Why) -> Report {
+fn commit_unresolved(node: &NodeId, term: Term, mark: &Mark, why: Why, doubt: Doubt) -> Report {
     let Mark { xid, lsn } = mark;
+    let how = match doubt {
+        Doubt::ViewStale => "may no longer have been primary when it answered the COMMIT",
+        Doubt::ServerLost | Doubt::NotReplicated => "was lost during the COMMIT",
+    };
     let what = xid.map_or_else(String::new, |xid| format!(" of transaction {xid}"));
     error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "it is unknown whether the transaction was committed")
-        .detail(format!(
-            "Server {node}, primary in term {term}, was lost during the COMMIT{what} at {lsn} or later: {why}."
-        ))
+        .detail(format!("Server {node}, primary in term {term}, {how}{what} at {lsn} or later: {why}."))
         .hint("Check whether its effects are there before doing it again.")
 }
 

@@ -14,7 +14,7 @@ use crate::wire::codec::head;
 use crate::wire::{frontend, startup};
 use crate::worker::Worker;
 use cluster::topology::Member;
-use cluster::{Instant, NodeId, Role, Term};
+use cluster::{Instant, NodeId, Role, Term, TimelineId};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -79,6 +79,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         statements: ServerStatements::default(),
         settings: Arc::new(welcome.settings),
         defaults: welcome.defaults,
+        timeline: welcome.timeline,
         changed: Vec::new(),
         given: Shared::default(),
         listens: false,
@@ -98,6 +99,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
 struct Welcome {
     settings: Settings,
     defaults: Defaults,
+    timeline: Option<TimelineId>,
     key: (u32, u32),
 }
 
@@ -114,7 +116,7 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
     let refused = |source| ConnectError::Challenge { node: node.clone(), source };
     let endpoint = wire.stream.tls().and_then(|peer| peer.server_end_point.as_deref()).map(<[u8]>::to_vec);
     let mut answers = Answers::new(&identity.user, login.credentials, login.allowed, login.hashing, endpoint);
-    let mut welcome = Welcome { settings: Vec::new(), defaults: Defaults::default(), key: (0, 0) };
+    let mut welcome = Welcome { settings: Vec::new(), defaults: Defaults::default(), timeline: None, key: (0, 0) };
     for _ in 0..MAX_LOGIN_MESSAGES {
         let (kind, frame) = wire.next().await?;
         match kind {
@@ -162,9 +164,9 @@ async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) 
         Some(answer) if login.identity.is_replication() => answer,
         _ if login.identity.is_physical() => ask_walsender(wire).await?,
         _ => {
-            let (in_recovery, defaults) = ask(wire).await?;
-            welcome.defaults = defaults;
-            in_recovery
+            let (timeline, defaults) = ask(wire).await?;
+            (welcome.timeline, welcome.defaults) = (timeline, defaults);
+            timeline.is_none()
         }
     };
     if in_recovery == (login.role == Role::Standby) {
@@ -181,23 +183,28 @@ async fn ask_walsender(wire: &mut LoginWire) -> Result<bool, ConnectError> {
     Ok(matches!(row.as_slice(), [Some(value)] if value == "on"))
 }
 
-/// Is it in recovery, and what has it begun with?
-async fn ask(wire: &mut LoginWire) -> Result<(bool, Defaults), ConnectError> {
+/// Which timeline does it write, `None` while it is in recovery, and what has it begun with?
+async fn ask(wire: &mut LoginWire) -> Result<(Option<TimelineId>, Defaults), ConnectError> {
     // A standby refuses even this to a role whose transactions are SERIALIZABLE by default.
     const QUESTION: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;\
-                            SELECT pg_catalog.pg_is_in_recovery(),pg_catalog.current_setting('client_min_messages'),\
+                            SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.substr(\
+                            pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),1,8) END,\
+                            pg_catalog.current_setting('client_min_messages'),\
                             pg_catalog.current_setting('synchronous_commit'),\
                             pg_catalog.current_setting('search_path');COMMIT";
     let row = ask_row(wire, QUESTION).await?;
-    let [Some(in_recovery), Some(messages), Some(commit), Some(path)] = row.as_slice() else {
-        return Err(ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" });
+    let odd = || ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" };
+    let [timeline, Some(messages), Some(commit), Some(path)] = row.as_slice() else { return Err(odd()) };
+    let timeline = match timeline {
+        Some(hex) => Some(TimelineId(u32::from_str_radix(hex, 16).map_err(|_| odd())?)),
+        None => None,
     };
     let defaults = Defaults {
         client_min_messages: messages.as_str().into(),
         synchronous_commit: commit.as_str().into(),
         creates_temp: creates_temp(path),
     };
-    Ok((in_recovery == "t", defaults))
+    Ok((timeline, defaults))
 }
 
 /// The one row that a query gives.
