@@ -70,7 +70,7 @@ impl Session {
         };
         self.w.counts.resolved(outcome);
         if let Some(fate) = fate {
-            self.w.count_doubt(doubt.owed.term(), fate);
+            self.w.count_doubt(doubt.term, fate);
         }
         if verdict == Verdict::Survived {
             self.causality.borrow_mut().wrote(self.w.now());
