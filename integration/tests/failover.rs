@@ -4,7 +4,9 @@ use integration::client::Client;
 use integration::cluster::{Active, Cluster, Frozen, LONG, one_at_a_time};
 use integration::config_file::Options;
 use integration::history::{FAILOVER_REFUSALS, History};
+use integration::process::signal_all;
 use integration::workload::{Readers, Style, Workload};
+use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
 const STYLES: [Style; 3] = [Style::Autocommit, Style::Block, Style::Prepared];
@@ -155,7 +157,7 @@ fn kill(cluster: &mut Cluster, death: Death, now: &Active) -> Undo {
             Undo::Nothing
         }
         Death::PostmasterAndAgent => {
-            cluster.role(node).signal(nix::sys::signal::Signal::SIGKILL);
+            cluster.role(node).signal(Signal::SIGKILL);
             cluster.kill_postmaster(node);
             cluster.kill_role(node);
             Undo::StartAgent
@@ -267,6 +269,85 @@ fn a_held_statement_is_refused_with_57p03_when_no_primary_comes_in_time() {
     integration::wait::wait_for("the same connection to write again", LONG, || {
         client.query("insert into rows(id) values (4)")
     });
+}
+
+/// One COMMIT is on the standbys' disks when the primary dies, and waits to be applied there; one is on its own disk only,
+/// and so is a write that commits by itself, of which nobody can ask.
+#[test]
+fn commits_in_doubt_are_answered_as_the_new_primary_has_them_and_the_report_counts_them() {
+    let _turn = one_at_a_time();
+    let cluster = Cluster::healthy();
+    let before = cluster.active();
+    cluster.connect().query("create table if not exists doubtful (id int)").expect("a table");
+    cluster.all_stream();
+    for standby in cluster.standbys() {
+        Obstacle::Pause.put(&cluster, standby);
+    }
+    Obstacle::Pause.stops_replay(&cluster);
+    let [survivor, lost, single] = [1, 2, 3].map(|id| {
+        let mut client = cluster.connect();
+        let insert = format!("insert into doubtful values ({id})");
+        if id < 3 {
+            client.query("begin").expect("begun");
+            client.query(&insert).expect("written");
+        }
+        (client, insert)
+    });
+    let waiting = |commits: usize| {
+        integration::wait::wait_for(&format!("{commits} commits to wait for standbys"), LONG, || {
+            let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and backend_type = 'client \
+                       backend' and query ~ '^(commit|insert into doubtful)'";
+            match cluster.superuser(&before.primary, sql) {
+                Ok(count) if count == commits.to_string() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    };
+    let send = |mut client: Client, sql: String| std::thread::spawn(move || client.query(&sql));
+    let (mut client, _) = survivor;
+    client.query("set local synchronous_commit = remote_apply").expect("a session may ask for more");
+    let survivor = send(client, "commit".into());
+    waiting(1);
+    integration::wait::wait_for("a standby to have flushed it", LONG, || {
+        let sql = "select bool_or(flush_lsn >= pg_current_wal_flush_lsn()) from pg_stat_replication";
+        match cluster.superuser(&before.primary, sql) {
+            Ok(flushed) if flushed == "t" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    let senders = cluster.postgres_processes(&before.primary, "walsender");
+    assert_eq!(senders.len(), 2, "{senders:?}");
+    signal_all(&senders, Signal::SIGSTOP);
+    let (lost, single) = (send(lost.0, "commit".into()), send(single.0, single.1));
+    waiting(3);
+    cluster.kill_postgres(&before.primary);
+    let after = cluster.active_after(before.term);
+    assert_ne!(after.primary, before.primary);
+
+    let told = |answer: std::thread::JoinHandle<_>| -> Result<Vec<String>, Option<String>> {
+        let answer: Result<integration::client::Answer, integration::client::ClientError> =
+            answer.join().expect("no panic");
+        answer.map(|a| a.tags).map_err(|e| e.sqlstate().map(str::to_owned))
+    };
+    assert_eq!(told(survivor), Ok(vec!["COMMIT".to_owned()]));
+    assert_eq!(told(lost), Err(Some("40001".to_owned())));
+    assert_eq!(told(single), Err(Some("08007".to_owned())));
+    let rows = cluster.connect().query("select string_agg(id::text, ' ') from doubtful").expect("rows");
+    assert_eq!(rows.value(), "1");
+    // The proxy tells it when it knows, which is after the term has opened.
+    let term = after.term.to_string();
+    let sum = |report: &serde_json::Value, what: &str| -> u64 {
+        report["doubts"].as_array().into_iter().flatten().filter_map(|d| d[what].as_u64()).sum()
+    };
+    integration::wait::wait_for("the report to count them", LONG, || {
+        let report = cluster.verb(&["report", &term, "--json"]).exits(0).json();
+        let counts = ["survived", "lost", "unknown"].map(|what| sum(&report, what));
+        if counts == [1, 1, 1] { Ok(()) } else { Err(format!("{counts:?} in {report:#}")) }
+    });
+    let text = cluster.verb(&["report", &term]).exits(0).stdout;
+    let line = format!("writes in doubt in term {}: 1 commits survived", before.term);
+    assert!(text.contains(&line), "{text}");
+    cluster.all_stream();
 }
 
 /// PostgreSQL asks a new primary for WAL only once it has replayed what it has.
