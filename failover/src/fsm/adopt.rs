@@ -50,7 +50,10 @@ impl Planner {
         let word = phase_word(term.phase);
         let evidence = vec![format!("{word} of term {} taken over from {}", term.term, term.coordinator)];
         let mut begin = Begin { allow_loss: term.data_loss_allowed, ..Self::automatic(term.cause, now, evidence) };
-        if term.cause == Cause::Restart {
+        // Where nothing but the old primary is known to be complete, a switchover whose leader is gone goes back to it: the
+        // target and the old primary's end were known to that leader alone.
+        let back = term.cause == Cause::Switchover && !policy.value.protects();
+        if term.cause == Cause::Restart || back {
             begin.home = term.prev.as_ref().map(|p| p.node.clone());
         }
         let kept = self.last.clone().filter(|j| j.term == term.term);

@@ -253,11 +253,11 @@ impl Planner {
         let best = ends.map(|s| s.receive_lsn).max();
         // Nobody has anything of this term: what it wrote since it was unprotected would be lost.
         let since = policy.suspended.as_ref().filter(|s| s.term.0 == term.0 && s.lowered.is_some()).map(|s| s.since);
-        let (best, limit) = match policy.mode {
-            Mode::Async => (best?, self.settings.max_loss),
-            Mode::Strict | Mode::Available => (best.or(since)?, policy.limits.max_loss_bytes),
+        let best = match policy.mode {
+            Mode::Async => best?,
+            Mode::Strict | Mode::Available => best.or(since)?,
         };
-        let bytes = last.bytes_since(best);
+        let (bytes, limit) = (last.bytes_since(best), self.loss_limit(policy));
         (bytes > limit).then_some(Blocker::LossTooLarge { bytes, limit })
     }
 

@@ -280,6 +280,11 @@ pub enum Blocker {
         /// The limit.
         limit: u64,
     },
+    /// The old primary is there and has everything; how much another lacks is not known, or nobody wanted to lose any.
+    OldPrimaryAwaited {
+        /// The old primary.
+        node: NodeId,
+    },
     /// Commits were acknowledged without a standby, so only the old primary has them all.
     Suspended {
         /// Since this position.
@@ -458,6 +463,7 @@ impl Blocker {
             Self::PolicyLost { .. } => "policy_lost",
             Self::ProxiesBehind { .. } => "proxies_behind",
             Self::LossTooLarge { .. } => "loss_too_large",
+            Self::OldPrimaryAwaited { .. } => "old_primary_awaited",
             Self::Suspended { .. } => "suspended",
             Self::TooFewFollowers { .. } => "too_few_followers",
             Self::Busy { .. } => "busy",

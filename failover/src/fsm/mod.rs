@@ -9,6 +9,7 @@ pub mod candidate;
 mod catch_up;
 mod change;
 pub mod lease;
+mod loss;
 mod maintenance;
 pub mod observe;
 mod opening;

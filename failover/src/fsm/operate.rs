@@ -262,6 +262,7 @@ fn join(begin: &mut Begin, op: Op, to: Option<NodeId>, allow_loss: bool) {
     begin.op = Some(op);
     begin.prefer = to.or(begin.prefer.take());
     begin.allow_loss |= allow_loss;
+    begin.unlimited = true;
     if allow_loss {
         begin.evidence.push("an operator allowed data loss".into());
     }

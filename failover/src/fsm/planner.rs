@@ -254,9 +254,12 @@ impl Planner {
             && Some(p.timeline) == term.term.timeline()
         {
             self.saw_primary = term.term;
-            self.clock.sample(term.term, now, p.insert_lsn);
-            if let Some(fork) = term.fork {
-                self.clock.begin(fork.lsn);
+            // What was written in the last open term is not forgotten for one that may never open.
+            if matches!(term.phase, Phase::Active | Phase::Draining) {
+                self.clock.sample(term.term, now, p.insert_lsn);
+                if let Some(fork) = term.fork {
+                    self.clock.begin(fork.lsn);
+                }
             }
         }
         self.seen.hear(now, state);
@@ -473,6 +476,7 @@ impl Planner {
             home: None,
             end: None,
             allow_loss: false,
+            unlimited: cause == Cause::OperatorFailover,
             not_before: Instant::default(),
             failures: 0,
             op: None,

@@ -14,7 +14,6 @@ use crate::fsm::sync_set::{self};
 use crate::record::{Cause, Phase, Recruit, TermRecord};
 use cluster::timeline::{Fork, History};
 use cluster::{Instant, NodeId};
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Planner {
@@ -44,7 +43,9 @@ impl Planner {
         let decisive = round.policy.protects() && round.begin.prefer.is_none() && !unopened && !liked;
         let patience = if decisive { self.settings.recruit_grace / 10 } else { self.settings.recruit_grace };
         let settled = answered || round.enough_since.is_some_and(|t| now.since(t) >= patience);
-        if enough && (at_home || (settled && !going_home)) {
+        let ready = enough && (at_home || (settled && !going_home));
+        let held = if ready { self.too_lossy(now, round, &usable) } else { None };
+        if ready && held.is_none() {
             if self.catches_up(now, round, &usable, out) {
                 return;
             }
@@ -56,7 +57,8 @@ impl Planner {
             self.send_choice(now, round, &usable, out);
             return;
         }
-        let wanted = |n: &NodeId| (!enough && (answered || waited)) || round.begin.home.as_ref() == Some(n);
+        let short = !enough || held.is_some();
+        let wanted = |n: &NodeId| (short && (answered || waited)) || round.begin.home.as_ref() == Some(n);
         let stopped: Vec<NodeId> = round
             .frozen
             .keys()
@@ -66,11 +68,20 @@ impl Planner {
         for node in stopped {
             self.ask_to_recover(now, round, &node, out);
         }
-        self.verdict = if enough || !(answered || waited) {
+        self.verdict = if let Some(blocker) = held {
+            Verdict::Hold { blockers: vec![blocker] }
+        } else if enough || !(answered || waited) {
             Verdict::Acting { term: round.term, step: format!("freezing; frozen: {}", list(&keys(&round.frozen))) }
         } else {
             Verdict::Hold { blockers: self.missing_recruits(now, round, &names) }
         };
+    }
+
+    /// Would the choice between those that have answered lose more than it may?
+    fn too_lossy(&self, now: Instant, round: &Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Blocker> {
+        let preferences = self.preferences(round.prev.as_ref().map(|p| &p.node));
+        let choice = choose(usable, &wishes(round, &preferences))?;
+        self.loss_at_choice(now, round, &choice, usable.get(&choice.node).and_then(|f| f.history.as_ref()))
     }
 
     /// Is there one who has not answered yet and would be liked better than all that have?
@@ -222,13 +233,7 @@ impl Planner {
     /// What the last primary wrote and the choice has not, as far as is known before its WAL is read.
     fn note_window(&self, round: &mut Round, history: Option<&History>, base: Position) {
         let Some(prev) = &round.prev else { return };
-        let left = history.and_then(|h| h.forks.iter().find(|f| f.timeline == prev.timeline)).map(|f| f.lsn);
-        let from = match base.timeline.cmp(&prev.timeline) {
-            Ordering::Equal => Some(base.lsn),
-            Ordering::Greater => left,
-            // All that was written in the last term, and before it what the choice had not come to.
-            Ordering::Less => Some(self.clock.began(prev.term).map_or(base.lsn, |began| began.min(base.lsn))),
-        };
+        let from = self.lost_from(prev, history, base);
         round.journal.window = from.and_then(|from| self.clock.window(prev.term, from));
         if round.journal.window.is_none() && round.begin.end.is_none() {
             let line = format!(

@@ -34,6 +34,8 @@ pub(super) struct Begin {
     /// The old primary and where it ended, stopped cleanly.
     pub(super) end: Option<(NodeId, Position)>,
     pub(super) allow_loss: bool,
+    /// An operator asked for this failover: the limits of what may be lost bind automatic ones only.
+    pub(super) unlimited: bool,
     pub(super) not_before: Instant,
     /// Rounds of this change that failed.
     pub(super) failures: u32,

@@ -285,6 +285,7 @@ fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
         home: None,
         end: None,
         allow_loss: forced.is_some_and(|f| f.allow_loss),
+        unlimited: cause == Cause::OperatorFailover,
         not_before: Instant::default(),
         failures: 0,
         op: prelude.op,

@@ -131,6 +131,10 @@ impl fmt::Display for Blocker {
             Self::LossTooLarge { bytes, limit } => {
                 write!(f, "a failover now would lose {bytes} bytes of WAL, the limit is {limit}")
             }
+            Self::OldPrimaryAwaited { node } => write!(
+                f,
+                "{node} has every acknowledged commit and its agent answers: it is recovered before another takes its place"
+            ),
             Self::Suspended { since, term } => {
                 write!(f, "commits past {since} (term {term}) were acknowledged without a standby")
             }

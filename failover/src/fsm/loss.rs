@@ -1,0 +1,80 @@
+//! What a choice would lose where no quorum confirms commits, and whether that is allowed. PURE.
+//!
+//! The limits were looked at before the term was begun, by what the nodes reported then. The choice is between those that
+//! have answered since, of which the best may be missing: so it is looked at again, by what they have. Nothing is open
+//! meanwhile, and who is awaited is asked on.
+
+use crate::api::{Position, PostgresState};
+use crate::fsm::blocker::Blocker;
+use crate::fsm::candidate::Choice;
+use crate::fsm::planner::Planner;
+use crate::fsm::round::Round;
+use crate::record::{Cause, Mode, PolicyRecord, Tenure};
+use cluster::timeline::History;
+use cluster::{Instant, Lsn};
+use std::cmp::Ordering;
+
+impl Planner {
+    /// Most bytes that an automatic failover may lose where commits are not protected.
+    pub(super) const fn loss_limit(&self, policy: &PolicyRecord) -> u64 {
+        match policy.mode {
+            Mode::Async => self.settings.max_loss,
+            Mode::Strict | Mode::Available => policy.limits.max_loss_bytes,
+        }
+    }
+
+    /// Why this choice may not be made by itself.
+    pub(super) fn loss_at_choice(
+        &self,
+        now: Instant,
+        round: &Round,
+        choice: &Choice,
+        history: Option<&History>,
+    ) -> Option<Blocker> {
+        if round.policy.protects() || round.begin.allow_loss || round.begin.unlimited {
+            return None;
+        }
+        let prev = round.prev.as_ref().filter(|p| p.node != choice.node)?;
+        if round.begin.end.as_ref().is_some_and(|(_, end)| choice.base >= *end) {
+            return None;
+        }
+        let heard = self.clock.last(prev.term);
+        let written = heard.max(self.left_by(round, prev));
+        let lost = written.zip(self.lost_from(prev, history, choice.base)).map(|(last, from)| last.bytes_since(from));
+        let limit = self.loss_limit(&round.policy);
+        if let Some(bytes) = lost.filter(|bytes| *bytes > limit) {
+            return Some(Blocker::LossTooLarge { bytes, limit });
+        }
+        // It was stopped to lose nothing; or nobody else knows how much it has.
+        let complete_only = round.begin.cause == Cause::Switchover || heard.is_none();
+        let awaited = complete_only && self.unfit(&prev.node, now).is_none();
+        awaited.then(|| Blocker::OldPrimaryAwaited { node: prev.node.clone() })
+    }
+
+    /// What there is of the last primary's WAL, at itself or at others: it had written so much at least.
+    fn left_by(&self, round: &Round, prev: &Tenure) -> Option<Lsn> {
+        let reports = self.seen.agents.values().filter_map(|a| a.state.as_ref());
+        let reported = reports.filter_map(|s| match &s.postgres {
+            PostgresState::Standby(s) => Some(Position { timeline: s.timeline, lsn: s.receive_lsn }),
+            PostgresState::Stopped { timeline, checkpoint_lsn, .. } => {
+                Some(Position { timeline: *timeline, lsn: *checkpoint_lsn })
+            }
+            PostgresState::Primary(_)
+            | PostgresState::Starting
+            | PostgresState::Absent
+            | PostgresState::Hung { .. } => None,
+        });
+        let ends = round.frozen.values().filter_map(|f| f.position).chain(round.begin.end.as_ref().map(|(_, end)| *end));
+        reported.chain(ends).filter(|p| p.timeline == prev.timeline).map(|p| p.lsn).max()
+    }
+
+    /// From where on a node whose WAL ends at `base` lacks what the last primary wrote.
+    pub(super) fn lost_from(&self, prev: &Tenure, history: Option<&History>, base: Position) -> Option<Lsn> {
+        match base.timeline.cmp(&prev.timeline) {
+            Ordering::Equal => Some(base.lsn),
+            Ordering::Greater => history?.forks.iter().find(|f| f.timeline == prev.timeline).map(|f| f.lsn),
+            // All that was written in the last term, and before it what the choice had not come to.
+            Ordering::Less => Some(self.clock.began(prev.term).map_or(base.lsn, |began| began.min(base.lsn))),
+        }
+    }
+}
