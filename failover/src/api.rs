@@ -41,6 +41,9 @@ pub struct AgentState {
     pub host: String,
     /// Highest term promised, from disk.
     pub promise: Term,
+    /// Highest term that this agent has read as open, from disk: an etcd that was restored may tell of it as unfinished.
+    #[serde(default)]
+    pub opened: Term,
     /// PostgreSQL as last observed.
     pub postgres: PostgresState,
     /// Age of that observation, ms; grows when PostgreSQL does not answer.

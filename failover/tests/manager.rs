@@ -65,6 +65,7 @@ impl Pretender {
             holder: node.into(),
             host: "h".into(),
             promise: Term(0),
+            opened: Term(0),
             postgres,
             observed_ms_ago: 0,
             system_id: None,

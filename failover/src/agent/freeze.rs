@@ -55,8 +55,12 @@ impl Agent {
         Ok(())
     }
 
-    /// A freeze that comes late must not stop the very primary that its term has got.
+    /// A freeze that comes late must not stop the very primary that its term has got, nor cut off who follows it. Nor may
+    /// one that a manager gives by an etcd restored from a backup, which tells of the term as unfinished.
     pub(super) fn must_not_be_its_primary(&self, term: Term) -> Result<(), CommandError> {
+        if self.memory().opened >= term {
+            return Err(self.wrong_state("in a term that is not open yet"));
+        }
         match self.must_serve(term) {
             Ok(()) => Err(self.wrong_state("not the primary of the term already")),
             Err(_) => Ok(()),

@@ -18,6 +18,8 @@ use std::time::Duration;
 pub(crate) struct Memory {
     /// Highest term promised: commands of lower terms are refused for ever.
     pub(crate) promise: Term,
+    /// Highest term read as open. It is never recruited for again, whatever an etcd restored from a backup says.
+    pub(crate) opened: Term,
     /// Neither counted nor chosen before replay has passed this point: a rewind or clone took WAL back that the node
     /// may have acknowledged.
     pub(crate) quarantine: Option<Position>,

@@ -236,7 +236,10 @@ pub async fn run(
     let state = State::new(env.clock.now());
     let memory = keeper.get().clone();
     let (signature, vouched_until) = (countersign::remembered(&env, &memory), vouch::remembered(&env, &memory));
-    state.change(|o| (o.promise, o.quarantine, o.policy) = (memory.promise, memory.quarantine, memory.policy.clone()));
+    state.change(|o| {
+        (o.promise, o.opened) = (memory.promise, memory.opened);
+        (o.quarantine, o.policy) = (memory.quarantine, memory.policy.clone());
+    });
     let no_thread = |source| StartError::System { what: "could not start the watchdog's thread", source };
     let watchdog = watchdog::Watchdog::start(&env).map_err(no_thread)?;
     let agent = Arc::new(Agent {
@@ -417,7 +420,10 @@ impl Agent {
             tracing::error!(node = %self.env.config.node, %error, "the agent's memory could not be written");
         })?;
         let memory = keeper.get().clone();
-        self.state.change(|o| (o.promise, o.quarantine, o.policy) = (memory.promise, memory.quarantine, memory.policy));
+        self.state.change(|o| {
+            (o.promise, o.opened) = (memory.promise, memory.opened);
+            (o.quarantine, o.policy) = (memory.quarantine, memory.policy);
+        });
         Ok(())
     }
 

@@ -89,6 +89,9 @@ impl Agent {
         if self.state.look(|o| o.frozen_for) != Some(order.term) {
             return Err(self.wrong_state("frozen for this term"));
         }
+        if self.memory().opened >= order.term {
+            return Err(self.wrong_state("in a term that is not open yet"));
+        }
         let received = self.state.look(|o| o.last_timeline);
         let (have, _) = self.local_end(&sql, received, None).await.map_err(|e| self.failed("promoting", &e))?;
         if have != order.base {

@@ -136,8 +136,19 @@ impl Agent {
         let fenced = self.records.borrow().fences.contains_key(&self.env.config.node);
         self.state.change(|o| o.fenced = fenced);
         self.note_policy();
+        self.note_opened();
         self.forget_signature();
         Ok(())
+    }
+
+    /// Remember which term was open. Nothing waits for that: it is for an etcd that is restored from a backup some day.
+    fn note_opened(&self) {
+        let open = |t: &TermRecord| matches!(t.phase, Phase::Active | Phase::Draining);
+        let term = self.records.borrow().term.as_ref().filter(|t| open(&t.value)).map(|t| t.value.term);
+        let Some(term) = term.filter(|t| *t > self.memory().opened) else { return };
+        if let Err(error) = self.remember(|m| m.opened = term) {
+            tracing::debug!(%error, "the open term is not remembered");
+        }
     }
 
     /// Read at every hint and every second; while etcd does not answer, keep what was read.

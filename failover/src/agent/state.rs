@@ -65,6 +65,7 @@ pub(crate) struct Sight {
 pub(crate) struct Observed {
     pub(crate) seq: u64,
     pub(crate) promise: Term,
+    pub(crate) opened: Term,
     pub(crate) quarantine: Option<Position>,
     pub(crate) postgres: PostgresState,
     /// Since when what `postgres` says is known: when it last told, or was seen not to run.
@@ -103,6 +104,7 @@ impl State {
         let first = Observed {
             seq: 1,
             promise: Term(0),
+            opened: Term(0),
             quarantine: None,
             postgres: PostgresState::Absent,
             known_at: now,
@@ -173,7 +175,7 @@ fn shape(o: &Observed) -> impl PartialEq + use<> {
     }
     let sees = o.sees.as_ref().map(|s| (s.node.clone(), s.term, s.agent_refused && s.sql_refused));
     (
-        (postgres, o.promise, o.quarantine, o.system_id.clone(), o.frozen_for, o.rejoin.clone()),
+        (postgres, (o.promise, o.opened), o.quarantine, o.system_id.clone(), o.frozen_for, o.rejoin.clone()),
         (o.fenced, sees, o.lease_until.is_some(), o.trouble.clone()),
         o.policy.clone(),
     )
@@ -256,6 +258,7 @@ impl Observed {
             holder: env.holder.clone(),
             host: env.host.clone(),
             promise: self.promise,
+            opened: self.opened,
             postgres: self.postgres.clone(),
             observed_ms_ago: ms(now.since(self.known_at)),
             system_id: self.system_id.clone(),

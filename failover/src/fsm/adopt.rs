@@ -21,7 +21,7 @@ impl Planner {
     pub(super) fn advance_found_round(&mut self, now: Instant, term: &TermRecord, out: &mut Vec<Action>) -> Flow {
         let same_policy = self.seen.records.policy.clone().filter(|p| p.value.epoch == term.policy_epoch);
         let lost = self.seen.lost_policy(now, &self.settings).is_some();
-        let Some(policy) = same_policy.filter(|_| !lost && self.promised <= term.term) else {
+        let Some(policy) = same_policy.filter(|_| !lost && self.knows_of_every_term()) else {
             return self.take_over(now, term, out);
         };
         if term.phase == Phase::Recruiting {

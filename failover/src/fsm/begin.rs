@@ -70,12 +70,14 @@ impl Planner {
     /// primary is out of date, dead or alive. Only a term above all of them is obeyed.
     pub(super) fn begin_above_the_promised(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
         let Some(term) = self.seen.term().map(|t| t.term) else { return Flow::Wait };
-        let why = format!(
-            "etcd was restored from a backup: it tells of term {term}, an agent has promised term {}",
-            self.promised
-        );
+        let told = if self.promised > term {
+            format!("an agent has promised term {}", self.promised)
+        } else {
+            format!("an agent has read that term {} was open", self.opened)
+        };
+        let why = format!("etcd was restored from a backup: it tells of term {term}, {told}");
         let mut begin = Self::automatic(Cause::Restart, now, vec![why]);
-        let newest = self.promised.timeline();
+        let newest = self.promised.max(self.opened).timeline();
         let serves = |n: &&NodeId| {
             let state = self.seen.reachable(n, now, &self.settings);
             state.is_some_and(|s| matches!(&s.postgres, PostgresState::Primary(p) if Some(p.timeline) == newest))
@@ -88,6 +90,9 @@ impl Planner {
 
     /// A term that another manager left before its node was promoted: begin a higher one.
     pub(super) fn take_over(&mut self, now: Instant, term: &TermRecord, out: &mut Vec<Action>) -> Flow {
+        if self.was_open_already(term.term) {
+            return self.begin_above_the_promised(now, out);
+        }
         let left = format!("term {} was left by {} while {}", term.term, term.coordinator, phase_word(term.phase));
         let mut begin = Self::automatic(term.cause, now, vec![left]);
         begin.avoid = term.node.clone();
@@ -195,15 +200,23 @@ impl Planner {
         short(policy, prev.as_ref(), &usable, missing)
     }
 
-    /// Promises to terms that etcd does not know: it was restored from a backup, and the terms in between are unknown.
+    /// Otherwise there are promises to terms that etcd does not know, or one was open that etcd tells of as unfinished: it
+    /// was restored from a backup, and what was acknowledged since is unknown.
     pub(super) fn knows_of_every_term(&self) -> bool {
-        self.seen.term().is_none_or(|t| self.promised <= t.term)
+        self.seen.term().is_none_or(|t| {
+            let told = if is_open(t) { self.opened <= t.term } else { self.opened < t.term };
+            told && self.promised <= t.term
+        })
+    }
+
+    /// A term that etcd tells of as unfinished was open: etcd was restored from a backup.
+    pub(super) fn was_open_already(&self, term: Term) -> bool {
+        self.opened >= term
     }
 
     /// Is it unknown who was primary last? Also once a term was begun above the promised, until one is open.
     pub(super) fn history_lost(&self) -> bool {
-        let open = |t: &TermRecord| matches!(t.phase, Phase::Active | Phase::Draining);
-        !self.knows_of_every_term() || self.seen.term().is_some_and(|t| t.history_lost && !open(t))
+        !self.knows_of_every_term() || self.seen.term().is_some_and(|t| t.history_lost && !is_open(t))
     }
 
     /// Where the WAL of a standby ends at least.
@@ -369,6 +382,10 @@ impl Planner {
         self.stage = Stage::Round(Box::new(round));
         let _ = self.advance_round(now, out);
     }
+}
+
+const fn is_open(term: &TermRecord) -> bool {
+    matches!(term.phase, Phase::Active | Phase::Draining)
 }
 
 /// Is this an automatic failover's first attempt?

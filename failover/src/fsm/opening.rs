@@ -128,7 +128,7 @@ impl Planner {
         if self.candidate_lost(now, round.term, &node, since) {
             return Some(node);
         }
-        let follows = |n: &&NodeId| **n != node && self.has_record(now, n, round.term, record_lsn);
+        let follows = |n: &&NodeId| **n != node && self.has_record(now, n, &node, round.term, record_lsn);
         let members = self.seen.agents.keys().filter(|n| round.policy.counts(n));
         let followers: Vec<NodeId> = members.filter(follows).cloned().collect();
         let needed = sync_set::open_quorum(&round.policy);
@@ -159,8 +159,11 @@ impl Planner {
         None
     }
 
-    pub(super) fn has_record(&self, now: Instant, node: &NodeId, term: Term, record_lsn: Lsn) -> bool {
-        self.seen.on_timeline(node, term, now, &self.settings).is_some_and(|s| s.receive_lsn >= record_lsn)
+    /// Who streams from another node has the record of another's timeline of that number.
+    fn has_record(&self, now: Instant, node: &NodeId, primary: &NodeId, term: Term, record_lsn: Lsn) -> bool {
+        self.seen.on_timeline(node, term, now, &self.settings).is_some_and(|s| {
+            s.receive_lsn >= record_lsn && s.streams_from.as_ref().is_none_or(|from| from == primary)
+        })
     }
 
     pub(super) fn candidate_lost(&self, now: Instant, term: Term, node: &NodeId, since: Instant) -> bool {

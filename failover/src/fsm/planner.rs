@@ -57,6 +57,8 @@ pub struct Planner {
     pub(super) clock: LsnClock,
     /// Highest term that any agent says it promised.
     pub(super) promised: Term,
+    /// Highest term that any agent says it has read as open.
+    pub(super) opened: Term,
     /// The term whose primary this manager has seen at work.
     pub(super) saw_primary: Term,
     /// When this leader's automatic failovers began, and their terms; newest last.
@@ -116,6 +118,7 @@ impl Planner {
             remove_op: None,
             clock: LsnClock::default(),
             promised: Term(0),
+            opened: Term(0),
             saw_primary: Term(0),
             spent: VecDeque::new(),
             wall: 0,
@@ -249,6 +252,7 @@ impl Planner {
         let since = self.listening.filter(|(_, last)| now.since(*last) <= self.settings.settle).map(|(since, _)| since);
         self.listening = Some((since.unwrap_or(now), now));
         self.promised = self.promised.max(state.promise);
+        self.opened = self.opened.max(state.opened);
         if let (PostgresState::Primary(p), Some(term)) = (&state.postgres, self.seen.term())
             && term.node.as_ref() == Some(&state.node)
             && Some(p.timeline) == term.term.timeline()
@@ -417,10 +421,10 @@ impl Planner {
         }
     }
 
-    /// The next term's number: above the record's and above every promise.
+    /// The next term's number: above the record's, every promise and every term that was open.
     pub(super) fn next_term(&self) -> Term {
         let current = self.seen.term().map_or(Term(0), |t| t.term);
-        current.max(self.promised).next()
+        current.max(self.promised).max(self.opened).next()
     }
 
     fn take_operation(&mut self, now: Instant, id: u64, operation: Operation, out: &mut Vec<Action>) {

@@ -263,6 +263,11 @@ impl Planner {
         round.revision = revision;
         phase(&mut round.journal, round.begin.began, now, "chosen");
         round.step = Step::Promoting(choice.clone());
+        // Who has read meanwhile that the term was open: then nobody is promoted in it again, and the round is given up.
+        let term = round.term;
+        if self.was_open_already(term) {
+            return;
+        }
         if let Stage::Round(round) = &self.stage {
             self.order_promotion(round, &choice, out);
         }

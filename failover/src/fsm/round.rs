@@ -168,6 +168,10 @@ impl Planner {
             let why = format!("an agent has promised term {}", self.promised);
             return self.give_up(now, *round, &why, None, out);
         }
+        if self.was_open_already(round.term) && !matches!(round.step, Step::Opening { .. }) {
+            let why = "etcd was restored from a backup: an agent has read that this term was open";
+            return self.give_up(now, *round, why, None, out);
+        }
         let lost = match &round.step {
             Step::Recruiting => {
                 self.recruit(now, &mut round, out);

@@ -260,7 +260,7 @@ impl World {
     }
 
     /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|refused|ok]
-    /// [sql_answers] [accepts=MS] [full] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=]
+    /// [sql_answers] [accepts=MS] [full] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=] [opened=]
     /// [policy=EPOCH[:K]]`; what is not said is as in a healthy cluster.
     fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
@@ -283,6 +283,7 @@ impl World {
             holder: format!("a-{node}"),
             host: "h".into(),
             promise: Term(words.optional("promise")?.unwrap_or(0)),
+            opened: Term(words.optional("opened")?.unwrap_or(0)),
             postgres,
             observed_ms_ago: 0,
             system_id: words.optional("sysid")?,

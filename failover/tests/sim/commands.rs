@@ -55,6 +55,9 @@ impl World {
                 self.reach("a freeze that came late");
                 Err(wrong_state(n, "not the primary of the term already"))
             }
+            Command::Freeze(_) | Command::Recover(_) if self.nodes[n].opened >= term => {
+                Err(wrong_state(n, "in a term that is not open yet"))
+            }
             Command::Freeze(_) => Ok(Reply::Frozen(self.freeze(n, term))),
             Command::Recover(_) => {
                 if matches!(self.nodes[n].is, Is::Stopped { .. }) {

@@ -52,6 +52,8 @@ pub(crate) struct Node {
     /// Timeline of the end.
     pub(crate) timeline: u32,
     pub(crate) promise: Term,
+    /// Highest term that its agent has read as open.
+    pub(crate) opened: Term,
     /// The highest that it was seen to have promised.
     pub(crate) promised: Term,
     pub(crate) frozen_for: Option<Term>,
@@ -95,6 +97,7 @@ impl Node {
             wal: Vec::new(),
             timeline: 1,
             promise: Term(1),
+            opened: Term(0),
             promised: Term(1),
             frozen_for: None,
             upstream: (i != 0).then_some((0, Term(1))),
@@ -255,6 +258,7 @@ impl World {
             holder: "a".into(),
             host: node.name.to_string(),
             promise: node.promise,
+            opened: node.opened,
             postgres,
             observed_ms_ago: 0,
             system_id: None,

@@ -27,6 +27,7 @@ fn agent(node: &str, promise: u64, epoch: u64, postgres: PostgresState) -> Agent
         holder: "h".into(),
         host: "h".into(),
         promise: Term(promise),
+        opened: Term(0),
         postgres,
         observed_ms_ago: 0,
         system_id: Some("77".into()),
