@@ -42,7 +42,8 @@ pub struct ManagerRaw {
     pub stop_timeout: Span,
     /// Switchover: most bytes that the target may be behind in replay. Default `16MiB`, about a second of replay.
     pub max_switchover_lag: Size,
-    /// Async mode: an automatic failover that would lose more than this holds for an operator. Default `16MiB`.
+    /// Async mode: an automatic failover that would lose more than this holds for an operator, before it begins and before
+    /// it chooses the new primary. Default `16MiB`.
     pub max_loss: Size,
     /// Bound on an operator's whole request. Default `60s`.
     pub operation_timeout: Span,

@@ -64,7 +64,8 @@ impl Planner {
             | PostgresState::Absent
             | PostgresState::Hung { .. } => None,
         });
-        let ends = round.frozen.values().filter_map(|f| f.position).chain(round.begin.end.as_ref().map(|(_, end)| *end));
+        let ends =
+            round.frozen.values().filter_map(|f| f.position).chain(round.begin.end.as_ref().map(|(_, end)| *end));
         reported.chain(ends).filter(|p| p.timeline == prev.timeline).map(|p| p.lsn).max()
     }
 

@@ -161,9 +161,9 @@ impl Planner {
 
     /// Who streams from another node has the record of another's timeline of that number.
     fn has_record(&self, now: Instant, node: &NodeId, primary: &NodeId, term: Term, record_lsn: Lsn) -> bool {
-        self.seen.on_timeline(node, term, now, &self.settings).is_some_and(|s| {
-            s.receive_lsn >= record_lsn && s.streams_from.as_ref().is_none_or(|from| from == primary)
-        })
+        self.seen
+            .on_timeline(node, term, now, &self.settings)
+            .is_some_and(|s| s.receive_lsn >= record_lsn && s.streams_from.as_ref().is_none_or(|from| from == primary))
     }
 
     pub(super) fn candidate_lost(&self, now: Instant, term: Term, node: &NodeId, since: Instant) -> bool {
