@@ -130,6 +130,9 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
     if model.scope.lost > 0 {
         all.push(("a transaction's outcome is unknown", |_, s| s.limbo != Limbo::Empty));
     }
+    if model.scope.lost > 0 && model.scope.change != Change::None {
+        all.push(("a change's outcome is unknown", |_, s| matches!(s.limbo, Limbo::Change { .. })));
+    }
     match model.scope.change {
         Change::None => {}
         Change::Suspension => {

@@ -122,7 +122,8 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
             (s.etcd.policy.suspended, s.etcd.policy.lowered) = (false, false);
             s.etcd.policy.complete = Position::default();
             s.etcd.policy.epoch += 1;
-            s.shown |= s.nodes[p].wal.writes(s.armed - 1);
+            // Nothing waits any more where the transaction came later than it may.
+            s.shown |= s.nodes[p].wal.writes(s.armed.saturating_sub(1));
             s.armed = 0;
         }
         Step::ChangeVoters(node) => change_voters(scope, s, node),

@@ -17,7 +17,7 @@
 //! | `Promote`, `Promoted`, `Record` | `agent/promote.rs`, `fsm/opening.rs` `send_record` |
 //! | `Follow`, `Start`, `StopSuperseded` | `fsm/agent.rs` `decide`, `fsm/rejoin.rs` `plan`, `agent/rejoin.rs` `follow_source` |
 //! | `Open` | `fsm/opening.rs` `advance_opening`, `agent/lease.rs` `open` |
-//! | `MadeLate` | `fsm/planner.rs` `settle_pending` |
+//! | `MadeLate`, `Unheard` | `fsm/planner.rs` `settle_pending` |
 //! | `Suspend`, `Relax`, `Note` | `fsm/suspend.rs`, `agent/relax.rs` |
 //! | `OpenAlone` | `fsm/opening.rs` `suspension` |
 //! | `Arm`, `Rearm` | `agent/arm.rs`, `fsm/rearm.rs` |

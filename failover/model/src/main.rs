@@ -27,6 +27,8 @@ fn main() {
         ("two failovers, protection suspended", Scope { crashes: 1, lost: 0, change: Change::Suspension, ..three }),
         ("two failovers, more copies", Scope { crashes: 1, lost: 0, change: Change::Copies(2), ..three }),
         ("one failover, fewer copies", Scope { k: 2, terms: 2, change: Change::Copies(1), ..three }),
+        ("one failover, protection suspended, lost answers", Scope { terms: 2, change: Change::Suspension, ..three }),
+        ("one failover, more copies, lost answers", Scope { terms: 2, crashes: 1, change: Change::Copies(2), ..three }),
         ("two failovers, a round changes hands", Scope { crashes: 1, lost: 1, leads: 1, ..three }),
         ("two failovers, recruits catch up", Scope { crashes: 1, lost: 0, catch_up: true, ..three }),
         ("two failovers, cancelled waits", Scope { crashes: 1, lost: 0, cancels: 2, ..three }),

@@ -167,12 +167,13 @@ pub(crate) fn opened<const M: usize>(s: &mut State<M>) {
 }
 
 /// The transaction passes its guards, at any later time.
-pub(crate) fn made_late<const M: usize>(s: &mut State<M>) {
+pub(crate) fn made_late<const M: usize>(scope: &Scope, s: &mut State<M>) {
     match std::mem::replace(&mut s.limbo, Limbo::Empty) {
         Limbo::Empty => {}
         Limbo::Begin { .. } => begin(s, true),
         Limbo::Choose { node, base, .. } => chosen(s, node, base),
         Limbo::Open { .. } => opened(s),
+        Limbo::Change { what, .. } => crate::etcd::perform(scope, s, what.step()),
     }
 }
 
@@ -186,6 +187,10 @@ pub(crate) fn forget_the_impossible<const M: usize>(scope: &Scope, s: &mut State
         Limbo::Begin { term, phase, epoch } => (term, phase, epoch) == (s.etcd.term, s.etcd.phase, s.etcd.policy.epoch),
         Limbo::Choose { term, .. } => (term, Phase::Recruiting) == (s.etcd.term, s.etcd.phase),
         Limbo::Open { term } => (term, Phase::Opening) == (s.etcd.term, s.etcd.phase),
+        Limbo::Change { .. } if scope.lacks(Protection::ChangeCompare) => true,
+        Limbo::Change { term, phase, epoch, .. } => {
+            (term, phase, epoch) == (s.etcd.term, s.etcd.phase, s.etcd.policy.epoch)
+        }
     };
     if !possible {
         s.limbo = Limbo::Empty;

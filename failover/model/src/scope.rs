@@ -58,6 +58,8 @@ pub enum Protection {
     PolicyCompare,
     /// T1 compares the term's record.
     TermCompare,
+    /// T5 compares the policy and the term's record.
+    ChangeCompare,
     /// T3 waits for the term's record on k standbys.
     RecordWait,
     /// A timeline's number is its term's.

@@ -1,6 +1,7 @@
 //! The state of the model: etcd's records, each node's disk and processes, and what clients were told.
 
 use crate::scope::{Protection, Scope};
+use crate::step::Decided;
 use crate::wal::{Numbering, Position, Wal};
 
 /// Room for terms 1 to 4.
@@ -138,6 +139,8 @@ pub enum Limbo {
     Choose { term: u8, node: u8, base: Position },
     /// T3 of this term.
     Open { term: u8 },
+    /// T5, decided on this term in this phase under this policy epoch.
+    Change { term: u8, phase: Phase, epoch: u8, what: Decided },
 }
 
 /// The whole.
@@ -291,7 +294,12 @@ impl<const M: usize> State<M> {
             let bit = |t: usize| u8::from(usize::from(self.chosen[t]) == i) << t;
             (0..TERMS).map(bit).fold(0, |all, one| all | one)
         };
-        let limbo = |i: usize| matches!(self.limbo, Limbo::Choose { node, .. } if usize::from(node) == i);
+        let limbo = |i: usize| match self.limbo {
+            Limbo::Choose { node, .. } | Limbo::Change { what: Decided::ChangeVoters(node), .. } => {
+                usize::from(node) == i
+            }
+            Limbo::Empty | Limbo::Begin { .. } | Limbo::Open { .. } | Limbo::Change { .. } => false,
+        };
         let brought = |i: usize| (usize::from(self.brings.1) == i, usize::from(self.brings.2) == i);
         // Names in a node's own state are renamed below; here they would make nodes differ by names.
         let plain = |i: usize| Node { source: u8::from(self.nodes[i].source != 0), of: 0, ..self.nodes[i] };
@@ -316,7 +324,7 @@ impl<const M: usize> State<M> {
         same.recruits = order.map(|i| self.recruits[i]);
         same.left = order.map(|i| self.left[i]);
         same.chosen = self.chosen.map(renamed);
-        if let Limbo::Choose { node, .. } = &mut same.limbo {
+        if let Limbo::Choose { node, .. } | Limbo::Change { what: Decided::ChangeVoters(node), .. } = &mut same.limbo {
             *node = renamed(*node);
         }
         same

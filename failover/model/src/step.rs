@@ -89,6 +89,46 @@ pub enum Step {
     SetCopies,
     /// The change ends.
     ChangedCopies,
+    /// T5 whose outcome nobody hears: see [`Step::MadeLate`].
+    Unheard(Decided),
+}
+
+/// What a T5 writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Decided {
+    Suspend,
+    Note,
+    Rearm,
+    ChangeCopies,
+    ChangeVoters(u8),
+    ChangedCopies,
+}
+
+impl Decided {
+    /// Of a step that is a T5.
+    fn of(step: Step) -> Option<Self> {
+        Some(match step {
+            Step::Suspend => Self::Suspend,
+            Step::Note => Self::Note,
+            Step::Rearm => Self::Rearm,
+            Step::ChangeCopies => Self::ChangeCopies,
+            Step::ChangeVoters(node) => Self::ChangeVoters(node),
+            Step::ChangedCopies => Self::ChangedCopies,
+            _ => return None, // another transaction, or none
+        })
+    }
+
+    /// The step that makes it.
+    pub(crate) fn step(self) -> Step {
+        match self {
+            Self::Suspend => Step::Suspend,
+            Self::Note => Step::Note,
+            Self::Rearm => Step::Rearm,
+            Self::ChangeCopies => Step::ChangeCopies,
+            Self::ChangeVoters(node) => Step::ChangeVoters(node),
+            Self::ChangedCopies => Step::ChangedCopies,
+        }
+    }
 }
 
 /// Every step that can happen now. Some change nothing.
@@ -157,6 +197,10 @@ fn policy<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
         }
     }
     out.retain(|step| etcd::possible(scope, s, *step));
+    if s.lost < scope.lost {
+        let changes: Vec<Decided> = out.iter().filter_map(|step| Decided::of(*step)).collect();
+        out.extend(changes.into_iter().map(Step::Unheard));
+    }
     if !s.etcd.policy.protects() && s.etcd.leased && s.etcd.phase == Phase::Active {
         if scope.signatures && s.is_signed(scope) {
             out.push(Step::KeyEnds);
@@ -277,13 +321,18 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         Step::CatchUp => agent::catch_up(s),
         Step::Record => s.etcd.phase = Phase::Opening,
         Step::Open { heard } => manager::open(s, heard),
-        Step::MadeLate => manager::made_late(s),
+        Step::MadeLate => manager::made_late(scope, s),
         Step::ProxiesLeave(term) => s.views &= !(1 << term),
         Step::Cancel(node) => postgres::cancel(scope, s, usize::from(node)),
         Step::Sign(node) => {
             let term = s.signed_for();
             let n = &mut s.nodes[usize::from(node)];
             (n.promise, n.signed) = (term, true);
+        }
+        Step::Unheard(what) => {
+            let (term, phase, epoch) = (s.etcd.term, s.etcd.phase, s.etcd.policy.epoch);
+            s.lost += 1;
+            s.limbo = Limbo::Change { term, phase, epoch, what };
         }
         Step::Vouch => s.vouched |= 1 << s.signed_for(),
         Step::Suspend

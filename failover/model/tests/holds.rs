@@ -54,6 +54,14 @@ fn k_changes_around_a_failover() {
 }
 
 #[test]
+fn a_change_of_the_policy_whose_outcome_nobody_heard_is_made_or_not_and_loses_nothing() {
+    let scope = Scope { terms: 2, writes: 1, crashes: 0, lost: 1, ..Scope::three() };
+    explore::<3>("suspension, unheard", Scope { change: Change::Suspension, ..scope });
+    explore::<3>("more copies, unheard", Scope { change: Change::Copies(2), ..scope });
+    explore::<2>("available, unheard", Scope { change: Change::Available, ..scope });
+}
+
+#[test]
 fn voters_change_around_a_failover() {
     let scope = Scope { terms: 2, writes: 1, crashes: 0, lost: 0, change: Change::Voters(2), ..Scope::three() };
     explore::<4>("three voters, four, three", scope);

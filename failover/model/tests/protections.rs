@@ -66,6 +66,11 @@ fn a_term_that_is_not_compared_loses_a_write() {
 }
 
 #[test]
+fn a_change_of_the_policy_that_compares_nothing_comes_late_and_promises_too_much() {
+    needed(Protection::ChangeCompare, UNSOUND, Scope { change: Change::Suspension, lost: 1, ..SMALL });
+}
+
+#[test]
 fn a_term_opened_before_its_record_is_on_a_quorum_takes_back_what_was_read() {
     needed(Protection::RecordWait, UNREAD, Scope { terms: 3, ..SMALL });
 }
