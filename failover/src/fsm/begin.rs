@@ -15,6 +15,9 @@ use crate::record::{Cause, JournalRecord, Mode, Phase, PolicyRecord, Tenure, Ter
 use cluster::{Instant, NodeId, Term};
 use std::collections::BTreeSet;
 
+/// So many rounds of a change may lose their candidates before a person is waited for.
+const MOST_FAILED: u32 = 6;
+
 impl Planner {
     /// The primary was found dead: begin a term unless something forbids it.
     pub(super) fn begin_by_evidence(
@@ -142,6 +145,7 @@ impl Planner {
                 blockers.extend(self.loss_too_large(now, &policy));
             }
         }
+        blockers.extend(self.too_many_failed(now, begin));
         if !begin.allow_loss {
             blockers.extend(self.policy_lost_to_a_backup(now));
         }
@@ -153,6 +157,14 @@ impl Planner {
             blockers.push(Blocker::LeaseHeld { node: primary.node.clone(), term: primary.term });
         }
         blockers
+    }
+
+    /// Rounds that lose one candidate after the other begin terms without end, and each freezes everybody.
+    fn too_many_failed(&self, now: Instant, begin: &Begin) -> Option<Blocker> {
+        let (rounds, last) = begin.lost_candidates;
+        let left = self.settings.failover_window.saturating_sub(now.since(last));
+        (rounds >= MOST_FAILED && !left.is_zero() && begin.op.is_none())
+            .then(|| Blocker::RoundsFailed { rounds, next_in_ms: millis(left) })
     }
 
     /// The arithmetic of a policy that is not the one in force proves nothing.

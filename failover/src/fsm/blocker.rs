@@ -259,6 +259,13 @@ pub enum Blocker {
         /// Until one more is allowed; `None` when an earlier leader began the oldest of them.
         next_in_ms: Option<u64>,
     },
+    /// One candidate after the other could not be promoted or was lost before it was opened.
+    RoundsFailed {
+        /// Rounds that ended so.
+        rounds: u32,
+        /// Until one more is tried.
+        next_in_ms: u64,
+    },
     /// Commits are not protected by a quorum: the old primary's lease must be gone first.
     LeaseHeld {
         /// Who holds it.
@@ -459,6 +466,7 @@ impl Blocker {
             Self::PrimaryMustVote { .. } => "primary_must_vote",
             Self::TooFewStreaming { .. } => "too_few_streaming",
             Self::BudgetSpent { .. } => "budget_spent",
+            Self::RoundsFailed { .. } => "rounds_failed",
             Self::LeaseHeld { .. } => "lease_held",
             Self::PolicyLost { .. } => "policy_lost",
             Self::ProxiesBehind { .. } => "proxies_behind",

@@ -77,7 +77,7 @@ impl Planner {
     }
 
     fn changed(&mut self, now: Instant, change: &Change, revision: i64, out: &mut Vec<Action>) {
-        self.adopt(change, revision);
+        self.adopt(now, change, revision);
         match change.kind {
             ChangeKind::Begin => self.begun(now, revision, out),
             ChangeKind::Choose => self.chosen(now, revision, out),
@@ -111,9 +111,9 @@ impl Planner {
     }
 
     /// What we wrote is what the records are now; older reads are ignored from here on.
-    fn adopt(&mut self, change: &Change, revision: i64) {
+    fn adopt(&mut self, now: Instant, change: &Change, revision: i64) {
+        self.seen.made_at(now, revision);
         let records = &mut self.seen.records;
-        records.revision = records.revision.max(revision);
         for put in &change.puts {
             match put.clone() {
                 RecordPut::Term(value) => records.term = Some(At { value, revision }),

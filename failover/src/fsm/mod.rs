@@ -24,6 +24,7 @@ mod recruit;
 pub mod rejoin;
 mod remove;
 pub mod report;
+mod restored;
 mod round;
 pub mod status;
 pub mod stuck;

@@ -77,6 +77,8 @@ pub struct Observed {
     pub records: Records,
     /// When the read that gave them was sent.
     pub read_at: Option<Instant>,
+    /// Since when etcd's revision has been known to be that of the records.
+    pub revision_known_at: Instant,
     /// Since when the term in them has been known as it is: what an agent said before may be of an earlier one.
     pub term_known_since: Instant,
     /// Every agent known.
@@ -152,8 +154,18 @@ impl Observed {
         // Who was removed is not asked any more; nobody else's record goes.
         let removed = |n: &NodeId| records.fences.get(n).is_some_and(|f| f.removed);
         self.agents.retain(|node, _| records.members.contains_key(node) || !removed(node));
+        if records.revision > self.records.revision {
+            self.revision_known_at = now;
+        }
         self.records = records;
         self.read_at = Some(sent_at);
+    }
+
+    /// A change was made at `revision`.
+    pub(super) fn made_at(&mut self, now: Instant, revision: i64) {
+        if revision > self.records.revision {
+            (self.records.revision, self.revision_known_at) = (revision, now);
+        }
     }
 
     /// Forget what was heard: a leader that has not listened all the time listens afresh.
@@ -292,7 +304,9 @@ impl Observed {
     /// It answers, but can it commit?
     fn able(&self, now: Instant, state: &AgentState, settings: &Settings) -> Health {
         let Some(stuck) = self.stuck(settings) else { return Health::Well };
-        let others = self.no_better(&state.node, now, settings);
+        let mut others = self.no_better(&state.node, now, settings);
+        // One agent's word alone is no reason.
+        others.extend(self.contradicts(&state.node, &stuck, now, settings));
         if !others.is_empty() {
             return Health::Unsure(vec![Blocker::PrimaryStuck { node: state.node.clone(), stuck, others }]);
         }

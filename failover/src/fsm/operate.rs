@@ -263,6 +263,7 @@ fn join(begin: &mut Begin, op: Op, to: Option<NodeId>, allow_loss: bool) {
     begin.prefer = to.or(begin.prefer.take());
     begin.allow_loss |= allow_loss;
     begin.unlimited = true;
+    begin.lost_candidates.0 = 0;
     if allow_loss {
         begin.evidence.push("an operator allowed data loss".into());
     }

@@ -181,7 +181,7 @@ impl Planner {
         }
     }
 
-    fn lead(&mut self, now: Instant, revision: i64, out: &mut Vec<Action>) {
+    pub(super) fn lead(&mut self, now: Instant, revision: i64, out: &mut Vec<Action>) {
         if self.leading == Some(revision) {
             return;
         }
@@ -275,7 +275,7 @@ impl Planner {
             self.seen.records.revision = 0;
         }
         if records.revision < self.seen.records.revision {
-            out.push(Action::Read);
+            self.take_older(now, sent_at, out);
             return;
         }
         if let Some(journal) = &records.journal {
@@ -483,6 +483,7 @@ impl Planner {
             unlimited: cause == Cause::OperatorFailover,
             not_before: Instant::default(),
             failures: 0,
+            lost_candidates: (0, Instant::default()),
             op: None,
         }
     }

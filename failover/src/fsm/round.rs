@@ -39,6 +39,8 @@ pub(super) struct Begin {
     pub(super) not_before: Instant,
     /// Rounds of this change that failed.
     pub(super) failures: u32,
+    /// How many of them lost their candidate, and when the last of them did.
+    pub(super) lost_candidates: (u32, Instant),
     pub(super) op: Option<Op>,
 }
 
@@ -289,7 +291,7 @@ impl Planner {
                     policy.value.epoch += 1;
                     (policy.value.suspended, policy.revision) = (Some(suspended), opened.revision);
                 }
-                self.seen.records.revision = self.seen.records.revision.max(opened.revision);
+                self.seen.made_at(now, opened.revision);
                 out.push(Action::Read);
                 self.finish(now, out);
             }
@@ -358,6 +360,7 @@ impl Planner {
         begin.not_before = now + self.settings.backoff(begin.failures);
         begin.failures += 1;
         if let Some(node) = failing {
+            begin.lost_candidates = (begin.lost_candidates.0 + 1, now);
             begin.prefer = begin.prefer.filter(|n| *n != node);
             begin.home = begin.home.filter(|n| *n != node);
             begin.avoid = Some(node);

@@ -153,6 +153,28 @@ impl Observed {
         wrong
     }
 
+    /// Standbys that have flushed what the primary is said not to get flushed, if they show that it does.
+    pub(super) fn contradicts(
+        &self,
+        primary: &NodeId,
+        stuck: &Stuck,
+        now: Instant,
+        settings: &Settings,
+    ) -> Vec<String> {
+        let (Some(policy), Some(term)) = (self.policy(), self.term().map(|t| t.term)) else { return Vec::new() };
+        let has = |v: &&NodeId| {
+            let standby = self.on_timeline(v, term, now, settings).filter(|_| *v != primary);
+            standby.is_some_and(|s| s.receive_lsn >= stuck.due_lsn)
+        };
+        let shown = match stuck.what {
+            // Nothing is sent before it is flushed.
+            Held::Disk => policy.voters.iter().any(|v| has(&v)),
+            Held::Quorum => policy.quorums().all(|(voters, k)| voters.iter().filter(has).count() >= k as usize),
+        };
+        let told = |v: &NodeId| format!("{v} has flushed {} all the same", stuck.due_lsn);
+        policy.voters.iter().filter(|v| shown && has(v)).map(told).collect()
+    }
+
     fn trouble_of(&self, voter: &NodeId, term: Term, now: Instant, settings: &Settings) -> Option<String> {
         let Some(state) = self.reachable(voter, now, settings) else {
             return Some(format!("has been silent for {} ms", millis(self.silent_for(voter, now))));

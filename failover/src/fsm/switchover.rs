@@ -288,6 +288,7 @@ fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
         unlimited: cause == Cause::OperatorFailover,
         not_before: Instant::default(),
         failures: 0,
+        lost_candidates: (0, Instant::default()),
         op: prelude.op,
     }
 }

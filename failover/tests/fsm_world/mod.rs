@@ -27,6 +27,8 @@ pub(crate) struct World {
     planner: Planner,
     now: Instant,
     records: Records,
+    /// etcd as it was backed up.
+    backup: Records,
     sent: Vec<Change>,
     orders: BTreeMap<(NodeId, CommandKind), Term>,
     reports: BTreeMap<NodeId, Heard>,
@@ -64,6 +66,7 @@ impl Default for World {
             planner: Planner::new("m1", Settings::default()),
             now: Instant::from_millis(1_000_000),
             records: Records { revision: 100, ..Records::default() },
+            backup: Records::default(),
             sent: Vec::new(),
             orders: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -96,6 +99,11 @@ impl World {
             "run" => self.run(&mut words)?,
             "done" | "lost" | "unmade" | "unknown" => return self.outcome(line),
             "read" => self.read(),
+            "backup" => self.backup = self.records.clone(),
+            "restore" => {
+                self.records = self.backup.clone();
+                self.read();
+            }
             "record" => self.record(&mut words)?,
             "proxy" => self.proxy(&mut words)?,
             // Whether a manager that does not lead would take the lead.

@@ -122,6 +122,11 @@ impl fmt::Display for Blocker {
                      waiting for {awaited}"
                 )
             }
+            Self::RoundsFailed { rounds, next_in_ms } => write!(
+                f,
+                "{rounds} rounds in a row could not promote their candidate or lost it before it was opened; one more is tried \
+                 in {next_in_ms} ms, or by `pgtenure failover`"
+            ),
             Self::LeaseHeld { node, term } => {
                 write!(f, "{node} may still hold the primary's lease of term {term}")
             }
