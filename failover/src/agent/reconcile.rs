@@ -131,6 +131,14 @@ impl Agent {
                 self.rejoining(None);
                 done?;
             }
+            Act::StopStranded => {
+                tracing::warn!(
+                    node = %self.env.config.node,
+                    reason = "it waits for WAL of a node that is not the primary", "stopping postgres that is starting"
+                );
+                postgres::stop(&self.env, Stop::Immediate).await?;
+                self.look_again(self.env.config.probe_timeout).await;
+            }
             Act::StopFenced => self.stop_fenced().await?,
             Act::StopSuperseded => {
                 tracing::warn!(node = %self.env.config.node, "another term has begun: stopping postgres");
@@ -191,6 +199,9 @@ impl Agent {
             maintenance: records.maintenance,
             adopts: self.adoption(),
             upstream: upstream.as_ref().map(|u| (&u.node, u.term)),
+            starts_late: seen
+                .starting_since
+                .is_some_and(|t| self.env.clock.now().since(t) >= self.env.config.start_timeout),
             not_streaming_for: seen.not_streaming_since.map_or(Duration::ZERO, |t| self.env.clock.now().since(t)),
             rewind_interrupted: memory.rewinding,
             quarantined: memory.quarantine.is_some(),

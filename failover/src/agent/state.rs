@@ -79,6 +79,8 @@ pub(crate) struct Observed {
     pub(crate) receiver: Option<Receiver>,
     /// Since when the WAL receiver has not streamed.
     pub(crate) not_streaming_since: Option<Instant>,
+    /// Since when PostgreSQL has been starting.
+    pub(crate) starting_since: Option<Instant>,
     /// The timeline of the last WAL received or replayed, as known exactly at some time.
     pub(crate) last_timeline: Option<TimelineId>,
     pub(crate) system_id: Option<String>,
@@ -113,6 +115,7 @@ impl State {
             was_primary: false,
             receiver: None,
             not_streaming_since: None,
+            starting_since: None,
             last_timeline: None,
             system_id: None,
             frozen_for: None,
@@ -134,6 +137,8 @@ impl State {
         self.0.send_if_modified(|o| {
             let before = shape(o);
             change(o);
+            let starting = o.postgres == PostgresState::Starting;
+            o.starting_since = if starting { o.starting_since.or(Some(o.ran_at)) } else { None };
             let changed = shape(o) != before;
             o.seq += u64::from(changed);
             changed

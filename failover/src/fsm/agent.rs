@@ -76,6 +76,8 @@ pub struct Facts<'a> {
     pub upstream: Option<(&'a NodeId, Term)>,
     /// For how long the WAL receiver has not streamed although it was given an address.
     pub not_streaming_for: Duration,
+    /// It has been starting for `agent.start_timeout` or longer.
+    pub starts_late: bool,
     /// A rewind was begun and not finished.
     pub rewind_interrupted: bool,
     /// It was rewound or copied and has not replayed past that yet.
@@ -107,6 +109,9 @@ pub enum Act {
     StartUnder,
     /// Compare lines of descent with the primary of the record; then follow, rewind or clone.
     Rejoin,
+    /// Stop what has been starting for too long: it waits for WAL from a node that is not the primary, and is then started
+    /// under the one that is.
+    StopStranded,
     /// Stop: an operator fenced the node. On a primary acknowledgements stop first.
     StopFenced,
     /// Stop at once: another term has begun, this node must not accept writes any more.
@@ -120,6 +125,8 @@ pub enum Because {
     Fine,
     /// PostgreSQL is starting.
     Starting,
+    /// It has been for longer than an agent waits that starts it.
+    StartsLate,
     /// PostgreSQL does not answer; managers decide what follows.
     Hung,
     /// Frozen for a term that is not decided yet.
@@ -155,6 +162,7 @@ impl Because {
                 Some("etcd knows no term, but this cluster has had one: was etcd lost or restored?")
             }
             Self::NotAVoter => Some("etcd knows no cluster, and this node is none of cluster.voters"),
+            Self::StartsLate => Some("PostgreSQL has been starting for longer than agent.start_timeout"),
             _ => None,
         }
     }
@@ -181,7 +189,7 @@ pub fn decide(facts: &Facts<'_>) -> Act {
         return Act::Wait(Because::Maintenance);
     }
     match facts.server {
-        Server::Starting => Act::Wait(Because::Starting),
+        Server::Starting => starting(facts, record),
         Server::Primary { timeline } => primary(facts, record, timeline),
         Server::Hung { was_primary: true } if record.node.as_ref() != Some(facts.node) && has_primary(record) => {
             Act::StopSuperseded
@@ -238,6 +246,19 @@ fn primary(facts: &Facts<'_>, record: &TermRecord, timeline: TimelineId) -> Act 
         // Whoever we promote has promised the term before. This one was promoted by hand, past every manager.
         _ if !mine && facts.promise.timeline().is_some_and(|promised| timeline > promised) => Act::StopSuperseded,
         _ => Act::Wait(Because::Fine),
+    }
+}
+
+/// What was rewound or copied needs WAL of its source to become consistent. Whoever started it sees to that, unless that
+/// agent is gone: then it would be asked of the old source for ever.
+fn starting(facts: &Facts<'_>, record: &TermRecord) -> Act {
+    if !facts.starts_late {
+        return Act::Wait(Because::Starting);
+    }
+    let right = facts.upstream.is_some_and(|(node, term)| record.node.as_ref() == Some(node) && term == record.term);
+    match with_primary(facts, record, Act::StopStranded) {
+        act @ Act::StopStranded if facts.quarantined && !right => act,
+        _ => Act::Wait(Because::StartsLate),
     }
 }
 
@@ -318,6 +339,7 @@ mod tests {
             adopts: None,
             upstream: None,
             not_streaming_for: Duration::ZERO,
+            starts_late: false,
             rewind_interrupted: false,
             quarantined: false,
             remembers: record.is_some(),
@@ -377,6 +399,22 @@ mod tests {
         assert_eq!(decide(&Facts { server: stale, ..late }), Act::Rejoin);
         let fine = Facts { server: Server::Standby { streaming: Some(TimelineId(4)) }, ..follows };
         assert_eq!(decide(&fine), Act::Wait(Because::Fine));
+    }
+
+    #[test]
+    fn what_was_rewound_and_waits_for_the_wal_of_a_lost_primary_is_started_under_the_new_one() {
+        let (node, active, old) = (n("n1"), record(4, Phase::Active, Some("n3")), n("n2"));
+        let at =
+            |starts_late| Facts { starts_late, quarantined: true, ..facts(&node, Server::Starting, Some(&active)) };
+        assert_eq!(decide(&at(false)), Act::Wait(Because::Starting));
+        assert_eq!(decide(&at(true)), Act::StopStranded, "its agent was restarted and has given it no address");
+        assert_eq!(decide(&Facts { upstream: Some((&old, Term(3))), ..at(true) }), Act::StopStranded);
+        let new = n("n3");
+        let late = Act::Wait(Because::StartsLate);
+        assert_eq!(decide(&Facts { upstream: Some((&new, Term(4))), ..at(true) }), late);
+        assert_eq!(decide(&Facts { quarantined: false, ..at(true) }), late, "it replays its own WAL");
+        assert_eq!(decide(&Facts { promise: Term(5), ..at(true) }), late);
+        assert!(Because::StartsLate.trouble().is_some());
     }
 
     #[test]

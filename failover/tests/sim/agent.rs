@@ -168,6 +168,7 @@ impl World {
             maintenance: false,
             adopts: None,
             upstream: upstream.as_ref().map(|(p, term)| (p, *term)),
+            starts_late: false,
             not_streaming_for: self.now.since(node.not_streaming_since),
             rewind_interrupted: false,
             quarantined: node.quarantine.is_some(),
@@ -187,7 +188,7 @@ impl World {
             }
             Act::StartDetached => self.nodes[n].start_detached(),
             Act::StartUnder | Act::Rejoin => self.rejoin(n, &record),
-            Act::Wait(_) | Act::Create | Act::ResumeCreation | Act::Clone | Act::TakeOver => {}
+            Act::Wait(_) | Act::StopStranded | Act::Create | Act::ResumeCreation | Act::Clone | Act::TakeOver => {}
         }
     }
 
