@@ -318,8 +318,7 @@ pub fn decide(
 
 /// What a standby must keep of the promise: one that was too stale lately, less than another may.
 fn held_to(promise: &Promise, footing: Footing) -> Promise {
-    let max_replay_lag = if footing.strict { footing::strict(promise.max_replay_lag) } else { promise.max_replay_lag };
-    Promise { max_replay_lag, ..*promise }
+    Promise { max_replay_lag: footing.held_to(promise.max_replay_lag), ..*promise }
 }
 
 /// The position that a standby must have replayed to keep the promise.

@@ -81,8 +81,14 @@ fn one_that_was_too_stale_must_be_well_within_the_bound() {
     let mut w = World::new().only_n2();
     let at_bound = 1000 + BUDGET.as_millis() as u64;
     assert!(matches!(w.decide(Access::Read, at_bound, 0).target, Target::Standby(_)));
-    w.busy.1 = BTreeMap::from([("n2", Footing { strict: true, ..Footing::default() })]);
+    w.busy.1 = BTreeMap::from([("n2", Footing { exceeded: BUDGET * 2, ..Footing::default() })]);
     assert_eq!(w.decide(Access::Read, at_bound, 0).target, Target::Primary);
     assert_eq!(w.decide(Access::Read, 1801, 0).target, Target::Primary);
     assert!(matches!(w.decide(Access::Read, 1800, 0).target, Target::Standby(_)));
+    // Who wants less than it has exceeded lately is not spared it by who wants more, nor the other way round.
+    w.promise.max_replay_lag = BUDGET * 3;
+    assert!(matches!(w.decide(Access::Read, 4000, 0).target, Target::Standby(_)));
+    w.promise.max_replay_lag = BUDGET / 2;
+    assert_eq!(w.decide(Access::Read, 1450, 0).target, Target::Primary);
+    assert!(matches!(w.decide(Access::Read, 1400, 0).target, Target::Standby(_)));
 }
