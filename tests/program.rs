@@ -182,6 +182,7 @@ fn a_process_without_etcd_lives_is_not_ready_and_ends_by_sigterm() {
     let text = String::from_utf8_lossy(&watched.stdout).into_owned();
     assert!(text.matches("no standbys known").count() == 3 && !text.contains('\x1b'), "{text}");
     wait_for(admin, "/history", "404");
+    assert!(wait_for(admin, "/route?database=a&user=b", "400").contains("needs database, user and sql"));
     let order = "POST /ops/switchover HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\n\r\n{}";
     let refused = ask(admin, order).unwrap_or_default();
     assert!(refused.starts_with("HTTP/1.1 401"), "an order needs the secret: {refused}");
@@ -199,6 +200,24 @@ fn an_operator_without_a_manager_is_told_so() {
     let out = output(&["status", "--json", "--admin", &format!("127.0.0.1:{nobody}")]);
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON also for failures");
     assert!(json["error"].is_string());
+}
+
+#[test]
+fn a_statement_is_explained_by_its_text_alone() {
+    let out = output(&["route", "select 1 for share"]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.code() == Some(0) && text.starts_with("write, by word \"share\": "), "{text}");
+    assert!(text.contains("ask a proxy with --config or --admin"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_slice(&output(&["route", "select 1", "--json"]).stdout).expect("JSON");
+    assert!(json["class"] == "read" && json["catalog"] == false && json["target"].is_null(), "{json}");
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let out = output(&["route", "select 1", "--admin", &nobody]);
+    assert!(
+        out.status.code() == Some(1) && stderr(&out).starts_with(&format!("no proxy answers: {nobody}")),
+        "{}",
+        stderr(&out)
+    );
 }
 
 fn signal(process: &Running, signal: Signal) {

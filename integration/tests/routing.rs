@@ -24,6 +24,7 @@ fn reads_are_served_by_fresh_standbys_and_never_miss_the_sessions_own_writes() {
     a_session_reads_its_own_writes(&cluster);
     staleness_is_bounded(&cluster);
     what_may_write_goes_to_the_primary(&cluster, &primary);
+    an_operator_is_told_where_statements_go(&cluster);
     a_paused_standby_serves_nothing(&cluster, &primary);
 }
 
@@ -131,6 +132,23 @@ fn what_may_write_goes_to_the_primary(cluster: &Cluster, primary: &str) {
             Err(e) => assert_ne!(e.sqlstate(), Some("25006"), "{sql}: {e}"),
         }
     }
+}
+
+/// `pgtenure route` asks the proxy that runs, or goes by the text alone.
+fn an_operator_is_told_where_statements_go(cluster: &Cluster) {
+    let admin = format!("http://{}", cluster.layout().proxy_admin);
+    let ask = |sql: &str, at: &[&str]| {
+        let names = ["--database", "app", "--user", "app", "--json"];
+        cluster.verb(&[&["route", sql], at, &names].concat()).exits(0).json()
+    };
+    let read = wait_for("a standby to be chosen", LONG, || {
+        let told = ask("select count(*) from rows", &["--admin", &admin]);
+        if told["target"] == "standby" { Ok(told) } else { Err(told.to_string()) }
+    });
+    assert!(read["class"] == "read" && read["reason"] == "fresh" && read["catalog"] == true, "{read}");
+    assert!(cluster.standbys().iter().any(|node| read["node"] == *node), "{read}");
+    let write = ask("select noisy()", &["--admin", &admin]);
+    assert!(write["target"] == "primary" && write["decided_by"] == "function" && write["word"] == "noisy", "{write}");
 }
 
 /// Replay paused on one standby: within a moment only the other one answers; both paused: the primary does.

@@ -186,10 +186,7 @@ fn a_client_can_say_that_its_transactions_only_read() {
     assert_eq!(block(&mut b, &["begin"]), "n2 read committed");
     // What only the server knows is found out.
     cluster.nodes[0].psql("alter role app set default_transaction_isolation = 'serializable'");
-    let end = cluster.nodes[0].psql("select pg_current_wal_flush_lsn()");
-    wait_for("the standby to have it", || {
-        (cluster.nodes[1].psql(&format!("select pg_last_wal_replay_lsn() >= '{end}'")) == "t").then_some(())
-    });
+    replayed(&cluster);
     let mut c = Raw::login(cluster.port, &[("work_mem", "2MB")]);
     let refused = cluster.counter("pgtenure_proxy_retries_total");
     wait_for("a standby to refuse it", || {
@@ -201,6 +198,25 @@ fn a_client_can_say_that_its_transactions_only_read() {
         );
         ok(&mut c, "commit");
         (cluster.counter("pgtenure_proxy_retries_total") > refused).then_some(())
+    });
+    // So is what its role says.
+    cluster.nodes[0].psql("alter role app reset all");
+    cluster.nodes[0].psql("alter role app set default_transaction_read_only = on");
+    replayed(&cluster);
+    let mut d = wait_for("a block to begin as the role says", || {
+        let mut d = Raw::login(cluster.port, &[("work_mem", "4MB")]);
+        settle(&mut d);
+        (block(&mut d, &["begin"]) == "n2 read committed").then_some(d)
+    });
+    assert_eq!(words(&d.query("insert into t values (1)")), "E 25006 | Z I");
+    assert_eq!(block(&mut d, &["begin read write"]), "n1 read committed");
+}
+
+/// Wait until the standby has all that the primary has.
+fn replayed(cluster: &Cluster) {
+    let end = cluster.nodes[0].psql("select pg_current_wal_flush_lsn()");
+    wait_for("the standby to have it", || {
+        (cluster.nodes[1].psql(&format!("select pg_last_wal_replay_lsn() >= '{end}'")) == "t").then_some(())
     });
 }
 

@@ -1,6 +1,6 @@
 //! `pgtenure route`: where a statement would go, and why. Asked of a running proxy, or answered here from its text alone.
 
-use super::client::Admin;
+use super::client::{Admin, CallError};
 use crate::args::RouteArgs;
 use crate::{EXIT_FAILED, config};
 use anyhow::{Context, Result, bail};
@@ -46,7 +46,10 @@ fn answer(args: &RouteArgs) -> Result<Value> {
     let path = format!("/route?database={database}&user={user}&sql={sql}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
-    Ok(runtime.block_on(Admin::new(vec![url], None).get(&path))?)
+    match runtime.block_on(Admin::new(vec![url], None).get(&path)) {
+        Err(CallError::Unreachable(why)) => bail!("no proxy answers: {}", why.join("; ")),
+        answer => Ok(answer?),
+    }
 }
 
 /// Percent-encoded: everything but letters and digits.
