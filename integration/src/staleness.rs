@@ -18,11 +18,12 @@ const LONGEST_MS: u64 = 2000;
 /// Longest wait for all standbys after a fault: one of them may be copied anew while the reads go on.
 const COME_BACK: Duration = Duration::from_secs(300);
 
-/// A cluster for it.
-pub fn cluster() -> Cluster {
+/// A cluster for it; `proxy` are lines for its proxies.
+pub fn cluster(proxy: &'static str) -> Cluster {
     let options = Options {
         fault_proxies: true,
         second_proxy: true,
+        proxy,
         // Every change of primary is wanted here.
         manager: "failover_budget = 1000\n",
         parameters: "max_connections = \"200\"\n",

@@ -15,7 +15,7 @@ fn mode<'r>(verdict: &'r Verdict, name: &str) -> &'r Value {
 #[test]
 fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
     let _turn = one_at_a_time();
-    let mut cluster = cluster();
+    let mut cluster = cluster("");
     let mut verify = Verify::start(&cluster, &["--seconds", "30", "--standby-wait", "500ms"]);
     let mut faults = Faults::new(1);
     while !verify.has_ended() {
@@ -28,6 +28,8 @@ fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
         let mode = mode(&verdict, name);
         let (reads, by_standbys) = (mode["reads"].as_u64().unwrap_or(0), mode["by_standbys"].as_u64().unwrap_or(0));
         assert!(reads > 50 && by_standbys > 20, "too little was checked: {mode}");
+        // What the promise costs is told.
+        assert!(mode["added"]["p50_ms"].is_f64() && mode["added"]["p99_ms"].is_f64(), "nothing is told of it: {mode}");
     }
     let left = cluster.connect().query("select count(*) from pg_namespace where nspname = 'pgtenure_verify'");
     assert_eq!(left.expect("a count").value(), "0", "the run drops its schema");
@@ -36,7 +38,7 @@ fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
 #[test]
 fn a_weaker_promise_breaks_every_stronger_one() {
     let _turn = one_at_a_time();
-    let cluster = cluster();
+    let cluster = cluster("");
     let standbys = cluster.standbys();
     cluster.fault_proxy(&cluster.active().primary).delay_stream(standbys[0], Duration::from_millis(1500));
     let verdict = Verify::start(&cluster, &["--seconds", "8", "--ask", "eventual"]).finish(Duration::from_secs(60));

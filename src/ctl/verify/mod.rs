@@ -4,6 +4,7 @@
 //! Exit codes: 0 every promise was checked and held; 1 a promise was broken, or too little could be checked; 2 refused,
 //! nothing was done.
 
+mod baseline;
 pub mod checker;
 mod ground;
 mod reader;
@@ -15,6 +16,7 @@ mod writer;
 use crate::args::{VerifyMode, VerifyReadsArgs};
 use crate::{EXIT_FAILED, EXIT_REFUSED};
 use anyhow::{Context, Result, bail};
+use baseline::Baseline;
 use checker::Mode;
 use cluster::Clock;
 use ground::Endpoint;
@@ -50,7 +52,7 @@ async fn verify(args: &VerifyReadsArgs) -> Result<ExitCode> {
     let endpoints = args.dsn.iter().map(|dsn| Endpoint::parse(dsn)).collect::<Result<Vec<_>>>()?;
     let modes = modes(&args.mode);
     let (readers, writers) = (usize::from(args.readers), usize::from(args.writers));
-    if readers * modes.len() + writers > MAX_CONNECTIONS {
+    if readers * (modes.len() + 1) + writers > MAX_CONNECTIONS {
         bail!("--readers and --writers: {MAX_CONNECTIONS} connections are the most");
     }
     let registers = writers + if modes.contains(&Mode::Session) { readers } else { 0 };
@@ -116,6 +118,9 @@ async fn measure(
             // Neighbouring modes begin at different endpoints.
             tasks.spawn_local(Reader { mode, index: i, endpoint: endpoint(i + m), own }.read_on(run.clone()));
         }
+    }
+    for i in 0..readers.min(baseline::SESSIONS) {
+        tasks.spawn_local(Baseline { index: i, endpoint: endpoint(i) }.read_on(run.clone()));
     }
     let ended = async {
         while let Some(task) = tasks.join_next().await {

@@ -12,11 +12,11 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Row, Statement};
 
 /// Before a connection that was lost is made again.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// What is asked: who answers, by which snapshot, and all registers. Everything in it is stable, so an endpoint can take
 /// it for a read.
-fn query() -> String {
+pub(super) fn query() -> String {
     format!(
         "select current_setting('cluster_name', true), current_setting('in_hot_standby', true), \
          pg_current_snapshot()::text, string_agg(n::text, ',' order by register) from {SCHEMA}.registers"
@@ -25,7 +25,7 @@ fn query() -> String {
 
 /// How a read is sent; taken in turn.
 #[derive(Clone, Copy)]
-enum Style {
+pub(super) enum Style {
     Prepared,
     Simple,
     Unnamed,
@@ -36,6 +36,12 @@ const STYLES: [Style; 3] = [Style::Prepared, Style::Simple, Style::Unnamed];
 /// Every so many sessions one reads in READ ONLY transactions only. A block that goes to the primary would keep the other
 /// reads of its session there.
 const READ_ONLY_EACH: usize = 4;
+
+/// How a session sends its next read: `index` is its number among those of its mode, `reads` how many it has sent.
+pub(super) fn style(index: usize, reads: usize) -> Style {
+    let in_blocks = index % READ_ONLY_EACH == READ_ONLY_EACH - 1;
+    if in_blocks { Style::ReadOnly } else { STYLES[reads % STYLES.len()] }
+}
 
 /// One connection after another, each a session of its own.
 pub(super) struct Reader {
@@ -74,9 +80,7 @@ impl Reader {
                     writes += 1;
                     next_write = Clock.now() + run.own_write_pause();
                 }
-                let in_blocks = self.index % READ_ONLY_EACH == READ_ONLY_EACH - 1;
-                let style = if in_blocks { Style::ReadOnly } else { STYLES[reads % STYLES.len()] };
-                self.read(&run, &mut open, style).await;
+                self.read(&run, &mut open, style(self.index, reads)).await;
                 reads += 1;
                 tokio::time::sleep(run.read_pause()).await;
             }
@@ -130,7 +134,7 @@ impl Reader {
 }
 
 #[derive(Default)]
-struct Answer {
+pub(super) struct Answer {
     node: String,
     standby: bool,
     snapshot: String,
@@ -141,7 +145,7 @@ fn older_than_the_table(error: &Error) -> bool {
     [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME].iter().any(|code| error.code() == Some(code))
 }
 
-async fn ask(client: &Client, read: &Statement, style: Style) -> Result<Answer, Error> {
+pub(super) async fn ask(client: &Client, read: &Statement, style: Style) -> Result<Answer, Error> {
     match style {
         Style::Prepared => Ok(of_row(&client.query_one(read, &[]).await?)),
         Style::Unnamed => {

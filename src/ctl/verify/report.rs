@@ -42,17 +42,32 @@ impl Result {
                 "errors": self.writes.errors,
             },
             "shown_and_refused": self.shown_and_refused,
-            "modes": self.tallies.iter().map(|(mode, tally)| of_mode(*mode, tally)).collect::<Vec<_>>(),
+            "unpromised": {
+                "reads": self.unpromised.count(),
+                "p50_ms": ms(self.unpromised.quantile(0.5)),
+                "p99_ms": ms(self.unpromised.quantile(0.99)),
+            },
+            "modes": self.tallies.iter().map(|(m, tally)| of_mode(*m, tally, &self.unpromised)).collect::<Vec<_>>(),
             "violations": self.examples.iter().map(of_example).collect::<Vec<_>>(),
         })
     }
 
     /// For people.
     pub(super) fn text(&self, reads: Option<u64>) -> String {
-        let mut table =
-            Table::new(&["mode", "reads", "by standbys", "primary p50/p99", "standby p50/p99", "violations", "errors"]);
+        let mut table = Table::new(&[
+            "mode",
+            "reads",
+            "by standbys",
+            "primary p50/p99",
+            "standby p50/p99",
+            "added p50/p99",
+            "violations",
+            "errors",
+        ]);
+        let times = |s: &Spread| format!("{} / {}", shown(s.quantile(0.5)), shown(s.quantile(0.99)));
         for (mode, t) in &self.tallies {
-            let times = |s: &Spread| format!("{} / {}", shown(s.quantile(0.5)), shown(s.quantile(0.99)));
+            let added =
+                |share| added(&t.all(), &self.unpromised, share).map_or("-".into(), |ms| format!("{ms:+.2} ms"));
             let errors: Vec<String> = t.errors.iter().map(|(code, n)| format!("{code} {n}")).collect();
             table.row([
                 mode.as_str().to_owned(),
@@ -60,6 +75,7 @@ impl Result {
                 format!("{} ({:.1} %)", t.by_standbys, share(t) * 100.0),
                 times(&t.primary),
                 times(&t.standby),
+                format!("{} / {}", added(0.5), added(0.99)),
                 t.violations.values().sum::<u64>().to_string(),
                 errors.join(", "),
             ]);
@@ -67,7 +83,12 @@ impl Result {
         let w = &self.writes;
         let mut text = table.text();
         text += &format!(
-            "\nwrites: {} acknowledged, {} refused, {} in doubt; {:.1} s\n",
+            "\nadded to the same reads at the primary that are promised nothing: {}, {} reads\n",
+            times(&self.unpromised),
+            self.unpromised.count()
+        );
+        text += &format!(
+            "writes: {} acknowledged, {} refused, {} in doubt; {:.1} s\n",
             w.acknowledged,
             w.refused,
             w.in_doubt,
@@ -107,7 +128,13 @@ fn shown(time: Option<Duration>) -> String {
     ms(time).map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2} ms"))
 }
 
-fn of_mode(mode: Mode, t: &Tally) -> Value {
+/// What reads took longer than others of the same cluster and time, ms: less than nothing when they were faster.
+fn added(reads: &Spread, others: &Spread, share: f64) -> Option<f64> {
+    Some(ms(reads.quantile(share))? - ms(others.quantile(share))?)
+}
+
+fn of_mode(mode: Mode, t: &Tally, unpromised: &Spread) -> Value {
+    let all = t.all();
     let times = |s: &Spread| json!({ "p50_ms": ms(s.quantile(0.5)), "p99_ms": ms(s.quantile(0.99)) });
     json!({
         "mode": mode.as_str(),
@@ -118,6 +145,8 @@ fn of_mode(mode: Mode, t: &Tally) -> Value {
         "errors": t.errors,
         "primary": times(&t.primary),
         "standby": times(&t.standby),
+        "all": times(&all),
+        "added": { "p50_ms": added(&all, unpromised, 0.5), "p99_ms": added(&all, unpromised, 0.99) },
         "violations": t.violations,
     })
 }

@@ -94,6 +94,7 @@ pub(super) struct Run {
     plan: Plan,
     started: Instant,
     tallies: RefCell<BTreeMap<Mode, Tally>>,
+    unpromised: RefCell<Spread>,
     writes: RefCell<Writes>,
     examples: RefCell<Vec<Example>>,
     shown_and_refused: Cell<u64>,
@@ -105,6 +106,8 @@ pub(super) struct Run {
 #[derive(Debug)]
 pub(super) struct Result {
     pub(super) tallies: BTreeMap<Mode, Tally>,
+    /// What the same reads took at the primary that were promised nothing.
+    pub(super) unpromised: Spread,
     pub(super) writes: Writes,
     pub(super) examples: Vec<Example>,
     /// Writes that were refused although a read had shown them.
@@ -113,11 +116,19 @@ pub(super) struct Result {
     pub(super) interrupted: bool,
 }
 
+impl Tally {
+    /// What its reads took, wherever they were served.
+    pub(super) fn all(&self) -> Spread {
+        self.primary.with(&self.standby)
+    }
+}
+
 impl Run {
     pub(super) fn new(plan: Plan, registers: usize) -> Self {
         Self {
             checker: RefCell::new(Checker::new(registers, plan.max_replay_lag)),
             tallies: RefCell::new(plan.modes.iter().map(|m| (*m, Tally::default())).collect()),
+            unpromised: RefCell::default(),
             plan,
             started: Clock.now(),
             writes: RefCell::default(),
@@ -231,6 +242,11 @@ impl Run {
         }
     }
 
+    /// A read was answered that was promised nothing.
+    pub(super) fn read_unpromised(&self, took: Duration) {
+        self.unpromised.borrow_mut().add(took);
+    }
+
     fn tally(&self, mode: Mode, change: impl FnOnce(&mut Tally)) {
         change(self.tallies.borrow_mut().entry(mode).or_default());
     }
@@ -249,6 +265,7 @@ impl Run {
     pub(super) fn result(&self) -> Result {
         Result {
             tallies: self.tallies.take(),
+            unpromised: self.unpromised.take(),
             writes: self.writes.take(),
             examples: self.examples.take(),
             shown_and_refused: self.shown_and_refused.get(),
