@@ -22,6 +22,7 @@ pub struct Metrics {
     refused_shapes: IntGauge,
     misroutes: IntCounter,
     server_losses: IntCounter,
+    positions: IntCounterVec,
     connects: IntCounterVec,
     logins: IntCounterVec,
     query_time: Histogram,
@@ -109,6 +110,12 @@ impl Metrics {
                 "pgtenure_proxy_server_losses_total",
                 "Server connections lost while a session held them",
             )?,
+            positions: counters(
+                "pgtenure_proxy_positions_asked_total",
+                "Times that the primary was asked where its WAL ends for a session's reads at standbys: in the same write as \
+                 what commits, behind it, or once that was answered",
+                &["when"],
+            )?,
             connects: counters(
                 "pgtenure_proxy_server_connects_total",
                 "Attempts to connect to a server, by result",
@@ -185,6 +192,7 @@ impl Metrics {
             Box::new(self.refused_shapes.clone()),
             Box::new(self.misroutes.clone()),
             Box::new(self.server_losses.clone()),
+            Box::new(self.positions.clone()),
             Box::new(self.connects.clone()),
             Box::new(self.logins.clone()),
             Box::new(self.query_time.clone()),
@@ -384,6 +392,10 @@ pub struct Counts {
     pub misroutes: Cell<u64>,
     /// Server connections lost while a session held them.
     pub server_losses: Cell<u64>,
+    /// Positions of the primary asked for in the same write as what commits.
+    pub positions_behind: Cell<u64>,
+    /// Positions asked for once that was answered.
+    pub positions_after: Cell<u64>,
 }
 
 impl Counts {
@@ -399,6 +411,8 @@ impl Counts {
             in_doubt: Cell::default(),
             misroutes: Cell::default(),
             server_losses: Cell::default(),
+            positions_behind: Cell::default(),
+            positions_after: Cell::default(),
         }
     }
 
@@ -502,6 +516,9 @@ impl Counts {
         self.shared.in_doubt.inc_by(self.in_doubt.take());
         self.shared.misroutes.inc_by(self.misroutes.take());
         self.shared.server_losses.inc_by(self.server_losses.take());
+        for (when, sum) in [("behind", &self.positions_behind), ("after", &self.positions_after)] {
+            self.shared.positions.with_label_values(&[when]).inc_by(sum.take());
+        }
     }
 }
 

@@ -545,28 +545,6 @@ fn hints_are_comments_unless_they_are_allowed() {
 }
 
 #[test]
-fn the_position_of_a_write_is_asked_for_where_that_is_configured() {
-    let cluster = Cluster::start(1, |raw| {
-        raw.workers = 1;
-        raw.reads.commit_lsn = proxy::config::reads::CommitLsn::Ask;
-    });
-    cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
-    let mut a = Raw::login(cluster.port, &[]);
-    wait_for("the standby to serve reads", || (value(&mut a, WHERE) == "n2").then_some(()));
-    cluster.nodes[1].psql("select pg_wal_replay_pause()");
-    for n in 1..20 {
-        ok(&mut a, &format!("update seen set n = {n}"));
-        // No sample is waited for: the position is known, and the standby is known not to have it.
-        assert_eq!(value(&mut a, "select n from seen"), n.to_string());
-        assert_eq!(last_route(&mut a), "primary n1: replay_behind");
-    }
-    cluster.nodes[1].psql("select pg_wal_replay_resume()");
-    wait_for("the standby to have it", || {
-        (value(&mut a, "select n, current_setting('cluster_name') from seen") == "19 n2").then_some(())
-    });
-}
-
-#[test]
 fn a_session_that_keeps_its_server_leaves_a_standby_that_has_become_stale() {
     let cluster = Cluster::start(1, |raw| {
         raw.workers = 1;

@@ -135,6 +135,7 @@ impl Cell {
     pub(crate) fn suits(&self, peer: &Peer) -> bool {
         match self.work {
             _ if peer.kind == Kind::Unrouted => matches!(self.work, Work::Select(_, ROUTED) | Work::WriteRead),
+            _ if peer.kind == Kind::Asking => matches!(self.work, Work::WriteRead),
             Work::Select(Mode::Prepared, _) => !peer.name().starts_with("pgbouncer 1.1"),
             Work::WriteRead => peer.kind == Kind::Ours,
             Work::Select(..) | Work::Wide | Work::CopyIn | Work::CopyOut => true,

@@ -41,9 +41,8 @@ fn main() -> anyhow::Result<()> {
             end_with_parent();
             relay::run(upstream.parse()?)
         }
-        ["--ours", primary, standby, userlist] => ours::run(primary.parse()?, standby.parse()?, userlist.into(), true),
-        ["--unrouted", primary, standby, userlist] => {
-            ours::run(primary.parse()?, standby.parse()?, userlist.into(), false)
+        [role @ ("--ours" | "--unrouted" | "--asking"), primary, standby, userlist] => {
+            ours::run(role, primary.parse()?, standby.parse()?, userlist.into())
         }
         // cargo bench says this; cargo test --benches does not, and gets nothing to do.
         ["--bench"] => compare(),
@@ -84,6 +83,7 @@ fn compare() -> anyhow::Result<()> {
     println!("PostgreSQL listens on 127.0.0.1:{}, its standby on {}", cluster.primary.port, cluster.standby.port);
     let mut peers =
         vec![Peer::direct(&cluster), Peer::relay(&cluster)?, Peer::ours(&cluster)?, Peer::unrouted(&cluster)?];
+    peers.push(Peer::asking(&cluster)?);
     match Peer::pgbouncer(&cluster) {
         Ok(peer) => peers.push(peer),
         Err(error) => println!("PgBouncer is left out: {error:#}"),

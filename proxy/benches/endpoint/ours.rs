@@ -1,4 +1,5 @@
-//! The proxy as a process of its own: a topology that never changes, routing on or off, lag sampled from both servers.
+//! The proxy as a process of its own: a topology that never changes, lag sampled from both servers, and routing on, off, or
+//! with a question behind each write.
 
 use cluster::lag::{Detail, LagSnapshot, PrimarySample, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
@@ -17,7 +18,7 @@ use tokio_postgres::NoTls;
 const SAMPLE: Duration = Duration::from_millis(200);
 
 /// Run until the standard input ends. Prints its port first.
-pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -> anyhow::Result<()> {
+pub(crate) fn run(role: &str, primary: u16, standby: u16, userlist: PathBuf) -> anyhow::Result<()> {
     let mut raw = config::Raw {
         listen: ([127, 0, 0, 1], 0).into(),
         workers: crate::variable("BENCH_WORKERS", 2)?,
@@ -29,8 +30,10 @@ pub(crate) fn run(primary: u16, standby: u16, userlist: PathBuf, routed: bool) -
         monitor_user: "postgres".to_owned(),
         ..config::Raw::default()
     };
-    if !routed {
-        raw.reads.read_from = proxy::route::ReadFrom::Primary;
+    match role {
+        "--unrouted" => raw.reads.read_from = proxy::route::ReadFrom::Primary,
+        "--asking" => raw.reads.commit_lsn = config::reads::CommitLsn::Ask,
+        _ => {}
     }
     // As PgBouncer is set up: what is compared is connections, not password hashes.
     raw.auth.rules = vec!["host all all all trust".to_owned()];

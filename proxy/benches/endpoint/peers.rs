@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     Ours,
     /// The proxy with all reads sent to the primary.
     Unrouted,
+    /// The proxy that asks the primary for its position behind each write.
+    Asking,
     PgBouncer,
     Given,
 }
@@ -62,6 +64,10 @@ impl Peer {
         Self::proxy_of(&std::env::current_exe()?, Kind::Unrouted, "routing off", cluster)
     }
 
+    pub(crate) fn asking(cluster: &Cluster) -> anyhow::Result<Self> {
+        Self::proxy_of(&std::env::current_exe()?, Kind::Asking, "commit_lsn = ask", cluster)
+    }
+
     /// The proxy of an older build of this program: `BENCH_BEFORE`.
     pub(crate) fn before(cluster: &Cluster) -> anyhow::Result<Option<Self>> {
         let Ok(program) = std::env::var("BENCH_BEFORE") else { return Ok(None) };
@@ -71,7 +77,11 @@ impl Peer {
     fn proxy_of(program: &Path, kind: Kind, name: &str, cluster: &Cluster) -> anyhow::Result<Self> {
         let (primary, standby) = (cluster.primary.port.to_string(), cluster.standby.port.to_string());
         let userlist = cluster.userlist.display().to_string();
-        let role = if kind == Kind::Unrouted { "--unrouted" } else { "--ours" };
+        let role = match kind {
+            Kind::Unrouted => "--unrouted",
+            Kind::Asking => "--asking",
+            Kind::Direct | Kind::Relay | Kind::Ours | Kind::PgBouncer | Kind::Given => "--ours",
+        };
         Self::spawn(program, kind, name, &[role.to_owned(), primary, standby, userlist])
     }
 

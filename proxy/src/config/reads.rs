@@ -42,8 +42,8 @@ pub struct Raw {
     /// where SQL is put together from what users enter, they could choose too.
     pub hints: bool,
     /// How the position of a session's write is learnt, which its reads at standbys wait for: `sample` (from the lag
-    /// monitor's next sample; until that the session reads at the primary) or `ask` (by a query behind each write, once
-    /// that is answered). Default `sample`: it costs nothing.
+    /// monitor's next sample; until that the session reads at the primary) or `ask` (by a query behind each write, in the
+    /// same message to the server where that is possible, else once it is answered). Default `sample`: it costs nothing.
     pub commit_lsn: CommitLsn,
 }
 

@@ -198,6 +198,18 @@ impl Session {
                 Ok(true)
             }
             Some(Event::Hidden) => self.hidden_done(now),
+            Some(Event::Position) => {
+                // All that was answered before it is covered, as of when that came.
+                let told = std::mem::take(&mut self.relay.hidden);
+                if told.error.is_none() {
+                    self.positioned(now, &told);
+                }
+                self.rescan |= !self.inbox.is_empty();
+                if !self.relay.busy() {
+                    self.idle(now);
+                }
+                Ok(true)
+            }
             Some(Event::Retry { code }) => Err(Turn::Lost(Loss::Refused(code))),
             Some(Event::Fatal { code }) => {
                 self.desynchronised |= code == *PROTOCOL_VIOLATION;

@@ -220,8 +220,10 @@ impl Drained {
             self.relay.retired.clear();
             match progress.event {
                 None => return Ok(()),
-                Some(Event::Idle | Event::Hidden | Event::Again) if self.rest.is_empty() => return Ok(()),
-                Some(Event::Idle | Event::Hidden | Event::Again) => {}
+                Some(Event::Idle | Event::Hidden | Event::Position | Event::Again) if self.rest.is_empty() => {
+                    return Ok(());
+                }
+                Some(Event::Idle | Event::Hidden | Event::Position | Event::Again) => {}
                 Some(
                     Event::Retry { .. }
                     | Event::Seen { .. }

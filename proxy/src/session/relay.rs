@@ -14,6 +14,7 @@ mod frames;
 mod hidden;
 mod mark;
 mod names;
+mod position;
 mod reports;
 
 pub use described::Described;
@@ -53,6 +54,8 @@ pub enum Event {
     Idle,
     /// A query of ours is answered: [`Relay::hidden`] has what it said.
     Hidden,
+    /// The question where the primary's WAL ends is answered: [`Relay::hidden`] has what it said.
+    Position,
     /// A standby refused or broke off a read of which nothing has reached the client.
     Retry {
         /// The server's SQLSTATE.
@@ -355,6 +358,7 @@ impl Relay {
                         Event::Retry { .. } => true,
                         Event::Idle
                         | Event::Hidden
+                        | Event::Position
                         | Event::Again
                         | Event::Seen { .. }
                         | Event::TimedOut { .. }
@@ -439,7 +443,10 @@ impl Relay {
     /// Do rows pass as they are? Nothing is hidden or withheld, and no answer of ours is next.
     #[inline]
     fn passes_rows(&self) -> bool {
-        let ours = || self.head_is(Kind::LocalParse) || self.head_is(Kind::LocalClose) || self.head_is(Kind::Mark);
+        let ours = || {
+            let head = self.queue.front().map(|entry| entry.kind);
+            matches!(head, Some(Kind::LocalParse | Kind::LocalClose | Kind::Mark | Kind::Position))
+        };
         !self.hiding && !self.withhold && !ours()
     }
 

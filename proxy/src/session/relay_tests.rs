@@ -520,3 +520,50 @@ fn a_question_that_fails_a_good_block_is_told_and_one_in_a_failed_block_is_not()
     let (relay, _) = marked(Some([None, Some("0/5000060")]), None, TxStatus::Idle, "COMMIT");
     assert_eq!(relay.mark(), None);
 }
+
+/// What a server answers to the question behind a write.
+fn position(out: &mut Vec<u8>) {
+    message(out, b'T', |b| b.extend_from_slice(&[0, 0]));
+    message(out, b'D', |b| b.extend_from_slice(b"\0\x01\0\0\0\x030/7"));
+    write_command_complete(out, "SELECT 1");
+    write_ready(out, TxStatus::Idle);
+}
+
+#[test]
+fn a_position_is_asked_for_behind_a_write_and_its_answer_is_not_the_clients() {
+    for pieces in [&[][..], &[1, 1, 1, 20, 1], &[33, 7]] {
+        let (mut relay, mut sink, mut unnamed) = (Relay::default(), Sink::default(), Some(7));
+        relay.push(plain(Kind::Query));
+        relay.ask_position(b"", "select 1", &mut unnamed, &mut sink);
+        assert_eq!((shape(sink.bytes(b"")).as_str(), unnamed), ("Q", None));
+        assert!(!relay.only_asks_position(), "the write is owed");
+        // What comes next is sent without waiting for it: a Parse that needs no server, and a Flush.
+        let mut said = Vec::new();
+        write_command_complete(&mut said, "INSERT 0 1");
+        write_ready(&mut said, TxStatus::Idle);
+        let (told, events) = feed(&mut relay, &said, pieces);
+        assert_eq!((shape(&told).as_str(), events), ("CZ", vec![]), "the client does not wait for it");
+        assert!(relay.only_asks_position() && relay.busy());
+        relay.push(plain(Kind::LocalParse));
+        said.clear();
+        position(&mut said);
+        let (told, events) = feed(&mut relay, &said, pieces);
+        assert_eq!((shape(&told).as_str(), events), ("1", vec![Event::Position]));
+        assert_eq!((relay.hidden.rows.as_slice(), relay.owed()), (&[vec![Some("0/7".to_owned())]][..], 0));
+    }
+}
+
+#[test]
+fn a_position_that_cannot_be_told_is_nobodys_error() {
+    let (mut relay, mut sink) = (Relay::default(), Sink::default());
+    relay.push(plain(Kind::Query));
+    relay.ask_position(b"", "select 1", &mut None, &mut sink);
+    let mut said = Vec::new();
+    write_command_complete(&mut said, "INSERT 0 1");
+    write_ready(&mut said, TxStatus::Idle);
+    error(&mut said, "ERROR", "57014", "ProcessInterrupts");
+    write_ready(&mut said, TxStatus::Idle);
+    let (told, events) = feed(&mut relay, &said, &[]);
+    assert_eq!((shape(&told).as_str(), events), ("CZ", vec![Event::Position]));
+    assert!(relay.hidden.error.is_some() && relay.errors.is_empty() && !relay.busy());
+}

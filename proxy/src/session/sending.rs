@@ -2,7 +2,7 @@
 
 use crate::config::PoolMode;
 use crate::console::tally::Counter;
-use crate::metrics::Outcome;
+use crate::metrics::{Outcome, bump};
 use crate::route::Unproven;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
@@ -11,6 +11,7 @@ use crate::session::incoming::Step;
 use crate::session::misroute::Classifier;
 use crate::session::presence::Activity;
 use crate::session::promised::Promised;
+use crate::session::shown::POSITION;
 use crate::session::translate::{Done, Naming, Translator};
 use crate::session::turn::is_told;
 use crate::sql::{Access, LongText, PinReason, Statement};
@@ -32,6 +33,10 @@ impl Session {
         let access = if missing { Access::Write } else { self.access(unit) };
         self.quiet = unit.quiet && self.relay.status == TxStatus::Idle && !self.replants;
         if self.cancelling && self.server.is_some() {
+            return Step::Wait;
+        }
+        if self.relay.only_asks_position() && (unit.read || unit.block.begins.is_some()) {
+            // A standby may serve it in a moment.
             return Step::Wait;
         }
         if let Some(step) = self.take_hint(input, unit) {
@@ -221,6 +226,7 @@ impl Session {
         let mut sink = Sink::new(self.w.take_spare());
         let (naming, config, kept) = (self.naming(), self.w.config(), self.pins);
         self.follow(&input[..unit.len], unit);
+        let asks_behind = self.asks_position_behind(&input[..unit.len], unit);
         let marks = begins && self.is_marked(unit) && speaks_of_one(&input[..unit.len]);
         let Some(server) = &mut self.server else { return Step::Wait };
         if marks {
@@ -243,6 +249,10 @@ impl Session {
         }
         .unit(input, unit, classes, &mut sink);
         drop(classifier);
+        if asks_behind && !refused && !self.relay.skipping() && self.relay.open.is_none() {
+            bump(&self.w.counts.positions_behind);
+            self.relay.ask_position(input, POSITION, &mut server.meta.statements.unnamed, &mut sink);
+        }
         if unit.tail_left > 0 {
             self.tail = if refused { Tail::Discard(unit.tail_left) } else { Tail::Forward(unit.tail_left) };
         }

@@ -4,22 +4,23 @@
 //! in either protocol, inside a block, prepared or through `current_setting`, and what asks for nothing costs nothing.
 
 use crate::config::reads::CommitLsn;
+use crate::metrics::bump;
 use crate::route::promise::TOLD;
 use crate::route::{Consistency, ReadFrom, Reason, Token};
 use crate::session::batch::Unit;
-use crate::session::client::Session;
+use crate::session::client::{MAX_TEXT, Session};
 use crate::session::in_force;
 use crate::session::relay::Hidden;
 use crate::session::settings::literal;
 use crate::session::tracking::Asked;
-use crate::sql::{PinReason, Pins, executed};
+use crate::sql::{PinReason, Pins, changes_rows, executed};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::frontend::{self, Subject};
 use cluster::{Instant, Role, Term, TimelineId};
 
 /// Where the WAL ends, and on which timeline. Only a primary answers.
-const POSITION: &str = "SELECT l::pg_catalog.text,pg_catalog.pg_walfile_name(l) \
+pub(super) const POSITION: &str = "SELECT l::pg_catalog.text,pg_catalog.pg_walfile_name(l) \
                         FROM pg_catalog.pg_current_wal_insert_lsn() AS l";
 
 /// Where a statement went.
@@ -163,16 +164,45 @@ impl Session {
         if !self.causality.borrow().asks(each_write) || !self.on_primary() || self.relay.busy() {
             return false;
         }
-        // Of use only to who reads at standbys.
-        let promise = self.promise();
-        if promise.consistency != Consistency::Session || promise.read_from == ReadFrom::Primary {
+        if !self.reads_at_standbys() {
             return false;
         }
         self.send_position();
         true
     }
 
+    /// Is the primary to be asked for its position in the same write as this unit, behind it? When it is whole, and what it
+    /// commits ends with it: a COMMIT, or one statement that changes rows, outside a block. What it is not asked for so
+    /// is asked for once it is answered.
+    pub(super) fn asks_position_behind(&mut self, input: &[u8], unit: &Unit) -> bool {
+        if self.w.config().reads.commit_lsn != CommitLsn::Ask || !self.on_primary() || !unit.complete {
+            return false;
+        }
+        let (at, record) = (self.relay.leads_to(), &unit.record);
+        let commits = match at {
+            TxStatus::Block => record.is_commit() && self.may_have_xid,
+            TxStatus::Idle => record.writes && record.leads_to(at) == TxStatus::Idle && unit.statements == 1,
+            TxStatus::Failed => false,
+        };
+        let may = commits && unit.tail_left == 0 && unit.len <= MAX_TEXT && self.causality.borrow().may_ask();
+        if !may || self.relay.skipping() || self.relay.copy_in() || self.relay.is_blind() {
+            return false;
+        }
+        let mut copies = false;
+        if at == TxStatus::Idle {
+            self.each_text(input, unit, |sql| copies |= !sql.is_empty() && !changes_rows(sql));
+        }
+        !copies && self.reads_at_standbys()
+    }
+
+    /// Of use only to who reads at standbys.
+    fn reads_at_standbys(&mut self) -> bool {
+        let promise = self.promise();
+        promise.consistency == Consistency::Session && promise.read_from == ReadFrom::Standby
+    }
+
     fn send_position(&mut self) {
+        bump(&self.w.counts.positions_after);
         self.tracking.asked = Some(Asked::Position { at: self.w.now() });
         self.send_hidden(POSITION);
     }

@@ -14,6 +14,34 @@ pub fn sets_aside(sql: &[u8]) -> bool {
     only(sql, &["set"], |word| word.get(..11).is_some_and(|start| is(start, "transaction")))
 }
 
+/// Is this one statement that changes rows, by its first word? The text is read as with `standard_conforming_strings` on.
+/// What is in doubt is not.
+pub fn changes_rows(sql: &[u8]) -> bool {
+    let mut lexer = Lexer::new(sql);
+    let verb = lexer.next();
+    let changes = |word: &[u8]| ["insert", "update", "delete", "merge"].iter().any(|verb| is(word, verb));
+    if !matches!(verb, Some(Token::Word(word)) if changes(word)) {
+        return false;
+    }
+    let mut over = false;
+    while let Some(token) = lexer.next() {
+        match token {
+            Token::Semicolon => over = true,
+            Token::Odd => return false,
+            _ if over => return false,
+            Token::Word(_)
+            | Token::Quoted(_)
+            | Token::Literal
+            | Token::Open
+            | Token::Close
+            | Token::Dot
+            | Token::Comma
+            | Token::Operator => {}
+        }
+    }
+    true
+}
+
 fn is(word: &[u8], what: &str) -> bool {
     word.eq_ignore_ascii_case(what.as_bytes())
 }
@@ -81,6 +109,24 @@ mod tests {
             assert_eq!(keeps_read_only(sql.as_bytes()), want, "{sql}");
         }
     }
+
+    #[test]
+    fn one_statement_that_changes_rows_is_told_from_a_copy_and_from_several() {
+        for (sql, want) in [
+            ("insert into t values ($1, ';')", true),
+            ("/* x */ UPDATE t SET a = a + 1;", true),
+            ("delete from \"T\"", true),
+            ("merge into t using s on true when matched then do nothing", true),
+            ("copy t from stdin", false),
+            ("insert into t values (1); copy t from stdin", false),
+            ("with x as (select 1) insert into t select * from x", false),
+            ("insert into t values ('a", false),
+            ("", false),
+        ] {
+            assert_eq!(changes_rows(sql.as_bytes()), want, "{sql}");
+        }
+    }
+
     #[test]
     fn a_set_of_what_transactions_may_do_is_not_aside() {
         for (sql, want) in [

@@ -24,7 +24,7 @@ mod recall;
 mod redefines;
 mod touched;
 
-pub use aside::{keeps_read_only, sets_aside};
+pub use aside::{changes_rows, keeps_read_only, sets_aside};
 pub use bodies::{BodyRow, MAX_CALLS, RelationRow};
 pub use classify::{Leaves, LongText, Why, classify, first_of, why};
 pub use fingerprint::fingerprint;

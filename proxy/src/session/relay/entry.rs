@@ -32,12 +32,14 @@ pub enum Kind {
     LocalClose,
     /// A Query of ours in front of a COMMIT, that marks it.
     Mark,
+    /// A Query of ours behind what may have committed, for the primary's position.
+    Position,
 }
 
 impl Kind {
     /// Does it owe a ReadyForQuery?
     pub const fn owes_ready(self) -> bool {
-        matches!(self, Self::Sync | Self::Query | Self::Function | Self::Mark)
+        matches!(self, Self::Sync | Self::Query | Self::Function | Self::Mark | Self::Position)
     }
 }
 

@@ -114,7 +114,7 @@ impl Relay {
             return false;
         }
         self.retired.push(text);
-        let alone = self.open.is_none() && self.owed == 1;
+        let alone = self.open.is_none() && self.owed - self.positions() == 1;
         first && alone && self.head_kept && self.status == TxStatus::Idle && !self.delivered
     }
 

@@ -22,8 +22,12 @@ impl Relay {
         if self.hiding && kind != b'A' {
             return self.hide_frame(kind, frame);
         }
-        if self.head_is(Kind::Mark) && !matches!(kind, b'A' | b'S') {
-            return self.mark_frame(kind, frame);
+        match self.queue.front().map(|entry| entry.kind) {
+            Some(Kind::Mark) if !matches!(kind, b'A' | b'S') => return self.mark_frame(kind, frame),
+            Some(Kind::Position) if !matches!(kind, b'A' | b'S') => {
+                return self.position_frame(kind, frame, input, sink);
+            }
+            _ => {}
         }
         match kind {
             // The bulk of all traffic first.
