@@ -251,6 +251,9 @@ impl Session {
                 named.columns = columns;
                 self.statements.described = true;
             }
+            if let Some(server) = &mut self.server {
+                server.meta.statements.describe(text.id, columns);
+            }
         }
         for text in std::mem::take(&mut self.relay.retired) {
             self.w.texts.borrow_mut().retire(&text);

@@ -5,6 +5,10 @@
 //! would prepare it with the columns of now, so there it is described first, and its client refused where they differ: a
 //! round trip of its own, as what is sent behind it may write; once for each text and server. A standby that has other
 //! columns may not have replayed yet what changed them: another server is looked for then.
+//!
+//! A server that has the statement has it with the columns of when it was prepared there, which may be others than those that
+//! a client was told elsewhere. So it is known of each which they are there, or asked; where they are others, the client's
+//! statement is prepared anew beside it.
 
 use crate::config::PoolMode;
 use crate::console::tally::Counter;
@@ -21,9 +25,12 @@ use crate::wire::frontend::{self, Subject, write_parse, write_subject, write_syn
 use cluster::Role;
 use std::rc::Rc;
 
+/// Stands for columns that are no more what a server has prepared. Hashes are odd.
+const OUTDATED: u64 = 2;
+
 impl Session {
-    /// Does the unit bind what was described elsewhere, and the server lacks it? It is asked for the columns first. True when
-    /// that takes an answer.
+    /// Does the unit bind what its client has described elsewhere, and the server lacks it, or may have it with other columns?
+    /// It is asked for the columns first. True when that takes an answer.
     pub(super) fn ask_columns(&mut self, input: &[u8], unit: &Unit) -> bool {
         let may = unit.binds_named && self.mode == PoolMode::Transaction && self.relay.open.is_none();
         // What sets the modes of a block must come before anything is parsed in it.
@@ -40,26 +47,29 @@ impl Session {
         // It may be evicted by the next one of the same unit.
         self.tracking.described.push(text.id);
         let mut out = Vec::with_capacity(text.tail.len() + 64);
-        for id in server.meta.statements.insert(&text, limit) {
-            if let Some(evicted) = server.meta.statements.remove(id) {
-                write_subject(&mut out, b'C', &evicted);
+        let parsed = !server.meta.statements.knows(text.id);
+        if parsed {
+            for id in server.meta.statements.insert(&text, limit) {
+                if let Some(evicted) = server.meta.statements.remove(id) {
+                    write_subject(&mut out, b'C', &evicted);
+                }
             }
+            write_parse(&mut out, &text.server_name, &text.tail);
+            self.tally.add(Counter::ServerParses, 1);
         }
-        write_parse(&mut out, &text.server_name, &text.tail);
         write_subject(&mut out, b'D', &text.server_name);
         write_sync(&mut out);
-        self.tally.add(Counter::ServerParses, 1);
         self.relay.hide();
-        self.tracking.asked = Some(Asked::Columns { name, text });
+        self.tracking.asked = Some(Asked::Columns { name, text, parsed });
         self.send(&out);
         true
     }
 
-    /// The first statement that these messages bind, that its client has described, and that the server lacks and was not
-    /// asked for yet.
+    /// The first statement that these messages bind, that its client has described, of which the server is not known to have
+    /// it with these columns, and for which it was not asked yet; as it is to be there.
     fn unknown_here(&self, messages: &[u8]) -> Option<(Rc<[u8]>, Rc<Text>)> {
         let server = self.server.as_ref()?;
-        let lacks = |id| !server.meta.statements.knows(id) && !self.tracking.described.contains(&id);
+        let there = &server.meta.statements;
         // Names that the unit itself makes or closes: behind that they are of other statements.
         let mut anew: Vec<&[u8]> = Vec::new();
         let mut at = 0;
@@ -84,36 +94,54 @@ impl Session {
             let known = bound.filter(|name| !anew.contains(name));
             let Some(named) = known.and_then(|name| self.statements.named(name)) else { continue };
             let text = &named.text;
-            if named.columns == 0 || text.source != Source::Shared || text.is_retired() || !lacks(text.id) {
+            if named.columns == 0 || text.source != Source::Shared || text.is_retired() {
                 continue;
             }
-            let here = if text.parse_key == self.parse_key {
-                text.clone()
-            } else {
-                self.w.texts.borrow_mut().again(text, self.parse_key)
+            let here = match text.parse_key == self.parse_key {
+                true => text.clone(),
+                // The server plans it anew under other settings, and says itself when it has other columns then.
+                false if there.knows(text.id) => continue,
+                false => self.w.texts.borrow_mut().again(text, self.parse_key),
             };
-            if lacks(here.id) {
+            let here = match there.columns(here.id) {
+                Some(columns) if columns == named.columns => continue,
+                None | Some(0) => here,
+                Some(_) => self.w.texts.borrow_mut().single(&here.tail, here.parse_key),
+            };
+            if !self.tracking.described.contains(&here.id) {
                 return Some((named.name.clone(), here));
             }
         }
         None
     }
 
-    /// The columns have come, or why there are none.
-    pub(super) fn columns_told(&mut self, name: &[u8], text: &Rc<Text>, answer: Hidden) {
+    /// The columns have come, or why there are none; `parsed` when the statement was prepared for that.
+    pub(super) fn columns_told(&mut self, name: &[u8], text: &Rc<Text>, parsed: bool, answer: Hidden) {
         let Some(server) = &mut self.server else { return };
         let standby = server.meta.role == Role::Standby;
         if let Some(frame) = answer.error {
-            server.meta.statements.remove(text.id);
+            if parsed {
+                server.meta.statements.remove(text.id);
+            } else {
+                server.meta.statements.describe(text.id, OUTDATED);
+                if self.relay.status == TxStatus::Idle {
+                    // It is prepared anew beside that one.
+                    return;
+                }
+            }
             if !standby || !self.looks_elsewhere() {
                 self.fail = Some(Failure::Frame(frame));
                 self.rest(self.w.now());
             }
             return;
         }
+        server.meta.statements.describe(text.id, answer.columns);
         let Some(named) = self.statements.named_mut(name) else { return };
         if named.columns == answer.columns {
             named.text = text.clone();
+            return;
+        }
+        if !parsed {
             return;
         }
         if standby {

@@ -404,7 +404,7 @@ impl Session {
                 self.idle(now);
             }
             Some(Asked::Begin) => self.block_begun(hidden.error),
-            Some(Asked::Columns { name, text }) => self.columns_told(&name, &text, hidden),
+            Some(Asked::Columns { name, text, parsed }) => self.columns_told(&name, &text, parsed, hidden),
             Some(Asked::Close) => self.other_columns_closed(),
             Some(Asked::Discard) => match hidden.error {
                 None => self.note_draws(),

@@ -376,6 +376,8 @@ struct Prepared {
     cost: usize,
     /// When it was used last, by a clock that counts uses.
     used: u64,
+    /// The columns that it had there when they were asked for last, hashed; 0 before.
+    columns: u64,
 }
 
 impl ServerStatements {
@@ -391,10 +393,22 @@ impl ServerStatements {
         self.prepared.contains_key(&id)
     }
 
+    /// The columns that a text has there, hashed, and 0 when they are not known. `None`: it is not prepared.
+    pub fn columns(&self, id: u64) -> Option<u64> {
+        self.prepared.get(&id).map(|prepared| prepared.columns)
+    }
+
+    /// Note which columns a text has there.
+    pub fn describe(&mut self, id: u64, columns: u64) {
+        if let Some(prepared) = self.prepared.get_mut(&id) {
+            prepared.columns = columns;
+        }
+    }
+
     /// Note that a text is prepared. Those to close to make room within `limit` bytes: the least recently used.
     pub fn insert(&mut self, text: &Text, limit: usize) -> Vec<u64> {
         self.clock += 1;
-        let fresh = Prepared { name: text.server_name.clone(), cost: text.cost(), used: self.clock };
+        let fresh = Prepared { name: text.server_name.clone(), cost: text.cost(), used: self.clock, columns: 0 };
         self.bytes += fresh.cost;
         if text.source != Source::Shared {
             self.own.insert(text.server_name.clone(), text.id);
@@ -436,7 +450,7 @@ impl ServerStatements {
         if *name != *server_name(id) {
             self.own.insert(name.clone(), id);
         }
-        if self.prepared.insert(id, Prepared { name, cost, used: 0 }).is_none() {
+        if self.prepared.insert(id, Prepared { name, cost, used: 0, columns: 0 }).is_none() {
             self.bytes += cost;
         }
     }

@@ -44,12 +44,14 @@ pub enum Asked {
     },
     /// The server is given the values of settings that only tell.
     Tell,
-    /// The server has prepared a text, and tells its columns, which its client may know otherwise.
+    /// The server tells a text's columns, which its client may know otherwise.
     Columns {
         /// The client's name for it.
         name: Rc<[u8]>,
         /// The text.
         text: Rc<Text>,
+        /// It was prepared there for that.
+        parsed: bool,
     },
     /// A standby closes a text that has other columns there than its client was told.
     Close,
