@@ -169,8 +169,9 @@ set-up:
 set-up-tests:
 	@scripts/setup --tests
 
-# What a hop costs next to PgBouncer and a relay that parses nothing. Trust ratios only; see the head of
+# What classifying a statement costs, and a hop next to PgBouncer and a relay that parses nothing. Trust ratios only; see the head of
 # proxy/benches/endpoint/main.rs for what can be chosen. Not part of the tests.
 bench: set-up-tests
 	@command -v /usr/sbin/pgbouncer >/dev/null || echo 'without PgBouncer: apt-get install pgbouncer'
+	@cargo bench --locked -p proxy --bench classify
 	@cargo bench --locked -p proxy --bench endpoint
