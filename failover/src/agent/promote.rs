@@ -175,6 +175,9 @@ impl Agent {
         let xid_bound: u64 = sql.value("asking for the next xid", bound, left(what)?).await?;
         self.write_stubs(order.base.timeline, timeline)
             .map_err(|source| PromoteError::File { what: "stub histories", source })?;
+        tracing::info!(
+            node = %self.env.config.node, term = order.term.0, timeline = timeline.0, "timelines are numbered, promoting"
+        );
         let what = "promotion";
         sql.rows("pg_promote", "SELECT pg_promote(false)", left(what)?).await?;
         while sql.value::<String>(what, "SELECT pg_is_in_recovery()", left(what)?).await? != "f" {

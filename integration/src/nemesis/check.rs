@@ -4,14 +4,16 @@
 //! * S2 at most one node acknowledges in a term, and no older term does once a newer one has;
 //! * S3 in async mode what is missing of what was acknowledged is exactly what was reported, by transaction id;
 //! * S4 terms grow, each has one node, and the timeline written is the term; no timeline has two histories;
-//! * S5 what was refused is not there, and nothing is there that nobody sent or twice;
+//! * S5 what was refused is not there, also where a COMMIT was answered 40001 after its server was lost, and nothing is
+//!   there that nobody sent or twice;
 //! * S6 what was read is not lost and not reordered: every list read is a prefix of the list in the end, and a sum of
 //!   all accounts is always the same;
 //! * S7 and S10, of sessions: see [`super::check_sessions`];
 //! * S8, S9 and S11, of nodes: see [`super::check_nodes`];
 //! * S12 where it was asked for: no client saw an error.
 //!
-//! The run itself adds L1 (writes go on soon after the faults end) and L3 (a term changed, or did not, as expected).
+//! The run itself adds L1 (writes go on soon after the faults end), L3 (a term changed, or did not, as expected) and L6
+//! (commits came to be in doubt, as expected).
 //!
 //! Reads at a primary that do not see what was acknowledged just before they were sent are counted and are no violation: a
 //! proxy that is cut off together with the old primary reads there, and nothing tells either of them, for as long as the
@@ -45,7 +47,7 @@ impl Violation {
     /// Is it one of time or of errors, which a machine that is much too busy can cause? What was lost, doubled or
     /// acknowledged by two is never of these.
     pub fn is_of_time(&self) -> bool {
-        matches!(self.invariant, "S12" | "L1" | "L3")
+        matches!(self.invariant, "S12" | "L1" | "L3" | "L6")
     }
 }
 
@@ -147,6 +149,9 @@ fn written(told: &Told, rules: Rules, end: &Content, found: &mut Found) {
             }
             Outcome::Ok if times > 0 && reported => {
                 found.add("S3", format!("{name}, acknowledged by {:?}, is reported as lost and there", e.stamp));
+            }
+            Outcome::Failed(state) if times > 0 && e.commit => {
+                found.add("S5", format!("{name} was told to be lost with {state} at its COMMIT, and is there"));
             }
             Outcome::Failed(state) if times > 0 => {
                 found.add("S5", format!("{name} was refused with {state} and is there"));

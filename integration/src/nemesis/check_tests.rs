@@ -1,7 +1,7 @@
 //! Hand-made runs, each with one thing wrong: a checker that finds nothing is worth nothing.
 
 use super::super::deeds::{At, Deed};
-use super::super::told::Policy;
+use super::super::told::{Doubts, Policy};
 use super::*;
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ fn stamp(node: &str, term: u64, xid: u64) -> Option<Stamp> {
 fn event(at: u64, op: Op, outcome: Outcome, by: Option<Stamp>, seen: &[i64]) -> Event {
     let sent = Duration::from_millis(at);
     let (answered, at_standby) = (sent + Duration::from_millis(1), matches!(op, Op::Read { at_primary: false, .. }));
-    Event { client: 0, session: 1, op, sent, answered, outcome, stamp: by, seen: seen.to_vec(), at_standby }
+    let commit = matches!(op, Op::Transfer { .. });
+    Event { client: 0, session: 1, op, sent, answered, outcome, stamp: by, seen: seen.to_vec(), at_standby, commit }
 }
 
 /// Two terms, everything as it should be: row 1 and value 10 in term 1, the rest in term 2.
@@ -51,6 +52,7 @@ fn sound() -> Told {
         timeline: 2,
         histories: ["n1", "n2"].map(|n| ((2, n.to_owned()), "1\t0/3000000\tno recovery target".to_owned())).into(),
         reported: BTreeMap::new(),
+        doubts: Doubts::default(),
         policy: Some(Policy { voters: ["n1", "n2", "n3"].map(str::to_owned).to_vec(), k: 1 }),
         deeds: deeds().into_iter().map(|(node, all)| (node.to_owned(), all)).collect(),
         promises: ["n1", "n2", "n3"].map(|n| (n.to_owned(), 2)).into(),
@@ -225,6 +227,44 @@ fn every_broken_promise_of_nodes_is_seen() {
     let mut told = sound();
     did(&mut told, "n3").insert(1, (Duration::ZERO, Deed::Cloned));
     assert_eq!(violations(&told, STRICT), []);
+}
+
+/// A COMMIT whose server was lost was looked for, and its client told what was found: that must be so.
+#[test]
+fn a_commit_that_was_resolved_wrongly_is_seen() {
+    let transfer =
+        |outcome| event(45, Op::Transfer { id: 6, from: 2, to: 1, amount: 5 }, outcome, stamp("n1", 1, 704), &[]);
+    let there = |told: &mut Told| {
+        everywhere(told, |c| {
+            c.transfers.insert(6, 1);
+            c.balances = BTreeMap::from([(1, 975), (2, 1025)]);
+        });
+    };
+    let (survived, lost) = (Outcome::Ok, Outcome::Failed("40001".into()));
+    let unknown = Outcome::Unknown("08007".into());
+    for (outcome, is_there, wanted) in [
+        (&survived, false, &["S1"][..]),
+        (&survived, true, &[]),
+        (&lost, true, &["S5"]),
+        (&lost, false, &[]),
+        (&unknown, true, &[]),
+        (&unknown, false, &[]),
+    ] {
+        let mut told = sound();
+        // Sent while term 1 was open, answered when term 2 was.
+        let mut resolved = transfer(outcome.clone());
+        resolved.sent = Duration::from_millis(22);
+        told.events.push(resolved);
+        if is_there {
+            there(&mut told);
+        }
+        assert_eq!(broken(&told, STRICT), wanted, "{outcome:?}, there: {is_there}");
+    }
+    let mut told = sound();
+    told.events.push(transfer(lost));
+    there(&mut told);
+    let found = violations(&told, STRICT).pop().expect("it is seen").found;
+    assert!(found.contains("told to be lost with 40001 at its COMMIT"), "{found}");
 }
 
 #[test]

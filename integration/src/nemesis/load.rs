@@ -10,7 +10,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Accounts of the bank.
-const ACCOUNTS: i64 = 8;
+const ACCOUNTS: i64 = 40;
+/// The first so many are for transfers that may wait to be applied: what they lock then, the others do without.
+const APPLIED: i64 = 8;
 /// Lists.
 const LISTS: i64 = 6;
 /// Ids of different clients never meet.
@@ -18,7 +20,7 @@ const BLOCK: i64 = 1_000_000;
 /// Between two operations of a client: enough of them, and the cores are left to what is tested.
 const PAUSE: Duration = Duration::from_millis(40);
 /// Clients of each kind, per proxy.
-const KINDS: [Kind; 5] = [Kind::Insert, Kind::Insert, Kind::Bank, Kind::Lists, Kind::Read];
+const KINDS: [Kind; 6] = [Kind::Insert, Kind::Insert, Kind::Bank, Kind::Bank, Kind::Lists, Kind::Read];
 
 /// What the server says of itself, in the statement that writes.
 const STAMP: &str = "current_setting('cluster_name'), \
@@ -66,32 +68,34 @@ pub struct Load {
 }
 
 impl Load {
-    /// Start it through every target.
-    pub fn start(targets: &[Target], seed: u64) -> Self {
-        Self::of(&KINDS, PAUSE, targets, seed)
+    /// Start it through every target. When asked for, half of the transfers through the first one wait until a standby has
+    /// applied them.
+    pub fn start(targets: &[Target], seed: u64, to_be_applied: bool) -> Self {
+        Self::of(&KINDS, PAUSE, targets, seed, to_be_applied)
     }
 
     /// Only inserts, and more of them: to see how long nothing is acknowledged.
     pub fn inserts(targets: &[Target], seed: u64) -> Self {
-        Self::of(&[Kind::Insert; 4], Duration::from_millis(4), targets, seed)
+        Self::of(&[Kind::Insert; 4], Duration::from_millis(4), targets, seed, false)
     }
 
     /// Inserts and the bank, for hours: no list, which would grow without bound.
     pub fn steady(targets: &[Target], seed: u64) -> Self {
-        Self::of(&[Kind::Insert, Kind::Insert, Kind::Bank], Duration::from_millis(100), targets, seed)
+        Self::of(&[Kind::Insert, Kind::Insert, Kind::Bank], Duration::from_millis(100), targets, seed, false)
     }
 
-    fn of(kinds: &[Kind], pause: Duration, targets: &[Target], seed: u64) -> Self {
+    fn of(kinds: &[Kind], pause: Duration, targets: &[Target], seed: u64, to_be_applied: bool) -> Self {
         let (stop, start) = (Arc::new(AtomicBool::new(false)), Instant::now());
         let acknowledged: Vec<Arc<AtomicU64>> = targets.iter().map(|_| Arc::default()).collect();
         let mut threads = Vec::new();
-        for (target, count) in targets.iter().zip(&acknowledged) {
+        for (i, (target, count)) in targets.iter().zip(&acknowledged).enumerate() {
             for kind in kinds.iter().copied() {
                 let number = threads.len();
                 let runner = Runner {
                     target: target.clone(),
                     client: None,
                     pause,
+                    to_be_applied: to_be_applied && i == 0,
                     number,
                     next: (number as i64 + 1) * BLOCK,
                     session: (number as u64) << 32,
@@ -163,6 +167,8 @@ struct Runner {
     target: Target,
     client: Option<Client>,
     pause: Duration,
+    /// Half of the transfers ask for more than the mode: they are on a standby's disk while they still wait.
+    to_be_applied: bool,
     number: usize,
     next: i64,
     session: u64,
@@ -257,14 +263,19 @@ impl Runner {
 
     /// A transaction in five round trips; its outcome is that of the COMMIT once that was sent.
     fn transfer(&mut self, client: &mut Client, id: i64) -> Attempt {
-        let a = 1 + self.dice.below(ACCOUNTS as u64) as i64;
-        let b = 1 + (a + self.dice.below(ACCOUNTS as u64 - 1) as i64) % ACCOUNTS;
+        let (before, count) = if self.to_be_applied { (0, APPLIED) } else { (APPLIED, ACCOUNTS - APPLIED) };
+        let a = 1 + self.dice.below(count as u64) as i64;
+        let b = 1 + (a + self.dice.below(count as u64 - 1) as i64) % count;
+        let (a, b) = (before + a, before + b);
         let amount = 1 + self.dice.below(20) as i64;
         let op = Op::Transfer { id, from: a, to: b, amount };
         // In one order, so that no two deadlock.
         let both = [(a.min(b), if a < b { -amount } else { amount }), (a.max(b), if a < b { amount } else { -amount })];
-        let work = |client: &mut Client| {
+        let work = |client: &mut Client, waits: bool| {
             client.query("begin")?;
+            if waits {
+                client.query("set local synchronous_commit = remote_apply")?;
+            }
             for (account, change) in both {
                 client
                     .query(&format!("update nemesis.accounts set balance = balance + {change} where id = {account}"))?;
@@ -272,7 +283,8 @@ impl Runner {
             client.query(&format!("insert into nemesis.transfers values ({id}, {a}, {b}) returning {STAMP}"))
         };
         let begun = Instant::now();
-        match work(client) {
+        let waits = self.to_be_applied && self.dice.below(2) == 0;
+        match work(client, waits) {
             Ok(stamped) => {
                 let sent = Instant::now();
                 let result = match client.query("commit") {
@@ -290,6 +302,7 @@ impl Runner {
     fn event(&self, attempt: Attempt, client: &mut Client) -> Event {
         let Attempt { op, sent, result, in_doubt } = attempt;
         let read = matches!(op, Op::Read { .. } | Op::Total);
+        let commit = in_doubt && matches!(op, Op::Transfer { .. });
         let unknown = |why: String| if in_doubt { Outcome::Unknown(why) } else { Outcome::Failed(why) };
         let mut at_standby = false;
         let (outcome, stamp, seen) = match result {
@@ -316,7 +329,18 @@ impl Runner {
             }
         };
         let (sent, answered) = (sent - self.start, self.start.elapsed());
-        Event { client: self.number, session: self.session, op, sent, answered, outcome, stamp, seen, at_standby }
+        Event {
+            client: self.number,
+            session: self.session,
+            op,
+            sent,
+            answered,
+            outcome,
+            stamp,
+            seen,
+            at_standby,
+            commit,
+        }
     }
 }
 

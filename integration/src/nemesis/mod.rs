@@ -8,6 +8,7 @@
 //! * [`play`]: what each step does;
 //! * [`load`]: the workload; [`told`]: what it was told; [`deeds`]: what agents did;
 //! * [`check`]: what must hold of that;
+//! * `records`: what the product has on record;
 //! * [`run`]: one run from a healthy cluster to a verdict; [`session`]: many of them, in as few worlds as will do;
 //! * [`outage`]: many failovers of one kind, timed;
 //! * [`saturation`]: no fault at all, on a machine without a free core and with disks that stall.
@@ -20,6 +21,7 @@ pub mod disk;
 pub mod load;
 pub mod outage;
 pub mod play;
+mod records;
 pub mod run;
 pub mod sandbox;
 pub mod saturation;

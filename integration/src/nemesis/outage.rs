@@ -187,6 +187,7 @@ mod tests {
             stamp: Some(Stamp::default()),
             seen: Vec::new(),
             at_standby: false,
+            commit: false,
         };
         let all = [event(0, 0), event(0, 10), event(0, 400), event(1, 0), event(1, 50), event(1, 70)];
         let found = round(&all);

@@ -93,6 +93,11 @@ impl<'w> Play<'w> {
                 self.note(format!("slow {host} to {kbits} kbit/s"));
                 self.world.sandbox.slow(&host, *kbits);
             }
+            Step::Delay(host, from, to, percent) => {
+                let host = self.host(host)?;
+                self.note(format!("delay {host} by {from:?} to {to:?}, lose {percent}%"));
+                self.world.sandbox.delay(&host, *from, *to, *percent);
+            }
             Step::Reconnect => self.world.sandbox.heal(),
             Step::Disk(fault, host) => self.disk(*fault, host)?,
             Step::Clock(host, offset) => {

@@ -4,8 +4,9 @@ use super::check::{Rules, Violation, stale_primary_reads, violations};
 use super::deeds::deeds;
 use super::load::{Load, content, create};
 use super::play::Play;
+use super::records::{self, Promise};
 use super::scenario::{Dice, Expect, Need, Scenario};
-use super::told::{Content, Event, Outcome, Policy, Reported, Told};
+use super::told::{Content, Doubts, Event, Outcome, Told};
 use super::world::{Needs, PROXIES, World};
 use crate::client::Client;
 use crate::cluster::Active;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// After the faults a proxy has to acknowledge again within this. The protocol needs seconds; a machine that runs all
 /// of it, and other things, may need more.
-const WRITES_AGAIN: Duration = Duration::from_secs(25);
+pub(super) const WRITES_AGAIN: Duration = Duration::from_secs(25);
 /// And every node has to stream within this.
 const NODES_AGAIN: Duration = Duration::from_secs(120);
 
@@ -37,6 +38,8 @@ pub struct Verdict {
     pub counts: (usize, usize, usize),
     /// Refusals and unknown outcomes by their names.
     pub answers: BTreeMap<String, usize>,
+    /// What the reports tell of writes in doubt.
+    pub doubts: Doubts,
     /// First and last term.
     pub terms: (u64, u64),
     /// Reads at a primary that was not the newest; no violation.
@@ -54,12 +57,15 @@ impl Verdict {
     pub fn line(&self) -> String {
         let (ok, failed, unknown) = self.counts;
         let mut line = format!(
-            "{} seed {} terms {}-{} ok {ok} failed {failed} unknown {unknown} stale {} outage {} ms writes after {} ms \
-             nodes after {} ms took {} s: ",
+            "{} seed {} terms {}-{} ok {ok} failed {failed} unknown {unknown} in doubt {}/{}/{} stale {} outage {} ms \
+             writes after {} ms nodes after {} ms took {} s: ",
             self.scenario,
             self.seed,
             self.terms.0,
             self.terms.1,
+            self.doubts.survived,
+            self.doubts.lost,
+            self.doubts.unknown,
             self.stale,
             self.outage.as_millis(),
             self.recovered.0.as_millis(),
@@ -96,6 +102,8 @@ impl Verdict {
 pub fn needs(scenario: &Scenario) -> Needs {
     Needs {
         asynchronous: scenario.needs.contains(&Need::Async),
+        available: scenario.needs.contains(&Need::Available),
+        netem: scenario.needs.contains(&Need::Netem),
         disks: scenario.needs.contains(&Need::Disks),
         clocks: scenario.needs.contains(&Need::Clocks),
         etcd_on_disk: false,
@@ -109,7 +117,8 @@ pub fn needs(scenario: &Scenario) -> Needs {
 pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict, String> {
     let began = Instant::now();
     let before = prepare(world)?;
-    let load = Load::start(&PROXIES.map(|p| world.target(p)), seed);
+    let epoch = records::epoch(world);
+    let load = Load::start(&PROXIES.map(|p| world.target(p)), seed, !world.needs().asynchronous);
     load.acknowledges(20, WRITES_AGAIN)?;
     let mut dice = Dice::new(seed);
     let steps = scenario.steps(&mut dice);
@@ -140,22 +149,12 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
     let load_began = load.began();
     let events = load.finish();
     let after = wait_for("an open term", WRITES_AGAIN, || world.active());
-    let mut told = collect(world, events, &after, before.term)?;
+    let mut told = collect(world, events, &after, before.term, epoch)?;
     told.began = (!world.needs().clocks).then_some(load_began);
 
-    let rules = rules(world, scenario);
+    let rules = Rules { strict: told.policy.is_some(), no_errors: scenario.expects.contains(&Expect::NoErrors) };
     broken.extend(violations(&told, rules));
-    for expected in &scenario.expects {
-        let wrong = match expected {
-            Expect::SameTerm => after.term != before.term,
-            Expect::NewTerm => after.term == before.term,
-            Expect::NoErrors => false,
-        };
-        if wrong {
-            let found = format!("{expected:?} was expected, from term {} to {}", before.term, after.term);
-            broken.push(Violation { invariant: "L3", found });
-        }
-    }
+    broken.extend(unexpected(scenario, &told, (before.term, after.term)));
     let (counts, answers) = counts(&told.events);
     Ok(Verdict {
         scenario: scenario.name.clone(),
@@ -164,6 +163,7 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
         broken,
         counts,
         answers,
+        doubts: told.doubts,
         terms: (before.term, after.term),
         stale: stale_primary_reads(&told),
         recovered: (writes, nodes),
@@ -172,8 +172,23 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
     })
 }
 
-fn rules(world: &World, scenario: &Scenario) -> Rules {
-    Rules { strict: !world.needs().asynchronous, no_errors: scenario.expects.contains(&Expect::NoErrors) }
+/// What the scenario expects, and what did not come about.
+fn unexpected(scenario: &Scenario, told: &Told, terms: (u64, u64)) -> Vec<Violation> {
+    let doubts = &told.doubts;
+    let lost = told.events.iter().filter(|e| e.commit && e.outcome == Outcome::Failed("40001".into())).count() as u64;
+    let wrong = |expected: &Expect| match expected {
+        Expect::SameTerm if terms.0 != terms.1 => Some("L3"),
+        Expect::NewTerm if terms.0 == terms.1 => Some("L3"),
+        // No proxy dies where this is expected, so the reports have all that clients were told.
+        Expect::Resolved if doubts.lost < lost => Some("S3"),
+        Expect::Resolved if doubts.survived == 0 || doubts.lost == 0 => Some("L6"),
+        Expect::SameTerm | Expect::NewTerm | Expect::Resolved | Expect::NoErrors => None,
+    };
+    let found = |expected| {
+        let (before, after) = terms;
+        format!("{expected:?} was expected, from term {before} to {after}, in doubt {doubts:?}, {lost} told to be lost")
+    };
+    scenario.expects.iter().filter_map(|e| Some(Violation { invariant: wrong(e)?, found: found(e) })).collect()
 }
 
 /// Fresh tables, present on every node.
@@ -200,7 +215,13 @@ fn settle(world: &World, primary: &str) -> Result<(), String> {
 }
 
 /// Everything that can be asked when all is over.
-pub(super) fn collect(world: &World, events: Vec<Event>, after: &Active, began: u64) -> Result<Told, String> {
+pub(super) fn collect(
+    world: &World,
+    events: Vec<Event>,
+    after: &Active,
+    began: u64,
+    epoch: u64,
+) -> Result<Told, String> {
     settle(world, &after.primary)?;
     let mut nodes: BTreeMap<String, Content> = BTreeMap::new();
     let mut histories = BTreeMap::new();
@@ -218,39 +239,18 @@ pub(super) fn collect(world: &World, events: Vec<Event>, after: &Active, began: 
     }
     let timeline = "select ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int";
     let timeline = world.superuser(&after.primary, timeline)?.parse().map_err(|e| format!("a timeline: {e}"))?;
-    let reported = if world.needs().asynchronous { reported(world, began, after.term)? } else { Reported::new() };
-    let mut told =
-        Told { events, nodes, primary: after.primary.clone(), timeline, histories, reported, ..Told::default() };
-    told.policy = policy(world)?;
-    told.recruits = recruits(world);
+    let mut told = Told { events, nodes, primary: after.primary.clone(), timeline, histories, ..Told::default() };
+    let reports = records::reports(world, began, after.term);
+    told.doubts = records::doubts(&reports);
+    match records::promise(world, epoch)? {
+        Promise::Kept(policy) => told.policy = Some(policy),
+        Promise::Lowered => told.reported = records::reported(&reports),
+    }
+    told.recruits = records::recruits(world);
     for node in NODES {
         agents(world, node, &mut told)?;
     }
     Ok(told)
-}
-
-/// The policy, where commits wait for standbys all the time.
-fn policy(world: &World) -> Result<Option<Policy>, String> {
-    if world.needs().asynchronous {
-        return Ok(None);
-    }
-    let policy = wait_for("the policy", WRITES_AGAIN, || Ok::<_, String>(world.status()?["policy"].clone()));
-    let voters = policy["voters"].as_array().into_iter().flatten().filter_map(|v| Some(v.as_str()?.to_owned()));
-    let k = policy["k"].as_u64().ok_or_else(|| format!("no policy in the status: {policy}"))?;
-    Ok(Some(Policy { voters: voters.collect(), k: usize::try_from(k).map_err(|e| e.to_string())? }))
-}
-
-/// The nodes that each term was decided on, as the managers' journal has them.
-fn recruits(world: &World) -> BTreeMap<u64, Vec<String>> {
-    let history: Value = wait_for("the managers' journal", WRITES_AGAIN, || {
-        let verb = world.verb(&["history", "--json"]);
-        serde_json::from_str(&verb.stdout).map_err(|e| format!("{e}: {verb:?}"))
-    });
-    let of = |entry: &Value| {
-        let all = entry["recruits"].as_array().into_iter().flatten();
-        Some((entry["term"].as_u64()?, all.filter_map(|r| Some(r["node"].as_str()?.to_owned())).collect()))
-    };
-    history["history"].as_array().into_iter().flatten().filter_map(of).collect()
 }
 
 /// What a node's agent did and keeps.
@@ -283,29 +283,6 @@ fn history_files(world: &World, node: &str) -> Vec<(u64, String)> {
         Some((u64::from_str_radix(&name, 16).ok()?, body))
     };
     files.filter_map(|f| history(f.path())).collect()
-}
-
-/// What the reports of the run's terms list as lost. A report comes when the old primary has been looked at.
-fn reported(world: &World, began: u64, ended: u64) -> Result<Reported, String> {
-    let mut all = Reported::new();
-    for term in began + 1..=ended {
-        let verb = world.verb(&["report", &term.to_string(), "--json"]);
-        let Ok(report) = serde_json::from_str::<Value>(&verb.stdout) else { continue };
-        lost_in(&report, all.entry(term).or_default());
-    }
-    Ok(all)
-}
-
-/// Every transaction id in a report, wherever it keeps them.
-fn lost_in(json: &Value, ids: &mut Vec<u64>) {
-    match json {
-        Value::Array(list) => list.iter().for_each(|v| lost_in(v, ids)),
-        Value::Object(map) => {
-            ids.extend(map.get("xid").and_then(Value::as_u64));
-            map.values().for_each(|v| lost_in(v, ids));
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
-    }
 }
 
 pub(super) fn counts(events: &[Event]) -> ((usize, usize, usize), BTreeMap<String, usize>) {

@@ -11,6 +11,7 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// The hosts with their last byte of the address.
 const HOSTS: [(&str, u8); 5] = [("n1", 1), ("n2", 2), ("n3", 3), ("p1", 11), ("p2", 12)];
@@ -52,6 +53,17 @@ pub fn impossible() -> Option<String> {
     match command.output() {
         Ok(out) if out.status.success() => None,
         Ok(out) => Some(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
+        Err(error) => Some(format!("unshare: {error}")),
+    }
+}
+
+/// Why packets cannot be made to wait here, if so: tried, and undone.
+pub fn no_netem() -> Option<String> {
+    let script = "ip link set lo up && tc qdisc add dev lo root netem delay 1ms loss 1%";
+    let mut command = Command::new("unshare");
+    match command.args(["--net", "sh", "-c", script]).stdin(Stdio::null()).output() {
+        Ok(out) if out.status.success() => None,
+        Ok(out) => Some(format!("tc netem: {}", String::from_utf8_lossy(&out.stderr).trim())),
         Err(error) => Some(format!("unshare: {error}")),
     }
 }
@@ -131,7 +143,7 @@ impl Sandbox {
             for pid in all {
                 let _ = kill(pid, Signal::SIGKILL);
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -152,6 +164,13 @@ impl Sandbox {
     /// Let no more than so many kbit/s leave a host, the rest waits up to 400 ms.
     pub fn slow(&self, host: &str, kbits: u64) {
         shell(&format!("tc -n {host} qdisc replace dev eth0 root tbf rate {kbits}kbit burst 4kb latency 400ms"));
+    }
+
+    /// Let what leaves a host wait for so long, some more and some less, and lose so many percent of it.
+    pub fn delay(&self, host: &str, from: Duration, to: Duration, percent: u64) {
+        let (mean, spread) = ((from + to) / 2, to.saturating_sub(from) / 2);
+        let (mean, spread) = (mean.as_millis(), spread.as_millis());
+        shell(&format!("tc -n {host} qdisc replace dev eth0 root netem delay {mean}ms {spread}ms loss {percent}%"));
     }
 
     /// Undo everything above.

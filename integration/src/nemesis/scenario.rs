@@ -6,8 +6,10 @@
 //! began), `leader` (of the managers), `etcd-leader`, `any` (database host), `proxy` (either).
 //!
 //! ```text
-//! needs disks | clocks | async            what the world must have
+//! needs disks | clocks | async | available | netem   what the world must have
+//! needs own-world                         the policy is changed: the world is not used again
 //! expect no-errors | same-term | new-term what is checked besides what always is
+//! expect resolved                         of commits in doubt some are found to be there, and some to be lost
 //! kill WHAT of HOST                       SIGKILL; WHAT: postmaster, postgres (all of it), agent, manager, etcd,
 //!                                         proxy, host (everything on it), walsender, walreceiver, startup, backend, …
 //! stop WHAT of HOST                       SIGSTOP
@@ -19,6 +21,7 @@
 //! isolate HOST                            drop everything to and from all other hosts
 //! lose N% at HOST                         drop so many packets at random
 //! slow HOST to N kbit                     delay what leaves it by its rate
+//! delay HOST by A..B losing N%            what leaves it waits for some time between, and is lost at random
 //! reconnect                               end every cut, loss and delay
 //! fill disk of HOST, free disk of HOST, freeze disk of HOST, thaw disk of HOST
 //! clock of HOST jumps OFFSET              as in +10s, -1h
@@ -61,6 +64,12 @@ pub enum Need {
     Disks,
     /// Clocks that can jump.
     Clocks,
+    /// The mode in which the primary goes on alone for a while.
+    Available,
+    /// Packets that can be made to wait.
+    Netem,
+    /// Nothing else is played there afterwards.
+    OwnWorld,
 }
 
 /// What is checked besides what always is.
@@ -72,6 +81,8 @@ pub enum Expect {
     SameTerm,
     /// It does.
     NewTerm,
+    /// Commits in doubt are resolved both ways.
+    Resolved,
 }
 
 /// How a process is struck.
@@ -115,6 +126,8 @@ pub enum Step {
     Lose(String, u64),
     /// `slow`.
     Slow(String, u64),
+    /// `delay`: at least, at most, percent lost.
+    Delay(String, Duration, Duration, u64),
     /// `reconnect`.
     Reconnect,
     /// `fill`, `free`, `freeze`, `thaw`.
@@ -206,6 +219,10 @@ impl Scenario {
             ["needs", "async"] => self.needs.push(Need::Async),
             ["needs", "disks"] => self.needs.push(Need::Disks),
             ["needs", "clocks"] => self.needs.push(Need::Clocks),
+            ["needs", "available"] => self.needs.push(Need::Available),
+            ["needs", "netem"] => self.needs.push(Need::Netem),
+            ["needs", "own-world"] => self.needs.push(Need::OwnWorld),
+            ["expect", "resolved"] => self.expects.push(Expect::Resolved),
             ["expect", "no-errors"] => self.expects.push(Expect::NoErrors),
             ["expect", "same-term"] => self.expects.push(Expect::SameTerm),
             ["expect", "new-term"] => self.expects.push(Expect::NewTerm),
@@ -239,6 +256,10 @@ fn step(words: &[&str]) -> Result<Step, String> {
         ["isolate", at] => Step::Isolate(host(at)?),
         ["lose", percent, "at", at] => Step::Lose(host(at)?, number(percent.trim_end_matches('%'))?),
         ["slow", at, "to", rate, "kbit"] => Step::Slow(host(at)?, number(rate)?),
+        ["delay", at, "by", time, "losing", percent] => {
+            let (from, to) = span(time)?;
+            Step::Delay(host(at)?, from, to, number(percent.trim_end_matches('%'))?)
+        }
         ["reconnect"] => Step::Reconnect,
         ["fill", "disk", "of", at] => Step::Disk(DiskFault::Fill, host(at)?),
         ["free", "disk", "of", at] => Step::Disk(DiskFault::Free, host(at)?),
@@ -252,8 +273,8 @@ fn step(words: &[&str]) -> Result<Step, String> {
             Step::Operator(arguments.iter().map(|a| own(a)).collect())
         }
         ["for", time] => {
-            let (from, to) = time.split_once("..").unwrap_or((time, time));
-            Step::For(duration(from)?, duration(to)?)
+            let (from, to) = span(time)?;
+            Step::For(from, to)
         }
         ["await", "failover"] => Step::AwaitFailover,
         ["await", "writes"] => Step::AwaitWrites,
@@ -296,6 +317,12 @@ fn list(words: &str) -> Result<Vec<String>, String> {
 
 fn number(word: &str) -> Result<u64, String> {
     word.parse().map_err(|_| format!("{word} is no number"))
+}
+
+/// `A..B`, or one time.
+fn span(time: &str) -> Result<(Duration, Duration), String> {
+    let (from, to) = time.split_once("..").unwrap_or((time, time));
+    Ok((duration(from)?, duration(to)?))
 }
 
 fn duration(word: &str) -> Result<Duration, String> {

@@ -1,7 +1,7 @@
 //! Runs one after the other. A world is used again while it does for the next scenario and the last run left it well.
 
 use super::run::{Verdict, needs, run};
-use super::scenario::Scenario;
+use super::scenario::{Need, Scenario};
 use super::world::World;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -45,7 +45,9 @@ impl Session {
         let wanted = needs(scenario);
         let fits = |world: &World| {
             let has = world.needs();
-            has.asynchronous == wanted.asynchronous && has.disks >= wanted.disks && has.clocks >= wanted.clocks
+            (has.asynchronous, has.available) == (wanted.asynchronous, wanted.available)
+                && has.disks >= wanted.disks
+                && has.clocks >= wanted.clocks
         };
         if !self.world.as_ref().is_some_and(fits) {
             // First the old one: both have the same addresses.
@@ -57,7 +59,7 @@ impl Session {
         };
         let result = attempt(|| run(&mut world, scenario, seed));
         if result.as_ref().is_ok_and(Verdict::is_safe) {
-            self.world = Some(world);
+            self.world = Some(world).filter(|_| !scenario.needs.contains(&Need::OwnWorld));
         } else {
             world.scratch().keep_files();
             let at = world.scratch().path().display();

@@ -100,6 +100,8 @@ pub struct Event {
     pub seen: Vec<i64>,
     /// A read that a standby answered.
     pub at_standby: bool,
+    /// A COMMIT was sent, and this is what was answered to it.
+    pub commit: bool,
 }
 
 /// What a node held once everything had come to rest.
@@ -120,6 +122,17 @@ pub struct Content {
 /// Transactions that the product has reported as lost, by the term that began without them.
 pub type Reported = BTreeMap<u64, Vec<u64>>;
 
+/// What became of writes in doubt, by the product's reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doubts {
+    /// COMMITs answered as done after their server was lost.
+    pub survived: u64,
+    /// COMMITs answered 40001.
+    pub lost: u64,
+    /// Writes answered 08007.
+    pub unknown: u64,
+}
+
 /// A whole run.
 #[derive(Clone, Debug, Default)]
 pub struct Told {
@@ -135,6 +148,8 @@ pub struct Told {
     pub histories: BTreeMap<(u64, String), String>,
     /// What was reported as lost.
     pub reported: Reported,
+    /// What was reported of writes in doubt.
+    pub doubts: Doubts,
     /// The policy, where commits wait for standbys all the time.
     pub policy: Option<Policy>,
     /// What each node's agent did, by its log, since the cluster was made.

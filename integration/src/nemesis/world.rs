@@ -34,6 +34,10 @@ pub(super) const ASK_EVERY: Duration = Duration::from_millis(200);
 pub struct Needs {
     /// `async` instead of `strict`.
     pub asynchronous: bool,
+    /// `available` instead of `strict`.
+    pub available: bool,
+    /// Packets that wait. No property of a world: every host has what this machine has.
+    pub netem: bool,
     /// A file system of its own for each database host.
     pub disks: bool,
     /// A wall clock of its own for each database host.
@@ -50,7 +54,8 @@ impl Needs {
             let missing = self.clocks && !Path::new(FAKETIME).exists();
             missing.then(|| "libfaketime is not installed".to_owned())
         };
-        self.disks.then(super::disk::impossible).flatten().or_else(clocks)
+        let netem = || self.netem.then(super::sandbox::no_netem).flatten();
+        self.disks.then(super::disk::impossible).flatten().or_else(clocks).or_else(netem)
     }
 }
 
@@ -100,7 +105,11 @@ impl World {
     }
 
     fn write_files(&self) {
-        let mode = if self.needs.asynchronous { "async" } else { "strict" };
+        let mode = match self.needs {
+            Needs { asynchronous: true, .. } => "async",
+            Needs { available: true, .. } => "available",
+            Needs { .. } => "strict",
+        };
         // A loss is wanted where it is allowed, and every failover there is to be.
         let manager = "failover_budget = 1000\nmax_loss = \"1GiB\"\n";
         let options = Options { mode, manager, ..Options::default() };
