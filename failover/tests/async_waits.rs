@@ -7,7 +7,8 @@ use agents::{Cluster, kill_all, postmaster, signal, unprivileged, until};
 use cluster::Term;
 use failover::api::{PostgresState, Promoted};
 use failover::config::watchdog::{WatchdogConfig, WatchdogMode};
-use failover::record::Mode;
+use failover::record::{Mode, PrimaryRecord};
+use failover::store::{Store, Txn};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -164,6 +165,56 @@ fn sessions_that_wait_for_less_are_ended_before_the_lease_is() {
         assert!(busy.as_db_error().is_some_and(told), "{busy:?}");
         until("the idle one's end", async || idle.is_closed().then_some(())).await;
         c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+    });
+}
+
+/// A file that whoever opens it to write waits for, as on a disk that hangs; until this is dropped.
+struct HangingFile(PathBuf);
+
+impl HangingFile {
+    fn new(path: PathBuf) -> Self {
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for HangingFile {
+    fn drop(&mut self) {
+        let _ = std::fs::OpenOptions::new().read(true).write(true).open(&self.0);
+    }
+}
+
+/// The soft fence writes a file. Before, the hard one waited for that.
+#[test]
+fn a_disk_that_hangs_does_not_hold_up_the_stop_at_the_leases_end() {
+    unprivileged("a_disk_that_hangs_does_not_hold_up_the_stop_at_the_leases_end", async {
+        let mut c = Cluster::new(22570, 2, Mode::Async, 1);
+        let p = c.bootstrap().await;
+        c.until_streaming(1 - p, p, Term(1)).await;
+        until("the lease", async || c.state(p).await.lease_left_ms).await;
+        c.crash_agent(1 - p).await;
+        let _hangs = HangingFile::new(c.nodes[p].config.data_dir.join("conf/dynamic.tmp"));
+        c.nodes[p].store.set_down(true);
+        c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
+    });
+}
+
+/// Before, the lease was renewed for ever and guarded nothing: a new term's condition that the key is gone held at once.
+#[test]
+fn a_lease_whose_key_is_gone_is_taken_again() {
+    unprivileged("a_lease_whose_key_is_gone_is_taken_again", async {
+        let mut c = Cluster::new(22575, 2, Mode::Async, 1);
+        let p = c.bootstrap().await;
+        until("the lease", async || c.state(p).await.lease_left_ms).await;
+        let key = c.keys.primary();
+        let (record, _) = c.record::<PrimaryRecord>(key.clone()).await.unwrap();
+        assert!(c.store.txn(Txn::new().delete(key.clone())).await.unwrap().succeeded);
+        let again = until("the key", async || c.record::<PrimaryRecord>(key.clone()).await).await;
+        assert_eq!(again.0, record);
+        let other = PrimaryRecord { node: c.nodes[1 - p].id.clone(), ..record.clone() };
+        let put = Txn::new().put(key.clone(), serde_json::to_vec(&other).unwrap());
+        assert!(c.store.txn(put).await.unwrap().succeeded);
+        until("its own key", async || (c.record::<PrimaryRecord>(key.clone()).await?.0 == record).then_some(())).await;
     });
 }
 

@@ -162,8 +162,13 @@ impl Agent {
     /// proves.
     pub(super) async fn set_waits(&self, waits: &Waits) -> io::Result<()> {
         let mut conf = self.conf.lock().await;
+        let before = conf.waits.clone();
         if conf.change(waits) {
-            conf.write(&self.env)?;
+            if let Err(error) = conf.write(&self.env) {
+                // To be tried again.
+                conf.waits = before;
+                return Err(error);
+            }
             postgres::reload(&self.env);
         }
         Ok(())

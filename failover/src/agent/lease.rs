@@ -25,6 +25,7 @@ use cluster::sync_names::SyncNames;
 use cluster::{Instant, Term};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// A lease that this agent holds as the primary's.
 #[derive(Clone, Copy, Debug)]
@@ -40,9 +41,14 @@ struct Guard {
     missing_since: Option<Instant>,
     /// What commits waited for before the fence.
     fenced_from: Option<Waits>,
+    /// What commits wait for is being changed.
+    turning: Option<oneshot::Receiver<Turned>>,
     /// Sessions are being ended.
     ending: Option<tokio::task::JoinHandle<()>>,
 }
+
+/// What commits waited for before the fence, `None` once it is lifted; and what went wrong.
+type Turned = (Option<Waits>, Result<(), String>);
 
 /// Ending sessions may take so long; it is begun anew after that.
 const END_WITHIN: Duration = Duration::from_millis(500);
@@ -211,8 +217,8 @@ impl Agent {
 
     /// Fence by the lease where it is the only fence, and give it back once PostgreSQL is stopped. Ends never.
     ///
-    /// Nothing here waits for etcd while this node serves, so that no deadline passes unseen.
-    pub(super) async fn keep_lease(&self) {
+    /// Nothing here waits for etcd or a disk while this node serves, so that no deadline passes unseen.
+    pub(super) async fn keep_lease(self: &Arc<Self>) {
         let mut guard = Guard::default();
         let mut left_fenced = false;
         let mut records = self.records.subscribe();
@@ -220,6 +226,7 @@ impl Agent {
         // Far below the margin's last third, and below the time in which a watchdog's firing can be forestalled.
         let tick = (self.env.config.lease_margin / 10).min(self.env.config.lease_renew);
         loop {
+            self.take_turned(&mut guard);
             let serves = self.serves().is_some() || self.is_unguarded();
             // A fence that an agent left when it was killed: lifted like one of ours, or commits would wait for ever.
             if let Ok(mut conf) = self.conf.try_lock() {
@@ -314,13 +321,13 @@ impl Agent {
     }
 
     /// Fence by the lease, if the policy makes it the fence.
-    async fn enforce(&self, guard: &mut Guard) {
+    async fn enforce(self: &Arc<Self>, guard: &mut Guard) {
         let now = self.env.clock.now();
         let held = self.held();
         guard.missing_since = if held.is_some() { None } else { guard.missing_since.or(Some(now)) };
         if self.protects() {
             // Fenced before commits were protected again: the quorum fences from here on.
-            self.lift(&mut guard.fenced_from).await;
+            self.turn(guard, false);
             if self.memory().leased
                 && let Err(error) = self.remember(|m| m.leased = false)
             {
@@ -331,17 +338,59 @@ impl Agent {
         let (margin, ttl) = (self.env.config.lease_margin, self.env.config.lease_ttl);
         let by_lease = fence_at(held.as_ref().map(|h| &h.lease), guard.missing_since, margin, ttl, now);
         let fence = if self.watchdog_is_about_to_fire() { Fence::Hard } else { by_lease };
-        let done = match fence {
-            Fence::Free => {
-                self.lift(&mut guard.fenced_from).await;
-                return;
+        match fence {
+            Fence::Free => self.turn(guard, false),
+            Fence::Soft => {
+                self.turn(guard, true);
+                // An agent that has just started mostly has its lease in a moment: nobody is to lose a session for that.
+                let starting = guard.missing_since.is_some_and(|since| now.since(since) < margin);
+                if !starting && guard.ending.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                    guard.ending = Some(tokio::spawn(end_sessions(Arc::clone(&self.env))));
+                }
             }
-            Fence::Soft => self.fence_softly(guard, margin, now).await.map_err(|e| e.to_string()),
-            Fence::Hard => self.stop_at_once("lease ended").await,
-        };
-        if let Err(why) = done {
-            self.trouble(&format!("fencing failed: {why}"));
+            Fence::Hard => {
+                if let Err(why) = self.stop_at_once("lease ended").await {
+                    self.trouble(&format!("fencing failed: {why}"));
+                }
+            }
         }
+    }
+
+    /// Begin to put up the soft fence or to lift it, unless one of them is under way. Both write a file, and a disk that hangs
+    /// must not hold up the hard fence, which needs none: so on a thread that nobody waits for.
+    fn turn(self: &Arc<Self>, guard: &mut Guard, fence: bool) {
+        let up = self.conf.try_lock().is_ok_and(|c| c.waits.names == SyncNames::Fenced);
+        let done = if fence { up && guard.fenced_from.is_some() } else { guard.fenced_from.is_none() };
+        if guard.turning.is_some() || done {
+            return;
+        }
+        let (agent, from) = (Arc::clone(self), guard.fenced_from.clone());
+        let (runtime, (tell, told)) = (tokio::runtime::Handle::current(), oneshot::channel());
+        let work = async move { if fence { agent.fence_softly(from).await } else { agent.lift(from).await } };
+        let run = move || {
+            // Nobody listens any more when the agent has ended.
+            let _ = tell.send(runtime.block_on(work));
+        };
+        match std::thread::Builder::new().name("fence".to_owned()).spawn(run) {
+            Ok(_) => guard.turning = Some(told),
+            Err(error) => self.trouble(&format!("no thread to fence: {error}")),
+        }
+    }
+
+    fn take_turned(&self, guard: &mut Guard) {
+        let Some(turning) = &mut guard.turning else { return };
+        match turning.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => return,
+            Ok((fenced_from, done)) => {
+                guard.fenced_from = fenced_from;
+                if let Err(why) = done {
+                    self.trouble(&why);
+                }
+            }
+            // It panicked: whether the fence is up is not known.
+            Err(oneshot::error::TryRecvError::Closed) => guard.fenced_from = Some(Waits::FENCED),
+        }
+        guard.turning = None;
     }
 
     async fn stop_at_once(&self, why: &str) -> Result<(), String> {
@@ -371,37 +420,29 @@ impl Agent {
         }
     }
 
-    async fn fence_softly(&self, guard: &mut Guard, margin: Duration, now: Instant) -> std::io::Result<()> {
+    async fn fence_softly(&self, fenced_from: Option<Waits>) -> Turned {
         let waits = self.conf.lock().await.waits.clone();
-        if guard.fenced_from.is_none() {
+        if fenced_from.is_none() {
             tracing::warn!(node = %self.env.config.node, "lease about to end: commits wait");
-            guard.fenced_from = Some(waits);
-        } else if waits.names != SyncNames::Fenced {
-            // Armed since: that is what to come back to.
-            guard.fenced_from = Some(waits);
         }
-        self.set_waits(&Waits::FENCED).await?;
-        // An agent that has just started mostly has its lease in a moment: nobody is to lose a session for that.
-        let starting = guard.missing_since.is_some_and(|since| now.since(since) < margin);
-        if !starting && guard.ending.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-            guard.ending = Some(tokio::spawn(end_sessions(Arc::clone(&self.env))));
-        }
-        Ok(())
+        // Armed since it was put up: that is what to come back to.
+        let from = fenced_from.filter(|_| waits.names == SyncNames::Fenced).or(Some(waits));
+        let done = self.set_waits(&Waits::FENCED).await;
+        (from, done.map_err(|error| format!("fencing failed: {error}")))
     }
 
     /// Acknowledge again, as before the fence; as the policy says when what was before is not known.
-    async fn lift(&self, fenced_from: &mut Option<Waits>) {
-        let Some(before) = fenced_from.clone() else { return };
+    async fn lift(&self, fenced_from: Option<Waits>) -> Turned {
+        let Some(before) = fenced_from else { return (None, Ok(())) };
         // A proof that commits wait is under way, with the same list: it ends soon, and says what holds then.
-        let Ok(_arming) = self.arming.try_lock() else { return };
+        let Ok(_arming) = self.arming.try_lock() else { return (Some(before), Ok(())) };
         if self.conf.lock().await.waits.names != SyncNames::Fenced {
-            *fenced_from = None;
-            return;
+            return (None, Ok(()));
         }
-        let waits = if before.names == SyncNames::Fenced { self.waits_by_policy() } else { before };
+        let waits = if before.names == SyncNames::Fenced { self.waits_by_policy() } else { before.clone() };
         match self.go_back(&waits).await {
-            Ok(()) => *fenced_from = None,
-            Err(error) => self.trouble(&format!("the fence could not be lifted: {error}")),
+            Ok(()) => (None, Ok(())),
+            Err(error) => (Some(before), Err(format!("the fence could not be lifted: {error}"))),
         }
     }
 
@@ -430,13 +471,25 @@ impl Agent {
 
     async fn extend(&self, held: Held, sent: Instant) -> Result<(), StoreError> {
         let ttl = self.leases.keep_alive(held.id).await?;
-        self.read_records_by(&*self.leases).await?;
-        if self.serves() == Some(held.lease.term) {
-            // Signatures that were gathered meanwhile may reach further.
-            let signed = self.held().filter(|h| h.id == held.id && h.lease.sent_at > sent);
-            let renewed = Held { lease: Lease { sent_at: sent, ttl, ..held.lease }, ..held };
-            self.hold(Some(signed.unwrap_or(renewed)));
+        let read = self.read_records_apart().await?;
+        let node = &self.env.config.node;
+        let mine = |p: &PrimaryRecord| p.term == held.lease.term && p.node == *node && p.holder == self.env.holder;
+        let open = read.term.as_ref().is_some_and(|t| {
+            let open = matches!(t.value.phase, Phase::Active | Phase::Draining);
+            open && t.value.term == held.lease.term && t.value.node.as_ref() == Some(node)
+        });
+        if !open || self.serves() != Some(held.lease.term) {
+            return Ok(());
         }
+        if !read.primary.is_some_and(|p| mine(&p.value)) {
+            // Its key was deleted or taken: the lease lives and guards nothing.
+            tracing::warn!(%node, term = held.lease.term.0, "the lease's key is gone");
+            return self.take(held.lease.term, sent).await;
+        }
+        // Signatures that were gathered meanwhile may reach further.
+        let signed = self.held().filter(|h| h.id == held.id && h.lease.sent_at > sent);
+        let renewed = Held { lease: Lease { sent_at: sent, ttl, ..held.lease }, ..held };
+        self.hold(Some(signed.unwrap_or(renewed)));
         Ok(())
     }
 
@@ -463,7 +516,7 @@ impl Agent {
             self.hold(Some(Held { id: granted.lease, lease }));
         } else {
             let _ = self.leases.revoke(granted.lease).await;
-            self.read_records_by(&*self.leases).await?;
+            self.read_records_apart().await?;
         }
         Ok(())
     }

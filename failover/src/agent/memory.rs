@@ -10,6 +10,7 @@ use cluster::timeline::Fork;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// The content of `agent.json`.
@@ -62,11 +63,13 @@ impl Memory {
     }
 }
 
-/// [`Memory`] with its file.
+/// [`Memory`] with its file. Who reads it never waits for the disk.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     path: PathBuf,
-    memory: Memory,
+    /// Held while the file is replaced.
+    writing: Mutex<()>,
+    memory: Mutex<Memory>,
 }
 
 /// The file cannot be read.
@@ -103,21 +106,23 @@ impl Keeper {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Memory::default(),
             Err(source) => return Err(MemoryError::Read { path, source }),
         };
-        Ok(Self { path, memory })
+        Ok(Self { path, writing: Mutex::new(()), memory: Mutex::new(memory) })
     }
 
-    pub(crate) fn get(&self) -> &Memory {
-        &self.memory
+    pub(crate) fn get(&self) -> Memory {
+        self.memory.lock().expect("no holder of this lock panics").clone()
     }
 
     /// Change and make durable. When the disk refuses, nothing has changed.
-    pub(crate) fn update(&mut self, change: impl FnOnce(&mut Memory)) -> io::Result<()> {
-        let mut next = self.memory.clone();
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Memory)) -> io::Result<()> {
+        let _writing = self.writing.lock().expect("no holder of this lock panics");
+        let before = self.get();
+        let mut next = before.clone();
         change(&mut next);
-        if next != self.memory {
+        if next != before {
             let text = serde_json::to_vec_pretty(&next).map_err(io::Error::other)?;
             write_durably(&self.path, &text)?;
-            self.memory = next;
+            *self.memory.lock().expect("no holder of this lock panics") = next;
         }
         Ok(())
     }
@@ -158,7 +163,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         layout.create().unwrap();
-        let mut keeper = Keeper::open(&layout).unwrap();
+        let keeper = Keeper::open(&layout).unwrap();
         assert_eq!(keeper.get().promise, Term(0));
         keeper.update(|m| m.promise = Term(7)).unwrap();
         assert_eq!(Keeper::open(&layout).unwrap().get().promise, Term(7));

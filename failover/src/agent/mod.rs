@@ -156,7 +156,7 @@ pub(crate) struct Agent {
     leases: Arc<dyn Store>,
     pub(crate) metrics: Metrics,
     pub(crate) listen: SocketAddr,
-    keeper: Mutex<Keeper>,
+    keeper: Keeper,
     /// The settings that change; whoever changes them holds it until they are on disk and the server was told.
     conf: tokio::sync::Mutex<Dynamic>,
     /// Held by whoever starts, stops, promotes or replaces PostgreSQL.
@@ -187,6 +187,8 @@ pub(crate) struct Agent {
     died: Notify,
     /// `members/<node>` in etcd is not what this agent wrote.
     register_again: Notify,
+    /// The thread that keeps the lease has read records that are new here.
+    read_again: Notify,
     look_now: Notify,
     looked: watch::Sender<u64>,
     _lock: Flock<std::fs::File>,
@@ -234,7 +236,7 @@ pub async fn run(
         conf.not_taken_up();
     }
     let state = State::new(env.clock.now());
-    let memory = keeper.get().clone();
+    let memory = keeper.get();
     let (signature, vouched_until) = (countersign::remembered(&env, &memory), vouch::remembered(&env, &memory));
     state.change(|o| {
         (o.promise, o.opened) = (memory.promise, memory.opened);
@@ -248,7 +250,7 @@ pub async fn run(
         leases: store.apart(),
         store,
         listen,
-        keeper: Mutex::new(keeper),
+        keeper,
         conf: tokio::sync::Mutex::new(conf),
         actuator: tokio::sync::Mutex::new(()),
         arming: tokio::sync::Mutex::new(()),
@@ -265,6 +267,7 @@ pub async fn run(
         wake: Notify::new(),
         died: Notify::new(),
         register_again: Notify::new(),
+        read_again: Notify::new(),
         look_now: Notify::new(),
         looked: watch::channel(0).0,
         _lock: lock,
@@ -415,11 +418,10 @@ impl Agent {
 
     /// Change what must not be forgotten, durably, and show it.
     fn remember(&self, change: impl FnOnce(&mut Memory)) -> io::Result<()> {
-        let mut keeper = self.keeper.lock().expect("no holder of this lock panics");
-        keeper.update(change).inspect_err(|error| {
+        self.keeper.update(change).inspect_err(|error| {
             tracing::error!(node = %self.env.config.node, %error, "the agent's memory could not be written");
         })?;
-        let memory = keeper.get().clone();
+        let memory = self.keeper.get();
         self.state.change(|o| {
             (o.promise, o.opened) = (memory.promise, memory.opened);
             (o.quarantine, o.policy) = (memory.quarantine, memory.policy);
@@ -428,7 +430,7 @@ impl Agent {
     }
 
     fn memory(&self) -> Memory {
-        self.keeper.lock().expect("no holder of this lock panics").get().clone()
+        self.keeper.get()
     }
 
     /// Something is wrong and an operator should know; shown until [`Agent::untroubled`].

@@ -96,15 +96,32 @@ fn ranges(keys: &Keys) -> Vec<Range> {
 impl Agent {
     /// Read all records, publish them.
     pub(crate) async fn read_records(&self) -> Result<(), StoreError> {
-        self.read_records_by(&*self.store).await
+        let records = self.fetch_records(&*self.store).await?;
+        self.publish(records);
+        self.note_policy();
+        self.note_opened();
+        self.forget_signature();
+        Ok(())
     }
 
-    /// The same over the connections of the task's own runtime.
-    pub(crate) async fn read_records_by(&self, store: &dyn Store) -> Result<(), StoreError> {
+    /// The same for the thread that keeps the lease, over its own connections. It must not wait for a disk: what may have to
+    /// be remembered is left to the task that follows the records.
+    pub(crate) async fn read_records_apart(&self) -> Result<Records, StoreError> {
+        let records = self.fetch_records(&*self.leases).await?;
+        let shape = |r: &Records| (r.term.as_ref().map(|t| t.revision), r.policy.as_ref().map(|p| p.revision));
+        if shape(&self.records.borrow()) == shape(&records) {
+            self.publish(records.clone());
+        } else {
+            self.read_again.notify_one();
+        }
+        Ok(records)
+    }
+
+    async fn fetch_records(&self, store: &dyn Store) -> Result<Records, StoreError> {
         let keys = &self.env.keys;
         let sent = self.env.clock.now();
         let snapshot = store.read(ranges(keys)).await?;
-        let mut records = Records {
+        Ok(Records {
             read_at: Some(sent),
             termless_since: None,
             term: snapshot.get(&keys.term()).and_then(decode),
@@ -116,7 +133,11 @@ impl Agent {
             adopt: snapshot.get(&keys.adopt()).and_then(decode).map(|a| a.value),
             // Also when the record cannot be understood.
             maintenance: snapshot.get(&keys.maintenance_of(&self.env.config.node)).is_some(),
-        };
+        })
+    }
+
+    fn publish(&self, mut records: Records) {
+        let sent = records.read_at;
         self.records.send_if_modified(|old| {
             // An answer that overtook a newer one must not bring the older view back.
             let age = |r: &Records| (r.term.as_ref().map(|t| t.value.term), r.policy.as_ref().map(|p| p.value.epoch));
@@ -128,17 +149,13 @@ impl Agent {
                 }
                 return false;
             }
-            records.termless_since = records.term.is_none().then(|| old.termless_since.unwrap_or(sent));
+            records.termless_since = if records.term.is_none() { old.termless_since.or(sent) } else { None };
             let same = Records { read_at: None, ..old.clone() } == Records { read_at: None, ..records.clone() };
             *old = records;
             !same
         });
         let fenced = self.records.borrow().fences.contains_key(&self.env.config.node);
         self.state.change(|o| o.fenced = fenced);
-        self.note_policy();
-        self.note_opened();
-        self.forget_signature();
-        Ok(())
     }
 
     /// Remember which term was open. Nothing waits for that: it is for an etcd that is restored from a backup some day.
@@ -169,6 +186,7 @@ impl Agent {
             let pause = Duration::from_millis(if reachable { 1000 } else { 200 });
             tokio::select! {
                 () = hints.changed(), if reachable => {}
+                () = self.read_again.notified(), if reachable => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
