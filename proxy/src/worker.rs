@@ -2,11 +2,13 @@
 //! cluster; what workers share is a few atomics and the messages of [`ToWorker`].
 
 mod accept;
+mod counting;
 mod follow;
 mod run;
 mod scheduling;
 mod shared;
 mod slow;
+mod watch;
 
 pub use accept::{Entrance, Entrances, tune};
 pub use run::{Inbound, Seat, run};
@@ -17,7 +19,7 @@ use crate::auth::cancel_keys::Secret;
 use crate::config::{Config, IoUring, reads};
 use crate::console::tally::Tallies;
 use crate::explain::Asked;
-use crate::metrics::{Counts, Totals};
+use crate::metrics::Counts;
 use crate::net::round;
 use crate::pool::backoff::Backoff;
 use crate::pool::checkout::{Doorway, still_valid};
@@ -36,13 +38,11 @@ use crate::session::statements::Texts;
 use crate::session::timers;
 use crate::session::tracking::Tracking;
 use crate::sql::{Access, Recall};
-use cluster::per_term::Fate;
 use cluster::topology::{Gate, Topology};
-use cluster::{Clock, Instant, NodeId, Role, Term};
+use cluster::{Clock, Instant, NodeId};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, oneshot};
@@ -51,15 +51,6 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 const CONNECTS_IN_FLIGHT: usize = 8;
 /// TLS handshakes of which a step, up to a millisecond of computing, is done between two rounds of the relay.
 const HANDSHAKES_IN_A_ROUND: usize = 1;
-/// How often counters are handed over and idle connections looked at, while anything happens.
-const TICK: Duration = Duration::from_millis(100);
-/// How often while nothing does.
-const QUIET_TICK: Duration = Duration::from_secs(1);
-/// Those who wait for a connection are told this late at most that they have waited for long enough: so that many are one
-/// look.
-const GRAIN: Duration = Duration::from_millis(10);
-/// When to look again at sessions that were told that they are over a limit.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// Buffers kept for the next session that needs one.
 const MAX_SPARES: usize = 64;
 /// A buffer above this is not kept, bytes.
@@ -266,66 +257,6 @@ impl Worker {
         self.each_session(Presence::wake);
     }
 
-    /// Has what sessions do any limit?
-    pub fn is_timed(&self) -> bool {
-        self.shortest.get().is_some()
-    }
-
-    /// A session does something else from now on.
-    pub fn look_at_sessions(&self, now: Instant) {
-        if let Some(shortest) = self.shortest.get() {
-            self.look_no_later(now + shortest);
-        }
-    }
-
-    /// A client does not take what is sent to it.
-    pub fn look_at_writes(&self, now: Instant) {
-        if let Some(limit) = self.config().timeouts.client_write {
-            self.look_no_later(now + limit);
-        }
-    }
-
-    /// Something is over at that time.
-    pub fn look_no_later(&self, at: Instant) {
-        if self.look_at.get().is_none_or(|planned| at < planned) {
-            self.look_at.set(Some(at));
-            self.look_earlier.notify_one();
-        }
-    }
-
-    /// Tell each session that is over one of its limits, and those that have waited for long enough, and plan the next look.
-    fn look(&self, now: Instant) {
-        self.look_at.set(None);
-        let config = self.config();
-        let places = self.places.borrow();
-        let mut next = self.pools.expire(now).map(|at| at.max(now + GRAIN));
-        for (_, presence) in places.all() {
-            match timers::over(&presence.progress(), &config.timeouts, now) {
-                Ok(expiry) => {
-                    presence.expire(expiry, now);
-                    next = Some(next.map_or(now + SECOND_LOOK, |next| next.min(now + SECOND_LOOK)));
-                }
-                Err(at) => next = next.into_iter().chain(at).min(),
-            }
-        }
-        if let Some(next) = next {
-            self.look_no_later(next);
-        }
-    }
-
-    /// Returns when it is time to look at the sessions.
-    async fn time_to_look(&self) {
-        loop {
-            match self.look_at.get() {
-                None => self.look_earlier.notified().await,
-                Some(at) => tokio::select! {
-                    () = tokio::time::sleep(at.since(self.now())) => return,
-                    () = self.look_earlier.notified() => {}
-                },
-            }
-        }
-    }
-
     /// May the primary be written to?
     pub fn gate(&self, now: Instant) -> Gate {
         self.view.borrow().topology.gate_at(now)
@@ -461,82 +392,6 @@ impl Worker {
         presence.is_some()
     }
 
-    /// The node of that index.
-    pub fn node_at(&self, index: usize) -> Option<NodeId> {
-        self.outstanding.borrow().get(index).map(|(node, _)| node.clone())
-    }
-
-    /// A connection begins or ends to serve a session. The index of its node here.
-    pub fn count_in_use(&self, meta: &Meta, begins: bool) -> usize {
-        self.stir();
-        let slot = &self.in_use[usize::from(meta.role == Role::Standby)];
-        slot.set(if begins { slot.get() + 1 } else { slot.get() - 1 });
-        let mut outstanding = self.outstanding.borrow_mut();
-        let index = outstanding.iter().position(|(n, _)| *n == meta.node).unwrap_or_else(|| {
-            outstanding.push((meta.node.clone(), 0));
-            outstanding.len() - 1
-        });
-        let count = &mut outstanding[index].1;
-        *count = if begins { *count + 1 } else { count.saturating_sub(1) };
-        index
-    }
-
-    /// A server begins or ends to work for a session.
-    pub fn count_working(&self, begins: bool) {
-        self.working.count(begins);
-    }
-
-    /// Something happens that the next tick is to see.
-    pub fn stir(&self) {
-        if !self.stirred.replace(true) {
-            self.stir.notify_one();
-        }
-    }
-
-    /// Returns when it is time for the tick after the one at `last`.
-    async fn time_to_tick(&self, last: Instant) {
-        let quiet = tokio::time::sleep(QUIET_TICK.saturating_sub(self.now().since(last)));
-        let stirred = async {
-            while !self.stirred.get() {
-                self.stir.notified().await;
-            }
-            tokio::time::sleep(TICK.saturating_sub(self.now().since(last))).await;
-        };
-        tokio::select! {
-            () = quiet => {}
-            () = stirred => {}
-        }
-    }
-
-    /// A session becomes busy on the primary, or ceases to be.
-    pub fn count_busy(&self, begins: bool) {
-        self.busy.set(if begins { self.busy.get() + 1 } else { self.busy.get() - 1 });
-        self.shared.boards[self.index].busy.store(self.busy.get(), Ordering::SeqCst);
-        if !begins && self.view.borrow().topology.gate != Gate::Open {
-            self.shared.applied.notify_one();
-        }
-    }
-
-    /// A commit of `term` was acknowledged with less durability than the cluster's mode. Rare: it was asked for.
-    pub fn count_below_mode(&self, term: Term) {
-        let board = &self.shared.boards[self.index];
-        board.below_mode.lock().unwrap_or_else(PoisonError::into_inner).add(term, 1);
-        self.shared.metrics.below_mode.inc();
-    }
-
-    /// A write that a server of `term` has not answered met this fate. Rare: the server was lost.
-    pub fn count_doubt(&self, term: Term, fate: Fate) {
-        let board = &self.shared.boards[self.index];
-        board.doubts.lock().unwrap_or_else(PoisonError::into_inner).add(term, fate.into());
-        self.shared.applied.notify_one();
-    }
-
-    /// A statement begins or ends to wait.
-    pub fn count_held(&self, begins: bool) {
-        self.stir();
-        self.held.set(if begins { self.held.get() + 1 } else { self.held.get() - 1 });
-    }
-
     /// The buffer that all sessions of this worker read into, one at a time.
     pub fn take_scratch(&self) -> Vec<u8> {
         self.scratch.take()
@@ -605,36 +460,6 @@ impl Worker {
         let presence = self.places.borrow().at(place).cloned();
         if let Some(presence) = presence.filter(|p| p.secret.get() == Some(secret)) {
             presence.cancel(done);
-        }
-    }
-
-    fn tick(&self) {
-        self.stirred.set(false);
-        self.schedule();
-        self.counts.flush();
-        self.tallies.turn(self.now());
-        if !self.misroutes.borrow().is_empty() {
-            self.misroutes.borrow_mut().expire(self.now());
-        }
-        let mut totals = Totals {
-            sessions: self.shared.boards[self.index].sessions.load(Ordering::Relaxed) as u64,
-            held: self.held.get(),
-            busy: self.busy.get(),
-            primary_in_use: self.in_use[0].get(),
-            standby_in_use: self.in_use[1].get(),
-            refused_shapes: self.misroutes.borrow().len() as u64,
-            ..Totals::default()
-        };
-        let view = self.view.borrow();
-        for pool in self.pools.all() {
-            let primary = view.topology.primary.as_ref().is_some_and(|p| p.node == pool.key.node);
-            *(if primary { &mut totals.primary_idle } else { &mut totals.standby_idle }) += pool.idle() as u64;
-        }
-        drop(view);
-        let board = &self.shared.boards[self.index];
-        let old = std::mem::replace(&mut *board.totals.lock().unwrap_or_else(PoisonError::into_inner), totals);
-        if old != totals {
-            self.shared.applied.notify_one();
         }
     }
 }

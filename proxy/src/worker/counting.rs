@@ -1,0 +1,124 @@
+//! What a worker counts, and when it hands that over.
+
+use super::Worker;
+use crate::metrics::Totals;
+use crate::session::server::Meta;
+use cluster::per_term::Fate;
+use cluster::topology::Gate;
+use cluster::{Instant, NodeId, Role, Term};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How often counters are handed over and idle connections looked at, while anything happens.
+const TICK: Duration = Duration::from_millis(100);
+/// How often while nothing does.
+const QUIET_TICK: Duration = Duration::from_secs(1);
+
+impl Worker {
+    /// The node of that index.
+    pub fn node_at(&self, index: usize) -> Option<NodeId> {
+        self.outstanding.borrow().get(index).map(|(node, _)| node.clone())
+    }
+
+    /// A connection begins or ends to serve a session. The index of its node here.
+    pub fn count_in_use(&self, meta: &Meta, begins: bool) -> usize {
+        self.stir();
+        let slot = &self.in_use[usize::from(meta.role == Role::Standby)];
+        slot.set(if begins { slot.get() + 1 } else { slot.get() - 1 });
+        let mut outstanding = self.outstanding.borrow_mut();
+        let index = outstanding.iter().position(|(n, _)| *n == meta.node).unwrap_or_else(|| {
+            outstanding.push((meta.node.clone(), 0));
+            outstanding.len() - 1
+        });
+        let count = &mut outstanding[index].1;
+        *count = if begins { *count + 1 } else { count.saturating_sub(1) };
+        index
+    }
+
+    /// A server begins or ends to work for a session.
+    pub fn count_working(&self, begins: bool) {
+        self.working.count(begins);
+    }
+
+    /// Something happens that the next tick is to see.
+    pub fn stir(&self) {
+        if !self.stirred.replace(true) {
+            self.stir.notify_one();
+        }
+    }
+
+    /// Returns when it is time for the tick after the one at `last`.
+    pub(super) async fn time_to_tick(&self, last: Instant) {
+        let quiet = tokio::time::sleep(QUIET_TICK.saturating_sub(self.now().since(last)));
+        let stirred = async {
+            while !self.stirred.get() {
+                self.stir.notified().await;
+            }
+            tokio::time::sleep(TICK.saturating_sub(self.now().since(last))).await;
+        };
+        tokio::select! {
+            () = quiet => {}
+            () = stirred => {}
+        }
+    }
+
+    /// A session becomes busy on the primary, or ceases to be.
+    pub fn count_busy(&self, begins: bool) {
+        self.busy.set(if begins { self.busy.get() + 1 } else { self.busy.get() - 1 });
+        self.shared.boards[self.index].busy.store(self.busy.get(), Ordering::SeqCst);
+        if !begins && self.view.borrow().topology.gate != Gate::Open {
+            self.shared.applied.notify_one();
+        }
+    }
+
+    /// A commit of `term` was acknowledged with less durability than the cluster's mode. Rare: it was asked for.
+    pub fn count_below_mode(&self, term: Term) {
+        let board = &self.shared.boards[self.index];
+        board.below_mode.lock().unwrap_or_else(PoisonError::into_inner).add(term, 1);
+        self.shared.metrics.below_mode.inc();
+    }
+
+    /// A write that a server of `term` has not answered met this fate. Rare: the server was lost.
+    pub fn count_doubt(&self, term: Term, fate: Fate) {
+        let board = &self.shared.boards[self.index];
+        board.doubts.lock().unwrap_or_else(PoisonError::into_inner).add(term, fate.into());
+        self.shared.applied.notify_one();
+    }
+
+    /// A statement begins or ends to wait.
+    pub fn count_held(&self, begins: bool) {
+        self.stir();
+        self.held.set(if begins { self.held.get() + 1 } else { self.held.get() - 1 });
+    }
+
+    pub(super) fn tick(&self) {
+        self.stirred.set(false);
+        self.schedule();
+        self.counts.flush();
+        self.tallies.turn(self.now());
+        if !self.misroutes.borrow().is_empty() {
+            self.misroutes.borrow_mut().expire(self.now());
+        }
+        let mut totals = Totals {
+            sessions: self.shared.boards[self.index].sessions.load(Ordering::Relaxed) as u64,
+            held: self.held.get(),
+            busy: self.busy.get(),
+            primary_in_use: self.in_use[0].get(),
+            standby_in_use: self.in_use[1].get(),
+            refused_shapes: self.misroutes.borrow().len() as u64,
+            ..Totals::default()
+        };
+        let view = self.view.borrow();
+        for pool in self.pools.all() {
+            let primary = view.topology.primary.as_ref().is_some_and(|p| p.node == pool.key.node);
+            *(if primary { &mut totals.primary_idle } else { &mut totals.standby_idle }) += pool.idle() as u64;
+        }
+        drop(view);
+        let board = &self.shared.boards[self.index];
+        let old = std::mem::replace(&mut *board.totals.lock().unwrap_or_else(PoisonError::into_inner), totals);
+        if old != totals {
+            self.shared.applied.notify_one();
+        }
+    }
+}
