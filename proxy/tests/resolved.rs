@@ -426,3 +426,56 @@ fn a_commit_that_also_registers_a_name_is_not_said_to_have_done_both() {
     c.nodes[0].kill();
     assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
 }
+
+/// The COMMIT of a block of `s` that waits for the gate, when its backend is ended alone: what its client is told.
+fn commit_of_ended(c: &Cluster, s: &mut Raw) -> String {
+    let _holder = shut(c);
+    ok(s, "begin");
+    ok(s, "insert into slow values (1)");
+    send(s, "commit");
+    wait_until_blocked(c, 1);
+    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where wait_event = 'relation' and query = 'commit'";
+    assert_eq!(c.nodes[0].psql(end), "1");
+    words(&s.until_ready())
+}
+
+fn commits(s: &mut Raw, insert: &str) {
+    ok(s, "begin");
+    ok(s, insert);
+    assert_eq!(words(&s.query("commit")), "C COMMIT | Z I", "{insert}");
+}
+
+#[test]
+fn a_commit_does_not_fail_where_nobody_may_ask_about_it() {
+    let c = Cluster::start(0, |raw| raw.workers = 1);
+    let superuser = |sql: &str| c.nodes[0].psql(sql);
+    c.psql(TABLES).unwrap();
+    superuser("create role other");
+    superuser("grant other to app; grant all on all tables in schema public to other");
+    let reconnect = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let order = c.handle.as_ref().unwrap().order(Order::Reconnect, Scope::All, Duration::from_secs(10));
+        runtime.block_on(order).unwrap();
+    };
+    // Revoked while connections exist that were allowed to ask: one is refused, for all of them.
+    let (mut a, _) = begun(&c, "insert into t values (1)");
+    let (mut b, _) = begun(&c, "insert into t values (2)");
+    superuser("revoke execute on function pg_current_xact_id_if_assigned() from public");
+    assert_eq!(words(&a.query("commit")), "E 42501 | Z I", "it is not said to be committed");
+    assert_eq!(words(&b.query("commit")), "C COMMIT | Z I");
+    commits(&mut a, "insert into t values (3)");
+    // Connections that are made from now on say themselves that they must not be asked.
+    reconnect();
+    commits(&mut a, "insert into t values (4)");
+    assert_eq!(commit_of_ended(&c, &mut b), "E 08007 | Z I");
+    // A session may take on roles that have no right where its own has.
+    superuser("grant execute on function pg_current_xact_id_if_assigned() to app");
+    reconnect();
+    commits(&mut b, "set local role other; insert into t values (5)");
+    ok(&mut a, "set role other");
+    commits(&mut a, "insert into t values (6)");
+    superuser("grant execute on function pg_current_xact_id_if_assigned() to public");
+    reconnect();
+    assert_eq!(commit_of_ended(&c, &mut b), "E 40001 | Z I");
+    assert_eq!(superuser("select string_agg(a::text, ' ' order by a) from t"), "2 3 4 5 6");
+}

@@ -54,7 +54,8 @@ pub struct Raw {
     /// Find out what became of a COMMIT whose server was lost before it answered. The COMMIT of a block that may have
     /// written goes out behind a query for its transaction id, in the same write, which costs the server some 20 us; the
     /// client then waits, `hold_timeout` at most, and is told success, 40001 or, where nobody can tell, 08007. Off: it is
-    /// 08007 at once. Default true. Live.
+    /// 08007 at once, as it is where PUBLIC may not call `pg_current_xact_id_if_assigned` and `pg_current_wal_insert_lsn`.
+    /// Default true. Live.
     pub resolve_commits: bool,
     /// How stale a standby may be to serve reads: its replay lag plus the age of the sample that told it. Default 1s.
     pub max_replay_lag: Span,

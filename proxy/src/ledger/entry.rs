@@ -6,6 +6,12 @@ use cluster::Lsn;
 /// begin before.
 pub const ASK: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned(),pg_catalog.pg_current_wal_insert_lsn()";
 
+/// A column that tells whether every role may ask [`ASK`]. Where the right to call its functions is revoked, the question would
+/// fail the block that it is asked in; and a session may take on any role in a block, or a function may for it.
+pub const ANYONE_MAY: &str = "\
+    pg_catalog.has_function_privilege('public','pg_catalog.pg_current_xact_id_if_assigned()','EXECUTE') \
+    AND pg_catalog.has_function_privilege('public','pg_catalog.pg_current_wal_insert_lsn()','EXECUTE')";
+
 /// What the server said just before it began to commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {

@@ -3,7 +3,7 @@
 use crate::config::pools::Pools as Rules;
 use crate::pool::policy::{self, PoolPolicy};
 use crate::pool::{PoolKey, Rivals, Scope};
-use cluster::NodeId;
+use cluster::{Instant, NodeId};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -58,6 +58,8 @@ pub struct Limit {
     waiting: AtomicUsize,
     /// A pool that the server refuses a connection has asked for one of these.
     claimed: AtomicBool,
+    /// On connections made up to then the right to ask for marks of COMMITs was found revoked, nanoseconds since boot.
+    unmarked: AtomicU64,
     lanes: Box<[Lane]>,
     database: Arc<DatabaseLimit>,
     /// Called with a worker's index when a place has become free and somebody waits there.
@@ -206,6 +208,17 @@ impl Limit {
         (0..self.lanes.len()).find(|&i| i != worker && self.lanes[i].idle.load(Ordering::SeqCst) > 0)
     }
 
+    /// A connection was refused the mark of a COMMIT: on those that exist nobody asks for one any more. What is made later
+    /// says at its login whether it may be asked.
+    pub fn refuse_marks(&self, now: Instant) {
+        self.unmarked.fetch_max(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// May a connection that was made at `born` still be asked for marks?
+    pub fn lets_mark(&self, born: Instant) -> bool {
+        born.as_nanos() > self.unmarked.load(Ordering::Relaxed)
+    }
+
     fn close(&self) {
         self.open.fetch_sub(1, Ordering::SeqCst);
         self.claimed.store(false, Ordering::SeqCst);
@@ -304,6 +317,7 @@ impl Limits {
             open: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             claimed: AtomicBool::new(false),
+            unmarked: AtomicU64::new(0),
             lanes: (0..self.workers).map(|_| Lane::default()).collect(),
             database,
             wake: self.wake.clone(),

@@ -274,6 +274,9 @@ impl Session {
         // What the server throws away after an error is owed no longer, and no ReadyForQuery will say so: what waits
         // in the inbox may be the Sync that ends it.
         self.rescan |= !self.relay.errors.is_empty();
+        if std::mem::take(&mut self.relay.unmarked) {
+            self.pool.iter().for_each(|pool| pool.limit.refuse_marks(now));
+        }
         for class in self.relay.errors.drain(..) {
             self.w.counts.error(class, Source::Server);
         }

@@ -215,6 +215,8 @@ pub struct Relay {
     untold: Option<Box<[u8]>>,
     /// What the server said just before the COMMIT that is the oldest unit.
     mark: Option<Mark>,
+    /// The session has no right to ask about it.
+    pub unmarked: bool,
     /// The ErrorResponse to the question about it, which has failed the COMMIT's block: to be told in place of success.
     foiled: Option<Box<[u8]>>,
 }

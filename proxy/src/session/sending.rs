@@ -316,10 +316,17 @@ impl Session {
         let commits = unit.complete && unit.record.is_commit() && self.may_have_xid;
         commits
             && self.w.config().resolve_commits
+            && self.may_ask_mark()
             && !self.relay.standby
             && !self.relay.skipping()
             && !self.relay.copy_in()
             && self.relay.leads_to() == TxStatus::Block
+    }
+
+    /// Does the server let the session ask for the mark of a COMMIT? Asked in vain, it would fail the block.
+    fn may_ask_mark(&self) -> bool {
+        let Some((server, pool)) = self.server.as_ref().zip(self.pool.as_ref()) else { return false };
+        server.meta.defaults.marks && pool.limit.lets_mark(server.meta.born)
     }
 
     /// Whose names prepared statements have on the server.

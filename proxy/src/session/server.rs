@@ -101,7 +101,7 @@ enum Absorbed {
     Unfit,
 }
 
-/// Settings that a server does not report and that matter here, as it began with them. Empty when it was not asked:
+/// What a server does not report and what matters here, as it began with it. Empty when it was not asked:
 /// on a replication connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Defaults {
@@ -111,6 +111,8 @@ pub struct Defaults {
     pub synchronous_commit: Box<str>,
     /// `search_path` puts new tables into the temporary schema.
     pub creates_temp: bool,
+    /// Every role may ask for the mark of a COMMIT.
+    pub marks: bool,
 }
 
 /// All that moves with a connection from one worker to another.

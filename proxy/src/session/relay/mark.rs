@@ -12,6 +12,8 @@ use crate::wire::frontend;
 
 /// The SQLSTATE of a statement in a block that has failed.
 const IN_FAILED_BLOCK: &[u8] = b"25P02";
+/// insufficient_privilege: the right to call the functions was revoked.
+const NOT_ALLOWED: &[u8] = b"42501";
 
 impl Relay {
     /// Ask for the mark of the COMMIT that is written next. `unnamed` is the server's unnamed statement, which a simple
@@ -48,6 +50,7 @@ impl Relay {
                     if self.errors.len() < 16 {
                         self.errors.push([code[0], code[1]]);
                     }
+                    self.unmarked |= f.code == NOT_ALLOWED;
                     self.foiled = Some(frame.into());
                 }
             }

@@ -3,6 +3,7 @@
 use super::{ConnectError, Defaults, MAX_LOGIN_MESSAGE, MAX_LOGIN_MESSAGES, Meta, Server, Settings};
 use crate::auth::credentials::Credentials;
 use crate::auth::hashing::Hashing;
+use crate::ledger::entry::ANYONE_MAY;
 use crate::net::Stream;
 use crate::pool::{Identity, Permit};
 use crate::session::challenge::{Allowed, Answers};
@@ -186,15 +187,15 @@ async fn ask_walsender(wire: &mut LoginWire) -> Result<bool, ConnectError> {
 /// Which timeline does it write, `None` while it is in recovery, and what has it begun with?
 async fn ask(wire: &mut LoginWire) -> Result<(Option<TimelineId>, Defaults), ConnectError> {
     // A standby refuses even this to a role whose transactions are SERIALIZABLE by default.
-    const QUESTION: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;\
-                            SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.substr(\
-                            pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),1,8) END,\
-                            pg_catalog.current_setting('client_min_messages'),\
-                            pg_catalog.current_setting('synchronous_commit'),\
-                            pg_catalog.current_setting('search_path');COMMIT";
-    let row = ask_row(wire, QUESTION).await?;
+    let question = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED;SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
+         pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),1,8) END,\
+         pg_catalog.current_setting('client_min_messages'),pg_catalog.current_setting('synchronous_commit'),\
+         pg_catalog.current_setting('search_path'),{ANYONE_MAY};COMMIT"
+    );
+    let row = ask_row(wire, &question).await?;
     let odd = || ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" };
-    let [timeline, Some(messages), Some(commit), Some(path)] = row.as_slice() else { return Err(odd()) };
+    let [timeline, Some(messages), Some(commit), Some(path), Some(marks)] = row.as_slice() else { return Err(odd()) };
     let timeline = match timeline {
         Some(hex) => Some(TimelineId(u32::from_str_radix(hex, 16).map_err(|_| odd())?)),
         None => None,
@@ -203,6 +204,7 @@ async fn ask(wire: &mut LoginWire) -> Result<(Option<TimelineId>, Defaults), Con
         client_min_messages: messages.as_str().into(),
         synchronous_commit: commit.as_str().into(),
         creates_temp: creates_temp(path),
+        marks: marks == "t",
     };
     Ok((timeline, defaults))
 }
