@@ -9,6 +9,8 @@
 mod author;
 #[path = "../common/mod.rs"]
 mod common;
+mod copies;
+mod names;
 mod random;
 mod script;
 mod scripts;

@@ -1,0 +1,116 @@
+//! What stays on a server behind its session, and keeps that there or is taken away: sequences, temporary tables, what
+//! cannot be followed.
+
+use super::common::raw::{Raw, block, ok, two_servers, value};
+use super::common::{Cluster, PASSWORD, wait_for};
+
+fn pins(c: &Cluster) -> f64 {
+    c.counter("pgtenure_proxy_pinned_sessions")
+}
+
+/// `lastval()` is what its own session has drawn, or nothing.
+#[test]
+fn nobody_is_told_what_another_has_drawn_from_a_sequence() {
+    let c = two_servers();
+    c.nodes[0].psql("create table drawn(id serial primary key); grant all on drawn, drawn_id_seq to app");
+    let draw = |client: &mut Raw| value(client, "insert into drawn default values returning id");
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    let (_, _) = (draw(&mut a), draw(&mut b));
+    let seen = a.query("select lastval()");
+    assert!(seen.contains(&"E 55000".to_owned()), "{seen:?}");
+    let own = draw(&mut a);
+    assert_eq!(value(&mut a, "select currval('drawn_id_seq')"), own);
+    ok(&mut a, "discard all");
+    // In one block nobody comes between.
+    let _ = draw(&mut b);
+    ok(&mut a, "begin");
+    let own = draw(&mut a);
+    assert_eq!(value(&mut a, "select lastval()"), own);
+    ok(&mut a, "commit");
+}
+
+/// What also sets something has drawn all the same.
+#[test]
+fn what_sets_and_draws_is_known_to_have_drawn() {
+    let c = two_servers();
+    c.nodes[0].psql(
+        "create table drawn(id serial primary key); create table kept(id serial primary key);
+         create function sets() returns trigger language plpgsql as
+         $$begin perform set_config('app.kept', 'yes', true); return new; end$$;
+         create trigger sets before insert on kept for each row execute function sets();
+         grant all on drawn, drawn_id_seq, kept, kept_id_seq to app",
+    );
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    for (before, insert) in [
+        ("select 1", "insert into kept default values"),
+        ("select 1", "set local app.x = '1'; insert into drawn default values"),
+        ("set local app.x = '2'", "insert into drawn default values"),
+    ] {
+        // It has drawn where the other one draws next.
+        ok(&mut b, "insert into drawn default values");
+        ok(&mut a, "begin");
+        ok(&mut a, before);
+        let own = value(&mut a, &format!("{insert} returning id"));
+        assert_eq!(value(&mut a, "select lastval()"), own, "{before}, {insert}");
+        ok(&mut a, "commit");
+    }
+}
+
+/// A plain CREATE TABLE makes a temporary one where the temporary schema comes first.
+#[test]
+fn a_table_that_a_search_path_makes_temporary_is_its_sessions_alone() {
+    let c = two_servers();
+    let mut other = Raw::login(c.port, &[]);
+    for (parameters, before) in [
+        (&[][..], "set search_path = pg_temp, public"),
+        (&[], "select set_config('search_path', '\"$user\", pg_temp', false)"),
+        (&[("search_path", "pg_temp,public")], "select 1"),
+    ] {
+        for within in [false, true] {
+            let mut a = Raw::login(c.port, parameters);
+            if within {
+                ok(&mut a, "begin");
+            }
+            ok(&mut a, before);
+            ok(&mut a, "create table made(i int)");
+            if within {
+                ok(&mut a, "commit");
+            }
+            wait_for("the session to stay", || (pins(&c) == 1.0).then_some(()));
+            assert_eq!(value(&mut other, "select to_regclass('pg_temp.made') is null"), "t");
+            ok(&mut a, "insert into made values (1)");
+            assert_eq!(value(&mut a, "select count(*) from made"), "1");
+            ok(&mut a, "drop table made");
+            wait_for("nothing to keep it", || (pins(&c) == 0.0).then_some(()));
+        }
+    }
+}
+
+/// What nobody can give another server stays, and with it the session.
+#[test]
+fn what_cannot_be_followed_keeps_the_session_on_its_server() {
+    let c = two_servers();
+    c.nodes[0].psql("create extension dblink; alter role app superuser");
+    let connect = format!(
+        "select dblink_connect('there', 'host=127.0.0.1 port={} user=app password=''{}'' dbname=app')",
+        c.nodes[0].port, PASSWORD
+    );
+    for (leave, check, want) in [
+        ("select setseed(0.5)", "select round(random()::numeric, 6)", None),
+        ("load 'auto_explain'", "show auto_explain.log_min_duration", Some("-1")),
+        (connect.as_str(), "select * from dblink('there', 'select 7') as d(i int)", Some("7")),
+    ] {
+        let (mut a, mut direct) = (Raw::login(c.port, &[]), Raw::login(c.nodes[0].port, &[]));
+        ok(&mut a, leave);
+        wait_for(leave, || (pins(&c) == 1.0).then_some(()));
+        let pid = value(&mut a, "select pg_backend_pid()");
+        let mut other = block(&c);
+        assert_ne!(value(&mut other, "select pg_backend_pid()"), pid, "{leave}");
+        ok(&mut direct, leave);
+        let expected = want.map_or_else(|| value(&mut direct, check), str::to_owned);
+        assert_eq!(value(&mut a, check), expected, "{leave}");
+        assert_eq!(value(&mut a, "select pg_backend_pid()"), pid, "{leave}");
+        drop(a);
+        wait_for("its end", || (pins(&c) == 0.0).then_some(()));
+    }
+}
