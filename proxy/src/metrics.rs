@@ -396,6 +396,8 @@ pub struct Counts {
     pub positions_behind: Cell<u64>,
     /// Positions asked for once that was answered.
     pub positions_after: Cell<u64>,
+    /// Logins that led to a session.
+    logged_in: Cell<u64>,
 }
 
 impl Counts {
@@ -413,6 +415,7 @@ impl Counts {
             server_losses: Cell::default(),
             positions_behind: Cell::default(),
             positions_after: Cell::default(),
+            logged_in: Cell::default(),
         }
     }
 
@@ -490,7 +493,12 @@ impl Counts {
         self.shared.handshakes.with_label_values(&[side, if ok { "ok" } else { "failed" }]).inc();
     }
 
-    /// A client's login ended.
+    /// A client has logged in.
+    pub fn logged_in(&self) {
+        bump(&self.logged_in);
+    }
+
+    /// A client's login has failed.
     pub fn login(&self, result: &'static str) {
         self.shared.logins.with_label_values(&[result]).inc();
     }
@@ -518,6 +526,10 @@ impl Counts {
         self.shared.server_losses.inc_by(self.server_losses.take());
         for (when, sum) in [("behind", &self.positions_behind), ("after", &self.positions_after)] {
             self.shared.positions.with_label_values(&[when]).inc_by(sum.take());
+        }
+        let logged_in = self.logged_in.take();
+        if logged_in > 0 {
+            self.shared.logins.with_label_values(&["ok"]).inc_by(logged_in);
         }
     }
 }

@@ -46,11 +46,12 @@ impl Keyring {
     }
 
     /// A secret for the session with this process number in the process `id`. `random` must be unpredictable.
-    pub fn secret(&self, id: u8, pid: u32, random: [u8; LONG / 2], long: bool) -> Vec<u8> {
+    pub fn secret(&self, id: u8, pid: u32, random: [u8; LONG / 2], long: bool) -> Secret {
         let half = if long { LONG / 2 } else { SHORT / 2 };
-        let mut secret = random[..half].to_vec();
-        secret.extend_from_slice(&key_mac(&self.newest, id, pid, &random[..half]).as_ref()[..half]);
-        secret
+        let mut bytes = [0; LONG];
+        bytes[..half].copy_from_slice(&random[..half]);
+        bytes[half..2 * half].copy_from_slice(&key_mac(&self.newest, id, pid, &random[..half]).as_ref()[..half]);
+        Secret { len: 2 * half as u8, bytes }
     }
 
     /// Which of the processes `ids` gave this key out, or that one of them passes it on.
@@ -155,15 +156,15 @@ mod tests {
         let (ring, other) = (Keyring::new(b"shared"), Keyring::new(b"another"));
         for long in [true, false] {
             let secret = ring.secret(7, 42, [5; 16], long);
-            assert_eq!(secret.len(), if long { LONG } else { SHORT });
-            assert_eq!(owner(&ring, 42, &secret), Owner::Process(7));
-            assert_eq!(owner(&ring, 43, &secret), Owner::Nobody);
-            assert_eq!(owner(&other, 42, &secret), Owner::Nobody);
-            let mut forged = secret.clone();
+            assert_eq!(secret.as_bytes().len(), if long { LONG } else { SHORT });
+            assert_eq!(owner(&ring, 42, secret.as_bytes()), Owner::Process(7));
+            assert_eq!(owner(&ring, 43, secret.as_bytes()), Owner::Nobody);
+            assert_eq!(owner(&other, 42, secret.as_bytes()), Owner::Nobody);
+            let mut forged = secret.as_bytes().to_vec();
             forged[0] ^= 1;
             assert_eq!(owner(&ring, 42, &forged), Owner::Nobody);
         }
-        assert_eq!(owner(&ring, 42, &ring.secret(9, 42, [5; 16], true)), Owner::Nobody);
+        assert_eq!(owner(&ring, 42, ring.secret(9, 42, [5; 16], true).as_bytes()), Owner::Nobody);
     }
 
     #[test]
@@ -171,8 +172,8 @@ mod tests {
         let old = Keyring::new(b"one");
         let secret = old.secret(1, 42, [5; 16], true);
         let new = old.rotated(b"two");
-        assert_eq!(owner(&new, 42, &secret), Owner::Process(1));
-        assert_eq!(owner(&new.rotated(b"three"), 42, &secret), Owner::Nobody);
+        assert_eq!(owner(&new, 42, secret.as_bytes()), Owner::Process(1));
+        assert_eq!(owner(&new.rotated(b"three"), 42, secret.as_bytes()), Owner::Nobody);
     }
 
     #[test]
@@ -180,9 +181,9 @@ mod tests {
         let ring = Keyring::new(b"shared");
         for long in [true, false] {
             let secret = ring.secret(7, 42, [5; 16], long);
-            let stamped = ring.stamp(42, &secret);
+            let stamped = ring.stamp(42, secret.as_bytes());
             assert_eq!(owner(&ring, 42, &stamped), Owner::PassedOn);
-            assert_eq!(ring.stamped(42, &stamped), Some(&secret[..]));
+            assert_eq!(ring.stamped(42, &stamped), Some(secret.as_bytes()));
             assert_eq!(owner(&Keyring::new(b"another"), 42, &stamped), Owner::Nobody);
             assert_eq!(owner(&ring, 41, &stamped), Owner::Nobody);
         }

@@ -82,9 +82,11 @@ impl Users {
         self.files().clients.get(user).cloned()
     }
 
-    /// What the userlist leaves for servers when the client's login leaves nothing.
-    pub fn credentials(&self, user: &str) -> Credentials {
-        self.files().clients.get(user).map_or(Credentials::Nothing, Stored::credentials)
+    /// What a client whose login has left nothing logs in to servers with: as the configuration says, else as the userlist.
+    pub fn leaves(&self, user: &str) -> Credentials {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let stored = files.servers.get(user).or_else(|| files.clients.get(user));
+        stored.map_or(Credentials::Nothing, Stored::credentials)
     }
 
     /// What we log in to servers with as `user`, when the configuration says it.

@@ -93,7 +93,7 @@ impl Facts<'_> {
             let rules = policy::resolve(pools, name, "");
             let servers = self.view.servers.iter().filter(|s| s.database == name).count();
             let clients = self.view.clients.iter().filter(|c| c.database == name).count();
-            let limit = policy::client_limits(pools, name, "").into_iter().find_map(|limit| match limit {
+            let limit = policy::client_limits(pools, name, "").find_map(|limit| match limit {
                 policy::ClientLimit::Database(n) => Some(n),
                 policy::ClientLimit::User(_) | policy::ClientLimit::Replication(_) => None,
             });

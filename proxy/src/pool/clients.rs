@@ -30,8 +30,7 @@ impl Clients {
         replication: bool,
     ) -> Result<Admission, ClientLimit> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let limits = client_limits(rules, database, user);
-        let reached = limits.into_iter().find(|limit| match *limit {
+        let reached = client_limits(rules, database, user).find(|limit| match *limit {
             ClientLimit::Database(most) => counts.databases.get(database).is_some_and(|n| *n >= most),
             ClientLimit::User(most) => counts.users.get(user).is_some_and(|n| *n >= most),
             ClientLimit::Replication(most) => counts.replication >= most,

@@ -83,13 +83,13 @@ pub fn forced_user<'a>(pools: &'a Pools, database: &str) -> Option<&'a str> {
 }
 
 /// How many clients a database and a user may have, where that is limited.
-pub fn client_limits(pools: &Pools, database: &str, user: &str) -> Vec<ClientLimit> {
+pub fn client_limits(pools: &Pools, database: &str, user: &str) -> impl Iterator<Item = ClientLimit> + use<> {
     let of_database = pools.databases.get(database).and_then(|d| d.max_client_connections);
     let of_user = pools.users.get(user).and_then(|u| u.max_client_connections);
     let of_database = of_database.unwrap_or(pools.defaults.max_db_client_connections);
     let of_user = of_user.unwrap_or(pools.defaults.max_user_client_connections);
     let limits = [(of_database, ClientLimit::Database(of_database)), (of_user, ClientLimit::User(of_user))];
-    limits.into_iter().filter(|(n, _)| *n > 0).map(|(_, limit)| limit).collect()
+    limits.into_iter().filter(|(n, _)| *n > 0).map(|(_, limit)| limit)
 }
 
 /// A server connection's age and what it may reach.
@@ -149,7 +149,7 @@ mod tests {
         let pools = pools();
         let p = resolve(&pools, database, user);
         let (wait, at) = (p.query_wait_timeout.as_secs(), dbname(&pools, database));
-        let limits = client_limits(&pools, database, user);
+        let limits: Vec<ClientLimit> = client_limits(&pools, database, user).collect();
         format!("{} {} {} {:?} {wait} {at} | {limits:?}", p.mode.as_str(), p.size, p.min, p.max_db)
     }
 
@@ -171,7 +171,7 @@ mod tests {
     fn zero_means_no_limit() {
         let mut pools = pools();
         pools.databases.insert("open".into(), Database { max_client_connections: Some(0), ..Database::default() });
-        assert_eq!(client_limits(&pools, "open", "ann"), []);
+        assert_eq!(client_limits(&pools, "open", "ann").next(), None);
     }
 
     #[test]

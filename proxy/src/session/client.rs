@@ -271,7 +271,7 @@ impl Session {
         client: Stream,
         (identity, credentials): (Arc<Identity>, Arc<Credentials>),
         causality: Rc<RefCell<Causality>>,
-        (settings, application_name): (Arc<Settings>, Option<&str>),
+        (settings, lex, application_name): (Arc<Settings>, LexRules, Option<&str>),
         mut functions: watch::Receiver<Arc<FunctionTable>>,
     ) -> Box<Self> {
         let table = functions.borrow_and_update().clone();
@@ -282,7 +282,7 @@ impl Session {
         let tally = w.tallies.of(&identity.database);
         tally.add(Counter::Logins, 1);
         // In its place at once: it is large.
-        let mut session = Box::new(Self {
+        let session = Box::new(Self {
             w,
             presence,
             place,
@@ -293,7 +293,7 @@ impl Session {
             pools: Vec::new(),
             functions,
             table,
-            lex: LexRules::STANDARD,
+            lex,
             misroutes: 0,
             knows_from: 0,
             serializable: false,
@@ -336,7 +336,7 @@ impl Session {
             saw: false,
             listens: false,
             reported: false,
-            base: settings.clone(),
+            base: settings,
             lost_pins: None,
             lost_block: LostBlock::None,
             in_doubt: None,
@@ -377,7 +377,6 @@ impl Session {
             tunnel: false,
             parse_key,
         });
-        settings.iter().for_each(|(name, value)| session.learn(name, value));
         session.presence.settings.replace(session.tracking.settings.clone());
         session.w.patrons.enter(&session.identity, &session.credentials);
         session.w.stir();
@@ -395,11 +394,7 @@ impl Session {
     /// A setting that changes how the server reads the client's text.
     pub(super) fn learn(&mut self, name: &str, value: &str) {
         self.cut = None;
-        match name {
-            "standard_conforming_strings" => self.lex.standard_conforming_strings = value == "on",
-            "client_encoding" => self.lex.ascii_safe_encoding = LexRules::encoding_is_ascii_safe(value),
-            _ => {}
-        }
+        self.lex.learn(name, value);
     }
 
     /// Find this pool without its whole key the next time.

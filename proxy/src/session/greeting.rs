@@ -1,6 +1,7 @@
 //! What a client is told of its settings when it logs in: written once for all clients of an identity. Pure.
 
 use crate::session::tracking::APPLICATION_NAME;
+use crate::sql::LexRules;
 use crate::wire::backend::write_parameter_status;
 use crate::worker::Settings;
 use std::sync::Arc;
@@ -10,6 +11,8 @@ use std::sync::Arc;
 pub struct Greeting {
     /// What was reported.
     pub settings: Arc<Settings>,
+    /// How texts are read under these.
+    pub lex: LexRules,
     /// The messages, but for the application's name.
     messages: Box<[u8]>,
     /// That name on the server, and where it comes among the messages.
@@ -28,15 +31,16 @@ impl Greeting {
     }
 
     fn with(settings: Arc<Settings>, in_hot_standby: &str) -> Self {
-        let (mut messages, mut own) = (Vec::with_capacity(1024), None);
+        let (mut messages, mut own, mut lex) = (Vec::with_capacity(1024), None, LexRules::STANDARD);
         for (name, value) in &*settings {
+            lex.learn(name, value);
             match name.as_str() {
                 APPLICATION_NAME => own = Some((value.clone(), messages.len())),
                 "in_hot_standby" => write_parameter_status(&mut messages, name, in_hot_standby),
                 _ => write_parameter_status(&mut messages, name, value),
             }
         }
-        Self { settings, messages: messages.into(), name: own }
+        Self { settings, lex, messages: messages.into(), name: own }
     }
 
     /// Append the messages for a client whose application has this name, if it gave one.
@@ -55,7 +59,10 @@ const MAX_NAME: usize = 63;
 
 /// The name of an application as a server with these settings shows it. What is not printable ASCII is a question mark,
 /// or since PostgreSQL 16 its number; the whole is no longer than a name, as servers are given it by SET.
-pub fn shown_name(given: &str, settings: &Settings) -> String {
+pub fn shown_name(given: String, settings: &Settings) -> String {
+    if given.len() <= MAX_NAME && given.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return given;
+    }
     let version = settings.iter().find(|(name, _)| name == "server_version").map(|(_, version)| version.as_str());
     let major = version.and_then(|v| v.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
     let numbers = major.is_some_and(|major| major >= 16);
@@ -84,9 +91,9 @@ mod tests {
             ("18beta1", "\u{e9}", "\\xc3\\xa9"),
             ("", "\u{e9}", "??"),
         ] {
-            assert_eq!(shown_name(given, &with(version)), shown, "{version}");
+            assert_eq!(shown_name(given.to_owned(), &with(version)), shown, "{version}");
         }
-        assert_eq!(shown_name(&"\u{e9}".repeat(40), &with("17.0")).len(), 63);
+        assert_eq!(shown_name("\u{e9}".repeat(40), &with("17.0")).len(), 63);
     }
 
     #[test]

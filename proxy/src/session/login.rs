@@ -1,6 +1,5 @@
 //! From the first byte of a connection to its first ReadyForQuery.
 
-use crate::auth::cancel_keys::Secret;
 use crate::auth::credentials::Credentials;
 use crate::catalog::Tables;
 use crate::console;
@@ -16,7 +15,7 @@ use crate::session::greeting::{Greeting, shown_name};
 use crate::session::peers;
 use crate::session::presence::{Facts, Presence};
 use crate::session::{durable, encrypt, proxied, read_only, shown};
-use crate::sql::Access;
+use crate::sql::{Access, LexRules};
 use crate::tls::AcceptError;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
@@ -88,7 +87,7 @@ pub async fn welcome(w: &Rc<Worker>, stream: Stream, origin: Origin, read_only: 
     };
     let farewell = match outcome {
         Ok(session) => {
-            w.counts.login("ok");
+            w.counts.logged_in();
             return session.enter(greeter.stream, greeter.buf);
         }
         Err(farewell) => farewell,
@@ -156,6 +155,7 @@ pub struct Prepared {
     credentials: Arc<Credentials>,
     causality: Rc<RefCell<Causality>>,
     settings: Arc<Settings>,
+    lex: LexRules,
     application_name: Option<String>,
     /// The client speaks protocol 3.2 or later.
     long_key: bool,
@@ -176,14 +176,14 @@ impl Prepared {
             return None;
         };
         let mut hello = self.hello;
-        let (pid, id) = (pid_of(self.w.index, place), self.w.shared.config.borrow().cancel.id);
+        let (pid, id) = (pid_of(self.w.index, place), self.w.config().cancel.id);
         let secret = self.w.shared.cancelling.secret(id, pid, self.long_key);
-        presence.secret.set(Secret::new(&secret));
+        presence.secret.set(Some(secret));
         let term = self.w.view.borrow().topology.term;
         if self.tunnel.is_none() {
             shown::write_term(&mut hello, term);
         }
-        backend::write_backend_key(&mut hello, pid, &secret);
+        backend::write_backend_key(&mut hello, pid, secret.as_bytes());
         backend::write_ready(&mut hello, TxStatus::Idle);
         let (identity, connected) = (self.identity.clone(), self.w.now());
         // Logical replication belongs to a database, physical to none.
@@ -201,7 +201,7 @@ impl Prepared {
             stream,
             (self.identity, self.credentials),
             self.causality,
-            (self.settings, self.application_name.as_deref()),
+            (self.settings, self.lex, self.application_name.as_deref()),
             self.functions,
         );
         session.term_told = term;
@@ -274,9 +274,10 @@ impl Greeter<'_> {
             (ssl, gss) = (true, true);
         }
         loop {
-            let packet = self.packet().await?;
+            let len = self.packet().await?;
             let violation = |what: &str| ClientError::ProtocolViolation { what: what.to_owned() };
-            let parsed = startup::parse(&packet).map_err(|bad| violation(&bad.to_string()))?;
+            let parsed = startup::parse(&self.buf[..len]).map_err(|bad| violation(&bad.to_string()))?;
+            self.buf.drain(..len);
             match parsed {
                 Packet::Ssl | Packet::GssEnc => {
                     let asked = if parsed == Packet::Ssl { &mut ssl } else { &mut gss };
@@ -335,12 +336,13 @@ impl Greeter<'_> {
         }
     }
 
-    async fn packet(&mut self) -> Result<Vec<u8>, Farewell> {
+    /// Bytes of the packet that the client has sent first, once all of it has come.
+    async fn packet(&mut self) -> Result<usize, Farewell> {
         loop {
             let len = startup::packet_len(&self.buf)
                 .map_err(|bad| ClientError::ProtocolViolation { what: bad.to_string() })?;
             if let Some(len) = len.filter(|&len| self.buf.len() >= len) {
-                return Ok(self.buf.drain(..len).collect());
+                return Ok(len);
             }
             self.more().await?;
         }
@@ -399,7 +401,7 @@ impl Greeter<'_> {
         let Startup { database, user, .. } = &admitted.startup;
         match console::admit(self.w, database, user) {
             Ok(access) => {
-                self.w.counts.login("ok");
+                self.w.counts.logged_in();
                 if let Err(farewell) = self.flush().await {
                     return farewell;
                 }
@@ -416,8 +418,7 @@ impl Greeter<'_> {
 
     /// What the files have for logging in to servers as that user.
     fn configured(&self, user: &str) -> Credentials {
-        let users = &self.w.shared.users;
-        users.for_servers(user).unwrap_or_else(|| users.credentials(user))
+        self.w.shared.users.leaves(user)
     }
 
     /// Nobody of this identity has come before, or the client is to have a server of its own.
@@ -518,20 +519,21 @@ impl Greeter<'_> {
     ) -> Prepared {
         let Entering { want, admission, long_key, application_name, replication: _ } = entering;
         let Want { credentials, causality, .. } = want;
-        let application_name = application_name.map(|given| shown_name(&given, &greeting.settings));
+        let application_name = application_name.map(|given| shown_name(given, &greeting.settings));
         let mut hello = std::mem::take(&mut self.out);
         if self.read_only {
             Greeting::of_standby(greeting.settings.clone()).write(application_name.as_deref(), &mut hello);
         } else {
             greeting.write(application_name.as_deref(), &mut hello);
         }
-        let (w, origin, settings) = (self.w.clone(), self.origin, greeting.settings.clone());
+        let (w, origin, settings, lex) = (self.w.clone(), self.origin, greeting.settings.clone(), greeting.lex);
         Prepared {
             w,
             identity,
             credentials,
             causality,
             settings,
+            lex,
             application_name,
             long_key,
             hello,

@@ -57,7 +57,7 @@ impl Cancelling {
     }
 
     /// A secret for a session of this process; `long` for clients of protocol 3.2.
-    pub fn secret(&self, id: u8, pid: u32, long: bool) -> Vec<u8> {
+    pub fn secret(&self, id: u8, pid: u32, long: bool) -> Secret {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).0.secret(id, pid, rand::random(), long)
     }
 

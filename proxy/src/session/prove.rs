@@ -44,8 +44,10 @@ impl Greeter<'_> {
         };
         backend::write_authentication_ok(&mut self.out);
         let users = &self.w.shared.users;
-        let configured = users.for_servers(user);
-        Ok(configured.or(left).unwrap_or_else(|| users.credentials(user)))
+        Ok(match left {
+            Some(left) => users.for_servers(user).unwrap_or(left),
+            None => users.leaves(user),
+        })
     }
 
     fn way(&self) -> Way {

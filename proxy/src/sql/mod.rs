@@ -161,6 +161,15 @@ impl LexRules {
     /// What every server starts with unless it says otherwise.
     pub const STANDARD: Self = Self { standard_conforming_strings: true, ascii_safe_encoding: true };
 
+    /// The same where the server has reported a setting.
+    pub fn learn(&mut self, name: &str, value: &str) {
+        match name {
+            "standard_conforming_strings" => self.standard_conforming_strings = value == "on",
+            "client_encoding" => self.ascii_safe_encoding = Self::encoding_is_ascii_safe(value),
+            _ => {}
+        }
+    }
+
     /// Is a `client_encoding`, as the server reports it, safe to scan as ASCII? Unknown names are not.
     /// Source: PostgreSQL documentation, "Character Set Support": those not allowed as server encodings.
     pub fn encoding_is_ascii_safe(client_encoding: &str) -> bool {
