@@ -3,10 +3,14 @@
 //! Reading and writing never wait by themselves: a call moves what can be moved now, or registers the task.
 
 mod calls;
+mod fresh;
 mod plain;
 #[cfg_attr(not(target_os = "linux"), path = "net/no_ring.rs")]
 mod ring;
 pub mod round;
+
+pub use calls::defer_accept;
+pub use fresh::Fresh;
 
 use crate::tls::{Peer, Tls};
 use plain::Plain;
@@ -143,6 +147,16 @@ impl Stream {
             Self::Tcp(socket) => socket.try_write(bytes),
             Self::Unix(socket) => socket.try_write(bytes),
             Self::Tls(tls) => tls.try_write(bytes),
+        }
+    }
+
+    /// Write to a socket that may be new: the runtime does not know then that it takes something, as each does. How many
+    /// bytes it has taken; why it takes none shows when more is written, which is what there is for TLS.
+    pub fn write_at_once(&mut self, bytes: &[u8]) -> usize {
+        match self {
+            Self::Tcp(socket) => socket.write_at_once(bytes),
+            Self::Unix(socket) => socket.write_at_once(bytes),
+            Self::Tls(_) => 0,
         }
     }
 

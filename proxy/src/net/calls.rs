@@ -4,8 +4,10 @@
 //! that nobody here does. A statement is four such calls, and little else as far as the proxy goes.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::Interest;
 
 /// A socket as the runtime watches it.
@@ -60,8 +62,39 @@ pub(super) fn try_write(socket: &impl Watched, bytes: &[u8]) -> io::Result<usize
     socket.try_io(Interest::WRITABLE, || send(socket.as_fd().as_raw_fd(), bytes))
 }
 
+/// Accept a connection that does not block, without waiting for one.
 #[cfg(target_os = "linux")]
-fn receive(socket: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
+pub(super) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    let accept = |storage: *mut socket2::SockAddrStorage, len: *mut libc::socklen_t| {
+        // SAFETY: storage and length are live and belong together.
+        let fd = unsafe {
+            libc::accept4(listener.as_raw_fd(), storage.cast(), len, libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
+        };
+        // SAFETY: a new descriptor, which nobody else has.
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
+    };
+    // SAFETY: the kernel writes the address and its length.
+    let (socket, address) = unsafe { socket2::SockAddr::try_init(accept)? };
+    Ok((socket.into(), address.as_socket().ok_or(io::ErrorKind::Unsupported)?))
+}
+
+/// Have connections of this listener accepted only once something of them has come, or so long has passed.
+///
+/// # Errors
+/// The kernel's.
+#[cfg(target_os = "linux")]
+pub fn defer_accept(listener: &impl AsFd, most: Duration) -> io::Result<()> {
+    let seconds = libc::c_int::try_from(most.as_secs()).unwrap_or(libc::c_int::MAX);
+    let (fd, len) = (listener.as_fd().as_raw_fd(), std::mem::size_of_val(&seconds) as libc::socklen_t);
+    // SAFETY: the kernel reads `len` bytes, of `seconds`.
+    let done =
+        unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, (&raw const seconds).cast(), len) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(target_os = "linux")]
+pub(super) fn receive(socket: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
     let (fd, null) = (socket.as_fd().as_raw_fd(), std::ptr::null_mut::<libc::c_void>());
     // SAFETY: the kernel writes at most `buf.len()` bytes, to `buf`; null is for an address that is not asked for.
     let n = unsafe { libc::syscall(libc::SYS_recvfrom, fd, buf.as_mut_ptr(), buf.len(), 0, null, null) };
@@ -84,7 +117,23 @@ pub(super) fn shut_down(fd: RawFd) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn receive(socket: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
+pub(super) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, address) = listener.accept()?;
+    socket.set_nonblocking(true)?;
+    Ok((socket, address))
+}
+
+/// Linux's only: elsewhere connections are accepted at once.
+///
+/// # Errors
+/// None.
+#[cfg(not(target_os = "linux"))]
+pub fn defer_accept(_listener: &impl AsFd, _most: Duration) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn receive(socket: &impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
     io::Read::read(&mut &*socket2::SockRef::from(&socket.as_fd()), buf)
 }
 

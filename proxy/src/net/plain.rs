@@ -43,6 +43,14 @@ impl<S: Watched> Plain<S> {
         calls::try_write(self.ready()?, bytes)
     }
 
+    /// Write, whatever the runtime knows of the socket.
+    pub(super) fn write_at_once(&mut self, bytes: &[u8]) -> usize {
+        if !self.is_sent() {
+            return 0;
+        }
+        calls::send(self.socket.as_fd().as_raw_fd(), bytes).unwrap_or(0)
+    }
+
     /// The socket, once all has been sent that it was sent before.
     ///
     /// # Errors

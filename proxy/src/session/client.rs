@@ -385,7 +385,12 @@ impl Session {
 
     /// The first bytes to the client, and what it sent before them.
     pub(super) fn greet(&mut self, hello: Vec<u8>, inbox: Vec<u8>) {
-        self.to_client.take_over(hello);
+        if self.tunnel || !self.client.write_in_round(&hello, self.place) {
+            match self.client.write_at_once(&hello) {
+                0 => self.to_client.take_over(hello),
+                sent => self.to_client.queue(&hello[sent..]),
+            }
+        }
         self.rescan = !inbox.is_empty();
         // Nothing is kept for a client that has sent nothing.
         self.inbox = if inbox.is_empty() { Vec::new() } else { inbox };

@@ -40,7 +40,7 @@ const MAX_MESSAGE: usize = 4096;
 /// server is asked what its statements leave.
 const CATALOG_WAIT: Duration = Duration::from_secs(3);
 
-/// Room for what a client sends first, bytes: a startup packet comes in one piece nearly always.
+/// Room for what a client sends in its login, bytes: a message comes in one piece nearly always.
 const ROOM: usize = 512;
 
 /// Why a connection ends before its session begins.
@@ -74,8 +74,13 @@ impl From<std::io::Error> for Farewell {
 }
 
 /// Greet a client. What it rarely comes to is boxed, so that the rest takes little room. `None` when there will be no session; it has been told why.
-pub async fn welcome(w: &Rc<Worker>, stream: Stream, origin: Origin, read_only: bool) -> Option<Box<Session>> {
-    let mut greeter = Greeter { w, stream, origin, read_only, buf: Vec::with_capacity(ROOM), out: Vec::new() };
+pub async fn welcome(
+    w: &Rc<Worker>,
+    (stream, buf): (Stream, Vec<u8>),
+    origin: Origin,
+    read_only: bool,
+) -> Option<Box<Session>> {
+    let mut greeter = Greeter { w, stream, origin, read_only, buf, out: Vec::new() };
     let limit = w.config().login_timeout;
     let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
         Ok(Ok(admitted)) if console::is_console(&admitted.startup.database) => {
@@ -365,6 +370,8 @@ impl Greeter<'_> {
     /// Tell the client what it has not been told yet.
     pub(super) async fn flush(&mut self) -> Result<(), Farewell> {
         // What is sent is taken off at once: the login's time may end in between.
+        let sent = self.stream.write_at_once(&self.out);
+        self.out.drain(..sent);
         while !self.out.is_empty() {
             let n = self.stream.write(&self.out).await?;
             self.out.drain(..n);
@@ -374,6 +381,7 @@ impl Greeter<'_> {
 
     async fn more(&mut self) -> Result<(), Farewell> {
         self.flush().await?;
+        self.buf.reserve(ROOM);
         if self.stream.read_buf(&mut self.buf).await? == 0 {
             return Err(Farewell::Silent);
         }

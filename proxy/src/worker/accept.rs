@@ -1,7 +1,11 @@
 //! Accepting clients. The first worker does, on its own thread: most clients are its own, and a connection that moves
 //! to another thread costs two registrations and two wake-ups more.
+//!
+//! A client speaks first, and its first packet comes in one piece nearly always: so the kernel is asked to keep a
+//! connection until that is there, and it is read before the socket is watched. The runtime looks at its sockets once less
+//! for a login then.
 
-use crate::net::{Detached, Origin, Stream};
+use crate::net::{Detached, Fresh, Origin, Stream, defer_accept};
 use crate::placing;
 use crate::worker::run::{Seat, serve};
 use crate::worker::{ToWorker, Worker};
@@ -10,7 +14,9 @@ use std::io;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 /// How long a client's connection is silent before its host is asked whether it lives: one that has vanished is noticed
@@ -20,6 +26,8 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Questions without an answer after which it is gone.
 const KEEPALIVE_RETRIES: u32 = 3;
+/// How long the kernel keeps a connection of which nothing has come. That of a client that says nothing is accepted then.
+const SILENCE: Duration = Duration::from_secs(1);
 /// The pause after a failed accept: out of descriptors, most likely.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Clients accepted before those that are here get their turn.
@@ -53,13 +61,22 @@ pub fn tune(socket: &std::net::TcpListener, user_timeout: Option<Duration>) -> i
     socket.set_tcp_nodelay(true)?;
     // Also without one: the socket may come from a process that had one.
     socket.set_tcp_user_timeout(user_timeout)?;
+    defer_accept(&*socket, SILENCE)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES))
 }
 
 enum Listener {
-    Tcp(TcpListener, bool),
+    Tcp(AsyncFd<std::net::TcpListener>, bool),
     Unix(UnixListener),
+}
+
+/// The connection of a client.
+enum Arrival {
+    /// That no runtime watches yet, and what has been read of it.
+    Fresh(Fresh),
+    /// That this worker's runtime watches.
+    Watched(Stream),
 }
 
 impl Listener {
@@ -71,16 +88,16 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> io::Result<(Stream, Origin)> {
+    async fn accept(&self) -> io::Result<(Arrival, Origin)> {
         match self {
             Self::Tcp(listener, _) => {
-                let (stream, address) = listener.accept().await?;
-                Ok((stream.into(), Origin::Tcp(address)))
+                let (fresh, address) = listener.async_io(Interest::READABLE, Fresh::accept).await?;
+                Ok((Arrival::Fresh(fresh), Origin::Tcp(address)))
             }
             Self::Unix(listener) => {
                 let stream = listener.accept().await?.0;
                 let origin = Origin::Local { uid: stream.peer_cred()?.uid() };
-                Ok((stream.into(), origin))
+                Ok((Arrival::Watched(stream.into()), origin))
             }
         }
     }
@@ -93,7 +110,7 @@ impl Listener {
 pub(super) fn begin(worker: &Rc<Worker>, entrances: Entrances) -> io::Result<()> {
     for socket in entrances.sockets {
         let listener = match socket {
-            Entrance::Tcp(socket, read_only) => Listener::Tcp(TcpListener::from_std(socket)?, read_only),
+            Entrance::Tcp(socket, read_only) => Listener::Tcp(watch(socket)?, read_only),
             Entrance::Unix(socket) => Listener::Unix(UnixListener::from_std(socket)?),
         };
         let (worker, mut accepting) = (worker.clone(), entrances.accepting.clone());
@@ -110,11 +127,16 @@ pub(super) fn begin(worker: &Rc<Worker>, entrances: Entrances) -> io::Result<()>
     Ok(())
 }
 
+fn watch(socket: std::net::TcpListener) -> io::Result<AsyncFd<std::net::TcpListener>> {
+    // SAFETY: a listener has one descriptor, its own, for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? })
+}
+
 async fn accept(worker: &Rc<Worker>, listener: Listener) {
     loop {
         for _ in 0..AT_ONCE {
             match listener.accept().await {
-                Ok((stream, origin)) => place(worker, stream, origin, listener.read_only()),
+                Ok((arrival, origin)) => place(worker, arrival, origin, listener.read_only()),
                 Err(error) => {
                     tracing::warn!(%error, "could not accept a client");
                     tokio::time::sleep(PAUSE).await;
@@ -126,7 +148,7 @@ async fn accept(worker: &Rc<Worker>, listener: Listener) {
 }
 
 /// Give a client to the worker that is to have it.
-fn place(worker: &Rc<Worker>, stream: Stream, origin: Origin, read_only: bool) {
+fn place(worker: &Rc<Worker>, arrival: Arrival, origin: Origin, read_only: bool) {
     let (shared, config) = (&worker.shared, worker.config());
     // Twice the limit of clients may be connected while the surplus is being told so.
     if shared.clients.load(Ordering::SeqCst) >= config.max_client_connections.saturating_mul(2) {
@@ -136,16 +158,28 @@ fn place(worker: &Rc<Worker>, stream: Stream, origin: Origin, read_only: bool) {
     let to = placing::worker_for(sessions, config.worker_fill).expect("there is at least one worker");
     let seat = Seat::take(shared.clone(), to, read_only);
     if to == worker.index {
-        return serve(worker, stream, origin, seat);
+        let taken = match arrival {
+            Arrival::Fresh(Fresh { socket, first }) => Detached::Tcp(socket).attach().map(|stream| (stream, first)),
+            Arrival::Watched(stream) => Ok((stream, Vec::new())),
+        };
+        return match taken {
+            Ok((stream, first)) => serve(worker, (stream, first), origin, seat),
+            Err(error) => tracing::warn!(%error, "client socket could not be registered"),
+        };
     }
-    let sent = stream.detach().is_ok_and(|stream| send(worker, to, stream, origin, seat));
+    let sent = match arrival {
+        Arrival::Fresh(Fresh { socket, first }) => send(worker, to, (Detached::Tcp(socket), first), origin, seat),
+        Arrival::Watched(stream) => {
+            stream.detach().is_ok_and(|stream| send(worker, to, (stream, Vec::new()), origin, seat))
+        }
+    };
     if !sent {
         tracing::warn!(worker = to, "worker takes no more clients, one was refused");
     }
 }
 
-fn send(worker: &Worker, to: usize, stream: Detached, origin: Origin, seat: Seat) -> bool {
-    worker.shared.peers[to].try_send(ToWorker::Client { stream, origin, seat }).is_ok()
+fn send(worker: &Worker, to: usize, (stream, first): (Detached, Vec<u8>), origin: Origin, seat: Seat) -> bool {
+    worker.shared.peers[to].try_send(ToWorker::Client { stream, first, origin, seat }).is_ok()
 }
 
 #[cfg(test)]

@@ -111,8 +111,8 @@ async fn dismiss(worker: &Worker) {
 fn receive(worker: &Rc<Worker>, message: ToWorker) {
     worker.stir();
     match message {
-        ToWorker::Client { stream, origin, seat } => match stream.attach() {
-            Ok(stream) => serve(worker, stream, origin, seat),
+        ToWorker::Client { stream, first, origin, seat } => match stream.attach() {
+            Ok(stream) => serve(worker, (stream, first), origin, seat),
             Err(error) => tracing::warn!(%error, "client socket could not be registered"),
         },
         ToWorker::Cancel { place, secret, done } => worker.cancel(place, secret, done),
@@ -145,13 +145,13 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
     }
 }
 
-/// Serve a client in a task of its own.
-pub(super) fn serve(worker: &Rc<Worker>, stream: Stream, origin: Origin, seat: Seat) {
+/// Serve a client, of whose bytes the first have been read, in a task of its own.
+pub(super) fn serve(worker: &Rc<Worker>, client: (Stream, Vec<u8>), origin: Origin, seat: Seat) {
     let worker = worker.clone();
     worker.stir();
     tokio::task::spawn_local(async move {
         // A login needs more memory than the session after it: it is given back.
-        if let Some(session) = Box::pin(login::welcome(&worker, stream, origin, seat.read_only)).await {
+        if let Some(session) = Box::pin(login::welcome(&worker, client, origin, seat.read_only)).await {
             client::run(session).await;
         }
         drop(seat);

@@ -182,6 +182,8 @@ pub enum ToWorker {
     Client {
         /// Its socket.
         stream: Detached,
+        /// What it has sent already.
+        first: Vec<u8>,
         /// Where it comes from.
         origin: Origin,
         /// It counts already.
