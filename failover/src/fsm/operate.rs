@@ -202,6 +202,18 @@ impl Planner {
         self.forced(now, op, to, allow_loss, out)
     }
 
+    /// A primary that serves is not stopped for nodes of which none would be promoted without being named.
+    fn somebody_is_willing(&self, now: Instant, primary: &NodeId, allow_loss: bool) -> Result<(), Vec<Blocker>> {
+        let votes = |n: &NodeId| allow_loss || self.seen.policy().is_some_and(|p| p.counts(n));
+        let there: Vec<NodeId> = self.prospects(now).into_iter().filter(|n| n != primary && votes(n)).collect();
+        let preferences = self.preferences(Some(primary));
+        let willing = |n: &NodeId| preferences.get(n).copied().unwrap_or_default().willing != Willing::Never;
+        if there.is_empty() || there.iter().any(willing) {
+            return Ok(());
+        }
+        Err(there.into_iter().map(|node| Blocker::NeverPromoted { node, have: None }).collect())
+    }
+
     /// Nothing is under way: replace the primary, dead or alive.
     fn forced(
         &mut self,
@@ -229,6 +241,9 @@ impl Planner {
         let knowingly = allow_loss && somebody;
         if !(short.is_empty() || knowingly) {
             return Err(short);
+        }
+        if let (None, Some(primary)) = (&to, &at_work) {
+            self.somebody_is_willing(now, primary, allow_loss)?;
         }
         let mut evidence = vec!["an operator asked for a failover".to_owned()];
         if allow_loss {
