@@ -5,7 +5,7 @@ use crate::fsm::agent::Others;
 use crate::record::{
     AdoptRecord, FenceRecord, InitRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord,
 };
-use crate::store::{Compare, Range, Snapshot, Store, StoreError, Txn, Versioned};
+use crate::store::{Compare, Hints, Range, Snapshot, Store, StoreError, Txn, Versioned};
 use cluster::keys::Keys;
 use cluster::{Endpoint, Instant, NodeId, Term};
 use serde::de::DeserializeOwned;
@@ -93,6 +93,13 @@ fn ranges(keys: &Keys) -> Vec<Range> {
     ]
 }
 
+/// The keys and prefixes of the same. Proxies and managers write others at each step of a change of primary, when a
+/// reading of each agent would take from what clients wait for.
+fn watches(keys: &Keys) -> [String; 8] {
+    let k = keys;
+    [k.term(), k.policy(), k.init(), k.primary(), k.adopt(), k.members(), k.fences(), k.maintenance()]
+}
+
 impl Agent {
     /// Read all records, publish them.
     pub(crate) async fn read_records(&self) -> Result<(), StoreError> {
@@ -170,7 +177,7 @@ impl Agent {
 
     /// Read at every hint and every second; while etcd does not answer, keep what was read.
     pub(crate) async fn follow_records(&self) {
-        let mut hints = self.store.watch(&self.env.keys.root());
+        let mut hints = watches(&self.env.keys).map(|prefix| self.store.watch(&prefix));
         let mut reachable = true;
         loop {
             match self.read_records().await {
@@ -185,7 +192,7 @@ impl Agent {
             }
             let pause = Duration::from_millis(if reachable { 1000 } else { 200 });
             tokio::select! {
-                () = hints.changed(), if reachable => {}
+                () = Hints::any(&mut hints), if reachable => {}
                 () = self.read_again.notified(), if reachable => {}
                 () = tokio::time::sleep(pause) => {}
             }

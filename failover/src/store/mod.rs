@@ -16,6 +16,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -216,6 +217,16 @@ impl Hints {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Wait for the next hint of any of them. Cancel-safe.
+    pub async fn any(all: &mut [Self]) {
+        let mut waits: Vec<_> = all.iter_mut().map(|hints| Box::pin(hints.changed())).collect();
+        std::future::poll_fn(|context| match waits.iter_mut().any(|w| w.as_mut().poll(context).is_ready()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
     }
 }
 

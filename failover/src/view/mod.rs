@@ -210,25 +210,12 @@ impl Reader {
             // Who waits still does when that reading failed.
             waited_for &= failed;
             tokio::select! {
-                () = any_hint(&mut hints) => (),
+                () = Hints::any(&mut hints) => (),
                 () = newly_registered.notified() => (),
                 () = tokio::time::sleep(pause) => (),
                 () = ask => waited_for = true,
             }
         }
-    }
-}
-
-/// The first hint of any watch.
-async fn any_hint(hints: &mut [Hints; 6]) {
-    let [term, primary, policy, members, fences, maintenance] = hints;
-    tokio::select! {
-        () = term.changed() => (),
-        () = primary.changed() => (),
-        () = policy.changed() => (),
-        () = members.changed() => (),
-        () = fences.changed() => (),
-        () = maintenance.changed() => (),
     }
 }
 

@@ -22,6 +22,10 @@ const MIN_GAP: Duration = Duration::from_millis(20);
 const IDLE_GAP: Duration = Duration::from_secs(5);
 /// What became of writes in doubt is told this soon: a person may be looking at the report of a failover.
 const DOUBTS_GAP: Duration = Duration::from_millis(500);
+/// Between two phases of one term, which nobody waits for either.
+const PHASE_GAP: Duration = Duration::from_millis(250);
+/// Transactions that run when the gate is drained are mostly over in a moment: so long that they still run is not written.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(40);
 /// Pause after a failed attempt to get a lease or write the record.
 const FAILED_PAUSE: Duration = Duration::from_millis(200);
 
@@ -171,10 +175,13 @@ impl Registrar {
         let period = lease.ttl / 6;
         let mut renew_at = lease.sent_at + period;
         let mut written_at = Clock.now();
+        let mut differs_since = None;
         loop {
             let now = Clock.now();
             let state = *self.state.borrow_and_update();
-            let write_in = write_in(&written, now.since(written_at), &state);
+            differs_since = (written != state).then(|| differs_since.unwrap_or(now));
+            let differs_for = differs_since.map_or(Duration::ZERO, |since| now.since(since));
+            let write_in = write_in(&written, (now.since(written_at), differs_for), &state);
             let wait = write_in.unwrap_or(period).min(renew_at.since(now));
             if !wait.is_zero() {
                 tokio::select! {
@@ -254,26 +261,31 @@ fn deadline(lease: &Lease) -> Instant {
     lease.deadline(lease.ttl * CLOCK_DRIFT_PER_MILLE / 1000)
 }
 
-/// In how long `state` is to be written, given what was written and how long ago. `None`: nothing to write.
-fn write_in(written: &ProxyState, ago: Duration, state: &ProxyState) -> Option<Duration> {
+/// In how long `state` is to be written, given what was written, how long ago, and for how long that has been outdated.
+/// `None`: nothing to write. Each write costs a commit in etcd and readings of who watches, while clients wait.
+fn write_in(written: &ProxyState, (ago, differs_for): (Duration, Duration), state: &ProxyState) -> Option<Duration> {
     if written == state {
         return None;
     }
-    let waited_for = (written.term, written.epoch, written.gate) != (state.term, state.epoch, state.gate);
-    let gap = match state.gate {
-        _ if waited_for => MIN_GAP,
-        Gate::Open if written.doubts == state.doubts => IDLE_GAP,
-        Gate::Open => DOUBTS_GAP,
-        Gate::Draining | Gate::Closed(_) => MIN_GAP,
+    let same_term = (written.term, written.epoch) == (state.term, state.epoch);
+    let drains = |s: &ProxyState| s.gate == Gate::Draining;
+    let gap = match same_term {
+        true if written.gate == Gate::Open && state.gate == Gate::Open => {
+            if written.doubts == state.doubts { IDLE_GAP } else { DOUBTS_GAP }
+        }
+        true if !drains(written) && !drains(state) => PHASE_GAP,
+        true | false => MIN_GAP,
     };
-    Some(gap.saturating_sub(ago))
+    let runs_out = drains(state) && !drains(written) && same_term && state.busy > 0;
+    let patience = if runs_out { DRAIN_PATIENCE.saturating_sub(differs_for) } else { Duration::ZERO };
+    Some(gap.saturating_sub(ago).max(patience))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use cluster::per_term::Fate;
-    use cluster::topology::BelowMode;
+    use cluster::topology::{BelowMode, Closed};
 
     #[test]
     fn only_what_a_manager_waits_for_is_written_promptly() {
@@ -287,18 +299,27 @@ mod tests {
         };
         let mut resolved = s(3, Gate::Open, 9);
         resolved.doubts.add(Term(2), Fate::Lost.into());
-        let open = s(3, Gate::Open, 9);
+        let (open, drained) = (s(3, Gate::Open, 9), s(3, Gate::Draining, 0));
+        let closed = |why, busy| s(3, Gate::Closed(why), busy);
         let ms = Duration::from_millis;
-        for (written, ago, state, want) in [
-            (open, 60_000, open, None),
-            (open, 1000, s(3, Gate::Open, 8), Some(ms(4000))),
-            (open, 6000, s(3, Gate::Open, 8), Some(ms(0))),
-            (open, 1000, s(3, Gate::Draining, 9), Some(ms(0))),
-            (open, 5, s(4, Gate::Open, 9), Some(ms(15))),
-            (open, 100, resolved, Some(ms(400))),
-            (s(3, Gate::Draining, 9), 30, s(3, Gate::Draining, 0), Some(ms(0))),
+        for (written, ago, differs_for, state, want) in [
+            (open, 60_000, 0, open, None),
+            (open, 1000, 0, s(3, Gate::Open, 8), Some(ms(4000))),
+            (open, 6000, 6000, s(3, Gate::Open, 8), Some(ms(0))),
+            (open, 1000, 0, drained, Some(ms(0))),
+            (open, 1000, 0, s(3, Gate::Draining, 9), Some(ms(40))),
+            (open, 1000, 40, s(3, Gate::Draining, 9), Some(ms(0))),
+            (open, 5, 0, s(4, Gate::Open, 9), Some(ms(15))),
+            (open, 1000, 0, s(4, Gate::Closed(Closed::Recruiting), 9), Some(ms(0))),
+            (s(3, Gate::Draining, 9), 30, 0, drained, Some(ms(0))),
+            (open, 100, 0, resolved, Some(ms(400))),
+            // The next drain must not find what was written of this one.
+            (drained, 30, 0, s(3, Gate::Open, 0), Some(ms(0))),
+            (closed(Closed::Promoting, 0), 50, 50, closed(Closed::Opening, 0), Some(ms(200))),
+            (closed(Closed::Opening, 0), 300, 0, s(3, Gate::Open, 5), Some(ms(0))),
         ] {
-            assert_eq!(write_in(&written, ms(ago), &state), want, "{written:?} -> {state:?}");
+            let seen = write_in(&written, (ms(ago), ms(differs_for)), &state);
+            assert_eq!(seen, want, "{written:?} -> {state:?}");
         }
     }
 }
