@@ -1,8 +1,9 @@
-//! What `pg_controldata` says of a data directory that is not running.
+//! What `pg_control` says of a data directory, read as it is or, where its layout is not known, by `pg_controldata`.
 
 use super::Env;
 use super::tool;
 use crate::api::PostgresState;
+use crate::fsm::control_file::{self, ControlFile};
 use cluster::{Lsn, TimelineId};
 use std::path::Path;
 use std::time::Duration;
@@ -27,11 +28,27 @@ impl Control {
 
     /// That of another directory.
     pub(crate) async fn of(env: &Env, data: &Path) -> Result<Self, tool::ToolError> {
+        let copied = data.join("backup_label").exists();
+        // Also half written it is left to the program.
+        let file = std::fs::read(data.join("global/pg_control")).ok();
+        if let Some(file) = file.as_deref().and_then(control_file::parse) {
+            return Ok(Self::from_file(file, copied));
+        }
         let mut command = env.program("pg_controldata");
         command.arg("-D").arg(data);
         let out = tool::run(command, Duration::from_secs(10)).await?;
-        let copied = data.join("backup_label").exists();
         parse(&out.stdout, copied).ok_or_else(|| tool::ToolError::Output { program: "pg_controldata".into() })
+    }
+
+    fn from_file(file: ControlFile, copied: bool) -> Self {
+        Self {
+            system_id: file.system_id.to_string(),
+            state: file.state.to_owned(),
+            checkpoint: file.checkpoint,
+            timeline: file.timeline,
+            segment_size: file.segment_size,
+            copied,
+        }
     }
 
     /// It was a primary when it last ran (or ran as one for a moment). A copy of a primary was not.

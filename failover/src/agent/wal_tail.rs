@@ -6,8 +6,9 @@ use super::rejoin::{RejoinError, Source};
 use super::tool::{self, ToolError};
 use super::{Agent, wall_millis};
 use crate::api::Position;
+use crate::fsm::control_file::shutdown_checkpoint_end;
 use crate::fsm::rejoin::tail;
-use crate::fsm::waldump::{self, Tail, parse, record_end};
+use crate::fsm::waldump::{self, PAGE, Tail, parse, record_end};
 use crate::record::{LossReport, Rearmed, Suspension};
 use crate::store::{Compare, StoreError, Txn};
 use cluster::timeline::{Fork, History};
@@ -15,6 +16,7 @@ use cluster::{Lsn, Term, TimelineId};
 use std::fs;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::process::Command;
@@ -63,8 +65,11 @@ impl Agent {
         }
     }
 
-    /// End of the record at the latest checkpoint.
+    /// End of the record at the latest checkpoint, that of a clean shutdown.
     pub(super) async fn end_of_record(&self, control: &Control) -> Result<Lsn, ToolError> {
+        if let Some(end) = self.shutdown_checkpoint_end(control) {
+            return Ok(end);
+        }
         let files = wal_files(&self.env.layout.data().join("pg_wal"));
         let mut command = self.waldump(&files, control.timeline, control.checkpoint, None, control.segment_size);
         command.arg("-n").arg("1");
@@ -73,6 +78,16 @@ impl Agent {
         let record = record.filter(|r| r.lsn == control.checkpoint);
         let record = record.ok_or_else(|| ToolError::Output { program: "pg_waldump".into() })?;
         Ok(record_end(record.lsn, record.total, control.segment_size))
+    }
+
+    /// The same, where it can be told from the page alone that the record is in.
+    fn shutdown_checkpoint_end(&self, control: &Control) -> Option<Lsn> {
+        let (at, segment) = (control.checkpoint, control.segment_size);
+        let name = segment_file(control.timeline, at, segment);
+        let file = fs::File::open(self.env.layout.data().join("pg_wal").join(name)).ok()?;
+        let mut page = vec![0; usize::try_from(PAGE).ok()?];
+        file.read_exact_at(&mut page, at.0 % segment / PAGE * PAGE).ok()?;
+        shutdown_checkpoint_end(&page, at, segment)
     }
 
     /// The files are named: left to itself `pg_waldump` learns the segments' size from any file of the directory, and fails
@@ -273,6 +288,12 @@ fn began_at(upstream: &History, parted: Fork) -> Term {
     Term(u64::from(next.0))
 }
 
+/// The name of the file that holds `lsn`, in segments of that many bytes.
+fn segment_file(timeline: TimelineId, lsn: Lsn, segment: u64) -> String {
+    let (number, each) = (lsn.0 / segment, (1u64 << 32) / segment);
+    format!("{:08X}{:08X}{:08X}", timeline.0, number / each, number % each)
+}
+
 struct WalFile {
     name: String,
     timeline: TimelineId,
@@ -406,6 +427,8 @@ mod tests {
         write("00000004.history");
         let files = wal_files(dir.path());
         assert_eq!((files.len(), files[0].timeline, files[0].number), (1, TimelineId(4), 256 + 2));
+        assert_eq!(segment_file(TimelineId(4), Lsn((256 + 2) * (16 << 20) + 5), 16 << 20), files[0].name);
+        assert_eq!(segment_file(TimelineId(31), Lsn(0x9_4020_0000), 1 << 20), "0000001F0000000900000402");
         for term in ["0000000002-timeline-1", "0000000003-timeline-2", "0000000010-timeline-3"] {
             fs::create_dir(dir.path().join(term)).unwrap();
         }

@@ -8,6 +8,7 @@ pub mod blocker;
 pub mod candidate;
 mod catch_up;
 mod change;
+pub mod control_file;
 pub mod lease;
 mod loss;
 mod maintenance;

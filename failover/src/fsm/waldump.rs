@@ -9,7 +9,7 @@ use cluster::Lsn;
 use std::ops::Range;
 
 /// WAL page size, bytes (XLOG_BLCKSZ).
-const PAGE: u64 = 8192;
+pub const PAGE: u64 = 8192;
 /// Short page header, bytes; the first page of a segment has a long one.
 const SHORT_HEADER: u64 = 24;
 /// Long page header, bytes.
