@@ -271,7 +271,11 @@ fn write_in(written: &ProxyState, (ago, differs_for): (Duration, Duration), stat
     let drains = |s: &ProxyState| s.gate == Gate::Draining;
     let gap = match same_term {
         true if written.gate == Gate::Open && state.gate == Gate::Open => {
-            if written.doubts == state.doubts { IDLE_GAP } else { DOUBTS_GAP }
+            if written.doubts == state.doubts {
+                IDLE_GAP
+            } else {
+                DOUBTS_GAP
+            }
         }
         true if !drains(written) && !drains(state) => PHASE_GAP,
         true | false => MIN_GAP,
