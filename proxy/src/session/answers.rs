@@ -220,11 +220,12 @@ impl Session {
         }
     }
 
-    /// The server ends the session that it has with this one, which has sent it nothing: the client had asked for that, or
+    /// The server ends the session that it has with this one, of which it commits nothing: the client had asked for that, or
     /// its role has it, and is told as PostgreSQL tells it. What no client could know of is a lost server.
     #[cold]
     fn timed_out(&mut self, code: [u8; 5], told: &[u8]) -> Turn {
-        let knows = self.relay.status != TxStatus::Idle || self.mode == PoolMode::Session || !self.pins.is_empty();
+        let in_transaction = self.relay.status != TxStatus::Idle || self.relay.busy();
+        let knows = in_transaction || self.mode == PoolMode::Session || !self.pins.is_empty();
         if !knows {
             return Turn::Lost(Loss::Fatal(code));
         }

@@ -76,8 +76,8 @@ pub enum Event {
         /// The server's SQLSTATE.
         code: [u8; 5],
     },
-    /// The server ends a session of which nothing is in flight, for a limit that may be the client's own: it has been
-    /// idle, or in its transaction, for too long.
+    /// The server ends a session of which nothing in flight could commit, for a limit that may be the client's own: it has
+    /// been idle, or in its transaction, for too long.
     TimedOut {
         /// The server's SQLSTATE.
         code: [u8; 5],

@@ -1,4 +1,5 @@
 use super::*;
+use crate::sql::{FunctionTable, LexRules, classify};
 use crate::wire::backend::{fields, write_bare, write_command_complete, write_ready};
 use crate::wire::codec::{cstring, message};
 use proptest::prelude::*;
@@ -214,6 +215,34 @@ fn a_session_that_the_server_ends_for_its_own_limit_is_told_so_only_when_nothing
     let mut relay = Relay::default();
     relay.push(plain(Kind::Query));
     assert_eq!(feed(&mut relay, &s, &[]).1, [Event::Fatal { code }]);
+}
+
+#[test]
+fn a_transaction_that_the_server_ends_at_work_is_told_so_unless_it_may_commit() {
+    let mut s = Vec::new();
+    error(&mut s, "FATAL", "25P04", "ProcessInterrupts");
+    let code = *b"25P04";
+    for (commits, want) in [(false, Event::TimedOut { code, told: s.as_slice().into() }), (true, Event::Fatal { code })]
+    {
+        let mut relay = Relay { status: TxStatus::Block, ..Relay::default() };
+        let mut record = Record::default();
+        if commits {
+            record.execute(&classify(b"commit", &FunctionTable::unloaded(), LexRules::STANDARD));
+        } else {
+            record.execute(&classify(b"update t set a = 1", &FunctionTable::unloaded(), LexRules::STANDARD));
+        }
+        relay.push(Entry { record: Some(record), ..plain(Kind::Query) });
+        assert_eq!(feed(&mut relay, &s, &[]).1, [want]);
+    }
+}
+
+#[test]
+fn what_a_client_raises_itself_under_the_code_of_a_crash_is_shown() {
+    let mut relay = Relay::default();
+    relay.push(plain(Kind::Query));
+    let mut s = Vec::new();
+    error(&mut s, "WARNING", "57P02", "exec_stmt_raise");
+    assert_eq!(feed(&mut relay, &s, &[]).0, s);
 }
 
 #[test]

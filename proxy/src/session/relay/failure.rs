@@ -14,7 +14,13 @@ impl Relay {
         if f.code.len() == 5 {
             code.copy_from_slice(f.code);
         }
-        if f.is_fatal() && !self.busy() && matches!(&code, b"25P03" | b"25P04" | b"57P05") {
+        // A transaction may be ended while it works, which only a COMMIT among what was sent leaves in doubt.
+        let ended = match &code {
+            b"25P03" | b"57P05" => !self.busy(),
+            b"25P04" => !self.busy() || !self.may_commit(),
+            _ => false,
+        };
+        if f.is_fatal() && ended {
             return Step::Stop(Event::TimedOut { code, told: frame.into() });
         }
         if f.is_fatal() {
