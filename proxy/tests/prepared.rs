@@ -9,6 +9,8 @@ use proxy::console::tally::Counter;
 use proxy::wire::backend;
 use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
+use proxy::wire::startup::cancel_request;
+use std::io::Write;
 use std::time::Duration;
 
 /// Bind and execute a statement by its name.
@@ -432,6 +434,58 @@ fn a_standby_that_lags_is_not_asked_for_good_what_columns_a_table_has() {
 }
 
 /// Drivers that prepare by themselves close and prepare in the unit that uses the statement.
+/// The server that lacks a described statement is asked for its columns first, and waits for a lock with that. The client
+/// has sent its own statement, which is what is cancelled.
+#[test]
+fn a_statement_whose_columns_are_waited_for_is_cancelled() {
+    let c = common::Cluster::start(0, |raw| (raw.workers, raw.pool_size) = (1, 2));
+    let waits = "select count(*) from pg_locks where not granted and relation = 'locked'::regclass";
+    let mut client = described(&c, "select * from locked");
+    let mut lock = Raw::login(c.nodes[0].port, &[]);
+    let _busy = block(&c);
+    for begin in ["select 1", "begin"] {
+        ok(&mut lock, "begin; lock table locked in access exclusive mode");
+        ok(&mut client, begin);
+        client.write(|out| use_it(out, "s"));
+        wait_for("the statement to wait", || (c.nodes[0].psql(waits) == "1").then_some(()));
+        let mut request = common::dial(c.port);
+        request.write_all(&cancel_request(client.key.0, client.key.1)).expect("the endpoint reads");
+        let seen = words(&client.until_ready());
+        assert_eq!(seen, if begin == "begin" { "E 57014 | Z E" } else { "E 57014 | Z I" });
+        ok(&mut lock, "commit");
+        ok(&mut client, "rollback");
+    }
+    assert_eq!(used(&mut client, "s"), "2 | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn a_statement_whose_columns_are_waited_for_is_over_in_its_time() {
+    let c = common::Cluster::start(0, |raw| {
+        (raw.workers, raw.pool_size) = (1, 2);
+        raw.timeouts.query_timeout = cluster::config::Span::millis(500);
+    });
+    let mut client = described(&c, "select * from locked");
+    let mut lock = Raw::login(c.nodes[0].port, &[]);
+    let _busy = block(&c);
+    ok(&mut lock, "begin; lock table locked in access exclusive mode");
+    assert_eq!(used(&mut client, "s"), "E 57014 | Z I");
+    ok(&mut lock, "commit");
+    assert_eq!(used(&mut client, "s"), "2 | D 1 | C SELECT 1 | Z I");
+}
+
+/// A client that has described the statement "s" of a table, "locked", of one row.
+fn described(c: &common::Cluster, text: &str) -> Raw {
+    let mut client = Raw::login(c.port, &[]);
+    ok(&mut client, "create table locked(a int); insert into locked values (1)");
+    assert_eq!(prepare(&mut client, "s", text), "1 | Z I");
+    client.write(|out| {
+        describe(out, "s");
+        sync(out);
+    });
+    assert_eq!(words(&client.until_ready()), "t | T | Z I");
+    client
+}
+
 #[test]
 fn a_name_that_its_unit_makes_anew_is_not_asked_for_what_it_was() {
     let c = two_servers();

@@ -18,7 +18,7 @@ use crate::session::lost;
 use crate::session::relay::Hidden;
 use crate::session::statements::{Source, Text};
 use crate::session::tracking::Asked;
-use crate::wire::backend::TxStatus;
+use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::{HEAD, head, split_cstring};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject, write_parse, write_subject, write_sync};
@@ -27,6 +27,8 @@ use std::rc::Rc;
 
 /// Stands for columns that are no more what a server has prepared. Hashes are odd.
 const OUTDATED: u64 = 2;
+/// The SQLSTATE of what was cancelled.
+const CANCELLED: &[u8] = b"57014";
 
 impl Session {
     /// Does the unit bind what its client has described elsewhere, and the server lacks it, or may have it with other columns?
@@ -120,16 +122,18 @@ impl Session {
         let Some(server) = &mut self.server else { return };
         let standby = server.meta.role == Role::Standby;
         if let Some(frame) = answer.error {
+            // What its client has cancelled is over everywhere, and says nothing of columns.
+            let cancelled = backend::fields(&frame).code == CANCELLED;
             if parsed {
                 server.meta.statements.remove(text.id);
-            } else {
+            } else if !cancelled {
                 server.meta.statements.describe(text.id, OUTDATED);
                 if self.relay.status == TxStatus::Idle {
                     // It is prepared anew beside that one.
                     return;
                 }
             }
-            if !standby || !self.looks_elsewhere() {
+            if !standby || cancelled || !self.looks_elsewhere() {
                 self.fail = Some(Failure::Frame(frame));
                 self.rest(self.w.now());
             }

@@ -2,7 +2,8 @@
 
 use crate::config::PoolMode;
 use crate::session::batch::Unit;
-use crate::session::client::{Failure, Session, Tail, Turn};
+use crate::session::cancel::Waiters;
+use crate::session::client::{Failure, Loss, Session, Tail, Turn};
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
 use crate::session::tracking::{Asked, Reports};
@@ -487,12 +488,17 @@ impl Session {
         }
     }
 
-    /// A cancel request has come while a query of ours is in flight: it must not hit that.
-    pub(super) fn cancel_hidden(&mut self) {
+    /// A cancel request has come while a query of ours is in flight: it must not hit that, unless
+    /// the client's statement waits for what it waits for.
+    pub(super) fn cancel_hidden(&mut self, waiters: Waiters) {
         if self.give_up_proof(Some(ClientError::Cancelled)) {
             return;
         }
-        if self.tracking.asked == Some(Asked::Apply) && self.tail == Tail::None {
+        // That stands for the client's own statement, and may wait for as long as that: for a lock on its tables.
+        if matches!(self.tracking.asked, Some(Asked::Columns { .. } | Asked::Discard)) {
+            return self.forward_cancel(waiters);
+        }
+        if self.tracking.asked == Some(Asked::Apply) && self.tail == Tail::None && !self.listens {
             self.fail = Some(Failure::Error(ClientError::Cancelled));
             self.rescan = true;
         }

@@ -108,6 +108,10 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     if loss == Loss::HoldTimeout {
         hold_timeout(s);
     }
+    if loss == Loss::Stuck && sent.is_empty() && status == TxStatus::Idle && !s.inbox.is_empty() {
+        // What was asked for it has not ended: on another server that would not end either.
+        s.fail = Some(Failure::Error(ClientError::Cancelled));
+    }
     let owed = Owed { verdicts, entries, facts, loss };
     match mark.filter(|_| owed.verdicts.first() == Some(&Answer::Unknown)) {
         // Nothing is told before it is known.

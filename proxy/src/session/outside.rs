@@ -144,7 +144,7 @@ impl Session {
             return;
         }
         if self.relay.hiding() {
-            return self.cancel_hidden();
+            return self.cancel_hidden(waiters);
         }
         // A COMMIT that waits for its standby must not be told to stop waiting.
         if !self.relay.busy() || self.relay.commit_in_flight() {
