@@ -189,6 +189,34 @@ fn every_way_out_of_a_lost_block_is_answered() {
     assert_eq!(c.nodes[1].psql("select a, count(*) from t group by a order by a"), "1|1\n2|1\n3|4\n4|1");
 }
 
+/// What a transaction of a chain has left in the session was committed, and is lost with its server, although the next
+/// transaction is lost with it.
+#[test]
+fn what_was_committed_and_chained_is_said_to_be_lost() {
+    let c = Cluster::start(0, |_| {});
+    for (leaves, uses) in [("create temp table x(a int)", "select * from x"), ("set timezone = 'UTC'", "show timezone")]
+    {
+        let mut s = Raw::login(c.port, &[]);
+        for sql in ["begin", leaves, "commit and chain"] {
+            assert_eq!(s.query(sql).last().map(String::as_str), Some("Z T"), "{sql}");
+        }
+        c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction'");
+        assert!(words(&s.query("select 1")).ends_with("E 40001 | Z E"), "{leaves}");
+        assert!(words(&s.query("rollback")).starts_with("C ROLLBACK"), "{leaves}");
+        assert_eq!(words(&s.query(uses)), "E 08006 | Z I", "{leaves}");
+        assert_eq!(s.query("select 1").last().map(String::as_str), Some("Z I"));
+    }
+    // A transaction that was not committed has left nothing to lose.
+    let mut s = Raw::login(c.port, &[]);
+    for sql in ["begin", "set timezone = 'UTC'", "rollback and chain", "set timezone = 'UTC'"] {
+        assert_eq!(s.query(sql).last().map(String::as_str), Some("Z T"), "{sql}");
+    }
+    c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction'");
+    assert!(words(&s.query("select 1")).ends_with("E 40001 | Z E"));
+    s.query("rollback");
+    assert!(!words(&s.query("show timezone")).contains("E "));
+}
+
 #[test]
 fn a_dying_standby_disturbs_no_client() {
     let mut c = Cluster::start(2, |_| {});

@@ -462,7 +462,7 @@ fn a_statement_whose_columns_are_waited_for_is_cancelled() {
 fn a_statement_whose_columns_are_waited_for_is_over_in_its_time() {
     let c = common::Cluster::start(0, |raw| {
         (raw.workers, raw.pool_size) = (1, 2);
-        raw.timeouts.query_timeout = cluster::config::Span::millis(500);
+        raw.timeouts.query_timeout = cluster::config::Span::secs(1);
     });
     let mut client = described(&c, "select * from locked");
     let mut lock = Raw::login(c.nodes[0].port, &[]);
@@ -475,8 +475,8 @@ fn a_statement_whose_columns_are_waited_for_is_over_in_its_time() {
 
 /// A client that has described the statement "s" of a table, "locked", of one row.
 fn described(c: &common::Cluster, text: &str) -> Raw {
+    c.nodes[0].psql("create table locked as select 1 as a; alter table locked owner to app");
     let mut client = Raw::login(c.port, &[]);
-    ok(&mut client, "create table locked(a int); insert into locked values (1)");
     assert_eq!(prepare(&mut client, "s", text), "1 | Z I");
     client.write(|out| {
         describe(out, "s");

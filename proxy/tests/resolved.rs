@@ -223,6 +223,24 @@ fn a_backend_that_is_lost_alone_is_asked_for_at_its_own_primary() {
     assert_eq!((c.counter_of(RESOLVED, "survived"), c.counter_of(RESOLVED, "lost")), (1.0, 1.0));
 }
 
+/// Its client would wait for ever for what it believes to listen to.
+#[test]
+fn a_commit_that_survives_without_its_listen_ends_the_session() {
+    let c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::secs(60));
+    c.psql(TABLES).unwrap();
+    let_commits_wait(&c);
+    let (mut s, _) = begun(&c, "insert into t values (1)");
+    ok(&mut s, "listen news");
+    send(&mut s, "commit");
+    wait_until_waiting(&c, 1);
+    let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query = 'commit'";
+    assert_eq!(c.nodes[0].psql(&format!("{sql} and wait_event = 'SyncRep'")), "1");
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(words(&s.until_ready()), "C COMMIT | Z I");
+    assert_eq!((s.next(), s.next()), ("E 08006".to_owned(), "EOF".to_owned()));
+}
+
 /// Start node 0 again as a standby of nobody, and promote it: on timeline 2, of which the view knows nothing.
 fn promote_behind_the_view(c: &mut Cluster) -> (Fork, XidBound) {
     c.nodes[0].kill();

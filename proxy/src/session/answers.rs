@@ -285,6 +285,7 @@ impl Session {
             // The next of a pipeline.
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
+        self.tracking.kept |= std::mem::take(&mut self.relay.kept);
         if self.relay.answered > 0 {
             self.block_answered();
         }

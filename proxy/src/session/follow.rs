@@ -20,6 +20,9 @@ use std::sync::Arc;
 const MISSED: &str = "notifications may have been missed";
 const MISSED_DETAIL: &str = "The server that listened for this session was lost; another one listens now.";
 
+/// Servers in a row that may fail to take a session's settings in time, before that is taken for a refusal.
+const MAX_UNAPPLIED: u8 = 8;
+
 /// What a function may leave of which nothing is known yet, as far as the server can be asked.
 const ANYTHING: Pins = {
     let mut pins = Pins::of(PinReason::Set);
@@ -82,8 +85,8 @@ impl Session {
             }
             self.statements.apart = true;
         }
-        self.tracking.fresh.join(pins.without(self.pins));
-        self.pins.join(pins);
+        self.tracking.listened |= unit.pins.has(PinReason::Listen);
+        self.tracking.pin(&mut self.pins, pins);
         self.tracking.unpins |= unit.unpins || unit.strange;
         self.tracking.discards |= unit.discards;
     }
@@ -152,6 +155,7 @@ impl Session {
         self.tracking.touched.join(long.touched());
         let Leaves { mut pins, mut unpins, nameless, strange } = long.finish();
         let sets = pins.has(PinReason::Set);
+        self.tracking.listened |= pins.has(PinReason::Listen);
         if strange {
             pins.join(ANYTHING);
             unpins = true;
@@ -165,8 +169,7 @@ impl Session {
             }
             self.statements.apart = true;
         }
-        self.tracking.fresh.join(pins.without(self.pins));
-        self.pins.join(pins);
+        self.tracking.pin(&mut self.pins, pins);
         self.tracking.unpins |= unpins;
         if let Some(unnamed) = &mut self.statements.unnamed {
             // It is the one that was parsed: a Query leaves none.
@@ -380,11 +383,14 @@ impl Session {
         match self.tracking.asked.take() {
             Some(Asked::Apply) => match hidden.error {
                 None => {
-                    self.tracking.due = false;
+                    (self.tracking.due, self.tracking.unapplied) = (false, 0);
                     if let Some(server) = &mut self.server {
                         server.meta.given = self.tracking.settings.clone();
                     }
                     self.correct();
+                    if std::mem::take(&mut self.listens) {
+                        self.send_listen();
+                    }
                 }
                 Some(frame) => self.not_applied(&frame)?,
             },
@@ -437,6 +443,17 @@ impl Session {
         let Some(server) = &mut self.server else { return Ok(()) };
         server.meta.spoilt = true;
         let (node, role) = (server.meta.node.clone(), server.meta.role);
+        let code = backend::fields(frame).code;
+        if matches!(code, b"57014" | b"55P03") && self.tracking.unapplied < MAX_UNAPPLIED {
+            // They were given under the limits of the session before: that says nothing of them, nor of another server.
+            self.tracking.unapplied += 1;
+            if self.listens {
+                return Err(Turn::Lost(Loss::Violation("settings not taken in time")));
+            }
+            (self.server_in, self.behind) = (Vec::new(), false);
+            self.drop_server();
+            return Ok(());
+        }
         self.give_back(self.w.now());
         if role == Role::Standby {
             self.avoid.push(node);
@@ -449,22 +466,35 @@ impl Session {
 
     /// The server that listened for the client is lost: find another one, and warn. False when there is none.
     pub(super) async fn listen_again(&mut self) -> bool {
-        self.listens = false;
         // Nothing else sends what the loss was answered while a server is looked for.
         self.to_client.try_flush(&mut self.client);
+        if !self.tracking.knows_channels() {
+            self.deaf();
+            return false;
+        }
         self.acquire(Access::Write, 0).await;
         self.waiting_since = None;
         if self.fail.take().is_some() {
             self.deaf();
             return false;
         }
-        if self.server.is_some() {
+        self.listens = self.server.is_some();
+        if self.listens {
             self.pins.add(PinReason::Listen);
-            self.tracking.asked = Some(Asked::Listen);
-            // A server that is lost at once is noticed by the next turn.
-            self.send_hidden(&self.tracking.listen_again());
+            // The settings first: names are read by the client's encoding, and what the server listens to for nobody ends
+            // with all that it listens to.
+            if !self.apply() {
+                self.listens = false;
+                self.send_listen();
+            }
         }
         true
+    }
+
+    /// The server begins to listen. One that is lost at once is noticed by the next turn.
+    fn send_listen(&mut self) {
+        self.tracking.asked = Some(Asked::Listen);
+        self.send_hidden(&self.tracking.listen_again());
     }
 
     /// Nobody listens for a client that waits for notifications: it must notice.
@@ -488,8 +518,8 @@ impl Session {
         }
     }
 
-    /// A cancel request has come while a query of ours is in flight: it must not hit that, unless
-    /// the client's statement waits for what it waits for.
+    /// A cancel request has come while a query of ours is in flight: it must not hit that, unless the client's
+    /// statement waits for what it waits for.
     pub(super) fn cancel_hidden(&mut self, waiters: Waiters) {
         if self.give_up_proof(Some(ClientError::Cancelled)) {
             return;

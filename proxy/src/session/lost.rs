@@ -70,10 +70,14 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         // The next server has its own time to be proven.
         s.hold = None;
     }
+    let (unheard, listened) = (s.tracking.asks_channels(), s.tracking.listened);
     s.tracking.lose(&mut s.pins, undone);
     s.parse_key = s.shared_key();
     s.statements.apart = false;
-    if s.pins.has(PinReason::Listen) && !s.tracking.channels.is_empty() && loss != Loss::HoldTimeout {
+    if unheard {
+        s.tracking.channels.clear();
+    }
+    if s.pins.has(PinReason::Listen) && (unheard || !s.tracking.channels.is_empty()) && loss != Loss::HoldTimeout {
         // Listening is taken up elsewhere, without waiting for a statement of the client.
         s.pins.remove(PinReason::Listen);
         s.listens = true;
@@ -112,7 +116,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         // What was asked for it has not ended: on another server that would not end either.
         s.fail = Some(Failure::Error(ClientError::Cancelled));
     }
-    let owed = Owed { verdicts, entries, facts, loss };
+    let owed = Owed { verdicts, entries, facts, loss, listened };
     match mark.filter(|_| owed.verdicts.first() == Some(&Answer::Unknown)) {
         // Nothing is told before it is known.
         Some(mark) => s.in_doubt = Some(Box::new(InDoubt { mark, term: wrote_in, level, owed })),
@@ -127,6 +131,8 @@ pub(super) struct Owed {
     entries: Vec<Entry>,
     facts: Facts,
     loss: Loss,
+    /// A LISTEN was sent that the server has not told the channel of.
+    listened: bool,
 }
 
 /// Tell the client what became of its COMMIT, and of what it sent behind it.
@@ -140,12 +146,17 @@ pub(super) fn tell_resolved(s: &mut Session, owed: Owed, mark: &Mark, verdict: V
             Err(ClientError::CommitUnresolved { node, term, mark: *mark, why: Why::NoPrimary, doubt })
         }
     };
+    if first.is_ok() && owed.listened {
+        // It was committed with the rest, and nobody listens for it.
+        s.tracking.channels.clear();
+        s.listens = true;
+    }
     tell(s, owed, Some(first));
 }
 
 /// One answer for each unit; `first` is that of the first where more is known of it.
 fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>) {
-    let Owed { verdicts, entries, facts, loss } = owed;
+    let Owed { verdicts, entries, facts, loss, listened: _ } = owed;
     let mut entries = entries.into_iter();
     let mut kept = 0;
     for (i, verdict) in verdicts.iter().enumerate() {

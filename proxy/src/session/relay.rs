@@ -185,6 +185,8 @@ pub struct Relay {
     pub redefined: bool,
     /// What sessions begin with may have been changed, by ALTER ROLE or ALTER DATABASE.
     pub redefaults: bool,
+    /// A transaction has ended, with a COMMIT or in any way that leaves none, since this was looked at.
+    pub kept: bool,
     /// Something was rolled back since this was looked at.
     pub rolled_back: bool,
     /// A unit in flight may drop all prepared statements.

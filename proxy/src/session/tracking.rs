@@ -126,8 +126,14 @@ pub struct Tracking {
     pub described: Vec<u64>,
     /// What the query of ours in flight is for.
     pub asked: Option<Asked>,
+    /// Servers in a row that have not taken the settings in time.
+    pub unapplied: u8,
+    /// A transaction has ended that may have kept what it did, since the server was last asked.
+    pub kept: bool,
     /// Channels listened to.
     pub channels: Vec<String>,
+    /// The client has sent a LISTEN since the server last told the channels.
+    pub listened: bool,
     /// Transactions stay READ ONLY by default, whatever the client sets.
     pub read_only: bool,
     /// What tells the session apart from others where it has left what nobody knows of; 0 before.
@@ -156,6 +162,16 @@ impl Tracking {
             settings.into()
         };
         Self { settings, application_name: application_name.map(Into::into), ..Self::default() }
+    }
+
+    /// What is sent may bind the session by these reasons, besides by those that it has. Each LISTEN adds to what the server
+    /// is to be asked for; the others are there or not.
+    pub fn pin(&mut self, pins: &mut Pins, new: Pins) {
+        self.fresh.join(new.without(*pins));
+        if new.has(PinReason::Listen) {
+            self.fresh.add(PinReason::Listen);
+        }
+        pins.join(new);
     }
 
     /// Is anything to be asked, now that a transaction is over?
@@ -198,7 +214,7 @@ impl Tracking {
             settings::union(&mut sql);
             sql.push_str("SELECT 'l',c,NULL FROM pg_catalog.pg_listening_channels() AS listening(c)");
         }
-        (self.unpins, self.fresh, self.failed) = (false, Pins::NONE, false);
+        (self.unpins, self.fresh, self.failed, self.kept) = (false, Pins::NONE, false, false);
         if sql.is_empty() {
             return None;
         }
@@ -245,6 +261,7 @@ impl Tracking {
         }
         if asked.has(PinReason::Listen) {
             self.channels = rows.iter().filter(|r| r.0 == 'l').map(|r| r.1.clone()).collect();
+            self.listened = false;
             if self.channels.is_empty() {
                 pins.remove(PinReason::Listen);
             }
@@ -294,6 +311,7 @@ impl Tracking {
     /// A transaction is over that has left nothing.
     pub fn rest(&mut self) {
         (self.unpins, self.fresh, self.failed, self.discards) = (false, Pins::NONE, false, false);
+        self.kept = false;
     }
 
     /// The server could not be asked: what it has stays unknown.
@@ -303,10 +321,12 @@ impl Tracking {
 
     /// The server is lost, and with it what is not in the settings. `undone`: its transaction was, too.
     pub fn lose(&mut self, pins: &mut Pins, undone: bool) {
-        if undone {
+        if undone && !self.kept {
             // What the transaction itself brought about never was.
             for reason in [PinReason::Set, PinReason::Temp, PinReason::HeldCursor, PinReason::Listen] {
-                if self.fresh.has(reason) && !(reason == PinReason::Set && self.stuck) {
+                let older =
+                    reason == PinReason::Set && self.stuck || reason == PinReason::Listen && !self.channels.is_empty();
+                if self.fresh.has(reason) && !older {
                     pins.remove(reason);
                 }
             }
@@ -318,7 +338,18 @@ impl Tracking {
         }
         self.touched = Touched::default();
         (self.stuck, self.unpins, self.discards, self.failed, self.due) = (false, false, false, false, false);
-        (self.fresh, self.asked) = (Pins::NONE, None);
+        (self.fresh, self.asked, self.listened, self.kept) = (Pins::NONE, None, false, false);
+    }
+
+    /// The client was told that it listens, or that it does no longer, and the server has not told yet to what.
+    pub fn asks_channels(&self) -> bool {
+        let asks = matches!(self.asked, Some(Asked::Question { pins, .. }) if pins.has(PinReason::Listen));
+        self.listened && (asks || self.kept) || asks && !self.channels.is_empty()
+    }
+
+    /// Are all channels known, by names that any server understands?
+    pub fn knows_channels(&self) -> bool {
+        !self.channels.is_empty() && !self.channels.iter().any(|name| name.contains(char::REPLACEMENT_CHARACTER))
     }
 
     /// The server that listened for the session is lost: the statements that make another one listen.

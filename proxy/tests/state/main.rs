@@ -10,6 +10,7 @@ mod left;
 
 use common::raw::{Raw, bind, block, execute, ok, parse, run, sync, two_servers, value};
 use common::{Cluster, wait_for};
+use proxy::wire::frontend::write_query;
 
 #[test]
 fn what_a_client_sets_follows_it_and_nobody_else() {
@@ -343,6 +344,104 @@ fn a_listener_is_warned_after_a_failover_and_goes_on_listening() {
     let seen = ok(&mut a, "select 1");
     assert!(!seen.is_empty());
     ok(&mut a, "unlisten *");
+}
+
+/// Each of these is told the channels anew, and a block that is lost takes nothing from what was listened to before it.
+#[test]
+fn every_listen_of_a_session_survives_its_server() {
+    let mut c = Cluster::start(1, |_| {});
+    let pid = |a: &mut Raw| value(a, "select pg_backend_pid()");
+    let terminate = |c: &Cluster, pid: &str| c.nodes[0].psql(&format!("select pg_terminate_backend({pid})"));
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "listen a");
+    ok(&mut a, "listen b");
+    let of_a = pid(&mut a);
+    terminate(&c, &of_a);
+    assert_eq!(a.next(), "N 01000");
+    c.nodes[0].psql("select pg_notify('b', '')");
+    assert_eq!(a.next(), "A", "its server alone was lost");
+
+    let mut other = Raw::login(c.port, &[]);
+    ok(&mut other, "listen a");
+    ok(&mut other, "begin");
+    ok(&mut other, "listen b");
+    let of_other = pid(&mut other);
+    terminate(&c, &of_other);
+    assert_eq!(other.next(), "N 01000");
+    assert_eq!(other.query("select 1"), ["E 40001", "Z E"]);
+    ok(&mut other, "rollback");
+    assert_eq!(value(&mut other, "select string_agg(c, ',') from pg_listening_channels() c"), "a");
+    c.nodes[0].psql("select pg_notify('a', '')");
+    assert_eq!((a.next(), other.next()), ("A".to_owned(), "A".to_owned()));
+
+    c.nodes[0].kill();
+    c.fail_over_to(1);
+    assert_eq!(a.next(), "N 01000");
+    c.nodes[1].psql("select pg_notify('b', '')");
+    assert_eq!(a.next(), "A");
+}
+
+#[test]
+fn who_listens_again_does_so_with_its_own_settings() {
+    let c = two_servers();
+    let node = &c.nodes[0];
+    node.psql("create function hears() returns void language plpgsql as $$ begin null; end $$");
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "listen \"grün\"");
+    let pid = value(&mut a, "select pg_backend_pid()");
+    // The other server has the settings of somebody else, and listens for nobody.
+    let mut b = Raw::login(c.port, &[]);
+    ok(&mut b, "select hears()");
+    node.psql("create or replace function hears() returns void language plpgsql as $$ begin listen news; end $$");
+    ok(&mut b, "set client_encoding = latin1");
+    ok(&mut b, "select hears()");
+    ok(&mut b, "begin");
+    node.psql("notify news");
+    assert_eq!(ok(&mut b, "commit"), ["C COMMIT", "Z I"]);
+    node.psql(&format!("select pg_terminate_backend({pid})"));
+    assert_eq!(a.next(), "N 01000");
+    ok(&mut a, "select 1");
+    node.psql("select pg_notify('grün', '')");
+    assert_eq!(a.next(), "A");
+}
+
+#[test]
+fn a_session_listens_to_thousands_of_channels() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[]);
+    let all: String = (0..5000).map(|i| format!("listen c{i};")).collect();
+    ok(&mut a, &all);
+    let pid = value(&mut a, "select pg_backend_pid()");
+    ok(&mut a, "listen one");
+    assert_eq!(value(&mut a, "select pg_backend_pid()"), pid);
+    c.nodes[0].psql(&format!("select pg_terminate_backend({pid})"));
+    assert_eq!(a.next(), "N 01000");
+    c.nodes[0].psql("select pg_notify('c4999', '')");
+    assert_eq!(a.next(), "A");
+}
+
+/// The limits of the session before hold while a server takes the next one's settings: that one is not to blame.
+#[test]
+fn who_cannot_have_its_settings_in_time_gets_another_server() {
+    let c = Cluster::start(0, |raw| (raw.workers, raw.pool_size) = (1, 1));
+    let node = &c.nodes[0];
+    let mut b = Raw::login(c.port, &[]);
+    ok(&mut b, "set default_tablespace = 'pg_default'");
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "set statement_timeout = '300ms'");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let superuser = format!("host=127.0.0.1 port={} user=postgres dbname=app", node.port);
+    let (lock, connection) = runtime.block_on(tokio_postgres::connect(&superuser, tokio_postgres::NoTls)).unwrap();
+    runtime.spawn(connection);
+    let locks = "begin; lock table pg_catalog.pg_tablespace in access exclusive mode";
+    runtime.block_on(lock.batch_execute(locks)).expect("nobody else has it");
+    b.write(|out| write_query(out, "select 1"));
+    let waits = "select pid from pg_locks where not granted and relation = 'pg_tablespace'::regclass";
+    let first = wait_for("the settings to wait", || Some(node.psql(waits)).filter(|pid| !pid.is_empty()));
+    wait_for("another server", || Some(node.psql(waits)).filter(|pid| !pid.is_empty() && *pid != first));
+    runtime.block_on(lock.batch_execute("commit")).expect("it is held");
+    assert_eq!(b.until_ready(), ["T", "D 1", "C SELECT 1", "Z I"]);
+    assert_eq!(value(&mut b, "show default_tablespace"), "pg_default");
 }
 
 #[test]

@@ -126,6 +126,7 @@ impl Relay {
         self.withhold = false;
         self.answered += 1;
         self.ended += usize::from(status == TxStatus::Idle);
+        self.kept |= status == TxStatus::Idle;
         self.settle();
         self.take_name_back(input, sink, host);
         sink.pass(input, span);
@@ -150,6 +151,8 @@ impl Relay {
         self.end_blind();
         self.redefined |= crate::sql::redefines(&frame[5..]);
         self.rolled_back |= &frame[5..] == b"ROLLBACK\0";
+        // Another transaction may follow at once.
+        self.kept |= &frame[5..] == b"COMMIT\0";
         self.redefaults |= matches!(&frame[5..], b"ALTER ROLE\0" | b"ALTER DATABASE\0");
         if matches!(&frame[5..], b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
             self.forgotten = Some(self.survivors());

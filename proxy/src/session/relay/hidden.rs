@@ -4,14 +4,16 @@ use crate::session::relay::described::columns;
 use crate::session::relay::{Entry, Event, Kind, Relay, Step};
 use crate::wire::backend::{self, fields};
 
-/// Rows of an answer to a query of ours at most.
-const MAX_HIDDEN_ROWS: usize = 4096;
+/// Rows of an answer to a query of ours at most, bytes: tens of thousands of channels.
+const MAX_HIDDEN_BYTES: usize = 2 << 20;
 
 /// What a query of ours was answered.
 #[derive(Debug, Default)]
 pub struct Hidden {
     /// Its rows, as far as they are text.
     pub rows: Vec<Vec<Option<String>>>,
+    /// What they took on the wire, bytes.
+    bytes: usize,
     /// The columns that were described last, hashed.
     pub columns: u64,
     /// The ErrorResponse, when it failed.
@@ -37,10 +39,13 @@ impl Relay {
     /// A part of the answer to a query of ours.
     pub(super) fn hide_frame(&mut self, kind: u8, frame: &[u8]) -> Step {
         match kind {
-            b'D' => match backend::text_row(frame) {
-                Some(row) if self.hidden.rows.len() < MAX_HIDDEN_ROWS => self.hidden.rows.push(row),
-                _ => return Step::Stop(Event::Violation("a row that was not asked for")),
-            },
+            b'D' => {
+                self.hidden.bytes += frame.len();
+                match backend::text_row(frame) {
+                    Some(row) if self.hidden.bytes <= MAX_HIDDEN_BYTES => self.hidden.rows.push(row),
+                    _ => return Step::Stop(Event::Violation("a row that was not asked for")),
+                }
+            }
             b'E' => {
                 let f = fields(frame);
                 if f.is_fatal() {
