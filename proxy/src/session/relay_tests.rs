@@ -243,6 +243,9 @@ fn what_a_client_raises_itself_under_the_code_of_a_crash_is_shown() {
     let mut s = Vec::new();
     error(&mut s, "WARNING", "57P02", "exec_stmt_raise");
     assert_eq!(feed(&mut relay, &s, &[]).0, s);
+    let mut s = Vec::new();
+    error(&mut s, "WARNING", "57P01", "SyncRepWaitForLSN");
+    assert_eq!(shape(&feed(&mut relay, &s, &[]).0), "", "its backend ends with that");
 }
 
 #[test]

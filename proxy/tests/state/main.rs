@@ -427,6 +427,7 @@ fn who_cannot_have_its_settings_in_time_gets_another_server() {
     let node = &c.nodes[0];
     let mut b = Raw::login(c.port, &[]);
     ok(&mut b, "set default_tablespace = 'pg_default'");
+    let first = value(&mut b, "select pg_backend_pid()");
     let mut a = Raw::login(c.port, &[]);
     ok(&mut a, "set statement_timeout = '300ms'");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -437,8 +438,10 @@ fn who_cannot_have_its_settings_in_time_gets_another_server() {
     runtime.block_on(lock.batch_execute(locks)).expect("nobody else has it");
     b.write(|out| write_query(out, "select 1"));
     let waits = "select pid from pg_locks where not granted and relation = 'pg_tablespace'::regclass";
-    let first = wait_for("the settings to wait", || Some(node.psql(waits)).filter(|pid| !pid.is_empty()));
-    wait_for("another server", || Some(node.psql(waits)).filter(|pid| !pid.is_empty() && *pid != first));
+    wait_for("the settings to wait on another server", || {
+        let pid = node.psql(waits);
+        (!pid.is_empty() && pid != first).then_some(())
+    });
     runtime.block_on(lock.batch_execute("commit")).expect("it is held");
     assert_eq!(b.until_ready(), ["T", "D 1", "C SELECT 1", "Z I"]);
     assert_eq!(value(&mut b, "show default_tablespace"), "pg_default");

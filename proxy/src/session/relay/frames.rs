@@ -193,7 +193,7 @@ impl Relay {
             return Step::Pass { shown };
         }
         // That it ends is told by who sees what becomes of what was sent. A client may raise the same code itself.
-        if f.routine != b"quickdie" {
+        if !(f.code.starts_with(b"57P") && matches!(f.routine, b"quickdie" | b"SyncRepWaitForLSN")) {
             sink.pass(input, span);
         }
         Step::Pass { shown }
