@@ -13,7 +13,7 @@ pub struct Hidden {
     /// Its rows, as far as they are text.
     pub rows: Vec<Vec<Option<String>>>,
     /// What they took on the wire, bytes.
-    bytes: usize,
+    pub(super) bytes: usize,
     /// The columns that were described last, hashed.
     pub columns: u64,
     /// The ErrorResponse, when it failed.
