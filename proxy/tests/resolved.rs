@@ -492,8 +492,15 @@ fn a_commit_does_not_fail_where_nobody_may_ask_about_it() {
     commits(&mut b, "set local role other; insert into t values (5)");
     ok(&mut a, "set role other");
     commits(&mut a, "insert into t values (6)");
+    // Nor is what else a login asks for every primary's to tell.
+    superuser("revoke execute on function pg_walfile_name(pg_lsn) from public");
+    superuser("revoke execute on function pg_current_wal_insert_lsn() from public");
+    reconnect();
+    commits(&mut b, "insert into t values (7)");
+    superuser("grant execute on function pg_walfile_name(pg_lsn) to public");
+    superuser("grant execute on function pg_current_wal_insert_lsn() to public");
     superuser("grant execute on function pg_current_xact_id_if_assigned() to public");
     reconnect();
     assert_eq!(commit_of_ended(&c, &mut b), "E 40001 | Z I");
-    assert_eq!(superuser("select string_agg(a::text, ' ' order by a) from t"), "2 3 4 5 6");
+    assert_eq!(superuser("select string_agg(a::text, ' ' order by a) from t"), "2 3 4 5 6 7");
 }

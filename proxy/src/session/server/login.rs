@@ -12,6 +12,7 @@ use crate::session::settings::{Shared, creates_temp};
 use crate::session::statements::ServerStatements;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::{frontend, startup};
 use crate::worker::Worker;
 use cluster::topology::Member;
@@ -165,9 +166,9 @@ async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) 
         Some(answer) if login.identity.is_replication() => answer,
         _ if login.identity.is_physical() => ask_walsender(wire).await?,
         _ => {
-            let (timeline, defaults) = ask(wire).await?;
-            (welcome.timeline, welcome.defaults) = (timeline, defaults);
-            timeline.is_none()
+            let itself = ask(wire).await?;
+            (welcome.timeline, welcome.defaults) = (itself.timeline, itself.defaults);
+            itself.in_recovery
         }
     };
     if in_recovery == (login.role == Role::Standby) {
@@ -184,21 +185,38 @@ async fn ask_walsender(wire: &mut LoginWire) -> Result<bool, ConnectError> {
     Ok(matches!(row.as_slice(), [Some(value)] if value == "on"))
 }
 
-/// Which timeline does it write, `None` while it is in recovery, and what has it begun with?
-async fn ask(wire: &mut LoginWire) -> Result<(Option<TimelineId>, Defaults), ConnectError> {
+/// What a server says of itself.
+struct Itself {
+    in_recovery: bool,
+    /// The timeline it writes, where it may be asked.
+    timeline: Option<TimelineId>,
+    defaults: Defaults,
+}
+
+/// Is it in recovery, which timeline does it write, and what has it begun with? Two of the functions are everybody's unless
+/// an operator has taken them away; then the timeline stays unknown.
+async fn ask(wire: &mut LoginWire) -> Result<Itself, ConnectError> {
+    const TIMELINE: &str = "pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),1,8)";
     // A standby refuses even this to a role whose transactions are SERIALIZABLE by default.
-    let question = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED;SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
-         pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),1,8) END,\
-         pg_catalog.current_setting('client_min_messages'),pg_catalog.current_setting('synchronous_commit'),\
-         pg_catalog.current_setting('search_path'),{ANYONE_MAY};COMMIT"
-    );
-    let row = ask_row(wire, &question).await?;
+    let question = |timeline: &str| {
+        format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED;SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN {timeline} END,\
+             pg_catalog.current_setting('client_min_messages'),pg_catalog.current_setting('synchronous_commit'),\
+             pg_catalog.current_setting('search_path'),{ANYONE_MAY};COMMIT"
+        )
+    };
+    let row = match ask_row(wire, &question(TIMELINE)).await {
+        Err(ConnectError::Refused { code, .. }) if code == SqlState::INSUFFICIENT_PRIVILEGE.as_str() => {
+            ask_row(wire, &format!("ROLLBACK;{}", question("''"))).await?
+        }
+        row => row?,
+    };
     let odd = || ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" };
     let [timeline, Some(messages), Some(commit), Some(path), Some(marks)] = row.as_slice() else { return Err(odd()) };
-    let timeline = match timeline {
+    let in_recovery = timeline.is_none();
+    let timeline = match timeline.as_deref() {
+        Some("") | None => None,
         Some(hex) => Some(TimelineId(u32::from_str_radix(hex, 16).map_err(|_| odd())?)),
-        None => None,
     };
     let defaults = Defaults {
         client_min_messages: messages.as_str().into(),
@@ -206,7 +224,7 @@ async fn ask(wire: &mut LoginWire) -> Result<(Option<TimelineId>, Defaults), Con
         creates_temp: creates_temp(path),
         marks: marks == "t",
     };
-    Ok((timeline, defaults))
+    Ok(Itself { in_recovery, timeline, defaults })
 }
 
 /// The one row that a query gives.
