@@ -207,6 +207,19 @@ fn who_does_not_log_in_in_time_is_told_so_and_leaves() {
 }
 
 #[test]
+fn who_does_not_answer_a_challenge_keeps_nobody_from_logging_in() {
+    let c = Cluster::start(0, |raw| (raw.workers, raw.auth.max_logins) = (1, 1));
+    let mut silent = dial(c.port);
+    let mut packet = Vec::new();
+    write_startup(&mut packet, [("user", "app"), ("database", "app")].into_iter());
+    silent.write_all(&packet).expect("the endpoint reads");
+    let mut asked = [0];
+    silent.read_exact(&mut asked).expect("it is asked for a password");
+    assert_eq!(&asked, b"R");
+    assert_eq!(words(&Raw::login(c.port, &[]).query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
 fn more_clients_than_are_taken_are_refused_except_at_the_console() {
     let c = Cluster::start(0, |raw| {
         raw.max_client_connections = 2;

@@ -59,15 +59,18 @@ const MAX_NAME: usize = 63;
 
 /// The name of an application as a server with these settings shows it. What is not printable ASCII is a question mark,
 /// or since PostgreSQL 16 its number; the whole is no longer than a name, as servers are given it by SET.
-pub fn shown_name(given: String, settings: &Settings) -> String {
-    if given.len() <= MAX_NAME && given.bytes().all(|b| matches!(b, b' '..=b'~')) {
-        return given;
+pub fn shown_name(given: &[u8], settings: &Settings) -> String {
+    if given.len() <= MAX_NAME
+        && given.iter().all(|b| matches!(b, b' '..=b'~'))
+        && let Ok(plain) = std::str::from_utf8(given)
+    {
+        return plain.to_owned();
     }
     let version = settings.iter().find(|(name, _)| name == "server_version").map(|(_, version)| version.as_str());
     let major = version.and_then(|v| v.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
     let numbers = major.is_some_and(|major| major >= 16);
     let mut shown = String::with_capacity(MAX_NAME);
-    for b in given.bytes().take(MAX_NAME) {
+    for &b in given.iter().take(MAX_NAME) {
         match b {
             b' '..=b'~' => shown.push(b as char),
             _ if numbers => shown.push_str(&format!("\\x{b:02x}")),
@@ -91,9 +94,9 @@ mod tests {
             ("18beta1", "\u{e9}", "\\xc3\\xa9"),
             ("", "\u{e9}", "??"),
         ] {
-            assert_eq!(shown_name(given.to_owned(), &with(version)), shown, "{version}");
+            assert_eq!(shown_name(given.as_bytes(), &with(version)), shown, "{version}");
         }
-        assert_eq!(shown_name("\u{e9}".repeat(40), &with("17.0")).len(), 63);
+        assert_eq!(shown_name("\u{e9}".repeat(40).as_bytes(), &with("17.0")).len(), 63);
     }
 
     #[test]

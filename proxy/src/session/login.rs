@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::SemaphorePermit;
 
 /// Longest message of a login, bytes: SCRAM messages are far shorter.
 const MAX_MESSAGE: usize = 4096;
@@ -80,7 +81,7 @@ pub async fn welcome(
     origin: Origin,
     read_only: bool,
 ) -> Option<Box<Session>> {
-    let mut greeter = Greeter { w, stream, origin, read_only, buf, out: Vec::new() };
+    let mut greeter = Greeter { w, stream, origin, read_only, buf, turn: None, out: Vec::new() };
     let limit = w.config().login_timeout;
     let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
         Ok(Ok(admitted)) if console::is_console(&admitted.startup.database) => {
@@ -149,7 +150,7 @@ struct Entering {
     want: Want,
     admission: Admission,
     long_key: bool,
-    application_name: Option<String>,
+    application_name: Option<Vec<u8>>,
     replication: bool,
 }
 
@@ -235,6 +236,8 @@ pub(super) struct Greeter<'a> {
     read_only: bool,
     /// What it has sent and nobody has looked at.
     buf: Vec<u8>,
+    /// Its turn among those that are worked on.
+    turn: Option<SemaphorePermit<'a>>,
     /// What it is told before anything else is waited for: a login without questions is answered in one piece.
     pub(super) out: Vec<u8>,
 }
@@ -259,9 +262,14 @@ impl Greeter<'_> {
             backend::write_negotiate_version(&mut self.out, minor, &startup.extensions);
         }
         // Taken only now: who connects and says nothing holds up nobody. The wait is part of the login's time.
-        let _turn = self.w.logins.acquire().await.expect("the semaphore is never closed");
-        let credentials = self.prove(&startup).await?;
-        Ok(Admitted { startup, credentials })
+        self.take_turn().await;
+        let credentials = self.prove(&startup).await;
+        self.turn = None;
+        Ok(Admitted { startup, credentials: credentials? })
+    }
+
+    async fn take_turn(&mut self) {
+        self.turn = Some(self.w.logins.acquire().await.expect("the semaphore is never closed"));
     }
 
     /// Read packets up to the StartupMessage. Encryption may be asked for once of each kind.
@@ -361,8 +369,18 @@ impl Greeter<'_> {
                 Err(_) => return Err(violation("invalid message length").into()),
                 Ok(Some(h)) if h.kind != b'p' => return Err(violation(&format!("expected {what}")).into()),
                 Ok(Some(h)) if h.total > MAX_MESSAGE => return Err(violation(&format!("{what} too long")).into()),
-                Ok(Some(h)) if self.buf.len() >= h.total => return Ok(self.buf.drain(..h.total).collect()),
-                Ok(_) => self.more().await?,
+                Ok(Some(h)) if self.buf.len() >= h.total => {
+                    let message = self.buf.drain(..h.total).collect();
+                    if self.turn.is_none() {
+                        self.take_turn().await;
+                    }
+                    return Ok(message);
+                }
+                Ok(_) => {
+                    // Who is asked and says nothing holds up nobody either.
+                    self.turn = None;
+                    self.more().await?;
+                }
             }
         }
     }
@@ -493,7 +511,8 @@ impl Greeter<'_> {
             && let Some(name) = &startup.application_name
         {
             // synchronous_standby_names knows a standby by this name.
-            startup.parameters.push(("application_name".to_owned(), name.clone()));
+            let name = String::from_utf8_lossy(name).into_owned();
+            startup.parameters.push(("application_name".to_owned(), name));
         }
         let Startup { minor, database, user, parameters, replication, application_name, .. } = startup;
         let mut identity = Identity { database, dbname, user, parameters };
@@ -527,7 +546,7 @@ impl Greeter<'_> {
     ) -> Prepared {
         let Entering { want, admission, long_key, application_name, replication: _ } = entering;
         let Want { credentials, causality, .. } = want;
-        let application_name = application_name.map(|given| shown_name(given, &greeting.settings));
+        let application_name = application_name.map(|given| shown_name(&given, &greeting.settings));
         let mut hello = std::mem::take(&mut self.out);
         if self.read_only {
             Greeting::of_standby(greeting.settings.clone()).write(application_name.as_deref(), &mut hello);

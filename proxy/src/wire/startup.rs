@@ -61,8 +61,8 @@ pub struct Startup {
     pub database: String,
     /// `replication`, when given and not off.
     pub replication: bool,
-    /// `application_name`.
-    pub application_name: Option<String>,
+    /// `application_name`: any bytes, which are shown as far as they are ASCII.
+    pub application_name: Option<Vec<u8>>,
     /// Every other parameter in order of name, to be sent to the servers as they are. The last of duplicates wins.
     pub parameters: Vec<(String, String)>,
     /// `_pq_.` options, none of which we know.
@@ -128,11 +128,14 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Packet, BadPacket> {
         let (value, after) = split_cstring(after).ok_or(BadPacket::Layout)?;
         rest = after;
         let name = std::str::from_utf8(name).map_err(|_| BadPacket::Layout)?;
+        if name == "application_name" {
+            s.application_name = Some(value.to_owned());
+            continue;
+        }
         let value = std::str::from_utf8(value).map_err(|_| BadPacket::Layout)?.to_owned();
         match name {
             "user" => s.user = value,
             "database" => database = Some(value),
-            "application_name" => s.application_name = Some(value),
             "replication" => {
                 let asked = if value == "database" { Some(true) } else { truth(&value) };
                 let Some(asked) = asked else { return Ok(Packet::BadReplication { value }) };
@@ -232,8 +235,16 @@ mod tests {
         assert!(s.replication && s.parameters == [("replication".to_owned(), "database".to_owned())]);
         assert_eq!(
             (s.extensions.as_slice(), s.application_name.as_deref()),
-            (&["_pq_.x".to_owned()][..], Some("psql"))
+            (&["_pq_.x".to_owned()][..], Some(&b"psql"[..]))
         );
+    }
+
+    #[test]
+    fn the_name_of_an_application_may_be_any_bytes() {
+        let mut p = vec![0, 0, 0, 0, 0, 3, 0, 0];
+        p.extend_from_slice(b"user\0u\0application_name\0gr\xfcn\0\0");
+        let Ok(Packet::Startup(s)) = parse(&p) else { panic!("{:?}", parse(&p)) };
+        assert_eq!(s.application_name.as_deref(), Some(&b"gr\xfcn"[..]));
     }
 
     #[test]
