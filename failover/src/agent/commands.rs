@@ -45,11 +45,11 @@ impl Agent {
     /// `/agent/recover`.
     pub(super) async fn recover(&self, order: &Recover) -> Result<Frozen, CommandError> {
         self.promise(order.term)?;
-        self.must_not_be_its_primary(order.term)?;
         let node = self.env.config.node.clone();
         if self.state.look(|o| o.fenced) {
             return Err(Refused::Fenced { node }.into());
         }
+        self.must_not_be_its_primary(order.term)?;
         self.outlast_signature(order.term).await;
         self.state.change(|o| o.frozen_for = Some(order.term));
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;

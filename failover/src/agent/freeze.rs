@@ -6,6 +6,7 @@
 
 use super::commands::CommandError;
 use super::control::Control;
+use super::memory::Memory;
 use super::sql::{Replication, Sql};
 use super::{Agent, postgres, process};
 use crate::api::{Frozen, Position, PostgresState, Refused};
@@ -43,14 +44,21 @@ const REPLAY: &str = "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()
 impl Agent {
     /// Promise `term`: lower ones are refused from now on, also after a restart.
     pub(super) fn promise(&self, term: Term) -> Result<(), CommandError> {
-        let promised = self.memory().promise;
+        let mut promised = self.memory().promise;
+        if term > promised {
+            // Another order may promise at the same time: what counts is what the file has.
+            let keep = |m: &mut Memory| {
+                promised = m.promise;
+                m.promise = promised.max(term);
+            };
+            self.remember(keep).map_err(|e| self.failed("writing the promise", &e))?;
+            if term > promised {
+                tracing::info!(node = %self.env.config.node, term = term.0, "promised");
+            }
+        }
         if term < promised {
             let node = self.env.config.node.clone();
             return Err(Refused::LowerTerm { node, term, promised }.into());
-        }
-        if term > promised {
-            self.remember(|m| m.promise = term).map_err(|e| self.failed("writing the promise", &e))?;
-            tracing::info!(node = %self.env.config.node, term = term.0, "promised");
         }
         Ok(())
     }

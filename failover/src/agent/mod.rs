@@ -421,8 +421,9 @@ impl Agent {
         self.keeper.update(change).inspect_err(|error| {
             tracing::error!(node = %self.env.config.node, %error, "the agent's memory could not be written");
         })?;
-        let memory = self.keeper.get();
         self.state.change(|o| {
+            // Read only now: of two that remember at the same time neither may show what was before the other.
+            let memory = self.keeper.get();
             (o.promise, o.opened) = (memory.promise, memory.opened);
             (o.quarantine, o.policy) = (memory.quarantine, memory.policy);
         });

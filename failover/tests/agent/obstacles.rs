@@ -72,6 +72,24 @@ fn a_start_that_a_newer_term_overtakes_leaves_no_postmaster_unseen() {
 }
 
 #[test]
+fn orders_that_come_at_the_same_time_lower_no_promise() {
+    unprivileged("obstacles::orders_that_come_at_the_same_time_lower_no_promise", async {
+        let mut c = Cluster::new(22530, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        for term in (2..60).step_by(2).map(Term) {
+            let above = Term(term.0 + 1);
+            // The lower one may be refused, and must not be what the file has in the end.
+            let (higher, _) = tokio::join!(c.freeze(s, above), c.freeze(s, term));
+            higher.unwrap();
+            assert_eq!(c.state(s).await.promise, above);
+            let refused = c.freeze(s, term).await.unwrap_err();
+            assert!(refused.starts_with("409"), "{refused}");
+        }
+    });
+}
+
+#[test]
 fn a_delayed_standby_is_promoted_with_all_it_has_received_and_tells_what_was_prepared() {
     unprivileged(
         "obstacles::a_delayed_standby_is_promoted_with_all_it_has_received_and_tells_what_was_prepared",
