@@ -47,7 +47,9 @@ impl Planner {
         }
         // It was stopped to lose nothing; or nobody else knows how much it has.
         let complete_only = round.begin.cause == Cause::Switchover || heard.is_none();
-        let awaited = complete_only && self.unfit(&prev.node, now).is_none();
+        // What it has when it has answered was looked at with the others; once it was rewound, nothing of its own.
+        let told = round.frozen.get(&prev.node).is_some_and(|f| f.position.is_some());
+        let awaited = complete_only && !told && self.unfit(&prev.node, now).is_none();
         awaited.then(|| Blocker::OldPrimaryAwaited { node: prev.node.clone() })
     }
 
