@@ -89,7 +89,11 @@ pub async fn welcome(
         }
         Ok(Ok(admitted)) => greeter.admit(admitted).await,
         Ok(Err(farewell)) => Err(farewell),
-        Err(_) => Err(ClientError::LoginTimeout.into()),
+        Err(_) => {
+            // Its farewell may take as long again.
+            greeter.turn = None;
+            Err(ClientError::LoginTimeout.into())
+        }
     };
     let farewell = match outcome {
         Ok(session) => {
@@ -388,8 +392,10 @@ impl Greeter<'_> {
     /// Tell the client what it has not been told yet.
     pub(super) async fn flush(&mut self) -> Result<(), Farewell> {
         // What is sent is taken off at once: the login's time may end in between.
-        let sent = self.stream.write_at_once(&self.out);
-        self.out.drain(..sent);
+        if !self.out.is_empty() {
+            let sent = self.stream.write_at_once(&self.out);
+            self.out.drain(..sent);
+        }
         while !self.out.is_empty() {
             let n = self.stream.write(&self.out).await?;
             self.out.drain(..n);
