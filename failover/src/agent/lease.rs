@@ -226,6 +226,7 @@ impl Agent {
         // Far below the margin's last third, and below the time in which a watchdog's firing can be forestalled.
         let tick = (self.env.config.lease_margin / 10).min(self.env.config.lease_renew);
         loop {
+            *self.fence_kept_at.lock().expect("no holder of this lock panics") = self.env.clock.now();
             self.take_turned(&mut guard);
             let serves = self.serves().is_some() || self.is_unguarded();
             // A fence that an agent left when it was killed: lifted like one of ours, or commits would wait for ever.
@@ -267,7 +268,7 @@ impl Agent {
         loop {
             let began = tokio::time::Instant::now();
             let serves = self.serves();
-            if let Some(term) = serves.filter(|_| !self.lacks_watchdog()) {
+            if let Some(term) = serves.filter(|_| !self.lacks_watchdog() && self.is_fence_kept()) {
                 // An attempt that etcd does not answer must not use up the time of the next ones.
                 let bound = self.env.config.lease_ttl / 3;
                 if tokio::time::timeout(bound, self.renew(term)).await.is_err() {
@@ -283,6 +284,13 @@ impl Agent {
                 _ = state.changed(), if serves.is_none() => {}
             }
         }
+    }
+
+    /// Would this node be fenced if its lease ended? Not while whoever does it stands still, as all that shares a runtime with
+    /// a disk that hangs may: then the lease is left to end, so that others may go on.
+    fn is_fence_kept(&self) -> bool {
+        let kept_at = *self.fence_kept_at.lock().expect("no holder of this lock panics");
+        self.env.clock.now().since(kept_at) < self.env.config.lease_ttl / 2
     }
 
     /// A primary adopted by an agent that has not reached etcd yet, or found it empty: where no quorum fences it may have

@@ -175,6 +175,8 @@ pub(crate) struct Agent {
     /// A manager's order to follow, which may be faster than etcd's hint.
     follow: Mutex<Option<Follow>>,
     held: Mutex<Option<lease::Held>>,
+    /// When the fence that goes by the lease was last looked at: nobody renews what nobody would fence by.
+    fence_kept_at: Mutex<cluster::Instant>,
     /// What was signed for primaries that have lost etcd.
     signature: Mutex<countersign::Signature>,
     /// Until when proxies may act on a policy that was in force; whoever vouches for one holds it.
@@ -235,7 +237,8 @@ pub async fn run(
         // Until it is looked at, its sessions may go by any default.
         conf.not_taken_up();
     }
-    let state = State::new(env.clock.now());
+    let now = env.clock.now();
+    let state = State::new(now);
     let memory = keeper.get();
     let (signature, vouched_until) = (countersign::remembered(&env, &memory), vouch::remembered(&env, &memory));
     state.change(|o| {
@@ -257,6 +260,7 @@ pub async fn run(
         replacing: AtomicBool::new(false),
         cut_off_for: AtomicU64::new(0),
         spawning: AtomicBool::new(false),
+        fence_kept_at: Mutex::new(now),
         state,
         records: watch::channel(Records::default()).0,
         follow: Mutex::new(None),
