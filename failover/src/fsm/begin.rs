@@ -145,6 +145,9 @@ impl Planner {
                 blockers.extend(self.loss_too_large(now, &policy));
             }
         }
+        if was_open && begin.cause == Cause::OperatorFailover && !begin.unlimited {
+            blockers.extend(self.loss_too_large(now, &policy));
+        }
         blockers.extend(self.too_many_failed(now, begin));
         if !begin.allow_loss {
             blockers.extend(self.policy_lost_to_a_backup(now));

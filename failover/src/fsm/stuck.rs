@@ -153,7 +153,8 @@ impl Observed {
         wrong
     }
 
-    /// Standbys that have flushed what the primary is said not to get flushed, if they show that it does.
+    /// Standbys that have flushed what the primary is said not to get flushed, if they show that it does. Of acknowledgements
+    /// that is only believed for a while: they have the WAL, but if the primary does not hear of it, its clients wait.
     pub(super) fn contradicts(
         &self,
         primary: &NodeId,
@@ -169,6 +170,7 @@ impl Observed {
         let shown = match stuck.what {
             // Nothing is sent before it is flushed.
             Held::Disk => policy.voters.iter().any(|v| has(&v)),
+            Held::Quorum if stuck.for_ms >= 2 * millis(settings.stuck_timeout) => false,
             Held::Quorum => policy.quorums().all(|(voters, k)| voters.iter().filter(has).count() >= k as usize),
         };
         let told = |v: &NodeId| format!("{v} has flushed {} all the same", stuck.due_lsn);

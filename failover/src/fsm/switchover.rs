@@ -285,7 +285,8 @@ fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
         home: None,
         end: None,
         allow_loss: forced.is_some_and(|f| f.allow_loss),
-        unlimited: cause == Cause::OperatorFailover,
+        // A switchover that its primary's death overtakes is nobody's order to lose anything.
+        unlimited: forced.is_some(),
         not_before: Instant::default(),
         failures: 0,
         lost_candidates: (0, Instant::default()),
