@@ -456,7 +456,7 @@ fn what_a_standby_has_refused_goes_to_the_primary_at_once() {
     assert_eq!(c.counter("pgtenure_proxy_retries_total"), refused);
     assert_eq!(c.counter_of("pgtenure_proxy_retries_total", "refused"), refused);
     assert_eq!(c.counter("pgtenure_proxy_misroutes_total"), 1.0);
-    assert_eq!(c.counter("pgtenure_proxy_refused_shapes"), 1.0);
+    wait_for("what is remembered to be told", || (c.counter("pgtenure_proxy_refused_shapes") == 1.0).then_some(()));
     let route = words(&s.query("show pgtenure.last_route"));
     assert!(route.contains("primary n1: "), "{route}");
     s.query("select f(8)");
