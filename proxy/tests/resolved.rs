@@ -7,7 +7,7 @@ use cluster::timeline::{Fork, XidBound};
 use cluster::topology::{Closed, Gate};
 use cluster::{Lsn, Term, TimelineId};
 use common::raw::{Raw, let_commits_wait, ok, run, sync, value, wait_until_waiting};
-use common::{Cluster, dial, wait_for};
+use common::{Cluster, Node, dial, wait_for};
 use proxy::pool::{Order, Scope};
 use proxy::session::presence::Activity;
 use proxy::wire::frontend::write_query;
@@ -62,14 +62,28 @@ fn replicate(c: &Cluster) {
     wait_for("the standby to have it", || (c.nodes[1].psql(&there) == "t").then_some(()));
 }
 
+/// The standby receives no more.
+fn cut_off(c: &Cluster) {
+    c.nodes[1].psql("alter system set primary_conninfo = ''");
+    c.nodes[1].psql("select pg_reload_conf()");
+    wait_for("the standby to receive no more", || {
+        (c.nodes[1].psql("select count(*) from pg_stat_wal_receiver") == "0").then_some(())
+    });
+}
+
+/// Promote a node to timeline 2; where that leaves the first, and begins in the numbering of transactions.
+fn promoted(node: &Node) -> (Fork, XidBound) {
+    let xid = node.psql("select pg_snapshot_xmax(pg_current_snapshot())").parse().expect("an id");
+    node.promote();
+    let history = std::fs::read_to_string(node.data.join("pg_wal/00000002.history")).expect("it was promoted");
+    let lsn: Lsn = history.split_whitespace().nth(1).expect("a position").parse().expect("a position");
+    (Fork { timeline: TimelineId(1), lsn }, XidBound { term: Term(2), xid })
+}
+
 /// Promote the standby behind a closed gate; what its view will say of it.
 fn promote(c: &Cluster) -> (Fork, XidBound) {
     c.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
-    let xid = c.nodes[1].psql("select pg_snapshot_xmax(pg_current_snapshot())").parse().expect("an id");
-    c.nodes[1].promote();
-    let history = std::fs::read_to_string(c.nodes[1].data.join("pg_wal/00000002.history")).expect("it was promoted");
-    let lsn: Lsn = history.split_whitespace().nth(1).expect("a position").parse().expect("a position");
-    (Fork { timeline: TimelineId(1), lsn }, XidBound { term: Term(2), xid })
+    promoted(&c.nodes[1])
 }
 
 fn open(c: &Cluster, fork: Fork, bound: Option<XidBound>) {
@@ -117,11 +131,7 @@ fn commits_in_flight_at_a_failover_are_told_as_the_new_primary_has_them() {
     });
     wait_until_waiting(&c, 2);
     replicate(&c);
-    c.nodes[1].psql("alter system set primary_conninfo = ''");
-    c.nodes[1].psql("select pg_reload_conf()");
-    wait_for("the standby to receive no more", || {
-        (c.nodes[1].psql("select count(*) from pg_stat_wal_receiver") == "0").then_some(())
-    });
+    cut_off(&c);
     // Begins past the end of what the standby has, which has never seen its id.
     let (mut past, again) = begun(&c, "insert into t values (5)");
     past.write(|out| {
@@ -246,11 +256,7 @@ fn promote_behind_the_view(c: &mut Cluster) -> (Fork, XidBound) {
     c.nodes[0].kill();
     std::fs::write(c.nodes[0].data.join("standby.signal"), "").expect("it is written");
     c.nodes[0].start();
-    let xid = c.nodes[0].psql("select pg_snapshot_xmax(pg_current_snapshot())").parse().expect("an id");
-    c.nodes[0].promote();
-    let history = std::fs::read_to_string(c.nodes[0].data.join("pg_wal/00000002.history")).expect("it was promoted");
-    let lsn: Lsn = history.split_whitespace().nth(1).expect("a position").parse().expect("a position");
-    (Fork { timeline: TimelineId(1), lsn }, XidBound { term: Term(2), xid })
+    promoted(&c.nodes[0])
 }
 
 #[test]
@@ -286,11 +292,7 @@ fn nothing_is_said_to_be_lost_while_a_later_term_may_have_it() {
     send(&mut there, "commit");
     wait_until_waiting(&c, 1);
     replicate(&c);
-    c.nodes[1].psql("alter system set primary_conninfo = ''");
-    c.nodes[1].psql("select pg_reload_conf()");
-    wait_for("the standby to receive no more", || {
-        (c.nodes[1].psql("select count(*) from pg_stat_wal_receiver") == "0").then_some(())
-    });
+    cut_off(&c);
     let (mut past, _) = begun(&c, "insert into t values (2)");
     send(&mut past, "commit");
     wait_until_waiting(&c, 2);

@@ -38,7 +38,8 @@ pub struct Raw {
     pub query_cache_ttl: Span,
     /// How long a user that was not found is not looked up again. Default 5s: it may be created at any time.
     pub query_negative_cache_ttl: Span,
-    /// Logins that one worker works on at the same time; more wait for their turn, within `login_timeout`. Default 256.
+    /// Logins that one worker works on at the same time; more wait for their turn, within `login_timeout`. A client that is
+    /// waited for takes no turn. Default 256.
     pub max_logins: usize,
 }
 
