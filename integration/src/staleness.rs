@@ -209,9 +209,9 @@ impl Faults {
             Fault::ReplayStopped => stop_processes(cluster, standby, "startup", time, over),
             Fault::ReceiverStopped => stop_processes(cluster, standby, "walreceiver", time, over),
             Fault::ReplayPaused => {
-                cluster.superuser(standby, "select pg_wal_replay_pause()").expect("replay pauses");
+                told(cluster, standby, "select pg_wal_replay_pause()");
                 last(time, over);
-                cluster.superuser(standby, "select pg_wal_replay_resume()").expect("replay resumes");
+                told(cluster, standby, "select pg_wal_replay_resume()");
             }
             Fault::StandbyKilled => cluster.kill_postmaster(standby),
             Fault::StandbyCutOff => {
@@ -238,6 +238,11 @@ impl Faults {
 fn last(time: Duration, over: &mut dyn FnMut() -> bool) {
     let start = Instant::now();
     wait_until("a fault's time to pass", time + LONG, || start.elapsed() >= time || over());
+}
+
+/// A standby that an earlier fault killed may still look as if it streamed, and starts only now.
+fn told(cluster: &Cluster, standby: &str, sql: &str) {
+    wait_for(sql, COME_BACK, || cluster.superuser(standby, sql));
 }
 
 fn stop_processes(cluster: &Cluster, standby: &str, title: &str, time: Duration, over: &mut dyn FnMut() -> bool) {
