@@ -282,6 +282,23 @@ fn a_commit_belongs_to_the_timeline_of_its_server_whatever_the_view_said() {
 }
 
 #[test]
+fn where_the_timeline_may_not_be_asked_for_a_commit_is_in_doubt_at_once() {
+    let mut c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::secs(600));
+    c.psql(TABLES).unwrap();
+    c.nodes[0].psql("revoke execute on function pg_walfile_name(pg_lsn) from public");
+    let (fork, bound) = promote_behind_the_view(&mut c);
+    let_commits_wait(&c);
+    let (mut s, _) = begun(&c, "insert into t values (1)");
+    send(&mut s, "commit");
+    wait_until_waiting(&c, 1);
+    c.publish(|t| {
+        t.term = Term(2);
+        (t.fork, t.forks, t.xid_bounds) = (Some(fork), vec![fork], vec![bound]);
+    });
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+}
+
+#[test]
 fn nothing_is_said_to_be_lost_while_a_later_term_may_have_it() {
     let mut c = Cluster::start(1, |_| {});
     c.psql(TABLES).unwrap();
@@ -324,19 +341,41 @@ fn what_was_to_be_applied_by_standbys_is_so_before_it_is_told() {
     ok(&mut s, "begin");
     ok(&mut s, "insert into t values (1)");
     send(&mut s, "commit");
-    wait_until_waiting(&c, 1);
+    end_it_and_see_its_proof_wait(&c);
+    // The standby has it all the time, and shows it only now.
+    c.nodes[1].psql("select pg_wal_replay_resume()");
+    assert_eq!(words(&s.until_ready()), "C COMMIT | Z I");
+    assert_eq!(c.nodes[1].psql("select count(*) from t"), "1");
+}
+
+/// The session whose COMMIT waits for standbys is ended.
+fn end_it_and_see_its_proof_wait(c: &Cluster) {
+    wait_until_waiting(c, 1);
     let ended = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query ilike 'commit%' and \
         wait_event = 'SyncRep'";
     assert_eq!(c.nodes[0].psql(ended), "1");
-    // The standby has it all the time, and shows it only now.
     wait_for("its proof to wait in its place", || {
         let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query like '%emit_message%'";
         (c.nodes[0].psql(sql) == "1").then_some(())
     });
     assert_eq!(c.counter(RESOLVED), 0.0);
-    c.nodes[1].psql("select pg_wal_replay_resume()");
+}
+
+#[test]
+fn who_asked_for_standbys_is_told_nothing_before_they_have_it_though_the_mode_does_without() {
+    let c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::secs(60));
+    c.psql(TABLES).unwrap();
+    c.publish(|t| t.protected = false);
+    let_commits_wait(&c);
+    let mut s = Raw::login(c.port, &[]);
+    ok(&mut s, "set pgtenure.durability = 'semi_sync'");
+    ok(&mut s, "begin");
+    ok(&mut s, "insert into t values (1)");
+    send(&mut s, "commit");
+    end_it_and_see_its_proof_wait(&c);
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
     assert_eq!(words(&s.until_ready()), "C COMMIT | Z I");
-    assert_eq!(c.nodes[1].psql("select count(*) from t"), "1");
 }
 
 #[test]

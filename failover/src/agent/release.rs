@@ -61,5 +61,5 @@ async fn release_trapped(env: &Env) -> Result<u64, SqlError> {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    sql.value(what, &format!("SELECT count(pg_cancel_backend(pid)) {trapped}"), BOUND).await
+    sql.value(what, &format!("SELECT count(pg_terminate_backend(pid)) {trapped}"), BOUND).await
 }

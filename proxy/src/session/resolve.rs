@@ -177,14 +177,13 @@ impl Search<'_> {
 }
 
 /// What a later commit is to wait for before a transaction is told as committed that waited for `level`: in its own term
-/// for what the mode promises, and where standbys were to show it, until those do, in a later one too.
+/// for that and for what the mode promises; in a later one only for what the opening of that term did not see to: until
+/// standbys show it, and where the term is open unprotected, until they have it.
 fn confirming(verdict: Verdict, level: Durability, protected: bool) -> Option<Durability> {
+    let seen_to = if protected { Durability::SemiSync } else { Durability::Local };
     match verdict {
-        Verdict::Unconfirmed if level == Durability::Applied => Some(level),
-        Verdict::Unconfirmed if protected => Some(Durability::SemiSync),
-        // Its primary has it; now on disk.
-        Verdict::Unconfirmed => Some(Durability::Local),
-        Verdict::Survived if level == Durability::Applied => Some(level),
+        Verdict::Unconfirmed => Some(level.max(seen_to)),
+        Verdict::Survived => (level > seen_to).then_some(level),
         _ => None,
     }
 }

@@ -222,7 +222,8 @@ async fn ask(wire: &mut LoginWire) -> Result<Itself, ConnectError> {
         client_min_messages: messages.as_str().into(),
         synchronous_commit: commit.as_str().into(),
         creates_temp: creates_temp(path),
-        marks: marks == "t",
+        // A transaction's id tells nothing without its timeline.
+        marks: marks == "t" && timeline.is_some(),
     };
     Ok(Itself { in_recovery, timeline, defaults })
 }
