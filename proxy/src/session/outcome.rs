@@ -13,13 +13,15 @@ use crate::wire::backend::TxStatus;
 struct Course {
     /// The state it starts in, and later the one it has reached.
     at: TxStatus,
+    /// It may have reached the end of its block instead.
+    or_idle: bool,
     /// It may have made something durable already.
     commits: bool,
     /// It wrote outside a block: the end of the unit commits that.
     pending: bool,
 }
 
-/// One unit, as far as its outcome goes. Twelve bytes, so that long pipelines stay small.
+/// One unit, as far as its outcome goes. A few bytes, so that long pipelines stay small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     courses: [Course; 3],
@@ -30,6 +32,21 @@ pub struct Record {
     /// It executes statements, one of which is more than a proven read or block control.
     pub writes: bool,
     statements: Statements,
+}
+
+/// Where a server is behind what it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// In this state,
+    pub status: TxStatus,
+    /// or in no block any more: that of a string in which blocks end and begin is not known.
+    pub or_idle: bool,
+}
+
+impl From<TxStatus> for At {
+    fn from(status: TxStatus) -> Self {
+        Self { status, or_idle: false }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +63,7 @@ enum Statements {
 
 impl Default for Record {
     fn default() -> Self {
-        let course = |at| Course { at, commits: false, pending: false };
+        let course = |at| Course { at, or_idle: false, commits: false, pending: false };
         Self {
             courses: [course(TxStatus::Idle), course(TxStatus::Block), course(TxStatus::Failed)],
             reads_only: true,
@@ -90,10 +107,11 @@ impl Record {
         }
     }
 
-    /// Could sending this, from `status`, make something durable?
-    pub fn may_commit(&self, status: TxStatus) -> bool {
-        let course = self.course(status);
-        course.commits || (course.pending && course.at == TxStatus::Idle)
+    /// Could sending this, from there, make something durable?
+    pub fn may_commit(&self, from: impl Into<At>) -> bool {
+        let commits = |course: &Course| course.commits || (course.pending && course.at == TxStatus::Idle);
+        let At { status, or_idle } = from.into();
+        commits(self.course(status)) || or_idle && commits(self.course(TxStatus::Idle))
     }
 
     /// Is it a COMMIT, without AND CHAIN, and nothing else?
@@ -117,9 +135,19 @@ impl Record {
         self
     }
 
-    /// The state it leads to from `status` when nothing fails.
+    /// The state it leads to from `status` when nothing fails; a block where that is not certain.
     pub fn leads_to(&self, status: TxStatus) -> TxStatus {
         self.course(status).at
+    }
+
+    /// Where it leads to from there when nothing fails.
+    pub fn from(&self, from: At) -> At {
+        let (mut course, idle) = (*self.course(from.status), *self.course(TxStatus::Idle));
+        if from.or_idle {
+            course.or_idle |= idle.or_idle || idle.at == TxStatus::Idle || course.at == TxStatus::Idle;
+            course.at = if course.at == TxStatus::Idle { idle.at } else { course.at };
+        }
+        At { status: course.at, or_idle: course.or_idle && course.at != TxStatus::Idle }
     }
 
     /// May it be sent again, when nothing of its answer has reached the client?
@@ -180,13 +208,18 @@ impl Course {
                 self.commits |= self.at != TxStatus::Failed;
                 self.end(false);
             }
-            Control::Multi { begins } => {
+            Control::Multi { begins, ends, revives } => {
                 // The order inside the string is not known: assume the worst of it.
                 let wrote = s.access == Access::Write;
                 self.commits |= s.may_commit || (wrote && self.at == TxStatus::Idle && !begins);
-                if begins && self.at == TxStatus::Idle {
-                    self.at = TxStatus::Block;
-                }
+                self.or_idle = ends && begins;
+                self.at = match self.at {
+                    _ if ends && !begins => TxStatus::Idle,
+                    _ if ends => TxStatus::Block,
+                    TxStatus::Idle if begins => TxStatus::Block,
+                    TxStatus::Failed if revives => TxStatus::Block,
+                    at => at,
+                };
             }
             Control::None
             | Control::Empty
@@ -251,29 +284,30 @@ pub fn answers(status: TxStatus, sent: &[Record], delivered: bool) -> Vec<Answer
         || matches!(sent, [only] if only.repeatable(status) && !delivered)
     {
         let mut out = vec![Answer::Repeat; sent.len()];
-        out.iter_mut().zip(sent).take(first).for_each(|(a, record)| *a = one(status, record, &[]));
+        out.iter_mut().zip(sent).take(first).for_each(|(a, record)| *a = one(status.into(), record, &[]));
         return out;
     }
     let mut out = Vec::with_capacity(sent.len());
     // What the server may have been through, and what the client has been told.
-    let (mut at, mut told) = (status, None);
+    let (mut at, mut told) = (At::from(status), None);
     for (i, record) in sent.iter().enumerate() {
         let answer = match told {
             Some(TxStatus::Failed) if commits_before_idle(at, &sent[i..]) => Answer::Unknown,
             Some(TxStatus::Failed) => in_failed_block(record),
             Some(TxStatus::Idle | TxStatus::Block) | None => one(at, record, &sent[i..]),
         };
-        at = record.leads_to(at);
+        at = record.from(at);
         told = answer.status();
         out.push(answer);
     }
     out
 }
 
-fn one(at: TxStatus, record: &Record, rest: &[Record]) -> Answer {
+fn one(at: At, record: &Record, rest: &[Record]) -> Answer {
     if commits_before_idle(at, rest) {
         return Answer::Unknown;
     }
+    let At { status: at, .. } = at;
     match (at, record.statements) {
         (TxStatus::Block | TxStatus::Failed, Statements::Rollback) => Answer::RollbackDone,
         (TxStatus::Failed, Statements::Commit) => Answer::RollbackDone,
@@ -294,13 +328,13 @@ fn in_failed_block(record: &Record) -> Answer {
 }
 
 /// May the transaction that is open at the start of `rest` be made durable by it?
-fn commits_before_idle(mut at: TxStatus, rest: &[Record]) -> bool {
+fn commits_before_idle(mut at: At, rest: &[Record]) -> bool {
     for record in rest {
         if record.may_commit(at) {
             return true;
         }
-        at = record.leads_to(at);
-        if at == TxStatus::Idle {
+        at = record.from(at);
+        if at.status == TxStatus::Idle {
             return false;
         }
     }
@@ -310,7 +344,7 @@ fn commits_before_idle(mut at: TxStatus, rest: &[Record]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::{Modes, Names, Pins};
+    use crate::sql::{FunctionTable, LexRules, Modes, Names, Pins, classify};
 
     const PLAIN: Statement = Statement {
         access: Access::Write,
@@ -340,10 +374,9 @@ mod tests {
             "savepoint" => with(Control::Savepoint),
             "prepare-transaction" => Statement { may_commit: true, ..with(Control::PrepareTransaction) },
             "do" => Statement { may_commit: true, ..PLAIN },
-            "writes" => with(Control::Multi { begins: false }),
-            "writes+commit" => Statement { may_commit: true, ..with(Control::Multi { begins: false }) },
             "empty" => Statement { access: Access::Read, ..with(Control::Empty) },
-            other => panic!("no statement {other}"),
+            // A string of several.
+            text => classify(text.replace('_', " ").as_bytes(), &FunctionTable::unloaded(), LexRules::STANDARD),
         }
     }
 
@@ -386,7 +419,7 @@ mod tests {
             // Every autocommit write is in doubt, however many statements it has.
             ('I', "write", "08007 I"),
             ('I', "read write", "08007 I"),
-            ('I', "writes", "08007 I"),
+            ('I', "delete_from_t;delete_from_t", "08007 I"),
             ('I', "do", "08007 I"),
             ('I', "commit", "08007 I"),
             ('I', "read|write", "40001 I, 08007 I"),
@@ -394,7 +427,7 @@ mod tests {
             // A block with nothing sent that could commit it.
             ('T', "write", "40001 E"),
             ('T', "read", "40001 E"),
-            ('T', "writes", "40001 E"),
+            ('T', "delete_from_t;delete_from_t", "40001 E"),
             ('T', "savepoint", "40001 E"),
             ('T', "rollback-to", "40001 E"),
             ('T', "write|read", "40001 E, 25P02 E"),
@@ -414,7 +447,7 @@ mod tests {
             ('T', "commit", "08007 I"),
             ('T', "prepare-transaction", "08007 I"),
             ('T', "do", "08007 I"),
-            ('T', "writes+commit", "08007 I"),
+            ('T', "delete_from_t;commit", "08007 I"),
             ('T', "write|commit", "08007 I, 08007 I"),
             ('I', "begin write commit", "08007 I"),
             ('I', "begin|write|commit", "08007 I, 08007 I, 08007 I"),
@@ -423,6 +456,23 @@ mod tests {
             ('E', "rollback-to commit", "08007 I"),
             ('E', "rollback-to|commit", "08007 I, 08007 I"),
             ('E', "rollback|write", "rollback I, 08007 I"),
+            // Whatever is behind the end of the block in a string is committed with it.
+            ('T', "rollback;delete_from_t", "08007 I"),
+            ('E', "rollback;delete_from_t", "08007 I"),
+            ('I', "begin;delete_from_t;rollback;delete_from_t", "08007 I"),
+            ('T', "abort;begin;delete_from_t", "40001 E"),
+            ('T', "abort;begin;delete_from_t|commit", "08007 I, 08007 I"),
+            ('T', "rollback_and_chain;delete_from_t", "40001 E"),
+            ('T', "delete_from_t;rollback", "40001 I"),
+            ('T', "rollback;select_1", "40001 I"),
+            ('T', "rollback_to_s;delete_from_t", "40001 E"),
+            ('E', "rollback_to_s;delete_from_t", "40001 E"),
+            ('E', "rollback_to_s;delete_from_t|commit", "08007 I, 08007 I"),
+            ('T', "rollback;select_U&'x';delete_from_t", "08007 I"),
+            // And what is sent behind the string is in no block.
+            ('T', "commit;select_1|write", "08007 I, 08007 I"),
+            ('I', "begin;delete_from_t;commit|write", "08007 I, 08007 I"),
+            ('T', "rollback;select_1|write", "40001 I, 08007 I"),
         ] {
             assert_eq!(check(status, sent, false), want, "{status} {sent}");
         }

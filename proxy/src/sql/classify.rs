@@ -82,6 +82,10 @@ struct Sum<'a> {
     control: Control,
     may_commit: bool,
     begins: bool,
+    ends: bool,
+    revives: bool,
+    /// The last that was about the block has rolled it back: what comes behind it is committed with the string.
+    rolled_back: bool,
     pins: Pins,
     unpins: bool,
     advisory: bool,
@@ -104,6 +108,9 @@ impl<'a> Sum<'a> {
             control: Control::Empty,
             may_commit: false,
             begins: false,
+            ends: false,
+            revives: false,
+            rolled_back: false,
             pins: Pins::NONE,
             unpins: false,
             advisory: false,
@@ -130,6 +137,7 @@ impl<'a> Sum<'a> {
         self.control = part.head.control();
         self.may_commit |= part.head.may_commit();
         self.begins |= part.head.begins();
+        self.end_block(part);
         self.pins.join(part.head.pins());
         let mut names = part.names();
         if part.verb == K::Do {
@@ -146,6 +154,27 @@ impl<'a> Sum<'a> {
         self.declares |= part.declares();
         self.ours |= part.ours || matches!(part.verb, K::Do | K::Create | K::None);
         self.names = if self.count == 1 { names } else { worse(self.names, names) };
+    }
+
+    /// Follow what of a string lies behind the end of a block.
+    fn end_block(&mut self, part: &Part<'_>) {
+        match self.control {
+            Control::Begin(_) => self.rolled_back = false,
+            Control::Commit { chain } => (self.ends, self.begins) = (true, self.begins | chain),
+            Control::Rollback { chain } => {
+                (self.ends, self.begins, self.rolled_back) = (true, self.begins | chain, !chain);
+            }
+            Control::PrepareTransaction => self.ends = true,
+            Control::RollbackTo => self.revives = true,
+            Control::SetTransaction(_) | Control::Savepoint | Control::Release | Control::Empty => {}
+            Control::None
+            | Control::FinishPrepared
+            | Control::Deallocate
+            | Control::DeallocateAll
+            | Control::DiscardAll
+            | Control::Discard
+            | Control::Multi { .. } => self.may_commit |= self.rolled_back && part.access() == Access::Write,
+        }
     }
 
     fn end(self, access: Access) -> Statement {
@@ -184,7 +213,8 @@ impl<'a> Sum<'a> {
     /// Of several statements the order is not followed, unless all only read: then they are as good as one.
     fn control(&self) -> Control {
         let one = self.count <= 1 || self.quiet && self.plain;
-        if one { self.control } else { Control::Multi { begins: self.begins } }
+        let Self { begins, ends, revives, .. } = *self;
+        if one { self.control } else { Control::Multi { begins, ends, revives } }
     }
 }
 
@@ -196,15 +226,19 @@ fn names_ours(sql: &[u8]) -> bool {
 
 /// A text that cannot be read with certainty: a write, and whatever else any of its words could mean.
 fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
-    let (mut commits, mut begins) = (false, false);
+    let (mut commits, mut begins, mut rolls_back) = (false, false, false);
     each_word(sql, |word, _| {
         commits |= matches!(word, K::Commit | K::End | K::Prepare);
-        begins |= matches!(word, K::Begin | K::Start);
+        begins |= matches!(word, K::Begin | K::Start | K::Chain);
+        rolls_back |= matches!(word, K::Rollback | K::Abort);
     });
     // The first words of a text come before anything odd in it, or it begins with the odd thing and fails.
     let (first, _) = Part::scan(&mut Lexer::new(sql), functions);
     let several = sql.contains(&b';');
-    let control = if several { Control::Multi { begins } } else { first.head.control() };
+    let multi = Control::Multi { begins, ends: commits || rolls_back, revives: rolls_back };
+    let control = if several { multi } else { first.head.control() };
+    // What comes behind a ROLLBACK in a string is committed with that.
+    let may_commit = commits || several && rolls_back;
     let mut pins = first.head.pins();
     let names = names_anywhere(sql);
     if names == Names::Unknown {
@@ -220,7 +254,7 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     let strange = pins.take_anything() || !functions.tells_all() || calls_new(sql, functions);
     let strange = strange || functions.tells_of_rows_only();
     let (quiet, aside) = (false, false);
-    Statement { access, quiet, strange, control, may_commit: commits, pins, unpins, advisory, ours, aside, names }
+    Statement { access, quiet, strange, control, may_commit, pins, unpins, advisory, ours, aside, names }
 }
 
 #[cfg(test)]

@@ -142,8 +142,12 @@ pub enum Control {
     Discard,
     /// Several statements in one string.
     Multi {
-        /// One of them is BEGIN or START TRANSACTION, or the string cannot be read well enough to exclude it.
+        /// One of them is BEGIN, START TRANSACTION or AND CHAIN, or the string cannot be read well enough to exclude it.
         begins: bool,
+        /// One of them is COMMIT, ROLLBACK or PREPARE TRANSACTION, or that cannot be excluded.
+        ends: bool,
+        /// One of them is ROLLBACK TO SAVEPOINT, or that cannot be excluded.
+        revives: bool,
     },
 }
 

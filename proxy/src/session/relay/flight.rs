@@ -1,7 +1,7 @@
 //! What is in flight, as those ask who must decide about it: could it commit, has the client seen part of its answer,
 //! and what is left of it when the server is given up.
 
-use crate::session::outcome::Record;
+use crate::session::outcome::{At, Record};
 use crate::session::relay::{Entry, Relay, Undo};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
@@ -19,10 +19,10 @@ impl Relay {
 
     /// Is any of what was sent and not answered able to make something durable?
     pub fn may_commit(&self) -> bool {
-        let mut at = self.status;
+        let mut at = At::from(self.status);
         self.records().any(|r| {
             let commits = r.may_commit(at);
-            at = r.leads_to(at);
+            at = r.from(at);
             commits
         })
     }
@@ -38,9 +38,9 @@ impl Relay {
         self.records().any(|r| r.commits_explicitly)
     }
 
-    /// The status that the server has behind all that was sent, when nothing of it fails.
+    /// The status that the server has behind all that was sent, when nothing of it fails; a block where that is not certain.
     pub fn leads_to(&self) -> TxStatus {
-        self.records().fold(self.status, |at, record| record.leads_to(at))
+        self.records().fold(At::from(self.status), |at, record| record.from(at)).status
     }
 
     /// Has part of the answer to the oldest unit reached the client?

@@ -161,7 +161,10 @@ fn nothing_is_a_read_when_the_server_lexes_differently() {
     }
     let rules = LexRules { standard_conforming_strings: false, ascii_safe_encoding: true };
     let hidden = classify(br"select 'a\'; select '; commit; --'", &table(), rules);
-    assert_eq!((hidden.control, hidden.may_commit), (Control::Multi { begins: false }, true));
+    assert_eq!(
+        (hidden.control, hidden.may_commit),
+        (Control::Multi { begins: false, ends: true, revives: false }, true)
+    );
     let plain = classify(b"COMMIT", &table(), rules);
     assert_eq!((plain.control, plain.may_commit), (Control::Commit { chain: false }, true));
 }
@@ -172,7 +175,7 @@ fn transaction_statements_are_told_apart() {
     let begin = |read_only| C::Begin(Modes { read_only, ..Modes::default() });
     let level = |isolation| Modes { isolation: Some(isolation), ..Modes::default() };
     let strict = Modes { read_only: Some(true), deferrable: Some(true), ..level(Isolation::Serializable) };
-    let several = |begins| C::Multi { begins };
+    let several = |begins, ends| C::Multi { begins, ends, revives: false };
     for (sql, want, may_commit) in [
         ("", C::Empty, false),
         (" ; -- x\n ; /* y */", C::Empty, false),
@@ -209,15 +212,15 @@ fn transaction_statements_are_told_apart() {
         ("discard all", C::DiscardAll, false),
         ("discard temp", C::Discard, false),
         ("select 1; select 2", C::None, false),
-        ("select 1; select nextval('s')", several(false), false),
-        ("begin; select 1", several(true), false),
-        ("select 1; commit; begin", several(true), true),
-        ("select 1; end", several(false), true),
+        ("select 1; select nextval('s')", several(false, false), false),
+        ("begin; select 1", several(true, false), false),
+        ("select 1; commit; begin", several(true, true), true),
+        ("select 1; end", several(false, true), true),
         ("select 'commit'; select \"end\"", C::None, false),
         ("select case when true then 1 end", C::None, false),
         ("insert into t values (u&'x')", C::None, false),
-        ("insert into t values (u&'x'); commit", several(false), true),
-        ("select 1a; begin; x", several(true), false),
+        ("insert into t values (u&'x'); commit", several(false, true), true),
+        ("select 1a; begin; x", several(true, false), false),
     ] {
         let s = classify(sql.as_bytes(), &table(), LexRules::STANDARD);
         assert_eq!((s.control, s.may_commit), (want, may_commit), "{sql}");
