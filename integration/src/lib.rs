@@ -20,5 +20,6 @@ mod segment;
 pub mod source;
 pub mod staleness;
 pub mod tap;
+mod template;
 pub mod wait;
 pub mod workload;

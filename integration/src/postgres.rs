@@ -5,6 +5,7 @@ use crate::client::{Client, Target};
 use crate::ports::free_port;
 use crate::process::{Process, unprivileged};
 use crate::scratch::Scratch;
+use crate::template;
 use crate::wait::wait_for;
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
@@ -67,11 +68,13 @@ impl Postgres {
     pub fn start(scratch: &Scratch) -> Self {
         let (data, log) = (scratch.path().join("single"), scratch.dir("log").join("single.log"));
         let password = scratch.file("single.password", "a password\n");
-        let mut initdb = unprivileged(bin_dir().join("initdb"));
-        initdb.args(["-U", "app", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "-N", "-D"]).arg(&data);
-        initdb.arg("--pwfile").arg(password).current_dir(scratch.path());
-        let output = initdb.output().expect("initdb starts");
-        assert!(output.status.success(), "initdb: {}", describe(&output));
+        let (program, arguments) = (bin_dir().join("initdb"), ["-U", "app", "-E", "UTF8", "--locale=C", "-N"]);
+        template::data_dir(&data, &program, &arguments, || {
+            let mut initdb = unprivileged(&program);
+            initdb.args(arguments).args(["-A", "scram-sha-256", "--pwfile"]).arg(password);
+            let output = initdb.arg("-D").arg(&data).current_dir(scratch.path()).output().expect("initdb starts");
+            assert!(output.status.success(), "initdb: {}", describe(&output));
+        });
         let port = free_port();
         let mut postgres = unprivileged(bin_dir().join("postgres"));
         postgres.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "fsync=off"]);

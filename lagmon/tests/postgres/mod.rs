@@ -3,6 +3,8 @@
 
 #[path = "../../../integration/src/segment.rs"]
 mod segment;
+#[path = "../../../integration/src/template.rs"]
+mod template;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -67,9 +69,12 @@ impl Cluster {
             chown(dir.path(), Some(postgres.uid.as_raw()), Some(postgres.gid.as_raw())).expect("we are root");
         }
         let mut cluster = Self { dir, ports: vec![free_port()], servers: vec![None] };
-        let mut initdb = command("initdb");
-        initdb.args(["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C", "-D"]).arg(cluster.data(0));
-        run(initdb);
+        let arguments = ["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"];
+        template::data_dir(&cluster.data(0), &bin().join("initdb"), &arguments, || {
+            let mut initdb = command("initdb");
+            initdb.args(arguments).arg("-D").arg(cluster.data(0));
+            run(initdb);
+        });
         cluster.spawn(0);
         cluster.sql(0, "CREATE ROLE pgtenure_monitor LOGIN IN ROLE pg_monitor; CREATE TABLE t(v int)");
         for _ in 0..standbys {
@@ -85,7 +90,7 @@ impl Cluster {
         self.servers.push(None);
         let mut backup = command("pg_basebackup");
         let from = format!("host=127.0.0.1 user=postgres application_name=n{} port={}", i + 1, self.ports[source]);
-        backup.args(["-d", &from, "-R", "-X", "stream", "-c", "fast", "-D"]).arg(self.data(i));
+        backup.args(["-d", &from, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]).arg(self.data(i));
         run(backup);
         self.spawn(i);
         i

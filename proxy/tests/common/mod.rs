@@ -4,9 +4,13 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part")]
 
 pub mod authority;
+pub mod dice;
+pub mod prepared;
 pub mod raw;
 #[path = "../../../integration/src/segment.rs"]
 mod segment;
+#[path = "../../../integration/src/template.rs"]
+mod template;
 
 use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
@@ -15,6 +19,8 @@ use cluster::{Clock, Lsn, NodeId, Term, TimelineId};
 use proxy::auth::scram::Verifier;
 use proxy::auth::userlist;
 use proxy::config::{self, Config};
+use proxy::console::tally::Counter;
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -273,6 +279,14 @@ impl Cluster {
         });
     }
 
+    /// What all workers have counted, as the console shows it.
+    pub fn tally(&self, of: Counter) -> u64 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let view = self.handle.as_ref().expect("the proxy runs").view(Duration::from_secs(10));
+        let view = runtime.block_on(view).expect("the workers answer");
+        view.tallies.iter().map(|t| t.totals[of as usize]).sum()
+    }
+
     pub fn counter(&self, name: &str) -> f64 {
         let families = self.registry.gather();
         let family = families.iter().filter(|f| f.name() == name);
@@ -319,24 +333,38 @@ fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
     }
 }
 
+const INITDB: [&str; 8] = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"];
+const SETTINGS: &str = "fsync = off\nwal_level = logical\nmax_connections = 60\nshared_buffers = 32MB\n\
+                        password_encryption = 'scram-sha-256'\nlisten_addresses = '127.0.0.1'\nhot_standby = on\n\
+                        unix_socket_directories = ''\nwal_retrieve_retry_interval = 100ms\nmax_wal_senders = 5\n\
+                        max_prepared_transactions = 5\n";
+
 fn create_primary(scratch: &Path) -> Node {
     let mut node = Node { name: "n1".parse().unwrap(), port: free_port(), data: scratch.join("n1"), child: None };
-    let mut initdb = unprivileged(&bin("initdb"));
-    initdb.arg("-D").arg(&node.data).args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]);
-    run(&mut initdb);
-    let settings = "fsync = off\nwal_level = logical\nmax_connections = 60\nshared_buffers = 32MB\n\
-                    password_encryption = 'scram-sha-256'\nlisten_addresses = '127.0.0.1'\nhot_standby = on\n\
-                    unix_socket_directories = ''\nwal_retrieve_retry_interval = 100ms\nmax_wal_senders = 5\n\
-                    max_prepared_transactions = 5\n";
-    append(&node.data.join("postgresql.conf"), settings);
+    let databases = format!("create role app login password '{PASSWORD}'\ncreate database app owner app\n");
+    let recipe = [&INITDB[..], &[SETTINGS, &databases]].concat();
+    template::data_dir(&node.data, &bin("initdb"), &recipe, || {
+        run(unprivileged(&bin("initdb")).arg("-D").arg(&node.data).args(INITDB));
+        append(&node.data.join("postgresql.conf"), SETTINGS);
+        alone(&node.data, &databases);
+    });
     append(&node.data.join("postgresql.conf"), &format!("port = {}\ncluster_name = 'n1'\n", node.port));
     let hba = "host all app 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n\
                host replication all 127.0.0.1/32 trust\n";
     std::fs::write(node.data.join("pg_hba.conf"), hba).expect("the data directory is writable");
     node.spawn();
-    node.psql(&format!("create role app login password '{PASSWORD}'"));
-    node.psql("create database app owner app");
     node
+}
+
+/// Run statements, one a line, in a PostgreSQL of one process that listens nowhere.
+fn alone(data: &Path, sql: &str) {
+    let mut postgres = unprivileged(&bin("postgres"));
+    postgres.args(["--single", "-c", "exit_on_error=on", "-D"]).arg(data).arg("postgres");
+    let mut child = postgres.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("postgres can be started");
+    let mut input = child.stdin.take().expect("it is piped");
+    input.write_all(sql.as_bytes()).expect("it reads its input");
+    drop(input);
+    assert!(child.wait().expect("our child").success(), "{sql}");
 }
 
 fn create_standby(scratch: &Path, primary: &Node, number: usize) -> Node {

@@ -1,5 +1,8 @@
 //! A real PostgreSQL primary and its standby for one test: started on free ports, stopped and deleted when dropped.
 
+#[path = "../../../integration/src/template.rs"]
+mod template;
+
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
@@ -72,10 +75,14 @@ impl Postgres {
     /// A new cluster's primary. Local connections need no password, TCP ones SCRAM.
     pub(crate) fn primary() -> Self {
         let dir = scratch();
-        let mut initdb = program("initdb");
-        initdb.args(["-U", "postgres", "-A", "trust", "--auth-host=scram-sha-256", "-E", "UTF8", "--locale=C", "-N"]);
-        initdb.arg("-D").arg(dir.path().join("data"));
-        run(initdb);
+        let (data, arguments) =
+            (dir.path().join("data"), ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]);
+        let recipe = [&arguments[..], &["--auth-host=scram-sha-256", "-N"]].concat();
+        template::data_dir(&data, &bin_dir().join("initdb"), &recipe, || {
+            let mut initdb = program("initdb");
+            initdb.args(&recipe).arg("-D").arg(&data);
+            run(initdb);
+        });
         Self::start(dir, "n1")
     }
 
