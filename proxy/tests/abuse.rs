@@ -3,7 +3,7 @@
 mod common;
 
 use cluster::topology::{Closed, Gate};
-use common::raw::{Raw, bind, describe, execute, flush, parse, run, sync};
+use common::raw::{Raw, bind, close, describe, execute, flush, parse, run, sync};
 use common::{Cluster, dial, wait_for};
 use proxy::wire::backend;
 use proxy::wire::codec::message;
@@ -296,4 +296,24 @@ fn a_client_knows_its_own_notifications_by_the_process_number_it_was_given() {
         a.write(|out| write_query(out, "notify news, 'own'"));
         assert_eq!(notified(&mut a), (Some(a.key.0), b"news\0own\0".to_vec()), "{database}");
     }
+}
+
+#[test]
+fn a_unit_without_an_end_is_answered_as_it_goes() {
+    const CLOSES: usize = 200_000;
+    let c = Cluster::start(0, |raw| raw.workers = 1);
+    let mut raw = Raw::login(c.port, &[]);
+    let mut stream = raw.stream.try_clone().expect("a second handle");
+    let writer = std::thread::spawn(move || {
+        let mut out = Vec::new();
+        (0..CLOSES).for_each(|_| close(&mut out, "x"));
+        stream.write_all(&out).expect("the endpoint reads");
+    });
+    // What is not answered before the Sync is what may be kept of it.
+    for _ in 0..CLOSES - 8192 {
+        assert_eq!(raw.next(), "3");
+    }
+    writer.join().expect("all of it was written");
+    raw.write(sync);
+    assert_eq!(raw.until_ready().len(), 8192 + 1);
 }

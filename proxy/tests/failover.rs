@@ -6,6 +6,8 @@ mod common;
 use cluster::topology::{Closed, Gate};
 use common::raw::{Raw, bind, execute, parse, run, sync};
 use common::{Cluster, wait_for};
+use proxy::console::tally::Counter;
+use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
 use std::time::{Duration, Instant};
 
@@ -191,6 +193,32 @@ fn every_way_out_of_a_lost_block_is_answered() {
 
 /// What a transaction of a chain has left in the session was committed, and is lost with its server, although the next
 /// transaction is lost with it.
+/// Its client goes on sending rows, which come in pieces of any size.
+#[test]
+fn a_block_that_has_lost_its_server_in_a_copy_is_rolled_back() {
+    let mut c = Cluster::start(0, |_| {});
+    c.psql("create table t(a int)").unwrap();
+    let mut a = Raw::login(c.port, &[]);
+    assert_eq!(words(&a.query("begin")), "C BEGIN | Z T");
+    a.write(|out| write_query(out, "copy t from stdin"));
+    assert_eq!(a.next(), "G");
+    let mut row = Vec::new();
+    message(&mut row, b'd', |b| b.extend_from_slice(b"1\n"));
+    a.send(&row);
+    c.nodes[0].kill();
+    assert_eq!(words(&a.until_ready()), "E 40001 | Z E");
+    for piece in row.chunks(6) {
+        let before = c.tally(Counter::Received);
+        a.send(piece);
+        wait_for("a piece to be read", || (c.tally(Counter::Received) > before).then_some(()));
+    }
+    a.write(|out| {
+        message(out, b'c', |_| {});
+        write_query(out, "rollback");
+    });
+    assert_eq!(words(&a.until_ready()), "C ROLLBACK | Z I");
+}
+
 #[test]
 fn what_was_committed_and_chained_is_said_to_be_lost() {
     let c = Cluster::start(0, |_| {});

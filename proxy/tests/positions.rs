@@ -169,3 +169,20 @@ fn what_a_table_has_gained_is_hidden_from_who_does_not_know_it_though_a_position
     assert_eq!(words(&b.until_ready()), "1 | 2 | D 2 x | C UPDATE 1 | Z I");
     known(&mut b, 2);
 }
+
+#[test]
+fn who_cannot_read_at_a_standby_next_asks_for_no_position() {
+    let cluster = asks(|_| {});
+    let mut keeps = Raw::login(cluster.port, &[]);
+    ok(&mut keeps, "create temp table own(n int)");
+    ok(&mut keeps, "update seen set n = 1");
+    let mut serializable = Raw::login(cluster.port, &[("default_transaction_isolation", "serializable")]);
+    ok(&mut serializable, "update seen set n = 2");
+    let standbys = cluster.topology.borrow().standbys.clone();
+    cluster.publish(|view| view.standbys.clear());
+    let mut a = Raw::login(cluster.port, &[]);
+    ok(&mut a, "update seen set n = 3");
+    cluster.publish(|view| view.standbys = standbys);
+    ok(&mut a, "update seen set n = 4");
+    asked(&cluster, 1, 0);
+}

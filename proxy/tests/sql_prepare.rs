@@ -4,6 +4,7 @@
 mod common;
 
 use common::Cluster;
+use common::dice::Dice;
 use common::raw::{Raw, bind, block, execute, ok, parse, sync, two_servers, value};
 use proxy::wire::backend::fields;
 use proxy::wire::frontend::write_subject;
@@ -204,22 +205,6 @@ fn a_statement_for_which_there_is_no_room_pins() {
     assert_eq!(c.counter("pgtenure_proxy_pinned_sessions"), 1.0);
     ok(&mut a, "deallocate q");
     assert_eq!((value(&mut a, "execute p"), c.counter("pgtenure_proxy_pinned_sessions")), ("1".to_owned(), 0.0));
-}
-
-/// A small generator of its own, so that a failure is repeated by its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % sides
-    }
-
-    fn of<'a>(&mut self, list: &[&'a str]) -> &'a str {
-        list[self.roll(list.len())]
-    }
 }
 
 const SQLS: [&str; 24] = [

@@ -318,6 +318,11 @@ impl Session {
 
     /// The unit that was answered goes back to the head of the inbox: its server is idle and its client knows nothing.
     fn again(&mut self) {
+        for name in std::mem::take(&mut self.relay.unused) {
+            if let Some(named) = self.statements.named_mut(&name) {
+                named.used = false;
+            }
+        }
         let mut units = std::mem::take(&mut self.retained);
         units.append(&mut self.inbox);
         self.inbox = units;

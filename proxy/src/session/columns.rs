@@ -27,8 +27,8 @@ use std::rc::Rc;
 
 /// Stands for columns that are no more what a server has prepared. Hashes are odd.
 const OUTDATED: u64 = 2;
-/// The SQLSTATE of what was cancelled.
-const CANCELLED: &[u8] = b"57014";
+/// The SQLSTATEs of what was cancelled, or has waited for a lock for as long as its client lets it.
+const OVER: [&[u8]; 2] = [b"57014", b"55P03"];
 
 impl Session {
     /// Does the unit bind what its client has described elsewhere, and the server lacks it, or may have it with other columns?
@@ -122,18 +122,18 @@ impl Session {
         let Some(server) = &mut self.server else { return };
         let standby = server.meta.role == Role::Standby;
         if let Some(frame) = answer.error {
-            // What its client has cancelled is over everywhere, and says nothing of columns.
-            let cancelled = backend::fields(&frame).code == CANCELLED;
+            // What is over for its client is over everywhere, and says nothing of columns.
+            let over = OVER.contains(&backend::fields(&frame).code);
             if parsed {
                 server.meta.statements.remove(text.id);
-            } else if !cancelled {
+            } else if !over {
                 server.meta.statements.describe(text.id, OUTDATED);
                 if self.relay.status == TxStatus::Idle {
                     // It is prepared anew beside that one.
                     return;
                 }
             }
-            if !standby || cancelled || !self.looks_elsewhere() {
+            if !standby || over || !self.looks_elsewhere() {
                 self.fail = Some(Failure::Frame(frame));
                 self.rest(self.w.now());
             }

@@ -2,26 +2,19 @@
 
 use crate::config::PoolMode;
 use crate::session::batch::Unit;
-use crate::session::cancel::Waiters;
-use crate::session::client::{Failure, Loss, Session, Tail, Turn};
+use crate::session::client::{Session, Tail};
+use crate::session::settings;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
 use crate::session::tracking::{Asked, Reports};
-use crate::session::{in_force, settings};
-use crate::sql::{Access, FunctionTable, Leaves, LexRules, Name, PinReason, Touched, executed, prepared};
+use crate::sql::{FunctionTable, Leaves, LexRules, Name, PinReason, Touched, executed, prepared};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
-use crate::wire::error_response::ClientError;
 use crate::wire::frontend;
-use cluster::{Instant, Role};
+use cluster::Role;
 use std::sync::Arc;
 
-/// What a client is told whose notifications come from another server now.
-const MISSED: &str = "notifications may have been missed";
-const MISSED_DETAIL: &str = "The server that listened for this session was lost; another one listens now.";
-
-/// Servers in a row that may fail to take a session's settings in time, before that is taken for a refusal.
-const MAX_UNAPPLIED: u8 = 8;
+mod asked;
 
 /// What a function may leave of which nothing is known yet, as far as the server can be asked.
 const ANYTHING: Pins = {
@@ -311,51 +304,6 @@ impl Session {
         }
     }
 
-    /// Give the server the session's settings. True when that takes an answer of the server first.
-    pub(super) fn apply(&mut self) -> bool {
-        let shown = self.shows();
-        if !self.tracking.due && !shown {
-            return false;
-        }
-        if shown && self.relay.busy() {
-            return true;
-        }
-        let mut sql = if shown { self.forget_shown() } else { String::new() };
-        let Some(server) = &mut self.server else { return false };
-        let (meta, wanted) = (&mut *server.meta, &self.tracking.settings);
-        if std::mem::take(&mut meta.listens) {
-            sql.push_str("UNLISTEN *;");
-        }
-        if shown {
-            meta.shown.clear();
-        }
-        if meta.is_strange_to(self.tracking.number) {
-            meta.estranged = 0;
-            sql.push_str("RESET ALL;");
-            sql.extend(settings::apply(wanted, &settings::not_reset(&meta.given), |_| None));
-        } else {
-            sql.extend(settings::apply(wanted, &meta.given, |name| meta.reported(name)));
-        }
-        if sql.is_empty() {
-            meta.given = wanted.clone();
-            self.tracking.due = false;
-            return false;
-        }
-        self.tracking.asked = Some(Asked::Apply);
-        self.send_hidden(&sql);
-        true
-    }
-
-    pub(super) fn send_hidden(&mut self, sql: &str) {
-        let Some(server) = &mut self.server else { return };
-        // A simple query destroys the unnamed statement.
-        server.meta.statements.unnamed = None;
-        self.relay.hide();
-        let mut out = Vec::with_capacity(sql.len() + 6);
-        frontend::write_query(&mut out, sql);
-        self.send(&out);
-    }
-
     /// A server was found: has it the session's settings?
     pub(super) fn compare(&mut self) {
         self.raise_durability();
@@ -376,161 +324,10 @@ impl Session {
         self.begin_as_server();
     }
 
-    /// A query of ours is answered.
-    pub(super) fn hidden_done(&mut self, now: Instant) -> Result<bool, Turn> {
-        let mut hidden = std::mem::take(&mut self.relay.hidden);
-        self.rescan = true;
-        match self.tracking.asked.take() {
-            Some(Asked::Apply) => match hidden.error {
-                None => {
-                    (self.tracking.due, self.tracking.unapplied) = (false, 0);
-                    if let Some(server) = &mut self.server {
-                        server.meta.given = self.tracking.settings.clone();
-                    }
-                    self.correct();
-                    if std::mem::take(&mut self.listens) {
-                        self.send_listen();
-                    }
-                }
-                Some(frame) => self.not_applied(&frame)?,
-            },
-            Some(Asked::Question { settings, pins }) => {
-                match (&self.server, hidden.error) {
-                    (Some(server), None) => {
-                        hidden.rows.retain(|row| !in_force::is_shown(row, &server.meta.shown));
-                        self.tracking.answer((settings, pins), &hidden.rows, &mut self.pins, &*server.meta);
-                        self.settled();
-                    }
-                    (_, Some(frame)) => {
-                        let message = String::from_utf8_lossy(backend::fields(&frame).message).into_owned();
-                        tracing::debug!(reason = message.as_str(), "session pinned, its settings could not be read");
-                        self.tracking.unanswered();
-                    }
-                    (None, None) => {}
-                }
-                self.idle(now);
-            }
-            Some(Asked::Begin) => self.block_begun(hidden.error),
-            Some(Asked::Columns { name, text, parsed }) => self.columns_told(&name, &text, parsed, hidden),
-            Some(Asked::Close) => self.other_columns_closed(),
-            Some(Asked::Discard) => match hidden.error {
-                None => self.note_draws(),
-                Some(frame) => {
-                    self.fail = Some(Failure::Frame(frame));
-                    self.rest(now);
-                }
-            },
-            Some(Asked::Position { at }) => {
-                self.positioned(at, &hidden);
-                self.idle(now);
-            }
-            // A server that refuses them will say so again when it is asked for them.
-            Some(Asked::Tell) => self.told = true,
-            Some(Asked::Proof { since }) => self.proof_answered(since, &hidden),
-            Some(Asked::Durability) => self.durability_told(&hidden),
-            Some(Asked::Listen) if hidden.error.is_some() => return Err(self.deaf()),
-            Some(Asked::Listen) => {
-                self.to_client.append(|out| backend::write_warning(out, MISSED, MISSED_DETAIL));
-                self.idle(now);
-            }
-            None => {}
-        }
-        Ok(true)
-    }
-
-    /// The server refuses the settings: a standby need not have them, but no statement may run without.
-    fn not_applied(&mut self, frame: &[u8]) -> Result<(), Turn> {
-        let Some(server) = &mut self.server else { return Ok(()) };
-        server.meta.spoilt = true;
-        let (node, role) = (server.meta.node.clone(), server.meta.role);
-        let code = backend::fields(frame).code;
-        if matches!(code, b"57014" | b"55P03") && self.tracking.unapplied < MAX_UNAPPLIED {
-            // They were given under the limits of the session before: that says nothing of them, nor of another server.
-            self.tracking.unapplied += 1;
-            if self.listens {
-                return Err(Turn::Lost(Loss::Violation("settings not taken in time")));
-            }
-            (self.server_in, self.behind) = (Vec::new(), false);
-            self.drop_server();
-            return Ok(());
-        }
-        self.give_back(self.w.now());
-        if role == Role::Standby {
-            self.avoid.push(node);
-            return Ok(());
-        }
-        let why = String::from_utf8_lossy(backend::fields(frame).message).into_owned();
-        self.fatal(&ClientError::SettingsRefused { node, why });
-        Err(Turn::Close)
-    }
-
-    /// The server that listened for the client is lost: find another one, and warn. False when there is none.
-    pub(super) async fn listen_again(&mut self) -> bool {
-        // Nothing else sends what the loss was answered while a server is looked for.
-        self.to_client.try_flush(&mut self.client);
-        if !self.tracking.knows_channels() {
-            self.deaf();
-            return false;
-        }
-        self.acquire(Access::Write, 0).await;
-        self.waiting_since = None;
-        if self.fail.take().is_some() {
-            self.deaf();
-            return false;
-        }
-        self.listens = self.server.is_some();
-        if self.listens {
-            self.pins.add(PinReason::Listen);
-            // The settings first: names are read by the client's encoding, and what the server listens to for nobody ends
-            // with all that it listens to.
-            if !self.apply() {
-                self.listens = false;
-                self.send_listen();
-            }
-        }
-        true
-    }
-
-    /// The server begins to listen. One that is lost at once is noticed by the next turn.
-    fn send_listen(&mut self) {
-        self.tracking.asked = Some(Asked::Listen);
-        self.send_hidden(&self.tracking.listen_again());
-    }
-
-    /// Nobody listens for a client that waits for notifications: it must notice.
-    fn deaf(&mut self) -> Turn {
-        if let Some(error) = self.view_of_loss() {
-            self.fatal(&error);
-        }
-        Turn::Close
-    }
-
-    fn view_of_loss(&self) -> Option<ClientError> {
-        let view = self.w.view.borrow();
-        let node = view.topology.primary.as_ref()?.node.clone();
-        Some(ClientError::SessionLost { node, lost: vec![PinReason::Listen] })
-    }
-
     /// Tell the client of settings that are not what it was told.
     pub(super) fn correct(&mut self) {
         for (name, value) in self.tracking.corrections(&self.base) {
             self.to_client.append(|out| backend::write_parameter_status(out, &name, &value));
-        }
-    }
-
-    /// A cancel request has come while a query of ours is in flight: it must not hit that, unless the client's
-    /// statement waits for what it waits for.
-    pub(super) fn cancel_hidden(&mut self, waiters: Waiters) {
-        if self.give_up_proof(Some(ClientError::Cancelled)) {
-            return;
-        }
-        // That stands for the client's own statement, and may wait for as long as that: for a lock on its tables.
-        if matches!(self.tracking.asked, Some(Asked::Columns { .. } | Asked::Discard)) {
-            return self.forward_cancel(waiters);
-        }
-        if self.tracking.asked == Some(Asked::Apply) && self.tail == Tail::None && !self.listens {
-            self.fail = Some(Failure::Error(ClientError::Cancelled));
-            self.rescan = true;
         }
     }
 

@@ -341,9 +341,28 @@ impl Session {
             return self.early_copy();
         }
         if self.server.is_some() && !self.may_send_more() {
-            return Step::Wait;
+            return if self.is_endless() { self.press_for_answers() } else { Step::Wait };
         }
         self.cut_unit(input)
+    }
+
+    /// Has a unit that has no Sync yet more to be answered than is kept?
+    fn is_endless(&self) -> bool {
+        self.relay.open.is_some() && self.relay.pending() >= MAX_PENDING && !self.relay.copy_in()
+    }
+
+    /// What it is owed so far is answered before it goes on.
+    fn press_for_answers(&mut self) -> Step {
+        if self.relay.hiding() || self.relay.is_blind() {
+            return Step::Wait;
+        }
+        if self.tell_local() {
+            return Step::Used(0);
+        }
+        if !self.flushed {
+            self.ask_for_answers();
+        }
+        Step::Wait
     }
 
     /// Cut the next unit and send it on its way.
@@ -461,6 +480,9 @@ impl Session {
     pub(super) fn may_send_more(&self) -> bool {
         let Some(server) = &self.server else { return false };
         if self.relay.hiding() || self.relay.is_blind() {
+            return false;
+        }
+        if self.is_endless() {
             return false;
         }
         if self.relay.open.is_some() || !self.relay.busy() {

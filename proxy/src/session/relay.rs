@@ -33,6 +33,9 @@ use blind::Blind;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+/// Changes of names that are remembered of a unit of which the client has seen a part.
+const MAX_DONE: usize = 256;
+
 /// A data frame above this size passes before it is complete, bytes.
 const STREAM_ABOVE: usize = 32 * 1024;
 /// Longest frame that must be read whole (settings, tags), bytes.
@@ -195,6 +198,10 @@ pub struct Relay {
     pub head_kept: bool,
     /// The oldest unit's answers are withheld, because it is sent again.
     again: bool,
+    /// A statement of the oldest unit has been executed: what it did may be committed.
+    executed: bool,
+    /// Names of statements that such a unit has used for the first time, and will again.
+    pub unused: Vec<Rc<[u8]>>,
     /// A buffer for the next unnamed statement's text.
     pub spare: Vec<u8>,
     /// ReadyForQuery messages that passed.
@@ -308,6 +315,7 @@ impl Relay {
                 if self.body_left > 0 {
                     break None;
                 }
+                self.local_answers(input, sink);
             }
             let head = match head(&input[at..]) {
                 Ok(Some(head)) => head,
@@ -395,6 +403,8 @@ impl Relay {
     fn remember(&mut self, undo: Undo) {
         match undo {
             Undo::None => {}
+            // Nothing that the client has seen a part of is sent again, and it may go on for ever.
+            _ if self.delivered && self.done.len() >= MAX_DONE => {}
             Undo::Unnamed { .. }
             | Undo::Registered(_)
             | Undo::Removed(..)

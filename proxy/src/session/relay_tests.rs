@@ -599,3 +599,54 @@ fn a_position_that_cannot_be_told_is_nobodys_error() {
     assert_eq!((shape(&told).as_str(), events), ("CZ", vec![Event::Position]));
     assert!(relay.hidden.error.is_some() && relay.errors.is_empty() && !relay.busy());
 }
+
+#[test]
+fn a_position_asked_for_behind_a_unit_leaves_none_of_its_names_in_doubt() {
+    let (mut relay, mut sink) = (Relay::default(), Sink::default());
+    relay.push(plain(Kind::Query));
+    relay.forgets();
+    relay.ask_position(b"", "select 1", &mut None, &mut sink);
+    assert!(relay.in_doubt().is_some_and(|doubt| doubt.all));
+    let mut said = Vec::new();
+    write_command_complete(&mut said, "DEALLOCATE ALL");
+    write_ready(&mut said, TxStatus::Idle);
+    feed(&mut relay, &said, &[]);
+    assert_eq!(relay.in_doubt(), None);
+    said.clear();
+    position(&mut said);
+    feed(&mut relay, &said, &[]);
+    relay.push(plain(Kind::Query));
+    assert_eq!(relay.in_doubt(), None, "what comes behind need not wait");
+}
+
+#[test]
+fn a_unit_of_which_something_was_executed_is_not_sent_again() {
+    let uses = Use { text: text("s"), name: b"s".as_slice().into(), first: true, foreign: false };
+    let mut relay = Relay { head_kept: true, ..Relay::default() };
+    relay.push(plain(Kind::Execute));
+    relay.push(Entry { uses: Some(uses), ..plain(Kind::Bind) });
+    relay.push(plain(Kind::Sync));
+    let mut said = Vec::new();
+    write_command_complete(&mut said, "COMMIT");
+    error(&mut said, "ERROR", "0A000", "RevalidateCachedQuery");
+    write_ready(&mut said, TxStatus::Idle);
+    let (told, events) = feed(&mut relay, &said, &[]);
+    assert_eq!((shape(&told).as_str(), events), ("CE(0A000)Z", vec![Event::Idle]));
+}
+
+#[test]
+fn answers_of_ours_follow_the_servers_last_one_at_once() {
+    let mut relay = Relay { open: Some(Record::default()), ..Relay::default() };
+    for kind in [Kind::Bind, Kind::Execute, Kind::LocalClose, Kind::DescribeStatement, Kind::LocalParse] {
+        relay.push(plain(kind));
+    }
+    let mut said = Vec::new();
+    write_bare(&mut said, b'2');
+    write_command_complete(&mut said, "SELECT 0");
+    assert_eq!(shape(&feed(&mut relay, &said, &[]).0), "2C3");
+    let mut said = Vec::new();
+    backend::write_no_parameters(&mut said);
+    write_bare(&mut said, b'n');
+    assert_eq!(shape(&feed(&mut relay, &said, &[]).0), "tn1");
+    assert!(relay.pending() == 0 && relay.delivered());
+}

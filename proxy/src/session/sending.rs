@@ -342,10 +342,17 @@ impl Session {
     /// Answers of ours that a Flush asks for and no answer of the server would bring along.
     pub(super) fn flush_local(&mut self, unit: &Unit) {
         if unit.flush {
-            let mut sink = Sink::default();
-            self.relay.flush_local(&mut sink);
-            self.to_client.queue(sink.bytes(&[]));
+            self.tell_local();
         }
+    }
+
+    /// Answers of ours that are next. Were there any?
+    pub(super) fn tell_local(&mut self) -> bool {
+        let mut sink = Sink::default();
+        self.relay.flush_local(&mut sink);
+        let told = !sink.is_empty();
+        self.to_client.queue(sink.bytes(&[]));
+        told
     }
 
     /// Keep a unit that may be sent again. A long one is not worth it.

@@ -3,6 +3,7 @@
 //! The server that is to run the statement is given the values first, by a query of ours. So SHOW is PostgreSQL's own,
 //! in either protocol, inside a block, prepared or through `current_setting`, and what asks for nothing costs nothing.
 
+use crate::config::PoolMode;
 use crate::config::reads::CommitLsn;
 use crate::metrics::bump;
 use crate::route::promise::TOLD;
@@ -13,7 +14,7 @@ use crate::session::in_force;
 use crate::session::relay::Hidden;
 use crate::session::settings::literal;
 use crate::session::tracking::Asked;
-use crate::sql::{PinReason, Pins, changes_rows, executed};
+use crate::sql::{Access, PinReason, Pins, changes_rows, executed};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::frontend::{self, Subject};
@@ -195,10 +196,14 @@ impl Session {
         !copies && self.reads_at_standbys()
     }
 
-    /// Of use only to who reads at standbys.
+    /// Of use only to who may read at a standby next.
     fn reads_at_standbys(&mut self) -> bool {
         let promise = self.promise();
-        promise.consistency == Consistency::Session && promise.read_from == ReadFrom::Standby
+        let promised = promise.consistency == Consistency::Session && promise.read_from == ReadFrom::Standby;
+        let stays = self.mode == PoolMode::Session || !self.pins.without(Pins::of(PinReason::Set)).is_empty();
+        // A session whose transactions are serializable has no reads there.
+        let may = promised && !stays && self.access_outside() == Access::Read;
+        may && !self.w.view.borrow().topology.standbys.is_empty()
     }
 
     fn send_position(&mut self) {

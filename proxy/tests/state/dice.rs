@@ -1,22 +1,7 @@
 //! Random sequences of what sets: several clients on fewer connections see what each would on its own.
 
+use super::common::dice::Dice;
 use super::common::raw::{Raw, two_servers, value};
-
-/// A small generator of its own, so that a failure is repeated by its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % sides
-    }
-
-    fn of<'a>(&mut self, list: &[&'a str]) -> &'a str {
-        list[self.roll(list.len())]
-    }
-}
 
 const SETTERS: [&str; 30] = [
     "set work_mem = '3072 kB'",

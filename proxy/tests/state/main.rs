@@ -10,6 +10,7 @@ mod left;
 
 use common::raw::{Raw, bind, block, execute, ok, parse, run, sync, two_servers, value};
 use common::{Cluster, wait_for};
+use proxy::console::tally::Counter;
 use proxy::wire::frontend::write_query;
 
 #[test]
@@ -419,6 +420,38 @@ fn a_session_listens_to_thousands_of_channels() {
     c.nodes[0].psql(&format!("select pg_terminate_backend({pid})"));
     assert_eq!(a.next(), "N 01000");
     c.nodes[0].psql("select pg_notify('c4999', '')");
+    assert_eq!(a.next(), "A");
+}
+
+/// A message that was on its way to a server that is lost: the one that listens for the session now would read the rest of it
+/// as messages.
+#[test]
+fn the_rest_of_a_message_goes_to_no_other_server() {
+    let c = two_servers();
+    c.nodes[0].psql("create table t(n int); grant all on t to app");
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "listen news");
+    let pid = value(&mut a, "select pg_backend_pid()");
+    let (mut foreign, mut whole) = (Vec::new(), Vec::new());
+    write_query(&mut foreign, "insert into t values (666)");
+    let text = String::from_utf8(foreign.clone()).expect("all of it is ASCII");
+    bind(&mut whole, "", "", &[&["x".repeat(100_000), text, "x".repeat(1_000_000)].concat()]);
+    let cut = whole.windows(foreign.len()).position(|w| w == foreign).expect("it is in there");
+    let before = c.tally(Counter::Received);
+    a.write(|out| {
+        parse(out, "", "select $1::text");
+        out.extend_from_slice(&whole[..cut]);
+    });
+    wait_for("the first part to be read", || (c.tally(Counter::Received) - before > cut as u64).then_some(()));
+    c.nodes[0].psql(&format!("select pg_terminate_backend({pid})"));
+    while a.next() != "N 01000" {}
+    a.write(|out| {
+        out.extend_from_slice(&whole[cut..]);
+        sync(out);
+    });
+    assert_eq!(a.until_ready().last().map(String::as_str), Some("Z I"));
+    assert_eq!(value(&mut a, "select count(*) from t"), "0");
+    c.nodes[0].psql("notify news");
     assert_eq!(a.next(), "A");
 }
 

@@ -111,9 +111,10 @@ impl Relay {
     }
 
     /// The oldest message failed because the result of its shared statement has other columns now. True when its client
-    /// does not know the old ones and the whole of what is in flight can be sent again.
+    /// does not know the old ones and the whole of what is in flight can be sent again: nothing of it was executed, for that
+    /// may be committed.
     fn retire_head(&mut self) -> bool {
-        let Some(Use { text, first, foreign, .. }) = self.queue.front_mut().and_then(|e| e.uses.take()) else {
+        let Some(Use { text, name, first, foreign }) = self.queue.front_mut().and_then(|e| e.uses.take()) else {
             return false;
         };
         if foreign {
@@ -121,7 +122,11 @@ impl Relay {
         }
         self.retired.push(text);
         let alone = self.open.is_none() && self.owed - self.positions() == 1;
-        first && alone && self.head_kept && self.status == TxStatus::Idle && !self.delivered
+        let again = first && alone && self.head_kept && self.status == TxStatus::Idle && !self.delivered;
+        if again && !self.executed {
+            self.unused.push(name);
+        }
+        again && !self.executed
     }
 
     /// Throw away what the server throws away after an error in the extended protocol.

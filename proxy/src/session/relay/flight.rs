@@ -70,7 +70,7 @@ impl Relay {
         self.hiding = false;
         self.end_blind();
         (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
-        (self.again, self.forgetting) = (false, false);
+        (self.again, self.executed, self.forgetting) = (false, false, false);
         (self.mark, self.foiled) = (None, None);
         entries
     }

@@ -51,7 +51,7 @@ impl Relay {
                 self.local_answers(input, sink);
                 self.note_description(frame);
                 self.pop_described();
-                self.pass(input, span, sink)
+                self.pass_last(input, span, sink)
             }
             b'G' => {
                 self.local_answers(input, sink);
@@ -112,8 +112,9 @@ impl Relay {
             return Step::Pass { shown: false };
         }
         (self.untold, self.mark, self.foiled) = (None, None, None);
+        self.executed = false;
         self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
-        self.forgetting &= !self.queue.is_empty();
+        self.forgetting = self.forgetting && self.queue.iter().any(|e| e.kind != Kind::Position);
         self.unnamed_unconfirmed &= !self.queue.is_empty();
         if std::mem::take(&mut self.again) {
             self.withhold = false;
@@ -147,7 +148,7 @@ impl Relay {
         if hidden {
             return Step::Pass { shown: false };
         }
-        self.copy_in = false;
+        (self.copy_in, self.executed) = (false, true);
         self.end_blind();
         self.redefined |= crate::sql::redefines(&frame[5..]);
         self.rolled_back |= &frame[5..] == b"ROLLBACK\0";
@@ -169,7 +170,7 @@ impl Relay {
             self.withhold = true;
             return Step::Pass { shown: true };
         }
-        self.pass(input, span, sink)
+        self.pass_last(input, span, sink)
     }
 
     /// NoticeResponse.
@@ -207,6 +208,14 @@ impl Relay {
         Step::Pass { shown: true }
     }
 
+    /// Hand on the last frame of a message's answer. Answers of ours that are next follow it: behind what a Flush has asked
+    /// for nothing of the server's comes that would bring them along.
+    fn pass_last(&mut self, input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
+        let step = self.pass(input, span, sink);
+        self.local_answers(input, sink);
+        step
+    }
+
     fn answer(&mut self, kinds: &[Kind], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
         self.local_answers(input, sink);
         match self.queue.front() {
@@ -218,7 +227,7 @@ impl Relay {
                 if hidden {
                     return Step::Pass { shown: false };
                 }
-                self.pass(input, span, sink)
+                self.pass_last(input, span, sink)
             }
             _ => Step::Stop(Event::Violation("an answer to something that was not asked")),
         }
