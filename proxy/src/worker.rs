@@ -4,6 +4,7 @@
 mod accept;
 mod counting;
 mod follow;
+mod reach;
 mod run;
 mod scheduling;
 mod shared;
@@ -22,7 +23,8 @@ use crate::explain::Asked;
 use crate::metrics::Counts;
 use crate::net::round;
 use crate::pool::backoff::Backoff;
-use crate::pool::checkout::{Doorway, still_valid};
+use crate::pool::checkout::still_valid;
+use crate::pool::doors::Doorway;
 use crate::pool::policy::{Age, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Scope};
@@ -334,29 +336,6 @@ impl Worker {
         });
     }
 
-    /// May that node be connected to now?
-    ///
-    /// # Errors
-    /// How long to wait: it could not be connected to before.
-    pub fn may_connect(&self, node: &NodeId, now: Instant) -> Result<(), Duration> {
-        match self.backoffs.borrow_mut().get_mut(node) {
-            Some(backoff) => backoff.attempt(now, self.next_seed()),
-            None => Ok(()),
-        }
-    }
-
-    /// A connection to that node was made, or was not.
-    pub fn connected(&self, node: &NodeId, ok: bool) {
-        let mut backoffs = self.backoffs.borrow_mut();
-        if !ok {
-            let seed = self.next_seed();
-            backoffs.entry(node.clone()).or_default().failed(self.now(), seed);
-        } else if backoffs.get_mut(node).is_some_and(Backoff::succeeded) {
-            // Those who were kept waiting go on at once.
-            self.tell_change();
-        }
-    }
-
     /// A number that differs each time.
     pub fn next_seed(&self) -> u64 {
         let seed = self.seed.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -364,7 +343,7 @@ impl Worker {
         seed
     }
 
-    /// Topology, lag or what operators have said is another one: who waits looks again.
+    /// The cluster or what operators have said is another one: who waits looks again.
     fn tell_change(&self) {
         self.changed.notify_waiters();
         self.pools.reconsider();

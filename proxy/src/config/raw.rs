@@ -43,13 +43,14 @@ pub struct Raw {
     pub pool_size: usize,
     /// Client connections this process accepts; the next is refused with 53300. Default 10000.
     pub max_client_connections: usize,
-    /// How long a statement waits for a server connection before ERROR 53300. Default 30s.
+    /// How long a statement waits for a server connection before ERROR 53300, or for the end of a pause. What it is held
+    /// for other reasons (`hold_timeout`) does not count. Default 30s.
     pub query_wait_timeout: Span,
     /// How long a statement that was not sent is held while no primary accepts writes, before ERROR 57P03. Default
     /// 30s: many times what a failover takes, and less than what applications usually wait.
     pub hold_timeout: Span,
-    /// Memory for statements that are held, in all sessions together. What exceeds it gets ERROR 57P03 at once.
-    /// Default 64MiB.
+    /// Memory for statements that are held or wait for a server connection, in all sessions together. What exceeds it gets
+    /// ERROR 57P03 at once, or 53300 when only a connection lacks. Default 64MiB.
     pub hold_bytes: Size,
     /// Find out what became of a COMMIT whose server was lost before it answered. The COMMIT of a block that may have
     /// written goes out behind a query for its transaction id, in the same write, which costs the server some 20 us; the

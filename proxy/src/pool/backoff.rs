@@ -32,6 +32,11 @@ impl Backoff {
         }
     }
 
+    /// How long until the next attempt, unless one may be made now.
+    pub fn left(&self, now: Instant) -> Option<Duration> {
+        self.next.filter(|next| now < *next).map(|next| next.since(now))
+    }
+
     /// An attempt has failed.
     pub fn failed(&mut self, now: Instant, seed: u64) {
         self.failures = self.failures.saturating_add(1);

@@ -1,16 +1,22 @@
 //! Taking a server connection and giving it back.
 
-use crate::pool::{Doors, Full, Identity, Limit, Limits, Permit, PoolKey, Rivals, Share};
+mod slot;
+
+pub use slot::{Offer, Turn};
+
+use crate::pool::backoff::Backoff;
+use crate::pool::doors::Doorway;
+use crate::pool::{Full, Identity, Limit, Limits, Permit, PoolKey, Rivals, Share};
 use crate::session::server::Server;
 use crate::session::settings::Shared;
 use cluster::topology::Topology;
 use cluster::{Instant, NodeId, Role};
+use slot::{Look, Slot, Waiter};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// A waiter of another worker is served first when it has waited this much longer: moving a connection costs more
@@ -31,88 +37,6 @@ pub enum Checkout {
     Full(Full),
 }
 
-/// What a waiter gets.
-pub enum Offer {
-    /// A connection.
-    Server(Server),
-    /// Things may be otherwise now, as where there is a place for a new connection: check out again, and wait at the same
-    /// place in the queue if there is none.
-    TryAgain,
-}
-
-/// This worker's copy of what operators have said.
-#[derive(Default)]
-pub struct Doorway {
-    /// Something has been said.
-    gated: Cell<bool>,
-    doors: RefCell<Doors>,
-}
-
-impl Doorway {
-    /// Something else has been said.
-    pub fn obey(&self, doors: Doors) {
-        self.gated.set(!doors.all_open());
-        *self.doors.borrow_mut() = doors;
-    }
-
-    /// Do statements of this database wait?
-    pub fn paused(&self, database: &str) -> bool {
-        self.gated.get() && self.doors.borrow().paused(database)
-    }
-
-    /// Are its new clients refused?
-    pub fn disabled(&self, database: &str) -> bool {
-        self.gated.get() && self.doors.borrow().disabled(database)
-    }
-
-    /// Is a server connection that was made at `born` to be closed when it is free?
-    pub fn must_close(&self, database: &str, born: Instant) -> bool {
-        self.gated.get() && self.doors.borrow().must_close(database, born)
-    }
-}
-
-struct Waiter {
-    since: Instant,
-    until: Instant,
-    slot: Rc<Slot>,
-}
-
-/// Where a waiter finds what it is given. Both ends are of one thread.
-#[derive(Default)]
-struct Slot {
-    offer: Cell<Option<Offer>>,
-    /// It is to look again, and keeps its place meanwhile.
-    look: Cell<bool>,
-    waker: Cell<Option<Waker>>,
-}
-
-impl Slot {
-    fn give(&self, offer: Offer) {
-        self.offer.set(Some(offer));
-        self.wake();
-    }
-
-    fn look_again(&self) {
-        self.look.set(true);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    fn poll(&self, cx: &Context<'_>) -> Poll<Option<Offer>> {
-        let offer = self.offer.take();
-        if offer.is_some() || self.look.take() {
-            return Poll::Ready(offer);
-        }
-        self.waker.set(Some(cx.waker().clone()));
-        Poll::Pending
-    }
-}
-
 /// One worker's part of a pool.
 pub struct Pool {
     /// Whose connections these are.
@@ -121,6 +45,9 @@ pub struct Pool {
     pub limit: Arc<Limit>,
     /// Connections being made.
     pub opening: Cell<usize>,
+    /// When to try again after the server has refused a connection for a limit of this role or database, which says
+    /// nothing of the node.
+    pub backoff: Cell<Backoff>,
     worker: usize,
     doorway: Rc<Doorway>,
     idle: RefCell<Vec<Server>>,
@@ -184,19 +111,18 @@ impl Pool {
         Some(server)
     }
 
-    /// Queue for a connection since `since`, to be told at `until` that it is time to look again (see [`Pools::expire`]);
-    /// those that began earlier are served earlier. `for_room`: or for a place for a new one.
-    pub fn wait(self: &Rc<Self>, since: Instant, until: Instant, for_room: bool) -> Wait {
+    /// Queue for a connection.
+    pub fn wait(self: &Rc<Self>, turn: Turn) -> Wait {
         let slot = Rc::<Slot>::default();
         {
             let mut waiters = self.waiters.borrow_mut();
-            let at = waiters.iter().rposition(|w| w.since <= since).map_or(0, |i| i + 1);
-            waiters.insert(at, Waiter { since, until, slot: slot.clone() });
+            let at = waiters.iter().rposition(|w| w.turn.since <= turn.since).map_or(0, |i| i + 1);
+            waiters.insert(at, Waiter { turn, slot: slot.clone() });
         }
         self.limit.count_waiter(true);
         self.show_oldest();
         // Announced first, looked second: who gives back or closes at this moment sees us, or we see it.
-        if for_room && self.limit.has_room() {
+        if turn.for_room && self.limit.has_room() {
             self.room();
         } else if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
             (self.ask)(worker, self.key.clone());
@@ -232,7 +158,7 @@ impl Pool {
         if !self.limit.waited_for() {
             return Some(server);
         }
-        let mine = self.waiters.borrow().front().map(|w| w.since);
+        let mine = self.waiters.borrow().front().map(|w| w.turn.since);
         if let Some((worker, since)) = self.limit.oldest_elsewhere(self.worker)
             && mine.is_none_or(|mine| Instant::from_nanos(since) + PATIENCE < mine)
         {
@@ -279,12 +205,23 @@ impl Pool {
     /// Those whose time is over look again. When the next one's will be.
     fn expire(&self, now: Instant) -> Option<Instant> {
         let waiters = self.waiters.borrow();
-        waiters.iter().filter(|w| w.until <= now).for_each(|w| w.slot.look_again());
-        waiters.iter().map(|w| w.until).filter(|until| *until > now).min()
+        waiters.iter().filter(|w| w.turn.until <= now).for_each(|w| w.slot.look_again(Look::Again));
+        waiters.iter().map(|w| w.turn.until).filter(|until| *until > now).min()
+    }
+
+    /// What has been decided may be decided otherwise now: who waits looks again, and keeps its place meanwhile.
+    pub fn reconsider(&self) {
+        self.waiters.borrow().iter().for_each(|w| w.slot.look_again(Look::Again));
+    }
+
+    /// There is a newer lag sample: reads look again, without leaving the queue. Nothing else depends on one.
+    fn sampled(&self) {
+        let waiters = self.waiters.borrow();
+        waiters.iter().filter(|w| w.turn.reads).for_each(|w| w.slot.look_again(Look::Sample));
     }
 
     fn show_oldest(&self) {
-        let oldest = self.waiters.borrow().front().map(|w| w.since.as_nanos());
+        let oldest = self.waiters.borrow().front().map(|w| w.turn.since.as_nanos());
         self.limit.show_oldest(self.worker, oldest);
     }
 
@@ -346,9 +283,14 @@ pub struct Wait {
 impl Wait {
     /// Wait. Cancel-safe: a connection that was given and not taken goes to the next one with the `Wait`.
     pub async fn offer(&mut self) -> Offer {
-        let offer = poll_fn(|cx| self.slot.poll(cx)).await;
-        self.served = offer.is_some();
-        offer.unwrap_or(Offer::TryAgain)
+        match poll_fn(|cx| self.slot.poll(cx)).await {
+            Ok(offer) => {
+                self.served = true;
+                offer
+            }
+            Err(Look::Sample) => Offer::Sampled,
+            Err(Look::Again | Look::No) => Offer::TryAgain,
+        }
     }
 }
 
@@ -362,7 +304,7 @@ impl Drop for Wait {
         // What was given at the last moment goes to the next.
         match self.slot.offer.take() {
             Some(Offer::Server(server)) => self.pool.give(server),
-            Some(Offer::TryAgain) => self.pool.room(),
+            Some(Offer::TryAgain | Offer::Sampled) => self.pool.room(),
             None => self.pool.waiters.borrow_mut().retain(|w| !Rc::ptr_eq(&w.slot, &self.slot)),
         }
         self.pool.show_oldest();
@@ -383,6 +325,8 @@ pub struct Pools {
     limits: Arc<Limits>,
     doorway: Rc<Doorway>,
     pools: RefCell<BTreeMap<PoolKey, Rc<Pool>>>,
+    /// Which pool's waiters look again first.
+    first: Cell<usize>,
     hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
     ask: Rc<dyn Fn(usize, PoolKey)>,
 }
@@ -396,7 +340,7 @@ impl Pools {
         hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
         ask: Rc<dyn Fn(usize, PoolKey)>,
     ) -> Self {
-        Self { worker, limits, doorway, pools: RefCell::default(), hand_over, ask }
+        Self { worker, limits, doorway, pools: RefCell::default(), first: Cell::default(), hand_over, ask }
     }
 
     /// The pool of that key.
@@ -407,6 +351,7 @@ impl Pools {
                 key: key.clone(),
                 limit: self.limits.of(key),
                 opening: Cell::new(0),
+                backoff: Cell::default(),
                 worker: self.worker,
                 doorway: self.doorway.clone(),
                 idle: RefCell::default(),
@@ -437,8 +382,22 @@ impl Pools {
 
     /// What has been decided may be decided otherwise now: who waits looks again, and keeps its place meanwhile.
     pub fn reconsider(&self) {
-        let pools = self.pools.borrow();
-        pools.values().for_each(|pool| pool.waiters.borrow().iter().for_each(|w| w.slot.look_again()));
+        self.in_turn().iter().for_each(|pool| pool.reconsider());
+    }
+
+    /// There is a newer lag sample: reads that wait look again.
+    pub fn sampled(&self) {
+        self.pools.borrow().values().for_each(|pool| pool.sampled());
+    }
+
+    /// Every pool that somebody waits for, beginning with another one each time: who looks first makes the one attempt to
+    /// connect that a node gets in a while, and takes the place that has become free there.
+    fn in_turn(&self) -> Vec<Rc<Pool>> {
+        let mut pools: Vec<_> = self.pools.borrow().values().filter(|pool| pool.waiting() > 0).cloned().collect();
+        let first = self.first.replace(self.first.get().wrapping_add(1));
+        let n = pools.len().max(1);
+        pools.rotate_left(first % n);
+        pools
     }
 
     /// Of each pool the first who waits looks again where there is room, and asks where there are connections: the queues
@@ -449,7 +408,7 @@ impl Pools {
 
     /// Who has waited until its time is over looks again. When the next one's will be.
     pub fn expire(&self, now: Instant) -> Option<Instant> {
-        self.pools.borrow().values().filter_map(|pool| pool.expire(now)).min()
+        self.in_turn().iter().filter_map(|pool| pool.expire(now)).min()
     }
 
     /// Forget pools that nothing is left of.
@@ -464,33 +423,83 @@ impl Pools {
 mod tests {
     use super::*;
     use crate::config::pools::Pools as Rules;
-    use std::pin::pin;
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
+    fn pools(workers: usize, ask: Rc<dyn Fn(usize, PoolKey)>) -> Pools {
+        // Nobody is told that there is room.
+        let limits = Arc::new(Limits::new(Rules::new(1, Duration::from_secs(30)), workers, Arc::new(|_, _| {})));
+        Pools::new(0, limits, Rc::default(), Rc::new(|_, _, _| {}), ask)
+    }
+
+    fn pool(pools: &Pools, user: &str) -> Rc<Pool> {
+        let (database, dbname, user) = ("d".to_owned(), "d".to_owned(), user.to_owned());
+        pools.of(&"n1".parse().unwrap(), &Arc::new(Identity { database, dbname, user, parameters: Vec::new() }))
+    }
+
+    fn turn(since: u64, reads: bool) -> Turn {
+        Turn { since: Instant::from_millis(since), until: Instant::from_millis(30_000), for_room: true, reads }
+    }
+
+    /// What a waiter is told, if it is told anything.
+    fn told(offer: Pin<&mut impl Future<Output = Offer>>) -> Option<&'static str> {
+        match offer.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => None,
+            Poll::Ready(Offer::Server(_)) => Some("a server"),
+            Poll::Ready(Offer::TryAgain) => Some("try again"),
+            Poll::Ready(Offer::Sampled) => Some("a sample"),
+        }
+    }
 
     #[test]
     fn what_another_worker_has_told_in_vain_is_found_again() {
         let asked = Rc::new(Cell::new(0));
         let ask = asked.clone();
-        // Nobody is told that there is room.
-        let limits = Arc::new(Limits::new(Rules::new(1, Duration::from_secs(30)), 2, Arc::new(|_, _| {})));
-        let ask = Rc::new(move |_, _| ask.set(ask.get() + 1));
-        let pools = Pools::new(0, limits, Rc::default(), Rc::new(|_, _, _| {}), ask);
-        let (database, dbname, user) = ("d".to_owned(), "d".to_owned(), "u".to_owned());
-        let identity = Arc::new(Identity { database, dbname, user, parameters: Vec::new() });
-        let pool = pools.of(&"n1".parse().unwrap(), &identity);
+        let pools = pools(2, Rc::new(move |_, _| ask.set(ask.get() + 1)));
+        let pool = pool(&pools, "u");
         let permit = pool.limit.permit(Share::Usual).unwrap();
-        let (start, later) = (Instant::from_millis(1), Instant::from_millis(30_000));
-        let mut wait = pool.wait(start, later, true);
+        let mut wait = pool.wait(turn(1, false));
         let mut offer = pin!(wait.offer());
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(offer.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(told(offer.as_mut()), None);
         pools.retry();
-        assert!(offer.as_mut().poll(&mut cx).is_pending(), "there is no room");
+        assert_eq!(told(offer.as_mut()), None, "there is no room");
         pool.limit.show_idle(1, 1);
         pools.retry();
-        assert_eq!((asked.get(), offer.as_mut().poll(&mut cx).is_pending()), (1, true));
+        assert_eq!((asked.get(), told(offer.as_mut())), (1, None));
         drop(permit);
-        assert!(offer.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(told(offer.as_mut()), None);
         pools.retry();
-        assert!(matches!(offer.as_mut().poll(&mut cx), Poll::Ready(Offer::TryAgain)));
+        assert_eq!(told(offer.as_mut()), Some("try again"));
+    }
+
+    #[test]
+    fn a_sample_is_told_to_reads_which_keep_their_place() {
+        let pools = pools(1, Rc::new(|_, _| {}));
+        let pool = pool(&pools, "u");
+        let _permit = pool.limit.permit(Share::Usual).unwrap();
+        let (mut write, mut read) = (pool.wait(turn(1, false)), pool.wait(turn(2, true)));
+        pools.sampled();
+        assert_eq!((told(pin!(write.offer())), told(pin!(read.offer()))), (None, Some("a sample")));
+        assert_eq!(told(pin!(read.offer())), None);
+        // What concerns everybody is told to those as well who have not seen the sample yet.
+        pools.sampled();
+        pools.reconsider();
+        assert_eq!((told(pin!(write.offer())), told(pin!(read.offer()))), (Some("try again"), Some("try again")));
+        assert_eq!(pool.waiting(), 2);
+        pool.room();
+        assert_eq!((told(pin!(write.offer())), told(pin!(read.offer()))), (Some("try again"), None));
+        pool.room();
+        assert_eq!(told(pin!(read.offer())), Some("try again"));
+    }
+
+    #[test]
+    fn no_pool_is_always_the_first_to_look_again() {
+        let pools = pools(1, Rc::new(|_, _| {}));
+        let of: Vec<_> = ["a", "b", "c"].map(|user| pool(&pools, user)).into();
+        let _permits: Vec<_> = of.iter().map(|pool| pool.limit.permit(Share::Usual).unwrap()).collect();
+        let _waits: Vec<_> = of.iter().map(|pool| pool.wait(turn(1, false))).collect();
+        let firsts: std::collections::BTreeSet<_> =
+            (0..3).map(|_| pools.in_turn()[0].key.identity.user.clone()).collect();
+        assert_eq!(firsts.len(), 3);
     }
 }

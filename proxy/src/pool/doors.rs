@@ -1,6 +1,7 @@
 //! What operators have said about databases: paused, closed to new clients, their connections to be made anew.
 
 use cluster::Instant;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 /// An order of an operator.
@@ -149,6 +150,37 @@ impl Doors {
     pub fn must_close(&self, database: &str, born: Instant) -> bool {
         let old = |d: &Door| d.reconnect.is_some_and(|at| born <= at);
         self.paused(database) || old(&self.all) || self.databases.get(database).is_some_and(old)
+    }
+}
+
+/// This worker's copy of what operators have said.
+#[derive(Default)]
+pub struct Doorway {
+    /// Something has been said.
+    gated: Cell<bool>,
+    doors: RefCell<Doors>,
+}
+
+impl Doorway {
+    /// Something else has been said.
+    pub fn obey(&self, doors: Doors) {
+        self.gated.set(!doors.all_open());
+        *self.doors.borrow_mut() = doors;
+    }
+
+    /// Do statements of this database wait?
+    pub fn paused(&self, database: &str) -> bool {
+        self.gated.get() && self.doors.borrow().paused(database)
+    }
+
+    /// Are its new clients refused?
+    pub fn disabled(&self, database: &str) -> bool {
+        self.gated.get() && self.doors.borrow().disabled(database)
+    }
+
+    /// Is a server connection that was made at `born` to be closed when it is free?
+    pub fn must_close(&self, database: &str, born: Instant) -> bool {
+        self.gated.get() && self.doors.borrow().must_close(database, born)
     }
 }
 

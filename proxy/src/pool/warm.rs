@@ -87,7 +87,7 @@ pub fn top_up(w: &Rc<Worker>) -> bool {
     }
     let any = !lacking.is_empty();
     for (pool, credentials, warming) in lacking {
-        if !warming && w.may_connect(&primary.node, now).is_ok() {
+        if !warming && w.may_connect(&pool, now).is_ok() {
             w.patrons.set_warming(&pool.key.identity, true);
             tokio::task::spawn_local(add_one(w.clone(), pool, primary.clone(), credentials));
         }
@@ -107,7 +107,7 @@ pub fn prepare(w: &Rc<Worker>) {
         let Some(primary) = view.topology.primary.clone() else { return };
         (view.topology.term, primary)
     };
-    if w.may_connect(&primary.node, now).is_err() {
+    if w.may_reach(&primary.node, now).is_err() {
         return;
     }
     let mut lacking = Vec::new();

@@ -233,7 +233,8 @@ pub async fn find(
     let (mut unknown, mut lacked): (_, Option<&'static str>) = (None, None);
     loop {
         let now = w.now();
-        let hold_left = want.hold(w).saturating_sub(now.since(want.since));
+        queue.look(now);
+        let hold_left = queue.hold_left(w, &want, now);
         if hold_left.is_zero() {
             lacked.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
             if let Some(error) = unknown {
@@ -241,12 +242,12 @@ pub async fn find(
             }
             return Err(NotFound::Error(hold_timeout(w, want.since, now)));
         }
-        let waited_enough = || now.since(want.since) >= rules(w, &want).query_wait_timeout;
-        if let Some(frame) = queue.server_full.take_if(|_| waited_enough()) {
+        if let Some(frame) = queue.give_up(w, &want) {
             return Err(NotFound::Refused(frame));
         }
-        if let Some(left) = paused(w, &want, now).map_err(NotFound::Error)? {
-            change(w, left).await;
+        if w.doorway.paused(&want.identity.database) {
+            queue.lacks(now);
+            change(w, paused(w, &want, &queue, now).map_err(NotFound::Error)?).await;
             continue;
         }
         let Decided { pool, role, reason } = match decided.take() {
@@ -326,18 +327,14 @@ fn rules(w: &Worker, want: &Want) -> PoolPolicy {
     resolve(&w.config().pools, &want.identity.database, &want.identity.user)
 }
 
-/// How long a statement of a paused database may still wait; `None` when it is not paused.
-fn paused(w: &Worker, want: &Want, now: Instant) -> Result<Option<Duration>, ClientError> {
-    let database = &want.identity.database;
-    if !w.doorway.paused(database) {
-        return Ok(None);
-    }
-    let waited = now.since(want.since);
-    let left = rules(w, want).query_wait_timeout.saturating_sub(waited);
+/// How long a statement of a paused database may still wait.
+fn paused(w: &Worker, want: &Want, queue: &Queue, now: Instant) -> Result<Duration, ClientError> {
+    let (left, waited) = (queue.wait_left(w, want), now.since(want.since));
     if left.is_zero() {
-        return Err(ClientError::Pool(PoolError::Paused { database: database.clone(), waited }));
+        let database = want.identity.database.clone();
+        return Err(ClientError::Pool(PoolError::Paused { database, waited }));
     }
-    Ok(Some(left))
+    Ok(left)
 }
 
 /// Ask a connection that was idle for long whether it lives. What does not answer is closed.

@@ -157,9 +157,10 @@ impl Search<'_> {
     }
 
     async fn ask_primary(&self, xid: u64, open: Open, deadline: Instant) -> Option<Verdict> {
-        let found = acquire::find(self.w, self.want.clone(), 0, None).await.ok()?;
-        let mut primary = InUse::new(self.w, found, self.keeps);
         let left = || deadline.since(self.w.now());
+        // Where the pool is full that may take longer than the client is to wait for this.
+        let found = tokio::time::timeout(left(), acquire::find(self.w, self.want.clone(), 0, None)).await.ok()?.ok()?;
+        let mut primary = InUse::new(self.w, found, self.keeps);
         let answer = primary.ask(&question(xid), left()).await?;
         let [row] = answer.rows.as_slice() else { return None };
         let [status, Some(timeline)] = row.as_slice() else { return None };

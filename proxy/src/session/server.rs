@@ -4,7 +4,7 @@ mod ask;
 mod error;
 mod login;
 
-pub use error::ConnectError;
+pub use error::{Blame, ConnectError};
 pub use login::{Login, connect};
 
 use crate::net::Stream;

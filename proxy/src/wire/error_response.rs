@@ -49,7 +49,7 @@ pub enum ClientError {
         /// The primary of that term, or the node that is to become it, when known.
         node: Option<NodeId>,
     },
-    /// No primary accepts writes and there is no room left to hold the statement.
+    /// There is no room left to hold the statement: while no primary accepts writes, or no connection to it is free.
     HoldFull {
         /// Bytes that would be held.
         bytes: u64,
@@ -358,6 +358,11 @@ fn hold_timeout(waited: Duration, gate: Gate, term: Term, node: Option<&NodeId>)
 }
 
 fn hold_full(bytes: u64, limit: u64, gate: Gate, term: Term) -> Report {
+    if gate == Gate::Open {
+        return error(SqlState::TOO_MANY_CONNECTIONS, "no server connection is free, and too much waits for one")
+            .detail(format!("{bytes} bytes to hold, {limit} allowed."))
+            .hint("Raise proxy.pool_size or proxy.hold_bytes, or shorten transactions.");
+    }
     let gate = gate.as_str();
     error(SqlState::CANNOT_CONNECT_NOW, "no primary accepts writes at present")
         .detail(format!("{bytes} bytes to hold, {limit} allowed; writes are {gate}, term {term}."))

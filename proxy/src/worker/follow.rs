@@ -38,7 +38,7 @@ impl Worker {
             }
         }
         if renewed {
-            // Nobody has to do anything else than before.
+            // Nobody has to do anything else than before, least of all who waits for a connection.
             self.tell_the_unproven();
         } else {
             self.generation.set(self.generation.get() + 1);
@@ -52,10 +52,12 @@ impl Worker {
         let board = &self.shared.boards[self.index];
         *board.applied.lock().unwrap_or_else(PoisonError::into_inner) = applied;
         self.shared.applied.notify_one();
-        if !renewed {
+        if renewed {
+            self.changed.notify_waiters();
+        } else {
             self.each_session(Presence::wake);
+            self.tell_change();
         }
-        self.tell_change();
     }
 
     pub(super) fn apply_lag(&self, lag: Arc<LagSnapshot>) {
@@ -72,7 +74,8 @@ impl Worker {
         drop(view);
         self.throttle();
         self.tell_the_unproven();
-        self.tell_change();
+        self.changed.notify_waiters();
+        self.pools.sampled();
     }
 
     /// May a statement that came at `since` go to the primary which its session has, as far as that is proven to be it?

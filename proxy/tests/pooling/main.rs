@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod idle;
+mod lacking;
 
 use cluster::Role;
 use cluster::config::Span;

@@ -49,7 +49,8 @@ pub async fn open(
             }
         }
     };
-    let opening = Opening::new(w.pools.of(&member.node, &want.identity));
+    let pool = w.pools.of(&member.node, &want.identity);
+    let opening = Opening::new(pool.clone());
     let result = tokio::select! {
         result = connecting => result,
         () = moved => return Err(None),
@@ -61,8 +62,8 @@ pub async fn open(
         Err(ConnectError::Tls { .. }) => w.counts.handshake("server", false),
         Ok(_) | Err(_) => {}
     }
-    // A user or a database that the server does not know says nothing about the node.
-    w.connected(&member.node, result.as_ref().map_or_else(ConnectError::is_final, |_| true));
+    let replication = want.identity.is_replication();
+    w.connected(&pool, result.as_ref().map(|_| ()).map_err(|error| error.blame(replication)));
     let mut server = result.map_err(Some)?;
     if role == Role::Primary {
         server.meta.settings = w.keep_welcome(&want.identity, &server.meta.settings);

@@ -1,30 +1,59 @@
 //! A statement's turn: queueing for a connection that is given back, or making one.
 
 use super::open::{describe, open};
-use super::{NotFound, Want, refused, rules};
-use crate::pool::checkout::Wait;
+use super::{NotFound, Want, refused, rules, serving, target};
+use crate::pool::checkout::Turn;
 use crate::pool::{Full, Offer, Permit, Pool, Rivals, Share};
 use crate::session::server::{ConnectError, Server};
-use crate::wire::backend::fields;
+use crate::sql::Access;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
 use crate::worker::{ToWorker, Worker};
 use cluster::topology::Member;
 use cluster::{Instant, Role};
 use std::rc::Rc;
+use std::time::Duration;
 
-/// too_many_connections: the server has as many as it takes, of all or of this user.
-const TOO_MANY: &str = "53300";
-
-/// A statement's time in the queue of its pool.
+/// A statement's time in the queue of its pool. While nothing but a connection lacks, `query_wait_timeout` runs, and what
+/// limits how long statements are held stands still.
 #[derive(Default)]
 pub(super) struct Queue {
     since: Option<Instant>,
+    /// Since when nothing else lacks.
+    lacking: Option<Instant>,
+    /// For how long, the times before.
+    spent: Duration,
     /// The words of a server that takes no more connections.
-    pub(super) server_full: Option<Vec<u8>>,
+    server_full: Option<Vec<u8>>,
 }
 
 impl Queue {
+    /// From now on, until it is looked at again, only a connection lacks: or an operator's word, which is waited for alike.
+    pub(super) fn lacks(&mut self, now: Instant) {
+        self.lacking.get_or_insert(now);
+    }
+
+    /// Everything is looked at again: whatever lacks now is found out anew.
+    pub(super) fn look(&mut self, now: Instant) {
+        self.spent += self.lacking.take().map_or(Duration::ZERO, |since| now.since(since));
+    }
+
+    /// The words of a server that has taken no more connections for as long as one is waited for.
+    pub(super) fn give_up(&mut self, w: &Worker, want: &Want) -> Option<Vec<u8>> {
+        let left = self.wait_left(w, want);
+        self.server_full.take_if(|_| left.is_zero())
+    }
+
+    /// How long it may still be held while something else lacks.
+    pub(super) fn hold_left(&self, w: &Worker, want: &Want, now: Instant) -> Duration {
+        (want.hold(w) + self.spent).saturating_sub(now.since(want.since))
+    }
+
+    /// How long it may still wait for a connection.
+    pub(super) fn wait_left(&self, w: &Worker, want: &Want) -> Duration {
+        rules(w, want).query_wait_timeout.saturating_sub(self.spent)
+    }
+
     pub(super) fn share(&self, w: &Worker, want: &Want, now: Instant) -> Share {
         let Some(since) = self.since else { return Share::Usual };
         let after = rules(w, want).reserve_after;
@@ -41,9 +70,15 @@ impl Queue {
         permit: Permit,
     ) -> Result<Option<Server>, NotFound> {
         let now = w.now();
-        let left = want.hold(w).saturating_sub(now.since(want.since));
-        if let Err(pause) = w.may_connect(&member.node, now) {
-            // The node could not be connected to lately: a read goes elsewhere, and what needs the primary waits for
+        let left = if self.server_full.is_some() {
+            // It waits for a connection, if one of a server's.
+            self.lacks(now);
+            self.wait_left(w, want)
+        } else {
+            self.hold_left(w, want, now)
+        };
+        if let Err(pause) = w.may_connect(pool, now) {
+            // No connection could be made lately: a read goes elsewhere, and what needs the primary waits for
             // the next attempt, or for a connection that is given back.
             permit.forgo();
             if role == Role::Standby {
@@ -52,7 +87,12 @@ impl Queue {
             }
             let until = now + left.min(pause);
             w.look_no_later(until);
-            return Ok(turn(pool.wait(*self.since.get_or_insert(now), until, false)).await);
+            let since = *self.since.get_or_insert(now);
+            let mut wait = pool.wait(Turn { since, until, for_room: false, reads: want.access == Access::Read });
+            return Ok(match wait.offer().await {
+                Offer::Server(server) => Some(server),
+                Offer::TryAgain | Offer::Sampled => None,
+            });
         }
         let error = match open(w, want, member, role, permit, left).await {
             Ok(server) => return Ok(Some(server)),
@@ -61,19 +101,15 @@ impl Queue {
             Err(Some(error)) => error,
         };
         tracing::debug!(node = %member.node, ?role, error = %describe(&error), "server not reached");
-        if let ConnectError::Refused { code, frame, .. } = &error
-            && code == TOO_MANY
-        {
+        let met = error.limit();
+        if let Some(rivals) = met {
             // The next attempt, a pause from now, finds a place if one of these was idle or is given back until then.
-            let rivals = Rivals::of_refusal(fields(frame).routine);
             pool.limit.claim(rivals);
             evict(w, pool, rivals);
         }
         match (role, error) {
             (Role::Standby, _) => want.avoid.push(member.node.clone()),
-            (Role::Primary, ConnectError::Refused { code, frame, .. }) if code == TOO_MANY => {
-                self.server_full = Some(frame);
-            }
+            (Role::Primary, ConnectError::Refused { frame, .. }) if met.is_some() => self.server_full = Some(frame),
             (Role::Primary, _) => self.server_full = None,
         }
         Ok(None)
@@ -89,10 +125,11 @@ impl Queue {
     ) -> Result<Option<Server>, ClientError> {
         let now = w.now();
         let since = *self.since.get_or_insert(now);
-        let waited = now.since(since);
-        let rules = rules(w, want);
-        let mut left = rules.query_wait_timeout.saturating_sub(waited);
+        self.lacks(now);
+        let (waited, rules) = (now.since(since), rules(w, want));
+        let mut left = self.wait_left(w, want);
         if left.is_zero() {
+            let waited = self.spent;
             let (limit, of_database) = match full {
                 Full::Pool { limit } => (limit, false),
                 Full::Database { limit } => (limit, true),
@@ -106,24 +143,30 @@ impl Queue {
         // No timer of its own: the worker looks when the first of those who wait has waited for long enough.
         let until = now + left;
         w.look_no_later(until);
-        let wait = pool.wait(since, until, true);
+        let mut wait = pool.wait(Turn { since, until, for_room: true, reads: want.access == Access::Read });
         if let Full::Database { .. } = full {
             evict(w, pool, Rivals::Database);
         }
-        Ok(turn(wait).await)
+        loop {
+            match wait.offer().await {
+                Offer::Server(server) => return Ok(Some(server)),
+                Offer::Sampled if goes_to(w, want, pool) => {}
+                Offer::TryAgain | Offer::Sampled => return Ok(None),
+            }
+        }
     }
+}
+
+/// Would what waits for a connection of that pool still go there? To leave the queue and to come back to its place costs
+/// a walk along it, for each who waits.
+fn goes_to(w: &Worker, want: &Want, pool: &Pool) -> bool {
+    let now = w.now();
+    let (target, _) = target(w, want.need(), now);
+    serving(w, target, now).is_some_and(|(node, _)| node == pool.key.node)
 }
 
 /// Other pools, on any worker, may have a connection that nobody uses.
 fn evict(w: &Worker, pool: &Pool, rivals: Rivals) {
     let evict = || ToWorker::Evict { key: pool.key.clone(), rivals };
     w.shared.peers.iter().for_each(|peer| drop(peer.try_send(evict())));
-}
-
-/// A turn in the queue. `None` when something has changed, or the time is over.
-async fn turn(mut wait: Wait) -> Option<Server> {
-    match wait.offer().await {
-        Offer::Server(server) => Some(server),
-        Offer::TryAgain => None,
-    }
 }

@@ -1,10 +1,29 @@
 //! Why there is no connection to a server.
 
+use crate::pool::Rivals;
 use crate::session::challenge::ChallengeError;
 use crate::tls::SecureError;
+use crate::wire::backend::fields;
 use cluster::{NodeId, Role};
 use std::io;
 use std::time::Duration;
+
+/// too_many_connections: the server has as many as it takes, of all or of this user.
+const TOO_MANY: &str = "53300";
+/// Classes of what a server says of itself: it lacks something, is started, stopped or told to refuse, has a fault, or the
+/// connection has. Everything else is about the role, the database or the startup packet.
+const OF_SERVER: [&str; 5] = ["53", "57", "58", "08", "XX"];
+
+/// What a failed attempt speaks against: what is left alone for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// Only the client: the node answers, and others may connect.
+    Client,
+    /// A limit of the role or the database is reached: connections of this pool.
+    Pool,
+    /// The node, or a limit of all of it.
+    Node,
+}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +112,32 @@ impl ConnectError {
     /// Is it about this user and database, so that trying again or elsewhere is of no use?
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Refused { code, .. } => code.starts_with("28") || code.starts_with("3D") || code.starts_with("22"),
+            Self::Refused { code, .. } => !OF_SERVER.iter().any(|class| code.starts_with(class)),
             Self::Challenge { .. } => true,
             Self::Io { .. }
             | Self::Tls { .. }
             | Self::Timeout { .. }
             | Self::WrongRole { .. }
             | Self::Protocol { .. } => false,
+        }
+    }
+
+    /// The server takes no more connections: whose count against the limit that it has met?
+    pub fn limit(&self) -> Option<Rivals> {
+        match self {
+            Self::Refused { code, frame, .. } if code == TOO_MANY => Some(Rivals::of_refusal(fields(frame).routine)),
+            _ => None,
+        }
+    }
+
+    /// What is it that is not to be tried again at once?
+    pub fn blame(&self, replication: bool) -> Blame {
+        match self.limit() {
+            _ if self.is_final() => Blame::Client,
+            // Walsenders have a limit of their own.
+            Some(_) if replication => Blame::Pool,
+            Some(Rivals::User | Rivals::ServerDatabase) => Blame::Pool,
+            Some(Rivals::Database | Rivals::Server) | None => Blame::Node,
         }
     }
 }

@@ -21,6 +21,10 @@ fn all() -> Vec<(ClientError, &'static str)> {
             "ERROR 57P03 no primary accepts writes at present | 9 bytes to hold, 8 allowed; writes are draining, term 7. | Retry the transaction.",
         ),
         (
+            E::HoldFull { bytes: 9, limit: 8, gate: Gate::Open, term },
+            "ERROR 53300 no server connection is free, and too much waits for one | 9 bytes to hold, 8 allowed. | Raise proxy.pool_size or proxy.hold_bytes, or shorten transactions.",
+        ),
+        (
             E::Durability(DurabilityError::Invalid { value: "odd".into() }),
             "ERROR 22023 invalid value for parameter \"pgtenure.durability\": \"odd\" |  | Available values: async, local, received, semi_sync, applied.",
         ),

@@ -1,0 +1,59 @@
+//! When servers are connected to again that could not be.
+
+use super::Worker;
+use crate::pool::Pool;
+use crate::pool::backoff::Backoff;
+use crate::session::server::Blame;
+use cluster::{Instant, NodeId};
+use std::time::Duration;
+
+impl Worker {
+    /// May that node be connected to now?
+    ///
+    /// # Errors
+    /// How long to wait: it could not be connected to before.
+    pub fn may_reach(&self, node: &NodeId, now: Instant) -> Result<(), Duration> {
+        match self.backoffs.borrow_mut().get_mut(node) {
+            Some(backoff) => backoff.attempt(now, self.next_seed()),
+            None => Ok(()),
+        }
+    }
+
+    /// May a connection of that pool be made now?
+    ///
+    /// # Errors
+    /// How long to wait: none could be before.
+    pub fn may_connect(&self, pool: &Pool, now: Instant) -> Result<(), Duration> {
+        let mut own = pool.backoff.get();
+        // Looked at before: what is not attempted here must not count as an attempt there.
+        own.left(now).map_or(Ok(()), Err)?;
+        self.may_reach(&pool.key.node, now)?;
+        let may = own.attempt(now, self.next_seed());
+        pool.backoff.set(own);
+        may
+    }
+
+    /// A connection of that pool was made, or was not.
+    pub fn connected(&self, pool: &Pool, outcome: Result<(), Blame>) {
+        let mut own = pool.backoff.get();
+        let kept_waiting = match outcome {
+            Ok(()) => own.succeeded(),
+            Err(Blame::Pool) => {
+                own.failed(self.now(), self.next_seed());
+                false
+            }
+            Err(Blame::Client | Blame::Node) => false,
+        };
+        pool.backoff.set(own);
+        let mut backoffs = self.backoffs.borrow_mut();
+        if outcome == Err(Blame::Node) {
+            let seed = self.next_seed();
+            backoffs.entry(pool.key.node.clone()).or_default().failed(self.now(), seed);
+        } else if backoffs.get_mut(&pool.key.node).is_some_and(Backoff::succeeded) {
+            // Those who were kept waiting go on at once.
+            self.tell_change();
+        } else if kept_waiting {
+            pool.reconsider();
+        }
+    }
+}

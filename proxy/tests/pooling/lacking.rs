@@ -1,0 +1,117 @@
+//! Whose word a statement is told that has waited in vain, and who else has to wait because a server refuses somebody.
+
+use super::*;
+
+#[test]
+fn what_lacks_only_a_connection_is_not_told_that_there_is_no_primary() {
+    let c = Cluster::start(0, |raw| {
+        raw.pool_size = 1;
+        raw.hold_timeout = Span::millis(300);
+        raw.query_wait_timeout = Span::millis(900);
+        raw.hold_bytes = cluster::config::Size(64 << 10);
+    });
+    let mut holder = Raw::login(c.port, &[]);
+    let (mut waits, mut second) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    holder.query("begin");
+    let began = std::time::Instant::now();
+    assert_eq!(words(&waits.query("select 1")), "E 53300 | Z I");
+    assert!(began.elapsed() >= Duration::from_millis(900), "it waits for as long as configured");
+    // There is a bound for what may wait so.
+    let long = format!("select length('{}')", "x".repeat(40_000));
+    waits.write(|out| write_query(out, &long));
+    wait_until_waiting(&c, 1);
+    assert_eq!(words(&second.query(&long)), "E 53300 | Z I");
+    holder.query("commit");
+    assert_eq!(words(&waits.until_ready()), "T | D 40000 | C SELECT 1 | Z I");
+    // A pause lasts for as long as that, too.
+    order(&c, Order::Pause, app(), LIMIT).unwrap();
+    let began = std::time::Instant::now();
+    assert_eq!(words(&waits.query("select 1")), "E 57P03 | Z I");
+    assert!(began.elapsed() >= Duration::from_millis(900), "it waits for as long as configured");
+    // While the gate is shut the other limit holds.
+    order(&c, Order::Resume, app(), LIMIT).unwrap();
+    c.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
+    assert_eq!(words(&waits.query("select 1")), "E 57P03 | Z I");
+}
+
+#[test]
+fn the_time_in_a_full_pool_is_not_taken_from_the_time_a_failover_may_take() {
+    let c = Cluster::start(0, |raw| {
+        (raw.workers, raw.pool_size) = (1, 1);
+        raw.hold_timeout = Span::secs(2);
+        raw.query_wait_timeout = Span::secs(60);
+    });
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin; select pg_sleep(0)");
+    let mut waits = Raw::login(c.port, &[]);
+    let began = std::time::Instant::now();
+    waits.write(|out| write_query(out, "select 1"));
+    wait_for("it to wait longer than what is held", || (began.elapsed() > Duration::from_millis(2500)).then_some(()));
+    c.publish(|t| t.gate = Gate::Draining);
+    assert_eq!(waiting(&c), 1, "it is held");
+    c.publish(|t| t.gate = Gate::Open);
+    holder.query("commit");
+    assert_eq!(words(&waits.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+}
+
+/// The SQLSTATE that a login with further startup parameters is refused with.
+fn refusal(c: &Cluster, database: &str, options: &str) -> String {
+    let mut command = c.client("psql");
+    command.env("PGDATABASE", database).env("PGOPTIONS", options).env("PGCONNECT_TIMEOUT", "20");
+    let output = command.args(["-X", "-c", "select 1"]).output().unwrap();
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn what_a_server_says_of_a_login_is_told_at_once_and_hinders_nobody() {
+    // What takes its time is held for longer than the test waits.
+    let c = Cluster::start(0, |raw| {
+        raw.hold_timeout = Span::secs(600);
+        raw.workers = 1;
+    });
+    let node = &c.nodes[0];
+    node.psql("create database private owner postgres");
+    node.psql("revoke connect on database private from public");
+    let said =
+        [refusal(&c, "app", "-c no_such=1"), refusal(&c, "app", "-c shared_buffers=1MB"), refusal(&c, "private", "")];
+    let want = [
+        "unrecognized configuration parameter \"no_such\"",
+        "parameter \"shared_buffers\" cannot be changed without restarting the server",
+        "permission denied for database \"private\"",
+    ];
+    for (said, want) in said.iter().zip(want) {
+        assert!(said.contains(want), "{said}");
+    }
+    node.psql("alter database private allow_connections false");
+    let said = refusal(&c, "private", "");
+    assert!(said.contains("database \"private\" is not currently accepting connections"), "{said}");
+}
+
+#[test]
+fn a_database_at_its_connection_limit_keeps_no_other_from_connecting() {
+    let c = Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.query_wait_timeout = Span::secs(60);
+    });
+    c.nodes[0].psql("alter database app connection limit 1");
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    let mut waiters: Vec<Raw> = (0..3).map(|_| Raw::login(c.port, &[])).collect();
+    waiters.iter_mut().for_each(|client| client.write(|out| write_query(out, "select 1")));
+    wait_until_waiting(&c, 3);
+    // They have been refused, and more than once.
+    wait_for("refusals", || (c.counter_of("pgtenure_proxy_server_connects_total", "refused") >= 6.0).then_some(()));
+    // Its pool comes after theirs; none of these has had a connection before.
+    for round in 0..5 {
+        let parameter = format!("{}MB", round + 1);
+        let mut other = Raw::login(c.port, &[("database", "postgres"), ("work_mem", &parameter)]);
+        assert_eq!(words(&other.query("show work_mem")), format!("T | D {parameter} | C SHOW | Z I"));
+    }
+    // As of the worker's last tick the last of them may have waited too.
+    wait_until_waiting(&c, 3);
+    holder.query("commit");
+    for client in &mut waiters {
+        assert_eq!(words(&client.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+    }
+}
