@@ -111,30 +111,32 @@ pub(crate) struct Prober {
 impl Prober {
     /// Probe `node` at `endpoint` from now on.
     pub(crate) fn start(&self, node: NodeId, endpoint: Endpoint) -> Probe {
-        let connect = self.connect_config(&endpoint);
+        let connect = connect_config(&self.config, self.password.as_ref(), &endpoint);
         let run = Run { shared: self.clone(), node, connect, connection: None, detailed: None, detail_failed: false };
         Probe { endpoint, task: tokio::spawn(run.run()).abort_handle() }
     }
+}
 
-    fn connect_config(&self, endpoint: &Endpoint) -> tokio_postgres::Config {
-        let mut connect = tokio_postgres::Config::new();
-        connect
-            .host(&endpoint.host)
-            .port(endpoint.port)
-            .user(&self.config.user)
-            .dbname(&self.config.database)
-            .application_name("pgtenure_lagmon")
-            .connect_timeout(self.config.probe_timeout)
-            .tcp_user_timeout(self.config.tcp_user_timeout)
-            .keepalives(true)
-            .keepalives_idle(self.config.tcp_user_timeout)
-            .keepalives_interval(self.config.probe_timeout)
-            .keepalives_retries(3);
-        if let Some(password) = &self.password {
-            connect.password(password.expose());
-        }
-        connect
+fn connect_config(config: &Config, password: Option<&Secret>, endpoint: &Endpoint) -> tokio_postgres::Config {
+    let mut connect = tokio_postgres::Config::new();
+    connect
+        .host(&endpoint.host)
+        .port(endpoint.port)
+        .user(&config.user)
+        .dbname(&config.database)
+        .application_name("pgtenure_lagmon")
+        // Functions and operators that a user has put into `public` are not run with the monitor's rights.
+        .options("-c search_path=pg_catalog")
+        .connect_timeout(config.probe_timeout)
+        .tcp_user_timeout(config.tcp_user_timeout)
+        .keepalives(true)
+        .keepalives_idle(config.tcp_user_timeout)
+        .keepalives_interval(config.probe_timeout)
+        .keepalives_retries(3);
+    if let Some(password) = password {
+        connect.password(password.expose());
     }
+    connect
 }
 
 /// A connection and its prepared query. The driver's task ends with it, and it with the server.
@@ -320,4 +322,16 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_users_have_put_into_public_is_not_found() {
+        let config = crate::config::check(crate::config::Raw::default()).unwrap();
+        let connect = connect_config(&config, None, &Endpoint { host: "db1".into(), port: 5432 });
+        assert_eq!(connect.get_options(), Some("-c search_path=pg_catalog"));
+    }
 }

@@ -110,12 +110,14 @@ async fn texts(client: &Client, what: &'static str, sql: &str) -> Result<Vec<Str
     Ok(rows(client, what, sql).await?.into_iter().filter_map(|r| r.into_iter().next()?).collect())
 }
 
-/// Ask the server that was named.
+/// Ask the server that was named. The session finds functions in `pg_catalog` only from here on.
 ///
 /// # Errors
 /// It does not answer as a PostgreSQL does.
 pub async fn survey(client: &Client) -> Result<Found, AdoptError> {
     let what = "asking the primary";
+    // For the whole session: what users have put into `public` is not to run with a superuser's rights.
+    rows(client, what, "SET search_path = pg_catalog").await?;
     let basics = "SELECT current_setting('server_version_num'), pg_is_in_recovery(), \
         (SELECT system_identifier FROM pg_control_system()), \
         CASE WHEN pg_is_in_recovery() THEN (SELECT to_hex(timeline_id) FROM pg_control_checkpoint()) \

@@ -13,6 +13,10 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 /// What the agent's sessions call themselves, in its own PostgreSQL and in others.
 pub(super) const APPLICATION_NAME: &str = "pgtenure_agent";
 
+/// Only PostgreSQL's own functions and operators are looked for: where any user may create in `public` (up to 14, and what
+/// was upgraded from there), one of theirs with just the types of a call of ours would run with our rights.
+const SAFE_NAMES: &str = "-c search_path=pg_catalog";
+
 /// A row of texts.
 pub(crate) type Row = Vec<Option<String>>;
 
@@ -114,8 +118,10 @@ impl Sql {
         Self::connect(config, bound).await
     }
 
-    async fn connect(config: Config, bound: Duration) -> Result<Self, SqlError> {
+    async fn connect(mut config: Config, bound: Duration) -> Result<Self, SqlError> {
         let what = "connecting";
+        let options = config.get_options().map_or_else(|| SAFE_NAMES.to_owned(), |more| format!("{SAFE_NAMES} {more}"));
+        config.options(options);
         let opened = tokio::time::timeout(bound, config.connect(NoTls)).await;
         let (client, connection) = opened
             .map_err(|_| SqlError::TimedOut { what, after: bound })?

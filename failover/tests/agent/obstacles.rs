@@ -179,3 +179,44 @@ fn a_tail_that_cannot_be_read_is_set_aside_with_its_directory() {
         assert!(aside.join("pg_wal").join(&newest).exists(), "{}", aside.display());
     });
 }
+
+#[test]
+fn what_users_have_put_into_public_is_not_run_by_agents() {
+    unprivileged("obstacles::what_users_have_put_into_public_is_not_run_by_agents", async {
+        let mut c = Cluster::new(22585, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        // As PostgreSQL up to 14 makes every database. The types are those of calls that agents make.
+        let traps = "GRANT CREATE ON SCHEMA public TO PUBLIC; CREATE ROLE app; SET ROLE app; \
+            CREATE FUNCTION public.count(boolean) RETURNS bigint LANGUAGE plpgsql AS $$BEGIN RAISE 'taken'; END$$; \
+            CREATE FUNCTION public.joined(bigint, bigint) RETURNS text LANGUAGE plpgsql AS $$BEGIN RAISE 'taken'; END$$; \
+            CREATE FUNCTION public.joined(bigint, text) RETURNS text LANGUAGE plpgsql AS $$BEGIN RAISE 'taken'; END$$; \
+            CREATE OPERATOR public.|| (FUNCTION = public.joined, LEFTARG = bigint, RIGHTARG = bigint); \
+            CREATE OPERATOR public.|| (FUNCTION = public.joined, LEFTARG = bigint, RIGHTARG = text); \
+            CREATE FUNCTION public.convert_from(bytea, text) RETURNS text LANGUAGE plpgsql AS $$BEGIN RAISE 'taken'; END$$";
+        c.sql(p).await.batch_execute(traps).await.unwrap();
+        c.until_replayed(p, &[s]).await;
+        // A reader whom the promotion ends.
+        let reader = c.sql(s).await;
+        reader.batch_execute("SELECT").await.unwrap();
+        let (term, _) = c.failover(s, &[s]).await;
+        c.until_streaming(p, s, term).await;
+        // Whoever does look in `public` is caught.
+        let caught = c.sql(s).await.simple_query("SELECT count(true)").await.unwrap_err();
+        assert!(caught.as_db_error().is_some_and(|e| e.message() == "taken"), "{caught}");
+    });
+}
+
+#[test]
+fn a_table_of_terms_that_was_dropped_does_not_forbid_every_promotion() {
+    unprivileged("obstacles::a_table_of_terms_that_was_dropped_does_not_forbid_every_promotion", async {
+        let mut c = Cluster::new(22590, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.sql(p).await.batch_execute("DROP SCHEMA pgtenure CASCADE").await.unwrap();
+        c.until_replayed(p, &[s]).await;
+        let (term, _) = c.failover(s, &[s]).await;
+        assert_eq!(c.value(s, "SELECT term FROM pgtenure.term").await, term.to_string());
+        c.until_streaming(p, s, term).await;
+    });
+}
