@@ -51,7 +51,7 @@ async fn adopt_cluster(args: &AdoptArgs) -> Result<ExitCode> {
     };
     let store = EtcdStore::new(&config.etcd).context("cannot reach etcd")?;
     let keys = Keys::new(&config.etcd.prefix, &config.name);
-    let login = tokio::time::timeout(LOGIN_BOUND, tokio_postgres::connect(&args.primary, NoTls)).await;
+    let login = tokio::time::timeout(LOGIN_BOUND, login(&args.primary)?.connect(NoTls)).await;
     let login = login.with_context(|| format!("the primary does not let in within {} s", LOGIN_BOUND.as_secs()))?;
     let (primary, connection) = login.context("cannot connect to the primary")?;
     tokio::spawn(connection);
@@ -90,6 +90,13 @@ async fn adopt_cluster(args: &AdoptArgs) -> Result<ExitCode> {
     adopt::begin(&adoption.store, &adoption.keys, &adoption.cluster, &found, (who.0, &who.1, now)).await?;
     println!("the cluster is on record, paused; the standbys' agents begin");
     adoption.finish(&found).await
+}
+
+/// How to log in to the primary. Whatever database is named, it is `postgres`: agents look for what is created there.
+fn login(dsn: &str) -> Result<tokio_postgres::Config> {
+    let mut login: tokio_postgres::Config = dsn.parse().context("--primary cannot be understood")?;
+    login.dbname("postgres");
+    Ok(login)
 }
 
 fn show(plan: &plan::Plan) {
@@ -199,5 +206,18 @@ impl Adoption<'_> {
         }
         println!("adopted");
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_database_is_named_the_one_that_agents_use_is_prepared() {
+        for dsn in ["postgres://admin@db1", "postgres://admin@db1/shop", "host=db1 user=admin", "host=db1 dbname=shop"]
+        {
+            assert_eq!(login(dsn).unwrap().get_dbname(), Some("postgres"), "{dsn}");
+        }
     }
 }

@@ -26,18 +26,22 @@ pub(crate) fn role(name: &str, rest: &str) -> String {
     )
 }
 
-/// Our own users and what pg_rewind calls on its source (see its manual), and the monitor's statistics.
-pub(crate) fn roles(replication_password: &Secret, monitor_password: &Secret) -> [String; 3] {
-    let repl = format!("REPLICATION PASSWORD {}", literal(replication_password.expose()));
-    let monitor = format!("PASSWORD {}", literal(monitor_password.expose()));
-    let grants = format!(
+/// What pg_rewind calls on its source (see its manual), in this database, and the monitor's statistics.
+pub(crate) fn grants() -> String {
+    format!(
         "GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text, boolean, boolean) TO {REPLICATION_USER}; \
          GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO {REPLICATION_USER}; \
          GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO {REPLICATION_USER}; \
          GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) TO {REPLICATION_USER}; \
          GRANT pg_monitor TO {MONITOR_USER}"
-    );
-    [role(REPLICATION_USER, &repl), role(MONITOR_USER, &monitor), grants]
+    )
+}
+
+/// Our own users and [`grants`].
+pub(crate) fn roles(replication_password: &Secret, monitor_password: &Secret) -> [String; 3] {
+    let repl = format!("REPLICATION PASSWORD {}", literal(replication_password.expose()));
+    let monitor = format!("PASSWORD {}", literal(monitor_password.expose()));
+    [role(REPLICATION_USER, &repl), role(MONITOR_USER, &monitor), grants()]
 }
 
 /// The row of the first term.

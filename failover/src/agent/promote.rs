@@ -6,6 +6,7 @@
 use super::Agent;
 use super::commands::CommandError;
 use super::env::literal;
+use super::founding;
 use super::layout::fsync_dir;
 use super::postgres::{self, Stop, remove};
 use super::sql::{Sql, SqlError};
@@ -335,6 +336,19 @@ impl Agent {
         Ok((last, forks))
     }
 
+    /// Without its table no term could ever be opened again, and only a primary can create it: it may have been dropped, or
+    /// the cluster adopted by way of another database.
+    async fn table_of_terms(&self, sql: &Sql, left: Duration) -> Result<(), SqlError> {
+        let what = "looking for the table of terms";
+        let found: String = sql.value(what, "SELECT to_regclass('pgtenure.term') IS NOT NULL", left).await?;
+        if found != "t" {
+            tracing::warn!(node = %self.env.config.node, "the table of terms is missing, creating it");
+            sql.batch("granting", &founding::grants(), left).await?;
+            sql.batch("creating the table of terms", founding::TERMS, left).await?;
+        }
+        Ok(())
+    }
+
     /// Insert the term's record without waiting for standbys: managers verify that it reaches them. Its end, and where the
     /// terms begin that have one.
     async fn record_term(
@@ -345,6 +359,7 @@ impl Agent {
         xid_bound: u64,
         left: Duration,
     ) -> Result<(Lsn, Vec<XidBound>), PromoteError> {
+        self.table_of_terms(sql, left).await?;
         let prev = order.prev_term.map_or_else(|| "NULL".into(), |t| t.to_string());
         let insert = format!(
             "SET synchronous_commit = local; \
