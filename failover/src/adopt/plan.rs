@@ -181,7 +181,10 @@ fn notes(found: &Found, notes: &mut Vec<String>) {
         let must = if SIZES.contains(&name.as_str()) { " (on no node lower, or its replay stops)" } else { "" };
         notes.push(format!("{name} = '{value}' holds on only if it is in agent.parameters{must}"));
     }
-    notes.push("pg_hba.conf becomes agent.pg_hba with the agents' own lines before it".into());
+    notes.push(
+        "pg_hba.conf becomes agent.pg_hba with the agents' own lines before it: who receives WAL needs a line there"
+            .into(),
+    );
     notes.push("disable whatever else starts these servers, as a unit of the distribution".into());
     for name in &found.standbys {
         notes.push(format!("standby {name} follows now"));

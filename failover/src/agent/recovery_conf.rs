@@ -169,7 +169,8 @@ pub(crate) fn write_fixed(env: &Env, user: &str) -> io::Result<()> {
     write_atomically(&env.layout.passfile(), format!("*:*:*:{REPLICATION_USER}:{password}\n").as_bytes())
 }
 
-/// Users of ours over TCP only for their purpose, the superuser never; then the configured lines.
+/// Users of ours over TCP only for their purpose, the superuser never; then the configured lines. Without one of these
+/// nobody else receives WAL: `all` as a database means none of it.
 fn hba(lines: &[String]) -> String {
     let mut text = "# Written by pgtenure at each start.\n\
         local all postgres peer map=pgtenure\n\
@@ -180,8 +181,7 @@ fn hba(lines: &[String]) -> String {
         host replication pgtenure_repl all scram-sha-256\n\
         host postgres pgtenure_repl all scram-sha-256\n\
         host all pgtenure_repl all reject\n\
-        host all pgtenure_monitor all scram-sha-256\n\
-        host replication all all reject\n"
+        host all pgtenure_monitor all scram-sha-256\n"
         .to_owned();
     for line in lines {
         text.push_str(line);

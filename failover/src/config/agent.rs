@@ -59,7 +59,8 @@ pub struct AgentRaw {
     /// Further PostgreSQL parameters, passed on as they are. Those that failover depends on are refused by name.
     /// Default none.
     pub parameters: BTreeMap<String, String>,
-    /// Lines of pg_hba.conf after the agent's own. Default one: every user but the agent's own by SCRAM from anywhere.
+    /// Lines of pg_hba.conf after the agent's own. Default one: every user but the agent's own by SCRAM from anywhere. Backups
+    /// and others that receive WAL need a line with the database replication.
     pub pg_hba: Vec<String>,
     /// `wal_keep_size`: WAL kept for absent standbys, and at most so much. Default `512MiB`: a standby that was away
     /// for longer is cloned anew.
