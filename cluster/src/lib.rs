@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod crowd;
 pub mod keys;
 pub mod lag;
 pub mod lease;

@@ -3,6 +3,8 @@
 mod agents;
 #[path = "agent/obstacles.rs"]
 mod obstacles;
+#[path = "agent/strangers.rs"]
+mod strangers;
 
 use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivileged, until};
 use cluster::topology::{Closed, Gate};

@@ -13,7 +13,8 @@
 //! | `GET /report`, `/history`, `POST /ops/…` | on a manager: see `failover::http` |
 //!
 //! Reading needs no secret, so the listener belongs on loopback or on a trusted network; every POST needs the shared
-//! secret. Connections, headers, bodies and times are bounded: a slow reader cannot take the process's descriptors.
+//! secret. Connections, headers, bodies and times are bounded; and whoever fills the connections up, by sending nothing or
+//! by not reading, makes room for others ([`cluster::crowd`]), except who waits for an order's end and has shown the secret.
 
 mod metrics;
 mod pages;
@@ -21,6 +22,7 @@ mod pages;
 pub use pages::{LagHistory, Pages, Part, Reply, RouteFuture, Routes};
 
 use anyhow::{Context, Result};
+use cluster::crowd::Crowd;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -30,16 +32,20 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
-/// Connections served at once; more wait in the kernel's queue.
+/// Connections served at once. One more takes the place of another one.
 const CONNECTIONS: usize = 64;
+/// Orders that are waited for at once.
+const ORDERS: usize = 64;
 /// For a request's head, and again for its body, to arrive.
 const ARRIVAL_BOUND: Duration = Duration::from_secs(5);
+/// For an answer to be read.
+const READ_BOUND: Duration = Duration::from_secs(10);
 /// For one request on the whole: an operator's order waits until it is done, within the manager's own bound.
 const REQUEST_BOUND: Duration = Duration::from_secs(600);
 /// Bytes of a request's body.
@@ -55,11 +61,11 @@ pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
 
 /// Serve until the task is dropped.
 pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let crowd = Arc::new(Mutex::new(Crowd::new(CONNECTIONS)));
+    let orders = Arc::new(Semaphore::new(ORDERS));
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "cannot accept an admin connection");
                 // Usually descriptors ran out: the loop would spin until one is free.
@@ -67,18 +73,58 @@ pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
                 continue;
             }
         };
+        let leave = Arc::new(Notify::new());
+        let (number, out) = lock(&crowd).enter(from.ip(), Arc::clone(&leave));
+        if let Some(out) = out {
+            out.notify_one();
+        }
+        let visit = Visit { crowd: Arc::clone(&crowd), number, orders: Arc::clone(&orders), answered: Notify::new() };
         let pages = Arc::clone(&pages);
         tokio::spawn(async move {
-            connection(stream, pages).await;
-            drop(slot);
+            tokio::select! {
+                () = connection(stream, pages, Arc::new(visit)) => {}
+                () = leave.notified() => debug!(%from, "admin connection ended for another one"),
+            }
         });
     }
 }
 
-async fn connection(stream: TcpStream, pages: Arc<Pages>) {
+/// A connection, with one request.
+struct Visit {
+    crowd: Arc<Mutex<Crowd<Arc<Notify>>>>,
+    number: u64,
+    orders: Arc<Semaphore>,
+    answered: Notify,
+}
+
+impl Visit {
+    /// It has shown the secret: it is not asked to leave while its order is carried out. `None`: too many are.
+    fn ordering(&self) -> Option<OwnedSemaphorePermit> {
+        let order = Arc::clone(&self.orders).try_acquire_owned().ok()?;
+        lock(&self.crowd).leave(self.number);
+        Some(order)
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        lock(&self.crowd).leave(self.number);
+    }
+}
+
+fn lock<T>(crowd: &Mutex<Crowd<T>>) -> MutexGuard<'_, Crowd<T>> {
+    crowd.lock().expect("nobody panics while holding it")
+}
+
+async fn connection(stream: TcpStream, pages: Arc<Pages>, visit: Arc<Visit>) {
+    let seen = Arc::clone(&visit);
     let service = service_fn(move |request| {
-        let pages = Arc::clone(&pages);
-        async move { Ok::<_, Infallible>(answer(request, &pages).await) }
+        let (pages, visit) = (Arc::clone(&pages), Arc::clone(&seen));
+        async move {
+            let answer = answer(request, &pages, &visit).await;
+            visit.answered.notify_one();
+            Ok::<_, Infallible>(answer)
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -87,17 +133,29 @@ async fn connection(stream: TcpStream, pages: Arc<Pages>) {
         .max_headers(64)
         .max_buf_size(64 << 10)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(REQUEST_BOUND + ARRIVAL_BOUND * 2, serving).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "admin connection ended early"),
-        Err(_) => debug!("admin connection took too long"),
+    let unread = async {
+        visit.answered.notified().await;
+        tokio::time::sleep(READ_BOUND).await;
+    };
+    tokio::select! {
+        served = tokio::time::timeout(REQUEST_BOUND + ARRIVAL_BOUND * 2, serving) => match served {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "admin connection ended early"),
+            Err(_) => debug!("admin connection took too long"),
+        },
+        () = unread => debug!("an admin answer was not read in time"),
     }
 }
 
-async fn answer(request: Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, pages: &Pages, visit: &Visit) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
-    if parts.method != Method::GET && !pages.may_order(parts.headers.get(AUTHORIZATION).map(|v| v.as_bytes())) {
+    let is_order = parts.method != Method::GET;
+    if is_order && !pages.may_order(parts.headers.get(AUTHORIZATION).map(|v| v.as_bytes())) {
         return response(&Reply::error(401, "this needs the shared secret of cluster.secret_file"));
+    }
+    let order = is_order.then(|| visit.ordering());
+    if matches!(order, Some(None)) {
+        return response(&Reply::error(503, "too many orders are being carried out"));
     }
     let read = tokio::time::timeout(ARRIVAL_BOUND, Limited::new(body, BODY_LIMIT).collect()).await;
     let body = match read {
@@ -120,4 +178,33 @@ fn response(reply: &Reply) -> Response<Full<Bytes>> {
         *broken.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR;
         broken
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_keep_nobody_out() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (parts, registry) = (Vec::new(), prometheus::Registry::new());
+        let pages = Pages { parts, routes: None, lag_history: None, registry, secret: None, proxy: None, reload: None };
+        let serving = tokio::spawn(serve(listener, Arc::new(pages)));
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        asking.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut told = String::new();
+        asking.read_to_string(&mut told).await.unwrap();
+        assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+        // Not because all of them had had their time: the oldest has made room.
+        assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0);
+        let last = silent.last().unwrap().try_read(&mut [0]);
+        assert!(last.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "{last:?}");
+        serving.abort();
+    }
 }

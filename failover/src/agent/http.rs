@@ -1,14 +1,16 @@
 //! The agent's HTTP server: managers' commands, and `/livez` for other agents.
 //!
 //! Everything is bounded: connections, header time, body, and the commands by their own deadlines. A command goes on
-//! when its client gives up: half a promotion would be worse, and repeating it gives the same answer.
+//! when its client gives up: half a promotion would be worse, and repeating it gives the same answer. Whoever has not shown
+//! the secret gets one answer, soon ([`super::visit`]).
 
 use super::Agent;
 use super::commands::CommandError;
+use super::visit::{Visit, Visits};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -20,10 +22,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
-/// Most connections at once; managers and agents keep a few each.
-const MAX_CONNECTIONS: usize = 128;
 /// Largest body of a command.
 const MAX_BODY: usize = 64 * 1024;
 /// A request's head must come within.
@@ -39,13 +38,12 @@ type Answer = Response<Full<Bytes>>;
 
 /// Serve until the task is dropped.
 pub(super) async fn serve(agent: Arc<Agent>, listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let visits = Visits::default();
     // Connections end with this task.
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "connection not accepted");
                 // Out of descriptors, most likely: accepting again at once would spin.
@@ -55,23 +53,38 @@ pub(super) async fn serve(agent: Arc<Agent>, listener: TcpListener) {
         };
         while connections.try_join_next().is_some() {}
         let _ = stream.set_nodelay(true);
-        let agent = Arc::clone(&agent);
+        let (agent, visit) = (Arc::clone(&agent), Arc::new(visits.enter(from.ip())));
         connections.spawn(async move {
+            let seen = Arc::clone(&visit);
             let service = service_fn(move |request| {
-                let agent = Arc::clone(&agent);
-                async move { Ok::<_, Infallible>(agent.answer(request).await) }
+                let (agent, visit) = (Arc::clone(&agent), Arc::clone(&seen));
+                async move { Ok::<_, Infallible>(agent.answer_once_or_more(request, &visit).await) }
             });
             let mut server = http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(HEAD_BOUND).max_buf_size(64 * 1024);
-            // A broken connection is its client's business.
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
-            drop(slot);
+            tokio::select! {
+                // A broken connection is its client's business.
+                _ = server.serve_connection(TokioIo::new(stream), service) => {}
+                () = visit.overstayed() => {}
+            }
         });
     }
 }
 
 impl Agent {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+    /// More than once only for those who have shown the secret.
+    async fn answer_once_or_more(self: Arc<Self>, request: Request<Incoming>, visit: &Visit) -> Answer {
+        let shown = request.headers().get(AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
+        let known = shown.is_some_and(|s| same(s, self.env.secret.expose().as_bytes()));
+        let stays = known && visit.stay();
+        let mut answer = self.answer(request, known).await;
+        if !stays {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, known: bool) -> Answer {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         if head.method == Method::GET && path == "/livez" {
@@ -81,8 +94,7 @@ impl Agent {
         if head.method == Method::GET && path == "/vouch" {
             return self.tell_vouched(head.uri.query().unwrap_or(""));
         }
-        let shown = head.headers.get(AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
-        if !shown.is_some_and(|s| same(s, self.env.secret.expose().as_bytes())) {
+        if !known {
             return json(StatusCode::UNAUTHORIZED, &"wrong secret");
         }
         if head.method == Method::GET && path == "/agent/state" {
@@ -180,7 +192,7 @@ fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
     let body = serde_json::to_vec(value).unwrap_or_else(|_| b"null".to_vec());
     let mut answer = Response::new(Full::new(Bytes::from(body)));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
 }
 

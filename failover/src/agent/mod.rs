@@ -39,6 +39,7 @@ mod state;
 mod take_up;
 mod tool;
 mod unblock;
+mod visit;
 mod vouch;
 mod wal_tail;
 mod watchdog;

@@ -84,7 +84,7 @@ impl Agent {
             };
             let kept = connection.take().filter(|(to, c)| *to == whom.agent && !c.is_closed()).map(|(_, c)| c);
             let sent = self.env.clock.now();
-            let asked = tokio::time::timeout(self.env.config.probe_timeout, alive(&whom.agent, kept)).await;
+            let asked = tokio::time::timeout(self.env.config.probe_timeout, self.alive(&whom.agent, kept)).await;
             match asked {
                 Ok(Ok(again)) => {
                     connection = Some((whom.agent.clone(), again));
@@ -180,27 +180,30 @@ impl Agent {
             tokio::time::sleep(DISK_PROBE).await;
         }
     }
-}
 
-/// `GET /livez`, over a kept connection if there is one.
-async fn alive(
-    to: &Endpoint,
-    kept: Option<http1::SendRequest<Empty<Bytes>>>,
-) -> io::Result<http1::SendRequest<Empty<Bytes>>> {
-    let mut sender = match kept {
-        Some(sender) => sender,
-        None => {
-            let stream = TcpStream::connect((to.host.as_str(), to.port)).await?;
-            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-            // Ends when the sender is dropped or the peer closes; errors are seen by the sender.
-            tokio::spawn(connection);
-            sender
-        }
-    };
-    let request = hyper::Request::get("/livez").header(hyper::header::HOST, to.to_string()).body(Empty::new());
-    let response = sender.send_request(request.map_err(io::Error::other)?).await.map_err(io::Error::other)?;
-    let good = response.status().is_success();
-    // Read it to the end, so that the connection can be used again.
-    response.into_body().collect().await.map_err(io::Error::other)?;
-    if good { Ok(sender) } else { Err(io::Error::other("not alive")) }
+    /// `GET /livez`, over a kept connection if there is one. The secret is not asked for; who shows it may keep it.
+    async fn alive(
+        &self,
+        to: &Endpoint,
+        kept: Option<http1::SendRequest<Empty<Bytes>>>,
+    ) -> io::Result<http1::SendRequest<Empty<Bytes>>> {
+        let mut sender = match kept {
+            Some(sender) => sender,
+            None => {
+                let stream = TcpStream::connect((to.host.as_str(), to.port)).await?;
+                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+                // Ends when the sender is dropped or the peer closes; errors are seen by the sender.
+                tokio::spawn(connection);
+                sender
+            }
+        };
+        let shown = format!("Bearer {}", self.env.secret.expose());
+        let request = hyper::Request::get("/livez").header(hyper::header::HOST, to.to_string());
+        let request = request.header(hyper::header::AUTHORIZATION, shown).body(Empty::new());
+        let response = sender.send_request(request.map_err(io::Error::other)?).await.map_err(io::Error::other)?;
+        let good = response.status().is_success();
+        // Read it to the end, so that the connection can be used again.
+        response.into_body().collect().await.map_err(io::Error::other)?;
+        if good { Ok(sender) } else { Err(io::Error::other("not alive")) }
+    }
 }

@@ -69,11 +69,6 @@ impl AgentLink {
         Self { endpoint, secret: None, open: None }
     }
 
-    /// Where it leads.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
     /// One exchange. Cancelled or failed, the connection is given up.
     ///
     /// # Errors

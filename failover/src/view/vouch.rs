@@ -33,7 +33,6 @@ struct Question {
 impl Voucher {
     /// Ask whenever half of the view's time is over. Ends never.
     pub(super) async fn run(self) {
-        let mut link: Option<AgentLink> = None;
         // Until when the view was last extended here.
         let mut vouched_until: Option<Instant> = None;
         loop {
@@ -46,13 +45,10 @@ impl Voucher {
                 }
                 continue;
             };
-            let mut asked = link.take().filter(|l| *l.endpoint() == question.agent);
-            let to = asked.get_or_insert_with(|| AgentLink::without_secret(question.agent.clone()));
-            match self.ask(to, &question).await {
+            match self.ask(&question).await {
                 Ok(answer) => {
                     let end = now + shortened(Duration::from_millis(answer.lasts_ms));
                     self.extend(&question, end);
-                    link = asked;
                     if vouched_until.replace(end).is_none() {
                         warn!(term = question.term.0, "etcd does not answer, the primary's agent vouches for the view");
                     }
@@ -74,7 +70,9 @@ impl Voucher {
         Some(Question { term, epoch, agent })
     }
 
-    async fn ask(&self, to: &mut AgentLink, question: &Question) -> Result<Vouched, String> {
+    async fn ask(&self, question: &Question) -> Result<Vouched, String> {
+        // Agents keep no connection of those who do not have the secret.
+        let mut to = AgentLink::without_secret(question.agent.clone());
         let path = format!("/vouch?term={}&epoch={}", question.term, question.epoch);
         let bound = self.times.validity / 4;
         let exchange = to.exchange(Method::GET, &path, Bytes::new(), bound);
