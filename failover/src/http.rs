@@ -242,11 +242,13 @@ impl ManagerRoutes {
             Some(Ok(term)) => Some(Term(term)),
             Some(Err(_)) => return (400, json!({ "error": "term is not a number" })),
         };
-        let prefixes = [self.keys.journals(), self.keys.reports(), self.keys.doubts()];
-        let ranges = prefixes.into_iter().map(Range::Prefix).collect();
-        let found = match self.store.read(ranges).await {
+        let read = async |prefixes: Vec<String>| {
+            let found = self.store.read(prefixes.into_iter().map(Range::Prefix).collect()).await;
+            found.map_err(|error| (503, json!({ "error": error.to_string() })))
+        };
+        let found = match read(vec![self.keys.journals()]).await {
             Ok(found) => found,
-            Err(error) => return (503, json!({ "error": error.to_string() })),
+            Err(reply) => return reply,
         };
         let journals: Vec<JournalRecord> = understood(&found, &self.keys.journals());
         let journal = match term {
@@ -258,12 +260,15 @@ impl ManagerRoutes {
                 term.map_or_else(|| "no change of primary yet".to_owned(), |t| format!("no journal of term {t}"));
             return (404, json!({ "error": which }));
         };
-        let reports: Vec<LossReport> = understood(&found, &self.keys.reports());
-        let reports: Vec<LossReport> = reports.into_iter().filter(|r| r.term == journal.term).collect();
-        let doubts: Vec<DoubtsRecord> = match journal.ended() {
-            Some(ended) => understood(&found, &self.keys.doubts_of(ended)),
-            None => Vec::new(),
+        // Of this term only: a report lists up to a thousand commits, and etcd's answers have a limit.
+        let of_reports = self.keys.reports_of(journal.term);
+        let of_doubts = journal.ended().map(|ended| self.keys.doubts_of(ended));
+        let found = match read([of_reports.clone()].into_iter().chain(of_doubts.clone()).collect()).await {
+            Ok(found) => found,
+            Err(reply) => return reply,
         };
+        let reports: Vec<LossReport> = understood(&found, &of_reports);
+        let doubts: Vec<DoubtsRecord> = of_doubts.map_or_else(Vec::new, |prefix| understood(&found, &prefix));
         (200, json!({ "journal": journal, "reports": reports, "doubts": doubts }))
     }
 

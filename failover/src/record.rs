@@ -354,6 +354,13 @@ pub struct FenceRecord {
     pub removed: bool,
 }
 
+impl FenceRecord {
+    /// Stands for one that exists and cannot be read. It holds, but does not stop a primary that runs.
+    pub(crate) fn unreadable() -> Self {
+        Self { by: "somebody".into(), at: 0, stop_writes: false, removed: false }
+    }
+}
+
 /// `adopt`: a cluster that ran without agents is being taken over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdoptRecord {
@@ -378,6 +385,13 @@ pub struct MaintenanceRecord {
     pub at: WallMillis,
     /// When it ends by itself, for display: the key's lease ends it. `None`: never.
     pub until: Option<WallMillis>,
+}
+
+impl MaintenanceRecord {
+    /// Stands for one that exists and cannot be read. It holds.
+    pub(crate) fn unreadable() -> Self {
+        Self { by: "somebody".into(), why: String::new(), at: 0, until: None }
+    }
 }
 
 /// `pause`: an operator wants no change of primary by itself.

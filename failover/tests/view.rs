@@ -247,6 +247,21 @@ async fn an_unreadable_record_leaves_the_last_view_and_says_so() {
 }
 
 #[tokio::test]
+async fn one_nodes_unreadable_record_hides_no_change_of_primary() {
+    let store = cluster(Mode::Strict).await;
+    let (view, _) = view(&store, Purpose::Observe);
+    let mut topology = view.topology();
+    until("open", &mut topology, |t| t.gate == Gate::Open && t.standbys.iter().all(|s| !s.fenced)).await;
+    put(&store, keys().maintenance() + "Not-A-Name!", b"x".to_vec()).await;
+    put(&store, keys().members() + "n9", b"{}".to_vec()).await;
+    put(&store, keys().fence(&"n2".parse().unwrap()), b"{}".to_vec()).await;
+    put(&store, keys().term(), json(&term(4, Phase::Active))).await;
+    let next = until("the next term", &mut topology, |t| t.term == Term(4)).await;
+    assert!(next.standbys.iter().any(|s| s.node.as_str() == "n2" && s.fenced), "a fence holds by existing: {next:?}");
+    assert_eq!((view.health().borrow().error.clone(), next.gate), (None, Gate::Open));
+}
+
+#[tokio::test]
 async fn a_proxy_writes_in_async_mode_only_while_it_is_registered() {
     let store = cluster(Mode::Async).await;
     let link = store.client();

@@ -79,6 +79,15 @@ fn named<T: DeserializeOwned>(snapshot: &Snapshot, prefix: &str) -> BTreeMap<Nod
     snapshot.under(prefix).filter_map(one).collect()
 }
 
+/// One that cannot be read holds all the same: an operator did not want the node to serve.
+fn fences(snapshot: &Snapshot, prefix: &str) -> BTreeMap<NodeId, FenceRecord> {
+    let one = |v: &Versioned| {
+        let node = v.key.strip_prefix(prefix)?.parse().ok()?;
+        Some((node, decode(v).map_or_else(FenceRecord::unreadable, |f| f.value)))
+    };
+    snapshot.under(prefix).filter_map(one).collect()
+}
+
 /// What an agent reads.
 fn ranges(keys: &Keys) -> Vec<Range> {
     vec![
@@ -136,7 +145,7 @@ impl Agent {
             init: snapshot.get(&keys.init()).and_then(decode),
             primary: snapshot.get(&keys.primary()).and_then(decode),
             members: named(&snapshot, &keys.members()),
-            fences: named(&snapshot, &keys.fences()),
+            fences: fences(&snapshot, &keys.fences()),
             adopt: snapshot.get(&keys.adopt()).and_then(decode).map(|a| a.value),
             // Also when the record cannot be understood.
             maintenance: snapshot.get(&keys.maintenance_of(&self.env.config.node)).is_some(),

@@ -45,6 +45,8 @@ const INPUTS: usize = 256;
 const REQUESTS: usize = 16;
 /// Journals kept in etcd.
 const JOURNALS: usize = 200;
+/// Journals and reports forgotten at once: etcd takes 128 changes in one transaction.
+const MOST_FORGOTTEN: usize = 80;
 /// Bound on giving the lead back when stopping.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -396,15 +398,21 @@ async fn forget_old_journals(store: Arc<dyn Store>, keys: Keys) {
     let ranges = vec![Range::Prefix(journals.clone()), Range::Prefix(doubts.clone())];
     let Ok(all) = store.read(ranges).await else { return };
     let journals: Vec<&Versioned> = all.under(&journals).collect();
-    let old = journals.len().saturating_sub(JOURNALS).min(100);
+    let old = journals.len().saturating_sub(JOURNALS).min(20);
     let mut txn = Txn::new();
     for journal in &journals[..old] {
-        txn = txn.delete(journal.key.clone());
+        // One term's at a time: reports are long. Journals whose reports are not known stay for now.
+        let Some(term) = records::term_of(&journal.key) else { continue };
+        let Ok(reports) = store.get_prefix(&keys.reports_of(term)).await else { break };
+        if txn.deletes.len() + reports.found.len() >= MOST_FORGOTTEN {
+            break;
+        }
+        txn = reports.found.iter().fold(txn, |txn, report| txn.delete(report.key.clone())).delete(journal.key.clone());
     }
     // Terms have one length in keys, so that these are ordered as they are.
     let oldest = journals.get(old).and_then(|v| records::one::<JournalRecord>(v)).and_then(|j| j.ended());
     let kept_from = oldest.map(|term| keys.doubts_of(term));
-    for doubts in all.under(&doubts).filter(|v| kept_from.as_ref().is_some_and(|kept| v.key < *kept)).take(100) {
+    for doubts in all.under(&doubts).filter(|v| kept_from.as_ref().is_some_and(|kept| v.key < *kept)).take(40) {
         txn = txn.delete(doubts.key.clone());
     }
     if !txn.deletes.is_empty()
@@ -424,5 +432,28 @@ fn answer_word(answer: &Answer) -> String {
         Answer::Done { note, .. } => format!("done: {note}"),
         Answer::Refused(blockers) => format!("refused: {}", crate::fsm::blocker::list(blockers)),
         Answer::Failed { why, .. } => format!("failed: {why}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use cluster::Term;
+
+    #[tokio::test]
+    async fn what_was_lost_is_forgotten_with_its_journal() {
+        let (store, keys) = (MemoryStore::new(), Keys::new("/t", "t"));
+        let (node, kept) = ("n1".parse().unwrap(), u64::try_from(JOURNALS).unwrap());
+        for term in (1..=kept + 5).map(Term) {
+            let put = Txn::new().put(keys.journal(term), "{}").put(keys.report(term, &node), "{}");
+            assert!(store.txn(put).await.unwrap().succeeded);
+        }
+        forget_old_journals(Arc::new(store.client()), keys.clone()).await;
+        let journals = store.get_prefix(&keys.journals()).await.unwrap().found;
+        assert_eq!((journals.len(), journals[0].key.clone()), (JOURNALS, keys.journal(Term(6))));
+        for (term, reports) in [(1, 0), (5, 0), (6, 1), (kept + 5, 1)] {
+            assert_eq!(store.get_prefix(&keys.reports_of(Term(term))).await.unwrap().found.len(), reports, "{term}");
+        }
     }
 }

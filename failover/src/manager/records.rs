@@ -3,10 +3,10 @@
 use crate::fsm::action::Input;
 use crate::fsm::observe::{At, Records};
 use crate::metrics::Metrics;
-use crate::record::{InitRecord, LeaderRecord, LossReport, PauseRecord};
+use crate::record::{FenceRecord, InitRecord, LeaderRecord, LossReport, MaintenanceRecord, PauseRecord};
 use crate::store::{Range, Snapshot, Store, StoreError, Versioned};
 use cluster::keys::Keys;
-use cluster::{Clock, Instant, Term};
+use cluster::{Clock, Instant, NodeId, Term};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -87,8 +87,7 @@ impl Reader {
 
     /// What the newest term's old primary turned out to have lost, for the metrics.
     async fn read_reports(&self, newest: Term) {
-        let prefix = format!("{}{:020}/", self.keys.reports(), newest.0);
-        if let Ok(found) = self.store.get_prefix(&prefix).await {
+        if let Ok(found) = self.store.get_prefix(&self.keys.reports_of(newest)).await {
             let reports: Vec<LossReport> = found.found.iter().filter_map(one).collect();
             reports.iter().for_each(|r| self.metrics.loss(r));
         }
@@ -138,8 +137,8 @@ pub(super) fn parse(keys: &Keys, snapshot: &Snapshot) -> Records {
         system_id: snapshot.get(&keys.init()).and_then(one::<InitRecord>).and_then(|i| i.system_id),
         primary: snapshot.get(&keys.primary()).and_then(one),
         members: below(snapshot, &keys.members()),
-        fences: below(snapshot, &keys.fences()),
-        maintenance: below(snapshot, &keys.maintenance()),
+        fences: holding(snapshot, &keys.fences(), FenceRecord::unreadable),
+        maintenance: holding(snapshot, &keys.maintenance(), MaintenanceRecord::unreadable),
         proxies: below(snapshot, &keys.proxies()),
         pause: snapshot.get(&keys.pause()).map(paused),
         grace: snapshot.get(&keys.grace()).is_some(),
@@ -154,7 +153,8 @@ fn paused(found: &Versioned) -> PauseRecord {
     one(found).unwrap_or_else(unreadable)
 }
 
-fn term_of(key: &str) -> Option<Term> {
+/// The term that a key ends with.
+pub(super) fn term_of(key: &str) -> Option<Term> {
     key.rsplit('/').next()?.parse().ok().map(Term)
 }
 
@@ -173,7 +173,31 @@ fn at<T: DeserializeOwned>(found: &Versioned) -> Option<At<T>> {
     one(found).map(|value| At { value, revision: found.mod_revision })
 }
 
+/// By node, of what holds by existing: one that cannot be understood counts, as `unreadable` says.
+fn holding<T: DeserializeOwned>(snapshot: &Snapshot, prefix: &str, unreadable: fn() -> T) -> BTreeMap<NodeId, T> {
+    let named = |v: &Versioned| Some((v.key.strip_prefix(prefix)?.parse().ok()?, one(v).unwrap_or_else(unreadable)));
+    snapshot.under(prefix).filter_map(named).collect()
+}
+
 fn below<K: FromStr + Ord, T: DeserializeOwned>(snapshot: &Snapshot, prefix: &str) -> BTreeMap<K, T> {
     let named = |v: &Versioned| Some((v.key.strip_prefix(prefix)?.parse().ok()?, one(v)?));
     snapshot.under(prefix).filter_map(named).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fence_that_cannot_be_understood_holds() {
+        let keys = Keys::new("/t", "t");
+        let of =
+            |key: String| Versioned { key, value: b"{}".to_vec(), create_revision: 1, mod_revision: 1, lease: None };
+        let node: NodeId = "n2".parse().unwrap();
+        let mut found = vec![of(keys.fence(&node)), of(keys.maintenance_of(&node)), of(keys.member(&node))];
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        let records = parse(&keys, &Snapshot { revision: 1, found });
+        assert!(records.fences.contains_key(&node) && records.maintenance.contains_key(&node));
+        assert!(records.members.is_empty(), "its addresses are not known");
+    }
 }

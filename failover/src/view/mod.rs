@@ -23,6 +23,7 @@ use cluster::{Clock, Instant};
 use metrics::Metrics;
 use prometheus::Registry;
 use register::{Registered, Registration};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -111,7 +112,14 @@ pub fn start(
         times,
         registered: (purpose == Purpose::Proxy).then(|| Arc::clone(&registered)),
         asked: Arc::clone(&asked),
-        out: Out { topology: topology_out, records: records_out, health: health_out, stepped_back: false, metrics },
+        out: Out {
+            topology: topology_out,
+            records: records_out,
+            health: health_out,
+            stepped_back: false,
+            unreadable: BTreeSet::new(),
+            metrics,
+        },
     };
     let reader = tokio::spawn(reader.run()).abort_handle();
     let voucher = tokio::spawn(voucher.run()).abort_handle();
@@ -172,6 +180,8 @@ struct Out {
     records: watch::Sender<Arc<Records>>,
     health: watch::Sender<Health>,
     stepped_back: bool,
+    /// Keys of nodes' records that could not be understood.
+    unreadable: BTreeSet<String>,
     metrics: Metrics,
 }
 
@@ -192,8 +202,9 @@ impl Reader {
             let read = read::records(self.store.as_ref(), &self.keys).await;
             let failed = read.is_err();
             let pause = match read {
-                Ok(records) => {
-                    self.out.publish(records, validity, waited_for);
+                Ok(read) => {
+                    self.out.tell_unreadable(read.unreadable);
+                    self.out.publish(read.records, validity, waited_for);
                     tokio::time::sleep(MIN_GAP).await;
                     self.times.validity / 3
                 }
@@ -262,6 +273,18 @@ impl Out {
             }
             current.merge(next)
         });
+    }
+
+    /// Once, and again when others are.
+    fn tell_unreadable(&mut self, keys: BTreeSet<String>) {
+        if keys != self.unreadable && !keys.is_empty() {
+            let names: Vec<&str> = keys.iter().map(String::as_str).take(20).collect();
+            warn!(
+                keys = names.join(", "),
+                "records of nodes cannot be understood: a fence holds, a member is left out"
+            );
+        }
+        self.unreadable = keys;
     }
 
     fn failed(&mut self, error: String) {
