@@ -2,6 +2,7 @@
 
 mod etcd_server;
 
+use cluster::secret::Secret;
 use etcd_server::{Etcd, etcdctl};
 use failover::config::etcd::{Config, Login, Raw, check};
 use failover::store::etcd::EtcdStore;
@@ -212,4 +213,31 @@ async fn a_user_logs_in_with_a_password_and_a_wrong_one_is_refused() {
     for refused in [with("wrong").get("/a").await.err(), store(&etcd).get("/a").await.err()] {
         assert!(matches!(refused, Some(StoreError::Refused { .. })), "{refused:?}");
     }
+}
+
+#[tokio::test]
+async fn a_change_of_etcds_users_ends_nobodys_access() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "a key of the tests only").unwrap();
+    // Tokens that carry the revision of the user store.
+    let token = format!("jwt,sign-method=HS256,priv-key={},ttl=10m", key.display());
+    let etcd = Etcd::start_with(1, vec!["--auth-token".into(), token]);
+    let urls = etcd.urls();
+    for args in [&["user", "add", "root:top"][..], &["user", "grant-role", "root", "root"], &["auth", "enable"]] {
+        assert!(etcdctl(&[&urls[0]], args).0, "etcdctl {args:?}");
+    }
+    let login = Login { username: "root".into(), password: Some(Secret::new("top")), password_file: None };
+    let s = EtcdStore::new(&Config { login: Some(login), ..config(urls.clone()) }).unwrap();
+    let lease = s.grant(Duration::from_secs(30)).await.expect("logged in").lease;
+    for n in 0..3 {
+        let user = format!("other{n}:pw");
+        assert!(etcdctl(&[&urls[0]], &["--user", "root:top", "user", "add", &user]).0, "etcdctl user add");
+        match n {
+            0 => drop(s.get("/a").await.unwrap()),
+            1 => drop(s.txn(Txn::new().put("/a", "1")).await.unwrap()),
+            _ => drop(s.keep_alive(lease).await.unwrap()),
+        }
+    }
+    assert_eq!(s.get("/a").await.unwrap().unwrap().value, b"1");
 }

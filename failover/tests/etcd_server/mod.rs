@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Etcd {
     members: Vec<Member>,
     cluster: String,
+    /// What else its members are started with.
+    more: Vec<String>,
     dir: tempfile::TempDir,
 }
 
@@ -23,6 +25,11 @@ struct Member {
 impl Etcd {
     /// Start `count` members and wait until they answer.
     pub(crate) fn start(count: usize) -> Self {
+        Self::start_with(count, Vec::new())
+    }
+
+    /// The same with `more` on the members' command lines.
+    pub(crate) fn start_with(count: usize, more: Vec<String>) -> Self {
         // All ports are taken at once, then released together, so that they differ.
         let ports: Vec<TcpListener> =
             (0..count * 2).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
@@ -33,7 +40,7 @@ impl Etcd {
         drop(ports);
         let cluster: Vec<String> = members.iter().map(|m| format!("{}={}", m.name, m.peer)).collect();
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut etcd = Self { members, cluster: cluster.join(","), dir };
+        let mut etcd = Self { members, cluster: cluster.join(","), more, dir };
         (0..count).for_each(|i| etcd.spawn(i));
         etcd.await_healthy();
         etcd
@@ -51,6 +58,7 @@ impl Etcd {
             .args(["--listen-client-urls", &member.client, "--advertise-client-urls", &member.client])
             .args(["--listen-peer-urls", &member.peer, "--initial-advertise-peer-urls", &member.peer])
             .args(["--initial-cluster", &self.cluster, "--heartbeat-interval", "50", "--election-timeout", "500"])
+            .args(&self.more)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

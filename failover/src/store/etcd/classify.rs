@@ -41,6 +41,15 @@ pub(super) fn fate(error: &Error) -> Fate {
     }
 }
 
+/// Is it refused because users or roles were changed since the login? A token that carries the revision of the user store
+/// (etcd's `--auth-token jwt`) is not taken any more then, and the library logs in again for other answers only.
+pub(super) fn is_from_older_login(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.message().contains(OLD_AUTH_REVISION))
+}
+
+/// etcd api/v3rpc/rpctypes/error.go, `ErrGRPCAuthOldRevision`.
+const OLD_AUTH_REVISION: &str = "revision of auth store is old";
+
 fn status_fate(code: i32, message: &str) -> Fate {
     match code {
         code::NOT_FOUND if message.contains("lease not found") => Fate::LeaseLost,
@@ -52,6 +61,8 @@ fn status_fate(code: i32, message: &str) -> Fate {
         // "too many requests": refused before it is proposed. "database space exceeded" is for a person to solve.
         code::RESOURCE_EXHAUSTED if message.contains("too many requests") => Fate::NotDone,
         code::RESOURCE_EXHAUSTED if message.contains("space exceeded") => Fate::Refused,
+        // Refused before anything was done; it is done after another login.
+        code::INVALID_ARGUMENT if message.contains(OLD_AUTH_REVISION) => Fate::NotDone,
         code::INVALID_ARGUMENT
         | code::NOT_FOUND
         | code::PERMISSION_DENIED
@@ -93,6 +104,7 @@ mod tests {
             (code::NOT_FOUND, "etcdserver: requested lease not found", Fate::LeaseLost),
             (code::PERMISSION_DENIED, "etcdserver: permission denied", Fate::Refused),
             (code::INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request", Fate::Refused),
+            (code::INVALID_ARGUMENT, "etcdserver: revision of auth store is old", Fate::NotDone),
             (2, "transport error", Fate::Unknown),
         ] {
             assert_eq!(status_fate(code, message), want, "{message}");

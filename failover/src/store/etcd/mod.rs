@@ -12,7 +12,7 @@ use super::{
     Compare, Granted, Hints, LeaseId, Range, Snapshot, Store, StoreError, StoreResult, Txn, TxnOutcome, Versioned,
 };
 use crate::config::etcd::{Config, Login, Tls};
-use classify::{Fate, fate, is_older_than_fixed};
+use classify::{Fate, fate, is_from_older_login, is_older_than_fixed};
 use etcd_client::{
     Certificate, Client, CompareOp, ConnectOptions, GetOptions, Identity, KeyValue, PutOptions, TlsOptions, TxnOp,
     TxnOpResponse,
@@ -253,14 +253,20 @@ impl Shared {
         }
     }
 
-    /// `request` on one endpoint, connecting first where needed.
+    /// `request` on one endpoint, connecting first where needed, and logging in again.
     async fn ask<T, F, R>(self: Arc<Self>, index: usize, request: F) -> (usize, Result<T, etcd_client::Error>)
     where
         F: Fn(Client) -> R,
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
         let answer = match self.endpoints[index].client().await {
-            Ok(client) => request(client).await,
+            Ok(client) => match request(client.clone()).await {
+                Err(error) if is_from_older_login(&error) => match client.refresh_token().await {
+                    Ok(()) => request(client).await,
+                    Err(error) => Err(error),
+                },
+                answer => answer,
+            },
             Err(error) => Err(error),
         };
         (index, answer)
@@ -305,7 +311,14 @@ impl Shared {
             let connecting = tokio::time::timeout_at(deadline, self.endpoints[index].client()).await;
             let Ok(connected) = connecting else { break };
             let answer = match connected {
-                Ok(mut client) => tokio::time::timeout_at(deadline, client.txn(request.clone())).await,
+                Ok(mut client) => {
+                    let answer = tokio::time::timeout_at(deadline, client.txn(request.clone())).await;
+                    if matches!(&answer, Ok(Err(error)) if is_from_older_login(error)) {
+                        // For the next try here. What came of it that one tells.
+                        let _ = tokio::time::timeout_at(deadline, client.refresh_token()).await;
+                    }
+                    answer
+                }
                 Err(error) => Ok(Err(error)),
             };
             let error = match answer {
