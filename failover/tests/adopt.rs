@@ -158,14 +158,14 @@ fn a_cluster_made_by_hand_is_adopted_and_a_failover_keeps_its_rows() {
         assert!(matches!(begin().await, Err(adopt::AdoptError::Exists { term: Term(1) })));
         // The primary serves all the while.
         until("the standbys under their agents", async || {
-            old.batch_execute("INSERT INTO t VALUES (0)").await.unwrap();
+            old.batch_execute("INSERT INTO public.t VALUES (0)").await.unwrap();
             (adopt::following(&old).await.unwrap() == ["n2", "n3"]).then_some(())
         })
         .await;
         assert!(hand.data(0).exists() && !hand.data(1).exists() && !hand.data(2).exists());
         let s = m.status().borrow().clone();
         assert!(s.paused.is_some() && !s.safe_to_lose_primary.safe, "{s:#?}");
-        let rows: i64 = old.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
+        let rows: i64 = old.query_one("SELECT count(*) FROM public.t", &[]).await.unwrap().get(0);
 
         let begun = Instant::now();
         adopt::take_primary(&c.store, &c.keys).await.unwrap();
