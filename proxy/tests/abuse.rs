@@ -169,6 +169,31 @@ fn a_statement_held_for_a_pinned_session_can_be_cancelled() {
 }
 
 #[test]
+fn a_statement_held_in_a_block_can_be_cancelled_and_a_held_one_is_over_in_its_time() {
+    let c = Cluster::start(0, |_| {});
+    let mut raw = Raw::login(c.port, &[]);
+    assert_eq!(words(&raw.query("create temp table mine(a int)")), "C CREATE TABLE | Z I");
+    assert_eq!(words(&raw.query("begin; insert into mine values (1)")), "C BEGIN | C INSERT 0 1 | Z T");
+    c.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
+    raw.write(|out| write_query(out, "insert into mine values (2)"));
+    raw.stream.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+    let mut first = [0];
+    wait_for("the statement to be cancelled", || {
+        dial(c.port).write_all(&cancel_request(raw.key.0, raw.key.1)).unwrap();
+        (raw.stream.peek(&mut first).ok()? == 1).then_some(())
+    });
+    raw.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    assert_eq!(words(&raw.until_ready()), "E 57014 | Z E");
+    assert_eq!(words(&raw.query("rollback")), "C ROLLBACK | Z I");
+    c.publish(|t| t.gate = Gate::Open);
+    let mut raw = Raw::login(c.port, &[]);
+    raw.query("create temp table mine(a int)");
+    raw.query("set statement_timeout = '300ms'");
+    c.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
+    assert_eq!(words(&raw.query("insert into mine values (2)")), "E 57014 | Z I");
+}
+
+#[test]
 fn a_client_that_dies_within_a_message_of_a_failed_copy_leaves_nobody_its_server() {
     let c = Cluster::start(0, |raw| raw.pool_size = 1);
     c.psql("create table t(a int)").unwrap();

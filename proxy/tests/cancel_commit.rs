@@ -124,3 +124,21 @@ fn a_read_is_cancelled_as_ever() {
         assert_eq!(words(&s.until_ready()), "T | E 57014 | Z I");
     }
 }
+
+/// What comes before the COMMIT in a pipeline is cancelled as it would be alone.
+#[test]
+fn a_statement_with_a_commit_behind_it_is_cancelled() {
+    let c = Cluster::start(0, |_| {});
+    c.psql("create table t(a int)").expect("nothing hangs");
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    holder.query("lock table t");
+    let mut s = Raw::login(c.port, &[]);
+    s.write(|out| ["begin", "insert into t values (1)", "commit"].iter().for_each(|sql| write_query(out, sql)));
+    let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'";
+    wait_for("the insert to wait for the lock", || (c.nodes[0].psql(blocked) == "1").then_some(()));
+    cancel(&c, &s);
+    for told in ["C BEGIN | Z T", "E 57014 | Z E", "C ROLLBACK | Z I"] {
+        assert_eq!(words(&s.until_ready()), told);
+    }
+}

@@ -35,7 +35,8 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     note(s, &node, term, loss);
     let (fresh, standby) = (s.fresh.take(), s.relay.standby);
     let (status, delivered, broken) = (s.relay.status, s.relay.delivered(), s.relay.mid_frame());
-    let sent = s.relay.sent();
+    // What is held of a unit that is half sent gets the one error of that.
+    let (sent, open) = (s.relay.sent(), s.relay.open.is_some());
     let undone = status != TxStatus::Idle && !s.relay.may_commit();
     let mark = s.relay.mark().filter(|_| loss != Loss::HoldTimeout);
     if let Loss::Refused(code) = loss {
@@ -79,7 +80,12 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     if unheard {
         s.tracking.channels.clear();
     }
-    if s.pins.has(PinReason::Listen) && (unheard || !s.tracking.channels.is_empty()) && loss != Loss::HoldTimeout {
+    if s.pins.has(PinReason::Listen) && (unheard || !s.tracking.channels.is_empty()) {
+        if loss == Loss::HoldTimeout {
+            // Nobody would tell a client that waits for notifications only.
+            s.deaf();
+            return false;
+        }
         // Listening is taken up elsewhere, without waiting for a statement of the client.
         s.pins.remove(PinReason::Listen);
         s.listens = true;
@@ -111,7 +117,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         (true, TxStatus::Failed) => s.lost_block = LostBlock::Told(Box::new(facts.block())),
         (true, TxStatus::Idle) | (false, _) => {}
     }
-    if loss == Loss::HoldTimeout {
+    if loss == Loss::HoldTimeout && !open {
         hold_timeout(s);
     }
     if loss == Loss::Stuck && sent.is_empty() && status == TxStatus::Idle && !s.inbox.is_empty() {

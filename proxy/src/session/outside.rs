@@ -4,7 +4,7 @@ use crate::session::cancel::Waiters;
 use crate::session::client::{Failure, Loss, Session, Turn};
 use crate::session::presence::{Activity, End};
 use crate::session::timers::Expiry;
-use crate::session::{acquire, cancel};
+use crate::session::{acquire, cancel, lost};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
@@ -12,6 +12,7 @@ use cluster::topology::Gate;
 use cluster::{Instant, Role};
 use std::future::Future;
 use std::task::Context;
+use std::time::Duration;
 
 impl Session {
     /// Changes of the cluster, cancel requests, the end of a hold.
@@ -58,6 +59,10 @@ impl Session {
                 return Ok(());
             }
             let now = self.w.now();
+            if !self.relay.busy() && self.statement_over(now) == Some(Duration::ZERO) {
+                self.end_held(self.statement_timeout_error(now));
+                return Ok(());
+            }
             if self.holds_on(now) {
                 return Ok(());
             }
@@ -72,6 +77,16 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// A statement that is held is over, and with it the block that it is in.
+    fn end_held(&mut self, error: ClientError) {
+        (self.hold, self.rescan) = (None, true);
+        if self.relay.status == TxStatus::Idle {
+            self.fail = Some(Failure::Error(error));
+        } else {
+            lost::fail_block(self, error);
+        }
     }
 
     /// The primary that the session has could not be proven to be that for as long as a statement is held.
@@ -113,7 +128,7 @@ impl Session {
                 return Ok(());
             }
             // A COMMIT is never given up: it ends, or its server does.
-            (Expiry::Stuck, Activity::Active) if self.relay.busy() && !self.relay.commit_in_flight() => {
+            (Expiry::Stuck, Activity::Active) if self.relay.busy() && !self.relay.is_committing() => {
                 return Err(Turn::Lost(Loss::Stuck));
             }
             (Expiry::Write, _) if self.presence.blocked.get().is_some() => {
@@ -139,15 +154,14 @@ impl Session {
         if self.server.is_none() {
             return;
         }
-        if self.hold.is_some() && !self.relay.busy() && self.relay.status == TxStatus::Idle {
-            (self.fail, self.rescan) = (Some(Failure::Error(ClientError::Cancelled)), true);
-            return;
+        if self.hold.is_some() && !self.relay.busy() {
+            return self.end_held(ClientError::Cancelled);
         }
         if self.relay.hiding() {
             return self.cancel_hidden(waiters);
         }
         // A COMMIT that waits for its standby must not be told to stop waiting.
-        if !self.relay.busy() || self.relay.commit_in_flight() {
+        if !self.relay.busy() || self.relay.is_committing() {
             return;
         }
         self.cancelled |= self.relay.may_commit();

@@ -79,6 +79,7 @@ impl Session {
         let since = *self.waiting_since.get_or_insert(now);
         let most = self.w.config().hold_timeout.saturating_sub(now.since(since));
         let left = self.w.commit_proves_in(now).map_or(most, |left| left.min(most));
+        let left = self.statement_over(now).map_or(left, |over| over.min(left));
         self.hold = Some(Box::pin(tokio::time::sleep(left)));
         self.mark(Activity::Waiting, now, true);
         // The next turn polls the timer.
@@ -93,6 +94,7 @@ impl Session {
         if left.is_zero() {
             return false;
         }
+        let left = self.statement_over(now).map_or(left, |over| over.min(left));
         self.hold = Some(Box::pin(tokio::time::sleep(left)));
         // The next turn polls the timer.
         self.presence.wake();

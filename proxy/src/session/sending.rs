@@ -117,9 +117,10 @@ impl Session {
     pub(super) fn hold_here(&mut self, access: Access) -> Step {
         (self.chosen, self.held_for) = (None, access);
         if self.hold.is_none() {
-            self.hold = Some(Box::pin(tokio::time::sleep(self.w.config().hold_timeout)));
-            let now = self.w.now();
+            let (now, most) = (self.w.now(), self.w.config().hold_timeout);
             self.waiting_since = Some(now);
+            let left = self.statement_over(now).map_or(most, |over| over.min(most));
+            self.hold = Some(Box::pin(tokio::time::sleep(left)));
             self.mark(Activity::Waiting, now, self.status() == TxStatus::Idle);
             // The next turn polls the timer.
             self.presence.wake();

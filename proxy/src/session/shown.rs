@@ -185,7 +185,9 @@ impl Session {
             TxStatus::Idle => record.writes && record.leads_to(at) == TxStatus::Idle && unit.statements == 1,
             TxStatus::Failed => false,
         };
-        let may = commits && unit.tail_left == 0 && unit.len <= MAX_TEXT && self.causality.borrow().may_ask();
+        // What comes behind a Flush executes what was bound before, of which nothing is known here.
+        let whole = self.relay.open.is_none() && unit.tail_left == 0;
+        let may = commits && whole && unit.len <= MAX_TEXT && self.causality.borrow().may_ask();
         if !may || self.relay.skipping() || self.relay.copy_in() || self.relay.is_blind() {
             return false;
         }

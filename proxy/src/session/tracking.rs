@@ -27,6 +27,9 @@ const ASKABLE: [(PinReason, &str); 4] = [
     (PinReason::Prepare, "EXISTS(SELECT FROM pg_catalog.pg_prepared_statements WHERE name NOT LIKE E'pgtenure\\\\_%'"),
 ];
 
+/// So often in a row a question may end at a limit of the session's own.
+const MAX_UNHEARD: u8 = 8;
+
 /// The one setting of the startup packet that servers are not logged in with.
 pub const APPLICATION_NAME: &str = "application_name";
 /// Whether transactions are READ ONLY that do not say.
@@ -128,6 +131,8 @@ pub struct Tracking {
     pub asked: Option<Asked>,
     /// Servers in a row that have not taken the settings in time.
     pub unapplied: u8,
+    /// Questions in a row that were not answered in time.
+    unheard: u8,
     /// A transaction has ended that may have kept what it did, since the server was last asked.
     pub kept: bool,
     /// Channels listened to.
@@ -266,6 +271,7 @@ impl Tracking {
                 pins.remove(PinReason::Listen);
             }
         }
+        self.unheard = 0;
         if settings {
             let touched = std::mem::take(&mut self.touched);
             self.stuck |= touched.nameless;
@@ -312,6 +318,14 @@ impl Tracking {
     pub fn rest(&mut self) {
         (self.unpins, self.fresh, self.failed, self.discards) = (false, Pins::NONE, false, false);
         self.kept = false;
+    }
+
+    /// The server could not be asked in time, about these pins among others: it is to be asked again when the next
+    /// transaction is over. False when that has been tried often enough.
+    pub fn ask_again(&mut self, pins: Pins) -> bool {
+        self.unheard = self.unheard.saturating_add(1);
+        self.fresh.join(pins);
+        self.unheard <= MAX_UNHEARD
     }
 
     /// The server could not be asked: what it has stays unknown.

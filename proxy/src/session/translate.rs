@@ -83,6 +83,8 @@ impl Translator<'_> {
             let end = (at + head.total).min(unit.len);
             let span = at..end;
             let frame = &input[span.clone()];
+            // Of an earlier message that was refused nothing is left.
+            refused = false;
             match head.kind {
                 b'P' => {
                     let class = *classes.next().expect("scan classified each Parse");

@@ -423,6 +423,16 @@ fn a_session_listens_to_thousands_of_channels() {
     assert_eq!(a.next(), "A");
 }
 
+/// It waits for notifications, and would wait for ever.
+#[test]
+fn who_listened_on_a_server_that_was_given_up_for_the_gate_is_told_so() {
+    let c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::millis(300));
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "listen news");
+    c.publish(|t| t.gate = cluster::topology::Gate::Closed(cluster::topology::Closed::Promoting));
+    assert_eq!(a.query("select 1"), ["E 08006", "EOF"]);
+}
+
 /// A message that was on its way to a server that is lost: the one that listens for the session now would read the rest of it
 /// as messages.
 #[test]

@@ -88,6 +88,7 @@ impl Session {
                         self.tracking.answer((settings, pins), &hidden.rows, &mut self.pins, &*server.meta);
                         self.settled();
                     }
+                    (_, Some(frame)) if limits(&frame) && self.tracking.ask_again(pins) => {}
                     (_, Some(frame)) => {
                         let message = String::from_utf8_lossy(backend::fields(&frame).message).into_owned();
                         tracing::debug!(reason = message.as_str(), "session pinned, its settings could not be read");
@@ -130,8 +131,7 @@ impl Session {
         let Some(server) = &mut self.server else { return Ok(()) };
         server.meta.spoilt = true;
         let (node, role) = (server.meta.node.clone(), server.meta.role);
-        let code = backend::fields(frame).code;
-        if matches!(code, b"57014" | b"55P03") && self.tracking.unapplied < MAX_UNAPPLIED {
+        if limits(frame) && self.tracking.unapplied < MAX_UNAPPLIED {
             // They were given under the limits of the session before: that says nothing of them, nor of another server.
             self.tracking.unapplied += 1;
             if self.listens {
@@ -155,6 +155,8 @@ impl Session {
     pub(in crate::session) async fn listen_again(&mut self) -> bool {
         // Nothing else sends what the loss was answered while a server is looked for.
         self.to_client.try_flush(&mut self.client);
+        // A limit that was exceeded while the server was there says nothing about this wait.
+        self.presence.expired.set(None);
         if !self.tracking.knows_channels() {
             self.deaf();
             return false;
@@ -185,7 +187,7 @@ impl Session {
     }
 
     /// Nobody listens for a client that waits for notifications: it must notice.
-    fn deaf(&mut self) -> Turn {
+    pub(in crate::session) fn deaf(&mut self) -> Turn {
         if let Some(error) = self.view_of_loss() {
             self.fatal(&error);
         }
@@ -213,4 +215,9 @@ impl Session {
             self.rescan = true;
         }
     }
+}
+
+/// Is the error of a limit of the session's own, to which our queries are held as well? It says nothing of what they ask.
+fn limits(frame: &[u8]) -> bool {
+    matches!(backend::fields(frame).code, b"57014" | b"55P03")
 }

@@ -33,9 +33,10 @@ impl Relay {
         self.status == TxStatus::Failed || !certain
     }
 
-    /// Is an explicit COMMIT or PREPARE TRANSACTION among what was sent and not answered?
-    pub fn commit_in_flight(&self) -> bool {
-        self.records().any(|r| r.commits_explicitly)
+    /// Does the oldest unit that is not answered hold an explicit COMMIT or PREPARE TRANSACTION? What is behind it is not
+    /// reached yet; within it the server hands out no answer that would tell how far it is.
+    pub fn is_committing(&self) -> bool {
+        self.records().next().is_some_and(|r| r.commits_explicitly)
     }
 
     /// The status that the server has behind all that was sent, when nothing of it fails; a block where that is not certain.
