@@ -324,3 +324,38 @@ fn a_text_whose_parameters_are_looked_for_only_when_it_runs_is_bound_without_any
         ok(&mut other, "commit");
     }
 }
+
+/// A server that has `select * from shape` as it was before the table got another column, and who has it there.
+fn outdated() -> (common::Cluster, Raw) {
+    let c = common::Cluster::start(0, |raw| (raw.workers, raw.pool_size) = (1, 1));
+    c.nodes[0].psql("create table shape(a int); create table t(n int); grant all on shape, t to app");
+    let mut client = Raw::login(c.port, &[]);
+    assert_eq!(prepare(&mut client, "s", "select * from shape"), "1 | Z I");
+    assert_eq!(used(&mut client, "s"), "2 | C SELECT 0 | Z I");
+    c.nodes[0].psql("alter table shape add b int; insert into shape values (1, 2)");
+    (c, client)
+}
+
+#[test]
+fn what_a_unit_commits_before_an_outdated_statement_is_not_done_twice() {
+    let (c, _knows) = outdated();
+    let mut client = Raw::login(c.port, &[]);
+    client.write(|out| {
+        run(out, "begin");
+        run(out, "insert into t values (1)");
+        run(out, "commit");
+        parse(out, "s", "select * from shape");
+        use_it(out, "s");
+    });
+    let told = words(&client.until_ready());
+    assert_eq!(told, "1 | 2 | C BEGIN | 1 | 2 | C INSERT 0 1 | 1 | 2 | C COMMIT | 1 | E 0A000 | Z I");
+    assert_eq!(c.nodes[0].psql("select count(*) from t"), "1");
+}
+
+#[test]
+fn a_statement_is_not_refused_for_what_others_have_prepared_before_a_change_of_its_table() {
+    let (c, _knows) = outdated();
+    let mut client = Raw::login(c.port, &[]);
+    assert_eq!(prepare(&mut client, "s", "select * from shape"), "1 | Z I");
+    assert_eq!(used(&mut client, "s"), "2 | D 1 2 | C SELECT 1 | Z I");
+}
