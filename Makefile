@@ -32,11 +32,11 @@ demo-exercise: build
 build: set-up
 	cargo build --release --locked
 
-# The tests start the program itself. They mostly wait, so two halves of them run at once, by their first letters; within
+# The tests start the program itself, which is built with them: built before and alone, with fewer features of what it depends
+# on, half of that would be built twice. They mostly wait, so two halves of them run at once, by their first letters; within
 # each half the clusters take turns.
 TEST = cargo test --workspace --locked
 test: set-up-tests
-	cargo build --locked
 	$(TEST) --no-run
 	@$(MAKE) --no-print-directory -j2 test-a-m test-n-z
 
