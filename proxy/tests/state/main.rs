@@ -423,6 +423,36 @@ fn a_session_listens_to_thousands_of_channels() {
     assert_eq!(a.next(), "A");
 }
 
+#[test]
+fn a_question_that_ends_at_the_sessions_own_limit_is_asked_again() {
+    let c = two_servers();
+    c.nodes[0].psql("create role worker; grant worker to app");
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "set statement_timeout = '500ms'");
+    let pid = value(&mut a, "select pg_backend_pid()");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let superuser = format!("host=127.0.0.1 port={} user=postgres dbname=app", c.nodes[0].port);
+    let (lock, connection) = runtime.block_on(tokio_postgres::connect(&superuser, tokio_postgres::NoTls)).unwrap();
+    runtime.spawn(connection);
+    let locks = "begin; lock table pg_catalog.pg_db_role_setting in access exclusive mode";
+    runtime.block_on(lock.batch_execute(locks)).expect("nobody else has it");
+    ok(&mut a, "set role worker");
+    // Every login waits for that too.
+    let waits = format!("select count(*) from pg_locks where not granted and pid = {pid}");
+    for (what, want) in [("the question to wait", true), ("its time to be over", false)] {
+        wait_for(what, || {
+            let waiting: i64 = runtime.block_on(lock.query_one(&waits, &[])).expect("an answer").get(0);
+            ((waiting > 0) == want).then_some(())
+        });
+    }
+    runtime.block_on(lock.batch_execute("commit")).expect("it is held");
+    ok(&mut a, "select 1");
+    let mut other = block(&c);
+    assert_eq!(value(&mut a, "show role"), "worker");
+    ok(&mut other, "commit");
+    wait_for("nobody to keep a server", || (c.counter("pgtenure_proxy_pinned_sessions") == 0.0).then_some(()));
+}
+
 /// It waits for notifications, and would wait for ever.
 #[test]
 fn who_listened_on_a_server_that_was_given_up_for_the_gate_is_told_so() {
