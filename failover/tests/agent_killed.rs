@@ -5,7 +5,7 @@ mod agents;
 
 use agents::{Cluster, kill_all, postmaster, signal, unprivileged, until};
 use cluster::{Term, TimelineId};
-use failover::record::Mode;
+use failover::record::{LossReport, Mode};
 
 /// Killed between writing the stubs and the promotion, or while fetching histories from a primary: PostgreSQL would
 /// take the stub for the newest timeline and refuse to start, because its own is no ancestor of that.
@@ -104,6 +104,51 @@ fn data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it() {
         c.start(s).await;
         c.until_streaming(s, p, Term(1)).await;
         c.until_state(s, "the quarantine's end", |s| s.quarantine.is_none().then_some(())).await;
+    });
+}
+
+/// A node was rewound under a primary, or copied from it, and has received of it what nobody else has. That primary is lost for
+/// good before the node has replayed enough to count: it cannot be started under another, and is replaced, but not unexamined.
+#[test]
+fn what_only_a_quarantined_node_has_is_kept_before_it_is_replaced() {
+    unprivileged("what_only_a_quarantined_node_has_is_kept_before_it_is_replaced", async {
+        let mut c = Cluster::new(22435, 3, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let [s, q] = [(p + 1) % 3, (p + 2) % 3];
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        c.until_replayed(p, &[s, q]).await;
+        // The term begins, and the primary's agent does not hear of it.
+        c.nodes[p].store.set_down(true);
+        let (record, revision) = c.begin().await;
+        c.freeze(s, record.term).await.unwrap();
+        let lost = 7;
+        let sql = c.sql(p).await;
+        for i in 0..lost {
+            sql.batch_execute(&format!("INSERT INTO t VALUES ({i})")).await.unwrap();
+        }
+        drop(sql);
+        c.until_replayed(p, &[q]).await;
+        let (data, memory) = {
+            let dir = &c.nodes[q].config.data_dir;
+            (dir.join("data"), dir.join("agent.json"))
+        };
+        for i in [q, p] {
+            c.crash_agent(i).await;
+            kill_all(&c.nodes[i].config.data_dir.join("data"));
+        }
+        let text = std::fs::read_to_string(&memory).unwrap();
+        let mut mark: serde_json::Value = serde_json::from_str(&text).unwrap();
+        mark["quarantine"] = serde_json::json!({ "timeline": 1, "lsn": "F/0" });
+        std::fs::write(&memory, mark.to_string()).unwrap();
+        std::fs::write(data.join("marker"), "an old directory").unwrap();
+        let (term, promoted) = c.failover_begun(record, revision, s, &[s]).await;
+        c.start(q).await;
+        c.until_streaming(q, s, term).await;
+        assert!(!data.join("marker").exists(), "the directory was replaced");
+        let (report, _) = c.record::<LossReport>(c.keys.report(term, &c.nodes[q].id)).await.expect("a report");
+        assert_eq!((report.commits, report.fork_lsn), (lost, promoted.fork.lsn), "{report:#?}");
+        let kept = report.kept_in.expect("what it holds is kept");
+        assert!(std::fs::read_dir(&kept).unwrap().count() >= 2, "segments and the report in {kept}");
     });
 }
 

@@ -176,7 +176,7 @@ impl Agent {
         let control = Control::read(&self.env).await?;
         let timeline = self.newest_timeline(control.timeline);
         let own = self.own_history(timeline);
-        if memory.rewinding {
+        if memory.rewinding && memory.examined.is_some() {
             return self.repair(source, own.as_ref(), Position { timeline, lsn: control.checkpoint }).await;
         }
         let parted = own.as_ref().and_then(|h| divergence(h, Lsn(u64::MAX), &source.history));
@@ -191,7 +191,7 @@ impl Agent {
             own_end: end,
             own: own.as_ref(),
             upstream: &source.history,
-            rewind_interrupted: false,
+            rewind_interrupted: memory.rewinding,
             examined: memory.examined,
         };
         let next = plan(&facts);

@@ -1,7 +1,8 @@
 //! Repairing the data directory: pg_rewind, or a fresh copy by pg_basebackup.
 //!
 //! Both are marked so that an interruption is noticed: a rewind by a mark in the agent's memory (such a directory is
-//! never started, only replaced), a copy by being made beside and renamed when it is whole.
+//! never started, only replaced), a copy by being made beside and renamed when it is whole. The same mark without an
+//! examined tail is that of a directory that is whole and cannot be started under the primary there is.
 
 use super::Agent;
 use super::env::REPLICATION_USER;
@@ -139,8 +140,7 @@ impl Agent {
             Err(error @ (ServerError::NotReady { .. } | ServerError::Ended { .. })) => {
                 // It cannot become consistent without that source: replace it.
                 postgres::stop(&self.env, postgres::Stop::Immediate).await?;
-                self.remember(|m| m.rewinding = true)
-                    .map_err(|source| RejoinError::File { what: "the mark could not be written", source })?;
+                self.condemn()?;
                 return Err(error.into());
             }
             Err(error) => return Err(error.into()),
@@ -158,11 +158,16 @@ impl Agent {
                 node = %self.env.config.node, term = source.term.0, primary = %source.node,
                 reason = "rewound or copied from a primary whose WAL the new one does not have", "to be cloned"
             );
-            return self
-                .remember(|m| m.rewinding = true)
-                .map_err(|source| RejoinError::File { what: "the mark could not be written", source });
+            return self.condemn();
         }
         self.start_under(&source).await
+    }
+
+    /// What is here is whole, and can never be started. It may hold WAL of a primary that is lost for good, so it is examined
+    /// before it is replaced; a rewind that was interrupted has had that done before.
+    fn condemn(&self) -> Result<(), RejoinError> {
+        self.remember(|m| (m.rewinding, m.examined) = (true, None))
+            .map_err(|source| RejoinError::File { what: "the mark could not be written", source })
     }
 
     /// Copy the primary: this node has no data.

@@ -17,7 +17,8 @@ pub struct Facts<'a> {
     pub own: Option<&'a History>,
     /// The new primary's line of descent.
     pub upstream: &'a History,
-    /// A rewind was begun and not finished: the data directory must not be started.
+    /// The data directory must not be started: a rewind was begun and not finished, which only happens after its tail was
+    /// examined; or it is whole, but can never become consistent under the primary there is, and its tail was not examined.
     pub rewind_interrupted: bool,
     /// The tail from this fork on was examined and reported.
     pub examined: Option<Fork>,
@@ -39,7 +40,7 @@ pub enum Plan {
 /// Why a rewind cannot help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// A rewind was interrupted.
+    /// A rewind was interrupted, or what was rewound or copied lacks WAL that the primary has not.
     RewindInterrupted,
     /// Both call the same timeline by the same number, but it began at different places: pg_rewind would see no
     /// difference.
@@ -55,7 +56,7 @@ impl Why {
     /// The reason as an operator reads it.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::RewindInterrupted => "a rewind was interrupted",
+            Self::RewindInterrupted => "a rewind was interrupted, or what it needs the primary has not",
             Self::Twins(_) => "the same timeline was begun twice",
             Self::HistoryUnknown => "the node's own history file is missing",
             Self::NothingInCommon => "the histories have nothing in common",
@@ -78,9 +79,8 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         None => (oldest_possible(facts), Some(Why::HistoryUnknown)),
     };
     match (facts.rewind_interrupted, facts.examined, why_not_rewind) {
-        // The mark is only ever set after the examination.
-        (true, _, _) => Plan::Reclone(Why::RewindInterrupted),
-        (false, None, _) => Plan::Examine(parted),
+        (true, Some(_), _) => Plan::Reclone(Why::RewindInterrupted),
+        (_, None, _) => Plan::Examine(parted),
         (false, Some(done), _) if done != parted => Plan::Examine(parted),
         (false, Some(_), Some(why)) => Plan::Reclone(why),
         (false, Some(_), None) => Plan::Rewind(parted),
@@ -230,6 +230,12 @@ mod tests {
             examined: Some(at(1, 100)),
         };
         assert_eq!(plan(&facts), Plan::Reclone(Why::RewindInterrupted));
+        // Never begun to be rewound: nobody has looked at what it has and the primary has not.
+        let past = Position { timeline: TimelineId(1), lsn: Lsn(120) };
+        let (root, examined) = (history("1"), None);
+        let copy = Facts { own_end: past, own: Some(&root), examined, ..facts.clone() };
+        assert_eq!(plan(&copy), Plan::Examine(at(1, 100)));
+        assert_eq!(plan(&Facts { examined: Some(at(1, 100)), ..copy }), Plan::Reclone(Why::RewindInterrupted));
         let gone = Facts { own: None, rewind_interrupted: false, examined: None, ..facts };
         assert_eq!(plan(&gone), Plan::Examine(at(2, 100)));
     }
