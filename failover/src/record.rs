@@ -63,6 +63,11 @@ pub struct TermRecord {
 }
 
 impl TermRecord {
+    /// May its primary be written to, as far as its phase says?
+    pub const fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Active | Phase::Draining)
+    }
+
     /// The newest timeline that this term or one before it may have made: nobody is promoted before T2.
     pub fn may_have_made(&self) -> Option<TimelineId> {
         match self.phase {

@@ -14,9 +14,13 @@ use crate::fsm::sync_set::{self, Rule};
 use crate::record::{Cause, JournalRecord, Mode, Phase, PolicyRecord, Tenure, TermRecord};
 use cluster::{Instant, NodeId, Term};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-/// So many rounds of a change may lose their candidates before a person is waited for.
+/// So many rounds of a change may lose their candidates one after the other. From there on each waits longer than the one
+/// before it: twice as long, up to the budget's window.
 const MOST_FAILED: u32 = 6;
+/// The first of these pauses.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
 
 impl Planner {
     /// The primary was found dead: begin a term unless something forbids it.
@@ -99,6 +103,7 @@ impl Planner {
         let left = format!("term {} was left by {} while {}", term.term, term.coordinator, phase_word(term.phase));
         let mut begin = Self::automatic(term.cause, now, vec![left]);
         begin.avoid = term.node.clone();
+        begin.lost_candidates = self.rounds_on_record(term);
         self.begin_or_hold(now, begin, out)
     }
 
@@ -165,9 +170,18 @@ impl Planner {
     /// Rounds that lose one candidate after the other begin terms without end, and each freezes everybody.
     fn too_many_failed(&self, now: Instant, begin: &Begin) -> Option<Blocker> {
         let (rounds, last) = begin.lost_candidates;
-        let left = self.settings.failover_window.saturating_sub(now.since(last));
+        let doubled = FIRST_PAUSE.saturating_mul(1 << rounds.saturating_sub(MOST_FAILED).min(10));
+        let left = doubled.min(self.settings.failover_window).saturating_sub(now.since(last));
         (rounds >= MOST_FAILED && !left.is_zero() && begin.op.is_none())
             .then(|| Blocker::RoundsFailed { rounds, next_in_ms: millis(left) })
+    }
+
+    /// Rounds that earlier leaders began since a term was last open, before the one on record. Not all of them had a
+    /// candidate to lose, but each froze everybody. When the last of them ended is not on record: no later than this lead began.
+    pub(super) fn rounds_on_record(&self, term: &TermRecord) -> (u32, Instant) {
+        let last = term.prev.as_ref().filter(|_| !self.history_lost());
+        let rounds = last.map_or(0, |open| term.term.0.saturating_sub(open.term.0 + 1));
+        (u32::try_from(rounds).unwrap_or(u32::MAX), self.leading_since)
     }
 
     /// The arithmetic of a policy that is not the one in force proves nothing.
@@ -219,7 +233,7 @@ impl Planner {
     /// was restored from a backup, and what was acknowledged since is unknown.
     pub(super) fn knows_of_every_term(&self) -> bool {
         self.seen.term().is_none_or(|t| {
-            let told = if is_open(t) { self.opened <= t.term } else { self.opened < t.term };
+            let told = if t.is_open() { self.opened <= t.term } else { self.opened < t.term };
             told && self.promised <= t.term
         })
     }
@@ -231,7 +245,7 @@ impl Planner {
 
     /// Is it unknown who was primary last? Also once a term was begun above the promised, until one is open.
     pub(super) fn history_lost(&self) -> bool {
-        !self.knows_of_every_term() || self.seen.term().is_some_and(|t| t.history_lost && !is_open(t))
+        !self.knows_of_every_term() || self.seen.term().is_some_and(|t| t.history_lost && !t.is_open())
     }
 
     /// Where the WAL of a standby ends at least.
@@ -397,10 +411,6 @@ impl Planner {
         self.stage = Stage::Round(Box::new(round));
         let _ = self.advance_round(now, out);
     }
-}
-
-const fn is_open(term: &TermRecord) -> bool {
-    matches!(term.phase, Phase::Active | Phase::Draining)
 }
 
 /// Is this an automatic failover's first attempt?

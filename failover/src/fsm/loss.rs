@@ -9,10 +9,14 @@ use crate::fsm::blocker::Blocker;
 use crate::fsm::candidate::Choice;
 use crate::fsm::planner::Planner;
 use crate::fsm::round::Round;
-use crate::record::{Cause, Mode, PolicyRecord, Tenure};
+use crate::record::{Cause, Mode, PolicyRecord, Tenure, Window};
 use cluster::timeline::History;
-use cluster::{Instant, Lsn};
+use cluster::{Instant, Lsn, NodeId};
 use std::cmp::Ordering;
+
+/// An old primary that is waited for has failed to be frozen or recovered so often: its disk is full, say, or a rewind was
+/// interrupted there.
+const TRIES: u32 = 5;
 
 impl Planner {
     /// Most bytes that an automatic failover may lose where commits are not protected.
@@ -50,7 +54,36 @@ impl Planner {
         // What it has when it has answered was looked at with the others; once it was rewound, nothing of its own.
         let told = round.frozen.get(&prev.node).is_some_and(|f| f.position.is_some());
         let awaited = complete_only && !told && self.unfit(&prev.node, now).is_none();
+        let awaited = awaited && !self.is_hopeless(now, round, &prev.node);
         awaited.then(|| Blocker::OldPrimaryAwaited { node: prev.node.clone() })
+    }
+
+    /// Does the node's agent answer for a PostgreSQL that does not come up? One that is starting has not failed; from the
+    /// outside the others cannot be told from one that is silent, which is waited for just as long.
+    pub(super) fn is_hopeless(&self, now: Instant, round: &Round, node: &NodeId) -> bool {
+        let failed = round.asks.get(node).is_some_and(|ask| ask.failures >= TRIES);
+        let state = self.seen.reachable(node, now, &self.settings);
+        let starting = state.is_some_and(|s| matches!(s.postgres, PostgresState::Starting));
+        failed && !starting && now.since(round.started) >= self.settings.restart_grace
+    }
+
+    /// What of the last primary's WAL lies past `from`, at least: by what was heard while it wrote, and by what it says of
+    /// itself since.
+    pub(super) fn window(&self, round: &Round, prev: &Tenure, from: Lsn) -> Option<Window> {
+        let heard = self.clock.window(prev.term, from);
+        let frozen = round.frozen.get(&prev.node).and_then(|f| f.position);
+        let state = self.seen.agents.get(&prev.node).and_then(|a| a.state.as_ref());
+        let stopped = state.and_then(|s| match &s.postgres {
+            PostgresState::Stopped { timeline, checkpoint_lsn, .. } => {
+                Some(Position { timeline: *timeline, lsn: *checkpoint_lsn })
+            }
+            _ => None, // what runs has no end
+        });
+        let own = frozen.into_iter().chain(stopped).filter(|p| p.timeline == prev.timeline).map(|p| p.lsn).max();
+        let known = heard.as_ref().map_or(from, |w| w.last_known_lsn);
+        let Some(last_known_lsn) = own.filter(|own| *own > known) else { return heard };
+        let ms = heard.and_then(|w| w.ms);
+        Some(Window { fork_lsn: from, last_known_lsn, bytes: last_known_lsn.bytes_since(from), ms })
     }
 
     /// What there is of the last primary's WAL, at itself or at others: it had written so much at least.

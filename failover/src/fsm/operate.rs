@@ -1,7 +1,7 @@
 //! Operators' requests: what is checked before anything is touched, and fences. PURE.
 
 use crate::fsm::action::{Action, Answer, ChangeKind, Guard, Operation, RecordKey, RecordPut};
-use crate::fsm::blocker::{Blocker, Missing, Verdict, list};
+use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict, list};
 use crate::fsm::maintenance::Asked;
 use crate::fsm::observe::{Health, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
@@ -177,6 +177,14 @@ impl Planner {
                 known => known.map_err(|b| vec![b])?,
             }
         }
+        let joins = match &self.stage {
+            Stage::Intent(begin) => begin.op.is_none(),
+            Stage::Round(round) => round.begin.op.is_none(),
+            Stage::Idle | Stage::Prelude(_) | Stage::Beginning(_) => false,
+        };
+        if joins && to.is_none() {
+            self.somebody_is_willing(now, None, allow_loss)?;
+        }
         let op = self.op(now, id, to.clone());
         match &mut self.stage {
             Stage::Idle => {}
@@ -202,11 +210,17 @@ impl Planner {
         self.forced(now, op, to, allow_loss, out)
     }
 
-    /// A primary that serves is not stopped for nodes of which none would be promoted without being named.
-    fn somebody_is_willing(&self, now: Instant, primary: &NodeId, allow_loss: bool) -> Result<(), Vec<Blocker>> {
+    /// Where none of those that are there would be promoted without being named, nobody is waited for, nor a primary stopped
+    /// that serves.
+    fn somebody_is_willing(
+        &self,
+        now: Instant,
+        at_work: Option<&NodeId>,
+        allow_loss: bool,
+    ) -> Result<(), Vec<Blocker>> {
         let votes = |n: &NodeId| allow_loss || self.seen.policy().is_some_and(|p| p.counts(n));
-        let there: Vec<NodeId> = self.prospects(now).into_iter().filter(|n| n != primary && votes(n)).collect();
-        let preferences = self.preferences(Some(primary));
+        let there: Vec<NodeId> = self.prospects(now).into_iter().filter(|n| Some(n) != at_work && votes(n)).collect();
+        let preferences = self.preferences(at_work);
         let willing = |n: &NodeId| preferences.get(n).copied().unwrap_or_default().willing != Willing::Never;
         if there.is_empty() || there.iter().any(willing) {
             return Ok(());
@@ -232,18 +246,20 @@ impl Planner {
             if at_work.as_ref() == Some(to) {
                 return Err(vec![Blocker::AlreadyPrimary { node: to.clone() }]);
             }
-            if let Some(unfit) = self.unfit(to, now) {
+            // Nobody but an operator can say that what a quarantined node has is to be all that there is.
+            let taken = |u: &Unfit| allow_loss && matches!(u, Unfit::Quarantined { .. });
+            if let Some(unfit) = self.unfit(to, now).filter(|u| !taken(u)) {
                 return Err(vec![Blocker::TargetUnfit { target: Missing { node: to.clone(), unfit } }]);
             }
         }
         let short = self.too_few(now, &policy, at_work.as_ref());
-        let somebody = self.prospects(now).iter().any(|n| Some(n) != at_work.as_ref());
+        let somebody = to.is_some() || self.prospects(now).iter().any(|n| Some(n) != at_work.as_ref());
         let knowingly = allow_loss && somebody;
         if !(short.is_empty() || knowingly) {
             return Err(short);
         }
-        if let (None, Some(primary)) = (&to, &at_work) {
-            self.somebody_is_willing(now, primary, allow_loss)?;
+        if to.is_none() {
+            self.somebody_is_willing(now, at_work.as_ref(), allow_loss)?;
         }
         let mut evidence = vec!["an operator asked for a failover".to_owned()];
         if allow_loss {

@@ -52,8 +52,7 @@ impl Planner {
             self.send_choice(now, round, &usable, out);
             return;
         }
-        if round.begin.allow_loss && (answered || waited) && names.iter().any(|n| Some(n) != round.begin.avoid.as_ref())
-        {
+        if round.begin.allow_loss && (answered || waited) && self.takes_what_there_is(now, round, &names) {
             self.send_choice(now, round, &usable, out);
             return;
         }
@@ -75,6 +74,20 @@ impl Planner {
         } else {
             Verdict::Hold { blockers: self.missing_recruits(now, round, &names) }
         };
+    }
+
+    /// An operator allowed data loss. Whoever is there is taken, but the node to be avoided only when nobody else comes:
+    /// nothing that answers is still to be frozen or to be recovered, or that has lasted too long.
+    fn takes_what_there_is(&self, now: Instant, round: &Round, names: &BTreeSet<NodeId>) -> bool {
+        if names.iter().any(|n| Some(n) != round.begin.avoid.as_ref()) {
+            return true;
+        }
+        let may_come = |n: &NodeId| match round.frozen.contains_key(n) {
+            true => round.needs_recovery(n) && !names.contains(n) && self.unfit(n, now).is_none(),
+            false => self.seen.reachable(n, now, &self.settings).is_some() && !self.seen.fenced(n),
+        };
+        let overdue = now.since(round.started) >= self.settings.freeze_timeout;
+        !names.is_empty() && (overdue || !self.seen.agents.keys().any(may_come))
     }
 
     /// Would the choice between those that have answered lose more than it may?
@@ -104,7 +117,9 @@ impl Planner {
             // One that does not vote is made primary only where an operator takes what there is.
             let votes = round.policy.counts(node) || round.begin.allow_loss;
             let ours = self.seen.foreign(frozen.system_id.as_ref()).is_none();
-            let known = frozen.position.is_some() && frozen.quarantine.is_none();
+            // What a quarantined one once acknowledged and has not again, nobody can tell: for an operator who names it.
+            let whole = frozen.quarantine.is_none() || round.wanted_with_loss(node);
+            let known = frozen.position.is_some() && whole;
             let descends = promoted_past_us(round, &frozen).is_none() || round.wanted_with_loss(node);
             if votes && ours && known && descends && !self.seen.fenced(node) {
                 usable.insert(node.clone(), frozen);
@@ -217,6 +232,10 @@ impl Planner {
         let fork = Fork { timeline: choice.base.timeline, lsn: choice.base.lsn };
         round.journal.fork = Some(fork);
         self.note_window(round, usable.get(&choice.node).and_then(|f| f.history.as_ref()), choice.base);
+        let hopeless = round.prev.as_ref().map(|p| p.node.clone()).filter(|n| self.is_hopeless(now, round, n));
+        if let Some(node) = hopeless {
+            observed(&mut round.journal, format!("{node} was waited for and could not be frozen or recovered"));
+        }
         let record = TermRecord {
             phase: Phase::Promoting,
             node: Some(choice.node.clone()),
@@ -234,7 +253,7 @@ impl Planner {
     fn note_window(&self, round: &mut Round, history: Option<&History>, base: Position) {
         let Some(prev) = &round.prev else { return };
         let from = self.lost_from(prev, history, base);
-        round.journal.window = from.and_then(|from| self.clock.window(prev.term, from));
+        round.journal.window = from.and_then(|from| self.window(round, prev, from));
         if round.journal.window.is_none() && round.begin.end.is_none() {
             let line = format!(
                 "how far {} had written in term {} is not known here: the unreplicated-write window is known when its \

@@ -52,7 +52,16 @@ impl Planner {
             self.remove_op = None;
             return;
         }
-        if votes || op.sent || self.pending.is_some() || now >= op.deadline {
+        let (open, primary) = (term.value.is_open(), term.value.node.as_ref() == Some(&op.node));
+        if !votes && !op.sent && open && primary && self.pending.is_none() {
+            // A failover meanwhile made it that: without a record of it nobody could be sent there.
+            let why =
+                format!("{} has no vote any more, but it has become the primary: switch over, and ask again", op.node);
+            out.push(Action::Answer { id: op.id, answer: Box::new(Answer::Failed { why, journal: None }) });
+            self.remove_op = None;
+            return;
+        }
+        if votes || op.sent || !open || self.pending.is_some() || now >= op.deadline {
             if now >= op.deadline && !votes {
                 let why = format!("{} has no vote any more, but is not forgotten in time; ask again", op.node);
                 out.push(Action::Answer { id: op.id, answer: Box::new(Answer::Failed { why, journal: None }) });

@@ -190,10 +190,11 @@ fn timeline(state: &AgentState) -> Option<TimelineId> {
     }
 }
 
-/// The next term after every promise, every term a proxy acts on, and every timeline, which a term's number must not be below either.
+/// The next term after every promise, every term that was read as open or that a proxy acts on, and every timeline, which a
+/// term's number must not be below either.
 fn above(heard: &[&AgentState], proxied: Term) -> Term {
     let timelines = heard.iter().filter_map(|s| timeline(s)).map(|t| Term(u64::from(t.0)));
-    heard.iter().map(|s| s.promise).chain(timelines).chain([proxied]).max().unwrap_or(Term(0)).next()
+    heard.iter().map(|s| s.promise.max(s.opened)).chain(timelines).chain([proxied]).max().unwrap_or(Term(0)).next()
 }
 
 /// Who was primary last, as far as one can see: who is, else who has been, or who is followed, on the newest timeline. A
@@ -239,7 +240,7 @@ fn say(plan: &mut Plan, heard: &[&AgentState], policy: &PolicyRecord, term: Term
         policy.k,
         voters.join(", ")
     ));
-    plan.steps.push(format!("in etcd: term {term}, above every promise and every timeline heard of"));
+    plan.steps.push(format!("in etcd: term {term}, above every promise, every open term and every timeline heard of"));
     // A manager freezes no other.
     let able = heard.iter().filter(|s| s.system_id.is_some() && !s.fenced && s.quarantine.is_none());
     let names: BTreeSet<NodeId> = able.map(|s| s.node.clone()).collect();

@@ -98,6 +98,11 @@ fn the_term_is_above_every_promise_and_timeline_and_the_policy_is_the_newest() {
     promoted_by_hand.agents.insert(n("n3"), Ok(agent("n3", 4, 2, primary(9))));
     let records = made(&promoted_by_hand, &[]).records.expect("nothing forbids it");
     assert_eq!(records.term.term, Term(10));
+
+    // A term that was open is not made a second time, although whoever promised it is not among those that answer.
+    let mut heard_of = found();
+    heard_of.agents.insert(n("n3"), Ok(AgentState { opened: Term(12), ..agent("n3", 6, 2, standby(4, Some("n1"))) }));
+    assert_eq!(made(&heard_of, &[]).records.expect("nothing forbids it").term.term, Term(13));
 }
 
 #[test]
