@@ -2,7 +2,7 @@
 
 use crate::Checked;
 use crate::scope::Change;
-use crate::state::{FENCED, Limbo, Phase, Server, State};
+use crate::state::{Backup, FENCED, Limbo, Phase, Server, State};
 use crate::wal::{Entry, Position};
 use stateright::Property;
 
@@ -115,6 +115,12 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
         all.push(("the manager left behind could choose another node", |_, s| {
             let best = |of: &[Position; M]| of.iter().max().copied().unwrap_or_default();
             best(&s.left).is_known() && best(&s.left) != best(&s.recruits)
+        }));
+    }
+    if model.scope.restores {
+        all.push(("a term opens whose history was lost", |_, s| s.etcd.history_lost && s.etcd.phase == Phase::Active));
+        all.push(("etcd is restored while a later term is open", |_, s| {
+            s.backup == Backup::Restored && s.newest_open() > s.etcd.term
         }));
     }
     if model.scope.catch_up {

@@ -18,6 +18,7 @@
 //! | `Follow`, `Start`, `StopSuperseded` | `fsm/agent.rs` `decide`, `fsm/rejoin.rs` `plan`, `agent/rejoin.rs` `follow_source` |
 //! | `Open` | `fsm/opening.rs` `advance_opening`, `agent/lease.rs` `open` |
 //! | `MadeLate`, `Unheard` | `fsm/planner.rs` `settle_pending` |
+//! | `BackUp`, `Restore` | `fsm/begin.rs` `begin_above_the_promised`, `fsm/sync_set.rs` `sufficient_for_any`; that whoever knows of a later term is heard is assumed |
 //! | `Suspend`, `Relax`, `Note` | `fsm/suspend.rs`, `agent/relax.rs` |
 //! | `OpenAlone` | `fsm/opening.rs` `suspension` |
 //! | `Arm`, `Rearm` | `agent/arm.rs`, `fsm/rearm.rs` |
@@ -44,6 +45,7 @@
 //! | k changed | yes, one change | yes |
 //! | voters changed with k | yes: m = 3, 4, 3 with k = 1, 2, 1 | yes, in any order |
 //! | async mode by the lease; signatures and vouching without etcd | yes, without time | yes, with drifting clocks |
+//! | etcd restored from a backup | once, to an open term | yes, to any, also an unfinished one |
 //! | cancelled waits | yes | no |
 //! | a standby under a false name | what it would lose; `pg_hba.conf` and the password exclude it | no |
 //! | nodes removed, and back | as voters only | yes |

@@ -32,6 +32,7 @@ fn main() {
         ("two failovers, a round changes hands", Scope { crashes: 1, lost: 1, leads: 1, ..three }),
         ("two failovers, recruits catch up", Scope { crashes: 1, lost: 0, catch_up: true, ..three }),
         ("two failovers, cancelled waits", Scope { crashes: 1, lost: 0, cancels: 2, ..three }),
+        ("two failovers, etcd restored", Scope { crashes: 1, lost: 0, restores: true, ..three }),
         ("two failovers, async, etcd lost", Scope { k: 0, crashes: 1, lost: 0, signatures: true, ..three }),
         ("two failovers, async", Scope { k: 0, crashes: 2, lost: 1, ..three }),
     ] {

@@ -2,7 +2,7 @@
 
 use crate::check::{LOST, UNREAD};
 use crate::scope::{Protection, Scope};
-use crate::state::{Limbo, NOBODY, Phase, State};
+use crate::state::{Backup, Limbo, NOBODY, Phase, State};
 use crate::wal::{Entry, Position};
 
 /// `fsm/begin.rs`. Any suspicion will do: safety must not rest on who is thought dead.
@@ -10,20 +10,34 @@ pub(crate) fn may_begin<const M: usize>(s: &State<M>) -> bool {
     s.etcd.policy.protects() || !s.etcd.leased
 }
 
-pub(crate) fn begin<const M: usize>(s: &mut State<M>, heard: bool) {
+/// `planner.rs` `next_term`. That somebody knows a higher term than etcd is only so once it was restored; then whoever knows
+/// is heard.
+pub(crate) fn next_term<const M: usize>(scope: &Scope, s: &State<M>) -> u8 {
+    1 + if scope.lacks(Protection::AboveThePromised) { s.etcd.term } else { s.known_term() }
+}
+
+/// etcd's members lose what they hold and hold the copy. What was under way there comes to nothing.
+pub(crate) fn restore<const M: usize>(s: &mut State<M>) {
+    let Backup::Taken(etcd) = std::mem::replace(&mut s.backup, Backup::Restored) else { return };
+    (s.etcd, s.limbo, s.relaxes) = (etcd, Limbo::Empty, 0);
+    (s.recruits, s.left) = ([Position::default(); M], [Position::default(); M]);
+}
+
+pub(crate) fn begin<const M: usize>(scope: &Scope, s: &mut State<M>, heard: bool) {
     let (term, phase) = (s.etcd.term, s.etcd.phase);
     if heard {
         let policy = s.etcd.policy;
-        begin_with(s, policy, phase == Phase::Active);
+        begin_with(scope, s, policy, phase == Phase::Active);
     } else {
         s.lost += 1;
         s.limbo = Limbo::Begin { term, phase, epoch: s.etcd.policy.epoch };
     }
 }
 
-fn begin_with<const M: usize>(s: &mut State<M>, policy: crate::state::Policy, opened: bool) {
+fn begin_with<const M: usize>(scope: &Scope, s: &mut State<M>, policy: crate::state::Policy, opened: bool) {
     s.etcd.prev = if opened { s.etcd.term } else { s.etcd.prev };
-    s.etcd.term += 1;
+    s.etcd.history_lost = s.known_term() > s.etcd.term || s.etcd.history_lost && !opened;
+    s.etcd.term = next_term(scope, s);
     (s.etcd.phase, s.etcd.leased, s.round) = (Phase::Recruiting, false, policy);
     (s.recruits, s.left) = ([Position::default(); M], [Position::default(); M]);
     s.chosen[usize::from(s.etcd.term)] = NOBODY;
@@ -38,13 +52,19 @@ pub(crate) fn begin_outdated<const M: usize>(scope: &Scope, s: &mut State<M>) {
     } else {
         opened = opened && s.etcd.term == 1;
     }
-    begin_with(s, policy, opened);
+    begin_with(scope, s, policy, opened);
 }
 
 /// `fsm/sync_set.rs`, for both rules of a change of k.
 fn sufficient<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position; M]) -> bool {
     let prev = s.primary_of(s.etcd.prev);
     let known = |i: &usize| recruits[*i].is_known();
+    if s.etcd.history_lost && !scope.lacks(Protection::AnyPrimary) {
+        // `sufficient_for_any`; without a quorum all of them.
+        let there = |voters: u8| (0..M).filter(|i| voters & 1 << *i != 0 && known(i)).count();
+        let most = |(voters, k): (u8, u8)| there(voters) + usize::from(k) >= voters.count_ones() as usize;
+        return if s.round.protects() { s.round.quorums().all(most) } else { there(s.round.voters) == M };
+    }
     if prev.as_ref().is_some_and(known) {
         return true;
     }
@@ -170,7 +190,7 @@ pub(crate) fn opened<const M: usize>(s: &mut State<M>) {
 pub(crate) fn made_late<const M: usize>(scope: &Scope, s: &mut State<M>) {
     match std::mem::replace(&mut s.limbo, Limbo::Empty) {
         Limbo::Empty => {}
-        Limbo::Begin { .. } => begin(s, true),
+        Limbo::Begin { .. } => begin(scope, s, true),
         Limbo::Choose { node, base, .. } => chosen(s, node, base),
         Limbo::Open { .. } => opened(s),
         Limbo::Change { what, .. } => crate::etcd::perform(scope, s, what.step()),

@@ -25,6 +25,8 @@ pub struct Scope {
     pub cancels: u8,
     /// May etcd be lost to the primary whose lease is its fence, so that the others sign for it?
     pub signatures: bool,
+    /// May etcd be restored, once, from a backup that was taken while a term was open? Not together with changes.
+    pub restores: bool,
     /// Changes of the policy.
     pub change: Change,
     /// The protection taken away.
@@ -92,6 +94,10 @@ pub enum Protection {
     SignatureBinds,
     /// All others sign, not just most.
     AllSign,
+    /// After etcd was restored from a backup a term begins above all promises.
+    AboveThePromised,
+    /// Then it freezes as many as suffice whoever was primary last.
+    AnyPrimary,
 }
 
 impl Scope {
@@ -108,6 +114,7 @@ impl Scope {
             catch_up: false,
             cancels: 0,
             signatures: false,
+            restores: false,
             change: Change::None,
             without: None,
             symmetric: true,

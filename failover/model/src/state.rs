@@ -125,6 +125,19 @@ pub struct Etcd {
     pub policy: Policy,
     /// The `primary` key exists.
     pub leased: bool,
+    /// Agents had promised more than etcd knew when this term was begun, or the one before that was not opened.
+    pub history_lost: bool,
+}
+
+/// What was copied of etcd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Backup {
+    /// Nothing yet.
+    None,
+    /// This.
+    Taken(Etcd),
+    /// It has been restored from that.
+    Restored,
 }
 
 /// A transaction whose sender does not know whether it was made. It compares what it was decided on, so it still may.
@@ -148,6 +161,8 @@ pub enum Limbo {
 pub struct State<const M: usize> {
     /// Records.
     pub etcd: Etcd,
+    /// A copy of them.
+    pub backup: Backup,
     /// Nodes.
     pub nodes: [Node; M],
     /// Ends of WAL that the current term's manager was told.
@@ -223,7 +238,8 @@ impl<const M: usize> State<M> {
         let mut chosen = [NOBODY; TERMS];
         chosen[1] = 0;
         Self {
-            etcd: Etcd { term: 1, phase: Phase::Active, prev: 0, policy, leased: true },
+            etcd: Etcd { term: 1, phase: Phase::Active, prev: 0, policy, leased: true, history_lost: false },
+            backup: Backup::None,
             nodes: std::array::from_fn(node),
             recruits: [Position::default(); M],
             left: [Position::default(); M],
@@ -272,6 +288,11 @@ impl<const M: usize> State<M> {
     pub fn is_signed(&self, scope: &Scope) -> bool {
         let needed = if scope.lacks(Protection::AllSign) { M / 2 } else { M - 1 };
         self.nodes.iter().filter(|n| n.signed).count() >= needed
+    }
+
+    /// The highest term that anybody knows of.
+    pub fn known_term(&self) -> u8 {
+        self.nodes.iter().map(|n| n.promise).max().unwrap_or(0).max(self.etcd.term)
     }
 
     /// The newest term that was opened.

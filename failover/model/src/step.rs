@@ -1,7 +1,7 @@
 //! What can happen next, and what it does.
 
 use crate::scope::{Change, Protection, Scope};
-use crate::state::{FENCED, Limbo, Phase, Server, State};
+use crate::state::{Backup, FENCED, Limbo, Phase, Server, State};
 use crate::wal::LONGEST;
 use crate::{agent, etcd, manager, postgres};
 
@@ -89,6 +89,10 @@ pub enum Step {
     SetCopies,
     /// The change ends.
     ChangedCopies,
+    /// etcd is copied.
+    BackUp,
+    /// And restored from that.
+    Restore,
     /// T5 whose outcome nobody hears: see [`Step::MadeLate`].
     Unheard(Decided),
 }
@@ -146,7 +150,14 @@ pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Ve
 fn managers<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
     let may_lose = s.lost < scope.lost;
     let answers: &[bool] = if may_lose { &[true, false] } else { &[true] };
-    if s.etcd.term < scope.terms {
+    if scope.restores {
+        match s.backup {
+            Backup::None if s.etcd.phase == Phase::Active => out.push(Step::BackUp),
+            Backup::Taken(_) => out.push(Step::Restore),
+            Backup::None | Backup::Restored => {}
+        }
+    }
+    if manager::next_term(scope, s) <= scope.terms {
         if manager::may_begin(s) {
             out.extend(answers.iter().map(|heard| Step::Begin { heard: *heard }));
         }
@@ -247,7 +258,9 @@ fn node<const M: usize>(scope: &Scope, s: &State<M>, i: usize, out: &mut Vec<Ste
             out.push(Step::KillAgent(node));
         }
     }
-    for term in n.promise.max(2)..=s.etcd.term {
+    // Orders of terms that a restored etcd has forgotten may still be under way.
+    let newest = s.known_term();
+    for term in n.promise.max(2)..=newest {
         let asks = term == s.etcd.term && s.etcd.phase == Phase::Recruiting;
         out.push(Step::Freeze { node, term, heard: true });
         if asks && may_lose {
@@ -263,7 +276,7 @@ fn node<const M: usize>(scope: &Scope, s: &State<M>, i: usize, out: &mut Vec<Ste
             out.push(Step::Promote { node, term });
         }
     }
-    for term in 1..=s.etcd.term {
+    for term in 1..=newest {
         if agent::may_follow(s, i, term) {
             out.push(Step::Follow { node, term });
         }
@@ -312,13 +325,15 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         Step::Promote { node, term } => agent::promote(s, usize::from(node), term),
         Step::Follow { node, term } => agent::follow(scope, s, usize::from(node), term),
         Step::StopSuperseded(node) => agent::stop(s, usize::from(node)),
-        Step::Begin { heard } => manager::begin(s, heard),
+        Step::Begin { heard } => manager::begin(scope, s, heard),
         Step::BeginOutdated => manager::begin_outdated(scope, s),
         Step::Choose { node, heard } => manager::choose(s, node, heard),
         Step::TakeOver => manager::take_over(s),
         Step::ChooseLeft { node } => manager::choose_left(s, node),
         Step::Bring { node, from } => s.brings = (s.etcd.term, node, from),
         Step::CatchUp => agent::catch_up(s),
+        Step::BackUp => s.backup = Backup::Taken(s.etcd),
+        Step::Restore => manager::restore(s),
         Step::Record => s.etcd.phase = Phase::Opening,
         Step::Open { heard } => manager::open(s, heard),
         Step::MadeLate => manager::made_late(scope, s),

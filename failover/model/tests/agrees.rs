@@ -89,6 +89,11 @@ fn compare_choices<const M: usize>() {
             let ends = recruits.values().filter_map(|f| f.position);
             let enough = sync_set::enough(&policy, Some(&prev), &names, ends);
             assert_eq!(!ours.is_empty(), enough, "{:?} under {policy:?}", s.recruits);
+            // Where nobody knows who was primary last.
+            s.etcd.history_lost = true;
+            let any = !choices(&Scope { k, ..Scope::three() }, &s, &s.recruits).is_empty();
+            let theirs = sync_set::sufficient_for_any(&policy, &names);
+            assert_eq!(any, theirs, "{:?} under {policy:?}", s.recruits);
             if enough {
                 let preferences = BTreeMap::new();
                 let wishes = Wishes {

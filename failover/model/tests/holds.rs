@@ -74,6 +74,12 @@ fn a_commit_whose_wait_was_cancelled_is_promised_nothing() {
 }
 
 #[test]
+fn an_etcd_restored_from_a_backup_loses_nothing() {
+    let scope = Scope { writes: 2, crashes: 0, lost: 0, restores: true, ..Scope::three() };
+    explore::<3>("restored", scope);
+}
+
+#[test]
 fn without_etcd_signatures_keep_terms_apart() {
     explore::<3>("signatures", Scope { k: 0, terms: 2, crashes: 1, lost: 0, signatures: true, ..Scope::three() });
 }

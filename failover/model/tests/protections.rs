@@ -157,6 +157,16 @@ fn a_view_that_is_not_waited_for_lets_two_terms_acknowledge() {
 }
 
 #[test]
+fn a_term_that_a_restored_etcd_has_forgotten_and_gives_out_again_writes_a_timeline_twice() {
+    needed(Protection::AboveThePromised, TWIN, Scope { terms: 3, restores: true, ..SMALL });
+}
+
+#[test]
+fn the_old_primary_that_a_restored_etcd_names_loses_a_write_of_another_term() {
+    needed(Protection::AnyPrimary, LOST, Scope { terms: 3, restores: true, ..SMALL });
+}
+
+#[test]
 fn a_follower_that_still_obeys_older_terms_writes_a_timeline_twice() {
     needed(Protection::FollowPromises, TWIN, Scope { terms: 3, ..SMALL });
 }
