@@ -108,7 +108,7 @@ impl<'w> Play<'w> {
             Step::PauseReplay(_) | Step::Conflict(_) | Step::PromoteByHand(_) => self.by_sql(step)?,
             Step::Operator(arguments) => self.operator(arguments)?,
             Step::For(from, to) => std::thread::sleep(self.dice.between(*from, *to)),
-            Step::AwaitFailover | Step::AwaitWrites | Step::AwaitOperators => self.wait(step)?,
+            Step::AwaitFailover | Step::AwaitWrites | Step::AwaitOperators | Step::AwaitHeld(_) => self.wait(step)?,
             Step::Heal => {
                 self.world.heal();
                 self.world.healthy(Duration::from_secs(60));
@@ -284,6 +284,10 @@ impl<'w> Play<'w> {
                     Ok(now) if now.term > self.old.1 => Ok(()),
                     other => Err(format!("{other:?}")),
                 },
+                Step::AwaitHeld(text) => self.world.status().and_then(|s| {
+                    let why = s["verdict_text"].to_string();
+                    if why.contains(text) { Ok(()) } else { Err(format!("term {}, {why}", s["term"])) }
+                }),
                 Step::AwaitWrites => self.world.writes(PROXIES[0]).or_else(|_| self.world.writes(PROXIES[1])),
                 _ => {
                     let running = self.operators.iter_mut().filter_map(|c| c.try_wait().ok()?.is_none().then_some(()));

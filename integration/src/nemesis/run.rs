@@ -106,6 +106,7 @@ pub fn needs(scenario: &Scenario) -> Needs {
         netem: scenario.needs.contains(&Need::Netem),
         disks: scenario.needs.contains(&Need::Disks),
         clocks: scenario.needs.contains(&Need::Clocks),
+        tight: scenario.needs.contains(&Need::Tight),
         etcd_on_disk: false,
     }
 }
@@ -152,7 +153,9 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
     let mut told = collect(world, events, &after, before.term, epoch)?;
     told.began = (!world.needs().clocks).then_some(load_began);
 
-    let rules = Rules { strict: told.policy.is_some(), no_errors: scenario.expects.contains(&Expect::NoErrors) };
+    let expects = |expect| scenario.expects.contains(&expect);
+    let strict = told.policy.is_some() || expects(Expect::NoLoss);
+    let rules = Rules { strict, no_errors: expects(Expect::NoErrors) };
     broken.extend(violations(&told, rules));
     broken.extend(unexpected(scenario, &told, (before.term, after.term)));
     let (counts, answers) = counts(&told.events);
@@ -182,7 +185,7 @@ fn unexpected(scenario: &Scenario, told: &Told, terms: (u64, u64)) -> Vec<Violat
         // No proxy dies where this is expected, so the reports have all that clients were told.
         Expect::Resolved if doubts.lost < lost => Some("S3"),
         Expect::Resolved if doubts.survived == 0 || doubts.lost == 0 => Some("L6"),
-        Expect::SameTerm | Expect::NewTerm | Expect::Resolved | Expect::NoErrors => None,
+        Expect::SameTerm | Expect::NewTerm | Expect::Resolved | Expect::NoErrors | Expect::NoLoss => None,
     };
     let found = |expected| {
         let (before, after) = terms;

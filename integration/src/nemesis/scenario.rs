@@ -7,8 +7,10 @@
 //!
 //! ```text
 //! needs disks | clocks | async | available | netem   what the world must have
+//! needs tight                             one automatic failover in ten minutes, and 64 KiB that one may lose
 //! needs own-world                         the policy is changed: the world is not used again
 //! expect no-errors | same-term | new-term what is checked besides what always is
+//! expect no-loss                          what was acknowledged is there, in async mode too
 //! expect resolved                         of commits in doubt some are found to be there, and some to be lost
 //! kill WHAT of HOST                       SIGKILL; WHAT: postmaster, postgres (all of it), agent, manager, etcd,
 //!                                         proxy, host (everything on it), walsender, walreceiver, startup, backend, …
@@ -31,6 +33,7 @@
 //! operator ARGUMENTS                      a verb of ours; hosts in it are replaced by their names
 //! for TIME                                let it last
 //! await failover | writes | operators     a newer term is open; a proxy accepts a write; every verb has answered
+//! await held TEXT                         the leading manager holds, and its reasons have these words
 //! heal                                    undo everything, wait until all nodes stream
 //! ```
 
@@ -68,6 +71,8 @@ pub enum Need {
     Available,
     /// Packets that can be made to wait.
     Netem,
+    /// Small limits of what happens by itself.
+    Tight,
     /// Nothing else is played there afterwards.
     OwnWorld,
 }
@@ -83,6 +88,8 @@ pub enum Expect {
     NewTerm,
     /// Commits in doubt are resolved both ways.
     Resolved,
+    /// Nothing that was acknowledged is lost, whatever the mode.
+    NoLoss,
 }
 
 /// How a process is struck.
@@ -150,6 +157,8 @@ pub enum Step {
     AwaitWrites,
     /// `await operators`.
     AwaitOperators,
+    /// `await held`, with these words.
+    AwaitHeld(String),
     /// `heal`.
     Heal,
 }
@@ -221,8 +230,10 @@ impl Scenario {
             ["needs", "clocks"] => self.needs.push(Need::Clocks),
             ["needs", "available"] => self.needs.push(Need::Available),
             ["needs", "netem"] => self.needs.push(Need::Netem),
+            ["needs", "tight"] => self.needs.push(Need::Tight),
             ["needs", "own-world"] => self.needs.push(Need::OwnWorld),
             ["expect", "resolved"] => self.expects.push(Expect::Resolved),
+            ["expect", "no-loss"] => self.expects.push(Expect::NoLoss),
             ["expect", "no-errors"] => self.expects.push(Expect::NoErrors),
             ["expect", "same-term"] => self.expects.push(Expect::SameTerm),
             ["expect", "new-term"] => self.expects.push(Expect::NewTerm),
@@ -279,6 +290,7 @@ fn step(words: &[&str]) -> Result<Step, String> {
         ["await", "failover"] => Step::AwaitFailover,
         ["await", "writes"] => Step::AwaitWrites,
         ["await", "operators"] => Step::AwaitOperators,
+        ["await", "held", ref text @ ..] if !text.is_empty() => Step::AwaitHeld(text.join(" ")),
         ["heal"] => Step::Heal,
         _ => return Err("not a step".to_owned()),
     })
@@ -367,7 +379,8 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused_with_its_line() {
-        for wrong in ["kill king of primary", "kill agent of n9", "for soon", "cut n1 n2", "or heal", ""] {
+        for wrong in ["kill king of primary", "kill agent of n9", "for soon", "cut n1 n2", "await held", "or heal", ""]
+        {
             let refused = Scenario::parse("x", wrong);
             assert!(refused.is_err(), "{wrong}: {refused:?}");
         }

@@ -45,7 +45,7 @@ impl Session {
         let wanted = needs(scenario);
         let fits = |world: &World| {
             let has = world.needs();
-            (has.asynchronous, has.available) == (wanted.asynchronous, wanted.available)
+            (has.asynchronous, has.available, has.tight) == (wanted.asynchronous, wanted.available, wanted.tight)
                 && has.disks >= wanted.disks
                 && has.clocks >= wanted.clocks
         };

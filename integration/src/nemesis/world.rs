@@ -42,6 +42,8 @@ pub struct Needs {
     pub disks: bool,
     /// A wall clock of its own for each database host.
     pub clocks: bool,
+    /// One automatic failover in ten minutes, and 64 KiB that it may lose.
+    pub tight: bool,
     /// etcd waits for a real disk, its host's where hosts have their own. Otherwise its files are in memory, where they
     /// survive its death as well: what else uses this machine's disk would end its leases.
     pub etcd_on_disk: bool,
@@ -111,7 +113,10 @@ impl World {
             Needs { .. } => "strict",
         };
         // A loss is wanted where it is allowed, and every failover there is to be.
-        let manager = "failover_budget = 1000\nmax_loss = \"1GiB\"\n";
+        let manager = match self.needs.tight {
+            false => "failover_budget = 1000\nmax_loss = \"1GiB\"\n",
+            true => "failover_budget = 1\nmax_loss = \"64KiB\"\n",
+        };
         let options = Options { mode, manager, ..Options::default() };
         let (dir, etcd) = (self.scratch.path(), NODES.map(|n| format!("{}:2379", address(n))));
         let file = |host: &str, kind: &str, roles: &str, port: u16, rest: String| {
