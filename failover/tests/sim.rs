@@ -1,5 +1,6 @@
 //! The shipped decisions under virtual time, with faults from one seed: managers' planners, the agents' own machine, the
-//! comparison of histories. etcd, PostgreSQL, the network and what carries decisions out are the simulator's.
+//! comparison of histories, proxies' views and what they tell of commits in doubt. etcd, PostgreSQL, the network and what
+//! carries decisions out are the simulator's.
 //!
 //! `SIM_SEEDS=N` plays seeds 0 to N - 1 (500 when not set); `SIM_SEED=N` plays one and prints what happened.
 
@@ -74,4 +75,15 @@ fn a_proxy_that_asks_for_no_proof_is_noticed() {
     });
     println!("first noticed with seed {old:?}");
     assert!(old.is_some(), "no seed read anything too old although nothing proved the term");
+}
+
+#[test]
+fn a_proxy_that_asks_about_ids_which_are_given_out_again_is_noticed() {
+    let wrong = (0..300).find(|seed| {
+        let mut world = World::new(*seed);
+        world.proxy.asks_blindly = true;
+        world.run().is_err_and(|why| why.contains("is told to be committed and is not"))
+    });
+    println!("first noticed with seed {wrong:?}");
+    assert!(wrong.is_some(), "no seed told a lost commit to be there");
 }

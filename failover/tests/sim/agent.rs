@@ -187,6 +187,7 @@ impl World {
                 self.nodes[n].stop();
             }
             Act::StartDetached => self.nodes[n].start_detached(),
+            Act::StartUnder | Act::Rejoin if !self.nodes[n].flushes(self.now) => {}
             Act::StartUnder | Act::Rejoin => self.rejoin(n, &record),
             Act::Wait(_) | Act::StopStranded | Act::Create | Act::ResumeCreation | Act::Clone | Act::TakeOver => {}
         }

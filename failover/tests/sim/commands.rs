@@ -2,6 +2,7 @@
 
 use super::node::{Is, Names, SOFT};
 use super::{Event, LEASE, RECORDS, World, name};
+use cluster::timeline::XidBound;
 use cluster::{Lsn, Term};
 use failover::api::{
     Arm, Armed, CatchUp, Frozen, Open, Opened, Prepared, Promote, Promoted, Refused, Relaxed, Stopped,
@@ -16,6 +17,12 @@ impl World {
         let (term, kind) = (command.term(), command.kind());
         if let Some(wait) = self.bound_by_signature(n, command) {
             let command = Box::new(command.clone());
+            return self.after(wait, Event::Order { manager, life, node: n, command, answered });
+        }
+        if self.reachable(n) && !self.nodes[n].flushes(self.now) {
+            // Its promise comes first, and that is not on disk yet.
+            let (wait, command) =
+                (self.nodes[n].disk.1.since(self.now).as_millis() as u64 + 1, Box::new(command.clone()));
             return self.after(wait, Event::Order { manager, life, node: n, command, answered });
         }
         let result =
@@ -151,6 +158,10 @@ impl World {
                 return Err(CommandError::Refused(refused));
             }
             let timeline = order.term.timeline().expect("a small term");
+            // An operator who lets something be lost, and whose one request comes to nothing, would have to ask again.
+            if self.faulty() && !self.lossy && self.chance.percent(4) {
+                return Err(self.promotion_given_up(n, order));
+            }
             if order.sync_names.is_empty() {
                 self.has_watchdog(n);
             }
@@ -164,14 +175,36 @@ impl World {
         let node = &self.nodes[n];
         let forks = node.history().forks;
         let fork = *forks.last().expect("it was promoted");
+        let term_of = |what: u64| Term(what.saturating_sub(RECORDS));
+        let begun = node.wal.iter().enumerate().filter(|(_, e)| e.1 >= RECORDS);
+        let xid_bounds: Vec<XidBound> =
+            begun.map(|(at, e)| XidBound { term: term_of(e.1), xid: at as u64 + 1 }).collect();
         Ok(Reply::Promoted(Promoted {
             fork,
             forks,
-            xid_bound: 1,
-            xid_bounds: Vec::new(),
+            xid_bound: xid_bounds.last().map_or(1, |b| b.xid),
+            xid_bounds,
             record_lsn: Lsn(fork.lsn.0 + 1),
             prepared: Prepared::default(),
         }))
+    }
+
+    /// It took longer than its bound, so PostgreSQL is stopped: before it has become a primary, or after, with or without
+    /// the term's record, and its timeline is on its disk then.
+    fn promotion_given_up(&mut self, n: usize, order: &Promote) -> CommandError {
+        let timeline = order.term.timeline().expect("a small term");
+        if self.chance.percent(50) {
+            self.reach("a promotion given up after it happened");
+            (self.nodes[n].is, self.nodes[n].timeline) = (Is::Primary, timeline.0);
+            // A record that ends recovery; where the term has none of its own, it is all that there is of it.
+            self.append(n, RECORDS + order.term.0);
+        } else {
+            self.reach("a promotion given up before it happened");
+        }
+        self.say(format!("{} gives up its promotion and stops", name(n)));
+        self.nodes[n].stop();
+        let (what, why) = ("promoting".to_owned(), "promotion took longer than its bound".to_owned());
+        CommandError::Failed(failover::api::Failed { node: name(n), what, why, at: 0 })
     }
 
     fn open(&mut self, n: usize, order: &Open) -> Result<Reply, CommandError> {

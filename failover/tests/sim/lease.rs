@@ -2,12 +2,10 @@
 //! not answer.
 
 use super::node::SOFT;
-use super::{LEASE, VIEW, World, ms};
+use super::{LEASE, World, ms};
 use cluster::Term;
-use cluster::topology::STRICT_VIEW;
 use failover::fsm::action::Command;
 use failover::fsm::lease::vouched_for;
-use failover::record::Mode;
 use failover::view::topology::{lengthened, shortened};
 use std::time::Duration;
 
@@ -41,7 +39,8 @@ impl World {
 
     /// `Agent::countersign`, and whether its answer arrives.
     fn sign(&mut self, n: usize, other: usize, term: Term) -> bool {
-        if !self.linked(n, other) || self.lost() || self.nodes[other].promise > term || self.nodes[other].is_primary() {
+        let asked = self.linked(n, other) && self.nodes[other].flushes(self.now);
+        if !asked || self.lost() || self.nodes[other].promise > term || self.nodes[other].is_primary() {
             return false;
         }
         let until = self.now + self.counted(other, lengthened(LEASE));
@@ -61,20 +60,6 @@ impl World {
         self.nodes[n].promise = term;
         self.reach("a freeze that waited for what was signed");
         Some(until.since(self.now).as_millis() as u64 + 1)
-    }
-
-    /// `Agent::vouch`, asked by the proxy when half of its view's time is over.
-    pub(crate) fn ask_to_vouch(&mut self) {
-        let Some((term, n)) = self.view else { return };
-        let strict = self.mode == Mode::Strict;
-        let left = self.view_ends.since(self.now);
-        let due = left < if strict { STRICT_VIEW } else { VIEW } / 2;
-        if !due || self.lost() {
-            return;
-        }
-        let Some(lasts) = self.vouches(n, term, self.view_epoch) else { return };
-        self.view_ends = self.view_ends.max(self.now + self.counted(self.nodes.len(), shortened(lasts)));
-        self.reach("a view vouched for");
     }
 
     /// `Agent::vouch`.

@@ -2,21 +2,22 @@
 
 mod agent;
 mod commands;
+mod endpoint;
 mod etcd;
 mod lease;
 mod manager;
 mod node;
 mod reader;
+mod restore;
 mod watchdog;
 
 use cluster::sync_names::SyncNames;
-use cluster::topology::STRICT_VIEW;
 use cluster::{Instant, NodeId, Term};
+use endpoint::Proxy;
 use failover::fsm::action::{Change, ChangeOutcome, Command, CommandError, CommandKind, Reply};
 use failover::fsm::observe::Records;
 use failover::fsm::overdue::Inaction;
-use failover::record::{Mode, ProxyRecord};
-use failover::view::topology::shortened;
+use failover::record::Mode;
 use manager::Manager;
 use node::{Names, Node};
 use reader::Reader;
@@ -24,7 +25,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 37] = [
+pub(crate) const SOMETIMES: [&str; 47] = [
+    "a primary replaced while its disk hangs",
+    "a term that the proxy has heard of",
+    "an older view ignored",
+    "a commit in doubt that survived",
+    "a commit in doubt that was lost",
+    "a commit whose outcome nobody can tell",
     "an operator allowed data loss",
     "acknowledged writes lost as an operator allowed, and reported",
     "k has changed",
@@ -52,6 +59,10 @@ pub(crate) const SOMETIMES: [&str; 37] = [
     "a manager took the lead from another",
     "an outcome unknown and made",
     "a promotion's answer lost",
+    "a promotion given up before it happened",
+    "a promotion given up after it happened",
+    "etcd restored from a backup",
+    "etcd restored to an earlier term",
     "two leaders at once",
     "WAL rewound",
     "a superseded primary running",
@@ -165,23 +176,15 @@ pub(crate) struct World {
     /// How much faster than the simulator's the clocks of the nodes run, and of the proxy, in millionths. No two differ by
     /// more than a thousandth.
     pub(crate) drift: Vec<i64>,
-    /// When etcd ends the primary's lease, the proxy's, and the time that commits may go unprotected.
+    /// When etcd ends the primary's lease, and the time that commits may go unprotected.
     pub(crate) primary_ends: Instant,
-    proxy_ends: Instant,
     pub(crate) grace_ends: Instant,
-    /// The proxy's view: a term and its primary.
-    pub(crate) view: Option<(Term, usize)>,
-    /// It does not reach etcd before.
-    proxy_cut: Instant,
-    /// It passes nothing on from here.
-    pub(crate) view_ends: Instant,
-    /// The policy that it goes by.
-    pub(crate) view_epoch: u64,
-    writes: u64,
+    pub(crate) proxy: Proxy,
+    pub(crate) writes: u64,
     /// The last term for which an operator allowed data loss.
     pub(crate) loss_in: Term,
     /// Operators allow data loss.
-    lossy: bool,
+    pub(crate) lossy: bool,
     /// Operators' requests about voters so far.
     pub(crate) operations: u64,
     /// Acknowledged as promised to survive; other acknowledgements are not kept.
@@ -193,6 +196,8 @@ pub(crate) struct World {
     lines: Vec<String>,
     reached: BTreeSet<&'static str>,
     wrong: Option<String>,
+    /// etcd's files of an earlier time, where they are put back now and then.
+    pub(crate) backup: restore::Backup,
     /// Every node has a watchdog device, which it must have.
     pub(crate) devices: bool,
     /// Broken on purpose: a crash takes back what was flushed last.
@@ -218,17 +223,15 @@ impl World {
         let mut chance = Chance(seed);
         // With a spare node operators change who votes.
         let spare = mode != Mode::Async && seed % 4 < 2;
+        let restores = mode == Mode::Strict && seed % 8 == 6;
         let nodes = if spare { 4 } else { 3 };
         let drift = (0..=nodes).map(|_| chance.below(1001) as i64 - 500).collect();
         let mut world = Self {
             mode,
             drift,
-            view_epoch: 1,
             primary_ends: start + LEASE,
-            proxy_ends: start + LEASE,
             grace_ends: start,
-            view_ends: start + VIEW,
-            proxy_cut: start,
+            proxy: Proxy::new(start),
             now: start,
             chance,
             queue: BTreeMap::new(),
@@ -238,10 +241,10 @@ impl World {
             etcd_down_until: Instant::default(),
             managers: (0..2).map(|m| Manager::new(m, mode)).collect(),
             nodes: (0..nodes).map(Node::new).collect(),
-            view: Some((Term(1), 0)),
             writes: 0,
             loss_in: Term(0),
-            lossy: mode == Mode::Strict && seed % 4 == 2,
+            lossy: mode == Mode::Strict && seed % 4 == 2 && !restores,
+            backup: restore::Backup::new(restores),
             operations: 0,
             acked: BTreeSet::new(),
             reader: Reader::new(seed),
@@ -282,7 +285,9 @@ impl World {
     }
 
     pub(crate) fn reach(&mut self, what: &'static str) {
-        self.reached.insert(what);
+        if self.reached.insert(what) {
+            self.say(format!("for the first time: {what}"));
+        }
     }
 
     pub(crate) fn say(&mut self, what: String) {
@@ -370,56 +375,18 @@ impl World {
             Event::Write => {
                 self.reader_asks();
                 self.write();
+                let next = 20 + self.chance.below(60);
+                self.after(next, Event::Write);
             }
             Event::Proxy => {
+                self.back_up();
                 self.reader_looks();
                 self.look();
+                let next = 20 + self.chance.below(60);
+                self.after(next, Event::Proxy);
             }
             Event::Fault => self.fault(),
         }
-    }
-
-    /// The proxy reads etcd, when it can, and says that it acts on that.
-    fn look(&mut self) {
-        if self.etcd_up() && self.now >= self.proxy_cut && !self.lost() {
-            let policy = self.records.policy.as_ref().map(|p| p.value.clone());
-            let strict = policy.as_ref().is_some_and(|p| p.mode == Mode::Strict && p.protects());
-            // Its registration is renewed with the same stroke, so the view ends first.
-            self.view_ends =
-                self.now + self.counted(self.nodes.len(), shortened(if strict { STRICT_VIEW } else { VIEW }));
-            self.view_epoch = policy.as_ref().map_or(0, |p| p.epoch);
-            self.proxy_ends = self.now + LEASE;
-            let newest = self.records.term.as_ref().map_or(Term(0), |t| t.value.term);
-            let epoch = policy.map_or(0, |p| p.epoch);
-            let drains = self.records.term.as_ref().is_some_and(|t| t.value.phase == failover::record::Phase::Draining);
-            let gate = if drains { "draining" } else { "open" }.to_owned();
-            let record = ProxyRecord { term: newest, epoch, gate, busy: 0, below_mode: Vec::new() };
-            self.records.proxies.insert("p".into(), record);
-            let term = self.records.term.as_ref().map(|t| &t.value);
-            self.view = term.filter(|t| failover::record::Phase::Active == t.phase).and_then(|t| {
-                let node = t.node.as_ref()?;
-                Some((t.term, (0..self.nodes.len()).find(|n| name(*n) == *node)?))
-            });
-        } else {
-            self.ask_to_vouch();
-        }
-        let next = 20 + self.chance.below(60);
-        self.after(next, Event::Proxy);
-    }
-
-    fn write(&mut self) {
-        let to = self.view.filter(|(term, primary)| {
-            let node = &self.nodes[*primary];
-            node.serves(*term) && node.awake(self.now) && !node.hangs(self.now) && self.now < self.view_ends
-        });
-        if let Some((_, primary)) = to {
-            self.writes += 1;
-            let id = self.writes;
-            self.append(primary, id);
-            self.acknowledge(primary);
-        }
-        let next = 20 + self.chance.below(60);
-        self.after(next, Event::Write);
     }
 
     /// A record at the end of a primary's WAL.
@@ -453,7 +420,7 @@ impl World {
         };
         let Some(upto) = (node.released + 1..=node.wal.len()).rev().find(enough) else { return };
         // Nobody is told by a proxy whose view has ended, or is of another term.
-        let heard = node.names == Names::Armed || self.now < self.view_ends && self.view == Some((term, n));
+        let heard = node.names == Names::Armed || self.passes_on(term, n);
         let protects = self.records.policy.as_ref().is_some_and(|p| p.value.protects());
         let promised = node.names == Names::Armed && protects;
         // Who allows loss lets a primary that nobody froze go on with a standby that nobody froze either: see INV-1.
@@ -464,9 +431,9 @@ impl World {
         let own = node.name.clone();
         self.nodes[n].released = upto;
         for id in newly.into_iter().filter(|_| heard) {
+            self.proxy.acknowledged(id);
             if promised {
-                self.acked.insert(id);
-                self.reader.note(id, self.now);
+                self.promise(id);
             }
             self.last_ack = self.now;
             if let Some((newest, failover::record::Phase::Active, Some(primary))) = &open
@@ -478,6 +445,12 @@ impl World {
         }
     }
 
+    /// A client was told that this one survives.
+    pub(crate) fn promise(&mut self, id: u64) {
+        self.acked.insert(id);
+        self.reader.note(id, self.now);
+    }
+
     /// A term opens: it must have everything that was acknowledged.
     pub(crate) fn opened(&mut self, n: usize) {
         let missing: Vec<u64> = self.acked.iter().copied().filter(|id| !self.nodes[n].has(*id)).collect();
@@ -487,9 +460,14 @@ impl World {
             self.check_report(&missing);
             self.acked.retain(|id| !missing.contains(id));
             self.reader.excuse(&missing);
+            self.proxy.excuse();
         } else if !missing.is_empty() {
             let name = self.nodes[n].name.clone();
             self.fail(format!("{name} opens without the acknowledged writes {missing:?}"));
+        }
+        self.check_told(n);
+        if self.nodes.iter().any(|x| x.is_primary() && !x.flushes(self.now)) {
+            self.reach("a primary replaced while its disk hangs");
         }
         self.check_watchdogs(n);
         self.reach(if self.mode == Mode::Async { "an async failover" } else { "a failover" });
@@ -521,7 +499,7 @@ impl World {
             self.records.primary = None;
             self.bump();
         }
-        if self.now >= self.proxy_ends && self.records.proxies.remove("p").is_some() {
+        if self.now >= self.proxy.ends && self.records.proxies.remove("p").is_some() {
             self.bump();
         }
         if self.records.grace && self.now >= self.grace_ends {
@@ -599,15 +577,25 @@ impl World {
         self.nodes[n].hung = (self.now, self.now + ms(span));
     }
 
+    /// Everything that a host writes waits.
+    fn hang_disk(&mut self, n: usize, span: u64) {
+        let n = self.nodes.iter().position(Node::is_primary).filter(|_| self.chance.percent(50)).unwrap_or(n);
+        self.say(format!("the disk of {} hangs for {span} ms", name(n)));
+        self.nodes[n].disk = (self.now, self.now + ms(span));
+    }
+
     fn fault(&mut self) {
         if !self.faulty() {
             return;
+        }
+        if self.restore() {
+            return self.after(6000, Event::Fault);
         }
         let n = self.chance.below(self.nodes.len() as u64) as usize;
         let m = self.chance.below(2) as usize;
         let span = 200 + self.chance.below(6000);
         let until = self.now + ms(span);
-        let kinds = if self.mode == Mode::Strict { 11 } else { 15 };
+        let kinds = if self.mode == Mode::Strict { 12 } else { 16 };
         let more = if self.nodes.len() > 3 { 5 } else { u64::from(self.lossy) * 2 };
         match self.chance.below(kinds + more) {
             kind if kind >= kinds && self.nodes.len() == 3 => {
@@ -642,9 +630,11 @@ impl World {
                 self.nodes[n].stalled_until = until;
             }
             10 => self.hang(span),
+            // Long enough to be found out, now and then.
+            kind if kind == kinds - 1 => self.hang_disk(n, span + 3000),
             11 => {
                 self.say(format!("the proxy is cut off from etcd for {span} ms"));
-                self.proxy_cut = until;
+                self.proxy.cut = until;
             }
             12..=14 => {
                 let primary = self.nodes.iter().position(Node::is_primary).unwrap_or(0);

@@ -76,6 +76,8 @@ pub(crate) struct Node {
     pub(crate) stalled_until: Instant,
     /// Its PostgreSQL does nothing and answers nothing, since and until when.
     pub(crate) hung: (Instant, Instant),
+    /// The same of its disk: nothing is flushed, neither WAL nor what its agent promises.
+    pub(crate) disk: (Instant, Instant),
     pub(crate) seq: u64,
 }
 
@@ -115,6 +117,7 @@ impl Node {
             cut_until: Instant::default(),
             stalled_until: Instant::default(),
             hung: Default::default(),
+            disk: Default::default(),
             seq: 0,
         }
     }
@@ -130,6 +133,10 @@ impl Node {
 
     pub(crate) fn hangs(&self, now: Instant) -> bool {
         now < self.hung.1
+    }
+
+    pub(crate) fn flushes(&self, now: Instant) -> bool {
+        now >= self.disk.1
     }
 
     /// Its WAL receiver is connected to `primary`, in that term.
@@ -213,7 +220,7 @@ impl World {
         let node = &mut self.nodes[n];
         node.stop();
         (node.frozen_for, node.view, node.ordered, node.seen) = (None, None, None, None);
-        (node.lease, node.watchdog) = (None, None);
+        (node.lease, node.watchdog, node.disk) = (None, None, Default::default());
         node.down_until = until;
     }
 
@@ -240,7 +247,8 @@ impl World {
             Is::Primary if node.hangs(now) => PostgresState::Hung { for_ms: now.since(node.hung.0).as_millis() as u64 },
             Is::Primary => PostgresState::Primary(Primary {
                 timeline: end.timeline,
-                insert_lsn: end.lsn,
+                // Its agent's record of every second, and what clients send.
+                insert_lsn: Lsn(end.lsn.0 + u64::from(!node.flushes(now))),
                 flush_lsn: end.lsn,
                 sync_names,
                 followers,
@@ -268,7 +276,7 @@ impl World {
             fenced: node.fenced,
             sees_primary: sighting,
             lease_left_ms: None,
-            fsync_probe_ms: Some(1),
+            fsync_probe_ms: Some(if node.flushes(now) { 1 } else { now.since(node.disk.0).as_millis() as u64 }),
             trouble: None,
             policy: None,
         }
@@ -296,7 +304,7 @@ impl World {
         let next = 5 + self.chance.below(20);
         self.after(next, Event::Stream(n));
         let node = &self.nodes[n];
-        if self.now < node.stalled_until {
+        if self.now < node.stalled_until || !node.flushes(self.now) {
             return;
         }
         let Some((p, term)) = node.upstream.filter(|_| node.is == Is::Standby) else { return };

@@ -2,12 +2,11 @@
 //! reads there is never older than it may be. Its view, what ends and renews that, and what proves its term are the
 //! shipped ones.
 
-use super::{Chance, VIEW, World, ms, name};
+use super::{Chance, World, ms, name};
 use cluster::topology::{Gate, STRICT_VIEW, Topology};
 use cluster::{Instant, NodeId};
-use failover::fsm::observe::Records;
 use failover::record::{Mode, Phase};
-use failover::view::topology::{Validity, not_shortened, shortened, topology, vouched};
+use failover::view::topology::{shortened, vouched};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -56,19 +55,6 @@ impl Reader {
     }
 }
 
-fn read(records: &Records) -> failover::view::topology::Records {
-    failover::view::topology::Records {
-        revision: u64::try_from(records.revision).unwrap_or(0),
-        init: None,
-        term: records.term.as_ref().map(|t| t.value.clone()),
-        primary: records.primary.clone(),
-        policy: records.policy.as_ref().map(|p| p.value.clone()),
-        members: records.members.clone(),
-        fences: records.fences.clone(),
-        maintenance: records.maintenance.clone(),
-    }
-}
-
 impl World {
     /// `n` is cut off until then: the reader may be with it.
     pub(crate) fn maroon(&mut self, n: usize, until: Instant) {
@@ -111,14 +97,7 @@ impl World {
     }
 
     fn reader_reads(&mut self) {
-        let lasts = |span| self.counted(self.nodes.len(), span);
-        let validity = Validity {
-            sent_at: self.now,
-            lasts: lasts(VIEW),
-            strict_lasts: lasts(STRICT_VIEW),
-            registered_until: None,
-        };
-        let next = not_shortened(&self.reader.topology, topology(&read(&self.records), validity));
+        let Some(next) = self.learn(&self.reader.topology) else { return };
         if next.term != self.reader.topology.term {
             self.reader.seen.clear();
         }
