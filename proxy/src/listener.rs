@@ -20,7 +20,7 @@ use crate::pool::{Limits, Order, PoolKey, Scope};
 use crate::reach::Reach;
 use crate::resolve::Resolver;
 use crate::session::peers::Cancelling;
-use crate::sums::{TICK, publish_state, state_of, totals};
+use crate::sums::{TICK, publish_state, state_of, totals, working};
 use crate::tls;
 use crate::worker::{self, Board, Entrance, Entrances, Inbound, Shared, ToWorker, Worker, tune};
 use cluster::lag::LagSnapshot;
@@ -410,13 +410,13 @@ impl Handle {
         let quiet = async {
             let mut state = self.state.clone();
             // The workers are asked themselves: what was published last may be older than the newest transaction.
-            while state_of(&self.shared).busy > 0 {
+            while working(&self.shared) > 0 {
                 // A transaction may begin and end between two publications.
                 let _ = tokio::time::timeout(TICK, state.changed()).await;
             }
         };
         if tokio::time::timeout(bound, quiet).await.is_err() {
-            let busy = state_of(&self.shared).busy;
+            let busy = working(&self.shared);
             tracing::warn!(busy, waited = ?bound, "transactions still run, their sessions are ended");
         }
         self.stop.send_replace(true);

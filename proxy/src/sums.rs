@@ -28,6 +28,12 @@ pub(crate) fn state_of(shared: &Shared) -> ProxyState {
     ProxyState { term: oldest.term, epoch: oldest.epoch, gate: oldest.gate, busy, below_mode, doubts }
 }
 
+/// Sessions that a server works for, or that have a transaction on one, the standbys included: managers know only of
+/// those on the primary.
+pub(crate) fn working(shared: &Shared) -> u64 {
+    shared.boards.iter().map(|board| board.busy() + board.reading()).sum()
+}
+
 /// Until `stop`.
 pub(crate) async fn publish_state(
     shared: &Shared,

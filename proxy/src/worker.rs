@@ -17,6 +17,7 @@ use scheduling::{Scheduling, Working};
 pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
 
 use crate::auth::cancel_keys::Secret;
+use crate::config::pools::Pools as Rules;
 use crate::config::{Config, IoUring, reads};
 use crate::console::tally::Tallies;
 use crate::explain::Asked;
@@ -25,7 +26,7 @@ use crate::net::round;
 use crate::pool::backoff::Backoff;
 use crate::pool::checkout::still_valid;
 use crate::pool::doors::Doorway;
-use crate::pool::policy::{Age, too_old};
+use crate::pool::policy::{Age, forced_user, leads_elsewhere, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Scope};
 use crate::route::sample::Sample;
@@ -136,6 +137,7 @@ pub struct Worker {
     /// When they last waited, since it was logged that they do.
     slow: Cell<Option<Instant>>,
     busy: Cell<u64>,
+    reading: Cell<u64>,
     held: Cell<u64>,
     in_use: [Cell<u64>; 2],
     /// Sessions that servers work for.
@@ -209,6 +211,7 @@ impl Worker {
             slowed: Cell::default(),
             slow: Cell::default(),
             busy: Cell::new(0),
+            reading: Cell::new(0),
             held: Cell::new(0),
             in_use: Default::default(),
             working: Working::default(),
@@ -250,13 +253,30 @@ impl Worker {
     fn apply_config(&self, config: &Config) {
         self.shortest.set(timers::shortest(&config.timeouts));
         self.look_no_later(self.now());
-        *self.config.borrow_mut() = Rc::new(config.clone());
+        let old = self.config.replace(Rc::new(config.clone()));
+        self.mark_moved(&old.pools, &config.pools);
         self.schedule();
         self.send_together();
         self.throttle();
         self.shared.limits.obey(&config.pools);
         self.pools.reconsider();
         self.each_session(Presence::wake);
+    }
+
+    /// Sessions whose database is led elsewhere by new rules are told so when they are next outside of a transaction. What
+    /// replicates goes on.
+    fn mark_moved(&self, old: &Rules, new: &Rules) {
+        if old == new {
+            return;
+        }
+        self.each_session(|presence| {
+            let Some(facts) = presence.facts.get().filter(|facts| facts.replication.is_none()) else { return };
+            let database = &facts.identity.database;
+            let released = forced_user(old, database).is_some() && forced_user(new, database).is_none();
+            if released || leads_elsewhere(new, &facts.identity) {
+                presence.moved.set(true);
+            }
+        });
     }
 
     /// May the primary be written to?

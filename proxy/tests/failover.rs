@@ -6,6 +6,8 @@ mod common;
 use cluster::topology::{Closed, Gate};
 use common::raw::{Raw, bind, execute, parse, run, sync};
 use common::{Cluster, wait_for};
+use proxy::config::PoolMode;
+use proxy::config::pools::Database;
 use proxy::console::tally::Counter;
 use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
@@ -514,4 +516,38 @@ fn a_drained_proxy_lets_transactions_end() {
     draining.join().unwrap();
     assert!(started.elapsed() < Duration::from_secs(5));
     assert_eq!(c.nodes[0].psql("select count(*) from t"), "1");
+}
+
+#[test]
+fn a_drained_proxy_lets_reads_on_standbys_end_and_sessions_that_keep_servers_begin_nothing() {
+    let mut c = Cluster::start(1, |raw| {
+        let session =
+            Database { pool_mode: Some(PoolMode::Session), dbname: Some("app".into()), ..Database::default() };
+        raw.databases.insert("kept".into(), session);
+        raw.max_replay_lag = cluster::config::Span::secs(10);
+    });
+    let (mut reader, mut idle) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    let mut keeps = Raw::login(c.port, &[("database", "kept")]);
+    assert_eq!(words(&keeps.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    // What was read at the primary counts like a write, so it takes until a sample covers that.
+    let at = "T | D n2 | C SELECT 1 | Z ";
+    wait_for("the standby to serve reads", || {
+        (words(&reader.query("select current_setting('cluster_name')")) == format!("{at}I")).then_some(())
+    });
+    reader.query("begin read only");
+    assert_eq!(words(&reader.query("select current_setting('cluster_name')")), format!("{at}T"));
+    let handle = c.handle.take().unwrap();
+    let draining = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(handle.drain(Duration::from_secs(60)));
+    });
+    wait_for("new transactions to be refused", || {
+        let answer = words(&idle.query("select 1"));
+        (answer == "E 57P01 | EOF").then_some(())
+    });
+    assert_eq!(words(&keeps.query("select 1")), "E 57P01 | EOF");
+    assert_eq!(words(&reader.query("select 2")), "T | D 2 | C SELECT 1 | Z T");
+    assert!(!draining.is_finished(), "a transaction runs");
+    assert_eq!(words(&reader.query("commit")), "C COMMIT | Z I");
+    draining.join().unwrap();
 }

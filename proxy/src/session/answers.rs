@@ -363,7 +363,7 @@ impl Session {
             if std::mem::take(&mut self.relay.redefaults) {
                 self.w.shared.catalogs.refresh_all();
             }
-            self.set_busy(false);
+            self.set_busy(None);
             self.rest(now);
         }
     }

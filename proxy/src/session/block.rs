@@ -198,7 +198,7 @@ impl Session {
                     self.said.iter().for_each(|said| said.write(&mut sql));
                     self.set_first.iter().for_each(|texts| sql.push_str(texts));
                     self.tracking.asked = Some(Asked::Begin);
-                    self.set_busy(!self.relay.standby);
+                    self.set_busy(Some(if self.relay.standby { Role::Standby } else { Role::Primary }));
                     self.send_hidden(&sql);
                 }
                 Some(Step::Wait)
@@ -222,7 +222,7 @@ impl Session {
         if std::mem::take(&mut self.replants) {
             let error = Box::new(ClientError::InFailedTransaction);
             (self.fresh, self.lost_block) = (None, LostBlock::Told(error));
-            self.set_busy(false);
+            self.set_busy(None);
             self.give_back(self.w.now());
         }
     }

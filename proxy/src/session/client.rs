@@ -32,7 +32,7 @@ use crate::sql::{Access, FunctionTable, LexRules, LongText, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::worker::{Settings, Worker};
-use cluster::{Instant, NodeId, Term};
+use cluster::{Instant, NodeId, Role, Term};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -207,7 +207,7 @@ pub struct Session {
     pub(super) wrote: bool,
     /// More than a proven read was sent to the primary in this transaction: it may have an id.
     pub(super) may_have_xid: bool,
-    pub(super) busy: bool,
+    pub(super) busy: Option<Role>,
     /// A cancel request went to the server while something may commit there.
     pub(super) cancelled: bool,
     /// A cancel request is on its way to the server.
@@ -350,7 +350,7 @@ impl Session {
             commits: false,
             wrote: false,
             may_have_xid: false,
-            busy: false,
+            busy: None,
             cancelled: false,
             cancelling: false,
             avoid: Vec::new(),
@@ -472,7 +472,7 @@ impl Session {
     fn leave(&mut self) {
         self.w.places.borrow_mut().leave(self.place);
         self.w.patrons.leave(&self.identity);
-        self.set_busy(false);
+        self.set_busy(None);
         self.count_working(self.presence.doing.get().activity, Activity::Idle);
         self.count_pins(Pins::NONE);
         // A COPY may have failed while the client was in the middle of a message to it.

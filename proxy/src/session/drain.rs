@@ -13,6 +13,7 @@ use crate::wire::codec::{Sink, cstring, message};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::write_query;
 use crate::worker::Worker;
+use cluster::Role;
 use std::io;
 use std::rc::Rc;
 
@@ -92,7 +93,7 @@ impl Session {
             self.show_server(None);
             let (rest, limit) = (std::mem::take(&mut self.server_in), self.w.config().drain_bytes);
             let drained = Drained { server, relay, rest, to_server: Outbox::default(), left: limit, limit };
-            tokio::task::spawn_local(drain(self.w.clone(), pool, drained, false));
+            tokio::task::spawn_local(drain(self.w.clone(), pool, drained, None));
         }
         entries
     }
@@ -103,7 +104,7 @@ impl Session {
     pub(super) fn leave_block(&mut self) {
         let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) else { return };
         self.show_server(None);
-        self.set_busy(false);
+        self.set_busy(None);
         let mut relay = std::mem::take(&mut self.relay);
         relay.retries = false;
         let (rest, limit) = (std::mem::take(&mut self.server_in), self.w.config().drain_bytes);
@@ -124,13 +125,11 @@ async fn roll_back(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained) {
     w.count_in_use(&d.server.meta, false);
 }
 
-/// `busy`: the primary counts as busy until this is over.
-async fn drain(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained, busy: bool) {
+/// `busy`: a server of that role counts as busy until this is over.
+async fn drain(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained, busy: Option<Role>) {
     let limit = w.config().drain_timeout;
     let outcome = tokio::time::timeout(limit, d.finish()).await;
-    if busy {
-        w.count_busy(false);
-    }
+    busy.into_iter().for_each(|role| w.count_busy(role, false));
     let node = d.server.meta.node.clone();
     match outcome {
         Ok(Ok(())) => return w.release(&pool, d.server, w.now()),

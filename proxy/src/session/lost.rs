@@ -56,7 +56,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     drop_rest(s);
     (s.server_in, s.behind, s.hint_warned) = (Vec::new(), false, false);
     s.rescan = true;
-    s.set_busy(false);
+    s.set_busy(None);
     if broken {
         return false;
     }
@@ -241,7 +241,7 @@ pub(super) fn leave(s: &mut Session) {
     drop_rest(s);
     (s.server_in, s.behind, s.hint_warned) = (Vec::new(), false, false);
     s.rescan = true;
-    s.set_busy(false);
+    s.set_busy(None);
     (s.wrote, s.saw) = (false, false);
     s.tracking.lose(&mut s.pins, true);
     s.parse_key = s.shared_key();

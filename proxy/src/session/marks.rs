@@ -44,6 +44,10 @@ impl Session {
     pub(super) fn mark_rest(&self, now: Instant) {
         let idle = self.status() == TxStatus::Idle;
         self.mark(if idle { Activity::Idle } else { Activity::InTransaction }, now, false);
+        if idle && self.presence.moved.get() {
+            // The next turn sees that it may end now.
+            self.presence.wake();
+        }
     }
 
     /// Who serves the session, for those who look at it.

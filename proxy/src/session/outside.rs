@@ -11,6 +11,7 @@ use crate::wire::pool_error::PoolError;
 use cluster::topology::Gate;
 use cluster::{Instant, Role};
 use std::future::Future;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::time::Duration;
 
@@ -46,6 +47,13 @@ impl Session {
             return Err(self.farewell(match end {
                 End::Killed => &ClientError::ShuttingDown,
             }));
+        }
+        if self.presence.moved.get()
+            && self.inbox.is_empty()
+            && self.to_client.is_empty()
+            && let Some(error) = self.must_leave()
+        {
+            return Err(self.farewell(&error));
         }
         if let Some(expiry) = self.presence.expired.take() {
             self.expire(expiry)?;
@@ -99,6 +107,20 @@ impl Session {
         if let Some(what) = self.doubts(self.held_for, now) {
             self.fail = Some(Failure::Error(acquire::unproven(&self.w, &what, since, now)));
         }
+    }
+
+    /// Between two transactions: why no other is to begin.
+    pub(super) fn must_leave(&self) -> Option<ClientError> {
+        let stopping = self.w.shared.stopping.load(Ordering::Relaxed);
+        if !stopping && !self.presence.moved.get() {
+            return None;
+        }
+        let between = !self.relay.busy() && self.relay.open.is_none() && self.status() == TxStatus::Idle;
+        let database = || self.identity.database.clone();
+        between.then(|| match stopping {
+            true => ClientError::ShuttingDown,
+            false => ClientError::Pool(PoolError::Moved { database: database() }),
+        })
     }
 
     /// The client is told why its session ends.

@@ -82,6 +82,8 @@ pub struct Presence {
     pub expired: Cell<Option<Expiry>>,
     /// Its statement waits for a proof that the primary is still that.
     pub unproven: Cell<bool>,
+    /// New clients of its database are led elsewhere: it ends as soon as it is outside of a transaction.
+    pub moved: Cell<bool>,
     /// What it waits for may have come.
     pub again: Cell<bool>,
     told: Cell<Option<Instant>>,
@@ -104,6 +106,7 @@ impl Presence {
             blocked: Cell::new(None),
             expired: Cell::new(None),
             unproven: Cell::new(false),
+            moved: Cell::new(false),
             again: Cell::new(false),
             told: Cell::new(None),
         }

@@ -59,7 +59,7 @@ impl Session {
         }
         self.tracking.asked = Some(Asked::Proof { since: now });
         self.hold = Some(Box::pin(tokio::time::sleep(self.w.config().hold_timeout)));
-        self.set_busy(true);
+        self.set_busy(Some(Role::Primary));
         self.send_hidden(COMMIT);
         // The next turn polls the timer.
         self.presence.wake();

@@ -22,7 +22,6 @@ use crate::wire::frontend;
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId, Role};
 use std::future::{Future, poll_fn};
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 impl Session {
@@ -38,6 +37,9 @@ impl Session {
         if self.relay.only_asks_position() && (unit.read || unit.block.begins.is_some()) {
             // A standby may serve it in a moment.
             return Step::Wait;
+        }
+        if let Some(error) = self.must_leave() {
+            return self.violation(&error);
         }
         if let Some(step) = self.take_hint(input, unit) {
             return step;
@@ -77,9 +79,6 @@ impl Session {
                     Gate::Draining | Gate::Closed(_) => self.hold_here(access),
                 };
             }
-        }
-        if self.w.shared.stopping.load(Ordering::Relaxed) {
-            return self.violation(&ClientError::ShuttingDown);
         }
         let promise = self.promise_of_unit();
         let access = if unit.read && !missing && !self.replants { self.access_outside() } else { access };
@@ -193,10 +192,12 @@ impl Session {
         Some((server.meta.node.clone(), server.meta.term))
     }
 
-    pub(super) fn set_busy(&mut self, busy: bool) {
-        if self.busy != busy {
-            self.busy = busy;
-            self.w.count_busy(busy);
+    /// In a transaction, or with a statement in flight, on a server of that role; `None`: on none.
+    pub(super) fn set_busy(&mut self, busy: Option<Role>) {
+        let before = std::mem::replace(&mut self.busy, busy);
+        if before != busy {
+            before.into_iter().for_each(|role| self.w.count_busy(role, false));
+            busy.into_iter().for_each(|role| self.w.count_busy(role, true));
         }
     }
 
@@ -302,7 +303,7 @@ impl Session {
             self.note_undone(input, unit);
         }
         (self.flushed, self.hint_warned) = (unit.flush, false);
-        self.set_busy(primary || self.busy);
+        self.set_busy(if primary { Some(Role::Primary) } else { self.busy.or(Some(Role::Standby)) });
         (self.impatient, self.waited_at) = (false, 0);
         self.waiting_since = None;
         self.hold = None;
@@ -406,7 +407,7 @@ impl Session {
         let mut over = over.map(|left| Box::pin(tokio::time::sleep(left)));
         let outcome = tokio::select! {
             biased;
-            outcome = poll_fn(|cx| self.watch_client(cx)) => match outcome {
+            outcome = poll_fn(|cx| self.watch_waiting(bytes, cx)) => match outcome {
                 Some(error) => Err(NotFound::Error(error)),
                 // The next turn sees the end of the connection.
                 None => return,
@@ -426,6 +427,16 @@ impl Session {
             Err(NotFound::Error(error)) => self.fail = Some(Failure::Error(error)),
             Err(NotFound::Refused(frame)) => self.fail = Some(Failure::Frame(frame)),
         }
+    }
+
+    /// While a statement of so many bytes waits for a server: the same, and is its transaction to begin at all? What is
+    /// led elsewhere behind a pause must not go where it would have gone before.
+    fn watch_waiting(&mut self, bytes: usize, cx: &mut Context<'_>) -> Poll<Option<ClientError>> {
+        if bytes > 0 && self.presence.moved.get() && self.must_leave().is_some() {
+            self.rescan = true;
+            return Poll::Ready(None);
+        }
+        self.watch_client(cx)
     }
 
     /// While a statement waits: has the client gone (`None`), or cancelled it? What its socket has not taken of the

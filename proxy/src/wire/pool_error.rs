@@ -30,6 +30,11 @@ pub enum PoolError {
         /// The database.
         database: String,
     },
+    /// The configuration leads its clients to another database, or to another user there, since it was read again.
+    Moved {
+        /// The database, by the name clients ask for.
+        database: String,
+    },
     /// The database has as many clients as it may have.
     ClientsOfDatabase {
         /// The database.
@@ -78,6 +83,11 @@ impl PoolError {
                 SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("database \"{database}\" is not currently accepting connections"),
             ),
+            Self::Moved { database } => {
+                fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+                    .detail(format!("Database \"{database}\" leads elsewhere now."))
+                    .hint("Connect again.")
+            }
             Self::ClientsOfDatabase { database, limit } => {
                 fatal(SqlState::TOO_MANY_CONNECTIONS, format!("too many connections for database \"{database}\""))
                     .detail(format!("This proxy takes {limit} connections for it."))
@@ -148,6 +158,10 @@ mod tests {
         check(
             &E::Disabled { database: database.clone() },
             "FATAL 55000 database \"app\" is not currently accepting connections |  | ",
+        );
+        check(
+            &E::Moved { database: database.clone() },
+            "FATAL 57P01 terminating connection due to administrator command | Database \"app\" leads elsewhere now. | Connect again.",
         );
         check(
             &E::ClientsOfDatabase { database, limit: 7 },

@@ -63,10 +63,18 @@ impl Worker {
         }
     }
 
-    /// A session becomes busy on the primary, or ceases to be.
-    pub fn count_busy(&self, begins: bool) {
-        self.busy.set(if begins { self.busy.get() + 1 } else { self.busy.get() - 1 });
-        self.shared.boards[self.index].busy.store(self.busy.get(), Ordering::SeqCst);
+    /// A session becomes busy on a server of that role, or ceases to be.
+    pub fn count_busy(&self, role: Role, begins: bool) {
+        let board = &self.shared.boards[self.index];
+        let (count, shown) = match role {
+            Role::Primary => (&self.busy, &board.busy),
+            Role::Standby => (&self.reading, &board.reading),
+        };
+        count.set(if begins { count.get() + 1 } else { count.get() - 1 });
+        shown.store(count.get(), Ordering::SeqCst);
+        if role == Role::Standby {
+            return;
+        }
         if !begins && self.view.borrow().topology.gate != Gate::Open {
             self.shared.applied.notify_one();
         }

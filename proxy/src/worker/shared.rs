@@ -94,6 +94,7 @@ pub struct Shared {
 pub struct Board {
     pub(super) applied: Mutex<Applied>,
     pub(super) busy: AtomicU64,
+    pub(super) reading: AtomicU64,
     pub(super) below_mode: Mutex<BelowMode>,
     pub(super) doubts: Mutex<PerTerm<Doubts>>,
     /// Sessions, to choose the worker with the fewest.
@@ -158,6 +159,11 @@ impl Board {
     /// Sessions in a transaction on the primary or with a statement in flight there.
     pub fn busy(&self) -> u64 {
         self.busy.load(Ordering::SeqCst)
+    }
+
+    /// Sessions in a transaction on a standby or with a statement in flight there.
+    pub fn reading(&self) -> u64 {
+        self.reading.load(Ordering::SeqCst)
     }
 
     /// Commits acknowledged with less durability than the cluster's mode.

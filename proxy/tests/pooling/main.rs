@@ -4,6 +4,7 @@
 mod common;
 mod idle;
 mod lacking;
+mod moved;
 
 use cluster::Role;
 use cluster::config::Span;
