@@ -30,6 +30,9 @@ pub enum OrderError {
         /// The limit.
         limit: Duration,
     },
+    /// Another order ended the pause that it waited in.
+    #[error("it was resumed before all server connections were closed")]
+    Resumed,
     /// No such session.
     #[error("no such client")]
     NoClient,
@@ -44,28 +47,36 @@ pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration)
     let until = Instant::now() + limit;
     let paused_before = announce(shared, order, &scope, until, limit).await?;
     if !matches!(order, Order::Pause | Order::Kill) {
+        // Who waits in a pause that is over is told so.
+        shared.limits.closed.notify_waiters();
         return Ok(());
     }
+    let pause = || shared.doors.lock().unwrap_or_else(PoisonError::into_inner).pauses(&scope);
+    let Some(number) = pause() else { return Err(OrderError::Resumed) };
     let gone = async {
         loop {
             // Listened for before it is looked at: what closes in between is not missed.
             let mut closed = std::pin::pin!(shared.limits.closed.notified());
             closed.as_mut().enable();
+            // That none is open says nothing any more once others may be made.
+            if pause() != Some(number) {
+                return Err(OrderError::Resumed);
+            }
             if shared.limits.open(&scope) == 0 {
-                return;
+                tracing::info!(?order, ?scope, "operator's order carried out");
+                return Ok(());
             }
             closed.await;
         }
     };
-    if timeout_at(until, gone).await.is_ok() {
-        tracing::info!(?order, ?scope, "operator's order carried out");
-        return Ok(());
+    if let Ok(outcome) = timeout_at(until, gone).await {
+        return outcome;
     }
     let servers = shared.limits.open(&scope);
     // What had been paused before stays so: databases of their own, when this was for all.
     if order == Order::Pause && !paused_before {
         let (until, limit) = (Instant::now() + TAKE_BACK, TAKE_BACK);
-        shared.doors.lock().unwrap_or_else(PoisonError::into_inner).unpause(&scope);
+        shared.doors.lock().unwrap_or_else(PoisonError::into_inner).unpause(&scope, number);
         tell(shared, Order::Resume, &scope, until, limit).await?;
     }
     Err(OrderError::StillInUse { servers, limit })
@@ -108,7 +119,7 @@ async fn announce(
     let now = cluster::Clock.now();
     let paused_before = {
         let mut doors = shared.doors.lock().unwrap_or_else(PoisonError::into_inner);
-        let paused = doors.pauses(scope);
+        let paused = doors.pauses(scope).is_some();
         doors.obey(order, scope, now)?;
         paused
     };

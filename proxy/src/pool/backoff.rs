@@ -7,6 +7,9 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(20);
 /// The longest.
 const LONGEST: Duration = Duration::from_millis(500);
+/// The first pause after a server has refused a login that nobody waits for, and the longest: whoever counts failed logins
+/// counts these.
+const REFUSED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 /// What is known of connecting to one node. Shared by all who want to, so that a node that is down gets one attempt
 /// per pause, however many wait for it.
@@ -26,7 +29,7 @@ impl Backoff {
             None => Ok(()),
             Some(next) if now < next => Err(next.since(now)),
             Some(_) => {
-                self.next = Some(now + pause(self.failures, seed));
+                self.next = Some(now + pause((FIRST, LONGEST), self.failures, seed));
                 Ok(())
             }
         }
@@ -40,7 +43,13 @@ impl Backoff {
     /// An attempt has failed.
     pub fn failed(&mut self, now: Instant, seed: u64) {
         self.failures = self.failures.saturating_add(1);
-        self.next = Some(now + pause(self.failures, seed));
+        self.next = Some(now + pause((FIRST, LONGEST), self.failures, seed));
+    }
+
+    /// A login that nobody waits for was refused.
+    pub fn refused(&mut self, now: Instant, seed: u64) {
+        self.failures = self.failures.saturating_add(1);
+        self.next = Some(now + pause(REFUSED, self.failures, seed));
     }
 
     /// An attempt has succeeded. True when others were kept waiting.
@@ -50,8 +59,8 @@ impl Backoff {
 }
 
 /// Between half of the doubled pause and the whole of it, so that workers and processes do not try in step.
-fn pause(failures: u32, seed: u64) -> Duration {
-    let whole = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST);
+fn pause((first, longest): (Duration, Duration), failures: u32, seed: u64) -> Duration {
+    let whole = first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest);
     let half = whole / 2;
     let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);
     half + Duration::from_nanos(mix(seed) % nanos)
@@ -106,7 +115,7 @@ mod tests {
     #[test]
     fn pauses_grow_to_the_longest_and_differ() {
         for (failures, least, most) in [(1, 10, 20), (2, 20, 40), (5, 160, 320), (6, 250, 500), (60, 250, 500)] {
-            let pauses: Vec<Duration> = (0..100).map(|seed| pause(failures, seed)).collect();
+            let pauses: Vec<Duration> = (0..100).map(|seed| pause((FIRST, LONGEST), failures, seed)).collect();
             let (least, most) = (Duration::from_millis(least), Duration::from_millis(most));
             assert!(pauses.iter().all(|p| (least..=most).contains(p)), "{failures}: {pauses:?}");
             let different: std::collections::BTreeSet<_> = pauses.into_iter().collect();

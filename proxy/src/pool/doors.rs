@@ -56,7 +56,8 @@ pub enum Refusal {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Door {
-    paused: bool,
+    /// By the order of that number.
+    paused: Option<u64>,
     disabled: bool,
     /// Connections born before are closed when they are free.
     reconnect: Option<Instant>,
@@ -67,6 +68,8 @@ struct Door {
 pub struct Doors {
     all: Door,
     databases: BTreeMap<String, Door>,
+    /// Pauses so far.
+    pauses: u64,
 }
 
 impl Doors {
@@ -76,7 +79,7 @@ impl Doors {
     /// The order makes no sense; nothing has changed.
     pub fn obey(&mut self, order: Order, scope: &Scope, now: Instant) -> Result<(), Refusal> {
         match order {
-            Order::Pause | Order::Kill => self.door(scope).paused = true,
+            Order::Pause | Order::Kill => self.pause(scope),
             Order::Resume => self.resume(scope)?,
             Order::Reconnect => self.door(scope).reconnect = Some(now),
             Order::Disable | Order::Enable if *scope == Scope::All => return Err(Refusal::NeedsDatabase),
@@ -87,18 +90,25 @@ impl Doors {
         Ok(())
     }
 
-    /// Was a pause ordered of just that? Others may pause a part of it, or more.
-    pub fn pauses(&self, scope: &Scope) -> bool {
+    /// Which pause is in force of just that? Others may pause a part of it, or more.
+    pub fn pauses(&self, scope: &Scope) -> Option<u64> {
         match scope {
             Scope::All => self.all.paused,
-            Scope::Database(name) => self.databases.get(name).is_some_and(|door| door.paused),
+            Scope::Database(name) => self.databases.get(name).and_then(|door| door.paused),
         }
     }
 
-    /// Take a pause of just that back, and no other.
-    pub fn unpause(&mut self, scope: &Scope) {
-        self.door(scope).paused = false;
+    /// Take that pause back, and no other.
+    pub fn unpause(&mut self, scope: &Scope, number: u64) {
+        let door = self.door(scope);
+        door.paused = door.paused.filter(|paused| *paused != number);
         self.databases.retain(|_, door| *door != Door::default());
+    }
+
+    fn pause(&mut self, scope: &Scope) {
+        self.pauses += 1;
+        let number = self.pauses;
+        self.door(scope).paused.get_or_insert(number);
     }
 
     fn door(&mut self, scope: &Scope) -> &mut Door {
@@ -112,15 +122,15 @@ impl Doors {
         let refusal = || Refusal::NotPaused { scope: scope.clone() };
         match scope {
             Scope::All => {
-                if !self.all.paused && self.databases.values().all(|d| !d.paused) {
+                if self.all.paused.is_none() && self.databases.values().all(|d| d.paused.is_none()) {
                     return Err(refusal());
                 }
-                self.all.paused = false;
-                self.databases.values_mut().for_each(|d| d.paused = false);
+                self.all.paused = None;
+                self.databases.values_mut().for_each(|d| d.paused = None);
             }
             Scope::Database(name) => {
-                let door = self.databases.get_mut(name).filter(|d| d.paused).ok_or_else(refusal)?;
-                door.paused = false;
+                let door = self.databases.get_mut(name).filter(|d| d.paused.is_some()).ok_or_else(refusal)?;
+                door.paused = None;
             }
         }
         Ok(())
@@ -133,12 +143,12 @@ impl Doors {
 
     /// Do statements of this database wait?
     pub fn paused(&self, database: &str) -> bool {
-        self.all.paused || self.databases.get(database).is_some_and(|d| d.paused)
+        self.all.paused.is_some() || self.databases.get(database).is_some_and(|d| d.paused.is_some())
     }
 
     /// Do statements of all databases wait?
     pub fn paused_all(&self) -> bool {
-        self.all.paused
+        self.all.paused.is_some()
     }
 
     /// Are its new clients refused?

@@ -3,11 +3,12 @@
 //! that nobody waits for them when it is.
 
 use crate::auth::credentials::Credentials;
-use crate::pool::backoff::mix;
+use crate::pool::backoff::{Backoff, mix};
 use crate::pool::policy::resolve;
 use crate::pool::{Identity, Permit, Pool, Share};
 use crate::route::{Causality, Promise};
 use crate::session::acquire::{self, Want};
+use crate::session::server::Blame;
 use crate::sql::Access;
 use crate::worker::Worker;
 use cluster::topology::{Closed, Gate, Member};
@@ -35,17 +36,27 @@ struct Patron {
     warming: bool,
     /// Connections were made to the primary of this term before it opened.
     prepared: Term,
+    /// When to try again after the server has refused one.
+    backoff: Backoff,
 }
 
 impl Patrons {
     /// One more client.
     pub fn enter(&self, identity: &Arc<Identity>, credentials: &Arc<Credentials>) {
         let mut all = self.by_identity.borrow_mut();
-        let new = || Patron { credentials: credentials.clone(), clients: 0, warming: false, prepared: Term(0) };
+        let new = || Patron {
+            credentials: credentials.clone(),
+            clients: 0,
+            warming: false,
+            prepared: Term(0),
+            backoff: Backoff::default(),
+        };
         let patron = all.entry(identity.clone()).or_insert_with(new);
         patron.clients += 1;
         // The newest are right after a change of password.
-        patron.credentials = credentials.clone();
+        if patron.credentials != *credentials {
+            (patron.credentials, patron.backoff) = (credentials.clone(), Backoff::default());
+        }
     }
 
     /// One less.
@@ -59,9 +70,10 @@ impl Patrons {
         }
     }
 
-    fn set_warming(&self, identity: &Arc<Identity>, warming: bool) {
+    /// Of who is still there.
+    fn update(&self, identity: &Arc<Identity>, change: impl FnOnce(&mut Patron)) {
         if let Some(patron) = self.by_identity.borrow_mut().get_mut(identity) {
-            patron.warming = warming;
+            change(patron);
         }
     }
 }
@@ -81,14 +93,15 @@ pub fn top_up(w: &Rc<Worker>) -> bool {
         if rules.min > 0 && !identity.is_replication() && !w.doorway.paused(&identity.database) {
             let pool = w.pools.of(&primary.node, identity);
             if pool.limit.open() < rules.min {
-                lacking.push((pool, patron.credentials.clone(), patron.warming));
+                let waits = patron.warming || patron.backoff.left(now).is_some();
+                lacking.push((pool, patron.credentials.clone(), waits));
             }
         }
     }
     let any = !lacking.is_empty();
-    for (pool, credentials, warming) in lacking {
-        if !warming && w.may_connect(&pool, now).is_ok() {
-            w.patrons.set_warming(&pool.key.identity, true);
+    for (pool, credentials, waits) in lacking {
+        if !waits && w.may_connect(&pool, now).is_ok() {
+            w.patrons.update(&pool.key.identity, |patron| patron.warming = true);
             tokio::task::spawn_local(add_one(w.clone(), pool, primary.clone(), credentials));
         }
     }
@@ -129,13 +142,29 @@ pub fn prepare(w: &Rc<Worker>) {
 async fn add_one(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, credentials: Arc<Credentials>) {
     let jitter = u64::try_from(JITTER.as_nanos()).unwrap_or(u64::MAX);
     tokio::time::sleep(Duration::from_nanos(mix(w.next_seed()) % jitter)).await;
-    if let Ok(permit) = pool.limit.permit(Share::Minimum) {
-        add(w.clone(), pool.clone(), primary, credentials, permit).await;
-    }
-    w.patrons.set_warming(&pool.key.identity, false);
+    let refused = match pool.limit.permit(Share::Minimum) {
+        Ok(permit) => add(w.clone(), pool.clone(), primary, credentials, permit).await,
+        Err(_) => None,
+    };
+    w.patrons.update(&pool.key.identity, |patron| {
+        patron.warming = false;
+        match refused {
+            // Nobody waits for it, and the next attempt would be told the same.
+            Some(Blame::Client | Blame::Pool) => patron.backoff.refused(w.now(), w.next_seed()),
+            Some(Blame::Node) => {}
+            None => patron.backoff = Backoff::default(),
+        }
+    });
 }
 
-async fn add(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, credentials: Arc<Credentials>, permit: Permit) {
+/// One connection more. What has failed, if anything has.
+async fn add(
+    w: Rc<Worker>,
+    pool: Rc<Pool>,
+    primary: Member,
+    credentials: Arc<Credentials>,
+    permit: Permit,
+) -> Option<Blame> {
     let identity = pool.key.identity.clone();
     let causality = Rc::new(RefCell::new(Causality::default()));
     let promise = Promise::session(w.config().max_replay_lag);
@@ -143,8 +172,14 @@ async fn add(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, credentials: Arc<Cr
     let want = Want { identity, credentials, causality, access, quiet, promise, avoid: Vec::new(), since: w.now() };
     let limit = w.config().hold_timeout;
     match acquire::open(&w, &want, &primary, Role::Primary, permit, limit).await {
-        Ok(server) => pool.give(server),
-        Err(Some(error)) => tracing::debug!(node = %primary.node, %error, "no connection made before one is asked for"),
-        Err(None) => {}
+        Ok(server) => {
+            pool.give(server);
+            None
+        }
+        Err(Some(error)) => {
+            tracing::debug!(node = %primary.node, %error, "no connection made before one is asked for");
+            Some(error.blame(false))
+        }
+        Err(None) => None,
     }
 }

@@ -53,6 +53,22 @@ fn wait_until_waiting(c: &Cluster, n: u64) {
     wait_for("statements to wait", || (waiting(c) == n).then_some(()));
 }
 
+/// Send a statement until it is not answered.
+fn wait_until_held(client: &mut Raw, sql: &str) {
+    client.stream.set_read_timeout(Some(SHORT)).unwrap();
+    wait_for("statements to be held", || {
+        client.write(|out| write_query(out, sql));
+        match client.stream.peek(&mut [0]) {
+            Ok(_) => {
+                client.until_ready();
+                None
+            }
+            Err(_) => Some(()),
+        }
+    });
+    client.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+}
+
 /// What the endpoint says to a startup packet it refuses, after the login.
 fn refused(c: &Cluster, database: &str) -> String {
     let mut command = c.client("psql");
@@ -220,18 +236,7 @@ fn pause_waits_for_transactions_and_holds_what_comes() {
     assert_eq!(words(&idle.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
     std::thread::scope(|scope| {
         let paused = scope.spawn(|| order(&c, Order::Pause, app(), LIMIT));
-        wait_for("statements to be held", || {
-            idle.write(|out| write_query(out, "select count(*) from t"));
-            idle.stream.set_read_timeout(Some(SHORT)).unwrap();
-            let mut byte = [0];
-            match idle.stream.peek(&mut byte) {
-                Ok(_) => {
-                    idle.until_ready();
-                    None
-                }
-                Err(_) => Some(()),
-            }
-        });
+        wait_until_held(&mut idle, "select count(*) from t");
         assert!(!paused.is_finished(), "a transaction runs");
         assert_eq!(words(&busy.query("commit")), "C COMMIT | Z I");
         paused.join().unwrap().unwrap();
@@ -241,9 +246,33 @@ fn pause_waits_for_transactions_and_holds_what_comes() {
     });
     assert_eq!(waiting(&c), 1);
     order(&c, Order::Resume, app(), LIMIT).unwrap();
-    idle.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
     assert_eq!(words(&idle.until_ready()), "T | D 1 | C SELECT 1 | Z I");
     assert!(matches!(order(&c, Order::Resume, app(), LIMIT).unwrap_err(), OrderError::Refused(_)));
+}
+
+#[test]
+fn a_pause_that_is_resumed_meanwhile_says_so_and_leaves_the_next_one() {
+    let c = Cluster::start(0, |_| {});
+    let mut busy = Raw::login(c.port, &[]);
+    busy.query("begin");
+    let resume = || wait_for("it to be paused", || order(&c, Order::Resume, app(), LIMIT).ok());
+    std::thread::scope(|scope| {
+        // Longer than this test may wait for anything.
+        let first = scope.spawn(|| order(&c, Order::Pause, app(), Duration::from_secs(600)));
+        resume();
+        assert!(matches!(first.join().unwrap(), Err(OrderError::Resumed)), "while a transaction runs");
+        let second = scope.spawn(|| order(&c, Order::Pause, app(), Duration::from_secs(600)));
+        // Another one in vain meanwhile: the pause is not its own to take back.
+        let mut waits = Raw::login(c.port, &[]);
+        wait_until_held(&mut waits, "select 1");
+        let error = order(&c, Order::Pause, app(), SHORT).unwrap_err();
+        assert!(matches!(error, OrderError::StillInUse { servers: 1, .. }), "{error}");
+        assert_eq!((waiting(&c), second.is_finished()), (1, false));
+        busy.query("commit");
+        second.join().unwrap().unwrap();
+        resume();
+        assert_eq!(words(&waits.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+    });
 }
 
 #[test]
@@ -376,6 +405,24 @@ fn a_pool_keeps_its_minimum_while_it_has_clients_also_at_a_new_primary() {
     wait_for("its connections to be closed", || view(&c).servers.is_empty().then_some(()));
     std::thread::sleep(SHORT);
     assert!(view(&c).servers.is_empty());
+}
+
+#[test]
+fn a_login_that_nobody_waits_for_is_not_tried_again_and_again() {
+    let c = Cluster::start(0, |raw| (raw.workers, raw.pools.min_pool_size) = (1, 1));
+    let _client = Raw::login(c.port, &[]);
+    wait_for("the pool to be filled", || (view(&c).servers.len() == 1).then_some(()));
+    c.nodes[0].psql("alter role app nologin");
+    c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'");
+    let refused = || c.counter_of("pgtenure_proxy_server_connects_total", "refused");
+    let until = |n: f64| wait_for("refusals", || (refused() >= n).then_some(()));
+    until(1.0);
+    let began = std::time::Instant::now();
+    // Pauses of half a second, one and two at most, and of half of that at least.
+    until(4.0);
+    assert!(began.elapsed() >= Duration::from_millis(1300), "four attempts in {:?}", began.elapsed());
+    c.nodes[0].psql("alter role app login");
+    wait_for("the pool to be filled again", || (view(&c).servers.len() == 1).then_some(()));
 }
 
 #[test]
