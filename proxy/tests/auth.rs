@@ -235,6 +235,25 @@ fn a_user_who_asks_for_an_alias_is_looked_up_in_the_database_behind_it() {
 }
 
 #[test]
+fn a_user_who_asks_for_no_database_of_the_servers_is_looked_up_all_the_same() {
+    let cluster = Cluster::start(0, |raw| {
+        std::fs::write(&raw.userlist, "").expect("scratch is writable");
+        raw.auth.rules =
+            ["host all all all scram-sha-256", "host replication app all scram-sha-256"].map(Into::into).into();
+        raw.auth.query = Some(LOOKUP.to_owned());
+        raw.auth.query_user = Some("postgres".to_owned());
+        raw.console.admin_users = vec!["app".to_owned()];
+    });
+    cluster.nodes[0].psql("alter role app replication");
+    let mut console = Raw::login(cluster.port, &[("database", "pgtenure")]);
+    assert_eq!(console.query("show version").last().map(String::as_str), Some("Z I"));
+    // As pg_basebackup and its like ask: there is no such database.
+    let mut physical = Raw::login(cluster.port, &[("database", "replication"), ("replication", "true")]);
+    let seen = physical.query("IDENTIFY_SYSTEM");
+    assert!(seen.iter().any(|s| s.starts_with("D ")), "{seen:?}");
+}
+
+#[test]
 fn a_reload_that_is_refused_changes_no_users() {
     let mut settings = None;
     let dir = tempfile::tempdir().unwrap();

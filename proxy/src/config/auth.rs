@@ -30,7 +30,8 @@ pub struct Raw {
     pub query_password_file: Option<PathBuf>,
     /// Environment variable holding that user's password. Default none.
     pub query_password_env: Option<String>,
-    /// The database to run the query in. Default none: the one that the client asks for.
+    /// The database to run the query in. Default none: the one that the client asks for, and `postgres` for the console
+    /// and for physical replication.
     pub query_database: Option<String>,
     /// How long one look-up may take. Default 5s: half of `login_timeout`.
     pub query_timeout: Span,

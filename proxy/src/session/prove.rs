@@ -5,6 +5,7 @@ use crate::auth::md5::Md5Hash;
 use crate::auth::rules::{Attempt, Certificate, Demand, Method, Way};
 use crate::auth::scram::{Accepted, ScramError, ServerSide, Verifier};
 use crate::auth::userlist::Stored;
+use crate::config::console::is_console;
 use crate::net::Origin;
 use crate::pool::policy::dbname;
 use crate::session::login::{Farewell, Greeter};
@@ -12,6 +13,9 @@ use crate::wire::error_response::ClientError;
 use crate::wire::startup::Startup;
 use crate::wire::{backend, frontend};
 use cluster::secret::Secret;
+
+/// The database to look users up in who ask for none that a server has: for the console, or to replicate all of them.
+const EVERYWHERE: &str = "postgres";
 
 impl Greeter<'_> {
     /// Find the rule for this client and let it prove itself; what it leaves for the servers.
@@ -64,8 +68,12 @@ impl Greeter<'_> {
             return Ok(Some(stored));
         }
         let config = self.w.config();
-        // Servers know the database by its own name.
-        let database = dbname(&config.pools, &startup.database);
+        // Servers know the database by its own name, and what is none is in all of them.
+        let database = if is_console(&startup.database) || startup.is_physical() {
+            EVERYWHERE
+        } else {
+            dbname(&config.pools, &startup.database)
+        };
         let found = shared.lookups.stored(&config, database, &startup.user).await;
         found.map_err(|error| ClientError::UserLookup { why: error.to_string() }.into())
     }
