@@ -344,3 +344,33 @@ fn orders_at_the_console_are_carried_out() {
     let denied = wait_for("the rights to be gone", || ask(&cluster, "SHOW POOLS").err());
     assert!(denied.contains("permission denied for database \"pgtenure\""), "{denied} within {DEADLINE:?}");
 }
+
+/// A line of /proc/self/status, KiB.
+fn memory(line: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("this is Linux");
+    let value = status.lines().find_map(|l| l.strip_prefix(line)).expect("the kernel tells");
+    value.trim_matches([':', '\t', ' ', 'k', 'B']).parse().expect("a number")
+}
+
+#[test]
+fn one_message_of_many_commands_takes_the_memory_of_few() {
+    let c = Cluster::start(0, |raw| raw.console.stats_users = vec!["app".to_owned()]);
+    let mut client = Raw::login(c.port, &[("database", "pgtenure")]);
+    client.write(|out| write_query(out, "show config"));
+    let (mut table, mut kind) = (0, b' ');
+    while kind != b'Z' {
+        let (of, frame) = client.frame().expect("it is answered");
+        (kind, table) = (of, if of == b'Z' { table } else { table + frame.len() });
+    }
+    let (commands, before) = (4000, memory("VmRSS"));
+    // From here on the most that there was at a time counts.
+    std::fs::write("/proc/self/clear_refs", "5").expect("the kernel resets it");
+    client.write(|out| write_query(out, &"show config;".repeat(commands)));
+    let (mut bytes, mut chunk) = (0, vec![0; 1 << 16]);
+    while bytes < commands * table + "Z....I".len() {
+        bytes += client.stream.read(&mut chunk).expect("it is answered whole");
+    }
+    assert_eq!(bytes, commands * table + "Z....I".len());
+    let grown = memory("VmHWM").saturating_sub(before);
+    assert!(grown < bytes as u64 / 1024 / 3, "{grown} KiB more for an answer of {} KiB", bytes / 1024);
+}

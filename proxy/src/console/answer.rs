@@ -151,9 +151,14 @@ async fn act(w: &Rc<Worker>, command: &Command, out: &mut Vec<u8>) -> Result<&'s
             let (answer, outcome) = oneshot::channel();
             let agreed = ask(w, ProcessOrder::Shutdown { wait: *wait, answer }, outcome).await?;
             agreed.map_err(|Refused(reasons)| console_error::order_failed(&reasons.join("; ")))?;
-            if *wait != Wait::Nothing {
-                table::write_notice(out, "no more than process.drain_timeout is waited", None);
-            }
+            let most = match wait {
+                Wait::Nothing => None,
+                Wait::Servers => Some("half of process.drain_timeout is waited for transactions at most"),
+                Wait::Clients => {
+                    Some("process.drain_timeout is waited for clients at most, then half of it for transactions")
+                }
+            };
+            most.into_iter().for_each(|most| table::write_notice(out, most, None));
             Ok("SHUTDOWN")
         }
         Command::Show(_) | Command::Setting(..) | Command::One | Command::Version | Command::Ignored(_) => {

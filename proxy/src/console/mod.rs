@@ -22,6 +22,7 @@ use crate::worker::Worker;
 use command::Command;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 use table::Formats;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -29,6 +30,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const MAX_MESSAGE: usize = 64 << 10;
 /// Statements and portals a console may have prepared, each.
 const MAX_PREPARED: usize = 256;
+/// Bytes of answers above which they are sent before the next command is carried out.
+const MAX_OUT: usize = 1 << 20;
 
 /// What a console's user may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +69,10 @@ struct Portal {
 struct Console<'a> {
     w: &'a Rc<Worker>,
     access: Access,
+    stream: &'a mut Stream,
     out: Vec<u8>,
+    /// The client takes no more.
+    gone: bool,
     statements: BTreeMap<Vec<u8>, Prepared>,
     portals: BTreeMap<Vec<u8>, Portal>,
     /// An error was told for an extended message: the client's messages up to its Sync are thrown away.
@@ -81,8 +87,8 @@ enum Then {
 
 /// Serve a client that is logged in and has been told so, from the parameters it is sent first to its end.
 pub async fn run(w: &Rc<Worker>, stream: &mut Stream, mut inbox: Vec<u8>, access: Access) {
-    let mut console =
-        Console { w, access, out: Vec::new(), statements: BTreeMap::new(), portals: BTreeMap::new(), skip: false };
+    let (statements, portals) = (BTreeMap::new(), BTreeMap::new());
+    let mut console = Console { w, access, stream, out: Vec::new(), gone: false, statements, portals, skip: false };
     console.greet();
     loop {
         let mut used = 0;
@@ -91,7 +97,8 @@ pub async fn run(w: &Rc<Worker>, stream: &mut Stream, mut inbox: Vec<u8>, access
                 Ok(Some(h)) if h.total <= MAX_MESSAGE && inbox.len() - used >= h.total => {
                     let then = console.message(&inbox[used..used + h.total]).await;
                     used += h.total;
-                    if matches!(then, Then::End) {
+                    console.spill().await;
+                    if console.gone || matches!(then, Then::End) {
                         break Then::End;
                     }
                 }
@@ -101,11 +108,11 @@ pub async fn run(w: &Rc<Worker>, stream: &mut Stream, mut inbox: Vec<u8>, access
             }
         };
         inbox.drain(..used);
-        let out = std::mem::take(&mut console.out);
-        if stream.write_all(&out).await.is_err() || matches!(then, Then::End) {
+        console.flush().await;
+        if console.gone || matches!(then, Then::End) {
             return;
         }
-        match stream.read_buf(&mut inbox).await {
+        match console.stream.read_buf(&mut inbox).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
@@ -137,6 +144,27 @@ impl Console<'_> {
         report.severity = Severity::Fatal;
         report.encode(&mut self.out);
         Then::End
+    }
+
+    /// Send what is answered, if that is much: however many commands a message has, it takes no more memory than this and
+    /// one table.
+    async fn spill(&mut self) {
+        if self.out.len() >= MAX_OUT {
+            self.flush().await;
+        }
+    }
+
+    /// Send what is answered, to a client that takes some of it within `client_write_timeout` each time.
+    async fn flush(&mut self) {
+        let out = std::mem::take(&mut self.out);
+        let limit = self.w.config().timeouts.client_write.unwrap_or(Duration::MAX);
+        let mut rest = out.as_slice();
+        while !rest.is_empty() && !self.gone {
+            match tokio::time::timeout(limit, self.stream.write(rest)).await {
+                Ok(Ok(n @ 1..)) => rest = &rest[n..],
+                Ok(Ok(0) | Err(_)) | Err(_) => self.gone = true,
+            }
+        }
     }
 
     fn ready(&mut self) {
@@ -197,6 +225,10 @@ impl Console<'_> {
                 table::write_columns(&mut self.out, &columns, &Formats::default());
             }
             answer::run(self.w, self.access, &command, &Formats::default(), &mut self.out).await?;
+            self.spill().await;
+            if self.gone {
+                break;
+            }
         }
         Ok(())
     }
