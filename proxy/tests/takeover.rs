@@ -7,7 +7,7 @@ use common::{Cluster, dial, wait_for};
 use proxy::inherit::Inherited;
 use proxy::wire::startup::cancel_request;
 use proxy::{CancelKey, Control};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -91,14 +91,31 @@ fn clients_connect_and_transactions_finish_through_three_takeovers() {
             == "1")
             .then_some(())
     });
-    dial(port).write_all(&cancel_request(pid, secret)).expect("the endpoint reads");
+    let cancel = |(pid, secret): (u32, u32)| {
+        let mut stream = dial(port);
+        stream.write_all(&cancel_request(pid, secret)).expect("the endpoint reads");
+        // It closes the connection when it has dealt with the request.
+        stream.read_to_end(&mut Vec::new()).expect("the endpoint closes");
+    };
+    cancel((pid, secret));
     let answer = sleeper.until_ready().join(" ");
+    assert!(answer.contains("57014"), "{answer}");
+    // However many of them come from one address, they are no forgeries: its requests go on being obeyed.
+    (0..25).for_each(|_| cancel((pid, secret)));
+    let mut newest = Raw::login(port, &[]);
+    newest.write(|out| proxy::wire::frontend::write_query(out, "select pg_sleep(61)"));
+    wait_for("the statement to run", || {
+        let sql = "select count(*) from pg_stat_activity where query = 'select pg_sleep(61)' and state = 'active'";
+        (cluster.nodes[0].psql(sql) == "1").then_some(())
+    });
+    cancel(newest.key);
+    let answer = newest.until_ready().join(" ");
     assert!(answer.contains("57014"), "{answer}");
     // The first process's transaction has lived through all of it.
     let commit = block.query("commit").join(" ");
     assert!(commit.contains("COMMIT"), "{commit}");
     assert_eq!(cluster.nodes[0].psql("select a from kept"), "1");
-    drop((block, sleeper));
+    drop((block, sleeper, newest));
     for elder in &elders {
         let control = elder.control();
         wait_for("the clients to have left", || (control.clients() == 0).then_some(()));

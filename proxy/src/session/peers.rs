@@ -18,6 +18,9 @@ use tokio::net::TcpStream;
 
 /// Forged requests that one address may send in a [`WINDOW`]; then all of its requests are dropped for the rest of it.
 const MAX_FORGED: u32 = 20;
+/// The same while the process before this one ends its sessions: its keys cannot be told from forged ones. A guess hits one
+/// of the shortest keys in a year or so at this rate.
+const MAX_UNKNOWN: u32 = 1000;
 const WINDOW: Duration = Duration::from_secs(10);
 /// Addresses remembered; beyond that all are forgotten.
 const MAX_ADDRESSES: usize = 4096;
@@ -65,8 +68,8 @@ impl Cancelling {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// Count a forged request of this address; or only ask. True when it has sent too many.
-    fn too_many(&self, address: IpAddr, one_more: bool) -> bool {
+    /// Count a forged request of this address; or only ask. True when it has sent `most`.
+    fn too_many(&self, address: IpAddr, one_more: bool, most: u32) -> bool {
         let now = Clock.now();
         let mut forged = self.forged.lock().unwrap_or_else(PoisonError::into_inner);
         if one_more && forged.len() >= MAX_ADDRESSES {
@@ -80,7 +83,7 @@ impl Cancelling {
         if one_more {
             forged.insert(address, (since, count + 1));
         }
-        count >= MAX_FORGED
+        count >= most
     }
 }
 
@@ -108,7 +111,9 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
         Origin::Tcp(addr) => Some(addr.ip()),
         Origin::Local { .. } => None,
     };
-    if address.is_some_and(|a| cancelling.too_many(a, false)) {
+    let has_elder = w.shared.has_elder();
+    let most = if has_elder { MAX_UNKNOWN } else { MAX_FORGED };
+    if address.is_some_and(|a| cancelling.too_many(a, false, most)) {
         w.counts.cancel("ignored");
         return;
     }
@@ -135,10 +140,10 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
         Owner::PassedOn => here(ring.stamped(pid, secret).unwrap_or_default()).await,
         Owner::Nobody => {
             if let Some(address) = address {
-                cancelling.too_many(address, true);
+                cancelling.too_many(address, true, most);
             }
             // The process before this one, which ends its last sessions, may have had a secret of its own.
-            if w.shared.has_elder() {
+            if has_elder {
                 here(secret).await;
             }
         }
