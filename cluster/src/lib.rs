@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod config;
 pub mod crowd;
+pub mod demand;
 pub mod keys;
 pub mod lag;
 pub mod lease;

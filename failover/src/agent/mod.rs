@@ -16,6 +16,7 @@ mod countersign;
 mod env;
 pub(crate) mod founding;
 mod freeze;
+mod guarded;
 mod http;
 mod knock;
 mod layout;

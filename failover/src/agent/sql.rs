@@ -3,11 +3,13 @@
 //! Answers are texts (the simple protocol): few columns, no types to keep in step with the server's version.
 
 use super::env::{Env, MONITOR_USER, REPLICATION_USER};
+use super::guarded::Guarded;
+use cluster::demand::Allowed;
 use cluster::secret::Secret;
 use cluster::{Endpoint, Lsn, TimelineId};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 /// What the agent's sessions call themselves, in its own PostgreSQL and in others.
@@ -16,6 +18,8 @@ pub(super) const APPLICATION_NAME: &str = "pgtenure_agent";
 /// Only PostgreSQL's own functions and operators are looked for: where any user may create in `public` (up to 14, and what
 /// was upgraded from there), one of theirs with just the types of a call of ours would run with our rights.
 const SAFE_NAMES: &str = "-c search_path=pg_catalog";
+
+const CONNECTING: &str = "connecting";
 
 /// A row of texts.
 pub(crate) type Row = Vec<Option<String>>;
@@ -48,8 +52,8 @@ pub(crate) enum SqlError {
         /// The answer's beginning.
         answer: String,
     },
-    /// The replication connection over the Unix socket failed.
-    #[error("{what}")]
+    /// A connection failed before PostgreSQL said anything of it.
+    #[error("{what}: {source}")]
     Socket {
         /// The question.
         what: &'static str,
@@ -60,7 +64,10 @@ pub(crate) enum SqlError {
 }
 
 fn reason(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), |e| format!("{} ({})", e.message(), e.code().code()))
+    let cause = || std::error::Error::source(error).map_or_else(String::new, |s| format!(": {s}"));
+    error
+        .as_db_error()
+        .map_or_else(|| format!("{error}{}", cause()), |e| format!("{} ({})", e.message(), e.code().code()))
 }
 
 impl SqlError {
@@ -74,8 +81,11 @@ impl SqlError {
 
     /// Nothing listens there.
     pub(crate) fn is_refused(&self) -> bool {
-        let Self::Postgres { source, .. } = self else { return false };
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source);
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = match self {
+            Self::Postgres { source, .. } => Some(source),
+            Self::Socket { source, .. } => Some(source),
+            Self::TimedOut { .. } | Self::Answer { .. } => None,
+        };
         while let Some(error) = cause {
             if let Some(io) = error.downcast_ref::<std::io::Error>() {
                 return io.kind() == std::io::ErrorKind::ConnectionRefused;
@@ -97,8 +107,15 @@ impl Sql {
         let mut config = Config::new();
         config.host_path(env.layout.socket_dir()).port(env.config.postgres_port).user("postgres").dbname(database);
         // The agent's own statements never wait for standbys.
-        config.application_name(APPLICATION_NAME).options("-c synchronous_commit=local -c statement_timeout=0");
-        Self::connect(config, bound).await
+        let options = format!("{SAFE_NAMES} -c synchronous_commit=local -c statement_timeout=0");
+        config.application_name(APPLICATION_NAME).options(options);
+        let opened = tokio::time::timeout(bound, config.connect(NoTls)).await;
+        let (client, connection) = opened
+            .map_err(|_| SqlError::TimedOut { what: CONNECTING, after: bound })?
+            .map_err(|source| SqlError::Postgres { what: CONNECTING, source })?;
+        // As below.
+        tokio::spawn(connection);
+        Ok(Self { client })
     }
 
     /// Another node's, as the replication user.
@@ -113,19 +130,19 @@ impl Sql {
 
     async fn remote(to: &Endpoint, user: &str, password: &Secret, bound: Duration) -> Result<Self, SqlError> {
         let mut config = Config::new();
-        config.host(&to.host).port(to.port).user(user).password(password.expose()).dbname("postgres");
-        config.application_name(APPLICATION_NAME).connect_timeout(bound);
-        Self::connect(config, bound).await
-    }
-
-    async fn connect(mut config: Config, bound: Duration) -> Result<Self, SqlError> {
-        let what = "connecting";
-        let options = config.get_options().map_or_else(|| SAFE_NAMES.to_owned(), |more| format!("{SAFE_NAMES} {more}"));
-        config.options(options);
-        let opened = tokio::time::timeout(bound, config.connect(NoTls)).await;
-        let (client, connection) = opened
-            .map_err(|_| SqlError::TimedOut { what, after: bound })?
-            .map_err(|source| SqlError::Postgres { what, source })?;
+        config.user(user).password(password.expose()).dbname("postgres");
+        config.application_name(APPLICATION_NAME).options(SAFE_NAMES);
+        let opened = async {
+            let io = |source| SqlError::Socket { what: CONNECTING, source };
+            let stream = TcpStream::connect((to.host.as_str(), to.port)).await.map_err(io)?;
+            stream.set_nodelay(true).map_err(io)?;
+            // Our passwords are verified by SCRAM everywhere: whoever asks for one is no server of ours.
+            let stream = Guarded::new(stream, Allowed::default());
+            let opened = config.connect_raw(stream, NoTls).await;
+            opened.map_err(|source| SqlError::Postgres { what: CONNECTING, source })
+        };
+        let opened = tokio::time::timeout(bound, opened).await;
+        let (client, connection) = opened.map_err(|_| SqlError::TimedOut { what: CONNECTING, after: bound })??;
         // Ends when the client is dropped or the server closes; the client then answers with an error.
         tokio::spawn(connection);
         Ok(Self { client })
