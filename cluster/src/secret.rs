@@ -12,6 +12,12 @@ impl Secret {
         Self(value.into())
     }
 
+    /// The secret in a file's text: its first line, without blanks around it, wherever one is read. A blank that one reader
+    /// kept would make another password of it.
+    pub fn first_line(text: &str) -> Self {
+        Self(text.lines().next().unwrap_or_default().trim().to_owned())
+    }
+
     /// The secret itself. Never pass it to a log, an error or a metric.
     pub fn expose(&self) -> &str {
         &self.0
@@ -21,5 +27,18 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<secret>")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_means_one_secret() {
+        for text in ["pass word", "pass word\n", "pass word \r\n", " pass word\t\nanother line\n"] {
+            assert_eq!(Secret::first_line(text).expose(), "pass word", "{text:?}");
+        }
+        assert_eq!(Secret::first_line("").expose(), "");
     }
 }

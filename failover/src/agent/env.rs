@@ -82,11 +82,11 @@ impl Env {
 /// The first line of a secret's file.
 fn secret(path: &Path, at_least: usize) -> Result<Secret, StartError> {
     let text = std::fs::read_to_string(path).map_err(|source| StartError::Secret { path: path.to_owned(), source })?;
-    let line = text.lines().next().unwrap_or("").trim();
-    if line.len() < at_least {
+    let secret = Secret::first_line(&text);
+    if secret.expose().len() < at_least {
         return Err(StartError::ShortSecret { path: path.to_owned(), at_least });
     }
-    Ok(Secret::new(line))
+    Ok(secret)
 }
 
 /// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` as 150018; development versions count as their `.0`.

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::config::etcd::{Config, Login, Tls};
 use classify::{Fate, fate, is_from_older_login, is_older_than_fixed};
+use cluster::secret::Secret;
 use etcd_client::{
     Certificate, Client, CompareOp, ConnectOptions, GetOptions, Identity, KeyValue, PutOptions, TlsOptions, TxnOp,
     TxnOpResponse,
@@ -152,7 +153,7 @@ fn password(login: &Login) -> Result<String, ConnectError> {
     }
     let path = login.password_file.clone().ok_or_else(|| ConnectError::NoPassword(login.username.clone()))?;
     let text = read_file("etcd.password_file", path)?;
-    Ok(String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_owned())
+    Ok(Secret::first_line(&String::from_utf8_lossy(&text)).expose().to_owned())
 }
 
 fn tls(files: &Tls) -> Result<Option<TlsOptions>, ConnectError> {
