@@ -1,6 +1,6 @@
 //! Everything dies and is started again, in any order: the cluster is writable and every acknowledged row is there.
 
-use integration::client::{Client, Target};
+use integration::client::{Client, ClientError, Target};
 use integration::cluster::{Cluster, LONG, one_at_a_time, program};
 use integration::config_file::{MANAGERS, NODES};
 use integration::process::Process;
@@ -103,6 +103,80 @@ fn a_proxy_is_replaced_three_times_and_nobody_is_refused() {
     }
 }
 
+/// What a client is told at the end of its session.
+fn farewell(client: &mut Client) -> String {
+    match client.until_ready() {
+        Err(ClientError::Server(error)) => format!("{} {}", error.severity, error.sqlstate),
+        other => panic!("not told why its session ends: {other:?}"),
+    }
+}
+
+/// Say it at the console: the answer comes before the process stops.
+fn at_the_console(target: &Target, command: &str) {
+    let target = Target { database: "pgtenure".to_owned(), ..target.clone() };
+    let answer = Client::connect(&target).and_then(|mut console| console.query(command));
+    assert_eq!(answer.expect("the console obeys").tags, ["SHUTDOWN"], "{command}");
+}
+
+/// A proxy that runs anew, a client that is idle, and one in a transaction.
+fn begin(cluster: &mut Cluster) -> (Client, Client) {
+    cluster.start_role("proxy");
+    cluster.endpoint_writes();
+    let (idle, mut in_block) = (cluster.connect(), cluster.connect());
+    // Of the primary, which is what a process that stops waits for.
+    in_block.query("begin; select pg_current_xact_id()").expect("it is served");
+    (idle, in_block)
+}
+
+/// Wait for its end, which must be a success. What it has logged since it was started.
+fn end(cluster: &mut Cluster) -> String {
+    let status = cluster.role("proxy").wait(LONG).expect("it ends");
+    assert!(status.success(), "{status}");
+    let log = cluster.role("proxy").log();
+    log.rsplit("starting roles=").next().unwrap_or_default().to_owned()
+}
+
+fn the_console_stops_a_proxy_in_three_ways(cluster: &mut Cluster) {
+    const TOLD: &str = "FATAL 57P01";
+    let (file, target) = (cluster.config("proxy"), cluster.target());
+    let text = std::fs::read_to_string(&file).expect("the harness wrote it");
+    let text = text.replace("[process]\n", "[process]\ndrain_timeout = \"5s\"\n");
+    std::fs::write(&file, text + "\n[proxy.console]\nadmin_users = [\"app\"]\n").expect("it can be written");
+    cluster.stop_role("proxy");
+
+    let (mut idle, mut in_block) = begin(cluster);
+    at_the_console(&target, "shutdown");
+    assert_eq!([farewell(&mut idle), farewell(&mut in_block)], [TOLD; 2]);
+    end(cluster);
+
+    // Those who wait for servers let transactions end.
+    let (mut idle, mut in_block) = begin(cluster);
+    at_the_console(&target, "shutdown wait_for_servers");
+    in_block.query("commit").expect("its transaction ends");
+    assert_eq!([farewell(&mut idle), farewell(&mut in_block)], [TOLD; 2]);
+    let log = end(cluster);
+    assert!(!log.contains("transactions still run"), "{log}");
+
+    // Those who wait for clients let sessions end.
+    let (mut idle, mut in_block) = begin(cluster);
+    at_the_console(&target, "shutdown wait_for_clients");
+    in_block.query("commit").expect("its transaction ends");
+    in_block.terminate();
+    assert_eq!(idle.query("select 1").expect("its session goes on").value(), "1");
+    wait_until("nobody else to come in", LONG, || Client::connect(&target).is_err());
+    idle.terminate();
+    let log = end(cluster);
+    assert!(log.contains("all clients have left"), "{log}");
+
+    // But not for ever.
+    let (mut idle, mut in_block) = begin(cluster);
+    at_the_console(&target, "shutdown wait_for_clients");
+    assert_eq!([farewell(&mut idle), farewell(&mut in_block)], [TOLD; 2]);
+    let log = end(cluster);
+    assert!(log.contains("clients did not leave in time"), "{log}");
+    cluster.start_role("proxy");
+}
+
 #[test]
 fn a_cluster_stopped_in_good_order_starts_again() {
     let _turn = one_at_a_time();
@@ -111,6 +185,7 @@ fn a_cluster_stopped_in_good_order_starts_again() {
     let load = Workload::start(&cluster.target(), 4, &[Style::Autocommit], 1, Duration::from_millis(2));
     load.wait_for_more(100, LONG);
     let history = load.finish();
+    the_console_stops_a_proxy_in_three_ways(&mut cluster);
     for name in ["proxy"].iter().chain(&MANAGERS).chain(&NODES) {
         cluster.stop_role(name);
     }
