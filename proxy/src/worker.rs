@@ -443,6 +443,12 @@ impl Worker {
         welcomes.get_key_value(identity).map(|(i, s)| (i.clone(), s.clone()))
     }
 
+    /// The same, its settings only.
+    pub fn told(&self, identity: &Identity) -> Option<Arc<Settings>> {
+        let welcomes = self.shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        welcomes.get(identity).map(|greeting| greeting.settings.clone())
+    }
+
     /// Run `tell` for every session's presence.
     fn each_session(&self, tell: impl Fn(&Presence)) {
         self.places.borrow().all().for_each(|(_, p)| tell(p));

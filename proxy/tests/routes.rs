@@ -163,3 +163,25 @@ fn one_in_so_many_routes_is_logged_and_no_text_of_it() {
     assert!(writes[0].contains("node=n1") && writes[0].contains("reason=\"write\""), "{writes:?}");
     assert_ne!(shape(&writes[0]), shape(&reads[0]));
 }
+
+#[test]
+fn a_standby_with_settings_of_its_own_reads_dates_as_the_client_was_told() {
+    let cluster = Cluster::start(1, |raw| raw.workers = 1);
+    let standby = &cluster.nodes[1];
+    for set in ["timezone = 'Asia/Tokyo'", "datestyle = 'SQL, DMY'", "intervalstyle = 'iso_8601'"] {
+        standby.psql(&format!("alter system set {set}"));
+    }
+    standby.psql("select pg_reload_conf()");
+    wait_for("the standby's own settings", || (standby.psql("show timezone") == "Asia/Tokyo").then_some(()));
+    let text = "'02/03/2026'::date, interval '1 day', '2026-01-01 00:00Z'::timestamptz";
+    let direct = |node: usize| value(&mut Raw::login(cluster.nodes[node].port, &[]), &format!("select {text}"));
+    let read = format!("select current_setting('cluster_name'), {text}");
+    assert_ne!(direct(0), direct(1));
+    for parameters in [&[][..], &[("timezone", "America/Lima")]] {
+        let mut client = Raw::login(cluster.port, parameters);
+        let told = value(&mut Raw::login(cluster.nodes[0].port, parameters), &format!("select {text}"));
+        let at_standby =
+            wait_for("a read at the standby", || value(&mut client, &read).strip_prefix("n2 ").map(str::to_owned));
+        assert_eq!(at_standby, told, "{parameters:?}");
+    }
+}

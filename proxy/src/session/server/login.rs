@@ -110,8 +110,10 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
     let mut out = Vec::with_capacity(256);
     let fixed = [("user", identity.user.as_str()), ("database", identity.dbname.as_str())];
     let own = identity.parameters.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+    let as_told = as_told(login);
+    let as_told = as_told.iter().map(|(n, v)| (n.as_str(), v.as_str()));
     // No name of our own: RESET and DISCARD ALL lead back to what stands here, and a client that gave none sees that.
-    startup::write_startup(&mut out, fixed.into_iter().chain(own));
+    startup::write_startup(&mut out, fixed.into_iter().chain(own).chain(as_told));
     wire.send(&out).await?;
     let node = wire.node.clone();
     let protocol = |what| ConnectError::Protocol { node: node.clone(), what };
@@ -149,6 +151,21 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
         }
     }
     Err(protocol("a login without end"))
+}
+
+/// Settings that decide what a text means and how a result reads. A standby's configuration may have others than the
+/// primary's, which clients are told.
+const READING: [&str; 5] = ["TimeZone", "DateStyle", "IntervalStyle", "client_encoding", "standard_conforming_strings"];
+
+/// What a standby is to begin with, beyond the client's own parameters: what a primary has told of them.
+fn as_told(login: &Login<'_>) -> Settings {
+    if login.role != Role::Standby || login.identity.is_replication() {
+        return Settings::new();
+    }
+    let given = |name: &str| login.identity.parameters.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
+    let told = login.worker.told(login.identity);
+    let told = told.iter().flat_map(|settings| settings.iter());
+    told.filter(|(name, _)| READING.contains(&name.as_str()) && !given(name)).cloned().collect()
 }
 
 fn refusal(node: NodeId, frame: Vec<u8>) -> ConnectError {
