@@ -186,6 +186,12 @@ pub(super) fn fit(
             ) => Err(Unfit::Unknown(why)),
             // It may have gone another way than the history that the position is in.
             (Err(why @ LagUnknown::StreamBroken), _) if need.is_some() => Err(Unfit::Unknown(why)),
+            // Nothing says then which way it went but its own timeline.
+            (Err(why @ (LagUnknown::ReplayPaused | LagUnknown::NoPrimarySample)), _)
+                if need.is_some() && sample.received_timeline != topology.term.timeline() =>
+            {
+                Err(Unfit::Unknown(why))
+            }
             (_, Some(behind)) => Err(behind),
             (Ok(_) | Err(LagUnknown::StreamBroken | LagUnknown::ReplayPaused | LagUnknown::NoPrimarySample), None) => {
                 Ok(Fit { staleness: standby.staleness_at(now).ok(), replay_lsn })

@@ -43,6 +43,24 @@ fn a_lag_that_is_not_known_is_never_fresh_while_the_primary_answers() {
 }
 
 #[test]
+fn a_position_is_not_believed_of_who_may_have_gone_another_way() {
+    for why in [LagUnknown::ReplayPaused, LagUnknown::NoPrimarySample, LagUnknown::StreamBroken] {
+        let mut w = World::new().only_n2();
+        w.promise.consistency = Consistency::Eventual;
+        w.snapshot.standbys[0].replay_lag = Err(why);
+        w.snapshot.standbys[0].sample.as_mut().unwrap().received_timeline = Some(TimelineId(5));
+        w.publish();
+        assert_eq!(w.read(1001), "n2 fresh", "whatever is there will do");
+        w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(90) });
+        assert_eq!(w.read(1001), format!("primary {}", why.as_str()), "past the fork of its timeline it has other WAL");
+        w.snapshot.standbys[0].sample.as_mut().unwrap().received_timeline = Some(TimelineId(7));
+        w.publish();
+        let want = if why == LagUnknown::StreamBroken { "primary stream_broken" } else { "n2 fresh" };
+        assert_eq!(w.read(1001), want);
+    }
+}
+
+#[test]
 fn fenced_avoided_and_absent_standbys_do_not_serve() {
     let mut w = World::new().only_n2();
     w.topology.standbys[0].fenced = true;
