@@ -55,6 +55,8 @@ pub(crate) enum News {
     Positions(Outcome),
     /// Of the question for details; `None`: it was not answered.
     Detail(Option<NodeDetail>),
+    /// Its connection was given up, whose end would tell that the server has ended.
+    OutOfSight,
 }
 
 /// A node being probed. Probing ends when this is dropped.
@@ -212,6 +214,9 @@ impl Run {
                 self.detailed = Some((started, term));
                 let detail = self.detail().await;
                 if !self.report(term, News::Detail(detail)).await {
+                    return;
+                }
+                if self.connection.is_none() && !self.report(term, News::OutOfSight).await {
                     return;
                 }
             }

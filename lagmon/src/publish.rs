@@ -116,5 +116,6 @@ fn record(model: &mut Model, Report { term, node, news }: Report) {
     match news {
         News::Positions(outcome) => model.record(term, &node, outcome),
         News::Detail(detail) => model.record_detail(term, &node, detail),
+        News::OutOfSight => model.lose_sight(&node),
     }
 }

@@ -29,13 +29,18 @@ pub(crate) fn major(server_version: Option<&str>) -> u32 {
 }
 
 /// Up to where commits are confirmed: flushed by as many of the standbys that commits wait for as have to; all that is
-/// flushed here where commits wait for none. Between `ANY` (or nothing) and the list, the setting has the number.
+/// flushed here where commits wait for none. Between `ANY` (or nothing) and the list, the setting has the number. They wait
+/// for none either where the list is for those that ask, and nobody is seen to wait: what this session has by default is
+/// what the cluster's mode says. What is flushed is asked first, so that who comes to wait later is not covered.
 const CONFIRMED: &str = "\
-CASE WHEN current_setting('synchronous_standby_names') = '' THEN pg_current_wal_flush_lsn()
-     ELSE (SELECT a.flush_lsn FROM pg_stat_replication a WHERE a.sync_state IN ('sync', 'quorum')
-            ORDER BY a.flush_lsn DESC NULLS LAST LIMIT 1
-           OFFSET coalesce(substring(current_setting('synchronous_standby_names') FROM '([0-9]+) *[(]')::int, 1) - 1)
-END";
+(SELECT CASE WHEN current_setting('synchronous_standby_names') = '' THEN f.here
+             WHEN current_setting('synchronous_commit') IN ('local', 'off')
+              AND NOT EXISTS (SELECT FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep') THEN f.here
+             ELSE (SELECT a.flush_lsn FROM pg_stat_replication a WHERE a.sync_state IN ('sync', 'quorum')
+                    ORDER BY a.flush_lsn DESC NULLS LAST LIMIT 1
+                   OFFSET coalesce(substring(current_setting('synchronous_standby_names') FROM '([0-9]+) *[(]')::int, 1) - 1)
+        END
+   FROM (SELECT pg_current_wal_flush_lsn() AS here OFFSET 0) f)";
 
 /// Asks a server for its system identifier, once per connection: it never changes.
 pub(crate) const IDENTITY: &str = "SELECT system_identifier::text FROM pg_control_system()";

@@ -178,6 +178,28 @@ async fn who_waits_for_a_sample_gets_one_of_every_node_and_not_only_at_the_next_
 }
 
 #[tokio::test]
+async fn without_standbys_what_does_not_wait_for_them_is_confirmed_until_somebody_does() {
+    let c = Arc::new(Cluster::start(1));
+    for set in ["synchronous_standby_names = 'ANY 1 (nobody)'", "synchronous_commit = 'local'"] {
+        c.sql(0, &format!("ALTER SYSTEM SET {set}"));
+    }
+    c.sql(0, "SELECT pg_reload_conf()");
+    let m = monitor(&c);
+    let confirmed = |s: &LagSnapshot| s.primary.as_ref().and_then(|p| p.confirmed_until);
+    m.until("commits to be confirmed", |s| confirmed(s).is_some()).await;
+    let before = Clock.now();
+    c.sql(0, "INSERT INTO t VALUES (1)");
+    m.until("what was committed to be confirmed", |s| confirmed(s).is_some_and(|at| at >= before)).await;
+    let asks = c.clone();
+    let asking =
+        tokio::task::spawn_blocking(move || asks.sql(0, "SET synchronous_commit = on; INSERT INTO t VALUES (2)"));
+    m.until("a commit that waits not to be confirmed", |s| s.primary.is_some() && confirmed(s).is_none()).await;
+    c.sql(0, "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+    asking.await.expect("the commit ends");
+    m.until("all to be confirmed again", |s| confirmed(s).is_some_and(|at| at > before)).await;
+}
+
+#[tokio::test]
 async fn a_paused_replay_and_a_broken_stream_are_never_fresh_and_their_data_grow_older() {
     let c = Cluster::start(2);
     let m = monitor(&c);

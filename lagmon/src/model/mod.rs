@@ -131,6 +131,13 @@ impl Model {
         self.proven_at = self.proven_at.max(self.prove());
     }
 
+    /// The connection to `node` is given up although that answers: it may have been restarted when it answers next.
+    pub fn lose_sight(&mut self, node: &NodeId) {
+        if let Some(track) = self.nodes.get_mut(node) {
+            track.up_since = None;
+        }
+    }
+
     /// As of when do the voters that receive from the primary prove that its term is not over? Of several quorums each
     /// must say so: which of them is in force may have changed.
     fn prove(&self) -> Option<Instant> {

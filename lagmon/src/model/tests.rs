@@ -290,6 +290,10 @@ fn a_standby_that_did_not_answer_may_have_been_restarted_also_when_a_term_began_
     m.record(TERM, &n("n2"), Outcome::Failed);
     m.record(Term(8), &n("n2"), replayed(500, 10));
     assert_eq!(up_since(&m), at(500));
+    // Nor would it have been noticed while nobody was connected.
+    m.lose_sight(&n("n2"));
+    m.record(Term(8), &n("n2"), replayed(600, 10));
+    assert_eq!(up_since(&m), at(600));
 }
 
 /// A standby that receives `timeline` from the sender at `host`.
