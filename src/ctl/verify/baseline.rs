@@ -34,8 +34,15 @@ impl Baseline {
             };
             while !run.is_over() && !client.is_closed() {
                 let (style, begun_at) = (reader::style(self.index, reads), Clock.now());
-                match tokio::time::timeout(PATIENCE, reader::ask(&client, &read, style)).await {
-                    Ok(Ok(_)) => run.read_unpromised(Clock.now().since(begun_at)),
+                let asked = tokio::time::timeout(PATIENCE, reader::ask(&client, &read, style)).await;
+                let took = Clock.now().since(begun_at);
+                let ended = match asked {
+                    Ok(Ok(_)) => tokio::time::timeout(PATIENCE, reader::end(&client, style)).await,
+                    Ok(Err(error)) => Ok(Err(error)),
+                    Err(elapsed) => Err(elapsed),
+                };
+                match ended {
+                    Ok(Ok(())) => run.read_unpromised(took),
                     Ok(Err(_)) => drop(tokio::time::timeout(PATIENCE, client.batch_execute("rollback")).await),
                     // What comes of it belongs to nothing any more.
                     Err(_) => break,

@@ -37,6 +37,11 @@ const STYLES: [Style; 3] = [Style::Prepared, Style::Simple, Style::Unnamed];
 /// reads of its session there.
 const READ_ONLY_EACH: usize = 4;
 
+/// What an endpoint refuses in a block, and PostgreSQL has nothing against.
+pub(super) const REFUSED: &str = "set local pgtenure.after = 'no position'";
+/// Every so many READ ONLY transactions one is broken off behind what it has read.
+const BROKEN_OFF_EACH: usize = 4;
+
 /// How a session sends its next read: `index` is its number among those of its mode, `reads` how many it has sent.
 pub(super) fn style(index: usize, reads: usize) -> Style {
     let in_blocks = index % READ_ONLY_EACH == READ_ONLY_EACH - 1;
@@ -80,7 +85,7 @@ impl Reader {
                     writes += 1;
                     next_write = Clock.now() + run.own_write_pause();
                 }
-                self.read(&run, &mut open, style(self.index, reads)).await;
+                self.read(&run, &mut open, style(self.index, reads), reads).await;
                 reads += 1;
                 tokio::time::sleep(run.read_pause()).await;
             }
@@ -94,7 +99,7 @@ impl Reader {
         Ok(Open { connection, read, session: Session::new(self.mode, self.own), number: run.next_session() })
     }
 
-    async fn read(&self, run: &Run, open: &mut Open, style: Style) {
+    async fn read(&self, run: &Run, open: &mut Open, style: Style, turn: usize) {
         let begun_at = Clock.now();
         let begun = run.checker.borrow().begin(&open.session, begun_at);
         let asked = ask(open.connection.client(), &open.read, style);
@@ -106,15 +111,25 @@ impl Reader {
             Ok(Err(error)) if older_than_the_table(&error) => Answer::default(),
             Ok(Err(error)) => {
                 run.read_error(self.mode, &error);
-                if matches!(style, Style::ReadOnly) {
-                    let rolled_back = open.connection.client().batch_execute("rollback");
-                    let _ = tokio::time::timeout(PATIENCE, rolled_back).await;
-                }
-                return;
+                return roll_back(open.connection.client(), style).await;
             }
             Err(_) => return run.read_silent(self.mode),
         };
+        // Whatever becomes of its transaction, this was shown.
         self.note(run, open, (&begun, begun_at, now), answer);
+        let client = open.connection.client();
+        if turn / READ_ONLY_EACH % BROKEN_OFF_EACH == BROKEN_OFF_EACH - 1 && matches!(style, Style::ReadOnly) {
+            let _ = tokio::time::timeout(PATIENCE, client.batch_execute(REFUSED)).await;
+            return roll_back(client, style).await;
+        }
+        match tokio::time::timeout(PATIENCE, end(client, style)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                run.read_error(self.mode, &error);
+                roll_back(client, style).await;
+            }
+            Err(_) => run.read_silent(self.mode),
+        }
     }
 
     fn note(&self, run: &Run, open: &mut Open, (begun, at, now): (&Begun, Instant, Instant), answer: Answer) {
@@ -145,6 +160,22 @@ fn older_than_the_table(error: &Error) -> bool {
     [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME].iter().any(|code| error.code() == Some(code))
 }
 
+/// A transaction that is broken off, where the style has one.
+async fn roll_back(client: &Client, style: Style) {
+    if matches!(style, Style::ReadOnly) {
+        let _ = tokio::time::timeout(PATIENCE, client.batch_execute("rollback")).await;
+    }
+}
+
+/// The end of what [`ask`] has begun.
+pub(super) async fn end(client: &Client, style: Style) -> Result<(), Error> {
+    match style {
+        Style::Prepared | Style::Simple | Style::Unnamed => Ok(()),
+        Style::ReadOnly => client.batch_execute("commit").await,
+    }
+}
+
+/// Ask; a transaction that the style has is left open.
 pub(super) async fn ask(client: &Client, read: &Statement, style: Style) -> Result<Answer, Error> {
     match style {
         Style::Prepared => Ok(of_row(&client.query_one(read, &[]).await?)),
@@ -155,9 +186,7 @@ pub(super) async fn ask(client: &Client, read: &Statement, style: Style) -> Resu
         Style::Simple => simple(client).await,
         Style::ReadOnly => {
             client.batch_execute("begin read only").await?;
-            let answer = simple(client).await?;
-            client.batch_execute("commit").await?;
-            Ok(answer)
+            simple(client).await
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::checker::Outcome;
 use super::ground::{Endpoint, PATIENCE, SCHEMA};
+use super::reader;
 use super::run::Run;
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,9 +21,12 @@ enum Style {
     Prepared,
     Unnamed,
     Block,
+    /// A block, with the BEGIN of the next one right behind its COMMIT: the answers of both come together. The next one is
+    /// broken off.
+    Followed,
 }
 
-const STYLES: [Style; 4] = [Style::Simple, Style::Prepared, Style::Unnamed, Style::Block];
+const STYLES: [Style; 5] = [Style::Simple, Style::Prepared, Style::Unnamed, Style::Block, Style::Followed];
 
 /// One register's writer. Its connection is made when needed.
 pub(super) struct Writer {
@@ -125,6 +129,17 @@ async fn send(connection: &Connection, style: Style, register: usize, n: i64) ->
             client.batch_execute("begin").await.map_err(Failure::Before)?;
             client.batch_execute(&text).await.map_err(Failure::Before)?;
             client.batch_execute("commit").await.map_err(Failure::At)
+        }
+        Style::Followed => {
+            client.batch_execute("begin").await.map_err(Failure::Before)?;
+            client.batch_execute(&text).await.map_err(Failure::Before)?;
+            // Each is sent when it is first polled, so in one write mostly.
+            let (commit, begin) = tokio::join!(client.batch_execute("commit"), client.batch_execute("begin"));
+            if begin.is_ok() {
+                let _ = client.batch_execute(reader::REFUSED).await;
+                let _ = client.batch_execute("rollback").await;
+            }
+            commit.map_err(Failure::At)
         }
     }
 }
