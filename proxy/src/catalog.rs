@@ -6,6 +6,7 @@
 //! and a standby refuses what turns out to write.
 
 mod bodies;
+mod doubtful;
 
 use crate::config::functions::Lists;
 use crate::config::{Config, PasswordFrom};
@@ -477,9 +478,12 @@ async fn read_all(
         .collect();
     let (table, unread) = bodies::read(table, &definitions, client).await?;
     let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
-    let table = table.with_operators(self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?))));
-    let casts = self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));
-    let table = table.with_casts(casts);
+    let operators = || self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?)));
+    let casts = || self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));
+    let table = table.with_operators(operators()).with_casts(casts());
+    let doubtful = doubtful::read(client, lists).await?;
+    let doubtful = doubtful.with_operators(operators()).with_casts(casts()).with_definitions(&definitions);
+    let table = table.with_doubtful(doubtful);
     let mut hasher = DefaultHasher::new();
     for row in self::rows(&defaults) {
         (0..3).for_each(|column| row.get(column).hash(&mut hasher));

@@ -245,6 +245,32 @@ fn a_statement_says_in_a_comment_what_its_commit_waits_for() {
 }
 
 #[test]
+fn every_commit_of_a_pipeline_that_asks_for_less_is_counted() {
+    let c = cluster(lowering());
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "set synchronous_commit = local");
+    a.write(|out| {
+        for sql in [
+            "insert into t values (1)",
+            "insert into t values (2)",
+            "select 1",
+            "begin",
+            "insert into t values (3)",
+            "commit",
+            "begin",
+            "insert into t values (4)",
+            "commit",
+        ] {
+            run(out, sql);
+            sync(out);
+        }
+    });
+    (0..9).for_each(|_| _ = a.until_ready());
+    assert_eq!(value(&mut a, "select count(*) from t"), "4");
+    assert_eq!(c.counter("pgtenure_proxy_commits_below_mode_total"), 4.0);
+}
+
+#[test]
 fn a_session_keeps_what_it_sets_itself_in_a_block_that_a_comment_is_for() {
     let c = Cluster::start(0, |raw| {
         (raw.workers, raw.pool_size, raw.durability, raw.reads.hints) = (1, 1, lowering(), true);

@@ -545,3 +545,42 @@ fn a_commit_does_not_fail_where_nobody_may_ask_about_it() {
     assert_eq!(commit_of_ended(&c, &mut b), "E 40001 | Z I");
     assert_eq!(superuser("select string_agg(a::text, ' ' order by a) from t"), "2 3 4 5 6 7");
 }
+
+#[test]
+fn a_read_that_may_have_written_is_not_run_again_when_its_primary_dies() {
+    let mut c = Cluster::start(1, |_| {});
+    for sql in [
+        "create table w(a int); create table r(a int)",
+        "create function add_one() returns int language sql as 'insert into w values (1) returning a'",
+        "create function bump() returns int stable language plpgsql as 'begin return add_one(); end'",
+        "create view bumped as select bump() as n",
+        "create function two() returns int stable language sql as 'select 2'",
+    ] {
+        c.psql(sql).unwrap();
+    }
+    let texts = ["select bump()", "select n from bumped", "select two()"];
+    let mut sessions = texts.map(|_| {
+        let mut s = Raw::login(c.port, &[("pgtenure.read_from", "primary")]);
+        // Known as a read once the catalog was read again.
+        wait_for("the function to be known", || {
+            value(&mut s, "select two()");
+            let route = value(&mut s, "show pgtenure.last_route");
+            route.contains("as_asked").then_some(())
+        });
+        s
+    });
+    let_commits_wait(&c);
+    send(&mut sessions[0], texts[0]);
+    send(&mut sessions[1], texts[1]);
+    wait_until_waiting(&c, 2);
+    replicate(&c);
+    c.nodes[0].kill();
+    let (fork, bound) = promote(&c);
+    open(&c, fork, Some(bound));
+    for s in &mut sessions[..2] {
+        assert_eq!(s.until_ready(), ["E 08007", "Z I"]);
+    }
+    // One that calls nothing of the kind is.
+    assert_eq!(value(&mut sessions[2], texts[2]), "2");
+    assert_eq!(c.nodes[1].psql("select count(*) from w"), "2");
+}

@@ -16,8 +16,8 @@ const BODIES: &str = "\
     JOIN pg_language l ON l.oid = p.prolang \
     WHERE l.lanname NOT IN ('c', 'internal') AND (length(p.body) > 100000 OR p.body ~* ";
 /// From PostgreSQL 14 on a body may be kept as parsed statements.
-const PARSED: &str = "CASE WHEN prosqlbody IS NULL THEN prosrc ELSE pg_get_function_sqlbody(oid) END";
-const HAS_PARSED: &str =
+pub(super) const PARSED: &str = "CASE WHEN prosqlbody IS NULL THEN prosrc ELSE pg_get_function_sqlbody(oid) END";
+pub(super) const HAS_PARSED: &str =
     "SELECT FROM pg_attribute WHERE attrelid = 'pg_proc'::regclass AND attname = 'prosqlbody' AND NOT attisdropped";
 /// What says so in the body itself.
 const LEAVING: &str = r#"set_config|setseed|set_limit|isn_weak|pg_settings|_session_setup|_backup_start|pg_start_backup|pg_(try_)?advisory_|\mlisten\M|dblink_connect|\m(pg_)?temp|\mhold\M|\mGD\M|\mSD\M|_SHARED|\m(drop|close|discard|deallocate|unlisten|execute)\M|(^|[;'">$`/{(]|\m(begin|then|else|loop)|\n)\s*(set|reset|load|prepare)\M"#;
@@ -229,7 +229,7 @@ fn native(answer: &[SimpleQueryMessage]) -> BTreeSet<(String, bool, String)> {
 }
 
 /// A name that is one word, in a regular expression too.
-fn is_plain(name: &&str) -> bool {
+pub(super) fn is_plain(name: &&str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 

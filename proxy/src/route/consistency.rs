@@ -10,7 +10,7 @@
 //! not known, the new primary's samples do, every one of which lies past whatever survived.
 
 use super::policy::Lag;
-use super::seen::Seen;
+use super::seen::{Seen, Shows};
 use super::token::Token;
 use cluster::topology::Topology;
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
@@ -68,16 +68,16 @@ impl Causality {
     /// the primary and is not a proven read. Call it when the answer arrives, not when the statement is sent: a sample
     /// taken in between would not cover it.
     pub fn wrote(&mut self, now: Instant) {
-        self.answered(now, true);
+        self.answered(now, true, Shows::All);
     }
 
     /// A read at the primary was answered at `now`.
-    pub fn saw(&mut self, now: Instant) {
-        self.answered(now, false);
+    pub fn saw(&mut self, now: Instant, shows: Shows) {
+        self.answered(now, false, shows);
     }
 
-    fn answered(&mut self, now: Instant, wrote: bool) {
-        self.seen.at_primary();
+    fn answered(&mut self, now: Instant, wrote: bool, shows: Shows) {
+        self.seen.at_primary(shows);
         let vain = self.away.map_or(0, |(_, vain)| vain);
         if wrote || self.away.is_none() {
             self.away = Some((now, vain));
@@ -100,6 +100,7 @@ impl Causality {
 
     /// The primary was asked at `asked`, and this is its position.
     pub fn cover(&mut self, asked: Instant, position: Token) {
+        self.seen.cover_by(asked, position);
         if let Some(bound) = self.bound.as_mut().filter(|b| b.at <= asked) {
             bound.covered = Some(position);
         }
@@ -111,8 +112,8 @@ impl Causality {
     }
 
     /// A read was answered by a standby at `now`, at least in part.
-    pub fn read_at(&mut self, node: &NodeId, term: Term, now: Instant) {
-        self.seen.at_standby(node, term, now);
+    pub fn read_at(&mut self, node: &NodeId, term: Term, now: Instant, shows: Shows) {
+        self.seen.at_standby(node, term, now, shows);
     }
 
     /// A read goes to a standby that had replayed `replay_lsn` when sampled. Its later reads do not go to one that
@@ -201,7 +202,7 @@ impl Causality {
     /// A position that covers all that the session was answered; `None` when it has neither written nor read.
     ///
     /// # Errors
-    /// What the primary has answered last is not covered by any sample yet.
+    /// What the primary, or a standby, has answered last is not covered by any sample yet.
     pub fn token(&mut self, topology: &Topology, lag: &Lag) -> Result<Option<Token>, Pending> {
         let open = self.bound.filter(|b| b.covered.is_none());
         if let Some(bound) = open {
@@ -211,7 +212,22 @@ impl Causality {
         }
         // Of an older term it stays what it was: only so it can be seen whether that is lost.
         let covered = self.bound.and_then(|b| b.covered);
-        Ok(covered.map(|c| c.later(self.read)).or(self.read))
+        self.seen.cover(topology, lag);
+        // What a standby has shown goes further than the sample by which it was chosen.
+        let seen = self.seen.position().map_err(|since| Pending { since })?;
+        Ok([covered, self.read, seen].into_iter().flatten().reduce(|a, b| a.later(Some(b))))
+    }
+
+    /// Does `node` show all that the session has read at standbys, and has the primary answered nothing since that no position
+    /// covers?
+    pub fn shown_by(&self, node: &NodeId) -> bool {
+        self.seen.is_shown_by(node) && self.bound.is_none_or(|b| b.covered.is_some())
+    }
+
+    /// The standby that shows all of that was asked at `asked`, and has replayed no more than this.
+    pub fn replayed(&mut self, asked: Instant, lsn: Lsn, topology: &Topology, lag: &Lag) {
+        let position = Token { term: topology.term, timeline: timeline(topology, lag), lsn };
+        self.seen.cover_by(asked, position);
     }
 }
 

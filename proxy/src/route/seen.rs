@@ -9,9 +9,10 @@
 //! * the primary does when everything up to the answer is confirmed, or in a later term, which begins with all of it.
 
 use super::policy::{Lag, Unfit};
+use super::token::Token;
 use cluster::lag::StandbySample;
 use cluster::topology::Topology;
-use cluster::{Instant, Lsn, NodeId, Term};
+use cluster::{Instant, NodeId, Term};
 use std::time::Duration;
 
 /// How long a read waits for the primary to show what its session has read at a standby. Ordinarily it is a sample or
@@ -19,7 +20,19 @@ use std::time::Duration;
 /// acknowledged.
 pub(super) const CONFIRM_WAIT: Duration = Duration::from_secs(5);
 
-/// The last read of a session, if a standby answered it.
+/// What an answer shows, as the reads behind it go by that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shows {
+    /// Nothing that anybody has written.
+    #[default]
+    Nothing,
+    /// What others have written, but perhaps not all that the session had seen before: it was not promised that.
+    Some,
+    /// That, and all that the session had seen before.
+    All,
+}
+
+/// What a session has read at standbys since the primary showed all of it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     last: Option<Last>,
@@ -27,31 +40,65 @@ pub(super) struct Seen {
 
 #[derive(Clone, Debug)]
 struct Last {
-    node: NodeId,
+    /// Who shows all of it, as long as it has been up since `from`; `None` when no standby is known to.
+    node: Option<NodeId>,
+    from: Instant,
     term: Term,
-    /// When the answer came.
+    /// When the last answer came.
     at: Instant,
-    /// The first position of the primary sampled since, and the term of it.
-    covered: Option<(Term, Lsn)>,
+    /// The first position of the primary sampled since.
+    covered: Option<Token>,
 }
 
 impl Seen {
     /// A read was answered by `node` at `now`.
-    pub(super) fn at_standby(&mut self, node: &NodeId, term: Term, now: Instant) {
-        self.last = Some(Last { node: node.clone(), term, at: now, covered: None });
+    pub(super) fn at_standby(&mut self, node: &NodeId, term: Term, now: Instant, shows: Shows) {
+        let (node, from) = match (shows, &self.last) {
+            (Shows::Nothing, _) => return,
+            (Shows::All, _) | (Shows::Some, None) => (Some(node.clone()), now),
+            // As before: it may have been restarted since.
+            (Shows::Some, Some(last)) if last.node.as_ref() == Some(node) => (Some(node.clone()), last.from),
+            // Neither shows what was read at the other.
+            (Shows::Some, Some(_)) => (None, now),
+        };
+        self.last = Some(Last { node, from, term, at: now, covered: None });
     }
 
-    /// The primary has answered: positions sampled after that cover all that was seen before.
-    pub(super) fn at_primary(&mut self) {
-        self.last = None;
+    /// The primary has answered: positions sampled after that cover all that was seen before. Where it was not made sure
+    /// that the primary shows that too, it still has to.
+    pub(super) fn at_primary(&mut self, shows: Shows) {
+        if shows == Shows::All {
+            self.last = None;
+        }
     }
 
     /// Take the position that covers it from the newest sample, if that is new enough.
     pub(super) fn cover(&mut self, topology: &Topology, lag: &Lag) {
         let Some(last) = &mut self.last else { return };
-        if last.covered.is_none_or(|(term, _)| term != topology.term) {
+        if last.covered.is_none_or(|covered| covered.term != topology.term) {
             let sample = lag.primary_of(topology).filter(|s| s.sent_at >= last.at);
-            last.covered = sample.map(|s| (topology.term, s.insert_lsn));
+            let token = sample.map(|s| Token { term: topology.term, timeline: s.timeline, lsn: s.insert_lsn });
+            last.covered = token.or(last.covered);
+        }
+    }
+
+    /// What covers it; `None` when nothing was seen.
+    ///
+    /// # Errors
+    /// Nothing does yet: when the last answer came.
+    pub(super) fn position(&self) -> Result<Option<Token>, Instant> {
+        self.last.as_ref().map(|last| last.covered.ok_or(last.at)).transpose()
+    }
+
+    /// Does `node` show all of it, as far as is known?
+    pub(super) fn is_shown_by(&self, node: &NodeId) -> bool {
+        self.last.as_ref().is_some_and(|last| last.node.as_ref() == Some(node))
+    }
+
+    /// A server that shows at least as much was asked at `asked`, and nothing lies past this position.
+    pub(super) fn cover_by(&mut self, asked: Instant, position: Token) {
+        if let Some(last) = self.last.as_mut().filter(|last| last.at <= asked) {
+            last.covered = Some(last.covered.filter(|known| known.term >= position.term).unwrap_or(position));
         }
     }
 
@@ -61,12 +108,14 @@ impl Seen {
     /// Why not.
     pub(super) fn allows(&self, node: &NodeId, sample: &StandbySample, term: Term) -> Result<(), Unfit> {
         let Some(last) = &self.last else { return Ok(()) };
-        if last.node == *node && sample.up_since <= last.at {
+        if last.node.as_ref() == Some(node) && sample.up_since <= last.from {
             return Ok(());
         }
         match last.covered {
-            Some((of, need)) if of == term && sample.replay_lsn >= need => Ok(()),
-            Some((of, need)) if of == term => Err(Unfit::ReplayBehind { need, have: sample.replay_lsn }),
+            Some(Token { term: of, lsn: need, .. }) if of == term => match sample.replay_lsn {
+                have if have >= need => Ok(()),
+                have => Err(Unfit::ReplayBehind { need, have }),
+            },
             Some(_) | None => Err(Unfit::Uncovered { since: last.at }),
         }
     }

@@ -3,8 +3,8 @@
 use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::metrics::Source;
-use crate::route;
 use crate::route::durability::{COMMIT, Durability};
+use crate::route::{self, Shows};
 use crate::session::cancel::pid_of;
 use crate::session::client::{Loss, Session, Tail, Turn, fill};
 use crate::session::durability::level;
@@ -281,6 +281,10 @@ impl Session {
         for class in self.relay.errors.drain(..) {
             self.w.counts.error(class, Source::Server);
         }
+        if std::mem::take(&mut self.relay.heard) {
+            // Who notifies has committed before.
+            self.causality.borrow_mut().saw(now, Shows::Some);
+        }
         if self.relay.answered > 0 && self.relay.busy() && self.w.is_timed() {
             // The next of a pipeline.
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
@@ -289,31 +293,15 @@ impl Session {
         if self.relay.answered > 0 {
             self.block_answered();
         }
-        self.tally.add(Counter::Transactions, std::mem::take(&mut self.relay.ended) as u64);
-        for _ in 0..std::mem::take(&mut self.relay.answered) {
+        let (answered, ended) = (std::mem::take(&mut self.relay.answered), std::mem::take(&mut self.relay.ended));
+        self.tally.add(Counter::Transactions, ended as u64);
+        for _ in 0..answered {
             self.tally.add(Counter::Queries, 1);
             let len = self.retained_lens.pop_front().unwrap_or(0);
             self.retained.drain(..len);
             self.rescan = true;
-            if self.relay.status != TxStatus::Idle {
-                continue;
-            }
-            if self.wrote {
-                self.causality.borrow_mut().wrote(now);
-                self.count_below_mode();
-            } else if self.saw {
-                self.causality.borrow_mut().saw(now);
-            }
-            self.saw_standby(now);
         }
-    }
-
-    /// A unit was answered: by a standby, so it showed what others may not show yet.
-    fn saw_standby(&self, now: Instant) {
-        if let Some(server) = self.server.as_ref().filter(|s| s.meta.role == Role::Standby) {
-            let term = self.w.view.borrow().topology.term;
-            self.causality.borrow_mut().read_at(&server.meta.node, term, now);
-        }
+        self.note_answers((answered, ended), now);
     }
 
     /// The unit that was answered goes back to the head of the inbox: its server is idle and its client knows nothing.
@@ -330,12 +318,13 @@ impl Session {
         self.rescan = true;
     }
 
+    /// Count what was committed for less than the cluster's mode promises.
     pub(super) fn count_below_mode(&mut self) {
+        let commits = self.relay.commits.take();
+        let Some(server) = self.server.as_ref().filter(|_| commits > 0) else { return };
         let strict = self.w.view.borrow().topology.protected;
-        let commits = std::mem::take(&mut self.commits);
-        let Some(server) = self.server.as_ref().filter(|_| commits) else { return };
         if self.commits_as(&server.meta) < Durability::of_mode(strict) {
-            self.w.count_below_mode(server.meta.term);
+            self.w.count_below_mode(server.meta.term, commits);
         }
     }
 
@@ -351,6 +340,7 @@ impl Session {
         self.cancelled = false;
         self.w.put_spare(std::mem::take(&mut self.retained));
         self.retained_lens.clear();
+        self.relay.commits.clear();
         self.avoid.clear();
         self.mark_rest(now);
         if self.relay.status == TxStatus::Idle {

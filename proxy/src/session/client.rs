@@ -10,7 +10,7 @@ use crate::config::PoolMode;
 use crate::console::tally::{Counter, Tally};
 use crate::net::Stream;
 use crate::pool::{Identity, Pool};
-use crate::route::{Causality, Reason};
+use crate::route::{Causality, Reason, Shows};
 use crate::session::acquire::Decided;
 use crate::session::batch::Unit;
 use crate::session::block::Fresh;
@@ -177,8 +177,10 @@ pub struct Session {
     pub(super) own: bool,
     /// Settings of ours that this transaction may have set, as bits.
     pub(super) own_set: u32,
-    /// A proven read ran on the primary in this transaction.
+    /// Something that can show what others have written ran on the primary in this transaction.
     pub(super) saw: bool,
+    /// What the unit in flight shows, as the reads behind it go by that.
+    pub(super) shows: Shows,
     /// The server that listened for the client is lost, and another one is to listen.
     pub(super) listens: bool,
     /// The server has reported a setting in this transaction.
@@ -202,8 +204,6 @@ pub struct Session {
     pub(super) fail: Option<Failure>,
     pub(super) portal_may_commit: bool,
     pub(super) durability: Noted,
-    /// More than a change of `synchronous_commit` was sent since the last commit.
-    pub(super) commits: bool,
     pub(super) wrote: bool,
     /// More than a proven read was sent to the primary in this transaction: it may have an id.
     pub(super) may_have_xid: bool,
@@ -334,6 +334,7 @@ impl Session {
             own: false,
             own_set: 0,
             saw: false,
+            shows: Shows::default(),
             listens: false,
             reported: false,
             base: settings,
@@ -347,7 +348,6 @@ impl Session {
             fail: None,
             portal_may_commit: false,
             durability: Noted::default(),
-            commits: false,
             wrote: false,
             may_have_xid: false,
             busy: None,

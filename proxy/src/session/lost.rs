@@ -5,13 +5,13 @@
 
 use crate::ledger::{Mark, Verdict, Why};
 use crate::metrics::{Retried, bump};
-use crate::session::block;
 use crate::session::client::{Failure, Loss, Session, Tail};
 use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind};
 use crate::session::resolve::InDoubt;
 use crate::session::state::{LostBlock, Pins};
 use crate::session::tracking::Asked;
+use crate::session::{block, label};
 use crate::sql::PinReason;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::{ClientError, Doubt};
@@ -64,11 +64,9 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         s.avoid.push(node.clone());
     }
     if delivered && standby {
-        let now_in = s.w.view.borrow().topology.term;
-        s.causality.borrow_mut().read_at(&node, now_in, s.w.now());
+        s.saw_at(&node);
     }
-    let wrote = std::mem::take(&mut s.wrote);
-    s.saw = false;
+    let wrote = s.forget_transaction(delivered || status != TxStatus::Idle);
     if matches!(s.tracking.asked, Some(Asked::Proof { .. })) {
         // The next server has its own time to be proven.
         s.hold = None;
@@ -107,7 +105,10 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         // It was about to begin anew, and still is.
         s.fresh = fresh;
     }
-    let verdicts = answers(status, &sent, delivered);
+    let mut verdicts = answers(status, &sent, delivered);
+    if !standby {
+        label::doubt(s, &sent, &mut verdicts);
+    }
     let facts = Facts { node, term, doubt: if loss == Loss::ViewStale { Doubt::ViewStale } else { Doubt::ServerLost } };
     if verdicts.contains(&Answer::Unknown) || wrote {
         s.causality.borrow_mut().wrote(s.w.now());
@@ -233,6 +234,10 @@ pub(super) fn fail_block(s: &mut Session, error: ClientError) {
 
 /// The server is closed, whatever it does; nothing is owed to the client.
 pub(super) fn leave(s: &mut Session) {
+    // An earlier transaction's answer may have come with what began this one.
+    if s.forget_transaction(true) {
+        s.causality.borrow_mut().wrote(s.w.now());
+    }
     let node = s.drop_server().map(|(node, _)| node);
     s.relay.abandon();
     for undo in std::mem::take(&mut s.relay.undone) {
@@ -242,7 +247,6 @@ pub(super) fn leave(s: &mut Session) {
     (s.server_in, s.behind, s.hint_warned) = (Vec::new(), false, false);
     s.rescan = true;
     s.set_busy(None);
-    (s.wrote, s.saw) = (false, false);
     s.tracking.lose(&mut s.pins, true);
     s.parse_key = s.shared_key();
     s.statements.apart = false;

@@ -8,6 +8,7 @@ use crate::session::{acquire, cancel, lost};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
+use crate::wire::promise_error::PromiseError;
 use cluster::topology::Gate;
 use cluster::{Instant, Role};
 use std::future::Future;
@@ -104,7 +105,11 @@ impl Session {
             return;
         }
         let since = self.waiting_since.unwrap_or(now);
-        if let Some(what) = self.doubts(self.held_for, now) {
+        if let Some((after, term)) = self.after_unknown(now) {
+            let waited = now.since(since);
+            let error = PromiseError::AfterUnknown { after, term, waited };
+            self.fail = Some(Failure::Error(ClientError::Promise(error)));
+        } else if let Some(what) = self.doubts(self.held_for, now) {
             self.fail = Some(Failure::Error(acquire::unproven(&self.w, &what, since, now)));
         }
     }

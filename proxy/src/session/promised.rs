@@ -16,9 +16,10 @@ use crate::sql::Access;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::ClientError;
 use crate::wire::promise_error::PromiseError;
-use cluster::Instant;
+use cluster::{Instant, Term};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A promise, and what it was worked out from.
 pub(super) struct Promised {
@@ -154,6 +155,36 @@ impl Session {
             Standing::Lost { fork } => Some(PromiseError::AfterLost { after, fork, term }),
             Standing::Need(_) | Standing::Undecided | Standing::Ahead => None,
         }
+    }
+
+    /// The position that the reads of the unit at the head of the inbox must have seen, when the view is too old to tell where
+    /// that is; and the view's term.
+    pub(super) fn after_unknown(&mut self, now: Instant) -> Option<(Token, Term)> {
+        let after = self.promise_of_unit().after?;
+        let view = self.w.view.borrow();
+        match after.standing(&view.topology, now) {
+            Standing::Ahead | Standing::Undecided => Some((after, view.topology.term)),
+            Standing::Need(_) | Standing::Lost { .. } => None,
+        }
+    }
+
+    /// Must the reads of the unit at the head of the inbox have seen a position that the session's own primary may not have?
+    /// One that was looked for just now has it. `starts`: it begins what it runs in.
+    pub(super) fn is_behind_after(&mut self, starts: bool, now: Instant) -> bool {
+        let says = self.relay.status == TxStatus::Block && !self.relay.busy() && self.says();
+        (starts || says) && self.chosen.is_none() && self.after_unknown(now).is_some()
+    }
+
+    /// It waits until that can be told. A block that has begun already keeps its server, and so fails.
+    pub(super) fn await_after(&mut self, access: Access, starts: bool, now: Instant) -> Step {
+        if starts {
+            return self.hold_here(access);
+        }
+        if let Some((after, term)) = self.after_unknown(now) {
+            let waited = Duration::ZERO;
+            lost::fail_block(self, ClientError::Promise(PromiseError::AfterUnknown { after, term, waited }));
+        }
+        Step::Used(0)
     }
 
     /// What reads are promised now. A setting that means nothing is told to the client once.

@@ -6,6 +6,7 @@
 //! they are, and a frame that is larger than what was read passes in pieces.
 
 mod blind;
+mod commits;
 mod described;
 mod entry;
 mod failure;
@@ -17,6 +18,7 @@ mod names;
 mod position;
 mod reports;
 
+pub use commits::Commits;
 pub use described::Described;
 pub use entry::{Entry, Kind, Survivors, Undo, Use};
 pub use hidden::Hidden;
@@ -163,6 +165,8 @@ pub struct Relay {
     withhold: bool,
     /// The server listens for nobody it serves: a notification came that was not meant for the client.
     pub misheard: bool,
+    /// The client was notified.
+    pub heard: bool,
     /// The server is a standby.
     pub standby: bool,
     /// Retry the errors of what is sent elsewhere: it is a read, or begins a block, and nothing before it would be lost.
@@ -208,6 +212,8 @@ pub struct Relay {
     pub answered: usize,
     /// Those of them that ended a transaction.
     pub ended: usize,
+    /// What of it commits.
+    pub commits: Commits,
     /// A name that was registered or dropped, here or on the server, is not confirmed yet.
     unconfirmed: bool,
     /// Nor is a change of the unnamed statement.

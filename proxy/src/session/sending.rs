@@ -70,6 +70,7 @@ impl Session {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
+                    Gate::Open if self.is_behind_after(starts, now) => self.await_after(access, starts, now),
                     Gate::Open if starts && self.must_await_proof(access, now) => self.hold_unproven(access, now),
                     Gate::Open if starts && access == Access::Write && !self.quiet && self.must_slow() => {
                         Step::Turn(0, Turn::Slow)
@@ -223,7 +224,8 @@ impl Session {
         if unit.ours {
             self.note_own_set(input, unit);
         }
-        let repeatable = self.may_repeat(unit);
+        let (repeatable, shows) = (self.may_repeat(unit), !self.shows_nothing());
+        self.note_shows();
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());
         let (naming, config, kept) = (self.naming(), self.w.config(), self.pins);
@@ -290,15 +292,15 @@ impl Session {
             self.follow_long(&input[at..unit.len]);
         }
         self.portal_may_commit |= unit.binds_commit;
-        self.wrote |= primary && !unit.read;
+        self.wrote |= primary && !unit.read && shows;
         if primary && unit.block.unproven && !(unit.pins.has(PinReason::Set) && self.is_aside(input, unit)) {
             self.note_draws();
         }
         self.may_have_xid |= primary && unit.record.writes;
-        self.saw |= primary;
+        self.saw |= primary && shows;
         let only_sets = !unit.read && self.durability.note(&input[..unit.len]);
         let only_chooses = unit.ours && self.note_durability(input, unit);
-        self.commits |= !(unit.read || only_sets || only_chooses);
+        self.relay.commits.send(begins, primary && !(unit.read || only_sets || only_chooses));
         if self.durability.is_guessed() && self.relay.status == TxStatus::Block {
             self.note_undone(input, unit);
         }

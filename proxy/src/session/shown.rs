@@ -18,11 +18,16 @@ use crate::sql::{Access, PinReason, Pins, changes_rows, executed};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::frontend::{self, Subject};
-use cluster::{Instant, Role, Term, TimelineId};
+use cluster::{Instant, Lsn, Role, Term, TimelineId};
 
 /// Where the WAL ends, and on which timeline. Only a primary answers.
 pub(super) const POSITION: &str = "SELECT l::pg_catalog.text,pg_catalog.pg_walfile_name(l) \
                         FROM pg_catalog.pg_current_wal_insert_lsn() AS l";
+
+/// What a standby has replayed at most. It replays what it has received: `pg_last_wal_replay_lsn` alone moves on only after
+/// what is replayed can be seen.
+const REPLAYED: &str = "SELECT greatest(pg_catalog.pg_last_wal_receive_lsn(),\
+                        pg_catalog.pg_last_wal_replay_lsn())::pg_catalog.text";
 
 /// Where a statement went.
 #[derive(Debug)]
@@ -48,13 +53,18 @@ enum Why {
 
 impl Session {
     /// Statements of a unit as the client wrote them, those that it binds or has described included.
-    pub(super) fn each_text(&self, input: &[u8], unit: &Unit, mut each: impl FnMut(&[u8])) {
+    pub(super) fn each_text(&self, input: &[u8], unit: &Unit, each: impl FnMut(&[u8])) {
+        self.each_text_of(input, unit.len, each);
+    }
+
+    /// The same of messages that are so long together.
+    pub(super) fn each_text_of(&self, input: &[u8], len: usize, mut each: impl FnMut(&[u8])) {
         let mut at = 0;
         // What the unit has parsed itself has been seen, and is not what the session had under the name before.
         let known = |name: &[u8], at: usize| {
             Some(name).filter(|name| !parses(&input[..at], name)).and_then(|name| self.statements.sql(name))
         };
-        while at < unit.len {
+        while at < len {
             let Some(frame) = head(&input[at..]).ok().flatten().and_then(|h| input.get(at..at + h.total)) else {
                 return;
             };
@@ -86,7 +96,14 @@ impl Session {
 
     /// Does a unit ask for a token that no position covers yet?
     pub(super) fn position_is_missing(&mut self, input: &[u8], unit: &Unit) -> bool {
-        tells(unit) && self.names(input, unit, TOLD[0]) && self.token().is_err()
+        tells(unit) && self.names(input, unit, TOLD[0]) && self.token().is_err() && !self.standby_tells()
+    }
+
+    /// Can the standby that the session has tell what covers all that was read?
+    fn standby_tells(&self) -> bool {
+        let standby = self.server.as_ref().filter(|s| s.meta.role == Role::Standby);
+        let causality = self.causality.borrow();
+        standby.is_some_and(|server| causality.shown_by(&server.meta.node) && causality.may_ask())
     }
 
     fn token(&mut self) -> Result<Option<Token>, crate::route::consistency::Pending> {
@@ -114,6 +131,10 @@ impl Session {
                     Ok(token) => token.map_or_else(String::new, |t| t.to_string()),
                     Err(_) if tells(unit) && self.on_primary() && self.causality.borrow().may_ask() => {
                         self.send_position();
+                        return true;
+                    }
+                    Err(_) if tells(unit) && self.standby_tells() => {
+                        self.send_replayed();
                         return true;
                     }
                     Err(_) => String::new(),
@@ -214,10 +235,23 @@ impl Session {
         self.send_hidden(POSITION);
     }
 
-    /// The primary has answered where its WAL ends.
+    fn send_replayed(&mut self) {
+        self.tracking.asked = Some(Asked::Position { at: self.w.now() });
+        self.send_hidden(REPLAYED);
+    }
+
+    /// The server has answered where its WAL ends.
     pub(super) fn positioned(&mut self, at: Instant, answer: &Hidden) {
         let Some(server) = &self.server else { return };
         let mut causality = self.causality.borrow_mut();
+        if server.meta.role == Role::Standby {
+            let view = self.w.view.borrow();
+            match replayed(&answer.rows) {
+                Some(lsn) => causality.replayed(at, lsn, &view.topology, &view.lag),
+                None => causality.give_up(),
+            }
+            return;
+        }
         match position(&answer.rows, server.meta.term) {
             Some(position) => causality.cover(at, position),
             None => causality.give_up(),
@@ -276,8 +310,15 @@ fn position(rows: &[Vec<Option<String>>], term: Term) -> Option<Token> {
     let [row] = rows else { return None };
     let [Some(lsn), Some(file)] = row.as_slice() else { return None };
     let timeline = TimelineId(u32::from_str_radix(file.get(..8)?, 16).ok()?);
-    let lsn: cluster::Lsn = lsn.parse().ok()?;
+    let lsn: Lsn = lsn.parse().ok()?;
     Some(Token { term, timeline, lsn: lsn.normalised_insert() })
+}
+
+/// The one value of an answer to [`REPLAYED`].
+fn replayed(rows: &[Vec<Option<String>>]) -> Option<Lsn> {
+    let [row] = rows else { return None };
+    let [Some(lsn)] = row.as_slice() else { return None };
+    lsn.parse().ok()
 }
 
 /// Is the name in the text?

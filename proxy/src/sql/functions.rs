@@ -4,6 +4,7 @@
 //! on search_path and argument types. An immutable snapshot, shared by the sessions of a database.
 
 use super::bodies::{Bodies, Used};
+use super::doubtful::Doubtful;
 use super::{Access, FunctionName, LexRules, classify};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -106,6 +107,8 @@ pub struct FunctionTable {
     /// Every statement, or every one that does more than read or change rows, may run what leaves something where no text
     /// shows it.
     anywhere: (bool, bool),
+    /// Functions that may write although they are not labelled volatile.
+    doubtful: Arc<Doubtful>,
 }
 
 /// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, DISTINCT, USING, CASE, ORDER BY and the
@@ -194,6 +197,18 @@ impl FunctionTable {
     /// Is this one of them? The name is folded as the server folds it.
     pub fn is_pinning(&self, name: &[u8]) -> bool {
         self.pinning.iter().any(|known| known.as_bytes() == name)
+    }
+
+    /// The same where these functions may write although they are not labelled volatile.
+    #[must_use]
+    pub fn with_doubtful(mut self, doubtful: Doubtful) -> Self {
+        self.doubtful = Arc::new(doubtful);
+        self
+    }
+
+    /// Functions that may write although they are not labelled volatile.
+    pub fn doubtful(&self) -> &Doubtful {
+        &self.doubtful
     }
 
     /// What functions leave in the session that calls them.

@@ -81,10 +81,10 @@ impl Worker {
     }
 
     /// A commit of `term` was acknowledged with less durability than the cluster's mode. Rare: it was asked for.
-    pub fn count_below_mode(&self, term: Term) {
+    pub fn count_below_mode(&self, term: Term, commits: u32) {
         let board = &self.shared.boards[self.index];
-        board.below_mode.lock().unwrap_or_else(PoisonError::into_inner).add(term, 1);
-        self.shared.metrics.below_mode.inc();
+        board.below_mode.lock().unwrap_or_else(PoisonError::into_inner).add(term, u64::from(commits));
+        self.shared.metrics.below_mode.inc_by(u64::from(commits));
     }
 
     /// A write that a server of `term` has not answered met this fate. Rare: the server was lost.

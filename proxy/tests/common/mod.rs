@@ -5,6 +5,7 @@
 
 pub mod authority;
 pub mod dice;
+pub mod joined;
 pub mod prepared;
 pub mod raw;
 #[path = "../../../integration/src/segment.rs"]
@@ -176,6 +177,8 @@ pub struct Cluster {
     pub registry: prometheus::Registry,
     pub handle: Option<proxy::Handle>,
     pub port: u16,
+    /// While it is true, no sample of the nodes reaches the proxy.
+    pub blind: watch::Sender<bool>,
     stop_lag: watch::Sender<bool>,
     lag_thread: Option<std::thread::JoinHandle<()>>,
     scratch: tempfile::TempDir,
@@ -210,14 +213,14 @@ impl Cluster {
         let config: Config = config::check(raw).expect("the test's settings are valid");
         let (topology, topology_seen) = watch::channel(open(1, &nodes[0], &nodes[1..]));
         let (lag, lag_seen) = watch::channel(Arc::new(LagSnapshot::default()));
-        let (stop_lag, stopped) = watch::channel(false);
+        let ((stop_lag, stopped), (blind, blinded)) = (watch::channel(false), watch::channel(false));
         let seen = topology.subscribe();
-        let lag_thread = Some(std::thread::spawn(move || sample_lag(&seen, &lag, stopped)));
+        let lag_thread = Some(std::thread::spawn(move || sample_lag(&seen, &lag, (stopped, blinded))));
         let registry = prometheus::Registry::new();
         let inputs = proxy::Inputs { topology: topology_seen, lag: lag_seen, ask: None, ask_view: None };
         let handle = proxy::start(config, inputs, &registry).expect("the proxy starts");
         let port = handle.addr.port();
-        Self { nodes, topology, registry, handle: Some(handle), port, stop_lag, lag_thread, scratch }
+        Self { nodes, topology, registry, handle: Some(handle), port, blind, stop_lag, lag_thread, scratch }
     }
 
     /// The file of users.
@@ -388,7 +391,7 @@ fn append(path: &Path, text: &str) {
 fn sample_lag(
     topology: &watch::Receiver<Topology>,
     lag: &watch::Sender<Arc<LagSnapshot>>,
-    stop: watch::Receiver<bool>,
+    (stop, blind): (watch::Receiver<bool>, watch::Receiver<bool>),
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     while !*stop.borrow() {
@@ -415,7 +418,9 @@ fn sample_lag(
             }
             snapshot
         });
-        lag.send_replace(Arc::new(snapshot));
+        if !*blind.borrow() {
+            lag.send_replace(Arc::new(snapshot));
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -81,7 +81,7 @@ fn a_session_does_not_go_back_to_a_standby_sampled_behind_what_it_has_read() {
 #[test]
 fn what_was_read_at_the_primary_counts_like_a_write() {
     let mut w = World::new().only_n2();
-    w.causality.saw(at(1010));
+    w.causality.saw(at(1010), Shows::All);
     assert_eq!(w.read(1020), "primary awaiting_sample");
     w.snapshot.primary = Some(sample("n1", 150, 1030));
     w.snapshot.standbys = vec![standby("n2", 149, 1030)];
@@ -97,13 +97,13 @@ fn a_session_that_reads_without_a_pause_asks_the_primary_where_it_is() {
     let mut w = World::new().only_n2();
     w.causality.wrote(at(1010));
     assert_eq!(w.read(1011), "primary awaiting_sample");
-    w.causality.saw(at(1012));
+    w.causality.saw(at(1012), Shows::All);
     assert!(!w.causality.asks(false), "the next sample may do");
     assert!(w.causality.asks(true), "where each write is asked for");
     w.snapshot.primary = Some(sample("n1", 150, 1011));
     w.publish();
     assert_eq!(w.read(1013), "primary awaiting_sample");
-    w.causality.saw(at(1014));
+    w.causality.saw(at(1014), Shows::All);
     assert!(w.causality.asks(false), "a sample covers the write, but not what was read since");
     let position = Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(140) };
     w.causality.cover(at(1013), position);
@@ -186,7 +186,7 @@ fn a_fork_carries_what_was_read_and_written_into_the_next_term() {
 fn a_session_that_only_reads_at_the_primary_waits_for_a_standby_now_and_then() {
     let mut w = World::new().only_n2();
     w.causality.wrote(at(1000));
-    w.causality.saw(at(1999));
+    w.causality.saw(at(1999), Shows::All);
     w.snapshot.primary = Some(sample("n1", 150, 1999));
     w.snapshot.standbys = vec![standby("n2", 140, 1999)];
     w.publish();
@@ -197,7 +197,7 @@ fn a_session_that_only_reads_at_the_primary_waits_for_a_standby_now_and_then() {
     assert_eq!(w.read(2250), "primary replay_behind");
     w.since = None;
     // In vain: not again before twice the time is over, and a write puts it off.
-    w.causality.saw(at(2251));
+    w.causality.saw(at(2251), Shows::All);
     let fresh = |w: &mut World, at: u64, replay| {
         w.snapshot.primary = Some(sample("n1", 150, at));
         w.snapshot.standbys = vec![standby("n2", replay, at)];
@@ -212,7 +212,7 @@ fn a_session_that_only_reads_at_the_primary_waits_for_a_standby_now_and_then() {
     // Once a standby has served it, it begins anew.
     fresh(&mut w, 4260, 150);
     assert_eq!(w.read(4261), "n2 fresh");
-    w.causality.saw(at(4262));
+    w.causality.saw(at(4262), Shows::All);
     fresh(&mut w, 5262, 140);
     assert_eq!(w.read(5262), "wait 250 replay_behind");
 }

@@ -5,7 +5,7 @@ use super::*;
 /// Two standbys with the same sample, and a session that has read at n2 at 1010.
 fn read_at_n2() -> World {
     let mut w = World::new();
-    w.causality.read_at(&node("n2"), Term(7), at(1010));
+    w.causality.read_at(&node("n2"), Term(7), at(1010), Shows::All);
     w
 }
 
@@ -88,4 +88,61 @@ fn a_write_of_its_own_covers_what_a_session_has_read() {
     w.topology.standbys.clear();
     w.causality.wrote(at(1050));
     assert_eq!(w.read(1060), "primary awaiting_sample");
+}
+
+#[test]
+fn a_read_that_is_promised_less_takes_nothing_from_what_was_read_before() {
+    let on_n3 = |w: &mut World| {
+        let targets = (0..20).map(|seed| w.decide(Access::Read, 1020, seed).target);
+        targets.filter(|target| *target == Target::Standby(node("n3"))).count()
+    };
+    let mut w = read_at_n2();
+    w.causality.read_at(&node("n3"), Term(7), at(1015), Shows::Nothing);
+    assert_eq!(w.read(1020), "n2 fresh", "a setting was shown");
+    w.causality.read_at(&node("n3"), Term(7), at(1015), Shows::Some);
+    assert_eq!(on_n3(&mut w), 0, "it may lack what n2 has shown");
+    assert_eq!(w.read(1020), "wait 5000 unconfirmed", "and n2 what n3 has");
+    w.snapshot.primary = Some(sample("n1", 150, 1015));
+    w.snapshot.standbys = vec![standby("n2", 149, 1016), standby("n3", 150, 1016)];
+    w.publish();
+    assert_eq!(on_n3(&mut w), 20);
+
+    // Where it was read before, it is there still, unless that was restarted in between.
+    let mut w = read_at_n2();
+    w.causality.read_at(&node("n2"), Term(7), at(1015), Shows::Some);
+    assert_eq!(w.read(1020), "n2 fresh");
+    w.snapshot.standbys[0].sample.as_mut().unwrap().up_since = at(1012);
+    w.publish();
+    assert_eq!(w.read(1020), "wait 5000 unconfirmed");
+
+    // At the primary it is as little made sure of that it shows what was read.
+    let mut w = read_at_n2();
+    w.topology.standbys.clear();
+    w.causality.saw(at(1015), Shows::Some);
+    assert_eq!(w.read(1020), "wait 5000 unconfirmed");
+    w.causality.saw(at(1016), Shows::All);
+    assert_eq!(w.read(1020), "primary awaiting_sample");
+}
+
+#[test]
+fn a_token_covers_what_was_read_at_a_standby() {
+    let mut w = World::new().only_n2();
+    assert_eq!(w.read(1000), "n2 fresh");
+    w.causality.read_at(&node("n2"), Term(7), at(1010), Shows::All);
+    let token = |w: &mut World| w.causality.token(&w.topology, &w.lag).map(|token| token.unwrap().to_string());
+    assert_eq!(token(&mut w), Err(Pending { since: at(1010) }), "it may have replayed more than was sampled");
+    w.snapshot.primary = Some(sample("n1", 150, 1010));
+    w.publish();
+    assert_eq!(token(&mut w).as_deref(), Ok("7-7-0/96"));
+    // What the primary tells when asked, and what the standby itself does.
+    w.causality.read_at(&node("n2"), Term(7), at(1020), Shows::All);
+    let position = Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(160) };
+    w.causality.cover(at(1019), position);
+    assert_eq!(token(&mut w), Err(Pending { since: at(1020) }), "asked too early");
+    w.causality.cover(at(1020), position);
+    assert_eq!(token(&mut w).as_deref(), Ok("7-7-0/A0"));
+    w.causality.read_at(&node("n2"), Term(7), at(1030), Shows::All);
+    assert!(w.causality.shown_by(&node("n2")) && !w.causality.shown_by(&node("n3")));
+    w.causality.replayed(at(1031), Lsn(170), &w.topology, &w.lag);
+    assert_eq!(token(&mut w).as_deref(), Ok("7-7-0/AA"));
 }

@@ -112,6 +112,10 @@ impl Relay {
                 (self.status, self.owed, self.open) = (status, 0, None);
                 self.queue.clear();
                 self.answered += usize::from(*extended);
+                if *extended {
+                    self.commits.answer(status);
+                }
+                self.commits.clear();
                 self.ended += usize::from(*extended && status == TxStatus::Idle);
                 self.blind = Blind::None;
                 self.settle();

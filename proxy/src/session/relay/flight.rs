@@ -69,6 +69,7 @@ impl Relay {
         }
         (self.owed, self.open, self.skipping, self.copy_in) = (0, None, false, false);
         self.hiding = false;
+        self.commits.forget();
         self.end_blind();
         (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
         (self.again, self.executed, self.forgetting) = (false, false, false);

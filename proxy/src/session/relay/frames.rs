@@ -70,6 +70,7 @@ impl Relay {
                 Step::Pass { shown }
             }
             b'A' if host.hears() => {
+                self.heard = true;
                 let notifying = backend::notifying_pid(frame).and_then(|pid| host.pid_told(pid));
                 match notifying {
                     Some(own) => backend::with_notifying_pid(sink.insert(input), frame, own),
@@ -118,6 +119,7 @@ impl Relay {
         self.unnamed_unconfirmed &= !self.queue.is_empty();
         if std::mem::take(&mut self.again) {
             self.withhold = false;
+            self.commits.take_back();
             self.undone.extend(self.done.drain(..).rev().map(Undo::of_client));
             return Step::Stop(Event::Again);
         }
@@ -126,6 +128,7 @@ impl Relay {
         }
         self.withhold = false;
         self.answered += 1;
+        self.commits.answer(status);
         self.ended += usize::from(status == TxStatus::Idle);
         self.kept |= status == TxStatus::Idle;
         self.settle();

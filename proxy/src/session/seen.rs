@@ -1,0 +1,73 @@
+//! What a session has written and read, as its answers tell: reads behind that must not miss it.
+
+use crate::route::{Consistency, Shows};
+use crate::session::client::Session;
+use crate::wire::backend::TxStatus;
+use cluster::{Instant, NodeId, Role};
+
+impl Session {
+    /// May reads behind the unit at the head of the inbox, which is about to be sent, not go by what that shows? It is alone
+    /// outside of any block, and all that it does is to set or to show settings of ours.
+    pub(super) fn shows_nothing(&self) -> bool {
+        self.own && self.relay.status == TxStatus::Idle && !self.relay.busy()
+    }
+
+    /// It is sent now. What is in flight with it, or in one block, counts as what shows the least of it.
+    pub(super) fn note_shows(&mut self) {
+        if self.own {
+            if self.shows_nothing() {
+                self.shows = Shows::Nothing;
+            }
+            return;
+        }
+        let anew = !self.relay.busy() && (self.relay.status == TxStatus::Idle || self.fresh.is_some());
+        let all = match self.promise_of_unit().consistency {
+            Consistency::Session | Consistency::Global | Consistency::Strong => true,
+            Consistency::Eventual | Consistency::Bounded => false,
+        };
+        self.shows = match (all, self.shows) {
+            (true, Shows::Some) if !anew => Shows::Some,
+            (true, _) => Shows::All,
+            (false, _) => Shows::Some,
+        };
+    }
+
+    /// So many units were answered by `now`, and some of them ended a transaction. What that has written counts at once: what
+    /// its client has sent behind it may have begun the next one already, in an answer that came with it.
+    pub(super) fn note_answers(&mut self, (answered, ended): (usize, usize), now: Instant) {
+        if ended > 0 {
+            self.count_below_mode();
+        }
+        if ended > 0 && self.wrote {
+            self.causality.borrow_mut().wrote(now);
+        } else if ended > 0 && self.saw {
+            self.causality.borrow_mut().saw(now, self.shows);
+        }
+        // Also within a block: however that ends, this was shown.
+        let standby = self.server.as_ref().filter(|s| s.meta.role == Role::Standby);
+        if let Some(server) = standby.filter(|_| answered > 0) {
+            self.read_at(&server.meta.node, now);
+        }
+    }
+
+    /// A standby has answered in part, and is lost.
+    pub(super) fn saw_at(&self, node: &NodeId) {
+        self.read_at(node, self.w.now());
+    }
+
+    /// It showed what others may not show yet.
+    fn read_at(&self, node: &NodeId, now: Instant) {
+        let term = self.w.view.borrow().topology.term;
+        self.causality.borrow_mut().read_at(node, term, now, self.shows);
+    }
+
+    /// The transaction is over without an answer that says so. `seen`: its client may have seen something of it. May it have
+    /// written?
+    pub(super) fn forget_transaction(&mut self, seen: bool) -> bool {
+        let (wrote, saw) = (std::mem::take(&mut self.wrote), std::mem::take(&mut self.saw));
+        if saw && seen && !wrote {
+            self.causality.borrow_mut().saw(self.w.now(), self.shows);
+        }
+        wrote
+    }
+}

@@ -1,0 +1,189 @@
+//! What a session has written and read is not missed by its later reads, however it came to an end.
+
+mod common;
+
+use common::joined::joined;
+use common::raw::{Raw, ok, value};
+use common::{Cluster, wait_for};
+use proxy::wire::frontend::write_query;
+
+const COUNT: &str = "select count(*), current_setting('cluster_name') from seen";
+const LONG: (&str, &str) = ("pgtenure.max_replay_lag", "1h");
+
+/// An empty table that all nodes have. What the primary says that has `tag` in it comes with the next answer.
+fn start(standbys: usize, tag: Option<&'static [u8]>) -> Cluster {
+    let cluster = Cluster::start(standbys, |raw| raw.workers = 1);
+    if let Some(tag) = tag {
+        let port = joined(cluster.nodes[0].port, tag);
+        cluster.publish(|t| t.primary.as_mut().expect("n1").postgres.port = port);
+    }
+    cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app");
+    for node in &cluster.nodes[1..] {
+        let there = "select count(*) from pg_class where relname = 'seen'";
+        wait_for("the table", || (node.psql(there) == "1").then_some(()));
+    }
+    wait_for("reads to be served where they should", || {
+        let mut client = Raw::login(cluster.port, &[LONG]);
+        (value(&mut client, COUNT).ends_with("n1") == (standbys == 0)).then_some(())
+    });
+    cluster
+}
+
+/// Two standbys were sampled alike; since then n2 has replayed a row, and n3 nothing.
+fn n2_shows_more() -> Cluster {
+    let cluster = start(2, None);
+    // What connects later is not read at before a sample was taken since.
+    let (mut blocks, mut at) = (Vec::new(), [0, 0]);
+    wait_for("connections to both standbys", || {
+        let mut client = Raw::login(cluster.port, &[LONG]);
+        ok(&mut client, "begin read only");
+        at[usize::from(value(&mut client, COUNT).ends_with("n3"))] += 1;
+        blocks.push(client);
+        (at.into_iter().min() > Some(2)).then_some(())
+    });
+    drop(blocks);
+    cluster.nodes[2].psql("select pg_wal_replay_pause()");
+    cluster.blind.send_replace(true);
+    cluster.nodes[0].psql("insert into seen values (1)");
+    wait_for("n2 to have it", || (cluster.nodes[1].psql("select count(*) from seen") == "1").then_some(()));
+    cluster
+}
+
+/// A session that has read the row at n2, as the last thing that `say` has it do.
+fn reads_at_n2(cluster: &Cluster, say: &[&str]) -> Raw {
+    // Those that read at n3 stay there, so that it is the busier one.
+    let mut others = Vec::new();
+    wait_for("a session whose read goes to n2", || {
+        let mut client = Raw::login(cluster.port, &[LONG]);
+        say.iter().for_each(|sql| drop(ok(&mut client, sql)));
+        let found = value(&mut client, COUNT) == "1 n2";
+        let (client, other) = if found { (Some(client), None) } else { (None, Some(client)) };
+        others.extend(other);
+        client
+    })
+}
+
+fn lsn(text: &str) -> cluster::Lsn {
+    text.parse().expect("a position")
+}
+
+/// There is no n2 any more, and the others are sampled again.
+fn lose_n2(cluster: &mut Cluster) {
+    cluster.nodes[1].kill();
+    cluster.publish(|t| t.standbys.retain(|s| s.node.as_str() != "n2"));
+    cluster.blind.send_replace(false);
+}
+
+#[test]
+fn what_a_lost_block_has_shown_is_not_missed_behind_it() {
+    let mut cluster = n2_shows_more();
+    let begin = ["begin read only"];
+    let (mut refused, mut lost) = (reads_at_n2(&cluster, &begin), reads_at_n2(&cluster, &begin));
+    assert_eq!(refused.query("select pg_advisory_lock(1)"), ["E 0A000", "Z E"]);
+    lose_n2(&mut cluster);
+    assert_eq!(lost.query(COUNT), ["E 40001", "Z E"]);
+    for mut client in [refused, lost] {
+        ok(&mut client, "rollback");
+        assert_eq!(value(&mut client, COUNT), "1 n1");
+    }
+}
+
+#[test]
+fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
+    let mut cluster = n2_shows_more();
+    // Each asks some standby.
+    let asked = [0; 8].map(|_| {
+        let mut client = reads_at_n2(&cluster, &[]);
+        assert!(value(&mut client, "show pgtenure.last_route").starts_with("standby n2"));
+        client
+    });
+    lose_n2(&mut cluster);
+    for mut client in asked {
+        assert_eq!(value(&mut client, COUNT), "1 n1");
+    }
+}
+
+#[test]
+fn a_token_covers_what_a_standby_has_shown() {
+    let cluster = n2_shows_more();
+    let written = lsn(&cluster.nodes[0].psql("select pg_current_wal_lsn()"));
+    for begin in [&[][..], &["begin read only"]] {
+        let mut client = reads_at_n2(&cluster, begin);
+        let token = value(&mut client, "show pgtenure.token");
+        assert!(token.starts_with("1-1-") && lsn(&token[4..]) >= written, "{token} after {begin:?}, want {written}");
+        if !begin.is_empty() {
+            assert_eq!(value(&mut client, COUNT), "1 n2", "the block goes on");
+            ok(&mut client, "commit");
+        }
+        // Nor has asking hidden anything from the session.
+        assert_eq!(value(&mut client, COUNT), "1 n2");
+    }
+}
+
+#[test]
+fn a_token_covers_what_the_session_was_notified_of() {
+    let cluster = start(0, None);
+    let mut listens = Raw::login(cluster.port, &[]);
+    ok(&mut listens, "listen news");
+    value(&mut listens, "show pgtenure.token");
+    cluster.nodes[0].psql("insert into seen values (1)");
+    let written = lsn(&cluster.nodes[0].psql("select pg_current_wal_lsn()"));
+    cluster.nodes[0].psql("notify news");
+    assert_eq!(listens.next(), "A");
+    let token = value(&mut listens, "show pgtenure.token");
+    assert!(lsn(&token[4..]) >= written, "{token}, want {written}");
+}
+
+#[test]
+fn a_write_whose_answer_came_with_that_of_the_next_begin_is_not_missed() {
+    for (tag, before, first) in [
+        (&b"COMMIT\0"[..], &["begin", "insert into seen values (1)"][..], "commit"),
+        (b"INSERT 0 1\0", &[], "insert into seen values (1)"),
+    ] {
+        let cluster = start(1, Some(tag));
+        let mut client = Raw::login(cluster.port, &[LONG]);
+        wait_for("the standby to serve reads", || (value(&mut client, COUNT) == "0 n2").then_some(()));
+        cluster.nodes[1].psql("select pg_wal_replay_pause()");
+        before.iter().for_each(|sql| drop(ok(&mut client, sql)));
+        client.write(|out| {
+            write_query(out, first);
+            write_query(out, "begin");
+        });
+        assert_eq!(client.until_ready().last().map(String::as_str), Some("Z I"));
+        assert_eq!(client.until_ready(), ["C BEGIN", "Z T"]);
+        if tag.starts_with(b"C") {
+            // What the proxy does not let it do, it closes the server for.
+            assert_eq!(client.query("set local synchronous_commit = off"), ["E 42501", "Z E"]);
+            ok(&mut client, "rollback");
+            assert_eq!(value(&mut client, COUNT), "1 n1");
+        } else {
+            // The block would begin anew at the standby.
+            ok(&mut client, "set transaction read only");
+            assert_eq!(value(&mut client, COUNT), "1 n1");
+        }
+    }
+}
+
+#[test]
+fn a_session_that_keeps_its_primary_waits_for_the_term_that_it_reads_after() {
+    let cluster = Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.hold_timeout = cluster::config::Span::secs(3);
+    });
+    let select = "select 1 from t";
+    let mut pinned = Raw::login(cluster.port, &[]);
+    ok(&mut pinned, "create temp table t(n int)");
+    // A block that has begun cannot be held: it would keep its server.
+    ok(&mut pinned, "begin");
+    assert_eq!(pinned.query("set local pgtenure.after = '2-2-0/1'"), ["E 57P03", "Z E"]);
+    assert_eq!(pinned.query("rollback"), ["C ROLLBACK", "Z I"]);
+
+    let mut pinned = Raw::login(cluster.port, &[]);
+    ok(&mut pinned, "create temp table t(n int)");
+    ok(&mut pinned, "set pgtenure.after = '2-2-0/1'");
+    assert_eq!(pinned.query(select), ["E 57P03", "Z I"], "nothing newer is known for as long as it waits");
+    pinned.write(|out| write_query(out, select));
+    // Another process's primary, as far as a session knows that has one.
+    cluster.publish(|t| t.term = t.term.next());
+    assert_eq!(pinned.until_ready()[0], "E 08006");
+}
