@@ -6,6 +6,7 @@
 
 pub mod config;
 mod demand;
+mod guarded;
 pub mod http;
 mod metrics;
 pub mod model;
@@ -147,5 +148,5 @@ fn password(from: &PasswordFrom) -> Result<Option<Secret>, StartError> {
             std::fs::read_to_string(path).map_err(|source| StartError::PasswordFile { path: path.clone(), source })?
         }
     };
-    Ok(Some(Secret::new(text.lines().next().unwrap_or_default())))
+    Ok(Some(Secret::first_line(&text)))
 }

@@ -5,15 +5,19 @@
 //! a node that cannot answer that one is no less reachable.
 
 use crate::config::Config;
+use crate::guarded::Guarded;
 use crate::metrics::Probes;
 use crate::model::detail::NodeDetail;
 use crate::model::sample::{Answer, Outcome};
 use crate::query::{self, AnswerError};
+use cluster::demand::Allowed;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
 use cluster::{Clock, Endpoint, Instant, NodeId, Term};
+use socket2::{SockRef, TcpKeepalive};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{MissedTickBehavior, timeout};
@@ -28,6 +32,8 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::f
 #[derive(Debug, thiserror::Error)]
 enum ProbeError {
     #[error("cannot connect")]
+    Dial(#[source] std::io::Error),
+    #[error("cannot log in")]
     Connect(#[source] tokio_postgres::Error),
     #[error("the query failed")]
     Query(#[source] tokio_postgres::Error),
@@ -113,32 +119,38 @@ pub(crate) struct Prober {
 impl Prober {
     /// Probe `node` at `endpoint` from now on.
     pub(crate) fn start(&self, node: NodeId, endpoint: Endpoint) -> Probe {
-        let connect = connect_config(&self.config, self.password.as_ref(), &endpoint);
-        let run = Run { shared: self.clone(), node, connect, connection: None, detailed: None, detail_failed: false };
+        let login = login(&self.config, self.password.as_ref());
+        let (shared, to) = (self.clone(), endpoint.clone());
+        let run = Run { shared, node, endpoint: to, login, connection: None, detailed: None, detail_failed: false };
         Probe { endpoint, task: tokio::spawn(run.run()).abort_handle() }
     }
 }
 
-fn connect_config(config: &Config, password: Option<&Secret>, endpoint: &Endpoint) -> tokio_postgres::Config {
-    let mut connect = tokio_postgres::Config::new();
-    connect
-        .host(&endpoint.host)
-        .port(endpoint.port)
+fn login(config: &Config, password: Option<&Secret>) -> tokio_postgres::Config {
+    let mut login = tokio_postgres::Config::new();
+    login
         .user(&config.user)
         .dbname(&config.database)
         .application_name("pgtenure_lagmon")
         // Functions and operators that a user has put into `public` are not run with the monitor's rights.
-        .options("-c search_path=pg_catalog")
-        .connect_timeout(config.probe_timeout)
-        .tcp_user_timeout(config.tcp_user_timeout)
-        .keepalives(true)
-        .keepalives_idle(config.tcp_user_timeout)
-        .keepalives_interval(config.probe_timeout)
-        .keepalives_retries(3);
+        .options("-c search_path=pg_catalog");
     if let Some(password) = password {
-        connect.password(password.expose());
+        login.password(password.expose());
     }
-    connect
+    login
+}
+
+/// A server that vanishes without a word is noticed, by what is not acknowledged or by silent keepalive probes.
+async fn dial(endpoint: &Endpoint, config: &Config) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_user_timeout(Some(config.tcp_user_timeout))?;
+    let whole = |time: Duration| time.max(Duration::from_secs(1)); // the kernel counts seconds
+    let probes = TcpKeepalive::new().with_time(whole(config.tcp_user_timeout));
+    let probes = probes.with_interval(whole(config.probe_timeout));
+    socket.set_tcp_keepalive(&probes.with_retries(3))?;
+    Ok(stream)
 }
 
 /// A connection and its prepared query. The driver's task ends with it, and it with the server.
@@ -161,7 +173,8 @@ impl Drop for Connection {
 struct Run {
     shared: Prober,
     node: NodeId,
-    connect: tokio_postgres::Config,
+    endpoint: Endpoint,
+    login: tokio_postgres::Config,
     connection: Option<Connection>,
     /// When details were last asked for, and in which term.
     detailed: Option<(Instant, Term)>,
@@ -248,7 +261,7 @@ impl Run {
 
     async fn probe(&mut self) -> Result<Answer, ProbeError> {
         if self.connection.is_none() {
-            self.connection = Some(connect(&self.connect).await?);
+            self.connection = Some(connect(&self.login, &self.endpoint, &self.shared.config).await?);
         }
         let connection = self.connection.as_ref().expect("connected above");
         let sent_at = Clock.now();
@@ -297,8 +310,15 @@ async fn ask_details(connection: &mut Connection) -> Result<NodeDetail, ProbeErr
     Ok(query::detail(&row)?)
 }
 
-async fn connect(config: &tokio_postgres::Config) -> Result<Connection, ProbeError> {
-    let (client, driver) = config.connect(NoTls).await.map_err(ProbeError::Connect)?;
+async fn connect(
+    login: &tokio_postgres::Config,
+    endpoint: &Endpoint,
+    config: &Config,
+) -> Result<Connection, ProbeError> {
+    let stream = dial(endpoint, config).await.map_err(ProbeError::Dial)?;
+    // The monitor's password is verified by SCRAM: whoever asks for it is no server of ours.
+    let stream = Guarded::new(stream, Allowed::default());
+    let (client, driver) = login.connect_raw(stream, NoTls).await.map_err(ProbeError::Connect)?;
     let major = query::major(driver.parameter("server_version"));
     // The driver's error is also the next query's, which reports it.
     let driver = tokio::spawn(async move { drop(driver.await) });
@@ -336,7 +356,6 @@ mod tests {
     #[test]
     fn what_users_have_put_into_public_is_not_found() {
         let config = crate::config::check(crate::config::Raw::default()).unwrap();
-        let connect = connect_config(&config, None, &Endpoint { host: "db1".into(), port: 5432 });
-        assert_eq!(connect.get_options(), Some("-c search_path=pg_catalog"));
+        assert_eq!(login(&config, None).get_options(), Some("-c search_path=pg_catalog"));
     }
 }
