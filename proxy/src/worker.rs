@@ -26,7 +26,7 @@ use crate::net::round;
 use crate::pool::backoff::Backoff;
 use crate::pool::checkout::still_valid;
 use crate::pool::doors::Doorway;
-use crate::pool::policy::{Age, forced_user, leads_elsewhere, too_old};
+use crate::pool::policy::{Age, forced_user, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Scope};
 use crate::route::sample::Sample;
@@ -273,7 +273,7 @@ impl Worker {
             let Some(facts) = presence.facts.get().filter(|facts| facts.replication.is_none()) else { return };
             let database = &facts.identity.database;
             let released = forced_user(old, database).is_some() && forced_user(new, database).is_none();
-            if released || leads_elsewhere(new, &facts.identity) {
+            if released || facts.identity.leads_elsewhere(new) {
                 presence.moved.set(true);
             }
         });

@@ -22,6 +22,7 @@ pub use checkout::{Checkout, Offer, Pool, Pools};
 pub use doors::{Doors, Order, Scope};
 pub use limit::{Full, Limit, Limits, Permit, Share};
 
+use crate::config::pools::Pools as Rules;
 use crate::session::settings;
 use cluster::NodeId;
 use std::sync::Arc;
@@ -43,6 +44,12 @@ impl Identity {
     /// Tells apart what sessions begin with that decides what their texts mean.
     pub fn begins(&self) -> u64 {
         settings::begins(&self.dbname, &self.user, self.parameters.iter().map(|(n, v)| (n.as_str(), v.as_str())))
+    }
+
+    /// Would its clients be led elsewhere if they came now?
+    pub fn leads_elsewhere(&self, rules: &Rules) -> bool {
+        let forced = policy::forced_user(rules, &self.database);
+        policy::dbname(rules, &self.database) != self.dbname || forced.is_some_and(|forced| forced != self.user)
     }
 
     /// Is it for physical replication, which belongs to no database?

@@ -4,7 +4,6 @@
 //! how that user's clients behave, whichever database they ask for.
 
 use crate::config::pools::{Database, PoolMode, Pools, User};
-use crate::pool::Identity;
 use crate::pool::backoff::mix;
 use cluster::Instant;
 use std::time::Duration;
@@ -81,12 +80,6 @@ pub fn dbname_of<'a>(name: &'a str, database: &'a Database) -> &'a str {
 /// The user at the servers of those who ask for `database`, when that is not their own.
 pub fn forced_user<'a>(pools: &'a Pools, database: &str) -> Option<&'a str> {
     pools.databases.get(database).and_then(|d| d.user.as_deref())
-}
-
-/// Would its clients be led elsewhere if they came now?
-pub fn leads_elsewhere(pools: &Pools, identity: &Identity) -> bool {
-    let Identity { database, dbname: there, user, .. } = identity;
-    dbname(pools, database) != there || forced_user(pools, database).is_some_and(|forced| forced != user)
 }
 
 /// How many clients a database and a user may have, where that is limited.

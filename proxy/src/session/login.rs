@@ -6,7 +6,7 @@ use crate::console;
 use crate::net::{Origin, Stream};
 use crate::pool::Identity;
 use crate::pool::clients::Admission;
-use crate::pool::policy::{ClientLimit, dbname, forced_user, leads_elsewhere};
+use crate::pool::policy::{ClientLimit, dbname, forced_user};
 use crate::route::{Causality, Consistency, Promise};
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::cancel::pid_of;
@@ -205,7 +205,7 @@ impl Prepared {
         let (origin, admission, tls) = (self.origin, self.admission, stream.encryption());
         let facts = Facts { identity, origin, connected, tls, replication, admission };
         // The configuration may have changed while it logged in.
-        presence.moved.set(leads_elsewhere(&self.w.config().pools, &facts.identity));
+        presence.moved.set(facts.identity.leads_elsewhere(&self.w.config().pools));
         let _ = presence.facts.set(facts);
         let mut session = Session::new(
             self.w,
