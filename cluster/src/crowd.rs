@@ -4,8 +4,8 @@
 //! idle connections nor many of one host keep anybody else out, and no address needs a limit that a host of many processes
 //! could reach.
 
+use core::net::IpAddr;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 
 /// Those inside, oldest first, each with a `T` of the caller's.
 #[derive(Debug)]
