@@ -34,6 +34,7 @@ struct Matrix {
     authority: Authority,
     endpoint: Target,
     server: Target,
+    primary: String,
 }
 
 impl Matrix {
@@ -52,27 +53,30 @@ impl Matrix {
         // The options of all tests are written in their text; these name files, and live as long as this program.
         let (proxy, parameters) = (proxy.leak(), parameters.leak());
         let cluster = Cluster::start(&Options { proxy, parameters, ..Options::default() });
-        let (endpoint, server) = (cluster.target(), cluster.node_target(&cluster.active().primary));
-        Self { cluster, authority, endpoint, server }
+        let primary = cluster.active().primary;
+        let (endpoint, server) = (cluster.target(), cluster.node_target(&primary));
+        Self { cluster, authority, endpoint, server, primary }
     }
 
     /// A driver's script through the endpoint by each name of the database, next to the server itself. Is all equal?
     fn script(&self, name: &str, start: &dyn Fn() -> Option<Command>) -> bool {
         let ca: PathBuf = self.authority.path("ca.crt");
-        let print = |target, database, authority| {
+        let print = |target, database, primary, authority| {
             let command = start().expect("what was installed a moment ago still is");
-            run(command, &Login { target, database, authority })
+            run(command, &Login { target, database, primary, authority })
         };
-        let direct = print(&self.server, &self.server.database, None);
+        let direct = print(&self.server, &self.server.database, None, None);
         let [by_transaction, by_session, tls] = DATABASES;
-        let mut runs: Vec<_> = [by_transaction, by_session]
-            .map(|database| (database, differences(&direct, &print(&self.endpoint, database, None))))
+        // A session that keeps its server reads there.
+        let mut runs: Vec<_> = [(by_transaction, Some(&*self.primary)), (by_session, None)]
+            .map(|(database, primary)| (database, print(&self.endpoint, database, primary, None)))
+            .map(|(database, printed)| (database, differences(&direct, &printed)))
             .into();
         let mut failures = direct.failure();
         if !WITHOUT_TLS.contains(&name) {
-            let direct = print(&self.server, &self.server.database, Some(&ca));
+            let direct = print(&self.server, &self.server.database, None, Some(&ca));
             failures.extend(direct.failure());
-            runs.push((tls, differences(&direct, &print(&self.endpoint, tls, Some(&ca)))));
+            runs.push((tls, differences(&direct, &print(&self.endpoint, tls, None, Some(&ca)))));
         }
         print!("{name:<16}{:<44}{:>6}  ", direct.version(), direct.lines.len());
         for (_, differ) in &runs {

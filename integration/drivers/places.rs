@@ -109,9 +109,12 @@ impl Places {
 
 /// Tell a script where to connect, as libpq's environment variables do.
 pub fn connects(command: &mut Command, login: &Login<'_>) {
-    let Login { target, database, authority } = login;
+    let Login { target, database, primary, authority } = login;
     command.env("PGHOST", target.addr.ip().to_string()).env("PGPORT", target.addr.port().to_string());
     command.env("PGUSER", &target.user).env("PGPASSWORD", &target.password).env("PGDATABASE", database);
+    if let Some(primary) = primary {
+        command.env("PGTENURE_PRIMARY", primary);
+    }
     match authority {
         // Node has its own way to be told.
         Some(ca) => command.env("PGSSLMODE", "verify-full").env("PGSSLROOTCERT", ca).env("NODE_EXTRA_CA_CERTS", ca),

@@ -13,6 +13,8 @@ const LIMIT: Duration = Duration::from_secs(180);
 pub struct Login<'a> {
     pub target: &'a Target,
     pub database: &'a str,
+    /// The primary's name, where standbys serve reads.
+    pub primary: Option<&'a str>,
     /// Over TLS, with a certificate that this file's authorities signed.
     pub authority: Option<&'a Path>,
 }

@@ -176,7 +176,7 @@ fn round(
     let (target, stop) = (cluster.target(), places.scratch.join("stop"));
     let _ = std::fs::remove_file(&stop);
     cluster.connect().query("truncate matrix_turns").expect("the table is emptied");
-    let login = Login { target: &target, database: "app", authority: None };
+    let login = Login { target: &target, database: "app", primary: None, authority: None };
     let started = TURNS.into_iter().filter(|(name, _)| wanted(name)).filter_map(|(name, make)| {
         let command = make(places)?;
         Some(Taking::start(name, command, &login, &stop))

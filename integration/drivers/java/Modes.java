@@ -395,6 +395,24 @@ public class Modes {
         });
     }
 
+    /** A read-only transaction is served by a standby, where there is one: PGTENURE_PRIMARY names the node that it is not. */
+    static String atStandby(String... way) throws Exception {
+        String primary = System.getenv("PGTENURE_PRIMARY");
+        if (primary == null) return "so";
+        long end = System.nanoTime() + 20_000_000_000L;
+        try (Connection c = connect(way)) {
+            c.setAutoCommit(false);
+            c.setReadOnly(true);
+            while (System.nanoTime() < end) {
+                String node = ask(c, "select current_setting('cluster_name')");
+                c.commit();
+                if (!node.equals(primary + "|;")) return "so";
+                Thread.sleep(20);
+            }
+        }
+        return "never, always on " + primary;
+    }
+
     static void together() throws Exception {
         prefix = "together: ";
         var pool = Executors.newFixedThreadPool(8);
@@ -435,6 +453,7 @@ public class Modes {
         for (String[] way : ways) {
             prefix = String.join("=", way) + ": ";
             try (Connection c = connect(way)) { common(c); }
+            check("read only at a standby", () -> atStandby(way));
         }
         prefix = "targetServerType=preferSecondary: ";
         check("connect", () -> { try (Connection c = connect("targetServerType", "preferSecondary")) { return ask(c, "select 1"); } });
