@@ -94,7 +94,7 @@ fn read_password(from: &PasswordFrom) -> Result<Option<Secret>, ReadPasswordErro
         PasswordFrom::File(path) => {
             let text = std::fs::read_to_string(path);
             let text = text.map_err(|source| ReadPasswordError::File { path: path.clone(), source })?;
-            Ok(Some(Secret::new(text.lines().next().unwrap_or(""))))
+            Ok(Some(Secret::first_line(&text)))
         }
         PasswordFrom::Env(name) => match std::env::var(name) {
             Ok(password) => Ok(Some(Secret::new(password))),

@@ -4,12 +4,16 @@
 //! Pooled connections, cancel requests and our own queries (catalogs, look-ups of users) all go this way, so none of
 //! them is less protected than the others.
 
+mod guarded;
+
 use crate::config::Config;
 use crate::net::Stream;
 use crate::resolve::Resolver;
 use crate::session::encrypt;
 use crate::tls::{Contexts, SecureError};
+use cluster::demand::Allowed;
 use cluster::node::Endpoint;
+use guarded::Guarded;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::sync::Arc;
@@ -39,7 +43,7 @@ pub enum ReachError {
 }
 
 /// A connection of our own, which must be polled for the client to work.
-pub type Conversation = tokio_postgres::Connection<Stream, NoTlsStream>;
+pub type Conversation = tokio_postgres::Connection<Guarded<Stream>, NoTlsStream>;
 
 /// What is needed on the way.
 pub struct Reach {
@@ -94,6 +98,9 @@ impl Reach {
         let mut stream = Stream::from(dialled.map_err(ReachError::Dial)?);
         let secured = encrypt::secure(&mut stream, &contexts, &endpoint.host, &self.handshakes).await;
         secured.map_err(ReachError::Tls)?;
+        // As for pooled connections.
+        let allowed = Allowed { md5: config.auth.server_md5, password: config.auth.server_password };
+        let stream = Guarded::new(stream, allowed);
         // Encrypted already, where it is to be.
         login.ssl_mode(SslMode::Disable).connect_raw(stream, NoTls).await.map_err(ReachError::Login)
     }

@@ -216,7 +216,7 @@ async fn password(from: &PasswordFrom) -> Result<Option<Secret>, LookupError> {
         PasswordFrom::Nowhere => Some(None),
         PasswordFrom::File(path) => {
             let text = std::fs::read_to_string(path).ok()?;
-            Some(Some(Secret::new(text.lines().next().unwrap_or(""))))
+            Some(Some(Secret::first_line(&text)))
         }
         PasswordFrom::Env(name) => std::env::var(name).ok().map(|p| Some(Secret::new(p))),
     });
