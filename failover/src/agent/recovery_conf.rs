@@ -148,14 +148,28 @@ impl Dynamic {
     }
 }
 
-/// libpq's connection string to another node's PostgreSQL as `pgtenure_repl`.
+/// libpq's connection string to another node's PostgreSQL as `pgtenure_repl`, for a standby.
 pub(crate) fn conninfo(env: &Env, to: &Endpoint) -> String {
+    conninfo_as(env, to, env.config.node.as_str())
+}
+
+/// The same for pg_basebackup. It streams WAL and confirms what it has flushed, as a standby does, so under the node's name
+/// commits would be acknowledged by it: by files that are thrown away where the copy fails.
+pub(crate) fn conninfo_of_copy(env: &Env, to: &Endpoint) -> String {
+    conninfo_as(env, to, &name_of_copy(&env.config.node))
+}
+
+/// Can be no node's, however PostgreSQL cuts it.
+fn name_of_copy(node: &NodeId) -> String {
+    format!("copy:{node}")
+}
+
+fn conninfo_as(env: &Env, to: &Endpoint, application_name: &str) -> String {
     format!(
-        "host={} port={} user={REPLICATION_USER} dbname=postgres application_name={} passfile={} connect_timeout=3 \
-         keepalives_idle=5 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000",
+        "host={} port={} user={REPLICATION_USER} dbname=postgres application_name={application_name} passfile={} \
+         connect_timeout=3 keepalives_idle=5 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000",
         to.host,
         to.port,
-        env.config.node,
         env.layout.passfile().display(),
     )
 }

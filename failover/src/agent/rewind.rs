@@ -8,7 +8,7 @@ use super::Agent;
 use super::env::REPLICATION_USER;
 use super::layout::fsync_dir;
 use super::postgres::{self, ServerError};
-use super::recovery_conf::conninfo;
+use super::recovery_conf::{conninfo, conninfo_of_copy};
 use super::rejoin::{RejoinError, Source};
 use super::sql::{Sql, SqlError};
 use super::tool::{self, ToolError};
@@ -215,7 +215,7 @@ impl Agent {
         tracing::info!(node = %self.env.config.node, %from, "copying data");
         let mut command = self.env.program("pg_basebackup");
         command.arg("--pgdata").arg(self.env.layout.data_new());
-        command.arg("--dbname").arg(conninfo(&self.env, endpoint)).args(["--username", REPLICATION_USER]);
+        command.arg("--dbname").arg(conninfo_of_copy(&self.env, endpoint)).args(["--username", REPLICATION_USER]);
         command.args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"]);
         let progress = |line: &str| {
             if let Some(progress) = progress_of(line) {
