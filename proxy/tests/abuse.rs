@@ -342,3 +342,26 @@ fn a_unit_without_an_end_is_answered_as_it_goes() {
     raw.write(sync);
     assert_eq!(raw.until_ready().len(), 8192 + 1);
 }
+
+#[test]
+fn a_unit_of_thousands_of_statements_before_its_sync_is_answered() {
+    let c = Cluster::start(0, |raw| raw.workers = 1);
+    for statements in [2_500, 20_000] {
+        let mut raw = Raw::login(c.port, &[]);
+        let mut stream = raw.stream.try_clone().expect("a second handle");
+        let writer = std::thread::spawn(move || {
+            let mut out = Vec::new();
+            parse(&mut out, "s", "select 1");
+            for _ in 0..statements {
+                bind(&mut out, "", "s", &[]);
+                execute(&mut out, "");
+            }
+            sync(&mut out);
+            stream.write_all(&out).expect("the endpoint reads");
+        });
+        let seen = raw.until_ready();
+        writer.join().expect("all of it was written");
+        assert_eq!(seen.iter().filter(|s| *s == "C SELECT 1").count(), statements);
+        assert_eq!((seen.len(), seen.last().map(String::as_str)), (3 * statements + 2, Some("Z I")));
+    }
+}

@@ -6,7 +6,7 @@ use crate::metrics::Source;
 use crate::route::durability::{COMMIT, Durability};
 use crate::route::{self, Shows};
 use crate::session::cancel::pid_of;
-use crate::session::client::{Loss, Session, Tail, Turn, fill};
+use crate::session::client::{Loss, MAX_PENDING, Session, Tail, Turn, fill};
 use crate::session::durability::level;
 use crate::session::presence::Activity;
 use crate::session::relay::{Described, Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
@@ -173,6 +173,8 @@ impl Session {
         }
         self.account(hiding, now);
         self.rescan |= matches!(self.inbox.first(), Some(b'd' | b'c' | b'f'));
+        // A unit that was too long to go on: nothing else would look at the rest of it before its Sync is answered.
+        self.rescan |= self.relay.open.is_some() && !self.wants_more && self.relay.pending() < MAX_PENDING;
         if sent.is_err() {
             return Err(Turn::Close);
         }

@@ -221,6 +221,9 @@ impl Session {
             // Something has set what no text named.
             self.tracking.touched.every = true;
         }
+        if self.tracking.postponed {
+            return self.ask_position();
+        }
         if !self.tracking.is_due(self.pins) {
             self.tracking.rest();
             self.durability.settle();

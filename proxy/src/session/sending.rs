@@ -219,7 +219,7 @@ impl Session {
         if asks || self.must_prove(now) {
             return Step::Wait;
         }
-        (self.proven, self.doubted) = (false, false);
+        (self.proven, self.doubted, self.tracking.postponed) = (false, false, false);
         self.tracking.described.clear();
         if unit.ours {
             self.note_own_set(input, unit);

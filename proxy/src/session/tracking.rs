@@ -133,6 +133,8 @@ pub struct Tracking {
     pub unapplied: u8,
     /// Questions in a row that were not answered in time.
     unheard: u8,
+    /// A question was not answered in time, and nothing was sent for the client since: it is not asked at once again.
+    pub postponed: bool,
     /// A transaction has ended that may have kept what it did, since the server was last asked.
     pub kept: bool,
     /// Channels listened to.
@@ -321,11 +323,14 @@ impl Tracking {
     }
 
     /// The server could not be asked in time, about these pins among others: it is to be asked again when the next
-    /// transaction is over. False when that has been tried often enough.
+    /// transaction is over. False when that has been tried often enough: what it has stays unknown.
     pub fn ask_again(&mut self, pins: Pins) -> bool {
         self.unheard = self.unheard.saturating_add(1);
-        self.fresh.join(pins);
-        self.unheard <= MAX_UNHEARD
+        self.postponed = self.unheard <= MAX_UNHEARD;
+        if self.postponed {
+            self.fresh.join(pins);
+        }
+        self.postponed
     }
 
     /// The server could not be asked: what it has stays unknown.
@@ -353,6 +358,7 @@ impl Tracking {
         self.touched = Touched::default();
         (self.stuck, self.unpins, self.discards, self.failed, self.due) = (false, false, false, false, false);
         (self.fresh, self.asked, self.listened, self.kept) = (Pins::NONE, None, false, false);
+        self.postponed = false;
     }
 
     /// The client was told that it listens, or that it does no longer, and the server has not told yet to what.

@@ -123,3 +123,17 @@ fn the_client_is_corrected_once() {
     assert_eq!(t.corrections(&base), base);
     assert!(t.corrections(&base).is_empty() && t.told.is_empty());
 }
+
+#[test]
+fn a_question_that_is_never_answered_in_time_is_given_up() {
+    let (mut t, mut pins) = (Tracking::new(None), Pins::NONE);
+    t.pin(&mut pins, Pins::of(PinReason::Temp));
+    for round in 1..=MAX_UNHEARD {
+        assert!(t.question(&mut pins, &SILENT).is_some(), "{round}");
+        t.asked = None;
+        assert!(t.ask_again(pins) && t.postponed && t.is_due(pins), "{round}");
+    }
+    assert!(t.question(&mut pins, &SILENT).is_some());
+    assert!(!t.ask_again(pins) && !t.postponed && !t.is_due(pins), "it keeps its server");
+    assert!(pins.has(PinReason::Temp));
+}

@@ -453,6 +453,27 @@ fn a_question_that_ends_at_the_sessions_own_limit_is_asked_again() {
     wait_for("nobody to keep a server", || (c.counter("pgtenure_proxy_pinned_sessions") == 0.0).then_some(()));
 }
 
+/// No statement of the client waits for a question of ours more than once.
+#[test]
+fn a_question_about_pins_that_ends_at_the_sessions_own_limit_holds_nobody_up() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "set statement_timeout = '300ms'");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let superuser = format!("host=127.0.0.1 port={} user=postgres dbname=app", c.nodes[0].port);
+    let (lock, connection) = runtime.block_on(tokio_postgres::connect(&superuser, tokio_postgres::NoTls)).unwrap();
+    runtime.spawn(connection);
+    let locks = "begin; lock table pg_catalog.pg_locks in access exclusive mode";
+    runtime.block_on(lock.batch_execute(locks)).expect("nobody else has it");
+    ok(&mut a, "select pg_advisory_lock(1)");
+    for _ in 0..3 {
+        ok(&mut a, "select 1");
+    }
+    runtime.block_on(lock.batch_execute("commit")).expect("it is held");
+    ok(&mut a, "select pg_advisory_unlock(1)");
+    wait_for("nobody to keep a server", || (c.counter("pgtenure_proxy_pinned_sessions") == 0.0).then_some(()));
+}
+
 /// It waits for notifications, and would wait for ever.
 #[test]
 fn who_listened_on_a_server_that_was_given_up_for_the_gate_is_told_so() {

@@ -88,7 +88,11 @@ impl Session {
                         self.tracking.answer((settings, pins), &hidden.rows, &mut self.pins, &*server.meta);
                         self.settled();
                     }
-                    (_, Some(frame)) if limits(&frame) && self.tracking.ask_again(pins) => {}
+                    (_, Some(frame)) if limits(&frame) && self.tracking.ask_again(pins) => {
+                        if settings {
+                            self.pins.add(PinReason::Set);
+                        }
+                    }
                     (_, Some(frame)) => {
                         let message = String::from_utf8_lossy(backend::fields(&frame).message).into_owned();
                         tracing::debug!(reason = message.as_str(), "session pinned, its settings could not be read");
