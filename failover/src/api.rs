@@ -359,6 +359,9 @@ pub struct Arm {
 pub struct Armed {
     /// Everything committed past this position waited for standbys.
     pub lsn: Lsn,
+    /// The policy's epoch that the order was given under.
+    #[serde(default)]
+    pub policy_epoch: u64,
 }
 
 /// Let commits through without standbys: the policy of this epoch says that they are not protected.

@@ -62,7 +62,7 @@ impl Agent {
         match self.arm_from(&before, &names).await {
             Ok(lsn) => {
                 tracing::info!(node = %self.env.config.node, term = order.term.0, %lsn, "commits wait for standbys again");
-                Ok(Armed { lsn })
+                Ok(Armed { lsn, policy_epoch: order.policy_epoch })
             }
             Err(error) => {
                 // Back to what was: the manager still has the suspension on record.

@@ -96,6 +96,9 @@ impl Planner {
         if let Some(s) = policy.suspended.as_ref().filter(|_| !lowers && policy.mode != Mode::Async) {
             blockers.push(Blocker::Suspended { since: s.since, term: s.term });
         }
+        if let Some(s) = self.owed_to_the_voters(now, policy, &to.quorum, &primary) {
+            blockers.push(Blocker::Suspended { since: s.since, term: s.term });
+        }
         if !to.quorum.voters.contains(&primary) {
             blockers.push(Blocker::PrimaryMustVote { node: primary.clone() });
         }
@@ -109,6 +112,24 @@ impl Planner {
             blockers.push(Blocker::TooFewStreaming { needed: k, have });
         }
         blockers
+    }
+
+    /// In async mode voters change at once, as nothing is promised. What had been promised before that mode is on some of
+    /// those who voted then, so first everybody who is to vote has it.
+    fn owed_to_the_voters<'a>(
+        &self,
+        now: Instant,
+        policy: &'a PolicyRecord,
+        to: &Quorum,
+        primary: &NodeId,
+    ) -> Option<&'a Suspension> {
+        let suspension = policy.suspended.as_ref().filter(|_| policy.mode == Mode::Async)?;
+        let lowered = suspension.lowered.as_ref().filter(|l| l.k > 0 && policy.voters != to.voters)?;
+        let has = |n: &NodeId| {
+            let there = self.seen.streaming(n, now, &self.settings).filter(|_| !self.seen.fenced(n));
+            there.is_some_and(|s| lowered.complete_from.is_some_and(|lsn| s.receive_lsn >= lsn))
+        };
+        (!to.voters.iter().filter(|n| *n != primary).all(has)).then_some(suspension)
     }
 
     /// Who voted before may be down: that is often why the voters are changed.

@@ -16,12 +16,18 @@ use std::time::Duration;
 /// How far it has come.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Rearm {
-    /// The primary was ordered to wait for standbys, and to prove it.
-    Arming { term: Term },
+    /// The primary was ordered to wait for the standbys of this epoch, and to prove it.
+    Arming { term: Term, epoch: u64 },
     /// Commits past `lsn` wait for the quorum that is to be; k of it must have that position.
     Confirming { term: Term, lsn: Lsn, since: Instant },
     /// The policy is being written.
     Writing,
+}
+
+impl Rearm {
+    fn is_arming(&self, in_term: Term) -> bool {
+        matches!(self, Self::Arming { term, .. } if *term == in_term)
+    }
 }
 
 /// Longer than the agent's own bounds, of 9 s until every session goes by the settings and 15 s for the proof.
@@ -60,13 +66,20 @@ impl Planner {
                 let sync_names = sync_set::armed_names(&policy, &primary).to_string();
                 let command = Box::new(Command::Arm(Arm { term: term.term, sync_names, policy_epoch: policy.epoch }));
                 out.push(Action::Send { node: primary, command, within: ARM_WITHIN });
-                self.rearm = Some(Rearm::Arming { term: term.term });
+                self.rearm = Some(Rearm::Arming { term: term.term, epoch: policy.epoch });
             }
-            Some(Rearm::Arming { term: armed } | Rearm::Confirming { term: armed, .. }) if *armed != term.term => {
+            Some(Rearm::Arming { term: armed, .. } | Rearm::Confirming { term: armed, .. }) if *armed != term.term => {
                 self.rearm = None;
             }
             Some(Rearm::Arming { .. } | Rearm::Writing) => {}
             Some(Rearm::Confirming { lsn, since, .. }) => {
+                let streams = self.caught_up(now, &policy, &primary, Lsn::INVALID);
+                if policy.suspended.is_some() && streams < k {
+                    // Gone again before it was known to have that: what commits wait for goes by the record until it is back.
+                    self.rearm = None;
+                    self.rearm_not_before = now + self.settings.retry;
+                    return;
+                }
                 let known = now >= *since + views_to_outlast(&policy);
                 if known && self.caught_up(now, &policy, &primary, *lsn) >= k {
                     let rearmed = Rearmed { term: term.term, lsn: *lsn };
@@ -104,7 +117,9 @@ impl Planner {
     }
 
     pub(super) fn arm_answer(&mut self, now: Instant, term: Term, result: Result<Reply, CommandError>) {
-        if self.rearm != Some(Rearm::Arming { term }) {
+        let Some(Rearm::Arming { epoch, .. }) = self.rearm.as_ref().filter(|r| r.is_arming(term)) else { return };
+        // The answer to an order of an earlier policy says nothing of the list that is to be set now.
+        if matches!(&result, Ok(Reply::Armed(armed)) if armed.policy_epoch != *epoch) {
             return;
         }
         self.rearm = match result {

@@ -44,12 +44,23 @@ pub fn needed(policy: &PolicyRecord, prev: Option<&NodeId>) -> usize {
         Rule::Quorum => policy.quorums().map(|(voters, k)| needed_of(voters, k, prev)).max().unwrap_or(1),
         Rule::MostAdvanced => 1,
         Rule::OldPrimary => policy.m(),
-        Rule::Lowered => needed_of(&policy.voters, lowered(policy).map_or(0, |l| l.k), prev).min(policy.m()),
+        Rule::Lowered => {
+            let each = promised(policy).map(|(voters, k)| needed_of(voters, k, prev));
+            each.max().unwrap_or(1).min(policy.m())
+        }
     }
 }
 
 fn lowered(policy: &PolicyRecord) -> Option<&Lowered> {
     policy.suspended.as_ref()?.lowered.as_ref()
+}
+
+/// The quorums that commits waited for before protection was lowered. Where voters or k were being changed then, a commit
+/// may have waited for either.
+fn promised(policy: &PolicyRecord) -> impl Iterator<Item = (&[NodeId], u32)> {
+    let k = lowered(policy).map_or(0, |l| l.k);
+    let joint = policy.joint.as_ref().map(|to| (&to.voters[..], to.k.min(k)));
+    [(&policy.voters[..], k)].into_iter().chain(joint)
 }
 
 /// Does one node whose WAL ends there have all that was promised before protection was lowered?
@@ -81,17 +92,15 @@ pub fn sufficient(policy: &PolicyRecord, prev: Option<&Tenure>, usable: &BTreeSe
     if usable.contains(&prev.node) {
         return true;
     }
+    let meets = |(voters, k): (&[NodeId], u32)| {
+        let there = voters.iter().filter(|v| usable.contains(v)).count();
+        there >= needed_of(voters, k, Some(&prev.node))
+    };
     match rule(policy) {
-        Rule::Quorum => policy.quorums().all(|(voters, k)| {
-            let there = voters.iter().filter(|v| usable.contains(v)).count();
-            there >= needed_of(voters, k, Some(&prev.node))
-        }),
+        Rule::Quorum => policy.quorums().all(meets),
         Rule::MostAdvanced => !usable.is_empty(),
         Rule::OldPrimary => false,
-        Rule::Lowered => {
-            let there = policy.voters.iter().filter(|v| usable.contains(v)).count();
-            there >= needed_of(&policy.voters, lowered(policy).map_or(0, |l| l.k), Some(&prev.node))
-        }
+        Rule::Lowered => promised(policy).all(meets),
     }
 }
 
@@ -101,7 +110,9 @@ pub fn sufficient_for_any(policy: &PolicyRecord, usable: &BTreeSet<NodeId>) -> b
     let there = |voters: &[NodeId]| voters.iter().filter(|v| usable.contains(v)).count();
     match rule(policy) {
         Rule::Quorum => policy.quorums().all(|(voters, k)| there(voters) >= voters.len().saturating_sub(k as usize)),
-        Rule::MostAdvanced | Rule::OldPrimary | Rule::Lowered => there(&policy.voters) == policy.m(),
+        Rule::MostAdvanced | Rule::OldPrimary | Rule::Lowered => {
+            policy.quorums().all(|(voters, _)| there(voters) == voters.len())
+        }
     }
 }
 
@@ -240,6 +251,22 @@ mod tests {
         }
     }
 
+    fn lowered_from(k: u32) -> Suspension {
+        let lowered = Some(Lowered { k, complete_from: None, timed: false, ended: None });
+        Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why: String::new(), lowered }
+    }
+
+    #[test]
+    fn a_term_that_opened_alone_while_k_was_lowered_needs_the_recruits_of_both() {
+        let to = Some(Quorum { voters: nodes(5), k: 1 });
+        let p = PolicyRecord { joint: to, suspended: Some(lowered_from(2)), ..policy(5, 2) };
+        let of = |names: &[usize]| set(&names.iter().map(|i| nodes(5)[i - 1].clone()).collect::<Vec<_>>());
+        // A commit may have waited for n4 alone, which has been primary since: n1 has it, too.
+        assert!(!sufficient(&p, Some(&prev("n4")), &of(&[2, 3, 5])));
+        assert!(sufficient(&p, Some(&prev("n4")), &of(&[1, 2, 3, 5])));
+        assert_eq!(needed(&p, Some(&prev("n4").node)), 4);
+    }
+
     fn joint(m: usize, k: u32, voters: &[&str], to: u32) -> PolicyRecord {
         let voters = voters.iter().map(|n| n.parse().unwrap()).collect();
         PolicyRecord { joint: Some(Quorum { voters, k: to }), ..policy(m, k) }
@@ -248,13 +275,17 @@ mod tests {
     proptest! {
         #[test]
         fn while_voters_change_recruits_meet_the_quorums_of_both(
-            (k, more, to_k, to_more) in (1u32..4, 1usize..3, 1u32..4, 1usize..3), shift in 0usize..3, recruits: u32, copies: u32
+            (k, more, to_k, to_more) in (1u32..4, 1usize..3, 1u32..4, 1usize..3), shift in 0usize..3, recruits: u32,
+            copies: u32, alone: bool
         ) {
             let (m, to_m) = (k as usize + more, to_k as usize + to_more);
             // The new voters overlap the old ones or not, and may leave out the old primary.
             let all = nodes(9);
             let policy = PolicyRecord {
-                joint: Some(Quorum { voters: all[shift..shift + to_m].to_vec(), k: to_k }), ..policy(m, k)
+                joint: Some(Quorum { voters: all[shift..shift + to_m].to_vec(), k: to_k }),
+                // In available mode a term may have opened alone meanwhile.
+                suspended: alone.then(|| lowered_from(k)),
+                ..policy(m, k)
             };
             let old = prev("n1");
             let recruits = subset(&all[1..], recruits);

@@ -5,7 +5,7 @@ mod show;
 
 use cluster::timeline::Fork;
 use cluster::{Endpoint, Instant, Lsn, NodeId, Term, TimelineId};
-use failover::api::{AgentState, Frozen, Opened, Prepared, Promoted, Refused, Sighting, Stopped};
+use failover::api::{AgentState, Armed, Frozen, Opened, Prepared, Promoted, Refused, Sighting, Stopped};
 use failover::fsm::action::{
     Action, Change, ChangeKind, ChangeOutcome, CommandError, CommandKind, Input, Operation, PolicyChange, RecordKey,
     RecordPut, Reply,
@@ -161,9 +161,17 @@ impl World {
                 let (node, kind) = (words.parse()?, parse::kind(words.next()?)?);
                 self.answer(&node, kind, Ok(Reply::Done))?;
             }
+            // `armed NODE LSN [epoch=]`: the answer to an order of the policy in force, or of an earlier one.
             "armed" => {
-                let (node, lsn) = (words.parse()?, words.parse()?);
-                self.answer(&node, CommandKind::Arm, Ok(Reply::Armed(failover::api::Armed { lsn })))?;
+                let (node, lsn): (NodeId, Lsn) = (words.parse()?, words.parse()?);
+                let current = self.records.policy.as_ref().map_or(0, |p| p.value.epoch);
+                let policy_epoch = words.optional("epoch")?.unwrap_or(current);
+                let term = self.orders.get(&(node.clone(), CommandKind::Arm)).copied();
+                self.answer(&node, CommandKind::Arm, Ok(Reply::Armed(Armed { lsn, policy_epoch })))?;
+                // The order of the policy in force is still to be answered.
+                if let Some(term) = term.filter(|_| policy_epoch != current) {
+                    self.orders.insert((node, CommandKind::Arm), term);
+                }
             }
             "relaxed" => {
                 let (node, lsn) = (words.parse()?, words.parse()?);

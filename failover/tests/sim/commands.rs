@@ -298,7 +298,7 @@ impl World {
         self.nodes[n].armed = self.nodes[n].armed.max(epoch);
         let waits_for = order.sync_names.parse().expect("a list that the planner wrote");
         (self.nodes[n].names, self.nodes[n].waits_for) = (Names::Armed, waits_for);
-        Ok(Reply::Armed(Armed { lsn: self.nodes[n].end().lsn }))
+        Ok(Reply::Armed(Armed { lsn: self.nodes[n].end().lsn, policy_epoch: order.policy_epoch }))
     }
 }
 
