@@ -60,6 +60,10 @@ pub struct TermRecord {
     /// it must know: such recruits may have left the old primary enough standbys to be acknowledged by.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub data_loss_allowed: bool,
+    /// Timelines of terms since the last open one that were allowed to lose data and were never opened. Whoever follows one
+    /// may lack what was acknowledged, although it ranks first by number: it counts only where this term may lose data, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lossy_timelines: Vec<TimelineId>,
 }
 
 impl TermRecord {
@@ -74,6 +78,16 @@ impl TermRecord {
             Phase::Recruiting => self.newest_timeline,
             Phase::Promoting | Phase::Opening | Phase::Active | Phase::Draining => self.term.timeline(),
         }
+    }
+
+    /// [`Self::lossy_timelines`] of the term after this one.
+    pub fn left_lossy(&self) -> Vec<TimelineId> {
+        if self.is_open() {
+            return Vec::new();
+        }
+        let chosen = self.data_loss_allowed && matches!(self.phase, Phase::Promoting | Phase::Opening);
+        let ours = self.term.timeline().filter(|_| chosen);
+        self.lossy_timelines.iter().copied().chain(ours).collect()
     }
 }
 

@@ -292,6 +292,7 @@ impl World {
             policy_epoch: 1,
             newest_timeline: None,
             history_lost: false,
+            lossy_timelines: Vec::new(),
             data_loss_allowed: false,
         };
         let policy = PolicyRecord {

@@ -49,6 +49,7 @@ fn term(term: u64, phase: Phase) -> TermRecord {
         policy_epoch: 1,
         newest_timeline: None,
         history_lost: false,
+        lossy_timelines: Vec::new(),
         data_loss_allowed: false,
     }
 }

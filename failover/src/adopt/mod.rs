@@ -266,6 +266,7 @@ pub async fn begin(
         policy_epoch: 1,
         newest_timeline: None,
         history_lost: false,
+        lossy_timelines: Vec::new(),
         data_loss_allowed: false,
     };
     let pause = PauseRecord { by: by.clone(), why, at: now, until: None };

@@ -175,6 +175,7 @@ impl Agent {
             policy_epoch: 1,
             newest_timeline: None,
             history_lost: false,
+            lossy_timelines: Vec::new(),
             data_loss_allowed: false,
         };
         let init = self.records.borrow().init.as_ref().map_or(0, |i| i.revision);

@@ -311,6 +311,7 @@ mod tests {
             policy_epoch: 1,
             newest_timeline: None,
             history_lost: false,
+            lossy_timelines: Vec::new(),
             data_loss_allowed: false,
         }
     }

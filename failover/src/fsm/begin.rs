@@ -326,6 +326,7 @@ impl Planner {
             policy_epoch: policy.value.epoch,
             newest_timeline,
             history_lost: self.history_lost(),
+            lossy_timelines: old.value.left_lossy(),
             data_loss_allowed: begin.allow_loss,
         };
         let mut guards = vec![Guard::Term(old.revision), Guard::Policy(policy.revision)];

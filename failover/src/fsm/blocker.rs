@@ -70,6 +70,11 @@ pub enum Unfit {
         /// The newest timeline that a term may have made.
         newest: TimelineId,
     },
+    /// Its WAL is of a term that was allowed to lose data and never opened.
+    PromotedWithLoss {
+        /// Where its WAL ends.
+        have: Position,
+    },
     /// No data directory, or one that is being made.
     NoData,
     /// Stopped; the end of its WAL is known only once it has been recovered.

@@ -121,11 +121,20 @@ impl Planner {
             let whole = frozen.quarantine.is_none() || round.wanted_with_loss(node);
             let known = frozen.position.is_some() && whole;
             let descends = promoted_past_us(round, &frozen).is_none() || round.wanted_with_loss(node);
-            if votes && ours && known && descends && !self.seen.fenced(node) {
+            let allowed = self.promoted_with_loss(round, &frozen).is_none();
+            if votes && ours && known && descends && allowed && !self.seen.fenced(node) {
                 usable.insert(node.clone(), frozen);
             }
         }
         usable
+    }
+
+    /// A term that was allowed to lose data and never opened has left its timeline behind; this one is not allowed to.
+    fn promoted_with_loss(&self, round: &Round, frozen: &Frozen) -> Option<Unfit> {
+        let have = frozen.position.filter(|p| round.lossy_timelines.contains(&p.timeline))?;
+        // It did open, and etcd was restored from a backup.
+        let opened = self.opened.timeline().is_some_and(|opened| opened >= have.timeline);
+        (!round.begin.allow_loss && !opened).then_some(Unfit::PromotedWithLoss { have })
     }
 
     /// A switchover's target that lacks what the old primary wrote last, or that is gone, is given up: the old
@@ -192,6 +201,7 @@ impl Planner {
                     Unfit::Foreign { have: have.clone() }
                 }
                 Some(f) => promoted_past_us(round, f)
+                    .or_else(|| self.promoted_with_loss(round, f))
                     .unwrap_or_else(|| f.quarantine.map_or(Unfit::NotRecovered, |floor| Unfit::Quarantined { floor })),
                 None => Unfit::NotFrozen,
             });

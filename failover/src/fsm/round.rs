@@ -65,6 +65,8 @@ pub(super) struct Round {
     pub(super) newest_timeline: Option<TimelineId>,
     /// See [`TermRecord::history_lost`].
     pub(super) history_lost: bool,
+    /// See [`TermRecord::lossy_timelines`].
+    pub(super) lossy_timelines: Vec<TimelineId>,
     pub(super) policy: PolicyRecord,
     pub(super) policy_revision: i64,
     pub(super) started: Instant,
@@ -126,6 +128,7 @@ impl Round {
             prev: term.value.prev.clone(),
             newest_timeline: term.value.newest_timeline,
             history_lost: term.value.history_lost,
+            lossy_timelines: term.value.lossy_timelines.clone(),
             policy: policy.value,
             policy_revision: policy.revision,
             started: now,
@@ -218,6 +221,7 @@ impl Planner {
             policy_epoch: round.policy.epoch,
             newest_timeline: round.newest_timeline,
             history_lost: round.history_lost,
+            lossy_timelines: round.lossy_timelines.clone(),
             data_loss_allowed: round.begin.allow_loss,
         }
     }

@@ -304,6 +304,7 @@ fn records(
         policy_epoch: policy.epoch,
         newest_timeline: None,
         history_lost: true,
+        lossy_timelines: Vec::new(),
         data_loss_allowed: false,
     };
     let fence = || FenceRecord { by: by.to_owned(), at: now, stop_writes: true, removed: false };

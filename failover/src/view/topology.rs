@@ -292,6 +292,7 @@ mod tests {
                 policy_epoch: 1,
                 newest_timeline: None,
                 history_lost: false,
+                lossy_timelines: Vec::new(),
                 data_loss_allowed: false,
             }),
             primary: Some(PrimaryRecord { term: Term(7), node: n("n2"), holder: "a".to_owned() }),

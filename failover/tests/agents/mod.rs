@@ -308,6 +308,7 @@ impl Cluster {
             policy_epoch: 1,
             newest_timeline: None,
             history_lost: false,
+            lossy_timelines: Vec::new(),
             data_loss_allowed: false,
         };
         let revision = self.put_term(&next, revision).await;

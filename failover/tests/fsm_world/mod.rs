@@ -246,6 +246,7 @@ impl World {
             policy_epoch: 1,
             newest_timeline: None,
             history_lost: false,
+            lossy_timelines: Vec::new(),
             data_loss_allowed: false,
         };
         self.records.term = Some(At { value: record, revision: 90 });

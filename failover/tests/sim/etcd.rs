@@ -42,6 +42,7 @@ pub(crate) fn first(m: usize, k: u32, mode: Mode, spare: bool) -> Records {
         policy_epoch: 1,
         newest_timeline: None,
         history_lost: false,
+        lossy_timelines: Vec::new(),
         data_loss_allowed: false,
     };
     let voters = (0..m).map(name).collect();

@@ -17,6 +17,12 @@ impl fmt::Display for Missing {
             Unfit::PromotedPastUs { have, newest } => {
                 write!(f, "promoted by somebody else (timeline {}, no term made one after {newest})", have.timeline)
             }
+            Unfit::PromotedWithLoss { have } => write!(
+                f,
+                "on timeline {} of a term that was allowed to lose data and never opened (a failover with \
+                 --allow-data-loss takes it)",
+                have.timeline
+            ),
             Unfit::NoData => f.write_str("without data"),
             Unfit::NotRecovered => f.write_str("stopped and not recovered"),
             Unfit::NotFrozen => f.write_str("not frozen yet"),
