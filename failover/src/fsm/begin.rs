@@ -5,7 +5,7 @@
 use crate::api::{Position, PostgresState};
 use crate::fsm::action::{Action, Answer, ChangeKind, Guard, RecordKey, RecordPut};
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict};
-use crate::fsm::observe::{At, millis};
+use crate::fsm::observe::{At, Health, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::preference::Willing;
 use crate::fsm::report::phase;
@@ -119,8 +119,16 @@ impl Planner {
 
     /// An intended term waits until nothing forbids it.
     pub(super) fn advance_intent(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
-        let Stage::Intent(begin) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
+        let Stage::Intent(mut begin) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
         let blockers = self.obstacles(now, &begin);
+        if self.is_overtaken_by_the_primary(now, &mut begin, &blockers) {
+            if let (Some(op), Some(term)) = (begin.op, self.seen.term()) {
+                let node = term.node.as_ref().map_or_else(String::new, ToString::to_string);
+                let why = format!("{node} is well again and stays primary in term {}", term.term);
+                out.push(Action::Answer { id: op.id, answer: Box::new(Answer::Failed { why, journal: None }) });
+            }
+            return Flow::Again;
+        }
         if blockers.is_empty() && now >= begin.not_before {
             self.send_begin(now, *begin, out);
         } else {
@@ -130,6 +138,19 @@ impl Planner {
             self.stage = Stage::Intent(begin);
         }
         Flow::Wait
+    }
+
+    /// A term that may not begin, while the primary that it was to replace is well again, is not waited for: where the lease
+    /// is the fence it would be for ever, with the gate closed, say, and the leave to lose data would be used for whatever
+    /// happens next. An operator is told, unless what forbids it may pass by itself while he waits.
+    fn is_overtaken_by_the_primary(&self, now: Instant, begin: &mut Begin, blockers: &[Blocker]) -> bool {
+        let open = self.seen.term().is_some_and(TermRecord::is_open);
+        let stays = begin.op.is_none() || blockers.iter().any(|b| matches!(b, Blocker::LeaseHeld { .. }));
+        let well = matches!(self.seen.health(now, &self.settings), Health::Well);
+        let back = open && well && stays && !blockers.is_empty();
+        // What it said last before it was stopped may say that it is well.
+        begin.back_since = back.then(|| begin.back_since.unwrap_or(now));
+        begin.back_since.is_some_and(|since| now.since(since) >= self.settings.detect_timeout)
     }
 
     /// What forbids to begin now.

@@ -484,6 +484,7 @@ impl Planner {
             not_before: Instant::default(),
             failures: 0,
             lost_candidates: (0, Instant::default()),
+            back_since: None,
             op: None,
         }
     }

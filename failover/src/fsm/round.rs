@@ -41,6 +41,8 @@ pub(super) struct Begin {
     pub(super) failures: u32,
     /// How many of them lost their candidate, and when the last of them did.
     pub(super) lost_candidates: (u32, Instant),
+    /// The primary that was to be replaced is well, since then, while something forbids to begin.
+    pub(super) back_since: Option<Instant>,
     pub(super) op: Option<Op>,
 }
 

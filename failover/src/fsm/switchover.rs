@@ -290,6 +290,7 @@ fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
         not_before: Instant::default(),
         failures: 0,
         lost_candidates: (0, Instant::default()),
+        back_since: None,
         op: prelude.op,
     }
 }
