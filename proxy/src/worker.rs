@@ -112,6 +112,8 @@ pub struct Worker {
     /// What texts were found to do.
     pub recall: RefCell<Recall>,
     backoffs: RefCell<BTreeMap<NodeId, Backoff>>,
+    /// What nodes said that take no more connections of anybody.
+    full: RefCell<BTreeMap<NodeId, Vec<u8>>>,
     /// Bounds the clients that prove who they are at the same time.
     pub logins: Semaphore,
     outstanding: RefCell<Vec<(NodeId, u32)>>,
@@ -199,6 +201,7 @@ impl Worker {
             misroutes: RefCell::default(),
             recall: RefCell::default(),
             backoffs: RefCell::default(),
+            full: RefCell::default(),
             shortest: Cell::new(shortest),
             look_at: Cell::new(None),
             look_earlier: Notify::new(),

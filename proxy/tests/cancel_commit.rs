@@ -77,6 +77,7 @@ fn a_commit_of_its_own_that_stopped_waiting_is_told_by_its_notice() {
     wait_until_waiting(&c, 1);
     c.nodes[0].psql("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'");
     assert_eq!(words(&simple.until_ready()), "N 01000 | E 08007 | Z I");
+    wait_for("all of them to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 3.0).then_some(()));
     // It is there all the same.
     assert_eq!(words(&simple.query("select count(*) from t")), "T | D 3 | C SELECT 1 | Z I");
 }

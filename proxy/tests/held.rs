@@ -186,3 +186,39 @@ fn a_worker_rests_while_a_server_does_not_read() {
     let rows = written.load(Ordering::SeqCst);
     assert_eq!(words(&client.until_ready()), format!("C COPY {rows} | Z I"));
 }
+
+/// How often the first worker's thread has gone to sleep.
+fn sleeps_begun() -> u64 {
+    let of = |entry: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
+        let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        (value("Name:")? == "proxy-0").then(|| value("voluntary_ctxt_switches:")?.parse().ok()).flatten()
+    };
+    std::fs::read_dir("/proc/self/task").unwrap().flatten().find_map(of).expect("a worker")
+}
+
+/// The rest of a unit that is half sent has no end of its own: nothing happens at the end of a statement's time.
+#[test]
+fn a_worker_rests_while_the_rest_of_a_unit_is_held() {
+    let c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::secs(600)));
+    let mut client = Raw::login(c.port, &[]);
+    client.query("set statement_timeout = '200ms'");
+    client.query("begin");
+    let part = |out: &mut Vec<u8>| {
+        common::raw::run(out, "select 1");
+        common::raw::flush(out);
+    };
+    client.write(part);
+    assert_eq!([client.next(), client.next(), client.next(), client.next()], ["1", "2", "D 1", "C SELECT 1"]);
+    c.publish(|t| t.gate = cluster::topology::Gate::Closed(cluster::topology::Closed::Promoting));
+    client.write(part);
+    let began = std::time::Instant::now();
+    wait_for("its time to be over", || (began.elapsed().as_millis() > 1000).then_some(()));
+    wait_for("the worker to rest", || {
+        let before = sleeps_begun();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        (sleeps_begun() - before < 150).then_some(())
+    });
+    c.publish(|t| t.gate = cluster::topology::Gate::Open);
+    assert_eq!([client.next(), client.next(), client.next(), client.next()], ["1", "2", "D 1", "C SELECT 1"]);
+}

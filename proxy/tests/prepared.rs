@@ -359,3 +359,34 @@ fn a_statement_is_not_refused_for_what_others_have_prepared_before_a_change_of_i
     assert_eq!(prepare(&mut client, "s", "select * from shape"), "1 | Z I");
     assert_eq!(used(&mut client, "s"), "2 | D 1 2 | C SELECT 1 | Z I");
 }
+
+/// Who has prepared it behind the change is told once at most, where it cannot be done again: in a block, or behind what was
+/// executed.
+#[test]
+fn who_has_prepared_a_statement_behind_the_change_is_not_refused_for_ever() {
+    let (c, _knows) = outdated();
+    let mut client = Raw::login(c.port, &[]);
+    assert_eq!(prepare(&mut client, "s", "select * from shape"), "1 | Z I");
+    ok(&mut client, "begin");
+    assert_eq!(used(&mut client, "s"), "E 0A000 | Z E");
+    ok(&mut client, "rollback");
+    ok(&mut client, "begin");
+    assert_eq!(used(&mut client, "s"), "2 | D 1 2 | C SELECT 1 | Z T");
+    ok(&mut client, "rollback");
+}
+
+#[test]
+fn who_has_executed_something_before_an_outdated_statement_is_told_once() {
+    let (c, _knows) = outdated();
+    let mut client = Raw::login(c.port, &[]);
+    assert_eq!(prepare(&mut client, "s", "select * from shape"), "1 | Z I");
+    let both = |client: &mut Raw| {
+        client.write(|out| {
+            run(out, "select 1");
+            use_it(out, "s");
+        });
+        words(&client.until_ready())
+    };
+    assert_eq!(both(&mut client), "1 | 2 | D 1 | C SELECT 1 | E 0A000 | Z I");
+    assert_eq!(both(&mut client), "1 | 2 | D 1 | C SELECT 1 | 2 | D 1 2 | C SELECT 1 | Z I");
+}

@@ -584,3 +584,23 @@ fn a_read_that_may_have_written_is_not_run_again_when_its_primary_dies() {
     assert_eq!(value(&mut sessions[2], texts[2]), "2");
     assert_eq!(c.nodes[1].psql("select count(*) from w"), "2");
 }
+
+/// What a server says before it has answered the question in front of a COMMIT was said before the COMMIT.
+#[test]
+fn a_server_that_ends_before_it_has_begun_a_commit_leaves_no_doubt() {
+    let c = Cluster::start(0, |raw| raw.workers = 1);
+    c.psql(TABLES).unwrap();
+    let (mut s, _) = begun(&c, "insert into t values (1)");
+    let pid = value(&mut s, "select pg_backend_pid()");
+    let process = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let sent = || c.counter_of("pgtenure_proxy_queries_total", "primary");
+    let before = sent();
+    send(&mut s, "commit");
+    wait_for("the commit to be sent", || (sent() > before).then_some(()));
+    assert_eq!(c.nodes[0].psql(&format!("select pg_terminate_backend({pid})")), "t");
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert_eq!(words(&s.until_ready()), "E 40001 | Z I");
+    assert_eq!(c.nodes[0].psql("select count(*) from t"), "0");
+    assert_eq!(words(&s.query("insert into t values (2)")), "C INSERT 0 1 | Z I");
+}

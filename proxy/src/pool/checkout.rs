@@ -48,6 +48,8 @@ pub struct Pool {
     /// When to try again after the server has refused a connection for a limit of this role or database, which says
     /// nothing of the node.
     pub backoff: Cell<Backoff>,
+    /// What the server said then.
+    pub full: RefCell<Option<Vec<u8>>>,
     worker: usize,
     doorway: Rc<Doorway>,
     idle: RefCell<Vec<Server>>,
@@ -352,6 +354,7 @@ impl Pools {
                 limit: self.limits.of(key),
                 opening: Cell::new(0),
                 backoff: Cell::default(),
+                full: RefCell::default(),
                 worker: self.worker,
                 doorway: self.doorway.clone(),
                 idle: RefCell::default(),

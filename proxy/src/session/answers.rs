@@ -2,7 +2,7 @@
 
 use crate::config::PoolMode;
 use crate::console::tally::Counter;
-use crate::metrics::Source;
+use crate::metrics::{Source, bump};
 use crate::route::durability::{COMMIT, Durability};
 use crate::route::{self, Shows};
 use crate::session::cancel::pid_of;
@@ -17,6 +17,7 @@ use crate::sql::Pins;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
+use cluster::per_term::Fate;
 use cluster::{Instant, Role};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -261,6 +262,14 @@ impl Session {
         for text in std::mem::take(&mut self.relay.retired) {
             self.w.texts.borrow_mut().retire(&text);
         }
+        for name in std::mem::take(&mut self.relay.unused) {
+            if let Some(named) = self.statements.named_mut(&name) {
+                named.used = false;
+            }
+        }
+        if self.relay.doubted > 0 {
+            self.count_doubted();
+        }
         for Reported { name, value, instead } in std::mem::take(&mut self.relay.reported) {
             self.learn(&name, &value);
             if let Some(server) = &mut self.server {
@@ -306,13 +315,19 @@ impl Session {
         self.note_answers((answered, ended), now);
     }
 
+    /// The client was told of commits that the server has given up to wait for.
+    #[cold]
+    fn count_doubted(&mut self) {
+        let Some(term) = self.server.as_ref().map(|server| server.meta.wrote_in()) else { return };
+        for _ in 0..std::mem::take(&mut self.relay.doubted) {
+            bump(&self.w.counts.in_doubt);
+            self.w.counts.error(*b"08", Source::Proxy);
+            self.w.count_doubt(term, Fate::Unknown);
+        }
+    }
+
     /// The unit that was answered goes back to the head of the inbox: its server is idle and its client knows nothing.
     fn again(&mut self) {
-        for name in std::mem::take(&mut self.relay.unused) {
-            if let Some(named) = self.statements.named_mut(&name) {
-                named.used = false;
-            }
-        }
         let mut units = std::mem::take(&mut self.retained);
         units.append(&mut self.inbox);
         self.inbox = units;

@@ -36,8 +36,13 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let (fresh, standby) = (s.fresh.take(), s.relay.standby);
     let (status, delivered, broken) = (s.relay.status, s.relay.delivered(), s.relay.mid_frame());
     // What is held of a unit that is half sent gets the one error of that.
-    let (sent, open) = (s.relay.sent(), s.relay.open.is_some());
-    let undone = status != TxStatus::Idle && !s.relay.may_commit();
+    let (mut sent, open) = (s.relay.sent(), s.relay.open.is_some());
+    // The server's last words came before it has begun the COMMIT.
+    let unbegun = is_last_word(loss) && s.relay.awaits_mark();
+    if let Some(commit) = sent.first_mut().filter(|_| unbegun) {
+        *commit = commit.on_standby();
+    }
+    let undone = status != TxStatus::Idle && (unbegun || !s.relay.may_commit());
     let mark = s.relay.mark().filter(|_| loss != Loss::HoldTimeout);
     if let Loss::Refused(code) = loss {
         s.remember_refusal(code);
@@ -132,6 +137,11 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         None => tell(s, owed, None),
     }
     true
+}
+
+/// Has the server itself said that it ends its session, for an order, a limit or a shutdown?
+fn is_last_word(loss: Loss) -> bool {
+    matches!(loss, Loss::Fatal(code) if code.starts_with(b"57P") || code.starts_with(b"25"))
 }
 
 /// What a client is to be told about all that was sent and not answered.

@@ -190,7 +190,9 @@ impl Course {
         match s.control {
             Control::Begin(_) => {
                 if self.at == TxStatus::Idle {
-                    // BEGIN adopts what the implicit transaction did so far.
+                    // BEGIN adopts what the implicit transaction did so far, but what CALL, DO or CREATE DATABASE have
+                    // committed by themselves.
+                    self.commits |= self.pending;
                     (self.at, self.pending) = (TxStatus::Block, false);
                 }
             }
@@ -240,6 +242,7 @@ impl Course {
     }
 
     fn end(&mut self, chain: bool) {
+        self.commits |= self.pending;
         self.at = if chain && self.at != TxStatus::Idle { TxStatus::Block } else { TxStatus::Idle };
         self.pending = false;
     }
@@ -433,7 +436,11 @@ mod tests {
             ('T', "write|read", "40001 E, 25P02 E"),
             ('T', "rollback-and-chain", "40001 E"),
             ('I', "begin write", "40001 E"),
-            ('I', "write begin", "40001 E"),
+            // What commits by itself is committed before a BEGIN or ROLLBACK of the same unit.
+            ('I', "write begin", "08007 I"),
+            ('I', "call_p() begin", "08007 I"),
+            ('I', "call_p() rollback", "08007 I"),
+            ('T', "call_p()", "40001 E"),
             ('I', "begin|write", "40001 E, 25P02 E"),
             // A ROLLBACK in flight is done.
             ('T', "rollback", "rollback I"),

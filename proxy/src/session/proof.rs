@@ -94,7 +94,9 @@ impl Session {
         if left.is_zero() {
             return false;
         }
-        let left = self.statement_over(now).map_or(left, |over| over.min(left));
+        // What goes on with a unit that is half sent is not ended by that.
+        let over = self.statement_over(now).filter(|_| !self.relay.busy());
+        let left = over.map_or(left, |over| over.min(left));
         self.hold = Some(Box::pin(tokio::time::sleep(left)));
         // The next turn polls the timer.
         self.presence.wake();

@@ -161,6 +161,8 @@ pub struct Relay {
     delivered: bool,
     /// Success must not be reported before the next ReadyForQuery.
     doubt: Option<Box<ClientError>>,
+    /// Doubts that were reported since this was looked at.
+    pub doubted: usize,
     /// The doubt was reported: the rest of this unit's answers is withheld.
     withhold: bool,
     /// The server listens for nobody it serves: a notification came that was not meant for the client.
@@ -204,7 +206,7 @@ pub struct Relay {
     again: bool,
     /// A statement of the oldest unit has been executed: what it did may be committed.
     executed: bool,
-    /// Names of statements that such a unit has used for the first time, and will again.
+    /// Names of statements that were used for the first time and have failed so.
     pub unused: Vec<Rc<[u8]>>,
     /// A buffer for the next unnamed statement's text.
     pub spare: Vec<u8>,

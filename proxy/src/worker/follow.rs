@@ -46,6 +46,7 @@ impl Worker {
             self.stir();
             // What could not be reached may be now.
             self.backoffs.borrow_mut().clear();
+            self.full.borrow_mut().clear();
             health::apply_topology(&self.pools, &self.view.borrow().topology);
         }
         // From here on nothing is sent under the older view: every sender looks at this one first.

@@ -56,4 +56,20 @@ impl Worker {
             pool.reconsider();
         }
     }
+
+    /// The last attempt to make a connection of that pool has ended so. `words`: those of a server that takes no more.
+    pub fn note_full(&self, pool: &Pool, blame: Option<Blame>, words: Option<&[u8]>) {
+        let of_node = words.filter(|_| blame == Some(Blame::Node));
+        match of_node {
+            Some(words) => drop(self.full.borrow_mut().insert(pool.key.node.clone(), words.to_vec())),
+            None => drop(self.full.borrow_mut().remove(&pool.key.node)),
+        }
+        *pool.full.borrow_mut() = words.filter(|_| of_node.is_none()).map(<[u8]>::to_vec);
+    }
+
+    /// The words of the server with which it has refused the last connection that was wanted of it, if it takes no more.
+    pub fn full(&self, pool: &Pool) -> Option<Vec<u8>> {
+        let own = pool.full.borrow().clone();
+        own.or_else(|| self.full.borrow().get(&pool.key.node).cloned())
+    }
 }

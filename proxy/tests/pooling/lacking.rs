@@ -52,6 +52,25 @@ fn the_time_in_a_full_pool_is_not_taken_from_the_time_a_failover_may_take() {
     assert_eq!(words(&waits.until_ready()), "T | D 40000 | C SELECT 1 | Z I");
 }
 
+#[test]
+fn who_waits_behind_another_is_told_too_that_the_server_takes_no_more() {
+    let c = Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.hold_timeout = Span::millis(300);
+        raw.query_wait_timeout = Span::millis(1500);
+    });
+    c.nodes[0].psql("alter role app connection limit 1");
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    let (mut first, mut second) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    first.write(|out| write_query(out, "select 1"));
+    wait_for("refusals", || (c.counter_of("pgtenure_proxy_server_connects_total", "refused") >= 2.0).then_some(()));
+    let began = std::time::Instant::now();
+    assert_eq!(words(&second.query("select 1")), "E 53300 | Z I");
+    assert!(began.elapsed() >= Duration::from_millis(1500), "it waits for as long as configured");
+    assert_eq!(words(&first.until_ready()), "E 53300 | Z I");
+}
+
 /// What a login with these options is told.
 fn refusal(c: &Cluster, database: &str, options: &str) -> String {
     let mut command = c.client("psql");

@@ -63,7 +63,13 @@ pub async fn open(
         Ok(_) | Err(_) => {}
     }
     let replication = want.identity.is_replication();
-    w.connected(&pool, result.as_ref().map(|_| ()).map_err(|error| error.blame(replication)));
+    let blame = result.as_ref().err().map(|error| error.blame(replication));
+    let words = match &result {
+        Err(error @ ConnectError::Refused { frame, .. }) if error.limit().is_some() => Some(&frame[..]),
+        Ok(_) | Err(_) => None,
+    };
+    w.note_full(&pool, blame, words);
+    w.connected(&pool, blame.map_or(Ok(()), Err));
     let mut server = result.map_err(Some)?;
     if role == Role::Primary {
         server.meta.settings = w.keep_welcome(&want.identity, &server.meta.settings);

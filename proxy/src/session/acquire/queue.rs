@@ -70,6 +70,11 @@ impl Queue {
         permit: Permit,
     ) -> Result<Option<Server>, NotFound> {
         let now = w.now();
+        let pause = w.may_connect(pool, now).err();
+        if role == Role::Primary && pause.is_some() {
+            // Somebody else has been refused for all who wait.
+            self.server_full = w.full(pool);
+        }
         let left = if self.server_full.is_some() {
             // It waits for a connection, if one of a server's.
             self.lacks(now);
@@ -77,7 +82,7 @@ impl Queue {
         } else {
             self.hold_left(w, want, now)
         };
-        if let Err(pause) = w.may_connect(pool, now) {
+        if let Some(pause) = pause {
             // No connection could be made lately: a read goes elsewhere, and what needs the primary waits for
             // the next attempt, or for a connection that is given back.
             permit.forgo();

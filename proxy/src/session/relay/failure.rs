@@ -122,10 +122,11 @@ impl Relay {
         }
         self.retired.push(text);
         let alone = self.open.is_none() && self.owed - self.positions() == 1;
-        let again = first && alone && self.head_kept && self.status == TxStatus::Idle && !self.delivered;
-        if again && !self.executed {
+        if first {
+            // Its client knows no columns of it still.
             self.unused.push(name);
         }
+        let again = first && alone && self.head_kept && self.status == TxStatus::Idle && !self.delivered;
         again && !self.executed
     }
 

@@ -125,6 +125,7 @@ impl Relay {
         }
         if let Some(error) = self.doubt.take() {
             error.encode(sink.insert(input));
+            self.doubted += 1;
         }
         self.withhold = false;
         self.answered += 1;
@@ -170,6 +171,7 @@ impl Relay {
         }
         if let Some(error) = self.doubt.take() {
             error.encode(sink.insert(input));
+            self.doubted += 1;
             self.withhold = true;
             return Step::Pass { shown: true };
         }

@@ -30,6 +30,12 @@ impl Relay {
         self.mark.filter(|_| !self.delivered() || self.stays_begun())
     }
 
+    /// Has the server not come to the COMMIT that is the oldest unit? A server answers in the order in which it was asked, and
+    /// owes the answer to the question before it.
+    pub fn awaits_mark(&self) -> bool {
+        self.queue.iter().find(|e| e.kind.owes_ready()).is_some_and(|e| e.kind == Kind::Mark)
+    }
+
     /// Do the answers to the first messages of a marked COMMIT hold, whatever becomes of it? Not of a simple query, whose
     /// only answer is its success.
     pub(super) fn stays_begun(&self) -> bool {
