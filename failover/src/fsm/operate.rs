@@ -278,6 +278,8 @@ impl Planner {
             return Ok(());
         }
         let begin = Begin {
+            // The primary itself is to be started again, and is waited for.
+            home: to.clone().filter(|to| primary.as_ref() == Some(to)),
             prefer: to,
             avoid: at_work,
             allow_loss,

@@ -433,7 +433,7 @@ fn outcome(op: &Op, term: Term, home: Option<&NodeId>, journal: &JournalRecord) 
     let name = node.as_ref().map_or_else(String::new, ToString::to_string);
     let detail = list(&journal.observed);
     match (&op.to, &node) {
-        (_, Some(n)) if home == Some(n) => {
+        (to, Some(n)) if home == Some(n) && to.as_ref() != Some(n) => {
             let why = format!("not changed: {n} is primary again in term {term}; {detail}");
             Answer::Failed { why, journal: Some(Box::new(journal.clone())) }
         }
