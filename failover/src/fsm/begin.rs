@@ -33,25 +33,9 @@ impl Planner {
         out: &mut Vec<Action>,
     ) -> Flow {
         let Some(begin) = self.begin_for(now, since, evidence, restarted) else { return Flow::Wait };
-        let begin = self.rather_at_home(now, begin);
         match self.stop_before(now, begin) {
             Some(begin) => self.begin_or_hold(now, begin, out),
             None => Flow::Again,
-        }
-    }
-
-    /// Where any other node would lose too much, and nothing else stands in the way, the dead primary is recovered, if its
-    /// agent is there: it has everything. What the others lack is looked at again when they are chosen from.
-    fn rather_at_home(&mut self, now: Instant, begin: Begin) -> Begin {
-        let blockers = self.obstacles(now, &begin);
-        let lossy = !blockers.is_empty() && blockers.iter().all(|b| matches!(b, Blocker::LossTooLarge { .. }));
-        let home = self.seen.term().and_then(|t| t.node.clone()).filter(|n| {
-            let there = self.seen.reachable(n, now, &self.settings).is_some();
-            there && !self.seen.at_work(n, now, &self.settings) && self.unfit(n, now).is_none()
-        });
-        match home {
-            Some(home) if lossy => Begin { cause: Cause::Restart, home: Some(home), ..begin },
-            _ => begin,
         }
     }
 
