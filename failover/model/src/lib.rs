@@ -47,7 +47,7 @@
 //! | async mode by the lease; signatures and vouching without etcd | yes, without time | yes, with drifting clocks |
 //! | etcd restored from a backup | once, to an open term | yes, to any, also an unfinished one |
 //! | cancelled waits | yes | no |
-//! | a standby under a false name | what it would lose; `pg_hba.conf` and the password exclude it | no |
+//! | a standby under a false name | what it would lose; the primary's agent ends it | no |
 //! | nodes removed, and back | as voters only | yes |
 //! | nodes cloned for the first time, adopted | no | no |
 //! | `--allow-data-loss` | no: it breaks the properties knowingly | that what is lost is in the journal |

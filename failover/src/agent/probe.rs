@@ -33,7 +33,7 @@ pub(crate) struct Look {
     pub(crate) timeline: Option<TimelineId>,
     pub(crate) system_id: Option<String>,
     /// Names that walsenders have who are not the node, which is connected as well.
-    doubles: Vec<NodeId>,
+    false_names: Vec<NodeId>,
 }
 
 /// Ask a running PostgreSQL.
@@ -57,7 +57,7 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
     });
     let control_timeline = text(14).and_then(|t| t.parse().ok()).map(TimelineId);
     let sync_names = text(1)?.to_owned();
-    let mut doubles = Vec::new();
+    let mut false_names = Vec::new();
     let (state, timeline) = if text(0)? == "t" {
         let replay_lsn = lsn(6).unwrap_or_default();
         let standby = Standby {
@@ -74,7 +74,7 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
         let timeline = TimelineId(u32::from_str_radix(text(4)?, 16).ok()?);
         let walsenders = followers(walsenders);
         let (followers, impostors) = (walsenders.followers, walsenders.impostors);
-        doubles = walsenders.doubles;
+        false_names = walsenders.false_names;
         let primary = Primary {
             timeline,
             insert_lsn: lsn(2)?.normalised_insert(),
@@ -85,7 +85,7 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
         };
         (PostgresState::Primary(primary), Some(timeline))
     };
-    Some(Look { state, receiver, timeline, system_id: text(13).map(str::to_owned), doubles })
+    Some(Look { state, receiver, timeline, system_id: text(13).map(str::to_owned), false_names })
 }
 
 /// What walsenders there are.
@@ -95,8 +95,8 @@ struct Walsenders {
     followers: Vec<Follower>,
     /// Those that use a name as if they were a node: the wrong user, another spelling, or one name twice.
     impostors: Vec<String>,
-    /// Names that somebody has in one of the two former ways although the right user is connected under them.
-    doubles: Vec<NodeId>,
+    /// Names that somebody has in one of the two former ways.
+    false_names: Vec<NodeId>,
 }
 
 fn followers(rows: &[Row]) -> Walsenders {
@@ -130,10 +130,9 @@ fn followers(rows: &[Row]) -> Walsenders {
         });
     }
     seen.followers.sort_by(|a, b| a.node.cmp(&b.node));
-    false_names.retain(|n| seen.followers.iter().any(|f| f.node == *n));
     false_names.sort();
     false_names.dedup();
-    seen.doubles = false_names;
+    seen.false_names = false_names;
     seen
 }
 
@@ -199,10 +198,10 @@ impl Agent {
         };
         match self.ask(sql).await {
             Ok(look) => {
-                let doubles = self.doubles_of_nodes(&look);
+                let impersonated = self.impersonated(&look);
                 self.saw(now, look);
-                if let Some(sql) = sql.as_ref().filter(|_| !doubles.is_empty()) {
-                    self.end_doubles(sql, &doubles).await;
+                if let Some(sql) = sql.as_ref().filter(|_| !impersonated.is_empty()) {
+                    self.end_impostors(sql, &impersonated).await;
                 }
             }
             Err(error) => {
@@ -214,15 +213,21 @@ impl Agent {
         self.looked.send_modify(|n| *n += 1);
     }
 
-    /// Only names of nodes count for commits.
-    fn doubles_of_nodes(&self, look: &Look) -> Vec<NodeId> {
+    /// Nodes under whose name somebody else is connected. Only names of nodes count for commits. While a cluster is adopted
+    /// it may be the node itself, which its agent has not taken over yet: then only where that is connected too.
+    fn impersonated(&self, look: &Look) -> Vec<NodeId> {
         let records = self.records.borrow();
-        look.doubles.iter().filter(|n| records.members.contains_key(*n)).cloned().collect()
+        let connected = |n: &NodeId| match &look.state {
+            PostgresState::Primary(primary) => primary.followers.iter().any(|f| f.node == *n),
+            _ => false,
+        };
+        let ends = |n: &&NodeId| records.members.contains_key(*n) && (records.adopt.is_none() || connected(n));
+        look.false_names.iter().filter(ends).cloned().collect()
     }
 
-    /// A commit that waits for two standbys would count this one and the node: end it, whoever it is. One that is alone
-    /// under its name is only told of. It may be the node itself, which its agent has not taken over yet.
-    async fn end_doubles(&self, sql: &Sql, names: &[NodeId]) {
+    /// Commits would count them as the node: end them, whoever they are. Without a node that is told of what it lacks, what
+    /// they confirm is nobody's.
+    async fn end_impostors(&self, sql: &Sql, names: &[NodeId]) {
         let quoted: Vec<String> = names.iter().map(|n| format!("'{n}'")).collect();
         let query = end_false(&quoted.join(", "));
         match sql.value::<u64>("ending walsenders under a node's name", &query, self.env.config.probe_timeout).await {
@@ -350,20 +355,20 @@ mod tests {
         let told = |rows: &[Row]| {
             let seen = followers(rows);
             let names: Vec<String> = seen.followers.iter().map(|f| f.node.to_string()).collect();
-            let doubles: Vec<String> = seen.doubles.iter().map(ToString::to_string).collect();
-            (names.join(" "), seen.impostors.join(", "), doubles.join(" "))
+            let false_names: Vec<String> = seen.false_names.iter().map(ToString::to_string).collect();
+            (names.join(" "), seen.impostors.join(", "), false_names.join(" "))
         };
         let want = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
         assert_eq!(told(&[row("n3", ours), row("n2", ours), row("Not A Node", "backup")]), want("n2 n3", "", ""));
         assert_eq!(told(&[row("n2", ours), row("n2", ours)]), want("n2 n2", "n2 is connected twice", ""));
-        assert_eq!(told(&[row("n2", "backup")]), want("", "n2 is used by user backup", ""));
+        assert_eq!(told(&[row("n2", "backup")]), want("", "n2 is used by user backup", "n2"));
         let both = [row("n2", "backup"), row("n2", ours)];
         assert_eq!(told(&both), want("n2", "n2 is used by user backup", "n2"));
 
         // PostgreSQL counts another spelling for the quorum too, whoever has it.
-        assert_eq!(told(&[row("N2", "backup")]), want("", "n2 is used as N2 by user backup", ""));
+        assert_eq!(told(&[row("N2", "backup")]), want("", "n2 is used as N2 by user backup", "n2"));
         let spelled = format!("n_i is used as N_I by user {ours}");
-        assert_eq!(told(&[row("N_I", ours), row("n3", ours)]), want("n3", &spelled, ""));
+        assert_eq!(told(&[row("N_I", ours), row("n3", ours)]), want("n3", &spelled, "n_i"));
         let several = [row("N_I", ours), row("n_I", "backup"), row("n_i", ours)];
         assert_eq!(told(&several), want("n_i", &format!("{spelled}, n_i is used as n_I by user backup"), "n_i"));
     }

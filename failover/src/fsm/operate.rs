@@ -1,5 +1,6 @@
 //! Operators' requests: what is checked before anything is touched, and fences. PURE.
 
+use crate::api::PostgresState;
 use crate::fsm::action::{Action, Answer, ChangeKind, Guard, Operation, RecordKey, RecordPut};
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict, list};
 use crate::fsm::maintenance::Asked;
@@ -247,7 +248,9 @@ impl Planner {
                 return Err(vec![Blocker::AlreadyPrimary { node: to.clone() }]);
             }
             // Nobody but an operator can say that what a quarantined node has is to be all that there is.
-            let taken = |u: &Unfit| allow_loss && matches!(u, Unfit::Quarantined { .. });
+            let runs = self.seen.reachable(to, now, &self.settings);
+            let runs = runs.is_some_and(|s| matches!(s.postgres, PostgresState::Standby(_)));
+            let taken = |u: &Unfit| allow_loss && runs && matches!(u, Unfit::Quarantined { .. });
             if let Some(unfit) = self.unfit(to, now).filter(|u| !taken(u)) {
                 return Err(vec![Blocker::TargetUnfit { target: Missing { node: to.clone(), unfit } }]);
             }

@@ -77,6 +77,8 @@ pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration)
     if order == Order::Pause && !paused_before {
         let (until, limit) = (Instant::now() + TAKE_BACK, TAKE_BACK);
         shared.doors.lock().unwrap_or_else(PoisonError::into_inner).unpause(&scope, number);
+        // Another order may wait for the same pause.
+        shared.limits.closed.notify_waiters();
         tell(shared, Order::Resume, &scope, until, limit).await?;
     }
     Err(OrderError::StillInUse { servers, limit })

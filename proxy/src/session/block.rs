@@ -130,7 +130,8 @@ impl Session {
         if leaves {
             self.leave_block();
             self.unfollow_sets();
-            (self.replants, self.wrote) = (true, false);
+            // Nothing was done in the block yet.
+            (self.replants, self.wrote, self.saw) = (true, false, false);
             self.fresh = self.fresh.map(|fresh| Fresh { moved: fresh.moved || role == Role::Primary, ..fresh });
             return Some(Step::Turn(0, Turn::Acquire { access, bytes: unit.len }));
         }

@@ -16,8 +16,8 @@ pub(super) fn doubt(s: &Session, sent: &[Record], verdicts: &mut [Answer]) {
         let unit = s.retained.get(at..at + len).unwrap_or_default();
         at += len;
         let begins = record.leads_to(TxStatus::Idle) != TxStatus::Idle;
-        // What was not kept was too long to be.
-        if !begins && (len == 0 || calls_doubtful(s, unit)) {
+        // A read that was not kept was too long to be.
+        if record.is_read() && !begins && (len == 0 || calls_doubtful(s, unit)) {
             doubted.get_or_insert(i);
         }
     }

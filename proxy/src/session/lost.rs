@@ -68,10 +68,10 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     if let Loss::Refused(_) = loss {
         s.avoid.push(node.clone());
     }
+    let wrote = s.forget_transaction(delivered || status != TxStatus::Idle);
     if delivered && standby {
         s.saw_at(&node);
     }
-    let wrote = s.forget_transaction(delivered || status != TxStatus::Idle);
     if matches!(s.tracking.asked, Some(Asked::Proof { .. })) {
         // The next server has its own time to be proven.
         s.hold = None;
