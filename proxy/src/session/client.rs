@@ -59,8 +59,6 @@ pub(super) enum Turn {
     },
     /// The server is held, and the unit at the head of the inbox waits for the standbys.
     Slow,
-    /// Another server is to listen for the session.
-    Listen,
     /// The server is lost.
     Lost(Loss),
     /// The session ends.
@@ -185,8 +183,6 @@ pub struct Session {
     pub(super) shows: Shows,
     /// The server that listened for the client is lost, and another one is to listen.
     pub(super) listens: bool,
-    /// The server that listened was given up without that, and another one is to listen once nothing else is to be done.
-    pub(super) relistens: bool,
     /// The server has reported a setting in this transaction.
     pub(super) reported: bool,
     /// What the client was told of settings at login.
@@ -340,7 +336,6 @@ impl Session {
             saw: false,
             shows: Shows::default(),
             listens: false,
-            relistens: false,
             reported: false,
             base: settings,
             lost_pins: None,
@@ -446,12 +441,6 @@ pub async fn run(mut session: Box<Session>) {
         match poll_fn(|cx| session.poll(cx)).await {
             Turn::Acquire { access, bytes } => Box::pin(session.acquire(access, bytes)).await,
             Turn::Slow => Box::pin(session.slow_down()).await,
-            Turn::Listen => {
-                if !Box::pin(session.listen_again()).await {
-                    break;
-                }
-                (session.client_wakes, session.server_wakes) = (false, false);
-            }
             Turn::Lost(loss) => {
                 session.cut = None;
                 if !lost::explain(&mut session, loss) {

@@ -484,33 +484,6 @@ fn who_listened_on_a_server_that_was_given_up_for_the_gate_is_told_so() {
     assert_eq!(a.query("select 1"), ["E 08006", "EOF"]);
 }
 
-/// What it waits for is in the block that is given up.
-#[test]
-fn who_listened_on_a_server_that_was_given_up_by_a_cancel_listens_again() {
-    let c = two_servers();
-    let mut a = Raw::login(c.port, &[]);
-    ok(&mut a, "listen news");
-    ok(&mut a, "begin");
-    ok(&mut a, "select 1");
-    c.publish(|t| t.gate = cluster::topology::Gate::Closed(cluster::topology::Closed::Promoting));
-    a.write(|out| write_query(out, "select 1"));
-    // The request may come before the statement, and then has nothing to cancel.
-    a.stream.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
-    let mut first = [0];
-    wait_for("the statement to be cancelled", || {
-        let request = proxy::wire::startup::cancel_request(a.key.0, a.key.1);
-        std::io::Write::write_all(&mut common::dial(c.port), &request).unwrap();
-        (a.stream.peek(&mut first).ok()? == 1).then_some(())
-    });
-    a.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
-    assert_eq!(a.until_ready(), ["E 57014", "Z E"]);
-    assert_eq!(a.query("rollback"), ["C ROLLBACK", "Z I"]);
-    c.publish(|t| t.gate = cluster::topology::Gate::Open);
-    assert_eq!(a.next(), "N 01000");
-    c.nodes[0].psql("notify news");
-    assert_eq!(a.next(), "A");
-}
-
 /// A message that was on its way to a server that is lost: the one that listens for the session now would read the rest of it
 /// as messages.
 #[test]

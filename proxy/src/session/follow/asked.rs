@@ -157,7 +157,6 @@ impl Session {
 
     /// The server that listened for the client is lost: find another one, and warn. False when there is none.
     pub(in crate::session) async fn listen_again(&mut self) -> bool {
-        self.relistens = false;
         // Nothing else sends what the loss was answered while a server is looked for.
         self.to_client.try_flush(&mut self.client);
         // A limit that was exceeded while the server was there says nothing about this wait.
