@@ -134,7 +134,11 @@ impl Planner {
         let have = frozen.position.filter(|p| round.lossy_timelines.contains(&p.timeline))?;
         // It did open, and etcd was restored from a backup.
         let opened = self.opened.timeline().is_some_and(|opened| opened >= have.timeline);
-        (!round.begin.allow_loss && !opened).then_some(Unfit::PromotedWithLoss { have })
+        // Whoever has a vote has followed there, before the record said that it was open: what it lost nobody has.
+        let on_it = |f: &Frozen| f.position.is_some_and(|p| round.lossy_timelines.contains(&p.timeline));
+        let mut voters = round.policy.quorums().flat_map(|(voters, _)| voters);
+        let all = voters.all(|n| round.frozen.get(n).is_some_and(on_it));
+        (!round.begin.allow_loss && !opened && !all).then_some(Unfit::PromotedWithLoss { have })
     }
 
     /// A switchover's target that lacks what the old primary wrote last, or that is gone, is given up: the old
