@@ -232,7 +232,8 @@ fn what_was_committed_and_chained_is_said_to_be_lost() {
         }
         c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction'");
         assert!(words(&s.query("select 1")).ends_with("E 40001 | Z E"), "{leaves}");
-        assert!(words(&s.query("rollback")).starts_with("C ROLLBACK"), "{leaves}");
+        let ended = words(&s.query("rollback"));
+        assert!(ended.starts_with("C ROLLBACK"), "{leaves}: {ended}");
         assert_eq!(words(&s.query(uses)), "E 08006 | Z I", "{leaves}");
         assert_eq!(s.query("select 1").last().map(String::as_str), Some("Z I"));
     }

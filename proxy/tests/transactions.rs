@@ -125,6 +125,9 @@ fn what_a_block_sets_first_goes_with_it_to_another_server() {
         current_setting('work_mem')";
     let (cluster, mut a) = start(1, |_| {});
     cluster.nodes[0].psql("create unlogged table u(n int); insert into u values (3); grant all on u to app");
+    wait_for("the standby to know of it", || {
+        (cluster.nodes[1].psql("select has_table_privilege('app', to_regclass('u'), 'select')") == "t").then_some(())
+    });
     let before = value(&mut a, "select current_setting('statement_timeout'), current_setting('work_mem')");
     for (then, want) in [
         ("select n from u", "3"),
