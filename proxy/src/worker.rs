@@ -42,7 +42,7 @@ use crate::session::timers;
 use crate::session::tracking::Tracking;
 use crate::sql::{Access, Recall};
 use cluster::topology::{Gate, Topology};
-use cluster::{Clock, Instant, NodeId};
+use cluster::{Clock, Instant, NodeId, Role, Term};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -324,7 +324,12 @@ impl Worker {
 
     /// May this connection go on serving?
     pub fn still_valid(&self, meta: &Meta) -> bool {
-        still_valid(&meta.node, meta.role, meta.term, &self.view.borrow().topology)
+        self.still_serves(&meta.node, meta.role, meta.term)
+    }
+
+    /// Is a node still what it was in that term?
+    pub fn still_serves(&self, node: &NodeId, role: Role, term: Term) -> bool {
+        still_valid(node, role, term, &self.view.borrow().topology)
     }
 
     /// Connections that were idle since before that are checked before they serve again.

@@ -3,11 +3,13 @@
 
 mod common;
 
-use common::raw::{Raw, let_commits_wait, run, sync, wait_until_waiting};
+use cluster::config::Span;
+use common::raw::{Raw, flush, let_commits_wait, run, sync, wait_until_waiting};
 use common::{Cluster, dial, wait_for};
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
 use std::io::{Read, Write};
+use std::time::Duration;
 
 fn words(seen: &[String]) -> String {
     seen.join(" | ")
@@ -142,4 +144,130 @@ fn a_statement_with_a_commit_behind_it_is_cancelled() {
     for told in ["C BEGIN | Z T", "E 57014 | Z E", "C ROLLBACK | Z I"] {
         assert_eq!(words(&s.until_ready()), told);
     }
+}
+
+/// The same, where what is not known stays so for a second only.
+fn hung_for_a_second() -> Cluster {
+    let c = Cluster::start(0, |raw| raw.hold_timeout = Span(Duration::from_secs(1)));
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    // No text of a caller tells what this sets.
+    let hush = "create function hush() returns void language plpgsql as \
+                $$ begin execute 'set local client_min_' || 'messages = error'; end $$";
+    c.psql(hush).expect("nothing hangs yet");
+    let_commits_wait(&c);
+    c
+}
+
+/// Somebody who is no client of ours stops all commits that wait.
+fn stop_waiting(c: &Cluster, count: usize) {
+    wait_until_waiting(c, count);
+    c.nodes[0].psql("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'");
+}
+
+#[test]
+fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
+    let c = hung_for_a_second();
+    let quiet = || Raw::login(c.port, &[("client_min_messages", "error")]);
+    let (mut simple, mut ext, mut several, mut block, mut chain) = (quiet(), quiet(), quiet(), quiet(), quiet());
+    let (mut local, mut hushed, mut prepared) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]), quiet());
+    let insert = "insert into t values (1)";
+    send(&mut simple, insert);
+    ext.write(|out| {
+        run(out, insert);
+        sync(out);
+    });
+    send(&mut several, "begin; insert into t values (1); commit; select 1");
+    for (s, first) in [
+        (&mut block, "select 1"),
+        (&mut local, "set local client_min_messages = error"),
+        (&mut hushed, "select hush()"),
+    ] {
+        s.query("begin");
+        s.query(first);
+        s.query(insert);
+        send(s, "commit");
+    }
+    chain.query("begin");
+    chain.query(insert);
+    send(&mut chain, "commit and chain");
+    prepared.query("begin");
+    prepared.query(insert);
+    prepared.write(|out| {
+        // The success comes before the Sync.
+        run(out, "commit");
+        flush(out);
+    });
+    stop_waiting(&c, 8);
+    assert_eq!(words(&simple.until_ready()), "E 08007 | Z I");
+    assert_eq!(words(&ext.until_ready()), "1 | 2 | C INSERT 0 1 | E 08007 | Z I");
+    assert_eq!(words(&several.until_ready()), "E 08007 | Z I");
+    for s in [&mut block, &mut local, &mut hushed] {
+        assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+    }
+    assert_eq!(words(&chain.until_ready()), "E 08007 | Z T");
+    for told in ["1", "2", "E 08007"] {
+        assert_eq!(prepared.next(), told);
+    }
+    prepared.write(sync);
+    assert_eq!(words(&prepared.until_ready()), "Z I");
+    wait_for("all of them to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 8.0).then_some(()));
+    assert_eq!(words(&simple.query("select count(*) from t")), "T | D 8 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn a_commit_that_others_stop_is_told_once_standbys_have_it() {
+    let c = Cluster::start(1, |_| {});
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    let_commits_wait(&c);
+    let quiet = || Raw::login(c.port, &[("client_min_messages", "error")]);
+    let (mut simple, mut ext, mut block) = (quiet(), quiet(), quiet());
+    send(&mut simple, "insert into t values (1)");
+    ext.write(|out| {
+        run(out, "insert into t values (1)");
+        sync(out);
+    });
+    block.query("begin");
+    block.query("insert into t values (1)");
+    send(&mut block, "commit");
+    stop_waiting(&c, 3);
+    wait_until_waiting(&c, 0);
+    c.nodes[0].psql("alter system set synchronous_standby_names = '*'");
+    c.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(words(&simple.until_ready()), "C INSERT 0 1 | Z I");
+    assert_eq!(words(&ext.until_ready()), "1 | 2 | C INSERT 0 1 | Z I");
+    assert_eq!(words(&block.until_ready()), "C COMMIT | Z I");
+    // As ever, where all goes well.
+    assert_eq!(words(&simple.query("insert into t values (2)")), "C INSERT 0 1 | Z I");
+    assert_eq!(words(&simple.query("insert into t values (3); delete from t")), "C INSERT 0 1 | C DELETE 5 | Z I");
+    // Samples tell less where commits wait only for who asks: a commit on another connection does.
+    c.publish(|topology| topology.protected = false);
+    assert_eq!(words(&simple.query("insert into t values (4)")), "C INSERT 0 1 | Z I");
+    assert_eq!(c.counter("pgtenure_proxy_in_doubt_total"), 0.0);
+}
+
+/// The standbys are gone, and what commits nothing need not hear of them.
+#[test]
+fn what_commits_nothing_waits_for_no_standby_although_notices_are_hidden() {
+    let c = hung_for_a_second();
+    let mut s = Raw::login(c.port, &[("client_min_messages", "error")]);
+    for (sql, told) in [
+        ("set client_min_messages = error", "C SET | Z I"),
+        ("reset work_mem", "C RESET | Z I"),
+        ("select 1", "T | D 1 | C SELECT 1 | Z I"),
+        ("begin", "C BEGIN | Z T"),
+        ("select hush()", "T | D  | C SELECT 1 | Z T"),
+        ("commit", "C COMMIT | Z I"),
+        ("begin", "C BEGIN | Z T"),
+        ("insert into t values (1)", "C INSERT 0 1 | Z T"),
+        ("rollback", "C ROLLBACK | Z I"),
+        ("insert into nothing values (1)", "E 42P01 | Z I"),
+    ] {
+        assert_eq!(words(&s.query(sql)), told, "{sql}");
+    }
+    s.write(|out| {
+        run(out, "insert into t values (1/0)");
+        sync(out);
+    });
+    assert_eq!(words(&s.until_ready()), "1 | E 22012 | Z I");
+    assert_eq!(c.counter("pgtenure_proxy_in_doubt_total"), 0.0);
 }

@@ -2,9 +2,15 @@
 
 use cluster::Lsn;
 
-/// The question in front of a COMMIT: the transaction's id, when it has one, and a position that its commit record cannot
-/// begin before.
-pub const ASK: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned(),pg_catalog.pg_current_wal_insert_lsn()";
+/// The question in front of a COMMIT: the transaction's id, when it has one, a position that its commit record cannot
+/// begin before, and which notices will be told.
+pub const ASK: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned(),pg_catalog.pg_current_wal_insert_lsn(),\
+                       pg_catalog.current_setting('client_min_messages')";
+
+/// Does that value of `client_min_messages` hide the notice of a wait for standbys that was given up?
+pub fn hides_notices(client_min_messages: &str) -> bool {
+    matches!(client_min_messages, "error" | "fatal" | "panic")
+}
 
 /// A column that tells whether every role may ask [`ASK`]. Where the right to call its functions is revoked, the question would
 /// fail the block that it is asked in; and a session may take on any role in a block, or a function may for it.
@@ -22,7 +28,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Of the row that [`ASK`] is answered; `None` when it is none.
+    /// Of the first columns of the row that [`ASK`] is answered; `None` when they are none.
     pub fn of_row([xid, lsn]: [Option<&str>; 2]) -> Option<Self> {
         let xid = match xid {
             Some(xid) => Some(xid.parse().ok()?),

@@ -48,6 +48,13 @@ impl Lag {
         self.snapshot.proven_at.filter(|_| self.snapshot.term == topology.term)
     }
 
+    /// Have the standbys that commits wait for all that `topology`'s primary had flushed by `at`? `None`: that primary is not
+    /// sampled, or nothing is to wait for standbys, where samples say less.
+    pub fn confirms(&self, topology: &Topology, at: Instant) -> Option<bool> {
+        let sample = self.primary_of(topology).filter(|_| topology.protected)?;
+        Some(sample.confirmed_until.is_some_and(|until| until > at))
+    }
+
     /// The position of `topology`'s primary, when it was sampled in that very term.
     pub(super) fn primary_of(&self, topology: &Topology) -> Option<&PrimarySample> {
         let primary = topology.primary.as_ref()?;

@@ -213,6 +213,7 @@ impl Session {
                 }
                 Ok(true)
             }
+            Some(Event::Unconfirmed) => Err(Turn::Confirm),
             Some(Event::Retry { code }) => Err(Turn::Lost(Loss::Refused(code))),
             Some(Event::Fatal { code }) => {
                 self.desynchronised |= code == *PROTOCOL_VIOLATION;
@@ -343,6 +344,11 @@ impl Session {
         if self.commits_as(&server.meta) < Durability::of_mode(strict) {
             self.w.count_below_mode(server.meta.term, commits);
         }
+    }
+
+    /// Does a commit wait for the disks of standbys now, on the session's server?
+    pub(super) fn commits_wait(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| self.commits_as(&server.meta) >= Durability::SemiSync)
     }
 
     /// What a commit waits for now, on the session's server.

@@ -59,6 +59,8 @@ pub(super) enum Turn {
     },
     /// The server is held, and the unit at the head of the inbox waits for the standbys.
     Slow,
+    /// The server's next answer tells of a commit, and standbys are not known to have that.
+    Confirm,
     /// The server is lost.
     Lost(Loss),
     /// The session ends.
@@ -441,6 +443,7 @@ pub async fn run(mut session: Box<Session>) {
         match poll_fn(|cx| session.poll(cx)).await {
             Turn::Acquire { access, bytes } => Box::pin(session.acquire(access, bytes)).await,
             Turn::Slow => Box::pin(session.slow_down()).await,
+            Turn::Confirm => Box::pin(session.confirm()).await,
             Turn::Lost(loss) => {
                 session.cut = None;
                 if !lost::explain(&mut session, loss) {

@@ -219,6 +219,8 @@ impl Drained {
             self.relay.retired.clear();
             match progress.event {
                 None => return Ok(()),
+                // Nobody is told.
+                Some(Event::Unconfirmed) => self.relay.confirm(),
                 Some(Event::Idle | Event::Hidden | Event::Position | Event::Again) if self.rest.is_empty() => {
                     return Ok(());
                 }

@@ -1,6 +1,7 @@
 //! The queries of ours that keep a session's settings the same on whichever server serves it.
 
 use crate::config::PoolMode;
+use crate::ledger::entry::hides_notices;
 use crate::session::batch::Unit;
 use crate::session::client::{Session, Tail};
 use crate::session::settings;
@@ -339,7 +340,7 @@ impl Session {
         // What its role, its database or its startup packet set is what its server began with.
         let default = self.server.as_ref().map(|server| &*server.meta.defaults.client_min_messages);
         let level = self.tracking.settings.get("client_min_messages").or(default);
-        let quiet = level.is_none_or(|level| matches!(level, "error" | "fatal" | "panic"));
+        let quiet = level.is_none_or(hides_notices);
         // Or by what runs now, whose settings are not known yet.
         let touched = &self.tracking.touched;
         let now = touched.every || touched.names.iter().any(|n| &**n == "client_min_messages");

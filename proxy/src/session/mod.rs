@@ -13,6 +13,7 @@ pub mod cancel;
 pub mod challenge;
 pub mod client;
 mod columns;
+mod confirm;
 mod drain;
 mod durability;
 mod durable;

@@ -7,6 +7,7 @@
 
 mod blind;
 mod commits;
+mod confirmed;
 mod described;
 mod entry;
 mod failure;
@@ -18,7 +19,7 @@ mod names;
 mod position;
 mod reports;
 
-pub use commits::Commits;
+pub use commits::{Commits, Sent};
 pub use described::Described;
 pub use entry::{Entry, Kind, Survivors, Undo, Use};
 pub use hidden::Hidden;
@@ -32,6 +33,7 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::{BadLength, Sink, head};
 use crate::wire::error_response::ClientError;
 use blind::Blind;
+use confirmed::Confirmed;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -76,6 +78,9 @@ pub enum Event {
         /// What the client sends is thrown away up to its next Sync.
         skips: bool,
     },
+    /// What comes next tells of success, and that the wait for standbys was given up may have been hidden:
+    /// [`Relay::confirm`] or [`Relay::doubt`] lets it pass.
+    Unconfirmed,
     /// The server says FATAL or PANIC: it closes the connection.
     Fatal {
         /// The server's SQLSTATE.
@@ -232,6 +237,12 @@ pub struct Relay {
     untold: Option<Box<[u8]>>,
     /// What the server said just before the COMMIT that is the oldest unit.
     mark: Option<Mark>,
+    /// By what it said then, may it hide that the COMMIT's wait for standbys was given up?
+    hushed: Option<bool>,
+    /// The oldest unit has failed.
+    failed: bool,
+    /// What standbys are known to have of what it commits.
+    confirmed: Confirmed,
     /// The session has no right to ask about it.
     pub unmarked: bool,
     /// The ErrorResponse to the question about it, which has failed the COMMIT's block: to be told in place of success.
@@ -371,7 +382,7 @@ impl Relay {
                 }
                 Step::Stop(event) => {
                     // The refusal itself is left to who deals with the rest of the server's answers.
-                    at = if matches!(event, Event::Retry { .. }) { at } else { end };
+                    at = if matches!(event, Event::Retry { .. } | Event::Unconfirmed) { at } else { end };
                     let unfounded = match event {
                         // What came before it is why it ends the connection.
                         Event::Fatal { code } => code != *PROTOCOL_VIOLATION,
@@ -380,6 +391,7 @@ impl Relay {
                         | Event::Hidden
                         | Event::Position
                         | Event::Again
+                        | Event::Unconfirmed
                         | Event::Seen { .. }
                         | Event::TimedOut { .. }
                         | Event::Violation(_) => false,

@@ -502,8 +502,8 @@ fn marked(row: Option<[Option<&str>; 2]>, error_code: Option<&str>, status: TxSt
     if let Some(row) = row {
         message(&mut said, b'T', |b| b.extend_from_slice(&[0, 0]));
         message(&mut said, b'D', |b| {
-            b.extend_from_slice(&[0, 2]);
-            for value in row {
+            b.extend_from_slice(&[0, 3]);
+            for value in row.into_iter().chain([Some("notice")]) {
                 b.extend_from_slice(&value.map_or(-1, |v| v.len() as i32).to_be_bytes());
                 b.extend_from_slice(value.unwrap_or_default().as_bytes());
             }

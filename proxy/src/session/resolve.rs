@@ -171,8 +171,7 @@ impl Search<'_> {
         let verdict = after_asking(Status::of(status.as_deref()), open.since, open.protected);
         let Some(level) = confirming(verdict, self.level, open.protected) else { return Some(verdict) };
         // Who confirms a later commit has this one.
-        let proof = primary.ask(&proof::commit_as(level), left()).await;
-        let confirmed = proof.is_some_and(|proof| proof.error.is_none() && !proof.unreplicated);
+        let confirmed = primary.commits(level, left()).await;
         Some(if confirmed { Verdict::Survived } else { Verdict::Unconfirmed })
     }
 }
@@ -198,7 +197,7 @@ fn question(xid: u64) -> String {
 }
 
 /// A connection that is counted while it is used, and given back unless it broke.
-struct InUse<'a> {
+pub(super) struct InUse<'a> {
     w: &'a Rc<Worker>,
     pool: Rc<Pool>,
     server: Option<Server>,
@@ -207,9 +206,15 @@ struct InUse<'a> {
 }
 
 impl<'a> InUse<'a> {
-    fn new(w: &'a Rc<Worker>, found: Found, whole: bool) -> Self {
+    pub(super) fn new(w: &'a Rc<Worker>, found: Found, whole: bool) -> Self {
         w.count_in_use(&found.server.meta, true);
         Self { w, pool: found.pool, server: Some(found.server), whole }
+    }
+
+    /// Does a commit that waits for `level` end, and as it should, in that time?
+    pub(super) async fn commits(&mut self, level: Durability, left: Duration) -> bool {
+        let proof = self.ask(&proof::commit_as(level), left).await;
+        proof.is_some_and(|proof| proof.error.is_none() && !proof.unreplicated)
     }
 
     async fn ask(&mut self, sql: &str, left: Duration) -> Option<crate::session::relay::Hidden> {

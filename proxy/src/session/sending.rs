@@ -11,6 +11,7 @@ use crate::session::incoming::Step;
 use crate::session::misroute::Classifier;
 use crate::session::presence::Activity;
 use crate::session::promised::Promised;
+use crate::session::relay::Sent;
 use crate::session::shown::POSITION;
 use crate::session::translate::{Done, Naming, Translator};
 use crate::session::turn::is_told;
@@ -300,7 +301,10 @@ impl Session {
         self.saw |= primary && shows;
         let only_sets = !unit.read && self.durability.note(&input[..unit.len]);
         let only_chooses = unit.ours && self.note_durability(input, unit);
-        self.relay.commits.send(begins, primary && !(unit.read || only_sets || only_chooses));
+        let counts = primary && !(unit.read || only_sets || only_chooses);
+        let waits = primary && !unit.read && self.commits_wait();
+        let hushed = waits && self.hides_notices() && !self.is_aside(input, unit);
+        self.relay.commits.send(begins, Sent { counts, waits, hushed });
         if self.durability.is_guessed() && self.relay.status == TxStatus::Block {
             self.note_undone(input, unit);
         }

@@ -31,6 +31,9 @@ pub enum Doubt {
     ServerLost,
     /// The server answered success, but its wait for a standby had been cancelled: committed there only.
     NotReplicated,
+    /// The server answered success, and may have hidden that its wait for a standby had been cancelled; no standby was seen
+    /// to have it.
+    Unconfirmed,
     /// The answer came after the proxy's view of the cluster had run out.
     ViewStale,
 }
@@ -398,6 +401,7 @@ fn commit_unknown(node: &NodeId, term: Term, doubt: Doubt) -> Report {
     let why = match doubt {
         Doubt::ServerLost => "was lost before it answered",
         Doubt::NotReplicated => "committed it without waiting for a standby",
+        Doubt::Unconfirmed => "committed it, hides whether it waited for a standby, and none has confirmed it in time",
         Doubt::ViewStale => "answered when it may no longer have been primary",
     };
     error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "it is unknown whether the statement was committed")
@@ -416,7 +420,7 @@ fn commit_unresolved(node: &NodeId, term: Term, mark: &Mark, why: Why, doubt: Do
     let Mark { xid, lsn } = mark;
     let how = match doubt {
         Doubt::ViewStale => "may no longer have been primary when it answered the COMMIT",
-        Doubt::ServerLost | Doubt::NotReplicated => "was lost during the COMMIT",
+        Doubt::ServerLost | Doubt::NotReplicated | Doubt::Unconfirmed => "was lost during the COMMIT",
     };
     let what = xid.map_or_else(String::new, |xid| format!(" of transaction {xid}"));
     error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "it is unknown whether the transaction was committed")

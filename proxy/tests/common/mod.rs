@@ -400,7 +400,7 @@ fn sample_lag(
             let mut snapshot = LagSnapshot { term: view.term, ..LagSnapshot::default() };
             if let Some(primary) = &view.primary {
                 let sent_at = Clock.now();
-                if let Some(lsn) = position(primary, "pg_current_wal_insert_lsn()").await {
+                if let Some((lsn, confirmed)) = primary_position(primary).await {
                     let (node, timeline) = (primary.node.clone(), TimelineId(1));
                     let insert_lsn = lsn.normalised_insert();
                     snapshot.primary = Some(PrimarySample {
@@ -409,7 +409,7 @@ fn sample_lag(
                         insert_lsn,
                         flush_lsn: insert_lsn,
                         sent_at,
-                        confirmed_until: Some(sent_at),
+                        confirmed_until: confirmed.then_some(sent_at),
                     });
                 }
             }
@@ -450,14 +450,29 @@ async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> Sta
 }
 
 async fn position(member: &Member, function: &str) -> Option<Lsn> {
+    ask(member, &format!("select {function}::text")).await?.try_get::<_, String>(0).ok()?.parse().ok()
+}
+
+/// Where the primary's WAL ends, and whether the standbys that commits wait for, if any, have all that it has flushed.
+async fn primary_position(member: &Member) -> Option<(Lsn, bool)> {
+    let sql = "select pg_current_wal_insert_lsn()::text, current_setting('synchronous_standby_names') = '' \
+               or coalesce(f.here <= (select max(flush_lsn) from pg_stat_replication \
+                                      where sync_state in ('sync', 'quorum')), false) \
+               from (select pg_current_wal_flush_lsn() as here offset 0) f";
+    let row = ask(member, sql).await?;
+    Some((row.try_get::<_, String>(0).ok()?.parse().ok()?, row.try_get(1).ok()?))
+}
+
+/// The one row of a question, on a connection of its own.
+async fn ask(member: &Member, sql: &str) -> Option<tokio_postgres::Row> {
     let config =
         format!("host=127.0.0.1 port={} user=postgres dbname=postgres connect_timeout=1", member.postgres.port);
     let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.ok()?;
     let connection = tokio::spawn(connection);
-    let row = client.query_one(&format!("select {function}::text"), &[]).await.ok()?;
+    let row = client.query_one(sql, &[]).await.ok()?;
     drop(client);
     let _ = connection.await;
-    row.try_get::<_, String>(0).ok()?.parse().ok()
+    Some(row)
 }
 
 /// A socket to the endpoint.

@@ -6,26 +6,47 @@ use std::collections::VecDeque;
 /// The commits of a conversation.
 #[derive(Debug, Default)]
 pub struct Commits {
-    /// Of each unit that was sent and not answered, oldest first: does it do more than read, or set what commits wait for?
-    sent: VecDeque<bool>,
+    /// Of each unit that was sent and not answered, oldest first.
+    sent: VecDeque<Sent>,
     /// Such a one was answered, and its transaction has not ended.
     open: bool,
     /// Transactions with such that have ended since this was looked at.
     ended: u32,
 }
 
+/// What is known of a unit when it is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// It does more than read, or set what commits wait for.
+    pub counts: bool,
+    /// What it commits waits for standbys.
+    pub waits: bool,
+    /// The server may hide the notice that it has given that up.
+    pub hushed: bool,
+}
+
 impl Commits {
     /// A unit is sent, or more of it.
-    pub fn send(&mut self, begins: bool, counts: bool) {
+    pub fn send(&mut self, begins: bool, unit: Sent) {
         match self.sent.back_mut() {
-            Some(last) if !begins => *last |= counts,
-            Some(_) | None => self.sent.push_back(counts),
+            Some(last) if !begins => {
+                last.counts |= unit.counts;
+                last.waits |= unit.waits;
+                last.hushed |= unit.hushed;
+            }
+            Some(_) | None => self.sent.push_back(unit),
         }
+    }
+
+    /// Does what the oldest commits wait for standbys, and may its server hide that it has given that up? `hushed`: where
+    /// the server has said so itself.
+    pub(super) fn may_hide(&self, hushed: Option<bool>) -> bool {
+        self.sent.front().is_some_and(|unit| unit.waits && hushed.unwrap_or(unit.hushed))
     }
 
     /// The oldest was answered, with this status.
     pub fn answer(&mut self, status: TxStatus) {
-        self.open |= self.sent.pop_front().unwrap_or(false);
+        self.open |= self.sent.pop_front().is_some_and(|unit| unit.counts);
         if status == TxStatus::Idle {
             self.ended += u32::from(std::mem::take(&mut self.open));
         }
@@ -72,18 +93,40 @@ mod tests {
             (true, false),
             (false, true),
         ] {
-            c.send(begins, counts);
+            c.send(begins, Sent { counts, ..Sent::default() });
         }
         [Idle, Idle, Idle, Block].into_iter().for_each(|status| c.answer(status));
         assert_eq!((c.take(), c.take()), (2, 0));
         [Block, Idle, Idle].into_iter().for_each(|status| c.answer(status));
         assert_eq!(c.take(), 2);
-        c.send(true, true);
+        let counts = Sent { counts: true, ..Sent::default() };
+        c.send(true, counts);
         c.answer(Block);
-        c.send(true, true);
+        c.send(true, counts);
         c.forget();
-        c.send(true, false);
+        c.send(true, Sent::default());
         c.answer(Idle);
         assert_eq!(c.take(), 0, "what was lost with its server");
+    }
+
+    #[test]
+    fn the_server_knows_better_than_the_text_what_it_hides() {
+        let mut c = Commits::default();
+        assert!(!c.may_hide(Some(true)), "nothing is in flight");
+        for (waits, hushed, said, hides) in [
+            (true, true, None, true),
+            (true, true, Some(false), false),
+            (true, false, Some(true), true),
+            (true, false, None, false),
+            (false, true, Some(true), false),
+        ] {
+            c.send(true, Sent { waits, hushed, ..Sent::default() });
+            assert_eq!(c.may_hide(said), hides, "waits: {waits}, by the text: {hushed}, by the server: {said:?}");
+            c.answer(TxStatus::Idle);
+        }
+        // The second part of a unit.
+        c.send(true, Sent { waits: true, ..Sent::default() });
+        c.send(false, Sent { hushed: true, ..Sent::default() });
+        assert!(c.may_hide(None));
     }
 }

@@ -61,6 +61,7 @@ impl Relay {
         let refusal = self.fail_head(&code);
         // Of a COMMIT that has failed nothing is left to be found out.
         (self.doubt, self.foiled, self.mark) = (None, None, None);
+        self.failed = true;
         // What was to be prepared before it could not be, and that is why.
         if let Some(before) = self.untold.take() {
             if !self.withhold {

@@ -2,6 +2,7 @@
 //! and what is left of it when the server is given up.
 
 use crate::session::outcome::{At, Record};
+use crate::session::relay::confirmed::Confirmed;
 use crate::session::relay::{Entry, Relay, Undo};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
@@ -25,6 +26,11 @@ impl Relay {
             at = r.from(at);
             commits
         })
+    }
+
+    /// May the oldest unit that is not answered make something durable?
+    pub(super) fn head_may_commit(&self) -> bool {
+        self.records().next().is_some_and(|record| record.may_commit(self.status))
     }
 
     /// May the server be in a failed block when it reads what is sent next?
@@ -74,6 +80,7 @@ impl Relay {
         (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
         (self.again, self.executed, self.forgetting) = (false, false, false);
         (self.mark, self.foiled) = (None, None);
+        (self.hushed, self.failed, self.confirmed) = (None, false, Confirmed::Nothing);
         entries
     }
 

@@ -45,7 +45,12 @@ impl Relay {
     /// A part of the answer to it.
     pub(super) fn mark_frame(&mut self, kind: u8, frame: &[u8]) -> Step {
         match kind {
-            b'D' => self.mark = backend::text_columns(frame).and_then(Mark::of_row),
+            b'D' => {
+                let row = backend::text_columns(frame);
+                self.mark = row.and_then(|[xid, lsn, _]| Mark::of_row([xid, lsn]));
+                // What has no id waits for nobody.
+                self.hushed = row.map(|[xid, _, level]| xid.is_some() && level.is_none_or(entry::hides_notices));
+            }
             b'E' => {
                 let f = fields(frame);
                 let code = f.code.try_into().unwrap_or(*b"00000");
@@ -69,7 +74,7 @@ impl Relay {
                 // The status stays what the client was told last.
                 if status != TxStatus::Block {
                     // Nothing of it is committed by what follows.
-                    self.mark = None;
+                    (self.mark, self.hushed) = (None, None);
                 }
             }
             b'T' | b'C' | b'N' => {}

@@ -55,6 +55,10 @@ fn all() -> Vec<(ClientError, &'static str)> {
             "ERROR 08007 it is unknown whether the statement was committed | Server n1, primary in term 7, committed it without waiting for a standby. | Check whether its effects are there before doing it again.",
         ),
         (
+            E::CommitUnknown { node: node.clone(), term, doubt: Doubt::Unconfirmed },
+            "ERROR 08007 it is unknown whether the statement was committed | Server n1, primary in term 7, committed it, hides whether it waited for a standby, and none has confirmed it in time. | Check whether its effects are there before doing it again.",
+        ),
+        (
             E::CommitLost {
                 node: node.clone(),
                 term,

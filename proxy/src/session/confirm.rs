@@ -1,0 +1,107 @@
+//! A commit was told as success by a server that may have hidden that somebody stopped its wait for standbys.
+//!
+//! Its client is told once standbys are known to have all that was flushed by then: as samples of the cluster show, or,
+//! where they do not tell that, when a later commit of ours on another connection was confirmed. That takes
+//! `proxy.hold_timeout` at most; a cancel request ends it sooner. Then it is 08007.
+
+use crate::config::PoolMode;
+use crate::route::durability::Durability;
+use crate::route::{Consistency, Promise};
+use crate::session::acquire::{self, Want, change};
+use crate::session::client::Session;
+use crate::session::resolve::InUse;
+use crate::sql::Access;
+use crate::wire::error_response::{ClientError, Doubt};
+use crate::worker::Worker;
+use cluster::{Instant, NodeId, Role, Term};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long until a newer sample is asked for, or another commit is tried.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+impl Session {
+    /// Find out whether standbys have what the server tells of next. Nothing is decided when it is not the primary any more.
+    pub(super) async fn confirm(&mut self) {
+        let Some(meta) = self.server.as_ref().map(|server| &server.meta) else { return };
+        let (node, term, level) = (meta.node.clone(), meta.term, self.commits_as(meta));
+        let now = self.w.now();
+        // A limit that the statement exceeded while its server ran it says nothing about this wait.
+        self.presence.expired.set(None);
+        let w = self.w.clone();
+        let want = self.want(Access::Write, now);
+        let promise = Promise { after: None, consistency: Consistency::Eventual, ..want.promise };
+        let want = Want { quiet: true, avoid: Vec::new(), since: now, promise, ..want };
+        let keeps = self.mode == PoolMode::Transaction;
+        let search = Search { w: &w, want, keeps, node: &node, term, level };
+        let confirmed = tokio::select! {
+            biased;
+            _ = poll_fn(|cx| self.watch_client(cx)) => Some(false),
+            confirmed = search.run(now) => confirmed,
+        };
+        match confirmed {
+            Some(true) => self.relay.confirm(),
+            Some(false) => self.relay.doubt(ClientError::CommitUnknown { node, term, doubt: Doubt::Unconfirmed }),
+            // The next turn sees that the server is lost.
+            None => {}
+        }
+        self.rescan = true;
+    }
+}
+
+/// What is looked for, and how.
+struct Search<'a> {
+    w: &'a Rc<Worker>,
+    want: Want,
+    /// Connections may serve others afterwards.
+    keeps: bool,
+    /// The primary that has committed.
+    node: &'a NodeId,
+    /// Its term.
+    term: Term,
+    /// What the commit waited for.
+    level: Durability,
+}
+
+impl Search<'_> {
+    /// Have standbys what was committed by `at`? `None`: its primary is none any more.
+    async fn run(&self, at: Instant) -> Option<bool> {
+        let deadline = at + self.w.config().hold_timeout;
+        loop {
+            let left = deadline.since(self.w.now());
+            match self.sampled(at)? {
+                Some(true) => return Some(true),
+                _ if left.is_zero() => return Some(false),
+                Some(false) => self.w.ask_sample(),
+                None if self.commits_later(left).await => return self.is_primary().then_some(true),
+                None => {}
+            }
+            change(self.w, ASK_AGAIN.min(left)).await;
+        }
+    }
+
+    /// What the samples say of it, if they do; `None`: its primary is none any more.
+    fn sampled(&self, at: Instant) -> Option<Option<bool>> {
+        if !self.is_primary() {
+            return None;
+        }
+        let view = self.w.view.borrow();
+        // They do not tell what standbys have applied.
+        let tell = self.level <= Durability::SemiSync;
+        Some(view.lag.confirms(&view.topology, at).filter(|_| tell))
+    }
+
+    fn is_primary(&self) -> bool {
+        self.w.still_serves(self.node, Role::Primary, self.term)
+    }
+
+    /// Is a later commit confirmed? Who has that has this one.
+    async fn commits_later(&self, left: Duration) -> bool {
+        let began = self.w.now();
+        let find = acquire::find(self.w, self.want.clone(), 0, None);
+        let Ok(Ok(found)) = tokio::time::timeout(left, Box::pin(find)).await else { return false };
+        let left = left.saturating_sub(self.w.now().since(began));
+        Box::pin(InUse::new(self.w, found, self.keeps).commits(self.level, left)).await
+    }
+}

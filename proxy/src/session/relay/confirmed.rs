@@ -1,0 +1,146 @@
+//! Success that is not told before standbys are known to have it.
+//!
+//! Whoever stops a wait for standbys (`pg_cancel_backend`, by anybody) makes PostgreSQL tell success, behind a notice. A
+//! session may hide notices, by `client_min_messages`: then success alone says nothing, and the relay stops in front of
+//! it until its session has made sure, in whichever way, that standbys have what was committed.
+
+use crate::session::relay::{Kind, Relay};
+use crate::wire::backend::TxStatus;
+
+/// What standbys are known to have of what a unit commits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Confirmed {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// All that the next message tells of.
+    Next,
+    /// All that was told up to now.
+    Told,
+}
+
+impl Confirmed {
+    /// The same, when a command is told of.
+    pub(super) fn told(self) -> Self {
+        if self == Self::Next { Self::Told } else { Self::Nothing }
+    }
+}
+
+/// A message that may tell of a commit.
+pub(super) enum Told<'a> {
+    /// CommandComplete, with this tag.
+    Tag(&'a [u8]),
+    /// ReadyForQuery.
+    End(TxStatus),
+}
+
+/// Commands that commit nothing by themselves where a Sync is still to come.
+const COMMIT_LATER: [&[u8]; 12] = [
+    b"INSERT", b"UPDATE", b"DELETE", b"MERGE", b"SELECT", b"COPY", b"FETCH", b"MOVE", b"BEGIN", b"SET", b"RESET",
+    b"SHOW",
+];
+
+impl Relay {
+    /// Standbys have what the next message tells of.
+    pub fn confirm(&mut self) {
+        self.confirmed = Confirmed::Next;
+    }
+
+    /// Must that be made sure before this message is passed?
+    pub(super) fn is_unconfirmed(&self, told: Told<'_>) -> bool {
+        if !self.commits.may_hide(self.hushed) || self.failed || self.withhold || self.again {
+            return false;
+        }
+        match (self.confirmed, &told) {
+            (Confirmed::Nothing, _) | (Confirmed::Told, Told::Tag(_)) => {}
+            (Confirmed::Next, _) | (Confirmed::Told, Told::End(_)) => return false,
+        }
+        // Another error is told in its place.
+        if self.doubt.is_some() || self.foiled.is_some() || self.is_blind() {
+            return false;
+        }
+        let Some(head) = self.queue.front().filter(|entry| !entry.hidden) else { return false };
+        let commits = match (head.kind, told) {
+            // A simple query commits before its last command is told of, and perhaps behind each.
+            (Kind::Query, Told::Tag(tag)) => tag != b"ROLLBACK\0",
+            (Kind::Execute, Told::Tag(tag)) => {
+                let word = tag.split(|b| matches!(b, b' ' | 0)).next().unwrap_or_default();
+                tag != b"ROLLBACK\0" && !COMMIT_LATER.contains(&word)
+            }
+            (Kind::Sync | Kind::Function, Told::End(status)) => status == TxStatus::Idle,
+            (_, Told::Tag(_) | Told::End(_)) => false,
+        };
+        commits && self.head_may_commit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::outcome::Record;
+    use crate::session::relay::{Entry, Event, Sent};
+    use crate::sql::{FunctionTable, LexRules, classify};
+    use crate::wire::backend::{write_command_complete, write_ready};
+    use crate::wire::codec::Sink;
+    use crate::wire::error_response::ClientError;
+
+    fn unit(kinds: &[Kind], sql: &str) -> Vec<Entry> {
+        let mut record = Record::default();
+        record.execute(&classify(sql.as_bytes(), &FunctionTable::unloaded(), LexRules::STANDARD));
+        let entry = |&kind: &Kind| Entry { record: kind.owes_ready().then_some(record), ..Entry::plain(kind) };
+        kinds.iter().map(entry).collect()
+    }
+
+    /// How often the relay stops while a unit is answered with these tags, each time in front of what is not passed yet.
+    fn stops(from: TxStatus, (kinds, sql): (&[Kind], &str), tags: &[&str], to: TxStatus) -> usize {
+        let mut relay = Relay { status: from, ..Relay::default() };
+        unit(kinds, sql).into_iter().for_each(|entry| relay.push(entry));
+        relay.commits.send(true, Sent { counts: true, waits: true, hushed: true });
+        let mut said = Vec::new();
+        tags.iter().for_each(|tag| write_command_complete(&mut said, tag));
+        write_ready(&mut said, to);
+        let (mut told, mut left, mut stops) = (Vec::new(), said.clone(), 0);
+        loop {
+            let mut sink = Sink::default();
+            let progress = relay.server_bytes(&left, &mut sink, &|| ClientError::Cancelled);
+            told.extend_from_slice(sink.bytes(&left));
+            left.drain(..progress.consumed);
+            match progress.event {
+                Some(Event::Unconfirmed) => {
+                    assert_eq!([&told[..], &left].concat(), said, "{sql}");
+                    stops += 1;
+                    relay.confirm();
+                }
+                event => {
+                    assert_eq!((event, &told), (Some(Event::Idle), &said), "{sql}");
+                    return stops;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_relay_stops_before_each_message_that_may_tell_of_a_commit() {
+        use Kind::{Execute, Query, Sync};
+        use TxStatus::{Block, Failed, Idle};
+        let (extended, twice) = (&[Execute, Sync][..], &[Execute, Execute, Sync][..]);
+        for (from, unit, tags, to, want) in [
+            (Idle, (&[Query][..], "insert into t values (1)"), &["INSERT 0 1"][..], Idle, 1),
+            (Idle, (extended, "insert into t values (1)"), &["INSERT 0 1"], Idle, 1),
+            (Idle, (extended, "create table t()"), &["CREATE TABLE"], Idle, 1),
+            (Block, (&[Query], "insert into t values (1)"), &["INSERT 0 1"], Block, 0),
+            (Block, (&[Query], "commit"), &["COMMIT"], Idle, 1),
+            (Block, (&[Query], "commit and chain"), &["COMMIT"], Block, 1),
+            (Block, (&[Query], "commit"), &["ROLLBACK"], Idle, 0),
+            (Failed, (&[Query], "commit"), &["ROLLBACK"], Idle, 0),
+            (Block, (&[Query], "rollback"), &["ROLLBACK"], Idle, 0),
+            (Block, (extended, "commit"), &["COMMIT"], Idle, 1),
+            (Block, (twice, "commit"), &["COMMIT", "INSERT 0 1"], Idle, 2),
+            (Idle, (&[Query], "begin; insert into t values (1); commit"), &["BEGIN", "INSERT 0 1", "COMMIT"], Idle, 3),
+            (Idle, (&[Query], "select 1"), &["SELECT 1"], Idle, 0),
+            (Idle, (extended, "begin"), &["BEGIN"], Block, 0),
+        ] {
+            assert_eq!(stops(from, unit, tags, to), want, "{} from {from:?}", unit.1);
+        }
+    }
+}
