@@ -205,11 +205,13 @@ fn start_with(
     let tcp = |sockets: Vec<Socket>, reads| sockets.into_iter().map(move |(s, _)| Entrance::Tcp(s, reads));
     let entrances = tcp(sockets, false).chain(tcp(read_only, true)).chain(local.map(Entrance::Unix));
     let mut entrances = Some(Entrances { sockets: entrances.collect(), accepting: accepts });
+    let (lives, workers) = mpsc::channel(1);
     for (index, messages) in messages.into_iter().enumerate() {
         let (topology, lag, entrances) = (inputs.topology.clone(), inputs.lag.clone(), entrances.take());
         let inbound = Inbound { entrances, messages, topology, lag, stop: stopped.clone() };
-        threads.push(spawn_worker(index, shared.clone(), inbound)?);
+        threads.push(spawn_worker(index, shared.clone(), inbound, lives.clone())?);
     }
+    drop(lives);
     let (publish, state) = watch::channel(state_of(&shared));
     let (all, lag, topology) = (shared.clone(), inputs.lag, inputs.topology.clone());
     let seen = topology.clone();
@@ -218,7 +220,8 @@ fn start_with(
             let files = keep_users(&all, stopped.clone());
             let tls = tls.follow(all.config.subscribe(), stopped.clone());
             let defaults = crate::pool::defaults::follow(&all, all.catalogs.changes(), stopped.clone());
-            tokio::join!(publish_state(&all, publish, (seen, lag), stopped.clone()), tls, files, defaults);
+            let state = publish_state(&all, publish, (seen, lag), stopped.clone(), workers);
+            tokio::join!(state, tls, files, defaults);
         });
     });
     threads.push(thread.map_err(StartError::Thread)?);
@@ -302,7 +305,13 @@ fn limits(rules: Pools, peers: &Arc<Vec<mpsc::Sender<ToWorker>>>) -> Limits {
     Limits::new(rules, peers.len(), wake)
 }
 
-fn spawn_worker(index: usize, shared: Arc<Shared>, inbound: Inbound) -> Result<JoinHandle<()>, StartError> {
+/// `lives` is dropped when the worker has ended.
+fn spawn_worker(
+    index: usize,
+    shared: Arc<Shared>,
+    inbound: Inbound,
+    lives: mpsc::Sender<()>,
+) -> Result<JoinHandle<()>, StartError> {
     let (report, built) = std::sync::mpsc::sync_channel(1);
     let work = move || {
         // A local runtime never leaves its thread. A LocalSet on top of an ordinary one would wake its own thread
@@ -318,6 +327,8 @@ fn spawn_worker(index: usize, shared: Arc<Shared>, inbound: Inbound) -> Result<J
             let worker = Worker::new(index, shared);
             worker::run(worker, inbound).await;
         });
+        // Its sessions end with their runtime.
+        drop((runtime, lives));
     };
     let thread = std::thread::Builder::new().name(format!("proxy-{index}")).spawn(work).map_err(StartError::Thread)?;
     match built.recv() {
@@ -403,7 +414,8 @@ impl Handle {
         admin::view(&self.shared, limit).await
     }
 
-    /// Stop accepting, refuse new transactions, wait up to `bound` for the running ones, then end all sessions.
+    /// Stop accepting, refuse new transactions, wait up to `bound` for the running ones and for the outcome of COMMITs whose
+    /// server was lost, then end all sessions. What became of writes in doubt is in [`Self::state`] then.
     pub async fn drain(self, bound: Duration) {
         self.control().stop_accepting();
         self.shared.stopping.store(true, Ordering::SeqCst);

@@ -8,7 +8,7 @@ use cluster::lag::LagSnapshot;
 use cluster::topology::{BelowMode, PerTerm, ProxyState, Topology};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// How often sums are shown at most.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -29,24 +29,26 @@ pub(crate) fn state_of(shared: &Shared) -> ProxyState {
 }
 
 /// Sessions that a server works for, or that have a transaction on one, the standbys included: managers know only of
-/// those on the primary.
+/// those on the primary. Those that look for the outcome of a COMMIT count as well.
 pub(crate) fn working(shared: &Shared) -> u64 {
-    shared.boards.iter().map(|board| board.busy() + board.reading()).sum()
+    shared.boards.iter().map(|board| board.busy() + board.reading() + board.resolving()).sum()
 }
 
-/// Until `stop`.
+/// Until `stop`, and then once more when no worker is left: who is dismissed may be told that nobody knows what became of
+/// a write. `workers` ends with the last of them.
 pub(crate) async fn publish_state(
     shared: &Shared,
     publish: watch::Sender<ProxyState>,
     (topology, lag): (watch::Receiver<Topology>, watch::Receiver<Arc<LagSnapshot>>),
     mut stop: watch::Receiver<bool>,
+    mut workers: mpsc::Receiver<()>,
 ) {
     let (mut shown, mut silence) = (None, Silence::default());
     loop {
         tokio::select! {
             () = shared.applied.notified() => {}
             () = tokio::time::sleep(QUIET_TICK) => shown = None,
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => break,
         }
         let now = Clock.now();
         if shown.is_none_or(|shown| now.since(shown) >= TICK) {
@@ -62,6 +64,9 @@ pub(crate) async fn publish_state(
         let state = state_of(shared);
         publish.send_if_modified(|old| std::mem::replace(old, state) != state);
     }
+    // Nothing is ever sent.
+    while workers.recv().await.is_some() {}
+    publish.send_replace(state_of(shared));
 }
 
 /// Reads go on all the same, but by etcd alone.

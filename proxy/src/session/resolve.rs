@@ -56,6 +56,7 @@ impl Session {
         let want = Want { quiet: true, avoid: Vec::new(), since: now, promise, ..want };
         let keeps = self.mode == PoolMode::Transaction;
         let search = Search { w: &w, want, keeps, term: doubt.term, level: doubt.level };
+        let _resolving = Resolving::new(&w);
         let verdict = tokio::select! {
             biased;
             // Also where the session ends: why it does would be taken for the outcome, were that not told before.
@@ -76,6 +77,22 @@ impl Session {
             self.causality.borrow_mut().wrote(self.w.now());
         }
         lost::tell_resolved(self, doubt.owed, &doubt.mark, verdict);
+    }
+}
+
+/// Counted while it lives: a process that is to stop waits for it.
+struct Resolving<'a>(&'a Worker);
+
+impl<'a> Resolving<'a> {
+    fn new(w: &'a Worker) -> Self {
+        w.count_resolving(true);
+        Self(w)
+    }
+}
+
+impl Drop for Resolving<'_> {
+    fn drop(&mut self) {
+        self.0.count_resolving(false);
     }
 }
 

@@ -80,6 +80,17 @@ impl Worker {
         }
     }
 
+    /// A session begins or ends to look for the outcome of its COMMIT.
+    pub fn count_resolving(&self, begins: bool) {
+        let count = &self.shared.boards[self.index].resolving;
+        if begins {
+            count.fetch_add(1, Ordering::SeqCst);
+        } else {
+            count.fetch_sub(1, Ordering::SeqCst);
+            self.shared.applied.notify_one();
+        }
+    }
+
     /// A commit of `term` was acknowledged with less durability than the cluster's mode. Rare: it was asked for.
     pub fn count_below_mode(&self, term: Term, commits: u32) {
         let board = &self.shared.boards[self.index];

@@ -95,6 +95,7 @@ pub struct Board {
     pub(super) applied: Mutex<Applied>,
     pub(super) busy: AtomicU64,
     pub(super) reading: AtomicU64,
+    pub(super) resolving: AtomicU64,
     pub(super) below_mode: Mutex<BelowMode>,
     pub(super) doubts: Mutex<PerTerm<Doubts>>,
     /// Sessions, to choose the worker with the fewest.
@@ -164,6 +165,11 @@ impl Board {
     /// Sessions in a transaction on a standby or with a statement in flight there.
     pub fn reading(&self) -> u64 {
         self.reading.load(Ordering::SeqCst)
+    }
+
+    /// Sessions that look for the outcome of a COMMIT, on no server of their own.
+    pub fn resolving(&self) -> u64 {
+        self.resolving.load(Ordering::SeqCst)
     }
 
     /// Commits acknowledged with less durability than the cluster's mode.

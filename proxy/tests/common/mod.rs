@@ -262,7 +262,8 @@ impl Cluster {
             let t = self.topology.borrow();
             (t.term, t.epoch, t.gate)
         };
-        let state = self.handle.as_ref().expect("the proxy runs").state.clone();
+        // One that is being drained has its handle elsewhere.
+        let Some(state) = self.handle.as_ref().map(|handle| handle.state.clone()) else { return };
         wait_for("all workers to act on the view", || {
             let s = *state.borrow();
             (s.term == term && s.epoch == epoch && s.gate == gate).then_some(())

@@ -1,7 +1,11 @@
 //! A COMMIT that is lost with its server: what became of it is found out, and told as it is. With real servers, where
 //! every window is held open by a wait: for a standby that never comes, for a lock that a deferred trigger wants.
 
+#![allow(unreachable_pub, missing_docs, reason = "a test program has no public interface")]
+
+#[path = "../common/mod.rs"]
 mod common;
+mod drained;
 
 use cluster::timeline::{Fork, XidBound};
 use cluster::topology::{Closed, Gate};
@@ -93,6 +97,16 @@ fn open(c: &Cluster, fork: Fork, bound: Option<XidBound>) {
         t.standbys.clear();
         t.primary = Some(primary);
         (t.fork, t.forks, t.xid_bounds) = (Some(fork), vec![fork], bound.into_iter().collect());
+    });
+}
+
+/// Wait until a COMMIT's outcome is looked for.
+fn wait_until_looked_for(c: &Cluster) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let handle = c.handle.as_ref().unwrap();
+    wait_for("its outcome to be looked for", || {
+        let view = runtime.block_on(handle.view(Duration::from_secs(10))).expect("the workers answer");
+        view.clients.iter().any(|client| client.activity == Activity::Waiting).then_some(())
     });
 }
 
@@ -457,12 +471,9 @@ fn a_session_that_ends_while_its_commit_is_in_doubt_is_told_that_first() {
     send(&mut s, "commit");
     wait_until_waiting(&c, 1);
     c.nodes[0].kill();
+    wait_until_looked_for(&c);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let handle = c.handle.as_ref().unwrap();
-    wait_for("its outcome to be looked for", || {
-        let view = runtime.block_on(handle.view(Duration::from_secs(10))).expect("the workers answer");
-        view.clients.iter().any(|client| client.activity == Activity::Waiting).then_some(())
-    });
     runtime.block_on(handle.order(Order::Kill, Scope::All, Duration::from_secs(10))).unwrap();
     assert_eq!(s.next(), "E 08007");
     assert_eq!(s.next(), "Z I");
