@@ -39,7 +39,9 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let (mut sent, open) = (s.relay.sent(), s.relay.open.is_some());
     // The server's last words came before it has begun the COMMIT.
     let unbegun = is_last_word(loss) && s.relay.awaits_mark();
-    if let Some(commit) = sent.first_mut().filter(|_| unbegun) {
+    // Or there is nothing to commit: no function that its block calls can have written either.
+    let only_read = !standby && status == TxStatus::Block && !s.may_have_xid && s.table.doubtful().is_empty();
+    if let Some(commit) = sent.first_mut().filter(|commit| unbegun || only_read && commit.is_commit()) {
         *commit = commit.on_standby();
     }
     let undone = status != TxStatus::Idle && (unbegun || !s.relay.may_commit());

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod drained;
+mod only_read;
 
 use cluster::timeline::{Fork, XidBound};
 use cluster::topology::{Closed, Gate};
