@@ -59,6 +59,8 @@ pub(super) enum Turn {
     },
     /// The server is held, and the unit at the head of the inbox waits for the standbys.
     Slow,
+    /// Another server is to listen for the session.
+    Listen,
     /// The server's next answer tells of a commit, and standbys are not known to have that.
     Confirm,
     /// The server is lost.
@@ -185,6 +187,9 @@ pub struct Session {
     pub(super) shows: Shows,
     /// The server that listened for the client is lost, and another one is to listen.
     pub(super) listens: bool,
+    /// The server that listened was given up for an error of ours, and another one is to listen before anything else is sent
+    /// to any.
+    pub(super) relistens: bool,
     /// The server has reported a setting in this transaction.
     pub(super) reported: bool,
     /// What the client was told of settings at login.
@@ -338,6 +343,7 @@ impl Session {
             saw: false,
             shows: Shows::default(),
             listens: false,
+            relistens: false,
             reported: false,
             base: settings,
             lost_pins: None,
@@ -443,6 +449,12 @@ pub async fn run(mut session: Box<Session>) {
         match poll_fn(|cx| session.poll(cx)).await {
             Turn::Acquire { access, bytes } => Box::pin(session.acquire(access, bytes)).await,
             Turn::Slow => Box::pin(session.slow_down()).await,
+            Turn::Listen => {
+                if !Box::pin(session.listen_again()).await {
+                    break;
+                }
+                (session.client_wakes, session.server_wakes) = (false, false);
+            }
             Turn::Confirm => Box::pin(session.confirm()).await,
             Turn::Lost(loss) => {
                 session.cut = None;

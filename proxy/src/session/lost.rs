@@ -259,7 +259,16 @@ pub(super) fn leave(s: &mut Session) {
     (s.server_in, s.behind, s.hint_warned) = (Vec::new(), false, false);
     s.rescan = true;
     s.set_busy(None);
+    let unheard = s.tracking.asks_channels();
     s.tracking.lose(&mut s.pins, true);
+    if unheard {
+        s.tracking.channels.clear();
+    }
+    if s.pins.has(PinReason::Listen) && (unheard || !s.tracking.channels.is_empty()) {
+        // First the client is told what is due.
+        s.pins.remove(PinReason::Listen);
+        s.relistens = true;
+    }
     s.parse_key = s.shared_key();
     s.statements.apart = false;
     s.durability.settle();

@@ -28,6 +28,9 @@ use std::task::{Context, Poll};
 impl Session {
     /// Send a unit to the server that is held, or to one that is at hand, or ask for one.
     pub(super) fn route(&mut self, input: &[u8], unit: &Unit, classes: &[Statement]) -> Step {
+        if self.must_listen() {
+            return Step::Turn(0, Turn::Listen);
+        }
         let now = self.w.now();
         let missing = unit.ours && self.position_is_missing(input, unit);
         let access = if missing { Access::Write } else { self.access(unit) };

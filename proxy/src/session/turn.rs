@@ -39,7 +39,7 @@ impl Session {
     /// Would another turn find nothing to do? Most that move something leave it so, and to see that costs less than the turn.
     fn is_settled(&mut self) -> bool {
         let empty = self.inbox.is_empty() && self.to_client.is_empty() && self.to_server.is_empty();
-        let quiet = empty && !self.behind && !self.eof && !self.cancelling && self.hold.is_none();
+        let quiet = empty && !self.behind && !self.eof && !self.cancelling && self.hold.is_none() && !self.relistens;
         if !quiet || self.client.may_read() || self.server.as_ref().is_some_and(|s| s.stream.may_read()) {
             return false;
         }
@@ -103,6 +103,9 @@ impl Session {
             }
             // The next turn waits until the client has taken the end of its last answer.
             return Ok(true);
+        }
+        if self.must_listen() && !moved && self.inbox.is_empty() {
+            return Err(Turn::Listen);
         }
         self.await_rest(cx);
         // What waits for a socket is woken by it: to look again before that would be all that the worker does.

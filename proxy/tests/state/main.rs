@@ -7,6 +7,7 @@
 mod common;
 mod dice;
 mod left;
+mod listens;
 
 use common::raw::{Raw, bind, block, execute, ok, parse, run, sync, two_servers, value};
 use common::{Cluster, wait_for};

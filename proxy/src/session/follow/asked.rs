@@ -155,8 +155,14 @@ impl Session {
         Err(Turn::Close)
     }
 
+    /// Is another server to listen for the client, that has been told what became of its block?
+    pub(in crate::session) fn must_listen(&self) -> bool {
+        self.relistens && self.server.is_none() && !self.lost_block.exists()
+    }
+
     /// The server that listened for the client is lost: find another one, and warn. False when there is none.
     pub(in crate::session) async fn listen_again(&mut self) -> bool {
+        self.relistens = false;
         // Nothing else sends what the loss was answered while a server is looked for.
         self.to_client.try_flush(&mut self.client);
         // A limit that was exceeded while the server was there says nothing about this wait.
@@ -167,9 +173,18 @@ impl Session {
         }
         self.acquire(Access::Write, 0).await;
         self.waiting_since = None;
-        if self.fail.take().is_some() {
-            self.deaf();
-            return false;
+        match self.fail.take() {
+            None => {}
+            // That was meant for a statement that waits behind this, if there is one.
+            Some(cancelled @ Failure::Error(ClientError::Cancelled)) => {
+                (self.listens, self.relistens) = (false, true);
+                self.fail = Some(cancelled).filter(|_| !self.inbox.is_empty());
+                return true;
+            }
+            Some(_) => {
+                self.deaf();
+                return false;
+            }
         }
         self.listens = self.server.is_some();
         if self.listens {
