@@ -210,6 +210,10 @@ pub struct Frozen {
     /// System identifier of its data directory, if it has one. Older agents do not tell it.
     #[serde(default)]
     pub system_id: Option<String>,
+    /// The newest term that its data has a record of, looked up only where its agent has never read that the term of its
+    /// timeline was open. Older agents do not tell it.
+    #[serde(default)]
+    pub recorded: Option<Term>,
 }
 
 /// Start a stopped PostgreSQL as a standby without upstream, replay all local WAL, and report as frozen.

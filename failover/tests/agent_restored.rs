@@ -4,7 +4,8 @@
 mod agents;
 
 use agents::{Cluster, unprivileged, until};
-use failover::api::PostgresState;
+use cluster::TimelineId;
+use failover::api::{Frozen, PostgresState, Recover};
 use failover::record::{Mode, PolicyRecord};
 use failover::store::{Store, Txn};
 
@@ -90,5 +91,28 @@ fn without_etcd_a_started_agent_fences_by_the_mode_that_was_changed_to() {
         c.nodes[p].store.set_down(true);
         c.start(p).await;
         until_stopped(&c, p).await;
+    });
+}
+
+#[test]
+fn who_is_on_the_timeline_of_a_term_that_is_recruiting_tells_whether_it_has_its_record() {
+    unprivileged("who_is_on_the_timeline_of_a_term_that_is_recruiting_tells_whether_it_has_its_record", async {
+        let mut c = Cluster::new(22605, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let (a, b) = ((p + 1) % 3, (p + 2) % 3);
+        c.until_replayed(p, &[a, b]).await;
+        let (begun, revision) = c.begin().await;
+        let (term, _) = c.failover_unopened(begun.clone(), revision, a, &[a, b]).await;
+        let (_, revision) = c.term().await;
+        c.put_term(&begun, revision).await;
+        let frozen = c.freeze(b, term).await.unwrap();
+        assert_eq!((frozen.position.unwrap().timeline, frozen.recorded), (TimelineId(2), Some(term)));
+        // Promoted past everybody: that timeline is no term's.
+        c.sql(b).await.query("SELECT pg_promote(true)", &[]).await.unwrap();
+        c.begin().await;
+        let (after, _) = c.begin().await;
+        until("the stop", async || c.freeze(b, after.term).await.ok()?.was_primary.then_some(())).await;
+        let frozen: Frozen = c.post(b, "recover", &Recover { term: after.term }).await.unwrap();
+        assert_eq!((frozen.position.unwrap().timeline, frozen.recorded), (TimelineId(3), Some(term)));
     });
 }

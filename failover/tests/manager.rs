@@ -165,7 +165,17 @@ impl Pretender {
         };
         let node = state.node.clone();
         let replay_lsn = position.map(|p| p.lsn);
-        Frozen { node, term, position, replay_lsn, history: None, quarantine: None, was_primary, system_id: None }
+        Frozen {
+            node,
+            term,
+            position,
+            replay_lsn,
+            history: None,
+            quarantine: None,
+            was_primary,
+            system_id: None,
+            recorded: None,
+        }
     }
 
     fn promote(&self, order: &Promote) -> Promoted {

@@ -34,6 +34,7 @@ fn frozen(i: usize, p: Position) -> Frozen {
         quarantine: None,
         was_primary: false,
         system_id: None,
+        recorded: None,
     }
 }
 

@@ -142,6 +142,7 @@ impl Agent {
             quarantine: self.memory().quarantine,
             was_primary,
             system_id: self.state.look(|o| o.system_id.clone()),
+            recorded: None,
         }
     }
 
@@ -165,6 +166,8 @@ impl Agent {
         let (position, replay_lsn) = self.local_end(sql, seen, opened.ok()).await.map_err(|e| failed(&e))?;
         self.cut_off_for.store(term.0, Ordering::Release);
         let history = self.own_history(position.timeline);
+        let known = self.memory().opened.timeline() >= Some(position.timeline);
+        let recorded = if known { None } else { self.recorded(sql).await };
         self.state.change(|o| o.last_timeline = Some(position.timeline));
         tracing::info!(
             node = %self.env.config.node, term = term.0, timeline = position.timeline.0, lsn = %position.lsn, "frozen"
@@ -178,7 +181,23 @@ impl Agent {
             quarantine: self.memory().quarantine,
             was_primary: false,
             system_id: self.state.look(|o| o.system_id.clone()),
+            recorded,
         })
+    }
+
+    /// The newest term in `pgtenure.term`, once all that was received is replayed. A timeline that was never read as open may be
+    /// of a term that etcd, restored from a backup, knows nothing of; or somebody has promoted the node past the managers.
+    async fn recorded(&self, sql: &Sql) -> Option<Term> {
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < END_BOUND && !self.replay(sql).await.ok()?.at_end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let query = "SELECT max(term) FROM pgtenure.term";
+        let told = sql.rows("reading the newest term's record", query, self.env.config.probe_timeout).await;
+        let rows = told.inspect_err(|error| {
+            tracing::warn!(node = %self.env.config.node, %error, "the newest term's record is not known");
+        });
+        rows.ok()?.into_iter().next()?.into_iter().next()??.parse().ok().map(Term)
     }
 
     /// Wait until no WAL receiver is left, ending it when it does not end by itself. Gives the timeline that it was

@@ -138,6 +138,7 @@ mod tests {
             quarantine: None,
             was_primary: false,
             system_id: None,
+            recorded: None,
         };
         (node(name), frozen)
     }

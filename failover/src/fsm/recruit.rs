@@ -9,6 +9,7 @@ use crate::fsm::observe::millis;
 use crate::fsm::planner::{Planner, Stage};
 use crate::fsm::preference::Preference;
 use crate::fsm::report::{observed, phase};
+use crate::fsm::restored::heed_records;
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
 use crate::record::{Cause, Phase, Recruit, TermRecord};
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 impl Planner {
     pub(super) fn recruit(&mut self, now: Instant, round: &mut Round, out: &mut Vec<Action>) {
         self.ask_to_freeze(now, round, out);
+        heed_records(round);
         let usable = self.usable(round);
         let waited = now.since(round.started) >= self.settings.recruit_grace;
         let reachable = |n: &&NodeId| self.seen.reachable(n, now, &self.settings).is_some();

@@ -3,9 +3,13 @@
 //! Where its lease and its key are in the backup too, the leader is still the leader, and no watch tells. But a read that
 //! was sent after a revision was known cannot give an older one.
 
+use crate::api::{Frozen, PostgresState};
 use crate::fsm::action::Action;
+use crate::fsm::blocker::list;
 use crate::fsm::planner::Planner;
-use cluster::Instant;
+use crate::fsm::report::observed;
+use crate::fsm::round::{Round, Step};
+use cluster::{Instant, NodeId, Term};
 
 impl Planner {
     /// Records of an older revision than known have come.
@@ -20,4 +24,38 @@ impl Planner {
             self.lead(now, revision, out);
         }
     }
+
+    /// Nobody was chosen in this term yet, but there is a timeline of its number: two of one number could not be told apart.
+    /// Either somebody has promoted a node past the managers, or etcd was restored from a backup of the time before somebody
+    /// was chosen.
+    pub(super) fn number_is_taken(&self, now: Instant, round: &Round) -> Option<String> {
+        let number = round.term.timeline().filter(|_| matches!(round.step, Step::Recruiting))?;
+        let frozen = |n: &NodeId| {
+            let ours = |f: &&Frozen| self.seen.foreign(f.system_id.as_ref()).is_none();
+            round.frozen.get(n).filter(ours).and_then(|f| f.position).is_some_and(|p| p.timeline == number)
+        };
+        // It is not frozen for the term that it takes for its own.
+        let at_work = |n: &NodeId| {
+            let state = self.seen.reachable(n, now, &self.settings);
+            let ours = state.filter(|s| self.seen.foreign(s.system_id.as_ref()).is_none());
+            matches!(ours.map(|s| &s.postgres), Some(PostgresState::Primary(p)) if p.timeline == number)
+        };
+        let who: Vec<&NodeId> = self.seen.agents.keys().filter(|n| frozen(n) || at_work(n)).collect();
+        (!who.is_empty()).then(|| format!("timeline {number} is there already, at {}", list(&who)))
+    }
+}
+
+/// A recruit that has the record of a term which had nobody chosen, as far as etcd tells: etcd was restored from a backup of
+/// the time before. Who was primary last is not known then, and which timelines there are neither.
+pub(super) fn heed_records(round: &mut Round) {
+    let Some(newest) = round.newest_timeline else { return };
+    let made = |f: &&Frozen| {
+        let timeline = f.position.map(|p| p.timeline).filter(|t| *t > newest);
+        timeline.is_some() && f.recorded.and_then(Term::timeline) == timeline
+    };
+    let Some(frozen) = round.frozen.values().find(made) else { return };
+    let term = frozen.recorded.unwrap_or_default();
+    let told = format!("etcd was restored from a backup: {} has the record of term {term}", frozen.node);
+    observed(&mut round.journal, told);
+    (round.history_lost, round.newest_timeline) = (true, None);
 }

@@ -179,6 +179,9 @@ impl Planner {
             let why = "etcd was restored from a backup: an agent has read that this term was open";
             return self.give_up(now, *round, why, None, out);
         }
+        if let Some(why) = self.number_is_taken(now, &round) {
+            return self.give_up(now, *round, &why, None, out);
+        }
         let lost = match &round.step {
             Step::Recruiting => {
                 self.recruit(now, &mut round, out);

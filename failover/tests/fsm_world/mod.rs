@@ -465,7 +465,7 @@ impl World {
         Ok(())
     }
 
-    /// `frozen NODE TL:LSN|none [replay=] [quarantine=TL:LSN] [was_primary]`, `recovered …` likewise.
+    /// `frozen NODE TL:LSN|none [replay=] [quarantine=TL:LSN] [was_primary] [recorded=TERM]`, `recovered …` likewise.
     fn frozen(&mut self, line: &str) -> Done {
         let mut words = Words::new(line);
         let kind = match words.next()? {
@@ -488,6 +488,7 @@ impl World {
             quarantine: words.optional::<String>("quarantine")?.map(|q| parse::position(&q)).transpose()?,
             was_primary: words.flag("was_primary"),
             system_id: words.optional("sysid")?,
+            recorded: words.optional("recorded")?.map(Term),
         };
         words.end()?;
         self.answer(&node, kind, Ok(Reply::Frozen(frozen)))

@@ -113,6 +113,9 @@ impl World {
         let position = (node.is == Is::Standby).then(|| node.end());
         let replay_lsn = position.map(|p| p.lsn);
         let history = position.map(|_| node.history()).filter(|h| !h.forks.is_empty());
+        let records = node.wal.iter().filter(|e| e.1 >= RECORDS).map(|e| Term(e.1 - RECORDS));
+        let asked = position.is_some_and(|p| node.opened.timeline() < Some(p.timeline));
+        let recorded = records.max().filter(|_| asked);
         let (node, quarantine) = (node.name.clone(), node.quarantine);
         Frozen {
             node,
@@ -123,6 +126,7 @@ impl World {
             quarantine,
             was_primary: was_primary && position.is_none(),
             system_id: None,
+            recorded,
         }
     }
 
