@@ -33,10 +33,33 @@ impl Planner {
         out: &mut Vec<Action>,
     ) -> Flow {
         let Some(begin) = self.begin_for(now, since, evidence, restarted) else { return Flow::Wait };
+        let begin = self.rather_at_home(now, begin);
         match self.stop_before(now, begin) {
             Some(begin) => self.begin_or_hold(now, begin, out),
             None => Flow::Again,
         }
+    }
+
+    /// Where any other node would lose too much, and nothing else stands in the way, the dead primary is recovered, if its
+    /// agent is there: it has everything. Not before an operator has had the time to order otherwise. What the others lack
+    /// is looked at again when they are chosen from.
+    fn rather_at_home(&mut self, now: Instant, begin: Begin) -> Begin {
+        let blockers = self.obstacles(now, &begin);
+        let lossy = !blockers.is_empty() && blockers.iter().all(|b| matches!(b, Blocker::LossTooLarge { .. }));
+        let home = self.seen.term().and_then(|t| Some((t.term, t.node.clone()?))).filter(|(_, node)| {
+            let there = self.seen.reachable(node, now, &self.settings).is_some();
+            lossy && there && !self.seen.at_work(node, now, &self.settings) && self.unfit(node, now).is_none()
+        });
+        let Some((term, home)) = home else {
+            self.lossy_since = None;
+            return begin;
+        };
+        let since = self.lossy_since.filter(|(t, _)| *t == term).map_or(now, |(_, since)| since);
+        self.lossy_since = Some((term, since));
+        if now.since(since) < self.settings.restart_grace {
+            return begin;
+        }
+        Begin { cause: Cause::Restart, home: Some(home), ..begin }
     }
 
     /// The term that follows that death, if there is one of which the primary is known.
@@ -171,7 +194,8 @@ impl Planner {
                 blockers.extend(self.loss_too_large(now, &policy));
             }
         }
-        if was_open && begin.cause == Cause::OperatorFailover && !begin.unlimited {
+        let elsewhere = begin.cause == Cause::OperatorFailover && !begin.unlimited && begin.home.is_none();
+        if was_open && elsewhere {
             blockers.extend(self.loss_too_large(now, &policy));
         }
         blockers.extend(self.too_many_failed(now, begin));

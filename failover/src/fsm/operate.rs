@@ -187,15 +187,17 @@ impl Planner {
             self.somebody_is_willing(now, None, allow_loss)?;
         }
         let op = self.op(now, id, to.clone());
+        let old = self.seen.open_primary().cloned();
         match &mut self.stage {
             Stage::Idle => {}
             // A change that waits for more nodes than there are can be told to go on without them.
             Stage::Intent(begin) if begin.op.is_none() => {
-                join(begin, op, to, allow_loss);
+                join(begin, old.as_ref(), op, to, allow_loss);
                 return Ok(());
             }
             Stage::Round(round) if round.begin.op.is_none() => {
-                join(&mut round.begin, op, to, allow_loss);
+                let old = round.prev.as_ref().map(|p| &p.node);
+                join(&mut round.begin, old, op, to, allow_loss);
                 round.journal.data_loss_allowed |= allow_loss;
                 return Ok(());
             }
@@ -280,9 +282,11 @@ impl Planner {
             );
             return Ok(());
         }
+        // The primary itself is to be started again, and is waited for. Who names it wants to lose nothing.
+        let home = to.clone().filter(|to| primary.as_ref() == Some(to));
         let begin = Begin {
-            // The primary itself is to be started again, and is waited for.
-            home: to.clone().filter(|to| primary.as_ref() == Some(to)),
+            unlimited: allow_loss || home.is_none(),
+            home,
             prefer: to,
             avoid: at_work,
             allow_loss,
@@ -294,11 +298,13 @@ impl Planner {
     }
 }
 
-fn join(begin: &mut Begin, op: Op, to: Option<NodeId>, allow_loss: bool) {
+fn join(begin: &mut Begin, old: Option<&NodeId>, op: Op, to: Option<NodeId>, allow_loss: bool) {
+    let home = to.clone().filter(|to| old == Some(to));
     begin.op = Some(op);
+    begin.unlimited |= allow_loss || home.is_none();
+    begin.home = home.or(begin.home.take());
     begin.prefer = to.or(begin.prefer.take());
     begin.allow_loss |= allow_loss;
-    begin.unlimited = true;
     begin.lost_candidates.0 = 0;
     if allow_loss {
         begin.evidence.push("an operator allowed data loss".into());

@@ -46,6 +46,8 @@ pub struct Planner {
     pub(super) suspend: Option<Suspend>,
     /// A primary that could not be stopped before a failover is not tried again before.
     pub(super) stop_not_before: Instant,
+    /// Since when too large a loss alone has kept that term's primary, which could be recovered, from being replaced.
+    pub(super) lossy_since: Option<(Term, Instant)>,
     pub(super) relax_not_before: Instant,
     /// The epoch under which the primary would not let commits through.
     pub(super) relax_refused: u64,
@@ -109,6 +111,7 @@ impl Planner {
             rearm_not_before: Instant::default(),
             suspend: None,
             stop_not_before: Instant::default(),
+            lossy_since: None,
             relax_not_before: Instant::default(),
             relax_refused: 0,
             fence_ops: Vec::new(),
@@ -204,7 +207,7 @@ impl Planner {
     fn follow(&mut self, out: &mut Vec<Action>) {
         self.leading = None;
         self.pending = None;
-        (self.rearm, self.suspend) = (None, None);
+        (self.rearm, self.suspend, self.lossy_since) = (None, None, None);
         self.verdict = Verdict::Following;
         let failed = |why: &str| Answer::Failed { why: why.to_owned(), journal: None };
         let why = "this manager lost its leadership; the next leader decides how it goes on";
