@@ -57,7 +57,7 @@ impl Planner {
         }
         match &self.rearm {
             None => {
-                if now < self.rearm_not_before || self.caught_up(now, &policy, &primary, Lsn::INVALID) < k {
+                if now < self.rearm_not_before || self.near(now, &policy, &primary) < k {
                     return;
                 }
                 if matches!(self.suspend, Some(Suspend::Relaxing { .. } | Suspend::Writing)) {
@@ -98,6 +98,14 @@ impl Planner {
                 && self.seen.streaming(n, now, &self.settings).is_some_and(|s| s.receive_lsn >= lsn)
         };
         u32::try_from(policy.target().0.iter().filter(has).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Those of them to whom the primary has sent all that it had: commits that begin to wait for one that is still sent WAL
+    /// of long ago wait until that is done.
+    pub(super) fn near(&self, now: Instant, policy: &PolicyRecord, primary: &NodeId) -> u32 {
+        let sent_all = self.followers(now, policy.target().0, primary).unwrap_or_default();
+        let near = |n: &&NodeId| !self.seen.fenced(n) && self.seen.streaming(n, now, &self.settings).is_some();
+        u32::try_from(sent_all.iter().filter(near).count()).unwrap_or(u32::MAX)
     }
 
     fn send_rearmed(&mut self, policy: PolicyRecord, rearmed: Rearmed, out: &mut Vec<Action>) {

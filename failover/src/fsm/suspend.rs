@@ -63,7 +63,7 @@ impl Planner {
         out: &mut Vec<Action>,
     ) {
         let busy = policy.joint.is_some() || self.policy_op.is_some() || self.rearm.is_some();
-        let there = self.followers(now, policy, primary);
+        let there = self.followers(now, &policy.voters, primary);
         if policy.mode != Mode::Available || busy || there.as_ref().is_none_or(|t| t.len() >= policy.k as usize) {
             self.suspend = None;
             return;
@@ -91,11 +91,12 @@ impl Planner {
         Suspension { term, since, since_wall: self.wall, why, lowered: Some(lowered) }
     }
 
-    /// Voters that stream, as the primary itself shows them; `None` while it has not been heard.
-    fn followers(&self, now: Instant, policy: &PolicyRecord, primary: &NodeId) -> Option<Vec<NodeId>> {
+    /// Voters that stream, as the primary itself shows them, and not those that are still catching up; `None` while it has
+    /// not been heard.
+    pub(super) fn followers(&self, now: Instant, voters: &[NodeId], primary: &NodeId) -> Option<Vec<NodeId>> {
         let state = self.seen.reachable(primary, now, &self.settings)?;
         let crate::api::PostgresState::Primary(p) = &state.postgres else { return None };
-        let streaming = p.followers.iter().filter(|f| f.state == "streaming" && policy.voters.contains(&f.node));
+        let streaming = p.followers.iter().filter(|f| f.state == "streaming" && voters.contains(&f.node));
         Some(streaming.map(|f| f.node.clone()).collect())
     }
 
@@ -111,7 +112,7 @@ impl Planner {
         lowered: Lowered,
         out: &mut Vec<Action>,
     ) {
-        let returning = policy.mode != Mode::Async && self.caught_up(now, policy, primary, Lsn::INVALID) >= policy.k;
+        let returning = policy.mode != Mode::Async && self.near(now, policy, primary) >= policy.target().1;
         if lowered.ended.is_some() || returning || self.rearm.is_some() {
             self.suspend = None;
             return;

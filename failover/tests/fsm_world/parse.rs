@@ -112,7 +112,9 @@ pub(super) fn postgres(
             sync_names: words.optional::<String>("names")?.unwrap_or_default().replace('_', " "),
             followers: {
                 let streaming = words.optional::<String>("followers")?.map(|l| nodes(&l));
-                let all = followers(words.optional("acks")?.unwrap_or(at));
+                let behind = words.optional::<String>("catching_up")?.map_or_else(Vec::new, |l| nodes(&l));
+                let mut all = followers(words.optional("acks")?.unwrap_or(at));
+                all.iter_mut().filter(|f| behind.contains(&f.node)).for_each(|f| f.state = "catchup".into());
                 all.into_iter().filter(|f| streaming.as_ref().is_none_or(|s| s.contains(&f.node))).collect()
             },
             impostors: words.optional::<String>("impostors")?.map(|i| i.replace('_', " ")).into_iter().collect(),
