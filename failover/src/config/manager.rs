@@ -53,7 +53,9 @@ pub struct ManagerRaw {
     /// See `failover_budget`. Default `10min`.
     pub failover_window: Span,
     /// Async mode: a primary that the leading manager has never heard is waited for so long before a standby replaces
-    /// it, because after a stop of everything it alone has every acknowledged row. Default `30s`.
+    /// it, because after a stop of everything it alone has every acknowledged row. So long an operator has to order
+    /// otherwise, too, before a stopped primary is recovered of which the others lack more than `max_loss`; and so long the
+    /// agent of a primary whose lease is gone may be silent, while its PostgreSQL answers others. Default `30s`.
     pub restart_grace: Span,
     /// Time to live of the leading manager's lease; etcd may raise it. Default `2s`: half a failover's budget when a
     /// manager dies together with the primary.

@@ -375,6 +375,14 @@ impl Observed {
         // Without a quorum to fence, the lease is the second witness: it runs out only when the primary's agent has
         // lost etcd as well.
         let needed = if policy.protects() { votes.others / 2 + 1 } else { 1 };
+        if self.serves_no_more(now, node, policy, now.since(since), settings) {
+            let mut evidence = vec![format!(
+                "agent of {node} is silent, last heard {} ms ago, and its lease is gone",
+                millis(now.since(since))
+            )];
+            evidence.extend(votes.lost.into_iter().chain(votes.sees));
+            return Health::Dead { since, evidence, restarted: false };
+        }
         if !votes.sees.is_empty() {
             return Health::Unsure(vec![Blocker::PrimaryStillAnswers { node: node.clone(), observers: votes.sees }]);
         }
@@ -386,6 +394,26 @@ impl Observed {
         let mut evidence = vec![format!("agent of {node} {how}, last heard {} ms ago", millis(now.since(since)))];
         evidence.extend(votes.lost);
         Health::Dead { since, evidence, restarted: false }
+    }
+
+    /// Where the lease is the fence nobody is let in to a primary without one, though its PostgreSQL goes on: an agent that
+    /// stands still keeps writes away for ever. One that is only restarted has the lease again before that, and one that
+    /// others hear may go on by their signatures.
+    fn serves_no_more(
+        &self,
+        now: Instant,
+        primary: &NodeId,
+        policy: &PolicyRecord,
+        silent: Duration,
+        settings: &Settings,
+    ) -> bool {
+        let hears = |agent: &Agent| {
+            let sight = agent.state.as_ref().and_then(|s| s.sees_primary.as_ref()).filter(|s| s.node == *primary);
+            let age = agent.heard_at.map_or(Duration::MAX, |at| now.since(at));
+            sight.is_some_and(|s| plus_age(s.agent_ms_ago, age) < settings.restart_grace)
+        };
+        let unleased = !policy.protects() && self.records.primary.is_none();
+        unleased && silent >= settings.restart_grace && !self.agents.values().any(hears)
     }
 
     fn vote(&self, voter: &NodeId, primary: &NodeId, term: Term, now: Instant, settings: &Settings) -> Vote {
