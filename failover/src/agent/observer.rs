@@ -154,12 +154,12 @@ impl Agent {
         }
     }
 
-    /// Write and fsync a block beside the WAL every second. A disk that hangs is seen by the age of the attempt.
+    /// Write and fsync a block beside the WAL every second. A disk that hangs, or fails, is seen by the age of the attempt.
     pub(super) async fn probe_disk(&self) {
         loop {
             let path = self.env.layout.disk_probe();
             let began = self.env.clock.now();
-            self.state.change(|o| o.fsync_since = Some(began));
+            self.state.change(|o| o.disk_is_tried(began));
             let done = tokio::task::spawn_blocking(move || {
                 let mut file = std::fs::File::create(path)?;
                 file.write_all(&[0; 4096])?;
@@ -173,10 +173,7 @@ impl Agent {
                 }
                 Err(_) => None,
             };
-            self.state.change(|o| {
-                o.fsync_since = None;
-                o.fsync_ms = took.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)).or(o.fsync_ms);
-            });
+            self.state.change(|o| o.disk_was_tried(took));
             tokio::time::sleep(DISK_PROBE).await;
         }
     }

@@ -92,6 +92,7 @@ pub(crate) struct Observed {
     pub(crate) ran_at: Instant,
     pub(crate) lease_until: Option<Instant>,
     pub(crate) fsync_ms: Option<u64>,
+    /// Since when something is to be written that is not yet; what fails is tried again.
     pub(crate) fsync_since: Option<Instant>,
     pub(crate) trouble: Option<String>,
     pub(crate) policy: Option<PolicyRecord>,
@@ -222,6 +223,19 @@ impl Observed {
         self.accepted = Silence::from(at);
     }
 
+    /// The WAL's disk is written to.
+    pub(crate) fn disk_is_tried(&mut self, at: Instant) {
+        self.fsync_since = self.fsync_since.or(Some(at));
+    }
+
+    /// It took so long; `None` when it failed: as long as every write fails it is no better than a disk that hangs.
+    pub(crate) fn disk_was_tried(&mut self, took: Option<Duration>) {
+        if let Some(took) = took {
+            self.fsync_since = None;
+            self.fsync_ms = Some(took.as_millis().try_into().unwrap_or(u64::MAX));
+        }
+    }
+
     /// PostgreSQL was seen not to run, or to be starting: it is not silent.
     pub(crate) fn not_expected(&mut self, at: Instant) {
         (self.answered, self.accepted) = (Silence::from(at), Silence::from(at));
@@ -252,6 +266,12 @@ impl Observed {
         }
     }
 
+    /// How long a write takes, ms: one that hangs counts for as long as it hangs.
+    fn disk_takes(&self, now: Instant) -> Option<u64> {
+        let hangs = self.fsync_since.map(|s| u64::try_from(now.since(s).as_millis()).unwrap_or(u64::MAX));
+        hangs.max(self.fsync_ms)
+    }
+
     /// As told to managers at `now`.
     pub(crate) fn told(&self, env: &Env, now: Instant) -> AgentState {
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -280,8 +300,7 @@ impl Observed {
                 refused: s.agent_refused && s.sql_refused,
             }),
             lease_left_ms: self.lease_until.and_then(|end| end.checked_since(now)).map(ms),
-            // A write that hangs counts for as long as it hangs.
-            fsync_probe_ms: self.fsync_since.map(|s| ms(now.since(s))).max(self.fsync_ms),
+            fsync_probe_ms: self.disk_takes(now),
             trouble: self.trouble.clone(),
             policy: self.policy.clone(),
         }
@@ -304,6 +323,24 @@ mod tests {
         assert_eq!(state.get().seq, seq);
         state.change(|o| o.trouble = Some("disk full".into()));
         assert_eq!(state.get().seq, seq + 1);
+    }
+
+    #[test]
+    fn a_disk_that_fails_every_write_is_as_slow_as_it_has_failed_for_long() {
+        let at = Instant::from_millis;
+        let mut o = State::new(at(0)).get();
+        assert_eq!(o.disk_takes(at(0)), None);
+        o.disk_is_tried(at(0));
+        o.disk_was_tried(Some(Duration::from_millis(5)));
+        assert_eq!(o.disk_takes(at(900)), Some(5));
+        for second in 1..4 {
+            o.disk_is_tried(at(second * 1000));
+            o.disk_was_tried(None);
+        }
+        assert_eq!(o.disk_takes(at(4000)), Some(3000));
+        o.disk_is_tried(at(4000));
+        o.disk_was_tried(Some(Duration::from_millis(7)));
+        assert_eq!(o.disk_takes(at(9000)), Some(7));
     }
 
     #[test]
