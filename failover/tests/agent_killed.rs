@@ -3,9 +3,11 @@
 #[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
 mod agents;
 
-use agents::{Cluster, kill_all, postmaster, signal, unprivileged, until};
+use agents::{Cluster, kill_all, postgres_of, postmaster, signal, unprivileged, until};
 use cluster::{Term, TimelineId};
 use failover::record::{LossReport, Mode};
+use nix::sys::signal::Signal;
+use std::time::Duration;
 
 /// Killed between writing the stubs and the promotion, or while fetching histories from a primary: PostgreSQL would
 /// take the stub for the newest timeline and refuse to start, because its own is no ancestor of that.
@@ -179,5 +181,37 @@ fn a_history_whose_fork_was_never_reached_is_not_inherited() {
         let history = std::fs::read_to_string(wal.join("00000003.history")).unwrap();
         assert_eq!(history.lines().filter(|l| !l.is_empty()).count(), 1, "{history}");
         c.until_streaming(p, s, term).await;
+    });
+}
+
+#[test]
+fn a_standby_that_answers_nothing_for_long_is_started_again_and_its_sessions_are_the_first_to_go() {
+    let name = "a_standby_that_answers_nothing_for_long_is_started_again_and_its_sessions_are_the_first_to_go";
+    unprivileged(name, async {
+        let mut c = Cluster::new(22610, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        // As systemd gives it to the agent, but that an unprivileged test may only ask for less protection.
+        std::fs::write("/proc/self/oom_score_adj", "300").unwrap();
+        c.crash_agent(s).await;
+        c.nodes[s].config.hung_standby_timeout = Duration::from_secs(2);
+        c.start(s).await;
+        c.until_streaming(s, p, Term(1)).await;
+        let data = c.nodes[s].config.data_dir.join("data");
+        let before = postmaster(&c.nodes[s].config);
+        postgres_of(&data).into_iter().for_each(|pid| signal(pid, Signal::SIGSTOP));
+        until("another postmaster", async || {
+            let text = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+            (text.lines().next()?.parse::<i32>().ok()? != before).then_some(())
+        })
+        .await;
+        c.until_streaming(s, p, Term(1)).await;
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        let score =
+            |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().to_owned();
+        assert_eq!(score(&postmaster(&c.nodes[s].config).to_string()), "300");
+        let sql = c.sql(s).await;
+        let pid: i32 = sql.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        assert_eq!(score(&pid.to_string()), "0");
     });
 }

@@ -185,6 +185,8 @@ pub(crate) struct Agent {
     vouched_until: Mutex<cluster::Instant>,
     /// What resets the host should this process stand still.
     watchdog: watchdog::Watchdog,
+    /// How often lately this node's standby was started again because it hung, and when last.
+    hung_stops: Mutex<(u32, cluster::Instant)>,
     /// Something may have to be done by ourselves.
     wake: Notify,
     /// PostgreSQL was seen to have ended.
@@ -270,6 +272,7 @@ pub async fn run(
         signature: Mutex::new(signature),
         vouched_until: Mutex::new(vouched_until),
         watchdog,
+        hung_stops: Mutex::new((0, now)),
         wake: Notify::new(),
         died: Notify::new(),
         register_again: Notify::new(),

@@ -24,6 +24,9 @@ const IMMEDIATE_BOUND: Duration = Duration::from_secs(1);
 /// SIGKILL works at once unless a process hangs in the kernel.
 const KILL_BOUND: Duration = Duration::from_secs(10);
 
+/// Names the file by which each process of PostgreSQL's says how gladly the kernel may kill it.
+const OOM_FILE: &str = "PG_OOM_ADJUST_FILE";
+
 /// PostgreSQL that does not start or stop.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerError {
@@ -112,6 +115,10 @@ pub(crate) async fn start(env: &Env, how: As) -> Result<Pid, ServerError> {
     // Where it changes to anyway: it counts as one of the directory's processes from its first moment, not only once it
     // has got there. Whoever starts, stops or kills next, as when a newer term ends the wait for this one, finds it.
     command.env("LC_ALL", "C").current_dir(env.layout.data());
+    // The postmaster is protected as the agent is; sessions, which use the memory, are not.
+    if std::env::var_os(OOM_FILE).is_none() {
+        command.env(OOM_FILE, "/proc/self/oom_score_adj").env("PG_OOM_ADJUST_VALUE", "0");
+    }
     // SAFETY: setsid is async-signal-safe and touches no memory of ours.
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));

@@ -44,6 +44,9 @@ pub(super) enum ActError {
     Protecting(#[from] ProofError),
 }
 
+/// For so long it counts that a standby had to be started again because it hung.
+const HUNG_MEMORY: Duration = Duration::from_secs(3 * 3600);
+
 impl Agent {
     /// Decide and act for ever.
     pub(super) async fn reconcile(&self) {
@@ -139,6 +142,12 @@ impl Agent {
                 postgres::stop(&self.env, Stop::Immediate).await?;
                 self.look_again(self.env.config.probe_timeout).await;
             }
+            Act::StopHung => {
+                tracing::warn!(node = %self.env.config.node, "the standby has hung for too long: starting postgres again");
+                self.note_hung_stop();
+                postgres::stop(&self.env, Stop::Immediate).await?;
+                self.look_again(self.env.config.probe_timeout).await;
+            }
             Act::StopFenced => self.stop_fenced().await?,
             Act::StopSuperseded => {
                 tracing::warn!(node = %self.env.config.node, "another term has begun: stopping postgres");
@@ -202,6 +211,10 @@ impl Agent {
             starts_late: seen
                 .starting_since
                 .is_some_and(|t| self.env.clock.now().since(t) >= self.env.config.start_timeout),
+            hangs_late: match seen.postgres {
+                PostgresState::Hung { for_ms } => Duration::from_millis(for_ms) >= self.hung_patience(),
+                _ => false,
+            },
             not_streaming_for: seen.not_streaming_since.map_or(Duration::ZERO, |t| self.env.clock.now().since(t)),
             rewind_interrupted: memory.rewinding,
             quarantined: memory.quarantine.is_some(),
@@ -209,6 +222,19 @@ impl Agent {
             others: records.others(&self.env.config.node, &self.env.cluster.voters, self.env.clock.now()),
             voter: self.env.is_voter(),
         })
+    }
+
+    /// How long a standby may hang before it is started again: twice as long each time that does not help.
+    fn hung_patience(&self) -> Duration {
+        let (stops, last) = *self.hung_stops.lock().expect("no holder of this lock panics");
+        let stops = if self.env.clock.now().since(last) < HUNG_MEMORY { stops } else { 0 };
+        self.env.config.hung_standby_timeout * (1 << stops.min(5))
+    }
+
+    fn note_hung_stop(&self) {
+        let now = self.env.clock.now();
+        let mut hung = self.hung_stops.lock().expect("no holder of this lock panics");
+        *hung = (if now.since(hung.1) < HUNG_MEMORY { hung.0 + 1 } else { 1 }, now);
     }
 
     /// A manager's order to follow says what etcd's hint will say a moment later.

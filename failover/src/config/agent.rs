@@ -88,6 +88,9 @@ pub struct AgentRaw {
     pub stop_timeout: Span,
     /// How long PostgreSQL may take to answer after its start; crash recovery counts. Default `10min`.
     pub start_timeout: Span,
+    /// A standby whose PostgreSQL has answered nothing for so long is stopped and started again. Default `1min`; at least
+    /// `10s`. Where that does not help, the next time comes after twice as long.
+    pub hung_standby_timeout: Span,
     /// Stop PostgreSQL when the agent is told to stop. Default true: stopping the service stops the database. False
     /// leaves it running, for an upgrade of the agent.
     pub stop_postgres_on_exit: bool,
@@ -127,6 +130,7 @@ impl Default for AgentRaw {
             lease_margin: Span::millis(700),
             stop_timeout: Span::secs(20),
             start_timeout: Span::secs(600),
+            hung_standby_timeout: Span::secs(60),
             stop_postgres_on_exit: true,
             watchdog: WatchdogRaw::default(),
         }
@@ -205,6 +209,8 @@ pub struct AgentConfig {
     pub stop_timeout: Duration,
     /// Start's bound.
     pub start_timeout: Duration,
+    /// A standby that hangs for so long is started again.
+    pub hung_standby_timeout: Duration,
     /// Stop PostgreSQL with the agent.
     pub stop_postgres_on_exit: bool,
     /// `[agent.watchdog]`.
@@ -387,6 +393,8 @@ fn check_times(raw: &AgentRaw, bad: &mut Vec<BadSetting>) {
     );
     relation("agent.stop_timeout", raw.stop_timeout, raw.stop_timeout.0 >= timeout.0, "at least 1s".into());
     relation("agent.start_timeout", raw.start_timeout, raw.start_timeout.0.as_secs() >= 1, "at least 1s".into());
+    let hung = raw.hung_standby_timeout;
+    relation("agent.hung_standby_timeout", hung, hung.0.as_secs() >= 10, "at least 10s".into());
 }
 
 fn checked(
@@ -427,6 +435,7 @@ fn checked(
         lease_margin: raw.lease_margin.0,
         stop_timeout: raw.stop_timeout.0,
         start_timeout: raw.start_timeout.0,
+        hung_standby_timeout: raw.hung_standby_timeout.0,
         stop_postgres_on_exit: raw.stop_postgres_on_exit,
         watchdog,
         bootstrap: bootstrap.clone(),

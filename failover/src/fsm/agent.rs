@@ -78,6 +78,8 @@ pub struct Facts<'a> {
     pub not_streaming_for: Duration,
     /// It has been starting for `agent.start_timeout` or longer.
     pub starts_late: bool,
+    /// It has hung for `agent.hung_standby_timeout` or longer.
+    pub hangs_late: bool,
     /// A rewind was begun and not finished.
     pub rewind_interrupted: bool,
     /// It was rewound or copied and has not replayed past that yet.
@@ -112,6 +114,8 @@ pub enum Act {
     /// Stop what has been starting for too long: it waits for WAL from a node that is not the primary, and is then started
     /// under the one that is.
     StopStranded,
+    /// Stop a standby that has hung for too long, to start it again: it can neither be frozen nor read from.
+    StopHung,
     /// Stop: an operator fenced the node. On a primary acknowledgements stop first.
     StopFenced,
     /// Stop at once: another term has begun, this node must not accept writes any more.
@@ -193,6 +197,10 @@ pub fn decide(facts: &Facts<'_>) -> Act {
         Server::Primary { timeline } => primary(facts, record, timeline),
         Server::Hung { was_primary: true } if record.node.as_ref() != Some(facts.node) && has_primary(record) => {
             Act::StopSuperseded
+        }
+        // Of a node that is chosen or primary managers decide.
+        Server::Hung { was_primary: false } if facts.hangs_late && record.node.as_ref() != Some(facts.node) => {
+            Act::StopHung
         }
         Server::Hung { .. } => Act::Wait(Because::Hung),
         Server::Absent => with_primary(facts, record, Act::Clone),
@@ -341,6 +349,7 @@ mod tests {
             upstream: None,
             not_streaming_for: Duration::ZERO,
             starts_late: false,
+            hangs_late: false,
             rewind_interrupted: false,
             quarantined: false,
             remembers: record.is_some(),
@@ -378,6 +387,21 @@ mod tests {
         // A standby that is only slow is left alone.
         check(hung(false), Some(&record(4, Phase::Active, Some("n2"))), Act::Wait(Because::Hung));
         check(hung(true), Some(&record(4, Phase::Active, Some("n1"))), Act::Wait(Because::Hung));
+    }
+
+    #[test]
+    fn a_standby_that_has_hung_for_long_is_started_again_and_nobody_else() {
+        let check = |was_primary, phase, named: Option<&str>, expected| {
+            let (node, record) = (n("n1"), record(4, phase, named));
+            let facts = facts(&node, Server::Hung { was_primary }, Some(&record));
+            assert_eq!(decide(&Facts { hangs_late: true, ..facts }), expected, "{was_primary} {phase:?} {named:?}");
+        };
+        check(false, Phase::Active, Some("n2"), Act::StopHung);
+        // It is to be frozen, and cannot be.
+        check(false, Phase::Recruiting, None, Act::StopHung);
+        check(false, Phase::Promoting, Some("n1"), Act::Wait(Because::Hung));
+        check(true, Phase::Active, Some("n1"), Act::Wait(Because::Hung));
+        check(true, Phase::Recruiting, None, Act::Wait(Because::Hung));
     }
 
     #[test]

@@ -169,6 +169,7 @@ impl World {
             adopts: None,
             upstream: upstream.as_ref().map(|(p, term)| (p, *term)),
             starts_late: false,
+            hangs_late: false,
             not_streaming_for: self.now.since(node.not_streaming_since),
             rewind_interrupted: false,
             quarantined: node.quarantine.is_some(),
@@ -189,7 +190,13 @@ impl World {
             Act::StartDetached => self.nodes[n].start_detached(),
             Act::StartUnder | Act::Rejoin if !self.nodes[n].flushes(self.now) => {}
             Act::StartUnder | Act::Rejoin => self.rejoin(n, &record),
-            Act::Wait(_) | Act::StopStranded | Act::Create | Act::ResumeCreation | Act::Clone | Act::TakeOver => {}
+            Act::Wait(_)
+            | Act::StopStranded
+            | Act::StopHung
+            | Act::Create
+            | Act::ResumeCreation
+            | Act::Clone
+            | Act::TakeOver => {}
         }
     }
 
