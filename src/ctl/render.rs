@@ -2,6 +2,7 @@
 
 use super::table::Table;
 use cluster::Term;
+use cluster::timeline::Fork;
 use failover::fsm::blocker::{Blocker, Verdict};
 use failover::fsm::status::{NodeStatus, Status};
 use failover::record::{Cause, DoubtsRecord, JournalRecord, LossReport, Mode, PolicyRecord, Standing, WallMillis};
@@ -276,7 +277,14 @@ pub fn report(answer: &Value) -> String {
     let journal = answer.get("journal").cloned().unwrap_or_default();
     let Ok(journal) = serde_json::from_value::<JournalRecord>(journal) else { return format!("{answer:#}\n") };
     let reports = list(answer, "reports").filter_map(|r| serde_json::from_value::<LossReport>(r.clone()).ok());
-    let losses: String = reports.map(|r| loss_text(&r)).collect();
+    let reaches = |end: Fork| journal.fork.is_some_and(|f| (f.timeline, f.lsn) >= (end.timeline, end.lsn));
+    let clean = journal.clean_end.is_some_and(reaches);
+    let same = journal.from.is_some() && journal.from == journal.to;
+    let whole = same && journal.window.is_some_and(|w| w.bytes == 0);
+    let mut losses: String = reports.map(|r| loss_text(&r)).collect();
+    if !losses.is_empty() && !clean {
+        losses.push_str(UNWRITTEN);
+    }
     let mut out = journal_text(&journal);
     if let Some(ended) = journal.ended() {
         let doubts = list(answer, "doubts").filter_map(|d| serde_json::from_value::<DoubtsRecord>(d.clone()).ok());
@@ -285,13 +293,21 @@ pub fn report(answer: &Value) -> String {
     match (losses.is_empty(), journal.cause) {
         (false, _) => out.push_str(&losses),
         (true, Cause::Bootstrap) => {}
-        (true, Cause::Switchover) => out.push_str("nothing lost: the old primary was stopped cleanly\n"),
-        (true, Cause::Failover | Cause::OperatorFailover | Cause::Restart) => {
+        (true, _) if clean => out.push_str("nothing lost: the old primary was stopped cleanly\n"),
+        (true, _) if whole => {
+            out.push_str("nothing lost of what the old primary had written: it is primary again\n");
+            out.push_str(UNWRITTEN);
+        }
+        (true, Cause::Failover | Cause::OperatorFailover | Cause::Restart | Cause::Switchover) => {
             out.push_str("final: not known yet, the old primary's WAL is read when it rejoins\n")
         }
     }
     out
 }
+
+/// What no WAL tells of a primary that was not stopped cleanly.
+const UNWRITTEN: &str = "not known: commits with synchronous_commit = off of the last moments before the old primary ended may have \
+                         been answered and never written\n";
 
 fn journal_text(j: &JournalRecord) -> String {
     let mut out = format!("{}\n", change(j));
@@ -349,7 +365,9 @@ const SHOWN: usize = 20;
 fn loss_text(l: &LossReport) -> String {
     if l.bytes == 0 {
         let (node, end, fork) = (&l.node, l.end_lsn, l.fork_lsn);
-        return format!("final, from the WAL of {node}: nothing lost, it ends at {end} and the fork is at {fork}\n");
+        return format!(
+            "final, from the WAL of {node}: nothing lost of what it had written, it ends at {end} and the fork is at {fork}\n"
+        );
     }
     let mut out = format!(
         "final, from the WAL of {}: {} between the fork {} and its end {}: {} commits lost, {} aborts{}, {} of the \
@@ -434,6 +452,36 @@ mod tests {
             "refused, nothing was done:\n  too few standbys: m=3, k=1, 2 needed, 1 there (n3); missing: n2 unreachable \
              for 5000 ms\n"
         );
+    }
+
+    #[test]
+    fn nothing_is_called_lost_or_not_lost_that_is_not_known() {
+        let journal = |cause: &str, to: &str, clean_end: Value, window: Value| {
+            json!({
+                "term": 8, "cause": cause, "observed": [], "from": "n1", "to": to, "started": 0, "phases": [], "recruits": [],
+                "m": 3, "k": 1, "fork": { "timeline": 7, "lsn": "0/5000" }, "xid_bound": 700, "window": window,
+                "finished": "active", "data_loss_allowed": false, "clean_end": clean_end,
+            })
+        };
+        let check = |journal: Value, reports: Value, says: &str, tells_of_unwritten: bool| {
+            let text = report(&json!({ "journal": journal, "reports": reports }));
+            assert!(text.contains(says), "{says} is missing: {text}");
+            assert_eq!(text.contains(UNWRITTEN), tells_of_unwritten, "{text}");
+        };
+        let (end, none) = (json!({ "timeline": 7, "lsn": "0/5000" }), Value::Null);
+        let short = json!({ "timeline": 7, "lsn": "0/6000" });
+        check(journal("switchover", "n2", end.clone(), none.clone()), json!([]), "nothing lost: the old", false);
+        check(journal("switchover", "n2", none.clone(), none.clone()), json!([]), "not known yet", false);
+        check(journal("operator_failover", "n2", short, none.clone()), json!([]), "not known yet", false);
+        let window = json!({ "fork_lsn": "0/5000", "last_known_lsn": "0/5000", "bytes": 0, "ms": null });
+        check(journal("switchover", "n1", none.clone(), window), json!([]), "it is primary again", true);
+        let whole = json!([{
+            "node": "n1", "term": 8, "timeline": 7, "fork_lsn": "0/5000", "end_lsn": "0/5000", "bytes": 0,
+            "commits": 0, "aborts": 0, "transactions": [], "commits_while_suspended": 0, "span_ms": null, "kept_in": null,
+            "examined": 0,
+        }]);
+        check(journal("failover", "n2", none, Value::Null), whole.clone(), "nothing lost of what it had written", true);
+        check(journal("switchover", "n2", end, Value::Null), whole, "nothing lost of what it had written", false);
     }
 
     #[test]

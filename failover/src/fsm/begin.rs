@@ -12,6 +12,7 @@ use crate::fsm::report::phase;
 use crate::fsm::round::{Begin, Round, Step, phase_word};
 use crate::fsm::sync_set::{self, Rule};
 use crate::record::{Cause, JournalRecord, Mode, Phase, PolicyRecord, Tenure, TermRecord};
+use cluster::timeline::Fork;
 use cluster::{Instant, NodeId, Term};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -416,6 +417,7 @@ impl Planner {
             xid_bound: None,
             below_mode: 0,
             window: None,
+            clean_end: begin.end.as_ref().map(|(_, end)| Fork { timeline: end.timeline, lsn: end.lsn }),
             finished: None,
             data_loss_allowed: begin.allow_loss,
         }

@@ -42,6 +42,9 @@ pub struct JournalRecord {
     pub below_mode: u64,
     /// What was known at the time of the writes that may be lost.
     pub window: Option<Window>,
+    /// Where the previous primary ended, when it was stopped cleanly for this term. Older managers did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean_end: Option<Fork>,
     /// The outcome: `active`, `superseded by term N`, or why it was given up.
     pub finished: Option<String>,
     /// Data loss was allowed by an operator.
