@@ -10,6 +10,7 @@ use crate::session::outcome::{Answer, answers};
 use crate::session::relay::{Entry, Kind};
 use crate::session::resolve::InDoubt;
 use crate::session::state::{LostBlock, Pins};
+use crate::session::statements::Named;
 use crate::session::tracking::Asked;
 use crate::session::{block, label};
 use crate::sql::PinReason;
@@ -49,6 +50,8 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     if let Loss::Refused(code) = loss {
         s.remember_refusal(code);
     }
+    let named = |(unit, name)| Some((unit, s.statements.named(name)?.clone()));
+    let registered: Vec<(usize, Named)> = s.relay.registers().filter_map(named).collect();
     // A standby that refuses a statement is as good as it was.
     let entries = match loss {
         Loss::Refused(_) if s.may_part() => s.part(),
@@ -132,7 +135,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         // What was asked for it has not ended: on another server that would not end either.
         s.fail = Some(Failure::Error(ClientError::Cancelled));
     }
-    let owed = Owed { verdicts, entries, facts, loss, listened };
+    let owed = Owed { verdicts, entries, registered, facts, loss, listened };
     match mark.filter(|_| owed.verdicts.first() == Some(&Answer::Unknown)) {
         // Nothing is told before it is known.
         Some(mark) => s.in_doubt = Some(Box::new(InDoubt { mark, term: wrote_in, level, owed })),
@@ -150,6 +153,8 @@ fn is_last_word(loss: Loss) -> bool {
 pub(super) struct Owed {
     verdicts: Vec<Answer>,
     entries: Vec<Entry>,
+    /// The statements that it registered, each with the number of its unit.
+    registered: Vec<(usize, Named)>,
     facts: Facts,
     loss: Loss,
     /// A LISTEN was sent that the server has not told the channel of.
@@ -177,7 +182,7 @@ pub(super) fn tell_resolved(s: &mut Session, owed: Owed, mark: &Mark, verdict: V
 
 /// One answer for each unit; `first` is that of the first where more is known of it.
 fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>) {
-    let Owed { verdicts, entries, facts, loss, listened: _ } = owed;
+    let Owed { verdicts, entries, registered, facts, loss, listened: _ } = owed;
     let mut entries = entries.into_iter();
     let mut kept = 0;
     for (i, verdict) in verdicts.iter().enumerate() {
@@ -189,22 +194,27 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
             break;
         }
         kept += len;
+        let succeeds = matches!(first, Some(Ok(()))) || *verdict == Answer::RollbackDone;
         match first.take() {
             Some(known) => {
                 match known {
-                    Ok(()) => {
-                        succeed(s, &unit, "COMMIT");
-                        if unit.iter().any(|e| matches!(e.kind, Kind::Parse | Kind::LocalParse)) {
-                            // The unnamed statement is its COMMIT now, and not again what it was before.
-                            s.statements.unnamed = None;
-                        }
-                    }
+                    Ok(()) => succeed(s, &unit, "COMMIT"),
                     Err(error) => s.error(&error),
                 }
                 s.lost_block = LostBlock::None;
                 s.ready(TxStatus::Idle);
             }
             None => answer(s, *verdict, &unit, &facts),
+        }
+        if succeeds {
+            // The client was told that they are there.
+            let named: Vec<&Named> = registered.iter().filter(|(of, _)| *of == i).map(|(_, named)| named).collect();
+            named.iter().for_each(|named| s.statements.insert((*named).clone()));
+            let parses = |e: &&Entry| matches!(e.kind, Kind::Parse | Kind::LocalParse) && !e.hidden;
+            if unit.iter().filter(parses).count() > named.len() {
+                // The unnamed statement is this one now, and not again what it was before.
+                s.statements.unnamed = None;
+            }
         }
     }
     s.correct();

@@ -3,15 +3,15 @@
 
 #![allow(unreachable_pub, missing_docs, reason = "a test program has no public interface")]
 
+mod block_ends;
 #[path = "../common/mod.rs"]
 mod common;
 mod drained;
-mod only_read;
 
 use cluster::timeline::{Fork, XidBound};
 use cluster::topology::{Closed, Gate};
 use cluster::{Lsn, Term, TimelineId};
-use common::raw::{Raw, let_commits_wait, ok, run, sync, value, wait_until_waiting};
+use common::raw::{Raw, bind, execute, let_commits_wait, ok, parse, run, sync, value, wait_until_waiting};
 use common::{Cluster, Node, dial, wait_for};
 use proxy::pool::{Order, Scope};
 use proxy::session::presence::Activity;

@@ -101,6 +101,23 @@ impl Undo {
         }
     }
 
+    /// The client's name that it would take back, if any.
+    pub(super) fn registers(&self) -> Option<&[u8]> {
+        match self {
+            Self::Registered(name) | Self::Prepared(_, Some(name)) => Some(name),
+            Self::All(all) => all.iter().find_map(Self::registers),
+            Self::None
+            | Self::Unnamed { .. }
+            | Self::Removed(..)
+            | Self::Prepared(_, None)
+            | Self::Closed(..)
+            | Self::Moved(..)
+            | Self::RemovedOwn(..)
+            | Self::LetGo(..)
+            | Self::Forgotten(..) => None,
+        }
+    }
+
     /// This and another one.
     pub fn and(self, other: Self) -> Self {
         match (self, other) {

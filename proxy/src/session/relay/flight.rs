@@ -63,6 +63,16 @@ impl Relay {
         }
     }
 
+    /// The names that were registered by what was sent and not answered, each with the number of its unit.
+    pub fn registers(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let mut unit = 0;
+        self.queue.iter().filter_map(move |entry| {
+            let of = unit;
+            unit += usize::from(entry.kind.owes_ready() && !entry.hidden);
+            Some((of, entry.undo.registers()?))
+        })
+    }
+
     /// Give up the server: the entries of what it never answered, oldest first. What they registered is in `undone`.
     pub fn abandon(&mut self) -> Vec<Entry> {
         let mut entries: Vec<Entry> = self.queue.drain(..).collect();
