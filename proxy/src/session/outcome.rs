@@ -210,13 +210,13 @@ impl Course {
                 self.commits |= self.at != TxStatus::Failed;
                 self.end(false);
             }
-            Control::Multi { begins, ends, revives } => {
-                // The order inside the string is not known: assume the worst of it.
+            Control::Multi { begins, ends, revives, over } => {
+                // The order inside the string is not known, but for its end: assume the worst of it.
                 let wrote = s.access == Access::Write;
                 self.commits |= s.may_commit || (wrote && self.at == TxStatus::Idle && !begins);
-                self.or_idle = ends && begins;
+                self.or_idle = ends && begins && !over;
                 self.at = match self.at {
-                    _ if ends && !begins => TxStatus::Idle,
+                    _ if ends && (!begins || over) => TxStatus::Idle,
                     _ if ends => TxStatus::Block,
                     TxStatus::Idle if begins => TxStatus::Block,
                     TxStatus::Failed if revives => TxStatus::Block,
@@ -314,7 +314,7 @@ fn one(at: At, record: &Record, rest: &[Record]) -> Answer {
     match (at, record.statements) {
         (TxStatus::Block | TxStatus::Failed, Statements::Rollback) => Answer::RollbackDone,
         (TxStatus::Failed, Statements::Commit) => Answer::RollbackDone,
-        (TxStatus::Idle, _) if record.leads_to(at) == TxStatus::Idle => Answer::ReadLost,
+        (TxStatus::Idle, _) if record.leads_to(at) == TxStatus::Idle && !record.writes => Answer::ReadLost,
         (TxStatus::Failed, _) if record.leads_to(at) == TxStatus::Failed => Answer::InFailedBlock,
         _ => Answer::BlockAborted(match record.leads_to(at) {
             TxStatus::Idle => TxStatus::Idle,
@@ -480,6 +480,16 @@ mod tests {
             ('T', "commit;select_1|write", "08007 I, 08007 I"),
             ('I', "begin;delete_from_t;commit|write", "08007 I, 08007 I"),
             ('T', "rollback;select_1|write", "40001 I, 08007 I"),
+            // Nor is a block open behind a string that holds whole ones.
+            ('I', "begin;delete_from_t;commit|read", "08007 I, 40001 I"),
+            ('I', "begin;delete_from_t;commit|read|read", "08007 I, 40001 I, 40001 I"),
+            ('T', "commit;begin;delete_from_t;commit|read", "08007 I, 40001 I"),
+            ('I', "begin;delete_from_t;rollback", "40001 I"),
+            ('I', "begin;delete_from_t;rollback|read|write", "40001 I, 40001 I, 08007 I"),
+            ('T', "rollback;begin;delete_from_t;rollback|commit", "40001 I, 08007 I"),
+            ('I', "begin;delete_from_t;commit;begin|read", "08007 I, 40001 E"),
+            ('I', "begin;delete_from_t;commit_and_chain|read", "08007 I, 40001 E"),
+            ('I', "begin;delete_from_t;commit_and_chain|commit", "08007 I, 08007 I"),
         ] {
             assert_eq!(check(status, sent, false), want, "{status} {sent}");
         }

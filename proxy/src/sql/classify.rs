@@ -84,6 +84,8 @@ struct Sum<'a> {
     begins: bool,
     ends: bool,
     revives: bool,
+    /// The last that begins or ends a block ends it.
+    over: bool,
     /// The last that was about the block has rolled it back: what comes behind it is committed with the string.
     rolled_back: bool,
     pins: Pins,
@@ -110,6 +112,7 @@ impl<'a> Sum<'a> {
             begins: false,
             ends: false,
             revives: false,
+            over: false,
             rolled_back: false,
             pins: Pins::NONE,
             unpins: false,
@@ -159,12 +162,13 @@ impl<'a> Sum<'a> {
     /// Follow what of a string lies behind the end of a block.
     fn end_block(&mut self, part: &Part<'_>) {
         match self.control {
-            Control::Begin(_) => self.rolled_back = false,
-            Control::Commit { chain } => (self.ends, self.begins) = (true, self.begins | chain),
+            Control::Begin(_) => (self.over, self.rolled_back) = (false, false),
+            Control::Commit { chain } => (self.ends, self.begins, self.over) = (true, self.begins | chain, !chain),
             Control::Rollback { chain } => {
-                (self.ends, self.begins, self.rolled_back) = (true, self.begins | chain, !chain);
+                (self.ends, self.begins, self.over) = (true, self.begins | chain, !chain);
+                self.rolled_back = !chain;
             }
-            Control::PrepareTransaction => self.ends = true,
+            Control::PrepareTransaction => (self.ends, self.over) = (true, true),
             Control::RollbackTo => self.revives = true,
             Control::SetTransaction(_) | Control::Savepoint | Control::Release | Control::Empty => {}
             Control::None
@@ -210,11 +214,12 @@ impl<'a> Sum<'a> {
         }
     }
 
-    /// Of several statements the order is not followed, unless all only read: then they are as good as one.
+    /// Of several statements the order is not followed but for how they end, unless all only read: then they are as good as
+    /// one.
     fn control(&self) -> Control {
         let one = self.count <= 1 || self.quiet && self.plain;
-        let Self { begins, ends, revives, .. } = *self;
-        if one { self.control } else { Control::Multi { begins, ends, revives } }
+        let Self { begins, ends, revives, over, .. } = *self;
+        if one { self.control } else { Control::Multi { begins, ends, revives, over } }
     }
 }
 
@@ -235,7 +240,7 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     // The first words of a text come before anything odd in it, or it begins with the odd thing and fails.
     let (first, _) = Part::scan(&mut Lexer::new(sql), functions);
     let several = sql.contains(&b';');
-    let multi = Control::Multi { begins, ends: commits || rolls_back, revives: rolls_back };
+    let multi = Control::Multi { begins, ends: commits || rolls_back, revives: rolls_back, over: false };
     let control = if several { multi } else { first.head.control() };
     // What comes behind a ROLLBACK in a string is committed with that.
     let may_commit = commits || several && rolls_back;

@@ -150,6 +150,8 @@ pub enum Control {
         ends: bool,
         /// One of them is ROLLBACK TO SAVEPOINT, or that cannot be excluded.
         revives: bool,
+        /// The last of them that begins or ends a block is known, and ends it.
+        over: bool,
     },
 }
 

@@ -163,7 +163,7 @@ fn nothing_is_a_read_when_the_server_lexes_differently() {
     let hidden = classify(br"select 'a\'; select '; commit; --'", &table(), rules);
     assert_eq!(
         (hidden.control, hidden.may_commit),
-        (Control::Multi { begins: false, ends: true, revives: false }, true)
+        (Control::Multi { begins: false, ends: true, revives: false, over: false }, true)
     );
     let plain = classify(b"COMMIT", &table(), rules);
     assert_eq!((plain.control, plain.may_commit), (Control::Commit { chain: false }, true));
@@ -175,7 +175,8 @@ fn transaction_statements_are_told_apart() {
     let begin = |read_only| C::Begin(Modes { read_only, ..Modes::default() });
     let level = |isolation| Modes { isolation: Some(isolation), ..Modes::default() };
     let strict = Modes { read_only: Some(true), deferrable: Some(true), ..level(Isolation::Serializable) };
-    let several = |begins, ends| C::Multi { begins, ends, revives: false };
+    let several = |begins, ends| C::Multi { begins, ends, revives: false, over: false };
+    let over = |begins| C::Multi { begins, ends: true, revives: false, over: true };
     for (sql, want, may_commit) in [
         ("", C::Empty, false),
         (" ; -- x\n ; /* y */", C::Empty, false),
@@ -215,11 +216,17 @@ fn transaction_statements_are_told_apart() {
         ("select 1; select nextval('s')", several(false, false), false),
         ("begin; select 1", several(true, false), false),
         ("select 1; commit; begin", several(true, true), true),
-        ("select 1; end", several(false, true), true),
+        ("select 1; end", over(false), true),
+        ("begin; select 1; commit", over(true), true),
+        ("begin; select 1; rollback; select 2", over(true), false),
+        ("begin; rollback; start transaction", several(true, true), false),
+        ("begin; commit and chain", several(true, true), true),
+        ("commit and chain; abort", over(true), true),
+        ("begin; prepare transaction 'x'", over(true), true),
         ("select 'commit'; select \"end\"", C::None, false),
         ("select case when true then 1 end", C::None, false),
         ("insert into t values (u&'x')", C::None, false),
-        ("insert into t values (u&'x'); commit", several(false, true), true),
+        ("insert into t values (u&'x'); commit", over(false), true),
         ("select 1a; begin; x", several(true, false), false),
     ] {
         let s = classify(sql.as_bytes(), &table(), LexRules::STANDARD);
