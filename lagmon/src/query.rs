@@ -28,19 +28,30 @@ pub(crate) fn major(server_version: Option<&str>) -> u32 {
     text[..digits].parse().unwrap_or(13)
 }
 
-/// Up to where commits are confirmed: flushed by as many of the standbys that commits wait for as have to; all that is
-/// flushed here where commits wait for none. Between `ANY` (or nothing) and the list, the setting has the number. They wait
-/// for none either where the list is for those that ask, and nobody is seen to wait: what this session has by default is
-/// what the cluster's mode says. What is flushed is asked first, so that who comes to wait later is not covered.
-const CONFIRMED: &str = "\
+/// Up to where commits are confirmed, by one position of the standbys that they wait for (flushed, or applied), as many of them
+/// as have to; all that is flushed here where commits wait for none. Between `ANY` (or nothing) and the list, the setting has
+/// the number. They wait for none either where the list is for those that ask, and nobody is seen to wait: what this session
+/// has by default is what the cluster's mode says. What is flushed is asked first, so that who comes to wait later is not
+/// covered; and the senders by their function, as their view asks for sessions too, of which a statement sees what it saw
+/// first.
+fn confirmed(position: &str) -> String {
+    format!(
+        "\
 (SELECT CASE WHEN current_setting('synchronous_standby_names') = '' THEN f.here
              WHEN current_setting('synchronous_commit') IN ('local', 'off')
               AND NOT EXISTS (SELECT FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep') THEN f.here
-             ELSE (SELECT a.flush_lsn FROM pg_stat_replication a WHERE a.sync_state IN ('sync', 'quorum')
-                    ORDER BY a.flush_lsn DESC NULLS LAST LIMIT 1
+             ELSE (SELECT a.{position} FROM pg_stat_get_wal_senders() a WHERE a.sync_state IN ('sync', 'quorum')
+                    ORDER BY a.{position} DESC NULLS LAST LIMIT 1
                    OFFSET coalesce(substring(current_setting('synchronous_standby_names') FROM '([0-9]+) *[(]')::int, 1) - 1)
         END
-   FROM (SELECT pg_current_wal_flush_lsn() AS here OFFSET 0) f)";
+   FROM (SELECT pg_current_wal_flush_lsn() AS here OFFSET 0) f)"
+    )
+}
+
+/// For how long the oldest command runs whose commit waits for standbys.
+const WAITS: &str = "\
+SELECT (extract(epoch FROM max(clock_timestamp() - coalesce(b.state_change, b.backend_start))) * 1000)::float8
+  FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep'";
 
 /// Asks a server for its system identifier, once per connection: it never changes.
 pub(crate) const IDENTITY: &str = "SELECT system_identifier::text FROM pg_control_system()";
@@ -54,13 +65,16 @@ pub(crate) fn positions(major: u32) -> String {
     } else {
         "CASE WHEN pg_is_wal_replay_paused() THEN 'paused' ELSE 'not paused' END"
     };
+    let (flushed, applied) = (confirmed("flush_lsn"), confirmed("replay_lsn"));
     format!(
         "\
 SELECT r.in_recovery,
        CASE WHEN NOT r.in_recovery THEN pg_current_wal_insert_lsn()::text END AS insert_lsn,
        CASE WHEN NOT r.in_recovery THEN pg_current_wal_flush_lsn()::text END AS flush_lsn,
        CASE WHEN NOT r.in_recovery THEN pg_walfile_name(pg_current_wal_insert_lsn()) END AS walfile,
-       CASE WHEN NOT r.in_recovery THEN ({CONFIRMED})::text END AS confirmed_lsn,
+       CASE WHEN NOT r.in_recovery THEN ({flushed})::text END AS confirmed_lsn,
+       CASE WHEN NOT r.in_recovery THEN ({applied})::text END AS applied_lsn,
+       CASE WHEN NOT r.in_recovery THEN ({WAITS}) END AS waits_ms,
        CASE WHEN r.in_recovery THEN pg_last_wal_replay_lsn()::text END AS replay_lsn,
        CASE WHEN r.in_recovery THEN pg_last_wal_receive_lsn()::text END AS receive_lsn,
        CASE WHEN r.in_recovery THEN {pause} END AS pause,
@@ -130,18 +144,20 @@ pub(crate) fn facts(row: &Row) -> Result<Facts, AnswerError> {
     };
     let number = |column: &'static str| row.try_get::<_, Option<i32>>(column).map_err(AnswerError::Column);
     let needed = |column: &'static str| lsn(column)?.ok_or(AnswerError::Unreadable { column, value: String::new() });
-    if !row.try_get::<_, bool>("in_recovery").map_err(AnswerError::Column)? {
-        let walfile = text("walfile")?.unwrap_or_default();
-        let timeline = timeline_of(&walfile).ok_or(AnswerError::Unreadable { column: "walfile", value: walfile })?;
-        let insert_lsn = needed("insert_lsn")?.normalised_insert();
-        let (flush_lsn, confirmed_lsn) = (needed("flush_lsn")?, lsn("confirmed_lsn")?);
-        return Ok(Facts::Primary(PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn }));
-    }
     let millis = |column: &'static str| {
         let ms = row.try_get::<_, Option<f64>>(column).map_err(AnswerError::Column)?;
         // A clock that was set back makes it negative: heard just now.
         Ok(ms.map(|ms| Duration::try_from_secs_f64(ms.max(0.0) / 1000.0).unwrap_or(Duration::MAX)))
     };
+    if !row.try_get::<_, bool>("in_recovery").map_err(AnswerError::Column)? {
+        let walfile = text("walfile")?.unwrap_or_default();
+        let timeline = timeline_of(&walfile).ok_or(AnswerError::Unreadable { column: "walfile", value: walfile })?;
+        let insert_lsn = needed("insert_lsn")?.normalised_insert();
+        let (flush_lsn, confirmed_lsn) = (needed("flush_lsn")?, lsn("confirmed_lsn")?);
+        let (applied_lsn, waits) = (lsn("applied_lsn")?, millis("waits_ms")?);
+        let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, applied_lsn, waits };
+        return Ok(Facts::Primary(facts));
+    }
     let streaming = text("status")?.as_deref() == Some("streaming");
     let timeline = number("received_tli")?;
     let port = number("sender_port")?.and_then(|p| u16::try_from(p).ok());

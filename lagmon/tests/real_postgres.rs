@@ -200,6 +200,34 @@ async fn without_standbys_what_does_not_wait_for_them_is_confirmed_until_somebod
 }
 
 #[tokio::test]
+async fn a_commit_that_waits_to_be_applied_is_not_confirmed_before() {
+    let c = Arc::new(Cluster::start(2));
+    for set in ["synchronous_standby_names = 'ANY 2 (n2, n3)'", "synchronous_commit = 'on'"] {
+        c.sql(0, &format!("ALTER SYSTEM SET {set}"));
+    }
+    c.sql(0, "SELECT pg_reload_conf()");
+    let m = monitor(&c);
+    let confirmed = |s: &LagSnapshot| s.primary.as_ref().and_then(|p| p.confirmed_until);
+    m.until("commits to be confirmed", |s| confirmed(s).is_some()).await;
+    c.sql(2, "SELECT pg_wal_replay_pause()");
+    let asks = c.clone();
+    let applies = "SET synchronous_commit = remote_apply; INSERT INTO t VALUES (1)";
+    let waits = tokio::task::spawn_blocking(move || asks.sql(0, applies));
+    // Both have flushed it, and the first has applied it.
+    m.until("n2 to show it", |_| c.sql(1, "SELECT count(*) FROM t") == "1").await;
+    let (at_primary, shown) = (c.sql(0, "SELECT count(*) FROM t"), Clock.now());
+    // Others commit meanwhile, and are confirmed by what is flushed.
+    c.sql(0, "CREATE TABLE other(v int)");
+    m.until("samples of after that", |s| s.primary.as_ref().is_some_and(|p| p.sent_at > shown)).await;
+    let until = confirmed(&m.handle.lag().borrow());
+    c.sql(2, "SELECT pg_wal_replay_resume()");
+    waits.await.expect("it was committed");
+    assert_eq!(at_primary, "0", "the primary does not show it");
+    assert!(until.is_none_or(|until| until <= shown), "{until:?}, shown at {shown:?}");
+    m.until("it to be confirmed", |s| confirmed(s).is_some_and(|until| until > shown)).await;
+}
+
+#[tokio::test]
 async fn a_paused_replay_and_a_broken_stream_are_never_fresh_and_their_data_grow_older() {
     let c = Cluster::start(2);
     let m = monitor(&c);

@@ -50,8 +50,8 @@ mod tests {
 
     #[test]
     fn only_a_standby_that_streams_and_replays_the_primarys_timeline_is_believed() {
-        let primary =
-            PrimaryFacts { timeline: TimelineId(7), insert_lsn: Lsn(9), flush_lsn: Lsn(9), confirmed_lsn: None };
+        let (insert_lsn, flush_lsn) = (Lsn(9), Lsn(9));
+        let primary = PrimaryFacts { timeline: TimelineId(7), insert_lsn, flush_lsn, ..PrimaryFacts::default() };
         let streaming = StandbyFacts { streams: Some(TimelineId(7)), ..StandbyFacts::default() };
         let answer = |standby: &StandbyFacts| {
             let facts = Facts::Standby(standby.clone());

@@ -12,7 +12,7 @@ pub mod window;
 
 use cluster::lag::{LagSnapshot, PrimarySample, Upstream};
 use cluster::topology::{Quorum, Topology};
-use cluster::{Endpoint, Instant, NodeId, Term};
+use cluster::{Endpoint, Instant, Lsn, NodeId, Term};
 use detail::{Members, NodeDetail, Sender};
 use estimate::{Estimate, Reference};
 use sample::{Answer, Facts, Outcome, PrimaryFacts};
@@ -218,8 +218,18 @@ impl Model {
             insert_lsn: facts.insert_lsn,
             flush_lsn: facts.flush_lsn,
             sent_at: *sent_at,
-            confirmed_until: facts.confirmed_lsn.and_then(|lsn| self.window.passed(lsn)),
+            confirmed_until: self.confirmed_until(*sent_at, facts),
         })
+    }
+
+    /// What was flushed before this instant is confirmed. A commit that waits although as many standbys as have to have flushed
+    /// it waits for them to apply it: so what a command has done that began before counts only once they have. One that began
+    /// since has flushed nothing before.
+    fn confirmed_until(&self, sent_at: Instant, facts: &PrimaryFacts) -> Option<Instant> {
+        let passed = |lsn: Option<Lsn>| lsn.and_then(|lsn| self.window.passed(lsn));
+        let flushed =
+            passed(facts.confirmed_lsn).map(|until| facts.waits.map_or(until, |waits| until.min(sent_at - waits)));
+        flushed.max(passed(facts.applied_lsn))
     }
 
     /// The snapshot that is published, made of `estimates`.

@@ -25,7 +25,7 @@ pub enum Facts {
 }
 
 /// Positions of a node that writes WAL.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrimaryFacts {
     /// The timeline it writes.
     pub timeline: TimelineId,
@@ -35,6 +35,10 @@ pub struct PrimaryFacts {
     pub flush_lsn: Lsn,
     /// What the standbys that commits wait for have flushed, as many of them as have to; `None` when there are too few.
     pub confirmed_lsn: Option<Lsn>,
+    /// What they have applied, as many of them.
+    pub applied_lsn: Option<Lsn>,
+    /// For how long the oldest command runs whose commit waits for standbys; `None` when none does.
+    pub waits: Option<Duration>,
 }
 
 /// Positions of a node in recovery.

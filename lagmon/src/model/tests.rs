@@ -36,7 +36,8 @@ fn wrote(ms: u64, timeline: u32, lsn: u64) -> Outcome {
 
 fn confirmed(ms: u64, timeline: u32, lsn: u64, confirmed_lsn: Option<Lsn>) -> Outcome {
     let (insert_lsn, flush_lsn) = (Lsn(lsn), Lsn(lsn));
-    let facts = PrimaryFacts { timeline: TimelineId(timeline), insert_lsn, flush_lsn, confirmed_lsn };
+    let timeline = TimelineId(timeline);
+    let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, ..PrimaryFacts::default() };
     Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, facts: Facts::Primary(facts) })
 }
 
@@ -276,6 +277,26 @@ fn what_the_standbys_have_flushed_tells_up_to_when_commits_are_confirmed() {
     assert_eq!(until(&[(100, 10, Some(10)), (200, 20, Some(20))]), Some(at(200)));
     assert_eq!(until(&[(100, 10, Some(9))]), None, "older than all samples");
     assert_eq!(until(&[(100, 10, Some(10)), (200, 20, None)]), None, "too few standbys");
+}
+
+#[test]
+fn a_commit_that_waits_to_be_applied_is_not_confirmed_by_what_was_flushed() {
+    let until = |waits: Option<u64>, applied: Option<u64>| {
+        let mut m = model([100, 200, 300].map(|ms| ("n1", wrote(ms, 7, ms / 10))).into());
+        let (insert_lsn, flush_lsn, confirmed_lsn) = (Lsn(40), Lsn(40), Some(Lsn(40)));
+        let (applied_lsn, waits) = (applied.map(Lsn), waits.map(Duration::from_millis));
+        let timeline = TimelineId(7);
+        let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, applied_lsn, waits };
+        let answer = Answer { sent_at: at(400), system_id: CLUSTER, facts: Facts::Primary(facts) };
+        m.record(TERM, &n("n1"), Outcome::Answered(answer));
+        m.primary().unwrap().confirmed_until
+    };
+    assert_eq!(until(None, None), Some(at(400)));
+    assert_eq!(until(Some(0), None), Some(at(400)), "it began since");
+    assert_eq!(until(Some(150), None), Some(at(250)));
+    assert_eq!(until(Some(150), Some(20)), Some(at(250)));
+    assert_eq!(until(Some(150), Some(30)), Some(at(300)), "that much is applied");
+    assert_eq!(until(Some(5_000), None), Some(at(0)), "nothing is");
 }
 
 #[test]
