@@ -54,6 +54,8 @@ pub struct Topology {
     /// Where this term, and those before it that are known, begin in the numbering of transactions. Empty while the term's
     /// primary is not promoted.
     pub xid_bounds: Vec<XidBound>,
+    /// An operator allowed this term to begin without what a quorum had confirmed in the one before.
+    pub loss_allowed: bool,
 }
 
 /// How many standbys confirm a commit.
@@ -172,6 +174,7 @@ impl Topology {
             fork: None,
             forks: Vec::new(),
             xid_bounds: Vec::new(),
+            loss_allowed: false,
         }
     }
 

@@ -105,6 +105,11 @@ fn a_replicated_primary_is_replaced_by_itself(cluster: &Cluster) {
     for standby in cluster.standbys() {
         wait_for("the standby to have the row", LONG, || has_rows(cluster, standby, 51));
     }
+    wait_for("the proxy to know that", LONG, || {
+        client.query("select count(*) from rows").expect("it reads what it wrote");
+        let route = client.query("show pgtenure.last_route").expect("a setting").value().to_owned();
+        if route.starts_with("standby") { Ok(()) } else { Err(route) }
+    });
     cluster.kill_postmaster(&before.primary);
     cluster.active_after(before.term);
     client.query("insert into rows(id) values (2002)").expect("the same connection goes on");

@@ -17,6 +17,7 @@ pub struct Metrics {
     checkout_wait: Histogram,
     errors: IntCounterVec,
     in_doubt: IntCounter,
+    lost_writes: IntCounter,
     resolved: IntCounterVec,
     retries: IntCounterVec,
     refused_shapes: IntGauge,
@@ -87,7 +88,11 @@ impl Metrics {
                 "Errors told to clients, by SQLSTATE class and by who reported them",
                 &["class", "source"],
             )?,
-            in_doubt: IntCounter::new("pgtenure_proxy_in_doubt_total", "Statements answered 08007")?,
+            in_doubt: IntCounter::new("pgtenure_proxy_in_doubt_total", "Writes answered 08007")?,
+            lost_writes: IntCounter::new(
+                "pgtenure_proxy_lost_writes_told_total",
+                "Sessions told that an acknowledged write of theirs may be lost",
+            )?,
             resolved: counters(
                 "pgtenure_proxy_commits_resolved_total",
                 "COMMITs that were lost with their server and looked into, by what became of them",
@@ -187,6 +192,7 @@ impl Metrics {
             Box::new(self.checkout_wait.clone()),
             Box::new(self.errors.clone()),
             Box::new(self.in_doubt.clone()),
+            Box::new(self.lost_writes.clone()),
             Box::new(self.resolved.clone()),
             Box::new(self.retries.clone()),
             Box::new(self.refused_shapes.clone()),
@@ -388,6 +394,8 @@ pub struct Counts {
     errors: RefCell<Vec<([u8; 2], Source, u64)>>,
     /// Statements answered 08007.
     pub in_doubt: Cell<u64>,
+    /// Sessions told that an acknowledged write of theirs may be lost.
+    pub lost_writes: Cell<u64>,
     /// Shapes that a standby has refused.
     pub misroutes: Cell<u64>,
     /// Server connections lost while a session held them.
@@ -411,6 +419,7 @@ impl Counts {
             no_standby: RefCell::default(),
             errors: RefCell::default(),
             in_doubt: Cell::default(),
+            lost_writes: Cell::default(),
             misroutes: Cell::default(),
             server_losses: Cell::default(),
             positions_behind: Cell::default(),
@@ -522,6 +531,7 @@ impl Counts {
             self.shared.errors.with_label_values(&[class.as_ref(), source]).inc_by(std::mem::take(n));
         }
         self.shared.in_doubt.inc_by(self.in_doubt.take());
+        self.shared.lost_writes.inc_by(self.lost_writes.take());
         self.shared.misroutes.inc_by(self.misroutes.take());
         self.shared.server_losses.inc_by(self.server_losses.take());
         for (when, sum) in [("behind", &self.positions_behind), ("after", &self.positions_after)] {

@@ -117,6 +117,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         fork: term.fork,
         forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
         xid_bounds: xid_bounds(term),
+        loss_allowed: term.data_loss_allowed,
     }
 }
 
@@ -331,6 +332,15 @@ mod tests {
                 assert_eq!(t.primary.unwrap().node, n(primary), "{phase:?}");
                 assert_eq!(names(&t.standbys), if primary == "n1" { ["n2", "n3"] } else { ["n1", "n3"] });
             }
+        }
+    }
+
+    #[test]
+    fn a_term_that_an_operator_let_lose_data_is_known_as_such() {
+        for allowed in [false, true] {
+            let mut r = records(Phase::Active, Mode::Strict);
+            r.term.iter_mut().for_each(|term| term.data_loss_allowed = allowed);
+            assert_eq!(topology(&r, VALIDITY).loss_allowed, allowed);
         }
     }
 

@@ -9,6 +9,7 @@
 //! Positions of an older term are carried into a newer one by the fork: what lies past it is gone. Where the fork is
 //! not known, the new primary's samples do, every one of which lies past whatever survived.
 
+use super::lost::{Acknowledged, LostWrite};
 use super::policy::Lag;
 use super::seen::{Seen, Shows};
 use super::token::Token;
@@ -30,6 +31,7 @@ pub struct Causality {
     away: Option<(Instant, u32)>,
     /// The position that the last `global` read needed, and when it was sampled.
     all: Option<(Instant, Token)>,
+    acknowledged: Acknowledged,
 }
 
 /// A session that only reads, and for so long at the primary, waits for a standby once: each of those reads moves what a
@@ -69,6 +71,21 @@ impl Causality {
     /// taken in between would not cover it.
     pub fn wrote(&mut self, now: Instant) {
         self.answered(now, true, Shows::All);
+    }
+
+    /// What may have written in `term` was acknowledged to the client; `by_quorum`: by the standbys that commits wait for.
+    pub fn acknowledged(&mut self, term: Term, by_quorum: bool, now: Instant) {
+        self.acknowledged.note(term, by_quorum, now);
+    }
+
+    /// Was anything acknowledged in a term before this one, of which nobody has looked yet whether it is in this one?
+    pub fn wrote_before(&self, term: Term) -> bool {
+        self.acknowledged.precedes(term)
+    }
+
+    /// A write that was acknowledged to the client and may be lost: told once.
+    pub fn take_lost(&mut self, topology: &Topology, lag: &Lag) -> Option<LostWrite> {
+        self.acknowledged.take_lost(topology, lag)
     }
 
     /// A read at the primary was answered at `now`.

@@ -1,6 +1,7 @@
 //! Is a standby fit to serve a read now?
 
 use super::promise::{Consistency, Promise};
+use super::samples::Samples;
 use super::seen::Seen;
 use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, StandbyLag};
 use cluster::topology::{Gate, Member, Topology};
@@ -16,6 +17,8 @@ pub struct Lag {
     last_primary: Option<PrimarySample>,
     /// The last commit of ours that standbys confirmed: of which term, and when it was sent.
     committed: Option<(Term, Instant)>,
+    /// Where the WAL of this term and of those before it ended, and when.
+    pub(super) samples: Samples,
 }
 
 impl Lag {
@@ -23,6 +26,7 @@ impl Lag {
     pub fn update(&mut self, snapshot: Arc<LagSnapshot>) {
         if let Some(sample) = &snapshot.primary {
             self.last_primary = Some(sample.clone());
+            self.samples.add(snapshot.term, sample.sent_at, sample.insert_lsn);
         }
         self.snapshot = snapshot;
     }

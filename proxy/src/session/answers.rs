@@ -18,6 +18,7 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
 use cluster::per_term::Fate;
+use cluster::topology::Gate;
 use cluster::{Instant, Role};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -336,14 +337,24 @@ impl Session {
         self.rescan = true;
     }
 
-    /// Count what was committed for less than the cluster's mode promises.
-    pub(super) fn count_below_mode(&mut self) {
+    /// Transactions have ended that may have written: who was told so at `now` must not miss it. What was committed for less
+    /// than the cluster's mode promises is counted.
+    pub(super) fn note_commits(&mut self, now: Instant) {
         let commits = self.relay.commits.take();
         let Some(server) = self.server.as_ref().filter(|_| commits > 0) else { return };
-        let strict = self.w.view.borrow().topology.protected;
-        if self.commits_as(&server.meta) < Durability::of_mode(strict) {
+        let (protected, draining) = {
+            let view = self.w.view.borrow();
+            (view.topology.protected, view.topology.gate == Gate::Draining)
+        };
+        let below = self.commits_as(&server.meta) < Durability::of_mode(protected);
+        if below {
             self.w.count_below_mode(server.meta.term, commits);
         }
+        if !protected && draining {
+            // What the next term has of it is told by a sample that comes before the primary is stopped.
+            self.w.ask_sample();
+        }
+        self.causality.borrow_mut().acknowledged(server.meta.wrote_in(), protected && !below, now);
     }
 
     /// Does a commit wait for the disks of standbys now, on the session's server?

@@ -2,6 +2,7 @@
 //! again when either has changed.
 
 use crate::config::{Config, reads};
+use crate::metrics::bump;
 use crate::route::hint;
 use crate::route::promise::{self, AFTER, BadPromise};
 use crate::route::{Consistency, Promise, ReadFrom, Standing, Token};
@@ -185,6 +186,32 @@ impl Session {
             lost::fail_block(self, ClientError::Promise(PromiseError::AfterUnknown { after, term, waited }));
         }
         Step::Used(0)
+    }
+
+    /// May what the session was told is written be in no later term? Then the next statement of one whose reads are promised
+    /// to show it fails, and nothing of it is done. `None`: it goes on.
+    pub(super) fn tell_lost(&mut self, now: Instant) -> Option<Step> {
+        let term = self.w.view.borrow().topology.term;
+        let begins = !self.own && self.relay.open.is_none() && self.relay.status == TxStatus::Idle;
+        if !begins || !self.causality.borrow().wrote_before(term) {
+            return None;
+        }
+        match self.promise_of_unit().consistency {
+            Consistency::Eventual | Consistency::Bounded => return None,
+            Consistency::Session | Consistency::Global | Consistency::Strong => {}
+        }
+        if self.relay.busy() {
+            // What was asked before is answered first.
+            return Some(Step::Wait);
+        }
+        let lost = {
+            let view = self.w.view.borrow();
+            self.causality.borrow_mut().take_lost(&view.topology, &view.lag)?
+        };
+        bump(&self.w.counts.lost_writes);
+        let error = PromiseError::WriteLost { ago: now.since(lost.at), lost };
+        self.fail = Some(Failure::Error(ClientError::Promise(error)));
+        Some(Step::Used(0))
     }
 
     /// What reads are promised now. A setting that means nothing is told to the client once.

@@ -36,7 +36,7 @@ impl Session {
     /// its client has sent behind it may have begun the next one already, in an answer that came with it.
     pub(super) fn note_answers(&mut self, (answered, ended): (usize, usize), now: Instant) {
         if ended > 0 {
-            self.count_below_mode();
+            self.note_commits(now);
         }
         if ended > 0 && self.wrote {
             self.causality.borrow_mut().wrote(now);

@@ -56,6 +56,9 @@ impl Session {
         {
             return step;
         }
+        if let Some(step) = self.tell_lost(now) {
+            return step;
+        }
         if let Some(step) = self.route_block(unit, access, now) {
             return step;
         }

@@ -2,7 +2,7 @@
 
 use super::error_response::{Report, error, millis};
 use super::sqlstate::SqlState;
-use crate::route::Token;
+use crate::route::{LostWrite, Token};
 use cluster::{Lsn, NodeId, Term};
 use std::time::Duration;
 
@@ -26,6 +26,13 @@ pub enum PromiseError {
         term: Term,
         /// How long the statement waited.
         waited: Duration,
+    },
+    /// What the session was told is written may be lost.
+    WriteLost {
+        /// The write.
+        lost: LostWrite,
+        /// How long ago it was acknowledged.
+        ago: Duration,
     },
     /// It could not be proved that the server is the primary.
     Unproven {
@@ -58,6 +65,7 @@ impl PromiseError {
                     .detail(format!("Token {after}; the newest term known is {term}, after {}.", millis(*waited)))
                     .hint("Retry later.")
             }
+            Self::WriteLost { lost, ago } => write_lost(lost, *ago),
             Self::Unproven { node, term, waited, why } => {
                 let what = "it cannot be proved at present that the server is still the primary";
                 error(SqlState::CANNOT_CONNECT_NOW, what)
@@ -89,9 +97,26 @@ fn after_lost(after: &Token, fork: Option<Lsn>, term: Term) -> Report {
         .hint("Check whether its effects are there, then RESET pgtenure.after.")
 }
 
+/// It was acknowledged: whoever goes on from it must look, as above.
+fn write_lost(lost: &LostWrite, ago: Duration) -> Report {
+    let LostWrite { term, fork, before, open, .. } = lost;
+    let holds = match fork {
+        Some(fork) => format!("term {open}, which is open now, has that term's WAL only up to {fork}"),
+        None => format!("term {open}, which is open now, is not known to have that term's WAL"),
+    };
+    let at = before.map_or_else(String::new, |before| format!("; its commit lies before {before}"));
+    error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "a write of this session may have been lost")
+        .detail(format!("Its commit was acknowledged in term {term}, {} ago; {holds}{at}.", millis(ago)))
+        .hint("This statement was not executed. Check whether the effects of earlier ones are there.")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lost(fork: Option<Lsn>, before: Option<Lsn>) -> LostWrite {
+        LostWrite { term: Term(3), at: cluster::Instant::from_millis(1), fork, before, open: Term(4) }
+    }
 
     #[test]
     fn every_refusal_has_its_words() {
@@ -108,6 +133,17 @@ mod tests {
             (
                 PromiseError::AfterUnknown { after, term: Term(2), waited: Duration::from_secs(30) },
                 "ERROR 57P03 the position of pgtenure.after cannot be judged at present | Token 3-3-0/16B3748; the newest term known is 2, after 30000 ms. | Retry later.",
+            ),
+            (
+                PromiseError::WriteLost {
+                    lost: lost(Some(Lsn(0x16B_0000)), Some(Lsn(0x16B_3748))),
+                    ago: Duration::from_millis(70),
+                },
+                "ERROR 08007 a write of this session may have been lost | Its commit was acknowledged in term 3, 70 ms ago; term 4, which is open now, has that term's WAL only up to 0/16B0000; its commit lies before 0/16B3748. | This statement was not executed. Check whether the effects of earlier ones are there.",
+            ),
+            (
+                PromiseError::WriteLost { lost: lost(None, None), ago: Duration::from_millis(70) },
+                "ERROR 08007 a write of this session may have been lost | Its commit was acknowledged in term 3, 70 ms ago; term 4, which is open now, is not known to have that term's WAL. | This statement was not executed. Check whether the effects of earlier ones are there.",
             ),
             (
                 PromiseError::Unproven {

@@ -3,6 +3,7 @@
 mod balance;
 mod causality;
 mod fitness;
+mod lost;
 mod promises;
 mod seen;
 mod tenure;

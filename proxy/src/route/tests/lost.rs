@@ -1,0 +1,84 @@
+//! What a session is told of its own writes once another term is open.
+
+use super::*;
+
+/// n1 in term 7, sampled at 1000 ms at 100 and at 1100 ms at 200; then n2 in term 8, which has term 7 up to `fork`.
+fn failed_over(write: impl FnOnce(&mut Causality), fork: u64) -> World {
+    let mut w = World::new();
+    for (lsn, ms) in [(100, 1000), (200, 1100)] {
+        w.snapshot.primary = Some(sample("n1", lsn, ms));
+        w.publish();
+    }
+    write(&mut w.causality);
+    let forks = vec![Fork { timeline: TimelineId(7), lsn: Lsn(fork) }];
+    w.topology = Topology { term: Term(8), primary: Some(member("n2")), forks, ..w.topology };
+    w
+}
+
+fn lost(w: &mut World) -> Option<LostWrite> {
+    w.causality.take_lost(&w.topology, &w.lag)
+}
+
+#[test]
+fn a_write_that_no_standby_had_is_told_once() {
+    for (acknowledged, fork, before, is_lost) in [
+        // A sample that was asked for later is within what term 8 has, so the write is.
+        (900, 100, Some(100), false),
+        (1000, 100, Some(100), false),
+        (1001, 200, Some(200), false),
+        (1001, 199, Some(200), true),
+        (900, 99, Some(100), true),
+        // Nothing was sampled since.
+        (1101, 200, None, true),
+        (1101, 900, None, true),
+    ] {
+        let mut w = failed_over(|c| c.acknowledged(Term(7), false, at(acknowledged)), fork);
+        let fork = Some(Lsn(fork));
+        let told = LostWrite { term: Term(7), at: at(acknowledged), fork, before: before.map(Lsn), open: Term(8) };
+        assert_eq!(lost(&mut w), is_lost.then_some(told), "{acknowledged} ms");
+        assert_eq!(lost(&mut w), None, "it is told once");
+        assert!(!w.causality.wrote_before(Term(8)));
+    }
+}
+
+#[test]
+fn what_a_quorum_has_confirmed_is_lost_only_where_an_operator_allows_it() {
+    let write = |c: &mut Causality| c.acknowledged(Term(7), true, at(1050));
+    assert_eq!(lost(&mut failed_over(write, 150)), None);
+    let mut w = failed_over(write, 150);
+    w.topology.loss_allowed = true;
+    assert_eq!(lost(&mut w).map(|l| l.term), Some(Term(7)));
+    let mut w = failed_over(write, 200);
+    w.topology.loss_allowed = true;
+    assert_eq!(lost(&mut w), None, "it is there all the same");
+    // The term in between had all of it.
+    let mut w = failed_over(write, 150);
+    let later = Fork { timeline: TimelineId(8), lsn: Lsn(300) };
+    w.topology.forks.push(later);
+    (w.topology.term, w.topology.loss_allowed) = (Term(9), true);
+    assert_eq!(lost(&mut w), None);
+    // One that it did not confirm, before one that it did.
+    let mut w = failed_over(
+        |c| {
+            c.acknowledged(Term(7), false, at(1090));
+            c.acknowledged(Term(7), true, at(1150));
+        },
+        150,
+    );
+    assert_eq!(lost(&mut w).map(|l| l.at), Some(at(1090)));
+}
+
+#[test]
+fn nothing_is_said_before_it_is_decided_and_nothing_of_the_term_in_force() {
+    let mut w = failed_over(|c| c.acknowledged(Term(7), false, at(1050)), 150);
+    w.topology.gate = Gate::Closed(Closed::Opening);
+    assert_eq!(lost(&mut w), None);
+    w.topology.gate = Gate::Open;
+    w.causality.acknowledged(Term(8), true, at(1200));
+    assert_eq!(lost(&mut w).map(|l| l.term), Some(Term(7)));
+    w.causality.acknowledged(Term(8), false, at(1300));
+    assert_eq!(lost(&mut w), None);
+    // A term that leads nowhere.
+    (w.topology.term, w.topology.forks) = (Term(10), vec![Fork { timeline: TimelineId(9), lsn: Lsn(400) }]);
+    assert_eq!(lost(&mut w).map(|l| (l.term, l.fork)), Some((Term(8), None)));
+}
