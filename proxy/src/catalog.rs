@@ -6,12 +6,12 @@
 //! and a standby refuses what turns out to write.
 
 mod bodies;
-mod doubtful;
+mod callers;
 
 use crate::config::functions::Lists;
 use crate::config::{Config, PasswordFrom};
 use crate::reach::{Reach, ReachError};
-use crate::sql::{FunctionName, FunctionRow, FunctionTable, Volatility};
+use crate::sql::{FunctionName, FunctionRow, FunctionTable, Hidden, Volatility};
 use bodies::Unread;
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
@@ -480,10 +480,15 @@ async fn read_all(
     let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
     let operators = || self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?)));
     let casts = || self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));
+    let hidden = Hidden {
+        operators: operators().collect(),
+        casts: casts().collect(),
+        aggregates: Vec::new(),
+        definitions: &definitions,
+    };
+    let found = callers::read(client, lists, hidden).await?;
+    let table = table.with_telling(found.telling.iter().map(|(_, name)| name.as_str())).with_doubtful(found.writing);
     let table = table.with_operators(operators()).with_casts(casts());
-    let doubtful = doubtful::read(client, lists).await?;
-    let doubtful = doubtful.with_operators(operators()).with_casts(casts()).with_definitions(&definitions);
-    let table = table.with_doubtful(doubtful);
     let mut hasher = DefaultHasher::new();
     for row in self::rows(&defaults) {
         (0..3).for_each(|column| row.get(column).hash(&mut hasher));

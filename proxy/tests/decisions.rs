@@ -155,6 +155,43 @@ fn what_is_classified_as_a_read_runs_on_a_standby() {
     assert_eq!(again.len(), table.len());
 }
 
+#[test]
+fn what_may_write_in_spite_of_its_label_is_found_behind_what_calls_it() {
+    let primary = Postgres::primary();
+    primary.sql(
+        "CREATE ROLE monitor LOGIN PASSWORD 'watching'; CREATE TABLE w (a int); CREATE SEQUENCE s;
+         CREATE FUNCTION add_one(int) RETURNS int LANGUAGE sql AS 'INSERT INTO w VALUES ($1) RETURNING a';
+         CREATE FUNCTION \"Odd one\"() RETURNS int LANGUAGE sql AS 'SELECT add_one(1)';
+         CREATE FUNCTION calls_odd() RETURNS int LANGUAGE sql STABLE AS 'SELECT \"Odd one\"()';
+         CREATE FUNCTION step(int, int) RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN RETURN add_one($2); END';
+         CREATE AGGREGATE steps(int) (SFUNC = step, STYPE = int);
+         CREATE FUNCTION adds(int, int) RETURNS int LANGUAGE sql AS 'SELECT add_one($2)';
+         CREATE AGGREGATE all_added(int) (SFUNC = adds, STYPE = int);
+         CREATE FUNCTION calls_aggregate() RETURNS int LANGUAGE sql STABLE AS 'SELECT all_added(a) FROM w';
+         CREATE VIEW adding AS SELECT add_one(1) AS a;
+         CREATE FUNCTION calls_view() RETURNS int LANGUAGE sql STABLE AS 'SELECT a FROM adding';
+         CREATE VIEW drawing AS SELECT nextval('s') AS n;
+         CREATE FUNCTION calls_drawing() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT n FROM drawing';
+         CREATE FUNCTION outer_one() RETURNS int LANGUAGE sql STABLE AS 'SELECT calls_view()';
+         CREATE FUNCTION two() RETURNS int LANGUAGE sql STABLE AS 'SELECT 2'",
+    );
+    let table = load(primary.port, 1);
+    for sql in [
+        "select calls_odd()",
+        "select steps(a) from w",
+        "select calls_aggregate()",
+        "select calls_view()",
+        "select calls_drawing()",
+        "select outer_one()",
+    ] {
+        let access = classify(sql.as_bytes(), &table, LexRules::STANDARD).access;
+        assert!(access == Access::Write || table.doubtful().in_text(sql.as_bytes()), "{sql}");
+    }
+    for sql in ["select two()", "select a from w", "select abs(1)"] {
+        assert!(!table.doubtful().in_text(sql.as_bytes()), "{sql}");
+    }
+}
+
 /// Against the server's own words: no function that it calls volatile may be called by a read, but for the few that
 /// are known to be harmless.
 fn every_function_called_a_read_is_not_volatile(primary: &Postgres, table: &FunctionTable) {

@@ -4,7 +4,7 @@
 //! on search_path and argument types. An immutable snapshot, shared by the sessions of a database.
 
 use super::bodies::{Bodies, Used};
-use super::doubtful::Doubtful;
+use super::callers::Callers;
 use super::{Access, FunctionName, LexRules, classify};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -108,7 +108,7 @@ pub struct FunctionTable {
     /// shows it.
     anywhere: (bool, bool),
     /// Functions that may write although they are not labelled volatile.
-    doubtful: Arc<Doubtful>,
+    doubtful: Arc<Callers>,
 }
 
 /// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, DISTINCT, USING, CASE, ORDER BY and the
@@ -201,13 +201,13 @@ impl FunctionTable {
 
     /// The same where these functions may write although they are not labelled volatile.
     #[must_use]
-    pub fn with_doubtful(mut self, doubtful: Doubtful) -> Self {
+    pub fn with_doubtful(mut self, doubtful: Callers) -> Self {
         self.doubtful = Arc::new(doubtful);
         self
     }
 
     /// Functions that may write although they are not labelled volatile.
-    pub fn doubtful(&self) -> &Doubtful {
+    pub fn doubtful(&self) -> &Callers {
         &self.doubtful
     }
 
@@ -271,6 +271,15 @@ impl FunctionTable {
             table.entry(name).volatility = Some(Volatility::Volatile);
         }
         table
+    }
+
+    /// The same where these functions tell of their session or their server, whatever their labels say.
+    #[must_use]
+    pub fn with_telling<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        for name in names {
+            self.entry(name).volatility = Some(Volatility::Volatile);
+        }
+        self
     }
 
     /// The same with relations that must be read on the primary: unlogged and temporary tables, which a standby

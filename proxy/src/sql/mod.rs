@@ -8,8 +8,8 @@
 
 mod aside;
 mod bodies;
+mod callers;
 mod classify;
-mod doubtful;
 mod effects;
 mod fingerprint;
 mod function_name;
@@ -27,8 +27,8 @@ mod touched;
 
 pub use aside::{changes_rows, keeps_read_only, sets_aside};
 pub use bodies::{BodyRow, MAX_CALLS, RelationRow};
+pub use callers::{Callers, Hidden};
 pub use classify::{Leaves, LongText, Why, classify, first_of, why};
-pub use doubtful::Doubtful;
 pub use fingerprint::fingerprint;
 pub use function_name::{FunctionName, FunctionNameError};
 pub use functions::{FunctionRow, FunctionTable, Volatility, is_primary_only};

@@ -37,3 +37,13 @@ CREATE EXTENSION file_fdw;
 CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
 CREATE FOREIGN TABLE outside (line text) SERVER files OPTIONS (filename '/dev/null');
 CREATE DOMAIN plain AS varchar(10) CHECK (length(VALUE) < 9);
+-- Functions whose labels do not tell that their answer is their session's or their server's own.
+CREATE FUNCTION drawn_last() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT currval(''s'')';
+CREATE FUNCTION drawn_so_far() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT last_value FROM s';
+CREATE FUNCTION busy_here() RETURNS bigint LANGUAGE plpgsql STABLE AS 'BEGIN RETURN (SELECT count(*) FROM pg_stat_activity); END';
+CREATE FUNCTION asks_for_busy() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT busy_here()';
+CREATE VIEW busy_view AS SELECT pid FROM pg_stat_activity;
+CREATE FUNCTION asks_busy_view() RETURNS bigint LANGUAGE plpgsql STABLE AS 'BEGIN RETURN (SELECT count(*) FROM busy_view); END';
+CREATE FUNCTION own_process() RETURNS int LANGUAGE sql STABLE AS 'SELECT pg_backend_pid()';
+CREATE FUNCTION outside_lines() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM outside';
+CREATE FUNCTION latest() RETURNS int LANGUAGE sql STABLE AS 'SELECT last_value (id) OVER (ORDER BY id) FROM t LIMIT 1';

@@ -31,6 +31,7 @@ fn table() -> FunctionTable {
     let system = |names: &'static str, v| names.split_whitespace().map(move |n| (n, v, "pg_catalog"));
     let own = [
         ("stable_fn", Volatility::Stable),
+        ("latest", Volatility::Stable),
         ("Odd Name", Volatility::Immutable),
         ("writing_fn", Volatility::Volatile),
         ("overloaded", Volatility::Immutable),

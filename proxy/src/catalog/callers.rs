@@ -1,0 +1,156 @@
+//! Reads which functions do what their labels do not tell, by what their bodies name: those that may write, and those whose
+//! answer is their session's or their server's own.
+
+use super::bodies::{HAS_PARSED, PARSED, is_plain};
+use super::rows;
+use crate::config::functions::Lists;
+use crate::sql::{Callers, Hidden, MAX_CALLS};
+use std::collections::BTreeSet;
+use tokio_postgres::{Client, Error};
+
+/// What writes: functions that are labelled so, and of PostgreSQL's own those that do, each with whether the words below have
+/// it.
+const WRITERS: &str = "\
+    SELECT DISTINCT proname, false FROM pg_proc WHERE oid >= 16384 AND provolatile = 'v' \
+    UNION ALL SELECT DISTINCT proname, true FROM pg_proc WHERE oid < 16384 AND \
+    (proname = ANY ('{nextval,setval,loread,lowrite,pg_notify,pg_logical_emit_message,txid_current,pg_current_xact_id}') \
+     OR proname LIKE 'lo\\_%' OR proname LIKE 'query\\_to\\_xml%')";
+/// Those of PostgreSQL's own, and what runs a text that is not known.
+const WRITING: &str = "nextval|setval|lo_[a-z_]+|lo(read|write)|pg_notify|pg_logical_emit_message|txid_current|pg_current_xact_id|query_to_xml[a-z_]*|execute";
+/// What a session or a server tells of itself, and a standby otherwise than the primary, without refusing it; with foreign
+/// tables, which may be a server's own files. Each with whether the words below have it.
+const TELLERS: &str = "\
+    SELECT DISTINCT proname, true FROM pg_proc WHERE oid < 16384 AND \
+    (proname = ANY ('{currval,lastval,pg_sequence_last_value,inet_server_addr,inet_server_port,pg_backend_pid,pg_blocking_pids,\
+pg_safe_snapshot_blocking_pids,pg_my_temp_schema,pg_is_other_temp_schema,pg_listening_channels,pg_cursor,pg_prepared_statement,\
+pg_prepared_xact,pg_lock_status,pg_get_replication_slots,pg_show_all_settings,pg_show_replication_origin_status,\
+pg_postmaster_start_time,pg_conf_load_time}') OR proname LIKE 'pg\\_stat\\_%') \
+    UNION ALL SELECT relname, true FROM pg_class WHERE oid < 16384 AND \
+    (relname = ANY ('{pg_locks,pg_cursors,pg_sequences,pg_prepared_statements,pg_prepared_xacts,pg_replication_slots,\
+pg_replication_origin_status,pg_settings,pg_file_settings,pg_hba_file_rules}') \
+     OR relname LIKE 'pg\\_stat\\_%' OR relname LIKE 'pg\\_statio\\_%') \
+    UNION ALL SELECT DISTINCT relname, false FROM pg_class WHERE relkind = 'f'";
+/// Those of PostgreSQL's own; and what a reader of sequences selects, as their names stand in what draws from them, too, and a
+/// standby refuses that. A call of that name is a window function's.
+const TELLING: &str = r"currval|lastval|pg_sequence_last_value|inet_server_(addr|port)|pg_backend_pid|pg_(safe_snapshot_)?blocking_pids|pg_my_temp_schema|pg_is_other_temp_schema|pg_listening_channels|pg_cursors?|pg_prepared_(statement|xact)s?|pg_lock_status|pg_(get_)?replication_slots|pg_(show_)?replication_origin_status|pg_show_all_settings|pg_postmaster_start_time|pg_conf_load_time|pg_stat(io)?_\w+|pg_locks|pg_sequences|pg_(file_)?settings|pg_hba_file_rules|last_value(?!\s*\()|is_called|log_cnt";
+/// Functions whose bodies have one of some words, but for those that the pattern does not reach: in C.
+const CALLERS: &str = "\
+    SELECT DISTINCT n.nspname, p.proname \
+    FROM (SELECT proname, pronamespace, prolang, BODY AS body FROM pg_proc WHERE oid >= 16384 AND WHICH OFFSET 0) p \
+    JOIN pg_language l ON l.oid = p.prolang JOIN pg_namespace n ON n.oid = p.pronamespace \
+    WHERE l.lanname NOT IN ('c', 'internal') AND p.body ~* ";
+const AGGREGATES: &str = "\
+    SELECT p.proname, part.proname FROM pg_aggregate a JOIN pg_proc p ON p.oid = a.aggfnoid JOIN pg_proc part ON part.oid = \
+    ANY (ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[]) \
+    WHERE p.oid >= 16384";
+/// As many words are looked for in bodies at once, and so often; of more, any body has one.
+const MAX_WORDS: (usize, usize) = (1000, 10);
+
+/// What the bodies of functions tell beyond their labels.
+pub(super) struct Found {
+    /// What leads to functions that may write although they are not labelled volatile.
+    pub(super) writing: Callers,
+    /// Functions whose answer is their session's or their server's own, by schema and name.
+    pub(super) telling: BTreeSet<(String, String)>,
+}
+
+/// Which functions these are, but for those that the configuration vouches for.
+pub(super) async fn read(client: &Client, lists: &Lists, hidden: Hidden<'_>) -> Result<Found, Error> {
+    match search(client, lists, hidden).await {
+        Ok(found) => Ok(found),
+        // Only a connection's own error is one: what cannot be read of bodies must not cost a database its catalog.
+        Err(error) if error.as_db_error().is_some() => {
+            Ok(Found { writing: Callers::unknown(), telling: BTreeSet::new() })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn search(client: &Client, lists: &Lists, hidden: Hidden<'_>) -> Result<Found, Error> {
+    let parsed = rows(&client.simple_query(HAS_PARSED).await?).next().is_some();
+    let question = CALLERS.replace("BODY", if parsed { PARSED } else { "prosrc" });
+    let aggregates = client.simple_query(AGGREGATES).await?;
+    let aggregates = rows(&aggregates).filter_map(|row| Some((row.get(0)?, row.get(1)?))).collect();
+    let search = Search { client, lists, hidden: &Hidden { aggregates, ..hidden } };
+    let writing = search.functions(WRITERS, &question.replace("WHICH", "provolatile <> 'v'"), WRITING).await?;
+    let telling = search.functions(TELLERS, &question.replace("WHICH", "true"), TELLING).await?;
+    let names = writing.iter().map(|(_, name)| name.as_str());
+    Ok(Found { writing: Callers::new(names).with_hidden(search.hidden), telling })
+}
+
+struct Search<'a> {
+    client: &'a Client,
+    lists: &'a Lists,
+    hidden: &'a Hidden<'a>,
+}
+
+impl Search<'_> {
+    /// The functions that name what `first` names, or what leads to that, or one of these words; with their schemas.
+    async fn functions(&self, first: &str, question: &str, words: &str) -> Result<BTreeSet<(String, String)>, Error> {
+        let answer = self.client.simple_query(first).await?;
+        let mut known = Callers::new(rows(&answer).filter_map(|row| row.get(0))).with_hidden(self.hidden);
+        let mut found = BTreeSet::new();
+        let had = rows(&answer).filter(|row| row.get(1) == Some("t")).filter_map(|row| row.get(0));
+        let mut asked: BTreeSet<String> = had.map(str::to_owned).collect();
+        for round in 0..MAX_CALLS {
+            let new: Vec<&str> = known.words().filter(|word| !asked.contains(*word)).collect();
+            let before = found.len();
+            for pattern in patterns(&new, known.is_every(), if round == 0 { words } else { "" }) {
+                let answer = self.client.simple_query(&format!("{question}$pattern${pattern}$pattern$")).await?;
+                let named = rows(&answer).filter_map(|row| Some((row.get(0)?, row.get(1)?)));
+                let named = named.filter(|(schema, name)| !self.lists.allow.iter().any(|a| a.is(schema, name)));
+                found.extend(named.map(|(schema, name)| (schema.to_owned(), name.to_owned())));
+            }
+            if found.len() == before {
+                break;
+            }
+            asked.extend(new.iter().map(|word| (*word).to_owned()));
+            let names = found.iter().map(|(_, name)| name.as_str());
+            known = Callers::new(known.words().chain(names).collect::<Vec<_>>()).with_hidden(self.hidden);
+        }
+        Ok(found)
+    }
+}
+
+/// What matches texts that have one of these words. A name that may be written by its numbers may be any.
+fn patterns(words: &[&str], every: bool, others: &str) -> Vec<String> {
+    if every || words.len() > MAX_WORDS.0 * MAX_WORDS.1 {
+        return vec![String::new()];
+    }
+    let word = |word: &&str| if is_plain(word) { format!(r"\m{word}\M") } else { literal(word) };
+    let others = Some(others).filter(|others| !others.is_empty()).map(|others| format!(r"\m({others})\M"));
+    let all: Vec<String> = words.iter().map(word).chain(others).chain([r#"u&""#.to_owned()]).collect();
+    all.chunks(MAX_WORDS.0).map(|chunk| chunk.join("|")).collect()
+}
+
+/// A name as it stands in a body, between quotes where it has any, in a regular expression.
+fn literal(name: &str) -> String {
+    let mut pattern = String::with_capacity(name.len() * 2);
+    for c in name.chars() {
+        if c == '"' {
+            pattern.push('"');
+        } else if c.is_ascii() && !c.is_ascii_alphanumeric() {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_odd_name_is_looked_for_as_it_is_written() {
+        let words = ["bump", "Odd one", "a\"b", "§", "@@>", "x$pattern$"];
+        assert_eq!(
+            patterns(&words, false, "execute"),
+            [r#"\mbump\M|Odd\ one|a""b|§|\@\@\>|x\$pattern\$|\m(execute)\M|u&""#]
+        );
+        assert_eq!(patterns(&words, true, ""), [""]);
+        let many: Vec<String> = (0..1500).map(|i| format!("f{i}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(patterns(&many, false, "").len(), 2);
+    }
+}
