@@ -7,8 +7,8 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(20);
 /// The longest.
 const LONGEST: Duration = Duration::from_millis(500);
-/// The first pause after a server has refused a login that nobody waits for, and the longest: whoever counts failed logins
-/// counts these.
+/// The first pause after a server has refused a login that nobody waits for, as others can be asked or nobody has asked, and
+/// the longest: whoever counts failed logins counts these.
 const REFUSED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 /// What is known of connecting to one node. Shared by all who want to, so that a node that is down gets one attempt

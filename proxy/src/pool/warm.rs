@@ -150,7 +150,7 @@ async fn add_one(w: Rc<Worker>, pool: Rc<Pool>, primary: Member, credentials: Ar
         patron.warming = false;
         match refused {
             // Nobody waits for it, and the next attempt would be told the same.
-            Some(Blame::Client | Blame::Pool) => patron.backoff.refused(w.now(), w.next_seed()),
+            Some(Blame::Client | Blame::Login | Blame::Pool) => patron.backoff.refused(w.now(), w.next_seed()),
             Some(Blame::Node) => {}
             None => patron.backoff = Backoff::default(),
         }
@@ -178,7 +178,7 @@ async fn add(
         }
         Err(Some(error)) => {
             tracing::debug!(node = %primary.node, %error, "no connection made before one is asked for");
-            Some(error.blame(false))
+            Some(error.blame(Role::Primary, false))
         }
         Err(None) => None,
     }

@@ -412,6 +412,7 @@ fn refused(error: ConnectError) -> NotFound {
         ConnectError::Io { node, .. }
         | ConnectError::Timeout { node, .. }
         | ConnectError::WrongRole { node, .. }
+        | ConnectError::OtherServer { node, .. }
         | ConnectError::Protocol { node, .. } => {
             NotFound::Error(ClientError::ServerLogin { node, why: "connection failed".to_owned() })
         }

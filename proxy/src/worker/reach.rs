@@ -42,6 +42,11 @@ impl Worker {
                 own.failed(self.now(), self.next_seed());
                 false
             }
+            // Whoever reads goes elsewhere meanwhile.
+            Err(Blame::Login) => {
+                own.refused(self.now(), self.next_seed());
+                false
+            }
             Err(Blame::Client | Blame::Node) => false,
         };
         pool.backoff.set(own);

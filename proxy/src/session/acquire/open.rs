@@ -63,7 +63,7 @@ pub async fn open(
         Ok(_) | Err(_) => {}
     }
     let replication = want.identity.is_replication();
-    let blame = result.as_ref().err().map(|error| error.blame(replication));
+    let blame = result.as_ref().err().map(|error| error.blame(role, replication));
     let words = match &result {
         Err(error @ ConnectError::Refused { frame, .. }) if error.limit().is_some() => Some(&frame[..]),
         Ok(_) | Err(_) => None,

@@ -21,6 +21,8 @@ pub enum Blame {
     Client,
     /// A limit of the role or the database is reached: connections of this pool.
     Pool,
+    /// Logins of this pool, which a standby refuses: what is right at the primary may not have come there yet.
+    Login,
     /// The node, or a limit of all of it.
     Node,
 }
@@ -85,6 +87,14 @@ pub enum ConnectError {
         /// What it should be.
         expected: Role,
     },
+    /// What answers at the node's address is another server.
+    #[error("what answers at {node}'s address {what}")]
+    OtherServer {
+        /// The server.
+        node: NodeId,
+        /// How it differs.
+        what: String,
+    },
     /// The server said something that does not belong to a login.
     #[error("{node} broke the protocol: {what}")]
     Protocol {
@@ -105,6 +115,7 @@ impl ConnectError {
             Self::Tls { .. } => "tls_failed",
             Self::Challenge { .. } => "login_failed",
             Self::WrongRole { .. } => "wrong_role",
+            Self::OtherServer { .. } => "other_server",
             Self::Protocol { .. } => "protocol",
         }
     }
@@ -118,6 +129,7 @@ impl ConnectError {
             | Self::Tls { .. }
             | Self::Timeout { .. }
             | Self::WrongRole { .. }
+            | Self::OtherServer { .. }
             | Self::Protocol { .. } => false,
         }
     }
@@ -131,8 +143,9 @@ impl ConnectError {
     }
 
     /// What is it that is not to be tried again at once?
-    pub fn blame(&self, replication: bool) -> Blame {
+    pub fn blame(&self, role: Role, replication: bool) -> Blame {
         match self.limit() {
+            _ if self.is_final() && role == Role::Standby => Blame::Login,
             _ if self.is_final() => Blame::Client,
             // Walsenders have a limit of their own.
             Some(_) if replication => Blame::Pool,

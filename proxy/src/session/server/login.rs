@@ -184,6 +184,9 @@ async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) 
         _ if login.identity.is_physical() => ask_walsender(wire).await?,
         _ => {
             let itself = ask(wire).await?;
+            if let Some(what) = is_other(login, &itself) {
+                return Err(ConnectError::OtherServer { node: wire.node.clone(), what });
+            }
             (welcome.timeline, welcome.defaults) = (itself.timeline, itself.defaults);
             itself.in_recovery
         }
@@ -193,6 +196,17 @@ async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) 
     } else {
         Err(ConnectError::WrongRole { node: wire.node.clone(), expected: login.role })
     }
+}
+
+/// Is it none of the cluster's servers, or the primary of another term than the one that it is taken for? A name may lead
+/// elsewhere for the proxy than for who samples the nodes. What is not known is not compared.
+fn is_other(login: &Login<'_>, itself: &Itself) -> Option<String> {
+    let expected = login.worker.view.borrow().topology.system_id?;
+    if let Some(other) = itself.system_id.filter(|id| *id != expected) {
+        return Some(format!("is of the cluster with system identifier {other}, not {expected}"));
+    }
+    let (timeline, term) = (itself.timeline?, login.term);
+    (term.timeline() != Some(timeline)).then(|| format!("writes timeline {timeline}, and the term is {term}"))
 }
 
 /// A walsender without a database runs no SQL. What it can show is that a node in recovery only reads; a primary whose
@@ -205,31 +219,40 @@ async fn ask_walsender(wire: &mut LoginWire) -> Result<bool, ConnectError> {
 /// What a server says of itself.
 struct Itself {
     in_recovery: bool,
+    /// Its system identifier, where it may be asked.
+    system_id: Option<u64>,
     /// The timeline it writes, where it may be asked.
     timeline: Option<TimelineId>,
     defaults: Defaults,
 }
 
-/// Is it in recovery, which timeline does it write, and what has it begun with? Two of the functions are everybody's unless
-/// an operator has taken them away; then the timeline stays unknown.
+/// Is it in recovery, whose server is it, which timeline does it write, and what has it begun with? Three of the functions are
+/// everybody's unless an operator has taken them away; then these stay unknown.
 async fn ask(wire: &mut LoginWire) -> Result<Itself, ConnectError> {
     const TIMELINE: &str = "pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),1,8)";
+    const SYSTEM: &str = "(SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system())";
     // A standby refuses even this to a role whose transactions are SERIALIZABLE by default.
-    let question = |timeline: &str| {
+    let question = |timeline: &str, system: &str| {
         format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED;SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN {timeline} END,\
              pg_catalog.current_setting('client_min_messages'),pg_catalog.current_setting('synchronous_commit'),\
-             pg_catalog.current_setting('search_path'),{ANYONE_MAY};COMMIT"
+             pg_catalog.current_setting('search_path'),{ANYONE_MAY},{system};COMMIT"
         )
     };
-    let row = match ask_row(wire, &question(TIMELINE)).await {
-        Err(ConnectError::Refused { code, .. }) if code == SqlState::INSUFFICIENT_PRIVILEGE.as_str() => {
-            ask_row(wire, &format!("ROLLBACK;{}", question("''"))).await?
+    let refused = |row: &Result<_, ConnectError>| matches!(row, Err(ConnectError::Refused { code, .. }) if code == SqlState::INSUFFICIENT_PRIVILEGE.as_str());
+    let mut row = ask_row(wire, &question(TIMELINE, SYSTEM)).await;
+    for (timeline, system) in [(TIMELINE, "NULL"), ("''", SYSTEM), ("''", "NULL")] {
+        if !refused(&row) {
+            break;
         }
-        row => row?,
-    };
+        row = ask_row(wire, &format!("ROLLBACK;{}", question(timeline, system))).await;
+    }
+    let row = row?;
     let odd = || ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" };
-    let [timeline, Some(messages), Some(commit), Some(path), Some(marks)] = row.as_slice() else { return Err(odd()) };
+    let [timeline, Some(messages), Some(commit), Some(path), Some(marks), system] = row.as_slice() else {
+        return Err(odd());
+    };
+    let system_id = system.as_deref().map(|id| id.parse().map_err(|_| odd())).transpose()?;
     let in_recovery = timeline.is_none();
     let timeline = match timeline.as_deref() {
         Some("") | None => None,
@@ -242,7 +265,7 @@ async fn ask(wire: &mut LoginWire) -> Result<Itself, ConnectError> {
         // A transaction's id tells nothing without its timeline.
         marks: marks == "t" && timeline.is_some(),
     };
-    Ok(Itself { in_recovery, timeline, defaults })
+    Ok(Itself { in_recovery, system_id, timeline, defaults })
 }
 
 /// The one row that a query gives.
