@@ -50,7 +50,7 @@ impl Planner {
         let word = phase_word(term.phase);
         let evidence = vec![format!("{word} of term {} taken over from {}", term.term, term.coordinator)];
         let mut begin = Begin { allow_loss: term.data_loss_allowed, ..Self::automatic(term.cause, now, evidence) };
-        begin.lost_candidates = self.rounds_on_record(term);
+        begin.lost_candidates = self.rounds_on_record(now, term);
         // Where nothing but the old primary is known to be complete, a switchover whose leader is gone goes back to it: the
         // target and the old primary's end were known to that leader alone.
         let back = term.cause == Cause::Switchover && !policy.value.protects();

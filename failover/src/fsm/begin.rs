@@ -127,7 +127,7 @@ impl Planner {
         let left = format!("term {} was left by {} while {}", term.term, term.coordinator, phase_word(term.phase));
         let mut begin = Self::automatic(term.cause, now, vec![left]);
         begin.avoid = term.node.clone();
-        begin.lost_candidates = self.rounds_on_record(term);
+        begin.lost_candidates = self.rounds_on_record(now, term);
         self.begin_or_hold(now, begin, out)
     }
 
@@ -223,11 +223,15 @@ impl Planner {
     }
 
     /// Rounds that earlier leaders began since a term was last open, before the one on record. Not all of them had a
-    /// candidate to lose, but each froze everybody. When the last of them ended is not on record: no later than this lead began.
-    pub(super) fn rounds_on_record(&self, term: &TermRecord) -> (u32, Instant) {
+    /// candidate to lose, but each froze everybody. When the last of them ended is not on record: no later than this lead began,
+    /// and soon after that round did, which is known by the hosts' time of day. Leads that change hands must not prolong a pause
+    /// for ever.
+    pub(super) fn rounds_on_record(&self, now: Instant, term: &TermRecord) -> (u32, Instant) {
         let last = term.prev.as_ref().filter(|_| !self.history_lost());
         let rounds = last.map_or(0, |open| term.term.0.saturating_sub(open.term.0 + 1));
-        (u32::try_from(rounds).unwrap_or(u32::MAX), self.leading_since)
+        let journal = self.last.as_ref().filter(|j| j.term == term.term);
+        let age = journal.map_or(Duration::ZERO, |j| Duration::from_millis(self.wall.saturating_sub(j.started)));
+        (u32::try_from(rounds).unwrap_or(u32::MAX), self.leading_since.min(now - age))
     }
 
     /// The arithmetic of a policy that is not the one in force proves nothing.

@@ -26,6 +26,8 @@ use std::time::Duration;
 pub(crate) struct World {
     planner: Planner,
     now: Instant,
+    /// What the manager's host takes for the time of day.
+    wall: u64,
     records: Records,
     /// etcd as it was backed up.
     backup: Records,
@@ -65,6 +67,7 @@ impl Default for World {
         Self {
             planner: Planner::new("m1", Settings::default()),
             now: Instant::from_millis(1_000_000),
+            wall: 1000,
             records: Records { revision: 100, ..Records::default() },
             backup: Records::default(),
             sent: Vec::new(),
@@ -99,12 +102,25 @@ impl World {
             "run" => self.run(&mut words)?,
             "done" | "lost" | "unmade" | "unknown" => return self.outcome(line),
             "read" => self.read(),
+            "wall" => self.wall = words.parse()?,
             "backup" => self.backup = self.records.clone(),
             "restore" => {
                 self.records = self.backup.clone();
                 self.read();
             }
             "record" => self.record(&mut words)?,
+            // `journal term=N started=MS`: of a round that was begun then.
+            "journal" => {
+                let (term, started): (u64, u64) = (words.value("term")?, words.value("started")?);
+                let journal = serde_json::json!({
+                    "term": term, "cause": "failover", "observed": [], "from": null, "to": null, "started": started, "phases": [],
+                    "recruits": [], "m": 3, "k": 1, "fork": null, "xid_bound": null, "window": null, "finished": null,
+                    "data_loss_allowed": false,
+                });
+                self.records.journal = Some(serde_json::from_value(journal).map_err(|e| e.to_string())?);
+                self.bump();
+                self.read();
+            }
             "proxy" => self.proxy(&mut words)?,
             // Whether a manager that does not lead would take the lead.
             "would" => {
@@ -365,7 +381,7 @@ impl World {
             for node in &heard {
                 self.hear(node);
             }
-            self.step(Input::Tick { wall: 1000 });
+            self.step(Input::Tick { wall: self.wall });
         }
         Ok(())
     }
