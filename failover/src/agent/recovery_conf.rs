@@ -167,11 +167,18 @@ fn name_of_copy(node: &NodeId) -> String {
 fn conninfo_as(env: &Env, to: &Endpoint, application_name: &str) -> String {
     format!(
         "host={} port={} user={REPLICATION_USER} dbname=postgres application_name={application_name} passfile={} \
-         connect_timeout=3 keepalives_idle=5 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000",
+         connect_timeout=3 keepalives_idle=5 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000{}",
         to.host,
         to.port,
         env.layout.passfile().display(),
+        demanded(env.version),
     )
+}
+
+/// Every node of ours demands SCRAM (see [`hba`]): whoever asks for the password itself, or for none, is none. PostgreSQL's
+/// client library knows how to be told that from version 16 on, and refuses the word before.
+const fn demanded(version: u32) -> &'static str {
+    if version >= 160_000 { " require_auth=scram-sha-256" } else { "" }
 }
 
 /// Write everything that is fixed. `user`: the operating system's user that runs agent and PostgreSQL.
@@ -302,6 +309,12 @@ mod tests {
         let found = foreign_settings(text);
         assert_eq!(found, ["primary_conninfo", "synchronous_standby_names"]);
         assert_eq!(without(text, &found), "# Do not edit\nwork_mem = '8MB'\n");
+    }
+
+    #[test]
+    fn what_a_client_library_does_not_know_it_is_not_told() {
+        assert_eq!(demanded(150_018), "");
+        assert_eq!(demanded(160_000), " require_auth=scram-sha-256");
     }
 
     #[test]
