@@ -156,6 +156,7 @@ fn the_same_nodes_may_simply_follow() {
                 own: Some(&mine),
                 upstream: &theirs,
                 rewind_interrupted: false,
+                whole: false,
                 examined: None,
             };
             let follows = plan(&facts) == Plan::Follow;

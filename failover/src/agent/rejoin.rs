@@ -141,6 +141,7 @@ impl Agent {
             own: own.as_ref(),
             upstream: &source.history,
             rewind_interrupted: memory.rewinding,
+            whole: memory.condemned,
             examined: memory.examined,
         };
         let next = plan(&facts);
@@ -176,7 +177,7 @@ impl Agent {
         let control = Control::read(&self.env).await?;
         let timeline = self.newest_timeline(control.timeline);
         let own = self.own_history(timeline);
-        if memory.rewinding && memory.examined.is_some() {
+        if memory.rewinding && memory.examined.is_some() && !memory.condemned {
             return self.repair(source, own.as_ref(), Position { timeline, lsn: control.checkpoint }).await;
         }
         let parted = own.as_ref().and_then(|h| divergence(h, Lsn(u64::MAX), &source.history));
@@ -192,6 +193,7 @@ impl Agent {
             own: own.as_ref(),
             upstream: &source.history,
             rewind_interrupted: memory.rewinding,
+            whole: memory.condemned,
             examined: memory.examined,
         };
         let next = plan(&facts);
@@ -218,6 +220,7 @@ impl Agent {
                 own,
                 upstream: &source.history,
                 rewind_interrupted: memory.rewinding,
+                whole: memory.condemned,
                 examined: memory.examined,
             };
             match plan(&facts) {

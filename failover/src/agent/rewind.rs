@@ -59,7 +59,7 @@ impl Agent {
             postgres::remove(&self.env.layout.data().join(signal))
                 .map_err(file("standby.signal could not be removed"))?;
         }
-        self.remember(|m| m.rewinding = true).map_err(file("the mark could not be written"))?;
+        self.remember(|m| (m.rewinding, m.condemned) = (true, false)).map_err(file("the mark could not be written"))?;
         tracing::info!(
             node = %self.env.config.node, term = source.term.0, timeline = parted.timeline.0, lsn = %parted.lsn, "rewinding"
         );
@@ -166,7 +166,7 @@ impl Agent {
     /// What is here is whole, and can never be started. It may hold WAL of a primary that is lost for good, so it is examined
     /// before it is replaced; a rewind that was interrupted has had that done before.
     fn condemn(&self) -> Result<(), RejoinError> {
-        self.remember(|m| (m.rewinding, m.examined) = (true, None))
+        self.remember(|m| (m.rewinding, m.condemned, m.examined) = (true, true, None))
             .map_err(|source| RejoinError::File { what: "the mark could not be written", source })
     }
 
@@ -203,7 +203,8 @@ impl Agent {
         }
         fs::rename(layout.data_new(), layout.data()).map_err(file("the copy could not be moved"))?;
         fsync_dir(&layout.root).map_err(file("the copy could not be moved"))?;
-        self.remember(|m| (m.rewinding, m.examined) = (false, None)).map_err(file("the mark could not be cleared"))?;
+        self.remember(|m| (m.rewinding, m.condemned, m.examined) = (false, false, None))
+            .map_err(file("the mark could not be cleared"))?;
         remove_tree(&layout.data_old()).map_err(file("old data could not be removed"))?;
         tracing::info!(node = %self.env.config.node, term = source.term.0, lsn = %floor.lsn, "cloned");
         self.look_again(self.env.config.probe_timeout).await;

@@ -20,6 +20,8 @@ pub struct Facts<'a> {
     /// The data directory must not be started: a rewind was begun and not finished, which only happens after its tail was
     /// examined; or it is whole, but can never become consistent under the primary there is, and its tail was not examined.
     pub rewind_interrupted: bool,
+    /// The latter of the two: its WAL can be examined again, for another primary.
+    pub whole: bool,
     /// The tail from this fork on was examined and reported.
     pub examined: Option<Fork>,
 }
@@ -79,9 +81,10 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         None => (oldest_possible(facts), Some(Why::HistoryUnknown)),
     };
     match (facts.rewind_interrupted, facts.examined, why_not_rewind) {
-        (true, Some(_), _) => Plan::Reclone(Why::RewindInterrupted),
+        (true, Some(_), _) if !facts.whole => Plan::Reclone(Why::RewindInterrupted),
         (_, None, _) => Plan::Examine(parted),
-        (false, Some(done), _) if done != parted => Plan::Examine(parted),
+        (_, Some(done), _) if done != parted => Plan::Examine(parted),
+        (true, Some(_), _) => Plan::Reclone(Why::RewindInterrupted),
         (false, Some(_), Some(why)) => Plan::Reclone(why),
         (false, Some(_), None) => Plan::Rewind(parted),
     }
@@ -182,6 +185,7 @@ mod tests {
             own: Some(&own),
             upstream: &history(upstream),
             rewind_interrupted: false,
+            whole: false,
             examined: examined.map(|(t, l)| Fork { timeline: TimelineId(t), lsn: Lsn(l) }),
         };
         assert_eq!(plan(&facts), expected, "{own:?} {end} under {upstream}");
@@ -227,6 +231,7 @@ mod tests {
             own: Some(&own),
             upstream: &own,
             rewind_interrupted: true,
+            whole: false,
             examined: Some(at(1, 100)),
         };
         assert_eq!(plan(&facts), Plan::Reclone(Why::RewindInterrupted));
@@ -235,7 +240,14 @@ mod tests {
         let (root, examined) = (history("1"), None);
         let copy = Facts { own_end: past, own: Some(&root), examined, ..facts.clone() };
         assert_eq!(plan(&copy), Plan::Examine(at(1, 100)));
-        assert_eq!(plan(&Facts { examined: Some(at(1, 100)), ..copy }), Plan::Reclone(Why::RewindInterrupted));
+        assert_eq!(plan(&Facts { examined: Some(at(1, 100)), ..copy.clone() }), Plan::Reclone(Why::RewindInterrupted));
+        // The primary that it was examined for is lost before the copy was made, and the next one has less.
+        let shorter = history("1@90 3");
+        let next = Facts { examined: Some(at(1, 100)), upstream: &shorter, ..copy.clone() };
+        assert_eq!(plan(&Facts { whole: true, ..next.clone() }), Plan::Examine(at(1, 90)));
+        let done = Facts { whole: true, examined: Some(at(1, 90)), ..next.clone() };
+        assert_eq!(plan(&done), Plan::Reclone(Why::RewindInterrupted));
+        assert_eq!(plan(&next), Plan::Reclone(Why::RewindInterrupted), "its WAL may be the source's by now");
         let gone = Facts { own: None, rewind_interrupted: false, examined: None, ..facts };
         assert_eq!(plan(&gone), Plan::Examine(at(2, 100)));
     }

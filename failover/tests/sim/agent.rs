@@ -210,8 +210,14 @@ impl World {
         for _ in 0..3 {
             let own = self.nodes[n].history();
             let (own_end, examined) = (self.nodes[n].end(), self.nodes[n].examined);
-            let facts =
-                rejoin::Facts { own_end, own: Some(&own), upstream: &upstream, rewind_interrupted: false, examined };
+            let facts = rejoin::Facts {
+                own_end,
+                own: Some(&own),
+                upstream: &upstream,
+                rewind_interrupted: false,
+                whole: false,
+                examined,
+            };
             match plan(&facts) {
                 Plan::Follow => return self.follow(n, p, term),
                 Plan::Examine(fork) => self.nodes[n].examined = Some(fork),
