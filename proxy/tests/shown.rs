@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::raw::{Raw, bind, describe, execute, flush, ok, parse, sync, value};
+use common::prepared::used;
+use common::raw::{Raw, bind, block, describe, execute, flush, ok, parse, sync, two_servers, value, words};
 use common::{Cluster, wait_for};
 
 /// Every setting of the proxy's, and what holds for a session that has set none.
@@ -180,5 +181,24 @@ fn a_token_that_is_described_first_covers_the_write_before_it() {
         });
         let seen = a.until_ready();
         assert!(seen[1].starts_with("D 1-1-0/"), "{seen:?}");
+    }
+}
+
+#[test]
+fn a_setting_whose_columns_are_asked_for_is_known_there_before() {
+    let c = two_servers();
+    let mut a = Raw::login(c.port, &[]);
+    for (name, sql) in [("s", "show pgtenure.read_from"), ("t", "show pgtenure.term")] {
+        a.write(|out| {
+            parse(out, name, sql);
+            describe(out, name);
+            sync(out);
+        });
+        assert_eq!(words(&a.until_ready()), "1 | t | T | Z I");
+    }
+    // On another server, which has never heard of the names.
+    let _other = block(&c);
+    for (name, want) in [("s", "standby"), ("t", "1"), ("s", "standby")] {
+        assert_eq!(used(&mut a, name), format!("2 | D {want} | C SHOW | Z I"));
     }
 }

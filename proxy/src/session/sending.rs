@@ -220,9 +220,10 @@ impl Session {
         }
         let asks = self.apply()
             || self.forget_draws(unit)
-            || self.ask_columns(input, unit)
             || self.put_durability_in_force()
-            || unit.ours && self.give_values(input, unit);
+            || unit.ours && self.give_values(input, unit)
+            // A server knows our settings only once it was given them.
+            || self.ask_columns(input, unit);
         if asks || self.must_prove(now) {
             return Step::Wait;
         }
