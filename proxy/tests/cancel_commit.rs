@@ -271,3 +271,33 @@ fn what_commits_nothing_waits_for_no_standby_although_notices_are_hidden() {
     assert_eq!(words(&s.until_ready()), "1 | E 22012 | Z I");
     assert_eq!(c.counter("pgtenure_proxy_in_doubt_total"), 0.0);
 }
+
+/// Even where one Sync is behind both.
+#[test]
+fn a_statement_is_cancelled_that_has_its_commit_in_the_same_unit() {
+    let c = hung();
+    let unit = |out: &mut Vec<u8>| {
+        ["begin", "insert into t values (1)", "commit"].iter().for_each(|sql| run(out, sql));
+        sync(out);
+    };
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    holder.query("lock table t");
+    let mut s = Raw::login(c.port, &[]);
+    s.write(unit);
+    let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'";
+    wait_for("the insert to wait for the lock", || (c.nodes[0].psql(blocked) == "1").then_some(()));
+    cancel(&c, &s);
+    assert_eq!(words(&s.until_ready()), "1 | 2 | C BEGIN | E 57014 | Z E");
+    assert_eq!(words(&s.query("rollback")), "C ROLLBACK | Z I");
+    holder.query("rollback");
+    // The COMMIT itself goes on waiting.
+    s.write(unit);
+    wait_until_waiting(&c, 1);
+    cancel(&c, &s);
+    wait_until_waiting(&c, 1);
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(words(&s.until_ready()), "1 | 2 | C BEGIN | 1 | 2 | C INSERT 0 1 | 1 | 2 | C COMMIT | Z I");
+    assert_eq!(words(&s.query("select count(*) from t")), "T | D 1 | C SELECT 1 | Z I");
+}

@@ -72,10 +72,16 @@ impl Cancels {
         self.astray.get()
     }
 
-    /// Count one more; it ends when [`forward`] does.
+    /// Count one more; it ends with [`Self::end`].
     pub fn begin(self: &Rc<Self>) -> Rc<Self> {
         self.running.set(self.running.get() + 1);
         self.clone()
+    }
+
+    /// One is over.
+    pub fn end(&self) {
+        self.running.set(self.running.get() - 1);
+        self.ended.notify_one();
     }
 
     /// Wait until none is. Each is bounded, so this is.
@@ -121,8 +127,7 @@ pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Can
     if sent.get() {
         cancels.astray.set(true);
     }
-    cancels.running.set(cancels.running.get() - 1);
-    cancels.ended.notify_one();
+    cancels.end();
 }
 
 #[cfg(test)]

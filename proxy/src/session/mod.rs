@@ -8,6 +8,7 @@ pub mod acquire;
 mod answers;
 mod assigned;
 pub mod batch;
+mod before_commit;
 mod block;
 pub mod cancel;
 pub mod challenge;

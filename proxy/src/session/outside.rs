@@ -188,7 +188,13 @@ impl Session {
             return self.cancel_hidden(waiters);
         }
         // A COMMIT that waits for its standby must not be told to stop waiting.
-        if !self.relay.busy() || self.relay.is_committing() {
+        if !self.relay.busy() {
+            return;
+        }
+        if self.relay.is_committing() {
+            if self.relay.may_be_before_commit() {
+                self.cancel_before_commit(waiters);
+            }
             return;
         }
         self.cancelled |= self.relay.may_commit();

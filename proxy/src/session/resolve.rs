@@ -16,7 +16,7 @@ use crate::session::client::Session;
 use crate::session::lost::{self, Owed};
 use crate::session::presence::Activity;
 use crate::session::proof;
-use crate::session::server::Server;
+use crate::session::server::{Meta, Server};
 use crate::sql::Access;
 use crate::worker::Worker;
 use cluster::per_term::Fate;
@@ -234,7 +234,13 @@ impl<'a> InUse<'a> {
         proof.is_some_and(|proof| proof.error.is_none() && !proof.unreplicated)
     }
 
-    async fn ask(&mut self, sql: &str, left: Duration) -> Option<crate::session::relay::Hidden> {
+    /// What its server is.
+    pub(super) fn meta(&self) -> Option<&Meta> {
+        self.server.as_ref().map(|server| &*server.meta)
+    }
+
+    /// A question to it; `None`: it has not answered in that time.
+    pub(super) async fn ask(&mut self, sql: &str, left: Duration) -> Option<crate::session::relay::Hidden> {
         let server = self.server.as_mut()?;
         // Until it has answered, it is in the middle of something.
         let whole = std::mem::replace(&mut self.whole, false);

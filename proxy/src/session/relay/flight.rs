@@ -3,7 +3,7 @@
 
 use crate::session::outcome::{At, Record};
 use crate::session::relay::confirmed::Confirmed;
-use crate::session::relay::{Entry, Relay, Undo};
+use crate::session::relay::{Entry, Kind, Relay, Undo};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 
@@ -43,6 +43,12 @@ impl Relay {
     /// reached yet; within it the server hands out no answer that would tell how far it is.
     pub fn is_committing(&self) -> bool {
         self.records().next().is_some_and(|r| r.commits_explicitly)
+    }
+
+    /// Does that unit execute something else as well, which the server may still be at? Of a simple query it does not tell.
+    pub fn may_be_before_commit(&self) -> bool {
+        let unit = self.queue.iter().take_while(|entry| !entry.kind.owes_ready());
+        self.is_committing() && unit.filter(|entry| entry.kind == Kind::Execute).count() > 1
     }
 
     /// The status that the server has behind all that was sent, when nothing of it fails; a block where that is not certain.
