@@ -9,9 +9,10 @@
 //! `pgtenure_lagmon_upstream{kind}`, `pgtenure_lagmon_recovery_conflicts_total{cause}` (the server's own count, which a
 //! reset of its statistics sets back). Per slot of a node (`slot`; as many as a node tells, 64 at most):
 //! `pgtenure_lagmon_slot_retained_bytes`, `pgtenure_lagmon_slot_active`, `pgtenure_lagmon_slot_wal_status{status}`.
-//! Per node: `pgtenure_lagmon_senders{kind}`, `pgtenure_lagmon_sample_age_seconds`, `pgtenure_lagmon_node_role{role}`,
-//! `pgtenure_lagmon_probes_total{outcome}`, `pgtenure_lagmon_probe_seconds`. Of the cluster: `pgtenure_lagmon_term`,
-//! `pgtenure_lagmon_primary_flush_position_bytes`, `pgtenure_lagmon_demanded_rounds_total`.
+//! Per node: `pgtenure_lagmon_senders{kind}`, `pgtenure_lagmon_sorts_otherwise`, `pgtenure_lagmon_sample_age_seconds`,
+//! `pgtenure_lagmon_node_role{role}`, `pgtenure_lagmon_probes_total{outcome}`, `pgtenure_lagmon_probe_seconds`. Of the
+//! cluster: `pgtenure_lagmon_term`, `pgtenure_lagmon_primary_flush_position_bytes`,
+//! `pgtenure_lagmon_demanded_rounds_total`.
 
 use crate::model::detail::{Receiver, WalStatus};
 use crate::model::estimate::Estimate;
@@ -88,6 +89,7 @@ pub(crate) struct Lags {
     slot_active: GaugeVec,
     slot_status: GaugeVec,
     senders: GaugeVec,
+    sorts_otherwise: GaugeVec,
     conflicts: CounterVec,
     /// Two scrapes at once would empty each other's vectors.
     filling: Mutex<()>,
@@ -134,6 +136,11 @@ impl Lags {
             slot_active: gauges("slot_active", "1 while somebody streams from the slot", &["node", "slot"])?,
             slot_status: gauges("slot_wal_status", "1 for the slot's wal_status", &["node", "slot", "status"])?,
             senders: gauges("senders", "Receivers that a node sends WAL to, by what they are", &["node", "kind"])?,
+            sorts_otherwise: gauges(
+                "sorts_otherwise",
+                "1 for a node whose collations are of other versions than the primary's",
+                &["node"],
+            )?,
             conflicts: CounterVec::new(conflicts, &["node", "cause"])?,
             filling: Mutex::new(()),
         };
@@ -153,6 +160,7 @@ impl Lags {
             &self.slot_active,
             &self.slot_status,
             &self.senders,
+            &self.sorts_otherwise,
         ];
         self.seconds.iter().chain(&self.bytes).chain(rest)
     }
@@ -185,6 +193,7 @@ impl Lags {
                 self.slot_status.with_label_values(&labels).set(f64::from(u8::from(holds)));
             }
         }
+        self.sorts_otherwise.with_label_values(&[node]).set(f64::from(u8::from(of.sorts_otherwise)));
         for kind in Receiver::ALL {
             let count = of.receivers.iter().filter(|r| **r == kind).count();
             self.senders.with_label_values(&[node, kind.as_str()]).set(count as f64);
@@ -258,5 +267,31 @@ impl Collector for Lags {
         families.extend(self.vectors().flat_map(Collector::collect));
         families.extend(self.conflicts.collect());
         families
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::detail::NodeDetail;
+    use cluster::lag::LagSnapshot;
+
+    #[test]
+    fn a_node_that_sorts_otherwise_is_shown() {
+        let node = |name: &str, sorts_otherwise| Node {
+            node: name.parse().unwrap(),
+            detail: NodeDetail::default(),
+            receivers: Vec::new(),
+            sorts_otherwise,
+        };
+        let nodes = vec![node("n1", false), node("n2", true)];
+        let published = Published { snapshot: Arc::new(LagSnapshot::default()), estimates: Vec::new(), nodes };
+        let (_sender, receiver) = watch::channel(Arc::new(published));
+        let registry = Registry::new();
+        Lags::register(&registry, receiver).unwrap();
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        for line in [r#"sorts_otherwise{node="n1"} 0"#, r#"sorts_otherwise{node="n2"} 1"#] {
+            assert!(text.contains(&format!("pgtenure_lagmon_{line}")), "{text}");
+        }
     }
 }
