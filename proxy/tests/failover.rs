@@ -232,8 +232,9 @@ fn what_was_committed_and_chained_is_said_to_be_lost() {
         }
         c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction'");
         assert!(words(&s.query("select 1")).ends_with("E 40001 | Z E"), "{leaves}");
-        let ended = words(&s.query("rollback"));
-        assert!(ended.starts_with("C ROLLBACK"), "{leaves}: {ended}");
+        // What the lost setting is now is told as soon as the loss is noticed, which the statement may have come before.
+        let ended: Vec<_> = s.query("rollback").into_iter().filter(|told| !told.starts_with("S ")).collect();
+        assert_eq!(words(&ended), "C ROLLBACK | Z I", "{leaves}");
         assert_eq!(words(&s.query(uses)), "E 08006 | Z I", "{leaves}");
         assert_eq!(s.query("select 1").last().map(String::as_str), Some("Z I"));
     }
