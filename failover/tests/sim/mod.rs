@@ -77,6 +77,8 @@ pub(crate) const SOMETIMES: [&str; 47] = [
 
 /// Faults come until here, then everything heals.
 const FAULTS_END: u64 = 40_000;
+/// By here the cluster has healed: nothing is a reason to begin another term from then on.
+const HEALED: u64 = 62_000;
 /// By here a write must have been acknowledged again.
 const END: u64 = 75_000;
 
@@ -191,6 +193,8 @@ pub(crate) struct World {
     pub(crate) acked: BTreeSet<u64>,
     pub(crate) reader: Reader,
     last_ack: Instant,
+    /// The term that there was when all had healed.
+    healed: Option<Term>,
     /// What was first written at each place of each timeline.
     written: BTreeMap<(u32, usize), u64>,
     lines: Vec<String>,
@@ -249,6 +253,7 @@ impl World {
             acked: BTreeSet::new(),
             reader: Reader::new(seed),
             last_ack: Instant::default(),
+            healed: None,
             written: BTreeMap::new(),
             lines: Vec::new(),
             reached: BTreeSet::new(),
@@ -536,6 +541,9 @@ impl World {
         self.expire();
         self.check_policy();
         let term = self.records.term.as_ref().map_or(0, |t| t.value.term.0);
+        if self.elapsed() >= HEALED && *self.healed.get_or_insert(Term(term)) != Term(term) {
+            self.fail(format!("term {term} was begun although nothing had been wrong for {} ms", HEALED - FAULTS_END));
+        }
         let old = self.nodes.iter().any(|n| n.is_primary() && u64::from(n.timeline) < term);
         if old {
             self.reach("a superseded primary running");
