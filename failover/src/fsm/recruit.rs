@@ -137,7 +137,11 @@ impl Planner {
         // It did open, and etcd was restored from a backup.
         let opened = self.opened.timeline().is_some_and(|opened| opened >= have.timeline);
         // Whoever has a vote has followed there, before the record said that it was open: what it lost nobody has.
-        let on_it = |f: &Frozen| f.position.is_some_and(|p| round.lossy_timelines.contains(&p.timeline));
+        // So has who was rewound to it, or copied from there, and has not replayed all of it again.
+        let on_it = |f: &Frozen| {
+            let ends = f.position.into_iter().chain(f.quarantine);
+            ends.into_iter().any(|p| round.lossy_timelines.contains(&p.timeline))
+        };
         let mut voters = round.policy.quorums().flat_map(|(voters, _)| voters);
         let all = voters.all(|n| round.frozen.get(n).is_some_and(on_it));
         (!round.begin.allow_loss && !opened && !all).then_some(Unfit::PromotedWithLoss { have })
