@@ -146,9 +146,14 @@ impl Planner {
         let Stage::Intent(mut begin) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
         let blockers = self.obstacles(now, &begin);
         if self.is_overtaken_by_the_primary(now, &mut begin, &blockers) {
+            let well = matches!(self.seen.health(now, &self.settings), Health::Well);
             if let (Some(op), Some(term)) = (begin.op, self.seen.term()) {
                 let node = term.node.as_ref().map_or_else(String::new, ToString::to_string);
-                let why = format!("{node} is well again and stays primary in term {}", term.term);
+                let why = if well {
+                    format!("{node} is well again and stays primary in term {}", term.term)
+                } else {
+                    format!("{node} still runs and holds its lease: it is stopped first, as where nobody has asked")
+                };
                 out.push(Action::Answer { id: op.id, answer: Box::new(Answer::Failed { why, journal: None }) });
             }
             return Flow::Again;
@@ -166,12 +171,20 @@ impl Planner {
 
     /// A term that may not begin, while the primary that it was to replace is well again, is not waited for: where the lease
     /// is the fence it would be for ever, with the gate closed, say, and the leave to lose data would be used for whatever
-    /// happens next. An operator is told, unless what forbids it may pass by itself while he waits.
+    /// happens next. An operator is told, unless what forbids it may pass by itself while he waits. Nor is one waited for
+    /// while the primary is no good and its agent renews the lease: it must be stopped first (see `stop_before`).
     fn is_overtaken_by_the_primary(&self, now: Instant, begin: &mut Begin, blockers: &[Blocker]) -> bool {
         let open = self.seen.term().is_some_and(TermRecord::is_open);
         let stays = begin.op.is_none() || blockers.iter().any(|b| matches!(b, Blocker::LeaseHeld { .. }));
-        let well = matches!(self.seen.health(now, &self.settings), Health::Well);
-        let back = open && well && stays && !blockers.is_empty();
+        let ends = match self.seen.health(now, &self.settings) {
+            Health::Well => true,
+            Health::Unsure(_) => false,
+            Health::Dead { .. } => {
+                let runs = self.seen.open_primary().is_some_and(|p| self.seen.at_work(p, now, &self.settings));
+                runs && blockers.iter().all(|b| matches!(b, Blocker::LeaseHeld { .. }))
+            }
+        };
+        let back = open && ends && stays && !blockers.is_empty();
         // What it said last before it was stopped may say that it is well.
         begin.back_since = back.then(|| begin.back_since.unwrap_or(now));
         begin.back_since.is_some_and(|since| now.since(since) >= self.settings.detect_timeout)
