@@ -245,6 +245,24 @@ fn a_commit_that_others_stop_is_told_once_standbys_have_it() {
     assert_eq!(c.counter("pgtenure_proxy_in_doubt_total"), 0.0);
 }
 
+/// What it says comes before the Sync, and what it does is committed by that only.
+#[test]
+fn success_that_was_told_before_its_commit_is_none_yet() {
+    let c = Cluster::start(0, |raw| raw.hold_timeout = Span(Duration::from_secs(1)));
+    let mut s = Raw::login(c.port, &[("client_min_messages", "error")]);
+    s.write(|out| {
+        run(out, "create table t()");
+        flush(out);
+    });
+    for told in ["1", "2", "C CREATE TABLE"] {
+        assert_eq!(s.next(), told);
+    }
+    let_commits_wait(&c);
+    s.write(sync);
+    stop_waiting(&c, 1);
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+}
+
 /// The standbys are gone, and what commits nothing need not hear of them.
 #[test]
 fn what_commits_nothing_waits_for_no_standby_although_notices_are_hidden() {

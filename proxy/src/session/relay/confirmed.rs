@@ -15,14 +15,15 @@ pub(super) enum Confirmed {
     Nothing,
     /// All that the next message tells of.
     Next,
-    /// All that was told up to now.
+    /// All that the last message told of, and that was its own commit: nothing is left to the end of the unit.
     Told,
 }
 
 impl Confirmed {
-    /// The same, when a command is told of.
-    pub(super) fn told(self) -> Self {
-        if self == Self::Next { Self::Told } else { Self::Nothing }
+    /// The same, when this ends a command.
+    pub(super) fn told(self, frame: &[u8]) -> Self {
+        let commits = frame[0] == b'C' && COMMITS_FIRST.contains(&&frame[5..]);
+        if self == Self::Next && commits { Self::Told } else { Self::Nothing }
     }
 }
 
@@ -33,6 +34,9 @@ pub(super) enum Told<'a> {
     /// ReadyForQuery.
     End(TxStatus),
 }
+
+/// Commands that have committed all there is when they are told of. What others do, a Sync may commit.
+const COMMITS_FIRST: [&[u8]; 2] = [b"COMMIT\0", b"PREPARE TRANSACTION\0"];
 
 /// Commands that commit nothing by themselves where a Sync is still to come.
 const COMMIT_LATER: [&[u8]; 12] = [
@@ -127,7 +131,8 @@ mod tests {
         for (from, unit, tags, to, want) in [
             (Idle, (&[Query][..], "insert into t values (1)"), &["INSERT 0 1"][..], Idle, 1),
             (Idle, (extended, "insert into t values (1)"), &["INSERT 0 1"], Idle, 1),
-            (Idle, (extended, "create table t()"), &["CREATE TABLE"], Idle, 1),
+            (Idle, (extended, "create table t()"), &["CREATE TABLE"], Idle, 2),
+            (Block, (extended, "prepare transaction 'x'"), &["PREPARE TRANSACTION"], Idle, 1),
             (Block, (&[Query], "insert into t values (1)"), &["INSERT 0 1"], Block, 0),
             (Block, (&[Query], "commit"), &["COMMIT"], Idle, 1),
             (Block, (&[Query], "commit and chain"), &["COMMIT"], Block, 1),

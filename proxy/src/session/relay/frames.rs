@@ -150,7 +150,7 @@ impl Relay {
         if frame[0] == b'C' && self.is_unconfirmed(Told::Tag(&frame[5..])) {
             return Step::Stop(Event::Unconfirmed);
         }
-        self.confirmed = self.confirmed.told();
+        self.confirmed = self.confirmed.told(frame);
         self.local_answers(input, sink);
         let hidden = self.queue.front().is_some_and(|e| e.hidden);
         if self.head_is(Kind::Execute)
