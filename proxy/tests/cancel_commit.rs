@@ -263,6 +263,19 @@ fn success_that_was_told_before_its_commit_is_none_yet() {
     assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
 }
 
+#[test]
+fn a_commit_that_waits_to_be_received_is_no_success_when_others_stop_it() {
+    let c = Cluster::start(0, |raw| {
+        (raw.hold_timeout, raw.durability.allow_lower) = (Span(Duration::from_secs(1)), Some(true));
+    });
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    let_commits_wait(&c);
+    let mut s = Raw::login(c.port, &[("client_min_messages", "error"), ("synchronous_commit", "remote_write")]);
+    send(&mut s, "insert into t values (1)");
+    stop_waiting(&c, 1);
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+}
+
 /// The standbys are gone, and what commits nothing need not hear of them.
 #[test]
 fn what_commits_nothing_waits_for_no_standby_although_notices_are_hidden() {

@@ -357,9 +357,9 @@ impl Session {
         self.causality.borrow_mut().acknowledged(server.meta.wrote_in(), protected && !below, now);
     }
 
-    /// Does a commit wait for the disks of standbys now, on the session's server?
+    /// Does a commit wait for standbys now, on the session's server?
     pub(super) fn commits_wait(&self) -> bool {
-        self.server.as_ref().is_some_and(|server| self.commits_as(&server.meta) >= Durability::SemiSync)
+        self.server.as_ref().is_some_and(|server| self.commits_as(&server.meta) >= Durability::Received)
     }
 
     /// What a commit waits for now, on the session's server.
