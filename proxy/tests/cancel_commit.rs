@@ -9,7 +9,7 @@ use common::{Cluster, dial, wait_for};
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn words(seen: &[String]) -> String {
     seen.join(" | ")
@@ -274,6 +274,25 @@ fn a_commit_that_waits_to_be_received_is_no_success_when_others_stop_it() {
     send(&mut s, "insert into t values (1)");
     stop_waiting(&c, 1);
     assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+}
+
+/// It is not the statement that takes so long.
+#[test]
+fn no_limit_of_statements_ends_the_wait_for_what_standbys_have() {
+    let hold = Duration::from_secs(5);
+    let c = Cluster::start(0, |raw| {
+        raw.hold_timeout = Span(hold);
+        raw.timeouts.query_timeout = Span::secs(3);
+    });
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    let_commits_wait(&c);
+    let mut s = Raw::login(c.port, &[("client_min_messages", "error")]);
+    send(&mut s, "insert into t values (1)");
+    wait_until_waiting(&c, 1);
+    let stopped = Instant::now();
+    stop_waiting(&c, 1);
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+    assert!(stopped.elapsed() >= hold, "{:?}", stopped.elapsed());
 }
 
 /// The standbys are gone, and what commits nothing need not hear of them.

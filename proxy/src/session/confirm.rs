@@ -9,6 +9,7 @@ use crate::route::durability::Durability;
 use crate::route::{Consistency, Promise};
 use crate::session::acquire::{self, Want, change};
 use crate::session::client::Session;
+use crate::session::presence::Activity;
 use crate::session::resolve::InUse;
 use crate::sql::Access;
 use crate::wire::error_response::{ClientError, Doubt};
@@ -27,7 +28,10 @@ impl Session {
         let Some(meta) = self.server.as_ref().map(|server| &server.meta) else { return };
         let (node, term, level) = (meta.node.clone(), meta.term, self.commits_as(meta));
         let now = self.w.now();
-        // A limit that the statement exceeded while its server ran it says nothing about this wait.
+        // A limit on the statement says nothing about this wait: neither one that it exceeded while its server ran it, nor
+        // one that would be reached now.
+        let was = self.presence.progress();
+        self.mark(Activity::Waiting, now, false);
         self.presence.expired.set(None);
         let w = self.w.clone();
         let want = self.want(Access::Write, now);
@@ -40,6 +44,7 @@ impl Session {
             _ = poll_fn(|cx| self.watch_client(cx)) => Some(false),
             confirmed = search.run(now) => confirmed,
         };
+        self.work_again(was, now);
         match confirmed {
             Some(true) => self.relay.confirm(),
             Some(false) => self.relay.doubt(ClientError::CommitUnknown { node, term, doubt: Doubt::Unconfirmed }),

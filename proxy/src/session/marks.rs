@@ -3,6 +3,7 @@
 use crate::console::tally::Counter;
 use crate::session::client::Session;
 use crate::session::presence::{Activity, Serving};
+use crate::session::timers::{self, Progress};
 use crate::wire::backend::TxStatus;
 use cluster::Instant;
 
@@ -30,6 +31,17 @@ impl Session {
         let on_server = self.server.as_ref().map_or(0, |s| s.meta.statements.len());
         self.presence.prepared.set((self.statements.len(), on_server));
         self.w.look_at_sessions(now);
+    }
+
+    /// The session has waited since then for other than its server, and does as before: that time counts for no limit.
+    pub(super) fn work_again(&self, was: Progress, since: Instant) {
+        let now = self.w.now();
+        self.mark(was.doing.activity, now, false);
+        self.presence.resume(was, now.since(since));
+        // That may come sooner than a limit of what begins now.
+        if let Some((at, _)) = timers::first(&self.presence.progress(), &self.w.config().timeouts) {
+            self.w.look_no_later(at.max(now));
+        }
     }
 
     /// A server begins or ends to work for the session, for the worker that counts those.

@@ -14,6 +14,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// The server that serves a session.
@@ -117,6 +118,13 @@ impl Presence {
         let began = if begins { now } else { self.doing.get().began };
         self.doing.set(Doing { activity, since: now, began });
         self.told.set(None);
+    }
+
+    /// It goes on with what it did, which stood still for that long.
+    pub fn resume(&self, was: Progress, still: Duration) {
+        let Doing { activity, since, began } = was.doing;
+        self.doing.set(Doing { activity, since: since + still, began: began + still });
+        self.told.set(was.told.map(|told| told + still));
     }
 
     /// What its limits depend on.
