@@ -402,7 +402,8 @@ impl Planner {
         begin.detected = begin.detected.or(Some(now));
         let journal = self.new_journal(term, &begin, prev.as_ref(), &policy.value);
         let mut puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(journal))];
-        if counts_for_budget(&begin) {
+        begin.counts = counts_for_budget(&begin, &old.value);
+        if begin.counts {
             // In the same transaction: whoever leads next counts it too, whatever becomes of this manager.
             puts.push(RecordPut::Spent(term, self.settings.failover_window));
         }
@@ -466,7 +467,7 @@ impl Planner {
         let (Some(term), Some(policy)) = (self.seen.term().cloned(), self.seen.records.policy.clone()) else {
             return;
         };
-        if counts_for_budget(&begin) {
+        if begin.counts {
             self.spent.push_back((now, term.term));
         }
         let mut journal = self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value);
@@ -478,9 +479,11 @@ impl Planner {
     }
 }
 
-/// Is this an automatic failover's first attempt?
-fn counts_for_budget(begin: &Begin) -> bool {
-    begin.cause == Cause::Failover && begin.failures == 0
+/// Is this an automatic failover's first attempt? The first that replaces an open term is one too: a term that its manager gave
+/// up may have opened all the same.
+fn counts_for_budget(begin: &Begin, old: &TermRecord) -> bool {
+    let open = matches!(old.phase, Phase::Active | Phase::Draining);
+    begin.cause == Cause::Failover && (begin.failures == 0 || open)
 }
 
 pub(super) fn short(

@@ -486,6 +486,7 @@ impl Planner {
             unlimited: cause == Cause::OperatorFailover,
             not_before: Instant::default(),
             failures: 0,
+            counts: false,
             lost_candidates: (0, Instant::default()),
             back_since: None,
             op: None,

@@ -39,6 +39,8 @@ pub(super) struct Begin {
     pub(super) not_before: Instant,
     /// Rounds of this change that failed.
     pub(super) failures: u32,
+    /// Its transaction counts as an automatic failover.
+    pub(super) counts: bool,
     /// How many of them lost their candidate, and when the last of them did.
     pub(super) lost_candidates: (u32, Instant),
     /// The primary that was to be replaced is well, since then, while something forbids to begin.
