@@ -46,6 +46,9 @@ pub struct AgentState {
     pub opened: Term,
     /// PostgreSQL as last observed.
     pub postgres: PostgresState,
+    /// Its postmaster is dead, and its other processes are being ended: what `postgres` says is from before.
+    #[serde(default)]
+    pub ending: bool,
     /// Age of that observation, ms; grows when PostgreSQL does not answer.
     pub observed_ms_ago: u64,
     /// System identifier, if there is a data directory.
@@ -297,6 +300,12 @@ pub struct Follow {
     pub primary: NodeId,
     /// Its PostgreSQL.
     pub endpoint: Endpoint,
+    /// Where the term's record ends: clients wait until that is received.
+    #[serde(default)]
+    pub record_lsn: Option<Lsn>,
+    /// It is only being promoted, and ends there: to be connected to already, by who has no more than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<Position>,
 }
 
 /// T3: take the primary's lease and set the term active, comparing the term record's revision.

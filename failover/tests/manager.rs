@@ -77,6 +77,7 @@ impl Pretender {
             lease_left_ms: None,
             fsync_probe_ms: None,
             trouble: None,
+            ending: false,
             policy: None,
         };
         let me = Self {
@@ -141,8 +142,10 @@ impl Pretender {
             "/agent/promote" => serde_json::to_vec(&self.promote(&serde_json::from_slice(&body).unwrap())),
             "/agent/follow" => {
                 let order: Follow = serde_json::from_slice(&body).unwrap();
-                let timeline = u32::try_from(order.term.0).unwrap();
-                self.change(|s| s.postgres = standby(timeline, 0x6100, Some(order.primary.as_str())));
+                if order.ahead.is_none() {
+                    let timeline = u32::try_from(order.term.0).unwrap();
+                    self.change(|s| s.postgres = standby(timeline, 0x6100, Some(order.primary.as_str())));
+                }
                 Ok(b"{}".to_vec())
             }
             "/agent/open" => serde_json::to_vec(&self.open(serde_json::from_slice(&body).unwrap()).await),

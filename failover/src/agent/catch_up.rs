@@ -4,7 +4,8 @@ use super::commands::CommandError;
 use super::recovery_conf::Upstream;
 use super::sql::Sql;
 use super::{Agent, postgres};
-use crate::api::{CatchUp, Frozen, Refused};
+use crate::api::{CatchUp, Follow, Frozen, Position, PostgresState, Refused};
+use cluster::Term;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,30 +21,69 @@ impl Agent {
         }
         {
             let _held = self.act_alone().await?;
-            let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await;
-            let sql = sql.map_err(|e| self.failed("catching up", &e))?;
-            self.receive_from(order).await?;
+            let sql = self.own_sql().await.map_err(|e| self.failed("catching up", &e))?;
+            self.receive_from(
+                order.term,
+                Upstream { node: order.from.clone(), endpoint: order.endpoint.clone(), term: order.term },
+            )
+            .await?;
+            tracing::info!(
+                node = %self.env.config.node, term = order.term.0, from = %order.from, lsn = %order.to.lsn, "catching up"
+            );
             self.until_received(order, &sql).await;
             self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         }
         self.freeze(order.term).await
     }
 
-    async fn receive_from(&self, order: &CatchUp) -> Result<(), CommandError> {
+    /// `/agent/follow` of a node that is still to be promoted. Its timeline is this node's, and it has all that this
+    /// node has, so there is nothing to compare.
+    pub(super) async fn attend(&self, order: &Follow, base: Position) -> Result<(), CommandError> {
+        let node = self.env.config.node.clone();
+        if self.state.look(|o| o.fenced) {
+            return Err(Refused::Fenced { node }.into());
+        }
+        let _held = self.act_alone().await?;
+        let frozen = self.state.look(|o| o.frozen_for) == Some(order.term)
+            && self.cut_off_for.load(Ordering::Acquire) == order.term.0;
+        if !frozen || !self.state.look(|o| matches!(o.postgres, PostgresState::Standby(_))) {
+            return Err(self.wrong_state("frozen for the term"));
+        }
+        let memory = self.memory();
+        if memory.rewinding || memory.examined.is_some() || memory.quarantine.is_some() {
+            return Err(self.wrong_state("a standby with nothing to be examined or made up for"));
+        }
+        let sql = self.own_sql().await.map_err(|e| self.failed("connecting ahead", &e))?;
+        let replay = self.replay(&sql).await.map_err(|e| self.failed("connecting ahead", &e))?;
+        let lsn = replay.receive.unwrap_or_default().max(replay.replay);
+        let have = self.state.look(|o| o.last_timeline).map(|timeline| Position { timeline, lsn });
+        if have.is_none_or(|have| have.timeline != base.timeline || have.lsn > base.lsn) {
+            return Err(Refused::OtherPosition { node, have, want: base }.into());
+        }
+        let (primary, endpoint) = (order.primary.clone(), order.endpoint.clone());
+        self.receive_from(order.term, Upstream { node: primary, endpoint, term: order.term }).await?;
+        tracing::info!(%node, term = order.term.0, primary = %order.primary, "connecting ahead of the promotion");
+        Ok(())
+    }
+
+    /// The WAL receiver gets an upstream again, and is not ended as one that a freeze has overlooked.
+    async fn receive_from(&self, term: Term, upstream: Upstream) -> Result<(), CommandError> {
         let mut conf = self.conf.lock().await;
         // Under the lock that a freeze needs: either its promise is seen here, or it cuts off after us.
-        self.promise(order.term)?;
+        self.promise(term)?;
         self.cut_off_for.store(0, Ordering::Release);
         // It begins anew: with the age of the former upstream's silence it would be tried at leisure at once.
         let now = self.env.clock.now();
-        self.state.change(|o| o.not_streaming_since = Some(now));
-        let (node, endpoint) = (order.from.clone(), order.endpoint.clone());
-        conf.connect(Upstream { node, endpoint, term: order.term });
-        conf.write(&self.env).map_err(|e| self.failed("writing settings", &e))?;
+        drop(self.standing.take_replication());
+        self.state.change(|o| (o.not_streaming_since, o.frozen_for) = (Some(now), None));
+        conf.connect(upstream);
+        if let Err(error) = conf.write(&self.env) {
+            // It stays frozen.
+            conf.upstream = None;
+            self.state.change(|o| o.frozen_for = Some(term));
+            return Err(self.failed("writing settings", &error).into());
+        }
         postgres::reload(&self.env);
-        tracing::info!(
-            node = %self.env.config.node, term = order.term.0, from = %order.from, lsn = %order.to.lsn, "catching up"
-        );
         Ok(())
     }
 

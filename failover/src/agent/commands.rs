@@ -4,7 +4,7 @@ use super::Agent;
 use super::control::Control;
 use super::postgres::{self, As, Stop};
 use super::sql::Sql;
-use super::state::Observed;
+use super::state::{Awaited, Observed};
 use crate::api::{
     Checkpoint, Failed, Follow, Frozen, Position, PostgresState, Recover, Refused, Stop as StopOrder, Stopped,
 };
@@ -116,10 +116,19 @@ impl Agent {
     }
 
     /// `/agent/follow`: the agent's own machine compares histories and follows, rewinds or clones.
-    pub(super) fn follow(&self, order: Follow) -> Result<(), CommandError> {
+    pub(super) async fn follow(&self, order: Follow) -> Result<(), CommandError> {
         self.promise(order.term)?;
         if order.primary == self.env.config.node {
             return Err(self.wrong_state("another node than the primary"));
+        }
+        if let Some(base) = order.ahead {
+            return self.attend(&order, base).await;
+        }
+        let standby = self.state.look(|o| matches!(o.postgres, PostgresState::Standby(_)));
+        if let (true, Some(timeline), Some(lsn)) = (standby, order.term.timeline(), order.record_lsn) {
+            let since = self.env.clock.now();
+            self.state.change(|o| o.awaited = Some(Awaited { timeline, lsn, since }));
+            self.look_now.notify_one();
         }
         *self.follow.lock().expect("no holder of this lock panics") = Some(order);
         self.wake.notify_one();

@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// How long a freeze waits for replay to reach the end of local WAL, and for whoever starts PostgreSQL.
 const END_BOUND: Duration = Duration::from_secs(20);
+/// How long it waits for the table of terms: its answer is due before that of [`END_BOUND`].
+const RECORD_BOUND: Duration = Duration::from_secs(2);
 /// A receiver that was not seen is looked for again after this: one may have been starting.
 const SECOND_LOOK: Duration = Duration::from_millis(30);
 /// How long the receiver may take to end by itself.
@@ -87,7 +89,9 @@ impl Agent {
         self.promise(term)?;
         self.must_not_be_its_primary(term)?;
         self.outlast_signature(term).await;
-        self.state.change(|o| o.frozen_for = Some(term));
+        self.state.change(|o| (o.frozen_for, o.awaited) = (Some(term), None));
+        // From here on nobody connects ahead for the freeze before this one.
+        self.cut_off_for.store(0, Ordering::Release);
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         if self.replacing.load(Ordering::Acquire) {
             return Ok(self.without_position(term, false));
@@ -95,12 +99,17 @@ impl Agent {
         // Whoever promotes sees the new promise and gives up; whoever starts PostgreSQL is waited for.
         let held = tokio::time::timeout(END_BOUND, self.actuator.lock()).await;
         let Ok(_held) = held else { return Ok(self.without_position(term, false)) };
+        // Whoever had it may have connected for a freeze of the same term.
+        if self.conf.lock().await.upstream.is_some() {
+            self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
+        }
+        self.state.change(|o| o.frozen_for = Some(term));
         if postgres::postmaster(&self.env).is_none() {
             let was_primary =
                 self.env.layout.has_data() && Control::read(&self.env).await.is_ok_and(|c| c.was_primary());
             return Ok(self.without_position(term, was_primary));
         }
-        let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await;
+        let sql = self.own_sql().await;
         let in_recovery = match &sql {
             Ok(sql) => sql.value::<String>("asking for recovery", "SELECT pg_is_in_recovery()", END_BOUND).await,
             Err(_) => Ok("unknown".into()),
@@ -163,7 +172,10 @@ impl Agent {
         let seen = seen.map_err(|e| failed(&e))?;
         // Of a receiver that had ended already, what it received on is known from earlier looks.
         let seen = seen.max(self.state.look(|o| o.last_timeline));
-        let (position, replay_lsn) = self.local_end(sql, seen, opened.ok()).await.map_err(|e| failed(&e))?;
+        let mut opened = opened.ok();
+        let end = self.local_end(sql, seen, &mut opened).await;
+        self.standing.keep_replication(opened);
+        let (position, replay_lsn) = end.map_err(|e| failed(&e))?;
         self.cut_off_for.store(term.0, Ordering::Release);
         let history = self.own_history(position.timeline);
         let known = self.memory().opened.timeline() >= Some(position.timeline);
@@ -189,7 +201,7 @@ impl Agent {
     /// of a term that etcd, restored from a backup, knows nothing of; or somebody has promoted the node past the managers.
     async fn recorded(&self, sql: &Sql) -> Option<Term> {
         let begun = tokio::time::Instant::now();
-        while begun.elapsed() < END_BOUND && !self.replay(sql).await.ok()?.at_end {
+        while begun.elapsed() < RECORD_BOUND && !self.replay(sql).await.ok()?.at_end {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let query = "SELECT max(term) FROM pgtenure.term";
@@ -237,7 +249,7 @@ impl Agent {
         &self,
         sql: &Sql,
         received: Option<TimelineId>,
-        mut opened: Option<Replication>,
+        opened: &mut Option<Replication>,
     ) -> Result<(Position, Lsn), super::sql::SqlError> {
         let what = "waiting for replay to reach the end of local WAL";
         let begun = tokio::time::Instant::now();
@@ -245,12 +257,7 @@ impl Agent {
             let now = self.replay(sql).await?;
             let known = now.receive.is_some() && (now.paused || begun.elapsed() > Duration::from_millis(300));
             if now.at_end || known {
-                let bound = self.env.config.probe_timeout;
-                let replication = match opened.take() {
-                    Some(opened) => opened,
-                    None => Replication::open(&self.env, bound).await?,
-                };
-                let (timeline, _) = replication.identify(bound).await?;
+                let (timeline, _) = self.identify(opened).await?;
                 // Received on a newer timeline than replayed: only possible while replay is behind.
                 let timeline = if now.at_end { timeline } else { received.max(Some(timeline)).unwrap_or(timeline) };
                 let lsn = now.receive.unwrap_or_default().max(now.replay);

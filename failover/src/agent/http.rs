@@ -111,7 +111,7 @@ impl Agent {
             "/agent/recover" => self.obey(&body, |a, o| async move { a.recover(&o).await }).await,
             "/agent/catch_up" => self.obey(&body, |a, o| async move { a.catch_up(&o).await }).await,
             "/agent/promote" => self.obey(&body, |a, o| async move { a.promote(&o).await }).await,
-            "/agent/follow" => self.obey(&body, |a, o| async move { a.follow(o).map(|()| Empty {}) }).await,
+            "/agent/follow" => self.obey(&body, |a, o| async move { a.follow(o).await.map(|()| Empty {}) }).await,
             "/agent/open" => self.obey(&body, |a, o| async move { a.open(&o).await }).await,
             "/agent/checkpoint" => {
                 self.obey(&body, |a, o| async move { a.checkpoint(&o).await.map(|()| Empty {}) }).await
@@ -172,7 +172,8 @@ impl Agent {
             let _ = tokio::time::timeout(wait, state.wait_for(|o| o.seq > after)).await;
         }
         let now = self.env.clock.now();
-        if self.state.look(|o| now.since(o.answered.since)) > FRESH {
+        // Nobody answers who is being ended, and that is news.
+        if self.state.look(|o| !o.ending && now.since(o.answered.since) > FRESH) {
             self.look_again(Duration::from_millis(100)).await;
         }
         json(StatusCode::OK, &self.state.get().told(&self.env, self.env.clock.now()))

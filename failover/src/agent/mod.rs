@@ -36,6 +36,7 @@ mod relax;
 mod release;
 mod rewind;
 mod sql;
+mod standing;
 mod state;
 mod take_up;
 mod tool;
@@ -173,6 +174,7 @@ pub(crate) struct Agent {
     /// A postmaster was just started and may not have its pid file yet.
     spawning: AtomicBool,
     state: State,
+    standing: standing::Standing,
     records: watch::Sender<Records>,
     /// A manager's order to follow, which may be faster than etcd's hint.
     follow: Mutex<Option<Follow>>,
@@ -266,6 +268,7 @@ pub async fn run(
         spawning: AtomicBool::new(false),
         fence_kept_at: Mutex::new(now),
         state,
+        standing: standing::Standing::default(),
         records: watch::channel(Records::default()).0,
         follow: Mutex::new(None),
         held: Mutex::new(None),

@@ -9,10 +9,16 @@ use crate::api::{Follower, KNOCK, PostgresState, Primary, Standby};
 use cluster::{Lsn, NodeId, TimelineId};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// While something is about to happen, look so often.
 const EAGER: Duration = Duration::from_millis(20);
+
+/// While clients wait for what this node receives.
+const AWAITING: Duration = Duration::from_millis(10);
+/// For so long at most.
+const AWAITED_FOR: Duration = Duration::from_secs(3);
 
 /// Functions that only work in or out of recovery are guarded by CASE, which evaluates in order.
 const QUERY: &str = "\
@@ -149,7 +155,7 @@ impl Agent {
     /// Look for ever: at once when the postmaster ends or somebody asks, else every `probe_interval`. A PostgreSQL that did
     /// not answer at first is adopted when it does.
     pub(crate) async fn observe(&self, mut adopted: bool) {
-        let mut sql: Option<Sql> = None;
+        let mut sql: Option<Arc<Sql>> = None;
         let mut watched: Option<(Pid, Death)> = None;
         loop {
             self.look_once(&mut sql).await;
@@ -158,7 +164,11 @@ impl Agent {
             if watched.as_ref().map(|(p, _)| *p) != pid {
                 watched = pid.and_then(|p| Some((p, Death::of(p).ok()??)));
             }
-            let pause = if self.is_eager() { EAGER } else { self.env.config.probe_interval };
+            let pause = match self.state.look(|o| o.awaited.map(|a| a.since)) {
+                Some(since) if self.env.clock.now().since(since) < AWAITED_FOR => AWAITING,
+                _ if self.is_eager() => EAGER,
+                _ => self.env.config.probe_interval,
+            };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.look_now.notified() => {}
@@ -186,10 +196,11 @@ impl Agent {
     }
 
     /// Look once and publish what was seen.
-    pub(crate) async fn look_once(&self, sql: &mut Option<Sql>) {
+    pub(crate) async fn look_once(&self, sql: &mut Option<Arc<Sql>>) {
         let now = self.env.clock.now();
         let Some(_) = postgres::postmaster(&self.env) else {
             *sql = None;
+            self.standing.look_by(None);
             if !self.is_spawning() {
                 self.saw_stopped().await;
             }
@@ -206,6 +217,7 @@ impl Agent {
             }
             Err(error) => {
                 *sql = None;
+                self.standing.look_by(None);
                 let bound = self.env.config.probe_timeout;
                 self.state.change(|o| o.not_told(now, self.env.clock.now(), error.code(), bound));
             }
@@ -239,9 +251,10 @@ impl Agent {
         }
     }
 
-    async fn ask(&self, sql: &mut Option<Sql>) -> Result<Look, SqlError> {
-        if sql.as_ref().is_none_or(Sql::is_closed) {
-            *sql = Some(Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?);
+    async fn ask(&self, sql: &mut Option<Arc<Sql>>) -> Result<Look, SqlError> {
+        if sql.as_ref().is_none_or(|sql| sql.is_closed()) {
+            *sql = Some(Arc::new(Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?));
+            self.standing.look_by(sql.as_ref());
         }
         look(&self.env, sql.as_ref().expect("opened just above")).await
     }
@@ -257,12 +270,18 @@ impl Agent {
             return;
         }
         let was_stopped = self.state.look(|o| matches!(o.postgres, PostgresState::Stopped { .. }));
-        // While it stays stopped pg_control is read now and then only, or when somebody asks.
-        // Backends whose postmaster was killed come to us as orphans.
-        process::reap();
-        if was_stopped && self.state.look(|o| self.env.clock.now().since(o.answered.since)) < Duration::from_millis(100)
-        {
-            return;
+        if was_stopped {
+            // Backends whose postmaster was killed come to us as orphans.
+            process::reap();
+            // While it stays stopped pg_control is read now and then only, or when somebody asks.
+            if self.state.look(|o| self.env.clock.now().since(o.answered.since)) < Duration::from_millis(100) {
+                return;
+            }
+        } else {
+            if !self.state.look(|o| o.ending) {
+                tracing::info!(node = %self.env.config.node, "the postmaster is gone, ending what is left of postgres");
+            }
+            self.state.change(|o| o.ending = true);
         }
         // Not one that is being started meanwhile.
         let dead = || !self.is_spawning() && postgres::postmaster(&self.env).is_none();
@@ -279,7 +298,7 @@ impl Agent {
                     tracing::info!(node = %self.env.config.node, state = %control.state, "postgres is not running");
                 }
                 self.state.change(|o| {
-                    o.postgres = control.stopped();
+                    (o.postgres, o.ending) = (control.stopped(), false);
                     o.not_expected(now);
                     o.receiver = None;
                     o.not_streaming_since = None;
@@ -297,6 +316,7 @@ impl Agent {
         let mut frozen_receiver = None;
         let mut out_of_quarantine = false;
         self.state.change(|o| {
+            o.ending = false;
             let streaming = look.receiver.as_ref().is_some_and(|r| r.streaming);
             o.not_streaming_since = if streaming { None } else { o.not_streaming_since.or(Some(now)) };
             o.last_timeline = o.last_timeline.max(look.timeline);
@@ -305,6 +325,9 @@ impl Agent {
                     s.streams_from = streams_from;
                     s.timeline = o.last_timeline.unwrap_or_default();
                     out_of_quarantine = o.quarantine.is_some_and(|q| s.replay_lsn >= q.lsn && s.timeline >= q.timeline);
+                    if o.awaited.is_some_and(|a| s.timeline >= a.timeline && s.receive_lsn >= a.lsn) {
+                        o.awaited = None;
+                    }
                     if o.frozen_for.is_some() {
                         frozen_receiver = look.receiver.as_ref().map(|r| r.pid);
                     }

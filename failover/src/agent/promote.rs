@@ -19,6 +19,7 @@ use cluster::{Lsn, Term, TimelineId};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -78,8 +79,7 @@ impl Agent {
             return Err(self.wrong_state("given names that pgtenure wrote"));
         };
         let _held = self.act_alone().await?;
-        let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await;
-        let sql = sql.map_err(|_| self.wrong_state("a frozen standby"))?;
+        let sql = self.own_sql().await.map_err(|_| self.wrong_state("a frozen standby"))?;
         let recovering: String = sql
             .value("asking for recovery", "SELECT pg_is_in_recovery()", Duration::from_secs(5))
             .await
@@ -94,12 +94,18 @@ impl Agent {
             return Err(self.wrong_state("in a term that is not open yet"));
         }
         let received = self.state.look(|o| o.last_timeline);
-        let (have, _) = self.local_end(&sql, received, None).await.map_err(|e| self.failed("promoting", &e))?;
+        let mut opened = self.standing.take_replication();
+        let (have, _) = self.local_end(&sql, received, &mut opened).await.map_err(|e| self.failed("promoting", &e))?;
+        // A primary's walsenders are looked at by their names.
+        drop(opened);
         if have != order.base {
             return Err(Refused::OtherPosition { node, have: Some(have), want: order.base }.into());
         }
         let unreached = self.unreached_histories(order.base).map_err(|e| self.failed("reading histories", &e))?;
-        let sql = if unreached.is_empty() { sql } else { self.restart_without(&unreached, order.term).await? };
+        let sql = match unreached.is_empty() {
+            true => sql,
+            false => Arc::new(self.restart_without(&unreached, order.term).await?),
+        };
         let waits = Waits { names, on_request: order.on_request };
         if !waits.protects() {
             self.must_have_watchdog("promoting", None).await?;
@@ -383,7 +389,7 @@ impl Agent {
     /// pg_rewind before PostgreSQL 16 looks for the new timeline in the source's last checkpoint. In the background, and
     /// not before the term is open (or [`OPEN_BOUND`]): clients wait for the standbys to follow, whose WAL needs the disk.
     fn checkpoint_later(&self, term: Term) {
-        let env = std::sync::Arc::clone(&self.env);
+        let env = Arc::clone(&self.env);
         let mut records = self.records.subscribe();
         tokio::spawn(async move {
             let open = |r: &super::Records| {

@@ -215,7 +215,13 @@ impl Agent {
                 PostgresState::Hung { for_ms } => Duration::from_millis(for_ms) >= self.hung_patience(),
                 _ => false,
             },
-            not_streaming_for: seen.not_streaming_since.map_or(Duration::ZERO, |t| self.env.clock.now().since(t)),
+            // A receiver that connects over and over again does not stream, whatever it says in between.
+            not_streaming_for: [seen.not_streaming_since, seen.awaited.map(|a| a.since)]
+                .into_iter()
+                .flatten()
+                .map(|t| self.env.clock.now().since(t))
+                .max()
+                .unwrap_or_default(),
             rewind_interrupted: memory.rewinding,
             quarantined: memory.quarantine.is_some(),
             remembers: memory.promise > Term(0) || memory.policy.is_some(),

@@ -127,7 +127,7 @@ impl Agent {
         let sql = sql?;
         let received = if cut_off { None } else { self.receiver_gone(&sql).await? };
         self.replay_all(&sql).await?;
-        let (end, replay) = self.local_end(&sql, received, opened.ok()).await?;
+        let (end, replay) = self.local_end(&sql, received, &mut opened.ok()).await?;
         // What was received past the end of replay is the beginning of a record, which PostgreSQL drops.
         Ok(Position { lsn: replay, ..end })
     }
@@ -291,6 +291,7 @@ impl Agent {
                     .map_err(|e| RejoinError::File { what: "the promise could not be written", source: e })?;
             }
             self.cut_off_for.store(0, Ordering::Release);
+            drop(self.standing.take_replication());
             conf.connect(Upstream { node: source.node.clone(), endpoint: source.endpoint.clone(), term: source.term });
             let now = self.env.clock.now();
             self.state.change(|o| {

@@ -224,15 +224,14 @@ impl Replication {
         Ok(opened)
     }
 
-    /// The timeline that PostgreSQL replays (or writes) and the end of its WAL on it, from `IDENTIFY_SYSTEM`.
-    pub(crate) async fn identify(mut self, bound: Duration) -> Result<(TimelineId, Lsn), SqlError> {
+    /// The timeline that PostgreSQL replays (or writes) and the end of its WAL on it, from `IDENTIFY_SYSTEM`. After an
+    /// error the connection is of no use any more.
+    pub(crate) async fn identify(&mut self, bound: Duration) -> Result<(TimelineId, Lsn), SqlError> {
         let asked = async {
             let query = framed(Some(b'Q'), b"IDENTIFY_SYSTEM\0");
             let io = |source| SqlError::Socket { what: IDENTIFY, source };
             self.0.write_all(&query).await.map_err(io)?;
             let found = self.until_ready().await?;
-            // Terminate; nothing is lost when the server does not read it.
-            let _ = self.0.write_all(&framed(Some(b'X'), b"")).await;
             found.ok_or_else(|| answer(IDENTIFY, b"no row"))
         };
         let answered = tokio::time::timeout(bound, asked).await;
@@ -258,6 +257,13 @@ impl Replication {
                 _ => {}
             }
         }
+    }
+}
+
+impl Drop for Replication {
+    fn drop(&mut self) {
+        // Terminate; nothing is lost when the server does not read it.
+        let _ = self.0.try_write(&framed(Some(b'X'), b""));
     }
 }
 

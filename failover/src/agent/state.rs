@@ -60,6 +60,14 @@ pub(crate) struct Sight {
     pub(crate) sql_refused: bool,
 }
 
+/// WAL that a manager waits for, until it is received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Awaited {
+    pub(crate) timeline: TimelineId,
+    pub(crate) lsn: Lsn,
+    pub(crate) since: Instant,
+}
+
 /// Everything known.
 #[derive(Clone, Debug)]
 pub(crate) struct Observed {
@@ -68,6 +76,10 @@ pub(crate) struct Observed {
     pub(crate) opened: Term,
     pub(crate) quarantine: Option<Position>,
     pub(crate) postgres: PostgresState,
+    /// Its postmaster is dead, and its other processes are being ended.
+    pub(crate) ending: bool,
+    /// WAL that clients wait for.
+    pub(crate) awaited: Option<Awaited>,
     /// Since when what `postgres` says is known: when it last told, or was seen not to run.
     pub(crate) known_at: Instant,
     /// Since PostgreSQL last answered, if only that it is full (or was seen to be stopped).
@@ -110,6 +122,8 @@ impl State {
             opened: Term(0),
             quarantine: None,
             postgres: PostgresState::Absent,
+            ending: false,
+            awaited: None,
             known_at: now,
             answered: Silence::from(now),
             accepted: Silence::from(now),
@@ -182,7 +196,7 @@ fn shape(o: &Observed) -> impl PartialEq + use<> {
     let sees = o.sees.as_ref().map(|s| (s.node.clone(), s.term, s.agent_refused && s.sql_refused));
     (
         (postgres, (o.promise, o.opened), o.quarantine, o.system_id.clone(), o.frozen_for, o.rejoin.clone()),
-        (o.fenced, sees, o.lease_until.is_some(), o.trouble.clone()),
+        (o.fenced, sees, o.lease_until.is_some(), o.trouble.clone(), o.ending, o.awaited.is_some()),
         o.policy.clone(),
     )
 }
@@ -285,6 +299,7 @@ impl Observed {
             promise: self.promise,
             opened: self.opened,
             postgres: self.postgres.clone(),
+            ending: self.ending,
             observed_ms_ago: ms(now.since(self.known_at)),
             system_id: self.system_id.clone(),
             frozen_for: self.frozen_for,

@@ -281,7 +281,12 @@ impl Observed {
             evidence: vec![format!("agent of {} reports PostgreSQL {what}", state.node)],
             restarted,
         };
+        // Where a quorum fences, the new term needs not wait until nothing of the old primary is left.
+        let fenced_by_quorum = self.policy().is_some_and(PolicyRecord::protects);
         match &state.postgres {
+            PostgresState::Primary(p) if Some(p.timeline) == term.timeline() && state.ending && fenced_by_quorum => {
+                dead("without its postmaster".into(), false)
+            }
             PostgresState::Primary(p) if Some(p.timeline) == term.timeline() => self.able(now, state, settings),
             PostgresState::Primary(p) => {
                 let (node, have) = (state.node.clone(), p.timeline);

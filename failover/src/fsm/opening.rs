@@ -59,6 +59,10 @@ impl Planner {
     pub(super) fn ask_to_follow(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Stage::Round(round) = &mut self.stage else { return };
         let Some(primary) = round.step.candidate().cloned() else { return };
+        let record_lsn = match &round.step {
+            Step::Recording(_, promoted) => Some(promoted.record_lsn),
+            _ => None,
+        };
         let Some(endpoint) = self.seen.records.members.get(&primary).map(|m| m.postgres.clone()) else { return };
         round.asks.clear();
         for node in self.seen.agents.keys().filter(|n| **n != primary) {
@@ -69,7 +73,12 @@ impl Planner {
             let not_before = now + self.settings.retry;
             round.asks.insert(node.clone(), Ask { in_flight: true, not_before, ..Ask::default() });
             // Tried once: an agent that did not hear it follows by itself from the term's record.
-            send(out, node, Command::Follow(Follow { term, primary, endpoint }), self.settings.detect_timeout);
+            send(
+                out,
+                node,
+                Command::Follow(Follow { term, primary, endpoint, record_lsn, ahead: None }),
+                self.settings.detect_timeout,
+            );
         }
     }
 

@@ -1,6 +1,6 @@
 //! From T1 to T2: freeze everybody, wait until those frozen suffice, choose one of them. PURE.
 
-use crate::api::{Freeze, Frozen, Position, Promote, Recover};
+use crate::api::{Follow, Freeze, Frozen, Position, Promote, Recover};
 use crate::fsm::action::{Action, ChangeKind, Command, Guard, RecordPut};
 use crate::fsm::begin::short;
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict, list};
@@ -16,6 +16,9 @@ use crate::record::{Cause, Phase, Recruit, TermRecord};
 use cluster::timeline::{Fork, History};
 use cluster::{Instant, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Bytes that a recruit may lack of the candidate's WAL and connect to it ahead of its promotion.
+const NEAR: u64 = 1 << 20;
 
 impl Planner {
     pub(super) fn recruit(&mut self, now: Instant, round: &mut Round, out: &mut Vec<Action>) {
@@ -309,7 +312,34 @@ impl Planner {
         }
         if let Stage::Round(round) = &self.stage {
             self.order_promotion(round, &choice, out);
+            self.order_to_connect(round, &choice, out);
         }
+    }
+
+    /// The other recruits need not wait for the promotion: PostgreSQL streams from a standby too, and goes on with the new
+    /// timeline when that is promoted. Only those that have a part of what the candidate has, lack so little that it has the
+    /// rest, and have replayed what they have: before that PostgreSQL connects to nobody. And only if the candidate ends with a
+    /// whole record: half of one that is streamed is confirmed too, and would stand for what is written in its place. The old
+    /// primary compares histories, for the report.
+    fn order_to_connect(&self, round: &Round, choice: &Choice, out: &mut Vec<Action>) {
+        let Some(endpoint) = self.seen.records.members.get(&choice.node).map(|m| m.postgres.clone()) else { return };
+        let old = round.prev.as_ref().map(|p| &p.node);
+        if round.frozen.get(&choice.node).is_none_or(|f| f.replay_lsn != Some(choice.base.lsn)) {
+            return;
+        }
+        let others = round.frozen.iter().filter(|(n, _)| **n != choice.node && Some(*n) != old);
+        for (node, _) in others.filter(|(n, f)| self.may_connect(round, n, f, choice.base)) {
+            let (term, primary, endpoint) = (round.term, choice.node.clone(), endpoint.clone());
+            let order = Follow { term, primary, endpoint, record_lsn: None, ahead: Some(choice.base) };
+            send(out, node, Command::Follow(order), self.settings.detect_timeout);
+        }
+    }
+
+    fn may_connect(&self, round: &Round, node: &NodeId, frozen: &Frozen, base: Position) -> bool {
+        let Some(end) = frozen.position.filter(|p| frozen.replay_lsn == Some(p.lsn)) else { return false };
+        let near = end.timeline == base.timeline && end.lsn <= base.lsn && base.lsn.0 - end.lsn.0 <= NEAR;
+        let ours = self.seen.foreign(frozen.system_id.as_ref()).is_none() && frozen.quarantine.is_none();
+        near && ours && !round.needs_recovery(node) && !self.seen.fenced(node)
     }
 
     pub(super) fn order_promotion(&self, round: &Round, choice: &Choice, out: &mut Vec<Action>) {

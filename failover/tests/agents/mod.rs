@@ -369,7 +369,13 @@ impl Cluster {
         self.put_term(&record, revision).await;
         let endpoint = Endpoint { host: "127.0.0.1".into(), port: self.nodes[to].config.postgres_port };
         for &i in recruits.iter().filter(|i| **i != to) {
-            let order = Follow { term, primary: self.nodes[to].id.clone(), endpoint: endpoint.clone() };
+            let order = Follow {
+                term,
+                primary: self.nodes[to].id.clone(),
+                endpoint: endpoint.clone(),
+                record_lsn: None,
+                ahead: None,
+            };
             self.post::<serde_json::Value>(i, "follow", &order).await.unwrap();
             self.until_streaming(i, to, term).await;
         }

@@ -294,7 +294,7 @@ impl World {
 
     /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|refused|ok]
     /// [sql_answers] [accepts=MS] [full] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=] [opened=]
-    /// [policy=EPOCH[:K]]`; what is not said is as in a healthy cluster.
+    /// [policy=EPOCH[:K]] [ending]`; what is not said is as in a healthy cluster.
     fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
         let term = self.records.term.as_ref().map_or(Term(1), |t| t.value.term);
@@ -336,6 +336,7 @@ impl World {
             fsync_probe_ms: words.optional("fsync")?.or(Some(1)),
 
             trouble: None,
+            ending: words.flag("ending"),
             policy: self.known_policy(words)?,
         };
         self.reports.insert(node.clone(), Heard { state, lost_since: lost.then_some(kept), agent_answers, full_since });

@@ -47,7 +47,10 @@ fn order(command: &Command) -> String {
             format!("promote term={term} base={}:{} names=\"{}\"{asked}", p.base.timeline, p.base.lsn, p.sync_names)
         }
         Command::CatchUp(c) => format!("catch_up term={term} from {} to {}:{}", c.from, c.to.timeline, c.to.lsn),
-        Command::Follow(f) => format!("follow term={term} {}", f.primary),
+        Command::Follow(f) => {
+            let ahead = if f.ahead.is_some() { " ahead" } else { "" };
+            format!("follow term={term} {}{ahead}", f.primary)
+        }
         Command::Open(o) => match &o.suspend {
             Some(s) => format!("open term={term} suspended since {}: {}", s.since, s.why),
             None => format!("open term={term}"),

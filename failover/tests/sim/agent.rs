@@ -245,7 +245,7 @@ impl World {
         (node.quarantine, node.examined) = (Some(floor), None);
     }
 
-    fn follow(&mut self, n: usize, p: usize, term: Term) {
+    pub(crate) fn follow(&mut self, n: usize, p: usize, term: Term) {
         let now = self.now;
         let node = &mut self.nodes[n];
         node.promise = node.promise.max(term);

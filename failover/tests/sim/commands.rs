@@ -79,6 +79,9 @@ impl World {
             Command::Promote(order) => self.promote(n, order),
             Command::Follow(order) => {
                 let p = (0..self.nodes.len()).find(|p| name(*p) == order.primary).expect("a node of ours");
+                if order.ahead.is_some() {
+                    return self.attend(n, p, term);
+                }
                 self.nodes[n].ordered = Some((p, term));
                 Ok(Reply::Done)
             }
@@ -128,6 +131,16 @@ impl World {
             system_id: None,
             recorded,
         }
+    }
+
+    /// Connects to the node that is being promoted.
+    fn attend(&mut self, n: usize, p: usize, term: Term) -> Result<Reply, CommandError> {
+        if self.nodes[n].is != Is::Standby || self.nodes[n].frozen_for != Some(term) {
+            return Err(wrong_state(n, "frozen for this term"));
+        }
+        self.follow(n, p, term);
+        self.reach("a recruit that connects ahead of the promotion");
+        Ok(Reply::Done)
     }
 
     /// Receives all that the other has, some of it, or nothing when that is not reached.

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 47] = [
+pub(crate) const SOMETIMES: [&str; 48] = [
     "a primary replaced while its disk hangs",
     "a term that the proxy has heard of",
     "an older view ignored",
@@ -41,6 +41,7 @@ pub(crate) const SOMETIMES: [&str; 47] = [
     "a removed node that came back",
     "a failover while voters change",
     "a recruit that caught up with another",
+    "a recruit that connects ahead of the promotion",
     "an async failover",
     "a lease signed by the others",
     "a freeze that waited for what was signed",

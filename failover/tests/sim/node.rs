@@ -278,6 +278,7 @@ impl World {
             lease_left_ms: None,
             fsync_probe_ms: Some(if node.flushes(now) { 1 } else { now.since(node.disk.0).as_millis() as u64 }),
             trouble: None,
+            ending: false,
             policy: None,
         }
     }
@@ -311,7 +312,9 @@ impl World {
         if self.nodes[p].hangs(self.now) {
             return; // the connection stays
         }
-        let there = self.linked(n, p) && self.nodes[p].serves(term);
+        // A standby streams too, to who has connected ahead of its promotion.
+        let attended = self.nodes[p].is == Is::Standby && self.nodes[p].frozen_for == Some(term);
+        let there = self.linked(n, p) && (attended || self.nodes[p].serves(term));
         let fits = there && self.nodes[p].wal.starts_with(&node.wal);
         if !fits {
             if self.nodes[n].receiver.take().is_some() {

@@ -1,0 +1,78 @@
+//! Agents with real PostgreSQL: a recruit that connects to the candidate before that is promoted.
+
+#[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
+mod agents;
+
+use agents::{Cluster, kill_all, unprivileged, until};
+use cluster::{Endpoint, Term};
+use failover::api::{Follow, Position, PostgresState, Promoted};
+use failover::record::{Mode, Phase};
+
+const RECEIVER: &str = "SELECT coalesce((SELECT pid::text FROM pg_stat_wal_receiver WHERE status = 'streaming'), '')";
+
+impl Cluster {
+    fn order(&self, to: usize, term: Term, ahead: Option<Position>) -> Follow {
+        let endpoint = Endpoint { host: "127.0.0.1".into(), port: self.nodes[to].config.postgres_port };
+        Follow { term, primary: self.nodes[to].id.clone(), endpoint, record_lsn: None, ahead }
+    }
+
+    async fn until_received(&self, i: usize) -> String {
+        until("the WAL receiver", async || Some(self.value(i, RECEIVER).await).filter(|pid| !pid.is_empty())).await
+    }
+}
+
+#[test]
+fn a_recruit_streams_from_the_candidate_and_goes_on_when_that_is_promoted() {
+    unprivileged("a_recruit_streams_from_the_candidate_and_goes_on_when_that_is_promoted", async {
+        let mut c = Cluster::new(22620, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
+        let (a, b) = (others[0], others[1]);
+        c.sql(p).await.batch_execute("CREATE TABLE t AS SELECT generate_series(1, 1000)").await.unwrap();
+        c.until_replayed(p, &others).await;
+        kill_all(&c.nodes[p].config.data_dir.join("data"));
+        let (mut record, revision) = c.begin().await;
+        let term = record.term;
+
+        // Who has not been frozen for the term may have what the candidate lacks.
+        let base = c.freeze(a, term).await.unwrap().position.unwrap();
+        let early = c.post::<serde_json::Value>(b, "follow", &c.order(a, term, Some(base))).await;
+        assert!(early.as_ref().is_err_and(|e| e.contains("wrong_state")), "{early:?}");
+        let end = c.freeze(b, term).await.unwrap().position.unwrap();
+        assert!(end <= base);
+        let less = Position { lsn: cluster::Lsn(end.lsn.0 - 1), ..end };
+        let beyond = c.post::<serde_json::Value>(b, "follow", &c.order(a, term, Some(less))).await;
+        assert!(beyond.as_ref().is_err_and(|e| e.contains("other_position")), "{beyond:?}");
+        (record.phase, record.node) = (Phase::Promoting, Some(c.nodes[a].id.clone()));
+        let revision = c.put_term(&record, revision).await;
+        c.post::<serde_json::Value>(b, "follow", &c.order(a, term, Some(base))).await.unwrap();
+        c.until_received(b).await;
+        // A freeze is a freeze, by whichever manager.
+        c.freeze(b, term).await.unwrap();
+        let receivers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
+        assert_eq!(c.value(b, receivers).await, "0");
+        c.post::<serde_json::Value>(b, "follow", &c.order(a, term, Some(base))).await.unwrap();
+        let receiver = c.until_received(b).await;
+        let seen = c.until_state(b, "the look at it", |s| match &s.postgres {
+            PostgresState::Standby(x) => x.streams_from.clone(),
+            _ => None,
+        });
+        assert_eq!(seen.await, c.nodes[a].id);
+
+        let promoted: Promoted = c.post(a, "promote", &c.promotion(a, term, base)).await.unwrap();
+        // Nothing but the stream that stands is needed, and no other is made.
+        c.until_streaming(b, a, term).await;
+        assert_eq!(c.until_received(b).await, receiver);
+        record.phase = Phase::Opening;
+        (record.fork, record.xid_bound) = (Some(promoted.fork), Some(promoted.xid_bound));
+        record.record_lsn = Some(promoted.record_lsn);
+        c.put_term(&record, revision).await;
+        let order = Follow { record_lsn: Some(promoted.record_lsn), ..c.order(a, term, None) };
+        c.post::<serde_json::Value>(b, "follow", &order).await.unwrap();
+        c.open(a).await;
+        c.sql(a).await.batch_execute("INSERT INTO t VALUES (0)").await.unwrap();
+        c.until_replayed(a, &[b]).await;
+        assert_eq!(c.value(b, "SELECT count(*) FROM t").await, "1001");
+        assert_eq!(c.until_received(b).await, receiver);
+    });
+}
