@@ -40,6 +40,9 @@ pub struct PrimarySample {
     /// What was flushed before this instant has been confirmed by the standbys that commits wait for, so the primary
     /// shows it, as any standby that has replayed it does. `None`: not known.
     pub confirmed_until: Option<Instant>,
+    /// What was flushed before this instant those standbys have flushed. Later than the other while commits wait for them to
+    /// apply it. `None`: not known.
+    pub flushed_until: Option<Instant>,
 }
 
 /// One standby's position and lag.

@@ -219,6 +219,7 @@ impl Model {
             flush_lsn: facts.flush_lsn,
             sent_at: *sent_at,
             confirmed_until: self.confirmed_until(*sent_at, facts),
+            flushed_until: self.passed(facts.confirmed_lsn),
         })
     }
 
@@ -226,10 +227,14 @@ impl Model {
     /// it waits for them to apply it: so what a command has done that began before counts only once they have. One that began
     /// since has flushed nothing before.
     fn confirmed_until(&self, sent_at: Instant, facts: &PrimaryFacts) -> Option<Instant> {
-        let passed = |lsn: Option<Lsn>| lsn.and_then(|lsn| self.window.passed(lsn));
-        let flushed =
-            passed(facts.confirmed_lsn).map(|until| facts.waits.map_or(until, |waits| until.min(sent_at - waits)));
-        flushed.max(passed(facts.applied_lsn))
+        let flushed = self.passed(facts.confirmed_lsn);
+        let flushed = flushed.map(|until| facts.waits.map_or(until, |waits| until.min(sent_at - waits)));
+        flushed.max(self.passed(facts.applied_lsn))
+    }
+
+    /// What was flushed before this instant is at or before that position.
+    fn passed(&self, lsn: Option<Lsn>) -> Option<Instant> {
+        self.window.passed(lsn?)
     }
 
     /// The snapshot that is published, made of `estimates`.

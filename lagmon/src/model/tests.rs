@@ -289,7 +289,9 @@ fn a_commit_that_waits_to_be_applied_is_not_confirmed_by_what_was_flushed() {
         let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, applied_lsn, waits };
         let answer = Answer { sent_at: at(400), system_id: CLUSTER, facts: Facts::Primary(facts) };
         m.record(TERM, &n("n1"), Outcome::Answered(answer));
-        m.primary().unwrap().confirmed_until
+        let sample = m.primary().unwrap();
+        assert_eq!(sample.flushed_until, Some(at(400)), "that they have in any case");
+        sample.confirmed_until
     };
     assert_eq!(until(None, None), Some(at(400)));
     assert_eq!(until(Some(0), None), Some(at(400)), "it began since");

@@ -93,6 +93,7 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
             flush_lsn: insert_lsn,
             sent_at,
             confirmed_until: Some(sent_at),
+            flushed_until: Some(sent_at),
         };
         let sent_at = Clock.now();
         let replay_lsn = position(&s, "pg_last_wal_replay_lsn()").await?;

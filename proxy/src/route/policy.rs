@@ -52,11 +52,11 @@ impl Lag {
         self.snapshot.proven_at.filter(|_| self.snapshot.term == topology.term)
     }
 
-    /// Have the standbys that commits wait for all that `topology`'s primary had flushed by `at`? `None`: that primary is not
+    /// Have the standbys that commits wait for flushed all that `topology`'s primary had by `at`? `None`: that primary is not
     /// sampled, or nothing is to wait for standbys, where samples say less.
     pub fn confirms(&self, topology: &Topology, at: Instant) -> Option<bool> {
         let sample = self.primary_of(topology).filter(|_| topology.protected)?;
-        Some(sample.confirmed_until.is_some_and(|until| until > at))
+        Some(sample.flushed_until.is_some_and(|until| until > at))
     }
 
     /// The position of `topology`'s primary, when it was sampled in that very term.

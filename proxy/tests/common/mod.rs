@@ -412,6 +412,7 @@ fn sample_lag(
                         flush_lsn: insert_lsn,
                         sent_at,
                         confirmed_until: confirmed.then_some(sent_at),
+                        flushed_until: confirmed.then_some(sent_at),
                     });
                 }
             }

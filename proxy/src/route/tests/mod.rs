@@ -75,8 +75,9 @@ fn standby(name: &str, replay: u64, sent_at: u64) -> StandbyLag {
 fn sample(name: &str, insert: u64, sent_at: u64) -> PrimarySample {
     let (insert_lsn, flush_lsn) = (Lsn(insert), Lsn(insert));
     let sent_at = at(sent_at);
-    let confirmed_until = Some(sent_at);
-    PrimarySample { node: node(name), timeline: TimelineId(7), insert_lsn, flush_lsn, sent_at, confirmed_until }
+    let (confirmed_until, flushed_until) = (Some(sent_at), Some(sent_at));
+    let (node, timeline) = (node(name), TimelineId(7));
+    PrimarySample { node, timeline, insert_lsn, flush_lsn, sent_at, confirmed_until, flushed_until }
 }
 
 impl World {

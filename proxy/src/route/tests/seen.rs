@@ -68,6 +68,20 @@ fn the_primary_serves_what_was_read_at_a_standby_when_that_is_confirmed() {
 }
 
 #[test]
+fn what_standbys_have_flushed_is_safe_although_it_waits_to_be_applied() {
+    let mut w = World::new();
+    w.snapshot.primary = Some(PrimarySample { confirmed_until: Some(at(10)), ..sample("n1", 150, 1100) });
+    w.publish();
+    let asks = |w: &World, ms| w.lag.confirms(&w.topology, at(ms));
+    w.topology.protected = true;
+    assert_eq!((asks(&w, 1099), asks(&w, 1100)), (Some(true), Some(false)));
+    w.topology.protected = false;
+    assert_eq!(asks(&w, 1099), None, "less waits for them");
+    w.topology = Topology { protected: true, term: Term(8), ..w.topology };
+    assert_eq!(asks(&w, 1099), None, "of another term");
+}
+
+#[test]
 fn a_later_term_begins_with_all_that_any_standby_showed() {
     let mut w = read_at_n2();
     w.topology.term = Term(8);
