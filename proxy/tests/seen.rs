@@ -121,6 +121,18 @@ fn a_token_covers_what_a_standby_has_shown() {
 }
 
 #[test]
+fn a_token_of_what_a_standby_has_shown_needs_no_primary() {
+    let mut cluster = n2_shows_more();
+    let written = lsn(&cluster.nodes[0].psql("select pg_current_wal_lsn()"));
+    let mut client = reads_at_n2(&cluster, &[]);
+    cluster.nodes[0].kill();
+    cluster.publish(|t| t.gate = cluster::topology::Gate::Closed(cluster::topology::Closed::Recruiting));
+    let token = value(&mut client, "show pgtenure.token");
+    assert!(token.starts_with("1-1-") && lsn(&token[4..]) >= written, "{token}, want {written}");
+    assert_eq!(value(&mut client, COUNT), "1 n2");
+}
+
+#[test]
 fn a_token_covers_what_the_session_was_notified_of() {
     let cluster = start(0, None);
     let mut listens = Raw::login(cluster.port, &[]);

@@ -241,6 +241,12 @@ impl Causality {
         self.seen.is_shown_by(node) && self.bound.is_none_or(|b| b.covered.is_some())
     }
 
+    /// The standby of which that is so.
+    pub fn shown_at(&self) -> Option<NodeId> {
+        let covered = self.bound.is_none_or(|b| b.covered.is_some());
+        self.seen.shown_at().filter(|_| covered).cloned()
+    }
+
     /// The standby that shows all of that was asked at `asked`, and has replayed no more than this.
     pub fn replayed(&mut self, asked: Instant, lsn: Lsn, topology: &Topology, lag: &Lag) {
         let position = Token { term: topology.term, timeline: timeline(topology, lag), lsn };

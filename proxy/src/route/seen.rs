@@ -95,6 +95,11 @@ impl Seen {
         self.last.as_ref().is_some_and(|last| last.node.as_ref() == Some(node))
     }
 
+    /// Who shows all of it, as far as is known.
+    pub(super) fn shown_at(&self) -> Option<&NodeId> {
+        self.last.as_ref().and_then(|last| last.node.as_ref())
+    }
+
     /// A server that shows at least as much was asked at `asked`, and nothing lies past this position.
     pub(super) fn cover_by(&mut self, asked: Instant, position: Token) {
         if let Some(last) = self.last.as_mut().filter(|last| last.at <= asked) {

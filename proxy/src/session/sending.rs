@@ -33,6 +33,8 @@ impl Session {
         }
         let now = self.w.now();
         let missing = unit.ours && self.position_is_missing(input, unit);
+        let at_shown = missing && unit.read && self.shown_serves(now);
+        let missing = missing && !at_shown;
         let access = if missing { Access::Write } else { self.access(unit) };
         self.quiet = unit.quiet && self.relay.status == TxStatus::Idle && !self.replants;
         if self.cancelling && self.server.is_some() {
@@ -49,7 +51,7 @@ impl Session {
             return step;
         }
         self.sets = unit.pins.has(PinReason::Set) || unit.discards;
-        self.own = unit.ours && unit.tail_left == 0 && self.is_own(input, unit);
+        self.own = unit.ours && unit.tail_left == 0 && !at_shown && self.is_own(input, unit);
         let comes_after = |p: &Promised| p.comes_after();
         if (unit.ours || self.hinted.is_some() || self.promised.as_deref().is_some_and(comes_after))
             && let Some(step) = self.object(input, unit, now)

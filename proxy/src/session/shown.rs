@@ -106,6 +106,16 @@ impl Session {
         standby.is_some_and(|server| causality.shown_by(&server.meta.node) && causality.may_ask())
     }
 
+    /// Is the standby at hand that shows all that the session has read, and is it fit to? It can tell what covers that, also
+    /// while there is no primary.
+    pub(super) fn shown_serves(&mut self, now: Instant) -> bool {
+        let promise = self.promise();
+        let stays = promise.consistency == Consistency::Session && promise.read_from == ReadFrom::Standby;
+        let may = stays && self.server.is_none() && self.causality.borrow().may_ask();
+        let Some(node) = may.then(|| self.causality.borrow().shown_at()).flatten() else { return false };
+        self.w.still_fits(&node, &promise, &mut self.causality.borrow_mut(), now)
+    }
+
     fn token(&mut self) -> Result<Option<Token>, crate::route::consistency::Pending> {
         let view = self.w.view.borrow();
         self.causality.borrow_mut().token(&view.topology, &view.lag)
