@@ -170,6 +170,7 @@ impl Causality {
         let Some(bound) = &mut self.bound else { return Ok(read) };
         let lsn = match bound.covered {
             Some(covered) => carried(covered, topology, lag)?,
+            None if self.acknowledged.is_undecided(topology, lag) => return Err(Pending { since: bound.at }),
             None => {
                 let sample = lag.primary_of(topology);
                 bound.chasing |= sample.is_some_and(|s| s.sent_at >= bound.since);
@@ -206,6 +207,7 @@ impl Causality {
         let known = self.all.filter(|(sampled, position)| *sampled >= since && position.term == topology.term);
         let of_all = match known {
             Some((_, position)) => position.lsn,
+            None if self.acknowledged.is_undecided(topology, lag) => return Err(Pending { since }),
             None => {
                 let sample = lag.primary_of(topology).filter(|s| s.sent_at >= since).ok_or(Pending { since })?;
                 let position = Token { term: topology.term, timeline: sample.timeline, lsn: sample.insert_lsn };

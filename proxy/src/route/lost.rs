@@ -45,6 +45,17 @@ impl Acknowledged {
         [self.by_quorum, self.alone].iter().flatten().any(|(of, _)| *of < term)
     }
 
+    /// May a term that is not decided upon yet lack what was acknowledged before it? Its positions tell nothing of that then.
+    pub(super) fn is_undecided(&self, topology: &Topology, lag: &Lag) -> bool {
+        if !matches!(topology.gate, Gate::Closed(_)) {
+            return false;
+        }
+        let may_lack = |last: Option<(Term, Instant)>| {
+            last.is_some_and(|write| write.0 < topology.term && lost(write, topology, lag).is_some())
+        };
+        may_lack(self.alone) || topology.loss_allowed && may_lack(self.by_quorum)
+    }
+
     /// The last write that may be lost, told once. Nothing while it is not decided where the new term begins.
     pub(super) fn take_lost(&mut self, topology: &Topology, lag: &Lag) -> Option<LostWrite> {
         if matches!(topology.gate, Gate::Closed(_)) {

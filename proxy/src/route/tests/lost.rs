@@ -82,3 +82,32 @@ fn nothing_is_said_before_it_is_decided_and_nothing_of_the_term_in_force() {
     (w.topology.term, w.topology.forks) = (Term(10), vec![Fork { timeline: TimelineId(9), lsn: Lsn(400) }]);
     assert_eq!(lost(&mut w).map(|l| (l.term, l.fork)), Some((Term(8), None)));
 }
+
+/// The session would miss its own write there, without a word.
+#[test]
+fn no_position_of_a_term_that_is_undecided_covers_what_it_may_lack() {
+    for (acknowledged, consistency, serves) in [
+        (1150, Consistency::Session, "primary awaiting_sample"),
+        (1150, Consistency::Global, "wait 100 awaiting_sample"),
+        (1150, Consistency::Bounded, "n3 fresh"),
+        // That much it has.
+        (1050, Consistency::Session, "n3 fresh"),
+        (1050, Consistency::Global, "n3 fresh"),
+    ] {
+        let write = |c: &mut Causality| {
+            c.acknowledged(Term(7), false, at(acknowledged));
+            c.wrote(at(acknowledged));
+        };
+        let mut w = failed_over(write, 200);
+        w.promise.consistency = consistency;
+        (w.topology.gate, w.topology.standbys) = (Gate::Closed(Closed::Opening), vec![member("n3")]);
+        w.snapshot.term = Term(8);
+        w.snapshot.primary = Some(sample("n2", 300, 1300));
+        w.snapshot.standbys = vec![standby("n3", 300, 1300)];
+        w.publish();
+        assert_eq!(w.read(1300), serves, "{acknowledged} ms, {consistency:?}");
+        w.topology.gate = Gate::Open;
+        assert_eq!(lost(&mut w).is_some(), acknowledged == 1150);
+        assert_eq!(w.read(1300), "n3 fresh");
+    }
+}
