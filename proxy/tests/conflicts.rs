@@ -12,6 +12,8 @@ fn start(delay: &str) -> Cluster {
         raw.workers = 1;
         // On a loaded machine a sample of the tests' own monitor may take long.
         raw.max_replay_lag = cluster::config::Span::secs(10);
+        // It looks at its own node's sessions, and is to.
+        raw.allow_functions = vec!["deadlocks".into()];
     });
     cluster.nodes[0].psql("create table t(n int); insert into t select generate_series(1, 5); grant all on t to app");
     cluster.nodes[1].psql(&format!("alter system set max_standby_streaming_delay = '{delay}'"));
