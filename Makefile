@@ -46,7 +46,7 @@ test-a-m test-n-z: SHELL = /bin/bash
 test-a-m test-n-z:
 	@set -o pipefail; $(TEST) $(HALF) -- --test-threads=1 2>&1 | sed -u 's/^/$(@:test-%=%): /'
 
-# What `make test` does at every third byte and some seeded places, at every byte.
+# What `make test` does at every fifth byte and some seeded places, at every byte.
 differential: set-up-tests
 	PGTENURE_DIFFERENTIAL=full cargo test --locked -p proxy --test differential -- --test-threads=1
 

@@ -86,7 +86,7 @@ fn scripts_are_answered_alike_however_they_are_cut() {
     let (mut direct, mut wrong) = (pair.direct(), Vec::new());
     for script in scripts::short() {
         let want = direct.run(&script, &Cuts::None);
-        let places = (1..script.bytes().len()).step_by(if full() { 1 } else { 3 });
+        let places = (1..script.bytes().len()).step_by(if full() { 1 } else { 5 });
         let mut proxied = pair.proxied();
         for cuts in
             [Cuts::None, Cuts::Messages, Cuts::Bytes].into_iter().chain(places.clone().map(|at| Cuts::At(vec![at])))
