@@ -99,6 +99,8 @@ impl Agent {
         // Whoever promotes sees the new promise and gives up; whoever starts PostgreSQL is waited for.
         let held = tokio::time::timeout(END_BOUND, self.actuator.lock()).await;
         let Ok(_held) = held else { return Ok(self.without_position(term, false)) };
+        // A later term may have been promised meanwhile, and frozen for.
+        self.promise(term)?;
         // Whoever had it may have connected for a freeze of the same term.
         if self.conf.lock().await.upstream.is_some() {
             self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
@@ -176,6 +178,7 @@ impl Agent {
         let end = self.local_end(sql, seen, &mut opened).await;
         self.standing.keep_replication(opened);
         let (position, replay_lsn) = end.map_err(|e| failed(&e))?;
+        self.promise(term)?;
         self.cut_off_for.store(term.0, Ordering::Release);
         let history = self.own_history(position.timeline);
         let known = self.memory().opened.timeline() >= Some(position.timeline);
