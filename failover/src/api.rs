@@ -328,7 +328,7 @@ pub struct Opened {
     pub revision: i64,
 }
 
-/// Run CHECKPOINT, so that the stop that follows is short.
+/// Begin a WAL segment and run CHECKPOINT, so that the stop that follows is short and little is sent again behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// The term.

@@ -504,6 +504,8 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         let p = c.bootstrap().await;
         let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
         c.sql(p).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+        let two_mib = "SELECT pg_switch_wal(); SELECT pg_logical_emit_message(false, '', repeat('x', 2 << 20))";
+        c.sql(p).await.batch_execute(two_mib).await.unwrap();
         c.post::<serde_json::Value>(p, "checkpoint", &Checkpoint { term: Term(1) }).await.unwrap();
         // PostgreSQL makes segments in advance, which hold zeros: where WAL ends is found all the same.
         let wal = c.nodes[p].config.data_dir.join("data/pg_wal");
@@ -518,6 +520,7 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         let stop = Stop { term: Term(1), deadline_ms: 10_000, only_if_hung: false };
         let stopped: Stopped = c.post(p, "stop", &stop).await.unwrap();
         let end = stopped.end.expect("a clean end");
+        assert!(end.lsn.0 % (16 << 20) < 1 << 20, "standbys are sent all of its segment again, up to {end:?}");
         let again: Stopped = c.post(p, "stop", &stop).await.unwrap();
         assert_eq!(again, stopped, "the command may be repeated");
         let (record, revision) = c.begin().await;

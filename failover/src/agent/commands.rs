@@ -10,6 +10,13 @@ use crate::api::{
 };
 use std::time::Duration;
 
+/// Begin a new WAL segment where much of the present one would be sent again: a WAL receiver asks for the new timeline
+/// from its segment's start (walreceiverfuncs.c, `RequestXLogStreaming`). Not where much is left of it (segments may have
+/// a GiB): standbys are sent that rest too, and commits wait behind it.
+const NEW_SEGMENT: &str = "SELECT CASE WHEN used >= 1 << 20 AND size - used <= 16 << 20 THEN pg_switch_wal() END \
+     FROM (SELECT setting::int8 AS size, mod(pg_current_wal_insert_lsn() - '0/0', setting::int8) AS used \
+     FROM pg_settings WHERE name = 'wal_segment_size') AS segment";
+
 /// A command that was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
@@ -135,12 +142,16 @@ impl Agent {
         Ok(())
     }
 
-    /// `/agent/checkpoint`.
+    /// `/agent/checkpoint`. A new segment is begun before, so that little of one is sent again behind the switchover; the
+    /// rest of the old one is on its way to the standbys while the checkpoint is written.
     pub(super) async fn checkpoint(&self, order: &Checkpoint) -> Result<(), CommandError> {
         self.promise(order.term)?;
         self.must_be_primary(order.term)?;
         let failed = |e: super::sql::SqlError| self.failed("CHECKPOINT", &e);
         let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await.map_err(failed)?;
+        if let Err(error) = sql.rows("pg_switch_wal", NEW_SEGMENT, self.env.config.probe_timeout).await {
+            tracing::warn!(node = %self.env.config.node, term = order.term.0, %error, "no new WAL segment was begun");
+        }
         sql.rows("CHECKPOINT", "CHECKPOINT", Duration::from_secs(60)).await.map_err(failed)?;
         Ok(())
     }
