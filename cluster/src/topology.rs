@@ -54,6 +54,8 @@ pub struct Topology {
     /// Where this term, and those before it that are known, begin in the numbering of transactions. Empty while the term's
     /// primary is not promoted.
     pub xid_bounds: Vec<XidBound>,
+    /// A term all of whose writes this one holds, whatever positions are known of it.
+    pub holds_all_of: Option<Term>,
     /// An operator allowed this term to begin without what a quorum had confirmed in the one before.
     pub loss_allowed: bool,
 }
@@ -174,6 +176,7 @@ impl Topology {
             fork: None,
             forks: Vec::new(),
             xid_bounds: Vec::new(),
+            holds_all_of: None,
             loss_allowed: false,
         }
     }

@@ -48,6 +48,7 @@ fn term(term: u64, phase: Phase) -> TermRecord {
         record_lsn: None,
         policy_epoch: 1,
         newest_timeline: None,
+        holds_all_of: None,
         history_lost: false,
         lossy_timelines: Vec::new(),
         data_loss_allowed: false,

@@ -265,6 +265,7 @@ pub async fn begin(
         record_lsn: Some(found.lsn),
         policy_epoch: 1,
         newest_timeline: None,
+        holds_all_of: None,
         history_lost: false,
         lossy_timelines: Vec::new(),
         data_loss_allowed: false,

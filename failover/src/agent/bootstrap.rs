@@ -174,6 +174,7 @@ impl Agent {
             record_lsn: Some(record_lsn),
             policy_epoch: 1,
             newest_timeline: None,
+            holds_all_of: None,
             history_lost: false,
             lossy_timelines: Vec::new(),
             data_loss_allowed: false,

@@ -388,6 +388,7 @@ impl Planner {
             record_lsn: None,
             policy_epoch: policy.value.epoch,
             newest_timeline,
+            holds_all_of: None,
             history_lost: self.history_lost(),
             lossy_timelines: old.value.left_lossy(),
             data_loss_allowed: begin.allow_loss,

@@ -14,7 +14,7 @@ use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
 use crate::record::{Cause, Phase, Recruit, TermRecord};
 use cluster::timeline::{Fork, History};
-use cluster::{Instant, NodeId};
+use cluster::{Instant, NodeId, Term};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes that a recruit may lack of the candidate's WAL and connect to it ahead of its promotion.
@@ -259,6 +259,7 @@ impl Planner {
         if let Some(node) = hopeless {
             observed(&mut round.journal, format!("{node} was waited for and could not be frozen or recovered"));
         }
+        round.holds_all_of = holds_all_of(round, choice.base);
         let record = TermRecord {
             phase: Phase::Promoting,
             node: Some(choice.node.clone()),
@@ -381,4 +382,10 @@ fn promoted_past_us(round: &Round, frozen: &Frozen) -> Option<Unfit> {
 
 fn keys(map: &BTreeMap<NodeId, Frozen>) -> Vec<NodeId> {
     map.keys().cloned().collect()
+}
+
+/// See [`TermRecord::holds_all_of`].
+fn holds_all_of(round: &Round, base: Position) -> Option<Term> {
+    let (last, (old, end)) = (round.prev.as_ref()?, round.begin.end.as_ref()?);
+    (*old == last.node && end.timeline == last.timeline && *end <= base).then_some(last.term)
 }

@@ -67,6 +67,8 @@ pub(super) struct Round {
     pub(super) prev: Option<Tenure>,
     /// See [`TermRecord::newest_timeline`].
     pub(super) newest_timeline: Option<TimelineId>,
+    /// See [`TermRecord::holds_all_of`].
+    pub(super) holds_all_of: Option<Term>,
     /// See [`TermRecord::history_lost`].
     pub(super) history_lost: bool,
     /// See [`TermRecord::lossy_timelines`].
@@ -131,6 +133,7 @@ impl Round {
             revision: term.revision,
             prev: term.value.prev.clone(),
             newest_timeline: term.value.newest_timeline,
+            holds_all_of: term.value.holds_all_of,
             history_lost: term.value.history_lost,
             lossy_timelines: term.value.lossy_timelines.clone(),
             policy: policy.value,
@@ -227,6 +230,7 @@ impl Planner {
             record_lsn: None,
             policy_epoch: round.policy.epoch,
             newest_timeline: round.newest_timeline,
+            holds_all_of: round.holds_all_of,
             history_lost: round.history_lost,
             lossy_timelines: round.lossy_timelines.clone(),
             data_loss_allowed: round.begin.allow_loss,

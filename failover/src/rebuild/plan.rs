@@ -303,6 +303,7 @@ fn records(
         record_lsn: None,
         policy_epoch: policy.epoch,
         newest_timeline: None,
+        holds_all_of: None,
         history_lost: true,
         lossy_timelines: Vec::new(),
         data_loss_allowed: false,

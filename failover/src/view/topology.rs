@@ -117,6 +117,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         fork: term.fork,
         forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
         xid_bounds: xid_bounds(term),
+        holds_all_of: term.holds_all_of,
         loss_allowed: term.data_loss_allowed,
     }
 }
@@ -292,6 +293,7 @@ mod tests {
                 record_lsn: None,
                 policy_epoch: 1,
                 newest_timeline: None,
+                holds_all_of: None,
                 history_lost: false,
                 lossy_timelines: Vec::new(),
                 data_loss_allowed: false,
@@ -340,7 +342,9 @@ mod tests {
         for allowed in [false, true] {
             let mut r = records(Phase::Active, Mode::Strict);
             r.term.iter_mut().for_each(|term| term.data_loss_allowed = allowed);
-            assert_eq!(topology(&r, VALIDITY).loss_allowed, allowed);
+            r.term.iter_mut().for_each(|term| term.holds_all_of = Some(Term(6)).filter(|_| allowed));
+            let told = topology(&r, VALIDITY);
+            assert_eq!((told.loss_allowed, told.holds_all_of), (allowed, Some(Term(6)).filter(|_| allowed)));
         }
     }
 

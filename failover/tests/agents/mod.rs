@@ -307,6 +307,7 @@ impl Cluster {
             record_lsn: None,
             policy_epoch: 1,
             newest_timeline: None,
+            holds_all_of: None,
             history_lost: false,
             lossy_timelines: Vec::new(),
             data_loss_allowed: false,

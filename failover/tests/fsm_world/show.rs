@@ -69,10 +69,11 @@ fn order(command: &Command) -> String {
 
 fn put(put: &RecordPut) -> String {
     match put {
-        RecordPut::Term(TermRecord { term, phase, node, prev, .. }) => {
+        RecordPut::Term(TermRecord { term, phase, node, prev, holds_all_of, .. }) => {
             let node = node.as_ref().map_or_else(String::new, |n| format!(" {n}"));
             let prev = prev.as_ref().map_or_else(String::new, |p| format!(" after {} of {}", p.term, p.node));
-            format!("term {term} {phase:?}{node}{prev}")
+            let all = holds_all_of.map_or_else(String::new, |_| " with all of it".to_owned());
+            format!("term {term} {phase:?}{node}{prev}{all}")
         }
         RecordPut::Policy(p) => {
             let joint = p.joint.as_ref().map_or_else(String::new, |j| format!(" to {} k={}", list(&j.voters), j.k));

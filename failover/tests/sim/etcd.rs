@@ -41,6 +41,7 @@ pub(crate) fn first(m: usize, k: u32, mode: Mode, spare: bool) -> Records {
         record_lsn: Some(Lsn(0)),
         policy_epoch: 1,
         newest_timeline: None,
+        holds_all_of: None,
         history_lost: false,
         lossy_timelines: Vec::new(),
         data_loss_allowed: false,

@@ -75,6 +75,9 @@ fn follows(topology: &Topology, term: Term) -> bool {
 }
 
 fn lost((term, at): (Term, Instant), topology: &Topology, lag: &Lag) -> Option<LostWrite> {
+    if topology.holds_all_of == Some(term) {
+        return None;
+    }
     let fork = topology.forks.iter().find(|f| Some(f.timeline) == term.timeline()).map(|f| f.lsn);
     let kept = fork.and_then(|fork| lag.samples.before(term, fork));
     let is_kept = kept.is_some_and(|sampled| at <= sampled);

@@ -334,6 +334,7 @@ fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
         fork: None,
         forks: Vec::new(),
         xid_bounds: Vec::new(),
+        holds_all_of: None,
         loss_allowed: false,
     }
 }

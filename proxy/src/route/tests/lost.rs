@@ -42,6 +42,17 @@ fn a_write_that_no_standby_had_is_told_once() {
 }
 
 #[test]
+fn what_the_next_term_is_known_to_hold_is_not_lost_though_nothing_was_sampled_since() {
+    let write = |c: &mut Causality| c.acknowledged(Term(7), false, at(1101));
+    let mut w = failed_over(write, 900);
+    w.topology.holds_all_of = Some(Term(7));
+    assert_eq!(lost(&mut w), None);
+    let mut w = failed_over(write, 900);
+    w.topology.holds_all_of = Some(Term(6));
+    assert!(lost(&mut w).is_some());
+}
+
+#[test]
 fn what_a_quorum_has_confirmed_is_lost_only_where_an_operator_allows_it() {
     let write = |c: &mut Causality| c.acknowledged(Term(7), true, at(1050));
     assert_eq!(lost(&mut failed_over(write, 150)), None);
