@@ -36,6 +36,11 @@ pub(super) struct PolicyOp {
 }
 
 impl PolicyOp {
+    /// The record that begins it was sent.
+    pub(super) const fn is_sent(&self) -> bool {
+        self.sent
+    }
+
     fn complete(&self, p: &PolicyRecord) -> bool {
         let there = p.mode == self.to.mode && p.limits == self.to.limits;
         let lowered = p.suspended.as_ref().and_then(|s| s.lowered.as_ref());
@@ -92,8 +97,11 @@ impl Planner {
             Mode::Async if k as usize >= m.max(1) => blockers.push(Blocker::QuorumImpossible { m, k }),
             Mode::Strict | Mode::Available | Mode::Async => {}
         }
-        // Lowered or not: it must end before anything that commits wait for is changed.
-        if let Some(s) = policy.suspended.as_ref().filter(|_| !lowers && policy.mode != Mode::Async) {
+        // Lowered or not: it must end before anything that commits wait for is changed. But where the standbys of an unfinished
+        // change do not come back, it would never end.
+        let taken_back = policy.suspended.is_some() && takes_back(policy, to);
+        let changes = !lowers && !taken_back && policy.mode != Mode::Async;
+        if let Some(s) = policy.suspended.as_ref().filter(|_| changes) {
             blockers.push(Blocker::Suspended { since: s.since, term: s.term });
         }
         if let Some(s) = self.owed_to_the_voters(now, policy, &to.quorum, &primary) {
@@ -108,7 +116,7 @@ impl Planner {
         };
         let have: Vec<NodeId> = to.quorum.voters.iter().filter(streams).cloned().collect();
         // In async mode only who asks for them waits for standbys.
-        if have.len() < k as usize && !lowers && to.mode != Mode::Async {
+        if have.len() < k as usize && !lowers && !taken_back && to.mode != Mode::Async {
             blockers.push(Blocker::TooFewStreaming { needed: k, have });
         }
         blockers
@@ -260,6 +268,12 @@ impl Planner {
     }
 }
 
+/// Is the change that is under way to come to what was before it?
+fn takes_back(policy: &PolicyRecord, to: &Wanted) -> bool {
+    let before = (&policy.voters, policy.k) == (&to.quorum.voters, to.quorum.k);
+    policy.joint.is_some() && policy.mode == to.mode && before
+}
+
 /// A suspension with new limits: what had ended it does not hold any more.
 fn renewed(s: Suspension) -> Suspension {
     Suspension { lowered: s.lowered.map(|l| Lowered { timed: false, ended: None, ..l }), ..s }
@@ -312,5 +326,52 @@ fn quorum_changing(old: PolicyRecord, to: &Quorum) -> Result<PolicyRecord, Block
         Some(unfinished) if (&old.voters, old.k) == (&to.voters, to.k) => (unfinished.voters.clone(), unfinished.k),
         Some(_) => return Err(Blocker::PolicyChanging { epoch: old.epoch - 1 }),
     };
-    Ok(PolicyRecord { voters, k, joint: Some(to.clone()), ..old })
+    // What was promised before a suspension is on so many of each: `promised` of `sync_set` takes it for the former's.
+    let fewer = |l: Lowered| Lowered { k: l.k.min(k), ..l };
+    let suspended = old.suspended.clone().map(|s| Suspension { lowered: s.lowered.map(fewer), ..s });
+    Ok(PolicyRecord { voters, k, joint: Some(to.clone()), suspended, ..old })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fsm::sync_set::sufficient;
+    use crate::record::Tenure;
+    use cluster::{Term, TimelineId};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn recruits_that_suffice_for_a_change_taken_back_while_suspended_meet_both_quorums(
+            (k, more, to_k, to_more) in (1u32..4, 1usize..3, 1u32..4, 1usize..3), shift in 0usize..3, recruits: u32
+        ) {
+            let all: Vec<NodeId> = (1..=9).map(|i| format!("n{i}").parse().unwrap()).collect();
+            let before = Quorum { voters: all[..k as usize + more].to_vec(), k };
+            let to = Quorum { voters: all[shift..shift + to_k as usize + to_more].to_vec(), k: to_k };
+            let lowered = Some(Lowered { k, complete_from: None, timed: false, ended: None });
+            let suspended = Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why: String::new(), lowered };
+            let policy = PolicyRecord {
+                epoch: 2,
+                voters: before.voters.clone(),
+                k,
+                mode: Mode::Available,
+                suspended: Some(suspended),
+                limits: Limits::default(),
+                joint: Some(to),
+                rearmed: None,
+            };
+            let back = quorum_changing(policy.clone(), &before).expect("what was before");
+            prop_assert_eq!(back.target(), (&before.voters[..], before.k));
+            let old = Tenure { term: Term(7), node: all[0].clone(), timeline: TimelineId(7) };
+            let recruits: BTreeSet<NodeId> =
+                all[1..].iter().enumerate().filter(|(i, _)| recruits & (1 << i) != 0).map(|(_, n)| n.clone()).collect();
+            if sufficient(&back, Some(&old), &recruits) {
+                for (voters, k) in policy.quorums() {
+                    let free = voters.iter().filter(|v| **v != old.node && !recruits.contains(*v)).count();
+                    prop_assert!(free < k as usize, "a commit that {free} of {voters:?} have is missed");
+                }
+            }
+        }
+    }
 }

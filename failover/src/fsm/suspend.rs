@@ -17,8 +17,9 @@ use crate::fsm::action::{Action, ChangeKind, Command, CommandError, Guard, Recor
 use crate::fsm::blocker::{Verdict, list};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Planner, Stage};
-use crate::fsm::sync_set;
+use crate::fsm::rearm::Rearm;
 use crate::record::{Lowered, Mode, Phase, PolicyRecord, Suspension};
+use cluster::sync_names::SyncNames;
 use cluster::{Instant, Lsn, NodeId, Term};
 use std::time::Duration;
 
@@ -62,9 +63,9 @@ impl Planner {
         primary: &NodeId,
         out: &mut Vec<Action>,
     ) {
-        let busy = policy.joint.is_some() || self.policy_op.is_some() || self.rearm.is_some();
-        let there = self.followers(now, &policy.voters, primary);
-        if policy.mode != Mode::Available || busy || there.as_ref().is_none_or(|t| t.len() >= policy.k as usize) {
+        let (voters, k) = self.waited_for(now, policy, primary);
+        let there = self.followers(now, voters, primary);
+        if policy.mode != Mode::Available || there.as_ref().is_none_or(|t| t.len() >= k as usize) {
             self.suspend = None;
             return;
         }
@@ -76,14 +77,31 @@ impl Planner {
         let waited = now.since(since);
         // The lease is what fences it from now on.
         let leased = self.seen.records.primary.as_ref().is_some_and(|p| p.term == term && p.node == *primary);
-        if waited < self.settings.suspend_after || !leased {
+        // An order to arm is answered within its bound; that its standbys have what it answered need never come true.
+        let busy = self.policy_op.as_ref().is_some_and(|op| !op.is_sent())
+            || matches!(self.rearm, Some(Rearm::Arming { .. } | Rearm::Writing));
+        if waited < self.settings.suspend_after || !leased || busy {
             return;
         }
+        self.rearm = None;
         let there = there.unwrap_or_default();
-        let why = format!("{} of {} standbys for {} ms: {}", there.len(), policy.k, millis(waited), list(&there));
+        let why = format!("{} of {k} standbys for {} ms: {}", there.len(), millis(waited), list(&there));
         let lowered = Lowered { k: policy.k, complete_from: None, timed: false, ended: None };
         let suspended = Some(self.lowering(term, why, lowered));
         self.send_policy(PolicyRecord { epoch: policy.epoch + 1, suspended, ..policy.clone() }, false, out);
+    }
+
+    /// The quorum that commits wait for: while voters or k are being changed, the one to be from when it was set.
+    fn waited_for<'p>(&self, now: Instant, policy: &'p PolicyRecord, primary: &NodeId) -> (&'p [NodeId], u32) {
+        let set = |to: &(&[NodeId], u32)| self.is_set(now, *to, primary);
+        Some(policy.target()).filter(set).unwrap_or((&policy.voters, policy.k))
+    }
+
+    /// Does the primary make commits wait for that quorum, by its own word?
+    fn is_set(&self, now: Instant, (voters, k): (&[NodeId], u32), primary: &NodeId) -> bool {
+        let names = SyncNames::for_primary(primary, voters, k).to_string();
+        let state = self.seen.reachable(primary, now, &self.settings).map(|s| &s.postgres);
+        matches!(state, Some(crate::api::PostgresState::Primary(p)) if p.sync_names == names && !names.is_empty())
     }
 
     pub(super) fn lowering(&self, term: Term, why: String, lowered: Lowered) -> Suspension {
@@ -150,10 +168,7 @@ impl Planner {
 
     /// Does the primary still make commits wait, although the policy says otherwise?
     fn waits_still(&self, now: Instant, policy: &PolicyRecord, primary: &NodeId) -> bool {
-        let armed = sync_set::armed_names(policy, primary).to_string();
-        let state = self.seen.reachable(primary, now, &self.settings).map(|s| &s.postgres);
-        policy.mode != Mode::Async
-            && matches!(state, Some(crate::api::PostgresState::Primary(p)) if p.sync_names == armed)
+        policy.mode != Mode::Async && policy.quorums().any(|quorum| self.is_set(now, quorum, primary))
     }
 
     fn exhausted(&self, term: Term, policy: &PolicyRecord, suspension: &Suspension) -> Option<String> {
