@@ -36,6 +36,23 @@ fn below(bad: &mut Vec<BadSetting>, key: &str, value: Span, limit: Span, what: &
     }
 }
 
+/// Does PostgreSQL have room for everybody that the cluster needs?
+fn places(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
+    let parameter = |name: &str| raw.agent.parameters.iter().rfind(|(n, _)| n.eq_ignore_ascii_case(name));
+    let number = |name: &str, default| parameter(name).map_or(Some(default), |(_, v)| v.trim().parse().ok());
+    let voters = raw.cluster.voters.len();
+    let needed = failover::adopt::plan::senders_needed(voters);
+    if let Some(places) = number("max_wal_senders", 16).filter(|n| *n < needed) {
+        let problem =
+            format!("at least {needed} for the {voters} of cluster.voters: two for each other one, and the agent's");
+        bad.push(BadSetting::new("agent.parameters.max_wal_senders", places, problem));
+    }
+    if let Some(kept) = number("superuser_reserved_connections", 8).filter(|n| *n < 5) {
+        let problem = "at least 5: the agent's sessions, which must not be kept out";
+        bad.push(BadSetting::new("agent.parameters.superuser_reserved_connections", kept, problem));
+    }
+}
+
 fn agent(raw: &RawConfig, with_proxy: bool, bad: &mut Vec<BadSetting>) {
     if !raw.agent.node.is_empty() && !raw.agent.joins && !raw.cluster.voters.contains(&raw.agent.node) {
         let voters = raw.cluster.voters.join(", ");
@@ -49,6 +66,7 @@ fn agent(raw: &RawConfig, with_proxy: bool, bad: &mut Vec<BadSetting>) {
         let problem = "only for nodes that do not vote: this one is among cluster.voters";
         bad.push(BadSetting::new("agent.apply_delay", raw.agent.apply_delay, problem));
     }
+    places(raw, bad);
     let (drain, stop) = (raw.process.drain_timeout, raw.agent.stop_timeout);
     // A proxy in the same process drains first, for half of the time.
     let (times, needed) =

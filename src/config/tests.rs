@@ -25,7 +25,9 @@ fn with(text: &str, section: &str, key: &str, value: &str) -> String {
         if line.starts_with('[') {
             current = line.trim_matches(['[', ']']).to_owned();
         }
-        if current == section && line.starts_with(&format!("{key} = ")) {
+        // One that is not set by default is shown as a comment.
+        let shown = line.strip_prefix('#').unwrap_or(line);
+        if !changed && current == section && shown.starts_with(&format!("{key} = ")) {
             out.push_str(&format!("{key} = {value}\n"));
             changed = true;
         } else {
@@ -153,6 +155,14 @@ fn relations_between_sections_name_both_keys() {
         (
             with(&good(), "agent", "node", "\"n9\""),
             vec!["agent.node = n9: is not among cluster.voters (n1, n2, n3), and agent.joins is not set"],
+        ),
+        (
+            with(&good(), "agent", "parameters", "{ max_wal_senders = \"4\", Superuser_reserved_connections = \"3\" }"),
+            vec![
+                "agent.parameters.max_wal_senders = 4: at least 5 for the 3 of cluster.voters: two for each other one, and the \
+                 agent's",
+                "agent.parameters.superuser_reserved_connections = 3: at least 5: the agent's sessions, which must not be kept out",
+            ],
         ),
         (
             with(&good(), "agent", "listen", "\"127.0.0.1:7400\""),

@@ -76,7 +76,7 @@ const SIZES: [&str; 5] = [
 /// Decide whether it can be done.
 pub fn plan(found: &Found, wanted: &Wanted) -> Plan {
     let mut plan = Plan::default();
-    check_server(found, &mut plan.obstacles);
+    check_server(found, senders_needed(wanted.voters.len()), &mut plan.obstacles);
     check_members(found, wanted, &mut plan.obstacles);
     notes(found, &mut plan.notes);
     let (primary, timeline, k) = (&wanted.primary, found.timeline, wanted.k);
@@ -103,7 +103,13 @@ pub fn plan(found: &Found, wanted: &Wanted) -> Plan {
     plan
 }
 
-fn check_server(found: &Found, obstacles: &mut Vec<String>) {
+/// Places for receivers of WAL that a primary needs: each other voter's, twice while it is copied anew, and the agent's.
+pub const fn senders_needed(voters: usize) -> usize {
+    let all = 2 * voters.saturating_sub(1) + 1;
+    if all < 5 { 5 } else { all }
+}
+
+fn check_server(found: &Found, needed: usize, obstacles: &mut Vec<String>) {
     let setting = |name: &str| found.settings.get(name).map_or("", String::as_str);
     let mut needs = |holds: bool, what: String| obstacles.extend((!holds).then_some(what));
     needs(found.version >= 130_000, format!("PostgreSQL {} found, 13 or later is needed", found.version / 10_000));
@@ -117,8 +123,8 @@ fn check_server(found: &Found, obstacles: &mut Vec<String>) {
     needs(matches!(level, "replica" | "logical"), format!("wal_level is {level}: set it to replica and restart"));
     let rewinds = setting("wal_log_hints") == "on" || setting("data_checksums") == "on";
     needs(rewinds, "neither wal_log_hints nor data checksums are on: no old primary could be rewound".into());
-    let senders: u32 = setting("max_wal_senders").parse().unwrap_or(0);
-    needs(senders >= 5, format!("max_wal_senders is {senders}, at least 5 are needed"));
+    let senders: usize = setting("max_wal_senders").parse().unwrap_or(0);
+    needs(senders >= needed, format!("max_wal_senders is {senders}, at least {needed} are needed"));
     let names = setting("synchronous_standby_names");
     let other = !names.is_empty() && !names.contains('*');
     needs(

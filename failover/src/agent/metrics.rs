@@ -22,6 +22,8 @@ pub(crate) struct Metrics {
     impostors: IntGauge,
     /// Of those, ended because the node itself was connected too.
     pub(super) impostors_ended: IntCounter,
+    /// Receivers of WAL that were ended so that a standby finds a place.
+    pub(super) receivers_ended: IntCounter,
     records_age: Gauge,
     /// 1 while the lease rests on the other agents' signatures.
     pub(super) countersigned: IntGauge,
@@ -55,6 +57,7 @@ impl Metrics {
                 "impostors_ended_total",
                 "Walsenders under a connected node's name that were ended",
             )?,
+            receivers_ended: counter("receivers_ended_total", "Receivers of WAL ended for a standby's place")?,
             records_age: seconds("records_age_seconds", "Since etcd's records were last read")?,
             countersigned: gauge(
                 "countersigned",
@@ -72,7 +75,7 @@ impl Metrics {
         for g in [&m.fenced, &m.quarantined, &m.trouble, &m.impostors, &m.countersigned, &m.watchdog_armed] {
             registry.register(Box::new(g.clone()))?;
         }
-        for c in [&m.lost_commits, &m.store_errors, &m.impostors_ended] {
+        for c in [&m.lost_commits, &m.store_errors, &m.impostors_ended, &m.receivers_ended] {
             registry.register(Box::new(c.clone()))?;
         }
         Ok(m)
@@ -98,7 +101,7 @@ impl Agent {
             }
             m.fenced.set(i64::from(o.fenced));
             m.quarantined.set(i64::from(o.quarantine.is_some()));
-            m.trouble.set(i64::from(o.trouble.is_some()));
+            m.trouble.set(i64::from(told.trouble.is_some()));
             let impostors = if let PostgresState::Primary(p) = &o.postgres { p.impostors.len() } else { 0 };
             m.impostors.set(i64::try_from(impostors).unwrap_or(i64::MAX));
             tokio::time::sleep(Duration::from_secs(1)).await;

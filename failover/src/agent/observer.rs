@@ -2,7 +2,7 @@
 //! health needs: a heartbeat in the WAL while it is primary, a write probe of its disk.
 
 use super::Agent;
-use super::sql::Sql;
+use super::sql::{FULL, Sql};
 use super::state::{PULSE, Sight};
 use crate::api::PostgresState;
 use crate::record::Phase;
@@ -123,6 +123,10 @@ impl Agent {
             match asked.await {
                 Ok(sql) => {
                     connection = Some((whom.postgres.clone(), sql));
+                    self.sighted(&whom, |s| (s.sql_at, s.sql_refused) = (sent, false));
+                }
+                // It is full: somebody has answered all the same.
+                Err(error) if error.code() == Some(FULL) => {
                     self.sighted(&whom, |s| (s.sql_at, s.sql_refused) = (sent, false));
                 }
                 Err(error) => self.sighted(&whom, |s| s.sql_refused = error.is_refused()),

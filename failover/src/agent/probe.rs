@@ -2,10 +2,11 @@
 
 use super::control::Control;
 use super::process::{self, Death};
-use super::sql::{Row, Sql, SqlError};
+use super::sql::{FULL, Row, Sql, SqlError};
 use super::state::Receiver;
 use super::{Agent, Env, postgres};
 use crate::api::{Follower, KNOCK, PostgresState, Primary, Standby};
+use crate::fsm::places::Places;
 use cluster::{Lsn, NodeId, TimelineId};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -20,6 +21,10 @@ const AWAITING: Duration = Duration::from_millis(10);
 /// For so long at most.
 const AWAITED_FOR: Duration = Duration::from_secs(3);
 
+/// Said while PostgreSQL refuses its own agent.
+const NO_CONNECTION_LEFT: &str = "PostgreSQL takes no more connections, nor its superuser's (max_connections, \
+    superuser_reserved_connections): nothing can be set or asked";
+
 /// Functions that only work in or out of recovery are guarded by CASE, which evaluates in order.
 const QUERY: &str = "\
 SELECT r, current_setting('synchronous_standby_names'), \
@@ -28,9 +33,10 @@ SELECT r, current_setting('synchronous_standby_names'), \
  pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), CASE WHEN r THEN pg_is_wal_replay_paused() END, \
  w.pid, w.status, w.received_tli, w.sender_host, w.sender_port, \
  (SELECT system_identifier FROM pg_control_system()), \
- (SELECT greatest(c.timeline_id, v.min_recovery_end_timeline) FROM pg_control_checkpoint() c, pg_control_recovery() v) \
+ (SELECT greatest(c.timeline_id, v.min_recovery_end_timeline) FROM pg_control_checkpoint() c, pg_control_recovery() v), \
+ current_setting('max_wal_senders'), (SELECT count(*) FROM pg_stat_get_wal_senders()) \
 FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) s LEFT JOIN pg_stat_wal_receiver w ON true; \
-SELECT application_name, state, flush_lsn, replay_lsn, sync_state, usename FROM pg_stat_replication LIMIT 100";
+SELECT application_name, state, flush_lsn, replay_lsn, sync_state, usename FROM pg_stat_replication LIMIT 1000";
 
 /// What one look gave.
 pub(crate) struct Look {
@@ -40,6 +46,8 @@ pub(crate) struct Look {
     pub(crate) system_id: Option<String>,
     /// Names that walsenders have who are not the node, which is connected as well.
     false_names: Vec<NodeId>,
+    /// Who receives WAL from here.
+    places: Places,
 }
 
 /// Ask a running PostgreSQL.
@@ -64,6 +72,9 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
     let control_timeline = text(14).and_then(|t| t.parse().ok()).map(TimelineId);
     let sync_names = text(1)?.to_owned();
     let mut false_names = Vec::new();
+    let number = |i: usize| text(i).and_then(|t| t.parse().ok()).unwrap_or_default();
+    let names = walsenders.iter().map(|r| r.first().cloned().flatten().unwrap_or_default());
+    let places = Places { most: number(15), taken: number(16), names: names.collect() };
     let (state, timeline) = if text(0)? == "t" {
         let replay_lsn = lsn(6).unwrap_or_default();
         let standby = Standby {
@@ -91,7 +102,7 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
         };
         (PostgresState::Primary(primary), Some(timeline))
     };
-    Some(Look { state, receiver, timeline, system_id: text(13).map(str::to_owned), false_names })
+    Some(Look { state, receiver, timeline, system_id: text(13).map(str::to_owned), false_names, places })
 }
 
 /// What walsenders there are.
@@ -148,6 +159,18 @@ fn end_false(names: &str) -> String {
     format!(
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication \
          WHERE {lower} IN ({names}) AND (usename <> '{user}' OR application_name <> {lower})"
+    )
+}
+
+/// Ends the walsender that was begun last of those that are neither a node's nor ours.
+fn end_stranger(nodes: &str) -> String {
+    let (user, ours) = (super::env::REPLICATION_USER, super::sql::APPLICATION_NAME);
+    let nodes = if nodes.is_empty() { "''" } else { nodes };
+    format!(
+        "SELECT application_name FROM (SELECT pid, application_name FROM pg_stat_replication \
+         WHERE NOT (usename = '{user}' AND (application_name IN ({nodes}) OR application_name LIKE 'copy:%')) \
+         AND NOT (usename = 'postgres' AND application_name = '{ours}') \
+         ORDER BY backend_start DESC, pid DESC LIMIT 1) s WHERE pg_terminate_backend(pid)"
     )
 }
 
@@ -210,7 +233,12 @@ impl Agent {
         match self.ask(sql).await {
             Ok(look) => {
                 let impersonated = self.impersonated(&look);
+                let (trouble, makes_room) = self.full(&look);
                 self.saw(now, look);
+                self.state.change(|o| o.full = trouble);
+                if let Some(sql) = sql.as_ref().filter(|_| makes_room) {
+                    self.make_room(sql).await;
+                }
                 if let Some(sql) = sql.as_ref().filter(|_| !impersonated.is_empty()) {
                     self.end_impostors(sql, &impersonated).await;
                 }
@@ -219,7 +247,11 @@ impl Agent {
                 *sql = None;
                 self.standing.look_by(None);
                 let bound = self.env.config.probe_timeout;
-                self.state.change(|o| o.not_told(now, self.env.clock.now(), error.code(), bound));
+                let full = error.code() == Some(FULL);
+                self.state.change(|o| {
+                    o.full = full.then(|| NO_CONNECTION_LEFT.to_owned());
+                    o.not_told(now, self.env.clock.now(), error.code(), bound);
+                });
             }
         }
         self.looked.send_modify(|n| *n += 1);
@@ -248,6 +280,34 @@ impl Agent {
                 tracing::error!(node = %self.env.config.node, names = quoted.join(", "), ended, "impostors ended");
             }
             Err(error) => tracing::error!(node = %self.env.config.node, %error, "impostors not ended"),
+        }
+    }
+
+    /// What is to be said of the places for receivers of WAL, and is one to be made free? Only the primary's standbys are
+    /// waited for. While a cluster is adopted they go by other names.
+    fn full(&self, look: &Look) -> (Option<String>, bool) {
+        if !look.places.full() || !matches!(look.state, PostgresState::Primary(_)) {
+            return (None, false);
+        }
+        let (records, own) = (self.records.borrow(), &self.env.config.node);
+        let policy = records.policy.as_ref().map(|p| &p.value);
+        let votes = |n: &&NodeId| *n != own && policy.is_some_and(|p| p.counts(n)) && !records.fences.contains_key(*n);
+        let missing = look.places.missing(records.members.keys().filter(votes));
+        (look.places.trouble(&missing), !missing.is_empty() && records.adopt.is_none())
+    }
+
+    /// The last stranger that has connected leaves.
+    pub(super) async fn make_room(&self, sql: &Sql) {
+        let nodes: Vec<String> = self.records.borrow().members.keys().map(|n| format!("'{n}'")).collect();
+        let query = end_stranger(&nodes.join(", "));
+        match sql.rows("making room for a standby", &query, self.env.config.probe_timeout).await {
+            Ok(rows) => {
+                for name in rows.into_iter().filter_map(|r| r.into_iter().next().flatten()) {
+                    self.metrics.receivers_ended.inc();
+                    tracing::warn!(node = %self.env.config.node, name, "a receiver of WAL was ended: standbys need its place");
+                }
+            }
+            Err(error) => tracing::warn!(node = %self.env.config.node, %error, "no room was made for a standby"),
         }
     }
 

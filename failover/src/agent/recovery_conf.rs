@@ -9,6 +9,7 @@ use crate::config::agent::OWNED_PARAMETERS;
 use crate::fsm::sync_set::Waits;
 use cluster::sync_names::SyncNames;
 use cluster::{Endpoint, NodeId, Term};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 
@@ -226,6 +227,12 @@ fn tempfile_in(dir: &str) -> bool {
     made
 }
 
+/// A number among the configured parameters.
+fn limit(parameters: &BTreeMap<String, String>, name: &str, default: u64) -> u64 {
+    let set = parameters.iter().rfind(|(n, _)| n.eq_ignore_ascii_case(name));
+    set.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(default)
+}
+
 fn postgresql_conf(env: &Env) -> String {
     let c = &env.config;
     let mut text = "# Written by pgtenure at each start; see agent.parameters.\n".to_owned();
@@ -244,6 +251,11 @@ fn postgresql_conf(env: &Env) -> String {
         ("dynamic_shared_memory_type", shared_memory()),
     ] {
         set(name, value);
+    }
+    // The agent looks and beats by a session each and proves by two more that commits wait; PostgreSQL keeps 3 by default, and
+    // refuses to start where as many as all are kept.
+    if limit(&c.parameters, "max_connections", 100) >= 30 {
+        set("superuser_reserved_connections", "8");
     }
     for (name, value) in &c.parameters {
         set(name, value);

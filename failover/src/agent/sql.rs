@@ -21,6 +21,9 @@ const SAFE_NAMES: &str = "-c search_path=pg_catalog";
 
 const CONNECTING: &str = "connecting";
 
+/// The SQLSTATE by which PostgreSQL says that all connections, or all places for receivers of WAL, are taken.
+pub(super) const FULL: &str = "53300";
+
 /// A row of texts.
 pub(crate) type Row = Vec<Option<String>>;
 
@@ -52,6 +55,14 @@ pub(crate) enum SqlError {
         /// The answer's beginning.
         answer: String,
     },
+    /// There is no place left for it.
+    #[error("{what}: no place is left: {answer}")]
+    Full {
+        /// The question.
+        what: &'static str,
+        /// What PostgreSQL said.
+        answer: String,
+    },
     /// A connection failed before PostgreSQL said anything of it.
     #[error("{what}: {source}")]
     Socket {
@@ -75,6 +86,7 @@ impl SqlError {
     pub(crate) fn code(&self) -> Option<&str> {
         match self {
             Self::Postgres { source, .. } => source.code().map(tokio_postgres::error::SqlState::code),
+            Self::Full { .. } => Some(FULL),
             _ => None,
         }
     }
@@ -84,7 +96,7 @@ impl SqlError {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = match self {
             Self::Postgres { source, .. } => Some(source),
             Self::Socket { source, .. } => Some(source),
-            Self::TimedOut { .. } | Self::Answer { .. } => None,
+            Self::TimedOut { .. } | Self::Answer { .. } | Self::Full { .. } => None,
         };
         while let Some(error) = cause {
             if let Some(io) = error.downcast_ref::<std::io::Error>() {
@@ -249,7 +261,7 @@ impl Replication {
             let mut body = vec![0; length.ok_or_else(|| answer(IDENTIFY, b"a message of absurd length"))? as usize];
             self.0.read_exact(&mut body).await.map_err(io)?;
             match kind {
-                b'E' => return Err(answer(IDENTIFY, &body)),
+                b'E' => return Err(refusal(&body)),
                 b'R' if body.get(..4) != Some(&[0; 4]) => return Err(answer(IDENTIFY, b"a request for a password")),
                 b'D' => found = identity(&body),
                 b'Z' => return Ok(found),
@@ -292,6 +304,16 @@ fn answer(what: &'static str, body: &[u8]) -> SqlError {
     let text: String =
         String::from_utf8_lossy(body).chars().map(|c| if c == '\0' { ' ' } else { c }).take(300).collect();
     SqlError::Answer { what, answer: text }
+}
+
+/// An ErrorResponse: fields that end with a zero, each begins with its kind.
+fn refusal(body: &[u8]) -> SqlError {
+    let said = answer(IDENTIFY, body);
+    let is_full = body.split(|b| *b == 0).any(|field| field.strip_prefix(b"C") == Some(FULL.as_bytes()));
+    match said {
+        SqlError::Answer { what, answer } if is_full => SqlError::Full { what, answer },
+        other => other,
+    }
 }
 
 /// Columns of IDENTIFY_SYSTEM: systemid, timeline, xlogpos, dbname.

@@ -1,13 +1,15 @@
 //! Connections to our own PostgreSQL that stand: while a primary is replaced clients wait for each that is made anew.
 
 use super::Agent;
-use super::sql::{Replication, Sql, SqlError};
+use super::sql::{FULL, Replication, Sql, SqlError};
 use cluster::{Lsn, TimelineId};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// One that does not answer within this is not used.
 const QUICK: Duration = Duration::from_millis(200);
+/// Until who was ended has left.
+const LEAVING: Duration = Duration::from_millis(20);
 
 /// What stands.
 #[derive(Default)]
@@ -54,10 +56,25 @@ impl Agent {
             return Ok(found);
         }
         let bound = self.env.config.probe_timeout;
-        let found = opened.insert(Replication::open(&self.env, bound).await?).identify(bound).await;
+        let found = opened.insert(self.replication(bound).await?).identify(bound).await;
         if found.is_err() {
             *opened = None;
         }
         found
+    }
+
+    /// A new one. Where strangers have taken all places for receivers of WAL one of them leaves: no failover would be
+    /// possible otherwise, and whoever receives from a standby has no part in any commit.
+    async fn replication(&self, bound: Duration) -> Result<Replication, SqlError> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            match Replication::open(&self.env, bound).await {
+                Err(error) if error.code() == Some(FULL) && begun.elapsed() < bound => {
+                    self.make_room(&*self.own_sql().await?).await;
+                    tokio::time::sleep(LEAVING).await;
+                }
+                other => return other,
+            }
+        }
     }
 }

@@ -107,6 +107,8 @@ pub(crate) struct Observed {
     /// Since when something is to be written that is not yet; what fails is tried again.
     pub(crate) fsync_since: Option<Instant>,
     pub(crate) trouble: Option<String>,
+    /// No place is left for who has to connect, in words.
+    pub(crate) full: Option<String>,
     pub(crate) policy: Option<PolicyRecord>,
 }
 
@@ -142,6 +144,7 @@ impl State {
             fsync_ms: None,
             fsync_since: None,
             trouble: None,
+            full: None,
             policy: None,
         };
         Self(watch::channel(first).0)
@@ -196,7 +199,7 @@ fn shape(o: &Observed) -> impl PartialEq + use<> {
     let sees = o.sees.as_ref().map(|s| (s.node.clone(), s.term, s.agent_refused && s.sql_refused));
     (
         (postgres, (o.promise, o.opened), o.quarantine, o.system_id.clone(), o.frozen_for, o.rejoin.clone()),
-        (o.fenced, sees, o.lease_until.is_some(), o.trouble.clone(), o.ending, o.awaited.is_some()),
+        (o.fenced, sees, o.lease_until.is_some(), o.troubles(), o.ending, o.awaited.is_some()),
         o.policy.clone(),
     )
 }
@@ -253,7 +256,7 @@ impl Observed {
     /// PostgreSQL was seen not to run, or to be starting: it is not silent.
     pub(crate) fn not_expected(&mut self, at: Instant) {
         (self.answered, self.accepted) = (Silence::from(at), Silence::from(at));
-        self.known_at = at;
+        (self.known_at, self.full) = (at, None);
     }
 
     /// A look that began at `at` ended at `now` with an error of this SQLSTATE, if any: its state is not known any better.
@@ -286,6 +289,12 @@ impl Observed {
         hangs.max(self.fsync_ms)
     }
 
+    /// All that is wrong.
+    pub(crate) fn troubles(&self) -> Option<String> {
+        let all: Vec<&str> = self.trouble.iter().chain(&self.full).map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
     /// As told to managers at `now`.
     pub(crate) fn told(&self, env: &Env, now: Instant) -> AgentState {
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -316,7 +325,7 @@ impl Observed {
             }),
             lease_left_ms: self.lease_until.and_then(|end| end.checked_since(now)).map(ms),
             fsync_probe_ms: self.disk_takes(now),
-            trouble: self.trouble.clone(),
+            trouble: self.troubles(),
             policy: self.policy.clone(),
         }
     }

@@ -17,6 +17,7 @@ mod opening;
 mod operate;
 pub mod overdue;
 mod pause;
+pub mod places;
 pub mod planner;
 mod policy;
 pub mod preference;

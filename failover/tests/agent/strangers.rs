@@ -44,19 +44,23 @@ fn idle_connections_to_an_agents_port_keep_no_order_out() {
 }
 
 #[test]
-fn a_role_that_a_rule_admits_receives_wal_and_no_other() {
-    unprivileged("strangers::a_role_that_a_rule_admits_receives_wal_and_no_other", async {
-        let mut c = Cluster::new(22600, 1, Mode::Async, 0);
+fn a_role_that_a_rule_admits_receives_wal_and_keeps_nobody_out() {
+    unprivileged("strangers::a_role_that_a_rule_admits_receives_wal_and_keeps_nobody_out", async {
+        let mut c = Cluster::new(22600, 2, Mode::Strict, 1);
         let rules = ["host replication backup all scram-sha-256", "host all all all scram-sha-256"];
-        c.nodes[0].config.pg_hba = rules.map(str::to_owned).to_vec();
+        for node in &mut c.nodes {
+            node.config.pg_hba = rules.map(str::to_owned).to_vec();
+            let few = [("max_wal_senders", "5"), ("max_connections", "30")];
+            node.config.parameters.extend(few.map(|(n, v)| (n.to_owned(), v.to_owned())));
+        }
         let p = c.bootstrap().await;
         let roles =
             "CREATE ROLE backup LOGIN REPLICATION PASSWORD 'b'; CREATE ROLE other LOGIN REPLICATION PASSWORD 'b'";
         c.sql(p).await.batch_execute(roles).await.unwrap();
+        c.until_replayed(p, &[1 - p]).await;
         let identify = async |user: &str| {
-            let to = format!("host=127.0.0.1 port={} user={user} replication=true", c.nodes[p].config.postgres_port);
-            let mut psql = Command::new(format!("{}/psql", agents::bin()));
-            psql.args(["-XAt", "-d", &to, "-c", "IDENTIFY_SYSTEM"]).env("PGPASSWORD", "b").stdin(Stdio::null());
+            let mut psql = receiver(&c, p, user);
+            psql.args(["-c", "IDENTIFY_SYSTEM"]);
             let out = tokio::task::spawn_blocking(move || psql.output().unwrap()).await.unwrap();
             (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
         };
@@ -64,5 +68,82 @@ fn a_role_that_a_rule_admits_receives_wal_and_no_other() {
         assert!(admitted, "{why}");
         let (admitted, why) = identify("other").await;
         assert!(!admitted && why.contains("no pg_hba.conf entry for replication connection"), "{why}");
+        clients_keep_no_agent_out(&c, p).await;
+        receivers_keep_no_standby_out(&mut c, p).await;
+        receivers_of_a_standby_keep_no_freeze_out(&c, 1 - p).await;
     });
+}
+
+/// psql, to ask for WAL as that user.
+fn receiver(c: &Cluster, i: usize, user: &str) -> Command {
+    let to = format!("host=127.0.0.1 port={} user={user} replication=true", c.nodes[i].config.postgres_port);
+    let mut psql = Command::new(format!("{}/psql", agents::bin()));
+    psql.args(["-XAt", "-d", &to]).env("PGPASSWORD", "b").stdin(Stdio::null());
+    psql
+}
+
+/// Those that have a place, until they are dropped.
+struct Receivers(Vec<std::process::Child>);
+
+impl Receivers {
+    fn add(&mut self, c: &Cluster, i: usize) {
+        let mut psql = receiver(c, i, "backup");
+        psql.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.0.push(psql.spawn().unwrap());
+    }
+}
+
+impl Drop for Receivers {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|one| drop((one.kill(), one.wait())));
+    }
+}
+
+async fn clients_keep_no_agent_out(c: &Cluster, p: usize) {
+    let port = c.nodes[p].config.postgres_port;
+    let to = format!("host=127.0.0.1 port={port} user=backup password=b dbname=postgres");
+    let mut clients = Vec::new();
+    let full = loop {
+        match tokio_postgres::connect(&to, tokio_postgres::NoTls).await {
+            Ok((client, connection)) => {
+                tokio::spawn(connection);
+                clients.push(client);
+            }
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full.code(), Some(&tokio_postgres::error::SqlState::TOO_MANY_CONNECTIONS), "{full}");
+    let (policy, _) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
+    let sync_names = format!("ANY 1 ({})", c.nodes[1 - p].id);
+    let order = Arm { term: Term(1), sync_names, policy_epoch: policy.epoch };
+    c.post::<Armed>(p, "arm", &order).await.unwrap();
+}
+
+async fn receivers_keep_no_standby_out(c: &mut Cluster, p: usize) {
+    let s = 1 - p;
+    let (data, name) = (c.nodes[s].config.data_dir.join("data"), c.nodes[s].id.to_string());
+    c.crash_agent(s).await;
+    kill_all(&data);
+    let mut receivers = Receivers(Vec::new());
+    c.until_state(p, "the standby's place to be missed", |state| {
+        let told = state.trouble.as_ref().is_some_and(|t| t.contains("max_wal_senders") && t.contains(&name));
+        if !told {
+            receivers.add(c, p);
+        }
+        told.then_some(())
+    })
+    .await;
+    c.start(s).await;
+    c.until_streaming(s, p, Term(1)).await;
+}
+
+async fn receivers_of_a_standby_keep_no_freeze_out(c: &Cluster, s: usize) {
+    let mut receivers = Receivers(Vec::new());
+    until("all places at the standby to be taken", async || {
+        receivers.add(c, s);
+        (c.value(s, "SELECT count(*) FROM pg_stat_get_wal_senders()").await == "5").then_some(())
+    })
+    .await;
+    let (record, _) = c.begin().await;
+    assert!(c.freeze(s, record.term).await.unwrap().position.is_some());
 }
