@@ -8,6 +8,7 @@ use failover::config::etcd::{Config, Login, Raw, check};
 use failover::store::etcd::EtcdStore;
 use failover::store::{Compare, LeaseId, Range, Store, StoreError, Txn};
 use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 fn config(endpoints: Vec<String>) -> Config {
@@ -138,7 +139,14 @@ async fn a_frozen_leader_of_three_costs_no_lease_and_reads_overtake_it() {
     s.txn(Txn::new().put_leased("/primary", "me", granted.lease)).await.unwrap();
     let mut hints = s.watch("/t/");
     hinted(&mut hints, "setting the watch up").await;
+    // It leads from wherever it may.
+    let first = etcd.leader();
+    let host = BTreeSet::from([format!("127.0.0.{}", 1 + first)]);
+    let (from, to) = s.move_leader(&host).await.unwrap().expect("it was there");
     let leader = etcd.leader();
+    assert_ne!(leader, first);
+    assert_eq!((&from, &to), (&etcd.urls()[first], &etcd.urls()[leader]));
+    assert_eq!(s.move_leader(&host).await.unwrap(), None, "once");
     etcd.signal(leader, Signal::SIGSTOP);
     let frozen_at = Instant::now();
     let (mut renewals, mut written) = (0, false);

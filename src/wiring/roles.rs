@@ -6,6 +6,8 @@ use anyhow::{Context, Result};
 use cluster::keys::Keys;
 use cluster::topology::{Closed, Gate, Topology};
 use failover::agent::{self, AgentHandle};
+use failover::fsm::blocker::Verdict;
+use failover::fsm::status::Status;
 use failover::http::ManagerRoutes;
 use failover::manager::{self, ManagerConfig, ManagerHandle};
 use failover::store::Store;
@@ -85,8 +87,8 @@ pub(super) async fn start(config: &Config, registry: &Registry, inherited: Optio
     let etcd = EtcdStore::new(&config.etcd).context("cannot use etcd")?;
     let versions = etcd.clone();
     tokio::spawn(async move { versions.watch_versions().await });
-    let store: Arc<dyn Store> = Arc::new(etcd);
-    let mut starting = Starting { config, registry, store, inherited, running: Running::default() };
+    let store: Arc<dyn Store> = Arc::new(etcd.clone());
+    let mut starting = Starting { config, registry, etcd, store, inherited, running: Running::default() };
     // Whoever can fail by itself, and is cheap to undo, comes first; PostgreSQL comes last.
     starting.manager()?;
     starting.lagmon_and_proxy()?;
@@ -98,6 +100,7 @@ pub(super) async fn start(config: &Config, registry: &Registry, inherited: Optio
 struct Starting<'a> {
     config: &'a Config,
     registry: &'a Registry,
+    etcd: EtcdStore,
     store: Arc<dyn Store>,
     /// Sockets of the process before this one.
     inherited: Option<Inherited>,
@@ -143,7 +146,8 @@ impl Starting<'_> {
             managers.push(manager);
         }
         self.running.routes = Some(Arc::new(Mounted(routes)));
-        self.running.add(Role::Manager, |show, stop| play_managers(managers, show, stop));
+        let moved = section.move_etcd_leader.then(|| self.etcd.clone());
+        self.running.add(Role::Manager, |show, stop| play_managers(managers, moved, show, stop));
         Ok(())
     }
 
@@ -225,8 +229,26 @@ impl Routes for Mounted {
 
 type Stopping = oneshot::Receiver<Duration>;
 
-async fn play_managers(managers: Vec<ManagerHandle>, show: watch::Sender<Shown>, mut stop: Stopping) -> Option<String> {
+/// The host of the primary of a cluster that this process leads, while nothing is to be done there.
+fn steady_primary(status: &Status) -> Option<String> {
+    let primary = status.primary.as_ref().filter(|_| status.leading && status.verdict == Verdict::Steady)?;
+    status.nodes.iter().find(|n| n.node == *primary).map(|n| n.postgres.host.clone())
+}
+
+async fn play_managers(
+    managers: Vec<ManagerHandle>,
+    moved: Option<EtcdStore>,
+    show: watch::Sender<Shown>,
+    mut stop: Stopping,
+) -> Option<String> {
     let statuses: Vec<_> = managers.iter().map(ManagerHandle::status).collect();
+    // Ends with this.
+    let mut beside = JoinSet::new();
+    if let Some(etcd) = moved {
+        let statuses = statuses.clone();
+        let hosts = move || statuses.iter().filter_map(|s| steady_primary(&s.borrow())).collect();
+        beside.spawn(async move { etcd.keep_leader_off(hosts).await });
+    }
     let (tell, told) = watch::channel(false);
     let play = |mut manager: ManagerHandle| {
         let mut told = told.clone();

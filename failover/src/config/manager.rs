@@ -62,6 +62,10 @@ pub struct ManagerRaw {
     pub lease_ttl: Span,
     /// Records in etcd are read at every change hint and at least this often. Default `1s`.
     pub read_interval: Span,
+    /// Move etcd's leader to another member when it is on the primary's host, so that the two do not die together. Default
+    /// true: else that costs an election and the leases that etcd extends then, seconds in which nobody can write. Members are
+    /// known by the hosts in `etcd.endpoints`. False where others decide where etcd's leader is.
+    pub move_etcd_leader: bool,
     /// Further clusters that this process looks after, each by itself, by name: `prefix` of its keys in etcd (default
     /// `etcd.prefix`) and `secret_file` of its agents (default `cluster.secret_file`). Default none.
     pub clusters: BTreeMap<String, FurtherRaw>,
@@ -111,6 +115,7 @@ impl Default for ManagerRaw {
             restart_grace: Span::secs(30),
             lease_ttl: Span::secs(2),
             read_interval: Span::secs(1),
+            move_etcd_leader: true,
             clusters: BTreeMap::new(),
         }
     }
@@ -129,6 +134,8 @@ pub struct ManagerSection {
     pub lease_ttl: Duration,
     /// See [`ManagerRaw::read_interval`].
     pub read_interval: Duration,
+    /// See [`ManagerRaw::move_etcd_leader`].
+    pub move_etcd_leader: bool,
     /// See [`ManagerRaw::clusters`].
     pub further: Vec<Further>,
 }
@@ -232,6 +239,7 @@ pub fn check(raw: &ManagerRaw) -> Result<ManagerSection, Vec<BadSetting>> {
         agent_timeout: raw.agent_timeout.0,
         lease_ttl: raw.lease_ttl.0,
         read_interval: raw.read_interval.0,
+        move_etcd_leader: raw.move_etcd_leader,
         further: further(&raw.clusters),
     })
 }

@@ -30,9 +30,9 @@ impl Etcd {
 
     /// The same with `more` on the members' command lines.
     pub(crate) fn start_with(count: usize, more: Vec<String>) -> Self {
-        // All ports are taken at once, then released together, so that they differ.
-        let ports: Vec<TcpListener> =
-            (0..count * 2).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+        // All ports are taken at once, then released together, so that they differ. Each member has a host of its own.
+        let bind = |i: usize| TcpListener::bind((format!("127.0.0.{}", 1 + i / 2), 0)).expect("a free port");
+        let ports: Vec<TcpListener> = (0..count * 2).map(bind).collect();
         let url = |i: usize| format!("http://{}", ports[i].local_addr().expect("bound"));
         let members: Vec<Member> = (0..count)
             .map(|i| Member { name: format!("e{i}"), client: url(2 * i), peer: url(2 * i + 1), process: None })

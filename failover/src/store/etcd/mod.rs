@@ -6,6 +6,7 @@
 //! another only when the first certainly did nothing.
 
 mod classify;
+mod leader;
 mod watch;
 
 use super::{
