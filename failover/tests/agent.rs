@@ -413,8 +413,14 @@ fn without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins
         }
         c.crash_agent(candidate).await;
         c.start(candidate).await;
+        // Two freezes wait for it: the later term's counts, whichever wakes first.
+        let overtaken = async {
+            let refused = c.freeze(candidate, Term(2)).await.unwrap_err();
+            assert!(refused.starts_with("409"), "{refused}");
+        };
         let frozen = async {
-            let frozen = c.freeze(candidate, Term(2)).await.expect("a standby that runs");
+            c.until_state(candidate, "the agent", |s| (s.promise == Term(2)).then_some(())).await;
+            let frozen = c.freeze(candidate, Term(3)).await.expect("a standby that runs");
             (frozen, Instant::now())
         };
         let written = async {
@@ -424,8 +430,9 @@ fn without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins
             }
             (acknowledged, gate())
         };
-        let ((frozen, at), (acknowledged, gate)) = tokio::join!(frozen, written);
+        let ((), (frozen, at), (acknowledged, gate)) = tokio::join!(overtaken, frozen, written);
         assert!(frozen.position.is_some());
+        assert_eq!(c.state(candidate).await.frozen_for, Some(Term(3)));
         assert!(acknowledged < at, "acknowledged {:?} after a later term's freeze was answered", acknowledged - at);
         assert_eq!(gate, Gate::Closed(Closed::Stale), "the view ended before");
         c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;

@@ -89,6 +89,8 @@ impl Agent {
         self.promise(term)?;
         self.must_not_be_its_primary(term)?;
         self.outlast_signature(term).await;
+        // A later term's freeze may have come meanwhile, and it is that one's node now.
+        self.promise(term)?;
         self.state.change(|o| (o.frozen_for, o.awaited) = (Some(term), None));
         // From here on nobody connects ahead for the freeze before this one.
         self.cut_off_for.store(0, Ordering::Release);
@@ -106,7 +108,8 @@ impl Agent {
             self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         }
         self.state.change(|o| o.frozen_for = Some(term));
-        if postgres::postmaster(&self.env).is_none() {
+        let postmaster = process::postmaster_of(&self.env.layout.data());
+        if postmaster.map_err(|e| self.failed("looking for the postmaster", &e))?.is_none() {
             let was_primary =
                 self.env.layout.has_data() && Control::read(&self.env).await.is_ok_and(|c| c.was_primary());
             return Ok(self.without_position(term, was_primary));

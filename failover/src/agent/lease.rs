@@ -325,7 +325,7 @@ impl Agent {
 
     fn is_stopped(&self) -> bool {
         self.state.look(|o| matches!(o.postgres, PostgresState::Stopped { .. } | PostgresState::Absent))
-            && postgres::postmaster(&self.env).is_none()
+            && postgres::is_dead(&self.env)
     }
 
     /// Fence by the lease, if the policy makes it the fence.

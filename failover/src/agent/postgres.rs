@@ -76,12 +76,14 @@ pub(crate) enum Stop {
     Immediate,
 }
 
-/// The postmaster's pid, if it lives.
+/// The postmaster's pid, if it is known to live.
 pub(crate) fn postmaster(env: &Env) -> Option<Pid> {
-    let data = env.layout.data();
-    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let pid = Pid::from_raw(text.lines().next()?.trim().parse().ok()?);
-    process::is_ours(pid, &data).then_some(pid)
+    process::postmaster_of(&env.layout.data()).ok().flatten()
+}
+
+/// There is none, as far as that can be seen: an agent that is out of descriptors sees nothing, and knows nothing either.
+pub(crate) fn is_dead(env: &Env) -> bool {
+    process::postmaster_of(&env.layout.data()).is_ok_and(|found| found.is_none())
 }
 
 /// How to start.

@@ -221,7 +221,8 @@ impl Agent {
     /// Look once and publish what was seen.
     pub(crate) async fn look_once(&self, sql: &mut Option<Arc<Sql>>) {
         let now = self.env.clock.now();
-        let Some(_) = postgres::postmaster(&self.env) else {
+        let postmaster = process::postmaster_of(&self.env.layout.data());
+        if let Ok(None) = postmaster {
             *sql = None;
             self.standing.look_by(None);
             if !self.is_spawning() {
@@ -229,7 +230,11 @@ impl Agent {
             }
             self.looked.send_modify(|n| *n += 1);
             return;
-        };
+        }
+        if let Err(error) = postmaster {
+            // Whoever is asked may answer all the same.
+            tracing::warn!(node = %self.env.config.node, %error, "the postmaster could not be looked for");
+        }
         match self.ask(sql).await {
             Ok(look) => {
                 let impersonated = self.impersonated(&look);
@@ -344,7 +349,7 @@ impl Agent {
             self.state.change(|o| o.ending = true);
         }
         // Not one that is being started meanwhile.
-        let dead = || !self.is_spawning() && postgres::postmaster(&self.env).is_none();
+        let dead = || !self.is_spawning() && postgres::is_dead(&self.env);
         if !was_stopped && !process::kill_all(&self.env.layout.data(), Duration::from_secs(5), dead).await {
             if dead() {
                 self.trouble("processes of a dead PostgreSQL are left after SIGKILL");

@@ -28,9 +28,30 @@ pub(crate) fn of_directory(data: &Path) -> Vec<Pid> {
     pids().filter(|pid| is_postgres(*pid) && works_in(*pid, &data)).collect()
 }
 
-/// Is this pid a live `postgres` process in `data`?
-pub(crate) fn is_ours(pid: Pid, data: &Path) -> bool {
-    data.canonicalize().is_ok_and(|data| is_postgres(pid) && works_in(pid, &data))
+/// The live postmaster of `data`, by its pid file.
+///
+/// # Errors
+/// When that cannot be looked at (no descriptor is free, the disk fails): it may run then.
+pub(crate) fn postmaster_of(data: &Path) -> io::Result<Option<Pid>> {
+    let Some(text) = unless_gone(fs::read_to_string(data.join("postmaster.pid")))? else { return Ok(None) };
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(None) };
+    let Some(name) = unless_gone(fs::read_to_string(format!("/proc/{pid}/comm")))? else { return Ok(None) };
+    let Some(data) = unless_gone(data.canonicalize())?.filter(|_| is_name_of_postgres(&name)) else { return Ok(None) };
+    // Another user's, whose directory we may not see, is not ours.
+    let works_in = match fs::read_link(format!("/proc/{pid}/cwd")) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        other => unless_gone(other)?,
+    };
+    Ok(works_in.filter(|cwd| *cwd == data).map(|_| Pid::from_raw(pid)))
+}
+
+/// What is there no more is no error; a process may end while it is looked at.
+fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn pids() -> impl Iterator<Item = Pid> {
@@ -39,8 +60,12 @@ fn pids() -> impl Iterator<Item = Pid> {
 }
 
 fn is_postgres(pid: Pid) -> bool {
-    // `postmaster` is the name under which old packages start it.
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| matches!(c.trim_end(), "postgres" | "postmaster"))
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| is_name_of_postgres(&c))
+}
+
+/// `postmaster` is the name under which old packages start it.
+fn is_name_of_postgres(comm: &str) -> bool {
+    matches!(comm.trim_end(), "postgres" | "postmaster")
 }
 
 fn works_in(pid: Pid, data: &Path) -> bool {
@@ -166,5 +191,26 @@ impl Death {
         if self.0.readable().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_that_cannot_be_read_is_no_sign_of_a_dead_postmaster() {
+        let data = tempfile::tempdir().unwrap();
+        let file = data.path().join("postmaster.pid");
+        assert_eq!(postmaster_of(&data.path().join("none")).unwrap(), None);
+        assert_eq!(postmaster_of(data.path()).unwrap(), None);
+        // Another program has its number now, or nobody has, or it is not written yet.
+        for text in [format!("{}\n", std::process::id()), "999999999\n".to_owned(), String::new()] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(postmaster_of(data.path()).unwrap(), None);
+        }
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        postmaster_of(data.path()).unwrap_err();
     }
 }
