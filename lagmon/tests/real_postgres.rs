@@ -587,3 +587,29 @@ async fn a_server_that_ends_is_unreachable_at_once_and_not_only_at_the_next_prob
     c.stop(0);
     m.until("no primary", |s| s.primary.is_none()).await;
 }
+
+#[tokio::test]
+async fn a_server_that_asks_for_the_password_itself_gets_none() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let impostor = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = impostor.local_addr().unwrap().port();
+    let mut secret = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut secret, b"the secret\n").unwrap();
+    let raw = Raw { monitor_password_file: Some(secret.path().to_owned()), ..Raw::default() };
+    let postgres = Endpoint { host: "127.0.0.1".to_owned(), port };
+    let primary = Some(Member { node: n(0), postgres, fenced: false, zone: None });
+    let shown = Topology { term: Term(1), gate: Gate::Open, primary, ..Topology::unknown() };
+    let (_topology, shown) = watch::channel(shown);
+    let _handle = start(check(raw).unwrap(), shown, &Registry::new()).unwrap();
+    // In clear, and by MD5.
+    for demand in [&b"R\0\0\0\x08\0\0\0\x03"[..], b"R\0\0\0\x0c\0\0\0\x05salt"] {
+        let (mut login, _) = tokio::time::timeout(Duration::from_secs(20), impostor.accept()).await.unwrap().unwrap();
+        let length = login.read_u32().await.unwrap();
+        let mut startup = vec![0; length as usize - 4];
+        login.read_exact(&mut startup).await.unwrap();
+        login.write_all(demand).await.unwrap();
+        let mut more = Vec::new();
+        login.read_to_end(&mut more).await.unwrap();
+        assert_eq!(more, b"", "the password, or what is as good");
+    }
+}

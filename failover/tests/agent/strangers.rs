@@ -70,6 +70,7 @@ fn a_role_that_a_rule_admits_receives_wal_and_keeps_nobody_out() {
         assert!(!admitted && why.contains("no pg_hba.conf entry for replication connection"), "{why}");
         clients_keep_no_agent_out(&c, p).await;
         receivers_keep_no_standby_out(&mut c, p).await;
+        who_answers_as_the_primary_gets_no_password(&mut c, p).await;
         receivers_of_a_standby_keep_no_freeze_out(&c, 1 - p).await;
     });
 }
@@ -135,6 +136,28 @@ async fn receivers_keep_no_standby_out(c: &mut Cluster, p: usize) {
     .await;
     c.start(s).await;
     c.until_streaming(s, p, Term(1)).await;
+}
+
+/// It asks those who observe it for the password itself, in clear and by MD5.
+async fn who_answers_as_the_primary_gets_no_password(c: &mut Cluster, p: usize) {
+    c.crash_agent(p).await;
+    let impostor = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let key = c.keys.member(&c.nodes[p].id);
+    let (mut member, _) = c.record::<MemberRecord>(key.clone()).await.unwrap();
+    member.postgres.port = impostor.local_addr().unwrap().port();
+    let put = failover::store::Txn::new().put(key, serde_json::to_vec(&member).unwrap());
+    assert!(failover::store::Store::txn(&c.store, put).await.unwrap().succeeded);
+    for demand in [&b"R\0\0\0\x08\0\0\0\x03"[..], b"R\0\0\0\x0c\0\0\0\x05salt"].into_iter().cycle().take(6) {
+        let visit = tokio::time::timeout(Duration::from_secs(20), impostor.accept()).await;
+        let (mut login, _) = visit.expect("it is looked at").unwrap();
+        let length = login.read_u32().await.unwrap();
+        let mut startup = vec![0; length as usize - 4];
+        login.read_exact(&mut startup).await.unwrap();
+        login.write_all(demand).await.unwrap();
+        let mut more = Vec::new();
+        login.read_to_end(&mut more).await.unwrap();
+        assert_eq!(more, b"", "the password, or what is as good: {}", String::from_utf8_lossy(&startup));
+    }
 }
 
 async fn receivers_of_a_standby_keep_no_freeze_out(c: &Cluster, s: usize) {
