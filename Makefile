@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test test-a-m test-n-z check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak saturate bench-failover bench-managers
+.PHONY: help demo demo-exercise test test-part-1 test-part-2 test-part-3 check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak saturate bench-failover bench-managers
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -33,18 +33,19 @@ build: set-up
 	cargo build --release --locked
 
 # The tests start the program itself, which is built with them: built before and alone, with fewer features of what it depends
-# on, half of that would be built twice. They mostly wait, so two halves of them run at once, by their first letters; within
-# each half the clusters take turns.
+# on, half of that would be built twice. They mostly wait, so three parts of them run at once, by their first letters and about
+# as long as each other; within each part the clusters take turns.
 TEST = cargo test --workspace --locked
 test: set-up-tests
 	$(TEST) --no-run
-	@$(MAKE) --no-print-directory -j2 test-a-m test-n-z
+	@$(MAKE) --no-print-directory -j3 test-part-1 test-part-2 test-part-3
 
-test-a-m: HALF = --lib --bins --test '[a-m]*'
-test-n-z: HALF = --test '[!a-m]*'
-test-a-m test-n-z: SHELL = /bin/bash
-test-a-m test-n-z:
-	@set -o pipefail; $(TEST) $(HALF) -- --test-threads=1 2>&1 | sed -u 's/^/$(@:test-%=%): /'
+test-part-1: PART = --lib --bins --test '[abceg-o]*'
+test-part-2: PART = --test '[dfr]*'
+test-part-3: PART = --test '[!a-or]*'
+test-part-1 test-part-2 test-part-3: SHELL = /bin/bash
+test-part-1 test-part-2 test-part-3:
+	@set -o pipefail; $(TEST) $(PART) -- --test-threads=1 2>&1 | sed -u 's/^/$(@:test-part-%=%): /'
 
 # What `make test` does at every fifth byte and some seeded places, at every byte.
 differential: set-up-tests
