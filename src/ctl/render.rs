@@ -285,6 +285,9 @@ pub fn report(answer: &Value) -> String {
     if !losses.is_empty() && !clean {
         losses.push_str(UNWRITTEN);
     }
+    if !losses.is_empty() && journal.finished.as_deref().is_some_and(|how| how != "active") {
+        losses.push_str(UNOPENED);
+    }
     let mut out = journal_text(&journal);
     if let Some(ended) = journal.ended() {
         let doubts = list(answer, "doubts").filter_map(|d| serde_json::from_value::<DoubtsRecord>(d.clone()).ok());
@@ -304,6 +307,10 @@ pub fn report(answer: &Value) -> String {
     }
     out
 }
+
+/// A later term is made from whoever has the most, and that need not be who was chosen for this one.
+const UNOPENED: &str =
+    "this term was never opened: what it lacks may be in the one that was, whose own report tells what that lacks\n";
 
 /// What no WAL tells of a primary that was not stopped cleanly.
 const UNWRITTEN: &str = "not known: commits with synchronous_commit = off of the last moments before the old primary ended may have \
@@ -480,6 +487,10 @@ mod tests {
             "commits": 0, "aborts": 0, "transactions": [], "commits_while_suspended": 0, "span_ms": null, "kept_in": null,
             "examined": 0,
         }]);
+        let mut given_up = journal("failover", "n2", none.clone(), Value::Null);
+        check(given_up.clone(), whole.clone(), "nothing lost of what it had written", true);
+        given_up["finished"] = json!("given up: n2 was lost before it was opened");
+        check(given_up, whole.clone(), "may be in the one that was", true);
         check(journal("failover", "n2", none, Value::Null), whole.clone(), "nothing lost of what it had written", true);
         check(journal("switchover", "n2", end, Value::Null), whole, "nothing lost of what it had written", false);
     }
