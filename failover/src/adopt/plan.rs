@@ -93,7 +93,8 @@ pub fn plan(found: &Found, wanted: &Wanted) -> Plan {
         ),
         format!("in etcd: the cluster in term {timeline}, paused, commits waiting for nobody"),
         format!(
-            "{standbys}: each one's agent stops PostgreSQL, moves its directory, starts it as a standby of {primary}"
+            "{standbys}, all at once: each one's agent stops PostgreSQL, moves its directory, starts it as a standby of {primary} \
+             (seconds without reads there)"
         ),
         format!(
             "{primary}: stop PostgreSQL cleanly, move its directory; the managers open the next term (seconds without writes)"
@@ -170,7 +171,9 @@ fn notes(found: &Found, notes: &mut Vec<String>) {
     let setting = |name: &str| found.settings.get(name).map_or("", String::as_str);
     let names = setting("synchronous_standby_names");
     if !names.is_empty() {
-        notes.push(format!("synchronous_standby_names = '{names}' will be the agents'"));
+        notes.push(format!(
+            "synchronous_standby_names = '{names}' will be the agents'; writes wait while the standbys are taken over"
+        ));
     }
     for slot in &found.slots {
         notes.push(format!(

@@ -9,12 +9,12 @@ use cluster::secret::Secret;
 pub(crate) const QUIET: &str =
     "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'";
 
-/// The schema of ours with the table of terms.
+/// The schema of ours with the table of terms, which every user may read.
 pub(crate) const TERMS: &str = "CREATE SCHEMA IF NOT EXISTS pgtenure; \
     CREATE TABLE IF NOT EXISTS pgtenure.term (term bigint PRIMARY KEY, node text NOT NULL, prev bigint, \
      fork_timeline bigint, fork_lsn pg_lsn, xid_bound numeric, policy_epoch bigint NOT NULL, \
      record_lsn pg_lsn NOT NULL, at timestamptz NOT NULL DEFAULT now()); \
-    GRANT USAGE ON SCHEMA pgtenure TO pgtenure_monitor; GRANT SELECT ON pgtenure.term TO pgtenure_monitor";
+    GRANT USAGE ON SCHEMA pgtenure TO PUBLIC; GRANT SELECT ON pgtenure.term TO PUBLIC";
 
 /// A role that logs in, with `rest` as ALTER ROLE takes it.
 pub(crate) fn role(name: &str, rest: &str) -> String {

@@ -238,7 +238,8 @@ impl Planner {
     /// Rounds that earlier leaders began since a term was last open, before the one on record. Not all of them had a
     /// candidate to lose, but each froze everybody. When the last of them ended is not on record: no later than this lead began,
     /// and soon after that round did, which is known by the hosts' time of day. Leads that change hands must not prolong a pause
-    /// for ever.
+    /// for ever; a host whose clock is ahead by the pause takes it for over, once for each of its leads, and nothing but the
+    /// pause hangs on it.
     pub(super) fn rounds_on_record(&self, now: Instant, term: &TermRecord) -> (u32, Instant) {
         let last = term.prev.as_ref().filter(|_| !self.history_lost());
         let rounds = last.map_or(0, |open| term.term.0.saturating_sub(open.term.0 + 1));

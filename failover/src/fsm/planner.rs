@@ -216,10 +216,16 @@ impl Planner {
         }
         let (paused, policy) = (self.pause_op.take().map(|o| o.id), self.policy_op.take().map(|o| o.id));
         let maintenance = self.maintenance_op.take().map(|o| o.id);
-        // While its vote is being taken the removal has the same id as the policy's change.
-        let removal = self.remove_op.take().map(|o| o.id).filter(|id| policy != Some(*id));
-        for id in paused.into_iter().chain(policy).chain(maintenance).chain(removal) {
+        // While its vote is being taken the removal has the same id as the policy's change, which goes on by the record; what
+        // follows it is nobody's.
+        let removal = self.remove_op.take().map(|o| o.id);
+        let again = "this manager lost its leadership, and the next one removes no node by itself: ask again";
+        let asked = |id: &u64| removal != Some(*id);
+        for id in paused.into_iter().chain(policy.filter(asked)).chain(maintenance) {
             out.push(Action::Answer { id, answer: Box::new(failed(why)) });
+        }
+        if let Some(id) = removal {
+            out.push(Action::Answer { id, answer: Box::new(failed(again)) });
         }
         if let Some(id) = self.take_stage_operation() {
             out.push(Action::Answer { id, answer: Box::new(failed(why)) });

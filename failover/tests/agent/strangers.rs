@@ -114,6 +114,8 @@ async fn clients_keep_no_agent_out(c: &Cluster, p: usize) {
         }
     };
     assert_eq!(full.code(), Some(&tokio_postgres::error::SqlState::TOO_MANY_CONNECTIONS), "{full}");
+    let terms = clients[0].simple_query("SELECT max(term) FROM pgtenure.term").await;
+    assert!(terms.is_ok(), "every user may read the table of terms: {terms:?}");
     let (policy, _) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
     let sync_names = format!("ANY 1 ({})", c.nodes[1 - p].id);
     let order = Arm { term: Term(1), sync_names, policy_epoch: policy.epoch };
