@@ -157,6 +157,19 @@ pub struct StandbySample {
     pub asked_at: Instant,
     /// It was not restarted since: no probe has failed from this instant on.
     pub up_since: Instant,
+    /// Which server has answered; `None` where that may not be asked.
+    pub started: Option<ServerStart>,
+}
+
+/// When a server was started, in microseconds since 1970 by its own clock. Of two servers that answer to one name, at once or
+/// one after the other, it tells which is which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerStart(pub i64);
+
+impl ServerStart {
+    /// The expression that asks a server for it, whatever the session's settings are. The number is a bigint.
+    pub const EXPRESSION: &str = "(pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()) \
+                                  OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8";
 }
 
 /// Why a standby's lag is not known. A standby with any of these is never fresh.
@@ -254,6 +267,7 @@ mod tests {
             sent_at: Instant::from_millis(1000),
             asked_at: Instant::from_millis(1000),
             up_since: Instant::from_millis(0),
+            started: None,
         };
         StandbyLag { node: "n2".parse().unwrap(), sample: Some(sample), replay_lag, detail: Detail::default() }
     }

@@ -9,7 +9,7 @@ use crate::guarded::Guarded;
 use crate::metrics::Probes;
 use crate::model::detail::NodeDetail;
 use crate::model::sample::{Answer, Outcome};
-use crate::query::{self, AnswerError};
+use crate::query::{self, AnswerError, Identity};
 use cluster::demand::Allowed;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{MissedTickBehavior, timeout};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, Statement};
 use tracing::{info, warn};
 
@@ -157,7 +158,7 @@ async fn dial(endpoint: &Endpoint, config: &Config) -> std::io::Result<TcpStream
 struct Connection {
     client: Client,
     major: u32,
-    system_id: u64,
+    identity: Identity,
     positions: Statement,
     /// Prepared when first asked.
     details: Option<Statement>,
@@ -266,7 +267,8 @@ impl Run {
         let connection = self.connection.as_ref().expect("connected above");
         let sent_at = Clock.now();
         let row = connection.client.query_one(&connection.positions, &[]).await.map_err(ProbeError::Query)?;
-        Ok(Answer { sent_at, system_id: connection.system_id, facts: query::facts(&row)? })
+        let Identity { system_id, started } = connection.identity;
+        Ok(Answer { sent_at, system_id, started, facts: query::facts(&row)? })
     }
 
     /// Ask for details. A question that is still open would delay the next probe, so its connection is given up.
@@ -323,7 +325,7 @@ async fn connect(
     // The driver's error is also the next query's, which reports it.
     let driver = tokio::spawn(async move { drop(driver.await) });
     match introduce(&client, major).await {
-        Ok((system_id, positions)) => Ok(Connection { client, major, system_id, positions, details: None, driver }),
+        Ok((identity, positions)) => Ok(Connection { client, major, identity, positions, details: None, driver }),
         Err(error) => {
             driver.abort();
             Err(error)
@@ -332,10 +334,17 @@ async fn connect(
 }
 
 /// Ask who answers, and prepare what is asked at each probe.
-async fn introduce(client: &Client, major: u32) -> Result<(u64, Statement), ProbeError> {
-    let row = client.query_one(query::IDENTITY, &[]).await.map_err(ProbeError::Query)?;
+async fn introduce(client: &Client, major: u32) -> Result<(Identity, Statement), ProbeError> {
+    let row = match client.query_one(&query::identity(true), &[]).await {
+        // An operator may have taken from everybody what everybody may ask.
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            client.query_one(&query::identity(false), &[]).await
+        }
+        answered => answered,
+    };
+    let identity = query::identified(&row.map_err(ProbeError::Query)?)?;
     let positions = client.prepare(&query::positions(major)).await.map_err(ProbeError::Query)?;
-    Ok((query::system_id(&row)?, positions))
+    Ok((identity, positions))
 }
 
 /// An error with its causes, printed once, here where it is handled.

@@ -5,7 +5,7 @@
 
 use crate::model::detail::{Conflicts, NAMED, NodeDetail};
 use crate::model::sample::{Facts, PrimaryFacts, StandbyFacts};
-use cluster::lag::Pause;
+use cluster::lag::{Pause, ServerStart};
 use cluster::{Endpoint, Lsn, TimelineId};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -53,8 +53,12 @@ const WAITS: &str = "\
 SELECT (extract(epoch FROM max(clock_timestamp() - coalesce(b.state_change, b.backend_start))) * 1000)::float8
   FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep'";
 
-/// Asks a server for its system identifier, once per connection: it never changes.
-pub(crate) const IDENTITY: &str = "SELECT system_identifier::text FROM pg_control_system()";
+/// Asks a server for its system identifier and when it was started, once per connection: neither changes. `start`: the latter
+/// may be asked.
+pub(crate) fn identity(start: bool) -> String {
+    let start = if start { ServerStart::EXPRESSION } else { "NULL::bigint" };
+    format!("SELECT system_identifier::text, {start} AS started FROM pg_control_system()")
+}
 
 /// Asks a node for its positions. The branches of CASE are not evaluated on a node of the other kind, where they would
 /// fail; OFFSET 0 keeps pg_is_in_recovery() from being asked more than once. `silent_ms` compares two times of the
@@ -129,10 +133,19 @@ SELECT (SELECT json_agg(x)::text FROM (
     )
 }
 
-/// Read the answer to [`IDENTITY`].
-pub(crate) fn system_id(row: &Row) -> Result<u64, AnswerError> {
+/// Who answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) system_id: u64,
+    pub(crate) started: Option<ServerStart>,
+}
+
+/// Read the answer to [`identity`].
+pub(crate) fn identified(row: &Row) -> Result<Identity, AnswerError> {
     let text: String = row.try_get(0).map_err(AnswerError::Column)?;
-    text.parse().map_err(|_| AnswerError::Unreadable { column: "system_identifier", value: text })
+    let system_id = text.parse().map_err(|_| AnswerError::Unreadable { column: "system_identifier", value: text })?;
+    let started = row.try_get::<_, Option<i64>>("started").map_err(AnswerError::Column)?.map(ServerStart);
+    Ok(Identity { system_id, started })
 }
 
 /// Read the answer to [`positions`].

@@ -31,7 +31,8 @@ use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Scope};
 use crate::route::sample::Sample;
 use crate::route::{
-    self, Causality, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed, Target,
+    self, Causality, Consistency, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed,
+    Target,
 };
 use crate::session::greeting::Greeting;
 use crate::session::presence::{End, Places, Presence};
@@ -320,6 +321,14 @@ impl Worker {
     pub fn still_fits(&self, node: &NodeId, promise: &Promise, causality: &mut Causality, now: Instant) -> bool {
         let view = self.view.borrow();
         route::still_fits(node, promise, causality, &view.topology, &view.lag, now)
+    }
+
+    /// Does this connection lead to another server than the one of which the lag is known under its node's name? `eventual`
+    /// reads do not mind.
+    pub fn is_another(&self, meta: &Meta, promise: &Promise) -> bool {
+        let Some(started) = meta.started.filter(|_| meta.role == Role::Standby) else { return false };
+        let sampled = || self.view.borrow().lag.answering(&meta.node);
+        promise.consistency != Consistency::Eventual && sampled().is_some_and(|sampled| sampled != started)
     }
 
     /// May this connection go on serving?

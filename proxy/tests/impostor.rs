@@ -4,6 +4,7 @@ mod common;
 
 use cluster::Term;
 use cluster::config::Span;
+use cluster::topology::Member;
 use common::raw::{Raw, ok, value};
 use common::{Cluster, wait_for};
 
@@ -40,9 +41,24 @@ fn what_answers_at_a_nodes_address_is_of_the_cluster_and_the_term() {
     ok(&mut client, "create table t(a int)");
 }
 
+/// Another server takes a node's name, at another address, and the one that had it goes on. What is sampled is the new one.
+fn the_server_that_was_sampled_is_read_at(c: &Cluster) {
+    let (n2, n3) = (c.nodes[1].member(), c.nodes[2].member());
+    let mut client = Raw::login(c.port, &[("pgtenure.consistency", "bounded")]);
+    for (standby, at) in [(n2.clone(), "n2"), (Member { postgres: n3.postgres.clone(), ..n2.clone() }, "n3")] {
+        c.publish(|t| t.standbys = vec![standby]);
+        wait_for(at, || (value(&mut client, WHERE) == at).then_some(()));
+    }
+    // That of before leads elsewhere, too.
+    c.publish(|t| t.standbys = vec![n2.clone()]);
+    wait_for("n2 again", || (value(&mut client, WHERE) == "n2").then_some(()));
+    c.publish(|t| t.standbys = vec![n2, n3]);
+}
+
 #[test]
 fn a_standby_that_refuses_a_role_is_left_alone_for_a_while() {
     let c = Cluster::start(2, |raw| raw.workers = 1);
+    the_server_that_was_sampled_is_read_at(&c);
     // One that does not mind where it has read before.
     let mut client = Raw::login(c.port, &[("pgtenure.consistency", "eventual")]);
     for node in ["n2", "n3"] {

@@ -21,6 +21,7 @@ fn snapshot(cluster: &Cluster, asked_at: Instant) -> Arc<LagSnapshot> {
         sent_at: Clock.now(),
         asked_at,
         up_since: Instant::from_millis(0),
+        started: None,
     };
     let node = cluster.nodes[1].name.clone();
     let standby = StandbyLag { node, sample: Some(sample), replay_lag: Ok(Duration::ZERO), detail: Detail::default() };

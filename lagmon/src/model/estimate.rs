@@ -66,7 +66,7 @@ pub(super) fn estimate(node: &NodeId, track: &Track, upstream: Option<Upstream>,
 /// What is known besides the replay lag. What a node said that does not answer any more is not repeated.
 fn detail(track: &Track, dated: Option<&Dated>, upstream: Option<Upstream>) -> Detail {
     let answer = track.answer.as_ref().filter(|_| track.reachable);
-    let Some(Answer { sent_at, system_id: _, facts: Facts::Standby(standby) }) = answer else {
+    let Some(Answer { sent_at, system_id: _, started: _, facts: Facts::Standby(standby) }) = answer else {
         return Detail::default();
     };
     Detail {
@@ -109,6 +109,7 @@ fn sample(
         sent_at: dated.map_or(answer.sent_at, |d| d.sent_at),
         asked_at: answer.sent_at,
         up_since: up_since.unwrap_or(answer.sent_at),
+        started: answer.started,
     })
 }
 

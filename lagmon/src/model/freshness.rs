@@ -55,10 +55,10 @@ mod tests {
         let streaming = StandbyFacts { streams: Some(TimelineId(7)), ..StandbyFacts::default() };
         let answer = |standby: &StandbyFacts| {
             let facts = Facts::Standby(standby.clone());
-            Some(Answer { sent_at: Instant::from_millis(1), system_id: 5, facts })
+            Some(Answer { sent_at: Instant::from_millis(1), system_id: 5, started: None, facts })
         };
         let promoted = Facts::Primary(primary.clone());
-        let promoted = Some(Answer { sent_at: Instant::from_millis(1), system_id: 5, facts: promoted });
+        let promoted = Some(Answer { sent_at: Instant::from_millis(1), system_id: 5, started: None, facts: promoted });
         let window = Window::new(4);
         let paused = StandbyFacts { pause: Some(Pause::Requested), ..streaming.clone() };
         let stopped = StandbyFacts { streams: None, ..streaming.clone() };

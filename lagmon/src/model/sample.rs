@@ -1,6 +1,6 @@
 //! What a node answers when probed: PURE.
 
-use cluster::lag::Pause;
+use cluster::lag::{Pause, ServerStart};
 use cluster::{Endpoint, Instant, Lsn, TimelineId};
 use std::time::Duration;
 
@@ -11,6 +11,8 @@ pub struct Answer {
     pub sent_at: Instant,
     /// The system identifier of the server that answered.
     pub system_id: u64,
+    /// When that server was started; `None` where that may not be asked.
+    pub started: Option<ServerStart>,
     /// What was answered.
     pub facts: Facts,
 }

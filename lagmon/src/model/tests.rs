@@ -38,7 +38,7 @@ fn confirmed(ms: u64, timeline: u32, lsn: u64, confirmed_lsn: Option<Lsn>) -> Ou
     let (insert_lsn, flush_lsn) = (Lsn(lsn), Lsn(lsn));
     let timeline = TimelineId(timeline);
     let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, ..PrimaryFacts::default() };
-    Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, facts: Facts::Primary(facts) })
+    Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, started: None, facts: Facts::Primary(facts) })
 }
 
 fn replayed(ms: u64, lsn: u64) -> Outcome {
@@ -48,7 +48,7 @@ fn replayed(ms: u64, lsn: u64) -> Outcome {
         streams: Some(TimelineId(7)),
         ..StandbyFacts::default()
     };
-    Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, facts: Facts::Standby(facts) })
+    Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, started: None, facts: Facts::Standby(facts) })
 }
 
 fn model(samples: Vec<(&str, Outcome)>) -> Model {
@@ -146,7 +146,7 @@ fn when_the_stream_breaks_the_data_grow_older_from_when_they_were_last_complete(
     let mut m = model(vec![("n1", wrote(100, 7, 10)), ("n2", replayed(110, 10))]);
     let broken = |ms, lsn| {
         let facts = StandbyFacts { replay_lsn: Some(Lsn(lsn)), ..StandbyFacts::default() };
-        Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, facts: Facts::Standby(facts) })
+        Outcome::Answered(Answer { sent_at: at(ms), system_id: CLUSTER, started: None, facts: Facts::Standby(facts) })
     };
     m.record(TERM, &n("n2"), broken(200, 10));
     m.record(TERM, &n("n1"), wrote(5000, 7, 90));
@@ -287,7 +287,7 @@ fn a_commit_that_waits_to_be_applied_is_not_confirmed_by_what_was_flushed() {
         let (applied_lsn, waits) = (applied.map(Lsn), waits.map(Duration::from_millis));
         let timeline = TimelineId(7);
         let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, applied_lsn, waits };
-        let answer = Answer { sent_at: at(400), system_id: CLUSTER, facts: Facts::Primary(facts) };
+        let answer = Answer { sent_at: at(400), system_id: CLUSTER, started: None, facts: Facts::Primary(facts) };
         m.record(TERM, &n("n1"), Outcome::Answered(answer));
         let sample = m.primary().unwrap();
         assert_eq!(sample.flushed_until, Some(at(400)), "that they have in any case");
@@ -327,7 +327,7 @@ fn receives(ms: u64, timeline: Option<u32>, host: &str, system_id: u64) -> Outco
         sender: Some(Endpoint { host: host.to_owned(), port: 5432 }),
         ..StandbyFacts::default()
     };
-    Outcome::Answered(Answer { sent_at: at(ms), system_id, facts: Facts::Standby(facts) })
+    Outcome::Answered(Answer { sent_at: at(ms), system_id, started: None, facts: Facts::Standby(facts) })
 }
 
 #[test]

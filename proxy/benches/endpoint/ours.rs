@@ -107,6 +107,7 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
             sent_at,
             asked_at: sent_at,
             up_since: cluster::Instant::from_millis(0),
+            started: None,
         };
         let replay_lag = Ok(if behind == 0 { Duration::ZERO } else { SAMPLE });
         let standbys = vec![StandbyLag {

@@ -158,6 +158,7 @@ mod tests {
             sent_at: at(at_ms),
             asked_at: at(at_ms),
             up_since: Instant::from_millis(0),
+            started: None,
         };
         let replay_lag = lag_ms.map(Duration::from_millis).ok_or(LagUnknown::Unreachable);
         let (node, detail) = ("n2".parse().unwrap(), Default::default());

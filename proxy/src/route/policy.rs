@@ -3,9 +3,9 @@
 use super::promise::{Consistency, Promise};
 use super::samples::Samples;
 use super::seen::Seen;
-use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, StandbyLag};
+use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, ServerStart, StandbyLag};
 use cluster::topology::{Gate, Member, Topology};
-use cluster::{Instant, Lsn, Term};
+use cluster::{Instant, Lsn, NodeId, Term};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +57,13 @@ impl Lag {
     pub fn confirms(&self, topology: &Topology, at: Instant) -> Option<bool> {
         let sample = self.primary_of(topology).filter(|_| topology.protected)?;
         Some(sample.flushed_until.is_some_and(|until| until > at))
+    }
+
+    /// Which server answers to a standby's name who samples it. `None`: none does, or it does not tell.
+    pub fn answering(&self, node: &NodeId) -> Option<ServerStart> {
+        let standby = self.snapshot.standby(node)?;
+        let answers = standby.replay_lag != Err(LagUnknown::Unreachable);
+        standby.sample.as_ref().filter(|_| answers)?.started
     }
 
     /// The position of `topology`'s primary, when it was sampled in that very term.

@@ -150,6 +150,7 @@ mod tests {
             sent_at: Instant::from_millis(0),
             asked_at: Instant::from_millis(0),
             up_since: Instant::from_millis(0),
+            started: None,
         };
         let replay_lag = lag.map(Duration::from_millis);
         StandbyLag { node: name.parse().unwrap(), sample: Some(sample), replay_lag, detail: Detail::default() }

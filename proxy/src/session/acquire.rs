@@ -146,27 +146,46 @@ pub fn at_hand(
     if !w.still_valid(&server.meta) {
         return Err(None);
     }
-    if !sampled(w, &mut server, &need.promise) {
-        pool.give(server);
-        return Err(None);
+    match sampled(w, &mut server, &need.promise) {
+        Sampled::Itself => Ok(Found { server, pool, reason, lacked: None }),
+        Sampled::NotSince => {
+            pool.give(server);
+            Err(None)
+        }
+        Sampled::Another => Err(None),
     }
-    Ok(Found { server, pool, reason, lacked: None })
 }
 
-/// Is what is known of the server's node of this very server? A standby that was restarted begins with less replayed than
-/// the one before it had. When it is not, a sample is asked for.
-fn sampled(w: &Worker, server: &mut Server, promise: &Promise) -> bool {
+/// Of which server is what is known of a connection's node?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sampled {
+    /// Of this very one.
+    Itself,
+    /// Nothing was sampled since its login. A standby that was restarted begins with less replayed than the one before it had.
+    NotSince,
+    /// Of one that has taken its name, or whose name it has taken: nothing is known of this one, which must serve nobody.
+    Another,
+}
+
+/// Is what is known of the server's node of this very server? When nothing is known of it yet, a sample is asked for.
+fn sampled(w: &Worker, server: &mut Server, promise: &Promise) -> Sampled {
     let meta = &mut server.meta;
-    if meta.sampled || promise.consistency == Consistency::Eventual {
-        return true;
+    if meta.role == Role::Primary || promise.consistency == Consistency::Eventual {
+        return Sampled::Itself;
     }
-    let view = w.view.borrow();
-    let sample = view.lag.snapshot().standby(&meta.node).and_then(|standby| standby.sample.as_ref());
-    meta.sampled = sample.is_some_and(|sample| sample.asked_at >= meta.ready);
     if !meta.sampled {
-        w.ask_sample();
+        let view = w.view.borrow();
+        let sample = view.lag.snapshot().standby(&meta.node).and_then(|standby| standby.sample.as_ref());
+        meta.sampled = sample.is_some_and(|sample| sample.asked_at >= meta.ready);
     }
-    meta.sampled
+    match meta.sampled {
+        true if w.is_another(meta, promise) => Sampled::Another,
+        true => Sampled::Itself,
+        false => {
+            w.ask_sample();
+            Sampled::NotSince
+        }
+    }
 }
 
 /// Where a unit would go, and why.
@@ -270,14 +289,19 @@ pub async fn find(
             },
         };
         if let Some(mut server) = server.filter(|s| w.still_valid(&s.meta)) {
-            if !sampled(w, &mut server, &want.promise) {
+            match sampled(w, &mut server, &want.promise) {
+                Sampled::Itself => {
+                    w.counts.waited(w.now().since(want.since));
+                    return Ok(Found { server, pool, reason, lacked });
+                }
                 // It may turn out to be staler than was thought: everything is decided anew.
-                pool.give(server);
-                change(w, hold_left).await;
-                continue;
+                Sampled::NotSince => {
+                    pool.give(server);
+                    change(w, hold_left).await;
+                }
+                // The next one may be the one that was sampled.
+                Sampled::Another => {}
             }
-            w.counts.waited(w.now().since(want.since));
-            return Ok(Found { server, pool, reason, lacked });
         }
     }
 }

@@ -157,7 +157,8 @@ impl Session {
     pub(super) fn still_fits(&mut self, now: Instant) -> bool {
         let promise = self.promise_of_unit();
         let Some(server) = &self.server else { return false };
-        self.w.still_fits(&server.meta.node, &promise, &mut self.causality.borrow_mut(), now)
+        let another = self.w.is_another(&server.meta, &promise);
+        !another && self.w.still_fits(&server.meta.node, &promise, &mut self.causality.borrow_mut(), now)
     }
 
     /// A READ ONLY block at the primary says what it is promised: can that not be kept there? A server that was looked for

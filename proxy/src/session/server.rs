@@ -15,6 +15,7 @@ use crate::session::statements::ServerStatements;
 use crate::session::tracking::Reports;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
+use cluster::lag::ServerStart;
 use cluster::{Instant, NodeId, Role, Term, TimelineId};
 use std::io;
 use std::net::SocketAddr;
@@ -123,6 +124,8 @@ pub struct Meta {
     /// The timeline it writes, which a primary does for as long as it runs. `None`: a standby, or it was not asked, on a
     /// replication connection. A view that is behind may take it for the primary of another term.
     pub timeline: Option<TimelineId>,
+    /// When it was started, where that was told.
+    pub started: Option<ServerStart>,
     /// What the node was when the connection was made, verified.
     pub role: Role,
     /// The term in which it was made.

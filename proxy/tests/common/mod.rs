@@ -13,7 +13,7 @@ mod segment;
 #[path = "../../../integration/src/template.rs"]
 mod template;
 
-use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
+use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, ServerStart, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Clock, Lsn, NodeId, Term, TimelineId};
@@ -432,7 +432,7 @@ fn sample_lag(
 async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> StandbyLag {
     let sent_at = Clock.now();
     let node = member.node.clone();
-    let Some(replay_lsn) = position(member, "pg_last_wal_replay_lsn()").await else {
+    let Some((replay_lsn, started)) = standby_position(member).await else {
         return StandbyLag { node, sample: None, replay_lag: Err(LagUnknown::Unreachable), detail: Detail::default() };
     };
     let behind = primary.map(|p| p.insert_lsn.bytes_since(replay_lsn));
@@ -449,12 +449,15 @@ async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> Sta
         sent_at,
         asked_at: sent_at,
         up_since: cluster::Instant::from_millis(0),
+        started: Some(started),
     };
     StandbyLag { node, sample: Some(sample), replay_lag, detail: Detail::default() }
 }
 
-async fn position(member: &Member, function: &str) -> Option<Lsn> {
-    ask(member, &format!("select {function}::text")).await?.try_get::<_, String>(0).ok()?.parse().ok()
+async fn standby_position(member: &Member) -> Option<(Lsn, ServerStart)> {
+    let sql = format!("select pg_last_wal_replay_lsn()::text, {}", ServerStart::EXPRESSION);
+    let row = ask(member, &sql).await?;
+    Some((row.try_get::<_, String>(0).ok()?.parse().ok()?, ServerStart(row.try_get(1).ok()?)))
 }
 
 /// Where the primary's WAL ends, and whether the standbys that commits wait for, if any, have all that it has flushed.

@@ -68,6 +68,7 @@ fn standby(name: &str, replay: u64, sent_at: u64) -> StandbyLag {
         sent_at: at(sent_at),
         asked_at: at(sent_at),
         up_since: at(0),
+        started: None,
     };
     StandbyLag { node: node(name), sample: Some(sample), replay_lag: Ok(Duration::ZERO), detail: Detail::default() }
 }

@@ -15,6 +15,7 @@ use crate::wire::codec::head;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::{frontend, startup};
 use crate::worker::Worker;
+use cluster::lag::ServerStart;
 use cluster::topology::Member;
 use cluster::{Instant, NodeId, Role, Term, TimelineId};
 use std::io;
@@ -82,6 +83,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         settings: Arc::new(welcome.settings),
         defaults: welcome.defaults,
         timeline: welcome.timeline,
+        started: welcome.started,
         changed: Vec::new(),
         given: Shared::default(),
         listens: false,
@@ -102,6 +104,7 @@ struct Welcome {
     settings: Settings,
     defaults: Defaults,
     timeline: Option<TimelineId>,
+    started: Option<ServerStart>,
     key: (u32, u32),
 }
 
@@ -120,7 +123,8 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
     let refused = |source| ConnectError::Challenge { node: node.clone(), source };
     let endpoint = wire.stream.tls().and_then(|peer| peer.server_end_point.as_deref()).map(<[u8]>::to_vec);
     let mut answers = Answers::new(&identity.user, login.credentials, login.allowed, login.hashing, endpoint);
-    let mut welcome = Welcome { settings: Vec::new(), defaults: Defaults::default(), timeline: None, key: (0, 0) };
+    let (settings, defaults) = (Settings::new(), Defaults::default());
+    let mut welcome = Welcome { settings, defaults, timeline: None, started: None, key: (0, 0) };
     for _ in 0..MAX_LOGIN_MESSAGES {
         let (kind, frame) = wire.next().await?;
         match kind {
@@ -187,7 +191,7 @@ async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) 
             if let Some(what) = is_other(login, &itself) {
                 return Err(ConnectError::OtherServer { node: wire.node.clone(), what });
             }
-            (welcome.timeline, welcome.defaults) = (itself.timeline, itself.defaults);
+            (welcome.timeline, welcome.started, welcome.defaults) = (itself.timeline, itself.started, itself.defaults);
             itself.in_recovery
         }
     };
@@ -198,10 +202,16 @@ async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) 
     }
 }
 
-/// Is it none of the cluster's servers, or the primary of another term than the one that it is taken for? A name may lead
-/// elsewhere for the proxy than for who samples the nodes. What is not known is not compared.
+/// Is it none of the cluster's servers, or another one than it is taken for: the primary of another term, a standby that is not
+/// the one whose lag is known? A name may lead elsewhere for the proxy than for who samples the nodes. What is not known is not
+/// compared.
 fn is_other(login: &Login<'_>, itself: &Itself) -> Option<String> {
-    let expected = login.worker.view.borrow().topology.system_id?;
+    let view = login.worker.view.borrow();
+    let sampled = view.lag.answering(&login.member.node).filter(|_| login.role == Role::Standby);
+    if itself.started.is_some_and(|started| sampled.is_some_and(|sampled| sampled != started)) {
+        return Some("is not the server that was sampled".to_owned());
+    }
+    let expected = view.topology.system_id?;
     if let Some(other) = itself.system_id.filter(|id| *id != expected) {
         return Some(format!("is of the cluster with system identifier {other}, not {expected}"));
     }
@@ -223,14 +233,18 @@ struct Itself {
     system_id: Option<u64>,
     /// The timeline it writes, where it may be asked.
     timeline: Option<TimelineId>,
+    /// When it was started, where that and its system identifier may be asked.
+    started: Option<ServerStart>,
     defaults: Defaults,
 }
 
-/// Is it in recovery, whose server is it, which timeline does it write, and what has it begun with? Three of the functions are
+/// Is it in recovery, which server is it, which timeline does it write, and what has it begun with? Four of the functions are
 /// everybody's unless an operator has taken them away; then these stay unknown.
 async fn ask(wire: &mut LoginWire) -> Result<Itself, ConnectError> {
     const TIMELINE: &str = "pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),1,8)";
     const SYSTEM: &str = "(SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system())";
+    let system = format!("{SYSTEM},{}", ServerStart::EXPRESSION);
+    const UNKNOWN: &str = "NULL,NULL";
     // A standby refuses even this to a role whose transactions are SERIALIZABLE by default.
     let question = |timeline: &str, system: &str| {
         format!(
@@ -240,8 +254,8 @@ async fn ask(wire: &mut LoginWire) -> Result<Itself, ConnectError> {
         )
     };
     let refused = |row: &Result<_, ConnectError>| matches!(row, Err(ConnectError::Refused { code, .. }) if code == SqlState::INSUFFICIENT_PRIVILEGE.as_str());
-    let mut row = ask_row(wire, &question(TIMELINE, SYSTEM)).await;
-    for (timeline, system) in [(TIMELINE, "NULL"), ("''", SYSTEM), ("''", "NULL")] {
+    let mut row = ask_row(wire, &question(TIMELINE, &system)).await;
+    for (timeline, system) in [(TIMELINE, UNKNOWN), ("''", &system), ("''", UNKNOWN)] {
         if !refused(&row) {
             break;
         }
@@ -249,10 +263,11 @@ async fn ask(wire: &mut LoginWire) -> Result<Itself, ConnectError> {
     }
     let row = row?;
     let odd = || ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" };
-    let [timeline, Some(messages), Some(commit), Some(path), Some(marks), system] = row.as_slice() else {
+    let [timeline, Some(messages), Some(commit), Some(path), Some(marks), system, started] = row.as_slice() else {
         return Err(odd());
     };
     let system_id = system.as_deref().map(|id| id.parse().map_err(|_| odd())).transpose()?;
+    let started = started.as_deref().map(|at| at.parse().map(ServerStart).map_err(|_| odd())).transpose()?;
     let in_recovery = timeline.is_none();
     let timeline = match timeline.as_deref() {
         Some("") | None => None,
@@ -265,7 +280,7 @@ async fn ask(wire: &mut LoginWire) -> Result<Itself, ConnectError> {
         // A transaction's id tells nothing without its timeline.
         marks: marks == "t" && timeline.is_some(),
     };
-    Ok(Itself { in_recovery, system_id, timeline, defaults })
+    Ok(Itself { in_recovery, system_id, timeline, started, defaults })
 }
 
 /// The one row that a query gives.
