@@ -147,6 +147,7 @@ fn what_is_classified_as_a_read_runs_on_a_standby() {
     oracle::check(&primary, &standby, &table);
     every_function_called_a_read_is_not_volatile(&primary, &table);
     every_function_without_arguments_called_a_read_runs(&standby, &table);
+    no_view_of_the_servers_own_that_calls_a_volatile_function_is_a_read(&primary, &table);
     no_random_text_called_a_read_takes_a_transaction_id(&primary, &table);
 
     // A primary that does not answer: the standby's catalog says the same.
@@ -209,6 +210,18 @@ fn every_function_called_a_read_is_not_volatile(primary: &Postgres, table: &Func
     let harmless =
         ["clock_timestamp", "gen_random_uuid", "pg_sleep", "pg_sleep_for", "pg_sleep_until", "random", "timeofday"];
     assert_eq!(reads, harmless);
+}
+
+/// Views that come with the server are no part of what is read of a database's views: their names are known.
+fn no_view_of_the_servers_own_that_calls_a_volatile_function_is_a_read(primary: &Postgres, table: &FunctionTable) {
+    let views = primary.sql(
+        "select relname from pg_class where relkind = 'v' and relnamespace = 'pg_catalog'::regnamespace
+         and pg_get_viewdef(oid) ~ (select '\\m(' || string_agg(distinct proname, '|') || ')\\(' from pg_proc
+                                    where provolatile = 'v' and pronamespace = 'pg_catalog'::regnamespace)",
+    );
+    let access = |name: &&str| classify(format!("select * from {name}").as_bytes(), table, LexRules::STANDARD).access;
+    let reads: Vec<_> = views.lines().filter(|name| access(name) == Access::Read).collect();
+    assert!(views.lines().count() > 5 && reads.is_empty(), "{reads:?} of {views}");
 }
 
 /// Of the functions that can be called without arguments, those taken for reads do not ask for a primary.

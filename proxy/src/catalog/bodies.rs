@@ -102,7 +102,9 @@ pg_trgm|pgrowlocks|pgstattuple|pg_visibility|pg_walinspect|pgcrypto|plperl|plpyt
 sslinfo|tcn|tsm_system_rows|tsm_system_time|unaccent|uuid-ossp|pgxml)$' \
     UNION ALL \
     SELECT 'u', proname, '' FROM pg_proc \
-    WHERE oid < 16384 AND proname IN ('query_to_xml', 'query_to_xmlschema', 'query_to_xml_and_xmlschema', 'ts_stat')";
+    WHERE oid < 16384 AND proname IN ('query_to_xml', 'query_to_xmlschema', 'query_to_xml_and_xmlschema', 'ts_stat', \
+    'table_to_xml', 'table_to_xml_and_xmlschema', 'schema_to_xml', 'schema_to_xml_and_xmlschema', 'database_to_xml', \
+    'database_to_xml_and_xmlschema')";
 /// Bodies that are looked at, at most.
 const MAX_BODIES: usize = 20_000;
 /// Functions whose callers are looked for, at most: their names are one regular expression.

@@ -18,21 +18,27 @@ const WRITERS: &str = "\
 /// Those of PostgreSQL's own, and what runs a text that is not known.
 const WRITING: &str = "nextval|setval|lo_[a-z_]+|lo(read|write)|pg_notify|pg_logical_emit_message|txid_current|pg_current_xact_id|query_to_xml[a-z_]*|execute";
 /// What a session or a server tells of itself, and a standby otherwise than the primary, without refusing it; with foreign
-/// tables, which may be a server's own files. Each with whether the words below have it.
+/// tables, which may be a server's own files, and sequences. Each with whether the words below have it. There may be as many
+/// sequences as tables, so of those that are not named like one not all are looked for.
 const TELLERS: &str = "\
     SELECT DISTINCT proname, true FROM pg_proc WHERE oid < 16384 AND \
     (proname = ANY ('{currval,lastval,pg_sequence_last_value,inet_server_addr,inet_server_port,pg_backend_pid,pg_blocking_pids,\
 pg_safe_snapshot_blocking_pids,pg_my_temp_schema,pg_is_other_temp_schema,pg_listening_channels,pg_cursor,pg_prepared_statement,\
 pg_prepared_xact,pg_lock_status,pg_get_replication_slots,pg_show_all_settings,pg_show_replication_origin_status,\
-pg_postmaster_start_time,pg_conf_load_time}') OR proname LIKE 'pg\\_stat\\_%') \
+pg_postmaster_start_time,pg_conf_load_time,table_to_xml,table_to_xml_and_xmlschema,schema_to_xml,schema_to_xml_and_xmlschema,\
+database_to_xml,database_to_xml_and_xmlschema}') OR proname LIKE 'pg\\_stat\\_%') \
     UNION ALL SELECT relname, true FROM pg_class WHERE oid < 16384 AND \
     (relname = ANY ('{pg_locks,pg_cursors,pg_sequences,pg_prepared_statements,pg_prepared_xacts,pg_replication_slots,\
-pg_replication_origin_status,pg_settings,pg_file_settings,pg_hba_file_rules}') \
+pg_replication_origin_status,pg_settings,pg_file_settings,pg_hba_file_rules,pg_ident_file_mappings,pg_backend_memory_contexts,\
+pg_shmem_allocations,pg_shmem_allocations_numa,pg_aios}') \
      OR relname LIKE 'pg\\_stat\\_%' OR relname LIKE 'pg\\_statio\\_%') \
-    UNION ALL SELECT DISTINCT relname, false FROM pg_class WHERE relkind = 'f'";
-/// Those of PostgreSQL's own; and what a reader of sequences selects, as their names stand in what draws from them, too, and a
-/// standby refuses that. A call of that name is a window function's.
-const TELLING: &str = r"currval|lastval|pg_sequence_last_value|inet_server_(addr|port)|pg_backend_pid|pg_(safe_snapshot_)?blocking_pids|pg_my_temp_schema|pg_is_other_temp_schema|pg_listening_channels|pg_cursors?|pg_prepared_(statement|xact)s?|pg_lock_status|pg_(get_)?replication_slots|pg_(show_)?replication_origin_status|pg_show_all_settings|pg_postmaster_start_time|pg_conf_load_time|pg_stat(io)?_\w+|pg_locks|pg_sequences|pg_(file_)?settings|pg_hba_file_rules|last_value(?!\s*\()|is_called|log_cnt";
+    UNION ALL SELECT DISTINCT relname, false FROM pg_class WHERE relkind = 'f' \
+    UNION ALL SELECT DISTINCT relname, true FROM pg_class WHERE relkind = 'S' AND relname ~* '(^|_)(seq|sequence)(_|\\d*$)' \
+    UNION ALL (SELECT DISTINCT relname, false FROM pg_class \
+               WHERE relkind = 'S' AND relname !~* '(^|_)(seq|sequence)(_|\\d*$)' LIMIT 250)";
+/// Those of PostgreSQL's own; what is named like a sequence and read; and the columns of one, which may be too new to be known. A
+/// call of that name is a window function's.
+const TELLING: &str = r#"currval|lastval|pg_sequence_last_value|inet_server_(addr|port)|pg_backend_pid|pg_(safe_snapshot_)?blocking_pids|pg_my_temp_schema|pg_is_other_temp_schema|pg_listening_channels|pg_cursors?|pg_prepared_(statement|xact)s?|pg_lock_status|pg_(get_)?replication_slots|pg_(show_)?replication_origin_status|pg_show_all_settings|pg_postmaster_start_time|pg_conf_load_time|pg_stat(io)?_\w+|pg_locks|pg_sequences|pg_(file_)?settings|pg_hba_file_rules|pg_ident_file_mappings|pg_backend_memory_contexts|pg_shmem_allocations(_numa)?|pg_aios|(table|schema|database)_to_xml(_and_xmlschema)?|last_value(?!\s*\()|is_called|log_cnt|(from|join|table|only)\s+("?\w+"?\s*\.\s*)?"?(\w+_)?(seq|sequence)(_\w+|\d*)"#;
 /// Functions whose bodies have one of some words, but for those that the pattern does not reach: in C.
 const CALLERS: &str = "\
     SELECT DISTINCT n.nspname, p.proname \
@@ -44,7 +50,7 @@ const AGGREGATES: &str = "\
     ANY (ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[]) \
     WHERE p.oid >= 16384";
 /// As many words are looked for in bodies at once, and so often; of more, any body has one.
-const MAX_WORDS: (usize, usize) = (1000, 10);
+const MAX_WORDS: (usize, usize) = (250, 40);
 
 /// What the bodies of functions tell beyond their labels.
 pub(super) struct Found {
@@ -117,10 +123,13 @@ fn patterns(words: &[&str], every: bool, others: &str) -> Vec<String> {
     if every || words.len() > MAX_WORDS.0 * MAX_WORDS.1 {
         return vec![String::new()];
     }
-    let word = |word: &&str| if is_plain(word) { format!(r"\m{word}\M") } else { literal(word) };
-    let others = Some(others).filter(|others| !others.is_empty()).map(|others| format!(r"\m({others})\M"));
-    let all: Vec<String> = words.iter().map(word).chain(others).chain([r#"u&""#.to_owned()]).collect();
-    all.chunks(MAX_WORDS.0).map(|chunk| chunk.join("|")).collect()
+    let (plain, odd): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| is_plain(word));
+    // Brackets around all of them: bounds around each cost PostgreSQL fifteen times as much for a thousand.
+    let whole = |words: &str| format!(r"\m({words})\M");
+    let chunks = plain.chunks(MAX_WORDS.0).map(|chunk| whole(&chunk.join("|")));
+    let odd = odd.iter().map(|word| literal(word)).chain([r#"u&""#.to_owned()]).collect::<Vec<_>>().join("|");
+    let others = Some(others).filter(|others| !others.is_empty()).map(whole);
+    chunks.chain(others.into_iter().chain([odd]).reduce(|a, b| format!("{a}|{b}"))).collect()
 }
 
 /// A name as it stands in a body, between quotes where it has any, in a regular expression.
@@ -143,14 +152,14 @@ mod tests {
 
     #[test]
     fn an_odd_name_is_looked_for_as_it_is_written() {
-        let words = ["bump", "Odd one", "a\"b", "§", "@@>", "x$pattern$"];
+        let words = ["bump", "lift", "Odd one", "a\"b", "§", "@@>", "x$pattern$"];
         assert_eq!(
             patterns(&words, false, "execute"),
-            [r#"\mbump\M|Odd\ one|a""b|§|\@\@\>|x\$pattern\$|\m(execute)\M|u&""#]
+            [r"\m(bump|lift)\M", r#"\m(execute)\M|Odd\ one|a""b|§|\@\@\>|x\$pattern\$|u&""#]
         );
         assert_eq!(patterns(&words, true, ""), [""]);
-        let many: Vec<String> = (0..1500).map(|i| format!("f{i}")).collect();
+        let many: Vec<String> = (0..300).map(|i| format!("f{i}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert_eq!(patterns(&many, false, "").len(), 2);
+        assert_eq!(patterns(&many, false, "").len(), 3);
     }
 }

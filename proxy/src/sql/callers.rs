@@ -15,6 +15,8 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Callers {
     names: BTreeSet<Box<[u8]>>,
+    /// Names that are not one word in a text.
+    odd: BTreeSet<Box<[u8]>>,
     operators: BTreeSet<Box<[u8]>>,
     /// Any text may call one: by an implicit cast, or it is not known which there are.
     every: bool,
@@ -41,7 +43,22 @@ impl Callers {
 
     /// These, and no others.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { names: names.into_iter().map(|name| name.as_bytes().into()).collect(), ..Self::default() }
+        let mut callers = Self::default();
+        names.into_iter().for_each(|name| callers.add(name));
+        callers
+    }
+
+    fn add(&mut self, name: &str) {
+        let names = if name.bytes().all(|b| in_name(&b)) { &mut self.names } else { &mut self.odd };
+        names.insert(name.as_bytes().into());
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names.contains(name.as_bytes()) || self.odd.contains(name.as_bytes())
+    }
+
+    fn size(&self) -> usize {
+        self.names.len() + self.odd.len() + self.operators.len()
     }
 
     /// The same with what hides them, and what hides that.
@@ -49,28 +66,28 @@ impl Callers {
     pub fn with_hidden(mut self, hidden: &Hidden<'_>) -> Self {
         let mut left: Vec<_> = hidden.definitions.to_vec();
         while !self.is_empty() {
-            let before = (self.names.len(), self.operators.len());
+            let before = self.size();
             for (operator, function) in &hidden.operators {
-                if self.names.contains(function.as_bytes()) {
+                if self.has(function) {
                     self.operators.insert(operator.as_bytes().into());
                 }
             }
             for (target, function, implicit) in &hidden.casts {
-                if self.names.contains(function.as_bytes()) {
+                if self.has(function) {
                     self.every |= implicit;
-                    self.names.insert(target.as_bytes().into());
+                    self.add(target);
                 }
             }
             for (aggregate, part) in &hidden.aggregates {
-                if self.names.contains(part.as_bytes()) {
-                    self.names.insert(aggregate.as_bytes().into());
+                if self.has(part) {
+                    self.add(aggregate);
                 }
             }
             let (calls, others): (Vec<_>, Vec<_>) =
                 left.into_iter().partition(|(_, text)| self.in_text(text.as_bytes()));
-            self.names.extend(calls.into_iter().map(|(name, _)| name.as_bytes().into()));
+            calls.into_iter().for_each(|(name, _)| self.add(name));
             left = others;
-            if before == (self.names.len(), self.operators.len()) {
+            if before == self.size() {
                 break;
             }
         }
@@ -79,7 +96,7 @@ impl Callers {
 
     /// Is there none?
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty() && self.operators.is_empty() && !self.every
+        self.size() == 0 && !self.every
     }
 
     /// May any text call one?
@@ -89,7 +106,7 @@ impl Callers {
 
     /// The names and the operators, as far as they are UTF-8.
     pub fn words(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().chain(&self.operators).filter_map(|word| std::str::from_utf8(word).ok())
+        self.names.iter().chain(&self.odd).chain(&self.operators).filter_map(|word| std::str::from_utf8(word).ok())
     }
 
     /// May this text call one?
@@ -98,15 +115,17 @@ impl Callers {
             return self.every;
         }
         let holds = |part: &[u8]| sql.windows(part.len()).any(|w| w == part);
-        let in_name = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || !b.is_ascii();
         let mut words = sql.split(|b| !in_name(b)).filter(|word| !word.is_empty());
         // A name may be written by its numbers, or be none that is one word.
         let escaped = holds(b"U&\"") || holds(b"u&\"");
         escaped
             || words.any(|word| self.names.contains(word.to_ascii_lowercase().as_slice()) || self.names.contains(word))
-            || self.names.iter().filter(|name| !name.iter().all(in_name)).any(|name| holds(name))
-            || self.operators.iter().any(|operator| holds(operator))
+            || self.odd.iter().chain(&self.operators).any(|name| holds(name))
     }
+}
+
+fn in_name(b: &u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || !b.is_ascii()
 }
 
 #[cfg(test)]

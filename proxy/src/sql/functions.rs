@@ -47,8 +47,8 @@ const HARMLESS: [&str; 10] = [
 ];
 
 /// Functions that are not labelled volatile, yet assign a transaction id, or mean the session's own server process, or
-/// work on a primary only.
-const PRIMARY_ONLY: [&str; 24] = [
+/// work on a primary only, or read relations that the text need not show.
+const PRIMARY_ONLY: [&str; 31] = [
     "inet_server_addr",
     "inet_server_port",
     "txid_current",
@@ -73,6 +73,13 @@ const PRIMARY_ONLY: [&str; 24] = [
     "pg_walfile_name",
     "pg_walfile_name_offset",
     "pg_split_walfile_name",
+    "table_to_xml",
+    "table_to_xml_and_xmlschema",
+    "schema_to_xml",
+    "schema_to_xml_and_xmlschema",
+    "database_to_xml",
+    "database_to_xml_and_xmlschema",
+    "xpath_table",
 ];
 
 /// Do functions of that name run on the primary, whatever the configuration says?

@@ -28,5 +28,10 @@ pub(super) fn is_about_this_server(name: &[u8]) -> bool {
                 | b"pg_settings"
                 | b"pg_file_settings"
                 | b"pg_hba_file_rules"
+                | b"pg_ident_file_mappings"
+                | b"pg_backend_memory_contexts"
+                | b"pg_shmem_allocations"
+                | b"pg_shmem_allocations_numa"
+                | b"pg_aios"
         )
 }

@@ -32,6 +32,7 @@ fn table() -> FunctionTable {
     let own = [
         ("stable_fn", Volatility::Stable),
         ("latest", Volatility::Stable),
+        ("names_it", Volatility::Stable),
         ("Odd Name", Volatility::Immutable),
         ("writing_fn", Volatility::Volatile),
         ("overloaded", Volatility::Immutable),
@@ -44,9 +45,11 @@ fn table() -> FunctionTable {
         .chain(system(stable, Volatility::Stable))
         .chain(system(volatile, Volatility::Volatile))
         .chain(own.into_iter().map(|(n, v)| (n, v, "public")));
-    FunctionTable::new(rows.map(row), &[], &[])
-        .with_local_relations(["s", "scratch"])
-        .with_definitions(&[("volatile_view", "SELECT nextval('s') AS n"), ("plain_view", "SELECT lower(v) FROM t")])
+    FunctionTable::new(rows.map(row), &[], &[]).with_local_relations(["s", "counter", "scratch"]).with_definitions(&[
+        ("volatile_view", "SELECT nextval('s') AS n"),
+        ("state_view", "SELECT q.a FROM counter q(a, b, c)"),
+        ("plain_view", "SELECT lower(v) FROM t"),
+    ])
 }
 
 fn corpus(text: &str) -> impl Iterator<Item = String> + '_ {
