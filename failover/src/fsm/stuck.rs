@@ -104,11 +104,11 @@ impl Progress {
 }
 
 /// The k-th highest flush position of the voters that stream; while they are being changed, of the quorum that is
-/// further, as that may be the one that commits wait for.
+/// further, as that may be the one that commits wait for. A voter that is connected twice is one.
 fn quorum_flush(primary: &Primary, policy: &PolicyRecord) -> Lsn {
     let of = |(voters, k): (&[NodeId], u32)| {
-        let voters = primary.followers.iter().filter(|f| voters.contains(&f.node));
-        let mut flushed: Vec<Lsn> = voters.filter_map(|f| f.flush_lsn).collect();
+        let of_voter = |v: &NodeId| primary.followers.iter().filter(|f| f.node == *v).filter_map(|f| f.flush_lsn).max();
+        let mut flushed: Vec<Lsn> = voters.iter().filter_map(of_voter).collect();
         flushed.sort_unstable_by(|a, b| b.cmp(a));
         flushed.get((k as usize).saturating_sub(1)).copied().unwrap_or_default()
     };
@@ -269,6 +269,13 @@ mod tests {
         let two: &[(&str, u64)] = &[("n2", 200), ("n3", 100), ("x9", 200)];
         assert_eq!(check(2, &[(0, 200, two), (4000, 200, two)]), Some(4000));
         assert_eq!(check(1, &[(0, 200, two), (4000, 200, two)]), None);
+    }
+
+    #[test]
+    fn a_voter_that_is_connected_twice_is_one() {
+        let twice: &[(&str, u64)] = &[("n2", 150), ("n2", 200), ("n3", 100)];
+        assert_eq!(check(2, &[(0, 200, twice), (4000, 200, twice)]), Some(4000));
+        assert_eq!(check(1, &[(0, 200, twice), (4000, 200, twice)]), None);
     }
 
     #[test]

@@ -110,12 +110,12 @@ impl Planner {
     }
 
     /// Voters that stream, as the primary itself shows them, and not those that are still catching up; `None` while it has
-    /// not been heard.
+    /// not been heard. Each is there once, however often it is connected.
     pub(super) fn followers(&self, now: Instant, voters: &[NodeId], primary: &NodeId) -> Option<Vec<NodeId>> {
         let state = self.seen.reachable(primary, now, &self.settings)?;
         let crate::api::PostgresState::Primary(p) = &state.postgres else { return None };
-        let streaming = p.followers.iter().filter(|f| f.state == "streaming" && voters.contains(&f.node));
-        Some(streaming.map(|f| f.node.clone()).collect())
+        let streams = |v: &&NodeId| p.followers.iter().any(|f| f.node == **v && f.state == "streaming");
+        Some(voters.iter().filter(streams).cloned().collect())
     }
 
     /// From the second step on.

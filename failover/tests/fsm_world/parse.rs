@@ -85,16 +85,17 @@ pub(super) fn kind(text: &str) -> Result<CommandKind, String> {
     all.into_iter().find(|k| k.as_str() == text).ok_or_else(|| format!("no command: {text}"))
 }
 
-/// Everybody but n1 has flushed up to here; those that do not vote are not counted.
-fn followers(flush: Lsn) -> Vec<Follower> {
-    let follower = |n: u32| Follower {
-        node: format!("n{n}").parse().expect("a name"),
+/// These, or everybody but n1, have flushed up to here; those that do not vote are not counted.
+fn followers(named: Option<String>, flush: Lsn) -> Vec<Follower> {
+    let follower = |node: NodeId| Follower {
+        node,
         state: "streaming".into(),
         flush_lsn: Some(flush),
         replay_lsn: Some(flush),
         sync_state: "quorum".into(),
     };
-    (2..=7).map(follower).collect()
+    let everybody = || (2..=7).map(|n: u32| format!("n{n}").parse().expect("a name")).collect();
+    named.map_or_else(everybody, |list| nodes(&list)).into_iter().map(follower).collect()
 }
 
 pub(super) fn postgres(
@@ -111,11 +112,10 @@ pub(super) fn postgres(
             flush_lsn: words.optional("flush")?.unwrap_or(at),
             sync_names: words.optional::<String>("names")?.unwrap_or_default().replace('_', " "),
             followers: {
-                let streaming = words.optional::<String>("followers")?.map(|l| nodes(&l));
                 let behind = words.optional::<String>("catching_up")?.map_or_else(Vec::new, |l| nodes(&l));
-                let mut all = followers(words.optional("acks")?.unwrap_or(at));
+                let mut all = followers(words.optional("followers")?, words.optional("acks")?.unwrap_or(at));
                 all.iter_mut().filter(|f| behind.contains(&f.node)).for_each(|f| f.state = "catchup".into());
-                all.into_iter().filter(|f| streaming.as_ref().is_none_or(|s| s.contains(&f.node))).collect()
+                all
             },
             impostors: words.optional::<String>("impostors")?.map(|i| i.replace('_', " ")).into_iter().collect(),
         }),
