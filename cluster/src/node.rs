@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// Longest name of a node, bytes: PostgreSQL cuts `application_name` at NAMEDATALEN - 1.
 const MAX_NAME: usize = 63;
 
+/// How the names of the slots begin that agents make.
+pub const SLOT_PREFIX: &str = "pgtenure_";
+
 /// The name of a PostgreSQL node, also its `application_name` on the replication connection.
 ///
 /// Lower-case letters, digits and underscores, a letter first: such a name needs no quoting in
@@ -42,6 +45,22 @@ impl NodeId {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The slot through which this node streams, where it streams through one: no other node's, and nobody else's. Of a
+    /// name that is too long for that, its beginning and a sum of all of it.
+    pub fn slot_name(&self) -> String {
+        const FITS: usize = MAX_NAME - SLOT_PREFIX.len();
+        const BEGINNING: usize = FITS - 17;
+        if self.0.len() <= FITS {
+            return format!("{SLOT_PREFIX}{}", self.0);
+        }
+        // FNV-1a.
+        let sum = self
+            .0
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |sum, b| (sum ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        format!("{SLOT_PREFIX}{}_{sum:016x}", &self.0[..BEGINNING])
     }
 
     /// The same name with a count of owners of its own: threads that clone one name all the time slow each other down.
@@ -118,6 +137,16 @@ mod tests {
             assert!(bad.parse::<NodeId>().is_err(), "{bad:?}");
         }
         assert!("n".repeat(64).parse::<NodeId>().is_err());
+    }
+
+    #[test]
+    fn each_name_has_a_slot_of_its_own_that_postgresql_takes() {
+        let name = |text: &str| text.parse::<NodeId>().unwrap().slot_name();
+        assert_eq!(name("n2"), "pgtenure_n2");
+        let (fits, long, other) = ("n".repeat(54), "n".repeat(55), format!("{}_", "n".repeat(54)));
+        assert_eq!(name(&fits), format!("pgtenure_{fits}"));
+        assert_eq!([name(&fits).len(), name(&long).len(), name(&other).len()], [63; 3]);
+        assert_ne!(name(&long), name(&other));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod agents;
 #[path = "agent/obstacles.rs"]
 mod obstacles;
+#[path = "agent/slots.rs"]
+mod slots;
 #[path = "agent/strangers.rs"]
 mod strangers;
 

@@ -75,7 +75,7 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
     drop((load.finish(), readers.finish()));
 }
 
-/// Agents make no slots, so one that somebody else made must be seen.
+/// One that somebody else made must be seen.
 fn keep_a_slot(cluster: &Cluster) {
     // Over the node's Unix socket, as only its own user may.
     let primary = cluster.active().primary;

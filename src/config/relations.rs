@@ -51,6 +51,11 @@ fn places(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
         let problem = "at least 5: the agent's sessions, which must not be kept out";
         bad.push(BadSetting::new("agent.parameters.superuser_reserved_connections", kept, problem));
     }
+    let others = voters.saturating_sub(1);
+    if let Some(slots) = number("max_replication_slots", 16).filter(|n| raw.cluster.k >= 2 && *n < others) {
+        let problem = format!("at least {others}: where cluster.k is 2 or more each other node has a slot");
+        bad.push(BadSetting::new("agent.parameters.max_replication_slots", slots, problem));
+    }
 }
 
 fn agent(raw: &RawConfig, with_proxy: bool, bad: &mut Vec<BadSetting>) {

@@ -165,6 +165,12 @@ fn relations_between_sections_name_both_keys() {
             ],
         ),
         (
+            with(&with(&good(), "cluster", "k", "2"), "agent", "parameters", "{ max_replication_slots = \"1\" }"),
+            vec![
+                "agent.parameters.max_replication_slots = 1: at least 2: where cluster.k is 2 or more each other node has a slot",
+            ],
+        ),
+        (
             with(&good(), "agent", "listen", "\"127.0.0.1:7400\""),
             vec!["agent.listen = \"127.0.0.1:7400\": is also admin.listen"],
         ),

@@ -4,7 +4,8 @@
 //! waiting on when it processes the reload, and from list to list each walsender goes by its own copy. So a list that
 //! nobody can satisfy is set first, and a commit of ours is seen to wait under it although every standby has its WAL;
 //! only then the real list is set. See syncrep.c. Where only commits that ask for it waited, every session first goes by
-//! the default under which all do, see `take_up`.
+//! the default under which all do, see `take_up`. Before commits may be released by two standbys or more, each is seen to
+//! be connected only once, see `slots`.
 
 use super::commands::CommandError;
 use super::sql::{Sql, SqlError};
@@ -31,6 +32,8 @@ pub(crate) enum ProofError {
     NotWaiting(Duration),
     #[error("{sessions} sessions still commit as before, although they were to end")]
     NotTakenUp { sessions: usize },
+    #[error("not through replication slots of their own, so they could count twice: {nodes}")]
+    WithoutSlot { nodes: String },
     #[error("the standbys did not release a commit within {0:?}")]
     NotReleased(Duration),
 }
@@ -75,6 +78,7 @@ impl Agent {
     }
 
     async fn arm_from(&self, before: &Waits, names: &SyncNames) -> Result<Lsn, ProofError> {
+        self.all_through_slots().await?;
         if self.conf.lock().await.is_lenient() {
             self.set_waits(&Waits::always(before.names.clone())).await?;
             self.taken_up().await?;
@@ -181,6 +185,7 @@ mod tests {
 
     #[test]
     fn managers_wait_for_longer_than_arming_may_take() {
-        assert!(crate::fsm::rearm::ARM_WITHIN > super::super::take_up::LONGEST + PROOF_BOUND);
+        let longest = super::super::slots::HELD_WITHIN + super::super::take_up::LONGEST + PROOF_BOUND;
+        assert!(crate::fsm::rearm::ARM_WITHIN > longest);
     }
 }

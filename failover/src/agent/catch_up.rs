@@ -77,6 +77,7 @@ impl Agent {
         drop(self.standing.take_replication());
         self.state.change(|o| (o.not_streaming_since, o.frozen_for) = (Some(now), None));
         conf.connect(upstream);
+        conf.go_through_slot(self.through_slots());
         if let Err(error) = conf.write(&self.env) {
             // It stays frozen.
             conf.upstream = None;

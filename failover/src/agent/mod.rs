@@ -1,6 +1,6 @@
 //! The agent: drives the one PostgreSQL of its node, obeys managers' commands, and follows the cluster's records.
 //!
-//! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), three keep the primary's
+//! Tasks: one looks at PostgreSQL, one reads etcd, one acts on both by itself (`reconcile`), one keeps slots, three keep the primary's
 //! lease and fence by it (two of them on a thread of their own), three observe the primary, one serves managers over HTTP. Whoever starts, stops, promotes or
 //! replaces PostgreSQL holds `actuator`; whoever changes where the WAL receiver connects or what commits wait for holds
 //! `conf`. A freeze gives its promise and cuts the node off before it waits for `actuator`, and whoever holds that gives
@@ -35,6 +35,7 @@ mod rejoin;
 mod relax;
 mod release;
 mod rewind;
+mod slots;
 mod sql;
 mod standing;
 mod state;
@@ -298,6 +299,8 @@ pub async fn run(
     tasks.spawn(async move { a.register().await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.reconcile().await });
+    let a = spawn(&agent);
+    tasks.spawn(async move { a.keep_slots().await });
     let a = spawn(&agent);
     tasks.spawn(async move { a.keep_lease().await });
     let a = spawn(&agent);

@@ -36,7 +36,9 @@ SELECT r, current_setting('synchronous_standby_names'), \
  (SELECT greatest(c.timeline_id, v.min_recovery_end_timeline) FROM pg_control_checkpoint() c, pg_control_recovery() v), \
  current_setting('max_wal_senders'), (SELECT count(*) FROM pg_stat_get_wal_senders()) \
 FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) s LEFT JOIN pg_stat_wal_receiver w ON true; \
-SELECT application_name, state, flush_lsn, replay_lsn, sync_state, usename FROM pg_stat_replication LIMIT 1000";
+SELECT application_name, state, flush_lsn, replay_lsn, sync_state, usename, \
+ (SELECT string_agg(slot_name::text, ' ') FROM pg_replication_slots s WHERE s.active_pid = r.pid) \
+FROM (SELECT * FROM pg_stat_replication LIMIT 1000) r";
 
 /// What one look gave.
 pub(crate) struct Look {
@@ -44,22 +46,22 @@ pub(crate) struct Look {
     pub(crate) receiver: Option<Receiver>,
     pub(crate) timeline: Option<TimelineId>,
     pub(crate) system_id: Option<String>,
-    /// Names that walsenders have who are not the node, which is connected as well.
+    /// Names that walsenders have who are not the node, or not in the way they must.
     false_names: Vec<NodeId>,
     /// Who receives WAL from here.
     places: Places,
 }
 
-/// Ask a running PostgreSQL.
-pub(crate) async fn look(env: &Env, sql: &Sql) -> Result<Look, SqlError> {
+/// Ask a running PostgreSQL. `slots`: standbys must stream through slots.
+pub(crate) async fn look(env: &Env, sql: &Sql, slots: bool) -> Result<Look, SqlError> {
     let what = "asking for the state";
     let answers = sql.batch(what, QUERY, env.config.probe_timeout).await?;
     let bad = || SqlError::Answer { what, answer: format!("{answers:?}").chars().take(300).collect() };
     let row = answers.first().and_then(|rows| rows.first()).ok_or_else(bad)?;
-    understand(row, answers.get(1).map_or(&[][..], Vec::as_slice)).ok_or_else(bad)
+    understand(row, answers.get(1).map_or(&[][..], Vec::as_slice), slots).ok_or_else(bad)
 }
 
-fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
+fn understand(row: &Row, walsenders: &[Row], slots: bool) -> Option<Look> {
     let text = |i: usize| row.get(i).and_then(Option::as_deref);
     let lsn = |i: usize| text(i).and_then(|t| t.parse::<Lsn>().ok());
     let receiver = text(8).map(|pid| Receiver {
@@ -89,7 +91,7 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
         (PostgresState::Standby(standby), timeline)
     } else {
         let timeline = TimelineId(u32::from_str_radix(text(4)?, 16).ok()?);
-        let walsenders = followers(walsenders);
+        let walsenders = followers(walsenders, slots);
         let (followers, impostors) = (walsenders.followers, walsenders.impostors);
         false_names = walsenders.false_names;
         let primary = Primary {
@@ -110,13 +112,13 @@ fn understand(row: &Row, walsenders: &[Row]) -> Option<Look> {
 struct Walsenders {
     /// Those of nodes.
     followers: Vec<Follower>,
-    /// Those that use a name as if they were a node: the wrong user, another spelling, or one name twice.
+    /// Those that use a name as if they were a node: the wrong user, another spelling, without the slot, or one name twice.
     impostors: Vec<String>,
-    /// Names that somebody has in one of the two former ways.
+    /// Names that somebody has in one of the former ways.
     false_names: Vec<NodeId>,
 }
 
-fn followers(rows: &[Row]) -> Walsenders {
+fn followers(rows: &[Row], slots: bool) -> Walsenders {
     let mut seen = Walsenders::default();
     let mut false_names = Vec::<NodeId>::new();
     for row in rows {
@@ -132,6 +134,12 @@ fn followers(rows: &[Row]) -> Walsenders {
         }
         if user != super::env::REPLICATION_USER {
             seen.impostors.push(format!("{node} is used by user {user}"));
+            false_names.push(node);
+            continue;
+        }
+        // Before it streams it has none, and counts for nothing.
+        if slots && text(1) != Some("startup") && text(6) != Some(&node.slot_name()) {
+            seen.impostors.push(format!("{node} is used without its slot"));
             false_names.push(node);
             continue;
         }
@@ -160,6 +168,11 @@ fn end_false(names: &str) -> String {
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication \
          WHERE {lower} IN ({names}) AND (usename <> '{user}' OR application_name <> {lower})"
     )
+}
+
+/// Ends those that it calls false for want of their slot.
+fn end_without_slot(names: &[NodeId]) -> String {
+    format!("SELECT count(pg_terminate_backend(pid)) FROM {}", super::slots::without_slot(names))
 }
 
 /// Ends the walsender that was begun last of those that are neither a node's nor ours.
@@ -278,8 +291,15 @@ impl Agent {
     /// they confirm is nobody's.
     async fn end_impostors(&self, sql: &Sql, names: &[NodeId]) {
         let quoted: Vec<String> = names.iter().map(|n| format!("'{n}'")).collect();
-        let query = end_false(&quoted.join(", "));
-        match sql.value::<u64>("ending walsenders under a node's name", &query, self.env.config.probe_timeout).await {
+        let (what, bound) = ("ending walsenders under a node's name", self.env.config.probe_timeout);
+        let ended = async {
+            let mut ended = sql.value::<u64>(what, &end_false(&quoted.join(", ")), bound).await?;
+            if self.slots_required() {
+                ended += sql.value::<u64>(what, &end_without_slot(names), bound).await?;
+            }
+            Ok::<_, SqlError>(ended)
+        };
+        match ended.await {
             Ok(ended) => {
                 self.metrics.impostors_ended.inc_by(ended);
                 tracing::error!(node = %self.env.config.node, names = quoted.join(", "), ended, "impostors ended");
@@ -321,7 +341,7 @@ impl Agent {
             *sql = Some(Arc::new(Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?));
             self.standing.look_by(sql.as_ref());
         }
-        look(&self.env, sql.as_ref().expect("opened just above")).await
+        look(&self.env, sql.as_ref().expect("opened just above"), self.slots_required()).await
     }
 
     /// Nothing may be left of a postmaster that died: its backends could still acknowledge commits.
@@ -434,14 +454,37 @@ mod tests {
     use super::*;
 
     fn row(name: &str, user: &str) -> Row {
-        [name, "streaming", "0/10", "0/10", "quorum", user].map(|t| Some(t.to_owned())).to_vec()
+        let row = [name, "streaming", "0/10", "0/10", "quorum", user].map(|t| Some(t.to_owned()));
+        [&row[..], &[None]].concat()
+    }
+
+    #[test]
+    fn where_slots_are_a_must_whoever_streams_without_is_an_impostor() {
+        let through = |name: &str, state: &str, slot: Option<&str>| {
+            let mut row = row(name, super::super::env::REPLICATION_USER);
+            (row[1], row[6]) = (Some(state.into()), slot.map(str::to_owned));
+            row
+        };
+        let rows = [
+            through("n2", "streaming", Some("pgtenure_n2")),
+            through("n2", "catchup", None),
+            through("n3", "streaming", Some("pgtenure_n2")),
+            through("n4", "startup", None),
+        ];
+        let nodes = |of: &Walsenders| of.followers.iter().map(|f| f.node.to_string()).collect::<Vec<_>>().join(" ");
+        let seen = followers(&rows, true);
+        assert_eq!(nodes(&seen), "n2 n4");
+        assert_eq!(seen.impostors, ["n2 is used without its slot", "n3 is used without its slot"]);
+        assert_eq!(seen.false_names.iter().map(NodeId::as_str).collect::<Vec<_>>(), ["n2", "n3"]);
+        let seen = followers(&rows, false);
+        assert_eq!((nodes(&seen).as_str(), seen.false_names.len()), ("n2 n2 n3 n4", 0));
     }
 
     #[test]
     fn a_name_that_is_used_by_another_user_or_twice_is_an_impostors() {
         let ours = super::super::env::REPLICATION_USER;
         let told = |rows: &[Row]| {
-            let seen = followers(rows);
+            let seen = followers(rows, false);
             let names: Vec<String> = seen.followers.iter().map(|f| f.node.to_string()).collect();
             let false_names: Vec<String> = seen.false_names.iter().map(ToString::to_string).collect();
             (names.join(" "), seen.impostors.join(", "), false_names.join(" "))

@@ -25,6 +25,8 @@ use tokio::time::Instant;
 
 /// Most timelines that may lie between the old and the new one: each is an empty file.
 const MAX_GAP: u32 = 100_000;
+/// How long replication slots that are missing are waited for.
+const SLOTS_BOUND: Duration = Duration::from_secs(1);
 /// How long the checkpoint after a promotion is put off at most.
 const OPEN_BOUND: Duration = Duration::from_secs(5);
 
@@ -178,6 +180,7 @@ impl Agent {
         sql.batch("ending readers", &clear, left(what)?).await?;
         self.conf.lock().await.taken_up();
         self.replayed(sql, order.base, &left).await?;
+        self.make_slots(sql, left("making replication slots")?.min(SLOTS_BOUND)).await;
         let bound = "SELECT pg_snapshot_xmax(pg_current_snapshot())";
         let xid_bound: u64 = sql.value("asking for the next xid", bound, left(what)?).await?;
         self.write_stubs(order.base.timeline, timeline)

@@ -39,6 +39,8 @@ pub(crate) struct Dynamic {
     written: u64,
     /// Replay does not wait for `recovery_min_apply_delay`, until the node follows somebody again.
     pub(crate) undelayed: bool,
+    /// The standby streams through its slot.
+    through_slot: bool,
     /// An earlier agent's fence was found. For whoever lifts it.
     pub(crate) left_fenced: bool,
 }
@@ -56,10 +58,16 @@ const ALWAYS_SOON: &str = "synchronous_commit = 'on' # not of every session yet"
 /// documentation); as long as the upstream is away each attempt costs a process and lines of the log.
 const EAGER: &str = "wal_retrieve_retry_interval = '20ms'";
 
+/// The parameter that names the slot.
+const SLOT: &str = "primary_slot_name";
+/// The parameter that limits what slots keep.
+const SLOT_LIMIT: &str = "max_slot_wal_keep_size";
+
 impl Dynamic {
     pub(crate) const fn new(waits: Waits) -> Self {
         let lenient = waits.on_request;
-        Self { upstream: None, waits, lenient, eager: false, written: 0, undelayed: false, left_fenced: false }
+        let (eager, undelayed, through_slot, left_fenced) = (false, false, false, false);
+        Self { upstream: None, waits, lenient, eager, written: 0, undelayed, through_slot, left_fenced }
     }
 
     /// Of a server that runs: its list, and the rest as in the file that an earlier agent wrote. False: this agent has
@@ -74,6 +82,7 @@ impl Dynamic {
         self.waits = Waits { names, on_request: has(ON_REQUEST) };
         self.lenient = !has(ALWAYS);
         self.eager = has(EAGER);
+        self.through_slot = text.lines().any(|l| l.starts_with(SLOT));
         true
     }
 
@@ -82,6 +91,19 @@ impl Dynamic {
     pub(crate) fn connect(&mut self, upstream: Upstream) {
         self.upstream = Some(upstream);
         self.eager = true;
+    }
+
+    /// Does the standby stream through its slot?
+    pub(crate) const fn is_through_slot(&self) -> bool {
+        self.through_slot
+    }
+
+    /// Let it do so, or no more; true when that is another. To be written then, and it connects anew.
+    pub(crate) const fn go_through_slot(&mut self, through: bool) -> bool {
+        let other = self.through_slot != through;
+        self.through_slot = through;
+        self.eager |= other && self.upstream.is_some();
+        other
     }
 
     /// Connections that fail are tried again at PostgreSQL's usual pace; true when that is another. To be written then.
@@ -128,13 +150,14 @@ impl Dynamic {
         self.written += 1;
         self.undelayed &= self.upstream.is_none();
         let conninfo = self.upstream.as_ref().map_or_else(String::new, |u| conninfo(env, &u.endpoint));
-        write_atomically(&env.layout.dynamic_conf(), self.text(&conninfo, &self.stamp(env)).as_bytes())
+        let slot = if self.through_slot { slot_lines(env) } else { String::new() };
+        write_atomically(&env.layout.dynamic_conf(), self.text(&conninfo, &slot, &self.stamp(env)).as_bytes())
     }
 
-    fn text(&self, conninfo: &str, stamp: &str) -> String {
+    fn text(&self, conninfo: &str, slot: &str, stamp: &str) -> String {
         format!(
             "# Written by pgtenure, replaced at each change.\n\
-             primary_conninfo = {}\nrestore_command = ''\nsynchronous_standby_names = {}\n{}\n{}\n{}{STAMP} = {}\n",
+             primary_conninfo = {}\n{slot}restore_command = ''\nsynchronous_standby_names = {}\n{}\n{}\n{}{STAMP} = {}\n",
             quoted(conninfo),
             quoted(&self.waits.names.to_string()),
             match (self.waits.on_request, self.lenient) {
@@ -147,6 +170,15 @@ impl Dynamic {
             quoted(stamp),
         )
     }
+}
+
+/// The lines by which a standby streams through its slot. A slot keeps the WAL that a connected standby lacks, without an
+/// end by PostgreSQL's default; `wal_keep_size` is enough without slots.
+fn slot_lines(env: &Env) -> String {
+    let c = &env.config;
+    let limited = c.parameters.keys().any(|name| name.eq_ignore_ascii_case(SLOT_LIMIT));
+    let limit = if limited { String::new() } else { format!("{SLOT_LIMIT} = '{}MB'\n", c.wal_keep.0 >> 20) };
+    format!("{SLOT} = '{}'\n{limit}", c.node.slot_name())
 }
 
 /// libpq's connection string to another node's PostgreSQL as `pgtenure_repl`, for a standby.
@@ -332,12 +364,12 @@ mod tests {
     #[test]
     fn a_new_upstream_is_connected_to_without_pauses_until_it_is_there() {
         let mut conf = Dynamic::new(Waits { names: SyncNames::Off, on_request: false });
-        assert!(!conf.text("", "1").contains("wal_retrieve_retry_interval"));
+        assert!(!conf.text("", "", "1").contains("wal_retrieve_retry_interval"));
         let endpoint = Endpoint { host: "n2".into(), port: 5432 };
         conf.connect(Upstream { node: "n2".parse().unwrap(), endpoint, term: Term(2) });
-        assert!(conf.text("host=n2", "2").lines().any(|l| l == EAGER));
+        assert!(conf.text("host=n2", "", "2").lines().any(|l| l == EAGER));
         assert!(conf.calm() && !conf.calm());
-        assert!(!conf.text("host=n2", "3").contains("wal_retrieve_retry_interval"));
+        assert!(!conf.text("host=n2", "", "3").contains("wal_retrieve_retry_interval"));
     }
 
     #[test]

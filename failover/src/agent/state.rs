@@ -109,6 +109,8 @@ pub(crate) struct Observed {
     pub(crate) trouble: Option<String>,
     /// No place is left for who has to connect, in words.
     pub(crate) full: Option<String>,
+    /// A replication slot that is needed cannot be made or used, in words.
+    pub(crate) no_slot: Option<String>,
     pub(crate) policy: Option<PolicyRecord>,
 }
 
@@ -145,6 +147,7 @@ impl State {
             fsync_since: None,
             trouble: None,
             full: None,
+            no_slot: None,
             policy: None,
         };
         Self(watch::channel(first).0)
@@ -291,7 +294,7 @@ impl Observed {
 
     /// All that is wrong.
     pub(crate) fn troubles(&self) -> Option<String> {
-        let all: Vec<&str> = self.trouble.iter().chain(&self.full).map(String::as_str).collect();
+        let all: Vec<&str> = self.trouble.iter().chain(&self.full).chain(&self.no_slot).map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 

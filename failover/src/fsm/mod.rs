@@ -28,6 +28,7 @@ mod remove;
 pub mod report;
 mod restored;
 mod round;
+pub mod slots;
 pub mod status;
 pub mod stuck;
 mod suspend;

@@ -30,7 +30,8 @@ impl Rearm {
     }
 }
 
-/// Longer than the agent's own bounds, of 9 s until every session goes by the settings and 15 s for the proof.
+/// Longer than the agent's own bounds, of 5 s until standbys stream through slots, 9 s until every session goes by the
+/// settings and 15 s for the proof.
 pub(crate) const ARM_WITHIN: Duration = Duration::from_secs(30);
 
 /// So long after the primary's agent has read of a change a proxy may still go by the quorum before it.

@@ -2,6 +2,7 @@
 
 use super::super::render::{bytes, bytes_of, field, list, ms_of};
 use super::super::table::Table;
+use cluster::node::SLOT_PREFIX;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
@@ -141,11 +142,17 @@ fn notes(n: &Value) -> String {
     notes.join("; ")
 }
 
+/// A slot that agents made, and that keeps no more than it may: they see to those, on every node.
+fn is_as_it_should_be(slot: &Value) -> bool {
+    field(slot, "slot").starts_with(SLOT_PREFIX)
+        && slot.get("wal_status").and_then(Value::as_str).is_none_or(|s| s == "reserved")
+}
+
 /// What an operator should know of a node's slots and receivers.
 fn node(n: &Value) -> String {
     let name = field(n, "node");
     let mut out = String::new();
-    for s in list(n, "slots") {
+    for s in list(n, "slots").filter(|s| !is_as_it_should_be(s)) {
         let active = s.get("active").and_then(Value::as_bool) == Some(true);
         let _ = write!(out, "slot {} on {name} ({}): ", field(s, "slot"), field(s, "kind"));
         out.push_str(if active { "active" } else { "inactive" });
@@ -192,6 +199,10 @@ mod tests {
             "nodes": [{
                 "node": "n1",
                 "slots": [{
+                    "slot": "pgtenure_n2", "kind": "physical", "active": true, "retained_bytes": 0, "wal_status": "reserved",
+                }, {
+                    "slot": "pgtenure_n3", "kind": "physical", "active": false, "retained_bytes": null, "wal_status": null,
+                }, {
                     "slot": "old", "kind": "logical", "active": false, "retained_bytes": 1 << 30,
                     "wal_status": "extended", "inactive_ms": 90_000,
                 }],

@@ -1,0 +1,275 @@
+//! Streaming through slots, where commits wait for two standbys or more: see [`crate::fsm::slots`].
+//!
+//! Each agent keeps those of its own PostgreSQL. That of its node at the upstream it only makes where it is missing, and
+//! takes it back from a walsender of before: who streams through it no more knows best.
+
+use super::arm::ProofError;
+use super::recovery_conf::Upstream;
+use super::sql::{Sql, SqlError};
+use super::{Agent, postgres};
+use crate::api::PostgresState;
+use crate::fsm::slots::{self, Left, Slot, Tend};
+use cluster::node::SLOT_PREFIX;
+use cluster::{Instant, NodeId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Between two looks at slots when nothing wakes them.
+const EVERY: Duration = Duration::from_millis(500);
+/// Bound on one question to the upstream.
+const ASK_BOUND: Duration = Duration::from_secs(1);
+/// Without streaming for so long the upstream is asked for the slot.
+const REFUSED_FOR: Duration = Duration::from_millis(500);
+/// The upstream's walsender does not give it back for so long: an operator should know.
+const HELD_FOR: Duration = Duration::from_secs(10);
+/// How long the standbys may take to stream through their slots once they are to.
+pub(super) const HELD_WITHIN: Duration = Duration::from_secs(5);
+/// Before those who do not are ended.
+const BY_THEMSELVES: Duration = Duration::from_secs(2);
+
+/// Walsenders under these nodes' names that have not just their slot, to be selected from; `node` is the name. What
+/// PostgreSQL shows of walsenders is read before what it shows of slots, so one that has just taken its slot is not among them.
+pub(super) fn without_slot(nodes: &[NodeId]) -> String {
+    let pairs: Vec<String> = nodes.iter().map(|n| format!("('{n}', '{}')", n.slot_name())).collect();
+    format!(
+        "(SELECT * FROM pg_stat_replication OFFSET 0) r JOIN (VALUES {}) m (node, slot) ON application_name = node \
+         WHERE state <> 'startup' AND {SLOTS_OF_R} IS DISTINCT FROM slot",
+        pairs.join(", ")
+    )
+}
+
+/// The slots that the walsender of a row `r` has. It may have made temporary ones of its own.
+const SLOTS_OF_R: &str =
+    "(SELECT string_agg(slot_name::text, ' ') FROM pg_replication_slots s WHERE s.active_pid = r.pid)";
+
+/// What an operator can do something about: no free slot, none at all, no right to make one.
+fn is_trouble(error: &SqlError) -> bool {
+    matches!(error.code(), Some("53400" | "55000" | "42501"))
+}
+
+/// Somebody else did the same at the same time, or a standby has just come back.
+fn is_overtaken(error: &SqlError) -> bool {
+    // duplicate_object, undefined_object, object_in_use
+    matches!(error.code(), Some("42710" | "42704" | "55006"))
+}
+
+impl Agent {
+    /// Keep this node's slots, and its stream in its own at the upstream, for ever.
+    pub(super) async fn keep_slots(&self) {
+        let mut records = self.records.subscribe();
+        let (mut left, mut sql, mut held_since) = (Left::default(), None, None);
+        loop {
+            let kept = match self.tend_slots(&mut left, &mut sql).await {
+                Ok(()) => self.stream_through_slot(&mut held_since).await,
+                Err(error) => {
+                    sql = None;
+                    Err(error)
+                }
+            };
+            let trouble = kept.unwrap_or_else(|error| {
+                tracing::debug!(node = %self.env.config.node, %error, "replication slots not seen to");
+                is_trouble(&error).then(|| self.failed("keeping replication slots", &error).why)
+            });
+            if self.state.look(|o| o.no_slot != trouble) {
+                tracing::warn!(node = %self.env.config.node, trouble, "replication slots");
+                self.state.change(|o| o.no_slot = trouble);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                _ = records.changed() => {}
+            }
+        }
+    }
+
+    /// Are standbys to stream through slots? Not under a primary that its agent has not taken over yet.
+    pub(super) fn through_slots(&self) -> bool {
+        self.records.borrow().adopt.is_none() && self.policy().is_some_and(|p| slots::wanted(&p))
+    }
+
+    /// Must they?
+    pub(super) fn slots_required(&self) -> bool {
+        self.records.borrow().adopt.is_none() && self.policy().is_some_and(|p| slots::required(&p))
+    }
+
+    /// The slots that this node should have: one for each other member.
+    fn slots_needed(&self) -> Option<BTreeSet<String>> {
+        if !self.through_slots() {
+            return Some(BTreeSet::new());
+        }
+        let (records, own) = (self.records.borrow(), &self.env.config.node);
+        // Not all are known yet.
+        records.members.get(own)?;
+        Some(records.members.keys().filter(|n| *n != own).map(NodeId::slot_name).collect())
+    }
+
+    /// Are there slots of ours? PostgreSQL is not asked where there never were any.
+    fn has_slots(&self) -> bool {
+        let kept = std::fs::read_dir(self.env.layout.data().join("pg_replslot")).into_iter().flatten().flatten();
+        kept.into_iter().any(|e| e.file_name().to_string_lossy().starts_with(SLOT_PREFIX))
+    }
+
+    async fn tend_slots(&self, left: &mut Left, sql: &mut Option<Sql>) -> Result<(), SqlError> {
+        let answers = |p: &PostgresState| matches!(p, PostgresState::Standby(_) | PostgresState::Primary(_));
+        let needed = self.slots_needed().filter(|needed| !needed.is_empty() || self.has_slots());
+        let Some(needed) = needed.filter(|_| self.state.look(|o| answers(&o.postgres))) else {
+            *sql = None;
+            return Ok(());
+        };
+        let sql = match sql.take().filter(|s| !s.is_closed()) {
+            Some(open) => sql.insert(open),
+            None => sql.insert(Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?),
+        };
+        let found = self.own_slots(sql, self.env.config.probe_timeout).await?;
+        for todo in left.tend(self.env.clock.now(), &needed, &found) {
+            self.tend_slot(sql, &todo, self.env.config.probe_timeout).await?;
+        }
+        Ok(())
+    }
+
+    async fn own_slots(&self, sql: &Sql, bound: Duration) -> Result<Vec<Slot>, SqlError> {
+        let query = format!(
+            "SELECT slot_name, active, restart_lsn IS NOT NULL OR xmin IS NOT NULL OR coalesce(wal_status = 'lost', false) \
+             FROM pg_replication_slots WHERE slot_type = 'physical' AND starts_with(slot_name::text, '{SLOT_PREFIX}')"
+        );
+        let rows = sql.rows("asking for replication slots", &query, bound).await?;
+        let slot = |row: Vec<Option<String>>| {
+            let mut row = row.into_iter();
+            let name = row.next()??;
+            let mut yes = || row.next().flatten().as_deref() == Some("t");
+            Some(Slot { name, active: yes(), keeps: yes() })
+        };
+        Ok(rows.into_iter().filter_map(slot).collect())
+    }
+
+    async fn tend_slot(&self, sql: &Sql, todo: &Tend, bound: Duration) -> Result<(), SqlError> {
+        let drop = |name: &str| format!("pg_drop_replication_slot('{name}')");
+        let make = |name: &str| format!("pg_create_physical_replication_slot('{name}', false)");
+        let (what, call) = match todo {
+            Tend::Make(name) => ("making a replication slot", make(name)),
+            Tend::Renew(name) => ("renewing a replication slot", format!("{}, {}", drop(name), make(name))),
+            Tend::Drop(name) => ("dropping a replication slot", drop(name)),
+        };
+        match sql.rows(what, &format!("SELECT {call}"), bound).await {
+            Err(error) if !is_overtaken(&error) => Err(error),
+            Err(_) => Ok(()),
+            Ok(_) => {
+                tracing::info!(node = %self.env.config.node, ?todo, "replication slot");
+                Ok(())
+            }
+        }
+    }
+
+    /// Make those that are missing before this node is promoted: its first standbys are refused without. A promotion does
+    /// not fail for it.
+    pub(super) async fn make_slots(&self, sql: &Sql, bound: Duration) {
+        let Some(needed) = self.slots_needed().filter(|n| !n.is_empty()) else { return };
+        let made = async {
+            let found = self.own_slots(sql, bound).await?;
+            for name in needed.iter().filter(|n| found.iter().all(|s| s.name != **n)) {
+                self.tend_slot(sql, &Tend::Make(name.clone()), bound).await?;
+            }
+            Ok::<_, SqlError>(())
+        };
+        if let Err(error) = made.await {
+            tracing::warn!(node = %self.env.config.node, %error, "replication slots not made before the promotion");
+        }
+    }
+
+    /// Stream through this node's slot, or without again, as the policy says. Gives what an operator should know.
+    async fn stream_through_slot(&self, held_since: &mut Option<Instant>) -> Result<Option<String>, SqlError> {
+        let through = self.through_slots();
+        let (upstream, is) = {
+            let conf = self.conf.lock().await;
+            (conf.upstream.clone(), conf.is_through_slot())
+        };
+        let standby = match self.state.look(|o| o.postgres.clone()) {
+            PostgresState::Standby(_) => true,
+            PostgresState::Primary(_) => false,
+            _ => return Ok(None), // it is told when it is started
+        };
+        if is != through && standby == upstream.is_some() {
+            if let Some(upstream) = upstream.as_ref().filter(|_| through) {
+                self.slot_at(upstream).await?;
+            }
+            self.set_through_slot(upstream.as_ref(), through).await;
+        }
+        let now = self.env.clock.now();
+        let refused = |since: Option<Instant>| since.is_some_and(|t| now.since(t) >= REFUSED_FOR);
+        let upstream = upstream.filter(|_| through && standby && self.state.look(|o| refused(o.not_streaming_since)));
+        let since = held_since.take();
+        let Some(upstream) = upstream else { return Ok(None) };
+        let Some(holder) = self.slot_at(&upstream).await? else { return Ok(None) };
+        let since = *held_since.insert(since.unwrap_or(now));
+        let told = || format!("{} does not end this node's former connection (pid {holder})", upstream.node);
+        Ok((now.since(since) >= HELD_FOR).then(told))
+    }
+
+    /// Write that, unless the upstream is another by now: then whoever has set it has seen to that.
+    async fn set_through_slot(&self, upstream: Option<&Upstream>, through: bool) {
+        let mut conf = self.conf.lock().await;
+        if conf.upstream.as_ref() != upstream || !conf.go_through_slot(through) {
+            return;
+        }
+        if let Err(error) = conf.write(&self.env) {
+            conf.go_through_slot(!through);
+            tracing::error!(node = %self.env.config.node, %error, "settings could not be written");
+            return;
+        }
+        postgres::reload(&self.env);
+        tracing::info!(node = %self.env.config.node, through, "streaming through a replication slot");
+    }
+
+    /// Make this node's slot at the upstream if it is missing, and end the walsender that has it while this node receives
+    /// nothing through it. Gives that one's pid.
+    async fn slot_at(&self, upstream: &Upstream) -> Result<Option<String>, SqlError> {
+        let name = self.env.config.node.slot_name();
+        let sql = Sql::of_primary(&self.env, &upstream.endpoint, ASK_BOUND).await?;
+        let made = format!(
+            "SELECT CASE WHEN NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{name}') \
+             THEN (SELECT slot_name FROM pg_create_physical_replication_slot('{name}', false)) END"
+        );
+        match sql.rows("making the slot", &made, ASK_BOUND).await {
+            Err(error) if !is_overtaken(&error) => return Err(error),
+            _ => {}
+        }
+        self.look_again(self.env.config.probe_timeout).await;
+        if self.state.look(|o| o.not_streaming_since.is_none()) {
+            return Ok(None);
+        }
+        let held = format!(
+            "SELECT active_pid, pg_terminate_backend(active_pid) FROM pg_replication_slots \
+             WHERE slot_name = '{name}' AND active_pid IS NOT NULL"
+        );
+        let rows = sql.rows("taking the slot back", &held, ASK_BOUND).await?;
+        let holder = rows.into_iter().next().and_then(|r| r.into_iter().next().flatten());
+        if let Some(pid) = &holder {
+            tracing::warn!(
+                node = %self.env.config.node, upstream = %upstream.node, pid, "ending this node's former connection"
+            );
+        }
+        Ok(holder)
+    }
+
+    /// All standbys that are connected stream through their slots: those that do not are ended.
+    pub(super) async fn all_through_slots(&self) -> Result<(), ProofError> {
+        if !self.through_slots() {
+            return Ok(());
+        }
+        let sql = Sql::local(&self.env, "postgres", Duration::from_secs(2)).await?;
+        let nodes: Vec<NodeId> = self.records.borrow().members.keys().cloned().collect();
+        let begun = tokio::time::Instant::now();
+        loop {
+            let end = if begun.elapsed() >= BY_THEMSELVES { "pg_terminate_backend(pid)" } else { "NULL" };
+            let query = format!("SELECT node, {end} FROM {}", without_slot(&nodes));
+            let rows = sql.rows("looking for standbys without a slot", &query, Duration::from_secs(2)).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() >= HELD_WITHIN {
+                let nodes: Vec<String> = rows.into_iter().filter_map(|r| r.into_iter().next().flatten()).collect();
+                return Err(ProofError::WithoutSlot { nodes: nodes.join(", ") });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

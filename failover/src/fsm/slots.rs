@@ -1,0 +1,141 @@
+//! Slots: what a standby is connected through only once. PURE.
+//!
+//! For `synchronous_standby_names` PostgreSQL counts walsenders, not names. While the old connection of a standby is not
+//! seen to have ended (its walsender stands still, or nothing tells it that the other side is gone), the new one is a second
+//! copy of whatever both have confirmed. Where commits wait for one standby the two are no worse than one. Where they wait
+//! for two they could be all of it, and the primary and that standby together all that has the commit. So there each
+//! standby streams through a physical slot of its own, which PostgreSQL gives to one walsender at a time.
+//!
+//! Slots are kept on every member for every other one, by its agent, so that nobody waits for one when a standby is
+//! promoted. They are not there to keep WAL, which is `agent.wal_keep`'s: they reserve none when they are made, and one that
+//! was used and left is made anew. A slot that is in use is never dropped, as PostgreSQL refuses to.
+
+use crate::record::PolicyRecord;
+use cluster::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// So long a standby may be away before its slot is made anew.
+const LEFT_FOR: Duration = Duration::from_secs(10);
+
+/// Are standbys to stream through slots? As soon as commits are to wait for two, and as long as they may.
+pub fn wanted(policy: &PolicyRecord) -> bool {
+    policy.quorums().any(|(_, k)| k >= 2)
+}
+
+/// Must nobody stream under a node's name but through its slot? Not while that is still to be armed, which sees to it.
+pub fn required(policy: &PolicyRecord) -> bool {
+    policy.protects() && policy.k >= 2
+}
+
+/// A slot of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// A walsender has it.
+    pub active: bool,
+    /// It keeps WAL, or old rows, or has been invalidated for having kept too much.
+    pub keeps: bool,
+}
+
+/// What to do about one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tend {
+    /// Make it.
+    Make(String),
+    /// Drop it and make it again, so that it keeps nothing.
+    Renew(String),
+    /// Drop it.
+    Drop(String),
+}
+
+/// Since when slots that keep something have been left.
+#[derive(Debug, Default)]
+pub struct Left(BTreeMap<String, Instant>);
+
+impl Left {
+    /// What is to be done where there are these slots of ours, and those are needed.
+    pub fn tend(&mut self, now: Instant, needed: &BTreeSet<String>, found: &[Slot]) -> Vec<Tend> {
+        self.0.retain(|name, _| found.iter().any(|s| s.name == *name && s.keeps && !s.active));
+        let mut todo = Vec::new();
+        for slot in found.iter().filter(|s| !s.active) {
+            if !needed.contains(&slot.name) {
+                todo.push(Tend::Drop(slot.name.clone()));
+            } else if slot.keeps && now.since(*self.0.entry(slot.name.clone()).or_insert(now)) >= LEFT_FOR {
+                todo.push(Tend::Renew(slot.name.clone()));
+            }
+        }
+        let missing = needed.iter().filter(|n| found.iter().all(|s| s.name != **n));
+        todo.extend(missing.cloned().map(Tend::Make));
+        todo
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Limits, Mode, Quorum};
+
+    fn policy(mode: Mode, k: u32, to: Option<u32>) -> PolicyRecord {
+        let voters: Vec<_> = ["n1", "n2", "n3", "n4"].map(|n| n.parse().unwrap()).to_vec();
+        let joint = to.map(|k| Quorum { voters: voters.clone(), k });
+        let limits = Limits::default();
+        PolicyRecord { epoch: 1, voters, k, mode, suspended: None, limits, joint, rearmed: None }
+    }
+
+    #[test]
+    fn slots_are_wanted_before_two_are_relied_on_and_until_they_no_more_are() {
+        for (mode, k, to, want) in [
+            (Mode::Strict, 1, None, (false, false)),
+            (Mode::Strict, 1, Some(2), (true, false)),
+            (Mode::Strict, 2, None, (true, true)),
+            (Mode::Available, 2, Some(1), (true, true)),
+            (Mode::Async, 2, None, (true, false)),
+        ] {
+            let policy = policy(mode, k, to);
+            assert_eq!((wanted(&policy), required(&policy)), want, "{mode:?} {k} {to:?}");
+        }
+    }
+
+    /// `name`, `!` behind it: in use, `+` behind it: keeps something.
+    fn slots(text: &str) -> Vec<Slot> {
+        let one = |word: &str| Slot {
+            name: word.trim_end_matches(['!', '+']).into(),
+            active: word.contains('!'),
+            keeps: word.contains('+'),
+        };
+        text.split_whitespace().map(one).collect()
+    }
+
+    fn check(left: &mut Left, s: u64, needed: &str, found: &str, want: &str) {
+        let needed = needed.split_whitespace().map(str::to_owned).collect();
+        let told = left.tend(Instant::from_millis(s * 1000), &needed, &slots(found));
+        let told: Vec<String> = told.iter().map(|t| format!("{t:?}").replace(['"', '(', ')'], " ")).collect();
+        let told = told.join(" ");
+        assert_eq!(told.split_whitespace().collect::<Vec<_>>().join(" "), want, "{s} s: {found}");
+    }
+
+    #[test]
+    fn slots_of_all_members_are_made_and_those_of_nobody_dropped_once_they_are_left() {
+        let left = &mut Left::default();
+        check(left, 0, "a b", "", "Make a Make b");
+        check(left, 0, "a", "a c! d d2+", "Drop d Drop d2");
+        check(left, 0, "", "a!+", "");
+    }
+
+    #[test]
+    fn a_slot_that_was_left_keeps_nothing_for_long() {
+        let left = &mut Left::default();
+        check(left, 0, "a b", "a!+ b", "");
+        check(left, 5, "a b", "a+ b", "");
+        check(left, 14, "a b", "a+ b", "");
+        check(left, 15, "a b", "a+ b", "Renew a");
+        // Not made anew yet, as its standby came back: it begins from the beginning.
+        check(left, 16, "a b", "a!+ b", "");
+        check(left, 17, "a b", "a+ b", "");
+        check(left, 26, "a b", "a+ b", "");
+        check(left, 27, "a b", "a+ b", "Renew a");
+        check(left, 28, "a b", "a b", "");
+    }
+}
