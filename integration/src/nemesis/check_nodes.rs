@@ -1,6 +1,8 @@
 //! What must hold of the nodes, whatever happened to them. PURE.
 //!
-//! * S8 a node that was rewound or copied is no recruit and no primary before it has replayed what it once held;
+//! * S4 no two nodes are promoted for one term: where both end at the same place, their histories are the same;
+//! * S8 a node that was rewound or copied is no recruit and no primary before it has replayed what it once held, and does not
+//!   connect ahead to who is to be the primary;
 //! * S9 promises grow, over restarts too, and an agent acts for no term below its promise; nothing is acknowledged any
 //!   more in a term once all who could confirm it are frozen for a later one;
 //! * S11 no data is overwritten before its lost WAL was examined, reported and kept.
@@ -10,17 +12,33 @@
 use super::check::Found;
 use super::deeds::Deed;
 use super::told::{Event, Op, Outcome, Told};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// S8, S9, S11.
+/// S4, S8, S9, S11.
 pub(super) fn nodes(told: &Told, found: &mut Found) {
     for (node, deeds) in &told.deeds {
         quarantine(told, node, deeds, found);
         promises(told, node, deeds, found);
         tails(told, node, deeds, found);
     }
+    twins(told, found);
     acknowledged_when_frozen(told, found);
     understood(told, found);
+}
+
+/// S4. Who has numbered the timelines for a term may have written it, though nothing tells of the end of its promotion.
+fn twins(told: &Told, found: &mut Found) {
+    let mut writers: BTreeMap<u64, &str> = BTreeMap::new();
+    for (node, deeds) in &told.deeds {
+        for (_, deed) in deeds {
+            let (Deed::Numbered(term) | Deed::Promoted(term)) = deed else { continue };
+            let first = *writers.entry(*term).or_insert(node);
+            if first != node {
+                found.add("S4", format!("{first} was to be promoted for term {term}, and {node} did {deed:?}"));
+            }
+        }
+    }
 }
 
 /// A log whose words have changed would hide everything.
@@ -47,8 +65,11 @@ fn quarantine(told: &Told, node: &str, deeds: &[(Duration, Deed)], found: &mut F
             {
                 found.add("S8", format!("{node} was a recruit of term {term} while it was quarantined"));
             }
-            Deed::Promised(_) | Deed::Frozen(_) | Deed::Promoted(_) | Deed::Followed(_) | Deed::Examined(..) => {}
-            Deed::Rewinding(_) | Deed::Outlived | Deed::SetAside => {}
+            Deed::Attended(term) if quarantined => {
+                found.add("S8", format!("{node} connected ahead for term {term} while it was quarantined"));
+            }
+            Deed::Promised(_) | Deed::Frozen(_) | Deed::Attended(_) | Deed::Numbered(_) | Deed::Promoted(_) => {}
+            Deed::Followed(_) | Deed::Examined(..) | Deed::Rewinding(_) | Deed::Outlived | Deed::SetAside => {}
         }
     }
 }
@@ -62,13 +83,16 @@ fn promises(told: &Told, node: &str, deeds: &[(Duration, Deed)], found: &mut Fou
                 found.add("S9", format!("{node} promised term {term} after term {promised}"));
             }
             Deed::Promised(term) => promised = *term,
-            Deed::Frozen(term) | Deed::Promoted(term) | Deed::Followed(term) if *term < promised => {
+            Deed::Frozen(term) | Deed::Attended(term) | Deed::Promoted(term) | Deed::Followed(term)
+                if *term < promised =>
+            {
                 found.add("S9", format!("{node} had promised term {promised} and did {deed:?}"));
             }
             // A follower promises without a word of its own.
             Deed::Followed(term) => promised = *term,
-            Deed::Frozen(_) | Deed::Promoted(_) | Deed::Examined(..) | Deed::Rewinding(_) | Deed::Rewound => {}
-            Deed::Outlived | Deed::SetAside | Deed::Created | Deed::Cloned | Deed::Counts => {}
+            Deed::Frozen(_) | Deed::Attended(_) | Deed::Numbered(_) | Deed::Promoted(_) | Deed::Examined(..) => {}
+            Deed::Rewinding(_) | Deed::Rewound | Deed::Outlived | Deed::SetAside | Deed::Created => {}
+            Deed::Cloned | Deed::Counts => {}
         }
     }
     match told.promises.get(node) {
@@ -105,7 +129,8 @@ fn tails(told: &Told, node: &str, deeds: &[(Duration, Deed)], found: &mut Found)
             }
             Deed::Rewound => own = false,
             Deed::Counts => own = true,
-            Deed::Promised(_) | Deed::Frozen(_) | Deed::Followed(_) | Deed::Rewinding(_) => {}
+            Deed::Promised(_) | Deed::Frozen(_) | Deed::Attended(_) | Deed::Numbered(_) => {}
+            Deed::Followed(_) | Deed::Rewinding(_) => {}
         }
     }
     let last = deeds.iter().rev().find_map(|(_, deed)| match deed {

@@ -197,7 +197,17 @@ fn stamped(told: &mut Told) -> &mut Stamp {
 
 #[test]
 fn every_broken_promise_of_nodes_is_seen() {
-    let cases: [(&str, &str, Break); 11] = [
+    let cases: [(&str, &str, Break); 15] = [
+        ("two nodes promoted for one term, from the same end", "S4", |t| {
+            did(t, "n3").push((Duration::ZERO, Deed::Promoted(2)));
+        }),
+        ("one more that began to be promoted", "S4", |t| did(t, "n3").push((Duration::ZERO, Deed::Numbered(2)))),
+        ("a node that connected ahead and did not count", "S8", |t| {
+            t.recruits.clear();
+            drop(did(t, "n3").remove(1));
+            did(t, "n3").insert(3, (Duration::ZERO, Deed::Attended(2)));
+        }),
+        ("ahead for a term below the promise", "S9", |t| did(t, "n3").push((Duration::ZERO, Deed::Attended(1)))),
         ("logs that are not understood", "S9", |t| t.deeds.clear()),
         ("a recruit that did not count", "S8", |t| drop(did(t, "n3").remove(1))),
         ("a primary that did not count", "S8", |t| {

@@ -9,6 +9,10 @@ pub enum Deed {
     Promised(u64),
     /// Its node receives nothing of older terms any more.
     Frozen(u64),
+    /// Its node, frozen for a term, receives from who is still to be promoted in that.
+    Attended(u64),
+    /// Its node is about to be promoted for a term: the next timeline that PostgreSQL makes there is that one.
+    Numbered(u64),
     /// Its node is the primary of a term.
     Promoted(u64),
     /// Its node follows the primary of a term.
@@ -48,6 +52,8 @@ fn deed(line: &str) -> Option<Deed> {
     Some(match () {
         () if is("promised") => Deed::Promised(term()?),
         () if is("frozen") => Deed::Frozen(term()?),
+        () if is("connecting ahead of the promotion") => Deed::Attended(term()?),
+        () if is("timelines are numbered, promoting") => Deed::Numbered(term()?),
         () if is("promoted") => Deed::Promoted(term()?),
         () if is("following the primary") => Deed::Followed(term()?),
         () if is("examined lost wal") => Deed::Examined(text("lsn")?, text("kept_in")?),
@@ -93,14 +99,31 @@ mod tests {
 2026-11-28T11:06:48.700879Z  WARN failover::agent::reconcile: another term has begun: stopping postgres node=n1
 2026-11-28T11:06:51.318715Z  INFO failover::agent::freeze: promised node=n2 term=2
 2026-11-28T11:06:51.980697Z  INFO failover::agent::freeze: frozen node=n2 term=2 timeline=1 lsn=0/51461C8
+2026-11-28T11:06:52.080697Z  INFO failover::agent::catch_up: connecting ahead of the promotion node=n2 term=2 primary=n3
+2026-11-28T11:06:52.180697Z  INFO failover::agent::promote: timelines are numbered, promoting node=n3 term=2 timeline=2
 not a line
 2026-11-28T11:06:59.100000Z  WARN failover::agent::wal_tail: examined lost wal node=n1 term=2 timeline=1 lsn=0/51461C8 bytes=120 commits=1 kept_in=/tmp/x/n1/lost/0000000002-timeline-1
 2026-11-28T11:07:00.000000Z  INFO failover::agent::rewind: rewinding node=n1 term=2 timeline=1 lsn=0/51461C8
 ";
         let examined = Deed::Examined("0/51461C8".into(), "/tmp/x/n1/lost/0000000002-timeline-1".into());
         let found: Vec<Deed> = deeds(log).into_iter().map(|(_, deed)| deed).collect();
-        let wanted = [Deed::Promised(2), Deed::Frozen(2), examined, Deed::Rewinding("0/51461C8".into())];
-        assert_eq!(found, wanted);
+        let recruited = [Deed::Promised(2), Deed::Frozen(2), Deed::Attended(2), Deed::Numbered(2)];
+        assert_eq!(found[..4], recruited);
+        assert_eq!(found[4..], [examined, Deed::Rewinding("0/51461C8".into())]);
+    }
+
+    #[test]
+    fn the_words_are_those_that_agents_write() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../failover/src/agent");
+        let files = std::fs::read_dir(dir).expect("the agents' sources").map(|f| f.expect("a file").path());
+        let agents: String = files.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+        let before = concat!("() if is(", "\"");
+        let words: Vec<&str> =
+            include_str!("deeds.rs").split(before).skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert!(words.len() > 10, "{words:?}");
+        for message in words {
+            assert!(agents.contains(&format!("\"{message}\"")), "no agent says {message:?}");
+        }
     }
 
     #[test]
