@@ -1,6 +1,6 @@
 //! What must hold of a run, whatever happened in it. PURE.
 //!
-//! * S1 what was acknowledged under a strict policy is there, once;
+//! * S1 what was acknowledged while commits wait for standbys is there, once, whatever was lowered afterwards;
 //! * S2 at most one node acknowledges in a term, and no older term does once a newer one has;
 //! * S3 in async mode what is missing of what was acknowledged is exactly what was reported, by transaction id;
 //! * S4 terms grow, each has one node, and the timeline written is the term; no timeline has two histories;
@@ -28,7 +28,7 @@ use std::fmt;
 /// What a run is held to beyond what always holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// Acknowledged writes must survive; otherwise they must survive or be reported.
+    /// Acknowledged writes must survive; otherwise those that were promised to, and the others must survive or be reported.
     pub strict: bool,
     /// No client may see an error.
     pub no_errors: bool,
@@ -141,7 +141,7 @@ fn written(told: &Told, rules: Rules, end: &Content, found: &mut Found) {
         }
         let reported = e.stamp.as_ref().is_some_and(|s| is_reported(told, s));
         match &e.outcome {
-            Outcome::Ok if times == 0 && rules.strict => {
+            Outcome::Ok if times == 0 && (rules.strict || told.promised(e).is_some()) => {
                 found.add("S1", format!("{name}, acknowledged to client {} by {:?}, is lost", e.client, e.stamp));
             }
             Outcome::Ok if times == 0 && !reported => {

@@ -17,15 +17,11 @@ const FENCED: &str = "__fenced__";
 
 /// S7, S10.
 pub(super) fn sessions(told: &Told, found: &mut Found) {
-    if let Some(policy) = &told.policy {
-        for event in told.events.iter().filter(|e| e.outcome == Outcome::Ok) {
-            let Some(stamp) = &event.stamp else { continue };
-            if let Err(why) = protects(policy, &stamp.node, &stamp.sync_names, &stamp.sync_commit) {
-                found.add(
-                    "S7",
-                    format!("{:?} was acknowledged by {} in term {}: {why}", event.op, stamp.node, stamp.timeline),
-                );
-            }
+    for event in told.events.iter().filter(|e| e.outcome == Outcome::Ok) {
+        let (Some(policy), Some(stamp)) = (told.promised(event), &event.stamp) else { continue };
+        if let Err(why) = protects(policy, &stamp.node, &stamp.sync_names, &stamp.sync_commit) {
+            let by = format!("{} in term {}", stamp.node, stamp.timeline);
+            found.add("S7", format!("{:?} was acknowledged by {by}: {why}", event.op));
         }
     }
     reads(told, found);

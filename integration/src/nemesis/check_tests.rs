@@ -1,7 +1,7 @@
 //! Hand-made runs, each with one thing wrong: a checker that finds nothing is worth nothing.
 
 use super::super::deeds::{At, Deed};
-use super::super::told::{Doubts, Policy};
+use super::super::told::{Doubts, Lowered, Policy};
 use super::*;
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ const ASYNC: Rules = Rules { strict: false, no_errors: false };
 fn stamp(node: &str, term: u64, xid: u64) -> Option<Stamp> {
     let others: Vec<&str> = ["n1", "n2", "n3"].into_iter().filter(|n| *n != node).collect();
     let (sync_names, sync_commit) = (format!("ANY 1 ({})", others.join(", ")), "on".to_owned());
-    Some(Stamp { node: node.to_owned(), timeline: term, xid, sync_names, sync_commit })
+    // Of the order in which they are numbered.
+    Some(Stamp { node: node.to_owned(), timeline: term, lsn: 100 * xid, xid, sync_names, sync_commit })
 }
 
 /// Sent at `at`, answered a millisecond later.
@@ -53,13 +54,18 @@ fn sound() -> Told {
         histories: ["n1", "n2"].map(|n| ((2, n.to_owned()), "1\t0/3000000\tno recovery target".to_owned())).into(),
         reported: BTreeMap::new(),
         doubts: Doubts::default(),
-        policy: Some(Policy { voters: ["n1", "n2", "n3"].map(str::to_owned).to_vec(), k: 1 }),
+        policy: Some(policy()),
+        at_times: None,
         deeds: deeds().into_iter().map(|(node, all)| (node.to_owned(), all)).collect(),
         promises: ["n1", "n2", "n3"].map(|n| (n.to_owned(), 2)).into(),
         recruits: BTreeMap::from([(2, vec!["n2".to_owned(), "n3".to_owned()])]),
         kept: BTreeSet::from([KEPT.to_owned()]),
         began: Some(Duration::from_secs(1000)),
     }
+}
+
+fn policy() -> Policy {
+    Policy { voters: ["n1", "n2", "n3"].map(str::to_owned).to_vec(), k: 1 }
 }
 
 const KEPT: &str = "/data/n1/lost/2";
@@ -299,6 +305,7 @@ fn reordered_appends_are_seen() {
 #[test]
 fn in_async_mode_a_loss_must_be_reported_by_its_transaction() {
     let mut told = sound();
+    told.policy = None;
     everywhere(&mut told, |c| {
         let _ = c.rows.remove(&1);
     });
@@ -309,6 +316,51 @@ fn in_async_mode_a_loss_must_be_reported_by_its_transaction() {
     assert_eq!(broken(&told, ASYNC), [] as [&str; 0]);
     told.reported.insert(2, vec![700, 701]);
     assert_eq!(broken(&told, ASYNC), ["S3"], "what is there was not lost");
+}
+
+/// A run in which protection was lowered: row 1 was acknowledged before, at 1 ms, and the rest after.
+fn lowered(since: u64, until: Option<(u64, u64)>) -> Told {
+    let mut told = sound();
+    let since = Some(Duration::from_millis(1_000_000 + since));
+    (told.policy, told.at_times) = (None, Some((policy(), vec![Lowered { since, until }])));
+    told
+}
+
+#[test]
+fn what_was_acknowledged_before_protection_was_lowered_is_kept() {
+    let lost = |mut told: Told, id: i64| {
+        everywhere(&mut told, |c| {
+            let _ = c.rows.remove(&id);
+        });
+        told.reported = if id == 1 { [(2, vec![700])] } else { [(3, vec![705])] }.into();
+        told
+    };
+    let none = [] as [&str; 0];
+    assert_eq!(broken(&lost(lowered(5, None), 1), ASYNC), ["S1"], "a report excuses nothing");
+    assert_eq!(broken(&lost(lowered(1, None), 1), ASYNC), none, "it was released with the lowering, perhaps");
+    // So is what was acknowledged behind the place from where on commits wait again.
+    let with_last = |until| {
+        let mut told = lowered(1, until);
+        told.events.push(event(70, Op::Insert { id: 7 }, Outcome::Ok, stamp("n2", 2, 705), &[]));
+        everywhere(&mut told, |c| {
+            c.rows.insert(7, 1);
+        });
+        told
+    };
+    assert_eq!(broken(&lost(with_last(Some((2, 70_500))), 7), ASYNC), ["S1"]);
+    assert_eq!(broken(&lost(with_last(Some((2, 70_501))), 7), ASYNC), none);
+    assert_eq!(broken(&lost(with_last(Some((3, 0))), 7), ASYNC), none);
+    // With what they wait for while they do.
+    let bare = |mut told: Told| {
+        stamped(&mut told).sync_names.clear();
+        told
+    };
+    assert_eq!(broken(&bare(lowered(5, None)), ASYNC), ["S7"]);
+    assert_eq!(broken(&bare(lowered(1, None)), ASYNC), none);
+    // Where the hosts' clocks are wrong nobody can tell.
+    let mut told = lost(lowered(5, None), 1);
+    told.began = None;
+    assert_eq!(broken(&told, ASYNC), none);
 }
 
 #[test]

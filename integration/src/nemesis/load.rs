@@ -25,9 +25,10 @@ const KINDS: [Kind; 6] = [Kind::Insert, Kind::Insert, Kind::Bank, Kind::Bank, Ki
 /// What the server says of itself, in the statement that writes.
 const STAMP: &str = "current_setting('cluster_name'), \
      ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int, \
-     pg_current_xact_id(), current_setting('synchronous_standby_names'), current_setting('synchronous_commit')";
+     pg_current_xact_id(), current_setting('synchronous_standby_names'), current_setting('synchronous_commit'), \
+     pg_current_wal_insert_lsn() - '0/0'";
 /// How many columns that are.
-const STAMPS: usize = 5;
+const STAMPS: usize = 6;
 /// Tells where a read was answered; a volatile function would send it to the primary.
 const WHERE: &str = "current_setting('in_hot_standby')";
 /// One in so many operations on lists is a read of the list that was appended to last, by the same session.
@@ -366,7 +367,8 @@ fn stamp(row: &[Option<String>]) -> Option<Stamp> {
     let number = |i: usize| row.get(i)?.as_deref()?.parse::<u64>().ok();
     let text = |i: usize| row.get(i).cloned().flatten().unwrap_or_default();
     let (sync_names, sync_commit) = (text(3), text(4));
-    Some(Stamp { node: row.first()?.clone()?, timeline: number(1)?, xid: number(2)?, sync_names, sync_commit })
+    let (node, timeline, xid, lsn) = (row.first()?.clone()?, number(1)?, number(2)?, number(5)?);
+    Some(Stamp { node, timeline, lsn, xid, sync_names, sync_commit })
 }
 
 fn numbers(text: &str) -> Vec<i64> {

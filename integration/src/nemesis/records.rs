@@ -1,49 +1,90 @@
 //! What the product itself has on record of a run: policies, recruits, what was lost, what became of commits in doubt.
 
 use super::run::WRITES_AGAIN;
-use super::told::{Doubts, Policy, Reported};
+use super::told::{Doubts, Lowered, Policy, Reported, Told};
 use super::world::World;
 use crate::wait::wait_for;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What commits had to wait for in a run, by the policies that were in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Promise {
-    /// For the quorums of all of them, all the time.
-    Kept(Policy),
-    /// There was a time when they waited for nobody.
-    Lowered,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Promise {
+    /// The weakest of the quorums that they waited for.
+    weakest: Option<Policy>,
+    /// When they waited for nobody.
+    lowered: Vec<Lowered>,
+    /// An operator let data be lost.
+    taken_back: bool,
 }
 
-/// The promise since the policy was in that epoch.
-pub(super) fn promise(world: &World, since: u64) -> Result<Promise, String> {
+impl Promise {
+    /// Write into what is told of the run what it is to be held to.
+    pub(super) fn told(self, reports: &BTreeMap<u64, Value>, told: &mut Told) {
+        if self.lowered.is_empty() {
+            told.policy = self.weakest;
+            return;
+        }
+        told.reported = reported(reports);
+        told.at_times = self.weakest.filter(|_| !self.taken_back).map(|policy| (policy, self.lowered));
+    }
+}
+
+/// The promise since the policy was in that epoch, and the terms that began after that one.
+pub(super) fn promise(world: &World, since: u64, began: u64) -> Result<Promise, String> {
     let history: Value = wait_for("the policies", WRITES_AGAIN, || {
         let verb = world.verb(&["policy", "--history", "--json"]);
         serde_json::from_str(&verb.stdout).map_err(|e| format!("{e}: {verb:?}"))
     });
     let now = wait_for("the policy", WRITES_AGAIN, || Ok::<_, String>(world.status()?["policy"].clone()));
+    let mut all: Vec<&Value> = history["history"].as_array().into_iter().flatten().collect();
     // The first one of a cluster may be on no record but its own.
-    let all: Vec<&Value> = history["history"].as_array().into_iter().flatten().chain([&now]).collect();
-    promise_of(&all, since).ok_or_else(|| format!("no policy since epoch {since}: {history}"))
+    if !all.iter().any(|p| p["epoch"] == now["epoch"]) {
+        all.push(&now);
+    }
+    all.sort_by_key(|p| p["epoch"].as_u64());
+    let mut promise = promise_of(&all, since).ok_or_else(|| format!("no policy since epoch {since}: {history}"))?;
+    let lossy = |entry: &Value| entry["term"].as_u64() > Some(began) && entry["data_loss_allowed"] == true;
+    promise.taken_back |= journal(world)["history"].as_array().into_iter().flatten().any(lossy);
+    Ok(promise)
 }
 
-/// Of several quorums the weakest: as many as the least asks for, of whoever any names.
+/// Of several quorums the weakest: as many as the least asks for, of whoever any names. And the times without any, of
+/// policies in the order of their epochs.
 fn promise_of(policies: &[&Value], since: u64) -> Option<Promise> {
-    let mut kept: Option<Policy> = None;
+    let mut promise = Promise::default();
+    let mut low: Option<Lowered> = None;
     for policy in policies.iter().filter(|p| p["epoch"].as_u64().is_some_and(|epoch| epoch >= since)) {
-        if policy["mode"] == "async" || !policy["suspended"].is_null() {
-            return Some(Promise::Lowered);
+        let suspended = &policy["suspended"];
+        if policy["mode"] == "async" || !suspended.is_null() {
+            // Once without steps in between: by an operator who let data be lost.
+            promise.taken_back |= !suspended.is_null() && suspended["lowered"].is_null();
+            let since = suspended["since_wall"].as_u64().map(Duration::from_millis);
+            low = low.or(Some(Lowered { since, until: None }));
+            continue;
+        }
+        if let Some(low) = low.take() {
+            promise.lowered.push(Lowered { until: rearmed(policy), ..low });
         }
         for quorum in [*policy, &policy["joint"]].into_iter().filter(|q| q["voters"].is_array()) {
             let k = usize::try_from(quorum["k"].as_u64()?).ok()?;
             let names = quorum["voters"].as_array()?.iter().filter_map(|v| Some(v.as_str()?.to_owned()));
-            let all = kept.get_or_insert_with(|| Policy { voters: Vec::new(), k });
+            let all = promise.weakest.get_or_insert_with(|| Policy { voters: Vec::new(), k });
             all.k = all.k.min(k);
             all.voters.extend(names);
         }
     }
-    kept.map(Promise::Kept)
+    promise.lowered.extend(low);
+    (promise != Promise::default()).then_some(promise)
+}
+
+/// Where protection began again.
+fn rearmed(policy: &Value) -> Option<(u64, u64)> {
+    let rearmed = &policy["rearmed"];
+    let (high, low) = rearmed["lsn"].as_str()?.split_once('/')?;
+    let [high, low] = [high, low].map(|half| u64::from_str_radix(half, 16).ok());
+    Some((rearmed["term"].as_u64()?, (high? << 32) + low?))
 }
 
 /// The epoch of the policy now.
@@ -54,12 +95,17 @@ pub(super) fn epoch(world: &World) -> u64 {
     })
 }
 
-/// The nodes that each term was decided on, as the managers' journal has them.
-pub(super) fn recruits(world: &World) -> BTreeMap<u64, Vec<String>> {
-    let history: Value = wait_for("the managers' journal", WRITES_AGAIN, || {
+/// The managers' journal.
+fn journal(world: &World) -> Value {
+    wait_for("the managers' journal", WRITES_AGAIN, || {
         let verb = world.verb(&["history", "--json"]);
         serde_json::from_str(&verb.stdout).map_err(|e| format!("{e}: {verb:?}"))
-    });
+    })
+}
+
+/// The nodes that each term was decided on, as the managers' journal has them.
+pub(super) fn recruits(world: &World) -> BTreeMap<u64, Vec<String>> {
+    let history = journal(world);
     let of = |entry: &Value| {
         let all = entry["recruits"].as_array().into_iter().flatten();
         Some((entry["term"].as_u64()?, all.filter_map(|r| Some(r["node"].as_str()?.to_owned())).collect()))
@@ -121,14 +167,36 @@ mod tests {
         changing["joint"] = json!({ "voters": ["n1", "n2", "n3"], "k": 2 });
         let (before, after) = (of(1, 0, &["n9"]), of(5, 2, &["n1", "n2", "n3"]));
         let found = promise_of(&[&before, &changing, &after], 4).unwrap();
-        let Promise::Kept(Policy { voters, k }) = &found else { panic!("{found:?}") };
-        assert_eq!(*k, 1);
+        let Policy { voters, k } = found.weakest.unwrap();
+        assert_eq!((k, found.lowered.len(), found.taken_back), (1, 0, false));
         assert!(["n1", "n2", "n3"].iter().all(|n| voters.iter().any(|v| v == n)), "{voters:?}");
         assert!(!voters.iter().any(|v| v == "n9"), "that was over when the run began");
-        let mut suspended = after.clone();
-        suspended["suspended"] = json!({ "since": "0/1" });
-        assert_eq!(promise_of(&[&before, &suspended], 4), Some(Promise::Lowered));
         assert_eq!(promise_of(&[&before], 4), None);
+    }
+
+    #[test]
+    fn the_times_without_protection_are_told_from_the_others() {
+        let of = |epoch: u64, mode: &str| json!({ "epoch": epoch, "mode": mode, "k": 1, "voters": ["n1", "n2"], "suspended": null });
+        let suspended = |epoch: u64, mode: &str, wall: u64| {
+            let mut policy = of(epoch, mode);
+            policy["suspended"] = json!({ "term": 3, "since": "0/1", "since_wall": wall, "lowered": { "k": 1 } });
+            policy
+        };
+        let mut again = of(6, "available");
+        again["rearmed"] = json!({ "term": 3, "lsn": "1/20" });
+        let (a, b) = (suspended(4, "available", 7_000), suspended(5, "available", 7_000));
+        let (c, d) = (suspended(7, "async", 9_000), of(8, "async"));
+        let found = promise_of(&[&of(3, "available"), &a, &b, &again, &c, &d], 3).unwrap();
+        let first = Lowered { since: Some(Duration::from_secs(7)), until: Some((3, (1 << 32) + 0x20)) };
+        let last = Lowered { since: Some(Duration::from_secs(9)), until: None };
+        assert_eq!(found.lowered, [first, last]);
+        assert_eq!((found.weakest.map(|p| p.k), found.taken_back), (Some(1), false));
+
+        let mut lossy = suspended(4, "strict", 7_000);
+        lossy["suspended"]["lowered"] = Value::Null;
+        assert!(promise_of(&[&of(3, "strict"), &lossy], 3).unwrap().taken_back);
+        let always = promise_of(&[&of(3, "async")], 3).unwrap();
+        assert_eq!((always.weakest, always.lowered), (None, vec![Lowered { since: None, until: None }]));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::check::{Rules, Violation, stale_primary_reads, violations};
 use super::deeds::deeds;
 use super::load::{Load, content, create};
 use super::play::Play;
-use super::records::{self, Promise};
+use super::records;
 use super::scenario::{Dice, Expect, Need, Scenario};
 use super::told::{Content, Doubts, Event, Outcome, Told};
 use super::world::{Needs, PROXIES, World};
@@ -245,10 +245,7 @@ pub(super) fn collect(
     let mut told = Told { events, nodes, primary: after.primary.clone(), timeline, histories, ..Told::default() };
     let reports = records::reports(world, began, after.term);
     told.doubts = records::doubts(&reports);
-    match records::promise(world, epoch)? {
-        Promise::Kept(policy) => told.policy = Some(policy),
-        Promise::Lowered => told.reported = records::reported(&reports),
-    }
+    records::promise(world, epoch, began)?.told(&reports, &mut told);
     told.recruits = records::recruits(world);
     for node in NODES {
         agents(world, node, &mut told)?;

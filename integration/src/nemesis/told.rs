@@ -14,6 +14,8 @@ pub struct Stamp {
     pub node: String,
     /// The timeline it writes, which has to be its term.
     pub timeline: u64,
+    /// Where its WAL ended then, before the commit.
+    pub lsn: u64,
     /// The transaction's id.
     pub xid: u64,
     /// `synchronous_standby_names` as it saw it.
@@ -29,6 +31,15 @@ pub struct Policy {
     pub voters: Vec<String>,
     /// Of how many besides the primary.
     pub k: usize,
+}
+
+/// A time in which commits waited for nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lowered {
+    /// What was acknowledged before is kept. Since 1970, where that is known.
+    pub since: Option<Duration>,
+    /// From here on, in this term, it is kept again.
+    pub until: Option<(u64, u64)>,
 }
 
 /// What a client tried.
@@ -152,6 +163,9 @@ pub struct Told {
     pub doubts: Doubts,
     /// The policy, where commits wait for standbys all the time.
     pub policy: Option<Policy>,
+    /// Where they do not: the weakest of the policies under which they did, and when they did not. An operator who let data be
+    /// lost takes all of it back.
+    pub at_times: Option<(Policy, Vec<Lowered>)>,
     /// What each node's agent did, by its log, since the cluster was made.
     pub deeds: BTreeMap<String, Vec<At>>,
     /// The highest term that each agent has promised, on its disk.
@@ -162,4 +176,19 @@ pub struct Told {
     pub kept: BTreeSet<String>,
     /// When the operations began, since 1970, where the agents' clocks are right.
     pub began: Option<Duration>,
+}
+
+impl Told {
+    /// What an acknowledged write waited for, if it was acknowledged while commits wait for standbys: then it is kept,
+    /// whatever was lowered afterwards.
+    pub fn promised(&self, event: &Event) -> Option<&Policy> {
+        let Some((policy, times)) = &self.at_times else { return self.policy.as_ref() };
+        let (answered, stamp) = (self.began? + event.answered, event.stamp.as_ref()?);
+        let outside = |t: &Lowered| {
+            let before = t.since.is_some_and(|since| answered < since);
+            let behind = t.until.is_some_and(|until| (stamp.timeline, stamp.lsn) >= until);
+            before || behind
+        };
+        times.iter().all(outside).then_some(policy)
+    }
 }
