@@ -85,11 +85,16 @@ fn on_quorum<const M: usize>(scope: &Scope, s: &State<M>, step: Step) -> bool {
 }
 
 pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Step) {
-    let Some(p) = s.primary_of(s.etcd.term) else { return };
+    perform_of(scope, s, step, s.etcd.term);
+}
+
+/// The same, decided on in that term.
+pub(crate) fn perform_of<const M: usize>(scope: &Scope, s: &mut State<M>, step: Step, term: u8) {
+    let Some(p) = s.primary_of(term) else { return };
     let k = wanted(scope, s);
     match step {
         Step::Suspend => {
-            (s.etcd.policy.suspended, s.relaxes) = (true, s.etcd.term);
+            (s.etcd.policy.suspended, s.relaxes) = (true, term);
             s.etcd.policy.epoch += 1;
             s.etcd.policy.lowered = scope.change == Change::Available;
             s.relaxed = Position::default();

@@ -47,7 +47,7 @@ fn begin_with<const M: usize>(scope: &Scope, s: &mut State<M>, policy: crate::st
 pub(crate) fn begin_outdated<const M: usize>(scope: &Scope, s: &mut State<M>) {
     let mut policy = s.etcd.policy;
     let mut opened = s.etcd.phase == Phase::Active;
-    if scope.lacks(Protection::PolicyCompare) {
+    if scope.lacks(Protection::BeginPolicyCompare) {
         policy.suspended = false;
     } else {
         opened = opened && s.etcd.term == 1;
@@ -107,6 +107,7 @@ pub(crate) fn take_over<const M: usize>(s: &mut State<M>) {
 /// The manager that was left behind makes its choice.
 pub(crate) fn choices_of_the_left<const M: usize>(scope: &Scope, s: &State<M>) -> Vec<u8> {
     let unchanged = s.etcd.phase == Phase::Recruiting || scope.lacks(Protection::ChoiceCompare);
+    let unchanged = unchanged && policy_is_the_round_s(scope, s);
     let mut chosen = choices(scope, s, &s.left);
     chosen.retain(|_| unchanged);
     chosen
@@ -131,7 +132,17 @@ pub(crate) fn may_bring<const M: usize>(scope: &Scope, s: &State<M>, node: u8, f
     choices(scope, s, &s.recruits).contains(&from) && to.timeline() == source.timeline() && to < source
 }
 
-pub(crate) fn choose<const M: usize>(s: &mut State<M>, node: u8, heard: bool) {
+/// What T2 compares besides the term's record.
+fn policy_is_the_round_s<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
+    s.round == s.etcd.policy || scope.lacks(Protection::ChoicePolicyCompare)
+}
+
+/// `fsm/recruit.rs`: a manager whose T2 is not made, because the policy is another, goes by that from then on.
+pub(crate) fn choose<const M: usize>(scope: &Scope, s: &mut State<M>, node: u8, heard: bool) {
+    if !policy_is_the_round_s(scope, s) {
+        s.round = s.etcd.policy;
+        return;
+    }
     let base = s.recruits[usize::from(node)];
     if heard {
         chosen(s, node, base);
@@ -193,7 +204,7 @@ pub(crate) fn made_late<const M: usize>(scope: &Scope, s: &mut State<M>) {
         Limbo::Begin { .. } => begin(scope, s, true),
         Limbo::Choose { node, base, .. } => chosen(s, node, base),
         Limbo::Open { .. } => opened(s),
-        Limbo::Change { what, .. } => crate::etcd::perform(scope, s, what.step()),
+        Limbo::Change { what, term, .. } => crate::etcd::perform_of(scope, s, what.step(), term),
     }
 }
 
@@ -205,9 +216,12 @@ pub(crate) fn forget_the_impossible<const M: usize>(scope: &Scope, s: &mut State
     let possible = match s.limbo {
         Limbo::Empty => true,
         Limbo::Begin { term, phase, epoch } => (term, phase, epoch) == (s.etcd.term, s.etcd.phase, s.etcd.policy.epoch),
-        Limbo::Choose { term, .. } => (term, Phase::Recruiting) == (s.etcd.term, s.etcd.phase),
+        Limbo::Choose { term, .. } => {
+            (term, Phase::Recruiting) == (s.etcd.term, s.etcd.phase) && policy_is_the_round_s(scope, s)
+        }
         Limbo::Open { term } => (term, Phase::Opening) == (s.etcd.term, s.etcd.phase),
         Limbo::Change { .. } if scope.lacks(Protection::ChangeCompare) => true,
+        Limbo::Change { epoch, .. } if scope.lacks(Protection::ChangeTermCompare) => epoch == s.etcd.policy.epoch,
         Limbo::Change { term, phase, epoch, .. } => {
             (term, phase, epoch) == (s.etcd.term, s.etcd.phase, s.etcd.policy.epoch)
         }

@@ -55,11 +55,16 @@ pub enum Change {
 pub enum Protection {
     /// An agent's promise is on disk before it answers.
     PromiseFsync,
-    /// T1 compares the policy. T2 does so too, for which nothing here depends: once a term has begun the policy does not
-    /// change, as T5 compares the term's record.
+    /// T1 compares the policy.
+    BeginPolicyCompare,
+    /// T2 compares the policy.
+    ChoicePolicyCompare,
+    /// Both of the two.
     PolicyCompare,
     /// T1 compares the term's record.
     TermCompare,
+    /// T5 compares the term's record.
+    ChangeTermCompare,
     /// T5 compares the policy and the term's record.
     ChangeCompare,
     /// T3 waits for the term's record on k standbys.
@@ -123,7 +128,8 @@ impl Scope {
 
     /// Is this protection gone?
     pub fn lacks(&self, protection: Protection) -> bool {
-        self.without == Some(protection)
+        let both = matches!(protection, Protection::BeginPolicyCompare | Protection::ChoicePolicyCompare);
+        self.without == Some(protection) || both && self.without == Some(Protection::PolicyCompare)
     }
 
     /// How timelines are numbered.

@@ -161,7 +161,7 @@ fn managers<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
         if manager::may_begin(s) {
             out.extend(answers.iter().map(|heard| Step::Begin { heard: *heard }));
         }
-        if scope.lacks(Protection::PolicyCompare) || scope.lacks(Protection::TermCompare) {
+        if scope.lacks(Protection::BeginPolicyCompare) || scope.lacks(Protection::TermCompare) {
             out.push(Step::BeginOutdated);
         }
     }
@@ -327,7 +327,7 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         Step::StopSuperseded(node) => agent::stop(s, usize::from(node)),
         Step::Begin { heard } => manager::begin(scope, s, heard),
         Step::BeginOutdated => manager::begin_outdated(scope, s),
-        Step::Choose { node, heard } => manager::choose(s, node, heard),
+        Step::Choose { node, heard } => manager::choose(scope, s, node, heard),
         Step::TakeOver => manager::take_over(s),
         Step::ChooseLeft { node } => manager::choose_left(s, node),
         Step::Bring { node, from } => s.brings = (s.etcd.term, node, from),

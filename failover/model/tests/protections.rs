@@ -35,7 +35,7 @@ fn breaks_of<const M: usize>(protection: Protection, property: &'static str, sco
     steps
 }
 
-/// Nothing but the protection was wrong: with it, the same bounds are safe.
+/// The same bounds are safe.
 fn holds(scope: Scope) {
     let checked = Checked::<3>::new(scope).checker().spawn_bfs().join();
     for (name, _) in model::check::always::<3>() {
@@ -57,7 +57,12 @@ fn a_promise_that_is_forgotten_loses_a_write() {
 
 #[test]
 fn a_policy_that_is_not_compared_lets_two_terms_acknowledge() {
-    needed(Protection::PolicyCompare, LATE, Scope { change: Change::Suspension, ..SMALL });
+    let scope = Scope { change: Change::Suspension, ..SMALL };
+    needed(Protection::PolicyCompare, LATE, scope);
+    // Either of T1 and T2 finds what the other overlooks.
+    for one in [Protection::BeginPolicyCompare, Protection::ChoicePolicyCompare] {
+        holds(Scope { without: Some(one), ..scope });
+    }
 }
 
 #[test]
@@ -68,6 +73,12 @@ fn a_term_that_is_not_compared_loses_a_write() {
 #[test]
 fn a_change_of_the_policy_that_compares_nothing_comes_late_and_promises_too_much() {
     needed(Protection::ChangeCompare, UNSOUND, Scope { change: Change::Suspension, lost: 1, ..SMALL });
+}
+
+#[test]
+fn a_change_of_the_policy_that_does_not_compare_the_term_promises_too_much() {
+    let scope = Scope { change: Change::Suspension, lost: 1, ..SMALL };
+    needed(Protection::ChangeTermCompare, UNSOUND, scope);
 }
 
 #[test]
