@@ -106,6 +106,11 @@ impl<'w> Play<'w> {
                 self.world.set_clock(&host, offset);
             }
             Step::PauseReplay(_) | Step::Conflict(_) | Step::PromoteByHand(_) => self.by_sql(step)?,
+            Step::BackUpEtcd => self.world.back_up_etcd()?,
+            Step::RestoreEtcd => {
+                self.note("restore etcd".to_owned());
+                self.world.restore_etcd()?;
+            }
             Step::Operator(arguments) => self.operator(arguments)?,
             Step::For(from, to) => std::thread::sleep(self.dice.between(*from, *to)),
             Step::AwaitFailover | Step::AwaitWrites | Step::AwaitOperators | Step::AwaitHeld(_) => self.wait(step)?,

@@ -30,6 +30,7 @@
 //! pause replay of HOST                    by an operator's pg_wal_replay_pause()
 //! conflict at HOST                        a long query there, and a vacuum on the primary that it conflicts with
 //! promote HOST by hand                    pg_promote(), past the managers
+//! back up etcd, restore etcd              a snapshot; all members lose what they hold and begin with that
 //! operator ARGUMENTS                      a verb of ours; hosts in it are replaced by their names
 //! for TIME                                let it last
 //! await failover | writes | operators     a newer term is open; a proxy accepts a write; every verb has answered
@@ -147,6 +148,10 @@ pub enum Step {
     Conflict(String),
     /// `promote … by hand`.
     PromoteByHand(String),
+    /// `back up etcd`.
+    BackUpEtcd,
+    /// `restore etcd`.
+    RestoreEtcd,
     /// `operator`.
     Operator(Vec<String>),
     /// `for`: at least and at most.
@@ -280,6 +285,8 @@ fn step(words: &[&str]) -> Result<Step, String> {
         ["pause", "replay", "of", at] => Step::PauseReplay(host(at)?),
         ["conflict", "at", at] => Step::Conflict(host(at)?),
         ["promote", at, "by", "hand"] => Step::PromoteByHand(host(at)?),
+        ["back", "up", "etcd"] => Step::BackUpEtcd,
+        ["restore", "etcd"] => Step::RestoreEtcd,
         ["operator", ref arguments @ ..] if !arguments.is_empty() => {
             Step::Operator(arguments.iter().map(|a| own(a)).collect())
         }
@@ -354,7 +361,8 @@ mod tests {
         for file in std::fs::read_dir(dir).expect("the scenarios are there") {
             let path = file.expect("a file").path();
             let text = std::fs::read_to_string(&path).expect("a text");
-            let scenario = Scenario::parse(&path.display().to_string(), &text).unwrap_or_else(|error| panic!("{error}"));
+            let scenario =
+                Scenario::parse(&path.display().to_string(), &text).unwrap_or_else(|error| panic!("{error}"));
             // A blow that waits for words which nobody writes any more never falls.
             for step in scenario.steps.iter().flatten() {
                 if let Step::Arm(_, _, kind, text) = step

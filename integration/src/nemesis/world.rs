@@ -207,7 +207,6 @@ impl World {
         let dir = if on_its_disk { format!("{host}/etcd") } else { format!("etcd/{host}") };
         let (dir, ip) = (self.scratch.dir(&dir), address(host));
         let mut command = self.sandbox.command(host, Path::new("/usr/bin/env"), false);
-        let all: Vec<String> = NODES.iter().map(|n| format!("{n}=http://{}:2380", address(n))).collect();
         command.args(["-u", "ETCD_NAME", "etcd", "--name", host, "--data-dir"]).arg(dir.join("data"));
         command.args(["--heartbeat-interval", "100", "--election-timeout", "1000"]);
         for (option, port) in [("client-urls", 2379), ("peer-urls", 2380)] {
@@ -215,8 +214,61 @@ impl World {
         }
         command.arg("--advertise-client-urls").arg(format!("http://{ip}:2379"));
         command.arg("--initial-advertise-peer-urls").arg(format!("http://{ip}:2380"));
-        command.arg("--initial-cluster").arg(all.join(","));
+        command.arg("--initial-cluster").arg(members());
         command
+    }
+
+    fn etcdctl(&self, host: &str, arguments: &[&str]) -> Result<(), String> {
+        let mut command = self.sandbox.command(host, Path::new("/usr/bin/env"), false);
+        command
+            .args(["ETCDCTL_API=3", "timeout", "10", "etcdctl"])
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null());
+        let output = command.output().map_err(|e| format!("etcdctl: {e}"))?;
+        let told = || format!("etcdctl {arguments:?}: {}", describe(&output));
+        if output.status.success() { Ok(()) } else { Err(told()) }
+    }
+
+    fn etcd_backup(&self) -> String {
+        self.scratch.dir("etcd").join("backup.db").display().to_string()
+    }
+
+    /// Back etcd up, by the first member that can.
+    ///
+    /// # Errors
+    /// What etcdctl complained about, asked for the last one.
+    pub fn back_up_etcd(&self) -> Result<(), String> {
+        let file = self.etcd_backup();
+        let mut told = Err(String::new());
+        for host in NODES {
+            let endpoint = format!("http://{}:2379", address(host));
+            told = told.or_else(|_| self.etcdctl(host, &["--endpoints", &endpoint, "snapshot", "save", &file]));
+        }
+        told
+    }
+
+    /// All members lose what they hold and begin with the backup, as an operator does who has lost etcd.
+    ///
+    /// # Errors
+    /// What etcdctl complained about.
+    pub fn restore_etcd(&mut self) -> Result<(), String> {
+        let (file, members) = (self.etcd_backup(), members());
+        for host in NODES {
+            self.processes.remove(&(host.to_owned(), "etcd".to_owned()));
+        }
+        for host in NODES {
+            let on_its_disk = self.needs.disks && self.needs.etcd_on_disk;
+            let data = self.scratch.dir(&if on_its_disk { format!("{host}/etcd") } else { format!("etcd/{host}") });
+            let data = data.join("data");
+            std::fs::remove_dir_all(&data).map_err(|e| format!("{}: {e}", data.display()))?;
+            let (data, peer) = (data.display().to_string(), format!("http://{}:2380", address(host)));
+            let as_member = ["--name", host, "--initial-cluster", &members, "--initial-advertise-peer-urls", &peer];
+            let before = ["snapshot", "restore", &file, "--data-dir", &data];
+            self.etcdctl(host, &[&before[..], &as_member].concat())?;
+        }
+        NODES.into_iter().for_each(|host| self.start_process(host, "etcd"));
+        Ok(())
     }
 
     /// The log of a process.
@@ -449,6 +501,11 @@ fn seldom<T>(answer: Result<T, String>) -> Result<T, String> {
         std::thread::sleep(ASK_EVERY);
     }
     answer
+}
+
+/// etcd's members, as each is told of all.
+fn members() -> String {
+    NODES.map(|n| format!("{n}=http://{}:2380", address(n))).join(",")
 }
 
 /// A node's status in a few words.
