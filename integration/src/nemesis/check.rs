@@ -12,7 +12,7 @@
 //! * S8, S9 and S11, of nodes: see [`super::check_nodes`];
 //! * S12 where it was asked for: no client saw an error.
 //!
-//! The run itself adds L1 (writes go on soon after the faults end), L3 (a term changed, or did not, as expected) and L6
+//! The run itself adds L1 (writes go on soon after the faults end), L2 (so does every node), L3 (a term changed, or did not, as expected) and L6
 //! (commits came to be in doubt, as expected).
 //!
 //! Reads at a primary that do not see what was acknowledged just before they were sent are counted and are no violation: a

@@ -6,6 +6,7 @@ use super::load::{Load, content, create};
 use super::play::Play;
 use super::records;
 use super::scenario::{Dice, Expect, Need, Scenario};
+use super::session::attempt;
 use super::told::{Content, Doubts, Event, Outcome, Told};
 use super::world::{Needs, PROXIES, World};
 use crate::client::Client;
@@ -144,20 +145,32 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
         late("no acknowledged writes after the faults", e);
     }
     let writes = healed.elapsed();
-    world.healthy(NODES_AGAIN);
+    let back = attempt(|| {
+        world.healthy(NODES_AGAIN);
+        Ok(())
+    });
     let nodes = healed.elapsed();
-    load.acknowledges(5, WRITES_AGAIN).map_err(|e| format!("after all nodes stream: {e}"))?;
-    let load_began = load.began();
-    let events = load.finish();
-    let after = wait_for("an open term", WRITES_AGAIN, || world.active());
-    let mut told = collect(world, events, &after, before.term, epoch)?;
-    told.began = (!world.needs().clocks).then_some(load_began);
-
-    let expects = |expect| scenario.expects.contains(&expect);
-    let strict = told.policy.is_some() || expects(Expect::NoLoss);
-    let rules = Rules { strict, no_errors: expects(Expect::NoErrors) };
-    broken.extend(violations(&told, rules));
-    broken.extend(unexpected(scenario, &told, (before.term, after.term)));
+    let (told, after) = match back {
+        Ok(()) => {
+            load.acknowledges(5, WRITES_AGAIN).map_err(|e| format!("after all nodes stream: {e}"))?;
+            let load_began = load.began();
+            let events = load.finish();
+            let after = wait_for("an open term", WRITES_AGAIN, || world.active());
+            let mut told = collect(world, events, &after, before.term, epoch)?;
+            told.began = (!world.needs().clocks).then_some(load_began);
+            let expects = |expect| scenario.expects.contains(&expect);
+            let strict = told.policy.is_some() || expects(Expect::NoLoss);
+            let rules = Rules { strict, no_errors: expects(Expect::NoErrors) };
+            broken.extend(violations(&told, rules));
+            broken.extend(unexpected(scenario, &told, (before.term, after.term)));
+            (told, after.term)
+        }
+        // What the nodes hold cannot be compared then.
+        Err(found) => {
+            broken.push(Violation { invariant: "L2", found });
+            (Told { events: load.finish(), ..Told::default() }, before.term)
+        }
+    };
     let (counts, answers) = counts(&told.events);
     Ok(Verdict {
         scenario: scenario.name.clone(),
@@ -167,7 +180,7 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
         counts,
         answers,
         doubts: told.doubts,
-        terms: (before.term, after.term),
+        terms: (before.term, after),
         stale: stale_primary_reads(&told),
         recovered: (writes, nodes),
         outage: longest_gap(&told.events),

@@ -70,7 +70,7 @@ impl Session {
 }
 
 /// What panics has not held, and says why.
-fn attempt<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+pub(super) fn attempt<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         Err(text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default())
