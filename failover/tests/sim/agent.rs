@@ -209,7 +209,7 @@ impl World {
         let upstream = self.nodes[p].history();
         for _ in 0..3 {
             let own = self.nodes[n].history();
-            let (own_end, examined) = (self.nodes[n].end(), self.nodes[n].examined);
+            let (own_end, examined) = (self.nodes[n].whole_end(), self.nodes[n].examined);
             let facts = rejoin::Facts {
                 own_end,
                 own: Some(&own),
@@ -222,7 +222,7 @@ impl World {
                 Plan::Follow => return self.follow(n, p, term),
                 Plan::Examine(fork) => self.nodes[n].examined = Some(fork),
                 Plan::Rewind(fork) => {
-                    let left = self.chance.below(fork.lsn.0 + 1) as usize;
+                    let left = self.chance.below(self.nodes[n].records_to(fork.lsn) as u64 + 1) as usize;
                     self.rewind(n, p, left);
                     return self.follow(n, p, term);
                 }

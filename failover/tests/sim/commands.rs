@@ -5,7 +5,7 @@ use super::{Event, LEASE, RECORDS, World, name};
 use cluster::timeline::XidBound;
 use cluster::{Lsn, Term};
 use failover::api::{
-    Arm, Armed, CatchUp, Frozen, Open, Opened, Prepared, Promote, Promoted, Refused, Relaxed, Stopped,
+    Arm, Armed, CatchUp, Frozen, Open, Opened, Position, Prepared, Promote, Promoted, Refused, Relaxed, Stopped,
 };
 use failover::fsm::action::{Command, CommandError, Reply};
 use failover::fsm::sync_set;
@@ -79,8 +79,8 @@ impl World {
             Command::Promote(order) => self.promote(n, order),
             Command::Follow(order) => {
                 let p = (0..self.nodes.len()).find(|p| name(*p) == order.primary).expect("a node of ours");
-                if order.ahead.is_some() {
-                    return self.attend(n, p, term);
+                if let Some(base) = order.ahead {
+                    return self.attend(n, p, term, base);
                 }
                 self.nodes[n].ordered = Some((p, term));
                 Ok(Reply::Done)
@@ -114,7 +114,13 @@ impl World {
         }
         let node = &self.nodes[n];
         let position = (node.is == Is::Standby).then(|| node.end());
-        let replay_lsn = position.map(|p| p.lsn);
+        let replay_lsn = position.map(|_| node.whole_end().lsn);
+        if node.quarantine.is_some() {
+            self.quarantined.insert((term, n));
+        } else {
+            self.quarantined.remove(&(term, n));
+        }
+        let node = &self.nodes[n];
         let history = position.map(|_| node.history()).filter(|h| !h.forks.is_empty());
         let records = node.wal.iter().filter(|e| e.1 >= RECORDS).map(|e| Term(e.1 - RECORDS));
         let asked = position.is_some_and(|p| node.opened.timeline() < Some(p.timeline));
@@ -134,12 +140,25 @@ impl World {
     }
 
     /// Connects to the node that is being promoted.
-    fn attend(&mut self, n: usize, p: usize, term: Term) -> Result<Reply, CommandError> {
-        if self.nodes[n].is != Is::Standby || self.nodes[n].frozen_for != Some(term) {
+    fn attend(&mut self, n: usize, p: usize, term: Term, base: Position) -> Result<Reply, CommandError> {
+        let node = &self.nodes[n];
+        if node.fenced {
+            return Err(CommandError::Refused(Refused::Fenced { node: name(n) }));
+        }
+        if node.is != Is::Standby || node.frozen_for != Some(term) {
             return Err(wrong_state(n, "frozen for this term"));
+        }
+        let have = node.end();
+        // The order may come late.
+        if node.quarantine.is_some() || have.timeline != base.timeline || have.lsn > base.lsn {
+            return Err(CommandError::Refused(Refused::OtherPosition { node: name(n), have: Some(have), want: base }));
         }
         self.follow(n, p, term);
         self.reach("a recruit that connects ahead of the promotion");
+        // A promotion takes its time; here all of it happens at once.
+        if self.chance.percent(50) {
+            self.receive(n);
+        }
         Ok(Reply::Done)
     }
 
@@ -154,9 +173,11 @@ impl World {
             let (have, all) = (self.nodes[n].wal.len(), self.nodes[from].wal.len());
             let upto = if self.chance.below(4) == 0 { have + (all - have) / 2 } else { all };
             let new = self.nodes[from].wal[have..upto].to_vec();
+            let half = self.nodes[from].half.filter(|_| upto == all);
             let node = &mut self.nodes[n];
             node.wal.extend(new);
             node.timeline = node.wal.last().map_or(1, |e| e.0);
+            node.half = half;
             self.reach("a recruit that caught up with another");
         }
         Ok(Reply::Frozen(self.freeze(n, order.term)))
@@ -174,6 +195,9 @@ impl World {
                 let refused = Refused::OtherPosition { node: name(n), have: Some(have), want: order.base };
                 return Err(CommandError::Refused(refused));
             }
+            if node.quarantine.is_some() && self.loss_in != order.term {
+                self.fail(format!("{} is promoted for term {} in quarantine", name(n), order.term));
+            }
             let timeline = order.term.timeline().expect("a small term");
             // An operator who lets something be lost, and whose one request comes to nothing, would have to ask again.
             if self.faulty() && !self.lossy && self.chance.percent(4) {
@@ -188,6 +212,8 @@ impl World {
             node.waits_for = order.sync_names.parse().expect("a list that the planner wrote");
             node.released = node.wal.len();
             self.append(n, RECORDS + order.term.0);
+            // Who had connected ahead confirms once more what it has from before.
+            self.acknowledge(n);
         }
         let node = &self.nodes[n];
         let forks = node.history().forks;

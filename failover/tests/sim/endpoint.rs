@@ -3,7 +3,7 @@
 
 use super::{LEASE, RECORDS, VIEW, World, name};
 use cluster::topology::{Gate, STRICT_VIEW, Topology};
-use cluster::{Instant, Lsn, Term};
+use cluster::{Instant, Term};
 use failover::fsm::observe::Records;
 use failover::record::ProxyRecord;
 use failover::view::topology::{Validity, later, not_shortened, shortened, steps_back, topology, vouched};
@@ -126,7 +126,8 @@ impl World {
             let id = self.writes;
             // Each record takes one number: so a new primary goes on where its WAL ends.
             let at = self.nodes[primary].wal.len() as u64;
-            self.proxy.on_their_way.insert(id, (term, Mark { xid: Some(at + 1), lsn: Lsn(at) }));
+            let lsn = self.nodes[primary].end().lsn;
+            self.proxy.on_their_way.insert(id, (term, Mark { xid: Some(at + 1), lsn }));
             if self.proxy.on_their_way.len() > WAITING {
                 self.proxy.on_their_way.pop_first();
             }

@@ -127,12 +127,32 @@ impl World {
         }
     }
 
+    /// S8: a node in quarantine is no recruit, but where an operator takes what there is.
+    fn check_recruits(&mut self, change: &Change, to: &TermRecord) {
+        let journal = change.puts.iter().find_map(|p| match p {
+            RecordPut::Journal(journal) => Some(journal),
+            _ => None, // names no recruits
+        });
+        let Some(journal) = journal.filter(|_| change.kind == ChangeKind::Choose && !to.data_loss_allowed) else {
+            return;
+        };
+        let quarantined = |n: &usize| self.quarantined.contains(&(to.term, *n));
+        let nodes = (0..self.nodes.len()).filter(quarantined).map(name);
+        if let Some(node) = nodes.into_iter().find(|n| journal.recruits.iter().any(|r| r.node == *n)) {
+            self.fail(format!("{node} is a recruit of term {} in quarantine", to.term));
+        }
+    }
+
     fn make(&mut self, change: &Change) {
         self.check_budget(change);
+        if change.kind == ChangeKind::Begin && self.nodes.iter().any(|n| n.is_ending(self.now)) {
+            self.reach("a failover begun while the primary was ending");
+        }
         let revision = self.bump();
         for put in change.puts.clone() {
             match put {
                 RecordPut::Term(value) => {
+                    self.check_recruits(change, &value);
                     let old = self.records.term.as_ref().map_or(Term(0), |t| t.value.term);
                     if value.term < old {
                         self.fail(format!("the term went back from {old} to {}", value.term));

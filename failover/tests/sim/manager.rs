@@ -2,6 +2,7 @@
 
 use super::{Event, World, ms, name};
 use cluster::{Instant, NodeId, Term};
+use failover::api::{Follow, Position};
 use failover::fsm::action::{
     Action, Change, ChangeKind, ChangeOutcome, Command, CommandError, CommandKind, Input, Operation, PolicyChange,
     Reply,
@@ -298,6 +299,9 @@ impl World {
     fn send(&mut self, m: usize, life: u32, node: &NodeId, command: Box<Command>, within: u64) {
         let Some(n) = (0..self.nodes.len()).find(|n| name(*n) == *node) else { return };
         let (term, kind) = (command.term(), command.kind());
+        if let Command::Follow(Follow { ahead: Some(base), .. }) = &*command {
+            self.check_ahead(n, term, *base);
+        }
         let arrives = !self.lost();
         let answered = arrives && !self.lost();
         if arrives {
@@ -316,6 +320,20 @@ impl World {
             }
             let result = Box::new(Err(CommandError::NoAnswer("nothing in time".into())));
             self.after(within, Event::Answer { manager: m, life, node: n, term, kind, result });
+        }
+    }
+
+    /// Who is ordered to connect ahead, and frozen, has nothing but a beginning of what the candidate has, and counts. Nobody is
+    /// promoted in this term yet.
+    fn check_ahead(&mut self, n: usize, term: Term, base: Position) {
+        let node = &self.nodes[n];
+        let (have, counts) = (node.end(), node.quarantine.is_none());
+        let fits = counts && have.timeline == base.timeline && have.lsn <= base.lsn;
+        if node.frozen_for == Some(term) && !fits {
+            self.fail(format!(
+                "{} with {have:?}, counting: {counts}, is ordered to connect ahead to {base:?}",
+                name(n)
+            ));
         }
     }
 

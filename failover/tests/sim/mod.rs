@@ -25,7 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 48] = [
+pub(crate) const SOMETIMES: [&str; 49] = [
+    "a failover begun while the primary was ending",
     "a primary replaced while its disk hangs",
     "a term that the proxy has heard of",
     "an older view ignored",
@@ -82,6 +83,9 @@ const FAULTS_END: u64 = 40_000;
 const HEALED: u64 = 62_000;
 /// By here a write must have been acknowledged again.
 const END: u64 = 75_000;
+
+/// Records that a standby may lack when nothing is wrong.
+const ON_ITS_WAY: usize = 8;
 
 /// Leases in etcd, and how long a proxy goes by what it has read.
 pub(crate) const LEASE: Duration = ms(3000);
@@ -201,6 +205,8 @@ pub(crate) struct World {
     lines: Vec<String>,
     reached: BTreeSet<&'static str>,
     wrong: Option<String>,
+    /// Who was frozen for which term while it counted for nothing.
+    pub(crate) quarantined: BTreeSet<(Term, usize)>,
     /// etcd's files of an earlier time, where they are put back now and then.
     pub(crate) backup: restore::Backup,
     /// Every node has a watchdog device, which it must have.
@@ -250,6 +256,7 @@ impl World {
             loss_in: Term(0),
             lossy: mode == Mode::Strict && seed % 4 == 2 && !restores,
             backup: restore::Backup::new(restores),
+            quarantined: BTreeSet::new(),
             operations: 0,
             acked: BTreeSet::new(),
             reader: Reader::new(seed),
@@ -357,7 +364,7 @@ impl World {
             self.fail(why.clone());
             return Err(why);
         }
-        self.astray().map_or(Ok(()), Err)
+        self.astray().or_else(|| self.unlike()).map_or(Ok(()), Err)
     }
 
     fn happen(&mut self, event: Event) {
@@ -399,6 +406,7 @@ impl World {
     pub(crate) fn append(&mut self, n: usize, what: u64) {
         let node = &mut self.nodes[n];
         let timeline = node.timeline;
+        node.half = None;
         node.wal.push((timeline, what));
         let place = (timeline, node.wal.len());
         let first = *self.written.entry(place).or_insert(what);
@@ -414,10 +422,12 @@ impl World {
         if !node.is_primary() || !node.awake(self.now) || node.hangs(self.now) {
             return;
         }
-        let there = |name: &NodeId, lsn: usize| self.nodes.iter().any(|s| s.name == *name && s.has_told(n, term, lsn));
+        let told = |name: &NodeId, lsn: &usize| {
+            self.nodes.iter().find(|s| s.name == *name && s.has_told(n, term, node.lsn_at(*lsn)))
+        };
         let enough = |lsn: &usize| match node.names {
             Names::Armed => match &node.waits_for {
-                SyncNames::Any { k, names } => names.iter().filter(|s| there(s, *lsn)).count() >= *k as usize,
+                SyncNames::Any { k, names } => names.iter().filter(|s| told(s, lsn).is_some()).count() >= *k as usize,
                 SyncNames::Off => true,
                 SyncNames::Fenced => false,
             },
@@ -425,6 +435,15 @@ impl World {
             Names::Fenced => false,
         };
         let Some(upto) = (node.released + 1..=node.wal.len()).rev().find(enough) else { return };
+        let counted = match (&node.waits_for, node.names) {
+            (SyncNames::Any { names, .. }, Names::Armed) => names.iter().filter_map(|s| told(s, &upto)).collect(),
+            (SyncNames::Any { .. } | SyncNames::Off | SyncNames::Fenced, _) => Vec::new(),
+        };
+        if let Some(without) = counted.into_iter().find(|s| s.wal.get(upto - 1) != node.wal.get(upto - 1)) {
+            let why =
+                format!("{} counts {} for record {upto} of term {term}, which it has not", node.name, without.name);
+            return self.fail(why);
+        }
         // Nobody is told by a proxy whose view has ended, or is of another term.
         let heard = node.names == Names::Armed || self.passes_on(term, n);
         let protects = self.records.policy.as_ref().is_some_and(|p| p.value.protects());
@@ -485,17 +504,21 @@ impl World {
     /// The journal of a term that an operator let lose something says from where on that is, or that it is not known yet.
     fn check_report(&mut self, missing: &[u64]) {
         let term = self.records.term.as_ref().map(|t| t.value.term);
-        let place = |id: &u64| self.nodes.iter().find_map(|n| n.wal.iter().position(|(_, what)| what == id));
+        // Where it ends: the new term's node may have had the beginning of it.
+        let place = |id: &u64| {
+            let at = |n: &Node| Some(n.lsn_at(n.wal.iter().position(|(_, what)| what == id)? + 1));
+            self.nodes.iter().find_map(at)
+        };
         let Some(first) = missing.iter().filter_map(place).min() else { return };
         let journal = self.records.journal.as_ref().filter(|j| Some(j.term) == term);
         let said = journal.is_some_and(|j| match &j.window {
-            Some(window) => window.fork_lsn.0 <= first as u64,
+            Some(window) => window.fork_lsn < first,
             None => j.observed.iter().any(|line| line.contains("not known here")),
         });
         if said {
             self.reach("acknowledged writes lost as an operator allowed, and reported");
         } else {
-            self.fail(format!("lost {missing:?} from {first} on, and the journal does not say so: {journal:?}"));
+            self.fail(format!("lost {missing:?} up to {first}, and the journal does not say so: {journal:?}"));
         }
     }
 
@@ -577,6 +600,21 @@ impl World {
         };
         let node = self.nodes.iter().find(strays)?;
         Some(format!("{} does not follow {} of term {}: {:?}", node.name, name(primary), term.term, node.is))
+    }
+
+    /// What there is in the end: the primary has all that was promised, whatever the terms since then opened with, and who
+    /// follows it has a beginning of its WAL, and lacks no more than is on its way.
+    fn unlike(&self) -> Option<String> {
+        let term = &self.records.term.as_ref()?.value;
+        let primary = self.nodes.iter().find(|n| term.node.as_ref() == Some(&n.name))?;
+        let there: BTreeSet<u64> = primary.wal.iter().map(|e| e.1).collect();
+        if let Some(id) = self.acked.iter().find(|id| !there.contains(id)) {
+            return Some(format!("{id} was acknowledged and is not on {} in the end", primary.name));
+        }
+        let own = |n: &&Node| !primary.wal.starts_with(&n.wal) || primary.wal.len() - n.wal.len() > ON_ITS_WAY;
+        let node = self.nodes.iter().filter(|n| !n.fenced).find(own)?;
+        let ends = (node.whole_end(), primary.whole_end());
+        Some(format!("{} has other WAL than {} in the end: they end at {ends:?}", node.name, primary.name))
     }
 
     /// The primary's PostgreSQL stands still, and nothing else.

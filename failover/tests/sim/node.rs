@@ -1,7 +1,7 @@
 //! A node: its WAL and what is on its disk, PostgreSQL as far as it matters, and what its agent reports.
 
 use super::watchdog::Armed;
-use super::{Event, World, ms, name};
+use super::{Event, RECORDS, World, ms, name};
 use cluster::sync_names::SyncNames;
 use cluster::timeline::{Fork, History};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
@@ -23,6 +23,12 @@ pub(crate) enum Names {
     Off,
     Fenced,
 }
+
+/// Bytes of a client's write and of a term's record, and of what is received of a write of which the rest does not come: more
+/// than the term's record that is written in its place.
+const WRITE: u64 = 4;
+const TERM_RECORD: u64 = 1;
+const BEGINNING: u64 = 3;
 
 /// A primary acknowledges nothing from so long before the end of its lease.
 pub(crate) const SOFT: Duration = ms(600);
@@ -49,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) fenced: bool,
     /// Timeline and content of each record.
     pub(crate) wal: Vec<(u32, u64)>,
+    /// The record of which the beginning was received, and not the rest.
+    pub(crate) half: Option<u64>,
     /// Timeline of the end.
     pub(crate) timeline: u32,
     pub(crate) promise: Term,
@@ -60,7 +68,7 @@ pub(crate) struct Node {
     pub(crate) upstream: Option<(usize, Term)>,
     /// Where its WAL receiver is connected, and what it has acknowledged there.
     pub(crate) receiver: Option<(usize, Term)>,
-    pub(crate) told: Option<(usize, Term, usize)>,
+    pub(crate) told: Option<(usize, Term, Lsn)>,
     pub(crate) quarantine: Option<Position>,
     pub(crate) examined: Option<Fork>,
     /// A primary's commits up to here are acknowledged.
@@ -76,6 +84,8 @@ pub(crate) struct Node {
     pub(crate) stalled_until: Instant,
     /// Its PostgreSQL does nothing and answers nothing, since and until when.
     pub(crate) hung: (Instant, Instant),
+    /// Its postmaster is dead and what that left has not been ended yet: until then its agent says so.
+    pub(crate) ending_until: Instant,
     /// The same of its disk: nothing is flushed, neither WAL nor what its agent promises.
     pub(crate) disk: (Instant, Instant),
     pub(crate) seq: u64,
@@ -97,6 +107,7 @@ impl Node {
             fenced: false,
             is: if i == 0 { Is::Primary } else { Is::Standby },
             wal: Vec::new(),
+            half: None,
             timeline: 1,
             promise: Term(1),
             opened: Term(0),
@@ -117,6 +128,7 @@ impl Node {
             cut_until: Instant::default(),
             stalled_until: Instant::default(),
             hung: Default::default(),
+            ending_until: Instant::default(),
             disk: Default::default(),
             seq: 0,
         }
@@ -129,6 +141,11 @@ impl Node {
 
     pub(crate) fn is_primary(&self) -> bool {
         self.is == Is::Primary
+    }
+
+    /// A primary that was, and of which its agent has told no more yet than that it is on its way to that.
+    pub(crate) fn is_ending(&self, now: Instant) -> bool {
+        self.is == Is::Stopped { was_primary: true } && now < self.ending_until
     }
 
     pub(crate) fn hangs(&self, now: Instant) -> bool {
@@ -152,12 +169,36 @@ impl Node {
         self.wal.iter().any(|(_, what)| *what == write)
     }
 
-    pub(crate) fn has_told(&self, primary: usize, term: Term, lsn: usize) -> bool {
+    pub(crate) fn has_told(&self, primary: usize, term: Term, lsn: Lsn) -> bool {
         self.told.is_some_and(|(p, t, upto)| p == primary && t == term && upto >= lsn)
     }
 
+    /// Where the first `records` of its WAL end.
+    pub(crate) fn lsn_at(&self, records: usize) -> Lsn {
+        // Every timeline but the first begins with its term's record.
+        let (mut at, mut begun) = (0, 0);
+        while at < records {
+            let timeline = self.wal[at].0;
+            begun += u64::from(timeline > 1);
+            at += self.wal[at..records].partition_point(|e| e.0 <= timeline);
+        }
+        Lsn((records as u64 - begun) * WRITE + begun * TERM_RECORD)
+    }
+
+    /// So many records of its WAL end there, or before.
+    pub(crate) fn records_to(&self, lsn: Lsn) -> usize {
+        (0..=self.wal.len()).rev().find(|records| self.lsn_at(*records) <= lsn).unwrap_or(0)
+    }
+
+    /// Where its WAL ends that can be replayed.
+    pub(crate) fn whole_end(&self) -> Position {
+        Position { timeline: TimelineId(self.timeline), lsn: self.lsn_at(self.wal.len()) }
+    }
+
+    /// Where its WAL ends, which may be within a record.
     pub(crate) fn end(&self) -> Position {
-        Position { timeline: TimelineId(self.timeline), lsn: Lsn(self.wal.len() as u64) }
+        let whole = self.whole_end();
+        Position { lsn: Lsn(whole.lsn.0 + if self.half.is_some() { BEGINNING } else { 0 }), ..whole }
     }
 
     pub(crate) fn history(&self) -> History {
@@ -165,7 +206,7 @@ impl Node {
         let mut timeline = 1;
         for (at, (next, _)) in self.wal.iter().enumerate() {
             if *next != timeline {
-                forks.push(Fork { timeline: TimelineId(timeline), lsn: Lsn(at as u64) });
+                forks.push(Fork { timeline: TimelineId(timeline), lsn: self.lsn_at(at) });
                 timeline = *next;
             }
         }
@@ -179,6 +220,8 @@ impl Node {
         };
         self.is = Is::Stopped { was_primary };
         (self.receiver, self.told, self.hung) = (None, None, Default::default());
+        // Who starts it finds the end of the last record.
+        self.half = None;
     }
 
     pub(crate) fn start_detached(&mut self) {
@@ -187,6 +230,7 @@ impl Node {
 
     pub(crate) fn truncate(&mut self, len: usize) {
         self.wal.truncate(len);
+        self.half = None;
         self.timeline = self.wal.last().map_or(1, |e| e.0);
     }
 }
@@ -204,6 +248,9 @@ impl World {
     pub(crate) fn crash_postgres(&mut self, n: usize) {
         self.say(format!("PostgreSQL of {} crashes", name(n)));
         self.forget(n);
+        if self.nodes[n].is_primary() {
+            self.nodes[n].ending_until = self.now + ms(self.chance.below(400));
+        }
         self.nodes[n].stop();
     }
 
@@ -232,14 +279,15 @@ impl World {
         let node = &mut self.nodes[n];
         node.seq += 1;
         let end = node.end();
-        let postgres = match node.is {
+        let is = if node.is_ending(now) { Is::Primary } else { node.is };
+        let postgres = match is {
             Is::Stopped { was_primary } => {
                 PostgresState::Stopped { clean: false, timeline: end.timeline, was_primary, checkpoint_lsn: Lsn(0) }
             }
             Is::Standby => PostgresState::Standby(Standby {
                 timeline: end.timeline,
                 receive_lsn: end.lsn,
-                replay_lsn: end.lsn,
+                replay_lsn: node.whole_end().lsn,
                 streams_from: node.receiver.map(|(p, _)| name(p)),
                 replay_paused: false,
                 sync_names: String::new(),
@@ -278,7 +326,7 @@ impl World {
             lease_left_ms: None,
             fsync_probe_ms: Some(if node.flushes(now) { 1 } else { now.since(node.disk.0).as_millis() as u64 }),
             trouble: None,
-            ending: false,
+            ending: node.is_ending(now),
             policy: None,
         }
     }
@@ -286,9 +334,7 @@ impl World {
     /// As pg_stat_replication shows them.
     pub(crate) fn followers(&self, n: usize) -> Vec<Follower> {
         let told = |s: &Node| {
-            s.told
-                .filter(|(p, ..)| *p == n && s.receiver.is_some())
-                .map(|(.., upto)| (s.name.clone(), Lsn(upto as u64)))
+            s.told.filter(|(p, ..)| *p == n && s.receiver.is_some()).map(|(.., upto)| (s.name.clone(), upto))
         };
         let row = |(node, at): (NodeId, Lsn)| Follower {
             node,
@@ -304,6 +350,10 @@ impl World {
     pub(crate) fn stream(&mut self, n: usize) {
         let next = 5 + self.chance.below(20);
         self.after(next, Event::Stream(n));
+        self.receive(n);
+    }
+
+    pub(crate) fn receive(&mut self, n: usize) {
         let node = &self.nodes[n];
         if self.now < node.stalled_until || !node.flushes(self.now) {
             return;
@@ -323,13 +373,21 @@ impl World {
             return;
         }
         let have = node.wal.len();
-        let upto = self.nodes[p].wal.len().min(have + 1 + self.chance.below(8) as usize);
+        let most = have + 1 + self.chance.below(8) as usize;
+        let mut upto = self.nodes[p].wal.len().min(most);
+        // Of the last only the beginning, now and then.
+        upto -= usize::from(upto > have && self.chance.percent(20));
         let new = self.nodes[p].wal[have..upto].to_vec();
+        let next = match self.nodes[p].wal.get(upto) {
+            Some((_, what)) => Some(*what).filter(|what| *what < RECORDS),
+            None => self.nodes[p].half,
+        };
         let node = &mut self.nodes[n];
         node.wal.extend(new);
         node.timeline = node.wal.last().map_or(1, |e| e.0);
-        (node.receiver, node.told) = (Some((p, term)), Some((p, term, upto)));
-        let end = node.end();
+        node.half = next;
+        (node.receiver, node.told) = (Some((p, term)), Some((p, term, node.end().lsn)));
+        let end = node.whole_end();
         if node.quarantine.is_some_and(|q| end.lsn >= q.lsn && end.timeline >= q.timeline) {
             node.quarantine = None;
         }
