@@ -34,6 +34,7 @@ use crate::route::{
     self, Causality, Consistency, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed,
     Target,
 };
+use crate::session::confirm::Later;
 use crate::session::greeting::Greeting;
 use crate::session::presence::{End, Places, Presence};
 use crate::session::server::{Meta, Server};
@@ -84,6 +85,8 @@ pub struct Worker {
     unproven: RefCell<Vec<Rc<Presence>>>,
     /// When a proof was asked for last.
     proof_asked: Cell<Instant>,
+    /// Commits of ours that tell of others'.
+    pub(crate) later: Later,
     /// Told at each change of topology or lag.
     pub changed: Notify,
     /// Server connections.
@@ -192,6 +195,7 @@ impl Worker {
             generation: Cell::new(0),
             unproven: RefCell::default(),
             proof_asked: Cell::default(),
+            later: Later::default(),
             changed: Notify::new(),
             places: RefCell::default(),
             texts: RefCell::new(Texts::new((index as u64) << 48)),

@@ -4,8 +4,11 @@
 mod common;
 
 use cluster::config::Span;
+use cluster::topology::Gate;
 use common::raw::{Raw, flush, let_commits_wait, run, sync, wait_until_waiting};
 use common::{Cluster, dial, wait_for};
+use proxy::config::pools::Database;
+use proxy::pool::{Order, Scope};
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
 use std::io::{Read, Write};
@@ -216,7 +219,10 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
 
 #[test]
 fn a_commit_that_others_stop_is_told_once_standbys_have_it() {
-    let c = Cluster::start(1, |_| {});
+    let c = Cluster::start(1, |raw| {
+        let few = Database { dbname: Some("app".to_owned()), pool_size: Some(2), ..Database::default() };
+        raw.databases.insert("few".to_owned(), few);
+    });
     c.psql("create table t(a int)").expect("nothing hangs yet");
     let_commits_wait(&c);
     let quiet = || Raw::login(c.port, &[("client_min_messages", "error")]);
@@ -242,7 +248,57 @@ fn a_commit_that_others_stop_is_told_once_standbys_have_it() {
     // Samples tell less where commits wait only for who asks: a commit on another connection does.
     c.publish(|topology| topology.protected = false);
     assert_eq!(words(&simple.query("insert into t values (4)")), "C INSERT 0 1 | Z I");
+    makes_sure_without_a_connection_of_the_pool(&c);
     assert_eq!(c.counter("pgtenure_proxy_in_doubt_total"), 0.0);
+}
+
+/// The sessions have all that their pool may have, when they must know whether standbys have what they committed.
+fn makes_sure_without_a_connection_of_the_pool(c: &Cluster) {
+    let login = || Raw::login(c.port, &[("database", "few"), ("client_min_messages", "error")]);
+    let (mut one, mut two) = (login(), login());
+    let begin = |s: &mut Raw| {
+        assert_eq!(words(&s.query("begin")), "C BEGIN | Z T");
+        assert_eq!(words(&s.query("insert into t values (5)")), "C INSERT 0 1 | Z T");
+    };
+    let told = |s: &mut Raw| assert_eq!(words(&s.until_ready()), "C COMMIT | Z I");
+    for _ in 0..2 {
+        begin(&mut one);
+        begin(&mut two);
+        send(&mut one, "commit");
+        send(&mut two, "commit");
+        told(&mut one);
+        told(&mut two);
+    }
+    // Nor do they wait for what other sessions wait for.
+    begin(&mut one);
+    c.publish(|topology| topology.gate = Gate::Draining);
+    send(&mut one, "commit");
+    told(&mut one);
+    c.publish(|topology| topology.gate = Gate::Open);
+    begin(&mut one);
+    let handle = c.handle.as_ref().expect("the proxy runs");
+    let order = |order: Order| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(handle.order(order, Scope::Database("few".to_owned()), Duration::from_secs(10)))
+    };
+    std::thread::scope(|scope| {
+        let paused = scope.spawn(|| order(Order::Pause));
+        two.stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a TCP socket");
+        wait_for("statements to be held", || {
+            send(&mut two, "select 1");
+            let held = two.stream.peek(&mut [0]).is_err();
+            if !held {
+                two.until_ready();
+            }
+            held.then_some(())
+        });
+        two.stream.set_read_timeout(Some(common::DEADLINE)).expect("a TCP socket");
+        send(&mut one, "commit");
+        told(&mut one);
+        paused.join().expect("it does not panic").expect("the database is quiet");
+    });
+    order(Order::Resume).expect("it was paused");
+    assert_eq!(words(&two.until_ready()), "T | D 1 | C SELECT 1 | Z I");
 }
 
 /// What it says comes before the Sync, and what it does is committed by that only.

@@ -253,6 +253,11 @@ impl DatabaseLimit {
 pub struct Permit(Option<Arc<Limit>>);
 
 impl Permit {
+    /// For a connection that no limit holds for.
+    pub const fn beyond() -> Self {
+        Self(None)
+    }
+
     /// Free the place without waking anybody: nobody can make use of it at present.
     pub fn forgo(mut self) {
         if let Some(limit) = self.0.take() {

@@ -9,7 +9,7 @@ use crate::route::{Consistency, Promise};
 use crate::session::acquire::{self, Want};
 use crate::session::cancel::Waiters;
 use crate::session::client::Session;
-use crate::session::resolve::InUse;
+use crate::session::in_use::InUse;
 use crate::sql::Access;
 
 /// Cancel what the backend `pid` is at, when its text begins with a word of those that commit nothing before their unit does.
@@ -38,7 +38,7 @@ impl Session {
         tokio::task::spawn_local(async move {
             let ask = async {
                 let found = acquire::find(&w, want, 0, None).await.ok()?;
-                let mut other = InUse::new(&w, found, keeps);
+                let mut other = InUse::found(&w, found, keeps);
                 // Elsewhere that number is another process's.
                 if other.meta().is_some_and(|meta| meta.node == node) {
                     other.ask(&question(pid), limit).await?;

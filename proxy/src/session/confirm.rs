@@ -1,25 +1,29 @@
 //! A commit was told as success by a server that may have hidden that somebody stopped its wait for standbys.
 //!
 //! Its client is told once standbys are known to have all that was flushed by then: as samples of the cluster show, or,
-//! where they do not tell that, when a later commit of ours on another connection was confirmed. That takes
+//! where they do not tell that, when a [`later`] commit of ours on another connection was confirmed. That takes
 //! `proxy.hold_timeout` at most; a cancel request ends it sooner. Then it is 08007.
+
+mod later;
+
+pub(crate) use later::Later;
 
 use crate::config::PoolMode;
 use crate::route::durability::Durability;
 use crate::route::{Consistency, Promise};
-use crate::session::acquire::{self, Want, change};
+use crate::session::acquire::{Want, change};
 use crate::session::client::Session;
 use crate::session::presence::Activity;
-use crate::session::resolve::InUse;
 use crate::sql::Access;
 use crate::wire::error_response::{ClientError, Doubt};
 use crate::worker::Worker;
 use cluster::{Instant, NodeId, Role, Term};
+use later::Wait;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How long until a newer sample is asked for, or another commit is tried.
+/// How long until a newer sample is asked for, or what has failed is tried again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Session {
@@ -73,16 +77,26 @@ impl Search<'_> {
     /// Have standbys what was committed by `at`? `None`: its primary is none any more.
     async fn run(&self, at: Instant) -> Option<bool> {
         let deadline = at + self.w.config().hold_timeout;
+        let mut later = None;
         loop {
             let left = deadline.since(self.w.now());
+            let most = ASK_AGAIN.min(left);
             match self.sampled(at)? {
                 Some(true) => return Some(true),
                 _ if left.is_zero() => return Some(false),
-                Some(false) => self.w.ask_sample(),
-                None if self.commits_later(left).await => return self.is_primary().then_some(true),
-                None => {}
+                Some(false) => {
+                    self.w.ask_sample();
+                    change(self.w, most).await;
+                }
+                // Who confirms a later commit has this one.
+                None => {
+                    let wait = later.get_or_insert_with(|| Wait::new(self.w, self.level, (self.term, at)));
+                    if wait.is_over() {
+                        return Some(true);
+                    }
+                    wait.go_on(&self.want, self.keeps, most).await;
+                }
             }
-            change(self.w, ASK_AGAIN.min(left)).await;
         }
     }
 
@@ -99,14 +113,5 @@ impl Search<'_> {
 
     fn is_primary(&self) -> bool {
         self.w.still_serves(self.node, Role::Primary, self.term)
-    }
-
-    /// Is a later commit confirmed? Who has that has this one.
-    async fn commits_later(&self, left: Duration) -> bool {
-        let began = self.w.now();
-        let find = acquire::find(self.w, self.want.clone(), 0, None);
-        let Ok(Ok(found)) = tokio::time::timeout(left, Box::pin(find)).await else { return false };
-        let left = left.saturating_sub(self.w.now().since(began));
-        Box::pin(InUse::new(self.w, found, self.keeps).commits(self.level, left)).await
     }
 }

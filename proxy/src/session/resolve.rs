@@ -8,15 +8,13 @@ use crate::config::PoolMode;
 use crate::ledger::verdict::{after_asking, before_asking};
 use crate::ledger::{Descent, Mark, Since, Status, Verdict, Why};
 use crate::metrics::Resolved;
-use crate::pool::Pool;
 use crate::route::durability::Durability;
 use crate::route::{Consistency, Promise};
-use crate::session::acquire::{self, Found, Want, change};
+use crate::session::acquire::{self, Want, change};
 use crate::session::client::Session;
+use crate::session::in_use::InUse;
 use crate::session::lost::{self, Owed};
 use crate::session::presence::Activity;
-use crate::session::proof;
-use crate::session::server::{Meta, Server};
 use crate::sql::Access;
 use crate::worker::Worker;
 use cluster::per_term::Fate;
@@ -177,7 +175,7 @@ impl Search<'_> {
         let left = || deadline.since(self.w.now());
         // Where the pool is full that may take longer than the client is to wait for this.
         let found = tokio::time::timeout(left(), acquire::find(self.w, self.want.clone(), 0, None)).await.ok()?.ok()?;
-        let mut primary = InUse::new(self.w, found, self.keeps);
+        let mut primary = InUse::found(self.w, found, self.keeps);
         let answer = primary.ask(&question(xid), left()).await?;
         let [row] = answer.rows.as_slice() else { return None };
         let [status, Some(timeline)] = row.as_slice() else { return None };
@@ -211,52 +209,4 @@ fn question(xid: u64) -> String {
         "SELECT pg_catalog.pg_xact_status('{xid}'),\
          pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),1,8)"
     )
-}
-
-/// A connection that is counted while it is used, and given back unless it broke.
-pub(super) struct InUse<'a> {
-    w: &'a Rc<Worker>,
-    pool: Rc<Pool>,
-    server: Option<Server>,
-    /// It is as it was, and may serve others.
-    whole: bool,
-}
-
-impl<'a> InUse<'a> {
-    pub(super) fn new(w: &'a Rc<Worker>, found: Found, whole: bool) -> Self {
-        w.count_in_use(&found.server.meta, true);
-        Self { w, pool: found.pool, server: Some(found.server), whole }
-    }
-
-    /// Does a commit that waits for `level` end, and as it should, in that time?
-    pub(super) async fn commits(&mut self, level: Durability, left: Duration) -> bool {
-        let proof = self.ask(&proof::commit_as(level), left).await;
-        proof.is_some_and(|proof| proof.error.is_none() && !proof.unreplicated)
-    }
-
-    /// What its server is.
-    pub(super) fn meta(&self) -> Option<&Meta> {
-        self.server.as_ref().map(|server| &*server.meta)
-    }
-
-    /// A question to it; `None`: it has not answered in that time.
-    pub(super) async fn ask(&mut self, sql: &str, left: Duration) -> Option<crate::session::relay::Hidden> {
-        let server = self.server.as_mut()?;
-        // Until it has answered, it is in the middle of something.
-        let whole = std::mem::replace(&mut self.whole, false);
-        let answer = tokio::time::timeout(left, server.ask(sql)).await.ok()??;
-        self.whole = whole;
-        Some(answer)
-    }
-}
-
-impl Drop for InUse<'_> {
-    fn drop(&mut self) {
-        let Some(server) = self.server.take() else { return };
-        if self.whole {
-            self.w.release(&self.pool, server, self.w.now());
-        } else {
-            self.w.count_in_use(&server.meta, false);
-        }
-    }
 }
