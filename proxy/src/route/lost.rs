@@ -13,9 +13,21 @@ use cluster::{Instant, Lsn, Term};
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Acknowledged {
     /// By the standbys that commits wait for.
-    by_quorum: Option<(Term, Instant)>,
+    by_quorum: Option<Write>,
     /// By the primary alone.
-    alone: Option<(Term, Instant)>,
+    alone: Option<Write>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    /// The term that acknowledged it.
+    term: Term,
+    /// When.
+    at: Instant,
+    /// The newest term that is known to have it.
+    known: Term,
+    /// It lies before this position of its own term, as is known since a later one was found to have it.
+    before: Option<Lsn>,
 }
 
 /// A write that was acknowledged and may be in no later term.
@@ -37,12 +49,12 @@ impl Acknowledged {
     /// What may have written was acknowledged in `term` at `now`.
     pub(super) fn note(&mut self, term: Term, by_quorum: bool, now: Instant) {
         let last = if by_quorum { &mut self.by_quorum } else { &mut self.alone };
-        *last = Some((term, now));
+        *last = Some(Write { term, at: now, known: term, before: None });
     }
 
-    /// Was anything acknowledged in a term before this one that was not looked at since?
+    /// Was anything acknowledged in a term before this one, of which nobody has looked yet whether it is in this one?
     pub(super) fn precedes(&self, term: Term) -> bool {
-        [self.by_quorum, self.alone].iter().flatten().any(|(of, _)| *of < term)
+        [self.by_quorum, self.alone].iter().flatten().any(|write| write.known < term)
     }
 
     /// May a term that is not decided upon yet lack what was acknowledged before it? Its positions tell nothing of that then.
@@ -50,22 +62,32 @@ impl Acknowledged {
         if !matches!(topology.gate, Gate::Closed(_)) {
             return false;
         }
-        let may_lack = |last: Option<(Term, Instant)>| {
-            last.is_some_and(|write| write.0 < topology.term && lost(write, topology, lag).is_some())
+        let may_lack = |last: Option<Write>| {
+            last.is_some_and(|write| write.known < topology.term && lost(write, topology, lag).is_some())
         };
         may_lack(self.alone) || topology.loss_allowed && may_lack(self.by_quorum)
     }
 
-    /// The last write that may be lost, told once. Nothing while it is not decided where the new term begins.
+    /// The last write that may be lost, told once. Nothing while it is not decided where the new term begins. What is there
+    /// is looked for again in the terms behind this one, which need not descend from it.
     pub(super) fn take_lost(&mut self, topology: &Topology, lag: &Lag) -> Option<LostWrite> {
         if matches!(topology.gate, Gate::Closed(_)) {
             return None;
         }
-        let before = |last: &mut Option<(Term, Instant)>| last.take_if(|(term, _)| *term < topology.term);
-        let (by_quorum, alone) = (before(&mut self.by_quorum), before(&mut self.alone));
-        let alone = alone.and_then(|write| lost(write, topology, lag));
-        let by_quorum = by_quorum.filter(|(term, _)| topology.loss_allowed && follows(topology, *term));
-        alone.or_else(|| by_quorum.and_then(|write| lost(write, topology, lag)))
+        let told = |last: &mut Option<Write>, may_lack: &dyn Fn(&Write) -> bool| {
+            let write = last.as_mut().filter(|write| write.known < topology.term)?;
+            let lost = may_lack(write).then(|| lost(*write, topology, lag)).flatten();
+            if lost.is_some() {
+                *last = None;
+                return lost;
+            }
+            write.known = topology.term;
+            write.before = [write.before, fork_of(topology, write.term)].into_iter().flatten().min();
+            None
+        };
+        let alone = told(&mut self.alone, &|_| true);
+        let by_quorum = told(&mut self.by_quorum, &|write| topology.loss_allowed && follows(topology, write.term));
+        alone.or(by_quorum)
     }
 }
 
@@ -74,13 +96,19 @@ fn follows(topology: &Topology, term: Term) -> bool {
     topology.forks.last().is_none_or(|last| Some(last.timeline) == term.timeline())
 }
 
-fn lost((term, at): (Term, Instant), topology: &Topology, lag: &Lag) -> Option<LostWrite> {
-    if topology.holds_all_of == Some(term) {
+/// Where the term that is open left `term`.
+fn fork_of(topology: &Topology, term: Term) -> Option<Lsn> {
+    topology.forks.iter().find(|f| Some(f.timeline) == term.timeline()).map(|f| f.lsn)
+}
+
+fn lost(write: Write, topology: &Topology, lag: &Lag) -> Option<LostWrite> {
+    let Write { term, at, known, before } = write;
+    if topology.holds_all_of.is_some_and(|of| of == term || of == known) {
         return None;
     }
-    let fork = topology.forks.iter().find(|f| Some(f.timeline) == term.timeline()).map(|f| f.lsn);
-    let kept = fork.and_then(|fork| lag.samples.before(term, fork));
-    let is_kept = kept.is_some_and(|sampled| at <= sampled);
-    let before = lag.samples.past(term, at);
+    let fork = fork_of(topology, term);
+    let sampled = fork.and_then(|fork| lag.samples.before(term, fork));
+    let is_kept = sampled.is_some_and(|sampled| at <= sampled) || before.zip(fork).is_some_and(|(b, fork)| b <= fork);
+    let before = before.or_else(|| lag.samples.past(term, at));
     (!is_kept).then_some(LostWrite { term, at, fork, before, open: topology.term })
 }

@@ -55,11 +55,11 @@ impl Session {
         let keeps = self.mode == PoolMode::Transaction;
         let search = Search { w: &w, want, keeps, term: doubt.term, level: doubt.level };
         let _resolving = Resolving::new(&w);
-        let verdict = tokio::select! {
+        let (verdict, open) = tokio::select! {
             biased;
             // Also where the session ends: why it does would be taken for the outcome, were that not told before.
-            _ = poll_fn(|cx| self.watch_client(cx)) => Verdict::Unknown(Why::GivenUp),
-            verdict = search.run(&doubt.mark) => verdict,
+            _ = poll_fn(|cx| self.watch_client(cx)) => (Verdict::Unknown(Why::GivenUp), None),
+            found = search.run(&doubt.mark) => found,
         };
         let (outcome, fate) = match verdict {
             Verdict::Survived => (Resolved::Survived, Some(Fate::Survived)),
@@ -71,8 +71,11 @@ impl Session {
         if let Some(fate) = fate {
             self.w.count_doubt(doubt.term, fate);
         }
-        if verdict == Verdict::Survived {
-            self.causality.borrow_mut().wrote(self.w.now());
+        if let (Verdict::Survived, Some(open)) = (verdict, open) {
+            let (now, mut causality) = (self.w.now(), self.causality.borrow_mut());
+            causality.wrote(now);
+            // It is of that term for whoever looks for it in a later one.
+            causality.acknowledged(open.term, open.protected, now);
         }
         lost::tell_resolved(self, doubt.owed, &doubt.mark, verdict);
     }
@@ -117,16 +120,18 @@ struct Open {
 }
 
 impl Search<'_> {
-    async fn run(&self, mark: &Mark) -> Verdict {
+    /// What is known of it, and in which term.
+    async fn run(&self, mark: &Mark) -> (Verdict, Option<Open>) {
         let deadline = self.want.since + self.w.config().hold_timeout;
         let mut why = Why::NoPrimary;
         loop {
             let now = self.w.now();
             let left = deadline.since(now);
             if left.is_zero() {
-                return Verdict::Unknown(why);
+                return (Verdict::Unknown(why), None);
             }
-            let verdict = match self.open(now) {
+            let open = self.open(now);
+            let verdict = match open {
                 // Nothing is final before a term is open.
                 None => None,
                 Some(open) => match before_asking(mark, open.since, open.protected) {
@@ -138,7 +143,7 @@ impl Search<'_> {
                 Some(Verdict::Running) => why = Why::StillRunning,
                 Some(Verdict::Unconfirmed) => why = Why::Unconfirmed,
                 Some(Verdict::Ask(_)) | None => {}
-                Some(known) => return known,
+                Some(known) => return (known, open),
             }
             change(self.w, ASK_AGAIN.min(left)).await;
         }

@@ -177,6 +177,12 @@ fn commits_in_flight_at_a_failover_are_told_as_the_new_primary_has_them() {
     let count = |outcome| c.counter_of(RESOLVED, outcome);
     assert_eq!((count("survived"), count("lost"), count("unknown")), (2.0, 3.0, 0.0));
     wait_for("the doubts to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 1.0).then_some(()));
+    // What was told counts as what that term has acknowledged: its session hears of a later one that lacks it.
+    c.publish(|t| {
+        (t.term, t.loss_allowed) = (Term(3), true);
+        t.forks.push(Fork { timeline: TimelineId(2), lsn: Lsn(1) });
+    });
+    assert_eq!(words(&extended.query("select 1")), "E 08007 | Z I");
 }
 
 #[test]

@@ -122,3 +122,42 @@ fn no_position_of_a_term_that_is_undecided_covers_what_it_may_lack() {
         assert_eq!(w.read(1300), "n3 fresh");
     }
 }
+
+/// It is there, but in nothing that need be there for good.
+#[test]
+fn a_write_that_one_term_has_is_looked_for_in_the_next() {
+    let forks =
+        |of: &[(u32, u64)]| of.iter().map(|&(t, lsn)| Fork { timeline: TimelineId(t), lsn: Lsn(lsn) }).collect();
+    for by_quorum in [false, true] {
+        // The next one descends from that, or leaves the write's own term as late; or it does not have it.
+        for (next, is_lost) in
+            [(&[(7, 200), (8, 210)][..], false), (&[(7, 200)], false), (&[(7, 150)], true), (&[], true)]
+        {
+            let mut w = failed_over(|c| c.acknowledged(Term(7), by_quorum, at(1050)), 200);
+            assert_eq!(lost(&mut w), None);
+            assert!(!w.causality.wrote_before(Term(8)));
+            // Long after, when no sample of term 7 is left.
+            for term in 8..40 {
+                w.snapshot.term = Term(term);
+                w.snapshot.primary = Some(sample("n2", 300, 2000 + term));
+                w.publish();
+            }
+            (w.topology.term, w.topology.loss_allowed, w.topology.forks) = (Term(40), true, forks(next));
+            assert!(w.causality.wrote_before(Term(40)));
+            let told = LostWrite {
+                term: Term(7),
+                at: at(1050),
+                fork: next.first().map(|&(_, lsn)| Lsn(lsn)),
+                before: Some(Lsn(200)),
+                open: Term(40),
+            };
+            assert_eq!(lost(&mut w), is_lost.then_some(told), "{next:?}, by a quorum: {by_quorum}");
+            assert_eq!(lost(&mut w), None, "it is told once");
+        }
+        let mut w = failed_over(|c| c.acknowledged(Term(7), by_quorum, at(1050)), 200);
+        assert_eq!(lost(&mut w), None);
+        (w.topology.term, w.topology.loss_allowed, w.topology.forks) = (Term(9), true, Vec::new());
+        w.topology.holds_all_of = Some(Term(8));
+        assert_eq!(lost(&mut w), None, "8 has it");
+    }
+}
