@@ -11,8 +11,9 @@ mod callers;
 use crate::config::functions::Lists;
 use crate::config::{Config, PasswordFrom};
 use crate::reach::{Reach, ReachError};
-use crate::sql::{FunctionName, FunctionRow, FunctionTable, Hidden, Volatility};
+use crate::sql::{Callers, FunctionName, FunctionRow, FunctionTable, Hidden, Volatility};
 use bodies::Unread;
+use callers::{Found, Functions, Unsearched};
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
 use cluster::topology::Topology;
@@ -219,13 +220,15 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
     let refresh = shared.settings.refresh;
     let mut retry = RETRY_MIN;
     let mut complained = false;
-    let (mut missing, mut unread) = (Vec::new(), None);
+    let (mut missing, mut unread, mut unsearched) = (Vec::new(), None, None);
+    // What was found last of functions that tell of a server.
+    let mut telling: Option<Functions> = None;
     loop {
         let view = topology.borrow_and_update().clone();
         let lists = config.borrow_and_update().functions.of(&database);
         let number = shared.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let pause = match read_any(&shared, &view, &database, &lists).await {
-            Ok(Catalog { mut table, defaults, names, unread: now }) => {
+        let pause = match read_any(&shared, &view, &database, (&lists, telling.as_ref())).await {
+            Ok(Catalog { mut table, defaults, names, unread: now, searched }) => {
                 defaults.into_iter().for_each(|defaults| compare(&shared, &database, defaults));
                 tracing::debug!(database = database.as_str(), names = table.len(), "catalog read");
                 let unknown = unknown_names(&config.borrow(), &database, &names);
@@ -237,11 +240,13 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
                 if failed && table.bodies().is_empty() {
                     table = table.with_bodies_of(&sender.borrow());
                 }
+                let again = failed
+                    | callers::complain_of(searched.map(|now| telling = Some(now)).err(), &mut unsearched, &database);
                 sender.send_replace(Arc::new(table.numbered(number)));
                 complained = false;
-                retry = if failed { (retry * 2).min(refresh) } else { RETRY_MIN };
+                retry = if again { (retry * 2).min(refresh) } else { RETRY_MIN };
                 // What stood in the way may have been a lock.
-                if failed { retry } else { refresh }
+                if again { retry } else { refresh }
             }
             Err(error) => {
                 if !complained {
@@ -351,6 +356,8 @@ struct Catalog {
     names: BTreeSet<FunctionName>,
     /// What is not known of functions' bodies.
     unread: Option<Unread>,
+    /// Which functions tell of a server, if that was found out.
+    searched: Result<Functions, Unsearched>,
 }
 
 /// From the primary, else from the first standby that answers; of that one no defaults, which may be old.
@@ -358,11 +365,11 @@ async fn read_any(
     shared: &Shared,
     view: &Topology,
     database: &str,
-    lists: &Lists,
+    known: (&Lists, Option<&Functions>),
 ) -> Result<Catalog, ReadCatalogError> {
     let mut last = ReadCatalogError::NoNode;
     for (i, member) in view.primary.iter().chain(&view.standbys).enumerate().filter(|(_, m)| !m.fenced) {
-        match read_from(shared, &member.postgres, database, lists).await {
+        match read_from(shared, &member.postgres, database, known).await {
             Ok(read) => {
                 let defaults = read.defaults.filter(|_| i == 0 && view.primary.is_some());
                 return Ok(Catalog { defaults, ..read });
@@ -377,7 +384,7 @@ async fn read_from(
     shared: &Shared,
     endpoint: &Endpoint,
     database: &str,
-    lists: &Lists,
+    known: (&Lists, Option<&Functions>),
 ) -> Result<Catalog, ReadCatalogError> {
     let settings = &shared.settings;
     let mut config = tokio_postgres::Config::new();
@@ -399,7 +406,7 @@ async fn read_from(
         connect.map_err(|source| ReadCatalogError::Connect { endpoint: endpoint.clone(), source })?;
     let read = async {
         tokio::select! {
-            read = read_all(settings, lists, &client) => read,
+            read = read_all(settings, known, &client) => read,
             // The connection ends before the queries do only when it fails; they then tell why.
             Err(error) = connection => Err(error),
         }
@@ -454,7 +461,7 @@ const DEFAULTS: &str = "\
 
 async fn read_all(
     settings: &Settings,
-    lists: &Lists,
+    (lists, told): (&Lists, Option<&Functions>),
     client: &tokio_postgres::Client,
 ) -> Result<Catalog, tokio_postgres::Error> {
     let defaults = client.simple_query(DEFAULTS).await?;
@@ -486,15 +493,37 @@ async fn read_all(
         aggregates: Vec::new(),
         definitions: &definitions,
     };
-    let found = callers::read(client, lists, hidden).await?;
-    let table = table.with_telling(found.telling.iter().map(|(_, name)| name.as_str())).with_doubtful(found.writing);
+    let (found, searched) = match callers::read(client, lists, hidden).await? {
+        Ok(found) => (Some(found), None),
+        Err(why) => (None, Some(why)),
+    };
+    let Found { writing, telling } = found.unwrap_or_else(|| Found {
+        writing: Callers::unknown(),
+        // Those that did, or any.
+        telling: told.cloned().unwrap_or_else(|| own_functions(lists, &functions)),
+    });
+    let table = table.with_telling(telling.iter().map(|(_, name)| name.as_str())).with_doubtful(writing);
+    let searched = searched.map_or(Ok(telling), Err);
     let table = table.with_operators(operators()).with_casts(casts());
     let mut hasher = DefaultHasher::new();
     for row in self::rows(&defaults) {
         (0..3).for_each(|column| row.get(column).hash(&mut hasher));
     }
     let names = named_ones(lists, &functions);
-    Ok(Catalog { table: table.with_definitions(&definitions), defaults: Some(hasher.finish()), names, unread })
+    Ok(Catalog {
+        table: table.with_definitions(&definitions),
+        defaults: Some(hasher.finish()),
+        names,
+        unread,
+        searched,
+    })
+}
+
+/// The database's functions that came with no server, but for those that the configuration vouches for.
+fn own_functions(lists: &Lists, functions: &[SimpleQueryMessage]) -> Functions {
+    let all = rows(functions).filter_map(|row| Some((row.get(2)?, row.get(0)?)));
+    let own = all.filter(|(schema, name)| *schema != "pg_catalog" && !lists.allow.iter().any(|a| a.is(schema, name)));
+    own.map(|(schema, name)| (schema.to_owned(), name.to_owned())).collect()
 }
 
 /// Those of the database's functions whose names are in the lists.

@@ -445,3 +445,26 @@ fn a_body_that_cannot_be_read_leaves_the_rest_of_the_catalog() {
         (output.stdout.trim_ascii() == b"n2").then_some(())
     });
 }
+
+/// Who looks for functions that tell of their server waits for nobody's DDL: then it goes by what was found before.
+#[test]
+fn a_function_that_tells_of_its_server_stays_on_the_primary_while_a_lock_hides_bodies() {
+    let c = Cluster::start(1, |raw| raw.workers = 1);
+    c.nodes[0].psql(
+        "create table locked(a int); grant all on schema public to app;
+         create function hidden() returns bigint stable language sql begin atomic select count(*) from locked; end;
+         create function here() returns int stable language sql as 'select inet_server_port()';
+         create function node() returns text stable language sql as $$ select current_setting('cluster_name') $$",
+    );
+    let mut a = Raw::login(c.port, &[]);
+    let serves = |a: &mut Raw| wait_for("a read on the standby", || (value(a, "select node()") == "n2").then_some(()));
+    serves(&mut a);
+    assert_eq!(value(&mut a, "select here()"), c.nodes[0].port.to_string());
+    let mut holder = Raw::login(c.nodes[0].port, &[("user", "postgres")]);
+    ok(&mut holder, "begin");
+    ok(&mut holder, "lock table locked in access exclusive mode");
+    // Reads of who has defined something go to the primary until the catalog has been read again.
+    ok(&mut a, "create function more() returns int language sql as 'select 1'");
+    serves(&mut a);
+    assert_eq!(value(&mut a, "select here()"), c.nodes[0].port.to_string());
+}

@@ -52,24 +52,48 @@ const AGGREGATES: &str = "\
 /// As many words are looked for in bodies at once, and so often; of more, any body has one.
 const MAX_WORDS: (usize, usize) = (250, 40);
 
+/// Functions, by schema and name.
+pub(super) type Functions = BTreeSet<(String, String)>;
+
 /// What the bodies of functions tell beyond their labels.
 pub(super) struct Found {
     /// What leads to functions that may write although they are not labelled volatile.
     pub(super) writing: Callers,
-    /// Functions whose answer is their session's or their server's own, by schema and name.
-    pub(super) telling: BTreeSet<(String, String)>,
+    /// Functions whose answer is their session's or their server's own.
+    pub(super) telling: Functions,
 }
 
-/// Which functions these are, but for those that the configuration vouches for.
-pub(super) async fn read(client: &Client, lists: &Lists, hidden: Hidden<'_>) -> Result<Found, Error> {
+/// Bodies that could not be searched.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the bodies of functions could not be searched, which of them write, or tell of a server, is not known: {0}")]
+pub(super) struct Unsearched(String);
+
+/// Which functions these are, but for those that the configuration vouches for. An error only of the connection: what
+/// cannot be read of bodies must not cost a database its catalog.
+pub(super) async fn read(
+    client: &Client,
+    lists: &Lists,
+    hidden: Hidden<'_>,
+) -> Result<Result<Found, Unsearched>, Error> {
     match search(client, lists, hidden).await {
-        Ok(found) => Ok(found),
-        // Only a connection's own error is one: what cannot be read of bodies must not cost a database its catalog.
-        Err(error) if error.as_db_error().is_some() => {
-            Ok(Found { writing: Callers::unknown(), telling: BTreeSet::new() })
-        }
-        Err(error) => Err(error),
+        Ok(found) => Ok(Ok(found)),
+        Err(error) => match error.as_db_error() {
+            Some(said) => Ok(Err(Unsearched(format!("{} ({})", said.message(), said.code().code())))),
+            None => Err(error),
+        },
     }
+}
+
+/// Warn of it when it is not what was `told` last. True when they could not be searched.
+pub(super) fn complain_of(unsearched: Option<Unsearched>, told: &mut Option<Unsearched>, database: &str) -> bool {
+    let failed = unsearched.is_some();
+    if *told != unsearched {
+        if let Some(why) = &unsearched {
+            tracing::warn!(database, %why, "not all functions are known");
+        }
+        *told = unsearched;
+    }
+    failed
 }
 
 async fn search(client: &Client, lists: &Lists, hidden: Hidden<'_>) -> Result<Found, Error> {
@@ -92,7 +116,7 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// The functions that name what `first` names, or what leads to that, or one of these words; with their schemas.
-    async fn functions(&self, first: &str, question: &str, words: &str) -> Result<BTreeSet<(String, String)>, Error> {
+    async fn functions(&self, first: &str, question: &str, words: &str) -> Result<Functions, Error> {
         let answer = self.client.simple_query(first).await?;
         let mut known = Callers::new(rows(&answer).filter_map(|row| row.get(0))).with_hidden(self.hidden);
         let mut found = BTreeSet::new();
