@@ -50,7 +50,7 @@ impl Session {
         };
         self.work_again(was, now);
         match confirmed {
-            Some(true) => self.relay.confirm(),
+            Some(true) => self.relay.confirm(self.server_in.len()),
             Some(false) => self.relay.doubt(ClientError::CommitUnknown { node, term, doubt: Doubt::Unconfirmed }),
             // The next turn sees that the server is lost.
             None => {}

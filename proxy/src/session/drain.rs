@@ -220,7 +220,7 @@ impl Drained {
             match progress.event {
                 None => return Ok(()),
                 // Nobody is told.
-                Some(Event::Unconfirmed) => self.relay.confirm(),
+                Some(Event::Unconfirmed) => self.relay.confirm(self.rest.len()),
                 Some(Event::Idle | Event::Hidden | Event::Position | Event::Again) if self.rest.is_empty() => {
                     return Ok(());
                 }

@@ -241,7 +241,7 @@ pub struct Relay {
     hushed: Option<bool>,
     /// The oldest unit has failed.
     failed: bool,
-    /// What standbys are known to have of what it commits.
+    /// What standbys are known to have.
     confirmed: Confirmed,
     /// The session has no right to ask about it.
     pub unmarked: bool,
@@ -406,6 +406,7 @@ impl Relay {
             at = end;
         };
         self.delivered |= visible;
+        self.confirmed.pass(at);
         Progress { consumed: at, event }
     }
 
@@ -417,6 +418,12 @@ impl Relay {
         }
         let whole = head(begun).ok().flatten().filter(|h| h.total > ASSEMBLE_ABOVE && h.total <= longest(h.kind));
         whole.is_some_and(|h| h.total > begun.len())
+    }
+
+    /// Nothing more comes of the oldest unit.
+    fn end_of_unit(&mut self) {
+        self.confirmed.end_of_unit();
+        (self.hushed, self.failed) = (None, false);
     }
 
     /// Until its unit is over, what was registered may have to be taken back: the unit is sent again elsewhere.

@@ -112,12 +112,14 @@ impl Relay {
                 (self.status, self.owed, self.open) = (status, 0, None);
                 self.queue.clear();
                 self.answered += usize::from(*extended);
-                if *extended {
+                let extended = *extended;
+                if extended {
                     self.commits.answer(status);
                 }
                 self.commits.clear();
-                self.ended += usize::from(*extended && status == TxStatus::Idle);
+                self.ended += usize::from(extended && status == TxStatus::Idle);
                 self.blind = Blind::None;
+                self.end_of_unit();
                 self.settle();
                 return Some(Step::Stop(Event::Seen { answered, skips }));
             }

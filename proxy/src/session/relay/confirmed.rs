@@ -7,23 +7,29 @@
 use crate::session::relay::{Kind, Relay};
 use crate::wire::backend::TxStatus;
 
-/// What standbys are known to have of what a unit commits.
+/// What standbys are known to have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Confirmed {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// All that the next message tells of.
-    Next,
-    /// All that the last message told of, and that was its own commit: nothing is left to the end of the unit.
-    Told,
+pub(super) struct Confirmed {
+    /// All that the server tells of in so many of its next bytes: they had come when that was looked at.
+    bytes: usize,
+    /// The last message told of its own commit, and of that it is known: nothing is left to the end of the unit.
+    told: bool,
 }
 
 impl Confirmed {
-    /// The same, when this ends a command.
-    pub(super) fn told(self, frame: &[u8]) -> Self {
-        let commits = frame[0] == b'C' && COMMITS_FIRST.contains(&&frame[5..]);
-        if self == Self::Next && commits { Self::Told } else { Self::Nothing }
+    /// This ends a statement, and its message ends behind so many bytes.
+    pub(super) fn end_of_statement(&mut self, frame: &[u8], end: usize) {
+        self.told = end <= self.bytes && frame[0] == b'C' && COMMITS_FIRST.contains(&&frame[5..]);
+    }
+
+    /// This ends a unit.
+    pub(super) fn end_of_unit(&mut self) {
+        self.told = false;
+    }
+
+    /// So many bytes are dealt with.
+    pub(super) fn pass(&mut self, consumed: usize) {
+        self.bytes = self.bytes.saturating_sub(consumed);
     }
 }
 
@@ -45,19 +51,18 @@ const COMMIT_LATER: [&[u8]; 12] = [
 ];
 
 impl Relay {
-    /// Standbys have what the next message tells of.
-    pub fn confirm(&mut self) {
-        self.confirmed = Confirmed::Next;
+    /// Standbys have what the server tells of in so many bytes, which come next.
+    pub fn confirm(&mut self, bytes: usize) {
+        self.confirmed.bytes = bytes;
     }
 
-    /// Must that be made sure before this message is passed?
-    pub(super) fn is_unconfirmed(&self, told: Told<'_>) -> bool {
+    /// Must that be made sure before this message is passed, which ends behind so many bytes?
+    pub(super) fn is_unconfirmed(&self, told: Told<'_>, end: usize) -> bool {
         if !self.commits.may_hide(self.hushed) || self.failed || self.withhold || self.again {
             return false;
         }
-        match (self.confirmed, &told) {
-            (Confirmed::Nothing, _) | (Confirmed::Told, Told::Tag(_)) => {}
-            (Confirmed::Next, _) | (Confirmed::Told, Told::End(_)) => return false,
+        if end <= self.confirmed.bytes || self.confirmed.told && matches!(told, Told::End(_)) {
+            return false;
         }
         // Another error is told in its place.
         if self.doubt.is_some() || self.foiled.is_some() || self.is_blind() {
@@ -96,31 +101,33 @@ mod tests {
     }
 
     /// How often the relay stops while a unit is answered with these tags, each time in front of what is not passed yet.
-    fn stops(from: TxStatus, (kinds, sql): (&[Kind], &str), tags: &[&str], to: TxStatus) -> usize {
+    /// `at_once`: all of it comes in one read.
+    fn stops(from: TxStatus, (kinds, sql): (&[Kind], &str), tags: &[&str], to: TxStatus, at_once: bool) -> usize {
         let mut relay = Relay { status: from, ..Relay::default() };
         unit(kinds, sql).into_iter().for_each(|entry| relay.push(entry));
         relay.commits.send(true, Sent { counts: true, waits: true, hushed: true });
-        let mut said = Vec::new();
-        tags.iter().for_each(|tag| write_command_complete(&mut said, tag));
-        write_ready(&mut said, to);
-        let (mut told, mut left, mut stops) = (Vec::new(), said.clone(), 0);
-        loop {
-            let mut sink = Sink::default();
-            let progress = relay.server_bytes(&left, &mut sink, &|| ClientError::Cancelled);
-            told.extend_from_slice(sink.bytes(&left));
-            left.drain(..progress.consumed);
-            match progress.event {
-                Some(Event::Unconfirmed) => {
-                    assert_eq!([&told[..], &left].concat(), said, "{sql}");
-                    stops += 1;
-                    relay.confirm();
+        let mut messages = vec![Vec::new(); tags.len() + 1];
+        tags.iter().zip(&mut messages).for_each(|(tag, out)| write_command_complete(out, tag));
+        write_ready(messages.last_mut().unwrap(), to);
+        let said = messages.concat();
+        let reads = if at_once { vec![said.clone()] } else { messages };
+        let (mut told, mut stops, mut last) = (Vec::new(), 0, None);
+        for mut left in reads {
+            last = loop {
+                let mut sink = Sink::default();
+                let progress = relay.server_bytes(&left, &mut sink, &|| ClientError::Cancelled);
+                told.extend_from_slice(sink.bytes(&left));
+                left.drain(..progress.consumed);
+                if progress.event != Some(Event::Unconfirmed) {
+                    break progress.event;
                 }
-                event => {
-                    assert_eq!((event, &told), (Some(Event::Idle), &said), "{sql}");
-                    return stops;
-                }
-            }
+                assert!(said[told.len()..].starts_with(&left), "{sql}");
+                stops += 1;
+                relay.confirm(left.len());
+            };
         }
+        assert_eq!((last, &told), (Some(Event::Idle), &said), "{sql}");
+        stops
     }
 
     #[test]
@@ -128,7 +135,7 @@ mod tests {
         use Kind::{Execute, Query, Sync};
         use TxStatus::{Block, Failed, Idle};
         let (extended, twice) = (&[Execute, Sync][..], &[Execute, Execute, Sync][..]);
-        for (from, unit, tags, to, want) in [
+        for (from, unit, tags, to, apart) in [
             (Idle, (&[Query][..], "insert into t values (1)"), &["INSERT 0 1"][..], Idle, 1),
             (Idle, (extended, "insert into t values (1)"), &["INSERT 0 1"], Idle, 1),
             (Idle, (extended, "create table t()"), &["CREATE TABLE"], Idle, 2),
@@ -145,7 +152,9 @@ mod tests {
             (Idle, (&[Query], "select 1"), &["SELECT 1"], Idle, 0),
             (Idle, (extended, "begin"), &["BEGIN"], Block, 0),
         ] {
-            assert_eq!(stops(from, unit, tags, to), want, "{} from {from:?}", unit.1);
+            assert_eq!(stops(from, unit, tags, to, false), apart, "{} from {from:?}", unit.1);
+            // What has come by the time that standbys are looked at is looked at with it.
+            assert_eq!(stops(from, unit, tags, to, true), apart.min(1), "{} from {from:?}, at once", unit.1);
         }
     }
 }

@@ -96,7 +96,7 @@ impl Relay {
         (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
         (self.again, self.executed, self.forgetting) = (false, false, false);
         (self.mark, self.foiled) = (None, None);
-        (self.hushed, self.failed, self.confirmed) = (None, false, Confirmed::Nothing);
+        (self.hushed, self.failed, self.confirmed) = (None, false, Confirmed::default());
         entries
     }
 

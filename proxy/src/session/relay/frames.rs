@@ -1,6 +1,6 @@
 //! One whole message of the server: whose answer it is, and whether the client gets it.
 
-use crate::session::relay::confirmed::{Confirmed, Told};
+use crate::session::relay::confirmed::Told;
 use crate::session::relay::{Entry, Event, Host, Kind, Relay, Step, Undo};
 use crate::wire::backend::{self, TxStatus, fields};
 use crate::wire::codec::Sink;
@@ -100,7 +100,7 @@ impl Relay {
         let Some(status) = backend::ready_status(frame) else {
             return Step::Stop(Event::Violation("a malformed ReadyForQuery"));
         };
-        if self.is_unconfirmed(Told::End(status)) {
+        if self.is_unconfirmed(Told::End(status), span.end) {
             return Step::Stop(Event::Unconfirmed);
         }
         self.local_answers(input, sink);
@@ -117,7 +117,7 @@ impl Relay {
             return Step::Pass { shown: false };
         }
         (self.untold, self.mark, self.foiled) = (None, None, None);
-        (self.hushed, self.failed, self.confirmed) = (None, false, Confirmed::Nothing);
+        self.end_of_unit();
         self.executed = false;
         self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
         self.forgetting = self.forgetting && self.queue.iter().any(|e| e.kind != Kind::Position);
@@ -147,10 +147,10 @@ impl Relay {
 
     /// A statement, or a portal as far as it was asked for, is over.
     fn end_of_statement(&mut self, frame: &[u8], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
-        if frame[0] == b'C' && self.is_unconfirmed(Told::Tag(&frame[5..])) {
+        if frame[0] == b'C' && self.is_unconfirmed(Told::Tag(&frame[5..]), span.end) {
             return Step::Stop(Event::Unconfirmed);
         }
-        self.confirmed = self.confirmed.told(frame);
+        self.confirmed.end_of_statement(frame, span.end);
         self.local_answers(input, sink);
         let hidden = self.queue.front().is_some_and(|e| e.hidden);
         if self.head_is(Kind::Execute)
