@@ -59,6 +59,12 @@ fn a_session_whose_acknowledged_write_may_be_lost_is_told_once() {
         ok(client, "insert into t values (2)");
     }
     ok(&mut idle, "select 1");
+    // What was rolled back was not acknowledged.
+    let mut undone = Raw::login(c.port, &[]);
+    for sql in ["begin", "insert into t values (2)", "rollback"] {
+        ok(&mut undone, sql);
+    }
+    assert_eq!(undone.query("insert into t values (1/0)"), ["E 22012", "Z I"]);
     fail_over(&mut c, |_| {});
     assert_eq!(reads.query("select count(*) from t"), ["E 08007", "Z I"]);
     assert_eq!(value(&mut reads, "select count(*) from t"), "1", "it is told once");
@@ -68,7 +74,7 @@ fn a_session_whose_acknowledged_write_may_be_lost_is_told_once() {
     ok(&mut block, "begin");
     ok(&mut block, "insert into t values (4)");
     ok(&mut block, "commit");
-    for client in [&mut loose, &mut early, &mut idle] {
+    for client in [&mut loose, &mut early, &mut idle, &mut undone] {
         assert_eq!(value(client, "select min(a) from t"), "1", "nothing was lost, or it was not promised");
     }
     wait_for("those to be counted", || (c.counter("pgtenure_proxy_lost_writes_told_total") == 3.0).then_some(()));

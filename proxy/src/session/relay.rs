@@ -420,10 +420,11 @@ impl Relay {
         whole.is_some_and(|h| h.total > begun.len())
     }
 
-    /// Nothing more comes of the oldest unit.
-    fn end_of_unit(&mut self) {
+    /// Nothing more comes of the oldest unit. Has it failed?
+    fn end_of_unit(&mut self) -> bool {
         self.confirmed.end_of_unit();
-        (self.hushed, self.failed) = (None, false);
+        self.hushed = None;
+        std::mem::take(&mut self.failed)
     }
 
     /// Until its unit is over, what was registered may have to be taken back: the unit is sent again elsewhere.

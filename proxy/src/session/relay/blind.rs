@@ -112,9 +112,9 @@ impl Relay {
                 (self.status, self.owed, self.open) = (status, 0, None);
                 self.queue.clear();
                 self.answered += usize::from(*extended);
-                let extended = *extended;
+                let (extended, failed) = (*extended, self.failed);
                 if extended {
-                    self.commits.answer(status);
+                    self.commits.answer(status, failed);
                 }
                 self.commits.clear();
                 self.ended += usize::from(extended && status == TxStatus::Idle);

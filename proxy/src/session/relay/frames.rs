@@ -117,7 +117,7 @@ impl Relay {
             return Step::Pass { shown: false };
         }
         (self.untold, self.mark, self.foiled) = (None, None, None);
-        self.end_of_unit();
+        let failed = self.end_of_unit();
         self.executed = false;
         self.unconfirmed = self.unconfirmed && self.queue.iter().any(|e| e.undo.names());
         self.forgetting = self.forgetting && self.queue.iter().any(|e| e.kind != Kind::Position);
@@ -134,7 +134,7 @@ impl Relay {
         }
         self.withhold = false;
         self.answered += 1;
-        self.commits.answer(status);
+        self.commits.answer(status, failed);
         self.ended += usize::from(status == TxStatus::Idle);
         self.kept |= status == TxStatus::Idle;
         self.settle();
@@ -162,6 +162,7 @@ impl Relay {
             return Step::Pass { shown: false };
         }
         (self.copy_in, self.executed) = (false, true);
+        self.commits.end_of_statement(if frame[0] == b'C' { &frame[5..] } else { &[] });
         self.end_blind();
         self.redefined |= crate::sql::redefines(&frame[5..]);
         self.rolled_back |= &frame[5..] == b"ROLLBACK\0";
