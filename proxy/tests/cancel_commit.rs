@@ -157,6 +157,8 @@ fn hung_for_a_second() -> Cluster {
     let hush = "create function hush() returns void language plpgsql as \
                 $$ begin execute 'set local client_min_' || 'messages = error'; end $$";
     c.psql(hush).expect("nothing hangs yet");
+    let adds = "create function adds() returns int language sql as 'insert into t values (1) returning a'";
+    c.psql(adds).expect("nothing hangs yet");
     let_commits_wait(&c);
     c
 }
@@ -173,6 +175,7 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
     let quiet = || Raw::login(c.port, &[("client_min_messages", "error")]);
     let (mut simple, mut ext, mut several, mut block, mut chain) = (quiet(), quiet(), quiet(), quiet(), quiet());
     let (mut local, mut hushed, mut prepared) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]), quiet());
+    let mut held = quiet();
     let insert = "insert into t values (1)";
     send(&mut simple, insert);
     ext.write(|out| {
@@ -200,11 +203,15 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
         run(out, "commit");
         flush(out);
     });
-    stop_waiting(&c, 8);
+    // Takes the id of a transaction when it commits.
+    held.query("begin");
+    held.query("declare c cursor with hold for select adds()");
+    send(&mut held, "commit");
+    stop_waiting(&c, 9);
     assert_eq!(words(&simple.until_ready()), "E 08007 | Z I");
     assert_eq!(words(&ext.until_ready()), "1 | 2 | C INSERT 0 1 | E 08007 | Z I");
     assert_eq!(words(&several.until_ready()), "E 08007 | Z I");
-    for s in [&mut block, &mut local, &mut hushed] {
+    for s in [&mut block, &mut local, &mut hushed, &mut held] {
         assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
     }
     assert_eq!(words(&chain.until_ready()), "E 08007 | Z T");
@@ -213,8 +220,8 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
     }
     prepared.write(sync);
     assert_eq!(words(&prepared.until_ready()), "Z I");
-    wait_for("all of them to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 8.0).then_some(()));
-    assert_eq!(words(&simple.query("select count(*) from t")), "T | D 8 | C SELECT 1 | Z I");
+    wait_for("all of them to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 9.0).then_some(()));
+    assert_eq!(words(&simple.query("select count(*) from t")), "T | D 9 | C SELECT 1 | Z I");
 }
 
 #[test]

@@ -313,7 +313,8 @@ impl Session {
         let counts = primary && !(unit.read || only_sets || only_chooses);
         let waits = primary && !unit.read && self.commits_wait();
         let hushed = waits && self.hides_notices() && !self.is_aside(input, unit);
-        self.relay.commits.send(begins, Sent { counts, waits, hushed });
+        let late = self.pins.has(PinReason::HeldCursor);
+        self.relay.commits.send(begins, Sent { counts, waits, hushed, late });
         if self.durability.is_guessed() && self.relay.status == TxStatus::Block {
             self.note_undone(input, unit);
         }

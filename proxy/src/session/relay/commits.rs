@@ -30,6 +30,8 @@ pub struct Sent {
     pub waits: bool,
     /// The server may hide the notice that it has given that up.
     pub hushed: bool,
+    /// It may run something when it commits: what a cursor shows that is held.
+    pub late: bool,
 }
 
 impl Commits {
@@ -40,6 +42,7 @@ impl Commits {
                 last.counts |= unit.counts;
                 last.waits |= unit.waits;
                 last.hushed |= unit.hushed;
+                last.late |= unit.late;
             }
             Some(_) | None => self.sent.push_back(unit),
         }
@@ -49,6 +52,11 @@ impl Commits {
     /// the server has said so itself.
     pub(super) fn may_hide(&self, hushed: Option<bool>) -> bool {
         self.sent.front().is_some_and(|unit| unit.waits && hushed.unwrap_or(unit.hushed))
+    }
+
+    /// May the oldest do more in its COMMIT than it has done before?
+    pub(super) fn runs_late(&self) -> bool {
+        self.sent.front().is_some_and(|unit| unit.late)
     }
 
     /// A command of the oldest is over, with this tag; none where it has no tag.

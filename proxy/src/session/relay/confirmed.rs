@@ -105,7 +105,7 @@ mod tests {
     fn stops(from: TxStatus, (kinds, sql): (&[Kind], &str), tags: &[&str], to: TxStatus, at_once: bool) -> usize {
         let mut relay = Relay { status: from, ..Relay::default() };
         unit(kinds, sql).into_iter().for_each(|entry| relay.push(entry));
-        relay.commits.send(true, Sent { counts: true, waits: true, hushed: true });
+        relay.commits.send(true, Sent { counts: true, waits: true, hushed: true, late: false });
         let mut messages = vec![Vec::new(); tags.len() + 1];
         tags.iter().zip(&mut messages).for_each(|(tag, out)| write_command_complete(out, tag));
         write_ready(messages.last_mut().unwrap(), to);

@@ -48,8 +48,9 @@ impl Relay {
             b'D' => {
                 let row = backend::text_columns(frame);
                 self.mark = row.and_then(|[xid, lsn, _]| Mark::of_row([xid, lsn]));
-                // What has no id waits for nobody.
-                self.hushed = row.map(|[xid, _, level]| xid.is_some() && level.is_none_or(entry::hides_notices));
+                // What has no id waits for nobody, unless it takes one yet.
+                let waits = |xid: Option<&str>| xid.is_some() || self.commits.runs_late();
+                self.hushed = row.map(|[xid, _, level]| waits(xid) && level.is_none_or(entry::hides_notices));
             }
             b'E' => {
                 let f = fields(frame);
