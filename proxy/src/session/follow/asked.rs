@@ -179,6 +179,7 @@ impl Session {
             Some(cancelled @ Failure::Error(ClientError::Cancelled)) => {
                 (self.listens, self.relistens) = (false, true);
                 self.fail = Some(cancelled).filter(|_| !self.inbox.is_empty());
+                self.mark_rest(self.w.now());
                 return true;
             }
             Some(_) => {
@@ -187,6 +188,8 @@ impl Session {
             }
         }
         self.listens = self.server.is_some();
+        // Something else ended the search, and the client is still there.
+        self.relistens = !self.listens;
         if self.listens {
             self.pins.add(PinReason::Listen);
             // The settings first: names are read by the client's encoding, and what the server listens to for nobody ends
