@@ -16,11 +16,19 @@ fn what_answers_at_a_nodes_address_is_of_the_cluster_and_the_term() {
     let c = Cluster::start(1, |raw| {
         raw.workers = 1;
         raw.hold_timeout = Span::secs(2);
+        raw.auth.rules.push("host replication app all scram-sha-256".to_owned());
     });
+    c.nodes[0].psql("alter role app replication");
+    let replicates = |kind: &str| {
+        let dsn = format!("replication={kind} dbname=app");
+        let out = c.client("psql").args(["-X", "-A", "-t", "-d", &dsn, "-c", "IDENTIFY_SYSTEM"]).output();
+        out.expect("psql can be started").status.success()
+    };
     let id: u64 = c.nodes[0].psql("select system_identifier from pg_control_system()").parse().expect("a number");
     c.publish(|t| t.system_id = Some(id));
     wait_for("the standby to serve reads", || (value(&mut Raw::login(c.port, &[]), WHERE) == "n2").then_some(()));
     assert_eq!(c.counter_of(CONNECTS, "other_server"), 0.0);
+    assert!(replicates("true") && replicates("database"));
     let mut client = Raw::login(c.port, &[]);
     c.publish(|t| (t.term, t.system_id) = (Term(2), Some(id + 1)));
     // What is connected stays so.
@@ -37,6 +45,7 @@ fn what_answers_at_a_nodes_address_is_of_the_cluster_and_the_term() {
         (client.query(WHERE) == ["T", "D n2", "C SELECT 1", "Z I"]).then_some(())
     });
     assert_eq!(client.query("create table t(a int)"), ["E 57P03", "Z I"]);
+    assert!(!replicates("database"));
     c.publish(|t| (t.term, t.system_id) = (Term(3), None));
     ok(&mut client, "create table t(a int)");
 }

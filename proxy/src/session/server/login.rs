@@ -180,7 +180,7 @@ fn refusal(node: NodeId, frame: Vec<u8>) -> ConnectError {
 
 /// A node that was demoted or promoted behind the topology's back must not be taken for what it was. PostgreSQL 14
 /// and later report `in_hot_standby`, which does for replication connections; 13 is asked, and every other connection
-/// is, together with what no version reports.
+/// is, together with what no version reports. Who replicates asks in its own words whose server it is.
 async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) -> Result<(), ConnectError> {
     let reported = welcome.settings.iter().find(|(name, _)| name == "in_hot_standby").map(|(_, value)| value == "on");
     let in_recovery = match reported {
@@ -195,27 +195,38 @@ async fn verify(wire: &mut LoginWire, login: &Login<'_>, welcome: &mut Welcome) 
             itself.in_recovery
         }
     };
-    if in_recovery == (login.role == Role::Standby) {
-        Ok(())
-    } else {
-        Err(ConnectError::WrongRole { node: wire.node.clone(), expected: login.role })
+    if in_recovery != (login.role == Role::Standby) {
+        return Err(ConnectError::WrongRole { node: wire.node.clone(), expected: login.role });
     }
+    let has_id = login.worker.view.borrow().topology.system_id.is_some();
+    if login.identity.is_replication() && has_id {
+        let (system_id, timeline) = identify(wire).await?;
+        if let Some(what) = is_elsewhere(login, Some(system_id), Some(timeline).filter(|_| !in_recovery)) {
+            return Err(ConnectError::OtherServer { node: wire.node.clone(), what });
+        }
+    }
+    Ok(())
 }
 
 /// Is it none of the cluster's servers, or another one than it is taken for: the primary of another term, a standby that is not
 /// the one whose lag is known? A name may lead elsewhere for the proxy than for who samples the nodes. What is not known is not
 /// compared.
 fn is_other(login: &Login<'_>, itself: &Itself) -> Option<String> {
-    let view = login.worker.view.borrow();
-    let sampled = view.lag.answering(&login.member.node).filter(|_| login.role == Role::Standby);
+    let sampled = login.worker.view.borrow().lag.answering(&login.member.node);
+    let sampled = sampled.filter(|_| login.role == Role::Standby);
     if itself.started.is_some_and(|started| sampled.is_some_and(|sampled| sampled != started)) {
         return Some("is not the server that was sampled".to_owned());
     }
-    let expected = view.topology.system_id?;
-    if let Some(other) = itself.system_id.filter(|id| *id != expected) {
+    is_elsewhere(login, itself.system_id, itself.timeline)
+}
+
+/// Is it of another cluster, or writes it the timeline of another term?
+fn is_elsewhere(login: &Login<'_>, id: Option<u64>, writes: Option<TimelineId>) -> Option<String> {
+    let expected = login.worker.view.borrow().topology.system_id?;
+    if let Some(other) = id.filter(|id| *id != expected) {
         return Some(format!("is of the cluster with system identifier {other}, not {expected}"));
     }
-    let (timeline, term) = (itself.timeline?, login.term);
+    let (timeline, term) = (writes?, login.term);
     (term.timeline() != Some(timeline)).then(|| format!("writes timeline {timeline}, and the term is {term}"))
 }
 
@@ -224,6 +235,16 @@ fn is_other(login: &Login<'_>, itself: &Itself) -> Option<String> {
 async fn ask_walsender(wire: &mut LoginWire) -> Result<bool, ConnectError> {
     let row = ask_row(wire, "SHOW transaction_read_only").await?;
     Ok(matches!(row.as_slice(), [Some(value)] if value == "on"))
+}
+
+/// A walsender's system identifier and timeline.
+async fn identify(wire: &mut LoginWire) -> Result<(u64, TimelineId), ConnectError> {
+    let row = ask_row(wire, "IDENTIFY_SYSTEM").await?;
+    let number = |column: usize| row.get(column)?.as_deref();
+    let told = number(0).zip(number(1)).and_then(|(id, timeline)| Some((id.parse().ok()?, timeline.parse().ok()?)));
+    let (id, timeline) =
+        told.ok_or_else(|| ConnectError::Protocol { node: wire.node.clone(), what: "an odd answer to what it is" })?;
+    Ok((id, TimelineId(timeline)))
 }
 
 /// What a server says of itself.
