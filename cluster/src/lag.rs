@@ -43,6 +43,9 @@ pub struct PrimarySample {
     /// What was flushed before this instant those standbys have flushed. Later than the other while commits wait for them to
     /// apply it. `None`: not known.
     pub flushed_until: Option<Instant>,
+    /// What those standbys have applied, as the primary knows: no commit before it waits for anything any more. `None`: not
+    /// known.
+    pub applied_lsn: Option<Lsn>,
 }
 
 /// One standby's position and lag.

@@ -219,11 +219,17 @@ async fn a_commit_that_waits_to_be_applied_is_not_confirmed_before() {
     // Others commit meanwhile, and are confirmed by what is flushed.
     c.sql(0, "CREATE TABLE other(v int)");
     m.until("samples of after that", |s| s.primary.as_ref().is_some_and(|p| p.sent_at > shown)).await;
-    let until = confirmed(&m.handle.lag().borrow());
+    let sampled = m.handle.lag().borrow().clone();
+    let (until, applied) = (confirmed(&sampled), sampled.primary.as_ref().and_then(|p| p.applied_lsn));
+    let held = sampled.standbys[1].sample.as_ref().map(|held| held.replay_lsn);
     c.sql(2, "SELECT pg_wal_replay_resume()");
     waits.await.expect("it was committed");
     assert_eq!(at_primary, "0", "the primary does not show it");
     assert!(until.is_none_or(|until| until <= shown), "{until:?}, shown at {shown:?}");
+    assert!(
+        applied.is_some() && applied <= held,
+        "no more is applied than where replay stands still: {applied:?}, {held:?}"
+    );
     m.until("it to be confirmed", |s| confirmed(s).is_some_and(|until| until > shown)).await;
 }
 

@@ -220,6 +220,7 @@ impl Model {
             sent_at: *sent_at,
             confirmed_until: self.confirmed_until(*sent_at, facts),
             flushed_until: self.passed(facts.confirmed_lsn),
+            applied_lsn: facts.applied_lsn,
         })
     }
 

@@ -95,6 +95,7 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
             sent_at,
             confirmed_until: Some(sent_at),
             flushed_until: Some(sent_at),
+            applied_lsn: None,
         };
         let sent_at = Clock.now();
         let replay_lsn = position(&s, "pg_last_wal_replay_lsn()").await?;

@@ -6,13 +6,14 @@
 //! * the same standby serves on, as long as it was not restarted since;
 //! * another one does when it has replayed a position of the primary that was sampled after the answer: no standby has
 //!   replayed more than there was by then;
-//! * the primary does when everything up to the answer is confirmed, or in a later term, which begins with all of it.
+//! * the primary does when everything up to the answer is confirmed, or all that the standby had replayed after it; or in a
+//!   later term, which begins with all of it.
 
 use super::policy::{Lag, Unfit};
 use super::token::Token;
 use cluster::lag::StandbySample;
 use cluster::topology::Topology;
-use cluster::{Instant, NodeId, Term};
+use cluster::{Instant, Lsn, NodeId, Term};
 use std::time::Duration;
 
 /// How long a read waits for the primary to show what its session has read at a standby. Ordinarily it is a sample or
@@ -48,6 +49,14 @@ struct Last {
     at: Instant,
     /// The first position of the primary sampled since.
     covered: Option<Token>,
+}
+
+impl Last {
+    /// A position that all of it lies before: what the standby that shows it had replayed when sampled after the answer.
+    fn replayed(&self, lag: &Lag) -> Option<Lsn> {
+        let sample = lag.snapshot().standby(self.node.as_ref()?)?.sample.as_ref()?;
+        (sample.sent_at >= self.at && sample.up_since <= self.from).then_some(sample.replay_lsn)
+    }
 }
 
 impl Seen {
@@ -131,7 +140,11 @@ impl Seen {
     /// When the answer came that it may miss.
     pub(super) fn allows_primary(&self, topology: &Topology, lag: &Lag) -> Result<(), Instant> {
         let Some(last) = self.last.as_ref().filter(|last| last.term >= topology.term) else { return Ok(()) };
-        let confirmed = lag.primary_of(topology).and_then(|s| s.confirmed_until);
-        if confirmed.is_some_and(|until| until > last.at) { Ok(()) } else { Err(last.at) }
+        let primary = lag.primary_of(topology);
+        let confirmed = primary.and_then(|s| s.confirmed_until).is_some_and(|until| until > last.at);
+        // One that waits to be applied may have been replayed nowhere yet, and keep the other waiting for long.
+        let applied = primary.and_then(|s| s.applied_lsn);
+        let is_shown = applied.is_some_and(|applied| last.replayed(lag).is_some_and(|shown| shown <= applied));
+        if confirmed || is_shown { Ok(()) } else { Err(last.at) }
     }
 }

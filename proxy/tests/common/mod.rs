@@ -414,6 +414,7 @@ fn sample_lag(
                         sent_at,
                         confirmed_until: confirmed.then_some(sent_at),
                         flushed_until: confirmed.then_some(sent_at),
+                        applied_lsn: None,
                     });
                 }
             }

@@ -78,7 +78,8 @@ fn sample(name: &str, insert: u64, sent_at: u64) -> PrimarySample {
     let sent_at = at(sent_at);
     let (confirmed_until, flushed_until) = (Some(sent_at), Some(sent_at));
     let (node, timeline) = (node(name), TimelineId(7));
-    PrimarySample { node, timeline, insert_lsn, flush_lsn, sent_at, confirmed_until, flushed_until }
+    let applied_lsn = None;
+    PrimarySample { node, timeline, insert_lsn, flush_lsn, sent_at, confirmed_until, flushed_until, applied_lsn }
 }
 
 impl World {

@@ -67,6 +67,26 @@ fn the_primary_serves_what_was_read_at_a_standby_when_that_is_confirmed() {
     assert_eq!(w.read(1310), "primary no_standby");
 }
 
+/// A commit that waits to be applied where replay stands still confirms nothing behind it. What was read is before that.
+#[test]
+fn the_primary_serves_what_was_read_at_a_standby_that_has_replayed_no_more_than_is_applied() {
+    let reads = |applied, replayed, sampled, up_since| {
+        let mut w = read_at_n2();
+        let confirmed_until = Some(at(500));
+        let primary = sample("n1", 900, 1100);
+        w.snapshot.primary = Some(PrimarySample { confirmed_until, applied_lsn: Some(Lsn(applied)), ..primary });
+        w.snapshot.standbys = vec![standby("n2", replayed, sampled)];
+        w.snapshot.standbys[0].replay_lag = Ok(BUDGET * 2);
+        w.snapshot.standbys[0].sample.as_mut().unwrap().up_since = at(up_since);
+        w.publish();
+        w.read(1120)
+    };
+    assert_eq!(reads(150, 150, 1010, 0), "primary lagging");
+    assert_eq!(reads(149, 150, 1010, 0), "wait 5000 unconfirmed", "the other standbys have applied less");
+    assert_eq!(reads(150, 150, 1009, 0), "wait 5000 unconfirmed", "it may have replayed more since");
+    assert_eq!(reads(150, 150, 1010, 1011), "wait 5000 unconfirmed", "it may have had more before it was restarted");
+}
+
 #[test]
 fn what_standbys_have_flushed_is_safe_although_it_waits_to_be_applied() {
     let mut w = World::new();
