@@ -513,8 +513,8 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         let p = c.bootstrap().await;
         let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
         c.sql(p).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
-        let two_mib = "SELECT pg_switch_wal(); SELECT pg_logical_emit_message(false, '', repeat('x', 2 << 20))";
-        c.sql(p).await.batch_execute(two_mib).await.unwrap();
+        let most_of_one = "SELECT pg_switch_wal(); SELECT pg_logical_emit_message(false, '', repeat('x', 9 << 20))";
+        c.sql(p).await.batch_execute(most_of_one).await.unwrap();
         c.post::<serde_json::Value>(p, "checkpoint", &Checkpoint { term: Term(1) }).await.unwrap();
         // PostgreSQL makes segments in advance, which hold zeros: where WAL ends is found all the same.
         let wal = c.nodes[p].config.data_dir.join("data/pg_wal");

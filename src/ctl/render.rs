@@ -277,7 +277,7 @@ pub fn report(answer: &Value) -> String {
     let journal = answer.get("journal").cloned().unwrap_or_default();
     let Ok(journal) = serde_json::from_value::<JournalRecord>(journal) else { return format!("{answer:#}\n") };
     let reports = list(answer, "reports").filter_map(|r| serde_json::from_value::<LossReport>(r.clone()).ok());
-    let reaches = |end: Fork| journal.fork.is_some_and(|f| (f.timeline, f.lsn) >= (end.timeline, end.lsn));
+    let reaches = |end: Fork| journal.fork.is_some_and(|f| f.timeline == end.timeline && f.lsn >= end.lsn);
     let clean = journal.clean_end.is_some_and(reaches);
     let same = journal.from.is_some() && journal.from == journal.to;
     let whole = same && journal.window.is_some_and(|w| w.bytes == 0);
@@ -308,9 +308,10 @@ pub fn report(answer: &Value) -> String {
     out
 }
 
-/// A later term is made from whoever has the most, and that need not be who was chosen for this one.
-const UNOPENED: &str =
-    "this term was never opened: what it lacks may be in the one that was, whose own report tells what that lacks\n";
+/// A later term is made from whoever has the most, and that need not be who was chosen for this one. Its manager may have given
+/// it up just when its primary opened it.
+const UNOPENED: &str = "this term may never have been opened: then what it lacks may be in the next one, whose own report tells what \
+                        that lacks\n";
 
 /// What no WAL tells of a primary that was not stopped cleanly.
 const UNWRITTEN: &str = "not known: commits with synchronous_commit = off of the last moments before the old primary ended may have \
@@ -490,7 +491,7 @@ mod tests {
         let mut given_up = journal("failover", "n2", none.clone(), Value::Null);
         check(given_up.clone(), whole.clone(), "nothing lost of what it had written", true);
         given_up["finished"] = json!("given up: n2 was lost before it was opened");
-        check(given_up, whole.clone(), "may be in the one that was", true);
+        check(given_up, whole.clone(), "may be in the next one", true);
         check(journal("failover", "n2", none, Value::Null), whole.clone(), "nothing lost of what it had written", true);
         check(journal("switchover", "n2", end, Value::Null), whole, "nothing lost of what it had written", false);
     }

@@ -11,7 +11,7 @@ use failover::fsm::status::Status;
 use failover::http::ManagerRoutes;
 use failover::manager::{self, ManagerConfig, ManagerHandle};
 use failover::store::Store;
-use failover::store::etcd::EtcdStore;
+use failover::store::etcd::{Avoid, EtcdStore};
 use failover::view::register::Registration;
 use failover::view::{self, Purpose, Times, View};
 use prometheus::Registry;
@@ -229,10 +229,15 @@ impl Routes for Mounted {
 
 type Stopping = oneshot::Receiver<Duration>;
 
-/// The host of the primary of a cluster that this process leads, while nothing is to be done there.
-fn steady_primary(status: &Status) -> Option<String> {
-    let primary = status.primary.as_ref().filter(|_| status.leading && status.verdict == Verdict::Steady)?;
-    status.nodes.iter().find(|n| n.node == *primary).map(|n| n.postgres.host.clone())
+/// With the host of the cluster's primary. etcd's leader is moved by whoever leads, while nothing is to be done and nothing hangs
+/// on a lease that a move would extend: a suspension's bound, a pause, work on a node.
+fn avoided(mut all: Avoid, status: &Status) -> Avoid {
+    let primary = status.nodes.iter().find(|n| Some(&n.node) == status.primary.as_ref());
+    all.hosts.extend(primary.map(|n| n.postgres.host.clone()));
+    let bound =
+        status.suspended.is_some() || status.paused.is_some() || status.nodes.iter().any(|n| n.maintenance.is_some());
+    all.now |= status.leading && status.verdict == Verdict::Steady && !bound;
+    all
 }
 
 async fn play_managers(
@@ -246,8 +251,8 @@ async fn play_managers(
     let mut beside = JoinSet::new();
     if let Some(etcd) = moved {
         let statuses = statuses.clone();
-        let hosts = move || statuses.iter().filter_map(|s| steady_primary(&s.borrow())).collect();
-        beside.spawn(async move { etcd.keep_leader_off(hosts).await });
+        let avoid = move || statuses.iter().fold(Avoid::default(), |all, status| avoided(all, &status.borrow()));
+        beside.spawn(async move { etcd.keep_leader_off(avoid).await });
     }
     let (tell, told) = watch::channel(false);
     let play = |mut manager: ManagerHandle| {

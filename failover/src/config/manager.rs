@@ -64,7 +64,8 @@ pub struct ManagerRaw {
     pub read_interval: Span,
     /// Move etcd's leader to another member when it is on the primary's host, so that the two do not die together. Default
     /// true: else that costs an election and the leases that etcd extends then, seconds in which nobody can write. Members are
-    /// known by the hosts in `etcd.endpoints`. False where others decide where etcd's leader is.
+    /// known by the hosts in `etcd.endpoints`. With etcd's authentication it needs the role root from etcd 3.6 and 3.5.28 on. False
+    /// where others decide where etcd's leader is; a move starts all leases in etcd anew, theirs too.
     pub move_etcd_leader: bool,
     /// Further clusters that this process looks after, each by itself, by name: `prefix` of its keys in etcd (default
     /// `etcd.prefix`) and `secret_file` of its agents (default `cluster.secret_file`). Default none.

@@ -109,7 +109,7 @@ pub fn rather(recruits: &BTreeMap<NodeId, Frozen>, wishes: &Wishes<'_>, choice: 
 
 fn wished(known: &[Known<'_>], wishes: &Wishes<'_>) -> Option<Choice> {
     let (node, base, _) = known.iter().find(|(n, ..)| Some(*n) == wishes.prefer)?;
-    let complete = wishes.end.is_some_and(|end| *base >= end);
+    let complete = wishes.end.is_some_and(|end| base.timeline == end.timeline && base.lsn >= end.lsn);
     (wishes.allow_loss || complete).then(|| Choice { node: (*node).clone(), base: *base })
 }
 

@@ -39,7 +39,7 @@ impl Planner {
             return None;
         }
         let prev = round.prev.as_ref().filter(|p| p.node != choice.node)?;
-        if round.begin.end.as_ref().is_some_and(|(_, end)| choice.base >= *end) {
+        if self.holds_the_end(round, history, choice.base) {
             return None;
         }
         let heard = self.clock.last(prev.term);
@@ -65,6 +65,14 @@ impl Planner {
         let state = self.seen.reachable(node, now, &self.settings);
         let starting = state.is_some_and(|s| matches!(s.postgres, PostgresState::Starting));
         failed && !starting && now.since(round.started) >= self.settings.restart_grace
+    }
+
+    /// Does a node whose WAL ends at `base` hold all that the last primary had written when it was stopped cleanly? A later
+    /// timeline alone does not tell: a term in between may have left that one before its end, and not have been opened.
+    pub(super) fn holds_the_end(&self, round: &Round, history: Option<&History>, base: Position) -> bool {
+        let (Some(prev), Some((old, end))) = (&round.prev, &round.begin.end) else { return false };
+        let of_prev = *old == prev.node && end.timeline == prev.timeline && base.timeline >= prev.timeline;
+        of_prev && self.lost_from(prev, history, base).is_some_and(|from| from >= end.lsn)
     }
 
     /// What of the last primary's WAL lies past `from`, at least: by what was heard while it wrote, and by what it says of

@@ -307,6 +307,8 @@ fn join(begin: &mut Begin, old: Option<&NodeId>, op: Op, to: Option<NodeId>, all
     begin.allow_loss |= allow_loss;
     begin.lost_candidates.0 = 0;
     if allow_loss {
+        // Who is taken need not have what the old primary had when a switchover stopped it.
+        begin.end = None;
         begin.evidence.push("an operator allowed data loss".into());
     }
 }

@@ -14,7 +14,7 @@ use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
 use crate::record::{Cause, Phase, Recruit, TermRecord};
 use cluster::timeline::{Fork, History};
-use cluster::{Instant, NodeId, Term};
+use cluster::{Instant, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes that a recruit may lack of the candidate's WAL and connect to it ahead of its promotion.
@@ -160,7 +160,9 @@ impl Planner {
         let have = usable.get(&target).and_then(|f| f.position);
         let gone = now.since(round.started) >= self.settings.detect_timeout;
         let why = match have {
-            Some(have) if have < end => Blocker::TargetShort { node: target, have, need: end }.to_string(),
+            Some(have) if have.timeline != end.timeline || have.lsn < end.lsn => {
+                Blocker::TargetShort { node: target, have, need: end }.to_string()
+            }
             None if gone => format!("{target} was not frozen within {} ms", millis(self.settings.detect_timeout)),
             _ => return, // complete, or still expected
         };
@@ -259,7 +261,9 @@ impl Planner {
         if let Some(node) = hopeless {
             observed(&mut round.journal, format!("{node} was waited for and could not be frozen or recovered"));
         }
-        round.holds_all_of = holds_all_of(round, choice.base);
+        let history = usable.get(&choice.node).and_then(|f| f.history.as_ref());
+        let all = self.holds_the_end(round, history, choice.base) && !round.history_lost && !round.begin.allow_loss;
+        round.holds_all_of = round.prev.as_ref().filter(|_| all).map(|p| p.term);
         let record = TermRecord {
             phase: Phase::Promoting,
             node: Some(choice.node.clone()),
@@ -382,10 +386,4 @@ fn promoted_past_us(round: &Round, frozen: &Frozen) -> Option<Unfit> {
 
 fn keys(map: &BTreeMap<NodeId, Frozen>) -> Vec<NodeId> {
     map.keys().cloned().collect()
-}
-
-/// See [`TermRecord::holds_all_of`].
-fn holds_all_of(round: &Round, base: Position) -> Option<Term> {
-    let (last, (old, end)) = (round.prev.as_ref()?, round.begin.end.as_ref()?);
-    (*old == last.node && end.timeline == last.timeline && *end <= base).then_some(last.term)
 }

@@ -1,18 +1,23 @@
 //! etcd's own leader is kept off the hosts that it must not die with.
 //!
 //! Whoever loses the primary's host and etcd's leader in one waits for an election before anything can be recorded, and
-//! then for leases that the new leader has extended (etcd's lessor, `Promote`): seconds, in which nobody can write.
+//! then for leases that the new leader has extended (etcd's lessor, `Promote`): seconds, in which nobody can write. A move
+//! extends them, too, all that etcd has: it is made seldom, and never for somebody's wish against another's.
 
 use super::EtcdStore;
+use super::classify::{Fate, fate};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
-/// After a move that was tried: etcd's leader does not go back and forth for those who want different things.
+/// After a move that was tried; twice as long each time that it was undone.
 const PAUSE: Duration = Duration::from_secs(10);
+/// The longest.
+const LONG_PAUSE: Duration = Duration::from_secs(3600);
 /// Between two warnings that it cannot be moved.
 const WARN_AGAIN: Duration = Duration::from_secs(600);
 /// Entries that a member may lack and still take over at once.
@@ -30,6 +35,8 @@ struct Seat {
     /// How much of the log it has.
     index: u64,
     learner: bool,
+    /// How long it took to answer.
+    round_trip: Duration,
     /// The addresses of its host.
     addresses: BTreeSet<IpAddr>,
 }
@@ -42,42 +49,64 @@ fn successor(seats: &[Seat], avoid: &BTreeSet<IpAddr>) -> Option<(usize, u64)> {
         return None;
     }
     let follows = |s: &&Seat| s.leader == leader.id && !s.learner && s.index + NEAR >= leader.index;
-    let best = seats.iter().filter(free).filter(follows).max_by_key(|s| (s.index, s.id))?;
+    // A distant one would make every change slow.
+    let best = seats.iter().filter(free).filter(follows).min_by_key(|s| (s.round_trip.as_millis(), s.id))?;
     Some((leader.endpoint, best.id))
+}
+
+/// Hosts that etcd's leader is to be kept off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Avoid {
+    /// Of all primaries that are known, so that processes that know the same do not undo each other's moves.
+    pub hosts: BTreeSet<String>,
+    /// May it be moved now?
+    pub now: bool,
+}
+
+/// How long to leave etcd's leader where it was moved to. PURE.
+#[derive(Debug, Default)]
+struct Patience {
+    last: Option<(BTreeSet<String>, Duration)>,
+}
+
+impl Patience {
+    /// It was moved off these hosts. Off the same as the last time: somebody has moved it back.
+    fn after(&mut self, hosts: &BTreeSet<String>) -> Duration {
+        let undone = self.last.as_ref().filter(|(before, _)| before == hosts);
+        let pause = undone.map_or(PAUSE, |(_, pause)| LONG_PAUSE.min(*pause * 2));
+        self.last = Some((hosts.clone(), pause));
+        pause
+    }
 }
 
 impl EtcdStore {
     /// Move etcd's leader, for ever, whenever it is on one of the hosts that `avoid` names and another member is not.
-    pub async fn keep_leader_off(&self, avoid: impl Fn() -> BTreeSet<String>) {
-        let mut warned: Option<tokio::time::Instant> = None;
+    pub async fn keep_leader_off(&self, avoid: impl Fn() -> Avoid) {
+        let mut warned: Option<Instant> = None;
+        let mut patience = Patience::default();
         loop {
             tokio::time::sleep(LOOK).await;
-            let hosts = avoid();
-            if hosts.is_empty() {
+            let Avoid { hosts, now } = avoid();
+            if !now || hosts.is_empty() {
                 continue;
             }
             match self.move_leader(&hosts).await {
                 Ok(None) => continue,
-                Ok(Some((from, to))) => {
-                    info!(from, to, "etcd's leader was moved off the primary's host");
-                }
+                Ok(Some((from, to))) => info!(from, to, "etcd's leader was moved off the primary's host"),
                 Err(reason) if warned.is_none_or(|at| at.elapsed() >= WARN_AGAIN) => {
-                    warned = Some(tokio::time::Instant::now());
-                    warn!(
-                        reason,
-                        "etcd's leader is on the primary's host and was not moved (manager.move_etcd_leader)"
-                    );
+                    warned = Some(Instant::now());
+                    warn!(reason, "etcd's leader cannot be kept off the primary's host (manager.move_etcd_leader)");
                 }
                 Err(reason) => debug!(reason, "etcd's leader was not moved"),
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(patience.after(&hosts)).await;
         }
     }
 
     /// Move it once, if there is reason to; from and to which endpoint.
     ///
     /// # Errors
-    /// Why it was not moved although there is reason to.
+    /// Why it was not moved although there is reason to, or why that cannot be known.
     pub async fn move_leader(&self, hosts: &BTreeSet<String>) -> Result<Option<(String, String)>, String> {
         let (shared, bound) = (&self.shared, self.shared.request_timeout);
         let mut avoid = BTreeSet::new();
@@ -88,9 +117,16 @@ impl EtcdStore {
         for (endpoint, at) in shared.endpoints.iter().enumerate() {
             let asked = async {
                 let mut client = at.client().await?;
-                client.status().await
+                let sent = Instant::now();
+                client.status().await.map(|status| (status, sent.elapsed()))
             };
-            let Ok(Ok(status)) = tokio::time::timeout(bound, asked).await else { continue };
+            let (status, round_trip) = match tokio::time::timeout(bound, asked).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(error)) if fate(&error) == Fate::Refused => {
+                    return Err(format!("{} does not tell who leads: {error}", at.url));
+                }
+                Ok(Err(_)) | Err(_) => continue,
+            };
             let Some(id) = status.header().map(etcd_client::ResponseHeader::member_id) else { continue };
             seats.push(Seat {
                 endpoint,
@@ -98,22 +134,23 @@ impl EtcdStore {
                 leader: status.leader(),
                 index: status.raft_index(),
                 learner: status.is_learner(),
+                round_trip,
                 addresses: addresses(&host_of(&at.url), bound).await,
             });
         }
         let Some((from, to)) = successor(&seats, &avoid) else { return Ok(None) };
+        let url = |endpoint: usize| shared.endpoints[endpoint].url.clone();
         let moved = async {
             let mut client = shared.endpoints[from].client().await?;
             client.move_leader(to).await
         };
         match tokio::time::timeout(bound, moved).await {
             Ok(Ok(_)) => {
-                let url = |endpoint: usize| shared.endpoints[endpoint].url.clone();
                 let to = seats.iter().find(|s| s.id == to).map_or_else(String::new, |s| url(s.endpoint));
                 Ok(Some((url(from), to)))
             }
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer within {bound:?}")),
+            Ok(Err(error)) => Err(format!("{}: {error}", url(from))),
+            Err(_) => Err(format!("{}: no answer within {bound:?}", url(from))),
         }
     }
 }
@@ -142,7 +179,8 @@ mod tests {
 
     fn seat(id: u64, index: u64) -> Seat {
         let addresses = BTreeSet::from([IpAddr::from([10, 0, 0, u8::try_from(id).unwrap()])]);
-        Seat { endpoint: usize::try_from(id).unwrap(), id, leader: 1, index, learner: false, addresses }
+        let (endpoint, round_trip) = (usize::try_from(id).unwrap(), Duration::from_millis(2));
+        Seat { endpoint, id, leader: 1, index, learner: false, round_trip, addresses }
     }
 
     #[test]
@@ -150,8 +188,11 @@ mod tests {
         let host = |n: u8| IpAddr::from([10, 0, 0, n]);
         let all = [seat(1, 5000), seat(2, 4990), seat(3, 5000)];
         let to = |seats: &[Seat], avoid: &[u8]| successor(seats, &avoid.iter().map(|n| host(*n)).collect());
-        assert_eq!(to(&all, &[1]), Some((1, 3)));
-        assert_eq!(to(&all, &[1, 3]), Some((1, 2)), "another cluster's primary is there");
+        assert_eq!(to(&all, &[1]), Some((1, 2)));
+        let mut far = all.clone();
+        far[1].round_trip = Duration::from_millis(80);
+        assert_eq!(to(&far, &[1]), Some((1, 3)), "every change would wait for the distant one");
+        assert_eq!(to(&all, &[1, 2]), Some((1, 3)), "another cluster's primary is there");
         assert_eq!(to(&all, &[2]), None, "it leads from elsewhere");
         assert_eq!(to(&all, &[1, 2, 3]), None, "there is nowhere to go");
         assert_eq!(to(&all, &[]), None);
@@ -166,6 +207,15 @@ mod tests {
         let mut unknown = seat(3, 5000);
         unknown.addresses.clear();
         assert_eq!(to(&[seat(1, 5000), unknown], &[1]), None, "nobody knows where it is");
+    }
+
+    #[test]
+    fn moves_that_are_undone_become_seldom() {
+        let hosts = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        let mut patience = Patience::default();
+        let pauses: Vec<u64> = (0..11).map(|_| patience.after(&hosts(&["h1"])).as_secs()).collect();
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]);
+        assert_eq!(patience.after(&hosts(&["h2"])), PAUSE, "another node is primary");
     }
 
     #[test]

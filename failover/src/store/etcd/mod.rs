@@ -9,6 +9,8 @@ mod classify;
 mod leader;
 mod watch;
 
+pub use leader::Avoid;
+
 use super::{
     Compare, Granted, Hints, LeaseId, Range, Snapshot, Store, StoreError, StoreResult, Txn, TxnOutcome, Versioned,
 };
