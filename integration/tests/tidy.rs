@@ -42,6 +42,7 @@ const PURE: &[&str] = &[
     "proxy/src/route",
     "proxy/src/session/batch",
     "proxy/src/session/batch.rs",
+    "proxy/src/session/losses.rs",
     "proxy/src/session/outcome.rs",
     "proxy/src/session/relay",
     "proxy/src/session/relay.rs",

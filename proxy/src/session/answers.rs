@@ -304,6 +304,7 @@ impl Session {
         }
         self.tracking.kept |= std::mem::take(&mut self.relay.kept);
         if self.relay.answered > 0 {
+            self.losses.forget();
             self.block_answered();
         }
         let (answered, ended) = (std::mem::take(&mut self.relay.answered), std::mem::take(&mut self.relay.ended));

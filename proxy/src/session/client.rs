@@ -16,6 +16,8 @@ use crate::session::batch::Unit;
 use crate::session::block::Fresh;
 use crate::session::durability::Noted;
 use crate::session::hinted::Unhinted;
+pub(super) use crate::session::losses::Loss;
+use crate::session::losses::Losses;
 use crate::session::outbox::Outbox;
 use crate::session::presence::{Activity, Presence};
 use crate::session::promised::Promised;
@@ -67,27 +69,6 @@ pub(super) enum Turn {
     Lost(Loss),
     /// The session ends.
     Close,
-}
-
-/// How a server was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Loss {
-    /// Its connection ended or failed.
-    Gone,
-    /// It said FATAL.
-    Fatal([u8; 5]),
-    /// The topology has another primary, or the node another role.
-    Deposed,
-    /// Its answer came after the view had run out.
-    ViewStale,
-    /// A standby refused the read.
-    Refused([u8; 5]),
-    /// It broke the protocol.
-    Violation(&'static str),
-    /// A block was held for too long.
-    HoldTimeout,
-    /// It does not end a statement that was cancelled.
-    Stuck,
 }
 
 /// The rest of a client's message that did not come whole.
@@ -221,6 +202,8 @@ pub struct Session {
     pub(super) cancelling: bool,
     /// Standbys on which the unit at the head of the inbox failed.
     pub(super) avoid: Vec<NodeId>,
+    /// What the oldest unit has lost.
+    pub(super) losses: Losses,
     /// Since when the unit at the head of the inbox waits.
     pub(super) waiting_since: Option<Instant>,
     /// It only reads, outside of any block: it does not wait for the standbys.
@@ -362,6 +345,7 @@ impl Session {
             cancelled: false,
             cancelling: false,
             avoid: Vec::new(),
+            losses: Losses::default(),
             waiting_since: None,
             quiet: false,
             was_slowed: false,

@@ -27,7 +27,7 @@ pub(super) use rest::step;
 /// too long to be held back, and nothing can be said in the middle of it.
 pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let Some(meta) = s.server.as_ref().map(|server| &server.meta) else { return true };
-    let (node, term, wrote_in) = (meta.node.clone(), meta.term, meta.wrote_in());
+    let (node, term, wrote_in, born) = (meta.node.clone(), meta.term, meta.wrote_in(), meta.born);
     let level = s.commits_as(meta);
     if s.desynchronised {
         s.drop_server();
@@ -106,20 +106,24 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     s.relay.status = TxStatus::Idle;
     let first = (sent.len(), delivered, s.retained_lens.front().is_some_and(|&len| len > 0));
-    if standby && status == TxStatus::Block && block::survives(fresh, first, loss) && s.lost_pins.is_none() {
+    let again = sent.is_empty() || s.losses.allow(loss, (&node, born), s.w.now());
+    let survives = again && s.lost_pins.is_none() && block::survives(fresh, first, loss);
+    if standby && status == TxStatus::Block && survives {
         (s.fresh, s.replants) = (fresh.map(block::Fresh::unsent), true);
         s.w.counts.retried(retried_for(loss));
-        return again(s, !sent.is_empty());
+        return begin_again(s, !sent.is_empty());
     }
     if s.replants {
         // It was about to begin anew, and still is.
         s.fresh = fresh;
     }
-    let mut verdicts = answers(status, &sent, delivered);
+    let mut verdicts = answers(status, &sent, delivered || !again);
     if !standby {
         label::doubt(s, &sent, &mut verdicts);
     }
-    let facts = Facts { node, term, doubt: if loss == Loss::ViewStale { Doubt::ViewStale } else { Doubt::ServerLost } };
+    let doubt = if loss == Loss::ViewStale { Doubt::ViewStale } else { Doubt::ServerLost };
+    let before = s.losses.first().filter(|_| !again).cloned();
+    let facts = Facts { node, term, doubt, before };
     if verdicts.contains(&Answer::Unknown) || wrote {
         s.causality.borrow_mut().wrote(s.w.now());
     }
@@ -194,6 +198,7 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
             break;
         }
         kept += len;
+        s.losses.forget();
         let succeeds = matches!(first, Some(Ok(()))) || *verdict == Answer::RollbackDone;
         match first.take() {
             Some(known) => {
@@ -237,7 +242,7 @@ fn retried_for(loss: Loss) -> Retried {
 }
 
 /// The block begins on another server, and what was sent of it is sent there.
-fn again(s: &mut Session, sent: bool) -> bool {
+fn begin_again(s: &mut Session, sent: bool) -> bool {
     if sent {
         repeat(s, 0);
     }
@@ -317,6 +322,8 @@ struct Facts {
     node: NodeId,
     term: Term,
     doubt: Doubt,
+    /// The server that the first unit had lost before, when it is not sent again for that.
+    before: Option<NodeId>,
 }
 
 impl Facts {
@@ -390,7 +397,7 @@ fn answer(s: &mut Session, verdict: Answer, unit: &[Entry], facts: &Facts) {
             None
         }
         Answer::Repeat if s.lost_pins.is_some() => Some(session_lost(s)),
-        Answer::Repeat | Answer::ReadLost => Some(ClientError::ReadLost { node: node() }),
+        Answer::Repeat | Answer::ReadLost => Some(ClientError::ReadLost { node: node(), before: facts.before.clone() }),
         Answer::BlockAborted(_) => Some(facts.block()),
         Answer::InFailedBlock => Some(ClientError::InFailedTransaction),
         Answer::Unknown => Some(ClientError::CommitUnknown { node: node(), term: facts.term, doubt: facts.doubt }),

@@ -27,6 +27,7 @@ mod in_use;
 mod incoming;
 mod label;
 pub mod login;
+pub mod losses;
 mod lost;
 mod marks;
 pub(crate) mod misroute;

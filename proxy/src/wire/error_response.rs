@@ -94,10 +94,12 @@ pub enum ClientError {
         /// The term it served.
         term: Term,
     },
-    /// A read was cut off after some of its result had reached the client.
+    /// A read was cut off after some of its result had reached the client, or a second time.
     ReadLost {
         /// The server that was lost.
         node: NodeId,
+        /// The one that it had lost before.
+        before: Option<NodeId>,
     },
     /// It is not known whether what was sent has been committed.
     CommitUnknown {
@@ -297,7 +299,7 @@ impl ClientError {
             Self::Pool(error) => error.report(),
             Self::ServerLogin { node, why } => server_login(node, why),
             Self::BlockAborted { node, term } => block_aborted(node, *term),
-            Self::ReadLost { node } => read_lost(node),
+            Self::ReadLost { node, before } => read_lost(node, before.as_ref()),
             Self::CommitUnknown { node, term, doubt } => commit_unknown(node, *term, *doubt),
             Self::CommitLost { node, term, xid, proof } => commit_lost(node, *term, *xid, proof),
             Self::CommitUnresolved { node, term, mark, why, doubt } => {
@@ -391,10 +393,16 @@ fn block_aborted(node: &NodeId, term: Term) -> Report {
         .hint(RETRY)
 }
 
-fn read_lost(node: &NodeId) -> Report {
-    error(SqlState::SERIALIZATION_FAILURE, "query interrupted because its server was lost")
-        .detail(format!("Server {node} was lost after part of the result had been sent."))
-        .hint("Run the query again.")
+fn read_lost(node: &NodeId, before: Option<&NodeId>) -> Report {
+    let report = error(SqlState::SERIALIZATION_FAILURE, "query interrupted because its server was lost");
+    match before {
+        Some(before) => report
+            .detail(format!("The connection to server {before} was lost while it ran there, and then that to {node}."))
+            .hint("Find out whether they were lost because of it before you run it again."),
+        None => report
+            .detail(format!("Server {node} was lost after part of the result had been sent."))
+            .hint("Run the query again."),
+    }
 }
 
 fn commit_unknown(node: &NodeId, term: Term, doubt: Doubt) -> Report {

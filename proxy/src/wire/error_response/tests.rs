@@ -47,8 +47,12 @@ fn all() -> Vec<(ClientError, &'static str)> {
             "ERROR 40001 transaction aborted because its server was lost | Server n1 served it in term 7; nothing was committed. | Retry the transaction.",
         ),
         (
-            E::ReadLost { node: node.clone() },
+            E::ReadLost { node: node.clone(), before: None },
             "ERROR 40001 query interrupted because its server was lost | Server n1 was lost after part of the result had been sent. | Run the query again.",
+        ),
+        (
+            E::ReadLost { node: node.clone(), before: Some("n2".parse().unwrap()) },
+            "ERROR 40001 query interrupted because its server was lost | The connection to server n2 was lost while it ran there, and then that to n1. | Find out whether they were lost because of it before you run it again.",
         ),
         (
             E::CommitUnknown { node: node.clone(), term, doubt: Doubt::NotReplicated },

@@ -1,0 +1,173 @@
+//! How often a statement is sent again whose server is lost. Pure.
+//!
+//! A read that kills its server, by its memory or by a fault in a function, would take down one node after the other, and
+//! one that an operator ends would begin anew for ever. Nothing tells such a read from one whose server was lost for
+//! another reason, so each is sent again once. What the same outage takes away besides does not count: the connections
+//! to that node that were there before are lost with it, however many there are.
+
+use cluster::{Instant, NodeId};
+use std::time::Duration;
+
+/// How long those are ended that a stopping server ends, or an operator all at once. Later it is one who ends one by one.
+const STOPPING: Duration = Duration::from_secs(1);
+/// Times that a statement is sent again because of what has become of the cluster.
+const MAX_MOVES: u8 = 8;
+
+/// How a server was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Its connection ended or failed.
+    Gone,
+    /// It said FATAL.
+    Fatal([u8; 5]),
+    /// The topology has another primary, or the node another role.
+    Deposed,
+    /// Its answer came after the view had run out.
+    ViewStale,
+    /// A standby refused the read.
+    Refused([u8; 5]),
+    /// It broke the protocol.
+    Violation(&'static str),
+    /// A block was held for too long.
+    HoldTimeout,
+    /// It does not end a statement that was cancelled.
+    Stuck,
+}
+
+/// What the oldest unit in flight has lost.
+#[derive(Debug, Default)]
+pub struct Losses {
+    first: Option<Box<First>>,
+    moves: u8,
+}
+
+#[derive(Debug)]
+struct First {
+    node: NodeId,
+    at: Instant,
+}
+
+/// What another loss says of the first one.
+enum Cause {
+    /// It may have been the statement.
+    Statement,
+    /// The node has gone, and with it all that were connected to it.
+    Node,
+    /// As well; or somebody has ended this one.
+    Ended,
+    /// The cluster has changed, or what is known of it.
+    Cluster,
+    /// A standby does not serve this statement, and is not asked again.
+    Standby,
+}
+
+impl Losses {
+    /// The server that had the unit, connected at `born`, is lost: may the unit be sent again?
+    pub fn allow(&mut self, loss: Loss, (node, born): (&NodeId, Instant), now: Instant) -> bool {
+        let same = |first: &First| first.node == *node;
+        match (cause(loss), &self.first) {
+            (Cause::Standby, _) => true,
+            (Cause::Cluster, _) => {
+                self.moves = self.moves.saturating_add(1);
+                self.moves <= MAX_MOVES
+            }
+            (Cause::Statement | Cause::Node | Cause::Ended, None) => {
+                self.first = Some(Box::new(First { node: node.clone(), at: now }));
+                true
+            }
+            (Cause::Node, Some(first)) => same(first) && born <= first.at,
+            (Cause::Ended, Some(first)) => same(first) && now < first.at + STOPPING,
+            (Cause::Statement, Some(_)) => false,
+        }
+    }
+
+    /// The node that was lost first.
+    pub fn first(&self) -> Option<&NodeId> {
+        self.first.as_deref().map(|first| &first.node)
+    }
+
+    /// The unit was answered: the next one has lost nothing.
+    pub fn forget(&mut self) {
+        if self.first.is_some() || self.moves > 0 {
+            *self = Self::default();
+        }
+    }
+}
+
+fn cause(loss: Loss) -> Cause {
+    match loss {
+        // A crash ends them all.
+        Loss::Gone | Loss::Fatal([b'5', b'7', b'P', b'0', b'2' | b'3']) => Cause::Node,
+        Loss::Fatal([b'5', b'7', b'P', b'0', b'1']) => Cause::Ended,
+        Loss::Fatal(_) | Loss::Violation(_) | Loss::Stuck => Cause::Statement,
+        Loss::Deposed | Loss::ViewStale | Loss::HoldTimeout => Cause::Cluster,
+        Loss::Refused(_) => Cause::Standby,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `lost`: what, of which node, connected and lost when, in tenths of a second.
+    fn check(lost: &[(Loss, &str, u64, u64)], want: &[bool]) {
+        let (mut losses, at) = (Losses::default(), |s: u64| Instant::from_millis(s * 100));
+        let allowed = |&(loss, node, born, now): &(Loss, &str, u64, u64)| {
+            losses.allow(loss, (&node.parse().unwrap(), at(born)), at(now))
+        };
+        assert_eq!(lost.iter().map(allowed).collect::<Vec<_>>(), want, "{lost:?}");
+    }
+
+    const ENDED: Loss = Loss::Fatal(*b"57P01");
+    const CRASHED: Loss = Loss::Fatal(*b"57P02");
+
+    #[test]
+    fn a_statement_loses_two_servers_at_most() {
+        for loss in [Loss::Gone, ENDED, CRASHED, Loss::Fatal(*b"53200"), Loss::Violation("too long"), Loss::Stuck] {
+            check(&[(loss, "n2", 1, 10), (loss, "n3", 1, 11), (loss, "n1", 1, 12)], &[true, false, false]);
+            // Nor the same one twice, when that has come back meanwhile.
+            check(&[(loss, "n2", 1, 10), (loss, "n2", 11, 20)], &[true, false]);
+        }
+    }
+
+    #[test]
+    fn what_goes_with_the_same_node_is_one_loss() {
+        check(&[(Loss::Gone, "n2", 1, 10), (CRASHED, "n2", 9, 10), (Loss::Gone, "n2", 1, 30)], &[true, true, true]);
+        check(&[(CRASHED, "n2", 1, 10), (Loss::Gone, "n2", 9, 10), (Loss::Gone, "n3", 9, 10)], &[true, true, false]);
+        // A statement that its server cannot answer is not tried on all connections.
+        check(
+            &[(Loss::Violation("too long"), "n2", 1, 10), (Loss::Violation("too long"), "n2", 1, 10)],
+            &[true, false],
+        );
+    }
+
+    #[test]
+    fn who_ends_a_statement_a_second_time_means_it() {
+        check(&[(ENDED, "n1", 1, 10), (ENDED, "n1", 15, 19), (ENDED, "n1", 1, 20)], &[true, true, false]);
+    }
+
+    #[test]
+    fn what_becomes_of_the_cluster_does_not_count_as_that() {
+        let moved = [(Loss::Deposed, "n1", 1, 10); MAX_MOVES as usize];
+        check(&moved, &[true; MAX_MOVES as usize]);
+        check(
+            &[&moved[..], &[(Loss::ViewStale, "n1", 1, 10)]].concat(),
+            &[&[true; MAX_MOVES as usize][..], &[false]].concat(),
+        );
+        check(
+            &[(Loss::Deposed, "n1", 1, 10), (Loss::Gone, "n2", 1, 10), (Loss::Gone, "n3", 1, 10)],
+            &[true, true, false],
+        );
+        check(&[(Loss::Refused(*b"25006"), "n2", 1, 10), (Loss::Gone, "n1", 1, 10)], &[true, true]);
+    }
+
+    #[test]
+    fn the_next_statement_has_lost_nothing() {
+        let (mut losses, n) = (Losses::default(), "n1".parse().unwrap());
+        let at = Instant::from_millis(1000);
+        assert!(losses.allow(Loss::Stuck, (&n, at), at) && !losses.allow(Loss::Stuck, (&n, at), at));
+        assert_eq!(losses.first(), Some(&n));
+        losses.forget();
+        assert!(losses.allow(Loss::Stuck, (&n, at), at));
+    }
+}
