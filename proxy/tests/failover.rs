@@ -161,8 +161,8 @@ fn every_way_out_of_a_lost_block_is_answered() {
         (true, "select 1", "E 25P02 | Z E"),
     ];
     let mut sessions: Vec<Raw> = cases.iter().map(|_| Raw::login(c.port, &[])).collect();
-    let mut pipelined = Raw::login(c.port, &[]);
-    for s in sessions.iter_mut().chain([&mut pipelined]) {
+    let (mut pipelined, mut cut) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    for s in sessions.iter_mut().chain([&mut pipelined, &mut cut]) {
         assert_eq!(
             words(&s.query("begin; savepoint s; insert into t values (0)")),
             "C BEGIN | C SAVEPOINT | C INSERT 0 1 | Z T"
@@ -189,6 +189,16 @@ fn every_way_out_of_a_lost_block_is_answered() {
     });
     assert_eq!(words(&pipelined.until_ready()), "1 | 2 | C ROLLBACK | 1 | 2 | C INSERT 0 1 | Z I");
     assert_eq!(words(&pipelined.until_ready()), "1 | 2 | D 9 | C SELECT 1 | Z I");
+    // A message may come in pieces.
+    assert_eq!(words(&cut.query("select 1")), "E 40001 | Z E");
+    let mut unit = Vec::new();
+    run(&mut unit, "rollback");
+    let at = unit.len() - 3;
+    sync(&mut unit);
+    cut.send(&unit[..at]);
+    assert_eq!((cut.next(), cut.next()), ("1".into(), "2".into()));
+    cut.send(&unit[at..]);
+    assert_eq!(words(&cut.until_ready()), "C ROLLBACK | Z I");
     // Nothing of the lost blocks, all of what came behind them.
     assert_eq!(c.nodes[1].psql("select a, count(*) from t group by a order by a"), "1|1\n2|1\n3|4\n4|1");
 }

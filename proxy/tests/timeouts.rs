@@ -3,7 +3,7 @@
 mod common;
 
 use cluster::config::Span;
-use common::raw::Raw;
+use common::raw::{Raw, flush, run};
 use common::{Cluster, dial, wait_for};
 use nix::sys::signal::{Signal, kill};
 use proxy::config::timeouts;
@@ -32,6 +32,14 @@ fn an_idle_client_is_disconnected_and_a_waiting_or_working_one_is_not() {
     let mut idle = Raw::login(c.port, &[]);
     let mut busy = Raw::login(c.port, &[]);
     let mut waits = Raw::login(c.port, &[]);
+    // There is nothing to flush, so nobody needs a server for that.
+    busy.write(|out| {
+        flush(out);
+        write_query(out, "select 1");
+        flush(out);
+    });
+    assert_eq!(words(&busy.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+    assert_eq!(words(&waits.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
     busy.query("begin");
     waits.write(|out| write_query(out, "select 1"));
     busy.query("select pg_sleep(1)");
@@ -51,6 +59,22 @@ fn a_client_idle_in_its_transaction_loses_both() {
     a.query("lock table t");
     assert_eq!(words(&a.query("select pg_sleep(1)")).split(" | ").last(), Some("Z T"), "it works");
     assert_eq!((a.next(), a.next()), ("E 25P03".into(), "EOF".into()));
+    let mut b = Raw::login(c.port, &[]);
+    assert_eq!(words(&b.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
+    // So does one that does not end what it has begun, and has read all that it was owed.
+    b.write(|out| {
+        run(out, "lock table t");
+        flush(out);
+    });
+    let seen: Vec<String> = (0..5).map(|_| b.next()).collect();
+    assert_eq!(words(&seen), "1 | 2 | E 25P01 | E 25P03 | EOF");
+    let mut b = Raw::login(c.port, &[]);
+    b.write(|out| {
+        run(out, "insert into t values (2)");
+        flush(out);
+    });
+    let seen: Vec<String> = (0..5).map(|_| b.next()).collect();
+    assert_eq!(words(&seen), "1 | 2 | C INSERT 0 1 | E 25P03 | EOF");
     let mut b = Raw::login(c.port, &[]);
     assert_eq!(words(&b.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
 }

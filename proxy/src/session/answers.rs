@@ -302,6 +302,11 @@ impl Session {
             // The next of a pipeline.
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
         }
+        let works = self.presence.doing.get().activity == Activity::Active;
+        if self.relay.open.is_some() && self.relay.pending() == 0 && works {
+            // It is the client that has not sent its Sync.
+            self.mark(Activity::InTransaction, now, false);
+        }
         self.tracking.kept |= std::mem::take(&mut self.relay.kept);
         if self.relay.answered > 0 {
             self.losses.forget();

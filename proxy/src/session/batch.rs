@@ -78,7 +78,8 @@ pub enum Scan {
     Unit(Unit),
     /// Not enough to tell.
     More,
-    /// Copy messages outside a COPY: this many bytes are to be thrown away, which may not all have come.
+    /// Copy messages outside a COPY, or a Flush outside a unit: this many bytes are to be thrown away, which may not all
+    /// have come.
     Ignore(usize),
     /// Terminate.
     Terminate,
@@ -118,7 +119,9 @@ pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Sca
         };
         match head.kind {
             b'X' if at == 0 => return Scan::Terminate,
+            // Nor is there anything to flush: what is behind a unit's end came with that.
             b'd' | b'c' | b'f' if at == 0 => return Scan::Ignore(head.total),
+            b'H' if at == 0 && s.cx.open.is_none() => return Scan::Ignore(head.total),
             b'X' => return Scan::Unit(Unit { read: false, quiet: false, ..s.unit }),
             // They may belong to what is executed before them: that is sent, and shows whether it copies.
             b'd' | b'c' | b'f' if s.unit.statements > 0 => {

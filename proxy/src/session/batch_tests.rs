@@ -229,3 +229,17 @@ fn what_a_unit_does_to_its_block_is_summed_up() {
         assert_eq!(unit(&extended(sqls)).block, want, "{sqls:?}");
     }
 }
+
+#[test]
+fn a_flush_outside_of_a_unit_is_nothing() {
+    let mut flush = Vec::new();
+    bare(&mut flush, b'H');
+    assert_eq!(scan_with(&flush, None, false), Scan::Ignore(5));
+    // What is owed of an open unit it asks for.
+    assert!(matches!(scan_with(&flush, Some(Record::default()), false), Scan::Unit(Unit { len: 5, flush: true, .. })));
+    let mut behind = extended(&["select 1"]);
+    let len = behind.len();
+    behind.extend_from_slice(&flush);
+    assert_eq!(unit(&behind).len, len);
+    assert_eq!(scan_with(&behind[len..], None, false), Scan::Ignore(5));
+}

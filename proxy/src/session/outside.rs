@@ -149,8 +149,8 @@ impl Session {
                 if self.relay.pending() > 0 {
                     self.cancel(Waiters::default());
                 } else {
-                    // The server has answered all: it is the client that has not sent its Sync.
-                    self.mark(Activity::Active, self.w.now(), false);
+                    // All is answered: it is the client that has not sent its Sync.
+                    self.mark(Activity::InTransaction, self.w.now(), false);
                 }
                 return Ok(());
             }

@@ -219,6 +219,9 @@ impl Session {
         }
         if !self.relay.busy() {
             self.mark(Activity::Active, now, self.relay.status == TxStatus::Idle);
+        } else if self.relay.pending() == 0 {
+            // It goes on with a unit of which all was answered so far.
+            self.mark(Activity::Active, now, false);
         }
         let asks = self.apply()
             || self.forget_draws(unit)

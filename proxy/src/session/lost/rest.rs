@@ -12,6 +12,9 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject};
 
+/// A message above this size does not end a block, bytes.
+const MAX_WHOLE: usize = 64 * 1024;
+
 /// A message of a client whose block, or whose session's state, is gone with its server.
 pub(in crate::session) fn step(s: &mut Session, input: &[u8]) -> Step {
     let head = match batch::frame_head(input, s.longest_message()) {
@@ -24,7 +27,8 @@ pub(in crate::session) fn step(s: &mut Session, input: &[u8]) -> Step {
         return s.discard(head.total, input);
     }
     let Some(frame) = input.get(..head.total) else {
-        if matches!(head.kind, b'P' | b'Q' | b'B') && head.total <= 64 * 1024 {
+        // It may end the block, and comes as it is cut on its way.
+        if head.total <= MAX_WHOLE {
             return Step::More;
         }
         // Too long to be the end of a block.
@@ -76,6 +80,7 @@ fn fail_to_go_on(s: &mut Session, kind: u8, total: usize, input: &[u8]) -> Step 
 
 fn fail_with(s: &mut Session, error: &ClientError, kind: u8, total: usize, input: &[u8]) -> Step {
     s.error(error);
+    s.ends_block = false;
     let status = s.status();
     if matches!(kind, b'Q' | b'F') {
         s.ready(status);
