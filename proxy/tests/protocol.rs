@@ -451,12 +451,14 @@ fn the_server_of_a_client_that_vanishes_is_used_again_unless_that_costs_too_much
     let c = Cluster::start(0, |raw| {
         raw.pool_size = 1;
         raw.drain_bytes = cluster::config::Size(64 << 10);
+        raw.drain_timeout = cluster::config::Span::secs(1);
     });
     c.psql("create table t(a int)").unwrap();
+    c.psql("create function slow() returns text language sql stable as 'select pg_sleep(60)::text'").unwrap();
     let pid = |raw: &mut Raw| raw.query("select pg_backend_pid()")[1].clone();
     let mut first = Raw::login(c.port, &[]);
     let server = pid(&mut first);
-    let leave: [fn(&mut Raw); 5] = [
+    let leave: [fn(&mut Raw); 7] = [
         |raw| drop(raw.query("begin; set work_mem = '7MB'; insert into t values (1)")),
         |raw| drop(raw.query("begin; select 1/0")),
         |raw| {
@@ -473,6 +475,21 @@ fn the_server_of_a_client_that_vanishes_is_used_again_unless_that_costs_too_much
             assert_eq!([raw.next(), raw.next()], ["1", "2"]);
         },
         |raw| raw.write(|out| write_query(out, "select pg_sleep(0.2), repeat('x', 1000)")),
+        // What nobody has read of an answer makes the end of the connection known.
+        |raw| {
+            raw.write(|out| {
+                write_query(out, "select 1");
+                write_query(out, "select slow()");
+            });
+            raw.stream.peek(&mut [0]).unwrap();
+        },
+        |raw| {
+            raw.write(|out| {
+                write_query(out, "select 1");
+                write_query(out, "insert into t select 1 from pg_sleep(60)");
+            });
+            raw.stream.peek(&mut [0]).unwrap();
+        },
     ];
     for leave in leave {
         let mut raw = Raw::login(c.port, &[]);

@@ -3,8 +3,10 @@
 
 use crate::config::PoolMode;
 use crate::pool::Pool;
+use crate::session::cancel::{self, Waiters};
 use crate::session::client::{Session, Tail};
 use crate::session::outbox::Outbox;
+use crate::session::outcome::Record;
 use crate::session::relay::{Entry, Event, Kind, Relay, Reported};
 use crate::session::server::Server;
 use crate::sql::PinReason;
@@ -53,15 +55,17 @@ impl Session {
         // Settings are discarded; what else the server keeps for a pin may be more than can be, and half a message cannot
         // be completed.
         let pinned = self.pins.list().iter().any(|&reason| reason != PinReason::Set);
-        if idle && self.mode == PoolMode::Transaction && self.pins.is_empty() || pinned || self.tail != Tail::None {
-            return;
-        }
-        // How many ReadyForQuery are still to come is not known.
-        if self.relay.is_blind() {
+        if idle && self.mode == PoolMode::Transaction && self.pins.is_empty() {
             return;
         }
         // Its Sync would commit what the client has not committed; without one PostgreSQL rolls back, as the connection ends.
-        if self.relay.open.is_some() && self.relay.may_commit() {
+        let uncommitted = self.relay.open.is_some() && self.relay.may_commit();
+        // How many ReadyForQuery are still to come is not known behind a COPY that has failed.
+        if pinned || self.tail != Tail::None || self.relay.is_blind() || uncommitted {
+            // PostgreSQL would not see that nobody waits for what it works on.
+            if self.relay.pending() > 0 && !self.cancelling && (uncommitted || !self.relay.may_commit()) {
+                self.forward_cancel(Waiters::default());
+            }
             return;
         }
         let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) else { return };
@@ -72,8 +76,15 @@ impl Session {
         let rest = std::mem::take(&mut self.server_in);
         let drained =
             Drained { server, relay, rest, to_server: std::mem::take(&mut self.to_server), left: limit, limit };
-        let busy = std::mem::take(&mut self.busy);
-        tokio::task::spawn_local(drain(self.w.clone(), pool, drained, busy));
+        let (busy, w) = (std::mem::take(&mut self.busy), self.w.clone());
+        let cancelling = std::mem::take(&mut self.cancelling);
+        tokio::task::spawn_local(async move {
+            // What it reads nobody waits for.
+            if !cancelling && drained.relay.sent().iter().all(Record::is_read) {
+                drained.cancel(&w);
+            }
+            drain(w, pool, drained, busy).await;
+        });
     }
 }
 
@@ -128,7 +139,11 @@ async fn roll_back(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained) {
 /// `busy`: a server of that role counts as busy until this is over.
 async fn drain(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained, busy: Option<Role>) {
     let limit = w.config().drain_timeout;
-    let outcome = tokio::time::timeout(limit, d.finish()).await;
+    let mut outcome = tokio::time::timeout(limit, d.finish()).await;
+    if outcome.is_err() && d.cancel(&w) {
+        // It would go on without a connection that counts, and keep its locks.
+        outcome = tokio::time::timeout(limit, d.finish()).await;
+    }
     busy.into_iter().for_each(|role| w.count_busy(role, false));
     let node = d.server.meta.node.clone();
     match outcome {
@@ -140,13 +155,25 @@ async fn drain(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained, busy: Option<Role>
 }
 
 impl Drained {
+    /// Have the server stop what it works on, unless that is a COMMIT, or nothing.
+    fn cancel(&self, w: &Rc<Worker>) -> bool {
+        if self.relay.pending() == 0 || self.relay.is_committing() || self.server.cancels.running() {
+            return false;
+        }
+        let meta = &self.server.meta;
+        let way = cancel::Way { worker: w.clone(), host: meta.host.clone(), peer: meta.peer };
+        let request = cancel::forward(way, meta.key, w.config().connect_timeout, self.server.cancels.begin());
+        tokio::task::spawn_local(request);
+        true
+    }
+
     async fn finish(&mut self) -> Result<(), DrainError> {
         self.settle().await?;
+        // A cancel request on its way must not hit what follows.
+        self.server.cancels.ended().await;
         if self.relay.status != TxStatus::Idle {
             self.run("ROLLBACK").await?;
         }
-        // A cancel request on its way must not hit what follows.
-        self.server.cancels.ended().await;
         if self.server.cancels.astray() {
             return Err(DrainError::CancelAstray);
         }
