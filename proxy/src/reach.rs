@@ -15,8 +15,10 @@ use cluster::demand::Allowed;
 use cluster::node::Endpoint;
 use guarded::Guarded;
 use socket2::{SockRef, TcpKeepalive};
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
@@ -27,6 +29,8 @@ use tokio_postgres::tls::NoTlsStream;
 /// Silent keepalive probes after which a connection is dead, a second apart.
 const PROBES: u32 = 3;
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Hosts of which it is remembered which address has answered last.
+const MAX_HOSTS: usize = 64;
 
 /// Why our own queries did not reach a server.
 #[derive(Debug, thiserror::Error)]
@@ -52,15 +56,18 @@ pub struct Reach {
     config: watch::Receiver<Arc<Config>>,
     /// Handshakes of our own queries at the same time.
     handshakes: Semaphore,
+    /// Of hosts that have several addresses, the one that has answered last.
+    answered: Mutex<BTreeMap<String, IpAddr>>,
 }
 
 impl Reach {
     /// With the newest of both.
     pub fn new(resolver: Resolver, tls: watch::Receiver<Arc<Contexts>>, config: watch::Receiver<Arc<Config>>) -> Self {
-        Self { resolver, tls, config, handshakes: Semaphore::new(1) }
+        Self { resolver, tls, config, handshakes: Semaphore::new(1), answered: Mutex::default() }
     }
 
-    /// Connect to the first address of the host that lets us, within `limit`. Each has its share of that.
+    /// Connect to the first address of the host that lets us, the last one that did before the others, within `limit`. Each
+    /// has its share of that.
     ///
     /// # Errors
     /// The last address's.
@@ -69,6 +76,9 @@ impl Reach {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
         let asked = self.resolver.resolve(&endpoint.host, endpoint.port, config.dns_ttl);
         let addresses = tokio::time::timeout_at(deadline, asked).await.map_err(late)??;
+        let mut addresses = addresses.to_vec();
+        let last = self.answered.lock().unwrap_or_else(PoisonError::into_inner).get(&endpoint.host).copied();
+        addresses.sort_by_key(|address| Some(address.ip()) != last);
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
         for (tried, &address) in (0u32..).zip(&addresses) {
             let others = u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_sub(tried).max(1);
@@ -76,12 +86,24 @@ impl Reach {
             match tokio::time::timeout(share, TcpStream::connect(address)).await.map_err(late) {
                 Ok(Ok(stream)) => {
                     tune(&stream, config.tcp_user_timeout)?;
+                    if addresses.len() > 1 && last != Some(address.ip()) {
+                        self.prefer(&endpoint.host, address.ip());
+                    }
                     return Ok(stream);
                 }
                 Ok(Err(error)) | Err(error) => failure = error,
             }
         }
         Err(failure)
+    }
+
+    /// This address of the host has answered: it is tried first from now on.
+    fn prefer(&self, host: &str, address: IpAddr) {
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        if answered.len() >= MAX_HOSTS {
+            answered.clear();
+        }
+        answered.insert(host.to_owned(), address);
     }
 
     /// Log in for queries of our own. The caller has the deadline.
@@ -127,7 +149,6 @@ fn tune(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::config::{Raw, check};
-    use std::net::IpAddr;
     use tokio::net::TcpListener;
 
     fn reach(addresses: &'static [&'static str]) -> (Reach, Config) {
@@ -147,11 +168,13 @@ mod tests {
         let (reach, config) = self::reach(&["127.0.0.2", "255.255.255.255", "127.0.0.1"]);
         let stream = reach.dial(&db(port), &config, config.connect_timeout).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
+        // It is the first to be tried the next time.
+        let other = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+        let stream = reach.dial(&db(port), &config, config.connect_timeout).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
+        drop(other);
         drop(listener);
-        assert_eq!(
-            reach.dial(&db(port), &config, config.connect_timeout).await.unwrap_err().kind(),
-            io::ErrorKind::ConnectionRefused
-        );
+        assert!(reach.dial(&db(port), &config, config.connect_timeout).await.is_err());
     }
 
     #[tokio::test]

@@ -444,9 +444,10 @@ impl Worker {
         if let Some(known) = welcomes.get(identity).filter(|known| known.settings == *settings) {
             return known.settings.clone();
         }
-        if welcomes.len() < MAX_WELCOMES || welcomes.contains_key(identity) {
-            welcomes.insert(identity.clone(), Arc::new(Greeting::new(settings.clone())));
+        if welcomes.len() >= MAX_WELCOMES && !welcomes.contains_key(identity) {
+            make_room(&mut welcomes);
         }
+        welcomes.insert(identity.clone(), Arc::new(Greeting::new(settings.clone())));
         settings.clone()
     }
 
@@ -487,5 +488,34 @@ impl Worker {
         if let Some(presence) = presence.filter(|p| p.secret.get() == Some(secret)) {
             presence.cancel(done);
         }
+    }
+}
+
+/// Forget one greeting: of whom no session and no pool is left, where there is such a one.
+fn make_room<T>(welcomes: &mut BTreeMap<Arc<Identity>, T>) {
+    let unused = welcomes.keys().find(|identity| Arc::strong_count(identity) == 1).cloned();
+    let _forgotten = match unused {
+        Some(identity) => welcomes.remove_entry(&identity),
+        None => welcomes.pop_first(),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_made_by_who_is_gone() {
+        let identity = |user: &str| {
+            let [database, dbname, user] = ["d", "d", user].map(str::to_owned);
+            Arc::new(Identity { database, dbname, user, parameters: Vec::new() })
+        };
+        let used: Vec<_> = ["a", "c"].into_iter().map(identity).collect();
+        let mut welcomes: BTreeMap<_, _> = used.iter().cloned().map(|identity| (identity, ())).collect();
+        welcomes.insert(identity("b"), ());
+        make_room(&mut welcomes);
+        assert!(welcomes.keys().eq(&used));
+        make_room(&mut welcomes);
+        assert!(welcomes.keys().eq(&used[1..]));
     }
 }

@@ -20,7 +20,7 @@ pub(super) const PARSED: &str = "CASE WHEN prosqlbody IS NULL THEN prosrc ELSE p
 pub(super) const HAS_PARSED: &str =
     "SELECT FROM pg_attribute WHERE attrelid = 'pg_proc'::regclass AND attname = 'prosqlbody' AND NOT attisdropped";
 /// What says so in the body itself.
-const LEAVING: &str = r#"set_config|setseed|set_limit|isn_weak|pg_settings|_session_setup|_backup_start|pg_start_backup|pg_(try_)?advisory_|\mlisten\M|dblink_connect|\m(pg_)?temp|\mhold\M|\mGD\M|\mSD\M|_SHARED|\m(drop|close|discard|deallocate|unlisten|execute)\M|(^|[;'">$`/{(]|\m(begin|then|else|loop)|\n)\s*(set|reset|load|prepare)\M"#;
+const LEAVING: &str = r#"set_config|setseed|set_limit|isn_weak|pg_settings|_session_setup|_replication_slot|_backup_start|pg_start_backup|pg_(try_)?advisory_|\mlisten\M|dblink_connect|\m(pg_)?temp|\mhold\M|\mGD\M|\mSD\M|_SHARED|\m(drop|close|discard|deallocate|unlisten|execute)\M|(^|[;'">$`/{(]|\m(begin|then|else|loop)|\n)\s*(set|reset|load|prepare)\M"#;
 /// Functions in C that were given other names than those by which they are known, by the latter's code.
 const NATIVE: &str = "\
     SELECT p.proname, p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \

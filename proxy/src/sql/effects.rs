@@ -116,6 +116,11 @@ impl Head {
             b"isn_weak" | b"pg_replication_origin_session_setup" | b"pg_backup_start" | b"pg_start_backup" => {
                 PinReason::Extension
             }
+            // A temporary one is the server's, and others cannot use it; whether it is one an argument says.
+            b"pg_create_logical_replication_slot"
+            | b"pg_create_physical_replication_slot"
+            | b"pg_copy_logical_replication_slot"
+            | b"pg_copy_physical_replication_slot" => PinReason::Extension,
             _ => {
                 self.unlocks |= name.starts_with(b"pg_advisory_unlock");
                 self.advisory |= name.starts_with(b"pg_advisory_") || name.starts_with(b"pg_try_advisory_");

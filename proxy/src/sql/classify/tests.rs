@@ -304,6 +304,8 @@ fn what_stays_in_the_session_pins() {
         ("select pg_advisory_xact_lock(1)", None),
         ("select pg_advisory_unlock(1)", None),
         ("select setseed(0.1)", Some(P::Seed)),
+        ("select pg_create_logical_replication_slot('s', 'pgoutput', true)", Some(P::Extension)),
+        ("select slot_name from pg_replication_slots", None),
         ("select dblink_connect('a', 'b')", Some(P::Dblink)),
         ("select 'set x = 1'", None),
         ("update t set v = 1", None),
