@@ -44,6 +44,7 @@ const PURE: &[&str] = &[
     "proxy/src/session/batch.rs",
     "proxy/src/session/losses.rs",
     "proxy/src/session/outcome.rs",
+    "proxy/src/session/portals.rs",
     "proxy/src/session/relay",
     "proxy/src/session/relay.rs",
     "proxy/src/session/settings.rs",

@@ -86,6 +86,43 @@ fn an_execute_is_described_by_its_clients_statements() {
     ok(&mut a, "deallocate x");
     ok(&mut b, "prepare x as select 'b' as other");
     assert_eq!(described(&mut a, "e"), "t 26000");
+    names_of_ours_are_nobodys(&mut a, &mut b);
+}
+
+/// SQL can give a statement any name, those that its connection is to have of us, too.
+fn names_of_ours_are_nobodys(a: &mut Raw, b: &mut Raw) {
+    ok(a, "create view on_server as select name from pg_prepared_statements where name ~ '^pgtenure_[0-9a-f]+$'");
+    ok(a, "prepare pgtenure_refused as select 42");
+    ok(a, "prepare pgtenure_replay as select 43");
+    for client in [&mut *a, b] {
+        assert_eq!(message(client, "nope"), ["E 26000", "Z I"]);
+    }
+    // In a unit that has something before it, what was prepared by SQL is prepared again by messages of ours.
+    ok(b, "prepare again as select 'b'");
+    ok(a, "prepare again as select 'a'");
+    b.write(|out| {
+        parse(out, "", "select 1");
+        parse(out, "e", "execute again");
+        bind(out, "", "e", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(b.until_ready(), ["1", "1", "2", "D b", "C SELECT 1", "Z I"]);
+    assert_eq!(value(a, "execute pgtenure_refused"), "42");
+    assert_eq!(value(a, "execute pgtenure_replay"), "43");
+    // Numbers are given out in order, one to each of these, too.
+    let named = ok(a, "select name from on_server");
+    let number = |row: &String| u64::from_str_radix(row.strip_prefix("D pgtenure_")?, 16).ok();
+    let last = named.iter().filter_map(number).max().expect("what b has prepared");
+    (0..100).for_each(|i| drop(ok(a, &format!("prepare pgtenure_{:x} as select 'a'", last + 50 + i))));
+    for text in ["select 'b1'", "select 'b2'"] {
+        b.write(|out| {
+            parse(out, text, text);
+            sync(out);
+        });
+        assert_eq!(b.until_ready(), ["1", "Z I"]);
+        assert_eq!(message(b, text)[1], format!("D {}", &text[8..10]));
+    }
 }
 
 #[test]

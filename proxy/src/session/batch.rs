@@ -10,7 +10,7 @@ pub use unit::{Block, Unit};
 
 use crate::session::outcome::Record;
 use crate::session::state::Pins;
-use crate::session::statements::ClientStatements;
+use crate::session::statements::{ClientStatements, OVERHEAD_HERE};
 use crate::sql::{Access, Control, Name, Names, PinReason, Statement, about_names, executed, prepared};
 use crate::wire::codec::{Head, head};
 use crate::wire::error_response::ClientError;
@@ -41,6 +41,9 @@ const UNFOLLOWED: Statement =
 
 /// A malformed message: it goes to the server as it is, which says what is wrong with it and does nothing.
 const REFUSED: Statement = Statement { may_commit: false, ..OPAQUE };
+
+/// Longest name in SQL and what frames its text, bytes.
+const MAX_NAME: usize = 63 + 3;
 
 /// Limits on what is buffered.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +100,8 @@ struct Scanner<'a> {
     bound: Few<'a>,
     /// Statements that SQL may prepare in this unit.
     prepared: Vec<(Name, Statement)>,
+    /// What is kept of it of statements with names, bytes.
+    kept: usize,
 }
 
 enum Step {
@@ -109,7 +114,7 @@ enum Step {
 pub fn scan(input: &[u8], cx: &Context<'_>, classes: &mut Vec<Statement>) -> Scan {
     let unit = Unit { record: cx.open.unwrap_or_default(), read: cx.open.is_none(), quiet: true, ..Unit::default() };
     let (parsed, bound, prepared) = (Few::default(), Few::default(), Vec::new());
-    let mut s = Scanner { cx, input, unit, parsed, bound, prepared };
+    let mut s = Scanner { cx, input, unit, parsed, bound, prepared, kept: 0 };
     loop {
         let at = s.unit.len;
         let head = match frame_head(&input[at..], s.cx.limits.message) {
@@ -210,6 +215,9 @@ impl<'a> Scanner<'a> {
                     self.unit.sql_names |= class.names != Names::None;
                     class.names = self.unless_too_long(class.names, p.sql);
                     self.parsed.push(One { name: p.name, class, sql: p.sql });
+                    if !p.name.is_empty() {
+                        self.kept += p.name.len() + p.tail.len() + OVERHEAD_HERE;
+                    }
                 }
                 classes.push(class);
                 Step::Next
@@ -340,6 +348,7 @@ impl<'a> Scanner<'a> {
             Names::Prepare => {
                 let of = |(name, statement)| (name, (self.cx.classify)(statement));
                 self.prepared.extend(prepared(sql).map(of));
+                self.kept += sql.len() + MAX_NAME + OVERHEAD_HERE;
                 Statement { names, ..class }
             }
             Names::Execute { plain } => {
@@ -377,8 +386,8 @@ impl<'a> Scanner<'a> {
 
     /// A statement for which there is no room is not followed.
     fn unless_too_long(&self, names: Names, sql: &[u8]) -> Names {
-        let full = self.cx.statements.bytes() + sql.len() > self.cx.limits.statements;
-        if names == Names::Prepare && full { Names::Unknown } else { names }
+        let fits = self.cx.statements.has_room(&[], sql.len() + MAX_NAME + self.kept, self.cx.limits.statements);
+        if names == Names::Prepare && !fits { Names::Unknown } else { names }
     }
 
     fn execute(&mut self, class: Statement) {

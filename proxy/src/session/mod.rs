@@ -35,6 +35,7 @@ pub mod outbox;
 pub mod outcome;
 mod outside;
 pub mod peers;
+pub mod portals;
 pub mod presence;
 mod promised;
 mod proof;

@@ -5,7 +5,8 @@
 //! because its texts go to the server as they are. What is never shared is the verdict on the text: it depends on how
 //! the client's session reads it.
 
-use crate::sql::{Names, Statement, fetches, prepared};
+use crate::session::portals::Portals;
+use crate::sql::{Statement, fetches, prepared};
 use crate::wire::codec::split_cstring;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -14,6 +15,8 @@ use std::rc::{Rc, Weak};
 /// What a statement costs a server beyond its text, bytes: its parse tree and plan are larger than the text, and this
 /// is less than any of them takes.
 pub const OVERHEAD: usize = 1024;
+/// What a statement or a portal takes here beyond its name and text, bytes.
+pub const OVERHEAD_HERE: usize = 256;
 
 /// How a text comes to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +223,11 @@ impl Named {
     pub fn new(name: &[u8], text: Rc<Text>, class: Statement) -> Self {
         Self { name: name.into(), text, alias: None, class, used: false, columns: 0 }
     }
+
+    /// What it takes here; its text is counted for each client that has it.
+    fn bytes(&self) -> usize {
+        self.name.len() + self.text.tail.len() + OVERHEAD_HERE
+    }
 }
 
 /// A client's unnamed statement.
@@ -233,17 +241,6 @@ pub struct Unnamed {
     pub class: Statement,
 }
 
-/// A portal whose execution makes, drops or looks up prepared statements by their names.
-#[derive(Clone, Debug)]
-pub struct Portal {
-    /// Its name.
-    pub name: Box<[u8]>,
-    /// What it does.
-    pub names: Names,
-    /// Its text.
-    pub sql: Box<[u8]>,
-}
-
 /// A client's named statements.
 pub type ByName = BTreeMap<Rc<[u8]>, Named>;
 
@@ -255,7 +252,7 @@ pub struct ClientStatements {
     /// The unnamed statement, until a simple query or a failed Parse destroys it.
     pub unnamed: Option<Unnamed>,
     /// Portals of this transaction that have names of statements in them.
-    pub portals: Vec<Portal>,
+    pub portals: Portals,
     /// One of them was described.
     pub described: bool,
     /// What is prepared now is shared with no other session: settings that it depends on may not be known.
@@ -287,9 +284,14 @@ impl ClientStatements {
         Some(sql)
     }
 
-    /// Bytes of all names and texts.
+    /// What all of them take, bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Is there room for one more statement or portal with this name and text, within `limit` bytes?
+    pub fn has_room(&self, name: &[u8], text: usize, limit: usize) -> bool {
+        self.bytes + self.portals.bytes() + name.len() + text + OVERHEAD_HERE <= limit
     }
 
     /// How many are kept.
@@ -309,17 +311,16 @@ impl ClientStatements {
 
     /// Keep a statement whose name is free.
     pub fn insert(&mut self, statement: Named) {
-        let length = statement.name.len();
-        self.bytes += length + statement.text.tail.len();
+        self.bytes += statement.bytes();
         if let Some(old) = self.named.insert(statement.name.clone(), statement) {
-            self.bytes -= length + old.text.tail.len();
+            self.bytes -= old.bytes();
         }
     }
 
     /// Drop the statement of that name.
     pub fn remove(&mut self, name: &[u8]) -> Option<Named> {
         let old = self.named.remove(name)?;
-        self.bytes -= name.len() + old.text.tail.len();
+        self.bytes -= old.bytes();
         Some(old)
     }
 
@@ -347,7 +348,7 @@ impl ClientStatements {
     }
 
     fn count(&mut self) {
-        self.bytes = self.named.iter().map(|(name, n)| name.len() + n.text.tail.len()).sum();
+        self.bytes = self.named.values().map(Named::bytes).sum();
     }
 
     /// Drop all but these names, as DEALLOCATE ALL and DISCARD ALL do; the unnamed statement stays.
@@ -480,6 +481,11 @@ impl ServerStatements {
         let ours = || self.prepared.iter().find(|(_, p)| *p.name == *name).map(|(id, _)| *id);
         // A client may name its own as we name ours.
         self.own.get(name).copied().or_else(|| name.starts_with(PREFIX).then(ours)?)
+    }
+
+    /// Which text of a client's has this name there.
+    pub fn own_of(&self, name: &[u8]) -> Option<u64> {
+        self.own.get(name).copied()
     }
 
     /// Everything under names of clients.

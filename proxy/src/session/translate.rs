@@ -95,10 +95,13 @@ impl Translator<'_> {
                     }
                 }
                 b'B' => {
-                    if unit.sql_names || !self.client.portals.is_empty() {
-                        self.bind_by_name(input, frame, sink);
+                    let by_name = unit.sql_names || !self.client.portals.is_empty();
+                    if by_name && !self.bind_by_name(input, frame, sink) {
+                        self.refuse_bytes(input, sink);
+                        refused = true;
+                    } else {
+                        refused = self.bind(input, span, head.total, sink);
                     }
-                    refused = self.bind(input, span, head.total, sink);
                 }
                 b'D' => self.describe(input, span, sink),
                 b'C' => self.close(input, span, sink),
@@ -148,8 +151,7 @@ impl Translator<'_> {
     fn long_parse(&mut self, input: &[u8], span: Range<usize>, class: Statement, sink: &mut Sink) -> bool {
         let named = split_cstring(&input[span.start + 5..span.end]).is_none_or(|(name, _)| !name.is_empty());
         if named {
-            let limit = self.statement_bytes as u64;
-            self.refuse(input, ClientError::StatementBytes { limit }, sink);
+            self.refuse_bytes(input, sink);
         } else {
             sink.pass(input, span);
             self.unnamed(None, class);
@@ -183,9 +185,8 @@ impl Translator<'_> {
             let refusal = Some(Box::new(taken));
             return self.relay.push(Entry { refusal, ..Entry::plain(Kind::Parse) });
         }
-        if self.client.bytes() + p.name.len() + p.tail.len() > self.statement_bytes {
-            let limit = self.statement_bytes as u64;
-            return self.refuse(input, ClientError::StatementBytes { limit }, sink);
+        if !self.client.has_room(p.name, p.tail.len(), self.statement_bytes) {
+            return self.refuse_bytes(input, sink);
         }
         let text = match self.naming {
             Naming::Own => self.texts.own(p.name, p.tail),
@@ -258,6 +259,7 @@ impl Translator<'_> {
         {
             self.close_hidden(input, other, sink);
         }
+        self.free(input, &text.server_name, sink);
         // A session's own statements are its own to close.
         let limit = if self.naming == Naming::Own { usize::MAX } else { self.server_bytes };
         for id in self.server.insert(text, limit) {
@@ -279,6 +281,14 @@ impl Translator<'_> {
     fn end_apart(&mut self, input: &[u8], sink: &mut Sink) {
         frontend::write_sync(sink.insert(input));
         self.relay.push(Entry { hidden: true, ..Entry::plain(Kind::Sync) });
+    }
+
+    /// A name of ours is to be nobody's there: SQL may have given it to a statement of a client's, which has it prepared again
+    /// when it comes to that.
+    fn free(&mut self, input: &[u8], name: &[u8], sink: &mut Sink) {
+        if let Some(of_a_client) = self.server.own_of(name) {
+            self.close_hidden(input, of_a_client, sink);
+        }
     }
 
     /// Close a statement that the server has and that nobody asks for.
@@ -437,7 +447,7 @@ impl Translator<'_> {
                     }
                 }
             }
-            Subject::Portal(_) => {}
+            Subject::Portal(name) => self.client.portals.remove(name),
         }
         sink.pass(input, span);
         self.relay.push(Entry { undo, ..Entry::plain(Kind::Close) });
@@ -477,7 +487,13 @@ impl Translator<'_> {
         self.refuse_undoing(input, error, Undo::None, sink);
     }
 
+    /// There is no room for what the client would keep here.
+    fn refuse_bytes(&mut self, input: &[u8], sink: &mut Sink) {
+        self.refuse(input, ClientError::StatementBytes { limit: self.statement_bytes as u64 }, sink);
+    }
+
     fn refuse_undoing(&mut self, input: &[u8], error: ClientError, undo: Undo, sink: &mut Sink) {
+        self.free(input, REFUSED, sink);
         message(sink.insert(input), b'B', |b| {
             b.push(0);
             b.extend_from_slice(REFUSED);

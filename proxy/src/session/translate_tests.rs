@@ -19,7 +19,7 @@ impl World {
             open: None,
             portal_may_commit: false,
             impatient: false,
-            limits: Limits { unit: 10_000, text: 10_000, message: 1 << 30, statements: 200 },
+            limits: Limits { unit: 10_000, text: 10_000, message: 1 << 30, statements: 2000 },
         };
         let Scan::Unit(unit) = scan(input, &cx, &mut classes) else { panic!("a unit") };
         let (mut relay, mut sink) = (Relay::default(), Sink::default());
@@ -28,7 +28,7 @@ impl World {
             server,
             texts: &mut self.texts,
             relay: &mut relay,
-            statement_bytes: 200,
+            statement_bytes: 2000,
             server_bytes: 1 << 20,
             unnamed_bytes: 1000,
             naming: Naming::Shared { parse_key: 0, sql: false },
@@ -133,7 +133,7 @@ fn names_in_use_and_too_many_bytes_are_refused_in_their_place() {
     let again = unit(|out| parse(out, "s", "select 2"));
     // The server itself says that the name is taken, after whatever else it has to say against the text.
     check(w.send(&mut server, &again), "P(pgtenure_1) S", "Parse Sync");
-    let long = unit(|out| parse(out, "t", &format!("select '{}'", "x".repeat(200))));
+    let long = unit(|out| parse(out, "t", &format!("select '{}'", "x".repeat(2000))));
     check(w.send(&mut server, &long), "B(pgtenure_refused) S", "Bind Sync");
 }
 
@@ -187,4 +187,67 @@ fn a_text_that_is_not_followed_finds_its_names_and_nobody_elses() {
     assert_eq!(w.client.names().map(|n| &**n).collect::<Vec<_>>(), [b"q"]);
     check(w.send(&mut server, &query("select from pg_prepared_statements")), "Q", "Query");
     check(other.send(&mut server, &query("select from pg_prepared_statements")), "C(q) Q Q", "Close* Query* Query");
+}
+
+#[test]
+fn names_of_ours_are_taken_back_from_who_has_them_by_sql() {
+    let mut w = World { client: ClientStatements::default(), texts: Texts::new(0) };
+    let mut other = World { client: ClientStatements::default(), texts: Texts::new(1000) };
+    let (mut a, mut b) = (ServerStatements::default(), ServerStatements::default());
+    check(w.send(&mut a, &query("prepare pgtenure_refused as select 1")), "Q", "Query");
+    check(w.send(&mut a, &query("prepare pgtenure_3ea as select 1")), "Q", "Query");
+    check(w.send(&mut a, &query("prepare pgtenure_replay as select 1")), "Q", "Query");
+    let unknown = unit(|out| bind(out, "nope"));
+    check(other.send(&mut a, &unknown), "C(pgtenure_refused) B(pgtenure_refused) S", "Close* Bind Sync");
+    check(other.send(&mut a, &unknown), "B(pgtenure_refused) S", "Bind Sync");
+    // The client whose name it was has it again when it asks for it.
+    check(w.send(&mut a, &query("execute pgtenure_refused")), "Q Q", "Query* Query");
+    let texts = (0..2).map(|i| unit(|out| parse(out, &i.to_string(), &format!("select {i}")))).collect::<Vec<_>>();
+    check(other.send(&mut b, &texts[0]), "P(pgtenure_3e9) S", "Parse Sync");
+    check(other.send(&mut a, &texts[1]), "C(pgtenure_3ea) P(pgtenure_3ea) S", "Close* Parse Sync");
+    check(other.send(&mut b, &query("prepare p as select 2")), "Q", "Query");
+    let within = unit(|out| {
+        parse(out, "", "execute p");
+        bind(out, "");
+    });
+    let sent =
+        "C(pgtenure_replay) P(pgtenure_replay) B(pgtenure_replay) E C[pgtenure_replay] C(pgtenure_replay) P() B() S";
+    let owed = "Close* Parse* Bind* Execute* Close* Close* Parse Bind Sync";
+    check(other.send(&mut a, &within), sent, owed);
+}
+
+#[test]
+fn portals_that_look_statements_up_take_no_more_than_there_is_room_for() {
+    let mut w = World { client: ClientStatements::default(), texts: Texts::new(0) };
+    let mut server = ServerStatements::default();
+    let text = format!("execute p /* {} */", "x".repeat(1000));
+    w.send(&mut server, &unit(|out| parse(out, "s", &text)));
+    let bind_to = |portal: &str, statement: &str| {
+        unit(|out| {
+            message(out, b'B', |b| {
+                cstring(b, portal.as_bytes());
+                cstring(b, statement.as_bytes());
+                b.extend_from_slice(&[0; 6]);
+            });
+        })
+    };
+    // The text of a named one is there already.
+    for portal in ["a", "b", "a", "b"] {
+        check(w.send(&mut server, &bind_to(portal, "s")), "B(pgtenure_1) S", "Bind Sync");
+    }
+    assert_eq!(w.client.portals.bytes(), 2 * 257);
+    check(w.send(&mut server, &bind_to("c", "s")), "B(pgtenure_refused) S", "Bind Sync");
+    check(w.send(&mut server, &unit(|out| write_portal(out, "a"))), "C[a] S", "Close Sync");
+    check(w.send(&mut server, &bind_to("c", "s")), "B(pgtenure_1) S", "Bind Sync");
+    w.client.portals.clear();
+    w.send(&mut server, &unit(|out| parse(out, "", &format!("execute p /* {} */", "x".repeat(300)))));
+    check(w.send(&mut server, &bind_to("a", "")), "B() S", "Bind Sync");
+    check(w.send(&mut server, &bind_to("b", "")), "B(pgtenure_refused) S", "Bind Sync");
+}
+
+fn write_portal(out: &mut Vec<u8>, name: &str) {
+    message(out, b'C', |b| {
+        b.push(b'P');
+        cstring(b, name.as_bytes());
+    });
 }

@@ -209,7 +209,7 @@ fn keep_statement(s: &mut Session, p: &frontend::Parse<'_>, class: Statement) ->
         return Err(ClientError::DuplicateStatement { name: String::from_utf8_lossy(p.name).into_owned() });
     }
     let limit = s.w.config().prepared_statement_bytes;
-    if (s.statements.bytes() + p.name.len() + p.tail.len()) as u64 > limit {
+    if !s.statements.has_room(p.name, p.tail.len(), usize::try_from(limit).unwrap_or(usize::MAX)) {
         return Err(ClientError::StatementBytes { limit });
     }
     let text = s.w.texts.borrow_mut().intern(p.tail, s.parse_key);

@@ -234,6 +234,10 @@ impl Relay {
     fn answer(&mut self, kinds: &[Kind], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
         self.local_answers(input, sink);
         match self.queue.front() {
+            // What we make fail has not.
+            Some(Entry { kind: Kind::Bind, refusal: Some(_), .. }) if kinds.contains(&Kind::Bind) => {
+                Step::Stop(Event::Violation("a success where there is nothing to bind"))
+            }
             Some(entry) if kinds.contains(&entry.kind) => {
                 let hidden = entry.hidden;
                 if let Some(entry) = self.queue.pop_front() {

@@ -4,8 +4,9 @@
 //! them the server is made to have under the names in them what the client has, and nothing where it has nothing.
 
 use super::{Naming, Translator, Use};
+use crate::session::portals::{self, Portal};
 use crate::session::relay::{Entry, Kind, Undo};
-use crate::session::statements::{Named, Portal, Source, Text};
+use crate::session::statements::{Named, Source, Text};
 use crate::sql::{Name, Names, deallocated, executed, prepared};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::{Sink, cstring, message, split_cstring};
@@ -55,29 +56,39 @@ impl Translator<'_> {
     /// The same of a portal.
     pub(super) fn describe_portal_by_name(&mut self, input: &[u8], name: &[u8], sink: &mut Sink) {
         if let Some(portal) = self.portal(name) {
-            self.names_ready(input, portal.names, &portal.sql, false, sink);
+            self.names_ready(input, portal.names, portal.sql(), false, sink);
         }
     }
 
     fn portal(&self, name: &[u8]) -> Option<Portal> {
-        self.client.portals.iter().find(|portal| *portal.name == *name).cloned()
+        self.client.portals.get(name).cloned()
     }
 
-    /// A Bind, in a unit with names or a transaction with portals that have.
-    pub(super) fn bind_by_name(&mut self, input: &[u8], frame: &[u8], sink: &mut Sink) {
-        let Some(b) = frontend::bind(frame) else { return };
-        self.client.portals.retain(|portal| *portal.name != *b.portal);
-        let Some(class) = self.client.class(b.statement).filter(|class| class.names != Names::None) else { return };
-        let sql: Box<[u8]> = self.client.sql(b.statement).unwrap_or_default().into();
-        self.names_ready(input, class.names, &sql, false, sink);
-        self.client.portals.push(Portal { name: b.portal.into(), names: class.names, sql });
+    /// A Bind, in a unit with names or a transaction with portals that have. False when there is no room for its portal.
+    pub(super) fn bind_by_name(&mut self, input: &[u8], frame: &[u8], sink: &mut Sink) -> bool {
+        let Some(b) = frontend::bind(frame) else { return true };
+        self.client.portals.remove(b.portal);
+        let Some(class) = self.client.class(b.statement).filter(|class| class.names != Names::None) else {
+            return true;
+        };
+        let source = match self.client.named(b.statement) {
+            Some(named) => portals::Source::Named(named.text.clone()),
+            None => portals::Source::Unnamed(self.client.sql(b.statement).unwrap_or_default().into()),
+        };
+        let portal = Portal { names: class.names, source };
+        if !self.client.has_room(b.portal, portal.length(), self.statement_bytes) {
+            return false;
+        }
+        self.names_ready(input, class.names, portal.sql(), false, sink);
+        self.client.portals.insert(b.portal, portal);
+        true
     }
 
     /// An Execute of a portal that has names, which it looks up again; what to take back when it fails.
     pub(super) fn execute_by_name(&mut self, input: &[u8], frame: &[u8], sink: &mut Sink) -> Undo {
         let Some((portal, _)) = split_cstring(&frame[5..]) else { return Undo::None };
         let Some(portal) = self.portal(portal) else { return Undo::None };
-        self.run(input, portal.names, &portal.sql, false, sink)
+        self.run(input, portal.names, portal.sql(), false, sink)
     }
 
     /// A text is to be run: have ready what it names. What to take back when it fails.
@@ -243,14 +254,15 @@ impl Translator<'_> {
 
     /// SQL PREPARE as the client sent it once, hidden.
     pub(super) fn replay(&mut self, input: &[u8], text: &Text, undo: Undo, apart: bool, sink: &mut Sink) {
-        let out = sink.insert(input);
         let hidden = |kind| Entry { hidden: true, ..Entry::plain(kind) };
         if apart {
             // A simple query destroys the unnamed statement.
             self.server.unnamed = None;
-            write_query_bytes(out, split_cstring(&text.tail).map_or(b"", |(sql, _)| sql));
+            write_query_bytes(sink.insert(input), split_cstring(&text.tail).map_or(b"", |(sql, _)| sql));
             return self.relay.push(Entry { undo, ..hidden(Kind::Query) });
         }
+        self.free(input, REPLAY, sink);
+        let out = sink.insert(input);
         write_parse(out, REPLAY, &text.tail);
         message(out, b'B', |b| {
             cstring(b, REPLAY);
