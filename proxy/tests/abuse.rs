@@ -249,6 +249,26 @@ fn a_named_statement_of_megabytes_follows_its_client_like_any() {
     assert_eq!(words(&raw.until_ready()), "E 26000 | Z I");
     assert_eq!(words(&raw.until_ready()), "2 | D 3145728 | C SELECT 1 | Z I");
     assert_eq!(words(&other.query("rollback")), "C ROLLBACK | Z I");
+    // An unnamed one, which drivers describe before they bind it, is kept until there is another.
+    let unnamed = |raw: &mut Raw, other: &mut Raw, sql: &str| {
+        raw.write(|out| {
+            parse(out, "", sql);
+            sync(out);
+        });
+        assert_eq!(words(&raw.until_ready()), "1 | Z I");
+        assert_eq!(words(&other.query("begin")), "C BEGIN | Z T");
+        raw.write(|out| {
+            bind(out, "", "", &[]);
+            execute(out, "");
+            sync(out);
+        });
+        let seen = words(&raw.until_ready());
+        assert_eq!(words(&other.query("rollback")), "C ROLLBACK | Z I");
+        seen
+    };
+    assert_eq!(words(&raw.query("deallocate long")), "C DEALLOCATE | Z I");
+    assert_eq!(unnamed(&mut raw, &mut other, &long), "2 | D 3145728 | C SELECT 1 | Z I");
+    assert_eq!(unnamed(&mut raw, &mut other, "select 1"), "2 | D 1 | C SELECT 1 | Z I");
 }
 
 /// A notification may come in one read with an answer, behind it: nothing else comes then that would bring it along.

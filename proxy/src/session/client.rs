@@ -15,6 +15,7 @@ use crate::session::acquire::Decided;
 use crate::session::batch::Unit;
 use crate::session::block::Fresh;
 use crate::session::durability::Noted;
+use crate::session::follow::Long;
 use crate::session::hinted::Unhinted;
 pub(super) use crate::session::losses::Loss;
 use crate::session::losses::Losses;
@@ -30,7 +31,7 @@ use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::ClientStatements;
 use crate::session::tracking::Tracking;
 use crate::session::{lost, tunnel};
-use crate::sql::{Access, FunctionTable, LexRules, LongText, Statement};
+use crate::sql::{Access, FunctionTable, LexRules, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::worker::{Settings, Worker};
@@ -109,7 +110,7 @@ pub struct Session {
     pub(super) wants_more: bool,
     pub(super) tail: Tail,
     /// A text that is read as it passes.
-    pub(super) long: Option<Box<LongText>>,
+    pub(super) long: Option<Box<Long>>,
     /// Nothing to read from the client, which may be read: true within one poll only.
     pub(super) client_dry: bool,
     /// The same of the server.

@@ -8,7 +8,7 @@ use crate::session::settings;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
 use crate::session::tracking::{Asked, Reports};
-use crate::sql::{FunctionTable, Leaves, LexRules, Name, PinReason, Touched, executed, prepared};
+use crate::sql::{FunctionTable, Leaves, LexRules, LongText, Name, PinReason, Touched, executed, prepared};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::frontend;
@@ -26,6 +26,13 @@ const ANYTHING: Pins = {
     pins.add(PinReason::Listen);
     pins
 };
+
+/// A text that is read as it passes.
+pub(super) struct Long {
+    text: LongText,
+    /// The unnamed statement that it is, and what has come of it.
+    kept: Option<(u64, Vec<u8>)>,
+}
 
 /// Add what a text may change when it is executed, and what an EXECUTE in it may; what that one is given is not looked
 /// at. `here` are the statements that the unit itself prepares.
@@ -138,14 +145,29 @@ impl Session {
         self.tracking.settings.parse_key(self.identity.begins())
     }
 
+    /// A text that begins at `at` in its unit, which was sent just now, and is read as it passes. Before that the client had
+    /// this unnamed statement: a new one is kept, where there is room for it, as another server may be asked for it.
+    pub(super) fn long_text(&self, unit: &Unit, at: usize, before: Option<u64>) -> Long {
+        let room = usize::try_from(self.w.config().prepared_statement_bytes).unwrap_or(usize::MAX);
+        let length = unit.len - at + unit.tail_left;
+        let parsed = self.statements.unnamed.as_ref().map(|unnamed| unnamed.serial).filter(|&now| before != Some(now));
+        let kept = parsed.filter(|_| self.statements.has_room(b"", length, room));
+        Long {
+            text: LongText::new(self.lex, self.table.clone()),
+            kept: kept.map(|serial| (serial, Vec::with_capacity(length))),
+        }
+    }
+
     /// A piece of a text that is read as it passes; behind the last one, remember what it may change.
     pub(super) fn follow_long(&mut self, piece: &[u8]) {
         let Some(long) = &mut self.long else { return };
-        long.feed(piece);
+        long.text.feed(piece);
+        long.kept.iter_mut().for_each(|(_, kept)| kept.extend_from_slice(piece));
         if self.tail != Tail::None {
             return;
         }
-        let Some(mut long) = self.long.take() else { return };
+        let Some(long) = self.long.take() else { return };
+        let Long { text: mut long, kept } = *long;
         self.tracking.touched.join(long.touched());
         let Leaves { mut pins, mut unpins, nameless, strange } = long.finish();
         let sets = pins.has(PinReason::Set);
@@ -170,6 +192,9 @@ impl Session {
             unnamed.class.pins.join(pins);
             unnamed.class.unpins |= unpins;
             unnamed.class.strange |= strange;
+            if let Some((_, tail)) = kept.filter(|(serial, _)| *serial == unnamed.serial) {
+                unnamed.tail = Some(tail);
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use crate::session::relay::Sent;
 use crate::session::shown::POSITION;
 use crate::session::translate::{Done, Naming, Translator};
 use crate::session::turn::is_told;
-use crate::sql::{Access, LongText, PinReason, Statement};
+use crate::sql::{Access, PinReason, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::{self, Sink};
 use crate::wire::error_response::ClientError;
@@ -250,6 +250,7 @@ impl Session {
             self.relay.ask_mark(input, &mut server.meta.statements.unnamed, &mut sink);
         }
         let mut done = Done::default();
+        let unnamed = self.statements.unnamed.as_ref().map(|unnamed| unnamed.serial);
         let classifier = Classifier::new(&self.table, self.lex, &self.identity.dbname, &self.w);
         let refused = Translator {
             client: &mut self.statements,
@@ -300,7 +301,7 @@ impl Session {
         // A unit of shared statements may fail for a reason that is ours, before it has done anything.
         let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);
         self.retain(&input[..unit.len], unit, keep, begins);
-        self.long = unit.text_at.filter(|_| !refused).map(|_| Box::new(LongText::new(self.lex, self.table.clone())));
+        self.long = unit.text_at.filter(|_| !refused).map(|at| Box::new(self.long_text(unit, at, unnamed)));
         if let Some(at) = unit.text_at {
             self.follow_long(&input[at..unit.len]);
         }

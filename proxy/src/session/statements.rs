@@ -235,7 +235,7 @@ impl Named {
 pub struct Unnamed {
     /// Tells whether a server still has this very one.
     pub serial: u64,
-    /// The tail of its Parse message; `None` when it was too long to keep.
+    /// The tail of its Parse message; `None` when it was too long to keep, or has not passed yet.
     pub tail: Option<Vec<u8>>,
     /// What it does.
     pub class: Statement,
