@@ -236,6 +236,7 @@ fn a_setting_that_means_nothing_is_said_and_keeps_reads_at_the_primary() {
     ok(&mut a, "set pgtenure.consistency = 'sessoin'");
     assert_eq!(a.query(WHERE), ["N 01000", "T", "D n1", "C SELECT 1", "Z I"]);
     assert_eq!(a.query(WHERE), ["T", "D n1", "C SELECT 1", "Z I"], "it is said once");
+    assert_eq!(last_route(&mut a), "primary n1: invalid_setting");
     ok(&mut a, "set pgtenure.consistency = 'session'");
     wait_for("a read at the standby", || (value(&mut a, WHERE) == "n2").then_some(()));
     let mut b = Raw::login(cluster.port, &[("pgtenure.read_from", "primary")]);

@@ -119,6 +119,8 @@ pub enum Reason {
     RefusedBefore,
     /// To the primary: the session wants it so.
     AsAsked,
+    /// To the primary: a setting of what the session is promised means nothing.
+    Unclear,
     /// To a standby.
     Fresh {
         /// Its staleness now; `None` when it is not known and does not matter.
@@ -175,6 +177,7 @@ impl Reason {
             Self::Write => "write",
             Self::RefusedBefore => "refused_before",
             Self::AsAsked => "as_asked",
+            Self::Unclear => "invalid_setting",
             Self::Fresh { .. } => "fresh",
             Self::AwaitingSample { .. } => "awaiting_sample",
             Self::AfterLost { .. } => "after_lost",
@@ -195,6 +198,7 @@ impl Reason {
             Self::Write
             | Self::RefusedBefore
             | Self::AsAsked
+            | Self::Unclear
             | Self::Fresh { .. }
             | Self::AfterLost { .. }
             | Self::AfterUnknown { .. }
@@ -211,6 +215,7 @@ impl Reason {
             Self::Write
             | Self::RefusedBefore
             | Self::AsAsked
+            | Self::Unclear
             | Self::Fresh { .. }
             | Self::AfterLost { .. }
             | Self::AfterUnknown { .. }
@@ -227,6 +232,7 @@ impl fmt::Display for Reason {
             Self::Write => write!(f, "not proven read-only"),
             Self::RefusedBefore => write!(f, "a standby has refused such a statement"),
             Self::AsAsked => write!(f, "reads from the primary are asked for"),
+            Self::Unclear => write!(f, "one of the session's pgtenure settings means nothing"),
             Self::Fresh { staleness: Some(staleness), replay_lsn, need: Some(need) } => {
                 write!(f, "{} ms stale, replayed {replay_lsn} of {need}", ms(staleness))
             }
@@ -285,6 +291,7 @@ pub fn decide(
     }
     match (request.access, promise.read_from) {
         (Access::Write, _) => return to_primary(Reason::Write),
+        (Access::Read, ReadFrom::Primary) if promise.unclear => return to_primary(Reason::Unclear),
         (Access::Read, ReadFrom::Primary) => return to_primary(Reason::AsAsked),
         (Access::Read, ReadFrom::Standby) if promise.consistency == Consistency::Strong => {
             return to_primary(Reason::AsAsked);

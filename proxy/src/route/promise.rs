@@ -104,6 +104,8 @@ pub struct Promise {
     pub after: Option<Token>,
     /// The client is told of each statement where it went and why.
     pub explain_route: bool,
+    /// A setting of it means nothing.
+    pub unclear: bool,
 }
 
 impl Promise {
@@ -117,6 +119,7 @@ impl Promise {
             no_standby: NoStandby::Primary,
             after: None,
             explain_route: false,
+            unclear: false,
         }
     }
 }
@@ -226,7 +229,7 @@ pub fn resolve<'a>(
         bad.extend(result.err());
     }
     if !bad.is_empty() {
-        promise.read_from = ReadFrom::Primary;
+        (promise.read_from, promise.unclear) = (ReadFrom::Primary, true);
     }
     (promise, bad)
 }
@@ -393,7 +396,7 @@ mod tests {
             ("pgtenure.token", "1-1-0/1", "parameter \"pgtenure.token\" cannot be changed"),
         ] {
             let (promise, bad) = resolve(CONFIGURED, [(name, value)].into_iter());
-            assert_eq!(promise, Promise { read_from: ReadFrom::Primary, ..CONFIGURED });
+            assert_eq!(promise, Promise { read_from: ReadFrom::Primary, unclear: true, ..CONFIGURED });
             assert_eq!(bad.iter().map(BadPromise::to_string).collect::<Vec<_>>(), [says]);
             assert_eq!(bad[0].name(), name);
         }

@@ -237,7 +237,14 @@ impl Session {
         let (promise, bad) = promise::resolve(configured, startup.chain(settings.iter()));
         let told = self.promised.take().map(|p| p.bad).unwrap_or_default();
         for new in bad.iter().filter(|b| !told.contains(b)) {
-            let detail = "Reads of this session go to the primary until it is set to a valid value or reset.";
+            let detail = match new {
+                BadPromise::Told { .. } | BadPromise::Name { .. } => {
+                    "Reads of this session go to the primary until it is reset."
+                }
+                BadPromise::Word { .. } | BadPromise::Time { .. } | BadPromise::Token { .. } => {
+                    "Reads of this session go to the primary until it is set to a valid value or reset."
+                }
+            };
             self.to_client.append(|out| backend::write_warning(out, &new.to_string(), detail));
         }
         let isolation = self.default_of("default_transaction_isolation");
