@@ -147,7 +147,7 @@ fn written(told: &Told, rules: Rules, end: &Content, found: &mut Found) {
             Outcome::Ok if times == 0 && !reported => {
                 found.add("S3", format!("{name}, acknowledged by {:?}, is lost and not reported", e.stamp));
             }
-            Outcome::Ok if times > 0 && reported => {
+            Outcome::Ok if times > 0 && is_reported_by_an_open_term(told, e.stamp.as_ref()) => {
                 found.add("S3", format!("{name}, acknowledged by {:?}, is reported as lost and there", e.stamp));
             }
             Outcome::Failed(state) if times > 0 && e.commit => {
@@ -176,6 +176,13 @@ fn written(told: &Told, rules: Rules, end: &Content, found: &mut Found) {
 /// Was a transaction reported as lost by a term after its own? The new term uses the same ids again.
 fn is_reported(told: &Told, stamp: &Stamp) -> bool {
     told.reported.iter().any(|(began, xids)| *began > stamp.timeline && xids.contains(&stamp.xid))
+}
+
+/// By one that was not given up: another may have been followed by a term that has what it lacked.
+fn is_reported_by_an_open_term(told: &Told, stamp: Option<&Stamp>) -> bool {
+    let open = |(began, _): &(&u64, &Vec<u64>)| !told.given_up.contains(began);
+    let by = |(began, xids): (&u64, &Vec<u64>)| stamp.is_some_and(|s| *began > s.timeline && xids.contains(&s.xid));
+    told.reported.iter().filter(open).any(by)
 }
 
 /// S2: one node per term, and terms in the order of time.

@@ -53,6 +53,7 @@ fn sound() -> Told {
         timeline: 2,
         histories: ["n1", "n2"].map(|n| ((2, n.to_owned()), "1\t0/3000000\tno recovery target".to_owned())).into(),
         reported: BTreeMap::new(),
+        given_up: BTreeSet::new(),
         doubts: Doubts::default(),
         policy: Some(policy()),
         at_times: None,
@@ -316,6 +317,8 @@ fn in_async_mode_a_loss_must_be_reported_by_its_transaction() {
     assert_eq!(broken(&told, ASYNC), [] as [&str; 0]);
     told.reported.insert(2, vec![700, 701]);
     assert_eq!(broken(&told, ASYNC), ["S3"], "what is there was not lost");
+    told.given_up.insert(2);
+    assert_eq!(broken(&told, ASYNC), [] as [&str; 0], "the term after it has the other");
 }
 
 /// A run in which protection was lowered: row 1 was acknowledged before, at 1 ms, and the rest after.

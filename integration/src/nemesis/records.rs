@@ -5,7 +5,7 @@ use super::told::{Doubts, Lowered, Policy, Reported, Told};
 use super::world::World;
 use crate::wait::wait_for;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What commits had to wait for in a run, by the policies that were in force.
@@ -27,6 +27,7 @@ impl Promise {
             return;
         }
         told.reported = reported(reports);
+        told.given_up = given_up(reports);
         told.at_times = self.weakest.filter(|_| !self.taken_back).map(|policy| (policy, self.lowered));
     }
 }
@@ -131,6 +132,12 @@ pub(super) fn reported(reports: &BTreeMap<u64, Value>) -> Reported {
     all
 }
 
+/// Of which terms do they tell that they were given up?
+fn given_up(reports: &BTreeMap<u64, Value>) -> BTreeSet<u64> {
+    let outcome = |report: &Value| report.pointer("/journal/finished").and_then(Value::as_str).map(str::to_owned);
+    reports.iter().filter(|(_, r)| outcome(r).is_some_and(|how| how != "active")).map(|(term, _)| *term).collect()
+}
+
 /// What they tell of writes in doubt. A term that was given up tells of the same as the one after it.
 pub(super) fn doubts(reports: &BTreeMap<u64, Value>) -> Doubts {
     let mut by_proxy: BTreeMap<(u64, String), &Value> = BTreeMap::new();
@@ -204,10 +211,11 @@ mod tests {
         let told = |term: u64, proxy: &str, n: u64| json!({ "term": term, "proxy": proxy, "survived": n, "lost": 10 * n, "unknown": 100 * n });
         let reports = BTreeMap::from([
             (2, json!({ "doubts": [told(1, "p1", 1), told(1, "p2", 2)] })),
-            // Term 2 was given up.
-            (3, json!({ "doubts": [told(1, "p1", 1), told(1, "p2", 2)] })),
-            (4, json!({ "doubts": [told(3, "p1", 3)] })),
+            // Term 3 was given up.
+            (3, json!({ "journal": { "finished": "given up" }, "doubts": [told(1, "p1", 1), told(1, "p2", 2)] })),
+            (4, json!({ "journal": { "finished": "active" }, "doubts": [told(3, "p1", 3)] })),
         ]);
+        assert_eq!(given_up(&reports), BTreeSet::from([3]));
         assert_eq!(doubts(&reports), Doubts { survived: 6, lost: 60, unknown: 600 });
     }
 }

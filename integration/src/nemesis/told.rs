@@ -159,6 +159,8 @@ pub struct Told {
     pub histories: BTreeMap<(u64, String), String>,
     /// What was reported as lost.
     pub reported: Reported,
+    /// Terms whose managers gave them up. What their reports list may be in a later term all the same.
+    pub given_up: BTreeSet<u64>,
     /// What was reported of writes in doubt.
     pub doubts: Doubts,
     /// The policy, where commits wait for standbys all the time.
