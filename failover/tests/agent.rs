@@ -527,6 +527,16 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         assert!(refused.is_err(), "it answers: {refused:?}");
         c.sql(p).await.batch_execute("SELECT 1").await.expect("nothing was stopped");
         let stop = Stop { term: Term(1), deadline_ms: 10_000, only_if_hung: false };
+        // Whether it runs cannot be seen: then it is not said to be stopped.
+        let pid_file = c.nodes[p].config.data_dir.join("data/postmaster.pid");
+        let aside = pid_file.with_extension("aside");
+        std::fs::rename(&pid_file, &aside).unwrap();
+        std::fs::create_dir(&pid_file).unwrap();
+        let unseen = c.post::<Stopped>(p, "stop", &stop).await.unwrap_err();
+        std::fs::remove_dir(&pid_file).unwrap();
+        std::fs::rename(&aside, &pid_file).unwrap();
+        assert!(unseen.contains("looking for the postmaster"), "{unseen}");
+        c.sql(p).await.batch_execute("SELECT 1").await.expect("nothing was stopped");
         let stopped: Stopped = c.post(p, "stop", &stop).await.unwrap();
         let end = stopped.end.expect("a clean end");
         assert!(end.lsn.0 % (16 << 20) < 1 << 20, "standbys are sent all of its segment again, up to {end:?}");

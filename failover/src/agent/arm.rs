@@ -167,13 +167,12 @@ impl Agent {
     pub(super) async fn set_waits(&self, waits: &Waits) -> io::Result<()> {
         let mut conf = self.conf.lock().await;
         let before = conf.waits.clone();
-        if conf.change(waits) {
-            if let Err(error) = conf.write(&self.env) {
-                // To be tried again.
-                conf.waits = before;
-                return Err(error);
-            }
-            postgres::reload(&self.env);
+        if conf.change(waits)
+            && let Err(error) = conf.write(&self.env).and_then(|()| postgres::reload(&self.env))
+        {
+            // To be tried again.
+            conf.waits = before;
+            return Err(error);
         }
         Ok(())
     }

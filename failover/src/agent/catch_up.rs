@@ -78,13 +78,12 @@ impl Agent {
         self.state.change(|o| (o.not_streaming_since, o.frozen_for) = (Some(now), None));
         conf.connect(upstream);
         conf.go_through_slot(self.through_slots());
-        if let Err(error) = conf.write(&self.env) {
+        if let Err(error) = conf.write(&self.env).and_then(|()| postgres::reload(&self.env)) {
             // It stays frozen.
             conf.upstream = None;
             self.state.change(|o| o.frozen_for = Some(term));
             return Err(self.failed("writing settings", &error).into());
         }
-        postgres::reload(&self.env);
         Ok(())
     }
 

@@ -70,7 +70,7 @@ impl Agent {
                 return Err(self.wrong_state("with data"));
             }
             // It would not count, and may not even start without WAL from the primary it was copied from.
-            if self.memory().quarantine.is_some() && postgres::postmaster(&self.env).is_none() {
+            if self.memory().quarantine.is_some() && !self.has_postmaster()? {
                 return Err(self.wrong_state("out of quarantine"));
             }
             self.start_detached(order.term).await.map_err(|e| self.failed("starting PostgreSQL", &e))?;
@@ -120,7 +120,9 @@ impl Agent {
         if let Err(error) = super::layout::write_durably(&path, cleaned.as_bytes()) {
             tracing::error!(node = %self.env.config.node, %error, "postgresql.auto.conf could not be written");
         }
-        postgres::reload(&self.env);
+        if let Err(error) = postgres::reload(&self.env) {
+            tracing::error!(node = %self.env.config.node, %error, "PostgreSQL was not told to read its settings again");
+        }
     }
 
     /// `/agent/follow`: the agent's own machine compares histories and follows, rewinds or clones.
@@ -179,12 +181,18 @@ impl Agent {
         if hung.is_some() && hung == term.timeline() { Ok(()) } else { self.must_be_primary(term) }
     }
 
+    /// Refuses where that cannot be seen.
+    pub(super) fn has_postmaster(&self) -> Result<bool, CommandError> {
+        let found = postgres::postmaster(&self.env).map_err(|e| self.failed("looking for the postmaster", &e))?;
+        Ok(found.is_some())
+    }
+
     /// `/agent/stop`. Also of one that hangs: then it is killed.
     pub(super) async fn stop(&self, order: &StopOrder) -> Result<Stopped, CommandError> {
         self.promise(order.term)?;
         let _held = self.act_alone().await?;
         let failed = |e: &dyn std::error::Error| self.failed("stopping", e);
-        if postgres::postmaster(&self.env).is_some() {
+        if self.has_postmaster()? {
             self.look_again(self.env.config.probe_timeout).await;
             self.must_serve(order.term)?;
             // One that is full answers, if only that.

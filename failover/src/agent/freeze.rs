@@ -108,8 +108,7 @@ impl Agent {
             self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         }
         self.state.change(|o| o.frozen_for = Some(term));
-        let postmaster = process::postmaster_of(&self.env.layout.data());
-        if postmaster.map_err(|e| self.failed("looking for the postmaster", &e))?.is_none() {
+        if !self.has_postmaster()? {
             let was_primary =
                 self.env.layout.has_data() && Control::read(&self.env).await.is_ok_and(|c| c.was_primary());
             return Ok(self.without_position(term, was_primary));
@@ -165,8 +164,7 @@ impl Agent {
         let mut conf = self.conf.lock().await;
         conf.upstream = None;
         conf.write(&self.env)?;
-        postgres::reload(&self.env);
-        Ok(())
+        postgres::reload(&self.env)
     }
 
     async fn freeze_standby(&self, term: Term, sql: &Sql) -> Result<Frozen, CommandError> {

@@ -404,7 +404,7 @@ impl Agent {
     async fn stop_at_once(&self, why: &str) -> Result<(), String> {
         tracing::error!(node = %self.env.config.node, why, "stopping postgres at once");
         let stopped = postgres::stop(&self.env, Stop::Immediate).await;
-        if !matches!(stopped, Err(ServerError::Unkillable)) {
+        if !stopped.as_ref().is_err_and(ServerError::may_run) {
             self.disarm_watchdog().await;
         }
         self.look_again(Duration::from_millis(500)).await;

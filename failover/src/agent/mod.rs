@@ -224,9 +224,9 @@ pub async fn run(
 ) -> Result<AgentHandle, StartError> {
     let env = Env::prepare(config, cluster, keys).await?;
     let lock = lock(&env)?;
-    if !process::kill_tools(&env.layout.root, LEFTOVER_BOUND).await {
-        let source = io::Error::other("SIGKILL does not end them");
-        return Err(StartError::System { what: "programs that an earlier agent left are still at work", source });
+    let left = |source| StartError::System { what: "programs that an earlier agent left may still be at work", source };
+    if !process::kill_tools(&env.layout.root, LEFTOVER_BOUND).await.map_err(left)? {
+        return Err(left(io::Error::other("SIGKILL does not end them")));
     }
     process::adopt_orphans().map_err(|source| StartError::System { what: "could not adopt orphans", source })?;
     let keeper = Keeper::open(&env.layout)?;
@@ -238,7 +238,7 @@ pub async fn run(
     let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
     let listen = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
     let mut conf = Dynamic::new(presumed_waits(&env));
-    if postgres::postmaster(&env).is_none() {
+    if postgres::is_dead(&env) {
         conf.write(&env).map_err(no_directory)?;
     } else {
         // Until it is looked at, its sessions may go by any default.
@@ -398,7 +398,7 @@ impl AgentHandle {
                 stop(postgres::Stop::Immediate).await
             }
         };
-        if !matches!(stopped, Err(postgres::ServerError::Unkillable)) {
+        if !stopped.as_ref().is_err_and(postgres::ServerError::may_run) {
             end(&mut leases).await;
             agent.leave_watchdog().await;
         }

@@ -53,6 +53,9 @@ pub(crate) enum ServerError {
         /// Its last answer.
         last: String,
     },
+    /// Whether it runs cannot be seen.
+    #[error("PostgreSQL's processes could not be looked for")]
+    Look(#[source] io::Error),
     /// Processes are left that SIGKILL does not end.
     #[error("processes of PostgreSQL are left after SIGKILL")]
     Unkillable,
@@ -67,6 +70,13 @@ pub(crate) enum ServerError {
     Sql(#[from] SqlError),
 }
 
+impl ServerError {
+    /// Something of it may run, although it was to be stopped.
+    pub(crate) fn may_run(&self) -> bool {
+        matches!(self, Self::Unkillable | Self::Look(_))
+    }
+}
+
 /// How to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -76,14 +86,23 @@ pub(crate) enum Stop {
     Immediate,
 }
 
-/// The postmaster's pid, if it is known to live.
-pub(crate) fn postmaster(env: &Env) -> Option<Pid> {
-    process::postmaster_of(&env.layout.data()).ok().flatten()
+/// The postmaster's pid, if it lives. An agent that is out of descriptors sees nothing, and knows nothing either.
+pub(crate) fn postmaster(env: &Env) -> io::Result<Option<Pid>> {
+    process::postmaster_of(&env.layout.data())
 }
 
-/// There is none, as far as that can be seen: an agent that is out of descriptors sees nothing, and knows nothing either.
+/// There is none, and that was seen.
 pub(crate) fn is_dead(env: &Env) -> bool {
-    process::postmaster_of(&env.layout.data()).is_ok_and(|found| found.is_none())
+    postmaster(env).is_ok_and(|found| found.is_none())
+}
+
+/// End whatever a postmaster has left.
+async fn end_all(env: &Env) -> Result<(), ServerError> {
+    match process::kill_all(&env.layout.data(), KILL_BOUND, || true).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ServerError::Unkillable),
+        Err(error) => Err(ServerError::Look(error)),
+    }
 }
 
 /// How to start.
@@ -97,13 +116,11 @@ pub(crate) enum As {
 
 /// Start the postmaster. A running one is left alone. Does not wait until it answers.
 pub(crate) async fn start(env: &Env, how: As) -> Result<Pid, ServerError> {
-    if let Some(pid) = postmaster(env) {
+    if let Some(pid) = postmaster(env).map_err(ServerError::Look)? {
         return Ok(pid);
     }
     // Backends that a killed postmaster left behind hold its shared memory and could still write.
-    if !process::kill_all(&env.layout.data(), KILL_BOUND, || true).await {
-        return Err(ServerError::Unkillable);
-    }
+    end_all(env).await?;
     prepare(env, how).map_err(|source| ServerError::Start { what: "preparing the data directory", source })?;
     let failed = |source| ServerError::Start { what: "running postgres", source };
     let log = File::create(env.layout.start_log()).map_err(failed)?;
@@ -189,7 +206,7 @@ pub(crate) async fn wait_ready(env: &Env, pid: Pid, given_up: impl Fn() -> bool)
             return Err(ServerError::Ended { log: log_tail(env) });
         }
         // Not before it has told its pid: whoever comes next would find no postmaster, and start another.
-        if given_up() && postmaster(env) == Some(pid) {
+        if given_up() && postmaster(env).is_ok_and(|found| found == Some(pid)) {
             return Err(ServerError::Superseded);
         }
         if tokio::time::Instant::now() >= deadline {
@@ -207,7 +224,7 @@ fn alive(pid: Pid) -> bool {
 
 /// Stop it and everything it left. True: it was a clean shutdown (as pg_control says).
 pub(crate) async fn stop(env: &Env, how: Stop) -> Result<bool, ServerError> {
-    if let Some(pid) = postmaster(env) {
+    if let Some(pid) = postmaster(env).map_err(ServerError::Look)? {
         let (signal, bound) = match how {
             Stop::Fast(bound) => (Signal::SIGINT, bound),
             Stop::Immediate => (Signal::SIGQUIT, IMMEDIATE_BOUND),
@@ -218,9 +235,7 @@ pub(crate) async fn stop(env: &Env, how: Stop) -> Result<bool, ServerError> {
             ended(pid, IMMEDIATE_BOUND).await;
         }
     }
-    if !process::kill_all(&env.layout.data(), KILL_BOUND, || true).await {
-        return Err(ServerError::Unkillable);
-    }
+    end_all(env).await?;
     if !env.layout.has_data() {
         return Ok(true);
     }
@@ -241,10 +256,14 @@ async fn ended(pid: Pid, bound: Duration) -> bool {
 }
 
 /// The configuration files are read again, by all processes, soon after.
-pub(crate) fn reload(env: &Env) {
-    if let Some(pid) = postmaster(env) {
+///
+/// # Errors
+/// When it cannot be seen whether it runs: then it was told nothing.
+pub(crate) fn reload(env: &Env) -> io::Result<()> {
+    if let Some(pid) = postmaster(env)? {
         process::send(pid, Signal::SIGHUP);
     }
+    Ok(())
 }
 
 /// The last lines of what PostgreSQL logged, for an operator.

@@ -196,8 +196,9 @@ impl Agent {
         loop {
             self.look_once(&mut sql).await;
             adopted = adopted || self.adopt();
-            let pid = postgres::postmaster(&self.env);
-            if watched.as_ref().map(|(p, _)| *p) != pid {
+            if let Ok(pid) = postgres::postmaster(&self.env)
+                && watched.as_ref().map(|(p, _)| *p) != pid
+            {
                 watched = pid.and_then(|p| Some((p, Death::of(p).ok()??)));
             }
             let pause = match self.state.look(|o| o.awaited.map(|a| a.since)) {
@@ -234,7 +235,7 @@ impl Agent {
     /// Look once and publish what was seen.
     pub(crate) async fn look_once(&self, sql: &mut Option<Arc<Sql>>) {
         let now = self.env.clock.now();
-        let postmaster = process::postmaster_of(&self.env.layout.data());
+        let postmaster = postgres::postmaster(&self.env);
         if let Ok(None) = postmaster {
             *sql = None;
             self.standing.look_by(None);
@@ -370,11 +371,19 @@ impl Agent {
         }
         // Not one that is being started meanwhile.
         let dead = || !self.is_spawning() && postgres::is_dead(&self.env);
-        if !was_stopped && !process::kill_all(&self.env.layout.data(), Duration::from_secs(5), dead).await {
-            if dead() {
-                self.trouble("processes of a dead PostgreSQL are left after SIGKILL");
+        if !was_stopped {
+            match process::kill_all(&self.env.layout.data(), Duration::from_secs(5), dead).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    if dead() {
+                        self.trouble("processes of a dead PostgreSQL are left after SIGKILL");
+                    }
+                    return;
+                }
+                Err(error) => {
+                    return self.trouble(&format!("what a dead PostgreSQL left cannot be looked for: {error}"));
+                }
             }
-            return;
         }
         match Control::read(&self.env).await {
             Ok(control) => {

@@ -23,9 +23,18 @@ pub(crate) fn adopt_orphans() -> io::Result<()> {
 }
 
 /// Every live `postgres` process whose working directory is `data`.
-pub(crate) fn of_directory(data: &Path) -> Vec<Pid> {
-    let Ok(data) = data.canonicalize() else { return Vec::new() };
-    pids().filter(|pid| is_postgres(*pid) && works_in(*pid, &data)).collect()
+///
+/// # Errors
+/// When they cannot be looked for: there may be some then.
+fn of_directory(data: &Path) -> io::Result<Vec<Pid>> {
+    let Some(data) = unless_gone(data.canonicalize())? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for pid in pids()? {
+        if is_postgres_in(pid, &data)? {
+            found.push(pid);
+        }
+    }
+    Ok(found)
 }
 
 /// The live postmaster of `data`, by its pid file.
@@ -33,16 +42,13 @@ pub(crate) fn of_directory(data: &Path) -> Vec<Pid> {
 /// # Errors
 /// When that cannot be looked at (no descriptor is free, the disk fails): it may run then.
 pub(crate) fn postmaster_of(data: &Path) -> io::Result<Option<Pid>> {
-    let Some(text) = unless_gone(fs::read_to_string(data.join("postmaster.pid")))? else { return Ok(None) };
+    // The directory's path, on a later line, may be of any bytes.
+    let Some(text) = unless_gone(fs::read(data.join("postmaster.pid")))? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&text);
     let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(None) };
-    let Some(name) = unless_gone(fs::read_to_string(format!("/proc/{pid}/comm")))? else { return Ok(None) };
-    let Some(data) = unless_gone(data.canonicalize())?.filter(|_| is_name_of_postgres(&name)) else { return Ok(None) };
-    // Another user's, whose directory we may not see, is not ours.
-    let works_in = match fs::read_link(format!("/proc/{pid}/cwd")) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
-        other => unless_gone(other)?,
-    };
-    Ok(works_in.filter(|cwd| *cwd == data).map(|_| Pid::from_raw(pid)))
+    let Some(data) = unless_gone(data.canonicalize())? else { return Ok(None) };
+    let pid = Pid::from_raw(pid);
+    Ok(is_postgres_in(pid, &data)?.then_some(pid))
 }
 
 /// What is there no more is no error; a process may end while it is looked at.
@@ -54,22 +60,34 @@ fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn pids() -> impl Iterator<Item = Pid> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid::from_raw))
+/// Another user's process, of which we may see nothing, is not ours.
+fn unless_theirs<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        read => unless_gone(read),
+    }
 }
 
-fn is_postgres(pid: Pid) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| is_name_of_postgres(&c))
+fn pids() -> io::Result<Vec<Pid>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        pids.extend(entry?.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid::from_raw));
+    }
+    Ok(pids)
 }
 
-/// `postmaster` is the name under which old packages start it.
-fn is_name_of_postgres(comm: &str) -> bool {
-    matches!(comm.trim_end(), "postgres" | "postmaster")
+fn is_postgres_in(pid: Pid, data: &Path) -> io::Result<bool> {
+    let name = unless_theirs(fs::read(format!("/proc/{pid}/comm")))?;
+    if !name.is_some_and(|name| is_name_of_postgres(&name)) {
+        return Ok(false);
+    }
+    let works_in = unless_theirs(fs::read_link(format!("/proc/{pid}/cwd")))?;
+    Ok(works_in.is_some_and(|cwd| cwd == data))
 }
 
-fn works_in(pid: Pid, data: &Path) -> bool {
-    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)
+/// `postmaster` is the name under which old packages start it. Other programs' names may be of any bytes.
+fn is_name_of_postgres(comm: &[u8]) -> bool {
+    matches!(comm.trim_ascii_end(), b"postgres" | b"postmaster")
 }
 
 /// Send a signal; a process that is gone is no error.
@@ -82,24 +100,27 @@ pub(crate) fn send(pid: Pid, signal: Signal) {
 
 /// SIGKILL everything of `data` until nothing is left, at most `bound`. False: something is still there.
 ///
+/// # Errors
+/// When it cannot be seen what is left, not even at the end of `bound`.
+///
 /// `still` is asked after each look for processes and before they are killed: once it says no, what was found may have
 /// been started just now by somebody else, and is left alone.
-pub(crate) async fn kill_all(data: &Path, bound: Duration, still: impl Fn() -> bool) -> bool {
+pub(crate) async fn kill_all(data: &Path, bound: Duration, still: impl Fn() -> bool) -> io::Result<bool> {
     let deadline = tokio::time::Instant::now() + bound;
     loop {
         let left = of_directory(data);
-        if left.is_empty() {
+        if left.as_ref().is_ok_and(Vec::is_empty) {
             reap();
-            return true;
+            return Ok(true);
         }
         if !still() {
-            return false;
+            return Ok(false);
         }
-        for pid in &left {
+        for pid in left.iter().flatten() {
             send(*pid, Signal::SIGKILL);
         }
         if tokio::time::Instant::now() >= deadline {
-            return false;
+            return left.map(|_| false);
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
         reap();
@@ -109,36 +130,42 @@ pub(crate) async fn kill_all(data: &Path, bound: Duration, still: impl Fn() -> b
 /// SIGKILL every program that an agent which was killed has left at work below `root`, at most `bound`. False:
 /// something is still there.
 ///
+/// # Errors
+/// When it cannot be seen what is left.
+///
 /// They find their files by name: a rewind that goes on while the next agent puts a fresh copy in its place would write
 /// into that copy. Only for whoever holds the directory's lock.
-pub(crate) async fn kill_tools(root: &Path, bound: Duration) -> bool {
-    let Ok(root) = root.canonicalize() else { return true };
+pub(crate) async fn kill_tools(root: &Path, bound: Duration) -> io::Result<bool> {
+    let Some(root) = unless_gone(root.canonicalize())? else { return Ok(true) };
     let deadline = tokio::time::Instant::now() + bound;
     loop {
-        let left: Vec<Pid> = pids().filter(|pid| is_tool_below(*pid, &root)).collect();
-        if left.is_empty() {
-            return true;
+        let mut left = false;
+        for pid in pids()? {
+            if is_tool_below(pid, &root)? {
+                tracing::warn!(pid = pid.as_raw(), "ending a program that an earlier agent left");
+                send(pid, Signal::SIGKILL);
+                left = true;
+            }
         }
-        for pid in &left {
-            tracing::warn!(pid = pid.as_raw(), "ending a program that an earlier agent left");
-            send(*pid, Signal::SIGKILL);
+        if !left {
+            return Ok(true);
         }
         if tokio::time::Instant::now() >= deadline {
-            return false;
+            return Ok(false);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-fn is_tool_below(pid: Pid, root: &Path) -> bool {
-    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+fn is_tool_below(pid: Pid, root: &Path) -> io::Result<bool> {
+    let Some(line) = unless_theirs(fs::read(format!("/proc/{pid}/cmdline")))? else { return Ok(false) };
     let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
     let program = words.first().and_then(|w| w.rsplit(|b| *b == b'/').next()).unwrap_or_default();
     let tool = matches!(program, b"pg_rewind" | b"pg_basebackup" | b"pg_waldump" | b"initdb")
         // What pg_rewind and initdb run.
         || program == b"postgres" && words.iter().any(|w| matches!(*w, b"--single" | b"--boot"));
     let below = |word: &&[u8]| Path::new(std::ffi::OsStr::from_bytes(word)).starts_with(root);
-    tool && words.iter().any(below)
+    Ok(tool && words.iter().any(below))
 }
 
 /// Collect dead `postgres` processes that are our children, by birth or by adoption. Servers and their backends live
@@ -146,7 +173,7 @@ fn is_tool_below(pid: Pid, root: &Path) -> bool {
 pub(crate) fn reap() {
     let me = std::process::id();
     let session = nix::unistd::getsid(None).ok().map(|s| s.to_string());
-    for pid in pids() {
+    for pid in pids().into_iter().flatten() {
         let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
         let Some((name, rest)) = stat.split_once('(').and_then(|(_, r)| r.rsplit_once(')')) else { continue };
         let mut fields = rest.split_whitespace();
@@ -205,12 +232,25 @@ mod tests {
         assert_eq!(postmaster_of(&data.path().join("none")).unwrap(), None);
         assert_eq!(postmaster_of(data.path()).unwrap(), None);
         // Another program has its number now, or nobody has, or it is not written yet.
-        for text in [format!("{}\n", std::process::id()), "999999999\n".to_owned(), String::new()] {
+        let of_ours = format!("{}\n", std::process::id());
+        let bytes = [of_ours.as_bytes(), b"/\xff\n"].concat();
+        for text in [of_ours.as_bytes(), &bytes, b"999999999\n", b""] {
             fs::write(&file, text).unwrap();
             assert_eq!(postmaster_of(data.path()).unwrap(), None);
         }
         fs::remove_file(&file).unwrap();
         fs::create_dir(&file).unwrap();
         postmaster_of(data.path()).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_only_where_that_was_seen() {
+        let at = tempfile::tempdir().unwrap();
+        assert!(kill_all(at.path(), Duration::ZERO, || true).await.unwrap());
+        assert!(kill_all(&at.path().join("none"), Duration::ZERO, || true).await.unwrap());
+        let unseen = at.path().join("loop");
+        std::os::unix::fs::symlink(&unseen, &unseen).unwrap();
+        kill_all(&unseen, Duration::ZERO, || true).await.unwrap_err();
+        kill_tools(&unseen, Duration::ZERO).await.unwrap_err();
     }
 }

@@ -235,8 +235,8 @@ impl Agent {
         // All that was received is to be replayed first, now.
         let delayed = self.env.config.standing.apply_delay_ms > 0 && !std::mem::replace(&mut conf.undelayed, true);
         if conf.change(waits) || !names_hold || delayed {
-            conf.write(&self.env).map_err(|source| PromoteError::File { what: "settings", source })?;
-            postgres::reload(&self.env);
+            let told = conf.write(&self.env).and_then(|()| postgres::reload(&self.env));
+            told.map_err(|source| PromoteError::File { what: "settings", source })?;
         }
         Ok(!names_hold)
     }

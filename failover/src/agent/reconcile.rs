@@ -168,12 +168,11 @@ impl Agent {
         }
         // Somebody is changing it right now; the next round looks again.
         let Ok(mut conf) = self.conf.try_lock() else { return Ok(()) };
-        if conf.calm() {
-            if let Err(error) = conf.write(&self.env) {
-                conf.not_calmed();
-                return Err(error);
-            }
-            postgres::reload(&self.env);
+        if conf.calm()
+            && let Err(error) = conf.write(&self.env).and_then(|()| postgres::reload(&self.env))
+        {
+            conf.not_calmed();
+            return Err(error);
         }
         Ok(())
     }

@@ -299,9 +299,8 @@ impl Agent {
                 o.frozen_for = None;
                 o.not_streaming_since = Some(now);
             });
-            conf.write(&self.env)
-                .map_err(|e| RejoinError::File { what: "settings could not be written", source: e })?;
-            postgres::reload(&self.env);
+            let told = conf.write(&self.env).and_then(|()| postgres::reload(&self.env));
+            told.map_err(|e| RejoinError::File { what: "settings could not be written", source: e })?;
         }
         tracing::info!(
             node = %self.env.config.node, term = source.term.0, primary = %source.node, "following the primary"

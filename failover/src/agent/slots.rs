@@ -210,12 +210,11 @@ impl Agent {
         if conf.upstream.as_ref() != upstream || !conf.go_through_slot(through) {
             return;
         }
-        if let Err(error) = conf.write(&self.env) {
+        if let Err(error) = conf.write(&self.env).and_then(|()| postgres::reload(&self.env)) {
             conf.go_through_slot(!through);
             tracing::error!(node = %self.env.config.node, %error, "settings could not be written");
             return;
         }
-        postgres::reload(&self.env);
         tracing::info!(node = %self.env.config.node, through, "streaming through a replication slot");
     }
 
