@@ -180,6 +180,9 @@ pub struct Sighting {
     /// Since it last answered a new connection, ms, which is tried every [`KNOCK`]; `None` from an agent that does not.
     #[serde(default)]
     pub accept_ms_ago: Option<u64>,
+    /// Since it last said that it has no connection left, ms; `None` if never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_ms_ago: Option<u64>,
     /// The last attempt was refused outright (nothing listens), at both.
     pub refused: bool,
 }

@@ -53,6 +53,7 @@ impl Agent {
                     agent_at: now,
                     sql_at: now,
                     accept_at: now,
+                    full_at: None,
                     agent_refused: false,
                     sql_refused: false,
                 });
@@ -125,9 +126,9 @@ impl Agent {
                     connection = Some((whom.postgres.clone(), sql));
                     self.sighted(&whom, |s| (s.sql_at, s.sql_refused) = (sent, false));
                 }
-                // It is full: somebody has answered all the same.
+                // Somebody has answered all the same, if not who could tell whether the sessions do.
                 Err(error) if error.code() == Some(FULL) => {
-                    self.sighted(&whom, |s| (s.sql_at, s.sql_refused) = (sent, false));
+                    self.sighted(&whom, |s| (s.full_at, s.sql_refused) = (Some(sent), false));
                 }
                 Err(error) => self.sighted(&whom, |s| s.sql_refused = error.is_refused()),
             }

@@ -56,6 +56,8 @@ pub(crate) struct Sight {
     pub(crate) sql_at: Instant,
     /// When it last answered a new connection.
     pub(crate) accept_at: Instant,
+    /// When it last said that it has no connection left.
+    pub(crate) full_at: Option<Instant>,
     pub(crate) agent_refused: bool,
     pub(crate) sql_refused: bool,
 }
@@ -218,6 +220,7 @@ impl Observed {
                 sight.agent_at = (sight.agent_at + gap).min(now);
                 sight.sql_at = (sight.sql_at + gap).min(now);
                 sight.accept_at = (sight.accept_at + gap).min(now);
+                sight.full_at = sight.full_at.map(|at| (at + gap).min(now));
             }
         }
         self.ran_at = now;
@@ -268,6 +271,10 @@ impl Observed {
         let up =
             matches!(self.postgres, PostgresState::Standby(_) | PostgresState::Primary(_) | PostgresState::Hung { .. });
         match code {
+            // Sessions have hung, and nothing has answered since: that no more can begin is no sign that it does not hang.
+            Some("53300") if matches!(self.postgres, PostgresState::Hung { for_ms: 1.. }) => {
+                self.postgres = PostgresState::Hung { for_ms: since.as_millis().try_into().unwrap_or(u64::MAX) };
+            }
             // It is full, and so it neither hangs nor starts. What it said last is no younger for that.
             Some("53300") => {
                 self.heard(at);
@@ -324,6 +331,7 @@ impl Observed {
                 agent_ms_ago: ms(lived.since(s.agent_at)),
                 sql_ms_ago: ms(lived.since(s.sql_at)),
                 accept_ms_ago: Some(ms(lived.since(s.accept_at))),
+                full_ms_ago: s.full_at.map(|at| ms(lived.since(at))),
                 refused: s.agent_refused && s.sql_refused,
             }),
             lease_left_ms: self.lease_until.and_then(|end| end.checked_since(now)).map(ms),
@@ -390,13 +398,27 @@ mod tests {
     }
 
     #[test]
+    fn a_postgres_whose_sessions_hang_until_it_is_full_still_hangs() {
+        let at = Instant::from_millis;
+        let bound = Duration::from_secs(1);
+        let mut o = State::new(at(0)).get();
+        o.postgres = PostgresState::Hung { for_ms: 0 };
+        (1..=30).for_each(|i| o.runs(at(100 * i)));
+        o.not_told(at(1000), at(2000), None, bound);
+        assert_eq!(o.postgres, PostgresState::Hung { for_ms: 2000 });
+        o.not_told(at(2990), at(3000), Some("53300"), bound);
+        assert_eq!(o.postgres, PostgresState::Hung { for_ms: 3000 });
+    }
+
+    #[test]
     fn the_time_for_which_the_agent_stood_still_is_nobody_elses_silence() {
         let at = Instant::from_millis;
         let mut o = State::new(at(0)).get();
         o.heard(at(900));
         let (node, term) = ("n1".parse().unwrap(), Term(7));
-        let (agent_at, sql_at, accept_at) = (at(950), at(700), at(200));
-        o.sees = Some(Sight { node, term, agent_at, sql_at, accept_at, agent_refused: false, sql_refused: false });
+        let (agent_at, sql_at, accept_at, full_at) = (at(950), at(700), at(200), None);
+        let (agent_refused, sql_refused) = (false, false);
+        o.sees = Some(Sight { node, term, agent_at, sql_at, accept_at, full_at, agent_refused, sql_refused });
         (0..=10).for_each(|i| o.runs(at(100 * i)));
         assert_eq!(o.unanswered(at(1100)), Duration::from_millis(200));
         // It stands still from 1000 to 6000. Asked before it has noted that, it does not count what it did not hear.

@@ -337,7 +337,8 @@ impl Observed {
         (!others.is_empty()).then_some(Blocker::PrimaryHung { node, for_ms, limit_ms, others })
     }
 
-    /// A session of the observer's was answered, and so was a new one: the former alone needs no postmaster.
+    /// A session of the observer's was answered, and so was a new one: the former alone needs no postmaster. That it is full is
+    /// no answer: sessions that hang are what may have filled it.
     fn is_answered(
         &self,
         observer: &NodeId,
@@ -472,8 +473,12 @@ fn judge(voter: &NodeId, s: &Sighting, age: Duration, refused_for: Option<Durati
     }
     let (agent, sql) = (plus_age(s.agent_ms_ago, age), plus_age(s.sql_ms_ago, age));
     let limit = settings.detect_timeout;
+    // Nobody says what its sessions do: it is taken for alive for as long as one that hangs would be.
+    let full = s.full_ms_ago.map(|ms| plus_age(ms, age)).filter(|full| *full < limit && sql < settings.hung_timeout);
     if sql < limit {
         Vote::Sees(format!("its PostgreSQL answered {} ms ago", millis(sql)))
+    } else if let Some(full) = full {
+        Vote::Sees(format!("its PostgreSQL said {} ms ago that it is full", millis(full)))
     } else if agent < limit {
         Vote::Sees(format!("its agent answered {} ms ago", millis(agent)))
     } else if age >= limit / 2 {

@@ -293,7 +293,7 @@ impl World {
         Ok(())
     }
 
-    /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|refused|ok]
+    /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|full|refused|ok]
     /// [sql_answers] [accepts=MS] [full] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=] [opened=]
     /// [policy=EPOCH[:K]] [ending]`; what is not said is as in a healthy cluster.
     fn report(&mut self, words: &mut Words<'_>) -> Done {
@@ -305,7 +305,7 @@ impl World {
         let at: Lsn = words.optional("at")?.unwrap_or(Lsn(0x5000));
         let postgres = parse::postgres(&is, timeline, at, primary.clone(), words)?;
         let sees = words.optional::<String>("sees")?;
-        let lost = matches!(sees.as_deref(), Some("lost" | "hung"));
+        let lost = matches!(sees.as_deref(), Some("lost" | "hung" | "full"));
         let kept = self.reports.get(&node).and_then(|h| h.lost_since).unwrap_or(self.now);
         let (sql_fresh, accepts) = (words.flag("sql_answers"), words.optional("accepts")?);
         let agent_answers = sees.as_deref() == Some("hung");
@@ -331,6 +331,7 @@ impl World {
                 agent_ms_ago: 0,
                 sql_ms_ago: if sql_fresh { 1 } else { 0 },
                 accept_ms_ago: accepts,
+                full_ms_ago: (sees.as_deref() == Some("full")).then_some(0),
                 refused: sees.as_deref() == Some("refused"),
             }),
             lease_left_ms: None,

@@ -306,7 +306,8 @@ impl World {
         let sighting = node.seen.clone().map(|(node, term, agent, sql)| {
             let ago = |at| now.since(at).as_millis() as u64;
             let (agent_ms_ago, sql_ms_ago) = (ago(agent), ago(sql));
-            Sighting { node, term, agent_ms_ago, sql_ms_ago, accept_ms_ago: Some(sql_ms_ago), refused: false }
+            let accept_ms_ago = Some(sql_ms_ago);
+            Sighting { node, term, agent_ms_ago, sql_ms_ago, accept_ms_ago, full_ms_ago: None, refused: false }
         });
         AgentState {
             seq: node.seq,
