@@ -415,7 +415,7 @@ fn without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins
         }
         c.crash_agent(candidate).await;
         c.start(candidate).await;
-        // Two freezes wait for it: the later term's counts, whichever wakes first.
+        // Two freezes wait for it: the later term's counts.
         let overtaken = async {
             let refused = c.freeze(candidate, Term(2)).await.unwrap_err();
             assert!(refused.starts_with("409"), "{refused}");

@@ -58,8 +58,7 @@ impl Agent {
         }
         self.must_not_be_its_primary(order.term)?;
         self.outlast_signature(order.term).await;
-        self.promise(order.term)?;
-        self.state.change(|o| o.frozen_for = Some(order.term));
+        self.count_as_frozen(order.term)?;
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         {
             let _held = self.act_alone().await?;

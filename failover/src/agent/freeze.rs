@@ -89,9 +89,8 @@ impl Agent {
         self.promise(term)?;
         self.must_not_be_its_primary(term)?;
         self.outlast_signature(term).await;
-        // A later term's freeze may have come meanwhile, and it is that one's node now.
-        self.promise(term)?;
-        self.state.change(|o| (o.frozen_for, o.awaited) = (Some(term), None));
+        self.count_as_frozen(term)?;
+        self.state.change(|o| o.awaited = None);
         // From here on nobody connects ahead for the freeze before this one.
         self.cut_off_for.store(0, Ordering::Release);
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
@@ -107,7 +106,7 @@ impl Agent {
         if self.conf.lock().await.upstream.is_some() {
             self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         }
-        self.state.change(|o| o.frozen_for = Some(term));
+        self.count_as_frozen(term)?;
         if !self.has_postmaster()? {
             let was_primary =
                 self.env.layout.has_data() && Control::read(&self.env).await.is_ok_and(|c| c.was_primary());
@@ -143,6 +142,13 @@ impl Agent {
                 Ok(self.without_position(term, true))
             }
         }
+    }
+
+    /// Refused where a later term was promised meanwhile, by whomever.
+    pub(super) fn count_as_frozen(&self, term: Term) -> Result<(), CommandError> {
+        let mut counts = false;
+        self.state.change(|o| counts = o.freeze_for(term));
+        if counts { Ok(()) } else { self.promise(term) }
     }
 
     fn without_position(&self, term: Term, was_primary: bool) -> Frozen {

@@ -166,7 +166,7 @@ fn end_false(names: &str) -> String {
     let (user, lower) = (super::env::REPLICATION_USER, "lower(application_name COLLATE \"C\")");
     format!(
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication \
-         WHERE {lower} IN ({names}) AND (usename <> '{user}' OR application_name <> {lower})"
+         WHERE {lower} IN ({names}) AND (usename IS DISTINCT FROM '{user}' OR application_name <> {lower})"
     )
 }
 
@@ -175,14 +175,14 @@ fn end_without_slot(names: &[NodeId]) -> String {
     format!("SELECT count(pg_terminate_backend(pid)) FROM {}", super::slots::without_slot(names))
 }
 
-/// Ends the walsender that was begun last of those that are neither a node's nor ours.
+/// Ends the walsender that was begun last of those that are neither a node's nor ours. Its user may have been dropped.
 fn end_stranger(nodes: &str) -> String {
     let (user, ours) = (super::env::REPLICATION_USER, super::sql::APPLICATION_NAME);
     let nodes = if nodes.is_empty() { "''" } else { nodes };
     format!(
         "SELECT application_name FROM (SELECT pid, application_name FROM pg_stat_replication \
-         WHERE NOT (usename = '{user}' AND (application_name IN ({nodes}) OR application_name LIKE 'copy:%')) \
-         AND NOT (usename = 'postgres' AND application_name = '{ours}') \
+         WHERE NOT (coalesce(usename, '') = '{user}' AND (application_name IN ({nodes}) OR application_name LIKE 'copy:%')) \
+         AND NOT (coalesce(usename, '') = 'postgres' AND application_name = '{ours}') \
          ORDER BY backend_start DESC, pid DESC LIMIT 1) s WHERE pg_terminate_backend(pid)"
     )
 }

@@ -236,6 +236,15 @@ impl Observed {
         self.accepted.lasts(self.ran_at, now)
     }
 
+    /// A freeze for `term` counts from now on. False: a later term has been promised, and it is that one's node.
+    pub(crate) fn freeze_for(&mut self, term: Term) -> bool {
+        let counts = self.promise <= term;
+        if counts {
+            self.frozen_for = Some(term);
+        }
+        counts
+    }
+
     /// PostgreSQL answered.
     pub(crate) fn heard(&mut self, at: Instant) {
         self.answered = Silence::from(at);
@@ -358,6 +367,16 @@ mod tests {
         assert_eq!(state.get().seq, seq);
         state.change(|o| o.trouble = Some("disk full".into()));
         assert_eq!(state.get().seq, seq + 1);
+    }
+
+    #[test]
+    fn a_freeze_that_goes_on_after_a_later_terms_does_not_count() {
+        let mut o = State::new(Instant::from_millis(0)).get();
+        o.promise = Term(2);
+        assert!(o.freeze_for(Term(2)));
+        o.promise = Term(3);
+        assert!(!o.freeze_for(Term(2)) && o.freeze_for(Term(3)) && !o.freeze_for(Term(2)));
+        assert_eq!(o.frozen_for, Some(Term(3)));
     }
 
     #[test]
