@@ -42,12 +42,15 @@ fn places(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
     let number = |name: &str, default| parameter(name).map_or(Some(default), |(_, v)| v.trim().parse().ok());
     let voters = raw.cluster.voters.len();
     let needed = failover::adopt::plan::senders_needed(voters);
-    if let Some(places) = number("max_wal_senders", 16).filter(|n| *n < needed) {
+    if let Some(places) = number("max_wal_senders", failover::adopt::plan::senders(voters)).filter(|n| *n < needed) {
         let problem =
             format!("at least {needed} for the {voters} of cluster.voters: two for each other one, and the agent's");
         bad.push(BadSetting::new("agent.parameters.max_wal_senders", places, problem));
     }
-    if let Some(kept) = number("superuser_reserved_connections", 8).filter(|n| *n < 5) {
+    let many = |name, default| number(name, default).unwrap_or(default);
+    let kept =
+        failover::fsm::places::kept(many("max_connections", 100).saturating_sub(many("reserved_connections", 0)));
+    if let Some(kept) = number("superuser_reserved_connections", kept.unwrap_or(3)).filter(|n| *n < 5) {
         let problem = "at least 5: the agent's sessions, which must not be kept out";
         bad.push(BadSetting::new("agent.parameters.superuser_reserved_connections", kept, problem));
     }

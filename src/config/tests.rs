@@ -171,6 +171,13 @@ fn relations_between_sections_name_both_keys() {
             ],
         ),
         (
+            with(&good(), "agent", "parameters", "{ max_connections = \"30\", reserved_connections = \"22\" }"),
+            vec![
+                "agent.parameters.superuser_reserved_connections = 3: at least 5: the agent's sessions, which must not be kept out",
+            ],
+        ),
+        (with(&good(), "agent", "parameters", "{ max_connections = \"30\", reserved_connections = \"20\" }"), vec![]),
+        (
             with(&good(), "agent", "listen", "\"127.0.0.1:7400\""),
             vec!["agent.listen = \"127.0.0.1:7400\": is also admin.listen"],
         ),

@@ -110,6 +110,12 @@ pub const fn senders_needed(voters: usize) -> usize {
     if all < 5 { 5 } else { all }
 }
 
+/// `max_wal_senders` where nothing else is configured.
+pub const fn senders(voters: usize) -> usize {
+    let needed = senders_needed(voters);
+    if needed < 16 { 16 } else { needed }
+}
+
 fn check_server(found: &Found, needed: usize, obstacles: &mut Vec<String>) {
     let setting = |name: &str| found.settings.get(name).map_or("", String::as_str);
     let mut needs = |holds: bool, what: String| obstacles.extend((!holds).then_some(what));

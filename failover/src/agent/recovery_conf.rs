@@ -5,7 +5,9 @@
 
 use super::env::{Env, REPLICATION_USER, quoted};
 use super::layout::write_atomically;
+use crate::adopt::plan::senders;
 use crate::config::agent::OWNED_PARAMETERS;
+use crate::fsm::places::kept;
 use crate::fsm::sync_set::Waits;
 use cluster::sync_names::SyncNames;
 use cluster::{Endpoint, NodeId, Term};
@@ -260,7 +262,7 @@ fn tempfile_in(dir: &str) -> bool {
 }
 
 /// A number among the configured parameters.
-fn limit(parameters: &BTreeMap<String, String>, name: &str, default: u64) -> u64 {
+fn limit(parameters: &BTreeMap<String, String>, name: &str, default: usize) -> usize {
     let set = parameters.iter().rfind(|(n, _)| n.eq_ignore_ascii_case(name));
     set.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(default)
 }
@@ -274,7 +276,6 @@ fn postgresql_conf(env: &Env) -> String {
     // Defaults that a user may override.
     for (name, value) in [
         ("wal_level", "replica"),
-        ("max_wal_senders", "16"),
         ("max_replication_slots", "16"),
         ("hot_standby_feedback", "off"),
         ("max_standby_streaming_delay", "5s"),
@@ -284,10 +285,10 @@ fn postgresql_conf(env: &Env) -> String {
     ] {
         set(name, value);
     }
-    // The agent looks and beats by a session each and proves by two more that commits wait; PostgreSQL keeps 3 by default, and
-    // refuses to start where as many as all are kept.
-    if limit(&c.parameters, "max_connections", 100) >= 30 {
-        set("superuser_reserved_connections", "8");
+    set("max_wal_senders", &senders(env.cluster.voters.len()).to_string());
+    let number = |name, default| limit(&c.parameters, name, default);
+    if let Some(kept) = kept(number("max_connections", 100).saturating_sub(number("reserved_connections", 0))) {
+        set("superuser_reserved_connections", &kept.to_string());
     }
     for (name, value) in &c.parameters {
         set(name, value);

@@ -10,6 +10,17 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Most receivers that are named.
 const NAMED: usize = 5;
 
+/// Connections kept for superusers where nothing else is configured, of all but those that `reserved_connections` keeps: the
+/// agent looks and beats by a session each and proves by two more that commits wait. `None`: PostgreSQL's own, which are 3;
+/// it refuses to start where as many as all are kept.
+pub const fn kept(connections: usize) -> Option<usize> {
+    match connections {
+        30.. => Some(8),
+        10.. => Some(5),
+        _ => None,
+    }
+}
+
 /// Who has a place, by application_name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
@@ -58,6 +69,11 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_server_keeps_what_the_agent_needs_and_more_where_there_is_room() {
+        assert_eq!([0, 9, 10, 29, 30, 100].map(kept), [None, None, Some(5), Some(5), Some(8), Some(8)]);
+    }
 
     fn check(most: usize, names: &[&str], voters: &[&str]) -> Option<String> {
         let voters: Vec<NodeId> = voters.iter().map(|v| v.parse().unwrap()).collect();
