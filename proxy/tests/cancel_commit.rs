@@ -62,6 +62,43 @@ fn an_explicit_commit_is_not_told_to_stop_waiting() {
     assert_eq!(words(&ext.until_ready()), "1 | 2 | C COMMIT | Z I");
 }
 
+/// Nobody would be told that it is on no standby, and all would see it.
+#[test]
+fn what_waits_for_standbys_waits_on_when_its_client_has_gone() {
+    let c = Cluster::start(0, |raw| raw.drain_timeout = Span::millis(100));
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    let_commits_wait(&c);
+    let insert = "insert into t values (1)";
+    let (mut simple, mut ext, mut open) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    // What nobody has read of an answer makes the end of the connection known.
+    simple.write(|out| ["select 1", insert].iter().for_each(|sql| write_query(out, sql)));
+    ext.query("begin");
+    ext.query(insert);
+    ext.write(|out| {
+        write_query(out, "select 1");
+        // What has no Sync yet is not reached.
+        run(out, "commit");
+        sync(out);
+        run(out, insert);
+        flush(out);
+    });
+    open.write(|out| {
+        ["select 1", insert].iter().for_each(|sql| write_query(out, sql));
+        run(out, insert);
+        flush(out);
+    });
+    wait_until_waiting(&c, 3);
+    for s in [&simple, &ext, &open] {
+        s.stream.peek(&mut [0]).expect("it was answered");
+    }
+    drop((simple, ext, open));
+    let in_use = || c.counter_of("pgtenure_proxy_servers", "in_use");
+    wait_for("their servers to be given up", || (in_use() == 0.0).then_some(()));
+    let mut direct = Raw::login(c.nodes[0].port, &[]);
+    assert_eq!(words(&direct.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
+    wait_until_waiting(&c, 3);
+}
+
 #[test]
 fn a_commit_of_its_own_that_stopped_waiting_is_told_by_its_notice() {
     let c = hung();

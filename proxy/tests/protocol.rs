@@ -486,7 +486,7 @@ fn the_server_of_a_client_that_vanishes_is_used_again_unless_that_costs_too_much
         |raw| {
             raw.write(|out| {
                 write_query(out, "select 1");
-                write_query(out, "insert into t select 1 from pg_sleep(60)");
+                write_query(out, "begin; insert into t select 1 from pg_sleep(60)");
             });
             raw.stream.peek(&mut [0]).unwrap();
         },

@@ -63,7 +63,8 @@ impl Session {
         // How many ReadyForQuery are still to come is not known behind a COPY that has failed.
         if pinned || self.tail != Tail::None || self.relay.is_blind() || uncommitted {
             // PostgreSQL would not see that nobody waits for what it works on.
-            if self.relay.pending() > 0 && !self.cancelling && (uncommitted || !self.relay.may_commit()) {
+            let commits_nothing = !self.relay.may_commit() || self.relay.awaits_sync();
+            if self.relay.pending() > 0 && !self.cancelling && commits_nothing {
                 self.forward_cancel(Waiters::default());
             }
             return;
@@ -155,9 +156,10 @@ async fn drain(w: Rc<Worker>, pool: Rc<Pool>, mut d: Drained, busy: Option<Role>
 }
 
 impl Drained {
-    /// Have the server stop what it works on, unless that is a COMMIT, or nothing.
+    /// Have the server stop what it works on, unless that is nothing, or may commit something: what waits for standbys must
+    /// not be told to stop waiting, or all would see what no standby has.
     fn cancel(&self, w: &Rc<Worker>) -> bool {
-        if self.relay.pending() == 0 || self.relay.is_committing() || self.server.cancels.running() {
+        if self.relay.pending() == 0 || self.relay.may_commit() || self.server.cancels.running() {
             return false;
         }
         let meta = &self.server.meta;

@@ -114,6 +114,11 @@ impl Record {
         commits(self.course(status)) || or_idle && commits(self.course(TxStatus::Idle))
     }
 
+    /// Could it make something durable before its end?
+    pub fn commits_by_itself(&self, status: TxStatus) -> bool {
+        self.course(status).commits
+    }
+
     /// Is it a COMMIT, without AND CHAIN, and nothing else?
     pub fn is_commit(&self) -> bool {
         self.statements == Statements::Commit

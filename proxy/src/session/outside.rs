@@ -160,7 +160,10 @@ impl Session {
             }
             (Expiry::Write, _) if self.presence.blocked.get().is_some() => {
                 tracing::info!(place = self.place, "client takes nothing of what is sent to it, disconnected");
-                self.cancel(Waiters::default());
+                // What may commit is left to the end of its wait.
+                if !self.relay.may_commit() {
+                    self.cancel(Waiters::default());
+                }
                 return Err(Turn::Close);
             }
             (

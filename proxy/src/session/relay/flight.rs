@@ -33,6 +33,12 @@ impl Relay {
         self.records().next().is_some_and(|record| record.may_commit(self.status))
     }
 
+    /// Is the unit that has no Sync yet the oldest one, and nothing of it durable before it gets one?
+    pub fn awaits_sync(&self) -> bool {
+        let head = self.queue.iter().all(|entry| entry.record.is_none());
+        head && self.open.is_some_and(|open| !open.commits_by_itself(self.status))
+    }
+
     /// May the server be in a failed block when it reads what is sent next?
     pub fn may_be_failed(&self) -> bool {
         let certain = self.owed == 0 || self.status == TxStatus::Idle && self.sent().iter().all(Record::is_read);
