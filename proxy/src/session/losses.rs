@@ -3,9 +3,10 @@
 //! A read that kills its server, by its memory or by a fault in a function, would take down one node after the other, and
 //! one that an operator ends would begin anew for ever. Nothing tells such a read from one whose server was lost for
 //! another reason, so each is sent again once. What the same outage takes away besides does not count: the connections
-//! to that node that were there before are lost with it, however many there are.
+//! to that node that were there before are lost with it, however many there are. Nor do servers that are ended while the
+//! cluster changes its primary: that ends the old one, and the readers of the new one.
 
-use cluster::{Instant, NodeId};
+use cluster::{Instant, NodeId, Term};
 use std::time::Duration;
 
 /// How long those are ended that a stopping server ends, or an operator all at once. Later it is one who ends one by one.
@@ -45,6 +46,17 @@ pub struct Losses {
 struct First {
     node: NodeId,
     at: Instant,
+    /// The newest term known then.
+    term: Term,
+}
+
+/// What is known of the cluster when a server is lost.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// The newest term.
+    pub term: Term,
+    /// Transactions may begin at its primary.
+    pub open: bool,
 }
 
 /// What another loss says of the first one.
@@ -63,16 +75,21 @@ enum Cause {
 
 impl Losses {
     /// The server that had the unit, connected at `born`, is lost: may the unit be sent again?
-    pub fn allow(&mut self, loss: Loss, (node, born): (&NodeId, Instant), now: Instant) -> bool {
+    pub fn allow(&mut self, loss: Loss, (node, born): (&NodeId, Instant), view: View, now: Instant) -> bool {
         let same = |first: &First| first.node == *node;
-        match (cause(loss), &self.first) {
+        let changes = !view.open || self.first.as_ref().is_some_and(|first| view.term > first.term);
+        let cause = match cause(loss) {
+            Cause::Ended if changes => Cause::Cluster,
+            cause => cause,
+        };
+        match (cause, &self.first) {
             (Cause::Standby, _) => true,
             (Cause::Cluster, _) => {
                 self.moves = self.moves.saturating_add(1);
                 self.moves <= MAX_MOVES
             }
             (Cause::Statement | Cause::Node | Cause::Ended, None) => {
-                self.first = Some(Box::new(First { node: node.clone(), at: now }));
+                self.first = Some(Box::new(First { node: node.clone(), at: now, term: view.term }));
                 true
             }
             (Cause::Node, Some(first)) => same(first) && born <= first.at,
@@ -109,13 +126,20 @@ fn cause(loss: Loss) -> Cause {
 mod tests {
     use super::*;
 
+    const STANDS: View = View { term: Term(7), open: true };
+
     /// `lost`: what, of which node, connected and lost when, in tenths of a second.
     fn check(lost: &[(Loss, &str, u64, u64)], want: &[bool]) {
+        let views: Vec<View> = lost.iter().map(|_| STANDS).collect();
+        check_in(&views, lost, want);
+    }
+
+    fn check_in(views: &[View], lost: &[(Loss, &str, u64, u64)], want: &[bool]) {
         let (mut losses, at) = (Losses::default(), |s: u64| Instant::from_millis(s * 100));
-        let allowed = |&(loss, node, born, now): &(Loss, &str, u64, u64)| {
-            losses.allow(loss, (&node.parse().unwrap(), at(born)), at(now))
+        let allowed = |(&(loss, node, born, now), &view): (&(Loss, &str, u64, u64), &View)| {
+            losses.allow(loss, (&node.parse().unwrap(), at(born)), view, at(now))
         };
-        assert_eq!(lost.iter().map(allowed).collect::<Vec<_>>(), want, "{lost:?}");
+        assert_eq!(lost.iter().zip(views).map(allowed).collect::<Vec<_>>(), want, "{lost:?} {views:?}");
     }
 
     const ENDED: Loss = Loss::Fatal(*b"57P01");
@@ -147,6 +171,23 @@ mod tests {
     }
 
     #[test]
+    fn who_is_ended_while_the_primary_changes_was_not_ended_for_its_statement() {
+        let closed = View { open: false, ..STANDS };
+        let next = View { term: Term(8), ..STANDS };
+        let (of_old, of_new) = ((ENDED, "n1", 1, 10), (ENDED, "n2", 1, 30));
+        let crash = (Loss::Gone, "n1", 1, 10);
+        for (first, views) in
+            [(of_old, [closed, closed]), (of_old, [STANDS, closed]), (crash, [STANDS, closed]), (crash, [STANDS, next])]
+        {
+            check_in(&views, &[first, of_new], &[true, true]);
+        }
+        // A crash may be the statement's doing, whatever comes of it.
+        check_in(&[STANDS, closed], &[crash, (CRASHED, "n2", 1, 30)], &[true, false]);
+        check_in(&[STANDS, next], &[crash, (Loss::Gone, "n2", 1, 30)], &[true, false]);
+        check_in(&[closed, STANDS, STANDS], &[of_old, of_new, (ENDED, "n3", 1, 50)], &[true, true, false]);
+    }
+
+    #[test]
     fn what_becomes_of_the_cluster_does_not_count_as_that() {
         let moved = [(Loss::Deposed, "n1", 1, 10); MAX_MOVES as usize];
         check(&moved, &[true; MAX_MOVES as usize]);
@@ -165,9 +206,9 @@ mod tests {
     fn the_next_statement_has_lost_nothing() {
         let (mut losses, n) = (Losses::default(), "n1".parse().unwrap());
         let at = Instant::from_millis(1000);
-        assert!(losses.allow(Loss::Stuck, (&n, at), at) && !losses.allow(Loss::Stuck, (&n, at), at));
+        assert!(losses.allow(Loss::Stuck, (&n, at), STANDS, at) && !losses.allow(Loss::Stuck, (&n, at), STANDS, at));
         assert_eq!(losses.first(), Some(&n));
         losses.forget();
-        assert!(losses.allow(Loss::Stuck, (&n, at), at));
+        assert!(losses.allow(Loss::Stuck, (&n, at), STANDS, at));
     }
 }

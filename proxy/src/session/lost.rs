@@ -12,10 +12,11 @@ use crate::session::resolve::InDoubt;
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::Named;
 use crate::session::tracking::Asked;
-use crate::session::{block, label};
+use crate::session::{block, label, losses};
 use crate::sql::PinReason;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::{ClientError, Doubt};
+use cluster::topology::Gate;
 use cluster::{NodeId, Term};
 
 mod rest;
@@ -106,7 +107,8 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     s.relay.status = TxStatus::Idle;
     let first = (sent.len(), delivered, s.retained_lens.front().is_some_and(|&len| len > 0));
-    let again = sent.is_empty() || s.losses.allow(loss, (&node, born), s.w.now());
+    let view = losses::View { term: s.w.view.borrow().topology.term, open: s.w.gate(s.w.now()) == Gate::Open };
+    let again = sent.is_empty() || s.losses.allow(loss, (&node, born), view, s.w.now());
     let survives = again && s.lost_pins.is_none() && block::survives(fresh, first, loss);
     if standby && status == TxStatus::Block && survives {
         (s.fresh, s.replants) = (fresh.map(block::Fresh::unsent), true);
