@@ -143,7 +143,8 @@ impl Seen {
         let primary = lag.primary_of(topology);
         let confirmed = primary.and_then(|s| s.confirmed_until).is_some_and(|until| until > last.at);
         // One that waits to be applied may have been replayed nowhere yet, and keep the other waiting for long.
-        let applied = primary.and_then(|s| s.applied_lsn);
+        // Behind a sample from before the answer somebody may have begun to wait whose commit that does not tell of.
+        let applied = primary.filter(|s| s.sent_at > last.at).and_then(|s| s.applied_lsn);
         let is_shown = applied.is_some_and(|applied| last.replayed(lag).is_some_and(|shown| shown <= applied));
         if confirmed || is_shown { Ok(()) } else { Err(last.at) }
     }

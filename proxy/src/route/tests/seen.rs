@@ -70,10 +70,10 @@ fn the_primary_serves_what_was_read_at_a_standby_when_that_is_confirmed() {
 /// A commit that waits to be applied where replay stands still confirms nothing behind it. What was read is before that.
 #[test]
 fn the_primary_serves_what_was_read_at_a_standby_that_has_replayed_no_more_than_is_applied() {
-    let reads = |applied, replayed, sampled, up_since| {
+    let told_at = |told, applied, replayed, sampled, up_since| {
         let mut w = read_at_n2();
         let confirmed_until = Some(at(500));
-        let primary = sample("n1", 900, 1100);
+        let primary = sample("n1", 900, told);
         w.snapshot.primary = Some(PrimarySample { confirmed_until, applied_lsn: Some(Lsn(applied)), ..primary });
         w.snapshot.standbys = vec![standby("n2", replayed, sampled)];
         w.snapshot.standbys[0].replay_lag = Ok(BUDGET * 2);
@@ -81,7 +81,10 @@ fn the_primary_serves_what_was_read_at_a_standby_that_has_replayed_no_more_than_
         w.publish();
         w.read(1120)
     };
+    let reads = |applied, replayed, sampled, up_since| told_at(1100, applied, replayed, sampled, up_since);
     assert_eq!(reads(150, 150, 1010, 0), "primary lagging");
+    assert_eq!(told_at(1011, 150, 150, 1010, 0), "primary lagging");
+    assert_eq!(told_at(1010, 150, 150, 1010, 0), "wait 5000 unconfirmed", "its commit may not have waited yet");
     assert_eq!(reads(149, 150, 1010, 0), "wait 5000 unconfirmed", "the other standbys have applied less");
     assert_eq!(reads(150, 150, 1009, 0), "wait 5000 unconfirmed", "it may have replayed more since");
     assert_eq!(reads(150, 150, 1010, 1011), "wait 5000 unconfirmed", "it may have had more before it was restarted");
