@@ -32,7 +32,7 @@ pub(crate) enum ProofError {
     NotWaiting(Duration),
     #[error("{sessions} sessions still commit as before, although they were to end")]
     NotTakenUp { sessions: usize },
-    #[error("not through replication slots of their own, so they could count twice: {nodes}")]
+    #[error("do not stream through replication slots of their own, so that each could count twice: {nodes}")]
     WithoutSlot { nodes: String },
     #[error("the standbys did not release a commit within {0:?}")]
     NotReleased(Duration),
@@ -78,7 +78,7 @@ impl Agent {
     }
 
     async fn arm_from(&self, before: &Waits, names: &SyncNames) -> Result<Lsn, ProofError> {
-        self.all_through_slots().await?;
+        self.all_through_slots(names).await?;
         if self.conf.lock().await.is_lenient() {
             self.set_waits(&Waits::always(before.names.clone())).await?;
             self.taken_up().await?;

@@ -77,7 +77,9 @@ impl Agent {
         drop(self.standing.take_replication());
         self.state.change(|o| (o.not_streaming_since, o.frozen_for) = (Some(now), None));
         conf.connect(upstream);
-        conf.go_through_slot(self.through_slots());
+        if let Some(through) = self.through_slots() {
+            conf.go_through_slot(through);
+        }
         if let Err(error) = conf.write(&self.env).and_then(|()| postgres::reload(&self.env)) {
             // It stays frozen.
             conf.upstream = None;

@@ -62,8 +62,6 @@ const EAGER: &str = "wal_retrieve_retry_interval = '20ms'";
 
 /// The parameter that names the slot.
 const SLOT: &str = "primary_slot_name";
-/// The parameter that limits what slots keep.
-const SLOT_LIMIT: &str = "max_slot_wal_keep_size";
 
 impl Dynamic {
     pub(crate) const fn new(waits: Waits) -> Self {
@@ -152,7 +150,8 @@ impl Dynamic {
         self.written += 1;
         self.undelayed &= self.upstream.is_none();
         let conninfo = self.upstream.as_ref().map_or_else(String::new, |u| conninfo(env, &u.endpoint));
-        let slot = if self.through_slot { slot_lines(env) } else { String::new() };
+        let slot =
+            if self.through_slot { format!("{SLOT} = '{}'\n", env.config.node.slot_name()) } else { String::new() };
         write_atomically(&env.layout.dynamic_conf(), self.text(&conninfo, &slot, &self.stamp(env)).as_bytes())
     }
 
@@ -172,15 +171,6 @@ impl Dynamic {
             quoted(stamp),
         )
     }
-}
-
-/// The lines by which a standby streams through its slot. A slot keeps the WAL that a connected standby lacks, without an
-/// end by PostgreSQL's default; `wal_keep_size` is enough without slots.
-fn slot_lines(env: &Env) -> String {
-    let c = &env.config;
-    let limited = c.parameters.keys().any(|name| name.eq_ignore_ascii_case(SLOT_LIMIT));
-    let limit = if limited { String::new() } else { format!("{SLOT_LIMIT} = '{}MB'\n", c.wal_keep.0 >> 20) };
-    format!("{SLOT} = '{}'\n{limit}", c.node.slot_name())
 }
 
 /// libpq's connection string to another node's PostgreSQL as `pgtenure_repl`, for a standby.

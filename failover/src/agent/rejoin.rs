@@ -293,7 +293,9 @@ impl Agent {
             self.cut_off_for.store(0, Ordering::Release);
             drop(self.standing.take_replication());
             conf.connect(Upstream { node: source.node.clone(), endpoint: source.endpoint.clone(), term: source.term });
-            conf.go_through_slot(self.through_slots());
+            if let Some(through) = self.through_slots() {
+                conf.go_through_slot(through);
+            }
             let now = self.env.clock.now();
             self.state.change(|o| {
                 o.frozen_for = None;

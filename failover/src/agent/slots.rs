@@ -10,6 +10,7 @@ use super::{Agent, postgres};
 use crate::api::PostgresState;
 use crate::fsm::slots::{self, Left, Slot, Tend};
 use cluster::node::SLOT_PREFIX;
+use cluster::sync_names::SyncNames;
 use cluster::{Instant, NodeId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,16 +25,22 @@ const REFUSED_FOR: Duration = Duration::from_millis(500);
 const HELD_FOR: Duration = Duration::from_secs(10);
 /// How long the standbys may take to stream through their slots once they are to.
 pub(super) const HELD_WITHIN: Duration = Duration::from_secs(5);
-/// Before those who do not are ended.
-const BY_THEMSELVES: Duration = Duration::from_secs(2);
 
 /// Walsenders under these nodes' names that have not just their slot, to be selected from; `node` is the name. What
 /// PostgreSQL shows of walsenders is read before what it shows of slots, so one that has just taken its slot is not among them.
 pub(super) fn without_slot(nodes: &[NodeId]) -> String {
+    format!("{} WHERE state <> 'startup' AND {SLOTS_OF_R} IS DISTINCT FROM slot", under_names(nodes))
+}
+
+/// Walsenders that stream under these nodes' names and have their slots.
+fn through_slot(nodes: &[NodeId]) -> String {
+    format!("{} WHERE state = 'streaming' AND {SLOTS_OF_R} = slot", under_names(nodes))
+}
+
+fn under_names(nodes: &[NodeId]) -> String {
     let pairs: Vec<String> = nodes.iter().map(|n| format!("('{n}', '{}')", n.slot_name())).collect();
     format!(
-        "(SELECT * FROM pg_stat_replication OFFSET 0) r JOIN (VALUES {}) m (node, slot) ON application_name = node \
-         WHERE state <> 'startup' AND {SLOTS_OF_R} IS DISTINCT FROM slot",
+        "(SELECT * FROM pg_stat_replication OFFSET 0) r JOIN (VALUES {}) m (node, slot) ON application_name = node",
         pairs.join(", ")
     )
 }
@@ -59,17 +66,18 @@ impl Agent {
         let mut records = self.records.subscribe();
         let (mut left, mut sql, mut held_since) = (Left::default(), None, None);
         loop {
-            let kept = match self.tend_slots(&mut left, &mut sql).await {
-                Ok(()) => self.stream_through_slot(&mut held_since).await,
-                Err(error) => {
-                    sql = None;
-                    Err(error)
-                }
-            };
-            let trouble = kept.unwrap_or_else(|error| {
+            let kept = self.tend_slots(&mut left, &mut sql).await;
+            if kept.is_err() {
+                sql = None;
+            }
+            // Also where its own are in trouble: they are for the time when it is the primary.
+            let streams = self.stream_through_slot(&mut held_since).await;
+            let why = |error: SqlError| {
                 tracing::debug!(node = %self.env.config.node, %error, "replication slots not seen to");
                 is_trouble(&error).then(|| self.failed("keeping replication slots", &error).why)
-            });
+            };
+            let (kept, streams) = (kept.err().and_then(why), streams.unwrap_or_else(why));
+            let trouble = [streams, kept].into_iter().flatten().reduce(|all, one| format!("{all}; {one}"));
             if self.state.look(|o| o.no_slot != trouble) {
                 tracing::warn!(node = %self.env.config.node, trouble, "replication slots");
                 self.state.change(|o| o.no_slot = trouble);
@@ -81,9 +89,11 @@ impl Agent {
         }
     }
 
-    /// Are standbys to stream through slots? Not under a primary that its agent has not taken over yet.
-    pub(super) fn through_slots(&self) -> bool {
-        self.records.borrow().adopt.is_none() && self.policy().is_some_and(|p| slots::wanted(&p))
+    /// Are standbys to stream through slots? Not under a primary that its agent has not taken over yet. `None` before a
+    /// policy was read: as they did then.
+    pub(super) fn through_slots(&self) -> Option<bool> {
+        let policy = self.policy()?;
+        Some(self.records.borrow().adopt.is_none() && slots::wanted(&policy))
     }
 
     /// Must they?
@@ -91,15 +101,9 @@ impl Agent {
         self.records.borrow().adopt.is_none() && self.policy().is_some_and(|p| slots::required(&p))
     }
 
-    /// The slots that this node should have: one for each other member.
     fn slots_needed(&self) -> Option<BTreeSet<String>> {
-        if !self.through_slots() {
-            return Some(BTreeSet::new());
-        }
-        let (records, own) = (self.records.borrow(), &self.env.config.node);
-        // Not all are known yet.
-        records.members.get(own)?;
-        Some(records.members.keys().filter(|n| *n != own).map(NodeId::slot_name).collect())
+        let through = self.through_slots();
+        slots::needed(&self.env.config.node, through, self.records.borrow().members.keys())
     }
 
     /// Are there slots of ours? PostgreSQL is not asked where there never were any.
@@ -120,15 +124,16 @@ impl Agent {
             None => sql.insert(Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?),
         };
         let found = self.own_slots(sql, self.env.config.probe_timeout).await?;
+        let mut kept = Ok(());
         for todo in left.tend(self.env.clock.now(), &needed, &found) {
-            self.tend_slot(sql, &todo, self.env.config.probe_timeout).await?;
+            kept = kept.and(self.tend_slot(sql, &todo, self.env.config.probe_timeout).await);
         }
-        Ok(())
+        kept
     }
 
     async fn own_slots(&self, sql: &Sql, bound: Duration) -> Result<Vec<Slot>, SqlError> {
         let query = format!(
-            "SELECT slot_name, active, restart_lsn IS NOT NULL OR xmin IS NOT NULL OR coalesce(wal_status = 'lost', false) \
+            "SELECT slot_name, active, restart_lsn IS NOT NULL OR xmin IS NOT NULL, coalesce(wal_status = 'lost', false) \
              FROM pg_replication_slots WHERE slot_type = 'physical' AND starts_with(slot_name::text, '{SLOT_PREFIX}')"
         );
         let rows = sql.rows("asking for replication slots", &query, bound).await?;
@@ -136,7 +141,7 @@ impl Agent {
             let mut row = row.into_iter();
             let name = row.next()??;
             let mut yes = || row.next().flatten().as_deref() == Some("t");
-            Some(Slot { name, active: yes(), keeps: yes() })
+            Some(Slot { name, active: yes(), keeps: yes(), lost: yes() })
         };
         Ok(rows.into_iter().filter_map(slot).collect())
     }
@@ -165,10 +170,11 @@ impl Agent {
         let Some(needed) = self.slots_needed().filter(|n| !n.is_empty()) else { return };
         let made = async {
             let found = self.own_slots(sql, bound).await?;
+            let mut made = Ok(());
             for name in needed.iter().filter(|n| found.iter().all(|s| s.name != **n)) {
-                self.tend_slot(sql, &Tend::Make(name.clone()), bound).await?;
+                made = made.and(self.tend_slot(sql, &Tend::Make(name.clone()), bound).await);
             }
-            Ok::<_, SqlError>(())
+            made
         };
         if let Err(error) = made.await {
             tracing::warn!(node = %self.env.config.node, %error, "replication slots not made before the promotion");
@@ -177,7 +183,7 @@ impl Agent {
 
     /// Stream through this node's slot, or without again, as the policy says. Gives what an operator should know.
     async fn stream_through_slot(&self, held_since: &mut Option<Instant>) -> Result<Option<String>, SqlError> {
-        let through = self.through_slots();
+        let Some(through) = self.through_slots() else { return Ok(None) };
         let (upstream, is) = {
             let conf = self.conf.lock().await;
             (conf.upstream.clone(), conf.is_through_slot())
@@ -249,23 +255,30 @@ impl Agent {
         Ok(holder)
     }
 
-    /// All standbys that are connected stream through their slots: those that do not are ended.
-    pub(super) async fn all_through_slots(&self) -> Result<(), ProofError> {
-        if !self.through_slots() {
+    /// Before two or more may release commits, so many voters stream through their slots, and nobody without: that would be
+    /// ended once they may, and must not be what they are short of then. Nobody is ended here.
+    pub(super) async fn all_through_slots(&self, names: &SyncNames) -> Result<(), ProofError> {
+        let SyncNames::Any { k, names: voters } = names else { return Ok(()) };
+        if *k < 2 || self.through_slots() != Some(true) {
             return Ok(());
         }
         let sql = Sql::local(&self.env, "postgres", Duration::from_secs(2)).await?;
-        let nodes: Vec<NodeId> = self.records.borrow().members.keys().cloned().collect();
+        let members: Vec<NodeId> = self.records.borrow().members.keys().cloned().collect();
+        let without = format!("SELECT node FROM {}", without_slot(&members));
+        let through = format!("SELECT node FROM {}", through_slot(&members));
         let begun = tokio::time::Instant::now();
         loop {
-            let end = if begun.elapsed() >= BY_THEMSELVES { "pg_terminate_backend(pid)" } else { "NULL" };
-            let query = format!("SELECT node, {end} FROM {}", without_slot(&nodes));
-            let rows = sql.rows("looking for standbys without a slot", &query, Duration::from_secs(2)).await?;
-            if rows.is_empty() {
+            let mut found = [BTreeSet::new(), BTreeSet::new()];
+            for (nodes, query) in found.iter_mut().zip([&through, &without]) {
+                let rows = sql.rows("looking for standbys without a slot", query, Duration::from_secs(2)).await?;
+                nodes.extend(rows.into_iter().filter_map(|r| r.into_iter().next()??.parse::<NodeId>().ok()));
+            }
+            let nodes = slots::not_through(*k, voters, &found[0], &found[1]);
+            if nodes.is_empty() {
                 return Ok(());
             }
             if begun.elapsed() >= HELD_WITHIN {
-                let nodes: Vec<String> = rows.into_iter().filter_map(|r| r.into_iter().next().flatten()).collect();
+                let nodes: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
                 return Err(ProofError::WithoutSlot { nodes: nodes.join(", ") });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -11,7 +11,7 @@
 //! was used and left is made anew. A slot that is in use is never dropped, as PostgreSQL refuses to.
 
 use crate::record::PolicyRecord;
-use cluster::Instant;
+use cluster::{Instant, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -23,9 +23,41 @@ pub fn wanted(policy: &PolicyRecord) -> bool {
     policy.quorums().any(|(_, k)| k >= 2)
 }
 
-/// Must nobody stream under a node's name but through its slot? Not while that is still to be armed, which sees to it.
+/// Must nobody stream under a node's name but through its slot? Not while that is still to be armed, which sees to it. Nor
+/// while commits are to wait for one standby of the same voters or more, which must not depend on slots: whoever succeeds
+/// meanwhile meets that quorum too, and so has what any one of them has.
 pub fn required(policy: &PolicyRecord) -> bool {
-    policy.protects() && policy.k >= 2
+    let lowered =
+        policy.joint.as_ref().is_some_and(|to| to.k < 2 && policy.voters.iter().all(|v| to.voters.contains(v)));
+    policy.protects() && policy.k >= 2 && !lowered
+}
+
+/// The slots that a member should have, one for each other member, where standbys stream `through` slots; `None` while
+/// that, or the members, is not known: then those that are there are left as they are.
+pub fn needed<'a>(
+    own: &NodeId,
+    through: Option<bool>,
+    mut members: impl Iterator<Item = &'a NodeId> + Clone,
+) -> Option<BTreeSet<String>> {
+    if !through? {
+        return Some(BTreeSet::new());
+    }
+    let others = members.clone().filter(|n| *n != own).map(NodeId::slot_name).collect();
+    members.any(|n| n == own).then_some(others)
+}
+
+/// Who keeps commits from being released by `k` of these voters: whoever is connected `without` its slot and, if too few
+/// stream `through` theirs, the other voters. Nobody where each of the k is one.
+pub fn not_through(
+    k: u32,
+    voters: &[NodeId],
+    through: &BTreeSet<NodeId>,
+    without: &BTreeSet<NodeId>,
+) -> BTreeSet<NodeId> {
+    let missing = voters.iter().filter(|v| !through.contains(*v));
+    let enough = voters.len() - missing.clone().count() >= k as usize;
+    let missing = missing.filter(|_| !enough).cloned();
+    missing.chain(without.iter().cloned()).collect()
 }
 
 /// A slot of ours.
@@ -35,8 +67,10 @@ pub struct Slot {
     pub name: String,
     /// A walsender has it.
     pub active: bool,
-    /// It keeps WAL, or old rows, or has been invalidated for having kept too much.
+    /// It keeps WAL, or old rows.
     pub keeps: bool,
+    /// It has been invalidated, for having kept too much. PostgreSQL 18 lets nobody stream through it.
+    pub lost: bool,
 }
 
 /// What to do about one.
@@ -62,7 +96,8 @@ impl Left {
         for slot in found.iter().filter(|s| !s.active) {
             if !needed.contains(&slot.name) {
                 todo.push(Tend::Drop(slot.name.clone()));
-            } else if slot.keeps && now.since(*self.0.entry(slot.name.clone()).or_insert(now)) >= LEFT_FOR {
+            } else if slot.lost || slot.keeps && now.since(*self.0.entry(slot.name.clone()).or_insert(now)) >= LEFT_FOR
+            {
                 todo.push(Tend::Renew(slot.name.clone()));
             }
         }
@@ -90,7 +125,8 @@ mod tests {
             (Mode::Strict, 1, None, (false, false)),
             (Mode::Strict, 1, Some(2), (true, false)),
             (Mode::Strict, 2, None, (true, true)),
-            (Mode::Available, 2, Some(1), (true, true)),
+            (Mode::Strict, 2, Some(3), (true, true)),
+            (Mode::Strict, 2, Some(1), (true, false)),
             (Mode::Async, 2, None, (true, false)),
         ] {
             let policy = policy(mode, k, to);
@@ -98,12 +134,52 @@ mod tests {
         }
     }
 
-    /// `name`, `!` behind it: in use, `+` behind it: keeps something.
+    #[test]
+    fn a_node_twice_is_kept_out_as_long_as_it_may_not_vote_once_one_is_enough() {
+        let mut policy = policy(Mode::Strict, 2, Some(1));
+        policy.joint.as_mut().unwrap().voters.pop();
+        assert!(required(&policy));
+    }
+
+    #[test]
+    fn slots_are_those_of_the_other_members_and_left_alone_until_it_is_known_that_there_are_to_be_some() {
+        let members: Vec<NodeId> = names("n1 n2 n3").into_iter().collect();
+        let needed = |own: &str, through| {
+            let needed = needed(&own.parse().unwrap(), through, members.iter())?;
+            Some(needed.into_iter().collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(needed("n2", Some(true)).as_deref(), Some("pgtenure_n1 pgtenure_n3"));
+        assert_eq!(needed("n2", Some(false)).as_deref(), Some(""));
+        assert_eq!(needed("n2", None), None, "no policy was read");
+        assert_eq!(needed("n4", Some(true)), None, "not all members are known");
+    }
+
+    #[test]
+    fn two_may_release_commits_once_two_stream_through_slots_and_nobody_without() {
+        let voters: Vec<NodeId> = names("n2 n3 n4").into_iter().collect();
+        let keep = |through: &str, without: &str| {
+            let keep = not_through(2, &voters, &names(through), &names(without));
+            keep.iter().map(NodeId::as_str).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(keep("n2 n4", ""), "");
+        assert_eq!(keep("n2 n3 n4", "n4"), "n4", "connected twice");
+        assert_eq!(keep("n2 n3", "n5"), "n5", "a member that does not vote yet");
+        assert_eq!(keep("n2", "n3"), "n3 n4");
+        assert_eq!(keep("", ""), "n2 n3 n4", "nobody at all, as they connect anew just now");
+        assert_eq!(keep("n2 n5", ""), "n3 n4", "through a slot, but no voter");
+    }
+
+    fn names(text: &str) -> BTreeSet<NodeId> {
+        text.split_whitespace().map(|n| n.parse().unwrap()).collect()
+    }
+
+    /// `name`, `!` behind it: in use, `+` behind it: keeps something, `-` behind it: invalidated.
     fn slots(text: &str) -> Vec<Slot> {
         let one = |word: &str| Slot {
-            name: word.trim_end_matches(['!', '+']).into(),
+            name: word.trim_end_matches(['!', '+', '-']).into(),
             active: word.contains('!'),
             keeps: word.contains('+'),
+            lost: word.contains('-'),
         };
         text.split_whitespace().map(one).collect()
     }
@@ -137,5 +213,7 @@ mod tests {
         check(left, 26, "a b", "a+ b", "");
         check(left, 27, "a b", "a+ b", "Renew a");
         check(left, 28, "a b", "a b", "");
+        // Its standby may be refused for as long as it is there.
+        check(left, 29, "a b", "a!- b-", "Renew b");
     }
 }

@@ -7,7 +7,8 @@ use failover::api::{Arm, Armed, PostgresState};
 use failover::record::*;
 use failover::store::{Compare, Store, Txn};
 use nix::sys::signal::Signal;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 /// Standbys that stream from here through their slots.
 const THROUGH: &str = "SELECT count(*) FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid \
@@ -29,6 +30,15 @@ async fn pid(c: &Cluster, at: usize, query: &str) -> i32 {
 
 async fn until_value(c: &Cluster, at: usize, query: &str, want: &str) {
     until(&format!("{want} from {query}"), async || (c.value(at, query).await == want).then_some(())).await;
+}
+
+/// Somebody who streams from there under this name, without its slot.
+fn stream_as(c: &Cluster, from: usize, name: &str, to: &Path) -> Child {
+    let port = c.nodes[from].config.postgres_port;
+    let dsn = format!("host=127.0.0.1 user=pgtenure_repl port={port} application_name={name}");
+    let mut twin = Command::new(format!("{}/pg_receivewal", bin()));
+    twin.args(["--no-loop", "--synchronous", "-D"]).arg(to).args(["-d", &dsn]);
+    twin.env("PGPASSWORD", "repl's: password\\").stderr(Stdio::piped()).spawn().unwrap()
 }
 
 #[test]
@@ -81,13 +91,7 @@ fn a_standby_that_is_connected_twice_is_one_of_the_two_that_commits_wait_for() {
 
         // Who uses a standby's name without its slot could be the second one.
         let dir = tempfile::tempdir().unwrap();
-        let dsn = format!(
-            "host=127.0.0.1 user=pgtenure_repl port={} application_name={name}",
-            c.nodes[p].config.postgres_port
-        );
-        let mut twin = Command::new(format!("{}/pg_receivewal", bin()));
-        twin.args(["--no-loop", "--synchronous", "-D"]).arg(dir.path()).args(["-d", &dsn]);
-        let twin = twin.env("PGPASSWORD", "repl's: password\\").stderr(Stdio::piped()).spawn().unwrap();
+        let twin = stream_as(&c, p, name.as_str(), dir.path());
         let told = tokio::task::spawn_blocking(|| twin.wait_with_output().unwrap()).await.unwrap().stderr;
         let told = String::from_utf8(told).unwrap();
         assert!(told.contains("terminating connection due to administrator command"), "{told}");
@@ -105,8 +109,34 @@ fn a_standby_that_is_connected_twice_is_one_of_the_two_that_commits_wait_for() {
         let impostors = matches!(&impostors.postgres, PostgresState::Primary(p) if p.impostors.is_empty());
         assert!(impostors, "nobody had to be ended");
 
+        // To come back to one does not depend on slots: who has none counts meanwhile, and is let be.
+        let joint = |k| {
+            move |p: PolicyRecord| {
+                let to = Quorum { voters: p.voters.clone(), k };
+                PolicyRecord { joint: Some(to), ..p }
+            }
+        };
+        let arm = |epoch| {
+            let sync_names = |k| SyncNames::for_primary(&c.nodes[twice].id, &c.shared.voters, k).to_string();
+            move |k| Arm { term, sync_names: sync_names(k), policy_epoch: epoch }
+        };
+        let lowered = put_policy(&c, joint(1)).await;
+        let other_name = c.nodes[other].id.clone();
+        c.until_state(twice, "that policy", |s| s.policy.as_ref().filter(|p| p.epoch == lowered.epoch).map(drop)).await;
+        let dir = tempfile::tempdir().unwrap();
+        let mut twin = stream_as(&c, twice, other_name.as_str(), dir.path());
+        c.until_state(twice, "both connections", |s| match &s.postgres {
+            PostgresState::Primary(p) => {
+                (p.followers.iter().filter(|f| f.node == other_name && f.state == "streaming").count() == 2)
+                    .then_some(())
+            }
+            _ => None,
+        })
+        .await;
+        let _: Armed = c.post(twice, "arm", &arm(lowered.epoch)(1)).await.unwrap();
+
         // One is enough for commits: then nobody needs a slot, and none is left.
-        put_policy(&c, |p| PolicyRecord { k: 1, ..p }).await;
+        put_policy(&c, |p| PolicyRecord { k: 1, joint: None, ..p }).await;
         for i in 0..3 {
             until_value(&c, i, SLOTS, "").await;
         }
@@ -115,15 +145,14 @@ fn a_standby_that_is_connected_twice_is_one_of_the_two_that_commits_wait_for() {
         }
 
         // Before two are relied on again all stream through slots.
-        let joint = |p: PolicyRecord| {
-            let to = Quorum { voters: p.voters.clone(), k: 2 };
-            PolicyRecord { joint: Some(to), ..p }
-        };
-        let policy = put_policy(&c, joint).await;
-        let sync_names = SyncNames::for_primary(&c.nodes[twice].id, &c.shared.voters, 2).to_string();
-        let order = Arm { term, sync_names, policy_epoch: policy.epoch };
-        let _: Armed = c.post(twice, "arm", &order).await.unwrap();
+        let policy = put_policy(&c, joint(2)).await;
+        let refused = c.post::<Armed>(twice, "arm", &arm(policy.epoch)(2)).await.unwrap_err();
+        assert!(refused.contains(&format!("count twice: {other_name}\"")), "{refused}");
+        assert_eq!(twin.try_wait().unwrap(), None, "who is in the way is not ended: it would be back");
+        twin.kill().unwrap();
+        twin.wait().unwrap();
+        let _: Armed = c.post(twice, "arm", &arm(policy.epoch)(2)).await.unwrap();
         assert_eq!(c.value(twice, THROUGH).await, "2");
-        assert_eq!(c.value(p, "SHOW max_slot_wal_keep_size").await, "512MB");
+        assert_eq!(c.value(p, "SHOW max_slot_wal_keep_size").await, "-1", "an operator's slots are not limited");
     });
 }
