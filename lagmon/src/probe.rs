@@ -15,6 +15,7 @@ use cluster::secret::Secret;
 use cluster::topology::Topology;
 use cluster::{Clock, Endpoint, Instant, NodeId, Term};
 use socket2::{SockRef, TcpKeepalive};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -28,6 +29,10 @@ use tracing::{info, warn};
 /// Pause before connecting again: doubled from the first to the last while a node does not answer. A refusal costs
 /// nothing and is not slowed down past the first; a node that hangs would collect our connections.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+
+/// How often the name of a node that answers is looked up again: it may lead to another server by now, which everybody else
+/// finds, while the old one goes on answering.
+const LOOK_UP: Duration = Duration::from_secs(60);
 
 /// Why a probe gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -163,12 +168,44 @@ struct Connection {
     /// Prepared when first asked.
     details: Option<Statement>,
     driver: JoinHandle<()>,
+    /// Where it leads.
+    peer: IpAddr,
+    /// When that was last compared with the node's name.
+    looked_up: Instant,
+    /// The look that is under way: does the name lead elsewhere? No probe waits for it.
+    lookup: Option<JoinHandle<bool>>,
+}
+
+impl Connection {
+    /// Does the name of `endpoint` lead elsewhere, as far as is known?
+    async fn is_passed_by(&mut self, endpoint: &Endpoint, now: Instant) -> bool {
+        match self.lookup.take() {
+            Some(lookup) if lookup.is_finished() => return lookup.await.unwrap_or(false),
+            Some(lookup) => self.lookup = Some(lookup),
+            None if now.since(self.looked_up) >= LOOK_UP => {
+                self.looked_up = now;
+                self.lookup = Some(tokio::spawn(leads_elsewhere(endpoint.clone(), self.peer)));
+            }
+            None => {}
+        }
+        false
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
+        if let Some(lookup) = &self.lookup {
+            lookup.abort();
+        }
     }
+}
+
+/// Is `peer` none of the addresses that the endpoint has? What cannot be looked up is not compared.
+async fn leads_elsewhere(endpoint: Endpoint, peer: IpAddr) -> bool {
+    let Ok(found) = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await else { return false };
+    let mut found = found.map(|address| address.ip().to_canonical()).peekable();
+    found.peek().is_some() && found.all(|address| address != peer.to_canonical())
 }
 
 struct Run {
@@ -231,6 +268,17 @@ impl Run {
                     return;
                 }
                 if self.connection.is_none() && !self.report(term, News::OutOfSight).await {
+                    return;
+                }
+            }
+            let passed_by = match &mut self.connection {
+                Some(connection) => connection.is_passed_by(&self.endpoint, started).await,
+                None => false,
+            };
+            if passed_by {
+                info!(node = %self.node, endpoint = %self.endpoint, "name leads elsewhere, connecting there");
+                self.connection = None;
+                if !self.report(term, News::OutOfSight).await {
                     return;
                 }
             }
@@ -318,6 +366,7 @@ async fn connect(
     config: &Config,
 ) -> Result<Connection, ProbeError> {
     let stream = dial(endpoint, config).await.map_err(ProbeError::Dial)?;
+    let peer = stream.peer_addr().map_err(ProbeError::Dial)?.ip();
     // The monitor's password is verified by SCRAM: whoever asks for it is no server of ours.
     let stream = Guarded::new(stream, Allowed::default());
     let (client, driver) = login.connect_raw(stream, NoTls).await.map_err(ProbeError::Connect)?;
@@ -325,7 +374,10 @@ async fn connect(
     // The driver's error is also the next query's, which reports it.
     let driver = tokio::spawn(async move { drop(driver.await) });
     match introduce(&client, major).await {
-        Ok((identity, positions)) => Ok(Connection { client, major, identity, positions, details: None, driver }),
+        Ok((identity, positions)) => {
+            let (details, looked_up, lookup) = (None, Clock.now(), None);
+            Ok(Connection { client, major, identity, positions, details, driver, peer, looked_up, lookup })
+        }
         Err(error) => {
             driver.abort();
             Err(error)
@@ -366,5 +418,22 @@ mod tests {
     fn what_users_have_put_into_public_is_not_found() {
         let config = crate::config::check(crate::config::Raw::default()).unwrap();
         assert_eq!(login(&config, None).get_options(), Some("-c search_path=pg_catalog"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_passed_by_when_its_address_is_none_of_the_names() {
+        let leads_elsewhere = async |host: &str, peer: &str| {
+            leads_elsewhere(Endpoint { host: host.to_owned(), port: 5432 }, peer.parse().unwrap()).await
+        };
+        for (host, peer, elsewhere) in [
+            ("127.0.0.1", "127.0.0.1", false),
+            ("127.0.0.1", "::ffff:127.0.0.1", false),
+            ("localhost", "127.0.0.1", false),
+            ("127.0.0.1", "127.0.0.2", true),
+            ("localhost", "192.0.2.1", true),
+            ("no such name.invalid", "192.0.2.1", false),
+        ] {
+            assert_eq!(leads_elsewhere(host, peer).await, elsewhere, "{host} {peer}");
+        }
     }
 }
