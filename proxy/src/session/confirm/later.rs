@@ -5,6 +5,7 @@
 //! database is paused, or new transactions are held for a switchover. That is one for each worker and level at most, as all
 //! who wait share the commit that is sent next.
 
+use crate::pool::policy::{Age, too_old};
 use crate::pool::{Checkout, Permit, Share};
 use crate::route::durability::Durability;
 use crate::session::acquire::{Want, change, open};
@@ -46,7 +47,7 @@ struct Line {
 impl Later {
     fn of(&self, level: Durability) -> &Line {
         match level {
-            // What waits for nobody is confirmed by nobody, and not asked about.
+            // What waits for nobody is confirmed by nobody.
             Durability::Async | Durability::Local | Durability::Received => &self.received,
             Durability::SemiSync => &self.semi_sync,
             Durability::Applied => &self.applied,
@@ -78,6 +79,8 @@ pub(super) struct Wait<'a> {
 impl<'a> Wait<'a> {
     /// What was committed by `at` in `term` has waited for `level`.
     pub(super) fn new(w: &'a Rc<Worker>, level: Durability, (term, at): (Term, Instant)) -> Self {
+        // The level may come from a setting that was sent behind the commit, and those of the line share what is confirmed.
+        let level = level.max(Durability::Received);
         let line = w.later.of(level);
         line.waiting.set(line.waiting.get() + 1);
         line.asked.set(line.asked.get().max(at));
@@ -145,7 +148,8 @@ async fn run(w: Rc<Worker>, want: Want, keeps: bool, level: Durability) {
         }
         line.confirmed.set(Some((term, sent)));
         line.told.notify_waiters();
-        kept = Some(connection);
+        // Others of its pool may wait for it.
+        kept = Some(connection).filter(|connection| connection.beyond);
     }
 }
 
@@ -191,22 +195,22 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// The same, if it may still be used.
+    /// The same, if it may be used once more: not when an operator wants it closed.
     fn usable(mut self) -> Option<Self> {
-        self.server.is_valid().then_some(self)
+        let valid = self.server.is_valid();
+        let (born, now) = (self.server.meta()?.born, self.w.now());
+        let old = too_old(Age { born, lifetime: self.w.config().server_lifetime }, now);
+        (valid && !old && !self.w.doorway.must_close(self.database, born)).then_some(self)
     }
 
-    /// Keep it for a while for who waits next. What others of the pool may wait for is not kept, nor what an operator wants
-    /// closed.
+    /// Keep it for a while for who waits next.
     async fn linger(self, line: &Line) -> Option<Self> {
         let mut connection = self;
         let until = connection.w.now() + LINGER;
         loop {
             connection = connection.usable()?;
-            let born = connection.server.meta()?.born;
-            let closes = connection.w.doorway.must_close(connection.database, born);
             let (told, left) = (line.told.notified(), until.since(connection.w.now()));
-            if closes || !connection.beyond || left.is_zero() {
+            if left.is_zero() {
                 return None;
             }
             if line.lacks(connection.w.view.borrow().topology.term) {
