@@ -403,8 +403,10 @@ fn a_read_that_writes_after_all_runs_again_on_the_primary() {
         raw.catalog_refresh = cluster::config::Span::secs(1);
         raw.reads.remember_refused = cluster::config::Span::millis(0);
     });
-    c.psql("create sequence s; create function f() returns bigint stable language sql as 'select nextval(''s'')'")
-        .unwrap();
+    c.psql(
+        "create sequence s_seq; create function f() returns bigint stable language sql as 'select nextval(''s_seq'')'",
+    )
+    .unwrap();
     let mut s = Raw::login(c.port, &[]);
     let mut last = 0;
     wait_for("a standby to refuse it", || {
@@ -452,7 +454,7 @@ fn a_process_that_stops_tells_its_clients() {
 #[test]
 fn a_prepared_statement_that_a_standby_has_refused_by_execute_goes_to_the_primary_at_once() {
     let c = Cluster::start(2, |raw| raw.workers = 1);
-    c.psql("create sequence s; create function f(int) returns bigint stable language sql as 'select nextval(''s'')'")
+    c.psql("create sequence s_seq; create function f(int) returns bigint stable language sql as 'select nextval(''s_seq'')'")
         .unwrap();
     let mut s = Raw::login(c.port, &[]);
     assert_eq!(words(&s.query("prepare p(int) as select f($1)")), "C PREPARE | Z I");
@@ -476,7 +478,7 @@ fn a_prepared_statement_that_a_standby_has_refused_by_execute_goes_to_the_primar
 #[test]
 fn what_a_standby_has_refused_goes_to_the_primary_at_once() {
     let c = Cluster::start(2, |raw| raw.workers = 1);
-    c.psql("create sequence s; create function f(int) returns bigint stable language sql as 'select nextval(''s'')'")
+    c.psql("create sequence s_seq; create function f(int) returns bigint stable language sql as 'select nextval(''s_seq'')'")
         .unwrap();
     let [mut s, mut prepared] = [(); 2].map(|()| Raw::login(c.port, &[]));
     prepared.write(|out| {
