@@ -33,8 +33,8 @@ build: set-up
 	cargo build --release --locked
 
 # The tests start the program itself, which is built with them: built before and alone, with fewer features of what it depends
-# on, half of that would be built twice. They mostly wait, so three parts of them run at once, by their first letters and about
-# as long as each other; within each part the clusters take turns.
+# on, half of that would be built twice. Much of it is waiting, so three parts of them run at once, by their first letters and
+# about as long as each other; within each part the clusters take turns.
 TEST = cargo test --workspace --locked
 test: set-up-tests
 	$(TEST) --no-run
