@@ -1,8 +1,12 @@
 //! The program as a process: exit codes, complaints on one line, signals, the admin listener. Neither PostgreSQL nor
 //! etcd is needed; the cluster itself is tested by the package `integration`.
 
+#[path = "../integration/src/ports.rs"]
+mod ports;
+
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use ports::free_port;
 use proxy::wire::backend::fields;
 use proxy::wire::codec::head;
 use proxy::wire::frontend::write_query;
@@ -13,7 +17,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const BOUND: Duration = Duration::from_secs(20);
+const BOUND: Duration = Duration::from_secs(60);
 
 fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenure"));
@@ -27,11 +31,6 @@ fn output(args: &[&str]) -> Output {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
 }
 
 /// A file of a proxy whose etcd does not answer.

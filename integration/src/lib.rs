@@ -17,6 +17,7 @@ pub mod process;
 pub mod prometheus;
 pub mod scratch;
 mod segment;
+mod server;
 pub mod source;
 pub mod staleness;
 pub mod tap;

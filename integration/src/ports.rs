@@ -1,39 +1,34 @@
-//! Free TCP ports for processes that must be told their port before they start.
+//! Free TCP ports for processes that must be told their port before they start, or that are started again on it.
 //!
-//! A port stays ours while this process lives: a lock file per port keeps other test processes off it, and the range
-//! lies below Linux's ephemeral ports, so that no outgoing connection takes it in between.
+//! A port stays ours while this process lives: we hold the UDP port of the same number, which nobody here wants and
+//! which goes with us, so that no other test process takes it. The range lies below Linux's ephemeral ports, so that no
+//! outgoing connection takes it while its server is down.
+//!
+//! The tests of other crates include this file by its path: it uses nothing but `std`.
+#![allow(unreachable_pub, reason = "here it is part of a library, elsewhere of a test")]
 
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::File;
-use std::net::TcpListener;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::net::{TcpListener, UdpSocket};
 use std::sync::Mutex;
 
-/// First and one past the last port handed out.
-const RANGE: (u16, u16) = (24000, 24980);
+/// First and one past the last port handed out. `failover`'s agents have fixed ports from 22000 on.
+const RANGE: (u16, u16) = (23000, 32500);
+/// Processes whose numbers follow each other begin so far apart.
+const APART: u32 = 61;
 
-static TAKEN: Mutex<Vec<Flock<File>>> = Mutex::new(Vec::new());
+static TAKEN: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
 
-/// A port of 127.0.0.1 on which nothing listens, reserved for this test process until it ends.
+/// A port of every loopback address, on which nothing listens, reserved for this process until it ends.
 ///
 /// # Panics
 /// When no port of the range is free.
 pub fn free_port() -> u16 {
-    let dir = std::env::temp_dir().join("pgtenure-test-ports");
-    std::fs::create_dir_all(&dir).expect("the directory of port locks can be made");
-    // Tests may be run by root and by others on the same machine.
-    let _ = std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o1777));
-    let mut taken = TAKEN.lock().expect("no test thread panics while it takes a port");
+    let mut taken = TAKEN.lock().expect("no thread panics while it takes a port");
     let span = RANGE.1 - RANGE.0;
-    let start = (std::process::id() % u32::from(span)) as u16;
+    let start = (std::process::id().wrapping_mul(APART) % u32::from(span)) as u16;
     for i in 0..span {
         let port = RANGE.0 + (start + i) % span;
-        let path = dir.join(port.to_string());
-        let Ok(file) = File::options().create(true).write(true).truncate(false).mode(0o666).open(&path) else {
-            continue;
-        };
-        let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { continue };
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let Ok(lock) = UdpSocket::bind(("127.0.0.1", port)) else { continue };
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
             taken.push(lock);
             return port;
         }

@@ -3,8 +3,9 @@
 
 use crate::client::{Client, Target};
 use crate::ports::free_port;
-use crate::process::{Process, unprivileged};
+use crate::process::unprivileged;
 use crate::scratch::Scratch;
+use crate::server::Server;
 use crate::template;
 use crate::wait::wait_for;
 use nix::unistd::Pid;
@@ -57,7 +58,7 @@ pub fn describe(output: &Output) -> String {
 #[derive(Debug)]
 pub struct Postgres {
     target: Target,
-    process: Process,
+    server: Server,
 }
 
 impl Postgres {
@@ -76,10 +77,12 @@ impl Postgres {
             assert!(output.status.success(), "initdb: {}", describe(&output));
         });
         let port = free_port();
-        let mut postgres = unprivileged(bin_dir().join("postgres"));
-        postgres.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "fsync=off"]);
-        postgres.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]);
-        let process = Process::spawn("single PostgreSQL", postgres, scratch.path(), &log).expect("postgres starts");
+        let server = Server::start(&data, &log, || {
+            let mut postgres = unprivileged(bin_dir().join("postgres"));
+            postgres.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "fsync=off"]).current_dir(&data);
+            postgres.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]);
+            postgres
+        });
         let target = Target {
             addr: ([127, 0, 0, 1], port).into(),
             user: "app".to_owned(),
@@ -87,10 +90,10 @@ impl Postgres {
             database: "postgres".to_owned(),
             patience: Duration::from_secs(20),
         };
-        wait_for("the single PostgreSQL to accept a login", Duration::from_secs(30), || {
+        wait_for("the single PostgreSQL to accept a login", Duration::from_secs(60), || {
             Client::connect(&target).map(|_| ()).map_err(|e| e.to_string())
         });
-        Self { target, process }
+        Self { target, server }
     }
 
     /// How to log in.
@@ -100,6 +103,6 @@ impl Postgres {
 
     /// Its postmaster.
     pub fn pid(&self) -> Pid {
-        self.process.pid()
+        self.server.pid()
     }
 }

@@ -9,7 +9,6 @@ use common::wait_for;
 use proxy::wire::backend;
 use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
-use std::time::Duration;
 
 #[test]
 fn a_table_changes_under_a_statement_that_clients_share() {
@@ -289,7 +288,7 @@ fn a_server_keeps_no_more_statements_than_it_has_room_for() {
         }
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let view = runtime.block_on(c.handle.as_ref().unwrap().view(Duration::from_secs(10))).expect("the workers answer");
+    let view = runtime.block_on(c.handle.as_ref().unwrap().view(common::DEADLINE)).expect("the workers answer");
     let prepared: Vec<usize> = view.servers.iter().map(|server| server.prepared).collect();
     assert!(matches!(prepared[..], [1..=64]), "{prepared:?}");
 }

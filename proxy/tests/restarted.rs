@@ -70,3 +70,22 @@ fn a_new_connection_to_a_standby_serves_only_once_the_standby_was_sampled_since(
     });
     drop(proxy);
 }
+
+/// Of the harness: its servers are killed and started again a hundred times in these tests, under load.
+#[test]
+fn a_killed_server_is_gone_and_starts_again_at_once() {
+    let mut cluster = Cluster::start(0, |_| ());
+    let data = cluster.nodes[0].data.canonicalize().expect("it is there");
+    let processes = || {
+        let all = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
+        all.filter(|p| std::fs::read_link(p.path().join("cwd")).is_ok_and(|cwd| cwd == data)).count()
+    };
+    for _ in 0..5 {
+        assert!(processes() > 5, "a PostgreSQL has several");
+        cluster.nodes[0].kill();
+        assert_eq!(processes(), 0);
+        cluster.nodes[0].start();
+    }
+    let log = std::fs::read_to_string(data.with_extension("log")).expect("its log");
+    assert!(!log.contains("still in use"), "{log}");
+}

@@ -1,10 +1,15 @@
 //! Real etcd for tests: members on free loopback ports in a directory of their own, killed when dropped.
 
+#[path = "../../../integration/src/ports.rs"]
+mod ports;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// Longest wait for a member to answer or to lead.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An etcd cluster.
 pub(crate) struct Etcd {
@@ -30,14 +35,10 @@ impl Etcd {
 
     /// The same with `more` on the members' command lines.
     pub(crate) fn start_with(count: usize, more: Vec<String>) -> Self {
-        // All ports are taken at once, then released together, so that they differ. Each member has a host of its own.
-        let bind = |i: usize| TcpListener::bind((format!("127.0.0.{}", 1 + i / 2), 0)).expect("a free port");
-        let ports: Vec<TcpListener> = (0..count * 2).map(bind).collect();
-        let url = |i: usize| format!("http://{}", ports[i].local_addr().expect("bound"));
-        let members: Vec<Member> = (0..count)
-            .map(|i| Member { name: format!("e{i}"), client: url(2 * i), peer: url(2 * i + 1), process: None })
-            .collect();
-        drop(ports);
+        // Each member has a host of its own.
+        let url = |i: usize| format!("http://127.0.0.{}:{}", 1 + i, ports::free_port());
+        let members: Vec<Member> =
+            (0..count).map(|i| Member { name: format!("e{i}"), client: url(i), peer: url(i), process: None }).collect();
         let cluster: Vec<String> = members.iter().map(|m| format!("{}={}", m.name, m.peer)).collect();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut etcd = Self { members, cluster: cluster.join(","), more, dir };
@@ -73,10 +74,11 @@ impl Etcd {
 
     /// Wait until every member serves a linearizable read.
     pub(crate) fn await_healthy(&self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         for member in &self.members {
             while !etcdctl(&[&member.client], &["get", "health", "--command-timeout=1s"]).0 {
-                assert!(Instant::now() < deadline, "etcd member {} did not become healthy", member.name);
+                let log = || std::fs::read_to_string(self.dir.path().join(format!("{}.log", member.name)));
+                assert!(Instant::now() < deadline, "etcd member {} is not healthy: {:?}", member.name, log());
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
@@ -84,7 +86,7 @@ impl Etcd {
 
     /// The member that leads, waiting for an election to end.
     pub(crate) fn leader(&self) -> usize {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             for (i, member) in self.members.iter().enumerate() {
                 let (_, out) = etcdctl(&[&member.client], &["endpoint", "status", "--command-timeout=1s"]);

@@ -1,24 +1,28 @@
 //! A real primary and its standbys for tests, on free loopback ports, stopped when dropped. PostgreSQL refuses to run
 //! as root, so root runs it as the user postgres.
 
+#[path = "../../../integration/src/ports.rs"]
+mod ports;
 #[path = "../../../integration/src/segment.rs"]
 mod segment;
+#[path = "../../../integration/src/server.rs"]
+mod server;
 #[path = "../../../integration/src/template.rs"]
 mod template;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use std::net::TcpListener;
+use ports::free_port;
+use server::Server;
 use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 /// A primary (node 0) and standbys.
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     pub(crate) ports: Vec<u16>,
-    servers: Vec<Option<Child>>,
+    servers: Vec<Option<Server>>,
 }
 
 /// A running pg_recvlogical.
@@ -29,11 +33,6 @@ impl Drop for Subscriber {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port()
 }
 
 fn bin() -> PathBuf {
@@ -104,8 +103,8 @@ impl Cluster {
 
     /// Send a signal to the postmaster of node `i` and to lagmon's backend there, `backend`.
     pub(crate) fn signal_postmaster(&self, i: usize, backend: Pid, signal: Signal) {
-        let postmaster = self.servers[i].as_ref().expect("it runs").id();
-        for pid in [Pid::from_raw(postmaster.cast_signed()), backend] {
+        let postmaster = self.servers[i].as_ref().expect("it runs").pid();
+        for pid in [postmaster, backend] {
             nix::sys::signal::kill(pid, signal).expect("it runs and is ours");
         }
     }
@@ -126,26 +125,22 @@ impl Cluster {
     /// Start node `i` and wait until it answers queries.
     pub(crate) fn spawn(&mut self, i: usize) {
         let data = self.data(i);
-        let log = std::fs::File::create(self.dir.path().join(format!("{i}.log"))).expect("a log file");
-        let mut server = command("postgres");
-        server.arg("-D").arg(&data).args(["-p", &self.ports[i].to_string(), "-h", "127.0.0.1", "-k"]).arg(&data);
-        for setting in [
-            "fsync=off",
-            "shared_buffers=16MB",
-            "max_connections=20",
-            "wal_level=logical",
-            "wal_retrieve_retry_interval=100ms",
-            "autovacuum=off",
-        ] {
-            server.args(["-c", setting]);
-        }
-        let child = server.stdout(Stdio::null()).stderr(log).spawn().expect("postgres is installed");
-        self.servers[i] = Some(child);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !self.psql(i, "SELECT 1").status.success() {
-            assert!(Instant::now() < deadline, "node {i} did not answer: {}", log_of(self.dir.path(), i));
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let server = Server::start(&data, &self.dir.path().join(format!("{i}.log")), || {
+            let mut server = command("postgres");
+            server.arg("-D").arg(&data).args(["-p", &self.ports[i].to_string(), "-h", "127.0.0.1", "-k"]).arg(&data);
+            for setting in [
+                "fsync=off",
+                "shared_buffers=16MB",
+                "max_connections=20",
+                "wal_level=logical",
+                "wal_retrieve_retry_interval=100ms",
+                "autovacuum=off",
+            ] {
+                server.args(["-c", setting]);
+            }
+            server
+        });
+        self.servers[i] = Some(server);
     }
 
     fn psql(&self, i: usize, sql: &str) -> Output {
@@ -164,18 +159,9 @@ impl Cluster {
 
     /// Stop node `i` at once, as by kill -9 of the whole node, and wait for its end.
     pub(crate) fn stop(&mut self, i: usize) {
-        let Some(mut server) = self.servers[i].take() else { return };
-        let mut stop = command("pg_ctl");
-        stop.args(["stop", "-m", "immediate", "-W", "-D"]).arg(self.data(i));
-        let _ = stop.output();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while server.try_wait().expect("our child").is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
+        if self.servers[i].take().is_some() {
+            segment::remove_segment(&self.data(i));
         }
-        // Only now by force: a postmaster that is killed leaves its children behind.
-        let _ = server.kill();
-        let _ = server.wait();
-        segment::remove_segment(&self.data(i));
     }
 }
 
@@ -183,8 +169,4 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         (0..self.servers.len()).rev().for_each(|i| self.stop(i));
     }
-}
-
-fn log_of(dir: &Path, i: usize) -> String {
-    std::fs::read_to_string(dir.join(format!("{i}.log"))).unwrap_or_default()
 }

@@ -17,6 +17,8 @@ mod idle;
 mod load;
 mod ours;
 mod peers;
+#[path = "../../../integration/src/ports.rs"]
+mod ports;
 mod postgres;
 mod process;
 mod relay;

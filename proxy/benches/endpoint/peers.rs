@@ -1,6 +1,7 @@
 //! What is compared: PostgreSQL itself, the relay, the proxy, PgBouncer, and one more when it is given.
 
-use crate::postgres::{Cluster, free_port};
+use crate::ports::free_port;
+use crate::postgres::Cluster;
 use crate::process::{DEADLINE, Running, postgres_program, unprivileged};
 use crate::{PASSWORD, USER};
 use anyhow::{Context, bail};
@@ -104,7 +105,7 @@ impl Peer {
         let program = program.iter().map(Path::new).find(|p| p.exists()).context("not installed")?;
         let version = Command::new(program).arg("--version").output()?;
         let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
-        let port = free_port()?;
+        let port = free_port();
         let users = cluster.scratch.path().join("pgbouncer-users.txt");
         std::fs::write(&users, format!("\"{USER}\" \"{PASSWORD}\"\n"))?;
         let ini = cluster.scratch.path().join("pgbouncer.ini");

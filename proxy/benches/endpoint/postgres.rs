@@ -1,9 +1,9 @@
 //! A primary and its standby to measure against: trust everywhere, no fsync.
 
+use crate::ports::free_port;
 use crate::process::{DEADLINE, Running, postgres_program, run, unprivileged};
 use crate::{PASSWORD, USER};
 use anyhow::{Context, bail};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -32,10 +32,6 @@ pub(crate) struct Cluster {
     pub(crate) scratch: tempfile::TempDir,
 }
 
-pub(crate) fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).context("a free port")?.port())
-}
-
 impl Cluster {
     /// `port` of the primary; 0 for any.
     pub(crate) fn start(port: u16) -> anyhow::Result<Self> {
@@ -43,7 +39,7 @@ impl Cluster {
         if nix::unistd::Uid::effective().is_root() {
             run(Command::new("chown").arg("postgres").arg(scratch.path()))?;
         }
-        let primary = Server::primary(scratch.path(), if port == 0 { free_port()? } else { port })?;
+        let primary = Server::primary(scratch.path(), if port == 0 { free_port() } else { port })?;
         primary.sql(&format!("create role {USER} login superuser password '{PASSWORD}'"))?;
         primary.sql(&format!("create database {USER} owner {USER}"))?;
         run(primary.client("pgbench")?.args(["-i", "-q", "-s", &SCALE.to_string()]))?;
@@ -79,7 +75,7 @@ impl Server {
     }
 
     fn standby(scratch: &Path, primary: &Self) -> anyhow::Result<Self> {
-        let (data, port) = (scratch.join("standby"), free_port()?);
+        let (data, port) = (scratch.join("standby"), free_port());
         let mut backup = unprivileged(&postgres_program("pg_basebackup")?)?;
         backup.args(["-h", "127.0.0.1", "-p", &primary.port.to_string(), "-U", "postgres", "-c", "fast", "-R"]);
         run(backup.args(["--no-sync", "-D"]).arg(&data))?;

@@ -6,10 +6,14 @@
 pub mod authority;
 pub mod dice;
 pub mod joined;
+#[path = "../../../integration/src/ports.rs"]
+mod ports;
 pub mod prepared;
 pub mod raw;
 #[path = "../../../integration/src/segment.rs"]
 mod segment;
+#[path = "../../../integration/src/server.rs"]
+mod server;
 #[path = "../../../integration/src/template.rs"]
 mod template;
 
@@ -17,21 +21,23 @@ use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, ServerStart, 
 use cluster::node::Endpoint;
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Clock, Lsn, NodeId, Term, TimelineId};
+pub use ports::free_port;
 use proxy::auth::scram::Verifier;
 use proxy::auth::userlist;
 use proxy::config::{self, Config};
 use proxy::console::tally::Counter;
+use server::Server;
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Longest wait for any condition.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const PASSWORD: &str = "correct horse";
 
 /// Wait until `condition` gives something, or fail saying what was awaited.
@@ -70,24 +76,21 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
-}
-
 /// One PostgreSQL.
 pub struct Node {
     pub name: NodeId,
     pub port: u16,
     pub data: PathBuf,
-    child: Option<Child>,
+    server: Option<Server>,
 }
 
 impl Node {
     fn spawn(&mut self) {
-        let mut command = unprivileged(&bin("postgres"));
-        command.arg("-D").arg(&self.data).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("postgres can be started"));
-        wait_for("PostgreSQL to accept connections", || self.try_psql("select 1").ok());
+        self.server = Some(Server::start(&self.data, &self.data.with_extension("log"), || {
+            let mut command = unprivileged(&bin("postgres"));
+            command.arg("-D").arg(&self.data);
+            command
+        }));
     }
 
     /// Run SQL as the superuser; rows as psql prints them.
@@ -111,9 +114,6 @@ impl Node {
             "-d",
             "app",
         ]);
-        if sql == "select 1" || sql.starts_with("create role") || sql.starts_with("create database") {
-            command.args(["-d", "postgres"]);
-        }
         command.args(["-p", &self.port.to_string(), "-c", sql]);
         let output = command.output().map_err(|e| e.to_string())?;
         if output.status.success() {
@@ -123,22 +123,13 @@ impl Node {
         }
     }
 
-    /// `kill -9` of the postmaster and of every process of it, as when the host dies.
+    /// `kill -9` of every process of it, as when the host dies.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let parent = child.id();
-            let children = children_of(parent);
-            let _ = child.kill();
-            let _ = child.wait();
-            for pid in children {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-            }
-        }
+        drop(self.server.take());
     }
 
     /// Start again after a kill.
     pub fn start(&mut self) {
-        let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
         self.spawn();
     }
 
@@ -158,16 +149,6 @@ impl Drop for Node {
         self.kill();
         segment::remove_segment(&self.data);
     }
-}
-
-fn children_of(parent: u32) -> Vec<i32> {
-    let of = |entry: std::fs::DirEntry| {
-        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-        let after = stat.rsplit_once(')')?.1;
-        (after.split_whitespace().nth(1)?.parse::<u32>().ok()? == parent).then_some(pid)
-    };
-    std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(of).collect()
 }
 
 /// A primary, its standbys, and a proxy before them.
@@ -286,7 +267,7 @@ impl Cluster {
     /// What all workers have counted, as the console shows it.
     pub fn tally(&self, of: Counter) -> u64 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let view = self.handle.as_ref().expect("the proxy runs").view(Duration::from_secs(10));
+        let view = self.handle.as_ref().expect("the proxy runs").view(DEADLINE);
         let view = runtime.block_on(view).expect("the workers answer");
         view.tallies.iter().map(|t| t.totals[of as usize]).sum()
     }
@@ -346,7 +327,7 @@ const SETTINGS: &str = "fsync = off\nwal_level = logical\nmax_connections = 60\n
                         max_prepared_transactions = 5\n";
 
 fn create_primary(scratch: &Path) -> Node {
-    let mut node = Node { name: "n1".parse().unwrap(), port: free_port(), data: scratch.join("n1"), child: None };
+    let mut node = Node { name: "n1".parse().unwrap(), port: free_port(), data: scratch.join("n1"), server: None };
     let databases = format!("create role app login password '{PASSWORD}'\ncreate database app owner app\n");
     let recipe = [&INITDB[..], &[SETTINGS, &databases]].concat();
     template::data_dir(&node.data, &bin("initdb"), &recipe, || {
@@ -375,7 +356,7 @@ fn alone(data: &Path, sql: &str) {
 
 fn create_standby(scratch: &Path, primary: &Node, number: usize) -> Node {
     let name = format!("n{number}");
-    let mut node = Node { name: name.parse().unwrap(), port: free_port(), data: scratch.join(&name), child: None };
+    let mut node = Node { name: name.parse().unwrap(), port: free_port(), data: scratch.join(&name), server: None };
     let mut backup = unprivileged(&bin("pg_basebackup"));
     backup.arg("-D").arg(&node.data).args(["-h", "127.0.0.1", "-U", "postgres", "-c", "fast", "-R", "--no-sync"]);
     run(backup.args(["-p", &primary.port.to_string()]));

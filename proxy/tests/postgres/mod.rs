@@ -1,26 +1,32 @@
 //! A real PostgreSQL primary and its standby for one test: started on free ports, stopped and deleted when dropped.
 
+#[path = "../../../integration/src/ports.rs"]
+mod ports;
+#[path = "../../../integration/src/segment.rs"]
+mod segment;
+#[path = "../../../integration/src/server.rs"]
+mod server;
 #[path = "../../../integration/src/template.rs"]
 mod template;
 
+use ports::free_port;
+use server::Server;
 use std::fs;
-use std::io::Read;
-use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// Longest time a server may take to start or a condition to come true.
+/// Longest time a condition may take to come true.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running server.
 pub(crate) struct Postgres {
     /// TCP port on 127.0.0.1; also names the Unix socket in `dir`.
     pub(crate) port: u16,
+    server: Option<Server>,
     dir: tempfile::TempDir,
-    child: Child,
 }
 
 /// The user to run as: PostgreSQL refuses root.
@@ -67,10 +73,6 @@ fn scratch() -> tempfile::TempDir {
     dir
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
-}
-
 impl Postgres {
     /// A new cluster's primary. Local connections need no password, TCP ones SCRAM.
     pub(crate) fn primary() -> Self {
@@ -98,34 +100,15 @@ impl Postgres {
 
     fn start(dir: tempfile::TempDir, name: &str) -> Self {
         let port = free_port();
-        let log = fs::File::create(dir.path().join("log")).expect("the scratch directory is writable");
-        let mut command = program("postgres");
-        command.arg("-D").arg(dir.path().join("data")).arg("-k").arg(dir.path());
-        command.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
-        command.args(["-c", &format!("cluster_name={name}"), "-c", "max_connections=50"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = command.spawn().expect("postgres starts");
-        let mut server = Self { port, dir, child };
-        server.await_ready();
-        server
-    }
-
-    fn await_ready(&mut self) {
-        let deadline = Instant::now() + DEADLINE;
-        while !self.psql(&["-c", "select 1"]).status.success() {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                panic!("postgres ended with {status}: {}", self.log());
-            }
-            assert!(Instant::now() < deadline, "postgres does not answer: {}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn log(&self) -> String {
-        let mut text = String::new();
-        let file = fs::File::open(self.dir.path().join("log"));
-        file.and_then(|mut f| f.read_to_string(&mut text)).expect("the log is readable");
-        text
+        let data = dir.path().join("data");
+        let server = Server::start(&data, &dir.path().join("log"), || {
+            let mut command = program("postgres");
+            command.arg("-D").arg(&data).arg("-k").arg(dir.path());
+            command.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
+            command.args(["-c", &format!("cluster_name={name}"), "-c", "max_connections=50"]);
+            command
+        });
+        Self { port, server: Some(server), dir }
     }
 
     /// The directory of its Unix socket.
@@ -164,8 +147,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // SAFETY: the child has not been waited for, so its process id is still its own.
-        unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGQUIT) };
-        self.child.wait().expect("a child can be waited for");
+        drop(self.server.take());
+        segment::remove_segment(&self.dir.path().join("data"));
     }
 }

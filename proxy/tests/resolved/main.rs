@@ -106,7 +106,7 @@ fn wait_until_looked_for(c: &Cluster) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let handle = c.handle.as_ref().unwrap();
     wait_for("its outcome to be looked for", || {
-        let view = runtime.block_on(handle.view(Duration::from_secs(10))).expect("the workers answer");
+        let view = runtime.block_on(handle.view(common::DEADLINE)).expect("the workers answer");
         view.clients.iter().any(|client| client.activity == Activity::Waiting).then_some(())
     });
 }
