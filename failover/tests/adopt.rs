@@ -103,7 +103,7 @@ fn manager(c: &Cluster) -> ManagerHandle {
 
 async fn status_is(m: &ManagerHandle, what: &str, test: impl Fn(&Status) -> bool) -> Arc<Status> {
     let mut status = m.status();
-    match tokio::time::timeout(Duration::from_secs(45), status.wait_for(|s| test(s))).await {
+    match tokio::time::timeout(Duration::from_secs(60), status.wait_for(|s| test(s))).await {
         Ok(found) => Arc::clone(&found.unwrap()),
         Err(_) => panic!("waited for {what}; the manager says {:#?}", m.status().borrow()),
     }

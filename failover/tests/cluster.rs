@@ -40,7 +40,7 @@ fn manager_with(c: &Cluster, admin: &str, raw: &ManagerRaw) -> ManagerHandle {
 /// Wait until the manager's status satisfies `test`.
 async fn status_is(m: &ManagerHandle, what: &str, test: impl Fn(&Status) -> bool) -> Arc<Status> {
     let mut status = m.status();
-    let found = tokio::time::timeout(Duration::from_secs(45), status.wait_for(|s| test(s))).await;
+    let found = tokio::time::timeout(Duration::from_secs(60), status.wait_for(|s| test(s))).await;
     match found {
         Ok(found) => Arc::clone(&found.unwrap()),
         Err(_) => panic!("waited for {what}; the manager says {:#?}", m.status().borrow()),

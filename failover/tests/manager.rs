@@ -348,7 +348,7 @@ impl World {
 
 async fn status_is(m: &ManagerHandle, what: &str, test: impl Fn(&Status) -> bool) -> Arc<Status> {
     let mut status = m.status();
-    match tokio::time::timeout(Duration::from_secs(20), status.wait_for(|s| test(s))).await {
+    match tokio::time::timeout(Duration::from_secs(60), status.wait_for(|s| test(s))).await {
         Ok(found) => Arc::clone(&found.unwrap()),
         Err(_) => panic!("waited for {what}; the manager says {:#?}", m.status().borrow()),
     }

@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// Longest wait for any condition.
+const PATIENCE: Duration = Duration::from_secs(60);
 const TIMES: Times =
     Times { validity: Duration::from_millis(600), strict: Duration::from_secs(3), lease_ttl: Duration::from_secs(3) };
 
@@ -99,27 +101,27 @@ async fn cluster(mode: Mode) -> MemoryStore {
 
 /// Wait until the topology, looked at now, is as `wanted` says.
 async fn until(what: &str, topology: &mut watch::Receiver<Topology>, wanted: impl Fn(&Topology) -> bool) -> Topology {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let now = topology.borrow_and_update().clone();
         if wanted(&now) {
             return now;
         }
-        assert!(tokio::time::Instant::now() < deadline, "waited 10 s for {what}, last seen {now:?}");
+        assert!(tokio::time::Instant::now() < deadline, "waited {PATIENCE:?} for {what}, last seen {now:?}");
         // A gate also closes by the mere passing of time.
         let _ = tokio::time::timeout(Duration::from_millis(20), topology.changed()).await;
     }
 }
 
 async fn proxy_record(store: &MemoryStore, what: &str, wanted: impl Fn(Option<&ProxyRecord>) -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let found = store.get(&keys().proxy("p1")).await.unwrap();
         let record = found.map(|v| serde_json::from_slice::<ProxyRecord>(&v.value).unwrap());
         if wanted(record.as_ref()) {
             return;
         }
-        assert!(tokio::time::Instant::now() < deadline, "waited 10 s for {what}, last seen {record:?}");
+        assert!(tokio::time::Instant::now() < deadline, "waited {PATIENCE:?} for {what}, last seen {record:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -244,7 +246,7 @@ async fn an_unreadable_record_leaves_the_last_view_and_says_so() {
     put(&store, keys().policy(), b"{not json".to_vec()).await;
     let mut health = view.health();
     let told = health.wait_for(|h| h.error.as_ref().is_some_and(|e| e.contains("/pgtenure/test/policy is unreadable")));
-    tokio::time::timeout(Duration::from_secs(10), told).await.expect("an error within 10 s").unwrap();
+    tokio::time::timeout(PATIENCE, told).await.expect("an error in time").unwrap();
     assert_eq!(topology.borrow().gate, Gate::Open);
 }
 
@@ -323,7 +325,7 @@ async fn what_became_of_writes_in_doubt_outlives_the_proxy_that_tells_it() {
         now.doubts.add(Term(2), fate.into());
     }
     state.send_replace(now);
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     while told(2).await.is_none() {
         assert!(tokio::time::Instant::now() < deadline, "waited for the doubts of term 2");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -438,7 +438,7 @@ impl Cluster {
 
     /// `kill -9` of every PostgreSQL process of a node.
     pub fn kill_postgres(&self, node: &str) {
-        wait_until(&format!("every PostgreSQL process of {node} to be gone"), Duration::from_secs(10), || {
+        wait_until(&format!("every PostgreSQL process of {node} to be gone"), Duration::from_secs(60), || {
             let mut all = working_in(&self.data_dir(node));
             if let Some(postmaster) = self.postmaster(node) {
                 all.extend(tree(postmaster));

@@ -88,7 +88,7 @@ impl Etcd {
 
     fn wait_healthy(&self) {
         let addr = self.endpoint().parse().expect("an address and a port");
-        wait_for("etcd's health", Duration::from_secs(20), || {
+        wait_for("etcd's health", Duration::from_secs(60), || {
             let (status, body) = http::get(addr, "/health", Duration::from_secs(2)).map_err(|e| e.to_string())?;
             if status == 200 && body.contains("true") { Ok(()) } else { Err(body) }
         });

@@ -33,7 +33,7 @@ impl Prometheus {
         let log = scratch.dir("log").join("prometheus.log");
         let process = Process::spawn("prometheus", command, &dir, &log);
         let prometheus = Self { addr, _process: process.expect("Prometheus is installed (Debian package prometheus)") };
-        wait_for("Prometheus to be ready", Duration::from_secs(30), || {
+        wait_for("Prometheus to be ready", Duration::from_secs(60), || {
             match http::get(addr, "/-/ready", Duration::from_secs(2)) {
                 Ok((200, _)) => Ok(()),
                 other => Err(format!("{other:?}")),

@@ -14,7 +14,7 @@ use integration::workload::{Style, Workload, rows_found};
 use std::time::Duration;
 
 const STYLES: [Style; 3] = [Style::Autocommit, Style::Block, Style::Prepared];
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_workload_agrees_with_a_plain_postgresql_and_a_lost_row_is_noticed() {

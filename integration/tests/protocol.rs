@@ -6,7 +6,7 @@ use integration::config_file::NODES;
 use integration::wait::wait_until;
 use std::time::{Duration, Instant};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn the_endpoint_speaks_the_protocol_as_postgresql_does() {
@@ -208,7 +208,7 @@ fn a_cancel_request_needs_the_right_key(cluster: &Cluster, target: &Target) {
     client.send(&message(b'Q', b"select pg_sleep(1.5)\0")).expect("sent");
     cancel(&wrong);
     client.until_ready().expect("a wrong key cancels nothing");
-    client.send(&message(b'Q', b"select pg_sleep(60)\0")).expect("sent");
+    client.send(&message(b'Q', b"select pg_sleep(600)\0")).expect("sent");
     waits_for(cluster, "PgSleep");
     let start = Instant::now();
     cancel(&client.key.clone());

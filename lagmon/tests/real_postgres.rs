@@ -53,7 +53,7 @@ impl Monitor {
     /// Wait until a snapshot is as `wanted` says; 20 s at most.
     async fn until(&self, what: &str, wanted: impl Fn(&LagSnapshot) -> bool) {
         let mut lag = self.handle.lag();
-        let waited = tokio::time::timeout(Duration::from_secs(20), lag.wait_for(|s| wanted(s))).await.map(drop);
+        let waited = tokio::time::timeout(Duration::from_secs(60), lag.wait_for(|s| wanted(s))).await.map(drop);
         assert!(waited.is_ok(), "waited 20 s for {what}: {:#}", self.handle.status());
     }
 
@@ -495,7 +495,7 @@ async fn a_query_that_blocks_replay_makes_its_standby_stale_within_one_sample() 
     };
     let mut lag_seen = m.handle.lag();
     let first =
-        tokio::time::timeout(Duration::from_secs(20), lag_seen.wait_for(|s| asked(s))).await.unwrap().unwrap().clone();
+        tokio::time::timeout(Duration::from_secs(60), lag_seen.wait_for(|s| asked(s))).await.unwrap().unwrap().clone();
     let standby = first.standby(&n(1)).unwrap().clone();
     let sample = standby.sample.as_ref().unwrap();
     assert!(sample.replay_lag_bytes > Some(0) && sample.receive_lsn > sample.replay_lsn, "{standby:?}");
@@ -609,7 +609,7 @@ async fn a_server_that_asks_for_the_password_itself_gets_none() {
     let _handle = start(check(raw).unwrap(), shown, &Registry::new()).unwrap();
     // In clear, and by MD5.
     for demand in [&b"R\0\0\0\x08\0\0\0\x03"[..], b"R\0\0\0\x0c\0\0\0\x05salt"] {
-        let (mut login, _) = tokio::time::timeout(Duration::from_secs(20), impostor.accept()).await.unwrap().unwrap();
+        let (mut login, _) = tokio::time::timeout(Duration::from_secs(60), impostor.accept()).await.unwrap().unwrap();
         let length = login.read_u32().await.unwrap();
         let mut startup = vec![0; length as usize - 4];
         login.read_exact(&mut startup).await.unwrap();

@@ -229,7 +229,7 @@ impl Cluster {
             if let Some(found) = test(&state) {
                 return found;
             }
-            assert!(begun.elapsed() < Duration::from_secs(40), "waited for {what}: {} is {state:#?}", self.nodes[i].id);
+            assert!(begun.elapsed() < Duration::from_secs(60), "waited for {what}: {} is {state:#?}", self.nodes[i].id);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -422,7 +422,7 @@ pub(crate) async fn until<T>(what: &str, mut test: impl AsyncFnMut() -> Option<T
         if let Some(found) = test().await {
             return found;
         }
-        assert!(begun.elapsed() < Duration::from_secs(40), "waited for {what}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
