@@ -10,10 +10,10 @@ use crate::api::{
 };
 use std::time::Duration;
 
-/// Begin a new WAL segment where much of the present one would be sent again: a WAL receiver asks for the new timeline
-/// from its segment's start (walreceiverfuncs.c, `RequestXLogStreaming`). Not where more is left of it than that, or more than
-/// 16 MiB (segments may have a GiB): standbys are sent that rest too, and commits wait behind it.
-const NEW_SEGMENT: &str = "SELECT CASE WHEN used >= size - used AND size - used <= 16 << 20 THEN pg_switch_wal() END \
+/// Begin a new WAL segment where an eighth of the present one or more would be sent again: a WAL receiver asks for the new
+/// timeline from its segment's start (walreceiverfuncs.c, `RequestXLogStreaming`), and nobody can write meanwhile. Not where more
+/// than 16 MiB are left of it (segments may have a GiB): standbys are sent that rest too, and commits wait behind it.
+const NEW_SEGMENT: &str = "SELECT CASE WHEN used >= size / 8 AND size - used <= 16 << 20 THEN pg_switch_wal() END \
      FROM (SELECT setting::int8 AS size, mod(pg_current_wal_insert_lsn() - '0/0', setting::int8) AS used \
      FROM pg_settings WHERE name = 'wal_segment_size') AS segment";
 

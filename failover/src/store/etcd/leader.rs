@@ -16,6 +16,8 @@ use tracing::{debug, info, warn};
 const LOOK: Duration = Duration::from_secs(1);
 /// After a move that was tried; twice as long each time that it was undone.
 const PAUSE: Duration = Duration::from_secs(10);
+/// The same, once another node is primary.
+const SHORT_PAUSE: Duration = Duration::from_secs(2);
 /// The longest.
 const LONG_PAUSE: Duration = Duration::from_secs(3600);
 /// Between two warnings that it cannot be moved.
@@ -66,16 +68,31 @@ pub struct Avoid {
 /// How long to leave etcd's leader where it was moved to. PURE.
 #[derive(Debug, Default)]
 struct Patience {
-    last: Option<(BTreeSet<String>, Duration)>,
+    last: Option<Tried>,
+}
+
+/// A move that was tried.
+#[derive(Debug)]
+struct Tried {
+    /// Off these hosts.
+    hosts: BTreeSet<String>,
+    at: Instant,
+    /// Until it is tried again off the same.
+    pause: Duration,
 }
 
 impl Patience {
+    /// May it be moved off these hosts? Another primary's host is not waited for as long as who moves it back.
+    fn allows(&self, hosts: &BTreeSet<String>, now: Instant) -> bool {
+        let pause = |last: &Tried| if last.hosts == *hosts { last.pause } else { SHORT_PAUSE };
+        self.last.as_ref().is_none_or(|last| now.duration_since(last.at) >= pause(last))
+    }
+
     /// It was moved off these hosts. Off the same as the last time: somebody has moved it back.
-    fn after(&mut self, hosts: &BTreeSet<String>) -> Duration {
-        let undone = self.last.as_ref().filter(|(before, _)| before == hosts);
-        let pause = undone.map_or(PAUSE, |(_, pause)| LONG_PAUSE.min(*pause * 2));
-        self.last = Some((hosts.clone(), pause));
-        pause
+    fn tried(&mut self, hosts: BTreeSet<String>, now: Instant) {
+        let undone = self.last.as_ref().filter(|last| last.hosts == hosts);
+        let pause = undone.map_or(PAUSE, |last| LONG_PAUSE.min(last.pause * 2));
+        self.last = Some(Tried { hosts, at: now, pause });
     }
 }
 
@@ -87,7 +104,7 @@ impl EtcdStore {
         loop {
             tokio::time::sleep(LOOK).await;
             let Avoid { hosts, now } = avoid();
-            if !now || hosts.is_empty() {
+            if !now || hosts.is_empty() || !patience.allows(&hosts, Instant::now()) {
                 continue;
             }
             match self.move_leader(&hosts).await {
@@ -99,7 +116,7 @@ impl EtcdStore {
                 }
                 Err(reason) => debug!(reason, "etcd's leader was not moved"),
             }
-            tokio::time::sleep(patience.after(&hosts)).await;
+            patience.tried(hosts, Instant::now());
         }
     }
 
@@ -212,10 +229,19 @@ mod tests {
     #[test]
     fn moves_that_are_undone_become_seldom() {
         let hosts = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
-        let mut patience = Patience::default();
-        let pauses: Vec<u64> = (0..11).map(|_| patience.after(&hosts(&["h1"])).as_secs()).collect();
-        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]);
-        assert_eq!(patience.after(&hosts(&["h2"])), PAUSE, "another node is primary");
+        let (mut patience, mut now) = (Patience::default(), Instant::now());
+        let mut wait = |patience: &mut Patience, name| {
+            let began = now;
+            while !patience.allows(&hosts(&[name]), now) {
+                now += Duration::from_secs(1);
+            }
+            patience.tried(hosts(&[name]), now);
+            now.duration_since(began).as_secs()
+        };
+        let pauses: Vec<u64> = (0..12).map(|_| wait(&mut patience, "h1")).collect();
+        assert_eq!(pauses, [0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]);
+        assert_eq!(wait(&mut patience, "h2"), SHORT_PAUSE.as_secs(), "another node is primary");
+        assert_eq!(wait(&mut patience, "h2"), PAUSE.as_secs());
     }
 
     #[test]
