@@ -74,6 +74,11 @@ pub fn measure(
 
 fn one(world: &mut World, death: Death, dice: &mut Dice) -> Round {
     let primary = super::run::prepare(world).expect("a healthy cluster");
+    // Failovers are seldom a second apart: the last one's primary may have etcd's leader beside it, which its managers move.
+    wait_for("etcd to lead from elsewhere than the primary's host", LONG, || match world.etcd_leader() {
+        Some(host) if host != primary.primary => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
     let load = Load::inserts(&PROXIES.map(|p| world.target(p)), dice.below(u64::MAX));
     load.acknowledges(100, LONG).expect("a healthy cluster takes writes");
     // Not always at the same place of the detectors' periods.

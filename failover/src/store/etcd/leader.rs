@@ -83,14 +83,20 @@ struct Tried {
 
 impl Patience {
     /// May it be moved off these hosts? Another primary's host is not waited for as long as who moves it back.
-    fn allows(&self, hosts: &BTreeSet<String>, now: Instant) -> bool {
-        let pause = |last: &Tried| if last.hosts == *hosts { last.pause } else { SHORT_PAUSE };
-        self.last.as_ref().is_none_or(|last| now.duration_since(last.at) >= pause(last))
+    fn allows(&mut self, hosts: &BTreeSet<String>, now: Instant) -> bool {
+        let Some(last) = &mut self.last else { return true };
+        if last.hosts != *hosts {
+            *last = Tried { hosts: hosts.clone(), at: last.at, pause: SHORT_PAUSE };
+        }
+        now.duration_since(last.at) >= last.pause
     }
 
-    /// It was moved off these hosts. Off the same as the last time: somebody has moved it back.
+    /// It was moved off these hosts. Off the same as the last time, and not long after that: somebody has moved it back.
     fn tried(&mut self, hosts: BTreeSet<String>, now: Instant) {
-        let undone = self.last.as_ref().filter(|last| last.hosts == hosts);
+        let undone = self
+            .last
+            .as_ref()
+            .filter(|last| last.hosts == hosts && last.pause >= PAUSE && now.duration_since(last.at) < last.pause * 2);
         let pause = undone.map_or(PAUSE, |last| LONG_PAUSE.min(last.pause * 2));
         self.last = Some(Tried { hosts, at: now, pause });
     }
@@ -230,18 +236,29 @@ mod tests {
     fn moves_that_are_undone_become_seldom() {
         let hosts = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
         let (mut patience, mut now) = (Patience::default(), Instant::now());
-        let mut wait = |patience: &mut Patience, name| {
-            let began = now;
-            while !patience.allows(&hosts(&[name]), now) {
-                now += Duration::from_secs(1);
+        let wait = |patience: &mut Patience, now: &mut Instant, name: &str| {
+            let began = *now;
+            while !patience.allows(&hosts(&[name]), *now) {
+                *now += Duration::from_secs(1);
             }
-            patience.tried(hosts(&[name]), now);
+            patience.tried(hosts(&[name]), *now);
             now.duration_since(began).as_secs()
         };
-        let pauses: Vec<u64> = (0..12).map(|_| wait(&mut patience, "h1")).collect();
+        let pauses: Vec<u64> = (0..12).map(|_| wait(&mut patience, &mut now, "h1")).collect();
         assert_eq!(pauses, [0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]);
-        assert_eq!(wait(&mut patience, "h2"), SHORT_PAUSE.as_secs(), "another node is primary");
-        assert_eq!(wait(&mut patience, "h2"), PAUSE.as_secs());
+        assert_eq!(wait(&mut patience, &mut now, "h2"), SHORT_PAUSE.as_secs(), "another node is primary");
+        assert_eq!(wait(&mut patience, &mut now, "h2"), PAUSE.as_secs());
+        assert!(!patience.allows(&hosts(&["h2"]), now));
+        assert_eq!(wait(&mut patience, &mut now, "h1"), SHORT_PAUSE.as_secs());
+        patience.allows(&hosts(&["h2"]), now);
+        assert_eq!(
+            wait(&mut patience, &mut now, "h1"),
+            SHORT_PAUSE.as_secs(),
+            "it was on the way of a primary that came back"
+        );
+        let later = now + LONG_PAUSE;
+        patience.tried(hosts(&["h1"]), later);
+        assert!(patience.allows(&hosts(&["h1"]), later + PAUSE), "it stayed for long");
     }
 
     #[test]
