@@ -76,3 +76,37 @@ fn a_recruit_streams_from_the_candidate_and_goes_on_when_that_is_promoted() {
         assert_eq!(c.until_received(b).await, receiver);
     });
 }
+
+#[test]
+fn a_recruit_that_knows_of_a_term_that_was_given_up_follows_the_next() {
+    unprivileged("a_recruit_that_knows_of_a_term_that_was_given_up_follows_the_next", async {
+        let mut c = Cluster::new(22630, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
+        let (a, b) = (others[0], others[1]);
+        c.until_replayed(p, &others).await;
+        kill_all(&c.nodes[p].config.data_dir.join("data"));
+
+        // Somebody was promoted in term 2 and is gone; only its history has come here.
+        let (record, _) = c.begin().await;
+        let end = c.freeze(b, record.term).await.unwrap().position.unwrap();
+        let base = c.freeze(a, record.term).await.unwrap().position.unwrap();
+        let root = &c.nodes[b].config.data_dir;
+        let history = format!("1\t{}\tno recovery target specified\n", base.lsn.max(end.lsn));
+        std::fs::write(root.join("data/pg_wal/00000002.history"), history).unwrap();
+        c.post::<serde_json::Value>(b, "follow", &c.order(a, record.term, Some(base))).await.unwrap_err();
+        let said = |words: &str| {
+            let logs = std::fs::read_dir(root.join("log")).unwrap().flatten();
+            logs.map(|l| std::fs::read_to_string(l.path()).unwrap()).any(|text| text.contains(words))
+        };
+        until("PostgreSQL to take it", async || said("new target timeline is 2").then_some(())).await;
+
+        let (record, revision) = c.begin().await;
+        let (term, promoted) = c.failover_unopened(record, revision, a, &[a, b]).await;
+        assert_eq!((term, promoted.fork.lsn), (Term(3), base.lsn));
+        assert!(said("database system is shut down"));
+        c.open(a).await;
+        c.sql(a).await.batch_execute("CREATE TABLE t AS SELECT 1").await.unwrap();
+        c.until_replayed(a, &[b]).await;
+    });
+}

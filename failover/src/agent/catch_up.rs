@@ -60,6 +60,11 @@ impl Agent {
         if have.is_none_or(|have| have.timeline != base.timeline || have.lsn > base.lsn) {
             return Err(Refused::OtherPosition { node, have, want: base }.into());
         }
+        // It may be on the way to such a timeline, and would not take the one that is to come.
+        let others = self.histories_above(base.timeline, |_| true);
+        if !others.map_err(|e| self.failed("connecting ahead", &e))?.is_empty() {
+            return Err(self.wrong_state("a standby that knows of no timeline above its own"));
+        }
         let (primary, endpoint) = (order.primary.clone(), order.endpoint.clone());
         self.receive_from(order.term, Upstream { node: primary, endpoint, term: order.term }).await?;
         tracing::info!(%node, term = order.term.0, primary = %order.primary, "connecting ahead of the promotion");

@@ -136,7 +136,7 @@ impl Agent {
         let standby = self.state.look(|o| matches!(o.postgres, PostgresState::Standby(_)));
         if let (true, Some(timeline), Some(lsn)) = (standby, order.term.timeline(), order.record_lsn) {
             let since = self.env.clock.now();
-            self.state.change(|o| o.awaited = Some(Awaited { timeline, lsn, since }));
+            self.state.change(|o| o.awaited = Some(Awaited { timeline, lsn, since, asked: since }));
             self.look_now.notify_one();
         }
         *self.follow.lock().expect("no holder of this lock panics") = Some(order);

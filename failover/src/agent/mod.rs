@@ -24,6 +24,7 @@ mod lease;
 mod memory;
 mod metrics;
 mod observer;
+mod other_lines;
 mod postgres;
 mod probe;
 mod process;
@@ -172,6 +173,8 @@ pub(crate) struct Agent {
     /// The term for which a freeze has seen that no WAL receiver is left, until one is given an address again; 0 for
     /// none.
     cut_off_for: AtomicU64,
+    /// The term for which histories of other lines were looked for.
+    lines_left_for: AtomicU64,
     /// A postmaster was just started and may not have its pid file yet.
     spawning: AtomicBool,
     state: State,
@@ -266,6 +269,7 @@ pub async fn run(
         arming: tokio::sync::Mutex::new(()),
         replacing: AtomicBool::new(false),
         cut_off_for: AtomicU64::new(0),
+        lines_left_for: AtomicU64::new(0),
         spawning: AtomicBool::new(false),
         fence_kept_at: Mutex::new(now),
         state,

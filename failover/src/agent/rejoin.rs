@@ -6,6 +6,7 @@ use super::env::literal;
 use super::postgres::{self, ServerError, Stop};
 use super::recovery_conf::Upstream;
 use super::sql::{Replication, Sql, SqlError};
+use super::state::Awaited;
 use super::tool::ToolError;
 use super::wal_tail::ExamineError;
 use crate::api::{Position, PostgresState};
@@ -150,6 +151,9 @@ impl Agent {
             primary = %source.node, ?next, "compared histories"
         );
         if next == Plan::Follow {
+            if self.start_without_other_lines(source, end.timeline).await? {
+                return Ok(());
+            }
             if self.unless_superseded(source.term, self.is_wal_kept(source, end.lsn)).await? {
                 if memory.examined.is_some() {
                     self.remember(|m| m.examined = None)
@@ -300,6 +304,7 @@ impl Agent {
             self.state.change(|o| {
                 o.frozen_for = None;
                 o.not_streaming_since = Some(now);
+                o.awaited = o.awaited.map(|a| Awaited { asked: now, ..a });
             });
             let told = conf.write(&self.env).and_then(|()| postgres::reload(&self.env));
             told.map_err(|e| RejoinError::File { what: "settings could not be written", source: e })?;

@@ -68,6 +68,8 @@ pub(crate) struct Awaited {
     pub(crate) timeline: TimelineId,
     pub(crate) lsn: Lsn,
     pub(crate) since: Instant,
+    /// When whoever has it was last made the upstream.
+    pub(crate) asked: Instant,
 }
 
 /// Everything known.

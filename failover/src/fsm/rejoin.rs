@@ -90,6 +90,13 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     }
 }
 
+/// Is `number` a timeline on the way from `timeline` to nowhere on `upstream`'s line? A standby that knows such a one, of a
+/// term that was given up, may have taken it for its target, and then follows no other until it starts again
+/// (xlogrecovery.c, `rescanLatestTimeLine`).
+pub fn leads_elsewhere(number: TimelineId, timeline: TimelineId, upstream: &History) -> bool {
+    number > timeline && number != upstream.timeline && upstream.forks.iter().all(|f| f.timeline != number)
+}
+
 /// Where `own` (ending at `end`) and `upstream` part: the last timeline they share and the first byte of it that they
 /// may not share. `None` when they share no timeline.
 pub fn divergence(own: &History, end: Lsn, upstream: &History) -> Option<Fork> {
