@@ -18,6 +18,7 @@ pub struct Metrics {
     errors: IntCounterVec,
     in_doubt: IntCounter,
     lost_writes: IntCounter,
+    lost_reads: IntCounter,
     resolved: IntCounterVec,
     retries: IntCounterVec,
     refused_shapes: IntGauge,
@@ -92,6 +93,10 @@ impl Metrics {
             lost_writes: IntCounter::new(
                 "pgtenure_proxy_lost_writes_told_total",
                 "Sessions told that an acknowledged write of theirs may be lost",
+            )?,
+            lost_reads: IntCounter::new(
+                "pgtenure_proxy_lost_reads_told_total",
+                "Sessions told that what they have read at a standby may be lost",
             )?,
             resolved: counters(
                 "pgtenure_proxy_commits_resolved_total",
@@ -193,6 +198,7 @@ impl Metrics {
             Box::new(self.errors.clone()),
             Box::new(self.in_doubt.clone()),
             Box::new(self.lost_writes.clone()),
+            Box::new(self.lost_reads.clone()),
             Box::new(self.resolved.clone()),
             Box::new(self.retries.clone()),
             Box::new(self.refused_shapes.clone()),
@@ -396,6 +402,8 @@ pub struct Counts {
     pub in_doubt: Cell<u64>,
     /// Sessions told that an acknowledged write of theirs may be lost.
     pub lost_writes: Cell<u64>,
+    /// Sessions told that what they have read may be lost.
+    pub lost_reads: Cell<u64>,
     /// Shapes that a standby has refused.
     pub misroutes: Cell<u64>,
     /// Server connections lost while a session held them.
@@ -420,6 +428,7 @@ impl Counts {
             errors: RefCell::default(),
             in_doubt: Cell::default(),
             lost_writes: Cell::default(),
+            lost_reads: Cell::default(),
             misroutes: Cell::default(),
             server_losses: Cell::default(),
             positions_behind: Cell::default(),
@@ -532,6 +541,7 @@ impl Counts {
         }
         self.shared.in_doubt.inc_by(self.in_doubt.take());
         self.shared.lost_writes.inc_by(self.lost_writes.take());
+        self.shared.lost_reads.inc_by(self.lost_reads.take());
         self.shared.misroutes.inc_by(self.misroutes.take());
         self.shared.server_losses.inc_by(self.server_losses.take());
         for (when, sum) in [("behind", &self.positions_behind), ("after", &self.positions_after)] {

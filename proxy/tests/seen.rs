@@ -3,7 +3,7 @@
 mod common;
 
 use common::joined::joined;
-use common::raw::{Raw, ok, value};
+use common::raw::{Raw, let_commits_wait, ok, value};
 use common::{Cluster, wait_for};
 use proxy::wire::frontend::write_query;
 
@@ -97,9 +97,24 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
         assert!(value(&mut client, "show pgtenure.last_route").starts_with("standby n2"));
         client
     });
+    // Nor does what the primary answers without having been looked at: one has read what others' commits wait to show there.
+    let_commits_wait(&cluster);
+    let mut writer = Raw::login(cluster.nodes[0].port, &[]);
+    writer.write(|out| write_query(out, "insert into seen values (2)"));
+    wait_for("n2 to have it", || (cluster.nodes[1].psql("select count(*) from seen") == "2").then_some(()));
+    let mut besides = wait_for("a session whose read goes to n2", || {
+        let mut client = Raw::login(cluster.port, &[LONG]);
+        (value(&mut client, COUNT) == "2 n2").then_some(client)
+    });
+    ok(&mut besides, "select pg_backend_pid()");
     lose_n2(&mut cluster);
+    besides.write(|out| write_query(out, COUNT));
+    wait_for("its read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
+    cluster.nodes[0].psql("alter system reset synchronous_standby_names");
+    cluster.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(besides.until_ready(), ["T", "D 2 n1", "C SELECT 1", "Z I"]);
     for mut client in asked {
-        assert_eq!(value(&mut client, COUNT), "1 n1");
+        assert_eq!(value(&mut client, COUNT), "2 n1");
     }
 }
 

@@ -11,7 +11,7 @@
 
 use super::lost::{Acknowledged, LostWrite};
 use super::policy::Lag;
-use super::seen::{Seen, Shows};
+use super::seen::{LostRead, Seen, Shows};
 use super::token::Token;
 use cluster::topology::Topology;
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
@@ -69,8 +69,11 @@ impl Causality {
     /// Something that may have written was acknowledged at `now`, or its outcome became unknown: anything that ran on
     /// the primary and is not a proven read. Call it when the answer arrives, not when the statement is sent: a sample
     /// taken in between would not cover it.
+    ///
+    /// That says nothing of what was read at standbys: what has written nothing waits for none of them, and the commits of
+    /// others may wait for more than it did.
     pub fn wrote(&mut self, now: Instant) {
-        self.answered(now, true, Shows::All);
+        self.answered(now, true, Shows::Some);
     }
 
     /// What may have written in `term` was acknowledged to the client; `by_quorum`: by the standbys that commits wait for.
@@ -83,6 +86,16 @@ impl Causality {
         self.acknowledged.precedes(term)
     }
 
+    /// The same of what was read at a standby.
+    pub fn read_before(&self, term: Term) -> bool {
+        self.seen.precedes(term)
+    }
+
+    /// What was read at a standby and may be lost: told once.
+    pub fn take_lost_read(&mut self, topology: &Topology, lag: &Lag) -> Option<LostRead> {
+        self.seen.take_lost(topology, lag)
+    }
+
     /// A write that was acknowledged to the client and may be lost: told once.
     pub fn take_lost(&mut self, topology: &Topology, lag: &Lag) -> Option<LostWrite> {
         self.acknowledged.take_lost(topology, lag)
@@ -93,7 +106,8 @@ impl Causality {
         self.answered(now, false, shows);
     }
 
-    fn answered(&mut self, now: Instant, wrote: bool, shows: Shows) {
+    /// The primary has answered at `now` what may have written, or only read.
+    pub fn answered(&mut self, now: Instant, wrote: bool, shows: Shows) {
         self.seen.at_primary(shows);
         let vain = self.away.map_or(0, |(_, vain)| vain);
         if wrote || self.away.is_none() {
@@ -102,6 +116,11 @@ impl Causality {
         let open = self.bound.filter(|b| b.covered.is_none());
         let (since, before, chasing) = open.map_or((now, false, false), |b| (b.since, b.wrote, b.chasing));
         self.bound = Some(Bound { at: now, since, wrote: wrote || before, covered: None, chasing });
+    }
+
+    /// Does the primary show all that was read at standbys, as far as is known?
+    pub fn is_shown_at_primary(&self, topology: &Topology, lag: &Lag) -> bool {
+        self.seen.allows_primary(topology, lag).is_ok()
     }
 
     /// Should the primary be asked for its position before the session's next statement? `each_write`: after each

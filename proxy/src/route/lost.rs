@@ -92,12 +92,12 @@ impl Acknowledged {
 }
 
 /// Is the term that is open the next one after `term` in its line of descent, as far as is known?
-fn follows(topology: &Topology, term: Term) -> bool {
+pub(super) fn follows(topology: &Topology, term: Term) -> bool {
     topology.forks.last().is_none_or(|last| Some(last.timeline) == term.timeline())
 }
 
 /// Where the term that is open left `term`.
-fn fork_of(topology: &Topology, term: Term) -> Option<Lsn> {
+pub(super) fn fork_of(topology: &Topology, term: Term) -> Option<Lsn> {
     topology.forks.iter().find(|f| Some(f.timeline) == term.timeline()).map(|f| f.lsn)
 }
 

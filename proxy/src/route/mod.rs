@@ -43,7 +43,7 @@ pub use lost::LostWrite;
 pub use misroute::Misroutes;
 pub use policy::{Lag, Unfit};
 pub use promise::{Consistency, NoStandby, Promise, ReadFrom};
-pub use seen::Shows;
+pub use seen::{LostRead, Shows};
 pub use tenure::Unproven;
 pub(crate) use tenure::only_time_protects;
 pub use throttle::Slowed;

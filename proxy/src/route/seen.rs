@@ -7,12 +7,17 @@
 //! * another one does when it has replayed a position of the primary that was sampled after the answer: no standby has
 //!   replayed more than there was by then;
 //! * the primary does when everything up to the answer is confirmed, or all that the standby had replayed after it; or in a
-//!   later term, which begins with all of it.
+//!   later term that has all of it.
+//!
+//! A later term need not. It has what the standbys had whose votes made it: all that vote, where one of them suffices for a
+//! commit. Elsewhere it is known to have what its primary had, or a standby that follows it and was not restarted since, as nobody
+//! follows who has more; and what lies before a position that it has. Of the rest the session is told that it may be lost.
 
+use super::lost::{follows, fork_of};
 use super::policy::{Lag, Unfit};
 use super::token::Token;
-use cluster::lag::StandbySample;
-use cluster::topology::Topology;
+use cluster::lag::{StandbyLag, StandbySample};
+use cluster::topology::{Gate, Topology};
 use cluster::{Instant, Lsn, NodeId, Term};
 use std::time::Duration;
 
@@ -49,6 +54,32 @@ struct Last {
     at: Instant,
     /// The first position of the primary sampled since.
     covered: Option<Token>,
+    /// The newest term that is known to have all of it.
+    kept_in: Term,
+}
+
+/// What a session has read at a standby, and may be in no later term.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostRead {
+    /// Who has shown it; `None` when several have.
+    pub node: Option<NodeId>,
+    /// In which term.
+    pub term: Term,
+    /// When.
+    pub at: Instant,
+    /// What that term wrote from here on is in no later one; `None` when that is not known.
+    pub fork: Option<Lsn>,
+    /// The term that is open.
+    pub open: Term,
+}
+
+/// What became of it in a later term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    Lost,
+    /// Nobody can tell yet.
+    Open,
 }
 
 impl Last {
@@ -57,6 +88,43 @@ impl Last {
         let sample = lag.snapshot().standby(self.node.as_ref()?)?.sample.as_ref()?;
         (sample.sent_at >= self.at && sample.up_since <= self.from).then_some(sample.replay_lsn)
     }
+
+    /// Has the term of `topology`, which is open, all of it?
+    fn fate(&self, topology: &Topology, lag: &Lag) -> Fate {
+        let fork = fork_of(topology, self.term);
+        let lies_before = |fork| lag.samples.before(self.term, fork).is_some_and(|sampled| self.at <= sampled);
+        let kept = self.kept_in >= topology.term
+            || topology.holds_all_of.is_some_and(|of| of == self.term || of == self.kept_in)
+            || fork.is_some_and(lies_before)
+            || follows(topology, self.term) && has_all_of_standbys(topology, self.node.as_ref());
+        let Some(node) = self.node.as_ref().filter(|_| !kept) else {
+            return if kept { Fate::Kept } else { Fate::Lost };
+        };
+        if topology.primary.as_ref().is_some_and(|primary| &primary.node == node) {
+            return if follows(topology, self.term) { Fate::Kept } else { Fate::Lost };
+        }
+        if !topology.standbys.iter().any(|standby| &standby.node == node) {
+            return Fate::Lost;
+        }
+        let of_term = lag.snapshot().term == topology.term;
+        match lag.snapshot().standby(node).filter(|_| of_term) {
+            Some(StandbyLag { sample: Some(sample), .. }) if sample.up_since > self.from => Fate::Lost,
+            Some(StandbyLag { replay_lag: Ok(_), .. }) => Fate::Kept,
+            Some(StandbyLag { sample: Some(StandbySample { received_timeline: Some(timeline), .. }), .. })
+                if Some(*timeline) == topology.term.timeline() =>
+            {
+                Fate::Kept
+            }
+            Some(_) | None => Fate::Open,
+        }
+    }
+}
+
+/// Does a term that follows this one's begin with all that this standby may have shown?
+fn has_all_of_standbys(topology: &Topology, node: Option<&NodeId>) -> bool {
+    let votes = |node: &NodeId| topology.quorums.iter().all(|quorum| quorum.k == 1 && quorum.voters.contains(node));
+    let all = || topology.standbys.iter().chain(&topology.primary).all(|member| votes(&member.node));
+    topology.protected && !topology.loss_allowed && node.map_or_else(all, votes)
 }
 
 impl Seen {
@@ -70,7 +138,7 @@ impl Seen {
             // Neither shows what was read at the other.
             (Shows::Some, Some(_)) => (None, now),
         };
-        self.last = Some(Last { node, from, term, at: now, covered: None });
+        self.last = Some(Last { node, from, term, at: now, covered: None, kept_in: term });
     }
 
     /// The primary has answered: positions sampled after that cover all that was seen before. Where it was not made sure
@@ -134,12 +202,39 @@ impl Seen {
         }
     }
 
+    /// Was anything read in a term before this one, of which nobody has looked yet whether it is in this one?
+    pub(super) fn precedes(&self, term: Term) -> bool {
+        self.last.as_ref().is_some_and(|last| last.kept_in < term)
+    }
+
+    /// What may be lost, told once. Nothing while that cannot be told.
+    pub(super) fn take_lost(&mut self, topology: &Topology, lag: &Lag) -> Option<LostRead> {
+        if matches!(topology.gate, Gate::Closed(_)) || !self.precedes(topology.term) {
+            return None;
+        }
+        let last = self.last.as_mut()?;
+        match last.fate(topology, lag) {
+            Fate::Open => None,
+            Fate::Kept => {
+                last.kept_in = topology.term;
+                None
+            }
+            Fate::Lost => {
+                let Last { node, term, at, .. } = self.last.take()?;
+                Some(LostRead { node, term, at, fork: fork_of(topology, term), open: topology.term })
+            }
+        }
+    }
+
     /// May the primary serve the next read?
     ///
     /// # Errors
     /// When the answer came that it may miss.
     pub(super) fn allows_primary(&self, topology: &Topology, lag: &Lag) -> Result<(), Instant> {
-        let Some(last) = self.last.as_ref().filter(|last| last.term >= topology.term) else { return Ok(()) };
+        let Some(last) = self.last.as_ref() else { return Ok(()) };
+        if last.term < topology.term {
+            return if last.fate(topology, lag) == Fate::Open { Err(last.at) } else { Ok(()) };
+        }
         let primary = lag.primary_of(topology);
         let confirmed = primary.and_then(|s| s.confirmed_until).is_some_and(|until| until > last.at);
         // One that waits to be applied may have been replayed nowhere yet, and keep the other waiting for long.

@@ -188,12 +188,16 @@ impl Session {
         Step::Used(0)
     }
 
-    /// May what the session was told is written be in no later term? Then the next statement of one whose reads are promised
+    /// May what the session was told is written, or what it has read, be in no later term? Then the next statement of one whose reads are promised
     /// to show it fails, and nothing of it is done. `None`: it goes on.
     pub(super) fn tell_lost(&mut self, now: Instant) -> Option<Step> {
         let term = self.w.view.borrow().topology.term;
         let begins = !self.own && self.relay.open.is_none() && self.relay.status == TxStatus::Idle;
-        if !begins || !self.causality.borrow().wrote_before(term) {
+        let looks = {
+            let causality = self.causality.borrow();
+            causality.wrote_before(term) || causality.read_before(term)
+        };
+        if !begins || !looks {
             return None;
         }
         match self.promise_of_unit().consistency {
@@ -204,12 +208,22 @@ impl Session {
             // What was asked before is answered first.
             return Some(Step::Wait);
         }
-        let lost = {
-            let view = self.w.view.borrow();
-            self.causality.borrow_mut().take_lost(&view.topology, &view.lag)?
+        let (write, read) = {
+            let (view, mut causality) = (self.w.view.borrow(), self.causality.borrow_mut());
+            let write = causality.take_lost(&view.topology, &view.lag);
+            (write, causality.take_lost_read(&view.topology, &view.lag))
         };
-        bump(&self.w.counts.lost_writes);
-        let error = PromiseError::WriteLost { ago: now.since(lost.at), lost };
+        let error = match (write, read) {
+            (Some(lost), _) => {
+                bump(&self.w.counts.lost_writes);
+                PromiseError::WriteLost { ago: now.since(lost.at), lost }
+            }
+            (None, Some(lost)) => {
+                bump(&self.w.counts.lost_reads);
+                PromiseError::ReadLost { ago: now.since(lost.at), lost }
+            }
+            (None, None) => return None,
+        };
         self.fail = Some(Failure::Error(ClientError::Promise(error)));
         Some(Step::Used(0))
     }

@@ -1,6 +1,6 @@
 //! What a session has written and read, as its answers tell: reads behind that must not miss it.
 
-use crate::route::{Consistency, Shows};
+use crate::route::{Consistency, Reason, Shows};
 use crate::session::client::Session;
 use crate::wire::backend::TxStatus;
 use cluster::{Instant, NodeId, Role};
@@ -22,7 +22,7 @@ impl Session {
         }
         let anew = !self.relay.busy() && (self.relay.status == TxStatus::Idle || self.fresh.is_some());
         let all = match self.promise_of_unit().consistency {
-            Consistency::Session | Consistency::Global | Consistency::Strong => true,
+            Consistency::Session | Consistency::Global | Consistency::Strong => self.is_shown(),
             Consistency::Eventual | Consistency::Bounded => false,
         };
         self.shows = match (all, self.shows) {
@@ -32,16 +32,26 @@ impl Session {
         };
     }
 
+    /// Does the session's server show all that the session has read at standbys? One was chosen for that. The primary may have
+    /// been taken without a look at it, as for what is no read; a read that has waited long enough for that is not to again.
+    fn is_shown(&self) -> bool {
+        let primary = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary);
+        if !primary || matches!(self.chosen, Some(Reason::Unconfirmed { .. })) {
+            return true;
+        }
+        let view = self.w.view.borrow();
+        self.causality.borrow().is_shown_at_primary(&view.topology, &view.lag)
+    }
+
     /// So many units were answered by `now`, and some of them ended a transaction. What that has written counts at once: what
     /// its client has sent behind it may have begun the next one already, in an answer that came with it.
     pub(super) fn note_answers(&mut self, (answered, ended): (usize, usize), now: Instant) {
-        if ended > 0 {
+        // A COMMIT AND CHAIN ends none.
+        if answered > 0 {
             self.note_commits(now);
         }
-        if ended > 0 && self.wrote {
-            self.causality.borrow_mut().wrote(now);
-        } else if ended > 0 && self.saw {
-            self.causality.borrow_mut().saw(now, self.shows);
+        if ended > 0 && (self.wrote || self.saw) {
+            self.causality.borrow_mut().answered(now, self.wrote, self.shows);
         }
         // Also within a block: however that ends, this was shown.
         let standby = self.server.as_ref().filter(|s| s.meta.role == Role::Standby);

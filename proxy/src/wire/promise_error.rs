@@ -2,7 +2,7 @@
 
 use super::error_response::{Report, error, millis};
 use super::sqlstate::SqlState;
-use crate::route::{LostWrite, Token};
+use crate::route::{LostRead, LostWrite, Token};
 use cluster::{Lsn, NodeId, Term};
 use std::time::Duration;
 
@@ -32,6 +32,13 @@ pub enum PromiseError {
         /// The write.
         lost: LostWrite,
         /// How long ago it was acknowledged.
+        ago: Duration,
+    },
+    /// What the session has read may be lost.
+    ReadLost {
+        /// What it was.
+        lost: LostRead,
+        /// How long ago it was shown.
         ago: Duration,
     },
     /// It could not be proved that the server is the primary.
@@ -66,6 +73,7 @@ impl PromiseError {
                     .hint("Retry later.")
             }
             Self::WriteLost { lost, ago } => write_lost(lost, *ago),
+            Self::ReadLost { lost, ago } => read_lost(lost, *ago),
             Self::Unproven { node, term, waited, why } => {
                 let what = "it cannot be proved at present that the server is still the primary";
                 error(SqlState::CANNOT_CONNECT_NOW, what)
@@ -97,13 +105,27 @@ fn after_lost(after: &Token, fork: Option<Lsn>, term: Term) -> Report {
         .hint("Check whether its effects are there, then RESET pgtenure.after.")
 }
 
+/// Who goes on from what was read must look, too.
+fn read_lost(lost: &LostRead, ago: Duration) -> Report {
+    let LostRead { node, term, fork, open, .. } = lost;
+    let by = node.as_ref().map_or_else(|| "standbys".to_owned(), |node| format!("standby {node}"));
+    error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "what this session has read may have been lost")
+        .detail(format!("It was shown by {by} in term {term}, {} ago; {}.", millis(ago), holds(*open, *fork)))
+        .hint("This statement was not executed. What was read may never have been acknowledged to anybody.")
+}
+
+/// How much a later term has.
+fn holds(open: Term, fork: Option<Lsn>) -> String {
+    match fork {
+        Some(fork) => format!("term {open}, which is open now, has that term's WAL only up to {fork}"),
+        None => format!("term {open}, which is open now, is not known to have that term's WAL"),
+    }
+}
+
 /// It was acknowledged: whoever goes on from it must look, as above.
 fn write_lost(lost: &LostWrite, ago: Duration) -> Report {
     let LostWrite { term, fork, before, open, .. } = lost;
-    let holds = match fork {
-        Some(fork) => format!("term {open}, which is open now, has that term's WAL only up to {fork}"),
-        None => format!("term {open}, which is open now, is not known to have that term's WAL"),
-    };
+    let holds = holds(*open, *fork);
     let at = before.map_or_else(String::new, |before| format!("; its commit lies before {before}"));
     error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "a write of this session may have been lost")
         .detail(format!("Its commit was acknowledged in term {term}, {} ago; {holds}{at}.", millis(ago)))
@@ -144,6 +166,19 @@ mod tests {
             (
                 PromiseError::WriteLost { lost: lost(None, None), ago: Duration::from_millis(70) },
                 "ERROR 08007 a write of this session may have been lost | Its commit was acknowledged in term 3, 70 ms ago; term 4, which is open now, is not known to have that term's WAL. | This statement was not executed. Check whether the effects of earlier ones are there.",
+            ),
+            (
+                PromiseError::ReadLost {
+                    lost: LostRead {
+                        node: Some("n3".parse().unwrap()),
+                        term: Term(3),
+                        at: cluster::Instant::from_millis(1),
+                        fork: Some(Lsn(0x16B_0000)),
+                        open: Term(4),
+                    },
+                    ago: Duration::from_millis(70),
+                },
+                "ERROR 08007 what this session has read may have been lost | It was shown by standby n3 in term 3, 70 ms ago; term 4, which is open now, has that term's WAL only up to 0/16B0000. | This statement was not executed. What was read may never have been acknowledged to anybody.",
             ),
             (
                 PromiseError::Unproven {

@@ -104,8 +104,78 @@ fn what_standbys_have_flushed_is_safe_although_it_waits_to_be_applied() {
     assert_eq!(asks(&w, 1099), None, "of another term");
 }
 
+/// n1 in term 7, sampled at 1000 ms at 100 and at 1100 ms at 200, and n3, where a session has read at `read`; then n2 in term 8,
+/// which has term 7 up to `fork`.
+fn failed_over(read: u64, fork: u64) -> World {
+    let mut w = World::new();
+    for (lsn, ms) in [(100, 1000), (200, 1100)] {
+        w.snapshot.primary = Some(sample("n1", lsn, ms));
+        w.publish();
+    }
+    w.causality.read_at(&node("n3"), Term(7), at(read), Shows::All);
+    let forks = vec![Fork { timeline: TimelineId(7), lsn: Lsn(fork) }];
+    let standbys = vec![member("n3")];
+    w.topology = Topology { term: Term(8), primary: Some(member("n2")), standbys, forks, ..w.topology };
+    (w.snapshot.term, w.snapshot.primary) = (Term(8), Some(sample("n2", 300, 1300)));
+    w.snapshot.standbys = vec![StandbyLag { replay_lag: Err(LagUnknown::StreamBroken), ..standby("n3", 200, 1300) }];
+    w.publish();
+    w
+}
+
 #[test]
-fn a_later_term_begins_with_all_that_any_standby_showed() {
+fn what_was_read_and_is_in_no_later_term_is_told_once() {
+    let quorum = |voters: &[&str], k| {
+        let voters = voters.iter().map(|name| node(name)).collect();
+        cluster::topology::Quorum { voters, k }
+    };
+    let all = ["n1", "n2", "n3"];
+    let follows = |w: &mut World| w.snapshot.standbys[0].replay_lag = Ok(Duration::ZERO);
+    let restarted = |w: &mut World| w.snapshot.standbys[0].sample.as_mut().unwrap().up_since = at(1160);
+    let gone = |w: &mut World| w.topology.standbys.clear();
+    let nothing = |_: &mut World| ();
+    let (kept, lost, open) = (Some(false), Some(true), None);
+    for (protected, quorums, then, want) in [
+        // Whose vote counts alone has no more than the term that it made.
+        (true, vec![quorum(&all, 1)], &nothing as &dyn Fn(&mut World), kept),
+        (true, vec![quorum(&all, 1)], &gone, kept),
+        (true, vec![], &gone, kept),
+        (true, vec![quorum(&all, 2)], &gone, lost),
+        (true, vec![quorum(&all, 1), quorum(&all[..2], 1)], &gone, lost),
+        (false, vec![quorum(&all, 1)], &gone, lost),
+        // Who has more does not follow without being started anew.
+        (false, vec![quorum(&all, 1)], &nothing, open),
+        (false, vec![quorum(&all, 1)], &follows, kept),
+        (false, vec![quorum(&all, 1)], &restarted, lost),
+        (false, vec![], &|w: &mut World| w.topology.primary = Some(member("n3")), kept),
+        (false, vec![], &|w: &mut World| w.topology.holds_all_of = Some(Term(7)), kept),
+    ] {
+        let mut w = failed_over(1150, 250);
+        (w.topology.protected, w.topology.quorums) = (protected, quorums.clone());
+        then(&mut w);
+        w.publish();
+        let what = format!("{protected} {quorums:?}, want {want:?}");
+        assert!(w.causality.read_before(Term(8)), "{what}");
+        assert_eq!(w.causality.is_shown_at_primary(&w.topology, &w.lag), want.is_some(), "{what}");
+        w.topology.gate = Gate::Closed(Closed::Opening);
+        assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag), None, "it is not decided yet");
+        w.topology.gate = Gate::Open;
+        let told = w.causality.take_lost_read(&w.topology, &w.lag);
+        let (node, fork) = (Some(node("n3")), Some(Lsn(250)));
+        let read = LostRead { node, term: Term(7), at: at(1150), fork, open: Term(8) };
+        assert_eq!(told, Some(read).filter(|_| want == Some(true)), "{what}");
+        assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag), None, "{what}, once");
+        assert_eq!(w.causality.read_before(Term(8)), want.is_none(), "{what}");
+    }
+    // What was sampled since lies within what the later term has.
+    for (read, fork, lost) in [(1100, 200, false), (1100, 199, true), (1101, 900, true)] {
+        let mut w = failed_over(read, fork);
+        w.topology.standbys.clear();
+        assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag).is_some(), lost, "{read} {fork}");
+    }
+}
+
+#[test]
+fn a_later_term_begins_with_all_that_its_primary_showed() {
     let mut w = read_at_n2();
     w.topology.term = Term(8);
     w.topology.primary = Some(member("n2"));
@@ -119,12 +189,23 @@ fn a_later_term_begins_with_all_that_any_standby_showed() {
     assert_eq!(w.read(1040), "n3 fresh");
 }
 
+/// What is classed as a write may have written nothing, and waited for nobody; and a commit of others may wait for more.
 #[test]
-fn a_write_of_its_own_covers_what_a_session_has_read() {
+fn what_the_primary_was_asked_besides_does_not_make_it_show_what_was_read_at_a_standby() {
     let mut w = read_at_n2();
     w.topology.standbys.clear();
+    w.since = Some(at(1060));
     w.causality.wrote(at(1050));
-    assert_eq!(w.read(1060), "primary awaiting_sample");
+    assert!(!w.causality.is_shown_at_primary(&w.topology, &w.lag));
+    assert_eq!(w.read(1060), "wait 5000 unconfirmed");
+    w.snapshot.primary = Some(PrimarySample { confirmed_until: Some(at(1011)), ..sample("n1", 150, 1040) });
+    w.publish();
+    assert!(w.causality.is_shown_at_primary(&w.topology, &w.lag));
+    assert_eq!(w.read(1060), "primary awaiting_sample", "a sample tells");
+    let mut w = read_at_n2();
+    w.topology.standbys.clear();
+    w.causality.answered(at(1050), true, Shows::All);
+    assert_eq!(w.read(1060), "primary awaiting_sample", "it was looked at before");
 }
 
 #[test]
