@@ -10,7 +10,8 @@
 //!    or fails, as that says too (`promise`, which also loosens or tightens rule 2).
 //! 4. While no primary answers, a standby that has replayed the primary's last sampled position holds everything
 //!    acknowledged before that sample was sent, so its staleness is the age of that sample: reads go on at standbys
-//!    until that exceeds `max_replay_lag`. In the ordinary case a broken stream is never fresh.
+//!    until that exceeds `max_replay_lag`. That is said only of those that were seen to stream from that primary, in its
+//!    term: others may have another history. In the ordinary case a broken stream is never fresh.
 //! 5. When the view of the cluster has run out at `valid_until`, another primary may have begun to acknowledge writes
 //!    then, so staleness is at least the time since.
 //! 6. Where a quorum and not time keeps a later term from opening, whatever is read in this one, at the primary too, is

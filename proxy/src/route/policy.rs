@@ -3,9 +3,10 @@
 use super::promise::{Consistency, Promise};
 use super::samples::Samples;
 use super::seen::Seen;
-use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, ServerStart, StandbyLag};
+use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, ServerStart, StandbyLag, StandbySample};
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Instant, Lsn, NodeId, Term};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,18 +15,44 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default)]
 pub struct Lag {
     snapshot: Arc<LagSnapshot>,
-    last_primary: Option<PrimarySample>,
+    last_primary: Option<LastPrimary>,
     /// The last commit of ours that standbys confirmed: of which term, and when it was sent.
     committed: Option<(Term, Instant)>,
     /// Where the WAL of this term and of those before it ended, and when.
     pub(super) samples: Samples,
 }
 
+/// The newest sample of any primary.
+#[derive(Clone, Debug)]
+struct LastPrimary {
+    term: Term,
+    sample: PrimarySample,
+    /// The standbys that were seen to stream from it in that term, and when they were asked last that did. What others have may
+    /// be of another history, in which positions mean something else.
+    followers: BTreeMap<NodeId, Instant>,
+}
+
+impl LastPrimary {
+    /// Is what that standby has replayed of this one's history?
+    fn has_follower(&self, node: &NodeId, sample: &StandbySample) -> bool {
+        self.followers.get(node).is_some_and(|asked_at| sample.up_since <= *asked_at)
+    }
+}
+
 impl Lag {
     /// Take over a newer snapshot.
     pub fn update(&mut self, snapshot: Arc<LagSnapshot>) {
         if let Some(sample) = &snapshot.primary {
-            self.last_primary = Some(sample.clone());
+            let before = self.last_primary.take().filter(|last| last.term == snapshot.term);
+            let mut followers = before.map(|last| last.followers).unwrap_or_default();
+            let streaming = snapshot.standbys.iter().filter(|standby| standby.replay_lag.is_ok());
+            for (node, asked_at) in streaming.filter_map(|s| Some((&s.node, s.sample.as_ref()?.asked_at))) {
+                match followers.get_mut(node) {
+                    Some(last) => *last = asked_at,
+                    None => _ = followers.insert(node.clone(), asked_at),
+                }
+            }
+            self.last_primary = Some(LastPrimary { term: snapshot.term, sample: sample.clone(), followers });
             self.samples.add(snapshot.term, sample.sent_at, sample.insert_lsn);
         }
         self.snapshot = snapshot;
@@ -218,7 +245,7 @@ pub(super) fn fit(
     }
     let budget = promise.max_replay_lag;
     let since_view = topology.ends_at().map_or(Duration::ZERO, |end| now.since(end));
-    let staleness = staleness(budget, standby, replay_lsn, lag, now)?.max(since_view);
+    let staleness = staleness(budget, (standby, sample), topology, lag, now)?.max(since_view);
     if staleness > budget {
         return Err(Unfit::Lagging { staleness, budget });
     }
@@ -235,8 +262,8 @@ pub(super) fn fit(
 /// By the LSN clock; while no primary answers, by the last primary's sample (rule 4).
 fn staleness(
     budget: Duration,
-    standby: &StandbyLag,
-    replay_lsn: Lsn,
+    (standby, sample): (&StandbyLag, &StandbySample),
+    topology: &Topology,
     lag: &Lag,
     now: Instant,
 ) -> Result<Duration, Unfit> {
@@ -244,9 +271,13 @@ fn staleness(
         Freshness::Fresh { staleness } | Freshness::Lagging { staleness } => Ok(staleness),
         Freshness::Unknown { why: why @ (LagUnknown::StreamBroken | LagUnknown::NoPrimarySample) } => {
             let last = lag.last_primary.as_ref().filter(|_| lag.snapshot.primary.is_none());
+            // A term that is open may have left behind what the one before it had.
+            let closed = matches!(topology.gate_at(now), Gate::Closed(_));
+            let last = last.filter(|last| last.term == topology.term || closed);
+            let last = last.filter(|last| last.has_follower(&standby.node, sample)).map(|last| &last.sample);
             // As lagmon's clock does it: what the primary had not flushed reaches no standby, so nothing that was
             // acknowledged can wait for it (but with synchronous_commit = off).
-            let covered = last.filter(|primary| primary.flush_lsn <= replay_lsn);
+            let covered = last.filter(|primary| primary.flush_lsn <= sample.replay_lsn);
             covered.map(|primary| now.since(primary.sent_at)).ok_or(Unfit::Unknown(why))
         }
         Freshness::Unknown {

@@ -104,8 +104,43 @@ fn reads_go_on_when_a_new_term_recruits_as_soon_as_a_standby_was_sampled_again()
     w.publish();
     assert_eq!(w.read(1320), "n2 fresh");
     assert_eq!(w.read(2001), "primary lagging");
+    // It may have left behind what n2 has.
     w.topology.gate = Gate::Open;
-    assert_eq!(w.read(1320), "n2 fresh");
+    assert_eq!(w.read(1320), "primary stream_broken");
+}
+
+/// A standby that was not heard may have gone on with the WAL of a term that was left behind: its positions are of another
+/// history than those of the primary, and greater perhaps.
+#[test]
+fn while_no_primary_answers_only_who_followed_it_is_measured_by_its_last_sample() {
+    use Consistency::{Bounded, Session};
+    let broken = |name, at| StandbyLag { replay_lag: Err(LagUnknown::StreamBroken), ..standby(name, 200, at) };
+    for gate in [Gate::Open, Gate::Closed(Closed::Recruiting)] {
+        for (consistency, after) in [(Session, 0), (Bounded, 0), (Session, 110)] {
+            let mut w = World::new().only_n2();
+            (w.promise.consistency, w.topology.term, w.snapshot.term) = (consistency, Term(8), Term(8));
+            let position = Token { term: Term(8), timeline: TimelineId(8), lsn: Lsn(after) };
+            w.promise.after = (after > 0).then_some(position);
+            // Its sample of the term before, when it did follow, tells nothing of this one.
+            w.snapshot.primary = Some(sample("n1", 110, 1000));
+            w.snapshot.standbys = vec![broken("n2", 1000)];
+            w.publish();
+            assert_eq!(w.read(1010), "primary stream_broken");
+            w.snapshot.primary = None;
+            w.topology.gate = gate;
+            w.publish();
+            assert_eq!(w.read(1010), "primary stream_broken", "{consistency:?} {after} {gate:?}");
+        }
+    }
+    // Nor does it tell anything of who may have been restarted since.
+    let mut w = World::new().only_n2();
+    w.snapshot.primary = None;
+    w.snapshot.standbys = vec![broken("n2", 1100)];
+    w.publish();
+    assert_eq!(w.read(1110), "n2 fresh");
+    w.snapshot.standbys[0].sample.as_mut().unwrap().up_since = at(1001);
+    w.publish();
+    assert_eq!(w.read(1110), "primary stream_broken");
 }
 
 /// Rule 4: the primary is dead, so every stream is broken.
