@@ -188,7 +188,9 @@ fn a_statement_with_a_commit_behind_it_is_cancelled() {
 
 /// The same, where what is not known stays so for a second only.
 fn hung_for_a_second() -> Cluster {
-    let c = Cluster::start(0, |raw| raw.hold_timeout = Span(Duration::from_secs(1)));
+    let c = Cluster::start(0, |raw| {
+        (raw.hold_timeout, raw.durability.allow_lower) = (Span(Duration::from_secs(1)), Some(true));
+    });
     c.psql("create table t(a int)").expect("nothing hangs yet");
     // No text of a caller tells what this sets.
     let hush = "create function hush() returns void language plpgsql as \
@@ -212,9 +214,11 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
     let quiet = || Raw::login(c.port, &[("client_min_messages", "error")]);
     let (mut simple, mut ext, mut several, mut block, mut chain) = (quiet(), quiet(), quiet(), quiet(), quiet());
     let (mut local, mut hushed, mut prepared) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]), quiet());
-    let mut held = quiet();
+    let (mut held, mut lowers) = (quiet(), quiet());
     let insert = "insert into t values (1)";
     send(&mut simple, insert);
+    // What is set behind it does not change what it has waited for.
+    send(&mut lowers, "begin; insert into t values (1); commit; set synchronous_commit = off");
     ext.write(|out| {
         run(out, insert);
         sync(out);
@@ -244,8 +248,10 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
     held.query("begin");
     held.query("declare c cursor with hold for select adds()");
     send(&mut held, "commit");
-    stop_waiting(&c, 9);
-    assert_eq!(words(&simple.until_ready()), "E 08007 | Z I");
+    stop_waiting(&c, 10);
+    for s in [&mut simple, &mut lowers] {
+        assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+    }
     assert_eq!(words(&ext.until_ready()), "1 | 2 | C INSERT 0 1 | E 08007 | Z I");
     assert_eq!(words(&several.until_ready()), "E 08007 | Z I");
     for s in [&mut block, &mut local, &mut hushed, &mut held] {
@@ -257,13 +263,14 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
     }
     prepared.write(sync);
     assert_eq!(words(&prepared.until_ready()), "Z I");
-    wait_for("all of them to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 9.0).then_some(()));
-    assert_eq!(words(&simple.query("select count(*) from t")), "T | D 9 | C SELECT 1 | Z I");
+    wait_for("all of them to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 10.0).then_some(()));
+    assert_eq!(words(&simple.query("select count(*) from t")), "T | D 10 | C SELECT 1 | Z I");
 }
 
 #[test]
 fn a_commit_that_others_stop_is_told_once_standbys_have_it() {
     let c = Cluster::start(1, |raw| {
+        (raw.workers, raw.timeouts.server_check_delay) = (1, Span::millis(0));
         let few = Database { dbname: Some("app".to_owned()), pool_size: Some(2), ..Database::default() };
         raw.databases.insert("few".to_owned(), few);
     });

@@ -54,7 +54,10 @@ fn a_session_whose_acknowledged_write_may_be_lost_is_told_once() {
     cut(&c);
     let [mut reads, mut writes, mut block] = [(); 3].map(|()| Raw::login(c.port, &[]));
     let mut loose = Raw::login(c.port, &[("pgtenure.consistency", "bounded")]);
-    let mut idle = Raw::login(c.port, &[]);
+    let [mut idle, mut chained] = [(); 2].map(|()| Raw::login(c.port, &[]));
+    for sql in ["begin", "insert into t values (2)", "commit and chain"] {
+        ok(&mut chained, sql);
+    }
     for client in [&mut reads, &mut writes, &mut block, &mut loose] {
         ok(client, "insert into t values (2)");
     }
@@ -74,10 +77,14 @@ fn a_session_whose_acknowledged_write_may_be_lost_is_told_once() {
     ok(&mut block, "begin");
     ok(&mut block, "insert into t values (4)");
     ok(&mut block, "commit");
+    // Its COMMIT was acknowledged, whatever became of the transaction behind it.
+    assert_eq!(chained.query("select 1"), ["E 40001", "Z E"]);
+    ok(&mut chained, "rollback");
+    assert_eq!(chained.query("select count(*) from t"), ["E 08007", "Z I"]);
     for client in [&mut loose, &mut early, &mut idle, &mut undone] {
         assert_eq!(value(client, "select min(a) from t"), "1", "nothing was lost, or it was not promised");
     }
-    wait_for("those to be counted", || (c.counter("pgtenure_proxy_lost_writes_told_total") == 3.0).then_some(()));
+    wait_for("those to be counted", || (c.counter("pgtenure_proxy_lost_writes_told_total") == 4.0).then_some(()));
 }
 
 #[test]

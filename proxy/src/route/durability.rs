@@ -31,7 +31,8 @@ pub enum Durability {
 }
 
 impl Durability {
-    const ALL: [Self; 5] = [Self::Async, Self::Local, Self::Received, Self::SemiSync, Self::Applied];
+    /// All of them, in order.
+    pub const ALL: [Self; 5] = [Self::Async, Self::Local, Self::Received, Self::SemiSync, Self::Applied];
 
     /// What the cluster's mode promises of every commit.
     pub const fn of_mode(strict: bool) -> Self {
@@ -103,6 +104,36 @@ impl Durability {
 impl fmt::Display for Durability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// What several commits wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// Each at least for this.
+    pub least: Durability,
+    /// None for more than this.
+    pub most: Durability,
+}
+
+impl From<Durability> for Waits {
+    fn from(level: Durability) -> Self {
+        Self { least: level, most: level }
+    }
+}
+
+impl Default for Waits {
+    /// Of what commits nothing.
+    fn default() -> Self {
+        Durability::Async.into()
+    }
+}
+
+impl Waits {
+    /// These and those.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { least: self.least.min(other.least), most: self.most.max(other.most) }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::route::durability::{COMMIT, Durability};
 use crate::route::{self, Shows};
 use crate::session::cancel::pid_of;
 use crate::session::client::{Loss, MAX_PENDING, Session, Tail, Turn, fill};
-use crate::session::durability::level;
+use crate::session::durability::{Known, level};
 use crate::session::presence::Activity;
 use crate::session::relay::{Described, Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
 use crate::session::server::Meta;
@@ -347,31 +347,26 @@ impl Session {
     /// than the cluster's mode promises is counted.
     pub(super) fn note_commits(&mut self, now: Instant) {
         let commits = self.relay.commits.take();
-        let Some(server) = self.server.as_ref().filter(|_| commits > 0) else { return };
+        let Some(server) = self.server.as_ref().filter(|_| commits.count() > 0) else { return };
         let (protected, draining) = {
             let view = self.w.view.borrow();
             (view.topology.protected, view.topology.gate == Gate::Draining)
         };
-        let below = self.commits_as(&server.meta) < Durability::of_mode(protected);
-        if below {
-            self.w.count_below_mode(server.meta.term, commits);
+        let below = commits.below(Durability::of_mode(protected));
+        if below > 0 {
+            self.w.count_below_mode(server.meta.term, below);
         }
         if !protected && draining {
             // What the next term has of it is told by a sample that comes before the primary is stopped.
             self.w.ask_sample();
         }
-        self.causality.borrow_mut().acknowledged(server.meta.wrote_in(), protected && !below, now);
+        self.causality.borrow_mut().acknowledged(server.meta.wrote_in(), protected && below == 0, now);
     }
 
-    /// Does a commit wait for standbys now, on the session's server?
-    pub(super) fn commits_wait(&self) -> bool {
-        self.server.as_ref().is_some_and(|server| self.commits_as(&server.meta) >= Durability::Received)
-    }
-
-    /// What a commit waits for now, on the session's server.
-    pub(super) fn commits_as(&self, server: &Meta) -> Durability {
-        let session = self.tracking.settings.get(COMMIT).map(level);
-        self.durability.level(session, level(&server.defaults.synchronous_commit))
+    /// What a commit would wait for now, on the session's server: what the session is known to have set, and what that server
+    /// began with.
+    pub(super) fn known_durability(&self, server: &Meta) -> Known {
+        (self.tracking.settings.get(COMMIT).map(level), level(&server.defaults.synchronous_commit))
     }
 
     /// Nothing is owed.

@@ -30,7 +30,9 @@ impl Session {
     /// Find out whether standbys have what the server tells of next. Nothing is decided when it is not the primary any more.
     pub(super) async fn confirm(&mut self) {
         let Some(meta) = self.server.as_ref().map(|server| &server.meta) else { return };
-        let (node, term, level) = (meta.node.clone(), meta.term, self.commits_as(meta));
+        let (node, term) = (meta.node.clone(), meta.term);
+        // What is told of next is of the oldest unit.
+        let level = self.relay.commits.waits().unwrap_or_default().most;
         let now = self.w.now();
         // A limit on the statement says nothing about this wait: neither one that it exceeded while its server ran it, nor
         // one that would be reached now.

@@ -8,7 +8,7 @@
 //!
 //! Source: PostgreSQL documentation, "synchronous_commit".
 
-use crate::route::durability::{COMMIT, Durability};
+use crate::route::durability::{COMMIT, Durability, Waits};
 
 /// How much of a unit is searched: a SET is short, and long parameters of a write are not to be read twice.
 const SEARCHED: usize = 1024;
@@ -42,20 +42,38 @@ enum Guess {
     Default,
 }
 
+/// What a unit sets, as far as its text tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sets {
+    /// Setting is all that it does, so that it commits nothing.
+    pub(super) alone: bool,
+    /// What that waits for which it commits.
+    pub(super) waits: Waits,
+}
+
+/// What is known of a session: what it has set, and what its server began with.
+pub(super) type Known = (Option<Durability>, Durability);
+
 impl Noted {
-    /// Note what a unit on its way to the server sets, if it sets anything. True when setting is all that it does, so
-    /// that it commits nothing.
-    pub(super) fn note(&mut self, unit: &[u8]) -> bool {
+    /// Note what a unit on its way to the server sets, if it sets anything. `names`: it executes statements that its text
+    /// does not show.
+    pub(super) fn note(&mut self, unit: &[u8], known: Known, names: bool) -> Sets {
         let text = &unit[..unit.len().min(SEARCHED)];
-        let mut from = 0;
-        let mut alone = false;
+        let (mut from, mut alone) = (0, false);
+        // Of what was in force within it, all that something may have been committed under.
+        let mut within: Option<Waits> = None;
         while let Some(at) = find(&text[from..]) {
             let start = from + at;
+            if names || commits(&text[from..start]) {
+                let now = self.level(known).into();
+                within = Some(within.map_or(now, |within| within.and(now)));
+            }
             from = start + COMMIT.len();
             alone = is_alone(&text[..start], &text[from..]);
             self.guess = Some(guess(&text[from..]));
         }
-        alone
+        let last = self.level(known).into();
+        Sets { alone, waits: within.map_or(last, |within| within.and(last)) }
     }
 
     /// The server has said what the open transaction has.
@@ -80,8 +98,8 @@ impl Noted {
         (self.guess, self.due, self.named) = (None, None, false);
     }
 
-    /// What a commit now waits for. `session` is what it is known to have set, `default` what its server began with.
-    pub(super) fn level(self, session: Option<Durability>, default: Durability) -> Durability {
+    /// What a commit now waits for.
+    pub(super) fn level(self, (session, default): Known) -> Durability {
         match self.guess {
             Some(Guess::To(level)) => level,
             Some(Guess::Default) => default,
@@ -113,6 +131,14 @@ fn guess(behind: &[u8]) -> Guess {
     }
 }
 
+/// May a part of a unit commit something before the rest of it: by COMMIT, by a procedure, or by what may not run in a block?
+fn commits(text: &[u8]) -> bool {
+    const ENDS: [&str; 12] = [
+        "commit", "end", "prepare", "call", "do", "vacuum", "create", "alter", "drop", "reindex", "cluster", "execute",
+    ];
+    words(text).any(|word| ENDS.iter().any(|end| word.eq_ignore_ascii_case(end.as_bytes())))
+}
+
 /// Is there no other statement in a simple query's text around the one that sets? What follows a text in the extended
 /// protocol are messages, which cannot hold another statement's text before the next Parse.
 fn is_alone(before: &[u8], behind: &[u8]) -> bool {
@@ -139,20 +165,21 @@ mod tests {
     impl Noted {
         /// Is a commit now less durable than the mode?
         fn is_below(self, session: Option<Durability>, default: Durability, strict: bool) -> bool {
-            self.level(session, default) < Durability::of_mode(strict)
+            self.level((session, default)) < Durability::of_mode(strict)
         }
     }
 
     /// (below strict, below async) while these are in flight, and when the session is known to have `after`.
     fn check(texts: &[&str], during: (bool, bool), after: &str, then: (bool, bool)) {
         let mut d = Noted::default();
-        texts.iter().for_each(|t| _ = d.note(t.as_bytes()));
+        texts.iter().for_each(|t| _ = d.note(t.as_bytes(), ON, false));
         let below = |d: Noted, session| (d.is_below(session, SemiSync, true), d.is_below(session, SemiSync, false));
         assert_eq!(below(d, None), during, "{texts:?}");
         d.settle();
         assert_eq!(below(d, Some(level(after))), then, "{texts:?} when {after} is known");
     }
 
+    const ON: Known = (None, SemiSync);
     const FULL: (bool, bool) = (false, false);
     const LOCAL: (bool, bool) = (true, false);
     const OFF: (bool, bool) = (true, true);
@@ -172,10 +199,10 @@ mod tests {
     fn what_a_session_begins_with_counts_until_it_sets_something_else() {
         let mut d = Noted::default();
         assert!(d.is_below(None, Async, false) && !d.is_below(Some(SemiSync), Async, true));
-        d.note(b"set synchronous_commit = on");
+        d.note(b"set synchronous_commit = on", ON, false);
         assert!(!d.is_below(None, Async, true));
         for back in [&b"reset synchronous_commit"[..], b"set local synchronous_commit to default"] {
-            d.note(back);
+            d.note(back, ON, false);
             assert!(d.is_below(Some(SemiSync), Async, false));
         }
     }
@@ -191,12 +218,42 @@ mod tests {
 
     #[test]
     fn a_unit_that_only_sets_commits_nothing() {
-        let alone = |unit: &[u8]| Noted::default().note(unit);
+        let alone = |unit: &[u8]| Noted::default().note(unit, ON, false).alone;
         assert!(alone(b"Q\0\0\0\x1eset synchronous_commit = off;\0"));
         assert!(alone(b"P\0\0\0\x1e\0set synchronous_commit = off\0\0\0B\0\0\0\x0c\0\0"));
         assert!(!alone(b"Q\0\0\0\x30set synchronous_commit = off; insert into t values (1)\0"));
         assert!(!alone(b"Q\0\0\0\x30begin; set local synchronous_commit = off\0"));
         assert!(!alone(b"Q\0\0\0\x30insert into t values (1)\0"));
+    }
+
+    #[test]
+    fn what_a_unit_commits_waits_for_what_is_in_force_when_it_does() {
+        use Durability::{Applied, Local, Received};
+        for (text, (least, most)) in [
+            ("insert into t values (1)", (SemiSync, SemiSync)),
+            ("set synchronous_commit = off; insert into t values (1)", (Async, Async)),
+            ("begin; set local synchronous_commit = off; insert into t values (1); commit", (Async, Async)),
+            ("begin; insert into t values (1); commit; set synchronous_commit = off", (Async, SemiSync)),
+            ("insert into t values (1); set synchronous_commit = off", (Async, Async)),
+            ("begin; insert into t values (1); END; set synchronous_commit to local; select 1", (Local, SemiSync)),
+            (
+                "begin; set local synchronous_commit = remote_apply; insert into t values (1); commit; \
+                 set synchronous_commit = remote_write",
+                (Received, Applied),
+            ),
+            ("call p(); set synchronous_commit = off", (Async, SemiSync)),
+        ] {
+            let sets = |names| Noted::default().note(text.as_bytes(), ON, names).waits;
+            assert_eq!(sets(false), Waits { least, most }, "{text}");
+            // What it names may be a COMMIT.
+            assert_eq!(sets(true).most, if most == Async { SemiSync } else { most }, "{text}");
+        }
+        let mut d = Noted::default();
+        d.note(b"set synchronous_commit = off", ON, false);
+        let raised = d.note(b"insert into t values (1); set synchronous_commit = on", ON, false);
+        assert_eq!(raised.waits, SemiSync.into(), "it is one transaction");
+        let next = d.note(b"insert into t values (1)", (Some(Applied), SemiSync), false);
+        assert_eq!(next.waits, SemiSync.into(), "what was sent last counts until the server has told");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::route::promise;
 use crate::session::assigned::{Scope, assigned};
 use crate::session::batch::Unit;
 use crate::session::client::Session;
-use crate::session::durability::{Due, level};
+use crate::session::durability::{Due, Sets, level};
 use crate::session::lost;
 use crate::session::relay::Hidden;
 use crate::session::settings::Settings;
@@ -128,6 +128,12 @@ impl Session {
         });
         let commits = !unit.complete || unit.record.may_commit(self.relay.status);
         found.or((named && among && commits).then_some(DurabilityError::Among))
+    }
+
+    /// A unit goes to the server: what it sets, and what that waits for which it commits.
+    pub(super) fn note_levels(&mut self, input: &[u8], unit: &Unit) -> Sets {
+        let known = self.server.as_ref().map(|server| self.known_durability(&server.meta));
+        self.durability.note(input, known.unwrap_or((None, Durability::SemiSync)), unit.binds_named)
     }
 
     /// A unit goes to the server: may it set what is to hold for the block that it is in, or for the session? True when

@@ -29,7 +29,7 @@ pub(super) use rest::step;
 pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let Some(meta) = s.server.as_ref().map(|server| &server.meta) else { return true };
     let (node, term, wrote_in, born) = (meta.node.clone(), meta.term, meta.wrote_in(), meta.born);
-    let level = s.commits_as(meta);
+    let level = s.relay.commits.waits().unwrap_or_default().most;
     if s.desynchronised {
         s.drop_server();
         return desynchronised(s);

@@ -4,6 +4,7 @@ use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::metrics::{Outcome, bump};
 use crate::route::Unproven;
+use crate::route::durability::Durability;
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
@@ -312,11 +313,12 @@ impl Session {
         }
         self.may_have_xid |= primary && unit.record.writes;
         self.saw |= primary && shows;
-        let only_sets = !unit.read && self.durability.note(&input[..unit.len]);
+        let sets = (!unit.read).then(|| self.note_levels(&input[..unit.len], unit)).filter(|_| primary);
         let only_chooses = unit.ours && self.note_durability(input, unit);
-        let counts = primary && !(unit.read || only_sets || only_chooses);
-        let waits = primary && !unit.read && self.commits_wait();
-        let hushed = waits && self.hides_notices() && !self.is_aside(input, unit);
+        let counts = sets.is_some_and(|sets| !sets.alone) && !only_chooses;
+        let waits = sets.map(|sets| sets.waits).unwrap_or_default();
+        let waiting = waits.most >= Durability::Received;
+        let hushed = waiting && self.hides_notices() && !self.is_aside(input, unit);
         let late = self.pins.has(PinReason::HeldCursor);
         self.relay.commits.send(begins, Sent { counts, waits, hushed, late });
         if self.durability.is_guessed() && self.relay.status == TxStatus::Block {

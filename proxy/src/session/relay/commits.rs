@@ -1,10 +1,28 @@
 //! Which of the units in flight end a transaction of which something may be committed: for the ledger, one by one.
 
+use crate::route::durability::{Durability, Waits};
 use crate::wire::backend::TxStatus;
 use std::collections::VecDeque;
 
 /// What is committed when these are told of, whatever comes behind them.
 const BY_THEMSELVES: [&[u8]; 4] = [b"COMMIT", b"PREPARE TRANSACTION", b"CALL", b"DO"];
+/// The same of what may not run in a block, where it is the first that a unit executes: PostgreSQL commits it before what is
+/// behind it. Some have the tags of others that may.
+const BEFORE_THE_REST: [&[u8]; 13] = [
+    b"VACUUM",
+    b"REINDEX",
+    b"CLUSTER",
+    b"CREATE INDEX",
+    b"DROP INDEX",
+    b"CREATE DATABASE",
+    b"ALTER DATABASE",
+    b"DROP DATABASE",
+    b"CREATE TABLESPACE",
+    b"DROP TABLESPACE",
+    b"CREATE SUBSCRIPTION",
+    b"ALTER SUBSCRIPTION",
+    b"DROP SUBSCRIPTION",
+];
 
 /// The commits of a conversation.
 #[derive(Debug, Default)]
@@ -15,10 +33,41 @@ pub struct Commits {
     open: bool,
     /// Something of it was committed all the same, should it be rolled back.
     kept: bool,
-    /// The last command of the oldest has rolled back what came before it.
+    /// The oldest was sent in a block.
+    in_block: bool,
+    /// A command of the oldest was told of.
+    begun: bool,
+    /// The last command of the oldest has rolled back what came before it,
     undone: bool,
+    /// or committed it.
+    chained: bool,
     /// Transactions with such that have ended, and not by a rollback, since this was looked at.
-    ended: u32,
+    ended: Ended,
+}
+
+/// Transactions that have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// How many, by the least that their commits may have waited for.
+    by_level: [u32; Durability::ALL.len()],
+}
+
+impl Ended {
+    /// How many they are.
+    pub fn count(self) -> u32 {
+        self.by_level.iter().sum()
+    }
+
+    /// How many of them may have waited for less than that.
+    pub fn below(self, level: Durability) -> u32 {
+        let all = Durability::ALL.into_iter().zip(self.by_level);
+        all.filter(|(of, _)| *of < level).map(|(_, count)| count).sum()
+    }
+
+    fn add(&mut self, level: Durability) {
+        let all = Durability::ALL.into_iter().zip(&mut self.by_level);
+        all.filter(|(of, _)| *of == level).for_each(|(_, count)| *count += 1);
+    }
 }
 
 /// What is known of a unit when it is sent.
@@ -26,8 +75,8 @@ pub struct Commits {
 pub struct Sent {
     /// It does more than read, or set what commits wait for.
     pub counts: bool,
-    /// What it commits waits for standbys.
-    pub waits: bool,
+    /// What that which it commits waits for; of what commits nothing, nothing.
+    pub waits: Waits,
     /// The server may hide the notice that it has given that up.
     pub hushed: bool,
     /// It may run something when it commits: what a cursor shows that is held.
@@ -40,7 +89,7 @@ impl Commits {
         match self.sent.back_mut() {
             Some(last) if !begins => {
                 last.counts |= unit.counts;
-                last.waits |= unit.waits;
+                last.waits = last.waits.and(unit.waits);
                 last.hushed |= unit.hushed;
                 last.late |= unit.late;
             }
@@ -51,7 +100,13 @@ impl Commits {
     /// Does what the oldest commits wait for standbys, and may its server hide that it has given that up? `hushed`: where
     /// the server has said so itself.
     pub(super) fn may_hide(&self, hushed: Option<bool>) -> bool {
-        self.sent.front().is_some_and(|unit| unit.waits && hushed.unwrap_or(unit.hushed))
+        let waits = |unit: &Sent| unit.waits.most >= Durability::Received;
+        self.sent.front().is_some_and(|unit| waits(unit) && hushed.unwrap_or(unit.hushed))
+    }
+
+    /// What that which the oldest commits waits for, if anything is in flight.
+    pub fn waits(&self) -> Option<Waits> {
+        self.sent.front().map(|unit| unit.waits)
     }
 
     /// May the oldest do more in its COMMIT than it has done before?
@@ -59,26 +114,38 @@ impl Commits {
         self.sent.front().is_some_and(|unit| unit.late)
     }
 
-    /// A command of the oldest is over, with this tag; none where it has no tag.
-    pub fn end_of_statement(&mut self, tag: &[u8]) {
+    /// A command of the oldest is over, with this tag; none where it has no tag. `executed`: by an Execute.
+    pub fn end_of_statement(&mut self, tag: &[u8], executed: bool) {
+        let is = |words: &[&[u8]]| words.iter().any(|word| tag.starts_with(word));
         // A transaction may end within a unit, or go over into the next one, and procedures may commit.
-        self.kept |= BY_THEMSELVES.iter().any(|word| tag.starts_with(word));
-        self.undone = tag == b"ROLLBACK\0";
+        let first = executed && !self.begun && !self.in_block;
+        self.kept |= is(&BY_THEMSELVES) || first && is(&BEFORE_THE_REST);
+        self.begun = true;
+        (self.undone, self.chained) = (tag == b"ROLLBACK\0", tag == b"COMMIT\0");
     }
 
     /// The oldest was answered, with this status; or it has `failed`.
     pub fn answer(&mut self, status: TxStatus, failed: bool) {
-        self.open |= self.sent.pop_front().is_some_and(|unit| unit.counts);
-        let undone = std::mem::take(&mut self.undone) || failed;
-        if status == TxStatus::Idle {
-            let commits = std::mem::take(&mut self.kept) || !undone;
-            self.ended += u32::from(std::mem::take(&mut self.open) && commits);
+        let unit = self.sent.pop_front().unwrap_or_default();
+        self.open |= unit.counts;
+        let (undone, chained) = (std::mem::take(&mut self.undone) || failed, std::mem::take(&mut self.chained));
+        (self.begun, self.in_block) = (false, status != TxStatus::Idle);
+        let idle = status == TxStatus::Idle;
+        // What was committed is told at once: the transaction that goes on behind it may be lost.
+        if (idle || self.kept) && self.open && (self.kept || !undone) {
+            self.ended.add(unit.waits.least);
+        }
+        if idle || self.kept {
+            // What came behind a commit in the same unit counts for the next one.
+            self.open &= !idle && !chained;
+            self.kept = false;
         }
     }
 
     /// The oldest goes back to where it came from.
     pub fn take_back(&mut self) {
         self.sent.pop_front();
+        (self.begun, self.undone, self.chained) = (false, false, false);
     }
 
     /// Nothing is in flight any more.
@@ -88,12 +155,11 @@ impl Commits {
 
     /// The server is given up, and with it the transaction.
     pub fn forget(&mut self) {
-        self.sent.clear();
-        (self.open, self.kept, self.undone) = (false, false, false);
+        *self = Self { ended: self.ended, ..Self::default() };
     }
 
-    /// How many transactions have ended of which something may be committed.
-    pub fn take(&mut self) -> u32 {
+    /// The transactions that have ended of which something may be committed.
+    pub fn take(&mut self) -> Ended {
         std::mem::take(&mut self.ended)
     }
 }
@@ -120,9 +186,9 @@ mod tests {
             c.send(begins, Sent { counts, ..Sent::default() });
         }
         [Idle, Idle, Idle, Block].into_iter().for_each(|status| c.answer(status, false));
-        assert_eq!((c.take(), c.take()), (2, 0));
+        assert_eq!((c.take().count(), c.take().count()), (2, 0));
         [Block, Idle, Idle].into_iter().for_each(|status| c.answer(status, false));
-        assert_eq!(c.take(), 2);
+        assert_eq!(c.take().count(), 2);
         let counts = Sent { counts: true, ..Sent::default() };
         c.send(true, counts);
         c.answer(Block, false);
@@ -130,7 +196,7 @@ mod tests {
         c.forget();
         c.send(true, Sent::default());
         c.answer(Idle, false);
-        assert_eq!(c.take(), 0, "what was lost with its server");
+        assert_eq!(c.take().count(), 0, "what was lost with its server");
     }
 
     #[test]
@@ -151,6 +217,9 @@ mod tests {
             (&[ok(&["ROLLBACK", ""])], 1),
             // COMMIT AND CHAIN, and a procedure.
             (&[(&["COMMIT"], Block, false), ok(&["ROLLBACK"])], 1),
+            (&[(&["COMMIT"], Block, false), ok(&["COMMIT"])], 2),
+            (&[(&["COMMIT", "INSERT 0 1"], Block, false), ok(&["ROLLBACK"])], 1),
+            (&[(&["COMMIT", "INSERT 0 1"], Block, false), ok(&["COMMIT"])], 2),
             (&[(&["CALL"], Idle, true)], 1),
             (&[ok(&["ROLLBACK"]), ok(&["INSERT 0 1"])], 1),
             (&[ok(&["INSERT 0 1"]), ok(&["ROLLBACK"])], 1),
@@ -159,30 +228,89 @@ mod tests {
             for (tags, status, failed) in units {
                 c.send(true, Sent { counts: true, ..Sent::default() });
                 let tags = tags.iter().map(|tag| if tag.is_empty() { String::new() } else { format!("{tag}\0") });
-                tags.for_each(|tag| c.end_of_statement(tag.as_bytes()));
+                tags.for_each(|tag| c.end_of_statement(tag.as_bytes(), false));
                 c.answer(*status, *failed);
             }
-            assert_eq!(c.take(), want, "{units:?}");
+            assert_eq!(c.take().count(), want, "{units:?}");
         }
+    }
+
+    #[test]
+    fn what_was_committed_before_its_unit_failed_counts() {
+        for (before, tags, failed, executed, want) in [
+            (None, &["VACUUM"][..], true, true, 1),
+            (None, &["CREATE INDEX"], true, true, 1),
+            (None, &["VACUUM", "ROLLBACK"], false, true, 1),
+            (None, &["VACUUM", "INSERT 0 1"], false, true, 1),
+            // Not as the second, which PostgreSQL refuses, and not in a block or in a string.
+            (None, &["INSERT 0 1", "CREATE INDEX"], true, true, 0),
+            (Some("BEGIN"), &["CREATE INDEX"], true, true, 0),
+            (None, &["CREATE INDEX"], true, false, 0),
+            (None, &["INSERT 0 1"], true, true, 0),
+        ] {
+            let mut c = Commits::default();
+            let counts = Sent { counts: true, ..Sent::default() };
+            if let Some(tag) = before {
+                c.send(true, counts);
+                c.end_of_statement(format!("{tag}\0").as_bytes(), executed);
+                c.answer(TxStatus::Block, false);
+            }
+            c.send(true, counts);
+            tags.iter().for_each(|tag| c.end_of_statement(format!("{tag}\0").as_bytes(), executed));
+            c.answer(TxStatus::Idle, failed);
+            assert_eq!(c.take().count(), want, "{tags:?} behind {before:?}");
+        }
+    }
+
+    /// A COMMIT AND CHAIN was acknowledged, whatever becomes of the transaction behind it.
+    #[test]
+    fn what_was_committed_and_chained_counts_although_its_server_is_lost() {
+        for (tags, want) in [(&["COMMIT"][..], 1), (&["COMMIT", "INSERT 0 1"], 1), (&["INSERT 0 1"], 0)] {
+            let mut c = Commits::default();
+            c.send(true, Sent { counts: true, ..Sent::default() });
+            tags.iter().for_each(|tag| c.end_of_statement(format!("{tag}\0").as_bytes(), false));
+            c.answer(TxStatus::Block, false);
+            c.forget();
+            assert_eq!(c.take().count(), want, "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn a_commit_waits_for_what_was_in_force_when_it_was_sent() {
+        use Durability::{Applied, Async, Local, SemiSync};
+        let mut c = Commits::default();
+        let sent = |level: Durability| Sent { counts: true, hushed: true, waits: level.into(), ..Sent::default() };
+        [Applied, Async, Local].into_iter().for_each(|level| c.send(true, sent(level)));
+        // The second part of a unit.
+        c.send(false, sent(SemiSync));
+        let mut seen = Vec::new();
+        while let Some(waits) = c.waits() {
+            seen.push((waits.least, waits.most, c.may_hide(None)));
+            c.answer(TxStatus::Idle, false);
+        }
+        assert_eq!(seen, [(Applied, Applied, true), (Async, Async, false), (Local, SemiSync, true)]);
+        let ended = c.take();
+        assert_eq!((ended.count(), ended.below(SemiSync), ended.below(Local)), (3, 2, 1));
     }
 
     #[test]
     fn the_server_knows_better_than_the_text_what_it_hides() {
         let mut c = Commits::default();
         assert!(!c.may_hide(Some(true)), "nothing is in flight");
+        let (waiting, not) = (Waits::from(Durability::Received), Waits::from(Durability::Local));
         for (waits, hushed, said, hides) in [
-            (true, true, None, true),
-            (true, true, Some(false), false),
-            (true, false, Some(true), true),
-            (true, false, None, false),
-            (false, true, Some(true), false),
+            (waiting, true, None, true),
+            (waiting, true, Some(false), false),
+            (waiting, false, Some(true), true),
+            (waiting, false, None, false),
+            (not, true, Some(true), false),
         ] {
             c.send(true, Sent { waits, hushed, ..Sent::default() });
-            assert_eq!(c.may_hide(said), hides, "waits: {waits}, by the text: {hushed}, by the server: {said:?}");
+            assert_eq!(c.may_hide(said), hides, "{waits:?}, by the text: {hushed}, by the server: {said:?}");
             c.answer(TxStatus::Idle, false);
         }
         // The second part of a unit.
-        c.send(true, Sent { waits: true, ..Sent::default() });
+        c.send(true, Sent { waits: waiting, ..Sent::default() });
         c.send(false, Sent { hushed: true, ..Sent::default() });
         assert!(c.may_hide(None));
     }

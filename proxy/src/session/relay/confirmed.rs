@@ -86,6 +86,7 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::durability::Durability;
     use crate::session::outcome::Record;
     use crate::session::relay::{Entry, Event, Sent};
     use crate::sql::{FunctionTable, LexRules, classify};
@@ -105,7 +106,8 @@ mod tests {
     fn stops(from: TxStatus, (kinds, sql): (&[Kind], &str), tags: &[&str], to: TxStatus, at_once: bool) -> usize {
         let mut relay = Relay { status: from, ..Relay::default() };
         unit(kinds, sql).into_iter().for_each(|entry| relay.push(entry));
-        relay.commits.send(true, Sent { counts: true, waits: true, hushed: true, late: false });
+        let waits = Durability::SemiSync.into();
+        relay.commits.send(true, Sent { counts: true, waits, hushed: true, late: false });
         let mut messages = vec![Vec::new(); tags.len() + 1];
         tags.iter().zip(&mut messages).for_each(|(tag, out)| write_command_complete(out, tag));
         write_ready(messages.last_mut().unwrap(), to);

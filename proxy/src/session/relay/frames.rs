@@ -153,16 +153,15 @@ impl Relay {
         self.confirmed.end_of_statement(frame, span.end);
         self.local_answers(input, sink);
         let hidden = self.queue.front().is_some_and(|e| e.hidden);
-        if self.head_is(Kind::Execute)
-            && let Some(entry) = self.queue.pop_front()
-        {
+        let executed = self.head_is(Kind::Execute);
+        if executed && let Some(entry) = self.queue.pop_front() {
             self.remember(entry.undo);
         }
         if hidden {
             return Step::Pass { shown: false };
         }
         (self.copy_in, self.executed) = (false, true);
-        self.commits.end_of_statement(if frame[0] == b'C' { &frame[5..] } else { &[] });
+        self.commits.end_of_statement(if frame[0] == b'C' { &frame[5..] } else { &[] }, executed);
         self.end_blind();
         self.redefined |= crate::sql::redefines(&frame[5..]);
         self.rolled_back |= &frame[5..] == b"ROLLBACK\0";
