@@ -7,6 +7,7 @@ use cluster::config::Span;
 use cluster::topology::Gate;
 use common::raw::{Raw, flush, let_commits_wait, run, sync, wait_until_waiting};
 use common::{Cluster, dial, wait_for};
+use nix::sys::signal::Signal;
 use proxy::config::pools::Database;
 use proxy::pool::{Order, Scope};
 use proxy::wire::frontend::write_query;
@@ -296,11 +297,37 @@ fn a_commit_that_others_stop_is_told_once_standbys_have_it() {
     // As ever, where all goes well.
     assert_eq!(words(&simple.query("insert into t values (2)")), "C INSERT 0 1 | Z I");
     assert_eq!(words(&simple.query("insert into t values (3); delete from t")), "C INSERT 0 1 | C DELETE 5 | Z I");
-    // Samples tell less where commits wait only for who asks: a commit on another connection does.
+    // Samples tell less where commits wait only for who asks: a commit on another connection does, on one that is there.
     c.publish(|topology| topology.protected = false);
+    let connected = || {
+        let sql = "select string_agg(pid::text, ' ' order by pid) from pg_stat_activity where usename = 'app'";
+        c.nodes[0].psql(sql)
+    };
+    let before = connected();
     assert_eq!(words(&simple.query("insert into t values (4)")), "C INSERT 0 1 | Z I");
+    assert_eq!(connected(), before);
+    one_that_says_nothing_holds_up_nobody(&c, simple);
     makes_sure_without_a_connection_of_the_pool(&c);
     assert_eq!(c.counter("pgtenure_proxy_in_doubt_total"), 0.0);
+}
+
+/// A commit is confirmed by another one where the first that was sent for that does not come back.
+fn one_that_says_nothing_holds_up_nobody(c: &Cluster, mut client: Raw) {
+    let waiting = |but: i32| {
+        let sql = format!("select min(pid) from pg_stat_activity where wait_event = 'SyncRep' and pid <> {but}");
+        wait_for("a commit to wait", || c.nodes[0].psql(&sql).parse::<i32>().ok())
+    };
+    let_commits_wait(c);
+    send(&mut client, "insert into t values (5)");
+    let of_client = waiting(0);
+    c.nodes[0].psql(&format!("select pg_cancel_backend({of_client})"));
+    let silent = nix::unistd::Pid::from_raw(waiting(of_client));
+    nix::sys::signal::kill(silent, Signal::SIGSTOP).expect("it runs");
+    c.nodes[0].psql("alter system set synchronous_standby_names = '*'");
+    c.nodes[0].psql("select pg_reload_conf()");
+    let told = words(&client.until_ready());
+    nix::sys::signal::kill(silent, Signal::SIGCONT).expect("it stands still");
+    assert_eq!(told, "C INSERT 0 1 | Z I");
 }
 
 /// The sessions have all that their pool may have, when they must know whether standbys have what they committed.
@@ -334,16 +361,21 @@ fn makes_sure_without_a_connection_of_the_pool(c: &Cluster) {
     };
     std::thread::scope(|scope| {
         let paused = scope.spawn(|| order(Order::Pause));
-        two.stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a TCP socket");
-        wait_for("statements to be held", || {
-            send(&mut two, "select 1");
-            let held = two.stream.peek(&mut [0]).is_err();
-            if !held {
+        let (mut sent, mut held) = (false, 0);
+        wait_for("a statement to be held", || {
+            if !sent {
+                send(&mut two, "select 1");
+            }
+            two.stream.set_nonblocking(true).expect("a TCP socket");
+            sent = two.stream.peek(&mut [0]).is_err();
+            two.stream.set_nonblocking(false).expect("a TCP socket");
+            if !sent {
                 two.until_ready();
             }
-            held.then_some(())
+            // For a moment also one is that asks whether its server lives.
+            held = if sent && handle.status().totals.held > 0 { held + 1 } else { 0 };
+            (held > 3).then_some(())
         });
-        two.stream.set_read_timeout(Some(common::DEADLINE)).expect("a TCP socket");
         send(&mut one, "commit");
         told(&mut one);
         paused.join().expect("it does not panic").expect("the database is quiet");

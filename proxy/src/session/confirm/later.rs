@@ -2,11 +2,12 @@
 //!
 //! Whoever needs one has a server already, and all of them together may have all that their pool has. So nobody waits for a
 //! connection: one is taken that is idle, or that the pool has a place for, else one beyond all limits of ours, also while the
-//! database is paused, or new transactions are held for a switchover. That is one for each worker and level at most, as all
-//! who wait share the commit that is sent next.
+//! database is paused, or new transactions are held for a switchover. That is one for each worker and level, as all
+//! who wait share the commit that is sent next; and one more where that does not come back, as its connection may say nothing
+//! any more while others would.
 
 use crate::pool::policy::{Age, too_old};
-use crate::pool::{Checkout, Permit, Share};
+use crate::pool::{Checkout, Permit, Pool, Share};
 use crate::route::durability::Durability;
 use crate::session::acquire::{Want, change, open};
 use crate::session::in_use::InUse;
@@ -20,6 +21,10 @@ use tokio::sync::Notify;
 
 /// How long a connection beyond the limits is kept for who needs one next.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long a commit may take before another one is sent beside it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// So many see to the commits of a line, at most.
+const MAX_RUNS: u8 = 2;
 
 /// The later commits of a worker, by what they wait for.
 #[derive(Default)]
@@ -38,8 +43,12 @@ struct Line {
     asked: Cell<Instant>,
     /// When the last commit was sent that was confirmed, and in which term.
     confirmed: Cell<Option<(Term, Instant)>>,
-    /// Somebody sees to it.
-    runs: Cell<bool>,
+    /// So many see to it,
+    runs: Cell<u8>,
+    /// of whom so many have nothing to do.
+    resting: Cell<u8>,
+    /// When one of them began with a commit last.
+    begun: Cell<Instant>,
     /// One more waits, or one was confirmed.
     told: Notify,
 }
@@ -61,6 +70,12 @@ impl Line {
         self.waiting.get() > 0 && !self.has(term, self.asked.get())
     }
 
+    /// Has nobody begun with one, or only somebody who does not come back?
+    fn needs_another(&self, now: Instant) -> bool {
+        let late = self.resting.get() == 0 && now >= self.begun.get() + PATIENCE;
+        self.runs.get() == 0 || self.runs.get() < MAX_RUNS && late
+    }
+
     /// Was one confirmed that was sent by then or later, in that term?
     fn has(&self, term: Term, at: Instant) -> bool {
         self.confirmed.get().is_some_and(|(of, sent)| of == term && sent >= at)
@@ -79,7 +94,7 @@ pub(super) struct Wait<'a> {
 impl<'a> Wait<'a> {
     /// What was committed by `at` in `term` has waited for `level`.
     pub(super) fn new(w: &'a Rc<Worker>, level: Durability, (term, at): (Term, Instant)) -> Self {
-        // The level may come from a setting that was sent behind the commit, and those of the line share what is confirmed.
+        // Those of the line share what is confirmed.
         let level = level.max(Durability::Received);
         let line = w.later.of(level);
         line.waiting.set(line.waiting.get() + 1);
@@ -97,7 +112,10 @@ impl<'a> Wait<'a> {
     /// others afterwards.
     pub(super) async fn go_on(&self, want: &Want, keeps: bool, most: Duration) {
         let told = self.line.told.notified();
-        if !self.line.runs.replace(true) {
+        let now = self.w.now();
+        if self.line.needs_another(now) {
+            self.line.begun.set(now);
+            self.line.runs.set(self.line.runs.get() + 1);
             tokio::task::spawn_local(run(self.w.clone(), want.clone(), keeps, self.level));
         }
         tokio::select! {
@@ -113,28 +131,39 @@ impl Drop for Wait<'_> {
     }
 }
 
-/// Somebody sees to it while it lives.
-struct Running<'a>(&'a Line);
+/// One of so many, while it lives.
+struct Counted<'a>(&'a Cell<u8>);
 
-impl Drop for Running<'_> {
+impl<'a> Counted<'a> {
+    fn new(count: &'a Cell<u8>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.runs.set(false);
+        self.0.set(self.0.get() - 1);
     }
 }
 
 /// Commit as long as somebody waits for it. One that fails is the last: who still waits begins anew, with another identity.
 async fn run(w: Rc<Worker>, want: Want, keeps: bool, level: Durability) {
     let line = w.later.of(level);
-    let _running = Running(line);
+    // Whoever has begun it has counted it.
+    let _running = Counted(&line.runs);
     let mut kept: Option<Connection<'_>> = None;
     loop {
         if !line.lacks(w.view.borrow().topology.term) {
             let Some(last) = kept.take() else { return };
+            let resting = Counted::new(&line.resting);
             kept = last.linger(line).await;
+            drop(resting);
             if !line.lacks(w.view.borrow().topology.term) {
                 return;
             }
         }
+        line.begun.set(w.now());
         let usable = kept.take().and_then(Connection::usable);
         let connection = match usable {
             Some(connection) => Some(connection),
@@ -146,8 +175,13 @@ async fn run(w: Rc<Worker>, want: Want, keeps: bool, level: Durability) {
         if !connection.server.commits(level, limit).await {
             return;
         }
-        line.confirmed.set(Some((term, sent)));
+        // One that was sent later may have been confirmed before.
+        line.confirmed.set(line.confirmed.get().max(Some((term, sent))));
         line.told.notify_waiters();
+        if line.runs.get() > 1 && w.now() >= sent + PATIENCE {
+            // Another one has been begun because of it.
+            return;
+        }
         // Others of its pool may wait for it.
         kept = Some(connection).filter(|connection| connection.beyond);
     }
@@ -168,16 +202,20 @@ impl<'a> Connection<'a> {
         let now = w.now();
         let member = primary(w, now)?;
         let (pool, database) = (w.pools.of(&member.node, &want.identity), want.identity.database.as_str());
-        let of_pool = (!w.doorway.paused(database)).then(|| pool.checkout(w.check_before(now), Share::Usual));
-        let (permit, beyond) = match of_pool {
-            Some(Checkout::Ready(server)) if w.still_valid(&server.meta) => {
-                let server = InUse::new(w, pool, server, keeps);
-                return Some(Self { w, server, database, beyond: false });
+        let permit = loop {
+            match spare(w, &pool, database, now) {
+                Some(Checkout::Ready(server) | Checkout::Check(server)) if w.still_valid(&server.meta) => {
+                    let server = InUse::new(w, pool, server, keeps);
+                    return Some(Self { w, server, database, beyond: false });
+                }
+                // Its place is free now.
+                Some(Checkout::Ready(_) | Checkout::Check(_)) => {}
+                Some(Checkout::Open(permit)) => break Some(permit),
+                Some(Checkout::Full(_)) | None => break None,
             }
-            Some(Checkout::Open(permit)) => (permit, false),
-            // One that has to be asked whether it lives is not worth that.
-            Some(Checkout::Ready(_) | Checkout::Check(_) | Checkout::Full(_)) | None => (Permit::beyond(), true),
         };
+        let beyond = permit.is_none();
+        let permit = permit.unwrap_or_else(Permit::beyond);
         if w.may_connect(&pool, now).is_err() {
             permit.forgo();
             return None;
@@ -222,6 +260,13 @@ impl<'a> Connection<'a> {
             }
         }
     }
+}
+
+/// What the pool has to spare. One that was idle for long is not asked whether it lives: a commit is as good a question.
+fn spare(w: &Worker, pool: &Pool, database: &str, now: Instant) -> Option<Checkout> {
+    // Of who asks in vain others learn that one lacks, and close theirs.
+    let has = pool.idle() > 0 || pool.limit.has_room();
+    (has && !w.doorway.paused(database)).then(|| pool.checkout(w.check_before(now), Share::Usual))
 }
 
 /// The primary, while transactions may end there.
