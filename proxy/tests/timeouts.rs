@@ -175,10 +175,20 @@ fn a_server_that_does_not_end_a_cancelled_statement_is_given_up_and_a_write_is_i
         let sql = "select pid from pg_stat_activity where usename = 'app' and wait_event_type = 'Lock'";
         c.nodes[0].psql(sql).parse::<i32>().ok()
     });
-    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    let mut reader = Raw::login(c.port, &[]);
+    reader.write(|out| ["select pg_sleep(60)", "select 2"].iter().for_each(|sql| write_query(out, sql)));
+    let asleep = wait_for("the read to run", || {
+        let sql = "select pid from pg_stat_activity where usename = 'app' and wait_event = 'PgSleep'";
+        c.nodes[0].psql(sql).parse::<i32>().ok()
+    });
+    let signal = |signal| [pid, asleep].map(|pid| kill(nix::unistd::Pid::from_raw(pid), signal).unwrap());
+    signal(Signal::SIGSTOP);
     let seen = words(&a.until_ready());
-    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+    // A read is not begun anew elsewhere, where it would not end either; what came behind it is.
+    let read = [words(&reader.until_ready()), words(&reader.until_ready())];
+    signal(Signal::SIGCONT);
     assert!(seen == "E 08007 | Z I", "{seen}");
+    assert_eq!(read, ["E 57014 | Z I", "T | D 2 | C SELECT 1 | Z I"]);
     assert_eq!(words(&a.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
 }
 

@@ -61,6 +61,8 @@ pub struct View {
 
 /// What another loss says of the first one.
 enum Cause {
+    /// It was the statement, which would be no better elsewhere.
+    Itself,
     /// It may have been the statement.
     Statement,
     /// The node has gone, and with it all that were connected to it.
@@ -84,6 +86,7 @@ impl Losses {
         };
         match (cause, &self.first) {
             (Cause::Standby, _) => true,
+            (Cause::Itself, _) => false,
             (Cause::Cluster, _) => {
                 self.moves = self.moves.saturating_add(1);
                 self.moves <= MAX_MOVES
@@ -116,7 +119,8 @@ fn cause(loss: Loss) -> Cause {
         // A crash ends them all.
         Loss::Gone | Loss::Fatal([b'5', b'7', b'P', b'0', b'2' | b'3']) => Cause::Node,
         Loss::Fatal([b'5', b'7', b'P', b'0', b'1']) => Cause::Ended,
-        Loss::Fatal(_) | Loss::Violation(_) | Loss::Stuck => Cause::Statement,
+        Loss::Stuck => Cause::Itself,
+        Loss::Fatal(_) | Loss::Violation(_) => Cause::Statement,
         Loss::Deposed | Loss::ViewStale | Loss::HoldTimeout => Cause::Cluster,
         Loss::Refused(_) => Cause::Standby,
     }
@@ -147,11 +151,16 @@ mod tests {
 
     #[test]
     fn a_statement_loses_two_servers_at_most() {
-        for loss in [Loss::Gone, ENDED, CRASHED, Loss::Fatal(*b"53200"), Loss::Violation("too long"), Loss::Stuck] {
+        for loss in [Loss::Gone, ENDED, CRASHED, Loss::Fatal(*b"53200"), Loss::Violation("too long")] {
             check(&[(loss, "n2", 1, 10), (loss, "n3", 1, 11), (loss, "n1", 1, 12)], &[true, false, false]);
             // Nor the same one twice, when that has come back meanwhile.
             check(&[(loss, "n2", 1, 10), (loss, "n2", 11, 20)], &[true, false]);
         }
+    }
+
+    #[test]
+    fn what_was_cancelled_is_not_sent_again() {
+        check(&[(Loss::Stuck, "n2", 1, 10), (Loss::Gone, "n3", 1, 11)], &[false, true]);
     }
 
     #[test]
@@ -206,9 +215,10 @@ mod tests {
     fn the_next_statement_has_lost_nothing() {
         let (mut losses, n) = (Losses::default(), "n1".parse().unwrap());
         let at = Instant::from_millis(1000);
-        assert!(losses.allow(Loss::Stuck, (&n, at), STANDS, at) && !losses.allow(Loss::Stuck, (&n, at), STANDS, at));
+        let crash = |losses: &mut Losses| losses.allow(CRASHED, (&n, at + STOPPING), STANDS, at);
+        assert!(crash(&mut losses) && !crash(&mut losses));
         assert_eq!(losses.first(), Some(&n));
         losses.forget();
-        assert!(losses.allow(Loss::Stuck, (&n, at), STANDS, at));
+        assert!(crash(&mut losses));
     }
 }

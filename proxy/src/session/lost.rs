@@ -211,6 +211,10 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
                 s.lost_block = LostBlock::None;
                 s.ready(TxStatus::Idle);
             }
+            // It was cancelled, and nothing that it does can be committed.
+            None if *verdict == Answer::ReadLost && loss == Loss::Stuck && i == 0 => {
+                say(s, Some(ClientError::Cancelled), TxStatus::Idle, &unit, &facts);
+            }
             None => answer(s, *verdict, &unit, &facts),
         }
         if succeeds {
@@ -390,7 +394,6 @@ fn repeat(s: &mut Session, from: usize) {
 }
 
 fn answer(s: &mut Session, verdict: Answer, unit: &[Entry], facts: &Facts) {
-    let complete = unit.last().is_some_and(|e| e.kind.owes_ready());
     let status = verdict.status().unwrap_or(TxStatus::Idle);
     let node = || facts.node.clone();
     let error = match verdict {
@@ -404,9 +407,15 @@ fn answer(s: &mut Session, verdict: Answer, unit: &[Entry], facts: &Facts) {
         Answer::InFailedBlock => Some(ClientError::InFailedTransaction),
         Answer::Unknown => Some(ClientError::CommitUnknown { node: node(), term: facts.term, doubt: facts.doubt }),
     };
+    say(s, error, status, unit, facts);
+}
+
+/// The end of a unit, with an error or behind what was said already.
+fn say(s: &mut Session, error: Option<ClientError>, status: TxStatus, unit: &[Entry], facts: &Facts) {
     if let Some(error) = error {
         s.error(&error);
     }
+    let complete = unit.last().is_some_and(|e| e.kind.owes_ready());
     s.lost_block = match status {
         TxStatus::Failed => LostBlock::Told(Box::new(facts.block())),
         TxStatus::Idle | TxStatus::Block => LostBlock::None,
