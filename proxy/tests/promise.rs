@@ -159,6 +159,16 @@ fn a_read_only_block_is_promised_what_it_says() {
         ok(&mut c, "commit");
         assert_eq!(value(&mut c, WHERE), "n1", "behind {begin:?}");
     }
+    // What is sent together is promised what keeps all of it.
+    let (plain, loose) = ("select n from seen", "/* pgtenure: consistency=eventual */ select n from seen");
+    for (texts, want) in [([plain, loose], "D 1"), ([loose, plain], "D 1"), ([loose, loose], "D 0")] {
+        c.write(|out| {
+            texts.iter().for_each(|sql| common::raw::run(out, sql));
+            common::raw::sync(out);
+        });
+        let seen = c.until_ready();
+        assert_eq!(seen.iter().filter(|s| *s == want).count(), 2, "{texts:?}: {seen:?}");
+    }
     ok(&mut c, "begin read only");
     assert_eq!(c.query("set local pgtenure.no_standby = 'error'"), ["E 57P03", "Z E"]);
     ok(&mut c, "rollback");

@@ -9,8 +9,8 @@ use super::token::Token;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What a read may miss.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+/// What a read may miss, each less than the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Consistency {
     /// Anything: any standby of the cluster that answers serves, however far behind.
@@ -120,6 +120,23 @@ impl Promise {
             after: None,
             explain_route: false,
             unclear: false,
+        }
+    }
+
+    /// What keeps both: for statements that are sent together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let primary = [self.read_from, other.read_from].contains(&ReadFrom::Primary);
+        let error = [self.no_standby, other.no_standby].contains(&NoStandby::Error);
+        Self {
+            consistency: self.consistency.max(other.consistency),
+            read_from: if primary { ReadFrom::Primary } else { ReadFrom::Standby },
+            max_replay_lag: self.max_replay_lag.min(other.max_replay_lag),
+            standby_wait: self.standby_wait.min(other.standby_wait),
+            no_standby: if error { NoStandby::Error } else { NoStandby::Primary },
+            after: self.after.map_or(other.after, |after| Some(after.later(other.after))),
+            explain_route: self.explain_route || other.explain_route,
+            unclear: self.unclear || other.unclear,
         }
     }
 }
@@ -335,6 +352,28 @@ mod tests {
     use super::*;
 
     const CONFIGURED: Promise = Promise::session(Duration::from_secs(1));
+
+    #[test]
+    fn what_is_sent_together_is_promised_what_keeps_all_of_it() {
+        let base = Promise::session(Duration::from_secs(1));
+        let of = |settings: &[(&str, &str)]| resolve(base, settings.iter().copied()).0;
+        let loose = of(&[("pgtenure.consistency", "eventual"), ("pgtenure.max_replay_lag", "1h")]);
+        let tight = of(&[
+            ("pgtenure.consistency", "global"),
+            ("pgtenure.read_from", "primary"),
+            ("pgtenure.max_replay_lag", "5ms"),
+            ("pgtenure.after", "3-3-0/1"),
+        ]);
+        let later = of(&[("pgtenure.after", "3-3-0/2"), ("pgtenure.no_standby", "error")]);
+        for (a, b) in [(loose, base), (base, loose)] {
+            assert_eq!(a.and(b), base);
+        }
+        for (a, b) in [(loose, tight), (tight, loose), (base, tight)] {
+            assert_eq!(a.and(b), tight);
+        }
+        let all = Promise { no_standby: NoStandby::Error, after: later.after, ..tight };
+        assert_eq!((tight.and(later), later.and(tight)), (all, all));
+    }
 
     #[test]
     fn settings_change_what_is_configured() {

@@ -28,9 +28,11 @@ pub(super) struct Unhinted {
 }
 
 impl Session {
-    /// The unit at the head of the inbox comes with these hints; `None`: it can be routed.
-    pub(super) fn hint_durability(&mut self, hints: &[(String, String)], unit: &Unit) -> Option<Step> {
-        let hint = hints.iter().rev().find(|(name, _)| name == NAME).map(|(_, value)| value.as_str());
+    /// The texts of the unit at the head of the inbox come with these hints; `None`: it can be routed.
+    pub(super) fn hint_durability(&mut self, hints: &[Vec<(String, String)>], unit: &Unit) -> Option<Step> {
+        let said = |of: &Vec<(String, String)>| of.iter().rev().find(|(name, _)| name == NAME).map(|(_, v)| v.clone());
+        let said: Vec<Option<String>> = hints.iter().map(said).collect();
+        let hint = strongest(&said, || self.own_durability());
         if hint.is_none() && self.unhinted.is_none() || self.relay.open.is_some() {
             return None;
         }
@@ -44,7 +46,7 @@ impl Session {
         }
         // What sets something commits nothing, and is to stay.
         let sets = unit.pins.has(PinReason::Set) || unit.discards;
-        let asked = match hint.filter(|_| !sets).map(|value| self.judge_hint(value)).transpose() {
+        let asked = match hint.filter(|_| !sets).map(|value| self.judge_hint(&value)).transpose() {
             Ok(asked) => asked,
             // What was asked before is answered first.
             Err(_) if self.relay.busy() => return Some(Step::Wait),
@@ -80,6 +82,15 @@ impl Session {
         given.is_some() && self.tracking.settings.get(COMMIT) == given
     }
 
+    /// What the session's commits wait for without a comment.
+    fn own_durability(&self) -> Durability {
+        match self.unhinted.as_ref().filter(|unhinted| self.commits_as_hinted() && !unhinted.kept) {
+            Some(Unhinted { own: Some(own), .. }) => Durability::of_commit(own).unwrap_or(Durability::SemiSync),
+            Some(Unhinted { own: None, .. }) => Durability::of_mode(self.w.view.borrow().topology.semi_sync),
+            None => self.durability_in_force(),
+        }
+    }
+
     /// The session commits so from here on, or as it says itself. True when what is in flight must be answered first.
     fn commit_as(&mut self, asked: Option<Durability>) -> bool {
         let now: Option<Box<str>> = self.tracking.settings.get(COMMIT).map(Into::into);
@@ -102,5 +113,38 @@ impl Session {
             self.raise_durability();
         }
         false
+    }
+}
+
+/// The hint that holds for statements that are committed together, each of which says this or nothing. `own`: what the session's
+/// commits wait for, which those want that say nothing.
+fn strongest(said: &[Option<String>], own: impl FnOnce() -> Durability) -> Option<String> {
+    let hints = || said.iter().flatten();
+    if let Some(invalid) = hints().find(|value| Durability::of(value).is_none()) {
+        return Some(invalid.clone());
+    }
+    let level = hints().filter_map(|value| Durability::of(value)).max()?;
+    let stronger = said.iter().all(Option::is_some) || level > own();
+    stronger.then(|| level.as_str().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_committed_together_waits_for_the_most_that_one_of_it_wants() {
+        for (said, want) in [
+            (&[Some("local")][..], Some("local")),
+            (&[Some("local"), Some("applied"), Some("async")], Some("applied")),
+            (&[Some("async"), None], None),
+            (&[None, Some("applied")], Some("applied")),
+            (&[None, Some("twice"), Some("applied")], Some("twice")),
+            (&[None], None),
+            (&[], None),
+        ] {
+            let said: Vec<Option<String>> = said.iter().map(|value| value.map(str::to_owned)).collect();
+            assert_eq!(strongest(&said, || Durability::SemiSync).as_deref(), want, "{said:?}");
+        }
     }
 }

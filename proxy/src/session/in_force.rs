@@ -127,7 +127,7 @@ impl Session {
         }
     }
 
-    fn durability_in_force(&self) -> Durability {
+    pub(super) fn durability_in_force(&self) -> Durability {
         let mode = || Durability::of_mode(self.w.view.borrow().topology.semi_sync);
         let begins = || {
             let primary = self.server.as_ref().filter(|server| server.meta.role == Role::Primary)?;

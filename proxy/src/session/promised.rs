@@ -70,14 +70,7 @@ impl Session {
     /// A unit may say for itself what it is promised. `None`: it can be routed.
     pub(super) fn take_hint(&mut self, input: &[u8], unit: &Unit) -> Option<Step> {
         self.hinted = None;
-        let mut hints = Vec::new();
-        if self.w.config().reads.hints {
-            self.each_text(input, unit, |sql| {
-                if hints.is_empty() {
-                    hints = hint::settings(sql);
-                }
-            });
-        }
+        let mut hints = self.hints(input, unit);
         if let Some(step) = self.hint_durability(&hints, unit) {
             return Some(step);
         }
@@ -95,12 +88,40 @@ impl Session {
             return Some(Step::Wait);
         }
         let holds = self.promise_of_block().unwrap_or_else(|| self.promise());
-        let (said, bad) = Said::new(holds, &hints, local);
+        let resolved = hints.iter().map(|of| promise::resolve(holds, of.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
+        let all = resolved.reduce(|(a, mut bad), (b, more)| {
+            bad.extend(more);
+            (a.and(b), bad)
+        });
+        let (hinted, mut bad) = all.unwrap_or((holds, Vec::new()));
+        let (said, more) = Said::new(hinted, local);
+        bad.extend(more);
         let detail =
             if within { "Reads of this block go to the primary." } else { "The statement goes to the primary." };
         self.warn_of_hint(&bad.iter().map(BadPromise::to_string).collect::<Vec<_>>(), detail);
         self.hinted = Some(Box::new(said));
         None
+    }
+
+    /// What the texts of a unit say of themselves, one by one; nothing when none does. What says nothing is promised what the
+    /// session is.
+    fn hints(&self, input: &[u8], unit: &Unit) -> Vec<Vec<(String, String)>> {
+        let mut hints = Vec::new();
+        if self.w.config().reads.hints {
+            self.each_text(input, unit, |sql| {
+                if !sql.trim_ascii().is_empty() {
+                    hints.push(hint::settings(sql));
+                }
+            });
+        }
+        if unit.block.begins.is_some() {
+            // What comes behind a BEGIN is in its block.
+            hints.truncate(1);
+        }
+        if hints.iter().all(Vec::is_empty) {
+            hints.clear();
+        }
+        hints
     }
 
     /// Before a unit is routed: does it ask for what cannot be? Then it is answered here. In a block the server must

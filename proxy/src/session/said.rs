@@ -38,14 +38,9 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// What a comment says and what is set for the transaction, on top of what holds without.
-    pub(super) fn new(
-        holds: Promise,
-        hints: &[(String, String)],
-        settings: Vec<(&'static str, String)>,
-    ) -> (Self, Vec<BadPromise>) {
-        let all = hints.iter().map(|(n, v)| (n.as_str(), v.as_str()));
-        let (promise, bad) = promise::resolve(holds, all.chain(settings.iter().map(|(n, v)| (*n, v.as_str()))));
+    /// What is set for the transaction, on top of what holds without.
+    pub(super) fn new(holds: Promise, settings: Vec<(&'static str, String)>) -> (Self, Vec<BadPromise>) {
+        let (promise, bad) = promise::resolve(holds, settings.iter().map(|(n, v)| (*n, v.as_str())));
         (Self { promise, settings }, bad)
     }
 
@@ -200,12 +195,11 @@ mod tests {
 
     #[test]
     fn what_is_said_later_counts_and_all_of_it_is_said_again() {
-        let holds = Promise::session(Duration::from_secs(1));
-        let hint = [("pgtenure.standby_wait".to_owned(), "2s".to_owned())];
-        let (first, bad) = Said::new(holds, &hint, vec![("pgtenure.consistency", "global".to_owned())]);
+        let holds = Promise { standby_wait: Duration::from_secs(2), ..Promise::session(Duration::from_secs(1)) };
+        let (first, bad) = Said::new(holds, vec![("pgtenure.consistency", "global".to_owned())]);
         assert!(bad.is_empty());
         let more = vec![("pgtenure.max_replay_lag", "5s".to_owned()), ("pgtenure.consistency", "it's".to_owned())];
-        let (second, bad) = Said::new(first.promise, &[], more);
+        let (second, bad) = Said::new(first.promise, more);
         assert_eq!(bad.len(), 1);
         assert_eq!(
             (second.promise.consistency, second.promise.standby_wait),
