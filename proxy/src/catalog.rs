@@ -1,22 +1,24 @@
 //! Reads from the servers what their functions and relations mean for routing, per database in use.
 //!
-//! A task per database connects as the monitoring user to the primary, or to any standby when the primary does not
-//! answer, reads `pg_proc` and a few more, and publishes an immutable table. It never keeps a connection. Until the
+//! A task per database connects as the monitoring user to the primary, or to any standby while no primary has answered
+//! yet, reads `pg_proc` and a few more, and publishes an immutable table. It never keeps a connection. Until the
 //! first table is there, and whenever one is out of date, errors are on the safe side: unknown functions are writes,
 //! and a standby refuses what turns out to write.
 
 mod bodies;
 mod callers;
+mod definitions;
 
 use crate::config::functions::Lists;
 use crate::config::{Config, PasswordFrom};
 use crate::reach::{Reach, ReachError};
 use crate::sql::{Callers, FunctionName, FunctionRow, FunctionTable, Hidden, Volatility};
 use bodies::Unread;
-use callers::{Found, Functions, Unsearched};
+use callers::{Found, Searched, Unsearched};
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
-use cluster::topology::Topology;
+use cluster::topology::{Member, Topology};
+use definitions::{Definition, Undefined};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
@@ -35,8 +37,6 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// How long further changes are waited for when a client has changed definitions: a migration makes many.
 const SETTLE: Duration = Duration::from_millis(200);
-/// A definition longer than this is not examined: its relation is read on the primary.
-const MAX_DEFINITION: usize = 100_000;
 
 /// How to read catalogs.
 #[derive(Clone, Debug)]
@@ -220,15 +220,14 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
     let refresh = shared.settings.refresh;
     let mut retry = RETRY_MIN;
     let mut complained = false;
-    let (mut missing, mut unread, mut unsearched) = (Vec::new(), None, None);
-    // What was found last of functions that tell of a server.
-    let mut telling: Option<Functions> = None;
+    let (mut missing, mut unread, mut unsearched, mut undefined) = (Vec::new(), None, None, None);
+    let mut last = Last::default();
     loop {
         let view = topology.borrow_and_update().clone();
         let lists = config.borrow_and_update().functions.of(&database);
         let number = shared.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let pause = match read_any(&shared, &view, &database, (&lists, telling.as_ref())).await {
-            Ok(Catalog { mut table, defaults, names, unread: now, searched }) => {
+        let pause = match read_any(&shared, &view, &database, (&lists, &last)).await {
+            Ok(Catalog { mut table, of_primary, defaults, names, unread: now, searched, definitions }) => {
                 defaults.into_iter().for_each(|defaults| compare(&shared, &database, defaults));
                 tracing::debug!(database = database.as_str(), names = table.len(), "catalog read");
                 let unknown = unknown_names(&config.borrow(), &database, &names);
@@ -240,9 +239,16 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
                 if failed && table.bodies().is_empty() {
                     table = table.with_bodies_of(&sender.borrow());
                 }
+                let searched = searched.map(|now| last.searched = Some(now));
+                let defined = definitions.map(|now| last.definitions = now);
                 let again = failed
-                    | callers::complain_of(searched.map(|now| telling = Some(now)).err(), &mut unsearched, &database);
-                sender.send_replace(Arc::new(table.numbered(number)));
+                    | callers::complain_of(searched.err(), &mut unsearched, &database)
+                    | definitions::complain_of(defined.err(), &mut undefined, &database)
+                    | !of_primary;
+                last.of_primary |= of_primary;
+                // A standby may be behind what a client has defined.
+                let table = if of_primary { table.numbered(number) } else { table };
+                sender.send_replace(Arc::new(table));
                 complained = false;
                 retry = if again { (retry * 2).min(refresh) } else { RETRY_MIN };
                 // What stood in the way may have been a lock.
@@ -347,9 +353,20 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What was read before.
+#[derive(Default)]
+struct Last {
+    /// From a primary.
+    of_primary: bool,
+    searched: Option<Searched>,
+    definitions: Vec<Definition>,
+}
+
 /// What was read.
 struct Catalog {
     table: FunctionTable,
+    /// From the primary.
+    of_primary: bool,
     /// What stands for the defaults of its sessions; `None` when they may be old.
     defaults: Option<u64>,
     /// Its functions, as far as their names are in the lists.
@@ -357,34 +374,44 @@ struct Catalog {
     /// What is not known of functions' bodies.
     unread: Option<Unread>,
     /// Which functions tell of a server, if that was found out.
-    searched: Result<Functions, Unsearched>,
+    searched: Result<Searched, Unsearched>,
+    /// What hides behind names, if that could be read.
+    definitions: Result<Vec<Definition>, Undefined>,
 }
 
-/// From the primary, else from the first standby that answers; of that one no defaults, which may be old.
+/// From the primary; as long as none was ever read, else from the first standby that answers, of that one no defaults. What a
+/// standby has may be older than what is known.
 async fn read_any(
     shared: &Shared,
     view: &Topology,
     database: &str,
-    known: (&Lists, Option<&Functions>),
+    (lists, last): (&Lists, &Last),
 ) -> Result<Catalog, ReadCatalogError> {
-    let mut last = ReadCatalogError::NoNode;
-    for (i, member) in view.primary.iter().chain(&view.standbys).enumerate().filter(|(_, m)| !m.fenced) {
-        match read_from(shared, &member.postgres, database, known).await {
+    let mut why = ReadCatalogError::NoNode;
+    for (member, of_primary) in asked(view, last.of_primary) {
+        match read_from(shared, &member.postgres, database, (lists, last)).await {
             Ok(read) => {
-                let defaults = read.defaults.filter(|_| i == 0 && view.primary.is_some());
-                return Ok(Catalog { defaults, ..read });
+                let defaults = read.defaults.filter(|_| of_primary);
+                return Ok(Catalog { of_primary, defaults, ..read });
             }
-            Err(error) => last = error,
+            Err(error) => why = error,
         }
     }
-    Err(last)
+    Err(why)
+}
+
+/// Who is asked, and whether that is the primary.
+fn asked(view: &Topology, only_primary: bool) -> impl Iterator<Item = (&Member, bool)> {
+    let standbys = view.standbys.iter().filter(move |_| !only_primary);
+    let all = view.primary.iter().map(|member| (member, true)).chain(standbys.map(|member| (member, false)));
+    all.filter(|(member, _)| !member.fenced)
 }
 
 async fn read_from(
     shared: &Shared,
     endpoint: &Endpoint,
     database: &str,
-    known: (&Lists, Option<&Functions>),
+    known: (&Lists, &Last),
 ) -> Result<Catalog, ReadCatalogError> {
     let settings = &shared.settings;
     let mut config = tokio_postgres::Config::new();
@@ -435,24 +462,14 @@ const CASTS: &str = "\
     SELECT t.typname, p.proname, c.castcontext = 'i' \
     FROM pg_cast c JOIN pg_proc p ON p.oid = c.castfunc JOIN pg_type t ON t.oid = c.casttarget WHERE c.oid >= 16384";
 
-/// Relations that a standby cannot read, or reads differently.
+/// Relations that a standby cannot read, or reads differently, and those that are read with one that is a partition of them or
+/// another heir.
 const LOCAL_RELATIONS: &str = "\
-    SELECT relname FROM pg_class \
-    WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 'p' OR relkind IN ('S', 'f')";
-
-/// Views, row security policies, domains, and what functions are given where their callers give less, as text to classify.
-const DEFINITIONS: &str = "\
-    SELECT relname, pg_get_viewdef(oid) FROM pg_class \
-    WHERE relkind = 'v' AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) \
-    UNION ALL \
-    SELECT c.relname, 'SELECT ' || pg_get_expr(p.polqual, p.polrelid) \
-    FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE p.polqual IS NOT NULL \
-    UNION ALL \
-    SELECT t.typname, 'SELECT NULL::' || format_type(t.typbasetype, NULL) || coalesce(', ' || pg_get_expr(c.conbin, 0), '') \
-    FROM pg_type t LEFT JOIN pg_constraint c ON c.contypid = t.oid WHERE t.typtype = 'd' AND t.oid >= 16384 \
-    UNION ALL \
-    SELECT proname, 'SELECT ' || pg_get_expr(proargdefaults, 0) \
-    FROM pg_proc WHERE proargdefaults IS NOT NULL AND oid >= 16384";
+    WITH RECURSIVE local AS ( \
+        SELECT oid, relname FROM pg_class \
+        WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 'p' OR relkind IN ('S', 'f') \
+        UNION SELECT p.oid, p.relname FROM local l JOIN pg_inherits i ON i.inhrelid = l.oid JOIN pg_class p ON p.oid = i.inhparent) \
+    SELECT relname FROM local";
 
 /// What ALTER ROLE … SET and ALTER DATABASE … SET say of sessions of this database.
 const DEFAULTS: &str = "\
@@ -461,7 +478,7 @@ const DEFAULTS: &str = "\
 
 async fn read_all(
     settings: &Settings,
-    (lists, told): (&Lists, Option<&Functions>),
+    (lists, last): (&Lists, &Last),
     client: &tokio_postgres::Client,
 ) -> Result<Catalog, tokio_postgres::Error> {
     let defaults = client.simple_query(DEFAULTS).await?;
@@ -469,7 +486,7 @@ async fn read_all(
     let relations = client.simple_query(LOCAL_RELATIONS).await?;
     let operators = client.simple_query(OPERATORS).await?;
     let casts = client.simple_query(CASTS).await?;
-    let definitions = client.simple_query(DEFINITIONS).await?;
+    let (definitions, undefined) = definitions::read(client, &last.definitions).await?;
     let rows = rows(&functions).map(|row| FunctionRow {
         schema: row.get(2).unwrap_or(""),
         name: row.get(0).unwrap_or(""),
@@ -480,10 +497,8 @@ async fn read_all(
         },
     });
     let table = FunctionTable::new(rows, &lists.allow, &lists.deny).with_pinning(settings.pinning.clone());
-    let definitions: Vec<(&str, &str)> = self::rows(&definitions)
-        .filter_map(|row| Some((row.get(0)?, row.get(1).filter(|text| text.len() <= MAX_DEFINITION).unwrap_or("?"))))
-        .collect();
-    let (table, unread) = bodies::read(table, &definitions, client).await?;
+    let texts: Vec<(&str, &str)> = definitions.iter().map(|d| (d.name.as_str(), d.text.as_str())).collect();
+    let (table, unread) = bodies::read(table, &texts, client).await?;
     let table = table.with_local_relations(self::rows(&relations).filter_map(|row| row.get(0)));
     let operators = || self::rows(&operators).filter_map(|row| Some((row.get(0)?, row.get(1)?)));
     let casts = || self::rows(&casts).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)? == "t")));
@@ -491,19 +506,15 @@ async fn read_all(
         operators: operators().collect(),
         casts: casts().collect(),
         aggregates: Vec::new(),
-        definitions: &definitions,
+        definitions: &texts,
     };
-    let (found, searched) = match callers::read(client, lists, hidden).await? {
-        Ok(found) => (Some(found), None),
-        Err(why) => (None, Some(why)),
+    let own = callers::own(client, lists).await?;
+    let (writing, telling, why) = match callers::read(client, lists, hidden).await? {
+        Ok(Found { writing, telling }) => (writing, telling, None),
+        Err(why) => (Callers::unknown(), callers::may_tell(last.searched.as_ref(), &own), Some(why)),
     };
-    let Found { writing, telling } = found.unwrap_or_else(|| Found {
-        writing: Callers::unknown(),
-        // Those that did, or any.
-        telling: told.cloned().unwrap_or_else(|| own_functions(lists, &functions)),
-    });
     let table = table.with_telling(telling.iter().map(|(_, name)| name.as_str())).with_doubtful(writing);
-    let searched = searched.map_or(Ok(telling), Err);
+    let searched = why.map_or(Ok(Searched { telling, among: own }), Err);
     let table = table.with_operators(operators()).with_casts(casts());
     let mut hasher = DefaultHasher::new();
     for row in self::rows(&defaults) {
@@ -511,19 +522,14 @@ async fn read_all(
     }
     let names = named_ones(lists, &functions);
     Ok(Catalog {
-        table: table.with_definitions(&definitions),
+        table: table.with_definitions(&texts),
+        of_primary: false,
         defaults: Some(hasher.finish()),
         names,
         unread,
         searched,
+        definitions: undefined.map_or(Ok(definitions), Err),
     })
-}
-
-/// The database's functions that came with no server, but for those that the configuration vouches for.
-fn own_functions(lists: &Lists, functions: &[SimpleQueryMessage]) -> Functions {
-    let all = rows(functions).filter_map(|row| Some((row.get(2)?, row.get(0)?)));
-    let own = all.filter(|(schema, name)| *schema != "pg_catalog" && !lists.allow.iter().any(|a| a.is(schema, name)));
-    own.map(|(schema, name)| (schema.to_owned(), name.to_owned())).collect()
 }
 
 /// Those of the database's functions whose names are in the lists.
@@ -541,4 +547,32 @@ fn rows(messages: &[SimpleQueryMessage]) -> impl Iterator<Item = &tokio_postgres
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_is_asked_only_as_long_as_no_primary_has_told() {
+        let member = |name: &str, fenced| {
+            let postgres = Endpoint { host: name.to_owned(), port: 5432 };
+            Member { node: name.parse().unwrap(), postgres, fenced, zone: None }
+        };
+        let view = |primary| Topology {
+            primary: Some(member("n1", false)).filter(|_| primary),
+            standbys: vec![member("n2", false), member("n3", true)],
+            ..Topology::unknown()
+        };
+        for (primary, told, want) in [
+            (true, false, &[("n1", true), ("n2", false)][..]),
+            (false, false, &[("n2", false)]),
+            (true, true, &[("n1", true)]),
+            (false, true, &[]),
+        ] {
+            let view = view(primary);
+            let asked: Vec<_> = asked(&view, told).map(|(member, of)| (member.node.as_str(), of)).collect();
+            assert_eq!(asked, want, "primary: {primary}, told: {told}");
+        }
+    }
 }

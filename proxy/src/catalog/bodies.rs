@@ -83,7 +83,7 @@ const HIDDEN: &str = "\
                                     a.aggmfinalfn]::oid[])) \
     FROM pg_aggregate a JOIN own p ON p.oid = a.aggfnoid \
     UNION ALL \
-    SELECT CASE WHEN o.oprname = ANY ('{=,<,>,<=,>=,<>,~~,!~~,~~*,!~~*,~}') THEN 'h' ELSE 'r' END, o.oprname, p.call \
+    SELECT CASE WHEN o.oprname = ANY ('{=,<,>,<=,>=,<>,~~,!~~,~~*,!~~*,~,!~}') THEN 'h' ELSE 'r' END, o.oprname, p.call \
     FROM pg_operator o JOIN own p ON p.oid = o.oprcode \
     UNION ALL \
     SELECT CASE WHEN c.castcontext = 'e' AND t.oid >= 16384 THEN 'r' ELSE 'h' END, t.typname, p.call \

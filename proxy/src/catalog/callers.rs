@@ -5,7 +5,7 @@ use super::bodies::{HAS_PARSED, PARSED, is_plain};
 use super::rows;
 use crate::config::functions::Lists;
 use crate::sql::{Callers, Hidden, MAX_CALLS};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::{Client, Error};
 
 /// What writes: functions that are labelled so, and of PostgreSQL's own those that do, each with whether the words below have
@@ -18,8 +18,7 @@ const WRITERS: &str = "\
 /// Those of PostgreSQL's own, and what runs a text that is not known.
 const WRITING: &str = "nextval|setval|lo_[a-z_]+|lo(read|write)|pg_notify|pg_logical_emit_message|txid_current|pg_current_xact_id|query_to_xml[a-z_]*|execute";
 /// What a session or a server tells of itself, and a standby otherwise than the primary, without refusing it; with foreign
-/// tables, which may be a server's own files, and sequences. Each with whether the words below have it. There may be as many
-/// sequences as tables, so of those that are not named like one not all are looked for.
+/// tables, which may be a server's own files, and views upon sequences. Each with whether the words below have it.
 const TELLERS: &str = "\
     SELECT DISTINCT proname, true FROM pg_proc WHERE oid < 16384 AND \
     (proname = ANY ('{currval,lastval,pg_sequence_last_value,inet_server_addr,inet_server_port,pg_backend_pid,pg_blocking_pids,\
@@ -33,18 +32,32 @@ pg_replication_origin_status,pg_settings,pg_file_settings,pg_hba_file_rules,pg_i
 pg_shmem_allocations,pg_shmem_allocations_numa,pg_aios}') \
      OR relname LIKE 'pg\\_stat\\_%' OR relname LIKE 'pg\\_statio\\_%') \
     UNION ALL SELECT DISTINCT relname, false FROM pg_class WHERE relkind = 'f' \
-    UNION ALL SELECT DISTINCT relname, true FROM pg_class WHERE relkind = 'S' AND relname ~* '(^|_)(seq|sequence)(_|\\d*$)' \
-    UNION ALL (SELECT DISTINCT relname, false FROM pg_class \
-               WHERE relkind = 'S' AND relname !~* '(^|_)(seq|sequence)(_|\\d*$)' LIMIT 250)";
-/// Those of PostgreSQL's own; what is named like a sequence and read; and the columns of one, which may be too new to be known. A
-/// call of that name is a window function's.
-const TELLING: &str = r#"currval|lastval|pg_sequence_last_value|inet_server_(addr|port)|pg_backend_pid|pg_(safe_snapshot_)?blocking_pids|pg_my_temp_schema|pg_is_other_temp_schema|pg_listening_channels|pg_cursors?|pg_prepared_(statement|xact)s?|pg_lock_status|pg_(get_)?replication_slots|pg_(show_)?replication_origin_status|pg_show_all_settings|pg_postmaster_start_time|pg_conf_load_time|pg_stat(io)?_\w+|pg_locks|pg_sequences|pg_(file_)?settings|pg_hba_file_rules|pg_ident_file_mappings|pg_backend_memory_contexts|pg_shmem_allocations(_numa)?|pg_aios|(table|schema|database)_to_xml(_and_xmlschema)?|last_value(?!\s*\()|is_called|log_cnt|(from|join|table|only)\s+("?\w+"?\s*\.\s*)?"?(\w+_)?(seq|sequence)(_\w+|\d*)"#;
+    UNION ALL SELECT DISTINCT v.relname, false FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid \
+        JOIN pg_class v ON v.oid = r.ev_class AND v.relkind = 'v' JOIN pg_class s ON s.oid = d.refobjid AND s.relkind = 'S' \
+        WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass";
+/// Those of PostgreSQL's own; and the columns of a sequence, which may be too new to be known. A call of that name is a window
+/// function's.
+const TELLING: &str = r#"currval|lastval|pg_sequence_last_value|inet_server_(addr|port)|pg_backend_pid|pg_(safe_snapshot_)?blocking_pids|pg_my_temp_schema|pg_is_other_temp_schema|pg_listening_channels|pg_cursors?|pg_prepared_(statement|xact)s?|pg_lock_status|pg_(get_)?replication_slots|pg_(show_)?replication_origin_status|pg_show_all_settings|pg_postmaster_start_time|pg_conf_load_time|pg_stat(io)?_\w+|pg_locks|pg_sequences|pg_(file_)?settings|pg_hba_file_rules|pg_ident_file_mappings|pg_backend_memory_contexts|pg_shmem_allocations(_numa)?|pg_aios|(table|schema|database)_to_xml(_and_xmlschema)?|last_value(?!\s*\()|is_called|log_cnt"#;
+/// Where a body, or a literal in it, may name a relation that it reads. What draws from a sequence has its name in quotes: a
+/// standby refuses that.
+const RELATION: &str = r#"(?:\m(?:from|join|table|only)\M|[,(])(?:\s|/\*(?:[^*]|\*+[^*/])*\*+/|--[^\n]*)*(?:(?:"(?:[^"]|"")+"|[\w$]+)\s*\.\s*){0,2}("(?:[^"]|"")+"|[\w$]+)"#;
+/// One of these is a sequence. Asked only of bodies that have the name of one, as it costs PostgreSQL a second for each MB.
+const READS_SEQUENCE: &str = "\
+    EXISTS (SELECT FROM regexp_matches(p.body, $pattern$RELATION$pattern$, 'gi') AS m(part) WHERE (CASE \
+        WHEN m.part[1] LIKE '\"%' THEN replace(btrim(m.part[1], '\"'), '\"\"', '\"') ELSE lower(m.part[1]) END \
+        IN (SELECT relname::text FROM pg_class WHERE relkind = 'S')) IS TRUE)";
+/// What is named like a sequence.
+const LIKE_SEQUENCE: &str = r"(\w+_)?(seq|sequence)(_\w*|\d*)";
+/// Sequences that are not. There may be as many as tables, so not all are looked for: a thousand names cost 0.2 s for each MB.
+const OTHER_SEQUENCES: &str = "\
+    SELECT DISTINCT relname FROM pg_class WHERE relkind = 'S' AND relname !~* '(^|_)(seq|sequence)(_|\\d*$)' ORDER BY 1 LIMIT 1000";
+
 /// Functions whose bodies have one of some words, but for those that the pattern does not reach: in C.
 const CALLERS: &str = "\
     SELECT DISTINCT n.nspname, p.proname \
     FROM (SELECT proname, pronamespace, prolang, BODY AS body FROM pg_proc WHERE oid >= 16384 AND WHICH OFFSET 0) p \
     JOIN pg_language l ON l.oid = p.prolang JOIN pg_namespace n ON n.oid = p.pronamespace \
-    WHERE l.lanname NOT IN ('c', 'internal') AND p.body ~* ";
+    WHERE l.lanname NOT IN ('c', 'internal') AND ";
 const AGGREGATES: &str = "\
     SELECT p.proname, part.proname FROM pg_aggregate a JOIN pg_proc p ON p.oid = a.aggfnoid JOIN pg_proc part ON part.oid = \
     ANY (ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[]) \
@@ -61,6 +74,40 @@ pub(super) struct Found {
     pub(super) writing: Callers,
     /// Functions whose answer is their session's or their server's own.
     pub(super) telling: Functions,
+}
+
+/// A database's own functions, by schema and name, each with what tells apart the definitions that it has had.
+pub(super) type Own = BTreeMap<(String, String), String>;
+
+/// What was found when bodies were searched.
+pub(super) struct Searched {
+    /// Functions whose answer is their session's or their server's own.
+    pub(super) telling: Functions,
+    /// All that there were then.
+    pub(super) among: Own,
+}
+
+/// All of them, but for those that the configuration vouches for. An UPDATE of its row gives a function another `xmin`.
+const OWN: &str = "\
+    SELECT n.nspname, p.proname, string_agg(concat_ws(' ', p.oid, p.xmin), ',' ORDER BY p.oid) \
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname <> 'pg_catalog' GROUP BY 1, 2";
+
+/// The database's own functions. To be asked before their bodies are searched: what comes later is news.
+pub(super) async fn own(client: &Client, lists: &Lists) -> Result<Own, Error> {
+    let answer = client.simple_query(OWN).await?;
+    let all = rows(&answer).filter_map(|row| Some((row.get(0)?, row.get(1)?, row.get(2)?)));
+    let own = all.filter(|(schema, name, _)| !lists.allow.iter().any(|a| a.is(schema, name)));
+    Ok(own.map(|(schema, name, is)| ((schema.to_owned(), name.to_owned()), is.to_owned())).collect())
+}
+
+/// Where bodies cannot be searched: the functions that may tell of a server, by what was found last. Those that have come since
+/// are among them; and any is where one has become another, which any may call.
+pub(super) fn may_tell(told: Option<&Searched>, own: &Own) -> Functions {
+    let Some(Searched { telling, among }) = told else { return own.keys().cloned().collect() };
+    if among.iter().any(|(name, was)| own.get(name).is_some_and(|is| is != was)) {
+        return own.keys().cloned().collect();
+    }
+    telling.iter().chain(own.keys().filter(|name| !among.contains_key(*name))).cloned().collect()
 }
 
 /// Bodies that could not be searched.
@@ -102,10 +149,21 @@ async fn search(client: &Client, lists: &Lists, hidden: Hidden<'_>) -> Result<Fo
     let aggregates = client.simple_query(AGGREGATES).await?;
     let aggregates = rows(&aggregates).filter_map(|row| Some((row.get(0)?, row.get(1)?))).collect();
     let search = Search { client, lists, hidden: &Hidden { aggregates, ..hidden } };
-    let writing = search.functions(WRITERS, &question.replace("WHICH", "provolatile <> 'v'"), WRITING).await?;
-    let telling = search.functions(TELLERS, &question.replace("WHICH", "true"), TELLING).await?;
+    let writing = search.functions(WRITERS, &question.replace("WHICH", "provolatile <> 'v'"), (WRITING, None)).await?;
+    let sequences = sequences(client).await?;
+    let telling = search.functions(TELLERS, &question.replace("WHICH", "true"), (TELLING, Some(&sequences))).await?;
     let names = writing.iter().map(|(_, name)| name.as_str());
     Ok(Found { writing: Callers::new(names).with_hidden(search.hidden), telling })
+}
+
+/// What is true of functions that read a sequence.
+async fn sequences(client: &Client) -> Result<String, Error> {
+    let others = client.simple_query(OTHER_SEQUENCES).await?;
+    let (plain, odd): (Vec<&str>, Vec<&str>) = rows(&others).filter_map(|row| row.get(0)).partition(is_plain);
+    let named = [LIKE_SEQUENCE].into_iter().chain(plain).collect::<Vec<_>>().join("|");
+    let pattern = [whole(&named)].into_iter().chain(odd.into_iter().map(literal)).collect::<Vec<_>>().join("|");
+    let reads = READS_SEQUENCE.replace("RELATION", RELATION);
+    Ok(format!("p.body ~* $pattern${pattern}$pattern$ AND {reads}"))
 }
 
 struct Search<'a> {
@@ -115,8 +173,14 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The functions that name what `first` names, or what leads to that, or one of these words; with their schemas.
-    async fn functions(&self, first: &str, question: &str, words: &str) -> Result<Functions, Error> {
+    /// The functions that name what `first` names, or what leads to that, or one of these words, or of which the `other`
+    /// condition is true; with their schemas.
+    async fn functions(
+        &self,
+        first: &str,
+        question: &str,
+        (words, other): (&str, Option<&str>),
+    ) -> Result<Functions, Error> {
         let answer = self.client.simple_query(first).await?;
         let mut known = Callers::new(rows(&answer).filter_map(|row| row.get(0))).with_hidden(self.hidden);
         let mut found = BTreeSet::new();
@@ -125,8 +189,11 @@ impl Search<'_> {
         for round in 0..MAX_CALLS {
             let new: Vec<&str> = known.words().filter(|word| !asked.contains(*word)).collect();
             let before = found.len();
-            for pattern in patterns(&new, known.is_every(), if round == 0 { words } else { "" }) {
-                let answer = self.client.simple_query(&format!("{question}$pattern${pattern}$pattern$")).await?;
+            let patterns = patterns(&new, known.is_every(), if round == 0 { words } else { "" });
+            let named = patterns.into_iter().map(|pattern| format!("p.body ~* $pattern${pattern}$pattern$"));
+            let other = other.filter(|_| round == 0).map(str::to_owned);
+            for condition in named.chain(other) {
+                let answer = self.client.simple_query(&format!("{question}{condition}")).await?;
                 let named = rows(&answer).filter_map(|row| Some((row.get(0)?, row.get(1)?)));
                 let named = named.filter(|(schema, name)| !self.lists.allow.iter().any(|a| a.is(schema, name)));
                 found.extend(named.map(|(schema, name)| (schema.to_owned(), name.to_owned())));
@@ -142,14 +209,17 @@ impl Search<'_> {
     }
 }
 
+/// One of these words. Brackets around all of them: bounds around each cost PostgreSQL fifteen times as much for a thousand.
+fn whole(words: &str) -> String {
+    format!(r"\m({words})\M")
+}
+
 /// What matches texts that have one of these words. A name that may be written by its numbers may be any.
 fn patterns(words: &[&str], every: bool, others: &str) -> Vec<String> {
     if every || words.len() > MAX_WORDS.0 * MAX_WORDS.1 {
         return vec![String::new()];
     }
     let (plain, odd): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| is_plain(word));
-    // Brackets around all of them: bounds around each cost PostgreSQL fifteen times as much for a thousand.
-    let whole = |words: &str| format!(r"\m({words})\M");
     let chunks = plain.chunks(MAX_WORDS.0).map(|chunk| whole(&chunk.join("|")));
     let odd = odd.iter().map(|word| literal(word)).chain([r#"u&""#.to_owned()]).collect::<Vec<_>>().join("|");
     let others = Some(others).filter(|others| !others.is_empty()).map(whole);
@@ -173,6 +243,29 @@ fn literal(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_come_or_changed_since_bodies_were_searched_may_tell_of_its_server() {
+        let own = |all: &[(&str, &str)]| -> Own {
+            all.iter().map(|(name, is)| (("public".to_owned(), (*name).to_owned()), (*is).to_owned())).collect()
+        };
+        let told = Searched {
+            telling: own(&[("here", "")]).into_keys().collect(),
+            among: own(&[("here", "1 5"), ("plain", "2 5"), ("gone", "3 5")]),
+        };
+        for (now, want) in [
+            (&[("here", "1 5"), ("plain", "2 5")][..], &["here"][..]),
+            (&[("here", "1 5"), ("plain", "2 5"), ("new", "4 9")], &["here", "new"]),
+            // It may call what is another now.
+            (&[("here", "1 5"), ("plain", "2 9"), ("gone", "3 5")], &["gone", "here", "plain"]),
+            // As well another overload.
+            (&[("here", "1 5,7 9"), ("plain", "2 5")], &["here", "plain"]),
+        ] {
+            let found = may_tell(Some(&told), &own(now));
+            assert_eq!(found.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), want, "{now:?}");
+        }
+        assert_eq!(may_tell(None, &own(&[("plain", "2 5")])).len(), 1, "nothing was ever found");
+    }
 
     #[test]
     fn an_odd_name_is_looked_for_as_it_is_written() {

@@ -118,9 +118,9 @@ pub struct FunctionTable {
     doubtful: Arc<Callers>,
 }
 
-/// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, DISTINCT, USING, CASE, ORDER BY and the
+/// Operators that the grammar uses without writing them: for IN, BETWEEN, LIKE, SIMILAR TO, DISTINCT, USING, CASE, ORDER BY and the
 /// like, or in another spelling.
-const UNWRITTEN_OPERATORS: [&str; 11] = ["=", "<", ">", "<=", ">=", "<>", "~~", "!~~", "~~*", "!~~*", "~"];
+const UNWRITTEN_OPERATORS: [&str; 12] = ["=", "<", ">", "<=", ">=", "<>", "~~", "!~~", "~~*", "!~~*", "~", "!~"];
 
 /// Says of most names at once that they are not in a small set, without hashing them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -537,6 +537,8 @@ mod tests {
             assert_eq!(access(sql, &t), want, "{sql}");
         }
         // Nothing in the text tells of these.
+        let similar = table().with_operators([("!~", "f")]);
+        assert_eq!(access("select x not similar to 'y' from t", &similar), Access::Write);
         for t in [table().with_operators([("=", "f")]), table().with_casts([("made", "f", true)])] {
             assert_eq!(access("select x in (1) from t", &t), Access::Write);
         }

@@ -2,7 +2,7 @@
 
 /// Kinds of object whose definition matters to routing. Tables do in that row security may be switched on; new ones do
 /// not, as they are made all the time and a standby itself refuses to read an unlogged one.
-const KINDS: [&[u8]; 17] = [
+const KINDS: [&[u8]; 18] = [
     b"FUNCTION",
     b"PROCEDURE",
     b"ROUTINE",
@@ -20,6 +20,7 @@ const KINDS: [&[u8]; 17] = [
     b"TRIGGER",
     b"EVENT TRIGGER",
     b"SEQUENCE",
+    b"FOREIGN",
 ];
 
 /// May the command that ended with this tag (a zero byte behind it) have changed it? DO runs anything.
@@ -27,7 +28,9 @@ const KINDS: [&[u8]; 17] = [
 /// Source: PostgreSQL's src/include/tcop/cmdtaglist.h.
 pub fn redefines(tag: &[u8]) -> bool {
     let kind = match tag {
-        b"DO\0" | b"ALTER TABLE\0" => return true,
+        b"DO\0" | b"ALTER TABLE\0" | b"IMPORT FOREIGN SCHEMA\0" => return true,
+        // What was prepared is seen only now.
+        b"COMMIT PREPARED\0" => return true,
         [b'C', b'R', b'E', b'A', b'T', b'E', b' ', kind @ ..] => kind,
         [b'A', b'L', b'T', b'E', b'R', b' ', kind @ ..] => kind,
         [b'D', b'R', b'O', b'P', b' ', kind @ ..] => kind,
@@ -50,6 +53,9 @@ mod tests {
             "CREATE TRIGGER",
             "ALTER TABLE",
             "CREATE SEQUENCE",
+            "CREATE FOREIGN TABLE",
+            "IMPORT FOREIGN SCHEMA",
+            "COMMIT PREPARED",
             "DO",
         ] {
             assert!(redefines(format!("{tag}\0").as_bytes()), "{tag}");

@@ -36,6 +36,9 @@ CREATE VIEW locking_view AS SELECT id FROM t FOR UPDATE;
 CREATE EXTENSION file_fdw;
 CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
 CREATE FOREIGN TABLE outside (line text) SERVER files OPTIONS (filename '/dev/null');
+CREATE TABLE parted (a int, line text) PARTITION BY LIST (a);
+CREATE TABLE half PARTITION OF parted FOR VALUES IN (1, 2) PARTITION BY LIST (a);
+CREATE FOREIGN TABLE quarter PARTITION OF half FOR VALUES IN (1) SERVER files OPTIONS (filename '/dev/null');
 CREATE DOMAIN plain AS varchar(10) CHECK (length(VALUE) < 9);
 -- Functions whose labels do not tell that their answer is their session's or their server's own.
 CREATE FUNCTION drawn_last() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT currval(''s'')';
@@ -55,5 +58,15 @@ CREATE FUNCTION looks_at_it() RETURNS text LANGUAGE plpgsql STABLE AS 'DECLARE r
 CREATE FUNCTION looks_at_odd() RETURNS TABLE (a bigint, b bigint, c bool) LANGUAGE sql STABLE AS 'TABLE "Odd one"';
 CREATE FUNCTION asks_state_view() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT a FROM state_view';
 CREATE FUNCTION asks_state() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT b FROM state_of_it()';
+CREATE SEQUENCE "my odd_seq";
+DO 'BEGIN FOR i IN 1..260 LOOP EXECUTE ''CREATE SEQUENCE plain_'' || i; END LOOP; END';
+CREATE TABLE step_seq (a int, counter int);
+CREATE FUNCTION joins_it() RETURNS TABLE (a bigint, b bigint, c bool) LANGUAGE sql STABLE AS 'SELECT q.* FROM t, ONLY (public.t_id_seq) q';
+CREATE FUNCTION comments_on_it() RETURNS TABLE (a bigint, b bigint, c bool) LANGUAGE sql STABLE AS 'SELECT * FROM/* it **/ -- and
+    t_id_seq';
+CREATE FUNCTION quotes_it() RETURNS TABLE (a bigint, b bigint, c bool) LANGUAGE sql STABLE AS 'SELECT * FROM "my odd_seq"';
+CREATE FUNCTION first_of_many() RETURNS TABLE (a bigint, b bigint, c bool) LANGUAGE sql STABLE AS 'TABLE plain_1';
+CREATE FUNCTION last_of_many() RETURNS TABLE (a bigint, b bigint, c bool) LANGUAGE sql STABLE AS 'TABLE Plain_260';
+CREATE FUNCTION counts_steps() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM step_seq WHERE counter = 1';
 CREATE FUNCTION names_it(line_seq int) RETURNS text LANGUAGE sql STABLE AS 'SELECT ''t_id_seq'' || line_seq';
 CREATE FUNCTION latest() RETURNS int LANGUAGE sql STABLE AS 'SELECT last_value (id) OVER (ORDER BY id) FROM t LIMIT 1';

@@ -33,6 +33,7 @@ fn table() -> FunctionTable {
         ("stable_fn", Volatility::Stable),
         ("latest", Volatility::Stable),
         ("names_it", Volatility::Stable),
+        ("counts_steps", Volatility::Stable),
         ("Odd Name", Volatility::Immutable),
         ("writing_fn", Volatility::Volatile),
         ("overloaded", Volatility::Immutable),
@@ -45,7 +46,8 @@ fn table() -> FunctionTable {
         .chain(system(stable, Volatility::Stable))
         .chain(system(volatile, Volatility::Volatile))
         .chain(own.into_iter().map(|(n, v)| (n, v, "public")));
-    FunctionTable::new(rows.map(row), &[], &[]).with_local_relations(["s", "counter", "scratch"]).with_definitions(&[
+    let local = ["s", "counter", "scratch", "parted", "half"];
+    FunctionTable::new(rows.map(row), &[], &[]).with_local_relations(local).with_definitions(&[
         ("volatile_view", "SELECT nextval('s') AS n"),
         ("state_view", "SELECT q.a FROM counter q(a, b, c)"),
         ("plain_view", "SELECT lower(v) FROM t"),
