@@ -45,7 +45,9 @@ impl Token {
     /// What it comes to in the term of `topology`.
     pub fn standing(&self, topology: &Topology, now: Instant) -> Standing {
         if self.term == topology.term {
-            return Standing::Need(self.lsn);
+            // A term writes the timeline of its number: what says otherwise is of another cluster, or made up.
+            let of_term = topology.term.timeline().is_none_or(|timeline| timeline == self.timeline);
+            return if of_term { Standing::Need(self.lsn) } else { Standing::Lost { fork: None } };
         }
         if self.term > topology.term {
             return Standing::Ahead;
@@ -134,6 +136,7 @@ mod tests {
             // A term that is no ancestor, or one that is not remembered.
             ("4-4-0/1", Standing::Lost { fork: None }, Standing::Undecided),
             ("8-8-0/1", Standing::Ahead, Standing::Ahead),
+            ("7-5-0/1", Standing::Lost { fork: None }, Standing::Lost { fork: None }),
         ] {
             let at = Instant::from_millis(1);
             assert_eq!(token(text).standing(&open, at), want, "{text}");

@@ -385,7 +385,8 @@ fn sample_lag(
             if let Some(primary) = &view.primary {
                 let sent_at = Clock.now();
                 if let Some((lsn, confirmed)) = primary_position(primary).await {
-                    let (node, timeline) = (primary.node.clone(), TimelineId(1));
+                    let node = primary.node.clone();
+                    let timeline = view.term.timeline().unwrap_or(TimelineId(1));
                     let insert_lsn = lsn.normalised_insert();
                     snapshot.primary = Some(PrimarySample {
                         node,
