@@ -74,6 +74,10 @@ impl Publisher {
     /// Take over the topology; probe exactly its nodes.
     fn follow(&mut self, model: &mut Model, probes: &mut BTreeMap<NodeId, Probe>) {
         let topology = self.topology.borrow_and_update().clone();
+        // What has come until now is of the servers of before.
+        while let Ok(report) = self.reports.try_recv() {
+            record(model, report);
+        }
         model.follow(&topology);
         let now = InForce::of(&topology);
         self.in_force.send_if_modified(|in_force| std::mem::replace(in_force, now.clone()) != now);

@@ -48,10 +48,12 @@ fn confirmed(position: &str) -> String {
     )
 }
 
-/// For how long the oldest command runs whose commit waits for standbys.
+/// For how long the oldest command runs whose commit waits for standbys, by the node's clock; negative where one has begun later
+/// than now, by a clock that was set back since.
 const WAITS: &str = "\
-SELECT (extract(epoch FROM max(clock_timestamp() - coalesce(b.state_change, b.backend_start))) * 1000)::float8
-  FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep'";
+SELECT (extract(epoch FROM CASE WHEN min(w.age) < interval '0' THEN min(w.age) ELSE max(w.age) END) * 1000)::float8
+  FROM (SELECT clock_timestamp() - coalesce(b.state_change, b.backend_start) AS age
+          FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep') w";
 
 /// Asks a server for its system identifier and when it was started, once per connection: neither changes. `start`: the latter
 /// may be asked.
@@ -167,7 +169,8 @@ pub(crate) fn facts(row: &Row) -> Result<Facts, AnswerError> {
         let timeline = timeline_of(&walfile).ok_or(AnswerError::Unreadable { column: "walfile", value: walfile })?;
         let insert_lsn = needed("insert_lsn")?.normalised_insert();
         let (flush_lsn, confirmed_lsn) = (needed("flush_lsn")?, lsn("confirmed_lsn")?);
-        let (applied_lsn, waits) = (lsn("applied_lsn")?, millis("waits_ms")?);
+        let waits = row.try_get::<_, Option<f64>>("waits_ms").map_err(AnswerError::Column)?.map(waits);
+        let applied_lsn = lsn("applied_lsn")?;
         let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, applied_lsn, waits };
         return Ok(Facts::Primary(facts));
     }
@@ -184,6 +187,11 @@ pub(crate) fn facts(row: &Row) -> Result<Facts, AnswerError> {
         sender: text("sender_host")?.zip(port).map(|(host, port)| Endpoint { host, port }),
         silent: millis("silent_ms")?,
     }))
+}
+
+/// Nobody can tell since when one waits who has begun later than now.
+fn waits(ms: f64) -> Duration {
+    Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
 }
 
 /// Read the answer to [`details`].
@@ -241,6 +249,11 @@ mod tests {
         };
         assert_eq!([14, 15].map(|v| details(v).contains("pg_database_collation_actual_version")), [false, true]);
         assert_eq!([15, 16, 17].map(wants), [[false; 3], [true, false, false], [true; 3]]);
+    }
+
+    #[test]
+    fn who_waits_since_later_than_now_may_wait_for_ever() {
+        assert_eq!([0.0, 1500.0, -1.0].map(waits), [Duration::ZERO, Duration::from_millis(1500), Duration::MAX]);
     }
 
     #[test]

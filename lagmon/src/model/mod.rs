@@ -94,8 +94,16 @@ impl Model {
                 *track = Track { complete_until, up_since, ..Track::NEW };
             }
         }
+        let members = Members::of(topology);
+        for (node, track) in &mut self.nodes {
+            // Another server, whatever it is called.
+            if self.members.endpoint(node) != members.endpoint(node) {
+                *track = Track::NEW;
+                self.sampled = self.sampled.take().filter(|_| self.primary.as_ref() != Some(node));
+            }
+        }
         self.system_id = topology.system_id;
-        self.members = Members::of(topology);
+        self.members = members;
         self.quorums.clone_from(&topology.quorums);
         let members = || topology.primary.iter().chain(&topology.standbys).map(|m| &m.node);
         self.nodes.retain(|node, _| members().any(|m| m == node));

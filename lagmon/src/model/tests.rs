@@ -97,6 +97,21 @@ fn who_answers_for_another_cluster_is_neither_primary_nor_standby() {
 }
 
 #[test]
+fn a_node_whose_address_changes_is_another_server() {
+    let mut m = model(vec![("n1", wrote(100, 7, 50)), ("n2", replayed(110, 50)), ("n3", replayed(110, 50))]);
+    let mut moved = topology(TERM, "n1");
+    moved.standbys[0].postgres.host = "elsewhere".to_owned();
+    m.follow(&moved);
+    assert_eq!((lag(&m, "n2").replay_lag, lag(&m, "n2").sample), (Err(LagUnknown::NeverSampled), None));
+    assert_eq!(lag(&m, "n3").sample.unwrap().up_since, at(110), "it stays");
+    m.record(TERM, &n("n2"), replayed(200, 50));
+    assert_eq!(lag(&m, "n2").sample.unwrap().up_since, at(200));
+    moved.primary.as_mut().unwrap().postgres.host = "elsewhere".to_owned();
+    m.follow(&moved);
+    assert_eq!(m.primary(), None);
+}
+
+#[test]
 fn lag_is_the_time_since_the_primary_passed_the_replayed_position() {
     let m = model(vec![
         ("n1", wrote(100, 7, 10)),
