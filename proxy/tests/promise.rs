@@ -18,6 +18,14 @@ fn one_standby() -> Cluster {
 #[test]
 fn a_session_chooses_what_its_reads_may_miss() {
     let cluster = one_standby();
+    cluster.nodes[0].psql(
+        "create function adds() returns int language sql as 'insert into seen values (7) returning n';
+         create procedure sets() language sql as 'update seen set n = n';
+         create table watched(n int); grant all on watched to app;
+         create function notes() returns trigger language plpgsql as
+            $$ begin update seen set n = n; return null; end $$;
+         create trigger notes before truncate on watched for each statement execute function notes()",
+    );
     cluster.nodes[1].psql("select pg_wal_replay_pause()");
     let mut a = Raw::login(cluster.port, &[]);
     ok(&mut a, "update seen set n = 1");
@@ -43,6 +51,17 @@ fn a_session_chooses_what_its_reads_may_miss() {
     let mut b = Raw::login(cluster.port, &[]);
     ok(&mut b, "update seen set n = 3");
     assert_eq!(value(&mut b, "select n from seen"), "3");
+    // What has written counts, whatever it looks like.
+    for writes in [
+        "select adds()",
+        "call sets()",
+        "truncate watched",
+        "with x as (update seen set n = n returning n) select count(*) from x",
+    ] {
+        let mut own = Raw::login(cluster.port, &[("pgtenure.no_standby", "error")]);
+        ok(&mut own, writes);
+        assert_eq!(own.query(WHERE), ["E 57P03", "Z I"], "{writes}");
+    }
 }
 
 #[test]
@@ -65,6 +84,12 @@ fn a_statement_that_waits_is_over_when_the_sessions_timeout_is() {
     let options = "-c pgtenure.standby_wait=50s -c pgtenure.no_standby=error";
     let mut a = Raw::login(cluster.port, &[("options", options)]);
     ok(&mut a, "update seen set n = 2");
+    // So is one that is cancelled.
+    a.write(|out| proxy::wire::frontend::write_query(out, "select n from seen"));
+    wait_for("the read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
+    let mut request = common::dial(cluster.port);
+    std::io::Write::write_all(&mut request, &proxy::wire::startup::cancel_request(a.key.0, a.key.1)).unwrap();
+    assert_eq!(a.until_ready(), ["E 57014", "Z I"]);
     ok(&mut a, "set statement_timeout = '300ms'");
     assert_eq!(a.query("select n from seen"), ["E 57014", "Z I"]);
     ok(&mut a, "set statement_timeout = 0");
