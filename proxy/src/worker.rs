@@ -9,12 +9,14 @@ mod run;
 mod scheduling;
 mod shared;
 mod slow;
+mod strangers;
 mod watch;
 
 pub use accept::{Entrance, Entrances, tune};
 pub use run::{Inbound, Seat, run};
 use scheduling::{Scheduling, Working};
 pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
+pub use strangers::{Stranger, Strangers};
 
 use crate::auth::cancel_keys::Secret;
 use crate::config::pools::Pools as Rules;
@@ -120,6 +122,8 @@ pub struct Worker {
     full: RefCell<BTreeMap<NodeId, Vec<u8>>>,
     /// Bounds the clients that prove who they are at the same time.
     pub logins: Semaphore,
+    /// Who has not done so yet.
+    strangers: Strangers,
     outstanding: RefCell<Vec<(NodeId, u32)>>,
     /// What the newest session has begun with.
     newcomer: RefCell<Beginning>,
@@ -211,6 +215,7 @@ impl Worker {
             look_at: Cell::new(None),
             look_earlier: Notify::new(),
             logins,
+            strangers: Strangers::default(),
             outstanding: RefCell::default(),
             newcomer: RefCell::default(),
             scratch: Cell::default(),

@@ -257,6 +257,7 @@ fn who_does_not_answer_a_challenge_keeps_nobody_from_logging_in() {
 fn more_clients_than_are_taken_are_refused_except_at_the_console() {
     let c = Cluster::start(0, |raw| {
         raw.max_client_connections = 2;
+        raw.login_timeout = Span::secs(60);
         raw.console.stats_users = vec!["app".to_owned()];
     });
     let psql = |database: &str, sql: &str| {
@@ -275,4 +276,13 @@ fn more_clients_than_are_taken_are_refused_except_at_the_console() {
     drop(first);
     wait_for("the next one to be served", || (psql("app", "select 1") == (true, "1".to_owned())).then_some(()));
     assert!(c.counter_of("pgtenure_proxy_logins_total", "too_many") >= 1.0);
+    // Who connects and does not log in takes nobody's place, however many they are: the oldest of them makes room.
+    let begin = |_| {
+        let mut stream = dial(c.port);
+        stream.write_all(&[0, 0]).expect("the endpoint reads");
+        stream
+    };
+    let mut silent: Vec<_> = (0..12).map(begin).collect();
+    wait_for("one to be served among them", || (psql("app", "select 1") == (true, "1".to_owned())).then_some(()));
+    assert!(!matches!(silent[0].read(&mut [0]), Ok(1..)), "the first of them is gone");
 }

@@ -94,6 +94,7 @@ async fn show_rows(w: &Rc<Worker>, show: Show) -> Result<Vec<Row>, Report> {
         wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         resident: resident(),
         users: shared.users(),
+        logging_in: shared.strangers(),
     };
     Ok(rows::of(show, &facts))
 }

@@ -39,6 +39,8 @@ pub struct Facts<'a> {
     pub resident: Option<u64>,
     /// Users that may log in, when they are known.
     pub users: usize,
+    /// Clients that have not proven yet who they are.
+    pub logging_in: usize,
 }
 
 /// The rows of a table.
@@ -95,7 +97,9 @@ impl Facts<'_> {
             let clients = self.view.clients.iter().filter(|c| c.database == name).count();
             let limit = policy::client_limits(pools, name, "").find_map(|limit| match limit {
                 policy::ClientLimit::Database(n) => Some(n),
-                policy::ClientLimit::User(_) | policy::ClientLimit::Replication(_) => None,
+                policy::ClientLimit::All(_) | policy::ClientLimit::User(_) | policy::ClientLimit::Replication(_) => {
+                    None
+                }
             });
             vec![
                 name.into(),
@@ -178,7 +182,7 @@ impl Facts<'_> {
             ("pools", self.pools().len()),
             ("free_clients", 0),
             ("used_clients", self.view.clients.len()),
-            ("login_clients", 0),
+            ("login_clients", self.logging_in),
             ("free_servers", idle),
             ("used_servers", self.view.servers.len() - idle),
             ("dns_names", 0),
@@ -375,6 +379,7 @@ mod tests {
             wall: 1_000_000,
             resident: Some(1),
             users: 1,
+            logging_in: 0,
         };
         for (name, show) in SHOWS {
             let Some(columns) = columns::of(&Command::Show(show)) else { continue };

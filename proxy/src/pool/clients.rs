@@ -3,12 +3,15 @@
 use crate::config::pools::Pools as Rules;
 use crate::pool::policy::{ClientLimit, client_limits};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The clients of the process.
 #[derive(Debug, Default)]
 pub struct Clients {
     counts: Mutex<Counts>,
+    /// All of them.
+    all: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -19,18 +22,23 @@ struct Counts {
 }
 
 impl Clients {
-    /// One more client of that database, by the name it asks for, and that user; for replication or not.
+    /// One more client of that database, by the name it asks for, and that user; for replication or not. `most` of all may
+    /// be here.
     ///
     /// # Errors
     /// The limit that is reached.
     pub fn admit(
         self: &Arc<Self>,
-        rules: &Rules,
+        (most, rules): (usize, &Rules),
         (database, user): (&str, &str),
         replication: bool,
     ) -> Result<Admission, ClientLimit> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.all() >= most {
+            return Err(ClientLimit::All(most));
+        }
         let reached = client_limits(rules, database, user).find(|limit| match *limit {
+            ClientLimit::All(_) => false,
             ClientLimit::Database(most) => counts.databases.get(database).is_some_and(|n| *n >= most),
             ClientLimit::User(most) => counts.users.get(user).is_some_and(|n| *n >= most),
             ClientLimit::Replication(most) => counts.replication >= most,
@@ -44,7 +52,13 @@ impl Clients {
         let database = count(&mut counts.databases, database);
         let user = count(&mut counts.users, user);
         counts.replication += usize::from(replication);
+        self.all.fetch_add(1, Ordering::Relaxed);
         Ok(Admission { clients: self.clone(), database, user, replication })
+    }
+
+    /// Clients of all databases and users.
+    pub fn all(&self) -> usize {
+        self.all.load(Ordering::Relaxed)
     }
 
     /// Clients of that database.
@@ -85,6 +99,7 @@ impl Drop for Admission {
         let mut counts = self.clients.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let Counts { databases, users, replication } = &mut *counts;
         *replication -= usize::from(self.replication);
+        self.clients.all.fetch_sub(1, Ordering::Relaxed);
         for (map, name) in [(databases, &self.database), (users, &self.user)] {
             if let Some(n) = map.get_mut(&**name) {
                 *n -= 1;
@@ -108,14 +123,16 @@ mod tests {
         rules.defaults.max_db_client_connections = 2;
         rules.users.insert("u".into(), User { max_client_connections: Some(1), ..User::default() });
         let clients = Arc::new(Clients::default());
-        let admit = |database: &str, user: &str| clients.admit(&rules, (database, user), false);
+        let admit = |database: &str, user: &str| clients.admit((3, &rules), (database, user), false);
         let first = admit("d", "u").unwrap();
         assert_eq!(admit("e", "u").unwrap_err(), ClientLimit::User(1));
         let _second = admit("d", "v").unwrap();
         assert_eq!(admit("d", "v").unwrap_err(), ClientLimit::Database(2));
         drop(first);
         assert_eq!((clients.of_database("d"), clients.of_user("u"), clients.of_user("v")), (1, 0, 1));
-        assert!(admit("d", "u").is_ok());
+        let _third = admit("d", "u").unwrap();
+        let _fourth = admit("e", "w").unwrap();
+        assert_eq!(admit("e", "x").unwrap_err(), ClientLimit::All(3));
     }
 
     #[test]
@@ -123,13 +140,13 @@ mod tests {
         let mut rules = Rules::new(1, Duration::from_secs(1));
         rules.defaults.max_replication_connections = 1;
         let clients = Arc::new(Clients::default());
-        let first = clients.admit(&rules, ("d", "u"), true).unwrap();
-        assert_eq!(clients.admit(&rules, ("e", "v"), true).unwrap_err(), ClientLimit::Replication(1));
-        assert!(clients.admit(&rules, ("e", "v"), false).is_ok());
+        let first = clients.admit((100, &rules), ("d", "u"), true).unwrap();
+        assert_eq!(clients.admit((100, &rules), ("e", "v"), true).unwrap_err(), ClientLimit::Replication(1));
+        assert!(clients.admit((100, &rules), ("e", "v"), false).is_ok());
         drop(first);
-        assert!(clients.admit(&rules, ("e", "v"), true).is_ok());
+        assert!(clients.admit((100, &rules), ("e", "v"), true).is_ok());
         rules.defaults.max_replication_connections = 0;
-        let all: Vec<_> = (0..9).map(|_| clients.admit(&rules, ("d", "u"), true)).collect();
+        let all: Vec<_> = (0..9).map(|_| clients.admit((100, &rules), ("d", "u"), true)).collect();
         assert!(all.iter().all(Result::is_ok));
     }
 }

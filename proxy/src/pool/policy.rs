@@ -30,6 +30,8 @@ pub struct PoolPolicy {
 /// A limit of clients, and what it counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientLimit {
+    /// Of the process.
+    All(usize),
     /// Of one database.
     Database(usize),
     /// Of one user.

@@ -24,7 +24,7 @@ use crate::wire::pool_error::PoolError;
 use crate::wire::read_only_error::ReadOnlyError;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, Packet, Startup};
-use crate::worker::{Settings, Worker};
+use crate::worker::{Settings, Stranger, Worker};
 use cluster::topology::Gate;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -79,15 +79,19 @@ pub async fn welcome(
     w: &Rc<Worker>,
     (stream, buf): (Stream, Vec<u8>),
     origin: Origin,
-    read_only: bool,
+    (read_only, stranger): (bool, Stranger),
 ) -> Option<Box<Session>> {
     let mut greeter = Greeter { w, stream, origin, read_only, buf, turn: None, out: Vec::new() };
     let limit = w.config().login_timeout;
     let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
-        Ok(Ok(admitted)) if console::is_console(&admitted.startup.database) => {
-            Err(Box::pin(greeter.console(&admitted)).await)
+        Ok(Ok(admitted)) => {
+            drop(stranger);
+            if console::is_console(&admitted.startup.database) {
+                Err(Box::pin(greeter.console(&admitted)).await)
+            } else {
+                greeter.admit(admitted).await
+            }
         }
-        Ok(Ok(admitted)) => greeter.admit(admitted).await,
         Ok(Err(farewell)) => Err(farewell),
         Err(_) => {
             // Its farewell may take as long again.
@@ -257,10 +261,10 @@ impl Greeter<'_> {
         if startup.user.is_empty() {
             return Err(ClientError::NoUser.into());
         }
-        let clients = self.w.shared.clients.load(Ordering::Relaxed);
+        let clients = self.w.shared.admissions.all();
         let limit = self.w.config().max_client_connections;
         // Who must find out why they are so many comes in all the same.
-        if clients > limit && !console::is_console(&startup.database) {
+        if clients >= limit && !console::is_console(&startup.database) {
             return Err(ClientError::TooManyClients { limit }.into());
         }
         if startup.minor > startup::NEWEST_MINOR || !startup.extensions.is_empty() {
@@ -420,8 +424,11 @@ impl Greeter<'_> {
         if self.w.doorway.disabled(database) {
             return Err(ClientError::Pool(PoolError::Disabled { database: database.clone() }));
         }
-        let admitted = self.w.shared.admissions.admit(&self.w.config().pools, (database, user), startup.replication);
+        let (config, replication) = (self.w.config(), startup.replication);
+        let (most, rules) = (config.max_client_connections, &config.pools);
+        let admitted = self.w.shared.admissions.admit((most, rules), (database, user), replication);
         admitted.map_err(|limit| match limit {
+            ClientLimit::All(limit) => ClientError::TooManyClients { limit },
             ClientLimit::Database(limit) => {
                 ClientError::Pool(PoolError::ClientsOfDatabase { database: database.clone(), limit })
             }

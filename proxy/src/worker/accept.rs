@@ -150,8 +150,9 @@ async fn accept(worker: &Rc<Worker>, listener: Listener) {
 /// Give a client to the worker that is to have it.
 fn place(worker: &Rc<Worker>, arrival: Arrival, origin: Origin, read_only: bool) {
     let (shared, config) = (&worker.shared, worker.config());
-    // Twice the limit of clients may be connected while the surplus is being told so.
-    if shared.clients.load(Ordering::SeqCst) >= config.max_client_connections.saturating_mul(2) {
+    // As many as may be clients may be on their way to that, or be told that they are too many.
+    let most = config.max_client_connections.saturating_mul(2);
+    if shared.clients.load(Ordering::SeqCst) >= most && !worker.make_room() {
         return;
     }
     let sessions = shared.boards.iter().map(|board| board.sessions.load(Ordering::SeqCst));

@@ -6,7 +6,7 @@ use crate::session::presence::End;
 use crate::session::server::Server;
 use crate::session::{client, login};
 use crate::worker::accept::{self, Entrances};
-use crate::worker::{Parcel, Shared, ToWorker, Worker};
+use crate::worker::{Parcel, Shared, Stranger, ToWorker, Worker};
 use cluster::lag::LagSnapshot;
 use cluster::topology::Topology;
 use std::rc::Rc;
@@ -115,6 +115,7 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
             Ok(stream) => serve(worker, (stream, first), origin, seat),
             Err(error) => tracing::warn!(%error, "client socket could not be registered"),
         },
+        ToWorker::MakeRoom => worker.dismiss_stranger(),
         ToWorker::Cancel { place, secret, done } => worker.cancel(place, secret, done),
         ToWorker::Server(parcel) => {
             let Parcel { key, stream, meta } = *parcel;
@@ -147,16 +148,18 @@ fn receive(worker: &Rc<Worker>, message: ToWorker) {
 
 /// Serve a client, of whose bytes the first have been read, in a task of its own.
 pub(super) fn serve(worker: &Rc<Worker>, client: (Stream, Vec<u8>), origin: Origin, seat: Seat) {
-    let worker = worker.clone();
     worker.stir();
-    tokio::task::spawn_local(async move {
+    let (stranger, of) = (Stranger::enter(worker), worker.clone());
+    let id = stranger.id();
+    let task = tokio::task::spawn_local(async move {
         // A login needs more memory than the session after it: it is given back.
-        if let Some(session) = Box::pin(login::welcome(&worker, client, origin, seat.read_only)).await {
+        if let Some(session) = Box::pin(login::welcome(&of, client, origin, (seat.read_only, stranger))).await {
             client::run(session).await;
         }
         drop(seat);
-        worker.stir();
+        of.stir();
     });
+    worker.keep_stranger(id, task.abort_handle());
 }
 
 /// A client's place in the counts, for as long as it is connected or on its way to its worker.

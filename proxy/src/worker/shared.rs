@@ -100,6 +100,8 @@ pub struct Board {
     pub(super) doubts: Mutex<PerTerm<Doubts>>,
     /// Sessions, to choose the worker with the fewest.
     pub sessions: AtomicUsize,
+    /// Those of them whose clients have not proven yet who they are.
+    pub(super) strangers: AtomicUsize,
     pub(super) totals: Mutex<Totals>,
 }
 
@@ -201,6 +203,8 @@ pub enum ToWorker {
         /// It counts already.
         seat: Seat,
     },
+    /// All places are taken: the client that has gone longest without proving who it is leaves.
+    MakeRoom,
     /// A client of another connection asks to cancel what the session of that place does.
     Cancel {
         /// The place.
