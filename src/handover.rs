@@ -1,15 +1,16 @@
 //! Restart without refused connections: a process hands its listening sockets to the next one.
 //!
 //! The next process, started with `--takeover`, connects to `process.handover_socket` of the one that runs and is sent
-//! copies of its listening sockets. It starts its roles on them and says so when they are ready; only then does the old
-//! one stop accepting. Until it has let its clients go, it is sent the cancel requests that reach the new one.
+//! copies of its listening sockets, and what operators have ordered it. It starts its roles on them and says so when they are
+//! ready; only then does the old one stop accepting. Until it has let its clients go, it is sent the cancel requests that
+//! reach the new one.
 //!
 //! On the socket: names as JSON and a line end, with the descriptors (SCM_RIGHTS), from the old one; `ready` and a line
 //! end from the new one, and then a frame for each cancel request (process number, length of the secret, the secret). A new
-//! one that ends before `ready` changes nothing.
+//! one that ends before `ready` changes nothing, and one that stands still keeps no other from taking over.
 
-use anyhow::{Context, Result, bail};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, sendmsg};
 use proxy::inherit::Named;
 use proxy::{CancelKey, CancelSecret, Control};
 use std::io::{IoSlice, IoSliceMut, Write};
@@ -22,12 +23,15 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 /// For the process that runs to send its sockets.
 const SEND_BOUND: Duration = Duration::from_secs(5);
 /// For the new process to become ready; it gives up by itself before.
 const READY_BOUND: Duration = Duration::from_secs(3600);
+/// New processes that may be on their way to being ready.
+const MAX_ASKED: usize = 8;
 /// Sockets of one process.
 const MAX_SOCKETS: usize = 32;
 /// Bytes of their names.
@@ -45,6 +49,7 @@ pub fn admin_name(addr: std::net::SocketAddr) -> String {
 #[derive(Debug)]
 pub struct Predecessor {
     stream: StdStream,
+    path: PathBuf,
     /// Its listening sockets.
     pub sockets: Vec<Named>,
 }
@@ -65,7 +70,7 @@ pub fn ask(path: &Path) -> Result<Option<Predecessor>> {
     stream.set_read_timeout(Some(SEND_BOUND))?;
     let sockets = receive(&stream).context("the process that runs did not hand its sockets over")?;
     stream.set_read_timeout(None)?;
-    Ok(Some(Predecessor { stream, sockets }))
+    Ok(Some(Predecessor { stream, path: path.to_owned(), sockets }))
 }
 
 fn send(stream: &StdStream, sockets: &[Named]) -> Result<()> {
@@ -121,6 +126,13 @@ impl Predecessor {
         Ok(Some(listener))
     }
 
+    /// Has another process taken the place of the old one, while this one was not ready? The old one has closed this
+    /// process's connection then, and somebody listens where it did.
+    pub fn is_overtaken(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(self.stream.as_raw_fd(), &mut [0], flags) == Ok(0) && StdStream::connect(&self.path).is_ok()
+    }
+
     /// Let the old process stop accepting, begin to accept, and pass cancel requests on for as long as it lives.
     ///
     /// # Errors
@@ -131,22 +143,34 @@ impl Predecessor {
         }
         self.stream.write_all(READY).context("the process before this one has gone")?;
         self.stream.set_nonblocking(true)?;
-        let mut stream = UnixStream::from_std(self.stream)?;
-        let (to, mut keys) = mpsc::channel::<CancelKey>(CANCELS);
+        let stream = UnixStream::from_std(self.stream)?;
+        let (to, keys) = mpsc::channel::<CancelKey>(CANCELS);
         if let Some(proxy) = proxy {
             proxy.pass_cancels(to);
         }
-        tokio::spawn(async move {
-            while let Some(key) = keys.recv().await {
-                let mut frame = key.pid.to_be_bytes().to_vec();
-                frame.push(key.secret.as_bytes().len() as u8);
-                frame.extend_from_slice(key.secret.as_bytes());
-                if stream.write_all(&frame).await.is_err() {
-                    return;
-                }
-            }
-        });
+        tokio::spawn(pass_on(stream, keys));
         Ok(())
+    }
+}
+
+/// Pass cancel requests on to the old process, until it has gone; then nobody takes them any more.
+async fn pass_on(mut stream: UnixStream, mut keys: mpsc::Receiver<CancelKey>) {
+    loop {
+        let key = tokio::select! {
+            Some(key) = keys.recv() => key,
+            // It says nothing: what comes is its end.
+            _ = stream.readable() => match stream.try_read(&mut [0]) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Ok(_) | Err(_) => return,
+            },
+            else => return,
+        };
+        let mut frame = key.pid.to_be_bytes().to_vec();
+        frame.push(key.secret.as_bytes().len() as u8);
+        frame.extend_from_slice(key.secret.as_bytes());
+        if stream.write_all(&frame).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -175,29 +199,34 @@ impl Desk {
 
     /// Hand the sockets over to whoever asks; ends when one of them is ready to take the place of this process.
     pub async fn next(&self, admin: &TcpListener, name: &str, proxy: Option<&Control>) -> UnixStream {
+        // Those that are not ready yet: one that never will be must not keep the next from asking.
+        let mut asked = JoinSet::new();
         loop {
-            let asked = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    warn!(%error, "could not accept at the handover socket");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
+            let outcome = tokio::select! {
+                Some(ready) = asked.join_next() => match ready.map_err(anyhow::Error::from).and_then(|ready| ready) {
+                    Ok(stream) => return stream,
+                    Err(error) => Err(error),
+                },
+                accepted = self.listener.accept() => match accepted {
+                    Ok(_) if asked.len() >= MAX_ASKED => Err(anyhow!("{MAX_ASKED} processes are not ready yet")),
+                    Ok((stream, _)) => self.give(stream, admin, name, proxy),
+                    Err(error) => {
+                        warn!(%error, "could not accept at the handover socket");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
             };
-            match self.serve(asked, admin, name, proxy).await {
-                Ok(stream) => return stream,
+            match outcome {
+                Ok(stream) => {
+                    asked.spawn(ready(stream));
+                }
                 Err(error) => warn!(error = format!("{error:#}"), "a handover was not completed, going on"),
             }
         }
     }
 
-    async fn serve(
-        &self,
-        stream: UnixStream,
-        admin: &TcpListener,
-        name: &str,
-        proxy: Option<&Control>,
-    ) -> Result<UnixStream> {
+    fn give(&self, stream: UnixStream, admin: &TcpListener, name: &str, proxy: Option<&Control>) -> Result<UnixStream> {
         let peer = stream.peer_cred()?.uid();
         if peer != nix::unistd::Uid::effective().as_raw() && peer != 0 {
             bail!("user {peer} may not take over");
@@ -210,15 +239,18 @@ impl Desk {
         // A fresh socket's buffer has room for so little; it cannot block.
         send(&std, &sockets)?;
         info!(path = %self.path.display(), sockets = sockets.len(), "sockets handed over");
-        drop(sockets);
-        let mut stream = UnixStream::from_std(std)?;
-        let mut word = [0; READY.len()];
-        tokio::time::timeout(READY_BOUND, stream.read_exact(&mut word)).await?.context("the next process gave up")?;
-        if word != READY {
-            bail!("the next process spoke nonsense");
-        }
-        Ok(stream)
+        Ok(UnixStream::from_std(std)?)
     }
+}
+
+/// Wait until the next process says that it is ready.
+async fn ready(mut stream: UnixStream) -> Result<UnixStream> {
+    let mut word = [0; READY.len()];
+    tokio::time::timeout(READY_BOUND, stream.read_exact(&mut word)).await?.context("the next process gave up")?;
+    if word != READY {
+        bail!("the next process spoke nonsense");
+    }
+    Ok(stream)
 }
 
 /// Carry out the cancel requests that the next process passes on, until it ends.
@@ -252,23 +284,37 @@ mod tests {
         let desk = Desk::open(&path).unwrap();
         let there = path.clone();
         let asking = tokio::task::spawn_blocking(move || ask(&there));
-        // The first who asks gives up; the second takes over.
+        // The first who asks gives up, the second stands still; the third takes over.
         let giving_up = tokio::spawn({
             let path = path.clone();
             async move {
                 let first = asking.await.unwrap().unwrap().expect("it answers");
                 drop(first);
-                let second = tokio::task::spawn_blocking(move || ask(&path)).await.unwrap();
-                let mut second = second.unwrap().expect("it answers");
-                let listener = second.tcp("admin x").unwrap().expect("handed over");
-                assert!(second.sockets.is_empty());
-                second.succeed(None).unwrap();
-                listener
+                let there = path.clone();
+                let second = tokio::task::spawn_blocking(move || ask(&there)).await.unwrap();
+                let second = second.unwrap().expect("it answers");
+                assert!(!second.is_overtaken());
+                let third = tokio::task::spawn_blocking(move || ask(&path)).await.unwrap();
+                let mut third = third.unwrap().expect("it answers");
+                let listener = third.tcp("admin x").unwrap().expect("handed over");
+                assert!(third.sockets.is_empty());
+                third.succeed(None).unwrap();
+                (listener, second)
             }
         });
-        desk.next(&admin, name, None).await;
+        let old = desk.next(&admin, name, None).await;
         drop(admin);
-        let listener = giving_up.await.unwrap();
+        let (listener, second) = giving_up.await.unwrap();
+        while !second.is_overtaken() {
+            tokio::task::yield_now().await;
+        }
+        // Cancel requests are passed on for as long as there is a process that takes them.
+        let (to, keys) = mpsc::channel(1);
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        let passing = tokio::spawn(pass_on(ours, keys));
+        drop((old, theirs));
+        passing.await.unwrap();
+        assert!(to.is_closed());
         listener.set_nonblocking(false).unwrap();
         assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         // The next desk takes the path of this one.

@@ -19,6 +19,7 @@ use proxy::{Control, ProcessOrder, Refused, Wait};
 use reload::{Ask, Reloader};
 use roles::Running;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixStream};
@@ -138,27 +139,31 @@ async fn run_until_asked(
     let proxy = running.proxy.clone();
     // Not begun anew with each order: a handover that is under way goes on.
     let mut next = std::pin::pin!(next_process(desk, proxy.as_ref()));
+    let (mut taken_over, mut emptying) = (false, None::<Emptying>);
     loop {
         let order = tokio::select! {
             name = ways.stop.asked() => {
-                info!(signal = name, "stopping");
+                info!(signal = name, waited = emptying.is_some(), "stopping");
                 return Ok(bound);
             }
+            finish = emptied(&mut emptying) => return Ok(finish),
             why = running.ended() => {
                 error!(reason = why, "a role ended by itself");
                 return Err(anyhow!(why));
             }
-            stream = &mut next => {
+            stream = &mut next, if !taken_over => {
+                taken_over = true;
                 info!("the next process has taken over, letting clients finish");
                 if let Some(proxy) = &proxy {
+                    proxy.retire();
                     tokio::spawn(handover::serve_cancels(stream, proxy.clone()));
                 }
                 // Whoever asks for admin pages is answered by the next process.
                 if let Some(desk) = desk {
                     desk.serving.abort();
                 }
-                emptied(proxy.as_ref(), Wait::Clients, bound, ways.stop).await;
-                return Ok(bound);
+                emptying = Some(Box::pin(empty(proxy.clone(), Wait::Clients, bound)));
+                continue;
             }
             _ = ways.hangup.recv() => {
                 // Its outcome is logged and counted; a signal has no answer.
@@ -184,8 +189,7 @@ async fn run_until_asked(
                 }
                 let _ = answer.send(Ok(()));
                 info!(?wait, "stopping, the console asked for it");
-                emptied(running.proxy.as_ref(), wait, bound, ways.stop).await;
-                return Ok(if wait == Wait::Nothing { Duration::ZERO } else { bound });
+                emptying = Some(Box::pin(empty(proxy.clone(), wait, bound)));
             }
         }
     }
@@ -215,6 +219,9 @@ async fn take_place(before: Predecessor, running: &mut Running, bound: Duration,
         name = stop.asked() => Err(anyhow!("stopped by {name} before it was ready")),
     };
     ready?;
+    if before.is_overtaken() {
+        return Err(anyhow!("another process has taken over meanwhile"));
+    }
     if let Err(error) = before.succeed(running.proxy.as_ref()) {
         warn!(error = format!("{error:#}"), "took over from a process that has gone meanwhile");
     }
@@ -232,15 +239,29 @@ async fn next_order(orders: &mut Option<mpsc::Receiver<ProcessOrder>>) -> Proces
     }
 }
 
-/// `SHUTDOWN` of the console: accept no more clients, and wait for what it asks to wait for, as long as `bound`.
-async fn emptied(proxy: Option<&Control>, wait: Wait, bound: Duration, stop: &mut Stop) {
-    let (Some(proxy), Wait::Clients) = (proxy, wait) else { return };
-    proxy.stop_accepting();
-    tokio::select! {
-        () = proxy.left() => info!("all clients have left"),
-        () = tokio::time::sleep(bound) => warn!(?bound, clients = proxy.clients(), "clients did not leave in time"),
-        name = stop.asked() => warn!(signal = name, "not waiting for clients any longer"),
+/// What is left to do before the process ends, and how long transactions may take then. Orders are obeyed meanwhile.
+type Emptying = Pin<Box<dyn Future<Output = Duration>>>;
+
+/// Ends with what is left to do, if that is anything. Cancel-safe.
+async fn emptied(emptying: &mut Option<Emptying>) -> Duration {
+    match emptying {
+        Some(emptying) => emptying.await,
+        None => std::future::pending().await,
     }
+}
+
+/// `SHUTDOWN` of the console: accept no more clients, and wait for what it asks to wait for, as long as `bound`.
+async fn empty(proxy: Option<Control>, wait: Wait, bound: Duration) -> Duration {
+    if let (Some(proxy), Wait::Clients) = (proxy, wait) {
+        proxy.stop_accepting();
+        tokio::select! {
+            () = proxy.left() => info!("all clients have left"),
+            () = tokio::time::sleep(bound) => {
+                warn!(?bound, clients = proxy.clients(), "clients did not leave in time");
+            }
+        }
+    }
+    if wait == Wait::Nothing { Duration::ZERO } else { bound }
 }
 
 /// What the admin listener shows. Managers cannot do without the secret that orders need; others take no orders then.

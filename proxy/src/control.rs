@@ -6,7 +6,7 @@ use crate::auth::users::Users;
 use crate::config::{Config, reload};
 pub use crate::console::command::Wait;
 use crate::explain::{self, ExplainError, Explained};
-use crate::inherit::{Listening, Named};
+use crate::inherit::{self, Listening, Named};
 use crate::session::peers;
 use crate::tls::Contexts;
 use crate::tls::live::chain;
@@ -105,12 +105,20 @@ impl Control {
         self.accepting.send_replace(true);
     }
 
-    /// The sockets for clients, for the process that comes after this one.
+    /// What the process that comes after this one is given: the sockets for clients, and what operators have ordered.
     ///
     /// # Errors
     /// The process has no descriptor left.
     pub fn listeners(&self) -> std::io::Result<Vec<Named>> {
-        self.listening.copies()
+        let doors = self.shared.doors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut all = self.listening.copies()?;
+        all.extend(inherit::orders(&doors)?);
+        Ok(all)
+    }
+
+    /// The process after this one serves new clients: connections to servers that are not needed here are left to it.
+    pub fn retire(&self) {
+        self.shared.retiring.store(true, Ordering::Relaxed);
     }
 
     /// A cancel request that reached the process after this one.
@@ -130,12 +138,12 @@ impl Control {
         self.listening.close();
     }
 
-    /// Clients connected.
+    /// Clients connected, but for those of the console.
     pub fn clients(&self) -> usize {
-        self.shared.clients.load(Ordering::SeqCst)
+        self.shared.clients.load(Ordering::SeqCst).saturating_sub(self.shared.consoles.load(Ordering::SeqCst))
     }
 
-    /// Ends when no client is left. Cancel-safe.
+    /// Ends when no such client is left. Cancel-safe.
     pub async fn left(&self) {
         loop {
             let mut changed = std::pin::pin!(self.shared.left.notified());

@@ -89,6 +89,9 @@ pub enum StartError {
     /// The secret for cancel requests cannot be read.
     #[error("cannot use the secret for cancel requests")]
     CancelSecret(#[source] std::io::Error),
+    /// What the process before this one was ordered cannot be read.
+    #[error("cannot read what operators have ordered the process before this one")]
+    Orders(#[source] std::io::Error),
     /// A metric is registered twice.
     #[error("cannot register the proxy's metrics")]
     Metrics(#[from] prometheus::Error),
@@ -156,6 +159,7 @@ fn start_with(
     let addr = addrs[0];
     let read_only_addrs: Vec<SocketAddr> = read_only.iter().map(|(_, addr)| *addr).collect();
     let local = listen_locally(&config, addr.port(), &mut inherited, &listening)?;
+    let doors = inherited.doors().map_err(StartError::Orders)?;
     let users = Users::load(&config)?;
     let metrics = Metrics::register(registry)?;
     let tls = tls::live::Live::load(&config, tls::live::Metrics::register(registry)?)?;
@@ -182,7 +186,7 @@ fn start_with(
         catalogs,
         limits: Arc::new(limits(rules, &peers)),
         admissions: Arc::default(),
-        doors: std::sync::Mutex::default(),
+        doors: std::sync::Mutex::new(doors),
         peers,
         boards: (0..count).map(|_| Board::default()).collect(),
         clients: AtomicUsize::new(0),
@@ -190,6 +194,8 @@ fn start_with(
         held_bytes: AtomicU64::new(0),
         welcomes: std::sync::Mutex::default(),
         stopping: AtomicBool::new(false),
+        retiring: AtomicBool::new(false),
+        consoles: AtomicUsize::new(0),
         applied: Notify::new(),
         left: Notify::new(),
         orders: ask,

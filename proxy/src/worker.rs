@@ -179,6 +179,7 @@ impl Worker {
             let _ = to_ask[of].try_send(ToWorker::Ask { from: index, key });
         });
         let doorway = Rc::<Doorway>::default();
+        doorway.obey(shared.doors.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let pools = Pools::new(index, shared.limits.clone(), doorway.clone(), hand_over, ask);
         let counts = Counts::new(&shared.metrics);
         let config = Rc::new(Config::clone(&shared.config.borrow()));

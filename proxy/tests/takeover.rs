@@ -5,6 +5,8 @@ mod common;
 use common::raw::Raw;
 use common::{Cluster, dial, wait_for};
 use proxy::inherit::Inherited;
+use proxy::pool::view::ServerState;
+use proxy::pool::{Order, Scope};
 use proxy::wire::startup::cancel_request;
 use proxy::{CancelKey, Control};
 use std::io::{Read, Write};
@@ -29,6 +31,7 @@ fn succeed(cluster: &mut Cluster, config: &proxy::config::Config) -> proxy::Hand
     next.control().begin_accepting();
     next.control().pass_cancels(relay(control.clone()));
     control.stop_accepting();
+    control.retire();
     cluster.handle = Some(next);
     before
 }
@@ -111,6 +114,14 @@ fn clients_connect_and_transactions_finish_through_three_takeovers() {
     cancel(newest.key);
     let answer = newest.until_ready().join(" ");
     assert!(answer.contains("57014"), "{answer}");
+    // What the processes before the last do not need they leave to it, although they have clients.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    for elder in &elders {
+        wait_for("unused connections to be closed", || {
+            let view = runtime.block_on(elder.view(common::DEADLINE)).expect("the workers answer");
+            view.servers.iter().all(|s| s.state == ServerState::Active).then_some(())
+        });
+    }
     // The first process's transaction has lived through all of it.
     let commit = block.query("commit").join(" ");
     assert!(commit.contains("COMMIT"), "{commit}");
@@ -142,7 +153,20 @@ fn every_address_that_is_listened_on_is_handed_over() {
     let handle = cluster.handle.as_ref().expect("it runs");
     assert_eq!((&handle.addrs[..], &handle.read_only_addrs[..]), addresses.split_at(2));
     assert_eq!(addresses.map(answer), ["off", "off", "on"]);
+    // So are the orders of operators.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let order = |cluster: &Cluster, order: Order, database: &str| {
+        let handle = cluster.handle.as_ref().expect("it runs");
+        runtime.block_on(handle.order(order, Scope::Database(database.to_owned()), common::DEADLINE))
+    };
+    order(&cluster, Order::Pause, "app").expect("nobody is in its way");
+    order(&cluster, Order::Disable, "other").expect("it is closed");
     let before = succeed(&mut cluster, &config);
     drop(before);
+    let refused =
+        cluster.client("psql").env("PGPORT", addresses[0].port().to_string()).env("PGDATABASE", "other").output();
+    let said = String::from_utf8_lossy(&refused.expect("psql can be started").stderr).into_owned();
+    assert!(said.contains("database \"other\" is not currently accepting connections"), "{said}");
+    order(&cluster, Order::Resume, "app").expect("it is paused");
     assert_eq!(addresses.map(answer), ["off", "off", "on"]);
 }

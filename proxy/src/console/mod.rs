@@ -22,6 +22,7 @@ use crate::worker::Worker;
 use command::Command;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use table::Formats;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -90,6 +91,7 @@ pub async fn run(w: &Rc<Worker>, stream: &mut Stream, mut inbox: Vec<u8>, access
     let (statements, portals) = (BTreeMap::new(), BTreeMap::new());
     let mut console = Console { w, access, stream, out: Vec::new(), gone: false, statements, portals, skip: false };
     console.greet();
+    let _seat = Seat::take(w);
     loop {
         let mut used = 0;
         let then = loop {
@@ -116,6 +118,23 @@ pub async fn run(w: &Rc<Worker>, stream: &mut Stream, mut inbox: Vec<u8>, access
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
+    }
+}
+
+/// A client of the console keeps no process from ending: not who has ordered that, nor an exporter.
+struct Seat<'a>(&'a Worker);
+
+impl<'a> Seat<'a> {
+    fn take(w: &'a Worker) -> Self {
+        w.shared.consoles.fetch_add(1, Ordering::SeqCst);
+        w.shared.left.notify_waiters();
+        Self(w)
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.shared.consoles.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -90,6 +90,24 @@ impl Doors {
         Ok(())
     }
 
+    /// The orders that make these doors of open ones, but for [`Order::Reconnect`]: what another process is to obey that has
+    /// no connection yet.
+    pub fn orders(&self) -> Vec<(Order, Scope)> {
+        let all = std::iter::once((Scope::All, &self.all));
+        let each = self.databases.iter().map(|(name, door)| (Scope::Database(name.clone()), door));
+        let of = |(scope, door): (Scope, &Door)| {
+            let pause = door.paused.map(|_| (Order::Pause, scope.clone()));
+            let disable = door.disabled.then_some((Order::Disable, scope));
+            pause.into_iter().chain(disable)
+        };
+        all.chain(each).flat_map(of).collect()
+    }
+
+    /// Has somebody said something of this database in particular?
+    pub fn knows(&self, database: &str) -> bool {
+        self.databases.contains_key(database)
+    }
+
     /// Which pause is in force of just that? Others may pause a part of it, or more.
     pub fn pauses(&self, scope: &Scope) -> Option<u64> {
         match scope {
@@ -231,6 +249,15 @@ mod tests {
             words.extend((born(9500) && !doors.paused(name)).then_some("closes new"));
             words.join(", ")
         };
+        let mut next = Doors::default();
+        doors.orders().iter().for_each(|(order, scope)| next.obey(*order, scope, Instant::from_millis(0)).unwrap());
+        for name in ["app", "new"] {
+            assert_eq!(
+                (next.paused(name), next.disabled(name)),
+                (doors.paused(name), doors.disabled(name)),
+                "{orders:?}"
+            );
+        }
         let open = if doors.all_open() { "all open" } else { "" };
         format!("app: {}; new: {}; {open}", of("app"), of("new"))
     }

@@ -15,19 +15,29 @@ pub fn apply_topology(pools: &Pools, topology: &Topology) {
     }
 }
 
-/// Close idle connections whose server closed or said what an idle one does not, that were unused for `idle_timeout` and are more than the pool
-/// is to keep, or that are older than `lifetime`.
-pub fn sweep(pools: &Pools, idle_timeout: Duration, lifetime: Duration, now: Instant) {
+/// Which unused connections are closed.
+#[derive(Clone, Copy, Debug)]
+pub struct Unused {
+    /// Those that were unused for so long,
+    pub after: Duration,
+    /// and are more than the pool is to keep.
+    pub but_minimum: bool,
+}
+
+/// Close idle connections whose server closed or said what an idle one does not, that are unused, or that are older than
+/// `lifetime`.
+pub fn sweep(pools: &Pools, unused: Unused, lifetime: Duration, now: Instant) {
     for pool in pools.all() {
-        sweep_pool(&pool, idle_timeout, lifetime, now);
+        sweep_pool(&pool, unused, lifetime, now);
     }
     pools.sweep();
 }
 
-fn sweep_pool(pool: &Pool, idle_timeout: Duration, lifetime: Duration, now: Instant) {
-    let mut spare = pool.limit.open().saturating_sub(pool.limit.min());
+fn sweep_pool(pool: &Pool, Unused { after, but_minimum }: Unused, lifetime: Duration, now: Instant) {
+    let kept = if but_minimum { pool.limit.min() } else { 0 };
+    let mut spare = pool.limit.open().saturating_sub(kept);
     pool.retain_idle(|s| {
-        let unused = now.since(s.meta.idle_since) >= idle_timeout && spare > 0;
+        let unused = now.since(s.meta.idle_since) >= after && spare > 0;
         let keep = s.is_quiet() && !unused && !too_old(Age { born: s.meta.born, lifetime }, now);
         spare -= usize::from(!keep && spare > 0);
         keep

@@ -18,6 +18,10 @@ use tokio::sync::{mpsc, watch};
 /// How long a client may take to hear that the process ends.
 const DISMISSAL: Duration = Duration::from_secs(1);
 
+/// For how long a connection is unused before it is closed in a process whose clients come to the next one: they are few
+/// and become fewer, and both processes together may have no more connections than the servers take.
+const RETIRING_IDLE: Duration = Duration::from_secs(1);
+
 /// What a worker listens to.
 pub struct Inbound {
     /// Where clients come in, for the worker that accepts them.
@@ -82,8 +86,14 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
                 let config = worker.config();
                 worker.tick();
                 worker.pools.retry();
-                health::sweep(&worker.pools, config.server_idle_timeout, config.server_lifetime, ticked);
-                if warm::top_up(&worker) {
+                let retiring = worker.shared.retiring.load(Ordering::Relaxed);
+                let unused = if retiring {
+                    health::Unused { after: config.server_idle_timeout.min(RETIRING_IDLE), but_minimum: false }
+                } else {
+                    health::Unused { after: config.server_idle_timeout, but_minimum: true }
+                };
+                health::sweep(&worker.pools, unused, config.server_lifetime, ticked);
+                if !retiring && warm::top_up(&worker) {
                     worker.stir();
                 }
             }

@@ -72,6 +72,10 @@ pub struct Shared {
     pub welcomes: Mutex<BTreeMap<Arc<Identity>, Arc<Greeting>>>,
     /// The process stops: new transactions are refused.
     pub stopping: AtomicBool,
+    /// The next process serves new clients, and needs the connections that this one does not.
+    pub retiring: AtomicBool,
+    /// Clients of the console, who are waited for by nobody.
+    pub consoles: AtomicUsize,
     /// A worker has applied a view, or a count that is waited for has changed.
     pub applied: Notify,
     /// A client has left.
@@ -144,7 +148,9 @@ impl Shared {
 
     /// Is there a process before this one that still ends its sessions?
     pub fn has_elder(&self) -> bool {
-        self.elder.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        let elder = self.elder.lock().unwrap_or_else(PoisonError::into_inner);
+        // It is closed when that process has gone.
+        elder.as_ref().is_some_and(|to| !to.is_closed())
     }
 
     /// Users of the userlist.
