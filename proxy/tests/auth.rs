@@ -7,6 +7,7 @@ use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
 use common::{Cluster, Node, PASSWORD};
 use proxy::auth::md5::Md5Hash;
+use std::time::{Duration, Instant};
 
 /// A cluster with one node whose rules for `app` are `hba`, and a proxy with `rules` and the userlist `users`.
 fn cluster(hba: &str, rules: &[&str], users: &str, set: impl FnOnce(&mut proxy::config::Raw)) -> Cluster {
@@ -160,6 +161,13 @@ fn a_user_that_only_the_database_knows_is_looked_up_and_remembered_through_a_fai
     // Nobody answers, so what was found before still counts: the login itself gets as far as it did.
     cluster.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
     cluster.nodes[0].kill();
+    // Nor does somebody's wrong password end that, however old what is known becomes meanwhile.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1200) {
+        let mut wrong = cluster.client("psql");
+        let output = wrong.env("PGPASSWORD", "wrong").args(["-Xc", "select 1"]).output().expect("psql runs");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("password authentication failed"), "{output:?}");
+    }
     let raw = Raw::login(cluster.port, &[]);
     assert!(raw.settings.iter().any(|(name, _)| name == "server_version"));
 }

@@ -54,6 +54,8 @@ type Key = (String, String);
 struct Known {
     stored: Option<Stored>,
     at: Instant,
+    /// A password was wrong since: it counts only where nobody can be asked.
+    doubted: bool,
 }
 
 type Answer = Option<Result<Option<Stored>, LookupError>>;
@@ -113,10 +115,13 @@ impl Lookups {
         answer.ok().flatten().unwrap_or(Err(LookupError::NoNode))
     }
 
-    /// A password was wrong: it may have changed since. The next attempt looks again.
+    /// A password was wrong: it may have changed since. The next attempt looks again. What is known is not forgotten:
+    /// somebody's wrong password locks nobody out while no node answers.
     pub fn doubt(&self, user: &str) {
         let now = Clock.now();
-        self.lock().known.retain(|(_, known), k| known != user || now.since(k.at) < YOUNG);
+        let mut kept = self.lock();
+        let of_user = kept.known.iter_mut().filter(|((_, known), _)| known == user).map(|(_, known)| known);
+        of_user.for_each(|known| known.doubted |= now.since(known.at) >= YOUNG);
     }
 
     /// Forget everything: the query has changed.
@@ -146,7 +151,7 @@ impl Lookups {
                     let middle = *middle;
                     kept.known.retain(|_, k| k.at > middle);
                 }
-                kept.known.insert(key, Known { stored: stored.clone(), at });
+                kept.known.insert(key, Known { stored: stored.clone(), at, doubted: false });
                 Ok(stored)
             }
             Err(error) => {
@@ -176,7 +181,7 @@ impl Lookups {
 
 fn fresh(known: &Known, query: &Query) -> bool {
     let ttl = if known.stored.is_some() { query.cache_ttl } else { query.negative_cache_ttl };
-    Clock.now().since(known.at) < ttl
+    !known.doubted && Clock.now().since(known.at) < ttl
 }
 
 async fn ask(reach: &Reach, endpoint: &Endpoint, key: &Key, query: &Query) -> Result<Option<Stored>, LookupError> {
