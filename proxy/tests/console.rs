@@ -135,8 +135,13 @@ fn exporters_find_the_tables_and_columns_they_ask_for() {
         assert!(n >= 5, "{column} = {n}");
     }
     let lists = ask(&cluster, "SHOW LISTS").unwrap();
-    assert_eq!(cell(&lists, "databases", "items").as_deref(), Some("1"));
+    assert_eq!(cell(&lists, "databases", "items").as_deref(), Some("2"));
     assert_eq!(cell(&lists, "used_clients", "items").as_deref(), Some("1"));
+    // PgBouncer shows its console among the databases, and who asks among its clients.
+    let databases = ask(&cluster, "SHOW DATABASES").unwrap();
+    assert_eq!(cell(&databases, "pgbouncer", "pool_mode").as_deref(), Some("statement"));
+    let pools = ask(&cluster, "SHOW POOLS").unwrap();
+    assert_eq!(cell(&pools, "pgbouncer", "cl_active").as_deref(), Some("1"));
     let pins = ask(&cluster, "SHOW PINS").unwrap();
     assert_eq!(pins.len(), 2, "{pins:?}");
     let config = ask(&cluster, "SHOW CONFIG").unwrap();
@@ -289,6 +294,11 @@ fn orders_at_the_console_are_carried_out() {
     assert_eq!(waiting.as_deref(), Ok("42"));
     assert!(ask(&cluster, "RESUME app").unwrap_err().contains("not paused"));
     assert!(ask(&cluster, "PAUSE pgtenure").is_err());
+    // A name that nobody has heard of is a slip of the fingers.
+    for order in ["PAUSE", "KILL", "DISABLE", "RECONNECT", "WAIT_CLOSE"] {
+        let said = ask(&cluster, &format!("{order} typo")).unwrap_err();
+        assert!(said.contains("no such database: typo"), "{said}");
+    }
 
     ask(&cluster, "DISABLE app").expect("the database is closed to clients");
     assert!(cluster.psql("select 1").unwrap_err().contains("not currently accepting connections"));

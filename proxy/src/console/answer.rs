@@ -14,6 +14,7 @@ use crate::wire::error_response::Report;
 use crate::worker::Worker;
 use std::rc::Rc;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
@@ -95,6 +96,7 @@ async fn show_rows(w: &Rc<Worker>, show: Show) -> Result<Vec<Row>, Report> {
         resident: resident(),
         users: shared.users(),
         logging_in: shared.strangers(),
+        consoles: shared.consoles.load(Ordering::Relaxed),
     };
     Ok(rows::of(show, &facts))
 }
@@ -109,9 +111,7 @@ fn resident() -> Option<u64> {
 async fn act(w: &Rc<Worker>, command: &Command, out: &mut Vec<u8>) -> Result<&'static str, Report> {
     match command {
         Command::Order(order, scope) => {
-            if matches!(scope, Scope::Database(name) if is_console(name)) {
-                return Err(console_error::own_database());
-            }
+            must_be_known(w, scope).await?;
             let limit = w.config().console.command_timeout;
             tracing::info!(?order, ?scope, "operator's order at the console");
             let done = admin::order(&w.shared, *order, scope.clone(), limit).await;
@@ -126,6 +126,7 @@ async fn act(w: &Rc<Worker>, command: &Command, out: &mut Vec<u8>) -> Result<&'s
             })
         }
         Command::WaitClose(scope) => {
+            must_be_known(w, scope).await?;
             let done = admin::wait_close(&w.shared, scope, w.config().console.command_timeout).await;
             done.map_err(|error| console_error::order_failed(&error.to_string()))?;
             Ok("WAIT_CLOSE")
@@ -166,6 +167,22 @@ async fn act(w: &Rc<Worker>, command: &Command, out: &mut Vec<u8>) -> Result<&'s
             unreachable!("these change nothing and are answered elsewhere")
         }
     }
+}
+
+/// An order about a database that nobody has heard of is a slip of the fingers: to say that it was carried out would let
+/// whoever gave it go on while the database that was meant is in use.
+async fn must_be_known(w: &Rc<Worker>, scope: &Scope) -> Result<(), Report> {
+    let Scope::Database(name) = scope else { return Ok(()) };
+    if is_console(name) {
+        return Err(console_error::own_database());
+    }
+    let said = w.shared.doors.lock().unwrap_or_else(PoisonError::into_inner).knows(name);
+    if said || w.config().pools.databases.contains_key(name) {
+        return Ok(());
+    }
+    let view = admin::view(&w.shared, VIEW_LIMIT).await.map_err(|e| console_error::order_failed(&e.to_string()))?;
+    let used = view.databases().any(|database| database == name);
+    if used { Ok(()) } else { Err(console_error::no_database(name)) }
 }
 
 async fn ask<T>(w: &Rc<Worker>, order: ProcessOrder, outcome: oneshot::Receiver<T>) -> Result<T, Report> {

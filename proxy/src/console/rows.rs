@@ -17,6 +17,9 @@ use cluster::lag::LagSnapshot;
 use cluster::topology::Topology;
 use std::collections::BTreeSet;
 
+/// What exporters know the console by.
+const CONSOLE: &str = "pgbouncer";
+
 /// Everything a table may be made of.
 pub struct Facts<'a> {
     /// What the workers have.
@@ -41,6 +44,8 @@ pub struct Facts<'a> {
     pub users: usize,
     /// Clients that have not proven yet who they are.
     pub logging_in: usize,
+    /// Clients of the console.
+    pub consoles: usize,
 }
 
 /// The rows of a table.
@@ -82,10 +87,7 @@ pub fn version() -> String {
 impl Facts<'_> {
     /// Every database that is configured or in use.
     fn names(&self) -> BTreeSet<&str> {
-        let clients = self.view.clients.iter().map(|c| c.database.as_str());
-        let servers = self.view.servers.iter().map(|s| s.database.as_str());
-        let known = self.view.tallies.iter().map(|t| t.database.as_str()).filter(|d| !d.is_empty());
-        self.config.pools.databases.keys().map(String::as_str).chain(clients).chain(servers).chain(known).collect()
+        self.config.pools.databases.keys().map(String::as_str).chain(self.view.databases()).collect()
     }
 
     fn databases(&self) -> Vec<Row> {
@@ -122,13 +124,34 @@ impl Facts<'_> {
                 rules.reserve.into(),
             ]
         };
-        self.names().into_iter().map(of).collect()
+        // The console itself, as PgBouncer shows its own.
+        let console = vec![
+            CONSOLE.into(),
+            Cell::Null,
+            self.listen.port().into(),
+            CONSOLE.into(),
+            CONSOLE.into(),
+            0u64.into(),
+            0u64.into(),
+            0u64.into(),
+            0u64.into(),
+            "statement".into(),
+            Cell::Null,
+            0u64.into(),
+            0u64.into(),
+            0u64.into(),
+            self.consoles.into(),
+            false.into(),
+            false.into(),
+            0u64.into(),
+        ];
+        self.names().into_iter().map(of).chain([console]).collect()
     }
 
     fn pools(&self) -> Vec<Row> {
         let rules = &self.config.pools;
         let pools = self.view.pools(self.now, |database, user| policy::mode(rules, database, user));
-        let of = |p: crate::pool::view::PoolView| {
+        let row = |p: crate::pool::view::PoolView, mode: &'static str| {
             vec![
                 p.database.into(),
                 p.user.into(),
@@ -145,11 +168,22 @@ impl Facts<'_> {
                 p.sv_login.into(),
                 p.maxwait.as_secs().into(),
                 p.maxwait.subsec_micros().into(),
-                p.mode.as_str().into(),
+                mode.into(),
                 Cell::Null,
             ]
         };
-        pools.into_iter().map(of).collect()
+        let of = |p: crate::pool::view::PoolView| {
+            let mode = p.mode.as_str();
+            row(p, mode)
+        };
+        // The console's clients, as PgBouncer shows its own.
+        let console = crate::pool::view::PoolView {
+            database: CONSOLE.to_owned(),
+            user: CONSOLE.to_owned(),
+            cl_active: self.consoles,
+            ..Default::default()
+        };
+        pools.into_iter().map(of).chain([row(console, "statement")]).collect()
     }
 
     fn users(&self) -> Vec<Row> {
@@ -177,7 +211,7 @@ impl Facts<'_> {
     fn lists(&self) -> Vec<Row> {
         let idle = self.view.servers.iter().filter(|s| s.state != ServerState::Active).count();
         let lists = [
-            ("databases", self.names().len()),
+            ("databases", self.databases().len()),
             ("users", self.users),
             ("pools", self.pools().len()),
             ("free_clients", 0),
@@ -380,6 +414,7 @@ mod tests {
             resident: Some(1),
             users: 1,
             logging_in: 0,
+            consoles: 1,
         };
         for (name, show) in SHOWS {
             let Some(columns) = columns::of(&Command::Show(show)) else { continue };

@@ -180,6 +180,14 @@ impl View {
         self.prepared.append(&mut other.prepared);
     }
 
+    /// Databases that are in use or have been, by the names clients ask for; some more than once.
+    pub fn databases(&self) -> impl Iterator<Item = &str> {
+        let clients = self.clients.iter().map(|c| c.database.as_str());
+        let servers = self.servers.iter().map(|s| s.database.as_str());
+        let known = self.tallies.iter().map(|t| t.database.as_str()).filter(|d| !d.is_empty());
+        clients.chain(servers).chain(known)
+    }
+
     /// Sums per database and user, in order. `mode_of` resolves the mode.
     pub fn pools(&self, now: Instant, mode_of: impl Fn(&str, &str) -> PoolMode) -> Vec<PoolView> {
         let mut pools: BTreeMap<(&str, &str), PoolView> = BTreeMap::new();

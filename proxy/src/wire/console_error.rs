@@ -83,6 +83,12 @@ pub fn own_database() -> Report {
     error(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, "the console's own database cannot be paused or closed")
 }
 
+/// An order about a database that is not known.
+pub fn no_database(name: &str) -> Report {
+    error(SqlState::INVALID_CATALOG_NAME, format!("no such database: {name}"))
+        .hint("It is known once proxy.databases has it or a client has asked for it.")
+}
+
 /// `KILL_CLIENT` of nobody.
 pub fn no_client(id: u32) -> Report {
     error(SqlState::UNDEFINED_OBJECT, format!("client {id} not found")).hint("SHOW CLIENTS has the id of each.")

@@ -49,6 +49,8 @@ codes! {
     INVALID_AUTHORIZATION_SPECIFICATION = b"28000";
     /// invalid_password.
     INVALID_PASSWORD = b"28P01";
+    /// invalid_catalog_name: no such database.
+    INVALID_CATALOG_NAME = b"3D000";
     /// serialization_failure: also recovery conflicts on a standby.
     SERIALIZATION_FAILURE = b"40001";
     /// invalid_cursor_name: no such portal.
