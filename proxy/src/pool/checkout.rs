@@ -124,6 +124,7 @@ impl Pool {
         self.limit.count_waiter(true);
         self.show_oldest();
         // Announced first, looked second: who gives back or closes at this moment sees us, or we see it.
+        self.limit.starve();
         if turn.for_room && self.limit.has_room() {
             self.room();
         } else if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
@@ -135,6 +136,9 @@ impl Pool {
     /// Give a connection back, or one that came from another worker.
     pub fn give(&self, server: Server) {
         if self.doorway.must_close(&self.key.identity.database, server.meta.born) {
+            return;
+        }
+        if self.limit.yields() {
             return;
         }
         let Some(server) = self.serve_waiter(server) else { return };
@@ -197,6 +201,7 @@ impl Pool {
         if self.waiting() == 0 {
             return;
         }
+        self.limit.starve();
         if self.limit.has_room() {
             self.room();
         } else if let Some(worker) = self.limit.idle_elsewhere(self.worker) {

@@ -35,7 +35,7 @@ pub fn sweep(pools: &Pools, unused: Unused, lifetime: Duration, now: Instant) {
 
 fn sweep_pool(pool: &Pool, Unused { after, but_minimum }: Unused, lifetime: Duration, now: Instant) {
     let kept = if but_minimum { pool.limit.min() } else { 0 };
-    let mut spare = pool.limit.open().saturating_sub(kept);
+    let mut spare = pool.limit.open_of_kin().saturating_sub(kept);
     pool.retain_idle(|s| {
         let unused = now.since(s.meta.idle_since) >= after && spare > 0;
         let keep = s.is_quiet() && !unused && !too_old(Age { born: s.meta.born, lifetime }, now);

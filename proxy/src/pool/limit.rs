@@ -1,4 +1,7 @@
-//! How many server connections one pool may have in all workers together, and who waits for one.
+//! How many server connections pools may have in all workers together, and who waits for one.
+//!
+//! The pools of one database and user are kin: their sessions began with different startup parameters, which the client
+//! chooses, so one size holds for all of them. Those of one database share its limit, where it has one.
 
 use crate::config::pools::Pools as Rules;
 use crate::pool::policy::{self, PoolPolicy};
@@ -7,7 +10,12 @@ use cluster::{Instant, NodeId};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 use tokio::sync::Notify;
+
+/// A connection that is given back goes to another pool of its group when somebody has waited there this much longer: it
+/// cannot be given, one is closed and another made.
+const YIELD: Duration = Duration::from_millis(200);
 
 /// What one worker shows the others of its pool. Apart in memory: each is written by its own worker only.
 #[derive(Debug, Default)]
@@ -51,9 +59,6 @@ pub enum Full {
 /// The shared state of one pool.
 pub struct Limit {
     key: PoolKey,
-    size: AtomicUsize,
-    reserve: AtomicUsize,
-    min: AtomicUsize,
     open: AtomicUsize,
     waiting: AtomicUsize,
     /// A pool that the server refuses a connection has asked for one of these.
@@ -61,25 +66,33 @@ pub struct Limit {
     /// On connections made up to then the right to ask for marks of COMMITs was found revoked, nanoseconds since boot.
     unmarked: AtomicU64,
     lanes: Box<[Lane]>,
-    database: Arc<DatabaseLimit>,
+    /// The pools of its database and user.
+    kin: Arc<Group>,
+    /// The pools of its database.
+    database: Arc<Group>,
+    /// Told when a connection is closed; shared by all.
+    closed: Arc<Notify>,
     /// Called with a worker's index when a place has become free and somebody waits there.
     wake: Wake,
 }
 
-/// All pools of one database of one node.
-struct DatabaseLimit {
-    max: AtomicUsize,
+/// Pools of one node that have a limit together.
+#[derive(Default)]
+struct Group {
+    size: AtomicUsize,
+    reserve: AtomicUsize,
+    min: AtomicUsize,
     open: AtomicUsize,
-    /// A pool lacks a connection that another pool of the database has.
+    /// It has more than one pool: a single one owes nothing to others.
+    several: AtomicBool,
+    /// Somebody waits in one of the pools because all of them have too many.
     starved: AtomicBool,
     pools: Mutex<Vec<Weak<Limit>>>,
-    /// Told when a connection is closed; shared by all databases.
-    closed: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Limit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Limit").field("key", &self.key).field("size", &self.size).field("open", &self.open).finish()
+        f.debug_struct("Limit").field("key", &self.key).field("size", &self.size()).field("open", &self.open).finish()
     }
 }
 
@@ -93,20 +106,45 @@ impl Limit {
     /// # Errors
     /// Why there is none.
     pub fn permit(self: &Arc<Self>, share: Share) -> Result<Permit, Full> {
-        let max = self.database.max.load(Ordering::SeqCst);
+        let max = self.database.most(Share::Usual);
         if !take(&self.database.open, max) {
-            // Those who give back see this, and close instead.
-            self.database.starved.store(true, Ordering::SeqCst);
-            if !take(&self.database.open, max) {
-                return Err(Full::Database { limit: max });
-            }
+            return Err(Full::Database { limit: max });
         }
-        let limit = self.most(share);
-        if take(&self.open, limit) {
+        let limit = self.kin.most(share);
+        if take(&self.kin.open, limit) {
+            self.open.fetch_add(1, Ordering::SeqCst);
             return Ok(Permit(Some(self.clone())));
         }
         self.database.close();
         Err(Full::Pool { limit })
+    }
+
+    /// Somebody waits here: those who give connections back to pools of a group that has no place left see it, and may
+    /// close them instead.
+    pub fn starve(&self) {
+        for group in [&self.kin, &self.database] {
+            if group.several.load(Ordering::SeqCst) && !group.has_room() {
+                group.starved.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Is a connection that is given back here to be closed, because somebody waits longer for its place in another pool?
+    pub fn yields(self: &Arc<Self>) -> bool {
+        let own = self.oldest().map(|(_, since)| Instant::from_nanos(since));
+        [&self.kin, &self.database].into_iter().any(|group| {
+            if !group.starved.load(Ordering::SeqCst) {
+                return false;
+            }
+            if let (Some((since, _)), _) = group.waits_longest(Some(self)) {
+                return own.is_none_or(|own| Instant::from_nanos(since) + YIELD < own);
+            }
+            if own.is_none() {
+                // Who begins to wait says so again.
+                group.starved.store(false, Ordering::SeqCst);
+            }
+            false
+        })
     }
 
     /// The server takes no more connections: of each rival of this database one that is given back is closed, where
@@ -117,35 +155,26 @@ impl Limit {
         rivals.for_each(|limit| limit.claimed.store(true, Ordering::SeqCst));
     }
 
-    fn most(&self, share: Share) -> usize {
-        let size = self.size();
-        match share {
-            Share::Usual => size,
-            Share::Reserve => size + self.reserve.load(Ordering::SeqCst),
-            Share::Minimum => self.min().min(size),
-        }
-    }
-
     fn obey(&self, policy: &PoolPolicy) {
-        self.size.store(policy.size, Ordering::SeqCst);
-        self.reserve.store(policy.reserve, Ordering::SeqCst);
-        self.min.store(policy.min, Ordering::SeqCst);
-        self.database.max.store(policy.max_db.unwrap_or(usize::MAX), Ordering::SeqCst);
+        self.kin.size.store(policy.size, Ordering::SeqCst);
+        self.kin.reserve.store(policy.reserve, Ordering::SeqCst);
+        self.kin.min.store(policy.min, Ordering::SeqCst);
+        self.database.size.store(policy.max_db.unwrap_or(usize::MAX), Ordering::SeqCst);
     }
 
-    /// Most connections allowed, without the reserve.
+    /// Most connections allowed, those of its kin included, without the reserve.
     pub fn size(&self) -> usize {
-        self.size.load(Ordering::SeqCst)
+        self.kin.size.load(Ordering::SeqCst)
     }
 
-    /// Connections to keep open.
+    /// Connections that the pool and its kin are to keep open.
     pub fn min(&self) -> usize {
-        self.min.load(Ordering::SeqCst)
+        self.kin.min.load(Ordering::SeqCst)
     }
 
     /// Is there a reserve?
     pub fn has_reserve(&self) -> bool {
-        self.reserve.load(Ordering::SeqCst) > 0
+        self.kin.reserve.load(Ordering::SeqCst) > 0
     }
 
     /// Connections open or being opened, in all workers.
@@ -153,18 +182,21 @@ impl Limit {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Is a connection that nobody waits for to be closed: because it is beyond the size, or lacks elsewhere?
+    /// The same, those of its kin included.
+    pub fn open_of_kin(&self) -> usize {
+        self.kin.open.load(Ordering::Relaxed)
+    }
+
+    /// Is a connection that nobody waits for to be closed: because it is beyond the size, or a server refuses another pool one?
     pub fn surplus(&self) -> bool {
-        let database = &self.database;
-        self.open.load(Ordering::SeqCst) > self.size()
-            || database.open.load(Ordering::SeqCst) > database.max.load(Ordering::SeqCst)
-            || ((database.starved.load(Ordering::SeqCst) || self.claimed.load(Ordering::SeqCst)) && !self.waited_for())
+        self.kin.open.load(Ordering::SeqCst) > self.size()
+            || self.database.open.load(Ordering::SeqCst) > self.database.most(Share::Usual)
+            || (self.claimed.load(Ordering::SeqCst) && !self.waited_for())
     }
 
     /// Could one more be opened?
     pub fn has_room(&self) -> bool {
-        self.open.load(Ordering::SeqCst) < self.size()
-            && self.database.open.load(Ordering::SeqCst) < self.database.max.load(Ordering::SeqCst)
+        self.kin.has_room() && self.database.has_room()
     }
 
     /// How many wait, in all workers.
@@ -222,29 +254,82 @@ impl Limit {
     fn close(&self) {
         self.open.fetch_sub(1, Ordering::SeqCst);
         self.claimed.store(false, Ordering::SeqCst);
-        self.wake_oldest();
+        if !self.kin.close() {
+            self.wake_oldest();
+        }
         self.database.close();
+        self.closed.notify_waiters();
+    }
+
+    /// The worker whose oldest waiter waits longest, and since when.
+    fn oldest(&self) -> Option<(usize, u64)> {
+        if !self.waited_for() {
+            return None;
+        }
+        let waits = self.lanes.iter().enumerate().map(|(i, lane)| (i, lane.oldest.load(Ordering::SeqCst)));
+        waits.filter(|(_, since)| *since > 0).min_by_key(|(_, since)| *since)
     }
 
     fn wake_oldest(&self) {
-        if self.waited_for() {
-            let waits = self.lanes.iter().enumerate().map(|(i, lane)| (i, lane.oldest.load(Ordering::SeqCst)));
-            if let Some((worker, _)) = waits.filter(|(_, since)| *since > 0).min_by_key(|(_, since)| *since) {
-                (self.wake)(worker, &self.key);
-            }
+        if let Some((worker, _)) = self.oldest() {
+            (self.wake)(worker, &self.key);
         }
     }
 }
 
-impl DatabaseLimit {
-    fn close(&self) {
-        self.open.fetch_sub(1, Ordering::SeqCst);
-        if self.starved.swap(false, Ordering::SeqCst) {
-            let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            // Who is woken in vain says again that it starves.
-            pools.iter().filter_map(Weak::upgrade).for_each(|limit| limit.wake_oldest());
+impl Group {
+    fn most(&self, share: Share) -> usize {
+        let size = self.size.load(Ordering::SeqCst);
+        match share {
+            Share::Usual => size,
+            Share::Reserve => size + self.reserve.load(Ordering::SeqCst),
+            Share::Minimum => self.min.load(Ordering::SeqCst).min(size),
         }
-        self.closed.notify_waiters();
+    }
+
+    fn has_room(&self) -> bool {
+        self.open.load(Ordering::SeqCst) < self.most(Share::Usual)
+    }
+
+    fn add(&self, limit: &Arc<Limit>) {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(limit));
+        self.sweep();
+    }
+
+    /// Forget pools that are gone.
+    fn sweep(&self) {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| pool.strong_count() > 0);
+        self.several.store(pools.len() > 1, Ordering::SeqCst);
+    }
+
+    /// The pool that is waited for longest, but for one, and since when; and how many are waited for.
+    fn waits_longest(&self, but: Option<&Arc<Limit>>) -> (Option<(u64, Arc<Limit>)>, usize) {
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut longest, mut waiting) = (None::<(u64, Arc<Limit>)>, 0);
+        for pool in pools.iter().filter_map(Weak::upgrade).filter(|p| but.is_none_or(|but| !Arc::ptr_eq(p, but))) {
+            let Some((_, since)) = pool.oldest() else { continue };
+            waiting += 1;
+            if longest.as_ref().is_none_or(|(longest, _)| since < *longest) {
+                longest = Some((since, pool));
+            }
+        }
+        (longest, waiting)
+    }
+
+    /// A place is free. Was it told to who waits longest, because there was none before?
+    fn close(&self) -> bool {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        if !self.starved.swap(false, Ordering::SeqCst) {
+            return false;
+        }
+        let (longest, waiting) = self.waits_longest(None);
+        if waiting > 1 {
+            self.starved.store(true, Ordering::SeqCst);
+        }
+        let Some((_, pool)) = longest else { return false };
+        pool.wake_oldest();
+        true
     }
 }
 
@@ -262,8 +347,9 @@ impl Permit {
     pub fn forgo(mut self) {
         if let Some(limit) = self.0.take() {
             limit.open.fetch_sub(1, Ordering::SeqCst);
+            limit.kin.open.fetch_sub(1, Ordering::SeqCst);
             limit.database.open.fetch_sub(1, Ordering::SeqCst);
-            limit.database.closed.notify_waiters();
+            limit.closed.notify_waiters();
         }
     }
 }
@@ -288,13 +374,15 @@ pub struct Limits {
 struct Known {
     rules: Rules,
     pools: HashMap<PoolKey, Arc<Limit>>,
-    databases: HashMap<(NodeId, String), Arc<DatabaseLimit>>,
+    databases: HashMap<(NodeId, String), Arc<Group>>,
+    /// By database and user. Replication connections, which no pool keeps, count for themselves.
+    kin: HashMap<(NodeId, String, String, bool), Arc<Group>>,
 }
 
 impl Limits {
     /// `wake` is called from any worker.
     pub fn new(rules: Rules, workers: usize, wake: Wake) -> Self {
-        let known = Known { rules, pools: HashMap::new(), databases: HashMap::new() };
+        let known = Known { rules, pools: HashMap::new(), databases: HashMap::new(), kin: HashMap::new() };
         Self { known: Mutex::new(known), workers, wake, closed: Arc::default() }
     }
 
@@ -304,34 +392,24 @@ impl Limits {
         if let Some(limit) = known.pools.get(key) {
             return limit.clone();
         }
-        let database = known.databases.entry((key.node.clone(), key.identity.database.clone())).or_insert_with(|| {
-            Arc::new(DatabaseLimit {
-                max: AtomicUsize::new(usize::MAX),
-                open: AtomicUsize::new(0),
-                starved: AtomicBool::new(false),
-                pools: Mutex::default(),
-                closed: self.closed.clone(),
-            })
-        });
-        let database = database.clone();
+        let (node, of) = (&key.node, &key.identity);
+        let database = known.databases.entry((node.clone(), of.database.clone())).or_default().clone();
+        let kin = (node.clone(), of.database.clone(), of.user.clone(), of.is_replication());
+        let kin = known.kin.entry(kin).or_default().clone();
         let limit = Arc::new(Limit {
             key: key.clone(),
-            size: AtomicUsize::new(0),
-            reserve: AtomicUsize::new(0),
-            min: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             claimed: AtomicBool::new(false),
             unmarked: AtomicU64::new(0),
             lanes: (0..self.workers).map(|_| Lane::default()).collect(),
+            kin,
             database,
+            closed: self.closed.clone(),
             wake: self.wake.clone(),
         });
-        limit.obey(&policy::resolve(&known.rules, &key.identity.database, &key.identity.user));
-        let mut siblings = limit.database.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        siblings.retain(|pool| pool.strong_count() > 0);
-        siblings.push(Arc::downgrade(&limit));
-        drop(siblings);
+        limit.obey(&policy::resolve(&known.rules, &of.database, &of.user));
+        [&limit.kin, &limit.database].into_iter().for_each(|group| group.add(&limit));
         known.pools.insert(key.clone(), limit.clone());
         limit
     }
@@ -357,8 +435,14 @@ impl Limits {
     /// Forget pools that no worker has any more.
     pub fn sweep(&self) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.pools.len();
         known.pools.retain(|_, limit| Arc::strong_count(limit) > 1);
+        if known.pools.len() == before {
+            return;
+        }
         known.databases.retain(|_, database| Arc::strong_count(database) > 1);
+        known.kin.retain(|_, kin| Arc::strong_count(kin) > 1);
+        known.databases.values().chain(known.kin.values()).for_each(|group| group.sweep());
     }
 }
 
@@ -367,7 +451,6 @@ mod tests {
     use super::*;
     use crate::config::pools::Database;
     use crate::pool::Identity;
-    use std::time::Duration;
 
     struct Setup {
         limits: Limits,
@@ -385,8 +468,14 @@ mod tests {
 
     impl Setup {
         fn of(&self, user: &str) -> Arc<Limit> {
+            self.with(user, &[])
+        }
+
+        /// The pool of those who begin with these parameters.
+        fn with(&self, user: &str, parameters: &[(&str, &str)]) -> Arc<Limit> {
             let (database, dbname) = ("d".to_owned(), "d".to_owned());
-            let identity = Identity { database, dbname, user: user.into(), parameters: Vec::new() };
+            let parameters = parameters.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            let identity = Identity { database, dbname, user: user.into(), parameters };
             self.limits.of(&PoolKey { node: "n1".parse().unwrap(), identity: Arc::new(identity) })
         }
 
@@ -449,14 +538,50 @@ mod tests {
         let first = a.permit(Share::Usual).unwrap();
         let _second = a.permit(Share::Usual).unwrap();
         assert!(!a.surplus());
-        waits(&b, 1, 10);
         assert_eq!(b.permit(Share::Usual).unwrap_err(), Full::Database { limit: 2 });
-        assert!(a.surplus(), "another pool starves");
-        assert!(!b.surplus());
+        waits(&b, 1, 10);
+        b.starve();
+        assert!(a.yields(), "another pool starves");
+        assert!(!b.yields());
         drop(first);
         assert_eq!(s.woken(), "b@1");
-        assert!(!a.surplus());
-        assert!(b.permit(Share::Usual).is_ok());
+        b.permit(Share::Usual).unwrap().forgo();
+        assert!(!a.yields(), "there is room for who waits");
+    }
+
+    #[test]
+    fn one_size_holds_for_a_user_whatever_its_clients_begin_with() {
+        let s = setup(|rules| {
+            rules.pool_size = 2;
+            rules.defaults.min_pool_size = 1;
+        });
+        let (a, b) = (s.of("u"), s.with("u", &[("TimeZone", "UTC")]));
+        let first = a.permit(Share::Usual).unwrap();
+        let second = a.permit(Share::Usual).unwrap();
+        assert_eq!(b.permit(Share::Minimum).unwrap_err(), Full::Pool { limit: 1 });
+        assert_eq!(b.permit(Share::Usual).unwrap_err(), Full::Pool { limit: 2 });
+        assert_eq!((a.open(), b.open(), b.open_of_kin()), (2, 0, 2));
+        // Neither another user nor who replicates is of the same kin.
+        assert!(s.of("v").permit(Share::Usual).is_ok());
+        assert!(s.with("u", &[("replication", "database")]).permit(Share::Usual).is_ok());
+        assert!(!a.yields(), "nobody waits");
+        waits(&b, 2, 500_000_000);
+        b.starve();
+        assert!(a.yields() && !b.yields());
+        // Here somebody waits, too: longer, then not so much shorter that it is worth a connection, then much shorter.
+        waits(&a, 0, 400_000_000);
+        assert!(!a.yields());
+        a.show_oldest(0, Some(600_000_000));
+        assert!(!a.yields());
+        a.show_oldest(0, Some(701_000_000));
+        assert!(a.yields());
+        // Of the two the first is told, and the other is not forgotten.
+        drop(first);
+        assert_eq!(s.woken(), "u@2");
+        b.count_waiter(false);
+        b.show_oldest(2, None);
+        drop(second);
+        assert_eq!(s.woken(), "u@0");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Server connections, per worker; their number, per process.
 //!
-//! A pool is keyed by node, database, user and startup parameters. Its connections belong to the worker that made
-//! them; the limit is shared through a few atomics that are touched when a connection is opened, closed, given back
+//! A pool is keyed by node, database, user and startup parameters; its size is that of all sets of parameters together. Its
+//! connections belong to the worker that made them; the limit is shared through a few atomics that are touched when a connection is opened, closed, given back
 //! or waited for. While the limit is reached, a connection that is given back where nobody waits moves to the worker
 //! where somebody does.
 
@@ -75,6 +75,8 @@ pub struct PoolKey {
 /// Which other pools' connections count against a limit that a pool has met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rivals {
+    /// Those of its database and user whose sessions began with other parameters: `pool_size`.
+    Kin,
     /// Those of its database, as clients name it: `max_db_connections`.
     Database,
     /// Those of its user: the server's `CONNECTION LIMIT` of a role.
@@ -101,6 +103,11 @@ impl Rivals {
     pub fn has(self, other: &PoolKey, key: &PoolKey) -> bool {
         let (theirs, ours) = (&other.identity, &key.identity);
         let shares = match self {
+            Self::Kin => {
+                theirs.database == ours.database
+                    && theirs.user == ours.user
+                    && theirs.is_replication() == ours.is_replication()
+            }
             Self::Database => theirs.database == ours.database,
             Self::User => theirs.user == ours.user,
             Self::ServerDatabase => theirs.dbname == ours.dbname,
@@ -135,6 +142,7 @@ mod tests {
             key("n2", "d", "d", "u", "2MB"),
         ];
         let of = |rivals: Rivals| -> Vec<usize> { (0..7).filter(|&i| rivals.has(&pools[i], &pools[0])).collect() };
+        assert_eq!(of(Rivals::Kin), [1]);
         assert_eq!(of(Rivals::Database), [1, 2]);
         assert_eq!(of(Rivals::of_refusal(b"InitializeSessionUserId")), [1, 4]);
         assert_eq!(of(Rivals::of_refusal(b"CheckMyDatabase")), [1, 2, 3]);

@@ -152,26 +152,42 @@ fn the_reserve_is_used_by_who_has_waited_long_and_closed_afterwards() {
 
 #[test]
 fn a_databases_limit_moves_connections_to_the_pool_that_lacks_one() {
-    let c = Cluster::start(0, |raw| raw.pools.max_db_connections = 2);
-    // Two pools: they differ in a startup parameter.
-    let mut a: Vec<Raw> = (0..2).map(|_| Raw::login(c.port, &[("work_mem", "1MB")])).collect();
-    for client in &mut a {
-        assert_eq!(words(&client.query("begin")), "C BEGIN | Z T");
+    let c = Cluster::start(0, |raw| {
+        raw.pools.max_db_connections = 2;
+        let sized = Database {
+            dbname: Some("app".into()),
+            pool_size: Some(2),
+            max_db_connections: Some(0),
+            ..Default::default()
+        };
+        raw.databases.insert("sized".into(), sized);
+    });
+    let backends = || -> u32 {
+        c.nodes[0].psql("select count(*) from pg_stat_activity where usename = 'app'").parse().expect("a number")
+    };
+    // As does that of a user, whatever its clients begin with.
+    for database in ["app", "sized"] {
+        let before = backends();
+        // Two pools: they differ in a startup parameter.
+        let login = |work_mem| Raw::login(c.port, &[("database", database), ("work_mem", work_mem)]);
+        let mut a: Vec<Raw> = (0..2).map(|_| login("1MB")).collect();
+        for client in &mut a {
+            assert_eq!(words(&client.query("begin")), "C BEGIN | Z T");
+        }
+        for client in &mut a {
+            client.query("commit");
+        }
+        // Both connections are idle in the first pool, maybe on two workers.
+        let mut b: Vec<Raw> = (0..2).map(|_| login("2MB")).collect();
+        for client in &mut b {
+            assert_eq!(words(&client.query("begin")), "C BEGIN | Z T");
+        }
+        a[0].write(|out| write_query(out, "show work_mem"));
+        wait_until_waiting(&c, 1);
+        b[0].query("commit");
+        assert_eq!(words(&a[0].until_ready()), "T | D 1MB | C SHOW | Z I");
+        assert!(backends() <= before + 3, "one may be on its way out");
     }
-    for client in &mut a {
-        client.query("commit");
-    }
-    // Both connections are idle in the first pool, maybe on two workers.
-    let mut b: Vec<Raw> = (0..2).map(|_| Raw::login(c.port, &[("work_mem", "2MB")])).collect();
-    for client in &mut b {
-        assert_eq!(words(&client.query("begin")), "C BEGIN | Z T");
-    }
-    a[0].write(|out| write_query(out, "show work_mem"));
-    wait_until_waiting(&c, 1);
-    b[0].query("commit");
-    assert_eq!(words(&a[0].until_ready()), "T | D 1MB | C SHOW | Z I");
-    let backends = c.nodes[0].psql("select count(*) from pg_stat_activity where usename = 'app'");
-    assert!(backends.parse::<u32>().unwrap() <= 3, "one may be on its way out: {backends}");
 }
 
 #[test]

@@ -150,7 +150,7 @@ impl ConnectError {
             // Walsenders have a limit of their own.
             Some(_) if replication => Blame::Pool,
             Some(Rivals::User | Rivals::ServerDatabase) => Blame::Pool,
-            Some(Rivals::Database | Rivals::Server) | None => Blame::Node,
+            Some(Rivals::Kin | Rivals::Database | Rivals::Server) | None => Blame::Node,
         }
     }
 }
