@@ -188,7 +188,11 @@ impl<'a> Scanner<'a> {
                 let kept = name.is_none_or(|(name, _)| !name.is_empty()) && head.total <= self.cx.limits.statements;
                 kept || head.total <= self.cx.limits.text || here < self.cx.limits.unit
             }
-            b'B' => here < self.cx.limits.unit,
+            // Names may be longer than most messages are.
+            b'B' => {
+                let named = frontend::bind(&self.input[at..]).is_some();
+                here < self.cx.limits.unit || (!named && here < self.cx.limits.text)
+            }
             b'F' => here < self.cx.limits.unit,
             // A CopyData that nobody reads, or a short message.
             _ => true,

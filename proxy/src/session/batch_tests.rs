@@ -176,6 +176,12 @@ fn long_messages_are_sent_in_parts() {
     });
     let part = unit(&out[..4000]);
     assert_eq!((part.len, part.tail_left, part.complete), (4000, out.len() - 4000, false));
+    // Its names are waited for.
+    let mut out = Vec::new();
+    bind(&mut out, &"p".repeat(2000), &"s".repeat(10_000));
+    assert_eq!(scan_with(&out[..3000], None, false), Scan::More);
+    let refused = ClientError::ProtocolViolation { what: "malformed Bind message".to_owned() };
+    assert_eq!(scan_with(&out[..6000], None, false), Scan::Violation(refused));
 }
 
 #[test]

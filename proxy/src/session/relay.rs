@@ -42,9 +42,10 @@ const MAX_DONE: usize = 256;
 
 /// A data frame above this size passes before it is complete, bytes.
 const STREAM_ABOVE: usize = 32 * 1024;
-/// Longest frame that must be read whole (settings, tags), bytes.
+/// Longest frame that must be read whole (tags and the like), bytes.
 const MAX_WHOLE: usize = 1 << 20;
-/// Longest error or notice, bytes: a function may raise what it has been given.
+/// Longest error, notice or report of a setting, bytes: a function may raise what it has been given, and servers from
+/// version 18 on report the `search_path`, which has no limit.
 const MAX_TOLD: usize = 64 << 20;
 /// A frame above this size that must be read whole is put together before it is looked at again, bytes.
 const ASSEMBLE_ABOVE: usize = 64 * 1024;
@@ -525,7 +526,7 @@ impl Relay {
 }
 
 fn longest(kind: u8) -> usize {
-    if matches!(kind, b'E' | b'N') { MAX_TOLD } else { MAX_WHOLE }
+    if matches!(kind, b'E' | b'N' | b'S') { MAX_TOLD } else { MAX_WHOLE }
 }
 
 enum Step {

@@ -155,6 +155,19 @@ fn a_success_behind_the_notice_of_a_cancelled_wait_is_replaced() {
 }
 
 #[test]
+fn a_setting_of_megabytes_is_reported() {
+    let mut relay = Relay::default();
+    relay.push(plain(Kind::Query));
+    let (mut s, path) = (Vec::new(), "p, ".repeat(1 << 20));
+    backend::write_parameter_status(&mut s, "search_path", &path);
+    write_command_complete(&mut s, "SET");
+    write_ready(&mut s, TxStatus::Idle);
+    let (out, events) = feed(&mut relay, &s, &[1 << 20, 1 << 20]);
+    assert_eq!((shape(&out).as_str(), events.as_slice()), ("SCZ", &[Event::Idle][..]));
+    assert_eq!(relay.reported[0].value, path);
+}
+
+#[test]
 fn a_doubt_is_told_once_however_often_it_is_raised() {
     let mut relay = Relay::default();
     relay.push(plain(Kind::Query));
