@@ -7,6 +7,9 @@ use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
 use common::{Cluster, Node, PASSWORD};
 use proxy::auth::md5::Md5Hash;
+use proxy::wire::startup::write_startup;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// A cluster with one node whose rules for `app` are `hba`, and a proxy with `rules` and the userlist `users`.
@@ -138,11 +141,23 @@ const LOOKUP: &str = "select rolname::text, rolpassword from pg_catalog.pg_authi
 
 #[test]
 fn a_user_that_only_the_database_knows_is_looked_up_and_remembered_through_a_failover() {
-    let mut cluster = self::cluster("scram-sha-256", &["host all all all scram-sha-256"], "", |raw| {
-        raw.auth.query = Some(LOOKUP.to_owned());
+    let rules = ["host all all all scram-sha-256", "local all all scram-sha-256"];
+    let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").expect("a scratch directory");
+    let mut cluster = self::cluster("scram-sha-256", &rules, "", |raw| {
+        raw.auth.query = Some("select * from public.look_up($1)".to_owned());
         raw.auth.query_user = Some("postgres".to_owned());
         raw.auth.query_cache_ttl = Span::millis(0);
+        raw.auth.query_timeout = Span::secs(60);
+        raw.unix_socket_dir = Some(dir.path().to_owned());
     });
+    // It takes a minute for those who do not matter.
+    cluster.nodes[0].psql(
+        "create function look_up(who text) returns table(name text, secret text) language plpgsql as
+         $$begin
+             if who like 'sleeper%' then perform pg_sleep(60); end if;
+             return query select rolname::text, rolpassword from pg_authid where rolname = who;
+         end$$",
+    );
     assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
     // A name that is no SQL and a user that does not exist: refused like a wrong password.
     let mut ghost = cluster.client("psql");
@@ -158,6 +173,21 @@ fn a_user_that_only_the_database_knows_is_looked_up_and_remembered_through_a_fai
     common::wait_for("the new password to be accepted", log_in);
     cluster.nodes[0].psql(&format!("alter role app password '{PASSWORD}'"));
     common::wait_for("the old one to be accepted again", || cluster.psql("select 1").ok());
+    // Who asks for many names that take their time keeps nobody else from being looked up.
+    let sleep = |n| {
+        let (mut sleeper, mut packet) = (common::dial(cluster.port), Vec::new());
+        write_startup(&mut packet, [("user", format!("sleeper{n}").as_str()), ("database", "app")].into_iter());
+        sleeper.write_all(&packet).expect("the endpoint reads");
+        sleeper
+    };
+    let _sleepers: Vec<_> = (0..8).map(sleep).collect();
+    common::wait_for("look-ups that take their time", || {
+        let sql =
+            "select count(*) from pg_stat_activity where application_name = 'pgtenure_auth' and wait_event = 'PgSleep'";
+        (cluster.nodes[0].psql(sql).parse::<u32>().expect("a number") >= 2).then_some(())
+    });
+    let path = dir.path().join(format!(".s.PGSQL.{}", cluster.port));
+    drop(Raw::over(UnixStream::connect(path).expect("it is listened on"), &[]));
     // Nobody answers, so what was found before still counts: the login itself gets as far as it did.
     cluster.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
     cluster.nodes[0].kill();

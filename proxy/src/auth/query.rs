@@ -2,7 +2,7 @@
 //!
 //! Each look-up has a connection of its own as `proxy.auth.user`, never one that a client has used, with nothing but
 //! `pg_catalog` on its search path: what a client says in its startup packet does not reach it (CVE-2025-12819). The
-//! user's name is a parameter. One look-up runs for a user at a time, whoever waits for it. While no node answers, what
+//! user's name is a parameter. One look-up runs for a user and an address at a time, whoever waits for it. While no node answers, what
 //! was found before still counts, however old: a failover locks nobody out who was let in before.
 
 use crate::auth::userlist::Stored;
@@ -15,7 +15,8 @@ use cluster::secret::Secret;
 use cluster::topology::Topology;
 use cluster::{Clock, Instant};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -24,6 +25,10 @@ use tokio::sync::{Semaphore, watch};
 const MAX_KEPT: usize = 10_000;
 /// Look-ups at the same time.
 const AT_ONCE: usize = 4;
+/// Those of them for clients of one address: whoever asks for names that nobody has keeps only its neighbours waiting.
+const AT_ONCE_FOR_ONE: usize = 2;
+/// Addresses whose look-ups are counted; beyond that those that have none are forgotten.
+const MAX_ADDRESSES: usize = 1024;
 /// A look-up as old as this was not refuted by a wrong password alone: people mistype.
 const YOUNG: Duration = Duration::from_secs(1);
 
@@ -73,7 +78,24 @@ pub struct Lookups {
 #[derive(Debug, Default)]
 struct Kept {
     known: HashMap<Key, Known>,
-    running: HashMap<Key, watch::Receiver<Answer>>,
+    /// For an address each: who waits for one does not wait behind all that another address has asked for.
+    running: HashMap<(Key, Option<IpAddr>), watch::Receiver<Answer>>,
+    turns: HashMap<IpAddr, Weak<Semaphore>>,
+}
+
+impl Kept {
+    /// The turns of an address.
+    fn turns_of(&mut self, address: IpAddr) -> Arc<Semaphore> {
+        if let Some(turns) = self.turns.get(&address).and_then(Weak::upgrade) {
+            return turns;
+        }
+        if self.turns.len() >= MAX_ADDRESSES {
+            self.turns.retain(|_, turns| turns.strong_count() > 0);
+        }
+        let turns = Arc::new(Semaphore::new(AT_ONCE_FOR_ONE));
+        self.turns.insert(address, Arc::downgrade(&turns));
+        turns
+    }
 }
 
 impl Lookups {
@@ -83,15 +105,15 @@ impl Lookups {
         Arc::new(Self { topology, runtime, reach, turns, kept: Mutex::default() })
     }
 
-    /// What is known of `user`, who asks for `database`.
+    /// What is known of `user`, who asks for `database` from that address, or from this host.
     ///
     /// # Errors
     /// Nobody could be asked, and nothing is remembered.
     pub async fn stored(
         self: &Arc<Self>,
         config: &Config,
-        database: &str,
-        user: &str,
+        (database, user): (&str, &str),
+        address: Option<IpAddr>,
     ) -> Result<Option<Stored>, LookupError> {
         let Some(query) = &config.auth.query else { return Ok(None) };
         let key = (query.database.clone().unwrap_or_else(|| database.to_owned()), user.to_owned());
@@ -101,12 +123,14 @@ impl Lookups {
                 return Ok(known.stored.clone());
             }
             // One whose sender is gone was never answered, and will not be.
-            match kept.running.get(&key).filter(|running| running.has_changed().is_ok()) {
+            let running = (key, address);
+            match kept.running.get(&running).filter(|running| running.has_changed().is_ok()) {
                 Some(running) => running.clone(),
                 None => {
                     let (tell, answer) = watch::channel(None);
-                    kept.running.insert(key.clone(), answer.clone());
-                    self.runtime.spawn(self.clone().look_up(key, query.clone(), tell));
+                    kept.running.insert(running.clone(), answer.clone());
+                    let turns = address.map(|address| kept.turns_of(address));
+                    self.runtime.spawn(self.clone().look_up(running, turns, query.clone(), tell));
                     answer
                 }
             }
@@ -129,20 +153,36 @@ impl Lookups {
         self.lock().known.clear();
     }
 
-    async fn look_up(self: Arc<Self>, key: Key, query: Query, tell: watch::Sender<Answer>) {
+    async fn look_up(
+        self: Arc<Self>,
+        running: (Key, Option<IpAddr>),
+        turns: Option<Arc<Semaphore>>,
+        query: Query,
+        tell: watch::Sender<Answer>,
+    ) {
         let bounded = tokio::time::timeout(query.timeout, async {
-            let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
-            self.ask_any(&key, &query).await
+            let never = "the semaphore is never closed";
+            let _own = match &turns {
+                Some(turns) => Some(turns.acquire().await.expect(never)),
+                None => None,
+            };
+            let _turn = self.turns.acquire().await.expect(never);
+            self.ask_any(&running.0, &query).await
         });
         let answer = bounded.await.unwrap_or(Err(LookupError::Timeout(query.timeout)));
-        let answer = self.keep(key, answer);
+        let answer = self.keep(running, answer);
         tell.send_replace(Some(answer));
     }
 
-    fn keep(&self, key: Key, answer: Result<Option<Stored>, LookupError>) -> Result<Option<Stored>, LookupError> {
+    fn keep(
+        &self,
+        running: (Key, Option<IpAddr>),
+        answer: Result<Option<Stored>, LookupError>,
+    ) -> Result<Option<Stored>, LookupError> {
         let at = Clock.now();
         let mut kept = self.lock();
-        kept.running.remove(&key);
+        kept.running.remove(&running);
+        let (key, _) = running;
         match answer {
             Ok(stored) => {
                 if kept.known.len() >= MAX_KEPT {

@@ -74,7 +74,11 @@ impl Greeter<'_> {
         } else {
             dbname(&config.pools, &startup.database)
         };
-        let found = shared.lookups.stored(&config, database, &startup.user).await;
+        let address = match self.origin {
+            Origin::Tcp(addr) => Some(addr.ip()),
+            Origin::Local { .. } => None,
+        };
+        let found = shared.lookups.stored(&config, (database, &startup.user), address).await;
         found.map_err(|error| ClientError::UserLookup { why: error.to_string() }.into())
     }
 
