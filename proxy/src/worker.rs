@@ -124,6 +124,10 @@ pub struct Worker {
     pub logins: Semaphore,
     /// Who has not done so yet.
     strangers: Strangers,
+    /// What statements of sessions take that is not shared between them, bytes.
+    pub(crate) kept: Cell<usize>,
+    /// Statements of all clients take more than they should.
+    crowded: Cell<bool>,
     outstanding: RefCell<Vec<(NodeId, u32)>>,
     /// What the newest session has begun with.
     newcomer: RefCell<Beginning>,
@@ -217,6 +221,8 @@ impl Worker {
             look_earlier: Notify::new(),
             logins,
             strangers: Strangers::default(),
+            kept: Cell::new(0),
+            crowded: Cell::new(false),
             outstanding: RefCell::default(),
             newcomer: RefCell::default(),
             scratch: Cell::default(),

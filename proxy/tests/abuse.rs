@@ -344,6 +344,39 @@ fn a_client_knows_its_own_notifications_by_the_process_number_it_was_given() {
 }
 
 #[test]
+fn statements_of_all_clients_together_are_bounded_and_who_has_few_goes_on() {
+    const EACH: usize = 64 << 10;
+    let c = Cluster::start(0, |raw| raw.prepared_statement_bytes = cluster::config::Size(EACH as u64));
+    let prepare = |raw: &mut Raw, name: &str, length: usize| {
+        raw.write(|out| {
+            // Each has a text of its own.
+            parse(out, name, &format!("select '{name} {}'", "x".repeat(length)));
+            sync(out);
+        });
+        words(&raw.until_ready())
+    };
+    let mut last = Raw::login(c.port, &[]);
+    let crowd: Vec<Raw> = (0..34)
+        .map(|n| {
+            let mut raw = Raw::login(c.port, &[]);
+            assert_eq!(prepare(&mut raw, &format!("s{n}"), EACH - 1000), "1 | Z I");
+            raw
+        })
+        .collect();
+    wait_for("one with much to be refused", || {
+        let told = prepare(&mut last, "much", 5000);
+        last.query("deallocate all");
+        told.contains("E 54000").then_some(())
+    });
+    assert_eq!(prepare(&mut last, "little", 1000), "1 | Z I");
+    drop(crowd);
+    wait_for("it to be taken again", || {
+        let told = prepare(&mut last, "much", 5000);
+        (told == "1 | Z I").then_some(())
+    });
+}
+
+#[test]
 fn a_unit_without_an_end_is_answered_as_it_goes() {
     const CLOSES: usize = 200_000;
     let c = Cluster::start(0, |raw| raw.workers = 1);

@@ -475,6 +475,7 @@ impl Session {
         self.set_busy(None);
         self.count_working(self.presence.doing.get().activity, Activity::Idle);
         self.count_pins(Pins::NONE);
+        self.count_kept(0);
         // A COPY may have failed while the client was in the middle of a message to it.
         let sent_whole = !matches!(self.tail, Tail::Forward(_)) && self.to_server.is_empty() && !self.relay.is_blind();
         let between = sent_whole && self.server_in.is_empty() && !self.relay.mid_frame();

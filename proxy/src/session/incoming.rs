@@ -428,7 +428,7 @@ impl Session {
                 unit: config.relay_buffer,
                 text: MAX_TEXT,
                 message: self.longest_message(),
-                statements: usize::try_from(config.prepared_statement_bytes).unwrap_or(usize::MAX),
+                statements: self.w.statement_bytes(),
             },
         };
         batch::scan(input, &cx, classes)

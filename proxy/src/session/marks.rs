@@ -30,7 +30,16 @@ impl Session {
         self.presence.pins.set(self.pins);
         let on_server = self.server.as_ref().map_or(0, |s| s.meta.statements.len());
         self.presence.prepared.set((self.statements.len(), on_server));
+        self.count_kept(self.statements.own_bytes());
         self.w.look_at_sessions(now);
+    }
+
+    /// What the session's statements take, for the worker that sums it up.
+    pub(super) fn count_kept(&self, bytes: usize) {
+        let before = self.presence.kept.replace(bytes);
+        if before != bytes {
+            self.w.kept.set(self.w.kept.get() + bytes - before);
+        }
     }
 
     /// The session has waited since then for other than its server, and does as before: that time counts for no limit.

@@ -71,6 +71,8 @@ pub struct Presence {
     pub doing: Cell<Doing>,
     /// Statements that it, and that its server, has prepared.
     pub prepared: Cell<(usize, usize)>,
+    /// What its statements take that is its own, as it counts for its worker, bytes.
+    pub kept: Cell<usize>,
     /// The settings that it has set, its `application_name` among them.
     pub settings: RefCell<Shared>,
     /// Who serves it.
@@ -101,6 +103,7 @@ impl Presence {
             facts: OnceCell::new(),
             doing: Cell::new(Doing { activity: Activity::Idle, since: now, began: now }),
             prepared: Cell::new((0, 0)),
+            kept: Cell::new(0),
             settings: RefCell::default(),
             serving: Cell::new(None),
             pins: Cell::new(Pins::default()),

@@ -258,7 +258,7 @@ impl Session {
             server: &mut server.meta.statements,
             texts: &mut self.w.texts.borrow_mut(),
             relay: &mut self.relay,
-            statement_bytes: usize::try_from(config.prepared_statement_bytes).unwrap_or(usize::MAX),
+            statement_bytes: self.w.statement_bytes(),
             server_bytes: usize::try_from(config.server_statement_bytes).unwrap_or(usize::MAX),
             unnamed_bytes: MAX_TEXT,
             naming,

@@ -46,6 +46,27 @@ pub struct Text {
     retired: Cell<bool>,
     /// A server had something to say when it was prepared, without refusing it.
     noticed: Cell<bool>,
+    held: Held,
+}
+
+/// What a text takes, for as long as it is there.
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    all: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Held {
+    fn new(all: &Rc<Cell<usize>>, bytes: usize) -> Self {
+        all.set(all.get() + bytes);
+        Self { all: all.clone(), bytes }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.set(self.all.get() - self.bytes);
+    }
 }
 
 impl Text {
@@ -83,6 +104,8 @@ pub struct Texts {
     known: BTreeMap<Rc<[u8]>, Vec<Weak<Text>>>,
     next_id: u64,
     sweep_at: usize,
+    /// What those take that are in use.
+    bytes: Rc<Cell<usize>>,
 }
 
 /// What the names of ours on servers begin with.
@@ -96,7 +119,12 @@ pub fn server_name(id: u64) -> Box<[u8]> {
 impl Texts {
     /// `first_id` keeps the workers' numbers apart: servers move between workers with what they have prepared.
     pub fn new(first_id: u64) -> Self {
-        Self { known: BTreeMap::new(), next_id: first_id, sweep_at: 1024 }
+        Self { known: BTreeMap::new(), next_id: first_id, sweep_at: 1024, bytes: Rc::default() }
+    }
+
+    /// What all that are in use take, bytes, however many clients have them.
+    pub fn bytes(&self) -> usize {
+        self.bytes.get()
     }
 
     /// The shared text of a Parse message with this tail, for sessions with this `parse_key`.
@@ -143,7 +171,7 @@ impl Texts {
         let known = self.known.get_key_value(tail).map(|(tail, _)| tail.clone());
         let tail: Rc<[u8]> = known.unwrap_or_else(|| tail.into());
         let server_name = name.map_or_else(|| server_name(id), Into::into);
-        let text = once(id, parse_key, server_name, tail.clone(), source);
+        let text = self.once(id, parse_key, server_name, tail.clone(), source);
         let of = self.known.entry(tail).or_default();
         of.retain(|text| text.strong_count() > 0);
         of.push(Rc::downgrade(&text));
@@ -171,13 +199,13 @@ impl Texts {
     /// A text that is prepared once, under the name its client gave it.
     pub fn named_once(&mut self, name: &[u8], tail: &[u8], parse_key: u64) -> Rc<Text> {
         let id = self.fresh_id();
-        once(id, parse_key, name.into(), tail.into(), Source::Own)
+        self.once(id, parse_key, name.into(), tail.into(), Source::Own)
     }
 
     /// A text that is prepared once, under a name of ours.
     pub fn single(&mut self, tail: &[u8], parse_key: u64) -> Rc<Text> {
         let id = self.fresh_id();
-        once(id, parse_key, server_name(id), tail.into(), Source::Shared)
+        self.once(id, parse_key, server_name(id), tail.into(), Source::Shared)
     }
 
     /// Retire a text, so that the next client that prepares it gets another name: its result has other columns now, and
@@ -194,11 +222,12 @@ impl Texts {
         self.next_id += 1;
         self.next_id
     }
-}
 
-fn once(id: u64, parse_key: u64, server_name: Box<[u8]>, tail: Rc<[u8]>, source: Source) -> Rc<Text> {
-    let (retired, noticed) = (Cell::new(false), Cell::new(false));
-    Rc::new(Text { id, parse_key, server_name, tail, source, retired, noticed })
+    fn once(&self, id: u64, parse_key: u64, server_name: Box<[u8]>, tail: Rc<[u8]>, source: Source) -> Rc<Text> {
+        let (retired, noticed) = (Cell::new(false), Cell::new(false));
+        let held = Held::new(&self.bytes, tail.len() + server_name.len() + OVERHEAD_HERE);
+        Rc::new(Text { id, parse_key, server_name, tail, source, retired, noticed, held })
+    }
 }
 
 /// A client's named statement.
@@ -226,7 +255,12 @@ impl Named {
 
     /// What it takes here; its text is counted for each client that has it.
     fn bytes(&self) -> usize {
-        self.name.len() + self.text.tail.len() + OVERHEAD_HERE
+        self.own() + self.text.tail.len()
+    }
+
+    /// The same without its text.
+    fn own(&self) -> usize {
+        self.name.len() + OVERHEAD_HERE
     }
 }
 
@@ -249,6 +283,8 @@ pub type ByName = BTreeMap<Rc<[u8]>, Named>;
 pub struct ClientStatements {
     named: ByName,
     bytes: usize,
+    /// Without their texts.
+    own: usize,
     /// The unnamed statement, until a simple query or a failed Parse destroys it.
     pub unnamed: Option<Unnamed>,
     /// Portals of this transaction that have names of statements in them.
@@ -289,6 +325,12 @@ impl ClientStatements {
         self.bytes
     }
 
+    /// What is this client's alone, bytes: all but the texts of statements with names.
+    pub fn own_bytes(&self) -> usize {
+        let unnamed = self.unnamed.as_ref().and_then(|unnamed| unnamed.tail.as_deref()).map_or(0, <[u8]>::len);
+        self.own + unnamed + self.portals.bytes()
+    }
+
     /// Is there room for one more statement or portal with this name and text, within `limit` bytes?
     pub fn has_room(&self, name: &[u8], text: usize, limit: usize) -> bool {
         self.bytes + self.portals.bytes() + name.len() + text + OVERHEAD_HERE <= limit
@@ -311,16 +353,16 @@ impl ClientStatements {
 
     /// Keep a statement whose name is free.
     pub fn insert(&mut self, statement: Named) {
-        self.bytes += statement.bytes();
+        (self.bytes, self.own) = (self.bytes + statement.bytes(), self.own + statement.own());
         if let Some(old) = self.named.insert(statement.name.clone(), statement) {
-            self.bytes -= old.bytes();
+            (self.bytes, self.own) = (self.bytes - old.bytes(), self.own - old.own());
         }
     }
 
     /// Drop the statement of that name.
     pub fn remove(&mut self, name: &[u8]) -> Option<Named> {
         let old = self.named.remove(name)?;
-        self.bytes -= old.bytes();
+        (self.bytes, self.own) = (self.bytes - old.bytes(), self.own - old.own());
         Some(old)
     }
 
@@ -337,7 +379,7 @@ impl ClientStatements {
 
     /// Drop all; what there was.
     pub fn forget(&mut self) -> ByName {
-        self.bytes = 0;
+        (self.bytes, self.own) = (0, 0);
         std::mem::take(&mut self.named)
     }
 
@@ -349,6 +391,7 @@ impl ClientStatements {
 
     fn count(&mut self) {
         self.bytes = self.named.values().map(Named::bytes).sum();
+        self.own = self.named.values().map(Named::own).sum();
     }
 
     /// Drop all but these names, as DEALLOCATE ALL and DISCARD ALL do; the unnamed statement stays.

@@ -37,11 +37,30 @@ fn the_bytes_of_a_client_follow_its_statements() {
     client.insert(named.clone());
     client.insert(named);
     assert_eq!((client.bytes(), client.len()), (8 + OVERHEAD_HERE, 1));
+    assert_eq!(client.own_bytes(), 3 + OVERHEAD_HERE);
     client.insert(Named::new(b"other", texts.intern(b"12345", 0), CLASS));
     client.clear(&[(*b"abc").into()]);
     assert_eq!((client.bytes(), client.len()), (8 + OVERHEAD_HERE, 1));
     assert!(client.remove(b"abc").is_some() && client.remove(b"abc").is_none());
-    assert_eq!(client.bytes(), 0);
+    assert_eq!((client.bytes(), client.own_bytes()), (0, 0));
+    client.unnamed = Some(Unnamed { serial: 1, tail: Some(vec![0; 7]), class: CLASS });
+    assert_eq!((client.bytes(), client.own_bytes()), (0, 7));
+}
+
+#[test]
+fn a_text_takes_its_memory_once_and_gives_it_back() {
+    let mut texts = Texts::new(0);
+    let text = texts.intern(b"12345", 0);
+    let one = texts.bytes();
+    assert!(one >= 5 + OVERHEAD_HERE);
+    let again = texts.intern(b"12345", 0);
+    assert_eq!(texts.bytes(), one);
+    let own = texts.own(b"a", b"12345");
+    assert!(texts.bytes() > one);
+    drop((text, own));
+    assert_eq!(texts.bytes(), one);
+    drop(again);
+    assert_eq!(texts.bytes(), 0);
 }
 
 #[test]

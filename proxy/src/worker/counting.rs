@@ -12,6 +12,10 @@ use std::time::Duration;
 
 /// How often counters are handed over and idle connections looked at, while anything happens.
 const TICK: Duration = Duration::from_millis(100);
+/// Prepared statements of all clients together may take so many times what those of one may,
+const ALL_STATEMENTS: usize = 32;
+/// and beyond that each client's this part of it.
+const CROWDED: usize = 16;
 /// How often while nothing does.
 const QUIET_TICK: Duration = Duration::from_secs(1);
 
@@ -111,8 +115,30 @@ impl Worker {
         self.held.set(if begins { self.held.get() + 1 } else { self.held.get() - 1 });
     }
 
+    /// What prepared statements of a client may take, bytes. While those of all take too much, who has few goes on.
+    pub fn statement_bytes(&self) -> usize {
+        let most = usize::try_from(self.config.borrow().prepared_statement_bytes).unwrap_or(usize::MAX);
+        if self.crowded.get() { most / CROWDED } else { most }
+    }
+
+    fn sum_statements(&self) {
+        let boards = &self.shared.boards;
+        boards[self.index].statements.store(self.kept.get() + self.texts.borrow().bytes(), Ordering::Relaxed);
+        let all: usize = boards.iter().map(|board| board.statements.load(Ordering::Relaxed)).sum();
+        let most = usize::try_from(self.config.borrow().prepared_statement_bytes).unwrap_or(usize::MAX);
+        let crowded = all > most.saturating_mul(ALL_STATEMENTS);
+        if self.crowded.replace(crowded) != crowded && crowded {
+            tracing::warn!(
+                worker = self.index,
+                bytes = all,
+                "prepared statements take too much, clients with many get no more"
+            );
+        }
+    }
+
     pub(super) fn tick(&self) {
         self.stirred.set(false);
+        self.sum_statements();
         self.schedule();
         self.counts.flush();
         self.tallies.turn(self.now());

@@ -106,6 +106,8 @@ pub struct Board {
     pub sessions: AtomicUsize,
     /// Those of them whose clients have not proven yet who they are.
     pub(super) strangers: AtomicUsize,
+    /// What prepared statements take, as of the worker's last tick, bytes.
+    pub(super) statements: AtomicUsize,
     pub(super) totals: Mutex<Totals>,
 }
 

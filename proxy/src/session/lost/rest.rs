@@ -208,9 +208,9 @@ fn keep_statement(s: &mut Session, p: &frontend::Parse<'_>, class: Statement) ->
     if s.statements.named(p.name).is_some() {
         return Err(ClientError::DuplicateStatement { name: String::from_utf8_lossy(p.name).into_owned() });
     }
-    let limit = s.w.config().prepared_statement_bytes;
-    if !s.statements.has_room(p.name, p.tail.len(), usize::try_from(limit).unwrap_or(usize::MAX)) {
-        return Err(ClientError::StatementBytes { limit });
+    let limit = s.w.statement_bytes();
+    if !s.statements.has_room(p.name, p.tail.len(), limit) {
+        return Err(ClientError::StatementBytes { limit: limit as u64 });
     }
     let text = s.w.texts.borrow_mut().intern(p.tail, s.parse_key);
     s.statements.insert(Named::new(p.name, text, class));
