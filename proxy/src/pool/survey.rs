@@ -92,6 +92,7 @@ fn client(w: &Worker, place: usize, presence: &Presence, facts: &Facts, view: &m
         origin: facts.origin,
         connected: facts.connected,
         activity: doing.activity,
+        cancels: presence.cancels.get(),
         since: doing.since,
         blocked_since: presence.blocked.get(),
         transaction_since: (doing.activity != Activity::Idle).then_some(doing.began),

@@ -27,6 +27,8 @@ pub struct ClientView {
     pub connected: Instant,
     /// What it does.
     pub activity: Activity,
+    /// Cancel requests for it that its server has not acted on yet.
+    pub cancels: usize,
     /// Since when.
     pub since: Instant,
     /// Since when it has taken nothing of what waits for it.
@@ -156,6 +158,8 @@ pub struct PoolView {
     pub cl_active: usize,
     /// Clients whose statement waits for a server.
     pub cl_waiting: usize,
+    /// Cancel requests on their way to servers, each on a connection of its own.
+    pub cancels: usize,
     /// Server connections that serve a client.
     pub sv_active: usize,
     /// Server connections that are free.
@@ -193,6 +197,7 @@ impl View {
         let mut pools: BTreeMap<(&str, &str), PoolView> = BTreeMap::new();
         for c in &self.clients {
             let pool = pools.entry((&c.database, &c.user)).or_default();
+            pool.cancels += c.cancels;
             if c.activity == Activity::Waiting {
                 pool.cl_waiting += 1;
                 pool.maxwait = pool.maxwait.max(now.since(c.since));
@@ -236,6 +241,7 @@ mod tests {
             origin: Origin::Local { uid: 0 },
             connected: at(0),
             activity,
+            cancels: place,
             since: at(since),
             blocked_since: None,
             transaction_since: None,
@@ -281,6 +287,7 @@ mod tests {
             user: "a".into(),
             cl_active: 1,
             cl_waiting: 2,
+            cancels: 2,
             sv_active: 1,
             sv_idle: 1,
             sv_used: 1,

@@ -213,8 +213,10 @@ impl Session {
         let request = cancel::forward(way, key, limit, server.cancels.begin());
         let presence = self.presence.clone();
         self.cancelling = true;
+        presence.cancels.set(presence.cancels.get() + 1);
         tokio::task::spawn_local(async move {
             request.await;
+            presence.cancels.set(presence.cancels.get() - 1);
             presence.wake();
             drop(waiters);
         });

@@ -63,6 +63,8 @@ pub struct Presence {
     waker: RefCell<Option<Waker>>,
     /// A cancel request has come, from these.
     pub cancel: Cell<Option<Waiters>>,
+    /// Such requests that are on their way to its server.
+    pub cancels: Cell<usize>,
     /// It is to end.
     pub end: Cell<Option<End>>,
     /// Whose it is.
@@ -99,6 +101,7 @@ impl Presence {
             secret: Cell::new(None),
             waker: RefCell::default(),
             cancel: Cell::new(None),
+            cancels: Cell::new(0),
             end: Cell::new(None),
             facts: OnceCell::new(),
             doing: Cell::new(Doing { activity: Activity::Idle, since: now, began: now }),
