@@ -45,7 +45,6 @@ impl Agent {
         let others = self
             .histories_above(timeline, |number| leads_elsewhere(number, timeline, &source.history))
             .map_err(file)?;
-        self.lines_left_for.store(source.term.0, Ordering::Release);
         if others.is_empty() {
             return Ok(false);
         }
@@ -58,6 +57,7 @@ impl Agent {
             postgres::remove(path).map_err(file)?;
         }
         self.start_as(As::Standby, source.term).await?;
+        self.lines_left_for.store(source.term.0, Ordering::Release);
         self.look_again(self.env.config.probe_timeout).await;
         Ok(true)
     }

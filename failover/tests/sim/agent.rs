@@ -6,7 +6,7 @@ use cluster::lease::Lease;
 use cluster::{Term, TimelineId};
 use failover::fsm::agent::{Act, Facts, Others, Server, decide};
 use failover::fsm::lease::{Fence, fence_at};
-use failover::fsm::rejoin::{self, Plan, plan};
+use failover::fsm::rejoin::{self, Plan, leads_elsewhere, plan};
 use failover::fsm::sync_set;
 use failover::record::{Phase, PolicyRecord, PrimaryRecord, TermRecord};
 impl World {
@@ -219,7 +219,13 @@ impl World {
                 examined,
             };
             match plan(&facts) {
-                Plan::Follow => return self.follow(n, p, term),
+                Plan::Follow => {
+                    let elsewhere = |t: &TimelineId| leads_elsewhere(*t, own_end.timeline, &upstream);
+                    if self.nodes[n].target.take_if(|t| elsewhere(t)).is_some() {
+                        self.reach("a standby started without the history of a term that was given up");
+                    }
+                    return self.follow(n, p, term);
+                }
                 Plan::Examine(fork) => self.nodes[n].examined = Some(fork),
                 Plan::Rewind(fork) => {
                     let left = self.chance.below(self.nodes[n].records_to(fork.lsn) as u64 + 1) as usize;
@@ -242,7 +248,7 @@ impl World {
         let floor = self.nodes[p].end();
         let node = &mut self.nodes[n];
         node.truncate(left);
-        (node.quarantine, node.examined) = (Some(floor), None);
+        (node.quarantine, node.examined, node.target) = (Some(floor), None, None);
     }
 
     pub(crate) fn follow(&mut self, n: usize, p: usize, term: Term) {

@@ -148,6 +148,9 @@ impl World {
         if node.is != Is::Standby || node.frozen_for != Some(term) {
             return Err(wrong_state(n, "frozen for this term"));
         }
+        if node.target.is_some_and(|t| t > base.timeline) {
+            return Err(wrong_state(n, "a standby that knows of no timeline above its own"));
+        }
         let have = node.end();
         // The order may come late.
         if node.quarantine.is_some() || have.timeline != base.timeline || have.lsn > base.lsn {
@@ -207,7 +210,7 @@ impl World {
                 self.has_watchdog(n);
             }
             let node = &mut self.nodes[n];
-            (node.is, node.timeline, node.frozen_for) = (Is::Primary, timeline.0, None);
+            (node.is, node.timeline, node.frozen_for, node.target) = (Is::Primary, timeline.0, None, None);
             node.names = if order.sync_names.is_empty() { Names::Off } else { Names::Armed };
             node.waits_for = order.sync_names.parse().expect("a list that the planner wrote");
             node.released = node.wal.len();

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 49] = [
+pub(crate) const SOMETIMES: [&str; 51] = [
     "a failover begun while the primary was ending",
     "a primary replaced while its disk hangs",
     "a term that the proxy has heard of",
@@ -43,6 +43,8 @@ pub(crate) const SOMETIMES: [&str; 49] = [
     "a failover while voters change",
     "a recruit that caught up with another",
     "a recruit that connects ahead of the promotion",
+    "a history that came without its WAL",
+    "a standby started without the history of a term that was given up",
     "an async failover",
     "a lease signed by the others",
     "a freeze that waited for what was signed",

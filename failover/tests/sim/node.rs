@@ -7,6 +7,7 @@ use cluster::timeline::{Fork, History};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use failover::api::{AgentState, Follower, Position, PostgresState, Primary, Sighting, Standby};
 use failover::fsm::observe::Records;
+use failover::fsm::rejoin::leads_elsewhere;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub(crate) struct Node {
     pub(crate) half: Option<u64>,
     /// Timeline of the end.
     pub(crate) timeline: u32,
+    /// The timeline whose history came without its WAL: its PostgreSQL follows no line without it.
+    pub(crate) target: Option<TimelineId>,
     pub(crate) promise: Term,
     /// Highest term that its agent has read as open.
     pub(crate) opened: Term,
@@ -109,6 +112,7 @@ impl Node {
             wal: Vec::new(),
             half: None,
             timeline: 1,
+            target: None,
             promise: Term(1),
             opened: Term(0),
             promised: Term(1),
@@ -366,7 +370,16 @@ impl World {
         // A standby streams too, to who has connected ahead of its promotion.
         let attended = self.nodes[p].is == Is::Standby && self.nodes[p].frozen_for == Some(term);
         let there = self.linked(n, p) && (attended || self.nodes[p].serves(term));
-        let fits = there && self.nodes[p].wal.starts_with(&node.wal);
+        let elsewhere =
+            node.target.is_some_and(|t| leads_elsewhere(t, TimelineId(node.timeline), &self.nodes[p].history()));
+        let fits = there && !elsewhere && self.nodes[p].wal.starts_with(&node.wal);
+        // While its candidate may still die before anybody has more of the new timeline.
+        let early = fits && self.nodes[p].timeline != node.timeline && self.nodes[p].opened < term;
+        if early && node.target.is_none() && self.chance.percent(50) {
+            self.nodes[n].target = Some(TimelineId(self.nodes[p].timeline));
+            self.reach("a history that came without its WAL");
+            return;
+        }
         if !fits {
             if self.nodes[n].receiver.take().is_some() {
                 self.nodes[n].not_streaming_since = self.now;
@@ -386,6 +399,7 @@ impl World {
         let node = &mut self.nodes[n];
         node.wal.extend(new);
         node.timeline = node.wal.last().map_or(1, |e| e.0);
+        node.target = node.target.filter(|t| t.0 > node.timeline);
         node.half = next;
         (node.receiver, node.told) = (Some((p, term)), Some((p, term, node.end().lsn)));
         let end = node.whole_end();
