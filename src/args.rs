@@ -490,6 +490,9 @@ pub struct VerifyReadsArgs {
     /// Let all sessions ask for this consistency instead, to see that the check can fail.
     #[arg(long, value_name = "CONSISTENCY")]
     pub ask: Option<String>,
+    /// Do not fail when no standby has served any read of a mode.
+    #[arg(long)]
+    pub primary_only: bool,
     /// Drop the schema first that a run which was killed has left.
     #[arg(long)]
     pub replace: bool,

@@ -66,13 +66,24 @@ pub(super) enum Refusal {
         /// What its comment says, when a run has made it.
         comment: Option<String>,
     },
+    /// The servers do not tell in a read whether they are standbys.
+    #[error("PostgreSQL {0}: before 14 a read cannot tell whether a standby has served it")]
+    Old(i32),
 }
+
+/// The first major version that has `in_hot_standby`.
+const LEAST: i32 = 14;
 
 /// Make the schema with `registers` rows at 0. With `replace` drop what an earlier run has left.
 pub(super) async fn make(endpoint: &Endpoint, registers: usize, replace: bool) -> Result<Option<Refusal>> {
     let client = endpoint.connect(&[]).await.with_context(|| format!("cannot connect to {}", endpoint.name))?;
     // In a block, so that it is asked of the primary.
     client.batch_execute("begin").await?;
+    let version = client.query_one("select current_setting('server_version_num')::int / 10000", &[]).await;
+    let version: i32 = version.context("cannot ask for the version")?.get(0);
+    if version < LEAST {
+        return Ok(Some(Refusal::Old(version)));
+    }
     let found = client
         .query_opt("select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1", &[&SCHEMA])
         .await

@@ -25,7 +25,13 @@ impl Result {
         if let Some((mode, tally)) = few {
             return Some(format!("only {} of {least} reads of mode {} were checked", tally.reads, mode.as_str()));
         }
-        (self.writes.acknowledged == 0).then(|| "no write was acknowledged, so nothing was checked".to_owned())
+        if self.writes.acknowledged == 0 {
+            return Some("no write was acknowledged, so nothing was checked".to_owned());
+        }
+        let alone = self.tallies.iter().find(|(_, tally)| tally.by_standbys == 0).filter(|_| !self.primary_only);
+        alone.map(|(mode, _)| {
+            format!("no read of mode {} was served by a standby: nothing is known of them", mode.as_str())
+        })
     }
 
     /// As JSON.
@@ -94,9 +100,6 @@ impl Result {
             w.in_doubt,
             self.took.as_secs_f64()
         );
-        for (mode, _) in self.tallies.iter().filter(|(_, t)| t.reads > 0 && t.by_standbys == 0) {
-            text += &format!("no read of mode {} was served by a standby: nothing is known of them\n", mode.as_str());
-        }
         if !self.examples.is_empty() {
             text += "\n";
         }
@@ -205,4 +208,23 @@ fn line(e: &Example) -> String {
         r.snapshot,
         shown(Some(r.took))
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::run::Writes;
+    use super::*;
+
+    #[test]
+    fn reads_that_only_the_primary_served_have_proven_nothing() {
+        let of = |by_standbys, primary_only| {
+            let tally = Tally { reads: 5, by_standbys, ..Tally::default() };
+            let writes = Writes { acknowledged: 1, ..Writes::default() };
+            let result = Result { tallies: [(Mode::Global, tally)].into(), writes, primary_only, ..Result::default() };
+            result.complaint(None)
+        };
+        let complaint = "no read of mode global was served by a standby: nothing is known of them";
+        assert_eq!(of(0, false).as_deref(), Some(complaint));
+        assert_eq!((of(1, false), of(0, true)), (None, None));
+    }
 }

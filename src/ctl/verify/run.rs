@@ -30,6 +30,8 @@ pub(super) struct Plan {
     pub(super) reads: Option<u64>,
     /// Longest pauses of readers and of writers between two statements.
     pub(super) pauses: (Duration, Duration),
+    /// That no standby serves a read is no failure.
+    pub(super) primary_only: bool,
 }
 
 /// Counts of one mode.
@@ -103,7 +105,7 @@ pub(super) struct Run {
 }
 
 /// What came of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Result {
     pub(super) tallies: BTreeMap<Mode, Tally>,
     /// What the same reads took at the primary that were promised nothing.
@@ -114,6 +116,8 @@ pub(super) struct Result {
     pub(super) shown_and_refused: u64,
     pub(super) took: Duration,
     pub(super) interrupted: bool,
+    /// That no standby has served a read is no failure.
+    pub(super) primary_only: bool,
 }
 
 impl Tally {
@@ -271,6 +275,7 @@ impl Run {
             shown_and_refused: self.shown_and_refused.get(),
             took: Clock.now().since(self.started),
             interrupted: self.stopped.get(),
+            primary_only: self.plan.primary_only,
         }
     }
 }
