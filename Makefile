@@ -38,7 +38,7 @@ build: set-up
 TEST = cargo test --workspace --locked
 test: set-up-tests
 	$(TEST) --no-run
-	@$(MAKE) --no-print-directory -j3 test-part-1 test-part-2 test-part-3
+	@scripts/in-memory $(MAKE) --no-print-directory -j3 test-part-1 test-part-2 test-part-3
 
 test-part-1: PART = --lib --bins --test '[abceg-o]*'
 test-part-2: PART = --test '[dfr]*'

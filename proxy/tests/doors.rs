@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn clients_of_this_host_come_through_the_unix_socket() {
-    let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").unwrap();
+    let dir = tempfile::Builder::new().prefix("pgt").tempdir().unwrap();
     let c = Cluster::start(0, |raw| {
         raw.unix_socket_dir = Some(dir.path().to_owned());
         raw.unix_socket_permissions = "0700".to_owned();
@@ -90,7 +90,7 @@ fn answered(c: &Cluster) -> u64 {
 
 #[test]
 fn who_goes_before_it_has_read_finds_all_answers() {
-    let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").unwrap();
+    let dir = tempfile::Builder::new().prefix("pgt").tempdir().unwrap();
     let c = Cluster::start(0, |raw| {
         raw.unix_socket_dir = Some(dir.path().to_owned());
         raw.workers = 1;
@@ -126,7 +126,7 @@ fn who_goes_before_it_has_read_finds_all_answers() {
 
 #[test]
 fn the_rest_of_an_answer_is_sent_while_the_next_statement_waits_for_a_server() {
-    let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").unwrap();
+    let dir = tempfile::Builder::new().prefix("pgt").tempdir().unwrap();
     let c = Cluster::start(0, |raw| {
         raw.unix_socket_dir = Some(dir.path().to_owned());
         raw.workers = 1;

@@ -78,7 +78,7 @@ fn a_certificate_is_asked_for_besides_the_password() {
 
 #[test]
 fn the_operating_system_vouches_for_who_comes_through_the_socket() {
-    let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").expect("a scratch directory");
+    let dir = tempfile::Builder::new().prefix("pgt").tempdir().expect("a scratch directory");
     let c = Cluster::start(0, |raw| {
         raw.unix_socket_dir = Some(dir.path().to_owned());
         raw.auth.rules = vec!["local all all peer".to_owned(), "host all all all reject".to_owned()];

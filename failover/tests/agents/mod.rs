@@ -128,7 +128,7 @@ pub(crate) fn postmaster(config: &AgentConfig) -> i32 {
 impl Cluster {
     /// Nodes n1, n2, … with PostgreSQL on ports from `base`.
     pub(crate) fn new(base: u16, nodes: u16, mode: Mode, k: u32) -> Self {
-        let dir = tempfile::Builder::new().prefix("f2").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new().prefix("f2").tempdir().unwrap();
         let file = |name: &str, text: &str| -> PathBuf {
             let path = dir.path().join(name);
             std::fs::write(&path, text).unwrap();

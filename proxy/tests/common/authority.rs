@@ -15,7 +15,7 @@ pub struct Authority {
 
 impl Authority {
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").expect("a scratch directory");
+        let dir = tempfile::Builder::new().prefix("pgt").tempdir().expect("a scratch directory");
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -168,7 +168,7 @@ pub struct Cluster {
 impl Cluster {
     /// `standbys` of them, with the proxy's settings changed by `set`.
     pub fn start(standbys: usize, set: impl FnOnce(&mut config::Raw)) -> Self {
-        let scratch = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").expect("a scratch directory");
+        let scratch = tempfile::Builder::new().prefix("pgt").tempdir().expect("a scratch directory");
         if nix::unistd::Uid::effective().is_root() {
             run(Command::new("chown").arg("postgres").arg(scratch.path()));
         }

@@ -66,7 +66,7 @@ fn run(mut command: Command) -> Output {
 }
 
 fn scratch() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").expect("/tmp is writable");
+    let dir = tempfile::Builder::new().prefix("pgt").tempdir().expect("a scratch directory");
     if let Some((uid, gid)) = unprivileged() {
         chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
     }
