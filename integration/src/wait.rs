@@ -3,8 +3,9 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-/// Pause between two looks at a condition. Conditions are looked at, never slept for.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Pauses between two looks at a condition, which are looked at, never slept for: a tenth of the wait so far, within
+/// these. To look costs the time of a processor that what is awaited needs.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
 /// Look at `condition` until it is `Ok`; its value. The last `Err` says how far it was when time ran out.
 ///
@@ -18,7 +19,7 @@ pub fn wait_for<T, E: Debug>(what: &str, within: Duration, mut condition: impl F
             Err(e) => e,
         };
         assert!(start.elapsed() < within, "waited {within:?} for {what}; last seen: {last:?}");
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep((start.elapsed() / 10).clamp(PAUSES.0, PAUSES.1));
     }
 }
 

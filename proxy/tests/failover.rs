@@ -20,7 +20,9 @@ fn words(seen: &[String]) -> String {
 /// The server of a sleeping statement is there.
 fn wait_until_running(c: &Cluster, node: usize, n: usize) {
     wait_for("the statements to run", || {
-        let sql = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'";
+        // Active is a server of the proxy's own questions, too.
+        let sql = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active' \
+                   and (wait_event = 'PgSleep' or wait_event_type = 'Lock')";
         (c.nodes[node].psql(sql) == n.to_string()).then_some(())
     });
 }

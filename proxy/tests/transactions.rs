@@ -373,7 +373,7 @@ fn a_standby_that_dies_aborts_the_blocks_that_have_read_there_and_no_others() {
         sync(out);
     });
     wait_for("both to run at the standby", || {
-        let active = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'";
+        let active = "select count(*) from pg_stat_activity where usename = 'app' and wait_event = 'PgSleep'";
         (cluster.nodes[1].psql(active) == "2").then_some(())
     });
     cluster.nodes[1].kill();

@@ -230,7 +230,7 @@ impl Cluster {
                 return found;
             }
             assert!(begun.elapsed() < Duration::from_secs(60), "waited for {what}: {} is {state:#?}", self.nodes[i].id);
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            pause(begun).await;
         }
     }
 
@@ -423,6 +423,13 @@ pub(crate) async fn until<T>(what: &str, mut test: impl AsyncFnMut() -> Option<T
             return found;
         }
         assert!(begun.elapsed() < Duration::from_secs(60), "waited for {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        pause(begun).await;
     }
+}
+
+/// Between two looks at what is waited for since `begun`. To look takes longer than to wait: what took long so far may
+/// be seen a little late.
+async fn pause(begun: tokio::time::Instant) {
+    let a_tenth = begun.elapsed() / 10;
+    tokio::time::sleep(a_tenth.clamp(Duration::from_millis(10), Duration::from_millis(50))).await;
 }

@@ -5,6 +5,7 @@
 
 pub mod authority;
 pub mod dice;
+pub mod direct;
 pub mod joined;
 #[path = "../../../integration/src/ports.rs"]
 mod ports;
@@ -27,6 +28,7 @@ use proxy::auth::userlist;
 use proxy::config::{self, Config};
 use proxy::console::tally::Counter;
 use server::Server;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
@@ -48,7 +50,8 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
             return value;
         }
         assert!(started.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        // To look takes longer than to wait: what took long so far may be seen a little late.
+        std::thread::sleep((started.elapsed() / 10).clamp(Duration::from_millis(10), Duration::from_millis(50)));
     }
 }
 
@@ -99,28 +102,7 @@ impl Node {
     }
 
     pub fn try_psql(&self, sql: &str) -> Result<String, String> {
-        let mut command = Command::new(bin("psql"));
-        command.args([
-            "-X",
-            "-q",
-            "-A",
-            "-t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-h",
-            "127.0.0.1",
-            "-U",
-            "postgres",
-            "-d",
-            "app",
-        ]);
-        command.args(["-p", &self.port.to_string(), "-c", sql]);
-        let output = command.output().map_err(|e| e.to_string())?;
-        if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        }
+        direct::run(self.port, sql)
     }
 
     /// `kill -9` of every process of it, as when the host dies.
@@ -378,13 +360,14 @@ fn sample_lag(
     (stop, blind): (watch::Receiver<bool>, watch::Receiver<bool>),
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut kept = Kept::new();
     while !*stop.borrow() {
         let view = topology.borrow().clone();
         let snapshot = runtime.block_on(async {
             let mut snapshot = LagSnapshot { term: view.term, ..LagSnapshot::default() };
             if let Some(primary) = &view.primary {
                 let sent_at = Clock.now();
-                if let Some((lsn, confirmed)) = primary_position(primary).await {
+                if let Some((lsn, confirmed)) = primary_position(&mut kept, primary).await {
                     let node = primary.node.clone();
                     let timeline = view.term.timeline().unwrap_or(TimelineId(1));
                     let insert_lsn = lsn.normalised_insert();
@@ -401,7 +384,7 @@ fn sample_lag(
                 }
             }
             for member in &view.standbys {
-                snapshot.standbys.push(sample_standby(member, snapshot.primary.as_ref()).await);
+                snapshot.standbys.push(sample_standby(&mut kept, member, snapshot.primary.as_ref()).await);
             }
             snapshot
         });
@@ -412,10 +395,10 @@ fn sample_lag(
     }
 }
 
-async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> StandbyLag {
+async fn sample_standby(kept: &mut Kept, member: &Member, primary: Option<&PrimarySample>) -> StandbyLag {
     let sent_at = Clock.now();
     let node = member.node.clone();
-    let Some((replay_lsn, started)) = standby_position(member).await else {
+    let Some((replay_lsn, started)) = standby_position(kept, member).await else {
         return StandbyLag { node, sample: None, replay_lag: Err(LagUnknown::Unreachable), detail: Detail::default() };
     };
     let behind = primary.map(|p| p.insert_lsn.bytes_since(replay_lsn));
@@ -437,31 +420,41 @@ async fn sample_standby(member: &Member, primary: Option<&PrimarySample>) -> Sta
     StandbyLag { node, sample: Some(sample), replay_lag, detail: Detail::default() }
 }
 
-async fn standby_position(member: &Member) -> Option<(Lsn, ServerStart)> {
+async fn standby_position(kept: &mut Kept, member: &Member) -> Option<(Lsn, ServerStart)> {
     let sql = format!("select pg_last_wal_replay_lsn()::text, {}", ServerStart::EXPRESSION);
-    let row = ask(member, &sql).await?;
+    let row = ask(kept, member, &sql).await?;
     Some((row.try_get::<_, String>(0).ok()?.parse().ok()?, ServerStart(row.try_get(1).ok()?)))
 }
 
 /// Where the primary's WAL ends, and whether the standbys that commits wait for, if any, have all that it has flushed.
-async fn primary_position(member: &Member) -> Option<(Lsn, bool)> {
+async fn primary_position(kept: &mut Kept, member: &Member) -> Option<(Lsn, bool)> {
     let sql = "select pg_current_wal_insert_lsn()::text, current_setting('synchronous_standby_names') = '' \
                or coalesce(f.here <= (select max(flush_lsn) from pg_stat_replication \
                                       where sync_state in ('sync', 'quorum')), false) \
                from (select pg_current_wal_flush_lsn() as here offset 0) f";
-    let row = ask(member, sql).await?;
+    let row = ask(kept, member, sql).await?;
     Some((row.try_get::<_, String>(0).ok()?.parse().ok()?, row.try_get(1).ok()?))
 }
 
-/// The one row of a question, on a connection of its own.
-async fn ask(member: &Member, sql: &str) -> Option<tokio_postgres::Row> {
+/// A connection per server and question, on which it is prepared: to connect for each is most of what a sample costs.
+type Kept = BTreeMap<(u16, String), (tokio_postgres::Client, tokio_postgres::Statement)>;
+
+/// The one row of a question. A connection that is of no use any more is followed by a new one.
+async fn ask(kept: &mut Kept, member: &Member, sql: &str) -> Option<tokio_postgres::Row> {
+    let key = (member.postgres.port, sql.to_owned());
+    if let Some((client, question)) = kept.remove(&key)
+        && let Ok(row) = client.query_one(&question, &[]).await
+    {
+        kept.insert(key, (client, question));
+        return Some(row);
+    }
     let config =
         format!("host=127.0.0.1 port={} user=postgres dbname=postgres connect_timeout=1", member.postgres.port);
     let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.ok()?;
-    let connection = tokio::spawn(connection);
-    let row = client.query_one(sql, &[]).await.ok()?;
-    drop(client);
-    let _ = connection.await;
+    tokio::spawn(connection);
+    let question = client.prepare(sql).await.ok()?;
+    let row = client.query_one(&question, &[]).await.ok()?;
+    kept.insert(key, (client, question));
     Some(row)
 }
 
