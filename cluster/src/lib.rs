@@ -14,6 +14,7 @@ pub mod lsn;
 pub mod node;
 pub mod per_term;
 pub mod secret;
+pub mod sessions;
 pub mod sync_names;
 pub mod term;
 pub mod timeline;

@@ -12,6 +12,7 @@ use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivi
 use cluster::topology::{Closed, Gate};
 use cluster::{Endpoint, Term, TimelineId};
 use failover::api::*;
+use failover::config::agent::OWNED_PARAMETERS;
 use failover::record::*;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};

@@ -138,8 +138,7 @@ fn login(config: &Config, password: Option<&Secret>) -> tokio_postgres::Config {
         .user(&config.user)
         .dbname(&config.database)
         .application_name("pgtenure_lagmon")
-        // Functions and operators that a user has put into `public` are not run with the monitor's rights.
-        .options("-c search_path=pg_catalog");
+        .options(cluster::sessions::DEFAULTS);
     if let Some(password) = password {
         login.password(password.expose());
     }
@@ -417,7 +416,7 @@ mod tests {
     #[test]
     fn what_users_have_put_into_public_is_not_found() {
         let config = crate::config::check(crate::config::Raw::default()).unwrap();
-        assert_eq!(login(&config, None).get_options(), Some("-c search_path=pg_catalog"));
+        assert_eq!(login(&config, None).get_options(), Some(cluster::sessions::DEFAULTS));
     }
 
     #[tokio::test]

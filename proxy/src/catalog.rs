@@ -17,6 +17,7 @@ use bodies::Unread;
 use callers::{Found, Searched, Unsearched};
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
+use cluster::sessions;
 use cluster::topology::{Member, Topology};
 use definitions::{Definition, Undefined};
 use std::collections::{BTreeMap, BTreeSet};
@@ -420,9 +421,10 @@ async fn read_from(
         .dbname(database)
         .application_name("pgtenure_catalog")
         // pg_get_viewdef locks what a view stands on: rather fail and try again than queue behind somebody's DDL.
-        .options(
-            "-c search_path=pg_catalog -c standard_conforming_strings=on -c lock_timeout=1s -c statement_timeout=30s",
-        );
+        .options(format!(
+            "{} -c standard_conforming_strings=on -c lock_timeout=1s -c statement_timeout=30s",
+            sessions::DEFAULTS
+        ));
     if let Some(password) = &settings.password {
         config.password(password.expose());
     }

@@ -10,6 +10,7 @@ use super::postgres::{As, ServerError};
 use super::rewind::remove_tree;
 use super::sql::{Sql, SqlError};
 use super::tool::{self, ToolError};
+use crate::config::agent::BootstrapRaw;
 use crate::fsm::sync_set::Waits;
 use crate::record::{Cause, InitRecord, Limits, MemberRecord, Phase, PolicyRecord, TermRecord};
 use crate::store::{Compare, Range, StoreError, Txn};
@@ -105,14 +106,8 @@ impl Agent {
         let file = |what| move |source| BootstrapError::File { what, source };
         remove_tree(&layout.data_new()).map_err(file("an unfinished data directory could not be removed"))?;
         tracing::info!(node = %self.env.config.node, "running initdb");
-        let bootstrap = &self.env.config.bootstrap;
         let mut command = self.env.program("initdb");
-        command.arg("-D").arg(layout.data_new()).args(["-U", "postgres", "-E", "UTF8"]);
-        command.arg(format!("--locale={}", bootstrap.locale));
-        command.args(["--auth-local=peer", "--auth-host=scram-sha-256", "--no-instructions"]);
-        if bootstrap.data_checksums {
-            command.arg("--data-checksums");
-        }
+        command.arg("-D").arg(layout.data_new()).args(initdb_options(&self.env.config.bootstrap, self.env.version));
         tool::run(command, Duration::from_secs(300)).await?;
         std::fs::rename(layout.data_new(), layout.data()).map_err(file("the new data could not be moved"))?;
         fsync_dir(&layout.root).map_err(file("the new data could not be moved"))
@@ -206,6 +201,21 @@ impl Agent {
     }
 }
 
+/// What initdb is told besides where, by PostgreSQL's `version`.
+fn initdb_options(bootstrap: &BootstrapRaw, version: u32) -> Vec<String> {
+    let mut options = vec!["-U", "postgres", "-E", "UTF8", "--auth-local=peer", "--auth-host=scram-sha-256"];
+    if version >= 140_000 {
+        options.push("--no-instructions");
+    }
+    match (bootstrap.data_checksums, version) {
+        (true, _) => options.push("--data-checksums"),
+        // The default changed then, and with it came the word.
+        (false, 180_000..) => options.push("--no-data-checksums"),
+        (false, _) => {}
+    }
+    options.into_iter().map(str::to_owned).chain([format!("--locale={}", bootstrap.locale)]).collect()
+}
+
 /// The number of the first bad line as error.
 fn parse_users(text: &str) -> Result<Vec<(String, String)>, usize> {
     let mut users = Vec::new();
@@ -246,6 +256,22 @@ fn quoted_word(text: &str) -> Option<(String, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn initdb_of_each_version_is_told_only_what_it_knows() {
+        let told = |data_checksums, version| {
+            let bootstrap = BootstrapRaw { data_checksums, ..BootstrapRaw::default() };
+            let options = initdb_options(&bootstrap, version);
+            ["--no-instructions", "--data-checksums", "--no-data-checksums"]
+                .map(|o| options.iter().any(|told| told == o))
+        };
+        assert_eq!(told(true, 130_023), [false, true, false]);
+        assert_eq!(told(false, 130_023), [false; 3]);
+        assert_eq!(told(true, 150_018), [true, true, false]);
+        assert_eq!(told(false, 170_010), [true, false, false]);
+        assert_eq!(told(true, 180_006), [true, true, false]);
+        assert_eq!(told(false, 180_006), [true, false, true]);
+    }
 
     #[test]
     fn a_userlist_is_read_and_a_plain_password_refused_with_its_line() {

@@ -117,6 +117,11 @@ impl Agent {
             Ok(sql) => sql.value::<String>("asking for recovery", "SELECT pg_is_in_recovery()", END_BOUND).await,
             Err(_) => Ok("unknown".into()),
         };
+        let mut was_primary = self.state.look(|o| o.was_primary);
+        if in_recovery.is_err() && !was_primary {
+            // An agent that has only just started has not seen it.
+            was_primary = Control::read(&self.env).await.is_ok_and(|c| c.was_primary());
+        }
         match (sql, in_recovery.as_deref()) {
             (Ok(sql), Ok("t")) => self.freeze_standby(term, &sql).await,
             // Starting as a standby without upstream: not hurt, but its end is not known yet.
@@ -125,6 +130,9 @@ impl Agent {
             }
             (Err(error), _) if !self.state.look(|o| o.was_primary) => {
                 Err(self.failed("freezing a standby that does not answer", &error).into())
+            }
+            (Ok(_), Err(error)) if !was_primary => {
+                Err(self.failed("freezing a standby that does not answer", error).into())
             }
             // Promoted for this very term while the freeze waited its turn.
             (Ok(_), Ok("f"))

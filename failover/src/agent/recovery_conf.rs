@@ -321,17 +321,19 @@ fn postgresql_conf(env: &Env) -> String {
 
 /// Settings of ours that `postgresql.auto.conf` overrides (somebody ran ALTER SYSTEM), given the file's text.
 pub(crate) fn foreign_settings(auto_conf: &str) -> Vec<String> {
-    let names = auto_conf.lines().filter_map(|l| l.split(['=', ' ']).next()).map(|n| n.trim().to_ascii_lowercase());
-    names.filter(|n| OWNED_PARAMETERS.iter().any(|(owned, _)| owned == n)).collect()
+    auto_conf.lines().map(name_of).filter(|n| OWNED_PARAMETERS.iter().any(|(owned, _)| owned == n)).collect()
+}
+
+/// The parameter that a line of PostgreSQL's configuration sets; some other word if it sets none.
+fn name_of(line: &str) -> String {
+    let ends = |c: char| c == '=' || c.is_ascii_whitespace();
+    line.trim_start().split(ends).next().unwrap_or_default().to_ascii_lowercase()
 }
 
 /// Remove those settings from the file's text.
 pub(crate) fn without(auto_conf: &str, names: &[String]) -> String {
-    let ours = |l: &&str| {
-        let name = l.split(['=', ' ']).next().unwrap_or("").trim().to_ascii_lowercase();
-        !names.contains(&name)
-    };
-    auto_conf.lines().filter(ours).map(|l| format!("{l}\n")).collect()
+    let kept = |l: &&str| !names.contains(&name_of(l));
+    auto_conf.lines().filter(kept).map(|l| format!("{l}\n")).collect()
 }
 
 #[cfg(test)]
@@ -340,9 +342,10 @@ mod tests {
 
     #[test]
     fn a_setting_of_ours_in_auto_conf_is_found_and_removed() {
-        let text = "# Do not edit\nwork_mem = '8MB'\nPrimary_Conninfo = 'host=x'\nsynchronous_standby_names=''\n";
+        let text = "# Do not edit\nwork_mem = '8MB'\nPrimary_Conninfo = 'host=x'\nsynchronous_standby_names=''\n\
+            \trecovery_target_lsn\t= '0/1'\n";
         let found = foreign_settings(text);
-        assert_eq!(found, ["primary_conninfo", "synchronous_standby_names"]);
+        assert_eq!(found, ["primary_conninfo", "synchronous_standby_names", "recovery_target_lsn"]);
         assert_eq!(without(text, &found), "# Do not edit\nwork_mem = '8MB'\n");
     }
 

@@ -6,6 +6,7 @@ use super::env::{Env, MONITOR_USER, REPLICATION_USER};
 use super::guarded::Guarded;
 use cluster::demand::Allowed;
 use cluster::secret::Secret;
+use cluster::sessions::unhurried;
 use cluster::{Endpoint, Lsn, TimelineId};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,10 +15,6 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 /// What the agent's sessions call themselves, in its own PostgreSQL and in others.
 pub(super) const APPLICATION_NAME: &str = "pgtenure_agent";
-
-/// Only PostgreSQL's own functions and operators are looked for: where any user may create in `public` (up to 14, and what
-/// was upgraded from there), one of theirs with just the types of a call of ours would run with our rights.
-const SAFE_NAMES: &str = "-c search_path=pg_catalog";
 
 const CONNECTING: &str = "connecting";
 
@@ -108,6 +105,13 @@ impl SqlError {
     }
 }
 
+/// What the agent's own sessions say at their login. Their statements never wait for standbys; and a trigger at logins that
+/// fails, which concerns superusers too, must not lock the agent out of the very server on which it could be dropped.
+fn local_options(version: u32) -> String {
+    let triggers = if version >= 170_000 { " -c event_triggers=off" } else { "" };
+    format!("{} -c synchronous_commit=local{triggers}", unhurried(version))
+}
+
 /// A connection. Dropping it closes it.
 pub(crate) struct Sql {
     client: Client,
@@ -118,9 +122,7 @@ impl Sql {
     pub(crate) async fn local(env: &Env, database: &str, bound: Duration) -> Result<Self, SqlError> {
         let mut config = Config::new();
         config.host_path(env.layout.socket_dir()).port(env.config.postgres_port).user("postgres").dbname(database);
-        // The agent's own statements never wait for standbys.
-        let options = format!("{SAFE_NAMES} -c synchronous_commit=local -c statement_timeout=0");
-        config.application_name(APPLICATION_NAME).options(options);
+        config.application_name(APPLICATION_NAME).options(local_options(env.version));
         let opened = tokio::time::timeout(bound, config.connect(NoTls)).await;
         let (client, connection) = opened
             .map_err(|_| SqlError::TimedOut { what: CONNECTING, after: bound })?
@@ -132,18 +134,24 @@ impl Sql {
 
     /// Another node's, as the replication user.
     pub(crate) async fn of_primary(env: &Env, to: &Endpoint, bound: Duration) -> Result<Self, SqlError> {
-        Self::remote(to, REPLICATION_USER, &env.replication_password, bound).await
+        Self::remote(env, to, (REPLICATION_USER, &env.replication_password), bound).await
     }
 
     /// Another node's, as the monitoring user.
     pub(crate) async fn observer(env: &Env, to: &Endpoint, bound: Duration) -> Result<Self, SqlError> {
-        Self::remote(to, MONITOR_USER, &env.monitor_password, bound).await
+        Self::remote(env, to, (MONITOR_USER, &env.monitor_password), bound).await
     }
 
-    async fn remote(to: &Endpoint, user: &str, password: &Secret, bound: Duration) -> Result<Self, SqlError> {
+    /// All nodes run the same major version: what one understands at a login all do.
+    async fn remote(
+        env: &Env,
+        to: &Endpoint,
+        (user, password): (&str, &Secret),
+        bound: Duration,
+    ) -> Result<Self, SqlError> {
         let mut config = Config::new();
         config.user(user).password(password.expose()).dbname("postgres");
-        config.application_name(APPLICATION_NAME).options(SAFE_NAMES);
+        config.application_name(APPLICATION_NAME).options(unhurried(env.version));
         let opened = async {
             let io = |source| SqlError::Socket { what: CONNECTING, source };
             let stream = TcpStream::connect((to.host.as_str(), to.port)).await.map_err(io)?;

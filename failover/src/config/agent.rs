@@ -227,7 +227,7 @@ impl AgentConfig {
 }
 
 /// PostgreSQL parameters that the agent sets itself, and why they cannot be set by the user.
-pub const OWNED_PARAMETERS: [(&str, &str); 40] = [
+pub const OWNED_PARAMETERS: [(&str, &str); 46] = [
     ("archive_cleanup_command", "set by the agent"),
     ("cluster_name", "it is agent.node"),
     ("config_file", "the agent keeps the configuration outside the data directory, where pg_rewind cannot reach it"),
@@ -254,7 +254,12 @@ pub const OWNED_PARAMETERS: [(&str, &str); 40] = [
     ("recovery_min_apply_delay", "see agent.apply_delay"),
     ("recovery_target", "a standby follows the latest timeline"),
     ("recovery_target_action", "a standby follows the latest timeline"),
+    ("recovery_target_inclusive", "a standby replays all that it receives"),
+    ("recovery_target_lsn", "a standby replays all that it receives"),
+    ("recovery_target_name", "a standby replays all that it receives"),
+    ("recovery_target_time", "a standby replays all that it receives"),
     ("recovery_target_timeline", "a standby follows the latest timeline"),
+    ("recovery_target_xid", "a standby replays all that it receives"),
     ("restart_after_crash", "a restart in place would release commits that no standby has"),
     ("restore_command", "set by the agent"),
     ("synchronous_commit", "it is what the cluster's mode says; see proxy.durability.level"),
@@ -263,6 +268,7 @@ pub const OWNED_PARAMETERS: [(&str, &str); 40] = [
     ("unix_socket_permissions", "only the agent uses the socket"),
     ("wal_keep_size", "see agent.wal_keep"),
     ("wal_log_hints", "pg_rewind needs it"),
+    ("wal_receiver_create_temp_slot", "whether standbys stream through slots is said by cluster.k"),
     ("wal_receiver_status_interval", "set by the agent, failover times depend on it"),
     ("wal_receiver_timeout", "set by the agent, failover times depend on it"),
     ("wal_retrieve_retry_interval", "set by the agent, failover times depend on it"),

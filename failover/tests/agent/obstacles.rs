@@ -211,6 +211,33 @@ fn what_users_have_put_into_public_is_not_run_by_agents() {
 }
 
 #[test]
+fn defaults_that_somebody_has_set_for_all_sessions_do_not_hold_for_agents() {
+    unprivileged("obstacles::defaults_that_somebody_has_set_for_all_sessions_do_not_hold_for_agents", async {
+        let mut c = Cluster::new(22615, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        // A standby answers no query of the first; nothing can be recorded under the second. All standbys get them.
+        let set = "ALTER ROLE ALL SET default_transaction_isolation = serializable; \
+            ALTER ROLE ALL SET default_transaction_read_only = on; ALTER ROLE ALL SET statement_timeout = 1";
+        c.sql(p).await.batch_execute(set).await.unwrap();
+        c.until_replayed(p, &[s]).await;
+        // By a connection that was made before an agent goes on as it was.
+        c.crash_agent(s).await;
+        c.start(s).await;
+        c.until_streaming(s, p, Term(1)).await;
+        let (term, _) = c.failover(s, &[s]).await;
+        assert_eq!(c.value(s, "SELECT max(term) FROM pgtenure.term").await, term.to_string());
+        c.until_streaming(p, s, term).await;
+        // What would end or stop recovery is ours to set.
+        let targets =
+            "SELECT string_agg(name, ' ') FROM pg_settings WHERE name ~ '^recovery_(target|min)|^primary_|_temp_slot$'";
+        for name in c.value(s, targets).await.split(' ') {
+            assert!(OWNED_PARAMETERS.iter().any(|(owned, _)| *owned == name), "{name}");
+        }
+    });
+}
+
+#[test]
 fn a_table_of_terms_that_was_dropped_does_not_forbid_every_promotion() {
     unprivileged("obstacles::a_table_of_terms_that_was_dropped_does_not_forbid_every_promotion", async {
         let mut c = Cluster::new(22590, 2, Mode::Async, 0);

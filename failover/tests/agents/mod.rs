@@ -387,6 +387,10 @@ impl Cluster {
         let config = &self.nodes[i].config;
         let mut to = tokio_postgres::Config::new();
         to.host_path(config.data_dir.join("sock")).port(config.postgres_port).user("postgres").dbname("postgres");
+        // Whatever a test has set for everybody, it can be looked at.
+        to.options(
+            "-c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off -c statement_timeout=0",
+        );
         let (client, connection) = to.connect(NoTls).await.unwrap();
         tokio::spawn(connection);
         client

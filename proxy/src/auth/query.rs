@@ -12,6 +12,7 @@ use crate::reach::{Reach, ReachError};
 use crate::tls::live::chain;
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
+use cluster::sessions::DEFAULTS;
 use cluster::topology::Topology;
 use cluster::{Clock, Instant};
 use std::collections::HashMap;
@@ -230,7 +231,8 @@ async fn ask(reach: &Reach, endpoint: &Endpoint, key: &Key, query: &Query) -> Re
         .user(&query.user)
         .dbname(&key.0)
         .application_name("pgtenure_auth")
-        .options("-c search_path=pg_catalog -c default_transaction_read_only=on");
+        // The last word counts.
+        .options(format!("{DEFAULTS} -c default_transaction_read_only=on"));
     if let Some(password) = password(&query.password).await? {
         config.password(password.expose());
     }
