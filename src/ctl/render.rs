@@ -377,14 +377,19 @@ fn loss_text(l: &LossReport) -> String {
             "final, from the WAL of {node}: nothing lost of what it had written, it ends at {end} and the fork is at {fork}\n"
         );
     }
+    // A loss that was not counted must not read as none.
+    let (how, gap) = match l.unread_to {
+        None => ("final", String::new()),
+        Some(to) => ("not whole", format!(", of which that up to {to} was not kept, at least")),
+    };
     let mut out = format!(
-        "final, from the WAL of {}: {} between the fork {} and its end {}: {} commits lost, {} aborts{}, {} of the \
+        "{how}, from the WAL of {}: {} between the fork {} and its end {}{gap}: {} commits lost, {} aborts{}, {} of the \
          commits made while the mode was suspended\n",
         l.node,
         bytes(l.bytes),
         l.fork_lsn,
         l.end_lsn,
-        l.commits,
+        l.at_least(),
         l.aborts,
         l.span_ms.map_or(String::new(), |ms| format!(", within {ms} ms")),
         l.commits_while_suspended,
@@ -493,7 +498,18 @@ mod tests {
         given_up["finished"] = json!("given up: n2 was lost before it was opened");
         check(given_up, whole.clone(), "may be in the next one", true);
         check(journal("failover", "n2", none, Value::Null), whole.clone(), "nothing lost of what it had written", true);
-        check(journal("switchover", "n2", end, Value::Null), whole, "nothing lost of what it had written", false);
+        check(
+            journal("switchover", "n2", end, Value::Null),
+            whole.clone(),
+            "nothing lost of what it had written",
+            false,
+        );
+        let mut gap = whole;
+        (gap[0]["end_lsn"], gap[0]["unread_to"], gap[0]["bytes"]) = (json!("0/9000"), json!("0/8000"), json!(0x4000));
+        let says = format!("not whole, from the WAL of n1: {} between", bytes(0x4000));
+        check(journal("failover", "n2", Value::Null, Value::Null), gap.clone(), &says, true);
+        let says = "of which that up to 0/8000 was not kept, at least: 1 commits lost";
+        check(journal("failover", "n2", Value::Null, Value::Null), gap, says, true);
     }
 
     #[test]

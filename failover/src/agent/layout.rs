@@ -1,9 +1,13 @@
 //! Where an agent keeps what on disk, and how files are written so that they survive a crash.
 
+use cluster::Term;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// How the name of a data directory begins that was set aside.
+const UNEXAMINED: &str = "data.unexamined-";
 
 /// The directories of one agent. Everything is below `root`.
 #[derive(Clone, Debug)]
@@ -84,6 +88,18 @@ impl Layout {
         let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
         let dir = if device(&wal).is_some_and(|d| Some(d) != device(&self.root)) { wal } else { self.root.clone() };
         dir.join("fsync.probe")
+    }
+
+    /// Where a data directory is moved whose WAL, which the change to `term` lost, could not be read as a whole.
+    pub(crate) fn unexamined_of(&self, term: Term) -> PathBuf {
+        self.root.join(format!("{UNEXAMINED}{term}"))
+    }
+
+    /// One that was.
+    pub(crate) fn unexamined(&self) -> io::Result<Option<PathBuf>> {
+        let entries = fs::read_dir(&self.root)?.flatten();
+        let aside = entries.filter(|e| e.file_name().to_string_lossy().starts_with(UNEXAMINED));
+        Ok(aside.map(|e| e.path()).min())
     }
 
     /// Promise and marks.

@@ -401,6 +401,8 @@ impl Agent {
                 });
                 self.died.notify_one();
             }
+            // Moved out of the way just now.
+            Err(_) if !self.env.layout.has_data() => {}
             Err(error) => self.trouble(&error.to_string()),
         }
     }

@@ -95,6 +95,7 @@ impl Agent {
             other => Ok(other?),
         };
         self.reset_foreign_settings();
+        self.tell_of_unexamined();
         self.calm_down()?;
         self.finish_adoption().await?;
         if matches!(self.decide_now(), Act::Wait(_)) {

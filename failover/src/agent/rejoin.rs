@@ -3,12 +3,13 @@
 use super::Agent;
 use super::control::Control;
 use super::env::literal;
+use super::layout::fsync_dir;
 use super::postgres::{self, ServerError, Stop};
 use super::recovery_conf::Upstream;
 use super::sql::{Replication, Sql, SqlError};
 use super::state::Awaited;
 use super::tool::ToolError;
-use super::wal_tail::ExamineError;
+use super::wal_tail::{ExamineError, began_at};
 use crate::api::{Position, PostgresState};
 use crate::fsm::rejoin::{Facts, Plan, divergence, plan};
 use cluster::timeline::{Fork, History};
@@ -233,7 +234,7 @@ impl Agent {
                     self.rejoining("examining wal");
                     match self.examine(source, own, end, parted).await {
                         Err(RejoinError::Examine(error @ ExamineError::Missing { .. })) => {
-                            return self.set_aside(source, &error);
+                            return self.set_aside(began_at(&source.history, parted), &error);
                         }
                         done => done?,
                     }
@@ -262,22 +263,33 @@ impl Agent {
         Ok(kept == "t")
     }
 
-    /// A tail that cannot be read any more must not be destroyed either: its directory is moved out of the way, once.
-    fn set_aside(&self, source: &Source, why: &ExamineError) -> Result<(), RejoinError> {
+    /// A tail that cannot be read any more must not be destroyed either: its directory is moved out of the way.
+    fn set_aside(&self, term: Term, why: &ExamineError) -> Result<(), RejoinError> {
         let file = |source| RejoinError::File { what: "unexamined data could not be set aside", source };
-        let root = &self.env.layout.root;
-        let earlier = std::fs::read_dir(root).map_err(file)?.flatten().map(|e| e.file_name());
-        if let Some(name) = earlier.into_iter().find(|n| n.to_string_lossy().starts_with("data.unexamined")) {
-            let why = format!("{why}; {} is still there, remove it first", name.to_string_lossy());
-            return Err(file(std::io::Error::other(why)));
-        }
-        let to = root.join(format!("data.unexamined-{}", source.term));
-        std::fs::rename(self.env.layout.data(), &to).map_err(file)?;
+        let layout = &self.env.layout;
+        let to = layout.unexamined_of(term);
+        std::fs::rename(layout.data(), &to).map_err(file)?;
+        fsync_dir(&layout.root).map_err(file)?;
         tracing::error!(
-            node = %self.env.config.node, term = source.term.0, error = %why, kept_in = %to.display(),
-            "lost wal could not be examined, its data is set aside"
+            node = %self.env.config.node, term = term.0, error = %why, kept_in = %to.display(),
+            "lost wal could not be examined as a whole, its data is set aside"
         );
         Ok(())
+    }
+
+    /// Somebody has to look at data that was set aside, and to remove it.
+    pub(super) fn tell_of_unexamined(&self) {
+        // A directory that cannot be read is told of by whoever needs it.
+        let found = self.env.layout.unexamined().unwrap_or_default();
+        let told = found.map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let term = name.rsplit('-').next().unwrap_or_default();
+            let path = path.display();
+            format!("{path} has WAL that the cluster lacks and not all of which could be read: see report {term}, then remove it")
+        });
+        if self.state.look(|o| o.unexamined != told) {
+            self.state.change(|o| o.unexamined = told);
+        }
     }
 
     /// Stream from the source: its line of descent was compared with ours.

@@ -115,6 +115,8 @@ pub(crate) struct Observed {
     pub(crate) full: Option<String>,
     /// A replication slot that is needed cannot be made or used, in words.
     pub(crate) no_slot: Option<String>,
+    /// Data was set aside that somebody must look at, in words.
+    pub(crate) unexamined: Option<String>,
     pub(crate) policy: Option<PolicyRecord>,
 }
 
@@ -152,6 +154,7 @@ impl State {
             trouble: None,
             full: None,
             no_slot: None,
+            unexamined: None,
             policy: None,
         };
         Self(watch::channel(first).0)
@@ -312,7 +315,8 @@ impl Observed {
 
     /// All that is wrong.
     pub(crate) fn troubles(&self) -> Option<String> {
-        let all: Vec<&str> = self.trouble.iter().chain(&self.full).chain(&self.no_slot).map(String::as_str).collect();
+        let all = self.trouble.iter().chain(&self.full).chain(&self.no_slot).chain(&self.unexamined);
+        let all: Vec<&str> = all.map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 

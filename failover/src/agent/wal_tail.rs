@@ -135,7 +135,17 @@ impl Agent {
         }
     }
 
-    /// Read the tail past `parted`, keep it, report it, and remember that this was done.
+    /// Where the WAL of `timeline` that is still there begins, between these.
+    fn left_of(&self, own: &History, timeline: TimelineId, (from, to): (Lsn, Lsn), segment: u64) -> Option<Lsn> {
+        let files = wal_files(&self.env.layout.data().join("pg_wal"));
+        let lineage: Vec<TimelineId> = own.forks.iter().map(|f| f.timeline).chain([own.timeline]).collect();
+        let of_it = files.iter().filter(|f| f.timeline >= timeline && lineage.contains(&f.timeline));
+        let begins = of_it.map(|f| Lsn(f.number * segment)).filter(|begin| from < *begin && *begin < to);
+        begins.min()
+    }
+
+    /// Read the tail past `parted`, keep it, report it, and remember that this was done. Of a tail that is not there as a
+    /// whole any more what is left is read and reported, and that is its error: it is not to be overwritten.
     pub(super) async fn examine(
         &self,
         source: &Source,
@@ -151,27 +161,35 @@ impl Agent {
         // It may have ended without having read of it.
         let read = policy.and_then(|p| p.rearmed).filter(|r| suspended.is_some_and(|s| r.ended(s)));
         let rearmed = memory.rearmed.or(read);
-        let mut total = Tail::default();
+        let (mut total, mut missing, mut unread_to) = (Tail::default(), None, None);
+        let segment = control.segment_size;
         for (timeline, from, to) in tail(own, end.lsn, parted) {
             let last = timeline == own.timeline;
             let unprotected = unprotected(suspended, rearmed, timeline, from);
-            let part =
-                self.read_tail(own, timeline, from, (!last).then_some(to), control.segment_size, unprotected).await;
-            match part {
+            let until = (!last).then_some(to);
+            match self.read_tail(own, timeline, from, until, segment, unprotected.clone()).await {
                 Ok(part) => total.append(part),
                 Err(ExamineError::Missing { .. }) if from == to => {}
+                Err(error @ ExamineError::Missing { .. }) => {
+                    let left = self.left_of(own, timeline, (from, to), segment);
+                    (missing, unread_to) = (Some(error), Some(left.unwrap_or(to)));
+                    if let Some(begin) = left {
+                        total.append(self.read_tail(own, timeline, begin, until, segment, unprotected).await?);
+                    }
+                }
                 Err(error) => return Err(error.into()),
             }
         }
         let term = began_at(&source.history, parted);
-        let kept = self.keep_tail(term, own, parted, control.segment_size).map_err(ExamineError::Keep)?;
-        let end_lsn = total.end.unwrap_or(parted.lsn).max(parted.lsn);
+        let kept = self.keep_tail(term, own, parted, segment).map_err(ExamineError::Keep)?;
+        let end_lsn = total.end.max(unread_to).unwrap_or(parted.lsn).max(parted.lsn);
         let report = LossReport {
             term,
             node: self.env.config.node.clone(),
             timeline: end.timeline,
             fork_lsn: parted.lsn,
             end_lsn,
+            unread_to,
             bytes: end_lsn.bytes_since(parted.lsn),
             commits: total.commits,
             aborts: total.aborts,
@@ -189,7 +207,10 @@ impl Agent {
             node = %self.env.config.node, term = term.0, timeline = end.timeline.0, lsn = %parted.lsn,
             bytes = report.bytes, commits = report.commits, kept_in = %kept.display(), "examined lost wal"
         );
-        self.metrics.lost_commits.inc_by(report.commits);
+        self.metrics.lost_commits.inc_by(report.at_least());
+        if let Some(error) = missing {
+            return Err(error.into());
+        }
         self.remember(|m| m.examined = Some(parted))
             .map_err(|source| RejoinError::File { what: "the mark could not be written", source })
     }
@@ -207,6 +228,7 @@ impl Agent {
             timeline: end.timeline,
             fork_lsn: fork,
             end_lsn: end.lsn,
+            unread_to: None,
             bytes: 0,
             commits: 0,
             aborts: 0,
@@ -282,7 +304,7 @@ fn unprotected(
 }
 
 /// The term whose timeline left `parted.timeline` there.
-fn began_at(upstream: &History, parted: Fork) -> Term {
+pub(super) fn began_at(upstream: &History, parted: Fork) -> Term {
     let all = upstream.forks.iter().map(|f| f.timeline).chain([upstream.timeline]);
     let next = all.into_iter().find(|t| *t > parted.timeline).unwrap_or(upstream.timeline);
     Term(u64::from(next.0))

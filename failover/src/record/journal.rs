@@ -105,6 +105,10 @@ pub struct LossReport {
     pub fork_lsn: Lsn,
     /// End of valid WAL on that node.
     pub end_lsn: Lsn,
+    /// The WAL up to here was not there any more (a checkpoint of the old primary's had removed it): what is counted lies past
+    /// it, and more may be lost. The directory that the WAL belongs to was set aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread_to: Option<Lsn>,
     /// Bytes between.
     pub bytes: u64,
     /// Transactions committed in that window.
@@ -121,6 +125,13 @@ pub struct LossReport {
     pub kept_in: Option<String>,
     /// When it was read, for display.
     pub examined: WallMillis,
+}
+
+impl LossReport {
+    /// So many commits count as lost: where not all could be read, one at least.
+    pub fn at_least(&self) -> u64 {
+        self.commits.max(u64::from(self.unread_to.is_some()))
+    }
 }
 
 /// A transaction that is in the old primary's WAL and not in the new timeline.

@@ -152,8 +152,8 @@ fn commits_that_do_not_wait_yet_are_not_called_protected_whatever_the_setting_sa
 }
 
 #[test]
-fn a_tail_that_cannot_be_read_is_set_aside_with_its_directory() {
-    unprivileged("obstacles::a_tail_that_cannot_be_read_is_set_aside_with_its_directory", async {
+fn a_tail_that_cannot_be_read_as_a_whole_is_set_aside_and_told_of() {
+    unprivileged("obstacles::a_tail_that_cannot_be_read_as_a_whole_is_set_aside_and_told_of", async {
         let mut c = Cluster::new(22560, 2, Mode::Async, 0);
         let p = c.bootstrap().await;
         let s = 1 - p;
@@ -163,6 +163,7 @@ fn a_tail_that_cannot_be_read_is_set_aside_with_its_directory() {
         let sql = c.sql(p).await;
         sql.batch_execute("CREATE TABLE lost (i int)").await.unwrap();
         sql.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        sql.batch_execute("CREATE TABLE lost_too (i int)").await.unwrap();
         sql.batch_execute("CHECKPOINT").await.unwrap();
         drop(sql);
         let newest = c.value(p, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())").await;
@@ -180,6 +181,16 @@ fn a_tail_that_cannot_be_read_is_set_aside_with_its_directory() {
         c.until_streaming(p, s, term).await;
         let aside = c.nodes[p].config.data_dir.join(format!("data.unexamined-{term}"));
         assert!(aside.join("pg_wal").join(&newest).exists(), "{}", aside.display());
+        // What is left of it is on record.
+        let (report, _) = c.record::<LossReport>(c.keys.report(term, &c.nodes[p].id)).await.expect("a report");
+        let unread = report.unread_to.expect("that it is not whole");
+        assert!(report.fork_lsn < unread && unread < report.end_lsn && report.commits > 0, "{report:?}");
+        let kept = std::path::PathBuf::from(report.kept_in.unwrap());
+        assert!(kept.join(&newest).exists(), "{}", kept.display());
+        let told = |s: &AgentState| s.trouble.as_ref().is_some_and(|t| t.contains(&format!("data.unexamined-{term}")));
+        c.until_state(p, "that somebody must look", |s| told(s).then_some(())).await;
+        std::fs::remove_dir_all(&aside).unwrap();
+        c.until_state(p, "that somebody has", |s| (!told(s)).then_some(())).await;
     });
 }
 
