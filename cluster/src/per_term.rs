@@ -35,6 +35,11 @@ impl<C: AddAssign + Copy + Default + PartialEq> PerTerm<C> {
         other.iter().for_each(|(term, counted)| self.add(term, counted));
     }
 
+    /// What was counted in that term, as far as that is kept.
+    pub fn of(&self, term: Term) -> C {
+        self.iter().find(|(of, _)| *of == term).map(|(_, counted)| counted).unwrap_or_default()
+    }
+
     /// Terms and what was counted in them, newest first.
     pub fn iter(&self) -> impl Iterator<Item = (Term, C)> {
         self.counts.into_iter().filter(|(_, counted)| *counted != C::default())

@@ -458,8 +458,8 @@ pub struct ProxyRecord {
     pub below_mode: Vec<TermCommits>,
 }
 
-/// `doubts/<term>/<proxy>`: what became of a term's writes whose outcome was in doubt at that proxy. Not under its lease,
-/// and only ever written by it: counts only grow.
+/// `doubts/<term>/<proxy>`: what became of a term's writes whose outcome was in doubt at that proxy, and how many it has
+/// acknowledged below the cluster's mode. Not under its lease, and only ever written by it: counts only grow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DoubtsRecord {
     /// The term that took the writes, not the one that tells.
@@ -472,6 +472,16 @@ pub struct DoubtsRecord {
     pub lost: u64,
     /// Writes answered 08007.
     pub unknown: u64,
+    /// Commits acknowledged with less durability than the cluster's mode. Older proxies tell of them in [`ProxyRecord`] only.
+    #[serde(default)]
+    pub below_mode: u64,
+}
+
+impl DoubtsRecord {
+    /// Was anything in doubt?
+    pub const fn had_any(&self) -> bool {
+        self.survived + self.lost + self.unknown > 0
+    }
 }
 
 /// So many commits in a term.

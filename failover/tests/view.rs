@@ -301,7 +301,7 @@ async fn a_proxy_writes_in_async_mode_only_while_it_is_registered() {
 }
 
 #[tokio::test]
-async fn what_became_of_writes_in_doubt_outlives_the_proxy_that_tells_it() {
+async fn what_a_proxy_alone_knows_of_a_terms_commits_outlives_it() {
     let store = cluster(Mode::Strict).await;
     let link = store.client();
     let view = start(Arc::new(link.clone()), keys(), TIMES, Purpose::Proxy, &Registry::new()).unwrap();
@@ -330,14 +330,19 @@ async fn what_became_of_writes_in_doubt_outlives_the_proxy_that_tells_it() {
         assert!(tokio::time::Instant::now() < deadline, "waited for the doubts of term 2");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let of =
-        |term, survived, lost, unknown| DoubtsRecord { term: Term(term), proxy: "p1".into(), survived, lost, unknown };
-    assert_eq!(told(2).await, Some(of(2, 1, 2, 1)));
+    let of = |term, [survived, lost, unknown]: [u64; 3], below_mode| {
+        Some(DoubtsRecord { term: Term(term), proxy: "p1".into(), survived, lost, unknown, below_mode })
+    };
+    assert_eq!(told(2).await, of(2, [1, 2, 1], 0));
     // The last ones are told on the way out, and stay when the proxy's own key is gone.
     now.doubts.add(Term(2), Fate::Survived.into());
     now.doubts.add(Term(3), Fate::Unknown.into());
+    now.below_mode.add(Term(3), 7);
+    // The last term's, as of a proxy that was cut off with its primary.
+    now.below_mode.add(Term(1), 5);
     state.send_replace(now);
     registration.end().await;
     assert_eq!(store.get(&keys().proxy("p1")).await.unwrap(), None);
-    assert_eq!((told(2).await, told(3).await), (Some(of(2, 2, 2, 1)), Some(of(3, 0, 0, 1))));
+    assert_eq!((told(2).await, told(3).await), (of(2, [2, 2, 1], 0), of(3, [0, 0, 1], 7)));
+    assert_eq!(told(1).await, of(1, [0; 3], 5));
 }

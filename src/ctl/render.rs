@@ -290,8 +290,10 @@ pub fn report(answer: &Value) -> String {
     }
     let mut out = journal_text(&journal);
     if let Some(ended) = journal.ended() {
-        let doubts = list(answer, "doubts").filter_map(|d| serde_json::from_value::<DoubtsRecord>(d.clone()).ok());
-        out.push_str(&doubts_text(ended, &doubts.collect::<Vec<_>>()));
+        let told = list(answer, "doubts").filter_map(|d| serde_json::from_value::<DoubtsRecord>(d.clone()).ok());
+        let told: Vec<DoubtsRecord> = told.collect();
+        out.push_str(&below_mode_text(&journal, &told));
+        out.push_str(&doubts_text(ended, &told));
     }
     match (losses.is_empty(), journal.cause) {
         (false, _) => out.push_str(&losses),
@@ -329,14 +331,6 @@ fn journal_text(j: &JournalRecord) -> String {
     for n in &j.recruits {
         let _ = writeln!(out, "  frozen: {} at {} on timeline {}", n.node, n.lsn, n.timeline);
     }
-    if j.below_mode > 0 {
-        let _ = writeln!(
-            out,
-            "commits acknowledged below the cluster's mode in the term that ended: {} (sessions with a lowered \
-             synchronous_commit)",
-            j.below_mode
-        );
-    }
     if let Some(w) = j.window {
         let _ = writeln!(
             out,
@@ -351,12 +345,23 @@ fn journal_text(j: &JournalRecord) -> String {
     out
 }
 
+/// The journal has what proxies had told when the term was opened; those that were cut off then tell later.
+fn below_mode_text(j: &JournalRecord, told: &[DoubtsRecord]) -> String {
+    let commits = told.iter().map(|d| d.below_mode).sum::<u64>().max(j.below_mode);
+    let of = "commits acknowledged below the cluster's mode in the term that ended";
+    if commits == 0 {
+        return format!("{of}: no proxy has told of any\n");
+    }
+    format!("{of}: {commits}, as told by now (sessions with a lowered synchronous_commit)\n")
+}
+
 /// What proxies found out about the writes that the term had not answered. Told by each when it knows, so it may grow.
 fn doubts_text(term: Term, doubts: &[DoubtsRecord]) -> String {
+    let doubts: Vec<&DoubtsRecord> = doubts.iter().filter(|d| d.had_any()).collect();
     if doubts.is_empty() {
         return format!("writes in doubt in term {term}: no proxy has told of any\n");
     }
-    let sum = |of: fn(&DoubtsRecord) -> u64| doubts.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&DoubtsRecord) -> u64| doubts.iter().copied().map(of).sum::<u64>();
     format!(
         "writes in doubt in term {term}: {} commits survived and were answered so, {} were lost and answered 40001, {} stayed \
          unknown and were answered 08007, as told by {} proxies\n",

@@ -150,7 +150,7 @@ impl View {
     }
 
     /// Tell the managers, as `proxies/<id>` under a lease, what this proxy has applied; and for good, as
-    /// `doubts/<term>/<id>`, what it found out about writes in doubt. No other process has this id. At most once per view.
+    /// `doubts/<term>/<id>`, what it found out about writes in doubt and how many commits it acknowledged below the mode. No other process has this id. At most once per view.
     pub fn register(&self, id: &str, state: watch::Receiver<ProxyState>) -> Registration {
         let (store, registered) = (Arc::clone(&self.store), Arc::clone(&self.registered));
         register::start(store, self.keys.clone(), id, self.times.lease_ttl, state, registered)

@@ -8,8 +8,9 @@ use crate::record::{DoubtsRecord, ProxyRecord, TermCommits};
 use crate::store::{LeaseId, Store, StoreError, Txn};
 use cluster::keys::Keys;
 use cluster::lease::Lease;
-use cluster::topology::{Doubts, Gate, PerTerm, ProxyState};
+use cluster::topology::{BelowMode, Doubts, Gate, PerTerm, ProxyState};
 use cluster::{Clock, Instant, Term};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
@@ -93,7 +94,7 @@ pub(super) fn start(
 ) -> Registration {
     let (end, ended) = oneshot::channel();
     let key = keys.proxy(id);
-    let told = PerTerm::default();
+    let told = (PerTerm::default(), BelowMode::default());
     let registrar = Registrar { store, keys, id: id.to_owned(), key, ttl, state, told, registered };
     let task = tokio::spawn(registrar.run(ended));
     Registration { abort: task.abort_handle(), end: Some(end), task: Some(task) }
@@ -106,8 +107,8 @@ struct Registrar {
     key: String,
     ttl: Duration,
     state: watch::Receiver<ProxyState>,
-    /// The doubts that are written.
-    told: PerTerm<Doubts>,
+    /// What is written for good.
+    told: (PerTerm<Doubts>, BelowMode),
     registered: Arc<Registered>,
 }
 
@@ -143,7 +144,7 @@ impl Registrar {
             match over {
                 Over::Lost(error) => warn!(key = self.key, %error, "registration lost, registering again"),
                 Over::Ended => {
-                    self.tell_doubts().await;
+                    self.tell_for_good().await;
                     if let Err(error) = self.store.revoke(id).await {
                         info!(key = self.key, %error, "registration is left to expire");
                     }
@@ -223,22 +224,26 @@ impl Registrar {
     }
 
     /// The last word of a proxy that ends: with it goes what it alone knows.
-    async fn tell_doubts(&mut self) {
+    async fn tell_for_good(&mut self) {
         let state = *self.state.borrow_and_update();
-        let txn = self.with_doubts(Txn::new(), &state);
+        let txn = self.with_untold(Txn::new(), &state);
         if !txn.puts.is_empty()
             && let Err(error) = self.store.txn(txn).await
         {
-            warn!(key = self.key, %error, "what became of writes in doubt is not told");
+            warn!(key = self.key, %error, "what became of writes in doubt, or was acknowledged below the mode, is not told");
         }
     }
 
-    /// With what is not told yet of writes in doubt.
-    fn with_doubts(&self, txn: Txn, state: &ProxyState) -> Txn {
-        let told: Vec<(Term, Doubts)> = self.told.iter().collect();
-        state.doubts.iter().filter(|counted| !told.contains(counted)).fold(txn, |txn, (term, counted)| {
-            let Doubts { survived, lost, unknown } = counted;
-            let record = DoubtsRecord { term, proxy: self.id.clone(), survived, lost, unknown };
+    /// With what is not told yet of writes in doubt, and of commits below the mode: what was acknowledged while the proxy
+    /// could not tell is lost with the term, and asked for later.
+    fn with_untold(&self, txn: Txn, state: &ProxyState) -> Txn {
+        let terms: BTreeSet<Term> =
+            state.doubts.iter().map(|(term, _)| term).chain(state.below_mode.iter().map(|(term, _)| term)).collect();
+        let of = |(doubts, below_mode): &(PerTerm<Doubts>, BelowMode), term| (doubts.of(term), below_mode.of(term));
+        let counted = (state.doubts, state.below_mode);
+        terms.into_iter().filter(|term| of(&self.told, *term) != of(&counted, *term)).fold(txn, |txn, term| {
+            let (Doubts { survived, lost, unknown }, below_mode) = of(&counted, term);
+            let record = DoubtsRecord { term, proxy: self.id.clone(), survived, lost, unknown, below_mode };
             let value = serde_json::to_vec(&record).expect("a record of numbers and text is JSON");
             txn.put(self.keys.doubts_by(term, &self.id), value)
         })
@@ -249,9 +254,9 @@ impl Registrar {
         let gate = state.gate.as_str().to_owned();
         let record = ProxyRecord { term: state.term, epoch: state.epoch, gate, busy: state.busy, below_mode };
         let value = serde_json::to_vec(&record).expect("a record of numbers and text is JSON");
-        let txn = self.with_doubts(Txn::new().put_leased(self.key.as_str(), value, lease), &state);
+        let txn = self.with_untold(Txn::new().put_leased(self.key.as_str(), value, lease), &state);
         self.store.txn(txn).await?;
-        self.told = state.doubts;
+        self.told = (state.doubts, state.below_mode);
         Ok(())
     }
 }
@@ -289,7 +294,7 @@ fn write_in(written: &ProxyState, (ago, differs_for): (Duration, Duration), stat
 mod tests {
     use super::*;
     use cluster::per_term::Fate;
-    use cluster::topology::{BelowMode, Closed};
+    use cluster::topology::Closed;
 
     #[test]
     fn only_what_a_manager_waits_for_is_written_promptly() {
