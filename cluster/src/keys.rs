@@ -120,6 +120,11 @@ impl Keys {
         format!("{}/journal/{:020}", self.root, term.0)
     }
 
+    /// All reports of lost WAL.
+    pub fn reports(&self) -> String {
+        format!("{}/report/", self.root)
+    }
+
     /// All reports of lost WAL of the change to `term`.
     pub fn reports_of(&self, term: Term) -> String {
         format!("{}/report/{:020}/", self.root, term.0)

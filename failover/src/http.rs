@@ -24,13 +24,13 @@
 use crate::fsm::action::{Answer, Operation, PolicyChange};
 use crate::fsm::blocker::list;
 use crate::fsm::status::Status;
-use crate::manager::Request;
+use crate::manager::{Request, reports_of};
 use crate::record::{DoubtsRecord, JournalRecord, LossReport, Mode, PolicyRecord};
-use crate::store::{Range, Snapshot, Store};
+use crate::store::{Range, Snapshot, Store, StoreError};
 use cluster::keys::Keys;
 use cluster::{NodeId, Term};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt;
 use std::sync::Arc;
@@ -131,6 +131,20 @@ struct PolicyBody {
 
 type Reply = (u16, Value);
 
+/// What a change of primary lost, in short.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Loss {
+    /// The term that began.
+    pub term: Term,
+    /// Commits found in WAL that it has not; at least so many where not all could be read.
+    pub commits: u64,
+    /// All of that WAL could be read.
+    pub whole: bool,
+}
+
+/// Losses of so many changes are told.
+const LOSSES_OF: usize = 32;
+
 impl ManagerRoutes {
     pub(crate) fn new(
         requests: mpsc::Sender<Request>,
@@ -220,10 +234,29 @@ impl ManagerRoutes {
         match self.store.read(vec![Range::Prefix(self.keys.journals())]).await {
             Ok(found) => {
                 let journals: Vec<JournalRecord> = understood(&found, &self.keys.journals());
-                (200, json!({ "history": journals }))
+                match self.losses(&journals).await {
+                    Ok(losses) => (200, json!({ "history": journals, "losses": losses })),
+                    Err(error) => unread(&error),
+                }
             }
-            Err(error) => (503, json!({ "error": error.to_string() })),
+            Err(error) => unread(&error),
         }
+    }
+
+    /// What the newest changes have lost, of those whose old primary's WAL was read.
+    async fn losses(&self, journals: &[JournalRecord]) -> Result<Vec<Loss>, StoreError> {
+        let newest = journals.len().saturating_sub(LOSSES_OF);
+        let terms: Vec<Term> = journals[newest..].iter().map(|j| j.term).collect();
+        let mut losses: Vec<Loss> = Vec::new();
+        for report in reports_of(&*self.store, &self.keys, &terms).await? {
+            let (commits, whole) = (report.at_least(), report.unread_to.is_none());
+            match losses.last_mut().filter(|l| l.term == report.term) {
+                // Several nodes may have the same commits.
+                Some(loss) => (loss.commits, loss.whole) = (loss.commits.max(commits), loss.whole && whole),
+                None => losses.push(Loss { term: report.term, commits, whole }),
+            }
+        }
+        Ok(losses)
     }
 
     async fn policies(&self) -> Reply {
@@ -232,7 +265,7 @@ impl ManagerRoutes {
                 let policies: Vec<PolicyRecord> = understood(&found, &self.keys.policy_log());
                 (200, json!({ "history": policies }))
             }
-            Err(error) => (503, json!({ "error": error.to_string() })),
+            Err(error) => unread(&error),
         }
     }
 
@@ -244,7 +277,7 @@ impl ManagerRoutes {
         };
         let read = async |prefixes: Vec<String>| {
             let found = self.store.read(prefixes.into_iter().map(Range::Prefix).collect()).await;
-            found.map_err(|error| (503, json!({ "error": error.to_string() })))
+            found.map_err(|error| unread(&error))
         };
         let found = match read(vec![self.keys.journals()]).await {
             Ok(found) => found,
@@ -252,8 +285,8 @@ impl ManagerRoutes {
         };
         let journals: Vec<JournalRecord> = understood(&found, &self.keys.journals());
         let journal = match term {
-            Some(term) => journals.into_iter().find(|j| j.term == term),
-            None => journals.into_iter().next_back(),
+            Some(term) => journals.iter().find(|j| j.term == term),
+            None => journals.last(),
         };
         let Some(journal) = journal else {
             let which =
@@ -269,7 +302,18 @@ impl ManagerRoutes {
         };
         let reports: Vec<LossReport> = understood(&found, &of_reports);
         let doubts: Vec<DoubtsRecord> = of_doubts.map_or_else(Vec::new, |prefix| understood(&found, &prefix));
-        (200, json!({ "journal": journal, "reports": reports, "doubts": doubts }))
+        let mut answer = json!({ "journal": journal, "reports": reports, "doubts": doubts });
+        if term.is_none() {
+            // Who asks for the newest because something was lost may be after another's.
+            match self.losses(&journals).await {
+                Ok(mut losses) => {
+                    losses.retain(|l| l.term != journal.term && l.commits > 0);
+                    answer["losses"] = value(&losses);
+                }
+                Err(error) => return unread(&error),
+            }
+        }
+        (200, answer)
     }
 
     async fn order(&self, operation: Result<Operation, String>) -> Reply {
@@ -347,6 +391,10 @@ fn words(why: &str) -> String {
 /// Who asks, as far as they say.
 fn name(by: &str) -> String {
     if by.is_empty() { "an operator".to_owned() } else { by.chars().take(200).collect() }
+}
+
+fn unread(error: &StoreError) -> Reply {
+    (503, json!({ "error": error.to_string() }))
 }
 
 fn not_leading(status: &Status) -> Reply {

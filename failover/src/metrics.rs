@@ -13,8 +13,9 @@
 //! | `pgtenure_failover_node_primary{node}` | gauge | 1 for the node of the newest term, 0 for the other members |
 //! | `pgtenure_failover_recruits_needed` | gauge (leader) | standbys a failover would have to freeze (m - k; 1 in async mode) |
 //! | `pgtenure_failover_recruits_available` | gauge (leader) | standbys that could be frozen now |
-//! | `pgtenure_failover_safe_to_lose_primary` | gauge (leader) | 1: losing the primary now would lead to an open primary again |
-//! | `pgtenure_failover_suspended` | gauge | 1 while commits are not protected although the mode is strict |
+//! | `pgtenure_failover_safe_to_lose_primary` | gauge (leader) | 1: losing the primary now would lead to an open primary again, and lose nothing that the mode promises |
+//! | `pgtenure_failover_suspended` | gauge | 1 while commits wait for no standby although the mode is not async |
+//! | `pgtenure_failover_suspension_ended` | gauge | 1 while commits wait although no standby is there: what available mode allows has been used up |
 //! | `pgtenure_failover_paused` | gauge | 1 while an operator lets no change of primary begin by itself |
 //! | `pgtenure_failover_blocked{blocker}` | gauge (leader) | 1 per kind of blocker that holds the planner back now |
 //! | `pgtenure_failover_agent_reachable{node}` | gauge (leader) | 1: the node's agent answered within detect_timeout |
@@ -25,10 +26,11 @@
 //! | `pgtenure_failover_standby_lag_bytes{node}` | gauge (leader) | bytes of WAL of the primary not yet replayed, by the agents' reports |
 //! | `pgtenure_failover_failovers_total{cause,outcome}` | counter | terms begun by this manager; cause as in the journal (`failover`, `operator_failover`, `switchover`, `restart`), outcome `active` or `superseded` |
 //! | `pgtenure_failover_last_failover_seconds` | gauge | from the first evidence to open, of the last term this manager opened |
-//! | `pgtenure_failover_lost_bytes` | gauge | provisional unreplicated-write window of that term, bytes |
-//! | `pgtenure_failover_lost_commits{term}` | gauge | commits found past the fork in the old primary's WAL (final report of the newest term that has one) |
+//! | `pgtenure_failover_lost_bytes` | gauge | provisional unreplicated-write window of that term, bytes; absent where there is none |
+//! | `pgtenure_failover_lost_commits{term}` | gauge | commits found past the fork in the WAL of the primary that the term replaced, by the reports of the newest 32 terms; 1 at least where not all of it could be read |
+//! | `pgtenure_failover_lost_commits_found_timestamp_seconds{term}` | gauge | when that was found, by the clock of the node that did |
 //! | `pgtenure_failover_store_errors_total{kind}` | counter | etcd calls that failed; kind `unavailable`, `indeterminate`, `refused` |
-//! | `pgtenure_failover_records_age_seconds` | gauge | age of the last successful read of etcd by this manager |
+//! | `pgtenure_failover_records_age_seconds` | gauge | age of the last successful read of etcd by this manager; before the first since it runs |
 
 use crate::fsm::blocker::{Blocker, Verdict};
 use crate::fsm::status::Status;
@@ -61,9 +63,12 @@ pub struct Metrics {
     last_seconds: GaugeVec,
     lost_bytes: IntGaugeVec,
     lost_commits: IntGaugeVec,
+    lost_found: IntGaugeVec,
+    suspension_ended: IntGauge,
     store_errors: IntCounterVec,
     records_age: Gauge,
-    read_at: Arc<Mutex<Option<Instant>>>,
+    /// Before the first read, when this was made.
+    read_at: Arc<Mutex<Instant>>,
 }
 
 /// Where metrics are registered, and the cluster they are of when there are several.
@@ -140,7 +145,18 @@ impl Metrics {
             lost_commits: gauges(r, "lost_commits", "commits found past the fork in the old primary's WAL", &["term"])?,
             store_errors: counters(r, "store_errors_total", "etcd calls that failed", &["kind"])?,
             records_age,
-            read_at: Arc::default(),
+            lost_found: gauges(
+                r,
+                "lost_commits_found_timestamp_seconds",
+                "when they were found, by that node's clock",
+                &["term"],
+            )?,
+            suspension_ended: gauge(
+                r,
+                "suspension_ended",
+                "1 while commits wait: available mode's limits are used up",
+            )?,
+            read_at: Arc::new(Mutex::new(Clock.now())),
         })
     }
 
@@ -157,7 +173,7 @@ impl Metrics {
 
     /// The records were read.
     pub(crate) fn records_read(&self, at: Instant) {
-        *self.read_at.lock().expect("no holder panics") = Some(at);
+        *self.read_at.lock().expect("no holder panics") = at;
     }
 
     /// A term that this manager began is open, or was given up.
@@ -171,17 +187,27 @@ impl Metrics {
             let seconds = std::time::Duration::from_millis(last.ms).as_secs_f64();
             self.last_seconds.with_label_values::<&str>(&[]).set(seconds);
         }
+        self.lost_bytes.reset();
         if let Some(window) = journal.window {
             let bytes = i64::try_from(window.bytes).unwrap_or(i64::MAX);
             self.lost_bytes.with_label_values::<&str>(&[]).set(bytes);
         }
     }
 
-    /// A final report of lost WAL.
-    pub(crate) fn loss(&self, report: &LossReport) {
+    /// The final reports of lost WAL.
+    pub(crate) fn losses(&self, reports: &[LossReport]) {
         self.lost_commits.reset();
-        let commits = i64::try_from(report.commits).unwrap_or(i64::MAX);
-        self.lost_commits.with_label_values(&[&report.term.to_string()]).set(commits);
+        self.lost_found.reset();
+        for report in reports {
+            let term = report.term.to_string();
+            let at_most = |gauge: &IntGaugeVec, n: u64| {
+                let of_term = gauge.with_label_values(&[&term]);
+                of_term.set(of_term.get().max(i64::try_from(n).unwrap_or(i64::MAX)));
+            };
+            // Several nodes may have the same commits.
+            at_most(&self.lost_commits, report.at_least());
+            at_most(&self.lost_found, report.examined / 1000);
+        }
     }
 
     /// Show a status.
@@ -193,12 +219,13 @@ impl Metrics {
                 self.phase.with_label_values(&[phase_word(p)]).set(i64::from(p == phase));
             }
         }
-        let suspended = status.mode.is_some_and(|m| m != Mode::Async) && status.suspended.is_some();
-        self.suspended.set(i64::from(suspended));
+        let suspended = status.suspended.as_ref().filter(|_| status.mode.is_some_and(|m| m != Mode::Async));
+        let ended = suspended.is_some_and(|s| s.lowered.as_ref().is_some_and(|l| l.ended.is_some()));
+        self.suspended.set(i64::from(suspended.is_some() && !ended));
+        self.suspension_ended.set(i64::from(ended));
         self.paused.set(i64::from(status.paused.is_some()));
-        if let Some(at) = *self.read_at.lock().expect("no holder panics") {
-            self.records_age.set(Clock.now().since(at).as_secs_f64());
-        }
+        let read_at = *self.read_at.lock().expect("no holder panics");
+        self.records_age.set(Clock.now().since(read_at).as_secs_f64());
         // A node that was removed is gone from them too.
         for of_each_node in [&self.node_primary, &self.fenced, &self.maintenance] {
             of_each_node.reset();
@@ -232,7 +259,7 @@ impl Metrics {
             self.recruits_needed.with_label_values::<&str>(&[]).set(count(needed));
             self.recruits_available.with_label_values::<&str>(&[]).set(count(available));
         }
-        self.safe.with_label_values::<&str>(&[]).set(i64::from(status.safe_to_lose_primary.safe));
+        self.safe.with_label_values::<&str>(&[]).set(i64::from(status.safe_to_lose_primary.as_promised));
         // What an alert asks for is there from the beginning; the others come with their first cause.
         self.blocked.with_label_values(&[Blocker::PRIMARY_STUCK]).set(0);
         if let Verdict::Hold { blockers } = &status.verdict {
@@ -281,8 +308,85 @@ mod tests {
     use crate::fsm::planner::Planner;
     use crate::fsm::status::NodeStatus;
     use crate::fsm::timers::Settings;
-    use crate::record::{MaintenanceRecord, Standing};
+    use crate::record::{Lowered, MaintenanceRecord, Standing, Suspension};
     use cluster::Endpoint;
+
+    fn status_of(planner: &Planner) -> Status {
+        planner.status(Instant::from_millis(0), "t", None)
+    }
+
+    fn shown(registry: &Registry, name: &str) -> Vec<(String, f64)> {
+        let families = registry.gather();
+        let family = families.iter().find(|f| f.name() == format!("pgtenure_failover_{name}"));
+        let metrics = family.map(|f| f.get_metric().to_vec()).unwrap_or_default();
+        let labels = |m: &prometheus::proto::Metric| m.get_label().iter().map(|l| l.value().to_owned()).collect();
+        metrics.iter().map(|m| (labels(m), m.get_gauge().get_value())).collect()
+    }
+
+    #[test]
+    fn what_was_lost_in_earlier_terms_is_shown_with_them() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry, None).unwrap();
+        let report = |term, node: &str, commits, unread_to| LossReport {
+            term: cluster::Term(term),
+            node: node.parse().unwrap(),
+            timeline: cluster::TimelineId(1),
+            fork_lsn: cluster::Lsn(1),
+            end_lsn: cluster::Lsn(9),
+            unread_to,
+            bytes: 8,
+            commits,
+            aborts: 0,
+            transactions: Vec::new(),
+            span_ms: None,
+            commits_while_suspended: 0,
+            kept_in: None,
+            examined: 1000 * term,
+        };
+        let gap = Some(cluster::Lsn(5));
+        metrics.losses(&[report(7, "n1", 12, None), report(7, "n2", 3, None), report(9, "n2", 0, gap)]);
+        let of = |term: &str, n| (term.to_owned(), n);
+        assert_eq!(shown(&registry, "lost_commits"), [of("7", 12.0), of("9", 1.0)]);
+        let found = shown(&registry, "lost_commits_found_timestamp_seconds");
+        assert_eq!(found, [of("7", 7.0), of("9", 9.0)]);
+        metrics.losses(&[report(9, "n1", 0, None)]);
+        assert_eq!(shown(&registry, "lost_commits"), [of("9", 0.0)]);
+    }
+
+    #[test]
+    fn commits_that_wait_again_are_not_called_unprotected() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry, None).unwrap();
+        let mut status = status_of(&Planner::new("m", Settings::default()));
+        let told = |status: &Status| {
+            metrics.show(status, None);
+            ["suspended", "suspension_ended"].map(|name| shown(&registry, name)[0].1)
+        };
+        status.mode = Some(Mode::Available);
+        assert_eq!(told(&status), [0.0, 0.0]);
+        let lowered = |ended: Option<&str>| Lowered {
+            k: 1,
+            complete_from: Some(cluster::Lsn(7)),
+            timed: true,
+            ended: ended.map(str::to_owned),
+        };
+        let suspension = |lowered| Suspension {
+            term: cluster::Term(7),
+            since: cluster::Lsn(5),
+            since_wall: 0,
+            why: "n2 is gone".into(),
+            lowered,
+        };
+        for (lowered, mode, want) in [
+            (None, Mode::Strict, [1.0, 0.0]),
+            (Some(lowered(None)), Mode::Available, [1.0, 0.0]),
+            (Some(lowered(Some("1 GiB"))), Mode::Available, [0.0, 1.0]),
+            (Some(lowered(None)), Mode::Async, [0.0, 0.0]),
+        ] {
+            (status.suspended, status.mode) = (Some(suspension(lowered)), Some(mode));
+            assert_eq!(told(&status), want, "{status:?}");
+        }
+    }
 
     fn in_maintenance(node: &str) -> NodeStatus {
         NodeStatus {
@@ -314,16 +418,14 @@ mod tests {
     fn a_node_that_was_removed_is_shown_no_longer() {
         let registry = Registry::new();
         let metrics = Metrics::register(&registry, None).unwrap();
-        let mut status = Planner::new("m", Settings::default()).status(Instant::from_millis(0), "t", None);
+        let mut status = status_of(&Planner::new("m", Settings::default()));
         status.nodes = vec![in_maintenance("n1"), in_maintenance("n2")];
         metrics.show(&status, None);
         status.nodes.pop();
         metrics.show(&status, None);
-        let shown = |name: &str| {
-            let families = registry.gather();
-            let family = families.iter().find(|f| f.name() == format!("pgtenure_failover_{name}")).unwrap();
-            family.get_metric().len()
-        };
-        assert_eq!((shown("node_primary"), shown("node_fenced"), shown("node_maintenance")), (1, 1, 1));
+        assert_eq!(
+            ["node_primary", "node_fenced", "node_maintenance"].map(|name| shown(&registry, name).len()),
+            [1; 3]
+        );
     }
 }

@@ -416,6 +416,8 @@ fn in_available_mode_a_primary_goes_on_alone_on_record_and_what_that_cost_is_tol
             (200, &json!(1), &json!(1)),
             "{report:#}"
         );
+        let (_, history) = m.routes().handle("GET", "/history", "", b"").await.unwrap();
+        assert_eq!(history["losses"], json!([{ "term": first + 1, "commits": 1, "whole": true }]), "{history:#}");
         m.stop().await;
     });
 }

@@ -5,6 +5,7 @@ use cluster::Term;
 use cluster::timeline::Fork;
 use failover::fsm::blocker::{Blocker, Verdict};
 use failover::fsm::status::{NodeStatus, Status};
+use failover::http::Loss;
 use failover::record::{Cause, DoubtsRecord, JournalRecord, LossReport, Mode, PolicyRecord, Standing, WallMillis};
 use serde_json::Value;
 use std::fmt::{self, Write};
@@ -252,7 +253,13 @@ fn change(j: &JournalRecord) -> String {
 /// `pgtenure history`.
 pub fn history(answer: &Value) -> String {
     let entries = answer.as_array().or_else(|| answer.get("history")?.as_array());
-    let mut table = Table::new(&["TERM", "STARTED", "CAUSE", "FROM", "TO", "MS", "LOST AT MOST", "OUTCOME"]);
+    let losses = losses_in(answer);
+    let lost = |term| {
+        let known = losses.iter().find(|l| l.term == term);
+        known
+            .map_or_else(|| "-".to_owned(), |l| if l.whole { l.commits.to_string() } else { format!("{}+", l.commits) })
+    };
+    let mut table = Table::new(&["TERM", "STARTED", "CAUSE", "FROM", "TO", "MS", "WINDOW", "COMMITS LOST", "OUTCOME"]);
     for entry in entries.into_iter().flatten() {
         let Ok(j) = serde_json::from_value::<JournalRecord>(entry.clone()) else {
             table.row([entry.to_string()]);
@@ -266,6 +273,7 @@ pub fn history(answer: &Value) -> String {
             or_dash(j.to),
             or_dash(j.phases.last().map(|p| p.ms)),
             j.window.map_or_else(|| "-".to_owned(), |w| bytes(w.bytes)),
+            lost(j.term),
             j.finished.unwrap_or_else(|| "not finished".to_owned()),
         ]);
     }
@@ -307,7 +315,15 @@ pub fn report(answer: &Value) -> String {
             out.push_str("final: not known yet, the old primary's WAL is read when it rejoins\n")
         }
     }
+    for other in losses_in(answer) {
+        let least = if other.whole { "" } else { "at least " };
+        let _ = writeln!(out, "term {} lost {least}{} commits: report {}", other.term, other.commits, other.term);
+    }
     out
+}
+
+fn losses_in(answer: &Value) -> Vec<Loss> {
+    list(answer, "losses").filter_map(|l| serde_json::from_value(l.clone()).ok()).collect()
 }
 
 /// A later term is made from whoever has the most, and that need not be who was chosen for this one. Its manager may have given
@@ -515,6 +531,26 @@ mod tests {
         check(journal("failover", "n2", Value::Null, Value::Null), gap.clone(), &says, true);
         let says = "of which that up to 0/8000 was not kept, at least: 1 commits lost";
         check(journal("failover", "n2", Value::Null, Value::Null), gap, says, true);
+    }
+
+    #[test]
+    fn the_terms_that_lost_something_are_named_whichever_is_asked_for() {
+        let journal = |term| {
+            json!({
+                "term": term, "cause": "failover", "observed": [], "from": "n1", "to": "n2", "started": 0, "phases": [],
+                "recruits": [], "m": 3, "k": 1, "fork": null, "xid_bound": null, "window": null, "finished": "active",
+                "data_loss_allowed": term == 9, "clean_end": null,
+            })
+        };
+        let losses = json!([{ "term": 7, "commits": 12, "whole": true }, { "term": 8, "commits": 3, "whole": false }]);
+        let text = report(&json!({ "journal": journal(9), "reports": [], "losses": losses }));
+        assert!(
+            text.ends_with("term 7 lost 12 commits: report 7\nterm 8 lost at least 3 commits: report 8\n"),
+            "{text}"
+        );
+        let text = history(&json!({ "history": [journal(7), journal(8), journal(9)], "losses": losses }));
+        let ends = ["COMMITS LOST  OUTCOME", "12            active", "3+            active", "-             active"];
+        assert!(text.lines().count() == 4 && text.lines().zip(ends).all(|(line, end)| line.ends_with(end)), "{text}");
     }
 
     #[test]

@@ -58,7 +58,10 @@ impl Metrics {
                 "Walsenders under a connected node's name that were ended",
             )?,
             receivers_ended: counter("receivers_ended_total", "Receivers of WAL ended for a standby's place")?,
-            records_age: seconds("records_age_seconds", "Since etcd's records were last read")?,
+            records_age: seconds(
+                "records_age_seconds",
+                "Since etcd's records were last read, before the first time since the agent runs",
+            )?,
             countersigned: gauge(
                 "countersigned",
                 "1 while etcd does not renew the lease and the other agents sign for it",
@@ -85,6 +88,7 @@ impl Metrics {
 impl Agent {
     /// Copy the state into the metrics every second; those that are asked for are at most so old.
     pub(super) async fn refresh_metrics(&self) {
+        let began = self.env.clock.now();
         loop {
             let (now, o, m) = (self.env.clock.now(), self.state.get(), &self.metrics);
             let told = o.told(&self.env, now);
@@ -96,9 +100,8 @@ impl Agent {
             m.observed_age.set(seconds(told.observed_ms_ago));
             m.lease_left.set(seconds(told.lease_left_ms.unwrap_or(0)));
             m.fsync.set(seconds(told.fsync_probe_ms.unwrap_or(0)));
-            if let Some(at) = self.records.borrow().read_at {
-                m.records_age.set(now.since(at).as_secs_f64());
-            }
+            let read_at = self.records.borrow().read_at.unwrap_or(began);
+            m.records_age.set(now.since(read_at).as_secs_f64());
             m.fenced.set(i64::from(o.fenced));
             m.quarantined.set(i64::from(o.quarantine.is_some()));
             m.trouble.set(i64::from(told.trouble.is_some()));

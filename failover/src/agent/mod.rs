@@ -359,9 +359,14 @@ impl AgentHandle {
         self.agent.state.get().told(&self.agent.env, self.agent.env.clock.now())
     }
 
-    /// Ready: PostgreSQL answers.
+    /// Ready: PostgreSQL answers, or an operator wants it stopped.
     pub fn is_ready(&self) -> bool {
-        self.agent.state.look(|o| matches!(o.postgres, PostgresState::Standby(_) | PostgresState::Primary(_)))
+        let maintenance = self.agent.records.borrow().maintenance;
+        self.agent.state.look(|o| match o.postgres {
+            PostgresState::Standby(_) | PostgresState::Primary(_) => true,
+            PostgresState::Stopped { .. } | PostgresState::Absent => o.fenced || maintenance,
+            PostgresState::Starting | PostgresState::Hung { .. } => false,
+        })
     }
 
     /// Where the agent's HTTP listens: the configured address, with the port that was chosen when 0 was configured.

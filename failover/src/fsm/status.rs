@@ -84,6 +84,9 @@ pub struct ProxyStatus {
 pub struct Safety {
     /// Enough nodes could be frozen and enough would follow, so the cluster would open again without loss.
     pub safe: bool,
+    /// It would lose nothing that the mode promises: in async mode that is little.
+    #[serde(default)]
+    pub as_promised: bool,
     /// Why not; in async mode, what would be lost.
     pub why: Vec<String>,
 }
@@ -252,7 +255,7 @@ impl Planner {
 
     /// Would a failover now find enough recruits, and then enough followers to open?
     pub fn safety(&self, now: Instant) -> Safety {
-        let not = |why: Vec<String>| Safety { safe: false, why };
+        let not = |why: Vec<String>| Safety { safe: false, as_promised: false, why };
         if !self.leads() {
             return not(vec![self.without_etcd(now).unwrap_or_else(|| "this manager does not lead".into())]);
         }
@@ -296,11 +299,12 @@ impl Planner {
             why.push(format!("commits past {} (term {}) are on no standby for certain: {}", s.since, s.term, s.why));
         }
         why.extend(self.impostors(now, primary));
+        let as_promised = why.is_empty();
         if policy.mode == Mode::Async {
             why.push("async mode: what no standby has received would be lost".into());
         }
         why.dedup();
-        Safety { safe: why.is_empty(), why }
+        Safety { safe: why.is_empty(), as_promised, why }
     }
 
     /// Somebody acknowledges commits in the name of a standby, and no failover would ask him.

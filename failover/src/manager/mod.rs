@@ -9,6 +9,7 @@ mod listen;
 mod overdue;
 mod perform;
 mod records;
+pub(crate) use records::reports_of;
 
 use crate::apart::Apart;
 use crate::config::manager::ManagerSection;

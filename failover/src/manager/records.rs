@@ -6,7 +6,7 @@ use crate::metrics::Metrics;
 use crate::record::{FenceRecord, InitRecord, LeaderRecord, LossReport, MaintenanceRecord, PauseRecord};
 use crate::store::{Range, Snapshot, Store, StoreError, Versioned};
 use cluster::keys::Keys;
-use cluster::{Clock, Instant, NodeId, Term};
+use cluster::{Clock, NodeId, Term};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -17,8 +17,14 @@ use tracing::{info, warn};
 
 /// Pause after a read that failed.
 const RETRY: Duration = Duration::from_millis(200);
-/// Reports of lost WAL are large and change rarely.
-const REPORTS_EVERY: Duration = Duration::from_secs(5);
+/// Reports of lost WAL are large and change rarely: they are read when a hint says that one has come, and this often.
+const REPORTS_EVERY: Duration = Duration::from_secs(600);
+/// Pause after they could not be read.
+const REPORTS_RETRY: Duration = Duration::from_secs(5);
+/// Reports of so many terms are shown.
+const REPORTED: u64 = 32;
+/// Of so many terms reports are read at once: each lists up to a thousand commits, and etcd's answers have a limit.
+const REPORTS_AT_ONCE: usize = 4;
 
 /// The `manager` key as last read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,16 +53,20 @@ pub(super) struct Reader {
 impl Reader {
     /// Read until the planner is gone.
     pub(super) async fn run(self) {
+        let newest = watch::Sender::new(Term(0));
+        let known = newest.subscribe();
+        tokio::select! {
+            () = self.read_records(&newest) => {}
+            () = self.read_reports(known) => {}
+        }
+    }
+
+    async fn read_records(&self, known: &watch::Sender<Term>) {
         let mut hints = self.store.watch(&self.keys.root());
         let mut newest = Term(0);
         let mut failing = false;
-        let mut reports_at = Instant::default();
         loop {
             let sent_at = Clock.now();
-            if newest != Term(0) && sent_at.since(reports_at) >= REPORTS_EVERY {
-                reports_at = sent_at;
-                self.read_reports(newest).await;
-            }
             let pause = match self.store.read(self.ranges(newest)).await {
                 Ok(snapshot) => {
                     if std::mem::take(&mut failing) {
@@ -64,6 +74,7 @@ impl Reader {
                     }
                     let records = parse(&self.keys, &snapshot);
                     newest = records.term.as_ref().map_or(newest, |t| t.value.term);
+                    known.send_if_modified(|known| std::mem::replace(known, newest) != newest);
                     self.show_leader(&snapshot, &records);
                     self.metrics.records_read(sent_at);
                     let input = Input::Records { sent_at, records: Box::new(records) };
@@ -85,11 +96,22 @@ impl Reader {
         }
     }
 
-    /// What the newest term's old primary turned out to have lost, for the metrics.
-    async fn read_reports(&self, newest: Term) {
-        if let Ok(found) = self.store.get_prefix(&self.keys.reports_of(newest)).await {
-            let reports: Vec<LossReport> = found.found.iter().filter_map(one).collect();
-            reports.iter().for_each(|r| self.metrics.loss(r));
+    /// What old primaries turned out to have lost, for the metrics.
+    async fn read_reports(&self, mut newest: watch::Receiver<Term>) {
+        let mut hints = self.store.watch(&self.keys.reports());
+        loop {
+            // Its sender lives as long as this does.
+            let Ok(newest) = newest.wait_for(|term| *term != Term(0)).await.map(|term| *term) else { return };
+            let terms: Vec<Term> = (newest.0.saturating_sub(REPORTED - 1)..=newest.0).map(Term).collect();
+            let read = reports_of(&*self.store, &self.keys, &terms).await;
+            let pause = if read.is_ok() { REPORTS_EVERY } else { REPORTS_RETRY };
+            if let Ok(reports) = read {
+                self.metrics.losses(&reports);
+            }
+            tokio::select! {
+                () = hints.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
         }
     }
 
@@ -145,6 +167,16 @@ pub(super) fn parse(keys: &Keys, snapshot: &Snapshot) -> Records {
         spent: snapshot.under(&keys.spent()).filter_map(|v| term_of(&v.key)).collect(),
         journal,
     }
+}
+
+/// The reports of these terms' changes.
+pub(crate) async fn reports_of(store: &dyn Store, keys: &Keys, terms: &[Term]) -> Result<Vec<LossReport>, StoreError> {
+    let mut reports = Vec::new();
+    for some in terms.chunks(REPORTS_AT_ONCE) {
+        let found = store.read(some.iter().map(|term| Range::Prefix(keys.reports_of(*term))).collect()).await?;
+        reports.extend(found.found.iter().filter_map(one::<LossReport>));
+    }
+    Ok(reports)
 }
 
 /// A pause holds also when its record cannot be understood.

@@ -1,12 +1,12 @@
 //! A view's metrics. The age is computed when scraped: a reader that hangs must not export a young age.
 //!
 //! `pgtenure_failover_view_term`, `pgtenure_failover_view_gate{gate}` (1 for the gate that holds now, else 0),
-//! `pgtenure_failover_view_age_seconds` (absent before the first read), `pgtenure_failover_view_primary{node}`,
+//! `pgtenure_failover_view_age_seconds` (before the first read since the process reads), `pgtenure_failover_view_primary{node}`,
 //! `pgtenure_failover_view_reads_total{outcome}`.
 
 use super::Health;
-use cluster::Clock;
 use cluster::topology::{Closed, Gate, Topology};
+use cluster::{Clock, Instant};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
@@ -63,6 +63,7 @@ struct Published {
     gate: GaugeVec,
     primary: GaugeVec,
     age: Gauge,
+    began: Instant,
     /// Two scrapes at once would empty each other's vectors.
     filling: Mutex<()>,
 }
@@ -77,6 +78,7 @@ impl Published {
             gate: gauges("pgtenure_failover_view_gate", "1 for the gate that holds now", "gate")?,
             primary: gauges("pgtenure_failover_view_primary", "1 for the primary of the term", "node")?,
             age: Gauge::new("pgtenure_failover_view_age_seconds", "Since the last read of etcd that succeeded")?,
+            began: Clock.now(),
             filling: Mutex::new(()),
         })
     }
@@ -106,10 +108,9 @@ impl Collector for Published {
         families.extend(self.term.collect());
         families.extend(self.gate.collect());
         families.extend(self.primary.collect());
-        if let Some(at) = self.health.borrow().read_at {
-            self.age.set(now.since(at).as_secs_f64());
-            families.extend(self.age.collect());
-        }
+        let read_at = self.health.borrow().read_at.unwrap_or(self.began);
+        self.age.set(now.since(read_at).as_secs_f64());
+        families.extend(self.age.collect());
         families
     }
 }
