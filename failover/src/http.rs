@@ -4,10 +4,10 @@
 //! |---|---|---|
 //! | `GET /status` | | [`Status`]; on a manager that does not lead, 307 unless `local=1` |
 //! | `GET /lag` | | replay lag per standby by the agents' reports |
-//! | `GET /history` | | `{"history": [journal…]}`, oldest first |
-//! | `GET /report` | `term=N`, default the newest | `{"journal": …, "reports": [loss report…], "doubts": [what a proxy found out…]}` |
-//! | `POST /ops/switchover` | `{to?, expect_term?}` | done, refused or failed |
-//! | `POST /ops/failover` | `{to?, expect_term?, allow_data_loss?}` | done, refused or failed |
+//! | `GET /history` | | `{"history": [journal…], "losses": [{"term", "commits", "whole"}…]}`, oldest first; what was lost of the newest 32 |
+//! | `GET /report` | `term=N`, default the newest | `{"journal": …, "reports": [loss report…], "doubts": [what a proxy found out…]}`; without `term` also `"losses"`, as above, of the other terms that lost anything |
+//! | `POST /ops/switchover` | `{to?, expect_term?, by?}` | done, refused or failed |
+//! | `POST /ops/failover` | `{to?, expect_term?, allow_data_loss?, by?}` | done, refused or failed |
 //! | `POST /ops/fence` | `{node, stop_writes?, by?}` | done, refused or failed |
 //! | `POST /ops/unfence` | `{node}` | done, refused or failed |
 //! | `POST /ops/pause` | `{by?, why?, seconds?}` | done, refused or failed |
@@ -57,6 +57,7 @@ impl fmt::Debug for ManagerRoutes {
 struct SwitchoverBody {
     to: Option<NodeId>,
     expect_term: Option<Term>,
+    by: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -65,6 +66,7 @@ struct FailoverBody {
     to: Option<NodeId>,
     expect_term: Option<Term>,
     allow_data_loss: bool,
+    by: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -166,10 +168,11 @@ impl ManagerRoutes {
             ("GET", "/policy/history") => self.policies().await,
             ("GET", "/report") => self.report(query).await,
             ("POST", "/ops/switchover") => {
-                self.order(
-                    optional::<SwitchoverBody>(body)
-                        .map(|b| Operation::Switchover { to: b.to, expect_term: b.expect_term }),
-                )
+                self.order(optional::<SwitchoverBody>(body).map(|b| Operation::Switchover {
+                    to: b.to,
+                    expect_term: b.expect_term,
+                    by: name(&b.by),
+                }))
                 .await
             }
             ("POST", "/ops/failover") => {
@@ -177,6 +180,7 @@ impl ManagerRoutes {
                     to: b.to,
                     expect_term: b.expect_term,
                     allow_data_loss: b.allow_data_loss,
+                    by: name(&b.by),
                 }))
                 .await
             }

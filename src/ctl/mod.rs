@@ -166,11 +166,12 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
             (a.target, get(path, render::report))
         }
         Command::Switchover(a) => {
-            let body = json!({ "to": a.to, "expect_term": a.expect_term });
+            let body = json!({ "to": a.to, "expect_term": a.expect_term, "by": operator() });
             (a.target, post("switchover", body))
         }
         Command::Failover(a) => {
-            let body = json!({ "to": a.to, "expect_term": a.expect_term, "allow_data_loss": a.allow_data_loss });
+            let lossy = a.allow_data_loss;
+            let body = json!({ "to": a.to, "expect_term": a.expect_term, "allow_data_loss": lossy, "by": operator() });
             (a.target, post("failover", body))
         }
         Command::Fence(a) => {
@@ -229,8 +230,27 @@ async fn send(admin: &Admin, request: &Request, cluster: Option<&str>) -> Result
     let path = of_cluster(&request.path, cluster);
     match &request.method {
         Method::Get => admin.get(&path).await,
-        Method::Post(body) => admin.post(&path, body).await,
+        Method::Post(body) => match admin.post(&path, body).await {
+            Err(CallError::Failed { status: 400, answer }) if field_unknown(&answer, "by") => {
+                admin.post(&path, &without_by(body)).await
+            }
+            other => other,
+        },
     }
+}
+
+/// Does a manager of an earlier version not know that field? It has done nothing then.
+fn field_unknown(answer: &Value, name: &str) -> bool {
+    answer["error"].as_str().is_some_and(|why| why.contains(&format!("unknown field `{name}`")))
+}
+
+/// The order as it was before it said who gives it: during an upgrade the leader may be of the version before.
+fn without_by(order: &Value) -> Value {
+    let mut order = order.clone();
+    if let Some(fields) = order.as_object_mut() {
+        fields.remove("by");
+    }
+    order
 }
 
 /// A path that asks for one of several clusters.
@@ -300,6 +320,14 @@ async fn admin(target: &TargetArgs) -> Result<Option<Admin>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_to_a_manager_of_before_does_not_say_who_gives_it() {
+        let why =
+            "the request cannot be understood: unknown field `by`, expected `to` or `expect_term` at line 1 column 5";
+        assert!(field_unknown(&json!({ "error": why }), "by") && !field_unknown(&json!({ "error": why }), "to"));
+        assert_eq!(without_by(&json!({ "to": "n2", "by": "me" })), json!({ "to": "n2" }));
+    }
 
     #[test]
     fn a_path_names_the_cluster_it_is_for() {

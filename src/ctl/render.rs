@@ -340,6 +340,9 @@ fn journal_text(j: &JournalRecord) -> String {
     for line in &j.observed {
         let _ = writeln!(out, "  seen: {line}");
     }
+    if j.data_loss_allowed {
+        out.push_str("an operator allowed data loss: what the old primary alone had may have been given up\n");
+    }
     let phases: Vec<String> = j.phases.iter().map(|p| format!("{} {}", p.phase, p.ms)).collect();
     if !phases.is_empty() {
         let _ = writeln!(out, "  milliseconds since the first evidence: {}", phases.join(", "));
@@ -544,6 +547,7 @@ mod tests {
         };
         let losses = json!([{ "term": 7, "commits": 12, "whole": true }, { "term": 8, "commits": 3, "whole": false }]);
         let text = report(&json!({ "journal": journal(9), "reports": [], "losses": losses }));
+        assert!(text.contains("an operator allowed data loss"), "{text}");
         assert!(
             text.ends_with("term 7 lost 12 commits: report 7\nterm 8 lost at least 3 commits: report 8\n"),
             "{text}"

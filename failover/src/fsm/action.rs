@@ -79,6 +79,8 @@ pub enum Operation {
         to: Option<NodeId>,
         /// Only in this term.
         expect_term: Option<Term>,
+        /// Who asks.
+        by: String,
     },
     /// Replace the primary without its help.
     Failover {
@@ -88,6 +90,8 @@ pub enum Operation {
         expect_term: Option<Term>,
         /// Go on without the recruits and followers that the guarantee needs.
         allow_data_loss: bool,
+        /// Who asks.
+        by: String,
     },
     /// Take a node out.
     Fence {

@@ -7,6 +7,7 @@ use crate::fsm::maintenance::Asked;
 use crate::fsm::observe::{Health, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::preference::{Preference, Willing};
+use crate::fsm::report::observed;
 use crate::fsm::round::{Begin, Op};
 use crate::fsm::switchover::{Forced, Prelude, PreludeStep};
 use crate::fsm::sync_set;
@@ -31,9 +32,9 @@ impl Planner {
     /// Check a request and begin it, or refuse.
     pub(super) fn operate(&mut self, now: Instant, id: u64, operation: Operation, out: &mut Vec<Action>) {
         let begun = match operation {
-            Operation::Switchover { to, expect_term } => self.switchover(now, id, to, expect_term, out),
-            Operation::Failover { to, expect_term, allow_data_loss } => {
-                self.failover(now, id, to, expect_term, allow_data_loss, out)
+            Operation::Switchover { to, expect_term, by } => self.switchover(now, (id, by), to, expect_term, out),
+            Operation::Failover { to, expect_term, allow_data_loss, by } => {
+                self.failover(now, (id, by), to, expect_term, allow_data_loss, out)
             }
             Operation::Fence { node, stop_writes, by } => self.fence(now, id, node, stop_writes, by),
             Operation::Unfence { node } => self.unfence(now, id, node),
@@ -51,8 +52,8 @@ impl Planner {
         }
     }
 
-    fn op(&self, now: Instant, id: u64, to: Option<NodeId>) -> Op {
-        Op { id, deadline: now + self.settings.operation_timeout, to }
+    fn op(&self, now: Instant, (id, by): (u64, String), to: Option<NodeId>) -> Op {
+        Op { id, deadline: now + self.settings.operation_timeout, to, by }
     }
 
     fn expected(&self, expect: Option<Term>) -> Result<(), Vec<Blocker>> {
@@ -75,7 +76,7 @@ impl Planner {
     fn switchover(
         &mut self,
         now: Instant,
-        id: u64,
+        asked: (u64, String),
         to: Option<NodeId>,
         expect: Option<Term>,
         out: &mut Vec<Action>,
@@ -95,8 +96,8 @@ impl Planner {
             }
         }
         let target = self.switchover_target(now, &primary, to)?;
-        let op = self.op(now, id, Some(target.clone()));
-        let evidence = vec![format!("an operator asked for a switchover from {primary} to {target}")];
+        let op = self.op(now, asked, Some(target.clone()));
+        let evidence = vec![format!("{} asked for a switchover from {primary} to {target}", op.by)];
         let step = PreludeStep::Checkpointing;
         let target = Some(target);
         let (op, detected) = (Some(op), None);
@@ -162,7 +163,7 @@ impl Planner {
     fn failover(
         &mut self,
         now: Instant,
-        id: u64,
+        asked: (u64, String),
         to: Option<NodeId>,
         expect: Option<Term>,
         allow_loss: bool,
@@ -186,7 +187,7 @@ impl Planner {
         if joins && to.is_none() {
             self.somebody_is_willing(now, None, allow_loss)?;
         }
-        let op = self.op(now, id, to.clone());
+        let op = self.op(now, asked, to.clone());
         let old = self.seen.open_primary().cloned();
         match &mut self.stage {
             Stage::Idle => {}
@@ -197,6 +198,7 @@ impl Planner {
             }
             Stage::Round(round) if round.begin.op.is_none() => {
                 let old = round.prev.as_ref().map(|p| &p.node);
+                op.words(allow_loss).into_iter().for_each(|line| observed(&mut round.journal, line));
                 join(&mut round.begin, old, op, to, allow_loss);
                 round.journal.data_loss_allowed |= allow_loss;
                 return Ok(());
@@ -266,10 +268,7 @@ impl Planner {
         if to.is_none() {
             self.somebody_is_willing(now, at_work.as_ref(), allow_loss)?;
         }
-        let mut evidence = vec!["an operator asked for a failover".to_owned()];
-        if allow_loss {
-            evidence.push("an operator allowed data loss".into());
-        }
+        let evidence = op.words(allow_loss);
         if let (Some(primary), false) = (&at_work, policy.protects()) {
             // No quorum fences it, so it is stopped first; its agent then gives up the lease. The gate is closed before, so
             // that no manager takes it for dead while its leader is about to go on.
@@ -300,6 +299,7 @@ impl Planner {
 
 fn join(begin: &mut Begin, old: Option<&NodeId>, op: Op, to: Option<NodeId>, allow_loss: bool) {
     let home = to.clone().filter(|to| old == Some(to));
+    begin.evidence.extend(op.words(allow_loss));
     begin.op = Some(op);
     begin.unlimited |= allow_loss || home.is_none();
     begin.home = home.or(begin.home.take());
@@ -309,7 +309,6 @@ fn join(begin: &mut Begin, old: Option<&NodeId>, op: Op, to: Option<NodeId>, all
     if allow_loss {
         // Who is taken need not have what the old primary had when a switchover stopped it.
         begin.end = None;
-        begin.evidence.push("an operator allowed data loss".into());
     }
 }
 

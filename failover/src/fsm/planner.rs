@@ -63,6 +63,8 @@ pub struct Planner {
     pub(super) opened: Term,
     /// The term whose primary this manager has seen at work.
     pub(super) saw_primary: Term,
+    /// The term whose opening is in its journal, as far as this manager has seen to it.
+    pub(super) told_open: Term,
     /// When this leader's automatic failovers began, and their terms; newest last.
     pub(super) spent: VecDeque<(Instant, Term)>,
     pub(super) wall: WallMillis,
@@ -123,6 +125,7 @@ impl Planner {
             promised: Term(0),
             opened: Term(0),
             saw_primary: Term(0),
+            told_open: Term(0),
             spent: VecDeque::new(),
             wall: 0,
             verdict: Verdict::Following,
@@ -378,6 +381,7 @@ impl Planner {
             }
             Health::Well => {
                 self.verdict = Verdict::Steady;
+                self.finish_left_journal(out);
                 self.advance_rearm(now, out);
                 self.advance_suspend(now, out);
                 Flow::Wait

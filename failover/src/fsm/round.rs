@@ -55,6 +55,16 @@ pub(super) struct Op {
     pub(super) deadline: Instant,
     /// The node asked for.
     pub(super) to: Option<NodeId>,
+    /// Who asks.
+    pub(super) by: String,
+}
+
+impl Op {
+    /// A failover was asked for.
+    pub(super) fn words(&self, allow_loss: bool) -> Vec<String> {
+        let asked = format!("{} asked for a failover", self.by);
+        [asked].into_iter().chain(allow_loss.then(|| format!("{} allowed data loss", self.by))).collect()
+    }
 }
 
 /// A term being made.
@@ -340,6 +350,22 @@ impl Planner {
         counts.filter(|c| c.term == ended).map(|c| c.commits).sum()
     }
 
+    /// The term is open and its journal does not say so: whoever led died in between.
+    pub(super) fn finish_left_journal(&mut self, out: &mut Vec<Action>) {
+        let Some(term) = self.seen.term().filter(|t| t.term > self.told_open) else { return };
+        let Some(journal) = self.seen.records.journal.as_ref().filter(|j| j.term == term.term) else { return };
+        self.told_open = term.term;
+        if journal.finished.is_some() {
+            return;
+        }
+        let mut journal = journal.clone();
+        observed(&mut journal, "it was open when its leader was lost, who has not told since when".into());
+        (journal.to, journal.fork, journal.xid_bound) = (term.node.clone(), term.fork, term.xid_bound);
+        journal.finished = Some("active".into());
+        journal.below_mode = self.below_mode(&journal);
+        self.write_journal(&journal, out);
+    }
+
     /// T3 is made.
     pub(super) fn finish(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Stage::Round(mut round) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
@@ -347,7 +373,7 @@ impl Planner {
         round.journal.finished = Some("active".into());
         round.journal.below_mode = self.below_mode(&round.journal);
         self.write_journal(&round.journal, out);
-        self.saw_primary = round.term;
+        (self.saw_primary, self.told_open) = (round.term, round.term);
         self.seen.term_known_since = now;
         self.rearm_not_before = now + self.settings.retry;
         let journal = Box::new(round.journal);

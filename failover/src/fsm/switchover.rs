@@ -56,14 +56,11 @@ pub(super) enum PreludeStep {
 impl Prelude {
     /// An operator asks for what is under way by itself.
     pub(super) fn join(&mut self, op: Op, to: Option<NodeId>, allow_loss: bool) {
+        self.evidence.extend(op.words(allow_loss));
         self.op = Some(op);
         self.target = to.or(self.target.take());
         if let Some(forced) = &mut self.forced {
             forced.allow_loss |= allow_loss;
-        }
-        self.evidence.push("an operator asked for a failover".into());
-        if allow_loss {
-            self.evidence.push("an operator allowed data loss".into());
         }
     }
 }

@@ -590,12 +590,14 @@ impl World {
         let id = words.parse()?;
         let operation = match words.next()? {
             "switchover" => {
-                Operation::Switchover { to: words.optional("to")?, expect_term: words.optional("expect")?.map(Term) }
+                let (to, expect_term) = (words.optional("to")?, words.optional("expect")?.map(Term));
+                Operation::Switchover { to, expect_term, by: "an operator".into() }
             }
             "failover" => Operation::Failover {
                 to: words.optional("to")?,
                 expect_term: words.optional("expect")?.map(Term),
                 allow_data_loss: words.flag("lossy"),
+                by: "an operator".into(),
             },
             "fence" => {
                 let node = words.parse()?;

@@ -130,5 +130,8 @@ fn ended(journal: &JournalRecord) -> String {
     let window = journal.window.map_or_else(String::new, |w| format!("; window {} bytes, {:?} ms", w.bytes, w.ms));
     let prepared = journal.observed.iter().find(|o| o.contains("prepared transactions"));
     let prepared = prepared.map_or_else(String::new, |o| format!("; {o}"));
-    format!("{}; {}{window}{prepared}", journal.finished.as_deref().unwrap_or("unfinished"), phases.join(", "))
+    // Of a term that was taken over the leave is known from its record alone.
+    let told = journal.observed.iter().any(|o| o.contains("allowed data loss") || o.contains("taken over"));
+    let untold = if journal.data_loss_allowed && !told { "; LEAVE TO LOSE DATA NOT TOLD" } else { "" };
+    format!("{}; {}{window}{prepared}{untold}", journal.finished.as_deref().unwrap_or("unfinished"), phases.join(", "))
 }

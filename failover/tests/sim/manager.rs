@@ -221,7 +221,7 @@ impl World {
         let leader = (0..self.managers.len()).find(|m| self.managers[*m].planner.leads());
         if let Some(m) = leader {
             self.say(format!("an operator asks manager {m} for a switchover"));
-            let operation = Operation::Switchover { to: None, expect_term: None };
+            let operation = Operation::Switchover { to: None, expect_term: None, by: "an operator".into() };
             self.step(m, Input::Operator { id: 1, operation });
         }
     }
@@ -232,7 +232,7 @@ impl World {
         self.say(format!("an operator asks manager {m} for a failover, and allows data loss"));
         // Whoever is asked for is liked better than who has most.
         let to = Some(name(self.chance.below(self.nodes.len() as u64) as usize)).filter(|_| self.chance.percent(50));
-        let operation = Operation::Failover { to, expect_term: None, allow_data_loss: true };
+        let operation = Operation::Failover { to, expect_term: None, allow_data_loss: true, by: "an operator".into() };
         self.step(m, Input::Operator { id: 2, operation });
     }
 
