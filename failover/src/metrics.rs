@@ -404,6 +404,7 @@ mod tests {
             replay_lag_ms: None,
             streams_from: None,
             fenced: true,
+            fence: None,
             quarantine: None,
             rejoin: None,
             promise: None,

@@ -95,7 +95,9 @@ async fn adopt_cluster(args: &AdoptArgs) -> Result<ExitCode> {
 /// How to log in to the primary. Whatever database is named, it is `postgres`: agents look for what is created there.
 fn login(dsn: &str) -> Result<tokio_postgres::Config> {
     let mut login: tokio_postgres::Config = dsn.parse().context("--primary cannot be understood")?;
-    login.dbname("postgres");
+    super::with_password(&mut login);
+    let own = login.get_options().unwrap_or_default().to_owned();
+    login.dbname("postgres").options(format!("{own} {}", cluster::sessions::DEFAULTS));
     Ok(login)
 }
 

@@ -219,6 +219,16 @@ fn request(command: Command) -> Option<(TargetArgs, Request)> {
     })
 }
 
+/// The password that libpq would take where a connection string has none. An argument is seen by everybody on the host, for
+/// as long as the command runs.
+fn with_password(login: &mut tokio_postgres::Config) {
+    if login.get_password().is_none()
+        && let Some(password) = std::env::var_os("PGPASSWORD")
+    {
+        login.password(password.as_encoded_bytes());
+    }
+}
+
 /// `user@host`, for the record of a fence or a pause. Taken from the environment, so a note and no proof.
 fn operator() -> String {
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".to_owned());

@@ -191,12 +191,13 @@ fn notes(n: &NodeStatus, voters: bool) -> String {
         notes.push(format!("agent silent for {} ms", n.silent_ms));
     }
     if n.fenced {
-        notes.push("fenced".to_owned());
+        let by = n.fence.as_ref().map_or_else(String::new, |f| format!(" by {} since {}", f.by, utc(f.at)));
+        notes.push(format!("fenced{by}"));
     }
     if let Some(m) = &n.maintenance {
         let until = m.until.map_or_else(String::new, |u| format!(" until {}", utc(u)));
         let why = if m.why.is_empty() { String::new() } else { format!(": {}", m.why) };
-        notes.push(format!("IN MAINTENANCE by {}{until}{why}", m.by));
+        notes.push(format!("IN MAINTENANCE by {} since {}{until}{why}", m.by, utc(m.at)));
     }
     if let Some(from) = &n.streams_from {
         notes.push(format!("from {from}"));

@@ -114,10 +114,22 @@ impl Agent {
         if foreign.is_empty() {
             return;
         }
-        tracing::error!(node = %self.env.config.node, settings = ?foreign, "settings of ours in postgresql.auto.conf were reset");
         let cleaned = super::recovery_conf::without(&text, &foreign);
-        if let Err(error) = super::layout::write_durably(&path, cleaned.as_bytes()) {
-            tracing::error!(node = %self.env.config.node, %error, "postgresql.auto.conf could not be written");
+        let written = super::layout::write_durably(&path, cleaned.as_bytes());
+        let node = &self.env.config.node;
+        // Tried again at every round.
+        let due = self.said.settings.is_due(self.env.clock.now(), &format!("{foreign:?}{written:?}"));
+        match written {
+            Ok(()) if due => {
+                tracing::error!(%node, settings = ?foreign, "settings of ours in postgresql.auto.conf were reset");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if due {
+                    tracing::error!(%node, settings = ?foreign, %error, "postgresql.auto.conf could not be written");
+                }
+                return;
+            }
         }
         if let Err(error) = postgres::reload(&self.env) {
             tracing::error!(node = %self.env.config.node, %error, "PostgreSQL was not told to read its settings again");

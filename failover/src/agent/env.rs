@@ -68,15 +68,23 @@ impl Env {
         })
     }
 
-    /// One of PostgreSQL's programs.
+    /// One of PostgreSQL's programs. What runs in a server can read the environment it was started with, which needs none of
+    /// the secrets in ours.
     pub(crate) fn program(&self, name: &str) -> Command {
-        Command::new(self.config.bin_dir.join(name))
+        let mut command = Command::new(self.config.bin_dir.join(name));
+        own_variables().for_each(|name| _ = command.env_remove(name));
+        command
     }
 
     /// Is this node a voter of the configuration?
     pub(crate) fn is_voter(&self) -> bool {
         self.cluster.voters.contains(&self.config.node)
     }
+}
+
+/// The variables of the environment that are meant for us.
+pub(crate) fn own_variables() -> impl Iterator<Item = std::ffi::OsString> {
+    std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("PGTENURE_"))
 }
 
 /// The first line of a secret's file.

@@ -36,6 +36,7 @@ mod rejoin;
 mod relax;
 mod release;
 mod rewind;
+mod said;
 mod slots;
 mod sql;
 mod standing;
@@ -203,7 +204,19 @@ pub(crate) struct Agent {
     read_again: Notify,
     look_now: Notify,
     looked: watch::Sender<u64>,
+    said: Often,
     _lock: Flock<std::fs::File>,
+}
+
+/// What may be found again at every look or round.
+#[derive(Default)]
+struct Often {
+    /// Why the postmaster cannot be looked for.
+    postmaster: said::Said,
+    /// Impostors that were ended.
+    impostors: said::Said,
+    /// Settings of ours that somebody else has set.
+    settings: said::Said,
 }
 
 /// A running agent.
@@ -287,6 +300,7 @@ pub async fn run(
         read_again: Notify::new(),
         look_now: Notify::new(),
         looked: watch::channel(0).0,
+        said: Often::default(),
         _lock: lock,
     });
     tracing::info!(node = %agent.env.config.node, term = memory.promise.0, address = %listen, "agent started");

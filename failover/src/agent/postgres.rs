@@ -6,6 +6,7 @@
 
 use super::Env;
 use super::control::Control;
+use super::env::own_variables;
 use super::process::{self, Death};
 use super::sql::{Sql, SqlError};
 use super::tool::ToolError;
@@ -134,6 +135,7 @@ pub(crate) async fn start(env: &Env, how: As) -> Result<Pid, ServerError> {
     // Where it changes to anyway: it counts as one of the directory's processes from its first moment, not only once it
     // has got there. Whoever starts, stops or kills next, as when a newer term ends the wait for this one, finds it.
     command.env("LC_ALL", "C").current_dir(env.layout.data());
+    own_variables().for_each(|name| _ = command.env_remove(name));
     // The postmaster is protected as the agent is; sessions, which use the memory, are not.
     if std::env::var_os(OOM_FILE).is_none() {
         command.env(OOM_FILE, "/proc/self/oom_score_adj").env("PG_OOM_ADJUST_VALUE", "0");

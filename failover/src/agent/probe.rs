@@ -245,8 +245,10 @@ impl Agent {
             self.looked.send_modify(|n| *n += 1);
             return;
         }
-        if let Err(error) = postmaster {
-            // Whoever is asked may answer all the same.
+        // Whoever is asked may answer all the same.
+        if let Err(error) = postmaster
+            && self.said.postmaster.is_due(now, &error.to_string())
+        {
             tracing::warn!(node = %self.env.config.node, %error, "the postmaster could not be looked for");
         }
         match self.ask(sql).await {
@@ -303,7 +305,12 @@ impl Agent {
         match ended.await {
             Ok(ended) => {
                 self.metrics.impostors_ended.inc_by(ended);
-                tracing::error!(node = %self.env.config.node, names = quoted.join(", "), ended, "impostors ended");
+                let names = quoted.join(", ");
+                // They come back as soon as they are ended.
+                if self.said.impostors.is_due(self.env.clock.now(), &names) {
+                    let so_far = self.metrics.impostors_ended.get();
+                    tracing::error!(node = %self.env.config.node, names, ended, so_far, "impostors ended");
+                }
             }
             Err(error) => tracing::error!(node = %self.env.config.node, %error, "impostors not ended"),
         }

@@ -6,7 +6,9 @@ use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::Planner;
 use crate::fsm::sync_set;
-use crate::record::{JournalRecord, MaintenanceRecord, Mode, PauseRecord, Phase, PolicyRecord, Standing, Suspension};
+use crate::record::{
+    FenceRecord, JournalRecord, MaintenanceRecord, Mode, PauseRecord, Phase, PolicyRecord, Standing, Suspension,
+};
 use cluster::{Endpoint, Instant, Lsn, NodeId, Role, Term, TimelineId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -123,6 +125,9 @@ pub struct NodeStatus {
     pub streams_from: Option<NodeId>,
     /// Fenced by an operator.
     pub fenced: bool,
+    /// By whom, and when.
+    #[serde(default)]
+    pub fence: Option<FenceRecord>,
     /// Neither counted nor chosen before it has replayed past here.
     pub quarantine: Option<crate::api::Position>,
     /// Rejoin under way.
@@ -218,6 +223,7 @@ impl Planner {
             replay_lag_ms: replay_lsn.and_then(|r| self.clock.lag_ms(term, r, now)),
             streams_from: self.seen.streaming(node, now, &self.settings).and_then(|s| s.streams_from.clone()),
             fenced: self.seen.fenced(node),
+            fence: self.seen.records.fences.get(node).cloned(),
             quarantine: known.and_then(|s| s.quarantine),
             rejoin: reachable.and_then(|s| s.rejoin.clone()),
             promise: known.map(|s| s.promise),

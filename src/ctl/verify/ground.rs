@@ -25,6 +25,7 @@ impl Endpoint {
     /// As libpq's connection string or URI says.
     pub(super) fn parse(dsn: &str) -> Result<Self> {
         let mut config: Config = dsn.parse().with_context(|| format!("cannot understand --dsn {}", shown(dsn)))?;
+        crate::ctl::with_password(&mut config);
         let host = match config.get_hosts().first() {
             Some(Host::Tcp(host)) => host.clone(),
             Some(Host::Unix(path)) => path.display().to_string(),
