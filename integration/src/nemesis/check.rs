@@ -7,7 +7,8 @@
 //! * S5 what was refused is not there, also where a COMMIT was answered 40001 after its server was lost, and nothing is
 //!   there that nobody sent or twice;
 //! * S6 what was read is not lost and not reordered: every list read is a prefix of the list in the end, and a sum of
-//!   all accounts is always the same;
+//!   all accounts is always the same. A standby shows commits that are not acknowledged yet; where they wait for two or
+//!   more, a new term may leave it behind with them, and S10 asks that who has read them is told;
 //! * S7 and S10, of sessions: see [`super::check_sessions`];
 //! * S8, S9 and S11, of nodes: see [`super::check_nodes`];
 //! * S12 where it was asked for: no client saw an error.
@@ -66,7 +67,7 @@ pub fn violations(told: &Told, rules: Rules) -> Vec<Violation> {
     acknowledging(&told.events, &mut found);
     terms(told, end, &mut found);
     bank(&told.events, end, &mut found);
-    lists(&told.events, end, rules, &mut found);
+    lists(told, end, rules, &mut found);
     same_everywhere(told, end, &mut found);
     sessions(told, &mut found);
     nodes(told, &mut found);
@@ -275,8 +276,8 @@ fn bank(events: &[Event], end: &Content, found: &mut Found) {
 }
 
 /// S6: every list that was seen is how the list began.
-fn lists(events: &[Event], end: &Content, rules: Rules, found: &mut Found) {
-    for e in events.iter().filter(|e| e.outcome == Outcome::Ok) {
+fn lists(told: &Told, end: &Content, rules: Rules, found: &mut Found) {
+    for e in told.events.iter().filter(|e| e.outcome == Outcome::Ok) {
         let (list, appended) = match e.op {
             Op::Append { list, value } => (list, Some(value)),
             Op::Read { list, .. } => (list, None),
@@ -290,6 +291,10 @@ fn lists(events: &[Event], end: &Content, rules: Rules, found: &mut Found) {
         if rules.strict && !all.starts_with(&e.seen) {
             let at = all.iter().zip(&e.seen).take_while(|(a, b)| a == b).count();
             let (seen, last) = (e.seen.get(at), all.get(at));
+            let left_behind = told.most > 1 && e.at_standby && e.seen[at..].iter().all(|v| !all.contains(v));
+            if left_behind {
+                continue;
+            }
             found.add(
                 "S6",
                 format!("list {list} was seen by client {} with {seen:?} at {at}, it has {last:?}", e.client),

@@ -5,6 +5,8 @@
 //!   connect ahead to who is to be the primary;
 //! * S9 promises grow, over restarts too, and an agent acts for no term below its promise; nothing is acknowledged any
 //!   more in a term once all who could confirm it are frozen for a later one;
+//! * S7 where commits wait for two or more, each member has a slot for each other one in the end, and those of the standbys are
+//!   in use at the primary; elsewhere there are none;
 //! * S11 no data is overwritten before its lost WAL was examined, reported and kept.
 //!
 //! An acknowledgement by a node in quarantine needs no check: confirming a position, it has all WAL up to there.
@@ -15,7 +17,7 @@ use super::told::{Event, Op, Outcome, Told};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// S4, S8, S9, S11.
+/// S4, S7, S8, S9, S11.
 pub(super) fn nodes(told: &Told, found: &mut Found) {
     for (node, deeds) in &told.deeds {
         quarantine(told, node, deeds, found);
@@ -24,6 +26,9 @@ pub(super) fn nodes(told: &Told, found: &mut Found) {
     }
     twins(told, found);
     acknowledged_when_frozen(told, found);
+    for (node, (have, want)) in told.slots.iter().filter(|(_, (have, want))| have != want) {
+        found.add("S7", format!("{node} has the slots {have:?}, and ought to have {want:?}"));
+    }
     understood(told, found);
 }
 

@@ -3,7 +3,8 @@
 //! * S7 whenever a write was acknowledged, the settings it ran under were at least as strong as the policy on record;
 //! * S10 a read at a standby sees what its session wrote before, and what had been acknowledged to anybody longer ago
 //!   than the proxies' `max_replay_lag`;
-//! * S6 so does a read at a primary, where commits wait for standbys.
+//! * S10 where commits wait for standbys, a session that was shown what is lost in the end is told before it misses it;
+//! * S6 a read at a primary sees the same, where commits wait for standbys.
 
 use super::check::Found;
 use super::told::{Event, Op, Outcome, Policy, Told};
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 /// What the proxies promise: `proxy.max_replay_lag`, which no scenario changes.
 const MAX_REPLAY_LAG: Duration = Duration::from_secs(1);
+/// A read waits for so long at most for the primary to show what its session was shown by a standby.
+const CONFIRM_WAIT: Duration = Duration::from_secs(5);
 /// No standby has this name; a commit that waits for it waits until the list is another.
 const FENCED: &str = "__fenced__";
 
@@ -25,6 +28,43 @@ pub(super) fn sessions(told: &Told, found: &mut Found) {
         }
     }
     reads(told, found);
+    if told.policy.is_some() {
+        goes_back(told, found);
+    }
+}
+
+/// S10: what is lost in the end nobody sees any more, and who has seen it is told so in between.
+fn goes_back(told: &Told, found: &mut Found) {
+    let nothing = BTreeMap::new();
+    let end = told.nodes.get(&told.primary).map_or(&nothing, |c| &c.lists);
+    let mut sessions: BTreeMap<u64, Vec<&Event>> = BTreeMap::new();
+    told.events.iter().for_each(|e| sessions.entry(e.session).or_default().push(e));
+    for events in sessions.values_mut() {
+        events.sort_by_key(|e| e.sent);
+        // What it has seen of each list and is not there in the end.
+        let mut seen: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+        for e in events.iter() {
+            let list = match (&e.op, &e.outcome) {
+                (_, Outcome::Unknown(why) | Outcome::Failed(why)) if why.starts_with("08007") => {
+                    seen.clear();
+                    continue;
+                }
+                // A block at the primary does not wait until what was read at a standby is confirmed.
+                (Op::Append { list, .. } | Op::Read { list, at_primary: false }, Outcome::Ok) => *list,
+                _ => continue, // shows nothing of a list
+            };
+            if e.answered.saturating_sub(e.sent) >= CONFIRM_WAIT {
+                seen.remove(&list);
+            }
+            if let Some(missed) = seen.get(&list).into_iter().flatten().find(|v| !e.seen.contains(v)) {
+                let client = e.client;
+                found.add("S10", format!("client {client} saw {missed} in list {list}, misses it and was not told"));
+            }
+            let there = end.get(&list).map_or(&[][..], Vec::as_slice);
+            let lost = e.seen.iter().filter(|v| !there.contains(v)).copied();
+            seen.entry(list).or_default().extend(lost);
+        }
+    }
 }
 
 /// Do a primary's settings wait for what the policy asks for?

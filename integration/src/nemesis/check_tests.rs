@@ -56,10 +56,12 @@ fn sound() -> Told {
         given_up: BTreeSet::new(),
         doubts: Doubts::default(),
         policy: Some(policy()),
+        most: 1,
         at_times: None,
         deeds: deeds().into_iter().map(|(node, all)| (node.to_owned(), all)).collect(),
         promises: ["n1", "n2", "n3"].map(|n| (n.to_owned(), 2)).into(),
         recruits: BTreeMap::from([(2, vec!["n2".to_owned(), "n3".to_owned()])]),
+        slots: BTreeMap::from([("n1".into(), (Vec::new(), Vec::new()))]),
         kept: BTreeSet::from([KEPT.to_owned()]),
         began: Some(Duration::from_secs(1000)),
     }
@@ -292,6 +294,45 @@ fn half_a_transfer_is_seen() {
     });
     assert_eq!(broken(&told, STRICT), ["S6"]);
     assert_eq!(broken(&told, ASYNC), ["S6"]);
+}
+
+#[test]
+fn slots_that_are_missing_or_left_are_seen() {
+    let slots = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    for (have, want) in
+        [(&["pgtenure_n2"][..], &[][..]), (&[], &["pgtenure_n2"]), (&["pgtenure_n2"], &["pgtenure_n2 in use"])]
+    {
+        let mut told = sound();
+        told.slots.insert("n1".into(), (slots(have), slots(want)));
+        assert_eq!(broken(&told, STRICT), ["S7"], "{have:?}");
+    }
+}
+
+#[test]
+fn what_only_a_standby_showed_may_be_left_behind_where_two_confirm_and_who_saw_it_is_told() {
+    let read = |at: u64, seen: &[i64]| {
+        let mut read = event(at, Op::Read { list: 1, at_primary: false }, Outcome::Ok, None, seen);
+        read.session = 3;
+        read
+    };
+    let mut told = sound();
+    told.events.push(read(12, &[10, 12]));
+    assert_eq!(broken(&told, STRICT), ["S6"], "where one confirms every standby is asked");
+    told.most = 2;
+    assert_eq!(broken(&told, STRICT), [] as [&str; 0]);
+    told.events.push(read(60, &[10, 11]));
+    assert_eq!(broken(&told, STRICT), ["S10"], "it has gone back, without a word");
+    let mut error = event(55, Op::Total, Outcome::Failed("08007 what this session has read".into()), None, &[]);
+    error.session = 3;
+    told.events.push(error);
+    assert_eq!(broken(&told, STRICT), [] as [&str; 0]);
+    // But not what is there elsewhere, nor what a primary shows.
+    told.events.push(read(61, &[11, 10]));
+    assert_eq!(broken(&told, STRICT), ["S6"]);
+    let mut told = sound();
+    told.most = 2;
+    told.events.push(event(12, Op::Read { list: 1, at_primary: true }, Outcome::Ok, None, &[10, 12]));
+    assert_eq!(broken(&told, STRICT), ["S6"]);
 }
 
 #[test]

@@ -2,17 +2,23 @@
 
 use super::run::WRITES_AGAIN;
 use super::told::{Doubts, Lowered, Policy, Reported, Told};
-use super::world::World;
+use super::world::{ASK_EVERY, World};
+use crate::config_file::NODES;
 use crate::wait::wait_for;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Agents look at slots every 500 ms; one that was used and left is made anew after 10 s.
+const SLOTS_WITHIN: Duration = Duration::from_secs(20);
 
 /// What commits had to wait for in a run, by the policies that were in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Promise {
     /// The weakest of the quorums that they waited for.
     weakest: Option<Policy>,
+    /// The most standbys that any of them asked for.
+    most: usize,
     /// When they waited for nobody.
     lowered: Vec<Lowered>,
     /// An operator let data be lost.
@@ -22,6 +28,7 @@ pub(super) struct Promise {
 impl Promise {
     /// Write into what is told of the run what it is to be held to.
     pub(super) fn told(self, reports: &BTreeMap<u64, Value>, told: &mut Told) {
+        told.most = self.most;
         if self.lowered.is_empty() {
             told.policy = self.weakest;
             return;
@@ -73,6 +80,7 @@ fn promise_of(policies: &[&Value], since: u64) -> Option<Promise> {
             let names = quorum["voters"].as_array()?.iter().filter_map(|v| Some(v.as_str()?.to_owned()));
             let all = promise.weakest.get_or_insert_with(|| Policy { voters: Vec::new(), k });
             all.k = all.k.min(k);
+            promise.most = promise.most.max(k);
             all.voters.extend(names);
         }
     }
@@ -102,6 +110,31 @@ fn journal(world: &World) -> Value {
         let verb = world.verb(&["history", "--json"]);
         serde_json::from_str(&verb.stdout).map_err(|e| format!("{e}: {verb:?}"))
     })
+}
+
+/// Our slots on each node, and those that the policy asks for. Agents see to that soon, but not at once.
+pub(super) fn slots(world: &World, primary: &str) -> BTreeMap<String, (Vec<String>, Vec<String>)> {
+    let policy = wait_for("the policy", WRITES_AGAIN, || Ok::<_, String>(world.status()?["policy"].clone()));
+    let wanted = [&policy, &policy["joint"]].iter().any(|q| q["k"].as_u64() > Some(1));
+    let want = |node: &str| {
+        let others = NODES.into_iter().filter(|n| wanted && *n != node);
+        others.map(|n| format!("pgtenure_{n}{}", if node == primary { " in use" } else { "" })).collect::<Vec<_>>()
+    };
+    // Those of standbys nobody uses.
+    let sql = "select slot_name || case when active then ' in use' else '' end from pg_replication_slots \
+         where starts_with(slot_name::text, 'pgtenure_') order by 1";
+    let have = |node: &str| -> Vec<String> {
+        let found = world.superuser(node, sql).unwrap_or_else(|e| e);
+        found.lines().map(str::to_owned).collect()
+    };
+    let begun = Instant::now();
+    loop {
+        let all: BTreeMap<_, _> = NODES.iter().map(|n| ((*n).to_owned(), (have(n), want(n)))).collect();
+        if begun.elapsed() > SLOTS_WITHIN || all.values().all(|(have, want)| have == want) {
+            return all;
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
 }
 
 /// The nodes that each term was decided on, as the managers' journal has them.
@@ -175,7 +208,7 @@ mod tests {
         let (before, after) = (of(1, 0, &["n9"]), of(5, 2, &["n1", "n2", "n3"]));
         let found = promise_of(&[&before, &changing, &after], 4).unwrap();
         let Policy { voters, k } = found.weakest.unwrap();
-        assert_eq!((k, found.lowered.len(), found.taken_back), (1, 0, false));
+        assert_eq!((k, found.most, found.lowered.len(), found.taken_back), (1, 2, 0, false));
         assert!(["n1", "n2", "n3"].iter().all(|n| voters.iter().any(|v| v == n)), "{voters:?}");
         assert!(!voters.iter().any(|v| v == "n9"), "that was over when the run began");
         assert_eq!(promise_of(&[&before], 4), None);

@@ -260,6 +260,7 @@ pub(super) fn collect(
     told.doubts = records::doubts(&reports);
     records::promise(world, epoch, began)?.told(&reports, &mut told);
     told.recruits = records::recruits(world);
+    told.slots = records::slots(world, &after.primary);
     for node in NODES {
         agents(world, node, &mut told)?;
     }

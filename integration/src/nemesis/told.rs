@@ -165,6 +165,8 @@ pub struct Told {
     pub doubts: Doubts,
     /// The policy, where commits wait for standbys all the time.
     pub policy: Option<Policy>,
+    /// The most standbys that any of the policies in force asked for.
+    pub most: usize,
     /// Where they do not: the weakest of the policies under which they did, and when they did not. An operator who let data be
     /// lost takes all of it back.
     pub at_times: Option<(Policy, Vec<Lowered>)>,
@@ -174,6 +176,8 @@ pub struct Told {
     pub promises: BTreeMap<String, u64>,
     /// The nodes whose WAL each term was decided on.
     pub recruits: BTreeMap<u64, Vec<String>>,
+    /// Our replication slots on each node in the end, and those that it ought to have.
+    pub slots: BTreeMap<String, (Vec<String>, Vec<String>)>,
     /// Directories with lost WAL and its report.
     pub kept: BTreeSet<String>,
     /// When the operations began, since 1970, where the agents' clocks are right.
