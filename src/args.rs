@@ -291,6 +291,9 @@ pub struct AdoptArgs {
     /// Carry the plan out.
     #[arg(long)]
     pub yes: bool,
+    /// Take an adoption back whose primary was not touched yet.
+    #[arg(long, conflicts_with = "yes")]
+    pub undo: bool,
     /// How long to wait for each step.
     #[arg(long, value_name = "TIME", default_value = "10min", value_parser = humantime::parse_duration)]
     pub wait: Duration,

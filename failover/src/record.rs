@@ -393,8 +393,21 @@ pub struct AdoptRecord {
     pub primary: NodeId,
     /// PostgreSQL's system identifier.
     pub system_id: String,
+    /// The standbys whose turn has come; `None`: all of them, as earlier versions had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns: Option<Vec<NodeId>>,
     /// The primary's turn has come, too.
     pub take_primary: bool,
+}
+
+impl AdoptRecord {
+    /// May this node's agent take over what it is to?
+    pub fn is_turn_of(&self, node: &NodeId) -> bool {
+        if *node == self.primary {
+            return self.take_primary;
+        }
+        self.turns.as_ref().is_none_or(|turns| turns.contains(node))
+    }
 }
 
 /// `maintenance/<node>`: an operator works on the node; its PostgreSQL may be stopped and started meanwhile.

@@ -43,7 +43,7 @@ impl ByHand {
         run("initdb", &[&["-D", text(&first), "-U", "postgres", "-A", "trust"][..], &sync].concat());
         it.configure(0);
         for i in 1..3 {
-            let from = format!("host=127.0.0.1 port={port} user=postgres application_name=by_hand_{i}");
+            let from = format!("host=127.0.0.1 port={port} user=postgres application_name=n{}", i + 1);
             run("pg_basebackup", &["-D", text(&it.data(i)), "-d", &from, "-R", "-c", "fast", "-N"]);
             it.configure(i);
         }
@@ -147,7 +147,8 @@ fn a_cluster_made_by_hand_is_adopted_and_a_failover_keeps_its_rows() {
         assert!(plan_now().await.obstacles[0].contains("no manager leads"));
         let m = manager(&c);
         until("a plan without obstacles", async || plan_now().await.obstacles.is_empty().then_some(())).await;
-        assert_eq!(adopt::following(&old).await.unwrap(), ["by_hand_1", "by_hand_2"]);
+        // They go by the nodes' names already, as if they were under their agents.
+        assert_eq!(adopt::following(&old).await.unwrap(), [] as [String; 0]);
 
         let (repl, monitor) = (Secret::new("repl's: password\\"), Secret::new("monitor"));
         adopt::prepare(&old, &found, &n1, &repl, &monitor).await.unwrap();
@@ -156,12 +157,15 @@ fn a_cluster_made_by_hand_is_adopted_and_a_failover_keeps_its_rows() {
         let begin = async || adopt::begin(&c.store, &c.keys, &c.shared, &found, (&n1, "test", 0)).await;
         begin().await.unwrap();
         assert!(matches!(begin().await, Err(adopt::AdoptError::Exists { term: Term(1) })));
-        // The primary serves all the while.
-        until("the standbys under their agents", async || {
-            old.batch_execute("INSERT INTO public.t VALUES (0)").await.unwrap();
-            (adopt::following(&old).await.unwrap() == ["n2", "n3"]).then_some(())
-        })
-        .await;
+        // The primary serves all the while, and so do the standbys whose turn has not come.
+        for (node, then) in [("n2", &["n2"][..]), ("n3", &["n2", "n3"])] {
+            adopt::give_turn(&c.store, &c.keys, &node.parse().unwrap()).await.unwrap();
+            until(&format!("{node} under its agent"), async || {
+                old.batch_execute("INSERT INTO public.t VALUES (0)").await.unwrap();
+                (adopt::following(&old).await.unwrap() == then).then_some(())
+            })
+            .await;
+        }
         assert!(hand.data(0).exists() && !hand.data(1).exists() && !hand.data(2).exists());
         let s = m.status().borrow().clone();
         assert!(s.paused.is_some() && !s.safe_to_lose_primary.safe, "{s:#?}");

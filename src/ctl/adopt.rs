@@ -5,6 +5,7 @@ use crate::args::AdoptArgs;
 use crate::config;
 use crate::{EXIT_FAILED, EXIT_REFUSED};
 use anyhow::{Context, Result, bail};
+use cluster::NodeId;
 use cluster::keys::Keys;
 use failover::adopt::{self, plan};
 use failover::config::cluster::ClusterConfig;
@@ -51,6 +52,9 @@ async fn adopt_cluster(args: &AdoptArgs) -> Result<ExitCode> {
     };
     let store = EtcdStore::new(&config.etcd).context("cannot reach etcd")?;
     let keys = Keys::new(&config.etcd.prefix, &config.name);
+    if args.undo {
+        return undo(&store, &keys).await;
+    }
     let login = tokio::time::timeout(LOGIN_BOUND, login(&args.primary)?.connect(NoTls)).await;
     let login = login.with_context(|| format!("the primary does not let in within {} s", LOGIN_BOUND.as_secs()))?;
     let (primary, connection) = login.context("cannot connect to the primary")?;
@@ -90,6 +94,24 @@ async fn adopt_cluster(args: &AdoptArgs) -> Result<ExitCode> {
     adopt::begin(&adoption.store, &adoption.keys, &adoption.cluster, &found, (who.0, &who.1, now)).await?;
     println!("the cluster is on record, paused; the standbys' agents begin");
     adoption.finish(&found).await
+}
+
+async fn undo(store: &EtcdStore, keys: &Keys) -> Result<ExitCode> {
+    let moved = match adopt::undo(store, keys).await {
+        Err(error @ (adopt::AdoptError::PrimaryTaken | adopt::AdoptError::NotBegun)) => {
+            eprintln!("refused: {error}");
+            return Ok(ExitCode::from(EXIT_REFUSED));
+        }
+        moved => moved?,
+    };
+    println!("etcd does not know the cluster any more; the primary is as it was, but for two roles and a table");
+    for node in &moved {
+        println!(
+            "{node} had its turn. If its directory was moved: stop the agent and then its PostgreSQL, move data below \
+             agent.data_dir back to agent.adopt, set primary_conninfo there and start it as before"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// How to log in to the primary. Whatever database is named, it is `postgres`: agents look for what is created there.
@@ -137,7 +159,7 @@ impl Adoption<'_> {
         if let Some(left) = self.standbys().await? {
             eprintln!(
                 "{left} do not stream from the primary yet; it serves as before, and nothing has been stopped there. \
-                 `pgtenure status` and the agents' logs say more; give the command again to go on"
+                 `pgtenure status` and the agents' logs say more; give the command again to go on, or with --undo to go back"
             );
             return Ok(ExitCode::from(EXIT_FAILED));
         }
@@ -167,24 +189,29 @@ impl Adoption<'_> {
         self.protection(deadline).await
     }
 
-    /// Wait until all standbys follow by their nodes' names; who does not, if that takes too long.
+    /// One standby after the other, until each follows by its node's name; who does not, if that takes too long.
     async fn standbys(&self) -> Result<Option<String>> {
-        let deadline = Instant::now() + self.args.wait;
-        let mut told = String::new();
+        let others: Vec<_> = self.cluster.voters.iter().filter(|v| **v != self.agent.node).collect();
+        let mut told = None;
+        let mut deadline = Instant::now() + self.args.wait;
         loop {
             let follow = adopt::following(&self.primary).await?;
-            let others = self.cluster.voters.iter().filter(|v| **v != self.agent.node);
-            let left: Vec<&str> = others.map(|v| v.as_str()).filter(|v| !follow.iter().any(|f| f == v)).collect();
-            if left.is_empty() {
+            let left = |v: &&&NodeId| !follow.iter().any(|f| f == v.as_str());
+            let Some(next) = others.iter().find(left) else {
+                // Those that streamed already, of an adoption that is gone on with, have had theirs.
+                for other in &others {
+                    adopt::give_turn(&self.store, &self.keys, other).await?;
+                }
                 return Ok(None);
+            };
+            if told != Some(next) {
+                adopt::give_turn(&self.store, &self.keys, next).await?;
+                println!("waiting for {next}");
+                (told, deadline) = (Some(next), Instant::now() + self.args.wait);
             }
-            let left = left.join(", ");
             if Instant::now() >= deadline {
-                return Ok(Some(left));
-            }
-            if left != told {
-                println!("waiting for {left}");
-                told = left;
+                let left: Vec<&str> = others.iter().filter(left).map(|v| v.as_str()).collect();
+                return Ok(Some(left.join(", ")));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

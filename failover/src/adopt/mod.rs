@@ -71,6 +71,18 @@ pub enum AdoptError {
         /// In the operator's words.
         why: String,
     },
+    /// The primary's turn has come: there is no way back.
+    #[error("the primary's own turn has come already: its agent takes it over, and the next term begins")]
+    PrimaryTaken,
+    /// Standbys that nobody has given their turn.
+    #[error("not all standbys have had their turn: {}", left.join(", "))]
+    StandbysLeft {
+        /// Who.
+        left: Vec<String>,
+    },
+    /// No adoption is under way.
+    #[error("no adoption is under way")]
+    NotBegun,
     /// Something changed in etcd at the same time; nothing was written.
     #[error("something changed in etcd at the same time; nothing was written")]
     Lost,
@@ -158,12 +170,14 @@ pub async fn survey(client: &Client) -> Result<Found, AdoptError> {
     })
 }
 
-/// Who streams from the primary, by application_name.
+/// Who streams from the primary under its agent, by application_name. By that alone it may still be as it was set up by hand,
+/// under the same name.
 ///
 /// # Errors
 /// It does not answer.
 pub async fn following(client: &Client) -> Result<Vec<String>, AdoptError> {
-    let sql = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming' ORDER BY 1";
+    let sql = "SELECT application_name FROM pg_stat_replication \
+         WHERE state = 'streaming' AND usename = 'pgtenure_repl' ORDER BY 1";
     texts(client, "asking who follows", sql).await
 }
 
@@ -272,7 +286,13 @@ pub async fn begin(
     };
     let pause = PauseRecord { by: by.clone(), why, at: now, until: None };
     let init = InitRecord { node: primary.clone(), system_id: Some(found.system_id.clone()) };
-    let adopt = AdoptRecord { by, primary: primary.clone(), system_id: found.system_id.clone(), take_primary: false };
+    let adopt = AdoptRecord {
+        by,
+        primary: primary.clone(),
+        system_id: found.system_id.clone(),
+        turns: Some(Vec::new()),
+        take_primary: false,
+    };
     let txn = Txn::new()
         .when(Compare::Absent(keys.init()))
         .when(Compare::Absent(keys.term()))
@@ -289,13 +309,61 @@ pub async fn begin(
     Err(AdoptError::Exists { term })
 }
 
+/// Let that standby's agent take it over. It may be given again.
+///
+/// # Errors
+/// etcd does not answer, or the adoption is not under way any more.
+pub async fn give_turn(store: &dyn Store, keys: &Keys, node: &NodeId) -> Result<(), AdoptError> {
+    let found = store.get(&keys.adopt()).await?.ok_or(AdoptError::NotBegun)?;
+    let mut record: AdoptRecord = serde_json::from_slice(&found.value)?;
+    if record.is_turn_of(node) {
+        return Ok(());
+    }
+    record.turns.get_or_insert_default().push(node.clone());
+    let txn = Txn::new()
+        .when(Compare::ModRevision(keys.adopt(), found.mod_revision))
+        .put(keys.adopt(), serde_json::to_vec(&record)?);
+    if store.txn(txn).await?.succeeded { Ok(()) } else { Err(AdoptError::Lost) }
+}
+
+/// Forget the cluster, as long as its primary was not touched: nothing that serves is stopped by that. Tells which standbys had
+/// their turn; their agents keep what they have taken over.
+///
+/// # Errors
+/// etcd does not answer, or it is too late.
+pub async fn undo(store: &dyn Store, keys: &Keys) -> Result<Vec<NodeId>, AdoptError> {
+    let found = store.read([keys.adopt(), keys.term(), keys.policy(), keys.pause()].map(Range::Key).to_vec()).await?;
+    let begun = found.get(&keys.adopt()).ok_or(AdoptError::NotBegun)?;
+    let record: AdoptRecord = serde_json::from_slice(&begun.value)?;
+    if record.take_primary {
+        return Err(AdoptError::PrimaryTaken);
+    }
+    let mut txn = Txn::new().when(Compare::ModRevision(keys.adopt(), begun.mod_revision));
+    for key in [keys.term(), keys.policy()] {
+        // Whatever was made of them since is not for this to undo.
+        let there = found.get(&key).ok_or(AdoptError::Lost)?;
+        txn = txn.when(Compare::ModRevision(key.clone(), there.mod_revision)).delete(key);
+    }
+    if let Some(pause) = found.get(&keys.pause()).filter(|p| p.mod_revision == begun.create_revision) {
+        txn = txn.when(Compare::ModRevision(keys.pause(), pause.mod_revision)).delete(keys.pause());
+    }
+    let policy: PolicyRecord = serde_json::from_slice(&found.get(&keys.policy()).ok_or(AdoptError::Lost)?.value)?;
+    let txn = txn.delete(keys.init()).delete(keys.policy_of(policy.epoch)).delete(keys.adopt());
+    if !store.txn(txn).await?.succeeded {
+        return Err(AdoptError::Lost);
+    }
+    Ok(record.turns.unwrap_or(policy.voters).into_iter().filter(|n| *n != record.primary).collect())
+}
+
 /// Let the primary's own agent take it over: from here on writes stop until the next term is open.
 ///
 /// # Errors
 /// etcd does not answer, the adoption is not under way any more, or somebody has paused changes of primary.
 pub async fn take_primary(store: &dyn Store, keys: &Keys) -> Result<(), AdoptError> {
-    let found = store.read([keys.adopt(), keys.pause()].map(Range::Key).to_vec()).await?;
-    let Some(begun) = found.get(&keys.adopt()) else { return Err(AdoptError::Lost) };
+    let found = store.read([keys.adopt(), keys.pause(), keys.policy()].map(Range::Key).to_vec()).await?;
+    let (Some(begun), Some(policy)) = (found.get(&keys.adopt()), found.get(&keys.policy())) else {
+        return Err(AdoptError::Lost);
+    };
     let as_read = match found.get(&keys.pause()) {
         Some(pause) if pause.mod_revision != begun.create_revision => {
             let PauseRecord { by, why, .. } = serde_json::from_slice(&pause.value)?;
@@ -305,6 +373,13 @@ pub async fn take_primary(store: &dyn Store, keys: &Keys) -> Result<(), AdoptErr
         None => Compare::Absent(keys.pause()),
     };
     let record: AdoptRecord = serde_json::from_slice(&begun.value)?;
+    let policy: PolicyRecord = serde_json::from_slice(&policy.value)?;
+    // Once the primary is taken over nobody else is: who was left would stay as he is, and be refused by it.
+    let left = policy.voters.iter().filter(|v| **v != record.primary && !record.is_turn_of(v));
+    let left: Vec<String> = left.map(ToString::to_string).collect();
+    if !left.is_empty() {
+        return Err(AdoptError::StandbysLeft { left });
+    }
     let record = AdoptRecord { take_primary: true, ..record };
     let txn = Txn::new()
         .when(Compare::ModRevision(keys.adopt(), begun.mod_revision))
@@ -355,6 +430,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_is_taken_back_until_the_primarys_turn_and_leaves_nothing_on_record() {
+        let (store, keys) = (MemoryStore::new(), Keys::new("/t", "t"));
+        let [primary, other, third] = ["n1", "n2", "n3"].map(|n| n.parse::<NodeId>().unwrap());
+        let cluster = ClusterConfig {
+            name: "t".into(),
+            mode: Mode::Strict,
+            k: 1,
+            voters: vec![primary.clone(), other.clone(), third.clone()],
+            secret_file: std::path::PathBuf::new(),
+        };
+        assert!(matches!(undo(&store, &keys).await, Err(AdoptError::NotBegun)));
+        for round in 0..2 {
+            begin(&store, &keys, &cluster, &found(), (&primary, "me@host", 0)).await.unwrap();
+            let turn = async |n: &NodeId| standing(&store, &keys).await.unwrap().begun.unwrap().is_turn_of(n);
+            assert!(!turn(&primary).await && !turn(&other).await && !turn(&third).await);
+            give_turn(&store, &keys, &other).await.unwrap();
+            give_turn(&store, &keys, &other).await.expect("it can be repeated");
+            assert!(!turn(&primary).await && turn(&other).await && !turn(&third).await);
+            if round == 0 {
+                assert_eq!(undo(&store, &keys).await.unwrap(), std::slice::from_ref(&other));
+                assert_eq!(store.read(vec![Range::Prefix("/t".into())]).await.unwrap().under("/t").count(), 0);
+            }
+        }
+        let early = take_primary(&store, &keys).await;
+        assert!(matches!(&early, Err(AdoptError::StandbysLeft { left }) if *left == ["n3"]), "{early:?}");
+        give_turn(&store, &keys, &third).await.unwrap();
+        take_primary(&store, &keys).await.unwrap();
+        assert!(matches!(undo(&store, &keys).await, Err(AdoptError::PrimaryTaken)));
+        let before: AdoptRecord =
+            serde_json::from_str(r#"{"by":"me","primary":"n1","system_id":"7","take_primary":false}"#).unwrap();
+        assert!(before.is_turn_of(&third) && !before.is_turn_of(&primary), "begun by an earlier version");
+    }
+
+    #[tokio::test]
     async fn the_pause_of_an_operator_is_obeyed_and_outlives_the_adoption() {
         let (store, keys) = (MemoryStore::new(), Keys::new("/t", "t"));
         let primary: NodeId = "n1".parse().unwrap();
@@ -367,6 +476,7 @@ mod tests {
         };
         for theirs in [false, true] {
             begin(&store, &keys, &cluster, &found(), (&primary, "me@host", 0)).await.unwrap();
+            give_turn(&store, &keys, &cluster.voters[1]).await.unwrap();
             take_primary(&store, &keys).await.unwrap();
             let pause = PauseRecord { by: "me@host".into(), why: "network".into(), at: 1, until: None };
             let put = Txn::new().put(keys.pause(), serde_json::to_vec(&pause).unwrap());

@@ -93,8 +93,8 @@ pub fn plan(found: &Found, wanted: &Wanted) -> Plan {
         ),
         format!("in etcd: the cluster in term {timeline}, paused, commits waiting for nobody"),
         format!(
-            "{standbys}, all at once: each one's agent stops PostgreSQL, moves its directory, starts it as a standby of {primary} \
-             (seconds without reads there)"
+            "{standbys}, one after the other, each once the one before it streams: its agent stops PostgreSQL, moves its \
+             directory, starts it as a standby of {primary} (seconds without reads there)"
         ),
         format!(
             "{primary}: stop PostgreSQL cleanly, move its directory; the managers open the next term (seconds without writes)"

@@ -61,8 +61,7 @@ impl Agent {
     pub(super) fn adoption(&self) -> Option<bool> {
         self.to_adopt()?;
         let records = self.records.borrow();
-        let turn = |a: &crate::record::AdoptRecord| a.primary != self.env.config.node || a.take_primary;
-        Some(records.adopt.as_ref().is_some_and(turn))
+        Some(records.adopt.as_ref().is_some_and(|a| a.is_turn_of(&self.env.config.node)))
     }
 
     /// System identifier of the directory to take over.
