@@ -131,6 +131,10 @@ impl Planner {
         if matches!(&result, Ok(Reply::Armed(armed)) if armed.policy_epoch != *epoch) {
             return;
         }
+        if let (Ok(Reply::Armed(_)), Some(Suspend::Short { since })) = (&result, &mut self.suspend) {
+            // That the former quorum was short of standbys meanwhile says nothing of the one that commits wait for now.
+            *since = now;
+        }
         self.rearm = match result {
             Ok(Reply::Armed(armed)) => Some(Rearm::Confirming { term, lsn: armed.lsn, since: now }),
             Ok(_) | Err(_) => {
