@@ -5,6 +5,7 @@ use super::recovery_conf::Upstream;
 use super::sql::Sql;
 use super::{Agent, postgres};
 use crate::api::{CatchUp, Follow, Frozen, Position, PostgresState, Refused};
+use crate::fsm::agent::{Recruit, ends_by};
 use cluster::Term;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -44,20 +45,21 @@ impl Agent {
             return Err(Refused::Fenced { node }.into());
         }
         let _held = self.act_alone().await?;
-        let frozen = self.state.look(|o| o.frozen_for) == Some(order.term)
-            && self.cut_off_for.load(Ordering::Acquire) == order.term.0;
-        if !frozen || !self.state.look(|o| matches!(o.postgres, PostgresState::Standby(_))) {
-            return Err(self.wrong_state("frozen for the term"));
-        }
-        let memory = self.memory();
-        if memory.rewinding || memory.examined.is_some() || memory.quarantine.is_some() {
-            return Err(self.wrong_state("a standby with nothing to be examined or made up for"));
-        }
+        let (memory, seen) = (self.memory(), self.state.get());
+        let recruit = Recruit {
+            frozen_for: seen.frozen_for,
+            cut_off_for: Term(self.cut_off_for.load(Ordering::Acquire)),
+            standby: matches!(seen.postgres, PostgresState::Standby(_)),
+            rewinding: memory.rewinding,
+            examined: memory.examined.is_some(),
+            quarantined: memory.quarantine.is_some(),
+        };
+        recruit.may_connect_ahead(order.term).map_err(|needs| self.wrong_state(needs))?;
         let sql = self.own_sql().await.map_err(|e| self.failed("connecting ahead", &e))?;
         let replay = self.replay(&sql).await.map_err(|e| self.failed("connecting ahead", &e))?;
         let lsn = replay.receive.unwrap_or_default().max(replay.replay);
         let have = self.state.look(|o| o.last_timeline).map(|timeline| Position { timeline, lsn });
-        if have.is_none_or(|have| have.timeline != base.timeline || have.lsn > base.lsn) {
+        if !ends_by(base, have) {
             return Err(Refused::OtherPosition { node, have, want: base }.into());
         }
         // It may be on the way to such a timeline, and would not take the one that is to come.

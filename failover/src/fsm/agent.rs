@@ -4,6 +4,7 @@
 //! compared with the new primary's; the exception is the node that creates the cluster, until the first term exists.
 //! Commands (freeze, promote, …) are not decided here: they come from a manager and carry their term.
 
+use crate::api::Position;
 use crate::record::{FenceRecord, InitRecord, Phase, TermRecord};
 use cluster::{NodeId, Term, TimelineId};
 use std::time::Duration;
@@ -170,6 +171,44 @@ impl Because {
             _ => None,
         }
     }
+}
+
+/// A node that is to connect to the candidate of a term ahead of its promotion.
+#[derive(Clone, Copy, Debug)]
+pub struct Recruit {
+    /// The term that it was frozen for.
+    pub frozen_for: Option<Term>,
+    /// The term for which it was seen that nothing is received.
+    pub cut_off_for: Term,
+    /// It runs as a standby.
+    pub standby: bool,
+    /// A rewind was begun and not finished.
+    pub rewinding: bool,
+    /// Its WAL was examined, as it had diverged.
+    pub examined: bool,
+    /// It has not replayed past what it was rewound or copied from.
+    pub quarantined: bool,
+}
+
+impl Recruit {
+    /// May it? Nothing is compared again, so all of it must be of one line of descent.
+    ///
+    /// # Errors
+    /// What it would have to be.
+    pub fn may_connect_ahead(&self, term: Term) -> Result<(), &'static str> {
+        if self.frozen_for != Some(term) || self.cut_off_for != term || !self.standby {
+            return Err("frozen for the term");
+        }
+        if self.rewinding || self.examined || self.quarantined {
+            return Err("a standby with nothing to be examined or made up for");
+        }
+        Ok(())
+    }
+}
+
+/// Has who ends at `have` nothing that one that ends at `base` lacks? A timeline has one writer.
+pub fn ends_by(base: Position, have: Option<Position>) -> bool {
+    have.is_some_and(|have| have.timeline == base.timeline && have.lsn <= base.lsn)
 }
 
 /// How long a WAL receiver that was given an address may fail before histories are compared again.
@@ -356,6 +395,45 @@ mod tests {
             remembers: record.is_some(),
             others: Others::Empty,
             voter: true,
+        }
+    }
+
+    #[test]
+    fn nobody_connects_ahead_who_was_not_frozen_for_it_or_has_something_to_make_up_for() {
+        let whole = Recruit {
+            frozen_for: Some(Term(8)),
+            cut_off_for: Term(8),
+            standby: true,
+            rewinding: false,
+            examined: false,
+            quarantined: false,
+        };
+        assert_eq!(whole.may_connect_ahead(Term(8)), Ok(()));
+        for (unfrozen, why) in [
+            (Recruit { frozen_for: None, ..whole }, "its freeze is over"),
+            (Recruit { frozen_for: Some(Term(9)), ..whole }, "for another term"),
+            (Recruit { cut_off_for: Term(0), ..whole }, "it may receive still"),
+            (Recruit { standby: false, ..whole }, "stopped"),
+        ] {
+            assert_eq!(unfrozen.may_connect_ahead(Term(8)), Err("frozen for the term"), "{why}");
+        }
+        for marked in [
+            Recruit { rewinding: true, ..whole },
+            Recruit { examined: true, ..whole },
+            Recruit { quarantined: true, ..whole },
+        ] {
+            assert!(marked.may_connect_ahead(Term(8)).is_err_and(|why| why.contains("examined")), "{marked:?}");
+        }
+        let at = |timeline, lsn| Position { timeline: TimelineId(timeline), lsn: cluster::Lsn(lsn) };
+        for (have, fits) in [
+            (Some(at(7, 100)), true),
+            (Some(at(7, 99)), true),
+            (Some(at(7, 101)), false),
+            (Some(at(6, 99)), false),
+            (Some(at(8, 99)), false),
+            (None, false),
+        ] {
+            assert_eq!(ends_by(at(7, 100), have), fits, "{have:?}");
         }
     }
 
