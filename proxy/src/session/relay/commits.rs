@@ -5,7 +5,9 @@ use crate::wire::backend::TxStatus;
 use std::collections::VecDeque;
 
 /// What is committed when these are told of, whatever comes behind them.
-const BY_THEMSELVES: [&[u8]; 4] = [b"COMMIT", b"PREPARE TRANSACTION", b"CALL", b"DO"];
+const BY_THEMSELVES: [&[u8]; 2] = [b"COMMIT", b"PREPARE TRANSACTION"];
+/// So may these, outside a block.
+const PROCEDURES: [&[u8]; 2] = [b"CALL", b"DO"];
 /// The same of what may not run in a block, where it is the first that a unit executes: PostgreSQL commits it before what is
 /// behind it. Some have the tags of others that may.
 const BEFORE_THE_REST: [&[u8]; 13] = [
@@ -119,8 +121,13 @@ impl Commits {
         let is = |words: &[&[u8]]| words.iter().any(|word| tag.starts_with(word));
         // A transaction may end within a unit, or go over into the next one, and procedures may commit.
         let first = executed && !self.begun && !self.in_block;
-        self.kept |= is(&BY_THEMSELVES) || first && is(&BEFORE_THE_REST);
+        // In a block neither a procedure nor DO can commit.
+        let by_itself = is(&BY_THEMSELVES) || !self.in_block && is(&PROCEDURES);
+        self.kept |= by_itself || first && is(&BEFORE_THE_REST);
         self.begun = true;
+        // Behind ROLLBACK, which may be one to a savepoint, rather too many count than too few.
+        self.in_block &= !is(&[b"COMMIT", b"ROLLBACK"]);
+        self.in_block |= is(&[b"BEGIN", b"START TRANSACTION"]);
         (self.undone, self.chained) = (tag == b"ROLLBACK\0", tag == b"COMMIT\0");
     }
 
@@ -221,6 +228,10 @@ mod tests {
             (&[(&["COMMIT", "INSERT 0 1"], Block, false), ok(&["ROLLBACK"])], 1),
             (&[(&["COMMIT", "INSERT 0 1"], Block, false), ok(&["COMMIT"])], 2),
             (&[(&["CALL"], Idle, true)], 1),
+            (&[(&["BEGIN"], Block, false), (&["CALL"], Block, false), ok(&["ROLLBACK"])], 0),
+            (&[(&["BEGIN"], Block, false), (&["DO"], Block, false), ok(&["COMMIT"])], 1),
+            (&[(&["BEGIN", "DO"], Block, false), ok(&["ROLLBACK"])], 0),
+            (&[ok(&["BEGIN", "COMMIT", "CALL"])], 1),
             (&[ok(&["ROLLBACK"]), ok(&["INSERT 0 1"])], 1),
             (&[ok(&["INSERT 0 1"]), ok(&["ROLLBACK"])], 1),
         ] {
