@@ -84,6 +84,13 @@ impl TermRecord {
         }
     }
 
+    /// May this term lack, as an operator allowed, what was acknowledged under protection? So may one that goes on with the
+    /// line of a term that was allowed to and never opened. Older agents do not tell the line.
+    pub fn may_lack_acknowledged(&self) -> bool {
+        let on_line = |t: &TimelineId| self.forks.is_empty() || self.forks.iter().any(|f| f.timeline == *t);
+        self.data_loss_allowed || self.lossy_timelines.iter().any(on_line)
+    }
+
     /// [`Self::lossy_timelines`] of the term after this one.
     pub fn left_lossy(&self) -> Vec<TimelineId> {
         if self.is_open() {

@@ -118,7 +118,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
         xid_bounds: xid_bounds(term),
         holds_all_of: term.holds_all_of,
-        loss_allowed: term.data_loss_allowed,
+        loss_allowed: term.may_lack_acknowledged(),
     }
 }
 
@@ -251,6 +251,7 @@ pub fn later(current: &Topology, mut next: Topology) -> Topology {
 mod tests {
     use super::*;
     use crate::record::{self, Cause, Limits, Standing, Suspension, Tenure};
+    use cluster::timeline::Fork;
     use cluster::{Endpoint, Lsn, TimelineId};
 
     const SENT: Instant = Instant::from_millis(10_000);
@@ -345,6 +346,18 @@ mod tests {
             r.term.iter_mut().for_each(|term| term.holds_all_of = Some(Term(6)).filter(|_| allowed));
             let told = topology(&r, VALIDITY);
             assert_eq!((told.loss_allowed, told.holds_all_of), (allowed, Some(Term(6)).filter(|_| allowed)));
+        }
+    }
+
+    #[test]
+    fn so_is_one_that_goes_on_with_a_line_that_was_allowed_to_lose_and_never_opened() {
+        for (lossy, line, expected) in [(6, &[4, 6][..], true), (6, &[4], false), (6, &[], true), (5, &[4, 6], false)] {
+            let mut r = records(Phase::Active, Mode::Strict);
+            r.term.iter_mut().for_each(|term| {
+                term.lossy_timelines = vec![TimelineId(lossy)];
+                term.forks = line.iter().map(|t| Fork { timeline: TimelineId(*t), lsn: Lsn(0x100) }).collect();
+            });
+            assert_eq!(topology(&r, VALIDITY).loss_allowed, expected, "{lossy} {line:?}");
         }
     }
 

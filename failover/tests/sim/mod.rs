@@ -481,7 +481,7 @@ impl World {
     /// A term opens: it must have everything that was acknowledged.
     pub(crate) fn opened(&mut self, n: usize) {
         let missing: Vec<u64> = self.acked.iter().copied().filter(|id| !self.nodes[n].has(*id)).collect();
-        let allowed = self.records.term.as_ref().is_some_and(|t| t.value.data_loss_allowed);
+        let allowed = self.records.term.as_ref().is_some_and(|t| t.value.may_lack_acknowledged());
         if allowed {
             self.reach("an operator allowed data loss");
             self.check_report(&missing);
