@@ -60,7 +60,7 @@ fn deed(line: &str) -> Option<Deed> {
         () if is("rewinding") => Deed::Rewinding(text("lsn")?),
         () if is("rewound") => Deed::Rewound,
         () if is("cloning") => Deed::Outlived,
-        () if is("lost wal could not be examined, its data is set aside") => Deed::SetAside,
+        () if is("lost wal could not be examined as a whole, its data is set aside") => Deed::SetAside,
         () if is("cluster created") => Deed::Created,
         () if is("cloned") => Deed::Cloned,
         () if is("replay has passed the quarantine") => Deed::Counts,
