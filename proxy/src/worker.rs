@@ -30,7 +30,7 @@ use crate::pool::checkout::still_valid;
 use crate::pool::doors::Doorway;
 use crate::pool::policy::{Age, forced_user, too_old};
 use crate::pool::warm::Patrons;
-use crate::pool::{Identity, Order, PoolKey, Pools, Scope};
+use crate::pool::{Identity, Order, PoolKey, Pools, Rivals, Scope};
 use crate::route::sample::Sample;
 use crate::route::{
     self, Causality, Consistency, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed,
@@ -171,7 +171,7 @@ impl Loads for Worker {
 impl Worker {
     /// A worker that has seen nothing yet.
     pub fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
-        let (to_give, to_ask) = (shared.peers.clone(), shared.peers.clone());
+        let [to_give, to_ask, to_close] = std::array::from_fn(|_| shared.peers.clone());
         let hand_over = Rc::new(move |to: usize, key: PoolKey, server: Server| {
             // A connection that cannot move is closed, and its place goes to who waits.
             let Server { stream, meta, .. } = server;
@@ -182,9 +182,12 @@ impl Worker {
         let ask = Rc::new(move |of: usize, key: PoolKey| {
             let _ = to_ask[of].try_send(ToWorker::Ask { from: index, key });
         });
+        let ask_to_close = Rc::new(move |of: usize, key: PoolKey, rivals: Rivals| {
+            let _ = to_close[of].try_send(ToWorker::Evict { key, rivals });
+        });
         let doorway = Rc::<Doorway>::default();
         doorway.obey(shared.doors.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        let pools = Pools::new(index, shared.limits.clone(), doorway.clone(), hand_over, ask);
+        let pools = Pools::new(index, shared.limits.clone(), doorway.clone(), hand_over, ask, ask_to_close);
         let counts = Counts::new(&shared.metrics);
         let config = Rc::new(Config::clone(&shared.config.borrow()));
         let shortest = timers::shortest(&config.timeouts);

@@ -58,6 +58,8 @@ pub struct Pool {
     hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
     /// Ask another worker for one.
     ask: Rc<dyn Fn(usize, PoolKey)>,
+    /// Ask a worker to close an idle connection of a rival.
+    ask_to_close: Rc<dyn Fn(usize, PoolKey, Rivals)>,
 }
 
 impl Pool {
@@ -125,11 +127,7 @@ impl Pool {
         self.show_oldest();
         // Announced first, looked second: who gives back or closes at this moment sees us, or we see it.
         self.limit.starve();
-        if turn.for_room && self.limit.has_room() {
-            self.room();
-        } else if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
-            (self.ask)(worker, self.key.clone());
-        }
+        self.seek(turn.for_room);
         Wait { pool: self.clone(), slot, served: false }
     }
 
@@ -202,10 +200,18 @@ impl Pool {
             return;
         }
         self.limit.starve();
-        if self.limit.has_room() {
+        self.seek(true);
+    }
+
+    /// There may be a place, or a connection that nobody uses: here on another worker, or of those who share the limit,
+    /// one of which is then closed.
+    fn seek(&self, for_room: bool) {
+        if for_room && self.limit.has_room() {
             self.room();
         } else if let Some(worker) = self.limit.idle_elsewhere(self.worker) {
             (self.ask)(worker, self.key.clone());
+        } else if for_room && let Some((worker, rivals)) = self.limit.idle_of_rivals() {
+            (self.ask_to_close)(worker, self.key.clone(), rivals);
         }
     }
 
@@ -336,18 +342,21 @@ pub struct Pools {
     first: Cell<usize>,
     hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
     ask: Rc<dyn Fn(usize, PoolKey)>,
+    ask_to_close: Rc<dyn Fn(usize, PoolKey, Rivals)>,
 }
 
 impl Pools {
-    /// `hand_over` and `ask` reach the other workers.
+    /// `hand_over` and `ask` reach the other workers, `ask_to_close` this one too.
     pub fn new(
         worker: usize,
         limits: Arc<Limits>,
         doorway: Rc<Doorway>,
         hand_over: Rc<dyn Fn(usize, PoolKey, Server)>,
         ask: Rc<dyn Fn(usize, PoolKey)>,
+        ask_to_close: Rc<dyn Fn(usize, PoolKey, Rivals)>,
     ) -> Self {
-        Self { worker, limits, doorway, pools: RefCell::default(), first: Cell::default(), hand_over, ask }
+        let (pools, first) = (RefCell::default(), Cell::default());
+        Self { worker, limits, doorway, pools, first, hand_over, ask, ask_to_close }
     }
 
     /// The pool of that key.
@@ -366,6 +375,7 @@ impl Pools {
                 waiters: RefCell::default(),
                 hand_over: self.hand_over.clone(),
                 ask: self.ask.clone(),
+                ask_to_close: self.ask_to_close.clone(),
             })
         };
         let mut pools = self.pools.borrow_mut();
@@ -437,12 +447,16 @@ mod tests {
     fn pools(workers: usize, ask: Rc<dyn Fn(usize, PoolKey)>) -> Pools {
         // Nobody is told that there is room.
         let limits = Arc::new(Limits::new(Rules::new(1, Duration::from_secs(30)), workers, Arc::new(|_, _| {})));
-        Pools::new(0, limits, Rc::default(), Rc::new(|_, _, _| {}), ask)
+        Pools::new(0, limits, Rc::default(), Rc::new(|_, _, _| {}), ask, Rc::new(|_, _, _| {}))
     }
 
     fn pool(pools: &Pools, user: &str) -> Rc<Pool> {
+        pool_with(pools, user, Vec::new())
+    }
+
+    fn pool_with(pools: &Pools, user: &str, parameters: Vec<(String, String)>) -> Rc<Pool> {
         let (database, dbname, user) = ("d".to_owned(), "d".to_owned(), user.to_owned());
-        pools.of(&"n1".parse().unwrap(), &Arc::new(Identity { database, dbname, user, parameters: Vec::new() }))
+        pools.of(&"n1".parse().unwrap(), &Arc::new(Identity { database, dbname, user, parameters }))
     }
 
     fn turn(since: u64, reads: bool) -> Turn {
@@ -478,6 +492,29 @@ mod tests {
         assert_eq!(told(offer.as_mut()), None);
         pools.retry();
         assert_eq!(told(offer.as_mut()), Some("try again"));
+    }
+
+    #[test]
+    fn who_waits_beside_an_idle_connection_of_its_kin_asks_again_for_it_to_be_closed() {
+        let asked = Rc::new(RefCell::new(Vec::new()));
+        let log = asked.clone();
+        let mut pools = pools(2, Rc::new(|_, _| {}));
+        pools.ask_to_close = Rc::new(move |worker, _, rivals| log.borrow_mut().push((worker, rivals)));
+        let (a, b) = (pool(&pools, "u"), pool_with(&pools, "u", vec![("TimeZone".into(), "UTC".into())]));
+        let permit = a.limit.permit(Share::Usual).unwrap();
+        let mut wait = b.wait(turn(1, false));
+        pools.retry();
+        assert_eq!(*asked.borrow(), [], "it is in use");
+        // It was given back at the very moment at which nobody seemed to wait.
+        a.limit.show_idle(1, 1);
+        for _ in 0..2 {
+            pools.retry();
+            assert_eq!(asked.take(), [(1, Rivals::Kin)]);
+        }
+        a.limit.show_idle(1, 0);
+        drop(permit);
+        pools.retry();
+        assert_eq!((asked.take().len(), told(pin!(wait.offer()))), (0, Some("try again")));
     }
 
     #[test]

@@ -83,6 +83,8 @@ struct Group {
     reserve: AtomicUsize,
     min: AtomicUsize,
     open: AtomicUsize,
+    /// How many wait in all of its pools.
+    waiting: AtomicUsize,
     /// It has more than one pool: a single one owes nothing to others.
     several: AtomicBool,
     /// Somebody waits in one of the pools because all of them have too many.
@@ -131,13 +133,16 @@ impl Limit {
 
     /// Is a connection that is given back here to be closed, because somebody waits longer for its place in another pool?
     pub fn yields(self: &Arc<Self>) -> bool {
-        let own = self.oldest().map(|(_, since)| Instant::from_nanos(since));
         [&self.kin, &self.database].into_iter().any(|group| {
             if !group.starved.load(Ordering::SeqCst) {
                 return false;
             }
-            if let (Some((since, _)), _) = group.waits_longest(Some(self)) {
-                return own.is_none_or(|own| Instant::from_nanos(since) + YIELD < own);
+            // While nobody waits but here, a connection is given back without the lock of the group.
+            let others = group.waiting.load(Ordering::SeqCst) > self.waiting();
+            let longest = if others { group.waits_longest(Some(self)) } else { None };
+            let own = self.oldest();
+            if let Some((since, _)) = longest {
+                return own.is_none_or(|(_, own)| Instant::from_nanos(since) + YIELD < Instant::from_nanos(own));
             }
             if own.is_none() {
                 // Who begins to wait says so again.
@@ -211,10 +216,12 @@ impl Limit {
 
     /// One more waits, or one less.
     pub fn count_waiter(&self, one_more: bool) {
-        if one_more {
-            self.waiting.fetch_add(1, Ordering::SeqCst);
-        } else {
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        for waiting in [&self.waiting, &self.kin.waiting, &self.database.waiting] {
+            if one_more {
+                waiting.fetch_add(1, Ordering::SeqCst);
+            } else {
+                waiting.fetch_sub(1, Ordering::SeqCst);
+            }
         }
     }
 
@@ -238,6 +245,22 @@ impl Limit {
     /// Another worker that has idle connections.
     pub fn idle_elsewhere(&self, worker: usize) -> Option<usize> {
         (0..self.lanes.len()).find(|&i| i != worker && self.lanes[i].idle.load(Ordering::SeqCst) > 0)
+    }
+
+    /// While there is no place: a worker with an idle connection of another pool that has a limit together with this one,
+    /// and which pools these are. As many as wait are led to as many connections.
+    pub fn idle_of_rivals(&self) -> Option<(usize, Rivals)> {
+        let (group, rivals) = if !self.kin.has_room() {
+            (&self.kin, Rivals::Kin)
+        } else if !self.database.has_room() {
+            (&self.database, Rivals::Database)
+        } else {
+            return None;
+        };
+        if group.open.load(Ordering::SeqCst) <= self.open.load(Ordering::SeqCst) {
+            return None;
+        }
+        Some((group.idle_but_of(self, self.waiting().saturating_sub(1))?, rivals))
     }
 
     /// A connection was refused the mark of a COMMIT: on those that exist nobody asks for one any more. What is made later
@@ -303,18 +326,27 @@ impl Group {
         self.several.store(pools.len() > 1, Ordering::SeqCst);
     }
 
-    /// The pool that is waited for longest, but for one, and since when; and how many are waited for.
-    fn waits_longest(&self, but: Option<&Arc<Limit>>) -> (Option<(u64, Arc<Limit>)>, usize) {
+    /// The pool that is waited for longest, but for one, and since when.
+    fn waits_longest(&self, but: Option<&Arc<Limit>>) -> Option<(u64, Arc<Limit>)> {
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut longest, mut waiting) = (None::<(u64, Arc<Limit>)>, 0);
-        for pool in pools.iter().filter_map(Weak::upgrade).filter(|p| but.is_none_or(|but| !Arc::ptr_eq(p, but))) {
-            let Some((_, since)) = pool.oldest() else { continue };
-            waiting += 1;
-            if longest.as_ref().is_none_or(|(longest, _)| since < *longest) {
-                longest = Some((since, pool));
-            }
+        let others = pools.iter().filter_map(Weak::upgrade).filter(|p| but.is_none_or(|but| !Arc::ptr_eq(p, but)));
+        others.filter_map(|pool| Some((pool.oldest()?.1, pool))).min_by_key(|(since, _)| *since)
+    }
+
+    /// The worker of the nth idle connection, counted round and round, of pools that nobody waits for, but for one.
+    fn idle_but_of(&self, but: &Limit, nth: usize) -> Option<usize> {
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = vec![0; but.lanes.len()];
+        let others = pools.iter().filter_map(Weak::upgrade).filter(|p| !std::ptr::eq(Arc::as_ptr(p), but));
+        for pool in others.filter(|p| !p.waited_for()) {
+            idle.iter_mut().zip(&pool.lanes).for_each(|(idle, lane)| *idle += lane.idle.load(Ordering::SeqCst));
         }
-        (longest, waiting)
+        let mut nth = nth.checked_rem(idle.iter().sum())?;
+        idle.iter().position(|&idle| {
+            let here = nth < idle;
+            nth = nth.saturating_sub(idle);
+            here
+        })
     }
 
     /// A place is free. Was it told to who waits longest, because there was none before?
@@ -323,8 +355,9 @@ impl Group {
         if !self.starved.swap(false, Ordering::SeqCst) {
             return false;
         }
-        let (longest, waiting) = self.waits_longest(None);
-        if waiting > 1 {
+        let longest = self.waits_longest(None);
+        if self.waiting.load(Ordering::SeqCst) > 1 {
+            // One place is not enough, whether the others wait in that pool or elsewhere.
             self.starved.store(true, Ordering::SeqCst);
         }
         let Some((_, pool)) = longest else { return false };
@@ -582,6 +615,58 @@ mod tests {
         b.show_oldest(2, None);
         drop(second);
         assert_eq!(s.woken(), "u@0");
+    }
+
+    #[test]
+    fn nobody_who_waits_behind_another_is_forgotten_beside_what_its_kin_do_not_need() {
+        let s = setup(|rules| rules.pool_size = 3);
+        let (a, b) = (s.of("u"), s.with("u", &[("TimeZone", "UTC")]));
+        let mut permits: Vec<_> = (0..3).map(|_| a.permit(Share::Usual).unwrap()).collect();
+        waits(&b, 1, 10);
+        waits(&b, 1, 10);
+        b.starve();
+        for _ in 0..2 {
+            assert!(a.yields());
+            drop(permits.pop());
+            assert_eq!(s.woken(), "u@1");
+        }
+        b.count_waiter(false);
+        b.count_waiter(false);
+        b.show_oldest(1, None);
+        assert!(!a.yields(), "nobody waits any more");
+    }
+
+    #[test]
+    fn as_many_idle_connections_of_rivals_are_found_as_lack() {
+        let s = setup(|rules| {
+            rules.pool_size = 3;
+            let database = Database { max_db_connections: Some(4), ..Database::default() };
+            rules.databases.insert("d".into(), database);
+        });
+        let (a, b, other) = (s.of("u"), s.with("u", &[("TimeZone", "UTC")]), s.of("v"));
+        let mut permits: Vec<_> = (0..3).map(|_| a.permit(Share::Usual).unwrap()).collect();
+        waits(&b, 0, 10);
+        assert_eq!(b.idle_of_rivals(), None, "all are in use");
+        a.show_idle(0, 2);
+        a.show_idle(2, 1);
+        let mut found = Vec::new();
+        for _ in 0..4 {
+            found.push(b.idle_of_rivals());
+            waits(&b, 0, 10);
+        }
+        assert_eq!(found, [0, 0, 2, 0].map(|worker| Some((worker, Rivals::Kin))));
+        waits(&a, 1, 20);
+        assert_eq!(b.idle_of_rivals(), None, "somebody waits for them there");
+        a.count_waiter(false);
+        a.show_oldest(1, None);
+        // Another user's make no place among its own; where the database lacks one, anybody's do.
+        drop(permits.pop());
+        assert_eq!(b.idle_of_rivals(), None, "there is room");
+        permits.extend((0..2).map(|_| other.permit(Share::Usual).unwrap()));
+        a.show_idle(0, 0);
+        a.show_idle(2, 0);
+        other.show_idle(1, 1);
+        assert_eq!(b.idle_of_rivals(), Some((1, Rivals::Database)));
     }
 
     #[test]

@@ -149,11 +149,6 @@ impl Queue {
         let until = now + left;
         w.look_no_later(until);
         let mut wait = pool.wait(Turn { since, until, for_room: true, reads: want.access == Access::Read });
-        match full {
-            Full::Database { .. } => evict(w, pool, Rivals::Database),
-            Full::Pool { .. } if pool.limit.open_of_kin() > pool.limit.open() => evict(w, pool, Rivals::Kin),
-            Full::Pool { .. } => {}
-        }
         loop {
             match wait.offer().await {
                 Offer::Server(server) => return Ok(Some(server)),
