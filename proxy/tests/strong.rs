@@ -107,6 +107,8 @@ fn a_block_that_asks_for_a_proof_before_its_first_statement_gets_it() {
     }
     assert_eq!(a.query("show pgtenure.consistency")[1], "D session");
     cut(&cluster);
+    // What was read at the standby a moment ago nobody confirms any more, and the primary would be waited for.
+    let mut a = Raw::login(cluster.port, &[("pgtenure.read_from", "primary")]);
     for begin in ["begin", "begin read only"] {
         ok(&mut a, begin);
         assert_eq!(a.query(set), ["E 57P03", "Z E"], "{begin}");
