@@ -49,8 +49,6 @@ pub struct Model {
     window: Window,
     /// The newest answer of the primary; `None` while it does not answer as this term's primary.
     sampled: Option<(Instant, PrimaryFacts)>,
-    /// What this term's primary had flushed before this was confirmed, and stays so when its standbys are gone.
-    confirmed: Option<Instant>,
     /// No later term was open then.
     proven_at: Option<Instant>,
 }
@@ -73,7 +71,6 @@ impl Model {
             nodes: BTreeMap::new(),
             window: Window::new(WINDOW),
             sampled: None,
-            confirmed: None,
             proven_at: None,
         }
     }
@@ -91,7 +88,6 @@ impl Model {
             self.primary = primary;
             self.window.clear();
             self.sampled = None;
-            self.confirmed = None;
             self.proven_at = None;
             for track in self.nodes.values_mut() {
                 let (complete_until, up_since) = (track.complete_until, track.up_since);
@@ -103,9 +99,7 @@ impl Model {
             // Another server, whatever it is called.
             if self.members.endpoint(node) != members.endpoint(node) {
                 *track = Track::NEW;
-                let of_another = self.primary.as_ref() != Some(node);
-                self.sampled = self.sampled.take().filter(|_| of_another);
-                self.confirmed = self.confirmed.filter(|_| of_another);
+                self.sampled = self.sampled.take().filter(|_| self.primary.as_ref() != Some(node));
             }
         }
         self.system_id = topology.system_id;
@@ -186,8 +180,6 @@ impl Model {
             }
             Facts::Primary(_) | Facts::Standby(_) => None,
         };
-        let confirmed = self.sampled.as_ref().and_then(|(sent_at, facts)| self.confirmed_until(*sent_at, facts));
-        self.confirmed = self.confirmed.max(confirmed);
     }
 
     /// Remember up to when each standby is complete, for the time when that can no longer be told.
@@ -234,7 +226,7 @@ impl Model {
             insert_lsn: facts.insert_lsn,
             flush_lsn: facts.flush_lsn,
             sent_at: *sent_at,
-            confirmed_until: self.confirmed,
+            confirmed_until: self.confirmed_until(*sent_at, facts),
             flushed_until: self.passed(facts.confirmed_lsn),
             applied_lsn: facts.applied_lsn,
         })

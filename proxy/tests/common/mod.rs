@@ -361,7 +361,6 @@ fn sample_lag(
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut kept = Kept::new();
-    let mut confirmed_in = (Term(0), None);
     while !*stop.borrow() {
         let view = topology.borrow().clone();
         let snapshot = runtime.block_on(async {
@@ -372,16 +371,13 @@ fn sample_lag(
                     let node = primary.node.clone();
                     let timeline = view.term.timeline().unwrap_or(TimelineId(1));
                     let insert_lsn = lsn.normalised_insert();
-                    // What was confirmed stays so.
-                    let before = Some(confirmed_in.1).filter(|_| confirmed_in.0 == view.term).flatten();
-                    confirmed_in = (view.term, before.max(confirmed.then_some(sent_at)));
                     snapshot.primary = Some(PrimarySample {
                         node,
                         timeline,
                         insert_lsn,
                         flush_lsn: insert_lsn,
                         sent_at,
-                        confirmed_until: confirmed_in.1,
+                        confirmed_until: confirmed.then_some(sent_at),
                         flushed_until: confirmed.then_some(sent_at),
                         applied_lsn: None,
                     });
