@@ -63,7 +63,7 @@ impl Agent {
             return Err(Refused::OtherPosition { node, have, want: base }.into());
         }
         // It may be on the way to such a timeline, and would not take the one that is to come.
-        let others = self.histories_above(base.timeline, |_| true);
+        let others = self.histories_above(base.timeline);
         if !others.map_err(|e| self.failed("connecting ahead", &e))?.is_empty() {
             return Err(self.wrong_state("a standby that knows of no timeline above its own"));
         }

@@ -10,21 +10,16 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 impl Agent {
-    /// Histories of timelines above `timeline` that `leads` accepts. An empty file is a stub that only keeps a number from
-    /// being used.
-    pub(super) fn histories_above(
-        &self,
-        timeline: TimelineId,
-        leads: impl Fn(TimelineId) -> bool,
-    ) -> io::Result<Vec<PathBuf>> {
+    /// Histories of timelines above `timeline`. An empty file is a stub that only keeps a number from being used.
+    pub(super) fn histories_above(&self, timeline: TimelineId) -> io::Result<Vec<(TimelineId, PathBuf)>> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(self.env.layout.data().join("pg_wal"))? {
             let entry = entry?;
             let name = entry.file_name();
             let number = name.to_str().and_then(|n| n.strip_suffix(".history"));
             let Some(number) = number.and_then(|n| u32::from_str_radix(n, 16).ok()).map(TimelineId) else { continue };
-            if number > timeline && leads(number) && entry.metadata()?.len() > 0 {
-                found.push(entry.path());
+            if number > timeline && entry.metadata()?.len() > 0 {
+                found.push((number, entry.path()));
             }
         }
         Ok(found)
@@ -42,9 +37,8 @@ impl Agent {
             return Ok(false);
         }
         let file = |source| RejoinError::File { what: "histories of other timelines", source };
-        let others = self
-            .histories_above(timeline, |number| leads_elsewhere(number, timeline, &source.history))
-            .map_err(file)?;
+        let mut others = self.histories_above(timeline).map_err(file)?;
+        others.retain(|(number, _)| leads_elsewhere(*number, timeline, &source.history));
         if others.is_empty() {
             return Ok(false);
         }
@@ -53,7 +47,7 @@ impl Agent {
             "starting postgres again without the histories of terms that were given up"
         );
         postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
-        for path in &others {
+        for (_, path) in &others {
             postgres::remove(path).map_err(file)?;
         }
         self.start_as(As::Standby, source.term).await?;

@@ -268,14 +268,8 @@ impl Agent {
     /// got that far.
     fn unreached_histories(&self, base: Position) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(self.env.layout.data().join("pg_wal"))? {
-            let path = entry?.path();
-            let number = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".history"));
-            let Some(number) = number.and_then(|n| u32::from_str_radix(n, 16).ok()).filter(|n| *n > base.timeline.0)
-            else {
-                continue;
-            };
-            let history = History::parse(TimelineId(number), &std::fs::read_to_string(&path)?);
+        for (number, path) in self.histories_above(base.timeline)? {
+            let history = History::parse(number, &std::fs::read_to_string(&path)?);
             let leaves = |f: &Fork| f.timeline == base.timeline && f.lsn > base.lsn;
             if history.is_ok_and(|h| h.forks.iter().any(leaves)) {
                 found.push(path);
