@@ -69,6 +69,9 @@ pub struct AgentState {
     pub fsync_probe_ms: Option<u64>,
     /// The last thing that went wrong and is not over.
     pub trouble: Option<String>,
+    /// How many replication slots of ours there could be. `None` while that is not known, and from agents that know of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_room: Option<usize>,
     /// The newest policy that this agent has read, from disk: an etcd that was restored may hold an older one.
     #[serde(default)]
     pub policy: Option<PolicyRecord>,
@@ -136,6 +139,10 @@ pub struct Primary {
     pub followers: Vec<Follower>,
     /// Holders of a voter's name that are not that voter, or duplicates of it.
     pub impostors: Vec<String>,
+    /// Nodes in whose name somebody else confirms what it receives, or did a moment ago: one that has only the name, or a
+    /// second one that lives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doubted: Vec<NodeId>,
 }
 
 /// A row of pg_stat_replication.

@@ -333,6 +333,10 @@ pub struct MemberRecord {
     /// What it is meant for. Older agents do not tell it.
     #[serde(default)]
     pub standing: Standing,
+    /// Its agent has its PostgreSQL stream through a slot where that is a must. Older agents do not tell it, whether they
+    /// know of slots or not.
+    #[serde(default)]
+    pub slots: bool,
 }
 
 /// What a node is meant for, by its agent's configuration.

@@ -54,6 +54,7 @@ fn primary(timeline: u32, at: u64) -> PostgresState {
         sync_names: String::new(),
         followers: Vec::new(),
         impostors: Vec::new(),
+        doubted: Vec::new(),
     })
 }
 
@@ -77,6 +78,7 @@ impl Pretender {
             lease_left_ms: None,
             fsync_probe_ms: None,
             trouble: None,
+            slot_room: None,
             ending: false,
             policy: None,
         };
@@ -287,6 +289,7 @@ impl World {
                 system_id: None,
                 host,
                 standing: Standing::default(),
+                slots: true,
             };
             txn = txn.put(keys.member(&node), serde_json::to_vec(&member).unwrap());
         }

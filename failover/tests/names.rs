@@ -4,6 +4,7 @@
 mod agents;
 
 use agents::{Cluster, bin, postmaster, signal, unprivileged, until};
+use cluster::Term;
 use failover::api::PostgresState;
 use failover::record::Mode;
 use nix::sys::signal::Signal;
@@ -68,6 +69,14 @@ fn whoever_receives_under_a_standbys_name_is_told_of_and_ended() {
         // A copy of the standby has its password: which of the two is the node nobody can tell.
         let twin = Receiver::start(&c, p, "host=127.0.0.1 user=pgtenure_repl");
         until_impostors(&c, p, &[format!("{standby} is connected twice")]).await;
+        // But that both live shows, since both go on confirming what is written.
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        until("both to be seen to live", async || {
+            c.sql(p).await.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+            matches!(&c.state(p).await.postgres, PostgresState::Primary(p) if p.doubted.iter().eq([&standby]))
+                .then_some(())
+        })
+        .await;
         drop(twin);
         until_impostors(&c, p, &[]).await;
 
@@ -75,14 +84,14 @@ fn whoever_receives_under_a_standbys_name_is_told_of_and_ended() {
         let told = Receiver::start(&c, p, &local).told().await;
         assert!(told.contains("terminating connection due to administrator command"), "{told}");
         until_impostors(&c, p, &[]).await;
-        c.until_streaming(s, p, cluster::Term(1)).await;
+        c.until_streaming(s, p, Term(1)).await;
 
         // PostgreSQL does not look at case when it counts, so nor does who is a standby's user help.
         let upper = standby.as_str().to_uppercase();
         let told = Receiver::named(&c, p, "host=127.0.0.1 user=pgtenure_repl", &upper).told().await;
         assert!(told.contains("terminating connection due to administrator command"), "{told}");
         until_impostors(&c, p, &[]).await;
-        c.until_streaming(s, p, cluster::Term(1)).await;
+        c.until_streaming(s, p, Term(1)).await;
 
         // Alone under the name it would acknowledge what the node lacks.
         c.crash_agent(s).await;

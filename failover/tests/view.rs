@@ -74,6 +74,7 @@ async fn cluster(mode: Mode) -> MemoryStore {
             system_id: None,
             host: "h".to_owned(),
             standing: Standing::default(),
+            slots: true,
         };
         put(&store, keys().member(&node), json(&member)).await;
     }

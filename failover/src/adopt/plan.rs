@@ -248,6 +248,7 @@ mod tests {
             system_id: Some("77".into()),
             host: "h".into(),
             standing: Standing::default(),
+            slots: true,
         };
         let members = voters.iter().map(|v| (v.clone(), member(v))).collect();
         Wanted { primary: voters[0].clone(), voters, mode: Mode::Strict, k: 1, members, led: true }

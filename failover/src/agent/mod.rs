@@ -180,6 +180,8 @@ pub(crate) struct Agent {
     spawning: AtomicBool,
     state: State,
     standing: standing::Standing,
+    /// What looks at PostgreSQL have seen of its walsenders.
+    walsenders: Mutex<crate::fsm::walsenders::Watch>,
     records: watch::Sender<Records>,
     /// A manager's order to follow, which may be faster than etcd's hint.
     follow: Mutex<Option<Follow>>,
@@ -287,6 +289,7 @@ pub async fn run(
         fence_kept_at: Mutex::new(now),
         state,
         standing: standing::Standing::default(),
+        walsenders: Mutex::default(),
         records: watch::channel(Records::default()).0,
         follow: Mutex::new(None),
         held: Mutex::new(None),

@@ -4,12 +4,14 @@ use super::control::Control;
 use super::process::{self, Death};
 use super::sql::{FULL, Row, Sql, SqlError};
 use super::state::Receiver;
-use super::{Agent, Env, postgres};
-use crate::api::{Follower, KNOCK, PostgresState, Primary, Standby};
+use super::{Agent, postgres};
+use crate::api::{KNOCK, PostgresState, Primary, Standby};
 use crate::fsm::places::Places;
+use crate::fsm::walsenders::{Seen, Walsender, Watch};
 use cluster::{Lsn, NodeId, TimelineId};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,11 +36,18 @@ SELECT r, current_setting('synchronous_standby_names'), \
  w.pid, w.status, w.received_tli, w.sender_host, w.sender_port, \
  (SELECT system_identifier FROM pg_control_system()), \
  (SELECT greatest(c.timeline_id, v.min_recovery_end_timeline) FROM pg_control_checkpoint() c, pg_control_recovery() v), \
- current_setting('max_wal_senders'), (SELECT count(*) FROM pg_stat_get_wal_senders()) \
-FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) s LEFT JOIN pg_stat_wal_receiver w ON true; \
-SELECT application_name, state, flush_lsn, replay_lsn, sync_state, usename, \
- (SELECT string_agg(slot_name::text, ' ') FROM pg_replication_slots s WHERE s.active_pid = r.pid) \
-FROM (SELECT * FROM pg_stat_replication LIMIT 1000) r";
+ current_setting('max_wal_senders'), (SELECT count(*) FROM pg_stat_get_wal_senders()), \
+ current_setting('max_replication_slots') \
+FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) s LEFT JOIN pg_stat_wal_receiver w ON true";
+
+/// Who receives WAL from here. Slots are only asked for where they are a must.
+fn walsenders_query(slots: bool) -> String {
+    let slots = if slots { super::slots::SLOTS_OF_R } else { "NULL" };
+    format!(
+        "SELECT application_name, state, flush_lsn, replay_lsn, sync_state, usename, pid, reply_time, {slots} \
+         FROM (SELECT * FROM pg_stat_replication LIMIT 1000) r"
+    )
+}
 
 /// What one look gave.
 pub(crate) struct Look {
@@ -48,20 +57,32 @@ pub(crate) struct Look {
     pub(crate) system_id: Option<String>,
     /// Names that walsenders have who are not the node, or not in the way they must.
     false_names: Vec<NodeId>,
+    /// Of these the names of nodes that must have their slots, used without.
+    slotless: BTreeSet<NodeId>,
     /// Who receives WAL from here.
     places: Places,
+    /// `max_replication_slots`.
+    most_slots: usize,
 }
 
-/// Ask a running PostgreSQL. `slots`: standbys must stream through slots.
-pub(crate) async fn look(env: &Env, sql: &Sql, slots: bool) -> Result<Look, SqlError> {
-    let what = "asking for the state";
-    let answers = sql.batch(what, QUERY, env.config.probe_timeout).await?;
-    let bad = || SqlError::Answer { what, answer: format!("{answers:?}").chars().take(300).collect() };
-    let row = answers.first().and_then(|rows| rows.first()).ok_or_else(bad)?;
-    understand(row, answers.get(1).map_or(&[][..], Vec::as_slice), slots).ok_or_else(bad)
+fn walsender(row: &Row) -> Walsender {
+    let text = |i: usize| row.get(i).cloned().flatten();
+    let lsn = |i: usize| text(i).and_then(|t| t.parse().ok());
+    Walsender {
+        name: text(0).unwrap_or_default(),
+        state: text(1).unwrap_or_default(),
+        flush_lsn: lsn(2),
+        replay_lsn: lsn(3),
+        sync_state: text(4).unwrap_or_default(),
+        user: text(5).unwrap_or_default(),
+        pid: text(6).and_then(|t| t.parse().ok()).unwrap_or_default(),
+        replied: text(7),
+        slots: text(8),
+    }
 }
 
-fn understand(row: &Row, walsenders: &[Row], slots: bool) -> Option<Look> {
+/// `seen`: what the walsenders of a primary are.
+fn understand(row: &Row, walsenders: &[Walsender], seen: impl FnOnce() -> Seen) -> Option<Look> {
     let text = |i: usize| row.get(i).and_then(Option::as_deref);
     let lsn = |i: usize| text(i).and_then(|t| t.parse::<Lsn>().ok());
     let receiver = text(8).map(|pid| Receiver {
@@ -73,9 +94,9 @@ fn understand(row: &Row, walsenders: &[Row], slots: bool) -> Option<Look> {
     });
     let control_timeline = text(14).and_then(|t| t.parse().ok()).map(TimelineId);
     let sync_names = text(1)?.to_owned();
-    let mut false_names = Vec::new();
+    let (mut false_names, mut slotless) = (Vec::new(), BTreeSet::new());
     let number = |i: usize| text(i).and_then(|t| t.parse().ok()).unwrap_or_default();
-    let names = walsenders.iter().map(|r| r.first().cloned().flatten().unwrap_or_default());
+    let names = walsenders.iter().map(|w| w.name.clone());
     let places = Places { most: number(15), taken: number(16), names: names.collect() };
     let (state, timeline) = if text(0)? == "t" {
         let replay_lsn = lsn(6).unwrap_or_default();
@@ -91,77 +112,32 @@ fn understand(row: &Row, walsenders: &[Row], slots: bool) -> Option<Look> {
         (PostgresState::Standby(standby), timeline)
     } else {
         let timeline = TimelineId(u32::from_str_radix(text(4)?, 16).ok()?);
-        let walsenders = followers(walsenders, slots);
-        let (followers, impostors) = (walsenders.followers, walsenders.impostors);
-        false_names = walsenders.false_names;
+        let seen = seen();
+        (false_names, slotless) = (seen.false_names, seen.slotless);
         let primary = Primary {
             timeline,
             insert_lsn: lsn(2)?.normalised_insert(),
             flush_lsn: lsn(3)?,
             sync_names,
-            followers,
-            impostors,
+            followers: seen.followers,
+            impostors: seen.impostors,
+            doubted: seen.doubted,
         };
         (PostgresState::Primary(primary), Some(timeline))
     };
-    Some(Look { state, receiver, timeline, system_id: text(13).map(str::to_owned), false_names, places })
+    Some(Look {
+        state,
+        receiver,
+        timeline,
+        system_id: text(13).map(str::to_owned),
+        false_names,
+        slotless,
+        places,
+        most_slots: number(17),
+    })
 }
 
-/// What walsenders there are.
-#[derive(Debug, Default, PartialEq)]
-struct Walsenders {
-    /// Those of nodes.
-    followers: Vec<Follower>,
-    /// Those that use a name as if they were a node: the wrong user, another spelling, without the slot, or one name twice.
-    impostors: Vec<String>,
-    /// Names that somebody has in one of the former ways.
-    false_names: Vec<NodeId>,
-}
-
-fn followers(rows: &[Row], slots: bool) -> Walsenders {
-    let mut seen = Walsenders::default();
-    let mut false_names = Vec::<NodeId>::new();
-    for row in rows {
-        let text = |i: usize| row.get(i).and_then(Option::as_deref);
-        let name = text(0).unwrap_or_default();
-        // PostgreSQL compares names without regard to case: whoever is called N2 counts as n2.
-        let Ok(node) = name.to_ascii_lowercase().parse::<NodeId>() else { continue };
-        let user = text(5).unwrap_or("");
-        if name != node.as_str() {
-            seen.impostors.push(format!("{node} is used as {name} by user {user}"));
-            false_names.push(node);
-            continue;
-        }
-        if user != super::env::REPLICATION_USER {
-            seen.impostors.push(format!("{node} is used by user {user}"));
-            false_names.push(node);
-            continue;
-        }
-        // Before it streams it has none, and counts for nothing.
-        if slots && text(1) != Some("startup") && text(6) != Some(&node.slot_name()) {
-            seen.impostors.push(format!("{node} is used without its slot"));
-            false_names.push(node);
-            continue;
-        }
-        if seen.followers.iter().any(|f| f.node == node) {
-            seen.impostors.push(format!("{node} is connected twice"));
-        }
-        seen.followers.push(Follower {
-            node,
-            state: text(1).unwrap_or("").to_owned(),
-            flush_lsn: text(2).and_then(|t| t.parse().ok()),
-            replay_lsn: text(3).and_then(|t| t.parse().ok()),
-            sync_state: text(4).unwrap_or("").to_owned(),
-        });
-    }
-    seen.followers.sort_by(|a, b| a.node.cmp(&b.node));
-    false_names.sort();
-    false_names.dedup();
-    seen.false_names = false_names;
-    seen
-}
-
-/// Ends the walsenders that [`followers`] calls false, under these names. No locale but C lowers an I to an i everywhere.
+/// Ends the walsenders that [`Watch::look`] calls false, under these names. No locale but C lowers an I to an i everywhere.
 fn end_false(names: &str) -> String {
     let (user, lower) = (super::env::REPLICATION_USER, "lower(application_name COLLATE \"C\")");
     format!(
@@ -170,9 +146,12 @@ fn end_false(names: &str) -> String {
     )
 }
 
-/// Ends those that it calls false for want of their slot.
+/// Ends those that it calls false for want of their slot, and names them.
 fn end_without_slot(names: &[NodeId]) -> String {
-    format!("SELECT count(pg_terminate_backend(pid)) FROM {}", super::slots::without_slot(names))
+    format!(
+        "SELECT node FROM (SELECT node, pid FROM {} OFFSET 0) s WHERE pg_terminate_backend(pid)",
+        super::slots::without_slot(names)
+    )
 }
 
 /// Ends the walsender that was begun last of those that are neither a node's nor ours. Its user may have been dropped.
@@ -254,6 +233,7 @@ impl Agent {
         match self.ask(sql).await {
             Ok(look) => {
                 let impersonated = self.impersonated(&look);
+                let slotless = impersonated.iter().filter(|n| look.slotless.contains(*n)).cloned().collect::<Vec<_>>();
                 let (trouble, makes_room) = self.full(&look);
                 self.saw(now, look);
                 self.state.change(|o| o.full = trouble);
@@ -261,7 +241,7 @@ impl Agent {
                     self.make_room(sql).await;
                 }
                 if let Some(sql) = sql.as_ref().filter(|_| !impersonated.is_empty()) {
-                    self.end_impostors(sql, &impersonated).await;
+                    self.end_impostors(sql, &impersonated, &slotless).await;
                 }
             }
             Err(error) => {
@@ -292,13 +272,16 @@ impl Agent {
 
     /// Commits would count them as the node: end them, whoever they are. Without a node that is told of what it lacks, what
     /// they confirm is nobody's.
-    async fn end_impostors(&self, sql: &Sql, names: &[NodeId]) {
+    async fn end_impostors(&self, sql: &Sql, names: &[NodeId], slotless: &[NodeId]) {
         let quoted: Vec<String> = names.iter().map(|n| format!("'{n}'")).collect();
         let (what, bound) = ("ending walsenders under a node's name", self.env.config.probe_timeout);
         let ended = async {
             let mut ended = sql.value::<u64>(what, &end_false(&quoted.join(", ")), bound).await?;
-            if self.slots_required() {
-                ended += sql.value::<u64>(what, &end_without_slot(names), bound).await?;
+            if !slotless.is_empty() && self.must_have_slots().is_some() {
+                let rows = sql.rows(what, &end_without_slot(slotless), bound).await?;
+                ended += rows.len() as u64;
+                let nodes = rows.into_iter().filter_map(|r| r.into_iter().next()??.parse().ok());
+                self.watch().ended(self.env.clock.now(), nodes);
             }
             Ok::<_, SqlError>(ended)
         };
@@ -349,7 +332,24 @@ impl Agent {
             *sql = Some(Arc::new(Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?));
             self.standing.look_by(sql.as_ref());
         }
-        look(&self.env, sql.as_ref().expect("opened just above"), self.slots_required()).await
+        let sql = sql.as_ref().expect("opened just above");
+        let (what, slots) = ("asking for the state", self.must_have_slots());
+        let query = format!("{QUERY}; {}", walsenders_query(slots.is_some()));
+        let answers = sql.batch(what, &query, self.env.config.probe_timeout).await?;
+        let bad = || SqlError::Answer { what, answer: format!("{answers:?}").chars().take(300).collect() };
+        let row = answers.first().and_then(|rows| rows.first()).ok_or_else(bad)?;
+        let walsenders: Vec<Walsender> = answers.get(1).into_iter().flatten().map(walsender).collect();
+        let (mut watch, now) = (self.watch(), self.env.clock.now());
+        let seen = || watch.look(now, &walsenders, super::env::REPLICATION_USER, slots.as_ref());
+        let look = understand(row, &walsenders, seen).ok_or_else(bad)?;
+        if !matches!(look.state, PostgresState::Primary(_)) {
+            *watch = Watch::default();
+        }
+        Ok(look)
+    }
+
+    fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
+        self.walsenders.lock().expect("no holder of this lock panics")
     }
 
     /// Nothing may be left of a postmaster that died: its backends could still acknowledge commits.
@@ -444,6 +444,7 @@ impl Agent {
             out_of_quarantine |= o.was_primary && o.quarantine.is_some();
             o.receiver = look.receiver;
             o.system_id = look.system_id;
+            o.most_slots = Some(look.most_slots);
             o.heard(now);
             o.known_at = now;
             // Its sessions answer; but nobody can begin one, and whatever it should start or reload it does not.
@@ -464,61 +465,5 @@ impl Agent {
         let records = self.records.borrow();
         let mut at = records.members.values().filter(|m| m.postgres.host == host && m.postgres.port == port);
         at.next().map(|m| m.node.clone())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(name: &str, user: &str) -> Row {
-        let row = [name, "streaming", "0/10", "0/10", "quorum", user].map(|t| Some(t.to_owned()));
-        [&row[..], &[None]].concat()
-    }
-
-    #[test]
-    fn where_slots_are_a_must_whoever_streams_without_is_an_impostor() {
-        let through = |name: &str, state: &str, slot: Option<&str>| {
-            let mut row = row(name, super::super::env::REPLICATION_USER);
-            (row[1], row[6]) = (Some(state.into()), slot.map(str::to_owned));
-            row
-        };
-        let rows = [
-            through("n2", "streaming", Some("pgtenure_n2")),
-            through("n2", "catchup", None),
-            through("n3", "streaming", Some("pgtenure_n2")),
-            through("n4", "startup", None),
-        ];
-        let nodes = |of: &Walsenders| of.followers.iter().map(|f| f.node.to_string()).collect::<Vec<_>>().join(" ");
-        let seen = followers(&rows, true);
-        assert_eq!(nodes(&seen), "n2 n4");
-        assert_eq!(seen.impostors, ["n2 is used without its slot", "n3 is used without its slot"]);
-        assert_eq!(seen.false_names.iter().map(NodeId::as_str).collect::<Vec<_>>(), ["n2", "n3"]);
-        let seen = followers(&rows, false);
-        assert_eq!((nodes(&seen).as_str(), seen.false_names.len()), ("n2 n2 n3 n4", 0));
-    }
-
-    #[test]
-    fn a_name_that_is_used_by_another_user_or_twice_is_an_impostors() {
-        let ours = super::super::env::REPLICATION_USER;
-        let told = |rows: &[Row]| {
-            let seen = followers(rows, false);
-            let names: Vec<String> = seen.followers.iter().map(|f| f.node.to_string()).collect();
-            let false_names: Vec<String> = seen.false_names.iter().map(ToString::to_string).collect();
-            (names.join(" "), seen.impostors.join(", "), false_names.join(" "))
-        };
-        let want = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
-        assert_eq!(told(&[row("n3", ours), row("n2", ours), row("Not A Node", "backup")]), want("n2 n3", "", ""));
-        assert_eq!(told(&[row("n2", ours), row("n2", ours)]), want("n2 n2", "n2 is connected twice", ""));
-        assert_eq!(told(&[row("n2", "backup")]), want("", "n2 is used by user backup", "n2"));
-        let both = [row("n2", "backup"), row("n2", ours)];
-        assert_eq!(told(&both), want("n2", "n2 is used by user backup", "n2"));
-
-        // PostgreSQL counts another spelling for the quorum too, whoever has it.
-        assert_eq!(told(&[row("N2", "backup")]), want("", "n2 is used as N2 by user backup", "n2"));
-        let spelled = format!("n_i is used as N_I by user {ours}");
-        assert_eq!(told(&[row("N_I", ours), row("n3", ours)]), want("n3", &spelled, "n_i"));
-        let several = [row("N_I", ours), row("n_I", "backup"), row("n_i", ours)];
-        assert_eq!(told(&several), want("n_i", &format!("{spelled}, n_i is used as n_I by user backup"), "n_i"));
     }
 }

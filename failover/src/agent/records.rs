@@ -224,6 +224,7 @@ impl Agent {
                 system_id,
                 host: self.env.host.clone(),
                 standing: c.standing.clone(),
+                slots: true,
             };
             let removed = records.borrow_and_update().fences.get(&c.node).is_some_and(|f| f.removed);
             if removed {

@@ -46,7 +46,7 @@ fn under_names(nodes: &[NodeId]) -> String {
 }
 
 /// The slots that the walsender of a row `r` has. It may have made temporary ones of its own.
-const SLOTS_OF_R: &str =
+pub(super) const SLOTS_OF_R: &str =
     "(SELECT string_agg(slot_name::text, ' ') FROM pg_replication_slots s WHERE s.active_pid = r.pid)";
 
 /// What an operator can do something about: no free slot, none at all, no right to make one.
@@ -96,9 +96,12 @@ impl Agent {
         Some(self.records.borrow().adopt.is_none() && slots::wanted(&policy))
     }
 
-    /// Must they?
-    pub(super) fn slots_required(&self) -> bool {
-        self.records.borrow().adopt.is_none() && self.policy().is_some_and(|p| slots::required(&p))
+    /// Must they? `None` if not. Else the nodes whose records say that their agents know of slots: one after the other is
+    /// upgraded.
+    pub(super) fn must_have_slots(&self) -> Option<BTreeSet<NodeId>> {
+        let records = self.records.borrow();
+        let must = records.adopt.is_none() && self.policy().is_some_and(|p| slots::required(&p));
+        must.then(|| records.members.values().filter(|m| m.slots).map(|m| m.node.clone()).collect())
     }
 
     fn slots_needed(&self) -> Option<BTreeSet<String>> {
@@ -106,15 +109,32 @@ impl Agent {
         slots::needed(&self.env.config.node, through, self.records.borrow().members.keys())
     }
 
-    /// Are there slots of ours? PostgreSQL is not asked where there never were any.
-    fn has_slots(&self) -> bool {
-        let kept = std::fs::read_dir(self.env.layout.data().join("pg_replslot")).into_iter().flatten().flatten();
-        kept.into_iter().any(|e| e.file_name().to_string_lossy().starts_with(SLOT_PREFIX))
+    /// How many slots of ours there are, and of others.
+    async fn count_slots(&self) -> (usize, usize) {
+        let dir = self.env.layout.data().join("pg_replslot");
+        let count = move || {
+            let kept = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            let ours = |e: &std::fs::DirEntry| e.file_name().to_string_lossy().starts_with(SLOT_PREFIX);
+            let (ours, others): (Vec<_>, Vec<_>) = kept.partition(ours);
+            (ours.len(), others.len())
+        };
+        tokio::task::spawn_blocking(count).await.unwrap_or_default()
     }
 
+    /// How many slots there could be of ours, for who is to say whether these suffice.
+    fn note_room(&self, others: usize) {
+        let room = self.state.look(|o| o.most_slots).map(|most| most.saturating_sub(others));
+        if self.state.look(|o| o.slot_room) != room {
+            self.state.change(|o| o.slot_room = room);
+        }
+    }
+
+    /// PostgreSQL is not asked where there never were any.
     async fn tend_slots(&self, left: &mut Left, sql: &mut Option<Sql>) -> Result<(), SqlError> {
+        let (ours, others) = self.count_slots().await;
+        self.note_room(others);
         let answers = |p: &PostgresState| matches!(p, PostgresState::Standby(_) | PostgresState::Primary(_));
-        let needed = self.slots_needed().filter(|needed| !needed.is_empty() || self.has_slots());
+        let needed = self.slots_needed().filter(|needed| !needed.is_empty() || ours > 0);
         let Some(needed) = needed.filter(|_| self.state.look(|o| answers(&o.postgres))) else {
             *sql = None;
             return Ok(());
@@ -123,7 +143,15 @@ impl Agent {
             Some(open) => sql.insert(open),
             None => sql.insert(Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?),
         };
-        let found = self.own_slots(sql, self.env.config.probe_timeout).await?;
+        let mut found = self.own_slots(sql, self.env.config.probe_timeout).await?;
+        // Nobody streams from a standby; and who streams from a primary without its slot needs none there.
+        self.state.look(|o| match &o.postgres {
+            PostgresState::Primary(p) => {
+                let streams = |s: &Slot| p.followers.iter().any(|f| f.node.slot_name() == s.name);
+                found.iter_mut().for_each(|slot| slot.unused = !slot.active && streams(slot));
+            }
+            _ => found.iter_mut().for_each(|slot| slot.unused = true),
+        });
         let mut kept = Ok(());
         for todo in left.tend(self.env.clock.now(), &needed, &found) {
             kept = kept.and(self.tend_slot(sql, &todo, self.env.config.probe_timeout).await);
@@ -141,7 +169,7 @@ impl Agent {
             let mut row = row.into_iter();
             let name = row.next()??;
             let mut yes = || row.next().flatten().as_deref() == Some("t");
-            Some(Slot { name, active: yes(), keeps: yes(), lost: yes() })
+            Some(Slot { name, active: yes(), keeps: yes(), lost: yes(), unused: false })
         };
         Ok(rows.into_iter().filter_map(slot).collect())
     }
@@ -233,6 +261,15 @@ impl Agent {
             "SELECT CASE WHEN NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{name}') \
              THEN (SELECT slot_name FROM pg_create_physical_replication_slot('{name}', false)) END"
         );
+        // One that was invalidated lets nobody stream through it, as of PostgreSQL 18.
+        let lost = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+             WHERE slot_name = '{name}' AND wal_status = 'lost' AND active_pid IS NULL"
+        );
+        match sql.rows("dropping a lost slot", &lost, ASK_BOUND).await {
+            Err(error) if !is_overtaken(&error) => return Err(error),
+            _ => {}
+        }
         match sql.rows("making the slot", &made, ASK_BOUND).await {
             Err(error) if !is_overtaken(&error) => return Err(error),
             _ => {}

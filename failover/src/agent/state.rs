@@ -115,6 +115,10 @@ pub(crate) struct Observed {
     pub(crate) full: Option<String>,
     /// A replication slot that is needed cannot be made or used, in words.
     pub(crate) no_slot: Option<String>,
+    /// `max_replication_slots`, as last seen.
+    pub(crate) most_slots: Option<usize>,
+    /// How many of them could be ours.
+    pub(crate) slot_room: Option<usize>,
     /// Data was set aside that somebody must look at, in words.
     pub(crate) unexamined: Option<String>,
     pub(crate) policy: Option<PolicyRecord>,
@@ -154,6 +158,8 @@ impl State {
             trouble: None,
             full: None,
             no_slot: None,
+            most_slots: None,
+            slot_room: None,
             unexamined: None,
             policy: None,
         };
@@ -210,7 +216,7 @@ fn shape(o: &Observed) -> impl PartialEq + use<> {
     (
         (postgres, (o.promise, o.opened), o.quarantine, o.system_id.clone(), o.frozen_for, o.rejoin.clone()),
         (o.fenced, sees, o.lease_until.is_some(), o.troubles(), o.ending, o.awaited.is_some()),
-        o.policy.clone(),
+        (o.policy.clone(), o.slot_room),
     )
 }
 
@@ -352,6 +358,7 @@ impl Observed {
             lease_left_ms: self.lease_until.and_then(|end| end.checked_since(now)).map(ms),
             fsync_probe_ms: self.disk_takes(now),
             trouble: self.troubles(),
+            slot_room: self.slot_room,
             policy: self.policy.clone(),
         }
     }

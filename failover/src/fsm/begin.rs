@@ -46,7 +46,8 @@ impl Planner {
     /// is looked at again when they are chosen from.
     fn rather_at_home(&mut self, now: Instant, begin: Begin) -> Begin {
         let blockers = self.obstacles(now, &begin);
-        let lossy = !blockers.is_empty() && blockers.iter().all(|b| matches!(b, Blocker::LossTooLarge { .. }));
+        let would_lose = |b: &Blocker| matches!(b, Blocker::LossTooLarge { .. } | Blocker::CommitsInDoubt { .. });
+        let lossy = !blockers.is_empty() && blockers.iter().all(would_lose);
         let home = self.seen.term().and_then(|t| Some((t.term, t.node.clone()?))).filter(|(_, node)| {
             let there = self.seen.reachable(node, now, &self.settings).is_some();
             lossy && there && !self.seen.at_work(node, now, &self.settings) && self.unfit(node, now).is_none()
@@ -212,6 +213,10 @@ impl Planner {
         if was_open && elsewhere {
             blockers.extend(self.loss_too_large(now, &policy));
         }
+        let replaced = begin.cause == Cause::Failover || begin.cause == Cause::OperatorFailover && begin.home.is_none();
+        if was_open && replaced && !begin.allow_loss {
+            blockers.extend(self.in_doubt());
+        }
         blockers.extend(self.too_many_failed(now, begin));
         if !begin.allow_loss {
             blockers.extend(self.policy_lost_to_a_backup(now));
@@ -224,6 +229,17 @@ impl Planner {
             blockers.push(Blocker::LeaseHeld { node: primary.node.clone(), term: primary.term });
         }
         blockers
+    }
+
+    /// What another node than the primary would lose, for all that is known.
+    pub(super) fn in_doubt(&self) -> Option<Blocker> {
+        self.in_doubt_of(self.seen.term()?.term, self.seen.policy()?)
+    }
+
+    /// The same of that term's primary.
+    pub(super) fn in_doubt_of(&self, term: Term, policy: &PolicyRecord) -> Option<Blocker> {
+        let doubt = self.seen.doubts.of(term).filter(|_| policy.protects())?;
+        Some(Blocker::CommitsInDoubt { nodes: doubt.nodes.iter().cloned().collect(), lsn: doubt.lsn, term })
     }
 
     /// Rounds that lose one candidate after the other begin terms without end, and each freezes everybody.

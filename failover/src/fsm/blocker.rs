@@ -253,6 +253,15 @@ pub enum Blocker {
         /// There are.
         have: Vec<NodeId>,
     },
+    /// Where commits wait for two standbys or more these stream through slots, and a node could not have them all.
+    TooFewSlots {
+        /// The node.
+        node: NodeId,
+        /// Needed: one for each other member.
+        needed: usize,
+        /// There could be; `None` where its agent knows of no slots.
+        room: Option<usize>,
+    },
     /// Changes of primary are not paused.
     NotPaused,
     /// Too many automatic failovers lately.
@@ -302,6 +311,16 @@ pub enum Blocker {
         /// Since this position.
         since: Lsn,
         /// Since this term.
+        term: Term,
+    },
+    /// Somebody who is none of the nodes, or a second one under a node's name, has confirmed commits that no other is known
+    /// to have.
+    CommitsInDoubt {
+        /// The names.
+        nodes: Vec<NodeId>,
+        /// Up to here at least.
+        lsn: Lsn,
+        /// Of this term.
         term: Term,
     },
     /// Too few standbys have the new term's record.
@@ -463,6 +482,7 @@ impl Blocker {
             Self::PrimaryOnOtherTimeline { .. } => "primary_on_other_timeline",
             Self::PrimaryFenced { .. } => "primary_fenced",
             Self::Paused { .. } => "paused",
+            Self::TooFewSlots { .. } => "too_few_slots",
             Self::NotPaused => "not_paused",
             Self::OtherEpoch { .. } => "other_epoch",
             Self::PolicyUnchanged { .. } => "policy_unchanged",
@@ -478,6 +498,7 @@ impl Blocker {
             Self::LossTooLarge { .. } => "loss_too_large",
             Self::OldPrimaryAwaited { .. } => "old_primary_awaited",
             Self::Suspended { .. } => "suspended",
+            Self::CommitsInDoubt { .. } => "commits_in_doubt",
             Self::TooFewFollowers { .. } => "too_few_followers",
             Self::Busy { .. } => "busy",
             Self::OtherTerm { .. } => "other_term",

@@ -58,6 +58,16 @@ impl Planner {
         awaited.then(|| Blocker::OldPrimaryAwaited { node: prev.node.clone() })
     }
 
+    /// Would this choice lose what may be with somebody else only? Not where it has all that the last primary says that it has.
+    pub(super) fn doubt_at_choice(&self, round: &Round, choice: &Choice, history: Option<&History>) -> Option<Blocker> {
+        let prev = round.prev.as_ref().filter(|p| p.node != choice.node && !round.begin.allow_loss)?;
+        let doubt = self.in_doubt_of(prev.term, &round.policy)?;
+        let own = round.frozen.get(&prev.node).and_then(|f| f.position).filter(|p| p.timeline == prev.timeline);
+        let from = self.lost_from(prev, history, choice.base);
+        let has_all = own.zip(from).is_some_and(|(own, from)| from >= own.lsn);
+        (!has_all && !self.holds_the_end(round, history, choice.base)).then_some(doubt)
+    }
+
     /// Does the node's agent answer for a PostgreSQL that does not come up? One that is starting has not failed; from the
     /// outside the others cannot be told from one that is silent, which is waited for just as long.
     pub(super) fn is_hopeless(&self, now: Instant, round: &Round, node: &NodeId) -> bool {

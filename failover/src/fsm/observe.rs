@@ -5,6 +5,7 @@
 
 use crate::api::{AgentState, KNOCK, PostgresState, Sighting, Standby};
 use crate::fsm::blocker::Blocker;
+use crate::fsm::doubt::Doubts;
 use crate::fsm::stuck::Progress;
 use crate::fsm::timers::Settings;
 use crate::record::{
@@ -85,6 +86,8 @@ pub struct Observed {
     pub agents: BTreeMap<NodeId, Agent>,
     /// Whether the voters follow the primary.
     pub progress: Progress,
+    /// Whose name somebody else has used.
+    pub doubts: Doubts,
 }
 
 /// Is the primary of the current term alive?
@@ -134,6 +137,7 @@ impl Observed {
             // A server that is full tells nothing new: the same positions again are no sign that they stand still.
             let looked_at = now - Duration::from_millis(state.observed_ms_ago);
             self.progress.hear(looked_at, term, p, &policy);
+            self.doubts.hear(term, &policy, &state.node, p);
         }
     }
 

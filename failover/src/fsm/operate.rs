@@ -268,6 +268,10 @@ impl Planner {
         if to.is_none() {
             self.somebody_is_willing(now, at_work.as_ref(), allow_loss)?;
         }
+        let elsewhere = to.is_none() || to != primary;
+        if let Some(doubt) = self.in_doubt().filter(|_| elsewhere && !allow_loss) {
+            return Err(vec![doubt]);
+        }
         let evidence = op.words(allow_loss);
         if let (Some(primary), false) = (&at_work, policy.protects()) {
             // No quorum fences it, so it is stopped first; its agent then gives up the lease. The gate is closed before, so

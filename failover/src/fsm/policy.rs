@@ -13,7 +13,8 @@ use crate::fsm::action::{Action, Answer, ChangeKind, Guard, PolicyChange, Record
 use crate::fsm::blocker::{Blocker, Missing};
 use crate::fsm::observe::{Health, millis};
 use crate::fsm::planner::{Planner, Stage};
-use crate::record::{Limits, Lowered, Mode, Phase, PolicyRecord, Quorum, Suspension};
+use crate::fsm::slots;
+use crate::record::{Limits, Lowered, MemberRecord, Mode, Phase, PolicyRecord, Quorum, Suspension};
 use cluster::{Instant, Lsn, NodeId};
 
 /// What a policy is to become.
@@ -111,6 +112,9 @@ impl Planner {
             blockers.push(Blocker::PrimaryMustVote { node: primary.clone() });
         }
         blockers.extend(self.unready_voters(now, policy, &to.quorum, &primary));
+        if to.quorum.k >= 2 && !slots::wanted(policy) {
+            blockers.extend(self.short_of_slots(now, &to.quorum.voters));
+        }
         let streams = |n: &&NodeId| {
             **n != primary && !self.seen.fenced(n) && self.seen.streaming(n, now, &self.settings).is_some()
         };
@@ -120,6 +124,22 @@ impl Planner {
             blockers.push(Blocker::TooFewStreaming { needed: k, have });
         }
         blockers
+    }
+
+    /// Members that could not have a slot for each other one, as far as they are heard. Who is neither heard nor to vote is
+    /// not waited for.
+    fn short_of_slots(&self, now: Instant, voters: &[NodeId]) -> Vec<Blocker> {
+        let members = &self.seen.records.members;
+        let needed = members.len().saturating_sub(1);
+        let short = |(node, member): (&NodeId, &MemberRecord)| {
+            let there = self.seen.reachable(node, now, &self.settings);
+            let room = there.and_then(|s| s.slot_room);
+            let unknown = !member.slots && (there.is_some() || voters.contains(node));
+            let lacks = unknown || member.slots && room.is_some_and(|room| room < needed);
+            let room = room.filter(|_| member.slots);
+            lacks.then(|| Blocker::TooFewSlots { node: node.clone(), needed, room })
+        };
+        members.iter().filter_map(short).collect()
     }
 
     /// In async mode voters change at once, as nothing is promised. What had been promised before that mode is on some of

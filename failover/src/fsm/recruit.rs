@@ -99,7 +99,8 @@ impl Planner {
     fn too_lossy(&self, now: Instant, round: &Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Blocker> {
         let preferences = self.preferences(round.prev.as_ref().map(|p| &p.node));
         let choice = choose(usable, &wishes(round, &preferences))?;
-        self.loss_at_choice(now, round, &choice, usable.get(&choice.node).and_then(|f| f.history.as_ref()))
+        let history = usable.get(&choice.node).and_then(|f| f.history.as_ref());
+        self.doubt_at_choice(round, &choice, history).or_else(|| self.loss_at_choice(now, round, &choice, history))
     }
 
     /// Is there one who has not answered yet and would be liked better than all that have?

@@ -71,6 +71,8 @@ pub struct Slot {
     pub keeps: bool,
     /// It has been invalidated, for having kept too much. PostgreSQL 18 lets nobody stream through it.
     pub lost: bool,
+    /// Its node is known to do without.
+    pub unused: bool,
 }
 
 /// What to do about one.
@@ -84,20 +86,23 @@ pub enum Tend {
     Drop(String),
 }
 
-/// Since when slots that keep something have been left.
+/// Since when slots have been left that keep something, or are not needed.
 #[derive(Debug, Default)]
 pub struct Left(BTreeMap<String, Instant>);
 
 impl Left {
-    /// What is to be done where there are these slots of ours, and those are needed.
+    /// What is to be done where there are these slots of ours, and those are needed. One that is not may still be to a node
+    /// whose agent has not read of that, and would be made again at once.
     pub fn tend(&mut self, now: Instant, needed: &BTreeSet<String>, found: &[Slot]) -> Vec<Tend> {
-        self.0.retain(|name, _| found.iter().any(|s| s.name == *name && s.keeps && !s.active));
+        let needs = |s: &Slot| needed.contains(&s.name);
+        let counts = |s: &Slot| !s.active && (s.keeps || !needs(s));
+        self.0.retain(|name, _| found.iter().any(|s| s.name == *name && counts(s)));
+        let mut left = |s: &Slot| now.since(*self.0.entry(s.name.clone()).or_insert(now)) >= LEFT_FOR;
         let mut todo = Vec::new();
         for slot in found.iter().filter(|s| !s.active) {
-            if !needed.contains(&slot.name) {
+            if !needs(slot) && (slot.unused || left(slot)) {
                 todo.push(Tend::Drop(slot.name.clone()));
-            } else if slot.lost || slot.keeps && now.since(*self.0.entry(slot.name.clone()).or_insert(now)) >= LEFT_FOR
-            {
+            } else if needs(slot) && (slot.lost || slot.keeps && left(slot)) {
                 todo.push(Tend::Renew(slot.name.clone()));
             }
         }
@@ -173,13 +178,14 @@ mod tests {
         text.split_whitespace().map(|n| n.parse().unwrap()).collect()
     }
 
-    /// `name`, `!` behind it: in use, `+` behind it: keeps something, `-` behind it: invalidated.
+    /// `name`, `!` behind it: in use, `+`: keeps something, `-`: invalidated, `?`: its node may still want it.
     fn slots(text: &str) -> Vec<Slot> {
         let one = |word: &str| Slot {
-            name: word.trim_end_matches(['!', '+', '-']).into(),
+            name: word.trim_end_matches(['!', '+', '-', '?']).into(),
             active: word.contains('!'),
             keeps: word.contains('+'),
             lost: word.contains('-'),
+            unused: !word.contains('?'),
         };
         text.split_whitespace().map(one).collect()
     }
@@ -198,6 +204,18 @@ mod tests {
         check(left, 0, "a b", "", "Make a Make b");
         check(left, 0, "a", "a c! d d2+", "Drop d Drop d2");
         check(left, 0, "", "a!+", "");
+    }
+
+    /// A standby whose agent has not read that none are needed any more makes its slot, and connects a moment later.
+    #[test]
+    fn a_slot_that_is_not_needed_is_dropped_at_once_only_where_its_node_does_without() {
+        let left = &mut Left::default();
+        check(left, 0, "", "a?", "");
+        check(left, 1, "", "a?!+", "");
+        check(left, 2, "", "a?+", "");
+        check(left, 11, "", "a?+", "");
+        check(left, 12, "", "a?+ b?", "Drop a");
+        check(left, 13, "", "b", "Drop b");
     }
 
     #[test]

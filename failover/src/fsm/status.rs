@@ -305,6 +305,7 @@ impl Planner {
             why.push(format!("commits past {} (term {}) are on no standby for certain: {}", s.since, s.term, s.why));
         }
         why.extend(self.impostors(now, primary));
+        why.extend(self.in_doubt().map(|b| b.to_string()));
         let as_promised = why.is_empty();
         if policy.mode == Mode::Async {
             why.push("async mode: what no standby has received would be lost".into());

@@ -225,6 +225,7 @@ mod tests {
             sync_names: String::new(),
             followers: followers.iter().map(follower).collect(),
             impostors: Vec::new(),
+            doubted: Vec::new(),
         }
     }
 

@@ -275,6 +275,7 @@ mod tests {
             system_id: None,
             host: name.to_owned(),
             standing: Standing { zone: (name == "n3").then(|| "west".to_owned()), ..Standing::default() },
+            slots: true,
         };
         let chosen = phase != Phase::Recruiting;
         Records {

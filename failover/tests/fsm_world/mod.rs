@@ -59,6 +59,7 @@ fn member(node: &NodeId, i: u16) -> MemberRecord {
         system_id: None,
         host: "h".into(),
         standing: Standing::default(),
+        slots: true,
     }
 }
 
@@ -141,10 +142,11 @@ impl World {
                 self.bump();
                 self.read();
             }
-            // A node that does not vote has registered.
+            // A node has registered; one that does not vote, if it is not known.
             "member" => {
                 let node: NodeId = words.parse()?;
-                let member = member(&node, 9);
+                let mut member = self.records.members.get(&node).cloned().unwrap_or_else(|| member(&node, 9));
+                member.slots = !words.flag("slotless");
                 self.records.members.insert(node, member);
                 self.bump();
                 self.read();
@@ -295,7 +297,7 @@ impl World {
 
     /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|full|refused|ok]
     /// [sql_answers] [accepts=MS] [full] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=] [opened=]
-    /// [policy=EPOCH[:K]] [ending]`; what is not said is as in a healthy cluster.
+    /// [policy=EPOCH[:K]] [ending] [doubted=NODES] [room=SLOTS]`; what is not said is as in a healthy cluster.
     fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
         let term = self.records.term.as_ref().map_or(Term(1), |t| t.value.term);
@@ -338,6 +340,7 @@ impl World {
             fsync_probe_ms: words.optional("fsync")?.or(Some(1)),
 
             trouble: None,
+            slot_room: words.optional("room")?,
             ending: words.flag("ending"),
             policy: self.known_policy(words)?,
         };

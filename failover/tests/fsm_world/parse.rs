@@ -118,6 +118,7 @@ pub(super) fn postgres(
                 all
             },
             impostors: words.optional::<String>("impostors")?.map(|i| i.replace('_', " ")).into_iter().collect(),
+            doubted: words.optional::<String>("doubted")?.map_or_else(Vec::new, |l| nodes(&l)),
         }),
         "standby" => PostgresState::Standby(Standby {
             timeline,

@@ -18,6 +18,7 @@ pub(crate) fn member(i: usize) -> MemberRecord {
         host: format!("h{i}"),
         // One that is liked better than the others.
         standing: Standing { priority: if i == 1 { 110 } else { 100 }, ..Standing::default() },
+        slots: true,
     }
 }
 

@@ -305,6 +305,7 @@ impl World {
                 sync_names,
                 followers,
                 impostors: Vec::new(),
+                doubted: Vec::new(),
             }),
         };
         let sighting = node.seen.clone().map(|(node, term, agent, sql)| {
@@ -331,6 +332,7 @@ impl World {
             lease_left_ms: None,
             fsync_probe_ms: Some(if node.flushes(now) { 1 } else { now.since(node.disk.0).as_millis() as u64 }),
             trouble: None,
+            slot_room: None,
             ending: node.is_ending(now),
             policy: None,
         }

@@ -113,6 +113,16 @@ impl fmt::Display for Blocker {
                 have.len(),
                 list(have)
             ),
+            Self::TooFewSlots { node, needed, room: Some(room) } => write!(
+                f,
+                "{node} has room for {room} replication slots of {needed} needed (max_replication_slots): where commits wait \
+                 for two standbys or more, each streams through one"
+            ),
+            Self::TooFewSlots { node, .. } => write!(
+                f,
+                "the agent of {node} knows of no replication slots, through which standbys stream where commits wait for two \
+                 or more: upgrade it first"
+            ),
             Self::NotPaused => f.write_str("changes of primary are not paused"),
             Self::BudgetSpent { failovers, window_ms, next_in_ms: Some(next) } => {
                 write!(f, "{failovers} automatic failovers within {window_ms} ms; the next is allowed in {next} ms")
@@ -149,6 +159,12 @@ impl fmt::Display for Blocker {
             Self::Suspended { since, term } => {
                 write!(f, "commits past {since} (term {term}) were acknowledged without a standby")
             }
+            Self::CommitsInDoubt { nodes, lsn, term } => write!(
+                f,
+                "commits before {lsn} (term {term}) may be only with somebody else under the name of {}: the old primary has \
+                 them, another only by a failover with --allow-data-loss",
+                list(nodes)
+            ),
             Self::TooFewFollowers { needed, have, record_lsn } => write!(
                 f,
                 "{needed} standbys must have received {record_lsn} to open, {} have ({})",

@@ -39,6 +39,7 @@ fn agent(node: &str, promise: u64, epoch: u64, postgres: PostgresState) -> Agent
         lease_left_ms: None,
         fsync_probe_ms: None,
         trouble: None,
+        slot_room: None,
         ending: false,
         policy: Some(policy(epoch, 1)),
     }
@@ -52,6 +53,7 @@ fn primary(timeline: u32) -> PostgresState {
         sync_names: String::new(),
         followers: Vec::new(),
         impostors: Vec::new(),
+        doubted: Vec::new(),
     })
 }
 
