@@ -105,7 +105,8 @@ fn a_recruit_that_knows_of_a_term_that_was_given_up_follows_the_next() {
         let (record, revision) = c.begin().await;
         let (term, promoted) = c.failover_unopened(record, revision, a, &[a, b]).await;
         assert_eq!((term, promoted.fork.lsn), (Term(3), base.lsn));
-        // Its last words are not waited for: the agent ends what a postmaster leaves behind, its log's writer, too.
+        // The agent ends what a postmaster leaves behind; but its log's writer has time for what it said last.
+        until("its last words", async || (said("database system is shut down") > 0).then_some(())).await;
         until("the new start's words", async || (said("starting PostgreSQL") > starts).then_some(())).await;
         c.open(a).await;
         c.sql(a).await.batch_execute("CREATE TABLE t AS SELECT 1").await.unwrap();

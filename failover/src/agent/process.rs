@@ -3,17 +3,22 @@
 //! A process is ours when it is called `postgres` and its working directory is our data directory: every PostgreSQL
 //! process changes there, also the backends that a killed postmaster leaves behind, which belong to no process group
 //! or parent of ours any more. A zombie has no working directory, so it never counts as alive.
+//!
+//! The writer of the log is let end by itself: it has no part in the data, and what the others said last to write.
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::fs;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
+
+/// So long the writer of the log may take for what was said last.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Become the one to whom orphans below us are given, so that they can be reaped and none stays a zombie.
 pub(crate) fn adopt_orphans() -> io::Result<()> {
@@ -90,6 +95,42 @@ fn is_name_of_postgres(comm: &[u8]) -> bool {
     matches!(comm.trim_ascii_end(), b"postgres" | b"postmaster")
 }
 
+/// The writer of the log (`logging_collector`). It has given up the shared memory, without which nothing can be written to the
+/// data, whatever an extension may call its processes.
+fn is_log_writer(pid: Pid) -> bool {
+    let title = fs::read(format!("/proc/{pid}/cmdline"));
+    // address perms offset device inode path
+    let shares =
+        |line: &str| line.split_whitespace().nth(1).is_none_or(|perms| perms.contains('w') && perms.ends_with('s'));
+    let alone = || fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.lines().any(shares));
+    title.is_ok_and(|title| is_title_of_log_writer(&title)) && alone()
+}
+
+/// `postgres: logger`, with the cluster's name in between if it has one. A session's title goes on behind its user's name.
+fn is_title_of_log_writer(title: &[u8]) -> bool {
+    let title = title.strip_prefix(b"postgres: ").unwrap_or_default();
+    let end = title.iter().rposition(|b| !matches!(b, 0 | b' ')).map_or(0, |last| last + 1);
+    title[..end] == *b"logger" || title[..end].ends_with(b": logger")
+}
+
+/// They end at the end of their pipe, when they have written what is in it, if nobody else has kept its other end.
+fn let_end(writers: &[Pid]) {
+    for pid in writers {
+        let pid = *pid;
+        match Death::of(pid) {
+            Ok(None) => {}
+            Ok(Some(death)) => drop(tokio::spawn(async move {
+                if tokio::time::timeout(LAST_WORDS, death.wait()).await.is_err() {
+                    death.hasten();
+                    death.wait().await;
+                }
+                reap_one(pid);
+            })),
+            Err(_) => send(pid, Signal::SIGKILL),
+        }
+    }
+}
+
 /// Send a signal; a process that is gone is no error.
 pub(crate) fn send(pid: Pid, signal: Signal) {
     match kill(pid, signal) {
@@ -98,7 +139,8 @@ pub(crate) fn send(pid: Pid, signal: Signal) {
     }
 }
 
-/// SIGKILL everything of `data` until nothing is left, at most `bound`. False: something is still there.
+/// SIGKILL everything of `data` until nothing is left, at most `bound`. False: something is still there. The writer of the log
+/// may outlive this by [`LAST_WORDS`].
 ///
 /// # Errors
 /// When it cannot be seen what is left, not even at the end of `bound`.
@@ -108,19 +150,24 @@ pub(crate) fn send(pid: Pid, signal: Signal) {
 pub(crate) async fn kill_all(data: &Path, bound: Duration, still: impl Fn() -> bool) -> io::Result<bool> {
     let deadline = tokio::time::Instant::now() + bound;
     loop {
-        let left = of_directory(data);
-        if left.as_ref().is_ok_and(Vec::is_empty) {
+        let found = of_directory(data).map(|all| all.into_iter().partition::<Vec<_>, _>(|pid| !is_log_writer(*pid)));
+        if let Ok((left, writers)) = &found
+            && left.is_empty()
+        {
+            if still() {
+                let_end(writers);
+            }
             reap();
             return Ok(true);
         }
         if !still() {
             return Ok(false);
         }
-        for pid in left.iter().flatten() {
+        for pid in found.iter().flat_map(|(left, _)| left) {
             send(*pid, Signal::SIGKILL);
         }
         if tokio::time::Instant::now() >= deadline {
-            return left.map(|_| false);
+            return found.map(|_| false);
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
         reap();
@@ -219,6 +266,13 @@ impl Death {
             std::future::pending::<()>().await;
         }
     }
+
+    /// SIGKILL it: this very process, and no other that has its number by now.
+    fn hasten(&self) {
+        let (fd, no_info) = (self.0.get_ref().as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: pidfd_send_signal reads the descriptor, which is open, and no memory where there is no siginfo.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, no_info, 0) };
+    }
 }
 
 #[cfg(test)]
@@ -241,6 +295,23 @@ mod tests {
         fs::remove_file(&file).unwrap();
         fs::create_dir(&file).unwrap();
         postmaster_of(data.path()).unwrap_err();
+    }
+
+    #[test]
+    fn the_writer_of_the_log_is_known_by_its_title_and_by_having_no_shared_memory() {
+        for (title, is) in [
+            (&b"postgres: logger \0\0\0"[..], true),
+            (b"postgres: n1: logger", true),
+            (b"postgres: n1: checkpointer ", false),
+            (b"postgres: n1: logger shop [local] idle", false),
+            (b"postgres: n1: app logger [local] idle", false),
+            (b"postgres: n1: my logger", false),
+            (b"logger", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_title_of_log_writer(title), is, "{}", String::from_utf8_lossy(title));
+        }
+        assert!(!is_log_writer(Pid::this()));
     }
 
     #[tokio::test]
