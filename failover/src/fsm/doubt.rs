@@ -39,14 +39,29 @@ impl Doubts {
             let mut nodes = self.doubt.take().filter(|d| d.term == term).map(|d| d.nodes).unwrap_or_default();
             nodes.extend(doubted);
             self.doubt = Some(Doubt { term, lsn: primary.flush_lsn, nodes });
-            return;
         }
-        let have = |lsn: Lsn, (voters, k): (&[NodeId], u32)| {
-            let has =
-                |n: &&NodeId| *n != node && primary.followers.iter().any(|f| f.node == **n && f.flush_lsn >= Some(lsn));
-            voters.iter().filter(has).count() >= k as usize
+    }
+
+    /// Is it over, by what there is now? `primary`: of that term, `node`, unless it is gone. `own`: up to where a node's own
+    /// agent says that it has received that term's WAL. Who streams under a name that somebody else has had may be that one.
+    pub fn settle(
+        &mut self,
+        term: Term,
+        policy: &PolicyRecord,
+        (node, primary): (&NodeId, Option<&Primary>),
+        own: impl Fn(&NodeId) -> Option<Lsn>,
+    ) {
+        let streams = |n: &NodeId, lsn: Lsn| {
+            let rows = primary.map_or(&[][..], |p| &p.followers);
+            rows.iter().any(|f| f.node == *n && f.flush_lsn >= Some(lsn))
         };
-        let over = |d: &Doubt| d.term != term || policy.quorums().all(|quorum| have(d.lsn, quorum));
+        let goes_on = primary.is_some_and(|p| p.doubted.iter().any(|n| n != node && policy.counts(n)));
+        let over = |d: &Doubt| {
+            let has = |n: &&NodeId| *n != node && (own(n) >= Some(d.lsn) || !d.nodes.contains(*n) && streams(n, d.lsn));
+            let enough = |(voters, k): (&[NodeId], u32)| voters.iter().filter(has).count() >= k as usize;
+            // A term that has ended is decided by what its successor finds.
+            d.term == term && !goes_on && policy.quorums().all(enough)
+        };
         self.doubt = self.doubt.take().filter(|d| !over(d));
     }
 
@@ -67,8 +82,14 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// n1 at `flush`; `followers` as `n2=LSN`.
+    fn position(text: &str) -> (NodeId, Lsn) {
+        let (node, lsn) = text.split_once('=').unwrap();
+        (n(node), Lsn(lsn.parse().unwrap()))
+    }
+
+    /// n1 at `flush`; `followers` as `n2=LSN`, and behind a `|` what the nodes' own agents say.
     fn told(doubts: &mut Doubts, term: u64, flush: u64, followers: &str, doubted: &[&str]) -> Option<(u64, String)> {
+        let (followers, own) = followers.split_once('|').unwrap_or((followers, ""));
         let policy = PolicyRecord {
             epoch: 1,
             voters: ["n1", "n2", "n3", "n4"].map(n).to_vec(),
@@ -80,9 +101,9 @@ mod tests {
             rearmed: None,
         };
         let follower = |text: &str| {
-            let (node, lsn) = text.split_once('=').unwrap();
-            let (state, flush_lsn) = ("streaming".into(), Some(Lsn(lsn.parse().unwrap())));
-            Follower { node: n(node), state, flush_lsn, replay_lsn: None, sync_state: String::new() }
+            let (node, flush_lsn) = position(text);
+            let (state, flush_lsn) = ("streaming".into(), Some(flush_lsn));
+            Follower { node, state, flush_lsn, replay_lsn: None, sync_state: String::new() }
         };
         let primary = Primary {
             timeline: TimelineId(7),
@@ -94,6 +115,8 @@ mod tests {
             doubted: doubted.iter().map(|name| n(name)).collect(),
         };
         doubts.hear(Term(term), &policy, &n("n1"), &primary);
+        let own = |node: &NodeId| own.split_whitespace().map(position).find(|(n, _)| n == node).map(|(_, lsn)| lsn);
+        doubts.settle(Term(term), &policy, (&n("n1"), Some(&primary)), own);
         let names = |d: &Doubt| d.nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(" ");
         doubts.of(Term(term)).map(|d| (d.lsn.0, names(d)))
     }
@@ -104,11 +127,14 @@ mod tests {
         let of = |lsn, nodes: &str| Some((lsn, nodes.to_owned()));
         assert_eq!(told(d, 7, 100, "n2=100 n3=100", &[]), None);
         assert_eq!(told(d, 7, 200, "n2=200 n3=100", &["n2"]), of(200, "n2"));
-        assert_eq!(told(d, 7, 300, "n2=300 n3=100", &["n3"]), of(300, "n2 n3"));
-        assert_eq!(told(d, 7, 400, "n2=400 n2=400 n3=299", &[]), of(300, "n2 n3"), "one node counts once");
-        assert_eq!(told(d, 7, 400, "n1=400 n2=400 n5=400", &[]), of(300, "n2 n3"), "only voters count");
-        assert_eq!(told(d, 7, 400, "n2=400 n4=300", &[]), None);
-        // What was in doubt of an earlier term was decided with it.
+        assert_eq!(told(d, 7, 300, "n2=300 n3=300 n4=300", &["n2"]), of(300, "n2"), "it goes on");
+        assert_eq!(told(d, 7, 400, "n3=400 n3=400 n4=299", &[]), of(300, "n2"), "one node counts once");
+        assert_eq!(told(d, 7, 400, "n1=400 n3=400 n5=400", &[]), of(300, "n2"), "only voters count");
+        assert_eq!(told(d, 7, 400, "n2=400 n3=400", &[]), of(300, "n2"), "who streams as n2 may be the other one");
+        assert_eq!(told(d, 7, 400, "n2=400 n3=400|n2=299", &[]), of(300, "n2"));
+        assert_eq!(told(&mut d.clone(), 7, 400, "n3=400 n4=300", &[]), None);
+        assert_eq!(told(d, 7, 400, "n2=400 n3=400|n2=300", &[]), None, "its own agent says so");
+        // What was in doubt of an earlier term is decided with it.
         told(d, 7, 500, "", &["n2"]);
         assert_eq!(told(d, 8, 600, "", &[]), None);
         // The primary waits neither for itself nor for who does not vote.

@@ -125,6 +125,25 @@ impl Observed {
         agent.refused_since = None;
         agent.heard_at = Some(now);
         agent.state = Some(state);
+        self.settle_doubt();
+    }
+
+    fn settle_doubt(&mut self) {
+        let (Some(term), Some(policy)) = (self.term(), self.policy()) else { return };
+        let Some(node) = &term.node else { return };
+        let (timeline, told) =
+            (term.term.timeline(), |n: &NodeId| self.agents.get(n)?.state.as_ref().map(|s| &s.postgres));
+        let primary = match told(node) {
+            Some(PostgresState::Primary(p)) if Some(p.timeline) == timeline => Some(p),
+            _ => None, // what it has told before is all that there is
+        };
+        let own = |n: &NodeId| match told(n) {
+            Some(PostgresState::Standby(s)) if Some(s.timeline) == timeline => Some(s.receive_lsn),
+            _ => None,
+        };
+        let mut doubts = self.doubts.clone();
+        doubts.settle(term.term, policy, (node, primary), own);
+        self.doubts = doubts;
     }
 
     fn watch_progress(&mut self, now: Instant, state: &AgentState) {
