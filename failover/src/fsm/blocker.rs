@@ -294,6 +294,13 @@ pub enum Blocker {
         /// Until they cannot any more.
         left_ms: u64,
     },
+    /// Too few nodes were frozen to fence an old primary of a strict cluster: proxies beside it act on views of its term.
+    StrictViews {
+        /// Who was not frozen.
+        unfrozen: Vec<NodeId>,
+        /// Until the views have ended that nobody vouches for.
+        left_ms: u64,
+    },
     /// An automatic failover would lose too much.
     LossTooLarge {
         /// Bytes between the most advanced standby and the primary's last known position.
@@ -495,6 +502,7 @@ impl Blocker {
             Self::LeaseHeld { .. } => "lease_held",
             Self::PolicyLost { .. } => "policy_lost",
             Self::ProxiesBehind { .. } => "proxies_behind",
+            Self::StrictViews { .. } => "strict_views",
             Self::LossTooLarge { .. } => "loss_too_large",
             Self::OldPrimaryAwaited { .. } => "old_primary_awaited",
             Self::Suspended { .. } => "suspended",

@@ -9,6 +9,8 @@ use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
 use crate::record::{Lowered, MOST_FORKS, Mode, Phase, Suspension, TermRecord};
+use crate::view::topology::lengthened;
+use cluster::topology::STRICT_VIEW;
 use cluster::{Instant, Lsn, NodeId, Term};
 use std::time::Duration;
 
@@ -189,17 +191,26 @@ impl Planner {
         }
     }
 
-    /// Without a quorum that fences, a proxy could go on writing to the old primary until its view runs out.
+    /// Without a quorum that fences, a proxy could go on writing to the old primary until its view runs out. Those of a strict
+    /// cluster do that for as long whether they are registered or not, unless the old primary's agent vouches on.
     pub(super) fn proxies_behind(&self, now: Instant, round: &Round) -> Option<Blocker> {
-        // Recruits that an operator made do with may leave the old primary enough standbys to be acknowledged by.
-        let fenced_by_quorum = round.policy.protects() && !round.begin.allow_loss;
-        if fenced_by_quorum || round.prev.is_none() {
+        let unfrozen = round.unfenced();
+        if round.prev.is_none() || round.policy.protects() && unfrozen.is_empty() {
             return None;
         }
-        let left = self.settings.proxy_lease.saturating_sub(now.since(round.started));
+        let strict = round.policy.protects() && round.policy.mode == Mode::Strict;
+        let lasts = if strict { lengthened(STRICT_VIEW) } else { self.settings.proxy_lease };
+        let left = lasts.saturating_sub(now.since(round.started));
+        if left.is_zero() {
+            return None;
+        }
+        let left_ms = millis(left);
+        if strict {
+            return Some(Blocker::StrictViews { unfrozen, left_ms });
+        }
         let behind = self.seen.records.proxies.iter().filter(|(_, p)| p.term < round.term);
         let proxies: Vec<String> = behind.map(|(id, p)| format!("{id} (term {})", p.term)).collect();
-        (!proxies.is_empty() && !left.is_zero()).then(|| Blocker::ProxiesBehind { proxies, left_ms: millis(left) })
+        (!proxies.is_empty()).then_some(Blocker::ProxiesBehind { proxies, left_ms })
     }
 
     fn suspension(&self, round: &Round, followers: &[NodeId], needed: u32, record_lsn: Lsn) -> Suspension {
@@ -236,6 +247,9 @@ impl Planner {
             observed(&mut round.journal, format!("commits past {} are not protected: {}", s.since, s.why));
         }
         open.in_flight = true;
+        if let Some(left) = round.left_unfenced() {
+            observed(&mut round.journal, left);
+        }
         round.suspend.clone_from(&suspend);
         let (term, term_revision, policy_revision) = (round.term, round.revision, round.policy_revision);
         let command = Command::Open(Open { term, term_revision, suspend, policy_revision });

@@ -11,9 +11,10 @@ use crate::fsm::catch_up::CatchingUp;
 use crate::fsm::observe::At;
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
+use crate::fsm::sync_set;
 use crate::record::{Cause, JournalRecord, Phase, PolicyRecord, Suspension, Tenure, TermRecord};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Why and how a term is to begin.
@@ -128,6 +129,34 @@ impl Ask {
 }
 
 impl Round {
+    /// An operator made do with recruits that may leave the old primary enough standbys to be acknowledged by: who may do so.
+    pub(super) fn unfenced(&self) -> Vec<NodeId> {
+        // Who is promoted was frozen, by an earlier leader if not by this one.
+        let chosen = match &self.step {
+            Step::Recruiting => None,
+            Step::Choosing(choice) | Step::Promoting(choice) | Step::Recording(choice, _) => Some(&choice.node),
+            Step::Opening { node, .. } => Some(node),
+        };
+        let frozen: BTreeSet<NodeId> = self.frozen.keys().chain(chosen).cloned().collect();
+        let suffice = sync_set::sufficient(&self.policy, self.prev.as_ref(), &frozen);
+        if !self.begin.allow_loss || !self.policy.protects() || suffice {
+            return Vec::new();
+        }
+        let voters: BTreeSet<&NodeId> = self.policy.quorums().flat_map(|(voters, _)| voters).collect();
+        voters.into_iter().filter(|v| !frozen.contains(*v)).cloned().collect()
+    }
+
+    /// The same for who has allowed it.
+    pub(super) fn left_unfenced(&self) -> Option<String> {
+        let (prev, unfrozen) = (self.prev.as_ref()?, self.unfenced());
+        let asked = format!(
+            "nobody has frozen {}: {} may go on acknowledging to proxies that its agent reaches; make sure that it is down",
+            list(&unfrozen),
+            prev.node
+        );
+        (!unfrozen.is_empty()).then_some(asked)
+    }
+
     /// The term of that record, made for `begin`'s reasons, from `step` on.
     pub(super) fn new(
         now: Instant,
@@ -376,9 +405,10 @@ impl Planner {
         (self.saw_primary, self.told_open) = (round.term, round.term);
         self.seen.term_known_since = now;
         self.rearm_not_before = now + self.settings.retry;
+        let unfenced = round.left_unfenced();
         let journal = Box::new(round.journal);
         if let Some(op) = round.begin.op {
-            let answer = outcome(&op, round.term, round.begin.home.as_ref(), &journal);
+            let answer = outcome(&op, round.term, round.begin.home.as_ref(), (&journal, unfenced));
             out.push(Action::Answer { id: op.id, answer: Box::new(answer) });
         }
         out.push(Action::Ended { cause: round.begin.cause, active: true, journal });
@@ -463,7 +493,12 @@ const fn step_word(step: &Step) -> &'static str {
 }
 
 /// What an operator is told when the term is open.
-fn outcome(op: &Op, term: Term, home: Option<&NodeId>, journal: &JournalRecord) -> Answer {
+fn outcome(
+    op: &Op,
+    term: Term,
+    home: Option<&NodeId>,
+    (journal, unfenced): (&JournalRecord, Option<String>),
+) -> Answer {
     let node = journal.to.clone();
     let name = node.as_ref().map_or_else(String::new, ToString::to_string);
     let detail = list(&journal.observed);
@@ -477,7 +512,8 @@ fn outcome(op: &Op, term: Term, home: Option<&NodeId>, journal: &JournalRecord) 
             Answer::Failed { why, journal: Some(Box::new(journal.clone())) }
         }
         _ => {
-            let note = format!("{name} is primary in term {term}");
+            let unfenced = unfenced.map(|u| format!("; {u}")).unwrap_or_default();
+            let note = format!("{name} is primary in term {term}{unfenced}");
             Answer::Done { term, node, note, journal: Some(Box::new(journal.clone())) }
         }
     }

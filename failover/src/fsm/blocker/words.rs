@@ -149,6 +149,12 @@ impl fmt::Display for Blocker {
             Self::ProxiesBehind { proxies, left_ms } => {
                 write!(f, "proxies that may act on an older term: {}; at most {left_ms} ms more", list(proxies))
             }
+            Self::StrictViews { unfrozen, left_ms } => write!(
+                f,
+                "{} were not frozen and may acknowledge to proxies that act on the older term; at most {left_ms} ms more where \
+                 no agent vouches for that",
+                list(unfrozen)
+            ),
             Self::LossTooLarge { bytes, limit } => {
                 write!(f, "a failover now would lose {bytes} bytes of WAL, the limit is {limit}")
             }
