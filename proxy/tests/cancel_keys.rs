@@ -20,6 +20,8 @@ struct Client {
     secret: Vec<u8>,
     /// Version told by NegotiateProtocolVersion.
     negotiated: Option<u32>,
+    /// What comes first on each of its connections.
+    header: &'static [u8],
 }
 
 fn frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
@@ -33,12 +35,16 @@ fn frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
 }
 
 fn log_in(port: u16, minor: u8, extra: &[(&str, &str)]) -> Client {
+    log_in_behind(b"", port, minor, extra)
+}
+
+fn log_in_behind(header: &'static [u8], port: u16, minor: u8, extra: &[(&str, &str)]) -> Client {
     let mut stream = dial(port);
     let mut out = Vec::new();
     write_startup(&mut out, [("user", "app"), ("database", "app")].into_iter().chain(extra.iter().copied()));
     out[7] = minor;
-    stream.write_all(&out).expect("the endpoint reads");
-    let mut client = Client { stream, pid: 0, secret: Vec::new(), negotiated: None };
+    stream.write_all(&[header, &out].concat()).expect("the endpoint reads");
+    let mut client = Client { stream, pid: 0, secret: Vec::new(), negotiated: None, header };
     loop {
         let (kind, frame) = frame(&mut client.stream);
         let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().expect("four bytes"));
@@ -80,7 +86,8 @@ fn cancelled_through(cluster: &Cluster, client: &mut Client, port: u16) {
     forged[0] ^= 1;
     for secret in [&forged, &client.secret] {
         let mut request = dial(port);
-        request.write_all(&long_cancel_request(client.pid, secret)).expect("the endpoint reads");
+        let sent = [client.header, &long_cancel_request(client.pid, secret)].concat();
+        request.write_all(&sent).expect("the endpoint reads");
         assert_eq!(request.read(&mut [0]).expect("it is closed"), 0);
     }
     // The columns of the result come before.
@@ -116,7 +123,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn start() -> Self {
+    fn start(set: impl FnOnce(&mut proxy::config::Raw)) -> Self {
         let scratch = tempfile::tempdir().expect("a scratch directory");
         let secret = scratch.path().join("secret");
         std::fs::write(&secret, "a secret that two processes share\n").expect("scratch is writable");
@@ -127,6 +134,7 @@ impl Pair {
             raw.cancel.id = 1;
             raw.cancel.secret_file = Some(secret.clone());
             raw.cancel.peers = vec![format!("2=127.0.0.1:{second}")];
+            set(raw);
             let mut config = raw.clone();
             config.listen = ([127, 0, 0, 1], second).into();
             config.cancel.id = 2;
@@ -143,10 +151,23 @@ impl Pair {
 
 #[test]
 fn a_request_reaches_the_process_whose_session_it_means() {
-    let pair = Pair::start();
+    let pair = Pair::start(|_| {});
     let [first, second] = pair.ports;
     for (minor, session, request) in [(0, first, second), (2, first, second), (2, second, first), (0, second, second)] {
         let mut client = log_in(session, minor, &[]);
+        cancelled_through(&pair.cluster, &mut client, request);
+    }
+}
+
+/// Who comes from the network of a proxy before ours begins with a header, but for the other process: what it passes on is
+/// proven by the key.
+#[test]
+fn a_request_is_passed_on_between_processes_that_are_told_their_clients() {
+    let pair = Pair::start(|raw| raw.proxy_protocol_from = vec!["127.0.0.0/8".to_owned()]);
+    let [first, second] = pair.ports;
+    let header = b"PROXY TCP4 192.0.2.9 10.0.0.2 1 2\r\n";
+    for (minor, session, request) in [(0, first, second), (2, second, first)] {
+        let mut client = log_in_behind(header, session, minor, &[]);
         cancelled_through(&pair.cluster, &mut client, request);
     }
 }
@@ -168,7 +189,7 @@ fn ask(client: &mut Client, sql: &str) -> Option<String> {
 
 #[test]
 fn a_request_never_hits_the_clients_own_next_statement() {
-    let pair = Pair::start();
+    let pair = Pair::start(|_| {});
     let mut clients = [log_in(pair.ports[0], 0, &[]), log_in(pair.ports[1], 2, &[])];
     // This one keeps its server between the two statements, the other need not.
     assert_eq!(ask(&mut clients[1], "create temp table pin()"), None);

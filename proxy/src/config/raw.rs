@@ -121,7 +121,8 @@ pub struct Raw {
     /// Mode of that socket, octal. Default 0777: who may come in is the rules' business, as in PostgreSQL.
     pub unix_socket_permissions: String,
     /// Networks of trusted proxies before this one. They must begin each connection with a PROXY protocol header,
-    /// version 1 or 2, and the client's address is what it says. Default none: nobody else tells an address.
+    /// version 1 or 2, and the client's address is what it says; only cancel requests that `proxy.cancel.peers` pass on
+    /// have none. Default none: nobody else tells an address.
     pub proxy_protocol_from: Vec<String>,
     /// TLS towards clients.
     pub tls: tls::ClientRaw,

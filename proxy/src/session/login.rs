@@ -343,6 +343,13 @@ impl Greeter<'_> {
         if !self.w.config().proxy_protocol_from.iter().any(|n| n.contains(proxy.ip())) {
             return Ok(());
         }
+        while proxied::may_be_cancel(&self.buf) {
+            if self.buf.len() >= proxied::CANCEL_BEGINS {
+                // Of another process of ours, which passes it on: it is proven by its key.
+                return Ok(());
+            }
+            self.more().await?;
+        }
         loop {
             match proxied::origin(&self.buf, proxy) {
                 Ok(None) => self.more().await?,

@@ -13,7 +13,8 @@ const MAX_SECRET: usize = 256;
 /// The newest minor version of protocol 3 that we speak. 3.1 was never one.
 pub const NEWEST_MINOR: u16 = 2;
 
-const CANCEL: u32 = 80_877_102;
+/// The code of a CancelRequest.
+pub const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSSENC: u32 = 80_877_104;
 
