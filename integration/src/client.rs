@@ -165,6 +165,14 @@ impl Client {
         })
     }
 
+    /// The connection itself, for who may have to end it while this client waits for an answer.
+    ///
+    /// # Errors
+    /// When there is no file descriptor left.
+    pub fn line(&self) -> io::Result<TcpStream> {
+        self.stream.try_clone()
+    }
+
     /// Send bytes as they are.
     ///
     /// # Errors

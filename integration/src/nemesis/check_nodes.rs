@@ -4,7 +4,7 @@
 //! * S8 a node that was rewound or copied is no recruit and no primary before it has replayed what it once held, and does not
 //!   connect ahead to who is to be the primary;
 //! * S9 promises grow, over restarts too, and an agent acts for no term below its promise; nothing is acknowledged any
-//!   more in a term once all who could confirm it are frozen for a later one;
+//!   more in a term once fewer than k of those who could confirm it are not frozen for a later one;
 //! * S7 where commits wait for two or more, each member has a slot for each other one in the end, and those of the standbys are
 //!   in use at the primary; elsewhere there are none;
 //! * S11 no data is overwritten before its lost WAL was examined, reported and kept.
@@ -12,8 +12,9 @@
 //! An acknowledgement by a node in quarantine needs no check: confirming a position, it has all WAL up to there.
 
 use super::check::Found;
+use super::check_sessions::any_of;
 use super::deeds::Deed;
-use super::told::{Event, Op, Outcome, Told};
+use super::told::{Event, Op, Outcome, Stamp, Told};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -147,22 +148,41 @@ fn tails(told: &Told, node: &str, deeds: &[(Duration, Deed)], found: &mut Found)
     }
 }
 
-/// S9: in strict mode a term is over once every other node is frozen for a later one, as one of them has to confirm.
+/// S9: in strict mode a term is over once too few are left who are not frozen for a later one to confirm a commit.
 fn acknowledged_when_frozen(told: &Told, found: &mut Found) {
     let (Some(began), Some(_)) = (told.began, &told.policy) else { return };
     let write = |e: &&Event| e.outcome == Outcome::Ok && !matches!(e.op, Op::Read { .. } | Op::Total);
     for event in told.events.iter().filter(write) {
         let Some(stamp) = &event.stamp else { continue };
-        let frozen = |deeds: &Vec<(Duration, Deed)>| {
+        let frozen = |node: &str| {
             let later = |d: &&(Duration, Deed)| matches!(d.1, Deed::Frozen(term) if term > stamp.timeline);
-            deeds.iter().find(later).map(|(at, _)| *at)
+            told.deeds.get(node).and_then(|deeds| deeds.iter().find(later)).map(|(at, _)| *at)
         };
-        let others = told.deeds.iter().filter(|(node, _)| **node != stamp.node);
-        let all: Option<Vec<Duration>> = others.map(|(_, deeds)| frozen(deeds)).collect();
-        let Some(at) = all.and_then(|all| all.into_iter().max()) else { continue };
-        if began + event.sent > at {
-            let what = format!("{:?} was sent after all others were frozen for a later term", event.op);
-            found.add("S9", format!("{what}, and {} acknowledged it in term {}", stamp.node, stamp.timeline));
+        let (k, names) = waited_for(told, stamp);
+        let mut all: Vec<Duration> = names.iter().filter_map(|n| frozen(n)).collect();
+        all.sort();
+        // With so many of them frozen fewer than k are left.
+        let Some(at) = names.len().checked_sub(k).and_then(|enough| all.get(enough)) else { continue };
+        if began + event.sent > *at {
+            let frozen =
+                format!("{:?} was sent after {} of {names:?} were frozen for a later term", event.op, all.len());
+            found
+                .add("S9", format!("{frozen}, and {} acknowledged it in term {}, k = {k}", stamp.node, stamp.timeline));
         }
     }
+}
+
+/// Of whom a commit needed how many to be acknowledged. What its statement ran under is in force until a later policy asks for
+/// less, or for others: of a commit that may have been answered then only the least is certain, which is one of all others.
+fn waited_for<'t>(told: &'t Told, stamp: &'t Stamp) -> (usize, Vec<&'t str>) {
+    let others = || told.deeds.keys().map(String::as_str).filter(|n| *n != stamp.node).collect();
+    let Some((k, mut names)) = any_of(&stamp.sync_names) else { return (1, others()) };
+    names.sort_unstable();
+    // While k is being raised both are asked for; its statement ran at that time or later.
+    let mut since = told.asked.iter().skip_while(|asked| asked.most < k);
+    let Some(first) = since.next() else { return (1, others()) };
+    // A list that lacks a voter, or has a name of nobody, is only for a while.
+    let whole = first.voters.iter().map(String::as_str).filter(|v| *v != stamp.node).eq(names.iter().copied());
+    let lasts = since.all(|later| later.least >= k && later.voters == first.voters);
+    if whole && lasts { (k, names) } else { (1, others()) }
 }

@@ -73,18 +73,21 @@ fn protects(policy: &Policy, primary: &str, names: &str, commit: &str) -> Result
         return Err(format!("synchronous_commit is {commit}"));
     }
     let weak = |why: &str| Err(format!("synchronous_standby_names is {names:?}: {why}"));
-    let Some((k, list)) = names.strip_prefix("ANY ").and_then(|n| n.strip_suffix(')')).and_then(|n| n.split_once('('))
-    else {
-        return weak("not of ANY");
-    };
-    if k.trim().parse::<usize>().ok().is_none_or(|k| k < policy.k) {
+    let Some((k, list)) = any_of(names) else { return weak("not of ANY") };
+    if k < policy.k {
         return weak(&format!("fewer than {}", policy.k));
     }
     let counts = |name: &str| name == FENCED || (name != primary && policy.voters.iter().any(|v| v == name));
-    match list.split(',').map(|n| n.trim().trim_matches('"')).find(|n| !counts(n)) {
+    match list.into_iter().find(|n| !counts(n)) {
         Some(name) => weak(&format!("{name} does not count")),
         None => Ok(()),
     }
+}
+
+/// Of how many names any have to confirm, by `synchronous_standby_names`, and which.
+pub(super) fn any_of(names: &str) -> Option<(usize, Vec<&str>)> {
+    let (k, list) = names.strip_prefix("ANY ")?.strip_suffix(')')?.split_once('(')?;
+    Some((k.trim().parse().ok()?, list.split(',').map(|n| n.trim().trim_matches('"')).collect()))
 }
 
 /// S10, and S6 of reads at a primary. In async mode what is lost in the end cannot be asked for.

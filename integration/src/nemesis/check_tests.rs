@@ -1,7 +1,7 @@
 //! Hand-made runs, each with one thing wrong: a checker that finds nothing is worth nothing.
 
 use super::super::deeds::{At, Deed};
-use super::super::told::{Doubts, Lowered, Policy};
+use super::super::told::{Asked, Doubts, Lowered, Policy};
 use super::*;
 use std::time::Duration;
 
@@ -54,9 +54,11 @@ fn sound() -> Told {
         histories: ["n1", "n2"].map(|n| ((2, n.to_owned()), "1\t0/3000000\tno recovery target".to_owned())).into(),
         reported: BTreeMap::new(),
         given_up: BTreeSet::new(),
+        away: BTreeSet::new(),
         doubts: Doubts::default(),
         policy: Some(policy()),
         most: 1,
+        asked: vec![asked(1, 1)],
         at_times: None,
         deeds: deeds().into_iter().map(|(node, all)| (node.to_owned(), all)).collect(),
         promises: ["n1", "n2", "n3"].map(|n| (n.to_owned(), 2)).into(),
@@ -69,6 +71,10 @@ fn sound() -> Told {
 
 fn policy() -> Policy {
     Policy { voters: ["n1", "n2", "n3"].map(str::to_owned).to_vec(), k: 1 }
+}
+
+fn asked(least: usize, most: usize) -> Asked {
+    Asked { least, most, voters: policy().voters.into_iter().collect() }
 }
 
 const KEPT: &str = "/data/n1/lost/2";
@@ -248,6 +254,38 @@ fn every_broken_promise_of_nodes_is_seen() {
     assert_eq!(violations(&told, STRICT), []);
 }
 
+/// How many of the others have to be frozen is a matter of how many have to confirm.
+#[test]
+fn an_acknowledgement_of_two_is_over_when_one_is_frozen() {
+    // Sent at 10 ms with that many to confirm; n2 alone was frozen before.
+    let told = |names: &str, policies: &[Asked]| {
+        let mut told = sound();
+        told.asked = policies.to_vec();
+        did(&mut told, "n2").iter_mut().for_each(|d| d.0 = Duration::from_millis(1_000_005));
+        let append = told.events[1].stamp.as_mut().expect("it was acknowledged");
+        append.sync_names = names.to_owned();
+        told
+    };
+    let (one, both, rising) = ("ANY 1 (n2, n3)", "ANY 2 (n2, n3)", [asked(1, 1), asked(1, 2), asked(2, 2)]);
+    let none = [] as [&str; 0];
+    assert_eq!(broken(&told(one, &rising[..1]), STRICT), none, "n3 confirms");
+    assert_eq!(broken(&told(both, &rising), STRICT), ["S9"]);
+    assert_eq!(broken(&told(both, &rising[..2]), STRICT), ["S9"], "both quorums are asked for by now");
+    for passing in ["ANY 1 (n2, __fenced__)", "ANY 2 (n2)"] {
+        assert_eq!(
+            broken(&told(passing, &rising), STRICT),
+            none,
+            "{passing}: another list may have come before the answer"
+        );
+    }
+    // It may have been answered when one was enough again, or when others were asked for.
+    let lowered = [&rising[..], &[asked(1, 2), asked(1, 1)]].concat();
+    assert_eq!(broken(&told(both, &lowered), STRICT), none);
+    let mut others = [&rising[..], &[asked(2, 2)]].concat();
+    others[3].voters.remove("n3");
+    assert_eq!(broken(&told(both, &others), STRICT), none);
+}
+
 /// A COMMIT whose server was lost was looked for, and its client told what was found: that must be so.
 #[test]
 fn a_commit_that_was_resolved_wrongly_is_seen() {
@@ -333,6 +371,60 @@ fn what_only_a_standby_showed_may_be_left_behind_where_two_confirm_and_who_saw_i
     told.most = 2;
     told.events.push(event(12, Op::Read { list: 1, at_primary: true }, Outcome::Ok, None, &[10, 12]));
     assert_eq!(broken(&told, STRICT), ["S6"]);
+}
+
+/// A node that stays away does not hide what else is wrong.
+#[test]
+fn a_run_in_which_a_node_stays_away_is_judged_all_the_same() {
+    let away = |node: &str| {
+        let mut told = sound();
+        told.nodes.remove(node);
+        told.slots.remove(node);
+        told.away.insert(node.to_owned());
+        told
+    };
+    assert_eq!(broken(&away("n3"), STRICT), ["L2"], "and nothing besides");
+    let cases: [(&str, &[&str], Break); 5] = [
+        ("an acknowledged row is lost", &["L2", "S1"], |t| {
+            everywhere(t, |c| {
+                let _ = c.rows.remove(&1);
+            })
+        }),
+        ("two nodes acknowledge in one term", &["L2", "S2"], |t| {
+            t.events.push(event(45, Op::Insert { id: 2 }, Outcome::Ok, stamp("n3", 2, 800), &[]));
+        }),
+        ("it was promoted too", &["L2", "S4"], |t| did(t, "n3").push((Duration::ZERO, Deed::Promoted(2)))),
+        ("it acted below its promise", &["L2", "S9"], |t| did(t, "n3").push((Duration::ZERO, Deed::Followed(1)))),
+        ("a rewind of what nobody examined", &["L2", "S11"], |t| drop(did(t, "n1").remove(3))),
+    ];
+    for (what, wanted, wrong) in cases {
+        let mut told = away("n3");
+        wrong(&mut told);
+        let found = broken(&told, STRICT);
+        assert!(wanted.iter().all(|w| found.contains(w)), "{what}: {wanted:?} expected, found {found:?}");
+    }
+    // What it alone had in async mode is reported once it is back; what another had is to be there, or reported.
+    for (node, wanted) in [("n1", &["L2"][..]), ("n3", &["L2", "S3"])] {
+        let mut told = away(node);
+        told.policy = None;
+        everywhere(&mut told, |c| {
+            let _ = c.rows.remove(&1);
+        });
+        assert_eq!(broken(&told, ASYNC), wanted, "{node} is away");
+    }
+}
+
+/// Nor does it that no term is open: only what is lost nobody can say then.
+#[test]
+fn a_run_that_ends_without_a_primary_is_judged_by_what_else_is_told() {
+    let nobody = || Told { nodes: BTreeMap::new(), primary: String::new(), slots: BTreeMap::new(), ..sound() };
+    assert_eq!(broken(&nobody(), STRICT), ["L1"]);
+    let mut told = nobody();
+    told.events.push(event(45, Op::Insert { id: 2 }, Outcome::Ok, stamp("n3", 2, 800), &[]));
+    assert!(broken(&told, STRICT).contains(&"S2"));
+    let mut told = nobody();
+    did(&mut told, "n3").push((Duration::ZERO, Deed::Followed(1)));
+    assert_eq!(broken(&told, STRICT), ["L1", "S9"]);
 }
 
 #[test]

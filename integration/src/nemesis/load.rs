@@ -4,8 +4,9 @@
 use super::scenario::Dice;
 use super::told::{Content, Event, OPENING_BALANCE, Op, Outcome, Stamp};
 use crate::client::{Answer, Client, ClientError, Target};
-use std::sync::Arc;
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,6 +20,8 @@ const LISTS: i64 = 6;
 const BLOCK: i64 = 1_000_000;
 /// Between two operations of a client: enough of them, and the cores are left to what is tested.
 const PAUSE: Duration = Duration::from_millis(40);
+/// In the end what goes on is waited for so long; then its connection ends, and nobody knows what became of it.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// Clients of each kind, per proxy.
 const KINDS: [Kind; 6] = [Kind::Insert, Kind::Insert, Kind::Bank, Kind::Bank, Kind::Lists, Kind::Read];
 
@@ -65,8 +68,12 @@ pub struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Vec<Arc<AtomicU64>>,
     threads: Vec<JoinHandle<Vec<Event>>>,
+    lines: Vec<Line>,
     start: Instant,
 }
+
+/// A client's present connection, for who wants to end it.
+type Line = Arc<Mutex<Option<TcpStream>>>;
 
 impl Load {
     /// Start it through every target. When asked for, half of the transfers through the first one wait until a standby has
@@ -88,13 +95,16 @@ impl Load {
     fn of(kinds: &[Kind], pause: Duration, targets: &[Target], seed: u64, to_be_applied: bool) -> Self {
         let (stop, start) = (Arc::new(AtomicBool::new(false)), Instant::now());
         let acknowledged: Vec<Arc<AtomicU64>> = targets.iter().map(|_| Arc::default()).collect();
-        let mut threads = Vec::new();
+        let (mut threads, mut lines) = (Vec::new(), Vec::new());
         for (i, (target, count)) in targets.iter().zip(&acknowledged).enumerate() {
             for kind in kinds.iter().copied() {
                 let number = threads.len();
+                let line = Line::default();
+                lines.push(line.clone());
                 let runner = Runner {
                     target: target.clone(),
                     client: None,
+                    line,
                     pause,
                     to_be_applied: to_be_applied && i == 0,
                     number,
@@ -109,7 +119,7 @@ impl Load {
                 threads.push(std::thread::spawn(move || runner.run(kind, &stop, &count)));
             }
         }
-        Self { stop, acknowledged, threads, start }
+        Self { stop, acknowledged, threads, lines, start }
     }
 
     /// Since it began.
@@ -143,12 +153,22 @@ impl Load {
         now.saturating_sub(self.start.elapsed())
     }
 
-    /// Stop after the present operations, and tell everything.
+    /// Stop after the present operations, which are not waited for long, and tell everything.
     ///
     /// # Panics
     /// When a client's thread panicked.
     pub fn finish(mut self) -> Vec<Event> {
         self.stop.store(true, Ordering::Relaxed);
+        let begun = Instant::now();
+        while begun.elapsed() < ENDS_WITHIN && !self.threads.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for line in &self.lines {
+            if let Some(stream) = &*line.lock().unwrap_or_else(PoisonError::into_inner) {
+                // It may have ended by itself.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
         let threads = std::mem::take(&mut self.threads);
         threads.into_iter().flat_map(|t| t.join().expect("a client does not panic")).collect()
     }
@@ -167,6 +187,7 @@ impl Drop for Load {
 struct Runner {
     target: Target,
     client: Option<Client>,
+    line: Line,
     pause: Duration,
     /// Half of the transfers ask for more than the mode: they are on a standby's disk while they still wait.
     to_be_applied: bool,
@@ -199,6 +220,7 @@ impl Runner {
                 None => match Client::connect(&self.target) {
                     Ok(client) => {
                         self.session += 1;
+                        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = client.line().ok();
                         client
                     }
                     Err(_) => {

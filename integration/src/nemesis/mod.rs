@@ -8,7 +8,7 @@
 //! * [`play`]: what each step does;
 //! * [`load`]: the workload; [`told`]: what it was told; [`deeds`]: what agents did;
 //! * [`check`]: what must hold of that;
-//! * `records`: what the product has on record;
+//! * `records`: what the product has on record; `collect`: that and what nodes hold in the end;
 //! * [`run`]: one run from a healthy cluster to a verdict; [`session`]: many of them, in as few worlds as will do;
 //! * [`outage`]: many failovers of one kind, timed;
 //! * [`saturation`]: no fault at all, on a machine without a free core and with disks that stall.
@@ -16,6 +16,7 @@
 pub mod check;
 mod check_nodes;
 mod check_sessions;
+mod collect;
 pub mod deeds;
 pub mod disk;
 pub mod load;

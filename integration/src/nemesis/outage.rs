@@ -73,7 +73,7 @@ pub fn measure(
 }
 
 fn one(world: &mut World, death: Death, dice: &mut Dice) -> Round {
-    let primary = super::run::prepare(world).expect("a healthy cluster");
+    let primary = super::collect::prepare(world).expect("a healthy cluster");
     // Failovers are seldom a second apart: the last one's primary may have etcd's leader beside it, which its managers move.
     wait_for("etcd to lead from elsewhere than the primary's host", LONG, || match world.etcd_leader() {
         Some(host) if host != primary.primary => Ok(()),

@@ -2,6 +2,7 @@
 
 use super::sandbox::hosts;
 use super::scenario::{Blow, Dice, DiskFault, Step, names_a_host};
+use super::session::attempt;
 use super::world::{ASK_EVERY, PROXIES, World};
 use crate::config_file::NODES;
 use crate::process::signal_all;
@@ -15,8 +16,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Longest that a scenario waits for anything.
-const LONGEST_WAIT: Duration = Duration::from_secs(45);
 /// How often a log is looked at by a step that waits for its words.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -27,6 +26,8 @@ pub struct Play<'w> {
     dice: Dice,
     /// The primary and the term at the beginning.
     old: (String, u64),
+    /// What is waited for until then has not come.
+    until: Instant,
     /// Which of the two standbys is `standby`.
     first: usize,
     operators: Vec<Child>,
@@ -44,11 +45,11 @@ struct Armed {
 }
 
 impl<'w> Play<'w> {
-    /// Begin with the cluster in that term.
-    pub fn new(world: &'w mut World, mut dice: Dice, primary: &str, term: u64) -> Self {
+    /// Begin with the cluster in that term, and wait for nothing longer than until then.
+    pub fn new(world: &'w mut World, mut dice: Dice, primary: &str, term: u64, until: Instant) -> Self {
         let (operators, background, armed, done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let first = dice.below(2) as usize;
-        Self { world, dice, old: (primary.to_owned(), term), first, operators, background, armed, done }
+        Self { world, dice, old: (primary.to_owned(), term), until, first, operators, background, armed, done }
     }
 
     /// Do one step.
@@ -116,7 +117,8 @@ impl<'w> Play<'w> {
             Step::AwaitFailover | Step::AwaitWrites | Step::AwaitOperators | Step::AwaitHeld(_) => self.wait(step)?,
             Step::Heal => {
                 self.world.heal();
-                self.world.healthy(Duration::from_secs(60));
+                let left = self.until.saturating_duration_since(Instant::now());
+                attempt(|| Ok(self.world.healthy(left)))?;
             }
         }
         Ok(())
@@ -283,7 +285,7 @@ impl<'w> Play<'w> {
     fn wait(&mut self, step: &Step) -> Result<(), String> {
         let start = Instant::now();
         let mut last = String::new();
-        while start.elapsed() < LONGEST_WAIT {
+        while Instant::now() < self.until {
             let there = match step {
                 Step::AwaitFailover => match self.world.active() {
                     Ok(now) if now.term > self.old.1 => Ok(()),
@@ -305,7 +307,7 @@ impl<'w> Play<'w> {
             }
             std::thread::sleep(ASK_EVERY);
         }
-        Err(format!("{step:?} took more than {LONGEST_WAIT:?}: {last}"))
+        Err(format!("{step:?} took more than {:?}: {last}", start.elapsed()))
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the product itself has on record of a run: policies, recruits, what was lost, what became of commits in doubt.
 
+use super::collect::Since;
 use super::run::WRITES_AGAIN;
-use super::told::{Doubts, Lowered, Policy, Reported, Told};
+use super::told::{Asked, Doubts, Lowered, Policy, Reported, Told};
 use super::world::{ASK_EVERY, World};
 use crate::config_file::NODES;
 use crate::wait::wait_for;
@@ -19,6 +20,8 @@ pub(super) struct Promise {
     weakest: Option<Policy>,
     /// The most standbys that any of them asked for.
     most: usize,
+    /// What each of them asked for.
+    asked: Vec<Asked>,
     /// When they waited for nobody.
     lowered: Vec<Lowered>,
     /// An operator let data be lost.
@@ -28,7 +31,7 @@ pub(super) struct Promise {
 impl Promise {
     /// Write into what is told of the run what it is to be held to.
     pub(super) fn told(self, reports: &BTreeMap<u64, Value>, told: &mut Told) {
-        told.most = self.most;
+        (told.most, told.asked) = (self.most, self.asked);
         if self.lowered.is_empty() {
             told.policy = self.weakest;
             return;
@@ -39,8 +42,8 @@ impl Promise {
     }
 }
 
-/// The promise since the policy was in that epoch, and the terms that began after that one.
-pub(super) fn promise(world: &World, since: u64, began: u64) -> Result<Promise, String> {
+/// The promise in a run.
+pub(super) fn promise(world: &World, since: Since) -> Result<Promise, String> {
     let history: Value = wait_for("the policies", WRITES_AGAIN, || {
         let verb = world.verb(&["policy", "--history", "--json"]);
         serde_json::from_str(&verb.stdout).map_err(|e| format!("{e}: {verb:?}"))
@@ -52,8 +55,9 @@ pub(super) fn promise(world: &World, since: u64, began: u64) -> Result<Promise, 
         all.push(&now);
     }
     all.sort_by_key(|p| p["epoch"].as_u64());
-    let mut promise = promise_of(&all, since).ok_or_else(|| format!("no policy since epoch {since}: {history}"))?;
-    let lossy = |entry: &Value| entry["term"].as_u64() > Some(began) && entry["data_loss_allowed"] == true;
+    let mut promise =
+        promise_of(&all, since.epoch).ok_or_else(|| format!("no policy since epoch {}: {history}", since.epoch))?;
+    let lossy = |entry: &Value| entry["term"].as_u64() > Some(since.term) && entry["data_loss_allowed"] == true;
     promise.taken_back |= journal(world)["history"].as_array().into_iter().flatten().any(lossy);
     Ok(promise)
 }
@@ -75,14 +79,19 @@ fn promise_of(policies: &[&Value], since: u64) -> Option<Promise> {
         if let Some(low) = low.take() {
             promise.lowered.push(Lowered { until: rearmed(policy), ..low });
         }
+        let mut asked = Asked { least: usize::MAX, ..Asked::default() };
         for quorum in [*policy, &policy["joint"]].into_iter().filter(|q| q["voters"].is_array()) {
             let k = usize::try_from(quorum["k"].as_u64()?).ok()?;
             let names = quorum["voters"].as_array()?.iter().filter_map(|v| Some(v.as_str()?.to_owned()));
+            let names: Vec<String> = names.collect();
+            (asked.least, asked.most) = (asked.least.min(k), asked.most.max(k));
+            asked.voters.extend(names.iter().cloned());
             let all = promise.weakest.get_or_insert_with(|| Policy { voters: Vec::new(), k });
             all.k = all.k.min(k);
             promise.most = promise.most.max(k);
             all.voters.extend(names);
         }
+        promise.asked.push(asked);
     }
     promise.lowered.extend(low);
     (promise != Promise::default()).then_some(promise)
@@ -112,12 +121,13 @@ fn journal(world: &World) -> Value {
     })
 }
 
-/// Our slots on each node, and those that the policy asks for. Agents see to that soon, but not at once.
-pub(super) fn slots(world: &World, primary: &str) -> BTreeMap<String, (Vec<String>, Vec<String>)> {
+/// Our slots on each node, and those that the policy asks for. Agents see to that soon, but not at once. Those of who is away,
+/// there and elsewhere, are nobody's business.
+pub(super) fn slots(world: &World, primary: &str, away: &[&str]) -> BTreeMap<String, (Vec<String>, Vec<String>)> {
     let policy = wait_for("the policy", WRITES_AGAIN, || Ok::<_, String>(world.status()?["policy"].clone()));
     let wanted = [&policy, &policy["joint"]].iter().any(|q| q["k"].as_u64() > Some(1));
     let want = |node: &str| {
-        let others = NODES.into_iter().filter(|n| wanted && *n != node);
+        let others = NODES.into_iter().filter(|n| wanted && *n != node && !away.contains(n));
         others.map(|n| format!("pgtenure_{n}{}", if node == primary { " in use" } else { "" })).collect::<Vec<_>>()
     };
     // Those of standbys nobody uses.
@@ -125,11 +135,13 @@ pub(super) fn slots(world: &World, primary: &str) -> BTreeMap<String, (Vec<Strin
          where starts_with(slot_name::text, 'pgtenure_') order by 1";
     let have = |node: &str| -> Vec<String> {
         let found = world.superuser(node, sql).unwrap_or_else(|e| e);
-        found.lines().map(str::to_owned).collect()
+        let of = |line: &str, node: &str| line.split(' ').next() == Some(&format!("pgtenure_{node}"));
+        found.lines().filter(|line| !away.iter().any(|node| of(line, node))).map(str::to_owned).collect()
     };
     let begun = Instant::now();
     loop {
-        let all: BTreeMap<_, _> = NODES.iter().map(|n| ((*n).to_owned(), (have(n), want(n)))).collect();
+        let there = NODES.iter().filter(|n| !away.contains(n));
+        let all: BTreeMap<_, _> = there.map(|n| ((*n).to_owned(), (have(n), want(n)))).collect();
         if begun.elapsed() > SLOTS_WITHIN || all.values().all(|(have, want)| have == want) {
             return all;
         }
@@ -207,6 +219,8 @@ mod tests {
         changing["joint"] = json!({ "voters": ["n1", "n2", "n3"], "k": 2 });
         let (before, after) = (of(1, 0, &["n9"]), of(5, 2, &["n1", "n2", "n3"]));
         let found = promise_of(&[&before, &changing, &after], 4).unwrap();
+        let asked: Vec<(usize, usize)> = found.asked.iter().map(|a| (a.least, a.most)).collect();
+        assert_eq!(asked, [(1, 2), (2, 2)]);
         let Policy { voters, k } = found.weakest.unwrap();
         assert_eq!((k, found.most, found.lowered.len(), found.taken_back), (1, 2, 0, false));
         assert!(["n1", "n2", "n3"].iter().all(|n| voters.iter().any(|v| v == n)), "{voters:?}");

@@ -1,28 +1,32 @@
 //! One run: from a healthy cluster through a scenario to a verdict.
 
 use super::check::{Rules, Violation, stale_primary_reads, violations};
-use super::deeds::deeds;
-use super::load::{Load, content, create};
+use super::collect::{Since, collect, prepare};
+use super::load::Load;
 use super::play::Play;
 use super::records;
 use super::scenario::{Dice, Expect, Need, Scenario};
 use super::session::attempt;
-use super::told::{Content, Doubts, Event, Outcome, Told};
+use super::told::{Doubts, Event, Outcome, Told};
 use super::world::{Needs, PROXIES, World};
-use crate::client::Client;
 use crate::cluster::Active;
-use crate::config_file::NODES;
 use crate::wait::wait_for;
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+/// A scenario goes on for so long at most, from when its cluster was well: what it waits for then has not come.
+const PLAYED: Duration = Duration::from_secs(25);
 /// After the faults a proxy has to acknowledge again within this. The protocol needs seconds; a machine that runs all
 /// of it, and other things, may need more.
 pub(super) const WRITES_AGAIN: Duration = Duration::from_secs(25);
-/// And every node has to stream within this.
-const NODES_AGAIN: Duration = Duration::from_secs(120);
+/// By then, from the beginning, they must, and every node must stream; then what is there is judged: a run is over within a
+/// minute.
+const GATHERED: Duration = Duration::from_secs(42);
+/// Where not all is well, an open term is waited for no longer.
+const OPEN_WITHIN: Duration = Duration::from_secs(2);
+/// And everything is asked again so often at most when the primary has changed meanwhile.
+const ASKED_AGAIN: usize = 3;
 
 /// What came of a run.
 #[derive(Debug)]
@@ -112,65 +116,56 @@ pub fn needs(scenario: &Scenario) -> Needs {
     }
 }
 
-/// Play a scenario in a world that is healthy, and leave it so.
+/// Play a scenario in a world that is healthy, and leave it so. What does not come about in time is a violation, and whatever
+/// can be asked then is judged all the same.
 ///
 /// # Errors
-/// When the run cannot be judged: the scenario's own waits fail, or the cluster does not come back.
+/// When the run cannot be judged: the cluster is not well before it, or nobody can say what a primary or an agent holds.
 pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict, String> {
-    let began = Instant::now();
     let before = prepare(world)?;
-    let epoch = records::epoch(world);
+    let began = Instant::now();
+    let since = Since { term: before.term, epoch: records::epoch(world) };
     let load = Load::start(&PROXIES.map(|p| world.target(p)), seed, !world.needs().asynchronous);
     load.acknowledges(20, WRITES_AGAIN)?;
+    let mut broken = Vec::new();
+    let mut late = |invariant, found: String| broken.push(Violation { invariant, found });
     let mut dice = Dice::new(seed);
     let steps = scenario.steps(&mut dice);
-    let mut play = Play::new(world, dice, &before.primary, before.term);
-    let mut failed = Ok(());
-    for step in &steps {
-        failed = play.step(step);
-        if failed.is_err() {
-            break;
-        }
+    let mut play = Play::new(world, dice, &before.primary, before.term, began + PLAYED);
+    if let Some(why) = steps.iter().find_map(|step| play.step(step).err()) {
+        late("L7", why);
     }
     play.end();
     let done = std::mem::take(&mut play.done);
     drop(play);
-    failed.map_err(|e| format!("{e}; done: {}", done.join("; ")))?;
 
     world.heal();
     let healed = Instant::now();
-    let mut broken = Vec::new();
-    let mut late = |what: &str, e: String| broken.push(Violation { invariant: "L1", found: format!("{what}: {e}") });
-    if let Err(e) = load.acknowledges(5, WRITES_AGAIN) {
-        late("no acknowledged writes after the faults", e);
+    let left = || GATHERED.saturating_sub(began.elapsed());
+    let again = |load: &Load| load.acknowledges(5, WRITES_AGAIN.min(left()));
+    if let Err(e) = again(&load) {
+        late("L1", format!("no acknowledged writes after the faults: {e}"));
     }
     let writes = healed.elapsed();
-    let back = attempt(|| {
-        world.healthy(NODES_AGAIN);
-        Ok(())
-    });
+    let back = attempt(|| Ok(world.healthy(left())));
     let nodes = healed.elapsed();
-    let (told, after) = match back {
-        Ok(()) => {
-            load.acknowledges(5, WRITES_AGAIN).map_err(|e| format!("after all nodes stream: {e}"))?;
-            let load_began = load.began();
-            let events = load.finish();
-            let after = wait_for("an open term", WRITES_AGAIN, || world.active());
-            let mut told = collect(world, events, &after, before.term, epoch)?;
-            told.began = (!world.needs().clocks).then_some(load_began);
-            let expects = |expect| scenario.expects.contains(&expect);
-            let strict = told.policy.is_some() || expects(Expect::NoLoss);
-            let rules = Rules { strict, no_errors: expects(Expect::NoErrors) };
-            broken.extend(violations(&told, rules));
-            broken.extend(unexpected(scenario, &told, (before.term, after.term)));
-            (told, after.term)
-        }
-        // What the nodes hold cannot be compared then.
+    let all_well = match back {
+        Ok(_) => again(&load).map_err(|e| late("L1", format!("after all nodes stream: {e}"))).is_ok(),
         Err(found) => {
-            broken.push(Violation { invariant: "L2", found });
-            (Told { events: load.finish(), ..Told::default() }, before.term)
+            late("L2", found);
+            false
         }
     };
+    let load_began = load.began();
+    let events = load.finish();
+    let (mut told, after) = at_the_end(world, since, all_well)?;
+    told.events = events;
+    told.began = (!world.needs().clocks).then_some(load_began);
+    let expects = |expect| scenario.expects.contains(&expect);
+    let strict = told.policy.is_some() || expects(Expect::NoLoss);
+    broken.extend(violations(&told, Rules { strict, no_errors: expects(Expect::NoErrors) }));
+    let terms = (before.term, after.map_or(before.term, |now| now.term));
+    broken.extend(unexpected(scenario, &told, terms));
     let (counts, answers) = counts(&told.events);
     Ok(Verdict {
         scenario: scenario.name.clone(),
@@ -180,12 +175,31 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
         counts,
         answers,
         doubts: told.doubts,
-        terms: (before.term, after),
+        terms,
         stale: stale_primary_reads(&told),
         recovered: (writes, nodes),
         outage: longest_gap(&told.events),
         took: began.elapsed(),
     })
+}
+
+/// All that can be asked, and the open term, if there is one. Where not all is well that may change while it is asked.
+fn at_the_end(world: &World, since: Since, all_well: bool) -> Result<(Told, Option<Active>), String> {
+    if all_well {
+        let after = wait_for("an open term", WRITES_AGAIN, || world.active());
+        return Ok((collect(world, since, Some(&after), &[])?, Some(after)));
+    }
+    let mut last = String::new();
+    for _ in 0..ASKED_AGAIN {
+        let after = attempt(|| Ok(wait_for("an open term", OPEN_WITHIN, || world.active()))).ok();
+        let away = world.away().unwrap_or_default();
+        match attempt(|| collect(world, since, after.as_ref(), &away)) {
+            Ok(told) if after.as_ref() == world.active().ok().as_ref() => return Ok((told, after)),
+            Ok(_) => last = format!("it was not {after:?} to the end"),
+            Err(why) => last = why,
+        }
+    }
+    Err(format!("what is there in the end could not be read: {last}"))
 }
 
 /// What the scenario expects, and what did not come about.
@@ -205,98 +219,6 @@ fn unexpected(scenario: &Scenario, told: &Told, terms: (u64, u64)) -> Vec<Violat
         format!("{expected:?} was expected, from term {before} to {after}, in doubt {doubts:?}, {lost} told to be lost")
     };
     scenario.expects.iter().filter_map(|e| Some(Violation { invariant: wrong(e)?, found: found(e) })).collect()
-}
-
-/// Fresh tables, present on every node.
-pub(super) fn prepare(world: &World) -> Result<Active, String> {
-    world.healthy(NODES_AGAIN);
-    let before = wait_for("an open term", WRITES_AGAIN, || world.active());
-    let mut primary = Client::connect(&world.target(PROXIES[0])).map_err(|e| e.to_string())?;
-    create(&mut primary).map_err(|e| e.to_string())?;
-    settle(world, &before.primary)?;
-    Ok(before)
-}
-
-/// Wait until every standby has replayed what the primary has written by now.
-fn settle(world: &World, primary: &str) -> Result<(), String> {
-    let at = world.superuser(primary, "select pg_current_wal_lsn()")?;
-    for node in NODES.iter().filter(|n| **n != primary) {
-        let sql = format!("select pg_last_wal_replay_lsn() >= '{at}'");
-        wait_for(&format!("{node} to replay up to {at}"), NODES_AGAIN, || match world.superuser(node, &sql) {
-            Ok(there) if there == "t" => Ok(()),
-            other => Err(format!("{other:?}")),
-        });
-    }
-    Ok(())
-}
-
-/// Everything that can be asked when all is over.
-pub(super) fn collect(
-    world: &World,
-    events: Vec<Event>,
-    after: &Active,
-    began: u64,
-    epoch: u64,
-) -> Result<Told, String> {
-    settle(world, &after.primary)?;
-    let mut nodes: BTreeMap<String, Content> = BTreeMap::new();
-    let mut histories = BTreeMap::new();
-    for node in NODES {
-        let read = || {
-            let mut client = Client::connect(&world.node_target(node)).map_err(|e| e.to_string())?;
-            content(&mut client).map_err(|e| e.to_string())
-        };
-        let mut content = wait_for(&format!("the content of {node}"), WRITES_AGAIN, read);
-        content.terms = terms(world, node)?;
-        nodes.insert(node.to_owned(), content);
-        for (timeline, body) in history_files(world, node) {
-            histories.insert((timeline, node.to_owned()), body);
-        }
-    }
-    let timeline = "select ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int";
-    let timeline = world.superuser(&after.primary, timeline)?.parse().map_err(|e| format!("a timeline: {e}"))?;
-    let mut told = Told { events, nodes, primary: after.primary.clone(), timeline, histories, ..Told::default() };
-    let reports = records::reports(world, began, after.term);
-    told.doubts = records::doubts(&reports);
-    records::promise(world, epoch, began)?.told(&reports, &mut told);
-    told.recruits = records::recruits(world);
-    told.slots = records::slots(world, &after.primary);
-    for node in NODES {
-        agents(world, node, &mut told)?;
-    }
-    Ok(told)
-}
-
-/// What a node's agent did and keeps.
-fn agents(world: &World, node: &str, told: &mut Told) -> Result<(), String> {
-    let log = std::fs::read(world.log_file(node, "agent")).map_err(|e| format!("the log of {node}'s agent: {e}"))?;
-    told.deeds.insert(node.to_owned(), deeds(&String::from_utf8_lossy(&log)));
-    let dir = world.scratch().path().join(node);
-    let memory = std::fs::read_to_string(dir.join("agent.json")).map_err(|e| format!("{node}'s promise: {e}"))?;
-    let memory: Value = serde_json::from_str(&memory).map_err(|e| format!("{node}'s promise: {e}"))?;
-    told.promises.insert(node.to_owned(), memory["promise"].as_u64().ok_or("no promise")?);
-    let kept = std::fs::read_dir(dir.join("lost")).into_iter().flatten().flatten().map(|e| e.path());
-    told.kept.extend(kept.filter(|d| d.join("report.json").exists()).map(|d| d.display().to_string()));
-    Ok(())
-}
-
-/// A node's table of terms, in the order in which they were written.
-fn terms(world: &World, node: &str) -> Result<Vec<(u64, String)>, String> {
-    let table = world.superuser(node, "select term, node from pgtenure.term order by ctid")?;
-    let pair = |line: &str| line.split_once('|').and_then(|(t, n)| Some((t.parse().ok()?, n.to_owned())));
-    Ok(table.lines().filter_map(pair).collect())
-}
-
-/// The history files of a node that are not empty.
-fn history_files(world: &World, node: &str) -> Vec<(u64, String)> {
-    let dir = world.scratch().path().join(node).join("data/pg_wal");
-    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let history = |path: std::path::PathBuf| {
-        let name = path.file_name()?.to_str()?.strip_suffix(".history")?.to_owned();
-        let body = std::fs::read_to_string(&path).ok().filter(|b| !b.is_empty())?;
-        Some((u64::from_str_radix(&name, 16).ok()?, body))
-    };
-    files.filter_map(|f| history(f.path())).collect()
 }
 
 pub(super) fn counts(events: &[Event]) -> ((usize, usize, usize), BTreeMap<String, usize>) {

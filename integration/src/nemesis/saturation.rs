@@ -5,10 +5,11 @@
 //! Clients write through both proxies all the time; what they were told is checked as in every run.
 
 use super::check::{Rules, Violation, violations};
+use super::collect::{Since, collect, prepare};
 use super::disk::Stall;
 use super::load::Load;
 use super::records::epoch;
-use super::run::{collect, counts, longest_gap, prepare};
+use super::run::{counts, longest_gap};
 use super::scenario::Dice;
 use super::told::Told;
 use super::world::{Needs, PROXIES, World};
@@ -74,7 +75,7 @@ impl Saturated {
 pub fn saturate(length: Duration, seed: u64, say: &mut dyn FnMut(&str)) -> Result<Saturated, String> {
     let world = World::start(Needs { disks: true, etcd_on_disk: true, ..Needs::default() });
     let before = prepare(&world)?;
-    let epoch = epoch(&world);
+    let since = Since { term: before.term, epoch: epoch(&world) };
     let load = Load::steady(&PROXIES.map(|p| world.target(p)), seed);
     load.acknowledges(20, LONG)?;
     let weather = weather(&world, length, seed, say)?;
@@ -82,7 +83,7 @@ pub fn saturate(length: Duration, seed: u64, say: &mut dyn FnMut(&str)) -> Resul
     let began = load.began();
     let events = load.finish();
     let after = wait_for("an open term", LONG, || world.active());
-    let told = Told { began: Some(began), ..collect(&world, events, &after, before.term, epoch)? };
+    let told = Told { events, began: Some(began), ..collect(&world, since, Some(&after), &[])? };
     let mut broken = violations(&told, Rules { strict: true, no_errors: false });
     if after.term != before.term {
         let found = format!("nothing was dead, and the term went from {} to {}", before.term, after.term);

@@ -33,6 +33,17 @@ pub struct Policy {
     pub k: usize,
 }
 
+/// What one of a run's policies asked for; two quorums at once, while they are changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// The fewest copies besides the primary's that either asks for.
+    pub least: usize,
+    /// And the most.
+    pub most: usize,
+    /// Whoever votes in either.
+    pub voters: BTreeSet<String>,
+}
+
 /// A time in which commits waited for nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lowered {
@@ -149,10 +160,12 @@ pub struct Doubts {
 pub struct Told {
     /// All operations, in no particular order.
     pub events: Vec<Event>,
-    /// What each node held at the end, by name; the primary's among them.
+    /// What each node held at the end, by name, but for those that were away; the primary's among them.
     pub nodes: BTreeMap<String, Content>,
-    /// The primary at the end.
+    /// The primary at the end; nobody, where no term was open then.
     pub primary: String,
+    /// Those that did not stream at the end, or did not replay all there is. What they lost nobody may have looked at yet.
+    pub away: BTreeSet<String>,
     /// The timeline it writes.
     pub timeline: u64,
     /// Every timeline's history file on every node, by (timeline, node). Empty files are left out.
@@ -167,6 +180,8 @@ pub struct Told {
     pub policy: Option<Policy>,
     /// The most standbys that any of the policies in force asked for.
     pub most: usize,
+    /// What each of them asked for, in their order.
+    pub asked: Vec<Asked>,
     /// Where they do not: the weakest of the policies under which they did, and when they did not. An operator who let data be
     /// lost takes all of it back.
     pub at_times: Option<(Policy, Vec<Lowered>)>,

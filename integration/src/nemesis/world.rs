@@ -414,14 +414,15 @@ impl World {
     /// Wait until the cluster accepts writes through both proxies; then until every node streams. How long each took.
     ///
     /// # Panics
-    /// When it takes longer than `within`.
+    /// When all that takes longer than `within`.
     pub fn healthy(&self, within: Duration) -> (Duration, Duration) {
         let start = Instant::now();
+        let left = || within.saturating_sub(start.elapsed());
         for proxy in PROXIES {
-            wait_for(&format!("{proxy} to accept a write"), within, || seldom(self.writes(proxy)));
+            wait_for(&format!("{proxy} to accept a write"), left(), || seldom(self.writes(proxy)));
         }
         let writes = start.elapsed();
-        wait_for("every node to stream from the primary", within, || seldom(self.all_stream()));
+        wait_for("every node to stream from the primary", left(), || seldom(self.all_stream()));
         (writes, start.elapsed())
     }
 
@@ -440,18 +441,32 @@ impl World {
     }
 
     fn all_stream(&self) -> Result<(), String> {
+        let (away, states) = self.streaming()?;
+        if away.is_empty() { Ok(()) } else { Err(states) }
+    }
+
+    /// The standbys that do not stream from the primary of the open term, or do not count there.
+    ///
+    /// # Errors
+    /// What the status is instead.
+    pub fn away(&self) -> Result<Vec<&'static str>, String> {
+        Ok(self.streaming()?.0)
+    }
+
+    /// Who is away, and everybody's state in words.
+    fn streaming(&self) -> Result<(Vec<&'static str>, String), String> {
         let s = self.status()?;
         let primary = match s["primary"].as_str() {
             Some(primary) if s["phase"] == "active" => primary.to_owned(),
             _ => return Err(format!("term {}, phase {}, verdict {}", s["term"], s["phase"], s["verdict_text"])),
         };
-        let streams = |name: &&&str| {
-            let found = s["nodes"].as_array().and_then(|all| all.iter().find(|n| n["node"] == **name)).cloned();
+        let streams = |name: &&str| {
+            let found = s["nodes"].as_array().and_then(|all| all.iter().find(|n| n["node"] == *name)).cloned();
             found.is_some_and(|n| n["streams_from"] == primary && n["quarantine"].is_null() && n["rejoin"].is_null())
         };
-        let missing: Vec<&&str> = NODES.iter().filter(|n| **n != primary).filter(|n| !streams(n)).collect();
+        let away = NODES.into_iter().filter(|n| *n != primary).filter(|n| !streams(n)).collect();
         let states: Vec<String> = s["nodes"].as_array().into_iter().flatten().map(brief).collect();
-        if missing.is_empty() { Ok(()) } else { Err(format!("primary {primary}, {}", states.join("; "))) }
+        Ok((away, format!("primary {primary}, {}", states.join("; "))))
     }
 
     /// Run an operator's command from the clients' side.
