@@ -6,8 +6,8 @@
 //! * `bench ROUNDS KINDS`: so many failovers of each kind, timed;
 //! * `saturate MINUTES SEED RESULTS`: no free core and disks that stall, for so long.
 //!
-//! RESULTS is a file to which a line per run is added, or `-`. Exits 0 only when everything held, and 77 when this
-//! machine does not permit what is needed.
+//! RESULTS is a file to which a line per run is added, or `-`, and one per scenario that this machine does not permit. Exits 0
+//! only when everything held, and 77 when it does not permit what was asked for by name.
 
 use integration::nemesis::outage::{KINDS, measure, table};
 use integration::nemesis::run::needs;
@@ -24,12 +24,24 @@ use std::time::{Duration, Instant};
 /// Runs of one scenario in a row while soaking: a world takes longer to make than a run.
 const IN_A_ROW: u64 = 2;
 
+/// The exit code where this machine does not permit what was asked for.
+const IMPOSSIBLE: u8 = 77;
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Held,
+    Broken,
+    /// Something that was asked for could not be played.
+    Impossible,
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if !inside() {
         if let Some(why) = impossible() {
             eprintln!("SKIPPED: no network namespaces here, and the nemesis needs them (root): {why}");
-            return ExitCode::from(77);
+            return ExitCode::from(IMPOSSIBLE);
         }
         eprintln!("unshare: {}", again(&arguments).exec());
         return ExitCode::FAILURE;
@@ -52,8 +64,9 @@ fn main() -> ExitCode {
             .to_owned()),
     };
     match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(Ended::Held) => ExitCode::SUCCESS,
+        Ok(Ended::Broken) => ExitCode::FAILURE,
+        Ok(Ended::Impossible) => ExitCode::from(IMPOSSIBLE),
         Err(why) => {
             eprintln!("{why}");
             ExitCode::from(64)
@@ -86,6 +99,7 @@ struct Tally {
     broken: usize,
     late: usize,
     unjudged: usize,
+    skipped: Vec<String>,
     acknowledged: usize,
     terms: u64,
 }
@@ -93,7 +107,17 @@ struct Tally {
 impl Tally {
     fn new(results: &str) -> Result<Self, String> {
         let (results, session) = (open(results)?, Session::default());
-        Ok(Self { session, results, runs: 0, broken: 0, late: 0, unjudged: 0, acknowledged: 0, terms: 0 })
+        Ok(Self {
+            session,
+            results,
+            runs: 0,
+            broken: 0,
+            late: 0,
+            unjudged: 0,
+            skipped: Vec::new(),
+            acknowledged: 0,
+            terms: 0,
+        })
     }
 
     fn play(&mut self, scenario: &Scenario, seed: u64) {
@@ -123,45 +147,61 @@ impl Tally {
         say(&mut self.results, line);
     }
 
-    fn end(mut self) -> bool {
+    /// Of these scenarios those that this machine can play, the ones that can share a world next to each other.
+    fn playable(&mut self, names: &[String]) -> Result<Vec<Scenario>, String> {
+        let mut all = Vec::new();
+        for name in names {
+            let scenario = scenario(name)?;
+            match needs(&scenario).impossible() {
+                Some(why) => {
+                    self.say(&format!("SKIPPED: {name}: {why}"));
+                    self.skipped.push(name.clone());
+                }
+                None => all.push(scenario),
+            }
+        }
+        all.sort_by_key(|s| std::cmp::Reverse(needs(s)));
+        Ok(all)
+    }
+
+    fn end(mut self) -> Ended {
         let (runs, broken, late, unjudged) = (self.runs, self.broken, self.late, self.unjudged);
         let (acknowledged, terms) = (self.acknowledged, self.terms);
         self.say(&format!(
             "{runs} runs, {broken} broken, {late} late, {unjudged} not judged; {acknowledged} operations acknowledged, {terms} changes \
-             of primary"
+             of primary; {} of the scenarios skipped{}",
+            self.skipped.len(),
+            self.skipped.iter().map(|name| format!(" {name}")).collect::<String>()
         ));
-        broken + late + unjudged == 0
-    }
-}
-
-/// Those scenarios that this machine can play, the ones that can share a world next to each other.
-fn playable(which: &str) -> Result<Vec<Scenario>, String> {
-    let names = if which == "all" { names() } else { which.split(',').map(str::to_owned).collect() };
-    let mut all = Vec::new();
-    for name in names {
-        let scenario = scenario(&name)?;
-        match needs(&scenario).impossible() {
-            Some(why) => eprintln!("SKIPPED: {name}: {why}"),
-            None => all.push(scenario),
+        match (broken + late + unjudged, runs, self.skipped.is_empty()) {
+            (1.., ..) => Ended::Broken,
+            // What was asked for was not played at all.
+            (_, 0, false) => Ended::Impossible,
+            _ => Ended::Held,
         }
     }
-    all.sort_by_key(|s| std::cmp::Reverse(needs(s)));
-    Ok(all)
 }
 
-fn play(which: &str, seed: u64, runs: u64, results: &str) -> Result<bool, String> {
+fn play(which: &str, seed: u64, runs: u64, results: &str) -> Result<Ended, String> {
     let mut tally = Tally::new(results)?;
-    for scenario in playable(which)? {
+    let names = if which == "all" { names() } else { which.split(',').map(str::to_owned).collect() };
+    for scenario in tally.playable(&names)? {
         for seed in seed..seed + runs {
             tally.play(&scenario, seed);
         }
     }
-    Ok(tally.end())
+    // Of several by their names each was asked for.
+    let all_played = which == "all" || tally.skipped.is_empty();
+    Ok(match tally.end() {
+        Ended::Held if !all_played => Ended::Impossible,
+        ended => ended,
+    })
 }
 
-fn soak(hours: f64, mut seed: u64, results: &str) -> Result<bool, String> {
+fn soak(hours: f64, mut seed: u64, results: &str) -> Result<Ended, String> {
     let (start, length) = (Instant::now(), Duration::from_secs_f64(hours * 3600.0));
-    let (mut tally, scenarios) = (Tally::new(results)?, playable("all")?);
+    let mut tally = Tally::new(results)?;
+    let scenarios = tally.playable(&names())?;
     while start.elapsed() < length {
         for scenario in &scenarios {
             for seed in seed..seed + IN_A_ROW {
@@ -175,7 +215,7 @@ fn soak(hours: f64, mut seed: u64, results: &str) -> Result<bool, String> {
     Ok(tally.end())
 }
 
-fn bench(rounds: u64, kinds: &str) -> Result<bool, String> {
+fn bench(rounds: u64, kinds: &str) -> Result<Ended, String> {
     let wanted = |name: &str| kinds == "all" || kinds.split(',').any(|k| k == name);
     let mut tables = Vec::new();
     for (name, death, asynchronous) in KINDS.into_iter().filter(|(name, ..)| wanted(name)) {
@@ -192,15 +232,15 @@ fn bench(rounds: u64, kinds: &str) -> Result<bool, String> {
         return Err(format!("{kinds}: no such kind; there are {:?}", KINDS.map(|k| k.0)));
     }
     println!("\n{}", tables.join("\n"));
-    Ok(true)
+    Ok(Ended::Held)
 }
 
-fn saturated(minutes: u64, seed: u64, results: &str) -> Result<bool, String> {
+fn saturated(minutes: u64, seed: u64, results: &str) -> Result<Ended, String> {
     let mut results = open(results)?;
     let done = saturate(Duration::from_secs(60 * minutes), seed, &mut |line| println!("{line}"))?;
     say(&mut results, &done.line());
     for violation in done.broken.iter().take(20) {
         say(&mut results, &format!("  {violation}"));
     }
-    Ok(done.broken.is_empty())
+    Ok(if done.broken.is_empty() { Ended::Held } else { Ended::Broken })
 }

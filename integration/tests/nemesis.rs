@@ -6,28 +6,78 @@
 
 use integration::cluster::one_at_a_time;
 use integration::nemesis::run::Verdict;
-use integration::nemesis::sandbox::{again, impossible, inside};
+use integration::nemesis::sandbox::{Sandbox, address, again, impossible, inside};
+use integration::nemesis::scenario::Wait;
 use integration::nemesis::session::{Session, scenario};
-use std::io::Write;
+use integration::wait::wait_for;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Each a kind of its own, in a world that they share.
 const SELECTION: [(&str, u64); 3] = [("partition", 3), ("switchover", 1), ("host-stopped", 1)];
 
-#[test]
-fn hosts_and_networks_fail_and_nothing_acknowledged_is_lost() {
-    let _turn = one_at_a_time();
+/// What can only be tried inside: plays itself there, or says loudly that nothing is played.
+fn inside_or_again(name: &str) -> bool {
     if inside() {
-        return play();
+        return true;
     }
     if let Some(why) = impossible() {
         // Past the capture of what passing tests print.
-        let _ = writeln!(std::io::stderr(), "\nSKIPPED: no network namespaces here, the nemesis did not run: {why}\n");
-        return;
+        let _ = writeln!(std::io::stderr(), "\nSKIPPED: no network namespaces here, {name} did not run: {why}\n");
+        return false;
     }
-    let name = "hosts_and_networks_fail_and_nothing_acknowledged_is_lost";
     let arguments = ["--exact", name, "--nocapture", "--test-threads=1"].map(str::to_owned);
     let status = again(&arguments).status();
-    assert!(status.expect("a test can be started again").success(), "the nemesis, see above");
+    assert!(status.expect("a test can be started again").success(), "{name}, see above");
+    false
+}
+
+#[test]
+fn hosts_and_networks_fail_and_nothing_acknowledged_is_lost() {
+    let _turn = one_at_a_time();
+    if inside_or_again("hosts_and_networks_fail_and_nothing_acknowledged_is_lost") {
+        play();
+    }
+}
+
+/// Sends what it knows to whoever connects to a host of the nemesis.
+const SERVER: &str = "import socket\n\
+    s = socket.create_server(('10.77.0.1', 7000))\n\
+    while True:\n c, _ = s.accept()\n c.sendall(bytes(range(256)) * 4096)\n c.close()";
+
+#[test]
+fn packets_wait_and_overtake_each_other_and_what_they_carry_arrives() {
+    let _turn = one_at_a_time();
+    if !inside_or_again("packets_wait_and_overtake_each_other_and_what_they_carry_arrives") {
+        return;
+    }
+    let mut sandbox = Sandbox::new();
+    let mut server = sandbox.command("n1", Path::new("python3"), true).args(["-c", SERVER]).spawn().expect("python3");
+    let wanted: Vec<u8> = (0..4096).flat_map(|_| 0..=255).collect();
+    // How long it takes until it is connected, and whether all arrives.
+    let fetch = || -> std::io::Result<Duration> {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect_timeout(&(address("n1"), 7000).into(), Duration::from_secs(60))?;
+        let (connected, mut got) = (begun.elapsed(), Vec::new());
+        stream.read_to_end(&mut got)?;
+        assert!(got == wanted, "{} of {} bytes, or others", got.len(), wanted.len());
+        Ok(connected)
+    };
+    wait_for("the server", Duration::from_secs(60), fetch);
+    let from = Duration::from_millis(40);
+    for both_ways in [false, true] {
+        let wait = Wait { from, to: 2 * from, percent: 1, both_ways };
+        sandbox.delay("n1", wait, 1);
+        let connected = fetch().expect("it comes through");
+        assert!(connected >= if both_ways { 2 * from } else { from }, "{connected:?}, both ways: {both_ways}");
+        sandbox.heal();
+        // As before, at once; of a busy machine the best of some.
+        let best = (0..20).map(|_| fetch().expect("it is connected as before")).min();
+        assert!(best < Some(from), "{best:?} after it was healed");
+    }
+    let _ = (server.kill(), server.wait());
 }
 
 /// One run, in which nothing may be lost or doubled.

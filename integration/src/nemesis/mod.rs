@@ -2,7 +2,7 @@
 //! proxies, and a checker of what clients were told.
 //!
 //! * [`sandbox`]: the namespaces, the bridge between them and what is dropped on it;
-//! * [`disk`]: a file system per database host that can be filled and frozen;
+//! * `delay`: packets that wait; [`disk`]: a file system per database host that can be filled and frozen;
 //! * [`world`]: the processes on the hosts, how to kill, stop and heal them;
 //! * [`scenario`]: scenario files, as text and as steps;
 //! * [`play`]: what each step does;
@@ -18,6 +18,7 @@ mod check_nodes;
 mod check_sessions;
 mod collect;
 pub mod deeds;
+mod delay;
 pub mod disk;
 pub mod load;
 pub mod outage;

@@ -94,10 +94,11 @@ impl<'w> Play<'w> {
                 self.note(format!("slow {host} to {kbits} kbit/s"));
                 self.world.sandbox.slow(&host, *kbits);
             }
-            Step::Delay(host, from, to, percent) => {
+            Step::Delay(host, wait) => {
                 let host = self.host(host)?;
-                self.note(format!("delay {host} by {from:?} to {to:?}, lose {percent}%"));
-                self.world.sandbox.delay(&host, *from, *to, *percent);
+                let ways = if wait.both_ways { "both ways" } else { "one way" };
+                self.note(format!("delay {host} {ways} by {:?} to {:?}, lose {}%", wait.from, wait.to, wait.percent));
+                self.world.sandbox.delay(&host, *wait, self.dice.below(u64::MAX));
             }
             Step::Reconnect => self.world.sandbox.heal(),
             Step::Disk(fault, host) => self.disk(*fault, host)?,

@@ -108,7 +108,6 @@ pub fn needs(scenario: &Scenario) -> Needs {
     Needs {
         asynchronous: scenario.needs.contains(&Need::Async),
         available: scenario.needs.contains(&Need::Available),
-        netem: scenario.needs.contains(&Need::Netem),
         disks: scenario.needs.contains(&Need::Disks),
         clocks: scenario.needs.contains(&Need::Clocks),
         tight: scenario.needs.contains(&Need::Tight),

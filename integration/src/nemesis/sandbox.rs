@@ -3,6 +3,8 @@
 //! All of it lies inside a network and mount namespace of this program's own, which it enters by starting itself again
 //! under `unshare`: nothing is left on the machine when the last process in it has ended, and two runs never meet.
 
+use super::delay::Delay;
+use super::scenario::Wait;
 use crate::process::alive;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,7 +20,7 @@ const HOSTS: [(&str, u8); 5] = [("n1", 1), ("n2", 2), ("n3", 3), ("p1", 11), ("p
 /// The clients' and the operators' side: the bridge itself. What reaches it is never dropped.
 const CLIENTS: &str = "10.77.0.254";
 /// How `ip` calls a port's bridge: not a word of ours.
-const BRIDGED_TO: &str = concat!("mas", "ter");
+pub(super) const BRIDGED_TO: &str = concat!("mas", "ter");
 /// Says to the program that it is inside.
 const INSIDE: &str = "PGTENURE_NEMESIS_INSIDE";
 
@@ -44,7 +46,7 @@ pub fn inside() -> bool {
 /// Why there can be no hosts here, if so: tried with what is needed, and undone.
 pub fn impossible() -> Option<String> {
     let script = "ip link set lo up && mkdir -p /run/netns && mount -t tmpfs none /run/netns && ip netns add try \
-                  && ip link add br0 type bridge && ip link add v0 type veth peer name w0 netns try \
+                  && test -c /dev/net/tun && ip link add br0 type bridge && ip link add v0 type veth peer name w0 netns try \
                   && ip netns exec try nft add table inet t \
                   && ip netns exec try nft add chain inet t i '{ type filter hook input priority 0 ; }' \
                   && ip netns exec try nft add rule inet t i numgen random mod 100 '<' 5 drop";
@@ -53,17 +55,6 @@ pub fn impossible() -> Option<String> {
     match command.output() {
         Ok(out) if out.status.success() => None,
         Ok(out) => Some(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
-        Err(error) => Some(format!("unshare: {error}")),
-    }
-}
-
-/// Why packets cannot be made to wait here, if so: tried, and undone.
-pub fn no_netem() -> Option<String> {
-    let script = "ip link set lo up && tc qdisc add dev lo root netem delay 1ms loss 1%";
-    let mut command = Command::new("unshare");
-    match command.args(["--net", "sh", "-c", script]).stdin(Stdio::null()).output() {
-        Ok(out) if out.status.success() => None,
-        Ok(out) => Some(format!("tc netem: {}", String::from_utf8_lossy(&out.stderr).trim())),
         Err(error) => Some(format!("unshare: {error}")),
     }
 }
@@ -80,6 +71,7 @@ pub fn again(arguments: &[String]) -> Command {
 #[derive(Debug)]
 pub struct Sandbox {
     namespaces: BTreeMap<&'static str, PathBuf>,
+    delays: BTreeMap<String, Delay>,
 }
 
 impl Sandbox {
@@ -106,7 +98,7 @@ impl Sandbox {
         }
         shell(&script);
         let namespaces = HOSTS.map(|(host, _)| (host, Path::new("/run/netns").join(host)));
-        Self { namespaces: namespaces.into() }
+        Self { namespaces: namespaces.into(), delays: BTreeMap::new() }
     }
 
     /// A command on a host, as root or as the unprivileged user.
@@ -166,15 +158,19 @@ impl Sandbox {
         shell(&format!("tc -n {host} qdisc replace dev eth0 root tbf rate {kbits}kbit burst 4kb latency 400ms"));
     }
 
-    /// Let what leaves a host wait for so long, some more and some less, and lose so many percent of it.
-    pub fn delay(&self, host: &str, from: Duration, to: Duration, percent: u64) {
-        let (mean, spread) = ((from + to) / 2, to.saturating_sub(from) / 2);
-        let (mean, spread) = (mean.as_millis(), spread.as_millis());
-        shell(&format!("tc -n {host} qdisc replace dev eth0 root netem delay {mean}ms {spread}ms loss {percent}%"));
+    /// Let what leaves a host wait, and what reaches it, if so.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn delay(&mut self, host: &str, wait: Wait, seed: u64) {
+        // First the one before: both have the same devices.
+        drop(self.delays.remove(host));
+        self.delays.insert(host.to_owned(), Delay::start(host, wait, seed));
     }
 
     /// Undo everything above.
-    pub fn heal(&self) {
+    pub fn heal(&mut self) {
+        self.delays.clear();
         for host in self.namespaces.keys() {
             self.nft(host, "flush chain inet faults in\nflush chain inet faults out");
             shell(&format!("tc -n {host} qdisc del dev eth0 root 2>/dev/null || true"));
@@ -195,6 +191,7 @@ impl Default for Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        self.delays.clear();
         for host in self.namespaces.keys() {
             self.kill_all(host);
             // A namespace outlives its name while a process is left in it; its cable must not.

@@ -6,7 +6,7 @@
 //! began), `leader` (of the managers), `etcd-leader`, `any` (database host), `proxy` (either).
 //!
 //! ```text
-//! needs disks | clocks | async | available | netem   what the world must have
+//! needs disks | clocks | async | available           what the world must have
 //! needs tight                             one automatic failover in ten minutes, and 64 KiB that one may lose
 //! needs own-world                         the policy is changed: the world is not used again
 //! expect no-errors | same-term | new-term what is checked besides what always is
@@ -24,6 +24,7 @@
 //! lose N% at HOST                         drop so many packets at random
 //! slow HOST to N kbit                     delay what leaves it by its rate
 //! delay HOST by A..B losing N%            what leaves it waits for some time between, and is lost at random
+//! delay HOST both ways by A..B losing N%  what reaches it, too
 //! reconnect                               end every cut, loss and delay
 //! fill disk of HOST, free disk of HOST, freeze disk of HOST, thaw disk of HOST
 //! clock of HOST jumps OFFSET              as in +10s, -1h
@@ -70,8 +71,6 @@ pub enum Need {
     Clocks,
     /// The mode in which the primary goes on alone for a while.
     Available,
-    /// Packets that can be made to wait.
-    Netem,
     /// Small limits of what happens by itself.
     Tight,
     /// Nothing else is played there afterwards.
@@ -115,6 +114,19 @@ pub enum DiskFault {
     Thaw,
 }
 
+/// What happens to packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wait {
+    /// Each waits so long at least.
+    pub from: Duration,
+    /// And at most.
+    pub to: Duration,
+    /// So many percent are lost.
+    pub percent: u64,
+    /// Those that reach the host, too, not only those that leave it.
+    pub both_ways: bool,
+}
+
 /// One step. Hosts are selectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -134,8 +146,8 @@ pub enum Step {
     Lose(String, u64),
     /// `slow`.
     Slow(String, u64),
-    /// `delay`: at least, at most, percent lost.
-    Delay(String, Duration, Duration, u64),
+    /// `delay`.
+    Delay(String, Wait),
     /// `reconnect`.
     Reconnect,
     /// `fill`, `free`, `freeze`, `thaw`.
@@ -234,7 +246,6 @@ impl Scenario {
             ["needs", "disks"] => self.needs.push(Need::Disks),
             ["needs", "clocks"] => self.needs.push(Need::Clocks),
             ["needs", "available"] => self.needs.push(Need::Available),
-            ["needs", "netem"] => self.needs.push(Need::Netem),
             ["needs", "tight"] => self.needs.push(Need::Tight),
             ["needs", "own-world"] => self.needs.push(Need::OwnWorld),
             ["expect", "resolved"] => self.expects.push(Expect::Resolved),
@@ -272,9 +283,9 @@ fn step(words: &[&str]) -> Result<Step, String> {
         ["isolate", at] => Step::Isolate(host(at)?),
         ["lose", percent, "at", at] => Step::Lose(host(at)?, number(percent.trim_end_matches('%'))?),
         ["slow", at, "to", rate, "kbit"] => Step::Slow(host(at)?, number(rate)?),
-        ["delay", at, "by", time, "losing", percent] => {
-            let (from, to) = span(time)?;
-            Step::Delay(host(at)?, from, to, number(percent.trim_end_matches('%'))?)
+        ["delay", at, "by", time, "losing", percent] => Step::Delay(host(at)?, wait(time, percent, false)?),
+        ["delay", at, "both", "ways", "by", time, "losing", percent] => {
+            Step::Delay(host(at)?, wait(time, percent, true)?)
         }
         ["reconnect"] => Step::Reconnect,
         ["fill", "disk", "of", at] => Step::Disk(DiskFault::Fill, host(at)?),
@@ -336,6 +347,11 @@ fn list(words: &str) -> Result<Vec<String>, String> {
 
 fn number(word: &str) -> Result<u64, String> {
     word.parse().map_err(|_| format!("{word} is no number"))
+}
+
+fn wait(time: &str, percent: &str, both_ways: bool) -> Result<Wait, String> {
+    let ((from, to), percent) = (span(time)?, number(percent.trim_end_matches('%'))?);
+    Ok(Wait { from, to, percent, both_ways })
 }
 
 /// `A..B`, or one time.

@@ -36,8 +36,6 @@ pub struct Needs {
     pub asynchronous: bool,
     /// `available` instead of `strict`.
     pub available: bool,
-    /// Packets that wait. No property of a world: every host has what this machine has.
-    pub netem: bool,
     /// A file system of its own for each database host.
     pub disks: bool,
     /// A wall clock of its own for each database host.
@@ -56,8 +54,7 @@ impl Needs {
             let missing = self.clocks && !Path::new(FAKETIME).exists();
             missing.then(|| "libfaketime is not installed".to_owned())
         };
-        let netem = || self.netem.then(super::sandbox::no_netem).flatten();
-        self.disks.then(super::disk::impossible).flatten().or_else(clocks).or_else(netem)
+        self.disks.then(super::disk::impossible).flatten().or_else(clocks)
     }
 }
 
