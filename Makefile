@@ -58,16 +58,23 @@ stress: set-up-tests
 	PGTENURE_STRESS_SEEDS='$(SEEDS)' PGTENURE_STRESS_SEED='$(SEED)' \
 	  cargo test --locked -p proxy --test differential -- --test-threads=1 --nocapture sessions_that_share
 
-# The tests play 500 seeds. One seed prints what happened; a seed that fails prints the end of it.
+# The tests play 500 seeds. One seed prints what happened; a seed that fails prints the end of it. As the decisions are shipped:
+# released, ten thousand take minutes.
 SEEDS ?= 10000
 SEED ?=
 sim:
-	SIM_SEEDS='$(SEEDS)' SIM_SEED='$(SEED)' cargo test --locked -p failover --test sim -- --nocapture every_seed
+	SIM_SEEDS='$(SEEDS)' SIM_SEED='$(SEED)' cargo test --release --locked -p failover --test sim -- --nocapture every_seed
 
 # What the tests explore within small bounds, further: hours and some GiB; it prints the states of each scope. SCOPE='catch up'
-# explores those whose names have it. See failover/model/src/main.rs.
+# explores those whose names have it. See failover/model/src/main.rs. What all scopes print is kept in integration/results.
+MODEL = cargo run --release --locked -p model
 model:
-	cargo run --release --locked -p model $(if $(SCOPE),-- '$(SCOPE)')
+	$(if $(SCOPE),$(MODEL) -- '$(SCOPE)',$(call KEEP,model,$(MODEL)))
+
+# $(call KEEP,name,command): its output, when all went well, in a file of that name and today's date, with the commit in line 1.
+KEEP = set -eu; part=target/$(1).txt; mkdir -p target; : > $$part.rc; \
+  echo "make $@ on $$(date +%F), $$(git describe --always --dirty --exclude '*')" > $$part; \
+  { $(2) || echo $$? > $$part.rc; } | tee -a $$part; test ! -s $$part.rc && cp $$part integration/results/$(1)-$$(date +%F).txt
 
 # Every driver's script against PostgreSQL and through the endpoint in both pooling modes and over TLS, and turns of every
 # driver while the primary is replaced. Versions are pinned here, in
@@ -100,7 +107,7 @@ nemesis: set-up-nemesis
 # One manager process with CLUSTERS clusters whose agents only pretend: its CPU, and a tenth of them failing over.
 CLUSTERS ?= 200
 bench-managers:
-	MANAGED_CLUSTERS='$(CLUSTERS)' cargo test --release --locked -p failover --test manager -- --nocapture many_clusters
+	$(call KEEP,managers,MANAGED_CLUSTERS='$(CLUSTERS)' cargo test --release --locked -p failover --test manager -- --nocapture many_clusters)
 
 soak: set-up-nemesis
 	cargo build --locked

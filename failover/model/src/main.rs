@@ -1,13 +1,8 @@
 //! Explores the model as far as fits: `make model`. Prints the number of states of each scope; a violation's steps. An
 //! argument names a part of the scopes' names to explore.
 //!
-//! Explored to the end with m = 3, k = 1 and two failovers (2026-11-28; one thread of a busy machine, below 200 MB):
-//!
-//! | within | states | depth |
-//! |---|---|---|
-//! | 2 writes, 2 crashes, 2 lost answers | 5,500,761 | 58 |
-//! | 3 writes, 1 crash, 1 lost answer | 3,957,880 | 58 |
-//! | 2 writes and a record besides, 1 crash, 1 lost answer | 11,859,050 | 65 |
+//! `make model` keeps what it printed in `integration/results/model-*.txt`, with the commit whose model it was: the counts are of
+//! that one.
 //!
 //! Nodes that differ by name only are one state (`State::canonical`): a renaming maps every step to a step, no property
 //! names a node, and where the order leaves a tie, a state is explored twice and none is left out. Two states are taken for
