@@ -30,11 +30,12 @@ fn reader(cluster: &Cluster, parameters: &[(&str, &str)]) -> Raw {
     client
 }
 
-/// Wait until so many statements of clients run there.
+/// Wait until so many statements of clients run there, all of which sleep: what they read is settled then. Active is also
+/// a new connection that is asked something at its login, and a statement that has no snapshot yet.
 fn runs(node: &Node, count: usize) {
     wait_for("statements to run at the standby", || {
-        let active = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'";
-        (node.psql(active) == count.to_string()).then_some(())
+        let asleep = "select count(*) from pg_stat_activity where usename = 'app' and wait_event = 'PgSleep'";
+        (node.psql(asleep) == count.to_string()).then_some(())
     });
 }
 
