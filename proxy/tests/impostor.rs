@@ -86,12 +86,14 @@ fn a_standby_that_refuses_a_role_is_left_alone_for_a_while() {
     let before = c.counter_of(CONNECTS, "refused");
     let started = std::time::Instant::now();
     let mut reads = 0;
-    while started.elapsed() < std::time::Duration::from_secs(1) {
+    while reads <= 20 || started.elapsed() < std::time::Duration::from_secs(1) {
         assert_eq!(value(&mut client, WHERE), "n3");
         reads += 1;
     }
+    // On a busy machine so many reads may take longer.
+    let longer = (started.elapsed().as_secs_f64() - 1.0).max(0.0);
     // Pauses begin at half a second, or the half of that.
     let refused = c.counter_of(CONNECTS, "refused") - before;
-    assert!(refused <= 4.0 && reads > 20, "{refused} attempts for {reads} reads");
+    assert!(refused <= 4.0 + 2.0 * longer, "{refused} attempts for {reads} reads in {longer:.1} s more");
     ok(&mut client, "begin");
 }

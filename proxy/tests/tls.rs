@@ -12,6 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 fn cluster(authority: &Authority, mode: ClientMode, client_ca: bool) -> Cluster {
@@ -304,7 +305,7 @@ fn our_own_queries_are_as_protected_as_pooled_connections() {
     c.nodes[0].psql("select pg_reload_conf()");
     // The look-up of the user and the reading of the catalog are let in with TLS only.
     wait_for("the user to be looked up", || c.psql("select 1").ok());
-    let load = |raw: proxy::config::Raw| {
+    let load = |raw: proxy::config::Raw, limit: Duration| {
         let config = proxy::config::check(raw).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let contexts = watch::channel(Arc::new(proxy::tls::Contexts::load(&config).unwrap())).1;
@@ -316,15 +317,15 @@ fn our_own_queries_are_as_protected_as_pooled_connections() {
         let catalogs = proxy::catalog::Catalogs::new(settings, config, topology, handle, reach);
         runtime.block_on(async {
             let mut table = catalogs.table("app");
-            let loaded = tokio::time::timeout(std::time::Duration::from_secs(1), table.wait_for(|t| t.is_loaded()));
+            let loaded = tokio::time::timeout(limit, table.wait_for(|t| t.is_loaded()));
             loaded.await.is_ok()
         })
     };
     let raw = checked.unwrap();
-    assert!(load(raw.clone()));
+    assert!(load(raw.clone(), common::DEADLINE));
     // A server that another authority vouches for is told nothing.
     let other = Authority::new();
     let mut wrong = raw;
     wrong.server_tls.ca = Some(other.path("ca.crt"));
-    assert!(!load(wrong));
+    assert!(!load(wrong, Duration::from_secs(1)));
 }
