@@ -215,6 +215,12 @@ impl Cluster {
         }
     }
 
+    /// Wait until a statement is served, whose connection is there for the next one then: to make one may take longer than
+    /// a test lets statements be held.
+    pub fn warm(&self) {
+        wait_for("a statement to be served", || self.psql("select 1").ok());
+    }
+
     /// Publish a view; `revision` grows by itself.
     pub fn publish(&self, change: impl FnOnce(&mut Topology)) {
         self.topology.send_modify(|t| {

@@ -59,6 +59,7 @@ fn who_waits_behind_another_is_told_too_that_the_server_takes_no_more() {
         raw.hold_timeout = Span::millis(300);
         raw.query_wait_timeout = Span::millis(1500);
     });
+    c.warm();
     c.nodes[0].psql("alter role app connection limit 1");
     let mut holder = Raw::login(c.port, &[]);
     holder.query("begin");

@@ -1,11 +1,18 @@
 //! The end of a block is lost with its server: a COMMIT of one that has only read, and a ROLLBACK.
 
 use super::*;
+use proxy::console::tally::Counter;
 
 /// A block that is done with these and whose end the server has not looked at; it is lost then.
 fn lost_at_end_of(c: &mut Cluster, done: &[&str], commit: impl FnOnce(&mut Raw)) -> Raw {
     let s = Raw::login(c.port, &[]);
     lost_at_end_of_its(c, s, done, commit)
+}
+
+/// PostgreSQL runs again, and who logs in has a connection to it.
+fn back(c: &mut Cluster) {
+    c.nodes[0].start();
+    c.warm();
 }
 
 fn lost_at_end_of_its(c: &mut Cluster, mut s: Raw, done: &[&str], end: impl FnOnce(&mut Raw)) -> Raw {
@@ -20,10 +27,12 @@ fn lost_at_end_of_its(c: &mut Cluster, mut s: Raw, done: &[&str], end: impl FnOn
     let sql = "select pid from pg_stat_activity where usename = 'app' and state = 'idle in transaction'";
     let process = nix::unistd::Pid::from_raw(c.nodes[0].psql(sql).parse().expect("there is one"));
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).unwrap();
-    let sent = |c: &Cluster| c.counter_of("pgtenure_proxy_queries_total", "primary");
-    let before = sent(c);
+    // The worker is asked itself: what it has read in one of its turns it has sent by the next.
+    let received = |c: &Cluster| c.tally(Counter::Received);
+    let before = received(c);
     end(&mut s);
-    wait_for("it to be sent", || (sent(c) > before).then_some(()));
+    wait_for("it to be read", || (received(c) > before).then_some(()));
+    received(c);
     c.nodes[0].kill();
     s
 }
@@ -31,11 +40,12 @@ fn lost_at_end_of_its(c: &mut Cluster, mut s: Raw, done: &[&str], end: impl FnOn
 #[test]
 fn the_commit_of_a_block_that_has_only_read_leaves_no_doubt() {
     let mut c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::millis(500)));
+    c.warm();
     c.psql(TABLES).unwrap();
     let reads = ["select count(*) from t", "savepoint a", "select 1"];
     let mut s = lost_at_end_of(&mut c, &reads, |s| send(s, "commit"));
     assert_eq!(words(&s.until_ready()), "E 40001 | Z I");
-    c.nodes[0].start();
+    back(&mut c);
     let mut s = lost_at_end_of(&mut c, &reads, |s| {
         s.write(|out| {
             run(out, "commit");
@@ -45,12 +55,12 @@ fn the_commit_of_a_block_that_has_only_read_leaves_no_doubt() {
     assert_eq!(words(&s.until_ready()), "E 40001 | Z I");
     // Whatever is not proven to read may have written.
     for may_write in ["select pg_notify('x', 'y')", "set work_mem = '1MB'"] {
-        c.nodes[0].start();
+        back(&mut c);
         let mut s = lost_at_end_of(&mut c, &["select 1", may_write], |s| send(s, "commit"));
         assert_eq!(words(&s.until_ready()), "E 08007 | Z I", "{may_write}");
     }
     // Nor is it known of what is sent behind the COMMIT.
-    c.nodes[0].start();
+    back(&mut c);
     let mut s = lost_at_end_of(&mut c, &reads, |s| {
         s.write(|out| ["commit", "insert into t values (1)"].iter().for_each(|sql| write_query(out, sql)));
     });

@@ -458,7 +458,8 @@ fn a_client_sees_nothing_of_what_is_asked_before_its_commit() {
 
 #[test]
 fn a_commit_waits_for_its_outcome_no_longer_than_a_statement_is_held() {
-    let mut c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::millis(500));
+    let mut c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::millis(500)));
+    c.warm();
     c.psql(TABLES).unwrap();
     let_commits_wait(&c);
     let (mut s, _) = begun(&c, "insert into t values (1)");
@@ -481,7 +482,7 @@ fn a_session_that_ends_while_its_commit_is_in_doubt_is_told_that_first() {
     wait_until_looked_for(&c);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let handle = c.handle.as_ref().unwrap();
-    runtime.block_on(handle.order(Order::Kill, Scope::All, Duration::from_secs(10))).unwrap();
+    runtime.block_on(handle.order(Order::Kill, Scope::All, common::DEADLINE)).unwrap();
     assert_eq!(s.next(), "E 08007");
     assert_eq!(s.next(), "Z I");
     assert_eq!(s.next(), "E 57P01");
@@ -531,7 +532,7 @@ fn a_commit_does_not_fail_where_nobody_may_ask_about_it() {
     superuser("grant other to app; grant all on all tables in schema public to other");
     let reconnect = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let order = c.handle.as_ref().unwrap().order(Order::Reconnect, Scope::All, Duration::from_secs(10));
+        let order = c.handle.as_ref().unwrap().order(Order::Reconnect, Scope::All, common::DEADLINE);
         runtime.block_on(order).unwrap();
     };
     // Revoked while connections exist that were allowed to ask: one is refused, for all of them.

@@ -478,7 +478,8 @@ fn a_question_about_pins_that_ends_at_the_sessions_own_limit_holds_nobody_up() {
 /// It waits for notifications, and would wait for ever.
 #[test]
 fn who_listened_on_a_server_that_was_given_up_for_the_gate_is_told_so() {
-    let c = Cluster::start(0, |raw| raw.hold_timeout = cluster::config::Span::millis(300));
+    let c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::millis(300)));
+    c.warm();
     let mut a = Raw::login(c.port, &[]);
     ok(&mut a, "listen news");
     c.publish(|t| t.gate = cluster::topology::Gate::Closed(cluster::topology::Closed::Promoting));
