@@ -27,11 +27,10 @@ fn backends(c: &Cluster, condition: &str) -> String {
 fn an_idle_client_is_disconnected_and_a_waiting_or_working_one_is_not() {
     let c = Cluster::start(0, |raw| {
         raw.pool_size = 1;
-        raw.timeouts.client_idle_timeout = Span::millis(400);
+        raw.timeouts.client_idle_timeout = Span::secs(1);
     });
     let mut idle = Raw::login(c.port, &[]);
     let mut busy = Raw::login(c.port, &[]);
-    let mut waits = Raw::login(c.port, &[]);
     // There is nothing to flush, so nobody needs a server for that.
     busy.write(|out| {
         flush(out);
@@ -39,10 +38,11 @@ fn an_idle_client_is_disconnected_and_a_waiting_or_working_one_is_not() {
         flush(out);
     });
     assert_eq!(words(&busy.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+    let mut waits = Raw::login(c.port, &[]);
     assert_eq!(words(&waits.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
     busy.query("begin");
     waits.write(|out| write_query(out, "select 1"));
-    busy.query("select pg_sleep(1)");
+    busy.query("select pg_sleep(2.5)");
     assert_eq!((idle.next(), idle.next()), ("E 57P05".into(), "EOF".into()));
     assert_eq!(words(&busy.query("commit")), "C COMMIT | Z I", "a transaction is not idleness");
     assert_eq!(words(&waits.until_ready()), "T | D 1 | C SELECT 1 | Z I");
@@ -51,13 +51,13 @@ fn an_idle_client_is_disconnected_and_a_waiting_or_working_one_is_not() {
 
 #[test]
 fn a_client_idle_in_its_transaction_loses_both() {
-    let c = start(|t| t.idle_in_transaction_timeout = Span::millis(300));
+    let c = start(|t| t.idle_in_transaction_timeout = Span::millis(800));
     let mut a = Raw::login(c.port, &[]);
     a.query("create table t(a int)");
     a.query("begin");
     a.query("insert into t values (1)");
     a.query("lock table t");
-    assert_eq!(words(&a.query("select pg_sleep(1)")).split(" | ").last(), Some("Z T"), "it works");
+    assert_eq!(words(&a.query("select pg_sleep(1.5)")).split(" | ").last(), Some("Z T"), "it works");
     assert_eq!((a.next(), a.next()), ("E 25P03".into(), "EOF".into()));
     let mut b = Raw::login(c.port, &[]);
     assert_eq!(words(&b.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
@@ -83,7 +83,7 @@ fn a_client_idle_in_its_transaction_loses_both() {
 fn a_statement_that_takes_too_long_is_cancelled_and_the_session_goes_on() {
     let c = Cluster::start(0, |raw| {
         raw.pool_size = 1;
-        raw.timeouts.query_timeout = Span::millis(500);
+        raw.timeouts.query_timeout = Span::millis(1500);
     });
     let mut a = Raw::login(c.port, &[]);
     assert_eq!(words(&a.query("select pg_sleep(60)")), "T | E 57014 | Z I");
@@ -92,15 +92,15 @@ fn a_statement_that_takes_too_long_is_cancelled_and_the_session_goes_on() {
     a.query("begin");
     let mut b = Raw::login(c.port, &[]);
     b.write(|out| write_query(out, "select pg_sleep(0.3), 'late'"));
-    for _ in 0..3 {
+    for _ in 0..6 {
         a.query("select pg_sleep(0.3)");
     }
     a.query("commit");
     let seen = words(&b.until_ready());
     assert!(seen.ends_with("C SELECT 1 | Z I"), "{seen}");
     // Each statement of a pipeline has its own time.
-    a.write(|out| (0..4).for_each(|_| write_query(out, "select pg_sleep(0.3)")));
-    for _ in 0..4 {
+    a.write(|out| (0..6).for_each(|_| write_query(out, "select pg_sleep(0.3)")));
+    for _ in 0..6 {
         let seen = words(&a.until_ready());
         assert!(seen.ends_with("C SELECT 1 | Z I"), "{seen}");
     }
@@ -113,15 +113,18 @@ fn a_statement_that_takes_too_long_is_cancelled_and_the_session_goes_on() {
 #[test]
 fn a_commit_is_never_cancelled() {
     let c = start(|t| {
-        t.query_timeout = Span::millis(200);
-        t.transaction_timeout = Span::millis(200);
+        t.query_timeout = Span::secs(1);
+        t.transaction_timeout = Span::secs(1);
     });
     c.nodes[0].psql(
-        "create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1.5); return null; end'",
+        "create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(3); return null; end';
+         create table t(a int);
+         create constraint trigger late after insert on t deferrable initially deferred
+            for each row execute function slow();
+         grant all on t to app",
     );
+    c.warm();
     let mut a = Raw::login(c.port, &[]);
-    a.query("create table t(a int)");
-    a.query("create constraint trigger late after insert on t deferrable initially deferred for each row execute function slow()");
     a.write(|out| {
         write_query(out, "begin");
         write_query(out, "insert into t values (1)");
@@ -133,7 +136,7 @@ fn a_commit_is_never_cancelled() {
 
 #[test]
 fn a_transaction_open_for_too_long_is_ended() {
-    let c = start(|t| t.transaction_timeout = Span::millis(500));
+    let c = start(|t| t.transaction_timeout = Span::secs(1));
     let mut a = Raw::login(c.port, &[]);
     a.query("begin");
     let seen = words(&a.query("select pg_sleep(60)"));
@@ -164,9 +167,10 @@ fn a_client_that_takes_nothing_frees_its_server() {
 
 #[test]
 fn a_server_that_does_not_end_a_cancelled_statement_is_given_up_and_a_write_is_in_doubt() {
-    let c = start(|t| t.query_timeout = Span::secs(2));
-    let mut a = Raw::login(c.port, &[]);
+    let c = start(|t| t.query_timeout = Span::secs(3));
+    let (mut a, mut reader) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
     a.query("create table t(a int)");
+    reader.query("select 1");
     let mut holder = Raw::login(c.port, &[]);
     holder.query("begin");
     holder.query("lock table t");
@@ -175,7 +179,6 @@ fn a_server_that_does_not_end_a_cancelled_statement_is_given_up_and_a_write_is_i
         let sql = "select pid from pg_stat_activity where usename = 'app' and wait_event_type = 'Lock'";
         c.nodes[0].psql(sql).parse::<i32>().ok()
     });
-    let mut reader = Raw::login(c.port, &[]);
     reader.write(|out| ["select pg_sleep(60)", "select 2"].iter().for_each(|sql| write_query(out, sql)));
     let asleep = wait_for("the read to run", || {
         let sql = "select pid from pg_stat_activity where usename = 'app' and wait_event = 'PgSleep'";
@@ -220,7 +223,7 @@ fn a_limit_of_the_clients_own_is_told_in_the_servers_words_and_no_server_is_lost
 
 #[test]
 fn who_does_not_log_in_in_time_is_told_so_and_leaves() {
-    let c = Cluster::start(0, |raw| (raw.login_timeout, raw.connect_timeout) = (Span::secs(1), Span::secs(1)));
+    let c = Cluster::start(0, |raw| (raw.login_timeout, raw.connect_timeout) = (Span::secs(2), Span::secs(2)));
     let mut packet = Vec::new();
     write_startup(&mut packet, [("user", "app"), ("database", "app")].into_iter());
     // One says nothing, one does not end its startup packet, one does not answer the challenge.
