@@ -254,7 +254,7 @@ fn connections_are_shown_with_their_names_and_statements() {
 fn connections_that_are_to_be_closed_are_waited_for() {
     let cluster = Cluster::start(0, |raw| {
         raw.console.admin_users = vec!["app".to_owned()];
-        raw.console.command_timeout = cluster::config::Span::secs(1);
+        raw.console.command_timeout = cluster::config::Span::secs(3);
     });
     let mut held = Raw::login(cluster.port, &[]);
     held.query("begin");

@@ -103,7 +103,7 @@ fn a_worker_is_busy_with_statements_not_with_clients_that_hold_servers() {
     wait_for("a look at all of them", || (c.counter_of("pgtenure_proxy_servers", "in_use") >= 8.0).then_some(()));
     assert!(!waits(), "eight clients that do nothing keep nobody busy");
     clients.iter_mut().for_each(|client| {
-        client.write(|out| write_query(out, "select pg_sleep(0.5)"));
+        client.write(|out| write_query(out, "select pg_sleep(1.5)"));
     });
     wait_for("the worker to wait for others", || waits().then_some(()));
     clients.iter_mut().for_each(|client| drop(client.until_ready()));

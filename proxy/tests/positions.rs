@@ -14,10 +14,15 @@ const ASKED: &str = "pgtenure_proxy_positions_asked_total";
 fn asks(set: impl FnOnce(&mut proxy::config::Raw)) -> Cluster {
     let cluster = Cluster::start(1, |raw| {
         raw.workers = 1;
+        // On a loaded machine a sample of the tests' own monitor may take long.
+        raw.max_replay_lag = cluster::config::Span::secs(10);
         raw.reads.commit_lsn = proxy::config::reads::CommitLsn::Ask;
         set(raw);
     });
     cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
+    wait_for("the standby to have it", || {
+        (cluster.nodes[1].try_psql("select count(*) from seen").ok()? == "1").then_some(())
+    });
     wait_for("the standby to serve reads", || {
         // One that keeps its server would keep the primary.
         let mut a = Raw::login(cluster.port, &[]);

@@ -8,8 +8,15 @@ use common::{Cluster, wait_for};
 const WHERE: &str = "select current_setting('cluster_name')";
 
 fn one_standby() -> Cluster {
-    let cluster = Cluster::start(1, |raw| raw.workers = 1);
+    let cluster = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        // On a loaded machine a sample of the tests' own monitor may take long.
+        raw.max_replay_lag = cluster::config::Span::secs(10);
+    });
     cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
+    wait_for("the standby to have it", || {
+        (cluster.nodes[1].try_psql("select count(*) from seen").ok()? == "1").then_some(())
+    });
     let mut client = Raw::login(cluster.port, &[]);
     wait_for("the standby to serve reads", || (value(&mut client, WHERE) == "n2").then_some(()));
     cluster
@@ -68,7 +75,7 @@ fn a_session_chooses_what_its_reads_may_miss() {
 fn a_read_waits_for_a_standby_as_long_as_it_is_told() {
     let cluster = one_standby();
     cluster.nodes[1].psql("select pg_wal_replay_pause()");
-    let options = "-c pgtenure.standby_wait=20s -c pgtenure.no_standby=error";
+    let options = "-c pgtenure.standby_wait=60s -c pgtenure.no_standby=error";
     let mut a = Raw::login(cluster.port, &[("options", options)]);
     ok(&mut a, "update seen set n = 2");
     a.write(|out| proxy::wire::frontend::write_query(out, "select n, current_setting('cluster_name') from seen"));
@@ -243,7 +250,7 @@ fn a_write_that_was_prepared_by_sql_is_never_tried_at_a_standby() {
 fn a_sequence_that_was_just_made_is_read_at_the_primary() {
     let cluster = one_standby();
     cluster.nodes[0].psql("grant create on schema public to app");
-    let mut a = Raw::login(cluster.port, &[("pgtenure.standby_wait", "20s"), ("pgtenure.max_replay_lag", "1h")]);
+    let mut a = Raw::login(cluster.port, &[("pgtenure.standby_wait", "60s"), ("pgtenure.max_replay_lag", "1h")]);
     for n in 0..5 {
         ok(&mut a, &format!("create sequence s{n}"));
         assert_eq!(value(&mut a, &format!("select nextval('s{n}')")), "1");
@@ -256,7 +263,7 @@ fn a_sequence_that_was_just_made_is_read_at_the_primary() {
 fn global_reads_see_what_others_were_acknowledged_before_they_began() {
     let cluster = one_standby();
     let mut writer = Raw::login(cluster.port, &[]);
-    let settings = [("pgtenure.consistency", "global"), ("pgtenure.standby_wait", "20s")];
+    let settings = [("pgtenure.consistency", "global"), ("pgtenure.standby_wait", "60s")];
     let mut reader = Raw::login(cluster.port, &settings);
     for i in 1..=20 {
         ok(&mut writer, &format!("update seen set n = {i}"));
@@ -391,7 +398,7 @@ fn a_token_carries_what_was_written_to_another_session() {
         (last_route(&mut b) == "primary n1: replay_behind").then_some(())
     });
     // In the startup packet, with a wait for the standby.
-    let options = format!("-c pgtenure.after={token} -c pgtenure.standby_wait=20s -c pgtenure.no_standby=error");
+    let options = format!("-c pgtenure.after={token} -c pgtenure.standby_wait=60s -c pgtenure.no_standby=error");
     let mut c = Raw::login(cluster.port, &[("options", &options)]);
     c.write(|out| proxy::wire::frontend::write_query(out, "select n, current_setting('cluster_name') from seen"));
     wait_for("the read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
@@ -591,7 +598,7 @@ fn a_session_that_keeps_its_server_leaves_a_standby_that_has_become_stale() {
     let read = "select n, current_setting('cluster_name') from seen";
     // A session whose first read came too early keeps the primary.
     let mut a = wait_for("the standby to serve reads", || {
-        let settings = [("pgtenure.consistency", "global"), ("pgtenure.standby_wait", "20s")];
+        let settings = [("pgtenure.consistency", "global"), ("pgtenure.standby_wait", "60s")];
         let mut a = Raw::login(cluster.port, &settings);
         (value(&mut a, read) == "0 n2").then_some(a)
     });

@@ -41,18 +41,22 @@ fn idle_servers_that_postgresql_ends_itself_are_replaced_unnoticed() {
     }
 }
 
+/// A server, once nobody has one. On a busy machine what functions leave may not be known yet, and it is still asked what
+/// the statement before has left.
+fn idle_server(c: &Cluster) -> nix::unistd::Pid {
+    let pid = wait_for("the server to be idle", || {
+        let servers = view(c).servers;
+        servers.iter().find(|server| server.state != ServerState::Active).map(|server| server.pid)
+    });
+    nix::unistd::Pid::from_raw(pid.try_into().unwrap())
+}
+
 #[test]
 fn a_server_that_was_killed_while_idle_is_replaced_when_postgresql_is_back() {
     let c = Cluster::start(0, |_| {});
     let mut client = Raw::login(c.port, &[]);
     client.query("create table t(a int)");
-    // On a busy machine what functions leave may not be known yet, and it is still asked what the statement has left.
-    let pid = wait_for("the server to be idle", || {
-        let servers = view(&c).servers;
-        servers.iter().find(|server| server.state != ServerState::Active).map(|server| server.pid)
-    });
-    let pid: i32 = pid.try_into().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    nix::sys::signal::kill(idle_server(&c), nix::sys::signal::Signal::SIGKILL).unwrap();
     wait_for("PostgreSQL to have restarted", || {
         (c.nodes[0].try_psql("select count(*) from pg_stat_activity where usename = 'app'").ok()? == "0").then_some(())
     });
@@ -67,8 +71,8 @@ fn an_idle_server_that_no_longer_answers_is_replaced_unnoticed() {
     });
     let mut client = Raw::login(c.port, &[]);
     client.query("create table t(a int)");
-    let pid: i32 = view(&c).servers[0].pid.try_into().unwrap();
-    let signal = |s| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), s).unwrap();
+    let server = idle_server(&c);
+    let signal = |s| nix::sys::signal::kill(server, s).unwrap();
     signal(nix::sys::signal::Signal::SIGSTOP);
     let seen = words(&client.query("insert into t values (1)"));
     signal(nix::sys::signal::Signal::SIGCONT);
