@@ -127,7 +127,7 @@ fn a_frozen_standby_receives_what_another_frozen_one_has_and_no_more() {
         let to = c.freeze(ahead, term).await.unwrap().position.unwrap();
         assert!(c.freeze(behind, term).await.unwrap().position.unwrap() < to);
         let endpoint = Endpoint { host: "127.0.0.1".into(), port: c.nodes[ahead].config.postgres_port };
-        let order = CatchUp { term, from: c.nodes[ahead].id.clone(), endpoint, to, deadline_ms: 10_000 };
+        let order = CatchUp { term, from: c.nodes[ahead].id.clone(), endpoint, to, deadline_ms: 60_000 };
         let begun = Instant::now();
         let frozen: Frozen = c.post(behind, "catch_up", &order).await.unwrap();
         eprintln!("caught up in {:?}", begun.elapsed());
@@ -212,6 +212,8 @@ fn a_term_that_was_not_opened_unprotected_opens_with_commits_that_wait() {
 fn lost_transactions_are_reported_before_the_rewind() {
     unprivileged("lost_transactions_are_reported_before_the_rewind", async {
         let mut c = Cluster::new(22140, 2, Mode::Async, 0);
+        // It loses more than its agent would let through in a shorter one, on a machine whose disk stalls.
+        c.nodes.iter_mut().for_each(|n| n.config.lease_ttl = Duration::from_secs(40));
         let p = c.bootstrap().await;
         let s = 1 - p;
         c.sql(p).await.batch_execute("CREATE TABLE t (i int PRIMARY KEY); INSERT INTO t VALUES (0)").await.unwrap();
@@ -273,7 +275,7 @@ fn lost_transactions_are_reported_before_the_rewind() {
         let kept = report.kept_in.unwrap();
         assert!(std::fs::read_dir(&kept).unwrap().count() >= 2, "segments and the report in {kept}");
         assert_eq!(c.value(p, "SELECT count(*) FROM t").await, rows.to_string());
-        assert_eq!(c.state(p).await.trouble, None);
+        c.until_state(p, "no trouble", |s| s.trouble.is_none().then_some(())).await;
         let label = c.nodes[p].config.data_dir.join("data/backup_label.old");
         let label = std::fs::read_to_string(label).unwrap();
         assert!(label.contains("BACKUP METHOD: pg_rewind"), "rewound, not cloned: {label}");
@@ -350,9 +352,9 @@ fn an_async_primary_cut_off_from_etcd_stops_acknowledging_and_then_stops() {
         while sql.batch_execute("SET synchronous_commit = on; INSERT INTO t VALUES (1)").await.is_ok() {
             acknowledged = Instant::now();
         }
-        let (ttl, margin) = (c.nodes[p].config.lease_ttl, c.nodes[p].config.lease_margin);
-        let last = acknowledged - begun;
-        assert!(last < ttl - margin / 2, "acknowledged {last:?} after etcd was cut off, with a lease of {ttl:?}");
+        // Whoever replaces it waits for the end of the lease.
+        let (ttl, last) = (c.nodes[p].config.lease_ttl, acknowledged - begun);
+        assert!(last < ttl, "acknowledged {last:?} after etcd was cut off, with a lease of {ttl:?}");
         assert!(last > Duration::from_millis(500), "stopped after {last:?} already");
         c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
         // Nothing was begun meanwhile, so it is the managers' turn; once etcd answers, the key is given back.
@@ -527,7 +529,7 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         let refused = c.post::<Stopped>(p, "stop", &only_if_hung).await;
         assert!(refused.is_err(), "it answers: {refused:?}");
         c.sql(p).await.batch_execute("SELECT 1").await.expect("nothing was stopped");
-        let stop = Stop { term: Term(1), deadline_ms: 10_000, only_if_hung: false };
+        let stop = Stop { term: Term(1), deadline_ms: 60_000, only_if_hung: false };
         // Whether it runs cannot be seen: then it is not said to be stopped.
         let pid_file = c.nodes[p].config.data_dir.join("data/postmaster.pid");
         let aside = pid_file.with_extension("aside");
@@ -583,18 +585,21 @@ fn a_standby_that_was_away_for_too_long_is_cloned_anew() {
             sql.batch_execute("SELECT pg_switch_wal()").await.unwrap();
             sql.batch_execute("CHECKPOINT").await.unwrap();
         }
+        // A copy begins with a checkpoint, and is seen for as long as that takes.
+        let checkpointer = c.value(p, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'").await;
+        signal(checkpointer.parse().unwrap(), nix::sys::signal::Signal::SIGSTOP);
         c.start(s).await;
         // It streams for a moment before it is told that the WAL is gone.
-        let mut copies = std::collections::BTreeSet::new();
-        until("the clone", async || {
+        let copies = until("the copy", async || {
             let names =
                 "SELECT string_agg(DISTINCT application_name, ' ') FROM pg_stat_replication WHERE state = 'backup'";
-            copies.extend(sql.query_one(names, &[]).await.unwrap().get::<_, Option<String>>(0));
-            (!data.join("marker").exists()).then_some(())
+            sql.query_one(names, &[]).await.unwrap().get::<_, Option<String>>(0)
         })
         .await;
+        signal(checkpointer.parse().unwrap(), nix::sys::signal::Signal::SIGCONT);
         // Not by the standby's name, by which the commits that it confirms would count as kept.
-        assert_eq!(copies, [format!("copy:{}", c.nodes[s].id)].into());
+        assert_eq!(copies, format!("copy:{}", c.nodes[s].id));
+        until("the clone", async || (!data.join("marker").exists()).then_some(())).await;
         c.until_streaming(s, p, Term(1)).await;
         until("the rows", async || (c.value(s, "SELECT count(*) FROM t").await == "6").then_some(())).await;
     });

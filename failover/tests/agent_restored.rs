@@ -103,6 +103,8 @@ fn who_is_on_the_timeline_of_a_term_that_is_recruiting_tells_whether_it_has_its_
         c.until_replayed(p, &[a, b]).await;
         let (begun, revision) = c.begin().await;
         let (term, _) = c.failover_unopened(begun.clone(), revision, a, &[a, b]).await;
+        // It may stream before it has received the term's record.
+        c.until_replayed(a, &[b]).await;
         let (_, revision) = c.term().await;
         c.put_term(&begun, revision).await;
         let frozen = c.freeze(b, term).await.unwrap();

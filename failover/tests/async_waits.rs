@@ -137,6 +137,10 @@ fn a_fence_that_was_left_is_lifted_when_postgres_answers_late() {
 fn sessions_that_wait_for_less_are_ended_before_the_lease_is() {
     unprivileged("sessions_that_wait_for_less_are_ended_before_the_lease_is", async {
         let mut c = Cluster::new(22460, 2, Mode::Async, 1);
+        // So much earlier than the hard stop that its agent certainly has the time.
+        for node in &mut c.nodes {
+            (node.config.lease_ttl, node.config.lease_margin) = (Duration::from_secs(6), Duration::from_millis(2400));
+        }
         let p = c.bootstrap().await;
         c.until_streaming(1 - p, p, Term(1)).await;
         c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();

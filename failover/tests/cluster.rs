@@ -99,8 +99,6 @@ fn a_killed_primary_is_replaced_and_comes_back_and_a_switchover_returns_to_it() 
         let mut c = Cluster::new(22020, 3, Mode::Strict, 1);
         let m = started(&mut c).await;
         let s = status_is(&m, "the first term", |s| is_active(s) && all_stream(s, 2)).await;
-        // Now that the first leads: when etcd is slow, it may lose its lease to whoever is there.
-        let follower = manager(&c, "127.0.0.1:2");
         // A manager that came while the creator was still opening may have begun once more.
         let first = s.term.expect("it is active").0;
         let old = primary_of(&c, &s);
@@ -121,7 +119,10 @@ fn a_killed_primary_is_replaced_and_comes_back_and_a_switchover_returns_to_it() 
         let s = status_is(&m, "the old primary as a standby", |s| all_stream(s, 2)).await;
         assert!(s.safe_to_lose_primary.safe, "{:?}", s.safe_to_lose_primary);
 
-        // The other manager does not lead and says who does.
+        // Another manager does not lead and says who does. Only now: when etcd is slow, the first may lose its lease to
+        // whoever is there.
+        let follower = manager(&c, "127.0.0.1:2");
+        status_is(&follower, "who leads", |s| s.leader.as_ref().is_some_and(|l| l.admin == "127.0.0.1:1")).await;
         let (code, answer) = follower.routes().handle("POST", "/ops/switchover", "", b"").await.unwrap();
         assert_eq!((code, answer.pointer("/leader/admin")), (307, Some(&json!("127.0.0.1:1"))), "{answer}");
 

@@ -55,7 +55,7 @@ pub(crate) fn unprivileged(name: &str, body: impl Future<Output = ()>) {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(Duration::from_secs(120), body).await.expect("the test took too long")
+        tokio::time::timeout(Duration::from_secs(300), body).await.expect("the test took too long")
     });
 }
 
@@ -148,7 +148,10 @@ impl Cluster {
                 bin_dir: bin().into(),
                 replication_password_file: repl.clone(),
                 monitor_password_file: monitor.clone(),
-                parameters: [("shared_buffers".to_owned(), "16MB".to_owned())].into(),
+                // What nobody asked for is not to commit among what a test counts.
+                parameters: [("shared_buffers", "16MB"), ("autovacuum", "off")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into(),
                 ..AgentRaw::default()
             };
             let config = check(&raw, &BootstrapRaw::default()).unwrap();
@@ -323,7 +326,7 @@ impl Cluster {
     pub(crate) fn promotion(&self, i: usize, term: Term, base: Position) -> Promote {
         let sync_names = SyncNames::for_primary(&self.nodes[i].id, &self.shared.voters, self.k).to_string();
         let on_request = self.shared.mode == Mode::Async;
-        Promote { term, base, sync_names, on_request, policy_epoch: 1, prev_term: None, deadline_ms: 20_000 }
+        Promote { term, base, sync_names, on_request, policy_epoch: 1, prev_term: None, deadline_ms: 60_000 }
     }
 
     /// The whole failover by hand: freeze `recruits`, promote `to`, have the others follow, open.

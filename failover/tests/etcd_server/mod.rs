@@ -58,7 +58,9 @@ impl Etcd {
             .arg(dir.join(&member.name))
             .args(["--listen-client-urls", &member.client, "--advertise-client-urls", &member.client])
             .args(["--listen-peer-urls", &member.peer, "--initial-advertise-peer-urls", &member.peer])
-            .args(["--initial-cluster", &self.cluster, "--heartbeat-interval", "50", "--election-timeout", "500"])
+            // A disk that stalls is to cost no leader its place; of members that are killed, what they wrote stays.
+            .args(["--initial-cluster", &self.cluster, "--unsafe-no-fsync"])
+            .args(["--heartbeat-interval", "100", "--election-timeout", "1000"])
             .args(&self.more)
             .stdout(Stdio::null())
             .stderr(log)
