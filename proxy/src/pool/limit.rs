@@ -3,19 +3,19 @@
 //! The pools of one database and user are kin: their sessions began with different startup parameters, which the client
 //! chooses, so one size holds for all of them. Those of one database share its limit, where it has one.
 
+mod rivals;
+
+pub use rivals::Rivals;
+
 use crate::config::pools::Pools as Rules;
 use crate::pool::policy::{self, PoolPolicy};
-use crate::pool::{PoolKey, Rivals, Scope};
+use crate::pool::{PoolKey, Scope};
 use cluster::{Instant, NodeId};
+use rivals::Group;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
-
-/// A connection that is given back goes to another pool of its group when somebody has waited there this much longer: it
-/// cannot be given, one is closed and another made.
-const YIELD: Duration = Duration::from_millis(200);
 
 /// What one worker shows the others of its pool. Apart in memory: each is written by its own worker only.
 #[derive(Debug, Default)]
@@ -76,22 +76,6 @@ pub struct Limit {
     wake: Wake,
 }
 
-/// Pools of one node that have a limit together.
-#[derive(Default)]
-struct Group {
-    size: AtomicUsize,
-    reserve: AtomicUsize,
-    min: AtomicUsize,
-    open: AtomicUsize,
-    /// How many wait in all of its pools.
-    waiting: AtomicUsize,
-    /// It has more than one pool: a single one owes nothing to others.
-    several: AtomicBool,
-    /// Somebody waits in one of the pools because all of them have too many.
-    starved: AtomicBool,
-    pools: Mutex<Vec<Weak<Limit>>>,
-}
-
 impl std::fmt::Debug for Limit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Limit").field("key", &self.key).field("size", &self.size()).field("open", &self.open).finish()
@@ -119,45 +103,6 @@ impl Limit {
         }
         self.database.close();
         Err(Full::Pool { limit })
-    }
-
-    /// Somebody waits here: those who give connections back to pools of a group that has no place left see it, and may
-    /// close them instead.
-    pub fn starve(&self) {
-        for group in [&self.kin, &self.database] {
-            if group.several.load(Ordering::SeqCst) && !group.has_room() {
-                group.starved.store(true, Ordering::SeqCst);
-            }
-        }
-    }
-
-    /// Is a connection that is given back here to be closed, because somebody waits longer for its place in another pool?
-    pub fn yields(self: &Arc<Self>) -> bool {
-        [&self.kin, &self.database].into_iter().any(|group| {
-            if !group.starved.load(Ordering::SeqCst) {
-                return false;
-            }
-            // While nobody waits but here, a connection is given back without the lock of the group.
-            let others = group.waiting.load(Ordering::SeqCst) > self.waiting();
-            let longest = if others { group.waits_longest(Some(self)) } else { None };
-            let own = self.oldest();
-            if let Some((since, _)) = longest {
-                return own.is_none_or(|(_, own)| Instant::from_nanos(since) + YIELD < Instant::from_nanos(own));
-            }
-            if own.is_none() {
-                // Who begins to wait says so again.
-                group.starved.store(false, Ordering::SeqCst);
-            }
-            false
-        })
-    }
-
-    /// The server takes no more connections: of each rival of this database one that is given back is closed, where
-    /// nobody waits for it. Those of other databases are only asked for idle ones.
-    pub fn claim(&self, rivals: Rivals) {
-        let pools = self.database.pools.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let rivals = pools.iter().filter_map(Weak::upgrade).filter(|limit| rivals.has(&limit.key, &self.key));
-        rivals.for_each(|limit| limit.claimed.store(true, Ordering::SeqCst));
     }
 
     fn obey(&self, policy: &PoolPolicy) {
@@ -190,13 +135,6 @@ impl Limit {
     /// The same, those of its kin included.
     pub fn open_of_kin(&self) -> usize {
         self.kin.open.load(Ordering::Relaxed)
-    }
-
-    /// Is a connection that nobody waits for to be closed: because it is beyond the size, or a server refuses another pool one?
-    pub fn surplus(&self) -> bool {
-        self.kin.open.load(Ordering::SeqCst) > self.size()
-            || self.database.open.load(Ordering::SeqCst) > self.database.most(Share::Usual)
-            || (self.claimed.load(Ordering::SeqCst) && !self.waited_for())
     }
 
     /// Could one more be opened?
@@ -247,22 +185,6 @@ impl Limit {
         (0..self.lanes.len()).find(|&i| i != worker && self.lanes[i].idle.load(Ordering::SeqCst) > 0)
     }
 
-    /// While there is no place: a worker with an idle connection of another pool that has a limit together with this one,
-    /// and which pools these are. As many as wait are led to as many connections.
-    pub fn idle_of_rivals(&self) -> Option<(usize, Rivals)> {
-        let (group, rivals) = if !self.kin.has_room() {
-            (&self.kin, Rivals::Kin)
-        } else if !self.database.has_room() {
-            (&self.database, Rivals::Database)
-        } else {
-            return None;
-        };
-        if group.open.load(Ordering::SeqCst) <= self.open.load(Ordering::SeqCst) {
-            return None;
-        }
-        Some((group.idle_but_of(self, self.waiting().saturating_sub(1))?, rivals))
-    }
-
     /// A connection was refused the mark of a COMMIT: on those that exist nobody asks for one any more. What is made later
     /// says at its login whether it may be asked.
     pub fn refuse_marks(&self, now: Instant) {
@@ -297,72 +219,6 @@ impl Limit {
         if let Some((worker, _)) = self.oldest() {
             (self.wake)(worker, &self.key);
         }
-    }
-}
-
-impl Group {
-    fn most(&self, share: Share) -> usize {
-        let size = self.size.load(Ordering::SeqCst);
-        match share {
-            Share::Usual => size,
-            Share::Reserve => size + self.reserve.load(Ordering::SeqCst),
-            Share::Minimum => self.min.load(Ordering::SeqCst).min(size),
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        self.open.load(Ordering::SeqCst) < self.most(Share::Usual)
-    }
-
-    fn add(&self, limit: &Arc<Limit>) {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(limit));
-        self.sweep();
-    }
-
-    /// Forget pools that are gone.
-    fn sweep(&self) {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        pools.retain(|pool| pool.strong_count() > 0);
-        self.several.store(pools.len() > 1, Ordering::SeqCst);
-    }
-
-    /// The pool that is waited for longest, but for one, and since when.
-    fn waits_longest(&self, but: Option<&Arc<Limit>>) -> Option<(u64, Arc<Limit>)> {
-        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = pools.iter().filter_map(Weak::upgrade).filter(|p| but.is_none_or(|but| !Arc::ptr_eq(p, but)));
-        others.filter_map(|pool| Some((pool.oldest()?.1, pool))).min_by_key(|(since, _)| *since)
-    }
-
-    /// The worker of the nth idle connection, counted round and round, of pools that nobody waits for, but for one.
-    fn idle_but_of(&self, but: &Limit, nth: usize) -> Option<usize> {
-        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut idle = vec![0; but.lanes.len()];
-        let others = pools.iter().filter_map(Weak::upgrade).filter(|p| !std::ptr::eq(Arc::as_ptr(p), but));
-        for pool in others.filter(|p| !p.waited_for()) {
-            idle.iter_mut().zip(&pool.lanes).for_each(|(idle, lane)| *idle += lane.idle.load(Ordering::SeqCst));
-        }
-        let mut nth = nth.checked_rem(idle.iter().sum())?;
-        idle.iter().position(|&idle| {
-            let here = nth < idle;
-            nth = nth.saturating_sub(idle);
-            here
-        })
-    }
-
-    /// A place is free. Was it told to who waits longest, because there was none before?
-    fn close(&self) -> bool {
-        self.open.fetch_sub(1, Ordering::SeqCst);
-        if !self.starved.swap(false, Ordering::SeqCst) {
-            return false;
-        }
-        let longest = self.waits_longest(None);
-        if self.waiting.load(Ordering::SeqCst) > 1 {
-            // One place is not enough, whether the others wait in that pool or elsewhere.
-            self.starved.store(true, Ordering::SeqCst);
-        }
-        let Some((_, pool)) = longest else { return false };
-        pool.wake_oldest();
-        true
     }
 }
 
@@ -482,15 +338,15 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::pools::Database;
     use crate::pool::Identity;
+    use std::time::Duration;
 
-    struct Setup {
-        limits: Limits,
+    pub(super) struct Setup {
+        pub(super) limits: Limits,
         woken: Arc<Mutex<Vec<(String, usize)>>>,
     }
 
-    fn setup(change: impl FnOnce(&mut Rules)) -> Setup {
+    pub(super) fn setup(change: impl FnOnce(&mut Rules)) -> Setup {
         let woken = Arc::new(Mutex::new(Vec::new()));
         let log = woken.clone();
         let mut rules = Rules::new(1, Duration::from_secs(30));
@@ -500,25 +356,25 @@ mod tests {
     }
 
     impl Setup {
-        fn of(&self, user: &str) -> Arc<Limit> {
+        pub(super) fn of(&self, user: &str) -> Arc<Limit> {
             self.with(user, &[])
         }
 
         /// The pool of those who begin with these parameters.
-        fn with(&self, user: &str, parameters: &[(&str, &str)]) -> Arc<Limit> {
+        pub(super) fn with(&self, user: &str, parameters: &[(&str, &str)]) -> Arc<Limit> {
             let (database, dbname) = ("d".to_owned(), "d".to_owned());
             let parameters = parameters.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
             let identity = Identity { database, dbname, user: user.into(), parameters };
             self.limits.of(&PoolKey { node: "n1".parse().unwrap(), identity: Arc::new(identity) })
         }
 
-        fn woken(&self) -> String {
+        pub(super) fn woken(&self) -> String {
             let woken = std::mem::take(&mut *self.woken.lock().unwrap());
             woken.iter().map(|(user, worker)| format!("{user}@{worker}")).collect::<Vec<_>>().join(" ")
         }
     }
 
-    fn waits(limit: &Limit, worker: usize, since: u64) {
+    pub(super) fn waits(limit: &Limit, worker: usize, since: u64) {
         limit.count_waiter(true);
         limit.show_oldest(worker, Some(since));
     }
@@ -558,131 +414,6 @@ mod tests {
         drop(third);
         assert_eq!((limit.open(), s.limits.open(&Scope::All)), (2, 2));
         assert_eq!(s.limits.open(&Scope::Database("other".into())), 0);
-    }
-
-    #[test]
-    fn a_databases_limit_holds_over_its_pools_and_wakes_those_that_starve() {
-        let s = setup(|rules| {
-            rules.pool_size = 5;
-            let database = Database { max_db_connections: Some(2), ..Database::default() };
-            rules.databases.insert("d".into(), database);
-        });
-        let (a, b) = (s.of("a"), s.of("b"));
-        let first = a.permit(Share::Usual).unwrap();
-        let _second = a.permit(Share::Usual).unwrap();
-        assert!(!a.surplus());
-        assert_eq!(b.permit(Share::Usual).unwrap_err(), Full::Database { limit: 2 });
-        waits(&b, 1, 10);
-        b.starve();
-        assert!(a.yields(), "another pool starves");
-        assert!(!b.yields());
-        drop(first);
-        assert_eq!(s.woken(), "b@1");
-        b.permit(Share::Usual).unwrap().forgo();
-        assert!(!a.yields(), "there is room for who waits");
-    }
-
-    #[test]
-    fn one_size_holds_for_a_user_whatever_its_clients_begin_with() {
-        let s = setup(|rules| {
-            rules.pool_size = 2;
-            rules.defaults.min_pool_size = 1;
-        });
-        let (a, b) = (s.of("u"), s.with("u", &[("TimeZone", "UTC")]));
-        let first = a.permit(Share::Usual).unwrap();
-        let second = a.permit(Share::Usual).unwrap();
-        assert_eq!(b.permit(Share::Minimum).unwrap_err(), Full::Pool { limit: 1 });
-        assert_eq!(b.permit(Share::Usual).unwrap_err(), Full::Pool { limit: 2 });
-        assert_eq!((a.open(), b.open(), b.open_of_kin()), (2, 0, 2));
-        // Neither another user nor who replicates is of the same kin.
-        assert!(s.of("v").permit(Share::Usual).is_ok());
-        assert!(s.with("u", &[("replication", "database")]).permit(Share::Usual).is_ok());
-        assert!(!a.yields(), "nobody waits");
-        waits(&b, 2, 500_000_000);
-        b.starve();
-        assert!(a.yields() && !b.yields());
-        // Here somebody waits, too: longer, then not so much shorter that it is worth a connection, then much shorter.
-        waits(&a, 0, 400_000_000);
-        assert!(!a.yields());
-        a.show_oldest(0, Some(600_000_000));
-        assert!(!a.yields());
-        a.show_oldest(0, Some(701_000_000));
-        assert!(a.yields());
-        // Of the two the first is told, and the other is not forgotten.
-        drop(first);
-        assert_eq!(s.woken(), "u@2");
-        b.count_waiter(false);
-        b.show_oldest(2, None);
-        drop(second);
-        assert_eq!(s.woken(), "u@0");
-    }
-
-    #[test]
-    fn nobody_who_waits_behind_another_is_forgotten_beside_what_its_kin_do_not_need() {
-        let s = setup(|rules| rules.pool_size = 3);
-        let (a, b) = (s.of("u"), s.with("u", &[("TimeZone", "UTC")]));
-        let mut permits: Vec<_> = (0..3).map(|_| a.permit(Share::Usual).unwrap()).collect();
-        waits(&b, 1, 10);
-        waits(&b, 1, 10);
-        b.starve();
-        for _ in 0..2 {
-            assert!(a.yields());
-            drop(permits.pop());
-            assert_eq!(s.woken(), "u@1");
-        }
-        b.count_waiter(false);
-        b.count_waiter(false);
-        b.show_oldest(1, None);
-        assert!(!a.yields(), "nobody waits any more");
-    }
-
-    #[test]
-    fn as_many_idle_connections_of_rivals_are_found_as_lack() {
-        let s = setup(|rules| {
-            rules.pool_size = 3;
-            let database = Database { max_db_connections: Some(4), ..Database::default() };
-            rules.databases.insert("d".into(), database);
-        });
-        let (a, b, other) = (s.of("u"), s.with("u", &[("TimeZone", "UTC")]), s.of("v"));
-        let mut permits: Vec<_> = (0..3).map(|_| a.permit(Share::Usual).unwrap()).collect();
-        waits(&b, 0, 10);
-        assert_eq!(b.idle_of_rivals(), None, "all are in use");
-        a.show_idle(0, 2);
-        a.show_idle(2, 1);
-        let mut found = Vec::new();
-        for _ in 0..4 {
-            found.push(b.idle_of_rivals());
-            waits(&b, 0, 10);
-        }
-        assert_eq!(found, [0, 0, 2, 0].map(|worker| Some((worker, Rivals::Kin))));
-        waits(&a, 1, 20);
-        assert_eq!(b.idle_of_rivals(), None, "somebody waits for them there");
-        a.count_waiter(false);
-        a.show_oldest(1, None);
-        // Another user's make no place among its own; where the database lacks one, anybody's do.
-        drop(permits.pop());
-        assert_eq!(b.idle_of_rivals(), None, "there is room");
-        permits.extend((0..2).map(|_| other.permit(Share::Usual).unwrap()));
-        a.show_idle(0, 0);
-        a.show_idle(2, 0);
-        other.show_idle(1, 1);
-        assert_eq!(b.idle_of_rivals(), Some((1, Rivals::Database)));
-    }
-
-    #[test]
-    fn one_connection_of_each_rival_goes_to_who_is_refused_by_the_server() {
-        let s = setup(|rules| rules.pool_size = 5);
-        let (a, b) = (s.of("a"), s.of("b"));
-        let (first, _second) = (a.permit(Share::Usual).unwrap(), a.permit(Share::Usual).unwrap());
-        b.claim(Rivals::User);
-        assert!(!a.surplus(), "it is of another user");
-        b.claim(Rivals::ServerDatabase);
-        assert!(a.surplus() && !b.surplus());
-        a.count_waiter(true);
-        assert!(!a.surplus(), "somebody waits for it");
-        a.count_waiter(false);
-        drop(first);
-        assert!(!a.surplus(), "one is enough");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub mod warm;
 
 pub use checkout::{Checkout, Offer, Pool, Pools};
 pub use doors::{Doors, Order, Scope};
-pub use limit::{Full, Limit, Limits, Permit, Share};
+pub use limit::{Full, Limit, Limits, Permit, Rivals, Share};
 
 use crate::config::pools::Pools as Rules;
 use crate::session::settings;
@@ -70,82 +70,4 @@ pub struct PoolKey {
     pub node: NodeId,
     /// Who and where to.
     pub identity: Arc<Identity>,
-}
-
-/// Which other pools' connections count against a limit that a pool has met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rivals {
-    /// Those of its database and user whose sessions began with other parameters: `pool_size`.
-    Kin,
-    /// Those of its database, as clients name it: `max_db_connections`.
-    Database,
-    /// Those of its user: the server's `CONNECTION LIMIT` of a role.
-    User,
-    /// Those of its database at the server: that of a database.
-    ServerDatabase,
-    /// All at the server: `max_connections`.
-    Server,
-}
-
-impl Rivals {
-    /// Which limit it was that a server refused a connection for, by the routine that its error names: unlike the
-    /// message that is not translated.
-    pub fn of_refusal(routine: &[u8]) -> Self {
-        match routine {
-            b"InitializeSessionUserId" => Self::User,
-            b"CheckMyDatabase" => Self::ServerDatabase,
-            // Several name the last one.
-            _ => Self::Server,
-        }
-    }
-
-    /// Is `other` one of them?
-    pub fn has(self, other: &PoolKey, key: &PoolKey) -> bool {
-        let (theirs, ours) = (&other.identity, &key.identity);
-        let shares = match self {
-            Self::Kin => {
-                theirs.database == ours.database
-                    && theirs.user == ours.user
-                    && theirs.is_replication() == ours.is_replication()
-            }
-            Self::Database => theirs.database == ours.database,
-            Self::User => theirs.user == ours.user,
-            Self::ServerDatabase => theirs.dbname == ours.dbname,
-            Self::Server => true,
-        };
-        shares && other.node == key.node && other != key
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_limit_is_shared_with_those_whom_the_server_counts_for_it() {
-        let key = |node: &str, database: &str, dbname: &str, user: &str, work_mem: &str| PoolKey {
-            node: node.parse().unwrap(),
-            identity: Arc::new(Identity {
-                database: database.to_owned(),
-                dbname: dbname.to_owned(),
-                user: user.to_owned(),
-                parameters: vec![("work_mem".to_owned(), work_mem.to_owned())],
-            }),
-        };
-        let pools = [
-            key("n1", "d", "d", "u", "1MB"),
-            key("n1", "d", "d", "u", "2MB"),
-            key("n1", "d", "d", "v", "1MB"),
-            key("n1", "alias", "d", "v", "1MB"),
-            key("n1", "e", "e", "u", "1MB"),
-            key("n1", "e", "e", "v", "1MB"),
-            key("n2", "d", "d", "u", "2MB"),
-        ];
-        let of = |rivals: Rivals| -> Vec<usize> { (0..7).filter(|&i| rivals.has(&pools[i], &pools[0])).collect() };
-        assert_eq!(of(Rivals::Kin), [1]);
-        assert_eq!(of(Rivals::Database), [1, 2]);
-        assert_eq!(of(Rivals::of_refusal(b"InitializeSessionUserId")), [1, 4]);
-        assert_eq!(of(Rivals::of_refusal(b"CheckMyDatabase")), [1, 2, 3]);
-        assert_eq!(of(Rivals::of_refusal(b"InitProcess")), [1, 2, 3, 4, 5]);
-    }
 }
