@@ -93,10 +93,14 @@ impl Limit {
     /// Why there is none.
     pub fn permit(self: &Arc<Self>, share: Share) -> Result<Permit, Full> {
         let max = self.database.most(Share::Usual);
+        let limit = self.kin.most(share);
+        if self.database.open.load(Ordering::SeqCst) < max && self.kin.open.load(Ordering::SeqCst) >= limit {
+            // As below, but without a place taken and given back, of which others would be told.
+            return Err(Full::Pool { limit });
+        }
         if !take(&self.database.open, max) {
             return Err(Full::Database { limit: max });
         }
-        let limit = self.kin.most(share);
         if take(&self.kin.open, limit) {
             self.open.fetch_add(1, Ordering::SeqCst);
             return Ok(Permit(Some(self.clone())));
@@ -171,6 +175,9 @@ impl Limit {
     /// Show since when this worker's oldest waiter waits.
     pub fn show_oldest(&self, worker: usize, nanos: Option<u64>) {
         self.lanes[worker].oldest.store(nanos.map_or(0, |n| n.max(1)), Ordering::SeqCst);
+        if let Some(nanos) = nanos {
+            [&self.kin, &self.database].into_iter().for_each(|group| group.waits_since(nanos));
+        }
     }
 
     /// The other worker whose oldest waiter waits longest, and since when.

@@ -7,7 +7,7 @@
 use super::{Limit, Share};
 use crate::pool::PoolKey;
 use cluster::Instant;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -73,6 +73,8 @@ pub(super) struct Group {
     several: AtomicBool,
     /// Somebody waits in one of the pools because all of them have too many.
     starved: AtomicBool,
+    /// Nobody in them began to wait before this, nanoseconds since boot. It is put right whenever they are looked at.
+    earliest: AtomicU64,
     pools: Mutex<Vec<Weak<Limit>>>,
 }
 
@@ -93,12 +95,18 @@ impl Limit {
             if !group.starved.load(Ordering::SeqCst) {
                 return false;
             }
-            // While nobody waits but here, a connection is given back without the lock of the group.
-            let others = group.waiting.load(Ordering::SeqCst) > self.waiting();
-            let longest = if others { group.waits_longest(Some(self)) } else { None };
             let own = self.oldest();
+            let longer =
+                |since| own.is_none_or(|(_, own)| Instant::from_nanos(since) + YIELD < Instant::from_nanos(own));
+            // While nobody waits but here, or nobody so much longer, a connection is given back without the group's lock:
+            // many wait where many are given back.
+            let others = group.waiting.load(Ordering::SeqCst) > self.waiting();
+            if others && !longer(group.earliest.load(Ordering::SeqCst)) {
+                return false;
+            }
+            let longest = if others { group.waits_longest(Some(self)) } else { None };
             if let Some((since, _)) = longest {
-                return own.is_none_or(|(_, own)| Instant::from_nanos(since) + YIELD < Instant::from_nanos(own));
+                return longer(since);
             }
             if own.is_none() {
                 // Who begins to wait says so again.
@@ -166,11 +174,24 @@ impl Group {
         self.several.store(pools.len() > 1, Ordering::SeqCst);
     }
 
+    /// Somebody in one of the pools waits since then.
+    pub(super) fn waits_since(&self, nanos: u64) {
+        // Mostly others wait for longer, and it is only read.
+        if nanos < self.earliest.load(Ordering::SeqCst) {
+            self.earliest.fetch_min(nanos, Ordering::SeqCst);
+        }
+    }
+
     /// The pool that is waited for longest, but for one, and since when.
     fn waits_longest(&self, but: Option<&Arc<Limit>>) -> Option<(u64, Arc<Limit>)> {
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = pools.iter().filter_map(Weak::upgrade).filter(|p| but.is_none_or(|but| !Arc::ptr_eq(p, but)));
-        others.filter_map(|pool| Some((pool.oldest()?.1, pool))).min_by_key(|(since, _)| *since)
+        // Reset first, looked second: who begins to wait at this moment is seen, or says so after it.
+        self.earliest.store(u64::MAX, Ordering::SeqCst);
+        let waits = |pool: Arc<Limit>| Some((pool.oldest()?.1, pool));
+        let waits: Vec<_> = pools.iter().filter_map(Weak::upgrade).filter_map(waits).collect();
+        waits.iter().for_each(|(since, _)| self.waits_since(*since));
+        let others = waits.into_iter().filter(|(_, pool)| but.is_none_or(|but| !Arc::ptr_eq(pool, but)));
+        others.min_by_key(|(since, _)| *since)
     }
 
     /// The worker of the nth idle connection, counted round and round, of pools that nobody waits for, but for one.
@@ -274,6 +295,38 @@ mod tests {
         b.show_oldest(2, None);
         drop(second);
         assert_eq!(s.woken(), "u@0");
+    }
+
+    #[test]
+    fn while_nobody_waits_much_longer_a_connection_is_given_back_without_a_lock() {
+        let s = setup(|rules| {
+            rules.pool_size = 5;
+            let database = Database { max_db_connections: Some(2), ..Database::default() };
+            rules.databases.insert("d".into(), database);
+        });
+        let (a, b) = (s.of("a"), s.of("b"));
+        let _permits = [a.permit(Share::Usual).unwrap(), b.permit(Share::Usual).unwrap()];
+        waits(&a, 0, 500_000_000);
+        waits(&b, 1, 400_000_000);
+        b.starve();
+        let yields_locked = |limit: &Arc<Limit>| {
+            let _held = limit.database.pools.lock().unwrap();
+            let (tell, told) = std::sync::mpsc::sync_channel(1);
+            let limit = limit.clone();
+            std::thread::spawn(move || tell.send(limit.yields()));
+            told.recv_timeout(Duration::from_secs(60)).expect("it waits for the lock")
+        };
+        // Whoever looks first finds out since when they wait.
+        assert!(!a.yields());
+        assert!(!yields_locked(&a) && !yields_locked(&b));
+        // Who waited for longest has been served: the first who sees that looks, and the others need not.
+        b.show_oldest(1, Some(650_000_000));
+        a.show_oldest(0, Some(601_000_000));
+        assert!(!a.yields());
+        assert!(!yields_locked(&a) && !yields_locked(&b));
+        // Who has waited for long elsewhere and comes only now is found at once.
+        b.show_oldest(2, Some(300_000_000));
+        assert!(a.yields());
     }
 
     #[test]
