@@ -17,6 +17,10 @@ const SEARCHED: usize = 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Noted {
     guess: Option<Guess>,
+    /// What was in force before that and before every other since the session was known.
+    before: Option<Waits>,
+    /// The transaction may be over, or a part of it undone, in which that was set.
+    reverts: bool,
     /// A unit that may have set `pgtenure.durability` was sent.
     pub(super) named: bool,
     /// What it sets is not in force yet in the block that it was sent in.
@@ -62,23 +66,44 @@ impl Noted {
         let (mut from, mut alone) = (0, false);
         // Of what was in force within it, all that something may have been committed under.
         let mut within: Option<Waits> = None;
+        let mut count = |now: Waits| within = Some(within.map_or(now, |within| within.and(now)));
         while let Some(at) = find(&text[from..]) {
             let start = from + at;
-            if names || commits(&text[from..start]) {
-                let now = self.level(known).into();
-                within = Some(within.map_or(now, |within| within.and(now)));
+            let between = &text[from..start];
+            if names || commits(between) {
+                count(self.in_force(known));
+            }
+            if self.is_guessed() && ends(between).is_some() {
+                count(self.end(known));
             }
             from = start + COMMIT.len();
             alone = is_alone(&text[..start], &text[from..]);
-            self.guess = Some(guess(&text[from..]));
+            let now = self.in_force(known);
+            self.before = Some(self.before.map_or(now, |before| before.and(now)));
+            (self.guess, self.reverts) = (Some(guess(&text[from..])), false);
         }
-        let last = self.level(known).into();
-        Sets { alone, waits: within.map_or(last, |within| within.and(last)) }
+        count(self.in_force(known));
+        // All of it: what was set may hold no longer behind the end of a long text, either.
+        if self.is_guessed()
+            && let Some(behind) = ends(&unit[from..])
+        {
+            let after = self.end(known);
+            if goes_on(behind) {
+                count(after);
+            }
+        }
+        Sets { alone, waits: within.unwrap_or_default() }
+    }
+
+    /// The transaction may be over in which something was set, or undone to before that. What is in force then.
+    pub(super) fn end(&mut self, known: Known) -> Waits {
+        self.reverts = true;
+        self.in_force(known)
     }
 
     /// The server has said what the open transaction has.
     pub(super) fn told(&mut self, level: Durability) {
-        (self.guess, self.due) = (Some(Guess::To(level)), None);
+        (self.guess, self.before, self.reverts, self.due) = (Some(Guess::To(level)), None, false, None);
     }
 
     /// Has the open transaction perhaps another than its session?
@@ -95,11 +120,19 @@ impl Noted {
 
     /// What the session has set is known again.
     pub(super) fn settle(&mut self) {
-        (self.guess, self.due, self.named) = (None, None, false);
+        (self.guess, self.before, self.reverts) = (None, None, false);
+        (self.due, self.named) = (None, false);
     }
 
-    /// What a commit now waits for.
-    pub(super) fn level(self, (session, default): Known) -> Durability {
+    /// All that a commit now may wait for.
+    fn in_force(self, known: Known) -> Waits {
+        let now = self.level(known).into();
+        let before = || self.before.unwrap_or_else(|| known.0.unwrap_or(known.1).into());
+        if self.reverts { before().and(now) } else { now }
+    }
+
+    /// What a commit now waits for, where what was set last still holds.
+    fn level(self, (session, default): Known) -> Durability {
         match self.guess {
             Some(Guess::To(level)) => level,
             Some(Guess::Default) => default,
@@ -137,6 +170,23 @@ fn commits(text: &[u8]) -> bool {
         "commit", "end", "prepare", "call", "do", "vacuum", "create", "alter", "drop", "reindex", "cluster", "execute",
     ];
     words(text).any(|word| ENDS.iter().any(|end| word.eq_ignore_ascii_case(end.as_bytes())))
+}
+
+/// What comes behind a word that may end a transaction, or undo a part of one: what was set in it may hold no longer.
+pub(super) fn ends(text: &[u8]) -> Option<&[u8]> {
+    const ENDS: [&str; 5] = ["commit", "end", "rollback", "abort", "prepare"];
+    let ends = |word: &&[u8]| ENDS.iter().any(|end| word.eq_ignore_ascii_case(end.as_bytes()));
+    let word = words(text).find(ends)?;
+    let at = word.as_ptr() as usize - text.as_ptr() as usize;
+    Some(&text[at + word.len()..])
+}
+
+/// Is there more behind such a word than what belongs to it? In the extended protocol the types of the messages behind it
+/// are words of one letter.
+fn goes_on(behind: &[u8]) -> bool {
+    const OWN: [&str; 5] = ["work", "transaction", "and", "no", "chain"];
+    let own = |word: &[u8]| OWN.iter().any(|own| word.eq_ignore_ascii_case(own.as_bytes()));
+    words(behind).any(|word| word.len() > 1 && !own(word))
 }
 
 /// Is there no other statement in a simple query's text around the one that sets? What follows a text in the extended
@@ -242,6 +292,18 @@ mod tests {
                 (Received, Applied),
             ),
             ("call p(); set synchronous_commit = off", (Async, SemiSync)),
+            // What is set in a transaction may hold no longer behind it.
+            (
+                "begin; set local synchronous_commit = off; insert into a values (1); commit; insert into b values (1)",
+                (Async, SemiSync),
+            ),
+            ("begin; set synchronous_commit = off; rollback; insert into b values (1)", (Async, SemiSync)),
+            ("begin; savepoint s; set local synchronous_commit = off; rollback to s; commit", (Async, SemiSync)),
+            ("begin; set local synchronous_commit = off; COMMIT WORK AND NO CHAIN; ", (Async, Async)),
+            (
+                "begin; set synchronous_commit = off; set local synchronous_commit = local; commit; select f()",
+                (Async, SemiSync),
+            ),
         ] {
             let sets = |names| Noted::default().note(text.as_bytes(), ON, names).waits;
             assert_eq!(sets(false), Waits { least, most }, "{text}");
@@ -254,6 +316,37 @@ mod tests {
         assert_eq!(raised.waits, SemiSync.into(), "it is one transaction");
         let next = d.note(b"insert into t values (1)", (Some(Applied), SemiSync), false);
         assert_eq!(next.waits, SemiSync.into(), "what was sent last counts until the server has told");
+    }
+
+    #[test]
+    fn what_a_unit_commits_behind_the_transaction_of_another_waits_for_what_the_session_has() {
+        let both = Waits { least: Async, most: SemiSync };
+        for (units, want) in [
+            (&["insert into a values (1)", "commit; insert into b values (1)"][..], both),
+            (&["insert into a values (1)", "commit", "insert into b values (1)"], both),
+            (&["insert into a values (1)", "rollback to s; insert into b values (1); commit"], both),
+            (&["insert into a values (1)", "commit"], Async.into()),
+            // As it comes in the extended protocol.
+            (&["P\0\0\0\x0e\0commit\0\0\0B\0\0\0\x0c\0\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04"], Async.into()),
+            (&["commit", "set synchronous_commit = off"], Async.into()),
+        ] {
+            let mut d = Noted::default();
+            d.note(b"begin; set local synchronous_commit = off", ON, false);
+            let waits = units.iter().map(|unit| d.note(unit.as_bytes(), ON, false).waits).last();
+            assert_eq!(waits, Some(want), "{units:?}");
+            d.settle();
+            assert_eq!(d.note(b"insert into b values (1)", ON, false).waits, SemiSync.into());
+        }
+        // However far behind.
+        let long = format!("begin; set local synchronous_commit = off; select '{}'", "x".repeat(SEARCHED));
+        assert_eq!(Noted::default().note(long.as_bytes(), ON, false).waits, Async.into());
+        let long = long + "; commit; insert into b values (1)";
+        assert_eq!(Noted::default().note(long.as_bytes(), ON, false).waits, both);
+        // What the server has said of a block holds to its end.
+        let mut d = Noted::default();
+        d.told(Async);
+        assert_eq!(d.note(b"insert into a values (1)", ON, false).waits, Async.into());
+        assert_eq!(d.note(b"commit; insert into b values (1)", ON, false).waits, both);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::route::promise;
 use crate::session::assigned::{Scope, assigned};
 use crate::session::batch::Unit;
 use crate::session::client::Session;
-use crate::session::durability::{Due, Sets, level};
+use crate::session::durability::{self, Due, Sets, level};
 use crate::session::lost;
 use crate::session::relay::Hidden;
 use crate::session::settings::Settings;
@@ -133,7 +133,18 @@ impl Session {
     /// A unit goes to the server: what it sets, and what that waits for which it commits.
     pub(super) fn note_levels(&mut self, input: &[u8], unit: &Unit) -> Sets {
         let known = self.server.as_ref().map(|server| self.known_durability(&server.meta));
-        self.durability.note(input, known.unwrap_or((None, Durability::SemiSync)), unit.binds_named)
+        let known = known.unwrap_or((None, Durability::SemiSync));
+        let mut sets = self.durability.note(input, known, unit.binds_named);
+        if self.durability.is_guessed() && (unit.binds_named || unit.tail_left > 0) {
+            // What its bytes do not show.
+            let mut ends = unit.tail_left > 0;
+            self.each_text(input, unit, |sql| ends |= durability::ends(sql).is_some());
+            if ends {
+                let after = self.durability.end(known);
+                sets.waits = if unit.record.is_commit() { sets.waits } else { sets.waits.and(after) };
+            }
+        }
+        sets
     }
 
     /// A unit goes to the server: may it set what is to hold for the block that it is in, or for the session? True when
