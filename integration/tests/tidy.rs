@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "proxy/src/pool/doors.rs",
     "proxy/src/pool/policy.rs",
     "proxy/src/route",
+    "proxy/src/session/account.rs",
     "proxy/src/session/batch",
     "proxy/src/session/batch.rs",
     "proxy/src/session/losses.rs",

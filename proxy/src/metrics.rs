@@ -32,6 +32,7 @@ pub struct Metrics {
     handshakes: IntCounterVec,
     sessions: IntGauge,
     held: IntGauge,
+    statement_bytes: IntGauge,
     pub(crate) below_mode: IntCounter,
     servers: IntGaugeVec,
     standby_staleness: GaugeVec,
@@ -138,6 +139,10 @@ impl Metrics {
                 "Commits acknowledged with less durability than the cluster's mode",
             )?,
             held: IntGauge::new("pgtenure_proxy_held_statements", "Statements held or waiting for a server")?,
+            statement_bytes: IntGauge::new(
+                "pgtenure_proxy_prepared_statement_bytes",
+                "Memory that the prepared statements of all clients take",
+            )?,
             servers: gauges("pgtenure_proxy_servers", "Server connections, by role and state", &["role", "state"])?,
             standby_staleness: GaugeVec::new(
                 Opts::new(
@@ -212,6 +217,7 @@ impl Metrics {
             Box::new(self.handshakes.clone()),
             Box::new(self.sessions.clone()),
             Box::new(self.held.clone()),
+            Box::new(self.statement_bytes.clone()),
             Box::new(self.below_mode.clone()),
             Box::new(self.servers.clone()),
             Box::new(self.standby_staleness.clone()),
@@ -230,6 +236,7 @@ impl Metrics {
         self.sessions.set(int(totals.sessions));
         self.held.set(int(totals.held));
         self.refused_shapes.set(int(totals.refused_shapes));
+        self.statement_bytes.set(int(totals.statement_bytes));
         for (role, state, n) in [
             ("primary", "idle", totals.primary_idle),
             ("primary", "in_use", totals.primary_in_use),
@@ -283,6 +290,8 @@ pub struct Totals {
     pub standby_in_use: u64,
     /// Shapes of statements that standbys have refused.
     pub refused_shapes: u64,
+    /// Memory that prepared statements of clients take, bytes.
+    pub statement_bytes: u64,
 }
 
 impl std::ops::AddAssign for Totals {
@@ -295,6 +304,7 @@ impl std::ops::AddAssign for Totals {
         self.standby_idle += other.standby_idle;
         self.standby_in_use += other.standby_in_use;
         self.refused_shapes += other.refused_shapes;
+        self.statement_bytes += other.statement_bytes;
     }
 }
 

@@ -36,6 +36,7 @@ use crate::route::{
     self, Causality, Consistency, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed,
     Target,
 };
+use crate::session::account::Accounts;
 use crate::session::confirm::Later;
 use crate::session::greeting::Greeting;
 use crate::session::presence::{End, Places, Presence};
@@ -126,6 +127,8 @@ pub struct Worker {
     strangers: Strangers,
     /// What statements of sessions take that is not shared between them, bytes.
     pub(crate) kept: Cell<usize>,
+    /// Whose all of those are.
+    pub(crate) accounts: RefCell<Accounts>,
     /// Statements of all clients take more than they should.
     crowded: Cell<bool>,
     outstanding: RefCell<Vec<(NodeId, u32)>>,
@@ -225,6 +228,7 @@ impl Worker {
             logins,
             strangers: Strangers::default(),
             kept: Cell::new(0),
+            accounts: RefCell::default(),
             crowded: Cell::new(false),
             outstanding: RefCell::default(),
             newcomer: RefCell::default(),

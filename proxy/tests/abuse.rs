@@ -5,6 +5,7 @@ mod common;
 use cluster::topology::{Closed, Gate};
 use common::raw::{Raw, bind, close, describe, execute, flush, parse, run, sync};
 use common::{Cluster, dial, wait_for};
+use proxy::config::pools::Database;
 use proxy::wire::backend;
 use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
@@ -344,36 +345,50 @@ fn a_client_knows_its_own_notifications_by_the_process_number_it_was_given() {
 }
 
 #[test]
-fn statements_of_all_clients_together_are_bounded_and_who_has_few_goes_on() {
+fn statements_of_all_clients_together_are_bounded_at_the_cost_of_whose_they_are() {
     const EACH: usize = 64 << 10;
-    let c = Cluster::start(0, |raw| raw.prepared_statement_bytes = cluster::config::Size(EACH as u64));
-    let prepare = |raw: &mut Raw, name: &str, length: usize| {
+    let c = Cluster::start(0, |raw| {
+        raw.prepared_statement_bytes = cluster::config::Size(EACH as u64);
+        let (dbname, user) = (Some("app".to_owned()), Some("postgres".to_owned()));
+        raw.databases.insert("others".to_owned(), Database { dbname, user, ..Database::default() });
+    });
+    let mut texts = 0;
+    let mut prepare = |raw: &mut Raw, length: usize, keep: bool| {
+        texts += 1;
         raw.write(|out| {
             // Each has a text of its own.
-            parse(out, name, &format!("select '{name} {}'", "x".repeat(length)));
+            let name = format!("s{texts}");
+            parse(out, &name, &format!("select '{texts} {}'", "x".repeat(length)));
+            if !keep {
+                close(out, &name);
+            }
             sync(out);
         });
         words(&raw.until_ready())
     };
-    let mut last = Raw::login(c.port, &[]);
-    let crowd: Vec<Raw> = (0..34)
-        .map(|n| {
-            let mut raw = Raw::login(c.port, &[]);
-            assert_eq!(prepare(&mut raw, &format!("s{n}"), EACH - 1000), "1 | Z I");
-            raw
-        })
-        .collect();
-    wait_for("one with much to be refused", || {
-        let told = prepare(&mut last, "much", 5000);
-        last.query("deallocate all");
-        told.contains("E 54000").then_some(())
+    let taken = || c.counter("pgtenure_proxy_prepared_statement_bytes");
+    let (mut few, mut other) = (Raw::login(c.port, &[]), Raw::login(c.port, &[("database", "others")]));
+    let mut crowd: Vec<Raw> = Vec::new();
+    for _ in 0..34 {
+        let mut raw = Raw::login(c.port, &[]);
+        assert_eq!(prepare(&mut raw, EACH - 4000, true), "1 | Z I");
+        crowd.push(raw);
+    }
+    wait_for("one with much to be refused", || prepare(&mut crowd[0], 10, false).contains("E 54000").then_some(()));
+    assert!(taken() > 32.0 * EACH as f64, "{}", taken());
+    // Who has little goes on, and who belongs to others is not concerned.
+    assert_eq!(prepare(&mut few, 5000, true), "1 | Z I");
+    assert_eq!(prepare(&mut other, EACH - 4000, true), "1 | Z I");
+    // However many more clients of that user come, it ends before all of them take twice as much.
+    let refused = (0..500).any(|_| {
+        let mut raw = Raw::login(c.port, &[]);
+        let told = prepare(&mut raw, 20_000, true);
+        crowd.push(raw);
+        told.contains("E 54000")
     });
-    assert_eq!(prepare(&mut last, "little", 1000), "1 | Z I");
+    assert!(refused && taken() < 64.0 * EACH as f64, "{}", taken());
     drop(crowd);
-    wait_for("it to be taken again", || {
-        let told = prepare(&mut last, "much", 5000);
-        (told == "1 | Z I").then_some(())
-    });
+    wait_for("much to be taken again", || (prepare(&mut few, EACH / 2, true) == "1 | Z I").then_some(()));
 }
 
 #[test]

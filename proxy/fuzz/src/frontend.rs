@@ -50,6 +50,7 @@ fn converse(data: &[u8], naming: Naming, impatient: bool) {
             texts: &mut texts,
             relay: &mut relay,
             statement_bytes: 4096,
+            usual_statement_bytes: 4096,
             server_bytes: 8192,
             unnamed_bytes: 4096,
             naming,

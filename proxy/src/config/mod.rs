@@ -134,6 +134,11 @@ impl Config {
         shown(&self.typed)
     }
 
+    /// What the prepared statements of one client may take, bytes.
+    pub fn statement_bytes(&self) -> usize {
+        usize::try_from(self.prepared_statement_bytes).unwrap_or(usize::MAX)
+    }
+
     /// Every key with its default.
     pub fn shown_defaults() -> BTreeMap<String, String> {
         shown(&Raw::default())

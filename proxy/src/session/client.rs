@@ -11,6 +11,7 @@ use crate::console::tally::{Counter, Tally};
 use crate::net::Stream;
 use crate::pool::{Identity, Pool};
 use crate::route::{Causality, Reason, Shows};
+use crate::session::account::Account;
 use crate::session::acquire::Decided;
 use crate::session::batch::Unit;
 use crate::session::block::Fresh;
@@ -87,6 +88,8 @@ pub struct Session {
     pub(super) place: usize,
     pub(super) client: Stream,
     pub(super) identity: Arc<Identity>,
+    /// What statements of its user take.
+    pub(super) account: Rc<Account>,
     /// What `SHOW STATS` counts of the database.
     pub(super) tally: Rc<Tally>,
     pub(super) credentials: Arc<Credentials>,
@@ -272,6 +275,7 @@ impl Session {
         let tracking = w.begin_tracking(application_name);
         let tally = w.tallies.of(&identity.database);
         tally.add(Counter::Logins, 1);
+        let account = w.accounts.borrow_mut().enter(&identity.user);
         // In its place at once: it is large.
         let session = Box::new(Self {
             w,
@@ -279,6 +283,7 @@ impl Session {
             place,
             client,
             identity,
+            account,
             tally,
             credentials,
             pools: Vec::new(),
@@ -476,6 +481,7 @@ impl Session {
         self.count_working(self.presence.doing.get().activity, Activity::Idle);
         self.count_pins(Pins::NONE);
         self.count_kept(0);
+        self.w.accounts.borrow_mut().leave(&self.identity.user);
         // A COPY may have failed while the client was in the middle of a message to it.
         let sent_whole = !matches!(self.tail, Tail::Forward(_)) && self.to_server.is_empty() && !self.relay.is_blind();
         let between = sent_whole && self.server_in.is_empty() && !self.relay.mid_frame();

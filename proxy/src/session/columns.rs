@@ -103,12 +103,12 @@ impl Session {
                 true => text.clone(),
                 // The server plans it anew under other settings, and says itself when it has other columns then.
                 false if there.knows(text.id) => continue,
-                false => self.w.texts.borrow_mut().again(text, self.parse_key),
+                false => self.w.texts.borrow_mut().for_account(&self.account).again(text, self.parse_key),
             };
             let here = match there.columns(here.id) {
                 Some(columns) if columns == named.columns => continue,
                 None | Some(0) => here,
-                Some(_) => self.w.texts.borrow_mut().single(&here.tail, here.parse_key),
+                Some(_) => self.w.texts.borrow_mut().for_account(&self.account).single(&here.tail, here.parse_key),
             };
             if !self.tracking.described.contains(&here.id) {
                 return Some((named.name.clone(), here));
@@ -161,7 +161,7 @@ impl Session {
         }
         // Refused for as long as its client keeps it.
         let mut texts = self.w.texts.borrow_mut();
-        let gone = texts.single(&text.tail, text.parse_key);
+        let gone = texts.for_account(&self.account).single(&text.tail, text.parse_key);
         texts.retire(&gone);
         named.text = gone;
     }

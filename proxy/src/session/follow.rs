@@ -148,7 +148,7 @@ impl Session {
     /// A text that begins at `at` in its unit, which was sent just now, and is read as it passes. Before that the client had
     /// this unnamed statement: a new one is kept, where there is room for it, as another server may be asked for it.
     pub(super) fn long_text(&self, unit: &Unit, at: usize, before: Option<u64>) -> Long {
-        let room = self.w.statement_bytes();
+        let room = self.account.most(self.w.config().statement_bytes());
         let length = unit.len - at + unit.tail_left;
         let parsed = self.statements.unnamed.as_ref().map(|unnamed| unnamed.serial).filter(|&now| before != Some(now));
         let kept = parsed.filter(|_| self.statements.has_room(b"", length, room));

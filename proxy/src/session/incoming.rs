@@ -428,7 +428,7 @@ impl Session {
                 unit: config.relay_buffer,
                 text: MAX_TEXT,
                 message: self.longest_message(),
-                statements: self.w.statement_bytes(),
+                statements: self.account.most(config.statement_bytes()),
             },
         };
         batch::scan(input, &cx, classes)

@@ -39,6 +39,8 @@ impl Session {
         let before = self.presence.kept.replace(bytes);
         if before != bytes {
             self.w.kept.set(self.w.kept.get() + bytes - before);
+            self.account.add(bytes);
+            self.account.subtract(before);
         }
     }
 

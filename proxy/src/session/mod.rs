@@ -4,6 +4,7 @@
 //! [`translate`]; [`client`], [`incoming`], [`sending`], [`answers`], [`login`], [`prove`], [`server`],
 //! [`challenge`] and [`cancel`] do the IO around them.
 
+pub mod account;
 pub mod acquire;
 mod answers;
 mod assigned;

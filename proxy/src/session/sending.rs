@@ -256,9 +256,10 @@ impl Session {
         let refused = Translator {
             client: &mut self.statements,
             server: &mut server.meta.statements,
-            texts: &mut self.w.texts.borrow_mut(),
+            texts: self.w.texts.borrow_mut().for_account(&self.account),
             relay: &mut self.relay,
-            statement_bytes: self.w.statement_bytes(),
+            statement_bytes: self.account.most(config.statement_bytes()),
+            usual_statement_bytes: config.statement_bytes(),
             server_bytes: usize::try_from(config.server_statement_bytes).unwrap_or(usize::MAX),
             unnamed_bytes: MAX_TEXT,
             naming,

@@ -5,6 +5,7 @@
 //! because its texts go to the server as they are. What is never shared is the verdict on the text: it depends on how
 //! the client's session reads it.
 
+use crate::session::account::Account;
 use crate::session::portals::Portals;
 use crate::sql::{Statement, fetches, prepared};
 use crate::wire::codec::split_cstring;
@@ -53,19 +54,15 @@ pub struct Text {
 #[derive(Debug, PartialEq, Eq)]
 struct Held {
     all: Rc<Cell<usize>>,
+    /// Of who was the first to prepare it.
+    account: Rc<Account>,
     bytes: usize,
-}
-
-impl Held {
-    fn new(all: &Rc<Cell<usize>>, bytes: usize) -> Self {
-        all.set(all.get() + bytes);
-        Self { all: all.clone(), bytes }
-    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         self.all.set(self.all.get() - self.bytes);
+        self.account.subtract(self.bytes);
     }
 }
 
@@ -106,6 +103,8 @@ pub struct Texts {
     sweep_at: usize,
     /// What those take that are in use.
     bytes: Rc<Cell<usize>>,
+    /// Whose the next ones are.
+    account: Rc<Account>,
 }
 
 /// What the names of ours on servers begin with.
@@ -119,7 +118,16 @@ pub fn server_name(id: u64) -> Box<[u8]> {
 impl Texts {
     /// `first_id` keeps the workers' numbers apart: servers move between workers with what they have prepared.
     pub fn new(first_id: u64) -> Self {
-        Self { known: BTreeMap::new(), next_id: first_id, sweep_at: 1024, bytes: Rc::default() }
+        let (bytes, account) = (Rc::default(), Rc::default());
+        Self { known: BTreeMap::new(), next_id: first_id, sweep_at: 1024, bytes, account }
+    }
+
+    /// What is not there yet from now on is that one's.
+    pub fn for_account(&mut self, account: &Rc<Account>) -> &mut Self {
+        if !Rc::ptr_eq(&self.account, account) {
+            self.account = account.clone();
+        }
+        self
     }
 
     /// What all that are in use take, bytes, however many clients have them.
@@ -225,7 +233,10 @@ impl Texts {
 
     fn once(&self, id: u64, parse_key: u64, server_name: Box<[u8]>, tail: Rc<[u8]>, source: Source) -> Rc<Text> {
         let (retired, noticed) = (Cell::new(false), Cell::new(false));
-        let held = Held::new(&self.bytes, tail.len() + server_name.len() + OVERHEAD_HERE);
+        let bytes = tail.len() + server_name.len() + OVERHEAD_HERE;
+        self.bytes.set(self.bytes.get() + bytes);
+        self.account.add(bytes);
+        let held = Held { all: self.bytes.clone(), account: self.account.clone(), bytes };
         Rc::new(Text { id, parse_key, server_name, tail, source, retired, noticed, held })
     }
 }

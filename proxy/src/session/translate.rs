@@ -53,8 +53,10 @@ pub struct Translator<'a> {
     pub texts: &'a mut Texts,
     /// What is owed.
     pub relay: &'a mut Relay,
-    /// `proxy.prepared_statement_bytes`.
+    /// What the client's may take now, bytes,
     pub statement_bytes: usize,
+    /// and what they may usually: `proxy.prepared_statement_bytes`.
+    pub usual_statement_bytes: usize,
     /// `proxy.server_statement_bytes`.
     pub server_bytes: usize,
     /// Longest unnamed text that is kept, bytes.
@@ -489,7 +491,8 @@ impl Translator<'_> {
 
     /// There is no room for what the client would keep here.
     fn refuse_bytes(&mut self, input: &[u8], sink: &mut Sink) {
-        self.refuse(input, ClientError::StatementBytes { limit: self.statement_bytes as u64 }, sink);
+        let (limit, configured) = (self.statement_bytes, self.usual_statement_bytes);
+        self.refuse(input, ClientError::StatementBytes { limit, configured }, sink);
     }
 
     fn refuse_undoing(&mut self, input: &[u8], error: ClientError, undo: Undo, sink: &mut Sink) {

@@ -29,6 +29,7 @@ impl World {
             texts: &mut self.texts,
             relay: &mut relay,
             statement_bytes: 2000,
+            usual_statement_bytes: 2000,
             server_bytes: 1 << 20,
             unnamed_bytes: 1000,
             naming: Naming::Shared { parse_key: 0, sql: false },

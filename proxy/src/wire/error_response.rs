@@ -180,7 +180,9 @@ pub enum ClientError {
     /// The prepared statements of one connection take more than `proxy.prepared_statement_bytes`.
     StatementBytes {
         /// The limit, bytes.
-        limit: u64,
+        limit: usize,
+        /// What it is usually: less while those of all take too much, and those of the user most.
+        configured: usize,
     },
     /// Something PostgreSQL has and this proxy does not.
     Unsupported {
@@ -317,7 +319,7 @@ impl ClientError {
             Self::DuplicateStatement { name } => duplicate_statement(name),
             Self::BadBind { what } => error(SqlState::PROTOCOL_VIOLATION, what.clone()),
             Self::UnknownStatement { name } => unknown_statement(name),
-            Self::StatementBytes { limit } => statement_bytes(*limit),
+            Self::StatementBytes { limit, configured } => statement_bytes(*limit, *configured),
             Self::Unsupported { feature } => {
                 error(SqlState::FEATURE_NOT_SUPPORTED, format!("{feature} is not supported by this proxy"))
             }
@@ -471,8 +473,17 @@ fn unknown_statement(name: &str) -> Report {
     error(SqlState::INVALID_SQL_STATEMENT_NAME, message)
 }
 
-fn statement_bytes(limit: u64) -> Report {
-    error(SqlState::PROGRAM_LIMIT_EXCEEDED, "too many prepared statements")
+fn statement_bytes(limit: usize, configured: usize) -> Report {
+    let report = error(SqlState::PROGRAM_LIMIT_EXCEEDED, "too many prepared statements");
+    if limit < configured {
+        return report
+            .detail(format!(
+                "Those of all clients take too much memory, and those of this user more than their share: until that is \
+                 over, the statements of each of its connections may take {limit} bytes instead of {configured}."
+            ))
+            .hint("Close statements that are no longer used, on whichever connection of the user.");
+    }
+    report
         .detail(format!("The statements of one connection may take {limit} bytes."))
         .hint("Close statements that are no longer used, or raise proxy.prepared_statement_bytes.")
 }

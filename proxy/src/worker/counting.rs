@@ -2,20 +2,18 @@
 
 use super::Worker;
 use crate::metrics::Totals;
+use crate::session::account::{self, Taken};
 use crate::session::server::Meta;
 use cluster::per_term::Fate;
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId, Role, Term};
-use std::sync::PoisonError;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How often counters are handed over and idle connections looked at, while anything happens.
 const TICK: Duration = Duration::from_millis(100);
-/// Prepared statements of all clients together may take so many times what those of one may,
-const ALL_STATEMENTS: usize = 32;
-/// and beyond that each client's this part of it.
-const CROWDED: usize = 16;
 /// How often while nothing does.
 const QUIET_TICK: Duration = Duration::from_secs(1);
 
@@ -115,30 +113,48 @@ impl Worker {
         self.held.set(if begins { self.held.get() + 1 } else { self.held.get() - 1 });
     }
 
-    /// What prepared statements of a client may take, bytes. While those of all take too much, who has few goes on.
-    pub fn statement_bytes(&self) -> usize {
-        let most = usize::try_from(self.config.borrow().prepared_statement_bytes).unwrap_or(usize::MAX);
-        if self.crowded.get() { most / CROWDED } else { most }
+    /// Add up what prepared statements take. While it is too much, clients of users who have more than a share may keep less.
+    fn sum_statements(&self) -> u64 {
+        let (boards, configured) = (&self.shared.boards, self.config.borrow().statement_bytes());
+        let here = self.kept.get() + self.texts.borrow().bytes();
+        boards[self.index].statements.store(here, Ordering::Relaxed);
+        let all: usize = boards.iter().map(|board| board.statements.load(Ordering::Relaxed)).sum();
+        let crowded = account::is_crowded(all, configured);
+        let was = self.crowded.replace(crowded);
+        if crowded || was {
+            let mut accounts = self.accounts.borrow_mut();
+            *lock(&boards[self.index].taken) = if crowded { accounts.taken() } else { BTreeMap::new() };
+            let taken = if crowded { self.taken() } else { BTreeMap::new() };
+            accounts.limit(&account::limits(&taken, configured));
+            if !was && let Some((user, largest)) = account::largest(&taken) {
+                tracing::warn!(
+                    worker = self.index,
+                    bytes = all,
+                    user = &*user,
+                    user_bytes = largest.bytes,
+                    user_clients = largest.clients,
+                    "prepared statements take too much, clients of users with more than a share get fewer"
+                );
+            }
+        }
+        here as u64
     }
 
-    fn sum_statements(&self) {
-        let boards = &self.shared.boards;
-        boards[self.index].statements.store(self.kept.get() + self.texts.borrow().bytes(), Ordering::Relaxed);
-        let all: usize = boards.iter().map(|board| board.statements.load(Ordering::Relaxed)).sum();
-        let most = usize::try_from(self.config.borrow().prepared_statement_bytes).unwrap_or(usize::MAX);
-        let crowded = all > most.saturating_mul(ALL_STATEMENTS);
-        if self.crowded.replace(crowded) != crowded && crowded {
-            tracing::warn!(
-                worker = self.index,
-                bytes = all,
-                "prepared statements take too much, clients with many get no more"
-            );
+    /// Whose statements take how much, at all workers that have said so.
+    fn taken(&self) -> BTreeMap<Arc<str>, Taken> {
+        let mut taken = BTreeMap::<Arc<str>, Taken>::new();
+        for board in &self.shared.boards {
+            for (user, here) in &*lock(&board.taken) {
+                let all = taken.entry(user.clone()).or_default();
+                *all = Taken { bytes: all.bytes + here.bytes, clients: all.clients + here.clients };
+            }
         }
+        taken
     }
 
     pub(super) fn tick(&self) {
         self.stirred.set(false);
-        self.sum_statements();
+        let statement_bytes = self.sum_statements();
         self.schedule();
         self.counts.flush();
         self.tallies.turn(self.now());
@@ -152,6 +168,7 @@ impl Worker {
             primary_in_use: self.in_use[0].get(),
             standby_in_use: self.in_use[1].get(),
             refused_shapes: self.misroutes.borrow().len() as u64,
+            statement_bytes,
             ..Totals::default()
         };
         let view = self.view.borrow();
@@ -166,4 +183,8 @@ impl Worker {
             self.shared.applied.notify_one();
         }
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,6 +16,7 @@ use crate::pool::view::View as Inventory;
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Rivals, Scope};
 use crate::reach::Reach;
 use crate::route::Decision;
+use crate::session::account::Taken;
 use crate::session::cancel::place_of;
 use crate::session::greeting::Greeting;
 use crate::session::peers::Cancelling;
@@ -108,6 +109,8 @@ pub struct Board {
     pub(super) strangers: AtomicUsize,
     /// What prepared statements take, as of the worker's last tick, bytes.
     pub(super) statements: AtomicUsize,
+    /// Whose they are, while those of all workers take too much.
+    pub(super) taken: Mutex<BTreeMap<Arc<str>, Taken>>,
     pub(super) totals: Mutex<Totals>,
 }
 

@@ -208,11 +208,12 @@ fn keep_statement(s: &mut Session, p: &frontend::Parse<'_>, class: Statement) ->
     if s.statements.named(p.name).is_some() {
         return Err(ClientError::DuplicateStatement { name: String::from_utf8_lossy(p.name).into_owned() });
     }
-    let limit = s.w.statement_bytes();
+    let configured = s.w.config().statement_bytes();
+    let limit = s.account.most(configured);
     if !s.statements.has_room(p.name, p.tail.len(), limit) {
-        return Err(ClientError::StatementBytes { limit: limit as u64 });
+        return Err(ClientError::StatementBytes { limit, configured });
     }
-    let text = s.w.texts.borrow_mut().intern(p.tail, s.parse_key);
+    let text = s.w.texts.borrow_mut().for_account(&s.account).intern(p.tail, s.parse_key);
     s.statements.insert(Named::new(p.name, text, class));
     Ok(())
 }

@@ -104,8 +104,12 @@ fn all() -> Vec<(ClientError, &'static str)> {
         (E::BadBind { what: "bind message has 2 ...".into() }, "ERROR 08P01 bind message has 2 ... |  | "),
         (E::UnknownStatement { name: "s".into() }, "ERROR 26000 prepared statement \"s\" does not exist |  | "),
         (
-            E::StatementBytes { limit: 1024 },
+            E::StatementBytes { limit: 1024, configured: 1024 },
             "ERROR 54000 too many prepared statements | The statements of one connection may take 1024 bytes. | Close statements that are no longer used, or raise proxy.prepared_statement_bytes.",
+        ),
+        (
+            E::StatementBytes { limit: 64, configured: 1024 },
+            "ERROR 54000 too many prepared statements | Those of all clients take too much memory, and those of this user more than their share: until that is over, the statements of each of its connections may take 64 bytes instead of 1024. | Close statements that are no longer used, on whichever connection of the user.",
         ),
         (E::Unsupported { feature: "FunctionCall" }, "ERROR 0A000 FunctionCall is not supported by this proxy |  | "),
         (
