@@ -8,7 +8,9 @@ use common::raw::Raw;
 use common::{Cluster, Node, PASSWORD};
 use proxy::auth::md5::Md5Hash;
 use proxy::wire::startup::write_startup;
-use std::io::Write;
+use socket2::{Domain, Socket, Type};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -174,20 +176,38 @@ fn a_user_that_only_the_database_knows_is_looked_up_and_remembered_through_a_fai
     cluster.nodes[0].psql(&format!("alter role app password '{PASSWORD}'"));
     common::wait_for("the old one to be accepted again", || cluster.psql("select 1").ok());
     // Who asks for many names that take their time keeps nobody else from being looked up.
-    let sleep = |n| {
-        let (mut sleeper, mut packet) = (common::dial(cluster.port), Vec::new());
-        write_startup(&mut packet, [("user", format!("sleeper{n}").as_str()), ("database", "app")].into_iter());
-        sleeper.write_all(&packet).expect("the endpoint reads");
-        sleeper
+    let ask = |host: u8, name: &str| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 0, 0, host], 0)).into()).expect("all of 127 is here");
+        socket.connect(&SocketAddr::from(([127, 0, 0, 1], cluster.port)).into()).expect("it is listened on");
+        let (mut asking, mut packet) = (TcpStream::from(socket), Vec::new());
+        write_startup(&mut packet, [("user", name), ("database", "app")].into_iter());
+        asking.write_all(&packet).expect("the endpoint reads");
+        asking
     };
-    let _sleepers: Vec<_> = (0..8).map(sleep).collect();
-    common::wait_for("look-ups that take their time", || {
-        let sql =
-            "select count(*) from pg_stat_activity where application_name = 'pgtenure_auth' and wait_event = 'PgSleep'";
-        (cluster.nodes[0].psql(sql).parse::<u32>().expect("a number") >= 2).then_some(())
-    });
+    let asleep = |count: u32| {
+        common::wait_for("look-ups that take their time", || {
+            let sql = "select count(*) from pg_stat_activity where application_name = 'pgtenure_auth' \
+                       and wait_event = 'PgSleep'";
+            (cluster.nodes[0].psql(sql).parse::<u32>().expect("a number") == count).then_some(())
+        });
+    };
+    let sleep = |host: u8| (0..8).map(|n| ask(host, &format!("sleeper{n}"))).collect::<Vec<_>>();
+    let _of_one = sleep(1);
+    asleep(2);
+    let mut other = ask(2, "nobody");
+    other.set_read_timeout(Some(Duration::from_secs(60))).expect("a TCP socket");
+    assert!(matches!(other.read(&mut [0]), Ok(1)), "it is not looked up");
+    // Where several do, users that were found before have a turn still.
+    let _of_another = sleep(2);
+    asleep(3);
+    cluster.nodes[0].psql("alter role app password 'new one'");
+    common::wait_for("the new password to be accepted", log_in);
+    cluster.nodes[0].psql(&format!("alter role app password '{PASSWORD}'"));
+    common::wait_for("the old one to be accepted again", || cluster.psql("select 1").ok());
     let path = dir.path().join(format!(".s.PGSQL.{}", cluster.port));
     drop(Raw::over(UnixStream::connect(path).expect("it is listened on"), &[]));
+    asleep(3);
     // Nobody answers, so what was found before still counts: the login itself gets as far as it did.
     cluster.publish(|t| t.gate = Gate::Closed(Closed::Promoting));
     cluster.nodes[0].kill();

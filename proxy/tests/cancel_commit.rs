@@ -216,10 +216,16 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
     let (mut simple, mut ext, mut several, mut block, mut chain) = (quiet(), quiet(), quiet(), quiet(), quiet());
     let (mut local, mut hushed, mut prepared) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]), quiet());
     let (mut held, mut lowers) = (quiet(), quiet());
+    let (mut behind, mut behind_another) = (quiet(), quiet());
     let insert = "insert into t values (1)";
     send(&mut simple, insert);
     // What is set behind it does not change what it has waited for.
     send(&mut lowers, "begin; insert into t values (1); commit; set synchronous_commit = off");
+    // Nor does what holds in a transaction only change what is committed behind it.
+    let lower = "set local synchronous_commit = off; insert into t values (1)";
+    send(&mut behind, &format!("begin; {lower}; commit; {insert}"));
+    behind_another.query(&format!("begin; {lower}"));
+    send(&mut behind_another, &format!("commit; {insert}"));
     ext.write(|out| {
         run(out, insert);
         sync(out);
@@ -249,8 +255,8 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
     held.query("begin");
     held.query("declare c cursor with hold for select adds()");
     send(&mut held, "commit");
-    stop_waiting(&c, 10);
-    for s in [&mut simple, &mut lowers] {
+    stop_waiting(&c, 12);
+    for s in [&mut simple, &mut lowers, &mut behind, &mut behind_another] {
         assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
     }
     assert_eq!(words(&ext.until_ready()), "1 | 2 | C INSERT 0 1 | E 08007 | Z I");
@@ -264,8 +270,8 @@ fn a_commit_that_others_stop_is_no_success_to_who_hides_the_notice() {
     }
     prepared.write(sync);
     assert_eq!(words(&prepared.until_ready()), "Z I");
-    wait_for("all of them to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 10.0).then_some(()));
-    assert_eq!(words(&simple.query("select count(*) from t")), "T | D 10 | C SELECT 1 | Z I");
+    wait_for("all of them to be counted", || (c.counter("pgtenure_proxy_in_doubt_total") == 12.0).then_some(()));
+    assert_eq!(words(&simple.query("select count(*) from t")), "T | D 14 | C SELECT 1 | Z I");
 }
 
 #[test]

@@ -2,8 +2,11 @@
 //!
 //! Each look-up has a connection of its own as `proxy.auth.user`, never one that a client has used, with nothing but
 //! `pg_catalog` on its search path: what a client says in its startup packet does not reach it (CVE-2025-12819). The
-//! user's name is a parameter. One look-up runs for a user and an address at a time, whoever waits for it. While no node answers, what
+//! user's name is a parameter. One look-up runs for a user and a network at a time, whoever waits for it. While no node answers, what
 //! was found before still counts, however old: a failover locks nobody out who was let in before.
+//!
+//! Anybody may ask for any name before he proves anything. So names that do not exist are remembered apart from those that
+//! do, look-ups for one network take a part of the turns only, and one turn is for users that were found before.
 
 use crate::auth::userlist::Stored;
 use crate::config::auth::Query;
@@ -16,20 +19,22 @@ use cluster::sessions::DEFAULTS;
 use cluster::topology::Topology;
 use cluster::{Clock, Instant};
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
-/// Users remembered; beyond that the oldest are forgotten, half at a time.
+/// Users remembered, and as many names that do not exist; beyond that the oldest of them are forgotten, half at a time.
 const MAX_KEPT: usize = 10_000;
-/// Look-ups at the same time.
-const AT_ONCE: usize = 4;
-/// Those of them for clients of one address: whoever asks for names that nobody has keeps only its neighbours waiting.
+/// Look-ups at the same time,
+const AT_ONCE: usize = 3;
+/// those of them for clients of one network: whoever asks for names that nobody has keeps only its neighbours waiting,
 const AT_ONCE_FOR_ONE: usize = 2;
-/// Addresses whose look-ups are counted; beyond that those that have none are forgotten.
-const MAX_ADDRESSES: usize = 1024;
+/// and besides them those of users that were found before.
+const AT_ONCE_FOR_KNOWN: usize = 1;
+/// Networks whose look-ups are counted; beyond that those that have none are forgotten.
+const MAX_NETWORKS: usize = 1024;
 /// A look-up as old as this was not refuted by a wrong password alone: people mistype.
 const YOUNG: Duration = Duration::from_secs(1);
 
@@ -56,6 +61,20 @@ pub enum LookupError {
 /// Database and user.
 type Key = (String, String);
 
+/// Where a client comes from, as far as that can be a share of its own: whoever has one address of IPv6 has as many as it likes
+/// of the same /64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Network(IpAddr);
+
+impl Network {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self(address.into()),
+            IpAddr::V6(address) => Self(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Known {
     stored: Option<Stored>,
@@ -72,29 +91,54 @@ pub struct Lookups {
     topology: watch::Receiver<Topology>,
     runtime: Handle,
     reach: Arc<Reach>,
-    turns: Arc<Semaphore>,
+    turns: Semaphore,
+    /// Of users that were found before.
+    turns_of_known: Semaphore,
     kept: Mutex<Kept>,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
     known: HashMap<Key, Known>,
-    /// For an address each: who waits for one does not wait behind all that another address has asked for.
-    running: HashMap<(Key, Option<IpAddr>), watch::Receiver<Answer>>,
-    turns: HashMap<IpAddr, Weak<Semaphore>>,
+    /// Names that do not exist.
+    unknown: HashMap<Key, Known>,
+    /// For a network each: who waits for one does not wait behind all that another one has asked for.
+    running: HashMap<(Key, Option<Network>), watch::Receiver<Answer>>,
+    turns: HashMap<Network, Weak<Semaphore>>,
 }
 
 impl Kept {
-    /// The turns of an address.
-    fn turns_of(&mut self, address: IpAddr) -> Arc<Semaphore> {
-        if let Some(turns) = self.turns.get(&address).and_then(Weak::upgrade) {
+    /// What is known of that user.
+    fn get(&self, key: &Key) -> Option<&Known> {
+        self.known.get(key).or_else(|| self.unknown.get(key))
+    }
+
+    /// A user was found, or not.
+    fn keep(&mut self, key: Key, stored: Option<Stored>, at: Instant) {
+        let (of, other) = match stored {
+            Some(_) => (&mut self.known, &mut self.unknown),
+            None => (&mut self.unknown, &mut self.known),
+        };
+        other.remove(&key);
+        if of.len() >= MAX_KEPT && !of.contains_key(&key) {
+            let mut ages: Vec<Instant> = of.values().map(|k| k.at).collect();
+            let (_, middle, _) = ages.select_nth_unstable(MAX_KEPT / 2);
+            let middle = *middle;
+            of.retain(|_, k| k.at > middle);
+        }
+        of.insert(key, Known { stored, at, doubted: false });
+    }
+
+    /// The turns of a network.
+    fn turns_of(&mut self, network: Network) -> Arc<Semaphore> {
+        if let Some(turns) = self.turns.get(&network).and_then(Weak::upgrade) {
             return turns;
         }
-        if self.turns.len() >= MAX_ADDRESSES {
+        if self.turns.len() >= MAX_NETWORKS {
             self.turns.retain(|_, turns| turns.strong_count() > 0);
         }
         let turns = Arc::new(Semaphore::new(AT_ONCE_FOR_ONE));
-        self.turns.insert(address, Arc::downgrade(&turns));
+        self.turns.insert(network, Arc::downgrade(&turns));
         turns
     }
 }
@@ -102,8 +146,8 @@ impl Kept {
 impl Lookups {
     /// Looked up by tasks on `runtime`, at the nodes of `topology`.
     pub fn new(topology: watch::Receiver<Topology>, runtime: Handle, reach: Arc<Reach>) -> Arc<Self> {
-        let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Arc::new(Self { topology, runtime, reach, turns, kept: Mutex::default() })
+        let (turns, turns_of_known) = (Semaphore::new(AT_ONCE), Semaphore::new(AT_ONCE_FOR_KNOWN));
+        Arc::new(Self { topology, runtime, reach, turns, turns_of_known, kept: Mutex::default() })
     }
 
     /// What is known of `user`, who asks for `database` from that address, or from this host.
@@ -120,18 +164,19 @@ impl Lookups {
         let key = (query.database.clone().unwrap_or_else(|| database.to_owned()), user.to_owned());
         let mut answer = {
             let mut kept = self.lock();
-            if let Some(known) = kept.known.get(&key).filter(|known| fresh(known, query)) {
+            if let Some(known) = kept.get(&key).filter(|known| fresh(known, query)) {
                 return Ok(known.stored.clone());
             }
             // One whose sender is gone was never answered, and will not be.
-            let running = (key, address);
+            let running = (key, address.map(Network::of));
             match kept.running.get(&running).filter(|running| running.has_changed().is_ok()) {
                 Some(running) => running.clone(),
                 None => {
                     let (tell, answer) = watch::channel(None);
                     kept.running.insert(running.clone(), answer.clone());
-                    let turns = address.map(|address| kept.turns_of(address));
-                    self.runtime.spawn(self.clone().look_up(running, turns, query.clone(), tell));
+                    let known = kept.known.contains_key(&running.0);
+                    let turns = running.1.map(|network| kept.turns_of(network));
+                    self.runtime.spawn(self.clone().look_up(running, (turns, known), query.clone(), tell));
                     answer
                 }
             }
@@ -145,29 +190,38 @@ impl Lookups {
     pub fn doubt(&self, user: &str) {
         let now = Clock.now();
         let mut kept = self.lock();
-        let of_user = kept.known.iter_mut().filter(|((_, known), _)| known == user).map(|(_, known)| known);
+        let Kept { known, unknown, .. } = &mut *kept;
+        let of_user = known.iter_mut().chain(unknown).filter(|((_, known), _)| known == user).map(|(_, known)| known);
         of_user.for_each(|known| known.doubted |= now.since(known.at) >= YOUNG);
     }
 
     /// Forget everything: the query has changed.
     pub fn forget(&self) {
-        self.lock().known.clear();
+        let mut kept = self.lock();
+        kept.known.clear();
+        kept.unknown.clear();
     }
 
     async fn look_up(
         self: Arc<Self>,
-        running: (Key, Option<IpAddr>),
-        turns: Option<Arc<Semaphore>>,
+        running: (Key, Option<Network>),
+        (turns, known): (Option<Arc<Semaphore>>, bool),
         query: Query,
         tell: watch::Sender<Answer>,
     ) {
         let bounded = tokio::time::timeout(query.timeout, async {
             let never = "the semaphore is never closed";
-            let _own = match &turns {
-                Some(turns) => Some(turns.acquire().await.expect(never)),
-                None => None,
+            let like_all = async {
+                let own = match &turns {
+                    Some(turns) => Some(turns.acquire().await.expect(never)),
+                    None => None,
+                };
+                (own, self.turns.acquire().await.expect(never))
             };
-            let _turn = self.turns.acquire().await.expect(never);
+            let _turns = tokio::select! {
+                turns = like_all => turns,
+                turn = self.turns_of_known.acquire(), if known => (None, turn.expect(never)),
+            };
             self.ask_any(&running.0, &query).await
         });
         let answer = bounded.await.unwrap_or(Err(LookupError::Timeout(query.timeout)));
@@ -177,7 +231,7 @@ impl Lookups {
 
     fn keep(
         &self,
-        running: (Key, Option<IpAddr>),
+        running: (Key, Option<Network>),
         answer: Result<Option<Stored>, LookupError>,
     ) -> Result<Option<Stored>, LookupError> {
         let at = Clock.now();
@@ -186,18 +240,12 @@ impl Lookups {
         let (key, _) = running;
         match answer {
             Ok(stored) => {
-                if kept.known.len() >= MAX_KEPT {
-                    let mut ages: Vec<Instant> = kept.known.values().map(|k| k.at).collect();
-                    let (_, middle, _) = ages.select_nth_unstable(MAX_KEPT / 2);
-                    let middle = *middle;
-                    kept.known.retain(|_, k| k.at > middle);
-                }
-                kept.known.insert(key, Known { stored: stored.clone(), at, doubted: false });
+                kept.keep(key, stored.clone(), at);
                 Ok(stored)
             }
             Err(error) => {
                 tracing::warn!(database = key.0.as_str(), %error, "user not looked up");
-                kept.known.get(&key).map_or(Err(error), |known| Ok(known.stored.clone()))
+                kept.get(&key).map_or(Err(error), |known| Ok(known.stored.clone()))
             }
         }
     }
@@ -268,4 +316,33 @@ async fn password(from: &PasswordFrom) -> Result<Option<Secret>, LookupError> {
         PasswordFrom::Env(name) => std::env::var(name).ok().map(|p| Some(Secret::new(p))),
     });
     read.await.ok().flatten().ok_or(LookupError::Password)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_do_not_exist_push_out_nobody_who_does() {
+        let key = |name: String| ("d".to_owned(), name);
+        let mut kept = Kept::default();
+        kept.keep(key("app".into()), Some(Stored::parse("secret").unwrap()), Instant::from_millis(1));
+        for n in 0..2 * MAX_KEPT as u64 {
+            kept.keep(key(format!("ghost{n}")), None, Instant::from_millis(2 + n));
+        }
+        assert!(kept.get(&key("app".into())).is_some() && kept.unknown.len() <= MAX_KEPT);
+        assert!(kept.get(&key(format!("ghost{}", 2 * MAX_KEPT - 1))).is_some(), "the youngest are remembered");
+        // One that comes to be is known, and one that was dropped is not.
+        kept.keep(key("app".into()), None, Instant::from_millis(1));
+        assert!(kept.known.is_empty() && kept.get(&key("app".into())).is_some_and(|known| known.stored.is_none()));
+    }
+
+    #[test]
+    fn the_addresses_of_one_host_have_one_share() {
+        let of = |address: &str| Network::of(address.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:2"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+    }
 }
