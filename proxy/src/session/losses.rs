@@ -9,9 +9,10 @@
 use cluster::{Instant, NodeId, Term};
 use std::time::Duration;
 
-/// How long those are ended that a stopping server ends, or an operator all at once. Later it is one who ends one by one.
+/// How long those are ended that a stopping server ends, or an operator all at once. Later it is one who ends one by one
+/// what has run for so long.
 const STOPPING: Duration = Duration::from_secs(1);
-/// Times that a statement is sent again because of what has become of the cluster.
+/// Times that a statement is sent again because of what has become of the cluster, or of a server that had hardly begun.
 const MAX_MOVES: u8 = 8;
 
 /// How a server was lost.
@@ -76,8 +77,14 @@ enum Cause {
 }
 
 impl Losses {
-    /// The server that had the unit, connected at `born`, is lost: may the unit be sent again?
-    pub fn allow(&mut self, loss: Loss, (node, born): (&NodeId, Instant), view: View, now: Instant) -> bool {
+    /// The server that had the unit since `sent`, connected at `born`, is lost: may the unit be sent again?
+    pub fn allow(
+        &mut self,
+        loss: Loss,
+        (node, born): (&NodeId, Instant),
+        view: View,
+        (sent, now): (Instant, Instant),
+    ) -> bool {
         let same = |first: &First| first.node == *node;
         let changes = !view.open || self.first.as_ref().is_some_and(|first| view.term > first.term);
         let cause = match cause(loss) {
@@ -87,18 +94,22 @@ impl Losses {
         match (cause, &self.first) {
             (Cause::Standby, _) => true,
             (Cause::Itself, _) => false,
-            (Cause::Cluster, _) => {
-                self.moves = self.moves.saturating_add(1);
-                self.moves <= MAX_MOVES
-            }
+            (Cause::Cluster, _) => self.moves_on(),
             (Cause::Statement | Cause::Node | Cause::Ended, None) => {
                 self.first = Some(Box::new(First { node: node.clone(), at: now, term: view.term }));
                 true
             }
             (Cause::Node, Some(first)) => same(first) && born <= first.at,
-            (Cause::Ended, Some(first)) => same(first) && now < first.at + STOPPING,
+            (Cause::Ended, Some(first)) if same(first) && now < first.at + STOPPING => true,
+            // It was meant for the server, which was idle until then: the statement has waited for it, and not run.
+            (Cause::Ended, Some(_)) => now < sent + STOPPING && self.moves_on(),
             (Cause::Statement, Some(_)) => false,
         }
+    }
+
+    fn moves_on(&mut self) -> bool {
+        self.moves = self.moves.saturating_add(1);
+        self.moves <= MAX_MOVES
     }
 
     /// The node that was lost first.
@@ -141,7 +152,8 @@ mod tests {
     fn check_in(views: &[View], lost: &[(Loss, &str, u64, u64)], want: &[bool]) {
         let (mut losses, at) = (Losses::default(), |s: u64| Instant::from_millis(s * 100));
         let allowed = |(&(loss, node, born, now), &view): (&(Loss, &str, u64, u64), &View)| {
-            losses.allow(loss, (&node.parse().unwrap(), at(born)), view, at(now))
+            // Each has run for long.
+            losses.allow(loss, (&node.parse().unwrap(), at(born)), view, (at(0), at(now)))
         };
         assert_eq!(lost.iter().zip(views).map(allowed).collect::<Vec<_>>(), want, "{lost:?} {views:?}");
     }
@@ -180,6 +192,23 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_is_ended_before_its_statement_has_run_was_not_ended_for_it() {
+        let (mut losses, n1, n2) = (Losses::default(), "n1".parse().unwrap(), "n2".parse().unwrap());
+        let mut lost = |loss, node: &NodeId, sent: u64, now: u64| {
+            let at = Instant::from_millis;
+            losses.allow(loss, (node, at(0)), STANDS, (at(sent), at(now)))
+        };
+        assert!(lost(ENDED, &n1, 0, 10));
+        // It has waited for another server for longer than those are ended that are ended together.
+        assert!(lost(ENDED, &n1, 3000, 3010) && lost(ENDED, &n2, 9000, 9999));
+        assert!(!lost(ENDED, &n1, 11_000, 12_000), "it has run");
+        assert!(!lost(CRASHED, &n2, 15_000, 15_001), "it may have crashed it");
+        // Nobody is sent again for ever.
+        let more = (0..100).filter(|n| lost(ENDED, &n1, 20_000 + 5000 * n, 20_001 + 5000 * n)).count();
+        assert_eq!(more, usize::from(MAX_MOVES) - 2);
+    }
+
+    #[test]
     fn who_is_ended_while_the_primary_changes_was_not_ended_for_its_statement() {
         let closed = View { open: false, ..STANDS };
         let next = View { term: Term(8), ..STANDS };
@@ -215,7 +244,7 @@ mod tests {
     fn the_next_statement_has_lost_nothing() {
         let (mut losses, n) = (Losses::default(), "n1".parse().unwrap());
         let at = Instant::from_millis(1000);
-        let crash = |losses: &mut Losses| losses.allow(CRASHED, (&n, at + STOPPING), STANDS, at);
+        let crash = |losses: &mut Losses| losses.allow(CRASHED, (&n, at + STOPPING), STANDS, (at, at));
         assert!(crash(&mut losses) && !crash(&mut losses));
         assert_eq!(losses.first(), Some(&n));
         losses.forget();

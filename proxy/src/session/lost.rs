@@ -108,7 +108,8 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     s.relay.status = TxStatus::Idle;
     let first = (sent.len(), delivered, s.retained_lens.front().is_some_and(|&len| len > 0));
     let view = losses::View { term: s.w.view.borrow().topology.term, open: s.w.gate(s.w.now()) == Gate::Open };
-    let again = sent.is_empty() || s.losses.allow(loss, (&node, born), view, s.w.now());
+    let times = (s.presence.doing.get().since, s.w.now());
+    let again = sent.is_empty() || s.losses.allow(loss, (&node, born), view, times);
     let survives = again && s.lost_pins.is_none() && block::survives(fresh, first, loss);
     if standby && status == TxStatus::Block && survives {
         (s.fresh, s.replants) = (fresh.map(block::Fresh::unsent), true);
