@@ -249,17 +249,15 @@ pub async fn find(
         Box::pin(slow::down(w, want.since)).await;
     }
     let mut queue = Queue::default();
-    let (mut unknown, mut lacked): (_, Option<&'static str>) = (None, None);
+    let mut lacks = Lacks::default();
     loop {
         let now = w.now();
         queue.look(now);
         let hold_left = queue.hold_left(w, &want, now);
         if hold_left.is_zero() {
-            lacked.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
-            if let Some(error) = unknown {
-                return Err(NotFound::Error(error));
-            }
-            return Err(NotFound::Error(hold_timeout(w, want.since, now)));
+            lacks.standby.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
+            let error = lacks.error.unwrap_or_else(|| hold_timeout(w, lacks.read.as_ref(), want.since, now));
+            return Err(NotFound::Error(error));
         }
         if let Some(frame) = queue.give_up(w, &want) {
             return Err(NotFound::Refused(frame));
@@ -271,7 +269,7 @@ pub async fn find(
         }
         let Decided { pool, role, reason } = match decided.take() {
             Some(decided) => decided,
-            None => match decide(w, &want, (&mut unknown, &mut lacked), now).map_err(NotFound::Error)? {
+            None => match decide(w, &want, &mut lacks, now).map_err(NotFound::Error)? {
                 Ok(decided) => decided,
                 Err(left) => {
                     change(w, left.min(hold_left)).await;
@@ -292,7 +290,7 @@ pub async fn find(
             match sampled(w, &mut server, &want.promise) {
                 Sampled::Itself => {
                     w.counts.waited(w.now().since(want.since));
-                    return Ok(Found { server, pool, reason, lacked });
+                    return Ok(Found { server, pool, reason, lacked: lacks.standby });
                 }
                 // It may turn out to be staler than was thought: everything is decided anew.
                 Sampled::NotSince => {
@@ -312,27 +310,33 @@ pub(super) async fn change(w: &Worker, most: Duration) {
     let _ = tokio::time::timeout(most, w.changed.notified()).await;
 }
 
+/// What a unit waits for.
+#[derive(Default)]
+struct Lacks {
+    /// What it is told if it waits in vain, where that is known.
+    error: Option<ClientError>,
+    /// Why no standby could serve it first.
+    standby: Option<&'static str>,
+    /// Why a read goes where it goes, or nowhere, as of now.
+    read: Option<Reason>,
+}
+
 /// Where a unit goes now; within, how long to wait for a change when that is nowhere yet. The gate is one that may open:
-/// it is looked at again from time to time, as the view's validity may be over. `lacked`: why no standby could serve it
-/// first.
-fn decide(
-    w: &Worker,
-    want: &Want,
-    (unknown, lacked): (&mut Option<ClientError>, &mut Option<&'static str>),
-    now: Instant,
-) -> Result<Result<Decided, Duration>, ClientError> {
+/// it is looked at again from time to time, as the view's validity may be over.
+fn decide(w: &Worker, want: &Want, lacks: &mut Lacks, now: Instant) -> Result<Result<Decided, Duration>, ClientError> {
     let (target, reason) = target(w, want.need(), now);
     if reason.lacks_standby() {
-        lacked.get_or_insert(reason.as_str());
+        lacks.standby.get_or_insert(reason.as_str());
     }
+    lacks.read = (want.access == Access::Read).then(|| reason.clone());
     match target {
         Target::Nowhere => {
-            lacked.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
+            lacks.standby.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
             return Err(nowhere(want, reason, now));
         }
         Target::Wait(left) => {
             let waited = now.since(want.since);
-            *unknown = match reason {
+            lacks.error = match reason {
                 Reason::AfterUnknown { after, term } => {
                     Some(ClientError::Promise(PromiseError::AfterUnknown { after, term, waited }))
                 }
@@ -341,7 +345,7 @@ fn decide(
             };
             return Ok(Err(left));
         }
-        Target::Primary | Target::Standby(_) => *unknown = None,
+        Target::Primary | Target::Standby(_) => lacks.error = None,
     }
     let Some((node, role)) = serving(w, target, now) else { return Ok(Err(LOOK_AGAIN)) };
     Ok(Ok(Decided { pool: w.pools.of(&node, &want.identity), role, reason }))
@@ -405,11 +409,12 @@ fn nowhere(want: &Want, reason: Reason, now: Instant) -> ClientError {
     }
 }
 
-/// The error for a unit that was held too long.
-pub fn hold_timeout(w: &Worker, since: Instant, now: Instant) -> ClientError {
+/// The error for a unit that was held too long; for a `read` that had no server of its own, why.
+pub fn hold_timeout(w: &Worker, read: Option<&Reason>, since: Instant, now: Instant) -> ClientError {
     let view = w.view.borrow();
     ClientError::HoldTimeout {
         waited: now.since(since),
+        read: read.map(Reason::to_string),
         gate: view.topology.gate_at(now),
         term: view.topology.term,
         node: view.topology.primary.as_ref().map(|p| p.node.clone()),
@@ -419,7 +424,7 @@ pub fn hold_timeout(w: &Worker, since: Instant, now: Instant) -> ClientError {
 /// The error for a unit that could not be sent because its term may be over.
 pub fn unproven(w: &Worker, what: &Unproven, since: Instant, now: Instant) -> ClientError {
     let view = w.view.borrow();
-    let Some(primary) = &view.topology.primary else { return hold_timeout(w, since, now) };
+    let Some(primary) = &view.topology.primary else { return hold_timeout(w, None, since, now) };
     let (node, term, waited) = (primary.node.clone(), what.term, now.since(since));
     ClientError::Promise(PromiseError::Unproven { node, term, waited, why: what.to_string() })
 }

@@ -367,7 +367,7 @@ fn note(s: &Session, node: &NodeId, term: Term, loss: Loss) {
 fn hold_timeout(s: &mut Session) {
     let now = s.w.now();
     let since = now - s.w.config().hold_timeout;
-    s.fail = Some(Failure::Error(super::acquire::hold_timeout(&s.w, since, now)));
+    s.fail = Some(Failure::Error(super::acquire::hold_timeout(&s.w, None, since, now)));
     if s.lost_block.exists() {
         s.lost_block.tell();
     }

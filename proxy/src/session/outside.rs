@@ -80,7 +80,7 @@ impl Session {
                 // Outside a block there is nothing to lose: only the statement fails.
                 Gate::Draining => {
                     let since = self.waiting_since.unwrap_or(now);
-                    self.fail = Some(Failure::Error(acquire::hold_timeout(&self.w, since, now)));
+                    self.fail = Some(Failure::Error(acquire::hold_timeout(&self.w, None, since, now)));
                 }
                 Gate::Closed(_) => return Err(Turn::Lost(Loss::HoldTimeout)),
             }

@@ -41,10 +41,12 @@ pub enum Doubt {
 /// An error for a client, with its facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientError {
-    /// A statement was held for `waited` and no primary accepted writes in that time.
+    /// A statement was held for `waited` and had no server in that time.
     HoldTimeout {
         /// How long it was held.
         waited: Duration,
+        /// Why a read could be served neither by a standby nor by the primary; `None` for all else, which needs the primary.
+        read: Option<String>,
         /// What the gate said last.
         gate: Gate,
         /// The newest term known.
@@ -292,7 +294,9 @@ impl ClientError {
     /// Severity, code and words.
     pub fn report(&self) -> Report {
         match self {
-            Self::HoldTimeout { waited, gate, term, node } => hold_timeout(*waited, *gate, *term, node.as_ref()),
+            Self::HoldTimeout { waited, read, gate, term, node } => {
+                hold_timeout(*waited, read.as_deref(), (*gate, *term, node.as_ref()))
+            }
             Self::HoldFull { bytes, limit, gate, term } => hold_full(*bytes, *limit, *gate, *term),
             Self::NoStandby { consistency, waited, why } => no_standby(consistency, *waited, why),
             Self::Promise(error) => error.report(),
@@ -356,11 +360,18 @@ impl ClientError {
     }
 }
 
-fn hold_timeout(waited: Duration, gate: Gate, term: Term, node: Option<&NodeId>) -> Report {
-    let (held, gate) = (millis(waited), gate.as_str());
+fn hold_timeout(waited: Duration, read: Option<&str>, (gate, term, node): (Gate, Term, Option<&NodeId>)) -> Report {
     let node = node.map_or("unknown", NodeId::as_str);
-    error(SqlState::CANNOT_CONNECT_NOW, "no primary accepts writes at present")
-        .detail(format!("Held for {held}; writes are {gate}, term {term}, primary {node}."))
+    let message = match (read, gate) {
+        (Some(_), _) => "no server can serve this read at present",
+        // Its connections fail, or end before they are of use.
+        (None, Gate::Open) => "the primary cannot be reached at present",
+        (None, Gate::Draining | Gate::Closed(_)) => "no primary accepts writes at present",
+    };
+    let (held, gate) = (millis(waited), gate.as_str());
+    let why = read.map(|why| format!(": {why}")).unwrap_or_default();
+    error(SqlState::CANNOT_CONNECT_NOW, message)
+        .detail(format!("Held for {held}{why}; writes are {gate}, term {term}, primary {node}."))
         .hint(RETRY)
 }
 

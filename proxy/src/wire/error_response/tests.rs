@@ -13,8 +13,22 @@ fn all() -> Vec<(ClientError, &'static str)> {
     let (term, node, gate) = (Term(7), n1(), Gate::Closed(Closed::Promoting));
     vec![
         (
-            E::HoldTimeout { waited: Duration::from_secs(30), gate, term, node: Some(n1()) },
+            E::HoldTimeout { waited: Duration::from_secs(30), read: None, gate, term, node: Some(n1()) },
             "ERROR 57P03 no primary accepts writes at present | Held for 30000 ms; writes are promoting, term 7, primary n1. | Retry the transaction.",
+        ),
+        (
+            E::HoldTimeout { waited: Duration::from_secs(30), read: None, gate: Gate::Open, term, node: Some(n1()) },
+            "ERROR 57P03 the primary cannot be reached at present | Held for 30000 ms; writes are open, term 7, primary n1. | Retry the transaction.",
+        ),
+        (
+            E::HoldTimeout {
+                waited: Duration::from_secs(30),
+                read: Some("there is no standby".into()),
+                gate,
+                term,
+                node: None,
+            },
+            "ERROR 57P03 no server can serve this read at present | Held for 30000 ms: there is no standby; writes are promoting, term 7, primary unknown. | Retry the transaction.",
         ),
         (
             E::HoldFull { bytes: 9, limit: 8, gate: Gate::Draining, term },
