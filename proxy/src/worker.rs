@@ -57,6 +57,8 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 
 /// Connections to servers that one worker makes at the same time: a new primary is not run over by those who waited.
 const CONNECTS_IN_FLIGHT: usize = 8;
+/// Servers that are asked at the same time whether they may stop what they are at.
+const QUESTIONS_AT_ONCE: usize = 2;
 /// TLS handshakes of which a step, up to a millisecond of computing, is done between two rounds of the relay.
 const HANDSHAKES_IN_A_ROUND: usize = 1;
 /// Buffers kept for the next session that needs one.
@@ -108,6 +110,10 @@ pub struct Worker {
     pub tallies: Tallies,
     /// Bounds the connections being made.
     pub connects: Semaphore,
+    /// Bounds the questions whether a server may stop what it is at.
+    pub(crate) questions: Semaphore,
+    /// Requests to cancel that are on their way.
+    errands: Cell<usize>,
     /// Bounds the TLS handshakes that compute between two rounds of the relay.
     pub handshakes: Semaphore,
     /// Which decisions are logged.
@@ -215,6 +221,8 @@ impl Worker {
             places: RefCell::default(),
             texts: RefCell::new(Texts::new((index as u64) << 48)),
             connects: Semaphore::new(CONNECTS_IN_FLIGHT),
+            questions: Semaphore::new(QUESTIONS_AT_ONCE),
+            errands: Cell::new(0),
             handshakes: Semaphore::new(HANDSHAKES_IN_A_ROUND),
             sample: Cell::default(),
             footings: RefCell::default(),
@@ -316,6 +324,12 @@ impl Worker {
         if let Some(ask) = &self.shared.ask_sample {
             ask();
         }
+    }
+
+    /// May a commit wait for standbys?
+    pub fn commits_wait(&self) -> bool {
+        let topology = &self.view.borrow().topology;
+        topology.protected || topology.semi_sync
     }
 
     /// Where a unit goes.

@@ -156,6 +156,63 @@ fn a_session_that_hides_the_notice_is_told_all_the_same() {
     assert_eq!(words(&by_set.until_ready()), "E 57014 | Z I");
 }
 
+/// Nobody would be told that it is on no standby, and all would see it. No client has asked for that.
+#[test]
+fn what_waits_for_standbys_is_stopped_by_no_limit_and_by_no_order() {
+    let mut c = Cluster::start(0, |raw| {
+        // All of its connections wait.
+        (raw.pool_size, raw.workers) = (1, 1);
+        raw.timeouts.query_timeout = Span::millis(300);
+    });
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    let_commits_wait(&c);
+    let insert = "insert into t values (1)";
+    let (mut limited, mut killed) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    let seen = |c: &Cluster| c.nodes[0].psql("select count(*) from t") != "0";
+    // What is asked is over once all that was connected for it is closed or idle.
+    let connects = |c: &Cluster| c.counter_of("pgtenure_proxy_server_connects_total", "ok");
+    let asked = |c: &Cluster, before: f64, in_use: f64| {
+        wait_for("the server to be asked what it is at", || {
+            let over = connects(c) > before && c.counter_of("pgtenure_proxy_servers", "in_use") == in_use;
+            (over || seen(c)).then_some(())
+        });
+        assert!(!seen(c), "it was told to stop waiting");
+        wait_until_waiting(c, 1);
+    };
+    let before = connects(&c);
+    send(&mut limited, insert);
+    asked(&c, before, 1.0);
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(words(&limited.until_ready()), "C INSERT 0 1 | Z I");
+    // What does not wait is stopped, though it would commit.
+    send(&mut limited, "insert into t select 1 from pg_sleep(60)");
+    assert_eq!(words(&limited.until_ready()), "E 57014 | Z I");
+    assert_eq!(words(&limited.query("delete from t")), "C DELETE 1 | Z I");
+    drop(limited);
+    let_commits_wait(&c);
+    let order = |c: &Cluster, order: Order| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let handle = c.handle.as_ref().expect("the proxy runs");
+        runtime.block_on(handle.order(order, Scope::Database("app".to_owned()), Duration::from_secs(10)))
+    };
+    send(&mut killed, insert);
+    wait_until_waiting(&c, 1);
+    let before = connects(&c);
+    order(&c, Order::Kill).expect("it is carried out");
+    assert_eq!(killed.next(), "EOF");
+    asked(&c, before, 0.0);
+    order(&c, Order::Resume).expect("it was paused");
+    // Nor by the end of the process.
+    let mut last = Raw::login(c.port, &[]);
+    send(&mut last, insert);
+    wait_until_waiting(&c, 2);
+    drop(c.handle.take());
+    assert_eq!(last.next(), "EOF");
+    assert!(!seen(&c), "it was told to stop waiting");
+    wait_until_waiting(&c, 2);
+}
+
 #[test]
 fn a_read_is_cancelled_as_ever() {
     let c = hung();

@@ -1,31 +1,48 @@
-//! A cancel request while the server is at a unit that holds a COMMIT and other statements before it.
+//! A server is to stop what it is at, which may be a commit by now.
 //!
-//! A COMMIT that waits for standbys must not be told to stop waiting, and within a unit the server does not tell how far it
-//! is. So it is asked, on another connection, and in the same statement told to stop what it is at, if that is none that
-//! commits. One that ends in that very moment leaves the signal to its COMMIT: that is told by its notice, as ever.
+//! What waits for standbys must not be told to stop waiting: it would be visible to all, and be on no standby. So it is not
+//! when a client asks for that while its server is at a COMMIT, and whatever it is at when nobody asks but a limit or an
+//! operator. Within a unit the server does not tell how far it is. So it is asked, on another connection, and in the same
+//! statement told to stop what it is at, if it does not wait. One that ends in that very moment leaves the signal to its
+//! commit: that is told by its notice, as ever.
 
 use crate::config::PoolMode;
 use crate::route::{Consistency, Promise};
-use crate::session::acquire::{self, Want};
+use crate::session::acquire::Want;
 use crate::session::cancel::Waiters;
 use crate::session::client::Session;
-use crate::session::in_use::InUse;
+use crate::session::confirm::Connection;
 use crate::sql::Access;
 
-/// Cancel what the backend `pid` is at, when its text begins with a word of those that commit nothing before their unit does.
-/// Who is at a COMMIT shows that text from its Parse on.
-fn question(pid: u32) -> String {
+/// What a server may be told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unless {
+    /// All but a wait for standbys.
+    Waiting,
+    /// Of those only what comes before the COMMIT in the same unit: a text that begins with a word of those that commit nothing
+    /// before their unit does. Who is at a COMMIT shows that text from its Parse on.
+    Committing,
+}
+
+/// Cancel what the backend `pid` is at, unless that is what must go on.
+fn question(pid: u32, unless: Unless) -> String {
+    let words = match unless {
+        Unless::Waiting => "",
+        Unless::Committing => {
+            " AND pg_catalog.lower(pg_catalog.substring(query,'^[[:space:](]*([a-zA-Z]+)')) \
+             IN ('select','insert','update','delete','merge','with','values','table','lock','copy','refresh')"
+        }
+    };
     format!(
         "SELECT pg_catalog.pg_cancel_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid={pid} AND state='active' \
-         AND wait_event IS DISTINCT FROM 'SyncRep' AND pg_catalog.lower(pg_catalog.substring(query,'^[[:space:](]*([a-zA-Z]+)')) \
-         IN ('select','insert','update','delete','merge','with','values','table','lock','copy','refresh')"
+         AND wait_event IS DISTINCT FROM 'SyncRep'{words}"
     )
 }
 
 impl Session {
-    /// Cancel what comes before the COMMIT in the unit that the server is at, if it is at that. It takes `connect_timeout` at
-    /// most; until then nothing new is sent there.
-    pub(super) fn cancel_before_commit(&mut self, waiters: Waiters) {
+    /// Cancel what the server is at, unless that is what must go on. It takes `connect_timeout` at most; until then nothing new is
+    /// sent there. The connection for it is one that nobody has to wait for: those of the pool may all wait for standbys.
+    pub(super) fn cancel_unless(&mut self, unless: Unless, waiters: Waiters) {
         let now = self.w.now();
         let Want { promise, .. } = self.want(Access::Write, now);
         let promise = Promise { after: None, consistency: Consistency::Eventual, ..promise };
@@ -34,19 +51,22 @@ impl Session {
         let (node, pid, cancels) = (server.meta.node.clone(), server.meta.key.0, server.cancels.begin());
         let (w, presence, limit) = (self.w.clone(), self.presence.clone(), self.w.config().connect_timeout);
         let keeps = self.mode == PoolMode::Transaction;
+        let errand = self.w.begin_errand();
         self.cancelling = true;
         tokio::task::spawn_local(async move {
+            let _errand = errand;
             let ask = async {
-                let found = acquire::find(&w, want, 0, None).await.ok()?;
-                let mut other = InUse::found(&w, found, keeps);
+                // Many may be over a limit at the same time.
+                let _turn = w.questions.acquire().await.ok()?;
+                let mut other = Connection::open(&w, &want, keeps).await?;
                 // Elsewhere that number is another process's.
-                if other.meta().is_some_and(|meta| meta.node == node) {
-                    other.ask(&question(pid), limit).await?;
+                if other.server().meta().is_some_and(|meta| meta.node == node) {
+                    other.server().ask(&question(pid, unless), limit).await?;
                 }
                 Some(())
             };
             if tokio::time::timeout(limit, ask).await.ok().flatten().is_none() {
-                tracing::debug!(%node, ?limit, "cancel request for what comes before a COMMIT could not be passed on");
+                tracing::debug!(%node, ?limit, "a server could not be asked whether it may stop what it is at");
             }
             cancels.end();
             presence.wake();

@@ -6,6 +6,7 @@
 
 mod later;
 
+pub(super) use later::Connection;
 pub(crate) use later::Later;
 
 use crate::config::PoolMode;

@@ -1,5 +1,6 @@
 //! What reaches a session from outside of its two sockets: changes of the cluster, limits, cancel requests, its end.
 
+use crate::session::before_commit::Unless;
 use crate::session::cancel::Waiters;
 use crate::session::client::{Failure, Loss, Session, Turn};
 use crate::session::presence::{Activity, End};
@@ -40,7 +41,7 @@ impl Session {
         }
         if let Some(end) = self.presence.end.take() {
             let may_commit = self.relay.may_commit();
-            self.cancel(Waiters::default());
+            self.stop();
             if may_commit {
                 // Anything said now would be taken for the outcome, which nobody knows.
                 return Err(Turn::Close);
@@ -147,7 +148,7 @@ impl Session {
             (Expiry::Transaction, Activity::InTransaction) => PoolError::Transaction,
             (Expiry::Query | Expiry::Transaction, Activity::Active) => {
                 if self.relay.pending() > 0 {
-                    self.cancel(Waiters::default());
+                    self.stop();
                 } else {
                     // All is answered: it is the client that has not sent its Sync.
                     self.mark(Activity::InTransaction, self.w.now(), false);
@@ -162,7 +163,7 @@ impl Session {
                 tracing::info!(place = self.place, "client takes nothing of what is sent to it, disconnected");
                 // What may commit is left to the end of its wait.
                 if !self.relay.may_commit() {
-                    self.cancel(Waiters::default());
+                    self.stop();
                 }
                 return Err(Turn::Close);
             }
@@ -181,6 +182,15 @@ impl Session {
 
     /// A cancel request has come for this session, which holds a server or nothing that runs.
     fn cancel(&mut self, waiters: Waiters) {
+        self.interrupt(waiters, true);
+    }
+
+    /// What it does is to end, and no client of it has asked for that: a limit has, or an operator.
+    fn stop(&mut self) {
+        self.interrupt(Waiters::default(), false);
+    }
+
+    fn interrupt(&mut self, waiters: Waiters, by_client: bool) {
         if self.server.is_none() {
             return;
         }
@@ -196,9 +206,13 @@ impl Session {
         }
         if self.relay.is_committing() {
             if self.relay.may_be_before_commit() {
-                self.cancel_before_commit(waiters);
+                self.cancel_unless(Unless::Committing, waiters);
             }
             return;
+        }
+        if !by_client && self.relay.may_commit() && self.w.commits_wait() {
+            // Nor must anything else: who stops it is not who would be told what that means.
+            return self.cancel_unless(Unless::Waiting, waiters);
         }
         self.cancelled |= self.relay.may_commit();
         self.forward_cancel(waiters);
@@ -211,10 +225,11 @@ impl Session {
         // Counted before the task runs: the server may be given back before that.
         let way = cancel::Way { worker: self.w.clone(), host: server.meta.host.clone(), peer };
         let request = cancel::forward(way, key, limit, server.cancels.begin());
-        let presence = self.presence.clone();
+        let (presence, errand) = (self.presence.clone(), self.w.begin_errand());
         self.cancelling = true;
         presence.cancels.set(presence.cancels.get() + 1);
         tokio::task::spawn_local(async move {
+            let _errand = errand;
             request.await;
             presence.cancels.set(presence.cancels.get() - 1);
             presence.wake();

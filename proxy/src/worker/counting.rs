@@ -8,6 +8,7 @@ use cluster::per_term::Fate;
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId, Role, Term};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,6 +37,18 @@ impl Worker {
         let count = &mut outstanding[index].1;
         *count = if begins { *count + 1 } else { count.saturating_sub(1) };
         index
+    }
+
+    /// A request to cancel goes on its way. It counts until what this returns is dropped: the process does not end before,
+    /// if that takes no time.
+    pub(crate) fn begin_errand(self: &Rc<Self>) -> Errand {
+        self.errands.set(self.errands.get() + 1);
+        Errand(self.clone())
+    }
+
+    /// Is any on its way?
+    pub(super) fn has_errands(&self) -> bool {
+        self.errands.get() > 0
     }
 
     /// A server begins or ends to work for a session.
@@ -181,6 +194,18 @@ impl Worker {
         let old = std::mem::replace(&mut *board.totals.lock().unwrap_or_else(PoisonError::into_inner), totals);
         if old != totals {
             self.shared.applied.notify_one();
+        }
+    }
+}
+
+/// A request to cancel that is on its way.
+pub(crate) struct Errand(Rc<Worker>);
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        self.0.errands.set(self.0.errands.get() - 1);
+        if !self.0.has_errands() {
+            self.0.shared.left.notify_waiters();
         }
     }
 }

@@ -109,7 +109,7 @@ async fn dismiss(worker: &Worker) {
             // Listened for before it is looked at: who leaves in between is not missed.
             let mut left = std::pin::pin!(worker.shared.left.notified());
             left.as_mut().enable();
-            if worker.places.borrow().all().next().is_none() {
+            if worker.places.borrow().all().next().is_none() && !worker.has_errands() {
                 return;
             }
             left.await;

@@ -188,7 +188,7 @@ async fn run(w: Rc<Worker>, want: Want, keeps: bool, level: Durability) {
 }
 
 /// A connection to the primary.
-struct Connection<'a> {
+pub(in crate::session) struct Connection<'a> {
     w: &'a Rc<Worker>,
     server: InUse<'a>,
     database: &'a str,
@@ -197,8 +197,13 @@ struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
+    /// Its server.
+    pub(in crate::session) fn server(&mut self) -> &mut InUse<'a> {
+        &mut self.server
+    }
+
     /// One that nobody has to wait for.
-    async fn open(w: &'a Rc<Worker>, want: &'a Want, keeps: bool) -> Option<Self> {
+    pub(in crate::session) async fn open(w: &'a Rc<Worker>, want: &'a Want, keeps: bool) -> Option<Self> {
         let now = w.now();
         let member = primary(w, now)?;
         let (pool, database) = (w.pools.of(&member.node, &want.identity), want.identity.database.as_str());
