@@ -63,8 +63,20 @@ impl Inherited {
         std::fs::File::from(pipe).read_to_end(&mut text)?;
         let orders: Vec<(String, Option<String>)> = serde_json::from_slice(&text)?;
         for (word, database) in orders {
-            let order = if word == PAUSE { Order::Pause } else { Order::Disable };
             let scope = database.map_or(Scope::All, Scope::Database);
+            let order = match word.as_str() {
+                PAUSE => Order::Pause,
+                DISABLE => Order::Disable,
+                // A later version may know more.
+                _ => {
+                    tracing::warn!(
+                        order = word,
+                        ?scope,
+                        "order to the process before this one is unknown here and does not hold"
+                    );
+                    continue;
+                }
+            };
             tracing::info!(?order, ?scope, "order to the process before this one holds");
             doors.obey(order, &scope, cluster::Clock.now()).map_err(io::Error::other)?;
         }
@@ -158,5 +170,12 @@ mod tests {
         }
         let mut inherited = Inherited::new(orders(&doors).unwrap().into_iter().collect());
         assert_eq!(inherited.doors().unwrap(), doors);
+        // What a later version has said besides closes nothing.
+        let (pipe, mut end) = io::pipe().unwrap();
+        end.write_all(br#"[["ponder",null],["disable","c"]]"#).unwrap();
+        drop(end);
+        let mut closed = Doors::default();
+        closed.obey(Order::Disable, &Scope::Database("c".to_owned()), cluster::Instant::from_millis(1)).unwrap();
+        assert_eq!(Inherited::new(vec![(ORDERS.to_owned(), pipe.into())]).doors().unwrap(), closed);
     }
 }

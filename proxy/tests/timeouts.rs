@@ -259,7 +259,7 @@ fn who_does_not_answer_a_challenge_keeps_nobody_from_logging_in() {
 #[test]
 fn more_clients_than_are_taken_are_refused_except_at_the_console() {
     let c = Cluster::start(0, |raw| {
-        raw.max_client_connections = 2;
+        (raw.max_client_connections, raw.workers) = (2, 1);
         raw.login_timeout = Span::secs(60);
         raw.console.stats_users = vec!["app".to_owned()];
     });
@@ -279,13 +279,39 @@ fn more_clients_than_are_taken_are_refused_except_at_the_console() {
     drop(first);
     wait_for("the next one to be served", || (psql("app", "select 1") == (true, "1".to_owned())).then_some(()));
     assert!(c.counter_of("pgtenure_proxy_logins_total", "too_many") >= 1.0);
-    // Who connects and does not log in takes nobody's place, however many they are: the oldest of them makes room.
-    let begin = |_| {
+    // Who connects and does not log in takes nobody's place: the oldest of them makes room, and of those first who has not
+    // even said who it is. Twice as many may be connected as may be clients.
+    let handle = c.handle.as_ref().expect("the proxy runs");
+    let connected = |count: u64| {
+        wait_for("them to be counted", || (handle.status().totals.sessions == count).then_some(()));
+    };
+    let mut packet = Vec::new();
+    write_startup(&mut packet, [("user", "app"), ("database", "app")].into_iter());
+    connected(1);
+    let begin = |count: u64, bytes: &[u8]| {
         let mut stream = dial(c.port);
-        stream.write_all(&[0, 0]).expect("the endpoint reads");
+        stream.write_all(bytes).expect("the endpoint reads");
+        connected(count);
         stream
     };
-    let mut silent: Vec<_> = (0..12).map(begin).collect();
-    wait_for("one to be served among them", || (psql("app", "select 1") == (true, "1".to_owned())).then_some(()));
-    assert!(!matches!(silent[0].read(&mut [0]), Ok(1..)), "the first of them is gone");
+    let gone = |stream: &mut std::net::TcpStream| {
+        stream.set_nonblocking(true).expect("a TCP socket");
+        loop {
+            match stream.read(&mut [0; 512]) {
+                Ok(1..) => {}
+                Ok(0) => return true,
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        }
+    };
+    let (mut named, mut first, mut next) = (begin(2, &packet), begin(3, &[0, 0]), begin(4, &[0, 0]));
+    assert_eq!(psql("app", "select 1"), (true, "1".to_owned()));
+    assert!(gone(&mut first) && !gone(&mut next) && !gone(&mut named));
+    let mut last = begin(4, &[0, 0]);
+    assert_eq!(psql("app", "select 1"), (true, "1".to_owned()));
+    assert!(gone(&mut next) && !gone(&mut last) && !gone(&mut named));
+    drop((named, last));
+    connected(1);
+    let (listed, lists) = psql("pgtenure", "show lists");
+    assert!(listed && lists.contains("login_clients|0\n"), "{lists}");
 }

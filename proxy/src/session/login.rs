@@ -81,11 +81,12 @@ pub async fn welcome(
     origin: Origin,
     (read_only, stranger): (bool, Stranger),
 ) -> Option<Box<Session>> {
-    let mut greeter = Greeter { w, stream, origin, read_only, buf, turn: None, out: Vec::new() };
+    let stranger = Some(stranger);
+    let mut greeter = Greeter { w, stream, origin, read_only, stranger, buf, turn: None, out: Vec::new() };
     let limit = w.config().login_timeout;
     let outcome = match tokio::time::timeout(limit, greeter.authenticate()).await {
         Ok(Ok(admitted)) => {
-            drop(stranger);
+            greeter.stranger = None;
             if console::is_console(&admitted.startup.database) {
                 Err(Box::pin(greeter.console(&admitted)).await)
             } else {
@@ -244,6 +245,8 @@ pub(super) struct Greeter<'a> {
     pub(super) origin: Origin,
     /// Its session may only read.
     read_only: bool,
+    /// It has not proven yet who it is.
+    stranger: Option<Stranger>,
     /// What it has sent and nobody has looked at.
     buf: Vec<u8>,
     /// Its turn among those that are worked on.
@@ -255,6 +258,7 @@ pub(super) struct Greeter<'a> {
 impl Greeter<'_> {
     async fn authenticate(&mut self) -> Result<Admitted, Farewell> {
         let startup = self.startup().await?;
+        self.stranger.iter().for_each(Stranger::name_itself);
         if self.w.shared.stopping.load(Ordering::Relaxed) {
             return Err(ClientError::ShuttingDown.into());
         }

@@ -1,6 +1,7 @@
 //! Clients that have not proven yet who they are. They hold a socket each and nothing else, and anybody can open more of
-//! them than there is room for: so when the last place is taken, the one that has been here longest makes room. Who logs
-//! in takes milliseconds, and is never that one before all places were taken anew in that time.
+//! them than there is room for: so when the last place is taken, the one that has been here longest makes room, of those that have
+//! not said yet who they are if there are any. Who logs in takes a few round trips, and is that one only where all places were
+//! taken anew in that time by others who have said as much.
 
 use crate::worker::{Shared, ToWorker, Worker};
 use std::cell::{Cell, RefCell};
@@ -9,10 +10,10 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use tokio::task::AbortHandle;
 
-/// Those of one worker, in the order in which they came.
+/// Those of one worker: first who has not said who it is, each in the order in which they came.
 #[derive(Default)]
 pub struct Strangers {
-    tasks: RefCell<BTreeMap<u64, AbortHandle>>,
+    tasks: RefCell<BTreeMap<(bool, u64), AbortHandle>>,
     next: Cell<u64>,
 }
 
@@ -20,6 +21,8 @@ pub struct Strangers {
 pub struct Stranger {
     worker: Rc<Worker>,
     id: u64,
+    /// It has said who it is.
+    named: Cell<bool>,
 }
 
 impl Stranger {
@@ -28,7 +31,15 @@ impl Stranger {
         let id = worker.strangers.next.get();
         worker.strangers.next.set(id + 1);
         worker.shared.boards[worker.index].strangers.fetch_add(1, Ordering::Relaxed);
-        Self { worker: worker.clone(), id }
+        Self { worker: worker.clone(), id, named: Cell::new(false) }
+    }
+
+    /// It has said who it is, and is to prove it.
+    pub fn name_itself(&self) {
+        let mut tasks = self.worker.strangers.tasks.borrow_mut();
+        if let Some(task) = tasks.remove(&(self.named.replace(true), self.id)) {
+            tasks.insert((true, self.id), task);
+        }
     }
 
     /// Its number.
@@ -39,7 +50,7 @@ impl Stranger {
 
 impl Drop for Stranger {
     fn drop(&mut self) {
-        let task = self.worker.strangers.tasks.borrow_mut().remove(&self.id);
+        let task = self.worker.strangers.tasks.borrow_mut().remove(&(self.named.get(), self.id));
         // Who made room is not counted any more.
         if task.is_some() {
             self.worker.shared.boards[self.worker.index].strangers.fetch_sub(1, Ordering::Relaxed);
@@ -50,7 +61,7 @@ impl Drop for Stranger {
 impl Worker {
     /// The task that serves the client of that number.
     pub(super) fn keep_stranger(&self, id: u64, task: AbortHandle) {
-        self.strangers.tasks.borrow_mut().insert(id, task);
+        self.strangers.tasks.borrow_mut().insert((false, id), task);
     }
 
     /// The one that has been here longest goes. Nothing is said to it, which has said nothing that counts.
