@@ -49,7 +49,7 @@ fn block(client: &mut Raw, begin: &[&str]) -> String {
 
 #[test]
 fn a_read_only_block_is_served_by_one_standby() {
-    let (_cluster, mut a) = start(2, |_| {});
+    let (cluster, mut a) = start(2, |_| {});
     for begin in [
         "begin read only",
         "START TRANSACTION READ ONLY",
@@ -116,6 +116,13 @@ fn a_read_only_block_is_served_by_one_standby() {
         assert_eq!(value(&mut a, "show work_mem"), "3MB");
         (at == "n23MB" || at == "n33MB").then_some(())
     });
+    // What one session has prepared another commits at the primary, and its reads show that from then on.
+    ["begin", "insert into t values (7)", "prepare transaction 'two'"].iter().for_each(|sql| drop(ok(&mut a, sql)));
+    let mut b = Raw::login(cluster.port, &[]);
+    settle(&mut b);
+    assert_eq!(value(&mut b, "select count(*) from t"), "6");
+    assert_eq!(words(&ok(&mut b, "commit prepared 'two'")), "C COMMIT PREPARED | Z I");
+    assert_eq!(value(&mut b, "select count(*) from t"), "7");
 }
 
 /// What a block sets first does not keep it where the rest of it cannot be.
