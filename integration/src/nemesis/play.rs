@@ -101,7 +101,8 @@ impl<'w> Play<'w> {
                 self.world.sandbox.delay(&host, *wait, self.dice.below(u64::MAX));
             }
             Step::Reconnect => self.world.sandbox.heal(),
-            Step::Disk(fault, host) => self.disk(*fault, host)?,
+            Step::Disk(fault, host) => self.disk(*fault, host, false)?,
+            Step::EtcdDisk(fault, host) => self.disk(*fault, host, true)?,
             Step::Clock(host, offset) => {
                 let host = self.host(host)?;
                 self.note(format!("clock of {host} {offset}"));
@@ -224,10 +225,10 @@ impl<'w> Play<'w> {
         Ok(())
     }
 
-    fn disk(&mut self, fault: DiskFault, host: &str) -> Result<(), String> {
+    fn disk(&mut self, fault: DiskFault, host: &str, of_etcd: bool) -> Result<(), String> {
         let host = self.host(host)?;
-        self.note(format!("{fault:?} disk of {host}"));
-        let disk = self.world.disk(&host);
+        self.note(format!("{fault:?} {}disk of {host}", if of_etcd { "etcd " } else { "" }));
+        let disk = if of_etcd { self.world.etcd_disk(&host) } else { self.world.disk(&host) };
         match fault {
             DiskFault::Fill => disk.fill(),
             DiskFault::Free => disk.free(),

@@ -20,6 +20,8 @@ const PLAYED: Duration = Duration::from_secs(25);
 /// After the faults a proxy has to acknowledge again within this. The protocol needs seconds; a machine that runs all
 /// of it, and other things, may need more.
 pub(super) const WRITES_AGAIN: Duration = Duration::from_secs(25);
+/// Where they are to go on all the time, nobody waits longer for the next one.
+const GO_ON: Duration = Duration::from_secs(3);
 /// By then, from the beginning, they must, and every node must stream; then what is there is judged: a run is over within a
 /// minute.
 const GATHERED: Duration = Duration::from_secs(42);
@@ -109,6 +111,7 @@ pub fn needs(scenario: &Scenario) -> Needs {
         asynchronous: scenario.needs.contains(&Need::Async),
         available: scenario.needs.contains(&Need::Available),
         disks: scenario.needs.contains(&Need::Disks),
+        etcd_disks: scenario.needs.contains(&Need::EtcdDisks),
         clocks: scenario.needs.contains(&Need::Clocks),
         tight: scenario.needs.contains(&Need::Tight),
         etcd_on_disk: false,
@@ -211,7 +214,10 @@ fn unexpected(scenario: &Scenario, told: &Told, terms: (u64, u64)) -> Vec<Violat
         // No proxy dies where this is expected, so the reports have all that clients were told.
         Expect::Resolved if doubts.lost < lost => Some("S3"),
         Expect::Resolved if doubts.survived == 0 || doubts.lost == 0 => Some("L6"),
-        Expect::SameTerm | Expect::NewTerm | Expect::Resolved | Expect::NoErrors | Expect::NoLoss => None,
+        Expect::Writes if longest_gap(&told.events) > GO_ON => Some("L1"),
+        Expect::SameTerm | Expect::NewTerm | Expect::Resolved | Expect::NoErrors | Expect::NoLoss | Expect::Writes => {
+            None
+        }
     };
     let found = |expected| {
         let (before, after) = terms;

@@ -8,9 +8,11 @@
 //! ```text
 //! needs disks | clocks | async | available           what the world must have
 //! needs tight                             one automatic failover in ten minutes, and 64 KiB that one may lose
+//! needs etcd-disks                        each member of etcd on a disk of its own
 //! needs own-world                         the policy is changed: the world is not used again
 //! expect no-errors | same-term | new-term what is checked besides what always is
 //! expect no-loss                          what was acknowledged is there, in async mode too
+//! expect writes                           somebody is acknowledged something in every three seconds
 //! expect resolved                         of commits in doubt some are found to be there, and some to be lost
 //! kill WHAT of HOST                       SIGKILL; WHAT: postmaster, postgres (all of it), agent, manager, etcd,
 //!                                         proxy, host (everything on it), walsender, walreceiver, startup, backend, …
@@ -27,6 +29,7 @@
 //! delay HOST both ways by A..B losing N%  what reaches it, too
 //! reconnect                               end every cut, loss and delay
 //! fill disk of HOST, free disk of HOST, freeze disk of HOST, thaw disk of HOST
+//! freeze etcd disk of HOST, thaw etcd disk of HOST
 //! clock of HOST jumps OFFSET              as in +10s, -1h
 //! pause replay of HOST                    by an operator's pg_wal_replay_pause()
 //! conflict at HOST                        a long query there, and a vacuum on the primary that it conflicts with
@@ -67,6 +70,8 @@ pub enum Need {
     Async,
     /// Disks that can be filled and frozen.
     Disks,
+    /// Such disks for the members of etcd, too.
+    EtcdDisks,
     /// Clocks that can jump.
     Clocks,
     /// The mode in which the primary goes on alone for a while.
@@ -90,6 +95,8 @@ pub enum Expect {
     Resolved,
     /// Nothing that was acknowledged is lost, whatever the mode.
     NoLoss,
+    /// Writes go on all the time.
+    Writes,
 }
 
 /// How a process is struck.
@@ -152,6 +159,8 @@ pub enum Step {
     Reconnect,
     /// `fill`, `free`, `freeze`, `thaw`.
     Disk(DiskFault, String),
+    /// The same of the disk that only etcd uses.
+    EtcdDisk(DiskFault, String),
     /// `clock`.
     Clock(String, String),
     /// `pause replay`.
@@ -244,11 +253,13 @@ impl Scenario {
         match words[..] {
             ["needs", "async"] => self.needs.push(Need::Async),
             ["needs", "disks"] => self.needs.push(Need::Disks),
+            ["needs", "etcd-disks"] => self.needs.push(Need::EtcdDisks),
             ["needs", "clocks"] => self.needs.push(Need::Clocks),
             ["needs", "available"] => self.needs.push(Need::Available),
             ["needs", "tight"] => self.needs.push(Need::Tight),
             ["needs", "own-world"] => self.needs.push(Need::OwnWorld),
             ["expect", "resolved"] => self.expects.push(Expect::Resolved),
+            ["expect", "writes"] => self.expects.push(Expect::Writes),
             ["expect", "no-loss"] => self.expects.push(Expect::NoLoss),
             ["expect", "no-errors"] => self.expects.push(Expect::NoErrors),
             ["expect", "same-term"] => self.expects.push(Expect::SameTerm),
@@ -292,6 +303,8 @@ fn step(words: &[&str]) -> Result<Step, String> {
         ["free", "disk", "of", at] => Step::Disk(DiskFault::Free, host(at)?),
         ["freeze", "disk", "of", at] => Step::Disk(DiskFault::Freeze, host(at)?),
         ["thaw", "disk", "of", at] => Step::Disk(DiskFault::Thaw, host(at)?),
+        ["freeze", "etcd", "disk", "of", at] => Step::EtcdDisk(DiskFault::Freeze, host(at)?),
+        ["thaw", "etcd", "disk", "of", at] => Step::EtcdDisk(DiskFault::Thaw, host(at)?),
         ["clock", "of", at, "jumps", offset] => Step::Clock(host(at)?, own(offset)),
         ["pause", "replay", "of", at] => Step::PauseReplay(host(at)?),
         ["conflict", "at", at] => Step::Conflict(host(at)?),

@@ -47,6 +47,7 @@ impl Session {
             let has = world.needs();
             (has.asynchronous, has.available, has.tight) == (wanted.asynchronous, wanted.available, wanted.tight)
                 && has.disks >= wanted.disks
+                && has.etcd_disks >= wanted.etcd_disks
                 && has.clocks >= wanted.clocks
         };
         if !self.world.as_ref().is_some_and(fits) {

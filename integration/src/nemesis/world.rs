@@ -38,6 +38,8 @@ pub struct Needs {
     pub available: bool,
     /// A file system of its own for each database host.
     pub disks: bool,
+    /// One for each member of etcd.
+    pub etcd_disks: bool,
     /// A wall clock of its own for each database host.
     pub clocks: bool,
     /// One automatic failover in ten minutes, and 64 KiB that it may lose.
@@ -54,7 +56,7 @@ impl Needs {
             let missing = self.clocks && !Path::new(FAKETIME).exists();
             missing.then(|| "libfaketime is not installed".to_owned())
         };
-        self.disks.then(super::disk::impossible).flatten().or_else(clocks)
+        (self.disks || self.etcd_disks).then(super::disk::impossible).flatten().or_else(clocks)
     }
 }
 
@@ -65,6 +67,7 @@ pub struct World {
     pub sandbox: Sandbox,
     processes: BTreeMap<(String, String), Process>,
     disks: BTreeMap<&'static str, Disk>,
+    etcd_disks: BTreeMap<&'static str, Disk>,
     needs: Needs,
     /// Last but the guard's: the files.
     scratch: Scratch,
@@ -91,8 +94,13 @@ impl World {
             super::sandbox::shell(&format!("mount -t tmpfs -o size=1g none {}", etcd.display()));
             crate::process::give_to_postgres(&etcd);
         }
+        let mut etcd_disks = BTreeMap::new();
+        for node in NODES.into_iter().filter(|_| needs.etcd_disks) {
+            let (image, dir) = (format!("{node}.etcd.image"), scratch.dir(&format!("etcd/{node}")));
+            etcd_disks.insert(node, Disk::mount(&scratch.path().join(image), &dir));
+        }
         write_secrets(&scratch);
-        let mut world = Self { sandbox, processes: BTreeMap::new(), disks, needs, scratch };
+        let mut world = Self { sandbox, processes: BTreeMap::new(), disks, etcd_disks, needs, scratch };
         for node in NODES {
             world.set_clock(node, "+0");
         }
@@ -149,6 +157,14 @@ impl World {
     /// When the world was made without.
     pub fn disk(&self, node: &str) -> &Disk {
         self.disks.get(node).expect("the scenario needs disks")
+    }
+
+    /// The disk of a host's member of etcd.
+    ///
+    /// # Panics
+    /// When the world was made without.
+    pub fn etcd_disk(&self, node: &str) -> &Disk {
+        self.etcd_disks.get(node).expect("the scenario needs etcd-disks")
     }
 
     /// Let a host's wall clock go wrong by so much, as in `-1h`; `+0` is right.
@@ -215,7 +231,22 @@ impl World {
         command
     }
 
-    fn etcdctl(&self, host: &str, arguments: &[&str]) -> Result<(), String> {
+    /// Let etcd be led from there.
+    ///
+    /// # Errors
+    /// What etcdctl complained about, or that nobody leads.
+    pub fn move_etcd_leader(&self, to: &str) -> Result<(), String> {
+        let leader = self.etcd_leader().ok_or("etcd has no leader")?;
+        if leader == to {
+            return Ok(());
+        }
+        let endpoint = |host: &str| format!("http://{}:2379", address(host));
+        let told = self.etcdctl(to, &["--endpoints", &endpoint(to), "endpoint", "status"])?;
+        let id = told.split(", ").nth(1).ok_or_else(|| format!("no member in {told:?}"))?;
+        self.etcdctl(to, &["--endpoints", &endpoint(leader), "move-leader", id]).map(drop)
+    }
+
+    fn etcdctl(&self, host: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = self.sandbox.command(host, Path::new("/usr/bin/env"), false);
         command
             .args(["ETCDCTL_API=3", "timeout", "10", "etcdctl"])
@@ -224,7 +255,7 @@ impl World {
             .stdin(Stdio::null());
         let output = command.output().map_err(|e| format!("etcdctl: {e}"))?;
         let told = || format!("etcdctl {arguments:?}: {}", describe(&output));
-        if output.status.success() { Ok(()) } else { Err(told()) }
+        if output.status.success() { Ok(String::from_utf8_lossy(&output.stdout).into_owned()) } else { Err(told()) }
     }
 
     fn etcd_backup(&self) -> String {
@@ -242,7 +273,7 @@ impl World {
             let endpoint = format!("http://{}:2379", address(host));
             told = told.or_else(|_| self.etcdctl(host, &["--endpoints", &endpoint, "snapshot", "save", &file]));
         }
-        told
+        told.map(drop)
     }
 
     /// All members lose what they hold and begin with the backup, as an operator does who has lost etcd.
@@ -335,7 +366,7 @@ impl World {
     /// Undo every fault: the network, the disks, the clocks, stopped and dead processes, paused replay.
     pub fn heal(&mut self) {
         self.sandbox.heal();
-        for disk in self.disks.values() {
+        for disk in self.disks.values().chain(self.etcd_disks.values()) {
             disk.thaw();
             disk.free();
         }
@@ -529,7 +560,7 @@ fn brief(node: &Value) -> String {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for disk in self.disks.values() {
+        for disk in self.disks.values().chain(self.etcd_disks.values()) {
             disk.thaw();
         }
         for host in hosts() {
@@ -539,6 +570,7 @@ impl Drop for World {
             remove_segment(&self.scratch.path().join(node).join("data"));
         }
         self.disks.clear();
+        self.etcd_disks.clear();
         if !self.needs.etcd_on_disk {
             super::sandbox::shell(&format!("umount -l {} || true", self.scratch.path().join("etcd").display()));
         }
