@@ -218,18 +218,19 @@ fn soak(hours: f64, mut seed: u64, results: &str) -> Result<Ended, String> {
 fn bench(rounds: u64, kinds: &str) -> Result<Ended, String> {
     let wanted = |name: &str| kinds == "all" || kinds.split(',').any(|k| k == name);
     let mut tables = Vec::new();
-    for (name, death, asynchronous) in KINDS.into_iter().filter(|(name, ..)| wanted(name)) {
+    for kind in KINDS.into_iter().filter(|kind| wanted(kind.name)) {
+        let name = kind.name;
         let mut report = |number: usize, round: &integration::nemesis::outage::Round| {
             println!(
                 "{name} {number}: worst {:?} nobody {:?} {:?} {:?}",
                 round.worst, round.nobody, round.errors, round.phases
             );
         };
-        let all = measure(death, asynchronous, usize::try_from(rounds).unwrap_or(50), 1, &mut report);
+        let all = measure(kind, usize::try_from(rounds).unwrap_or(50), 1, &mut report);
         tables.push(table(name, &all));
     }
     if tables.is_empty() {
-        return Err(format!("{kinds}: no such kind; there are {:?}", KINDS.map(|k| k.0)));
+        return Err(format!("{kinds}: no such kind; there are {:?}", KINDS.map(|k| k.name)));
     }
     println!("\n{}", tables.join("\n"));
     Ok(Ended::Held)
