@@ -249,6 +249,7 @@ fn hung_for_a_second() -> Cluster {
     let c = Cluster::start(0, |raw| {
         (raw.hold_timeout, raw.durability.allow_lower) = (Span(Duration::from_secs(1)), Some(true));
     });
+    c.warm();
     c.psql("create table t(a int)").expect("nothing hangs yet");
     // No text of a caller tells what this sets.
     let hush = "create function hush() returns void language plpgsql as \
@@ -450,7 +451,8 @@ fn makes_sure_without_a_connection_of_the_pool(c: &Cluster) {
 /// What it says comes before the Sync, and what it does is committed by that only.
 #[test]
 fn success_that_was_told_before_its_commit_is_none_yet() {
-    let c = Cluster::start(0, |raw| raw.hold_timeout = Span(Duration::from_secs(1)));
+    let c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, Span(Duration::from_secs(1))));
+    c.warm();
     let mut s = Raw::login(c.port, &[("client_min_messages", "error")]);
     s.write(|out| {
         run(out, "create table t()");
@@ -470,6 +472,7 @@ fn a_commit_that_waits_to_be_received_is_no_success_when_others_stop_it() {
     let c = Cluster::start(0, |raw| {
         (raw.hold_timeout, raw.durability.allow_lower) = (Span(Duration::from_secs(1)), Some(true));
     });
+    c.warm();
     c.psql("create table t(a int)").expect("nothing hangs yet");
     let_commits_wait(&c);
     let mut s = Raw::login(c.port, &[("client_min_messages", "error"), ("synchronous_commit", "remote_write")]);

@@ -224,6 +224,7 @@ fn who_was_held_for_the_gate_is_not_sent_with_the_proof_from_before() {
 #[test]
 fn settings_of_ours_wait_for_no_proof() {
     let c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::secs(1)));
+    c.warm();
     let mut kept = Raw::login(c.port, &[]);
     ok(&mut kept, "create temp table pins_the_session(n int)");
     c.publish(unproven);

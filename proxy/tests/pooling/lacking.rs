@@ -9,6 +9,7 @@ fn what_lacks_only_a_connection_is_not_told_that_there_is_no_primary() {
         raw.hold_timeout = Span::secs(1);
         raw.query_wait_timeout = Span::millis(1500);
     });
+    c.warm();
     let (mut holder, mut waits) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
     holder.query("begin");
     let began = std::time::Instant::now();
