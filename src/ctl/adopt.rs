@@ -11,6 +11,7 @@ use failover::adopt::{self, plan};
 use failover::config::cluster::ClusterConfig;
 use failover::record::{Mode, Phase};
 use failover::store::etcd::EtcdStore;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -111,6 +112,11 @@ async fn undo(store: &EtcdStore, keys: &Keys) -> Result<ExitCode> {
              agent.data_dir back to agent.adopt, set primary_conninfo there and start it as before"
         );
     }
+    if !moved.is_empty() {
+        println!(
+            "until then the agents there remember the term: never `pgtenure rebuild` from them, the primary is in no term"
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -192,7 +198,7 @@ impl Adoption<'_> {
     /// One standby after the other, until each follows by its node's name; who does not, if that takes too long.
     async fn standbys(&self) -> Result<Option<String>> {
         let others: Vec<_> = self.cluster.voters.iter().filter(|v| **v != self.agent.node).collect();
-        let mut told = None;
+        let mut told = BTreeSet::new();
         let mut deadline = Instant::now() + self.args.wait;
         loop {
             let follow = adopt::following(&self.primary).await?;
@@ -204,10 +210,11 @@ impl Adoption<'_> {
                 }
                 return Ok(None);
             };
-            if told != Some(next) {
+            // One that has streamed and does so no more gets no other time.
+            if told.insert(next) {
                 adopt::give_turn(&self.store, &self.keys, next).await?;
                 println!("waiting for {next}");
-                (told, deadline) = (Some(next), Instant::now() + self.args.wait);
+                deadline = Instant::now() + self.args.wait;
             }
             if Instant::now() >= deadline {
                 let left: Vec<&str> = others.iter().filter(left).map(|v| v.as_str()).collect();
