@@ -10,18 +10,25 @@
 pub const DEFAULTS: &str = "-c search_path=pg_catalog -c default_transaction_isolation=read\\ committed \
     -c default_transaction_read_only=off -c default_transaction_deferrable=off";
 
+/// Bounds of the server's that our callers have of their own, which every version knows.
+const BOUNDS: [&str; 3] = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
+
+/// Those that came later.
+fn later_bounds(version: u32) -> impl Iterator<Item = &'static str> {
+    let later = [(140_000, "idle_session_timeout"), (170_000, "transaction_timeout")];
+    later.into_iter().filter(move |(since, _)| version >= *since).map(|(_, name)| name)
+}
+
 /// What else a session says that nothing of the server's may end or hold up, as its caller has bounds of its own; `version`
-/// as `server_version_num`.
+/// as `server_version_num`, 0 where that is told by the login only (see [`unhurry`]).
 pub fn unhurried(version: u32) -> String {
-    let mut options =
-        format!("{DEFAULTS} -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0");
-    if version >= 140_000 {
-        options.push_str(" -c idle_session_timeout=0");
-    }
-    if version >= 170_000 {
-        options.push_str(" -c transaction_timeout=0");
-    }
-    options
+    let bounds = BOUNDS.into_iter().chain(later_bounds(version));
+    bounds.fold(DEFAULTS.to_owned(), |options, name| format!("{options} -c {name}=0"))
+}
+
+/// What a session that has said [`unhurried`] of version 0 does once it knows the version. May be empty.
+pub fn unhurry(version: u32) -> String {
+    later_bounds(version).map(|name| format!("SET {name} = 0;")).collect()
 }
 
 #[cfg(test)]
@@ -34,5 +41,8 @@ mod tests {
         assert!(unhurried(130_000).starts_with(DEFAULTS));
         assert!(!says(130_023, "idle_session_timeout") && says(140_000, "idle_session_timeout"));
         assert!(!says(160_009, "transaction_timeout") && says(170_000, "transaction_timeout"));
+        assert!(says(0, "statement_timeout") && !says(0, "idle_session_timeout"));
+        assert_eq!(unhurry(130_000), "");
+        assert_eq!(unhurry(170_000), "SET idle_session_timeout = 0;SET transaction_timeout = 0;");
     }
 }

@@ -104,6 +104,8 @@ fn is_zero(s: &LagSnapshot, i: usize) -> bool {
 #[tokio::test]
 async fn an_idle_cluster_has_a_lag_of_zero_and_a_new_term_is_followed() {
     let c = Cluster::start(2);
+    // Whatever is set for everybody does not end a session of ours between two probes.
+    c.sql(0, "ALTER ROLE pgtenure_monitor SET idle_session_timeout = '20ms'");
     let m = monitor(&c);
     c.sql(0, "INSERT INTO t SELECT generate_series(1, 20000)");
     m.until("both standbys at zero", |s| is_zero(s, 1) && is_zero(s, 2)).await;
@@ -129,6 +131,8 @@ async fn an_idle_cluster_has_a_lag_of_zero_and_a_new_term_is_followed() {
         }
     }
     assert!(zeros > 0, "no snapshot with a known lag");
+    let log = c.log(0);
+    assert!(!log.contains("idle-session timeout"), "{log}");
     m.until("both standbys at zero again", |s| is_zero(s, 1) && is_zero(s, 2)).await;
     let fresh = m.standby(1).freshness_at(Clock.now(), Duration::from_secs(5));
     assert!(matches!(fresh, Freshness::Fresh { .. }), "{fresh:?}");

@@ -2,7 +2,8 @@
 //! health needs: a heartbeat in the WAL while it is primary, a write probe of its disk.
 
 use super::Agent;
-use super::sql::{FULL, Sql};
+use super::env::MONITOR_USER;
+use super::sql::{FULL, Sql, SqlError};
 use super::state::{PULSE, Sight};
 use crate::api::PostgresState;
 use crate::record::Phase;
@@ -26,6 +27,13 @@ pub(super) struct Observed {
     term: Term,
     agent: Endpoint,
     pub(super) postgres: Endpoint,
+}
+
+/// It does not let in, or ends a query: for good, until somebody does something about it. A wrong password, a rule of its
+/// pg_hba.conf, or a trigger at logins (17), which only a superuser's session can do without. What shuts down (57) or is full
+/// (53) says that, too.
+fn is_no(error: &SqlError) -> bool {
+    error.code().is_some_and(|code| !code.starts_with("57") && !code.starts_with("53"))
 }
 
 impl Agent {
@@ -107,6 +115,7 @@ impl Agent {
         loop {
             let Some(whom) = self.observed() else {
                 connection = None;
+                self.locked_out(None);
                 tokio::time::sleep(self.env.config.probe_interval).await;
                 continue;
             };
@@ -119,9 +128,13 @@ impl Agent {
                     None => Sql::observer(&self.env, &whom.postgres, bound).await?,
                 };
                 sql.rows("observing the primary", "SELECT 1", bound).await?;
-                Ok::<_, super::sql::SqlError>(sql)
+                Ok::<_, SqlError>(sql)
             };
-            match asked.await {
+            let asked = asked.await;
+            self.locked_out(asked.as_ref().err().filter(|e| is_no(e)).map(|error| {
+                format!("{} refuses {MONITOR_USER}, so that nobody here sees whether it lives: {error}", whom.node)
+            }));
+            match asked {
                 Ok(sql) => {
                     connection = Some((whom.postgres.clone(), sql));
                     self.sighted(&whom, |s| (s.sql_at, s.sql_refused) = (sent, false));
@@ -133,6 +146,12 @@ impl Agent {
                 Err(error) => self.sighted(&whom, |s| s.sql_refused = error.is_refused()),
             }
             tokio::time::sleep(self.env.config.probe_interval).await;
+        }
+    }
+
+    fn locked_out(&self, why: Option<String>) {
+        if self.state.look(|o| o.locked_out != why) {
+            self.state.change(|o| o.locked_out = why);
         }
     }
 

@@ -69,7 +69,7 @@ impl Agent {
         };
         let mut command = self.env.program("pg_rewind");
         // Up to 13 it makes a temporary table at the source.
-        command.env("PGOPTIONS", cluster::sessions::DEFAULTS);
+        command.env("PGOPTIONS", cluster::sessions::unhurried(self.env.version));
         command.arg("--target-pgdata").arg(self.env.layout.data());
         command.arg("--source-server").arg(conninfo(&self.env, &source.endpoint));
         if self.env.version >= 150_000 {

@@ -119,6 +119,8 @@ pub(crate) struct Observed {
     pub(crate) most_slots: Option<usize>,
     /// How many of them could be ours.
     pub(crate) slot_room: Option<usize>,
+    /// The primary's PostgreSQL refuses who observes it, in words.
+    pub(crate) locked_out: Option<String>,
     /// Data was set aside that somebody must look at, in words.
     pub(crate) unexamined: Option<String>,
     pub(crate) policy: Option<PolicyRecord>,
@@ -160,6 +162,7 @@ impl State {
             no_slot: None,
             most_slots: None,
             slot_room: None,
+            locked_out: None,
             unexamined: None,
             policy: None,
         };
@@ -321,7 +324,8 @@ impl Observed {
 
     /// All that is wrong.
     pub(crate) fn troubles(&self) -> Option<String> {
-        let all = self.trouble.iter().chain(&self.full).chain(&self.no_slot).chain(&self.unexamined);
+        let all =
+            self.trouble.iter().chain(&self.full).chain(&self.no_slot).chain(&self.locked_out).chain(&self.unexamined);
         let all: Vec<&str> = all.map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }

@@ -227,6 +227,15 @@ fn defaults_that_somebody_has_set_for_all_sessions_do_not_hold_for_agents() {
         let mut c = Cluster::new(22615, 2, Mode::Async, 0);
         let p = c.bootstrap().await;
         let s = 1 - p;
+        // Who observes the primary says why it does not see it.
+        let out = "ALTER ROLE pgtenure_monitor NOLOGIN; \
+            SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pgtenure_monitor'";
+        c.sql(p).await.batch_execute(out).await.unwrap();
+        let refused = |s: &AgentState| s.trouble.as_ref().is_some_and(|t| t.contains("refuses pgtenure_monitor"));
+        c.until_state(s, "the refusal", |s| refused(s).then_some(())).await;
+        c.sql(p).await.batch_execute("ALTER ROLE pgtenure_monitor LOGIN").await.unwrap();
+        c.until_state(s, "no refusal", |s| (!refused(s)).then_some(())).await;
+
         // A standby answers no query of the first; nothing can be recorded under the second. All standbys get them.
         let set = "ALTER ROLE ALL SET default_transaction_isolation = serializable; \
             ALTER ROLE ALL SET default_transaction_read_only = on; ALTER ROLE ALL SET statement_timeout = 1";

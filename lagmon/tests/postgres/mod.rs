@@ -157,6 +157,11 @@ impl Cluster {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
+    /// What node `i` has logged.
+    pub(crate) fn log(&self, i: usize) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("{i}.log"))).expect("it was started")
+    }
+
     /// Stop node `i` at once, as by kill -9 of the whole node, and wait for its end.
     pub(crate) fn stop(&mut self, i: usize) {
         if self.servers[i].take().is_some() {

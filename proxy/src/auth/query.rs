@@ -15,7 +15,7 @@ use crate::reach::{Reach, ReachError};
 use crate::tls::live::chain;
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
-use cluster::sessions::DEFAULTS;
+use cluster::sessions::unhurried;
 use cluster::topology::Topology;
 use cluster::{Clock, Instant};
 use std::collections::HashMap;
@@ -274,13 +274,15 @@ fn fresh(known: &Known, query: &Query) -> bool {
 }
 
 async fn ask(reach: &Reach, endpoint: &Endpoint, key: &Key, query: &Query) -> Result<Option<Stored>, LookupError> {
+    // Nobody waits for longer.
+    let bound = query.timeout.as_millis().max(1);
     let mut config = tokio_postgres::Config::new();
     config
         .user(&query.user)
         .dbname(&key.0)
         .application_name("pgtenure_auth")
         // The last word counts.
-        .options(format!("{DEFAULTS} -c default_transaction_read_only=on"));
+        .options(format!("{} -c default_transaction_read_only=on -c statement_timeout={bound}", unhurried(0)));
     if let Some(password) = password(&query.password).await? {
         config.password(password.expose());
     }
