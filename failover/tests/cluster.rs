@@ -69,16 +69,21 @@ async fn fence_by_trigger(c: &Cluster, primary: usize) {
     let readme = include_str!("../../README.md");
     let (_, rest) = readme.split_once("    CREATE FUNCTION fence()").expect("README shows it");
     let (body, _) = rest.split_once("    END $$;").expect("README shows its end");
+    // In the database of an application, which sees nothing of that of the agents, by a user without any rights.
+    c.sql(primary).await.batch_execute("CREATE ROLE app").await.unwrap();
+    c.sql(primary).await.batch_execute("CREATE DATABASE app OWNER app").await.unwrap();
     let sql = format!(
-        "CREATE FUNCTION fence(){body}END $$; CREATE TABLE fenced (term bigint); \
+        "SET SESSION AUTHORIZATION app; CREATE SCHEMA app; SET search_path = app; \
+         CREATE FUNCTION fence(){body}END $$; CREATE TABLE fenced (term bigint); \
          CREATE TRIGGER fence BEFORE INSERT ON fenced FOR EACH ROW EXECUTE FUNCTION fence()"
     );
-    c.sql(primary).await.batch_execute(&sql).await.unwrap();
+    c.sql_in(primary, "app").await.batch_execute(&sql).await.unwrap();
 }
 
 /// What a write with that fencing token is told.
 async fn write_in(c: &Cluster, primary: usize, term: u64) -> Result<(), String> {
-    let done = c.sql(primary).await.batch_execute(&format!("INSERT INTO fenced VALUES ({term})")).await;
+    let write = format!("SET SESSION AUTHORIZATION app; INSERT INTO app.fenced VALUES ({term})");
+    let done = c.sql_in(primary, "app").await.batch_execute(&write).await;
     done.map_err(|e| e.as_db_error().map_or_else(|| e.to_string(), |e| e.message().to_owned()))
 }
 

@@ -14,7 +14,7 @@ use failover::store::Store;
 use failover::store::etcd::{Avoid, EtcdStore};
 use failover::view::register::Registration;
 use failover::view::{self, Purpose, Times, View};
-use prometheus::Registry;
+use prometheus::{IntGaugeVec, Opts, Registry};
 use proxy::inherit::Inherited;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -85,8 +85,8 @@ pub(super) struct Running {
 /// Start every role asked for.
 pub(super) async fn start(config: &Config, registry: &Registry, inherited: Option<Inherited>) -> Result<Running> {
     let etcd = EtcdStore::new(&config.etcd).context("cannot use etcd")?;
-    let versions = etcd.clone();
-    tokio::spawn(async move { versions.watch_versions().await });
+    let (versions, outdated) = (etcd.clone(), outdated(registry)?);
+    tokio::spawn(async move { versions.watch_versions(&outdated).await });
     let store: Arc<dyn Store> = Arc::new(etcd.clone());
     let mut starting = Starting { config, registry, etcd, store, inherited, running: Running::default() };
     // Whoever can fail by itself, and is cheap to undo, comes first; PostgreSQL comes last.
@@ -94,6 +94,13 @@ pub(super) async fn start(config: &Config, registry: &Registry, inherited: Optio
     starting.lagmon_and_proxy()?;
     starting.agent().await?;
     Ok(starting.running)
+}
+
+fn outdated(registry: &Registry) -> Result<IntGaugeVec> {
+    let about = "1 where this member's version has known lease bugs (fixed in etcd 3.4.38, 3.5.23, 3.6.5)";
+    let outdated = IntGaugeVec::new(Opts::new("pgtenure_failover_etcd_outdated", about), &["endpoint"])?;
+    registry.register(Box::new(outdated.clone())).context("cannot show the versions of etcd")?;
+    Ok(outdated)
 }
 
 /// What starting a role needs.

@@ -387,9 +387,13 @@ impl Cluster {
     }
 
     pub(crate) async fn sql(&self, i: usize) -> tokio_postgres::Client {
+        self.sql_in(i, "postgres").await
+    }
+
+    pub(crate) async fn sql_in(&self, i: usize, database: &str) -> tokio_postgres::Client {
         let config = &self.nodes[i].config;
         let mut to = tokio_postgres::Config::new();
-        to.host_path(config.data_dir.join("sock")).port(config.postgres_port).user("postgres").dbname("postgres");
+        to.host_path(config.data_dir.join("sock")).port(config.postgres_port).user("postgres").dbname(database);
         // Whatever a test has set for everybody, it can be looked at.
         to.options(
             "-c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off -c statement_timeout=0",

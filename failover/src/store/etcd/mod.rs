@@ -111,11 +111,14 @@ impl EtcdStore {
         Ok(Self { shared: Arc::new(Shared::new(endpoints, config.request_timeout)) })
     }
 
-    /// Check the members' versions for ever: one may be down at first, or be replaced by an older one.
-    pub async fn watch_versions(&self) {
+    /// Check the members' versions for ever: one may be down at first, or be replaced by an older one. `outdated` shows for
+    /// each endpoint that has answered whether leases are known to misbehave there.
+    pub async fn watch_versions(&self, outdated: &prometheus::IntGaugeVec) {
         let mut told = BTreeMap::new();
         loop {
-            self.check_versions(&mut told).await;
+            for (url, version) in self.check_versions(&mut told).await {
+                outdated.with_label_values(&[url]).set(i64::from(is_older_than_fixed(&version)));
+            }
             tokio::time::sleep(VERSIONS_AGAIN).await;
         }
     }
