@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Some seconds more than the demo gives its own story.
-const BOUND: Duration = Duration::from_secs(150);
+const BOUND: Duration = Duration::from_secs(330);
 /// Ports that a demo takes.
 const SPAN: u16 = 40;
 
