@@ -9,7 +9,8 @@ use integration::workload::{Workload, rows_found};
 /// More than this may not be lost without an operator's word.
 const OPTIONS: Options = Options {
     mode: "async",
-    parameters: "",
+    // What nobody asked for is not to commit among what is counted.
+    parameters: "autovacuum = \"off\"\n",
     manager: "max_loss = \"1KiB\"\n",
     proxy: "",
     fault_proxies: true,

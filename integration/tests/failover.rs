@@ -229,11 +229,11 @@ fn the_death_of_a_standby_an_agent_or_a_manager_disturbs_no_client() {
     }
     // The primary's agent dies alone: its PostgreSQL serves on, and the agent finds it again.
     cluster.kill_role(&before.primary);
-    load.wait_for_more(400, LONG);
+    load.wait_for_more(200, LONG);
     cluster.start_role(&before.primary);
     let leader = cluster.leader();
     cluster.kill_role(&leader);
-    load.wait_for_more(400, LONG);
+    load.wait_for_more(200, LONG);
     cluster.start_role(&leader);
     cluster.all_stream();
     load.wait_for_more(100, LONG);

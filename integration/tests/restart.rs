@@ -140,7 +140,7 @@ fn the_console_stops_a_proxy_in_three_ways(cluster: &mut Cluster) {
     const TOLD: &str = "FATAL 57P01";
     let (file, target) = (cluster.config("proxy"), cluster.target());
     let text = std::fs::read_to_string(&file).expect("the harness wrote it");
-    let text = text.replace("[process]\n", "[process]\ndrain_timeout = \"5s\"\n");
+    let text = text.replace("[process]\n", "[process]\ndrain_timeout = \"60s\"\n");
     std::fs::write(&file, text + "\n[proxy.console]\nadmin_users = [\"app\"]\n").expect("it can be written");
     cluster.stop_role("proxy");
 
@@ -169,6 +169,9 @@ fn the_console_stops_a_proxy_in_three_ways(cluster: &mut Cluster) {
     assert!(log.contains("all clients have left"), "{log}");
 
     // But not for ever.
+    let text = std::fs::read_to_string(&file).expect("it was written");
+    std::fs::write(&file, text.replace("drain_timeout = \"60s\"", "drain_timeout = \"5s\""))
+        .expect("it can be written");
     let (mut idle, mut in_block) = begin(cluster);
     at_the_console(&target, "shutdown wait_for_clients");
     assert_eq!([farewell(&mut idle), farewell(&mut in_block)], [TOLD; 2]);

@@ -46,9 +46,18 @@ fn reads_go_to_every_standby(cluster: &Cluster, primary: &str) {
     });
     let log = readers.finish();
     assert!(log.errors.is_empty(), "{:?}", log.errors);
-    let total: usize = log.served_by.values().sum();
-    let by_primary = log.served_by.get(primary).copied().unwrap_or(0);
-    assert!(by_primary * 2 < total, "standbys serve most reads of sessions that write nothing: {:?}", log.served_by);
+    // A share is one of many: how many reads there were meanwhile depends on the machine.
+    integration::wait::wait_for("standbys to serve most reads of sessions that write nothing", LONG, || {
+        let readers = Readers::start(&cluster.target(), 4, Duration::from_millis(1));
+        for _ in 0..100 {
+            probe.query("select 1").map_err(|e| e.to_string())?;
+        }
+        let log = readers.finish();
+        assert!(log.errors.is_empty(), "{:?}", log.errors);
+        let total: usize = log.served_by.values().sum();
+        let by_primary = log.served_by.get(primary).copied().unwrap_or(0);
+        if total >= 100 && by_primary * 2 < total { Ok(()) } else { Err(format!("{:?}", log.served_by)) }
+    });
 }
 
 /// Write, then read in autocommit, over and over, while others write: the row is always there.
@@ -92,7 +101,8 @@ fn staleness_is_bounded(cluster: &Cluster) {
     let mut client = cluster.connect();
     let start = Instant::now();
     let mut compared = 0;
-    while start.elapsed() < Duration::from_secs(4) {
+    while compared <= 100 || start.elapsed() < Duration::from_secs(4) {
+        assert!(start.elapsed() < LONG, "only {compared} reads were late enough to compare");
         let asked = Instant::now();
         let sql = "select count(*) from rows where id between 700000000 and 799999999";
         let seen: usize = client.query(sql).expect("a read").value().parse().expect("a number");
@@ -106,7 +116,6 @@ fn staleness_is_bounded(cluster: &Cluster) {
     }
     stop.store(true, Ordering::Relaxed);
     writer.join().expect("the writer does not panic");
-    assert!(compared > 100, "only {compared} reads were late enough to compare");
 }
 
 fn what_may_write_goes_to_the_primary(cluster: &Cluster, primary: &str) {
