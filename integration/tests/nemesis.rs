@@ -1,11 +1,11 @@
-//! A selection of the nemesis: whole hosts and their network fail, and nothing acknowledged is lost. `make nemesis` has
-//! all of it.
+//! A selection of the nemesis: hosts and what runs on them, their network, disks and etcd fail, and nothing acknowledged is
+//! lost. `make nemesis` has all of it.
 //!
 //! The test starts itself again inside network namespaces of its own. Where those are not permitted it says so loudly and
 //! does nothing.
 
 use integration::cluster::one_at_a_time;
-use integration::nemesis::run::Verdict;
+use integration::nemesis::run::{Verdict, needs};
 use integration::nemesis::sandbox::{Sandbox, address, again, impossible, inside};
 use integration::nemesis::scenario::Wait;
 use integration::nemesis::session::{Session, scenario};
@@ -15,8 +15,20 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Each a kind of its own, in a world that they share.
-const SELECTION: [(&str, u64); 3] = [("partition", 3), ("switchover", 1), ("host-stopped", 1)];
+/// Each a kind of its own: a disk, the network, an operator, a host, an agent that is killed at a step of a failover, etcd, and
+/// with two copies a manager that is; then the other modes. The first seven share a world, with disks because the first of them
+/// needs those, and the seventh changes its policy.
+const SELECTION: [(&str, u64); 9] = [
+    ("disk-frozen", 9002),
+    ("partition", 3),
+    ("switchover", 1),
+    ("host-stopped", 1),
+    ("candidate-killed", 4),
+    ("etcd-leader", 9000),
+    ("two-copies-coordinator-killed", 9202),
+    ("async-host-lost", 9003),
+    ("available", 9003),
+];
 
 /// What can only be tried inside: plays itself there, or says loudly that nothing is played.
 fn inside_or_again(name: &str) -> bool {
@@ -74,8 +86,8 @@ fn packets_wait_and_overtake_each_other_and_what_they_carry_arrives() {
         assert!(connected >= if both_ways { 2 * from } else { from }, "{connected:?}, both ways: {both_ways}");
         sandbox.heal();
         // As before, at once; of a busy machine the best of some.
-        let best = (0..20).map(|_| fetch().expect("it is connected as before")).min();
-        assert!(best < Some(from), "{best:?} after it was healed");
+        let at_once = (0..20).any(|_| fetch().expect("it is connected as before") < from);
+        assert!(at_once, "it waits although it was healed");
     }
     let _ = (server.kill(), server.wait());
 }
@@ -94,6 +106,10 @@ fn once(session: &mut Session, name: &str, seed: u64) -> Verdict {
 fn play() {
     let mut session = Session::default();
     for (name, seed) in SELECTION {
+        if let Some(why) = needs(&scenario(name).expect("a scenario of ours")).impossible() {
+            eprintln!("SKIPPED: {name}: {why}");
+            continue;
+        }
         let verdict = once(&mut session, name, seed);
         // An error that a client saw, or a change of term that was not expected: a machine that is much too busy may cause
         // one of these, but hardly twice in a row.
