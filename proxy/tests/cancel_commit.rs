@@ -182,6 +182,13 @@ fn what_waits_for_standbys_is_stopped_by_no_limit_and_by_no_order() {
     let before = connects(&c);
     send(&mut limited, insert);
     asked(&c, before, 1.0);
+    // It is not given up either, as what does not end once it was stopped is after ten seconds: it would go on waiting on a
+    // connection that counts for nobody.
+    limited.stream.set_read_timeout(Some(Duration::from_secs(11))).expect("a TCP socket");
+    assert!(limited.stream.peek(&mut [0]).is_err(), "nothing is told");
+    limited.stream.set_read_timeout(Some(common::DEADLINE)).expect("a TCP socket");
+    assert!(!seen(&c), "it was told to stop waiting");
+    wait_until_waiting(&c, 1);
     c.nodes[0].psql("alter system reset synchronous_standby_names");
     c.nodes[0].psql("select pg_reload_conf()");
     assert_eq!(words(&limited.until_ready()), "C INSERT 0 1 | Z I");

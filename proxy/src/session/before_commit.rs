@@ -53,6 +53,7 @@ impl Session {
         let keeps = self.mode == PoolMode::Transaction;
         let errand = self.w.begin_errand();
         self.cancelling = true;
+        presence.spared.set(false);
         tokio::task::spawn_local(async move {
             let _errand = errand;
             let ask = async {
@@ -61,7 +62,8 @@ impl Session {
                 let mut other = Connection::open(&w, &want, keeps).await?;
                 // Elsewhere that number is another process's.
                 if other.server().meta().is_some_and(|meta| meta.node == node) {
-                    other.server().ask(&question(pid, unless), limit).await?;
+                    let answer = other.server().ask(&question(pid, unless), limit).await?;
+                    presence.spared.set(answer.error.is_none() && answer.rows.is_empty());
                 }
                 Some(())
             };

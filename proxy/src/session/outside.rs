@@ -155,6 +155,11 @@ impl Session {
                 }
                 return Ok(());
             }
+            // It waits for standbys: given up, it would wait on where it counts nowhere.
+            (Expiry::Stuck, Activity::Active) if self.relay.busy() && self.presence.spared.get() => {
+                self.stop();
+                return Ok(());
+            }
             // A COMMIT is never given up: it ends, or its server does.
             (Expiry::Stuck, Activity::Active) if self.relay.busy() && !self.relay.is_committing() => {
                 return Err(Turn::Lost(Loss::Stuck));

@@ -85,6 +85,8 @@ pub struct Presence {
     pub blocked: Cell<Option<Instant>>,
     /// It has taken too long over something.
     pub expired: Cell<Option<Expiry>>,
+    /// What its server is at was to be stopped, and was not: it waits for standbys.
+    pub spared: Cell<bool>,
     /// Its statement waits for a proof that the primary is still that.
     pub unproven: Cell<bool>,
     /// New clients of its database are led elsewhere: it ends as soon as it is outside of a transaction.
@@ -112,6 +114,7 @@ impl Presence {
             pins: Cell::new(Pins::default()),
             blocked: Cell::new(None),
             expired: Cell::new(None),
+            spared: Cell::new(false),
             unproven: Cell::new(false),
             moved: Cell::new(false),
             again: Cell::new(false),
@@ -124,6 +127,7 @@ impl Presence {
         let began = if begins { now } else { self.doing.get().began };
         self.doing.set(Doing { activity, since: now, began });
         self.told.set(None);
+        self.spared.set(false);
     }
 
     /// It goes on with what it did, which stood still for that long.
