@@ -8,6 +8,7 @@
 mod bodies;
 mod callers;
 mod definitions;
+pub mod draws;
 
 use crate::config::functions::Lists;
 use crate::config::{Config, PasswordFrom};
@@ -20,6 +21,7 @@ use cluster::secret::Secret;
 use cluster::sessions;
 use cluster::topology::{Member, Topology};
 use definitions::{Definition, Undefined};
+use draws::Draws;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
@@ -139,6 +141,8 @@ struct Database {
     tables: watch::Sender<Arc<FunctionTable>>,
     /// Told when a client has changed definitions.
     changed: Arc<Notify>,
+    /// Whether anybody asks for what was drawn from sequences.
+    draws: Arc<Draws>,
 }
 
 impl Catalogs {
@@ -197,10 +201,17 @@ impl Catalogs {
             sender.send_modify(|table| *table = Arc::new(FunctionTable::clone(table).failed()));
             return receiver;
         }
-        let changed = Arc::new(Notify::new());
-        databases.insert(database.to_owned(), Database { tables: sender.clone(), changed: changed.clone() });
-        self.shared.runtime.spawn(keep(self.shared.clone(), database.to_owned(), sender, changed));
+        let (changed, draws) = (Arc::new(Notify::new()), Arc::<Draws>::default());
+        let known = Database { tables: sender.clone(), changed: changed.clone(), draws: draws.clone() };
+        databases.insert(database.to_owned(), known);
+        self.shared.runtime.spawn(keep(self.shared.clone(), database.to_owned(), sender, (changed, draws)));
         receiver
+    }
+
+    /// Whether anybody asks for what was drawn from sequences in `database`, of which somebody has the table. Locks, too.
+    pub fn draws(&self, database: &str) -> Arc<Draws> {
+        let databases = self.shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        databases.get(database).map(|known| known.draws.clone()).unwrap_or_default()
     }
 
     /// Read the catalog of `database` again soon: a client has changed definitions in it. Takes the same lock. Tables of
@@ -216,7 +227,12 @@ impl Catalogs {
 }
 
 /// Read one database's catalog again and again while someone listens.
-async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<FunctionTable>>, changed: Arc<Notify>) {
+async fn keep(
+    shared: Arc<Shared>,
+    database: String,
+    sender: watch::Sender<Arc<FunctionTable>>,
+    (changed, draws): (Arc<Notify>, Arc<Draws>),
+) {
     let (mut topology, mut config) = (shared.topology.clone(), shared.config.clone());
     let refresh = shared.settings.refresh;
     let mut retry = RETRY_MIN;
@@ -226,9 +242,11 @@ async fn keep(shared: Arc<Shared>, database: String, sender: watch::Sender<Arc<F
     loop {
         let view = topology.borrow_and_update().clone();
         let lists = config.borrow_and_update().functions.of(&database);
+        last.asks = draws.is_asked();
         let number = shared.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let pause = match read_any(&shared, &view, &database, (&lists, &last)).await {
-            Ok(Catalog { mut table, of_primary, defaults, names, unread: now, searched, definitions }) => {
+            Ok(Catalog { mut table, of_primary, defaults, names, unread: now, searched, definitions, asks }) => {
+                draws.read(asks);
                 defaults.into_iter().for_each(|defaults| compare(&shared, &database, defaults));
                 tracing::debug!(database = database.as_str(), names = table.len(), "catalog read");
                 let unknown = unknown_names(&config.borrow(), &database, &names);
@@ -361,6 +379,8 @@ struct Last {
     of_primary: bool,
     searched: Option<Searched>,
     definitions: Vec<Definition>,
+    /// Somebody is known to ask for what was drawn from sequences.
+    asks: bool,
 }
 
 /// What was read.
@@ -378,6 +398,8 @@ struct Catalog {
     searched: Result<Searched, Unsearched>,
     /// What hides behind names, if that could be read.
     definitions: Result<Vec<Definition>, Undefined>,
+    /// Something in it asks for what was drawn from sequences, if that could be read.
+    asks: Option<bool>,
 }
 
 /// From the primary; as long as none was ever read, else from the first standby that answers, of that one no defaults. What a
@@ -532,6 +554,7 @@ async fn read_all(
         unread,
         searched,
         definitions: undefined.map_or(Ok(definitions), Err),
+        asks: if last.asks { Some(true) } else { draws::asks(client).await? },
     })
 }
 

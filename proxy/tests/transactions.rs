@@ -123,6 +123,21 @@ fn a_read_only_block_is_served_by_one_standby() {
     assert_eq!(value(&mut b, "select count(*) from t"), "6");
     assert_eq!(words(&ok(&mut b, "commit prepared 'two'")), "C COMMIT PREPARED | Z I");
     assert_eq!(value(&mut b, "select count(*) from t"), "7");
+    // In one that goes on at the primary after all nobody is told what another one has drawn there, but what it has itself.
+    cluster.nodes[0].psql("create sequence s; grant all on s to app");
+    for draws in [false, true] {
+        ok(&mut b, "select nextval('s')");
+        ok(&mut a, "begin read only");
+        ok(&mut a, "set transaction read write");
+        let own = draws.then(|| value(&mut a, "select nextval('s')"));
+        ok(&mut a, "update t set n = n where n < 0");
+        let told = a.query("select lastval()");
+        let want = own.map_or_else(|| "E 55000".to_owned(), |own| format!("D {own}"));
+        assert!(told.contains(&want), "{want}: {told:?}");
+        ok(&mut a, "rollback");
+        ok(&mut a, "discard all");
+        settle(&mut a);
+    }
 }
 
 /// What a block sets first does not keep it where the rest of it cannot be.

@@ -288,6 +288,10 @@ impl Session {
         // What the server throws away after an error is owed no longer, and no ReadyForQuery will say so: what waits
         // in the inbox may be the Sync that ends it.
         self.rescan |= !self.relay.errors.is_empty();
+        if let Some(discarded) = self.relay.discarded.take() {
+            self.rescan |= !self.inbox.is_empty();
+            self.server.iter_mut().for_each(|server| server.meta.drew_before |= !discarded);
+        }
         if std::mem::take(&mut self.relay.unmarked) {
             self.pool.iter().for_each(|pool| pool.limit.refuse_marks(now));
         }

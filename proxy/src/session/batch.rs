@@ -427,9 +427,12 @@ impl<'a> Scanner<'a> {
 /// Numbers are those of PostgreSQL's src/include/catalog/pg_proc.dat.
 fn called(frame: &[u8]) -> Statement {
     const LARGE_OBJECTS: [u32; 14] = [715, 764, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172];
+    // currval and lastval.
+    const DRAWN: [u32; 2] = [1575, 2559];
     let function = frame.get(5..9).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
-    let known = function.is_some_and(|oid| LARGE_OBJECTS.contains(&oid));
-    Statement { may_commit: false, strange: !known, ..OPAQUE }
+    let is_of = |list: &[u32]| function.is_some_and(|oid| list.contains(&oid));
+    let pins = if is_of(&DRAWN) { Pins::of(PinReason::Sequence) } else { Pins::NONE };
+    Statement { may_commit: false, strange: !is_of(&LARGE_OBJECTS) && pins.is_empty(), pins, ..OPAQUE }
 }
 
 fn malformed(what: &str) -> Step {

@@ -194,7 +194,7 @@ impl Session {
                 Some(Step::Turn(0, Turn::Acquire { access, bytes }))
             }
             Some(_) => {
-                if !self.apply() && !self.must_prove(now) {
+                if !self.apply() && !self.must_prove(now) && !self.discard_before_block() {
                     let modes = self.fresh.map(|fresh| fresh.modes).unwrap_or_default();
                     let mut sql = modes.begin();
                     self.said.iter().for_each(|said| said.write(&mut sql));

@@ -15,6 +15,7 @@ use crate::session::account::Account;
 use crate::session::acquire::Decided;
 use crate::session::batch::Unit;
 use crate::session::block::Fresh;
+use crate::session::draws::Draws;
 use crate::session::durability::Noted;
 use crate::session::follow::Long;
 use crate::session::hinted::Unhinted;
@@ -141,6 +142,7 @@ pub struct Session {
     pub(super) counted: Pins,
     /// What follows it from server to server.
     pub(super) tracking: Tracking,
+    pub(super) draws: Draws,
     pub(super) promised: Option<Box<Promised>>,
     /// What the unit at the head of the inbox says for itself.
     pub(super) hinted: Option<Box<Said>>,
@@ -316,6 +318,7 @@ impl Session {
             pins: Pins::default(),
             counted: Pins::default(),
             tracking,
+            draws: Draws::default(),
             promised: None,
             hinted: None,
             said: None,

@@ -187,7 +187,7 @@ impl Drained {
         let meta = &mut self.server.meta;
         meta.statements.clear(&[]);
         meta.statements.unnamed = None;
-        (meta.given, meta.estranged, meta.drew) = (Default::default(), 0, 0);
+        (meta.given, meta.estranged, meta.drew, meta.drew_before) = (Default::default(), 0, 0, false);
         Ok(())
     }
 

@@ -1,15 +1,14 @@
 //! The queries of ours that keep a session's settings the same on whichever server serves it.
 
-use crate::config::PoolMode;
 use crate::ledger::entry::hides_notices;
 use crate::session::batch::Unit;
 use crate::session::client::{Session, Tail};
 use crate::session::settings;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
-use crate::session::tracking::{Asked, Reports};
+use crate::session::tracking::Reports;
 use crate::sql::{FunctionTable, Leaves, LexRules, LongText, Name, PinReason, Touched, executed, prepared};
-use crate::wire::backend::{self, TxStatus};
+use crate::wire::backend;
 use crate::wire::codec::head;
 use crate::wire::frontend;
 use cluster::Role;
@@ -106,32 +105,6 @@ impl Session {
             self.tracking.number = self.w.texts.borrow_mut().fresh_id();
         }
         self.tracking.number
-    }
-
-    /// What more than reads was sent to the primary: it may have drawn from sequences there.
-    pub(super) fn note_draws(&mut self) {
-        let number = self.number();
-        if let Some(server) = &mut self.server {
-            server.meta.drew = number;
-        }
-    }
-
-    /// Does the unit ask for what its session has drawn last, on a server where another one has drawn since? That one's
-    /// values are discarded first, so that PostgreSQL says that there are none. True when that takes an answer first.
-    pub(super) fn forget_draws(&mut self, unit: &Unit) -> bool {
-        let asks = unit.pins.has(PinReason::Sequence) && !self.pins.has(PinReason::Sequence);
-        let Some(server) = self.server.as_ref().filter(|_| asks && self.mode == PoolMode::Transaction) else {
-            return false;
-        };
-        let foreign = server.meta.drew != 0 && server.meta.drew != self.tracking.number;
-        if !foreign || self.relay.status == TxStatus::Failed || self.relay.open.is_some() {
-            return false;
-        }
-        if !self.relay.busy() {
-            self.tracking.asked = Some(Asked::Discard);
-            self.send_hidden("DISCARD SEQUENCES");
-        }
-        true
     }
 
     /// May a new table be a temporary one although its text does not say so?

@@ -443,7 +443,7 @@ fn succeed(s: &mut Session, unit: &[Entry], tag: &str) {
                     backend::write_bare(out, b'n');
                 }
                 Kind::Execute | Kind::Query => backend::write_command_complete(out, tag),
-                Kind::Sync | Kind::Function | Kind::Mark | Kind::Position => {}
+                Kind::Sync | Kind::Function | Kind::Mark | Kind::Position | Kind::Discard => {}
             }
         }
     });

@@ -17,6 +17,7 @@ pub mod client;
 mod columns;
 pub(crate) mod confirm;
 mod drain;
+mod draws;
 mod durability;
 mod durable;
 pub(crate) mod encrypt;

@@ -9,6 +9,7 @@ mod blind;
 mod commits;
 mod confirmed;
 mod described;
+mod discard;
 mod entry;
 mod failure;
 mod flight;
@@ -21,6 +22,7 @@ mod reports;
 
 pub use commits::{Commits, Sent};
 pub use described::Described;
+pub use discard::DISCARD;
 pub use entry::{Entry, Kind, Survivors, Undo, Use};
 pub use hidden::Hidden;
 pub use names::InDoubt;
@@ -246,6 +248,8 @@ pub struct Relay {
     confirmed: Confirmed,
     /// The session has no right to ask about it.
     pub unmarked: bool,
+    /// What was drawn from sequences was discarded, or could not be, since this was looked at.
+    pub discarded: Option<bool>,
     /// The ErrorResponse to the question about it, which has failed the COMMIT's block: to be told in place of success.
     foiled: Option<Box<[u8]>>,
 }
@@ -488,7 +492,7 @@ impl Relay {
     fn passes_rows(&self) -> bool {
         let ours = || {
             let head = self.queue.front().map(|entry| entry.kind);
-            matches!(head, Some(Kind::LocalParse | Kind::LocalClose | Kind::Mark | Kind::Position))
+            matches!(head, Some(Kind::LocalParse | Kind::LocalClose | Kind::Mark | Kind::Position | Kind::Discard))
         };
         !self.hiding && !self.withhold && !ours()
     }

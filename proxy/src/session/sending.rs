@@ -97,7 +97,7 @@ impl Session {
         let need = acquire::Need { database, causality, access, quiet: self.quiet, promise, avoid, since: now };
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
         let pool_of = |node: &NodeId| known(node).unwrap_or_else(|| self.w.pools.of(node, &self.identity));
-        let own = if unit.pins.has(PinReason::Sequence) { self.tracking.number } else { 0 };
+        let own = if unit.pins.has(PinReason::Sequence) { self.draws.run } else { 0 };
         match acquire::at_hand(&self.w, need, (&self.tracking.settings, own), pool_of, now) {
             Ok(found) => {
                 self.w.counts.waited(std::time::Duration::ZERO);
@@ -164,7 +164,7 @@ impl Session {
         let node = self.w.count_in_use(&server.meta, true);
         self.tally.add(Counter::Assignments, 1);
         self.relay.standby = server.meta.role == Role::Standby;
-        self.reason = label;
+        (self.reason, self.draws.here) = (label, false);
         (self.server, self.pool) = (Some(server), Some(pool));
         (self.server_dry, self.server_wakes) = (false, false);
         // Nothing that another one has said is of this one.
@@ -246,7 +246,11 @@ impl Session {
         self.follow(&input[..unit.len], unit);
         let asks_behind = self.asks_position_behind(&input[..unit.len], unit);
         let marks = begins && self.is_marked(unit) && speaks_of_one(&input[..unit.len]);
+        let discards = begins && self.discards_draws(input, unit);
         let Some(server) = &mut self.server else { return Step::Wait };
+        if discards {
+            self.relay.discard_sequences(input, &mut server.meta.statements.unnamed, &mut sink);
+        }
         if marks {
             self.relay.ask_mark(input, &mut server.meta.statements.unnamed, &mut sink);
         }
@@ -309,8 +313,8 @@ impl Session {
         }
         self.portal_may_commit |= unit.binds_commit;
         self.wrote |= primary && !unit.read && shows;
-        if primary && unit.block.unproven && !(unit.pins.has(PinReason::Set) && self.is_aside(input, unit)) {
-            self.note_draws();
+        if primary {
+            self.note_draws(input, unit, discards);
         }
         self.may_have_xid |= primary && unit.record.writes;
         self.saw |= primary && shows;

@@ -152,8 +152,10 @@ pub struct Meta {
     pub shown: Vec<(&'static str, String)>,
     /// The number of the session that may have left custom settings here that nobody knows of; 0 when none has.
     pub estranged: u64,
-    /// The number of the session that may have drawn from sequences here last; 0 when none has.
+    /// The number of the run of writes that may have drawn from sequences here last; 0 when nobody may have.
     pub drew: u64,
+    /// Others may have done so before it, and that was not discarded.
+    pub drew_before: bool,
     /// It must not serve another client.
     pub spoilt: bool,
     /// When it was made.

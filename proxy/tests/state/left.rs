@@ -1,7 +1,7 @@
 //! What stays on a server behind its session, and keeps that there or is taken away: sequences, temporary tables, what
 //! cannot be followed.
 
-use super::common::raw::{Raw, block, ok, two_servers, value};
+use super::common::raw::{Raw, block, flush, ok, run, sync, two_servers, value};
 use super::common::{Cluster, PASSWORD, wait_for};
 
 fn pins(c: &Cluster) -> f64 {
@@ -27,6 +27,101 @@ fn nobody_is_told_what_another_has_drawn_from_a_sequence() {
     let own = draw(&mut a);
     assert_eq!(value(&mut a, "select lastval()"), own);
     ok(&mut a, "commit");
+}
+
+/// Of who has written last it is not known that he has drawn.
+#[test]
+fn who_writes_without_drawing_is_not_told_what_another_has_drawn() {
+    let c = two_servers();
+    c.nodes[0].psql(
+        "create table drawn(id serial primary key, n int); grant all on drawn, drawn_id_seq to app;
+         create function last() returns bigint language sql as 'select lastval()'",
+    );
+    let insert = "insert into drawn default values";
+    for write in
+        ["update drawn set n = 1", "insert into drawn(id) values (-1)", "begin; update drawn set n = 1; commit"]
+    {
+        for ask in ["select lastval()", "select last()", "select currval('drawn_id_seq')"] {
+            let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+            ok(&mut a, insert);
+            ok(&mut b, insert);
+            ok(&mut a, "begin");
+            ok(&mut a, "delete from drawn where id < 0");
+            ok(&mut a, "commit");
+            ok(&mut a, write);
+            let seen = a.query(ask);
+            assert!(seen.contains(&"E 55000".to_owned()), "{write}, {ask}: {seen:?}");
+        }
+    }
+    // Extended, behind a Flush, and with everything in one pipeline.
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    ok(&mut b, insert);
+    a.write(|out| {
+        run(out, "select 1");
+        sync(out);
+        run(out, "select 2");
+        flush(out);
+        run(out, "update drawn set n = 2");
+        sync(out);
+        run(out, "select last()");
+        sync(out);
+    });
+    let seen: Vec<_> = (0..3).flat_map(|_| a.until_ready()).collect();
+    assert!(seen.contains(&"E 55000".to_owned()), "{seen:?}");
+}
+
+/// What discards comes before the block: in it, it would take the snapshot that LOCK is to come before.
+#[test]
+fn a_block_takes_its_snapshot_where_its_client_wants_it_to() {
+    let c = two_servers();
+    c.nodes[0].psql("create table drawn(id serial primary key); grant all on drawn, drawn_id_seq to app");
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    let insert = "insert into drawn default values";
+    for begin in
+        [&["begin isolation level repeatable read"][..], &["begin", "set transaction isolation level serializable"]]
+    {
+        ok(&mut b, insert);
+        for sql in begin {
+            ok(&mut a, sql);
+        }
+        let before = c.nodes[0].psql("insert into drawn default values returning id");
+        ok(&mut a, "lock table drawn");
+        assert_eq!(value(&mut a, "select max(id) from drawn"), before, "{begin:?}");
+        assert_ne!(value(&mut a, &format!("{insert} returning id")), before);
+        ok(&mut a, "commit");
+    }
+}
+
+/// Where nobody has asked for a long time nothing is discarded until somebody does.
+#[test]
+fn who_asks_for_the_first_time_is_not_told_what_another_has_drawn_either() {
+    let c = two_servers();
+    c.nodes[0].psql("create database second owner app");
+    c.nodes[0].psql("grant create on schema public to app");
+    let (update, insert) = ("update drawn set n = 1 where id = 1", "insert into drawn default values");
+    for (database, asks_in_block) in [("app", false), ("second", true)] {
+        let login = || Raw::login(c.port, &[("database", database)]);
+        let (mut a, mut b) = (login(), login());
+        ok(&mut a, "create table drawn(id serial primary key, n int)");
+        for _ in 0..600 {
+            ok(&mut a, update);
+            ok(&mut b, insert);
+        }
+        if asks_in_block {
+            // There nobody comes between.
+            ok(&mut a, "begin");
+            let own = value(&mut a, &format!("{insert} returning id"));
+            assert_eq!(value(&mut a, "select lastval()"), own);
+            ok(&mut a, "commit");
+            // From then on it stays there with what it has.
+            ok(&mut a, update);
+            assert_eq!(value(&mut a, "select lastval()"), own);
+        } else {
+            ok(&mut a, update);
+            let seen = a.query("select lastval()");
+            assert!(seen.contains(&"E 55000".to_owned()), "{seen:?}");
+        }
+    }
 }
 
 /// What also sets something has drawn all the same.

@@ -106,7 +106,7 @@ impl Session {
             Some(Asked::Columns { name, text, parsed }) => self.columns_told(&name, &text, parsed, hidden),
             Some(Asked::Close) => self.other_columns_closed(),
             Some(Asked::Discard) => match hidden.error {
-                None => self.note_draws(),
+                None => self.begin_draws(false),
                 Some(frame) => {
                     self.fail = Some(Failure::Frame(frame));
                     self.rest(now);

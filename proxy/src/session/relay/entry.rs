@@ -34,12 +34,14 @@ pub enum Kind {
     Mark,
     /// A Query of ours behind what may have committed, for the primary's position.
     Position,
+    /// A Query of ours in front of what may draw from sequences, that discards what was drawn before.
+    Discard,
 }
 
 impl Kind {
     /// Does it owe a ReadyForQuery?
     pub const fn owes_ready(self) -> bool {
-        matches!(self, Self::Sync | Self::Query | Self::Function | Self::Mark | Self::Position)
+        matches!(self, Self::Sync | Self::Query | Self::Function | Self::Mark | Self::Position | Self::Discard)
     }
 }
 

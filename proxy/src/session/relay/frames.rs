@@ -28,6 +28,7 @@ impl Relay {
             Some(Kind::Position) if !matches!(kind, b'A' | b'S') => {
                 return self.position_frame(kind, frame, input, sink);
             }
+            Some(Kind::Discard) if !matches!(kind, b'A' | b'S') => return self.discard_frame(kind, frame, input, sink),
             _ => {}
         }
         match kind {

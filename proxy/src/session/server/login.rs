@@ -90,6 +90,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         shown: Vec::new(),
         estranged: 0,
         drew: 0,
+        drew_before: false,
         spoilt: false,
         born: now,
         ready: login.worker.now(),
