@@ -51,7 +51,7 @@ impl Violation {
     /// Is it one of time or of errors, which a machine that is much too busy can cause? What was lost, doubled or
     /// acknowledged by two is never of these.
     pub fn is_of_time(&self) -> bool {
-        matches!(self.invariant, "S12" | "L1" | "L3" | "L6" | "L7")
+        matches!(self.invariant, "S12" | "L1" | "L2" | "L3" | "L6" | "L7")
     }
 }
 

@@ -92,6 +92,11 @@ impl Verdict {
         self.broken.iter().all(Violation::is_of_time)
     }
 
+    /// Can another run begin in its world? A node that stays away would be one too few there.
+    pub fn left_well(&self) -> bool {
+        self.is_safe() && self.broken.iter().all(|violation| violation.invariant != "L2")
+    }
+
     /// What was broken, one line each, at most so many.
     pub fn complaints(&self, most: usize) -> String {
         let mut text = String::new();

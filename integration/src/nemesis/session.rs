@@ -59,7 +59,7 @@ impl Session {
             None => attempt(|| Ok(World::start(wanted)))?,
         };
         let result = attempt(|| run(&mut world, scenario, seed));
-        if result.as_ref().is_ok_and(Verdict::is_safe) {
+        if result.as_ref().is_ok_and(Verdict::left_well) {
             self.world = Some(world).filter(|_| !scenario.needs.contains(&Need::OwnWorld));
         } else {
             world.scratch().keep_files();
