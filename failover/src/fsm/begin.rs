@@ -238,7 +238,9 @@ impl Planner {
 
     /// The same of that term's primary.
     pub(super) fn in_doubt_of(&self, term: Term, policy: &PolicyRecord) -> Option<Blocker> {
-        let doubt = self.seen.doubts.of(term).filter(|_| policy.protects())?;
+        // Where protection is lowered, what was promised before it counts still.
+        let lowered = policy.mode != Mode::Async && policy.suspended.as_ref().is_some_and(|s| s.lowered.is_some());
+        let doubt = self.seen.doubts.of(term).filter(|_| policy.protects() || lowered)?;
         Some(Blocker::CommitsInDoubt { nodes: doubt.nodes.iter().cloned().collect(), lsn: doubt.lsn, term })
     }
 

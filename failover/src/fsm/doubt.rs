@@ -21,6 +21,16 @@ pub struct Doubt {
     pub lsn: Lsn,
     /// The nodes whose names somebody else had.
     pub nodes: BTreeSet<NodeId>,
+    /// The primary has told since that nobody has them any more: `lsn` covers all. It may die without.
+    pub closed: bool,
+}
+
+impl Doubt {
+    /// Do k voters besides that primary have all of it?
+    pub fn is_over(&self, policy: &PolicyRecord, primary: &NodeId, has: impl Fn(&NodeId) -> bool) -> bool {
+        let there = |voters: &[NodeId]| voters.iter().filter(|n| *n != primary && has(n)).count();
+        self.closed && policy.quorums().all(|(voters, k)| there(voters) >= k as usize)
+    }
 }
 
 /// What is known of it.
@@ -32,14 +42,19 @@ pub struct Doubts {
 impl Doubts {
     /// What the primary of that term tells.
     pub fn hear(&mut self, term: Term, policy: &PolicyRecord, node: &NodeId, primary: &Primary) {
-        // Only a voter's name counts for commits, and its own does not.
-        let doubted = primary.doubted.iter().filter(|n| *n != node && policy.counts(n)).cloned();
-        let doubted: BTreeSet<NodeId> = doubted.collect();
+        // Only a voter's name counts for commits, and its own does not; nor any where none is waited for.
+        let counts = |n: &&NodeId| *n != node && policy.protects() && policy.counts(n);
+        let doubted: BTreeSet<NodeId> = primary.doubted.iter().filter(counts).cloned().collect();
+        let mut doubt = self.doubt.take().filter(|d| d.term == term);
         if !doubted.is_empty() {
-            let mut nodes = self.doubt.take().filter(|d| d.term == term).map(|d| d.nodes).unwrap_or_default();
+            let mut nodes = doubt.map(|d| d.nodes).unwrap_or_default();
             nodes.extend(doubted);
-            self.doubt = Some(Doubt { term, lsn: primary.flush_lsn, nodes });
+            doubt = Some(Doubt { term, lsn: primary.flush_lsn, nodes, closed: false });
+        } else if let Some(open) = doubt.as_mut().filter(|d| !d.closed) {
+            // Reports may have been missed meanwhile.
+            (open.lsn, open.closed) = (primary.flush_lsn, true);
         }
+        self.doubt = doubt;
     }
 
     /// Is it over, by what there is now? `primary`: of that term, `node`, unless it is gone. `own`: up to where a node's own
@@ -55,12 +70,10 @@ impl Doubts {
             let rows = primary.map_or(&[][..], |p| &p.followers);
             rows.iter().any(|f| f.node == *n && f.flush_lsn >= Some(lsn))
         };
-        let goes_on = primary.is_some_and(|p| p.doubted.iter().any(|n| n != node && policy.counts(n)));
         let over = |d: &Doubt| {
-            let has = |n: &&NodeId| *n != node && (own(n) >= Some(d.lsn) || !d.nodes.contains(*n) && streams(n, d.lsn));
-            let enough = |(voters, k): (&[NodeId], u32)| voters.iter().filter(has).count() >= k as usize;
+            let has = |n: &NodeId| own(n) >= Some(d.lsn) || !d.nodes.contains(n) && streams(n, d.lsn);
             // A term that has ended is decided by what its successor finds.
-            d.term == term && !goes_on && policy.quorums().all(enough)
+            d.term == term && d.is_over(policy, node, has)
         };
         self.doubt = self.doubt.take().filter(|d| !over(d));
     }
@@ -87,10 +100,8 @@ mod tests {
         (n(node), Lsn(lsn.parse().unwrap()))
     }
 
-    /// n1 at `flush`; `followers` as `n2=LSN`, and behind a `|` what the nodes' own agents say.
-    fn told(doubts: &mut Doubts, term: u64, flush: u64, followers: &str, doubted: &[&str]) -> Option<(u64, String)> {
-        let (followers, own) = followers.split_once('|').unwrap_or((followers, ""));
-        let policy = PolicyRecord {
+    fn policy() -> PolicyRecord {
+        PolicyRecord {
             epoch: 1,
             voters: ["n1", "n2", "n3", "n4"].map(n).to_vec(),
             k: 2,
@@ -99,7 +110,13 @@ mod tests {
             limits: Limits::default(),
             joint: None,
             rearmed: None,
-        };
+        }
+    }
+
+    /// n1 at `flush`; `followers` as `n2=LSN`, and behind a `|` what the nodes' own agents say.
+    fn told(doubts: &mut Doubts, term: u64, flush: u64, followers: &str, doubted: &[&str]) -> Option<(u64, String)> {
+        let (followers, own) = followers.split_once('|').unwrap_or((followers, ""));
+        let policy = policy();
         let follower = |text: &str| {
             let (node, flush_lsn) = position(text);
             let (state, flush_lsn) = ("streaming".into(), Some(flush_lsn));
@@ -128,12 +145,21 @@ mod tests {
         assert_eq!(told(d, 7, 100, "n2=100 n3=100", &[]), None);
         assert_eq!(told(d, 7, 200, "n2=200 n3=100", &["n2"]), of(200, "n2"));
         assert_eq!(told(d, 7, 300, "n2=300 n3=300 n4=300", &["n2"]), of(300, "n2"), "it goes on");
-        assert_eq!(told(d, 7, 400, "n3=400 n3=400 n4=299", &[]), of(300, "n2"), "one node counts once");
-        assert_eq!(told(d, 7, 400, "n1=400 n3=400 n5=400", &[]), of(300, "n2"), "only voters count");
-        assert_eq!(told(d, 7, 400, "n2=400 n3=400", &[]), of(300, "n2"), "who streams as n2 may be the other one");
-        assert_eq!(told(d, 7, 400, "n2=400 n3=400|n2=299", &[]), of(300, "n2"));
-        assert_eq!(told(&mut d.clone(), 7, 400, "n3=400 n4=300", &[]), None);
-        assert_eq!(told(d, 7, 400, "n2=400 n3=400|n2=300", &[]), None, "its own agent says so");
+        // The primary dies: what it has told last is not all that there is.
+        let gone = &mut d.clone();
+        let all = |_: &NodeId| Some(Lsn(300));
+        gone.settle(Term(7), &policy(), (&n("n1"), None), all);
+        assert!(gone.of(Term(7)).is_some());
+        // Nobody is seen any more, at 400 or a moment before.
+        assert_eq!(told(d, 7, 400, "n3=400 n3=400 n4=399", &[]), of(400, "n2"), "one node counts once");
+        assert_eq!(told(d, 7, 500, "n1=500 n3=500 n5=500", &[]), of(400, "n2"), "only voters count");
+        assert_eq!(told(d, 7, 500, "n2=500 n3=500", &[]), of(400, "n2"), "who streams as n2 may be the other one");
+        assert_eq!(told(d, 7, 500, "n2=500 n3=500|n2=399", &[]), of(400, "n2"));
+        assert_eq!(told(&mut d.clone(), 7, 500, "n3=500 n4=400", &[]), None);
+        let gone = &mut d.clone();
+        gone.settle(Term(7), &policy(), (&n("n1"), None), |_| Some(Lsn(400)));
+        assert_eq!(gone.of(Term(7)), None, "what they say themselves counts without it, too");
+        assert_eq!(told(d, 7, 500, "n2=500 n3=500|n2=400", &[]), None, "its own agent says so");
         // What was in doubt of an earlier term is decided with it.
         told(d, 7, 500, "", &["n2"]);
         assert_eq!(told(d, 8, 600, "", &[]), None);

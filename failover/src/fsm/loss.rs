@@ -62,6 +62,17 @@ impl Planner {
     pub(super) fn doubt_at_choice(&self, round: &Round, choice: &Choice, history: Option<&History>) -> Option<Blocker> {
         let prev = round.prev.as_ref().filter(|p| p.node != choice.node && !round.begin.allow_loss)?;
         let doubt = self.in_doubt_of(prev.term, &round.policy)?;
+        // What recruits have counts as their agents' reports do.
+        let has = |lsn: Lsn, node: &NodeId| {
+            let frozen = round.frozen.get(node).filter(|f| f.quarantine.is_none());
+            let on_line = frozen.filter(|f| f.position.is_some_and(|p| p.timeline >= prev.timeline));
+            let from = on_line.and_then(|f| self.lost_from(prev, f.history.as_ref(), f.position?));
+            from.is_some_and(|from| from >= lsn)
+        };
+        let known = self.seen.doubts.of(prev.term)?;
+        if known.is_over(&round.policy, &prev.node, |node| has(known.lsn, node)) {
+            return None;
+        }
         let own = round.frozen.get(&prev.node).and_then(|f| f.position).filter(|p| p.timeline == prev.timeline);
         let from = self.lost_from(prev, history, choice.base);
         let has_all = own.zip(from).is_some_and(|(own, from)| from >= own.lsn);

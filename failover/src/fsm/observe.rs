@@ -131,13 +131,13 @@ impl Observed {
     fn settle_doubt(&mut self) {
         let (Some(term), Some(policy)) = (self.term(), self.policy()) else { return };
         let Some(node) = &term.node else { return };
-        let (timeline, told) =
-            (term.term.timeline(), |n: &NodeId| self.agents.get(n)?.state.as_ref().map(|s| &s.postgres));
-        let primary = match told(node) {
+        let (timeline, told) = (term.term.timeline(), |n: &NodeId| self.agents.get(n)?.state.as_ref());
+        let primary = match told(node).map(|s| &s.postgres) {
             Some(PostgresState::Primary(p)) if Some(p.timeline) == timeline => Some(p),
             _ => None, // what it has told before is all that there is
         };
-        let own = |n: &NodeId| match told(n) {
+        // What one in quarantine once had it may lack.
+        let own = |n: &NodeId| match told(n).filter(|s| s.quarantine.is_none()).map(|s| &s.postgres) {
             Some(PostgresState::Standby(s)) if Some(s.timeline) == timeline => Some(s.receive_lsn),
             _ => None,
         };

@@ -68,6 +68,8 @@ pub struct Watch {
     know: BTreeSet<NodeId>,
     /// Names under which somebody had to be ended who had no slot.
     ended: BTreeMap<NodeId, Instant>,
+    /// Of those without a slot in the last look the ones that confirm something.
+    confirmed: BTreeSet<NodeId>,
     /// Names under which somebody else has confirmed something, and when that was last seen.
     doubted: BTreeMap<NodeId, Instant>,
     /// Of each name that is used twice the connections, with their last answer and how many there have been.
@@ -84,6 +86,7 @@ impl Watch {
         let through = named.iter().filter(|(node, row)| how_wrong(node, row, user).is_none() && has_slot(node, row));
         self.know.extend(through.map(|(node, _)| node.clone()).filter(|_| slots.is_some()));
         self.ended.retain(|_, at| now.since(*at) < ENDED_FOR);
+        self.confirmed.clear();
         let mut seen = Seen::default();
         let mut connections = BTreeMap::<NodeId, Vec<&Walsender>>::new();
         for (node, row) in named {
@@ -97,11 +100,17 @@ impl Watch {
             }
             if wrong.is_none() {
                 seen.slotless.insert(node.clone());
+                if confirms(row) {
+                    self.confirmed.insert(node.clone());
+                }
             }
             let again = self.ended.contains_key(&node).then(|| format!("{node} is used without its slot"));
             if let Some(told) = wrong.or(again) {
                 seen.impostors.push(told);
-                self.doubted.insert(node.clone(), now);
+                // What only receives (a backup, say) confirms nothing.
+                if confirms(row) {
+                    self.doubted.insert(node.clone(), now);
+                }
             }
             seen.false_names.push(node);
         }
@@ -126,7 +135,9 @@ impl Watch {
     pub fn ended(&mut self, now: Instant, nodes: impl IntoIterator<Item = NodeId>) {
         for node in nodes {
             self.ended.insert(node.clone(), now);
-            self.doubted.insert(node, now);
+            if self.confirmed.remove(&node) {
+                self.doubted.insert(node, now);
+            }
         }
     }
 
@@ -147,6 +158,11 @@ impl Watch {
 /// PostgreSQL compares names without regard to case: whoever is called N2 counts as n2.
 fn node_named(row: &Walsender) -> Option<NodeId> {
     row.name.to_ascii_lowercase().parse().ok()
+}
+
+/// PostgreSQL counts those that stream and have told what they have flushed.
+fn confirms(row: &Walsender) -> bool {
+    row.flush_lsn.is_some() && matches!(row.state.as_str(), "streaming" | "stopping")
 }
 
 /// In words, why this one does not use the node's name as the node does.
@@ -177,7 +193,8 @@ mod tests {
     const OURS: &str = "pgtenure_repl";
 
     fn row(name: &str, user: &str) -> Walsender {
-        Walsender { name: name.into(), user: user.into(), state: "streaming".into(), ..Walsender::default() }
+        let (state, flush_lsn) = ("streaming".into(), Some(Lsn(16)));
+        Walsender { name: name.into(), user: user.into(), state, flush_lsn, ..Walsender::default() }
     }
 
     fn nodes(of: &[NodeId]) -> String {
@@ -261,6 +278,9 @@ mod tests {
         assert_eq!(told(&[row("n3", OURS), row("n2", OURS), row("Not A Node", "backup")]), want("n2 n3", "", ""));
         assert_eq!(told(&[row("n2", OURS), row("n2", OURS)]), want("n2 n2", "n2 is connected twice", ""));
         assert_eq!(told(&[row("n2", "backup")]), want("", "n2 is used by user backup", "n2"));
+        let doubted = |row: Walsender| nodes(&Watch::default().look(at(0), &[row], OURS, None).doubted);
+        assert_eq!(doubted(row("n2", "backup")), "n2");
+        assert_eq!(doubted(Walsender { flush_lsn: None, ..row("n2", "backup") }), "", "it confirms nothing");
         let both = [row("n2", "backup"), row("n2", OURS)];
         assert_eq!(told(&both), want("n2", "n2 is used by user backup", "n2"));
 

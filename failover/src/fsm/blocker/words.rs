@@ -120,8 +120,8 @@ impl fmt::Display for Blocker {
             ),
             Self::TooFewSlots { node, .. } => write!(
                 f,
-                "the agent of {node} knows of no replication slots, through which standbys stream where commits wait for two \
-                 or more: upgrade it first"
+                "the agent of {node} does not say that it knows of replication slots, through which standbys stream where commits \
+                 wait for two or more: upgrade it first"
             ),
             Self::NotPaused => f.write_str("changes of primary are not paused"),
             Self::BudgetSpent { failovers, window_ms, next_in_ms: Some(next) } => {
@@ -149,6 +149,11 @@ impl fmt::Display for Blocker {
             Self::ProxiesBehind { proxies, left_ms } => {
                 write!(f, "proxies that may act on an older term: {}; at most {left_ms} ms more", list(proxies))
             }
+            Self::StrictViews { unfrozen, left_ms } if unfrozen.is_empty() => write!(
+                f,
+                "proxies may act on a term or a policy that is not known here; at most {left_ms} ms more where no agent vouches \
+                 for that"
+            ),
             Self::StrictViews { unfrozen, left_ms } => write!(
                 f,
                 "{} were not frozen and may acknowledge to proxies that act on the older term; at most {left_ms} ms more where \
@@ -167,8 +172,8 @@ impl fmt::Display for Blocker {
             }
             Self::CommitsInDoubt { nodes, lsn, term } => write!(
                 f,
-                "commits before {lsn} (term {term}) may be only with somebody else under the name of {}: the old primary has \
-                 them, another only by a failover with --allow-data-loss",
+                "commits up to {lsn} and past it (term {term}) may be only with somebody else under the name of {}: the old primary \
+                 has them, another takes its place only by a failover with --allow-data-loss",
                 list(nodes)
             ),
             Self::TooFewFollowers { needed, have, record_lsn } => write!(
