@@ -142,7 +142,7 @@ impl Planner {
         let follows = |n: &&NodeId| **n != node && self.has_record(now, n, &node, round.term, record_lsn);
         let members = self.seen.agents.keys().filter(|n| round.policy.counts(n));
         let followers: Vec<NodeId> = members.filter(follows).cloned().collect();
-        let needed = sync_set::open_quorum(&round.policy);
+        let (needed, there) = (sync_set::open_quorum(&round.policy), followers.clone());
         let mut blockers = Vec::new();
         let mut suspend = None;
         if !followers.is_empty() {
@@ -156,6 +156,8 @@ impl Planner {
                 blockers.push(Blocker::TooFewFollowers { needed, have: followers, record_lsn });
             }
         }
+        let policy_lost = self.seen.lost_policy(now, &self.settings).is_some();
+        round.unfenced = round.find_unfenced(&there, policy_lost);
         blockers.extend(self.proxies_behind(now, round));
         if blockers.is_empty() {
             self.order_open(now, round, &node, suspend, out);
@@ -194,18 +196,18 @@ impl Planner {
     /// Without a quorum that fences, a proxy could go on writing to the old primary until its view runs out. Those of a strict
     /// cluster do that for as long whether they are registered or not, unless the old primary's agent vouches on.
     pub(super) fn proxies_behind(&self, now: Instant, round: &Round) -> Option<Blocker> {
-        let unfrozen = round.unfenced();
-        if round.prev.is_none() || round.policy.protects() && unfrozen.is_empty() {
+        if round.prev.is_none() || round.policy.protects() && round.unfenced.is_none() {
             return None;
         }
-        let strict = round.policy.protects() && round.policy.mode == Mode::Strict;
-        let lasts = if strict { lengthened(STRICT_VIEW) } else { self.settings.proxy_lease };
+        // Where the policy on record is not the last one, that may have been strict.
+        let strict = round.unfenced.clone().filter(|_| !round.policy.protects() || round.policy.mode == Mode::Strict);
+        let lasts = if strict.is_some() { lengthened(STRICT_VIEW) } else { self.settings.proxy_lease };
         let left = lasts.saturating_sub(now.since(round.started));
         if left.is_zero() {
             return None;
         }
         let left_ms = millis(left);
-        if strict {
+        if let Some(unfrozen) = strict {
             return Some(Blocker::StrictViews { unfrozen, left_ms });
         }
         let behind = self.seen.records.proxies.iter().filter(|(_, p)| p.term < round.term);

@@ -31,7 +31,7 @@ impl Planner {
         let names: BTreeSet<NodeId> = usable.keys().cloned().collect();
         let ends = usable.values().filter_map(|f| f.position);
         // Not told which timelines there may be, nobody knows who was primary last either.
-        let known = !round.history_lost && (round.newest_timeline.is_some() || round.prev.is_none());
+        let known = round.is_prev_known();
         let enough = match known {
             true => sync_set::enough(&round.policy, round.prev.as_ref(), &names, ends),
             false => sync_set::sufficient_for_any(&round.policy, &names),

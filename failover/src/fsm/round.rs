@@ -93,6 +93,8 @@ pub(super) struct Round {
     pub(super) enough_since: Option<Instant>,
     /// A recruit that receives from another, or has.
     pub(super) catching_up: Option<CatchingUp>,
+    /// See [`Round::find_unfenced`], as of the last look.
+    pub(super) unfenced: Option<Vec<NodeId>>,
     /// What T3 was last ordered to record.
     pub(super) suspend: Option<Suspension>,
     pub(super) journal: JournalRecord,
@@ -129,32 +131,44 @@ impl Ask {
 }
 
 impl Round {
-    /// An operator made do with recruits that may leave the old primary enough standbys to be acknowledged by: who may do so.
-    pub(super) fn unfenced(&self) -> Vec<NodeId> {
+    /// Is it known who was primary last? Not where etcd was restored from a backup and terms have been that it does not tell of.
+    pub(super) fn is_prev_known(&self) -> bool {
+        !self.history_lost && (self.newest_timeline.is_some() || self.prev.is_none())
+    }
+
+    /// An operator made do with recruits that may leave the old primary enough standbys to be acknowledged by: those who may
+    /// be that; `None` where a quorum fences. `followers` have promised this term, too. `policy_lost`: commits may have gone
+    /// by another one.
+    pub(super) fn find_unfenced(&self, followers: &[NodeId], policy_lost: bool) -> Option<Vec<NodeId>> {
+        if !self.begin.allow_loss || !(self.policy.protects() || policy_lost) {
+            return None;
+        }
         // Who is promoted was frozen, by an earlier leader if not by this one.
         let chosen = match &self.step {
             Step::Recruiting => None,
             Step::Choosing(choice) | Step::Promoting(choice) | Step::Recording(choice, _) => Some(&choice.node),
             Step::Opening { node, .. } => Some(node),
         };
-        let frozen: BTreeSet<NodeId> = self.frozen.keys().chain(chosen).cloned().collect();
-        let suffice = sync_set::sufficient(&self.policy, self.prev.as_ref(), &frozen);
-        if !self.begin.allow_loss || !self.policy.protects() || suffice {
-            return Vec::new();
+        let frozen: BTreeSet<NodeId> = self.frozen.keys().chain(chosen).chain(followers).cloned().collect();
+        let suffice = match self.is_prev_known() {
+            true => sync_set::sufficient(&self.policy, self.prev.as_ref(), &frozen),
+            false => sync_set::sufficient_for_any(&self.policy, &frozen),
+        };
+        if suffice && !policy_lost {
+            return None;
         }
         let voters: BTreeSet<&NodeId> = self.policy.quorums().flat_map(|(voters, _)| voters).collect();
-        voters.into_iter().filter(|v| !frozen.contains(*v)).cloned().collect()
+        Some(voters.into_iter().filter(|v| !frozen.contains(*v)).cloned().collect())
     }
 
     /// The same for who has allowed it.
     pub(super) fn left_unfenced(&self) -> Option<String> {
-        let (prev, unfrozen) = (self.prev.as_ref()?, self.unfenced());
-        let asked = format!(
-            "nobody has frozen {}: {} may go on acknowledging to proxies that its agent reaches; make sure that it is down",
-            list(&unfrozen),
+        let (prev, unfrozen) = (self.prev.as_ref()?, self.unfenced.as_ref()?);
+        let unfrozen = if unfrozen.is_empty() { "all that may have a vote".to_owned() } else { list(unfrozen) };
+        Some(format!(
+            "nobody has frozen {unfrozen}: {} may go on acknowledging to proxies that its agent reaches; make sure that it is down",
             prev.node
-        );
-        (!unfrozen.is_empty()).then_some(asked)
+        ))
     }
 
     /// The term of that record, made for `begin`'s reasons, from `step` on.
@@ -183,6 +197,7 @@ impl Round {
             frozen: BTreeMap::new(),
             enough_since: None,
             catching_up: None,
+            unfenced: None,
             suspend: None,
             journal,
         }
