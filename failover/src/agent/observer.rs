@@ -30,8 +30,8 @@ pub(super) struct Observed {
 }
 
 /// It does not let in, or ends a query: for good, until somebody does something about it. A wrong password, a rule of its
-/// pg_hba.conf, or a trigger at logins (17), which only a superuser's session can do without. What shuts down (57) or is full
-/// (53) says that, too.
+/// pg_hba.conf, or a trigger at logins (17), which only a superuser's session can do without. Not what only says that it shuts down
+/// (57) or is full (53).
 fn is_no(error: &SqlError) -> bool {
     error.code().is_some_and(|code| !code.starts_with("57") && !code.starts_with("53"))
 }

@@ -213,7 +213,10 @@ impl Agent {
         let (mut state, mut records) = (self.state.subscribe(), self.records.subscribe());
         let mut written: Option<MemberRecord> = None;
         loop {
-            let told = state.borrow_and_update().system_id.clone();
+            let (told, slots) = {
+                let state = state.borrow_and_update();
+                (state.system_id.clone(), state.slots_seen_to)
+            };
             let system_id = if told.is_some() { told } else { self.system_id_to_adopt().await };
             let c = &self.env.config;
             let member = MemberRecord {
@@ -224,7 +227,7 @@ impl Agent {
                 system_id,
                 host: self.env.host.clone(),
                 standing: c.standing.clone(),
-                slots: true,
+                slots,
             };
             let removed = records.borrow_and_update().fences.get(&c.node).is_some_and(|f| f.removed);
             if removed {

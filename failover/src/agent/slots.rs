@@ -227,6 +227,11 @@ impl Agent {
             }
             self.set_through_slot(upstream.as_ref(), through).await;
         }
+        // What streamed without before this agent knew of slots would be ended as somebody else.
+        let seen_to = !through || !standby || is;
+        if seen_to && self.state.look(|o| !o.slots_seen_to) {
+            self.state.change(|o| o.slots_seen_to = true);
+        }
         let now = self.env.clock.now();
         let refused = |since: Option<Instant>| since.is_some_and(|t| now.since(t) >= REFUSED_FOR);
         let upstream = upstream.filter(|_| through && standby && self.state.look(|o| refused(o.not_streaming_since)));

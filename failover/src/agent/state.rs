@@ -119,6 +119,8 @@ pub(crate) struct Observed {
     pub(crate) most_slots: Option<usize>,
     /// How many of them could be ours.
     pub(crate) slot_room: Option<usize>,
+    /// It streams through its slot, or need not: from then on it does where it must.
+    pub(crate) slots_seen_to: bool,
     /// The primary's PostgreSQL refuses who observes it, in words.
     pub(crate) locked_out: Option<String>,
     /// Data was set aside that somebody must look at, in words.
@@ -162,6 +164,7 @@ impl State {
             no_slot: None,
             most_slots: None,
             slot_room: None,
+            slots_seen_to: false,
             locked_out: None,
             unexamined: None,
             policy: None,
@@ -219,7 +222,7 @@ fn shape(o: &Observed) -> impl PartialEq + use<> {
     (
         (postgres, (o.promise, o.opened), o.quarantine, o.system_id.clone(), o.frozen_for, o.rejoin.clone()),
         (o.fenced, sees, o.lease_until.is_some(), o.troubles(), o.ending, o.awaited.is_some()),
-        (o.policy.clone(), o.slot_room),
+        (o.policy.clone(), o.slot_room, o.slots_seen_to),
     )
 }
 

@@ -391,9 +391,10 @@ fn check_times(raw: &AgentRaw, bad: &mut Vec<BadSetting>) {
     relation("agent.lease_ttl", ttl, ttl.0 >= Duration::from_secs(1), "at least 1s, etcd's unit".into());
     let renews = !renew.0.is_zero() && renew.0 * 4 <= ttl.0;
     relation("agent.lease_renew", renew, renews, format!("must be above 0 and at most agent.lease_ttl ({ttl}) / 4"));
-    // Two that are lost in a row are survived.
-    let survives = renew.0 * 3 <= ttl.0.saturating_sub(margin.0);
-    let why = format!("must be at most a third of agent.lease_ttl ({ttl}) less agent.lease_margin ({margin})");
+    // Two that are lost in a row are survived, if the third is answered in time.
+    let survives = renew.0 * 3 + Duration::from_millis(100) <= ttl.0.saturating_sub(margin.0);
+    let why =
+        format!("three times it and 100ms must fit into agent.lease_ttl ({ttl}) less agent.lease_margin ({margin})");
     relation("agent.lease_renew", renew, survives || !renews, why);
     let fits = margin.0 >= Duration::from_millis(100) && margin.0 * 2 < ttl.0;
     relation(
@@ -517,9 +518,9 @@ mod tests {
         assert_eq!(text, "agent.lease_renew = 1s: must be above 0 and at most agent.lease_ttl (3s) / 4");
         // Two renewals may be lost before acknowledgements stop.
         let late = AgentRaw { lease_renew: Span::millis(750), lease_margin: Span::millis(1400), ..raw() };
-        let why = "agent.lease_renew = 750ms: must be at most a third of agent.lease_ttl (3s) less agent.lease_margin (1400ms)";
+        let why = "agent.lease_renew = 750ms: three times it and 100ms must fit into agent.lease_ttl (3s) less agent.lease_margin (1400ms)";
         assert_eq!(problems(&late), [why]);
-        assert!(problems(&AgentRaw { lease_margin: Span::millis(750), ..late }).is_empty());
+        assert!(problems(&AgentRaw { lease_margin: Span::millis(650), ..late }).is_empty());
         let long = AgentRaw { data_dir: format!("/{}", "d".repeat(90)).into(), ..raw() };
         assert!(problems(&long)[0].contains("100 are possible"), "{:?}", problems(&long));
     }

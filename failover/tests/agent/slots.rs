@@ -91,8 +91,11 @@ fn a_standby_that_is_connected_twice_is_one_of_the_two_that_commits_wait_for() {
 
         // Who uses a standby's name without its slot could be the second one. Also where the node's record does not say that its
         // agent knows of slots, as an older agent's does not: it was seen to.
-        let (member, _) = c.record::<MemberRecord>(c.keys.member(&name)).await.unwrap();
-        assert!(member.slots);
+        let member = until("its agent to say that it knows", async || {
+            let (member, _) = c.record::<MemberRecord>(c.keys.member(&name)).await.unwrap();
+            member.slots.then_some(member)
+        })
+        .await;
         let member = serde_json::to_vec(&MemberRecord { slots: false, ..member }).unwrap();
         assert!(c.store.txn(Txn::new().put(c.keys.member(&name), member)).await.unwrap().succeeded);
         let dir = tempfile::tempdir().unwrap();
@@ -100,11 +103,6 @@ fn a_standby_that_is_connected_twice_is_one_of_the_two_that_commits_wait_for() {
         let told = tokio::task::spawn_blocking(|| twin.wait_with_output().unwrap()).await.unwrap().stderr;
         let told = String::from_utf8(told).unwrap();
         assert!(told.contains("terminating connection due to administrator command"), "{told}");
-        c.until_state(p, "what it has confirmed to be in doubt", |s| match &s.postgres {
-            PostgresState::Primary(p) => p.doubted.iter().eq([&name]).then_some(()),
-            _ => None,
-        })
-        .await;
         until_value(&c, p, THROUGH, "2").await;
 
         // Every member has one for each other, so that none is missing when another is promoted.
