@@ -44,6 +44,8 @@ pub struct Topology {
     /// The quorums that confirm commits, two while one is changed to another. A later term opens when it has frozen enough
     /// of each. Empty where time is what keeps a later term from opening (`valid_until`).
     pub quorums: Vec<Quorum>,
+    /// The epoch of the policy by which this term was begun: its quorums tell whose WAL the term begins with.
+    pub begun_by: u64,
     /// When etcd was asked for this view, or last confirmed it: no later term was open then. `None`: never.
     pub read_at: Option<Instant>,
     /// Where this term's timeline left the previous one; `None` in the first term.
@@ -172,6 +174,7 @@ impl Topology {
             protected: false,
             semi_sync: false,
             quorums: Vec::new(),
+            begun_by: 0,
             read_at: None,
             fork: None,
             forks: Vec::new(),

@@ -113,6 +113,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         protected,
         semi_sync: records.policy.as_ref().is_some_and(|p| p.mode != Mode::Async),
         quorums: records.policy.as_ref().filter(|p| p.protects()).map_or_else(Vec::new, quorums),
+        begun_by: term.policy_epoch,
         read_at: Some(validity.sent_at),
         fork: term.fork,
         forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
@@ -394,8 +395,10 @@ mod tests {
             let mut r = records(Phase::Active, mode);
             let voters = vec![n("n1"), n("n2"), n("n3")];
             let want = if quorum { vec![Quorum { voters: voters.clone(), k: 1 }] } else { Vec::new() };
+            r.term.iter_mut().for_each(|term| term.policy_epoch = 9);
             let t = topology(&r, VALIDITY);
             assert_eq!((t.quorums, t.read_at, t.semi_sync), (want, Some(SENT), quorum), "{mode:?}");
+            assert_eq!((t.epoch, t.begun_by), (1, 9));
             let changed = Quorum { voters: vec![n("n1"), n("n3")], k: 1 };
             let joint = record::Quorum { voters: changed.voters.clone(), k: 1 };
             let policy = r.policy.as_mut().unwrap();

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 /// What the proxies promise: `proxy.max_replay_lag`, which no scenario changes.
 const MAX_REPLAY_LAG: Duration = Duration::from_secs(1);
-/// A read waits for so long at most for the primary to show what its session was shown by a standby.
+/// A read waits for so long at most for the primary to show what its session was shown by a standby. Those behind it do not wait
+/// for that any more, in that term.
 const CONFIRM_WAIT: Duration = Duration::from_secs(5);
 /// No standby has this name; a commit that waits for it waits until the list is another.
 const FENCED: &str = "__fenced__";
@@ -37,12 +38,13 @@ pub(super) fn sessions(told: &Told, found: &mut Found) {
 fn goes_back(told: &Told, found: &mut Found) {
     let nothing = BTreeMap::new();
     let end = told.nodes.get(&told.primary).map_or(&nothing, |c| &c.lists);
+    let opened = first_acknowledged(told);
     let mut sessions: BTreeMap<u64, Vec<&Event>> = BTreeMap::new();
     told.events.iter().for_each(|e| sessions.entry(e.session).or_default().push(e));
     for events in sessions.values_mut() {
         events.sort_by_key(|e| e.sent);
-        // What it has seen of each list and is not there in the end.
-        let mut seen: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+        // What it has seen of each list and is not there in the end, and until when it may miss that.
+        let mut seen: BTreeMap<i64, Vec<(i64, Duration)>> = BTreeMap::new();
         for e in events.iter() {
             let list = match (&e.op, &e.outcome) {
                 (_, Outcome::Unknown(why) | Outcome::Failed(why)) if why.starts_with("08007") => {
@@ -54,17 +56,38 @@ fn goes_back(told: &Told, found: &mut Found) {
                 _ => continue, // shows nothing of a list
             };
             if e.answered.saturating_sub(e.sent) >= CONFIRM_WAIT {
-                seen.remove(&list);
+                let in_one_term = !opened.iter().any(|at| (e.sent..e.answered).contains(at));
+                if matches!(e.op, Op::Read { .. }) && in_one_term {
+                    let next = opened.iter().find(|at| **at > e.answered).map(|at| *at + MAX_REPLAY_LAG);
+                    seen.values_mut().flatten().for_each(|(_, until)| *until = next.unwrap_or(Duration::MAX));
+                } else {
+                    seen.remove(&list);
+                }
             }
-            if let Some(missed) = seen.get(&list).into_iter().flatten().find(|v| !e.seen.contains(v)) {
+            let missed = |(value, until): &&(i64, Duration)| e.sent >= *until && !e.seen.contains(value);
+            if let Some((missed, _)) = seen.get(&list).into_iter().flatten().find(missed) {
                 let client = e.client;
                 found.add("S10", format!("client {client} saw {missed} in list {list}, misses it and was not told"));
             }
             let there = end.get(&list).map_or(&[][..], Vec::as_slice);
-            let lost = e.seen.iter().filter(|v| !there.contains(v)).copied();
+            let lost = e.seen.iter().filter(|v| !there.contains(v)).map(|v| (*v, Duration::ZERO));
             seen.entry(list).or_default().extend(lost);
         }
     }
+}
+
+/// When something was first acknowledged in each term, in order.
+fn first_acknowledged(told: &Told) -> Vec<Duration> {
+    let mut first: BTreeMap<u64, Duration> = BTreeMap::new();
+    for event in told.events.iter().filter(|e| e.outcome == Outcome::Ok) {
+        if let Some(stamp) = &event.stamp {
+            let at = first.entry(stamp.timeline).or_insert(event.answered);
+            *at = event.answered.min(*at);
+        }
+    }
+    let mut first: Vec<Duration> = first.into_values().collect();
+    first.sort_unstable();
+    first
 }
 
 /// Do a primary's settings wait for what the policy asks for?

@@ -371,6 +371,19 @@ fn what_only_a_standby_showed_may_be_left_behind_where_two_confirm_and_who_saw_i
     told.most = 2;
     told.events.push(event(12, Op::Read { list: 1, at_primary: true }, Outcome::Ok, None, &[10, 12]));
     assert_eq!(broken(&told, STRICT), ["S6"]);
+    // A read that has waited for it in vain makes those behind it miss it, too, in that term.
+    let mut told = sound();
+    told.most = 2;
+    told.events.push(read(12, &[10, 12]));
+    let mut waited = read(13, &[10, 11]);
+    waited.answered = Duration::from_secs(6);
+    told.events.iter_mut().filter(|e| e.stamp.as_ref().is_some_and(|s| s.timeline == 2)).for_each(|e| {
+        (e.sent, e.answered) = (Duration::from_secs(8), Duration::from_secs(9));
+    });
+    told.events.extend([waited, read(7000, &[10, 11]), read(9900, &[10, 11])]);
+    assert_eq!(broken(&told, STRICT), [] as [&str; 0]);
+    told.events.push(read(10_000, &[10, 11]));
+    assert_eq!(broken(&told, STRICT), ["S10"], "a later term does not have it");
 }
 
 /// A node that stays away does not hide what else is wrong.

@@ -54,6 +54,7 @@ pub(crate) fn run(role: &str, primary: u16, standby: u16, userlist: PathBuf) -> 
         protected: true,
         semi_sync: true,
         quorums: Vec::new(),
+        begun_by: 1,
         read_at: None,
         fork: None,
         forks: Vec::new(),

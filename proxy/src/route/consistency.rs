@@ -13,6 +13,7 @@ use super::lost::{Acknowledged, LostWrite};
 use super::policy::Lag;
 use super::seen::{LostRead, Seen, Shows};
 use super::token::Token;
+use cluster::lag::ServerStart;
 use cluster::topology::Topology;
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use std::time::Duration;
@@ -120,7 +121,12 @@ impl Causality {
 
     /// Does the primary show all that was read at standbys, as far as is known?
     pub fn is_shown_at_primary(&self, topology: &Topology, lag: &Lag) -> bool {
-        self.seen.allows_primary(topology, lag).is_ok()
+        self.seen.is_at_primary(topology, lag).is_ok()
+    }
+
+    /// A read goes to the primary of `term`, which may not show that after as long as reads wait for it.
+    pub fn misses(&mut self, term: Term) {
+        self.seen.give_up(term);
     }
 
     /// Should the primary be asked for its position before the session's next statement? `each_write`: after each
@@ -147,9 +153,9 @@ impl Causality {
         self.mute = true;
     }
 
-    /// A read was answered by a standby at `now`, at least in part.
-    pub fn read_at(&mut self, node: &NodeId, term: Term, now: Instant, shows: Shows) {
-        self.seen.at_standby(node, term, now, shows);
+    /// A read was answered at `now`, at least in part, by a standby that was started then.
+    pub fn read_at(&mut self, standby: (&NodeId, Option<ServerStart>), term: Term, now: Instant, shows: Shows) {
+        self.seen.at_standby(standby, term, now, shows);
     }
 
     /// A read goes to a standby that had replayed `replay_lsn` when sampled. Its later reads do not go to one that

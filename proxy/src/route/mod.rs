@@ -35,6 +35,7 @@ mod seen;
 pub mod tenure;
 pub mod throttle;
 pub mod token;
+mod votes;
 
 pub use balance::Loads;
 pub use consistency::Causality;

@@ -3,6 +3,7 @@
 use super::promise::{Consistency, Promise};
 use super::samples::Samples;
 use super::seen::Seen;
+use super::votes::Votes;
 use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, ServerStart, StandbyLag, StandbySample};
 use cluster::topology::{Gate, Member, Topology};
 use cluster::{Instant, Lsn, NodeId, Term};
@@ -20,6 +21,8 @@ pub struct Lag {
     committed: Option<(Term, Instant)>,
     /// Where the WAL of this term and of those before it ended, and when.
     pub(super) samples: Samples,
+    /// Whose WAL a term begins with.
+    pub(super) votes: Votes,
 }
 
 /// The newest sample of any primary.
@@ -56,6 +59,11 @@ impl Lag {
             self.samples.add(snapshot.term, sample.sent_at, sample.insert_lsn);
         }
         self.snapshot = snapshot;
+    }
+
+    /// Take over a newer view of the cluster.
+    pub fn follow(&mut self, topology: &Topology) {
+        self.votes.follow(topology);
     }
 
     /// The newest snapshot.

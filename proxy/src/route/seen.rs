@@ -10,13 +10,13 @@
 //!   later term that has all of it.
 //!
 //! A later term need not. It has what the standbys had whose votes made it: all that vote, where one of them suffices for a
-//! commit. Elsewhere it is known to have what its primary had, or a standby that follows it and was not restarted since, as nobody
+//! commit by the policy that the term was begun by (`votes`). Elsewhere it is known to have what its primary had, or a standby that follows it and was not restarted since, as nobody
 //! follows who has more; and what lies before a position that it has. Of the rest the session is told that it may be lost.
 
 use super::lost::{follows, fork_of};
 use super::policy::{Lag, Unfit};
 use super::token::Token;
-use cluster::lag::{StandbyLag, StandbySample};
+use cluster::lag::{ServerStart, StandbyLag, StandbySample};
 use cluster::topology::{Gate, Topology};
 use cluster::{Instant, Lsn, NodeId, Term};
 use std::time::Duration;
@@ -49,6 +49,8 @@ struct Last {
     /// Who shows all of it, as long as it has been up since `from`; `None` when no standby is known to.
     node: Option<NodeId>,
     from: Instant,
+    /// Which server that is; `None` where that is not known.
+    started: Option<ServerStart>,
     term: Term,
     /// When the last answer came.
     at: Instant,
@@ -56,6 +58,8 @@ struct Last {
     covered: Option<Token>,
     /// The newest term that is known to have all of it.
     kept_in: Term,
+    /// In this term a read has waited in vain for the primary to show it: none does so again.
+    given_up: Option<Term>,
 }
 
 /// What a session has read at a standby, and may be in no later term.
@@ -89,6 +93,13 @@ impl Last {
         (sample.sent_at >= self.at && sample.up_since <= self.from).then_some(sample.replay_lsn)
     }
 
+    /// May the standby that showed it have been started anew since, as none is rewound without? One that was out of sight and
+    /// tells when it was started need not.
+    fn may_be_restarted(&self, sample: &StandbySample) -> bool {
+        let same = self.started.is_some() && sample.started == self.started;
+        sample.up_since > self.from && !same
+    }
+
     /// Has the term of `topology`, which is open, all of it?
     fn fate(&self, topology: &Topology, lag: &Lag) -> Fate {
         let fork = fork_of(topology, self.term);
@@ -96,7 +107,9 @@ impl Last {
         let kept = self.kept_in >= topology.term
             || topology.holds_all_of.is_some_and(|of| of == self.term || of == self.kept_in)
             || fork.is_some_and(lies_before)
-            || follows(topology, self.term) && has_all_of_standbys(topology, self.node.as_ref());
+            || follows(topology, self.term)
+                && !topology.loss_allowed
+                && lag.votes.count_alone(topology, self.node.as_ref());
         let Some(node) = self.node.as_ref().filter(|_| !kept) else {
             return if kept { Fate::Kept } else { Fate::Lost };
         };
@@ -108,7 +121,7 @@ impl Last {
         }
         let of_term = lag.snapshot().term == topology.term;
         match lag.snapshot().standby(node).filter(|_| of_term) {
-            Some(StandbyLag { sample: Some(sample), .. }) if sample.up_since > self.from => Fate::Lost,
+            Some(StandbyLag { sample: Some(sample), .. }) if self.may_be_restarted(sample) => Fate::Lost,
             Some(StandbyLag { replay_lag: Ok(_), .. }) => Fate::Kept,
             Some(StandbyLag { sample: Some(StandbySample { received_timeline: Some(timeline), .. }), .. })
                 if Some(*timeline) == topology.term.timeline() =>
@@ -120,25 +133,26 @@ impl Last {
     }
 }
 
-/// Does a term that follows this one's begin with all that this standby may have shown?
-fn has_all_of_standbys(topology: &Topology, node: Option<&NodeId>) -> bool {
-    let votes = |node: &NodeId| topology.quorums.iter().all(|quorum| quorum.k == 1 && quorum.voters.contains(node));
-    let all = || topology.standbys.iter().chain(&topology.primary).all(|member| votes(&member.node));
-    topology.protected && !topology.loss_allowed && node.map_or_else(all, votes)
-}
-
 impl Seen {
-    /// A read was answered by `node` at `now`.
-    pub(super) fn at_standby(&mut self, node: &NodeId, term: Term, now: Instant, shows: Shows) {
-        let (node, from) = match (shows, &self.last) {
+    /// A read was answered by that node at `now`, by the server that was started then.
+    pub(super) fn at_standby(
+        &mut self,
+        (node, started): (&NodeId, Option<ServerStart>),
+        term: Term,
+        now: Instant,
+        shows: Shows,
+    ) {
+        let (node, from, started) = match (shows, &self.last) {
             (Shows::Nothing, _) => return,
-            (Shows::All, _) | (Shows::Some, None) => (Some(node.clone()), now),
+            (Shows::All, _) | (Shows::Some, None) => (Some(node.clone()), now, started),
             // As before: it may have been restarted since.
-            (Shows::Some, Some(last)) if last.node.as_ref() == Some(node) => (Some(node.clone()), last.from),
+            (Shows::Some, Some(last)) if last.node.as_ref() == Some(node) => {
+                (Some(node.clone()), last.from, started.filter(|_| started == last.started))
+            }
             // Neither shows what was read at the other.
-            (Shows::Some, Some(_)) => (None, now),
+            (Shows::Some, Some(_)) => (None, now, None),
         };
-        self.last = Some(Last { node, from, term, at: now, covered: None, kept_in: term });
+        self.last = Some(Last { node, from, started, term, at: now, covered: None, kept_in: term, given_up: None });
     }
 
     /// The primary has answered: positions sampled after that cover all that was seen before. Where it was not made sure
@@ -226,11 +240,28 @@ impl Seen {
         }
     }
 
+    /// A read goes to the primary that has waited for long enough: in this term those behind it do not wait again. What it may
+    /// miss is not forgotten: where a later term lacks it the session is told.
+    pub(super) fn give_up(&mut self, term: Term) {
+        if let Some(last) = &mut self.last {
+            last.given_up = Some(term);
+        }
+    }
+
     /// May the primary serve the next read?
     ///
     /// # Errors
     /// When the answer came that it may miss.
     pub(super) fn allows_primary(&self, topology: &Topology, lag: &Lag) -> Result<(), Instant> {
+        let given_up = self.last.as_ref().is_some_and(|last| last.given_up == Some(topology.term));
+        if given_up { Ok(()) } else { self.is_at_primary(topology, lag) }
+    }
+
+    /// Does the primary show all of it, as far as is known?
+    ///
+    /// # Errors
+    /// When the answer came that it may miss.
+    pub(super) fn is_at_primary(&self, topology: &Topology, lag: &Lag) -> Result<(), Instant> {
         let Some(last) = self.last.as_ref() else { return Ok(()) };
         if last.term < topology.term {
             return if last.fate(topology, lag) == Fate::Open { Err(last.at) } else { Ok(()) };

@@ -172,6 +172,8 @@ pub struct Session {
     pub(super) saw: bool,
     /// What the unit in flight shows, as the reads behind it go by that.
     pub(super) shows: Shows,
+    /// The term in which it was asked for.
+    pub(super) asked_in: Term,
     /// The server that listened for the client is lost, and another one is to listen.
     pub(super) listens: bool,
     /// The server that listened was given up for an error of ours, and another one is to listen before anything else is sent
@@ -334,6 +336,7 @@ impl Session {
             own_set: 0,
             saw: false,
             shows: Shows::default(),
+            asked_in: Term(0),
             listens: false,
             relistens: false,
             reported: false,

@@ -29,6 +29,7 @@ pub(super) use rest::step;
 pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let Some(meta) = s.server.as_ref().map(|server| &server.meta) else { return true };
     let (node, term, wrote_in, born) = (meta.node.clone(), meta.term, meta.wrote_in(), meta.born);
+    let started = meta.started;
     let level = s.relay.commits.waits().unwrap_or_default().most;
     if s.desynchronised {
         s.drop_server();
@@ -76,7 +77,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     let wrote = s.forget_transaction(delivered || status != TxStatus::Idle);
     if delivered && standby {
-        s.saw_at(&node);
+        s.saw_at(&node, started);
     }
     if matches!(s.tracking.asked, Some(Asked::Proof { .. })) {
         // The next server has its own time to be proven.

@@ -3,6 +3,7 @@
 use crate::route::{Consistency, Reason, Shows};
 use crate::session::client::Session;
 use crate::wire::backend::TxStatus;
+use cluster::lag::ServerStart;
 use cluster::{Instant, NodeId, Role};
 
 impl Session {
@@ -21,6 +22,10 @@ impl Session {
             return;
         }
         let anew = !self.relay.busy() && (self.relay.status == TxStatus::Idle || self.fresh.is_some());
+        if anew {
+            // What is answered shows the history of this term, whatever has come of it by then.
+            self.asked_in = self.w.view.borrow().topology.term;
+        }
         let all = match self.promise_of_unit().consistency {
             Consistency::Session | Consistency::Global | Consistency::Strong => self.is_shown(),
             Consistency::Eventual | Consistency::Bounded => false,
@@ -33,14 +38,18 @@ impl Session {
     }
 
     /// Does the session's server show all that the session has read at standbys? One was chosen for that. The primary may have
-    /// been taken without a look at it, as for what is no read; a read that has waited long enough for that is not to again.
+    /// been taken without a look at it, as for what is no read, or by a read that had waited long enough for that.
     fn is_shown(&self) -> bool {
         let primary = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary);
-        if !primary || matches!(self.chosen, Some(Reason::Unconfirmed { .. })) {
+        if !primary {
             return true;
         }
         let view = self.w.view.borrow();
-        self.causality.borrow().is_shown_at_primary(&view.topology, &view.lag)
+        let mut causality = self.causality.borrow_mut();
+        if matches!(self.chosen, Some(Reason::Unconfirmed { .. })) {
+            causality.misses(view.topology.term);
+        }
+        causality.is_shown_at_primary(&view.topology, &view.lag)
     }
 
     /// So many units were answered by `now`, and some of them ended a transaction. What that has written counts at once: what
@@ -56,19 +65,18 @@ impl Session {
         // Also within a block: however that ends, this was shown.
         let standby = self.server.as_ref().filter(|s| s.meta.role == Role::Standby);
         if let Some(server) = standby.filter(|_| answered > 0) {
-            self.read_at(&server.meta.node, now);
+            self.read_at(&server.meta.node, server.meta.started, now);
         }
     }
 
     /// A standby has answered in part, and is lost.
-    pub(super) fn saw_at(&self, node: &NodeId) {
-        self.read_at(node, self.w.now());
+    pub(super) fn saw_at(&self, node: &NodeId, started: Option<ServerStart>) {
+        self.read_at(node, started, self.w.now());
     }
 
     /// It showed what others may not show yet.
-    fn read_at(&self, node: &NodeId, now: Instant) {
-        let term = self.w.view.borrow().topology.term;
-        self.causality.borrow_mut().read_at(node, term, now, self.shows);
+    fn read_at(&self, node: &NodeId, started: Option<ServerStart>, now: Instant) {
+        self.causality.borrow_mut().read_at((node, started), self.asked_in, now, self.shows);
     }
 
     /// The transaction is over without an answer that says so. `seen`: its client may have seen something of it. May it have

@@ -33,6 +33,7 @@ impl Worker {
             }
             // Names are cloned at every statement: their counts must not be shared with other workers.
             let view = &mut *view;
+            view.lag.follow(&view.topology);
             for member in view.topology.primary.iter_mut().chain(&mut view.topology.standbys) {
                 member.node = member.node.unshared();
             }

@@ -9,7 +9,7 @@ mod seen;
 mod tenure;
 
 use super::*;
-use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, StandbyLag, StandbySample};
+use cluster::lag::{Detail, LagSnapshot, LagUnknown, PrimarySample, ServerStart, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
 use cluster::timeline::Fork;
 use cluster::topology::{Closed, Gate};
@@ -112,6 +112,7 @@ impl World {
     }
 
     fn publish(&mut self) {
+        self.lag.follow(&self.topology);
         self.lag.update(Arc::new(self.snapshot.clone()));
     }
 

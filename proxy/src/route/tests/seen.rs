@@ -5,7 +5,7 @@ use super::*;
 /// Two standbys with the same sample, and a session that has read at n2 at 1010.
 fn read_at_n2() -> World {
     let mut w = World::new();
-    w.causality.read_at(&node("n2"), Term(7), at(1010), Shows::All);
+    w.causality.read_at((&node("n2"), None), Term(7), at(1010), Shows::All);
     w
 }
 
@@ -56,6 +56,14 @@ fn the_primary_serves_what_was_read_at_a_standby_when_that_is_confirmed() {
     w.publish();
     assert_eq!(w.read(6019), "wait 1 unconfirmed");
     assert_eq!(w.read(6020), "primary unconfirmed", "it says so, and does not wait for ever");
+    w.causality.misses(Term(7));
+    w.causality.saw(at(6030), Shows::Some);
+    w.since = Some(at(6040));
+    assert_eq!(w.read(6040), "primary awaiting_sample", "nor again");
+    assert!(!w.causality.is_shown_at_primary(&w.topology, &w.lag) && w.causality.read_before(Term(8)));
+    let mut w = read_at_n2();
+    w.topology.standbys.clear();
+    w.since = Some(at(1020));
     w.promise.no_standby = NoStandby::Error;
     assert_eq!(w.read(1220), "nowhere no_standby");
     w.promise.no_standby = NoStandby::Primary;
@@ -112,7 +120,7 @@ fn failed_over(read: u64, fork: u64) -> World {
         w.snapshot.primary = Some(sample("n1", lsn, ms));
         w.publish();
     }
-    w.causality.read_at(&node("n3"), Term(7), at(read), Shows::All);
+    w.causality.read_at((&node("n3"), Some(ServerStart(77))), Term(7), at(read), Shows::All);
     let forks = vec![Fork { timeline: TimelineId(7), lsn: Lsn(fork) }];
     let standbys = vec![member("n3")];
     w.topology = Topology { term: Term(8), primary: Some(member("n2")), standbys, forks, ..w.topology };
@@ -133,27 +141,66 @@ fn what_was_read_and_is_in_no_later_term_is_told_once() {
     let restarted = |w: &mut World| w.snapshot.standbys[0].sample.as_mut().unwrap().up_since = at(1160);
     let gone = |w: &mut World| w.topology.standbys.clear();
     let nothing = |_: &mut World| ();
+    let out_of_sight = |w: &mut World, started| {
+        restarted(w);
+        w.snapshot.standbys[0].sample.as_mut().unwrap().started = Some(ServerStart(started));
+    };
+    let follows_again = |w: &mut World| {
+        out_of_sight(w, 77);
+        follows(w);
+    };
+    // Once the term is open.
+    let suspended = |w: &mut World| {
+        (w.topology.epoch, w.topology.protected) = (5, false);
+        w.topology.quorums.clear();
+        w.topology.standbys.clear();
+    };
+    let one_suffices = |w: &mut World| {
+        (w.topology.epoch, w.topology.protected) = (5, true);
+        w.topology.quorums = vec![quorum(&all, 1)];
+        w.topology.standbys.clear();
+    };
+    let never_seen = |w: &mut World| {
+        w.topology.begun_by = 5;
+        w.topology.standbys.clear();
+    };
+    let allowed = |w: &mut World| {
+        w.topology.loss_allowed = true;
+        w.topology.standbys.clear();
+    };
     let (kept, lost, open) = (Some(false), Some(true), None);
-    for (protected, quorums, then, want) in [
+    for (quorums, then, want) in [
         // Whose vote counts alone has no more than the term that it made.
-        (true, vec![quorum(&all, 1)], &nothing as &dyn Fn(&mut World), kept),
-        (true, vec![quorum(&all, 1)], &gone, kept),
-        (true, vec![], &gone, kept),
-        (true, vec![quorum(&all, 2)], &gone, lost),
-        (true, vec![quorum(&all, 1), quorum(&all[..2], 1)], &gone, lost),
-        (false, vec![quorum(&all, 1)], &gone, lost),
+        (vec![quorum(&all, 1)], &nothing as &dyn Fn(&mut World), kept),
+        (vec![quorum(&all, 1)], &gone, kept),
+        (vec![quorum(&all, 2)], &gone, lost),
+        (vec![quorum(&all, 1), quorum(&all[..2], 1)], &gone, lost),
+        (vec![], &gone, lost),
+        // A later policy says nothing of that.
+        (vec![quorum(&all, 1)], &suspended, kept),
+        (vec![quorum(&all, 2)], &one_suffices, lost),
+        (vec![], &one_suffices, lost),
+        (vec![quorum(&all, 1)], &never_seen, lost),
+        (vec![quorum(&all, 1)], &allowed, lost),
         // Who has more does not follow without being started anew.
-        (false, vec![quorum(&all, 1)], &nothing, open),
-        (false, vec![quorum(&all, 1)], &follows, kept),
-        (false, vec![quorum(&all, 1)], &restarted, lost),
-        (false, vec![], &|w: &mut World| w.topology.primary = Some(member("n3")), kept),
-        (false, vec![], &|w: &mut World| w.topology.holds_all_of = Some(Term(7)), kept),
+        (vec![], &nothing, open),
+        (vec![], &follows, kept),
+        (vec![], &restarted, lost),
+        // Out of sight is not started anew, where that can be told.
+        (vec![], &|w| out_of_sight(w, 77), open),
+        (vec![], &follows_again, kept),
+        (vec![], &|w| out_of_sight(w, 78), lost),
+        (vec![], &|w: &mut World| w.topology.primary = Some(member("n3")), kept),
+        (vec![], &|w: &mut World| w.topology.holds_all_of = Some(Term(7)), kept),
     ] {
         let mut w = failed_over(1150, 250);
-        (w.topology.protected, w.topology.quorums) = (protected, quorums.clone());
+        w.topology.quorums.clone_from(&quorums);
+        w.topology.protected = !quorums.is_empty();
+        (w.topology.epoch, w.topology.begun_by) = (4, 4);
+        w.publish();
         then(&mut w);
         w.publish();
-        let what = format!("{protected} {quorums:?}, want {want:?}");
+        let what = format!("{quorums:?}, want {want:?}");
         assert!(w.causality.read_before(Term(8)), "{what}");
         assert_eq!(w.causality.is_shown_at_primary(&w.topology, &w.lag), want.is_some(), "{what}");
         w.topology.gate = Gate::Closed(Closed::Opening);
@@ -215,9 +262,9 @@ fn a_read_that_is_promised_less_takes_nothing_from_what_was_read_before() {
         targets.filter(|target| *target == Target::Standby(node("n3"))).count()
     };
     let mut w = read_at_n2();
-    w.causality.read_at(&node("n3"), Term(7), at(1015), Shows::Nothing);
+    w.causality.read_at((&node("n3"), None), Term(7), at(1015), Shows::Nothing);
     assert_eq!(w.read(1020), "n2 fresh", "a setting was shown");
-    w.causality.read_at(&node("n3"), Term(7), at(1015), Shows::Some);
+    w.causality.read_at((&node("n3"), None), Term(7), at(1015), Shows::Some);
     assert_eq!(on_n3(&mut w), 0, "it may lack what n2 has shown");
     assert_eq!(w.read(1020), "wait 5000 unconfirmed", "and n2 what n3 has");
     w.snapshot.primary = Some(sample("n1", 150, 1015));
@@ -227,7 +274,7 @@ fn a_read_that_is_promised_less_takes_nothing_from_what_was_read_before() {
 
     // Where it was read before, it is there still, unless that was restarted in between.
     let mut w = read_at_n2();
-    w.causality.read_at(&node("n2"), Term(7), at(1015), Shows::Some);
+    w.causality.read_at((&node("n2"), None), Term(7), at(1015), Shows::Some);
     assert_eq!(w.read(1020), "n2 fresh");
     w.snapshot.standbys[0].sample.as_mut().unwrap().up_since = at(1012);
     w.publish();
@@ -246,20 +293,20 @@ fn a_read_that_is_promised_less_takes_nothing_from_what_was_read_before() {
 fn a_token_covers_what_was_read_at_a_standby() {
     let mut w = World::new().only_n2();
     assert_eq!(w.read(1000), "n2 fresh");
-    w.causality.read_at(&node("n2"), Term(7), at(1010), Shows::All);
+    w.causality.read_at((&node("n2"), None), Term(7), at(1010), Shows::All);
     let token = |w: &mut World| w.causality.token(&w.topology, &w.lag).map(|token| token.unwrap().to_string());
     assert_eq!(token(&mut w), Err(Pending { since: at(1010) }), "it may have replayed more than was sampled");
     w.snapshot.primary = Some(sample("n1", 150, 1010));
     w.publish();
     assert_eq!(token(&mut w).as_deref(), Ok("7-7-0/96"));
     // What the primary tells when asked, and what the standby itself does.
-    w.causality.read_at(&node("n2"), Term(7), at(1020), Shows::All);
+    w.causality.read_at((&node("n2"), None), Term(7), at(1020), Shows::All);
     let position = Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(160) };
     w.causality.cover(at(1019), position);
     assert_eq!(token(&mut w), Err(Pending { since: at(1020) }), "asked too early");
     w.causality.cover(at(1020), position);
     assert_eq!(token(&mut w).as_deref(), Ok("7-7-0/A0"));
-    w.causality.read_at(&node("n2"), Term(7), at(1030), Shows::All);
+    w.causality.read_at((&node("n2"), None), Term(7), at(1030), Shows::All);
     assert!(w.causality.shown_by(&node("n2")) && !w.causality.shown_by(&node("n3")));
     w.causality.replayed(at(1031), Lsn(170), &w.topology, &w.lag);
     assert_eq!(token(&mut w).as_deref(), Ok("7-7-0/AA"));
