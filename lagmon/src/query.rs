@@ -30,15 +30,16 @@ pub(crate) fn major(server_version: Option<&str>) -> u32 {
 
 /// Up to where commits are confirmed, by one position of the standbys that they wait for (flushed, or applied), as many of them
 /// as have to; all that is flushed here where commits wait for none. Between `ANY` (or nothing) and the list, the setting has
-/// the number. They wait for none either where the list is for those that ask, and nobody is seen to wait: what this session
-/// has by default is what the cluster's mode says. What is flushed is asked first, so that who comes to wait later is not
+/// the number. They wait for none either where the list is for those that ask: what this session has by default is what the
+/// cluster's mode says. In both cases only while nobody is seen to wait: a list that is emptied is so for those that wait a
+/// moment later than for those that ask. What is flushed is asked first, so that who comes to wait later is not
 /// covered; and the senders by their function, as their view asks for sessions too, of which a statement sees what it saw
 /// first.
 fn confirmed(position: &str) -> String {
     format!(
         "\
-(SELECT CASE WHEN current_setting('synchronous_standby_names') = '' THEN f.here
-             WHEN current_setting('synchronous_commit') IN ('local', 'off')
+(SELECT CASE WHEN (current_setting('synchronous_standby_names') = ''
+                   OR current_setting('synchronous_commit') IN ('local', 'off'))
               AND NOT EXISTS (SELECT FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep') THEN f.here
              ELSE (SELECT a.{position} FROM pg_stat_get_wal_senders() a WHERE a.sync_state IN ('sync', 'quorum')
                     ORDER BY a.{position} DESC NULLS LAST LIMIT 1
@@ -47,6 +48,11 @@ fn confirmed(position: &str) -> String {
    FROM (SELECT pg_current_wal_flush_lsn() AS here OFFSET 0) f)"
     )
 }
+
+/// Do commits wait for standbys by default? Then what these have confirmed stays confirmed. By settings alone, so that it cannot
+/// contradict what is found out beside it.
+const BY_LIST: &str = "current_setting('synchronous_standby_names') <> '' \
+                       AND current_setting('synchronous_commit') NOT IN ('local', 'off')";
 
 /// For how long the oldest command runs whose commit waits for standbys, by the node's clock; negative where one has begun later
 /// than now, by a clock that was set back since.
@@ -81,6 +87,7 @@ SELECT r.in_recovery,
        CASE WHEN NOT r.in_recovery THEN ({flushed})::text END AS confirmed_lsn,
        CASE WHEN NOT r.in_recovery THEN ({applied})::text END AS applied_lsn,
        CASE WHEN NOT r.in_recovery THEN ({WAITS}) END AS waits_ms,
+       ({BY_LIST}) AS confirmed_by_list,
        CASE WHEN r.in_recovery THEN pg_last_wal_replay_lsn()::text END AS replay_lsn,
        CASE WHEN r.in_recovery THEN pg_last_wal_receive_lsn()::text END AS receive_lsn,
        CASE WHEN r.in_recovery THEN {pause} END AS pause,
@@ -171,7 +178,9 @@ pub(crate) fn facts(row: &Row) -> Result<Facts, AnswerError> {
         let (flush_lsn, confirmed_lsn) = (needed("flush_lsn")?, lsn("confirmed_lsn")?);
         let waits = row.try_get::<_, Option<f64>>("waits_ms").map_err(AnswerError::Column)?.map(waits);
         let applied_lsn = lsn("applied_lsn")?;
-        let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, applied_lsn, waits };
+        let confirmed_by_list = row.try_get("confirmed_by_list").map_err(AnswerError::Column)?;
+        let facts =
+            PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, confirmed_by_list, applied_lsn, waits };
         return Ok(Facts::Primary(facts));
     }
     let streaming = text("status")?.as_deref() == Some("streaming");

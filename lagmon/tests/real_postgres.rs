@@ -244,6 +244,12 @@ async fn a_commit_that_waits_to_be_applied_is_not_confirmed_before() {
         "no more is applied than where replay stands still: {applied:?}, {held:?}"
     );
     m.until("it to be confirmed", |s| confirmed(s).is_some_and(|until| until > shown)).await;
+    // Also when there are fewer standbys than commits wait for.
+    c.sql(0, "ALTER SYSTEM SET synchronous_standby_names = 'ANY 3 (n2, n3, nobody)'");
+    c.sql(0, "SELECT pg_reload_conf()");
+    let flushed = |s: &LagSnapshot| s.primary.as_ref().map(|p| p.flushed_until);
+    m.until("too few standbys", |s| flushed(s) == Some(None)).await;
+    assert!(confirmed(&m.handle.lag().borrow()).is_some_and(|until| until > shown), "it stays so");
 }
 
 #[tokio::test]

@@ -49,6 +49,9 @@ pub struct Model {
     window: Window,
     /// The newest answer of the primary; `None` while it does not answer as this term's primary.
     sampled: Option<(Instant, PrimaryFacts)>,
+    /// What this term's primary had flushed before this was confirmed, as last told by the standbys that commits wait for. It
+    /// stays so when they are gone.
+    confirmed: Option<Instant>,
     /// No later term was open then.
     proven_at: Option<Instant>,
 }
@@ -71,6 +74,7 @@ impl Model {
             nodes: BTreeMap::new(),
             window: Window::new(WINDOW),
             sampled: None,
+            confirmed: None,
             proven_at: None,
         }
     }
@@ -88,6 +92,7 @@ impl Model {
             self.primary = primary;
             self.window.clear();
             self.sampled = None;
+            self.confirmed = None;
             self.proven_at = None;
             for track in self.nodes.values_mut() {
                 let (complete_until, up_since) = (track.complete_until, track.up_since);
@@ -99,7 +104,9 @@ impl Model {
             // Another server, whatever it is called.
             if self.members.endpoint(node) != members.endpoint(node) {
                 *track = Track::NEW;
-                self.sampled = self.sampled.take().filter(|_| self.primary.as_ref() != Some(node));
+                let of_another = self.primary.as_ref() != Some(node);
+                self.sampled = self.sampled.take().filter(|_| of_another);
+                self.confirmed = self.confirmed.filter(|_| of_another);
             }
         }
         self.system_id = topology.system_id;
@@ -180,6 +187,10 @@ impl Model {
             }
             Facts::Primary(_) | Facts::Standby(_) => None,
         };
+        let by_list = self.sampled.as_ref().filter(|(_, facts)| facts.confirmed_by_list);
+        if let Some(confirmed) = by_list.and_then(|(sent_at, facts)| self.confirmed_until(*sent_at, facts)) {
+            self.confirmed = Some(confirmed);
+        }
     }
 
     /// Remember up to when each standby is complete, for the time when that can no longer be told.
@@ -226,7 +237,11 @@ impl Model {
             insert_lsn: facts.insert_lsn,
             flush_lsn: facts.flush_lsn,
             sent_at: *sent_at,
-            confirmed_until: self.confirmed_until(*sent_at, facts),
+            // Not the newest ever told: one that is told while they are there may correct another.
+            confirmed_until: match facts.confirmed_lsn {
+                Some(_) => self.confirmed_until(*sent_at, facts),
+                None => self.confirmed,
+            },
             flushed_until: self.passed(facts.confirmed_lsn),
             applied_lsn: facts.applied_lsn,
         })

@@ -37,6 +37,9 @@ pub struct PrimaryFacts {
     pub flush_lsn: Lsn,
     /// What the standbys that commits wait for have flushed, as many of them as have to; `None` when there are too few.
     pub confirmed_lsn: Option<Lsn>,
+    /// That is so of every commit that waits as long as they do by default. Otherwise it may be said of what somebody is yet to be
+    /// seen waiting for.
+    pub confirmed_by_list: bool,
     /// What they have applied, as many of them.
     pub applied_lsn: Option<Lsn>,
     /// For how long the oldest command runs whose commit waits for standbys; `None` when none does.

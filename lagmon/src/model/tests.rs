@@ -291,7 +291,30 @@ fn what_the_standbys_have_flushed_tells_up_to_when_commits_are_confirmed() {
     assert_eq!(until(&[(100, 10, Some(10)), (200, 20, Some(19))]), Some(at(100)));
     assert_eq!(until(&[(100, 10, Some(10)), (200, 20, Some(20))]), Some(at(200)));
     assert_eq!(until(&[(100, 10, Some(9))]), None, "older than all samples");
-    assert_eq!(until(&[(100, 10, Some(10)), (200, 20, None)]), None, "too few standbys");
+    assert_eq!(until(&[(100, 10, Some(10)), (200, 20, None)]), None, "too few standbys, and that was a guess");
+}
+
+#[test]
+fn what_the_standbys_that_commits_wait_for_have_confirmed_stays_so_when_they_are_gone() {
+    let told = |m: &mut Model, ms, c: Option<u64>, by_list| {
+        let Outcome::Answered(mut answer) = confirmed(ms, 7, ms / 10, c.map(Lsn)) else { unreachable!("it answers") };
+        let Facts::Primary(facts) = &mut answer.facts else { unreachable!("it is the primary") };
+        facts.confirmed_by_list = by_list;
+        m.record(TERM, &n("n1"), Outcome::Answered(answer));
+        m.primary().unwrap().confirmed_until
+    };
+    let mut m = model(vec![]);
+    assert_eq!(told(&mut m, 100, None, true), None);
+    assert_eq!(told(&mut m, 200, Some(10), true), Some(at(100)));
+    assert_eq!(told(&mut m, 300, None, true), Some(at(100)));
+    m.record(TERM, &n("n1"), Outcome::Failed);
+    assert_eq!(told(&mut m, 400, None, false), Some(at(100)), "also when commits wait for nobody any more");
+    assert_eq!(told(&mut m, 500, Some(50), false), Some(at(500)));
+    assert_eq!(told(&mut m, 600, None, true), Some(at(100)), "who waits then may have been overlooked before");
+    assert_eq!(told(&mut m, 700, Some(40), true), Some(at(400)));
+    m.follow(&topology(Term(8), "n1"));
+    m.record(Term(8), &n("n1"), confirmed(800, 8, 80, None));
+    assert_eq!(m.primary().unwrap().confirmed_until, None, "of another term");
 }
 
 #[test]
@@ -301,7 +324,8 @@ fn a_commit_that_waits_to_be_applied_is_not_confirmed_by_what_was_flushed() {
         let (insert_lsn, flush_lsn, confirmed_lsn) = (Lsn(40), Lsn(40), Some(Lsn(40)));
         let (applied_lsn, waits) = (applied.map(Lsn), waits.map(Duration::from_millis));
         let timeline = TimelineId(7);
-        let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, applied_lsn, waits };
+        let rest = PrimaryFacts::default();
+        let facts = PrimaryFacts { timeline, insert_lsn, flush_lsn, confirmed_lsn, applied_lsn, waits, ..rest };
         let answer = Answer { sent_at: at(400), system_id: CLUSTER, started: None, facts: Facts::Primary(facts) };
         m.record(TERM, &n("n1"), Outcome::Answered(answer));
         let sample = m.primary().unwrap();
