@@ -46,6 +46,13 @@ fn goes_back(told: &Told, found: &mut Found) {
         // What it has seen of each list and is not there in the end, and until when it may miss that.
         let mut seen: BTreeMap<i64, Vec<(i64, Duration)>> = BTreeMap::new();
         for e in events.iter() {
+            let waited = e.answered.saturating_sub(e.sent) >= CONFIRM_WAIT;
+            let in_one_term = !opened.iter().any(|at| (e.sent..e.answered).contains(at));
+            let reads = matches!(e.op, Op::Read { at_primary: false, .. } | Op::Total) && e.outcome == Outcome::Ok;
+            if reads && waited && in_one_term {
+                let next = opened.iter().find(|at| **at > e.answered).map(|at| *at + MAX_REPLAY_LAG);
+                seen.values_mut().flatten().for_each(|(_, until)| *until = next.unwrap_or(Duration::MAX));
+            }
             let list = match (&e.op, &e.outcome) {
                 (_, Outcome::Unknown(why) | Outcome::Failed(why)) if why.starts_with("08007") => {
                     seen.clear();
@@ -55,14 +62,8 @@ fn goes_back(told: &Told, found: &mut Found) {
                 (Op::Append { list, .. } | Op::Read { list, at_primary: false }, Outcome::Ok) => *list,
                 _ => continue, // shows nothing of a list
             };
-            if e.answered.saturating_sub(e.sent) >= CONFIRM_WAIT {
-                let in_one_term = !opened.iter().any(|at| (e.sent..e.answered).contains(at));
-                if matches!(e.op, Op::Read { .. }) && in_one_term {
-                    let next = opened.iter().find(|at| **at > e.answered).map(|at| *at + MAX_REPLAY_LAG);
-                    seen.values_mut().flatten().for_each(|(_, until)| *until = next.unwrap_or(Duration::MAX));
-                } else {
-                    seen.remove(&list);
-                }
+            if waited && !(reads && in_one_term) {
+                seen.remove(&list);
             }
             let missed = |(value, until): &&(i64, Duration)| e.sent >= *until && !e.seen.contains(value);
             if let Some((missed, _)) = seen.get(&list).into_iter().flatten().find(missed) {
