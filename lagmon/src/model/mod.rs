@@ -49,9 +49,9 @@ pub struct Model {
     window: Window,
     /// The newest answer of the primary; `None` while it does not answer as this term's primary.
     sampled: Option<(Instant, PrimaryFacts)>,
-    /// What this term's primary had flushed before this was confirmed, as last told by the standbys that commits wait for. It
-    /// stays so when they are gone.
-    confirmed: Option<Instant>,
+    /// What this term's primary had flushed before this was confirmed, as last told by the standbys that commits wait for, and
+    /// whether no commit was seen to wait then. It stays so when they are gone.
+    confirmed: Option<(Instant, bool)>,
     /// No later term was open then.
     proven_at: Option<Instant>,
 }
@@ -182,14 +182,20 @@ impl Model {
         let foreign = freshness::is_foreign(&answer, self.system_id);
         self.sampled = match answer.facts {
             Facts::Primary(facts) if Some(facts.timeline) == self.term.timeline() && !foreign => {
+                // WAL that went back is another history.
+                let goes_back = self.window.newest().is_some_and(|(_, newest)| facts.flush_lsn < newest);
+                self.confirmed = self.confirmed.filter(|_| !goes_back);
                 self.window.add(answer.sent_at, facts.flush_lsn);
                 Some((answer.sent_at, facts))
             }
             Facts::Primary(_) | Facts::Standby(_) => None,
         };
-        let by_list = self.sampled.as_ref().filter(|(_, facts)| facts.confirmed_by_list);
-        if let Some(confirmed) = by_list.and_then(|(sent_at, facts)| self.confirmed_until(*sent_at, facts)) {
-            self.confirmed = Some(confirmed);
+        let told = |(_, facts): &&(Instant, PrimaryFacts)| facts.confirmed_by_list && facts.confirmed_lsn.is_some();
+        if let Some((sent_at, facts)) = self.sampled.as_ref().filter(told) {
+            // A standby that has less than another that is gone takes nothing back; who is seen to wait may have been overlooked.
+            let quiet = facts.waits.is_none();
+            let before = self.confirmed.filter(|(_, was_quiet)| quiet && *was_quiet).map(|(until, _)| until);
+            self.confirmed = self.confirmed_until(*sent_at, facts).max(before).map(|until| (until, quiet));
         }
     }
 
@@ -237,10 +243,9 @@ impl Model {
             insert_lsn: facts.insert_lsn,
             flush_lsn: facts.flush_lsn,
             sent_at: *sent_at,
-            // Not the newest ever told: one that is told while they are there may correct another.
             confirmed_until: match facts.confirmed_lsn {
-                Some(_) => self.confirmed_until(*sent_at, facts),
-                None => self.confirmed,
+                Some(_) if !facts.confirmed_by_list => self.confirmed_until(*sent_at, facts),
+                Some(_) | None => self.confirmed.map(|(until, _)| until),
             },
             flushed_until: self.passed(facts.confirmed_lsn),
             applied_lsn: facts.applied_lsn,

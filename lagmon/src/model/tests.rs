@@ -312,6 +312,13 @@ fn what_the_standbys_that_commits_wait_for_have_confirmed_stays_so_when_they_are
     assert_eq!(told(&mut m, 500, Some(50), false), Some(at(500)));
     assert_eq!(told(&mut m, 600, None, true), Some(at(100)), "who waits then may have been overlooked before");
     assert_eq!(told(&mut m, 700, Some(40), true), Some(at(400)));
+    assert_eq!(told(&mut m, 750, Some(30), true), Some(at(400)), "another has less, and one that is gone had more");
+    let mut back = m.clone();
+    assert_eq!(told(&mut back, 800, None, true), Some(at(400)));
+    assert_eq!(told(&mut back, 810, None, true), Some(at(400)));
+    let Outcome::Answered(answer) = confirmed(820, 7, 5, None) else { unreachable!("it answers") };
+    back.record(TERM, &n("n1"), Outcome::Answered(answer));
+    assert_eq!(back.primary().unwrap().confirmed_until, None, "its WAL went back");
     m.follow(&topology(Term(8), "n1"));
     m.record(Term(8), &n("n1"), confirmed(800, 8, 80, None));
     assert_eq!(m.primary().unwrap().confirmed_until, None, "of another term");

@@ -153,9 +153,16 @@ impl Causality {
         self.mute = true;
     }
 
-    /// A read was answered at `now`, at least in part, by a standby that was started then.
-    pub fn read_at(&mut self, standby: (&NodeId, Option<ServerStart>), term: Term, now: Instant, shows: Shows) {
-        self.seen.at_standby(standby, term, now, shows);
+    /// A read was answered at `now`, at least in part, by a standby that was started then. In which term it was asked, in a block
+    /// the block, and in which it was answered.
+    pub fn read_at(
+        &mut self,
+        standby: (&NodeId, Option<ServerStart>),
+        terms: (Term, Term),
+        now: Instant,
+        shows: Shows,
+    ) {
+        self.seen.at_standby(standby, terms, now, shows);
     }
 
     /// A read goes to a standby that had replayed `replay_lsn` when sampled. Its later reads do not go to one that

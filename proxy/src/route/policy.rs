@@ -23,6 +23,8 @@ pub struct Lag {
     pub(super) samples: Samples,
     /// Whose WAL a term begins with.
     pub(super) votes: Votes,
+    /// The newest term that was seen open.
+    opened: Option<Term>,
 }
 
 /// The newest sample of any primary.
@@ -64,6 +66,17 @@ impl Lag {
     /// Take over a newer view of the cluster.
     pub fn follow(&mut self, topology: &Topology) {
         self.votes.follow(topology);
+        if !matches!(topology.gate, Gate::Closed(_)) {
+            self.opened = Some(topology.term);
+        }
+    }
+
+    /// Whose history a standby shows, which may be asked now: a term that begins has none of its own before it is open.
+    pub fn shown(&self, topology: &Topology) -> Term {
+        match topology.gate {
+            Gate::Open | Gate::Draining => topology.term,
+            Gate::Closed(_) => self.opened.unwrap_or(topology.term).min(topology.term),
+        }
     }
 
     /// The newest snapshot.

@@ -10,8 +10,9 @@
 //!   later term that has all of it.
 //!
 //! A later term need not. It has what the standbys had whose votes made it: all that vote, where one of them suffices for a
-//! commit by the policy that the term was begun by (`votes`). Elsewhere it is known to have what its primary had, or a standby that follows it and was not restarted since, as nobody
-//! follows who has more; and what lies before a position that it has. Of the rest the session is told that it may be lost.
+//! commit by the policy that the term was begun by (`votes`). Elsewhere it is known to have what its primary had, or a standby
+//! that follows it and was not restarted since, as nobody follows who has more; and what lies before a position that it has. Of
+//! the rest the session is told that it may be lost.
 
 use super::lost::{follows, fork_of};
 use super::policy::{Lag, Unfit};
@@ -51,7 +52,10 @@ struct Last {
     from: Instant,
     /// Which server that is; `None` where that is not known.
     started: Option<ServerStart>,
+    /// The oldest term whose history it shows.
     term: Term,
+    /// The term of the last answer.
+    answered_in: Term,
     /// When the last answer came.
     at: Instant,
     /// The first position of the primary sampled since.
@@ -138,7 +142,7 @@ impl Seen {
     pub(super) fn at_standby(
         &mut self,
         (node, started): (&NodeId, Option<ServerStart>),
-        term: Term,
+        (asked_in, answered_in): (Term, Term),
         now: Instant,
         shows: Shows,
     ) {
@@ -152,7 +156,12 @@ impl Seen {
             // Neither shows what was read at the other.
             (Shows::Some, Some(_)) => (None, now, None),
         };
-        self.last = Some(Last { node, from, started, term, at: now, covered: None, kept_in: term, given_up: None });
+        // What was read before at less of a promise is still to be looked for in the terms since.
+        let before = self.last.as_ref().filter(|_| shows == Shows::Some);
+        let term = before.map_or(asked_in, |last| last.term.min(asked_in));
+        let kept_in = before.map_or(asked_in, |last| last.kept_in.min(asked_in));
+        let (at, covered, given_up) = (now, None, None);
+        self.last = Some(Last { node, from, started, term, answered_in, at, covered, kept_in, given_up });
     }
 
     /// The primary has answered: positions sampled after that cover all that was seen before. Where it was not made sure
@@ -263,8 +272,11 @@ impl Seen {
     /// When the answer came that it may miss.
     pub(super) fn is_at_primary(&self, topology: &Topology, lag: &Lag) -> Result<(), Instant> {
         let Some(last) = self.last.as_ref() else { return Ok(()) };
-        if last.term < topology.term {
-            return if last.fate(topology, lag) == Fate::Open { Err(last.at) } else { Ok(()) };
+        if last.term < topology.term && last.fate(topology, lag) == Fate::Open {
+            return Err(last.at);
+        }
+        if last.answered_in < topology.term {
+            return Ok(());
         }
         let primary = lag.primary_of(topology);
         let confirmed = primary.and_then(|s| s.confirmed_until).is_some_and(|until| until > last.at);

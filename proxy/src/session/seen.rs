@@ -24,7 +24,8 @@ impl Session {
         let anew = !self.relay.busy() && (self.relay.status == TxStatus::Idle || self.fresh.is_some());
         if anew {
             // What is answered shows the history of this term, whatever has come of it by then.
-            self.asked_in = self.w.view.borrow().topology.term;
+            let view = self.w.view.borrow();
+            self.asked_in = view.lag.shown(&view.topology);
         }
         let all = match self.promise_of_unit().consistency {
             Consistency::Session | Consistency::Global | Consistency::Strong => self.is_shown(),
@@ -76,7 +77,8 @@ impl Session {
 
     /// It showed what others may not show yet.
     fn read_at(&self, node: &NodeId, started: Option<ServerStart>, now: Instant) {
-        self.causality.borrow_mut().read_at((node, started), self.asked_in, now, self.shows);
+        let term = self.w.view.borrow().topology.term;
+        self.causality.borrow_mut().read_at((node, started), (self.asked_in, term), now, self.shows);
     }
 
     /// The transaction is over without an answer that says so. `seen`: its client may have seen something of it. May it have

@@ -5,7 +5,7 @@ use super::*;
 /// Two standbys with the same sample, and a session that has read at n2 at 1010.
 fn read_at_n2() -> World {
     let mut w = World::new();
-    w.causality.read_at((&node("n2"), None), Term(7), at(1010), Shows::All);
+    w.causality.read_at((&node("n2"), None), (Term(7), Term(7)), at(1010), Shows::All);
     w
 }
 
@@ -120,7 +120,7 @@ fn failed_over(read: u64, fork: u64) -> World {
         w.snapshot.primary = Some(sample("n1", lsn, ms));
         w.publish();
     }
-    w.causality.read_at((&node("n3"), Some(ServerStart(77))), Term(7), at(read), Shows::All);
+    w.causality.read_at((&node("n3"), Some(ServerStart(77))), (Term(7), Term(7)), at(read), Shows::All);
     let forks = vec![Fork { timeline: TimelineId(7), lsn: Lsn(fork) }];
     let standbys = vec![member("n3")];
     w.topology = Topology { term: Term(8), primary: Some(member("n2")), standbys, forks, ..w.topology };
@@ -222,6 +222,35 @@ fn what_was_read_and_is_in_no_later_term_is_told_once() {
 }
 
 #[test]
+fn what_was_read_while_a_term_began_or_at_less_of_a_promise_since_is_of_the_term_before() {
+    let mut w = failed_over(1150, 250);
+    w.topology.standbys.clear();
+    w.causality.read_at((&node("n2"), None), (Term(8), Term(8)), at(1350), Shows::Some);
+    assert!(w.causality.take_lost_read(&w.topology, &w.lag).is_some(), "what was read at n3 is");
+    // Nobody has opened 8 when it is asked.
+    let mut w = World::new();
+    w.publish();
+    (w.topology.term, w.topology.gate) = (Term(8), Gate::Closed(Closed::Recruiting));
+    w.publish();
+    assert_eq!(w.lag.shown(&w.topology), Term(7));
+    w.topology.gate = Gate::Open;
+    w.publish();
+    assert_eq!(w.lag.shown(&w.topology), Term(8));
+}
+
+#[test]
+fn what_a_block_that_outlives_its_term_shows_is_confirmed_in_the_next() {
+    let mut w = failed_over(1150, 250);
+    w.snapshot.standbys[0].replay_lag = Ok(Duration::ZERO);
+    w.causality.read_at((&node("n3"), None), (Term(7), Term(8)), at(1350), Shows::All);
+    w.publish();
+    assert!(!w.causality.is_shown_at_primary(&w.topology, &w.lag), "sampled at 1300");
+    w.snapshot.primary = Some(sample("n2", 300, 1400));
+    w.publish();
+    assert!(w.causality.is_shown_at_primary(&w.topology, &w.lag));
+}
+
+#[test]
 fn a_later_term_begins_with_all_that_its_primary_showed() {
     let mut w = read_at_n2();
     w.topology.term = Term(8);
@@ -262,9 +291,9 @@ fn a_read_that_is_promised_less_takes_nothing_from_what_was_read_before() {
         targets.filter(|target| *target == Target::Standby(node("n3"))).count()
     };
     let mut w = read_at_n2();
-    w.causality.read_at((&node("n3"), None), Term(7), at(1015), Shows::Nothing);
+    w.causality.read_at((&node("n3"), None), (Term(7), Term(7)), at(1015), Shows::Nothing);
     assert_eq!(w.read(1020), "n2 fresh", "a setting was shown");
-    w.causality.read_at((&node("n3"), None), Term(7), at(1015), Shows::Some);
+    w.causality.read_at((&node("n3"), None), (Term(7), Term(7)), at(1015), Shows::Some);
     assert_eq!(on_n3(&mut w), 0, "it may lack what n2 has shown");
     assert_eq!(w.read(1020), "wait 5000 unconfirmed", "and n2 what n3 has");
     w.snapshot.primary = Some(sample("n1", 150, 1015));
@@ -274,7 +303,7 @@ fn a_read_that_is_promised_less_takes_nothing_from_what_was_read_before() {
 
     // Where it was read before, it is there still, unless that was restarted in between.
     let mut w = read_at_n2();
-    w.causality.read_at((&node("n2"), None), Term(7), at(1015), Shows::Some);
+    w.causality.read_at((&node("n2"), None), (Term(7), Term(7)), at(1015), Shows::Some);
     assert_eq!(w.read(1020), "n2 fresh");
     w.snapshot.standbys[0].sample.as_mut().unwrap().up_since = at(1012);
     w.publish();
@@ -293,20 +322,20 @@ fn a_read_that_is_promised_less_takes_nothing_from_what_was_read_before() {
 fn a_token_covers_what_was_read_at_a_standby() {
     let mut w = World::new().only_n2();
     assert_eq!(w.read(1000), "n2 fresh");
-    w.causality.read_at((&node("n2"), None), Term(7), at(1010), Shows::All);
+    w.causality.read_at((&node("n2"), None), (Term(7), Term(7)), at(1010), Shows::All);
     let token = |w: &mut World| w.causality.token(&w.topology, &w.lag).map(|token| token.unwrap().to_string());
     assert_eq!(token(&mut w), Err(Pending { since: at(1010) }), "it may have replayed more than was sampled");
     w.snapshot.primary = Some(sample("n1", 150, 1010));
     w.publish();
     assert_eq!(token(&mut w).as_deref(), Ok("7-7-0/96"));
     // What the primary tells when asked, and what the standby itself does.
-    w.causality.read_at((&node("n2"), None), Term(7), at(1020), Shows::All);
+    w.causality.read_at((&node("n2"), None), (Term(7), Term(7)), at(1020), Shows::All);
     let position = Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(160) };
     w.causality.cover(at(1019), position);
     assert_eq!(token(&mut w), Err(Pending { since: at(1020) }), "asked too early");
     w.causality.cover(at(1020), position);
     assert_eq!(token(&mut w).as_deref(), Ok("7-7-0/A0"));
-    w.causality.read_at((&node("n2"), None), Term(7), at(1030), Shows::All);
+    w.causality.read_at((&node("n2"), None), (Term(7), Term(7)), at(1030), Shows::All);
     assert!(w.causality.shown_by(&node("n2")) && !w.causality.shown_by(&node("n3")));
     w.causality.replayed(at(1031), Lsn(170), &w.topology, &w.lag);
     assert_eq!(token(&mut w).as_deref(), Ok("7-7-0/AA"));
