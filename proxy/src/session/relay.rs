@@ -522,6 +522,17 @@ impl Relay {
         }
     }
 
+    /// The same behind a question of ours, which was in front: unless the server's answer to what follows brings them along.
+    /// Until something of its answer was told, a unit can be sent again.
+    fn local_answers_behind(&mut self, input: &[u8], sink: &mut Sink) {
+        let local = |kind| matches!(kind, Kind::LocalParse | Kind::LocalClose);
+        if self.queue.iter().find(|e| !local(e.kind)).is_none_or(|e| e.kind == Kind::Sync) {
+            let before = sink.len();
+            self.local_answers(input, sink);
+            self.delivered |= sink.len() > before;
+        }
+    }
+
     /// Answers that are ours and that a Flush asks for: the server has nothing to say that would bring them along.
     pub fn flush_local(&mut self, sink: &mut Sink) {
         self.local_answers(&[], sink);

@@ -39,9 +39,7 @@ impl Relay {
                 self.owed -= 1;
                 self.discarded.get_or_insert(true);
                 self.unnamed_unconfirmed &= !self.queue.is_empty();
-                let before = sink.len();
-                self.local_answers(input, sink);
-                self.delivered |= sink.len() > before;
+                self.local_answers_behind(input, sink);
                 if self.queue.is_empty() && self.open.is_none() {
                     // What it was to be in front of was not sent.
                     return Step::Stop(Event::Idle);

@@ -50,9 +50,7 @@ impl Relay {
                 self.queue.pop_front();
                 self.owed -= 1;
                 self.unnamed_unconfirmed &= !self.queue.is_empty();
-                let before = sink.len();
-                self.local_answers(input, sink);
-                self.delivered |= sink.len() > before;
+                self.local_answers_behind(input, sink);
                 return Step::Stop(Event::Position);
             }
             b'C' | b'N' => {}
