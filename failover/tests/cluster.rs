@@ -400,6 +400,10 @@ fn in_available_mode_a_primary_goes_on_alone_on_record_and_what_that_cost_is_tol
         lose(&mut c, two).await;
         status_is(&m, "the second suspension", goes_alone).await;
         c.sql(one).await.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+        let at = c.value(one, "SELECT pg_current_wal_flush_lsn()").await.parse::<cluster::Lsn>().unwrap();
+        let name = c.nodes[one].id.clone();
+        let heard = |s: &Status| s.nodes.iter().any(|n| n.node == name && n.receive_lsn >= Some(at));
+        status_is(&m, "the manager to hear of it", heard).await;
         let lease = c.store.get(&c.keys.primary()).await.unwrap().expect("the primary's key").lease.expect("its lease");
         lose(&mut c, one).await;
         c.start(two).await;
