@@ -502,6 +502,12 @@ fn the_server_of_a_client_that_vanishes_is_used_again_unless_that_costs_too_much
     }
     first.write(|out| write_query(out, "select repeat('x', 1000) from generate_series(1, 100000)"));
     assert_eq!(first.next(), "T");
+    // What was not sent yet when the client vanishes is cancelled: nothing may be left to send but what was sent.
+    wait_for("all buffers to be full of the result", || {
+        let of = server.trim_start_matches("D ");
+        let event = c.psql(&format!("select wait_event from pg_stat_activity where pid = {of}")).unwrap();
+        (event == "ClientWrite").then_some(())
+    });
     drop(first);
     let mut next = Raw::login(c.port, &[]);
     assert_ne!(pid(&mut next), server, "too long a result is not read to its end");
