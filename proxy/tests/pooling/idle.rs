@@ -86,7 +86,15 @@ fn odd_answers_while_servers_are_terminated(sql: &str, want: &str) -> Vec<String
     let c = Cluster::start(0, |raw| raw.pool_size = 12);
     let port = c.port;
     let stop = std::sync::atomic::AtomicBool::new(false);
+    // Also where what terminates them fails: the scope waits for all of its threads.
+    struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
     std::thread::scope(|scope| {
+        let stopped = Stop(&stop);
         let run = || {
             let mut client = Raw::login(port, &[]);
             let mut odd = Vec::new();
@@ -105,7 +113,7 @@ fn odd_answers_while_servers_are_terminated(sql: &str, want: &str) -> Vec<String
                  where usename = 'app' and state = 'idle' and query = '{sql}'"
             ));
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(stopped);
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     })
 }
