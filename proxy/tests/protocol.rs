@@ -505,7 +505,7 @@ fn the_server_of_a_client_that_vanishes_is_used_again_unless_that_costs_too_much
     // What was not sent yet when the client vanishes is cancelled: nothing may be left to send but what was sent.
     wait_for("all buffers to be full of the result", || {
         let of = server.trim_start_matches("D ");
-        let event = c.psql(&format!("select wait_event from pg_stat_activity where pid = {of}")).unwrap();
+        let event = c.nodes[0].psql(&format!("select wait_event from pg_stat_activity where pid = {of}"));
         (event == "ClientWrite").then_some(())
     });
     drop(first);

@@ -25,8 +25,11 @@ use tokio_postgres::NoTls;
 
 pub(crate) const SECRET: &str = "a secret of the tests only";
 
-/// PostgreSQL's programs: the newest of Debian's versioned directories.
+/// PostgreSQL's programs: those of `PGTENURE_TEST_PG_BIN`, or the newest of Debian's versioned directories.
 pub(crate) fn bin() -> String {
+    if let Ok(dir) = std::env::var("PGTENURE_TEST_PG_BIN") {
+        return dir;
+    }
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed").flatten();
     let majors = versions.filter(|e| e.path().join("bin/postgres").is_file());
     let newest = majors.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()).max();

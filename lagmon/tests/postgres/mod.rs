@@ -36,6 +36,9 @@ impl Drop for Subscriber {
 }
 
 fn bin() -> PathBuf {
+    if let Some(dir) = std::env::var_os("PGTENURE_TEST_PG_BIN") {
+        return dir.into();
+    }
     // The newest major installed the Debian way, else whatever is on the path.
     let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = installed.filter_map(|d| Some((d.file_name().to_str()?.parse::<u32>().ok()?, d.path()))).max();

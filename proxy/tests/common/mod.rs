@@ -55,7 +55,11 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// A program of PostgreSQL's: of `PGTENURE_TEST_PG_BIN`, or of the newest major Debian's way.
 pub fn bin(name: &str) -> PathBuf {
+    if let Some(dir) = std::env::var_os("PGTENURE_TEST_PG_BIN") {
+        return PathBuf::from(dir).join(name);
+    }
     let majors = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let numbered = majors.filter_map(|d| Some((d.file_name().to_str()?.parse::<u32>().ok()?, d.path().join("bin"))));
     let newest = numbered.filter(|(_, bin)| bin.join("postgres").exists()).max();

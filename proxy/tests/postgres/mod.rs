@@ -41,8 +41,11 @@ fn unprivileged() -> Option<(u32, u32)> {
     Some((ids.next().expect("a uid"), ids.next().expect("a gid")))
 }
 
-/// Where the newest installed PostgreSQL keeps its programs.
+/// Where PostgreSQL keeps its programs: `PGTENURE_TEST_PG_BIN`, or the newest that is installed.
 fn bin_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("PGTENURE_TEST_PG_BIN") {
+        return dir.into();
+    }
     let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed").flatten();
     let newest = versions
         .filter(|e| e.path().join("bin/initdb").exists())
