@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test test-part-1 test-part-2 test-part-3 check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-drivers test-staleness nemesis soak saturate bench-failover bench-managers
+.PHONY: help demo demo-exercise test test-part-1 test-part-2 test-part-3 check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-majors test-drivers test-staleness nemesis soak saturate bench-failover bench-managers
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -14,6 +14,7 @@ help:
 	@echo 'make model          explore the failover protocol: every order of events within bounds'
 	@echo 'make sim            play SEEDS=10000 seeds of faults against the shipped decisions, or one (SEED=8412) with its story'
 	@echo 'make test-drivers   twelve drivers, through the endpoint and not, with equal results, and in failovers'
+	@echo 'make test-majors    every test against the majors of PostgreSQL that are not installed, MAJORS="16 17 18"'
 	@echo 'make test-staleness 100,000 reads per promise, checked while nodes fail and change roles'
 	@echo 'make nemesis        faults of hosts, networks, disks, clocks and operators against a checker (SCENARIO, SEED, RUNS)'
 	@echo 'make soak           the same, every scenario over and over, for HOURS=8'
@@ -46,6 +47,12 @@ test-part-3: PART = --test '[!a-or]*'
 test-part-1 test-part-2 test-part-3: SHELL = /bin/bash
 test-part-1 test-part-2 test-part-3:
 	@set -o pipefail; $(TEST) $(PART) -- --test-threads=1 2>&1 | sed -u 's/^/$(@:test-part-%=%): /'
+
+# The same against majors that the distribution does not have; see scripts/majors for where they come from.
+MAJORS ?= 16 17 18
+test-majors: set-up-tests
+	@for major in $(MAJORS); do bin=$$(scripts/majors target/majors $$major) && PGTENURE_TEST_PG_BIN=$$bin \
+	  $(MAKE) --no-print-directory test || exit 1; done
 
 # What `make test` does at every fifth byte and some seeded places, at every byte.
 differential: set-up-tests

@@ -139,7 +139,9 @@ fn what_is_classified_as_a_read_runs_on_a_standby() {
     let mut wrong: Vec<String> = corpus(WRITES).filter(|sql| access(sql) != Access::Write).collect();
     for sql in corpus(READS) {
         let ran = standby.psql(&["-c", &sql]);
-        if access(&sql) != Access::Read || !ran.status.success() {
+        // A server may be built without it; what it would answer is the same everywhere.
+        let lacks_xml = String::from_utf8_lossy(&ran.stderr).contains("built with libxml");
+        if access(&sql) != Access::Read || !ran.status.success() && !lacks_xml {
             wrong.push(format!("{sql}: {}", String::from_utf8_lossy(&ran.stderr)));
         }
     }
