@@ -28,24 +28,15 @@ pub(crate) fn major(server_version: Option<&str>) -> u32 {
     text[..digits].parse().unwrap_or(13)
 }
 
-/// Up to where commits are confirmed, by one position of the standbys that they wait for (flushed, or applied), as many of them
-/// as have to; all that is flushed here where commits wait for none. Between `ANY` (or nothing) and the list, the setting has
-/// the number. They wait for none either where the list is for those that ask: what this session has by default is what the
-/// cluster's mode says. In both cases only while nobody is seen to wait: a list that is emptied is so for those that wait a
-/// moment later than for those that ask. What is flushed is asked first, so that who comes to wait later is not
-/// covered; and the senders by their function, as their view asks for sessions too, of which a statement sees what it saw
-/// first.
-fn confirmed(position: &str) -> String {
+/// Up to where the standbys that commits wait for have confirmed them, by one position of theirs (flushed, or applied), as many of
+/// them as have to. Between `ANY` (or nothing) and the list, the setting has the number. The senders by their function, as their
+/// view asks for sessions too, of which a statement sees what it saw first.
+fn by_list(position: &str) -> String {
     format!(
         "\
-(SELECT CASE WHEN (current_setting('synchronous_standby_names') = ''
-                   OR current_setting('synchronous_commit') IN ('local', 'off'))
-              AND NOT EXISTS (SELECT FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep') THEN f.here
-             ELSE (SELECT a.{position} FROM pg_stat_get_wal_senders() a WHERE a.sync_state IN ('sync', 'quorum')
-                    ORDER BY a.{position} DESC NULLS LAST LIMIT 1
-                   OFFSET coalesce(substring(current_setting('synchronous_standby_names') FROM '([0-9]+) *[(]')::int, 1) - 1)
-        END
-   FROM (SELECT pg_current_wal_flush_lsn() AS here OFFSET 0) f)"
+(SELECT a.{position} FROM pg_stat_get_wal_senders() a WHERE a.sync_state IN ('sync', 'quorum')
+  ORDER BY a.{position} DESC NULLS LAST LIMIT 1
+ OFFSET coalesce(substring(current_setting('synchronous_standby_names') FROM '([0-9]+) *[(]')::int, 1) - 1)"
     )
 }
 
@@ -54,12 +45,26 @@ fn confirmed(position: &str) -> String {
 const BY_LIST: &str = "current_setting('synchronous_standby_names') <> '' \
                        AND current_setting('synchronous_commit') NOT IN ('local', 'off')";
 
-/// For how long the oldest command runs whose commit waits for standbys, by the node's clock; negative where one has begun later
-/// than now, by a clock that was set back since.
-const WAITS: &str = "\
-SELECT (extract(epoch FROM CASE WHEN min(w.age) < interval '0' THEN min(w.age) ELSE max(w.age) END) * 1000)::float8
-  FROM (SELECT clock_timestamp() - coalesce(b.state_change, b.backend_start) AS age
-          FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep') w";
+/// What a primary is asked for, in this order, so that who comes to wait later is not covered by what was flushed or confirmed
+/// before: its positions; what standbys have confirmed; and then, once, who waits for them, and for how long the oldest such
+/// command runs by the node's clock, negative where one has begun later than now, by a clock that was set back since.
+fn of_primary() -> String {
+    let (flushed, applied) = (by_list("flush_lsn"), by_list("replay_lsn"));
+    format!(
+        "\
+SELECT p.*, s.waiting, s.waits_ms
+  FROM (SELECT CASE WHEN NOT r.in_recovery THEN pg_current_wal_insert_lsn() END AS insert_lsn,
+               CASE WHEN NOT r.in_recovery THEN pg_current_wal_flush_lsn() END AS flush_lsn,
+               CASE WHEN NOT r.in_recovery THEN {flushed} END AS flushed,
+               CASE WHEN NOT r.in_recovery THEN {applied} END AS applied OFFSET 0) p
+ CROSS JOIN LATERAL (
+       SELECT count(*) > 0 AS waiting,
+              (extract(epoch FROM CASE WHEN min(w.age) < interval '0' THEN min(w.age) ELSE max(w.age) END) * 1000)::float8
+                  AS waits_ms
+         FROM (SELECT clock_timestamp() - coalesce(b.state_change, b.backend_start) AS age
+                 FROM pg_stat_activity b WHERE b.wait_event = 'SyncRep' AND p.insert_lsn IS NOT NULL) w OFFSET 0) s"
+    )
+}
 
 /// Asks a server for its system identifier and when it was started, once per connection: neither changes. `start`: the latter
 /// may be asked.
@@ -68,25 +73,31 @@ pub(crate) fn identity(start: bool) -> String {
     format!("SELECT system_identifier::text, {start} AS started FROM pg_control_system()")
 }
 
+/// Commits wait for nobody where the list is empty, and where it is for those that ask: what this session has by default is what
+/// the cluster's mode says. Then what is flushed is confirmed, while nobody is seen to wait: a list that is emptied is so for
+/// those that wait a moment later than for those that ask.
+const WAIT_FOR_NOBODY: &str = "(current_setting('synchronous_standby_names') = '' \
+                               OR current_setting('synchronous_commit') IN ('local', 'off')) AND NOT x.waiting";
+
 /// Asks a node for its positions. The branches of CASE are not evaluated on a node of the other kind, where they would
-/// fail; OFFSET 0 keeps pg_is_in_recovery() from being asked more than once. `silent_ms` compares two times of the
-/// node's own clock. A delay is shown with a unit that interval understands.
+/// fail; OFFSET 0 keeps what is asked from being asked more than once, or in another order. `silent_ms` compares two times of
+/// the node's own clock. A delay is shown with a unit that interval understands.
 pub(crate) fn positions(major: u32) -> String {
     let pause = if major >= 14 {
         "pg_get_wal_replay_pause_state()"
     } else {
         "CASE WHEN pg_is_wal_replay_paused() THEN 'paused' ELSE 'not paused' END"
     };
-    let (flushed, applied) = (confirmed("flush_lsn"), confirmed("replay_lsn"));
+    let of_primary = of_primary();
     format!(
         "\
 SELECT r.in_recovery,
-       CASE WHEN NOT r.in_recovery THEN pg_current_wal_insert_lsn()::text END AS insert_lsn,
-       CASE WHEN NOT r.in_recovery THEN pg_current_wal_flush_lsn()::text END AS flush_lsn,
-       CASE WHEN NOT r.in_recovery THEN pg_walfile_name(pg_current_wal_insert_lsn()) END AS walfile,
-       CASE WHEN NOT r.in_recovery THEN ({flushed})::text END AS confirmed_lsn,
-       CASE WHEN NOT r.in_recovery THEN ({applied})::text END AS applied_lsn,
-       CASE WHEN NOT r.in_recovery THEN ({WAITS}) END AS waits_ms,
+       x.insert_lsn::text AS insert_lsn,
+       x.flush_lsn::text AS flush_lsn,
+       CASE WHEN NOT r.in_recovery THEN pg_walfile_name(x.insert_lsn) END AS walfile,
+       (CASE WHEN {WAIT_FOR_NOBODY} THEN x.flush_lsn ELSE x.flushed END)::text AS confirmed_lsn,
+       (CASE WHEN {WAIT_FOR_NOBODY} THEN x.flush_lsn ELSE x.applied END)::text AS applied_lsn,
+       x.waits_ms AS waits_ms,
        ({BY_LIST}) AS confirmed_by_list,
        CASE WHEN r.in_recovery THEN pg_last_wal_replay_lsn()::text END AS replay_lsn,
        CASE WHEN r.in_recovery THEN pg_last_wal_receive_lsn()::text END AS receive_lsn,
@@ -100,6 +111,7 @@ SELECT r.in_recovery,
        w.sender_port AS sender_port,
        (extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time) * 1000)::float8 AS silent_ms
   FROM (SELECT pg_is_in_recovery() AS in_recovery OFFSET 0) r
+ CROSS JOIN LATERAL ({of_primary}) x
   LEFT JOIN pg_stat_wal_receiver w ON r.in_recovery"
     )
 }
