@@ -50,7 +50,7 @@ pub struct Model {
     /// The newest answer of the primary; `None` while it does not answer as this term's primary.
     sampled: Option<(Instant, PrimaryFacts)>,
     /// What this term's primary had flushed before this was confirmed, as last told by the standbys that commits wait for, and
-    /// whether no commit was seen to wait then. It stays so when they are gone.
+    /// whether no commit was seen to wait then. It stays so when they are gone, but for what is seen to wait then.
     confirmed: Option<(Instant, bool)>,
     /// No later term was open then.
     proven_at: Option<Instant>,
@@ -190,12 +190,15 @@ impl Model {
             }
             Facts::Primary(_) | Facts::Standby(_) => None,
         };
-        let told = |(_, facts): &&(Instant, PrimaryFacts)| facts.confirmed_by_list && facts.confirmed_lsn.is_some();
-        if let Some((sent_at, facts)) = self.sampled.as_ref().filter(told) {
+        let Some((sent_at, facts)) = self.sampled.as_ref().filter(|(_, facts)| facts.confirmed_by_list) else { return };
+        if facts.confirmed_lsn.is_some() {
             // A standby that has less than another that is gone takes nothing back; who is seen to wait may have been overlooked.
             let quiet = facts.waits.is_none();
             let before = self.confirmed.filter(|(_, was_quiet)| quiet && *was_quiet).map(|(until, _)| until);
             self.confirmed = self.confirmed_until(*sent_at, facts).max(before).map(|until| (until, quiet));
+        } else if let (Some((until, _)), Some(waits)) = (&mut self.confirmed, facts.waits) {
+            // So may who is seen only now, with nobody there to confirm it any more.
+            *until = (*until).min(*sent_at - waits);
         }
     }
 

@@ -296,13 +296,14 @@ fn what_the_standbys_have_flushed_tells_up_to_when_commits_are_confirmed() {
 
 #[test]
 fn what_the_standbys_that_commits_wait_for_have_confirmed_stays_so_when_they_are_gone() {
-    let told = |m: &mut Model, ms, c: Option<u64>, by_list| {
+    let told_of = |m: &mut Model, ms, c: Option<u64>, by_list, waits: Option<u64>| {
         let Outcome::Answered(mut answer) = confirmed(ms, 7, ms / 10, c.map(Lsn)) else { unreachable!("it answers") };
         let Facts::Primary(facts) = &mut answer.facts else { unreachable!("it is the primary") };
-        facts.confirmed_by_list = by_list;
+        (facts.confirmed_by_list, facts.waits) = (by_list, waits.map(Duration::from_millis));
         m.record(TERM, &n("n1"), Outcome::Answered(answer));
         m.primary().unwrap().confirmed_until
     };
+    let told = |m: &mut Model, ms, c: Option<u64>, by_list| told_of(m, ms, c, by_list, None);
     let mut m = model(vec![]);
     assert_eq!(told(&mut m, 100, None, true), None);
     assert_eq!(told(&mut m, 200, Some(10), true), Some(at(100)));
@@ -316,6 +317,10 @@ fn what_the_standbys_that_commits_wait_for_have_confirmed_stays_so_when_they_are
     let mut back = m.clone();
     assert_eq!(told(&mut back, 800, None, true), Some(at(400)));
     assert_eq!(told(&mut back, 810, None, true), Some(at(400)));
+    let mut waits = back.clone();
+    assert_eq!(told_of(&mut waits, 820, None, true, Some(300)), Some(at(400)), "it began since");
+    assert_eq!(told_of(&mut waits, 830, None, true, Some(450)), Some(at(380)), "it waits to be applied, perhaps");
+    assert_eq!(told(&mut waits, 840, None, true), Some(at(380)), "and was broken off, unseen by anybody");
     let Outcome::Answered(answer) = confirmed(820, 7, 5, None) else { unreachable!("it answers") };
     back.record(TERM, &n("n1"), Outcome::Answered(answer));
     assert_eq!(back.primary().unwrap().confirmed_until, None, "its WAL went back");
