@@ -231,10 +231,12 @@ async fn a_commit_that_waits_to_be_applied_is_not_confirmed_before() {
     let (at_primary, shown) = (c.sql(0, "SELECT count(*) FROM t"), Clock.now());
     // Others commit meanwhile, and are confirmed by what is flushed.
     c.sql(0, "CREATE TABLE other(v int)");
-    m.until("samples of after that", |s| s.primary.as_ref().is_some_and(|p| p.sent_at > shown)).await;
+    let since = |s: &LagSnapshot| s.primary.as_ref().is_some_and(|p| p.sent_at > shown);
+    let held = |s: &LagSnapshot| s.standbys[1].sample.as_ref().map(|held| held.replay_lsn);
+    m.until("samples of after that", |s| since(s) && held(s).is_some()).await;
     let sampled = m.handle.lag().borrow().clone();
     let (until, applied) = (confirmed(&sampled), sampled.primary.as_ref().and_then(|p| p.applied_lsn));
-    let held = sampled.standbys[1].sample.as_ref().map(|held| held.replay_lsn);
+    let held = held(&sampled);
     c.sql(2, "SELECT pg_wal_replay_resume()");
     waits.await.expect("it was committed");
     assert_eq!(at_primary, "0", "the primary does not show it");
