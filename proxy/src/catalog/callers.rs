@@ -17,12 +17,16 @@ const WRITERS: &str = "\
      OR proname LIKE 'lo\\_%' OR proname LIKE 'query\\_to\\_xml%')";
 /// Those of PostgreSQL's own, and what runs a text that is not known.
 const WRITING: &str = "nextval|setval|lo_[a-z_]+|lo(read|write)|pg_notify|pg_logical_emit_message|txid_current|pg_current_xact_id|query_to_xml[a-z_]*|execute";
-/// What a session or a server tells of itself, and a standby otherwise than the primary, without refusing it; with foreign
+/// What a session or a server tells of itself, and a standby otherwise than the primary, without refusing it: all of PostgreSQL's
+/// own that is labelled volatile, but for what writes, and what does the same anywhere; and some that is not. With foreign
 /// tables, which may be a server's own files, and views upon sequences. Each with whether the words below have it.
 const TELLERS: &str = "\
-    SELECT DISTINCT proname, true FROM pg_proc WHERE oid < 16384 AND \
+    SELECT DISTINCT proname, false FROM pg_proc WHERE oid < 16384 AND provolatile = 'v' \
+    AND prorettype <> ALL ('{internal,trigger,tsm_handler,index_am_handler,table_am_handler,language_handler}'::regtype[]) \
+    AND proname <> ALL ('{SAME}') AND proname NOT IN (SELECT w.proname FROM (WRITERS) w (proname, had) WHERE w.had) \
+    UNION ALL SELECT DISTINCT proname, true FROM pg_proc WHERE oid < 16384 AND \
     (proname = ANY ('{currval,lastval,pg_sequence_last_value,inet_server_addr,inet_server_port,pg_backend_pid,pg_blocking_pids,\
-pg_safe_snapshot_blocking_pids,pg_my_temp_schema,pg_is_other_temp_schema,pg_listening_channels,pg_cursor,pg_prepared_statement,\
+pg_safe_snapshot_blocking_pids,pg_current_snapshot,txid_current_snapshot,pg_my_temp_schema,pg_is_other_temp_schema,pg_listening_channels,pg_cursor,pg_prepared_statement,\
 pg_prepared_xact,pg_lock_status,pg_get_replication_slots,pg_show_all_settings,pg_show_replication_origin_status,\
 pg_postmaster_start_time,pg_conf_load_time,table_to_xml,table_to_xml_and_xmlschema,schema_to_xml,schema_to_xml_and_xmlschema,\
 database_to_xml,database_to_xml_and_xmlschema}') OR proname LIKE 'pg\\_stat\\_%') \
@@ -35,9 +39,14 @@ pg_shmem_allocations,pg_shmem_allocations_numa,pg_aios}') \
     UNION ALL SELECT DISTINCT v.relname, false FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid \
         JOIN pg_class v ON v.oid = r.ev_class AND v.relkind = 'v' JOIN pg_class s ON s.oid = d.refobjid AND s.relkind = 'S' \
         WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass";
+/// What is labelled volatile and does on a standby what it does on the primary, besides what reads may call: with the session's
+/// settings, of which is known what a function leaves there, and with data.
+const SAME: &str = "set_config,current_query,cursor_to_xml,cursor_to_xmlschema,ts_stat,ts_rewrite,pg_partition_tree,\
+pg_partition_ancestors,pg_relation_size,pg_table_size,pg_indexes_size,pg_total_relation_size,pg_xact_status,txid_status,\
+pg_extension_config_dump,dsnowball_init,dsnowball_lexize";
 /// Those of PostgreSQL's own; and the columns of a sequence, which may be too new to be known. A call of that name is a window
 /// function's.
-const TELLING: &str = r#"currval|lastval|pg_sequence_last_value|inet_server_(addr|port)|pg_backend_pid|pg_(safe_snapshot_)?blocking_pids|pg_my_temp_schema|pg_is_other_temp_schema|pg_listening_channels|pg_cursors?|pg_prepared_(statement|xact)s?|pg_lock_status|pg_(get_)?replication_slots|pg_(show_)?replication_origin_status|pg_show_all_settings|pg_postmaster_start_time|pg_conf_load_time|pg_stat(io)?_\w+|pg_locks|pg_sequences|pg_(file_)?settings|pg_hba_file_rules|pg_ident_file_mappings|pg_backend_memory_contexts|pg_shmem_allocations(_numa)?|pg_aios|(table|schema|database)_to_xml(_and_xmlschema)?|last_value(?!\s*\()|is_called|log_cnt"#;
+const TELLING: &str = r#"currval|lastval|pg_sequence_last_value|inet_server_(addr|port)|pg_backend_pid|pg_(safe_snapshot_)?blocking_pids|(pg|txid)_current_snapshot|transaction_read_only|pg_my_temp_schema|pg_is_other_temp_schema|pg_listening_channels|pg_cursors?|pg_prepared_(statement|xact)s?|pg_lock_status|pg_(get_)?replication_slots|pg_(show_)?replication_origin_status|pg_show_all_settings|pg_postmaster_start_time|pg_conf_load_time|pg_stat(io)?_\w+|pg_locks|pg_sequences|pg_(file_)?settings|pg_hba_file_rules|pg_ident_file_mappings|pg_backend_memory_contexts|pg_shmem_allocations(_numa)?|pg_aios|(table|schema|database)_to_xml(_and_xmlschema)?|last_value(?!\s*\()|is_called|log_cnt"#;
 /// Where a body, or a literal in it, may name a relation that it reads. What draws from a sequence has its name in quotes: a
 /// standby refuses that.
 const RELATION: &str = r#"(?:\m(?:from|join|table|only)\M|[,(])(?:\s|/\*(?:[^*]|\*+[^*/])*\*+/|--[^\n]*)*(?:(?:"(?:[^"]|"")+"|[\w$]+)\s*\.\s*){0,2}("(?:[^"]|"")+"|[\w$]+)"#;
@@ -52,10 +61,15 @@ const LIKE_SEQUENCE: &str = r"(\w+_)?(seq|sequence)(_\w*|\d*)";
 const OTHER_SEQUENCES: &str = "\
     SELECT DISTINCT relname FROM pg_class WHERE relkind = 'S' AND relname !~* '(^|_)(seq|sequence)(_|\\d*$)' ORDER BY 1 LIMIT 1000";
 
+/// What writes in the body of a function that may.
+const CHANGING: &str = "insert|update|delete|merge|truncate|copy|create|alter|drop|call";
+/// A body that goes on behind an error. Of languages that are not known any may.
+const HANDLES: &str = r#"(prolang NOT IN (SELECT oid FROM pg_language WHERE lanname IN ('sql', 'plpgsql')) OR prosrc ~* $pattern$\mexception(?:\s|/\*(?:[^*]|\*+[^*/])*\*+/|--[^\n]*)+when\M$pattern$)"#;
+
 /// Functions whose bodies have one of some words, but for those that the pattern does not reach: in C.
 const CALLERS: &str = "\
     SELECT DISTINCT n.nspname, p.proname \
-    FROM (SELECT proname, pronamespace, prolang, BODY AS body FROM pg_proc WHERE oid >= 16384 AND WHICH OFFSET 0) p \
+    FROM (SELECT proname, pronamespace, prolang, provolatile, BODY AS body FROM pg_proc WHERE oid >= 16384 AND WHICH OFFSET 0) p \
     JOIN pg_language l ON l.oid = p.prolang JOIN pg_namespace n ON n.oid = p.pronamespace \
     WHERE l.lanname NOT IN ('c', 'internal') AND ";
 const AGGREGATES: &str = "\
@@ -72,7 +86,7 @@ pub(super) type Functions = BTreeSet<(String, String)>;
 pub(super) struct Found {
     /// What leads to functions that may write although they are not labelled volatile.
     pub(super) writing: Callers,
-    /// Functions whose answer is their session's or their server's own.
+    /// Functions whose answer is their session's or their server's own, or that go on, perhaps, where a standby has refused a write.
     pub(super) telling: Functions,
 }
 
@@ -150,8 +164,13 @@ async fn search(client: &Client, lists: &Lists, hidden: Hidden<'_>) -> Result<Fo
     let aggregates = rows(&aggregates).filter_map(|row| Some((row.get(0)?, row.get(1)?))).collect();
     let search = Search { client, lists, hidden: &Hidden { aggregates, ..hidden } };
     let writing = search.functions(WRITERS, &question.replace("WHICH", "provolatile <> 'v'"), (WRITING, None)).await?;
+    let swallowing = search.swallowing(&writing, &question).await?;
     let sequences = sequences(client).await?;
-    let telling = search.functions(TELLERS, &question.replace("WHICH", "true"), (TELLING, Some(&sequences))).await?;
+    let same = [&crate::sql::HARMLESS[..], &[SAME]].concat().join(",");
+    let tellers = TELLERS.replace("SAME", &same).replace("WRITERS", WRITERS);
+    let mut telling =
+        search.functions(&tellers, &question.replace("WHICH", "true"), (TELLING, Some(&sequences))).await?;
+    telling.extend(swallowing);
     let names = writing.iter().map(|(_, name)| name.as_str());
     Ok(Found { writing: Callers::new(names).with_hidden(search.hidden), telling })
 }
@@ -173,6 +192,26 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// Functions that may write and go on when that is refused, as a standby does, and those that are not labelled volatile and
+    /// call one: nobody would be told that what they write is missing. `writing`: what may write in spite of its label.
+    async fn swallowing(&self, writing: &Functions, question: &str) -> Result<Functions, Error> {
+        let named = |functions: &Functions| {
+            let names = functions.iter().map(|(_, name)| format!("({}, false)", quoted(name)));
+            names.collect::<Vec<_>>().join(",")
+        };
+        let mut first = WRITERS.to_owned();
+        if !writing.is_empty() {
+            first = format!("{first} UNION ALL VALUES {}", named(writing));
+        }
+        let changes = format!("p.provolatile = 'v' AND p.body ~* $pattern${}$pattern$", whole(CHANGING));
+        let mut found = self.functions(&first, &question.replace("WHICH", HANDLES), (WRITING, Some(&changes))).await?;
+        if !found.is_empty() {
+            let first = format!("VALUES {}", named(&found));
+            found.extend(self.functions(&first, &question.replace("WHICH", "provolatile <> 'v'"), ("", None)).await?);
+        }
+        Ok(found)
+    }
+
     /// The functions that name what `first` names, or what leads to that, or one of these words, or of which the `other`
     /// condition is true; with their schemas.
     async fn functions(
@@ -224,6 +263,11 @@ fn patterns(words: &[&str], every: bool, others: &str) -> Vec<String> {
     let odd = odd.iter().map(|word| literal(word)).chain([r#"u&""#.to_owned()]).collect::<Vec<_>>().join("|");
     let others = Some(others).filter(|others| !others.is_empty()).map(whole);
     chunks.chain(others.into_iter().chain([odd]).reduce(|a, b| format!("{a}|{b}"))).collect()
+}
+
+/// A name as a literal.
+fn quoted(name: &str) -> String {
+    format!("'{}'", name.replace('\'', "''"))
 }
 
 /// A name as it stands in a body, between quotes where it has any, in a regular expression.

@@ -14,6 +14,31 @@ pub fn sets_aside(sql: &[u8]) -> bool {
     only(sql, &["set"], |word| word.get(..11).is_some_and(|start| is(start, "transaction")))
 }
 
+/// Is this one SET, RESET or DISCARD, which reads nothing?
+pub fn only_sets(sql: &[u8]) -> bool {
+    let mut lexer = Lexer::new(sql);
+    if !matches!(lexer.next(), Some(Token::Word(verb)) if ["set", "reset", "discard"].iter().any(|one| is(verb, one))) {
+        return false;
+    }
+    let mut over = false;
+    while let Some(token) = lexer.next() {
+        match token {
+            Token::Semicolon => over = true,
+            Token::Odd => return false,
+            _ if over => return false,
+            Token::Word(_)
+            | Token::Quoted(_)
+            | Token::Literal
+            | Token::Open
+            | Token::Close
+            | Token::Dot
+            | Token::Comma
+            | Token::Operator => {}
+        }
+    }
+    true
+}
+
 /// Is this one statement that changes rows, by its first word? The text is read as with `standard_conforming_strings` on.
 /// What is in doubt is not.
 pub fn changes_rows(sql: &[u8]) -> bool {
@@ -83,6 +108,23 @@ fn only(sql: &[u8], verbs: &[&str], more: impl Fn(&[u8]) -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_sets_and_reads_besides_does_not_only_set() {
+        for (sql, want) in [
+            ("set a.b = 'c'", true),
+            ("/* x */ RESET all;", true),
+            ("discard all", true),
+            ("set \"x\" = 1", true),
+            ("set session characteristics as transaction read write", true),
+            ("set a.b = 'c'; select 1", false),
+            ("set a.b = 'c", false),
+            ("select set_config('a.b', 'c', false)", false),
+            ("", false),
+        ] {
+            assert_eq!(only_sets(sql.as_bytes()), want, "{sql}");
+        }
+    }
 
     #[test]
     fn only_what_cannot_make_transactions_writable_is_aside() {

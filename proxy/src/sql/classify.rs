@@ -40,7 +40,8 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
             }
         }
     }
-    let known = standard && !((all.access == Access::Read || all.declares) && functions.may_hide_volatile(sql));
+    let unseen = || functions.may_hide_volatile(sql) || functions.may_be_misread(sql, lex);
+    let known = standard && !((all.access == Access::Read || all.declares) && unseen());
     let operators = functions.bodies().operators_in(sql);
     all.pins.join(operators.0);
     all.unpins |= operators.1;

@@ -33,7 +33,7 @@ pub struct FunctionRow<'a> {
 }
 
 /// System functions that are volatile, write nothing and mean no particular node: reads may call them.
-const HARMLESS: [&str; 10] = [
+pub const HARMLESS: [&str; 10] = [
     "random",
     "random_normal",
     "gen_random_uuid",
@@ -48,13 +48,16 @@ const HARMLESS: [&str; 10] = [
 
 /// Functions that are not labelled volatile, yet assign a transaction id, or mean the session's own server process, or
 /// work on a primary only, or read relations that the text need not show.
-const PRIMARY_ONLY: [&str; 31] = [
+const PRIMARY_ONLY: [&str; 33] = [
     "inet_server_addr",
     "inet_server_port",
     "txid_current",
     "txid_current_if_assigned",
     "pg_current_xact_id",
     "pg_current_xact_id_if_assigned",
+    // A snapshot that a standby takes does not tell who runs.
+    "txid_current_snapshot",
+    "pg_current_snapshot",
     "pg_backend_pid",
     "pg_blocking_pids",
     "pg_safe_snapshot_blocking_pids",
@@ -109,6 +112,8 @@ pub struct FunctionTable {
     bodies: Arc<Bodies>,
     /// Of the names of such relations; nearly always there are none.
     leaving_relations: Sieve,
+    /// A name that matters where it stands for itself is not ASCII: in another encoding it is not found.
+    odd_names: bool,
     /// Functions of which nothing tells what they leave.
     unfollowed: Arc<BTreeSet<Box<[u8]>>>,
     /// Every statement, or every one that does more than read or change rows, may run what leaves something where no text
@@ -241,7 +246,10 @@ impl FunctionTable {
 
     pub(super) fn set_bodies(&mut self, bodies: Bodies) {
         self.leaving_relations = Sieve::default();
-        bodies.relations().for_each(|name| self.leaving_relations.add(name));
+        bodies.relations().for_each(|name| {
+            self.leaving_relations.add(name);
+            self.odd_names |= !name.is_ascii();
+        });
         self.bodies = Arc::new(bodies);
     }
 
@@ -255,6 +263,7 @@ impl FunctionTable {
     pub fn with_bodies_of(mut self, other: &Self) -> Self {
         self.bodies = other.bodies.clone();
         self.leaving_relations = other.leaving_relations;
+        self.odd_names |= other.odd_names;
         (self.unfollowed, self.anywhere) = (other.unfollowed.clone(), other.anywhere);
         self
     }
@@ -271,6 +280,7 @@ impl FunctionTable {
             let harmless = row.schema == "pg_catalog" && HARMLESS.contains(&row.name);
             let allowed = harmless || allow.iter().any(|name| name.is(row.schema, row.name));
             let volatility = if allowed { Volatility::Stable } else { row.volatility };
+            table.odd_names |= volatility == Volatility::Volatile && !row.name.is_ascii();
             let meaning = table.entry(row.name);
             meaning.volatility = meaning.volatility.max(Some(volatility));
         }
@@ -297,6 +307,7 @@ impl FunctionTable {
         for name in names {
             self.entry(name).local_relation = true;
             self.local_relations.add(name.as_bytes());
+            self.odd_names |= !name.is_ascii();
         }
         self
     }
@@ -393,6 +404,12 @@ impl FunctionTable {
 
     fn meaning(&self, name: &[u8]) -> Meaning {
         self.names.get(name).copied().unwrap_or_default()
+    }
+
+    /// May a text mean a name that is not found in it, as its bytes are not those of the catalog? These are UTF-8, and only in
+    /// that encoding does PostgreSQL leave letters outside ASCII as they are.
+    pub(super) fn may_be_misread(&self, sql: &[u8], lex: LexRules) -> bool {
+        self.odd_names && !(lex.client_utf8 && lex.server_utf8) && !sql.is_ascii()
     }
 
     /// Must a relation of that name be read on the primary?

@@ -25,13 +25,13 @@ mod recall;
 mod redefines;
 mod touched;
 
-pub use aside::{changes_rows, keeps_read_only, sets_aside};
+pub use aside::{changes_rows, keeps_read_only, only_sets, sets_aside};
 pub use bodies::{BodyRow, MAX_CALLS, RelationRow};
 pub use callers::{Callers, Hidden};
 pub use classify::{Leaves, LongText, Why, classify, first_of, why};
 pub use fingerprint::fingerprint;
 pub use function_name::{FunctionName, FunctionNameError};
-pub use functions::{FunctionRow, FunctionTable, Volatility, is_primary_only};
+pub use functions::{FunctionRow, FunctionTable, HARMLESS, Volatility, is_primary_only};
 pub use modes::{Isolation, Modes};
 pub use named::{Name, about_names, deallocated, executed, fetches, prepared};
 pub use parameters::highest_parameter;
@@ -163,17 +163,26 @@ pub struct LexRules {
     /// No byte below 0x80 is ever part of a longer character, as in UTF8 and LATIN1; false for SJIS, BIG5, GBK, UHC,
     /// GB18030, JOHAB and SHIFT_JIS_2004.
     pub ascii_safe_encoding: bool,
+    /// The client writes UTF-8.
+    pub client_utf8: bool,
+    /// The database is in UTF-8.
+    pub server_utf8: bool,
 }
 
 impl LexRules {
     /// What every server starts with unless it says otherwise.
-    pub const STANDARD: Self = Self { standard_conforming_strings: true, ascii_safe_encoding: true };
+    pub const STANDARD: Self =
+        Self { standard_conforming_strings: true, ascii_safe_encoding: true, client_utf8: true, server_utf8: true };
 
     /// The same where the server has reported a setting.
     pub fn learn(&mut self, name: &str, value: &str) {
         match name {
             "standard_conforming_strings" => self.standard_conforming_strings = value == "on",
-            "client_encoding" => self.ascii_safe_encoding = Self::encoding_is_ascii_safe(value),
+            "client_encoding" => {
+                self.ascii_safe_encoding = Self::encoding_is_ascii_safe(value);
+                self.client_utf8 = value.eq_ignore_ascii_case("UTF8");
+            }
+            "server_encoding" => self.server_utf8 = value.eq_ignore_ascii_case("UTF8"),
             _ => {}
         }
     }

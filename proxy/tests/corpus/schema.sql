@@ -70,3 +70,17 @@ CREATE FUNCTION last_of_many() RETURNS TABLE (a bigint, b bigint, c bool) LANGUA
 CREATE FUNCTION counts_steps() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM step_seq WHERE counter = 1';
 CREATE FUNCTION names_it(line_seq int) RETURNS text LANGUAGE sql STABLE AS 'SELECT ''t_id_seq'' || line_seq';
 CREATE FUNCTION latest() RETURNS int LANGUAGE sql STABLE AS 'SELECT last_value (id) OVER (ORDER BY id) FROM t LIMIT 1';
+-- What goes on where a standby has refused a write, and what does not.
+CREATE FUNCTION noting_down() RETURNS int LANGUAGE plpgsql AS 'BEGIN INSERT INTO t (id) VALUES (2000); RETURN 1; END';
+CREATE FUNCTION quietly() RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN RETURN noting_down(); EXCEPTION/* a */WHEN OTHERS THEN RETURN 0; END';
+CREATE FUNCTION asks_quietly() RETURNS int LANGUAGE sql STABLE AS 'SELECT quietly()';
+CREATE FUNCTION best_effort() RETURNS int LANGUAGE plpgsql AS 'BEGIN INSERT INTO t (id) VALUES (2000); RETURN 1; EXCEPTION WHEN read_only_sql_transaction THEN RETURN 0; END';
+CREATE FUNCTION asks_best_effort() RETURNS int LANGUAGE sql STABLE AS 'SELECT best_effort()';
+CREATE FUNCTION number_or_null(text) RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN RETURN $1::int; EXCEPTION WHEN OTHERS THEN RETURN NULL; END';
+CREATE FUNCTION complains() RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN IF false THEN RAISE EXCEPTION ''when''; END IF; RETURN 1; END';
+-- STABLE ones around what of PostgreSQL's own tells of a server.
+CREATE FUNCTION is_primary() RETURNS bool LANGUAGE sql STABLE AS 'SELECT NOT pg_is_in_recovery()';
+CREATE FUNCTION own_file() RETURNS text LANGUAGE sql STABLE AS 'SELECT pg_read_file(''postmaster.pid'')';
+CREATE FUNCTION may_write() RETURNS text LANGUAGE sql STABLE AS 'SELECT current_setting(''transaction_read_only'')';
+CREATE FUNCTION runs_now() RETURNS pg_snapshot LANGUAGE sql STABLE AS 'SELECT pg_current_snapshot()';
+CREATE FUNCTION pages() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT pg_relation_size(''t'')';

@@ -153,6 +153,12 @@ impl Raw {
 /// Judge them all.
 pub(crate) fn check(primary: &Postgres, standby: &Postgres, table: &FunctionTable) {
     let (mut on_primary, mut on_standby) = (Raw::connect(primary), Raw::connect(standby));
+    // Somebody writes meanwhile, and another has committed since, so that snapshots tell who runs.
+    let mut writer = Raw::connect(primary);
+    writer.query("begin; select pg_current_xact_id(), pg_logical_emit_message(true, 'oracle', 'x')");
+    Raw::connect(primary).query("select pg_current_xact_id()");
+    let end = primary.sql("select pg_current_wal_flush_lsn()");
+    standby.await_sql(&format!("select pg_last_wal_replay_lsn() >= '{end}'"), "t");
     let cases = cases();
     assert!(cases.len() >= LEAST_STATEMENTS, "only {} statements", cases.len());
     let (mut leaks, mut same, mut missed) = (Vec::new(), 0, Vec::new());

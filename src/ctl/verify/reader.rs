@@ -14,12 +14,12 @@ use tokio_postgres::{Client, Error, Row, Statement};
 /// Before a connection that was lost is made again.
 pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
-/// What is asked: who answers, by which snapshot, and all registers. Everything in it is stable, so an endpoint can take
-/// it for a read.
+/// What is asked: who answers, and all registers. Everything in it is stable and the same on every server, so an endpoint can
+/// take it for a read.
 pub(super) fn query() -> String {
     format!(
         "select current_setting('cluster_name', true), current_setting('in_hot_standby', true), \
-         pg_current_snapshot()::text, string_agg(n::text, ',' order by register) from {SCHEMA}.registers"
+         string_agg(n::text, ',' order by register) from {SCHEMA}.registers"
     )
 }
 
@@ -140,7 +140,6 @@ impl Reader {
             endpoint: &self.endpoint.name,
             node: answer.node,
             standby: answer.standby,
-            snapshot: answer.snapshot,
             at,
             took: now.since(at),
         };
@@ -152,7 +151,6 @@ impl Reader {
 pub(super) struct Answer {
     node: String,
     standby: bool,
-    snapshot: String,
     numbers: Vec<i64>,
 }
 
@@ -194,21 +192,20 @@ pub(super) async fn ask(client: &Client, read: &Statement, style: Style) -> Resu
 async fn simple(client: &Client) -> Result<Answer, Error> {
     for message in client.simple_query(&query()).await? {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
-            return Ok(answer([row.get(0), row.get(1), row.get(2), row.get(3)]));
+            return Ok(answer([row.get(0), row.get(1), row.get(2)]));
         }
     }
     Ok(Answer::default())
 }
 
 fn of_row(row: &Row) -> Answer {
-    answer([row.get(0), row.get(1), row.get(2), row.get(3)])
+    answer([row.get(0), row.get(1), row.get(2)])
 }
 
-fn answer([node, standby, snapshot, numbers]: [Option<&str>; 4]) -> Answer {
+fn answer([node, standby, numbers]: [Option<&str>; 3]) -> Answer {
     Answer {
         node: node.unwrap_or_default().to_owned(),
         standby: standby == Some("on"),
-        snapshot: snapshot.unwrap_or_default().to_owned(),
         numbers: numbers.unwrap_or_default().split(',').filter_map(|n| n.parse().ok()).collect(),
     }
 }

@@ -170,7 +170,6 @@ fn of_example(e: &Example) -> Value {
             "endpoint": r.endpoint,
             "node": r.node,
             "standby": r.standby,
-            "snapshot": r.snapshot,
             "took_ms": ms(Some(r.took)),
         })),
     })
@@ -198,14 +197,13 @@ fn line(e: &Example) -> String {
     let (mode, more) = (r.mode.as_str(), v.registers - 1);
     let more = if more > 0 { format!(" (and {more} more registers)") } else { String::new() };
     format!(
-        "{at:.3} s: {}: session {} ({mode}) through {}: {role} {} showed register {} at {}{more}; {why}; snapshot {}, took {}",
+        "{at:.3} s: {}: session {} ({mode}) through {}: {role} {} showed register {} at {}{more}; {why}; took {}",
         v.broken.as_str(),
         r.session,
         r.endpoint,
         r.node,
         v.register,
         v.showed,
-        r.snapshot,
         shown(Some(r.took))
     )
 }

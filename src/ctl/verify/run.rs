@@ -64,7 +64,6 @@ pub(super) struct Shown<'a> {
     pub(super) endpoint: &'a str,
     pub(super) node: String,
     pub(super) standby: bool,
-    pub(super) snapshot: String,
     pub(super) at: Instant,
     pub(super) took: Duration,
 }
@@ -86,7 +85,6 @@ pub(super) struct ExampleRead {
     pub(super) endpoint: String,
     pub(super) node: String,
     pub(super) standby: bool,
-    pub(super) snapshot: String,
     pub(super) took: Duration,
 }
 
@@ -239,7 +237,6 @@ impl Run {
                 endpoint: shown.endpoint.to_owned(),
                 node: shown.node.clone(),
                 standby: shown.standby,
-                snapshot: shown.snapshot.clone(),
                 took: shown.took,
             };
             self.example(Example { violation: *violation, read: Some(read), at: shown.at.since(self.started) });

@@ -34,6 +34,9 @@ fn table() -> FunctionTable {
         ("latest", Volatility::Stable),
         ("names_it", Volatility::Stable),
         ("counts_steps", Volatility::Stable),
+        ("number_or_null", Volatility::Stable),
+        ("complains", Volatility::Stable),
+        ("pages", Volatility::Stable),
         ("Odd Name", Volatility::Immutable),
         ("writing_fn", Volatility::Volatile),
         ("overloaded", Volatility::Immutable),
@@ -149,7 +152,7 @@ fn a_function_that_is_not_known_may_leave_anything() {
 
 #[test]
 fn a_new_function_is_seen_in_a_text_that_cannot_be_read() {
-    let rules = LexRules { standard_conforming_strings: true, ascii_safe_encoding: false };
+    let rules = LexRules { standard_conforming_strings: true, ascii_safe_encoding: false, ..LexRules::STANDARD };
     let of = |sql: &str| classify(sql.as_bytes(), &table(), rules).strange;
     assert!(of("select 'é'; select newly (1)"));
     assert!(!of("select 'é', lower('x') from t where a in (1)"));
@@ -158,14 +161,14 @@ fn a_new_function_is_seen_in_a_text_that_cannot_be_read() {
 #[test]
 fn nothing_is_a_read_when_the_server_lexes_differently() {
     for rules in [
-        LexRules { standard_conforming_strings: false, ascii_safe_encoding: true },
-        LexRules { standard_conforming_strings: true, ascii_safe_encoding: false },
+        LexRules { standard_conforming_strings: false, ascii_safe_encoding: true, ..LexRules::STANDARD },
+        LexRules { standard_conforming_strings: true, ascii_safe_encoding: false, ..LexRules::STANDARD },
     ] {
         for sql in corpus(READS) {
             assert_eq!(classify(sql.as_bytes(), &table(), rules).access, Access::Write, "{sql}");
         }
     }
-    let rules = LexRules { standard_conforming_strings: false, ascii_safe_encoding: true };
+    let rules = LexRules { standard_conforming_strings: false, ascii_safe_encoding: true, ..LexRules::STANDARD };
     let hidden = classify(br"select 'a\'; select '; commit; --'", &table(), rules);
     assert_eq!(
         (hidden.control, hidden.may_commit),
@@ -173,6 +176,29 @@ fn nothing_is_a_read_when_the_server_lexes_differently() {
     );
     let plain = classify(b"COMMIT", &table(), rules);
     assert_eq!((plain.control, plain.may_commit), (Control::Commit { chain: false }, true));
+}
+
+#[test]
+fn a_name_outside_ascii_is_not_looked_for_in_another_encoding() {
+    let odd = table().with_local_relations(["größen"]);
+    let lex = |client, server| {
+        let mut lex = LexRules::STANDARD;
+        lex.learn("client_encoding", client);
+        lex.learn("server_encoding", server);
+        lex
+    };
+    let read = |sql: &[u8], table: &FunctionTable, lex| classify(sql, table, lex).access == Access::Read;
+    let latin = b"select * from gr\xf6\xdfen";
+    for (client, server, plain, other) in
+        [("UTF8", "UTF8", true, true), ("LATIN1", "UTF8", true, false), ("UTF8", "LATIN1", true, false)]
+    {
+        let lex = lex(client, server);
+        assert_eq!(read(b"select * from t", &odd, lex), plain, "{client} {server}");
+        assert_eq!(read("select 'ö' from t".as_bytes(), &odd, lex), other, "{client} {server}");
+        assert!(!read("select * from größen".as_bytes(), &odd, lex), "{client} {server}");
+        assert_eq!(read(latin, &odd, lex), other, "{client} {server}");
+        assert!(read(latin, &table(), lex), "there is no such name");
+    }
 }
 
 #[test]
@@ -430,7 +456,7 @@ proptest! {
 
     #[test]
     fn any_bytes_at_all_are_classified_without_a_panic(bytes: Vec<u8>, standard: bool, safe: bool) {
-        let rules = LexRules { standard_conforming_strings: standard, ascii_safe_encoding: safe };
+        let rules = LexRules { standard_conforming_strings: standard, ascii_safe_encoding: safe, ..LexRules::STANDARD };
         classify(&bytes, &table(), rules);
     }
 
