@@ -2,6 +2,7 @@
 
 mod common;
 
+use cluster::topology::{Closed, Gate};
 use common::joined::joined;
 use common::raw::{Raw, let_commits_wait, ok, value};
 use common::{Cluster, wait_for};
@@ -102,12 +103,20 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     let mut writer = Raw::login(cluster.nodes[0].port, &[]);
     writer.write(|out| write_query(out, "insert into seen values (2)"));
     wait_for("n2 to have it", || (cluster.nodes[1].psql("select count(*) from seen") == "2").then_some(()));
-    let mut besides = wait_for("a session whose read goes to n2", || {
-        let mut client = Raw::login(cluster.port, &[LONG]);
-        (value(&mut client, COUNT) == "2 n2").then_some(client)
+    let [mut besides, mut vain] = [(); 2].map(|()| {
+        wait_for("a session whose read goes to n2", || {
+            let mut client = Raw::login(cluster.port, &[LONG]);
+            (value(&mut client, COUNT) == "2 n2").then_some(client)
+        })
     });
     ok(&mut besides, "select pg_backend_pid()");
     lose_n2(&mut cluster);
+    // Nobody confirms it, and reads do not wait for ever, nor a second time: but it is not forgotten.
+    for waits in [true, false] {
+        assert_eq!(value(&mut vain, COUNT), "1 n1");
+        let route = value(&mut vain, "show pgtenure.last_route");
+        assert!(route.starts_with("primary n1: ") && route.contains(" unconfirmed: ") == waits, "{route}");
+    }
     besides.write(|out| write_query(out, COUNT));
     wait_for("its read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
     cluster.nodes[0].psql("alter system reset synchronous_standby_names");
@@ -115,6 +124,13 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     assert_eq!(besides.until_ready(), ["T", "D 2 n1", "C SELECT 1", "Z I"]);
     for mut client in asked {
         assert_eq!(value(&mut client, COUNT), "2 n1");
+    }
+    // A policy that was never seen protects nobody.
+    cluster.publish(|t| t.begun_by = 99);
+    cluster.fail_over_to(2);
+    assert_eq!(vain.query(COUNT), ["E 08007", "Z I"]);
+    for client in [&mut vain, &mut besides] {
+        assert!(value(client, COUNT).ends_with("n3"), "it is told once, and not where the primary has shown it since");
     }
 }
 
@@ -133,6 +149,19 @@ fn a_token_covers_what_a_standby_has_shown() {
         // Nor has asking hidden anything from the session.
         assert_eq!(value(&mut client, COUNT), "1 n2");
     }
+    // What a commit that waits to be applied has reached is n2, which it waits for, and not n3.
+    cluster.blind.send_replace(false);
+    cluster.nodes[0].psql("alter system set synchronous_standby_names = 'ANY 1 (n2)'");
+    cluster.nodes[0].psql("select pg_reload_conf()");
+    let waits = "select count(*) from pg_stat_replication where sync_state = 'quorum'";
+    wait_for("commits to wait for n2", || (cluster.nodes[0].psql(waits) == "1").then_some(()));
+    for n in 2..12 {
+        let mut client = Raw::login(cluster.port, &[LONG]);
+        ok(&mut client, "set synchronous_commit = remote_apply");
+        ok(&mut client, "insert into seen values (1)");
+        let read = value(&mut client, COUNT);
+        assert!(read == format!("{n} n1") || read == format!("{n} n2"), "{read} where {n} were written");
+    }
 }
 
 #[test]
@@ -141,10 +170,21 @@ fn a_token_of_what_a_standby_has_shown_needs_no_primary() {
     let written = lsn(&cluster.nodes[0].psql("select pg_current_wal_lsn()"));
     let mut client = reads_at_n2(&cluster, &[]);
     cluster.nodes[0].kill();
-    cluster.publish(|t| t.gate = cluster::topology::Gate::Closed(cluster::topology::Closed::Recruiting));
+    cluster.publish(|t| {
+        (t.term, t.gate) = (t.term.next(), Gate::Closed(Closed::Recruiting));
+        // A policy that was never seen.
+        t.begun_by = 99;
+    });
     let token = value(&mut client, "show pgtenure.token");
     assert!(token.starts_with("1-1-") && lsn(&token[4..]) >= written, "{token}, want {written}");
+    // That is of the term before, too, and may be in the next one or not.
     assert_eq!(value(&mut client, COUNT), "1 n2");
+    cluster.publish(|t| {
+        t.gate = Gate::Open;
+        t.primary = t.standbys.pop();
+        t.standbys.clear();
+    });
+    assert_eq!(client.query(COUNT), ["E 08007", "Z I"]);
 }
 
 #[test]
@@ -183,11 +223,30 @@ fn a_write_whose_answer_came_with_that_of_the_next_begin_is_not_missed() {
             assert_eq!(client.query("set local synchronous_commit = off"), ["E 42501", "Z E"]);
             ok(&mut client, "rollback");
             assert_eq!(value(&mut client, COUNT), "1 n1");
+            writes_that_no_text_shows_are_not_missed(&cluster);
         } else {
             // The block would begin anew at the standby.
             ok(&mut client, "set transaction read only");
             assert_eq!(value(&mut client, COUNT), "1 n1");
         }
+    }
+}
+
+/// The standby has not replayed them, and would serve whoever has written nothing.
+fn writes_that_no_text_shows_are_not_missed(cluster: &Cluster) {
+    cluster.nodes[0].psql(
+        "create table app.public.noted(n int); grant all on noted to app;
+         create function adds() returns int language sql as 'insert into seen values (2) returning n';
+         create function notes() returns trigger language plpgsql as 'begin perform adds(); return new; end';
+         create trigger noting after insert on noted for each row execute function notes()",
+    );
+    let before: u32 = cluster.nodes[0].psql("select count(*) from seen").parse().expect("a number");
+    let writes = ["select adds()", "do 'begin perform adds(); end'", "insert into noted values (1)"];
+    for (n, sql) in (before + 1..).zip(writes) {
+        let mut client = Raw::login(cluster.port, &[LONG]);
+        assert!(value(&mut client, COUNT).ends_with("n2"), "before {sql}");
+        ok(&mut client, sql);
+        assert_eq!(value(&mut client, COUNT), format!("{n} n1"), "behind {sql}");
     }
 }
 
@@ -207,7 +266,13 @@ fn a_session_that_keeps_its_primary_waits_for_the_term_that_it_reads_after() {
 
     let mut pinned = Raw::login(cluster.port, &[]);
     ok(&mut pinned, "create temp table t(n int)");
-    ok(&mut pinned, "set pgtenure.after = '2-2-0/1'");
+    // What is sent behind it before that is answered has to wait as well.
+    pinned.write(|out| {
+        write_query(out, "set pgtenure.after = '2-2-0/1'");
+        write_query(out, select);
+    });
+    assert_eq!(pinned.until_ready(), ["C SET", "Z I"]);
+    assert_eq!(pinned.until_ready(), ["E 57P03", "Z I"]);
     assert_eq!(pinned.query(select), ["E 57P03", "Z I"], "nothing newer is known for as long as it waits");
     pinned.write(|out| write_query(out, select));
     // Another process's primary, as far as a session knows that has one.

@@ -151,7 +151,19 @@ fn a_commit_proves_the_term_when_nobody_else_does() {
         let seen = ok(&mut global, "select n from seen");
         assert_ne!(proofs(&cluster), before, "global read {n} needs a proof of its own: {seen:?}");
     }
+    // One that always has a statement in flight, and so is never without a server.
+    let mut piped = Raw::login(cluster.port, &[("pgtenure.read_from", "primary")]);
+    let slow = "select n from seen, pg_sleep(0.4)";
+    piped.write(|out| write_query(out, slow));
+    let next = |piped: &mut Raw| {
+        piped.write(|out| write_query(out, slow));
+        piped.until_ready()
+    };
+    for n in 0..5 {
+        assert_eq!(next(&mut piped)[0], "T", "{n}");
+    }
     cluster.nodes[1].kill();
+    wait_for("the last proof to be too old for it", || (next(&mut piped) == ["E 57P03", "Z I"]).then_some(()));
     for client in [&mut global, &mut client, &mut kept] {
         wait_for("the last proof to be too old", || (client.query(READ) == ["E 57P03", "Z I"]).then_some(()));
     }

@@ -61,6 +61,16 @@ fn writes_wait_while_the_standby_does_not_replay_and_reads_do_not() {
         assert_eq!(said(&mut session, sql), tag);
         assert!(began.elapsed() >= MAX_DELAY, "{sql} after {:?}", began.elapsed());
     }
+    assert_eq!(said(&mut session, "rollback"), "C ROLLBACK | Z I");
+    // Nor does who asks more before it was answered get past.
+    let (before, began) = (delayed(&c), Instant::now());
+    session.write(|out| (0..3).for_each(|_| write_query(out, "insert into t values (1)")));
+    for n in 0..3 {
+        assert_eq!(session.until_ready(), ["C INSERT 0 1", "Z I"], "{n}");
+    }
+    assert_eq!(delayed(&c) - before, 3.0);
+    assert!(began.elapsed() >= 3 * MAX_DELAY, "after {:?}", began.elapsed());
+    assert_eq!(said(&mut session, "begin"), "C BEGIN | Z T");
     // A transaction that has begun goes on at once, and what is proven to read was never slowed.
     let before = delayed(&c);
     assert_eq!(said(&mut session, "insert into t values (2)"), "C INSERT 0 1 | Z T");
@@ -68,17 +78,17 @@ fn writes_wait_while_the_standby_does_not_replay_and_reads_do_not() {
     assert_eq!(said(&mut session, "select 1"), "T | D 1 | C SELECT 1 | Z I");
     // Nor is what reads a table that only the primary has.
     assert_eq!(said(&mut session, "select a from u"), "T | C SELECT 0 | Z I");
-    assert_eq!((before - start, delayed(&c) - start), (2.0, 2.0));
+    assert_eq!((before - start, delayed(&c) - start), (6.0, 6.0));
     // Nor is a login, of somebody for whom no server has been asked yet.
     drop(Raw::login(c.port, &[("options", "-c work_mem=1234kB")]));
-    assert_eq!(delayed(&c) - start, 2.0);
-    assert!(c.counter("pgtenure_proxy_slowed_seconds_total") >= 2.0 * full);
+    assert_eq!(delayed(&c) - start, 6.0);
+    assert!(c.counter("pgtenure_proxy_slowed_seconds_total") >= 6.0 * full);
 
     // Who waits goes on as soon as the standby has caught up.
     c.nodes[1].psql("select pg_wal_replay_resume()");
     delay_is(&c, "no delay", |seconds| seconds == 0.0);
     assert_eq!(said(&mut session, "insert into t values (3)"), "C INSERT 0 1 | Z I");
-    assert_eq!(delayed(&c) - start, 2.0);
+    assert_eq!(delayed(&c) - start, 6.0);
     let shown = said(&mut console, "show throttle");
     assert!(shown.contains("D 0 "), "{shown}");
 }

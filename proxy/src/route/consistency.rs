@@ -168,8 +168,9 @@ impl Causality {
     /// A read goes to a standby that had replayed `replay_lsn` when sampled. Its later reads do not go to one that
     /// was sampled behind that.
     pub(super) fn read(&mut self, topology: &Topology, lag: &Lag, replay_lsn: Lsn) {
-        let term = lag.snapshot().term;
-        let read = Token { term, timeline: timeline(topology, lag), lsn: replay_lsn };
+        // Whoever samples in the name of a term that begins samples the history of the one before.
+        let term = lag.snapshot().term.min(lag.shown(topology));
+        let read = Token { term, timeline: timeline(term, topology, lag), lsn: replay_lsn };
         self.read = Some(read.later(self.read));
         self.away = None;
     }
@@ -283,7 +284,8 @@ impl Causality {
 
     /// The standby that shows all of that was asked at `asked`, and has replayed no more than this.
     pub fn replayed(&mut self, asked: Instant, lsn: Lsn, topology: &Topology, lag: &Lag) {
-        let position = Token { term: topology.term, timeline: timeline(topology, lag), lsn };
+        let term = lag.shown(topology);
+        let position = Token { term, timeline: timeline(term, topology, lag), lsn };
         self.seen.cover_by(asked, position);
     }
 }
@@ -297,8 +299,8 @@ fn carried(position: Token, topology: &Topology, lag: &Lag) -> Result<Lsn, Pendi
     lag.primary_of(topology).map(|s| s.insert_lsn).ok_or(Pending { since: Instant::from_millis(0) })
 }
 
-/// The timeline of the term whose figures these are.
-fn timeline(topology: &Topology, lag: &Lag) -> TimelineId {
-    let of_term = || TimelineId(u32::try_from(lag.snapshot().term.0).unwrap_or(u32::MAX));
-    lag.primary_of(topology).map_or_else(of_term, |sample| sample.timeline)
+/// The timeline that the term's primary writes.
+fn timeline(term: Term, topology: &Topology, lag: &Lag) -> TimelineId {
+    let of_term = || TimelineId(u32::try_from(term.0).unwrap_or(u32::MAX));
+    lag.primary_of(topology).filter(|_| topology.term == term).map_or_else(of_term, |sample| sample.timeline)
 }

@@ -32,6 +32,10 @@ impl Votes {
         if self.0.back().is_some_and(is_that) {
             return;
         }
+        // The record is missing from this reading, which so says nothing of it.
+        if topology.epoch == 0 {
+            return;
+        }
         // Policies of an etcd that was restored from an older copy count anew.
         while self.0.back().is_some_and(|newest| newest.epoch >= topology.epoch) {
             self.0.pop_back();
@@ -39,7 +43,9 @@ impl Votes {
         let Topology { epoch, protected, .. } = *topology;
         self.0.push_back(Policy { epoch, protected, quorums: topology.quorums.clone() });
         if self.0.len() > MOST {
-            self.0.pop_front();
+            // What the term was begun by may be asked for at any time.
+            let oldest = self.0.iter().position(|policy| policy.epoch != topology.begun_by);
+            self.0.remove(oldest.unwrap_or(0));
         }
     }
 
@@ -77,6 +83,13 @@ mod tests {
         // Counted anew.
         votes.follow(&view(2, 0, 1));
         assert!(votes.count_alone(&view(2, 2, 1), Some(&n2)) && !votes.count_alone(&view(2, 5, 1), Some(&n2)));
+        // One that is not read changes nothing.
+        votes.follow(&view(0, 0, 0));
+        assert!(votes.count_alone(&view(2, 2, 1), Some(&n2)));
+        for epoch in 3..100 {
+            votes.follow(&view(epoch, 2, 1));
+        }
+        assert!(votes.count_alone(&view(99, 2, 1), Some(&n2)), "the term was begun by it");
         for epoch in 3..100 {
             votes.follow(&view(epoch, 0, 1));
             assert!(votes.count_alone(&view(epoch, epoch, 1), Some(&n2)) && votes.0.len() <= MOST);

@@ -10,6 +10,7 @@ use crate::session::client::Session;
 use crate::session::durability::level;
 use crate::session::settings::literal;
 use crate::session::shown::find;
+use crate::sql::only_sets;
 use crate::wire::backend::TxStatus;
 use cluster::Role;
 use cluster::config::Span;
@@ -59,6 +60,13 @@ impl Session {
         let mut own = true;
         self.each_text(input, unit, |sql| own &= sql.is_empty() || is_own(sql));
         own
+    }
+
+    /// Is setting or resetting all that each text of a unit does?
+    pub(super) fn only_changes_settings(&self, input: &[u8], unit: &Unit) -> bool {
+        let mut only = true;
+        self.each_text(input, unit, |sql| only &= sql.is_empty() || only_sets(sql));
+        only
     }
 
     /// A unit goes to the server: which settings does its transaction have of its own?

@@ -51,7 +51,7 @@ impl Session {
         if let Some(step) = self.take_hint(input, unit) {
             return step;
         }
-        self.sets = unit.pins.has(PinReason::Set) || unit.discards;
+        self.sets = (unit.pins.has(PinReason::Set) || unit.discards) && self.only_changes_settings(input, unit);
         self.own = unit.ours && unit.tail_left == 0 && !at_shown && self.is_own(input, unit);
         let comes_after = |p: &Promised| p.comes_after();
         if (unit.ours || self.hinted.is_some() || self.promised.as_deref().is_some_and(comes_after))
@@ -80,6 +80,8 @@ impl Session {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
+                    // What was asked before is answered first.
+                    Gate::Open if !starts && self.must_begin_anew(unit, access, now) => Step::Wait,
                     Gate::Open if self.is_behind_after(starts, now) => self.await_after(access, starts, now),
                     Gate::Open if starts && self.must_await_proof(access, now) => self.hold_unproven(access, now),
                     Gate::Open if starts && access == Access::Write && !self.quiet && self.must_slow() => {
@@ -120,6 +122,21 @@ impl Session {
         }
         let (promise, since) = (self.promise_of_unit(), self.waiting_since.unwrap_or(now));
         self.w.proven(&self.presence, &promise, access, since).err()
+    }
+
+    /// Is a unit outside of any block, behind what is in flight at the primary, one that must not go there as it is? Whoever
+    /// never waits for an answer would not be looked at again otherwise: it has to be as if nothing had been sent before.
+    fn must_begin_anew(&mut self, unit: &Unit, access: Access, now: Instant) -> bool {
+        let behind = self.relay.busy() && self.relay.open.is_none() && self.relay.leads_to() == TxStatus::Idle;
+        if !behind || self.own {
+            return false;
+        }
+        let access = if unit.read { Access::Read } else { access };
+        // What is promised, when that may be set by what is in flight, is not known yet.
+        self.own_set != 0
+            || self.doubts(access, now).is_some()
+            || self.after_unknown(now).is_some()
+            || access == Access::Write && !unit.quiet && self.w.slowed().is_some()
     }
 
     /// A session that keeps its server waits for the gate, or for a proof: the statement is neither sent nor refused yet.

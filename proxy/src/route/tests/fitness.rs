@@ -106,7 +106,7 @@ fn reads_go_on_when_a_new_term_recruits_as_soon_as_a_standby_was_sampled_again()
     assert_eq!(w.read(2001), "primary lagging");
     // It may have left behind what n2 has.
     w.topology.gate = Gate::Open;
-    assert_eq!(w.read(1320), "primary stream_broken");
+    assert_eq!(w.read(1320), "primary awaiting_sample");
 }
 
 /// A standby that was not heard may have gone on with the WAL of a term that was left behind: its positions are of another
