@@ -413,13 +413,32 @@ fn a_token_carries_what_was_written_to_another_session() {
 fn a_token_from_beyond_a_fork_is_refused() {
     let cluster = Cluster::start(2, |raw| raw.workers = 1);
     cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
+    let id = cluster.nodes[0].psql("select system_identifier from pg_control_system()");
+    cluster.publish(|t| t.system_id = Some(id.parse().unwrap()));
     let mut a = Raw::login(cluster.port, &[]);
+    // A token of another cluster, one that nobody was given, and one as they were before they told their cluster.
+    assert_eq!(a.query("set pgtenure.after = '1-1-0/1-42'"), ["E 22023", "Z I"]);
+    ok(&mut a, "select set_config('pgtenure.after', concat('1-1-0/1-', '42'), false)");
+    assert_eq!(a.query("select n from seen"), ["E 22023", "Z I"]);
+    ok(&mut a, "set pgtenure.after = '1-1-FF/0'");
+    for statement in [WHERE, "update seen set n = 3", "begin"] {
+        // A statement does not wait for ever for the sample that tells.
+        wait_for(statement, || {
+            let refused = a.query(statement) == ["E 08007", "Z I"];
+            a.query("rollback");
+            refused.then_some(())
+        });
+    }
+    ok(&mut a, "set pgtenure.after = '1-1-0/1'");
+    ok(&mut a, "select n from seen");
+    ok(&mut a, "reset pgtenure.after");
     ok(&mut a, "update seen set n = 1");
     let token = value(&mut a, "show pgtenure.token");
     let later = value(&mut a, "update seen set n = 2 returning 'gone'");
     assert_eq!(later, "gone");
     let lost = value(&mut a, "show pgtenure.token");
-    let lsn = |token: &str| token.rsplit('-').next().unwrap().parse::<cluster::Lsn>().unwrap();
+    assert!(token.ends_with(&format!("-{id}")), "{token}");
+    let lsn = |token: &str| token.split('-').nth(2).unwrap().parse::<cluster::Lsn>().unwrap();
     let mut pinned = Raw::login(cluster.port, &[]);
     ok(&mut pinned, &format!("set pgtenure.after = '{lost}'; create temp table t(n int)"));
     // As if the new primary had received the first write only.
@@ -435,9 +454,11 @@ fn a_token_from_beyond_a_fork_is_refused() {
     assert_eq!(b.query("set pgtenure.after = '1-1-16B3748'"), ["E 22023", "Z I"]);
     assert_eq!(value(&mut b, "show pgtenure.after"), token, "what was refused was not set");
     ok(&mut b, &format!("select set_config('pgtenure.after', concat('{lost}'), false)"));
-    for statement in [WHERE, "update seen set n = 3", "begin"] {
+    let sets = ["set work_mem = '8MB'; select n from seen", "select set_config('a.b', 'c', false), n from seen"];
+    for statement in [WHERE, "update seen set n = 3", "begin"].into_iter().chain(sets) {
         assert_eq!(b.query(statement), ["E 08007", "Z I"], "{statement}");
     }
+    ok(&mut b, "set work_mem = '8MB'");
     ok(&mut b, "reset pgtenure.after");
     ok(&mut b, "select n from seen");
     // Within a block, the block fails.
@@ -542,6 +563,17 @@ fn a_statement_says_for_itself_what_it_may_miss() {
     assert_eq!(last_route(&mut a), "primary n1: as_asked");
     wait_for("a read at the standby", || (value(&mut a, WHERE) == "n2").then_some(()));
     assert_eq!(a.query(&format!("/* pgtenure: read_from=nowhere */ {WHERE}"))[0], "N 01000");
+    // What is not read says so, and goes where any promise is kept; comments of others stand before it, too.
+    for (sql, warned) in [
+        (format!("/* dao.7 */ {hinted}"), 0),
+        (format!("{hinted}; select 1"), 0),
+        (format!("/* pgtenure: read_from primary */ {WHERE}"), 1),
+        (format!("{WHERE}; {hinted}"), 1),
+    ] {
+        let seen = a.query(&sql);
+        let warnings = seen.iter().filter(|s| *s == "N 01000").count();
+        assert!(seen.contains(&"D n1".to_owned()) && warnings == warned, "{sql}: {seen:?}");
+    }
     // The unnamed statement of before has nothing to do with the next one.
     let mut unnamed = |sql: &str| {
         a.write(|out| {

@@ -3,27 +3,74 @@
 //! It is read from the client's own text each time the text is executed, so that sessions which share a prepared
 //! statement on a server do not share the first one's hint.
 
-use super::promise::PREFIX;
+use super::promise::{COMMENT, PREFIX};
 
 /// Longest comment that is read, bytes.
 const LONGEST: usize = 256;
 
-/// The settings that a text names for itself, in full and in lower case, with their values. None when it has no such
-/// comment, and when the comment cannot be read: it is a comment.
+/// The settings that a text names for itself, in full and in lower case, with their values; what cannot be read of them as
+/// one that does not exist. None when it has no such comment.
 pub fn settings(sql: &[u8]) -> Vec<(String, String)> {
-    let text = sql.trim_ascii_start();
-    let Some(comment) = text.strip_prefix(b"/*") else { return Vec::new() };
-    let comment = &comment[..comment.len().min(LONGEST)];
-    let Some(end) = comment.windows(2).position(|w| w == b"*/") else { return Vec::new() };
-    let Ok(comment) = std::str::from_utf8(&comment[..end]) else { return Vec::new() };
-    let Some(words) = comment.trim_start().strip_prefix("pgtenure:") else { return Vec::new() };
-    words.split(',').filter_map(|pair| pair.split_once('=')).map(setting).collect()
+    let mut text = sql;
+    while let Some((comment, rest)) = comment(text) {
+        if let Some(words) = comment.trim_ascii_start().strip_prefix(b"pgtenure:") {
+            return match std::str::from_utf8(words) {
+                Ok(words) if words.len() <= LONGEST => words.split(',').filter_map(setting).collect(),
+                Ok(_) => vec![bad("is too long")],
+                Err(_) => vec![bad("is not UTF-8")],
+            };
+        }
+        text = rest;
+    }
+    Vec::new()
 }
 
-fn setting((name, value): (&str, &str)) -> (String, String) {
+/// The same where a text may say so of a statement behind its first: that is not read.
+pub fn behind(sql: &[u8]) -> Vec<(String, String)> {
+    let mut text = sql;
+    while let Some((_, rest)) = comment(text) {
+        text = rest;
+    }
+    let says = text.windows(9).any(|w| w == b"pgtenure:");
+    if says { vec![bad("is not before the first statement of its string")] } else { Vec::new() }
+}
+
+fn bad(why: &str) -> (String, String) {
+    (COMMENT.to_owned(), why.to_owned())
+}
+
+/// The comment that a text begins with, and what is behind it.
+fn comment(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let text = text.trim_ascii_start();
+    if let Some(line) = text.strip_prefix(b"--") {
+        let end = line.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(line.len());
+        return Some(line.split_at(end));
+    }
+    let inside = text.strip_prefix(b"/*")?;
+    let (mut depth, mut at) = (1, 0);
+    loop {
+        at += match inside.get(at..at + 2)? {
+            b"*/" if depth == 1 => return Some((&inside[..at], &inside[at + 2..])),
+            b"*/" => {
+                depth -= 1;
+                2
+            }
+            b"/*" => {
+                depth += 1;
+                2
+            }
+            _ => 1,
+        };
+    }
+}
+
+fn setting(pair: &str) -> Option<(String, String)> {
+    // What has no value is no setting that there is.
+    let (name, value) = pair.split_once('=').unwrap_or((pair, "?"));
     let value = value.trim();
     let plain = value.strip_prefix('\'').and_then(|v| v.strip_suffix('\'')).unwrap_or(value);
-    (format!("{PREFIX}{}", name.trim().to_ascii_lowercase()), plain.to_owned())
+    let name = name.trim().to_ascii_lowercase();
+    (!pair.trim().is_empty()).then(|| (format!("{PREFIX}{name}"), plain.to_owned()))
 }
 
 #[cfg(test)]
@@ -41,7 +88,12 @@ mod tests {
             ("/* pgtenure: */ select 1", &[]),
             ("/* other: read_from=primary */ select 1", &[]),
             ("select /* pgtenure: read_from=primary */ 1", &[]),
-            ("-- pgtenure: read_from=primary\nselect 1", &[]),
+            ("-- pgtenure: read_from=primary\nselect 1", &[("pgtenure.read_from", "primary")]),
+            (
+                "/* dao /* 7 */ */ -- y\n/* pgtenure: read_from=primary */ select 1",
+                &[("pgtenure.read_from", "primary")],
+            ),
+            ("/* pgtenure: read_from primary */ select 1", &[("pgtenure.read_from primary", "?")]),
             ("/* pgtenure: read_from=primary", &[]),
             ("", &[]),
         ] {
@@ -50,6 +102,8 @@ mod tests {
             assert_eq!(got, want, "{sql}");
         }
         let long = format!("/* pgtenure: read_from=primary {} */ select 1", "x".repeat(LONGEST));
-        assert_eq!(settings(long.as_bytes()), []);
+        assert_eq!(settings(long.as_bytes()), [bad("is too long")]);
+        assert_eq!(behind(b"/* pgtenure: read_from=primary */ select 1; select 2"), []);
+        assert_eq!(behind(b"select 1; /* pgtenure: read_from=primary */ select 2").len(), 1);
     }
 }

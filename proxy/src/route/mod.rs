@@ -49,7 +49,7 @@ pub use seen::{LostRead, Shows};
 pub use tenure::Unproven;
 pub(crate) use tenure::only_time_protects;
 pub use throttle::Slowed;
-pub use token::{Standing, Token};
+pub use token::{After, Gone, Standing, Token};
 
 use crate::sql::Access;
 use cluster::topology::{Member, Topology};
@@ -103,7 +103,7 @@ impl Decision {
     pub fn wants_sample(&self) -> bool {
         match (&self.target, &self.reason) {
             (Target::Wait(_) | Target::Primary, Reason::AwaitingSample { .. })
-            | (Target::Wait(_), Reason::Unconfirmed { .. }) => true,
+            | (Target::Wait(_), Reason::Unconfirmed { .. } | Reason::AfterUnseen { .. }) => true,
             (Target::Wait(_), Reason::NoStandby { closest: Some((_, unfit)) }) => {
                 matches!(unfit, Unfit::ReplayBehind { .. } | Unfit::Uncovered { .. } | Unfit::Lagging { .. })
             }
@@ -140,16 +140,23 @@ pub enum Reason {
     /// The position that the session names is in no history any more.
     AfterLost {
         /// The position.
-        after: Token,
-        /// Where its timeline was left; `None` when that is not known.
-        fork: Option<Lsn>,
+        after: After,
+        /// Why not.
+        why: Gone,
         /// The term in force.
         term: Term,
+    },
+    /// The position that the session names lies past what is known of the primary's WAL: a newer sample tells whether it is there.
+    AfterUnseen {
+        /// The position.
+        after: After,
+        /// The end that is known.
+        end: Lsn,
     },
     /// The position that the session names cannot be judged yet: a term begins, or is not known here.
     AfterUnknown {
         /// The position.
-        after: Token,
+        after: After,
         /// The term in force.
         term: Term,
     },
@@ -183,6 +190,7 @@ impl Reason {
             Self::Fresh { .. } => "fresh",
             Self::AwaitingSample { .. } => "awaiting_sample",
             Self::AfterLost { .. } => "after_lost",
+            Self::AfterUnseen { .. } => "after_unseen",
             Self::AfterUnknown { .. } => "after_unknown",
             Self::Unconfirmed { .. } => "unconfirmed",
             Self::Unproven { .. } => "unproven",
@@ -203,6 +211,7 @@ impl Reason {
             | Self::Unclear
             | Self::Fresh { .. }
             | Self::AfterLost { .. }
+            | Self::AfterUnseen { .. }
             | Self::AfterUnknown { .. }
             | Self::Unproven { .. } => false,
         }
@@ -220,6 +229,7 @@ impl Reason {
             | Self::Unclear
             | Self::Fresh { .. }
             | Self::AfterLost { .. }
+            | Self::AfterUnseen { .. }
             | Self::AfterUnknown { .. }
             | Self::Unproven { .. }
             | Self::NoStandby { .. } => None,
@@ -243,13 +253,22 @@ impl fmt::Display for Reason {
             }
             Self::Fresh { staleness: None, replay_lsn, .. } => write!(f, "replayed {replay_lsn}, lag not known"),
             Self::AwaitingSample { .. } => write!(f, "no position of the primary is known yet that covers it"),
-            Self::AfterLost { after, fork: Some(fork), .. } => {
+            Self::AfterLost { after, why: Gone::Fork(fork), .. } => {
                 write!(f, "{after} lies past {fork}, where a later term left its timeline")
             }
-            Self::AfterLost { after, fork: None, term } => {
+            Self::AfterLost { after, why: Gone::Lineage, term } => {
                 write!(f, "the timeline of {after} is not known to be an ancestor of term {term}")
             }
-            Self::AfterUnknown { after, term } if after.term > *term => {
+            Self::AfterLost { after, why: Gone::End(end), term } => {
+                write!(f, "{after} lies past {end}, where the WAL of term {term} ended when the primary was asked")
+            }
+            Self::AfterLost { after, why: Gone::OtherCluster(ours), .. } => {
+                write!(f, "{after} is of another cluster than this one, whose system identifier is {ours}")
+            }
+            Self::AfterUnseen { after, end } => {
+                write!(f, "{after} lies past {end}, the end of the primary's WAL that was told last")
+            }
+            Self::AfterUnknown { after, term } if after.token.term > *term => {
                 write!(f, "{after} is of a later term than {term}, the newest one known here")
             }
             Self::AfterUnknown { after, term } => {
@@ -264,6 +283,9 @@ impl fmt::Display for Reason {
         }
     }
 }
+
+/// How long a statement waits for a sample of the primary that tells whether the position which its session names is there.
+const AFTER_SAMPLE: Duration = Duration::from_millis(100);
 
 /// For how long a statement that waits for a proof has that asked for at once, and not with pauses.
 pub const ASK_FOR_PROOF: Duration = Duration::from_millis(100);
@@ -280,7 +302,7 @@ pub fn decide(
 ) -> Decision {
     let to_primary = |reason| Decision { target: Target::Primary, reason };
     let promise = &request.promise;
-    let after = match after(promise, topology, now) {
+    let after = match after(promise, topology, lag, (request.since, now)) {
         Ok(after) => after,
         Err(decision) => return decision,
     };
@@ -300,7 +322,7 @@ pub fn decide(
         }
         (Access::Read, ReadFrom::Standby) => {}
     }
-    let need = match need(promise, causality, topology, lag, request.since) {
+    let need = match need(promise, causality, topology, lag, (request.since, now)) {
         Ok(need) => need,
         Err(pending) => {
             let confirmed = confirmed(promise, causality, topology, lag);
@@ -340,12 +362,14 @@ fn need(
     causality: &mut Causality,
     topology: &Topology,
     lag: &Lag,
-    since: Instant,
+    (since, now): (Instant, Instant),
 ) -> Result<Option<Lsn>, Pending> {
     causality.seen.cover(topology, lag);
     match promise.consistency {
         Consistency::Eventual | Consistency::Bounded | Consistency::Strong => Ok(None),
         Consistency::Session => causality.need(topology, lag),
+        // Behind the end of the view another term may be open, and what it acknowledges is in no sample of this one.
+        Consistency::Global if tenure::is_over_by_time(topology, now) => Err(Pending { since }),
         Consistency::Global => causality.need_of_all(topology, lag, since),
     }
 }
@@ -360,12 +384,14 @@ pub fn still_fits(
     now: Instant,
 ) -> bool {
     let Some(member) = topology.standbys.iter().find(|member| member.node == *node) else { return false };
-    let (ReadFrom::Standby, Ok(after)) = (promise.read_from, after(promise, topology, now)) else { return false };
+    let (ReadFrom::Standby, Ok(after)) = (promise.read_from, after(promise, topology, lag, (now, now))) else {
+        return false;
+    };
     let proven = tenure::check((promise, Access::Read), topology, lag, now, now);
     if promise.consistency == Consistency::Strong || proven.is_err() {
         return false;
     }
-    let Ok(need) = need(promise, causality, topology, lag, now) else { return false };
+    let Ok(need) = need(promise, causality, topology, lag, (now, now)) else { return false };
     let needs = (need.max(after), &causality.seen);
     let fresh = policy::fit(promise, member, topology, lag, needs, now);
     fresh.map(|fresh| causality.read(topology, lag, fresh.replay_lsn)).is_ok()
@@ -397,14 +423,25 @@ pub fn only_etcd_proves(topology: &Topology, lag: &Lag, now: Instant) -> bool {
 }
 
 /// The position that the session names, as one to have replayed.
-fn after(promise: &Promise, topology: &Topology, now: Instant) -> Result<Option<Lsn>, Decision> {
+fn after(
+    promise: &Promise,
+    topology: &Topology,
+    lag: &Lag,
+    (since, now): (Instant, Instant),
+) -> Result<Option<Lsn>, Decision> {
     let Some(after) = promise.after else { return Ok(None) };
     let term = topology.term;
+    let lost = |why| Decision { target: Target::Nowhere, reason: Reason::AfterLost { after, why, term } };
     match after.standing(topology, now) {
-        Standing::Need(lsn) => Ok(Some(lsn)),
-        Standing::Lost { fork } => {
-            Err(Decision { target: Target::Nowhere, reason: Reason::AfterLost { after, fork, term } })
-        }
+        Standing::Need(lsn) => match after.is_past_end(topology, lag, since) {
+            Ok(None) => Ok(Some(lsn)),
+            Ok(Some(why)) => Err(lost(why)),
+            Err(end) => match AFTER_SAMPLE.saturating_sub(now.since(since)) {
+                Duration::ZERO => Ok(Some(lsn)),
+                left => Err(Decision { target: Target::Wait(left), reason: Reason::AfterUnseen { after, end } }),
+            },
+        },
+        Standing::Lost(why) => Err(lost(why)),
         Standing::Undecided | Standing::Ahead => {
             Err(Decision { target: Target::Wait(promise::LONGEST), reason: Reason::AfterUnknown { after, term } })
         }

@@ -3,6 +3,7 @@
 use super::promise::{Consistency, Promise};
 use super::samples::Samples;
 use super::seen::Seen;
+use super::token::{After, Gone};
 use super::votes::Votes;
 use cluster::lag::{Freshness, LagSnapshot, LagUnknown, PrimarySample, ServerStart, StandbyLag, StandbySample};
 use cluster::topology::{Gate, Member, Topology};
@@ -105,6 +106,11 @@ impl Lag {
     pub fn confirms(&self, topology: &Topology, at: Instant) -> Option<bool> {
         let sample = self.primary_of(topology).filter(|_| topology.protected)?;
         Some(sample.flushed_until.is_some_and(|until| until > at))
+    }
+
+    /// Is that in no history of `topology`'s primary, as it lies past the end of its WAL that was told at `since` or later?
+    pub fn is_past_end(&self, after: &After, topology: &Topology, since: Instant) -> Option<Gone> {
+        after.is_past_end(topology, self, since).ok().flatten()
     }
 
     /// Which server answers to a standby's name who samples it. `None`: none does, or it does not tell.

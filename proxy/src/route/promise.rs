@@ -5,7 +5,7 @@
 //! SHOW, RESET, SET LOCAL, ROLLBACK and savepoints mean what they always mean, and what the proxy goes by is what the
 //! server says they are.
 
-use super::token::Token;
+use super::token::After;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -101,7 +101,7 @@ pub struct Promise {
     /// What it does then.
     pub no_standby: NoStandby,
     /// A position that it must not miss, whatever the consistency.
-    pub after: Option<Token>,
+    pub after: Option<After>,
     /// The client is told of each statement where it went and why.
     pub explain_route: bool,
     /// A setting of it means nothing.
@@ -145,6 +145,8 @@ impl Promise {
 pub const PREFIX: &str = "pgtenure.";
 /// Names the position that later reads of the session must have seen.
 pub const AFTER: &str = "pgtenure.after";
+/// Stands for a comment that cannot be read, with why. Nobody can set it.
+pub const COMMENT: &str = "pgtenure./*";
 /// Settings that only tell: the proxy has the server answer with their values.
 pub const TOLD: [&str; 3] = ["pgtenure.token", "pgtenure.last_route", "pgtenure.term"];
 /// Settings that a session may set.
@@ -190,6 +192,12 @@ pub enum BadPromise {
         /// Its value.
         value: String,
     },
+    /// A statement says something of itself that is not read.
+    #[error("a comment that begins with \"pgtenure:\" {why}")]
+    Comment {
+        /// Why not.
+        why: String,
+    },
     /// It only tells.
     #[error("parameter \"{name}\" cannot be changed")]
     Told {
@@ -215,6 +223,7 @@ impl BadPromise {
             | Self::Token { name, .. }
             | Self::Told { name }
             | Self::Name { name } => name,
+            Self::Comment { .. } => COMMENT,
         }
     }
 }
@@ -240,6 +249,7 @@ pub fn resolve<'a>(
             "durability" => Ok(()),
             "after" => token(full, value).map(|t| promise.after = Some(t)),
             "explain_route" => word(full, value, &SWITCH, |(text, _)| text).map(|(_, on)| promise.explain_route = on),
+            _ if full == COMMENT => Err(BadPromise::Comment { why: value.to_owned() }),
             _ if TOLD.contains(&full) => Err(BadPromise::Told { name: full.to_owned() }),
             _ => Err(BadPromise::Name { name: full.to_owned() }),
         };
@@ -267,7 +277,7 @@ const SWITCH: [(&str, bool); 8] = [
 ///
 /// # Errors
 /// It is not a token.
-pub fn token(name: &str, value: &str) -> Result<Token, BadPromise> {
+pub fn token(name: &str, value: &str) -> Result<After, BadPromise> {
     value.trim().parse().map_err(|_| BadPromise::Token { name: name.to_owned(), value: value.to_owned() })
 }
 

@@ -8,7 +8,7 @@
 use super::policy::Lag;
 use super::promise::{Consistency, Promise};
 use crate::sql::Access;
-use cluster::topology::{Gate, Topology};
+use cluster::topology::{Closed, Gate, Topology};
 use cluster::{Instant, Term};
 use std::fmt;
 use std::time::Duration;
@@ -100,6 +100,11 @@ pub(super) fn only_etcd_proves(topology: &Topology, lag: &Lag, now: Instant) -> 
         Gate::Open | Gate::Draining => lag.streams_at(topology).is_none_or(|at| now.since(at) > STREAMS),
         Gate::Closed(_) => true,
     }
+}
+
+/// May a later term be open, as nothing but time has kept it from that, and that is over?
+pub(super) fn is_over_by_time(topology: &Topology, now: Instant) -> bool {
+    topology.quorums.is_empty() && topology.gate_at(now) == Gate::Closed(Closed::Stale)
 }
 
 /// Is it time alone that keeps a later term from opening while commits of this one are acknowledged? Then an acknowledgement

@@ -400,7 +400,7 @@ fn member(w: &Worker, node: &NodeId, role: Role) -> Option<Member> {
 /// that comes after what is lost.
 fn nowhere(want: &Want, reason: Reason, now: Instant) -> ClientError {
     match reason {
-        Reason::AfterLost { after, fork, term } => ClientError::Promise(PromiseError::AfterLost { after, fork, term }),
+        Reason::AfterLost { after, why, term } => ClientError::Promise(PromiseError::AfterLost { after, why, term }),
         reason => ClientError::NoStandby {
             consistency: want.promise.consistency.as_str(),
             waited: now.since(want.since),

@@ -5,7 +5,7 @@ use crate::config::{Config, reads};
 use crate::metrics::bump;
 use crate::route::hint;
 use crate::route::promise::{self, AFTER, BadPromise};
-use crate::route::{Consistency, Promise, ReadFrom, Standing, Token};
+use crate::route::{After, Consistency, Promise, ReadFrom, Standing};
 use crate::session::assigned::assigned;
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session};
@@ -13,7 +13,7 @@ use crate::session::incoming::Step;
 use crate::session::lost;
 use crate::session::said::Said;
 use crate::session::settings::Shared;
-use crate::sql::Access;
+use crate::sql::{Access, first_of};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::ClientError;
 use crate::wire::promise_error::PromiseError;
@@ -29,6 +29,8 @@ pub(super) struct Promised {
     settings: Shared,
     /// What runs outside blocks is SERIALIZABLE, which is not to be had on a standby.
     serializable: bool,
+    /// When that was.
+    since: Instant,
     /// Settings the client was warned of.
     bad: Vec<BadPromise>,
 }
@@ -108,9 +110,14 @@ impl Session {
     fn hints(&self, input: &[u8], unit: &Unit) -> Vec<Vec<(String, String)>> {
         let mut hints = Vec::new();
         if self.w.config().reads.hints {
+            // One comment speaks for the first statement of a string, and the others say nothing.
+            let several = |sql: &[u8]| sql.contains(&b';') && !first_of(sql).1.trim_ascii().is_empty();
             self.each_text(input, unit, |sql| {
                 if !sql.trim_ascii().is_empty() {
                     hints.push(hint::settings(sql));
+                    if several(sql) {
+                        hints.push(hint::behind(sql));
+                    }
                 }
             });
         }
@@ -158,7 +165,7 @@ impl Session {
             });
         }
         match named {
-            Some(Ok(after)) => return self.standing(after, now),
+            Some(Ok(after)) => return self.standing(after, (now, now)),
             Some(Err(bad)) => return Some(PromiseError::Invalid { what: bad.to_string() }),
             None if self.sets => return None,
             None => {}
@@ -166,27 +173,30 @@ impl Session {
         let after = self.promise_of_unit().after?;
         // What has no server yet is judged when one is looked for, which can wait.
         self.server.as_ref().filter(|_| !self.relay.busy() && self.relay.status == TxStatus::Idle)?;
-        self.standing(after, now)
+        let since = self.promised.as_deref().map_or(now, |known| known.since);
+        self.standing(after, (since, now))
     }
 
-    /// Why a session with a server of its own cannot come after this.
-    fn standing(&self, after: Token, now: Instant) -> Option<PromiseError> {
+    /// Why a session with a server of its own cannot come after this, which it was told at `since` at the latest.
+    fn standing(&self, after: After, (since, now): (Instant, Instant)) -> Option<PromiseError> {
         let view = self.w.view.borrow();
         let term = view.topology.term;
-        match after.standing(&view.topology, now) {
-            Standing::Lost { fork } => Some(PromiseError::AfterLost { after, fork, term }),
-            Standing::Need(_) | Standing::Undecided | Standing::Ahead => None,
-        }
+        let why = match after.standing(&view.topology, now) {
+            Standing::Lost(why) => Some(why),
+            Standing::Need(_) => view.lag.is_past_end(&after, &view.topology, since),
+            Standing::Undecided | Standing::Ahead => None,
+        };
+        why.map(|why| PromiseError::AfterLost { after, why, term })
     }
 
     /// The position that the reads of the unit at the head of the inbox must have seen, when the view is too old to tell where
     /// that is; and the view's term.
-    pub(super) fn after_unknown(&mut self, now: Instant) -> Option<(Token, Term)> {
+    pub(super) fn after_unknown(&mut self, now: Instant) -> Option<(After, Term)> {
         let after = self.promise_of_unit().after?;
         let view = self.w.view.borrow();
         match after.standing(&view.topology, now) {
             Standing::Ahead | Standing::Undecided => Some((after, view.topology.term)),
-            Standing::Need(_) | Standing::Lost { .. } => None,
+            Standing::Need(_) | Standing::Lost(_) => None,
         }
     }
 
@@ -276,7 +286,10 @@ impl Session {
                 BadPromise::Told { .. } | BadPromise::Name { .. } => {
                     "Reads of this session go to the primary until it is reset."
                 }
-                BadPromise::Word { .. } | BadPromise::Time { .. } | BadPromise::Token { .. } => {
+                BadPromise::Word { .. }
+                | BadPromise::Time { .. }
+                | BadPromise::Token { .. }
+                | BadPromise::Comment { .. } => {
                     "Reads of this session go to the primary until it is set to a valid value or reset."
                 }
             };
@@ -284,7 +297,7 @@ impl Session {
         }
         let isolation = self.default_of("default_transaction_isolation");
         let serializable = isolation.is_some_and(|level| level.eq_ignore_ascii_case("serializable"));
-        self.promised = Some(Box::new(Promised { promise, config, settings, serializable, bad }));
+        self.promised = Some(Box::new(Promised { promise, config, settings, serializable, since: self.w.now(), bad }));
         promise
     }
 }

@@ -7,7 +7,7 @@ use crate::config::PoolMode;
 use crate::config::reads::CommitLsn;
 use crate::metrics::bump;
 use crate::route::promise::TOLD;
-use crate::route::{Consistency, ReadFrom, Reason, Token};
+use crate::route::{After, Consistency, ReadFrom, Reason, Token};
 use crate::session::batch::Unit;
 use crate::session::client::{MAX_TEXT, Session};
 use crate::session::in_force;
@@ -121,6 +121,11 @@ impl Session {
         self.causality.borrow_mut().token(&view.topology, &view.lag)
     }
 
+    fn handed_on(&self, token: Token) -> String {
+        let system_id = self.w.view.borrow().topology.system_id;
+        After { token, system_id }.to_string()
+    }
+
     /// Give the server the values that a unit asks for. True when that takes an answer of the server first.
     pub(super) fn give_values(&mut self, input: &[u8], unit: &Unit) -> bool {
         let told = std::mem::take(&mut self.told);
@@ -138,7 +143,7 @@ impl Session {
             }
             let value = match name {
                 "pgtenure.token" => match self.token() {
-                    Ok(token) => token.map_or_else(String::new, |t| t.to_string()),
+                    Ok(token) => token.map_or_else(String::new, |token| self.handed_on(token)),
                     Err(_) if tells(unit) && self.on_primary() && self.causality.borrow().may_ask() => {
                         self.send_position();
                         return true;

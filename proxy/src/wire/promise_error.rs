@@ -2,7 +2,7 @@
 
 use super::error_response::{Report, error, millis};
 use super::sqlstate::SqlState;
-use crate::route::{LostRead, LostWrite, Token};
+use crate::route::{After, Gone, LostRead, LostWrite};
 use cluster::{Lsn, NodeId, Term};
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ pub enum PromiseError {
     /// The position of `pgtenure.after` is in no history any more.
     AfterLost {
         /// The position.
-        after: Token,
-        /// Where its timeline was left; `None` when that is not known.
-        fork: Option<Lsn>,
+        after: After,
+        /// Why not.
+        why: Gone,
         /// The term in force.
         term: Term,
     },
     /// The position of `pgtenure.after` could not be judged in time.
     AfterUnknown {
         /// The position.
-        after: Token,
+        after: After,
         /// The newest term known.
         term: Term,
         /// How long the statement waited.
@@ -65,7 +65,7 @@ impl PromiseError {
     /// As the client reads it.
     pub fn report(&self) -> Report {
         match self {
-            Self::AfterLost { after, fork, term } => after_lost(after, *fork, *term),
+            Self::AfterLost { after, why, term } => after_lost(after, *why, *term),
             Self::AfterUnknown { after, term, waited } => {
                 let what = "the position of pgtenure.after cannot be judged at present";
                 error(SqlState::CANNOT_CONNECT_NOW, what)
@@ -95,10 +95,16 @@ impl PromiseError {
 }
 
 /// Whoever wrote up to there was acknowledged, perhaps, and must look: as for a COMMIT whose outcome is unknown.
-fn after_lost(after: &Token, fork: Option<Lsn>, term: Term) -> Report {
-    let why = match fork {
-        Some(fork) => format!("lies past {fork}, where a later term left its timeline"),
-        None => format!("is of a timeline that is not known to be an ancestor of term {term}"),
+fn after_lost(after: &After, why: Gone, term: Term) -> Report {
+    let why = match why {
+        Gone::Fork(fork) => format!("lies past {fork}, where a later term left its timeline"),
+        Gone::Lineage => format!("is of a timeline that is not known to be an ancestor of term {term}"),
+        Gone::End(end) => format!("lies past {end}, where the WAL of term {term} ended when the primary was asked"),
+        Gone::OtherCluster(ours) => {
+            return error(SqlState::INVALID_PARAMETER_VALUE, "the token of pgtenure.after is of another cluster")
+                .detail(format!("Token {after} has another system identifier than this cluster, {ours}."))
+                .hint("Set pgtenure.after to a token of this cluster, or RESET it.");
+        }
     };
     error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "the write that pgtenure.after names may have been lost")
         .detail(format!("Token {after} {why}."))
@@ -142,14 +148,22 @@ mod tests {
 
     #[test]
     fn every_refusal_has_its_words() {
-        let after: Token = "3-3-0/16B3748".parse().unwrap();
+        let after: After = "3-3-0/16B3748".parse().unwrap();
         for (error, want) in [
             (
-                PromiseError::AfterLost { after, fork: Some(Lsn(0x16B_0000)), term: Term(4) },
+                PromiseError::AfterLost { after, why: Gone::Fork(Lsn(0x16B_0000)), term: Term(4) },
                 "ERROR 08007 the write that pgtenure.after names may have been lost | Token 3-3-0/16B3748 lies past 0/16B0000, where a later term left its timeline. | Check whether its effects are there, then RESET pgtenure.after.",
             ),
             (
-                PromiseError::AfterLost { after, fork: None, term: Term(4) },
+                PromiseError::AfterLost { after, why: Gone::End(Lsn(0x16B_0000)), term: Term(3) },
+                "ERROR 08007 the write that pgtenure.after names may have been lost | Token 3-3-0/16B3748 lies past 0/16B0000, where the WAL of term 3 ended when the primary was asked. | Check whether its effects are there, then RESET pgtenure.after.",
+            ),
+            (
+                PromiseError::AfterLost { after, why: Gone::OtherCluster(42), term: Term(4) },
+                "ERROR 22023 the token of pgtenure.after is of another cluster | Token 3-3-0/16B3748 has another system identifier than this cluster, 42. | Set pgtenure.after to a token of this cluster, or RESET it.",
+            ),
+            (
+                PromiseError::AfterLost { after, why: Gone::Lineage, term: Term(4) },
                 "ERROR 08007 the write that pgtenure.after names may have been lost | Token 3-3-0/16B3748 is of a timeline that is not known to be an ancestor of term 4. | Check whether its effects are there, then RESET pgtenure.after.",
             ),
             (

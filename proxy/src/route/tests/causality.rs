@@ -123,8 +123,10 @@ fn a_session_that_reads_without_a_pause_asks_the_primary_where_it_is() {
 fn a_named_position_is_waited_for_whatever_the_consistency() {
     for consistency in [Consistency::Eventual, Consistency::Bounded, Consistency::Session, Consistency::Global] {
         let mut w = World::new().only_n2();
+        w.snapshot.primary = Some(sample("n1", 101, 1000));
+        w.publish();
         w.promise.consistency = consistency;
-        w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(101) });
+        w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(101) }.into());
         let want = if consistency == Consistency::Global { "wait 100 replay_behind" } else { "primary replay_behind" };
         assert_eq!(w.read(1000), want, "{consistency:?}");
         w.snapshot.standbys = vec![standby("n2", 101, 1000)];
@@ -142,8 +144,8 @@ fn what_lies_past_a_fork_is_refused_also_to_those_who_read_at_the_primary() {
     let mut w = World::new().only_n2();
     w.topology.forks = vec![Fork { timeline: TimelineId(5), lsn: Lsn(90) }];
     let after = |w: &mut World, term, lsn| {
-        w.promise.after =
-            Some(Token { term: Term(term), timeline: TimelineId(u32::try_from(term).unwrap()), lsn: Lsn(lsn) });
+        let timeline = TimelineId(u32::try_from(term).unwrap());
+        w.promise.after = Some(Token { term: Term(term), timeline, lsn: Lsn(lsn) }.into());
     };
     after(&mut w, 5, 90);
     assert_eq!(w.read(1000), "n2 fresh");
@@ -158,6 +160,35 @@ fn what_lies_past_a_fork_is_refused_also_to_those_who_read_at_the_primary() {
     after(&mut w, 5, 91);
     w.topology.gate = Gate::Closed(Closed::Promoting);
     assert_eq!(w.read(1000), "wait 3600000 after_unknown");
+}
+
+#[test]
+fn what_lies_past_the_end_of_the_primarys_wal_is_refused_once_that_was_asked() {
+    let mut w = World::new().only_n2();
+    w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(101) }.into());
+    w.since = Some(at(1001));
+    // It may have been handed out since n1 was asked.
+    for from in [ReadFrom::Standby, ReadFrom::Primary] {
+        w.promise.read_from = from;
+        assert_eq!(w.read(1001), "wait 100 after_unseen");
+    }
+    assert!(w.decide(Access::Write, 1001, 1).wants_sample());
+    assert_eq!(w.read(1101), "primary as_asked", "nobody tells");
+    w.snapshot.primary = Some(sample("n1", 100, 1001));
+    w.publish();
+    for from in [ReadFrom::Standby, ReadFrom::Primary] {
+        w.promise.read_from = from;
+        assert_eq!(w.read(1002), "nowhere after_lost");
+    }
+    assert_eq!(w.decide(Access::Write, 1002, 1).target, Target::Nowhere);
+    w.snapshot.primary = Some(sample("n1", 101, 1001));
+    w.publish();
+    assert_eq!(w.read(1002), "primary as_asked");
+    // Where nobody samples the primary it is as before.
+    w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(999) }.into());
+    w.snapshot.primary = None;
+    w.publish();
+    assert_eq!(w.read(1002), "primary as_asked");
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn a_position_is_not_believed_of_who_may_have_gone_another_way() {
         w.snapshot.standbys[0].sample.as_mut().unwrap().received_timeline = Some(TimelineId(5));
         w.publish();
         assert_eq!(w.read(1001), "n2 fresh", "whatever is there will do");
-        w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(90) });
+        w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(90) }.into());
         assert_eq!(w.read(1001), format!("primary {}", why.as_str()), "past the fork of its timeline it has other WAL");
         w.snapshot.standbys[0].sample.as_mut().unwrap().received_timeline = Some(TimelineId(7));
         w.publish();
@@ -120,7 +120,7 @@ fn while_no_primary_answers_only_who_followed_it_is_measured_by_its_last_sample(
             let mut w = World::new().only_n2();
             (w.promise.consistency, w.topology.term, w.snapshot.term) = (consistency, Term(8), Term(8));
             let position = Token { term: Term(8), timeline: TimelineId(8), lsn: Lsn(after) };
-            w.promise.after = (after > 0).then_some(position);
+            w.promise.after = (after > 0).then_some(position.into());
             // Its sample of the term before, when it did follow, tells nothing of this one.
             w.snapshot.primary = Some(sample("n1", 110, 1000));
             w.snapshot.standbys = vec![broken("n2", 1000)];
@@ -179,6 +179,11 @@ fn a_view_that_has_run_out_is_as_stale_as_the_time_since() {
     assert_eq!(w.topology.gate_at(at(2000)), Gate::Closed(Closed::Stale));
     assert_eq!(w.read(2000), "n2 fresh");
     assert_eq!(w.read(2001), "primary lagging");
+    // Who is to see what anybody was acknowledged does not: that may have been in another term.
+    (w.promise.consistency, w.since) = (Consistency::Global, Some(at(1950)));
+    assert_eq!(w.read(2000), "wait 50 awaiting_sample");
+    w.topology.valid_until = Some(at(2001));
+    assert_eq!(w.read(2000), "n2 fresh");
 }
 
 proptest! {
