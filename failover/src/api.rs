@@ -201,6 +201,9 @@ pub struct Freeze {
     pub term: Term,
     /// The manager asking.
     pub coordinator: String,
+    /// The primary of the term before has stopped and told where its WAL ends: nobody can receive more of it.
+    #[serde(default)]
+    pub is_stopped: bool,
 }
 
 /// A frozen node's evidence.
@@ -338,7 +341,7 @@ pub struct Opened {
     pub revision: i64,
 }
 
-/// Begin a WAL segment and run CHECKPOINT, so that the stop that follows is short and little is sent again behind it.
+/// Begin a WAL segment, wait for standbys to have what is before it, and run CHECKPOINT, so that the stop that follows is short and little is sent again behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// The term.

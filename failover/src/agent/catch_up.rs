@@ -34,7 +34,7 @@ impl Agent {
             self.until_received(order, &sql).await;
             self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         }
-        self.freeze(order.term).await
+        self.freeze(order.term, false).await
     }
 
     /// `/agent/follow` of a node that is still to be promoted. Its timeline is this node's, and it has all that this

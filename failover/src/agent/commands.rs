@@ -2,8 +2,9 @@
 
 use super::Agent;
 use super::control::Control;
+use super::env::REPLICATION_USER;
 use super::postgres::{self, As, Stop};
-use super::sql::Sql;
+use super::sql::{Sql, SqlError};
 use super::state::{Awaited, Observed};
 use crate::api::{
     Checkpoint, Failed, Follow, Frozen, Position, PostgresState, Recover, Refused, Stop as StopOrder, Stopped,
@@ -11,11 +12,16 @@ use crate::api::{
 use std::time::Duration;
 
 /// Begin a new WAL segment where an eighth of the present one or more would be sent again: a WAL receiver asks for the new
-/// timeline from its segment's start (walreceiverfuncs.c, `RequestXLogStreaming`), and nobody can write meanwhile. Not where more
-/// than 16 MiB are left of it (segments may have a GiB): standbys are sent that rest too, and commits wait behind it.
-const NEW_SEGMENT: &str = "SELECT CASE WHEN used >= size / 8 AND size - used <= 16 << 20 THEN pg_switch_wal() END \
+/// timeline from its segment's start (walreceiverfuncs.c, `RequestXLogStreaming`), and nobody can write meanwhile. Gives where
+/// it begins. Not where more than 16 MiB are left of the present one (segments may have a GiB): standbys are sent that rest
+/// too, and commits wait behind it. Nor where WAL is archived: then the stop itself begins one (xlog.c, `ShutdownXLOG`), and
+/// sends the rest of what would be a new one while nobody can write.
+const NEW_SEGMENT: &str = "SELECT at + mod(size - mod(at, size), size) FROM (SELECT size, pg_switch_wal() - '0/0' AS at \
      FROM (SELECT setting::int8 AS size, mod(pg_current_wal_insert_lsn() - '0/0', setting::int8) AS used \
-     FROM pg_settings WHERE name = 'wal_segment_size') AS segment";
+     FROM pg_settings WHERE name = 'wal_segment_size') AS segment \
+     WHERE used >= size / 8 AND size - used <= 16 << 20 AND current_setting('archive_mode') = 'off') AS switched";
+/// For so long the standbys may take for the rest of the segment before.
+const REST_BOUND: Duration = Duration::from_secs(1);
 
 /// A command that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +81,7 @@ impl Agent {
             self.start_detached(order.term).await.map_err(|e| self.failed("starting PostgreSQL", &e))?;
         }
         self.look_again(Duration::from_secs(1)).await;
-        self.freeze(order.term).await
+        self.freeze(order.term, false).await
     }
 
     /// Start as a standby without upstream, if it does not run, and wait until it answers. The caller holds `actuator`.
@@ -156,18 +162,43 @@ impl Agent {
         Ok(())
     }
 
-    /// `/agent/checkpoint`. A new segment is begun before, so that little of one is sent again behind the switchover; the
-    /// rest of the old one is on its way to the standbys while the checkpoint is written.
+    /// `/agent/checkpoint`. A new segment is begun before, so that little of one is sent again behind the switchover.
     pub(super) async fn checkpoint(&self, order: &Checkpoint) -> Result<(), CommandError> {
         self.promise(order.term)?;
         self.must_be_primary(order.term)?;
-        let failed = |e: super::sql::SqlError| self.failed("CHECKPOINT", &e);
+        let failed = |e: SqlError| self.failed("CHECKPOINT", &e);
         let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await.map_err(failed)?;
-        if let Err(error) = sql.rows("pg_switch_wal", NEW_SEGMENT, self.env.config.probe_timeout).await {
+        if let Err(error) = self.begin_segment(&sql, order.term).await {
             tracing::warn!(node = %self.env.config.node, term = order.term.0, %error, "no new WAL segment was begun");
         }
         sql.rows("CHECKPOINT", "CHECKPOINT", Duration::from_secs(60)).await.map_err(failed)?;
         Ok(())
+    }
+
+    /// Commits wait behind the rest of the old segment, so the standbys are to have it before anybody is held: otherwise that
+    /// wait and the switchover's would be one. The switchover goes on without those that take too long.
+    async fn begin_segment(&self, sql: &Sql, term: cluster::Term) -> Result<(), SqlError> {
+        let bound = self.env.config.probe_timeout;
+        let rows = sql.rows("pg_switch_wal", NEW_SEGMENT, bound).await?;
+        let Some(begin) = rows.first().and_then(|row| row.first()?.as_deref()?.parse::<u64>().ok()) else {
+            return Ok(());
+        };
+        let begun = tokio::time::Instant::now();
+        let what = "waiting for the segment's rest";
+        let query = format!(
+            "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND usename = '{REPLICATION_USER}' \
+             AND application_name NOT LIKE 'copy:%' AND flush_lsn - '0/0' < {begin}"
+        );
+        loop {
+            let behind: u64 = sql.value(what, &query, bound).await?;
+            let took = begun.elapsed();
+            if behind == 0 || took >= REST_BOUND {
+                let (lsn, took_ms) = (cluster::Lsn(begin), took.as_millis());
+                tracing::info!(node = %self.env.config.node, term = term.0, %lsn, behind, took_ms, "a new WAL segment was begun");
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Refuse unless PostgreSQL is primary on the timeline of `term`.
@@ -204,7 +235,10 @@ impl Agent {
         let _held = self.act_alone().await?;
         let failed = |e: &dyn std::error::Error| self.failed("stopping", e);
         if self.has_postmaster()? {
-            self.look_again(self.env.config.probe_timeout).await;
+            // Nobody but this agent starts it, so a primary that was seen is one still. Whether it answers is another matter.
+            if order.only_if_hung || self.must_be_primary(order.term).is_err() {
+                self.look_again(self.env.config.probe_timeout).await;
+            }
             self.must_serve(order.term)?;
             // One that is full answers, if only that.
             let hangs = |o: &Observed| matches!(o.postgres, PostgresState::Hung { for_ms: 1.. });
@@ -218,7 +252,8 @@ impl Agent {
             return Err(self.wrong_state("with data"));
         }
         let control = Control::read(&self.env).await.map_err(|e| failed(&e))?;
-        self.look_again(Duration::from_secs(1)).await;
+        // The lease is given back with the next look, for which clients need not wait.
+        self.look_now.notify_one();
         let clean = control.state == "shut down";
         let end = match clean {
             // The shutdown checkpoint is the last record: its end is the end of WAL.

@@ -84,8 +84,8 @@ impl Agent {
         self.state.look(|o| o.system_id.as_deref().is_some_and(|have| want.is_some_and(|want| want != have)))
     }
 
-    /// `/agent/freeze`.
-    pub(super) async fn freeze(&self, term: Term) -> Result<Frozen, CommandError> {
+    /// `/agent/freeze`. `is_stopped`: see [`crate::api::Freeze`].
+    pub(super) async fn freeze(&self, term: Term, is_stopped: bool) -> Result<Frozen, CommandError> {
         self.promise(term)?;
         self.must_not_be_its_primary(term)?;
         self.outlast_signature(term).await;
@@ -123,7 +123,7 @@ impl Agent {
             was_primary = Control::read(&self.env).await.is_ok_and(|c| c.was_primary());
         }
         match (sql, in_recovery.as_deref()) {
-            (Ok(sql), Ok("t")) => self.freeze_standby(term, &sql).await,
+            (Ok(sql), Ok("t")) => self.freeze_standby(term, is_stopped, &sql).await,
             // Starting as a standby without upstream: not hurt, but its end is not known yet.
             (Err(_), _) if self.state.look(|o| o.postgres == PostgresState::Starting) => {
                 Ok(self.without_position(term, false))
@@ -181,11 +181,11 @@ impl Agent {
         postgres::reload(&self.env)
     }
 
-    async fn freeze_standby(&self, term: Term, sql: &Sql) -> Result<Frozen, CommandError> {
+    async fn freeze_standby(&self, term: Term, is_stopped: bool, sql: &Sql) -> Result<Frozen, CommandError> {
         let failed = |e: &dyn std::error::Error| self.failed("freezing", e);
         // Connecting takes as long as the second look for a receiver.
         let bound = self.env.config.probe_timeout;
-        let (seen, opened) = tokio::join!(self.receiver_gone(sql), Replication::open(&self.env, bound));
+        let (seen, opened) = tokio::join!(self.receiver_gone(sql, is_stopped), Replication::open(&self.env, bound));
         let seen = seen.map_err(|e| failed(&e))?;
         // Of a receiver that had ended already, what it received on is known from earlier looks.
         let seen = seen.max(self.state.look(|o| o.last_timeline));
@@ -231,8 +231,12 @@ impl Agent {
     }
 
     /// Wait until no WAL receiver is left, ending it when it does not end by itself. Gives the timeline that it was
-    /// receiving.
-    pub(super) async fn receiver_gone(&self, sql: &Sql) -> Result<Option<TimelineId>, super::sql::SqlError> {
+    /// receiving. `is_stopped`: one that is starting finds nobody.
+    pub(super) async fn receiver_gone(
+        &self,
+        sql: &Sql,
+        is_stopped: bool,
+    ) -> Result<Option<TimelineId>, super::sql::SqlError> {
         let what = "waiting for the WAL receiver to end";
         let begun = tokio::time::Instant::now();
         let (mut timeline, mut clear) = (None, 0);
@@ -243,7 +247,7 @@ impl Agent {
                 // One that was seen and has ended by itself proves that the new setting was read; otherwise one may
                 // just have been starting with the old setting.
                 clear += 1;
-                if seen || clear >= 2 || now.at_end && now.receive.is_none() {
+                if seen || is_stopped || clear >= 2 || now.at_end && now.receive.is_none() {
                     return Ok(timeline);
                 }
                 tokio::time::sleep(SECOND_LOOK).await;

@@ -107,7 +107,9 @@ impl Agent {
         let Ok(Ok(body)) = body else { return json(StatusCode::BAD_REQUEST, &"body too long, too slow or broken") };
         let body = body.to_bytes();
         match path {
-            "/agent/freeze" => self.obey(&body, |a, o: crate::api::Freeze| async move { a.freeze(o.term).await }).await,
+            "/agent/freeze" => {
+                self.obey(&body, |a, o: crate::api::Freeze| async move { a.freeze(o.term, o.is_stopped).await }).await
+            }
             "/agent/recover" => self.obey(&body, |a, o| async move { a.recover(&o).await }).await,
             "/agent/catch_up" => self.obey(&body, |a, o| async move { a.catch_up(&o).await }).await,
             "/agent/promote" => self.obey(&body, |a, o| async move { a.promote(&o).await }).await,

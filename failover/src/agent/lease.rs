@@ -19,7 +19,7 @@ use crate::api::{Failed, Open, Opened, PostgresState};
 use crate::fsm::lease::{Fence, fence_at};
 use crate::fsm::sync_set::Waits;
 use crate::record::{Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
-use crate::store::{Compare, LeaseId, StoreError, Txn};
+use crate::store::{Compare, Granted, LeaseId, StoreError, Txn};
 use cluster::lease::Lease;
 use cluster::sync_names::SyncNames;
 use cluster::{Instant, Term};
@@ -68,39 +68,37 @@ async fn end_sessions(env: Arc<Env>) {
     }
 }
 
+/// What an order to open finds.
+enum ToBeOpened {
+    /// It was carried out before.
+    Opened(Opened),
+    /// The term and the records to go by.
+    Now(Box<(TermRecord, Records)>),
+}
+
 impl Agent {
     /// `/agent/open`.
     pub(super) async fn open(&self, order: &Open) -> Result<Opened, CommandError> {
         self.promise(order.term)?;
-        let look = self.look_again(self.env.config.probe_timeout);
-        let ((), read) = tokio::join!(look, self.read_records());
-        self.must_be_primary(order.term)?;
         let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
-        read.map_err(|e| failed(&e))?;
-        if order.suspend.is_none() && self.protects() {
-            self.protect_again().await.map_err(|e| failed(&e))?;
-        }
-        let records = self.records.borrow().clone();
-        let Some(term) = records.term.clone() else { return Err(self.wrong_state("in a cluster with a term")) };
-        let mine = term.value.term == order.term && term.value.node.as_ref() == Some(&self.env.config.node);
-        if mine && matches!(term.value.phase, Phase::Active | Phase::Draining) {
-            // Repeated, or its answer was lost.
-            self.wake.notify_one();
-            return Ok(Opened { revision: term.revision });
-        }
-        if !mine || term.revision != order.term_revision {
-            return Err(self.wrong_state("the chosen node of an unchanged term record"));
-        }
-        // Only now: an order that comes late must not lower what an open term promises.
-        if order.suspend.is_some() {
-            self.must_have_watchdog("opening", None).await?;
-            self.remember(|m| m.leased = true).map_err(|e| failed(&e))?;
-            self.set_waits(&Waits::NOBODY).await.map_err(|e| failed(&e))?;
-        }
+        // The lease is asked for meanwhile, as clients wait; its deadline counts from before the grant.
         let sent = self.env.clock.now();
-        let granted = self.store.grant(self.env.config.lease_ttl).await.map_err(|e| failed(&e))?;
-        let txn = self.opening(order, &term.value, &records, granted.lease)?;
-        // Held from before the term is seen to be active; its deadline counts from before the grant.
+        let (granted, found) = tokio::join!(self.store.grant(self.env.config.lease_ttl), self.to_be_opened(order));
+        let (term, records) = match found {
+            Ok(ToBeOpened::Now(found)) => *found,
+            Ok(ToBeOpened::Opened(opened)) => {
+                self.give_up_lease(granted.ok()).await;
+                self.wake.notify_one();
+                return Ok(opened);
+            }
+            Err(error) => {
+                self.give_up_lease(granted.ok()).await;
+                return Err(error);
+            }
+        };
+        let granted = granted.map_err(|e| failed(&e))?;
+        let txn = self.opening(order, &term, &records, granted.lease)?;
+        // Held from before the term is seen to be active.
         let lease = Lease { term: order.term, sent_at: sent, ttl: granted.ttl };
         self.hold(Some(Held { id: granted.lease, lease }));
         match self.store.txn(txn).await {
@@ -111,8 +109,7 @@ impl Agent {
             }
             Ok(_) => {
                 self.hold(None);
-                // It expires by itself when this fails.
-                let _ = self.store.revoke(granted.lease).await;
+                self.give_up_lease(Some(granted)).await;
                 Err(self.wrong_state("the chosen node of an unchanged term record"))
             }
             Err(error) => {
@@ -121,6 +118,42 @@ impl Agent {
                 Err(failed(&error))
             }
         }
+    }
+
+    /// Nothing is bound to it. It expires by itself when this fails.
+    async fn give_up_lease(&self, granted: Option<Granted>) {
+        if let Some(granted) = granted {
+            let _ = self.store.revoke(granted.lease).await;
+        }
+    }
+
+    /// The records by which the term is to be opened, once nothing else stands in the way.
+    async fn to_be_opened(&self, order: &Open) -> Result<ToBeOpened, CommandError> {
+        let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
+        let look = self.look_again(self.env.config.probe_timeout);
+        let ((), read) = tokio::join!(look, self.read_records());
+        self.must_be_primary(order.term)?;
+        read.map_err(|e| failed(&e))?;
+        if order.suspend.is_none() && self.protects() {
+            self.protect_again().await.map_err(|e| failed(&e))?;
+        }
+        let records = self.records.borrow().clone();
+        let Some(term) = records.term.clone() else { return Err(self.wrong_state("in a cluster with a term")) };
+        let mine = term.value.term == order.term && term.value.node.as_ref() == Some(&self.env.config.node);
+        if mine && matches!(term.value.phase, Phase::Active | Phase::Draining) {
+            // Repeated, or its answer was lost.
+            return Ok(ToBeOpened::Opened(Opened { revision: term.revision }));
+        }
+        if !mine || term.revision != order.term_revision {
+            return Err(self.wrong_state("the chosen node of an unchanged term record"));
+        }
+        // Only now: an order that comes late must not lower what an open term promises.
+        if order.suspend.is_some() {
+            self.must_have_watchdog("opening", None).await?;
+            self.remember(|m| m.leased = true).map_err(|e| failed(&e))?;
+            self.set_waits(&Waits::NOBODY).await.map_err(|e| failed(&e))?;
+        }
+        Ok(ToBeOpened::Now(Box::new((term.value, records))))
     }
 
     /// An earlier order to open without standbys has lifted what commits wait for and came to nothing: it must be in force

@@ -29,6 +29,8 @@ const MAX_GAP: u32 = 100_000;
 const SLOTS_BOUND: Duration = Duration::from_secs(1);
 /// How long the checkpoint after a promotion is put off at most.
 const OPEN_BOUND: Duration = Duration::from_secs(5);
+/// And how long once the term is open: those who were held write first.
+const FIRST_WRITES: Duration = Duration::from_millis(150);
 
 /// A position past the term's record, and where the terms begin that have one: this database has those that lead to it.
 const RECORDED: &str = "pg_current_wal_flush_lsn(), (SELECT string_agg(term || ':' || xid_bound, ',' ORDER BY term) \
@@ -384,7 +386,8 @@ impl Agent {
     }
 
     /// pg_rewind before PostgreSQL 16 looks for the new timeline in the source's last checkpoint. In the background, and
-    /// not before the term is open (or [`OPEN_BOUND`]): clients wait for the standbys to follow, whose WAL needs the disk.
+    /// not before the term is open (or [`OPEN_BOUND`]) and clients have written: they wait for the standbys, whose WAL needs
+    /// the disk.
     fn checkpoint_later(&self, term: Term) {
         let env = Arc::clone(&self.env);
         let mut records = self.records.subscribe();
@@ -395,6 +398,7 @@ impl Agent {
             };
             // Not opened in time, or the agent is ending: a standby may be waiting for the checkpoint all the same.
             let _ = tokio::time::timeout(OPEN_BOUND, records.wait_for(open)).await;
+            tokio::time::sleep(FIRST_WRITES).await;
             let done = async {
                 let sql = Sql::local(&env, "postgres", Duration::from_secs(5)).await?;
                 sql.rows("CHECKPOINT", "CHECKPOINT", Duration::from_secs(600)).await

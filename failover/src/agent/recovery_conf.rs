@@ -59,6 +59,9 @@ const ALWAYS_SOON: &str = "synchronous_commit = 'on' # not of every session yet"
 /// The line by which the startup process connects again at once (wal_retrieve_retry_interval in PostgreSQL's
 /// documentation); as long as the upstream is away each attempt costs a process and lines of the log.
 const EAGER: &str = "wal_retrieve_retry_interval = '20ms'";
+/// The line by which the new timeline's first segment is made without 16 MiB of zeros being written and synced, for which the
+/// first commit in it would wait. What PostgreSQL writes there later costs more, as the file system allots it only then.
+const SPARSE: &str = "wal_init_zero = off";
 
 /// The parameter that names the slot.
 const SLOT: &str = "primary_slot_name";
@@ -158,7 +161,7 @@ impl Dynamic {
     fn text(&self, conninfo: &str, slot: &str, stamp: &str) -> String {
         format!(
             "# Written by pgtenure, replaced at each change.\n\
-             primary_conninfo = {}\n{slot}restore_command = ''\nsynchronous_standby_names = {}\n{}\n{}\n{}{STAMP} = {}\n",
+             primary_conninfo = {}\n{slot}restore_command = ''\nsynchronous_standby_names = {}\n{}\n{}{}{STAMP} = {}\n",
             quoted(conninfo),
             quoted(&self.waits.names.to_string()),
             match (self.waits.on_request, self.lenient) {
@@ -166,7 +169,7 @@ impl Dynamic {
                 (false, true) => ALWAYS_SOON,
                 (false, false) => ALWAYS,
             },
-            if self.eager { EAGER } else { "" },
+            if self.eager { format!("{EAGER}\n{SPARSE}\n") } else { String::new() },
             if self.undelayed { "recovery_min_apply_delay = 0\n" } else { "" },
             quoted(stamp),
         )
@@ -361,9 +364,11 @@ mod tests {
         assert!(!conf.text("", "", "1").contains("wal_retrieve_retry_interval"));
         let endpoint = Endpoint { host: "n2".into(), port: 5432 };
         conf.connect(Upstream { node: "n2".parse().unwrap(), endpoint, term: Term(2) });
-        assert!(conf.text("host=n2", "", "2").lines().any(|l| l == EAGER));
+        let text = conf.text("host=n2", "", "2");
+        assert!([EAGER, SPARSE].iter().all(|line| text.lines().any(|l| l == *line)), "{text}");
         assert!(conf.calm() && !conf.calm());
-        assert!(!conf.text("host=n2", "", "3").contains("wal_retrieve_retry_interval"));
+        let text = conf.text("host=n2", "", "3");
+        assert!(!text.contains("wal_retrieve_retry_interval") && !text.contains("wal_init_zero"), "{text}");
     }
 
     #[test]

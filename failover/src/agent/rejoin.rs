@@ -127,7 +127,7 @@ impl Agent {
         }
         let (sql, opened) = tokio::join!(Sql::local(&self.env, "postgres", bound), Replication::open(&self.env, bound));
         let sql = sql?;
-        let received = if cut_off { None } else { self.receiver_gone(&sql).await? };
+        let received = if cut_off { None } else { self.receiver_gone(&sql, false).await? };
         self.replay_all(&sql).await?;
         let (end, replay) = self.local_end(&sql, received, &mut opened.ok()).await?;
         // What was received past the end of replay is the beginning of a record, which PostgreSQL drops.

@@ -447,7 +447,7 @@ impl Planner {
             ended: prev.map(|p| p.term),
             to: None,
             started: self.wall,
-            phases: Vec::new(),
+            phases: begin.steps.clone(),
             recruits: Vec::new(),
             m: policy.m(),
             k: policy.k,

@@ -100,9 +100,9 @@ impl Planner {
         let evidence = vec![format!("{} asked for a switchover from {primary} to {target}", op.by)];
         let step = PreludeStep::Checkpointing;
         let target = Some(target);
-        let (op, detected) = (Some(op), None);
+        let (op, detected, steps) = (Some(op), None, Vec::new());
         self.begin_prelude(
-            Prelude { op, term, primary, began: now, detected, target, forced: None, step, evidence },
+            Prelude { op, term, primary, began: now, detected, target, forced: None, step, steps, evidence },
             out,
         );
         Ok(())
@@ -278,9 +278,9 @@ impl Planner {
             // that no manager takes it for dead while its leader is about to go on.
             let (term, step) = (term.term, PreludeStep::ToCloseGate);
             let forced = Some(Forced { allow_loss });
-            let (op, detected, primary) = (Some(op), None, primary.clone());
+            let (op, detected, primary, steps) = (Some(op), None, primary.clone(), Vec::new());
             self.begin_prelude(
-                Prelude { op, term, primary, began: now, detected, target: to, forced, step, evidence },
+                Prelude { op, term, primary, began: now, detected, target: to, forced, step, steps, evidence },
                 out,
             );
             return Ok(());

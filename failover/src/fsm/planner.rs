@@ -488,6 +488,7 @@ impl Planner {
             began,
             detected: None,
             evidence,
+            steps: Vec::new(),
             prefer: None,
             avoid: None,
             home: None,

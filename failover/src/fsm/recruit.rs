@@ -184,13 +184,16 @@ impl Planner {
     }
 
     pub(super) fn ask_to_freeze(&self, now: Instant, round: &mut Round, out: &mut Vec<Action>) {
+        // A term in between may have got a primary of its own.
+        let next = round.prev.as_ref().is_some_and(|last| round.term.0 == last.term.0 + 1);
+        let is_stopped = round.begin.end.is_some() && next;
         for node in self.seen.agents.keys() {
             let ask = round.asks.entry(node.clone()).or_default();
             if ask.recover || !ask.due(now) {
                 continue;
             }
             ask.in_flight = true;
-            let command = Command::Freeze(Freeze { term: round.term, coordinator: self.id.clone() });
+            let command = Command::Freeze(Freeze { term: round.term, coordinator: self.id.clone(), is_stopped });
             send(out, node, command, self.settings.freeze_timeout);
         }
     }

@@ -84,8 +84,13 @@ impl LsnClock {
 
 /// Note that `phase` ended at `now`; `began` is the first evidence. A phase noted twice keeps its first time.
 pub fn phase(journal: &mut JournalRecord, began: Instant, now: Instant, phase: &str) {
-    if !journal.phases.iter().any(|p| p.phase == phase) {
-        journal.phases.push(PhaseTime { phase: phase.to_owned(), ms: millis(now.since(began)) });
+    step(&mut journal.phases, began, now, phase);
+}
+
+/// The same of what has no journal yet.
+pub(super) fn step(phases: &mut Vec<PhaseTime>, began: Instant, now: Instant, phase: &str) {
+    if !phases.iter().any(|p| p.phase == phase) {
+        phases.push(PhaseTime { phase: phase.to_owned(), ms: millis(now.since(began)) });
     }
 }
 

@@ -12,7 +12,7 @@ use crate::fsm::observe::At;
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
 use crate::fsm::sync_set;
-use crate::record::{Cause, JournalRecord, Phase, PolicyRecord, Suspension, Tenure, TermRecord};
+use crate::record::{Cause, JournalRecord, Phase, PhaseTime, PolicyRecord, Suspension, Tenure, TermRecord};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -26,6 +26,8 @@ pub(super) struct Begin {
     /// When it was first decided.
     pub(super) detected: Option<Instant>,
     pub(super) evidence: Vec<String>,
+    /// What came before T1, for the journal.
+    pub(super) steps: Vec<PhaseTime>,
     /// The operator's target.
     pub(super) prefer: Option<NodeId>,
     /// Not this node, when the others suffice.

@@ -8,8 +8,9 @@ use crate::fsm::action::{Action, Answer, ChangeKind, Command, CommandError, Guar
 use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::observe::{Health, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
+use crate::fsm::report::step;
 use crate::fsm::round::{Begin, Op};
-use crate::record::{Cause, Phase, TermRecord};
+use crate::record::{Cause, Phase, PhaseTime, TermRecord};
 use cluster::{Instant, NodeId, Term};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(super) struct Prelude {
     /// A failover stops the old primary hard, without a drain, and does not return to it.
     pub(super) forced: Option<Forced>,
     pub(super) step: PreludeStep,
+    /// When the steps before were over.
+    pub(super) steps: Vec<PhaseTime>,
     pub(super) evidence: Vec<String>,
 }
 
@@ -93,6 +96,7 @@ impl Planner {
                 if busy.is_empty() || waited >= self.settings.drain_timeout {
                     let note = format!("after {} ms not drained: {}", millis(waited), list(&busy));
                     prelude.evidence.extend((!busy.is_empty()).then_some(note));
+                    step(&mut prelude.steps, prelude.began, now, "drained");
                     prelude.step = PreludeStep::ToStop;
                     return Flow::Again;
                 }
@@ -141,6 +145,7 @@ impl Planner {
             target: None,
             forced: Some(Forced { allow_loss: false }),
             step: PreludeStep::ToStop,
+            steps: Vec::new(),
             evidence: begin.evidence,
         }));
         None
@@ -170,7 +175,10 @@ impl Planner {
             return;
         }
         match (&prelude.step, result) {
-            (PreludeStep::Checkpointing, Ok(_)) => prelude.step = PreludeStep::ToCloseGate,
+            (PreludeStep::Checkpointing, Ok(_)) => {
+                step(&mut prelude.steps, prelude.began, now, "checkpointed");
+                prelude.step = PreludeStep::ToCloseGate;
+            }
             (PreludeStep::Checkpointing, Err(error)) => {
                 let why = format!("the checkpoint before the switchover failed: {error}; nothing was changed");
                 self.prelude_failed(why, out);
@@ -196,6 +204,7 @@ impl Planner {
     fn old_primary_stopped(&mut self, now: Instant, stopped: &crate::api::Stopped) {
         let Stage::Prelude(prelude) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
         let mut begin = begin_of(*prelude, Cause::Switchover);
+        step(&mut begin.steps, begin.began, now, "stopped");
         let old = begin.avoid.take().expect("begin_of names the old primary");
         match (begin.cause, stopped.end.filter(|_| stopped.clean)) {
             (Cause::Switchover, Some(end)) => begin.end = Some((old, end)),
@@ -277,6 +286,7 @@ fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
         began: prelude.began,
         detected: prelude.detected,
         evidence: prelude.evidence,
+        steps: prelude.steps,
         prefer: prelude.target,
         avoid: Some(prelude.primary),
         home: None,

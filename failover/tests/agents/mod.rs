@@ -323,7 +323,7 @@ impl Cluster {
     }
 
     pub(crate) async fn freeze(&self, i: usize, term: Term) -> Result<Frozen, String> {
-        self.post(i, "freeze", &Freeze { term, coordinator: "test".into() }).await
+        self.post(i, "freeze", &Freeze { term, coordinator: "test".into(), is_stopped: false }).await
     }
 
     pub(crate) fn promotion(&self, i: usize, term: Term, base: Position) -> Promote {

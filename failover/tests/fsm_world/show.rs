@@ -61,9 +61,8 @@ fn order(command: &Command) -> String {
         }
         Command::Relax(r) => format!("relax term={term} epoch={}", r.policy_epoch),
         Command::Arm(a) => format!("arm term={term} names=\"{}\"", a.sync_names),
-        Command::Freeze(_) | Command::Recover(_) | Command::Checkpoint(_) => {
-            format!("{} term={term}", command.kind().as_str())
-        }
+        Command::Freeze(f) => format!("freeze term={term}{}", if f.is_stopped { " stopped" } else { "" }),
+        Command::Recover(_) | Command::Checkpoint(_) => format!("{} term={term}", command.kind().as_str()),
     }
 }
 
