@@ -12,6 +12,7 @@ use failover::fsm::status::Status;
 use failover::manager::{ManagerConfig, ManagerHandle, start};
 use failover::record::{Mode, Phase};
 use nix::sys::signal::Signal;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use tokio_postgres::{Client, NoTls};
 struct ByHand {
     dir: tempfile::TempDir,
     ports: [u16; 3],
+    /// How often each was told to stop.
+    stops: [Cell<usize>; 3],
 }
 
 impl Drop for ByHand {
@@ -38,7 +41,8 @@ fn run(program: &str, args: &[&str]) {
 impl ByHand {
     /// A primary and two standbys that stream, with this port and the following.
     fn start(port: u16) -> Self {
-        let it = Self { dir: tempfile::tempdir().unwrap(), ports: [port, port + 1, port + 2] };
+        let it =
+            Self { dir: tempfile::tempdir().unwrap(), ports: [port, port + 1, port + 2], stops: Default::default() };
         let (first, sync) = (it.data(0), ["--data-checksums", "-N"]);
         run("initdb", &[&["-D", text(&first), "-U", "postgres", "-A", "trust"][..], &sync].concat());
         it.configure(0);
@@ -52,7 +56,7 @@ impl ByHand {
 
     /// A standby of nobody.
     fn alone(port: u16) -> Self {
-        let it = Self { dir: tempfile::tempdir().unwrap(), ports: [port; 3] };
+        let it = Self { dir: tempfile::tempdir().unwrap(), ports: [port; 3], stops: Default::default() };
         run("initdb", &["-D", text(&it.data(0)), "-U", "postgres", "-A", "trust", "-N"]);
         std::fs::write(it.data(0).join("standby.signal"), "").unwrap();
         it.configure(0);
@@ -68,6 +72,10 @@ impl ByHand {
         let file = self.data(i).join("postgresql.conf");
         let before = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, before + &settings).unwrap();
+        self.run(i);
+    }
+
+    fn run(&self, i: usize) {
         let log = self.dir.path().join(format!("{i}.log"));
         run("pg_ctl", &["-D", text(&self.data(i)), "-w", "-l", text(&log), "start"]);
     }
@@ -128,6 +136,23 @@ fn the_timeline_is_the_one_that_is_written_though_no_checkpoint_has_noted_it() {
     });
 }
 
+/// The node has its turn, and its agent stops the server, which goes on stopping until what is given here is done.
+async fn while_it_stops(c: &mut Cluster, hand: &ByHand, i: usize, meanwhile: impl AsyncFnOnce(&mut Cluster)) {
+    let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    let checkpointer: i32 = connect(hand.ports[i]).await.query_one(checkpointer, &[]).await.unwrap().get(0);
+    signal(checkpointer, Signal::SIGSTOP);
+    adopt::give_turn(&c.store, &c.keys, &c.nodes[i].id).await.unwrap();
+    let asked = "received fast shutdown request";
+    let log = hand.dir.path().join(format!("{i}.log"));
+    let times = || std::fs::read_to_string(&log).unwrap().matches(asked).count();
+    let before = hand.stops[i].replace(hand.stops[i].get() + 1);
+    until("the agent's order to stop", async || (times() > before).then_some(())).await;
+    meanwhile(c).await;
+    signal(checkpointer, Signal::SIGCONT);
+    let pid_file = hand.data(i).join("postmaster.pid");
+    until("the end of the server", async || (!pid_file.exists()).then_some(())).await;
+}
+
 #[test]
 fn a_cluster_made_by_hand_is_adopted_and_a_failover_keeps_its_rows() {
     unprivileged("a_cluster_made_by_hand_is_adopted_and_a_failover_keeps_its_rows", async {
@@ -154,18 +179,45 @@ fn a_cluster_made_by_hand_is_adopted_and_a_failover_keeps_its_rows() {
         adopt::prepare(&old, &found, &n1, &repl, &monitor).await.unwrap();
         adopt::prepare(&old, &found, &n1, &repl, &monitor).await.expect("it can be repeated");
         let found = adopt::survey(&old).await.unwrap();
-        let begin = async || adopt::begin(&c.store, &c.keys, &c.shared, &found, (&n1, "test", 0)).await;
+        let (store, keys, shared) = (c.store.client(), c.keys.clone(), c.shared.clone());
+        let begin = async || adopt::begin(&store, &keys, &shared, &found, (&n1, "test", 0)).await;
         begin().await.unwrap();
         assert!(matches!(begin().await, Err(adopt::AdoptError::Exists { term: Term(1) })));
-        // The primary serves all the while, and so do the standbys whose turn has not come.
-        for (node, then) in [("n2", &["n2"][..]), ("n3", &["n2", "n3"])] {
-            adopt::give_turn(&c.store, &c.keys, &node.parse().unwrap()).await.unwrap();
+        // Taken back while a server is being stopped: it is not moved, and started as before.
+        while_it_stops(&mut c, &hand, 2, async |c| {
+            assert_eq!(adopt::undo(&c.store, &c.keys).await.unwrap(), [c.nodes[2].id.clone()]);
+        })
+        .await;
+        c.until_state(2, "the end of its turn", |s| s.rejoin.is_none().then_some(())).await;
+        hand.run(2);
+        begin().await.unwrap();
+        // The primary serves all the while, and so do the standbys whose turn has not come. An agent that ends when it has
+        // stopped its server, or has moved the directory too, goes on with what it finds.
+        let turn = async |node: &str, then: &[&str]| {
+            adopt::give_turn(&store, &keys, &node.parse().unwrap()).await.unwrap();
             until(&format!("{node} under its agent"), async || {
                 old.batch_execute("INSERT INTO public.t VALUES (0)").await.unwrap();
                 (adopt::following(&old).await.unwrap() == then).then_some(())
             })
             .await;
-        }
+        };
+        while_it_stops(&mut c, &hand, 1, async |c| c.crash_agent(1).await).await;
+        assert!(hand.data(1).exists());
+        c.start(1).await;
+        turn("n2", &["n2"]).await;
+        // Taken back, and what was moved serves on.
+        assert_eq!(adopt::undo(&c.store, &c.keys).await.unwrap(), [c.nodes[1].id.clone()]);
+        c.crash_agent(1).await;
+        c.start(1).await;
+        old.batch_execute("CREATE TABLE public.undone ()").await.unwrap();
+        let reads = async || (c.value(1, "SELECT to_regclass('undone') IS NOT NULL").await == "t").then_some(());
+        until("what was written after the undo at n2", reads).await;
+        begin().await.unwrap();
+        turn("n2", &["n2"]).await;
+        while_it_stops(&mut c, &hand, 2, async |c| c.crash_agent(2).await).await;
+        std::fs::rename(hand.data(2), c.nodes[2].config.data_dir.join("data")).unwrap();
+        c.start(2).await;
+        turn("n3", &["n2", "n3"]).await;
         assert!(hand.data(0).exists() && !hand.data(1).exists() && !hand.data(2).exists());
         let s = m.status().borrow().clone();
         assert!(s.paused.is_some() && !s.safe_to_lose_primary.safe, "{s:#?}");

@@ -19,6 +19,8 @@ use tokio_postgres::{Client, NoTls};
 
 /// Bound on a login.
 const LOGIN_BOUND: Duration = Duration::from_secs(10);
+/// For so long those whose turn is under way may come to its end before it is taken back.
+const UNDO_WAIT: Duration = Duration::from_secs(30);
 /// Between two looks while nothing is stopped.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Between two looks while writes wait.
@@ -54,12 +56,9 @@ async fn adopt_cluster(args: &AdoptArgs) -> Result<ExitCode> {
     let store = EtcdStore::new(&config.etcd).context("cannot reach etcd")?;
     let keys = Keys::new(&config.etcd.prefix, &config.name);
     if args.undo {
-        return undo(&store, &keys).await;
+        return undo(args, &store, &keys).await;
     }
-    let login = tokio::time::timeout(LOGIN_BOUND, login(&args.primary)?.connect(NoTls)).await;
-    let login = login.with_context(|| format!("the primary does not let in within {} s", LOGIN_BOUND.as_secs()))?;
-    let (primary, connection) = login.context("cannot connect to the primary")?;
-    tokio::spawn(connection);
+    let primary = connect(&args.primary).await?;
     let adoption = Adoption { args, store, keys, cluster, agent, primary };
     let found = adopt::survey(&adoption.primary).await?;
     let standing = adopt::standing(&adoption.store, &adoption.keys).await?;
@@ -97,7 +96,36 @@ async fn adopt_cluster(args: &AdoptArgs) -> Result<ExitCode> {
     adoption.finish(&found).await
 }
 
-async fn undo(store: &EtcdStore, keys: &Keys) -> Result<ExitCode> {
+async fn connect(dsn: &str) -> Result<Client> {
+    let login = tokio::time::timeout(LOGIN_BOUND, login(dsn)?.connect(NoTls)).await;
+    let login = login.with_context(|| format!("the primary does not let in within {} s", LOGIN_BOUND.as_secs()))?;
+    let (primary, connection) = login.context("cannot connect to the primary")?;
+    tokio::spawn(connection);
+    Ok(primary)
+}
+
+/// Of those that had their turn the ones that do not follow the primary under their agents, once they have had some time for it:
+/// an agent that is just moving its server would not know any more whom to follow. None where that cannot be seen.
+async fn under_way(args: &AdoptArgs, store: &EtcdStore, keys: &Keys) -> Result<Vec<NodeId>> {
+    let begun = adopt::standing(store, keys).await?.begun;
+    let turns = begun.filter(|a| !a.take_primary).and_then(|a| a.turns).unwrap_or_default();
+    let deadline = Instant::now() + args.wait.min(UNDO_WAIT);
+    let primary = match connect(&args.primary).await {
+        Ok(primary) if !turns.is_empty() => primary,
+        _ => return Ok(Vec::new()),
+    };
+    loop {
+        let Ok(follow) = adopt::following(&primary).await else { return Ok(Vec::new()) };
+        let left: Vec<NodeId> = turns.iter().filter(|t| !follow.iter().any(|f| f == t.as_str())).cloned().collect();
+        if left.is_empty() || Instant::now() >= deadline {
+            return Ok(left);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn undo(args: &AdoptArgs, store: &EtcdStore, keys: &Keys) -> Result<ExitCode> {
+    let left = under_way(args, store, keys).await?;
     let moved = match adopt::undo(store, keys).await {
         Err(error @ (adopt::AdoptError::PrimaryTaken | adopt::AdoptError::NotBegun)) => {
             eprintln!("refused: {error}");
@@ -107,6 +135,9 @@ async fn undo(store: &EtcdStore, keys: &Keys) -> Result<ExitCode> {
     };
     println!("etcd does not know the cluster any more; the primary is as it was, but for two roles and a table");
     for node in &moved {
+        if left.contains(node) {
+            println!("{node} does not follow the primary under its agent: it serves no reads until this is done:");
+        }
         println!(
             "{node} had its turn. If its directory was moved: stop the agent and then its PostgreSQL, move data below \
              agent.data_dir back to agent.adopt, set primary_conninfo there and start it as before"

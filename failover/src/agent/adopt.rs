@@ -26,10 +26,14 @@ pub(crate) enum AdoptError {
         #[source]
         source: io::Error,
     },
+    #[error("the adoption was taken back: {} stays where it is; if it was stopped, start it as before", path.display())]
+    TakenBack { path: PathBuf },
     #[error(transparent)]
     Tool(#[from] ToolError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("how far the adoption has come is not known")]
+    Standing(#[from] crate::adopt::AdoptError),
 }
 
 /// Could `from` be renamed to something in `root`? As far as can be told without doing it.
@@ -82,6 +86,7 @@ impl Agent {
         let immovable = |source| AdoptError::Move { from: from.clone(), to: to.clone(), source };
         // Before anything is stopped: a server whose directory cannot be moved goes on serving.
         check_movable(&from, &self.env.layout.root).map_err(immovable)?;
+        self.must_have_its_turn(&from).await?;
         self.rejoining("taking over");
         if from.join("postmaster.pid").exists() {
             tracing::info!(node = %self.env.config.node, path = %from.display(), "stopping the postgres to adopt");
@@ -90,6 +95,7 @@ impl Agent {
             stop.arg("stop").arg("-D").arg(&from).args(["-m", "fast", "-w", "-t"]).arg(bound.as_secs().to_string());
             tool::run(stop, bound + Duration::from_secs(5)).await?;
         }
+        self.must_have_its_turn(&from).await?;
         let control = Control::of(&self.env, &from).await?;
         if !control.clean() {
             return Err(AdoptError::NotClean { path: from, state: control.state });
@@ -105,6 +111,16 @@ impl Agent {
         );
         self.look_again(self.env.config.probe_timeout).await;
         Ok(())
+    }
+
+    /// Whoever has taken the adoption back would find it in a place where nothing starts it. What was read of the term is kept when
+    /// etcd forgets it, so this is asked for.
+    async fn must_have_its_turn(&self, path: &Path) -> Result<(), AdoptError> {
+        let begun = crate::adopt::standing(&*self.store, &self.env.keys).await?.begun;
+        if begun.is_some_and(|a| a.is_turn_of(&self.env.config.node)) {
+            return Ok(());
+        }
+        Err(AdoptError::TakenBack { path: path.to_owned() })
     }
 
     /// The primary's directory is ours: the managers may begin the term that starts it.
