@@ -213,6 +213,9 @@ async fn a_killed_follower_of_three_and_an_endpoint_where_nothing_listens_are_sk
     let back = s.check_versions(&mut told).await;
     assert_eq!(back.iter().map(|(url, _)| url).collect::<Vec<_>>(), [&etcd.urls()[follower]]);
     assert!(s.check_versions(&mut told).await.is_empty());
+    // All are of one version: either all are told of, or none is.
+    let all: Vec<String> = told.iter().map(|(url, version)| format!("{url} ({version})")).collect();
+    assert!(s.outdated() == all || s.outdated().is_empty(), "{:?} of {all:?}", s.outdated());
 }
 
 #[tokio::test]

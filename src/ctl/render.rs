@@ -102,6 +102,10 @@ pub fn status(answer: &Value) -> String {
             since.why,
         );
     }
+    if !s.outdated_etcd.is_empty() {
+        let members = s.outdated_etcd.join(", ");
+        let _ = writeln!(out, "ETCD with known lease bugs (fixed in 3.4.38, 3.5.23, 3.6.5): {members}");
+    }
     match &s.verdict {
         Verdict::Steady | Verdict::Following => {}
         Verdict::Acting { .. } => _ = writeln!(out, "under way: {}", s.verdict_text.join("; ")),
@@ -583,11 +587,13 @@ mod tests {
             }],
             "safe_to_lose_primary": { "safe": false, "why": ["commits past 0/5000 are not protected"] },
             "verdict": { "verdict": "steady" }, "verdict_text": [], "last_failover": null, "records_ms_ago": 3,
+            "outdated_etcd": ["http://db1:2379 (3.4.23)"],
         }));
         let expected = "cluster demo  term 7  phase active  primary n3  mode strict  leading manager db1:7400\n\
             losing the primary now: NOT SAFE: commits past 0/5000 are not protected\n\
             UNPROTECTED since 0/5000 (term 7, 1970-01-01T00:00:00Z): data loss was allowed; armed again by itself \
-            when enough standbys stream\n\n\
+            when enough standbys stream\n\
+            ETCD with known lease bugs (fixed in 3.4.38, 3.5.23, 3.6.5): http://db1:2379 (3.4.23)\n\n\
             NODE  STATE    TL  RECEIVED  REPLAYED  BEHIND  LAG  NOTES\n\
             n3    primary  7   0/6000    -         -       -    agent silent for 1200 ms\n";
         assert_eq!(text, expected);

@@ -54,6 +54,9 @@ pub struct Status {
     pub last_failover: Option<JournalRecord>,
     /// Age of what was read from etcd, ms.
     pub records_ms_ago: Option<u64>,
+    /// Members of etcd whose leases are known to misbehave, each with its version.
+    #[serde(default)]
+    pub outdated_etcd: Vec<String>,
 }
 
 /// The leading manager.
@@ -169,6 +172,7 @@ impl Planner {
             verdict_text: self.without_etcd(now).map_or_else(|| words(&self.verdict), |gone| vec![gone]),
             last_failover: self.last.clone(),
             records_ms_ago: self.seen.read_at.map(|at| millis(now.since(at))),
+            outdated_etcd: Vec::new(),
         }
     }
 

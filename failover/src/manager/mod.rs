@@ -387,7 +387,8 @@ impl Manager {
         self.shown_at = now;
         let seen = self.leader.borrow().leader.clone();
         let leader = seen.map(|l| Leader { id: l.id, admin: l.admin });
-        let status = self.planner.status(now, &self.config.cluster, leader);
+        let mut status = self.planner.status(now, &self.config.cluster, leader);
+        status.outdated_etcd = self.store.outdated();
         self.metrics.show(&status, self.planner.recruits(now));
         self.show.send_replace(Arc::new(status));
     }

@@ -254,6 +254,11 @@ pub trait Store: Send + Sync + 'static {
     /// is served by the runtime that made it.
     fn apart(&self) -> Arc<dyn Store>;
 
+    /// Members whose leases are known to misbehave, each with its version, as far as they were asked.
+    fn outdated(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Read one key, linearizable.
     fn get(&self, key: &str) -> StoreResult<'_, Option<Versioned>> {
         let read = self.read(vec![Range::Key(key.to_owned())]);

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
@@ -57,6 +57,8 @@ struct Shared {
     proven_ms: AtomicU64,
     born: Instant,
     request_timeout: Duration,
+    /// Members with known lease bugs, by address, and their versions.
+    outdated: Mutex<BTreeMap<String, String>>,
     /// The same with connections of its own, once it was asked for.
     apart: OnceLock<Arc<Shared>>,
 }
@@ -139,12 +141,18 @@ impl EtcdStore {
             }
             if is_older_than_fixed(&version) {
                 warn!(endpoint = url, version, fixed_in = "3.4.38, 3.5.23, 3.6.5", "etcd has known lease bugs");
+                self.outdated_members().insert(url.clone(), version.clone());
             } else {
+                self.outdated_members().remove(url);
                 info!(endpoint = url, version, "etcd member found");
             }
             new.push((url.clone(), version));
         }
         new
+    }
+
+    fn outdated_members(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.shared.outdated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every endpoint's URL.
@@ -192,7 +200,8 @@ impl Endpoint {
 impl Shared {
     fn new(endpoints: Vec<Endpoint>, request_timeout: Duration) -> Self {
         let (preferred, proven_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { endpoints, preferred, proven_ms, born: Instant::now(), request_timeout, apart: OnceLock::new() }
+        let (born, outdated, apart) = (Instant::now(), Mutex::default(), OnceLock::new());
+        Self { endpoints, preferred, proven_ms, born, request_timeout, outdated, apart }
     }
 
     fn deadline(&self) -> Instant {
@@ -494,5 +503,9 @@ impl Store for EtcdStore {
             Arc::new(Shared::new(endpoints, self.shared.request_timeout))
         });
         Arc::new(Self { shared: Arc::clone(shared) })
+    }
+
+    fn outdated(&self) -> Vec<String> {
+        self.outdated_members().iter().map(|(url, version)| format!("{url} ({version})")).collect()
     }
 }
