@@ -204,6 +204,9 @@ fn a_statement_says_in_a_comment_what_its_commit_waits_for() {
     });
     (0..4).for_each(|_| assert!(a.until_ready().contains(&"C INSERT 0 1".to_owned())));
     assert_eq!([5, 6, 7, 8].map(|i| how(&mut b, i)), ["off", "remote_apply", "local", "remote_apply"]);
+    // Of a string of several it speaks for the first, and the others want what the session does.
+    ok(&mut a, &hint("local", &format!("{}; {}", insert(12), insert(13))));
+    assert_eq!(how(&mut b, 12), "remote_apply");
     // A BEGIN says it for its block, and nothing else within one can.
     ok(&mut a, &hint("local", "begin"));
     let seen = ok(&mut a, &hint("semi_sync", &insert(9)));

@@ -429,8 +429,13 @@ fn a_token_from_beyond_a_fork_is_refused() {
             refused.then_some(())
         });
     }
-    ok(&mut a, "set pgtenure.after = '1-1-0/1'");
-    ok(&mut a, "select n from seen");
+    // One takes the place of it in any way, with a server of its own and without.
+    for set in ["select set_config('pgtenure.after', '1-1-0/1', false)", "set a.b = 1; set pgtenure.after = '1-1-0/1'"]
+    {
+        ok(&mut a, "set pgtenure.after = '1-1-FF/0'");
+        ok(&mut a, set);
+        ok(&mut a, "select n from seen");
+    }
     ok(&mut a, "reset pgtenure.after");
     ok(&mut a, "update seen set n = 1");
     let token = value(&mut a, "show pgtenure.token");
@@ -471,6 +476,8 @@ fn a_token_from_beyond_a_fork_is_refused() {
     // What the session has set may be lost by a failover after that, also for one that lost its server with it.
     assert_eq!(pinned.query(WHERE)[0], "E 08006");
     assert_eq!(pinned.query(WHERE), ["E 08007", "Z I"]);
+    ok(&mut pinned, "select set_config('pgtenure.after', '', false)");
+    ok(&mut pinned, WHERE);
 }
 
 #[test]

@@ -31,7 +31,13 @@ pub fn behind(sql: &[u8]) -> Vec<(String, String)> {
     while let Some((_, rest)) = comment(text) {
         text = rest;
     }
-    let says = text.windows(9).any(|w| w == b"pgtenure:");
+    const SAYS: &[u8] = b"pgtenure:";
+    let mut at = (0..text.len().saturating_sub(SAYS.len() - 1)).filter(|i| text[*i..].starts_with(SAYS));
+    // Also where that stands in a literal.
+    let says = at.any(|i| {
+        let before = text[..i].trim_ascii_end();
+        before.ends_with(b"/*") || before.ends_with(b"--")
+    });
     if says { vec![bad("is not before the first statement of its string")] } else { Vec::new() }
 }
 
@@ -104,6 +110,7 @@ mod tests {
         let long = format!("/* pgtenure: read_from=primary {} */ select 1", "x".repeat(LONGEST));
         assert_eq!(settings(long.as_bytes()), [bad("is too long")]);
         assert_eq!(behind(b"/* pgtenure: read_from=primary */ select 1; select 2"), []);
+        assert_eq!(behind(b"select 'pgtenure: x'; select 2"), []);
         assert_eq!(behind(b"select 1; /* pgtenure: read_from=primary */ select 2").len(), 1);
     }
 }

@@ -433,7 +433,7 @@ fn after(
     let term = topology.term;
     let lost = |why| Decision { target: Target::Nowhere, reason: Reason::AfterLost { after, why, term } };
     match after.standing(topology, now) {
-        Standing::Need(lsn) => match after.is_past_end(topology, lag, since) {
+        Standing::Need(lsn) => match after.is_past_end(topology, lag, (since, now)) {
             Ok(None) => Ok(Some(lsn)),
             Ok(Some(why)) => Err(lost(why)),
             Err(end) => match AFTER_SAMPLE.saturating_sub(now.since(since)) {

@@ -109,8 +109,8 @@ impl Lag {
     }
 
     /// Is that in no history of `topology`'s primary, as it lies past the end of its WAL that was told at `since` or later?
-    pub fn is_past_end(&self, after: &After, topology: &Topology, since: Instant) -> Option<Gone> {
-        after.is_past_end(topology, self, since).ok().flatten()
+    pub fn is_past_end(&self, after: &After, topology: &Topology, times: (Instant, Instant)) -> Option<Gone> {
+        after.is_past_end(topology, self, times).ok().flatten()
     }
 
     /// Which server answers to a standby's name who samples it. `None`: none does, or it does not tell.

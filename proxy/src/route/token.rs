@@ -10,6 +10,7 @@ use cluster::topology::{Gate, Topology};
 use cluster::{Instant, Lsn, Term, TimelineId};
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// A position in one term's WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +22,9 @@ pub struct Token {
     /// The position.
     pub lsn: Lsn,
 }
+
+/// A primary that was not asked for this long is not asked by itself: nobody should wait for that.
+const SAMPLED: Duration = Duration::from_secs(2);
 
 /// A token as it is handed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +81,14 @@ impl After {
     ///
     /// # Errors
     /// It was not asked since: the end that is known.
-    pub(super) fn is_past_end(&self, topology: &Topology, lag: &Lag, since: Instant) -> Result<Option<Gone>, Lsn> {
-        let Some(sample) = lag.primary_of(topology).filter(|_| self.token.term == topology.term) else {
-            return Ok(None);
-        };
+    pub(super) fn is_past_end(
+        &self,
+        topology: &Topology,
+        lag: &Lag,
+        (since, now): (Instant, Instant),
+    ) -> Result<Option<Gone>, Lsn> {
+        let known = lag.primary_of(topology).filter(|_| self.token.term == topology.term);
+        let Some(sample) = known.filter(|sample| now.since(sample.sent_at) <= SAMPLED) else { return Ok(None) };
         match sample.insert_lsn {
             end if self.token.lsn <= end => Ok(None),
             end if sample.sent_at >= since => Ok(Some(Gone::End(end))),

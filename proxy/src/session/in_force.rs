@@ -4,7 +4,7 @@
 //! is found to have at the end of a transaction is what the client has set.
 
 use crate::route::durability::{COMMIT, Durability, NAME};
-use crate::route::promise::{self, PREFIX, SETTINGS};
+use crate::route::promise::{self, AFTER, PREFIX, SETTINGS};
 use crate::session::batch::Unit;
 use crate::session::client::Session;
 use crate::session::durability::level;
@@ -62,11 +62,15 @@ impl Session {
         own
     }
 
-    /// Is setting or resetting all that each text of a unit does?
-    pub(super) fn only_changes_settings(&self, input: &[u8], unit: &Unit) -> bool {
-        let mut only = true;
-        self.each_text(input, unit, |sql| only &= sql.is_empty() || only_sets(sql));
-        only
+    /// Is setting or resetting all that each text of a unit does? Or does one set the position that reads must have seen: then the
+    /// one of before is not held against it.
+    pub(super) fn is_before_after(&self, input: &[u8], unit: &Unit) -> bool {
+        let (mut only, mut sets_after) = (true, false);
+        self.each_text(input, unit, |sql| {
+            only &= sql.is_empty() || only_sets(sql);
+            sets_after |= find(sql, AFTER.as_bytes()) && set(sql) != 0;
+        });
+        only || sets_after
     }
 
     /// A unit goes to the server: which settings does its transaction have of its own?

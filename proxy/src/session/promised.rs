@@ -112,12 +112,13 @@ impl Session {
         if self.w.config().reads.hints {
             // One comment speaks for the first statement of a string, and the others say nothing.
             let several = |sql: &[u8]| sql.contains(&b';') && !first_of(sql).1.trim_ascii().is_empty();
+            let says = |of: &[(String, String)]| !of.is_empty();
             self.each_text(input, unit, |sql| {
                 if !sql.trim_ascii().is_empty() {
-                    hints.push(hint::settings(sql));
-                    if several(sql) {
-                        hints.push(hint::behind(sql));
-                    }
+                    let (first, behind) = (hint::settings(sql), hint::behind(sql));
+                    let others = (says(&first) || says(&behind)) && several(sql);
+                    hints.push(first);
+                    hints.extend(others.then_some(behind));
                 }
             });
         }
@@ -173,7 +174,8 @@ impl Session {
         let after = self.promise_of_unit().after?;
         // What has no server yet is judged when one is looked for, which can wait.
         self.server.as_ref().filter(|_| !self.relay.busy() && self.relay.status == TxStatus::Idle)?;
-        let since = self.promised.as_deref().map_or(now, |known| known.since);
+        // What a comment names has come only now.
+        let since = self.promised.as_deref().filter(|_| self.hinted.is_none()).map_or(now, |known| known.since);
         self.standing(after, (since, now))
     }
 
@@ -183,7 +185,7 @@ impl Session {
         let term = view.topology.term;
         let why = match after.standing(&view.topology, now) {
             Standing::Lost(why) => Some(why),
-            Standing::Need(_) => view.lag.is_past_end(&after, &view.topology, since),
+            Standing::Need(_) => view.lag.is_past_end(&after, &view.topology, (since, now)),
             Standing::Undecided | Standing::Ahead => None,
         };
         why.map(|why| PromiseError::AfterLost { after, why, term })

@@ -14,18 +14,21 @@ pub fn sets_aside(sql: &[u8]) -> bool {
     only(sql, &["set"], |word| word.get(..11).is_some_and(|start| is(start, "transaction")))
 }
 
-/// Is this one SET, RESET or DISCARD, which reads nothing?
+/// Is this nothing but SET, RESET and DISCARD, which read nothing?
 pub fn only_sets(sql: &[u8]) -> bool {
     let mut lexer = Lexer::new(sql);
-    if !matches!(lexer.next(), Some(Token::Word(verb)) if ["set", "reset", "discard"].iter().any(|one| is(verb, one))) {
-        return false;
-    }
-    let mut over = false;
+    let (mut begins, mut any) = (true, false);
     while let Some(token) = lexer.next() {
         match token {
-            Token::Semicolon => over = true,
+            Token::Semicolon => begins = true,
             Token::Odd => return false,
-            _ if over => return false,
+            Token::Word(verb) if begins => {
+                if !["set", "reset", "discard"].iter().any(|one| is(verb, one)) {
+                    return false;
+                }
+                (begins, any) = (false, true);
+            }
+            _ if begins => return false,
             Token::Word(_)
             | Token::Quoted(_)
             | Token::Literal
@@ -36,7 +39,7 @@ pub fn only_sets(sql: &[u8]) -> bool {
             | Token::Operator => {}
         }
     }
-    true
+    any
 }
 
 /// Is this one statement that changes rows, by its first word? The text is read as with `standard_conforming_strings` on.
@@ -117,7 +120,10 @@ mod tests {
             ("discard all", true),
             ("set \"x\" = 1", true),
             ("set session characteristics as transaction read write", true),
+            ("set a.b = 'c'; reset d;", true),
             ("set a.b = 'c'; select 1", false),
+            ("set a.b = 'c'; (select 1)", false),
+            (";", false),
             ("set a.b = 'c", false),
             ("select set_config('a.b', 'c', false)", false),
             ("", false),

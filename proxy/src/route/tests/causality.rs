@@ -184,7 +184,11 @@ fn what_lies_past_the_end_of_the_primarys_wal_is_refused_once_that_was_asked() {
     w.snapshot.primary = Some(sample("n1", 101, 1001));
     w.publish();
     assert_eq!(w.read(1002), "primary as_asked");
-    // Where nobody samples the primary it is as before.
+    // Where nobody samples the primary, or not any more, it is as before.
+    w.since = Some(at(3002));
+    w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(999) }.into());
+    assert_eq!(w.read(3002), "primary as_asked");
+    w.since = Some(at(1001));
     w.promise.after = Some(Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(999) }.into());
     w.snapshot.primary = None;
     w.publish();
