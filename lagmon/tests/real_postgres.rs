@@ -149,6 +149,14 @@ async fn an_idle_cluster_has_a_lag_of_zero_and_a_new_term_is_followed() {
     ] {
         assert!(text.contains(want), "{want} is not in\n{text}");
     }
+    // A commit that was acknowledged before it was flushed lies within what a sample tells that was asked for since.
+    c.sql(0, "ALTER SYSTEM SET wal_writer_delay = '10s'");
+    c.sql(0, "SELECT pg_reload_conf()");
+    c.sql(0, "SET synchronous_commit = off; INSERT INTO t VALUES (1)");
+    let (end, now) = (c.sql(0, "SELECT pg_current_wal_insert_lsn()").parse::<Lsn>().unwrap(), Clock.now());
+    m.until("a sample since", |s| s.primary.as_ref().is_some_and(|p| p.sent_at >= now)).await;
+    let told = m.handle.lag().borrow().primary.as_ref().map(|p| p.insert_lsn);
+    assert!(told >= Some(end.normalised_insert()), "{told:?}, written up to {end}");
     // Term 2 has timeline 2: the primary found on timeline 1 dates nobody.
     m.topology.send_replace(topology(&c, 2, 0));
     let none = Some(Err(LagUnknown::NoPrimarySample));
