@@ -109,13 +109,23 @@ async fn connect(dsn: &str) -> Result<Client> {
 async fn under_way(args: &AdoptArgs, store: &EtcdStore, keys: &Keys) -> Result<Vec<NodeId>> {
     let begun = adopt::standing(store, keys).await?.begun;
     let turns = begun.filter(|a| !a.take_primary).and_then(|a| a.turns).unwrap_or_default();
+    if turns.is_empty() {
+        return Ok(turns);
+    }
     let deadline = Instant::now() + args.wait.min(UNDO_WAIT);
+    let unseen = |error: anyhow::Error| {
+        eprintln!("who follows the primary cannot be seen: {error:#}");
+        Ok(Vec::new())
+    };
     let primary = match connect(&args.primary).await {
-        Ok(primary) if !turns.is_empty() => primary,
-        _ => return Ok(Vec::new()),
+        Ok(primary) => primary,
+        Err(error) => return unseen(error),
     };
     loop {
-        let Ok(follow) = adopt::following(&primary).await else { return Ok(Vec::new()) };
+        let follow = match adopt::following(&primary).await {
+            Ok(follow) => follow,
+            Err(error) => return unseen(error.into()),
+        };
         let left: Vec<NodeId> = turns.iter().filter(|t| !follow.iter().any(|f| f == t.as_str())).cloned().collect();
         if left.is_empty() || Instant::now() >= deadline {
             return Ok(left);

@@ -32,8 +32,6 @@ pub(crate) enum AdoptError {
     Tool(#[from] ToolError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("how far the adoption has come is not known")]
-    Standing(#[from] crate::adopt::AdoptError),
 }
 
 /// Could `from` be renamed to something in `root`? As far as can be told without doing it.
@@ -116,8 +114,12 @@ impl Agent {
     /// Whoever has taken the adoption back would find it in a place where nothing starts it. What was read of the term is kept when
     /// etcd forgets it, so this is asked for.
     async fn must_have_its_turn(&self, path: &Path) -> Result<(), AdoptError> {
-        let begun = crate::adopt::standing(&*self.store, &self.env.keys).await?.begun;
-        if begun.is_some_and(|a| a.is_turn_of(&self.env.config.node)) {
+        let has_turn = match crate::adopt::standing(&*self.store, &self.env.keys).await {
+            Ok(standing) => standing.begun.is_some_and(|a| a.is_turn_of(&self.env.config.node)),
+            // A server that was stopped is not to wait for etcd.
+            Err(_) => self.adoption() == Some(true),
+        };
+        if has_turn {
             return Ok(());
         }
         Err(AdoptError::TakenBack { path: path.to_owned() })

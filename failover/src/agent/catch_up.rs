@@ -26,6 +26,7 @@ impl Agent {
             self.receive_from(
                 order.term,
                 Upstream { node: order.from.clone(), endpoint: order.endpoint.clone(), term: order.term },
+                false,
             )
             .await?;
             tracing::info!(
@@ -68,13 +69,13 @@ impl Agent {
             return Err(self.wrong_state("a standby that knows of no timeline above its own"));
         }
         let (primary, endpoint) = (order.primary.clone(), order.endpoint.clone());
-        self.receive_from(order.term, Upstream { node: primary, endpoint, term: order.term }).await?;
+        self.receive_from(order.term, Upstream { node: primary, endpoint, term: order.term }, true).await?;
         tracing::info!(%node, term = order.term.0, primary = %order.primary, "connecting ahead of the promotion");
         Ok(())
     }
 
-    /// The WAL receiver gets an upstream again, and is not ended as one that a freeze has overlooked.
-    async fn receive_from(&self, term: Term, upstream: Upstream) -> Result<(), CommandError> {
+    /// The WAL receiver gets an upstream again, and is not ended as one that a freeze has overlooked. `ahead` of its promotion.
+    async fn receive_from(&self, term: Term, upstream: Upstream, ahead: bool) -> Result<(), CommandError> {
         let mut conf = self.conf.lock().await;
         // Under the lock that a freeze needs: either its promise is seen here, or it cuts off after us.
         self.promise(term)?;
@@ -83,7 +84,11 @@ impl Agent {
         let now = self.env.clock.now();
         drop(self.standing.take_replication());
         self.state.change(|o| (o.not_streaming_since, o.frozen_for) = (Some(now), None));
-        conf.connect(upstream);
+        if ahead {
+            conf.connect_ahead(upstream, now)
+        } else {
+            conf.connect(upstream)
+        }
         if let Some(through) = self.through_slots() {
             conf.go_through_slot(through);
         }

@@ -7,6 +7,7 @@
 use super::commands::CommandError;
 use super::control::Control;
 use super::memory::Memory;
+use super::recovery_conf::Upstream;
 use super::sql::{Replication, Sql};
 use super::{Agent, postgres, process};
 use crate::api::{Frozen, Position, PostgresState, Refused};
@@ -91,6 +92,9 @@ impl Agent {
         self.outlast_signature(term).await;
         self.count_as_frozen(term)?;
         self.state.change(|o| o.awaited = None);
+        // A receiver of another term's may be on its way to somebody who serves.
+        let of_last = |u: &Upstream| u.term.0 + 1 == term.0;
+        let is_stopped = is_stopped && self.conf.lock().await.upstream.as_ref().is_some_and(of_last);
         // From here on nobody connects ahead for the freeze before this one.
         self.cut_off_for.store(0, Ordering::Release);
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
@@ -177,6 +181,7 @@ impl Agent {
     pub(super) async fn cut_off(&self) -> std::io::Result<()> {
         let mut conf = self.conf.lock().await;
         conf.upstream = None;
+        conf.fill();
         conf.write(&self.env)?;
         postgres::reload(&self.env)
     }

@@ -96,6 +96,15 @@ impl Agent {
                 return Err(error);
             }
         };
+        let (sent, granted) = match granted {
+            // What was to be seen to first took long: of this one there may be little left.
+            Ok(granted) if self.env.clock.now().since(sent) > granted.ttl / 4 => {
+                self.give_up_lease(Some(granted)).await;
+                let sent = self.env.clock.now();
+                (sent, self.store.grant(self.env.config.lease_ttl).await)
+            }
+            granted => (sent, granted),
+        };
         let granted = granted.map_err(|e| failed(&e))?;
         let txn = self.opening(order, &term, &records, granted.lease)?;
         // Held from before the term is seen to be active.

@@ -159,8 +159,21 @@ impl Agent {
         Ok(act)
     }
 
+    /// The promotion that was to come is over, or long enough ago, whatever became of it and whether etcd tells of it.
+    fn fill_segments(&self) -> io::Result<()> {
+        let Ok(mut conf) = self.conf.try_lock() else { return Ok(()) };
+        let now = self.env.clock.now();
+        if conf.sparse_for(now).is_none_or(|sparse| sparse < EAGER_FOR) {
+            return Ok(());
+        }
+        conf.fill();
+        let told = conf.write(&self.env).and_then(|()| postgres::reload(&self.env));
+        told.inspect_err(|_| conf.not_filled(now))
+    }
+
     /// The upstream is connected to and the term open, or it has been tried for long enough to be tried at leisure.
     fn calm_down(&self) -> io::Result<()> {
+        self.fill_segments()?;
         let open = self.records.borrow().term.as_ref().is_some_and(|t| t.value.phase == Phase::Active);
         let now = self.env.clock.now();
         let missing = self.state.look(|o| o.not_streaming_since.map(|t| now.since(t)));

@@ -10,10 +10,11 @@ use crate::config::agent::OWNED_PARAMETERS;
 use crate::fsm::places::kept;
 use crate::fsm::sync_set::Waits;
 use cluster::sync_names::SyncNames;
-use cluster::{Endpoint, NodeId, Term};
+use cluster::{Endpoint, Instant, NodeId, Term};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
+use std::time::Duration;
 
 /// The database user that is a superuser; only over the agent's own socket.
 const SUPERUSER: &str = "postgres";
@@ -37,6 +38,8 @@ pub(crate) struct Dynamic {
     lenient: bool,
     /// A new upstream is being connected to.
     eager: bool,
+    /// Since when segments are made sparse: behind a promotion that is to come.
+    sparse: Option<Instant>,
     /// How often this agent has written the file.
     written: u64,
     /// Replay does not wait for `recovery_min_apply_delay`, until the node follows somebody again.
@@ -59,7 +62,7 @@ const ALWAYS_SOON: &str = "synchronous_commit = 'on' # not of every session yet"
 /// The line by which the startup process connects again at once (wal_retrieve_retry_interval in PostgreSQL's
 /// documentation); as long as the upstream is away each attempt costs a process and lines of the log.
 const EAGER: &str = "wal_retrieve_retry_interval = '20ms'";
-/// The line by which the new timeline's first segment is made without 16 MiB of zeros being written and synced, for which the
+/// The line by which a new timeline's first segment is made without 16 MiB of zeros being written and synced, for which the
 /// first commit in it would wait. What PostgreSQL writes there later costs more, as the file system allots it only then.
 const SPARSE: &str = "wal_init_zero = off";
 
@@ -70,7 +73,7 @@ impl Dynamic {
     pub(crate) const fn new(waits: Waits) -> Self {
         let lenient = waits.on_request;
         let (eager, undelayed, through_slot, left_fenced) = (false, false, false, false);
-        Self { upstream: None, waits, lenient, eager, written: 0, undelayed, through_slot, left_fenced }
+        Self { upstream: None, waits, lenient, eager, sparse: None, written: 0, undelayed, through_slot, left_fenced }
     }
 
     /// Of a server that runs: its list, and the rest as in the file that an earlier agent wrote. False: this agent has
@@ -85,6 +88,7 @@ impl Dynamic {
         self.waits = Waits { names, on_request: has(ON_REQUEST) };
         self.lenient = !has(ALWAYS);
         self.eager = has(EAGER);
+        self.sparse = has(SPARSE).then(Instant::default);
         self.through_slot = text.lines().any(|l| l.starts_with(SLOT));
         true
     }
@@ -93,7 +97,28 @@ impl Dynamic {
     /// of it, and streams at the second.
     pub(crate) fn connect(&mut self, upstream: Upstream) {
         self.upstream = Some(upstream);
-        self.eager = true;
+        (self.eager, self.sparse) = (true, None);
+    }
+
+    /// The same before it is promoted: clients wait for the segment that its timeline begins with.
+    pub(crate) fn connect_ahead(&mut self, upstream: Upstream, now: Instant) {
+        self.connect(upstream);
+        self.sparse = Some(now);
+    }
+
+    /// Segments are made sparse for this long.
+    pub(crate) fn sparse_for(&self, now: Instant) -> Option<Duration> {
+        self.sparse.map(|since| now.since(since))
+    }
+
+    /// Segments are made as usual. To be written then.
+    pub(crate) const fn fill(&mut self) {
+        self.sparse = None;
+    }
+
+    /// That could not be written: it is to be tried again.
+    pub(crate) const fn not_filled(&mut self, now: Instant) {
+        self.sparse = Some(now);
     }
 
     /// Does the standby stream through its slot?
@@ -111,6 +136,7 @@ impl Dynamic {
 
     /// Connections that fail are tried again at PostgreSQL's usual pace; true when that is another. To be written then.
     pub(crate) const fn calm(&mut self) -> bool {
+        self.sparse = None;
         std::mem::replace(&mut self.eager, false)
     }
 
@@ -161,7 +187,7 @@ impl Dynamic {
     fn text(&self, conninfo: &str, slot: &str, stamp: &str) -> String {
         format!(
             "# Written by pgtenure, replaced at each change.\n\
-             primary_conninfo = {}\n{slot}restore_command = ''\nsynchronous_standby_names = {}\n{}\n{}{}{STAMP} = {}\n",
+             primary_conninfo = {}\n{slot}restore_command = ''\nsynchronous_standby_names = {}\n{}\n{}{}{}{STAMP} = {}\n",
             quoted(conninfo),
             quoted(&self.waits.names.to_string()),
             match (self.waits.on_request, self.lenient) {
@@ -169,7 +195,8 @@ impl Dynamic {
                 (false, true) => ALWAYS_SOON,
                 (false, false) => ALWAYS,
             },
-            if self.eager { format!("{EAGER}\n{SPARSE}\n") } else { String::new() },
+            if self.eager { format!("{EAGER}\n") } else { String::new() },
+            if self.sparse.is_some() { format!("{SPARSE}\n") } else { String::new() },
             if self.undelayed { "recovery_min_apply_delay = 0\n" } else { "" },
             quoted(stamp),
         )
@@ -363,9 +390,19 @@ mod tests {
         let mut conf = Dynamic::new(Waits { names: SyncNames::Off, on_request: false });
         assert!(!conf.text("", "", "1").contains("wal_retrieve_retry_interval"));
         let endpoint = Endpoint { host: "n2".into(), port: 5432 };
-        conf.connect(Upstream { node: "n2".parse().unwrap(), endpoint, term: Term(2) });
-        let text = conf.text("host=n2", "", "2");
-        assert!([EAGER, SPARSE].iter().all(|line| text.lines().any(|l| l == *line)), "{text}");
+        let upstream = Upstream { node: "n2".parse().unwrap(), endpoint, term: Term(2) };
+        let lines = |conf: &Dynamic| {
+            let text = conf.text("host=n2", "", "2");
+            [EAGER, SPARSE].map(|line| text.lines().any(|l| l == line))
+        };
+        conf.connect_ahead(upstream.clone(), Instant::default());
+        assert_eq!(lines(&conf), [true, true]);
+        conf.fill();
+        assert_eq!(lines(&conf), [true, false]);
+        // A disk that is full ends the receiver that makes a segment, not the server: that one is not met twice.
+        conf.connect_ahead(upstream.clone(), Instant::default());
+        conf.connect(upstream);
+        assert_eq!(lines(&conf), [true, false]);
         assert!(conf.calm() && !conf.calm());
         let text = conf.text("host=n2", "", "3");
         assert!(!text.contains("wal_retrieve_retry_interval") && !text.contains("wal_init_zero"), "{text}");

@@ -145,6 +145,9 @@ impl Planner {
     /// An intended term waits until nothing forbids it.
     pub(super) fn advance_intent(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
         let Stage::Intent(mut begin) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
+        if begin.end_of(self.last_tenure().as_ref()).is_none() {
+            begin.end = None;
+        }
         let blockers = self.obstacles(now, &begin);
         if self.is_overtaken_by_the_primary(now, &mut begin, &blockers) {
             let well = matches!(self.seen.health(now, &self.settings), Health::Well);
@@ -185,7 +188,8 @@ impl Planner {
                 runs && blockers.iter().all(|b| matches!(b, Blocker::LeaseHeld { .. }))
             }
         };
-        let back = open && ends && stays && !blockers.is_empty();
+        // Behind a clean stop that is known it can only be a report of before.
+        let back = open && ends && stays && !blockers.is_empty() && begin.end.is_none();
         // What it said last before it was stopped may say that it is well.
         begin.back_since = back.then(|| begin.back_since.unwrap_or(now));
         begin.back_since.is_some_and(|since| now.since(since) >= self.settings.detect_timeout)
@@ -447,7 +451,7 @@ impl Planner {
             ended: prev.map(|p| p.term),
             to: None,
             started: self.wall,
-            phases: begin.steps.clone(),
+            phases: Vec::new(),
             recruits: Vec::new(),
             m: policy.m(),
             k: policy.k,
@@ -491,6 +495,7 @@ impl Planner {
             self.spent.push_back((now, term.term));
         }
         let mut journal = self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value);
+        journal.phases.clone_from(&begin.steps);
         phase(&mut journal, begin.began, begin.detected.unwrap_or(now), "detected");
         phase(&mut journal, begin.began, now, "recruiting");
         let round = Round::new(now, *begin, At { value: &term, revision }, policy, Step::Recruiting, journal);

@@ -184,9 +184,10 @@ impl Planner {
     }
 
     pub(super) fn ask_to_freeze(&self, now: Instant, round: &mut Round, out: &mut Vec<Action>) {
-        // A term in between may have got a primary of its own.
+        // A term in between may have got a primary of its own, and whoever recovers serves WAL again.
         let next = round.prev.as_ref().is_some_and(|last| round.term.0 == last.term.0 + 1);
-        let is_stopped = round.begin.end.is_some() && next;
+        let recovers = round.asks.values().any(|ask| ask.recover);
+        let is_stopped = round.begin.end_of(round.prev.as_ref()).is_some() && next && !recovers;
         for node in self.seen.agents.keys() {
             let ask = round.asks.entry(node.clone()).or_default();
             if ask.recover || !ask.due(now) {

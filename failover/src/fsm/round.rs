@@ -51,6 +51,15 @@ pub(super) struct Begin {
     pub(super) op: Option<Op>,
 }
 
+impl Begin {
+    /// Where the last primary ended, if it is the one that has told. The term that was begun behind that end may have opened
+    /// after it was given up: then another has written since.
+    pub(super) fn end_of(&self, last: Option<&Tenure>) -> Option<Position> {
+        let (old, end) = self.end.as_ref()?;
+        last.is_some_and(|last| last.node == *old && last.timeline == end.timeline).then_some(*end)
+    }
+}
+
 /// An operator who waits.
 #[derive(Clone, Debug)]
 pub(super) struct Op {

@@ -225,6 +225,8 @@ impl Planner {
         let Stage::Prelude(prelude) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
         let mut begin = begin_of(*prelude, Cause::OperatorFailover);
         begin.began = since;
+        // They count from the order.
+        begin.steps.clear();
         begin.evidence.extend(evidence);
         begin.avoid = None;
         self.stage = Stage::Intent(Box::new(begin));
