@@ -169,7 +169,7 @@ impl Agent {
         let failed = |e: SqlError| self.failed("CHECKPOINT", &e);
         let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await.map_err(failed)?;
         if let Err(error) = self.begin_segment(&sql, order.term).await {
-            tracing::warn!(node = %self.env.config.node, term = order.term.0, %error, "no new WAL segment was begun");
+            tracing::warn!(node = %self.env.config.node, term = order.term.0, %error, "a WAL segment was not begun, or was not waited for");
         }
         sql.rows("CHECKPOINT", "CHECKPOINT", Duration::from_secs(60)).await.map_err(failed)?;
         Ok(())

@@ -38,6 +38,8 @@ pub(crate) struct Dynamic {
     lenient: bool,
     /// A new upstream is being connected to.
     eager: bool,
+    /// The upstream ran without an agent when it was connected to, by rules of its own for who is let in how.
+    by_hand: bool,
     /// Since when segments are made sparse: behind a promotion that is to come.
     sparse: Option<Instant>,
     /// How often this agent has written the file.
@@ -73,7 +75,18 @@ impl Dynamic {
     pub(crate) const fn new(waits: Waits) -> Self {
         let lenient = waits.on_request;
         let (eager, undelayed, through_slot, left_fenced) = (false, false, false, false);
-        Self { upstream: None, waits, lenient, eager, sparse: None, written: 0, undelayed, through_slot, left_fenced }
+        Self {
+            upstream: None,
+            waits,
+            lenient,
+            eager,
+            by_hand: false,
+            sparse: None,
+            written: 0,
+            undelayed,
+            through_slot,
+            left_fenced,
+        }
     }
 
     /// Of a server that runs: its list, and the rest as in the file that an earlier agent wrote. False: this agent has
@@ -97,7 +110,12 @@ impl Dynamic {
     /// of it, and streams at the second.
     pub(crate) fn connect(&mut self, upstream: Upstream) {
         self.upstream = Some(upstream);
-        (self.eager, self.sparse) = (true, None);
+        (self.eager, self.sparse, self.by_hand) = (true, None, false);
+    }
+
+    /// That one is not under its agent yet.
+    pub(crate) const fn is_by_hand(&mut self) {
+        self.by_hand = true;
     }
 
     /// The same before it is promoted: clients wait for the segment that its timeline begins with.
@@ -178,7 +196,10 @@ impl Dynamic {
     pub(crate) fn write(&mut self, env: &Env) -> io::Result<()> {
         self.written += 1;
         self.undelayed &= self.upstream.is_none();
-        let conninfo = self.upstream.as_ref().map_or_else(String::new, |u| conninfo(env, &u.endpoint));
+        let conninfo = self.upstream.as_ref().map_or_else(String::new, |u| match self.by_hand {
+            true => conninfo_by_hand(env, &u.endpoint),
+            false => conninfo(env, &u.endpoint),
+        });
         let slot =
             if self.through_slot { format!("{SLOT} = '{}'\n", env.config.node.slot_name()) } else { String::new() };
         write_atomically(&env.layout.dynamic_conf(), self.text(&conninfo, &slot, &self.stamp(env)).as_bytes())
@@ -205,13 +226,18 @@ impl Dynamic {
 
 /// libpq's connection string to another node's PostgreSQL as `pgtenure_repl`, for a standby.
 pub(crate) fn conninfo(env: &Env, to: &Endpoint) -> String {
-    conninfo_as(env, to, env.config.node.as_str())
+    conninfo_as(env, to, env.config.node.as_str(), Demands::Scram)
+}
+
+/// The same to one that is being adopted.
+fn conninfo_by_hand(env: &Env, to: &Endpoint) -> String {
+    conninfo_as(env, to, env.config.node.as_str(), Demands::ScramOrNone)
 }
 
 /// The same for pg_basebackup. It streams WAL and confirms what it has flushed, as a standby does, so under the node's name
 /// commits would be acknowledged by it: by files that are thrown away where the copy fails.
 pub(crate) fn conninfo_of_copy(env: &Env, to: &Endpoint) -> String {
-    conninfo_as(env, to, &name_of_copy(&env.config.node))
+    conninfo_as(env, to, &name_of_copy(&env.config.node), Demands::Scram)
 }
 
 /// Can be no node's, however PostgreSQL cuts it.
@@ -219,21 +245,33 @@ fn name_of_copy(node: &NodeId) -> String {
     format!("copy:{node}")
 }
 
-fn conninfo_as(env: &Env, to: &Endpoint, application_name: &str) -> String {
+/// How a server may make sure of who logs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Demands {
+    /// Every node of ours demands SCRAM (see [`hba`]): whoever asks for the password itself, or for none, is none.
+    Scram,
+    /// One that is not under its agent yet may let in by `trust` or a certificate. Nobody is told the password all the same.
+    ScramOrNone,
+}
+
+fn conninfo_as(env: &Env, to: &Endpoint, application_name: &str, demands: Demands) -> String {
     format!(
         "host={} port={} user={REPLICATION_USER} dbname=postgres application_name={application_name} passfile={} \
          connect_timeout=3 keepalives_idle=5 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000{}",
         to.host,
         to.port,
         env.layout.passfile().display(),
-        demanded(env.version),
+        demanded(env.version, demands),
     )
 }
 
-/// Every node of ours demands SCRAM (see [`hba`]): whoever asks for the password itself, or for none, is none. PostgreSQL's
-/// client library knows how to be told that from version 16 on, and refuses the word before.
-const fn demanded(version: u32) -> &'static str {
-    if version >= 160_000 { " require_auth=scram-sha-256" } else { "" }
+/// PostgreSQL's client library knows how to be told that from version 16 on, and refuses the word before.
+const fn demanded(version: u32, demands: Demands) -> &'static str {
+    match demands {
+        Demands::Scram if version >= 160_000 => " require_auth=scram-sha-256",
+        Demands::ScramOrNone if version >= 160_000 => " require_auth=scram-sha-256,none",
+        Demands::Scram | Demands::ScramOrNone => "",
+    }
 }
 
 /// Write everything that is fixed. `user`: the operating system's user that runs agent and PostgreSQL.
@@ -381,8 +419,9 @@ mod tests {
 
     #[test]
     fn what_a_client_library_does_not_know_it_is_not_told() {
-        assert_eq!(demanded(150_018), "");
-        assert_eq!(demanded(160_000), " require_auth=scram-sha-256");
+        assert_eq!([Demands::Scram, Demands::ScramOrNone].map(|d| demanded(150_018, d)), ["", ""]);
+        assert_eq!(demanded(160_000, Demands::Scram), " require_auth=scram-sha-256");
+        assert_eq!(demanded(160_000, Demands::ScramOrNone), " require_auth=scram-sha-256,none");
     }
 
     #[test]

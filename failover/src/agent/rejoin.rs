@@ -309,6 +309,10 @@ impl Agent {
             self.cut_off_for.store(0, Ordering::Release);
             drop(self.standing.take_replication());
             conf.connect(Upstream { node: source.node.clone(), endpoint: source.endpoint.clone(), term: source.term });
+            // Until its own turn its pg_hba.conf is the one that it had; it is connected to anew in the next term.
+            if self.records.borrow().adopt.is_some() {
+                conf.is_by_hand();
+            }
             if let Some(through) = self.through_slots() {
                 conf.go_through_slot(through);
             }
