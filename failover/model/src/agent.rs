@@ -1,7 +1,7 @@
 //! Agents: the commands freeze, recover and promote, and what they do by themselves.
 
 use crate::scope::{Protection, Scope};
-use crate::state::{FENCED, Server, State};
+use crate::state::{FENCED, Left, Server, State};
 use crate::wal::Wal;
 
 /// `agent/freeze.rs`: promise, cut off, say where the WAL ends. What was a primary is stopped and has no end to tell.
@@ -15,7 +15,7 @@ pub(crate) fn freeze<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, 
         Server::Standby | Server::Orphan(_) => {
             n.frozen_for = term;
             if !scope.lacks(Protection::ReceiverKill) {
-                (n.upstream, n.source) = (0, 0);
+                (n.upstream, n.source, n.slot) = (0, 0, false);
             }
             answer(scope, s, i, heard);
         }
@@ -76,7 +76,7 @@ pub(crate) fn may_catch_up<const M: usize>(scope: &Scope, s: &State<M>) -> bool 
 pub(crate) fn catch_up<const M: usize>(s: &mut State<M>) {
     let (_, node, from) = s.brings;
     let n = &mut s.nodes[usize::from(node)];
-    (n.source, n.upstream) = (from + 1, 0);
+    (n.source, n.upstream, n.slot) = (from + 1, 0, false);
 }
 
 fn lose<const M: usize>(s: &mut State<M>, heard: bool) {
@@ -95,7 +95,7 @@ pub(crate) fn may_promote<const M: usize>(scope: &Scope, s: &State<M>, i: usize,
 /// `agent/promote.rs`, as far as the call of `pg_promote`.
 pub(crate) fn promote<const M: usize>(s: &mut State<M>, i: usize, term: u8) {
     let n = &mut s.nodes[i];
-    (n.promise, n.frozen_for, n.upstream, n.source) = (term, 0, 0, 0);
+    (n.promise, n.frozen_for, n.upstream, n.source, n.slot) = (term, 0, 0, 0, false);
     n.server = Server::Promoting(term);
     let (voters, k) = s.round.target();
     (n.names, n.of) = (if s.round.protects() { k } else { 0 }, voters);
@@ -113,13 +113,13 @@ pub(crate) fn may_follow<const M: usize>(s: &State<M>, i: usize, term: u8) -> bo
 /// case to the beginning, and counts for nothing until it has what the primary has now.
 pub(crate) fn follow<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, term: u8) {
     let Some(primary) = s.running(term) else { return };
-    let upstream = s.nodes[primary].wal;
+    let (upstream, slot) = (s.nodes[primary].wal, crate::postgres::wants_slots(scope, s));
     let n = &mut s.nodes[i];
     if !upstream.descends(n.wal, scope.numbering()) {
         n.wal = Wal::default();
         n.floor = upstream.end(scope.numbering());
     }
-    (n.server, n.upstream, n.source) = (Server::Standby, term, 0);
+    (n.server, n.upstream, n.source, n.slot) = (Server::Standby, term, 0, slot);
     (n.frozen_for, n.names, n.visible) = (0, 0, 0);
     if !scope.lacks(Protection::FollowPromises) {
         n.promise = term;
@@ -154,7 +154,13 @@ pub(crate) fn kill_agent<const M: usize>(s: &mut State<M>, i: usize) {
 
 fn halt<const M: usize>(s: &mut State<M>, i: usize, was_primary: bool) {
     let n = &mut s.nodes[i];
+    let ended = n.server;
     n.server = Server::Down { was_primary };
-    (n.frozen_for, n.upstream, n.source) = (0, 0, 0);
+    (n.frozen_for, n.upstream, n.source, n.slot) = (0, 0, 0, false);
     (n.names, n.visible) = (0, 0);
+    if let Server::Primary(term) = ended {
+        // Its walsenders end with it.
+        let left = s.nodes.iter_mut().filter(|n| n.left.term == term);
+        left.for_each(|n| n.left = Left::default());
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::Checked;
 use crate::scope::Change;
-use crate::state::{Backup, FENCED, Limbo, Phase, Server, State};
+use crate::state::{Backup, FENCED, Limbo, Node, Phase, Server, State};
 use crate::wal::{Entry, Position};
 use stateright::Property;
 
@@ -127,6 +127,24 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
         all.push(("a node that caught up is chosen", |_, s| {
             let (term, node, _) = s.brings;
             term > 1 && s.chosen[usize::from(term)] == node && s.opened & 1 << term != 0
+        }));
+    }
+    if model.scope.reconnects > 0 {
+        all.push(("a connection that was left counts", |_, s| {
+            let counts = |p: usize, n: &Node| n.left.lsn > 0 && s.nodes[p].visible >= n.left.lsn;
+            s.nodes.iter().any(|n| n.left.term != 0 && s.running(n.left.term).is_some_and(|p| counts(p, n)))
+        }));
+        all.push(("a superseded primary counts a connection that was left", |_, s| {
+            s.nodes.iter().any(|n| n.left.term != 0 && n.left.term < s.newest_open())
+        }));
+        all.push(("a node that has left a connection is promoted", |_, s| {
+            s.nodes.iter().any(|n| n.left.term != 0 && matches!(n.server, Server::Primary(_)))
+        }));
+    }
+    if model.scope.reconnects > 0 && (model.scope.k >= 2 || matches!(model.scope.change, Change::Copies(2..))) {
+        all.push(("a standby is refused as its old connection has its slot", |_, s| {
+            let lacks = |n: &Node| s.running(n.upstream).is_some_and(|p| s.nodes[p].wal.len() > n.wal.len());
+            s.nodes.iter().any(|n| n.is_refused() && lacks(n))
         }));
     }
     if model.scope.cancels > 0 {

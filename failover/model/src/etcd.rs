@@ -1,6 +1,6 @@
 //! Changes of the policy: T5 and what the primary's agent does around it.
 
-use crate::postgres::release;
+use crate::postgres::{all_through_slots, release};
 use crate::scope::{Change, Protection, Scope};
 use crate::state::{FENCED, Phase, Server, State};
 use crate::step::Step;
@@ -38,7 +38,7 @@ pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, step: Step) 
                 && names.is_some()
         }
         Step::OpenAlone => room && s.etcd.phase == Phase::Opening && s.round.protects() && s.running(term).is_some(),
-        Step::Arm => room && policy.suspended && names == Some(0),
+        Step::Arm => room && policy.suspended && names == Some(0) && may_rely_on(scope, s),
         Step::Rearm | Step::ChangedCopies => room && on_quorum(scope, s, step),
         Step::ChangeCopies => room && policy.epoch == 1 && primary(s).is_some(),
         Step::ChangeVoters(node) => room && policy.next.is_none() && may_change_voters(s, usize::from(node)),
@@ -46,10 +46,15 @@ pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, step: Step) 
             let (voters, to) = (policy.target().0, wanted(scope, s));
             let changing = policy.next.is_some() || scope.lacks(Protection::JointRule) && policy.epoch == 2;
             let other = |p: usize| (s.nodes[p].names, s.nodes[p].of) != (to, voters) || s.armed == 0;
-            changing && primary(s).is_some_and(other)
+            changing && primary(s).is_some_and(other) && may_rely_on(scope, s)
         }
         _ => true,
     }
+}
+
+/// `agent/slots.rs` `all_through_slots`.
+fn may_rely_on<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
+    all_through_slots(scope, s, s.etcd.term, s.etcd.policy.target().0, wanted(scope, s))
 }
 
 /// `fsm/policy.rs` `policy_obstacles`: who is to vote follows and is whole, the primary goes on voting.

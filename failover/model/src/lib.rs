@@ -27,6 +27,7 @@
 //! | `Sign`, `KeyEnds`, `SignaturesEnd` | `agent/countersign.rs`; that what is signed outlasts the primary's stop is assumed |
 //! | `Vouch` | `agent/vouch.rs`; that a view ends no later than the lease it rests on is assumed |
 //! | `ProxiesLeave` | `view/topology.rs` `Validity`, `fsm/opening.rs` `proxies_behind` |
+//! | `Reconnect`, `Ended` | `fsm/slots.rs`, `agent/slots.rs`; that an agent whose standby is to stream through its slot knows the policy in force is assumed: who does not is ended, and doubted (`fsm/walsenders.rs`) |
 //! | `Cancel` | `proxy/src/session/answers.rs`: a notice of `SyncRepWaitForLSN` is answered by 08007 |
 //!
 //! `tests/agrees.rs` compares the arithmetic with the code's. Where the two differ, the model allows more: a manager
@@ -46,6 +47,7 @@
 //! | voters changed with k | yes: m = 3, 4, 3 with k = 1, 2, 1 | yes, in any order |
 //! | async mode by the lease; signatures and vouching without etcd | yes, without time | yes, with drifting clocks |
 //! | etcd restored from a backup | once, to an open term | yes, to any, also an unfinished one |
+//! | a standby connected twice, slots where k is 2 or more | yes, one connection left by each at a time | no |
 //! | cancelled waits | yes | no |
 //! | a standby under a false name | what it would lose; the primary's agent ends it | no |
 //! | nodes removed, and back | as voters only | yes |
@@ -100,6 +102,8 @@ impl<const M: usize> Model for Checked<M> {
             (first.etcd.policy.voters, first.round.voters) = (all_but_one, all_but_one);
             first.nodes.iter_mut().for_each(|n| n.of = all_but_one);
         }
+        let slot = postgres::wants_slots(&self.scope, &first);
+        first.nodes.iter_mut().filter(|n| n.upstream != 0).for_each(|n| n.slot = slot);
         vec![first]
     }
 

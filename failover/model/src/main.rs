@@ -26,6 +26,11 @@ fn main() {
         ("one failover, more copies, lost answers", Scope { terms: 2, crashes: 1, change: Change::Copies(2), ..three }),
         ("two failovers, a round changes hands", Scope { crashes: 1, lost: 1, leads: 1, ..three }),
         ("two failovers, recruits catch up", Scope { crashes: 1, lost: 0, catch_up: true, ..three }),
+        ("two failovers, left connections", Scope { crashes: 1, lost: 0, reconnects: 1, ..three }),
+        (
+            "one failover, more copies, left connections",
+            Scope { terms: 2, crashes: 1, lost: 0, reconnects: 2, change: Change::Copies(2), ..three },
+        ),
         ("two failovers, cancelled waits", Scope { crashes: 1, lost: 0, cancels: 2, ..three }),
         ("two failovers, etcd restored", Scope { crashes: 1, lost: 0, restores: true, ..three }),
         ("two failovers, async, etcd lost", Scope { k: 0, crashes: 1, lost: 0, signatures: true, ..three }),
@@ -37,6 +42,7 @@ fn main() {
     for k in [1, 2] {
         failed |= !explore::<4>("one failover", Scope { k, ..one });
     }
+    failed |= !explore::<4>("one failover, left connections", Scope { k: 2, lost: 0, reconnects: 2, ..one });
     let voters = Scope { terms: 2, writes: 1, crashes: 1, lost: 0, change: Change::Voters(2), ..three };
     failed |= !explore::<4>("one failover, three voters, four, three", voters);
     failed |= !explore::<4>("two failovers, three voters, four, three", Scope { terms: 3, crashes: 0, ..voters });

@@ -2,11 +2,12 @@
 //!
 //! Flushing, the standby's answer, the release of a waiting commit and the client's acknowledgement are one step: the
 //! later ones can only be late, and a late acknowledgement is of WAL that the standby had when it was frozen. A standby
-//! counts as long as its WAL reaches the commit, also when it streams no more; PostgreSQL counts fewer.
+//! counts as long as its WAL reaches the commit, also when it streams no more; PostgreSQL counts fewer. Where it has left a
+//! connection to that primary, connections are counted.
 
 use crate::check::{LATE, TWIN};
 use crate::scope::{Protection, Scope};
-use crate::state::{FENCED, Server, State};
+use crate::state::{FENCED, Left, Server, State};
 use crate::wal::{Entry, Position, Wal};
 
 pub(crate) fn noise<const M: usize>(s: &State<M>) -> u8 {
@@ -34,7 +35,7 @@ pub(crate) fn receives<const M: usize>(scope: &Scope, s: &State<M>, i: usize) ->
     let n = &s.nodes[i];
     let other = (n.source != 0).then(|| usize::from(n.source - 1));
     let other = other.filter(|from| !matches!(s.nodes[*from].server, Server::Down { .. }));
-    let from = s.running(n.upstream).or(other).filter(|from| *from != i)?;
+    let from = s.running(n.upstream).filter(|_| !n.is_refused()).or(other).filter(|from| *from != i)?;
     let wal = s.nodes[from].wal;
     (n.wal.len() < wal.len() && wal.descends(n.wal, scope.numbering())).then_some(from)
 }
@@ -51,12 +52,49 @@ pub(crate) fn stream<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) 
     release(scope, s, from);
 }
 
+/// `fsm/slots.rs` `wanted`: do agents have their standbys stream through slots?
+pub(crate) fn wants_slots<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
+    let wanted = s.etcd.policy.quorums().any(|(_, k)| k >= 2);
+    wanted && scope.reconnects > 0 && !scope.lacks(Protection::Slots)
+}
+
+/// The primary that standby `i` is connected to.
+pub(crate) fn connected<const M: usize>(s: &State<M>, i: usize) -> Option<usize> {
+    let n = &s.nodes[i];
+    s.running(n.upstream).filter(|p| *p != i && n.follows(n.upstream) && !n.is_refused())
+}
+
+/// Standby `i` connects anew, as its agent has it by now, and confirms what it has.
+pub(crate) fn reconnect<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, leaves: bool) {
+    let Some(p) = connected(s, i) else { return };
+    let slot = wants_slots(scope, s);
+    let n = &mut s.nodes[i];
+    if leaves {
+        n.left = Left { term: n.upstream, lsn: n.wal.len(), slot: n.slot };
+        s.reconnects += 1;
+    }
+    n.slot = slot;
+    release(scope, s, p);
+}
+
+/// `fsm/slots.rs` `not_through`: do `k` of these stream through slots, and is nobody connected without?
+pub(crate) fn all_through_slots<const M: usize>(scope: &Scope, s: &State<M>, term: u8, voters: u8, k: u8) -> bool {
+    if k < 2 || !wants_slots(scope, s) || scope.lacks(Protection::SlotsFirst) {
+        return true;
+    }
+    let left = |i: usize, slot: bool| s.nodes[i].left.term == term && s.nodes[i].left.slot == slot;
+    let there = |i: usize, slot: bool| s.nodes[i].follows(term) && !s.nodes[i].is_refused() && s.nodes[i].slot == slot;
+    let by = |slot: bool| (0..M).filter(move |i| left(*i, slot) || there(*i, slot));
+    by(true).filter(|i| voters & 1 << i != 0).count() >= usize::from(k) && by(false).count() == 0
+}
+
 /// Commits that enough standbys have are acknowledged and become visible.
 pub(crate) fn release<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize) {
     let n = s.nodes[i];
     let Server::Primary(term) = n.server else { return };
     let false_name = u8::from(scope.lacks(Protection::UniqueNames));
-    let enough = |lsn: &u8| n.names == 0 || s.holders(i, n.of, n.wal, *lsn, scope.numbering()) + false_name >= n.names;
+    let confirmed = |lsn: u8| s.confirmations(i, term, n.of, lsn, scope.numbering()) + false_name;
+    let enough = |lsn: &u8| n.names == 0 || confirmed(*lsn) >= n.names;
     let Some(upto) = (n.visible + 1..=n.wal.len()).rev().find(enough).filter(|_| n.names != FENCED) else { return };
     let newly = n.wal.writes(upto) & !n.wal.writes(n.visible);
     s.nodes[i].visible = upto;

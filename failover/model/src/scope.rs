@@ -21,6 +21,8 @@ pub struct Scope {
     pub leads: u8,
     /// May recruits receive from others what they lack?
     pub catch_up: bool,
+    /// Connections that standbys leave and that count on. With these slots are there, too.
+    pub reconnects: u8,
     /// Waits of commits that are cancelled.
     pub cancels: u8,
     /// May etcd be lost to the primary whose lease is its fence, so that the others sign for it?
@@ -95,6 +97,10 @@ pub enum Protection {
     CancelUnknown,
     /// Nobody but a node acknowledges under its name.
     UniqueNames,
+    /// Where two or more confirm a commit each streams through a slot, which one connection has at a time.
+    Slots,
+    /// So it is before two may confirm one.
+    SlotsFirst,
     /// Who has signed for a term answers no freeze of a later one before that is over.
     SignatureBinds,
     /// All others sign, not just most.
@@ -117,6 +123,7 @@ impl Scope {
             lost: 2,
             leads: 0,
             catch_up: false,
+            reconnects: 0,
             cancels: 0,
             signatures: false,
             restores: false,

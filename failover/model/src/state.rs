@@ -29,6 +29,17 @@ pub enum Server {
     Primary(u8),
 }
 
+/// A connection that a standby has left. Its walsender is not seen to have ended, and counts on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Left {
+    /// At the primary of this term; 0: there is none.
+    pub term: u8,
+    /// Records that it has confirmed.
+    pub lsn: u8,
+    /// It has the standby's slot.
+    pub slot: bool,
+}
+
 /// A node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Node {
@@ -44,6 +55,10 @@ pub struct Node {
     pub upstream: u8,
     /// One more than the node that it receives from without following it; 0: none.
     pub source: u8,
+    /// Its WAL receiver goes through its slot.
+    pub slot: bool,
+    /// The connection that it has left.
+    pub left: Left,
     /// Neither counted nor chosen before it has this.
     pub floor: Position,
     /// How many standbys its commits wait for, in force. [`FENCED`]: more than there are.
@@ -54,6 +69,18 @@ pub struct Node {
     pub signed: bool,
     /// Commits in the first so many records are visible to readers.
     pub visible: u8,
+}
+
+impl Node {
+    /// Its WAL receiver is given the primary of this term.
+    pub fn follows(&self, term: u8) -> bool {
+        self.server == Server::Standby && self.upstream == term && term != 0
+    }
+
+    /// Its slot is the connection's that it has left.
+    pub fn is_refused(&self) -> bool {
+        self.slot && self.left.slot && self.left.term != 0 && self.left.term == self.upstream
+    }
 }
 
 /// How far a term has come.
@@ -195,6 +222,8 @@ pub struct State<const M: usize> {
     pub vouched: u8,
     /// In this term this node was told to receive from that one; term 0: none was.
     pub brings: (u8, u8, u8),
+    /// Connections left so far.
+    pub reconnects: u8,
     /// Rounds that changed hands so far.
     pub leads: u8,
     /// Faults so far.
@@ -226,6 +255,8 @@ impl<const M: usize> State<M> {
             frozen_for: 0,
             upstream: u8::from(i != 0),
             source: 0,
+            slot: false,
+            left: Left::default(),
             floor: Position::default(),
             names: if i == 0 { k } else { 0 },
             of: all,
@@ -256,6 +287,7 @@ impl<const M: usize> State<M> {
             unknown: 0,
             vouched: 0,
             brings: (0, NOBODY, NOBODY),
+            reconnects: 0,
             leads: 0,
             crashes: 0,
             lost: 0,
@@ -302,11 +334,27 @@ impl<const M: usize> State<M> {
 
     /// Nodes of `among` other than `than` whose WAL lies on `wal`'s line and reaches `lsn`.
     pub fn holders(&self, than: usize, among: u8, wal: Wal, lsn: u8, numbering: Numbering) -> u8 {
-        let holds = |i: &usize| {
-            let own = self.nodes[*i].wal;
-            *i != than && among & 1 << *i != 0 && own.len() >= lsn && wal.descends(own, numbering)
-        };
+        let holds = |i: &usize| *i != than && among & 1 << *i != 0 && self.holds(*i, wal, lsn, numbering);
         (0..M).filter(holds).count() as u8
+    }
+
+    fn holds(&self, i: usize, wal: Wal, lsn: u8, numbering: Numbering) -> bool {
+        let own = self.nodes[i].wal;
+        own.len() >= lsn && wal.descends(own, numbering)
+    }
+
+    /// Connections under the names of `among` by which the primary `p` of `term` knows that `lsn` is flushed.
+    pub fn confirmations(&self, p: usize, term: u8, among: u8, lsn: u8, numbering: Numbering) -> u8 {
+        let of = |i: usize| {
+            let n = &self.nodes[i];
+            let holds = self.holds(i, self.nodes[p].wal, lsn, numbering);
+            if n.left.term != term {
+                return u8::from(holds);
+            }
+            let connected = n.follows(term) && !n.is_refused();
+            u8::from(n.left.lsn >= lsn) + u8::from(holds && connected)
+        };
+        (0..M).filter(|i| *i != p && among & 1 << *i != 0).map(of).sum()
     }
 
     /// The same with nodes in a fixed order: which of two nodes is called what makes no difference.

@@ -1,7 +1,7 @@
 //! What can happen next, and what it does.
 
 use crate::scope::{Change, Protection, Scope};
-use crate::state::{Backup, FENCED, Limbo, Phase, Server, State};
+use crate::state::{Backup, FENCED, Left, Limbo, Phase, Server, State};
 use crate::wal::LONGEST;
 use crate::{agent, etcd, manager, postgres};
 
@@ -15,6 +15,10 @@ pub enum Step {
     Noise(u8),
     /// A standby receives, flushes and acknowledges one record.
     Stream(u8),
+    /// A standby's WAL receiver connects anew; `leaves`: its old connection is not seen to have ended, and counts on.
+    Reconnect { node: u8, leaves: bool },
+    /// A connection that was left has ended.
+    Ended(u8),
     /// A host crashes.
     Crash(u8),
     /// An agent is killed and starts again; PostgreSQL lives.
@@ -258,6 +262,17 @@ fn node<const M: usize>(scope: &Scope, s: &State<M>, i: usize, out: &mut Vec<Ste
             out.push(Step::KillAgent(node));
         }
     }
+    if postgres::connected(s, i).is_some() {
+        if n.left.term == 0 && s.reconnects < scope.reconnects {
+            out.push(Step::Reconnect { node, leaves: true });
+        }
+        if n.slot != postgres::wants_slots(scope, s) {
+            out.push(Step::Reconnect { node, leaves: false });
+        }
+    }
+    if n.left.term != 0 {
+        out.push(Step::Ended(node));
+    }
     // Orders of terms that a restored etcd has forgotten may still be under way.
     let newest = s.known_term();
     for term in n.promise.max(2)..=newest {
@@ -317,6 +332,8 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         Step::Stream(node) => postgres::stream(scope, s, usize::from(node)),
         Step::Promoted(node) => postgres::promoted(scope, s, usize::from(node)),
         Step::RestartInPlace(node) => postgres::restart_in_place(s, usize::from(node)),
+        Step::Reconnect { node, leaves } => postgres::reconnect(scope, s, usize::from(node), leaves),
+        Step::Ended(node) => s.nodes[usize::from(node)].left = Left::default(),
         Step::Crash(node) => agent::crash(scope, s, usize::from(node)),
         Step::KillAgent(node) => agent::kill_agent(s, usize::from(node)),
         Step::Start(node) => agent::start(s, usize::from(node)),

@@ -54,6 +54,15 @@ fn k_changes_around_a_failover() {
 }
 
 #[test]
+fn a_standby_that_leaves_connections_behind_counts_once_where_two_are_needed() {
+    let scope = Scope { k: 2, terms: 2, writes: 1, crashes: 0, lost: 0, reconnects: 1, ..Scope::three() };
+    explore::<4>("left connections", scope);
+    explore::<3>("left connections, one copy", Scope { k: 1, writes: 2, crashes: 1, reconnects: 2, ..scope });
+    explore::<3>("left connections, more copies", Scope { k: 1, change: Change::Copies(2), ..scope });
+    explore::<3>("left connections, fewer copies", Scope { change: Change::Copies(1), ..scope });
+}
+
+#[test]
 fn a_change_of_the_policy_whose_outcome_nobody_heard_is_made_or_not_and_loses_nothing() {
     let scope = Scope { terms: 2, writes: 1, crashes: 0, lost: 1, ..Scope::three() };
     explore::<3>("suspension, unheard", Scope { change: Change::Suspension, ..scope });

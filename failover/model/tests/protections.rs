@@ -136,6 +136,20 @@ fn a_standby_under_a_false_name_loses_a_write() {
 }
 
 #[test]
+fn a_standby_that_is_connected_twice_and_counts_for_two_loses_a_write() {
+    let scope = Scope { k: 2, reconnects: 1, ..SMALL };
+    needed(Protection::Slots, LOST, scope);
+    holds(Scope { writes: 2, crashes: 1, reconnects: 2, symmetric: true, ..scope });
+    let steps = breaks_of::<4>(Protection::Slots, LOST, Scope { symmetric: true, ..scope });
+    assert!(steps.len() < 40, "shortest, so short");
+}
+
+#[test]
+fn two_that_may_confirm_before_both_stream_through_slots_lose_a_write() {
+    needed(Protection::SlotsFirst, LOST, Scope { change: Change::Copies(2), reconnects: 1, ..SMALL });
+}
+
+#[test]
 fn a_signature_that_does_not_bind_lets_two_terms_acknowledge() {
     needed(Protection::SignatureBinds, LATE, Scope { k: 0, signatures: true, ..SMALL });
 }
