@@ -337,6 +337,15 @@ const UNSEEN: &str = "
     create function runs(q text) returns void language plpgsql as $$ begin execute q; end $$;
     create function runs_it() returns void language sql as $$ select runs('select sets()') $$;
     create extension tablefunc;
+    create table jobs(q text);
+    insert into jobs values ('set app.who = ''stored''');
+    create function runs_stored() returns void language plpgsql as $$ begin execute (select q from jobs); end $$;
+    create function sets_any(k text, v text) returns void language plpgsql as
+        $$ begin execute format('set app.%I = %L', k, v); end $$;
+    create function sets_named(n text, v text) returns void language plpgsql as
+        $$ begin execute 'set ' || n || ' = ' || quote_literal(v); end $$;
+    create function sets_piecewise(k text, v text) returns void language plpgsql as
+        $$ begin execute concat_ws(' ', 'set', 'app.' || k, '=', quote_literal(v)); end $$;
     grant all on all tables in schema public to app";
 
 /// What is called under other names than its own, and what nothing tells of.
@@ -362,6 +371,13 @@ fn what_is_called_unseen_leaves_it_to_its_callers_and_nobody_else() {
         ("select runs_it()", false, MEMORY, "9MB"),
         ("select query_to_xml('select sets()', true, true, '')", false, MEMORY, "9MB"),
         ("select * from crosstab('select 1::text, ''a''::text, sets()') as t(a text, b text)", false, MEMORY, "9MB"),
+        ("select runs_stored()", false, "select 1", "1"),
+        ("select sets_piecewise('who', 'pieces')", false, "select 1", "1"),
+        ("select sets_any('who', 'any')", true, WHO, "any"),
+        ("select sets_named('app.who', 'named')", true, WHO, "named"),
+        ("do $$ begin execute (select q from jobs); end $$", false, "select 1", "1"),
+        ("do $$ begin execute 'set app.' || 'who = ''done'''; end $$", true, WHO, "done"),
+        ("do $$ begin perform set_config('app.' || 'who', 'done', false); end $$", true, WHO, "done"),
     ] {
         is_its_callers(&c, call, pins, (check, want));
     }

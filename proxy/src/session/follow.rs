@@ -79,6 +79,9 @@ impl Session {
             let touched = &mut self.tracking.touched;
             // Nobody stays on a server because of a setting that nothing asks about.
             touched.every |= touched.is_empty() || unit.strange;
+            if touched.hidden {
+                self.estrange();
+            }
             // What is prepared before the settings are known is this session's alone.
             if unit.pins.has(PinReason::Set) {
                 self.parse_key = self.w.texts.borrow_mut().fresh_id();
@@ -143,6 +146,9 @@ impl Session {
         let Long { text: mut long, kept } = *long;
         self.tracking.touched.join(long.touched());
         let Leaves { mut pins, mut unpins, nameless, strange } = long.finish();
+        if self.tracking.touched.hidden {
+            self.estrange();
+        }
         let sets = pins.has(PinReason::Set);
         self.tracking.listened |= pins.has(PinReason::Listen);
         if strange {
@@ -174,6 +180,10 @@ impl Session {
     /// Find out which settings a unit may change.
     fn touch(&mut self, input: &[u8], unit: &Unit) {
         let touched = &mut self.tracking.touched;
+        if unit.tail_left > 0 && !unit.pins.has(PinReason::Set) {
+            // What runs is not known, rather than what the rest of the values is: everything is asked for.
+            return;
+        }
         if unit.tail_left > 0 {
             touched.unreadable(&input[..unit.len], &[]);
             touched.nameless = true;

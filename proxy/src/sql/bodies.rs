@@ -197,7 +197,7 @@ impl Bodies {
                 for (sql, text) in &left.texts {
                     let text = text.as_bytes();
                     if !sql {
-                        touched.put_together(text);
+                        touched.put_together(text, 0..text.len());
                     } else if !touched.add_body(text, lex) && !self.setting_in(text).any(|(called, _)| called != name) {
                         touched.every = true;
                     }

@@ -9,7 +9,7 @@ mod long;
 mod part;
 mod why;
 
-pub(super) use body::{BodyLeaves, body_leaves, executes, literals, words};
+pub(super) use body::{BodyLeaves, body_leaves, code, executes, literals, words};
 pub use long::{Leaves, LongText};
 pub use why::{Why, why};
 
@@ -96,6 +96,8 @@ struct Sum<'a> {
     /// One of them is a SET, or declares a cursor for what is proven to read.
     sets: bool,
     declares: bool,
+    /// One of them is a DO.
+    does: bool,
     names: Names,
 }
 
@@ -121,6 +123,7 @@ impl<'a> Sum<'a> {
             ours: false,
             sets: false,
             declares: false,
+            does: false,
             names: Names::None,
         }
     }
@@ -144,12 +147,13 @@ impl<'a> Sum<'a> {
         self.end_block(part);
         self.pins.join(part.head.pins());
         let mut names = part.names();
-        if part.verb == K::Do {
+        // The whole text is looked at, once.
+        if part.verb == K::Do && !std::mem::replace(&mut self.does, true) {
             self.pins.join(pins_anywhere(self.sql, part.functions));
             self.advisory |= locks_anywhere(self.sql, part.functions);
             // EXECUTE is another thing there.
             names = Some(names_anywhere(self.sql)).filter(|n| *n == Names::Unknown).unwrap_or(names);
-            self.strange |= calls_new(self.sql, part.functions);
+            self.strange |= calls_new(self.sql, part.functions) || body::runs_anything(self.sql);
         }
         self.unpins |= part.head.unpins();
         self.advisory |= part.head.advisory;

@@ -23,6 +23,7 @@ mod parameters;
 mod pin;
 mod recall;
 mod redefines;
+mod spliced;
 mod touched;
 
 pub use aside::{changes_rows, keeps_read_only, only_sets, sets_aside};

@@ -4,9 +4,12 @@
 //! server is asked for each, and knows. What cannot be found out is said, and the session stays where it is.
 
 use super::LexRules;
-use super::classify::{executes, literals, words};
+use super::classify::{code, executes, literals, words};
+use super::effects::SetConfig;
 use super::lexer::{Lexer, Token};
+use super::spliced::{Spliced, spliced};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// Names kept of one transaction; with more, everything is asked for.
 const MAX_NAMES: usize = 64;
@@ -18,8 +21,10 @@ const MAX_NAME: usize = 255;
 pub struct Touched {
     /// Any setting that the server lists may have.
     pub every: bool,
-    /// Custom settings may have, and their names could not be found.
+    /// Custom settings have, most likely, and their names could not be found.
     pub nameless: bool,
+    /// Custom settings may have, and nothing tells.
+    pub hidden: bool,
     /// These may have, in lower case.
     pub names: BTreeSet<Box<str>>,
     /// The last statement about `application_name` takes it back to what the session began with.
@@ -36,6 +41,7 @@ impl Touched {
     pub fn join(&mut self, other: Self) {
         self.every |= other.every;
         self.nameless |= other.nameless;
+        self.hidden |= other.hidden;
         other.names.iter().for_each(|name| self.name(name.as_bytes()));
         self.renamed_back |= other.renamed_back;
     }
@@ -46,7 +52,7 @@ impl Touched {
         if !standard && sql.iter().any(|b| !b.is_ascii() || *b == b'\\') {
             return self.unreadable(sql, parameters);
         }
-        let mut s = Scan { sql, at: 0, lexer: Lexer::new(sql), ahead: None };
+        let mut s = Scan { sql, at: 0, lexer: Lexer::new(sql), ahead: None, looked: false };
         loop {
             match self.statement(&mut s, parameters) {
                 Some(Token::Semicolon) => {}
@@ -60,18 +66,19 @@ impl Touched {
     pub fn unreadable(&mut self, sql: &[u8], parameters: &[&[u8]]) {
         self.every = true;
         self.nameless |= sql.windows(10).any(|w| w.eq_ignore_ascii_case(b"set_config"));
+        self.splice(sql, 0..sql.len());
         self.loose(sql);
         parameters.iter().for_each(|p| self.loose(p));
     }
 
     /// Add what the body of a function may change, which is in SQL or PL/pgSQL. False when nothing was found.
     pub fn add_body(&mut self, body: &[u8], lex: LexRules) -> bool {
-        let (mut s, mut first) = (Scan { sql: body, at: 0, lexer: Lexer::new(body), ahead: None }, true);
+        let (mut s, mut first) = (Scan { sql: body, at: 0, lexer: Lexer::new(body), ahead: None, looked: false }, true);
         let (mut called, mut found) = (false, false);
         while let Some(token) = s.next() {
             match token {
                 Token::Odd => {
-                    self.put_together(body);
+                    self.put_together(body, 0..body.len());
                     return true;
                 }
                 Token::Word(word) => {
@@ -97,25 +104,35 @@ impl Touched {
             first = token == Token::Semicolon;
         }
         if !lex.standard_conforming_strings {
-            self.put_together(body);
+            self.put_together(body, 0..body.len());
             return true;
         }
         if executes(body) {
             // What is put together there is not followed.
-            literals(body).for_each(|literal| self.put_together(literal));
+            literals(body).for_each(|(at, literal)| self.put_together(body, at..at + literal.len()));
             return true;
         }
         found
     }
 
-    /// Add what a text may change that is, or holds, SQL in literals: what the server lists, and the custom settings that
-    /// are named.
-    pub fn put_together(&mut self, text: &[u8]) {
+    /// Add what a part of a text may change that is, or holds, SQL in literals: what the server lists, and the custom settings
+    /// that are named.
+    pub fn put_together(&mut self, text: &[u8], part: Range<usize>) {
         self.every = true;
-        self.nameless |= words(text).any(|(at, word)| {
-            word.eq_ignore_ascii_case(b"set_config") && calls_nameless(text[at + word.len()..].trim_ascii_start())
-        });
-        self.loose(text);
+        self.splice(text, part.clone());
+        self.loose(&text[part]);
+    }
+
+    /// Are there custom settings in a part of a text whose names are put together?
+    fn splice(&mut self, text: &[u8], part: Range<usize>) {
+        let sets = spliced(text, part.clone());
+        self.hidden |= sets == Spliced::Maybe;
+        let text = &text[part];
+        self.nameless |= sets == Spliced::Surely
+            || words(text).any(|(at, word)| {
+                let behind = text[at + word.len()..].trim_ascii_start();
+                word.eq_ignore_ascii_case(b"set_config") && calls_nameless(behind) && lasts(behind)
+            });
     }
 
     /// One statement; returns the token that ended it.
@@ -135,9 +152,15 @@ impl Touched {
                 (self.every, self.renamed_back) = (true, true);
             }
         } else if is(b"do") || is(b"call") {
-            // What runs inside is not followed; the names it spells out are asked for.
+            // What runs inside is not followed; the names it spells out are asked for. The whole text is looked at, once.
             self.every = true;
-            self.loose(s.sql);
+            if !std::mem::replace(&mut s.looked, true) {
+                for (_, literal) in literals(s.sql) {
+                    let code = code(literal);
+                    self.splice(code, 0..code.len());
+                }
+                self.loose(s.sql);
+            }
         }
         self.calls(s, parameters)
     }
@@ -312,6 +335,27 @@ impl Touched {
     }
 }
 
+/// Behind `set_config`: not for the transaction only, as far as it can be read?
+fn lasts(behind: &[u8]) -> bool {
+    let (mut lexer, mut call, mut depth) = (Lexer::new(behind), SetConfig::new(1), 0_u32);
+    while let Some(token) = lexer.next() {
+        match token {
+            Token::Open => depth += 1,
+            Token::Comma => call.comma(depth),
+            Token::Close => {
+                depth = depth.saturating_sub(1);
+                if let Some(local) = call.close(depth) {
+                    return !local;
+                }
+            }
+            Token::Odd => return true,
+            Token::Word(word) => call.token(word.eq_ignore_ascii_case(b"true")),
+            _ => call.token(false),
+        }
+    }
+    true
+}
+
 /// Behind `set_config` in a literal: a call whose first argument is anything but a whole literal of its own?
 fn calls_nameless(behind: &[u8]) -> bool {
     let [b'(', inside @ ..] = behind else { return false };
@@ -343,6 +387,8 @@ struct Scan<'a> {
     at: usize,
     lexer: Lexer<'a>,
     ahead: Option<Option<Token<'a>>>,
+    /// What stands in its literals was looked at.
+    looked: bool,
 }
 
 impl<'a> Scan<'a> {
@@ -449,6 +495,10 @@ mod tests {
         check("select set_config('it''s', 'a', false)", &[], true, true, &[]);
         check("select set_config(/* x */ 'a', 'a', false)", &[], true, true, &[]);
         check("do $$ begin set app.z = 1; end $$", &[], true, false, &["app.z"]);
+        check("do $$ begin execute 'set app.' || k || ' = 1'; end $$", &[], true, true, &[]);
+        check("do $$ begin perform set_config(k, 'a', false); end $$", &[], true, true, &[]);
+        check("do $$ begin perform set_config(k, f('a', 1), true); end $$", &[], true, false, &[]);
+        check("do 'begin perform set_config(''app.q'', ''a'', false); end'", &[], true, false, &["app.q"]);
         check("set x = u&\"app.q\"", &[], true, false, &["app.q", "x"]);
         check("set x = u&'app.q'", &[], false, false, &["x"]);
         check("set x = 1; update pg_settings set setting = '1' where name = 'y'", &[], true, false, &["x"]);
@@ -494,10 +544,25 @@ mod tests {
             ("begin execute 'select set_config($1, $2, false)' using n, v; end", (true, true, true, "")),
             ("begin execute 'select set_config(''app.' || n || ''', ''x'', false)'; end", (true, true, true, "")),
             ("begin execute q; raise notice 'set_config failed'; end", (true, true, false, "")),
+            ("begin execute 'select set_config($1, $2, true)' using n, v; end", (true, true, false, "")),
+            ("begin execute format('set app.%I = %L', k, v); end", (true, true, true, "")),
+            ("begin execute format('set app.x = %L', v); end", (true, true, false, "app.x")),
+            ("begin q := 'set '; q := q || k; execute q; end", (true, true, false, "")),
         ] {
             let (found, every, nameless, names) = of(body);
             assert_eq!((found, every, nameless, names.as_str()), want, "{body}");
         }
+    }
+
+    #[test]
+    fn what_may_be_set_unseen_is_told() {
+        let hidden = |body: &str| {
+            let mut touched = Touched::default();
+            touched.add_body(body.as_bytes(), LexRules::STANDARD);
+            touched.hidden
+        };
+        assert!(hidden("begin q := 'set '; q := q || k; execute q; end"));
+        assert!(!hidden("begin q := 'update t'; q := q || ' set ' || c; execute q; end"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::sql::functions::FunctionTable;
 use crate::sql::keyword::{Keyword as K, keyword};
 use crate::sql::lexer::{Lexer, Token};
 use crate::sql::loose::pins_anywhere;
+use crate::sql::spliced::{Spliced, spliced};
 use crate::sql::{PinReason, Pins};
 
 /// Longer words are none that matter.
@@ -35,7 +36,13 @@ pub(in crate::sql) fn body_leaves(body: &[u8], sql: bool, functions: &FunctionTa
         found.statements(body);
         found.begun(body);
         if executes(body) {
-            literals(body).for_each(|literal| found.text(literal, true));
+            literals(body).for_each(|(at, literal)| {
+                found.text(literal, true);
+                // SET, and of what it sets the literal shows nothing.
+                if spliced(body, at..at + literal.len()) != Spliced::No {
+                    found.pins.add(PinReason::Set);
+                }
+            });
             if executes_anything(body) {
                 found.pins.join(Pins::ANYTHING);
             }
@@ -270,9 +277,23 @@ fn names_relation(ahead: &[u8], columns: bool) -> bool {
         || !columns && is(&[b"from", b"join", b"update", b"only"])
 }
 
-/// The literals of a readable body, as they are written: with a doubled quote inside, which the lexer reads as the end of
-/// one and the beginning of another.
-pub(in crate::sql) fn literals(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// Does a DO, or anything else of which the code stands in a literal, run what no literal of that shows?
+pub(in crate::sql) fn runs_anything(sql: &[u8]) -> bool {
+    literals(sql).any(|(_, literal)| executes_anything(code(literal)))
+}
+
+/// What stands between the quotes of a literal, of either kind.
+pub(in crate::sql) fn code(literal: &[u8]) -> &[u8] {
+    let tag = match literal {
+        [b'$', rest @ ..] => rest.iter().position(|b| *b == b'$').map_or(0, |end| end + 2),
+        _ => usize::from(literal.len() > 1),
+    };
+    literal.get(tag..literal.len().saturating_sub(tag)).unwrap_or_default()
+}
+
+/// The literals of a readable body, as they are written, and where: with a doubled quote inside, which the lexer reads as the
+/// end of one and the beginning of another.
+pub(in crate::sql) fn literals(body: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut lexer = Lexer::new(body);
     std::iter::from_fn(move || {
         loop {
@@ -288,7 +309,7 @@ pub(in crate::sql) fn literals(body: &[u8]) -> impl Iterator<Item = &[u8]> {
                 return None;
             }
         }
-        Some(&body[from..lexer.at()])
+        Some((from, &body[from..lexer.at()]))
     })
 }
 
@@ -361,6 +382,9 @@ mod tests {
             ("begin for r in select 1 loop set my.x = 1; end loop; end", &[P::Set]),
             ("begin execute 'set role ' || quote_ident(r); end", &[P::Set]),
             ("begin execute format('set local role %I', r); end", &[]),
+            ("begin execute 'set ' || quote_ident(n) || ' = 1'; end", &[P::Set]),
+            ("begin execute 'update t set ' || c || ' = 1'; end", &[]),
+            ("begin execute 'update ' || t || ' set ' || c || ' = 1'; end", &[]),
             ("begin execute $x$ select set_config('a', 'b', false) $x$; end", &[P::Set]),
             ("begin create temp table made(a int); end", &[P::Temp]),
             ("begin execute 'create local temporary table made(a int)'; end", &[P::Temp]),
