@@ -7,6 +7,8 @@ use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
 use common::{Cluster, Node, PASSWORD};
 use proxy::auth::md5::Md5Hash;
+use proxy::wire::codec::{cstring, message};
+use proxy::wire::lossless;
 use proxy::wire::startup::write_startup;
 use socket2::{Domain, Socket, Type};
 use std::io::{Read, Write};
@@ -41,12 +43,24 @@ fn set_md5(node: &Node) {
 
 #[test]
 fn a_client_is_trusted_where_the_rules_and_the_server_trust_it() {
-    let cluster = cluster("trust", &["host app app 127.0.0.1/32 trust"], "", |_| {});
+    let rules = ["host app app 127.0.0.1/32 trust", "host latin all 127.0.0.1/32 trust"];
+    let cluster = cluster("trust", &rules, "", |_| {});
     assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
     let refused = cluster.client("psql").args(["-X", "-d", "postgres", "-c", "select 1"]).output().expect("psql runs");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     let want = "no proxy.auth.rules entry for host \"127.0.0.1\", user \"app\", database \"postgres\", no encryption";
     assert!(said.contains(want), "{said}");
+    // Names and options are bytes, in no encoding yet.
+    cluster.nodes[0].psql("create database latin template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'");
+    let mut admin = Raw::login(cluster.nodes[0].port, &[("user", "postgres"), ("database", "latin")]);
+    admin.write(|out| message(out, b'Q', |b| cstring(b, b"create role \"gr\xfcn\" login")));
+    assert_eq!(admin.until_ready(), ["C CREATE ROLE", "Z I"]);
+    let (user, options) = (lossless::keep(b"gr\xfcn"), lossless::keep(b"-c app.x=\xe4\xff"));
+    let mut odd = Raw::login(cluster.port, &[("user", &user), ("database", "latin"), ("options", &options)]);
+    let asked =
+        "select encode(convert_to(v, 'LATIN1'), 'hex') from unnest(array[current_user, current_setting('app.x')]) v";
+    assert_eq!(odd.query(asked), ["T", "D 6772fc6e", "D e4ff", "C SELECT 2", "Z I"]);
+    assert!(odd.settings.contains(&("session_authorization".to_owned(), user.into_owned())), "{:?}", odd.settings);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! Source: PostgreSQL documentation, "Password Authentication"; src/common/md5_common.c.
 
+use crate::wire::lossless;
 use md5::{Digest, Md5};
 use std::fmt;
 use std::str::FromStr;
@@ -17,9 +18,9 @@ pub struct Md5Hash(String);
 pub struct BadHash;
 
 impl Md5Hash {
-    /// The hash of a user's password.
+    /// The hash of the password of a user, whose name is as [`lossless`] keeps it.
     pub fn of(user: &str, password: &str) -> Self {
-        Self(hex(&[password.as_bytes(), user.as_bytes()]))
+        Self(hex(&[password.as_bytes(), &lossless::bytes(user)]))
     }
 
     /// The answer to the challenge `salt`: the text of a PasswordMessage.
@@ -55,6 +56,8 @@ mod tests {
 
     #[test]
     fn hashes_and_answers_are_those_of_postgresql() {
+        let odd = Md5Hash::of(&lossless::keep(b"gr\xfcn"), "secret");
+        assert_eq!(odd.0, hex(&[b"secretgr\xfcn"]));
         let hash = Md5Hash::of("alice", "secret");
         assert_eq!("md54a0a68b43b6cd5cf266fa02f196e2371".parse(), Ok(hash.clone()));
         assert_eq!("md54A0A68B43B6CD5CF266FA02F196E2371".parse(), Ok(hash.clone()));

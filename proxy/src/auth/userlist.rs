@@ -8,6 +8,7 @@
 use super::credentials::Credentials;
 use super::md5::Md5Hash;
 use super::scram::{BadVerifier, Verifier};
+use crate::wire::lossless;
 use cluster::secret::Secret;
 use std::collections::BTreeMap;
 use std::io;
@@ -82,6 +83,9 @@ pub enum BadEntry {
     /// The user stands on an earlier line already.
     #[error("user {0:?} stands on an earlier line already")]
     Twice(String),
+    /// What the password is cannot be said.
+    #[error("user {0:?}: the password is not UTF-8")]
+    Encoding(String),
     /// A broken verifier.
     #[error("user {user:?}: {source}")]
     Verifier {
@@ -125,11 +129,11 @@ impl Userlist {
         if length > MAX_FILE {
             return Err(failed(io::Error::other(format!("{length} bytes, {MAX_FILE} are the limit"))));
         }
-        let text = std::fs::read_to_string(path).map_err(failed)?;
-        Self::parse(&text).map_err(|source| LoadUserlistError::Parse { path: path.to_owned(), source })
+        let text = std::fs::read(path).map_err(failed)?;
+        Self::parse(&lossless::keep(&text)).map_err(|source| LoadUserlistError::Parse { path: path.to_owned(), source })
     }
 
-    /// Parse a file's text.
+    /// Parse a file's text, as [`lossless`] keeps it.
     ///
     /// # Errors
     /// The first line that cannot be used.
@@ -177,6 +181,7 @@ fn entry(line: &str) -> Result<(String, Stored), BadEntry> {
         return Err(BadEntry::NoUser);
     }
     match Stored::parse(&secret) {
+        Ok(Stored::Plain(_)) if !lossless::is_utf8(&secret) => Err(BadEntry::Encoding(user)),
         Ok(stored) => Ok((user, stored)),
         Err(source) => Err(BadEntry::Verifier { user, source }),
     }
@@ -249,6 +254,15 @@ mod tests {
         ] {
             assert_eq!(Userlist::parse(text).unwrap_err().to_string(), want);
         }
+    }
+
+    #[test]
+    fn names_are_bytes_and_passwords_are_not() {
+        let of = |text: &[u8]| Userlist::parse(&lossless::keep(text));
+        let list = of(b"\"gr\xfcn\" \"secret\"\n").unwrap();
+        assert_eq!(list.get(&lossless::keep(b"gr\xfcn")), Some(&Stored::Plain(Secret::new("secret"))));
+        let error = of(b"\"a\" \"gr\xfcn\"\n").unwrap_err();
+        assert_eq!(error.to_string(), "line 1: user \"a\": the password is not UTF-8");
     }
 
     #[test]

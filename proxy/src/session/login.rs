@@ -20,6 +20,7 @@ use crate::tls::AcceptError;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::error_response::ClientError;
+use crate::wire::lossless;
 use crate::wire::pool_error::PoolError;
 use crate::wire::read_only_error::ReadOnlyError;
 use crate::wire::sqlstate::SqlState;
@@ -537,7 +538,7 @@ impl Greeter<'_> {
             && let Some(name) = &startup.application_name
         {
             // synchronous_standby_names knows a standby by this name.
-            let name = String::from_utf8_lossy(name).into_owned();
+            let name = lossless::keep(name).into_owned();
             startup.parameters.push(("application_name".to_owned(), name));
         }
         let Startup { minor, database, user, parameters, replication, application_name, .. } = startup;

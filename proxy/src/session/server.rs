@@ -234,7 +234,7 @@ impl Meta {
                 // Of a LISTEN that no text showed: whoever is served next has not asked for it.
                 b'A' => self.listens = true,
                 b'S' => match backend::parameter_status(frame) {
-                    Some((name, value)) => self.report(name, value),
+                    Some((name, value)) => self.report(name, &value),
                     None => break Absorbed::Unfit,
                 },
                 b'Z' if backend::ready_status(frame) == Some(TxStatus::Idle) => {

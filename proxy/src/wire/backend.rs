@@ -3,6 +3,8 @@
 //! Source: PostgreSQL documentation, "Message Formats" and "Error and Notice Message Fields".
 
 use crate::wire::codec::{HEAD, cstring, message, split_cstring};
+use crate::wire::lossless;
+use std::borrow::Cow;
 
 /// The status byte of ReadyForQuery: the only truth about a server's transaction state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -116,11 +118,11 @@ pub fn with_name(frame: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Name and value of a whole ParameterStatus frame.
-pub fn parameter_status(frame: &[u8]) -> Option<(&str, &str)> {
+/// Name and value of a whole ParameterStatus frame; the value as [`lossless`] keeps it.
+pub fn parameter_status(frame: &[u8]) -> Option<(&str, Cow<'_, str>)> {
     let (name, rest) = split_cstring(frame.get(HEAD..)?)?;
     let (value, _) = split_cstring(rest)?;
-    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
+    Some((std::str::from_utf8(name).ok()?, lossless::keep(value)))
 }
 
 /// The values of a whole DataRow frame in text format, with replacements for what is not UTF-8; `None` when it is
@@ -276,7 +278,7 @@ pub fn write_negotiate_version(out: &mut Vec<u8>, minor: u16, extensions: &[Stri
         b.extend_from_slice(&(3u32 << 16 | u32::from(minor)).to_be_bytes());
         b.extend_from_slice(&u32::try_from(extensions.len()).expect("startup packets are bounded").to_be_bytes());
         for name in extensions {
-            cstring(b, name.as_bytes());
+            cstring(b, &lossless::bytes(name));
         }
     });
 }
@@ -285,7 +287,7 @@ pub fn write_negotiate_version(out: &mut Vec<u8>, minor: u16, extensions: &[Stri
 pub fn write_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
     message(out, b'S', |b| {
         cstring(b, name.as_bytes());
-        cstring(b, value.as_bytes());
+        cstring(b, &lossless::bytes(value));
     });
 }
 
@@ -384,7 +386,7 @@ mod tests {
         assert_eq!(backend_key(&out), Some((1, 2)));
         out.clear();
         write_parameter_status(&mut out, "TimeZone", "UTC");
-        assert_eq!(parameter_status(&out), Some(("TimeZone", "UTC")));
+        assert_eq!(parameter_status(&out), Some(("TimeZone", "UTC".into())));
         for status in [TxStatus::Idle, TxStatus::Block, TxStatus::Failed] {
             out.clear();
             write_ready(&mut out, status);

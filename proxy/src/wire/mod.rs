@@ -6,6 +6,7 @@ pub mod console_error;
 pub mod durability_error;
 pub mod error_response;
 pub mod frontend;
+pub mod lossless;
 pub mod pool_error;
 pub mod promise_error;
 pub mod proxy_protocol;

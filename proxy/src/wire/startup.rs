@@ -4,6 +4,7 @@
 //! src/include/libpq/pqcomm.h.
 
 use crate::wire::codec::split_cstring;
+use crate::wire::lossless;
 
 /// Longest startup packet, bytes (MAX_STARTUP_PACKET_LENGTH).
 pub const MAX_PACKET: usize = 10_000;
@@ -51,7 +52,7 @@ pub enum Packet {
     },
 }
 
-/// A StartupMessage of protocol 3.
+/// A StartupMessage of protocol 3. All text in it is as [`lossless`] keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Startup {
     /// Minor version asked for; see [`NEWEST_MINOR`].
@@ -83,7 +84,7 @@ pub enum BadPacket {
     /// The length field is out of range.
     #[error("invalid length of startup packet")]
     Length,
-    /// No terminator, a name without value, bytes behind the end, or text that is not UTF-8.
+    /// No terminator, a name without value, or bytes behind the end.
     #[error("invalid startup packet layout")]
     Layout,
 }
@@ -128,12 +129,12 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Packet, BadPacket> {
         }
         let (value, after) = split_cstring(after).ok_or(BadPacket::Layout)?;
         rest = after;
-        let name = std::str::from_utf8(name).map_err(|_| BadPacket::Layout)?;
+        let name = &*lossless::keep(name);
         if name == "application_name" {
             s.application_name = Some(value.to_owned());
             continue;
         }
-        let value = std::str::from_utf8(value).map_err(|_| BadPacket::Layout)?.to_owned();
+        let value = lossless::keep(value).into_owned();
         match name {
             "user" => s.user = value,
             "database" => database = Some(value),
@@ -178,7 +179,7 @@ pub fn write_startup<'a>(out: &mut Vec<u8>, parameters: impl Iterator<Item = (&'
     out.extend_from_slice(&[0, 0, 0, 0, 0, 3, 0, 0]);
     for (name, value) in parameters {
         for text in [name, value] {
-            out.extend_from_slice(text.as_bytes());
+            out.extend_from_slice(&lossless::bytes(text));
             out.push(0);
         }
     }
@@ -249,6 +250,18 @@ mod tests {
     }
 
     #[test]
+    fn any_bytes_reach_the_server_as_they_are() {
+        let mut p = vec![0, 0, 0, 0, 0, 3, 0, 0];
+        p.extend_from_slice(b"database\0d\xe4\0options\0-c app.x=\xff\xc3\xa4\0user\0gr\xfcn\0\0");
+        let Ok(Packet::Startup(s)) = parse(&p) else { panic!("{:?}", parse(&p)) };
+        let mut out = Vec::new();
+        let own = s.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let (database, user) = (("database", s.database.as_str()), ("user", s.user.as_str()));
+        write_startup(&mut out, [database].into_iter().chain(own).chain([user]));
+        assert_eq!(out[8..], p[8..]);
+    }
+
+    #[test]
     fn replication_is_a_truth_value_or_a_database() {
         for value in ["", "o", "2", "Database", "nonsense", "t ", "truest"] {
             let bad = Packet::BadReplication { value: value.to_owned() };
@@ -275,7 +288,7 @@ mod tests {
         assert_eq!(packet_len(&[0, 0, 0, 7]), Err(BadPacket::Length));
         assert_eq!(packet_len(b"GET "), Err(BadPacket::Length));
         assert_eq!(packet_len(&[0, 0]), Ok(None));
-        for body in [&b"user\0x"[..], b"user\0x\0", b"user\0x\0\0more", b"user\0\xff\0\0"] {
+        for body in [&b"user\0x"[..], b"user\0x\0", b"user\0x\0\0more"] {
             let mut p = vec![0, 0, 0, 0, 0, 3, 0, 0];
             p.extend_from_slice(body);
             assert_eq!(parse(&p), Err(BadPacket::Layout), "{body:?}");

@@ -61,7 +61,7 @@ impl<S: Read + Write> Raw<S> {
                 },
                 b'S' => {
                     let (name, value) = backend::parameter_status(&frame).expect("a setting");
-                    raw.settings.push((name.to_owned(), value.to_owned()));
+                    raw.settings.push((name.to_owned(), value.into_owned()));
                 }
                 b'K' => raw.key = backend::backend_key(&frame).expect("a key"),
                 b'Z' => return raw,

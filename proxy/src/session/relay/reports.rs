@@ -27,7 +27,7 @@ impl Relay {
     /// A setting is reported that the client is not told of.
     pub(super) fn learn(&mut self, frame: &[u8]) {
         if let Some((name, value)) = backend::parameter_status(frame) {
-            let (name, value) = (name.to_owned(), value.to_owned());
+            let (name, value) = (name.to_owned(), value.into_owned());
             self.reported.push(Reported { name, value, instead: None });
         }
     }
@@ -57,17 +57,17 @@ impl Relay {
         let Some((name, value)) = backend::parameter_status(frame) else { return sink.pass(input, span) };
         let mut instead = None;
         if name == APPLICATION_NAME {
-            let told = host.name_told(value);
+            let told = host.name_told(&value);
             instead = told.map(str::to_owned);
             let last = self.reported.iter().rev().find(|r| r.name == name).map(Reported::told);
             match (last.or_else(|| host.name_known()), told) {
-                (Some(known), _) if known == told.unwrap_or(value) => {}
+                (Some(known), _) if known == told.unwrap_or(&value) => {}
                 (_, Some(told)) => backend::write_parameter_status(sink.insert(input), name, told),
                 (_, None) => sink.pass(input, span),
             }
         } else {
             sink.pass(input, span);
         }
-        self.reported.push(Reported { name: name.to_owned(), value: value.to_owned(), instead });
+        self.reported.push(Reported { name: name.to_owned(), value: value.into_owned(), instead });
     }
 }

@@ -49,7 +49,7 @@ impl Server {
             b'N' => answer.unreplicated |= fields(frame).routine == b"SyncRepWaitForLSN",
             b'S' => {
                 let (name, value) = backend::parameter_status(frame)?;
-                self.meta.report(name, value);
+                self.meta.report(name, &value);
             }
             b'A' => self.meta.listens = true,
             b'T' | b'C' | b'I' => {}

@@ -141,7 +141,7 @@ async fn log_in(wire: &mut LoginWire, login: &Login<'_>) -> Result<Welcome, Conn
             b'S' => {
                 let (name, value) =
                     backend::parameter_status(&frame).ok_or_else(|| protocol("a malformed ParameterStatus"))?;
-                welcome.settings.push((name.to_owned(), value.to_owned()));
+                welcome.settings.push((name.to_owned(), value.into_owned()));
             }
             b'K' => {
                 welcome.key = backend::backend_key(&frame).ok_or_else(|| protocol("a malformed BackendKeyData"))?;
