@@ -84,7 +84,10 @@ fn debians_exporter_reads_the_console() {
 
 #[test]
 fn exporters_find_the_tables_and_columns_they_ask_for() {
-    let cluster = Cluster::start(1, |raw| raw.console.stats_users = vec!["app".to_owned()]);
+    let cluster = Cluster::start(1, |raw| {
+        raw.console.stats_users = vec!["app".to_owned()];
+        raw.pools.max_user_client_connections = 500;
+    });
     for _ in 0..5 {
         cluster.psql("select 1").expect("the endpoint serves");
     }
@@ -148,6 +151,9 @@ fn exporters_find_the_tables_and_columns_they_ask_for() {
     assert_eq!(cell(&config, "hold_timeout", "value").as_deref(), Some("30s"));
     assert_eq!(cell(&config, "listen", "changeable").as_deref(), Some("no"));
     assert_eq!(cell(&config, "max_client_conn", "value").as_deref(), Some("10000"));
+    // Servers are another thing than clients.
+    assert_eq!(cell(&config, "max_user_connections", "value").as_deref(), Some("0"));
+    assert_eq!(cell(&config, "max_user_client_connections", "value").as_deref(), Some("500"));
     // Looking is all that this user may do.
     let error = ask(&cluster, "PAUSE app").unwrap_err();
     assert!(error.contains("admin access needed"), "{error}");

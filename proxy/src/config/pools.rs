@@ -47,6 +47,9 @@ pub struct Raw {
     /// Server connections of this process to one database of one node, over all its pools. Default 0: no limit but
     /// the pools' own.
     pub max_db_connections: usize,
+    /// Server connections of this process as one user to one node, over all databases. Default 0: no limit but the pools'
+    /// own.
+    pub max_user_connections: usize,
     /// Clients of one database that this process accepts; the next is refused with 53300. Default 0: no limit but
     /// `proxy.max_client_connections`.
     pub max_db_client_connections: usize,
@@ -85,6 +88,7 @@ impl Default for Raw {
             reserve_pool_timeout: Span::secs(5),
             min_pool_size: 0,
             max_db_connections: 0,
+            max_user_connections: 0,
             max_db_client_connections: 0,
             max_user_client_connections: 0,
             max_replication_connections: 5,
@@ -158,6 +162,9 @@ pub struct User {
     /// As `proxy.query_wait_timeout`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub query_wait_timeout: Option<Span>,
+    /// As in `[proxy.pools]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_user_connections: Option<usize>,
     /// As `proxy.pools.max_user_client_connections`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_client_connections: Option<usize>,
@@ -201,6 +208,7 @@ pub fn check(raw: &Raw, databases: &BTreeMap<String, Database>, users: &BTreeMap
         ("reserve_pool_size", raw.reserve_pool_size),
         ("min_pool_size", raw.min_pool_size),
         ("max_db_connections", raw.max_db_connections),
+        ("max_user_connections", raw.max_user_connections),
         ("max_db_client_connections", raw.max_db_client_connections),
         ("max_user_client_connections", raw.max_user_client_connections),
         ("max_replication_connections", raw.max_replication_connections),
@@ -242,6 +250,7 @@ pub fn check(raw: &Raw, databases: &BTreeMap<String, Database>, users: &BTreeMap
         count(&mut bad, &key("pool_size"), u.pool_size, 1);
         count(&mut bad, &key("reserve_pool_size"), u.reserve_pool_size, 0);
         count(&mut bad, &key("min_pool_size"), u.min_pool_size, 0);
+        count(&mut bad, &key("max_user_connections"), u.max_user_connections, 0);
         count(&mut bad, &key("max_client_connections"), u.max_client_connections, 0);
         span(&mut bad, &key("query_wait_timeout"), u.query_wait_timeout);
     }

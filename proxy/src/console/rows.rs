@@ -84,6 +84,19 @@ pub fn version() -> String {
     format!("pgtenure {}", env!("CARGO_PKG_VERSION"))
 }
 
+/// PgBouncer's names of settings that have another one here.
+const PGBOUNCERS: [(&str, &str); 9] = [
+    ("max_client_conn", "max_client_connections"),
+    ("max_db_connections", "pools.max_db_connections"),
+    ("max_db_client_connections", "pools.max_db_client_connections"),
+    ("max_user_connections", "pools.max_user_connections"),
+    ("max_user_client_connections", "pools.max_user_client_connections"),
+    ("default_pool_size", "pool_size"),
+    ("min_pool_size", "pools.min_pool_size"),
+    ("reserve_pool_size", "pools.reserve_pool_size"),
+    ("pool_mode", "pools.pool_mode"),
+];
+
 impl Facts<'_> {
     /// Every database that is configured or in use.
     fn names(&self) -> BTreeSet<&str> {
@@ -193,15 +206,17 @@ impl Facts<'_> {
         let of = |name: &str| {
             let rules = self.config.pools.users.get(name);
             let number = |n: Option<usize>| n.map_or(String::new(), |n| n.to_string());
-            let limit = rules.and_then(|u| u.max_client_connections);
+            let defaults = &self.config.pools.defaults;
+            let servers = rules.and_then(|u| u.max_user_connections).unwrap_or(defaults.max_user_connections);
+            let clients = rules.and_then(|u| u.max_client_connections).unwrap_or(defaults.max_user_client_connections);
             vec![
                 name.into(),
                 number(rules.and_then(|u| u.pool_size)).into(),
                 number(rules.and_then(|u| u.reserve_pool_size)).into(),
                 rules.and_then(|u| u.pool_mode).map(|m| m.as_str()).into(),
-                0u64.into(),
+                servers.into(),
                 self.view.servers.iter().filter(|s| s.user == name).count().into(),
-                limit.unwrap_or(self.config.pools.defaults.max_user_client_connections).into(),
+                clients.into(),
                 self.view.clients.iter().filter(|c| c.user == name).count().into(),
             ]
         };
@@ -235,13 +250,9 @@ impl Facts<'_> {
         };
         let mut rows: Vec<Row> = now.iter().map(row).collect();
         // By PgBouncer's names, for exporters that ask for them.
-        let clients = self.config.max_client_connections;
-        let user = self.config.pools.defaults.max_user_client_connections;
-        for (key, value, ours) in
-            [("max_client_conn", clients, "max_client_connections"), ("max_user_connections", user, "")]
-        {
-            let default = default.get(ours).cloned().unwrap_or_else(|| "0".to_owned());
-            rows.push(vec![key.into(), value.to_string().into(), default.into(), "yes".into()]);
+        for (theirs, ours) in PGBOUNCERS {
+            let (value, default) = (now.get(ours).cloned(), default.get(ours).cloned());
+            rows.push(vec![theirs.into(), value.into(), default.into(), "yes".into()]);
         }
         rows
     }

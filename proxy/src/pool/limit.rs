@@ -1,7 +1,8 @@
 //! How many server connections pools may have in all workers together, and who waits for one.
 //!
 //! The pools of one database and user are kin: their sessions began with different startup parameters, which the client
-//! chooses, so one size holds for all of them. Those of one database share its limit, where it has one.
+//! chooses, so one size holds for all of them. Those of one database share its limit, where it has one, and so do those of
+//! one user.
 
 mod rivals;
 
@@ -54,6 +55,11 @@ pub enum Full {
         /// Connections allowed.
         limit: usize,
     },
+    /// `max_user_connections`.
+    User {
+        /// Connections allowed.
+        limit: usize,
+    },
 }
 
 /// The shared state of one pool.
@@ -70,6 +76,8 @@ pub struct Limit {
     kin: Arc<Group>,
     /// The pools of its database.
     database: Arc<Group>,
+    /// The pools of its user.
+    user: Arc<Group>,
     /// Told when a connection is closed; shared by all.
     closed: Arc<Notify>,
     /// Called with a worker's index when a place has become free and somebody waits there.
@@ -92,20 +100,30 @@ impl Limit {
     /// # Errors
     /// Why there is none.
     pub fn permit(self: &Arc<Self>, share: Share) -> Result<Permit, Full> {
-        let max = self.database.most(Share::Usual);
+        let (of_database, of_user) = (self.database.most(Share::Usual), self.user.most(Share::Usual));
         let limit = self.kin.most(share);
-        if self.database.open.load(Ordering::SeqCst) < max && self.kin.open.load(Ordering::SeqCst) >= limit {
-            // As below, but without a place taken and given back, of which others would be told.
-            return Err(Full::Pool { limit });
+        // As below, but without a place taken and given back, of which others would be told.
+        if self.database.open.load(Ordering::SeqCst) < of_database {
+            if self.user.open.load(Ordering::SeqCst) >= of_user {
+                return Err(Full::User { limit: of_user });
+            }
+            if self.kin.open.load(Ordering::SeqCst) >= limit {
+                return Err(Full::Pool { limit });
+            }
         }
-        if !take(&self.database.open, max) {
-            return Err(Full::Database { limit: max });
+        if !take(&self.database.open, of_database) {
+            return Err(Full::Database { limit: of_database });
+        }
+        if !take(&self.user.open, of_user) {
+            self.database.close();
+            return Err(Full::User { limit: of_user });
         }
         if take(&self.kin.open, limit) {
             self.open.fetch_add(1, Ordering::SeqCst);
             return Ok(Permit(Some(self.clone())));
         }
         self.database.close();
+        self.user.close();
         Err(Full::Pool { limit })
     }
 
@@ -114,6 +132,7 @@ impl Limit {
         self.kin.reserve.store(policy.reserve, Ordering::SeqCst);
         self.kin.min.store(policy.min, Ordering::SeqCst);
         self.database.size.store(policy.max_db.unwrap_or(usize::MAX), Ordering::SeqCst);
+        self.user.size.store(policy.max_user.unwrap_or(usize::MAX), Ordering::SeqCst);
     }
 
     /// Most connections allowed, those of its kin included, without the reserve.
@@ -143,7 +162,7 @@ impl Limit {
 
     /// Could one more be opened?
     pub fn has_room(&self) -> bool {
-        self.kin.has_room() && self.database.has_room()
+        self.groups().into_iter().all(Group::has_room)
     }
 
     /// How many wait, in all workers.
@@ -158,7 +177,7 @@ impl Limit {
 
     /// One more waits, or one less.
     pub fn count_waiter(&self, one_more: bool) {
-        for waiting in [&self.waiting, &self.kin.waiting, &self.database.waiting] {
+        for waiting in [&self.waiting].into_iter().chain(self.groups().map(|group| &group.waiting)) {
             if one_more {
                 waiting.fetch_add(1, Ordering::SeqCst);
             } else {
@@ -176,7 +195,7 @@ impl Limit {
     pub fn show_oldest(&self, worker: usize, nanos: Option<u64>) {
         self.lanes[worker].oldest.store(nanos.map_or(0, |n| n.max(1)), Ordering::SeqCst);
         if let Some(nanos) = nanos {
-            [&self.kin, &self.database].into_iter().for_each(|group| group.waits_since(nanos));
+            self.groups().into_iter().for_each(|group| group.waits_since(nanos));
         }
     }
 
@@ -210,7 +229,13 @@ impl Limit {
             self.wake_oldest();
         }
         self.database.close();
+        self.user.close();
         self.closed.notify_waiters();
+    }
+
+    /// Those that it has a limit together with.
+    fn groups(&self) -> [&Group; 3] {
+        [&self.kin, &self.database, &self.user]
     }
 
     /// The worker whose oldest waiter waits longest, and since when.
@@ -243,8 +268,7 @@ impl Permit {
     pub fn forgo(mut self) {
         if let Some(limit) = self.0.take() {
             limit.open.fetch_sub(1, Ordering::SeqCst);
-            limit.kin.open.fetch_sub(1, Ordering::SeqCst);
-            limit.database.open.fetch_sub(1, Ordering::SeqCst);
+            limit.groups().into_iter().for_each(|group| _ = group.open.fetch_sub(1, Ordering::SeqCst));
             limit.closed.notify_waiters();
         }
     }
@@ -271,6 +295,7 @@ struct Known {
     rules: Rules,
     pools: HashMap<PoolKey, Arc<Limit>>,
     databases: HashMap<(NodeId, String), Arc<Group>>,
+    users: HashMap<(NodeId, String), Arc<Group>>,
     /// By database and user. Replication connections, which no pool keeps, count for themselves.
     kin: HashMap<(NodeId, String, String, bool), Arc<Group>>,
 }
@@ -278,7 +303,8 @@ struct Known {
 impl Limits {
     /// `wake` is called from any worker.
     pub fn new(rules: Rules, workers: usize, wake: Wake) -> Self {
-        let known = Known { rules, pools: HashMap::new(), databases: HashMap::new(), kin: HashMap::new() };
+        let (pools, databases, users, kin) = Default::default();
+        let known = Known { rules, pools, databases, users, kin };
         Self { known: Mutex::new(known), workers, wake, closed: Arc::default() }
     }
 
@@ -290,6 +316,7 @@ impl Limits {
         }
         let (node, of) = (&key.node, &key.identity);
         let database = known.databases.entry((node.clone(), of.database.clone())).or_default().clone();
+        let user = known.users.entry((node.clone(), of.user.clone())).or_default().clone();
         let kin = (node.clone(), of.database.clone(), of.user.clone(), of.is_replication());
         let kin = known.kin.entry(kin).or_default().clone();
         let limit = Arc::new(Limit {
@@ -301,11 +328,12 @@ impl Limits {
             lanes: (0..self.workers).map(|_| Lane::default()).collect(),
             kin,
             database,
+            user,
             closed: self.closed.clone(),
             wake: self.wake.clone(),
         });
         limit.obey(&policy::resolve(&known.rules, &of.database, &of.user));
-        [&limit.kin, &limit.database].into_iter().for_each(|group| group.add(&limit));
+        limit.groups().into_iter().for_each(|group| group.add(&limit));
         known.pools.insert(key.clone(), limit.clone());
         limit
     }
@@ -337,8 +365,10 @@ impl Limits {
             return;
         }
         known.databases.retain(|_, database| Arc::strong_count(database) > 1);
+        known.users.retain(|_, user| Arc::strong_count(user) > 1);
         known.kin.retain(|_, kin| Arc::strong_count(kin) > 1);
-        known.databases.values().chain(known.kin.values()).for_each(|group| group.sweep());
+        let groups = known.databases.values().chain(known.users.values()).chain(known.kin.values());
+        groups.for_each(|group| group.sweep());
     }
 }
 
@@ -365,6 +395,20 @@ mod tests {
     impl Setup {
         pub(super) fn of(&self, user: &str) -> Arc<Limit> {
             self.with(user, &[])
+        }
+
+        /// The pool of that user in another database.
+        pub(super) fn at(&self, database: &str, user: &str) -> Arc<Limit> {
+            let (dbname, parameters) = (database.to_owned(), Vec::new());
+            let identity = Identity { database: database.to_owned(), dbname, user: user.into(), parameters };
+            self.limits.of(&PoolKey { node: "n1".parse().unwrap(), identity: Arc::new(identity) })
+        }
+
+        /// Other rules than those of `setup` hold now.
+        pub(super) fn obey(&self, change: impl FnOnce(&mut Rules)) {
+            let mut rules = Rules::new(5, Duration::from_secs(30));
+            change(&mut rules);
+            self.limits.obey(&rules);
         }
 
         /// The pool of those who begin with these parameters.

@@ -23,6 +23,8 @@ pub struct PoolPolicy {
     pub min: usize,
     /// Server connections to this database of one node, over all users; `None`: any number.
     pub max_db: Option<usize>,
+    /// Server connections of this user to one node, over all databases; `None`: any number.
+    pub max_user: Option<usize>,
     /// How long a statement waits for a connection.
     pub query_wait_timeout: Duration,
 }
@@ -50,6 +52,7 @@ pub fn resolve(pools: &Pools, database: &str, user: &str) -> PoolPolicy {
     let size = u(|u| u.pool_size).or(d(|d| d.pool_size)).unwrap_or(pools.pool_size);
     let min = u(|u| u.min_pool_size).or(d(|d| d.min_pool_size)).unwrap_or(pools.defaults.min_pool_size);
     let max_db = d(|d| d.max_db_connections).unwrap_or(pools.defaults.max_db_connections);
+    let max_user = u(|u| u.max_user_connections).unwrap_or(pools.defaults.max_user_connections);
     PoolPolicy {
         mode: mode(pools, database, user),
         size,
@@ -58,6 +61,7 @@ pub fn resolve(pools: &Pools, database: &str, user: &str) -> PoolPolicy {
         // A pool cannot be kept fuller than it may be.
         min: min.min(size),
         max_db: (max_db > 0).then_some(max_db),
+        max_user: (max_user > 0).then_some(max_user),
         query_wait_timeout: wait.map_or(pools.query_wait_timeout, |wait| wait.0),
     }
 }
@@ -137,6 +141,7 @@ mod tests {
             pool_mode: Some(PoolMode::Transaction),
             pool_size: Some(2),
             min_pool_size: Some(1),
+            max_user_connections: Some(3),
             max_client_connections: Some(4),
             query_wait_timeout: Some(Span::secs(60)),
             ..User::default()
@@ -146,24 +151,25 @@ mod tests {
         pools
     }
 
-    /// `mode size min max_db wait_s at | limits`
+    /// `mode size min max_db max_user wait_s at | limits`
     fn check(database: &str, user: &str) -> String {
         let pools = pools();
         let p = resolve(&pools, database, user);
         let (wait, at) = (p.query_wait_timeout.as_secs(), dbname(&pools, database));
         let limits: Vec<ClientLimit> = client_limits(&pools, database, user).collect();
-        format!("{} {} {} {:?} {wait} {at} | {limits:?}", p.mode.as_str(), p.size, p.min, p.max_db)
+        let (max_db, max_user) = (p.max_db, p.max_user);
+        format!("{} {} {} {max_db:?} {max_user:?} {wait} {at} | {limits:?}", p.mode.as_str(), p.size, p.min)
     }
 
     #[test]
     fn a_user_comes_before_a_database_and_that_before_the_rest() {
         for (database, user, want) in [
-            ("other", "ann", "transaction 80 80 None 30 other | [Database(500)]"),
-            ("app", "ann", "session 10 10 Some(12) 3 app_v2 | [Database(7)]"),
-            ("other", "batch", "transaction 2 1 None 60 other | [Database(500), User(4)]"),
-            ("app", "batch", "transaction 2 1 Some(12) 60 app_v2 | [Database(7), User(4)]"),
+            ("other", "ann", "transaction 80 80 None None 30 other | [Database(500)]"),
+            ("app", "ann", "session 10 10 Some(12) None 3 app_v2 | [Database(7)]"),
+            ("other", "batch", "transaction 2 1 None Some(3) 60 other | [Database(500), User(4)]"),
+            ("app", "batch", "transaction 2 1 Some(12) Some(3) 60 app_v2 | [Database(7), User(4)]"),
             // The rule is for the name that clients ask for, not for the one at the servers.
-            ("app_v2", "ann", "transaction 80 80 None 30 app_v2 | [Database(500)]"),
+            ("app_v2", "ann", "transaction 80 80 None None 30 app_v2 | [Database(500)]"),
         ] {
             assert_eq!(check(database, user), want, "{database} {user}");
         }

@@ -92,7 +92,8 @@ pub fn top_up(w: &Rc<Worker>) -> bool {
         let rules = resolve(&config.pools, &identity.database, &identity.user);
         if rules.min > 0 && !identity.is_replication() && !w.doorway.paused(&identity.database) {
             let pool = w.pools.of(&primary.node, identity);
-            if pool.limit.open_of_kin() < rules.min {
+            // What has no place in its database's or its user's limit is not tried for.
+            if pool.limit.open_of_kin() < rules.min && pool.limit.has_room() {
                 let waits = patron.warming || patron.backoff.left(now).is_some();
                 lacking.push((pool, patron.credentials.clone(), waits));
             }

@@ -4,6 +4,17 @@ use super::error_response::{Report, error, fatal, millis};
 use super::sqlstate::SqlState;
 use std::time::Duration;
 
+/// Who has a limit of server connections together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// The sessions of a database and a user.
+    Pool,
+    /// The pools of a database.
+    Database,
+    /// The pools of a user.
+    User,
+}
+
 /// A limit, a timeout or an order that ends a statement or a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PoolError {
@@ -11,10 +22,10 @@ pub enum PoolError {
     Exhausted {
         /// How long the statement waited.
         waited: Duration,
-        /// Connections allowed: of the pool, or of its database.
+        /// Connections allowed.
         limit: usize,
-        /// It is the database's limit that is reached.
-        of_database: bool,
+        /// Whose limit that is.
+        of: Sharing,
         /// Statements that wait for the same pool, this one included.
         waiting: usize,
     },
@@ -71,9 +82,7 @@ impl PoolError {
     /// As the client reads it. The texts are PostgreSQL's where it has the same.
     pub fn report(&self) -> Report {
         match self {
-            Self::Exhausted { waited, limit, of_database, waiting } => {
-                exhausted(*waited, *limit, *of_database, *waiting)
-            }
+            Self::Exhausted { waited, limit, of, waiting } => exhausted(*waited, *limit, *of, *waiting),
             Self::Paused { database, waited } => {
                 error(SqlState::CANNOT_CONNECT_NOW, format!("database \"{database}\" is paused"))
                     .detail(format!("Waited {} for it to be resumed.", millis(*waited)))
@@ -115,11 +124,11 @@ impl PoolError {
     }
 }
 
-fn exhausted(waited: Duration, limit: usize, of_database: bool, waiting: usize) -> Report {
-    let (whose, hint) = if of_database {
-        ("database", "Raise max_db_connections or shorten transactions.")
-    } else {
-        ("pool", "Raise proxy.pool_size or shorten transactions.")
+fn exhausted(waited: Duration, limit: usize, of: Sharing, waiting: usize) -> Report {
+    let (whose, hint) = match of {
+        Sharing::Pool => ("pool", "Raise proxy.pool_size or shorten transactions."),
+        Sharing::Database => ("database", "Raise max_db_connections or shorten transactions."),
+        Sharing::User => ("user", "Raise max_user_connections or shorten transactions."),
     };
     error(SqlState::TOO_MANY_CONNECTIONS, "no server connection became free in time")
         .detail(format!(
@@ -143,13 +152,15 @@ mod tests {
     fn every_limit_has_its_words() {
         use PoolError as E;
         let (waited, database, user) = (Duration::from_millis(1500), "app".to_owned(), "ann".to_owned());
-        for of_database in [false, true] {
-            let want = if of_database {
-                "ERROR 53300 no server connection became free in time | Waited 1500 ms; all 20 connections of the database are in use, 3 statements wait. | Raise max_db_connections or shorten transactions."
-            } else {
-                "ERROR 53300 no server connection became free in time | Waited 1500 ms; all 20 connections of the pool are in use, 3 statements wait. | Raise proxy.pool_size or shorten transactions."
-            };
-            check(&E::Exhausted { waited, limit: 20, of_database, waiting: 3 }, want);
+        for (of, whose, what) in [
+            (Sharing::Pool, "pool", "proxy.pool_size"),
+            (Sharing::Database, "database", "max_db_connections"),
+            (Sharing::User, "user", "max_user_connections"),
+        ] {
+            let want = format!(
+                "ERROR 53300 no server connection became free in time | Waited 1500 ms; all 20 connections of the {whose} are in use, 3 statements wait. | Raise {what} or shorten transactions."
+            );
+            check(&E::Exhausted { waited, limit: 20, of, waiting: 3 }, &want);
         }
         check(
             &E::Paused { database: database.clone(), waited },

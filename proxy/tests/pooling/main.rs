@@ -11,7 +11,7 @@ use cluster::config::Span;
 use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
 use common::{Cluster, dial, wait_for};
-use proxy::config::pools::Database;
+use proxy::config::pools::{Database, User};
 use proxy::pool::admin::OrderError;
 use proxy::pool::view::{ServerState, View};
 use proxy::pool::{Order, Scope};
@@ -512,7 +512,7 @@ fn limits_and_timeouts_change_while_sessions_live() {
     assert_eq!(waits.next(), "E 25P03");
     assert_eq!(holder.next(), "E 25P03");
     changed.timeouts.idle_in_transaction_timeout = Span::secs(0);
-    control.reload(proxy::config::check(changed).unwrap()).unwrap();
+    control.reload(proxy::config::check(changed.clone()).unwrap()).unwrap();
     let mut after = Raw::login(c.port, &[]);
     after.query("begin");
     let mut second = Raw::login(c.port, &[]);
@@ -520,6 +520,20 @@ fn limits_and_timeouts_change_while_sessions_live() {
     wait_until_waiting(&c, 1);
     after.query("commit");
     assert_eq!(words(&second.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+    // A user's limit holds over all databases: what is idle in one is closed for who waits in another.
+    changed.pool_size = 5;
+    changed.users.insert("app".into(), User { max_user_connections: Some(1), ..User::default() });
+    changed.databases.insert("alias".into(), Database { dbname: Some("app".into()), ..Database::default() });
+    control.reload(proxy::config::check(changed).unwrap()).unwrap();
+    let mut elsewhere = Raw::login(c.port, &[("database", "alias")]);
+    for _ in 0..2 {
+        assert_eq!(words(&after.query("begin")), "C BEGIN | Z T");
+        elsewhere.write(|out| write_query(out, "select 1"));
+        wait_until_waiting(&c, 1);
+        after.query("commit");
+        assert_eq!(words(&elsewhere.until_ready()), "T | D 1 | C SELECT 1 | Z I");
+        std::mem::swap(&mut after, &mut elsewhere);
+    }
 }
 
 #[test]

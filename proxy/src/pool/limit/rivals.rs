@@ -1,5 +1,5 @@
-//! Who of the pools that share a limit gives way to whom: those of one database and user, those of one database, and those
-//! that a server counts together.
+//! Who of the pools that share a limit gives way to whom: those of one database and user, those of one database, those of one
+//! user, and those that a server counts together.
 //!
 //! A connection cannot be given to another pool: one is closed, and another made. So a pool gives way only to somebody who
 //! has waited longer there by a margin, and where nobody waits but in one of them, none of the others is looked at.
@@ -22,7 +22,7 @@ pub enum Rivals {
     Kin,
     /// Those of its database, as clients name it: `max_db_connections`.
     Database,
-    /// Those of its user: the server's `CONNECTION LIMIT` of a role.
+    /// Those of its user: `max_user_connections`, or the server's `CONNECTION LIMIT` of a role.
     User,
     /// Those of its database at the server: that of a database.
     ServerDatabase,
@@ -82,16 +82,16 @@ impl Limit {
     /// Somebody waits here: those who give connections back to pools of a group that has no place left see it, and may
     /// close them instead.
     pub fn starve(&self) {
-        for group in [&self.kin, &self.database] {
-            if group.several.load(Ordering::SeqCst) && !group.has_room() {
-                group.starved.store(true, Ordering::SeqCst);
-            }
+        // The widest limit that is met comes last: a place in that would be of no use where a narrower one is met.
+        let full = self.groups().into_iter().find(|group| !group.has_room());
+        if let Some(group) = full.filter(|group| group.several.load(Ordering::SeqCst)) {
+            group.starved.store(true, Ordering::SeqCst);
         }
     }
 
     /// Is a connection that is given back here to be closed, because somebody waits longer for its place in another pool?
     pub fn yields(self: &Arc<Self>) -> bool {
-        [&self.kin, &self.database].into_iter().any(|group| {
+        self.groups().into_iter().any(|group| {
             if !group.starved.load(Ordering::SeqCst) {
                 return false;
             }
@@ -128,6 +128,7 @@ impl Limit {
     pub fn surplus(&self) -> bool {
         self.kin.open.load(Ordering::SeqCst) > self.size()
             || self.database.open.load(Ordering::SeqCst) > self.database.most(Share::Usual)
+            || self.user.open.load(Ordering::SeqCst) > self.user.most(Share::Usual)
             || (self.claimed.load(Ordering::SeqCst) && !self.waited_for())
     }
 
@@ -138,6 +139,8 @@ impl Limit {
             (&self.kin, Rivals::Kin)
         } else if !self.database.has_room() {
             (&self.database, Rivals::Database)
+        } else if !self.user.has_room() {
+            (&self.user, Rivals::User)
         } else {
             return None;
         };
@@ -231,7 +234,7 @@ impl Group {
 mod tests {
     use super::super::tests::{setup, waits};
     use super::*;
-    use crate::config::pools::Database;
+    use crate::config::pools::{Database, User};
     use crate::pool::{Full, Identity};
 
     #[test]
@@ -395,6 +398,35 @@ mod tests {
         a.count_waiter(false);
         drop(first);
         assert!(!a.surplus(), "one is enough");
+    }
+
+    #[test]
+    fn a_users_limit_holds_over_its_databases_and_wakes_those_that_starve() {
+        let s = setup(|rules| {
+            rules.pool_size = 5;
+            rules.defaults.max_user_connections = 7;
+            let user = User { max_user_connections: Some(2), ..User::default() };
+            rules.users.insert("a".into(), user);
+        });
+        let (a, elsewhere, b) = (s.of("a"), s.at("e", "a"), s.of("b"));
+        let first = a.permit(Share::Usual).unwrap();
+        let _second = elsewhere.permit(Share::Usual).unwrap();
+        assert_eq!(a.permit(Share::Reserve).unwrap_err(), Full::User { limit: 2 });
+        let _others: Vec<_> = (0..5).map(|_| b.permit(Share::Usual).unwrap()).collect();
+        assert_eq!(b.permit(Share::Usual).unwrap_err(), Full::Pool { limit: 5 }, "another user has its own");
+        assert!(!a.has_room() && !a.surplus());
+        waits(&elsewhere, 1, 10);
+        elsewhere.starve();
+        assert!(a.yields() && !elsewhere.yields() && !b.yields());
+        a.show_idle(2, 1);
+        assert_eq!(elsewhere.idle_of_rivals(), Some((2, Rivals::User)));
+        drop(first);
+        assert_eq!(s.woken(), "a@1");
+        let third = elsewhere.permit(Share::Usual).unwrap();
+        s.obey(|rules| rules.defaults.max_user_connections = 1);
+        assert!(a.surplus() && elsewhere.surplus() && b.surplus());
+        drop(third);
+        assert!(!a.surplus());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::pool::{Full, Offer, Permit, Pool, Rivals, Share};
 use crate::session::server::{ConnectError, Server};
 use crate::sql::Access;
 use crate::wire::error_response::ClientError;
-use crate::wire::pool_error::PoolError;
+use crate::wire::pool_error::{PoolError, Sharing};
 use crate::worker::{ToWorker, Worker};
 use cluster::topology::Member;
 use cluster::{Instant, Role};
@@ -135,12 +135,13 @@ impl Queue {
         let mut left = self.wait_left(w, want);
         if left.is_zero() {
             let waited = self.spent;
-            let (limit, of_database) = match full {
-                Full::Pool { limit } => (limit, false),
-                Full::Database { limit } => (limit, true),
+            let (limit, of) = match full {
+                Full::Pool { limit } => (limit, Sharing::Pool),
+                Full::Database { limit } => (limit, Sharing::Database),
+                Full::User { limit } => (limit, Sharing::User),
             };
             let waiting = pool.limit.waiting() + 1;
-            return Err(ClientError::Pool(PoolError::Exhausted { waited, limit, of_database, waiting }));
+            return Err(ClientError::Pool(PoolError::Exhausted { waited, limit, of, waiting }));
         }
         if pool.limit.has_reserve() && waited < rules.reserve_after {
             left = left.min(rules.reserve_after - waited);
