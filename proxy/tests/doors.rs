@@ -4,6 +4,7 @@ mod common;
 
 use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
+use common::slow::Slow;
 use common::{Cluster, DEADLINE, dial, wait_for};
 use proxy::console::tally::Counter;
 use proxy::wire::frontend::write_query;
@@ -203,6 +204,12 @@ fn a_trusted_proxy_must_tell_whom_it_brings_and_rules_see_that_client() {
     for header in [b"PROXY TCP4 198.51.100.1 10.0.0.2 1 2\r\n".to_vec(), v2([198, 51, 100, 1])] {
         let text = answer(&c, &header, "app");
         assert!(text.starts_with('E') && text.contains("198.51.100.1"), "{header:?}: {text:?}");
+    }
+    // However slowly it comes, and what follows it.
+    for header in [b"PROXY TCP4 192.0.2.9 10.0.0.2 1 2\r\n".to_vec(), v2([192, 0, 2, 9])] {
+        let mut slow = Slow::new(dial(c.port));
+        slow.write_all(&header).unwrap();
+        assert_eq!(Raw::over(slow, &[]).query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
     }
     // The header is not optional, and what is no header is not read on.
     assert_eq!(answer(&c, b"", "app"), "");

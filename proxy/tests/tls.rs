@@ -3,6 +3,8 @@
 mod common;
 
 use common::authority::Authority;
+use common::raw::Raw;
+use common::slow::Slow;
 use common::{Cluster, dial, wait_for};
 use proxy::config::tls::{ClientMode, ServerMode};
 use proxy::wire::startup::{SSL_REQUEST, write_startup};
@@ -96,6 +98,28 @@ fn bytes_in_clear_behind_a_request_for_tls_end_the_connection() {
     s.write_all(&SSL_REQUEST).unwrap();
     s.read_exact(&mut byte).unwrap();
     assert_eq!(&byte, b"S");
+}
+
+/// What one read brings is not one packet.
+#[test]
+fn a_login_may_come_byte_by_byte() {
+    let authority = Authority::new();
+    let c = cluster(&authority, ClientMode::Allow, false);
+    let ask = |socket: &mut Slow, request: &[u8]| {
+        let mut answer = [0];
+        socket.write_all(request).unwrap();
+        socket.read_exact(&mut answer).unwrap();
+        answer[0]
+    };
+    let alive = ["T", "D 1", "C SELECT 1", "Z I"];
+    let mut socket = Slow::new(dial(c.port));
+    assert_eq!(ask(&mut socket, &[0, 0, 0, 8, 4, 210, 22, 48]), b'N');
+    assert_eq!(Raw::over(socket, &[]).query("select 1"), alive);
+    let mut socket = Slow::new(dial(c.port));
+    assert_eq!(ask(&mut socket, &SSL_REQUEST), b'S');
+    let name = ServerName::try_from("localhost").unwrap();
+    let tls = rustls::ClientConnection::new(authority.client(&[]), name).unwrap();
+    assert_eq!(Raw::over(rustls::StreamOwned::new(tls, socket), &[]).query("select 1"), alive);
 }
 
 /// Begin TLS without asking; the first message type after a startup packet, or why there is none.

@@ -15,6 +15,7 @@ pub mod raw;
 mod segment;
 #[path = "../../../integration/src/server.rs"]
 mod server;
+pub mod slow;
 #[path = "../../../integration/src/template.rs"]
 mod template;
 

@@ -20,6 +20,8 @@ mod sql_names;
 mod texts;
 
 use common::Cluster;
+use proxy::config::PoolMode;
+use proxy::config::pools::Database;
 use random::Random;
 use script::Script;
 use session::{Cuts, Session};
@@ -48,6 +50,9 @@ fn full() -> bool {
     std::env::var("PGTENURE_DIFFERENTIAL").is_ok_and(|v| v == "full")
 }
 
+/// The database whose clients have a server each.
+const BY_SESSION: &str = "by_session";
+
 struct Pair {
     cluster: Cluster,
 }
@@ -55,7 +60,12 @@ struct Pair {
 impl Pair {
     fn start() -> Self {
         // Whether a busy machine makes the standby stale is not what is compared.
-        let cluster = Cluster::start(1, |raw| raw.max_replay_lag = cluster::config::Span::secs(3600));
+        let cluster = Cluster::start(1, |raw| {
+            raw.max_replay_lag = cluster::config::Span::secs(3600);
+            let pool_mode = Some(PoolMode::Session);
+            let database = Database { dbname: Some("app".to_owned()), pool_mode, ..Database::default() };
+            raw.databases.insert(BY_SESSION.to_owned(), database);
+        });
         let fixture = "create table t(id int primary key, word text);
             create table parent_of(id int references t deferrable initially deferred);
             create schema other; create table other.t(flag bool);
@@ -72,11 +82,15 @@ impl Pair {
     }
 
     fn direct(&self) -> Session {
-        Session::login(self.cluster.nodes[0].port, false)
+        Session::login(self.cluster.nodes[0].port, "app", false)
     }
 
     fn proxied(&self) -> Session {
-        Session::login(self.cluster.port, true)
+        Session::login(self.cluster.port, "app", true)
+    }
+
+    fn by_session(&self) -> Session {
+        Session::login(self.cluster.port, BY_SESSION, true)
     }
 }
 
@@ -84,18 +98,21 @@ impl Pair {
 fn scripts_are_answered_alike_however_they_are_cut() {
     let pair = Pair::start();
     let (mut direct, mut wrong) = (pair.direct(), Vec::new());
-    for script in scripts::short() {
-        let want = direct.run(&script, &Cuts::None);
-        let places = (1..script.bytes().len()).step_by(if full() { 1 } else { 5 });
-        let mut proxied = pair.proxied();
-        for cuts in
-            [Cuts::None, Cuts::Messages, Cuts::Bytes].into_iter().chain(places.clone().map(|at| Cuts::At(vec![at])))
-        {
-            if let Some(difference) = session::difference(&want, &proxied.run(&script, &cuts)) {
-                wrong.push(format!("{} ({cuts:?})\n{difference}", script.name));
-                break;
+    // Each script is cut at other places than the one before, in the tests, where not all are tried.
+    let (seed, mut by_session) = (first_seed() as usize, pair.by_session());
+    for (n, script) in scripts::short().iter().enumerate() {
+        let want = direct.run(script, &Cuts::None);
+        let mut cut = |mode: &str, proxied: &mut Session, step: usize| {
+            let places = (1 + (seed + n) % step..script.bytes().len()).step_by(step).map(|at| Cuts::At(vec![at]));
+            for cuts in [Cuts::None, Cuts::Messages, Cuts::Bytes].into_iter().chain(places) {
+                if let Some(difference) = session::difference(&want, &proxied.run(script, &cuts)) {
+                    wrong.push(format!("{} ({cuts:?}), by {mode}\n{difference}", script.name));
+                    break;
+                }
             }
-        }
+        };
+        cut("transaction", &mut pair.proxied(), if full() { 1 } else { 5 });
+        cut("session", &mut by_session, if full() { 1 } else { 25 });
     }
     assert!(wrong.is_empty(), "{} scripts differ:\n{}", wrong.len(), wrong.join("\n\n"));
 }
@@ -105,11 +122,13 @@ fn scripts_are_answered_alike_cut_at_seeded_places() {
     let pair = Pair::start();
     let seed = first_seed();
     let all: Vec<Script> = scripts::short().into_iter().chain(scripts::long()).collect();
-    let (mut direct, mut proxied) = (pair.direct(), pair.proxied());
+    let (mut direct, mut proxied, mut by_session) = (pair.direct(), pair.proxied(), pair.by_session());
     let want: Vec<_> = all.iter().map(|s| direct.run(s, &Cuts::None)).collect();
     for (script, want) in scripts::long().iter().zip(&want[scripts::short().len()..]) {
-        let got = proxied.run(script, &Cuts::None);
-        same(want, &got, format_args!("{} in one write", script.name));
+        for proxied in [&mut proxied, &mut by_session] {
+            let got = proxied.run(script, &Cuts::None);
+            same(want, &got, format_args!("{} in one write", script.name));
+        }
     }
     for n in 0..SEEDED_CUTS {
         let mut random = Random(seed.wrapping_add(n));
@@ -118,8 +137,10 @@ fn scripts_are_answered_alike_cut_at_seeded_places() {
         let mut cuts: Vec<usize> = (0..1 + random.below(6)).map(|_| 1 + random.below(length - 1)).collect();
         cuts.sort_unstable();
         cuts.dedup();
+        // Each fourth by session, where there are names of the client's own and nothing is translated.
+        let (proxied, mode) = if n % 4 == 3 { (&mut by_session, "session") } else { (&mut proxied, "transaction") };
         let got = proxied.run(&all[which], &Cuts::At(cuts.clone()));
-        same(&want[which], &got, format_args!("{} cut at {cuts:?}, seed {seed}", all[which].name));
+        same(&want[which], &got, format_args!("{} cut at {cuts:?}, seed {seed}, by {mode}", all[which].name));
     }
 }
 

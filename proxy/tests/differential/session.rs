@@ -1,14 +1,11 @@
 //! A session that is sent scripts, in pieces, and what came back.
 
 use super::common::raw::Raw;
-use super::common::wait_for;
+use super::common::slow::Peer;
 use super::script::{Script, Step};
 use proxy::wire::backend;
 use proxy::wire::codec::head;
-use socket2::SockRef;
 use std::io::{ErrorKind, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
 /// In which pieces a script is sent.
@@ -28,8 +25,9 @@ pub enum Cuts {
 pub struct Session {
     raw: Raw,
     /// The other end of the connection: the proxy runs in this process.
-    peer: Option<RawFd>,
+    peer: Option<Peer>,
     port: u16,
+    database: &'static str,
     buffer: Vec<u8>,
     over: bool,
 }
@@ -43,25 +41,19 @@ pub const CLOSED: &str = "(closed)";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Session {
-    pub fn login(port: u16, ours: bool) -> Self {
-        let raw = Raw::login(port, &[]);
+    pub fn login(port: u16, database: &'static str, ours: bool) -> Self {
+        let raw = Raw::login(port, &[("database", database)]);
         raw.stream.set_read_timeout(Some(PATIENCE)).expect("a TCP socket");
         let local = raw.stream.local_addr().expect("it is connected");
-        let peer = ours.then(|| {
-            wait_for("the proxy's end of the connection", || {
-                let fds = std::fs::read_dir("/proc/self/fd").ok()?.flatten();
-                let numbers = fds.filter_map(|e| e.file_name().to_str()?.parse::<RawFd>().ok());
-                numbers.into_iter().find(|fd| with_socket(*fd, |s| s.peer_addr().ok()?.as_socket()) == Some(local))
-            })
-        });
-        Self { raw, peer, port, buffer: Vec::new(), over: false }
+        let peer = ours.then(|| Peer::of(local));
+        Self { raw, peer, port, database, buffer: Vec::new(), over: false }
     }
 
     /// Send the script to a clean session with the tables as they were, and clean up behind it. All that was
     /// answered; [`SILENCE`] and [`CLOSED`] end it early, and the next run begins with a new connection.
     pub fn run(&mut self, script: &Script, cuts: &Cuts) -> Vec<String> {
         if self.over {
-            *self = Self::login(self.port, self.peer.is_some());
+            *self = Self::login(self.port, self.database, self.peer.is_some());
         }
         let reset = "delete from parent_of; delete from t; insert into t values (1, 'one'), (2, 'two'), (3, null)";
         let ready = self.until_end(Script::new("reset").query(reset), Vec::new());
@@ -137,28 +129,10 @@ impl Session {
     /// Send a piece, and wait until it has been read alone, so that it is not joined with the next.
     fn send_alone(&mut self, piece: &[u8]) {
         self.send(piece);
-        let Some(fd) = self.peer else { return };
-        for _ in 0..2000 {
-            if is_empty(fd) {
-                return;
-            }
-            std::thread::yield_now();
+        if let Some(peer) = self.peer {
+            peer.wait_until_read();
         }
-        wait_for("the proxy to read what was sent", || is_empty(fd).then_some(()));
     }
-}
-
-fn with_socket<T>(fd: RawFd, use_it: impl FnOnce(SockRef<'_>) -> T) -> T {
-    // SAFETY: the number was read from the list of open ones; were it closed since, the calls made here fail.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    use_it(SockRef::from(&fd))
-}
-
-/// Nothing waits to be read there.
-fn is_empty(fd: RawFd) -> bool {
-    let mut byte = [MaybeUninit::uninit()];
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    with_socket(fd, |s| s.recv_with_flags(&mut byte, flags)).is_err()
 }
 
 /// A message in words, without what differs between any two sessions.
