@@ -1,13 +1,20 @@
-//! What the workers allocate: nothing per row, and next to nothing per statement once a session runs.
+//! What the workers allocate: nothing per row, be it of a query or of COPY, in clear or within TLS, and next to nothing per
+//! statement once a session runs.
 
 mod common;
 
-use common::Cluster;
+use common::authority::Authority;
 use common::raw::Raw;
+use common::{Cluster, dial};
+use proxy::config::tls::ClientMode;
 use proxy::wire::codec::{cstring, message};
 use proxy::wire::frontend::{write_parse, write_query};
+use proxy::wire::startup::SSL_REQUEST;
+use rustls::pki_types::ServerName;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -115,7 +122,14 @@ fn execute(out: &mut Vec<u8>, statement: &[u8]) {
 
 #[test]
 fn statements_in_steady_state_allocate_next_to_nothing_and_rows_nothing() {
-    let cluster = Cluster::start(1, |raw| raw.workers = 1);
+    let authority = Authority::new();
+    authority.sign("server", "endpoint", &["127.0.0.1", "localhost"]);
+    let cluster = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.tls.mode = ClientMode::Allow;
+        raw.tls.cert = Some(authority.path("server.crt"));
+        raw.tls.key = Some(authority.path("server.key"));
+    });
     let mut raw = Raw::login(cluster.port, &[]);
     let sql = b"select $1::int4 + 1\0\0\0";
 
@@ -138,22 +152,55 @@ fn statements_in_steady_state_allocate_next_to_nothing_and_rows_nothing() {
         assert!(each < limit, "{mode}: {each} allocations per statement");
     }
 
-    let mut rows = 0;
-    let count = allocated_for(|| {
-        raw.write(|out| write_query(out, &format!("select i, 'some text' from generate_series(1, {ROWS}) i")));
-        loop {
-            match raw.frame().expect("the result goes on").0 {
-                b'D' => rows += 1,
-                b'Z' => break,
-                _ => {}
-            }
-        }
-    });
-    println!("{ROWS} rows: {count:.0} allocations");
-    assert_eq!(rows, ROWS);
-    assert!(count < 200.0, "{count} allocations for {ROWS} rows");
+    cluster.nodes[0].psql("set role app; create unlogged table t(i int, word text)");
+    rows_allocate_nothing("in clear", &mut raw, 200.0);
+    // A record of 16 KiB costs two, and carries hundreds of rows.
+    rows_allocate_nothing("with TLS", &mut encrypted(&cluster, &authority), ROWS as f64 / 100.0);
     drop(raw);
     idle_clients_are_small(&cluster);
+}
+
+/// A session within TLS.
+fn encrypted(
+    cluster: &Cluster,
+    authority: &Authority,
+) -> Raw<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
+    let (mut socket, mut answer) = (dial(cluster.port), [0]);
+    socket.write_all(&SSL_REQUEST).expect("the endpoint reads");
+    socket.read_exact(&mut answer).expect("it answers");
+    assert_eq!(&answer, b"S");
+    let name = ServerName::try_from("localhost").expect("a name");
+    let tls = rustls::ClientConnection::new(authority.client(&[]), name).expect("a good configuration");
+    Raw::over(rustls::StreamOwned::new(tls, socket), &[])
+}
+
+/// Neither those that a query gives, nor those of COPY in either direction.
+fn rows_allocate_nothing<S: Read + Write>(how: &str, raw: &mut Raw<S>, most: f64) {
+    let mut copied = Vec::new();
+    (0..ROWS).for_each(|i| message(&mut copied, b'd', |b| b.extend_from_slice(format!("{i}\tsome text\n").as_bytes())));
+    message(&mut copied, b'c', |_| {});
+    let query = format!("select i, 'some text' from generate_series(1, {ROWS}) i");
+    for (what, sql, kind, sent) in [
+        ("rows", query.as_str(), b'D', &[][..]),
+        ("COPY in", "copy t from stdin", b'G', &copied),
+        ("COPY out", "copy t to stdout", b'd', &[]),
+    ] {
+        let mut seen = 0;
+        let count = allocated_for(|| {
+            raw.write(|out| write_query(out, sql));
+            raw.send(sent);
+            loop {
+                match raw.frame().expect("the result goes on").0 {
+                    b'Z' => break,
+                    other => seen += usize::from(other == kind),
+                }
+            }
+        });
+        println!("{ROWS} {what}, {how}: {count:.0} allocations");
+        assert_eq!(seen, if kind == b'G' { 1 } else { ROWS }, "{what}, {how}");
+        assert!(count < most, "{count} allocations for {ROWS} {what}, {how}");
+    }
+    raw.query("truncate t");
 }
 
 /// A test of its own would count what the other one's workers do at the same time.

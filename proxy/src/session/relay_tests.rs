@@ -663,3 +663,45 @@ fn answers_of_ours_follow_the_servers_last_one_at_once() {
     assert_eq!(shape(&feed(&mut relay, &said, &[]).0), "tn1");
     assert!(relay.pending() == 0 && relay.delivered());
 }
+
+/// What is handed on stays where it was read: of 200,000 rows nothing is copied, and what a read has cut is moved once.
+#[test]
+fn rows_are_handed_on_where_they_were_read() {
+    const READ: usize = 32 * 1024;
+    let rows = |kind: u8| {
+        let mut rows = Vec::new();
+        (0..200_000)
+            .for_each(|i| message(&mut rows, kind, |b| b.extend_from_slice(format!("{i} some text").as_bytes())));
+        rows
+    };
+    for (begins, kind) in [(&b"T\0\0\0\x06\0\0"[..], b'D'), (b"H\0\0\0\x07\0\0\0", b'd')] {
+        let (mut relay, mut input) = (Relay::default(), begins.to_vec());
+        relay.push(plain(Kind::Query));
+        input.extend(rows(kind));
+        if kind == b'd' {
+            write_bare(&mut input, b'c');
+        }
+        write_command_complete(&mut input, "ROWS 200000");
+        write_ready(&mut input, TxStatus::Idle);
+        let (mut left, mut handed_on, mut moved) = (Vec::new(), 0, 0);
+        for read in input.chunks(READ) {
+            left.extend_from_slice(read);
+            while !left.is_empty() {
+                let mut sink = Sink::default();
+                let progress = relay.server_bytes(&left, &mut sink, &doubt);
+                let bytes = sink.bytes(&left);
+                handed_on += bytes.len();
+                let there = left.as_ptr_range();
+                assert!(bytes.is_empty() || there.contains(&bytes.as_ptr()), "behind {handed_on} bytes it was copied");
+                left.drain(..progress.consumed);
+                if progress.event.is_none() {
+                    break;
+                }
+            }
+            moved += left.len();
+        }
+        assert_eq!(handed_on, input.len());
+        let each = input.len() / 200_000 + 8;
+        assert!(moved <= each * (input.len() / READ + 1), "{moved} bytes of rows that a read has cut");
+    }
+}
