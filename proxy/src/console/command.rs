@@ -96,6 +96,9 @@ pub const SHOWS: [(&str, Show); 21] = [
     ("VERSION", Show::Version),
 ];
 
+/// Tables of PgBouncer's about what is otherwise here.
+const NOT_HERE: [&str; 5] = ["FDS", "DNS_HOSTS", "DNS_ZONES", "PEERS", "PEER_POOLS"];
+
 const VERBS: [&str; 13] = [
     "WAIT_CLOSE",
     "SHOW",
@@ -257,6 +260,9 @@ fn show(rest: &[Token], unknown: &dyn Fn(Option<String>) -> BadCommand) -> Resul
     // The same here: nothing but what is at work holds a socket for long.
     if name.eq_ignore_ascii_case("ACTIVE_SOCKETS") {
         return Ok(Command::Show(Show::Sockets));
+    }
+    if let Some(theirs) = NOT_HERE.iter().find(|n| name.eq_ignore_ascii_case(n)) {
+        return Err(BadCommand::Unsupported { verb: format!("SHOW {theirs}") });
     }
     if let Some((name, value)) = SETTINGS.iter().find(|(n, _)| name.eq_ignore_ascii_case(n)) {
         return Ok(Command::Setting(name, value));

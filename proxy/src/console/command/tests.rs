@@ -33,6 +33,7 @@ fn commands_are_understood_as_pgbouncer_understands_them() {
         ("SHUTDOWN WAIT_FOR_CLIENTS", "Shutdown(Clients)"),
         ("SHUTDOWN now", "SHUTDOWN needs nothing, WAIT_FOR_SERVERS or WAIT_FOR_CLIENTS"),
         ("SUSPEND", "SUSPEND is not supported by this proxy"),
+        ("show dns_hosts", "SHOW DNS_HOSTS is not supported by this proxy"),
         ("SET pool_size = 4", "parameter \"pool_size\" cannot be changed at the console"),
         ("", ""),
         (" ; -- nothing\n;", ""),
