@@ -87,3 +87,14 @@ fn a_proxy_that_asks_about_ids_which_are_given_out_again_is_noticed() {
     println!("first noticed with seed {wrong:?}");
     assert!(wrong.is_some(), "no seed told a lost commit to be there");
 }
+
+#[test]
+fn standbys_that_stream_without_slots_are_noticed() {
+    let lost = (0..300).filter(|seed| simulated::waits_for_two(*seed)).find(|seed| {
+        let mut world = World::new(*seed);
+        world.without_slots = true;
+        world.run().is_err_and(|why| why.contains("acknowledged"))
+    });
+    println!("first noticed with seed {lost:?}");
+    assert!(lost.is_some(), "no seed lost anything although one standby may count for two");
+}

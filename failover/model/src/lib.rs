@@ -47,7 +47,7 @@
 //! | voters changed with k | yes: m = 3, 4, 3 with k = 1, 2, 1 | yes, in any order |
 //! | async mode by the lease; signatures and vouching without etcd | yes, without time | yes, with drifting clocks |
 //! | etcd restored from a backup | once, to an open term | yes, to any, also an unfinished one |
-//! | a standby connected twice, slots where k is 2 or more | yes, one connection left by each at a time | no |
+//! | a standby connected twice, slots where k is 2 or more | yes, one connection left by each at a time | yes, with policies read late |
 //! | cancelled waits | yes | no |
 //! | a standby under a false name | what it would lose; the primary's agent ends it | no |
 //! | nodes removed, and back | as voters only | yes |

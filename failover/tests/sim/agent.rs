@@ -25,8 +25,10 @@ impl World {
             self.gather_signatures(n);
             self.tend_watchdog(n);
             self.guard(n);
+            self.tend_walsenders(n);
             self.look_at_primary(n);
             self.act(n);
+            self.tend_slot(n);
             self.tend_watchdog(n);
         }
         let next = 80 + self.chance.below(60);
@@ -248,6 +250,7 @@ impl World {
         let floor = self.nodes[p].end();
         let node = &mut self.nodes[n];
         node.truncate(left);
+        node.senders.clear();
         (node.quarantine, node.examined, node.target) = (Some(floor), None, None);
     }
 
@@ -256,7 +259,8 @@ impl World {
         let node = &mut self.nodes[n];
         node.promise = node.promise.max(term);
         (node.is, node.upstream, node.frozen_for) = (Is::Standby, Some((p, term)), None);
-        (node.receiver, node.told, node.not_streaming_since) = (None, None, now);
+        (node.receiver, node.not_streaming_since) = (None, now);
+        self.go_through_slot(n);
         self.say(format!("{} follows {} of term {term}", name(n), name(p)));
     }
 }

@@ -25,6 +25,11 @@ impl World {
                 (self.nodes[n].disk.1.since(self.now).as_millis() as u64 + 1, Box::new(command.clone()));
             return self.after(wait, Event::Order { manager, life, node: n, command, answered });
         }
+        if self.waits_for_slots(n, command) {
+            self.reach("an order to wait for two that waited for slots");
+            let command = Box::new(command.clone());
+            return self.after(100, Event::Order { manager, life, node: n, command, answered });
+        }
         let result =
             if self.reachable(n) { self.obey(n, command) } else { Err(CommandError::Unreachable("no route".into())) };
         let short = match &result {
@@ -103,7 +108,7 @@ impl World {
     fn freeze(&mut self, n: usize, term: Term) -> Frozen {
         let node = &mut self.nodes[n];
         node.frozen_for = Some(term);
-        (node.upstream, node.receiver, node.told) = (None, None, None);
+        (node.upstream, node.receiver) = (None, None);
         let was_primary = matches!(node.is, Is::Primary | Is::Stopped { was_primary: true });
         let hung = node.hangs(self.now);
         if node.is == Is::Primary {
@@ -343,6 +348,12 @@ impl World {
         }
         self.nodes[n].armed = self.nodes[n].armed.max(epoch);
         let waits_for = order.sync_names.parse().expect("a list that the planner wrote");
+        self.nodes[n].arming = None;
+        let nodes = self.not_through_slots(n, &waits_for);
+        if !nodes.is_empty() {
+            let (what, why) = ("arming".to_owned(), format!("not through slots: {nodes:?}"));
+            return Err(CommandError::Failed(failover::api::Failed { node: name(n), what, why, at: 0 }));
+        }
         (self.nodes[n].names, self.nodes[n].waits_for) = (Names::Armed, waits_for);
         Ok(Reply::Armed(Armed { lsn: self.nodes[n].end().lsn, policy_epoch: order.policy_epoch }))
     }

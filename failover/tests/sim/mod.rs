@@ -4,15 +4,17 @@ mod agent;
 mod commands;
 mod endpoint;
 mod etcd;
+mod faults;
 mod lease;
 mod manager;
 mod node;
 mod reader;
 mod restore;
+mod walsenders;
 mod watchdog;
 
 use cluster::sync_names::SyncNames;
-use cluster::{Instant, NodeId, Term};
+use cluster::{Instant, Lsn, NodeId, Term};
 use endpoint::Proxy;
 use failover::fsm::action::{Change, ChangeOutcome, Command, CommandError, CommandKind, Reply};
 use failover::fsm::observe::Records;
@@ -23,9 +25,10 @@ use node::{Names, Node};
 use reader::Reader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use walsenders::Sender;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 51] = [
+pub(crate) const SOMETIMES: [&str; 58] = [
     "a failover begun while the primary was ending",
     "a primary replaced while its disk hangs",
     "a term that the proxy has heard of",
@@ -77,6 +80,13 @@ pub(crate) const SOMETIMES: [&str; 51] = [
     "a host reset by its watchdog",
     "a watchdog that starved and was stopped in time",
     "a watchdog stopped because a quorum fences again",
+    "a connection that was left and counted",
+    "a standby connected twice",
+    "a connection ended for want of its slot",
+    "a standby refused because its old connection has its slot",
+    "a slot taken back from a connection that was left",
+    "an order to wait for two that waited for slots",
+    "a failover of two copies",
 ];
 
 /// Faults come until here, then everything heals.
@@ -150,6 +160,12 @@ pub(crate) enum Event {
     Write,
     Proxy,
     Fault,
+    /// All hosts but this one are lost until then.
+    Strand(usize, Instant),
+    /// A standby leaves its connection.
+    Leave(usize),
+    /// A primary is lost, with that standby.
+    Bereave(usize, usize),
 }
 
 /// A seed's numbers (splitmix64).
@@ -213,8 +229,12 @@ pub(crate) struct World {
     pub(crate) backup: restore::Backup,
     /// Every node has a watchdog device, which it must have.
     pub(crate) devices: bool,
+    /// Connections of standbys so far.
+    connections: i32,
     /// Broken on purpose: a crash takes back what was flushed last.
     pub(crate) disks_forget: bool,
+    /// Broken on purpose: standbys stream without slots.
+    pub(crate) without_slots: bool,
 }
 
 pub(crate) const fn ms(n: u64) -> Duration {
@@ -223,6 +243,12 @@ pub(crate) const fn ms(n: u64) -> Duration {
 
 pub(crate) fn name(i: usize) -> NodeId {
     format!("n{}", i + 1).parse().expect("a name")
+}
+
+/// Do commits wait for two, of four or five, from the beginning?
+pub(crate) const fn waits_for_two(seed: u64) -> bool {
+    // None of the async ones.
+    matches!(seed % 16, 4 | 9 | 12) && seed % 6 != 5
 }
 
 impl World {
@@ -234,10 +260,12 @@ impl World {
             _ => Mode::Strict,
         };
         let mut chance = Chance(seed);
+        let two = waits_for_two(seed);
         // With a spare node operators change who votes.
-        let spare = mode != Mode::Async && seed % 4 < 2;
+        let spare = if two { seed % 16 == 12 } else { mode != Mode::Async && seed % 4 < 2 };
         let restores = mode == Mode::Strict && seed % 8 == 6;
-        let nodes = if spare { 4 } else { 3 };
+        let voters = if two { 4 } else { 3 };
+        let nodes = voters + usize::from(spare);
         let drift = (0..=nodes).map(|_| chance.below(1001) as i64 - 500).collect();
         let mut world = Self {
             mode,
@@ -249,7 +277,7 @@ impl World {
             chance,
             queue: BTreeMap::new(),
             queued: 0,
-            records: etcd::first(3, u32::from(mode != Mode::Async), mode, spare),
+            records: etcd::first(voters, u32::from(mode != Mode::Async) + u32::from(two), mode, spare),
             leader: None,
             etcd_down_until: Instant::default(),
             managers: (0..2).map(|m| Manager::new(m, mode)).collect(),
@@ -269,7 +297,9 @@ impl World {
             reached: BTreeSet::new(),
             wrong: None,
             devices: mode != Mode::Strict && (seed / 2).is_multiple_of(2),
+            connections: 0,
             disks_forget: false,
+            without_slots: false,
         };
         let policy = world.records.policy.as_ref().expect("the first").value.clone();
         world.nodes[0].waits_for = failover::fsm::sync_set::armed_names(&policy, &name(0));
@@ -401,6 +431,9 @@ impl World {
                 self.after(next, Event::Proxy);
             }
             Event::Fault => self.fault(),
+            Event::Strand(n, until) => self.strand(n, until),
+            Event::Leave(n) => self.leave(n),
+            Event::Bereave(p, n) => self.bereave(p, n),
         }
     }
 
@@ -417,19 +450,24 @@ impl World {
         }
     }
 
-    /// `n` counts `standbys` that have flushed its first `lsn` records: acknowledge what enough of them have.
+    /// `n` acknowledges what enough of the connections under its standbys' names have confirmed.
     pub(crate) fn acknowledge(&mut self, n: usize) {
         let node = &self.nodes[n];
         let term = Term(node.timeline.into());
         if !node.is_primary() || !node.awake(self.now) || node.hangs(self.now) {
             return;
         }
-        let told = |name: &NodeId, lsn: &usize| {
-            self.nodes.iter().find(|s| s.name == *name && s.has_told(n, term, node.lsn_at(*lsn)))
+        self.look_for_left(n);
+        let node = &self.nodes[n];
+        let counted = |s: &&Sender| match (&node.waits_for, node.names) {
+            (SyncNames::Any { names, .. }, Names::Armed) => names.contains(&self.nodes[s.node].name),
+            (SyncNames::Any { .. } | SyncNames::Off | SyncNames::Fenced, _) => false,
         };
-        let enough = |lsn: &usize| match node.names {
+        let counted: Vec<&Sender> = node.senders.iter().filter(counted).collect();
+        let have = |lsn: Lsn| counted.iter().filter(move |s| s.flushed >= lsn);
+        let enough = |records: &usize| match node.names {
             Names::Armed => match &node.waits_for {
-                SyncNames::Any { k, names } => names.iter().filter(|s| told(s, lsn).is_some()).count() >= *k as usize,
+                SyncNames::Any { k, .. } => have(node.lsn_at(*records)).count() >= *k as usize,
                 SyncNames::Off => true,
                 SyncNames::Fenced => false,
             },
@@ -437,15 +475,13 @@ impl World {
             Names::Fenced => false,
         };
         let Some(upto) = (node.released + 1..=node.wal.len()).rev().find(enough) else { return };
-        let counted = match (&node.waits_for, node.names) {
-            (SyncNames::Any { names, .. }, Names::Armed) => names.iter().filter_map(|s| told(s, &upto)).collect(),
-            (SyncNames::Any { .. } | SyncNames::Off | SyncNames::Fenced, _) => Vec::new(),
-        };
-        if let Some(without) = counted.into_iter().find(|s| s.wal.get(upto - 1) != node.wal.get(upto - 1)) {
+        let had = have(node.lsn_at(upto)).filter(|s| !self.is_left(s)).map(|s| &self.nodes[s.node]);
+        if let Some(without) = had.into_iter().find(|s| s.wal.get(upto - 1) != node.wal.get(upto - 1)) {
             let why =
                 format!("{} counts {} for record {upto} of term {term}, which it has not", node.name, without.name);
             return self.fail(why);
         }
+        let left = have(node.lsn_at(upto)).any(|s| self.is_left(s));
         // Nobody is told by a proxy whose view has ended, or is of another term.
         let heard = node.names == Names::Armed || self.passes_on(term, n);
         let protects = self.records.policy.as_ref().is_some_and(|p| p.value.protects());
@@ -457,6 +493,9 @@ impl World {
         let open = self.records.term.as_ref().map(|t| (t.value.term, t.value.phase, t.value.node.clone()));
         let own = node.name.clone();
         self.nodes[n].released = upto;
+        if left {
+            self.reach("a connection that was left and counted");
+        }
         for id in newly.into_iter().filter(|_| heard) {
             self.proxy.acknowledged(id);
             if promised {
@@ -500,6 +539,9 @@ impl World {
         self.reach(if self.mode == Mode::Async { "an async failover" } else { "a failover" });
         if self.records.policy.as_ref().is_some_and(|p| p.value.joint.is_some()) {
             self.reach("a failover while voters change");
+        }
+        if self.records.policy.as_ref().is_some_and(|p| p.value.protects() && p.value.k >= 2) {
+            self.reach("a failover of two copies");
         }
     }
 
@@ -617,86 +659,6 @@ impl World {
         let node = self.nodes.iter().filter(|n| !n.fenced).find(own)?;
         let ends = (node.whole_end(), primary.whole_end());
         Some(format!("{} has other WAL than {} in the end: they end at {ends:?}", node.name, primary.name))
-    }
-
-    /// The primary's PostgreSQL stands still, and nothing else.
-    fn hang(&mut self, span: u64) {
-        let Some(n) = self.nodes.iter().position(Node::is_primary) else { return };
-        self.say(format!("PostgreSQL of {} hangs for {span} ms", name(n)));
-        self.nodes[n].hung = (self.now, self.now + ms(span));
-    }
-
-    /// Everything that a host writes waits.
-    fn hang_disk(&mut self, n: usize, span: u64) {
-        let n = self.nodes.iter().position(Node::is_primary).filter(|_| self.chance.percent(50)).unwrap_or(n);
-        self.say(format!("the disk of {} hangs for {span} ms", name(n)));
-        self.nodes[n].disk = (self.now, self.now + ms(span));
-    }
-
-    fn fault(&mut self) {
-        if !self.faulty() {
-            return;
-        }
-        if self.restore() {
-            return self.after(6000, Event::Fault);
-        }
-        let n = self.chance.below(self.nodes.len() as u64) as usize;
-        let m = self.chance.below(2) as usize;
-        let span = 200 + self.chance.below(6000);
-        let until = self.now + ms(span);
-        let kinds = if self.mode == Mode::Strict { 12 } else { 16 };
-        let more = if self.nodes.len() > 3 { 5 } else { u64::from(self.lossy) * 2 };
-        match self.chance.below(kinds + more) {
-            kind if kind >= kinds && self.nodes.len() == 3 => {
-                // That is what it is for: one host is left.
-                let alone = self.chance.percent(50);
-                (0..3).filter(|other| alone && *other != n).for_each(|other| self.crash_host(other, until));
-                self.ask_to_lose();
-            }
-            kind if kind >= kinds => self.ask_to_change_voters(),
-            0 | 1 => self.crash_postgres(n),
-            2 => self.crash_host(n, until),
-            3 => {
-                self.say(format!("{} is paused for {span} ms", self.nodes[n].name));
-                self.nodes[n].paused_until = until;
-            }
-            4 => {
-                self.say(format!("{} is cut off for {span} ms", self.nodes[n].name));
-                self.nodes[n].cut_until = until;
-                self.maroon(n, until);
-            }
-            5 => {
-                self.say(format!("etcd is away for {span} ms"));
-                self.etcd_down_until = until;
-            }
-            6 => {
-                self.say(format!("manager {m} is paused for {span} ms"));
-                self.managers[m].paused_until = until;
-            }
-            7 => self.restart_manager(m),
-            8 => {
-                self.say(format!("the WAL receiver of {} stalls for {span} ms", self.nodes[n].name));
-                self.nodes[n].stalled_until = until;
-            }
-            10 => self.hang(span),
-            // Long enough to be found out, now and then.
-            kind if kind == kinds - 1 => self.hang_disk(n, span + 3000),
-            11 => {
-                self.say(format!("the proxy is cut off from etcd for {span} ms"));
-                self.proxy.cut = until;
-            }
-            12..=14 => {
-                let primary = self.nodes.iter().position(Node::is_primary).unwrap_or(0);
-                self.say(format!("all but {} are cut off for {span} ms", self.nodes[primary].name));
-                for other in (0..self.nodes.len()).filter(|o| *o != primary) {
-                    self.nodes[other].cut_until = until;
-                }
-            }
-            _ => self.ask_to_switch_over(),
-        }
-        self.cut_reader(until);
-        let next = 500 + self.chance.below(4000);
-        self.after(next, Event::Fault);
     }
 }
 

@@ -1,13 +1,15 @@
 //! A node: its WAL and what is on its disk, PostgreSQL as far as it matters, and what its agent reports.
 
+use super::walsenders::Sender;
 use super::watchdog::Armed;
 use super::{Event, RECORDS, World, ms, name};
 use cluster::sync_names::SyncNames;
 use cluster::timeline::{Fork, History};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
-use failover::api::{AgentState, Follower, Position, PostgresState, Primary, Sighting, Standby};
+use failover::api::{AgentState, Position, PostgresState, Primary, Sighting, Standby};
 use failover::fsm::observe::Records;
 use failover::fsm::rejoin::leads_elsewhere;
+use failover::fsm::walsenders::{Seen, Watch};
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,9 +71,19 @@ pub(crate) struct Node {
     pub(crate) promised: Term,
     pub(crate) frozen_for: Option<Term>,
     pub(crate) upstream: Option<(usize, Term)>,
-    /// Where its WAL receiver is connected, and what it has acknowledged there.
+    /// Where its WAL receiver is connected, and by which connection.
     pub(crate) receiver: Option<(usize, Term)>,
-    pub(crate) told: Option<(usize, Term, Lsn)>,
+    pub(crate) pid: i32,
+    /// It connects through its slot.
+    pub(crate) through_slot: bool,
+    /// Connections to it, also such as were left.
+    pub(crate) senders: Vec<Sender>,
+    /// Its agent, as a primary's, lets no standby be without its slot; what it has seen of them, and remembers.
+    pub(crate) must_have_slots: bool,
+    pub(crate) seen_senders: Seen,
+    pub(crate) watch: Watch,
+    /// The epoch under which it is to wait for standbys that do not all stream through slots, and since when.
+    pub(crate) arming: Option<(u64, Instant)>,
     pub(crate) quarantine: Option<Position>,
     pub(crate) examined: Option<Fork>,
     /// A primary's commits up to here are acknowledged.
@@ -119,7 +131,13 @@ impl Node {
             frozen_for: None,
             upstream: (i != 0).then_some((0, Term(1))),
             receiver: (i != 0).then_some((0, Term(1))),
-            told: None,
+            pid: 0,
+            through_slot: false,
+            senders: Vec::new(),
+            must_have_slots: false,
+            seen_senders: Seen::default(),
+            watch: Watch::default(),
+            arming: None,
             quarantine: None,
             examined: None,
             released: 0,
@@ -173,10 +191,6 @@ impl Node {
         self.wal.iter().any(|(_, what)| *what == write)
     }
 
-    pub(crate) fn has_told(&self, primary: usize, term: Term, lsn: Lsn) -> bool {
-        self.told.is_some_and(|(p, t, upto)| p == primary && t == term && upto >= lsn)
-    }
-
     /// Where the first `records` of its WAL end.
     pub(crate) fn lsn_at(&self, records: usize) -> Lsn {
         // Every timeline but the first begins with its term's record.
@@ -223,7 +237,9 @@ impl Node {
             is => is == Is::Primary,
         };
         self.is = Is::Stopped { was_primary };
-        (self.receiver, self.told, self.hung) = (None, None, Default::default());
+        (self.receiver, self.hung) = (None, Default::default());
+        self.senders.clear();
+        (self.must_have_slots, self.seen_senders) = (false, Seen::default());
         // Who starts it finds the end of the last record.
         self.half = None;
     }
@@ -304,8 +320,8 @@ impl World {
                 flush_lsn: end.lsn,
                 sync_names,
                 followers,
-                impostors: Vec::new(),
-                doubted: Vec::new(),
+                impostors: node.seen_senders.impostors.clone(),
+                doubted: node.seen_senders.doubted.clone(),
             }),
         };
         let sighting = node.seen.clone().map(|(node, term, agent, sql)| {
@@ -338,21 +354,6 @@ impl World {
         }
     }
 
-    /// As pg_stat_replication shows them.
-    pub(crate) fn followers(&self, n: usize) -> Vec<Follower> {
-        let told = |s: &Node| {
-            s.told.filter(|(p, ..)| *p == n && s.receiver.is_some()).map(|(.., upto)| (s.name.clone(), upto))
-        };
-        let row = |(node, at): (NodeId, Lsn)| Follower {
-            node,
-            state: "streaming".into(),
-            flush_lsn: Some(at),
-            replay_lsn: Some(at),
-            sync_state: "quorum".into(),
-        };
-        self.nodes.iter().filter_map(told).map(row).collect()
-    }
-
     /// The WAL receiver connects, receives, flushes, and says so.
     pub(crate) fn stream(&mut self, n: usize) {
         let next = 5 + self.chance.below(20);
@@ -380,15 +381,18 @@ impl World {
         if early && node.target.is_none() && self.chance.percent(50) {
             self.nodes[n].target = Some(TimelineId(self.nodes[p].timeline));
             self.reach("a history that came without its WAL");
-            return;
-        }
-        if !fits {
-            if self.nodes[n].receiver.take().is_some() {
-                self.nodes[n].not_streaming_since = self.now;
+            if self.faulty() && self.chance.percent(3) {
+                self.crash_postgres(p);
             }
             return;
         }
-        let have = node.wal.len();
+        if !fits {
+            return self.disconnect(n);
+        }
+        if !self.connects(n, p, term) {
+            return;
+        }
+        let have = self.nodes[n].wal.len();
         let most = have + 1 + self.chance.below(8) as usize;
         let mut upto = self.nodes[p].wal.len().min(most);
         // Of the last only the beginning, now and then.
@@ -403,11 +407,10 @@ impl World {
         node.timeline = node.wal.last().map_or(1, |e| e.0);
         node.target = node.target.filter(|t| t.0 > node.timeline);
         node.half = next;
-        (node.receiver, node.told) = (Some((p, term)), Some((p, term, node.end().lsn)));
         let end = node.whole_end();
         if node.quarantine.is_some_and(|q| end.lsn >= q.lsn && end.timeline >= q.timeline) {
             node.quarantine = None;
         }
-        self.acknowledge(p);
+        self.confirm(n, p);
     }
 }
