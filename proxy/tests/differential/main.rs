@@ -111,8 +111,8 @@ fn scripts_are_answered_alike_however_they_are_cut() {
                 }
             }
         };
-        cut("transaction", &mut pair.proxied(), if full() { 1 } else { 5 });
-        cut("session", &mut by_session, if full() { 1 } else { 25 });
+        cut("transaction", &mut pair.proxied(), if full() { 1 } else { 6 });
+        cut("session", &mut by_session, if full() { 1 } else { 50 });
     }
     assert!(wrong.is_empty(), "{} scripts differ:\n{}", wrong.len(), wrong.join("\n\n"));
 }
