@@ -68,9 +68,11 @@ fn programs_that_a_killed_agent_left_are_ended_before_anything_else() {
             let script = format!("exec -a {name} tail -f {}", file.display());
             tokio::process::Command::new("bash").args(["-c", &script]).kill_on_drop(true).spawn().unwrap()
         };
-        let mut rewind = run(&format!("{}/pg_rewind", agents::bin()), data.join("PG_VERSION"));
         let mut other = run("pg_rewind", "/etc/hostname".into());
-        let named = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"/usr"));
+        let called = format!("{}/pg_rewind", agents::bin());
+        let mut rewind = run(&called, data.join("PG_VERSION"));
+        let of = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let named = |pid: u32| of(pid).starts_with(called.as_bytes());
         until("the program", async || named(rewind.id().unwrap()).then_some(())).await;
         c.start(p).await;
         assert!(!rewind.wait().await.unwrap().success());
