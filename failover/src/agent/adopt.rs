@@ -28,6 +28,12 @@ pub(crate) enum AdoptError {
     },
     #[error("the adoption was taken back: {} stays where it is; if it was stopped, start it as before", path.display())]
     TakenBack { path: PathBuf },
+    #[error("whether the adoption still stands could not be asked, and {} serves on", path.display())]
+    Unasked {
+        path: PathBuf,
+        #[source]
+        source: crate::adopt::AdoptError,
+    },
     #[error(transparent)]
     Tool(#[from] ToolError),
     #[error(transparent)]
@@ -84,7 +90,7 @@ impl Agent {
         let immovable = |source| AdoptError::Move { from: from.clone(), to: to.clone(), source };
         // Before anything is stopped: a server whose directory cannot be moved goes on serving.
         check_movable(&from, &self.env.layout.root).map_err(immovable)?;
-        self.must_have_its_turn(&from).await?;
+        self.must_have_its_turn(&from, false).await?;
         self.rejoining("taking over");
         if from.join("postmaster.pid").exists() {
             tracing::info!(node = %self.env.config.node, path = %from.display(), "stopping the postgres to adopt");
@@ -93,7 +99,7 @@ impl Agent {
             stop.arg("stop").arg("-D").arg(&from).args(["-m", "fast", "-w", "-t"]).arg(bound.as_secs().to_string());
             tool::run(stop, bound + Duration::from_secs(5)).await?;
         }
-        self.must_have_its_turn(&from).await?;
+        self.must_have_its_turn(&from, true).await?;
         let control = Control::of(&self.env, &from).await?;
         if !control.clean() {
             return Err(AdoptError::NotClean { path: from, state: control.state });
@@ -113,11 +119,12 @@ impl Agent {
 
     /// Whoever has taken the adoption back would find it in a place where nothing starts it. What was read of the term is kept when
     /// etcd forgets it, so this is asked for.
-    async fn must_have_its_turn(&self, path: &Path) -> Result<(), AdoptError> {
+    async fn must_have_its_turn(&self, path: &Path, stopped: bool) -> Result<(), AdoptError> {
         let has_turn = match crate::adopt::standing(&*self.store, &self.env.keys).await {
             Ok(standing) => standing.begun.is_some_and(|a| a.is_turn_of(&self.env.config.node)),
-            // A server that was stopped is not to wait for etcd.
-            Err(_) => self.adoption() == Some(true),
+            // A server that was stopped for its turn, as etcd had it then, is not to wait for etcd. One that serves is.
+            Err(crate::adopt::AdoptError::Store(_)) if stopped => self.adoption() == Some(true),
+            Err(source) => return Err(AdoptError::Unasked { path: path.to_owned(), source }),
         };
         if has_turn {
             return Ok(());

@@ -46,6 +46,13 @@ impl Records {
         Some((t.node.as_ref()?, t.term))
     }
 
+    /// Is the primary that is followed in this term one without an agent? Only the one that is being adopted, in the term that
+    /// its adoption began.
+    pub(crate) fn is_by_hand(&self, node: &NodeId, term: Term) -> bool {
+        let begun = self.term.as_ref().is_some_and(|t| t.value.term == term && t.value.prev.is_none());
+        begun && self.adopt.as_ref().is_some_and(|a| a.primary == *node)
+    }
+
     /// What the other agents have registered tells of a cluster that etcd does not know.
     pub(crate) fn others(&self, own: &NodeId, voters: &[NodeId], now: Instant) -> Others {
         if self.members.iter().any(|(node, m)| node != own && m.system_id.is_some()) {
@@ -163,7 +170,8 @@ impl Agent {
                 if old.members.get(own) != records.members.get(own) {
                     self.register_again.notify_one();
                 }
-                return false;
+                // An adoption that was taken back takes its term with it, and is over: whose turn it was must not stay on.
+                return records.adopt.is_none() && old.adopt.take().is_some();
             }
             records.termless_since = if records.term.is_none() { old.termless_since.or(sent) } else { None };
             let same = Records { read_at: None, ..old.clone() } == Records { read_at: None, ..records.clone() };
@@ -261,5 +269,55 @@ impl Agent {
         let value = serde_json::to_vec(member).expect("a record of texts and numbers can be written");
         let put = Txn::new().when(unchanged).put(self.env.keys.member(&member.node), value);
         Ok(self.store.txn(put).await?.succeeded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Cause, Tenure};
+    use cluster::TimelineId;
+
+    /// As the adoption of n1 began it.
+    fn adoption() -> Records {
+        let n1: NodeId = "n1".parse().unwrap();
+        let value = TermRecord {
+            term: Term(3),
+            phase: Phase::Active,
+            coordinator: "ops@host".to_owned(),
+            node: Some(n1.clone()),
+            cause: Cause::Bootstrap,
+            prev: None,
+            fork: None,
+            forks: Vec::new(),
+            xid_bound: None,
+            xid_bounds: Vec::new(),
+            record_lsn: None,
+            policy_epoch: 1,
+            newest_timeline: None,
+            holds_all_of: None,
+            history_lost: false,
+            lossy_timelines: Vec::new(),
+            data_loss_allowed: false,
+        };
+        let by = "ops@host".to_owned();
+        let adopt =
+            AdoptRecord { by, primary: n1, system_id: "7".to_owned(), turns: Some(Vec::new()), take_primary: false };
+        Records { term: Some(At { value, revision: 1 }), adopt: Some(adopt), ..Records::default() }
+    }
+
+    #[test]
+    fn only_the_primary_of_the_adoptions_own_term_has_no_agent() {
+        let (n1, n2): (NodeId, NodeId) = ("n1".parse().unwrap(), "n2".parse().unwrap());
+        let begun = adoption();
+        assert!(begun.is_by_hand(&n1, Term(3)));
+        assert!(!begun.is_by_hand(&n2, Term(3)));
+        // By an order that comes before the records that it goes with.
+        assert!(!begun.is_by_hand(&n1, Term(4)));
+        let mut failed_over = adoption();
+        failed_over.term.as_mut().unwrap().value.prev =
+            Some(Tenure { term: Term(2), node: n2, timeline: TimelineId(2) });
+        assert!(!failed_over.is_by_hand(&n1, Term(3)));
+        assert!(!Records { adopt: None, ..adoption() }.is_by_hand(&n1, Term(3)));
     }
 }

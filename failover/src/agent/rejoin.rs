@@ -310,7 +310,7 @@ impl Agent {
             drop(self.standing.take_replication());
             conf.connect(Upstream { node: source.node.clone(), endpoint: source.endpoint.clone(), term: source.term });
             // Until its own turn its pg_hba.conf is the one that it had; it is connected to anew in the next term.
-            if self.records.borrow().adopt.is_some() {
+            if self.records.borrow().is_by_hand(&source.node, source.term) {
                 conf.is_by_hand();
             }
             if let Some(through) = self.through_slots() {
