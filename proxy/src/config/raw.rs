@@ -102,8 +102,9 @@ pub struct Raw {
     /// Functions that must run on the primary whatever their volatility, as those that are labelled stable and yet
     /// write or depend on the node; so do all others of that name. Default none. Live.
     pub deny_functions: Vec<String>,
-    /// How often the volatility of functions is read again, per database in use. Default 60s: a function that
-    /// became volatile meanwhile is still refused by the standby itself.
+    /// How often functions, views and triggers are read again, per database in use, besides behind DDL that passes here.
+    /// Default 60s: until then a standby refuses by itself most of what changed elsewhere, but not a function that came to
+    /// tell of its server, or to go on behind that refusal, nor what one leaves in its session.
     pub catalog_refresh: Span,
     /// The user that reads the catalog. Default `pgtenure_monitor`.
     pub monitor_user: String,

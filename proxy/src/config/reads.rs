@@ -38,8 +38,9 @@ pub struct Raw {
     /// most 20 a second per worker. Default 0: none.
     pub log_one_in: u32,
     /// Whether statements say otherwise for themselves, by a comment before their first word:
-    /// `/* pgtenure: consistency=eventual, max_replay_lag=500ms */`, with any of the settings' names. Default false:
-    /// where SQL is put together from what users enter, they could choose too.
+    /// `/* pgtenure: consistency=eventual, max_replay_lag=500ms */`, with any of the settings' names; in a string of
+    /// several only the first statement. Default false, and then nothing is warned of: where SQL is put together from what
+    /// users enter, they could choose too.
     pub hints: bool,
     /// How the position of a session's write is learnt, which its reads at standbys wait for: `sample` (from the lag
     /// monitor's next sample; until that the session reads at the primary) or `ask` (by a query behind each write, in the
