@@ -165,7 +165,15 @@ impl Agent {
     /// Write what commits wait for and tell PostgreSQL. Takes effect soon after; see the module's header for what that
     /// proves.
     pub(super) async fn set_waits(&self, waits: &Waits) -> io::Result<()> {
+        self.set_waits_if(waits, || true).await
+    }
+
+    /// Only if it is so still, once nobody else changes what commits wait for: an order may have done that meanwhile.
+    pub(super) async fn set_waits_if(&self, waits: &Waits, still: impl FnOnce() -> bool) -> io::Result<()> {
         let mut conf = self.conf.lock().await;
+        if !still() {
+            return Ok(());
+        }
         let before = conf.waits.clone();
         if conf.change(waits)
             && let Err(error) = conf.write(&self.env).and_then(|()| postgres::reload(&self.env))

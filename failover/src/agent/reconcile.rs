@@ -286,7 +286,6 @@ impl Agent {
         if self.records.borrow().policy.is_none() {
             return Ok(());
         }
-        let waits = self.waits_by_policy();
         let serving = self.state.look(|o| match &o.postgres {
             PostgresState::Primary(_) | PostgresState::Hung { .. } => Some(true),
             PostgresState::Standby(_) => Some(false),
@@ -295,11 +294,15 @@ impl Agent {
         if serving == Some(true) {
             self.note_protection();
         }
+        // In this order: a term that opens unprotected is read together with the policy that says so, and to go by the one and by the
+        // policy from before would have commits wait again, for ever.
+        let serves = self.serves().is_some();
+        let waits = self.waits_by_policy();
         let wanted = match serving {
             // Frozen: the manager chooses the names with the promotion.
             Some(false) => self.state.look(|o| o.frozen_for.is_none()),
             // Before the term is open the manager's orders hold.
-            Some(true) if self.serves().is_none() => false,
+            Some(true) if !serves => false,
             Some(true) if waits.on_request => return Ok(self.preset_on_request(&waits).await?),
             Some(true) if waits.protects() => return self.preset_always(&waits).await,
             Some(true) => false,
@@ -322,7 +325,8 @@ impl Agent {
             return Ok(());
         }
         if !holds.on_request && !lenient {
-            return Ok(self.set_waits(waits).await?);
+            // Whoever orders that they wait for nobody has read why.
+            return Ok(self.set_waits_if(waits, || self.waits_by_policy() == *waits).await?);
         }
         // An order to arm does all of it.
         let Ok(_turn) = self.arming.try_lock() else { return Ok(()) };
