@@ -4,7 +4,7 @@
 mod common;
 
 use common::raw::{Raw, block, ok, two_servers, value};
-use common::{Cluster, bin, wait_for};
+use common::{Cluster, bin, has, wait_for};
 use proxy::wire::codec::message;
 use std::process::Command;
 
@@ -78,6 +78,9 @@ fn pinned(c: &Cluster) -> f64 {
 
 /// `call` leaves what `check` says, bound to its server or not, to who has called it and to nobody else.
 fn is_its_callers(c: &Cluster, call: &str, pins: bool, (check, want): (&str, &str)) {
+    if call.contains("query_to_xml") && !has("libxml2") {
+        return;
+    }
     let mut a = Raw::login(c.port, &[]);
     ok(&mut a, call);
     // The server is asked behind the answer.

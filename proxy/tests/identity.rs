@@ -4,7 +4,7 @@
 mod common;
 
 use common::authority::Authority;
-use common::{Cluster, PASSWORD, wait_for};
+use common::{Cluster, PASSWORD, has, wait_for};
 use proxy::config::tls::ClientMode;
 use std::process::{Command, Stdio};
 
@@ -48,6 +48,9 @@ fn with(c: &Cluster, authority: &Authority, certificate: Option<&str>, password:
 
 #[test]
 fn a_certificate_of_the_user_is_enough_where_the_rule_says_so() {
+    if !has("libssl") {
+        return;
+    }
     let authority = Authority::new();
     let c = cluster(&authority, &["hostssl all app all cert"]);
     assert_eq!(with(&c, &authority, Some("app"), ""), Ok("app".to_owned()));
@@ -61,6 +64,9 @@ fn a_certificate_of_the_user_is_enough_where_the_rule_says_so() {
 
 #[test]
 fn a_certificate_is_asked_for_besides_the_password() {
+    if !has("libssl") {
+        return;
+    }
     let authority = Authority::new();
     let c = cluster(&authority, &["hostssl all all all scram-sha-256 clientcert=verify-full"]);
     assert_eq!(with(&c, &authority, Some("app"), PASSWORD), Ok("app".to_owned()));
@@ -97,6 +103,9 @@ fn the_operating_system_vouches_for_who_comes_through_the_socket() {
 
 #[test]
 fn a_login_is_bound_to_its_encrypted_connection_when_libpq_insists() {
+    if !has("libssl") {
+        return;
+    }
     let authority = Authority::new();
     let c = cluster(&authority, &["host all all all scram-sha-256"]);
     let bound = |mode: &str| {

@@ -67,7 +67,8 @@ fn startup_is_answered_as_postgresql_does() {
         }
     };
     for bytes in [old, replication("nonsense"), replication("")] {
-        assert_eq!(said(c.port, &bytes), said(c.nodes[0].port, &bytes));
+        // 18 has 3.2, which it tells of here.
+        assert_eq!(said(c.port, &bytes), said(c.nodes[0].port, &bytes).replace("3.0 to 3.2", "3.0 to 3.0"));
     }
     let raw = Raw::login(c.port, &[("application_name", "mine"), ("DateStyle", "SQL, DMY"), ("_pq_.x", "1")]);
     let setting = |name: &str| raw.settings.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
@@ -173,7 +174,9 @@ fn a_flush_brings_answers_before_the_sync_and_an_error_skips_to_it() {
         run(out, "select 3");
         write_query(out, "select 4");
     });
-    assert_eq!(words(&raw.until_ready()), "1 | 2 | D 3 | C SELECT 1 | T | D 4 | C SELECT 1 | Z I");
+    // From 18 on its end is not that of what was executed before it.
+    let status = if c.nodes[0].psql("show server_version_num") < "180000".to_owned() { "I" } else { "T" };
+    assert_eq!(words(&raw.until_ready()), format!("1 | 2 | D 3 | C SELECT 1 | T | D 4 | C SELECT 1 | Z {status}"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use common::authority::Authority;
 use common::raw::Raw;
 use common::slow::Slow;
-use common::{Cluster, dial, wait_for};
+use common::{Cluster, dial, has, wait_for};
 use proxy::config::tls::{ClientMode, ServerMode};
 use proxy::wire::startup::{SSL_REQUEST, write_startup};
 use rustls::pki_types::ServerName;
@@ -39,6 +39,9 @@ fn psql(c: &Cluster, parameters: &str, sql: &str) -> Result<String, String> {
 
 #[test]
 fn libpq_verifies_the_endpoint_and_moves_bulk_both_ways() {
+    if !has("libssl") {
+        return;
+    }
     let authority = Authority::new();
     let c = cluster(&authority, ClientMode::Require, false);
     let ca = authority.path("ca.crt");
@@ -147,6 +150,9 @@ fn direct_tls_needs_the_protocol_name() {
 
 #[test]
 fn a_clients_certificate_must_verify_when_there_is_one() {
+    if !has("libssl") {
+        return;
+    }
     let authority = Authority::new();
     authority.sign("client", "app", &[]);
     let c = cluster(&authority, ClientMode::Require, true);
@@ -163,6 +169,9 @@ fn a_clients_certificate_must_verify_when_there_is_one() {
 
 #[test]
 fn changed_files_are_used_and_broken_ones_are_not() {
+    if !has("libssl") {
+        return;
+    }
     let authority = Authority::new();
     let c = cluster(&authority, ClientMode::Require, false);
     let reloads = |result: &str| {
@@ -207,6 +216,9 @@ fn encrypt_server(c: &Cluster, cert: &Path, key: &Path) {
 
 #[test]
 fn servers_are_verified_and_cancel_requests_are_encrypted_too() {
+    if !has("libssl") {
+        return;
+    }
     let authority = Authority::new();
     authority.sign("db", "db", &["127.0.0.1"]);
     let c = Cluster::start(0, |raw| {
@@ -255,6 +267,9 @@ fn servers_are_verified_and_cancel_requests_are_encrypted_too() {
 
 #[test]
 fn a_server_that_does_not_verify_is_not_spoken_to() {
+    if !has("libssl") {
+        return;
+    }
     let authority = Authority::new();
     authority.sign("db", "db", &["db.example.org"]);
     for (mode, trusted, works) in [
@@ -308,6 +323,9 @@ fn a_server_without_tls_is_preferred_to_none_and_no_more() {
 
 #[test]
 fn our_own_queries_are_as_protected_as_pooled_connections() {
+    if !has("libssl") {
+        return;
+    }
     let authority = Authority::new();
     authority.sign("db", "db", &["127.0.0.1"]);
     let mut checked = None;

@@ -169,6 +169,14 @@ pub fn frame_head(input: &[u8], longest: usize) -> Result<Option<Head>, ClientEr
 }
 
 impl<'a> Scanner<'a> {
+    /// A message that needs no Sync comes behind what was executed without one: from PostgreSQL 18 on the transaction is still open
+    /// when it is done (postgres.c, `exec_execute_message` begins an implicit block), and what follows may write.
+    fn goes_on(&mut self) {
+        if self.unit.statements > 0 {
+            (self.unit.read, self.unit.quiet) = (false, false);
+        }
+    }
+
     fn incomplete(self, at: usize) -> Scan {
         // A unit that is being sent goes on as it comes; one that grows too long starts.
         let begun = self.cx.open.is_some() || self.cx.impatient;
@@ -203,6 +211,7 @@ impl<'a> Scanner<'a> {
         self.unit.len += head.total;
         match head.kind {
             b'Q' => {
+                self.goes_on();
                 let sql = frontend::query(frame);
                 let class = sql.map_or(REFUSED, self.cx.classify);
                 let class =
@@ -249,6 +258,7 @@ impl<'a> Scanner<'a> {
                 Step::Next
             }
             b'F' => {
+                self.goes_on();
                 self.execute(called(frame));
                 self.end()
             }

@@ -91,6 +91,17 @@ fn only_units_of_reads_may_go_to_a_standby() {
     execute(&mut out, "");
     bare(&mut out, b'H');
     assert!(!unit(&out).read);
+    // Or behind a Query without a Sync before it, from PostgreSQL 18 on.
+    let mut out = Vec::new();
+    parse(&mut out, "", "select 1");
+    bind(&mut out, "", "");
+    let bound = out.len();
+    execute(&mut out, "");
+    write_query(&mut out, "select 2");
+    assert!(unit(&out).complete && !unit(&out).read);
+    out.truncate(bound);
+    write_query(&mut out, "select 2");
+    assert!(unit(&out).complete && unit(&out).read, "nothing was executed yet");
     // Parsing needs no primary, whatever is parsed.
     let mut out = Vec::new();
     parse(&mut out, "w", "delete from t");

@@ -67,6 +67,16 @@ pub fn bin(name: &str) -> PathBuf {
     newest.expect("PostgreSQL's server is installed under /usr/lib/postgresql").1.join(name)
 }
 
+/// Is this PostgreSQL built with that library? Says so where it is not.
+pub fn has(library: &str) -> bool {
+    let program = std::fs::read(bin("postgres")).unwrap();
+    let has = program.windows(library.len()).any(|bytes| bytes == library.as_bytes());
+    if !has {
+        eprintln!("SKIPPED: this PostgreSQL is built without {library}");
+    }
+    has
+}
+
 /// PostgreSQL refuses to run as root.
 fn unprivileged(program: &Path) -> Command {
     let mut command = Command::new(program);
