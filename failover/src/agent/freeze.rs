@@ -80,8 +80,8 @@ impl Agent {
 
     /// Is the data directory known to be another cluster's?
     pub(super) fn has_foreign_data(&self) -> bool {
-        let records = self.records.borrow();
-        let want = records.init.as_ref().and_then(|i| i.value.system_id.as_deref());
+        let init = self.records.borrow().init.clone();
+        let want = init.as_ref().and_then(|i| i.value.system_id.as_deref());
         self.state.look(|o| o.system_id.as_deref().is_some_and(|have| want.is_some_and(|want| want != have)))
     }
 

@@ -99,8 +99,10 @@ impl Agent {
     /// Must they? `None` if not. Else the nodes whose records say that their agents know of slots: one after the other is
     /// upgraded.
     pub(super) fn must_have_slots(&self) -> Option<BTreeSet<NodeId>> {
+        // Before the records are borrowed: it borrows them, too, and to do so twice waits for ever for who is to write in between.
+        let required = self.policy().is_some_and(|p| slots::required(&p));
         let records = self.records.borrow();
-        let must = records.adopt.is_none() && self.policy().is_some_and(|p| slots::required(&p));
+        let must = records.adopt.is_none() && required;
         must.then(|| records.members.values().filter(|m| m.slots).map(|m| m.node.clone()).collect())
     }
 
