@@ -481,6 +481,47 @@ fn a_token_from_beyond_a_fork_is_refused() {
 }
 
 #[test]
+fn a_token_is_looked_at_by_what_sets_it() {
+    let cluster = Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.hold_timeout = cluster::config::Span::millis(500);
+    });
+    cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
+    let ahead = "2-2-0/1";
+    let mut a = Raw::login(cluster.port, &[]);
+    for sql in [
+        format!("set pgtenure.after = '{ahead}'; select n from seen"),
+        format!("select set_config('pgtenure.after', '{ahead}', false), n from seen"),
+        format!("begin; set local pgtenure.after = '{ahead}'; select n from seen; commit"),
+        format!("select n from seen; set pgtenure.after = '{ahead}'"),
+    ] {
+        assert_eq!(a.query(&sql), ["E 57P03", "Z I"], "{sql}");
+    }
+    // What no text shows is set alone.
+    let hidden = format!("select set_config('pgtenure.after', concat('{ahead}'), false)");
+    let behind = format!("/* x */ {hidden}, n from seen");
+    for sql in [format!("{hidden}, n from seen"), behind, format!("{hidden}; select n from seen")] {
+        assert_eq!(a.query(&sql), ["E 0A000", "Z I"], "{sql}");
+    }
+    assert_eq!(value(&mut a, "show pgtenure.after"), "", "what was refused was not set");
+    ok(&mut a, &hidden);
+    // The one in force holds for what only names it, and for what stands before another.
+    let mentions = "set a.b = 'c'; select current_setting('pgtenure.after'), n from seen";
+    for sql in [mentions, "select n from seen; set pgtenure.after = ''", "select n from seen"] {
+        assert_eq!(a.query(sql), ["E 57P03", "Z I"], "{sql}");
+    }
+    assert_eq!(a.query("set pgtenure.after = ''; select n from seen"), ["C SET", "T", "D 0", "C SELECT 1", "Z I"]);
+    let token = value(&mut a, "show pgtenure.token");
+    ok(&mut a, &format!("set pgtenure.after = '{token}'; select n from seen"));
+    ok(&mut a, &format!("begin; {hidden}; rollback"));
+    // In a block as of its BEGIN.
+    ok(&mut a, "begin");
+    let set = a.query(&format!("set local pgtenure.after = '{ahead}'; select n from seen"));
+    assert_eq!(set, ["E 57P03", "Z E"]);
+    ok(&mut a, "rollback");
+}
+
+#[test]
 fn a_session_can_ask_where_its_statements_go() {
     let cluster = one_standby();
     let mut a = Raw::login(cluster.port, &[]);

@@ -97,7 +97,7 @@ impl After {
     }
 
     /// The one that covers both.
-    pub(super) fn later(self, other: Option<Self>) -> Self {
+    pub fn later(self, other: Option<Self>) -> Self {
         other.map_or(self, |other| if self.token.later(Some(other.token)) == self.token { self } else { other })
     }
 }
@@ -139,7 +139,7 @@ impl Token {
     }
 
     /// The one that covers both: the later term's, and in one term the greater position's.
-    pub(super) fn later(self, other: Option<Self>) -> Self {
+    pub fn later(self, other: Option<Self>) -> Self {
         other.map_or(self, |other| if (other.term, other.lsn) > (self.term, self.lsn) { other } else { self })
     }
 }

@@ -22,49 +22,96 @@ pub(super) struct Assigned<'a> {
     pub(super) scope: Scope,
 }
 
-/// What `sql` gives the setting `name`, the last time it is assigned; `None` when it does not, or not by a literal.
-pub(super) fn assigned<'a>(sql: &'a [u8], name: &str) -> Option<Assigned<'a>> {
-    let (mut found, mut from) = (None, 0);
-    while let Some(at) = sql[from..].windows(name.len()).position(|w| w.eq_ignore_ascii_case(name.as_bytes())) {
-        let start = from + at;
-        from = start + name.len();
-        found = one(&sql[..start], &sql[from..]).or(found);
-    }
-    found
+/// What a text does where it names a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use<'a> {
+    /// It gives it a value, as it is written out.
+    Gives(Assigned<'a>),
+    /// It gives it one that is not written out.
+    Hides,
+    /// It gives it none.
+    Names,
 }
 
-fn one<'a>(before: &'a [u8], behind: &'a [u8]) -> Option<Assigned<'a>> {
+/// What `sql` gives the setting `name`, the last time it is assigned; `None` when it does not, or not by a literal.
+pub(super) fn assigned<'a>(sql: &'a [u8], name: &str) -> Option<Assigned<'a>> {
+    let given = uses(sql, name).filter_map(|(_, how)| if let Use::Gives(given) = how { Some(given) } else { None });
+    given.last()
+}
+
+/// What `sql` does wherever it names the setting `name`, and where its statement begins.
+pub(super) fn uses<'a>(sql: &'a [u8], name: &str) -> impl Iterator<Item = (usize, Use<'a>)> {
+    let at = (0..sql.len()).filter(move |at| starts_with(&sql[*at..], name));
+    at.map(move |at| {
+        let before = &sql[..at];
+        let begins = before.iter().rposition(|b| *b == b';').map_or(0, |end| end + 1);
+        (begins, one(&before[begins..], &sql[at + name.len()..]))
+    })
+}
+
+fn starts_with(text: &[u8], word: &str) -> bool {
+    text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
+}
+
+fn one<'a>(statement: &[u8], behind: &'a [u8]) -> Use<'a> {
     if let Some(rest) = behind.strip_prefix(b"'") {
         // The name is a literal itself: set_config('name', 'value', is_local).
-        let (value, rest) = literal(rest.trim_ascii_start().strip_prefix(b",")?)?;
-        let flag = rest.trim_ascii_start().strip_prefix(b",")?.trim_ascii_start();
-        let local = flag.get(..4).is_some_and(|w| w.eq_ignore_ascii_case(b"true"));
-        return Some(Assigned { value: Some(value), scope: if local { Scope::Transaction } else { Scope::Session } });
+        return match configured(rest) {
+            Some(given) => Use::Gives(given),
+            None if is_configured(statement) => Use::Hides,
+            None => Use::Names,
+        };
     }
-    let statement = before.rsplit(|b| *b == b';').next().unwrap_or_default();
     let mut words = statement.split(u8::is_ascii_whitespace).filter(|w| !w.is_empty()).rev();
-    let mut last = words.next()?;
+    let mut last = words.next().unwrap_or_default();
     let is = |word: &[u8], what: &str| word.eq_ignore_ascii_case(what.as_bytes());
     if is(last, "reset") {
-        return Some(Assigned { value: None, scope: Scope::Session });
+        return Use::Gives(Assigned { value: None, scope: Scope::Session });
     }
     let mut scope = Scope::Session;
     if is(last, "local") || is(last, "session") {
         scope = if is(last, "local") { Scope::Transaction } else { Scope::Session };
-        last = words.next()?;
+        last = words.next().unwrap_or_default();
     }
     if !is(last, "set") {
-        return None;
+        return Use::Names;
     }
+    match set(behind) {
+        Some(value) => Use::Gives(Assigned { value, scope }),
+        None => Use::Hides,
+    }
+}
+
+/// The rest of a `set_config`, behind the name.
+fn configured(rest: &[u8]) -> Option<Assigned<'_>> {
+    let (value, rest) = literal(rest.trim_ascii_start().strip_prefix(b",")?)?;
+    let flag = rest.trim_ascii_start().strip_prefix(b",")?.trim_ascii_start();
+    let local = flag.get(..4).is_some_and(|w| w.eq_ignore_ascii_case(b"true"));
+    Some(Assigned { value: Some(value), scope: if local { Scope::Transaction } else { Scope::Session } })
+}
+
+/// Does the text before a literal end in `set_config(`?
+fn is_configured(before: &[u8]) -> bool {
+    let before = before.strip_suffix(b"'").unwrap_or(before);
+    let before = before.strip_suffix(b"E").or_else(|| before.strip_suffix(b"e")).unwrap_or(before);
+    let Some(before) = before.trim_ascii_end().strip_suffix(b"(") else { return false };
+    let name = b"set_config";
+    let before = before.trim_ascii_end();
+    before.len() >= name.len() && before[before.len() - name.len()..].eq_ignore_ascii_case(name)
+}
+
+/// The rest of a SET, behind the name.
+fn set(behind: &[u8]) -> Option<Option<&[u8]>> {
+    let is = |word: &[u8], what: &str| word.eq_ignore_ascii_case(what.as_bytes());
     let behind = behind.trim_ascii_start();
-    let to = |b: &'a [u8]| b.get(..2).filter(|w| is(w, "to")).map(|_| &b[2..]);
-    let rest = behind.strip_prefix(b"=").or_else(|| to(behind))?;
+    let to = || behind.get(..2).filter(|w| is(w, "to")).map(|_| &behind[2..]);
+    let rest = behind.strip_prefix(b"=").or_else(to)?;
     if let Some((value, _)) = literal(rest) {
-        return Some(Assigned { value: Some(value), scope });
+        return Some(Some(value));
     }
     let end = |b: &u8| !(b.is_ascii_alphanumeric() || *b == b'_');
     let word = rest.trim_ascii_start().split(end).next().filter(|w| !w.is_empty())?;
-    Some(Assigned { value: (!is(word, "default")).then_some(word), scope })
+    Some((!is(word, "default")).then_some(word))
 }
 
 /// A plain literal, and what comes behind it. One with a quote within is none that a setting of ours can have.
@@ -100,6 +147,22 @@ mod tests {
             let got = assigned(sql.as_bytes(), "pgtenure.after");
             let want = want.map(|(value, scope)| Assigned { value: value.map(str::as_bytes), scope });
             assert_eq!(got, want, "{sql}");
+        }
+    }
+    #[test]
+    fn a_value_that_is_not_written_out_is_known_to_be_given() {
+        for (sql, hides) in [
+            ("select set_config('pgtenure.after', $1, false)", true),
+            ("select 1; select pg_catalog.SET_CONFIG( E'pgtenure.after', concat('x'), false)", true),
+            ("select set_config('pgtenure.after', 'x' || 'y', false)", true),
+            ("set pgtenure.after = $$x$$", true),
+            ("select set_config('pgtenure.after', 'x', false)", false),
+            ("set a.b = '1'; select current_setting('pgtenure.after')", false),
+            ("set a.b = '1'; select 'pgtenure.after'", false),
+            ("show pgtenure.after", false),
+            ("reset pgtenure.after", false),
+        ] {
+            assert_eq!(uses(sql.as_bytes(), "pgtenure.after").any(|(_, how)| how == Use::Hides), hides, "{sql}");
         }
     }
 }

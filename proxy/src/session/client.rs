@@ -19,6 +19,7 @@ use crate::session::draws::Draws;
 use crate::session::durability::Noted;
 use crate::session::follow::Long;
 use crate::session::hinted::Unhinted;
+use crate::session::in_force::Position;
 pub(super) use crate::session::losses::Loss;
 use crate::session::losses::Losses;
 use crate::session::outbox::Outbox;
@@ -162,8 +163,8 @@ pub struct Session {
     pub(super) doubted: bool,
     /// The server has been given the settings that the unit at the head of the inbox asks for.
     pub(super) told: bool,
-    /// The unit at the head of the inbox changes settings.
-    pub(super) sets: bool,
+    /// What becomes of the position that reads must have seen, for the unit at the head of the inbox.
+    pub(super) position: Position,
     /// All that it does is to set or to show a setting of ours.
     pub(super) own: bool,
     /// Settings of ours that this transaction may have set, as bits.
@@ -331,7 +332,7 @@ impl Session {
             chosen: None,
             doubted: false,
             told: false,
-            sets: false,
+            position: Position::Kept,
             own: false,
             own_set: 0,
             saw: false,

@@ -3,14 +3,16 @@
 //! The server is given these values only for the statement that asks, and made to forget them before the next one: what it
 //! is found to have at the end of a transaction is what the client has set.
 
+use crate::route::After;
 use crate::route::durability::{COMMIT, Durability, NAME};
 use crate::route::promise::{self, AFTER, PREFIX, SETTINGS};
+use crate::session::assigned::{Use, uses};
 use crate::session::batch::Unit;
 use crate::session::client::Session;
 use crate::session::durability::level;
 use crate::session::settings::literal;
 use crate::session::shown::find;
-use crate::sql::only_sets;
+use crate::sql::{PinReason, only_configures, only_controls, only_sets};
 use crate::wire::backend::TxStatus;
 use cluster::Role;
 use cluster::config::Span;
@@ -38,6 +40,32 @@ fn set(sql: &[u8]) -> u32 {
     named.fold(0, |bits, (place, _)| bits | 1 << place)
 }
 
+/// What becomes of the position that reads must have seen.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Position {
+    /// The unit is held to the one in force.
+    Kept,
+    /// It is held to this one, which it sets before it does anything else; to none where it reads nothing, or resets it.
+    Is(Option<After>),
+    /// It sets this one, behind what is held to the one in force.
+    Also(After),
+    /// It sets one that its text does not show, and reads.
+    Hidden,
+}
+
+/// Does a statement run only later, or unseen, what its text says?
+fn is_kept(statement: &[u8]) -> bool {
+    let verb = statement.trim_ascii_start().split(|b| !b.is_ascii_alphanumeric()).next().unwrap_or_default();
+    [&b"prepare"[..], b"create", b"alter", b"do"].iter().any(|word| word.eq_ignore_ascii_case(verb))
+}
+
+/// Is a text nothing but one EXECUTE?
+fn is_execute(sql: &[u8]) -> bool {
+    let sql = sql.trim_ascii();
+    let sql = sql.strip_suffix(b";").unwrap_or(sql);
+    sql.get(..7).is_some_and(|verb| verb.eq_ignore_ascii_case(b"execute")) && !sql.contains(&b';')
+}
+
 /// Is a text nothing but one SHOW, SET or RESET of a setting of ours?
 fn is_own(sql: &[u8]) -> bool {
     let sql = sql.trim_ascii();
@@ -62,15 +90,51 @@ impl Session {
         own
     }
 
-    /// Is setting or resetting all that each text of a unit does? Or does one set the position that reads must have seen: then the
-    /// one of before is not held against it.
-    pub(super) fn is_before_after(&self, input: &[u8], unit: &Unit) -> bool {
-        let (mut only, mut sets_after) = (true, false);
+    /// What becomes of the position that reads must have seen, for the unit at the head of the inbox.
+    pub(super) fn position(&self, input: &[u8], unit: &Unit) -> Position {
+        let changes = unit.pins.has(PinReason::Set) || unit.discards;
+        if !changes && !unit.ours || unit.tail_left > 0 {
+            return Position::Kept;
+        }
+        // `only`: nothing but settings is changed. `aside`: nothing is read. `first`: nothing is done before it is set.
+        let (mut any, mut only, mut aside) = (false, true, true);
+        let (mut first, mut sets, mut hides) = (true, None, false);
+        let mut named: Option<After> = None;
         self.each_text(input, unit, |sql| {
-            only &= sql.is_empty() || only_sets(sql);
-            sets_after |= find(sql, AFTER.as_bytes()) && set(sql) != 0;
+            if sql.trim_ascii().is_empty() {
+                return;
+            }
+            any = true;
+            only &= only_sets(sql);
+            // What an EXECUTE runs comes next.
+            aside &= only_configures(sql) || is_execute(sql);
+            for (begins, how) in uses(sql, AFTER) {
+                let given = match how {
+                    Use::Names => continue,
+                    Use::Gives(given) => given.value.filter(|value| !value.is_empty()),
+                    Use::Hides if is_kept(&sql[begins..]) => continue,
+                    Use::Hides => {
+                        hides = true;
+                        None
+                    }
+                };
+                sets.get_or_insert(first && only_controls(&sql[..begins]));
+                let token = given.and_then(|value| promise::token(AFTER, &String::from_utf8_lossy(value)).ok());
+                named = token.map(|token| token.later(named)).or(named);
+            }
+            first &= only_controls(sql);
         });
-        only || sets_after
+        let begun = self.relay.status != TxStatus::Idle;
+        match (sets, named) {
+            _ if any && only && changes => Position::Is(None),
+            // In a block that has begun it changes nothing.
+            _ if hides && !aside && begun => Position::Kept,
+            _ if hides && !aside => Position::Hidden,
+            (None, _) => Position::Kept,
+            (Some(true), named) => Position::Is(named),
+            (Some(false), Some(named)) => Position::Also(named),
+            (Some(false), None) => Position::Kept,
+        }
     }
 
     /// A unit goes to the server: which settings does its transaction have of its own?

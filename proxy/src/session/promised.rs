@@ -6,9 +6,10 @@ use crate::metrics::bump;
 use crate::route::hint;
 use crate::route::promise::{self, AFTER, BadPromise};
 use crate::route::{After, Consistency, Promise, ReadFrom, Standing};
-use crate::session::assigned::assigned;
+use crate::session::assigned::{Assigned, Use, uses};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session};
+use crate::session::in_force::Position;
 use crate::session::incoming::Step;
 use crate::session::lost;
 use crate::session::said::Said;
@@ -57,15 +58,21 @@ impl Session {
 
     /// What the unit at the head of the inbox is promised.
     pub(super) fn promise_of_unit(&mut self) -> Promise {
-        let promise = match self.hinted.as_deref() {
-            Some(hinted) => hinted.promise,
-            None => self.promise_of_block().unwrap_or_else(|| self.promise()),
-        };
-        match (self.own && !self.says(), self.sets) {
+        let promise = self.promise_before();
+        match (self.own && !self.says(), self.position) {
             // It sees nothing that anybody has written: a server is all that it needs.
             (true, _) => Promise { after: None, consistency: Consistency::Eventual, ..promise },
-            (false, true) => Promise { after: None, ..promise },
-            (false, false) => promise,
+            (false, Position::Is(after)) => Promise { after, ..promise },
+            (false, Position::Also(after)) => Promise { after: Some(after.later(promise.after)), ..promise },
+            (false, Position::Kept | Position::Hidden) => promise,
+        }
+    }
+
+    /// The same, but for what the unit sets.
+    fn promise_before(&mut self) -> Promise {
+        match self.hinted.as_deref() {
+            Some(hinted) => hinted.promise,
+            None => self.promise_of_block().unwrap_or_else(|| self.promise()),
         }
     }
 
@@ -156,22 +163,32 @@ impl Session {
     }
 
     fn objection(&mut self, input: &[u8], unit: &Unit, now: Instant) -> Option<PromiseError> {
-        let mut named = None;
+        let mut named = Vec::new();
         if unit.ours {
             self.each_text(input, unit, |sql| {
-                let value = assigned(sql, AFTER).and_then(|a| a.value).filter(|v| !v.is_empty());
-                if let Some(value) = value {
-                    named.get_or_insert_with(|| promise::token(AFTER, &String::from_utf8_lossy(value)));
+                for (_, how) in uses(sql, AFTER) {
+                    let Use::Gives(Assigned { value: Some(value), .. }) = how else { continue };
+                    if !value.is_empty() {
+                        named.push(promise::token(AFTER, &String::from_utf8_lossy(value)));
+                    }
                 }
             });
         }
-        match named {
-            Some(Ok(after)) => return self.standing(after, (now, now)),
-            Some(Err(bad)) => return Some(PromiseError::Invalid { what: bad.to_string() }),
-            None if self.sets => return None,
-            None => {}
+        for named in named {
+            let error = match named {
+                Ok(after) => self.standing(after, (now, now)),
+                Err(bad) => Some(PromiseError::Invalid { what: bad.to_string() }),
+            };
+            if error.is_some() {
+                return error;
+            }
         }
-        let after = self.promise_of_unit().after?;
+        let after = match self.position {
+            Position::Is(_) => return None,
+            Position::Hidden => return Some(PromiseError::AfterHidden),
+            Position::Also(_) => self.promise_before().after?,
+            Position::Kept => self.promise_of_unit().after?,
+        };
         // What has no server yet is judged when one is looked for, which can wait.
         self.server.as_ref().filter(|_| !self.relay.busy() && self.relay.status == TxStatus::Idle)?;
         // What a comment names has come only now.

@@ -51,7 +51,7 @@ impl Session {
         if let Some(step) = self.take_hint(input, unit) {
             return step;
         }
-        self.sets = (unit.pins.has(PinReason::Set) || unit.discards) && self.is_before_after(input, unit);
+        self.position = self.position(input, unit);
         self.own = unit.ours && unit.tail_left == 0 && !at_shown && self.is_own(input, unit);
         let comes_after = |p: &Promised| p.comes_after();
         if (unit.ours || self.hinted.is_some() || self.promised.as_deref().is_some_and(comes_after))

@@ -42,6 +42,52 @@ pub fn only_sets(sql: &[u8]) -> bool {
     any
 }
 
+/// What changes settings, or begins or ends a block.
+const CONTROLS: [&str; 8] = ["set", "reset", "discard", "begin", "start", "commit", "end", "rollback"];
+
+/// Does each statement of this, if there is any, do no more than change settings, or begin or end a block?
+pub fn only_controls(sql: &[u8]) -> bool {
+    only_configures_by(sql, &[])
+}
+
+/// The same, where it may be a SELECT of `set_config` that reads no relation, and calls only what reads none.
+pub fn only_configures(sql: &[u8]) -> bool {
+    only_configures_by(sql, &["select"])
+}
+
+fn only_configures_by(sql: &[u8], also: &[&str]) -> bool {
+    const READ: [&str; 7] = ["select", "from", "with", "table", "union", "values", "into"];
+    const CALLED: [&str; 5] = ["set_config", "concat", "coalesce", "nullif", "current_setting"];
+    let one_of = |word: &[u8], of: &[&str]| of.iter().any(|one| is(word, one));
+    let mut lexer = Lexer::new(sql);
+    let (mut before, mut selects) = ([Token::Semicolon; 3], false);
+    while let Some(token) = lexer.next() {
+        let begins = before[2] == Token::Semicolon;
+        let reads = match (token, before) {
+            (Token::Odd, _) => true,
+            (Token::Semicolon, _) => false,
+            (Token::Word(verb), _) if begins => {
+                selects = one_of(verb, also);
+                !selects && !one_of(verb, &CONTROLS)
+            }
+            _ if begins => true,
+            _ if !selects => false,
+            (Token::Word(word), _) => one_of(word, &READ),
+            (Token::Open, [schema, Token::Dot, Token::Word(name)]) => {
+                !matches!(schema, Token::Word(schema) if is(schema, "pg_catalog")) || !one_of(name, &CALLED)
+            }
+            (Token::Open, [_, _, Token::Word(name)]) => !one_of(name, &CALLED),
+            (Token::Open, [_, _, Token::Quoted(_)]) => true,
+            _ => false,
+        };
+        if reads {
+            return false;
+        }
+        before = [before[1], before[2], token];
+    }
+    true
+}
+
 /// Is this one statement that changes rows, by its first word? The text is read as with `standard_conforming_strings` on.
 /// What is in doubt is not.
 pub fn changes_rows(sql: &[u8]) -> bool {
@@ -192,6 +238,33 @@ mod tests {
             ("set local work_mem = '1MB'; select 1", false),
         ] {
             assert_eq!(sets_aside(sql.as_bytes()), want, "{sql}");
+        }
+    }
+    #[test]
+    fn what_only_gives_settings_values_reads_nothing() {
+        for (sql, want) in [
+            ("select set_config('a.b', $1, false)", true),
+            (
+                "SELECT pg_catalog.set_config('a.b', $1::text, true) as x, set_config('c.d', concat('e', $2), true);",
+                true,
+            ),
+            ("select set_config('a.b', $1, false), n from t", false),
+            ("select set_config('a.b', (select max(n)::text from t), false)", false),
+            ("select set_config('a.b', mine(), false)", false),
+            ("select set_config('a.b', mine.concat($1), false)", false),
+            ("select set_config('a.b', \"mine\"($1), false)", false),
+            ("select set_config('a.b', $1, false); select n from t", false),
+            ("select set_config('a.b', 'c", false),
+            ("set a.b = 'c'", true),
+            ("begin; select set_config('a.b', $1, false); rollback;", true),
+            ("select 1 from t; select set_config('a.b', $1, false)", false),
+            ("(select n from t)", false),
+        ] {
+            assert_eq!(only_configures(sql.as_bytes()), want, "{sql}");
+        }
+        for (sql, want) in [("", true), (" begin; set a = 1;", true), ("begin; select 1", false), ("set a = 'b", false)]
+        {
+            assert_eq!(only_controls(sql.as_bytes()), want, "{sql}");
         }
     }
 }

@@ -26,7 +26,7 @@ mod redefines;
 mod spliced;
 mod touched;
 
-pub use aside::{changes_rows, keeps_read_only, only_sets, sets_aside};
+pub use aside::{changes_rows, keeps_read_only, only_configures, only_controls, only_sets, sets_aside};
 pub use bodies::{BodyRow, MAX_CALLS, RelationRow};
 pub use callers::{Callers, Hidden};
 pub use classify::{Leaves, LongText, Why, classify, first_of, why};

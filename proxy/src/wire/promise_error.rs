@@ -27,6 +27,8 @@ pub enum PromiseError {
         /// How long the statement waited.
         waited: Duration,
     },
+    /// `pgtenure.after` is set to what no text shows, by something that reads besides.
+    AfterHidden,
     /// What the session was told is written may be lost.
     WriteLost {
         /// The write.
@@ -71,6 +73,10 @@ impl PromiseError {
                 error(SqlState::CANNOT_CONNECT_NOW, what)
                     .detail(format!("Token {after}; the newest term known is {term}, after {}.", millis(*waited)))
                     .hint("Retry later.")
+            }
+            Self::AfterHidden => {
+                let what = "pgtenure.after cannot be set to what is not a literal together with statements that read";
+                error(SqlState::FEATURE_NOT_SUPPORTED, what).hint("Set it by itself, before them, or to a literal.")
             }
             Self::WriteLost { lost, ago } => write_lost(lost, *ago),
             Self::ReadLost { lost, ago } => read_lost(lost, *ago),
@@ -169,6 +175,10 @@ mod tests {
             (
                 PromiseError::AfterUnknown { after, term: Term(2), waited: Duration::from_secs(30) },
                 "ERROR 57P03 the position of pgtenure.after cannot be judged at present | Token 3-3-0/16B3748; the newest term known is 2, after 30000 ms. | Retry later.",
+            ),
+            (
+                PromiseError::AfterHidden,
+                "ERROR 0A000 pgtenure.after cannot be set to what is not a literal together with statements that read |  | Set it by itself, before them, or to a literal.",
             ),
             (
                 PromiseError::WriteLost {
