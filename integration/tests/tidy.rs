@@ -446,3 +446,91 @@ fn no_file_of_configs_is_forgotten() {
     }
     assert_none("nothing mentions", &wrong);
 }
+
+/// A second borrow of what etcd's records were read into waits for who is to write in between, who waits for the first.
+#[test]
+fn no_agent_borrows_its_records_twice() {
+    let of_agents = |file: &String| file.starts_with("failover/src/agent/") && file.ends_with(".rs");
+    let code: Vec<(String, String)> = files().into_iter().filter(of_agents).map(|f| (f.clone(), chained(&f))).collect();
+    let borrowing = borrowing(code.iter().map(|(_, code)| code.as_str()));
+    assert!(borrowing.contains("policy") && borrowing.contains("protects"), "{borrowing:?}");
+    let wrong = |(file, code): &(String, String)| {
+        twice(code, &borrowing).into_iter().map(move |name| format!("{file}: {name}")).collect::<Vec<_>>()
+    };
+    assert_none("borrows the records while they are borrowed", &code.iter().flat_map(wrong).collect::<Vec<_>>());
+}
+
+/// The code of a file, with chains of calls that go on in the next line in one.
+fn chained(file: &str) -> String {
+    let mut all = String::new();
+    for line in code_only(&read(file)).lines() {
+        if !line.trim_start().starts_with('.') {
+            all.push('\n');
+        }
+        all.push_str(if line.trim_start().starts_with('.') { line.trim() } else { line });
+    }
+    all
+}
+
+/// Methods that borrow the records, by themselves or by what they call of `self`.
+fn borrowing<'a>(code: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    let bodies: Vec<(String, &str)> = code.flat_map(methods).collect();
+    let mut found: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let calls = |body: &str| found.iter().any(|name| body.contains(&format!("self.{name}(")));
+        let new = |(name, body): &&(String, &str)| {
+            !found.contains(name) && (body.contains("self.records.borrow()") || calls(body))
+        };
+        let more: Vec<String> = bodies.iter().filter(new).map(|(name, _)| name.clone()).collect();
+        if more.is_empty() {
+            return found;
+        }
+        found.extend(more);
+    }
+}
+
+/// The methods of a file that wait for nothing, and their bodies.
+fn methods(code: &str) -> Vec<(String, &str)> {
+    let starts = code.match_indices("    fn ").chain(code.match_indices(") fn ")).map(|(at, _)| at);
+    let method = |at: usize| {
+        let rest = &code[at..];
+        let name = rest[rest.find("fn ")? + 3..].split(|c: char| !c.is_alphanumeric() && c != '_').next()?;
+        let open = rest.find('{')?;
+        rest[..open].contains("&self").then(|| (name.to_owned(), block(&rest[open + 1..])))
+    };
+    starts.filter_map(method).collect()
+}
+
+/// Up to the end of the block that this is in.
+fn block(code: &str) -> &str {
+    let mut depth = 0;
+    let end = code.char_indices().find(|(_, c)| {
+        depth += i32::from(*c == '{') - i32::from(*c == '}');
+        depth < 0
+    });
+    end.map_or(code, |(at, _)| &code[..at])
+}
+
+/// What borrows while a guard lives.
+fn twice(code: &str, borrowing: &BTreeSet<String>) -> Vec<String> {
+    let guards = code.match_indices("= self.records.borrow();").map(|(at, guard)| block(&code[at + guard.len()..]));
+    let held = guards.map(|body| &body[..body.find("drop(").unwrap_or(body.len())]);
+    let again = |body: &str| -> Vec<String> {
+        let names = borrowing.iter().filter(|name| body.contains(&format!("self.{name}("))).cloned();
+        names.chain(body.contains("self.records.borrow()").then(|| "records".to_owned())).collect()
+    };
+    held.flat_map(again).collect()
+}
+
+#[test]
+fn a_second_borrow_is_found_behind_a_call() {
+    let code = "impl Agent {
+        fn policy(&self) -> u8 { self.records.borrow().policy }
+        fn protects(&self) -> bool { self.policy() > 0 }
+        fn wrong(&self) -> bool { let r = self.records.borrow(); r.adopt && self.protects() }
+        fn right(&self) -> bool { let p = self.protects(); let r = self.records.borrow(); r.adopt && p }
+        fn over(&self) -> bool { let x = { let r = self.records.borrow(); r.adopt }; x && self.protects() }
+    }";
+    let found = borrowing([code].into_iter());
+    assert_eq!(twice(code, &found), ["protects"]);
+}

@@ -175,7 +175,7 @@ fn a_flush_brings_answers_before_the_sync_and_an_error_skips_to_it() {
         write_query(out, "select 4");
     });
     // From 18 on its end is not that of what was executed before it.
-    let status = if c.nodes[0].psql("show server_version_num") < "180000".to_owned() { "I" } else { "T" };
+    let status = if c.nodes[0].psql("show server_version_num").as_str() < "180000" { "I" } else { "T" };
     assert_eq!(words(&raw.until_ready()), format!("1 | 2 | D 3 | C SELECT 1 | T | D 4 | C SELECT 1 | Z {status}"));
 }
 
