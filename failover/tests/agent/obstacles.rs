@@ -228,11 +228,16 @@ fn defaults_that_somebody_has_set_for_all_sessions_do_not_hold_for_agents() {
         let p = c.bootstrap().await;
         let s = 1 - p;
         // Who observes the primary says why it does not see it.
-        let out = "ALTER ROLE pgtenure_monitor NOLOGIN; \
-            SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pgtenure_monitor'";
-        c.sql(p).await.batch_execute(out).await.unwrap();
         let refused = |s: &AgentState| s.trouble.as_ref().is_some_and(|t| t.contains("refuses pgtenure_monitor"));
-        c.until_state(s, "the refusal", |s| refused(s).then_some(())).await;
+        let sql = c.sql(p).await;
+        // Committed before the sessions are ended: one string would be one transaction, and who comes back meanwhile stays.
+        sql.batch_execute("ALTER ROLE pgtenure_monitor NOLOGIN").await.unwrap();
+        until("the refusal", async || {
+            let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pgtenure_monitor'";
+            sql.batch_execute(end).await.unwrap();
+            refused(&c.state(s).await).then_some(())
+        })
+        .await;
         c.sql(p).await.batch_execute("ALTER ROLE pgtenure_monitor LOGIN").await.unwrap();
         c.until_state(s, "no refusal", |s| (!refused(s)).then_some(())).await;
 
