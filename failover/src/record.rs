@@ -465,7 +465,7 @@ pub struct LeaderRecord {
     pub admin: String,
 }
 
-/// `proxies/<id>`: what a proxy has applied, under its lease.
+/// `proxies/<id>`: what a proxy has applied, under its lease. Managers pass over a term that etcd, restored, does not know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyRecord {
     /// The newest term all its workers act on.

@@ -239,6 +239,36 @@ async fn an_etcd_restored_within_the_term_is_obeyed_unless_its_policy_is_older()
 }
 
 #[tokio::test]
+async fn a_registration_that_a_backup_has_set_back_is_written_again() {
+    let store = cluster(Mode::Strict).await;
+    let (view, _) = view(&store, Purpose::Proxy);
+    let mut topology = view.topology();
+    let of = |term| ProxyState {
+        term: Term(term),
+        epoch: 1,
+        gate: Gate::Open,
+        busy: 0,
+        below_mode: BelowMode::default(),
+        doubts: PerTerm::default(),
+    };
+    let (state, states) = watch::channel(of(3));
+    let _registration = view.register("p1", states);
+    proxy_record(&store, "the key", |r| r.is_some_and(|r| r.term == Term(3))).await;
+    // With the lease: it is renewed as if nothing had happened.
+    let backup = MemoryStore::new();
+    backup.restore(&store);
+    put(&store, keys().term(), json(&term(4, Phase::Active))).await;
+    until("term 4", &mut topology, |t| t.term == Term(4)).await;
+    state.send_replace(of(4));
+    for what in ["the next term", "what it alone knows", "the same, of a second restoration"] {
+        proxy_record(&store, what, |r| r.is_some_and(|r| r.term == Term(4))).await;
+        store.restore(&backup);
+    }
+    proxy_record(&store, "the same, of a third", |r| r.is_some_and(|r| r.term == Term(4))).await;
+    assert_eq!(topology.borrow().term, Term(4));
+}
+
+#[tokio::test]
 async fn an_unreadable_record_leaves_the_last_view_and_says_so() {
     let store = cluster(Mode::Strict).await;
     let (view, _) = view(&store, Purpose::Observe);

@@ -22,6 +22,8 @@ use std::time::Duration;
 const MOST_FAILED: u32 = 6;
 /// The first of these pauses.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
+/// So many terms that no agent has heard of a proxy may have read of.
+const MOST_UNPROMISED: u64 = 100;
 
 impl Planner {
     /// The primary was found dead: begin a term unless something forbids it.
@@ -98,15 +100,12 @@ impl Planner {
         there.iter().filter(willing).any(opens)
     }
 
-    /// The agents have promised terms that etcd does not know: it was restored from a backup, and what it says of the
-    /// primary is out of date, dead or alive. Only a term above all of them is obeyed.
+    /// Agents have promised terms that etcd does not know, or proxies have read of them: it was restored from a backup, and
+    /// what it says of the primary is out of date, dead or alive. Only a term above all of them is obeyed.
     pub(super) fn begin_above_the_promised(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
         let Some(term) = self.seen.term().map(|t| t.term) else { return Flow::Wait };
-        let told = if self.promised > term {
-            format!("an agent has promised term {}", self.promised)
-        } else {
-            format!("an agent has read that term {} was open", self.opened)
-        };
+        let open = || format!("an agent has read that term {} was open", self.opened);
+        let told = self.known_beyond(term).unwrap_or_else(open);
         let why = format!("etcd was restored from a backup: it tells of term {term}, {told}");
         let mut begin = Self::automatic(Cause::Restart, now, vec![why]);
         let newest = self.promised.max(self.opened).timeline();
@@ -315,12 +314,30 @@ impl Planner {
         short(policy, prev.as_ref(), &usable, missing)
     }
 
-    /// Otherwise there are promises to terms that etcd does not know, or one was open that etcd tells of as unfinished: it
-    /// was restored from a backup, and what was acknowledged since is unknown.
+    /// Who knows of a term above `term`, which etcd does not know.
+    pub(super) fn known_beyond(&self, term: Term) -> Option<String> {
+        if self.promised > term {
+            return Some(format!("an agent has promised term {}", self.promised));
+        }
+        let proxied = self.proxied().filter(|proxied| *proxied > term)?;
+        Some(format!("a proxy has read of term {proxied}"))
+    }
+
+    /// The newest term above etcd's that a proxy has read of, which ignores all up to it. Rounds that froze nobody may be behind
+    /// it, but not many: one that is far beyond was never begun, and a number that is passed over is gone for good.
+    pub(super) fn proxied(&self) -> Option<Term> {
+        let term = self.seen.term()?.term;
+        let most = self.promised.max(self.opened).max(term).0.saturating_add(MOST_UNPROMISED);
+        let proxies = self.seen.records.proxies.values().map(|p| p.term);
+        proxies.filter(|t| *t > term && t.0 <= most).max()
+    }
+
+    /// Otherwise there are promises to terms that etcd does not know, or a proxy has read of one, or one was open that etcd
+    /// tells of as unfinished: it was restored from a backup, and what was acknowledged since is unknown.
     pub(super) fn knows_of_every_term(&self) -> bool {
         self.seen.term().is_none_or(|t| {
             let told = if t.is_open() { self.opened <= t.term } else { self.opened < t.term };
-            told && self.promised <= t.term
+            told && self.known_beyond(t.term).is_none()
         })
     }
 

@@ -437,7 +437,7 @@ impl Planner {
     /// The next term's number: above the record's, every promise and every term that was open.
     pub(super) fn next_term(&self) -> Term {
         let current = self.seen.term().map_or(Term(0), |t| t.term);
-        current.max(self.promised).max(self.opened).next()
+        current.max(self.promised).max(self.opened).max(self.proxied().unwrap_or_default()).next()
     }
 
     fn take_operation(&mut self, now: Instant, id: u64, operation: Operation, out: &mut Vec<Action>) {

@@ -240,9 +240,8 @@ impl Planner {
     /// Move the round on.
     pub(super) fn advance_round(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
         let Stage::Round(mut round) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
-        if self.promised > round.term {
-            // A promise to a term that etcd does not know: only a higher one will be obeyed.
-            let why = format!("an agent has promised term {}", self.promised);
+        if let Some(why) = self.known_beyond(round.term) {
+            // A term that etcd does not know: only a higher one will be obeyed.
             return self.give_up(now, *round, &why, None, out);
         }
         if self.was_open_already(round.term) && !matches!(round.step, Step::Opening { .. }) {

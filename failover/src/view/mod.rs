@@ -204,7 +204,10 @@ impl Reader {
             let pause = match read {
                 Ok(read) => {
                     self.out.tell_unreadable(read.unreadable);
-                    self.out.publish(read.records, validity, waited_for);
+                    let older = !self.out.publish(read.records, validity, waited_for);
+                    if let Some(registered) = self.registered.as_ref().filter(|_| older) {
+                        registered.restored();
+                    }
                     tokio::time::sleep(MIN_GAP).await;
                     self.times.validity / 3
                 }
@@ -231,8 +234,8 @@ impl Reader {
 }
 
 impl Out {
-    /// `waited_for`: who waits is told by how new the reading is.
-    fn publish(&mut self, records: Records, validity: Validity, waited_for: bool) {
+    /// `waited_for`: who waits is told by how new the reading is. False: they are older than what is known, and ignored.
+    fn publish(&mut self, records: Records, validity: Validity, waited_for: bool) -> bool {
         let next = topology::topology(&records, validity);
         self.metrics.read_ok();
         let was = self.health.send_replace(Health { read_at: Some(validity.sent_at), error: None });
@@ -244,7 +247,7 @@ impl Out {
                 let topology::StepBack { what, current, read } = back;
                 warn!(what, current, read, "etcd went back to something older, its records are ignored");
             }
-            return;
+            return false;
         }
         self.stepped_back = false;
         self.records.send_if_modified(|current| {
@@ -273,6 +276,7 @@ impl Out {
             }
             current.merge(next)
         });
+        true
     }
 
     /// Once, and again when others are.

@@ -35,6 +35,7 @@ const FAILED_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Registered {
     until: Mutex<Option<Instant>>,
     newly: Notify,
+    restored: Notify,
 }
 
 impl Registered {
@@ -46,6 +47,11 @@ impl Registered {
     /// Notified when the registration comes into being.
     pub(super) fn newly(&self) -> &Notify {
         &self.newly
+    }
+
+    /// etcd tells of something older than this proxy knows: it was restored, and the record may be an older one, too.
+    pub(super) fn restored(&self) {
+        self.restored.notify_one();
     }
 
     fn set(&self, until: Option<Instant>) {
@@ -165,7 +171,8 @@ impl Registrar {
         Ok((granted.lease, lease, state))
     }
 
-    /// Renew the lease and write the state's changes until one of them is impossible.
+    /// Renew the lease and write the state's changes until one of them is impossible. Written again while etcd, restored from
+    /// a backup, tells of something older: managers learn from the record that there was more.
     async fn keep(
         &mut self,
         id: LeaseId,
@@ -176,19 +183,22 @@ impl Registrar {
         let period = lease.ttl / 6;
         let mut renew_at = lease.sent_at + period;
         let mut written_at = Clock.now();
-        let mut differs_since = None;
+        let (mut differs_since, mut restored) = (None, false);
         loop {
             let now = Clock.now();
             let state = *self.state.borrow_and_update();
             differs_since = (written != state).then(|| differs_since.unwrap_or(now));
             let differs_for = differs_since.map_or(Duration::ZERO, |since| now.since(since));
             let write_in = write_in(&written, (now.since(written_at), differs_for), &state);
+            let again_in = restored.then(|| IDLE_GAP.saturating_sub(now.since(written_at)));
+            let write_in = write_in.into_iter().chain(again_in).min();
             let wait = write_in.unwrap_or(period).min(renew_at.since(now));
             if !wait.is_zero() {
                 tokio::select! {
                     () = tokio::time::sleep(wait) => (),
                     // A proxy that is gone changes no more; its Registration ends or is dropped.
                     Ok(()) = self.state.changed() => (),
+                    () = self.registered.restored.notified() => restored = true,
                     _ = &mut *ended => return Over::Ended,
                 }
                 continue;
@@ -212,7 +222,7 @@ impl Registrar {
             } else {
                 written_at = now;
                 match self.write(id, state).await {
-                    Ok(()) => written = state,
+                    Ok(()) => (written, restored) = (state, false),
                     Err(error @ (StoreError::LeaseLost { .. } | StoreError::Refused { .. })) => {
                         return Over::Lost(error);
                     }

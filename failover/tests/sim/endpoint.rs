@@ -87,19 +87,27 @@ impl World {
             Some(next) => {
                 let before = self.proxy.topology.term;
                 self.proxy.topology.merge(next);
-                self.proxy.ends = self.now + LEASE;
-                let t = &self.proxy.topology;
-                let gate = if t.gate == Gate::Draining { "draining" } else { "open" }.to_owned();
-                let record = ProxyRecord { term: t.term, epoch: t.epoch, gate, busy: 0, below_mode: Vec::new() };
-                self.records.proxies.insert("p".into(), record);
+                self.tell();
                 if before < self.proxy.topology.term && self.proxy.topology.term > Term(1) {
                     self.reach("a term that the proxy has heard of");
                 }
             }
-            None if reads => self.reach("an older view ignored"),
+            None if reads => {
+                self.tell();
+                self.reach("an older view ignored");
+            }
             None => self.ask_to_vouch(),
         }
         self.resolve();
+    }
+
+    /// What it acts on; written again where etcd was restored.
+    fn tell(&mut self) {
+        self.proxy.ends = self.now + LEASE;
+        let t = &self.proxy.topology;
+        let gate = if t.gate == Gate::Draining { "draining" } else { "open" }.to_owned();
+        let record = ProxyRecord { term: t.term, epoch: t.epoch, gate, busy: 0, below_mode: Vec::new() };
+        self.records.proxies.insert("p".into(), record);
     }
 
     /// The node and the term that it writes to, as far as it knows.
