@@ -15,6 +15,7 @@ use crate::inherit::{Inherited, Listening, tcp_name};
 use crate::local;
 use crate::metrics::Metrics;
 use crate::pool::admin::{self, OrderError};
+use crate::pool::keyring::Keyring;
 use crate::pool::view::View;
 use crate::pool::{Limits, Order, PoolKey, Scope};
 use crate::reach::Reach;
@@ -193,6 +194,7 @@ fn start_with(
         most_clients: AtomicUsize::new(0),
         held_bytes: AtomicU64::new(0),
         welcomes: std::sync::Mutex::default(),
+        keyring: Keyring::default(),
         stopping: AtomicBool::new(false),
         retiring: AtomicBool::new(false),
         consoles: AtomicUsize::new(0),

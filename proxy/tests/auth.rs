@@ -7,6 +7,7 @@ use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
 use common::{Cluster, Node, PASSWORD};
 use proxy::auth::md5::Md5Hash;
+use proxy::pool::{Order, Scope};
 use proxy::wire::codec::{cstring, message};
 use proxy::wire::lossless;
 use proxy::wire::startup::write_startup;
@@ -179,6 +180,7 @@ fn a_user_that_only_the_database_knows_is_looked_up_and_remembered_through_a_fai
     let mut ghost = cluster.client("psql");
     let output = ghost.env("PGUSER", "x' or true --").args(["-Xc", "select 1"]).output().expect("psql runs");
     assert!(String::from_utf8_lossy(&output.stderr).contains("password authentication failed"), "{output:?}");
+    let mut before = Raw::login(cluster.port, &[]);
     // A new password is known at the second attempt at the latest, old entries or not.
     cluster.nodes[0].psql("alter role app password 'new one'");
     let log_in = || {
@@ -187,6 +189,12 @@ fn a_user_that_only_the_database_knows_is_looked_up_and_remembered_through_a_fai
         output.status.success().then_some(())
     };
     common::wait_for("the new password to be accepted", log_in);
+    // Who logged in before stays connected, as at PostgreSQL, also where a connection has to be made with the new one.
+    let order = cluster.handle.as_ref().expect("it runs").order(Order::Reconnect, Scope::All, common::DEADLINE);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(order).expect("nobody is in a transaction");
+    assert_eq!(before.query("select current_user"), ["T", "D app", "C SELECT 1", "Z I"]);
+    drop(before);
     cluster.nodes[0].psql(&format!("alter role app password '{PASSWORD}'"));
     common::wait_for("the old one to be accepted again", || cluster.psql("select 1").ok());
     // Who asks for many names that take their time keeps nobody else from being looked up.

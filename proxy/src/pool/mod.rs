@@ -12,6 +12,7 @@ pub mod clients;
 pub mod defaults;
 pub mod doors;
 pub mod health;
+pub mod keyring;
 pub mod limit;
 pub mod policy;
 pub mod survey;

@@ -169,8 +169,8 @@ async fn add(
     let identity = pool.key.identity.clone();
     let causality = Rc::new(RefCell::new(Causality::default()));
     let promise = Promise::session(w.config().max_replay_lag);
-    let (access, quiet) = (Access::Write, false);
-    let want = Want { identity, credentials, causality, access, quiet, promise, avoid: Vec::new(), since: w.now() };
+    let (access, quiet, entered, avoid, since) = (Access::Write, false, true, Vec::new(), w.now());
+    let want = Want { identity, credentials, entered, causality, access, quiet, promise, avoid, since };
     let limit = w.config().hold_timeout;
     match acquire::open(&w, &want, &primary, Role::Primary, permit, limit).await {
         Ok(server) => {

@@ -38,6 +38,8 @@ pub struct Want {
     pub identity: Arc<Identity>,
     /// What it can log in to servers with.
     pub credentials: Arc<Credentials>,
+    /// It has logged in already: who has done so since may know better.
+    pub entered: bool,
     /// What it has written and read.
     pub causality: Rc<RefCell<Causality>>,
     /// What the unit needs.

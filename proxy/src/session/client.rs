@@ -384,6 +384,7 @@ impl Session {
         });
         session.presence.settings.replace(session.tracking.settings.clone());
         session.w.patrons.enter(&session.identity, &session.credentials);
+        session.w.shared.keyring.enter(&session.identity, &session.credentials);
         session.w.stir();
         session
     }
@@ -484,6 +485,7 @@ impl Session {
     fn leave(&mut self) {
         self.w.places.borrow_mut().leave(self.place);
         self.w.patrons.leave(&self.identity);
+        self.w.shared.keyring.leave(&self.identity, &self.credentials);
         self.set_busy(None);
         self.count_working(self.presence.doing.get().activity, Activity::Idle);
         self.count_pins(Pins::NONE);

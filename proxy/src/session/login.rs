@@ -553,6 +553,7 @@ impl Greeter<'_> {
         let want = Want {
             identity: Arc::new(identity),
             credentials: Arc::new(credentials),
+            entered: false,
             causality: Rc::default(),
             access: Access::Write,
             quiet: false,

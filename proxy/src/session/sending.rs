@@ -159,6 +159,7 @@ impl Session {
         Want {
             identity: self.identity.clone(),
             credentials: self.credentials.clone(),
+            entered: true,
             causality: self.causality.clone(),
             access,
             quiet: self.quiet,

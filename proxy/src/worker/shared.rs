@@ -12,6 +12,7 @@ use crate::listener::AskSample;
 use crate::metrics::{Metrics, Totals};
 use crate::net::{Detached, Origin};
 use crate::pool::clients::Clients;
+use crate::pool::keyring::Keyring;
 use crate::pool::view::View as Inventory;
 use crate::pool::{Doors, Identity, Limits, Order, PoolKey, Rivals, Scope};
 use crate::reach::Reach;
@@ -71,6 +72,8 @@ pub struct Shared {
     pub held_bytes: AtomicU64,
     /// What primaries reported at login, by identity, for clients that come later. Locked at logins only.
     pub welcomes: Mutex<BTreeMap<Arc<Identity>, Arc<Greeting>>>,
+    /// What server connections are made with for those who logged in before.
+    pub keyring: Keyring,
     /// The process stops: new transactions are refused.
     pub stopping: AtomicBool,
     /// The next process serves new clients, and needs the connections that this one does not.

@@ -24,12 +24,14 @@ pub async fn open(
 ) -> Result<Server, Option<ConnectError>> {
     let config = w.config();
     let (term, generation) = (w.view.borrow().topology.term, w.generation.get());
+    let own = || w.shared.keyring.newest(&want.identity, &want.credentials);
+    let newest = want.entered.then(own).flatten();
     let login = Login {
         member,
         role,
         term,
         identity: &want.identity,
-        credentials: &want.credentials,
+        credentials: newest.as_deref().unwrap_or(&want.credentials),
         allowed: Allowed { md5: config.auth.server_md5, password: config.auth.server_password },
         hashing: &w.shared.hashing,
         worker: w,
