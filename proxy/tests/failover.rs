@@ -332,6 +332,13 @@ fn a_closed_gate_holds_and_its_time_is_bounded() {
     c.publish(|t| t.gate = Gate::Open);
     assert_eq!(words(&inside.until_ready()), "C COMMIT | Z I");
     assert_eq!(words(&outside.until_ready()), "C INSERT 0 1 | Z I");
+    // The server may end its session meanwhile: it has not met what was held, and the client could not know.
+    inside.query("begin");
+    inside.query("insert into t values (6)");
+    inside.query("set local idle_in_transaction_session_timeout = '1s'");
+    c.publish(|t| t.gate = Gate::Closed(Closed::Stale));
+    assert_eq!(words(&inside.query("commit")), "E 40001 | Z I");
+    c.publish(|t| t.gate = Gate::Open);
     // Inside a block the time is bounded too.
     inside.query("begin");
     inside.query("insert into t values (6)");

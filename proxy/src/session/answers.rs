@@ -231,7 +231,8 @@ impl Session {
     fn timed_out(&mut self, code: [u8; 5], told: &[u8]) -> Turn {
         let in_transaction = self.relay.status != TxStatus::Idle || self.relay.busy();
         let knows = in_transaction || self.mode == PoolMode::Session || !self.pins.is_empty();
-        if !knows {
+        // Nor can it know that what it has sent in time is held.
+        if !knows || self.hold.is_some() {
             return Turn::Lost(Loss::Fatal(code));
         }
         self.w.counts.error([code[0], code[1]], Source::Server);

@@ -11,7 +11,6 @@ use crate::session::relay::{Entry, Kind};
 use crate::session::resolve::InDoubt;
 use crate::session::state::{LostBlock, Pins};
 use crate::session::statements::Named;
-use crate::session::tracking::Asked;
 use crate::session::{block, label, losses};
 use crate::sql::PinReason;
 use crate::wire::backend::{self, TxStatus};
@@ -79,9 +78,10 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     if delivered && standby {
         s.saw_at(&node, started);
     }
-    if matches!(s.tracking.asked, Some(Asked::Proof { .. })) {
-        // The next server has its own time to be proven.
-        s.hold = None;
+    // The next server has its own time to be proven; and with a block goes what was held in it.
+    s.hold = None;
+    if status != TxStatus::Idle {
+        s.waiting_since = None;
     }
     let (unheard, listened) = (s.tracking.asks_channels(), s.tracking.listened);
     s.tracking.lose(&mut s.pins, undone);
