@@ -46,7 +46,12 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     if let Some(commit) = sent.first_mut().filter(|commit| unbegun || only_read && commit.is_commit()) {
         *commit = commit.on_standby();
     }
-    let undone = status != TxStatus::Idle && (unbegun || !s.relay.may_commit());
+    // Or whoever was idle for too long was so until then: a server looks for that before it looks at what has come.
+    let unrun = was_idle(loss) && !delivered;
+    if unrun {
+        sent.iter_mut().for_each(|record| *record = record.unrun());
+    }
+    let undone = status != TxStatus::Idle && (unbegun || unrun || !s.relay.may_commit());
     let mark = s.relay.mark().filter(|_| loss != Loss::HoldTimeout);
     if let Loss::Refused(code) = loss {
         s.remember_refusal(code);
@@ -122,7 +127,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         s.fresh = fresh;
     }
     let mut verdicts = answers(status, &sent, delivered || !again);
-    if !standby {
+    if !standby && !unrun {
         label::doubt(s, &sent, &mut verdicts);
     }
     let doubt = if loss == Loss::ViewStale { Doubt::ViewStale } else { Doubt::ServerLost };
@@ -155,6 +160,11 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
 /// Has the server itself said that it ends its session, for an order, a limit or a shutdown?
 fn is_last_word(loss: Loss) -> bool {
     matches!(loss, Loss::Fatal(code) if code.starts_with(b"57P") || code.starts_with(b"25"))
+}
+
+/// Has the server ended its session because nothing came for too long?
+fn was_idle(loss: Loss) -> bool {
+    matches!(loss, Loss::Fatal([b'2', b'5', b'P', b'0', b'3'] | [b'5', b'7', b'P', b'0', b'5']))
 }
 
 /// What a client is to be told about all that was sent and not answered.

@@ -140,6 +140,15 @@ impl Record {
         self
     }
 
+    /// The same, of which its server has run nothing.
+    #[must_use]
+    pub fn unrun(mut self) -> Self {
+        for course in &mut self.courses {
+            (course.commits, course.pending) = (false, false);
+        }
+        self
+    }
+
     /// The state it leads to from `status` when nothing fails; a block where that is not certain.
     pub fn leads_to(&self, status: TxStatus) -> TxStatus {
         self.course(status).at
@@ -516,6 +525,26 @@ mod tests {
             ('E', "commit", false, "rollback I"),
         ] {
             assert_eq!(check_at(status, sent, delivered, Record::on_standby), want, "{status} {sent}");
+        }
+    }
+
+    #[test]
+    fn what_an_idle_server_has_not_looked_at_leaves_no_doubt() {
+        for (status, sent, want) in [
+            ('I', "read", "repeat"),
+            ('I', "begin", "repeat"),
+            ('I', "write", "40001 I"),
+            ('I', "call_p()", "40001 I"),
+            ('I', "write|write", "40001 I, 40001 I"),
+            // What follows a BEGIN must not run outside of its block.
+            ('I', "begin|write", "40001 E, 25P02 E"),
+            ('I', "begin|write|commit", "40001 E, 25P02 E, rollback I"),
+            ('T', "write", "40001 E"),
+            ('T', "commit", "40001 I"),
+            ('T', "write|commit", "40001 E, rollback I"),
+            ('E', "rollback|write", "rollback I, 40001 I"),
+        ] {
+            assert_eq!(check_at(status, sent, false, Record::unrun), want, "{status} {sent}");
         }
     }
 

@@ -5,6 +5,7 @@ use super::common::{Cluster, wait_for};
 use super::{view, words};
 use cluster::config::Span;
 use proxy::pool::view::ServerState;
+use proxy::wire::frontend::write_query;
 
 #[test]
 fn idle_servers_that_were_terminated_are_replaced_unnoticed() {
@@ -26,7 +27,7 @@ fn idle_servers_that_were_terminated_are_replaced_unnoticed() {
 
 #[test]
 fn idle_servers_that_postgresql_ends_itself_are_replaced_unnoticed() {
-    let c = Cluster::start(0, |_| {});
+    let c = Cluster::start(0, |raw| raw.timeouts.server_check_delay = Span::secs(600));
     // A name of it, too: what is connected to anew is resolved by the system, and each of its addresses is tried.
     c.publish(|t| t.primary.as_mut().unwrap().postgres.host = "localhost".to_owned());
     let mut client = Raw::login(c.port, &[]);
@@ -39,6 +40,21 @@ fn idle_servers_that_postgresql_ends_itself_are_replaced_unnoticed() {
             (c.nodes[0].psql("select count(*) from pg_stat_activity where usename = 'app'") == "0").then_some(())
         });
     }
+    // A write that is on its way then has not been run either, and nothing is in doubt.
+    c.nodes[0].psql("alter role app reset idle_session_timeout");
+    c.nodes[0].psql("create table t(a int); grant all on t to app");
+    assert_eq!(words(&client.query("set idle_session_timeout = '2s'")), "C SET | Z I");
+    let server = idle_server(&c);
+    let signal = |s| nix::sys::signal::kill(server, s).unwrap();
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    client.write(|out| write_query(out, "insert into t values (1)"));
+    wait_for("the server's time to be over", || {
+        let over = "select clock_timestamp() > state_change + interval '3 s' from pg_stat_activity where pid =";
+        (c.nodes[0].psql(&format!("{over} {server}")) == "t").then_some(())
+    });
+    signal(nix::sys::signal::Signal::SIGCONT);
+    assert_eq!(words(&client.until_ready()), "E 40001 | Z I");
+    assert_eq!(c.nodes[0].psql("select count(*) from t"), "0");
 }
 
 /// A server, once nobody has one. On a busy machine what functions leave may not be known yet, and it is still asked what
