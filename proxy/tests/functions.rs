@@ -31,6 +31,7 @@ const FUNCTIONS: &str = "create function sets() returns text language plpgsql as
     create function makes_there() returns void language plpgsql as $$ begin create table pg_temp.made(a int); end $$;
     create function executes() returns void language plpgsql as $$ begin execute 'select locks()'; end $$;
     create function prepares() returns void language plpgsql as $$ begin execute 'prepare p1 as select 7'; end $$;
+    create function clause() returns text language sql set work_mem = '5MB' as 'select current_setting(''work_mem'')';
     create table t(a int); grant all on t to app";
 const RELATIONS: &str = "create extension pg_trgm;
     create function set_who() returns trigger language plpgsql as
@@ -133,6 +134,7 @@ fn what_a_function_leaves_is_its_callers_and_nobody_elses() {
         ("select makes_there()", true, "select count(*) from made", "0"),
         ("select executes()", true, "select count(*) from pg_locks where locktype = 'advisory'", "1"),
         ("select prepares()", true, "execute p1", "7"),
+        ("select clause()", false, "show work_mem", "4MB"),
     ] {
         is_its_callers(&c, call, pins, (check, want));
     }
