@@ -4,7 +4,7 @@
 mod agents;
 
 use agents::{Cluster, kill_all, unprivileged, until};
-use cluster::{Endpoint, Term};
+use cluster::{Endpoint, Lsn, Term};
 use failover::api::{Follow, Position, PostgresState, Promoted};
 use failover::record::{Mode, Phase};
 
@@ -14,6 +14,16 @@ impl Cluster {
     fn order(&self, to: usize, term: Term, ahead: Option<Position>) -> Follow {
         let endpoint = Endpoint { host: "127.0.0.1".into(), port: self.nodes[to].config.postgres_port };
         Follow { term, primary: self.nodes[to].id.clone(), endpoint, record_lsn: None, ahead }
+    }
+
+    /// The two of them, the one that ends later first, once neither receives any more.
+    async fn most_advanced_of(&self, one: usize, other: usize) -> (usize, usize) {
+        let mut ends = Vec::new();
+        for i in [one, other] {
+            until("the receiver's end", async || self.value(i, RECEIVER).await.is_empty().then_some(())).await;
+            ends.push(self.value(i, "SELECT pg_last_wal_receive_lsn()").await.parse::<Lsn>().unwrap());
+        }
+        if ends[0] >= ends[1] { (one, other) } else { (other, one) }
     }
 
     async fn until_received(&self, i: usize) -> String {
@@ -27,10 +37,11 @@ fn a_recruit_streams_from_the_candidate_and_goes_on_when_that_is_promoted() {
         let mut c = Cluster::new(22620, 3, Mode::Strict, 1);
         let p = c.bootstrap().await;
         let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
-        let (a, b) = (others[0], others[1]);
         c.sql(p).await.batch_execute("CREATE TABLE t AS SELECT generate_series(1, 1000)").await.unwrap();
         c.until_replayed(p, &others).await;
         kill_all(&c.nodes[p].config.data_dir.join("data"));
+        // The primary writes something every second, and one may not have received the last of it.
+        let (a, b) = c.most_advanced_of(others[0], others[1]).await;
         let (mut record, revision) = c.begin().await;
         let term = record.term;
 
@@ -40,7 +51,7 @@ fn a_recruit_streams_from_the_candidate_and_goes_on_when_that_is_promoted() {
         assert!(early.as_ref().is_err_and(|e| e.contains("wrong_state")), "{early:?}");
         let end = c.freeze(b, term).await.unwrap().position.unwrap();
         assert!(end <= base);
-        let less = Position { lsn: cluster::Lsn(end.lsn.0 - 1), ..end };
+        let less = Position { lsn: Lsn(end.lsn.0 - 1), ..end };
         let beyond = c.post::<serde_json::Value>(b, "follow", &c.order(a, term, Some(less))).await;
         assert!(beyond.as_ref().is_err_and(|e| e.contains("other_position")), "{beyond:?}");
         (record.phase, record.node) = (Phase::Promoting, Some(c.nodes[a].id.clone()));

@@ -104,14 +104,14 @@ fn every_process_answers(cluster: &Cluster) {
                 }
             });
         }
-        let (code, metrics) = http::get(admin, "/metrics", Duration::from_secs(2)).expect("metrics");
+        let (code, metrics) = http::get(admin, "/metrics", LONG).expect("metrics");
         assert_eq!(code, 200, "{admin}");
         names_are_as_agreed(&metrics);
         // A manager that does not lead names the one that does (307), and shows itself.
-        let (code, status) = http::get(admin, "/status", Duration::from_secs(2)).expect("a status");
+        let (code, status) = http::get(admin, "/status", LONG).expect("a status");
         let object = serde_json::from_str::<serde_json::Value>(&status).is_ok_and(|s| s.is_object());
         assert!([200, 307].contains(&code) && object, "{admin}: {code} {status}");
-        let (code, _) = http::get(admin, "/nonsense", Duration::from_secs(2)).expect("an answer");
+        let (code, _) = http::get(admin, "/nonsense", LONG).expect("an answer");
         assert_eq!(code, 404, "{admin}");
     }
 }

@@ -61,10 +61,10 @@ fn a_weaker_promise_breaks_every_stronger_one() {
     // What a run that was killed has left is dropped only when asked, and nothing of anybody else's ever.
     let mut client = cluster.connect();
     client.query("create schema pgtenure_verify").expect("somebody's schema");
-    let refused = Verify::start(&cluster, &["--seconds", "1", "--replace"]).finish(Duration::from_secs(30));
+    let refused = Verify::start(&cluster, &["--seconds", "1", "--replace"]).finish(Duration::from_secs(60));
     assert_eq!(refused.code, 2, "{refused:?}");
     client.query("comment on schema pgtenure_verify is 'made by pgtenure verify reads, process 0'").expect("ours");
-    let refused = Verify::start(&cluster, &["--seconds", "1"]).finish(Duration::from_secs(30));
+    let refused = Verify::start(&cluster, &["--seconds", "1"]).finish(Duration::from_secs(60));
     assert!(refused.code == 2 && refused.stderr.contains("process 0"), "{refused:?}");
     let held = Verify::start(&cluster, &["--seconds", "3", "--replace", "--mode", "session,global"]);
     assert_eq!(held.finish(Duration::from_secs(60)).code, 0);

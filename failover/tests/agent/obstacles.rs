@@ -21,6 +21,9 @@ fn a_promotion_that_is_not_over_in_time_leaves_nothing_that_could_end_it_later()
         let base = c.freeze(s, record.term).await.unwrap().position.unwrap();
         (record.phase, record.node) = (Phase::Promoting, Some(c.nodes[s].id.clone()));
         c.put_term(&record, revision).await;
+        // The promotion waits for what is to be replayed, and the primary writes something every second.
+        let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", base.lsn);
+        until("the replay of all", async || (c.value(s, &replayed).await == "t").then_some(())).await;
         let startup = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'";
         signal(c.value(s, startup).await.parse().unwrap(), Signal::SIGSTOP);
         let data = c.nodes[s].config.data_dir.join("data");

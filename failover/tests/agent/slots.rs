@@ -24,8 +24,11 @@ async fn put_policy(c: &Cluster, change: impl FnOnce(PolicyRecord) -> PolicyReco
     new
 }
 
+/// Of the process that the query finds, once it is there: a receiver that connects anew has none for a moment.
 async fn pid(c: &Cluster, at: usize, query: &str) -> i32 {
-    c.value(at, query).await.parse().unwrap()
+    let query = format!("SELECT coalesce((SELECT pid FROM ({query}) found LIMIT 1), 0)");
+    let found = async || c.value(at, &query).await.parse().ok().filter(|pid| *pid > 0);
+    until(&format!("a process from {query}"), found).await
 }
 
 async fn until_value(c: &Cluster, at: usize, query: &str, want: &str) {
@@ -154,6 +157,8 @@ fn a_standby_that_is_connected_twice_is_one_of_the_two_that_commits_wait_for() {
 
         // Before two are relied on again all stream through slots.
         let policy = put_policy(&c, joint(2)).await;
+        // Both of them do again, so that only the other one is in the way.
+        until_value(&c, twice, THROUGH, "2").await;
         let refused = c.post::<Armed>(twice, "arm", &arm(policy.epoch)(2)).await.unwrap_err();
         assert!(refused.contains(&format!("count twice: {other_name}\"")), "{refused}");
         assert_eq!(twin.try_wait().unwrap(), None, "who is in the way is not ended: it would be back");

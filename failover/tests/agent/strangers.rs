@@ -157,7 +157,8 @@ async fn who_answers_as_the_primary_gets_no_password(c: &mut Cluster, p: usize) 
         login.read_exact(&mut startup).await.unwrap();
         login.write_all(demand).await.unwrap();
         let mut more = Vec::new();
-        login.read_to_end(&mut more).await.unwrap();
+        // One that has given up meanwhile is gone before it has read the demand: an error.
+        let _ = login.read_to_end(&mut more).await;
         assert_eq!(more, b"", "the password, or what is as good: {}", String::from_utf8_lossy(&startup));
     }
 }
