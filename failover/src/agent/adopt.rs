@@ -28,9 +28,13 @@ pub(crate) enum AdoptError {
     },
     #[error("the adoption was taken back: {} stays where it is; if it was stopped, start it as before", path.display())]
     TakenBack { path: PathBuf },
-    #[error("whether the adoption still stands could not be asked, and {} serves on", path.display())]
+    #[error(
+        "whether the adoption still stands could not be asked, and {} {}", path.display(),
+        if *stopped { "stays where it is, stopped for its turn" } else { "serves on" }
+    )]
     Unasked {
         path: PathBuf,
+        stopped: bool,
         #[source]
         source: crate::adopt::AdoptError,
     },
@@ -124,7 +128,7 @@ impl Agent {
             Ok(standing) => standing.begun.is_some_and(|a| a.is_turn_of(&self.env.config.node)),
             // A server that was stopped for its turn, as etcd had it then, is not to wait for etcd. One that serves is.
             Err(crate::adopt::AdoptError::Store(_)) if stopped => self.adoption() == Some(true),
-            Err(source) => return Err(AdoptError::Unasked { path: path.to_owned(), source }),
+            Err(source) => return Err(AdoptError::Unasked { path: path.to_owned(), stopped, source }),
         };
         if has_turn {
             return Ok(());
@@ -159,5 +163,15 @@ mod tests {
         assert!(refused(&from, Path::new("/proc")).contains("another file system"));
         assert!(refused(Path::new("/proc"), &root).contains("mount point"));
         assert!(refused(Path::new("/proc/self"), &root).contains("another file system"));
+    }
+
+    #[test]
+    fn a_server_that_was_stopped_for_its_turn_is_not_said_to_serve() {
+        let told = |stopped| {
+            let source = crate::adopt::AdoptError::TimedOut { what: "reading the adoption" };
+            AdoptError::Unasked { path: "/old".into(), stopped, source }.to_string()
+        };
+        assert!(told(false).ends_with("and /old serves on"), "{}", told(false));
+        assert!(told(true).ends_with("and /old stays where it is, stopped for its turn"), "{}", told(true));
     }
 }
