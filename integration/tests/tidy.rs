@@ -513,11 +513,21 @@ fn block(code: &str) -> &str {
 
 /// What borrows while a guard lives.
 fn twice(code: &str, borrowing: &BTreeSet<String>) -> Vec<String> {
-    let guards = code.match_indices("= self.records.borrow();").map(|(at, guard)| block(&code[at + guard.len()..]));
+    const BORROW: &str = "self.records.borrow()";
+    let behind = |at: usize| {
+        let (line, rest) = (code[..at].rsplit('\n').next().unwrap_or(""), &code[at + BORROW.len()..]);
+        // Kept under a name, by itself or with others.
+        let named = line.contains("let ") && (rest.starts_with(';') || rest.starts_with(", "));
+        // What is matched lives as long as the block behind it.
+        let matched = ["if let ", "while let ", "match "].iter().any(|word| line.contains(word));
+        let opens = rest.find('{').filter(|_| matched && !named).map(|open| &rest[open + 1..]);
+        opens.or_else(|| named.then_some(rest)).map(block)
+    };
+    let guards = code.match_indices(BORROW).filter_map(|(at, _)| behind(at));
     let held = guards.map(|body| &body[..body.find("drop(").unwrap_or(body.len())]);
     let again = |body: &str| -> Vec<String> {
         let names = borrowing.iter().filter(|name| body.contains(&format!("self.{name}("))).cloned();
-        names.chain(body.contains("self.records.borrow()").then(|| "records".to_owned())).collect()
+        names.chain(body.contains(BORROW).then(|| "records".to_owned())).collect()
     };
     held.flat_map(again).collect()
 }
@@ -530,7 +540,10 @@ fn a_second_borrow_is_found_behind_a_call() {
         fn wrong(&self) -> bool { let r = self.records.borrow(); r.adopt && self.protects() }
         fn right(&self) -> bool { let p = self.protects(); let r = self.records.borrow(); r.adopt && p }
         fn over(&self) -> bool { let x = { let r = self.records.borrow(); r.adopt }; x && self.protects() }
+        fn both(&self) -> bool { let (r, x) = (self.records.borrow(), 1); r.adopt && self.policy() > x }
+        fn matched(&self) -> u8 { if let Some(t) = &self.records.borrow().term { self.policy() } else { 0 } }
+        fn looked(&self) -> u8 { if self.records.borrow().adopt { self.policy() } else { 0 } }
     }";
     let found = borrowing([code].into_iter());
-    assert_eq!(twice(code, &found), ["protects"]);
+    assert_eq!(twice(code, &found), ["protects", "policy", "policy"]);
 }
