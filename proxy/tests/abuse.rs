@@ -3,7 +3,7 @@
 mod common;
 
 use cluster::topology::{Closed, Gate};
-use common::raw::{Raw, bind, close, describe, execute, flush, parse, run, sync};
+use common::raw::{Raw, bind, close, describe, execute, flush, parse, run, sync, value};
 use common::{Cluster, dial, wait_for};
 use proxy::config::pools::Database;
 use proxy::wire::backend;
@@ -58,6 +58,22 @@ fn what_is_described_behind_a_flush_runs_on_the_primary() {
         sync(out);
     });
     assert_eq!(words(&raw.until_ready()), "1 | 2 | C INSERT 0 1 | Z I");
+    // And what is called by its number: nextval('drawn').
+    c.psql("create sequence drawn").unwrap();
+    wait_for("reads to go to the standby once more", || {
+        words(&raw.query("select current_setting('cluster_name')")).contains("D n2").then_some(())
+    });
+    raw.write(|out| {
+        message(out, b'F', |b| {
+            b.extend_from_slice(&1574_u32.to_be_bytes());
+            b.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 5]);
+            b.extend_from_slice(b"drawn");
+            b.extend_from_slice(&[0, 0]);
+        });
+    });
+    assert_eq!(words(&raw.until_ready()), "V | Z I");
+    let route = value(&mut raw, "show pgtenure.last_route");
+    assert!(route.starts_with("primary n1: write"), "{route}");
 }
 
 #[test]
