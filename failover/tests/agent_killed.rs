@@ -5,6 +5,7 @@ mod agents;
 
 use agents::{Cluster, kill_all, postgres_of, postmaster, signal, unprivileged, until};
 use cluster::{Term, TimelineId};
+use failover::api::AgentState;
 use failover::record::{LossReport, Mode};
 use nix::sys::signal::Signal;
 use std::time::Duration;
@@ -105,9 +106,24 @@ fn data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it() {
         let mut mark: serde_json::Value = serde_json::from_str(&text).unwrap();
         mark["quarantine"] = serde_json::json!({ "timeline": 1, "lsn": floor });
         std::fs::write(&memory, mark.to_string()).unwrap();
+        // It cannot be started yet, for a reason that lies in no data: another copy would not start either.
+        std::fs::write(data.join("marker"), "").unwrap();
+        let taken = std::net::TcpListener::bind(("127.0.0.1", c.nodes[s].config.postgres_port)).unwrap();
         c.start(s).await;
+        let told = |s: &AgentState| s.trouble.as_ref().is_some_and(|t| t.contains("a copy would not change that"));
+        let log = c.nodes[s].config.data_dir.join("log/start.log");
+        let mut starts = std::collections::BTreeSet::new();
+        until("several starts that fail", async || {
+            starts.extend(std::fs::metadata(&log).and_then(|m| m.modified()));
+            (starts.len() >= 3).then_some(())
+        })
+        .await;
+        c.until_state(s, "why it does not start", |s| told(s).then_some(())).await;
+        drop(taken);
         c.until_streaming(s, p, Term(1)).await;
         c.until_state(s, "the quarantine's end", |s| s.quarantine.is_none().then_some(())).await;
+        c.until_state(s, "no trouble", |s| s.trouble.is_none().then_some(())).await;
+        assert!(data.join("marker").exists(), "copied once more");
     });
 }
 

@@ -196,6 +196,8 @@ pub(crate) struct Agent {
     watchdog: watchdog::Watchdog,
     /// How often lately this node's standby was started again because it hung, and when last.
     hung_stops: Mutex<(u32, cluster::Instant)>,
+    /// Copies that were made because what was there did not start.
+    unstarted: Mutex<crate::fsm::unstarted::Unstarted>,
     /// Something may have to be done by ourselves.
     wake: Notify,
     /// PostgreSQL was seen to have ended.
@@ -297,6 +299,7 @@ pub async fn run(
         vouched_until: Mutex::new(vouched_until),
         watchdog,
         hung_stops: Mutex::new((0, now)),
+        unstarted: Mutex::default(),
         wake: Notify::new(),
         died: Notify::new(),
         register_again: Notify::new(),

@@ -10,6 +10,7 @@ use super::env::own_variables;
 use super::process::{self, Death};
 use super::sql::{Sql, SqlError};
 use super::tool::ToolError;
+use crate::fsm::unstarted::{last_words, not_in_the_data};
 use cluster::TimelineId;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -45,6 +46,8 @@ pub(crate) enum ServerError {
     Ended {
         /// The end of its log.
         log: String,
+        /// What is the matter, where that says that it is not the data.
+        not_in_the_data: Option<&'static str>,
     },
     /// It is not ready in time.
     #[error("PostgreSQL was not ready after {after:?}: {last}")]
@@ -205,7 +208,12 @@ pub(crate) async fn wait_ready(env: &Env, pid: Pid, given_up: impl Fn() -> bool)
         };
         process::reap_one(pid);
         if !alive(pid) {
-            return Err(ServerError::Ended { log: log_tail(env) });
+            process::let_speak(&env.layout.data()).await;
+            let log = log_tail(env);
+            return Err(ServerError::Ended {
+                not_in_the_data: not_in_the_data(&log),
+                log: last_words(&log).join(" | "),
+            });
         }
         // Not before it has told its pid: whoever comes next would find no postmaster, and start another.
         if given_up() && postmaster(env).is_ok_and(|found| found == Some(pid)) {
@@ -268,7 +276,7 @@ pub(crate) fn reload(env: &Env) -> io::Result<()> {
     Ok(())
 }
 
-/// The last lines of what PostgreSQL logged, for an operator.
+/// The end of what PostgreSQL logged.
 pub(crate) fn log_tail(env: &Env) -> String {
     let mut newest: Option<(std::time::SystemTime, std::path::PathBuf)> = None;
     for entry in fs::read_dir(env.layout.log_dir()).into_iter().flatten().flatten() {
@@ -281,12 +289,10 @@ pub(crate) fn log_tail(env: &Env) -> String {
     let Some((_, path)) = newest else { return "nothing logged".into() };
     let text = File::open(path).and_then(|mut f| {
         let length = f.metadata()?.len();
-        f.seek(SeekFrom::Start(length.saturating_sub(2000)))?;
+        f.seek(SeekFrom::Start(length.saturating_sub(4000)))?;
         let mut bytes = Vec::new();
-        f.take(2000).read_to_end(&mut bytes)?;
+        f.take(4000).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     });
-    let text = text.unwrap_or_default();
-    let lines: Vec<&str> = text.lines().rev().take(4).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+    text.unwrap_or_default()
 }

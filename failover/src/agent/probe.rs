@@ -453,6 +453,7 @@ impl Agent {
             }
         });
         if out_of_quarantine && self.remember(|m| m.quarantine = None).is_ok() {
+            self.left_quarantine();
             tracing::info!(node = %self.env.config.node, "replay has passed the quarantine");
         }
         // A receiver that started in the moment of the freeze must not live on; see `freeze`.

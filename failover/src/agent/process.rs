@@ -131,6 +131,15 @@ fn let_end(writers: &[Pid]) {
     }
 }
 
+/// The postmaster has ended: wait until the rest has, for as long as the log's writer may take.
+pub(crate) async fn let_speak(data: &Path) {
+    let deadline = tokio::time::Instant::now() + LAST_WORDS;
+    while of_directory(data).map_or(true, |left| !left.is_empty()) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        reap();
+    }
+}
+
 /// Send a signal; a process that is gone is no error.
 pub(crate) fn send(pid: Pid, signal: Signal) {
     match kill(pid, signal) {

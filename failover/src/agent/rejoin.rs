@@ -41,6 +41,19 @@ pub(crate) enum RejoinError {
         #[source]
         source: cluster::timeline::ParseHistoryError,
     },
+    #[error("it does not start, and a copy would not change that: {why}")]
+    NotInTheData {
+        why: &'static str,
+        #[source]
+        source: ServerError,
+    },
+    #[error("it does not start; copied in vain before ({copies}), copied again when it has failed for {pause:?}")]
+    Unstarted {
+        copies: u32,
+        pause: Duration,
+        #[source]
+        source: ServerError,
+    },
     #[error("term {promised} was promised meanwhile")]
     Superseded { promised: Term },
     #[error(

@@ -13,6 +13,7 @@ use super::rejoin::{RejoinError, Source};
 use super::sql::{Sql, SqlError};
 use super::tool::{self, ToolError};
 use crate::api::Position;
+use crate::fsm::unstarted::Unstarted;
 use crate::record::MemberRecord;
 use cluster::timeline::Fork;
 use cluster::{Endpoint, Lsn, NodeId, TimelineId};
@@ -133,15 +134,23 @@ impl Agent {
         // The file is read at the start.
         self.follow_source(source).await?;
         match self.start_as(postgres::As::Standby, source.term).await {
-            Ok(_) => {}
+            Ok(_) => self.unstarted().started(),
             Err(error @ ServerError::Superseded) => {
                 // Whether the next primary can take it over is seen from the quarantine's floor.
                 postgres::stop(&self.env, postgres::Stop::Immediate).await?;
                 return Err(error.into());
             }
             Err(error @ (ServerError::NotReady { .. } | ServerError::Ended { .. })) => {
-                // It cannot become consistent without that source: replace it.
                 postgres::stop(&self.env, postgres::Stop::Immediate).await?;
+                if let ServerError::Ended { not_in_the_data: Some(why), .. } = error {
+                    return Err(RejoinError::NotInTheData { why, source: error });
+                }
+                let mut unstarted = self.unstarted();
+                if let Err(pause) = unstarted.replace(self.env.clock.now()) {
+                    return Err(RejoinError::Unstarted { copies: unstarted.copies(), pause, source: error });
+                }
+                drop(unstarted);
+                // It cannot become consistent without that source: replace it.
                 self.condemn()?;
                 return Err(error.into());
             }
@@ -149,6 +158,15 @@ impl Agent {
         }
         self.look_again(self.env.config.probe_timeout).await;
         Ok(())
+    }
+
+    fn unstarted(&self) -> std::sync::MutexGuard<'_, Unstarted> {
+        self.unstarted.lock().expect("no holder of this lock panics")
+    }
+
+    /// It counts again: whatever was copied is as it should be.
+    pub(super) fn left_quarantine(&self) {
+        *self.unstarted() = Unstarted::default();
     }
 
     /// Start what was rewound or copied before under the primary there is now.

@@ -37,6 +37,7 @@ mod switchover;
 pub mod sync_set;
 pub mod timers;
 pub mod unblock;
+pub mod unstarted;
 pub mod waldump;
 pub mod walsenders;
 pub mod watchdog;

@@ -1,0 +1,177 @@
+//! A rewound or copied directory that PostgreSQL does not start on: is a copy made anew, and when? PURE.
+//!
+//! It may lack WAL that its primary has not, and then only another copy helps. But a port that is taken, a configuration that is
+//! wrong or a host that is short of something is not mended by one, and a copy costs the primary more than anything else here.
+
+use cluster::Instant;
+use std::time::Duration;
+
+/// Before the second copy in a row; twice as long before each that follows.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// What PostgreSQL says last where the reason is not in its data, and what that is to an operator.
+const NOT_IN_THE_DATA: &[(&[&str], &str)] = &[
+    (&["could not create any TCP/IP sockets", "Address already in use"], "its address or port cannot be used"),
+    (&["any Unix-domain sockets", "lock file"], "its socket's directory or a lock file cannot be used"),
+    (
+        &[
+            "configuration file",
+            "configuration parameter",
+            "invalid value for parameter",
+            "conflicting configuration",
+            "could not load",
+            "could not access file",
+            "private key file",
+            "insufficient parameter settings",
+        ],
+        "what it is configured with does not work",
+    ),
+    (
+        &["shared memory", "semaphore", "Cannot allocate memory", "Too many open files", "No space left on device"],
+        "the host is short of something",
+    ),
+    (&["Permission denied", "Read-only file system", "has invalid permissions", "has wrong ownership"], "it may not"),
+];
+
+/// Of the end of PostgreSQL's log the lines that say why it ended: the last FATAL or PANIC, what follows it, and some before.
+/// Without what each begins with, so that a start that fails again for the same reason tells the same.
+pub fn last_words(log: &str) -> Vec<&str> {
+    const MOST: usize = 8;
+    let lines: Vec<&str> = log.lines().map(without_prefix).collect();
+    let from = lines.len().saturating_sub(MOST);
+    let fatal = reason(&lines[from..]).map_or(usize::MAX, |i| from + i);
+    lines[fatal.min(lines.len().saturating_sub(4))..].to_vec()
+}
+
+/// Without the time and the process (`log_line_prefix`).
+fn without_prefix(line: &str) -> &str {
+    const BEGINS: [&str; 8] = ["LOG:", "FATAL:", "PANIC:", "HINT:", "DETAIL:", "WARNING:", "ERROR:", "CONTEXT:"];
+    let begins = BEGINS.iter().filter_map(|b| line.find(&format!("{b}  "))).min();
+    begins.map_or(line, |at| &line[at..])
+}
+
+/// Where the reason begins. That it does not let anybody in yet is none.
+fn reason(lines: &[&str]) -> Option<usize> {
+    lines.iter().rposition(|l| (l.contains("FATAL") || l.contains("PANIC")) && !l.contains("the database system is"))
+}
+
+/// Why PostgreSQL would not start on a copy either, as far as its log tells.
+pub fn not_in_the_data(log: &str) -> Option<&'static str> {
+    let lines = last_words(log);
+    let said = lines[reason(&lines)?..].join("\n");
+    let known = NOT_IN_THE_DATA.iter().find(|(words, _)| words.iter().any(|w| said.contains(w)));
+    known.map(|(_, why)| *why)
+}
+
+/// Copies that were made because what was there did not start, since the node counted last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unstarted {
+    copies: u32,
+    failing_since: Option<Instant>,
+}
+
+impl Unstarted {
+    /// It did not start: may it be replaced now?
+    ///
+    /// # Errors
+    /// For how long it must have failed to start before it is; until then it is tried again.
+    pub fn replace(&mut self, now: Instant) -> Result<(), Duration> {
+        let since = *self.failing_since.get_or_insert(now);
+        let doubled = FIRST_PAUSE.saturating_mul(1 << self.copies.saturating_sub(1).min(10));
+        let pause = if self.copies == 0 { Duration::ZERO } else { doubled.min(LONGEST_PAUSE) };
+        if now.since(since) < pause {
+            return Err(pause);
+        }
+        *self = Self { copies: self.copies + 1, failing_since: None };
+        Ok(())
+    }
+
+    /// It runs; whether it gets so far that it counts is seen later.
+    pub fn started(&mut self) {
+        self.failing_since = None;
+    }
+
+    /// How many copies did not start.
+    pub fn copies(self) -> u32 {
+        self.copies
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_fails_for_want_of_wal_is_mended_by_a_copy_and_others_are_not() {
+        let port = "LOG:  could not bind IPv4 address \"127.0.0.1\": Address already in use\n\
+            HINT:  Is another postmaster already running on port 5432? If not, wait a few seconds and retry.\n\
+            WARNING:  could not create listen socket for \"127.0.0.1\"\n\
+            2026-11-29 19:29:14.699 GMT [9299] FATAL:  could not create any TCP/IP sockets\n\
+            LOG:  database system is shut down\n";
+        assert_eq!(not_in_the_data(port), Some("its address or port cannot be used"));
+        let words = last_words(port);
+        assert_eq!((words.len(), words[2]), (4, "FATAL:  could not create any TCP/IP sockets"));
+        for (log, mended) in [
+            ("FATAL:  could not create lock file \"/s/.s.PGSQL.1.lock\": Permission denied", false),
+            (
+                "LOG:  syntax error in file \"x\" line 1, near token \"y\"\nFATAL:  configuration file \"x\" contains errors",
+                false,
+            ),
+            (
+                "FATAL:  could not map anonymous shared memory: Cannot allocate memory\nHINT:  This error usually means",
+                false,
+            ),
+            (
+                "FATAL:  could not create semaphores: No space left on device\nDETAIL:  Failed system call was semget",
+                false,
+            ),
+            ("FATAL:  data directory \"d\" has invalid permissions\nDETAIL:  Permissions should be u=rwx", false),
+            ("FATAL:  could not access file \"pg_stat_statements\": No such file or directory", false),
+            (
+                "FATAL:  recovery aborted because of insufficient parameter settings\nDETAIL:  max_connections = 10 is a lower\n\
+                 HINT:  You can restart\nLOG:  startup process (PID 7) exited with exit code 1\n\
+                 LOG:  aborting startup due to startup process failure\nLOG:  database system is shut down",
+                false,
+            ),
+            ("FATAL:  could not locate required checkpoint record\nHINT:  If you are restoring", true),
+            (
+                "LOG:  could not bind IPv6 address \"::1\": Address already in use\nPANIC:  WAL contains references to invalid pages",
+                true,
+            ),
+            (
+                "FATAL:  could not create any TCP/IP sockets\nLOG:  shut down\nFATAL:  requested timeline 3 is not a child",
+                true,
+            ),
+            ("FATAL:  requested timeline 3 is not a child\nFATAL:  the database system is starting up", true),
+            ("FATAL:  the database system is starting up", true),
+            ("nothing logged", true),
+            ("", true),
+        ] {
+            assert_eq!(not_in_the_data(log).is_none(), mended, "{log}");
+        }
+    }
+
+    #[test]
+    fn copies_that_do_not_start_follow_each_other_at_growing_distances() {
+        let at = Instant::from_millis;
+        let mut unstarted = Unstarted::default();
+        assert_eq!(unstarted.replace(at(1000)), Ok(()), "the first at once");
+        // However long the copy took, it has failed to start since now only.
+        let mut now = 100_000;
+        for pause in [10, 20, 40, 80, 160, 320, 600, 600, 600, 600, 600, 600] {
+            let wait = Duration::from_secs(pause);
+            assert_eq!(unstarted.replace(at(now)), Err(wait));
+            assert_eq!(unstarted.replace(at(now + pause * 1000 - 1)), Err(wait));
+            now += pause * 1000;
+            assert_eq!(unstarted.replace(at(now)), Ok(()));
+            now += 100_000;
+        }
+        // One that ran has failed anew.
+        assert_eq!(unstarted.replace(at(now)), Err(LONGEST_PAUSE));
+        unstarted.started();
+        assert_eq!(unstarted.replace(at(now + 600_000)), Err(LONGEST_PAUSE));
+        assert_eq!(unstarted.copies(), 13);
+    }
+}
