@@ -144,6 +144,9 @@ impl Planner {
     /// An intended term waits until nothing forbids it.
     pub(super) fn advance_intent(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
         let Stage::Intent(mut begin) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
+        if let Some(term) = self.opened_after_all(&begin) {
+            return self.leave_open(now, &term, begin, out);
+        }
         if begin.end_of(self.last_tenure().as_ref()).is_none() {
             begin.end = None;
         }

@@ -2,6 +2,7 @@
 
 pub mod action;
 mod adopt;
+mod after_all;
 pub mod agent;
 mod begin;
 pub mod blocker;

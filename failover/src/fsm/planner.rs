@@ -497,6 +497,7 @@ impl Planner {
             unlimited: cause == Cause::OperatorFailover,
             not_before: Instant::default(),
             failures: 0,
+            given_up: None,
             counts: false,
             lost_candidates: (0, Instant::default()),
             back_since: None,

@@ -42,6 +42,8 @@ pub(super) struct Begin {
     pub(super) not_before: Instant,
     /// Rounds of this change that failed.
     pub(super) failures: u32,
+    /// The term of the last of them.
+    pub(super) given_up: Option<Term>,
     /// Its transaction counts as an automatic failover.
     pub(super) counts: bool,
     /// How many of them lost their candidate, and when the last of them did.
@@ -398,7 +400,7 @@ impl Planner {
     }
 
     /// Commits of the term that ended, acknowledged below the mode, as the proxies have written them by now.
-    fn below_mode(&self, journal: &JournalRecord) -> u64 {
+    pub(super) fn below_mode(&self, journal: &JournalRecord) -> u64 {
         let Some(ended) = journal.ended() else { return 0 };
         let counts = self.seen.records.proxies.values().flat_map(|p| &p.below_mode);
         counts.filter(|c| c.term == ended).map(|c| c.commits).sum()
@@ -455,6 +457,7 @@ impl Planner {
         begin.evidence.push(format!("term {} was given up: {why}", round.term));
         begin.not_before = now + self.settings.backoff(begin.failures);
         begin.failures += 1;
+        begin.given_up = Some(round.term);
         if let Some(node) = failing {
             begin.lost_candidates = (begin.lost_candidates.0 + 1, now);
             begin.prefer = begin.prefer.filter(|n| *n != node);
@@ -518,7 +521,7 @@ const fn step_word(step: &Step) -> &'static str {
 }
 
 /// What an operator is told when the term is open.
-fn outcome(
+pub(super) fn outcome(
     op: &Op,
     term: Term,
     home: Option<&NodeId>,

@@ -298,6 +298,7 @@ fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
         unlimited: forced.is_some(),
         not_before: Instant::default(),
         failures: 0,
+        given_up: None,
         counts: false,
         lost_candidates: (0, Instant::default()),
         back_since: None,
