@@ -542,6 +542,9 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         assert!(unseen.contains("looking for the postmaster"), "{unseen}");
         c.sql(p).await.batch_execute("SELECT 1").await.expect("nothing was stopped");
         let stopped: Stopped = c.post(p, "stop", &stop).await.unwrap();
+        // A lease is kept as long as it seems to run: that is known no later than its order's answer.
+        let seen = c.nodes[p].handle.as_ref().unwrap().state().postgres;
+        assert!(matches!(seen, PostgresState::Stopped { was_primary: true, .. }), "{seen:?}");
         let end = stopped.end.expect("a clean end");
         assert!(end.lsn.0 % (16 << 20) < 1 << 20, "standbys are sent all of its segment again, up to {end:?}");
         let again: Stopped = c.post(p, "stop", &stop).await.unwrap();

@@ -252,7 +252,8 @@ impl Agent {
             return Err(self.wrong_state("with data"));
         }
         let control = Control::read(&self.env).await.map_err(|e| failed(&e))?;
-        // The lease is given back with the next look, for which clients need not wait.
+        // The lease is given back meanwhile. Not at the next look only: one that hangs would keep it, and have it renewed.
+        self.is_stopped_as(control.clone());
         self.look_now.notify_one();
         let clean = control.state == "shut down";
         let end = match clean {

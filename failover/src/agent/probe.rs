@@ -230,7 +230,15 @@ impl Agent {
         {
             tracing::warn!(node = %self.env.config.node, %error, "the postmaster could not be looked for");
         }
-        match self.ask(sql).await {
+        let asked = self.ask(sql).await;
+        if self.state.look(|o| o.stopped_since(now)) {
+            // It hung until then, and tells of before.
+            *sql = None;
+            self.standing.look_by(None);
+            self.looked.send_modify(|n| *n += 1);
+            return;
+        }
+        match asked {
             Ok(look) => {
                 let impersonated = self.impersonated(&look);
                 let slotless = impersonated.iter().filter(|n| look.slotless.contains(*n)).cloned().collect::<Vec<_>>();
@@ -394,24 +402,29 @@ impl Agent {
         }
         match Control::read(&self.env).await {
             Ok(control) => {
-                let now = self.env.clock.now();
                 if !was_stopped {
                     tracing::info!(node = %self.env.config.node, state = %control.state, "postgres is not running");
                 }
-                self.state.change(|o| {
-                    (o.postgres, o.ending) = (control.stopped(), false);
-                    o.not_expected(now);
-                    o.receiver = None;
-                    o.not_streaming_since = None;
-                    o.last_timeline = None;
-                    o.system_id = Some(control.system_id);
-                });
-                self.died.notify_one();
+                self.is_stopped_as(control);
             }
             // Moved out of the way just now.
             Err(_) if !self.env.layout.has_data() => {}
             Err(error) => self.trouble(&error.to_string()),
         }
+    }
+
+    /// Nothing of it runs any more, and this is what it left.
+    pub(super) fn is_stopped_as(&self, control: Control) {
+        let now = self.env.clock.now();
+        self.state.change(|o| {
+            (o.postgres, o.ending) = (control.stopped(), false);
+            o.not_expected(now);
+            o.receiver = None;
+            o.not_streaming_since = None;
+            o.last_timeline = None;
+            o.system_id = Some(control.system_id);
+        });
+        self.died.notify_one();
     }
 
     fn saw(&self, now: cluster::Instant, look: Look) {

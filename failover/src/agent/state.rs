@@ -291,6 +291,11 @@ impl Observed {
         (self.known_at, self.full) = (at, None);
     }
 
+    /// It was stopped when a look that began at `at` had not ended yet.
+    pub(crate) fn stopped_since(&self, at: Instant) -> bool {
+        matches!(self.postgres, PostgresState::Stopped { .. }) && self.known_at > at
+    }
+
     /// A look that began at `at` ended at `now` with an error of this SQLSTATE, if any: its state is not known any better.
     pub(crate) fn not_told(&mut self, at: Instant, now: Instant, code: Option<&str>, probe_timeout: Duration) {
         let since = self.unanswered(now);
