@@ -83,23 +83,25 @@ impl Agent {
         let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
         // The lease is asked for meanwhile, as clients wait; its deadline counts from before the grant.
         let sent = self.env.clock.now();
-        let (granted, found) = tokio::join!(self.store.grant(self.env.config.lease_ttl), self.to_be_opened(order));
+        let grant = async { (self.store.grant(self.env.config.lease_ttl).await, self.env.clock.now()) };
+        let ((granted, answered), found) = tokio::join!(grant, self.to_be_opened(order));
         let (term, records) = match found {
             Ok(ToBeOpened::Now(found)) => *found,
             Ok(ToBeOpened::Opened(opened)) => {
-                self.give_up_lease(granted.ok()).await;
+                self.give_up_lease(granted.ok());
                 self.wake.notify_one();
                 return Ok(opened);
             }
             Err(error) => {
-                self.give_up_lease(granted.ok()).await;
+                self.give_up_lease(granted.ok());
                 return Err(error);
             }
         };
         let (sent, granted) = match granted {
-            // What was to be seen to first took long: of this one there may be little left.
-            Ok(granted) if self.env.clock.now().since(sent) > granted.ttl / 4 => {
-                self.give_up_lease(Some(granted)).await;
+            // What was to be seen to first took much longer: of this one there may be little left. Not where the grant itself
+            // took long: the next would, too.
+            Ok(granted) if self.env.clock.now().since(answered) > granted.ttl / 4 => {
+                self.give_up_lease(Some(granted));
                 let sent = self.env.clock.now();
                 (sent, self.store.grant(self.env.config.lease_ttl).await)
             }
@@ -118,7 +120,7 @@ impl Agent {
             }
             Ok(_) => {
                 self.hold(None);
-                self.give_up_lease(Some(granted)).await;
+                self.give_up_lease(Some(granted));
                 Err(self.wrong_state("the chosen node of an unchanged term record"))
             }
             Err(error) => {
@@ -129,10 +131,11 @@ impl Agent {
         }
     }
 
-    /// Nothing is bound to it. It expires by itself when this fails.
-    async fn give_up_lease(&self, granted: Option<Granted>) {
+    /// Nothing is bound to it. Nobody waits for that: it expires by itself when this fails.
+    fn give_up_lease(&self, granted: Option<Granted>) {
         if let Some(granted) = granted {
-            let _ = self.store.revoke(granted.lease).await;
+            let store = Arc::clone(&self.store);
+            tokio::spawn(async move { store.revoke(granted.lease).await });
         }
     }
 
