@@ -165,13 +165,13 @@ impl Agent {
     /// Write what commits wait for and tell PostgreSQL. Takes effect soon after; see the module's header for what that
     /// proves.
     pub(super) async fn set_waits(&self, waits: &Waits) -> io::Result<()> {
-        self.set_waits_if(waits, || true).await
+        self.set_waits_if(waits, |_| true).await
     }
 
-    /// Only if it is so still, once nobody else changes what commits wait for: an order may have done that meanwhile.
-    pub(super) async fn set_waits_if(&self, waits: &Waits, still: impl FnOnce() -> bool) -> io::Result<()> {
+    /// Only if it is so still, by what they wait for now, once nobody else changes that: an order may have done it meanwhile.
+    pub(super) async fn set_waits_if(&self, waits: &Waits, still: impl FnOnce(&Waits) -> bool) -> io::Result<()> {
         let mut conf = self.conf.lock().await;
-        if !still() {
+        if !still(&conf.waits) {
             return Ok(());
         }
         let before = conf.waits.clone();

@@ -452,6 +452,11 @@ impl Agent {
                 other => other,
             };
             o.was_primary = matches!(o.postgres, PostgresState::Primary(_));
+            if let PostgresState::Primary(p) = &o.postgres
+                && o.frozen_for.is_some_and(|term| term.timeline() == Some(p.timeline))
+            {
+                o.frozen_for = None;
+            }
             let unaccepted = o.unaccepted(self.env.clock.now());
             // A primary has replayed all there is.
             out_of_quarantine |= o.was_primary && o.quarantine.is_some();

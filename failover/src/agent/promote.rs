@@ -205,10 +205,8 @@ impl Agent {
         tracing::info!(
             node = %self.env.config.node, term = order.term.0, timeline = timeline.0, lsn = %fork.lsn, "promoted"
         );
-        self.state.change(|o| {
-            o.frozen_for = None;
-            o.last_timeline = Some(timeline);
-        });
+        // Frozen until a look shows the primary: before, it would pass for a standby whose names are its own to set.
+        self.state.change(|o| o.last_timeline = Some(timeline));
         self.checkpoint_later(order.term);
         self.look_now.notify_one();
         let prepared = self.prepared(sql, left("looking for prepared transactions")?).await;

@@ -298,20 +298,24 @@ impl Agent {
         // policy from before would have commits wait again, for ever.
         let serves = self.serves().is_some();
         let waits = self.waits_by_policy();
-        let wanted = match serving {
-            // Frozen: the manager chooses the names with the promotion.
-            Some(false) => self.state.look(|o| o.frozen_for.is_none()),
+        match serving {
+            // Looked at last: what a promotion has set and proved is not to be replaced by what was read before it.
+            Some(false) => {
+                let still = || self.is_unfrozen_standby() && self.waits_by_policy() == waits;
+                Ok(self.set_waits_if(&waits, |_| still()).await?)
+            }
             // Before the term is open the manager's orders hold.
-            Some(true) if !serves => false,
-            Some(true) if waits.on_request => return Ok(self.preset_on_request(&waits).await?),
-            Some(true) if waits.protects() => return self.preset_always(&waits).await,
-            Some(true) => false,
-            None => false,
-        };
-        if wanted {
-            self.set_waits(&waits).await?;
+            Some(true) if !serves => Ok(()),
+            Some(true) if waits.on_request => Ok(self.preset_on_request(&waits).await?),
+            Some(true) if waits.protects() => self.preset_always(&waits).await,
+            Some(true) | None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Frozen, the manager chooses the names with the promotion; and a promoted one counts as frozen until it is seen to be a
+    /// primary.
+    fn is_unfrozen_standby(&self) -> bool {
+        self.state.look(|o| o.frozen_for.is_none() && matches!(o.postgres, PostgresState::Standby(_)))
     }
 
     /// The primary of a cluster whose commits all wait. Where only those did that ask for it, each session must be seen to
@@ -326,7 +330,7 @@ impl Agent {
         }
         if !holds.on_request && !lenient {
             // Whoever orders that they wait for nobody has read why.
-            return Ok(self.set_waits_if(waits, || self.waits_by_policy() == *waits).await?);
+            return Ok(self.set_waits_if(waits, |_| self.waits_by_policy() == *waits).await?);
         }
         // An order to arm does all of it.
         let Ok(_turn) = self.arming.try_lock() else { return Ok(()) };
@@ -359,7 +363,8 @@ impl Agent {
         if holds.names == SyncNames::Off && self.commits_wait().await {
             return Ok(());
         }
-        self.set_waits(waits).await
+        // A fence may have been put up meanwhile.
+        self.set_waits_if(waits, |now| *now == holds).await
     }
 
     /// Does the policy say that commits are to wait for nobody, and not yet that they do?
