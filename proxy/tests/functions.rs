@@ -351,6 +351,16 @@ const UNSEEN: &str = "
         $$ begin execute 'set ' || n || ' = ' || quote_literal(v); end $$;
     create function sets_piecewise(k text, v text) returns void language plpgsql as
         $$ begin execute concat_ws(' ', 'set', 'app.' || k, '=', quote_literal(v)); end $$;
+    create function sets_concat(k text, v text) returns void language plpgsql as
+        $$ begin execute concat('SET', ' ', k, ' = ', quote_literal(v)); end $$;
+    create function sets_apart(k text, v text) returns void language plpgsql as
+        $$ begin execute ('SET' || ' ' || k || ' = ' || quote_literal(v)); end $$;
+    create function sets_joined(k text, v text) returns void language plpgsql as
+        $$ begin execute array_to_string(array['set', k, '=', quote_literal(v)], ' '); end $$;
+    create function sets_behind(prefix text, k text, v text) returns void language plpgsql as
+        $$ begin execute prefix || 'set ' || k || ' = ' || quote_literal(v); end $$;
+    create function runs_named(n text) returns void language plpgsql as
+        $$ begin execute (select q from jobs where q like 'set' || n); end $$;
     grant all on all tables in schema public to app";
 
 /// What is called under other names than its own, and what nothing tells of.
@@ -381,6 +391,18 @@ fn what_is_called_unseen_leaves_it_to_its_callers_and_nobody_else() {
         ("select sets_any('who', 'any')", true, WHO, "any"),
         ("select sets_named('app.who', 'named')", true, WHO, "named"),
         ("do $$ begin execute (select q from jobs); end $$", false, "select 1", "1"),
+        ("select sets_concat('app.who', 'concat')", false, "select 1", "1"),
+        ("select sets_apart('app.who', 'apart')", false, "select 1", "1"),
+        ("select sets_joined('app.who', 'joined')", false, "select 1", "1"),
+        ("select sets_behind('', 'app.who', 'behind')", false, "select 1", "1"),
+        ("select runs_named('%')", false, "select 1", "1"),
+        ("do $$ begin execute (select q from jobs where q <> 'x'); end $$", false, "select 1", "1"),
+        ("do $$ declare r record; begin select * into r from jobs; execute r.q || ';'; end $$", false, "select 1", "1"),
+        ("do $$ begin execute concat('SET', ' ', 'app', '.', 'who = 1'); end $$", false, "select 1", "1"),
+        ("do E'begin execute q from jobs; end'", false, "select 1", "1"),
+        ("do $$ begin execute '/* app */ ' || ' set ' || 'app.' || 'who = 1'; end $$", false, "select 1", "1"),
+        ("do $$ begin execute '/* app */ set ' || 'app' || '.who = 1'; end $$", false, "select 1", "1"),
+        ("do $$ begin execute 'select 1; ' || q from jobs; end $$", false, "select 1", "1"),
         ("do $$ begin execute 'set app.' || 'who = ''done'''; end $$", true, WHO, "done"),
         ("do $$ begin perform set_config('app.' || 'who', 'done', false); end $$", true, WHO, "done"),
     ] {

@@ -5,11 +5,13 @@
 
 mod about;
 mod body;
+mod executed;
 mod long;
 mod part;
 mod why;
 
-pub(super) use body::{BodyLeaves, body_leaves, code, executes, literals, words};
+pub(super) use body::{BodyLeaves, body_leaves, code, literals, words};
+pub(super) use executed::executes;
 pub use long::{Leaves, LongText};
 pub use why::{Why, why};
 
@@ -153,7 +155,7 @@ impl<'a> Sum<'a> {
             self.advisory |= locks_anywhere(self.sql, part.functions);
             // EXECUTE is another thing there.
             names = Some(names_anywhere(self.sql)).filter(|n| *n == Names::Unknown).unwrap_or(names);
-            self.strange |= calls_new(self.sql, part.functions) || body::runs_anything(self.sql);
+            self.strange |= calls_new(self.sql, part.functions) || executed::runs_anything(self.sql);
         }
         self.unpins |= part.head.unpins();
         self.advisory |= part.head.advisory;

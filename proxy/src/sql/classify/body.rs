@@ -6,6 +6,7 @@
 //! costs the server a question, for it knows what is left; what is found too little stays in the session. Of what the
 //! server cannot be asked about, LOAD above all, nothing may be found that is not there.
 
+use super::executed::{executes, executes_anything};
 use super::part::{End, Part};
 use crate::sql::effects::Head;
 use crate::sql::functions::FunctionTable;
@@ -203,92 +204,18 @@ fn askable(mut pins: Pins) -> Pins {
     pins
 }
 
-/// Does a readable body run what is in a literal?
-pub(in crate::sql) fn executes(body: &[u8]) -> bool {
-    let mut lexer = Lexer::new(body);
-    while let Some(token) = lexer.next() {
-        match token {
-            Token::Word(word) if word.eq_ignore_ascii_case(b"execute") => return true,
-            Token::Odd => return false,
-            _ => {}
-        }
-    }
-    false
-}
-
-/// Does a readable body run what no literal of it shows: a text that is put together without any, whole pieces of SQL, or
-/// the name of a function that is put in?
-fn executes_anything(body: &[u8]) -> bool {
-    let mut lexer = Lexer::new(body);
-    // Within what is executed: the literal that came last, and is this behind its first token?
-    let mut text: Option<(Option<&[u8]>, bool)> = None;
-    while let Some(token) = lexer.next() {
-        let is = |word: &[u8]| matches!(token, Token::Word(w) if w.eq_ignore_ascii_case(word));
-        if is(b"execute") {
-            text = Some((None, false));
-            continue;
-        }
-        let Some((shown, begun)) = text else { continue };
-        // EXECUTE FUNCTION of a trigger, GRANT EXECUTE ON.
-        let other = !begun && (is(b"function") || is(b"procedure") || is(b"on"));
-        let ends = token == Token::Semicolon || is(b"using") || is(b"into") || is(b"loop");
-        match token {
-            Token::Odd => return true,
-            Token::Literal if puts_in_calls(shown, lexer.last()) => return true,
-            Token::Literal => text = Some((Some(lexer.last()), true)),
-            _ if other => text = None,
-            _ if ends && shown.is_none() => return true,
-            _ if ends => text = None,
-            _ => text = Some((shown, true)),
-        }
-    }
-    text.is_some_and(|(shown, _)| shown.is_none())
-}
-
-/// May what is put into a literal, or between it and the one `before`, be more than the name of a relation or a value?
-fn puts_in_calls(before: Option<&[u8]>, literal: &[u8]) -> bool {
-    let text = literal.strip_prefix(b"'").unwrap_or(literal);
-    let called = |at: usize| text[at + 1..].trim_ascii_start().starts_with(b"(");
-    // A place for something, of which a letter tells what, and what stands before it.
-    let place = |at: usize| {
-        let form = text[..at].iter().rposition(|b| *b == b'%')?;
-        let plain = |b: &u8| b.is_ascii_digit() || *b == b'$';
-        text[form + 1..at].iter().all(plain).then(|| &text[..form])
-    };
-    let behind = before.map_or(&b""[..], |before| before.strip_suffix(b"'").unwrap_or(before));
-    text.trim_ascii_start().starts_with(b"(") && !names_relation(behind, true)
-        || text.iter().enumerate().any(|(at, b)| match b {
-            b's' => place(at).is_some_and(|ahead| !names_relation(ahead, called(at))),
-            b'I' => called(at) && place(at).is_some_and(|ahead| !names_relation(ahead, true)),
-            _ => false,
-        })
-}
-
-/// Is what stands behind this text the name of a relation, with its columns behind it?
-fn names_relation(ahead: &[u8], columns: bool) -> bool {
-    let mut ahead = ahead.trim_ascii_end();
-    while let Some(schema) = ahead.strip_suffix(b".") {
-        let from = schema.iter().rposition(u8::is_ascii_whitespace).map_or(0, |at| at + 1);
-        ahead = schema[..from].trim_ascii_end();
-    }
-    let from = ahead.iter().rposition(|b| !b.is_ascii_alphabetic()).map_or(0, |at| at + 1);
-    let is = |words: &[&[u8]]| words.iter().any(|word| ahead[from..].eq_ignore_ascii_case(word));
-    is(&[b"into", b"table", b"exists", b"on", b"of", b"view"])
-        || !columns && is(&[b"from", b"join", b"update", b"only"])
-}
-
-/// Does a DO, or anything else of which the code stands in a literal, run what no literal of that shows?
-pub(in crate::sql) fn runs_anything(sql: &[u8]) -> bool {
-    literals(sql).any(|(_, literal)| executes_anything(code(literal)))
-}
-
-/// What stands between the quotes of a literal, of either kind.
+/// What stands between the quotes of a literal, of either kind, or of a name.
 pub(in crate::sql) fn code(literal: &[u8]) -> &[u8] {
-    let tag = match literal {
-        [b'$', rest @ ..] => rest.iter().position(|b| *b == b'$').map_or(0, |end| end + 2),
-        _ => usize::from(literal.len() > 1),
+    let mark = |quote: u8| literal.iter().position(|b| *b == quote);
+    let (from, tag) = match literal {
+        [b'$', rest @ ..] => match rest.iter().position(|b| *b == b'$') {
+            Some(end) => (end + 2, end + 2),
+            None => (0, 0),
+        },
+        // Behind E, N, U& and the like.
+        _ => mark(b'\'').or(mark(b'"')).map_or((0, 0), |at| (at + 1, 1)),
     };
-    literal.get(tag..literal.len().saturating_sub(tag)).unwrap_or_default()
+    literal.get(from..literal.len().saturating_sub(tag)).unwrap_or_default()
 }
 
 /// The literals of a readable body, as they are written, and where: with a doubled quote inside, which the lexer reads as the
@@ -303,14 +230,20 @@ pub(in crate::sql) fn literals(body: &[u8]) -> impl Iterator<Item = (usize, &[u8
                 _ => {}
             }
         }
-        let from = lexer.at() - lexer.last().len();
-        while body.get(lexer.at()) == Some(&b'\'') && body[from..lexer.at()].ends_with(b"'") {
-            if lexer.next() != Some(Token::Literal) {
-                return None;
-            }
-        }
-        Some((from, &body[from..lexer.at()]))
+        let literal = whole(body, &mut lexer)?;
+        Some((lexer.at() - literal.len(), literal))
     })
+}
+
+/// All of a literal, of which the lexer is behind the first piece.
+pub(super) fn whole<'a>(body: &'a [u8], lexer: &mut Lexer<'a>) -> Option<&'a [u8]> {
+    let from = lexer.at() - lexer.last().len();
+    while body.get(lexer.at()) == Some(&b'\'') && body[from..lexer.at()].ends_with(b"'") {
+        if lexer.next() != Some(Token::Literal) {
+            return None;
+        }
+    }
+    Some(&body[from..lexer.at()])
 }
 
 /// Behind LOAD in a text: is it the name of a library and nothing else, or what `format` makes one of?
@@ -442,36 +375,6 @@ mod tests {
         assert_eq!(leaves("log('load', 'x'); log('set'); log(\"load 'x' done\"); len(set(x))"), []);
         assert_eq!(leaves("GD['x'] = 1\nreturn set([1])"), [PinReason::Extension]);
         assert_eq!(leaves("temp = 1\nfor x in set(y): temp += x"), []);
-    }
-
-    #[test]
-    fn a_body_that_runs_what_it_does_not_show_may_leave_anything() {
-        let anything = |body: &str| body_leaves(body.as_bytes(), true, &FunctionTable::unloaded()).pins.take_anything();
-        for (body, want) in [
-            ("begin execute q; end", true),
-            ("begin execute format(q, x) into y; end", true),
-            ("begin execute 'select ' || f || '()'; end", true),
-            ("begin execute format('select %I(1)', f); end", true),
-            ("begin execute format('select %1$s', list) into x; end", true),
-            ("begin for r in execute q loop x := 1; end loop; end", true),
-            ("begin execute 'select 1'; execute q using x; end", true),
-            ("begin execute format('set role %I', r); end", false),
-            ("begin execute format('insert into %I (a) values ($1)', t) using x; end", false),
-            ("begin execute 'create table ' || quote_ident(t) || ' (a int)'; end", false),
-            ("begin execute format('insert into %s values ($1.*)', t) using new; end", false),
-            ("begin execute format('insert into %I.%I (a) values (1)', s, t); end", false),
-            ("begin execute 'insert into ' || t || ' (a) values (1)'; end", false),
-            ("begin execute format('select * from %s where a = 1', t) into x; end", false),
-            ("begin execute format('select * from %I(1)', f); end", true),
-            ("begin execute 'drop table ' || quote_ident(t); end", false),
-            (
-                "begin create trigger a after insert on t execute function b(); grant execute on function b to c; end",
-                false,
-            ),
-            ("begin perform x; end", false),
-        ] {
-            assert_eq!(anything(body), want, "{body}");
-        }
     }
 
     #[test]
