@@ -622,6 +622,25 @@ fn a_statement_says_for_itself_what_it_may_miss() {
         let warnings = seen.iter().filter(|s| *s == "N 01000").count();
         assert!(seen.contains(&"D n1".to_owned()) && warnings == warned, "{sql}: {seen:?}");
     }
+    // A block keeps what its BEGIN has said: who asks for something else within it is told so.
+    let begun = "/* pgtenure: read_from=primary */ begin";
+    for (texts, warned) in [
+        (&["begin", &hinted, "commit"][..], 1),
+        (&["begin read only", WHERE, &hinted, "commit"], 1),
+        (&["begin", "/* pgtenure: durability=local */ select 1", "commit"], 1),
+        (&[&format!("begin; {hinted}"), "commit"], 1),
+        (&[begun, &hinted, "commit"], 0),
+        (&["begin", WHERE, "commit"], 0),
+    ] {
+        let seen: Vec<String> = texts.iter().flat_map(|sql| a.query(sql)).collect();
+        assert_eq!(seen.iter().filter(|s| *s == "N 01000").count(), warned, "{texts:?}: {seen:?}");
+    }
+    a.write(|out| {
+        ["begin", &hinted, "commit"].iter().for_each(|sql| common::raw::run(out, sql));
+        common::raw::sync(out);
+    });
+    let seen = a.until_ready();
+    assert_eq!(seen.iter().filter(|s| *s == "N 01000").count(), 1, "{seen:?}");
     // The unnamed statement of before has nothing to do with the next one.
     let mut unnamed = |sql: &str| {
         a.write(|out| {

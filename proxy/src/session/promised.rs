@@ -3,6 +3,7 @@
 
 use crate::config::{Config, reads};
 use crate::metrics::bump;
+use crate::route::durability::NAME;
 use crate::route::hint;
 use crate::route::promise::{self, AFTER, BadPromise};
 use crate::route::{After, Consistency, Promise, ReadFrom, Standing};
@@ -22,6 +23,16 @@ use cluster::{Instant, Term};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+
+const IN_BLOCK: &str = "a comment within a transaction block cannot set what the block is promised";
+const INSTEAD: &str = "The block keeps what a comment of its BEGIN, or SET LOCAL before its first statement, has said.";
+
+/// What a text says of itself.
+type Hints = Vec<(String, String)>;
+
+fn pairs(hints: &Hints) -> impl Iterator<Item = (&str, &str)> {
+    hints.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+}
 
 /// A promise, and what it was worked out from.
 pub(super) struct Promised {
@@ -79,7 +90,7 @@ impl Session {
     /// A unit may say for itself what it is promised. `None`: it can be routed.
     pub(super) fn take_hint(&mut self, input: &[u8], unit: &Unit) -> Option<Step> {
         self.hinted = None;
-        let mut hints = self.hints(input, unit);
+        let (mut hints, mut passed) = self.hints(input, unit);
         if let Some(step) = self.hint_durability(&hints, unit) {
             return Some(step);
         }
@@ -87,7 +98,10 @@ impl Session {
         let within = self.fresh.is_some() || self.status() != TxStatus::Idle;
         if within {
             // The promise of a block holds as of its BEGIN, and within it no comment counts.
-            hints.clear();
+            passed.append(&mut hints);
+        }
+        if passed.iter().any(|of| !of.is_empty()) {
+            self.warn_of_passed(&hints, &passed);
         }
         if hints.is_empty() && local.is_empty() || within && self.fresh.is_none() {
             return None;
@@ -97,7 +111,7 @@ impl Session {
             return Some(Step::Wait);
         }
         let holds = self.promise_of_block().unwrap_or_else(|| self.promise());
-        let resolved = hints.iter().map(|of| promise::resolve(holds, of.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
+        let resolved = hints.iter().map(|of| promise::resolve(holds, pairs(of)));
         let all = resolved.reduce(|(a, mut bad), (b, more)| {
             bad.extend(more);
             (a.and(b), bad)
@@ -112,9 +126,29 @@ impl Session {
         None
     }
 
-    /// What the texts of a unit say of themselves, one by one; nothing when none does. What says nothing is promised what the
-    /// session is.
-    fn hints(&self, input: &[u8], unit: &Unit) -> Vec<Vec<(String, String)>> {
+    /// Warn of comments that ask for something else than their block has, which is what held before and what the comment of
+    /// its BEGIN says.
+    fn warn_of_passed(&mut self, begun: &[Hints], passed: &[Hints]) {
+        if self.status() == TxStatus::Failed {
+            return;
+        }
+        let before = self.promise_of_block().unwrap_or_else(|| self.promise());
+        let holds = begun.iter().fold(before, |holds, of| promise::resolve(holds, pairs(of)).0);
+        let durability =
+            |of: &Hints| pairs(of).filter(|(name, _)| *name == NAME).last().map(|(_, value)| value.to_owned());
+        let commits = begun.iter().find_map(durability);
+        let asks = |of: &Hints| {
+            let (promise, bad) = promise::resolve(holds, pairs(of));
+            promise != holds || !bad.is_empty() || durability(of).is_some_and(|value| Some(value) != commits)
+        };
+        if passed.iter().any(asks) {
+            self.warn_of_hint(&[IN_BLOCK], INSTEAD);
+        }
+    }
+
+    /// What the texts of a unit say of themselves, one by one, and behind a BEGIN; nothing when none does. What says nothing is
+    /// promised what the session is.
+    fn hints(&self, input: &[u8], unit: &Unit) -> (Vec<Hints>, Vec<Hints>) {
         let mut hints = Vec::new();
         if self.w.config().reads.hints {
             // One comment speaks for the first statement of a string, and the others say nothing.
@@ -129,14 +163,13 @@ impl Session {
                 }
             });
         }
-        if unit.block.begins.is_some() {
-            // What comes behind a BEGIN is in its block.
-            hints.truncate(1);
-        }
+        // What comes behind a BEGIN is in its block.
+        let own = if unit.block.begins.is_some() { hints.len().min(1) } else { hints.len() };
+        let passed = hints.split_off(own);
         if hints.iter().all(Vec::is_empty) {
             hints.clear();
         }
-        hints
+        (hints, passed)
     }
 
     /// Before a unit is routed: does it ask for what cannot be? Then it is answered here. In a block the server must
