@@ -1,14 +1,15 @@
 //! Where reads go: to standbys, never to one that lacks the session's own writes, never to one that is too far behind.
 
-use integration::client::Client;
+use integration::client::{Client, message};
 use integration::cluster::{Cluster, LONG, one_at_a_time};
 use integration::config_file::Options;
 use integration::fault::FaultProxy;
 use integration::wait::wait_for;
 use integration::workload::{Readers, Style, Workload};
 use nix::sys::signal::Signal;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// `proxy.max_replay_lag`, its default.
@@ -209,6 +210,13 @@ fn a_proxy_that_is_cut_off_with_a_replaced_primary_reads_nothing_too_old() {
     let bounded = [("options", "-c pgtenure.consistency=bounded")];
     let mut here = Client::connect_with(&cluster.target(), &bounded).expect("the proxy accepts");
     assert_eq!(here.query("select v from seen").expect("a read").value(), "1");
+    let primary = [("options", "-c pgtenure.consistency=bounded -c pgtenure.read_from=primary")];
+    let client = Client::connect_with(&cluster.target(), &primary).expect("the proxy accepts");
+    let told = Arc::new(OnceLock::new());
+    let ahead = std::thread::spawn({
+        let told = told.clone();
+        move || asks_ahead(client, &told)
+    });
 
     etcd.hold();
     cluster.role(&first.primary).signal(Signal::SIGSTOP);
@@ -219,6 +227,7 @@ fn a_proxy_that_is_cut_off_with_a_replaced_primary_reads_nothing_too_old() {
         elsewhere.query("update seen set v = 2").map(drop).map_err(|e| e.to_string())
     });
     let acknowledged = Instant::now();
+    told.set(acknowledged).expect("it is set once");
     let (mut old, mut newest) = (0, Duration::ZERO);
     let refused = wait_for("the proxy to have no proof of the term left", LONG, || {
         let asked = Instant::now();
@@ -234,10 +243,37 @@ fn a_proxy_that_is_cut_off_with_a_replaced_primary_reads_nothing_too_old() {
     });
     println!("{old} reads of what was replaced, the last {newest:?} after that, then: {refused}");
     assert!(refused.contains("57P03"), "{refused}");
+    let refused = ahead.join().expect("nothing too old is read by who asks ahead");
+    assert!(refused.contains("57P03"), "{refused}");
     cluster.role(&first.primary).signal(Signal::SIGCONT);
     etcd.release();
     wait_for("the proxy to read at the new primary", LONG, || {
         let answer = here.query("select v from seen").map_err(|e| e.to_string())?;
         if answer.value() == "2" { Ok(()) } else { Err(answer.value().to_owned()) }
     });
+}
+
+/// A client of the primary that always has reads in flight, until one is refused: why it is. What it asks `MAX_REPLAY_LAG` behind a
+/// commit elsewhere does not miss that.
+fn asks_ahead(mut client: Client, acknowledged: &OnceLock<Instant>) -> String {
+    // Each takes a moment, so that the last is not answered before the next has come.
+    const READ: &[u8] = b"select v + 0 * (select count(*) from generate_series(1, 20000)) from seen\0";
+    let mut asked = VecDeque::new();
+    loop {
+        while asked.len() < 8 {
+            asked.push_back(Instant::now());
+            client.send(&message(b'Q', READ)).expect("it is sent");
+        }
+        let seen = match client.until_ready() {
+            Ok(seen) => seen,
+            Err(error) => return error.to_string(),
+        };
+        let asked = asked.pop_front().expect("it was asked");
+        let row = seen.iter().find(|m| m.tag == b'D').expect("a row");
+        // One column, behind their number and its length.
+        assert_eq!(&row.body[6..], b"1", "no other value can be known there");
+        let late = acknowledged.get().map_or(Duration::ZERO, |at| asked.saturating_duration_since(*at));
+        assert!(late <= MAX_REPLAY_LAG, "what was replaced {late:?} before was read by who asks ahead");
+        assert!(acknowledged.get().is_none_or(|at| at.elapsed() < LONG), "it is refused at last");
+    }
 }
