@@ -6,7 +6,7 @@
 use crate::ledger::{Mark, Verdict, Why};
 use crate::metrics::{Retried, bump};
 use crate::session::client::{Failure, Loss, Session, Tail};
-use crate::session::outcome::{Answer, answers};
+use crate::session::outcome::{Answer, answers, are_sent_again};
 use crate::session::relay::{Entry, Kind};
 use crate::session::resolve::InDoubt;
 use crate::session::state::{LostBlock, Pins};
@@ -206,7 +206,7 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
     for (i, verdict) in verdicts.iter().enumerate() {
         let unit: Vec<Entry> = take_unit(&mut entries);
         let len = s.retained_lens.get(i).copied().unwrap_or(0);
-        if *verdict == Answer::Repeat && len > 0 && s.lost_pins.is_none() {
+        if are_sent_again(&verdicts[i..], s.retained_lens.iter().skip(i)) && s.lost_pins.is_none() {
             s.w.counts.retried(retried_for(loss));
             repeat(s, kept);
             break;

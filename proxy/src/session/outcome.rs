@@ -320,6 +320,13 @@ pub fn answers(status: TxStatus, sent: &[Record], delivered: bool) -> Vec<Answer
     out
 }
 
+/// Are all units from this one on to be sent again, and can they be? `kept` has the bytes that were kept of each, 0 of one that
+/// was too long. Those behind it would be answered in its place.
+pub fn are_sent_again<'a>(verdicts: &[Answer], kept: impl Iterator<Item = &'a usize>) -> bool {
+    let lens = kept.copied().chain(std::iter::repeat(0));
+    verdicts.iter().zip(lens).all(|(verdict, len)| *verdict == Answer::Repeat && len > 0)
+}
+
 fn one(at: At, record: &Record, rest: &[Record]) -> Answer {
     if commits_before_idle(at, rest) {
         return Answer::Unknown;
@@ -546,6 +553,17 @@ mod tests {
         ] {
             assert_eq!(check_at(status, sent, false, Record::unrun), want, "{status} {sent}");
         }
+    }
+
+    #[test]
+    fn nothing_is_sent_again_before_what_was_too_long_to_be_kept() {
+        let reads = [Answer::Repeat; 4];
+        let from = |kept: &[usize]| (0..4).map(|i| are_sent_again(&reads[i..], kept[i..].iter())).collect::<Vec<_>>();
+        assert_eq!(from(&[9, 9, 9, 9]), [true; 4]);
+        // The fourth would be answered in place of the third.
+        assert_eq!(from(&[9, 9, 0, 9]), [false, false, false, true]);
+        assert!(!are_sent_again(&reads, [9, 9, 9].iter()), "of one nothing was begun");
+        assert!(!are_sent_again(&[Answer::ReadLost, Answer::Repeat], [9, 9].iter()));
     }
 
     #[test]
