@@ -136,7 +136,7 @@ async fn an_idle_cluster_has_a_lag_of_zero_and_a_new_term_is_followed() {
     m.until("both standbys at zero again", |s| is_zero(s, 1) && is_zero(s, 2)).await;
     let fresh = m.standby(1).freshness_at(Clock.now(), Duration::from_secs(5));
     assert!(matches!(fresh, Freshness::Fresh { .. }), "{fresh:?}");
-    let text = m.metrics();
+    // Each at some time: PostgreSQL itself may write a record between two samples.
     for want in [
         "pgtenure_lagmon_replay_lag_seconds{node=\"n2\"} 0\n",
         "pgtenure_lagmon_flush_lag_bytes{node=\"n3\"} 0\n",
@@ -147,7 +147,7 @@ async fn an_idle_cluster_has_a_lag_of_zero_and_a_new_term_is_followed() {
         "pgtenure_lagmon_sample_age_seconds{node=\"n1\"}",
         "pgtenure_lagmon_primary_flush_position_bytes",
     ] {
-        assert!(text.contains(want), "{want} is not in\n{text}");
+        m.until(want, |_| m.metrics().contains(want)).await;
     }
     // A commit that was acknowledged before it was flushed lies within what a sample tells that was asked for since.
     c.sql(0, "ALTER SYSTEM SET wal_writer_delay = '10s'");
@@ -205,6 +205,7 @@ async fn without_standbys_what_does_not_wait_for_them_is_confirmed_until_somebod
         c.sql(0, &format!("ALTER SYSTEM SET {set}"));
     }
     c.sql(0, "SELECT pg_reload_conf()");
+    c.list_is_in_force();
     let m = monitor(&c);
     let confirmed = |s: &LagSnapshot| s.primary.as_ref().and_then(|p| p.confirmed_until);
     m.until("commits to be confirmed", |s| confirmed(s).is_some()).await;
@@ -227,6 +228,7 @@ async fn a_commit_that_waits_to_be_applied_is_not_confirmed_before() {
         c.sql(0, &format!("ALTER SYSTEM SET {set}"));
     }
     c.sql(0, "SELECT pg_reload_conf()");
+    c.list_is_in_force();
     let m = monitor(&c);
     let confirmed = |s: &LagSnapshot| s.primary.as_ref().and_then(|p| p.confirmed_until);
     m.until("commits to be confirmed", |s| confirmed(s).is_some()).await;
@@ -434,9 +436,8 @@ async fn a_stalled_receiver_makes_its_standby_and_the_cascade_behind_it_stale() 
     c.sql(0, "INSERT INTO t SELECT generate_series(1, 20000)");
     let written = Clock.now();
     // It says that it streams, and what it received it has replayed; only the primary's position tells.
-    let streams =
-        c.sql(1, "SELECT status, pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() FROM pg_stat_wal_receiver");
-    assert_eq!(streams, "streaming|t");
+    let streams = "SELECT status, pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() FROM pg_stat_wal_receiver";
+    m.until("what was received to be replayed", |_| c.sql(1, streams) == "streaming|t").await;
     m.until("the primary's new position", |s| s.primary.as_ref().is_some_and(|p| p.sent_at > written)).await;
     let until = Instant::now() + Duration::from_secs(3);
     let mut changes = m.handle.lag();
@@ -510,12 +511,13 @@ async fn a_query_that_blocks_replay_makes_its_standby_stale_within_one_sample() 
     let driver = tokio::spawn(driver);
     reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t").await.unwrap();
     c.sql(0, "DELETE FROM t");
-    c.sql(0, "VACUUM t");
     let waits =
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event LIKE 'RecoveryConflict%'";
     let until = Instant::now() + Duration::from_secs(60);
     while c.sql(1, waits) != "1" {
         assert!(Instant::now() < until, "replay is not blocked");
+        // Again where somebody looked at the database just then, and the rows were kept for that.
+        c.sql(0, "VACUUM t");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // The very first sample that was asked for since, of both nodes, says so: all received, not replayed.
@@ -553,8 +555,12 @@ async fn recovery_conflicts_and_a_delay_are_shown() {
     let driver = tokio::spawn(driver);
     reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t").await.unwrap();
     c.sql(0, "DELETE FROM t");
-    c.sql(0, "VACUUM t");
-    m.until("a conflict", |s| s.standby(&n(1)).unwrap().detail.conflicts == Some(1)).await;
+    m.until("a conflict", |s| {
+        // Again where somebody looked at the database just then, and the rows were kept for that.
+        c.sql(0, "VACUUM t");
+        s.standby(&n(1)).unwrap().detail.conflicts == Some(1)
+    })
+    .await;
     let text = m.metrics();
     let want = "pgtenure_lagmon_recovery_conflicts_total{cause=\"snapshot\",node=\"n2\"} 1\n";
     assert!(text.contains(want), "{want} is not in\n{text}");
@@ -647,7 +653,8 @@ async fn a_server_that_asks_for_the_password_itself_gets_none() {
         login.read_exact(&mut startup).await.unwrap();
         login.write_all(demand).await.unwrap();
         let mut more = Vec::new();
-        login.read_to_end(&mut more).await.unwrap();
+        // One that has given up meanwhile is gone before it has read the demand: an error.
+        let _ = login.read_to_end(&mut more).await;
         assert_eq!(more, b"", "the password, or what is as good");
     }
 }

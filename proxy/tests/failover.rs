@@ -31,6 +31,7 @@ fn wait_until_running(c: &Cluster, node: usize, n: usize) {
 fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
     let mut c = Cluster::start(2, |_| {});
     c.psql("create table t(a int); create table u(a int)").unwrap();
+    c.replicate();
     let mut logins: Vec<Raw> = (0..11).map(|_| Raw::login(c.port, &[])).collect();
     let [idle, autocommit, block, commit, rollback, failed, pinned, fresh, ext, quiet, portal] = &mut logins[..] else {
         panic!("eleven sessions")
@@ -142,6 +143,7 @@ fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
 fn every_way_out_of_a_lost_block_is_answered() {
     let mut c = Cluster::start(1, |_| {});
     c.psql("create table t(a int)").unwrap();
+    c.replicate();
     let cases: [(bool, &str, &str); 14] = [
         (false, "rollback", "C ROLLBACK | Z I"),
         (false, "rollback; begin; select 7", "C ROLLBACK | C BEGIN | T | D 7 | C SELECT 1 | Z T"),
@@ -375,6 +377,7 @@ fn a_deposed_primary_that_still_answers_is_left_at_once() {
     let mut inside = Raw::login(c.port, &[]);
     let mut flying = Raw::login(c.port, &[]);
     inside.query("create table t(a int)");
+    c.replicate();
     inside.query("begin");
     inside.query("insert into t values (1)");
     flying.write(|out| write_query(out, "insert into t select 2 from pg_sleep(60)"));

@@ -155,6 +155,7 @@ fn a_token_covers_what_a_standby_has_shown() {
     cluster.nodes[0].psql("select pg_reload_conf()");
     let waits = "select count(*) from pg_stat_replication where sync_state = 'quorum'";
     wait_for("commits to wait for n2", || (cluster.nodes[0].psql(waits) == "1").then_some(()));
+    cluster.list_is_in_force();
     for n in 2..12 {
         let mut client = Raw::login(cluster.port, &[LONG]);
         ok(&mut client, "set synchronous_commit = remote_apply");

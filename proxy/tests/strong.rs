@@ -28,6 +28,7 @@ fn semi_sync(hold: Duration) -> Cluster {
     cluster.nodes[0].psql("select pg_reload_conf()");
     let waits = "select count(*) from pg_stat_replication where sync_state = 'quorum'";
     wait_for("commits to wait for the standby", || (cluster.nodes[0].psql(waits) == "1").then_some(()));
+    cluster.list_is_in_force();
     cluster
 }
 

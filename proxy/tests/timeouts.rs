@@ -239,7 +239,8 @@ fn who_does_not_log_in_in_time_is_told_so_and_leaves() {
         let whole = text.contains("FATAL") && text.contains("C57014\0Mcanceling authentication due to timeout\0");
         assert!(whole, "{} bytes: {text}", bytes.len());
     }
-    assert_eq!(c.counter_of("pgtenure_proxy_logins_total", "timeout"), 3.0);
+    let counted = || c.counter_of("pgtenure_proxy_logins_total", "timeout");
+    wait_for("them to be counted", || (counted() == 3.0).then_some(()));
     assert_eq!(words(&Raw::login(c.port, &[]).query("select 1")), "T | D 1 | C SELECT 1 | Z I");
 }
 

@@ -160,6 +160,12 @@ impl Cluster {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
+    /// Wait until commits of node 0 go by its `synchronous_standby_names`. Whoever is asked has read that there is a list
+    /// before the checkpointer has, which tells all who commit; it does so before it makes a checkpoint.
+    pub(crate) fn list_is_in_force(&self) {
+        self.sql(0, "CHECKPOINT");
+    }
+
     /// What node `i` has logged.
     pub(crate) fn log(&self, i: usize) -> String {
         std::fs::read_to_string(self.dir.path().join(format!("{i}.log"))).expect("it was started")

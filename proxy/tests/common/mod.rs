@@ -67,10 +67,11 @@ pub fn bin(name: &str) -> PathBuf {
     newest.expect("PostgreSQL's server is installed under /usr/lib/postgresql").1.join(name)
 }
 
-/// Is this PostgreSQL built with that library? Says so where it is not.
+/// Is this PostgreSQL built with that library? Only one that was asked for by `PGTENURE_TEST_PG_BIN` may be without.
 pub fn has(library: &str) -> bool {
     let program = std::fs::read(bin("postgres")).unwrap();
     let has = program.windows(library.len()).any(|bytes| bytes == library.as_bytes());
+    assert!(has || std::env::var_os("PGTENURE_TEST_PG_BIN").is_some(), "nothing shows that it has {library}");
     if !has {
         eprintln!("SKIPPED: this PostgreSQL is built without {library}");
     }
@@ -247,11 +248,31 @@ impl Cluster {
             (t.term, t.epoch, t.gate)
         };
         // One that is being drained has its handle elsewhere.
-        let Some(state) = self.handle.as_ref().map(|handle| handle.state.clone()) else { return };
+        let Some(handle) = self.handle.as_ref() else { return };
+        let state = handle.state.clone();
+        // What of it the state does not tell they know of as well, once they have answered: the cluster comes before that.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(handle.view(DEADLINE)).expect("the workers answer");
         wait_for("all workers to act on the view", || {
             let s = *state.borrow();
             (s.term == term && s.epoch == epoch && s.gate == gate).then_some(())
         });
+    }
+
+    /// Wait until every standby has all that the primary has now. What a test has made is to be there after a failover, and
+    /// a stream that stands still for a moment does not end sooner for that.
+    pub fn replicate(&self) {
+        let end = self.nodes[0].psql("select pg_current_wal_flush_lsn()");
+        for standby in &self.nodes[1..] {
+            let there = format!("select pg_last_wal_replay_lsn() >= '{end}'");
+            wait_for("the standby to have it", || (standby.psql(&there) == "t").then_some(()));
+        }
+    }
+
+    /// Wait until commits of the first node go by its `synchronous_standby_names`. Whoever is asked has read that there is a
+    /// list before the checkpointer has, which tells all who commit; it does so before it makes a checkpoint.
+    pub fn list_is_in_force(&self) {
+        self.nodes[0].psql("checkpoint");
     }
 
     /// Close the gate, promote `node`, and open the next term.

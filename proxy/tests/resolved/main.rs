@@ -353,6 +353,7 @@ fn what_was_to_be_applied_by_standbys_is_so_before_it_is_told() {
     wait_for("the standby to count", || {
         (c.nodes[0].psql("select count(*) from pg_stat_replication where sync_state = 'sync'") == "1").then_some(())
     });
+    c.list_is_in_force();
     c.nodes[1].psql("select pg_wal_replay_pause()");
     wait_for("replay to pause", || {
         (c.nodes[1].psql("select pg_get_wal_replay_pause_state()") == "paused").then_some(())
