@@ -158,6 +158,7 @@ fn a_hundred_pgbench_clients_go_through_a_failover() {
     let mut c = Cluster::start(2, |raw| raw.pool_size = 40);
     let init = c.client("pgbench").args(["-i", "-s", "2", "-q"]).output().unwrap();
     assert!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
+    c.replicate();
     let run = |args: &[&str]| {
         let mut bench = c.client("pgbench");
         bench.args(["-n", "-c", "100", "-j", "2", "-T", "12"]).args(args);
