@@ -8,7 +8,7 @@ mod slots;
 #[path = "agent/strangers.rs"]
 mod strangers;
 
-use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivileged, until};
+use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivileged, until, writing_postgres_of};
 use cluster::topology::{Closed, Gate};
 use cluster::{Endpoint, Term, TimelineId};
 use failover::api::*;
@@ -36,7 +36,7 @@ fn a_cluster_is_created_and_a_killed_primary_comes_back_as_a_standby() {
         let begun = Instant::now();
         signal(postmaster(&c.nodes[p].config), Signal::SIGKILL);
         c.until_state(p, "the death", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
-        assert_eq!(postgres_of(&c.nodes[p].config.data_dir.join("data")), Vec::<i32>::new());
+        assert_eq!(writing_postgres_of(&c.nodes[p].config.data_dir.join("data")), Vec::<i32>::new());
         until("no zombie", async || zombies().is_empty().then_some(())).await;
         let (term, promoted) = c.failover(others[0], &others).await;
         eprintln!("outage as the manager's steps made it: {:?}", begun.elapsed());
@@ -333,7 +333,7 @@ fn a_running_postgres_is_adopted_by_a_new_agent_and_keeps_its_lease() {
         // Told to stop, agents stop what they run, and the primary's key goes with it.
         let handle = c.nodes[p].handle.take().unwrap();
         handle.stop().await;
-        assert_eq!(postgres_of(&c.nodes[p].config.data_dir.join("data")), Vec::<i32>::new());
+        assert_eq!(writing_postgres_of(&c.nodes[p].config.data_dir.join("data")), Vec::<i32>::new());
         assert_eq!(c.record::<PrimaryRecord>(c.keys.primary()).await, None);
     });
 }
@@ -571,6 +571,23 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         }
         assert!(std::fs::read_dir(c.nodes[p].config.data_dir.join("lost")).unwrap().next().is_none());
         assert_eq!(c.value(p, "SELECT count(*) FROM t").await, "1");
+        // What a dead postmaster has left could go on to acknowledge: it is ended before it is said that nothing runs, also
+        // where the agent's look hangs.
+        let data = c.nodes[others[0]].config.data_dir.join("data");
+        let dead = postmaster(&c.nodes[others[0]].config);
+        signal(dead, Signal::SIGSTOP);
+        writing_postgres_of(&data).into_iter().for_each(|pid| signal(pid, Signal::SIGSTOP));
+        let hangs = |s: &AgentState| matches!(s.postgres, PostgresState::Hung { for_ms: 1.. }).then_some(());
+        c.until_state(others[0], "that it hangs", hangs).await;
+        let socket = format!(".s.PGSQL.{}", c.nodes[others[0]].config.postgres_port);
+        let connections = || std::fs::read_to_string("/proc/net/unix").unwrap().matches(&socket).count();
+        let before = connections();
+        until("the next look", async || (connections() > before).then_some(())).await;
+        signal(dead, Signal::SIGKILL);
+        until("its death", async || (!postgres_of(&data).contains(&dead)).then_some(())).await;
+        let stop = Stop { term, deadline_ms: 60_000, only_if_hung: false };
+        let stopped: Stopped = c.post(others[0], "stop", &stop).await.unwrap();
+        assert_eq!((stopped.clean, writing_postgres_of(&data)), (false, Vec::new()));
     });
 }
 

@@ -245,9 +245,10 @@ impl Agent {
             if order.only_if_hung && !self.state.look(hangs) {
                 return Err(self.wrong_state("a primary that does not answer"));
             }
-            let bound = Duration::from_millis(order.deadline_ms);
-            postgres::stop(&self.env, Stop::Fast(bound)).await.map_err(|e| failed(&e))?;
         }
+        // Also where its postmaster is dead, and no look has ended yet what that left: it could still acknowledge commits.
+        let bound = Duration::from_millis(order.deadline_ms);
+        postgres::stop(&self.env, Stop::Fast(bound)).await.map_err(|e| failed(&e))?;
         if !self.env.layout.has_data() {
             return Err(self.wrong_state("with data"));
         }

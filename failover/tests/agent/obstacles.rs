@@ -33,7 +33,7 @@ fn a_promotion_that_is_not_over_in_time_leaves_nothing_that_could_end_it_later()
         let (failed, ()) = tokio::join!(promotion, begun);
         let failed = failed.unwrap_err();
         assert!(failed.starts_with("503"), "{failed}");
-        assert_eq!((postgres_of(&data), stubs(&c, s)), (Vec::new(), 0));
+        assert_eq!((writing_postgres_of(&data), stubs(&c, s)), (Vec::new(), 0));
         assert!(matches!(c.state(s).await.postgres, PostgresState::Stopped { was_primary: false, .. }));
 
         let (record, revision) = c.begin().await;
