@@ -519,6 +519,25 @@ fn a_token_is_looked_at_by_what_sets_it() {
     let set = a.query(&format!("set local pgtenure.after = '{ahead}'; select n from seen"));
     assert_eq!(set, ["E 57P03", "Z E"]);
     ok(&mut a, "rollback");
+    // What is only defined sets nothing yet, and a comment hides no verb.
+    cluster.nodes[0].psql("grant create on schema public to app");
+    let body = "declare t text := tok; begin perform set_config('pgtenure.after', t, false); end";
+    let define = format!("create function use_token(tok text) returns void language plpgsql as $$ {body} $$");
+    assert_eq!(a.query(&define), ["C CREATE FUNCTION", "Z I"]);
+    let prepare = "/* x; y */ prepare p as select set_config('pgtenure.after', $1, false)";
+    assert_eq!(a.query(prepare), ["C PREPARE", "Z I"]);
+    assert_eq!(a.query("/* x */ execute p('')"), ["T", "D ", "C SELECT 1", "Z I"]);
+    // What a block or a RESET brings back holds again.
+    ok(&mut a, &hidden);
+    for (undone, ends) in [("set local pgtenure.after = ''", "commit"), ("set pgtenure.after = ''", "rollback")] {
+        let sql = format!("begin; {undone}; {ends}; select n from seen");
+        assert_eq!(a.query(&sql), ["E 57P03", "Z I"], "{sql}");
+    }
+    let mut b = Raw::login(cluster.port, &[("options", &format!("-c pgtenure.after={ahead}"))]);
+    assert_eq!(b.query("set pgtenure.after = ''; select n from seen"), ["C SET", "T", "D 0", "C SELECT 1", "Z I"]);
+    for reset in ["reset pgtenure.after", "set pgtenure.after to default", "discard temp; reset all"] {
+        assert_eq!(b.query(&format!("{reset}; select n from seen")), ["E 57P03", "Z I"], "{reset}");
+    }
 }
 
 #[test]

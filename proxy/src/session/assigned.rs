@@ -35,17 +35,18 @@ pub(super) enum Use<'a> {
 
 /// What `sql` gives the setting `name`, the last time it is assigned; `None` when it does not, or not by a literal.
 pub(super) fn assigned<'a>(sql: &'a [u8], name: &str) -> Option<Assigned<'a>> {
-    let given = uses(sql, name).filter_map(|(_, how)| if let Use::Gives(given) = how { Some(given) } else { None });
+    let given = uses(sql, name).filter_map(|how| if let Use::Gives(given) = how { Some(given) } else { None });
     given.last()
 }
 
-/// What `sql` does wherever it names the setting `name`, and where its statement begins.
-pub(super) fn uses<'a>(sql: &'a [u8], name: &str) -> impl Iterator<Item = (usize, Use<'a>)> {
-    let at = (0..sql.len()).filter(move |at| starts_with(&sql[*at..], name));
-    at.map(move |at| {
-        let before = &sql[..at];
-        let begins = before.iter().rposition(|b| *b == b';').map_or(0, |end| end + 1);
-        (begins, one(&before[begins..], &sql[at + name.len()..]))
+/// What `sql` does wherever it names the setting `name`. It is gone through once, however often that is.
+pub(super) fn uses<'a>(sql: &'a [u8], name: &str) -> impl Iterator<Item = Use<'a>> {
+    let mut begins = 0;
+    (0..sql.len()).filter_map(move |at| {
+        if sql[at] == b';' {
+            begins = at + 1;
+        }
+        starts_with(&sql[at..], name).then(|| one(&sql[begins..at], &sql[at + name.len()..]))
     })
 }
 
@@ -62,8 +63,7 @@ fn one<'a>(statement: &[u8], behind: &'a [u8]) -> Use<'a> {
             None => Use::Names,
         };
     }
-    let mut words = statement.split(u8::is_ascii_whitespace).filter(|w| !w.is_empty()).rev();
-    let mut last = words.next().unwrap_or_default();
+    let (before, mut last) = last_word(statement);
     let is = |word: &[u8], what: &str| word.eq_ignore_ascii_case(what.as_bytes());
     if is(last, "reset") {
         return Use::Gives(Assigned { value: None, scope: Scope::Session });
@@ -71,7 +71,7 @@ fn one<'a>(statement: &[u8], behind: &'a [u8]) -> Use<'a> {
     let mut scope = Scope::Session;
     if is(last, "local") || is(last, "session") {
         scope = if is(last, "local") { Scope::Transaction } else { Scope::Session };
-        last = words.next().unwrap_or_default();
+        last = last_word(before).1;
     }
     if !is(last, "set") {
         return Use::Names;
@@ -82,12 +82,32 @@ fn one<'a>(statement: &[u8], behind: &'a [u8]) -> Use<'a> {
     }
 }
 
+/// The last word of a text, and what is before it; none where it is longer than any that is looked for.
+fn last_word(text: &[u8]) -> (&[u8], &[u8]) {
+    const LONGEST: usize = "session".len();
+    let text = text.trim_ascii_end();
+    let within = text.len().saturating_sub(LONGEST + 1);
+    let begins = text[within..].iter().rposition(u8::is_ascii_whitespace).map_or(within, |at| within + at + 1);
+    let (before, word) = text.split_at(begins);
+    if word.len() > LONGEST { (before, b"") } else { (before, word) }
+}
+
 /// The rest of a `set_config`, behind the name.
 fn configured(rest: &[u8]) -> Option<Assigned<'_>> {
     let (value, rest) = literal(rest.trim_ascii_start().strip_prefix(b",")?)?;
+    let rest = behind_cast(rest);
     let flag = rest.trim_ascii_start().strip_prefix(b",")?.trim_ascii_start();
     let local = flag.get(..4).is_some_and(|w| w.eq_ignore_ascii_case(b"true"));
     Some(Assigned { value: Some(value), scope: if local { Scope::Transaction } else { Scope::Session } })
+}
+
+/// What comes behind a cast that leaves a literal what it is, if there is one.
+fn behind_cast(text: &[u8]) -> &[u8] {
+    let Some(of) = text.trim_ascii_start().strip_prefix(b"::") else { return text };
+    let of = of.trim_ascii_start();
+    let ends = of.iter().position(|b| !(b.is_ascii_alphanumeric() || *b == b'_')).unwrap_or(of.len());
+    let (kind, rest) = of.split_at(ends);
+    if kind.eq_ignore_ascii_case(b"text") || kind.eq_ignore_ascii_case(b"varchar") { rest } else { text }
 }
 
 /// Does the text before a literal end in `set_config(`?
@@ -138,6 +158,12 @@ mod tests {
             ("select set_config('pgtenure.after', 'x', false)", Some((Some("x"), Scope::Session))),
             ("select set_config('pgtenure.after' ,'x' , TRUE)", Some((Some("x"), local))),
             ("set pgtenure.after = 'x'; set pgtenure.after = 'y'", Some((Some("y"), Scope::Session))),
+            ("select set_config('pgtenure.after', 'x'::text, true)", Some((Some("x"), local))),
+            ("select set_config('pgtenure.after', 'x' :: Varchar, false), n", Some((Some("x"), Scope::Session))),
+            ("select set_config('pgtenure.after', 'x'::mine, false)", None),
+            ("set   local\n\n pgtenure.after = 'x'", Some((Some("x"), local))),
+            ("reset          pgtenure.after", Some((None, Scope::Session))),
+            ("upset pgtenure.after = 'x'", None),
             ("select set_config('pgtenure.after', $1, false)", None),
             ("show pgtenure.after", None),
             ("select current_setting('pgtenure.after')", None),
@@ -162,7 +188,7 @@ mod tests {
             ("show pgtenure.after", false),
             ("reset pgtenure.after", false),
         ] {
-            assert_eq!(uses(sql.as_bytes(), "pgtenure.after").any(|(_, how)| how == Use::Hides), hides, "{sql}");
+            assert_eq!(uses(sql.as_bytes(), "pgtenure.after").any(|how| how == Use::Hides), hides, "{sql}");
         }
     }
 }

@@ -6,13 +6,13 @@
 use crate::route::After;
 use crate::route::durability::{COMMIT, Durability, NAME};
 use crate::route::promise::{self, AFTER, PREFIX, SETTINGS};
-use crate::session::assigned::{Use, uses};
 use crate::session::batch::Unit;
 use crate::session::client::Session;
 use crate::session::durability::level;
+use crate::session::sets_after::{Position, SetsAfter};
 use crate::session::settings::literal;
 use crate::session::shown::find;
-use crate::sql::{PinReason, only_configures, only_controls, only_sets};
+use crate::sql::{PinReason, only_sets};
 use crate::wire::backend::TxStatus;
 use cluster::Role;
 use cluster::config::Span;
@@ -31,6 +31,11 @@ pub(super) fn asked(sql: &[u8]) -> u32 {
     named.fold(0, |bits, (place, _)| bits | 1 << place)
 }
 
+/// May a text reset all settings?
+fn resets_all(sql: &[u8]) -> bool {
+    find(sql, b"all") && (find(sql, b"reset") || find(sql, b"discard"))
+}
+
 /// The settings that a text may set, likewise.
 fn set(sql: &[u8]) -> u32 {
     if asked(sql) != 0 && !find(sql, b"set ") && !find(sql, b"set_config") {
@@ -38,32 +43,6 @@ fn set(sql: &[u8]) -> u32 {
     }
     let named = SETTINGS.iter().enumerate().filter(|(_, name)| find(sql, name.as_bytes()));
     named.fold(0, |bits, (place, _)| bits | 1 << place)
-}
-
-/// What becomes of the position that reads must have seen.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Position {
-    /// The unit is held to the one in force.
-    Kept,
-    /// It is held to this one, which it sets before it does anything else; to none where it reads nothing, or resets it.
-    Is(Option<After>),
-    /// It sets this one, behind what is held to the one in force.
-    Also(After),
-    /// It sets one that its text does not show, and reads.
-    Hidden,
-}
-
-/// Does a statement run only later, or unseen, what its text says?
-fn is_kept(statement: &[u8]) -> bool {
-    let verb = statement.trim_ascii_start().split(|b| !b.is_ascii_alphanumeric()).next().unwrap_or_default();
-    [&b"prepare"[..], b"create", b"alter", b"do"].iter().any(|word| word.eq_ignore_ascii_case(verb))
-}
-
-/// Is a text nothing but one EXECUTE?
-fn is_execute(sql: &[u8]) -> bool {
-    let sql = sql.trim_ascii();
-    let sql = sql.strip_suffix(b";").unwrap_or(sql);
-    sql.get(..7).is_some_and(|verb| verb.eq_ignore_ascii_case(b"execute")) && !sql.contains(&b';')
 }
 
 /// Is a text nothing but one SHOW, SET or RESET of a setting of ours?
@@ -96,45 +75,30 @@ impl Session {
         if !changes && !unit.ours || unit.tail_left > 0 {
             return Position::Kept;
         }
-        // `only`: nothing but settings is changed. `aside`: nothing is read. `first`: nothing is done before it is set.
-        let (mut any, mut only, mut aside) = (false, true, true);
-        let (mut first, mut sets, mut hides) = (true, None, false);
-        let mut named: Option<After> = None;
+        let (mut any, mut only, mut names) = (false, true, false);
         self.each_text(input, unit, |sql| {
             if sql.trim_ascii().is_empty() {
                 return;
             }
             any = true;
             only &= only_sets(sql);
-            // What an EXECUTE runs comes next.
-            aside &= only_configures(sql) || is_execute(sql);
-            for (begins, how) in uses(sql, AFTER) {
-                let given = match how {
-                    Use::Names => continue,
-                    Use::Gives(given) => given.value.filter(|value| !value.is_empty()),
-                    Use::Hides if is_kept(&sql[begins..]) => continue,
-                    Use::Hides => {
-                        hides = true;
-                        None
-                    }
-                };
-                sets.get_or_insert(first && only_controls(&sql[..begins]));
-                let token = given.and_then(|value| promise::token(AFTER, &String::from_utf8_lossy(value)).ok());
-                named = token.map(|token| token.later(named)).or(named);
-            }
-            first &= only_controls(sql);
+            names |= find(sql, AFTER.as_bytes()) || resets_all(sql);
         });
-        let begun = self.relay.status != TxStatus::Idle;
-        match (sets, named) {
-            _ if any && only && changes => Position::Is(None),
-            // In a block that has begun it changes nothing.
-            _ if hides && !aside && begun => Position::Kept,
-            _ if hides && !aside => Position::Hidden,
-            (None, _) => Position::Kept,
-            (Some(true), named) => Position::Is(named),
-            (Some(false), Some(named)) => Position::Also(named),
-            (Some(false), None) => Position::Kept,
+        if any && only && changes {
+            return Position::Is(None);
         }
+        if !names {
+            return Position::Kept;
+        }
+        let mut sets = SetsAfter::new(self.after_of_startup());
+        self.each_text(input, unit, |sql| sets.add(sql));
+        sets.position(self.relay.status != TxStatus::Idle)
+    }
+
+    /// The position of the startup packet, to which RESET goes back.
+    pub(super) fn after_of_startup(&self) -> Option<After> {
+        let startup = promise::of_startup(&self.identity.parameters);
+        startup.iter().rev().find(|(name, _)| name == AFTER).and_then(|(_, value)| promise::token(AFTER, value).ok())
     }
 
     /// A unit goes to the server: which settings does its transaction have of its own?

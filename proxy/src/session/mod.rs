@@ -50,6 +50,7 @@ mod said;
 mod seen;
 mod sending;
 pub mod server;
+mod sets_after;
 pub mod settings;
 mod shown;
 pub mod slow;

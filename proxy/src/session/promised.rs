@@ -10,10 +10,10 @@ use crate::route::{After, Consistency, Promise, ReadFrom, Standing};
 use crate::session::assigned::{Assigned, Use, uses};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session};
-use crate::session::in_force::Position;
 use crate::session::incoming::Step;
 use crate::session::lost;
 use crate::session::said::Said;
+use crate::session::sets_after::Position;
 use crate::session::settings::Shared;
 use crate::sql::{Access, first_of};
 use crate::wire::backend::{self, TxStatus};
@@ -199,7 +199,7 @@ impl Session {
         let mut named = Vec::new();
         if unit.ours {
             self.each_text(input, unit, |sql| {
-                for (_, how) in uses(sql, AFTER) {
+                for how in uses(sql, AFTER) {
                     let Use::Gives(Assigned { value: Some(value), .. }) = how else { continue };
                     if !value.is_empty() {
                         named.push(promise::token(AFTER, &String::from_utf8_lossy(value)));
@@ -216,8 +216,10 @@ impl Session {
                 return error;
             }
         }
+        // A RESET names none, and goes back to that of the startup packet.
+        let startup = |s: &Self, named: After| s.after_of_startup().filter(|after| *after == named);
         let after = match self.position {
-            Position::Is(_) => return None,
+            Position::Is(named) => startup(self, named?)?,
             Position::Hidden => return Some(PromiseError::AfterHidden),
             Position::Also(_) => self.promise_before().after?,
             Position::Kept => self.promise_of_unit().after?,

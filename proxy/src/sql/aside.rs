@@ -45,19 +45,11 @@ pub fn only_sets(sql: &[u8]) -> bool {
 /// What changes settings, or begins or ends a block.
 const CONTROLS: [&str; 8] = ["set", "reset", "discard", "begin", "start", "commit", "end", "rollback"];
 
-/// Does each statement of this, if there is any, do no more than change settings, or begin or end a block?
-pub fn only_controls(sql: &[u8]) -> bool {
-    only_configures_by(sql, &[])
-}
-
-/// The same, where it may be a SELECT of `set_config` that reads no relation, and calls only what reads none.
+/// Does each statement of this, if there is any, do no more than change settings, or begin or end a block? So does a SELECT of
+/// `set_config` that reads no relation, and calls only what reads none.
 pub fn only_configures(sql: &[u8]) -> bool {
-    only_configures_by(sql, &["select"])
-}
-
-fn only_configures_by(sql: &[u8], also: &[&str]) -> bool {
     const READ: [&str; 7] = ["select", "from", "with", "table", "union", "values", "into"];
-    const CALLED: [&str; 5] = ["set_config", "concat", "coalesce", "nullif", "current_setting"];
+    const CALLED: [&str; 6] = ["set_config", "concat", "coalesce", "nullif", "current_setting", "cast"];
     let one_of = |word: &[u8], of: &[&str]| of.iter().any(|one| is(word, one));
     let mut lexer = Lexer::new(sql);
     let (mut before, mut selects) = ([Token::Semicolon; 3], false);
@@ -67,7 +59,7 @@ fn only_configures_by(sql: &[u8], also: &[&str]) -> bool {
             (Token::Odd, _) => true,
             (Token::Semicolon, _) => false,
             (Token::Word(verb), _) if begins => {
-                selects = one_of(verb, also);
+                selects = is(verb, "select");
                 !selects && !one_of(verb, &CONTROLS)
             }
             _ if begins => true,
@@ -86,6 +78,50 @@ fn only_configures_by(sql: &[u8], also: &[&str]) -> bool {
         before = [before[1], before[2], token];
     }
     true
+}
+
+/// The statements of a text, one by one. What stands behind something that cannot be read belongs to what has that, and so
+/// does what stands behind the beginning of a function's body that is no literal.
+pub fn statements(sql: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut lexer, mut begins) = (Lexer::new(sql), Some(0));
+    std::iter::from_fn(move || {
+        let from = begins.take()?;
+        let (mut depth, mut before) = (0_u32, None);
+        while let Some(token) = lexer.next() {
+            match token {
+                Token::Open => depth += 1,
+                Token::Close => depth = depth.saturating_sub(1),
+                Token::Semicolon if depth == 0 => {
+                    begins = Some(lexer.at());
+                    return sql.get(from..lexer.at() - 1);
+                }
+                Token::Odd => break,
+                Token::Word(word) if is(word, "atomic") => {
+                    if matches!(before, Some(Token::Word(word)) if is(word, "begin")) {
+                        break;
+                    }
+                }
+                Token::Semicolon
+                | Token::Word(_)
+                | Token::Quoted(_)
+                | Token::Literal
+                | Token::Dot
+                | Token::Comma
+                | Token::Operator => {}
+            }
+            before = Some(token);
+        }
+        sql.get(from..)
+    })
+}
+
+/// The first two words of a text, in lower case; nothing where it begins with something else.
+pub fn first_words(sql: &[u8]) -> [Vec<u8>; 2] {
+    let mut lexer = Lexer::new(sql);
+    [(); 2].map(|()| match lexer.next() {
+        Some(Token::Word(word)) => word.to_ascii_lowercase(),
+        _ => Vec::new(),
+    })
 }
 
 /// Is this one statement that changes rows, by its first word? The text is read as with `standard_conforming_strings` on.
@@ -179,6 +215,28 @@ mod tests {
     }
 
     #[test]
+    fn statements_are_parted_where_the_server_parts_them() {
+        let cut = |sql: &str| {
+            let parts = statements(sql.as_bytes()).map(|one| String::from_utf8(one.to_vec()).unwrap());
+            parts.collect::<Vec<_>>().join("|")
+        };
+        for (sql, want) in [
+            ("a; b", "a| b"),
+            ("a;", "a|"),
+            ("", ""),
+            ("/* a; b */ a", "/* a; b */ a"),
+            ("do $$ a; b $$; c", "do $$ a; b $$| c"),
+            ("create rule a as on b do (c; d); e", "create rule a as on b do (c; d)| e"),
+            ("create function a() begin atomic b; end; c", "create function a() begin atomic b; end; c"),
+            ("a; b 'c; d", "a| b 'c; d"),
+        ] {
+            assert_eq!(cut(sql), want, "{sql}");
+        }
+        assert_eq!(first_words(b"/* x */ RESET /**/ All; a"), [b"reset".to_vec(), b"all".to_vec()]);
+        assert_eq!(first_words(b"(select"), [Vec::new(), b"select".to_vec()]);
+    }
+
+    #[test]
     fn only_what_cannot_make_transactions_writable_is_aside() {
         for (sql, want) in [
             ("set search_path = a, 'b'", true),
@@ -255,16 +313,17 @@ mod tests {
             ("select set_config('a.b', \"mine\"($1), false)", false),
             ("select set_config('a.b', $1, false); select n from t", false),
             ("select set_config('a.b', 'c", false),
+            ("select set_config('a.b', cast($1 as text), false)", true),
             ("set a.b = 'c'", true),
             ("begin; select set_config('a.b', $1, false); rollback;", true),
             ("select 1 from t; select set_config('a.b', $1, false)", false),
             ("(select n from t)", false),
+            ("", true),
+            (" begin; set a = 1;", true),
+            ("begin; select n from t", false),
+            ("set a = 'b", false),
         ] {
             assert_eq!(only_configures(sql.as_bytes()), want, "{sql}");
-        }
-        for (sql, want) in [("", true), (" begin; set a = 1;", true), ("begin; select 1", false), ("set a = 'b", false)]
-        {
-            assert_eq!(only_controls(sql.as_bytes()), want, "{sql}");
         }
     }
 }

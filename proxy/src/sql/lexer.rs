@@ -38,6 +38,18 @@ pub(super) struct Lexer<'a> {
     from: usize,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Bytes that were read on this thread.
+    static READ: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// How much the lexers of this thread have read, bytes.
+#[cfg(test)]
+pub(crate) fn read_by_lexers() -> usize {
+    READ.get()
+}
+
 const SPACE: u8 = 1;
 const IDENT_START: u8 = 2;
 const IDENT: u8 = 4;
@@ -110,6 +122,16 @@ impl<'a> Lexer<'a> {
 
     /// The next token; `None` at the end.
     pub(super) fn next(&mut self) -> Option<Token<'a>> {
+        #[cfg(test)]
+        let begins = self.at;
+        let token = self.token();
+        #[cfg(test)]
+        READ.with(|read| read.set(read.get() + self.at - begins));
+        token
+    }
+
+    #[inline]
+    fn token(&mut self) -> Option<Token<'a>> {
         if self.skip_blanks().is_err() {
             return Some(Token::Odd);
         }

@@ -26,13 +26,15 @@ mod redefines;
 mod spliced;
 mod touched;
 
-pub use aside::{changes_rows, keeps_read_only, only_configures, only_controls, only_sets, sets_aside};
+pub use aside::{changes_rows, first_words, keeps_read_only, only_configures, only_sets, sets_aside, statements};
 pub use bodies::{BodyRow, MAX_CALLS, RelationRow};
 pub use callers::{Callers, Hidden};
 pub use classify::{Leaves, LongText, Why, classify, first_of, why};
 pub use fingerprint::fingerprint;
 pub use function_name::{FunctionName, FunctionNameError};
 pub use functions::{FunctionRow, FunctionTable, HARMLESS, Volatility, is_primary_only};
+#[cfg(test)]
+pub(crate) use lexer::read_by_lexers;
 pub use modes::{Isolation, Modes};
 pub use named::{Name, about_names, deallocated, executed, fetches, prepared};
 pub use parameters::highest_parameter;
