@@ -38,6 +38,13 @@ fn plain() -> String {
     format!("\"app\" \"{PASSWORD}\"\n")
 }
 
+/// All connections to servers are made anew.
+fn reconnect(cluster: &Cluster) {
+    let order = cluster.handle.as_ref().expect("it runs").order(Order::Reconnect, Scope::All, common::DEADLINE);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(order).expect("nobody is in a transaction");
+}
+
 fn set_md5(node: &Node) {
     node.psql(&format!("set password_encryption = 'md5'; alter role app password '{PASSWORD}'"));
 }
@@ -74,8 +81,22 @@ fn the_first_rule_decides_and_may_reject() {
 
 #[test]
 fn a_trusted_client_reaches_a_server_that_asks_for_scram_by_the_configured_password() {
-    let cluster = cluster("scram-sha-256", &["host all all all trust"], &plain(), |_| {});
+    let mut path = None;
+    let cluster =
+        cluster("scram-sha-256", &["host all all all trust"], &plain(), |raw| path = Some(raw.userlist.clone()));
     assert_eq!(cluster.psql("select current_user"), Ok("app".to_owned()));
+    // Who comes later with what the server does not take changes nothing for those who are there.
+    let mut before = Raw::login(cluster.port, &[]);
+    std::fs::write(path.expect("the harness names it"), "\"app\" \"another\"\n").expect("scratch is writable");
+    common::wait_for("the new userlist to be used", || {
+        reconnect(&cluster);
+        cluster.psql("select 1").is_err().then_some(())
+    });
+    let mut behind = Raw::login(cluster.port, &[]);
+    for client in [&mut before, &mut behind] {
+        reconnect(&cluster);
+        assert_eq!(client.query("select current_user"), ["T", "D app", "C SELECT 1", "Z I"]);
+    }
 }
 
 #[test]
@@ -190,9 +211,7 @@ fn a_user_that_only_the_database_knows_is_looked_up_and_remembered_through_a_fai
     };
     common::wait_for("the new password to be accepted", log_in);
     // Who logged in before stays connected, as at PostgreSQL, also where a connection has to be made with the new one.
-    let order = cluster.handle.as_ref().expect("it runs").order(Order::Reconnect, Scope::All, common::DEADLINE);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(order).expect("nobody is in a transaction");
+    reconnect(&cluster);
     assert_eq!(before.query("select current_user"), ["T", "D app", "C SELECT 1", "Z I"]);
     drop(before);
     cluster.nodes[0].psql(&format!("alter role app password '{PASSWORD}'"));

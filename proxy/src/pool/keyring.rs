@@ -1,4 +1,4 @@
-//! The newest that clients have logged in with. A session outlives a change of its password, and a server connection that is
+//! The newest that clients have logged in with, and that the primary takes. A session outlives a change of its password, and a server connection that is
 //! made for it later needs the new one. Locked when a client comes or leaves, and when a connection is made.
 
 use crate::auth::credentials::Credentials;
@@ -60,6 +60,15 @@ impl Keyring {
         }
     }
 
+    /// A server has refused the newest and takes these, of a client who is there.
+    pub fn restore(&self, identity: &Identity, refused: &Credentials, right: &Arc<Credentials>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have come meanwhile.
+        if let Some(newest) = all.get_mut(&Whose::new(identity, right)).filter(|n| *n.credentials == *refused) {
+            newest.credentials = right.clone();
+        }
+    }
+
     /// What to log in to a server with for a client who had logged in with those.
     pub fn newest(&self, identity: &Identity, credentials: &Credentials) -> Option<Arc<Credentials>> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,6 +98,11 @@ mod tests {
         keyring.enter(&other, &new);
         keyring.enter(&one, &nothing);
         assert_eq!(keyring.newest(&one, &old), Some(new.clone()), "without a password is not with a newer one");
+        keyring.restore(&one, &nothing, &old);
+        assert_eq!(keyring.newest(&one, &old), Some(new.clone()), "it is not what was refused");
+        keyring.restore(&one, &new, &old);
+        assert_eq!(keyring.newest(&other, &new), Some(old.clone()), "who came last did not know the newest");
+        keyring.restore(&other, &old, &new);
         keyring.leave(&other, &new);
         assert_eq!(keyring.newest(&one, &old), Some(new), "it was right when it was given");
         keyring.leave(&one, &old);

@@ -24,14 +24,15 @@ pub async fn open(
 ) -> Result<Server, Option<ConnectError>> {
     let config = w.config();
     let (term, generation) = (w.view.borrow().topology.term, w.generation.get());
-    let own = || w.shared.keyring.newest(&want.identity, &want.credentials);
-    let newest = want.entered.then(own).flatten();
+    let (keyring, own) = (&w.shared.keyring, &want.credentials);
+    let newest = want.entered.then(|| keyring.newest(&want.identity, own)).flatten();
+    let begun = w.now();
     let login = Login {
         member,
         role,
         term,
         identity: &want.identity,
-        credentials: newest.as_deref().unwrap_or(&want.credentials),
+        credentials: newest.as_deref().unwrap_or(own),
         allowed: Allowed { md5: config.auth.server_md5, password: config.auth.server_password },
         hashing: &w.shared.hashing,
         worker: w,
@@ -40,7 +41,24 @@ pub async fn open(
     };
     let connecting = async {
         let _turn = w.connects.acquire().await.expect("the semaphore is never closed");
-        server::connect(login, permit, w.now()).await
+        let mut permit = Some(permit);
+        let first = server::connect(login.clone(), &mut permit, w.now()).await;
+        let (Err(refused), Some(newest)) = (&first, newest.as_ref().filter(|newest| *newest != own)) else {
+            return first;
+        };
+        // Who logged in last need not have the newest password.
+        let left = left.saturating_sub(w.now().since(begun));
+        if !refused.is_of_proof() || left.is_zero() {
+            return first;
+        }
+        let (connect_timeout, login_timeout) = (login.connect_timeout.min(left), login.login_timeout.min(left));
+        let login = Login { credentials: own, connect_timeout, login_timeout, ..login };
+        let server = server::connect(login, &mut permit, w.now()).await?;
+        // What a standby still takes may be the old one.
+        if role == Role::Primary {
+            keyring.restore(&want.identity, newest, own);
+        }
+        Ok(server)
     };
     let moved = async {
         loop {

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// too_many_connections: the server has as many as it takes, of all or of this user.
 const TOO_MANY: &str = "53300";
+/// invalid_password.
+const WRONG_PROOF: &str = "28P01";
 /// Classes of what a server says of itself: it lacks something, is started, stopped or told to refuse, has a fault, or the
 /// connection has. Everything else is about the role, the database or the startup packet.
 const OF_SERVER: [&str; 5] = ["53", "57", "58", "08", "XX"];
@@ -132,6 +134,11 @@ impl ConnectError {
             | Self::OtherServer { .. }
             | Self::Protocol { .. } => false,
         }
+    }
+
+    /// Has the server refused the proof itself, be it of a wrong password?
+    pub fn is_of_proof(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == WRONG_PROOF)
     }
 
     /// The server takes no more connections: whose count against the limit that it has met?

@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What a login needs.
+#[derive(Clone)]
 pub struct Login<'a> {
     /// The node and its address.
     pub member: &'a Member,
@@ -48,11 +49,14 @@ pub struct Login<'a> {
     pub login_timeout: Duration,
 }
 
-/// Connect, log in and verify the role.
+/// Connect, log in and verify the role. The permit is left where that fails.
 ///
 /// # Errors
 /// See [`ConnectError`].
-pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<Server, ConnectError> {
+///
+/// # Panics
+/// Without a permit.
+pub async fn connect(login: Login<'_>, permit: &mut Option<Permit>, now: Instant) -> Result<Server, ConnectError> {
     let node = login.member.node.clone();
     let io = |source| ConnectError::Io { node: node.clone(), source };
     let endpoint = &login.member.postgres;
@@ -96,7 +100,7 @@ pub async fn connect(login: Login<'_>, permit: Permit, now: Instant) -> Result<S
         ready: login.worker.now(),
         sampled: login.role == Role::Primary,
         idle_since: now,
-        permit,
+        permit: permit.take().expect("nobody has taken it"),
     });
     Ok(Server { stream: wire.stream, meta, cancels: Rc::default() })
 }
