@@ -647,6 +647,7 @@ fn a_statement_says_for_itself_what_it_may_miss() {
         (&["begin", &hinted, "commit"][..], 1),
         (&["begin read only", WHERE, &hinted, "commit"], 1),
         (&["begin", "/* pgtenure: durability=local */ select 1", "commit"], 1),
+        (&["begin", "/* pgtenure: durability=local, read_from=primary */ select 1", "commit"], 2),
         (&[&format!("begin; {hinted}"), "commit"], 1),
         (&[begun, &hinted, "commit"], 0),
         (&["begin", WHERE, "commit"], 0),

@@ -14,8 +14,8 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::ClientError;
 use std::sync::Arc;
 
-const IN_BLOCK: &str = "a comment cannot set \"pgtenure.durability\" within a transaction block";
-const INSTEAD: &str = "Its COMMIT waits for what BEGIN or SET LOCAL pgtenure.durability has said.";
+pub(super) const IN_BLOCK: &str = "a comment cannot set \"pgtenure.durability\" within a transaction block";
+pub(super) const INSTEAD: &str = "Its COMMIT waits for what BEGIN or SET LOCAL pgtenure.durability has said.";
 
 /// What a session's `synchronous_commit` is while a comment's is in force.
 pub(super) struct Unhinted {
@@ -38,10 +38,6 @@ impl Session {
         }
         match self.status() {
             TxStatus::Idle => {}
-            TxStatus::Block if hint.is_some() => {
-                self.warn_of_hint(&[IN_BLOCK], INSTEAD);
-                return None;
-            }
             TxStatus::Block | TxStatus::Failed => return None,
         }
         // What sets something commits nothing, and is to stay.
@@ -58,14 +54,17 @@ impl Session {
         self.commit_as(asked).then_some(Step::Wait)
     }
 
-    /// Warn of the comment of the unit at the head of the inbox, once: it may be looked at again before it is sent.
-    pub(super) fn warn_of_hint(&mut self, texts: &[impl AsRef<str>], detail: &str) {
+    /// Warn of the comment of the unit at the head of the inbox, of each thing with its detail, once: it may be looked at
+    /// again before it is sent.
+    pub(super) fn warn_of_hint(&mut self, texts: &[(impl AsRef<str>, &str)]) {
         // Nothing can be said in the middle of a message.
         if texts.is_empty() || self.hint_warned || self.relay.mid_frame() {
             return;
         }
         self.hint_warned = true;
-        texts.iter().for_each(|text| self.to_client.append(|out| backend::write_warning(out, text.as_ref(), detail)));
+        for (text, detail) in texts {
+            self.to_client.append(|out| backend::write_warning(out, text.as_ref(), detail));
+        }
     }
 
     /// The session sets for itself what its commits wait for, within a block that may have begun with a comment. What is

@@ -10,6 +10,7 @@ use crate::route::{After, Consistency, Promise, ReadFrom, Standing};
 use crate::session::assigned::{Assigned, Use, uses};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session};
+use crate::session::hinted;
 use crate::session::incoming::Step;
 use crate::session::lost;
 use crate::session::said::Said;
@@ -121,7 +122,7 @@ impl Session {
         bad.extend(more);
         let detail =
             if within { "Reads of this block go to the primary." } else { "The statement goes to the primary." };
-        self.warn_of_hint(&bad.iter().map(BadPromise::to_string).collect::<Vec<_>>(), detail);
+        self.warn_of_hint(&bad.iter().map(|bad| (bad.to_string(), detail)).collect::<Vec<_>>());
         self.hinted = Some(Box::new(said));
         None
     }
@@ -137,13 +138,14 @@ impl Session {
         let durability =
             |of: &Hints| pairs(of).filter(|(name, _)| *name == NAME).last().map(|(_, value)| value.to_owned());
         let commits = begun.iter().find_map(durability);
-        let asks = |of: &Hints| {
+        let promised = |of: &Hints| {
             let (promise, bad) = promise::resolve(holds, pairs(of));
-            promise != holds || !bad.is_empty() || durability(of).is_some_and(|value| Some(value) != commits)
+            promise != holds || !bad.is_empty()
         };
-        if passed.iter().any(asks) {
-            self.warn_of_hint(&[IN_BLOCK], INSTEAD);
-        }
+        let committed = |of: &Hints| durability(of).is_some_and(|value| Some(value) != commits);
+        let durability = passed.iter().any(committed).then_some((hinted::IN_BLOCK, hinted::INSTEAD));
+        let promise = passed.iter().any(promised).then_some((IN_BLOCK, INSTEAD));
+        self.warn_of_hint(&durability.into_iter().chain(promise).collect::<Vec<_>>());
     }
 
     /// What the texts of a unit say of themselves, one by one, and behind a BEGIN; nothing when none does. What says nothing is

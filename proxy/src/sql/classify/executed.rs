@@ -48,7 +48,14 @@ pub(super) fn executes_anything(body: &[u8]) -> bool {
             _ if is(b"execute") => Executed::Begun { bare: true },
             Executed::Outside => continue,
             // EXECUTE FUNCTION of a trigger, GRANT EXECUTE ON.
-            Executed::Begun { bare: true } if is(b"function") || is(b"procedure") || is(b"on") => Executed::Outside,
+            Executed::Begun { bare: true } if is(b"on") => Executed::Outside,
+            Executed::Begun { bare: true } if is(b"function") || is(b"procedure") => {
+                // Else it is a variable of that name.
+                if !names_called(&body[lexer.at()..]) {
+                    return true;
+                }
+                Executed::Outside
+            }
             Executed::Begun { .. } if token == Token::Open => Executed::Begun { bare: false },
             Executed::Begun { .. } if (is(b"format") || is(b"concat")) && called => Executed::Begun { bare: false },
             Executed::Shown { .. } if ends => Executed::Outside,
@@ -70,6 +77,22 @@ pub(super) fn executes_anything(body: &[u8]) -> bool {
         };
     }
     matches!(within, Executed::Begun { .. })
+}
+
+/// Does the name of what is called follow, with a parenthesis behind it?
+fn names_called(rest: &[u8]) -> bool {
+    let mut lexer = Lexer::new(rest);
+    loop {
+        let named = match lexer.next() {
+            Some(Token::Word(word)) => !word.eq_ignore_ascii_case(b"using"),
+            Some(Token::Quoted(_)) => true,
+            _ => false,
+        };
+        match lexer.next() {
+            Some(Token::Dot) if named => {}
+            next => return named && next == Some(Token::Open),
+        }
+    }
 }
 
 /// Is what stands before this the beginning of a text that is put together, or all of it?
@@ -293,6 +316,12 @@ mod tests {
                 "begin create trigger a after insert on t execute function b(); grant execute on function b to c; end",
                 false,
             ),
+            ("begin create trigger a after insert on t execute procedure \"A\" . b /* all */ (1); end", false),
+            ("begin execute procedure; end", true),
+            ("begin execute function || ' from t'; end", true),
+            ("begin execute function(1); end", true),
+            ("begin execute procedure into x using (a); end", true),
+            ("begin execute procedure using (a); end", true),
             ("begin perform x; end", false),
         ] {
             assert_eq!(anything(body), want, "{body}");
