@@ -10,7 +10,7 @@ use super::env::own_variables;
 use super::process::{self, Death};
 use super::sql::{Sql, SqlError};
 use super::tool::ToolError;
-use crate::fsm::unstarted::{last_words, not_in_the_data};
+use crate::fsm::unstarted::{Elsewhere, last_words, not_in_the_data};
 use cluster::TimelineId;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -47,7 +47,7 @@ pub(crate) enum ServerError {
         /// The end of its log.
         log: String,
         /// What is the matter, where that says that it is not the data.
-        not_in_the_data: Option<&'static str>,
+        not_in_the_data: Option<Elsewhere>,
     },
     /// It is not ready in time.
     #[error("PostgreSQL was not ready after {after:?}: {last}")]

@@ -12,6 +12,7 @@ use super::tool::ToolError;
 use super::wal_tail::{ExamineError, began_at};
 use crate::api::{Position, PostgresState};
 use crate::fsm::rejoin::{Facts, Plan, divergence, plan};
+use crate::fsm::unstarted::Kept;
 use cluster::timeline::{Fork, History};
 use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
 use std::sync::atomic::Ordering;
@@ -41,16 +42,9 @@ pub(crate) enum RejoinError {
         #[source]
         source: cluster::timeline::ParseHistoryError,
     },
-    #[error("it does not start, and a copy would not change that: {why}")]
-    NotInTheData {
-        why: &'static str,
-        #[source]
-        source: ServerError,
-    },
-    #[error("it does not start; copied in vain before ({copies}), copied again when it has failed for {pause:?}")]
+    #[error("it does not start; {kept}")]
     Unstarted {
-        copies: u32,
-        pause: Duration,
+        kept: Kept,
         #[source]
         source: ServerError,
     },

@@ -142,14 +142,13 @@ impl Agent {
             }
             Err(error @ (ServerError::NotReady { .. } | ServerError::Ended { .. })) => {
                 postgres::stop(&self.env, postgres::Stop::Immediate).await?;
-                if let ServerError::Ended { not_in_the_data: Some(why), .. } = error {
-                    return Err(RejoinError::NotInTheData { why, source: error });
+                let elsewhere = match error {
+                    ServerError::Ended { not_in_the_data, .. } => not_in_the_data,
+                    _ => None,
+                };
+                if let Err(kept) = self.unstarted().replace(self.env.clock.now(), elsewhere) {
+                    return Err(RejoinError::Unstarted { kept, source: error });
                 }
-                let mut unstarted = self.unstarted();
-                if let Err(pause) = unstarted.replace(self.env.clock.now()) {
-                    return Err(RejoinError::Unstarted { copies: unstarted.copies(), pause, source: error });
-                }
-                drop(unstarted);
                 // It cannot become consistent without that source: replace it.
                 self.condemn()?;
                 return Err(error.into());

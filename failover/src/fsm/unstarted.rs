@@ -2,19 +2,43 @@
 //!
 //! It may lack WAL that its primary has not, and then only another copy helps. But a port that is taken, a configuration that is
 //! wrong or a host that is short of something is not mended by one, and a copy costs the primary more than anything else here.
+//! Where one might mend it all the same it is made late, and again at greater and greater distances.
 
 use cluster::Instant;
+use std::fmt;
 use std::time::Duration;
 
 /// Before the second copy in a row; twice as long before each that follows.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
-/// Longest pause.
+/// Longest pause, and the first where the reason seems to lie elsewhere.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// Longest pause there.
+const LONGEST_ELSEWHERE: Duration = Duration::from_secs(12 * 3600);
 
-/// What PostgreSQL says last where the reason is not in its data, and what that is to an operator.
-const NOT_IN_THE_DATA: &[(&[&str], &str)] = &[
-    (&["could not create any TCP/IP sockets", "Address already in use"], "its address or port cannot be used"),
-    (&["any Unix-domain sockets", "lock file"], "its socket's directory or a lock file cannot be used"),
+/// A reason that does not lie in the data, as far as the log tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// What it is to an operator.
+    pub why: &'static str,
+    /// A copy might mend it all the same: it brings the primary's settings, in files and in pg_control, and files of its own.
+    pub copy_may_help: bool,
+}
+
+const fn no_copy_helps(why: &'static str) -> Elsewhere {
+    Elsewhere { why, copy_may_help: false }
+}
+
+const fn a_copy_may_help(why: &'static str) -> Elsewhere {
+    Elsewhere { why, copy_may_help: true }
+}
+
+/// What PostgreSQL says last where the reason is not in its data.
+const NOT_IN_THE_DATA: &[(&[&str], Elsewhere)] = &[
+    (
+        &["could not create any TCP/IP sockets", "Address already in use"],
+        no_copy_helps("its address or port cannot be used"),
+    ),
+    (&["any Unix-domain sockets", "lock file"], no_copy_helps("its socket's directory or a lock file cannot be used")),
     (
         &[
             "configuration file",
@@ -26,13 +50,20 @@ const NOT_IN_THE_DATA: &[(&[&str], &str)] = &[
             "private key file",
             "insufficient parameter settings",
         ],
-        "what it is configured with does not work",
+        a_copy_may_help("what it is configured with does not work"),
     ),
     (
-        &["shared memory", "semaphore", "Cannot allocate memory", "Too many open files", "No space left on device"],
-        "the host is short of something",
+        &[
+            "shared memory",
+            "semaphore",
+            "Cannot allocate memory",
+            "Too many open files",
+            "No space left on device",
+            "Read-only file system",
+        ],
+        no_copy_helps("the host is short of something"),
     ),
-    (&["Permission denied", "Read-only file system", "has invalid permissions", "has wrong ownership"], "it may not"),
+    (&["Permission denied", "has invalid permissions", "has wrong ownership"], a_copy_may_help("it may not")),
 ];
 
 /// Of the end of PostgreSQL's log the lines that say why it ended: the last FATAL or PANIC, what follows it, and some before.
@@ -57,12 +88,53 @@ fn reason(lines: &[&str]) -> Option<usize> {
     lines.iter().rposition(|l| (l.contains("FATAL") || l.contains("PANIC")) && !l.contains("the database system is"))
 }
 
-/// Why PostgreSQL would not start on a copy either, as far as its log tells.
-pub fn not_in_the_data(log: &str) -> Option<&'static str> {
+/// Why PostgreSQL would hardly start on a copy either, as far as its log tells.
+pub fn not_in_the_data(log: &str) -> Option<Elsewhere> {
     let lines = last_words(log);
     let said = lines[reason(&lines)?..].join("\n");
     let known = NOT_IN_THE_DATA.iter().find(|(words, _)| words.iter().any(|w| said.contains(w)));
-    known.map(|(_, why)| *why)
+    known.map(|(_, elsewhere)| *elsewhere)
+}
+
+/// What is there is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// A copy would not start either.
+    ForGood {
+        /// Why.
+        why: &'static str,
+    },
+    /// Nor would it, most likely.
+    Long {
+        /// Why.
+        why: &'static str,
+        /// For how long it must have failed to start before it is replaced.
+        pause: Duration,
+    },
+    /// Copies have not started before.
+    For {
+        /// How many.
+        copies: u32,
+        /// For how long it must have failed to start before it is replaced.
+        pause: Duration,
+    },
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ForGood { why } => write!(f, "a copy would not change that: {why}"),
+            Self::Long { why, pause } => {
+                write!(
+                    f,
+                    "a copy would hardly change that: {why}; copied all the same when it has failed for {pause:?}"
+                )
+            }
+            Self::For { copies, pause } => {
+                write!(f, "copied in vain before ({copies}), copied again when it has failed for {pause:?}")
+            }
+        }
+    }
 }
 
 /// Copies that were made because what was there did not start, since the node counted last.
@@ -73,16 +145,26 @@ pub struct Unstarted {
 }
 
 impl Unstarted {
-    /// It did not start: may it be replaced now?
+    /// It did not start, for a reason that may lie `elsewhere`: may it be replaced now?
     ///
     /// # Errors
-    /// For how long it must have failed to start before it is; until then it is tried again.
-    pub fn replace(&mut self, now: Instant) -> Result<(), Duration> {
+    /// What is to happen before; until then it is tried again.
+    pub fn replace(&mut self, now: Instant, elsewhere: Option<Elsewhere>) -> Result<(), Kept> {
+        if let Some(Elsewhere { why, copy_may_help: false }) = elsewhere {
+            return Err(Kept::ForGood { why });
+        }
         let since = *self.failing_since.get_or_insert(now);
-        let doubled = FIRST_PAUSE.saturating_mul(1 << self.copies.saturating_sub(1).min(10));
-        let pause = if self.copies == 0 { Duration::ZERO } else { doubled.min(LONGEST_PAUSE) };
+        let doubled = |first: Duration, times: u32| first.saturating_mul(1 << times.min(10));
+        let pause = match elsewhere {
+            Some(_) => doubled(LONGEST_PAUSE, self.copies).min(LONGEST_ELSEWHERE),
+            None if self.copies == 0 => Duration::ZERO,
+            None => doubled(FIRST_PAUSE, self.copies - 1).min(LONGEST_PAUSE),
+        };
         if now.since(since) < pause {
-            return Err(pause);
+            return Err(match elsewhere {
+                Some(Elsewhere { why, .. }) => Kept::Long { why, pause },
+                None => Kept::For { copies: self.copies, pause },
+            });
         }
         *self = Self { copies: self.copies + 1, failing_since: None };
         Ok(())
@@ -91,11 +173,6 @@ impl Unstarted {
     /// It runs; whether it gets so far that it counts is seen later.
     pub fn started(&mut self) {
         self.failing_since = None;
-    }
-
-    /// How many copies did not start.
-    pub fn copies(self) -> u32 {
-        self.copies
     }
 }
 
@@ -110,7 +187,7 @@ mod tests {
             WARNING:  could not create listen socket for \"127.0.0.1\"\n\
             2026-11-29 19:29:14.699 GMT [9299] FATAL:  could not create any TCP/IP sockets\n\
             LOG:  database system is shut down\n";
-        assert_eq!(not_in_the_data(port), Some("its address or port cannot be used"));
+        assert_eq!(not_in_the_data(port).unwrap().why, "its address or port cannot be used");
         let words = last_words(port);
         assert_eq!((words.len(), words[2]), (4, "FATAL:  could not create any TCP/IP sockets"));
         for (log, mended) in [
@@ -157,21 +234,46 @@ mod tests {
     fn copies_that_do_not_start_follow_each_other_at_growing_distances() {
         let at = Instant::from_millis;
         let mut unstarted = Unstarted::default();
-        assert_eq!(unstarted.replace(at(1000)), Ok(()), "the first at once");
+        assert_eq!(unstarted.replace(at(1000), None), Ok(()), "the first at once");
         // However long the copy took, it has failed to start since now only.
         let mut now = 100_000;
         for pause in [10, 20, 40, 80, 160, 320, 600, 600, 600, 600, 600, 600] {
-            let wait = Duration::from_secs(pause);
-            assert_eq!(unstarted.replace(at(now)), Err(wait));
-            assert_eq!(unstarted.replace(at(now + pause * 1000 - 1)), Err(wait));
+            let wait = Kept::For { copies: unstarted.copies, pause: Duration::from_secs(pause) };
+            assert_eq!(unstarted.replace(at(now), None), Err(wait));
+            assert_eq!(unstarted.replace(at(now + pause * 1000 - 1), None), Err(wait));
             now += pause * 1000;
-            assert_eq!(unstarted.replace(at(now)), Ok(()));
+            assert_eq!(unstarted.replace(at(now), None), Ok(()));
             now += 100_000;
         }
         // One that ran has failed anew.
-        assert_eq!(unstarted.replace(at(now)), Err(LONGEST_PAUSE));
+        assert_eq!(unstarted.replace(at(now), None), Err(Kept::For { copies: 13, pause: LONGEST_PAUSE }));
         unstarted.started();
-        assert_eq!(unstarted.replace(at(now + 600_000)), Err(LONGEST_PAUSE));
-        assert_eq!(unstarted.copies(), 13);
+        assert_eq!(unstarted.replace(at(now + 600_000), None), Err(Kept::For { copies: 13, pause: LONGEST_PAUSE }));
+    }
+
+    #[test]
+    fn what_a_copy_may_mend_all_the_same_is_copied_late_and_what_it_cannot_never() {
+        let at = |s: u64| Instant::from_millis(s * 1000);
+        let mut unstarted = Unstarted::default();
+        let port = not_in_the_data("FATAL:  could not create any TCP/IP sockets");
+        let for_good = Err(Kept::ForGood { why: "its address or port cannot be used" });
+        assert_eq!((unstarted.replace(at(0), port), unstarted.replace(at(90_000), port)), (for_good, for_good));
+        // Where the primary's max_connections were lowered since, pg_control of another copy tells of that.
+        for log in [
+            "FATAL:  recovery aborted because of insufficient parameter settings\nDETAIL:  max_connections = 100 is a lower",
+            "FATAL:  could not open file \"base/1/1259\": Permission denied",
+            "FATAL:  configuration file \"/d/data/postgresql.auto.conf\" contains errors",
+        ] {
+            let mut unstarted = unstarted;
+            let reason = not_in_the_data(log);
+            let long = |pause| Kept::Long { why: reason.unwrap().why, pause: Duration::from_secs(pause) };
+            let mut now = 100_000;
+            for pause in [600, 1200, 2400, 4800, 9600, 19_200, 38_400, 43_200, 43_200, 43_200, 43_200, 43_200, 43_200] {
+                assert_eq!(unstarted.replace(at(now), reason), Err(long(pause)), "{log}");
+                assert_eq!(unstarted.replace(at(now + pause - 1), reason), Err(long(pause)));
+                now += pause;
+                assert_eq!(unstarted.replace(at(now), reason), Ok(()));
+            }
+        }
     }
 }
