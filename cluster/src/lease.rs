@@ -39,6 +39,11 @@ impl Lease {
         self.sent_at + self.ttl.saturating_sub(margin)
     }
 
+    /// Has half of the time gone in which its holder may act?
+    pub fn is_half_over(&self, now: Instant, margin: Duration) -> bool {
+        now.since(self.sent_at) > self.ttl.saturating_sub(margin) / 2
+    }
+
     /// What may be done at `now`. `margin` < `ttl` is checked when the configuration is read.
     pub fn state_at(&self, now: Instant, margin: Duration) -> LeaseState {
         let deadline = self.deadline(margin);
@@ -68,6 +73,14 @@ mod tests {
     fn at_its_deadline_a_lease_is_expired() {
         assert_eq!(state(3500, 500), LeaseState::Expired { since: Duration::ZERO });
         assert_eq!(state(4000, 500), LeaseState::Expired { since: Duration::from_millis(500) });
+    }
+
+    #[test]
+    fn half_of_a_lease_is_half_of_what_is_left_of_it_without_the_margin() {
+        let lease = Lease { term: Term(3), sent_at: Instant::from_millis(1000), ttl: Duration::from_secs(3) };
+        let half_over = |now| lease.is_half_over(Instant::from_millis(now), Duration::from_millis(700));
+        assert!(!half_over(900) && !half_over(2150));
+        assert!(half_over(2151) && half_over(9000));
     }
 
     #[test]

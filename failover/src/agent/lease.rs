@@ -81,10 +81,10 @@ impl Agent {
     pub(super) async fn open(&self, order: &Open) -> Result<Opened, CommandError> {
         self.promise(order.term)?;
         let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
+        let lease_of = |sent_at, granted: &Granted| Lease { term: order.term, sent_at, ttl: granted.ttl };
         // The lease is asked for meanwhile, as clients wait; its deadline counts from before the grant.
         let sent = self.env.clock.now();
-        let grant = async { (self.store.grant(self.env.config.lease_ttl).await, self.env.clock.now()) };
-        let ((granted, answered), found) = tokio::join!(grant, self.to_be_opened(order));
+        let (granted, found) = tokio::join!(self.store.grant(self.env.config.lease_ttl), self.to_be_opened(order));
         let (term, records) = match found {
             Ok(ToBeOpened::Now(found)) => *found,
             Ok(ToBeOpened::Opened(opened)) => {
@@ -98,9 +98,10 @@ impl Agent {
             }
         };
         let (sent, granted) = match granted {
-            // What was to be seen to first took much longer: of this one there may be little left. Not where the grant itself
-            // took long: the next would, too.
-            Ok(granted) if self.env.clock.now().since(answered) > granted.ttl / 4 => {
+            // What was to be seen to first took long, or the grant did: half of what is left must do for T3.
+            Ok(granted)
+                if lease_of(sent, &granted).is_half_over(self.env.clock.now(), self.env.config.lease_margin) =>
+            {
                 self.give_up_lease(Some(granted));
                 let sent = self.env.clock.now();
                 (sent, self.store.grant(self.env.config.lease_ttl).await)
@@ -110,8 +111,7 @@ impl Agent {
         let granted = granted.map_err(|e| failed(&e))?;
         let txn = self.opening(order, &term, &records, granted.lease)?;
         // Held from before the term is seen to be active.
-        let lease = Lease { term: order.term, sent_at: sent, ttl: granted.ttl };
-        self.hold(Some(Held { id: granted.lease, lease }));
+        self.hold(Some(Held { id: granted.lease, lease: lease_of(sent, &granted) }));
         match self.store.txn(txn).await {
             Ok(done) if done.succeeded => {
                 tracing::info!(node = %self.env.config.node, term = order.term.0, "term opened");
