@@ -7,7 +7,7 @@ use crate::fsm::action::{Action, Answer};
 use crate::fsm::blocker::Verdict;
 use crate::fsm::observe::Health;
 use crate::fsm::planner::{Flow, Planner, Stage};
-use crate::fsm::report::observed;
+use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Begin, outcome};
 use crate::record::TermRecord;
 use cluster::Instant;
@@ -15,8 +15,8 @@ use cluster::Instant;
 impl Planner {
     /// Has the term opened whose round this change has given up?
     pub(super) fn opened_after_all(&self, begin: &Begin) -> Option<TermRecord> {
-        let given_up = begin.given_up?;
-        self.seen.term().filter(|t| t.is_open() && t.term >= given_up).cloned()
+        let (given_up, _) = begin.given_up.as_ref()?;
+        self.seen.term().filter(|t| t.is_open() && t.term >= *given_up).cloned()
     }
 
     /// Leave it to its primary. An operator is told once that is known to be well, or for long enough not to be.
@@ -40,6 +40,7 @@ impl Planner {
         }
         let node = term.node.as_ref().map_or_else(String::new, ToString::to_string);
         let told = self.last.clone().filter(|j| j.term == term.term).map(|mut journal| {
+            phase(&mut journal, begin.began, self.seen.term_known_since, "open");
             observed(&mut journal, format!("{node} opened it after it had been given up"));
             (journal.to, journal.fork, journal.xid_bound) = (term.node.clone(), term.fork, term.xid_bound);
             journal.finished = Some("active".into());
@@ -47,18 +48,24 @@ impl Planner {
             self.write_journal(&journal, out);
             journal
         });
-        self.told_open = term.term;
+        // It ran as primary, or it could not have opened.
+        (self.saw_primary, self.told_open) = (term.term, term.term);
         self.rearm_not_before = now + self.settings.retry;
+        let unfenced = begin.given_up.filter(|(given_up, _)| *given_up == term.term).and_then(|(_, unfenced)| unfenced);
         if let Some(op) = begin.op {
-            let answer = match told {
-                Some(journal) if well => outcome(&op, term.term, begin.home.as_ref(), (&journal, None)),
+            let answer = match &told {
+                Some(journal) if well => outcome(&op, term.term, begin.home.as_ref(), (journal, unfenced)),
                 told => {
                     let not = if well { "" } else { ", and is not seen to be well: it counts as any other primary" };
-                    let why = format!("{node} opened term {} after it had been given up{not}", term.term);
-                    Answer::Failed { why, journal: told.map(Box::new) }
+                    let unfenced = unfenced.map(|u| format!("; {u}")).unwrap_or_default();
+                    let why = format!("{node} opened term {} after it had been given up{not}{unfenced}", term.term);
+                    Answer::Failed { why, journal: told.clone().map(Box::new) }
                 }
             };
             out.push(Action::Answer { id: op.id, answer: Box::new(answer) });
+        }
+        if let Some(journal) = told {
+            out.push(Action::Ended { cause: begin.cause, active: true, journal: Box::new(journal) });
         }
         Flow::Again
     }

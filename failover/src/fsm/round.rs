@@ -42,8 +42,8 @@ pub(super) struct Begin {
     pub(super) not_before: Instant,
     /// Rounds of this change that failed.
     pub(super) failures: u32,
-    /// The term of the last of them.
-    pub(super) given_up: Option<Term>,
+    /// The term of the last of them, and who was left unfenced by it.
+    pub(super) given_up: Option<(Term, Option<String>)>,
     /// Its transaction counts as an automatic failover.
     pub(super) counts: bool,
     /// How many of them lost their candidate, and when the last of them did.
@@ -450,6 +450,7 @@ impl Planner {
         failing: Option<NodeId>,
         out: &mut Vec<Action>,
     ) -> Flow {
+        let given_up = (round.term, round.left_unfenced());
         round.journal.finished = Some(format!("given up: {why}"));
         self.write_journal(&round.journal, out);
         out.push(Action::Ended { cause: round.begin.cause, active: false, journal: Box::new(round.journal) });
@@ -457,7 +458,7 @@ impl Planner {
         begin.evidence.push(format!("term {} was given up: {why}", round.term));
         begin.not_before = now + self.settings.backoff(begin.failures);
         begin.failures += 1;
-        begin.given_up = Some(round.term);
+        begin.given_up = Some(given_up);
         if let Some(node) = failing {
             begin.lost_candidates = (begin.lost_candidates.0 + 1, now);
             begin.prefer = begin.prefer.filter(|n| *n != node);
