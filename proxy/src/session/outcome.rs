@@ -149,6 +149,20 @@ impl Record {
         self
     }
 
+    /// The same, sent into a transaction that what was executed without a Sync has begun: the Sync of this one commits that, if
+    /// it has one.
+    #[must_use]
+    pub fn in_implicit(mut self) -> Self {
+        let [_, course, _] = &mut self.courses;
+        (course.commits, course.or_idle) = (true, true);
+        self
+    }
+
+    /// Does it neither begin nor end a block?
+    pub fn stays(&self) -> bool {
+        self.leads_to(TxStatus::Idle) == TxStatus::Idle && self.leads_to(TxStatus::Block) == TxStatus::Block
+    }
+
     /// The state it leads to from `status` when nothing fails; a block where that is not certain.
     pub fn leads_to(&self, status: TxStatus) -> TxStatus {
         self.course(status).at

@@ -156,6 +156,8 @@ pub struct Relay {
     owed: usize,
     /// The status of the last ReadyForQuery.
     pub status: TxStatus,
+    /// What was executed without a Sync has begun the transaction that is open.
+    implicit: bool,
     /// The unit that is being sent and has no Sync yet, when there is one.
     pub open: Option<Record>,
     /// The server discards everything until a Sync that has not been sent yet.

@@ -14,7 +14,15 @@ impl Relay {
     }
 
     fn records(&self) -> impl Iterator<Item = Record> {
-        let as_there = |record: Record| if self.standby { record.on_standby() } else { record };
+        let mut implicit = self.implicit && self.status == TxStatus::Block;
+        let as_there = move |record: Record| {
+            implicit &= record.stays();
+            match implicit {
+                _ if self.standby => record.on_standby(),
+                true => record.in_implicit(),
+                false => record,
+            }
+        };
         self.queue.iter().filter_map(|e| e.record).chain(self.open).map(as_there)
     }
 
@@ -96,7 +104,7 @@ impl Relay {
             self.undone.extend(done.into_iter().rev());
         }
         (self.owed, self.open, self.skipping, self.copy_in) = (0, None, false, false);
-        self.hiding = false;
+        (self.hiding, self.implicit) = (false, false);
         self.commits.forget();
         self.end_blind();
         (self.body_left, self.delivered, self.doubt, self.withhold) = (0, false, None, false);
@@ -118,5 +126,81 @@ impl Relay {
         self.undone.extend(rest.done.drain(..).rev().map(Undo::of_client));
         (rest.retries, rest.head_kept) = (false, false);
         (entries, rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::outcome::{Answer, answers};
+    use crate::sql::{FunctionTable, LexRules, classify};
+    use crate::wire::backend::write_ready;
+    use crate::wire::codec::Sink;
+
+    fn unit(kind: Kind, texts: &[&str]) -> Entry {
+        let mut record = Record::default();
+        for sql in texts {
+            record.execute(&classify(sql.as_bytes(), &FunctionTable::unloaded(), LexRules::STANDARD));
+        }
+        Entry { record: Some(record), ..Entry::plain(kind) }
+    }
+
+    fn ready(relay: &mut Relay, status: TxStatus) {
+        let mut said = Vec::new();
+        write_ready(&mut said, status);
+        relay.server_bytes(&said, &mut Sink::default(), &|| ClientError::Cancelled);
+    }
+
+    /// PostgreSQL 18 leaves the transaction open of what was executed without a Sync before a Query.
+    #[test]
+    fn a_sync_may_commit_what_an_earlier_unit_has_left_open() {
+        use TxStatus::{Block, Idle};
+        let insert = "insert into t values (1)";
+        let undone = Answer::BlockAborted(TxStatus::Failed);
+        for (before, sent, want) in [
+            // What was executed, and the Query; then what comes with a Sync.
+            (&[(Kind::Query, &[insert, "select 1"][..], Block)][..], &[&[insert][..]][..], &[Answer::Unknown][..]),
+            (&[(Kind::Query, &[insert, "select 1"], Block)], &[&[]], &[Answer::Unknown]),
+            (&[(Kind::Query, &["select 1", "select 1"], Block)], &[&["select 1"], &[]], &[Answer::Unknown; 2]),
+            (
+                &[(Kind::Query, &[insert, "select 1"], Block), (Kind::Function, &[insert], Block)],
+                &[&[]],
+                &[Answer::Unknown],
+            ),
+            (&[(Kind::Query, &[insert, "select 1"], Block)], &[&["rollback"]], &[Answer::RollbackDone]),
+            (
+                &[(Kind::Query, &[insert, "select 1"], Block)],
+                &[&["begin"], &[insert]],
+                &[undone, Answer::InFailedBlock],
+            ),
+            // A block that was begun by name, before or by then.
+            (&[(Kind::Query, &["begin"], Block)], &[&[insert]], &[undone]),
+            (&[(Kind::Query, &[insert, "begin"], Block), (Kind::Sync, &[insert], Block)], &[&[insert]], &[undone]),
+            (&[(Kind::Query, &[insert, "select 1"], Block), (Kind::Sync, &["begin"], Block)], &[&[]], &[undone]),
+            // It has ended since.
+            (
+                &[
+                    (Kind::Query, &[insert, "select 1"], Block),
+                    (Kind::Sync, &[insert], Idle),
+                    (Kind::Sync, &["begin"], Block),
+                ],
+                &[&[insert]],
+                &[undone],
+            ),
+        ] {
+            let mut relay = Relay::default();
+            for (kind, texts, status) in before {
+                relay.push(unit(*kind, texts));
+                ready(&mut relay, *status);
+            }
+            sent.iter().for_each(|texts| relay.push(unit(Kind::Sync, texts)));
+            assert_eq!(answers(relay.status, &relay.sent(), false), want, "{before:?}, {sent:?}");
+            let commits = want.contains(&Answer::Unknown);
+            assert_eq!((relay.may_commit(), relay.head_may_commit()), (commits, commits), "{before:?}, {sent:?}");
+            relay.standby = true;
+            assert!(!relay.may_commit(), "a standby commits nothing");
+            relay.abandon();
+            assert!(!relay.implicit);
+        }
     }
 }

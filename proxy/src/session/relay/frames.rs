@@ -108,11 +108,18 @@ impl Relay {
         if let Some(step) = self.blind_frame(Some(status)) {
             return step;
         }
-        let hidden = match self.queue.pop_front() {
-            Some(entry) if entry.kind.owes_ready() => entry.hidden,
+        let (hidden, record) = match self.queue.pop_front() {
+            Some(entry) if entry.kind.owes_ready() => (entry.hidden, entry.record),
             _ => return Step::Stop(Event::Violation("a ReadyForQuery that nobody waits for")),
         };
         self.owed -= 1;
+        if status == TxStatus::Idle {
+            self.implicit = false;
+        } else if let Some(record) = record.filter(|_| !hidden) {
+            // A server of version 18 leaves open what came without a Sync before a Query.
+            let begun = self.implicit || self.status == TxStatus::Idle;
+            self.implicit = begun && record.leads_to(TxStatus::Idle) == TxStatus::Idle;
+        }
         (self.copy_in, self.status) = (false, status);
         if hidden {
             return Step::Pass { shown: false };
