@@ -477,6 +477,9 @@ pub struct ProxyRecord {
     pub gate: String,
     /// Sessions busy on the primary.
     pub busy: u64,
+    /// PostgreSQL's system identifier of the cluster whose term that is. Older proxies do not tell it.
+    #[serde(default)]
+    pub system_id: Option<String>,
     /// Commits acknowledged with less durability than the cluster's mode, for the last terms that had any.
     #[serde(default)]
     pub below_mode: Vec<TermCommits>,

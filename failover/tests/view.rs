@@ -5,8 +5,8 @@ use cluster::per_term::Fate;
 use cluster::topology::{BelowMode, Closed, Gate, PerTerm, ProxyState, Topology};
 use cluster::{Clock, Endpoint, Term};
 use failover::record::{
-    Cause, DoubtsRecord, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Standing,
-    TermRecord,
+    Cause, DoubtsRecord, InitRecord, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord,
+    Standing, TermRecord,
 };
 use failover::store::memory::MemoryStore;
 use failover::store::{Store, Txn};
@@ -243,6 +243,8 @@ async fn an_etcd_restored_within_the_term_is_obeyed_unless_its_policy_is_older()
 #[tokio::test]
 async fn a_registration_that_a_backup_has_set_back_is_written_again() {
     let store = cluster(Mode::Strict).await;
+    let init = |id: &str| InitRecord { node: "n1".parse().unwrap(), system_id: Some(id.to_owned()) };
+    put(&store, keys().init(), json(&init("41"))).await;
     let (view, _) = view(&store, Purpose::Proxy);
     let mut topology = view.topology();
     let of = |term| ProxyState {
@@ -259,14 +261,17 @@ async fn a_registration_that_a_backup_has_set_back_is_written_again() {
     // With the lease: it is renewed as if nothing had happened.
     let backup = MemoryStore::new();
     backup.restore(&store);
+    // Another cluster takes the place of this one: that it has read of the term it knows must not be told of that.
+    put(&backup, keys().init(), json(&init("42"))).await;
     put(&store, keys().term(), json(&term(4, Phase::Active))).await;
     until("term 4", &mut topology, |t| t.term == Term(4)).await;
     state.send_replace(of(4));
-    for what in ["the next term", "what it alone knows", "the same, of a second restoration"] {
-        proxy_record(&store, what, |r| r.is_some_and(|r| r.term == Term(4))).await;
+    let told = |r: Option<&ProxyRecord>| r.is_some_and(|r| r.term == Term(4) && r.system_id.as_deref() == Some("41"));
+    for what in ["the next term", "what it alone knows"] {
+        proxy_record(&store, what, told).await;
         store.restore(&backup);
     }
-    proxy_record(&store, "the same, of a third", |r| r.is_some_and(|r| r.term == Term(4))).await;
+    proxy_record(&store, "the same, of a second restoration", told).await;
     assert_eq!(topology.borrow().term, Term(4));
 }
 

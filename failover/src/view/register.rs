@@ -8,7 +8,7 @@ use crate::record::{DoubtsRecord, ProxyRecord, TermCommits};
 use crate::store::{LeaseId, Store, StoreError, Txn};
 use cluster::keys::Keys;
 use cluster::lease::Lease;
-use cluster::topology::{BelowMode, Doubts, Gate, PerTerm, ProxyState};
+use cluster::topology::{BelowMode, Doubts, Gate, PerTerm, ProxyState, Topology};
 use cluster::{Clock, Instant, Term};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -95,13 +95,13 @@ pub(super) fn start(
     keys: Keys,
     id: &str,
     ttl: Duration,
-    state: watch::Receiver<ProxyState>,
+    (state, topology): (watch::Receiver<ProxyState>, watch::Receiver<Topology>),
     registered: Arc<Registered>,
 ) -> Registration {
     let (end, ended) = oneshot::channel();
     let key = keys.proxy(id);
     let told = (PerTerm::default(), BelowMode::default());
-    let registrar = Registrar { store, keys, id: id.to_owned(), key, ttl, state, told, registered };
+    let registrar = Registrar { store, keys, id: id.to_owned(), key, ttl, state, topology, told, registered };
     let task = tokio::spawn(registrar.run(ended));
     Registration { abort: task.abort_handle(), end: Some(end), task: Some(task) }
 }
@@ -113,6 +113,7 @@ struct Registrar {
     key: String,
     ttl: Duration,
     state: watch::Receiver<ProxyState>,
+    topology: watch::Receiver<Topology>,
     /// What is written for good.
     told: (PerTerm<Doubts>, BelowMode),
     registered: Arc<Registered>,
@@ -183,14 +184,14 @@ impl Registrar {
         let period = lease.ttl / 6;
         let mut renew_at = lease.sent_at + period;
         let mut written_at = Clock.now();
-        let (mut differs_since, mut restored) = (None, false);
+        let (mut differs_since, mut restored, mut rewritten_at) = (None, false, None);
         loop {
             let now = Clock.now();
             let state = *self.state.borrow_and_update();
             differs_since = (written != state).then(|| differs_since.unwrap_or(now));
             let differs_for = differs_since.map_or(Duration::ZERO, |since| now.since(since));
             let write_in = write_in(&written, (now.since(written_at), differs_for), &state);
-            let again_in = restored.then(|| IDLE_GAP.saturating_sub(now.since(written_at)));
+            let again_in = restored.then(|| rewrite_in(now.since(written_at), rewritten_at.map(|at| now.since(at))));
             let write_in = write_in.into_iter().chain(again_in).min();
             let wait = write_in.unwrap_or(period).min(renew_at.since(now));
             if !wait.is_zero() {
@@ -222,7 +223,10 @@ impl Registrar {
             } else {
                 written_at = now;
                 match self.write(id, state).await {
-                    Ok(()) => (written, restored) = (state, false),
+                    Ok(()) => {
+                        rewritten_at = restored.then_some(now).or(rewritten_at);
+                        (written, restored) = (state, false);
+                    }
                     Err(error @ (StoreError::LeaseLost { .. } | StoreError::Refused { .. })) => {
                         return Over::Lost(error);
                     }
@@ -262,7 +266,9 @@ impl Registrar {
     async fn write(&mut self, lease: LeaseId, state: ProxyState) -> Result<(), StoreError> {
         let below_mode = state.below_mode.iter().map(|(term, commits)| TermCommits { term, commits }).collect();
         let gate = state.gate.as_str().to_owned();
-        let record = ProxyRecord { term: state.term, epoch: state.epoch, gate, busy: state.busy, below_mode };
+        let system_id = self.topology.borrow().system_id.map(|id| id.to_string());
+        let ProxyState { term, epoch, busy, .. } = state;
+        let record = ProxyRecord { term, epoch, gate, busy, system_id, below_mode };
         let value = serde_json::to_vec(&record).expect("a record of numbers and text is JSON");
         let txn = self.with_untold(Txn::new().put_leased(self.key.as_str(), value, lease), &state);
         self.store.txn(txn).await?;
@@ -298,6 +304,13 @@ fn write_in(written: &ProxyState, (ago, differs_for): (Duration, Duration), stat
     let runs_out = drains(state) && !drains(written) && same_term && state.busy > 0;
     let patience = if runs_out { DRAIN_PATIENCE.saturating_sub(differs_for) } else { Duration::ZERO };
     Some(gap.saturating_sub(ago).max(patience))
+}
+
+/// In how long the record is to be written again that a restored etcd may hold an older one of: at once the first time, as a
+/// term may begin meanwhile that this proxy ignores. `rewritten`: how long ago the last time was.
+fn rewrite_in(ago: Duration, rewritten: Option<Duration>) -> Duration {
+    let seldom = rewritten.map_or(Duration::ZERO, |ago| IDLE_GAP.saturating_sub(ago));
+    MIN_GAP.saturating_sub(ago).max(seldom)
 }
 
 #[cfg(test)]
@@ -339,6 +352,21 @@ mod tests {
         ] {
             let seen = write_in(&written, (ms(ago), ms(differs_for)), &state);
             assert_eq!(seen, want, "{written:?} -> {state:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_backup_may_have_set_back_is_written_at_once_and_then_seldom() {
+        let ms = Duration::from_millis;
+        for (ago, rewritten, want) in [
+            (5, None, 15),
+            (60_000, None, 0),
+            (1000, Some(1000), 4000),
+            // Written since for another reason.
+            (1000, Some(4500), 500),
+            (5, Some(60_000), 15),
+        ] {
+            assert_eq!(rewrite_in(ms(ago), rewritten.map(ms)), ms(want), "{ago} {rewritten:?}");
         }
     }
 }

@@ -474,7 +474,9 @@ impl World {
             let (term, gate) = (Term(words.value("term")?), words.value("gate")?);
             let busy = words.optional("busy")?.unwrap_or(0);
             let epoch = words.optional("epoch")?.unwrap_or(1);
-            self.records.proxies.insert(id, ProxyRecord { term, epoch, gate, busy, below_mode: Vec::new() });
+            let system_id = words.optional("sysid")?;
+            let record = ProxyRecord { term, epoch, gate, busy, system_id, below_mode: Vec::new() };
+            self.records.proxies.insert(id, record);
         }
         self.bump();
         self.read();
