@@ -22,8 +22,6 @@ use std::time::Duration;
 const MOST_FAILED: u32 = 6;
 /// The first of these pauses.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
-/// So many terms that no agent has heard of a proxy may have read of.
-const MOST_UNPROMISED: u64 = 100;
 
 impl Planner {
     /// The primary was found dead: begin a term unless something forbids it.
@@ -98,25 +96,6 @@ impl Planner {
         // In available mode a term opens alone if it must.
         let opens = |n| policy.mode == Mode::Available || sync_set::opens(policy, n, &there);
         there.iter().filter(willing).any(opens)
-    }
-
-    /// Agents have promised terms that etcd does not know, or proxies have read of them: it was restored from a backup, and
-    /// what it says of the primary is out of date, dead or alive. Only a term above all of them is obeyed.
-    pub(super) fn begin_above_the_promised(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
-        let Some(term) = self.seen.term().map(|t| t.term) else { return Flow::Wait };
-        let open = || format!("an agent has read that term {} was open", self.opened);
-        let told = self.known_beyond(term).unwrap_or_else(open);
-        let why = format!("etcd was restored from a backup: it tells of term {term}, {told}");
-        let mut begin = Self::automatic(Cause::Restart, now, vec![why]);
-        let newest = self.promised.max(self.opened).timeline();
-        let serves = |n: &&NodeId| {
-            let state = self.seen.reachable(n, now, &self.settings);
-            state.is_some_and(|s| matches!(&s.postgres, PostgresState::Primary(p) if Some(p.timeline) == newest))
-        };
-        // It has everything, and nobody would have to be rewound.
-        begin.home = self.seen.agents.keys().find(serves).cloned();
-        (self.rearm, self.suspend) = (None, None);
-        self.begin_or_hold(now, begin, out)
     }
 
     /// A term that another manager left before its node was promoted: begin a higher one.
@@ -317,33 +296,6 @@ impl Planner {
         short(policy, prev.as_ref(), &usable, missing)
     }
 
-    /// Who knows of a term above `term`, which etcd does not know.
-    pub(super) fn known_beyond(&self, term: Term) -> Option<String> {
-        if self.promised > term {
-            return Some(format!("an agent has promised term {}", self.promised));
-        }
-        let proxied = self.proxied().filter(|proxied| *proxied > term)?;
-        Some(format!("a proxy has read of term {proxied}"))
-    }
-
-    /// The newest term above etcd's that a proxy has read of, which ignores all up to it. Rounds that froze nobody may be behind
-    /// it, but not many: one that is far beyond was never begun, and a number that is passed over is gone for good.
-    pub(super) fn proxied(&self) -> Option<Term> {
-        let term = self.seen.term()?.term;
-        let most = self.promised.max(self.opened).max(term).0.saturating_add(MOST_UNPROMISED);
-        let proxies = self.seen.records.proxies.values().map(|p| p.term);
-        proxies.filter(|t| *t > term && t.0 <= most).max()
-    }
-
-    /// Otherwise there are promises to terms that etcd does not know, or a proxy has read of one, or one was open that etcd
-    /// tells of as unfinished: it was restored from a backup, and what was acknowledged since is unknown.
-    pub(super) fn knows_of_every_term(&self) -> bool {
-        self.seen.term().is_none_or(|t| {
-            let told = if t.is_open() { self.opened <= t.term } else { self.opened < t.term };
-            told && self.known_beyond(t.term).is_none()
-        })
-    }
-
     /// A term that etcd tells of as unfinished was open: etcd was restored from a backup.
     pub(super) fn was_open_already(&self, term: Term) -> bool {
         self.opened >= term
@@ -447,6 +399,7 @@ impl Planner {
         let journal = self.new_journal(term, &begin, prev.as_ref(), &policy.value);
         let mut puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(journal))];
         begin.counts = counts_for_budget(&begin, &old.value);
+        begin.for_proxy = self.proxied().is_some_and(|(_, proxied)| proxied.next() == term);
         if begin.counts {
             // In the same transaction: whoever leads next counts it too, whatever becomes of this manager.
             puts.push(RecordPut::Spent(term, self.settings.failover_window));
@@ -513,6 +466,9 @@ impl Planner {
         };
         if begin.counts {
             self.spent.push_back((now, term.term));
+        }
+        if begin.for_proxy {
+            self.passed_over.push_back(now);
         }
         let mut journal = self.new_journal(term.term, &begin, term.prev.as_ref(), &policy.value);
         journal.phases.clone_from(&begin.steps);

@@ -273,6 +273,16 @@ pub enum Blocker {
         /// Until one more is allowed; `None` when an earlier leader began the oldest of them.
         next_in_ms: Option<u64>,
     },
+    /// A proxy has read of a term that etcd, restored from a backup, does not tell of: it ignores every term up to it, and one above
+    /// it may not begin.
+    ProxyAhead {
+        /// The proxy.
+        proxy: String,
+        /// What it has read of.
+        term: Term,
+        /// Terms were begun for proxies just before: until one more is. `None`: something else forbids it.
+        next_in_ms: Option<u64>,
+    },
     /// One candidate after the other could not be promoted or was lost before it was opened.
     RoundsFailed {
         /// Rounds that ended so.
@@ -498,6 +508,7 @@ impl Blocker {
             Self::PrimaryMustVote { .. } => "primary_must_vote",
             Self::TooFewStreaming { .. } => "too_few_streaming",
             Self::BudgetSpent { .. } => "budget_spent",
+            Self::ProxyAhead { .. } => "proxy_ahead",
             Self::RoundsFailed { .. } => "rounds_failed",
             Self::LeaseHeld { .. } => "lease_held",
             Self::PolicyLost { .. } => "policy_lost",

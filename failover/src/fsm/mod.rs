@@ -23,6 +23,7 @@ pub mod places;
 pub mod planner;
 mod policy;
 pub mod preference;
+mod proxied;
 pub(crate) mod rearm;
 mod recruit;
 pub mod rejoin;

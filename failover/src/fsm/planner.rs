@@ -67,6 +67,8 @@ pub struct Planner {
     pub(super) told_open: Term,
     /// When this leader's automatic failovers began, and their terms; newest last.
     pub(super) spent: VecDeque<(Instant, Term)>,
+    /// When it began terms because of what only a proxy had read of, lately.
+    pub(super) passed_over: VecDeque<Instant>,
     pub(super) wall: WallMillis,
     pub(super) verdict: Verdict,
     pub(super) last: Option<JournalRecord>,
@@ -127,6 +129,7 @@ impl Planner {
             saw_primary: Term(0),
             told_open: Term(0),
             spent: VecDeque::new(),
+            passed_over: VecDeque::new(),
             wall: 0,
             verdict: Verdict::Following,
             last: None,
@@ -249,7 +252,7 @@ impl Planner {
     /// leader has a reason to wait that this one sees too: whatever would keep this one from beginning, or from ending what
     /// it began, work on the node, or a switchover that stops the primary.
     pub fn would_replace(&mut self, now: Instant) -> Option<At<Term>> {
-        let following = self.leading.is_none() && self.knows_of_every_term();
+        let following = self.leading.is_none() && self.agents_know_no_more();
         let record = self.seen.records.term.as_ref().filter(|t| following && t.value.phase == Phase::Active)?;
         let (term, node) = (At { value: record.value.term, revision: record.revision }, record.value.node.clone()?);
         if self.seen.maintained(&node) || self.seen.fenced(&node) {
@@ -357,17 +360,14 @@ impl Planner {
             return Flow::Wait;
         };
         match term.phase {
-            Phase::Active | Phase::Draining => self.advance_open(now, term.phase, out),
+            Phase::Active | Phase::Draining => self.advance_told_open(now, term.phase, out),
             // Another manager's round, or one of ours whose end we lost: only an opened door can be walked through.
             Phase::Opening => self.advance_found_opening(now, &term, out),
             Phase::Recruiting | Phase::Promoting => self.advance_found_round(now, &term, out),
         }
     }
 
-    fn advance_open(&mut self, now: Instant, phase: Phase, out: &mut Vec<Action>) -> Flow {
-        if !self.knows_of_every_term() && now.since(self.leading_since) >= self.settings.settle {
-            return self.begin_above_the_promised(now, out);
-        }
+    pub(super) fn advance_open(&mut self, now: Instant, phase: Phase, out: &mut Vec<Action>) -> Flow {
         let health = self.seen.health(now, &self.settings);
         match health {
             Health::Well if phase == Phase::Draining => {
@@ -437,7 +437,7 @@ impl Planner {
     /// The next term's number: above the record's, every promise and every term that was open.
     pub(super) fn next_term(&self) -> Term {
         let current = self.seen.term().map_or(Term(0), |t| t.term);
-        current.max(self.promised).max(self.opened).max(self.proxied().unwrap_or_default()).next()
+        current.max(self.promised).max(self.opened).max(self.proxied().map_or(Term(0), |(_, term)| term)).next()
     }
 
     fn take_operation(&mut self, now: Instant, id: u64, operation: Operation, out: &mut Vec<Action>) {
@@ -499,6 +499,7 @@ impl Planner {
             failures: 0,
             given_up: None,
             counts: false,
+            for_proxy: false,
             lost_candidates: (0, Instant::default()),
             back_since: None,
             op: None,

@@ -46,6 +46,8 @@ pub(super) struct Begin {
     pub(super) given_up: Option<(Term, Option<String>)>,
     /// Its transaction counts as an automatic failover.
     pub(super) counts: bool,
+    /// It passes over a term that only a proxy has read of.
+    pub(super) for_proxy: bool,
     /// How many of them lost their candidate, and when the last of them did.
     pub(super) lost_candidates: (u32, Instant),
     /// The primary that was to be replaced is well, since then, while something forbids to begin.
@@ -242,7 +244,8 @@ impl Planner {
     /// Move the round on.
     pub(super) fn advance_round(&mut self, now: Instant, out: &mut Vec<Action>) -> Flow {
         let Stage::Round(mut round) = std::mem::replace(&mut self.stage, Stage::Idle) else { return Flow::Wait };
-        if let Some(why) = self.known_beyond(round.term) {
+        let heeds = self.promised > round.term || self.heeds_proxies_in(now).is_none();
+        if let Some(why) = self.known_beyond(round.term).filter(|_| heeds) {
             // A term that etcd does not know: only a higher one will be obeyed.
             return self.give_up(now, *round, &why, None, out);
         }

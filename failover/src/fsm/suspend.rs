@@ -192,7 +192,8 @@ impl Planner {
         if now < self.relax_not_before {
             return;
         }
-        let behind = self.seen.records.proxies.iter().filter(|(_, p)| p.epoch < policy.epoch);
+        // One that has read of a later term, which etcd has forgotten, passes on nothing of this one, and reads no policy of it.
+        let behind = self.seen.records.proxies.iter().filter(|(_, p)| p.epoch < policy.epoch && p.term <= term);
         let behind: Vec<String> = behind.map(|(id, p)| format!("{id} (epoch {})", p.epoch)).collect();
         if !behind.is_empty() {
             let step = format!("before commits go unprotected, proxies must know: {}", list(&behind));

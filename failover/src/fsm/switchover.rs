@@ -300,6 +300,7 @@ fn begin_of(prelude: Prelude, cause: Cause) -> Begin {
         failures: 0,
         given_up: None,
         counts: false,
+        for_proxy: false,
         lost_candidates: (0, Instant::default()),
         back_since: None,
         op: prelude.op,

@@ -138,6 +138,15 @@ impl fmt::Display for Blocker {
                      waiting for {awaited}"
                 )
             }
+            Self::ProxyAhead { proxy, term, next_in_ms } => {
+                write!(
+                    f,
+                    "etcd was restored from a backup: proxy {proxy} has read of term {term} and ignores every term up to it, \
+                     until one above it begins or that proxy is started anew"
+                )?;
+                let Some(next) = next_in_ms else { return Ok(()) };
+                write!(f, "; terms were begun for proxies just before, the next is in {next} ms")
+            }
             Self::RoundsFailed { rounds, next_in_ms } => write!(
                 f,
                 "{rounds} rounds in a row could not promote their candidate or lost it before it was opened; one more is tried \
