@@ -48,14 +48,16 @@ impl SetsAfter {
         Self { startup, sets, hides, local, reads, old: true, reads_old, named: None }
     }
 
-    /// The next text. What an EXECUTE runs comes behind it.
+    /// The next text. What an EXECUTE runs comes behind it, where that is all of its text; behind others it does so too late.
     pub(super) fn add(&mut self, sql: &[u8]) {
-        statements(sql).filter(|one| !one.trim_ascii().is_empty()).for_each(|one| self.add_statement(one));
+        let all = || statements(sql).filter(|one| !one.trim_ascii().is_empty());
+        let several = all().nth(1).is_some();
+        all().for_each(|one| self.add_statement(one, several));
     }
 
-    fn add_statement(&mut self, sql: &[u8]) {
+    fn add_statement(&mut self, sql: &[u8], several: bool) {
         let [verb, second] = first_words(sql);
-        if !only_configures(sql) && verb != b"execute" {
+        if !only_configures(sql) && (several || verb != b"execute") {
             self.reads = true;
             self.reads_old |= self.old;
         }
@@ -75,7 +77,8 @@ impl SetsAfter {
         match verb.as_slice() {
             b"reset" | b"discard" if second == b"all" => self.give(None),
             b"commit" | b"end" => self.old |= self.local,
-            b"rollback" => self.old = true,
+            b"prepare" if second == b"transaction" => self.old |= self.local,
+            b"rollback" | b"abort" => self.old = true,
             _ => {}
         }
     }
@@ -137,6 +140,13 @@ mod tests {
             ("begin; set pgtenure.after = ''; commit; select n from t", "none"),
             ("begin; set pgtenure.after = ''; rollback; select n from t", "kept"),
             ("begin; set pgtenure.after = ''; rollback; set pgtenure.after = ''; select n from t", "none"),
+            ("begin; set pgtenure.after = ''; abort; select n from t", "kept"),
+            ("begin; set local pgtenure.after = ''; prepare transaction 'x'; select n from t", "kept"),
+            // What an EXECUTE reads comes before it, whatever that is.
+            ("execute p; set pgtenure.after = ''", "kept"),
+            ("execute p; reset pgtenure.after", "kept"),
+            ("execute p(1); reset all", "kept"),
+            ("execute p; set pgtenure.after = '2-2-0/1'", "also 2-2-0/1"),
             // What no text shows.
             ("select set_config('pgtenure.after', $1, false)", "none"),
             ("select set_config('pgtenure.after', $1, false), n from t", "hidden"),

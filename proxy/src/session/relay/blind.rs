@@ -109,6 +109,7 @@ impl Relay {
             Some(status) => {
                 let answered = ready.saturating_sub(1);
                 let skips = *extended && answered == 0;
+                self.implicit = status == TxStatus::Block && (self.implicit || self.status == TxStatus::Idle);
                 (self.status, self.owed, self.open) = (status, 0, None);
                 self.queue.clear();
                 self.answered += usize::from(*extended);
