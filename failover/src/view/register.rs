@@ -222,11 +222,9 @@ impl Registrar {
                 }
             } else {
                 written_at = now;
+                rewritten_at = restored.then_some(now).or(rewritten_at);
                 match self.write(id, state).await {
-                    Ok(()) => {
-                        rewritten_at = restored.then_some(now).or(rewritten_at);
-                        (written, restored) = (state, false);
-                    }
+                    Ok(()) => (written, restored) = (state, false),
                     Err(error @ (StoreError::LeaseLost { .. } | StoreError::Refused { .. })) => {
                         return Over::Lost(error);
                     }
@@ -307,7 +305,7 @@ fn write_in(written: &ProxyState, (ago, differs_for): (Duration, Duration), stat
 }
 
 /// In how long the record is to be written again that a restored etcd may hold an older one of: at once the first time, as a
-/// term may begin meanwhile that this proxy ignores. `rewritten`: how long ago the last time was.
+/// term may begin meanwhile that this proxy ignores. `rewritten`: how long ago the last attempt was.
 fn rewrite_in(ago: Duration, rewritten: Option<Duration>) -> Duration {
     let seldom = rewritten.map_or(Duration::ZERO, |ago| IDLE_GAP.saturating_sub(ago));
     MIN_GAP.saturating_sub(ago).max(seldom)
