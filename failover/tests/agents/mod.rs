@@ -113,13 +113,15 @@ pub(crate) fn postgres_of(data: &Path) -> Vec<i32> {
     pids.filter(|pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|c| c == data)).collect()
 }
 
-/// All that could write. The writer of the log ends by itself, at the end of its pipe.
+/// All that could write. The writer of the log ends by itself, at the end of its pipe; who has no title has just ended.
 pub(crate) fn writing_postgres_of(data: &Path) -> Vec<i32> {
-    let is_logger = |pid: &i32| {
+    let writes = |pid: &i32| {
         let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&title).trim_end_matches([' ', '\0']).ends_with("logger")
+        let title = String::from_utf8_lossy(&title);
+        let title = title.trim_end_matches([' ', '\0']);
+        !title.is_empty() && !title.ends_with("logger")
     };
-    postgres_of(data).into_iter().filter(|pid| !is_logger(pid)).collect()
+    postgres_of(data).into_iter().filter(writes).collect()
 }
 
 pub(crate) fn kill_all(data: &Path) {

@@ -297,6 +297,8 @@ impl World {
         }
         let revision = self.bump();
         self.primary_ends = self.now + LEASE;
+        // Its agent has seen it as primary, which has replayed all there is.
+        self.nodes[n].quarantine = None;
         (self.nodes[n].lease, self.nodes[n].renewed) = (Some((term, self.now + self.counted(n, LEASE))), self.now);
         if let Some(record) = &mut self.records.term {
             (record.value.phase, record.revision) = (Phase::Active, revision);

@@ -1,12 +1,13 @@
 //! Managers: the shipped planner, and a shell around it that loses, delays and repeats.
 
-use super::{Event, World, ms, name};
+use super::{Event, HEALED, World, ms, name};
 use cluster::{Instant, NodeId, Term};
 use failover::api::{Follow, Position};
 use failover::fsm::action::{
     Action, Change, ChangeKind, ChangeOutcome, Command, CommandError, CommandKind, Input, Operation, PolicyChange,
     Reply,
 };
+use failover::fsm::blocker::Verdict;
 use failover::fsm::observe::Records;
 use failover::fsm::overdue::{Inaction, Overdue};
 use failover::fsm::planner::Planner;
@@ -229,9 +230,27 @@ impl World {
     /// A primary is replaced by what there is.
     pub(crate) fn ask_to_lose(&mut self) {
         let Some(m) = (0..self.managers.len()).find(|m| self.managers[*m].planner.leads()) else { return };
-        self.say(format!("an operator asks manager {m} for a failover, and allows data loss"));
         // Whoever is asked for is liked better than who has most.
         let to = Some(name(self.chance.below(self.nodes.len() as u64) as usize)).filter(|_| self.chance.percent(50));
+        self.allow_loss(m, to);
+    }
+
+    /// What an operator has allowed was for one term. Where that was not opened, as its leader or its node was lost, nobody may
+    /// lose anything for the next one, and it is held back until the operator, who reads that, orders it again.
+    pub(crate) fn insist(&mut self) {
+        let unopened = self.records.term.as_ref().is_some_and(|t| t.value.data_loss_allowed && !t.value.is_open());
+        let leader = (0..self.managers.len()).find(|m| self.managers[*m].planner.leads());
+        let held = |m: &usize| matches!(self.managers[*m].planner.verdict(), Verdict::Hold { .. });
+        if let Some(m) = leader.filter(held).filter(|_| unopened) {
+            self.allow_loss(m, None);
+        }
+        if self.elapsed() < HEALED - 8000 {
+            self.after(5000, Event::Insist);
+        }
+    }
+
+    fn allow_loss(&mut self, m: usize, to: Option<NodeId>) {
+        self.say(format!("an operator asks manager {m} for a failover, and allows data loss"));
         let operation = Operation::Failover { to, expect_term: None, allow_data_loss: true, by: "an operator".into() };
         self.step(m, Input::Operator { id: 2, operation });
     }

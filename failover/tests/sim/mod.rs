@@ -162,6 +162,8 @@ pub(crate) enum Event {
     Fault,
     /// All hosts but this one are lost until then.
     Strand(usize, Instant),
+    /// Did a request to lose data come to nothing?
+    Insist,
     /// A standby leaves its connection.
     Leave(usize),
     /// A primary is lost, with that standby.
@@ -318,6 +320,7 @@ impl World {
         world.after(50, Event::Write);
         world.after(40, Event::Proxy);
         world.after(3000, Event::Fault);
+        world.after(FAULTS_END + 8000, Event::Insist);
         world
     }
 
@@ -432,6 +435,7 @@ impl World {
             }
             Event::Fault => self.fault(),
             Event::Strand(n, until) => self.strand(n, until),
+            Event::Insist => self.insist(),
             Event::Leave(n) => self.leave(n),
             Event::Bereave(p, n) => self.bereave(p, n),
         }
