@@ -43,15 +43,15 @@ fn goes_back(told: &Told, found: &mut Found) {
     told.events.iter().for_each(|e| sessions.entry(e.session).or_default().push(e));
     for events in sessions.values_mut() {
         events.sort_by_key(|e| e.sent);
-        // What it has seen of each list and is not there in the end, and until when it may miss that.
-        let mut seen: BTreeMap<i64, Vec<(i64, Duration)>> = BTreeMap::new();
-        for e in events.iter() {
+        // What it has seen of each list and is not there in the end, until when it may miss that, and by which operation.
+        let mut seen: BTreeMap<i64, Vec<(i64, Duration, usize)>> = BTreeMap::new();
+        for (i, e) in events.iter().enumerate() {
             let waited = e.answered.saturating_sub(e.sent) >= CONFIRM_WAIT;
             let in_one_term = !opened.iter().any(|at| (e.sent..e.answered).contains(at));
             let reads = matches!(e.op, Op::Read { at_primary: false, .. } | Op::Total) && e.outcome == Outcome::Ok;
             if reads && waited && in_one_term {
                 let next = opened.iter().find(|at| **at > e.answered).map(|at| *at + MAX_REPLAY_LAG);
-                seen.values_mut().flatten().for_each(|(_, until)| *until = next.unwrap_or(Duration::MAX));
+                seen.values_mut().flatten().for_each(|(_, until, _)| *until = next.unwrap_or(Duration::MAX));
             }
             let list = match (&e.op, &e.outcome) {
                 (_, Outcome::Unknown(why) | Outcome::Failed(why)) if why.starts_with("08007") => {
@@ -65,16 +65,39 @@ fn goes_back(told: &Told, found: &mut Found) {
             if waited && !(reads && in_one_term) {
                 seen.remove(&list);
             }
-            let missed = |(value, until): &&(i64, Duration)| e.sent >= *until && !e.seen.contains(value);
-            if let Some((missed, _)) = seen.get(&list).into_iter().flatten().find(missed) {
-                let client = e.client;
-                found.add("S10", format!("client {client} saw {missed} in list {list}, misses it and was not told"));
+            let missed = |(value, until, _): &&(i64, Duration, usize)| e.sent >= *until && !e.seen.contains(value);
+            if let Some((missed, _, by)) = seen.get(&list).into_iter().flatten().find(missed) {
+                let (client, between) = (e.client, story(&events[*by..=i]));
+                let what =
+                    format!("client {client} saw {missed} in list {list}, misses it and was not told: {between}");
+                found.add("S10", what);
             }
             let there = end.get(&list).map_or(&[][..], Vec::as_slice);
-            let lost = e.seen.iter().filter(|v| !there.contains(v)).map(|v| (*v, Duration::ZERO));
+            let lost = e.seen.iter().filter(|v| !there.contains(v)).map(|v| (*v, Duration::ZERO, i));
             seen.entry(list).or_default().extend(lost);
         }
     }
+}
+
+/// What a session did, and when: the first operation and the last ones.
+fn story(events: &[&Event]) -> String {
+    const LAST: usize = 12;
+    let one = |e: &&Event| {
+        let (sent, answered) = (e.sent.as_millis(), e.answered.as_millis());
+        let by = match (&e.stamp, e.at_standby) {
+            (Some(stamp), _) => format!(" by {} in {}", stamp.node, stamp.timeline),
+            (None, true) => " by a standby".to_owned(),
+            (None, false) => String::new(),
+        };
+        format!("{sent}-{answered} ms {:?}{by}: {:?}", e.op, e.outcome)
+    };
+    let left_out = events.len().saturating_sub(LAST + 1);
+    let mut told: Vec<String> = events.iter().take(1).map(one).collect();
+    if left_out > 0 {
+        told.push(format!("{left_out} more"));
+    }
+    told.extend(events.iter().skip(1 + left_out).map(one));
+    told.join("; ")
 }
 
 /// When something was first acknowledged in each term, in order.
