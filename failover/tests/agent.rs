@@ -436,7 +436,8 @@ fn without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins
             }
             (acknowledged, gate())
         };
-        let ((), (frozen, at), (acknowledged, gate)) = tokio::join!(overtaken, frozen, written);
+        // In this order: of two that are ready the first is looked at first.
+        let ((acknowledged, gate), (), (frozen, at)) = tokio::join!(written, overtaken, frozen);
         assert!(frozen.position.is_some());
         assert_eq!(c.state(candidate).await.frozen_for, Some(Term(3)));
         assert!(acknowledged < at, "acknowledged {:?} after a later term's freeze was answered", acknowledged - at);
@@ -533,12 +534,11 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         let stop = Stop { term: Term(1), deadline_ms: 60_000, only_if_hung: false };
         // Whether it runs cannot be seen: then it is not said to be stopped.
         let pid_file = c.nodes[p].config.data_dir.join("data/postmaster.pid");
-        let aside = pid_file.with_extension("aside");
-        std::fs::rename(&pid_file, &aside).unwrap();
-        std::fs::create_dir(&pid_file).unwrap();
+        let may_be_read =
+            |mode| std::fs::set_permissions(&pid_file, std::os::unix::fs::PermissionsExt::from_mode(mode));
+        may_be_read(0o000).unwrap();
         let unseen = c.post::<Stopped>(p, "stop", &stop).await.unwrap_err();
-        std::fs::remove_dir(&pid_file).unwrap();
-        std::fs::rename(&aside, &pid_file).unwrap();
+        may_be_read(0o600).unwrap();
         assert!(unseen.contains("looking for the postmaster"), "{unseen}");
         c.sql(p).await.batch_execute("SELECT 1").await.expect("nothing was stopped");
         let stopped: Stopped = c.post(p, "stop", &stop).await.unwrap();

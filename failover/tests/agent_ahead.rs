@@ -94,9 +94,9 @@ fn a_recruit_that_knows_of_a_term_that_was_given_up_follows_the_next() {
         let mut c = Cluster::new(22630, 3, Mode::Strict, 1);
         let p = c.bootstrap().await;
         let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
-        let (a, b) = (others[0], others[1]);
         c.until_replayed(p, &others).await;
         kill_all(&c.nodes[p].config.data_dir.join("data"));
+        let (a, b) = c.most_advanced_of(others[0], others[1]).await;
 
         // Somebody was promoted in term 2 and is gone; only its history has come here.
         let (record, _) = c.begin().await;

@@ -95,6 +95,7 @@ fn data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it() {
             (dir.join("data"), dir.join("agent.json"))
         };
         kill_all(&data);
+        until("their end", async || postgres_of(&data).is_empty().then_some(())).await;
         std::fs::remove_dir_all(&data).unwrap();
         let from = &c.nodes[p].config;
         let mut copy = std::process::Command::new(format!("{}/pg_basebackup", agents::bin()));

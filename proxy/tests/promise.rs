@@ -533,6 +533,7 @@ fn a_token_is_looked_at_by_what_sets_it() {
         let sql = format!("begin; {undone}; {ends}; select n from seen");
         assert_eq!(a.query(&sql), ["E 57P03", "Z I"], "{sql}");
     }
+    cluster.warm();
     let mut b = Raw::login(cluster.port, &[("options", &format!("-c pgtenure.after={ahead}"))]);
     assert_eq!(b.query("set pgtenure.after = ''; select n from seen"), ["C SET", "T", "D 0", "C SELECT 1", "Z I"]);
     for reset in ["reset pgtenure.after", "set pgtenure.after to default", "discard temp; reset all"] {

@@ -34,7 +34,8 @@ fn a_promotion_that_is_not_over_in_time_leaves_nothing_that_could_end_it_later()
         let failed = failed.unwrap_err();
         assert!(failed.starts_with("503"), "{failed}");
         assert_eq!((writing_postgres_of(&data), stubs(&c, s)), (Vec::new(), 0));
-        assert!(matches!(c.state(s).await.postgres, PostgresState::Stopped { was_primary: false, .. }));
+        let stopped = |s: &AgentState| matches!(s.postgres, PostgresState::Stopped { was_primary: false, .. });
+        c.until_state(s, "the stop", |s| stopped(s).then_some(())).await;
 
         let (record, revision) = c.begin().await;
         let order = Recover { term: record.term };
