@@ -1,5 +1,6 @@
-//! The newest that clients have logged in with, and that the primary takes. A session outlives a change of its password, and a server connection that is
-//! made for it later needs the new one. Locked when a client comes or leaves, and when a connection is made.
+//! The newest that clients have logged in with, and that the primary takes. A session outlives a change of its password, and a
+//! server connection that is made for it later needs the new one. Locked when a client comes or leaves, and when a connection is
+//! made.
 
 use crate::auth::credentials::Credentials;
 use crate::pool::Identity;
