@@ -315,6 +315,8 @@ pub enum Retried {
     Refused,
     /// Its recovery needed what was being read.
     RecoveryConflict,
+    /// It did not know what was named, and may not have replayed that yet.
+    Lacking,
     /// It stops, starts or crashes.
     ServerStops,
     /// It has an error of its own: its disk, its memory, its limits.
@@ -327,14 +329,22 @@ pub enum Retried {
 
 impl Retried {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Refused, Self::RecoveryConflict, Self::ServerStops, Self::ServerError, Self::ServerLost, Self::Deposed];
+    pub const ALL: [Self; 7] = [
+        Self::Refused,
+        Self::RecoveryConflict,
+        Self::Lacking,
+        Self::ServerStops,
+        Self::ServerError,
+        Self::ServerLost,
+        Self::Deposed,
+    ];
 
     /// As one snake_case word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
             Self::RecoveryConflict => "recovery_conflict",
+            Self::Lacking => "lacking",
             Self::ServerStops => "server_stops",
             Self::ServerError => "server_error",
             Self::ServerLost => "server_lost",

@@ -31,6 +31,7 @@ use crate::pool::doors::Doorway;
 use crate::pool::policy::{Age, forced_user, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Rivals, Scope};
+use crate::route::recheck::Rechecks;
 use crate::route::sample::Sample;
 use crate::route::{
     self, Causality, Consistency, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed,
@@ -118,6 +119,8 @@ pub struct Worker {
     pub handshakes: Semaphore,
     /// Which decisions are logged.
     pub sample: Cell<Sample>,
+    /// Which errors of standbys the primary is asked about.
+    rechecks: Cell<Rechecks>,
     /// How each standby stands.
     footings: RefCell<Footings>,
     /// What standbys have refused lately.
@@ -225,6 +228,7 @@ impl Worker {
             errands: Cell::new(0),
             handshakes: Semaphore::new(HANDSHAKES_IN_A_ROUND),
             sample: Cell::default(),
+            rechecks: Cell::default(),
             footings: RefCell::default(),
             misroutes: RefCell::default(),
             recall: RefCell::default(),
@@ -366,6 +370,22 @@ impl Worker {
         let Some(started) = meta.started.filter(|_| meta.role == Role::Standby) else { return false };
         let sampled = || self.view.borrow().lag.answering(&meta.node);
         promise.consistency != Consistency::Eventual && sampled().is_some_and(|sampled| sampled != started)
+    }
+
+    /// A standby does not know what a statement names: is the primary asked, which may?
+    pub fn must_recheck(&self, node: &NodeId) -> bool {
+        let now = self.now();
+        let behind = {
+            let view = self.view.borrow();
+            if view.topology.gate_at(now) != Gate::Open {
+                return false;
+            }
+            view.lag.may_lack(node, &view.topology)
+        };
+        let mut rechecks = self.rechecks.get();
+        let takes = rechecks.takes(behind, now);
+        self.rechecks.set(rechecks);
+        takes
     }
 
     /// May this connection go on serving?

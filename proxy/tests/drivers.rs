@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::raw::{Raw, bind, execute, ok, parse, sync, value};
 use common::{Cluster, wait_for};
 
 #[test]
@@ -201,4 +202,41 @@ fn what_a_client_defines_is_known_to_its_next_statement_and_soon_to_all() {
     let output = c.client("psql").args(both).output().expect("psql can be started");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "n1", "{output:?}");
     wait_for("the change to be known to others", || (c.psql("select place()").ok()? == "n1").then_some(()));
+    // A standby that has not replayed it knows nothing of it: whoever reads there is answered by the primary.
+    c.replicate();
+    c.nodes[1].psql("select pg_wal_replay_pause()");
+    let mut other = Raw::login(c.port, &[("pgtenure.consistency", "eventual")]);
+    wait_for("reads to go to the standby", || {
+        (value(&mut other, "select current_setting('cluster_name')") == "n2").then_some(())
+    });
+    let late = "create function late() returns text stable language sql as 'select current_setting(''cluster_name'')'; \
+                create table later(n int)";
+    c.psql(late).unwrap();
+    assert!(c.nodes[1].try_psql("select 1 from later").is_err(), "the standby has replayed it already");
+    for sql in ["select count(*) from later", "select count(*) from later where n = 7"] {
+        assert_eq!(value(&mut other, sql), "0");
+    }
+    let route = value(&mut other, "show pgtenure.last_route");
+    assert!(route.starts_with("primary n1: rechecked: "), "{route}");
+    let lacking = || c.counter_of("pgtenure_proxy_retries_total", "lacking");
+    wait_for("a function to be asked for at the standby", || {
+        assert_eq!(value(&mut other, "select late()"), "n1");
+        (lacking() > 2.0).then_some(())
+    });
+    other.write(|out| {
+        parse(out, "p", "select n from later");
+        bind(out, "", "p", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(other.until_ready(), ["1", "2", "C SELECT 0", "Z I"]);
+    // What the primary does not know either is told once, and what began at a standby ends there.
+    assert_eq!(other.query("select nothing from later"), ["E 42703", "Z I"]);
+    assert_eq!(value(&mut other, "select current_setting('cluster_name')"), "n2");
+    ok(&mut other, "begin read only");
+    ok(&mut other, "select current_setting('cluster_name')");
+    assert_eq!(other.query("select n from later"), ["E 42P01", "Z E"]);
+    ok(&mut other, "rollback");
+    ok(&mut other, "set pgtenure.no_standby = 'error'");
+    assert_eq!(other.query("select n from later"), ["E 42P01", "Z I"]);
 }

@@ -29,6 +29,7 @@ mod lost;
 pub mod misroute;
 pub mod policy;
 pub mod promise;
+pub mod recheck;
 pub mod sample;
 mod samples;
 mod seen;
@@ -119,6 +120,8 @@ pub enum Reason {
     Write,
     /// To the primary: taken for a read, but a standby has refused such a statement.
     RefusedBefore,
+    /// To the primary: a standby does not know what it names, and may only not know it yet.
+    Rechecked,
     /// To the primary: the session wants it so.
     AsAsked,
     /// To the primary: a setting of what the session is promised means nothing.
@@ -185,6 +188,7 @@ impl Reason {
         match self {
             Self::Write => "write",
             Self::RefusedBefore => "refused_before",
+            Self::Rechecked => "rechecked",
             Self::AsAsked => "as_asked",
             Self::Unclear => "invalid_setting",
             Self::Fresh { .. } => "fresh",
@@ -207,6 +211,7 @@ impl Reason {
             Self::AwaitingSample { .. } | Self::Unconfirmed { .. } | Self::NoStandby { .. } => true,
             Self::Write
             | Self::RefusedBefore
+            | Self::Rechecked
             | Self::AsAsked
             | Self::Unclear
             | Self::Fresh { .. }
@@ -225,6 +230,7 @@ impl Reason {
             | Self::NoStandby { closest: Some((_, Unfit::Uncovered { since })) } => Some(now.since(*since)),
             Self::Write
             | Self::RefusedBefore
+            | Self::Rechecked
             | Self::AsAsked
             | Self::Unclear
             | Self::Fresh { .. }
@@ -243,6 +249,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Write => write!(f, "not proven read-only"),
             Self::RefusedBefore => write!(f, "a standby has refused such a statement"),
+            Self::Rechecked => write!(f, "a standby does not know what it names, and may not have replayed that yet"),
             Self::AsAsked => write!(f, "reads from the primary are asked for"),
             Self::Unclear => write!(f, "one of the session's pgtenure settings means nothing"),
             Self::Fresh { staleness: Some(staleness), replay_lsn, need: Some(need) } => {

@@ -113,6 +113,13 @@ impl Lag {
         after.is_past_end(topology, self, times).ok().flatten()
     }
 
+    /// May that standby lack something that `topology`'s primary had when it was sampled last?
+    pub fn may_lack(&self, node: &NodeId, topology: &Topology) -> bool {
+        let standby = self.snapshot.standby(node).and_then(|standby| standby.sample.as_ref());
+        let has_all = |primary: &PrimarySample| standby.is_some_and(|sample| sample.replay_lsn >= primary.insert_lsn);
+        !self.primary_of(topology).is_some_and(has_all)
+    }
+
     /// Which server answers to a standby's name who samples it. `None`: none does, or it does not tell.
     pub fn answering(&self, node: &NodeId) -> Option<ServerStart> {
         let standby = self.snapshot.standby(node)?;

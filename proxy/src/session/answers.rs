@@ -17,6 +17,7 @@ use crate::sql::Pins;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::Sink;
 use crate::wire::error_response::{ClientError, Doubt};
+use crate::worker::Worker;
 use cluster::per_term::Fate;
 use cluster::topology::Gate;
 use cluster::{Instant, Role};
@@ -25,6 +26,7 @@ use std::task::{Context, Poll};
 
 /// What the relay asks of a session.
 struct Conversation<'a> {
+    w: &'a Worker,
     meta: &'a Meta,
     tracking: &'a Tracking,
     /// The server is the session's own, or kept for it.
@@ -40,6 +42,10 @@ impl Host for Conversation<'_> {
 
     fn name_told(&self, value: &str) -> Option<&str> {
         self.tracking.name_told(value, self.meta)
+    }
+
+    fn must_recheck(&self) -> bool {
+        self.w.must_recheck(&self.meta.node)
     }
 
     fn hears(&self) -> bool {
@@ -145,7 +151,7 @@ impl Session {
         let meta = &server.meta;
         let keeps = self.mode == PoolMode::Session || !self.pins.is_empty();
         let pid = pid_of(self.w.index, self.place);
-        let host = Conversation { meta, tracking: &self.tracking, keeps, pid };
+        let host = Conversation { w: &self.w, meta, tracking: &self.tracking, keeps, pid };
         // A cancelled wait for a standby is told by a notice, unless the session has switched notices off.
         if self.cancelled && self.hides_notices() {
             self.relay.doubt(host.not_replicated());
@@ -382,6 +388,7 @@ impl Session {
         self.retained_lens.clear();
         self.relay.commits.clear();
         self.avoid.clear();
+        self.rechecks = false;
         self.mark_rest(now);
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.saw, self.portal_may_commit, self.own_set) = (false, false, false, 0);

@@ -6,7 +6,7 @@
 
 use crate::config::PoolMode;
 use crate::pool::Identity;
-use crate::route::Target;
+use crate::route::{NoStandby, Target};
 use crate::session::acquire;
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Loss, Session, Tail, Turn};
@@ -248,6 +248,11 @@ impl Session {
         let unproven = self.read_only && unit.block.unproven;
         self.relay.keeps_refusals = self.read_only;
         self.relay.retries = standby && !unproven && (self.relay.status == TxStatus::Idle || first && self.may_leave());
+        // Reads that never burden the primary are not repeated there.
+        self.relay.rechecks = self.relay.retries
+            && !self.read_only
+            && self.relay.status == TxStatus::Idle
+            && self.promise_of_unit().no_standby == NoStandby::Primary;
         self.relay.retries || self.relay.status == TxStatus::Idle && unit.record.repeatable(TxStatus::Idle)
     }
 

@@ -211,6 +211,8 @@ pub struct Session {
     pub(super) cancelling: bool,
     /// Standbys on which the unit at the head of the inbox failed.
     pub(super) avoid: Vec<NodeId>,
+    /// A standby does not know what that unit names: the primary is asked.
+    pub(super) rechecks: bool,
     /// What the oldest unit has lost.
     pub(super) losses: Losses,
     /// Since when the unit at the head of the inbox waits.
@@ -358,6 +360,7 @@ impl Session {
             cancelled: false,
             cancelling: false,
             avoid: Vec::new(),
+            rechecks: false,
             losses: Losses::default(),
             waiting_since: None,
             quiet: false,

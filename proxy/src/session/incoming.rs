@@ -212,6 +212,7 @@ impl Session {
         }
         (self.waiting_since, self.hold, self.hint_warned) = (None, None, false);
         self.avoid.clear();
+        self.rechecks = false;
         self.losses.forget();
         self.give_up_block();
     }

@@ -53,6 +53,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     let undone = status != TxStatus::Idle && (unbegun || unrun || !s.relay.may_commit());
     let mark = s.relay.mark().filter(|_| loss != Loss::HoldTimeout);
+    let rechecks = std::mem::take(&mut s.relay.lacks) && s.relay.rechecks && matches!(loss, Loss::Refused(_));
     if let Loss::Refused(code) = loss {
         s.remember_refusal(code);
     }
@@ -78,6 +79,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     if let Loss::Refused(_) = loss {
         s.avoid.push(node.clone());
+        s.rechecks |= rechecks;
     }
     let wrote = s.forget_transaction(delivered || status != TxStatus::Idle);
     if delivered && standby {
@@ -252,7 +254,10 @@ fn retried_for(loss: Loss) -> Retried {
             b"25006" | b"0A000" | b"55000" => Retried::Refused,
             b"40001" | b"40P01" | b"57P04" => Retried::RecoveryConflict,
             b"57P01" | b"57P02" | b"57P03" => Retried::ServerStops,
-            _ => Retried::ServerError,
+            code if code.starts_with(b"58") || code.starts_with(b"XX") || code.starts_with(b"53") => {
+                Retried::ServerError
+            }
+            _ => Retried::Lacking,
         },
         Loss::Gone | Loss::Violation(_) | Loss::Stuck => Retried::ServerLost,
         Loss::Deposed | Loss::ViewStale | Loss::HoldTimeout => Retried::Deposed,

@@ -91,6 +91,11 @@ impl Session {
 
     /// It went to the primary because a standby has refused what it runs: that is the reason, then.
     pub(super) fn tell_refused_before(&mut self, unit: &[u8], now: Instant) {
+        if self.rechecks && self.reason == Reason::Write.as_str() {
+            self.reason = Reason::Rechecked.as_str();
+            self.chosen = self.chosen.take().map(|_| Reason::Rechecked);
+            return;
+        }
         if self.reason != Reason::Write.as_str() || self.w.misroutes.borrow().is_empty() {
             return;
         }

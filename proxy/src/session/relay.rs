@@ -120,6 +120,11 @@ pub trait Host {
         None
     }
 
+    /// A standby does not know what a read names: may it not have replayed that yet, and is the primary there to be asked?
+    fn must_recheck(&self) -> bool {
+        false
+    }
+
     /// May a notification be meant for the client? Not when it shares the server and has not asked to listen.
     fn hears(&self) -> bool {
         true
@@ -183,6 +188,10 @@ pub struct Relay {
     pub standby: bool,
     /// Retry the errors of what is sent elsewhere: it is a read, or begins a block, and nothing before it would be lost.
     pub retries: bool,
+    /// So are those of a standby that may not know yet what it names: nothing keeps it from the primary.
+    pub rechecks: bool,
+    /// The standby does not know what the oldest unit names.
+    pub lacks: bool,
     /// What a standby refuses because it is one is the client's to know.
     pub keeps_refusals: bool,
     /// A standby refused what was sent because its transaction would be SERIALIZABLE, which has nothing to do with its

@@ -218,6 +218,44 @@ fn whatever_recovery_cancels_a_read_for_it_runs_elsewhere() {
     }
 }
 
+/// What a standby may lack, and a primary that is asked.
+struct Asked;
+
+impl Host for Asked {
+    fn not_replicated(&self) -> ClientError {
+        panic!("nothing is committed")
+    }
+
+    fn must_recheck(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_a_standby_may_not_know_yet_is_asked_elsewhere_while_nothing_was_told_of_it() {
+    for (code, routine, rechecks, delivered, asked) in [
+        ("42P01", "parserOpenTable", true, false, true),
+        ("42883", "ParseFuncOrColumn", true, false, true),
+        ("22P02", "enum_in", true, false, true),
+        ("22P02", "pg_strtoint32_safe", true, false, false),
+        ("42601", "scanner_yyerror", true, false, false),
+        ("42P01", "parserOpenTable", false, false, false),
+        ("42P01", "parserOpenTable", true, true, false),
+    ] {
+        let mut relay = Relay { standby: true, retries: true, rechecks, delivered, ..Relay::default() };
+        relay.push(plain(Kind::Query));
+        let mut s = Vec::new();
+        error(&mut s, "ERROR", code, routine);
+        let event = relay.server_bytes(&s, &mut Sink::new(Vec::new()), &Asked).event;
+        assert_eq!((event.is_some(), relay.lacks), (asked, asked), "{code} {routine}");
+    }
+    let mut relay = Relay { standby: true, retries: true, rechecks: true, ..Relay::default() };
+    relay.push(plain(Kind::Query));
+    let mut s = Vec::new();
+    error(&mut s, "ERROR", "42P01", "parserOpenTable");
+    assert_eq!(feed(&mut relay, &s, &[]).1, [], "no primary can be asked");
+}
+
 #[test]
 fn a_session_that_the_server_ends_for_its_own_limit_is_told_so_only_when_nothing_was_sent() {
     let mut s = Vec::new();

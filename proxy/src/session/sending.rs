@@ -94,7 +94,11 @@ impl Session {
             }
         }
         let promise = self.promise_of_unit();
-        let access = if unit.read && !missing && !self.replants { self.access_outside() } else { access };
+        let access = match unit.read && !missing && !self.replants {
+            true if self.rechecks => Access::Write,
+            true => self.access_outside(),
+            false => access,
+        };
         let (database, causality, avoid) = (self.identity.database.as_str(), &*self.causality, self.avoid.as_slice());
         let need = acquire::Need { database, causality, access, quiet: self.quiet, promise, avoid, since: now };
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();

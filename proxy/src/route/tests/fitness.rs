@@ -228,3 +228,15 @@ fn a_reason_tells_its_numbers() {
         "closest is n2, 8000 ms stale where 1000 ms are allowed"
     );
 }
+
+#[test]
+fn a_standby_lacks_nothing_that_has_replayed_what_the_primary_was_found_to_have() {
+    for (replayed, term, lacks) in [(99, 7, true), (100, 7, false), (101, 7, false), (100, 8, true)] {
+        let mut w = World::new();
+        w.snapshot.standbys = vec![standby("n2", replayed, 1000)];
+        w.publish();
+        w.topology.term = Term(term);
+        assert_eq!(w.lag.may_lack(&node("n2"), &w.topology), lacks, "{replayed} in term {term}");
+        assert!(w.lag.may_lack(&node("n3"), &w.topology), "nothing is known of it");
+    }
+}

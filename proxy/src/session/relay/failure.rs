@@ -2,13 +2,20 @@
 
 use crate::session::outcome::Record;
 use crate::session::relay::entry::is_no_text;
-use crate::session::relay::{Event, Kind, Relay, Step, Undo, Use};
+use crate::session::relay::{Event, Host, Kind, Relay, Step, Undo, Use};
 use crate::wire::backend::{TxStatus, fields, with_name};
 use crate::wire::codec::Sink;
 use crate::wire::error_response::ClientError;
 
 impl Relay {
-    pub(super) fn error(&mut self, frame: &[u8], input: &[u8], span: std::ops::Range<usize>, sink: &mut Sink) -> Step {
+    pub(super) fn error(
+        &mut self,
+        frame: &[u8],
+        input: &[u8],
+        span: std::ops::Range<usize>,
+        sink: &mut Sink,
+        host: &dyn Host,
+    ) -> Step {
         let f = fields(frame);
         let mut code = [b'0'; 5];
         if f.code.len() == 5 {
@@ -32,8 +39,13 @@ impl Relay {
             && self.queue.len() + usize::from(self.open.is_some()) > 0
             && (self.parse_only
                 || self.hidden_unit()
-                || (elsewhere(&code) && !stale && !self.is_kept(&code, f.routine)))
+                || (elsewhere(&code) && !stale && !self.is_kept(&code, f.routine))
+                || (self.rechecks
+                    && self.status == TxStatus::Idle
+                    && may_lack(&code, f.routine)
+                    && host.must_recheck()))
         {
+            self.lacks = may_lack(&code, f.routine);
             self.serializable = f.routine == b"GetSerializableTransactionSnapshot";
             return Step::Stop(Event::Retry { code });
         }
@@ -204,4 +216,24 @@ fn elsewhere(code: &[u8; 5]) -> bool {
         || code.starts_with(b"58")
         || code.starts_with(b"XX")
         || code.starts_with(b"53")
+}
+
+/// Errors by which a server says that it does not know what a statement names, or knows it as something else, or that its user
+/// may not use it: a standby may not have replayed yet what has changed that. All that is in the catalogs, and no more.
+fn may_lack(code: &[u8; 5], routine: &[u8]) -> bool {
+    const CODES: [&[u8; 5]; 11] = [
+        b"42P01", // undefined_table
+        b"42703", // undefined_column
+        b"42883", // undefined_function
+        b"42704", // undefined_object
+        b"3F000", // invalid_schema_name
+        b"42501", // insufficient_privilege
+        b"42725", // ambiguous_function
+        b"42804", // datatype_mismatch
+        b"42809", // wrong_object_type
+        b"42846", // cannot_coerce
+        b"42803", // grouping_error: by a primary key the other columns are there as well
+    ];
+    // A new value of an enum as well.
+    CODES.contains(&code) || (code, routine) == (b"22P02", b"enum_in")
 }

@@ -64,7 +64,7 @@ impl Relay {
                 self.local_answers(input, sink);
                 self.pass(input, span, sink)
             }
-            b'E' => self.error(frame, input, span, sink),
+            b'E' => self.error(frame, input, span, sink, host),
             b'N' => self.notice(frame, input, span, sink, host),
             b'S' => {
                 let shown = self.ours_first(input, sink);
