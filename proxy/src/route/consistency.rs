@@ -92,9 +92,10 @@ impl Causality {
         self.seen.precedes(term)
     }
 
-    /// What was read at a standby and may be lost: told once.
-    pub fn take_lost_read(&mut self, topology: &Topology, lag: &Lag) -> Option<LostRead> {
-        self.seen.take_lost(topology, lag)
+    /// What was read at a standby and may be lost: told once. `in_vain`: it was waited for until that is known, for as long as reads
+    /// wait.
+    pub fn take_lost_read(&mut self, topology: &Topology, lag: &Lag, in_vain: bool) -> Option<LostRead> {
+        self.seen.take_lost(topology, lag, in_vain)
     }
 
     /// A write that was acknowledged to the client and may be lost: told once.

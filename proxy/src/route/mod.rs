@@ -333,7 +333,7 @@ pub fn decide(
         Ok(need) => need,
         Err(pending) => {
             let confirmed = confirmed(promise, causality, topology, lag);
-            return without(request, Reason::AwaitingSample { since: pending.since }, confirmed, causality, now);
+            return without(request, Reason::AwaitingSample { since: pending.since }, confirmed, causality, (lag, now));
         }
     };
     let need = need.max(after);
@@ -353,7 +353,7 @@ pub fn decide(
             let unfit = topology.standbys.iter().filter_map(unfit);
             let closest = unfit.min_by_key(|(_, u)| u.distance());
             let confirmed = confirmed(promise, causality, topology, lag);
-            without(request, Reason::NoStandby { closest }, confirmed, causality, now)
+            without(request, Reason::NoStandby { closest }, confirmed, causality, (lag, now))
         }
     }
 }
@@ -470,7 +470,7 @@ fn without(
     reason: Reason,
     confirmed: Result<(), Instant>,
     causality: &mut Causality,
-    now: Instant,
+    (lag, now): (&Lag, Instant),
 ) -> Decision {
     let promise = &request.promise;
     let chases = match &reason {
@@ -485,7 +485,8 @@ fn without(
     };
     let (held, waited) = (promise.standby_wait.max(patience), now.since(request.since));
     let left = held.saturating_sub(waited);
-    let until_confirmed = (held + seen::CONFIRM_WAIT).saturating_sub(waited);
+    // A term that has opened meanwhile is given as long.
+    let until_confirmed = (held + seen::CONFIRM_WAIT).saturating_sub(now.since(request.since.max(lag.open_since())));
     let (target, reason) = match (left.is_zero(), promise.no_standby, confirmed) {
         (false, _, _) => (Target::Wait(left), reason),
         (true, NoStandby::Error, _) => (Target::Nowhere, reason),

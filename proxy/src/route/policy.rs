@@ -24,8 +24,8 @@ pub struct Lag {
     pub(super) samples: Samples,
     /// Whose WAL a term begins with.
     pub(super) votes: Votes,
-    /// The newest term that was seen open.
-    opened: Option<Term>,
+    /// The newest term that was seen open, and when etcd was asked that said so first.
+    opened: Option<(Term, Instant)>,
 }
 
 /// The newest sample of any primary.
@@ -67,8 +67,9 @@ impl Lag {
     /// Take over a newer view of the cluster.
     pub fn follow(&mut self, topology: &Topology) {
         self.votes.follow(topology);
-        if !matches!(topology.gate, Gate::Closed(_)) {
-            self.opened = Some(topology.term);
+        let known = self.opened.is_some_and(|(term, _)| term == topology.term);
+        if !known && !matches!(topology.gate, Gate::Closed(_)) {
+            self.opened = Some((topology.term, topology.read_at.unwrap_or_default()));
         }
     }
 
@@ -76,8 +77,13 @@ impl Lag {
     pub fn shown(&self, topology: &Topology) -> Term {
         match topology.gate {
             Gate::Open | Gate::Draining => topology.term,
-            Gate::Closed(_) => self.opened.unwrap_or(topology.term).min(topology.term),
+            Gate::Closed(_) => self.opened.map_or(topology.term, |(term, _)| term.min(topology.term)),
         }
+    }
+
+    /// Since when the newest term is open that was seen so, as far as is known.
+    pub(super) fn open_since(&self) -> Instant {
+        self.opened.map_or_else(Instant::default, |(_, since)| since)
     }
 
     /// The newest snapshot.
@@ -285,7 +291,7 @@ pub(super) fn fit(
     }
     match promise.consistency {
         Consistency::Eventual | Consistency::Bounded | Consistency::Strong => {}
-        Consistency::Session | Consistency::Global => seen.allows(&member.node, sample, topology.term)?,
+        Consistency::Session | Consistency::Global => seen.allows(&member.node, sample, topology, lag)?,
     }
     match behind {
         Some(behind) => Err(behind),

@@ -104,6 +104,11 @@ impl Last {
         sample.up_since > self.from && !same
     }
 
+    /// Is all of it known to be in the term of `topology`, which may not be open yet?
+    fn is_in(&self, topology: &Topology, lag: &Lag) -> bool {
+        self.kept_in >= topology.term || self.fate(topology, lag) == Fate::Kept
+    }
+
     /// Has the term of `topology`, which is open, all of it?
     fn fate(&self, topology: &Topology, lag: &Lag) -> Fate {
         let fork = fork_of(topology, self.term);
@@ -172,10 +177,10 @@ impl Seen {
         }
     }
 
-    /// Take the position that covers it from the newest sample, if that is new enough.
+    /// Take the position that covers it from the newest sample, if that is new enough. One of a term that may lack it does not.
     pub(super) fn cover(&mut self, topology: &Topology, lag: &Lag) {
         let Some(last) = &mut self.last else { return };
-        if last.covered.is_none_or(|covered| covered.term != topology.term) {
+        if last.covered.is_none_or(|covered| covered.term != topology.term) && last.is_in(topology, lag) {
             let sample = lag.primary_of(topology).filter(|s| s.sent_at >= last.at);
             let token = sample.map(|s| Token { term: topology.term, timeline: s.timeline, lsn: s.insert_lsn });
             last.covered = token.or(last.covered);
@@ -211,16 +216,25 @@ impl Seen {
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn allows(&self, node: &NodeId, sample: &StandbySample, term: Term) -> Result<(), Unfit> {
+    pub(super) fn allows(
+        &self,
+        node: &NodeId,
+        sample: &StandbySample,
+        topology: &Topology,
+        lag: &Lag,
+    ) -> Result<(), Unfit> {
         let Some(last) = &self.last else { return Ok(()) };
         if last.node.as_ref() == Some(node) && sample.up_since <= last.from {
             return Ok(());
         }
         match last.covered {
-            Some(Token { term: of, lsn: need, .. }) if of == term => match sample.replay_lsn {
-                have if have >= need => Ok(()),
-                have => Err(Unfit::ReplayBehind { need, have }),
-            },
+            // Who follows a later term's primary has no more than that.
+            Some(Token { term, lsn: need, .. }) if term == topology.term && last.is_in(topology, lag) => {
+                match sample.replay_lsn {
+                    have if have >= need => Ok(()),
+                    have => Err(Unfit::ReplayBehind { need, have }),
+                }
+            }
             Some(_) | None => Err(Unfit::Uncovered { since: last.at }),
         }
     }
@@ -230,19 +244,19 @@ impl Seen {
         self.last.as_ref().is_some_and(|last| last.kept_in < term)
     }
 
-    /// What may be lost, told once. Nothing while that cannot be told.
-    pub(super) fn take_lost(&mut self, topology: &Topology, lag: &Lag) -> Option<LostRead> {
+    /// What may be lost, told once. Nothing while that cannot be told, unless it was waited for `in_vain`.
+    pub(super) fn take_lost(&mut self, topology: &Topology, lag: &Lag, in_vain: bool) -> Option<LostRead> {
         if matches!(topology.gate, Gate::Closed(_)) || !self.precedes(topology.term) {
             return None;
         }
         let last = self.last.as_mut()?;
         match last.fate(topology, lag) {
-            Fate::Open => None,
+            Fate::Open if !in_vain => None,
             Fate::Kept => {
                 last.kept_in = topology.term;
                 None
             }
-            Fate::Lost => {
+            Fate::Lost | Fate::Open => {
                 let Last { node, term, at, .. } = self.last.take()?;
                 Some(LostRead { node, term, at, fork: fork_of(topology, term), open: topology.term })
             }

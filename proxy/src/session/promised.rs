@@ -6,7 +6,7 @@ use crate::metrics::bump;
 use crate::route::durability::NAME;
 use crate::route::hint;
 use crate::route::promise::{self, AFTER, BadPromise};
-use crate::route::{After, Consistency, Promise, ReadFrom, Standing};
+use crate::route::{After, Consistency, Promise, ReadFrom, Reason, Standing};
 use crate::session::assigned::{Assigned, Use, uses};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Session};
@@ -298,7 +298,9 @@ impl Session {
         let (write, read) = {
             let (view, mut causality) = (self.w.view.borrow(), self.causality.borrow_mut());
             let write = causality.take_lost(&view.topology, &view.lag);
-            (write, causality.take_lost_read(&view.topology, &view.lag))
+            // A read that goes to the primary now, for want of anything better, would miss it.
+            let in_vain = matches!(self.chosen, Some(Reason::Unconfirmed { .. }));
+            (write, causality.take_lost_read(&view.topology, &view.lag, in_vain))
         };
         let error = match (write, read) {
             (Some(lost), _) => {

@@ -123,7 +123,8 @@ fn failed_over(read: u64, fork: u64) -> World {
     w.causality.read_at((&node("n3"), Some(ServerStart(77))), (Term(7), Term(7)), at(read), Shows::All);
     let forks = vec![Fork { timeline: TimelineId(7), lsn: Lsn(fork) }];
     let standbys = vec![member("n3")];
-    w.topology = Topology { term: Term(8), primary: Some(member("n2")), standbys, forks, ..w.topology };
+    let (primary, read_at) = (Some(member("n2")), Some(at(1315)));
+    w.topology = Topology { term: Term(8), primary, standbys, forks, read_at, ..w.topology };
     (w.snapshot.term, w.snapshot.primary) = (Term(8), Some(sample("n2", 300, 1300)));
     w.snapshot.standbys = vec![StandbyLag { replay_lag: Err(LagUnknown::StreamBroken), ..standby("n3", 200, 1300) }];
     w.publish();
@@ -204,20 +205,20 @@ fn what_was_read_and_is_in_no_later_term_is_told_once() {
         assert!(w.causality.read_before(Term(8)), "{what}");
         assert_eq!(w.causality.is_shown_at_primary(&w.topology, &w.lag), want.is_some(), "{what}");
         w.topology.gate = Gate::Closed(Closed::Opening);
-        assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag), None, "it is not decided yet");
+        assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag, false), None, "it is not decided yet");
         w.topology.gate = Gate::Open;
-        let told = w.causality.take_lost_read(&w.topology, &w.lag);
+        let told = w.causality.take_lost_read(&w.topology, &w.lag, false);
         let (node, fork) = (Some(node("n3")), Some(Lsn(250)));
         let read = LostRead { node, term: Term(7), at: at(1150), fork, open: Term(8) };
         assert_eq!(told, Some(read).filter(|_| want == Some(true)), "{what}");
-        assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag), None, "{what}, once");
+        assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag, false), None, "{what}, once");
         assert_eq!(w.causality.read_before(Term(8)), want.is_none(), "{what}");
     }
     // What was sampled since lies within what the later term has.
     for (read, fork, lost) in [(1100, 200, false), (1100, 199, true), (1101, 900, true)] {
         let mut w = failed_over(read, fork);
         w.topology.standbys.clear();
-        assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag).is_some(), lost, "{read} {fork}");
+        assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag, false).is_some(), lost, "{read} {fork}");
     }
 }
 
@@ -226,7 +227,7 @@ fn what_was_read_while_a_term_began_or_at_less_of_a_promise_since_is_of_the_term
     let mut w = failed_over(1150, 250);
     w.topology.standbys.clear();
     w.causality.read_at((&node("n2"), None), (Term(8), Term(8)), at(1350), Shows::Some);
-    assert!(w.causality.take_lost_read(&w.topology, &w.lag).is_some(), "what was read at n3 is");
+    assert!(w.causality.take_lost_read(&w.topology, &w.lag, false).is_some(), "what was read at n3 is");
     // Nobody has opened 8 when it is asked.
     let mut w = World::new();
     w.publish();
@@ -263,6 +264,60 @@ fn a_later_term_begins_with_all_that_its_primary_showed() {
     w.snapshot.primary = Some(sample("n2", 100, 1030));
     w.publish();
     assert_eq!(w.read(1040), "n3 fresh");
+}
+
+/// A session has read at n3, which was restarted since, lags, or is not heard of; n1 follows the primary of the later term, and has
+/// all that it has.
+#[test]
+fn what_follows_a_later_term_does_not_show_what_that_may_lack() {
+    let voters = ["n1", "n2", "n3"].map(node).to_vec();
+    let world = |gate, heard: bool, k| {
+        let mut w = failed_over(1150, 250);
+        w.topology.quorums = vec![cluster::topology::Quorum { voters: voters.clone(), k }];
+        (w.topology.protected, w.topology.epoch, w.topology.begun_by, w.topology.gate) = (true, 4, 4, gate);
+        w.topology.standbys = vec![member("n1"), member("n3")];
+        let n3 = match heard {
+            true => StandbyLag { replay_lag: Ok(BUDGET * 2), ..standby("n3", 300, 1310) },
+            false => StandbyLag { sample: None, replay_lag: Err(LagUnknown::NeverSampled), ..standby("n3", 0, 0) },
+        };
+        w.snapshot.standbys = vec![standby("n1", 300, 1310), n3];
+        w.snapshot.standbys[1].sample.iter_mut().for_each(|sample| sample.up_since = at(1200));
+        w.publish();
+        w.since = Some(at(1320));
+        w
+    };
+    let closed = Gate::Closed(Closed::Opening);
+    for (gate, heard, k, want) in [
+        // To the primary once that is open, and there it is told.
+        (closed, true, 2, "primary uncovered"),
+        (closed, false, 2, "wait 5000 unconfirmed"),
+        (Gate::Open, false, 2, "wait 5000 unconfirmed"),
+        // All of the term before is in this one.
+        (closed, true, 1, "n1 fresh"),
+        (closed, false, 1, "n1 fresh"),
+        (Gate::Open, false, 1, "n1 fresh"),
+    ] {
+        let mut w = world(gate, heard, k);
+        let what = format!("{gate:?}, heard {heard}, k = {k}");
+        assert_eq!(w.read(1320), want, "{what}");
+        // Nor does what the primary tells of itself cover it.
+        let position = Token { term: Term(8), timeline: TimelineId(8), lsn: Lsn(300) };
+        w.causality.cover(at(1320), position);
+        assert_eq!(w.read(1320), want, "{what}");
+        assert!(w.causality.read_before(Term(8)), "{what}");
+    }
+    // Nobody tells what became of it: a read waits for that, but not for ever, and then is told, not sent. Nor is the time over
+    // that it has waited before the term was open.
+    let mut w = world(Gate::Open, false, 2);
+    w.since = Some(at(100));
+    assert_eq!(w.read(1320), "wait 4995 unconfirmed");
+    assert_eq!(w.causality.take_lost_read(&w.topology, &w.lag, false), None);
+    w.snapshot.standbys[0] = standby("n1", 300, 6310);
+    w.topology.read_at = Some(at(6310));
+    w.publish();
+    assert_eq!(w.read(6315), "primary unconfirmed");
+    assert!(w.causality.take_lost_read(&w.topology, &w.lag, true).is_some());
+    assert_eq!(w.read(6315), "n1 fresh");
 }
 
 /// What is classed as a write may have written nothing, and waited for nobody; and a commit of others may wait for more.
