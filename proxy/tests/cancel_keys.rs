@@ -3,13 +3,15 @@
 mod common;
 
 use cluster::lag::LagSnapshot;
+use common::raw::{run, sync};
 use common::{Cluster, dial, free_port, wait_for};
 use proxy::wire::backend::fields;
 use proxy::wire::codec::head;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::{long_cancel_request, write_startup};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use tokio::sync::watch;
 
@@ -220,8 +222,8 @@ fn a_request_never_hits_the_clients_own_next_statement() {
     assert!((1..200).contains(&hits), "{hits}");
 }
 
-/// A way to a server whose postmaster takes its time with cancel requests: each is passed on when it is told so, and
-/// said to have been acted on.
+/// A way to a server that takes its time with what is to cancel another: requests to its postmaster, and questions of the
+/// proxy. Each is passed on when it is told so, and said to have been acted on.
 struct Slow {
     port: u16,
     go_on: mpsc::SyncSender<()>,
@@ -229,35 +231,69 @@ struct Slow {
     acted_on: mpsc::Receiver<()>,
 }
 
+/// The other ends.
+#[derive(Clone)]
+struct Turns {
+    told: Arc<Mutex<mpsc::Receiver<()>>>,
+    comes: mpsc::SyncSender<()>,
+    acts: mpsc::SyncSender<()>,
+}
+
+impl Turns {
+    fn wait(&self) {
+        let _ = self.comes.send(());
+        let _ = self.told.lock().map(|told| told.recv());
+    }
+
+    fn pass(&self, mut client: TcpStream, port: u16) -> std::io::Result<()> {
+        const CANCEL: [u8; 8] = [0, 0, 0, 16, 4, 210, 22, 46];
+        let mut first = [0; 8];
+        client.read_exact(&mut first)?;
+        let mut server = TcpStream::connect(("127.0.0.1", port))?;
+        if first == CANCEL {
+            let mut key = [0; 8];
+            client.read_exact(&mut key)?;
+            self.wait();
+            server.write_all(&[first, key].concat())?;
+            let _ = server.read(&mut [0])?;
+            let _ = self.acts.send(());
+            return Ok(());
+        }
+        server.write_all(&first)?;
+        let asked = Arc::new(AtomicBool::new(false));
+        let (turns, asks, mut from, mut to) = (self.clone(), asked.clone(), client.try_clone()?, server.try_clone()?);
+        std::thread::spawn(move || -> std::io::Result<()> {
+            let mut bytes = [0; 8192];
+            loop {
+                let n @ 1.. = from.read(&mut bytes)? else { return to.shutdown(Shutdown::Write) };
+                if bytes[..n].windows(22).any(|word| word == b"pg_cancel_backend(pid)") {
+                    turns.wait();
+                    asks.store(true, Ordering::SeqCst);
+                }
+                to.write_all(&bytes[..n])?;
+            }
+        });
+        let mut bytes = [0; 8192];
+        loop {
+            let n @ 1.. = server.read(&mut bytes)? else { return Ok(()) };
+            if asked.swap(false, Ordering::SeqCst) {
+                let _ = self.acts.send(());
+            }
+            client.write_all(&bytes[..n])?;
+        }
+    }
+}
+
 fn slow_with_cancels(port: u16) -> Slow {
-    const CANCEL: [u8; 8] = [0, 0, 0, 16, 4, 210, 22, 46];
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let here = listener.local_addr().expect("it listens").port();
     let ((go_on, told), (comes, came)) = (mpsc::sync_channel::<()>(1), mpsc::sync_channel(1));
     let (acts, acted_on) = mpsc::sync_channel(1);
-    let told = Arc::new(Mutex::new(told));
+    let turns = Turns { told: Arc::new(Mutex::new(told)), comes, acts };
     std::thread::spawn(move || {
-        for mut client in listener.incoming().map_while(Result::ok) {
-            let (told, comes, acts) = (told.clone(), comes.clone(), acts.clone());
-            std::thread::spawn(move || -> std::io::Result<()> {
-                let mut first = [0; 8];
-                client.read_exact(&mut first)?;
-                let mut server = TcpStream::connect(("127.0.0.1", port))?;
-                if first == CANCEL {
-                    let mut key = [0; 8];
-                    client.read_exact(&mut key)?;
-                    let _ = comes.send(());
-                    let _ = told.lock().map(|told| told.recv());
-                    server.write_all(&[first, key].concat())?;
-                    let _ = server.read(&mut [0])?;
-                    let _ = acts.send(());
-                    return Ok(());
-                }
-                server.write_all(&first)?;
-                let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
-                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
-                std::io::copy(&mut server, &mut client).map(drop)
-            });
+        for client in listener.incoming().map_while(Result::ok) {
+            let turns = turns.clone();
+            std::thread::spawn(move || turns.pass(client, port));
         }
     });
     Slow { port: here, go_on, came, acted_on }
@@ -280,7 +316,7 @@ fn errors(client: &mut Client) -> Vec<String> {
 fn a_cancel_request_that_comes_late_hits_no_other_client() {
     let cluster = trusting(|raw| {
         raw.pool_size = 1;
-        raw.connect_timeout = cluster::config::Span::millis(300);
+        raw.connect_timeout = cluster::config::Span::secs(1);
     });
     let slow = slow_with_cancels(cluster.nodes[0].port);
     cluster.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = slow.port);
@@ -295,13 +331,24 @@ fn a_cancel_request_that_comes_late_hits_no_other_client() {
         let of = format!("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query = '{sql}'");
         wait_for("the statement to wait", || (node.psql(&of) == "1").then_some(()));
     };
-    // Its session goes on, or leaves its server in the middle of the statement.
-    for leaves in [false, true] {
+    // Its session goes on, or leaves its server in the middle of the statement. With a COMMIT behind it in the same unit the
+    // server is asked on another connection what it is at.
+    for (leaves, commits) in [(false, true), (false, false), (true, false)] {
         let (mut first, mut second) = (log_in(cluster.port, 0, &[]), log_in(cluster.port, 0, &[]));
         say(&mut holder, "select pg_advisory_lock(7)");
         assert!(errors(&mut holder).is_empty());
         let sql = "select pg_advisory_xact_lock(7) as first";
-        say(&mut first, sql);
+        match commits {
+            false => say(&mut first, sql),
+            true => {
+                assert_eq!(ask(&mut first, "begin"), None);
+                let mut unit = Vec::new();
+                run(&mut unit, sql);
+                run(&mut unit, "commit");
+                sync(&mut unit);
+                first.stream.write_all(&unit).expect("the endpoint reads");
+            }
+        }
         waits(sql);
         let mut request = dial(cluster.port);
         request.write_all(&long_cancel_request(first.pid, &first.secret)).expect("the endpoint reads");
@@ -319,6 +366,6 @@ fn a_cancel_request_that_comes_late_hits_no_other_client() {
         slow.acted_on.recv_timeout(common::DEADLINE).expect("the server acts on it");
         say(&mut holder, "select pg_advisory_unlock(8)");
         assert!(errors(&mut holder).is_empty());
-        assert_eq!(errors(&mut second), [""; 0], "leaves: {leaves}");
+        assert_eq!(errors(&mut second), [""; 0], "leaves: {leaves}, commits: {commits}");
     }
 }

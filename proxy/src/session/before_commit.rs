@@ -13,6 +13,7 @@ use crate::session::cancel::Waiters;
 use crate::session::client::Session;
 use crate::session::confirm::Connection;
 use crate::sql::Access;
+use std::cell::Cell;
 
 /// What a server may be told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,7 @@ fn question(pid: u32, unless: Unless) -> String {
 
 impl Session {
     /// Cancel what the server is at, unless that is what must go on. It takes `connect_timeout` at most; until then nothing new is
-    /// sent there. The connection for it is one that nobody has to wait for: those of the pool may all wait for standbys.
+    /// sent there, and one whose question was not seen to end serves no other client. The connection for it is one that nobody has to wait for: those of the pool may all wait for standbys.
     pub(super) fn cancel_unless(&mut self, unless: Unless, waiters: Waiters) {
         let now = self.w.now();
         let Want { promise, .. } = self.want(Access::Write, now);
@@ -56,19 +57,26 @@ impl Session {
         presence.spared.set(false);
         tokio::task::spawn_local(async move {
             let _errand = errand;
+            // A question that nobody waits for any more may be read when another client has that server.
+            let asking = Cell::new(false);
             let ask = async {
                 // Many may be over a limit at the same time.
                 let _turn = w.questions.acquire().await.ok()?;
                 let mut other = Connection::open(&w, &want, keeps).await?;
                 // Elsewhere that number is another process's.
                 if other.server().meta().is_some_and(|meta| meta.node == node) {
+                    asking.set(true);
                     let answer = other.server().ask(&question(pid, unless), limit).await?;
+                    asking.set(false);
                     presence.spared.set(answer.error.is_none() && answer.rows.is_empty());
                 }
                 Some(())
             };
             if tokio::time::timeout(limit, ask).await.ok().flatten().is_none() {
                 tracing::debug!(%node, ?limit, "a server could not be asked whether it may stop what it is at");
+            }
+            if asking.get() {
+                cancels.lose();
             }
             cancels.end();
             presence.wake();

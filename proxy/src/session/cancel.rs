@@ -72,6 +72,11 @@ impl Cancels {
         self.astray.get()
     }
 
+    /// One was sent and not seen to end.
+    pub fn lose(&self) {
+        self.astray.set(true);
+    }
+
     /// Count one more; it ends with [`Self::end`].
     pub fn begin(self: &Rc<Self>) -> Rc<Self> {
         self.running.set(self.running.get() + 1);
@@ -125,7 +130,7 @@ pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Can
         Err(_) => tracing::debug!(%peer, ?limit, "cancel request was not answered in time"),
     }
     if sent.get() {
-        cancels.astray.set(true);
+        cancels.lose();
     }
     cancels.end();
 }
