@@ -40,27 +40,39 @@ fn send(s: &mut Raw, sql: &str) {
 
 #[test]
 fn an_explicit_commit_is_not_told_to_stop_waiting() {
-    let c = hung();
-    let mut simple = Raw::login(c.port, &[]);
-    let mut ext = Raw::login(c.port, &[]);
-    for s in [&mut simple, &mut ext] {
+    let c = Cluster::start(0, |_| {});
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    let mut s: Vec<Raw> = (0..5).map(|_| Raw::login(c.port, &[])).collect();
+    for gid in ["two", "none"] {
+        s[0].query("begin");
+        s[0].query("insert into t values (2)");
+        assert_eq!(words(&s[0].query(&format!("prepare transaction '{gid}'"))), "C PREPARE TRANSACTION | Z I");
+    }
+    let_commits_wait(&c);
+    for s in &mut s[..3] {
         s.query("begin");
         s.query("insert into t values (1)");
     }
-    send(&mut simple, "commit");
-    ext.write(|out| {
-        run(out, "commit");
+    let texts = ["commit", "prepare transaction 'three'", "commit prepared 'two'", "rollback prepared 'none'"];
+    s[0].write(|out| {
+        run(out, texts[0]);
         sync(out);
     });
-    wait_until_waiting(&c, 2);
-    cancel(&c, &simple);
-    cancel(&c, &ext);
-    // The requests have been dealt with, and both still wait.
-    wait_until_waiting(&c, 2);
+    for (s, sql) in s[1..].iter_mut().zip(texts) {
+        send(s, sql);
+    }
+    wait_until_waiting(&c, s.len());
+    s.iter().for_each(|s| cancel(&c, s));
+    // The requests have been dealt with, and all still wait.
+    wait_until_waiting(&c, s.len());
     c.nodes[0].psql("alter system reset synchronous_standby_names");
     c.nodes[0].psql("select pg_reload_conf()");
-    assert_eq!(words(&simple.until_ready()), "C COMMIT | Z I");
-    assert_eq!(words(&ext.until_ready()), "1 | 2 | C COMMIT | Z I");
+    let mut answers = s.iter_mut().map(|s| words(&s.until_ready()));
+    assert_eq!(answers.next().as_deref(), Some("1 | 2 | C COMMIT | Z I"));
+    for (answer, sql) in answers.zip(texts) {
+        let tag = sql.split_once('\'').map_or(sql, |(words, _)| words).trim().to_uppercase();
+        assert_eq!(answer, format!("C {tag} | Z I"));
+    }
 }
 
 /// Nobody would be told that it is on no standby, and all would see it.

@@ -27,7 +27,7 @@ pub struct Record {
     courses: [Course; 3],
     /// Nothing in it is more than a proven read.
     reads_only: bool,
-    /// It contains an explicit COMMIT or PREPARE TRANSACTION.
+    /// It contains an explicit COMMIT, PREPARE TRANSACTION, or COMMIT or ROLLBACK PREPARED.
     pub commits_explicitly: bool,
     /// It executes statements, one of which is more than a proven read or block control.
     pub writes: bool,
@@ -86,7 +86,8 @@ impl Record {
         };
         self.statements = if self.statements == Statements::None { known } else { Statements::Other };
         self.reads_only &= s.access == Access::Read && matches!(s.control, Control::None);
-        self.commits_explicitly |= matches!(s.control, Control::Commit { .. } | Control::PrepareTransaction);
+        let ends = matches!(s.control, Control::Commit { .. } | Control::PrepareTransaction | Control::FinishPrepared);
+        self.commits_explicitly |= ends;
         self.writes |= s.access == Access::Write && !is_block_control(s.control);
         for course in &mut self.courses {
             course.step(s);

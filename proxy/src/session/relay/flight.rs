@@ -53,7 +53,7 @@ impl Relay {
         self.status == TxStatus::Failed || !certain
     }
 
-    /// Does the oldest unit that is not answered hold an explicit COMMIT or PREPARE TRANSACTION? What is behind it is not
+    /// Does the oldest unit that is not answered hold an explicit COMMIT, or one phase of two? What is behind it is not
     /// reached yet; within it the server hands out no answer that would tell how far it is.
     pub fn is_committing(&self) -> bool {
         self.records().next().is_some_and(|r| r.commits_explicitly)
