@@ -64,8 +64,8 @@ impl Metrics {
             query_time: Histogram::with_opts(times.buckets(time_buckets))?,
             cancels: counters(
                 "pgtenure_proxy_cancel_requests_total",
-                "Cancel requests of clients: ours, passed on to the process whose they are, of nobody we know, or ignored \
-                 because their address had sent too many such",
+                "Cancel requests of clients: ours, passed on to the process whose they are, dropped because too many such were \
+                 on their way, of nobody we know, or ignored because their address had sent too many of those",
                 &["result"],
             )?,
             handshakes: counters(

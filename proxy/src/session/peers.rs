@@ -126,16 +126,23 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
         let _ = tokio::time::timeout(config.connect_timeout, acted).await;
     };
     let owner = ring.owner(ids, pid, secret);
-    w.counts.cancel(match owner {
-        Owner::Process(id) if id != config.cancel.id => "passed_on",
-        Owner::Process(_) | Owner::PassedOn => "ours",
-        Owner::Nobody => "unknown",
+    // Each waits for its process: what comes beyond that many is dropped.
+    let turn = match &owner {
+        Owner::Process(id) if *id != config.cancel.id => Some(cancelling.passing.try_acquire()),
+        Owner::Process(_) | Owner::PassedOn | Owner::Nobody => None,
+    };
+    w.counts.cancel(match (&turn, &owner) {
+        (Some(Ok(_)), _) => "passed_on",
+        (Some(Err(_)), _) => "dropped",
+        (None, Owner::Process(_) | Owner::PassedOn) => "ours",
+        (None, Owner::Nobody) => "unknown",
     });
     match owner {
         Owner::Process(id) if id == config.cancel.id => here(secret).await,
         Owner::Process(id) => {
+            let Some(Ok(_turn)) = turn else { return };
             let Some((_, peer)) = config.cancel.peers.iter().find(|(peer, _)| *peer == id) else { return };
-            pass_on(w, peer, pid, &ring.stamp(pid, secret), config.connect_timeout).await;
+            pass_on(peer, pid, &ring.stamp(pid, secret), config.connect_timeout).await;
         }
         Owner::PassedOn => here(ring.stamped(pid, secret).unwrap_or_default()).await,
         Owner::Nobody => {
@@ -151,8 +158,7 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
 }
 
 /// Hand a request to the process whose it is, once.
-async fn pass_on(w: &Worker, peer: &str, pid: u32, secret: &[u8], limit: Duration) {
-    let Ok(_turn) = w.shared.cancelling.passing.try_acquire() else { return };
+async fn pass_on(peer: &str, pid: u32, secret: &[u8], limit: Duration) {
     let talk = async {
         let mut stream = TcpStream::connect(peer).await?;
         stream.write_all(&long_cancel_request(pid, secret)).await?;
