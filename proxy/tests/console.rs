@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::raw::Raw;
+use common::raw::{Raw, parse, sync};
 use common::{Cluster, DEADLINE, PASSWORD, free_port, wait_for};
 use proxy::wire::frontend::{write_parse, write_query, write_subject};
 use proxy::{ProcessOrder, Refused, Reloaded, Wait};
@@ -58,7 +58,7 @@ impl Drop for Running {
 fn debians_exporter_reads_the_console() {
     const EXPORTER: &str = "/usr/bin/prometheus-pgbouncer-exporter";
     if !Path::new(EXPORTER).exists() {
-        eprintln!("SKIPPED, NOT TESTED: {EXPORTER} is not installed (scripts/setup --drivers installs it)");
+        eprintln!("SKIPPED, NOT TESTED: {EXPORTER} is not installed (scripts/setup --tests installs it)");
         return;
     }
     let cluster = Cluster::start(0, |raw| raw.console.stats_users = vec!["app".to_owned()]);
@@ -92,6 +92,11 @@ fn exporters_find_the_tables_and_columns_they_ask_for() {
         cluster.psql("select 1").expect("the endpoint serves");
     }
     let mut held = Raw::login(cluster.port, &[]);
+    held.write(|out| {
+        parse(out, "mine", "select 7 as mine");
+        sync(out);
+    });
+    assert_eq!(held.until_ready(), ["1", "Z I"]);
     held.query("create temp table t (a int)");
     // What prometheus' pgbouncer_exporter scans, table by table.
     for (table, columns) in [
@@ -125,6 +130,7 @@ fn exporters_find_the_tables_and_columns_they_ask_for() {
         ("LAG", "node freshness staleness_ms replay_lag_ms replay_lag_bytes"),
         ("TOPOLOGY", "node role host port term gate zone"),
         ("PINS", "id database user node remote_pid reasons"),
+        ("PREPARED", "name worker references query_bytes query"),
     ] {
         let rows = ask(&cluster, &format!("SHOW {table};")).unwrap_or_else(|e| panic!("SHOW {table}: {e}"));
         for column in columns.split(' ') {
@@ -147,6 +153,9 @@ fn exporters_find_the_tables_and_columns_they_ask_for() {
     assert_eq!(cell(&pools, "pgbouncer", "cl_active").as_deref(), Some("1"));
     let pins = ask(&cluster, "SHOW PINS").unwrap();
     assert_eq!(pins.len(), 2, "{pins:?}");
+    let prepared = ask(&cluster, "SHOW PREPARED").unwrap();
+    let text = prepared[0].iter().position(|column| column == "query").expect("there is one");
+    assert!(prepared[1..].iter().any(|row| row[text] == "select 7 as mine"), "{prepared:?}");
     let config = ask(&cluster, "SHOW CONFIG").unwrap();
     assert_eq!(cell(&config, "hold_timeout", "value").as_deref(), Some("30s"));
     assert_eq!(cell(&config, "listen", "changeable").as_deref(), Some("no"));

@@ -10,6 +10,7 @@ use proxy::pool::{Order, Scope};
 use proxy::wire::startup::cancel_request;
 use proxy::{CancelKey, Control};
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -136,23 +137,34 @@ fn clients_connect_and_transactions_finish_through_three_takeovers() {
 #[test]
 fn every_address_that_is_listened_on_is_handed_over() {
     let mut typed = None;
+    let dir = tempfile::Builder::new().prefix("pgt").tempdir().expect("a directory");
     let addresses = [1, 2, 3].map(|last| std::net::SocketAddr::from(([127, 0, 0, last], common::free_port())));
     let mut cluster = Cluster::start(0, |raw| {
         raw.listen = proxy::config::Addresses::new(addresses[..2].to_vec());
         raw.listen_read_only = Some(addresses[2].into());
+        raw.unix_socket_dir = Some(dir.path().to_owned());
         typed = Some(raw.clone());
     });
     let config = proxy::config::check(typed.expect("the closure ran")).expect("valid");
-    let answer = |address: std::net::SocketAddr| {
+    let show = |host: &str, port: u16| {
         let mut psql = std::process::Command::new(common::bin("psql"));
-        let dsn = format!("host={} port={} user=app dbname=app", address.ip(), address.port());
+        let dsn = format!("host={host} port={port} user=app dbname=app");
         let output =
             psql.env("PGPASSWORD", common::PASSWORD).args(["-XAtc", "show transaction_read_only", "-d", &dsn]).output();
         String::from_utf8_lossy(&output.expect("psql can be started").stdout).trim().to_owned()
     };
+    let answer = |address: std::net::SocketAddr| show(&address.ip().to_string(), address.port());
+    // That of this host is the very same file afterwards.
+    let local = || {
+        let port = addresses[0].port();
+        let file = std::fs::metadata(dir.path().join(format!(".s.PGSQL.{port}"))).expect("it is there");
+        (show(&dir.path().display().to_string(), port), file.ino())
+    };
     let handle = cluster.handle.as_ref().expect("it runs");
     assert_eq!((&handle.addrs[..], &handle.read_only_addrs[..]), addresses.split_at(2));
     assert_eq!(addresses.map(answer), ["off", "off", "on"]);
+    let own = local();
+    assert_eq!(own.0, "off");
     // So are the orders of operators.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let order = |cluster: &Cluster, order: Order, database: &str| {
@@ -169,4 +181,5 @@ fn every_address_that_is_listened_on_is_handed_over() {
     assert!(said.contains("database \"other\" is not currently accepting connections"), "{said}");
     order(&cluster, Order::Resume, "app").expect("it is paused");
     assert_eq!(addresses.map(answer), ["off", "off", "on"]);
+    assert_eq!(local(), own);
 }
