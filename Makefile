@@ -55,15 +55,16 @@ test-majors: set-up-tests
 	  $(MAKE) --no-print-directory test || exit 1; done
 
 # What `make test` does at every fifth byte and some seeded places, at every byte.
+DIFFERENTIAL = cargo test --locked -p proxy --test differential -- --test-threads=1
 differential: set-up-tests
-	PGTENURE_DIFFERENTIAL=full cargo test --locked -p proxy --test differential -- --test-threads=1
+	$(call KEEP,differential,PGTENURE_DIFFERENTIAL=full $(DIFFERENTIAL) --nocapture)
 
 # Several random sessions on fewer servers; the tests play 14 seeds. A seed says what they say, not who meets whom: repeat
 # one that differed. What was said is printed, and both answers.
 stress: SEEDS = 300
+STRESS = PGTENURE_STRESS_SEEDS='$(SEEDS)' PGTENURE_STRESS_SEED='$(SEED)' $(DIFFERENTIAL) --nocapture sessions_that_share
 stress: set-up-tests
-	PGTENURE_STRESS_SEEDS='$(SEEDS)' PGTENURE_STRESS_SEED='$(SEED)' \
-	  cargo test --locked -p proxy --test differential -- --test-threads=1 --nocapture sessions_that_share
+	$(if $(SEED),$(STRESS),$(call KEEP,stress,$(STRESS)))
 
 # The tests play 500 seeds. One seed prints what happened; a seed that fails prints the end of it. As the decisions are shipped:
 # released, ten thousand take minutes.
@@ -78,19 +79,22 @@ MODEL = cargo run --release --locked -p model
 model:
 	$(if $(SCOPE),$(MODEL) -- '$(SCOPE)',$(call KEEP,model,$(MODEL)))
 
-# $(call KEEP,name,command): its output, when all went well, in a file of that name and today's date, with the commit in line 1.
+# $(call KEEP,name,command): its output, when all went well, in a file of that name and today's date (and the time, where there is
+# one of today), with the commit in line 1.
 KEEP = set -eu; part=target/$(1).txt; mkdir -p target; : > $$part.rc; \
   echo "make $@ on $$(date +%F), $$(git describe --always --dirty --exclude '*')" > $$part; \
-  { $(2) || echo $$? > $$part.rc; } | tee -a $$part; test ! -s $$part.rc && cp $$part integration/results/$(1)-$$(date +%F).txt
+  { ($(2)) || echo $$? > $$part.rc; } | tee -a $$part; test ! -s $$part.rc; \
+  kept=integration/results/$(1)-$$(date +%F); test ! -e $$kept.txt || kept=$$kept-$$(date +%H%M); cp $$part $$kept.txt
 
 # Every driver's script against PostgreSQL and through the endpoint in both pooling modes and over TLS, and turns of every
 # driver while the primary is replaced. Versions are pinned here, in
 # integration/drivers/node/package.json and in integration/drivers/rust/Cargo.lock; JDBC's and Go's are the distribution's.
 # DRIVERS=psql,pgx runs these only.
 DRIVERS ?=
+MATRIX = PGTENURE_DRIVERS='$(DRIVERS)' cargo run --locked -p integration --example drivers
 test-drivers: set-up-drivers
 	cargo build --locked
-	PGTENURE_DRIVERS='$(DRIVERS)' cargo run --locked -p integration --example drivers
+	$(if $(DRIVERS),$(MATRIX),$(call KEEP,drivers,$(MATRIX)))
 
 # Reads against their promises under faults, for some minutes; `make test` has a minute of it. STALENESS_READS,
 # STALENESS_SECONDS and STALENESS_SEED change how many, how long at most, and what happens.
@@ -164,12 +168,15 @@ FUZZ_FLAGS = --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=
 fuzz: set-up
 	@cp Cargo.lock proxy/fuzz/Cargo.lock
 	cd proxy/fuzz && RUSTFLAGS='$(FUZZ_FLAGS)' cargo build --release --target $(HOST)
-	@for target in $(FUZZ_TARGETS); do \
-	  mkdir -p proxy/fuzz/work/$$target proxy/fuzz/artifacts/$$target && echo "fuzzing $$target" && \
-	  proxy/fuzz/target/$(HOST)/release/$$target proxy/fuzz/work/$$target proxy/fuzz/corpus/$$target \
-	    -artifact_prefix=proxy/fuzz/artifacts/$$target/ -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 \
-	    -rss_limit_mb=512 -malloc_limit_mb=64 -print_final_stats=1 || exit 1; \
-	done
+	@$(call KEEP,fuzz,for target in $(FUZZ_TARGETS); do $(FUZZ_ONE); done)
+
+# All that it prints is in proxy/fuzz/work, the end of that is shown.
+FUZZ_ONE = work=proxy/fuzz/work/$$target; mkdir -p $$work proxy/fuzz/artifacts/$$target; \
+  echo "fuzzing $$target for $(FUZZ_SECONDS) s"; \
+  proxy/fuzz/target/$(HOST)/release/$$target $$work proxy/fuzz/corpus/$$target \
+    -artifact_prefix=proxy/fuzz/artifacts/$$target/ -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 \
+    -rss_limit_mb=512 -malloc_limit_mb=64 -print_final_stats=1 > $$work.log 2>&1 || { tail -n 60 $$work.log; exit 1; }; \
+  grep -E '^(Done|stat::)' $$work.log
 
 # The classifier against PostgreSQL's own grammar: the corpus, and mutations of it. Needs libclang, hence apart from the
 # tests. GRAMMAR_FILES may name files of SQL, such as PostgreSQL's regression tests.
@@ -188,5 +195,5 @@ set-up-tests:
 # proxy/benches/endpoint/main.rs for what can be chosen. Not part of the tests.
 bench: set-up-tests
 	@command -v /usr/sbin/pgbouncer >/dev/null || echo 'without PgBouncer: apt-get install pgbouncer'
-	@cargo bench --locked -p proxy --bench classify
-	@cargo bench --locked -p proxy --bench endpoint
+	@$(if $(BENCH_ONLY),$(BENCH),$(call KEEP,bench,$(BENCH)))
+BENCH = cargo bench --locked -p proxy --bench classify && cargo bench --locked -p proxy --bench endpoint

@@ -138,8 +138,7 @@ impl Cell {
             _ if peer.kind == Kind::Asking => matches!(self.work, Work::WriteRead),
             Work::Select(Mode::Prepared, _) => !peer.name().starts_with("pgbouncer 1.1"),
             Work::WriteRead => peer.kind == Kind::Ours,
-            Work::Select(..) | Work::Wide | Work::CopyIn | Work::CopyOut => true,
-            Work::Connect => peer.kind != Kind::Relay,
+            Work::Select(..) | Work::Wide | Work::CopyIn | Work::CopyOut | Work::Connect => true,
             Work::Idle(HOLD) | Work::IdleTls(_) => peer.kind == Kind::Ours,
             Work::Idle(_) => !matches!(peer.kind, Kind::Direct | Kind::Relay),
         }

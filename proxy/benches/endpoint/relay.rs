@@ -31,8 +31,11 @@ pub(crate) fn run(upstream: u16) -> anyhow::Result<()> {
         for event in epoll.wait(&mut events)? {
             let fd = RawFd::try_from(event.u64).expect("we put a descriptor there");
             if fd == listener.as_raw_fd() {
-                if let Ok((client, _)) = listener.accept() {
-                    connect(&epoll, &mut sides, client, upstream)?;
+                // One that has no server is closed: others go on.
+                if let Ok((client, _)) = listener.accept()
+                    && let Err(error) = connect(&epoll, &mut sides, client, upstream)
+                {
+                    eprintln!("{error:#}");
                 }
             } else if turn(&epoll, &mut sides, fd, event.events.cast_signed(), &mut buffer).is_err() {
                 close(&mut sides, fd);

@@ -35,9 +35,10 @@ struct Target {
 }
 
 impl Report {
-    /// Print each bound next to what was measured.
-    pub(crate) fn judge(&self, cells: &[Cell], peers: &[Peer]) {
+    /// Print each bound next to what was measured. How many are missed?
+    pub(crate) fn judge(&self, cells: &[Cell], peers: &[Peer]) -> usize {
         println!("\ntargets (medians)");
+        let mut missed = 0;
         for ours in peers.iter().filter(|p| p.kind == Kind::Ours) {
             for target in cells.iter().flat_map(|cell| self.targets(cell, ours, peers)) {
                 let verdict = match target.measured.median() {
@@ -45,10 +46,12 @@ impl Report {
                     Some(value) if value <= target.bound => "PASS",
                     Some(_) => "MISS",
                 };
+                missed += usize::from(verdict == "MISS");
                 let Target { what, bound, measured } = target;
                 println!("  {:16} {what:44} at most {bound:6.2}: {measured:24} {verdict}", ours.name());
             }
         }
+        missed
     }
 
     fn targets(&self, cell: &Cell, ours: &Peer, peers: &[Peer]) -> Vec<Target> {
