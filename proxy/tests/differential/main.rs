@@ -41,7 +41,7 @@ fn first_seed() -> u64 {
         Err(_) if full() => std::process::id().into(),
         Err(_) => 1,
     };
-    eprintln!("PGTENURE_SEED={seed}");
+    println!("PGTENURE_SEED={seed}");
     seed
 }
 
