@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::raw::{Raw, ok, value};
+use common::raw::{Raw, bind, execute, ok, parse, sync, value, words};
 use common::{Cluster, wait_for};
 
 const WHERE: &str = "select current_setting('cluster_name')";
@@ -500,9 +500,45 @@ fn a_token_is_looked_at_by_what_sets_it() {
     // What no text shows is set alone.
     let hidden = format!("select set_config('pgtenure.after', concat('{ahead}'), false)");
     let behind = format!("/* x */ {hidden}, n from seen");
-    for sql in [format!("{hidden}, n from seen"), behind, format!("{hidden}; select n from seen")] {
-        assert_eq!(a.query(&sql), ["E 0A000", "Z I"], "{sql}");
+    let spelled = [
+        format!("set pgtenure.\"after\" = '{ahead}'; select n from seen"),
+        format!("set /* x */ pgtenure.after = '{ahead}'; select n from seen"),
+        format!("set pgtenure . after = '{ahead}'; select n from seen"),
+        format!("select set_config($$pgtenure.after$$, '{ahead}', false), n from seen"),
+        format!("select set_config('pgtenure.after', E'{ahead}', false), n from seen"),
+        format!("select set_config('pgtenure.after', '{ahead}', 'f'), n from seen"),
+        format!(
+            "select set_config(setting_name => 'pgtenure.after', new_value => '{ahead}', is_local => false), n from seen"
+        ),
+    ];
+    for sql in
+        [format!("{hidden}, n from seen"), behind, format!("{hidden}; select n from seen")].iter().chain(&spelled)
+    {
+        assert_eq!(a.query(sql), ["E 0A000", "Z I"], "{sql}");
     }
+    // A parameter is shown by what is bound to it.
+    let mut batch = |name: &str, parses: bool, token: &str, read: &str| {
+        a.write(|out| {
+            if parses {
+                parse(out, name, "select set_config('pgtenure.after', $1, false)");
+            }
+            bind(out, "", name, &[token]);
+            execute(out, "");
+            if !read.is_empty() {
+                parse(out, "", read);
+                bind(out, "", "", &[]);
+                execute(out, "");
+            }
+            sync(out);
+        });
+        words(&a.until_ready())
+    };
+    const READ: &str = "select n from seen";
+    assert_eq!(batch("", true, ahead, READ), "E 57P03 | Z I");
+    assert_eq!(batch("", true, "a token", READ), "E 0A000 | Z I");
+    assert_eq!(batch("", true, "", READ), "1 | 2 | D  | C SELECT 1 | 1 | 2 | D 0 | C SELECT 1 | Z I");
+    assert_eq!(batch("bound", true, "", ""), "1 | 2 | D  | C SELECT 1 | Z I");
+    assert_eq!(batch("bound", false, ahead, READ), "E 57P03 | Z I");
     assert_eq!(value(&mut a, "show pgtenure.after"), "", "what was refused was not set");
     ok(&mut a, &hidden);
     // The one in force holds for what only names it, and for what stands before another.

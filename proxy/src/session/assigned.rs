@@ -39,15 +39,90 @@ pub(super) fn assigned<'a>(sql: &'a [u8], name: &str) -> Option<Assigned<'a>> {
     given.last()
 }
 
-/// What `sql` does wherever it names the setting `name`. It is gone through once, however often that is.
+/// What `sql` does wherever it names the setting `name`. It is gone through a few times, however often that is.
 pub(super) fn uses<'a>(sql: &'a [u8], name: &str) -> impl Iterator<Item = Use<'a>> {
-    let mut begins = 0;
+    let (mut begins, mut sets, mut calls, mut says) = (0, None, None, None);
     (0..sql.len()).filter_map(move |at| {
         if sql[at] == b';' {
-            begins = at + 1;
+            (begins, sets) = (at + 1, None);
         }
-        starts_with(&sql[at..], name).then(|| one(&sql[begins..at], &sql[at + name.len()..]))
+        if !starts_with(&sql[at..], name) {
+            return None;
+        }
+        let (before, behind) = (&sql[begins..at], &sql[at + name.len()..]);
+        let how = one(before, behind);
+        if how != Use::Names {
+            return Some(how);
+        }
+        // A semicolon in a literal or a comment begins nothing.
+        let sets = *sets.get_or_insert_with(|| may_set(&sql[begins..]));
+        let sets = sets.unwrap_or_else(|| *says.get_or_insert_with(|| says_set(sql)));
+        let hides = sets || !is_asked(before) && *calls.get_or_insert_with(|| names(sql, b"set_config"));
+        Some(if hides { Use::Hides } else { how })
     })
+}
+
+/// Does a text name the setting `name`, a dot within it, in another way than as one word? PostgreSQL takes blanks, comments and
+/// quotes for the same, and what is put together from literals.
+pub(super) fn is_spelled_otherwise(sql: &[u8], name: &str) -> bool {
+    let Some((first, second)) = name.split_once('.') else { return false };
+    let otherwise = |at: usize| {
+        let behind = sql.get(at + first.len()..).unwrap_or_default();
+        if behind.starts_with(b"'") {
+            return names(behind.get(..NEAR).unwrap_or(behind), second.as_bytes());
+        }
+        let unquoted = behind.strip_prefix(b"\"").unwrap_or(behind);
+        let Some(dot) = behind_blanks(unquoted) else { return true };
+        let Some(last) = dot.strip_prefix(b".") else { return false };
+        let Some(word) = behind_blanks(last) else { return true };
+        let word = word.strip_prefix(b"U&").or_else(|| word.strip_prefix(b"u&")).unwrap_or(word);
+        let plain = word.strip_prefix(b"\"").unwrap_or(word);
+        starts_with(plain, second) && !starts_with(behind, &name[first.len()..])
+    };
+    (0..sql.len()).any(|at| starts_with(&sql[at..], first) && otherwise(at))
+}
+
+/// So far is looked for what belongs to a name.
+const NEAR: usize = 256;
+
+/// What comes behind blanks and comments; `None` where they do not end near by.
+fn behind_blanks(text: &[u8]) -> Option<&[u8]> {
+    let (mut left, whole) = (text.get(..NEAR).unwrap_or(text), text.len() <= NEAR);
+    loop {
+        left = left.trim_ascii_start();
+        let end = match left {
+            [b'-', b'-', ..] => left.iter().position(|b| matches!(b, b'\n' | b'\r')),
+            [b'/', b'*', ..] => left.windows(2).position(|w| w == b"*/").map(|at| at + 2),
+            [] if !whole => None,
+            _ => {
+                let skipped = text.len().min(NEAR) - left.len();
+                return Some(&text[skipped..]);
+            }
+        };
+        left = left.get(end?..)?;
+    }
+}
+
+/// Is a statement a SET or a RESET? `None` where none begins.
+fn may_set(statement: &[u8]) -> Option<bool> {
+    let verb = behind_blanks(statement)?;
+    let verb = &verb[..verb.iter().position(|b| !b.is_ascii_alphabetic()).unwrap_or(verb.len())];
+    (!verb.is_empty()).then(|| [&b"set"[..], b"reset"].iter().any(|one| verb.eq_ignore_ascii_case(one)))
+}
+
+/// Is the word SET, or RESET, anywhere in a text?
+fn says_set(sql: &[u8]) -> bool {
+    let mut words = sql.split(|b| !(b.is_ascii_alphanumeric() || *b == b'_'));
+    words.any(|word| [&b"set"[..], b"reset"].iter().any(|one| word.eq_ignore_ascii_case(one)))
+}
+
+/// Does the text before a name end in `current_setting(`, and that?
+fn is_asked(before: &[u8]) -> bool {
+    ends_in_call(before, b"current_setting")
+}
+
+pub(super) fn names(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|w| w.eq_ignore_ascii_case(word))
 }
 
 fn starts_with(text: &[u8], word: &str) -> bool {
@@ -59,7 +134,7 @@ fn one<'a>(statement: &[u8], behind: &'a [u8]) -> Use<'a> {
         // The name is a literal itself: set_config('name', 'value', is_local).
         return match configured(rest) {
             Some(given) => Use::Gives(given),
-            None if is_configured(statement) => Use::Hides,
+            None if ends_in_call(statement, b"set_config") => Use::Hides,
             None => Use::Names,
         };
     }
@@ -97,8 +172,11 @@ fn configured(rest: &[u8]) -> Option<Assigned<'_>> {
     let (value, rest) = literal(rest.trim_ascii_start().strip_prefix(b",")?)?;
     let rest = behind_cast(rest);
     let flag = rest.trim_ascii_start().strip_prefix(b",")?.trim_ascii_start();
-    let local = flag.get(..4).is_some_and(|w| w.eq_ignore_ascii_case(b"true"));
-    Some(Assigned { value: Some(value), scope: if local { Scope::Transaction } else { Scope::Session } })
+    let ends = flag.iter().position(|b| !b.is_ascii_alphanumeric()).unwrap_or(flag.len());
+    let (flag, rest) = flag.split_at(ends);
+    let is = |what: &str| rest.trim_ascii_start().starts_with(b")") && flag.eq_ignore_ascii_case(what.as_bytes());
+    let scope = if is("true") { Scope::Transaction } else { Scope::Session };
+    (scope == Scope::Transaction || is("false")).then_some(Assigned { value: Some(value), scope })
 }
 
 /// What comes behind a cast that leaves a literal what it is, if there is one.
@@ -110,12 +188,11 @@ fn behind_cast(text: &[u8]) -> &[u8] {
     if kind.eq_ignore_ascii_case(b"text") || kind.eq_ignore_ascii_case(b"varchar") { rest } else { text }
 }
 
-/// Does the text before a literal end in `set_config(`?
-fn is_configured(before: &[u8]) -> bool {
+/// Does the text before a literal's name end in a call of that function?
+fn ends_in_call(before: &[u8], name: &[u8]) -> bool {
     let before = before.strip_suffix(b"'").unwrap_or(before);
     let before = before.strip_suffix(b"E").or_else(|| before.strip_suffix(b"e")).unwrap_or(before);
     let Some(before) = before.trim_ascii_end().strip_suffix(b"(") else { return false };
-    let name = b"set_config";
     let before = before.trim_ascii_end();
     before.len() >= name.len() && before[before.len() - name.len()..].eq_ignore_ascii_case(name)
 }
@@ -126,12 +203,15 @@ fn set(behind: &[u8]) -> Option<Option<&[u8]>> {
     let behind = behind.trim_ascii_start();
     let to = || behind.get(..2).filter(|w| is(w, "to")).map(|_| &behind[2..]);
     let rest = behind.strip_prefix(b"=").or_else(to)?;
-    if let Some((value, _)) = literal(rest) {
-        return Some(Some(value));
+    let ends = |rest: &[u8]| matches!(rest.trim_ascii_start(), [] | [b';', ..]);
+    if let Some((value, rest)) = literal(rest) {
+        return ends(rest).then_some(Some(value));
     }
-    let end = |b: &u8| !(b.is_ascii_alphanumeric() || *b == b'_');
-    let word = rest.trim_ascii_start().split(end).next().filter(|w| !w.is_empty())?;
-    Some((!is(word, "default")).then_some(word))
+    let rest = rest.trim_ascii_start();
+    let end = rest.iter().position(|b| !(b.is_ascii_alphanumeric() || *b == b'_')).unwrap_or(rest.len());
+    let (word, rest) = rest.split_at(end);
+    let plain = !word.is_empty() && ends(rest);
+    plain.then(|| (!is(word, "default")).then_some(word))
 }
 
 /// A plain literal, and what comes behind it. One with a quote within is none that a setting of ours can have.
@@ -161,6 +241,10 @@ mod tests {
             ("select set_config('pgtenure.after', 'x'::text, true)", Some((Some("x"), local))),
             ("select set_config('pgtenure.after', 'x' :: Varchar, false), n", Some((Some("x"), Scope::Session))),
             ("select set_config('pgtenure.after', 'x'::mine, false)", None),
+            ("select set_config('pgtenure.after', 'x', 't')", None),
+            ("select set_config('pgtenure.after', 'x', true and false)", None),
+            ("set pgtenure.after = E'x'", None),
+            ("set pgtenure.after = 'x' 'y'", None),
             ("set   local\n\n pgtenure.after = 'x'", Some((Some("x"), local))),
             ("reset          pgtenure.after", Some((None, Scope::Session))),
             ("upset pgtenure.after = 'x'", None),
@@ -182,6 +266,17 @@ mod tests {
             ("select 1; select pg_catalog.SET_CONFIG( E'pgtenure.after', concat('x'), false)", true),
             ("select set_config('pgtenure.after', 'x' || 'y', false)", true),
             ("set pgtenure.after = $$x$$", true),
+            ("set /* x */ pgtenure.after = 'x'", true),
+            ("/* ; */ set -- x\n local pgtenure.after to 'x'", true),
+            ("set \"pgtenure.after\" = 'x'", true),
+            ("set pgtenure.after /* x */ = 'x'", true),
+            ("set pgtenure.after = E'x'", true),
+            ("select set_config($$pgtenure.after$$, 'x', false)", true),
+            ("select set_config(setting_name => 'pgtenure.after', new_value => 'x', is_local => false)", true),
+            ("select set_config(n, 'x', false) from (values ('pgtenure.after')) v(n)", true),
+            ("select set_config('pgtenure.after', 'x', 't')", true),
+            ("select ';', current_setting('pgtenure.after')", false),
+            ("select set_config('a.b', current_setting('pgtenure.after'), false)", false),
             ("select set_config('pgtenure.after', 'x', false)", false),
             ("set a.b = '1'; select current_setting('pgtenure.after')", false),
             ("set a.b = '1'; select 'pgtenure.after'", false),
@@ -190,5 +285,27 @@ mod tests {
         ] {
             assert_eq!(uses(sql.as_bytes(), "pgtenure.after").any(|how| how == Use::Hides), hides, "{sql}");
         }
+    }
+
+    #[test]
+    fn other_spellings_of_a_name_are_seen() {
+        for (sql, seen) in [
+            ("set pgtenure.\"after\" = 'x'", true),
+            ("set \"Pgtenure\".after = 'x'", true),
+            ("set pgtenure . after = 'x'", true),
+            ("set pgtenure/* x */./**/-- y\nafter = 'x'", true),
+            ("set pgtenure.U&\"after\" = 'x'", true),
+            ("select set_config('pgtenure' || '.after', 'x', false)", true),
+            ("select set_config(concat('pgtenure', '.', 'after'), 'x', false)", true),
+            ("set pgtenure.after = 'x'", false),
+            ("set pgtenure.consistency = 'x'", false),
+            ("/* pgtenure: after=2-2-0/1 */ select set_config('a.b', 'x', false)", false),
+            ("select set_config('pgtenure.after', 'x', false)", false),
+            ("select set_config('pgtenure.read_from', 'x', false) from pgtenure where after = 1", false),
+        ] {
+            assert_eq!(is_spelled_otherwise(sql.as_bytes(), "pgtenure.after"), seen, "{sql}");
+        }
+        let far = format!("set pgtenure /* {} */ . after = 'x'", "x".repeat(NEAR));
+        assert!(is_spelled_otherwise(far.as_bytes(), "pgtenure.after"));
     }
 }

@@ -76,13 +76,13 @@ impl Session {
             return Position::Kept;
         }
         let (mut any, mut only, mut names) = (false, true, false);
-        self.each_text(input, unit, |sql| {
+        self.each_bound_text(input, unit, |sql| {
             if sql.trim_ascii().is_empty() {
                 return;
             }
             any = true;
             only &= only_sets(sql);
-            names |= find(sql, AFTER.as_bytes()) || resets_all(sql);
+            names |= find(sql, b"pgtenure") || resets_all(sql);
         });
         if any && only && changes {
             return Position::Is(None);
@@ -91,7 +91,7 @@ impl Session {
             return Position::Kept;
         }
         let mut sets = SetsAfter::new(self.after_of_startup());
-        self.each_text(input, unit, |sql| sets.add(sql));
+        self.each_bound_text(input, unit, |sql| sets.add(sql));
         sets.position(self.relay.status != TxStatus::Idle)
     }
 

@@ -199,8 +199,8 @@ impl Session {
 
     fn objection(&mut self, input: &[u8], unit: &Unit, now: Instant) -> Option<PromiseError> {
         let mut named = Vec::new();
-        if unit.ours {
-            self.each_text(input, unit, |sql| {
+        if unit.ours || self.position != Position::Kept {
+            self.each_bound_text(input, unit, |sql| {
                 for how in uses(sql, AFTER) {
                     let Use::Gives(Assigned { value: Some(value), .. }) = how else { continue };
                     if !value.is_empty() {

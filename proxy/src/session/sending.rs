@@ -13,6 +13,7 @@ use crate::session::misroute::Classifier;
 use crate::session::presence::Activity;
 use crate::session::promised::Promised;
 use crate::session::relay::Sent;
+use crate::session::sets_after::Position;
 use crate::session::shown::POSITION;
 use crate::session::translate::{Done, Naming, Translator};
 use crate::session::turn::is_told;
@@ -54,7 +55,10 @@ impl Session {
         self.position = self.position(input, unit);
         self.own = unit.ours && unit.tail_left == 0 && !at_shown && self.is_own(input, unit);
         let comes_after = |p: &Promised| p.comes_after();
-        if (unit.ours || self.hinted.is_some() || self.promised.as_deref().is_some_and(comes_after))
+        if (unit.ours
+            || !matches!(self.position, Position::Kept | Position::Is(None))
+            || self.hinted.is_some()
+            || self.promised.as_deref().is_some_and(comes_after))
             && let Some(step) = self.object(input, unit, now)
         {
             return step;

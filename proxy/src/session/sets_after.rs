@@ -5,7 +5,7 @@
 
 use crate::route::After;
 use crate::route::promise::{self, AFTER};
-use crate::session::assigned::{Scope, Use, uses};
+use crate::session::assigned::{Scope, Use, is_spelled_otherwise, names, uses};
 use crate::sql::{first_words, only_configures, statements};
 
 /// What becomes of the position that reads must have seen.
@@ -66,13 +66,16 @@ impl SetsAfter {
         for how in uses(sql, AFTER) {
             match how {
                 Use::Names => {}
-                Use::Hides if kept => {}
-                Use::Hides => (self.sets, self.hides) = (true, true),
+                Use::Hides => self.hide(kept),
                 Use::Gives(given) => {
                     self.local |= given.scope == Scope::Transaction;
                     self.give(given.value);
                 }
             }
+        }
+        let may_set = matches!(verb.as_slice(), b"set" | b"reset") || names(sql, b"set_config");
+        if may_set && is_spelled_otherwise(sql, AFTER) {
+            self.hide(kept);
         }
         match verb.as_slice() {
             b"reset" | b"discard" if second == b"all" => self.give(None),
@@ -81,6 +84,11 @@ impl SetsAfter {
             b"rollback" | b"abort" => self.old = true,
             _ => {}
         }
+    }
+
+    /// It is set to what is not known, unless that is only kept.
+    fn hide(&mut self, kept: bool) {
+        (self.sets, self.hides) = (self.sets || !kept, self.hides || !kept);
     }
 
     /// It is set to this; `None`: to what the session began with.
@@ -151,6 +159,15 @@ mod tests {
             ("select set_config('pgtenure.after', $1, false)", "none"),
             ("select set_config('pgtenure.after', $1, false), n from t", "hidden"),
             ("set pgtenure.after = $$x$$; select n from t", "hidden"),
+            ("set pgtenure.\"after\" = ''; select n from t", "hidden"),
+            ("/* ; */ set pgtenure . after = ''; select n from t", "hidden"),
+            ("set /* x */ pgtenure.after = ''; select n from t", "hidden"),
+            ("set pgtenure.after = E''; select n from t", "hidden"),
+            ("select set_config('pgtenure' || '.after', '', false), n from t", "hidden"),
+            ("select set_config($$pgtenure.after$$, '', false), n from t", "hidden"),
+            ("select set_config('pgtenure.after', '', 't'), n from t", "hidden"),
+            ("set pgtenure.\"after\" = ''", "none"),
+            ("/* pgtenure: after=2-2-0/1 */ select set_config('a.b', 'x', false), n from t", "kept"),
         ] {
             assert_eq!(position(&[sql], None), want, "{sql}");
         }
@@ -195,6 +212,8 @@ mod tests {
             ("select current_setting('pgtenure.after'),", "kept"),
             ("pgtenure.after,", "kept"),
             ("set\u{20}\u{20}local pgtenure.after=2;", "none"),
+            ("set a.b='pgtenure .after';", "none"),
+            ("/*pgtenure.after;", "kept"),
         ] {
             let sql = one.repeat(LONG / one.len());
             let before = crate::sql::read_by_lexers();

@@ -14,7 +14,7 @@ use crate::session::in_force;
 use crate::session::relay::Hidden;
 use crate::session::settings::literal;
 use crate::session::tracking::Asked;
-use crate::sql::{Access, PinReason, Pins, changes_rows, executed};
+use crate::sql::{Access, PinReason, Pins, changes_rows, executed, parameters};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::frontend::{self, Subject};
@@ -60,29 +60,57 @@ impl Session {
     /// The same of messages that are so long together.
     pub(super) fn each_text_of(&self, input: &[u8], len: usize, mut each: impl FnMut(&[u8])) {
         let mut at = 0;
-        // What the unit has parsed itself has been seen, and is not what the session had under the name before.
-        let known = |name: &[u8], at: usize| {
-            Some(name).filter(|name| !parses(&input[..at], name)).and_then(|name| self.statements.sql(name))
-        };
         while at < len {
             let Some(frame) = head(&input[at..]).ok().flatten().and_then(|h| input.get(at..at + h.total)) else {
                 return;
             };
-            let sql = match frame[0] {
-                b'Q' => frontend::query(frame),
+            self.each_text_in(input, at, frame, &mut each);
+            at += frame.len();
+        }
+    }
+
+    /// The same of the message at `at`.
+    fn each_text_in(&self, input: &[u8], at: usize, frame: &[u8], each: &mut impl FnMut(&[u8])) {
+        // What the unit has parsed itself has been seen, and is not what the session had under the name before.
+        let known = |name: &[u8]| {
+            Some(name).filter(|name| parsed_as(&input[..at], name).is_none()).and_then(|name| self.statements.sql(name))
+        };
+        let sql = match frame[0] {
+            b'Q' => frontend::query(frame),
+            b'P' => frontend::parse(frame).map(|p| p.sql),
+            b'B' => frontend::bind(frame).and_then(|b| known(b.statement)),
+            b'D' => match frontend::subject(frame) {
+                Some(Subject::Statement(name)) => known(name),
+                Some(Subject::Portal(_)) | None => None,
+            },
+            _ => None,
+        }
+        .unwrap_or_default();
+        each(sql);
+        // What an EXECUTE runs has been prepared before.
+        if let Some(of) = executed(sql).and_then(|name| self.statements.sql(&name)) {
+            each(of);
+        }
+    }
+
+    /// What a unit executes that may set something to a parameter, with what is bound to that; the other texts as they are.
+    pub(super) fn each_bound_text(&self, input: &[u8], unit: &Unit, mut each: impl FnMut(&[u8])) {
+        let mut at = 0;
+        while at < unit.len {
+            let Some(frame) = head(&input[at..]).ok().flatten().and_then(|h| input.get(at..at + h.total)) else {
+                return;
+            };
+            let parsed = match frame[0] {
                 b'P' => frontend::parse(frame).map(|p| p.sql),
-                b'B' => frontend::bind(frame).and_then(|b| known(b.statement, at)),
-                b'D' => match frontend::subject(frame) {
-                    Some(Subject::Statement(name)) => known(name, at),
-                    Some(Subject::Portal(_)) | None => None,
-                },
+                b'B' => frontend::bind(frame)
+                    .and_then(|b| parsed_as(&input[..at], b.statement).or_else(|| self.statements.sql(b.statement))),
                 _ => None,
-            }
-            .unwrap_or_default();
-            each(sql);
-            // What an EXECUTE runs has been prepared before.
-            if let Some(of) = executed(sql).and_then(|name| self.statements.sql(&name)) {
-                each(of);
+            };
+            match (frame[0], parsed.filter(|sql| takes_value(sql))) {
+                // It does nothing before it is bound.
+                (b'P', Some(_)) => {}
+                (_, Some(sql)) => each(&with_values(sql, &frontend::bind_values(frame).unwrap_or_default())),
+                (_, None) => self.each_text_in(input, at, frame, &mut each),
             }
             at += frame.len();
         }
@@ -341,15 +369,49 @@ pub(super) fn find(text: &[u8], name: &[u8]) -> bool {
     text.windows(name.len()).any(|w| w.eq_ignore_ascii_case(name))
 }
 
-/// Do these whole messages parse a statement of that name?
-fn parses(mut messages: &[u8], name: &[u8]) -> bool {
+/// The text of the statement that these whole messages parse under that name, the last one.
+fn parsed_as<'a>(mut messages: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let mut found = None;
     while let Some(frame) = head(messages).ok().flatten().and_then(|h| messages.get(..h.total)) {
-        if frame[0] == b'P' && frontend::parse(frame).is_some_and(|p| p.name == name) {
-            return true;
+        if frame[0] == b'P'
+            && let Some(parse) = frontend::parse(frame).filter(|p| p.name == name)
+        {
+            found = Some(parse.sql);
         }
         messages = &messages[frame.len()..];
     }
-    false
+    found
+}
+
+/// Longest text in which parameters are replaced, and longest value, bytes.
+const MAX_BOUND: usize = 4096;
+const MAX_VALUE: usize = 128;
+
+/// May a text set something to a parameter?
+fn takes_value(sql: &[u8]) -> bool {
+    sql.len() <= MAX_BOUND && sql.contains(&b'$') && find(sql, b"set_config")
+}
+
+/// A text with literals in place of its parameters, where their values are such that it means the same. A text is the same
+/// bytes in both formats.
+fn with_values(sql: &[u8], values: &[&[u8]]) -> Vec<u8> {
+    let plain = |value: &&&[u8]| {
+        let part = |b: &u8| b.is_ascii_alphanumeric() || b"-/._".contains(b);
+        value.len() <= MAX_VALUE && value.iter().all(part)
+    };
+    let (mut out, mut from) = (Vec::with_capacity(sql.len()), 0);
+    for (at, number) in parameters(sql) {
+        let Some(value) = usize::from(number).checked_sub(1).and_then(|i| values.get(i)).filter(plain) else {
+            continue;
+        };
+        out.extend_from_slice(&sql[from..at.start]);
+        out.push(b'\'');
+        out.extend_from_slice(value);
+        out.push(b'\'');
+        from = at.end;
+    }
+    out.extend_from_slice(&sql[from..]);
+    out
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub use functions::{FunctionRow, FunctionTable, HARMLESS, Volatility, is_primary
 pub(crate) use lexer::read_by_lexers;
 pub use modes::{Isolation, Modes};
 pub use named::{Name, about_names, deallocated, executed, fetches, prepared};
-pub use parameters::highest_parameter;
+pub use parameters::{highest_parameter, parameters};
 pub use pin::{PinReason, Pins};
 pub use recall::Recall;
 pub use redefines::redefines;

@@ -1,6 +1,7 @@
 //! The parameters of a text. Pure.
 
 use super::lexer::{Lexer, Token};
+use std::ops::Range;
 
 /// What a text begins with whose parameters PostgreSQL looks for when it is prepared. In what it only executes none are.
 const ANALYSED: [&[u8]; 8] = [b"select", b"values", b"with", b"table", b"insert", b"update", b"delete", b"merge"];
@@ -30,9 +31,25 @@ pub fn highest_parameter(sql: &[u8]) -> Option<u16> {
     Some(highest)
 }
 
+/// Where parameters stand in a text, and their numbers; none where it cannot be read with certainty.
+pub fn parameters(sql: &[u8]) -> Vec<(Range<usize>, u16)> {
+    let (mut lexer, mut found) = (Lexer::new(sql), Vec::new());
+    while let Some(token) = lexer.next() {
+        match (token, lexer.last()) {
+            (Token::Odd, _) => return Vec::new(),
+            (Token::Literal, [b'$', digits @ ..]) => {
+                let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+                found.extend(number.map(|number| (lexer.at() - 1 - digits.len()..lexer.at(), number)));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
-    use super::highest_parameter;
+    use super::{highest_parameter, parameters};
 
     #[test]
     fn parameters_are_counted_where_they_are_some() {
@@ -53,6 +70,20 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(highest_parameter(sql.as_bytes()), want, "{sql}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_found_where_they_stand() {
+        for (sql, want) in [
+            ("select f('$1', $1, $12)", &[("$1", 1), ("$12", 12)][..]),
+            ("select a$5, $$ $9 $$, $x$ $1 $x$ -- $4", &[]),
+            ("select $1, '", &[]),
+            ("select $70000, $2", &[("$2", 2)]),
+        ] {
+            let found = parameters(sql.as_bytes());
+            let found: Vec<_> = found.into_iter().map(|(at, number)| (&sql[at], number)).collect();
+            assert_eq!(found, want, "{sql}");
         }
     }
 }

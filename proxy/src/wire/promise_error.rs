@@ -75,8 +75,9 @@ impl PromiseError {
                     .hint("Retry later.")
             }
             Self::AfterHidden => {
-                let what = "pgtenure.after cannot be set to what is not a literal together with statements that read";
-                error(SqlState::FEATURE_NOT_SUPPORTED, what).hint("Set it by itself, before them, or to a literal.")
+                let what = "pgtenure.after cannot be set in a way that does not show its value together with statements that read";
+                error(SqlState::FEATURE_NOT_SUPPORTED, what)
+                    .hint("Set it by itself, before them, or by SET or set_config to a literal.")
             }
             Self::WriteLost { lost, ago } => write_lost(lost, *ago),
             Self::ReadLost { lost, ago } => read_lost(lost, *ago),
