@@ -62,10 +62,12 @@ fn goes_back(told: &Told, found: &mut Found) {
                 (Op::Append { list, .. } | Op::Read { list, at_primary: false }, Outcome::Ok) => *list,
                 _ => continue, // shows nothing of a list
             };
-            if waited && !(reads && in_one_term) {
+            // Whoever waits in vain goes to the primary in the end, and to no standby that lacks it.
+            if waited && !(reads && in_one_term) && !e.at_standby {
                 seen.remove(&list);
             }
-            let missed = |(value, until, _): &&(i64, Duration, usize)| e.sent >= *until && !e.seen.contains(value);
+            let may_miss = |until: Duration| e.sent < until && !e.at_standby;
+            let missed = |(value, until, _): &&(i64, Duration, usize)| !may_miss(*until) && !e.seen.contains(value);
             if let Some((missed, _, by)) = seen.get(&list).into_iter().flatten().find(missed) {
                 let (client, between) = (e.client, story(&events[*by..=i]));
                 let what =

@@ -375,19 +375,22 @@ fn what_only_a_standby_showed_may_be_left_behind_where_two_confirm_and_who_saw_i
     let mut told = sound();
     told.most = 2;
     told.events.push(read(12, &[10, 12]));
-    let mut waited = read(13, &[10, 11]);
-    waited.answered = Duration::from_secs(6);
+    let at_primary = |at: u64| Event { at_standby: false, ..read(at, &[10, 11]) };
+    let waited = Event { answered: Duration::from_secs(6), ..at_primary(13) };
     told.events.iter_mut().filter(|e| e.stamp.as_ref().is_some_and(|s| s.timeline == 2)).for_each(|e| {
         (e.sent, e.answered) = (Duration::from_secs(8), Duration::from_secs(9));
     });
-    told.events.extend([waited, read(7000, &[10, 11]), read(9900, &[10, 11])]);
+    told.events.extend([waited, at_primary(7000), at_primary(9900)]);
     assert_eq!(broken(&told, STRICT), [] as [&str; 0]);
     // Whatever it reads.
     told.events.iter_mut().filter(|e| e.answered == Duration::from_secs(6)).for_each(|e| e.op = Op::Total);
     told.events.iter_mut().filter(|e| e.op == Op::Total).for_each(|e| e.seen = vec![2000]);
     assert_eq!(broken(&told, STRICT), [] as [&str; 0]);
-    told.events.push(read(10_000, &[10, 11]));
+    told.events.push(at_primary(10_000));
     assert_eq!(broken(&told, STRICT), ["S10"], "a later term does not have it");
+    told.events.pop();
+    told.events.last_mut().expect("the one at 9900").at_standby = true;
+    assert_eq!(broken(&told, STRICT), ["S10"], "only a primary may miss it");
 }
 
 /// A node that stays away does not hide what else is wrong.
