@@ -49,7 +49,7 @@ impl Planner {
         let patience = if decisive { self.settings.recruit_grace / 10 } else { self.settings.recruit_grace };
         let settled = answered || round.enough_since.is_some_and(|t| now.since(t) >= patience);
         let ready = enough && (at_home || (settled && !going_home));
-        let held = if ready { self.too_lossy(now, round, &usable) } else { None };
+        let held = if ready { self.held(now, round, &usable) } else { None };
         if ready && held.is_none() {
             if self.catches_up(now, round, &usable, out) {
                 return;
@@ -93,6 +93,21 @@ impl Planner {
         };
         let overdue = now.since(round.started) >= self.settings.freeze_timeout;
         !names.is_empty() && (overdue || !self.seen.agents.keys().any(may_come))
+    }
+
+    /// What forbids the choice between those that have answered. Who is avoided is so only while the others have all that it has.
+    fn held(&self, now: Instant, round: &mut Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Blocker> {
+        let held = self.too_lossy(now, round, usable)?;
+        let Some(avoided) = round.begin.avoid.take() else { return Some(held) };
+        if let Some(still) = self.too_lossy(now, round, usable) {
+            round.begin.avoid = Some(avoided);
+            return Some(still);
+        }
+        observed(&mut round.journal, format!("{avoided} is taken after all: {held}"));
+        if round.prev.as_ref().is_some_and(|last| last.node == avoided) {
+            round.begin.home = Some(avoided);
+        }
+        None
     }
 
     /// Would the choice between those that have answered lose more than it may?
