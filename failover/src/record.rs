@@ -68,6 +68,19 @@ pub struct TermRecord {
     /// may lack what was acknowledged, although it ranks first by number: it counts only where this term may lose data, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lossy_timelines: Vec<TimelineId>,
+    /// Who was chosen last in the terms since the last open one, as said by terms without a choice of their own. While none of them
+    /// is opened it has all that was acknowledged, whoever has been rewound for it since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen_before: Option<Chosen>,
+}
+
+/// A choice: the node and where its WAL ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// The node.
+    pub node: NodeId,
+    /// It has at least this.
+    pub base: Fork,
 }
 
 impl TermRecord {
@@ -99,6 +112,21 @@ impl TermRecord {
         let chosen = self.data_loss_allowed && matches!(self.phase, Phase::Promoting | Phase::Opening);
         let ours = self.term.timeline().filter(|_| chosen);
         self.lossy_timelines.iter().copied().chain(ours).collect()
+    }
+
+    /// [`Self::chosen_before`] of the term after this one. A choice that was allowed to lose data proves nothing.
+    pub fn left_chosen(&self) -> Option<Chosen> {
+        if self.data_loss_allowed || !self.lossy_timelines.is_empty() {
+            return None;
+        }
+        match self.phase {
+            Phase::Recruiting => self.chosen_before.clone(),
+            Phase::Promoting | Phase::Opening => {
+                self.node.clone().zip(self.fork).map(|(node, base)| Chosen { node, base })
+            }
+            // What was acknowledged since others may have and it may not.
+            Phase::Active | Phase::Draining => None,
+        }
     }
 }
 
@@ -541,5 +569,24 @@ mod tests {
         let ninth = begun(9, chosen.may_have_made());
         assert_eq!(begun(10, ninth.may_have_made()).may_have_made(), Some(TimelineId(8)));
         assert_eq!(begun(9, None).may_have_made(), None);
+    }
+
+    /// Who was chosen is carried through terms that chose nobody, until one is open or may lose data.
+    #[test]
+    fn a_choice_in_vain_is_carried_until_something_may_have_come_after_it() {
+        let json = r#"{"term": 8, "phase": "opening", "coordinator": "m1", "node": "n2", "cause": "failover", "prev": null,
+            "fork": {"timeline": 7, "lsn": "0/5000"}, "xid_bound": null, "record_lsn": null, "policy_epoch": 1}"#;
+        let eighth: TermRecord = serde_json::from_str(json).expect("a record of a version that does not carry it");
+        let chosen = eighth.left_chosen();
+        assert_eq!(chosen.as_ref().map(|c| (c.node.as_str(), c.base.lsn)), Some(("n2", Lsn(0x5000))));
+        let begun =
+            TermRecord { phase: Phase::Recruiting, node: None, chosen_before: chosen.clone(), ..eighth.clone() };
+        assert_eq!(begun.left_chosen(), chosen);
+        let lossy = TermRecord { lossy_timelines: vec![TimelineId(8)], ..begun.clone() };
+        assert_eq!(TermRecord { data_loss_allowed: true, ..begun }.left_chosen(), None);
+        assert_eq!(lossy.left_chosen(), None);
+        for phase in [Phase::Active, Phase::Draining] {
+            assert_eq!(TermRecord { phase, chosen_before: chosen.clone(), ..eighth.clone() }.left_chosen(), None);
+        }
     }
 }

@@ -310,6 +310,7 @@ impl World {
             holds_all_of: None,
             history_lost: false,
             lossy_timelines: Vec::new(),
+            chosen_before: None,
             data_loss_allowed: false,
         };
         let policy = PolicyRecord {

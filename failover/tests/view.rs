@@ -53,6 +53,7 @@ fn term(term: u64, phase: Phase) -> TermRecord {
         holds_all_of: None,
         history_lost: false,
         lossy_timelines: Vec::new(),
+        chosen_before: None,
         data_loss_allowed: false,
     }
 }

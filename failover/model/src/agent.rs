@@ -2,7 +2,7 @@
 
 use crate::scope::{Protection, Scope};
 use crate::state::{FENCED, Left, Server, State};
-use crate::wal::Wal;
+use crate::wal::{QUARANTINED, Wal};
 
 /// `agent/freeze.rs`: promise, cut off, say where the WAL ends. What was a primary is stopped and has no end to tell.
 pub(crate) fn freeze<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, term: u8, heard: bool) {
@@ -27,6 +27,7 @@ pub(crate) fn freeze<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, 
             halt(s, i, false);
             lose(s, heard || s.etcd.term != term);
         }
+        Server::Down { .. } if n.floor.is_known() => answer(scope, s, i, heard),
         Server::Down { .. } => lose(s, heard || s.etcd.term != term),
     }
 }
@@ -59,8 +60,8 @@ fn answer<const M: usize>(scope: &Scope, s: &mut State<M>, i: usize, heard: bool
     let n = &s.nodes[i];
     let counts = !n.floor.is_known() || scope.lacks(Protection::Quarantine);
     let asked = n.promise == s.etcd.term && s.etcd.phase == crate::state::Phase::Recruiting;
-    if asked && heard && counts {
-        s.recruits[i] = n.wal.end(scope.numbering());
+    if asked && heard {
+        s.recruits[i] = if counts { n.wal.end(scope.numbering()) } else { QUARANTINED };
     }
     lose(s, heard || !asked);
 }

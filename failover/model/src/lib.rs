@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `Begin` | `fsm/begin.rs` `send_begin`, `planner.rs` `last_tenure` |
 //! | `Freeze`, `Recover` | `agent/freeze.rs` `freeze`, `agent/commands.rs` `recover`; answers in `round.rs` `round_answer` |
-//! | `Choose` | `fsm/sync_set.rs` `sufficient`, `fsm/candidate.rs` `choose`, `fsm/recruit.rs` `send_choice` |
+//! | `Choose` | `fsm/sync_set.rs` `sufficient`, `fsm/candidate.rs` `choose`, `fsm/recruit.rs` `beside`, `send_choice` |
 //! | `TakeOver`, `ChooseLeft` | `fsm/adopt.rs`: another manager goes on with a round in the same term |
 //! | `Bring`, `CatchUp` | `fsm/catch_up.rs`, `agent/catch_up.rs`; who connects ahead of the promotion catches up and then follows |
 //! | `Promote`, `Promoted`, `Record` | `agent/promote.rs`, `fsm/opening.rs` `send_record` |

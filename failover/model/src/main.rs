@@ -34,6 +34,7 @@ fn main() {
         ("two failovers, cancelled waits", Scope { crashes: 1, lost: 0, cancels: 2, ..three }),
         ("two failovers, etcd restored", Scope { crashes: 1, lost: 0, restores: true, ..three }),
         ("two failovers, async, etcd lost", Scope { k: 0, crashes: 1, lost: 0, signatures: true, ..three }),
+        ("three failovers", Scope { terms: 4, writes: 1, crashes: 0, lost: 0, ..three }),
         ("two failovers, async", Scope { k: 0, crashes: 2, lost: 1, ..three }),
     ] {
         failed |= !explore::<3>(what, scope);

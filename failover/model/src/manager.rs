@@ -3,7 +3,7 @@
 use crate::check::{LOST, UNREAD};
 use crate::scope::{Protection, Scope};
 use crate::state::{Backup, Limbo, NOBODY, Phase, State};
-use crate::wal::{Entry, Position};
+use crate::wal::{Entry, Position, QUARANTINED};
 
 /// `fsm/begin.rs`. Any suspicion will do: safety must not rest on who is thought dead.
 pub(crate) fn may_begin<const M: usize>(s: &State<M>) -> bool {
@@ -37,6 +37,11 @@ pub(crate) fn begin<const M: usize>(scope: &Scope, s: &mut State<M>, heard: bool
 fn begin_with<const M: usize>(scope: &Scope, s: &mut State<M>, policy: crate::state::Policy, opened: bool) {
     s.etcd.prev = if opened { s.etcd.term } else { s.etcd.prev };
     s.etcd.history_lost = s.known_term() > s.etcd.term || s.etcd.history_lost && !opened;
+    s.etcd.chosen_before = match s.etcd.phase {
+        _ if opened || s.known_term() > s.etcd.term => NOBODY,
+        Phase::Recruiting => s.etcd.chosen_before,
+        Phase::Promoting | Phase::Opening | Phase::Active => s.chosen[usize::from(s.etcd.term)],
+    };
     s.etcd.term = next_term(scope, s);
     (s.etcd.phase, s.etcd.leased, s.round) = (Phase::Recruiting, false, policy);
     (s.recruits, s.left) = ([Position::default(); M], [Position::default(); M]);
@@ -85,11 +90,29 @@ fn sufficient<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position;
     }
 }
 
+/// `fsm/recruit.rs` `beside`: who is quarantined counts where somebody is who was chosen since a term was open.
+fn beside<const M: usize>(scope: &Scope, s: &State<M>, mut recruits: [Position; M]) -> [Position; M] {
+    let there = recruits.get(usize::from(s.etcd.chosen_before)).is_some_and(|end| *end > QUARANTINED);
+    if !there && !scope.lacks(Protection::ChosenThere) {
+        recruits.iter_mut().filter(|end| **end == QUARANTINED).for_each(|end| *end = Position::default());
+    }
+    recruits
+}
+
+/// Can somebody be chosen only because who is quarantined counts?
+pub(crate) fn decided_before<const M: usize>(scope: &Scope, s: &State<M>) -> bool {
+    let none = State { etcd: crate::state::Etcd { chosen_before: NOBODY, ..s.etcd }, ..*s };
+    s.etcd.phase == Phase::Recruiting
+        && !choices(scope, s, &s.recruits).is_empty()
+        && choices(scope, &none, &s.recruits).is_empty()
+}
+
 /// `fsm/candidate.rs`: the furthest; of several any.
 pub fn choices<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position; M]) -> Vec<u8> {
     // Who does not vote does not count.
     let counted = std::array::from_fn(|i| if s.round.counts(i) { recruits[i] } else { Position::default() });
-    let recruits: &[Position; M] = &counted;
+    let recruits = beside(scope, s, counted);
+    let recruits: &[Position; M] = &recruits;
     if !sufficient(scope, s, recruits) {
         return Vec::new();
     }
@@ -155,6 +178,7 @@ pub(crate) fn choose<const M: usize>(scope: &Scope, s: &mut State<M>, node: u8, 
 fn chosen<const M: usize>(s: &mut State<M>, node: u8, base: Position) {
     let term = usize::from(s.etcd.term);
     (s.chosen[term], s.base[term], s.etcd.phase) = (node, base, Phase::Promoting);
+    s.etcd.chosen_before = NOBODY;
     s.recruits = [Position::default(); M];
 }
 

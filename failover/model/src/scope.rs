@@ -85,6 +85,8 @@ pub enum Protection {
     Quorum,
     /// A node that was rewound counts for nothing until it has replayed what it once held.
     Quarantine,
+    /// Beside a node that was chosen in a term since the last open one it is counted, but nowhere else.
+    ChosenThere,
     /// Without protected commits T3 waits until no proxy acts on an older view.
     ViewWait,
     /// T2 compares the term's record: of several managers that make one term, one chooses.

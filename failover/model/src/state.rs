@@ -154,6 +154,8 @@ pub struct Etcd {
     pub leased: bool,
     /// Agents had promised more than etcd knew when this term was begun, or the one before that was not opened.
     pub history_lost: bool,
+    /// Who was chosen last in the terms since the last open one, in vain; of a term in which nobody is chosen yet.
+    pub chosen_before: u8,
 }
 
 /// What was copied of etcd.
@@ -269,7 +271,15 @@ impl<const M: usize> State<M> {
         let mut chosen = [NOBODY; TERMS];
         chosen[1] = 0;
         Self {
-            etcd: Etcd { term: 1, phase: Phase::Active, prev: 0, policy, leased: true, history_lost: false },
+            etcd: Etcd {
+                term: 1,
+                phase: Phase::Active,
+                prev: 0,
+                policy,
+                leased: true,
+                history_lost: false,
+                chosen_before: NOBODY,
+            },
             backup: Backup::None,
             nodes: std::array::from_fn(node),
             recruits: [Position::default(); M],
@@ -369,6 +379,7 @@ impl<const M: usize> State<M> {
             }
             Limbo::Empty | Limbo::Begin { .. } | Limbo::Open { .. } | Limbo::Change { .. } => false,
         };
+        let before = |i: usize| usize::from(self.etcd.chosen_before) == i;
         let brought = |i: usize| (usize::from(self.brings.1) == i, usize::from(self.brings.2) == i);
         // Names in a node's own state are renamed below; here they would make nodes differ by names.
         let plain = |i: usize| Node { source: u8::from(self.nodes[i].source != 0), of: 0, ..self.nodes[i] };
@@ -376,7 +387,8 @@ impl<const M: usize> State<M> {
         let waited = |i: usize| self.nodes.iter().map(|n| n.of >> i & 1).sum::<u8>();
         let mut order: [usize; M] = std::array::from_fn(|i| i);
         order.sort_unstable_by_key(|i| {
-            (plain(*i), self.recruits[*i], self.left[*i], terms(*i), limbo(*i), brought(*i), voters(*i), waited(*i))
+            let (named, counted) = ((terms(*i), limbo(*i), brought(*i), before(*i)), (voters(*i), waited(*i)));
+            (plain(*i), self.recruits[*i], self.left[*i], named, counted)
         });
         let renamed = |node: u8| order.iter().position(|i| *i == usize::from(node)).map_or(node, |at| at as u8);
         let mut same = *self;
@@ -389,6 +401,7 @@ impl<const M: usize> State<M> {
         for policy in [&mut same.etcd.policy, &mut same.round] {
             (policy.voters, policy.next_voters) = (set(policy.voters), set(policy.next_voters));
         }
+        same.etcd.chosen_before = renamed(self.etcd.chosen_before);
         same.brings = (self.brings.0, renamed(self.brings.1), renamed(self.brings.2));
         same.recruits = order.map(|i| self.recruits[i]);
         same.left = order.map(|i| self.left[i]);

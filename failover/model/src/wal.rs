@@ -22,6 +22,9 @@ pub const LONGEST: u8 = 7;
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position(pub u8);
 
+/// What a manager has of a recruit in quarantine: that it is frozen. Before every end of WAL.
+pub const QUARANTINED: Position = Position(1);
+
 impl Position {
     /// Its timeline.
     pub fn timeline(self) -> u8 {

@@ -104,6 +104,7 @@ fn compare_choices<const M: usize>() {
                     prefer: None,
                     avoid: None,
                     end: None,
+                    beside: None,
                     allow_loss: false,
                     preferences: &preferences,
                 };

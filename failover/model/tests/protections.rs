@@ -177,6 +177,11 @@ fn a_rewound_node_that_counts_at_once_loses_a_write() {
 }
 
 #[test]
+fn a_rewound_node_that_counts_beside_anybody_loses_a_write() {
+    needed(Protection::ChosenThere, LOST, Scope { terms: 3, writes: 2, ..SMALL });
+}
+
+#[test]
 fn a_view_that_is_not_waited_for_lets_two_terms_acknowledge() {
     needed(Protection::ViewWait, LATE, Scope { k: 0, crashes: 1, ..SMALL });
 }

@@ -282,6 +282,7 @@ pub async fn begin(
         holds_all_of: None,
         history_lost: false,
         lossy_timelines: Vec::new(),
+        chosen_before: None,
         data_loss_allowed: false,
     };
     let pause = PauseRecord { by: by.clone(), why, at: now, until: None };

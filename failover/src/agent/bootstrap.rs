@@ -172,6 +172,7 @@ impl Agent {
             holds_all_of: None,
             history_lost: false,
             lossy_timelines: Vec::new(),
+            chosen_before: None,
             data_loss_allowed: false,
         };
         let init = self.records.borrow().init.as_ref().map_or(0, |i| i.revision);

@@ -298,6 +298,7 @@ mod tests {
             holds_all_of: None,
             history_lost: false,
             lossy_timelines: Vec::new(),
+            chosen_before: None,
             data_loss_allowed: false,
         };
         let by = "ops@host".to_owned();

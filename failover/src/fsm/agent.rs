@@ -360,6 +360,7 @@ mod tests {
             holds_all_of: None,
             history_lost: false,
             lossy_timelines: Vec::new(),
+            chosen_before: None,
             data_loss_allowed: false,
         }
     }

@@ -11,7 +11,7 @@ use crate::fsm::preference::Willing;
 use crate::fsm::report::phase;
 use crate::fsm::round::{Begin, Round, Step, phase_word};
 use crate::fsm::sync_set::{self, Rule};
-use crate::record::{Cause, JournalRecord, Mode, Phase, PolicyRecord, Tenure, TermRecord};
+use crate::record::{Cause, Chosen, JournalRecord, Mode, Phase, PolicyRecord, Tenure, TermRecord};
 use cluster::timeline::Fork;
 use cluster::{Instant, NodeId, Term};
 use std::collections::BTreeSet;
@@ -282,10 +282,16 @@ impl Planner {
         if let Some(leaving) = leaving {
             usable.remove(leaving);
         }
+        // The quarantined, beside who was chosen already.
+        let mut counted = usable.clone();
+        if self.left_chosen().is_some_and(|c| usable.contains(&c.node)) {
+            let quarantined = |n: &&NodeId| matches!(self.unfit(n, now), Some(Unfit::Quarantined { .. }));
+            counted.extend(self.seen.agents.keys().filter(quarantined).cloned());
+        }
         let ends = usable.iter().filter_map(|n| self.end_reported(n, now));
         let enough = match self.history_lost() {
-            false => sync_set::enough(policy, prev.as_ref(), &usable, ends),
-            true => sync_set::sufficient_for_any(policy, &usable),
+            false => sync_set::enough(policy, prev.as_ref(), &counted, ends),
+            true => sync_set::sufficient_for_any(policy, &counted),
         };
         if enough {
             return Vec::new();
@@ -304,6 +310,11 @@ impl Planner {
     /// Is it unknown who was primary last? Also once a term was begun above the promised, until one is open.
     pub(super) fn history_lost(&self) -> bool {
         !self.knows_of_every_term() || self.seen.term().is_some_and(|t| t.history_lost && !t.is_open())
+    }
+
+    /// Who was chosen last since a term was open, unless terms have been that etcd does not tell of.
+    fn left_chosen(&self) -> Option<Chosen> {
+        self.seen.term().filter(|_| self.knows_of_every_term())?.left_chosen()
     }
 
     /// Where the WAL of a standby ends at least.
@@ -386,6 +397,7 @@ impl Planner {
             holds_all_of: None,
             history_lost: self.history_lost(),
             lossy_timelines: old.value.left_lossy(),
+            chosen_before: self.left_chosen(),
             data_loss_allowed: begin.allow_loss,
         };
         let mut guards = vec![Guard::Term(old.revision), Guard::Policy(policy.revision)];

@@ -27,10 +27,30 @@ pub struct Wishes<'a> {
     pub avoid: Option<&'a NodeId>,
     /// Where the old primary ended when it was stopped cleanly: who has that has everything.
     pub end: Option<Position>,
+    /// Who else counts, beside whom.
+    pub beside: Option<&'a Beside>,
     /// An operator allowed data loss.
     pub allow_loss: bool,
     /// What the nodes are meant for; who is not named is as by default.
     pub preferences: &'a BTreeMap<NodeId, Preference>,
+}
+
+/// A recruit that was chosen in an earlier term, none of which was opened, and frozen nodes that are quarantined. What they have
+/// lost it has, and they are as frozen as others: where it is among the recruits they count, but are not chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// Who was chosen.
+    pub node: NodeId,
+    /// Who counts where it is.
+    pub quarantined: BTreeSet<NodeId>,
+}
+
+impl Beside {
+    /// `names`, and who else counts beside them.
+    pub fn counted(beside: Option<&Self>, names: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let there = beside.filter(|b| names.contains(&b.node));
+        there.into_iter().flat_map(|b| &b.quarantined).chain(names).cloned().collect()
+    }
 }
 
 impl Wishes<'_> {
@@ -88,6 +108,7 @@ type Known<'a> = (&'a NodeId, Position, Lsn);
 fn pool_of<'a>(known: &[Known<'a>], wishes: &Wishes<'_>, keep: impl Fn(&NodeId) -> bool) -> Option<Vec<Known<'a>>> {
     let pool: Vec<Known<'a>> = known.iter().filter(|(n, ..)| keep(n)).copied().collect();
     let names: BTreeSet<NodeId> = pool.iter().map(|(n, ..)| (*n).clone()).collect();
+    let names = Beside::counted(wishes.beside, &names);
     let enough = match wishes.history_lost {
         false => enough(wishes.policy, wishes.prev, &names, pool.iter().map(|(_, end, _)| *end)),
         true => sufficient_for_any(wishes.policy, &names),
@@ -165,6 +186,7 @@ mod tests {
             prefer: None,
             avoid: None,
             end: None,
+            beside: None,
             allow_loss: false,
             preferences,
         }

@@ -52,6 +52,7 @@ impl Planner {
             xid_bound: Some(promoted.xid_bound),
             xid_bounds: newest(&promoted.xid_bounds),
             record_lsn: Some(promoted.record_lsn),
+            chosen_before: None,
             ..self.round_record(round)
         };
         let (guards, puts) = (vec![Guard::Term(round.revision)], vec![RecordPut::Term(record)]);

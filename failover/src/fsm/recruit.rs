@@ -4,7 +4,7 @@ use crate::api::{Follow, Freeze, Frozen, Position, Promote, Recover};
 use crate::fsm::action::{Action, ChangeKind, Command, Guard, RecordPut};
 use crate::fsm::begin::short;
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict, list};
-use crate::fsm::candidate::{Choice, Wishes, choose};
+use crate::fsm::candidate::{Beside, Choice, Wishes, choose};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Planner, Stage};
 use crate::fsm::preference::Preference;
@@ -29,12 +29,14 @@ impl Planner {
         let reachable = |n: &&NodeId| self.seen.reachable(n, now, &self.settings).is_some();
         let answered = self.seen.agents.keys().filter(reachable).all(|n| round.frozen.contains_key(n));
         let names: BTreeSet<NodeId> = usable.keys().cloned().collect();
+        round.beside = self.beside(round, &usable);
+        let counted = Beside::counted(round.beside.as_ref(), &names);
         let ends = usable.values().filter_map(|f| f.position);
         // Not told which timelines there may be, nobody knows who was primary last either.
         let known = round.is_prev_known();
         let enough = match known {
-            true => sync_set::enough(&round.policy, round.prev.as_ref(), &names, ends),
-            false => sync_set::sufficient_for_any(&round.policy, &names),
+            true => sync_set::enough(&round.policy, round.prev.as_ref(), &counted, ends),
+            false => sync_set::sufficient_for_any(&round.policy, &counted),
         };
         round.enough_since = if enough { round.enough_since.or(Some(now)) } else { None };
         self.heed_the_end(now, round, &usable);
@@ -148,6 +150,21 @@ impl Planner {
             }
         }
         usable
+    }
+
+    /// Who was chosen before in vain, and is there with all that it had: then nothing that was acknowledged is missed, as no term
+    /// was open since. The others are counted to be sure that they have promised this term, and that none of them knows of
+    /// one which etcd does not: for that a quarantined one is as good as any.
+    fn beside(&self, round: &Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Beside> {
+        let chosen = round.chosen_before.as_ref()?;
+        let base = Position { timeline: chosen.base.timeline, lsn: chosen.base.lsn };
+        let whole = usable.get(&chosen.node).is_some_and(|f| f.quarantine.is_none() && f.position >= Some(base));
+        let counts = |(n, f): &(&NodeId, &Frozen)| {
+            let ours = self.seen.foreign(f.system_id.as_ref()).is_none();
+            f.quarantine.is_some() && ours && round.policy.counts(n) && !self.seen.fenced(n)
+        };
+        let quarantined = round.frozen.iter().filter(counts).map(|(n, _)| n.clone()).collect();
+        whole.then(|| Beside { node: chosen.node.clone(), quarantined })
     }
 
     /// A term that was allowed to lose data and never opened has left its timeline behind; this one is not allowed to.
@@ -288,6 +305,7 @@ impl Planner {
             phase: Phase::Promoting,
             node: Some(choice.node.clone()),
             fork: Some(fork),
+            chosen_before: None,
             ..self.round_record(round)
         };
         let guards = vec![Guard::Term(round.revision), Guard::Policy(round.policy_revision)];
@@ -392,6 +410,7 @@ pub(super) fn wishes<'a>(round: &'a Round, preferences: &'a BTreeMap<NodeId, Pre
         prefer: round.begin.prefer.as_ref().or(round.begin.home.as_ref()),
         avoid: round.begin.avoid.as_ref(),
         end: round.begin.end.as_ref().map(|(_, end)| *end),
+        beside: round.beside.as_ref(),
         allow_loss: round.begin.allow_loss,
         preferences,
     }

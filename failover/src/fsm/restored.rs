@@ -57,5 +57,5 @@ pub(super) fn heed_records(round: &mut Round) {
     let term = frozen.recorded.unwrap_or_default();
     let told = format!("etcd was restored from a backup: {} has the record of term {term}", frozen.node);
     observed(&mut round.journal, told);
-    (round.history_lost, round.newest_timeline) = (true, None);
+    (round.history_lost, round.newest_timeline, round.chosen_before) = (true, None, None);
 }

@@ -6,13 +6,13 @@
 use crate::api::{Frozen, Position, Promoted};
 use crate::fsm::action::{Action, Answer, Command, CommandError, CommandKind, Reply};
 use crate::fsm::blocker::{Blocker, Verdict, list};
-use crate::fsm::candidate::Choice;
+use crate::fsm::candidate::{Beside, Choice};
 use crate::fsm::catch_up::CatchingUp;
 use crate::fsm::observe::At;
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
 use crate::fsm::sync_set;
-use crate::record::{Cause, JournalRecord, Phase, PhaseTime, PolicyRecord, Suspension, Tenure, TermRecord};
+use crate::record::{Cause, Chosen, JournalRecord, Phase, PhaseTime, PolicyRecord, Suspension, Tenure, TermRecord};
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -99,6 +99,10 @@ pub(super) struct Round {
     pub(super) history_lost: bool,
     /// See [`TermRecord::lossy_timelines`].
     pub(super) lossy_timelines: Vec<TimelineId>,
+    /// See [`TermRecord::chosen_before`].
+    pub(super) chosen_before: Option<Chosen>,
+    /// See [`Planner::beside`], as of the last look.
+    pub(super) beside: Option<Beside>,
     pub(super) policy: PolicyRecord,
     pub(super) policy_revision: i64,
     pub(super) started: Instant,
@@ -204,6 +208,8 @@ impl Round {
             holds_all_of: term.value.holds_all_of,
             history_lost: term.value.history_lost,
             lossy_timelines: term.value.lossy_timelines.clone(),
+            chosen_before: term.value.chosen_before.clone(),
+            beside: None,
             policy: policy.value,
             policy_revision: policy.revision,
             started: now,
@@ -302,6 +308,7 @@ impl Planner {
             holds_all_of: round.holds_all_of,
             history_lost: round.history_lost,
             lossy_timelines: round.lossy_timelines.clone(),
+            chosen_before: round.chosen_before.clone(),
             data_loss_allowed: round.begin.allow_loss,
         }
     }

@@ -306,6 +306,7 @@ fn records(
         holds_all_of: None,
         history_lost: true,
         lossy_timelines: Vec::new(),
+        chosen_before: None,
         data_loss_allowed: false,
     };
     let fence = || FenceRecord { by: by.to_owned(), at: now, stop_writes: true, removed: false };

@@ -299,6 +299,7 @@ mod tests {
                 holds_all_of: None,
                 history_lost: false,
                 lossy_timelines: Vec::new(),
+                chosen_before: None,
                 data_loss_allowed: false,
             }),
             primary: Some(PrimaryRecord { term: Term(7), node: n("n2"), holder: "a".to_owned() }),

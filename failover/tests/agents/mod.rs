@@ -327,6 +327,7 @@ impl Cluster {
             holds_all_of: None,
             history_lost: false,
             lossy_timelines: Vec::new(),
+            chosen_before: None,
             data_loss_allowed: false,
         };
         let revision = self.put_term(&next, revision).await;

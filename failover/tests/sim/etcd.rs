@@ -45,6 +45,7 @@ pub(crate) fn first(m: usize, k: u32, mode: Mode, spare: bool) -> Records {
         holds_all_of: None,
         history_lost: false,
         lossy_timelines: Vec::new(),
+        chosen_before: None,
         data_loss_allowed: false,
     };
     let voters = (0..m).map(name).collect();
