@@ -3,12 +3,15 @@
 #[allow(dead_code)] // another test's harness, of which this one needs the half
 mod agents;
 
-use agents::{Cluster, bin, postmaster, signal, unprivileged, until};
+use agents::{Cluster, bin, kill_all, postmaster, signal, unprivileged, until};
 use cluster::Term;
+use failover::agent::{self, AgentHandle};
 use failover::api::PostgresState;
-use failover::record::Mode;
+use failover::record::{Mode, PrimaryRecord};
+use failover::store::Store;
 use nix::sys::signal::Signal;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 /// `pg_receivewal` under a standby's name. It ends with the test.
 struct Receiver {
@@ -54,6 +57,41 @@ async fn until_impostors(c: &Cluster, primary: usize, want: &[String]) {
         _ => None,
     })
     .await;
+}
+
+/// A second agent of the primary's name, with an empty directory and a port of its own.
+async fn second(c: &Cluster, primary: usize) -> (AgentHandle, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = c.nodes[primary].config.clone();
+    (config.data_dir, config.postgres_port) = (dir.path().join("second"), config.postgres_port + 4);
+    let store: Arc<dyn Store> = Arc::new(c.store.client());
+    let registry = prometheus::Registry::new();
+    let handle = agent::run(config, c.shared.clone(), c.keys.clone(), store, &registry).await.unwrap();
+    (handle, dir)
+}
+
+/// Nothing runs there, so it gave back a lease by which another's PostgreSQL serves, again and again.
+#[test]
+fn a_second_agent_of_the_primarys_name_leaves_its_lease_alone() {
+    unprivileged("a_second_agent_of_the_primarys_name_leaves_its_lease_alone", async {
+        let mut c = Cluster::new(22640, 1, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let (held, revision) = c.record::<PrimaryRecord>(c.keys.primary()).await.unwrap();
+        let (second, _dir) = second(&c, p).await;
+        until("it to have read whose term is open", async || (second.state().opened == Term(1)).then_some(())).await;
+        // Which gives back what it may: it has no PostgreSQL.
+        second.stop().await;
+        assert_eq!(c.record::<PrimaryRecord>(c.keys.primary()).await, Some((held.clone(), revision)));
+
+        // Who is killed with its PostgreSQL, and comes back at once, gives back what it held itself.
+        c.crash_agent(p).await;
+        kill_all(&c.nodes[p].config.data_dir.join("data"));
+        c.start(p).await;
+        until("the key to be given back", async || {
+            c.record::<PrimaryRecord>(c.keys.primary()).await.is_none().then_some(())
+        })
+        .await;
+    });
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::sql::Sql;
 use super::take_up::END_ALL;
 use super::{Agent, wall_millis};
 use crate::api::{Failed, Open, Opened, PostgresState};
-use crate::fsm::lease::{Fence, fence_at};
+use crate::fsm::lease::{Fence, fence_at, may_give_back};
 use crate::fsm::sync_set::Waits;
 use crate::record::{Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
 use crate::store::{Compare, Granted, LeaseId, StoreError, Txn};
@@ -577,7 +577,9 @@ impl Agent {
     /// PostgreSQL is stopped, so nothing needs to wait for the lease's end any more.
     pub(super) async fn give_back_lease(&self) {
         let record = self.records.borrow().primary.clone();
-        let Some(record) = record.filter(|r| r.value.node == self.env.config.node) else {
+        let (env, before) = (&self.env, self.predecessor.as_deref());
+        let ours = |r: &PrimaryRecord| may_give_back(r, &env.config.node, &env.holder, before);
+        let Some(record) = record.filter(|r| ours(&r.value)) else {
             self.hold(None);
             return;
         };

@@ -9,9 +9,36 @@ use cluster::Term;
 use cluster::timeline::Fork;
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
+
+/// An agent process that has worked in this directory. A copy of the directory has another number, but where its host was started
+/// since, and there what another process holds may be held by a living one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Worker {
+    /// Its random id.
+    pub(crate) holder: String,
+    /// Boot id of the host.
+    pub(crate) host: String,
+    /// The directory's device and inode.
+    pub(crate) directory: (u64, u64),
+}
+
+impl Worker {
+    /// This process.
+    pub(crate) fn here(layout: &Layout, holder: &str, host: &str) -> io::Result<Self> {
+        let found = std::fs::metadata(&layout.root)?;
+        let directory = (found.dev(), found.ino());
+        Ok(Self { holder: holder.to_owned(), host: host.to_owned(), directory })
+    }
+
+    /// Is it certainly over, now that another holds the directory's lock?
+    pub(crate) fn is_succeeded_by(&self, other: &Self) -> bool {
+        !self.host.is_empty() && (&self.host, self.directory) == (&other.host, other.directory)
+    }
+}
 
 /// The content of `agent.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,6 +76,8 @@ pub(crate) struct Memory {
     pub(crate) suspended: Option<Suspension>,
     /// Where it ended, once it had and this node was primary still.
     pub(crate) rearmed: Option<Rearmed>,
+    /// Who has worked here last.
+    pub(crate) worker: Option<Worker>,
 }
 
 impl Memory {
@@ -159,6 +188,19 @@ mod tests {
         assert_eq!(mode(Some(policy(6, Mode::Async))), Some((6, Mode::Async)));
         assert_eq!(mode(None), None);
         assert_eq!(Memory::default().in_force(Some(&policy(3, Mode::Async))).map(|p| p.epoch), Some(3));
+    }
+
+    #[test]
+    fn only_who_worked_in_the_same_directory_since_the_host_was_started_is_certainly_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let layouts = ["n1", "copy"].map(|name| Layout::new(&dir.path().join(name)));
+        layouts.iter().for_each(|l| l.create().unwrap());
+        let [old, next] = ["a", "b"].map(|holder| Worker::here(&layouts[0], holder, "boot 1").unwrap());
+        assert!(old.is_succeeded_by(&next));
+        assert!(!old.is_succeeded_by(&Worker::here(&layouts[0], "b", "boot 2").unwrap()));
+        assert!(!old.is_succeeded_by(&Worker::here(&layouts[1], "b", "boot 1").unwrap()));
+        let unknown = Worker { host: String::new(), ..old };
+        assert!(!unknown.is_succeeded_by(&unknown));
     }
 
     #[test]

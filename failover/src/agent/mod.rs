@@ -62,7 +62,7 @@ use crate::store::Store;
 use cluster::keys::Keys;
 use cluster::sync_names::SyncNames;
 use env::Env;
-use memory::{Keeper, Memory};
+use memory::{Keeper, Memory, Worker};
 use metrics::Metrics;
 use nix::fcntl::{Flock, FlockArg};
 use records::Records;
@@ -163,6 +163,8 @@ pub(crate) struct Agent {
     pub(crate) metrics: Metrics,
     pub(crate) listen: SocketAddr,
     keeper: Keeper,
+    /// The id of the agent that worked in this directory before and is certainly over.
+    predecessor: Option<String>,
     /// The settings that change; whoever changes them holds it until they are on disk and the server was told.
     conf: tokio::sync::Mutex<Dynamic>,
     /// Held by whoever starts, stops, promotes or replaces PostgreSQL.
@@ -250,6 +252,7 @@ pub async fn run(
     }
     process::adopt_orphans().map_err(|source| StartError::System { what: "could not adopt orphans", source })?;
     let keeper = Keeper::open(&env.layout)?;
+    let predecessor = succeed(&env, &keeper);
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
     let user = user.map_or_else(|| nix::unistd::geteuid().to_string(), |u| u.name);
     let no_directory = |source| StartError::Directory { path: env.layout.root.clone(), source };
@@ -281,6 +284,7 @@ pub async fn run(
         store,
         listen,
         keeper,
+        predecessor,
         conf: tokio::sync::Mutex::new(conf),
         actuator: tokio::sync::Mutex::new(()),
         arming: tokio::sync::Mutex::new(()),
@@ -359,6 +363,22 @@ fn lock(env: &Env) -> Result<Flock<std::fs::File>, StartError> {
     let file = std::fs::File::create(&path)
         .map_err(|source| StartError::Directory { path: env.layout.root.clone(), source })?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StartError::Locked { path: env.layout.root.clone() })
+}
+
+/// Take the place of the agent that worked here before; its id, if it is certainly over. Where that is not known, or cannot be
+/// remembered, what it held is left to its lease.
+fn succeed(env: &Env, keeper: &Keeper) -> Option<String> {
+    let noted = Worker::here(&env.layout, &env.holder, &env.host).and_then(|here| {
+        let before = keeper.get().worker.filter(|w| w.is_succeeded_by(&here));
+        keeper.update(|m| m.worker = Some(here)).map(|()| before)
+    });
+    match noted {
+        Ok(before) => before.map(|w| w.holder),
+        Err(error) => {
+            tracing::warn!(node = %env.config.node, %error, "this agent's id is not remembered");
+            None
+        }
+    }
 }
 
 /// What a promoted node would have to wait for, as long as no policy was read.

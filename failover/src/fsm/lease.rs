@@ -1,9 +1,9 @@
 //! What a primary may do by its lease, where that is the fence: acknowledge, and have proxies go by it. PURE.
 
-use crate::record::{Mode, PolicyRecord};
-use cluster::Instant;
+use crate::record::{Mode, PolicyRecord, PrimaryRecord};
 use cluster::lease::{Lease, LeaseState};
 use cluster::topology::STRICT_VIEW;
+use cluster::{Instant, NodeId};
 use std::time::Duration;
 
 /// What an unprotected primary must do now.
@@ -54,6 +54,13 @@ pub fn vouched_for(policy: &PolicyRecord, lease_left: Option<Duration>) -> Optio
     }
 }
 
+/// May the agent of `node`, whose PostgreSQL is stopped, delete the key of the primary? Another one may live under the same name
+/// (a restored copy of the host, or a second one with a directory of its own), and what is stopped here runs there. `predecessor`:
+/// who held `agent.lock` before it, since this host was started.
+pub fn may_give_back(record: &PrimaryRecord, node: &NodeId, own: &str, predecessor: Option<&str>) -> bool {
+    record.node == *node && (record.holder == own || predecessor == Some(record.holder.as_str()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +85,17 @@ mod tests {
         let at = |ms| fence_at(None, Some(Instant::from_millis(1000)), margin, ttl, Instant::from_millis(ms));
         assert_eq!((at(1000), at(3999), at(4000)), (Fence::Soft, Fence::Soft, Fence::Hard));
         assert_eq!(fence_at(None, None, margin, ttl, Instant::from_millis(5)), Fence::Soft);
+    }
+
+    #[test]
+    fn nobody_gives_back_what_another_agent_of_the_same_name_holds() {
+        let n1: NodeId = "n1".parse().unwrap();
+        let held_by = |holder: &str| PrimaryRecord { term: Term(3), node: n1.clone(), holder: holder.to_owned() };
+        assert!(may_give_back(&held_by("a"), &n1, "a", None));
+        assert!(may_give_back(&held_by("a"), &n1, "b", Some("a")), "its own directory's, killed before");
+        assert!(!may_give_back(&held_by("a"), &n1, "b", None));
+        assert!(!may_give_back(&held_by("a"), &n1, "b", Some("c")));
+        assert!(!may_give_back(&held_by("a"), &"n2".parse().unwrap(), "a", None));
     }
 
     #[test]
