@@ -16,7 +16,7 @@ use super::sql::Sql;
 use super::take_up::END_ALL;
 use super::{Agent, wall_millis};
 use crate::api::{Failed, Open, Opened, PostgresState};
-use crate::fsm::lease::{Fence, fence_at, may_give_back};
+use crate::fsm::lease::{Fence, fence_at, may_give_back, renewal_bound};
 use crate::fsm::sync_set::Waits;
 use crate::record::{Mode, Phase, PolicyRecord, PrimaryRecord, TermRecord};
 use crate::store::{Compare, Granted, LeaseId, StoreError, Txn};
@@ -315,7 +315,9 @@ impl Agent {
             let serves = self.serves();
             if let Some(term) = serves.filter(|_| !self.lacks_watchdog() && self.is_fence_kept()) {
                 // An attempt that etcd does not answer must not use up the time of the next ones.
-                let bound = self.env.config.lease_ttl / 3;
+                let (config, now) = (&self.env.config, self.env.clock.now());
+                let left = self.lease().and_then(|l| l.deadline(config.lease_margin).checked_since(now));
+                let bound = renewal_bound(left, config.lease_ttl, config.lease_renew);
                 if tokio::time::timeout(bound, self.renew(term)).await.is_err() {
                     self.metrics.store_errors.inc();
                     tracing::debug!(node = %self.env.config.node, term = term.0, ?bound, "etcd was too slow to renew the lease");

@@ -54,6 +54,13 @@ pub fn vouched_for(policy: &PolicyRecord, lease_left: Option<Duration>) -> Optio
     }
 }
 
+/// For how long may a renewal wait for etcd? Of the time that is `left` to acknowledge in, half, so that two that hang leave room for a
+/// third; and a third of the lease at most, also once nothing is left to share.
+pub fn renewal_bound(left: Option<Duration>, ttl: Duration, renew: Duration) -> Duration {
+    let half = left.unwrap_or_default() / 2;
+    if half < renew / 3 { ttl / 3 } else { half.min(ttl / 3) }
+}
+
 /// May the agent of `node`, whose PostgreSQL is stopped, delete the key of the primary? Another one may live under the same name
 /// (a restored copy of the host, or a second one with a directory of its own), and what is stopped here runs there. `predecessor`:
 /// who held `agent.lock` before it, since this host was started.
@@ -96,6 +103,23 @@ mod tests {
         assert!(!may_give_back(&held_by("a"), &n1, "b", None));
         assert!(!may_give_back(&held_by("a"), &n1, "b", Some("c")));
         assert!(!may_give_back(&held_by("a"), &"n2".parse().unwrap(), "a", None));
+    }
+
+    #[test]
+    fn two_renewals_that_hang_leave_room_for_a_third() {
+        let ms = Duration::from_millis;
+        for (ttl, renew, margin) in [(3000, 600, 700), (1000, 200, 200), (10_000, 2400, 2000), (60_000, 5000, 700)] {
+            // The last that was answered was sent at 0.
+            let (ends, mut at) = (ms(ttl - margin), ms(renew));
+            for _ in 0..2 {
+                at += renewal_bound(ends.checked_sub(at), ms(ttl), ms(renew)).max(ms(renew));
+            }
+            assert!(at + ms(renew) / 10 <= ends, "{ttl} {renew} {margin}: the third is sent at {at:?}");
+        }
+        let bound = |left| renewal_bound(left, ms(3000), ms(600));
+        assert_eq!([bound(Some(ms(1700))), bound(Some(ms(2300))), bound(Some(ms(300))), bound(None)], {
+            [ms(850), ms(1000), ms(1000), ms(1000)]
+        });
     }
 
     #[test]
