@@ -8,6 +8,10 @@ use cluster::TimelineId;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A standby that is cut off writes little when it stops, and recovers the same when it is killed.
+const STOP_BOUND: Duration = Duration::from_secs(2);
 
 impl Agent {
     /// Histories of timelines above `timeline`. An empty file is a stub that only keeps a number from being used.
@@ -46,7 +50,8 @@ impl Agent {
             node = %self.env.config.node, term = source.term.0, primary = %source.node, files = ?others,
             "starting postgres again without the histories of terms that were given up"
         );
-        postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
+        // A freeze for a newer term waits for this.
+        postgres::stop(&self.env, Stop::Fast(STOP_BOUND.min(self.env.config.stop_timeout))).await?;
         for (_, path) in &others {
             postgres::remove(path).map_err(file)?;
         }

@@ -61,7 +61,10 @@ pub(crate) enum ServerError {
     #[error("PostgreSQL's processes could not be looked for")]
     Look(#[source] io::Error),
     /// Processes are left that SIGKILL does not end.
-    #[error("processes of PostgreSQL are left after SIGKILL")]
+    #[error(
+        "processes of PostgreSQL are left after SIGKILL: they wait in the kernel, for a disk mostly, and no lease of theirs is given \
+         back before they are gone"
+    )]
     Unkillable,
     /// A newer term made the wait pointless.
     #[error("given up, because a newer term has begun")]
