@@ -70,7 +70,7 @@ fn a_read_whose_rows_are_removed_runs_again_elsewhere() {
     assert_eq!(words(&idle.query("rollback")), "C ROLLBACK | Z I");
     assert_eq!(value(&mut idle, "select count(*) from t"), "4");
     let conflicts = || cluster.nodes[1].psql("select sum(confl_snapshot) from pg_stat_database_conflicts");
-    wait_for("the standby to count them", || (conflicts() == "3").then_some(()));
+    wait_for("the standby to count them", || (conflicts().parse::<u32>().ok()? >= 3).then_some(()));
     assert_eq!(retried(&cluster), 2.0);
     assert_eq!(cluster.counter("pgtenure_proxy_misroutes_total"), 0.0, "the text is not to blame");
 }

@@ -371,13 +371,13 @@ impl Cluster {
         recruits: &[usize],
     ) -> (Term, Promoted) {
         let term = record.term;
-        let mut base = None;
-        for &i in recruits {
-            let frozen = self.freeze(i, term).await.unwrap();
-            if i == to {
-                base = frozen.position;
-            }
+        // The candidate last, once it has what the others have: an old primary that lives goes on writing meanwhile.
+        let mut most: Option<Position> = None;
+        for &i in recruits.iter().filter(|i| **i != to) {
+            most = most.max(self.freeze(i, term).await.unwrap().position);
         }
+        self.until_has(to, most).await;
+        let base = self.freeze(to, term).await.unwrap().position;
         (record.phase, record.node) = (Phase::Promoting, Some(self.nodes[to].id.clone()));
         let revision = self.put_term(&record, revision).await;
         let order = self.promotion(to, term, base.expect("the candidate runs"));
@@ -399,6 +399,18 @@ impl Cluster {
             self.until_streaming(i, to, term).await;
         }
         (term, promoted)
+    }
+
+    /// Wait until the node has received that, for a while: where the old primary is dead nobody sends it any more.
+    async fn until_has(&self, i: usize, position: Option<Position>) {
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            let behind = |s: &Standby| position > Some(Position { timeline: s.timeline, lsn: s.receive_lsn });
+            match &self.state(i).await.postgres {
+                PostgresState::Standby(s) if behind(s) => pause(begun).await,
+                _ => return,
+            }
+        }
     }
 
     pub(crate) async fn sql(&self, i: usize) -> tokio_postgres::Client {
