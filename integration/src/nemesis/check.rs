@@ -2,7 +2,8 @@
 //!
 //! * S1 what was acknowledged while commits wait for standbys is there, once, whatever was lowered afterwards;
 //! * S2 at most one node acknowledges in a term, and no older term does once a newer one has;
-//! * S3 in async mode what is missing of what was acknowledged is exactly what was reported, by transaction id;
+//! * S3 in async mode what is missing of what was acknowledged was reported, by transaction id, and what the report of an open
+//!   term lists is missing. It may list more than was acknowledged: nothing in the WAL tells that;
 //! * S4 terms grow, each has one node, and the timeline written is the term; no timeline has two histories;
 //! * S5 what was refused is not there, also where a COMMIT was answered 40001 after its server was lost, and nothing is
 //!   there that nobody sent or twice;
