@@ -500,6 +500,9 @@ fn what_a_standby_has_refused_goes_to_the_primary_at_once() {
     let c = Cluster::start(2, |raw| raw.workers = 1);
     c.psql("create sequence s_seq; create function f(int) returns bigint stable language sql as 'select nextval(''s_seq'')'")
         .unwrap();
+    // It does not ask whether it may write: PostgreSQL's code finds that it may not where nothing should have come to (XX000).
+    c.psql("create function emits() returns text stable language sql as $$ select pg_logical_emit_message(true, 'a', '')::text $$")
+        .unwrap();
     let [mut s, mut prepared] = [(); 2].map(|()| Raw::login(c.port, &[]));
     prepared.write(|out| {
         parse(out, "f", "select f($1)");
@@ -536,6 +539,14 @@ fn what_a_standby_has_refused_goes_to_the_primary_at_once() {
     s.query("select f(8)");
     let route = words(&s.query("show pgtenure.last_route"));
     assert!(route.contains("D primary n1: refused_before: a standby has refused such a statement"), "{route}");
+    wait_for("a standby to refuse what does not ask first", || {
+        assert_eq!(s.query("select emits()")[2], "C SELECT 1");
+        (c.counter("pgtenure_proxy_misroutes_total") >= 2.0).then_some(())
+    });
+    let all = c.counter("pgtenure_proxy_retries_total");
+    assert_eq!(c.counter_of("pgtenure_proxy_retries_total", "refused"), all);
+    assert_eq!(s.query("select emits()")[2], "C SELECT 1");
+    assert_eq!(c.counter("pgtenure_proxy_retries_total"), all);
 }
 
 #[test]
